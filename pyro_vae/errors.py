@@ -1,0 +1,29 @@
+"""What can go wrong, by name; `PyroVaeError` is everything this library raises on purpose."""
+
+
+class PyroVaeError(Exception):
+    """Base of every error that pyro_vae raises on purpose."""
+
+
+class DataError(PyroVaeError, ValueError):
+    """The data have the wrong shape, type or values."""
+
+
+class ConfigError(PyroVaeError, ValueError):
+    """An argument or a setting is invalid."""
+
+
+class ProgramError(PyroVaeError, ValueError):
+    """A model and its guide do not fit together, or do not fit what was asked of them."""
+
+
+class CheckpointError(PyroVaeError, ValueError):
+    """A saved file is missing, damaged, or belongs to something else."""
+
+
+class TrainingDiverged(PyroVaeError, RuntimeError):
+    """The loss or a gradient stopped being finite."""
+
+
+class DeviceError(PyroVaeError, RuntimeError):
+    """The requested device is absent or cannot run this."""

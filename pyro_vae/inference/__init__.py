@@ -1,0 +1,1 @@
+"""How a program is inferred: reading it, weighing it, and the objectives over its terms."""

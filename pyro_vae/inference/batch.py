@@ -1,0 +1,100 @@
+"""A batch: a tensor, or a tuple or dict of tensors, one row per datum."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.errors import DataError
+
+Batch = Any  # Tensor | tuple[Tensor, ...] | dict[str, Tensor]; recursive types help nobody here
+
+
+def named_leaves(batch: Batch) -> Iterator[tuple[str, Tensor]]:
+    """Yield ``(name, tensor)`` for each tensor of a batch; a lone tensor is called ``"batch"``."""
+    if isinstance(batch, Mapping):
+        yield from batch.items()
+    elif isinstance(batch, tuple | list):
+        yield from ((f"batch[{i}]", leaf) for i, leaf in enumerate(batch))
+    else:
+        yield "batch", batch
+
+
+def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
+    """Apply a function to each tensor of a batch and keep the structure."""
+    if isinstance(batch, Mapping):
+        return {name: function(leaf) for name, leaf in batch.items()}
+    if isinstance(batch, tuple | list):
+        return tuple(function(leaf) for leaf in batch)
+    return function(batch)
+
+
+def arguments(batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Return the ``(args, kwargs)`` with which a model and a guide take this batch."""
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    if isinstance(batch, tuple | list):
+        return tuple(batch), {}
+    return (batch,), {}
+
+
+def num_rows(batch: Batch) -> int:
+    """Return the number of data in a batch.
+
+    Raises:
+        DataError: The batch is empty, is no tensor, or its tensors disagree on the number of rows.
+    """
+    rows: dict[str, int] = {}
+    for name, leaf in named_leaves(batch):
+        if not isinstance(leaf, Tensor):
+            raise DataError(
+                f"{name}: got {type(leaf).__name__}, expected a tensor with one row per datum; "
+                "convert it with torch.as_tensor"
+            )
+        if leaf.dim() == 0:
+            raise DataError(f"{name}: got a scalar, expected a tensor with one row per datum")
+        rows[name] = leaf.shape[0]
+    if len(set(rows.values())) != 1:
+        raise DataError(f"tensors of one batch need equal numbers of rows, got {rows or 'none'}")
+    (count,) = set(rows.values())
+    if count == 0:
+        raise DataError("got no data (0 rows), expected at least one row")
+    return count
+
+
+def signature(batch: Batch) -> tuple[tuple[str, torch.Size, torch.dtype, str], ...]:
+    """Return what must stay equal for a traced program to be used again: shapes and dtypes."""
+    return tuple(
+        (name, leaf.shape, leaf.dtype, leaf.device.type) for name, leaf in named_leaves(batch)
+    )
+
+
+def chunks(batch: Batch, size: int) -> Iterator[Batch]:
+    """Cut a batch into pieces of at most ``size`` rows (views, no copies)."""
+    rows = num_rows(batch)
+    for start in range(0, rows, size):
+        yield map_batch(lambda leaf, start=start: leaf[start : start + size], batch)  # type: ignore[misc]
+
+
+def repeat_rows(batch: Batch, times: int) -> Batch:
+    """Stack ``times`` copies of a batch: rows ``(times * B)``, copy-major (a copy of the data)."""
+    return map_batch(lambda leaf: leaf.repeat(times, *(1,) * (leaf.dim() - 1)), batch)
+
+
+def check_finite(batch: Batch) -> None:
+    """Refuse NaN and infinity in floating-point data (one device sync per tensor).
+
+    Raises:
+        DataError: Names the tensor, the first bad row and its value.
+    """
+    for name, leaf in named_leaves(batch):
+        if not leaf.is_floating_point() or leaf.device.type == "meta":
+            continue
+        finite = torch.isfinite(leaf)
+        if not bool(finite.all()):
+            where = (~finite).nonzero()[0].tolist()
+            raise DataError(
+                f"{name}: value {leaf[tuple(where)].item()} in row {where[0]} (position "
+                f"{where[1:]}), expected finite numbers; drop or impute the row"
+            )

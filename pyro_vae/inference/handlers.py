@@ -1,0 +1,119 @@
+"""Effect handlers that weigh, enlarge and feed a program from outside."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+PLATE = "data"
+Message = dict[str, Any]
+Beta = float | Tensor | Mapping[str, float | Tensor]
+
+
+def data_frame(site: Message) -> CondIndepStackFrame | None:
+    """Return the frame of the plate ``"data"`` around a site, or None: the site is global."""
+    return next((frame for frame in site["cond_indep_stack"] if frame.name == PLATE), None)
+
+
+class DatasetSize(Messenger):
+    """Scale the sites of the plate ``"data"`` by N/B: the minibatch stands for N data.
+
+    A program that subsamples its plate itself has done so already, and is left alone.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def _pyro_sample(self, msg: Message) -> None:
+        frame = data_frame(msg)
+        if frame is None or frame.full_size != frame.size:
+            return
+        msg["cond_indep_stack"] = tuple(
+            f._replace(full_size=self.size) if f is frame else f for f in msg["cond_indep_stack"]
+        )
+        msg["scale"] = msg["scale"] * (self.size / frame.size)
+
+
+class ScaleLatents(Messenger):
+    r"""Weigh the KL term of each local latent by β, in model and guide alike.
+
+    .. math:: \log p(x \mid z) + \sum_l \beta_l\,[\log p(z_l) - \log q(z_l \mid x)]
+
+    Arguments:
+        beta: One weight for all local latents, or one per site name (others keep 1). A float, which
+            may be 0 (``poutine.scale`` refuses that), or a tensor, so that a schedule needs no new
+            trace.
+
+    References:
+        | beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework
+          (Higgins et al., 2017)
+    """
+
+    def __init__(self, beta: Beta) -> None:
+        super().__init__()
+        self.beta = beta
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if msg["is_observed"] or data_frame(msg) is None:
+            return
+        beta = self.beta.get(msg["name"], 1.0) if isinstance(self.beta, Mapping) else self.beta
+        msg["scale"] = beta * msg["scale"]
+
+
+class Particles(Messenger):
+    """Draw K values of every local latent at once, in a new batch dimension left of all plates.
+
+    Only sites inside the plate ``"data"`` are enlarged; global sites keep one draw. The guide's
+    networks see the batch once: their distributions are expanded, not their inputs.
+
+    Arguments:
+        num_particles: K.
+        dim: Where the new dimension goes, counted from the right: ``-1 - nesting``.
+    """
+
+    def __init__(self, num_particles: int, dim: int = -2) -> None:
+        super().__init__()
+        self.num_particles = num_particles
+        self.dim = dim
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if msg["is_observed"] or data_frame(msg) is None or site_is_subsample(msg):
+            return
+        shape = msg["fn"].batch_shape
+        if len(shape) < -self.dim:
+            ones = (1,) * (-self.dim - 1 - len(shape))
+            msg["fn"] = msg["fn"].expand(torch.Size((self.num_particles, *ones, *shape)))
+
+
+class OwnParameters(Messenger):
+    """Answer ``pyro.param`` from tensors at hand, so that the global store is never read or written.
+
+    Arguments:
+        lookup: ``(name, initial value or None, constraint) -> constrained value``.
+    """
+
+    def __init__(self, lookup: Callable[[str, Any, Any], Tensor]) -> None:
+        super().__init__()
+        self.lookup = lookup
+
+    def _pyro_param(self, msg: Message) -> None:
+        if msg["done"] or msg["value"] is not None:
+            return
+        initial = msg["args"][1] if len(msg["args"]) > 1 else None
+        constraint = msg["kwargs"].get("constraint", torch.distributions.constraints.real)
+        msg["value"] = self.lookup(msg["name"], initial, constraint)
+        msg["done"] = True
+
+
+@contextmanager
+def validation(enabled: bool) -> Iterator[None]:
+    """Switch Pyro's and torch's argument validation inside a block, and put all flags back."""
+    with pyro.validation_enabled(enabled):
+        yield

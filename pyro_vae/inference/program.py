@@ -1,0 +1,483 @@
+"""Reading a program: its parameters, its sites and its batch, from one trace of model and guide."""
+
+import functools
+import inspect
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor, nn
+from torch.distributions import transform_to
+
+from pyro_vae.errors import DataError, ProgramError
+from pyro_vae.inference import checks
+from pyro_vae.inference.batch import (
+    Batch,
+    arguments,
+    check_finite,
+    chunks,
+    map_batch,
+    num_rows,
+    signature,
+)
+from pyro_vae.inference.handlers import (
+    Beta,
+    DatasetSize,
+    OwnParameters,
+    ScaleLatents,
+    data_frame,
+    validation,
+)
+from pyro_vae.inference.terms import Joint, Terms, local_log_p, nesting
+
+# Pyro keeps its handler stack in one module-global list: two threads inside it corrupt each other.
+_PYRO_LOCK = threading.RLock()
+
+
+@dataclass(frozen=True)
+class Sites:
+    """The sample sites of a program by role, as read from one trace.
+
+    Arguments:
+        observed: Sites with data, inside the plate ``"data"``.
+        local: Latents inside the plate: one value per datum.
+        global_: Latents outside it: one value for the whole data set.
+        num_plates: Batch dimensions used by plates.
+        size: N, where the program subsamples its plate itself; else None.
+    """
+
+    observed: tuple[str, ...]
+    local: tuple[str, ...]
+    global_: tuple[str, ...]
+    num_plates: int
+    size: int | None
+
+
+class Program(nn.Module):
+    """A model and a guide with their parameters: what every verb of the library works on.
+
+    Anything with ``.model`` and ``.guide`` is read by ``Program.of``; two plain Pyro functions are
+    wrapped by ``Program(model, guide)``. Parameters come from the modules that own the functions or
+    are used by them, and from ``pyro.param`` and ``pyro.module`` statements, which are answered
+    from the program's own tensors: the global parameter store is never touched.
+
+    Arguments:
+        model, guide: Pyro functions of the batch (a tensor is one argument, a tuple positional
+            arguments, a dict keywords), with one plate ``"data"`` in the rightmost batch dimension.
+        modules: Modules that the functions use and that cannot be found from them.
+
+    >>> import torch, pyro, pyro.distributions as dist
+    >>> def model(x):
+    ...     loc = pyro.param("loc", torch.tensor(0.0))
+    ...     with pyro.plate("data", len(x)):
+    ...         z = pyro.sample("z", dist.Normal(loc, 1.0))
+    ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+    >>> def guide(x):
+    ...     with pyro.plate("data", len(x)):
+    ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+    >>> program = Program(model, guide)
+    >>> program.read(torch.zeros(3)).local
+    ('z',)
+    >>> [name for name, _ in program.named_parameters()]
+    ['values.loc']
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        *,
+        modules: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        for side, function in (("model", model), ("guide", guide)):
+            if not callable(function):
+                raise ProgramError(f"{side}: got {function!r}, expected a Pyro function")
+        self._functions = (model, guide)  # a tuple: nn.Module must not register them twice
+        self.parts = nn.ModuleDict({**_owners(model), **_owners(guide), **(modules or {})})
+        self.values = nn.ParameterDict()
+        self._constraints: dict[str, Any] = {}
+        self._source: Any = None
+        self._sites: Sites | None = None
+        self._seen: set[Any] = set()
+        self._first_rows: Batch | None = None
+        self._tiled: bool | None = None
+
+    @staticmethod
+    def of(program: Any) -> "Program":
+        """Return the ``Program`` of any object with ``.model`` and ``.guide``, one per object.
+
+        Raises:
+            ProgramError: The object lacks one of the two.
+        """
+        if isinstance(program, Program):
+            return program
+        for side in ("model", "guide"):
+            if not callable(getattr(program, side, None)):
+                raise ProgramError(
+                    f"got {type(program).__name__} without .{side}; pass an object with .model and "
+                    ".guide, or pv.Program(model, guide)"
+                )
+        known = program.__dict__.get("_pyro_vae_program")
+        if known is None:
+            known = Program(program.model, program.guide)
+            known.__dict__["_source"] = program
+            # Past nn.Module.__setattr__: the object must not become its own grandchild.
+            program.__dict__["_pyro_vae_program"] = known
+        return known
+
+    # -- parameters ------------------------------------------------------------------------------
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run model and guide inside this block on the program's own parameters."""
+        with (
+            _PYRO_LOCK,
+            pyro.settings.context(module_local_params=True),
+            OwnParameters(self._parameter),
+        ):
+            yield
+
+    def _parameter(self, name: str, initial: Any, constraint: Any) -> Tensor:
+        if isinstance(initial, nn.Parameter):
+            # pyro.module hands in the module's own tensor: the answer is that tensor. One whose
+            # module was not found (deep inside a closure, say) is adopted, so that it trains.
+            if id(initial) not in self._known_ids():
+                self.values[name.replace(".", "-")] = initial
+            return initial
+        key = name.replace(".", "-")
+        if key not in self.values:
+            if initial is None:
+                raise ProgramError(f"pyro.param({name!r}) is read before it is given a value")
+            start = torch.as_tensor(initial() if callable(initial) else initial).detach()
+            self.values[key] = nn.Parameter(transform_to(constraint).inv(start).clone())
+            self._constraints[key] = constraint
+        unconstrained = self.values[key]
+        value = transform_to(self._constraints.get(key, constraint))(unconstrained)
+        value = value.view_as(value)  # a new object: the attribute below must not stick
+        value.unconstrained = weakref.ref(unconstrained)  # what Pyro's plates expect of a param
+        return value
+
+    def _known_ids(self) -> set[int]:
+        # Rebuilt only when the number of adopted tensors changes: pyro.module asks once per weight.
+        if getattr(self, "_ids_of", None) != len(self.values):
+            self._ids = {id(parameter) for parameter in self.parameters()}
+            self._ids_of = len(self.values)
+        return self._ids
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    @property
+    def sites(self) -> Sites:
+        """The sites by role; a program that knows an example of its data needs no batch first."""
+        return self._sites if self._sites is not None else self.read(self.example())
+
+    def example(self, n: int = 2) -> Batch:
+        """Return n example rows: the program's own, else rows of the first batch that it saw.
+
+        Raises:
+            ProgramError: The program offers none and has seen no data.
+        """
+        own = getattr(self._source, "example", None)
+        if callable(own):
+            return own(n)
+        if self._first_rows is None:
+            raise ProgramError("this program has seen no data yet; call program.read(batch) first")
+        rows = torch.arange(n) % num_rows(self._first_rows)
+        return map_batch(lambda leaf: leaf[rows].to(self.device), self._first_rows)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the first parameter (CPU where there is none)."""
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
+
+    def adapt(self, data: Any) -> Batch:
+        """Return data as a batch of tensors on the program's device, floats in its precision.
+
+        Raises:
+            DataError: Something that is no numeric array.
+        """
+        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
+
+        def leaf_of(leaf: Any) -> Tensor:
+            tensor = as_tensor(leaf)
+            floats = tensor.is_floating_point()
+            return tensor.to(self.device, dtype if floats and dtype is not None else None)
+
+        batch = map_batch(leaf_of, data)
+        if callable(getattr(self._source, "example", None)):
+            example = self.example(1)
+            checks.check_example(batch, example)
+            if isinstance(batch, Tensor) and isinstance(example, Tensor):
+                return batch.to(example.dtype)
+        return batch
+
+    def read(self, batch: Batch) -> Sites:
+        """Look at one batch with validation on, once per signature, and return the sites.
+
+        Raises:
+            DataError: Not finite, of a wrong shape, or outside an observed site's support.
+            ProgramError: Model and guide disagree, or the plate ``"data"`` is missing.
+        """
+        key = signature(batch)
+        if key in self._seen and self._sites is not None:
+            return self._sites
+        rows = num_rows(batch)
+        check_finite(batch)
+        model, guide = self.look(batch)
+        checks.check_pair(model, guide)
+        checks.check_plate(model, batch, rows)
+        checks.check_values(model)
+        if self._first_rows is None:
+            self._first_rows = map_batch(lambda leaf: leaf[:8].detach().clone(), batch)
+        self._sites = _roles(model, guide)
+        self._seen.add(key)
+        return self._sites
+
+    def look(self, batch: Batch) -> tuple[Trace, Trace]:
+        """Trace model and guide once: in eval mode, no gradient, and no random number used up."""
+        args, kwargs = arguments(batch)
+        try:
+            with self.quiet(batch), validation(not checks.is_meta(batch)):
+                return Joint(*self._functions, args, kwargs).traces()
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            if isinstance(error, ProgramError | DataError):
+                raise
+            raise DataError(
+                f"the program cannot take this batch ({checks.shapes(batch)}): {error}"
+            ) from error
+
+    @contextmanager
+    def quiet(self, batch: Batch) -> Iterator[None]:
+        """Run inside with weights in eval mode, no gradient, and the random state put back."""
+        with (
+            self.running(),
+            evaluating(self),
+            torch.random.fork_rng(checks.cuda_devices(batch)),
+            torch.no_grad(),
+        ):
+            yield
+
+    def check(self, data: Batch, rows: int = 8192) -> None:
+        """Check every row of a data set as ``read`` checks a batch, in chunks.
+
+        Raises:
+            DataError: Names the site, the row, the value and the fix.
+        """
+        check_finite(data)
+        first = map_batch(lambda leaf: leaf[:1], data)
+        if self._sites is not None and self._sites.size is not None:
+            return  # such a program fixes its own batch
+        self.read(first)
+        model, _ = self.look(first)
+        if checks.is_meta(data):
+            return
+        for name in self.sites.observed:
+            site = model.nodes[name]
+            support = checks.fixed_support(site["fn"])
+            if support is None or site["mask"] is not None:
+                continue
+            kind = checks.distribution_name(site["fn"])
+            for index, piece in enumerate(chunks(data, rows)):
+                value = self.named(piece).get(name)
+                if value is not None:
+                    checks.check_support(name, support, kind, value, index * rows)
+
+    # -- the batch -------------------------------------------------------------------------------
+
+    def named(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the batch's tensors by the names that the model's signature gives them."""
+        args, kwargs = arguments(batch)
+        try:
+            bound = inspect.signature(self._functions[0]).bind_partial(*args, **kwargs)
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"the model does not take this batch ({checks.shapes(batch)}): {error}"
+            ) from error
+        return {name: value for name, value in bound.arguments.items() if isinstance(value, Tensor)}
+
+    def observations(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the batch's values of the observed sites, by site name.
+
+        Raises:
+            ProgramError: An observed site is no argument of the model.
+        """
+        named = self.named(batch)
+        for site in self.sites.observed:
+            if site not in named:
+                raise ProgramError(
+                    f"observed site {site!r} is no argument of the model {sorted(named)}; give the "
+                    "site and the argument one name"
+                )
+        return {site: named[site] for site in self.sites.observed}
+
+    def replace(self, batch: Batch, values: Mapping[str, Tensor]) -> Batch:
+        """Return the batch with the values of some sites replaced (dreamt data).
+
+        Raises:
+            ProgramError: A site is no argument of the model.
+        """
+        names = list(self.named(batch))
+        for site in values:
+            if site not in names:
+                raise ProgramError(f"site {site!r} is no argument of the model {names}")
+        if isinstance(batch, Mapping):
+            return {name: values.get(name, leaf) for name, leaf in batch.items()}
+        if isinstance(batch, tuple | list):
+            return tuple(values.get(n, leaf) for n, leaf in zip(names, batch, strict=True))
+        return values.get(names[0], batch)
+
+    # -- numbers ---------------------------------------------------------------------------------
+
+    def joint(self, batch: Batch, *, beta: Beta | None = None, size: int | None = None) -> Joint:
+        """Return model and guide on one batch, under a KL weight and for a data set of N rows.
+
+        Arguments:
+            batch: One row per datum.
+            beta: KL weight of the local latents (``ScaleLatents``); None adds no handler.
+            size: N, used where there are global sites; None: the bound speaks of this batch alone.
+        """
+        self.read(batch)
+        model, guide = self._functions
+        if beta is not None:
+            model, guide = ScaleLatents(beta)(model), ScaleLatents(beta)(guide)
+        covered = num_rows(batch)
+        if self.sites.size is not None:
+            covered = self.sites.size
+        elif size is not None and self.sites.global_:
+            model, guide = DatasetSize(size)(model), DatasetSize(size)(guide)
+            covered = size
+        args, kwargs = arguments(batch)
+        return Joint(
+            model,
+            guide,
+            args,
+            kwargs,
+            tiled=self.tiled(batch),
+            num_plates=self.sites.num_plates,
+            size=covered,
+        )
+
+    def terms(
+        self, batch: Batch, num_samples: int = 1, num_particles: int = 1, *, size: int | None = None
+    ) -> Terms:
+        """Draw S sets of globals and K particles of the locals, and return their log densities.
+
+        Arguments:
+            batch: One row per datum.
+            num_samples: S.
+            num_particles: K.
+            size: N, where the batch is part of a data set and there are global sites.
+        """
+        with self.running():
+            return self.joint(batch, size=size).terms(num_samples, num_particles)
+
+    def tiled(self, batch: Batch) -> bool:
+        """Return whether K particles need K copies of the rows; found out once, by comparison."""
+        if self._tiled is None:
+            self._tiled = not (checks.is_meta(batch) or self._takes_particles(batch))
+        return self._tiled
+
+    def _takes_particles(self, batch: Batch) -> bool:
+        """Compare one pass over K = 2 particles with two passes at the same values."""
+        few = batch if self.sites.size is not None else map_batch(lambda leaf: leaf[:3], batch)
+        args, kwargs = arguments(few)
+        plates = self.sites.num_plates
+        with self.quiet(few), validation(False):
+            joint = Joint(*self._functions, args, kwargs, num_plates=plates)
+            one, _ = joint.traces()
+            try:
+                two, _ = joint.traces(2)
+                together = local_log_p(two, plates, 2)
+                for k in range(2):
+                    values = {
+                        name: two.nodes[name]["value"][k].reshape(one.nodes[name]["value"].shape)
+                        for name in self.sites.local
+                    } | {name: two.nodes[name]["value"] for name in self.sites.global_}
+                    model = poutine.condition(self._functions[0], data=values)
+                    trace = poutine.trace(model).get_trace(*args, **kwargs)
+                    alone = local_log_p(prune_subsample_sites(trace), plates, 1)
+                    for name, log_p in alone.items():
+                        if not torch.allclose(together[name][k], log_p[0], rtol=1e-3, atol=1e-3):
+                            return False
+            except (RuntimeError, ValueError, IndexError, TypeError):
+                return False
+        return True
+
+
+def as_tensor(leaf: Any) -> Tensor:
+    """Return a tensor for a tensor or a numeric array (shared memory where possible).
+
+    Raises:
+        DataError: Objects, strings, ragged lists.
+    """
+    if isinstance(leaf, Tensor):
+        return leaf.detach()
+    try:
+        array = np.asarray(leaf)
+        if not array.flags.writeable:
+            array = array.copy()  # torch warns of read-only memory, and must not write to it
+        return torch.as_tensor(array)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"got {type(leaf).__name__}, expected a tensor or a numeric array: {error}"
+        ) from error
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into eval mode inside a block, and each of its parts back as it was."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def _roles(model: Trace, guide: Trace) -> Sites:
+    observed, local, global_ = [], [], []
+    size = None
+    for name, site in model.nodes.items():
+        if site["type"] != "sample":
+            continue
+        frame = data_frame(site)
+        if frame is not None:
+            size = frame.full_size if frame.full_size != frame.size else size
+            (observed if site["is_observed"] else local).append(name)
+        elif not site["is_observed"]:
+            global_.append(name)
+    return Sites(tuple(observed), tuple(local), tuple(global_), nesting(model, guide), size)
+
+
+def _owners(function: Any) -> dict[str, nn.Module]:
+    """Return the modules that own a Pyro function or that it refers to, by name."""
+    if isinstance(function, nn.Module):
+        return {type(function).__name__: function}
+    if isinstance(function, functools.partial):
+        return _owners(function.func)
+    owner = getattr(function, "__self__", None)
+    if isinstance(owner, nn.Module):
+        return {type(owner).__name__: owner}
+    if owner is not None:
+        return {name: part for name, part in vars(owner).items() if isinstance(part, nn.Module)}
+    try:
+        found = inspect.getclosurevars(inspect.unwrap(function))
+    except TypeError:
+        return {}
+    names = {**found.globals, **found.nonlocals}
+    modules = {name: part for name, part in names.items() if isinstance(part, nn.Module)}
+    for part in names.values():  # a bound method or an object with the networks inside
+        if not isinstance(part, nn.Module) and isinstance(getattr(part, "__self__", None), nn.Module):
+            modules[type(part.__self__).__name__] = part.__self__
+    return modules

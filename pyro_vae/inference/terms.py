@@ -1,0 +1,324 @@
+"""The one place where numbers are born: log p and log q, per site, per particle, per datum."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions.util import is_identically_zero, scale_and_mask
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+
+from pyro_vae.errors import ProgramError
+from pyro_vae.inference.batch import repeat_rows
+from pyro_vae.inference.handlers import PLATE, Message, Particles, data_frame
+
+# S draws of the globals, K particles of the locals, B data of the batch, N data of the data set.
+
+
+@dataclass(frozen=True)
+class Latent:
+    """One local latent in one draw: its prior, its posterior and its value, (K, B) | event."""
+
+    prior: Any
+    posterior: Any
+    value: Tensor
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Log densities of a model and a guide at draws from the guide, in nats.
+
+    Weights of handlers (KL weight, masks) are in; the factor N/B is not: it is ``size`` over
+    ``batch_size``.
+
+    Arguments:
+        log_p: log p of each local latent and each observed site, ``(S, K, B)``.
+        log_q: log q of each local latent (and auxiliary guide site), ``(S, K, B)``.
+        global_log_p: log p of each global site, summed, ``(S,)``.
+        global_log_q: log q of each global site, summed, ``(S,)``.
+        score: log q, without handlers' weights, of the guide's sites that have no reparametrised
+            gradient: ``(S, K, B)`` for local ones, ``(S,)`` for global ones.
+        no_path: Guide sites whose log q contributes no gradient of its own to the ELBO (its
+            expectation is zero): those with a score only.
+        observed: Names of the observed sites.
+        latents: Per local latent, one ``Latent`` per draw of the globals.
+        size: N, the data that the bound speaks of (B where nothing subsamples).
+        batch_size: B.
+    """
+
+    log_p: dict[str, Tensor]
+    log_q: dict[str, Tensor]
+    global_log_p: dict[str, Tensor]
+    global_log_q: dict[str, Tensor]
+    score: dict[str, Tensor]
+    no_path: tuple[str, ...]
+    observed: tuple[str, ...]
+    latents: dict[str, list[Latent]]
+    size: int
+    batch_size: int
+
+    @property
+    def log_weight(self) -> Tensor:
+        r"""Local log weight :math:`\log p(x, z) - \log q(z \mid x)`, ``(S, K, B)``."""
+        return _total(self.log_p) - _total(self.log_q)
+
+    @property
+    def global_log_weight(self) -> Tensor | float:
+        r"""Global log weight :math:`\log p(w) - \log q(w)`, ``(S,)``; 0 without global sites."""
+        return _total(self.global_log_p) - _total(self.global_log_q)
+
+    def log_likelihood(self) -> Tensor:
+        r"""Log density of the observed sites, :math:`\log p(x \mid z)`, ``(S, K, B)``."""
+        return _total({name: self.log_p[name] for name in self.observed})
+
+    def kl(self, site: str) -> Tensor:
+        """Monte-Carlo KL of one local latent, ``log q - log p``, ``(S, K, B)``."""
+        return self.log_q[site] - self.log_p[site]
+
+    def unit_kl(self, site: str) -> Tensor:
+        """Monte-Carlo KL of each unit of one local latent, ``(S, K, B, *event)``.
+
+        Raises:
+            ProgramError: A density of the site does not factorise over units.
+        """
+        return torch.stack(
+            [
+                _per_unit(site, "guide", draw.posterior, draw.value)
+                - _per_unit(site, "model", draw.prior, draw.value)
+                for draw in self.latents[site]
+            ]
+        )
+
+
+def _total(terms: Mapping[str, Tensor]) -> Any:
+    """Sum the terms of several sites; the float 0 where there is none."""
+    return sum(terms.values()) if terms else 0.0
+
+
+def _per_unit(site: str, side: str, distribution: Any, value: Tensor) -> Tensor:
+    base = getattr(distribution, "base_dist", None)
+    if not hasattr(distribution, "reinterpreted_batch_ndims") or base is None:
+        raise ProgramError(
+            f"site {site!r}: the {side}'s {type(distribution).__name__} has no density per unit; "
+            "use a factorised distribution (.to_event), or ask for the whole site"
+        )
+    return base.log_prob(value)
+
+
+@dataclass
+class _Draw:
+    """What one draw of the globals contributes, before stacking over S."""
+
+    log_p: dict[str, Tensor] = field(default_factory=dict)
+    log_q: dict[str, Tensor] = field(default_factory=dict)
+    global_log_p: dict[str, Tensor] = field(default_factory=dict)
+    global_log_q: dict[str, Tensor] = field(default_factory=dict)
+    score: dict[str, Tensor] = field(default_factory=dict)
+    latents: dict[str, Latent] = field(default_factory=dict)
+    no_path: tuple[str, ...] = ()
+    observed: tuple[str, ...] = ()
+    size: int = 0
+    batch_size: int = 0
+
+
+class Joint:
+    """A model and a guide on one batch: what every objective and every estimator asks for terms.
+
+    Arguments:
+        model, guide: Pyro functions of ``*args, **kwargs``, handlers included.
+        tiled: Whether K particles need K copies of the batch's rows (a model that does not accept
+            an extra batch dimension); slower, same numbers.
+        num_plates: Batch dimensions used by plates; None looks once, which costs one more trace.
+        size: The data that a summed log density of the pair covers (B, or N under a scale).
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        tiled: bool = False,
+        num_plates: int | None = None,
+        size: int | None = None,
+    ) -> None:
+        self.model = model
+        self.guide = guide
+        self.args = args
+        self.kwargs = dict(kwargs or {})
+        self.tiled = tiled
+        self._num_plates = num_plates
+        self._size = size
+
+    @property
+    def size(self) -> int:
+        """The data that a summed log density covers: B, or N where a handler scales by N/B."""
+        if self._size is None:
+            raise ProgramError("this pair of functions was not told how many data it covers")
+        return self._size
+
+    @property
+    def num_plates(self) -> int:
+        """Batch dimensions used by plates, at least 1."""
+        if self._num_plates is None:
+            with torch.no_grad(), torch.random.fork_rng(_cuda_devices(self.args, self.kwargs)):
+                self._num_plates = nesting(*self._traces(self.args, self.kwargs))
+        return self._num_plates
+
+    def terms(self, num_samples: int = 1, num_particles: int = 1) -> Terms:
+        """Draw S sets of globals and K particles of the locals, and return their log densities."""
+        draws = [self._draw(num_particles) for _ in range(num_samples)]
+        first = draws[0]
+        return Terms(
+            log_p=_stack(draws, "log_p"),
+            log_q=_stack(draws, "log_q"),
+            global_log_p=_stack(draws, "global_log_p"),
+            global_log_q=_stack(draws, "global_log_q"),
+            score=_stack(draws, "score"),
+            no_path=first.no_path,
+            observed=first.observed,
+            latents={name: [draw.latents[name] for draw in draws] for name in first.latents},
+            size=first.size,
+            batch_size=first.batch_size,
+        )
+
+    def traces(self, num_particles: int = 1) -> tuple[Trace, Trace]:
+        """Return the traces ``(model, guide)`` of one draw, the model replayed at the guide's."""
+        if num_particles == 1:
+            return self._traces(self.args, self.kwargs)
+        if self.tiled:
+            return self._traces(
+                repeat_rows(self.args, num_particles), repeat_rows(self.kwargs, num_particles)
+            )
+        with Particles(num_particles, -1 - self.num_plates):
+            return self._traces(self.args, self.kwargs)
+
+    def _traces(self, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        guide = poutine.trace(self.guide).get_trace(*args, **kwargs)
+        model = poutine.trace(poutine.replay(self.model, trace=guide)).get_trace(*args, **kwargs)
+        return prune_subsample_sites(model), prune_subsample_sites(guide)
+
+    def _draw(self, num_particles: int) -> _Draw:
+        model, guide = self.traces(num_particles)
+        tiles = num_particles if self.tiled else 1
+        return read(model, guide, num_particles, tiles)
+
+
+def read(model: Trace, guide: Trace, num_particles: int = 1, tiles: int = 1) -> _Draw:
+    """Read the log densities of a pair of traces, per particle and datum."""
+    draw = _Draw()
+    # The particle dimension stands left of every plate; with tiles or one particle there is none.
+    dim = -1 - nesting(model, guide)
+    for name, site in _sites(model):
+        frame = data_frame(site)
+        if frame is None:
+            draw.global_log_p[name] = _log_prob(name, site).sum()
+            continue
+        draw.log_p[name] = _per_datum(_log_prob(name, site), dim, num_particles, tiles)
+        draw.batch_size = frame.size // tiles
+        draw.size = frame.full_size if frame.full_size != frame.size else draw.batch_size
+        if site["is_observed"]:
+            draw.observed += (name,)
+        elif name in guide.nodes:
+            draw.latents[name] = Latent(site["fn"], guide.nodes[name]["fn"], site["value"])
+    for name, site in _sites(guide):
+        if not site["is_observed"]:
+            _read_guide_site(draw, name, site, dim, num_particles, tiles)
+    return draw
+
+
+def local_log_p(model: Trace, num_plates: int, num_particles: int) -> dict[str, Tensor]:
+    """Read log p of the sites of one datum, ``(K, B)`` each, from a trace of the model alone."""
+    return {
+        name: _per_datum(_log_prob(name, site), -1 - num_plates, num_particles, 1)
+        for name, site in _sites(model)
+        if data_frame(site) is not None
+    }
+
+
+def _read_guide_site(
+    draw: _Draw, name: str, site: Message, dim: int, num_particles: int, tiles: int
+) -> None:
+    parts = _call(name, site, site["fn"].score_parts)
+    log_prob = scale_and_mask(parts.log_prob, _handler_scale(site), site["mask"])
+    if data_frame(site) is None:
+        draw.global_log_q[name] = log_prob.sum()
+    else:
+        draw.log_q[name] = _per_datum(log_prob, dim, num_particles, tiles)
+    if is_identically_zero(parts.entropy_term):
+        draw.no_path += (name,)
+    if not is_identically_zero(parts.score_function):
+        score = scale_and_mask(parts.score_function, 1.0, site["mask"])
+        draw.score[name] = (
+            score.sum()
+            if data_frame(site) is None
+            else _per_datum(score, dim, num_particles, tiles)
+        )
+
+
+def nesting(*traces: Trace) -> int:
+    """Return the number of batch dimensions that plates use, at least 1."""
+    dims = [
+        frame.dim
+        for trace in traces
+        for site in trace.nodes.values()
+        if site["type"] == "sample"
+        for frame in site["cond_indep_stack"]
+        if frame.dim is not None
+    ]
+    return max([1, *(-dim for dim in dims)])
+
+
+def _sites(trace: Trace) -> list[tuple[str, Message]]:
+    return [(name, site) for name, site in trace.nodes.items() if site["type"] == "sample"]
+
+
+def _handler_scale(site: Message) -> Any:
+    """Return the site's scale without the factor N/B of its plate."""
+    scale = site["scale"]
+    for frame in site["cond_indep_stack"]:
+        if frame.name == PLATE and frame.full_size is not None and frame.full_size != frame.size:
+            scale = scale / (frame.full_size / frame.size)
+    return scale
+
+
+def _log_prob(name: str, site: Message) -> Tensor:
+    log_prob = _call(name, site, site["fn"].log_prob)
+    return scale_and_mask(log_prob, _handler_scale(site), site["mask"])
+
+
+def _call(name: str, site: Message, function: Callable[..., Any]) -> Any:
+    try:
+        return function(site["value"], *site["args"], **site["kwargs"])
+    except ValueError as error:
+        raise ProgramError(f"site {name!r}: its value cannot be scored: {error}") from error
+
+
+def _per_datum(log_prob: Tensor, dim: int, num_particles: int, tiles: int) -> Tensor:
+    """Sum over nested plates and return ``(K, B)``."""
+    missing = -dim - log_prob.dim()
+    if missing > 0:
+        log_prob = log_prob.reshape((1,) * missing + log_prob.shape)
+    inner = tuple(range(dim + 1, -1))
+    if inner:
+        log_prob = log_prob.sum(inner)
+    if tiles > 1:
+        return log_prob.reshape(tiles, -1)
+    return log_prob.expand(num_particles, log_prob.shape[-1])
+
+
+def _stack(draws: list[_Draw], name: str) -> dict[str, Tensor]:
+    """Stack one dictionary of terms over S (a view for one draw)."""
+    first = getattr(draws[0], name)
+    if len(draws) == 1:
+        return {site: term.unsqueeze(0) for site, term in first.items()}
+    return {site: torch.stack([getattr(draw, name)[site] for draw in draws]) for site in first}
+
+
+def _cuda_devices(args: Any, kwargs: Mapping[str, Any]) -> list[torch.device]:
+    leaves = [*args, *kwargs.values()]
+    return list({leaf.device for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_cuda})

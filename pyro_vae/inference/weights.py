@@ -1,0 +1,94 @@
+"""What a set of log importance weights says: its estimate and how far to trust it."""
+
+import math
+
+import torch
+from torch import Tensor
+
+MIN_TAIL = 5  # fewer points cannot carry a two-parameter fit
+
+
+def log_mean_exp(log_weight: Tensor, dim: int = 0) -> Tensor:
+    """Returns log (1/K) sum_k exp(log w_k), in nats.
+
+    Args:
+        log_weight: log w, in nats, K along `dim`
+        dim: the dim of the K draws; removed
+    """
+    return log_weight.logsumexp(dim) - math.log(log_weight.shape[dim])
+
+
+def effective_sample_size(log_weight: Tensor, dim: int = 0) -> Tensor:
+    """Returns Kish's effective sample size (sum w)^2 / sum w^2, between 1 and K.
+
+    NaN where no weight is finite.
+
+    Args:
+        log_weight: log w, in nats, K along `dim`
+        dim: the dim of the K draws; removed
+    """
+    return (2.0 * log_weight.logsumexp(dim) - (2.0 * log_weight).logsumexp(dim)).exp()
+
+
+def psis_k(log_weight: Tensor, dim: int = 0) -> Tensor:
+    """Returns the Pareto shape k of the upper tail of the weights, per column.
+
+    Weights have finite variance where k < 1/2; estimates are usable up to about k = 0.7. Equal
+    weights give 0 (they have every moment), fewer than five weights in the tail or a weight that is
+    not a number give infinity (nothing is known).
+
+    Args:
+        log_weight: log w, in nats, K along `dim`
+        dim: the dim of the K draws; removed
+
+    References: Pareto smoothed importance sampling (Vehtari et al., 2015), arXiv 1507.02646.
+    """
+    rounding = 64.0 * torch.finfo(log_weight.dtype).eps
+    log_weight = log_weight.double().movedim(dim, 0)
+    num_draws = len(log_weight)
+    tail = math.ceil(min(0.2 * num_draws, 3.0 * math.sqrt(num_draws)))
+    if tail < MIN_TAIL:
+        return log_weight.new_full(log_weight.shape[1:], math.inf)
+    top = log_weight.topk(tail + 1, dim=0).values  # largest first; the last one is the cut-off
+    weight = (top - top[:1]).exp()
+    exceedance = (weight[:-1] - weight[-1:]).flip(0)
+    k, _ = fit_generalized_pareto(exceedance)
+    # Differences at rounding level are no tail: the exact guide must not be called unreliable.
+    constant = top[0] - top[-1] <= rounding * top[0].abs().clamp(min=1.0)
+    k = torch.where(constant, torch.zeros_like(k), k)
+    return torch.where(k.isfinite() & top[0].isfinite(), k, torch.full_like(k, math.inf))
+
+
+def fit_generalized_pareto(exceedance: Tensor) -> tuple[Tensor, Tensor]:
+    """Fits a generalised Pareto law to each column, with a weak prior on the shape around 1/2.
+
+    .. math:: p(y) = (1 / sigma) (1 + k y / sigma)^{-1/k - 1}
+
+    Args:
+        exceedance: y >= 0, ascending along the first dim, shape `(N, *)`
+
+    Returns:
+        k and sigma, each `(*)`.
+
+    References: A new and efficient estimation method for the generalized Pareto distribution
+    (Zhang and Stephens, 2009), Technometrics 51(3).
+    """
+    num = len(exceedance)
+    grid = 30 + math.isqrt(num)
+    largest = exceedance[-1]
+    quartile = exceedance[int(num / 4 - 0.5)]
+    quartile = torch.where(quartile > 0.0, quartile, largest)  # ties at the cut-off
+
+    candidates, log_likelihoods = [], []
+    for j in range(1, grid + 1):  # a loop keeps the memory at one copy of the tail
+        theta = 1.0 / largest + (1.0 - math.sqrt(grid / (j - 0.5))) / (3.0 * quartile)
+        shape = torch.log1p(-theta * exceedance).mean(0)
+        candidates.append(theta)
+        log_likelihoods.append(num * (torch.log(-theta / shape) - shape - 1.0))
+    theta_grid = torch.stack(candidates)
+    posterior = torch.stack(log_likelihoods).softmax(0)
+    theta = (posterior * theta_grid).sum(0)
+
+    shape = torch.log1p(-theta * exceedance).mean(0)
+    sigma = -shape / theta
+    return (shape * num + 5.0) / (num + 10.0), sigma

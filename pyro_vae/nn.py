@@ -1,0 +1,278 @@
+"""Networks, tensors -> tensors. Shapes: * any leading dims, C channel, H height, W width."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ConfigError, DataError
+
+Shape = int | Sequence[int]
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "softplus": nn.Softplus,
+    "elu": nn.ELU,
+    "leaky_relu": nn.LeakyReLU,
+    "silu": nn.SiLU,
+}
+
+
+def activation_layer(name: str) -> nn.Module:
+    """Return a new activation layer by its name; raises `ConfigError` for an unknown name."""
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise ConfigError(f"activation={name!r} is unknown; use one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]()
+
+
+def positive_int(name: str, value: Any) -> int:
+    """Return `value` as an int; raises `ConfigError` unless it is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ConfigError(f"{name}={value!r}; expected a whole number of at least 1")
+    return int(value)
+
+
+def sizes(name: str, values: Any) -> tuple[int, ...]:
+    """Return a new tuple of positive ints (may be empty); raises `ConfigError` otherwise."""
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise ConfigError(f"{name}={values!r}; expected a sequence of whole numbers, as in (400,)")
+    return tuple(positive_int(f"{name}[{i}]", value) for i, value in enumerate(values))
+
+
+def as_shape(name: str, value: Any) -> tuple[int, ...]:
+    """Return an event shape from 784 or (1, 28, 28); raises `ConfigError` otherwise."""
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        return (positive_int(name, value),)
+    shape = sizes(name, value)
+    if not shape:
+        raise ConfigError(f"{name}={value!r} is empty; expected a size as 784 or (1, 28, 28)")
+    return shape
+
+
+def image_shape(name: str, value: Any) -> tuple[int, int, int]:
+    """Return (C, H, W); raises `ConfigError` otherwise."""
+    shape = as_shape(name, value)
+    if len(shape) != 3:
+        raise ConfigError(
+            f"{name}={value!r}; a convolution needs an image shape (C, H, W), as in (1, 28, 28): "
+            "give one, or use an MLP"
+        )
+    return shape[0], shape[1], shape[2]
+
+
+class MLP(nn.Module):
+    r"""A multi-layer perceptron between events of any shape.
+
+    .. math:: h_l = f(W_l h_{l-1} + b_l), \quad y = W_{L+1} h_L + b_{L+1}
+
+    Weights start as in `torch.nn.Linear`, except under "tanh": Glorot-uniform, biases zero (Glorot
+    and Bengio, 2010), as in the IWAE recipe (Burda et al., 2016, arXiv:1509.00519).
+
+    Args:
+        in_shape: input event shape, as 784 or (1, 28, 28).
+        out_shape: output event shape.
+        hidden: widths of the hidden layers; () is an affine map.
+        activation: name in `ACTIVATIONS`.
+        dropout: probability of dropping a hidden unit while training, in [0, 1).
+        batch_norm: normalise hidden units over all leading dims, before the activation.
+    """
+
+    def __init__(
+        self,
+        in_shape: Shape,
+        out_shape: Shape,
+        hidden: Sequence[int] = (400,),
+        *,
+        activation: str = "relu",
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.in_shape, self.out_shape = (
+            as_shape("in_shape", in_shape),
+            as_shape("out_shape", out_shape),
+        )
+        if isinstance(dropout, bool) or not 0 <= dropout < 1:
+            raise ConfigError(f"dropout={dropout!r}; expected a probability in [0, 1)")
+        activation_layer(activation)  # an unknown name is an error without hidden layers too
+        layers: list[nn.Module] = []
+        width = math.prod(self.in_shape)
+        for size in sizes("hidden", hidden):
+            layers.append(nn.Linear(width, size))
+            if batch_norm:
+                layers.append(nn.BatchNorm1d(size))
+            layers.append(activation_layer(activation))
+            if dropout > 0:
+                layers.append(nn.Dropout(dropout))
+            width = size
+        self.hidden = nn.Sequential(*layers)
+        self.output = nn.Linear(width, math.prod(self.out_shape))
+        if activation == "tanh":
+            self.apply(_glorot)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (*, in_shape) to (*, out_shape)."""
+        lead = _leading(x, self.in_shape)
+        h = x.reshape(math.prod(lead), math.prod(self.in_shape)).to(self.output.weight.dtype)
+        return self.output(self.hidden(h)).reshape(lead + self.out_shape)
+
+    @torch.no_grad()
+    def set_output_bias(self, bias: Tensor) -> None:
+        """Start the output at `bias`, shape `out_shape`."""
+        self.output.bias.copy_(bias.reshape(-1))
+
+
+class ConvEncoder(nn.Module):
+    """Strided 3x3 convolutions, each halving the image (rounded up), then one affine map.
+
+    Args:
+        in_shape: image shape (C, H, W).
+        out_shape: output event shape.
+        channels: channels of each convolution.
+        activation: name in `ACTIVATIONS`; "tanh" starts Glorot-uniform, as in `MLP`.
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        out_shape: Shape,
+        channels: Sequence[int] = (32, 64),
+        *,
+        activation: str = "relu",
+    ) -> None:
+        super().__init__()
+        self.in_shape = image_shape("in_shape", in_shape)
+        self.out_shape = as_shape("out_shape", out_shape)
+        widths = as_shape("channels", channels)
+        layers: list[nn.Module] = []
+        for before, after in zip((self.in_shape[0], *widths), widths, strict=False):
+            layers += [
+                nn.Conv2d(before, after, 3, stride=2, padding=1),
+                activation_layer(activation),
+            ]
+        self.convolutions = nn.Sequential(*layers)
+        height, width = _halvings(self.in_shape[1:], len(widths))[-1]
+        self.output = nn.Linear(widths[-1] * height * width, math.prod(self.out_shape))
+        if activation == "tanh":
+            self.apply(_glorot)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (*, C, H, W) to (*, out_shape)."""
+        lead = _leading(x, self.in_shape)
+        h = x.reshape(math.prod(lead), *self.in_shape).to(self.output.weight.dtype)
+        return self.output(self.convolutions(h).flatten(1)).reshape(lead + self.out_shape)
+
+
+class ConvDecoder(nn.Module):
+    """The mirror of `ConvEncoder`: one affine map, then transposed 3x3 convolutions.
+
+    Odd sizes are restored exactly: 7 -> 4 -> 7, by the output padding of each layer.
+
+    Args:
+        in_shape: input event shape.
+        out_shape: image shape (C, H, W).
+        channels: channels of each hidden layer, the coarsest first.
+        activation: name in `ACTIVATIONS`; "tanh" starts Glorot-uniform, as in `MLP`.
+    """
+
+    def __init__(
+        self,
+        in_shape: Shape,
+        out_shape: Sequence[int],
+        channels: Sequence[int] = (64, 32),
+        *,
+        activation: str = "relu",
+    ) -> None:
+        super().__init__()
+        self.in_shape = as_shape("in_shape", in_shape)
+        self.out_shape = image_shape("out_shape", out_shape)
+        widths = as_shape("channels", channels)
+        planes = _halvings(self.out_shape[1:], len(widths))[::-1]  # (h, w), the coarsest first
+        self.coarse = (widths[0], *planes[0])
+        self.input = nn.Linear(math.prod(self.in_shape), math.prod(self.coarse))
+        layers: list[nn.Module] = []
+        for i, after in enumerate((*widths[1:], self.out_shape[0])):
+            padding = (
+                planes[i + 1][0] - 2 * planes[i][0] + 1,
+                planes[i + 1][1] - 2 * planes[i][1] + 1,
+            )
+            layers.append(activation_layer(activation))
+            layers.append(
+                nn.ConvTranspose2d(widths[i], after, 3, stride=2, padding=1, output_padding=padding)
+            )
+        self.convolutions = nn.Sequential(*layers)
+        if activation == "tanh":
+            self.apply(_glorot)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map (*, in_shape) to (*, C, H, W)."""
+        lead = _leading(z, self.in_shape)
+        h = z.reshape(math.prod(lead), math.prod(self.in_shape)).to(self.input.weight.dtype)
+        h = self.input(h).reshape(-1, *self.coarse)
+        return self.convolutions(h).reshape(lead + self.out_shape)
+
+    @torch.no_grad()
+    def set_output_bias(self, bias: Tensor) -> None:
+        """Start each output channel at the mean over pixels of `bias`, shape (C, H, W)."""
+        last = self.convolutions[-1]
+        assert isinstance(last, nn.ConvTranspose2d) and last.bias is not None
+        last.bias.copy_(bias.reshape(self.out_shape).mean((1, 2)))
+
+
+class OneHot(nn.Module):
+    """Spread whole numbers 0..K-1 over K channels: (*, C, ...) to (*, K C, ...), class-major.
+
+    Args:
+        num_classes: K.
+        event_dim: number of dims of one datum; its first dim is widened.
+    """
+
+    classes: Tensor
+
+    def __init__(self, num_classes: int, event_dim: int = 1) -> None:
+        super().__init__()
+        self.num_classes = positive_int("num_classes", num_classes)
+        self.event_dim = positive_int("event_dim", event_dim)
+        self.register_buffer("classes", torch.arange(self.num_classes) + 0.0, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (*, C, ...) to (*, K C, ...) in the buffer's dtype."""
+        classes = self.classes.reshape(-1, *(1,) * self.event_dim)
+        hot = (x.unsqueeze(-self.event_dim - 1) == classes).to(self.classes.dtype)
+        return hot.flatten(-self.event_dim - 1, -self.event_dim)
+
+    def extra_repr(self) -> str:
+        return f"num_classes={self.num_classes}, event_dim={self.event_dim}"
+
+
+def _leading(x: Tensor, event: tuple[int, ...]) -> torch.Size:
+    """Return the dims of x to the left of its event; raises `DataError` if the event differs."""
+    split = x.dim() - len(event)
+    if split < 0 or tuple(x.shape[split:]) != event:
+        raise DataError(
+            f"network input has shape {tuple(x.shape)}; expected "
+            f"(*, {', '.join(map(str, event))}): reshape the data, or build for their shape"
+        )
+    return x.shape[:split]
+
+
+def _halvings(plane: Sequence[int], times: int) -> list[tuple[int, int]]:
+    """Return the (height, width) before and after each convolution of stride 2."""
+    planes = [(plane[0], plane[1])]
+    for _ in range(times):
+        height, width = planes[-1]
+        planes.append(((height + 1) // 2, (width + 1) // 2))
+    return planes
+
+
+def _glorot(layer: nn.Module) -> None:
+    if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.xavier_uniform_(layer.weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)

@@ -1,0 +1,29 @@
+"""Where to train: ``"auto"`` is a CUDA device where there is one, the CPU otherwise."""
+
+import torch
+
+from pyro_vae.errors import DeviceError
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Return the device for a name.
+
+    Raises:
+        DeviceError: Unknown, or not on this machine; says what is.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise DeviceError(f"device: got {device!r}, expected one of {_available()}") from error
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    absent = found.type == "cuda" and (found.index or 0) >= count
+    if absent or found.type not in ("cpu", "cuda", "meta"):
+        raise DeviceError(f"device: got {device!r}, this machine has {_available()}")
+    return found
+
+
+def _available() -> str:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return ", ".join(["auto", "cpu", *(f"cuda:{index}" for index in range(count))])

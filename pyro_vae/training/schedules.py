@@ -1,0 +1,103 @@
+r"""Schedules: functions of the training progress t in [0, 1], for KL weights and learning rates.
+
+Anything callable as ``schedule(t) -> float`` serves; a float is a constant schedule.
+"""
+
+import math
+from collections.abc import Callable
+
+from pyro_vae.errors import ConfigError
+
+Schedule = Callable[[float], float]
+
+
+def linear(start: float = 0.0, end: float = 1.0, *, over: float = 1.0) -> Schedule:
+    """Go from ``start`` to ``end`` in a straight line over the first part of the run, then stay.
+
+    Arguments:
+        start, end: First and last value.
+        over: Share of the run that the ramp takes, in (0, 1].
+
+    >>> schedule = linear(0.0, 1.0, over=0.5)
+    >>> schedule(0.0), schedule(0.25), schedule(0.8)
+    (0.0, 0.5, 1.0)
+    """
+    _share("over", over)
+    return lambda t: start + (end - start) * min(1.0, t / over)
+
+
+def cosine(start: float = 1.0, end: float = 0.0, *, over: float = 1.0) -> Schedule:
+    """Go from ``start`` to ``end`` along half a cosine.
+
+    .. math:: end + (start - end)\\,(1 + \\cos(\\pi t / over)) / 2
+
+    References:
+        | SGDR: Stochastic Gradient Descent with Warm Restarts (Loshchilov & Hutter, 2017),
+          arXiv:1608.03983
+
+    >>> round(cosine(1.0, 0.0)(0.5), 12)
+    0.5
+    """
+    _share("over", over)
+    return lambda t: end + (start - end) * (1 + math.cos(math.pi * min(1.0, t / over))) / 2
+
+
+def sigmoid(
+    start: float = 0.0, end: float = 1.0, *, centre: float = 0.5, width: float = 0.1
+) -> Schedule:
+    """Go from ``start`` to ``end`` along a logistic curve (Bowman et al., 2016, arXiv:1511.06349).
+
+    Arguments:
+        start, end: Limits far from the centre (reached to ``exp(-centre / width)``).
+        centre: Progress at which half of the way is done.
+        width: Progress over which the log-odds grow by one.
+
+    >>> sigmoid(centre=0.3)(0.3)
+    0.5
+    """
+    if not width > 0:
+        raise ConfigError(f"width: got {width!r}, expected a positive number")
+    return lambda t: start + (end - start) / (1 + math.exp(-(t - centre) / width))
+
+
+def cyclical(
+    start: float = 0.0, end: float = 1.0, *, cycles: int = 4, ramp: float = 0.5
+) -> Schedule:
+    """Repeat a linear ramp and a plateau (Fu et al., 2019, arXiv:1903.10145).
+
+    Arguments:
+        start, end: First and last value of each ramp.
+        cycles: Number of cycles.
+        ramp: Share of a cycle that the ramp takes, in (0, 1].
+
+    >>> [cyclical(cycles=2)(t) for t in (0.0, 0.125, 0.25, 0.49, 0.5, 1.0)]
+    [0.0, 0.5, 1.0, 1.0, 0.0, 1.0]
+    """
+    _share("ramp", ramp)
+    if cycles < 1:
+        raise ConfigError(f"cycles: got {cycles!r}, expected at least 1")
+
+    def value(t: float) -> float:
+        phase = 1.0 if t >= 1.0 else (t * cycles) % 1.0
+        return start + (end - start) * min(1.0, phase / ramp)
+
+    return value
+
+
+def as_schedule(name: str, value: float | Schedule) -> Schedule:
+    """Return a schedule for a number or a callable.
+
+    Raises:
+        ConfigError: Neither, or a number below zero.
+    """
+    if callable(value):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise ConfigError(f"{name}: got {value!r}, expected a number of at least 0 or a schedule")
+    constant = float(value)
+    return lambda t: constant
+
+
+def _share(name: str, value: float) -> None:
+    if not 0 < value <= 1:
+        raise ConfigError(f"{name}: got {value!r}, expected a share in (0, 1]")

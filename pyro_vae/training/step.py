@@ -1,0 +1,114 @@
+"""One training step: the updates of an objective, each checked before it moves a weight."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.errors import TrainingDiverged
+from pyro_vae.inference.batch import Batch
+from pyro_vae.inference.handlers import Beta
+from pyro_vae.inference.objectives import Objective, OptimiserFactory, Update
+from pyro_vae.inference.program import Program
+
+
+class Stepper:
+    """An objective's updates with their optimisers.
+
+    Arguments:
+        program: What is trained.
+        objective: Where the updates come from.
+        optimiser: Factory for the updates that bring none of their own.
+        clip_norm: Largest global norm of an update's gradient; None does not clip.
+        size: N, the data of the training set.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        objective: Objective,
+        optimiser: OptimiserFactory,
+        *,
+        clip_norm: float | None,
+        size: int,
+    ) -> None:
+        self.program = program
+        self.updates: Sequence[Update] = objective.updates(program)
+        self.trained = [[p for p in u.parameters if p.requires_grad] for u in self.updates]
+        self.optimisers = [
+            (update.optimiser or optimiser)(parameters)
+            for update, parameters in zip(self.updates, self.trained, strict=True)
+        ]
+        self.base_lrs = [[group["lr"] for group in o.param_groups] for o in self.optimisers]
+        self.clip_norm = clip_norm
+        self.size = size
+        # With several updates, one must not leave gradients on another's parameters.
+        self._alone = len(self.updates) == 1
+
+    def set_lr(self, multiplier: float) -> None:
+        """Set each optimiser's learning rate to its first one times a multiplier."""
+        for optimiser, base in zip(self.optimisers, self.base_lrs, strict=True):
+            for group, lr in zip(optimiser.param_groups, base, strict=True):
+                group["lr"] = lr * multiplier
+
+    def step(self, batch: Batch, beta: Beta | None) -> list[Tensor]:
+        """Apply all updates to one batch and return their losses, detached, on the device.
+
+        Raises:
+            TrainingDiverged: A loss or gradient is not finite; that update moved no weight.
+        """
+        losses = []
+        for update, parameters, optimiser in zip(
+            self.updates, self.trained, self.optimisers, strict=True
+        ):
+            for _ in range(update.repeats):
+                loss = update.loss(self.program.joint(batch, beta=beta, size=self.size))
+                self._descend(loss, parameters, optimiser, update.name, batch)
+            losses.append(loss.detach())
+        return losses
+
+    def _descend(
+        self,
+        loss: Tensor,
+        parameters: list[nn.Parameter],
+        optimiser: torch.optim.Optimizer,
+        name: str,
+        batch: Batch,
+    ) -> None:
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward(inputs=None if self._alone else parameters)  # type: ignore[no-untyped-call]
+        grads = [p.grad for p in parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        # The one sync of a step: nothing may be written before the numbers are known to be good.
+        if not bool(torch.isfinite(loss.detach() + norm)):
+            raise TrainingDiverged(self._explain(name, loss, norm, batch))
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
+        optimiser.step()
+
+    def _explain(self, name: str, loss: Tensor, norm: Tensor, batch: Batch) -> str:
+        site = first_bad_site(self.program, batch)
+        where = f" (first seen at {site})" if site else ""
+        return (
+            f"{name} is {loss.item():g}, gradient norm {norm.item():g}{where}; the weights are as "
+            "before this step. Lower lr, set clip_norm, or bound the scales of the program"
+        )
+
+
+def first_bad_site(program: Program, batch: Batch) -> str | None:
+    """Return the first site whose log density is not finite, with its row, or None."""
+    try:
+        with torch.no_grad():
+            terms = program.terms(batch)
+    except (ValueError, RuntimeError) as error:
+        return str(error).splitlines()[0]
+    sides: tuple[tuple[str, dict[str, Tensor]], ...] = (("log q", terms.log_q), ("log p", terms.log_p))
+    for side, values in sides:
+        for name, value in values.items():
+            bad = ~torch.isfinite(value)
+            if bool(bad.any()):
+                row = int(bad.nonzero()[0][-1])
+                return f"site {name!r}, {side} = {value[..., row].flatten()[0].item():g}, row {row}"
+    return None
+
+

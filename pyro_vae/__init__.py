@@ -1,0 +1,43 @@
+"""Deep latent-variable models as plain Pyro programs."""
+
+from pyro_vae import conditionals, data, distributions, errors, models, nn, plots
+from pyro_vae._version import __version__
+from pyro_vae.evaluation.collapse import Diagnosis, diagnose
+from pyro_vae.evaluation.generation import encode, generate, interpolate, reconstruct
+from pyro_vae.evaluation.likelihood import LogLikelihood, log_likelihood
+from pyro_vae.inference.bounds import elbo
+from pyro_vae.inference.objectives import ELBO, IWAE, Update
+from pyro_vae.inference.program import Program
+from pyro_vae.loading import load
+from pyro_vae.training import schedules
+from pyro_vae.training.fit import Run, fit
+from pyro_vae.training.saving import save
+
+__all__ = [
+    "ELBO",
+    "IWAE",
+    "Diagnosis",
+    "LogLikelihood",
+    "Program",
+    "Run",
+    "Update",
+    "__version__",
+    "conditionals",
+    "data",
+    "diagnose",
+    "distributions",
+    "elbo",
+    "encode",
+    "errors",
+    "fit",
+    "generate",
+    "interpolate",
+    "load",
+    "log_likelihood",
+    "models",
+    "nn",
+    "plots",
+    "reconstruct",
+    "save",
+    "schedules",
+]

@@ -61,6 +61,16 @@ def mean_elbo(program: Program, batch: Batch, *, size: int, batch_size: int = 10
     return torch.cat(values).mean().item()
 
 
+def mean_bound(
+    program: Program, batch: Batch, objective: Any, *, size: int, batch_size: int = 1024
+) -> float:
+    """Return minus the un-annealed loss of an objective on checked data, per datum (one sync)."""
+    with scoring(program):
+        pieces = passes(program, batch, batch_size)
+        losses = [objective(program.joint(piece, size=size)) * num_rows(piece) for piece in pieces]
+    return -(torch.stack(losses).sum() / num_rows(batch)).item()
+
+
 @contextmanager
 def scoring(program: Program) -> Iterator[None]:
     """Run inside with the program's parameters, in eval mode, at no gradient, unvalidated."""

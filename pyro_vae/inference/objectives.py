@@ -8,9 +8,10 @@ import pyro.infer
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.errors import ConfigError
+from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.program import Program
 from pyro_vae.inference.terms import Joint, Terms
+from pyro_vae.inference.weights import log_mean_exp
 
 OptimiserFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -116,8 +117,6 @@ class ELBO(TermsObjective):
         | Black Box Variational Inference (Ranganath et al., 2014), arXiv:1401.0118
     """
 
-    is_elbo = True  # the loss of a step is minus the bound that is reported
-
     def loss_of(self, terms: Terms) -> Tensor:
         """Return the negative ELBO per datum."""
         value = elbo_of(terms)
@@ -125,6 +124,37 @@ class ELBO(TermsObjective):
             return -value
         surrogate = elbo_of(terms, detached=terms.no_path) + _score_term(terms)
         return -(value.detach() + surrogate - surrogate.detach())
+
+
+class IWAE(TermsObjective):
+    r"""The importance-weighted bound: log p(x) is averaged over K particles inside the logarithm.
+
+    .. math:: \mathbb{E}\Big[\log\tfrac{p(w)}{q(w)} + \tfrac{N}{B}\sum_n \log \tfrac{1}{K}
+       \sum_k \tfrac{p(x_n, z_{nk} \mid w)}{q(z_{nk} \mid x_n)}\Big] / N
+
+    Per datum inside, N/B outside; reparametrised latents only. The encoder sees a datum once.
+
+    Arguments:
+        num_particles: K; 1 is the ELBO.
+        num_samples: S, draws of the global latents.
+
+    Raises:
+        ProgramError: A local latent has no reparametrised sampler.
+
+    References:
+        | Importance Weighted Autoencoders (Burda et al., 2016), arXiv:1509.00519
+    """
+
+    def loss_of(self, terms: Terms) -> Tensor:
+        """Return the negative bound per datum."""
+        if terms.score:
+            raise ProgramError(
+                f"IWAE: site {next(iter(terms.score))!r} has no reparametrised sampler; use "
+                "an objective for discrete latents"
+            )
+        bound = log_mean_exp(terms.log_weight, dim=1).mean()
+        weight = terms.global_log_weight
+        return -(bound + weight.mean() / terms.size if isinstance(weight, Tensor) else bound)
 
 
 def elbo_of(terms: Terms, detached: tuple[str, ...] = ()) -> Tensor:

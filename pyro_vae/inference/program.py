@@ -26,6 +26,7 @@ from pyro_vae.inference.batch import (
     check_finite,
     chunks,
     map_batch,
+    named_leaves,
     num_rows,
     signature,
 )
@@ -53,6 +54,7 @@ class Sites:
         global_: Latents outside it: one value for the whole data set.
         num_plates: Batch dimensions used by plates.
         size: N, where the program subsamples its plate itself; else None.
+        priorless: Local sites whose prior is improper: those of a deterministic autoencoder.
     """
 
     observed: tuple[str, ...]
@@ -60,6 +62,7 @@ class Sites:
     global_: tuple[str, ...]
     num_plates: int
     size: int | None
+    priorless: tuple[str, ...] = ()
 
 
 class Program(nn.Module):
@@ -111,6 +114,7 @@ class Program(nn.Module):
         self._seen: set[Any] = set()
         self._first_rows: Batch | None = None
         self._tiled: bool | None = None
+        self._home: torch.device | None = None
 
     @staticmethod
     def of(program: Any) -> "Program":
@@ -135,6 +139,11 @@ class Program(nn.Module):
             program.__dict__["_pyro_vae_program"] = known
         return known
 
+    @property
+    def functions(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """The Pyro functions ``(model, guide)``, to be called inside ``running``."""
+        return self._functions
+
     # -- parameters ------------------------------------------------------------------------------
 
     @contextmanager
@@ -148,17 +157,20 @@ class Program(nn.Module):
             yield
 
     def _parameter(self, name: str, initial: Any, constraint: Any) -> Tensor:
+        key = name.replace(".", "-")  # nn.Module forbids dots in names
         if isinstance(initial, nn.Parameter):
             # pyro.module hands in the module's own tensor: the answer is that tensor. One whose
             # module was not found (deep inside a closure, say) is adopted, so that it trains.
             if id(initial) not in self._known_ids():
-                self.values[name.replace(".", "-")] = initial
+                if key in self.values:  # loaded from a file before the function first ran
+                    initial.data.copy_(self.values[key].data)
+                self.values[key] = initial
             return initial
-        key = name.replace(".", "-")
         if key not in self.values:
             if initial is None:
                 raise ProgramError(f"pyro.param({name!r}) is read before it is given a value")
             start = torch.as_tensor(initial() if callable(initial) else initial).detach()
+            start = start.to(self._home)  # where the data are: the function may not have said
             self.values[key] = nn.Parameter(transform_to(constraint).inv(start).clone())
             self._constraints[key] = constraint
         unconstrained = self.values[key]
@@ -166,6 +178,18 @@ class Program(nn.Module):
         value = value.view_as(value)  # a new object: the attribute below must not stick
         value.unconstrained = weakref.ref(unconstrained)  # what Pyro's plates expect of a param
         return value
+
+    @property
+    def fresh_values(self) -> bool:
+        """Whether the functions have not run yet, so that their ``pyro.param`` are unknown."""
+        return self._sites is None and not self.values
+
+    def adopt_values(self, tensors: Mapping[str, Tensor]) -> None:
+        """Make room for saved ``pyro.param`` values of functions that have not run yet."""
+        for key, value in tensors.items():
+            name = key.removeprefix("values.")
+            if key.startswith("values.") and name not in self.values:
+                self.values[name] = nn.Parameter(value.clone())
 
     def _known_ids(self) -> set[int]:
         # Rebuilt only when the number of adopted tensors changes: pyro.module asks once per weight.
@@ -246,6 +270,7 @@ class Program(nn.Module):
     def look(self, batch: Batch) -> tuple[Trace, Trace]:
         """Trace model and guide once: in eval mode, no gradient, and no random number used up."""
         args, kwargs = arguments(batch)
+        self._home = next(iter(named_leaves(batch)))[1].device
         try:
             with self.quiet(batch), validation(not checks.is_meta(batch)):
                 return Joint(*self._functions, args, kwargs).traces()
@@ -291,6 +316,18 @@ class Program(nn.Module):
                 value = self.named(piece).get(name)
                 if value is not None:
                     checks.check_support(name, support, kind, value, index * rows)
+
+    def require_prior(self, verb: str) -> None:
+        """Refuse a program whose latents have no prior.
+
+        Raises:
+            ProgramError: Names the site and the verb that needs a prior.
+        """
+        if self.sites.priorless:
+            raise ProgramError(
+                f"{verb}: site {self.sites.priorless[0]!r} has no prior (an autoencoder is no "
+                "generative model); use a VAE, or one of reconstruct, encode, interpolate"
+            )
 
     # -- the batch -------------------------------------------------------------------------------
 
@@ -446,7 +483,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _roles(model: Trace, guide: Trace) -> Sites:
-    observed, local, global_ = [], [], []
+    observed, local, global_, priorless = [], [], [], []
     size = None
     for name, site in model.nodes.items():
         if site["type"] != "sample":
@@ -455,9 +492,18 @@ def _roles(model: Trace, guide: Trace) -> Sites:
         if frame is not None:
             size = frame.full_size if frame.full_size != frame.size else size
             (observed if site["is_observed"] else local).append(name)
+            if checks.distribution_name(site["fn"]) == "NoPrior":
+                priorless.append(name)
         elif not site["is_observed"]:
             global_.append(name)
-    return Sites(tuple(observed), tuple(local), tuple(global_), nesting(model, guide), size)
+    return Sites(
+        observed=tuple(observed),
+        local=tuple(local),
+        global_=tuple(global_),
+        num_plates=nesting(model, guide),
+        size=size,
+        priorless=tuple(priorless),
+    )
 
 
 def _owners(function: Any) -> dict[str, nn.Module]:

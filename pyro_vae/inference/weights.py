@@ -43,13 +43,25 @@ def psis_k(log_weight: Tensor, dim: int = 0) -> Tensor:
 
     References: Pareto smoothed importance sampling (Vehtari et al., 2015), arXiv 1507.02646.
     """
-    rounding = 64.0 * torch.finfo(log_weight.dtype).eps
-    log_weight = log_weight.double().movedim(dim, 0)
-    num_draws = len(log_weight)
-    tail = math.ceil(min(0.2 * num_draws, 3.0 * math.sqrt(num_draws)))
-    if tail < MIN_TAIL:
-        return log_weight.new_full(log_weight.shape[1:], math.inf)
-    top = log_weight.topk(tail + 1, dim=0).values  # largest first; the last one is the cut-off
+    log_weight = log_weight.movedim(dim, 0)
+    return pareto_k_of_tail(log_weight.topk(tail_length(len(log_weight)) + 1, dim=0).values)
+
+
+def tail_length(num_draws: int) -> int:
+    """Return how many of the largest weights make the tail (Vehtari et al., 2015, §6)."""
+    return min(math.ceil(min(0.2 * num_draws, 3.0 * math.sqrt(num_draws))), num_draws - 1)
+
+
+def pareto_k_of_tail(top: Tensor) -> Tensor:
+    """Returns the Pareto shape of a tail: all that has to be kept of a stream of weights.
+
+    Args:
+        top: log w of the tail and, last, the largest weight outside it; descending, `(M + 1, *)`
+    """
+    rounding = 64.0 * torch.finfo(top.dtype).eps
+    top = top.double()
+    if len(top) - 1 < MIN_TAIL:
+        return top.new_full(top.shape[1:], math.inf)
     weight = (top - top[:1]).exp()
     exceedance = (weight[:-1] - weight[-1:]).flip(0)
     k, _ = fit_generalized_pareto(exceedance)

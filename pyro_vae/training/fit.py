@@ -16,9 +16,15 @@ from tqdm.auto import tqdm
 
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.batch import Batch, check_finite
-from pyro_vae.inference.bounds import mean_elbo, positive
+from pyro_vae.inference.bounds import mean_bound, mean_elbo, positive
 from pyro_vae.inference.handlers import Beta, validation
-from pyro_vae.inference.objectives import Objective, OptimiserFactory, as_objective
+from pyro_vae.inference.objectives import (
+    ELBO,
+    Objective,
+    OptimiserFactory,
+    TermsObjective,
+    as_objective,
+)
 from pyro_vae.inference.program import Program
 from pyro_vae.training.checkpoint import read_checkpoint, write_checkpoint
 from pyro_vae.training.device import resolve_device
@@ -96,7 +102,7 @@ def fit(
         data: Training data, one row per datum: tensor, array, tuple or dict of them, ``Dataset``,
             or ``DataLoader``. Tensors that fit are kept on the device and indexed there.
         valid: Validation data: its un-annealed ELBO is measured each epoch, and the weights of the
-            best epoch are kept.
+            best epoch are kept (best by the objective's own bound, where it is another).
         objective: An objective or any ``pyro.infer.ELBO``; None is ``pv.ELBO()``.
         epochs: Passes over the data.
         batch_size: B (a ``DataLoader`` brings its own).
@@ -279,30 +285,39 @@ class _Loop:
         """Measure the un-annealed ELBO on training and validation data, in eval mode."""
         row = {"elbo": -loss}
         beta = self.beta(self.steps / max(1, self.epochs * len(self.feed)))
-        if beta is not None or not getattr(self.objective, "is_elbo", False):
+        if beta is not None or not isinstance(self.objective, ELBO):
             sample = self.feed.sample(_JUDGED_ROWS)
             sample = self.transform(sample) if self.transform is not None else sample
             row["elbo"] = self._mean_elbo(sample)
         if self.valid is not None:
             row["valid_elbo"] = self._mean_elbo(self.valid)
+            if self._has_own_bound():
+                row["valid_bound"] = self._mean_elbo(self.valid, self.objective)
         if isinstance(beta, float):
             row["beta"] = beta
         elif beta is None:
             row["beta"] = 1.0
         return row
 
-    def _mean_elbo(self, batch: Batch) -> float:
+    def _has_own_bound(self) -> bool:
+        return isinstance(self.objective, TermsObjective) and not isinstance(self.objective, ELBO)
+
+    def _mean_elbo(self, batch: Batch, objective: Any = None) -> float:
         # The same noise each epoch: epochs are compared, and training does not depend on judging.
         cuda = [self.wrapped.device] if self.wrapped.device.type == "cuda" else []
         with torch.random.fork_rng(cuda):
             torch.manual_seed(self.seed)
+            if objective is not None:
+                return mean_bound(self.wrapped, batch, objective, size=self.feed.size)
             return mean_elbo(self.wrapped, batch, size=self.feed.size)
 
     def _remember_best(self, row: dict[str, float]) -> None:
         if self.valid is None:
             return
-        if row["valid_elbo"] > self.best_elbo:
-            self.best_elbo, self.best_epoch = row["valid_elbo"], self.epoch
+        # An objective that is a bound of its own is judged by it: IWAE does not raise the ELBO.
+        score = row.get("valid_bound", row["valid_elbo"])
+        if score > self.best_elbo:
+            self.best_elbo, self.best_epoch = score, self.epoch
             self.best = {k: v.clone() for k, v in self.wrapped.state_dict().items()}
         elif self.patience is not None and self.epoch - self.best_epoch >= self.patience:
             self.stopped = True

@@ -5,7 +5,7 @@ Every statistical check has a fixed seed and states how often a correct sampler 
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -39,10 +39,12 @@ class Posterior(NamedTuple):
 
 
 def gaussian(rows: int, latent_dim: int, seed: int = 0) -> Posterior:
-    torch.manual_seed(seed)
-    loading = torch.randn(2, latent_dim, dtype=torch.float64) * (2.0 / math.sqrt(latent_dim))
+    noise = torch.Generator().manual_seed(seed)
+    options: dict[str, Any] = {"generator": noise, "dtype": torch.float64}
+    loading = torch.randn(2, latent_dim, **options) * (2.0 / math.sqrt(latent_dim))
     precision = torch.eye(latent_dim, dtype=torch.float64) + loading.T @ loading
-    mean = 3.0 * torch.randn(rows, latent_dim, dtype=torch.float64)
+    mean = 3.0 * torch.randn(rows, latent_dim, **options)
+    torch.manual_seed(seed)
     return Posterior(mean, loading, torch.linalg.cholesky(torch.linalg.inv(precision)))
 
 
@@ -354,8 +356,8 @@ def test_a_density_summed_over_data_is_named() -> None:
 def test_acceptance_reaches_its_target(target: float, shared: bool) -> None:
     """Rows of scale 0.1 to 10, first guess off by up to 100: frozen acceptance within 0.05.
 
-    Measured on 256 chains x 50 steps; the seed-to-seed spread is 0.005. The dims of a row differ in
-    scale: in an isotropic Gaussian the acceptance is not monotone in the step (resonance).
+    Measured on 256 chains x 50 steps; the seed-to-seed spread is 0.005. One leapfrog step, since with
+    more of them the acceptance on a Gaussian is not monotone in the step size (resonance).
     """
     torch.manual_seed(9)
     row = torch.ones(5) if shared else torch.logspace(-1.0, 1.0, 5)
@@ -366,11 +368,11 @@ def test_acceptance_reaches_its_target(target: float, shared: bool) -> None:
 
     state = hmc.hmc_init(log_density, scale * torch.randn(256, 5, 8).double())
     guess = torch.full(() if shared else (5,), 0.1, dtype=torch.float64)
-    state, step = hmc.adapt_step_size(state, log_density, guess, 3, 150, target=target)
+    state, step = hmc.adapt_step_size(state, log_density, guess, 1, 400, target=target)
     assert step.shape == guess.shape
     rates = []
     for _ in range(50):
-        state, info = hmc.hmc_step(state, log_density, step, 3)
+        state, info = hmc.hmc_step(state, log_density, step, 1)
         rates.append(info.accept_prob.mean(0))
     assert (torch.stack(rates).mean(0) - target).abs().max() < 0.05
 

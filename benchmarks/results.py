@@ -1,0 +1,58 @@
+"""Measured figures as JSON files: one file per figure, with what is needed to measure it again."""
+
+import json
+import platform
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+
+import pyro_vae as pv
+
+FOLDER = Path(__file__).parent / "results"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions behind a figure."""
+    return {
+        "pyro_vae": pv.__version__,
+        "torch": torch.__version__,
+        "pyro": pyro.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def command_line() -> str:
+    """Return the command that is running, as it is typed in the repository's root."""
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+
+
+@dataclass
+class Result:
+    """One figure: its value, its standard error, and how it came about."""
+
+    name: str
+    value: float
+    stderr: float | None
+    unit: str
+    estimator: str
+    published: str
+    target: str
+    data: str
+    binarisation: str
+    seed: int
+    seconds: float
+    device: str = "cpu, 1 thread"
+    details: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=versions)
+    command: str = field(default_factory=command_line)
+
+    def write(self, folder: Path = FOLDER) -> Path:
+        """Write the figure to ``<name>.json``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self.name}.json"
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        return path

@@ -1,0 +1,188 @@
+"""Generation, reconstruction and codes: handlers around an unchanged model and guide."""
+
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from pyro_vae.errors import ConfigError, DataError
+from pyro_vae.inference.batch import Batch, arguments, chunks, num_rows
+from pyro_vae.inference.bounds import passes, positive, scoring
+from pyro_vae.inference.program import Program
+
+_ROWS_PER_PASS = 1024
+Values = Tensor | dict[str, Tensor]  # one site: its tensor; several: by name
+
+
+def generate(program: Any, n: int, *, given: Any = None, mean: bool = False) -> Values:
+    r"""Draw n data from the model: latents from the prior, then the observed sites.
+
+    .. math:: z \sim p(z), \quad x \sim p(x \mid z)
+
+    Random numbers come from torch's global generator.
+
+    Arguments:
+        program: Anything with ``.model`` and ``.guide``.
+        n: Number of data.
+        given: A batch of n rows with the model's other inputs (labels, lengths, masks); observed
+            values in it are ignored. Without it the inputs are rows of the program's example.
+        mean: Return the mean of p(x | z) at the drawn latents, not a draw (smoother pictures).
+
+    Returns:
+        ``(n, ...)``; a dict by site where the model observes several.
+
+    Raises:
+        ConfigError: n below 1.
+        DataError: ``given`` has another number of rows.
+        ProgramError: The program has no prior.
+    """
+    wrapped = Program.of(program)
+    positive("n", n)
+    wrapped.require_prior("generate")
+    batch = wrapped.example(n) if given is None else wrapped.adapt(given)
+    if num_rows(batch) != n:
+        raise DataError(f"given: got {num_rows(batch)} rows, expected n = {n}")
+    pieces = []
+    with scoring(wrapped):
+        for piece in chunks(batch, _ROWS_PER_PASS):
+            args, kwargs = arguments(piece)
+            model = poutine.uncondition(wrapped.functions[0])
+            trace = poutine.trace(model).get_trace(*args, **kwargs)
+            pieces.append(_observed(wrapped, trace, mean))
+    return _join(pieces)
+
+
+def reconstruct(program: Any, data: Any, *, mean: bool = True) -> Values:
+    r"""Encode data and decode them again.
+
+    .. math:: z \sim q(z \mid x), \quad \hat x = \mathbb{E}[x \mid z]
+
+    Arguments:
+        program: Anything with ``.model`` and ``.guide``.
+        data: One row per datum, ``(N, ...)``.
+        mean: Return the mean of p(x | z); False draws from it.
+
+    Returns:
+        ``(N, ...)``; a dict by site where the model observes several.
+
+    Raises:
+        DataError: Data that the program cannot take.
+    """
+    wrapped = Program.of(program)
+    pieces = []
+    for piece in _checked(wrapped, data):
+        args, kwargs = arguments(piece)
+        with scoring(wrapped):
+            guide = poutine.trace(wrapped.functions[1]).get_trace(*args, **kwargs)
+            model = poutine.uncondition(poutine.replay(wrapped.functions[0], trace=guide))
+            trace = poutine.trace(model).get_trace(*args, **kwargs)
+            pieces.append(_observed(wrapped, trace, mean))
+    return _join(pieces)
+
+
+def encode(program: Any, data: Any, *, sample: bool = False) -> Values:
+    r"""Return the code of each datum: the mean of q(z | x), or a draw from it.
+
+    Latents below the first are encoded at the draws above them.
+
+    Arguments:
+        program: Anything with ``.model`` and ``.guide``.
+        data: One row per datum, ``(N, ...)``.
+        sample: Draw in place of the mean (a distribution without a known mean is always drawn).
+
+    Returns:
+        ``(N, Z)``; a dict by site where there are several local latents.
+
+    Raises:
+        DataError: Data that the program cannot take.
+    """
+    wrapped = Program.of(program)
+    pieces = []
+    for piece in _checked(wrapped, data):
+        args, kwargs = arguments(piece)
+        with scoring(wrapped):
+            guide = poutine.trace(wrapped.functions[1]).get_trace(*args, **kwargs)
+        sites = {name: guide.nodes[name] for name in wrapped.sites.local}
+        pieces.append(
+            {name: s["value"] if sample else _mean(s) for name, s in sites.items()}
+        )
+    return _join(pieces)
+
+
+def interpolate(program: Any, first: Any, second: Any, *, steps: int = 8) -> Values:
+    r"""Decode the straight lines between the codes of pairs of data.
+
+    .. math:: z_t = (1 - t)\,\mathbb{E}_q[z \mid a] + t\,\mathbb{E}_q[z \mid b], \quad t = 0 \dots 1
+
+    Arguments:
+        program: Anything with ``.model`` and ``.guide``, with continuous latents.
+        first, second: Data at the two ends, ``(N, ...)`` each.
+        steps: Points on each line, both ends included; at least 2.
+
+    Returns:
+        Means of p(x | z), ``(N, steps, ...)``.
+
+    Raises:
+        ConfigError: Fewer than two steps.
+        DataError: Unequal numbers of rows, or data that the program cannot take.
+    """
+    wrapped = Program.of(program)
+    if positive("steps", steps) < 2:
+        raise ConfigError(f"steps: got {steps}, expected at least 2")
+    a, b = _as_dict(wrapped, encode(program, first)), _as_dict(wrapped, encode(program, second))
+    start, rows = wrapped.adapt(first), num_rows(wrapped.adapt(second))
+    if num_rows(start) != rows:
+        raise DataError(f"got {num_rows(start)} and {rows} rows, expected pairs")
+    pieces = []
+    with scoring(wrapped):
+        args, kwargs = arguments(start)
+        for t in torch.linspace(0, 1, steps).tolist():
+            codes = {name: torch.lerp(a[name], b[name], t) for name in a}
+            pieces.append(_decoded(wrapped, codes, args, kwargs))
+    if len(wrapped.sites.observed) == 1:
+        return torch.stack([piece[wrapped.sites.observed[0]] for piece in pieces], dim=1)
+    return {name: torch.stack([p[name] for p in pieces], dim=1) for name in pieces[0]}
+
+
+def _decoded(
+    program: Program, codes: dict[str, Tensor], args: Any, kwargs: Any
+) -> dict[str, Tensor]:
+    # A replay, not a condition: conditioned sites count as observed, and would be drawn anew.
+    trace = Trace()
+    for name, value in codes.items():
+        trace.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={})
+    replayed = poutine.uncondition(poutine.replay(program.functions[0], trace=trace))
+    return _observed(program, poutine.trace(replayed).get_trace(*args, **kwargs), mean=True)
+
+
+def _checked(program: Program, data: Any) -> list[Batch]:
+    batch = program.adapt(data)
+    program.check(batch)
+    return passes(program, batch, _ROWS_PER_PASS)
+
+
+def _observed(program: Program, trace: Trace, mean: bool) -> dict[str, Tensor]:
+    sites = {name: trace.nodes[name] for name in program.sites.observed}
+    return {name: _mean(site) if mean else site["value"] for name, site in sites.items()}
+
+
+def _mean(site: Any) -> Tensor:
+    """Return the mean of a site's distribution; its value where no mean is known."""
+    try:
+        mean = site["fn"].mean
+    except (NotImplementedError, AttributeError):
+        return site["value"]
+    # A categorical distribution answers NaN: class numbers have no mean.
+    known = mean.shape == site["value"].shape and not bool(torch.isnan(mean).all())
+    return mean if known else site["value"]
+
+
+def _join(pieces: list[dict[str, Tensor]]) -> Values:
+    joined = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+    return next(iter(joined.values())) if len(joined) == 1 else joined
+
+
+def _as_dict(program: Program, values: Values) -> dict[str, Tensor]:
+    return values if isinstance(values, dict) else {program.sites.local[0]: values}

@@ -6,7 +6,8 @@ from pyro_vae.evaluation.collapse import Diagnosis, diagnose
 from pyro_vae.evaluation.generation import encode, generate, interpolate, reconstruct
 from pyro_vae.evaluation.likelihood import LogLikelihood, log_likelihood
 from pyro_vae.inference.bounds import elbo
-from pyro_vae.inference.objectives import ELBO, IWAE, Update
+from pyro_vae.inference.importance import IWAE, STL, DReG, Renyi
+from pyro_vae.inference.objectives import ELBO, AnalyticELBO, Update
 from pyro_vae.inference.program import Program
 from pyro_vae.loading import load
 from pyro_vae.training import schedules
@@ -16,9 +17,13 @@ from pyro_vae.training.saving import save
 __all__ = [
     "ELBO",
     "IWAE",
+    "STL",
+    "AnalyticELBO",
+    "DReG",
     "Diagnosis",
     "LogLikelihood",
     "Program",
+    "Renyi",
     "Run",
     "Update",
     "__version__",

@@ -144,10 +144,7 @@ def reverse_annealed_importance(
         temperatures: those of the forward run, rising, shape `(T + 1,)`; so are the step sizes
         kernel: another transition in place of HMC; it must be reversible
 
-    The other arguments are those of `annealed_importance`.
-
-    Raises:
-        ConfigError: temperatures and step sizes disagree in number, or there are none.
+    The other arguments and the errors are those of `annealed_importance`.
 
     References: Sandwiching the marginal likelihood using bidirectional Monte Carlo (Grosse et al.,
     2015), arXiv 1511.02543; Wu et al. (2017), arXiv 1611.04273.

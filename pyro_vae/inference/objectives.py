@@ -7,11 +7,11 @@ from typing import Any, Protocol
 import pyro.infer
 import torch
 from torch import Tensor, nn
+from torch.distributions import kl_divergence
 
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.program import Program
 from pyro_vae.inference.terms import Joint, Terms
-from pyro_vae.inference.weights import log_mean_exp
 
 OptimiserFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -49,7 +49,7 @@ class Objective(Protocol):
 class TermsObjective(pyro.infer.ELBO):
     """An objective with one loss, a function of the terms; stock ``pyro.infer.SVI`` takes it too.
 
-    Subclasses define ``loss_of``. ``differentiable_loss`` follows Pyro's convention (the sum over
+    Subclasses define ``loss_of``, or ``loss_of_joint`` where terms alone do not do. ``differentiable_loss`` follows Pyro's convention (the sum over
     the data set of N); everything else in this library is per datum.
     """
 
@@ -65,23 +65,26 @@ class TermsObjective(pyro.infer.ELBO):
         """Return the loss in nats per datum; its gradient is the estimator's."""
         raise NotImplementedError
 
-    def __call__(self, model: Any, guide: Any = None) -> Any:
-        """Return the loss of a ``Joint``; with a model and a guide, Pyro's ``ELBOModule``."""
-        if isinstance(model, Joint):
-            return self.loss_of(model.terms(self.num_samples, self.num_particles))
-        return super().__call__(model, guide)
+    def loss_of_joint(self, joint: Joint) -> tuple[Tensor, int]:
+        """Return the loss per datum for model and guide on one batch, and N."""
+        terms = joint.terms(self.num_samples, self.num_particles)
+        return self.loss_of(terms), terms.size
+
+    def per_datum(self, joint: Joint) -> Tensor:
+        """Return the loss in nats per datum."""
+        return self.loss_of_joint(joint)[0]
 
     def updates(self, program: Program) -> list[Update]:
         """Return the one update, over all parameters of the program."""
-        return [Update(self, tuple(program.parameters()))]
+        return [Update(self.per_datum, tuple(program.parameters()))]
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Return the loss summed over the data set, differentiable (Pyro's convention)."""
         joint = Joint(model, guide, args, kwargs, num_plates=self._num_plates)
         if self.num_particles > 1:
             self._num_plates = joint.num_plates
-        terms = joint.terms(self.num_samples, self.num_particles)
-        return self.loss_of(terms) * terms.size
+        loss, size = self.loss_of_joint(joint)
+        return loss * size
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         return Joint(model, guide, args, kwargs).traces()
@@ -126,35 +129,59 @@ class ELBO(TermsObjective):
         return -(value.detach() + surrogate - surrogate.detach())
 
 
-class IWAE(TermsObjective):
-    r"""The importance-weighted bound: log p(x) is averaged over K particles inside the logarithm.
+class AnalyticELBO(TermsObjective):
+    r"""The ELBO with the KL of each local latent in closed form, where that is right and known.
 
-    .. math:: \mathbb{E}\Big[\log\tfrac{p(w)}{q(w)} + \tfrac{N}{B}\sum_n \log \tfrac{1}{K}
-       \sum_k \tfrac{p(x_n, z_{nk} \mid w)}{q(z_{nk} \mid x_n)}\Big] / N
+    .. math:: \mathbb{E}_q[\log p(x \mid z)] - \sum_l
+       \mathbb{E}_q\,\mathrm{KL}(q(z_l \mid x, \cdot) \,\|\, p(z_l \mid \cdot))
 
-    Per datum inside, N/B outside; reparametrised latents only. The encoder sees a datum once.
+    A latent whose prior may depend on latents that the guide draws after it (a bottom-up guide of a
+    hierarchical model) keeps its Monte-Carlo KL: integrating over it alone would be wrong. So does
+    one whose pair of distributions has no registered KL, and one under a weight or a mask.
 
     Arguments:
-        num_particles: K; 1 is the ELBO.
-        num_samples: S, draws of the global latents.
-
-    Raises:
-        ProgramError: A local latent has no reparametrised sampler.
+        num_particles, num_samples: As for ``ELBO``.
 
     References:
-        | Importance Weighted Autoencoders (Burda et al., 2016), arXiv:1509.00519
+        | Auto-Encoding Variational Bayes (Kingma & Welling, 2014), arXiv:1312.6114, App. B
     """
 
     def loss_of(self, terms: Terms) -> Tensor:
         """Return the negative bound per datum."""
         if terms.score:
             raise ProgramError(
-                f"IWAE: site {next(iter(terms.score))!r} has no reparametrised sampler; use "
-                "an objective for discrete latents"
+                f"AnalyticELBO: site {next(iter(terms.score))!r} has no reparametrised sampler"
             )
-        bound = log_mean_exp(terms.log_weight, dim=1).mean()
-        weight = terms.global_log_weight
-        return -(bound + weight.mean() / terms.size if isinstance(weight, Tensor) else bound)
+        value = elbo_of(terms)
+        for name in analytic_sites(terms):
+            analytic = torch.stack([
+                kl_divergence(draw.posterior, draw.prior).mean() for draw in terms.latents[name]
+            ]).mean()
+            value = value + terms.kl(name).mean() - analytic
+        return -value
+
+
+def analytic_sites(terms: Terms) -> list[str]:
+    """Return the local latents whose KL may be taken in closed form."""
+    guide_order = [name for name in terms.log_q if name in terms.latents]
+    found: list[str] = []
+    for index, (name, draws) in enumerate(terms.latents.items()):
+        # The latents before this one in the model are its possible parents; all must be drawn
+        # before it in the guide too.
+        parents = set(list(terms.latents)[:index])
+        drawn = set(guide_order[: guide_order.index(name)])
+        if parents <= drawn and draws[0].plain and has_kl(draws[0].posterior, draws[0].prior):
+            found.append(name)
+    return found
+
+
+def has_kl(posterior: Any, prior: Any) -> bool:
+    """Return whether torch or Pyro knows the KL of this pair in closed form."""
+    try:
+        kl_divergence(posterior, prior)
+    except NotImplementedError:
+        return False
+    return True
 
 
 def elbo_of(terms: Terms, detached: tuple[str, ...] = ()) -> Tensor:

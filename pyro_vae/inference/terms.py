@@ -8,7 +8,7 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import prune_subsample_sites
+from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
@@ -20,11 +20,15 @@ from pyro_vae.inference.handlers import PLATE, Message, Particles, data_frame
 
 @dataclass(frozen=True)
 class Latent:
-    """One local latent in one draw: its prior, its posterior and its value, (K, B) | event."""
+    """One local latent in one draw: its prior, its posterior and its value, (K, B) | event.
+
+    ``plain`` says that neither a weight nor a mask changes its log densities.
+    """
 
     prior: Any
     posterior: Any
     value: Tensor
+    plain: bool = True
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,15 @@ class _Draw:
     batch_size: int = 0
 
 
+@dataclass(frozen=True)
+class Leaf:
+    """One latent's value in one draw: as the guide drew it, and cut off from the guide."""
+
+    site: str
+    attached: Tensor
+    cut: Tensor
+
+
 class Joint:
     """A model and a guide on one batch: what every objective and every estimator asks for terms.
 
@@ -166,46 +179,107 @@ class Joint:
         """Batch dimensions used by plates, at least 1."""
         if self._num_plates is None:
             with torch.no_grad(), torch.random.fork_rng(_cuda_devices(self.args, self.kwargs)):
-                self._num_plates = nesting(*self._traces(self.args, self.kwargs))
+                self._num_plates = nesting(*self.traces())
         return self._num_plates
 
     def terms(self, num_samples: int = 1, num_particles: int = 1) -> Terms:
         """Draw S sets of globals and K particles of the locals, and return their log densities."""
-        draws = [self._draw(num_particles) for _ in range(num_samples)]
-        first = draws[0]
-        return Terms(
-            log_p=_stack(draws, "log_p"),
-            log_q=_stack(draws, "log_q"),
-            global_log_p=_stack(draws, "global_log_p"),
-            global_log_q=_stack(draws, "global_log_q"),
-            score=_stack(draws, "score"),
-            no_path=first.no_path,
-            observed=first.observed,
-            latents={name: [draw.latents[name] for draw in draws] for name in first.latents},
-            size=first.size,
-            batch_size=first.batch_size,
-        )
+        return stack([self._draw(num_particles) for _ in range(num_samples)])
+
+    def leaf_terms(self, num_samples: int = 1, num_particles: int = 1) -> tuple[Terms, list[Leaf]]:
+        """Return the terms at draws cut off from the guide, and the draws, attached and cut off.
+
+        The terms' gradient stops at each leaf: what flows into a guide's parameters through its
+        sampler is left to the caller, who multiplies a leaf's gradient with the attached value.
+        """
+        draws, leaves = [], []
+        for _ in range(num_samples):
+            guide = self._run(num_particles, lambda args, kwargs: self._sample(args, kwargs))
+            cut, found = _cut(guide)
+            leaves += found
+            draws.append(self._read_at(cut, num_particles))
+        return stack(draws), leaves
+
+    def terms_at(self, values: Mapping[str, Tensor], num_particles: int = 1) -> Terms:
+        """Return the terms at given values of the latents, ``(K, B)`` | event each."""
+        trace = Trace()
+        for name, value in values.items():
+            trace.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={})
+        return stack([self._read_at(trace, num_particles)])
 
     def traces(self, num_particles: int = 1) -> tuple[Trace, Trace]:
         """Return the traces ``(model, guide)`` of one draw, the model replayed at the guide's."""
+
+        def both(args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+            guide = self._sample(args, kwargs)
+            return self._score_model(guide, args, kwargs), prune_subsample_sites(guide)
+
+        return self._run(num_particles, both)
+
+    def _run(self, num_particles: int, function: Callable[[Any, Any], Any]) -> Any:
+        """Call a function of the arguments in such a way that latents take K values."""
         if num_particles == 1:
-            return self._traces(self.args, self.kwargs)
+            return function(self.args, self.kwargs)
         if self.tiled:
-            return self._traces(
+            return function(
                 repeat_rows(self.args, num_particles), repeat_rows(self.kwargs, num_particles)
             )
         with Particles(num_particles, -1 - self.num_plates):
-            return self._traces(self.args, self.kwargs)
+            return function(self.args, self.kwargs)
 
-    def _traces(self, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        guide = poutine.trace(self.guide).get_trace(*args, **kwargs)
-        model = poutine.trace(poutine.replay(self.model, trace=guide)).get_trace(*args, **kwargs)
-        return prune_subsample_sites(model), prune_subsample_sites(guide)
+    def _sample(self, args: Any, kwargs: Any) -> Trace:
+        return poutine.trace(self.guide).get_trace(*args, **kwargs)
+
+    def _score_model(self, values: Trace, args: Any, kwargs: Any) -> Trace:
+        model = poutine.replay(self.model, trace=values)
+        return prune_subsample_sites(poutine.trace(model).get_trace(*args, **kwargs))
+
+    def _read_at(self, values: Trace, num_particles: int) -> _Draw:
+        """Score model and guide at the values of a trace."""
+
+        def both(args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+            guide = poutine.trace(poutine.replay(self.guide, trace=values))
+            scored = prune_subsample_sites(guide.get_trace(*args, **kwargs))
+            return self._score_model(values, args, kwargs), scored
+
+        model, guide = self._run(num_particles, both)
+        return read(model, guide, num_particles, num_particles if self.tiled else 1)
 
     def _draw(self, num_particles: int) -> _Draw:
         model, guide = self.traces(num_particles)
-        tiles = num_particles if self.tiled else 1
-        return read(model, guide, num_particles, tiles)
+        return read(model, guide, num_particles, num_particles if self.tiled else 1)
+
+
+def _cut(guide: Trace) -> tuple[Trace, list[Leaf]]:
+    """Return a copy of a guide's trace whose latent values are leaves of the graph."""
+    cut = guide.copy()
+    leaves = []
+    for name, site in guide.nodes.items():
+        if site["type"] != "sample" or site["is_observed"] or site_is_subsample(site):
+            continue
+        value = site["value"].detach()
+        if value.is_floating_point():
+            value = value.requires_grad_()
+        cut.nodes[name] = {**site, "value": value}
+        leaves.append(Leaf(name, site["value"], value))
+    return cut, leaves
+
+
+def stack(draws: list[_Draw]) -> Terms:
+    """Stack what S draws of the globals contribute."""
+    first = draws[0]
+    return Terms(
+        log_p=_stack(draws, "log_p"),
+        log_q=_stack(draws, "log_q"),
+        global_log_p=_stack(draws, "global_log_p"),
+        global_log_q=_stack(draws, "global_log_q"),
+        score=_stack(draws, "score"),
+        no_path=first.no_path,
+        observed=first.observed,
+        latents={name: [draw.latents[name] for draw in draws] for name in first.latents},
+        size=first.size,
+        batch_size=first.batch_size,
+    )
 
 
 def read(model: Trace, guide: Trace, num_particles: int = 1, tiles: int = 1) -> _Draw:
@@ -224,7 +298,9 @@ def read(model: Trace, guide: Trace, num_particles: int = 1, tiles: int = 1) -> 
         if site["is_observed"]:
             draw.observed += (name,)
         elif name in guide.nodes:
-            draw.latents[name] = Latent(site["fn"], guide.nodes[name]["fn"], site["value"])
+            twin = guide.nodes[name]
+            plain = all(_is_plain(each) for each in (site, twin))
+            draw.latents[name] = Latent(site["fn"], twin["fn"], site["value"], plain)
     for name, site in _sites(guide):
         if not site["is_observed"]:
             _read_guide_site(draw, name, site, dim, num_particles, tiles)
@@ -284,6 +360,11 @@ def _handler_scale(site: Message) -> Any:
         if frame.name == PLATE and frame.full_size is not None and frame.full_size != frame.size:
             scale = scale / (frame.full_size / frame.size)
     return scale
+
+
+def _is_plain(site: Message) -> bool:
+    scale = _handler_scale(site)
+    return site["mask"] is None and isinstance(scale, int | float) and abs(scale - 1) < 1e-9
 
 
 def _log_prob(name: str, site: Message) -> Tensor:

@@ -212,9 +212,9 @@ def test_exact_transitions_are_unbiased() -> None:
 def test_weights_are_unbiased_and_sandwich_the_evidence(family: str) -> None:
     """On 13 targets: E[w / Z] = 1 within 5 SE, and forward <= exact <= reverse within 3 SE.
 
-    10,000 chains forward and 4,000 in reverse. E[Z / w] = 1 is asked of the Bernoulli decoders only:
-    their likelihood is bounded below, elsewhere 1 / w has no variance. False alarms: 2.9e-6 to
-    4.6e-6 per family from the means; the ordering holds by more than 3 SE at this T.
+    10,000 chains forward and 4,000 in reverse. E[Z / w] = 1 is asked of the Bernoulli decoders
+    only: their likelihood is bounded below, elsewhere 1 / w may lack a variance. False alarms: at
+    most 4.6e-6 per family from the means; the ordering holds by more than 3 SE at this T.
     """
     target = FAMILIES[family]()
     assert target.posterior is not None

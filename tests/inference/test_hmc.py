@@ -356,8 +356,8 @@ def test_a_density_summed_over_data_is_named() -> None:
 def test_acceptance_reaches_its_target(target: float, shared: bool) -> None:
     """Rows of scale 0.1 to 10, first guess off by up to 100: frozen acceptance within 0.05.
 
-    Measured on 256 chains x 50 steps; the seed-to-seed spread is 0.005. One leapfrog step, since with
-    more of them the acceptance on a Gaussian is not monotone in the step size (resonance).
+    Measured on 256 chains x 50 steps; the seed-to-seed spread is 0.005. One leapfrog step,
+    since with more of them a Gaussian's acceptance is not monotone in the step size (resonance).
     """
     torch.manual_seed(9)
     row = torch.ones(5) if shared else torch.logspace(-1.0, 1.0, 5)

@@ -1,0 +1,116 @@
+"""Seeds, the device, and a guard: no test may leave the process other than it found it."""
+
+import functools
+import random
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from pyro.poutine.runtime import _PYRO_STACK
+
+import pyro_vae as pv
+
+torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+
+FLAGS = (
+    "module_local_params",
+    "validate_distributions_pyro",
+    "validate_distributions_torch",
+    "validate_infer",
+    "validate_poutine",
+)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="where programs run: cpu or cuda")
+
+
+def pytest_collection_modifyitems(config, items):
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="no CUDA device on this machine")
+    for item in items:
+        if "cuda" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def device(request):
+    """Return the device of ``--device``."""
+    name = request.config.getoption("--device")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device on this machine")
+    return torch.device(name)
+
+
+def surroundings():
+    """Return what no verb may change."""
+    store = pyro.get_param_store()
+    return {
+        "parameter store": {n: v.detach().clone() for n, v in store._params.items()},
+        "default dtype": torch.get_default_dtype(),
+        "default device": torch.get_default_device(),
+        "gradient mode": torch.is_grad_enabled(),
+        "Pyro's stack": list(_PYRO_STACK),
+        **{flag: pyro.settings.get(flag) for flag in FLAGS},
+    }
+
+
+def random_state():
+    """Return the global random states of Python, NumPy and torch."""
+    name, keys, *rest = np.random.get_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return (
+        random.getstate(),
+        (name, keys.tolist(), *rest),
+        torch.get_rng_state().tolist(),
+        [state.tolist() for state in cuda],
+    )
+
+
+def differences(before, after):
+    """Return the names of the surroundings that differ."""
+    changed = [k for k, v in before.items() if k != "parameter store" and v != after[k]]
+    old, new = before["parameter store"], after["parameter store"]
+    same = old.keys() == new.keys() and all(torch.equal(old[k], new[k]) for k in old)
+    return changed if same else [*changed, f"parameter store {sorted(old)} -> {sorted(new)}"]
+
+
+@pytest.fixture(autouse=True)
+def _guard(request):
+    """Seed each test; fail one that leaves a global changed."""
+    pyro.set_rng_seed(0)
+    before = surroundings()
+    yield
+    changed = differences(before, surroundings())
+    pyro.clear_param_store()
+    _PYRO_STACK.clear()
+    torch.set_default_dtype(before["default dtype"])
+    for flag in FLAGS:
+        pyro.settings.set(**{flag: before[flag]})
+    assert not changed, f"{request.node.nodeid} left changed: {changed}"
+
+
+@pytest.fixture(autouse=True)
+def _fit_keeps_the_random_state(monkeypatch):
+    """Check for every ``pv.fit`` of the suite that global random states survive it."""
+    original = pv.fit
+
+    @functools.wraps(original)
+    def checked(*args, **kwargs):
+        before = random_state()
+        try:
+            return original(*args, **{"progress": False, **kwargs})
+        finally:
+            assert random_state() == before, "pv.fit changed a global random state"
+
+    monkeypatch.setattr(pv, "fit", checked)
+
+
+@pytest.fixture
+def store():
+    """Give a test Pyro's parameter store, empty before and after."""
+    pyro.clear_param_store()
+    yield pyro.get_param_store()
+    pyro.clear_param_store()

@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: demo test lint tables clean
 
 demo: $(VENV)/.base
-	OMP_NUM_THREADS=2 $(BIN)/pyro-vae demo
+	$(BIN)/pyro-vae demo
 
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --doctest-modules pyro_vae tests

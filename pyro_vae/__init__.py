@@ -6,9 +6,12 @@ from pyro_vae.evaluation.collapse import Diagnosis, diagnose
 from pyro_vae.evaluation.generation import encode, generate, interpolate, reconstruct
 from pyro_vae.evaluation.likelihood import LogLikelihood, log_likelihood
 from pyro_vae.inference.bounds import elbo
+from pyro_vae.inference.discrete import NVIL, RLOO, VIMCO, DisARM
+from pyro_vae.inference.floors import FreeBits
 from pyro_vae.inference.importance import IWAE, STL, DReG, Renyi
 from pyro_vae.inference.objectives import ELBO, AnalyticELBO, Update
 from pyro_vae.inference.program import Program
+from pyro_vae.inference.wake_sleep import ReweightedWakeSleep
 from pyro_vae.loading import load
 from pyro_vae.training import schedules
 from pyro_vae.training.fit import Run, fit
@@ -17,13 +20,19 @@ from pyro_vae.training.saving import save
 __all__ = [
     "ELBO",
     "IWAE",
+    "NVIL",
+    "RLOO",
     "STL",
+    "VIMCO",
     "AnalyticELBO",
     "DReG",
+    "DisARM",
+    "FreeBits",
     "Diagnosis",
     "LogLikelihood",
     "Program",
     "Renyi",
+    "ReweightedWakeSleep",
     "Run",
     "Update",
     "__version__",

@@ -139,11 +139,12 @@ def latent_map(
     figure = _figure(6.0, 5.4)
     axes = figure.add_subplot()
     colours = _colours(len(groups))
-    size = min(22.0, max(3.0, 9000 / len(points)))
+    size = min(22.0, max(3.0, 15000 / len(points)))
     for (name, chosen), colour in zip(groups, colours, strict=True):
         x, y = points[chosen].T
         axes.scatter(x, y, s=size, color=colour, alpha=0.75, linewidths=0, label=name)
-    if name := groups[0][0]:
+    if groups[0][0]:
+        _name_groups(axes, points, groups, colours)
         axes.legend(
             *(axes.get_legend_handles_labels()),
             loc="center left",
@@ -335,6 +336,19 @@ def _groups(labels: ArrayLike | None, n: int) -> list[tuple[str, np.ndarray]]:
     return [(str(value), np.flatnonzero(values == value)) for value in np.unique(values)]
 
 
+def _name_groups(
+    axes: Axes, points: np.ndarray, groups: list[tuple[str, np.ndarray]], colours: list[Any]
+) -> None:
+    """Write each label at the median of its points: colour alone does not tell ten apart."""
+    from matplotlib.patheffects import withStroke
+
+    for (name, chosen), colour in zip(groups, colours, strict=True):
+        x, y = np.median(points[chosen], axis=0)
+        outline = [withStroke(linewidth=3, foreground="white")]
+        style: dict[str, Any] = {"ha": "center", "va": "center", "path_effects": outline}
+        axes.text(x, y, name, fontsize=14, fontweight="bold", color=colour, **style)
+
+
 def _colours(n: int) -> list[Any]:
     if n <= len(PALETTE):
         return list(PALETTE[:n])
@@ -379,7 +393,7 @@ def _mark_best(axes: Axes, epoch: np.ndarray, valid: np.ndarray | None) -> None:
     if valid is None or not np.isfinite(valid).any():
         return
     best = int(np.nanargmax(valid))
-    label = f"best: {valid[best]:.2f}, epoch {epoch[best]:.0f}"
+    label = f"best: {valid[best]:.2f}, epoch {epoch[best]:.0f}".replace("-", "\N{MINUS SIGN}")
     axes.plot(
         epoch[best], valid[best], "o", ms=6, mfc="white", mec=PALETTE[1], mew=1.6, label=label
     )

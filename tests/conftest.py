@@ -59,7 +59,7 @@ def surroundings():
 
 def random_state():
     """Return the global random states of Python, NumPy and torch."""
-    name, keys, *rest = np.random.get_state()
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002 - the global one is the point
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return (
         random.getstate(),

@@ -138,8 +138,9 @@ class ExactPPCA(nn.Module):
         with self._plate(x) as rows:
             z = pyro.sample(
                 "z",
-                dist.Normal(torch.zeros_like(self.prior_loc), torch.ones_like(self.prior_loc))
-                .to_event(1),
+                dist.Normal(
+                    torch.zeros_like(self.prior_loc), torch.ones_like(self.prior_loc)
+                ).to_event(1),
             )
             loc = z @ self.weight.mT + mean
             pyro.sample("x", dist.Normal(loc, self.scale).to_event(1), obs=x[rows])

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from pyro_vae.inference.batch import Batch, num_rows
 from pyro_vae.inference.bounds import passes, positive, scoring

@@ -1,12 +1,13 @@
 """A batch: a tensor, or a tuple or dict of tensors, one row per datum."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import DataError
+from pyro_vae.errors import DataError, ProgramError
 
 Batch = Any  # Tensor | tuple[Tensor, ...] | dict[str, Tensor]; recursive types help nobody here
 
@@ -37,6 +38,42 @@ def arguments(batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     if isinstance(batch, tuple | list):
         return tuple(batch), {}
     return (batch,), {}
+
+
+def named_arguments(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return arguments by the names that a function's signature gives them.
+
+    Raises:
+        DataError: The function does not take these arguments.
+    """
+    try:
+        return dict(inspect.signature(function).bind_partial(*args, **kwargs).arguments)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the model does not take this batch: {error}") from error
+
+
+def replace_arguments(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    values: Mapping[str, Tensor],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return arguments with those replaced that go by the name of an observed site.
+
+    Raises:
+        ProgramError: A site is no argument of the function.
+    """
+    names = list(named_arguments(function, args, kwargs))
+    for site in values:
+        if site not in names:
+            raise ProgramError(
+                f"observed site {site!r} is no argument of the model {sorted(names)}; give the site "
+                "and the argument one name"
+            )
+    positional = tuple(values.get(n, a) for n, a in zip(names, args, strict=False))
+    return positional, {name: values.get(name, value) for name, value in kwargs.items()}
 
 
 def num_rows(batch: Batch) -> int:

@@ -121,7 +121,7 @@ def fixed_support(fn: Any) -> Any:
         base = base.base_dist
     # A class attribute is one constraint for all parameters; a property depends on them.
     support = getattr(type(base), "support", None)
-    if isinstance(support, constraints.Constraint):
+    if isinstance(support, constraints.Constraint) and not constraints.is_dependent(support):
         return constraints.independent(support, len(fn.event_shape) - len(base.event_shape))
     return None
 

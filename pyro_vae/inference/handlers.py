@@ -13,6 +13,7 @@ from torch import Tensor
 
 PLATE = "data"
 Message = dict[str, Any]
+_from_store = pyro.get_param_store().get_param  # what a pyro.param statement calls
 Beta = float | Tensor | Mapping[str, float | Tensor]
 
 
@@ -95,6 +96,8 @@ class Particles(Messenger):
 class OwnParameters(Messenger):
     """Answer ``pyro.param`` from tensors at hand, so that the global store is never read or written.
 
+    A ``PyroModule`` announces its own attributes as ``param`` messages too; it keeps those itself.
+
     Arguments:
         lookup: ``(name, initial value or None, constraint) -> constrained value``.
     """
@@ -104,7 +107,7 @@ class OwnParameters(Messenger):
         self.lookup = lookup
 
     def _pyro_param(self, msg: Message) -> None:
-        if msg["done"] or msg["value"] is not None:
+        if msg["done"] or msg["value"] is not None or msg["fn"] != _from_store:
             return
         initial = msg["args"][1] if len(msg["args"]) > 1 else None
         constraint = msg["kwargs"].get("constraint", torch.distributions.constraints.real)

@@ -16,7 +16,7 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
-from torch.distributions import transform_to
+from torch.distributions import constraints, transform_to
 
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.inference import checks
@@ -26,8 +26,10 @@ from pyro_vae.inference.batch import (
     check_finite,
     chunks,
     map_batch,
+    named_arguments,
     named_leaves,
     num_rows,
+    replace_arguments,
     signature,
 )
 from pyro_vae.inference.handlers import (
@@ -109,10 +111,12 @@ class Program(nn.Module):
         self.parts = nn.ModuleDict({**_owners(model), **_owners(guide), **(modules or {})})
         self.values = nn.ParameterDict()
         self._constraints: dict[str, Any] = {}
+        self._names: dict[str, str] = {}  # of the values, dots and all
         self._source: Any = None
         self._sites: Sites | None = None
         self._seen: set[Any] = set()
         self._first_rows: Batch | None = None
+        self._rows_read = 1
         self._tiled: bool | None = None
         self._home: torch.device | None = None
 
@@ -152,12 +156,30 @@ class Program(nn.Module):
         with (
             _PYRO_LOCK,
             pyro.settings.context(module_local_params=True),
+            # For what is hidden from our handler (poutine.block): a store with the same tensors.
+            pyro.get_param_store().scope(self._store_state()),
             OwnParameters(self._parameter),
         ):
+            for part in self.modules():
+                context = getattr(part, "_pyro_context", None)
+                if context is not None and not hasattr(context, "param_state"):
+                    # A PyroModule built before module_local_params was on lacks it.
+                    context.param_state = {"params": {}, "constraints": {}}
             yield
+
+    def _store_state(self) -> dict[str, dict[str, Any]]:
+        """Return the values of plain ``pyro.param`` statements as Pyro's store keeps them."""
+        names = {key: self._names.get(key, key) for key in self.values}
+        return {
+            "params": {names[key]: value for key, value in self.values.items()},
+            "constraints": {
+                names[key]: self._constraints.get(key, constraints.real) for key in self.values
+            },
+        }
 
     def _parameter(self, name: str, initial: Any, constraint: Any) -> Tensor:
         key = name.replace(".", "-")  # nn.Module forbids dots in names
+        self._names[key] = name
         if isinstance(initial, nn.Parameter):
             # pyro.module hands in the module's own tensor: the answer is that tensor. One whose
             # module was not found (deep inside a closure, say) is adopted, so that it trains.
@@ -265,6 +287,7 @@ class Program(nn.Module):
             self._first_rows = map_batch(lambda leaf: leaf[:8].detach().clone(), batch)
         self._sites = _roles(model, guide)
         self._seen.add(key)
+        self._rows_read = rows
         return self._sites
 
     def look(self, batch: Batch) -> tuple[Trace, Trace]:
@@ -299,9 +322,11 @@ class Program(nn.Module):
             DataError: Names the site, the row, the value and the fix.
         """
         check_finite(data)
-        first = map_batch(lambda leaf: leaf[:1], data)
         if self._sites is not None and self._sites.size is not None:
             return  # such a program fixes its own batch
+        # As many rows as were read before: a guide with a factor per datum takes no others.
+        head = self._rows_read if self._rows_read <= num_rows(data) else 1
+        first = map_batch(lambda leaf: leaf[:head], data)
         self.read(first)
         model, _ = self.look(first)
         if checks.is_meta(data):
@@ -334,13 +359,8 @@ class Program(nn.Module):
     def named(self, batch: Batch) -> dict[str, Tensor]:
         """Return the batch's tensors by the names that the model's signature gives them."""
         args, kwargs = arguments(batch)
-        try:
-            bound = inspect.signature(self._functions[0]).bind_partial(*args, **kwargs)
-        except (TypeError, ValueError) as error:
-            raise DataError(
-                f"the model does not take this batch ({checks.shapes(batch)}): {error}"
-            ) from error
-        return {name: value for name, value in bound.arguments.items() if isinstance(value, Tensor)}
+        bound = named_arguments(self._functions[0], args, kwargs)
+        return {name: value for name, value in bound.items() if isinstance(value, Tensor)}
 
     def observations(self, batch: Batch) -> dict[str, Tensor]:
         """Return the batch's values of the observed sites, by site name.
@@ -363,15 +383,10 @@ class Program(nn.Module):
         Raises:
             ProgramError: A site is no argument of the model.
         """
-        names = list(self.named(batch))
-        for site in values:
-            if site not in names:
-                raise ProgramError(f"site {site!r} is no argument of the model {names}")
+        args, kwargs = replace_arguments(self._functions[0], *arguments(batch), values)
         if isinstance(batch, Mapping):
-            return {name: values.get(name, leaf) for name, leaf in batch.items()}
-        if isinstance(batch, tuple | list):
-            return tuple(values.get(n, leaf) for n, leaf in zip(names, batch, strict=True))
-        return values.get(names[0], batch)
+            return kwargs
+        return args if isinstance(batch, tuple | list) else args[0]
 
     # -- numbers ---------------------------------------------------------------------------------
 
@@ -431,8 +446,8 @@ class Program(nn.Module):
         plates = self.sites.num_plates
         with self.quiet(few), validation(False):
             joint = Joint(*self._functions, args, kwargs, num_plates=plates)
-            one, _ = joint.traces()
             try:
+                one, _ = joint.traces()
                 two, _ = joint.traces(2)
                 together = local_log_p(two, plates, 2)
                 for k in range(2):
@@ -524,6 +539,8 @@ def _owners(function: Any) -> dict[str, nn.Module]:
     names = {**found.globals, **found.nonlocals}
     modules = {name: part for name, part in names.items() if isinstance(part, nn.Module)}
     for part in names.values():  # a bound method or an object with the networks inside
-        if not isinstance(part, nn.Module) and isinstance(getattr(part, "__self__", None), nn.Module):
+        if not isinstance(part, nn.Module) and isinstance(
+            getattr(part, "__self__", None), nn.Module
+        ):
             modules[type(part.__self__).__name__] = part.__self__
     return modules

@@ -12,7 +12,7 @@ from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.inference.batch import repeat_rows
+from pyro_vae.inference.batch import repeat_rows, replace_arguments
 from pyro_vae.inference.handlers import PLATE, Message, Particles, data_frame
 
 # S draws of the globals, K particles of the locals, B data of the batch, N data of the data set.
@@ -74,6 +74,10 @@ class Terms:
         r"""Global log weight :math:`\log p(w) - \log q(w)`, ``(S,)``; 0 without global sites."""
         return _total(self.global_log_p) - _total(self.global_log_q)
 
+    def log_q_total(self) -> Tensor:
+        r"""Log density of the local latents under the guide, ``(S, K, B)``."""
+        return _total(self.log_q)
+
     def log_likelihood(self) -> Tensor:
         r"""Log density of the observed sites, :math:`\log p(x \mid z)`, ``(S, K, B)``."""
         return _total({name: self.log_p[name] for name in self.observed})
@@ -88,13 +92,19 @@ class Terms:
         Raises:
             ProgramError: A density of the site does not factorise over units.
         """
-        return torch.stack(
+        units = torch.stack(
             [
                 _per_unit(site, "guide", draw.posterior, draw.value)
                 - _per_unit(site, "model", draw.prior, draw.value)
                 for draw in self.latents[site]
             ]
         )
+        # One particle has no dimension of its own, and tiles stand in the rows.
+        event = units.shape[units.dim() - len(self.latents[site][0].posterior.event_shape) :]
+        lead = self.log_q[site].shape
+        if units.numel() != lead.numel() * event.numel():
+            raise ProgramError(f"site {site!r}: stands in a second plate; ask for the whole site")
+        return units.reshape(*lead, *event)
 
 
 def _total(terms: Mapping[str, Tensor]) -> Any:
@@ -206,6 +216,18 @@ class Joint:
         for name, value in values.items():
             trace.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={})
         return stack([self._read_at(trace, num_particles)])
+
+    def dream_log_q(self) -> Tensor:
+        """Return log q of latents at data that both come from the model, ``(B,)``."""
+        with torch.no_grad():
+            dream = poutine.trace(poutine.uncondition(self.model))
+            model = dream.get_trace(*self.args, **self.kwargs)
+        values = {
+            name: site["value"] for name, site in _sites(model) if site["infer"].get("was_observed")
+        }
+        args, kwargs = replace_arguments(self.model, self.args, self.kwargs, values)
+        guide = poutine.trace(poutine.replay(self.guide, trace=model)).get_trace(*args, **kwargs)
+        return stack([read(model, prune_subsample_sites(guide))]).log_q_total()[0, 0]
 
     def traces(self, num_particles: int = 1) -> tuple[Trace, Trace]:
         """Return the traces ``(model, guide)`` of one draw, the model replayed at the guide's."""

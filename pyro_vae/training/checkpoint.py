@@ -75,7 +75,8 @@ def read_checkpoint(
         for key, value in saved["scalars"].items():
             number, entry = key.split(".", 1)
             state.setdefault(int(number), {})[entry] = value
-        optimiser.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
+        groups = [_as_before(*pair) for pair in zip(saved["param_groups"], optimiser.param_groups)]
+        optimiser.load_state_dict({"state": state, "param_groups": groups})
     torch.set_rng_state(tensors["rng.cpu"])
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
@@ -86,6 +87,11 @@ def read_checkpoint(
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _as_before(saved: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
+    """Return a saved parameter group with the tuples that JSON made into lists."""
+    return {k: tuple(v) if isinstance(group.get(k), tuple) else v for k, v in saved.items()}
 
 
 def _plain(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.batch import Batch, check_finite
@@ -130,6 +130,15 @@ def fit(
     """
     positive("epochs", epochs)
     positive("batch_size", batch_size)
+    for name, count in (("patience", patience), ("checkpoint_every", checkpoint_every)):
+        if count is not None:
+            positive(name, count)
+    if clip_norm is not None and not 0 < clip_norm < math.inf:
+        raise ConfigError(f"clip_norm: got {clip_norm!r}, expected a positive number")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ConfigError(f"seed: got {seed!r}, expected an integer of at least 0")
+    if checkpoint_every is not None and out is None:
+        raise ConfigError("checkpoint_every: needs a run folder, out=...")
     if resume and out is None:
         raise ConfigError("resume: needs the run folder, out=...")
     if patience is not None and valid is None:
@@ -137,6 +146,9 @@ def fit(
     wrapped = Program.of(program)
     wrapped.to(resolve_device(device))
     feed, judged = _prepare_data(wrapped, data, valid, batch_size, transform)
+    weights = _beta_schedule(beta, wrapped.sites.local)
+    rates = as_schedule("lr_schedule", lr_schedule)
+    factory = optimiser or adam(lr)
     chosen = as_objective(objective)
     if isinstance(chosen, nn.Module):
         chosen.to(wrapped.device)
@@ -147,12 +159,10 @@ def fit(
         feed=feed,
         valid=judged,
         objective=chosen,
-        stepper=Stepper(
-            wrapped, chosen, optimiser or adam(lr), clip_norm=clip_norm, size=feed.size
-        ),
+        stepper=Stepper(wrapped, chosen, factory, clip_norm=clip_norm, size=feed.size),
         epochs=epochs,
-        lr_schedule=as_schedule("lr_schedule", lr_schedule),
-        beta=_beta_schedule(beta),
+        lr_schedule=rates,
+        beta=weights,
         patience=patience,
         transform=transform,
         callbacks=tuple(callbacks),
@@ -160,18 +170,16 @@ def fit(
         folder=folder,
         checkpoint_every=checkpoint_every,
         progress=progress,
+        settings={
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "lr": lr,
+            "clip_norm": clip_norm,
+            "seed": seed,
+            "objective": _objective_name(chosen),
+            "data": feed.size,
+        },
     )
-    settings = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "lr": lr,
-        "clip_norm": clip_norm,
-        "seed": seed,
-        "objective": _objective_name(chosen),
-        "data": feed.size,
-    }
-    if folder is not None:
-        folder.write_config(wrapped, settings)
     with torch.random.fork_rng([wrapped.device] if wrapped.device.type == "cuda" else []):
         torch.manual_seed(seed)
         return loop.run()
@@ -208,6 +216,7 @@ class _Loop:
     folder: RunFolder | None
     checkpoint_every: int | None
     progress: bool
+    settings: dict[str, Any]
 
     def __post_init__(self) -> None:
         self.history = History()
@@ -219,7 +228,9 @@ class _Loop:
         self.stopped = False
 
     def run(self) -> Run:
-        self._resume()
+        self._resume()  # first: a checkpoint that does not fit must leave the folder as it is
+        if self.folder is not None:
+            self.folder.write_config(self.wrapped, self.settings)
         total = self.epochs * len(self.feed)
         bar = tqdm(total=total, initial=self.steps, disable=not self.progress, unit="step")
         try:
@@ -392,10 +403,13 @@ def _prepare_data(
 
 
 def _beta_schedule(
-    beta: float | Schedule | Mapping[str, float | Schedule],
+    beta: float | Schedule | Mapping[str, float | Schedule], sites: tuple[str, ...]
 ) -> Callable[[float], Beta | None]:
     """Return the KL weight as a function of the progress; None where it is 1 throughout."""
     if isinstance(beta, Mapping):
+        unknown = [site for site in beta if site not in sites]
+        if unknown:
+            raise ConfigError(f"beta: got site {unknown[0]!r}, expected one of {list(sites)}")
         schedules = {site: as_schedule(f"beta[{site!r}]", b) for site, b in beta.items()}
         return lambda t: {site: schedule(t) for site, schedule in schedules.items()}
     schedule = as_schedule("beta", beta)

@@ -92,7 +92,7 @@ def as_schedule(name: str, value: float | Schedule) -> Schedule:
     """
     if callable(value):
         return value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise ConfigError(f"{name}: got {value!r}, expected a number of at least 0 or a schedule")
     constant = float(value)
     return lambda t: constant

@@ -87,12 +87,18 @@ class Stepper:
         optimiser.step()
 
     def _explain(self, name: str, loss: Tensor, norm: Tensor, batch: Batch) -> str:
-        site = first_bad_site(self.program, batch)
+        site = first_bad_site(self.program, batch) or self._first_bad_gradient()
         where = f" (first seen at {site})" if site else ""
         return (
             f"{name} is {loss.item():g}, gradient norm {norm.item():g}{where}; the weights are as "
             "before this step. Lower lr, set clip_norm, or bound the scales of the program"
         )
+
+    def _first_bad_gradient(self) -> str | None:
+        for name, parameter in self.program.named_parameters():
+            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+                return f"the gradient of {name!r}"
+        return None
 
 
 def first_bad_site(program: Program, batch: Batch) -> str | None:
@@ -102,7 +108,10 @@ def first_bad_site(program: Program, batch: Batch) -> str | None:
             terms = program.terms(batch)
     except (ValueError, RuntimeError) as error:
         return str(error).splitlines()[0]
-    sides: tuple[tuple[str, dict[str, Tensor]], ...] = (("log q", terms.log_q), ("log p", terms.log_p))
+    sides: tuple[tuple[str, dict[str, Tensor]], ...] = (
+        ("log q", terms.log_q),
+        ("log p", terms.log_p),
+    )
     for side, values in sides:
         for name, value in values.items():
             bad = ~torch.isfinite(value)
@@ -110,5 +119,3 @@ def first_bad_site(program: Program, batch: Batch) -> str | None:
                 row = int(bad.nonzero()[0][-1])
                 return f"site {name!r}, {side} = {value[..., row].flatten()[0].item():g}, row {row}"
     return None
-
-

@@ -1,0 +1,285 @@
+"""The programs of the contract battery: those of the library, and five that a user might write."""
+
+import functools
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from pyro_vae.conditionals import Categorical, DiscretisedLogistic, Gaussian
+from pyro_vae.models import VAE, Autoencoder, LinearVAE
+
+
+def mlp(*sizes: int) -> nn.Sequential:
+    """Return affine maps with tanh between them."""
+    layers: list[nn.Module] = []
+    for width, out in itertools.pairwise(sizes):
+        layers += [nn.Linear(width, out), nn.Tanh()]
+    return nn.Sequential(*layers[:-1])
+
+
+class Labelled(nn.Module):
+    """(x, y) batches: a conditional VAE."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.decode = mlp(6 + 3, 8, 4), mlp(2 + 3, 8, 6)
+
+    def model(self, x: Tensor, y: Tensor) -> None:
+        pyro.module("labelled", self)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), x.new_ones(2)).to_event(1))
+            label = nn.functional.one_hot(y, 3).to(z.dtype).expand(*z.shape[:-1], 3)
+            logits = self.decode(torch.cat([z, label], -1))
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    def guide(self, x: Tensor, y: Tensor) -> None:
+        pyro.module("labelled", self)
+        with pyro.plate("data", len(x)):
+            label = nn.functional.one_hot(y, 3).to(x.dtype)
+            loc, log_scale = self.encode(torch.cat([x, label], -1)).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+class Sequences(nn.Module):
+    """Dict batches of padded sequences with lengths: terms beyond a length are masked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.decode = mlp(5, 8, 4), mlp(2, 8, 5)
+
+    @staticmethod
+    def _mask(x: Tensor, lengths: Tensor) -> Tensor:
+        return torch.arange(x.shape[-1], device=x.device) < lengths[:, None]
+
+    def model(self, x: Tensor, lengths: Tensor) -> None:
+        pyro.module("sequences", self)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), x.new_ones(2)).to_event(1))
+            steps = dist.Normal(self.decode(z), x.new_ones(())).mask(self._mask(x, lengths))
+            pyro.sample("x", steps.to_event(1), obs=x)
+
+    def guide(self, x: Tensor, lengths: Tensor) -> None:
+        pyro.module("sequences", self)
+        with pyro.plate("data", len(x)):
+            known = torch.where(self._mask(x, lengths), x, torch.zeros_like(x))
+            loc, log_scale = self.encode(known).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+class BayesianDecoder(nn.Module):
+    """A VAE with a global Bayesian weight in its decoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode = mlp(6, 8, 4)
+        self.weight_loc = nn.Parameter(0.1 * torch.randn(2, 6))
+        self.weight_log_scale = nn.Parameter(torch.full((2, 6), -2.0))
+
+    def model(self, x: Tensor) -> None:
+        pyro.module("bayesian", self)
+        prior = dist.Normal(x.new_zeros(2, 6), x.new_ones(()))
+        weight = pyro.sample("weight", prior.to_event(2))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), x.new_ones(2)).to_event(1))
+            pyro.sample("x", dist.Normal(z @ weight, x.new_ones(())).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        pyro.module("bayesian", self)
+        pyro.sample("weight", dist.Normal(self.weight_loc, self.weight_log_scale.exp()).to_event(2))
+        with pyro.plate("data", len(x)):
+            loc, log_scale = self.encode(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+class Regularised(nn.Module):
+    """Batch norm and dropout in both networks: buffers, and two modes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode = nn.Sequential(
+            nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 4)
+        )
+        self.decode = nn.Sequential(
+            nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 6)
+        )
+
+    def model(self, x: Tensor) -> None:
+        pyro.module("regularised", self)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), x.new_ones(2)).to_event(1))
+            logits = self.decode(z)  # takes two dimensions only: particles are tiled
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        pyro.module("regularised", self)
+        with pyro.plate("data", len(x)):
+            loc, log_scale = self.encode(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+class TutorialVAE(nn.Module):
+    """The VAE of Pyro's own tutorial, line for line but for its sizes (784-400-50 there)."""
+
+    def __init__(self, z_dim: int = 2, hidden_dim: int = 8) -> None:
+        super().__init__()
+        self.encoder = TutorialEncoder(z_dim, hidden_dim)
+        self.decoder = nn.Sequential(
+            nn.Linear(z_dim, hidden_dim), nn.Softplus(), nn.Linear(hidden_dim, 6), nn.Sigmoid()
+        )
+        self.z_dim = z_dim
+
+    def model(self, x: Tensor) -> Tensor:
+        pyro.module("decoder", self.decoder)
+        with pyro.plate("data", x.shape[0]):
+            z_loc = x.new_zeros(torch.Size((x.shape[0], self.z_dim)))
+            z_scale = x.new_ones(torch.Size((x.shape[0], self.z_dim)))
+            z = pyro.sample("latent", dist.Normal(z_loc, z_scale).to_event(1))
+            loc_img = self.decoder(z)
+            pyro.sample("obs", dist.Bernoulli(loc_img).to_event(1), obs=x.reshape(-1, 6))
+            return loc_img
+
+    def guide(self, x: Tensor) -> None:
+        pyro.module("encoder", self.encoder)
+        with pyro.plate("data", x.shape[0]):
+            z_loc, z_scale = self.encoder(x)
+            pyro.sample("latent", dist.Normal(z_loc, z_scale).to_event(1))
+
+
+class TutorialEncoder(nn.Module):
+    """The tutorial's encoder."""
+
+    def __init__(self, z_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(6, hidden_dim)
+        self.fc21 = nn.Linear(hidden_dim, z_dim)
+        self.fc22 = nn.Linear(hidden_dim, z_dim)
+        self.softplus = nn.Softplus()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.reshape(-1, 6)
+        hidden = self.softplus(self.fc1(x))
+        return self.fc21(hidden), torch.exp(self.fc22(hidden))
+
+
+class PyroParamVAE(PyroModule):
+    """A PyroModule with constrained parameters of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loading = PyroParam(0.1 * torch.randn(2, 6))
+        self.noise = PyroParam(torch.tensor(1.0), constraint=constraints.positive)
+        self.gain = PyroParam(0.1 * torch.randn(6, 2))
+        self.spread = PyroParam(torch.full((2,), 0.8), constraint=constraints.interval(0.01, 2.0))
+
+    def model(self, x: Tensor) -> None:
+        pyro.module("pyroparam", self)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), x.new_ones(2)).to_event(1))
+            pyro.sample("x", dist.Normal(z @ self.loading, self.noise).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        pyro.module("pyroparam", self)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x @ self.gain, self.spread).to_event(1))
+
+
+def plain_functions() -> Any:
+    """Return a pair of functions that hold everything in ``pyro.param`` statements."""
+
+    class Pair:
+        @staticmethod
+        def model(x: Tensor) -> None:
+            loading = pyro.param("loading", lambda: 0.1 + x.new_zeros(2, 6))
+            noise = pyro.param("noise", lambda: x.new_ones(()), constraint=constraints.positive)
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(2), x.new_ones(2)).to_event(1))
+                pyro.sample("x", dist.Normal(z @ loading, noise).to_event(1), obs=x)
+
+        @staticmethod
+        def guide(x: Tensor) -> None:
+            gain = pyro.param("gain", lambda: 0.1 + x.new_zeros(6, 2))
+            spread = pyro.param("spread", lambda: x.new_ones(2), constraint=constraints.positive)
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x @ gain, spread).to_event(1))
+
+    return Pair()
+
+
+def binary(n: int, shape: tuple[int, ...] = (6,)) -> Tensor:
+    """Return binary rows in two clusters, more ones than zeros."""
+    cluster = torch.arange(n) % 2
+    probs = torch.where(cluster.bool(), 0.95, 0.6).reshape(n, *(1,) * len(shape))
+    return torch.bernoulli(probs.expand(n, *shape), generator=torch.Generator().manual_seed(5))
+
+
+def real(n: int, shape: tuple[int, ...] = (6,)) -> Tensor:
+    """Return correlated Gaussian rows away from zero."""
+    generator = torch.Generator().manual_seed(6)
+    common = torch.randn(n, *(1,) * len(shape), generator=generator)
+    return 2 * common + 0.3 * torch.randn(n, *shape, generator=generator)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One program of the battery.
+
+    Arguments:
+        build: Makes the program, with random weights.
+        data: Makes a batch of n rows.
+        observed: Its observed site.
+        has_prior: Whether it can be generated from and has a likelihood.
+        rebuilt: Whether ``pv.load`` rebuilds it without ``into``.
+    """
+
+    build: Callable[[], Any]
+    data: Callable[[int], Any]
+    observed: str = "x"
+    has_prior: bool = True
+    rebuilt: bool = False
+
+
+def _labelled(n: int) -> tuple[Tensor, Tensor]:
+    return binary(n), torch.arange(n) % 3
+
+
+def _sequences(n: int) -> dict[str, Tensor]:
+    return {"x": real(n, (5,)), "lengths": torch.arange(n) % 6}  # some rows are wholly masked
+
+
+def _zoo(build: Callable[[], Any], data: Callable[[int], Any], **options: Any) -> Case:
+    return Case(build, data, rebuilt=True, **options)
+
+
+CASES = {
+    "vae": _zoo(lambda: VAE(6, 2, (8,)), binary),
+    "vae_conv": _zoo(
+        lambda: VAE((1, 8, 8), 2, (4, 3), network="conv"), lambda n: binary(n, (1, 8, 8))
+    ),
+    "vae_gaussian": _zoo(lambda: VAE(6, 2, (8,), observation=Gaussian), real),
+    "vae_categorical": _zoo(
+        lambda: VAE(6, 2, (8,), observation=functools.partial(Categorical, num_classes=3)),
+        lambda n: (2 * binary(n)).long(),
+    ),
+    "vae_discretised": _zoo(
+        lambda: VAE(6, 2, (8,), observation=functools.partial(DiscretisedLogistic, levels=5)),
+        lambda n: binary(n),
+    ),
+    "linear": _zoo(lambda: LinearVAE(6, 2), real),
+    "linear_full": _zoo(lambda: LinearVAE(6, 2, full_covariance=True), real),
+    "autoencoder": _zoo(lambda: Autoencoder(6, 2, (8,)), real, has_prior=False),
+    "labelled": Case(Labelled, _labelled),
+    "sequences": Case(Sequences, _sequences),
+    "bayesian": Case(BayesianDecoder, real),
+    "regularised": Case(Regularised, binary),
+    "tutorial": Case(TutorialVAE, binary, observed="obs"),
+    "pyroparam": Case(PyroParamVAE, real),
+    "functions": Case(plain_functions, real),
+}

@@ -1,0 +1,209 @@
+"""The command line: help, defaults, complaints, and a small run from training to pictures."""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+
+import pyro_vae as pv
+from pyro_vae import cli
+
+SMALL = ["--latent_dim", "2", "--hidden", "8", "--device", "cpu", "--progress", "false"]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state = torch.random.get_rng_state()
+    yield
+    torch.random.set_rng_state(state)
+
+
+def train(*options):
+    return cli.main(["train", *SMALL, "--epochs", "2", *options])
+
+
+def complaint(capsys, arguments):
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("pyro-vae: error: ") and err.count("\n") == 1
+    return err
+
+
+def test_the_dicts_of_names_are_the_choices():
+    for choices, names in (
+        (cli.Model, cli.MODELS),
+        (cli.Observation, cli.OBSERVATIONS),
+    ):
+        assert set(get_args(choices)) == set(names)
+    assert get_args(cli.Data) == pv.data.NAMES
+    assert get_args(cli.Binarisation) == (*pv.data.BINARISATIONS, "none")
+
+
+def test_help_names_every_command(capsys):
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_help_tells_each_option_its_meaning_and_its_default(command, capsys):
+    assert cli.main([command, "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name, parameter in inspect.signature(cli.COMMANDS[command]).parameters.items():
+        positional = parameter.default is inspect.Parameter.empty
+        assert (name if positional else f"--{name}") in text
+        if not positional and parameter.default is not None and name != "hidden":
+            shown = str(parameter.default)
+            shown = shown.lower() if isinstance(parameter.default, bool) else shown
+            assert f"default: {shown})" in text or f"default: {parameter.default})" in text
+    documented = inspect.getdoc(cli.COMMANDS[command]).partition("Args:")[2].strip().splitlines()
+    for line in documented:
+        assert " ".join(line.partition(": ")[2].split()[:3]) in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "command"),
+        (["tran"], "tran"),
+        (["train", "--epoch_count", "3"], "epoch_count"),
+        (["train", "--epochs", "many"], "epochs"),
+        (["train", "--epochs", "0"], "epochs"),
+        (["train", "--model", "GAN"], "GAN"),
+        (["train", "--data", "cifar"], "cifar"),
+        (["train", "--binarisation", "maybe"], "maybe"),
+        (["train", "--hidden", "[8,x]"], "hidden"),
+        (["train", "--lr", "-1"], "lr"),
+        (["train", "--beta", "-1"], "beta"),
+        (["train", "--warmup", "2"], "over"),
+        (["train", "--latent_dim", "0"], "latent_dim"),
+        (["train", "--device", "abacus"], "abacus"),
+        (["train", "--num_particles", "0"], "num_particles"),
+        (["train", "--resume", "true"], "--out"),
+        (["train", "--binarisation", "none", "--observation", "Bernoulli"], "site 'x'"),
+        (["train", "--model", "LinearVAE", "--observation", "Gaussian"], "observation"),
+        (["train", "--model", "LinearVAE", "--network", "conv"], "network"),
+        (["train", "--config", "absent.yaml"], "absent.yaml"),
+        (["evaluate"], "run"),
+        (["evaluate", "absent"], "absent"),
+        (["generate", "absent"], "absent"),
+        (["diagnose", "absent"], "absent"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_two(arguments, named, capsys, tmp_path):
+    assert named in complaint(capsys, arguments)
+    assert list(tmp_path.rglob("program*")) == []
+
+
+def test_a_run_from_training_to_pictures(capsys, tmp_path):
+    assert train("--out", "run", "--objective", "iwae", "--num_particles", "2") == 0
+    run = tmp_path / "run"
+    names = {path.name for path in run.iterdir()}
+    expected = {"config.json", "train.json", "history.csv", "program.json", "curves.png"}
+    assert expected <= names and "tensorboard" in names
+    assert "run folder: run" in capsys.readouterr().out
+
+    options = ["--samples", "8", "--device", "cpu", "--progress", "false"]
+    assert cli.main(["evaluate", "run", "--rows", "40", *options]) == 0
+    table = capsys.readouterr().out
+    figures = json.loads((run / "evaluation.json").read_text())
+    # The figures are those of the verbs, on the same data.
+    vae = pv.load(run)
+    x = pv.data.load("digits", binarisation="dynamic").test[:40]
+    torch.manual_seed(0)
+    expected = pv.log_likelihood(vae, x, samples=8)
+    assert figures["log_likelihood"] == expected.mean
+    assert figures["log_likelihood_stderr"] == expected.stderr
+    assert figures["elbo"] <= figures["log_likelihood"]
+    assert (figures["rows"], figures["units"]) == (40, {"z": 2})
+    for text in (f"{expected.mean:.2f} ± {expected.stderr:.2f}", "K = 8", "ELBO", "active units"):
+        assert text in table
+
+    assert cli.main(["generate", "run", "-n", "5", "--device", "cpu"]) == 0
+    with np.load(run / "samples.npz") as arrays:
+        images = arrays["images"]
+    assert images.shape == (5, 1, 8, 8) and images.min() >= 0 and images.max() <= 1
+    assert (run / "samples.png").read_bytes().startswith(b"\x89PNG")
+
+    capsys.readouterr()
+    assert cli.main(["diagnose", "run", "--device", "cpu"]) == 0
+    assert "unit   0" in capsys.readouterr().out
+    # A folder that holds a run is never trained over, unless asked to go on.
+    before = (run / "program.json").read_bytes()
+    assert "another run" in complaint(capsys, ["train", *SMALL, "--out", "run"])
+    assert (run / "program.json").read_bytes() == before
+
+
+def test_resume_ends_where_an_unbroken_run_does(capsys, tmp_path):
+    every = ["--checkpoint_every", "1"]
+    assert train("--out", "whole", "--epochs", "3", *every) == 0
+    assert train("--out", "broken", *every) == 0
+    assert train("--out", "broken", "--epochs", "3", "--resume", "true", *every) == 0
+    whole, broken = (pv.load(tmp_path / name).state_dict() for name in ("whole", "broken"))
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    capsys.readouterr()
+    arguments = ["train", *SMALL, "--out", "broken", "--resume", "true", "--latent_dim", "3"]
+    assert "latent_dim is 3" in complaint(capsys, arguments)
+
+
+def test_a_config_file_sets_options_and_a_run_leaves_one(tmp_path):
+    (tmp_path / "a.yaml").write_text("model: LinearVAE\nlatent_dim: 3\nepochs: 1\n")
+    assert cli.main(["train", "--config", "a.yaml", "--out", "a", "--progress", "false"]) == 0
+    assert pv.load(tmp_path / "a").latent_dim == 3
+    again = ["train", "--config", "a/train.json", "--latent_dim", "4", "--out", "b"]
+    assert cli.main([*again, "--progress", "false"]) == 0
+    assert isinstance(pv.load(tmp_path / "b"), pv.models.LinearVAE)
+    assert pv.load(tmp_path / "b").latent_dim == 4
+
+
+@pytest.mark.parametrize("observation", list(cli.OBSERVATIONS))
+def test_every_observation_trains_on_the_data_it_is_for(observation):
+    kind = "threshold" if observation == "Bernoulli" else "none"
+    assert train("--observation", observation, "--binarisation", kind, "--out", "run") == 0
+
+
+def test_convolutions_and_the_autoencoder(capsys, tmp_path):
+    assert train("--network", "conv", "--out", "conv") == 0
+    assert cli.main(["evaluate", "conv", "--rows", "9", "--samples", "2"]) == 0
+    assert train("--model", "Autoencoder") == 0
+    assert (tmp_path / "runs" / "autoencoder-digits" / "program.json").exists()
+    capsys.readouterr()
+    assert cli.main(["evaluate", "runs/autoencoder-digits", "--progress", "false"]) == 2
+    assert "prior" in capsys.readouterr().err
+
+
+def test_the_demo_draws_four_figures_and_never_overwrites(capsys, tmp_path):
+    options = ["--epochs", "1", "--samples", "4", "--device", "cpu", "--progress", "false"]
+    assert cli.main(["demo", *options]) == 0
+    text = capsys.readouterr().out
+    for name in ("samples", "reconstructions", "latent_map", "curves"):
+        assert f"{name}.png" in text
+        assert (tmp_path / "runs" / "demo" / f"{name}.png").stat().st_size > 5000
+    assert all(word in text for word in ("ELBO", "log-likelihood", "K = 4", "KL of z", "active"))
+    assert cli._fresh(tmp_path / "runs" / "demo").name == "demo-2"
+
+
+def test_a_failure_while_running_is_exit_code_one(monkeypatch, capsys):
+    def fail(run: str) -> None:
+        raise RuntimeError("disk\nfull")
+
+    monkeypatch.setitem(cli.COMMANDS, "diagnose", fail)
+    assert cli.main(["diagnose", "x"]) == 1
+    assert capsys.readouterr().err == "pyro-vae: error: RuntimeError: disk full\n"
+    with pytest.raises(RuntimeError, match="disk"):
+        cli.main(["diagnose", "x", "--debug"])
+
+
+def test_the_module_is_the_same_command():
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pyro_vae", "train", "--epochs", "x"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("pyro-vae: error: ") and done.stderr.count("\n") == 1

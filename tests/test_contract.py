@@ -1,0 +1,313 @@
+"""What the library promises of every program, tried on every program."""
+
+import functools
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from conftest import differences, surroundings
+from programs import CASES
+from pyro import poutine
+from pyro.infer import (
+    SVI,
+    RenyiELBO,
+    ReweightedWakeSleep,
+    Trace_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+)
+from torch import nn
+
+import pyro_vae as pv
+from pyro_vae.errors import ProgramError
+from pyro_vae.inference.batch import arguments, map_batch, num_rows
+from pyro_vae.inference.handlers import ScaleLatents, validation
+
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+every = pytest.mark.parametrize("name", CASES)
+generative = pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.has_prior])
+N = 48
+
+
+def made(name, device, dtype=torch.float64, rows=N):
+    """Return a program and its data on a device, in one precision."""
+    case = CASES[name]
+    program = case.build()
+    if isinstance(program, nn.Module):
+        program.to(device=device, dtype=dtype)
+    data = map_batch(
+        lambda x: x.to(device, dtype if x.is_floating_point() else None), case.data(rows)
+    )
+    return program, data
+
+
+def weights(program):
+    return {n: p.detach().clone() for n, p in pv.Program.of(program).named_parameters()}
+
+
+def observed(name, data):
+    return data[0] if isinstance(data, tuple) else data["x"] if isinstance(data, dict) else data
+
+
+@dtypes
+@every
+def test_trains_under_fit(name, dtype, device):
+    program, data = made(name, device, dtype)
+    pv.Program.of(program).read(data)
+    before = weights(program)
+    run = pv.fit(program, data, epochs=25, batch_size=20, lr=0.02, device=device)
+    after = weights(program)
+    assert run.program is program
+    assert all(not torch.equal(before[key], after[key]) for key in before), "a weight stood still"
+    assert all(value.dtype == before[key].dtype for key, value in after.items())
+    losses = run.history["loss"]
+    assert np.isfinite(losses).all() and losses[-5:].mean() < 0.95 * losses[:2].mean()
+
+
+@every
+def test_trains_under_stock_svi(name, device, store):
+    program, data = made(name, device, torch.float32)
+    args, kwargs = arguments(data)
+    svi = SVI(program.model, program.guide, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO())
+    first = svi.step(*args, **kwargs)
+    before = {key: value.detach().clone() for key, value in store.items()}
+    losses = [svi.step(*args, **kwargs) for _ in range(60)]
+    assert sum(losses[-10:]) / 10 < 0.95 * first
+    assert before and all(not torch.equal(before[key], store[key]) for key in before)
+    if isinstance(program, nn.Module):  # what SVI trained is the program's own weights
+        trained = sum(p.numel() for p in program.parameters())
+        assert sum(p.numel() for _, p in store.named_parameters()) == trained
+    store.clear()
+
+
+@dtypes
+@generative
+@pytest.mark.parametrize("mean", [False, True])
+def test_generates(name, mean, dtype, device):
+    program, data = made(name, device, dtype, 5)
+    pv.Program.of(program).read(data)
+    x = observed(name, data)
+    with_inputs = pv.generate(program, 5, given=data, mean=mean)
+    free = pv.generate(program, 7, mean=mean)
+    assert with_inputs.shape == x.shape and free.shape == (7, *x.shape[1:])
+    assert free.dtype == x.dtype and free.device.type == device.type
+    assert torch.isfinite(free).all() and torch.isfinite(with_inputs).all()
+    if not mean and name in ("vae", "vae_conv", "labelled", "regularised", "tutorial"):
+        assert set(free.unique().tolist()) <= {0.0, 1.0}
+    assert not torch.equal(free, pv.generate(program, 7)) or "categorical" in name
+
+
+def test_an_autoencoder_refuses_what_needs_a_prior(device):
+    program, data = made("autoencoder", device)
+    for verb in (
+        functools.partial(pv.generate, program, 3),
+        functools.partial(pv.log_likelihood, program, data, samples=2),
+        functools.partial(pv.diagnose, program, data),
+    ):
+        with pytest.raises(ProgramError, match="'z' has no prior"):
+            verb()
+
+
+@every
+def test_reconstructs_and_encodes(name, device):
+    program, data = made(name, device)
+    x = observed(name, data)
+    assert pv.reconstruct(program, data).shape == x.shape
+    codes = pv.encode(program, data)
+    assert codes.shape == (N, 2) and torch.isfinite(codes).all()
+    assert torch.equal(codes, pv.encode(program, data))  # the mean: no noise
+
+
+@dtypes
+@generative
+def test_is_scored(name, dtype, device):
+    program, data = made(name, device, dtype, 24)
+    estimate = pv.log_likelihood(program, data, samples=20, num_samples=2)
+    assert estimate.log_prob.shape == (24,) and estimate.log_prob.dtype == dtype
+    assert torch.isfinite(estimate.log_prob).all()
+    bound = pv.elbo(program, data)
+    assert bound.shape == (24,) and torch.isfinite(bound).all()
+
+
+@generative
+def test_one_importance_sample_is_the_elbo(name, device):
+    """The same draw gives the same number by either road, but for the KL of the globals."""
+    program, data = made(name, device)
+    wrapped = pv.Program.of(program)
+    wrapped.read(data)
+    torch.manual_seed(7)
+    one = pv.log_likelihood(program, data, samples=1, num_samples=1).log_prob
+    torch.manual_seed(7)
+    elbo = pv.elbo(program, data)
+    torch.manual_seed(7)
+    with torch.no_grad():
+        wrapped.eval()
+        terms = wrapped.terms(data)
+    shared = terms.global_log_weight / N if wrapped.sites.global_ else 0.0
+    torch.testing.assert_close(elbo - shared, one, rtol=1e-12, atol=1e-12)
+    assert terms.log_weight.shape == (1, 1, N)
+
+
+@every
+def test_particles_equal_a_loop(name, device):
+    """(S, K, B) terms in one pass are what K single passes give at the same draws."""
+    program, data = made(name, device, rows=5)
+    wrapped = pv.Program.of(program)
+    wrapped.eval()
+    with torch.no_grad(), wrapped.running():
+        joint = wrapped.joint(data)
+        terms = joint.terms(2, 3)
+        assert all(
+            value.shape == (2, 3, 5) for value in (*terms.log_p.values(), *terms.log_q.values())
+        )
+        if wrapped.sites.global_ or joint.tiled:
+            return
+        values = {site: draws[0].value for site, draws in terms.latents.items()}
+        for k in range(3):
+            single = joint.terms_at({site: value[k] for site, value in values.items()})
+            for site in terms.log_p:
+                torch.testing.assert_close(single.log_p[site][0, 0], terms.log_p[site][0, k])
+
+
+@generative
+def test_saved_and_loaded_has_the_same_likelihood(name, device, tmp_path):
+    program, data = made(name, device)
+    pv.fit(program, data, epochs=2, device=device)
+
+    def score(some):
+        torch.manual_seed(3)
+        return pv.log_likelihood(some, data, samples=4).log_prob
+
+    expected = score(program)
+    pv.save(program, tmp_path)
+    fresh = made(name, device)[0]
+    loaded = [pv.load(tmp_path, into=fresh)]
+    if CASES[name].rebuilt:
+        loaded.append(pv.load(tmp_path, device=device))
+    for other in loaded:
+        assert other is not program
+        assert torch.equal(score(other), expected)
+
+
+@dtypes
+@every
+def test_runs_on_the_meta_device(name, dtype):
+    """A host tensor made on the side would raise here, as it would on CUDA."""
+    program, data = made(name, "meta", dtype)
+    args, kwargs = arguments(data)
+    wrapped = pv.Program.of(program)
+    with validation(False), wrapped.running():
+        guide = poutine.trace(program.guide).get_trace(*args, **kwargs)
+        model = program.model if CASES[name].has_prior else poutine.replay(program.model, guide)
+        model(*args, **kwargs)
+        loss = pv.ELBO().differentiable_loss(program.model, program.guide, *args, **kwargs)
+    assert loss.device.type == "meta" and loss.shape == ()
+
+
+@pytest.mark.cuda
+@every
+def test_runs_on_cuda(name):
+    cuda = torch.device("cuda")
+    program, data = made(name, cuda, torch.float32)
+    run = pv.fit(program, data, epochs=2, device=cuda)
+    assert run.device.type == "cuda" and np.isfinite(run.history["loss"]).all()
+    assert pv.elbo(program, data).device.type == "cuda"
+
+
+@every
+@pytest.mark.parametrize("validate", [True, False])
+def test_verbs_leave_the_surroundings_as_found(name, validate, device, store, tmp_path):
+    program, data = made(name, device)
+    with pyro.validation_enabled(validate):
+        for key in ("loading", "labelled$$$encode.0.weight", "decoder$$$0.weight"):
+            pyro.param(key, torch.full((2,), 7.0))  # a user's own values under the same names
+        before = surroundings()
+        pv.fit(program, data, epochs=1, device=device)
+        pv.elbo(program, data)
+        pv.encode(program, data)
+        pv.reconstruct(program, data)
+        pv.interpolate(program, data, data, steps=2)
+        if CASES[name].has_prior:
+            pv.log_likelihood(program, data, samples=3)
+            pv.generate(program, 2)
+            pv.diagnose(program, data)
+        pv.save(program, tmp_path)
+        pv.load(tmp_path, into=program)
+        assert not differences(before, surroundings())
+    store.clear()
+
+
+@every
+@pytest.mark.parametrize("beta", [0.0, 0.25, 4.0, torch.tensor(0.5)], ids=str)
+def test_beta_equals_the_hand_written_loss(name, beta, device):
+    program, data = made(name, device)
+    wrapped = pv.Program.of(program)
+    wrapped.eval()
+    with wrapped.running(), torch.no_grad():
+        torch.manual_seed(1)
+        terms = wrapped.joint(data).terms()
+        kl = sum(terms.kl(site) for site in wrapped.sites.local)
+        expected = -(terms.log_likelihood() - beta * kl).sum() - terms.global_log_weight
+        args, kwargs = arguments(data)
+        model, guide = ScaleLatents(beta)(program.model), ScaleLatents(beta)(program.guide)
+        for loss in (Trace_ELBO(), pv.ELBO()):
+            torch.manual_seed(1)
+            actual = loss.differentiable_loss(model, guide, *args, **kwargs)
+            torch.testing.assert_close(actual, expected.squeeze(), rtol=1e-9, atol=1e-9)
+
+
+STOCK = {
+    "trace": Trace_ELBO,
+    "trace_graph": TraceGraph_ELBO,
+    "mean_field": TraceMeanField_ELBO,
+    "renyi": functools.partial(RenyiELBO, alpha=0.0, num_particles=2),
+    "wake_sleep": functools.partial(ReweightedWakeSleep, num_particles=2),
+}
+
+
+@pytest.mark.parametrize("stock", STOCK)
+@pytest.mark.parametrize("name", ["vae", "labelled", "sequences", "functions", "tutorial"])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pyro's own, of its own losses
+def test_any_stock_objective_trains(name, stock, device):
+    program, data = made(name, device)
+    if stock in ("renyi", "wake_sleep") and name != "vae":
+        data = map_batch(lambda x: x[:16], data)
+    run = pv.fit(
+        program,
+        data,
+        objective=STOCK[stock](),
+        epochs=20,
+        batch_size=num_rows(data),
+        lr=0.02,
+        device=device,
+    )
+    losses = run.history["loss"]
+    assert np.isfinite(losses).all() and losses[-4:].mean() < losses[:4].mean()
+
+
+@pytest.mark.parametrize("name", ["vae", "functions", "bayesian"])
+def test_stock_loss_equals_the_loss_of_fit(name, device):
+    """One step of stock SVI and one of ours, from equal weights and noise, see one gradient."""
+    program, data = made(name, device)
+    wrapped = pv.Program.of(program)
+    args, kwargs = arguments(data)
+    grads = []
+    for objective in (pv.ELBO(), Trace_ELBO()):
+        with wrapped.running():
+            wrapped.read(data)
+            wrapped.zero_grad()
+            torch.manual_seed(2)
+            objective.differentiable_loss(program.model, program.guide, *args, **kwargs).backward()
+        grads.append([p.grad.clone() for p in wrapped.parameters()])
+    for ours, stock in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, stock, rtol=1e-9, atol=1e-10)
+
+
+def test_handlers_work_on_an_unchanged_model(device):
+    program, data = made("vae", device)
+    with pv.Program.of(program).running():
+        trace = poutine.trace(poutine.uncondition(program.model)).get_trace(data)
+        fixed = poutine.condition(program.model, data={"z": trace.nodes["z"]["value"]})
+        again = poutine.trace(fixed).get_trace(data)
+    assert torch.equal(again.nodes["x"]["fn"].mean, trace.nodes["x"]["fn"].mean)

@@ -1,0 +1,166 @@
+"""Figures: what is on them, and that nothing global moves."""
+
+import subprocess
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+from pyro_vae import plots
+from pyro_vae.errors import ConfigError, DataError
+
+
+@pytest.fixture(autouse=True)
+def _nothing_global_moves():
+    before = dict(matplotlib.rcParams)
+    yield
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize("shape", [(7, 16), (7, 4, 4), (7, 1, 4, 4)])
+def test_samples_show_each_image_once_in_true_grey(shape):
+    images = torch.rand(shape, dtype=torch.float64)
+    (axes,) = plots.samples(images).axes
+    assert len(axes.images) == 7
+    for drawn, image in zip(axes.images, images, strict=True):
+        np.testing.assert_array_equal(drawn.get_array(), image.reshape(4, 4))
+        assert drawn.get_clim() == (0, 1)
+        assert drawn.get_cmap()(0.0)[:3] == (0, 0, 0) and drawn.get_cmap()(1.0)[:3] == (1, 1, 1)
+    assert "7" in axes.get_title(loc="left") and not axes.axison
+
+
+def test_images_do_not_overlap_and_lie_inside_the_axes():
+    (axes,) = plots.samples(np.zeros((6, 4, 8)), columns=4).axes
+    boxes = [image.get_extent() for image in axes.images]
+    low, high = axes.get_xlim()
+    for i, (x0, x1, y1, y0) in enumerate(boxes):
+        assert low <= x0 < x1 <= high and 0 <= y0 < y1 <= axes.get_ylim()[0]
+        assert (x1 - x0) / (y1 - y0) == pytest.approx(2)  # pixels are square
+        for a0, a1, b1, b0 in boxes[:i]:
+            assert x0 >= a1 or x1 <= a0 or y0 >= b1 or y1 <= b0
+
+
+def test_colour_images_keep_their_colours():
+    images = torch.rand(2, 3, 4, 5)
+    (axes,) = plots.samples(images).axes
+    np.testing.assert_allclose(axes.images[1].get_array(), images[1].permute(1, 2, 0))
+
+
+def test_reconstructions_stand_below_their_originals():
+    data, model = torch.rand(5, 4, 4), torch.rand(5, 4, 4)
+    (axes,) = plots.reconstructions(data, model, columns=3).axes
+    assert len(axes.images) == 10
+    for above, below in zip(axes.images[::2], axes.images[1::2], strict=True):
+        assert above.get_extent()[:2] == below.get_extent()[:2]
+        assert above.get_extent()[2] < below.get_extent()[2]
+    np.testing.assert_allclose(axes.images[3].get_array(), model[1])
+    assert [text.get_text() for text in axes.texts] == ["data", "model"] * 2
+
+
+def test_interpolations_are_one_row_each():
+    (axes,) = plots.interpolations(torch.rand(3, 5, 1, 4, 4)).axes
+    assert len(axes.images) == 15
+    assert len({image.get_extent()[2] for image in axes.images}) == 3
+
+
+def test_latent_map_of_two_dimensions_shows_the_codes_themselves():
+    codes, labels = torch.randn(30, 2, dtype=torch.float64), torch.arange(30) % 3
+    (axes,) = plots.latent_map(codes, labels).axes
+    assert [c.get_label() for c in axes.collections] == ["0", "1", "2"]
+    for label, points in enumerate(axes.collections):
+        np.testing.assert_array_equal(points.get_offsets(), codes[labels == label])
+    assert len({tuple(c.get_facecolor()[0]) for c in axes.collections}) == 3
+    # Colour alone would not tell them apart: each name stands at the median of its points.
+    assert [text.get_text() for text in axes.texts] == ["0", "1", "2"]
+    middles = [text.get_position() for text in axes.texts]
+    np.testing.assert_allclose(middles, [np.median(codes[labels == i], axis=0) for i in range(3)])
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("$z_1$", "$z_2$")
+
+
+def test_latent_map_of_more_is_their_principal_components_and_says_so():
+    torch.manual_seed(0)
+    codes = torch.randn(50, 4, dtype=torch.float64) * torch.tensor([1.0, 3.0, 0.1, 0.2])
+    (axes,) = plots.latent_map(codes).axes
+    points = torch.as_tensor(np.asarray(axes.collections[0].get_offsets()))
+    values = torch.linalg.eigvalsh(codes.T.cov())
+    torch.testing.assert_close(points.T.cov(), torch.diag(values.flip(0)[:2]))
+    share = 100 * values[-1] / values.sum()
+    assert axes.get_xlabel() == f"principal component 1 of 4 latents ({share:.0f} %)"
+    assert axes.get_legend() is None
+
+
+@pytest.mark.parametrize("classes", [1, 10, 17])
+def test_each_label_has_its_own_colour(classes):
+    labels = np.arange(classes).repeat(2)
+    (axes,) = plots.latent_map(np.random.default_rng(0).normal(size=(2 * classes, 2)), labels).axes
+    assert len({tuple(c.get_facecolor()[0]) for c in axes.collections}) == classes
+
+
+def _history(beta):
+    epoch = np.arange(1.0, 5.0)
+    elbo = np.array([-9.0, -5.0, -4.0, -4.5])
+    return {"epoch": epoch, "elbo": elbo, "valid_elbo": elbo - 1, "loss": -elbo, "beta": beta}
+
+
+def test_curves_have_units_and_mark_the_best_epoch():
+    left, right = plots.curves(_history(np.ones(4))).axes
+    assert left.get_ylabel() == "ELBO (nats per datum)"
+    assert right.get_ylabel() == "loss (nats per datum)"
+    training, validation, best = left.lines
+    assert [training.get_label(), validation.get_label()] == ["training", "validation"]
+    assert (best.get_xdata(), best.get_ydata()) == ([3.0], [-5.0])
+    np.testing.assert_array_equal(right.lines[0].get_ydata(), [9, 5, 4, 4.5])
+
+
+def test_beta_has_an_axis_only_where_it_varies():
+    assert len(plots.curves(_history(np.full(4, 0.5))).axes) == 2
+    *_, twin = plots.curves(_history(np.array([0.0, 0.5, 1.0, 1.0]))).axes
+    assert twin.get_ylabel() == "KL weight β"
+    np.testing.assert_array_equal(twin.lines[0].get_ydata(), [0, 0.5, 1, 1])
+
+
+def test_curves_of_one_epoch_are_visible():
+    left, _ = plots.curves({"epoch": [1.0], "elbo": [-3.0], "loss": [3.0]}).axes
+    assert left.lines[0].get_marker() == "o"
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: plots.samples(torch.zeros(3, 7)), r"\(3, 7\)"),
+        (lambda: plots.samples(torch.zeros(0, 4, 4)), "at least one"),
+        (lambda: plots.samples(torch.full((1, 2, 2), torch.nan)), "NaN"),
+        (lambda: plots.samples(torch.zeros(2, 2, 4, 4)), "expected"),
+        (lambda: plots.reconstructions(torch.zeros(2, 4, 4), torch.zeros(3, 4, 4)), "pairs"),
+        (lambda: plots.interpolations(torch.zeros(2, 16)), "steps"),
+        (lambda: plots.latent_map(torch.zeros(4)), "expected"),
+        (lambda: plots.latent_map(torch.zeros(4, 2), torch.zeros(3)), "labels"),
+        (lambda: plots.curves({}), "no columns"),
+        (lambda: plots.curves({"epoch": [1.0], "lr": [0.1]}), "elbo"),
+    ],
+)
+def test_what_cannot_be_drawn_is_a_clear_error(draw, message):
+    with pytest.raises(DataError, match=message):
+        draw()
+
+
+def test_save_writes_whole_files_of_the_format_named(tmp_path):
+    figure = plots.samples(torch.rand(4, 4, 4))
+    path = plots.save(figure, tmp_path / "new" / "a.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert plots.save(figure, tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
+    with pytest.raises(ConfigError, match="unknown format 'jpog'"):
+        plots.save(figure, tmp_path / "a.jpog")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pdf", "new"]
+
+
+@pytest.mark.slow
+def test_neither_importing_nor_drawing_loads_pyplot():
+    code = (
+        "import sys, torch, pyro_vae as pv; assert 'matplotlib' not in sys.modules; import io;"
+        "pv.plots.samples(torch.zeros(2, 4, 4)).savefig(io.BytesIO(), format='png');"
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

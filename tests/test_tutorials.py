@@ -1,0 +1,133 @@
+"""Each tutorial runs from end to end, as a notebook, and is listed where readers look."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+jupytext = pytest.importorskip("jupytext", reason="needs the extra 'tutorials'")
+nbclient = pytest.importorskip("nbclient", reason="needs the extra 'tutorials'")
+pytest.importorskip("ipykernel", reason="needs the extra 'tutorials'")
+
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+TUTORIALS = sorted((ROOT / "tutorials").glob("*.py"))
+NAMES = [path.name for path in TUTORIALS]
+
+every_tutorial = pytest.mark.parametrize("path", TUTORIALS, ids=NAMES)
+
+
+class ThisInterpreter(KernelSpecManager):
+    """Kernels of the interpreter that runs the tests, whatever is installed on the machine."""
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        return KernelSpec(argv=argv, display_name=kernel_name, language="python")
+
+
+def execute(notebook: Any, folder: Path) -> None:
+    """Run a notebook in place, in an empty folder, with a kernel of this interpreter."""
+    from jupyter_client.manager import AsyncKernelManager
+
+    class Manager(AsyncKernelManager):
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings, kernel_spec_manager=ThisInterpreter())
+
+    client = nbclient.NotebookClient(
+        notebook,
+        timeout=120,
+        kernel_manager_class=Manager,
+        resources={"metadata": {"path": str(folder)}},
+    )
+    client.execute()
+
+
+def outputs(notebook: Any) -> list[Any]:
+    return [out for cell in notebook.cells for out in cell.get("outputs", [])]
+
+
+def test_there_are_tutorials_numbered_from_one() -> None:
+    assert [name[:3] for name in NAMES] == [f"{n:02d}_" for n in range(1, len(NAMES) + 1)]
+    assert NAMES
+
+
+# Jupyter's own deprecations; those of this project are raised in the kernel, and looked for below.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:jupyter_client")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:zmq")
+@pytest.mark.slow
+@every_tutorial
+def test_runs_as_a_notebook(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "PYRO_VAE_SMOKE": "1",
+        "OMP_NUM_THREADS": "1",
+        "IPYTHONDIR": str(tmp_path / "ipython"),  # no start-up files or history of this machine
+        "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"),
+        # tqdm's, where ipywidgets is not installed; any other warning fails the test below.
+        "PYTHONWARNINGS": "ignore:IProgress not found",
+    }.items():
+        monkeypatch.setenv(name, value)
+    notebook = jupytext.read(path)
+    folder = tmp_path / "work"
+    folder.mkdir()
+
+    execute(notebook, folder)
+
+    shown = outputs(notebook)
+    figures = [out.data for out in shown if "Figure" in out.get("data", {}).get("text/plain", "")]
+    assert figures, "it draws no figure"
+    assert all("image/png" in data for data in figures), "a figure is named, not shown"
+    warned = [out.text for out in shown if out.get("name") == "stderr"]
+    assert not warned, warned
+    assert not list(folder.iterdir()), "it leaves files behind"
+
+
+def test_a_failing_cell_fails_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative control of the test above: also that the kernel is this interpreter."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    cell = f"import sys\nassert sys.executable == {sys.executable!r}\nassert 1 == 2, 'on purpose'"
+    notebook = jupytext.reads(f"# %%\n{cell}\n", fmt="py:percent")
+    with pytest.raises(nbclient.exceptions.CellExecutionError, match="on purpose"):
+        execute(notebook, tmp_path)
+
+
+@every_tutorial
+def test_is_plain_percent_text(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    ast.parse(text)  # no magics: it runs as a script too
+    notebook = jupytext.reads(text, fmt="py:percent")
+    assert jupytext.reads(text).metadata["jupytext"]["text_representation"]["format_name"] == (
+        "percent"
+    )
+    kinds = {cell.cell_type for cell in notebook.cells}
+    assert kinds == {"markdown", "code"}
+    assert notebook.cells[0].source.startswith("# "), "the first cell is the title"
+    assert not outputs(notebook)
+    assert all(cell.source.strip() for cell in notebook.cells)
+    assert "PYRO_VAE_SMOKE" in text
+
+
+@every_tutorial
+def test_names_no_path_of_a_machine(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert not re.findall(
+        r"[\"'\s(](?:/(?:home|root|tmp|work|Users|mnt)\b|[A-Z]:\\)[^\s\"']*", text
+    )
+
+
+@pytest.mark.parametrize("readme", ["README.md", "tutorials/README.md"])
+@every_tutorial
+def test_is_listed(path: Path, readme: str) -> None:
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    link = f"tutorials/{path.name}" if readme == "README.md" else path.name
+    assert f"({link})" in text, f"{readme} does not link to {link}"
+
+
+def test_readmes_list_no_tutorial_that_is_gone() -> None:
+    for readme in ("README.md", "tutorials/README.md"):
+        text = (ROOT / readme).read_text(encoding="utf-8")
+        linked = re.findall(r"\((?:tutorials/)?(\d\d_\w+\.(?:py|ipynb))\)", text)
+        assert set(linked) <= set(NAMES), readme

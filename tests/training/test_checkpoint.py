@@ -1,0 +1,198 @@
+"""Resuming: an interrupted run ends bit-identical to one that was not interrupted."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from programs import CASES
+
+import pyro_vae as pv
+from pyro_vae.errors import CheckpointError, ConfigError
+
+EPOCHS = 5
+
+
+class Adams:
+    """An optimiser factory that keeps hold of the optimisers it made."""
+
+    def __init__(self, kind=functools.partial(torch.optim.Adam, lr=0.01)):
+        self.kind, self.made = kind, []
+
+    def __call__(self, parameters):
+        self.made.append(self.kind(parameters))
+        return self.made[-1]
+
+
+def build(name):
+    torch.manual_seed(1)
+    return CASES[name].build()
+
+
+def binarise(x):
+    return torch.bernoulli(x.clamp(0.05, 0.95))
+
+
+VARIANTS = {
+    "plain": ("vae", {}),
+    "valid": ("vae", {"valid": True}),
+    "dropout": ("regularised", {}),
+    "transform": ("vae", {"transform": binarise}),
+    "functions": ("functions", {}),
+    "globals": ("bayesian", {}),
+    "labelled": ("labelled", {}),
+    "schedules": (
+        "vae",
+        {"beta": pv.schedules.linear(0, 1, over=0.7), "lr_schedule": pv.schedules.cosine()},
+    ),
+    "momentum": ("vae", {"kind": functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9)}),
+}
+
+
+def train(variant, folder=None, *, interrupt=None, in_step=None, resume=False, epochs=EPOCHS):
+    """Run one variant, to its end or to an interrupt; return weights, optimiser and history."""
+    name, options = VARIANTS[variant]
+    options = dict(options)
+    data = CASES[name].data(30)
+    adams = Adams(options.pop("kind", functools.partial(torch.optim.Adam, lr=0.01)))
+    valid = data if options.pop("valid", False) else None
+    program = build(name)
+
+    def callback(run):
+        if interrupt is not None and len(run.history["loss"]) == interrupt:
+            raise KeyboardInterrupt
+
+    if in_step is not None:
+        calls = []
+
+        def transform(x, inner=options.pop("transform", lambda x: x)):
+            calls.append(1)
+            if len(calls) == in_step:
+                raise KeyboardInterrupt
+            return inner(x)
+
+        options["transform"] = transform
+    try:
+        run = pv.fit(
+            program,
+            data,
+            valid=valid,
+            epochs=epochs,
+            batch_size=8,
+            optimiser=adams,
+            callbacks=[callback],
+            out=folder,
+            checkpoint_every=1 if folder else None,
+            resume=resume,
+            **options,
+        )
+    except KeyboardInterrupt:
+        return None
+    wrapped = pv.Program.of(program)
+    return wrapped.state_dict(), adams.made[0].state_dict(), run
+
+
+def assert_identical(expected, got):
+    (weights, optimiser, run), (weights_, optimiser_, run_) = expected, got
+    assert weights.keys() == weights_.keys()
+    assert all(torch.equal(weights[k], weights_[k]) for k in weights)
+    assert optimiser["param_groups"] == optimiser_["param_groups"]
+    assert optimiser["state"].keys() == optimiser_["state"].keys()
+    for number, entries in optimiser["state"].items():
+        for key, value in entries.items():
+            other = optimiser_["state"][number][key]
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(other)), (number, key)
+    assert run.history.keys() == run_.history.keys()
+    for column in run.history.keys() - {"seconds"}:
+        np.testing.assert_array_equal(run.history[column], run_.history[column])
+    assert (run.best_epoch, run.steps) == (run_.best_epoch, run_.steps)
+
+
+@pytest.mark.parametrize("interrupt", [1, 2, 4, 5])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resumed_is_bit_identical(variant, interrupt, tmp_path):
+    expected = train(variant)
+    assert train(variant, tmp_path, interrupt=interrupt) is None
+    assert_identical(expected, train(variant, tmp_path, resume=True))
+
+
+@pytest.mark.parametrize("in_step", [1, 6, 15])
+def test_resumed_after_an_interrupt_inside_an_epoch(in_step, tmp_path):
+    expected = train("plain")
+    assert train("plain", tmp_path, in_step=in_step + 1) is None
+    assert_identical(expected, train("plain", tmp_path, resume=True))
+
+
+def test_a_run_is_prolonged(tmp_path):
+    expected = train("plain")
+    train("plain", tmp_path, epochs=3)
+    assert_identical(expected, train("plain", tmp_path, resume=True))
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path):
+    expected = train("valid", tmp_path)
+    assert_identical(expected, train("valid", tmp_path, resume=True))
+
+
+def test_interrupted_twice(tmp_path):
+    expected = train("plain")
+    train("plain", tmp_path, interrupt=2)
+    train("plain", tmp_path, interrupt=4, resume=True)
+    assert_identical(expected, train("plain", tmp_path, resume=True))
+
+
+def test_resume_without_a_checkpoint_starts_anew(tmp_path):
+    assert_identical(train("plain"), train("plain", tmp_path / "new", resume=True))
+
+
+def contents(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+
+
+@pytest.mark.parametrize("other", ["wider", "kind"])
+def test_a_checkpoint_of_another_program_is_refused_and_kept(other, tmp_path):
+    train("plain", tmp_path, interrupt=3)
+    program = pv.models.VAE(6, 2, (9,)) if other == "wider" else CASES["functions"].build()
+    if other == "kind":
+        pv.Program.of(program).read(CASES["functions"].data(30))
+    weights = {k: v.clone() for k, v in pv.Program.of(program).state_dict().items()}
+    before = contents(tmp_path)
+    data = CASES["vae" if other == "wider" else "functions"].data(30)
+    with pytest.raises(CheckpointError, match="checkpoint"):
+        pv.fit(program, data, out=tmp_path, resume=True, batch_size=8)
+    assert contents(tmp_path) == before
+    after = pv.Program.of(program).state_dict()
+    assert all(torch.equal(weights[k], after[k]) for k in weights)
+
+
+@pytest.mark.parametrize("change", [{"seed": 9}, {"batch_size": 16}])
+def test_another_seed_or_batch_size_is_refused(change, tmp_path):
+    train("plain", tmp_path, interrupt=3)
+    before = contents(tmp_path)
+    settings = {"batch_size": 8, "out": tmp_path, "resume": True, **change}
+    program = build("vae")
+    weights = {k: v.clone() for k, v in program.state_dict().items()}
+    with pytest.raises(ConfigError, match="resume"):
+        pv.fit(program, CASES["vae"].data(30), **settings)
+    assert contents(tmp_path) == before
+    assert all(torch.equal(weights[k], v) for k, v in program.state_dict().items())
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "json"])
+def test_a_damaged_checkpoint_is_refused(damage, tmp_path):
+    train("plain", tmp_path, interrupt=3)
+    tensors = next(tmp_path.glob("checkpoint-*.safetensors"))
+    path = tmp_path / "checkpoint.json" if damage == "json" else tensors
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[-3] ^= 1
+    else:
+        del content[len(content) // 2 :]
+    path.write_bytes(bytes(content))
+    with pytest.raises(CheckpointError, match="checkpoint"):
+        train("plain", tmp_path, resume=True)
+
+
+def test_resume_needs_a_folder():
+    with pytest.raises(ConfigError, match="out="):
+        pv.fit(build("vae"), CASES["vae"].data(8), resume=True)

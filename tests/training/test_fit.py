@@ -1,0 +1,408 @@
+"""``pv.fit``: what it records, keeps, stops for, and leaves alone."""
+
+import json
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from oracles import PPCA, ExactPPCA
+from programs import CASES, mlp
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import pyro_vae as pv
+from pyro_vae.errors import ConfigError, TrainingDiverged
+
+ORACLE = PPCA.random(6, 2)
+X = ORACLE.sample(50)
+
+
+def linear(seed=1):
+    torch.manual_seed(seed)
+    return pv.models.LinearVAE(6, 2).double()
+
+
+def state(program):
+    return {k: v.detach().clone() for k, v in program.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class Recorder:
+    """An optimiser factory that keeps every learning rate, gradient norm and weight."""
+
+    def __init__(self, lr=0.01):
+        self.lr, self.rates, self.norms, self.weights = lr, [], [], []
+
+    def __call__(self, parameters):
+        parameters = list(parameters)
+        optimiser = torch.optim.SGD(parameters, lr=self.lr)
+
+        def before(optimiser, args, kwargs):
+            self.rates.append(optimiser.param_groups[0]["lr"])
+            norms = [p.grad.norm() for p in parameters if p.grad is not None]
+            self.norms.append(torch.stack(norms).norm().item())
+
+        optimiser.register_step_pre_hook(before)
+        optimiser.register_step_post_hook(
+            lambda *_: self.weights.append([p.detach().clone() for p in parameters])
+        )
+        return optimiser
+
+
+# -- history ----------------------------------------------------------------------------------
+
+
+def test_history_has_one_row_per_epoch():
+    run = pv.fit(linear(), X, valid=X[:10], epochs=3, batch_size=20)
+    columns = {"epoch", "loss", "elbo", "valid_elbo", "beta", "lr", "seconds"}
+    assert set(run.history) == columns
+    assert all(v.shape == (3,) and np.isfinite(v).all() for v in run.history.values())
+    assert run.history["epoch"].tolist() == [1, 2, 3] and run.steps == 9
+    assert run.history["lr"].tolist() == [1e-3] * 3 and run.history["beta"].tolist() == [1.0] * 3
+    assert (run.history["elbo"] == -run.history["loss"]).all()
+
+
+def test_without_validation_the_last_weights_stay():
+    run = pv.fit(linear(), X, epochs=4)
+    assert "valid_elbo" not in run.history and run.best_epoch == 4 and not run.stopped_early
+
+
+def test_losses_of_an_exact_program_are_exact():
+    """Zero variance: each epoch's loss is -log p(x) whatever the order, weighted per batch."""
+    program = ExactPPCA(ORACLE)
+    run = pv.fit(program, X, valid=X[:7], epochs=2, batch_size=25, optimiser=Recorder(lr=0.0))
+    np.testing.assert_allclose(-run.history["loss"], ORACLE.log_prob(X).mean(), rtol=1e-10)
+    np.testing.assert_allclose(run.history["valid_elbo"], ORACLE.log_prob(X[:7]).mean(), rtol=1e-10)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 2.0])
+def test_elbo_is_logged_without_the_annealing(beta):
+    program = ExactPPCA(ORACLE)
+    run = pv.fit(program, X, epochs=1, beta=beta, optimiser=Recorder(lr=0.0))
+    np.testing.assert_allclose(run.history["elbo"], ORACLE.log_prob(X).mean(), rtol=1e-10)
+    assert run.history["beta"].tolist() == [beta]
+    expected = ORACLE.log_prob(X).mean() + (1 - beta) * ORACLE.kl(X).mean()
+    # One draw per datum: the KL's noise is below 1.5 nats a datum, 5 sigma over 50 data.
+    assert -run.history["loss"][0] == pytest.approx(
+        expected.item(), abs=abs(1 - beta) * 5 * 1.5 / math.sqrt(50)
+    )
+
+
+def test_iwae_is_judged_by_its_own_bound():
+    run = pv.fit(linear(), X, valid=X[:10], epochs=2, objective=pv.IWAE(5))
+    assert np.isfinite(run.history["valid_bound"]).all()
+    assert (run.history["valid_bound"] > run.history["valid_elbo"]).all()
+
+
+# -- what is kept ------------------------------------------------------------------------------
+
+
+def test_the_best_weights_are_kept():
+    seen = []
+    program = linear()
+    run = pv.fit(
+        program,
+        X[:20],
+        valid=X[20:],
+        epochs=12,
+        lr=0.5,
+        callbacks=[lambda _: seen.append(state(program))],
+    )
+    best = int(np.argmax(run.history["valid_elbo"]))
+    assert run.best_epoch == best + 1 < 12  # lr = 0.5 is too much: it gets worse again
+    assert same(state(program), seen[best])
+
+
+@pytest.mark.parametrize("patience", [1, 3])
+def test_early_stopping(patience):
+    program = ExactPPCA(ORACLE)
+    run = pv.fit(
+        program, X, valid=X, epochs=50, patience=patience, optimiser=Recorder(lr=0.0)
+    )  # nothing moves, the first epoch is the best
+    epochs = len(run.history["epoch"])
+    ties = np.maximum.accumulate(run.history["valid_elbo"])
+    assert run.stopped_early and epochs == int(np.argmax(ties == ties[-1])) + 1 + patience
+    assert run.best_epoch == epochs - patience
+
+
+def test_callbacks_see_the_run_and_stop_it():
+    calls = []
+
+    def callback(run):
+        calls.append((len(run.history["loss"]), run.steps))
+        return len(calls) == 2
+
+    run = pv.fit(linear(), X, epochs=9, batch_size=25, callbacks=[callback, lambda run: None])
+    assert calls == [(1, 2), (2, 4)] and run.stopped_early and len(run.history["loss"]) == 2
+
+
+# -- optimisation ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("clip_norm", [0.05, 1e6])
+def test_clipping_is_global(clip_norm):
+    free, clipped = Recorder(0.0), Recorder(0.0)
+    pv.fit(linear(), X, epochs=2, batch_size=10, optimiser=free)
+    pv.fit(linear(), X, epochs=2, batch_size=10, optimiser=clipped, clip_norm=clip_norm)
+    for norm, limited in zip(free.norms, clipped.norms, strict=True):
+        assert limited == pytest.approx(min(norm, clip_norm), rel=1e-4)
+
+
+def test_the_learning_rate_follows_its_schedule():
+    recorder = Recorder(lr=0.02)
+    pv.fit(
+        linear(),
+        X,
+        epochs=3,
+        batch_size=10,
+        optimiser=recorder,
+        lr_schedule=pv.schedules.linear(1.0, 0.0),
+    )
+    expected = 0.02 * np.linspace(1, 0, 15)
+    np.testing.assert_allclose(recorder.rates, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_beta_zero_never_pulls_to_the_prior():
+    """With β = 0 the latent's KL has no gradient: the encoder's variance falls towards zero."""
+    program = linear()
+    run = pv.fit(program, X, epochs=60, lr=0.05, beta=0.0)
+    assert program.log_diagonal.exp().max() < 0.25
+    assert run.history["beta"].tolist() == [0.0] * 60
+
+
+def test_a_schedule_of_beta_reaches_the_loss():
+    betas = []
+
+    def schedule(t):
+        betas.append(t)
+        return t
+
+    run = pv.fit(linear(), X, epochs=4, batch_size=25, beta=schedule)
+    assert betas[0] == 0.0 and max(betas) == 1.0
+    np.testing.assert_allclose(run.history["beta"], [0.25, 0.5, 0.75, 1.0])
+
+
+class TwoLatents(nn.Module):
+    """Two latents with exact standard-normal factors but for a shift each."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift_a = nn.Parameter(torch.ones((), dtype=torch.float64))
+        self.shift_b = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("b", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(0 * a[..., None].expand(x.shape), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("a", dist.Normal(self.shift_a, 1.0).expand([len(x)]))
+            pyro.sample("b", dist.Normal(self.shift_b, 1.0).expand([len(x)]))
+
+
+@pytest.mark.parametrize("site", ["a", "b"])
+def test_beta_of_one_site_leaves_the_other_alone(site):
+    program = TwoLatents()
+    pv.fit(program, X, epochs=40, lr=0.1, beta={site: 0.0}, batch_size=50)
+    frozen, moved = program.shift_a.item(), program.shift_b.item()
+    if site == "b":
+        frozen, moved = moved, frozen
+    assert frozen == 1.0 and abs(moved) < 0.6
+
+
+def test_beta_of_an_unknown_site_is_refused():
+    with pytest.raises(ConfigError, match=r"beta.*'zz'.*'z'"):
+        pv.fit(linear(), X, beta={"zz": 0.5})
+
+
+# -- seeds -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["vae", "regularised", "functions", "bayesian"])
+def test_equal_seeds_give_equal_bits(name):
+    def train(seed):
+        torch.manual_seed(1)
+        program = CASES[name].build()
+        torch.manual_seed(seed + 100)  # where the caller's generator stands does not matter
+        run = pv.fit(program, CASES[name].data(30), epochs=3, batch_size=8, seed=seed)
+        return state(pv.Program.of(program)), run.history["loss"]
+
+    (first, losses), (again, _), (other, _) = train(4), train(4), train(5)
+    assert same(first, again) and not same(first, other) and len(losses) == 3
+
+
+@pytest.mark.parametrize(
+    "watching",
+    [
+        {"valid": X[:10]},
+        {"progress": True},
+        {"callbacks": [lambda r: pv.elbo(r.program, X) is None]},
+    ],
+    ids=["valid", "progress", "callback"],
+)
+def test_watching_does_not_change_the_training(watching):
+    plain, watched = linear(), linear()
+    run = pv.fit(plain, X, epochs=3, batch_size=20, lr=1e-2)
+    other = pv.fit(watched, X, epochs=3, batch_size=20, lr=1e-2, **watching)
+    if "valid" in watching:
+        assert run.history["loss"].tolist() == other.history["loss"].tolist()
+    if "progress" in watching:
+        assert same(state(plain), state(watched))
+    if "callbacks" in watching:  # a callback that draws does so from the run's own generator
+        assert run.history["loss"][0] == other.history["loss"][0]
+
+
+# -- divergence --------------------------------------------------------------------------------
+
+
+class Poison(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream * math.nan
+
+
+class Fragile(nn.Module):
+    """Breaks at a given training step: in a value, in the loss, or in a gradient only."""
+
+    def __init__(self, kind, step):
+        super().__init__()
+        self.kind, self.step, self.calls = kind, step, 0
+        self.net, self.log_scale = mlp(6, 8, 2).double(), nn.Parameter(torch.zeros(()).double())
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), x.new_ones(2)).to_event(1))
+            loc = z.sum(-1, keepdim=True).expand(x.shape)
+            if self.kind == "x" and self.calls >= self.step:
+                loc = loc * math.inf
+            pyro.sample("x", dist.Normal(loc, self.log_scale.exp()).to_event(1), obs=x)
+
+    def guide(self, x):
+        if self.training:
+            self.calls += 1
+        loc = self.net(x)
+        if self.calls >= self.step:
+            loc = {"z": loc * math.nan, "gradient": Poison.apply(loc)}.get(self.kind, loc)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+
+@pytest.mark.parametrize("step", [1, 2, 7])
+@pytest.mark.parametrize(
+    ("kind", "match"), [("z", "site 'z'"), ("x", "site 'x'"), ("gradient", "net.*weight")]
+)
+def test_divergence_stops_before_the_step(kind, match, step):
+    program, recorder = Fragile(kind, step), Recorder(lr=0.01)
+    initial = [p.detach().clone() for p in program.parameters()]
+    with pytest.raises(TrainingDiverged, match=match):
+        pv.fit(program, X, epochs=4, batch_size=20, optimiser=recorder)
+    assert len(recorder.weights) == step - 1
+    before = recorder.weights[-1] if recorder.weights else initial
+    assert all(torch.equal(a, b) for a, b in zip(before, program.parameters(), strict=True))
+
+
+def test_bad_rows_that_appear_in_training_stop_it(tmp_path):
+    calls = []
+
+    def transform(x):
+        calls.append(1)
+        return x * (math.nan if len(calls) == 6 else 1.0)
+
+    program = linear()
+    with pytest.raises(TrainingDiverged, match="weights are as before"):
+        pv.fit(program, X, epochs=4, batch_size=20, transform=transform, out=tmp_path)
+    assert all(torch.isfinite(p).all() for p in program.parameters())
+    pv.fit(program, X, epochs=1)  # the process and the program stay usable
+
+
+def test_an_interrupt_leaves_a_usable_program(tmp_path):
+    def interrupt(run):
+        raise KeyboardInterrupt
+
+    program = linear()
+    with pytest.raises(KeyboardInterrupt):
+        pv.fit(program, X, epochs=4, callbacks=[interrupt], out=tmp_path)
+    assert (tmp_path / "history.csv").exists()
+    assert torch.isfinite(pv.elbo(program, X)).all()
+
+
+# -- folder ------------------------------------------------------------------------------------
+
+
+def test_the_run_folder(tmp_path):
+    program = pv.models.VAE(6, 2, (8,))
+    x = CASES["vae"].data(30)
+    run = pv.fit(program, x, valid=x, epochs=3, out=tmp_path / "run", lr=0.01, seed=3)
+    folder = tmp_path / "run"
+    assert run.folder == folder
+    config = json.loads((folder / "config.json").read_text())
+    assert config["program"] == "VAE" and config["config"]["latent_dim"] == 2
+    assert config["fit"]["seed"] == 3 and config["fit"]["data"] == 30
+    lines = (folder / "history.csv").read_text().splitlines()
+    assert lines[0].split(",") == list(run.history) and len(lines) == 4
+    row = dict(zip(lines[0].split(","), map(float, lines[-1].split(",")), strict=True))
+    assert row["loss"] == run.history["loss"][-1]
+    assert list(folder.glob("tensorboard/events*"))
+    loaded = pv.load(folder)
+    assert same(state(loaded), state(program))
+
+
+def test_a_folder_with_another_run_is_refused_and_kept(tmp_path):
+    pv.fit(linear(), X, epochs=1, out=tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    program = linear(2)
+    weights = state(program)
+    with pytest.raises(ConfigError, match=r"holds another run.*resume=True"):
+        pv.fit(program, X, epochs=1, out=tmp_path)
+    assert same(weights, state(program))
+    assert before == {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+
+
+@pytest.mark.parametrize("meta", [{"beta": -1}, {"beta": {"zz": 1.0}}, {"lr": 0}, {"clip_norm": 0}])
+def test_a_refused_run_makes_no_folder(meta, tmp_path):
+    with pytest.raises(ConfigError):
+        pv.fit(linear(), X, out=tmp_path / "run", **meta)
+    assert not (tmp_path / "run").exists()
+
+
+# -- optimisers and objectives -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad])
+def test_any_torch_optimiser(kind):
+    program = linear()
+    run = pv.fit(program, X, epochs=10, optimiser=lambda ps: kind(ps, lr=0.02))
+    assert run.history["loss"][-1] < run.history["loss"][0]
+
+
+def test_frozen_weights_stay():
+    program = linear()
+    program.weight.requires_grad_(False)
+    before = program.weight.clone()
+    pv.fit(program, X, epochs=2, lr=0.1)
+    assert torch.equal(before, program.weight) and program.mean.abs().max() > 0
+
+
+def test_all_forms_of_data_give_one_result():
+    def train(data):
+        program = linear()
+        pv.fit(program, data, epochs=2, batch_size=20)
+        return state(program)
+
+    expected = train(X)
+    for data in (X.numpy(), X.tolist() and X.float().double() * 0 + X, TensorDataset(X)):
+        assert same(expected, train(data))
+    loader = DataLoader(TensorDataset(X), batch_size=20, shuffle=True)
+    assert same(train(loader), train(loader))

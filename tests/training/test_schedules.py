@@ -1,0 +1,74 @@
+"""Schedules at their ends, in between, and against bad arguments."""
+
+import math
+
+import pytest
+
+from pyro_vae.errors import ConfigError
+from pyro_vae.training import schedules
+from pyro_vae.training.schedules import as_schedule
+
+GRID = [i / 200 for i in range(201)]
+
+
+@pytest.mark.parametrize("over", [0.1, 0.3, 1.0])
+@pytest.mark.parametrize(("start", "end"), [(0.0, 1.0), (1.0, 0.0), (0.5, 4.0)])
+@pytest.mark.parametrize("kind", [schedules.linear, schedules.cosine])
+def test_ramps_go_from_end_to_end_and_stay(kind, start, end, over):
+    schedule = kind(start, end, over=over)
+    values = [schedule(t) for t in GRID]
+    assert values[0] == start and values[-1] == pytest.approx(end, abs=1e-12)
+    assert schedule(over / 2) == pytest.approx((start + end) / 2)
+    steps = [
+        (b - a) * math.copysign(1, end - start) for a, b in zip(values, values[1:], strict=False)
+    ]
+    assert min(steps) > -1e-12
+    assert all(schedule(t) == pytest.approx(end, abs=1e-12) for t in GRID if t >= over)
+
+
+@pytest.mark.parametrize("centre", [0.2, 0.5])
+def test_sigmoid_is_a_logistic_curve(centre):
+    schedule = schedules.sigmoid(0.0, 2.0, centre=centre, width=0.05)
+    assert schedule(centre) == 1.0
+    for t in GRID:
+        odds = schedule(t) / (2.0 - schedule(t))
+        assert math.log(odds) == pytest.approx((t - centre) / 0.05, abs=1e-6)
+
+
+@pytest.mark.parametrize("cycles", [1, 3, 4])
+def test_cyclical_repeats(cycles):
+    schedule = schedules.cyclical(0.0, 1.0, cycles=cycles, ramp=0.5)
+    for cycle in range(cycles):
+        start = cycle / cycles
+        assert schedule(start) == pytest.approx(0.0, abs=1e-9)
+        assert schedule(start + 0.25 / cycles) == pytest.approx(0.5)
+        assert schedule(start + 0.75 / cycles) == 1.0
+    assert schedule(1.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: schedules.linear(over=0.0),
+        lambda: schedules.linear(over=1.5),
+        lambda: schedules.cosine(over=-1),
+        lambda: schedules.cosine(over=math.nan),
+        lambda: schedules.sigmoid(width=0.0),
+        lambda: schedules.cyclical(cycles=0),
+        lambda: schedules.cyclical(ramp=2.0),
+        lambda: as_schedule("beta", -0.1),
+        lambda: as_schedule("beta", math.nan),
+        lambda: as_schedule("beta", math.inf),
+        lambda: as_schedule("beta", True),
+        lambda: as_schedule("beta", "1"),
+        lambda: as_schedule("beta", None),
+    ],
+)
+def test_bad_arguments_are_refused(make):
+    with pytest.raises(ConfigError, match="got"):
+        make()
+
+
+@pytest.mark.parametrize("value", [0, 0.0, 1, 2.5])
+def test_a_number_is_a_constant(value):
+    assert {as_schedule("beta", value)(t) for t in GRID} == {float(value)}

@@ -2,6 +2,7 @@
 
 from pyro_vae import conditionals, data, distributions, errors, models, nn, plots
 from pyro_vae._version import __version__
+from pyro_vae.evaluation.annealing import AIS, AnnealedLikelihood, Sandwich, ais, bdmc
 from pyro_vae.evaluation.collapse import Diagnosis, diagnose
 from pyro_vae.evaluation.generation import encode, generate, interpolate, reconstruct
 from pyro_vae.evaluation.likelihood import LogLikelihood, log_likelihood
@@ -18,6 +19,7 @@ from pyro_vae.training.fit import Run, fit
 from pyro_vae.training.saving import save
 
 __all__ = [
+    "AIS",
     "ELBO",
     "IWAE",
     "NVIL",
@@ -25,6 +27,7 @@ __all__ = [
     "STL",
     "VIMCO",
     "AnalyticELBO",
+    "AnnealedLikelihood",
     "DReG",
     "DisARM",
     "FreeBits",
@@ -34,8 +37,11 @@ __all__ = [
     "Renyi",
     "ReweightedWakeSleep",
     "Run",
+    "Sandwich",
     "Update",
     "__version__",
+    "ais",
+    "bdmc",
     "conditionals",
     "data",
     "diagnose",

@@ -10,14 +10,10 @@ process that is killed, or a disk that fills, leaves the previous pair. Nothing 
 One writer per bundle; any number of readers.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
-import json
 import os
 import re
-import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,15 +24,26 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .errors import CheckpointError, DeviceError
+from pyro_vae.atomic import atomic_write_bytes, atomic_write_text
+from pyro_vae.errors import CheckpointError, DeviceError
+from pyro_vae.sealing import FORMAT, RESTORE, VERSION, seal, unseal
 
-FORMAT = "pyro_vae bundle"
-VERSION = 1
+__all__ = [
+    "MAX_JSON_BYTES",
+    "atomic_write_bytes",
+    "atomic_write_text",
+    "check_state",
+    "read_bundle",
+    "write_bundle",
+]
+
 MAX_JSON_BYTES = 2**28
 
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_RESTORE = "restore the file from a copy, or load an older checkpoint"
 
 
 def write_bundle(
@@ -51,7 +58,7 @@ def write_bundle(
 
     Tied, strided, conjugated and device tensors are copied; the caller's are not changed.
 
-    Args:
+    Arguments:
         folder: created if absent.
         name: letters, digits, ``.``, ``_``, ``-``.
         tensors: dense tensors of any shape, by name; each is written whole.
@@ -74,7 +81,7 @@ def write_bundle(
         "meta": meta,
     }
     try:
-        text = _seal(body)
+        text = seal(body)
     except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{folder / name}.json: meta is not plain JSON ({error}); "
@@ -101,7 +108,7 @@ def read_bundle(
 
     The bytes that were hashed are the bytes that are parsed.
 
-    Args:
+    Arguments:
         folder: the folder given to :func:`write_bundle`.
         name: the name given to :func:`write_bundle`.
         device: where the tensors go.
@@ -116,7 +123,7 @@ def read_bundle(
     path = folder / f"{name}.json"
     text = _read_bytes(path, MAX_JSON_BYTES)
     while True:
-        body = _unseal(path, text)
+        body = unseal(path, text)
         entry = _tensor_entry(path, name, body)
         try:
             tensors = _read_tensors(folder / entry["file"], entry)
@@ -143,7 +150,7 @@ def check_state(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], where
 
     Floating-point tensors may differ in precision (the copy casts); kinds may not be mixed.
 
-    Args:
+    Arguments:
         expected: the tensors to be filled, e.g. ``module.state_dict()``.
         got: the tensors that were read.
         where: the file or program, for the message.
@@ -164,50 +171,11 @@ def check_state(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], where
         )
 
 
-def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Replace a text file (UTF-8) in one step: readers see the old text or the new, never a part.
-
-    Raises:
-        OSError: disk full, no permission; the old file is intact and no temporary file is left.
-    """
-    atomic_write_bytes(path, text.encode())
-
-
-def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Replace a file in one step, as :func:`atomic_write_text` does for text."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    # 0o666 less the umask, as for any file; `tempfile` would make it private to the user.
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        with open(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    # A rename is durable once its folder is; Windows has no handle on a folder.
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _sweep(folder: Path, name: str) -> None:
     """Remove the tensor and temporary files of this name that the JSON on disk does not name."""
     path = folder / f"{name}.json"
     try:
-        keep = _tensor_entry(path, name, _unseal(path, _read_bytes(path, MAX_JSON_BYTES)))["file"]
+        keep = _tensor_entry(path, name, unseal(path, _read_bytes(path, MAX_JSON_BYTES)))["file"]
     except CheckpointError:
         if os.path.lexists(path):
             return  # damaged: whatever it named may still be rescued by hand
@@ -266,15 +234,15 @@ def _read_tensors(path: Path, entry: Mapping[str, Any]) -> dict[str, Tensor]:
     payload = _read_bytes(path, entry["bytes"])
     if len(payload) != entry["bytes"]:
         raise CheckpointError(
-            f"{path}: {len(payload)} bytes, expected {entry['bytes']}: truncated; {_RESTORE}"
+            f"{path}: {len(payload)} bytes, expected {entry['bytes']}: truncated; {RESTORE}"
         )
     if hashlib.sha256(payload).hexdigest() != entry["sha256"]:
-        raise CheckpointError(f"{path}: SHA-256 mismatch, the file was changed; {_RESTORE}")
+        raise CheckpointError(f"{path}: SHA-256 mismatch, the file was changed; {RESTORE}")
     try:
         return safetensors.torch.load(payload)
     except Exception as error:  # whatever hostile bytes provoke, it is this file's fault
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path}: not a safetensors file ({reason}); {_RESTORE}") from None
+        raise CheckpointError(f"{path}: not a safetensors file ({reason}); {RESTORE}") from None
 
 
 def _read_bytes(path: Path, limit: int) -> bytes:
@@ -285,7 +253,7 @@ def _read_bytes(path: Path, limit: int) -> bytes:
             raise CheckpointError(f"{path}: not a regular file; give the folder of a checkpoint")
         if status.st_size > limit:
             raise CheckpointError(
-                f"{path}: {status.st_size} bytes, expected at most {limit}; {_RESTORE}"
+                f"{path}: {status.st_size} bytes, expected at most {limit}; {RESTORE}"
             )
         with open(path, "rb") as stream:
             return stream.read(limit + 1)
@@ -309,47 +277,9 @@ def _tensor_entry(path: Path, name: str, body: Mapping[str, Any]) -> dict[str, A
                 return entry
             raise CheckpointError(
                 f"{path}: names the tensor file {entry.get('file')!r}, "
-                f"expected {_tensor_file(name, str(digest))!r}; {_RESTORE}"
+                f"expected {_tensor_file(name, str(digest))!r}; {RESTORE}"
             )
-    raise CheckpointError(f"{path}: 'tensors' or 'meta' is malformed; {_RESTORE}")
-
-
-def _seal(body: Mapping[str, Any]) -> str:
-    """Render the body with the SHA-256 of that rendering as its last entry."""
-    return _render({**body, "sha256": hashlib.sha256(_render(body).encode()).hexdigest()})
-
-
-def _unseal(path: Path, data: bytes) -> dict[str, Any]:
-    try:
-        text = data.decode()
-        body = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: not valid JSON ({reason}); {_RESTORE}") from None
-    if not isinstance(body, dict) or body.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: not a file of this library (no 'format': {FORMAT!r})")
-    version = body.get("version")
-    if type(version) is int and version > VERSION:
-        raise CheckpointError(
-            f"{path}: format version {version}, this pyro_vae reads up to {VERSION}; update it"
-        )
-    if version != VERSION:
-        raise CheckpointError(f"{path}: format version {version!r} is unknown; {_RESTORE}")
-    body.pop("sha256", None)
-    try:
-        # Equal texts, not only equal hashes: what is read is byte for byte what was written.
-        intact = _seal(body) == text
-    except (ValueError, RecursionError):
-        intact = False
-    if not intact:
-        raise CheckpointError(f"{path}: SHA-256 mismatch, the text was changed; {_RESTORE}")
-    return body
-
-
-def _render(body: Mapping[str, Any]) -> str:
-    text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    text.encode()  # a lone surrogate has no UTF-8: fail here, as a ValueError
-    return text
+    raise CheckpointError(f"{path}: 'tensors' or 'meta' is malformed; {RESTORE}")
 
 
 def _string_keys(value: Any) -> bool:
@@ -357,17 +287,6 @@ def _string_keys(value: Any) -> bool:
     if isinstance(value, dict):
         return all(isinstance(k, str) and _string_keys(v) for k, v in value.items())
     return not isinstance(value, list | tuple) or all(map(_string_keys, value))
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key is given twice")
-    return result
-
-
-def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is not JSON")
 
 
 def _misfits(expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> Iterator[str]:

@@ -1,7 +1,5 @@
 """Networks, tensors -> tensors. Shapes: * any leading dims, C channel, H height, W width."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from numbers import Integral
@@ -10,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import ConfigError, DataError
+from pyro_vae.errors import ConfigError, DataError
 
 Shape = int | Sequence[int]
 
@@ -74,13 +72,17 @@ class MLP(nn.Module):
     Weights start as in `torch.nn.Linear`, except under "tanh": Glorot-uniform, biases zero (Glorot
     and Bengio, 2010), as in the IWAE recipe (Burda et al., 2016, arXiv:1509.00519).
 
-    Args:
+    Arguments:
         in_shape: input event shape, as 784 or (1, 28, 28).
         out_shape: output event shape.
         hidden: widths of the hidden layers; () is an affine map.
         activation: name in `ACTIVATIONS`.
         dropout: probability of dropping a hidden unit while training, in [0, 1).
         batch_norm: normalise hidden units over all leading dims, before the activation.
+
+    Example:
+        >>> MLP((1, 28, 28), 20, hidden=(400,))(torch.zeros(5, 1, 28, 28)).shape
+        torch.Size([5, 20])
     """
 
     def __init__(
@@ -131,11 +133,15 @@ class MLP(nn.Module):
 class ConvEncoder(nn.Module):
     """Strided 3x3 convolutions, each halving the image (rounded up), then one affine map.
 
-    Args:
+    Arguments:
         in_shape: image shape (C, H, W).
         out_shape: output event shape.
         channels: channels of each convolution.
         activation: name in `ACTIVATIONS`; "tanh" starts Glorot-uniform, as in `MLP`.
+
+    Example:
+        >>> ConvEncoder((1, 28, 28), 20)(torch.zeros(5, 1, 28, 28)).shape
+        torch.Size([5, 20])
     """
 
     def __init__(
@@ -174,11 +180,15 @@ class ConvDecoder(nn.Module):
 
     Odd sizes are restored exactly: 7 -> 4 -> 7, by the output padding of each layer.
 
-    Args:
+    Arguments:
         in_shape: input event shape.
         out_shape: image shape (C, H, W).
         channels: channels of each hidden layer, the coarsest first.
         activation: name in `ACTIVATIONS`; "tanh" starts Glorot-uniform, as in `MLP`.
+
+    Example:
+        >>> ConvDecoder(20, (1, 28, 28))(torch.zeros(5, 20)).shape
+        torch.Size([5, 1, 28, 28])
     """
 
     def __init__(
@@ -228,9 +238,13 @@ class ConvDecoder(nn.Module):
 class OneHot(nn.Module):
     """Spread whole numbers 0..K-1 over K channels: (*, C, ...) to (*, K C, ...), class-major.
 
-    Args:
+    Arguments:
         num_classes: K.
         event_dim: number of dims of one datum; its first dim is widened.
+
+    Example:
+        >>> OneHot(3)(torch.tensor([[0, 2]]))
+        tensor([[1., 0., 0., 0., 0., 1.]])
     """
 
     classes: Tensor

@@ -9,7 +9,9 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.nn import PyroModule, PyroParam
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.distributions import constraints
 
@@ -211,6 +213,24 @@ def plain_functions() -> Any:
                 pyro.sample("z", dist.Normal(x @ gain, spread).to_event(1))
 
     return Pair()
+
+
+def densities_at(joint: Any, values: dict[str, Tensor]) -> tuple[Trace, Trace]:
+    """Return stock traces of a pair's model and guide at given latents, log densities computed."""
+    model = poutine.trace(poutine.condition(joint.model, data=values))
+    drawn = model.get_trace(*joint.args, **joint.kwargs)
+    guide = poutine.trace(poutine.replay(joint.guide, trace=_as_draws(values)))
+    traces = drawn, guide.get_trace(*joint.args, **joint.kwargs)
+    for trace in traces:
+        trace.compute_log_prob()
+    return traces
+
+
+def _as_draws(values: dict[str, Tensor]) -> Trace:
+    trace = Trace()
+    for name, value in values.items():
+        trace.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={})
+    return trace
 
 
 def binary(n: int, shape: tuple[int, ...] = (6,)) -> Tensor:

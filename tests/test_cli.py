@@ -13,6 +13,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae import cli
+from pyro_vae.cli import choices, runs
 
 SMALL = ["--latent_dim", "2", "--hidden", "8", "--device", "cpu", "--progress", "false"]
 
@@ -37,13 +38,13 @@ def complaint(capsys, arguments):
 
 
 def test_the_dicts_of_names_are_the_choices():
-    for choices, names in (
-        (cli.Model, cli.MODELS),
-        (cli.Observation, cli.OBSERVATIONS),
+    for options, names in (
+        (choices.Model, choices.MODELS),
+        (choices.Observation, choices.OBSERVATIONS),
     ):
-        assert set(get_args(choices)) == set(names)
-    assert get_args(cli.Data) == pv.data.NAMES
-    assert get_args(cli.Binarisation) == (*pv.data.BINARISATIONS, "none")
+        assert set(get_args(options)) == set(names)
+    assert get_args(choices.Data) == pv.data.NAMES
+    assert get_args(choices.Binarisation) == (*pv.data.BINARISATIONS, "none")
 
 
 def test_help_names_every_command(capsys):
@@ -63,8 +64,8 @@ def test_help_tells_each_option_its_meaning_and_its_default(command, capsys):
             shown = str(parameter.default)
             shown = shown.lower() if isinstance(parameter.default, bool) else shown
             assert f"default: {shown})" in text or f"default: {parameter.default})" in text
-    documented = inspect.getdoc(cli.COMMANDS[command]).partition("Args:")[2].strip().splitlines()
-    for line in documented:
+    documented = inspect.getdoc(cli.COMMANDS[command]).partition("Arguments:")[2].strip()
+    for line in documented.splitlines():
         assert " ".join(line.partition(": ")[2].split()[:3]) in text
 
 
@@ -163,7 +164,7 @@ def test_a_config_file_sets_options_and_a_run_leaves_one(tmp_path):
     assert pv.load(tmp_path / "b").latent_dim == 4
 
 
-@pytest.mark.parametrize("observation", list(cli.OBSERVATIONS))
+@pytest.mark.parametrize("observation", list(choices.OBSERVATIONS))
 def test_every_observation_trains_on_the_data_it_is_for(observation):
     kind = "threshold" if observation == "Bernoulli" else "none"
     assert train("--observation", observation, "--binarisation", kind, "--out", "run") == 0
@@ -187,7 +188,7 @@ def test_the_demo_draws_four_figures_and_never_overwrites(capsys, tmp_path):
         assert f"{name}.png" in text
         assert (tmp_path / "runs" / "demo" / f"{name}.png").stat().st_size > 5000
     assert all(word in text for word in ("ELBO", "log-likelihood", "K = 4", "KL of z", "active"))
-    assert cli._fresh(tmp_path / "runs" / "demo").name == "demo-2"
+    assert runs.fresh_folder(tmp_path / "runs" / "demo").name == "demo-2"
 
 
 def test_a_failure_while_running_is_exit_code_one(monkeypatch, capsys):

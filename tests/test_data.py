@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from pyro_vae import data
+from pyro_vae.data import sources
 from pyro_vae.errors import DataError
 
 REAL = Path(os.environ.get("PYRO_VAE_DATA", ""))
@@ -444,13 +445,13 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("PYRO_VAE_DATA", raising=False)
     for name, served in REMOTE.items():
-        assert served.keys() == data._DOWNLOADS[name].files.keys()
-        small = data._Remote(
+        assert served.keys() == sources._DOWNLOADS[name].files.keys()
+        small = sources._Remote(
             f"http://127.0.0.1:{server.server_port}/{name}/",
             {file: hashlib.sha256(content).hexdigest() for file, content in served.items()},
-            data._DOWNLOADS[name].arrays,
+            sources._DOWNLOADS[name].arrays,
         )
-        monkeypatch.setitem(data._DOWNLOADS, name, small)
+        monkeypatch.setitem(sources._DOWNLOADS, name, small)
     yield handler.asked  # type: ignore[attr-defined]
     server.shutdown()
     thread.join()
@@ -487,7 +488,7 @@ def test_download_goes_to_the_root(remote: list[str], tmp_path: Path) -> None:
 def test_failed_download_names_the_url_and_the_variable(
     fault: str, remote: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    good = data._DOWNLOADS["mnist"]
+    good = sources._DOWNLOADS["mnist"]
     base, file, digest = good.base, "mnist.npz", good.files["mnist.npz"]
     if fault == "hash":
         digest = "0" * 64
@@ -495,7 +496,7 @@ def test_failed_download_names_the_url_and_the_variable(
         file = "absent.npz"
     else:
         base = "http://127.0.0.1:9/mnist/"
-    monkeypatch.setitem(data._DOWNLOADS, "mnist", data._Remote(base, {file: digest}))
+    monkeypatch.setitem(sources._DOWNLOADS, "mnist", sources._Remote(base, {file: digest}))
     with pytest.raises(DataError) as caught:
         data.load("mnist")
     message = str(caught.value)
@@ -549,7 +550,7 @@ def test_idx_round_trip(tmp_path: Path) -> None:
 def test_real_static_file_is_the_published_one() -> None:
     """The text that the download would bring, rebuilt from the arrays, has the published hash."""
     for (_, digest), split in zip(
-        data._DOWNLOADS["mnist_static"].files.items(), ("train", "valid", "test"), strict=True
+        sources._DOWNLOADS["mnist_static"].files.items(), ("train", "valid", "test"), strict=True
     ):
         x = data.read_npz(REAL / "mnist_static.npz", {f"x_{split}": (np.uint8, (28, 28))})
         rows = x[f"x_{split}"].reshape(-1, 784)

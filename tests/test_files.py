@@ -20,7 +20,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from pyro_vae import files
+from pyro_vae import files, sealing
 from pyro_vae.errors import CheckpointError, DeviceError
 from pyro_vae.files import atomic_write_text, check_state, read_bundle, write_bundle
 
@@ -185,7 +185,7 @@ def adopt(folder: Path, payload: bytes) -> None:
 def reseal(folder: Path, **changes: Any) -> None:
     body = json.loads((folder / "model.json").read_text())
     del body["sha256"]
-    (folder / "model.json").write_text(files._seal({**body, **changes}))
+    (folder / "model.json").write_text(sealing.seal({**body, **changes}))
 
 
 def header(text: str | bytes, tail: bytes = b"") -> bytes:
@@ -335,7 +335,7 @@ def test_malformed_tensor_record_is_refused(folder: Path, entry: Any) -> None:
 
 
 def test_newer_version_is_named(folder: Path) -> None:
-    reseal(folder, version=files.VERSION + 1)
+    reseal(folder, version=sealing.VERSION + 1)
     with pytest.raises(CheckpointError, match="format version 2, this pyro_vae reads up to 1"):
         read_bundle(folder, "model")
 

@@ -54,6 +54,20 @@ def generate(program: Any, n: int, *, given: Any = None, mean: bool = False) -> 
     return _join(pieces)
 
 
+def generate_with_latents(
+    program: Program, n: int, given: Any = None
+) -> tuple[Batch, dict[str, Tensor]]:
+    """Return a simulated batch and the local latents that made it, ``(n, ...)`` by site."""
+    program.require_prior("simulating data")
+    batch = program.example(n) if given is None else program.adapt(given)
+    args, kwargs = arguments(batch)
+    with scoring(program):
+        trace = poutine.trace(poutine.uncondition(program.functions[0])).get_trace(*args, **kwargs)
+    values = {name: trace.nodes[name]["value"] for name in program.sites.observed}
+    latents = {name: trace.nodes[name]["value"] for name in program.sites.local}
+    return program.replace(batch, values), latents
+
+
 def reconstruct(program: Any, data: Any, *, mean: bool = True) -> Values:
     r"""Encode data and decode them again.
 

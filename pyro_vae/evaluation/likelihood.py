@@ -19,7 +19,7 @@ _ROWS_PER_PASS = 4096
 _DATA_PER_PASS = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LogLikelihood:
     r"""Importance-sampling estimates of log p(x), with what says how far to trust them.
 
@@ -54,9 +54,12 @@ class LogLikelihood:
         return (self.psis_k > 0.7).double().mean().item()
 
     def __repr__(self) -> str:
+        # Too few samples tell nothing of the tail: the shape is infinite then, and not shown.
+        known = bool(torch.isfinite(self.psis_k).any())
+        tail = f", k > 0.7: {100 * self.untrusted:.1f} %" if known else ""
         return (
-            f"LogLikelihood(mean={self.mean:.4f} ± {self.stderr:.4f} nats, samples={self.samples}, "
-            f"median ess={self.ess.median().item():.1f}, k > 0.7: {100 * self.untrusted:.1f} %)"
+            f"{type(self).__name__}(mean={self.mean:.4f} ± {self.stderr:.4f} nats, "
+            f"samples={self.samples}, median ess={self.ess.median().item():.1f}{tail})"
         )
 
 

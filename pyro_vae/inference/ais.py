@@ -35,7 +35,7 @@ def linear_temperatures(
 ) -> Tensor:
     """Returns b_t = t / T for t = 0..T.
 
-    Args:
+    Arguments:
         num: T, >= 1
         dtype: of the result; torch's default if None
         device: of the result
@@ -54,7 +54,7 @@ def sigmoid_temperatures(
 
     .. math:: s_t = sigmoid(rad (2 t / T - 1)),  b_t = (s_t - s_0) / (s_T - s_0)
 
-    Args:
+    Arguments:
         num: T, >= 1
         rad: half-width of the sigmoid's argument, > 0
         dtype: of the result; torch's default if None
@@ -90,7 +90,7 @@ def annealed_importance(
     importance sampling. Step sizes must be fixed beforehand (`tune_steps`): adapting them within
     the measured run would bias it.
 
-    Args:
+    Arguments:
         log_initial: log p_0, normalised, `(C, B, Z)` to `(C, B)`, in nats
         position: exact draws of p_0, shape `(C, B, Z)`
         log_target: log f, `(C, B, Z)` to `(C, B)`, in nats
@@ -139,7 +139,7 @@ def reverse_annealed_importance(
     z that made x. E[1 / w] = 1 / p(x), so E[log w] >= log p(x), and `-log_mean_exp(-log_weight)`
     over chains is a tighter upper bound.
 
-    Args:
+    Arguments:
         position: exact draws of the target, shape `(C, B, Z)`
         temperatures: those of the forward run, rising, shape `(T + 1,)`; so are the step sizes
         kernel: another transition in place of HMC; it must be reversible
@@ -185,7 +185,7 @@ def tune_steps(
     then. In the first pass a temperature starts from the step of the one before; the mean of log
     eps over the second half of the passes is returned.
 
-    Args:
+    Arguments:
         position: draws of p_0, not those of the measured run, shape `(C, B, Z)`
         num_leapfrog: leapfrog steps per temperature, >= 1
         step_size: first guess, a number or `(B,)`, > 0

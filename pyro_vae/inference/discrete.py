@@ -79,14 +79,15 @@ class NVIL(nn.Module, TermsObjective):
             return -value, terms.size
         signal = terms.log_weight.detach()
         predicted = self._predict(joint, signal)
-        centred = signal - predicted.detach() - self.mean
+        residual = signal - predicted - self.mean
+        centred = residual.detach()
         scaled = centred / self.variance.sqrt().clamp(min=1.0)
         if self.training:
             self._move(signal - predicted.detach(), centred)
         surrogate = elbo_of(terms, detached=terms.no_path)
         surrogate = surrogate + (scaled * local_score(terms, "NVIL")).mean()
         if self.baseline is not None:
-            surrogate = surrogate - (signal - self.mean - predicted).square().mean()
+            surrogate = surrogate - residual.square().mean()
         return -(value.detach() + surrogate - surrogate.detach()), terms.size
 
     def _predict(self, joint: Joint, signal: Tensor) -> Tensor:
@@ -214,12 +215,13 @@ class DisARM(TermsObjective):
 
     @staticmethod
     def _surrogate(terms: Terms, guide: Trace, pair: "AntitheticPair") -> Tensor:
-        logits = _bernoulli_logits(pair.site, guide.nodes[pair.site]["fn"])
-        first, second = guide.nodes[pair.site]["value"].unflatten(0, (2, -1)).flatten(1, 1)
-        alpha = logits.unflatten(0, (2, -1))[0].flatten(0, 0)
+        distribution = guide.nodes[pair.site]["fn"]
+        alpha = _bernoulli_logits(pair.site, distribution).unflatten(0, (2, -1))[0]
+        first, second = guide.nodes[pair.site]["value"].unflatten(0, (2, -1))
         signal = terms.log_weight.detach()[0]
+        # The signal of a datum goes to that datum's units alone: B is the last batch dimension.
         half = (signal[0] - signal[1]) / 2
-        half = half.reshape(half.shape + (1,) * (alpha.dim() - 1))
+        half = half.reshape(half.shape + (1,) * len(distribution.event_shape))
         grad = half * (1 - 2 * second) * (first != second) * torch.sigmoid(alpha.detach().abs())
         return (grad * alpha).sum() / terms.batch_size
 

@@ -94,13 +94,15 @@ class Particles(Messenger):
 
 
 class OwnParameters(Messenger):
-    """Answer ``pyro.param`` from tensors at hand, so that the global store is never read or written.
+    """Answer ``pyro.param`` from tensors at hand; the global store is neither read nor written.
 
     A ``PyroModule`` announces its own attributes as ``param`` messages too; it keeps those itself.
 
     Arguments:
         lookup: ``(name, initial value or None, constraint) -> constrained value``.
     """
+
+    holds_parameters = True  # a program that asks may leave out its pyro.module statement
 
     def __init__(self, lookup: Callable[[str, Any, Any], Tensor]) -> None:
         super().__init__()

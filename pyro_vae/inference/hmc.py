@@ -42,7 +42,7 @@ def log_prob_and_grad(
 ) -> tuple[Tensor, Tensor]:
     """Evaluates log p(z) and its gradient in z; no parameter receives a `.grad`.
 
-    Args:
+    Arguments:
         log_density: maps `(*, Z)` to `(*)`, in nats
         position: z, shape `(*, Z)`
         create_graph: keep the graph, so that the results can be differentiated again
@@ -69,7 +69,7 @@ def leapfrog(
 
     .. math:: r += (eps / 2) grad log p(z);  z += eps M^{-1} r;  r += (eps / 2) grad log p(z)
 
-    Args:
+    Arguments:
         position: z, shape `(*, Z)`
         momentum: r, shape `(*, Z)`
         grad: the gradient of the log density at `position`, shape `(*, Z)`
@@ -127,7 +127,7 @@ def hmc_step(
     A row whose energy is not finite is rejected and flagged, and touches no other row. One leapfrog
     step is MALA; no step leaves the state as it is.
 
-    Args:
+    Arguments:
         state: where the chains stand
         log_density: maps `(*, Z)` to `(*)`, in nats
         step_size: eps, a number or a shape that broadcasts to `(*)`: `()`, `(B,)`, `(C, B)`
@@ -216,7 +216,7 @@ class DualAveraging(NamedTuple):
 def dual_averaging_init(step_size: Tensor) -> DualAveraging:
     """Starts the adaptation of a step size.
 
-    Args:
+    Arguments:
         step_size: first guess, > 0; shape `()` for one shared step, `(B,)` for one per datum,
             `(C, B)` for one per chain and datum
     """
@@ -240,7 +240,7 @@ def dual_averaging_update(
 
     .. math:: log eps_{t+1} = mu - (sqrt(t) / gamma) mean_{i <= t}(target - alpha_i)
 
-    Args:
+    Arguments:
         state: the adaptation so far
         accept_prob: alpha of the last transition, shape `(C, B)`
         target: acceptance probability aimed at: 0.65 is cheapest, 0.8 safer
@@ -271,7 +271,7 @@ def adapt_step_size(
 ) -> tuple[HMCState, Tensor]:
     """Warms the chains up while their step size adapts; returns the state and the frozen step.
 
-    Args:
+    Arguments:
         state: where the chains stand
         log_density: maps `(*, Z)` to `(*)`, in nats
         step_size: first guess; its shape says who shares a step, see `dual_averaging_init`

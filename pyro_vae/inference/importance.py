@@ -1,5 +1,6 @@
 """Objectives of several particles: the logarithm outside the mean, and path derivatives."""
 
+import math
 from typing import Any
 
 import torch
@@ -60,7 +61,8 @@ class Renyi(TermsObjective):
 
     def __init__(self, alpha: float, num_particles: int = 5, num_samples: int = 1) -> None:
         super().__init__(num_particles, num_samples)
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or alpha != alpha:
+        number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+        if not number or not math.isfinite(alpha):
             raise ConfigError(f"alpha: got {alpha!r}, expected a finite number")
         self.alpha = float(alpha)
 
@@ -101,7 +103,13 @@ class _PathObjective(TermsObjective):
         log_p = sum(terms.log_p.values())
         model = with_prior((model_weight * log_p).sum(1).mean(), terms)
         path = with_globals((path_weight * terms.log_weight).sum(1).mean(), terms)
-        surrogate = model + through_samples(path, leaves)
+        # A global latent is to the local bound what a parameter of the model is: it takes log p at
+        # weights v. The score of log q, of mean zero, enters evenly: at the posterior it cancels.
+        evenly = sum(terms.log_q.values()).mean()  # type: ignore[union-attr]
+        outer = with_globals((model_weight * log_p).sum(1).mean() - evenly, terms)
+        shared = [leaf for leaf in leaves if leaf.site in terms.global_log_q]
+        local = [leaf for leaf in leaves if leaf.site not in terms.global_log_q]
+        surrogate = model + through_samples(path, local) + through_samples(outer, shared)
         return -(value + surrogate - surrogate.detach()), terms.size
 
 

@@ -244,7 +244,9 @@ class StockObjective:
         ]
         for parameter, grad in zip(parameters, kept, strict=True):
             parameter.grad = grad
-        constant = parameters[0].new_tensor(float(value) / joint.size)
+        # Pyro's wake-sleep answers a pair of losses, the model's and the guide's.
+        total = sum(value) if isinstance(value, tuple) else value
+        constant = parameters[0].new_tensor(float(total) / joint.size)
         return _Handout.apply(constant, grads, *parameters)
 
 
@@ -269,7 +271,7 @@ def as_objective(objective: Any) -> Objective:
     """
     if objective is None:
         return ELBO()
-    if hasattr(objective, "updates"):
+    if hasattr(objective, "updates") and not isinstance(objective, type):
         return objective
     if isinstance(objective, pyro.infer.ELBO):
         return StockObjective(objective)

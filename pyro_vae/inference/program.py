@@ -167,7 +167,7 @@ class Program(nn.Module):
                     context.param_state = {"params": {}, "constraints": {}}
             yield
 
-    def _store_state(self) -> dict[str, dict[str, Any]]:
+    def _store_state(self) -> Any:
         """Return the values of plain ``pyro.param`` statements as Pyro's store keeps them."""
         names = {key: self._names.get(key, key) for key in self.values}
         return {

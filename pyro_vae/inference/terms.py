@@ -210,12 +210,63 @@ class Joint:
             draws.append(self._read_at(cut, num_particles))
         return stack(draws), leaves
 
-    def terms_at(self, values: Mapping[str, Tensor], num_particles: int = 1) -> Terms:
-        """Return the terms at given values of the latents, ``(K, B)`` | event each."""
+    def model_log_p(self, values: Mapping[str, Tensor], num_particles: int) -> dict[str, Tensor]:
+        """Return log p of the sites of one datum at given latents, ``(K, B)`` each."""
+        trace = self._as_trace(values, num_particles)
+        model = self._run(num_particles, lambda args, kwargs: self._score_model(trace, args, kwargs))
+        return self._local(model, num_particles)
+
+    def guide_log_q(self, values: Mapping[str, Tensor], num_particles: int) -> dict[str, Tensor]:
+        """Return log q of the sites of one datum at given latents, ``(K, B)`` each."""
+        trace = self._as_trace(values, num_particles)
+
+        def run(args: Any, kwargs: Any) -> Trace:
+            guide = poutine.trace(poutine.replay(self.guide, trace=trace))
+            return prune_subsample_sites(guide.get_trace(*args, **kwargs))
+
+        return self._local(self._run(num_particles, run), num_particles)
+
+    def guide_values(self, num_particles: int) -> dict[str, Tensor]:
+        """Draw the local latents from the guide, ``(K, ..., B) | event`` (or K·B rows, tiled)."""
+        return _local_values(self._run(num_particles, self._sample))
+
+    def prior_values(self, num_particles: int) -> dict[str, Tensor]:
+        """Draw the local latents from the prior, ``(K, ..., B) | event`` (or K·B rows, tiled)."""
+
+        def run(args: Any, kwargs: Any) -> Trace:
+            return poutine.trace(self.model).get_trace(*args, **kwargs)
+
+        return _local_values(self._run(num_particles, run))
+
+    def fixing(self, values: Mapping[str, Tensor]) -> "Joint":
+        """Return the pair with some latents held at given values."""
+        fixed = Trace()
+        for name, value in values.items():
+            _put(fixed, name, value)
+        return Joint(
+            poutine.replay(self.model, trace=fixed),
+            poutine.replay(self.guide, trace=fixed),
+            self.args,
+            self.kwargs,
+            tiled=self.tiled,
+            num_plates=self._num_plates,
+            size=self._size,
+        )
+
+    def _as_trace(self, values: Mapping[str, Tensor], num_particles: int) -> Trace:
+        """Return values ``(K, B) | event`` as a trace to replay (as K·B rows where tiled)."""
         trace = Trace()
         for name, value in values.items():
-            trace.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={})
-        return stack([self._read_at(trace, num_particles)])
+            if num_particles == 1:
+                value = value[0]
+            elif self.tiled:
+                value = value.flatten(0, 1)
+            _put(trace, name, value)
+        return trace
+
+    def _local(self, trace: Trace, num_particles: int) -> dict[str, Tensor]:
+        tiles = num_particles if self.tiled else 1
+        return local_log_p(trace, self.num_plates, num_particles, tiles)
 
     def dream_log_q(self) -> Tensor:
         """Return log q of latents at data that both come from the model, ``(B,)``."""
@@ -270,6 +321,10 @@ class Joint:
     def _draw(self, num_particles: int) -> _Draw:
         model, guide = self.traces(num_particles)
         return read(model, guide, num_particles, num_particles if self.tiled else 1)
+
+
+def _put(trace: Trace, name: str, value: Tensor) -> None:
+    trace.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={})
 
 
 def _cut(guide: Trace) -> tuple[Trace, list[Leaf]]:
@@ -329,11 +384,21 @@ def read(model: Trace, guide: Trace, num_particles: int = 1, tiles: int = 1) -> 
     return draw
 
 
-def local_log_p(model: Trace, num_plates: int, num_particles: int) -> dict[str, Tensor]:
-    """Read log p of the sites of one datum, ``(K, B)`` each, from a trace of the model alone."""
+def _local_values(trace: Trace) -> dict[str, Tensor]:
     return {
-        name: _per_datum(_log_prob(name, site), -1 - num_plates, num_particles, 1)
-        for name, site in _sites(model)
+        name: site["value"]
+        for name, site in _sites(prune_subsample_sites(trace))
+        if data_frame(site) is not None and not site["is_observed"]
+    }
+
+
+def local_log_p(
+    trace: Trace, num_plates: int, num_particles: int, tiles: int = 1
+) -> dict[str, Tensor]:
+    """Read the log densities of the sites of one datum, ``(K, B)`` each, from one trace."""
+    return {
+        name: _per_datum(_log_prob(name, site), -1 - num_plates, num_particles, tiles)
+        for name, site in _sites(trace)
         if data_frame(site) is not None
     }
 

@@ -11,7 +11,7 @@ MIN_TAIL = 5  # fewer points cannot carry a two-parameter fit
 def log_mean_exp(log_weight: Tensor, dim: int = 0) -> Tensor:
     """Returns log (1/K) sum_k exp(log w_k), in nats.
 
-    Args:
+    Arguments:
         log_weight: log w, in nats, K along `dim`
         dim: the dim of the K draws; removed
     """
@@ -23,7 +23,7 @@ def effective_sample_size(log_weight: Tensor, dim: int = 0) -> Tensor:
 
     NaN where no weight is finite.
 
-    Args:
+    Arguments:
         log_weight: log w, in nats, K along `dim`
         dim: the dim of the K draws; removed
     """
@@ -37,7 +37,7 @@ def psis_k(log_weight: Tensor, dim: int = 0) -> Tensor:
     weights give 0 (they have every moment), fewer than five weights in the tail or a weight that is
     not a number give infinity (nothing is known).
 
-    Args:
+    Arguments:
         log_weight: log w, in nats, K along `dim`
         dim: the dim of the K draws; removed
 
@@ -55,7 +55,7 @@ def tail_length(num_draws: int) -> int:
 def pareto_k_of_tail(top: Tensor) -> Tensor:
     """Returns the Pareto shape of a tail: all that has to be kept of a stream of weights.
 
-    Args:
+    Arguments:
         top: log w of the tail and, last, the largest weight outside it; descending, `(M + 1, *)`
     """
     rounding = 64.0 * torch.finfo(top.dtype).eps
@@ -76,7 +76,7 @@ def fit_generalized_pareto(exceedance: Tensor) -> tuple[Tensor, Tensor]:
 
     .. math:: p(y) = (1 / sigma) (1 + k y / sigma)^{-1/k - 1}
 
-    Args:
+    Arguments:
         exceedance: y >= 0, ascending along the first dim, shape `(N, *)`
 
     Returns:

@@ -1,5 +1,7 @@
-"""What is modelled: one file per family, each a short Pyro program."""
+"""Programs of the zoo: each has ``model``, ``guide``, ``config`` and ``example``."""
 
-from pyro_vae.models.vae import VAE, Autoencoder, LinearVAE
+from pyro_vae.models.autoencoder import Autoencoder
+from pyro_vae.models.linear import LinearVAE
+from pyro_vae.models.vae import VAE
 
 __all__ = ["VAE", "Autoencoder", "LinearVAE"]

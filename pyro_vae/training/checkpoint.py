@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.errors import CheckpointError
+from pyro_vae.errors import CheckpointError, ConfigError
 from pyro_vae.files import check_state, read_bundle, write_bundle
 
 NAME = "checkpoint"
@@ -46,17 +46,30 @@ def read_checkpoint(
     folder: Path,
     modules: dict[str, nn.Module],
     optimisers: list[torch.optim.Optimizer],
+    expected: dict[str, Any],
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Put a checkpoint's weights, optimiser states and random states back.
+
+    Arguments:
+        folder: The run folder.
+        modules, optimisers: What is filled.
+        expected: Entries of the meta data that must be equal for the run to be the same.
 
     Returns:
         The best weights so far, and the meta data.
 
     Raises:
         CheckpointError: Missing, damaged, or of another program; nothing is changed then.
+        ConfigError: Another run's settings; nothing is changed then.
     """
     tensors, meta = read_bundle(folder, NAME, allow_nonfinite=True)
     where = str(folder / NAME)
+    for name, value in expected.items():
+        if meta.get(name) != value:
+            raise ConfigError(
+                f"resume: {where} has {name} = {meta.get(name)}, this run {value}; resume with the "
+                "settings that started the run, or choose another folder"
+            )
     states = {name: _part(tensors, f"{name}.") for name in modules}
     for name, module in modules.items():
         check_state(module.state_dict(), states[name], where)
@@ -75,8 +88,9 @@ def read_checkpoint(
         for key, value in saved["scalars"].items():
             number, entry = key.split(".", 1)
             state.setdefault(int(number), {})[entry] = value
-        groups = [_as_before(*pair) for pair in zip(saved["param_groups"], optimiser.param_groups)]
-        optimiser.load_state_dict({"state": state, "param_groups": groups})
+        pairs = zip(saved["param_groups"], optimiser.param_groups, strict=True)
+        param_groups = [_as_before(*pair) for pair in pairs]
+        optimiser.load_state_dict({"state": state, "param_groups": param_groups})
     torch.set_rng_state(tensors["rng.cpu"])
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):

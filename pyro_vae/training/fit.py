@@ -98,7 +98,7 @@ def fit(
        [\log p_\theta(x_n \mid z) - \beta\,(\log q_\phi(z \mid x_n) - \log p_\theta(z))]
 
     Arguments:
-        program: Anything with ``.model`` and ``.guide``; ``pv.Program(model, guide)`` for functions.
+        program: Anything with ``.model`` and ``.guide``; functions: ``pv.Program(model, guide)``.
         data: Training data, one row per datum: tensor, array, tuple or dict of them, ``Dataset``,
             or ``DataLoader``. Tensors that fit are kept on the device and indexed there.
         valid: Validation data: its un-annealed ELBO is measured each epoch, and the weights of the
@@ -255,7 +255,7 @@ class _Loop:
         row: dict[str, float] = {"epoch": float(self.epoch)}
         names = [update.name for update in self.stepper.updates]
         row |= dict(zip(names, torch.stack(losses).tolist(), strict=True))  # one sync per epoch
-        row |= self._judge(row["loss"] if "loss" in row else math.nan)
+        row |= self._judge(row.get("loss", math.nan))
         row["lr"] = self.stepper.optimisers[0].param_groups[0]["lr"]
         row["seconds"] = time.perf_counter() - start
         self.history.append(row)
@@ -364,12 +364,9 @@ class _Loop:
         if self.folder is None or not self.folder.has_checkpoint:
             return
         modules = state_modules(self.wrapped, self.objective)
-        best, meta = read_checkpoint(self.folder.path, modules, self.stepper.optimisers)
-        if (meta["seed"], meta["batches"]) != (self.seed, len(self.feed)):
-            raise ConfigError(
-                f"resume: the checkpoint in {self.folder.path} has seed {meta['seed']} and "
-                f"{meta['batches']} batches an epoch, this run {self.seed} and {len(self.feed)}"
-            )
+        expected = {"seed": self.seed, "batches": len(self.feed)}
+        path, optimisers = self.folder.path, self.stepper.optimisers
+        best, meta = read_checkpoint(path, modules, optimisers, expected)
         device = self.wrapped.device
         self.best = {k: v.to(device) for k, v in best.items()} or None
         self.epoch, self.steps = meta["epoch"], meta["steps"]

@@ -18,7 +18,7 @@ from pyro_vae.conditionals import (
     SquaredError,
 )
 from pyro_vae.errors import ConfigError, DataError, ProgramError
-from pyro_vae.models.vae import VAE, Autoencoder, LinearVAE
+from pyro_vae.models import VAE, Autoencoder, LinearVAE
 from pyro_vae.nn import MLP
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}

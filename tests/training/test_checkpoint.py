@@ -11,12 +11,13 @@ import pyro_vae as pv
 from pyro_vae.errors import CheckpointError, ConfigError
 
 EPOCHS = 5
+ADAM = functools.partial(torch.optim.Adam, lr=0.01)
 
 
 class Adams:
     """An optimiser factory that keeps hold of the optimisers it made."""
 
-    def __init__(self, kind=functools.partial(torch.optim.Adam, lr=0.01)):
+    def __init__(self, kind=ADAM):
         self.kind, self.made = kind, []
 
     def __call__(self, parameters):
@@ -54,7 +55,7 @@ def train(variant, folder=None, *, interrupt=None, in_step=None, resume=False, e
     name, options = VARIANTS[variant]
     options = dict(options)
     data = CASES[name].data(30)
-    adams = Adams(options.pop("kind", functools.partial(torch.optim.Adam, lr=0.01)))
+    adams = Adams(options.pop("kind", ADAM))
     valid = data if options.pop("valid", False) else None
     program = build(name)
 
@@ -65,11 +66,11 @@ def train(variant, folder=None, *, interrupt=None, in_step=None, resume=False, e
     if in_step is not None:
         calls = []
 
-        def transform(x, inner=options.pop("transform", lambda x: x)):
+        def transform(x):
             calls.append(1)
             if len(calls) == in_step:
                 raise KeyboardInterrupt
-            return inner(x)
+            return x
 
         options["transform"] = transform
     try:

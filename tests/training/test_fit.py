@@ -244,7 +244,7 @@ def test_equal_seeds_give_equal_bits(name):
     [
         {"valid": X[:10]},
         {"progress": True},
-        {"callbacks": [lambda r: pv.elbo(r.program, X) is None]},
+        {"callbacks": [lambda run: torch.rand(1) > 2]},
     ],
     ids=["valid", "progress", "callback"],
 )
@@ -256,8 +256,9 @@ def test_watching_does_not_change_the_training(watching):
         assert run.history["loss"].tolist() == other.history["loss"].tolist()
     if "progress" in watching:
         assert same(state(plain), state(watched))
-    if "callbacks" in watching:  # a callback that draws does so from the run's own generator
+    if "callbacks" in watching:  # one that draws does so from the run's own generator
         assert run.history["loss"][0] == other.history["loss"][0]
+        assert not same(state(plain), state(watched))
 
 
 # -- divergence --------------------------------------------------------------------------------
@@ -387,6 +388,7 @@ def test_any_torch_optimiser(kind):
     assert run.history["loss"][-1] < run.history["loss"][0]
 
 
+@pytest.mark.filterwarnings("ignore:weight was not registered:UserWarning")  # Pyro's own
 def test_frozen_weights_stay():
     program = linear()
     program.weight.requires_grad_(False)

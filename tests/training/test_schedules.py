@@ -1,6 +1,7 @@
 """Schedules at their ends, in between, and against bad arguments."""
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -19,9 +20,7 @@ def test_ramps_go_from_end_to_end_and_stay(kind, start, end, over):
     values = [schedule(t) for t in GRID]
     assert values[0] == start and values[-1] == pytest.approx(end, abs=1e-12)
     assert schedule(over / 2) == pytest.approx((start + end) / 2)
-    steps = [
-        (b - a) * math.copysign(1, end - start) for a, b in zip(values, values[1:], strict=False)
-    ]
+    steps = [(b - a) * math.copysign(1, end - start) for a, b in pairwise(values)]
     assert min(steps) > -1e-12
     assert all(schedule(t) == pytest.approx(end, abs=1e-12) for t in GRID if t >= over)
 

@@ -1,0 +1,78 @@
+"""The command line: ``pyro-vae train | evaluate | generate | diagnose | demo``.
+
+The options, their defaults and their help are the signatures and docstrings of the functions that
+COMMANDS names. Exit codes: 0 done, 1 a failure while running, 2 bad input, which costs one line on
+stderr.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from jsonargparse import ArgumentParser, Namespace
+
+import pyro_vae as pv
+from pyro_vae.cli import demo, evaluate, generate, train
+from pyro_vae.cli.report import complain
+from pyro_vae.errors import PyroVaeError
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train.train,
+    "evaluate": evaluate.evaluate,
+    "generate": generate.generate,
+    "diagnose": evaluate.diagnose,
+    "demo": demo.demo,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    parser = _parser()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # One flag for all commands, wherever it stands; the parser only documents it.
+    debug = "--debug" in arguments
+    try:
+        parsed = parser.parse_args([a for a in arguments if a != "--debug"])
+        return _run(COMMANDS[parsed.command], parsed[parsed.command], debug)
+    except SystemExit as stop:  # help (0) and usage errors (2)
+        return int(stop.code or 0)
+
+
+def _run(command: Callable[..., None], values: Namespace, debug: bool) -> int:
+    options = {k: v for k, v in values.as_dict().items() if k not in ("config", "debug")}
+    try:
+        command(**options)
+    except KeyboardInterrupt:
+        return complain("interrupted", 130)
+    except Exception as error:
+        if debug:
+            raise
+        # Those that are a ValueError blame what was asked for; so does a device that is not here.
+        asked = isinstance(error, ValueError | pv.errors.DeviceError)
+        bad_input = isinstance(error, PyroVaeError) and asked
+        text = str(error) if isinstance(error, PyroVaeError) else f"{type(error).__name__}: {error}"
+        return complain(text, 2 if bad_input else 1)
+    return 0
+
+
+class _Parser(ArgumentParser):
+    """A parser whose complaints are one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        sys.exit(complain(message, 2))
+
+
+def _parser() -> ArgumentParser:
+    parser = _Parser(prog="pyro-vae", description=pv.__doc__, version=pv.__version__)
+    commands = parser.add_subcommands(dest="command", metavar="COMMAND")
+    for name, function in COMMANDS.items():
+        title = (function.__doc__ or name).splitlines()[0]
+        sub = _Parser(description=title)
+        sub.add_argument("--config", action="config", help="YAML or JSON file with options.")
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error.")
+        skipped: set[str | int] = {"n"} if name == "generate" else set()
+        sub.add_function_arguments(function, as_positional=True, skip=skipped)
+        if skipped:
+            sub.add_argument("-n", "--n", type=int, default=64, help="number of images.")
+        commands.add_subcommand(name, sub, help=title)
+    return parser

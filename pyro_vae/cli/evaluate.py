@@ -1,0 +1,106 @@
+"""``pyro-vae evaluate`` and ``pyro-vae diagnose``."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pyro_vae as pv
+from pyro_vae.atomic import atomic_write_text
+from pyro_vae.cli.choices import Binarisation, Data, Split
+from pyro_vae.cli.programs import as_binary, load_splits, shaped_rows
+from pyro_vae.cli.report import say, table
+from pyro_vae.cli.runs import open_run
+from pyro_vae.errors import ConfigError
+
+
+def evaluate(
+    run: str,
+    data: Data | None = None,
+    binarisation: Binarisation | None = None,
+    split: Split = "test",
+    rows: int | None = None,
+    samples: int = 1000,
+    seed: int = 0,
+    device: str = "auto",
+    progress: bool = True,
+) -> None:
+    """Judge a run: ELBO, log-likelihood, KL and active units, also written to evaluation.json.
+
+    Arguments:
+        run: run folder.
+        data: data set; null is the one it was trained on.
+        binarisation: null is that of the training.
+        split: which part of the data.
+        rows: only so many data from the start; null is all.
+        samples: importance samples per datum behind the log-likelihood.
+        seed: of the estimates.
+        device: auto, cpu, cuda or cuda:N.
+        progress: show a progress bar.
+    """
+    program, settings = open_run(run, device)
+    data, binarisation = data or settings["data"], binarisation or settings["binarisation"]
+    splits = load_splits(data, binarisation, settings["seed"])
+    if rows is not None and rows < 1:
+        raise ConfigError(f"rows: got {rows}, expected at least 1")
+    x = as_binary(splits, getattr(splits, split)[:rows], seed)
+    figures = judge(program, shaped_rows(splits, x, settings["network"]), samples, seed, progress)
+    figures = {"data": data, "binarisation": binarisation, "split": split, **figures}
+    path = Path(run) / "evaluation.json"
+    atomic_write_text(path, json.dumps(figures, indent=2, allow_nan=False) + "\n")
+    say(table(figures))
+    say(f"written to {path}")
+
+
+def diagnose(
+    run: str, data: Data | None = None, split: Split = "test", seed: int = 0, device: str = "auto"
+) -> None:
+    """Say how many nats each latent unit carries, and which are active.
+
+    Arguments:
+        run: run folder.
+        data: data set; null is the one it was trained on.
+        split: which part of the data.
+        seed: of the estimates.
+        device: auto, cpu, cuda or cuda:N.
+    """
+    program, settings = open_run(run, device)
+    splits = load_splits(data or settings["data"], settings["binarisation"], settings["seed"])
+    torch.manual_seed(seed)
+    x = shaped_rows(splits, as_binary(splits, getattr(splits, split), seed), settings["network"])
+    found = pv.diagnose(program, x)
+    for site, kl in found.kl.items():
+        active = found.active_units.get(site, 0)
+        say(f"site {site}: KL {kl:.2f} nats per datum, {active} active units")
+        units = found.unit_kl.get(site, torch.zeros(0))
+        for unit in units.argsort(descending=True).tolist():
+            bar = "▇" * round(20 * float(units[unit] / units.max().clamp(min=1e-9)))
+            say(f"  unit {unit:3d}  KL {units[unit]:6.3f}  {bar}")
+    say(f"reconstruction: {found.reconstruction:.2f} nats per datum")
+
+
+def judge(program: Any, x: Any, samples: int, seed: int, progress: bool) -> dict[str, Any]:
+    """Return the figures of one evaluation, ready for JSON."""
+    start = time.perf_counter()
+    torch.manual_seed(seed)
+    scored = pv.log_likelihood(program, x, samples=samples, progress=progress)
+    elbo, found = pv.elbo(program, x), pv.diagnose(program, x)
+    error = float(elbo.std()) / math.sqrt(len(elbo)) if len(elbo) > 1 else None
+    return {
+        "rows": len(x),
+        "elbo": float(elbo.mean()),
+        "elbo_stderr": error,
+        "log_likelihood": scored.mean,
+        "log_likelihood_stderr": scored.stderr if len(elbo) > 1 else None,
+        "samples": samples,
+        "median_ess": float(scored.ess.median()),
+        "kl": found.kl,
+        "active_units": found.active_units,
+        "units": {site: value.numel() for site, value in found.variance.items()},
+        "reconstruction": found.reconstruction,
+        "seed": seed,
+        "seconds": time.perf_counter() - start,
+    }

@@ -1,0 +1,45 @@
+"""What is said: progress, the figures of a run as a table, and complaints."""
+
+import sys
+from typing import Any
+
+
+def complain(message: str, code: int) -> int:
+    print(f"pyro-vae: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def table(figures: dict[str, Any]) -> str:
+    """Return the figures as a table a person reads."""
+
+    def value(name: str) -> str:
+        error = figures[f"{name}_stderr"]
+        return f"{figures[name]:8.2f}" + ("" if error is None else f" ± {error:.2f}")
+
+    heading = "{data}, {split} split, {rows} data, binarisation {binarisation}".format(**figures)
+    lines = [
+        ("ELBO", value("elbo"), "nats per datum"),
+        (
+            "log-likelihood",
+            value("log_likelihood"),
+            f"nats per datum, K = {figures['samples']}",
+        ),
+        ("reconstruction", f"{figures['reconstruction']:8.2f}", "nats per datum, E_q log p(x | z)"),
+    ]
+    for site, kl in figures["kl"].items():
+        active, units = figures["active_units"].get(site), figures["units"].get(site)
+        lines.append((f"KL of {site}", f"{kl:8.2f}", "nats per datum"))
+        if units is not None:
+            lines.append(
+                (
+                    f"active units of {site}",
+                    f"{active:5d} of {units}",
+                    "variance of the mean > 0.01",
+                )
+            )
+    body = "\n".join(f"  {name:<18}{number:<19}{note}" for name, number, note in lines)
+    return f"{heading}\n{'─' * 66}\n{body}\n{'─' * 66}"

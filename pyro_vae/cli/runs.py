@@ -1,0 +1,69 @@
+"""Run folders: making one, going on in one, and opening what lies there."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyro_vae as pv
+from pyro_vae.atomic import atomic_write_text
+from pyro_vae.errors import ConfigError
+from pyro_vae.training.device import resolve_device
+
+SETTINGS = "train.json"  # what `train` was asked for; itself a file for --config
+
+
+# Not part of what a run is; a continuation may choose them anew.
+_FREE = {"out", "resume", "device", "progress", "checkpoint_every", "patience"}
+
+
+def fresh_folder(folder: Path) -> Path:
+    """Return the folder, or the first of folder-2, folder-3, ... that does not exist."""
+    number, path = 1, folder
+    while path.exists():
+        number += 1
+        path = folder.with_name(f"{folder.name}-{number}")
+    return path
+
+
+def record(run: Any, settings: dict[str, Any]) -> None:
+    """Write the settings once the run folder is there."""
+    path = run.folder / SETTINGS
+    if not path.exists():
+        kept = {k: v for k, v in settings.items() if k not in _FREE}
+        atomic_write_text(path, json.dumps(kept, indent=2) + "\n")
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    path = folder / SETTINGS
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{folder}: no run of `pyro-vae train` ({SETTINGS} is missing)") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(found, dict) or not {"data", "binarisation", "seed"} <= set(found):
+        raise ConfigError(f"{path}: not the settings of a run")
+    return found
+
+
+def check_same_run(folder: Path, settings: dict[str, Any]) -> None:
+    """Require of a continuation the settings of its run."""
+    if not (folder / SETTINGS).exists():
+        return
+    # Where no schedule runs over the whole of them, the epochs only say when to stop.
+    free = set() if settings["lr_schedule"] != "constant" or settings["warmup"] else {"epochs"}
+    for name, before in read_settings(folder).items():
+        now = settings.get(name)
+        if name not in free and (list(now) if isinstance(now, tuple) else now) != before:
+            raise ConfigError(
+                f"resume: {name} is {now!r}, but the run in {folder} has {before!r}; "
+                f"use its settings (--config {folder / SETTINGS}), or another --out"
+            )
+
+
+def open_run(run: str, device: str) -> tuple[Any, dict[str, Any]]:
+    """Return the program of a run and its settings."""
+    where, settings = resolve_device(device), read_settings(Path(run))
+    program = pv.load(run, device=where)
+    shape = (1, 8, 8) if settings["data"] == "digits" else (1, 28, 28)
+    return program, {"network": "mlp", "shape": shape, **settings}

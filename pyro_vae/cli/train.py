@@ -1,0 +1,105 @@
+"""``pyro-vae train``."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+import pyro_vae as pv
+from pyro_vae.cli.choices import OBJECTIVES, Binarisation, Data, Model, Observation
+from pyro_vae.cli.programs import build_program, default_binarisation, load_splits, shaped_rows
+from pyro_vae.cli.report import say
+from pyro_vae.cli.runs import check_same_run, fresh_folder, record
+from pyro_vae.errors import ConfigError
+
+
+def train(
+    model: Model = "VAE",
+    data: Data = "digits",
+    binarisation: Binarisation | None = None,
+    latent_dim: int = 20,
+    hidden: int | tuple[int, ...] = (400,),
+    network: Literal["mlp", "conv"] = "mlp",
+    observation: Observation | None = None,
+    objective: Literal["elbo", "iwae"] = "elbo",
+    num_particles: int = 1,
+    epochs: int = 50,
+    batch_size: int = 128,
+    lr: float = 1e-3,
+    lr_schedule: Literal["constant", "cosine"] = "constant",
+    beta: float = 1.0,
+    warmup: float = 0.0,
+    clip_norm: float | None = None,
+    patience: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    out: str | None = None,
+    resume: bool = False,
+    checkpoint_every: int | None = 10,
+    progress: bool = True,
+) -> None:
+    """Train a model and write a run folder.
+
+    Arguments:
+        model: what is modelled.
+        data: data set.
+        binarisation: none keeps grey levels; null is static for mnist_static, none for LinearVAE
+            and Autoencoder, dynamic otherwise.
+        latent_dim: latent units.
+        hidden: widths of the encoder's hidden layers, as 400 or [200,200]; mirrored by the decoder.
+        network: kind of encoder and decoder (conv: hidden are channels).
+        observation: p(x | z) of a VAE; null is Bernoulli for binary data, Gaussian for grey levels.
+        objective: bound to maximise.
+        num_particles: draws per datum behind the bound.
+        epochs: passes over the training data.
+        batch_size: data per step.
+        lr: learning rate of Adam.
+        lr_schedule: constant, or a half cosine down to 2 % of lr.
+        beta: weight of the KL.
+        warmup: share of the run over which the KL weight rises from 0 to beta.
+        clip_norm: largest norm of the gradient; null clips nothing.
+        patience: epochs without a better validation ELBO after which to stop; null never stops.
+        seed: of weights, noise, order and binarisation.
+        device: auto, cpu, cuda or cuda:N.
+        out: run folder; null is a fresh one below runs.
+        resume: go on from the checkpoint in out.
+        checkpoint_every: epochs between checkpoints; null writes none.
+        progress: show a progress bar.
+    """
+    settings = {k: v for k, v in locals().items() if k != "settings"}
+    settings["binarisation"] = binarisation = binarisation or default_binarisation(model, data)
+    folder = Path(out) if out else fresh_folder(Path("runs") / f"{model.lower()}-{data}")
+    if resume:
+        if out is None:
+            raise ConfigError("resume: needs the run folder, --out")
+        check_same_run(folder, settings)
+    splits = load_splits(data, binarisation, seed)
+    torch.manual_seed(seed)
+    program = build_program(settings, splits)
+    run = pv.fit(
+        program,
+        shaped_rows(splits, splits.train, network),
+        valid=shaped_rows(splits, splits.valid, network),
+        objective=OBJECTIVES[objective](num_particles),
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        lr_schedule=pv.schedules.cosine(1.0, 0.02) if lr_schedule == "cosine" else 1.0,
+        beta=pv.schedules.linear(0.0, beta, over=warmup) if warmup else beta,
+        clip_norm=clip_norm,
+        patience=patience,
+        transform=splits.transform,
+        callbacks=[lambda run: record(run, settings)],
+        seed=seed,
+        device=device,
+        out=folder,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+        progress=progress,
+    )
+    pv.plots.save(pv.plots.curves(run.history), folder / "curves.png")
+    best = run.history["valid_elbo"][run.best_epoch - 1]
+    say(f"best epoch {run.best_epoch}: validation ELBO {best:.2f} nats per datum")
+    say(f"run folder: {folder}")
+    if model != "Autoencoder":
+        say(f"next:       pyro-vae evaluate {folder}")

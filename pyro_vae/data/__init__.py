@@ -1,0 +1,11 @@
+"""Data sets by name, as tensors with named splits and an explicit binarisation.
+
+Nothing here is shipped: ``digits`` comes with scikit-learn, the others from
+``$PYRO_VAE_DATA/<name>.npz``, the cache, or a download whose SHA-256 is known.
+"""
+
+from pyro_vae.data.catalogue import BINARISATIONS, NAMES, load
+from pyro_vae.data.readers import read_idx, read_npz
+from pyro_vae.data.splits import Splits
+
+__all__ = ["BINARISATIONS", "NAMES", "Splits", "load", "read_idx", "read_npz"]

@@ -1,0 +1,100 @@
+"""The data sets by name, and their binarisations."""
+
+import os
+
+import torch
+from torch import Tensor
+
+from pyro_vae.data.sources import locate
+from pyro_vae.data.splits import Splits, digits, mnist_static, train_and_test
+from pyro_vae.errors import DataError
+
+NAMES = ("digits", "mnist", "mnist_static", "fashion_mnist")
+
+
+BINARISATIONS = ("static", "dynamic", "threshold")
+
+
+def load(
+    name: str,
+    *,
+    binarisation: str | None = None,
+    seed: int = 0,
+    root: str | os.PathLike[str] | None = None,
+) -> Splits:
+    """Return a data set by name; the global random state is neither used nor changed.
+
+    ========================  ===================  ========================================
+    name                      train, valid, test   splits
+    ========================  ===================  ========================================
+    ``digits``                1297, 250, 250       scikit-learn's 8 x 8 digits, shuffled
+    ``mnist``                 55000, 5000, 10000   validation is the end of the training set
+    ``fashion_mnist``         55000, 5000, 10000   the same
+    ``mnist_static``          50000, 10000, 10000  the published binary file, test shuffled
+    ========================  ===================  ========================================
+
+    The shuffles are fixed: ``seed`` moves no datum from one split to another.
+    Binarisations: ``"static"`` is one Bernoulli draw with the grey levels as probabilities, fixed
+    by ``seed`` (for ``mnist_static`` it is the published draw, which is another one, and the only
+    one there); ``"dynamic"`` keeps the training split grey with ``transform`` drawing each batch
+    afresh, and fixes validation and test as ``"static"`` does; ``"threshold"`` is grey >= 0.5.
+
+    Arguments:
+        name: ``"digits"``, ``"mnist"``, ``"mnist_static"`` or ``"fashion_mnist"``.
+        binarisation: as above, or ``None`` for grey levels in [0, 1].
+        seed: of the fixed draws.
+        root: folder of ``<name>.npz``, in place of ``$PYRO_VAE_DATA`` and of the cache.
+
+    Raises:
+        DataError: unknown name or binarisation, file unusable, or data not to be had.
+
+    References:
+        | On the quantitative analysis of deep belief networks (Salakhutdinov and Murray, 2008)
+        | The neural autoregressive distribution estimator (Larochelle and Murray, 2011)
+        | Importance weighted autoencoders (Burda et al., 2015), arXiv:1509.00519
+
+    Example:
+        >>> load("digits", binarisation="threshold")
+        Splits('digits', train=1297, valid=250, test=250, (1, 8, 8), binarisation='threshold')
+    """
+    if name not in NAMES:
+        raise DataError(f"unknown data set {name!r}; choose one of {', '.join(NAMES)}")
+    if binarisation is not None and binarisation not in BINARISATIONS:
+        raise DataError(
+            f"unknown binarisation {binarisation!r}; choose None or {', '.join(BINARISATIONS)}"
+        )
+    if name == "mnist_static":
+        if binarisation in ("dynamic", "threshold"):
+            raise DataError(
+                f"mnist_static is binary as published, got binarisation={binarisation!r}; "
+                "leave it out, or load 'mnist'"
+            )
+        x, labels, shape = mnist_static(locate(name, root))
+        binarisation = "static"
+    else:
+        grey, labels, shape = digits() if name == "digits" else train_and_test(locate(name, root))
+        x = _binarise(grey, binarisation, seed)
+    return Splits(
+        name,
+        x["train"],
+        x["valid"],
+        x["test"],
+        shape,
+        labels=labels,
+        binarisation=binarisation,
+        transform=torch.bernoulli if binarisation == "dynamic" else None,
+        seed=seed,
+    )
+
+
+def _binarise(grey: dict[str, Tensor], binarisation: str | None, seed: int) -> dict[str, Tensor]:
+    if binarisation is None:
+        return grey
+    if binarisation == "threshold":
+        return {split: (x >= 0.5).float() for split, x in grey.items()}
+    generator = torch.Generator().manual_seed(seed)
+    # In this order, so that static and dynamic share validation and test draws.
+    drawn = {s: torch.bernoulli(grey[s], generator=generator) for s in ("test", "valid")}
+    if binarisation == "dynamic":
+        return {"train": grey["train"], **drawn}
+    return {"train": torch.bernoulli(grey["train"], generator=generator), **drawn}

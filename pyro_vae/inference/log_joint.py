@@ -1,0 +1,152 @@
+"""The log joint of a program as a function of one unconstrained vector per datum and chain."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+from torch.distributions import Transform, biject_to
+from torch.distributions.transforms import identity_transform
+
+from pyro_vae.errors import ProgramError
+from pyro_vae.inference import checks
+from pyro_vae.inference.batch import Batch
+from pyro_vae.inference.handlers import data_frame
+from pyro_vae.inference.program import Program
+from pyro_vae.inference.terms import Joint
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one latent stands in the vector: its transform, its event shape, its columns."""
+
+    name: str
+    transform: Transform
+    event: torch.Size
+    base: torch.Size
+    columns: slice
+
+
+class LogJoint:
+    r"""Densities of a program's local latents on one batch, in unconstrained coordinates.
+
+    All local latents of a datum are one vector :math:`u \in \mathbb{R}^Z`, shape ``(C, B | Z)`` for
+    C chains; constrained supports go through ``biject_to`` with their Jacobian. Global latents are
+    held at one draw from the guide: every density is conditional on it. Call inside
+    ``bounds.scoring``: in eval mode, unvalidated.
+
+    Arguments:
+        program: With continuous local latents, in no plate but ``"data"``.
+        batch: One row per datum.
+
+    Raises:
+        ProgramError: A local latent is discrete, stands in a nested plate, or there is none.
+    """
+
+    def __init__(self, program: Program, batch: Batch) -> None:
+        program.require_prior("sampling the posterior")
+        joint = program.joint(batch)
+        with torch.no_grad():
+            model, guide = joint.traces()
+        if program.sites.num_plates > 1:
+            raise ProgramError(
+                "a program with plates nested in 'data' cannot be sampled by HMC or AIS; give its "
+                "latents an event dimension in place of the plate (.to_event)"
+            )
+        self.slots = _slots(model)
+        if not self.slots:
+            raise ProgramError("the program has no local latent to sample")
+        fixed = {name: guide.nodes[name]["value"] for name in program.sites.global_}
+        self._joint: Joint = joint.fixing(fixed) if fixed else joint
+        self._model_at: tuple[Tensor, dict[str, Tensor], Tensor] | None = None
+
+    @property
+    def dim(self) -> int:
+        """Z, the unconstrained coordinates of one datum."""
+        return self.slots[-1].columns.stop
+
+    def log_joint(self, u: Tensor) -> Tensor:
+        r"""Return :math:`\log p(x, z) + \log |dz/du|`, ``(C, B)``."""
+        log_p, jacobian = self._model(u)
+        return sum(log_p.values()) + jacobian
+
+    def log_prior(self, u: Tensor) -> Tensor:
+        r"""Return :math:`\log p(z) + \log |dz/du|`, ``(C, B)``."""
+        log_p, jacobian = self._model(u)
+        return sum(log_p[slot.name] for slot in self.slots) + jacobian
+
+    def log_guide(self, u: Tensor) -> Tensor:
+        r"""Return :math:`\log q(z \mid x) + \log |dz/du|`, ``(C, B)``."""
+        values, jacobian = self._values(u)
+        return sum(self._joint.guide_log_q(values, len(u)).values()) + jacobian
+
+    def draw_guide(self, chains: int) -> Tensor:
+        """Draw ``(C, B | Z)`` from the guide."""
+        with torch.no_grad():
+            return self.pack(self._joint.guide_values(chains), chains)
+
+    def draw_prior(self, chains: int) -> Tensor:
+        """Draw ``(C, B | Z)`` from the prior."""
+        with torch.no_grad():
+            return self.pack(self._joint.prior_values(chains), chains)
+
+    def pack(self, values: Mapping[str, Tensor], chains: int) -> Tensor:
+        """Return latents ``(C, B | event)`` as unconstrained vectors ``(C, B | Z)``."""
+        parts = []
+        for slot in self.slots:
+            value = values[slot.name].reshape(chains, -1, *slot.event)
+            parts.append(slot.transform.inv(value).flatten(2) if slot.event else (
+                slot.transform.inv(value).unsqueeze(-1)
+            ))
+        return torch.cat(parts, -1)
+
+    def unpack(self, u: Tensor) -> dict[str, Tensor]:
+        """Return the latents of unconstrained vectors, by site, ``(C, B | event)``."""
+        return self._values(u)[0]
+
+    def _values(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        values, jacobian = {}, u.new_zeros(u.shape[:-1])
+        for slot in self.slots:
+            base = u[..., slot.columns].reshape(*u.shape[:-1], *slot.base)
+            values[slot.name] = value = slot.transform(base)
+            if slot.transform is not identity_transform:
+                log_det = slot.transform.log_abs_det_jacobian(base, value)
+                jacobian = jacobian + log_det.reshape(*u.shape[:-1], -1).sum(-1)
+        return values, jacobian
+
+    def _model(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        # A path between prior and posterior asks for both at one point: one pass serves both.
+        if self._model_at is None or self._model_at[0] is not u:
+            values, jacobian = self._values(u)
+            self._model_at = (u, self._joint.model_log_p(values, len(u)), jacobian)
+        return self._model_at[1:]
+
+
+def _slots(model: Trace) -> list[Slot]:
+    slots: list[Slot] = []
+    start = 0
+    for name, site in model.nodes.items():
+        if site["type"] != "sample" or site["is_observed"] or data_frame(site) is None:
+            continue
+        fn = site["fn"]
+        if fn.support.is_discrete:
+            raise ProgramError(
+                f"site {name!r} is discrete ({checks.distribution_name(fn)}): HMC and AIS need "
+                "continuous latents; use log_likelihood"
+            )
+        transform = _plain(biject_to(fn.support))
+        base = transform.inverse_shape(fn.event_shape) if fn.event_shape else fn.event_shape
+        width = base.numel()
+        slots.append(Slot(name, transform, fn.event_shape, base, slice(start, start + width)))
+        start += width
+    return slots
+
+
+def _plain(transform: Transform) -> Transform:
+    """Return the identity for a transform that does nothing: its Jacobian is skipped."""
+    inner = transform
+    while hasattr(inner, "base_transform"):
+        inner = inner.base_transform
+    return identity_transform if inner is identity_transform else transform

@@ -1,0 +1,80 @@
+"""The pair of networks behind a program: an encoder, and a decoder that mirrors it.
+
+The arguments are the ones that the programs' constructors share.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from pyro_vae.conditionals import Categorical, Observation, observation, widen
+from pyro_vae.errors import ConfigError
+from pyro_vae.nn import MLP, ConvDecoder, ConvEncoder, OneHot, Shape, as_shape, positive_int, sizes
+
+
+def shapes(data_dim: Shape, latent_dim: int) -> tuple[tuple[int, ...], int]:
+    return as_shape("data_dim", data_dim), positive_int("latent_dim", latent_dim)
+
+
+def plain(shape: tuple[int, ...]) -> int | list[int]:
+    """Return a shape as JSON keeps it: 784 or [1, 28, 28]."""
+    return shape[0] if len(shape) == 1 else list(shape)
+
+
+def shared_config(
+    data_dim: Shape, latent_dim: int, hidden: Sequence[int], activation: str, network: str
+) -> dict[str, Any]:
+    """Return the constructor arguments that all networks share, for JSON."""
+    if network not in ("mlp", "conv"):
+        raise ConfigError(f'network={network!r}; expected "mlp" or "conv"')
+    return {
+        "data_dim": plain(as_shape("data_dim", data_dim)),
+        "latent_dim": int(latent_dim),
+        "hidden": list(sizes("hidden", hidden)),
+        "activation": activation,
+        "network": network,
+    }
+
+
+def encoder_net(
+    data_shape: tuple[int, ...],
+    code_dim: int,
+    hidden: Sequence[int],
+    activation: str,
+    network: str,
+    spec: Observation,
+) -> nn.Module:
+    """Return the network x -> code."""
+    chosen, options = observation(spec)
+    build = MLP if network == "mlp" else ConvEncoder
+    if chosen is not Categorical:
+        return build(data_shape, code_dim, hidden, activation=activation)
+    # A class number is a name, not a quantity.
+    one_hot = OneHot(options["num_classes"], len(data_shape))
+    in_shape = widen(data_shape, chosen.width(**options))
+    return nn.Sequential(one_hot, build(in_shape, code_dim, hidden, activation=activation))
+
+
+def decoder_of(
+    data_shape: tuple[int, ...],
+    latent_dim: int,
+    hidden: Sequence[int],
+    activation: str,
+    network: str,
+    spec: Observation,
+    data_mean: Tensor | None,
+) -> nn.Module:
+    """Return the conditional z -> p(x | z), whose network mirrors the encoder's."""
+    chosen, options = observation(spec)
+    out_shape = widen(data_shape, chosen.width(**options))
+    build = MLP if network == "mlp" else ConvDecoder
+    net = build(latent_dim, out_shape, tuple(hidden)[::-1], activation=activation)
+    if data_mean is not None:
+        if tuple(data_mean.shape) != data_shape:
+            raise ConfigError(
+                f"data_mean has shape {tuple(data_mean.shape)}; "
+                f"expected that of one datum, {data_shape}"
+            )
+        net.set_output_bias(chosen.output_bias(data_mean, **options))
+    return chosen(net, event_dim=len(data_shape), **options)

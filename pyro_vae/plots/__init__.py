@@ -1,0 +1,22 @@
+"""Figures of what a program has learned, from tensors, arrays and dicts alone.
+
+Each function returns a ``matplotlib.figure.Figure`` of its own: pyplot, its backend and its global
+settings are never touched, so these work in scripts, notebooks and threads alike.
+"""
+
+from pyro_vae.plots.history import curves
+from pyro_vae.plots.images import interpolations, reconstructions, samples
+from pyro_vae.plots.latent import latent_map
+from pyro_vae.plots.saving import save
+from pyro_vae.plots.style import DPI, PALETTE
+
+__all__ = [
+    "DPI",
+    "PALETTE",
+    "curves",
+    "interpolations",
+    "latent_map",
+    "reconstructions",
+    "samples",
+    "save",
+]

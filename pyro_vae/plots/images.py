@@ -1,0 +1,163 @@
+"""Grids of images. Shapes: N images, C channels, H height, W width, D pixels."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pyro_vae.errors import DataError
+from pyro_vae.plots.style import FAINT, as_array, new_figure, set_title
+
+if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_GAP = 0.12  # between images, in image widths
+
+
+_INCH = 0.62  # width of one image
+
+
+def samples(images: ArrayLike, *, columns: int | None = None, title: str | None = None) -> Figure:
+    """Draw images on a square grid.
+
+    Arguments:
+        images: in [0, 1], 0 black, ``(N, H, W)``, ``(N, C, H, W)``, or square ones as ``(N, D)``.
+        columns: images in a row; ``None``: as many as rows.
+        title: ``None``: says how many.
+
+    Raises:
+        DataError: not images.
+    """
+    pixels = _images("images", images)
+    columns = columns or math.ceil(math.sqrt(len(pixels)))
+    figure, axes = _canvas(title or f"{len(pixels)} samples from the prior")
+    for index, image in enumerate(pixels):
+        row, column = divmod(index, columns)
+        _place(axes, image, column, row)
+    _fit(figure, axes, columns, math.ceil(len(pixels) / columns), pixels)
+    return figure
+
+
+def reconstructions(
+    originals: ArrayLike, reconstructed: ArrayLike, *, columns: int = 12, title: str | None = None
+) -> Figure:
+    """Draw each image above its reconstruction.
+
+    Arguments:
+        originals: as in ``samples``.
+        reconstructed: the same shape.
+        columns: pairs in a row.
+        title: ``None``: the default one.
+
+    Raises:
+        DataError: not images, or not pairs.
+    """
+    above, below = _images("originals", originals), _images("reconstructed", reconstructed)
+    if above.shape != below.shape:
+        raise DataError(
+            f"originals have shape {above.shape} and reconstructed {below.shape}; expected pairs"
+        )
+    columns = min(columns, len(above))
+    figure, axes = _canvas(title or "Test images and their reconstructions")
+    blocks = math.ceil(len(above) / columns)
+    pitch = 2.35  # two rows and a little air: a pair reads as one
+    for index, pair in enumerate(zip(above, below, strict=True)):
+        block, column = divmod(index, columns)
+        for row, image in enumerate(pair):
+            _place(axes, image, column, block * pitch + row)
+    for block in range(blocks):
+        for row, name in enumerate(("data", "model")):
+            y = (block * pitch + row + 0.5) * (1 + _GAP) * _ratio(above)
+            axes.text(
+                -0.25, y, name, ha="right", va="center", fontsize=9, color=FAINT, clip_on=False
+            )
+    _fit(figure, axes, columns, blocks * pitch - (pitch - 2), above, left=0.9)
+    return figure
+
+
+def interpolations(images: ArrayLike, *, title: str | None = None) -> Figure:
+    """Draw one row of images for each line between two codes.
+
+    Arguments:
+        images: as ``pv.interpolate`` returns them, ``(N, steps, H, W)``, ``(N, steps, C, H, W)``,
+            or square ones as ``(N, steps, D)``.
+        title: ``None``: the default one.
+
+    Raises:
+        DataError: not rows of images.
+    """
+    array = as_array(images)
+    if array.ndim < 3 or 0 in array.shape:
+        raise DataError(f"images have shape {array.shape}; expected (N, steps, H, W)")
+    rows, steps = array.shape[:2]
+    pixels = _images("images", array.reshape(rows * steps, *array.shape[2:]))
+    figure, axes = _canvas(title or "Straight lines between two codes")
+    for index, image in enumerate(pixels):
+        row, column = divmod(index, steps)
+        _place(axes, image, column, row)
+    _fit(figure, axes, steps, rows, pixels)
+    return figure
+
+
+def _images(name: str, values: ArrayLike) -> np.ndarray:
+    """Return ``(N, H, W)`` or ``(N, H, W, 3)``."""
+    array = as_array(values).astype(np.float64)
+    if array.ndim == 2:
+        side = math.isqrt(array.shape[1])
+        array = array.reshape(len(array), side, side) if side**2 == array.shape[1] else array
+    if array.ndim == 4 and array.shape[1] in (1, 3):
+        array = np.moveaxis(array, 1, -1) if array.shape[1] == 3 else array[:, 0]
+    elif array.ndim != 3:
+        raise DataError(f"{name} have shape {array.shape}; expected (N, H, W) or (N, C, H, W)")
+    if 0 in array.shape:
+        raise DataError(f"{name} have shape {array.shape}; expected at least one image")
+    if not np.isfinite(array).all():
+        raise DataError(f"{name} hold NaN or infinity; expected numbers in [0, 1]")
+    return array.clip(0, 1)
+
+
+def _ratio(pixels: np.ndarray) -> float:
+    """Return height over width of one image."""
+    return pixels.shape[1] / pixels.shape[2]
+
+
+def _canvas(title: str) -> tuple[Figure, Axes]:
+    """Return a figure with bare axes, in units of image widths, y downwards."""
+    figure = new_figure(4, 4)
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    set_title(axes, title)
+    return figure, axes
+
+
+def _place(axes: Axes, image: np.ndarray, column: float, row: float) -> None:
+    """Draw one image in a cell of the grid."""
+    high = _ratio(image[None])
+    x, y = column * (1 + _GAP), row * (1 + _GAP) * high
+    axes.imshow(
+        image,
+        cmap="gray",
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+        extent=(x, x + 1, y + high, y),
+    )
+
+
+def _fit(
+    figure: Figure,
+    axes: Axes,
+    columns: float,
+    rows: float,
+    pixels: np.ndarray,
+    left: float = 0.0,
+) -> None:
+    """Set limits and size: every image is equally large on any figure."""
+    width = columns * (1 + _GAP) - _GAP + left
+    height = (rows * (1 + _GAP) - _GAP) * _ratio(pixels)
+    axes.set(xlim=(-left, width - left), ylim=(height, 0), aspect="equal")
+    figure.set_size_inches(max(2.6, width * _INCH) + 0.1, height * _INCH + 0.4)

@@ -1,0 +1,49 @@
+"""What all figures share: size, colours, titles and axes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 150
+
+
+# "Muted" of Paul Tol, safe for colour-blind readers; black is the tenth.
+PALETTE = (
+    *("#332288", "#CC6677", "#117733", "#88CCEE", "#DDAA33"),
+    *("#AA4499", "#44AA99", "#882255", "#999933", "#000000"),
+)
+
+
+INK, FAINT = "#222222", "#8a8a8a"
+
+
+def new_figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+
+
+def set_title(axes: Axes, text: str) -> None:
+    axes.set_title(text, fontsize=11, color=INK, loc="left")
+
+
+def plain_axes(axes: Axes) -> None:
+    """Leave the two axes that are read."""
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(FAINT)
+    axes.tick_params(color=FAINT, labelcolor=INK, labelsize=9)
+
+
+def as_array(values: Any) -> np.ndarray:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+    return np.asarray(values)

@@ -1,0 +1,198 @@
+"""``pv.elbo`` and ``pv.log_likelihood``: chunks, memory, and what they say of their own quality."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from oracles import PPCA, ExactPPCA
+from programs import CASES, densities_at
+from torch import nn
+
+import pyro_vae as pv
+from pyro_vae.evaluation import likelihood
+from pyro_vae.evaluation.likelihood import LogLikelihood, _RunningWeights
+from pyro_vae.inference.weights import effective_sample_size, log_mean_exp, psis_k
+
+
+class Scaled(nn.Module):
+    """A conjugate Gaussian in one dimension whose guide is the posterior, its scale times c."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(factor, dtype=torch.float64))
+        self.largest = 0
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            self.largest = max(self.largest, z.numel())
+            pyro.sample("x", dist.Normal(z[..., None], 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, 0] / 2, self.factor * 0.5**0.5))
+
+    @staticmethod
+    def exact(x):
+        return dist.Normal(0.0, 2**0.5).log_prob(x[:, 0])
+
+
+X = torch.linspace(-2, 2, 40, dtype=torch.float64)[:, None]
+
+
+@pytest.mark.parametrize("sizes", [[200], [50] * 4, [1] * 200, [7, 150, 43], [199, 1]])
+def test_folding_in_chunks_equals_one_pass(sizes):
+    log_weight = 3 * torch.randn(200, 6, dtype=torch.float64) - 1000
+    running = _RunningWeights()
+    for chunk in log_weight.split(sizes):
+        running.add(chunk, total=200)
+    exact = {"rtol": 1e-12, "atol": 1e-12}
+    torch.testing.assert_close(running.log_mean(), log_mean_exp(log_weight), **exact)
+    torch.testing.assert_close(running.ess(), effective_sample_size(log_weight), rtol=1e-9, atol=0)
+    torch.testing.assert_close(running.psis_k(), psis_k(log_weight), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [64, 500])
+def test_small_passes_equal_large_ones(rows, monkeypatch):
+    """Zero variance: whatever is drawn in whatever pieces, the number is the same."""
+    oracle = PPCA.random(6, 2)
+    x = oracle.sample(30)
+    monkeypatch.setattr(likelihood, "_ROWS_PER_PASS", rows)
+    monkeypatch.setattr(likelihood, "_DATA_PER_PASS", 7)
+    estimate = pv.log_likelihood(ExactPPCA(oracle), x, samples=33)
+    torch.testing.assert_close(estimate.log_prob, oracle.log_prob(x), rtol=1e-10, atol=1e-10)
+    assert estimate.samples == 33
+
+
+def test_memory_does_not_grow_with_the_samples():
+    largest = []
+    for samples in (500, 5_000, 50_000):
+        program = Scaled(1.2)
+        pv.log_likelihood(program, X[:3], samples=samples)
+        largest.append(program.largest)
+    assert largest[1] == largest[2] <= likelihood._ROWS_PER_PASS + 3
+    program = Scaled(1.2)
+    pv.log_likelihood(program, X.repeat(50, 1), samples=200)
+    assert program.largest <= likelihood._ROWS_PER_PASS
+
+
+@pytest.mark.parametrize("factor", [1.2, 2.0])
+def test_estimate_and_ess_of_a_wide_guide(factor):
+    """|z| < 5 (false alarm 6e-7 per datum): weights have finite variance, known in closed form."""
+    samples = 20_000
+    estimate = pv.log_likelihood(Scaled(factor), X, samples=samples)
+    second_moment = factor / math.sqrt(2 - 1 / factor**2)  # E_q w² over (E_q w)²
+    deviation = math.sqrt((second_moment - 1) / samples)
+    z = (estimate.log_prob - Scaled.exact(X)) / deviation
+    assert z.abs().max() < 5
+    torch.testing.assert_close(
+        estimate.ess, torch.full_like(estimate.ess, samples / second_moment), rtol=0.05, atol=0
+    )
+    assert estimate.psis_k.max() < 0.2 and estimate.untrusted == 0
+
+
+@pytest.mark.parametrize("factor", [0.8, 0.6, 0.4])
+def test_pareto_shape_of_a_narrow_guide(factor):
+    """The weights' tail index is 1 - c²; the mean over 40 data of its estimate is near it."""
+    estimate = pv.log_likelihood(Scaled(factor), X, samples=20_000)
+    assert estimate.psis_k.mean().item() == pytest.approx(1 - factor**2, abs=0.12)
+    assert (estimate.untrusted > 0.5) == (1 - factor**2 > 0.75)
+    assert (estimate.ess < 20_000 * (1 - (1 - factor**2) / 4)).all()
+
+
+def test_more_samples_tighten_the_bound():
+    program = Scaled(0.5)
+    means = [pv.elbo(program, X).mean().item()]
+    means += [pv.log_likelihood(program, X, samples=k).mean for k in (10, 100, 5000)]
+    assert means == sorted(means) and means[-1] < Scaled.exact(X).mean().item() + 0.05
+
+
+def test_one_sample_has_no_spread():
+    estimate = pv.log_likelihood(Scaled(1.5), X, samples=1)
+    assert (estimate.ess - 1).abs().max() < 1e-9 and torch.isinf(estimate.psis_k).all()
+
+
+def test_summary():
+    estimate = LogLikelihood(
+        torch.tensor([-1.0, -3.0]), torch.tensor([5.0, 7.0]), torch.tensor([0.1, 0.9]), 10
+    )
+    assert estimate.mean == -2.0 and estimate.stderr == pytest.approx(1.0)
+    assert estimate.untrusted == 0.5 and "-2.0000" in repr(estimate)
+    assert math.isnan(LogLikelihood(*[torch.zeros(1)] * 3, 1).stderr)
+
+
+class Offset(nn.Module):
+    """A global offset w with q(w) = N(m, s²), local z with its exact posterior given w."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+        self.scale = 0.5
+
+    def model(self, x):
+        w = pyro.sample("w", dist.Normal(x.new_zeros(()), 1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal((z + w)[..., None], 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        w = pyro.sample("w", dist.Normal(self.loc, self.scale))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x[:, 0] - w) / 2, 0.5**0.5))
+
+
+def test_globals_are_averaged_inside_the_logarithm():
+    """log E_q(w) p(x | w) = log N(x; m, 2 + s²); each datum within 5 standard errors."""
+    program, draws = Offset(), 4000
+    estimate = pv.log_likelihood(program, X[:5], samples=1, num_samples=draws)
+    exact = dist.Normal(0.3, (2 + 0.25) ** 0.5).log_prob(X[:5, 0])
+    w = 0.3 + 0.5 * torch.randn(100_000, dtype=torch.float64)
+    spread = dist.Normal(w, 2**0.5).log_prob(X[:5]).exp()
+    error = spread.std(1) / spread.mean(1) / math.sqrt(draws)
+    assert ((estimate.log_prob - exact) / error).abs().max() < 5
+    assert estimate.samples == draws
+    # One more draw at K = 3 is exact given w: three particles weigh the same.
+    again = pv.log_likelihood(program, X[:5], samples=3, num_samples=1)
+    assert (again.ess - 3).abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("name", ["labelled", "sequences", "regularised"])
+def test_data_do_not_see_each_other(name):
+    """A datum's estimate does not depend on who shares its batch: log p of one row, exactly."""
+    program = pv.Program.of(CASES[name].build().double())
+    program.eval()
+    data = program.adapt(CASES[name].data(6))
+    first = tuple(v[:2] for v in data) if isinstance(data, tuple) else None
+    first = {k: v[:2] for k, v in data.items()} if isinstance(data, dict) else first
+    first = data[:2] if first is None else first
+    with torch.no_grad(), program.running():
+        whole = program.joint(data).terms()
+        values = {s: d[0].value for s, d in whole.latents.items()}
+        model, guide = densities_at(
+            program.joint(first), {s: v[..., :2, :] for s, v in values.items()}
+        )
+    for site, value in whole.log_p.items():
+        torch.testing.assert_close(model.nodes[site]["log_prob"], value[0, 0, :2])
+    torch.testing.assert_close(guide.nodes["z"]["log_prob"], whole.log_q["z"][0, 0, :2])
+
+
+def test_a_wholly_masked_row_has_likelihood_one():
+    program = pv.Program.of(CASES["sequences"].build().double())
+    data = program.adapt(CASES["sequences"].data(12))
+    terms = program.terms(data, 1, 4)
+    empty = data["lengths"] == 0
+    assert empty.any() and (terms.log_p["x"][..., empty] == 0).all()
+    assert (terms.log_p["x"][..., ~empty] < 0).all()
+
+
+def test_weights_run_in_eval_mode_and_go_back():
+    program = CASES["regularised"].build()
+    program.train()
+    x = CASES["regularised"].data(8)
+    buffers = {k: v.clone() for k, v in program.named_buffers()}
+    pv.log_likelihood(program, x, samples=4)
+    pv.elbo(program, x)
+    assert all(torch.equal(v, buffers[k]) for k, v in program.named_buffers())
+    assert all(part.training for part in program.modules())

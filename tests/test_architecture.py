@@ -1,0 +1,186 @@
+"""The house stands as drawn: imports point one way, and importing changes nothing."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pyro_vae
+
+ROOT = Path(pyro_vae.__file__).parent
+MODULES = {
+    "pyro_vae" + "".join(f".{p}" for p in path.relative_to(ROOT).with_suffix("").parts): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+LEAVES = {"errors", "files", "atomic", "_version"}
+# What each part may import besides itself and the leaves.
+ALLOWED = {
+    "errors": set(),
+    "files": {"atomic", "sealing"},
+    "atomic": set(),
+    "sealing": set(),
+    "_version": set(),
+    "nn": set(),
+    "distributions": {"nn"},
+    "conditionals": {"distributions", "nn"},
+    "models": {"conditionals", "distributions", "nn"},
+    "inference": set(),
+    "training": {"inference"},
+    "evaluation": {"training", "inference"},
+    "loading": {"models", "inference", "training"},
+    "data": set(),
+    "plots": set(),
+}
+LONG = {
+    "pyro_vae.inference.program",
+    "pyro_vae.inference.terms",
+    "pyro_vae.training.fit",
+}
+
+
+def part(module):
+    """Return the part of the house: pyro_vae.inference.program is in inference."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def imports(module, *, lazy=True):
+    """Return the package's modules that a module imports; with those inside functions or not."""
+    tree = ast.parse(MODULES[module].read_text())
+    found = set()
+    nodes = ast.walk(tree) if lazy else tree.body
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                is_package = MODULES[module].name == "__init__.py"
+                parents = module.removesuffix(".__init__").split(".")
+                keep = len(parents) - node.level + is_package
+                base = ".".join([*parents[:keep], *filter(None, [node.module])])
+            found |= {f"{base}.{alias.name}" for alias in node.names} | {base}
+    return {name for name in found if name.split(".")[0] == "pyro_vae"}
+
+
+def known(name):
+    """Return the module that an imported name lies in."""
+    while name and name not in MODULES and f"{name}.__init__" not in MODULES:
+        name = name.rpartition(".")[0]
+    return name
+
+
+TOP = ("pyro_vae.__init__", "pyro_vae.__main__")  # with cli: they import everything
+CHECKED = [m for m in MODULES if m not in TOP and part(m) != "cli"]
+
+
+@pytest.mark.parametrize("module", CHECKED)
+def test_imports_point_one_way(module):
+    here = part(module)
+    assert here in ALLOWED, f"{module} belongs to no part of the house"
+    for name in imports(module):
+        there = part(known(name))
+        if there in ("", here):
+            continue
+        assert there in ALLOWED[here] | LEAVES, f"{module} imports {name}"
+
+
+def test_nobody_imports_the_command_line():
+    for module in MODULES:
+        if module != "pyro_vae.__main__" and part(module) != "cli":
+            assert not any(part(known(n)) == "cli" for n in imports(module)), module
+
+
+def test_no_cycle():
+    graph = {
+        m: {known(n) for n in imports(m, lazy=False)} & set(MODULES) - {m}
+        for m in MODULES
+        if not m.endswith("__init__")
+    }
+    done, path = set(), []
+
+    def visit(module):
+        assert module not in path, " -> ".join([*path, module])
+        if module in done:
+            return
+        path.append(module)
+        for other in graph.get(module, ()):
+            visit(other)
+        path.pop()
+        done.add(module)
+
+    for module in graph:
+        visit(module)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_runs_foreign_code(module):
+    tree = ast.parse(MODULES[module].read_text())
+    banned = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            assert not {alias.name.split(".")[0] for alias in node.names} & banned
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            assert node.module.split(".")[0] not in banned
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in ("eval", "exec", "compile", "__import__"), called
+            assert called not in ("torch.load", "torch.save", "pyro.clear_param_store"), called
+            assert not called.endswith(("param_store.load", "load_module")), called
+            pickles = [k for k in node.keywords if k.arg == "allow_pickle"]
+            assert all(ast.unparse(k.value) == "False" for k in pickles)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if MODULES[m].read_text().strip()])
+def test_every_module_is_documented_and_small(module):
+    text = MODULES[module].read_text()
+    if not module.endswith(("_version", "__init__", "__main__")):
+        assert ast.get_docstring(ast.parse(text)), f"{module} has no docstring"
+    limit = 650 if module in LONG else 350
+    assert len(text.splitlines()) <= limit
+    assert "/work/" not in text and "/tmp/" not in text
+    assert MODULES[module].name not in ("utils.py", "base.py")
+
+
+def run(code):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    ).stdout
+
+
+def test_importing_changes_nothing():
+    """In a fresh process: no dtype, random state, flag or parameter moves; nothing heavy comes."""
+    out = run(
+        "import random, sys, numpy, torch, pyro\n"
+        "from torch.distributions import Distribution\n"
+        "from pyro.distributions import Normal\n"
+        "def look(): return (torch.get_default_dtype(), torch.get_rng_state().sum().item(),\n"
+        "    torch.initial_seed(), Distribution._validate_args, Normal._validate_args,\n"
+        "    len(pyro.get_param_store()), pyro.settings.get(), torch.get_num_threads(),\n"
+        "    random.getstate(), str(numpy.random.get_state()), torch.is_grad_enabled(),\n"
+        "    torch.get_default_device(), torch.are_deterministic_algorithms_enabled())\n"
+        "before = look()\n"
+        "import pyro_vae\n"
+        "assert look() == before\n"
+        "heavy = ('lightning_fabric', 'tensorboard', 'sklearn', 'pooch', 'matplotlib.pyplot',\n"
+        "    'torch.utils.tensorboard', 'jsonargparse', 'zuko', 'torch._inductor')\n"
+        "print([name for name in heavy if name in sys.modules])\n"
+    )
+    assert out.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_importing_costs_little_more_than_pyro():
+    """CPU time in fresh processes, interleaved; the least of three of each."""
+    times = {"pyro": [], "pyro_vae": []}
+    for _ in range(3):
+        for name, taken in times.items():
+            taken.append(float(run(f"import time, {name}; print(time.process_time())")))
+    assert min(times["pyro_vae"]) <= 1.3 * min(times["pyro"]), times
+
+
+def test_the_public_names_exist():
+    assert all(hasattr(pyro_vae, name) for name in pyro_vae.__all__)

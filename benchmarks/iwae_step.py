@@ -59,9 +59,7 @@ def main() -> None:
     by_hand = HandWritten()
     program = pv.Program.of(pv.models.VAE(784, 50, hidden=(200, 200), activation="tanh"))
     loss = pv.IWAE(args.particles)
-    optimisers = [
-        torch.optim.Adam(m.parameters(), lr=1e-4, fused=True) for m in (by_hand, program)
-    ]
+    optimisers = [torch.optim.Adam(m.parameters(), lr=1e-4, fused=True) for m in (by_hand, program)]
     program.read(x)
     program.tiled(x)
 

@@ -23,9 +23,7 @@ def static_mnist_vae(name: str, args: argparse.Namespace, objective: Any, **text
     """Train Burda's one-layer net (784-200-200-50, tanh) on static MNIST and score its test set."""
     data = pv.data.load("mnist_static")
     torch.manual_seed(args.seed)
-    vae = pv.models.VAE(
-        784, 50, hidden=(200, 200), activation="tanh", data_mean=data.train.mean(0)
-    )
+    vae = pv.models.VAE(784, 50, hidden=(200, 200), activation="tanh", data_mean=data.train.mean(0))
     run = pv.fit(
         vae,
         data.train,

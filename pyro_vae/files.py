@@ -38,11 +38,7 @@ __all__ = [
 ]
 
 MAX_JSON_BYTES = 2**28
-
-
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -283,7 +279,7 @@ def _tensor_entry(path: Path, name: str, body: Mapping[str, Any]) -> dict[str, A
 
 
 def _string_keys(value: Any) -> bool:
-    """JSON would write the key 1 as "1", silently."""
+    """Say whether all keys are strings: JSON would write the key 1 as "1", silently."""
     if isinstance(value, dict):
         return all(isinstance(k, str) and _string_keys(v) for k, v in value.items())
     return not isinstance(value, list | tuple) or all(map(_string_keys, value))

@@ -9,11 +9,7 @@ from typing import Any
 from pyro_vae.errors import CheckpointError
 
 FORMAT = "pyro_vae bundle"
-
-
 VERSION = 1
-
-
 RESTORE = "restore the file from a copy, or load an older checkpoint"
 
 
@@ -23,6 +19,7 @@ def seal(body: Mapping[str, Any]) -> str:
 
 
 def unseal(path: Path, data: bytes) -> dict[str, Any]:
+    """Return the body that `seal` rendered; raise `CheckpointError` for any other bytes."""
     try:
         text = data.decode()
         body = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)

@@ -184,7 +184,6 @@ def test_arguments_of_fit(name, value):
     refuses(program, lambda: pv.fit(program, ONES, **{name: value}), ConfigError, name)
 
 
-@pytest.mark.xfail(reason="as_objective takes a class for an instance", raises=TypeError)
 def test_an_objective_class_in_place_of_an_instance():
     program = pv.models.VAE(6, 2, (8,))
     refuses(program, lambda: pv.fit(program, ONES, objective=pv.ELBO), ConfigError, "instance")

@@ -269,18 +269,7 @@ STOCK = {
 }
 
 
-@pytest.mark.parametrize(
-    "stock",
-    [
-        pytest.param(
-            stock,
-            marks=pytest.mark.xfail(
-                stock == "wake_sleep", reason="its loss_and_grads returns a pair", raises=TypeError
-            ),
-        )
-        for stock in STOCK
-    ],
-)
+@pytest.mark.parametrize("stock", STOCK)
 @pytest.mark.parametrize("name", ["vae", "labelled", "sequences", "functions", "tutorial"])
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pyro's own, of its own losses
 def test_any_stock_objective_trains(name, stock, device):

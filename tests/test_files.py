@@ -535,12 +535,13 @@ for delay in map(float, sys.argv[2:]):
     child = os.fork()
     if child == 0:
         save_forever(folder, start, acknowledge)
+    first = os.read(out, 1)  # however busy the machine is, the child has begun to save
     time.sleep(delay)
     os.kill(child, signal.SIGKILL)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
     os.close(acknowledge)
     with open(out) as stream:
-        last = max(map(int, stream.read().split()), default=start)
+        last = max(map(int, (first.decode() + stream.read()).split()))
     tensors, meta = read_bundle(folder, "model")
     assert last <= meta["step"] <= last + 1, (last, meta)
     assert torch.equal(tensors["x"], torch.full((20_000,), float(meta["step"])))
@@ -555,7 +556,7 @@ def test_kill_9_loses_at_most_the_save_under_way(tmp_path: Path) -> None:
     child = run_child(KILL_WHILE_SAVING, tmp_path, *delays)
     steps = [int(step) for step in child.communicate(timeout=120)[0].split()]
     assert child.returncode == 0 and len(steps) == 50
-    assert steps[-1] > 50  # they were killed in the middle of saving, not before it
+    assert steps[-1] >= 50  # they were killed in the middle of saving, not before it
     write_bundle(tmp_path, "model", tensors(), {})
     assert len(list(tmp_path.iterdir())) == 2
 

@@ -10,27 +10,13 @@ MODELS: dict[str, Callable[..., Any]] = {
     "LinearVAE": pv.models.LinearVAE,
     "Autoencoder": pv.models.Autoencoder,
 }
-
-
 OBSERVATIONS: dict[str, Any] = {
     name: getattr(pv.conditionals, name)
     for name in ("Bernoulli", "Gaussian", "IsotropicGaussian", "DiscretisedLogistic")
 }
-
-
 OBJECTIVES: dict[str, Callable[..., Any]] = {"elbo": pv.ELBO, "iwae": pv.IWAE}
-
-
 Model = Literal["VAE", "LinearVAE", "Autoencoder"]
-
-
 Observation = Literal["Bernoulli", "Gaussian", "IsotropicGaussian", "DiscretisedLogistic"]
-
-
 Data = Literal["digits", "mnist", "mnist_static", "fashion_mnist"]
-
-
 Binarisation = Literal["static", "dynamic", "threshold", "none"]
-
-
 Split = Literal["train", "valid", "test"]

@@ -34,6 +34,7 @@ def generate(run: str, n: int = 64, mean: bool = True, seed: int = 0, device: st
 
 
 def sample_title(n: int, mean: bool) -> str:
+    """Return the title of a figure of draws."""
     return f"{n} draws from the prior" + (", decoded to E[x | z]" if mean else "")
 
 

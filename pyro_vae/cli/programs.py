@@ -12,12 +12,14 @@ from pyro_vae.errors import ConfigError
 
 
 def default_binarisation(model: str, data: str) -> Binarisation:
+    """Return the binarisation of a run that names none."""
     if data == "mnist_static":
         return "static"
     return "dynamic" if model == "VAE" else "none"
 
 
 def load_splits(data: str, binarisation: str, seed: int) -> pv.data.Splits:
+    """Return a data set under a binarisation as the command line names it."""
     chosen = None if binarisation == "none" else binarisation
     return pv.data.load(data, binarisation=chosen, seed=seed)
 
@@ -36,6 +38,7 @@ def as_binary(splits: pv.data.Splits, x: torch.Tensor, seed: int) -> torch.Tenso
 
 
 def build_program(settings: dict[str, Any], splits: pv.data.Splits) -> Any:
+    """Return a new program of the size of the data; raise `ConfigError` for options it lacks."""
     model, latent_dim = settings["model"], settings["latent_dim"]
     if settings["observation"] and model != "VAE":
         raise ConfigError(f"observation: {model} has no choice of it; leave --observation out")

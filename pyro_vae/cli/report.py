@@ -5,11 +5,13 @@ from typing import Any
 
 
 def complain(message: str, code: int) -> int:
+    """Write one line to stderr; return the exit code."""
     print(f"pyro-vae: error: {' '.join(message.split())}", file=sys.stderr)
     return code
 
 
 def say(text: str) -> None:
+    """Write to stdout at once."""
     print(text, flush=True)
 
 

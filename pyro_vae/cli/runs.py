@@ -10,8 +10,6 @@ from pyro_vae.errors import ConfigError
 from pyro_vae.training.device import resolve_device
 
 SETTINGS = "train.json"  # what `train` was asked for; itself a file for --config
-
-
 # Not part of what a run is; a continuation may choose them anew.
 _FREE = {"out", "resume", "device", "progress", "checkpoint_every", "patience"}
 
@@ -34,6 +32,7 @@ def record(run: Any, settings: dict[str, Any]) -> None:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
+    """Return what `train` was asked for; a folder that does not say is a `ConfigError`."""
     path = folder / SETTINGS
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

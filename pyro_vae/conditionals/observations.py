@@ -11,8 +11,6 @@ from pyro_vae.conditionals.discrete import Bernoulli, Categorical, DiscretisedLo
 from pyro_vae.errors import ConfigError
 
 Observation = Callable[..., nn.Module] | Mapping[str, Any]
-
-
 OBSERVATIONS: dict[str, type[Any]] = {
     c.__name__: c
     for c in (

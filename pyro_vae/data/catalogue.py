@@ -10,8 +10,6 @@ from pyro_vae.data.splits import Splits, digits, mnist_static, train_and_test
 from pyro_vae.errors import DataError
 
 NAMES = ("digits", "mnist", "mnist_static", "fashion_mnist")
-
-
 BINARISATIONS = ("static", "dynamic", "threshold")
 
 

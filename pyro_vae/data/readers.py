@@ -15,8 +15,6 @@ import numpy as np
 from pyro_vae.errors import DataError
 
 MAX_BYTES = 2**30
-
-
 Arrays = dict[str, np.ndarray]
 
 

@@ -17,6 +17,7 @@ ENVIRONMENT = "PYRO_VAE_DATA"
 
 
 def locate(name: str, root: str | os.PathLike[str] | None) -> Path:
+    """Return the .npz file of a data set: from the folder, the cache or a download."""
     folder = root if root is not None else os.environ.get(ENVIRONMENT)
     if folder:
         folder = Path(folder).expanduser()
@@ -63,13 +64,13 @@ def _download(name: str, path: Path) -> Path:
 
 
 def _idx_arrays(parts: list[Path]) -> Arrays:
-    """Images and labels in LeCun's IDX format, in the order of the download."""
+    """Return images and labels in LeCun's IDX format, in the order of the download."""
     keys = ("x_train", "y_train", "x_test", "y_test")
     return {k: read_idx(p) for k, p in zip(keys, parts, strict=True)}
 
 
 def _amat_arrays(parts: list[Path]) -> Arrays:
-    """Images as lines of 784 digits 0 or 1 between single spaces, in the order of the download."""
+    """Return images from lines of 784 digits 0 or 1 between single spaces, in download order."""
     keys = ("x_train", "x_valid", "x_test")
     text = {
         k: np.fromfile(p, np.uint8).reshape(-1, 2 * 784) for k, p in zip(keys, parts, strict=True)

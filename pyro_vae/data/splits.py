@@ -60,6 +60,7 @@ _Source = tuple[dict[str, Tensor], dict[str, Tensor], tuple[int, int, int]]
 
 
 def digits() -> _Source:
+    """Return images, labels and image shape of scikit-learn's digits."""
     from sklearn.datasets import load_digits  # slow to import, and only this needs it
 
     bunch = load_digits()
@@ -71,6 +72,7 @@ def digits() -> _Source:
 
 
 def train_and_test(path: Path) -> _Source:
+    """Return a file of training and test images, the end of the training images as validation."""
     image, label = (np.uint8, (28, 28)), (np.integer, ())
     arrays = read_npz(path, {"x_train": image, "y_train": label, "x_test": image, "y_test": label})
     for split in ("train", "test"):
@@ -85,6 +87,7 @@ def train_and_test(path: Path) -> _Source:
 
 
 def mnist_static(path: Path) -> _Source:
+    """Return the published binary file, its test images shuffled."""
     splits = ("train", "valid", "test")
     arrays = read_npz(
         path,

@@ -160,7 +160,7 @@ def bdmc(
     given: Any = None,
     progress: bool = False,
 ) -> Sandwich:
-    """Bound log p(x) from both sides on n data simulated from the model (bidirectional Monte Carlo).
+    """Bound log p(x) from both sides on n simulated data (bidirectional Monte Carlo).
 
     The latents that made a datum are an exact draw from its posterior: reverse AIS from them is a
     stochastic upper bound. The gap bounds the error of ``ais`` with the same settings on such data.

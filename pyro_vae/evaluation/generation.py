@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.inference.batch import Batch, arguments, chunks, num_rows
 from pyro_vae.inference.bounds import passes, positive, scoring
+from pyro_vae.inference.handlers import sample_sites
 from pyro_vae.inference.program import Program
 
 _ROWS_PER_PASS = 1024
@@ -63,8 +64,9 @@ def generate_with_latents(
     args, kwargs = arguments(batch)
     with scoring(program):
         trace = poutine.trace(poutine.uncondition(program.functions[0])).get_trace(*args, **kwargs)
-    values = {name: trace.nodes[name]["value"] for name in program.sites.observed}
-    latents = {name: trace.nodes[name]["value"] for name in program.sites.local}
+    drawn = {name: site["value"] for name, site in sample_sites(trace)}
+    values = {name: drawn[name] for name in program.sites.observed}
+    latents = {name: drawn[name] for name in program.sites.local}
     return program.replace(batch, values), latents
 
 
@@ -118,10 +120,9 @@ def encode(program: Any, data: Any, *, sample: bool = False) -> Values:
         args, kwargs = arguments(piece)
         with scoring(wrapped):
             guide = poutine.trace(wrapped.functions[1]).get_trace(*args, **kwargs)
-        sites = {name: guide.nodes[name] for name in wrapped.sites.local}
-        pieces.append(
-            {name: s["value"] if sample else _mean(s) for name, s in sites.items()}
-        )
+        drawn = dict(sample_sites(guide))
+        sites = {name: drawn[name] for name in wrapped.sites.local}
+        pieces.append({name: s["value"] if sample else _mean(s) for name, s in sites.items()})
     return _join(pieces)
 
 
@@ -178,7 +179,8 @@ def _checked(program: Program, data: Any) -> list[Batch]:
 
 
 def _observed(program: Program, trace: Trace, mean: bool) -> dict[str, Tensor]:
-    sites = {name: trace.nodes[name] for name in program.sites.observed}
+    drawn = dict(sample_sites(trace))
+    sites = {name: drawn[name] for name in program.sites.observed}
     return {name: _mean(site) if mean else site["value"] for name, site in sites.items()}
 
 

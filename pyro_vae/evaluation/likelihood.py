@@ -24,8 +24,8 @@ class LogLikelihood:
     r"""Importance-sampling estimates of log p(x), with what says how far to trust them.
 
     Arguments:
-        log_prob: :math:`\log \frac{1}{K}\sum_k p(x, z_k) / q(z_k \mid x)` per datum, ``(N,)``, nats;
-            a lower bound of log p(x) in expectation.
+        log_prob: :math:`\log \frac{1}{K}\sum_k p(x, z_k) / q(z_k \mid x)` per datum, ``(N,)``,
+            nats; a lower bound of log p(x) in expectation.
         ess: Effective sample size of the weights per datum, ``(N,)``, between 1 and K.
         psis_k: Pareto shape of the weights' tail per datum, ``(N,)``; above 0.7 an estimate is not
             to be trusted (Vehtari et al., 2015, arXiv:1507.02646).

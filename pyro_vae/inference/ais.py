@@ -33,7 +33,7 @@ class AISResult(NamedTuple):
 def linear_temperatures(
     num: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> Tensor:
-    """Returns b_t = t / T for t = 0..T.
+    """Return b_t = t / T for t = 0..T.
 
     Arguments:
         num: T, >= 1
@@ -50,7 +50,7 @@ def sigmoid_temperatures(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Returns temperatures dense at both ends, where the path bends most.
+    """Return temperatures dense at both ends, where the path bends most.
 
     .. math:: s_t = sigmoid(rad (2 t / T - 1)),  b_t = (s_t - s_0) / (s_T - s_0)
 
@@ -81,7 +81,7 @@ def annealed_importance(
     generator: torch.Generator | None = None,
     kernel: Kernel | None = None,
 ) -> AISResult:
-    """Anneals draws of p_0 to the target; each weight is an unbiased estimate of its normaliser.
+    """Anneal draws of p_0 to the target; each weight is an unbiased estimate of its normaliser.
 
     .. math:: log w = sum_{t=1}^T (b_t - b_{t-1}) (log f(z_{t-1}) - log p_0(z_{t-1}))
 
@@ -131,7 +131,7 @@ def reverse_annealed_importance(
     generator: torch.Generator | None = None,
     kernel: Kernel | None = None,
 ) -> AISResult:
-    """Anneals exact posterior draws back to p_0: an upper bound, the other half of BDMC's sandwich.
+    """Anneal exact posterior draws back to p_0: an upper bound, the other half of BDMC's sandwich.
 
     .. math:: log w = sum_{t=T}^1 (b_t - b_{t-1}) (log f(z_t) - log p_0(z_t))
 
@@ -177,7 +177,7 @@ def tune_steps(
     inverse_mass: float | Tensor = 1.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Finds a step size per temperature and datum in pilot runs, to be frozen in the measured one.
+    """Find a step size per temperature and datum in pilot runs, to be frozen in the measured one.
 
     .. math:: log eps_t += gain (mean_C alpha_t - target)
 
@@ -249,7 +249,7 @@ class _Path(NamedTuple):
         return lambda z: (1.0 - b) * self.log_initial(z) + b * self.log_target(z)
 
     def enter(self, position: Tensor, t: int) -> tuple[HMCState, Tensor]:
-        """Returns the state under p_t and log f - log p_0, both from one evaluation."""
+        """Return the state under p_t and log f - log p_0, both from one evaluation."""
         parts: list[Tensor] = []
         b = self.temperatures[t]
 

@@ -69,8 +69,8 @@ def replace_arguments(
     for site in values:
         if site not in names:
             raise ProgramError(
-                f"observed site {site!r} is no argument of the model {sorted(names)}; give the site "
-                "and the argument one name"
+                f"observed site {site!r} is no argument of the model {sorted(names)}; give the "
+                "site and the argument one name"
             )
     positional = tuple(values.get(n, a) for n, a in zip(names, args, strict=False))
     return positional, {name: values.get(name, value) for name, value in kwargs.items()}

@@ -67,7 +67,10 @@ def mean_bound(
     """Return minus the un-annealed loss of an objective on checked data, per datum (one sync)."""
     with scoring(program):
         pieces = passes(program, batch, batch_size)
-        losses = [objective.per_datum(program.joint(piece, size=size)) * num_rows(piece) for piece in pieces]
+        losses = [
+            objective.per_datum(program.joint(piece, size=size)) * num_rows(piece)
+            for piece in pieces
+        ]
     return -(torch.stack(losses).sum() / num_rows(batch)).item()
 
 

@@ -9,7 +9,7 @@ from torch.distributions import constraints
 
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.inference.batch import Batch, named_leaves
-from pyro_vae.inference.handlers import PLATE, data_frame
+from pyro_vae.inference.handlers import PLATE, data_frame, sample_sites
 
 
 def check_pair(model: Trace, guide: Trace) -> None:
@@ -18,28 +18,29 @@ def check_pair(model: Trace, guide: Trace) -> None:
     Raises:
         ProgramError: Names the site that is missing, unknown, or of another shape.
     """
-    for name, site in model.nodes.items():
-        if site["type"] != "sample" or site["is_observed"] or site["infer"].get("enumerate"):
+    drawn = dict(sample_sites(guide))
+    for name, site in sample_sites(model):
+        if site["is_observed"] or site["infer"].get("enumerate"):
             continue
-        if name not in guide.nodes:
+        if name not in drawn:
             raise ProgramError(
                 f"site {name!r}: sampled by the model and not by the guide; add "
                 f"pyro.sample({name!r}, ...) to the guide, or observe it with obs="
             )
-        p, q = site["fn"].event_shape, guide.nodes[name]["fn"].event_shape
+        twin = drawn[name]
+        p, q = site["fn"].event_shape, twin["fn"].event_shape
         if p != q:
             raise ProgramError(
                 f"site {name!r}: the guide's event shape is {tuple(q)}, the model's {tuple(p)}; "
                 "make latent_dim (or the .to_event) of both equal"
             )
-        if (data_frame(site) is None) != (data_frame(guide.nodes[name]) is None):
+        if (data_frame(site) is None) != (data_frame(twin) is None):
             raise ProgramError(
                 f"site {name!r}: inside the plate {PLATE!r} in the "
                 f"{'guide' if data_frame(site) is None else 'model'} only; put both inside or out"
             )
-    for name, site in guide.nodes.items():
-        auxiliary = site["infer"].get("is_auxiliary") if site["type"] == "sample" else True
-        if not auxiliary and name not in model.nodes:
+    for name, site in drawn.items():
+        if not site["infer"].get("is_auxiliary") and name not in model.nodes:
             raise ProgramError(
                 f"site {name!r}: sampled by the guide and not by the model; remove it, or mark it "
                 "with infer={'is_auxiliary': True}"
@@ -53,7 +54,7 @@ def check_plate(model: Trace, batch: Batch, rows: int) -> None:
         ProgramError: There is no such plate, or it stands in another dimension.
         DataError: It has another number of rows than the batch.
     """
-    frames = [data_frame(site) for site in model.nodes.values() if site["type"] == "sample"]
+    frames = [data_frame(site) for _, site in sample_sites(model)]
     found = next((frame for frame in frames if frame is not None), None)
     if found is None:
         raise ProgramError(
@@ -97,8 +98,8 @@ def check_values(model: Trace) -> None:
     Raises:
         DataError: Names the site, the row, the value, and the fix.
     """
-    for name, site in model.nodes.items():
-        if site["type"] != "sample" or not site["is_observed"] or data_frame(site) is None:
+    for name, site in sample_sites(model):
+        if not site["is_observed"] or data_frame(site) is None:
             continue
         fn, value = site["fn"], site["value"]
         if value.shape != fn.batch_shape + fn.event_shape:

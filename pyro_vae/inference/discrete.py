@@ -10,11 +10,12 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from pyro_vae.errors import ConfigError, ProgramError
-from pyro_vae.inference.handlers import Message, data_frame
+from pyro_vae.inference.handlers import Message, data_frame, sample_sites
 from pyro_vae.inference.importance import with_globals
+from pyro_vae.inference.joint import Joint
 from pyro_vae.inference.objectives import TermsObjective, Update, elbo_of
 from pyro_vae.inference.program import Program
-from pyro_vae.inference.terms import Joint, Terms, read, stack
+from pyro_vae.inference.terms import Terms, read, stack
 from pyro_vae.inference.weights import log_mean_exp
 
 
@@ -215,9 +216,10 @@ class DisARM(TermsObjective):
 
     @staticmethod
     def _surrogate(terms: Terms, guide: Trace, pair: "AntitheticPair") -> Tensor:
-        distribution = guide.nodes[pair.site]["fn"]
+        site = dict(sample_sites(guide))[pair.site]
+        distribution = site["fn"]
         alpha = _bernoulli_logits(pair.site, distribution).unflatten(0, (2, -1))[0]
-        first, second = guide.nodes[pair.site]["value"].unflatten(0, (2, -1))
+        first, second = site["value"].unflatten(0, (2, -1))
         signal = terms.log_weight.detach()[0]
         # The signal of a datum goes to that datum's units alone: B is the last batch dimension.
         half = (signal[0] - signal[1]) / 2

@@ -68,8 +68,8 @@ class FreeBits(TermsObjective):
         """Return the minibatch mean of the KL of each group of one site, ``(groups,)``."""
         if not terms.latents[site][0].plain:
             raise ProgramError(
-                f"FreeBits: site {site!r} stands under a KL weight or a mask; use beta=1, the floor "
-                "replaces annealing"
+                f"FreeBits: site {site!r} stands under a KL weight or a mask; use beta=1, the "
+                "floor replaces annealing"
             )
         if self.per == "site":
             return terms.kl(site).mean()[None]

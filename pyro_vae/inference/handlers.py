@@ -8,11 +8,12 @@ import pyro
 import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 PLATE = "data"
-Message = dict[str, Any]
+Message = Any  # one site of a trace; Pyro types it by a TypedDict whose entries are all optional
 _from_store = pyro.get_param_store().get_param  # what a pyro.param statement calls
 Beta = float | Tensor | Mapping[str, float | Tensor]
 
@@ -20,6 +21,11 @@ Beta = float | Tensor | Mapping[str, float | Tensor]
 def data_frame(site: Message) -> CondIndepStackFrame | None:
     """Return the frame of the plate ``"data"`` around a site, or None: the site is global."""
     return next((frame for frame in site["cond_indep_stack"] if frame.name == PLATE), None)
+
+
+def sample_sites(trace: Trace) -> list[tuple[str, Message]]:
+    """Return the sample sites of a trace, by name, in the order of sampling."""
+    return [(name, site) for name, site in trace.nodes.items() if site["type"] == "sample"]
 
 
 class DatasetSize(Messenger):
@@ -115,6 +121,12 @@ class OwnParameters(Messenger):
         constraint = msg["kwargs"].get("constraint", torch.distributions.constraints.real)
         msg["value"] = self.lookup(msg["name"], initial, constraint)
         msg["done"] = True
+
+
+class WantParameters(Messenger):
+    """Mark a stock loss that takes gradients only where its traces hold ``param`` sites."""
+
+    wants_parameters = True
 
 
 @contextmanager

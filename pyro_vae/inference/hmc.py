@@ -40,7 +40,7 @@ class HMCInfo(NamedTuple):
 def log_prob_and_grad(
     log_density: LogDensity, position: Tensor, create_graph: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Evaluates log p(z) and its gradient in z; no parameter receives a `.grad`.
+    """Evaluate log p(z) and its gradient in z; no parameter receives a `.grad`.
 
     Arguments:
         log_density: maps `(*, Z)` to `(*)`, in nats
@@ -65,7 +65,7 @@ def leapfrog(
     inverse_mass: float | Tensor = 1.0,
     create_graph: bool = False,
 ) -> tuple[HMCState, Tensor]:
-    """Integrates Hamilton's equations: reversible, volume preserving, energy error O(eps^2).
+    """Integrate Hamilton's equations: reversible, volume preserving, energy error O(eps^2).
 
     .. math:: r += (eps / 2) grad log p(z);  z += eps M^{-1} r;  r += (eps / 2) grad log p(z)
 
@@ -96,7 +96,7 @@ def leapfrog(
 
 
 def hmc_init(log_density: LogDensity, position: Tensor) -> HMCState:
-    """Evaluates the density where the chains start.
+    """Evaluate the density where the chains start.
 
     Raises:
         ProgramError: the density does not return one value per row.
@@ -120,7 +120,7 @@ def hmc_step(
     generator: torch.Generator | None = None,
     jitter: float = 0.0,
 ) -> tuple[HMCState, HMCInfo]:
-    """Makes one HMC transition; each chain of each datum accepts or rejects on its own.
+    """Make one HMC transition; each chain of each datum accepts or rejects on its own.
 
     .. math:: alpha = min(1, exp(H(z, r) - H(z', r'))),  H(z, r) = r^T M^{-1} r / 2 - log p(z)
 
@@ -214,7 +214,7 @@ class DualAveraging(NamedTuple):
 
 
 def dual_averaging_init(step_size: Tensor) -> DualAveraging:
-    """Starts the adaptation of a step size.
+    """Start the adaptation of a step size.
 
     Arguments:
         step_size: first guess, > 0; shape `()` for one shared step, `(B,)` for one per datum,
@@ -236,7 +236,7 @@ def dual_averaging_update(
     offset: float = 10.0,
     decay: float = 0.75,
 ) -> DualAveraging:
-    """Moves the step size towards the target acceptance, averaged over the dims that share it.
+    """Move the step size towards the target acceptance, averaged over the dims that share it.
 
     .. math:: log eps_{t+1} = mu - (sqrt(t) / gamma) mean_{i <= t}(target - alpha_i)
 
@@ -269,7 +269,7 @@ def adapt_step_size(
     generator: torch.Generator | None = None,
     jitter: float = 0.0,
 ) -> tuple[HMCState, Tensor]:
-    """Warms the chains up while their step size adapts; returns the state and the frozen step.
+    """Warm the chains up while their step size adapts; return the state and the frozen step.
 
     Arguments:
         state: where the chains stand

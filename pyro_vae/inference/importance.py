@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import ConfigError, ProgramError
+from pyro_vae.inference.joint import Joint, Leaf
 from pyro_vae.inference.objectives import TermsObjective, elbo_of
-from pyro_vae.inference.terms import Joint, Leaf, Terms
+from pyro_vae.inference.terms import Terms
 from pyro_vae.inference.weights import log_mean_exp
 
 
@@ -83,6 +84,8 @@ class _PathObjective(TermsObjective):
     of log p at weights v_k, guide parameters the gradient through z_k at weights u_k.
     """
 
+    trades_score = False  # whether u pays for a score of log q, which a KL weight would change
+
     def particle_weights(self, log_weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return v and u, ``(S, K, B)``, for detached log weights."""
         raise NotImplementedError
@@ -99,14 +102,16 @@ class _PathObjective(TermsObjective):
         terms, leaves = joint.leaf_terms(self.num_samples, self.num_particles)
         require_paths(terms, type(self).__name__)
         value = self.bound(terms).detach()
-        model_weight, path_weight = self.particle_weights(terms.log_weight.detach())
-        log_p = sum(terms.log_p.values())
-        model = with_prior((model_weight * log_p).sum(1).mean(), terms)
-        path = with_globals((path_weight * terms.log_weight).sum(1).mean(), terms)
-        # A global latent is to the local bound what a parameter of the model is: it takes log p at
-        # weights v. The score of log q, of mean zero, enters evenly: at the posterior it cancels.
-        evenly = sum(terms.log_q.values()).mean()  # type: ignore[union-attr]
-        outer = with_globals((model_weight * log_p).sum(1).mean() - evenly, terms)
+        v, u = self.particle_weights(terms.log_weight.detach())
+        log_p, log_q = sum(terms.log_p.values()), sum(terms.log_q.values())
+        # The score of log q has mean zero under even weights; at the posterior it cancels for w.
+        score, kept = torch.full_like(v, 1.0 / v.shape[1]), torch.zeros_like(v)
+        if self.trades_score and not _is_plain(terms):
+            u = score = kept = v
+        model = with_prior((v * log_p - kept * log_q).sum(1).mean(), terms)
+        path = with_globals((u * terms.log_weight).sum(1).mean(), terms)
+        # To the local bound a global latent is what a parameter of the model is.
+        outer = with_globals((v * log_p - score * log_q).sum(1).mean(), terms)
         shared = [leaf for leaf in leaves if leaf.site in terms.global_log_q]
         local = [leaf for leaf in leaves if leaf.site not in terms.global_log_q]
         surrogate = model + through_samples(path, local) + through_samples(outer, shared)
@@ -146,7 +151,8 @@ class DReG(_PathObjective):
        \nabla_\theta = \mathbb{E}\sum_k \tilde w_k \nabla_\theta \log w_k, \quad
        \tilde w_k = w_k / \textstyle\sum_j w_j
 
-    The signal-to-noise ratio of the guide's gradient does not fall as K grows.
+    The signal-to-noise ratio of the guide's gradient does not fall as K grows. Under a KL weight or
+    a mask the identity behind it does not hold: the gradient is then that of ``IWAE``.
 
     Arguments:
         num_particles: K.
@@ -155,6 +161,8 @@ class DReG(_PathObjective):
     References:
         | Doubly Reparameterized Gradient Estimators (Tucker et al., 2019), arXiv:1810.04152
     """
+
+    trades_score = True
 
     def __init__(self, num_particles: int = 5, num_samples: int = 1) -> None:
         super().__init__(num_particles, num_samples)
@@ -169,8 +177,13 @@ class DReG(_PathObjective):
         return normalised, normalised.square()
 
 
+def _is_plain(terms: Terms) -> bool:
+    """Return whether no weight and no mask changes a log density of a local latent."""
+    return all(draw.plain for draws in terms.latents.values() for draw in draws)
+
+
 def through_samples(path: Tensor, leaves: list[Leaf]) -> Tensor:
-    """Return a surrogate that hands the gradient of ``path`` at each leaf to the guide's sampler."""
+    """Return a surrogate that hands the gradient of ``path`` at each leaf on to the guide."""
     moved = [leaf for leaf in leaves if leaf.attached.requires_grad and leaf.cut.requires_grad]
     if not moved:
         return path.new_zeros(())

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import Transform, biject_to
@@ -13,9 +12,9 @@ from torch.distributions.transforms import identity_transform
 from pyro_vae.errors import ProgramError
 from pyro_vae.inference import checks
 from pyro_vae.inference.batch import Batch
-from pyro_vae.inference.handlers import data_frame
+from pyro_vae.inference.handlers import data_frame, sample_sites
+from pyro_vae.inference.joint import Joint
 from pyro_vae.inference.program import Program
-from pyro_vae.inference.terms import Joint
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,8 @@ class LogJoint:
         self.slots = _slots(model)
         if not self.slots:
             raise ProgramError("the program has no local latent to sample")
-        fixed = {name: guide.nodes[name]["value"] for name in program.sites.global_}
+        drawn = dict(sample_sites(guide))
+        fixed = {name: drawn[name]["value"] for name in program.sites.global_}
         self._joint: Joint = joint.fixing(fixed) if fixed else joint
         self._model_at: tuple[Tensor, dict[str, Tensor], Tensor] | None = None
 
@@ -97,9 +97,11 @@ class LogJoint:
         parts = []
         for slot in self.slots:
             value = values[slot.name].reshape(chains, -1, *slot.event)
-            parts.append(slot.transform.inv(value).flatten(2) if slot.event else (
-                slot.transform.inv(value).unsqueeze(-1)
-            ))
+            parts.append(
+                slot.transform.inv(value).flatten(2)
+                if slot.event
+                else (slot.transform.inv(value).unsqueeze(-1))
+            )
         return torch.cat(parts, -1)
 
     def unpack(self, u: Tensor) -> dict[str, Tensor]:
@@ -127,8 +129,8 @@ class LogJoint:
 def _slots(model: Trace) -> list[Slot]:
     slots: list[Slot] = []
     start = 0
-    for name, site in model.nodes.items():
-        if site["type"] != "sample" or site["is_observed"] or data_frame(site) is None:
+    for name, site in sample_sites(model):
+        if site["is_observed"] or data_frame(site) is None:
             continue
         fn = site["fn"]
         if fn.support.is_discrete:

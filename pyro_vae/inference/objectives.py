@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyro_vae.errors import ConfigError, ProgramError
+from pyro_vae.inference.handlers import WantParameters
+from pyro_vae.inference.joint import Joint
 from pyro_vae.inference.program import Program
-from pyro_vae.inference.terms import Joint, Terms
+from pyro_vae.inference.terms import Terms
 
 OptimiserFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -49,8 +51,9 @@ class Objective(Protocol):
 class TermsObjective(pyro.infer.ELBO):
     """An objective with one loss, a function of the terms; stock ``pyro.infer.SVI`` takes it too.
 
-    Subclasses define ``loss_of``, or ``loss_of_joint`` where terms alone do not do. ``differentiable_loss`` follows Pyro's convention (the sum over
-    the data set of N); everything else in this library is per datum.
+    Subclasses define ``loss_of``, or ``loss_of_joint`` where terms alone do not do.
+    ``differentiable_loss`` follows Pyro's convention (the sum over the data set of N); everything
+    else in this library is per datum.
     """
 
     def __init__(self, num_particles: int = 1, num_samples: int = 1) -> None:
@@ -98,7 +101,7 @@ class TermsObjective(pyro.infer.ELBO):
         """Back-propagate the summed loss and return it as a float (what ``SVI.step`` calls)."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
-            loss.backward(retain_graph=self.retain_graph)  # type: ignore[no-untyped-call]
+            loss.backward(retain_graph=self.retain_graph)
         return loss.item()
 
 
@@ -154,9 +157,9 @@ class AnalyticELBO(TermsObjective):
             )
         value = elbo_of(terms)
         for name in analytic_sites(terms):
-            analytic = torch.stack([
-                kl_divergence(draw.posterior, draw.prior).mean() for draw in terms.latents[name]
-            ]).mean()
+            analytic = torch.stack(
+                [kl_divergence(draw.posterior, draw.prior).mean() for draw in terms.latents[name]]
+            ).mean()
             value = value + terms.kl(name).mean() - analytic
         return -value
 
@@ -222,6 +225,7 @@ class StockObjective:
 
     def __init__(self, elbo: pyro.infer.ELBO) -> None:
         self.elbo = elbo
+        self._elbo: Any = elbo  # the base class of Pyro declares neither way to its loss
 
     def updates(self, program: Program) -> list[Update]:
         """Return the one update, over all parameters of the program."""
@@ -231,17 +235,16 @@ class StockObjective:
         return [Update(lambda joint: self._loss_from_grads(joint, parameters), parameters)]
 
     def _loss(self, joint: Joint) -> Tensor:
-        loss = self.elbo.differentiable_loss(joint.model, joint.guide, *joint.args, **joint.kwargs)
+        loss = self._elbo.differentiable_loss(joint.model, joint.guide, *joint.args, **joint.kwargs)
         return loss / joint.size
 
     def _loss_from_grads(self, joint: Joint, parameters: tuple[nn.Parameter, ...]) -> Tensor:
         kept = [parameter.grad for parameter in parameters]
         for parameter in parameters:
             parameter.grad = None
-        value = self.elbo.loss_and_grads(joint.model, joint.guide, *joint.args, **joint.kwargs)
-        grads = [
-            torch.zeros_like(p) if p.grad is None else p.grad / joint.size for p in parameters
-        ]
+        with WantParameters():
+            value = self._elbo.loss_and_grads(joint.model, joint.guide, *joint.args, **joint.kwargs)
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad / joint.size for p in parameters]
         for parameter, grad in zip(parameters, kept, strict=True):
             parameter.grad = grad
         # Pyro's wake-sleep answers a pair of losses, the model's and the guide's.
@@ -259,7 +262,7 @@ class _Handout(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> Any:
         return (None, None, *(upstream * grad for grad in ctx.grads))
 
 

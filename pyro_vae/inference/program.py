@@ -38,9 +38,11 @@ from pyro_vae.inference.handlers import (
     OwnParameters,
     ScaleLatents,
     data_frame,
+    sample_sites,
     validation,
 )
-from pyro_vae.inference.terms import Joint, Terms, local_log_p, nesting
+from pyro_vae.inference.joint import Joint
+from pyro_vae.inference.terms import Terms, local_log_p, nesting
 
 # Pyro keeps its handler stack in one module-global list: two threads inside it corrupt each other.
 _PYRO_LOCK = threading.RLock()
@@ -331,8 +333,9 @@ class Program(nn.Module):
         model, _ = self.look(first)
         if checks.is_meta(data):
             return
+        sites = dict(sample_sites(model))
         for name in self.sites.observed:
-            site = model.nodes[name]
+            site = sites[name]
             support = checks.fixed_support(site["fn"])
             if support is None or site["mask"] is not None:
                 continue
@@ -447,14 +450,14 @@ class Program(nn.Module):
         with self.quiet(few), validation(False):
             joint = Joint(*self._functions, args, kwargs, num_plates=plates)
             try:
-                one, _ = joint.traces()
-                two, _ = joint.traces(2)
+                one, two = dict(sample_sites(joint.traces()[0])), joint.traces(2)[0]
                 together = local_log_p(two, plates, 2)
+                drawn = {name: site["value"] for name, site in sample_sites(two)}
                 for k in range(2):
                     values = {
-                        name: two.nodes[name]["value"][k].reshape(one.nodes[name]["value"].shape)
+                        name: drawn[name][k].reshape(one[name]["value"].shape)
                         for name in self.sites.local
-                    } | {name: two.nodes[name]["value"] for name in self.sites.global_}
+                    } | {name: drawn[name] for name in self.sites.global_}
                     model = poutine.condition(self._functions[0], data=values)
                     trace = poutine.trace(model).get_trace(*args, **kwargs)
                     alone = local_log_p(prune_subsample_sites(trace), plates, 1)
@@ -498,11 +501,12 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _roles(model: Trace, guide: Trace) -> Sites:
-    observed, local, global_, priorless = [], [], [], []
+    observed: list[str] = []
+    local: list[str] = []
+    global_: list[str] = []
+    priorless: list[str] = []
     size = None
-    for name, site in model.nodes.items():
-        if site["type"] != "sample":
-            continue
+    for name, site in sample_sites(model):
         frame = data_frame(site)
         if frame is not None:
             size = frame.full_size if frame.full_size != frame.size else size

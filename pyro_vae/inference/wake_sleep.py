@@ -7,8 +7,8 @@ from torch import Tensor
 
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.importance import log_mean_exp
+from pyro_vae.inference.joint import Joint
 from pyro_vae.inference.objectives import TermsObjective
-from pyro_vae.inference.terms import Joint
 
 
 class ReweightedWakeSleep(TermsObjective):

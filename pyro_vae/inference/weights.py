@@ -9,7 +9,7 @@ MIN_TAIL = 5  # fewer points cannot carry a two-parameter fit
 
 
 def log_mean_exp(log_weight: Tensor, dim: int = 0) -> Tensor:
-    """Returns log (1/K) sum_k exp(log w_k), in nats.
+    """Return log (1/K) sum_k exp(log w_k), in nats.
 
     Arguments:
         log_weight: log w, in nats, K along `dim`
@@ -19,7 +19,7 @@ def log_mean_exp(log_weight: Tensor, dim: int = 0) -> Tensor:
 
 
 def effective_sample_size(log_weight: Tensor, dim: int = 0) -> Tensor:
-    """Returns Kish's effective sample size (sum w)^2 / sum w^2, between 1 and K.
+    """Return Kish's effective sample size (sum w)^2 / sum w^2, between 1 and K.
 
     NaN where no weight is finite.
 
@@ -31,7 +31,7 @@ def effective_sample_size(log_weight: Tensor, dim: int = 0) -> Tensor:
 
 
 def psis_k(log_weight: Tensor, dim: int = 0) -> Tensor:
-    """Returns the Pareto shape k of the upper tail of the weights, per column.
+    """Return the Pareto shape k of the upper tail of the weights, per column.
 
     Weights have finite variance where k < 1/2; estimates are usable up to about k = 0.7. Equal
     weights give 0 (they have every moment), fewer than five weights in the tail or a weight that is
@@ -53,7 +53,7 @@ def tail_length(num_draws: int) -> int:
 
 
 def pareto_k_of_tail(top: Tensor) -> Tensor:
-    """Returns the Pareto shape of a tail: all that has to be kept of a stream of weights.
+    """Return the Pareto shape of a tail: all that has to be kept of a stream of weights.
 
     Arguments:
         top: log w of the tail and, last, the largest weight outside it; descending, `(M + 1, *)`
@@ -72,7 +72,7 @@ def pareto_k_of_tail(top: Tensor) -> Tensor:
 
 
 def fit_generalized_pareto(exceedance: Tensor) -> tuple[Tensor, Tensor]:
-    """Fits a generalised Pareto law to each column, with a weak prior on the shape around 1/2.
+    """Fit a generalised Pareto law to each column, with a weak prior on the shape around 1/2.
 
     .. math:: p(y) = (1 / sigma) (1 + k y / sigma)^{-1/k - 1}
 

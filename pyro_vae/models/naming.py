@@ -18,7 +18,10 @@ def register(program: nn.Module, name: str) -> None:
     """Tell Pyro of a program's parameters, as ``pyro.module`` does, where nobody holds them yet.
 
     Stock ``SVI.step`` trains nothing without it. Where a handler of this library answers for the
-    parameters, a message for each of them would only cost time (some 15 % of a small step).
+    parameters, a message for each of them would only cost time (some 15 % of a small step), unless
+    a stock loss is on the stack that looks for them in its traces.
     """
-    if not any(getattr(handler, "holds_parameters", False) for handler in _PYRO_STACK):
+    held = any(getattr(handler, "holds_parameters", False) for handler in _PYRO_STACK)
+    wanted = any(getattr(handler, "wants_parameters", False) for handler in _PYRO_STACK)
+    if wanted or not held:
         pyro.module(name, program)

@@ -14,6 +14,7 @@ from pyro_vae.nn import MLP, ConvDecoder, ConvEncoder, OneHot, Shape, as_shape, 
 
 
 def shapes(data_dim: Shape, latent_dim: int) -> tuple[tuple[int, ...], int]:
+    """Return the checked shape of one datum and the number of latent units."""
     return as_shape("data_dim", data_dim), positive_int("latent_dim", latent_dim)
 
 

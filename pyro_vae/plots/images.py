@@ -16,8 +16,6 @@ if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.figure import Figure
 
 _GAP = 0.12  # between images, in image widths
-
-
 _INCH = 0.62  # width of one image
 
 

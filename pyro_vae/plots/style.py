@@ -12,25 +12,23 @@ if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.figure import Figure
 
 DPI = 150
-
-
 # "Muted" of Paul Tol, safe for colour-blind readers; black is the tenth.
 PALETTE = (
     *("#332288", "#CC6677", "#117733", "#88CCEE", "#DDAA33"),
     *("#AA4499", "#44AA99", "#882255", "#999933", "#000000"),
 )
-
-
 INK, FAINT = "#222222", "#8a8a8a"
 
 
 def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure that pyplot does not know of; sizes in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
 
 
 def set_title(axes: Axes, text: str) -> None:
+    """Write the title, flush left."""
     axes.set_title(text, fontsize=11, color=INK, loc="left")
 
 
@@ -44,6 +42,7 @@ def plain_axes(axes: Axes) -> None:
 
 
 def as_array(values: Any) -> np.ndarray:
+    """Return a tensor of any device, or anything array-like, as an array."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
     return np.asarray(values)

@@ -29,11 +29,11 @@ def write_checkpoint(
             tensors[f"{name}.{key}"] = value
     for key, value in (best or {}).items():
         tensors[f"best.{key}"] = value
-    groups = []
+    groups: list[dict[str, Any]] = []
     for index, optimiser in enumerate(optimisers):
-        state = optimiser.state_dict()
-        groups.append({"param_groups": _plain(state["param_groups"]), "scalars": {}})
-        for number, entries in state["state"].items():
+        saved = optimiser.state_dict()
+        groups.append({"param_groups": _plain(saved["param_groups"]), "scalars": {}})
+        for number, entries in saved["state"].items():
             for key, value in entries.items():
                 if isinstance(value, Tensor):
                     tensors[f"optimiser{index}.{number}.{key}"] = value

@@ -76,7 +76,7 @@ class Stepper:
         batch: Batch,
     ) -> None:
         optimiser.zero_grad(set_to_none=True)
-        loss.backward(inputs=None if self._alone else parameters)  # type: ignore[no-untyped-call]
+        loss.backward(inputs=None if self._alone else parameters)
         grads = [p.grad for p in parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
         # The one sync of a step: nothing may be written before the numbers are known to be good.

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.errors import ConfigError, ProgramError
+from pyro_vae.inference.joint import Joint
 from pyro_vae.inference.objectives import StockObjective, as_objective
-from pyro_vae.inference.terms import Joint
 
 # Those that estimate log p(x) without variance where the guide is the posterior: by K and S.
 BUILDERS = {
@@ -245,7 +245,9 @@ def test_formula_on_replayed_draws(name, where, num_samples, num_particles, beta
     joint = wrapped.joint(
         batch,
         size=10,
-        beta={"tensor": torch.tensor(0.3, dtype=torch.float64), "by site": {"z": 0.7}}.get(beta, beta),
+        beta={"tensor": torch.tensor(0.3, dtype=torch.float64), "by site": {"z": 0.7}}.get(
+            beta, beta
+        ),
     )
     weight = {None: 1.0, "tensor": 0.3, "by site": 0.7}.get(beta, beta)
     objective = BUILDERS[name](num_particles, num_samples)

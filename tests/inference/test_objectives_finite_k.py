@@ -134,7 +134,7 @@ def test_quadrature_agrees_with_itself(structure):
     params = toy.params(0)
     coarse, fine = (expected(*toy.log_weight(params, X, n), 1, mean_bound)[0] for n in (16, 40))
     torch.testing.assert_close(coarse, fine, rtol=1e-3, atol=0)
-    z, log_mass = toy.draws(params, X)
+    _, log_mass = toy.draws(params, X)
     assert log_mass.exp().sum() == pytest.approx(1, rel=1e-9)
 
 

@@ -83,9 +83,9 @@ class AIS:
         ConfigError: A count below one, or an unknown start.
     """
 
-    num_temperatures: int = 500
-    chains: int = 16
-    num_leapfrog: int = 10
+    num_temperatures: int = 200
+    chains: int = 8
+    num_leapfrog: int = 5
     start: Start = "guide"
     schedule: Callable[..., Tensor] = sigmoid_temperatures
     step_size: float = 0.1

@@ -41,10 +41,8 @@ def generate(program: Any, n: int, *, given: Any = None, mean: bool = False) -> 
     """
     wrapped = Program.of(program)
     positive("n", n)
+    batch = _inputs(wrapped, n, given)
     wrapped.require_prior("generate")
-    batch = wrapped.example(n) if given is None else wrapped.adapt(given)
-    if num_rows(batch) != n:
-        raise DataError(f"given: got {num_rows(batch)} rows, expected n = {n}")
     pieces = []
     with scoring(wrapped):
         for piece in chunks(batch, _ROWS_PER_PASS):
@@ -59,8 +57,8 @@ def generate_with_latents(
     program: Program, n: int, given: Any = None
 ) -> tuple[Batch, dict[str, Tensor]]:
     """Return a simulated batch and the local latents that made it, ``(n, ...)`` by site."""
+    batch = _inputs(program, n, given)
     program.require_prior("simulating data")
-    batch = program.example(n) if given is None else program.adapt(given)
     args, kwargs = arguments(batch)
     with scoring(program):
         trace = poutine.trace(poutine.uncondition(program.functions[0])).get_trace(*args, **kwargs)
@@ -68,6 +66,17 @@ def generate_with_latents(
     values = {name: drawn[name] for name in program.sites.observed}
     latents = {name: drawn[name] for name in program.sites.local}
     return program.replace(batch, values), latents
+
+
+def _inputs(program: Program, n: int, given: Any) -> Batch:
+    """Return n rows of the model's inputs; ``given`` introduces a program that has seen no data."""
+    if given is None:
+        return program.example(n)
+    batch = program.adapt(given)
+    if num_rows(batch) != n:
+        raise DataError(f"given: got {num_rows(batch)} rows, expected n = {n}")
+    program.read(batch)
+    return batch
 
 
 def reconstruct(program: Any, data: Any, *, mean: bool = True) -> Values:

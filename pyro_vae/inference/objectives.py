@@ -157,10 +157,12 @@ class AnalyticELBO(TermsObjective):
             )
         value = elbo_of(terms)
         for name in analytic_sites(terms):
+            estimate = terms.kl(name)
             analytic = torch.stack(
-                [kl_divergence(draw.posterior, draw.prior).mean() for draw in terms.latents[name]]
-            ).mean()
-            value = value + terms.kl(name).mean() - analytic
+                [kl_divergence(draw.posterior, draw.prior).sum() for draw in terms.latents[name]]
+            ).sum()
+            # Summed over nested plates, averaged over draws, particles and data.
+            value = value + estimate.mean() - analytic / estimate.numel()
         return -value
 
 

@@ -526,7 +526,6 @@ class Nested(nn.Module):
             pyro.sample("z", dist.Normal(0.5 * x, x.new_ones(())))
 
 
-@pytest.mark.xfail(strict=True, reason="the closed form is averaged, not summed, over inner plates")
 def test_analytic_kl_of_a_nested_plate():
     x = torch.ones(4, dtype=torch.float64)
     with pyro.poutine.block():

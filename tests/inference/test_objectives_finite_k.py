@@ -381,15 +381,7 @@ STOCK = {
 }
 
 
-TUPLE = pytest.mark.xfail(
-    raises=TypeError, strict=True, reason="Pyro's loss_and_grads answers a pair of losses here"
-)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=TUPLE if n == "ReweightedWakeSleep" else ()) for n in STOCK],
-)
+@pytest.mark.parametrize("name", STOCK)
 def test_categorical_latents_and_stock_losses(name):
     """Mean of 300 gradients over 8 equal rows, |z| < 5 on 27 coordinates: false alarms 1.5e-5.
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
+from pyro.params.param_store import _MODULE_NAMESPACE_DIVIDER
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
@@ -182,6 +183,12 @@ class Program(nn.Module):
     def _parameter(self, name: str, initial: Any, constraint: Any) -> Tensor:
         key = name.replace(".", "-")  # nn.Module forbids dots in names
         self._names[key] = name
+        if (
+            isinstance(initial, Tensor)
+            and _MODULE_NAMESPACE_DIVIDER in name
+            and not isinstance(initial, nn.Parameter)
+        ):
+            return initial  # a module's weight that a tracer has put its own tensor in place of
         if isinstance(initial, nn.Parameter):
             # pyro.module hands in the module's own tensor: the answer is that tensor. One whose
             # module was not found (deep inside a closure, say) is adopted, so that it trains.

@@ -7,6 +7,7 @@ from pyro_vae.evaluation.collapse import Diagnosis, diagnose
 from pyro_vae.evaluation.generation import encode, generate, interpolate, reconstruct
 from pyro_vae.evaluation.likelihood import LogLikelihood, log_likelihood
 from pyro_vae.inference.bounds import elbo
+from pyro_vae.inference.compiled import CompiledLoss
 from pyro_vae.inference.discrete import NVIL, RLOO, VIMCO, DisARM
 from pyro_vae.inference.floors import FreeBits
 from pyro_vae.inference.importance import IWAE, STL, DReG, Renyi
@@ -28,6 +29,7 @@ __all__ = [
     "VIMCO",
     "AnalyticELBO",
     "AnnealedLikelihood",
+    "CompiledLoss",
     "DReG",
     "Diagnosis",
     "DisARM",

@@ -1,7 +1,7 @@
 """Handlers run once, tensors run many times: a loss and its gradients as one tensor graph."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -36,6 +36,7 @@ class CompiledLoss:
         loss: Maps model and guide on one batch to a scalar (``Update.loss``).
         program: Whose parameters and buffers are inputs.
         objective: A module with parameters or state of its own, if the objective is one.
+        parameters: What the loss trains; None: all that require a gradient.
         mode: ``"trace"``, or True: the graph goes through Inductor besides (needs a C++ compiler
             on the CPU; the first step of each signature pays for it).
 
@@ -48,7 +49,13 @@ class CompiledLoss:
     """
 
     def __init__(
-        self, loss: Loss, program: Program, *, objective: Any = None, mode: Mode = "trace"
+        self,
+        loss: Loss,
+        program: Program,
+        *,
+        objective: Any = None,
+        parameters: Iterable[nn.Parameter] | None = None,
+        mode: Mode = "trace",
     ) -> None:
         if mode not in ("trace", True):
             raise ConfigError(f"compile: got {mode!r}, expected False, 'trace' or True")
@@ -58,6 +65,8 @@ class CompiledLoss:
         self.owner = nn.ModuleDict({"program": program})
         if isinstance(objective, nn.Module):
             self.owner["objective"] = objective
+        chosen = self.owner.parameters() if parameters is None else parameters
+        self.trained = [parameter for parameter in chosen if parameter.requires_grad]
         self._graphs: dict[Any, tuple[Any, list[nn.Parameter]]] = {}
         self._eager = False
 
@@ -76,8 +85,40 @@ class CompiledLoss:
             beta: KL weight, as for ``Program.joint``.
             size: N, as for ``Program.joint``.
         """
-        if self._eager:
+        graph = self._graph_for(batch, beta, size)
+        if graph is None:
             return self.loss(self.program.joint(batch, beta=beta, size=size))
+        run, inputs, trained = graph
+        return _Graph.apply(run, inputs, *trained)
+
+    def backward(
+        self, batch: Batch, *, beta: Beta | None = None, size: int | None = None
+    ) -> Tensor:
+        """Set the parameters' gradients and return the loss, detached: ``loss.backward()`` in one.
+
+        Cheaper than the way through autograd, which copies every gradient once; previous gradients
+        are replaced, not added to.
+        """
+        graph = self._graph_for(batch, beta, size)
+        if graph is None:
+            loss = self.loss(self.program.joint(batch, beta=beta, size=size))
+            for parameter in self.trained:
+                parameter.grad = None
+            loss.backward(inputs=self.trained)
+            return loss.detach()
+        run, inputs, trained = graph
+        with torch.no_grad():
+            loss, *grads = run(*inputs)
+        for parameter, grad in zip(trained, grads, strict=True):
+            parameter.grad = grad
+        return loss
+
+    def _graph_for(
+        self, batch: Batch, beta: Beta | None, size: int | None
+    ) -> tuple[Any, tuple[Any, ...], list[nn.Parameter]] | None:
+        """Return the graph of a batch's signature with its inputs, or None: run eagerly."""
+        if self._eager:
+            return None
         weights = _as_tensors(beta, self.program.device)
         key = (signature(batch), _kind(weights), size, self.owner["program"].training)
         if key not in self._graphs:
@@ -90,10 +131,9 @@ class CompiledLoss:
                     UserWarning,
                     stacklevel=2,
                 )
-                return self.loss(self.program.joint(batch, beta=beta, size=size))
+                return None
         graph, trained = self._graphs[key]
-        inputs = (self._parameters(), self._buffers(), batch, weights)
-        return _Graph.apply(graph, inputs, *trained)
+        return graph, (self._parameters(), self._buffers(), batch, weights), trained
 
     def _parameters(self) -> dict[str, Tensor]:
         return dict(self.owner.named_parameters())
@@ -107,6 +147,8 @@ class CompiledLoss:
         """Run the program once under the tracer and return the graph and what it trains."""
         self.program.joint(batch, beta=weights, size=size)  # looks at the batch, outside the graph
         real = dict(self.owner.named_parameters())
+        ids = {id(parameter) for parameter in self.trained}
+        names = [name for name, parameter in real.items() if id(parameter) in ids]
         used: list[str] = []
 
         def whole(
@@ -114,12 +156,11 @@ class CompiledLoss:
         ) -> tuple[Tensor, ...]:
             with _reparametrize_module(self.owner, {**parameters, **buffers}):
                 loss = self.loss(self.program.joint(batch, beta=weights, size=size))
-            names = [name for name in parameters if real[name].requires_grad]
-            grads = torch.autograd.grad(
-                loss, [parameters[name] for name in names], allow_unused=True
-            )
-            used[:] = [name for name, grad in zip(names, grads, strict=True) if grad is not None]
-            return (loss.detach(), *(grad for grad in grads if grad is not None))
+            wanted = [parameters[name] for name in names]
+            grads = torch.autograd.grad(loss, wanted, allow_unused=True)
+            found = {n: g for n, g in zip(names, grads, strict=True) if g is not None}
+            used[:] = found
+            return (loss.detach(), *(_dense(g, real[n]) for n, g in found.items()))
 
         example = (
             {n: p.detach().clone().requires_grad_(p.requires_grad) for n, p in real.items()},
@@ -141,6 +182,11 @@ class CompiledLoss:
         if self.mode is True:
             return torch.compile(graph, fullgraph=True, dynamic=False)
         return graph
+
+
+def _dense(grad: Tensor, parameter: Tensor) -> Tensor:
+    """Return a gradient laid out as its parameter, in memory of its own, as autograd would."""
+    return grad if grad.stride() == parameter.stride() else torch.zeros_like(parameter) + grad
 
 
 class _Graph(torch.autograd.Function):
@@ -165,7 +211,8 @@ def _as_tensors(beta: Beta | None, device: torch.device) -> Any:
         return {site: _as_tensors(value, device) for site, value in beta.items()}
     if isinstance(beta, Tensor):
         return beta
-    return torch.full((), float(beta), device=device)  # filled on the device: no copy, no sync
+    # Filled on the device: no copy, no sync. In double precision, which a scalar does not pass on.
+    return torch.full((), float(beta), dtype=torch.float64, device=device)
 
 
 def _kind(weights: Any) -> Any:

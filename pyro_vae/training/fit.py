@@ -17,6 +17,7 @@ from tqdm import tqdm
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.batch import Batch, check_finite
 from pyro_vae.inference.bounds import mean_bound, mean_elbo, positive
+from pyro_vae.inference.compiled import Mode
 from pyro_vae.inference.handlers import Beta, validation
 from pyro_vae.inference.objectives import (
     ELBO,
@@ -87,6 +88,7 @@ def fit(
     callbacks: Iterable[Callable[[Run], Any]] = (),
     seed: int = 0,
     device: str | torch.device = "auto",
+    compile: Mode = False,
     out: str | os.PathLike[str] | None = None,
     checkpoint_every: int | None = None,
     resume: bool = False,
@@ -117,6 +119,9 @@ def fit(
         callbacks: Called with the ``Run`` so far after each epoch; a true answer stops the run.
         seed: Of noise and order; the global random state is left as found.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+        compile: False runs model and guide at each step; ``"trace"`` traces them once per batch
+            shape and runs the tensor graph, with equal numbers; True also compiles the graph
+            (Inductor; the first step of each shape waits for the compiler).
         out: Run folder: ``config.json``, weights, ``history.csv``, TensorBoard events, checkpoints.
         checkpoint_every: Epochs between checkpoints in ``out``.
         resume: Go on from the checkpoint in ``out``, if there is one; bit-identical on the CPU.
@@ -159,7 +164,9 @@ def fit(
         feed=feed,
         valid=judged,
         objective=chosen,
-        stepper=Stepper(wrapped, chosen, factory, clip_norm=clip_norm, size=feed.size),
+        stepper=Stepper(
+            wrapped, chosen, factory, clip_norm=clip_norm, size=feed.size, compile=compile
+        ),
         epochs=epochs,
         lr_schedule=rates,
         beta=weights,

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae.errors import TrainingDiverged
 from pyro_vae.inference.batch import Batch
+from pyro_vae.inference.compiled import CompiledLoss, Mode
 from pyro_vae.inference.handlers import Beta
 from pyro_vae.inference.objectives import Objective, OptimiserFactory, Update
 from pyro_vae.inference.program import Program
@@ -21,6 +22,7 @@ class Stepper:
         optimiser: Factory for the updates that bring none of their own.
         clip_norm: Largest global norm of an update's gradient; None does not clip.
         size: N, the data of the training set.
+        compile: False runs the program at each step; ``"trace"`` and True run its graph.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class Stepper:
         *,
         clip_norm: float | None,
         size: int,
+        compile: Mode = False,
     ) -> None:
         self.program = program
         self.updates: Sequence[Update] = objective.updates(program)
@@ -44,6 +47,12 @@ class Stepper:
         self.size = size
         # With several updates, one must not leave gradients on another's parameters.
         self._alone = len(self.updates) == 1
+        self._compiled = [
+            CompiledLoss(u.loss, program, objective=objective, parameters=p, mode=compile)
+            if compile
+            else None
+            for u, p in zip(self.updates, self.trained, strict=True)
+        ]
 
     def set_lr(self, multiplier: float) -> None:
         """Set each optimiser's learning rate to its first one times a multiplier."""
@@ -58,29 +67,30 @@ class Stepper:
             TrainingDiverged: A loss or gradient is not finite; that update moved no weight.
         """
         losses = []
-        for update, parameters, optimiser in zip(
-            self.updates, self.trained, self.optimisers, strict=True
-        ):
+        for index, update in enumerate(self.updates):
             for _ in range(update.repeats):
-                loss = update.loss(self.program.joint(batch, beta=beta, size=self.size))
-                self._descend(loss, parameters, optimiser, update.name, batch)
-            losses.append(loss.detach())
+                loss = self._gradients(index, batch, beta)
+                self._descend(loss, index, batch)
+            losses.append(loss)
         return losses
 
-    def _descend(
-        self,
-        loss: Tensor,
-        parameters: list[nn.Parameter],
-        optimiser: torch.optim.Optimizer,
-        name: str,
-        batch: Batch,
-    ) -> None:
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward(inputs=None if self._alone else parameters)
+    def _gradients(self, index: int, batch: Batch, beta: Beta | None) -> Tensor:
+        """Set the gradients of one update and return its loss, detached."""
+        compiled = self._compiled[index]
+        if compiled is not None:
+            return compiled.backward(batch, beta=beta, size=self.size)
+        loss = self.updates[index].loss(self.program.joint(batch, beta=beta, size=self.size))
+        self.optimisers[index].zero_grad(set_to_none=True)
+        loss.backward(inputs=None if self._alone else self.trained[index])
+        return loss.detach()
+
+    def _descend(self, loss: Tensor, index: int, batch: Batch) -> None:
+        parameters, optimiser = self.trained[index], self.optimisers[index]
+        name = self.updates[index].name
         grads = [p.grad for p in parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
         # The one sync of a step: nothing may be written before the numbers are known to be good.
-        if not bool(torch.isfinite(loss.detach() + norm)):
+        if not bool(torch.isfinite(loss + norm)):
             raise TrainingDiverged(self._explain(name, loss, norm, batch))
         if self.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)

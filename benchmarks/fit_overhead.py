@@ -8,7 +8,7 @@ import time
 import pyro
 import torch
 from paired import paired_ratio
-from results import Result
+from results import Result, by_threads
 
 import pyro_vae as pv
 
@@ -53,7 +53,7 @@ def main() -> None:
     ratios = paired_ratio(lambda: fit(x), lambda: bare_loop(x))
     wall, cpu = ratios["wall"], ratios["cpu"]
     result = Result(
-        name="fit_overhead",
+        name=by_threads("fit_overhead"),
         value=wall.median,
         stderr=wall.stderr,
         unit="time of pv.fit over a bare loop (uncompiled)",

@@ -9,7 +9,7 @@ import time
 
 import torch
 from paired import paired_ratio
-from results import Result
+from results import Result, by_threads
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -79,7 +79,7 @@ def main() -> None:
     ratios = paired_ratio(our_block, hand_block, blocks=args.blocks)
     wall, cpu = ratios["wall"], ratios["cpu"]
     result = Result(
-        name=f"iwae_step_k{args.particles}",
+        name=by_threads(f"iwae_step_k{args.particles}"),
         value=wall.median,
         stderr=wall.stderr,
         unit="time of an IWAE step over hand-written PyTorch (uncompiled)",

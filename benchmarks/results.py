@@ -30,6 +30,12 @@ def command_line() -> str:
     return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
+def by_threads(name: str) -> str:
+    """Return the name of a timing: one thread is the main row, others say how many."""
+    threads = torch.get_num_threads()
+    return name if threads == 1 else f"{name}_{threads}_threads"
+
+
 @dataclass
 class Result:
     """One figure: its value, its standard error, and how it came about."""

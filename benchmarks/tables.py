@@ -21,21 +21,25 @@ def rows() -> list[dict[str, Any]]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Return the Markdown table of results."""
+    """Return the Markdown table of results; how each was measured stands in its file."""
     lines = [
-        "| figure | measured | target | published | minutes | command |",
-        "|---|---|---|---|---|---|",
+        "| figure | measured | target | published | minutes |",
+        "|---|---|---|---|---|",
     ]
     for row in results:
         error = f" ± {row['stderr']:.2g}" if row["stderr"] is not None else ""
-        value = f"**{row['value']:.4g}**{error}"
-        published = re.sub(r",? arXiv:\S+", "", row["published"]).strip() or "–"
         lines.append(
-            f"| [{row['name']}](benchmarks/results/{row['name']}.json): {row['unit']} "
-            f"({row['estimator']}; {row['device']}) | {value} | {row['target']} | {published} | "
-            f"{row['seconds'] / 60:.0f} | `{row['command']}` |"
+            f"| [{row['name']}](benchmarks/results/{row['name']}.json): {row['unit']} | "
+            f"**{row['value']:.4g}**{error} | {row['target']} | {_short(row['published'])} | "
+            f"{row['seconds'] / 60:.0f} |"
         )
     return "\n".join(lines)
+
+
+def _short(published: str) -> str:
+    """Return figure and authors: ``88.71 (Burda et al. (2016), arXiv:...)`` is ``88.71 (Burda ...)``."""
+    found = re.match(r"([\d.]+) \((\w+) et al\. \((\d+)\)", published)
+    return f"{found[1]} ({found[2]} et al. {found[3]})" if found else "–"
 
 
 def rendered(readme: str) -> str:

@@ -1,0 +1,53 @@
+"""The measured figures: complete files, no machine in them, and a README table made from them."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+FIELDS = {
+    "name",
+    "value",
+    "stderr",
+    "unit",
+    "estimator",
+    "published",
+    "target",
+    "data",
+    "binarisation",
+    "seed",
+    "seconds",
+    "device",
+    "versions",
+    "command",
+}
+
+
+def test_there_are_results() -> None:
+    assert {"vae_mnist_static", "iwae5_mnist_static", "ais_mnist_static"} <= {f.stem for f in FILES}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_result_says_how_it_was_measured(path: Path) -> None:
+    text = path.read_text()
+    row = json.loads(text)
+    assert row.keys() >= FIELDS
+    assert row["name"] == path.stem
+    assert row["command"].startswith("python benchmarks/")
+    assert (ROOT / row["command"].split()[1]).exists()
+    assert not re.search(r'"/(?!\*)|/tmp/|/home/', text)
+
+
+def test_the_readme_table_is_made_from_the_files() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "tables.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150

@@ -1,6 +1,6 @@
 """Peak memory of ``pv.log_likelihood`` as K grows: one process for each K.
 
-``OMP_NUM_THREADS=1 python benchmarks/likelihood_memory.py`` writes ``results/likelihood_memory.json``.
+``OMP_NUM_THREADS=1 python benchmarks/likelihood_memory.py`` writes its result.
 """
 
 import argparse
@@ -18,7 +18,7 @@ PARTICLES = (50, 500, 5000)
 
 
 def peak(samples: int, rows: int) -> float:
-    """Score static MNIST test digits with an untrained 784-200-200-50 VAE; return the peak in MiB."""
+    """Score static MNIST test digits with an untrained VAE and return the peak in MiB."""
     torch.manual_seed(0)
     vae = pv.models.VAE(784, 50, hidden=(200, 200), activation="tanh")
     pv.log_likelihood(vae, pv.data.load("mnist_static").test[:rows], samples=samples)

@@ -30,14 +30,18 @@ def table(results: list[dict[str, Any]]) -> str:
         error = f" ± {row['stderr']:.2g}" if row["stderr"] is not None else ""
         lines.append(
             f"| [{row['name']}](benchmarks/results/{row['name']}.json): {row['unit']} | "
-            f"**{row['value']:.4g}**{error} | {row['target']} | {_short(row['published'])} | "
+            f"**{_figure(row['value'])}**{error} | {row['target']} | {_short(row['published'])} | "
             f"{row['seconds'] / 60:.0f} |"
         )
     return "\n".join(lines)
 
 
+def _figure(value: float) -> str:
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
+
+
 def _short(published: str) -> str:
-    """Return figure and authors: ``88.71 (Burda et al. (2016), arXiv:...)`` is ``88.71 (Burda ...)``."""
+    """Return figure and authors alone, as ``88.71 (Burda et al. 2016)``."""
     found = re.match(r"([\d.]+) \((\w+) et al\. \((\d+)\)", published)
     return f"{found[1]} ({found[2]} et al. {found[3]})" if found else "–"
 

@@ -1,15 +1,18 @@
 """Reading a saved program back."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pyro_vae import models
 from pyro_vae.errors import CheckpointError
 from pyro_vae.files import check_state, read_bundle
 from pyro_vae.inference.program import Program
+from pyro_vae.training.device import resolve_device
 from pyro_vae.training.saving import NAME
 
 
@@ -22,7 +25,7 @@ def load(
         folder: Where it was saved.
         into: Your own program, built as it was when it was saved: its weights are replaced. A
             program of ``pv.models`` is rebuilt from its configuration without it.
-        device: Where a rebuilt program goes.
+        device: Where a rebuilt program goes: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
 
     Returns:
         The program, in eval mode.
@@ -33,8 +36,11 @@ def load(
     """
     where = f"{Path(folder) / NAME}.json"
     if into is None:
-        tensors, meta = read_bundle(folder, NAME, device)
-        program = _rebuild(meta, where).to(device)
+        home = resolve_device(device)
+        tensors, meta = read_bundle(folder, NAME, home)
+        with torch.random.fork_rng([]):  # initial weights are drawn, and replaced at once
+            program = _rebuild(meta, where)
+        program.to(home)
         floats = [value.dtype for value in tensors.values() if value.is_floating_point()]
         if floats:
             program.to(floats[0])
@@ -42,12 +48,21 @@ def load(
         program = into
         tensors, meta = read_bundle(folder, NAME, Program.of(into).device)
     wrapped = Program.of(program)
-    if wrapped.fresh_values:
-        wrapped.adopt_values(tensors)
-    check_state(wrapped.state_dict(), tensors, where)
+    adopted = _values(tensors) if wrapped.fresh_values else {}
+    check_state({**adopted, **wrapped.state_dict()}, tensors, where)  # before anything changes
+    wrapped.adopt_values(adopted)
     wrapped.load_state_dict(tensors)
     wrapped.eval()
     return program
+
+
+def _values(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors that can be ``pyro.param`` values of functions that have not run yet."""
+    return {
+        key: value
+        for key, value in tensors.items()
+        if key.startswith("values.") and key.count(".") == 1 and value.is_floating_point()
+    }
 
 
 def _rebuild(meta: dict[str, Any], where: str) -> Any:

@@ -238,3 +238,17 @@ def test_folders(what, tmp_path):
     match = "is a file" if what == "file" else "holds another run; choose a new folder"
     refuses(program, lambda: pv.fit(program, ONES, out=out), ConfigError, match)
     assert what == "run" or out.read_text() == "mine"
+
+
+def test_nothing_to_train():
+    program = pv.models.VAE(6, 2, (8,)).requires_grad_(False)
+    match = r"no trainable parameters.*requires_grad_\(True\)"
+    refuses(program, lambda: pv.fit(program, ONES), ConfigError, match)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8])
+def test_integers_of_numpy(kind, tmp_path):
+    program = pv.models.VAE(6, 2, (8,))
+    counts = {n: kind(2) for n in ("epochs", "batch_size", "patience", "checkpoint_every", "seed")}
+    run = pv.fit(program, ONES, valid=ONES, out=tmp_path, **counts)
+    assert run.steps == 10

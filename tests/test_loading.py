@@ -7,7 +7,7 @@ import torch
 from programs import CASES
 
 import pyro_vae as pv
-from pyro_vae.errors import CheckpointError
+from pyro_vae.errors import CheckpointError, DeviceError
 
 ZOO = [name for name, case in CASES.items() if case.rebuilt]
 
@@ -133,3 +133,33 @@ def test_the_json_says_what_it_is(tmp_path):
     text = (tmp_path / "program.json").read_text()
     assert all(word in text for word in ("VAE", "latent_dim", "sha256", pv.__version__))
     json.loads(text)
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n not in ZOO])
+def test_a_foreign_file_leaves_a_fresh_program_as_it_was(name, tmp_path):
+    """Values of ``pyro.param`` are taken in only once everything fits."""
+    from pyro_vae.files import write_bundle
+
+    tensors = {"values.alien": torch.zeros(3), "parts.alien.weight": torch.zeros(2)}
+    write_bundle(tmp_path, "program", tensors, {"program": "Program", "config": None})
+    target = CASES[name].build()
+    before = state(target)
+    with pytest.raises(CheckpointError, match="do not fit"):
+        pv.load(tmp_path, into=target)
+    assert same(before, state(target)) and pv.Program.of(target).fresh_values
+
+
+def test_loading_leaves_the_random_state(tmp_path):
+    pv.save(pv.models.VAE(6, 2, (8,)), tmp_path)
+    before = torch.get_rng_state()
+    pv.load(tmp_path)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_loading_onto_the_device_there_is(tmp_path):
+    pv.save(pv.models.VAE(6, 2, (8,)), tmp_path)
+    loaded = pv.load(tmp_path, device="auto")
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert pv.Program.of(loaded).device.type == expected
+    with pytest.raises(DeviceError, match="gpu"):
+        pv.load(tmp_path, device="gpu")

@@ -51,3 +51,11 @@ def test_the_readme_table_is_made_from_the_files() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_every_public_name_is_in_the_readme_or_a_tutorial() -> None:
+    import pyro_vae as pv
+
+    told = (ROOT / "README.md").read_text()
+    told += "".join(path.read_text() for path in (ROOT / "tutorials").glob("*.py"))
+    assert [name for name in pv.__all__ if not re.search(rf"\b{name}\b", told)] == ["__version__"]

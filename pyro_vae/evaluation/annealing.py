@@ -1,5 +1,6 @@
 """Log-likelihood by annealed importance sampling, and the sandwich that says how tight it is."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_vae.errors import ConfigError
+from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.evaluation.generation import generate_with_latents
 from pyro_vae.evaluation.likelihood import LogLikelihood
 from pyro_vae.inference.ais import (
@@ -21,7 +22,13 @@ from pyro_vae.inference.batch import Batch, chunks
 from pyro_vae.inference.bounds import positive, scoring
 from pyro_vae.inference.log_joint import LogJoint
 from pyro_vae.inference.program import Program
-from pyro_vae.inference.weights import effective_sample_size, log_mean_exp, psis_k
+from pyro_vae.inference.weights import (
+    MIN_TAIL,
+    effective_sample_size,
+    log_mean_exp,
+    psis_k,
+    tail_length,
+)
 
 Start = Literal["guide", "prior"]
 _ROWS_PER_PASS = 4096  # chains times data: bounds the memory
@@ -31,11 +38,20 @@ _ROWS_PER_PASS = 4096  # chains times data: bounds the memory
 class AnnealedLikelihood(LogLikelihood):
     """Annealed estimates of log p(x); ``samples`` counts the chains.
 
+    ``psis_k`` is NaN where the chains are too few to show a tail (fewer than about twenty).
+
     Arguments:
         acceptance: Mean acceptance of the transitions per datum, ``(N,)``.
     """
 
     acceptance: Tensor
+
+    @property
+    def untrusted(self) -> float:
+        """Share of data whose Pareto shape is above 0.7; NaN where no shape is known."""
+        if bool(self.psis_k.isnan().all()):
+            return math.nan
+        return (self.psis_k > 0.7).double().mean().item()
 
 
 @dataclass(frozen=True, repr=False)
@@ -123,7 +139,8 @@ def ais(
 
     Raises:
         DataError: Data that the program cannot take.
-        ProgramError: Discrete latents, or no prior.
+        ProgramError: Discrete latents, nested plates, a support that depends on a latent, or no
+            prior.
 
     References:
         | Annealed Importance Sampling (Neal, 2001), arXiv:physics/9803008
@@ -146,7 +163,7 @@ def ais(
     return AnnealedLikelihood(
         log_prob=log_mean_exp(log_weight, 0),
         ess=effective_sample_size(log_weight, 0),
-        psis_k=psis_k(log_weight, 0),
+        psis_k=_tail_shape(log_weight),
         samples=chosen.chains,
         acceptance=torch.cat(rates),
     )
@@ -173,7 +190,8 @@ def bdmc(
         progress: Show a progress bar.
 
     Raises:
-        ProgramError: Discrete latents, or no prior.
+        ProgramError: As for ``ais``; or global latents, of which only a posterior draw makes the
+            upper bound one.
 
     References:
         | Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo (Grosse et al., 2015),
@@ -182,6 +200,12 @@ def bdmc(
     chosen = settings or AIS()
     wrapped = Program.of(program)
     batch, latents = generate_with_latents(wrapped, positive("n", n), given)
+    if wrapped.sites.global_:
+        raise ProgramError(
+            f"bdmc: site {wrapped.sites.global_[0]!r} is global: simulated data come from one draw "
+            "of it and are scored at another, which is no bound; fix the globals, by a program "
+            "without them"
+        )
     rows = max(1, _ROWS_PER_PASS // chosen.chains)
     lower, upper = [], []
     with scoring(wrapped):
@@ -198,6 +222,13 @@ def bdmc(
             exact = {name: value[start : start + rows] for name, value in latents.items()}
             upper.append(-log_mean_exp(-path.reverse(exact).log_weight, 0))
     return Sandwich(torch.cat(lower), torch.cat(upper), batch)
+
+
+def _tail_shape(log_weight: Tensor) -> Tensor:
+    """Return the Pareto shape over the chains; NaN where they are too few to know anything."""
+    if tail_length(len(log_weight)) < MIN_TAIL:
+        return torch.full_like(log_weight[0], math.nan)
+    return psis_k(log_weight, 0)
 
 
 class _Path:

@@ -64,6 +64,8 @@ def diagnose(program: Any, data: Any, *, num_particles: int = 1) -> Diagnosis:
     batch = wrapped.adapt(data)
     wrapped.check(batch)
     wrapped.require_prior("diagnose")
+    wrapped.require_guide("diagnose")
+    wrapped.require_whole(batch)
     sums = _Sums()
     with scoring(wrapped):
         for piece in passes(wrapped, batch, 1024):
@@ -92,7 +94,7 @@ class _Sums:
                 self._put(self.unit_kl, name, units.flatten(0, 1).mean(0).sum(0))
             except ProgramError:
                 pass  # no density per unit: the site's KL stands alone
-            mean = _posterior_mean(latent)
+            mean = _posterior_mean(latent, terms.batch_size)
             if mean is not None:
                 self._put(self.first, name, mean.double().sum(0))
                 self._put(self.second, name, mean.double().square().sum(0))
@@ -115,11 +117,11 @@ class _Sums:
         )
 
 
-def _posterior_mean(latent: Any) -> Tensor | None:
-    """Return E_q[z | x], ``(B, ...)``; of several particles (equal means), the first."""
+def _posterior_mean(latent: Any, rows: int) -> Tensor | None:
+    """Return E_q[z | x], ``(B, ...)``; of several particles, in whatever layout, the first."""
     try:
         mean = latent.posterior.mean
     except (NotImplementedError, AttributeError):
         return None
     extra = mean.dim() - len(latent.posterior.event_shape) - 1
-    return mean[(0,) * extra] if extra else mean
+    return (mean[(0,) * extra] if extra else mean)[:rows]

@@ -22,7 +22,8 @@ def generate(program: Any, n: int, *, given: Any = None, mean: bool = False) -> 
 
     .. math:: z \sim p(z), \quad x \sim p(x \mid z)
 
-    Random numbers come from torch's global generator.
+    Global latents take one draw from the guide: what was learnt of them. Random
+    numbers come from torch's global generator.
 
     Arguments:
         program: Anything with ``.model`` and ``.guide``.
@@ -45,10 +46,10 @@ def generate(program: Any, n: int, *, given: Any = None, mean: bool = False) -> 
     wrapped.require_prior("generate")
     pieces = []
     with scoring(wrapped):
+        model, _ = _at_one_draw(wrapped, batch)
         for piece in chunks(batch, _ROWS_PER_PASS):
             args, kwargs = arguments(piece)
-            model = poutine.uncondition(wrapped.functions[0])
-            trace = poutine.trace(model).get_trace(*args, **kwargs)
+            trace = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
             pieces.append(_observed(wrapped, trace, mean))
     return _join(pieces)
 
@@ -66,6 +67,14 @@ def generate_with_latents(
     values = {name: drawn[name] for name in program.sites.observed}
     latents = {name: drawn[name] for name in program.sites.local}
     return program.replace(batch, values), latents
+
+
+def _at_one_draw(program: Program, batch: Batch) -> tuple[Any, Any]:
+    """Return model and guide with the global latents, if any, held at one draw from the guide."""
+    joint = program.joint(batch)
+    if program.sites.global_:
+        joint = joint.fixing(joint.global_values())
+    return joint.model, joint.guide
 
 
 def _inputs(program: Program, n: int, given: Any) -> Batch:
@@ -97,12 +106,14 @@ def reconstruct(program: Any, data: Any, *, mean: bool = True) -> Values:
     """
     wrapped = Program.of(program)
     pieces = []
-    for piece in _checked(wrapped, data):
-        args, kwargs = arguments(piece)
-        with scoring(wrapped):
-            guide = poutine.trace(wrapped.functions[1]).get_trace(*args, **kwargs)
-            model = poutine.uncondition(poutine.replay(wrapped.functions[0], trace=guide))
-            trace = poutine.trace(model).get_trace(*args, **kwargs)
+    batches = _checked(wrapped, data)
+    with scoring(wrapped):
+        model, guide = _at_one_draw(wrapped, batches[0])
+        for piece in batches:
+            args, kwargs = arguments(piece)
+            codes = poutine.trace(guide).get_trace(*args, **kwargs)
+            decoder = poutine.uncondition(poutine.replay(model, trace=codes))
+            trace = poutine.trace(decoder).get_trace(*args, **kwargs)
             pieces.append(_observed(wrapped, trace, mean))
     return _join(pieces)
 
@@ -162,28 +173,31 @@ def interpolate(program: Any, first: Any, second: Any, *, steps: int = 8) -> Val
     pieces = []
     with scoring(wrapped):
         args, kwargs = arguments(start)
+        model, _ = _at_one_draw(wrapped, start)
         for t in torch.linspace(0, 1, steps).tolist():
             codes = {name: torch.lerp(a[name], b[name], t) for name in a}
-            pieces.append(_decoded(wrapped, codes, args, kwargs))
+            pieces.append(_decoded(wrapped, model, codes, args, kwargs))
     if len(wrapped.sites.observed) == 1:
         return torch.stack([piece[wrapped.sites.observed[0]] for piece in pieces], dim=1)
     return {name: torch.stack([p[name] for p in pieces], dim=1) for name in pieces[0]}
 
 
 def _decoded(
-    program: Program, codes: dict[str, Tensor], args: Any, kwargs: Any
+    program: Program, model: Any, codes: dict[str, Tensor], args: Any, kwargs: Any
 ) -> dict[str, Tensor]:
     # A replay, not a condition: conditioned sites count as observed, and would be drawn anew.
     trace = Trace()
     for name, value in codes.items():
         trace.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={})
-    replayed = poutine.uncondition(poutine.replay(program.functions[0], trace=trace))
+    replayed = poutine.uncondition(poutine.replay(model, trace=trace))
     return _observed(program, poutine.trace(replayed).get_trace(*args, **kwargs), mean=True)
 
 
 def _checked(program: Program, data: Any) -> list[Batch]:
     batch = program.adapt(data)
     program.check(batch)
+    program.require_guide("encoding")
+    program.require_whole(batch)
     return passes(program, batch, _ROWS_PER_PASS)
 
 

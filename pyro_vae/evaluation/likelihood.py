@@ -50,7 +50,9 @@ class LogLikelihood:
 
     @property
     def untrusted(self) -> float:
-        """Share of data whose Pareto shape is above 0.7."""
+        """Share of data whose Pareto shape is above 0.7; NaN where too few samples tell it."""
+        if not bool(torch.isfinite(self.psis_k).any()):
+            return math.nan
         return (self.psis_k > 0.7).double().mean().item()
 
     def __repr__(self) -> str:
@@ -104,6 +106,8 @@ def log_likelihood(
     batch = wrapped.adapt(data)
     wrapped.check(batch)
     wrapped.require_prior("log_likelihood")
+    wrapped.require_guide("log_likelihood")
+    wrapped.require_whole(batch)
     draws = num_samples if wrapped.sites.global_ else 1
     pieces = passes(wrapped, batch, _DATA_PER_PASS)
     with scoring(wrapped):
@@ -120,8 +124,11 @@ def _fold(program: Program, batch: Batch, samples: int, draws: int) -> tuple[Ten
     running = _RunningWeights()
     chunk = max(1, _ROWS_PER_PASS // num_rows(batch))
     for _ in range(draws):
+        joint = program.joint(batch)
+        if program.sites.global_:
+            joint = joint.fixing(joint.global_values())  # one draw for all of its chunks
         for start in range(0, samples, chunk):
-            terms = program.joint(batch).terms(1, min(chunk, samples - start))
+            terms = joint.terms(1, min(chunk, samples - start))
             running.add(terms.log_weight[0], total=samples * draws)
     return running.log_mean(), running.ess(), running.psis_k()
 

@@ -1,10 +1,12 @@
 """The ELBO per datum, as a number: no gradient, weights in eval mode."""
 
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
 from pyro_vae.errors import ConfigError
@@ -30,7 +32,7 @@ def elbo(
         data: One row per datum, ``(N, ...)``.
         num_particles: K draws of the local latents.
         num_samples: S draws of the global latents.
-        batch_size: Rows per pass; bounds the memory.
+        batch_size: Particles times rows per pass; bounds the memory.
 
     Returns:
         ``(N,)``, nats.
@@ -43,10 +45,13 @@ def elbo(
     count = positive("num_particles", num_particles)
     rows = num_rows(batch)
     pyro_program.check(batch)
+    pyro_program.require_guide("elbo")
+    pyro_program.require_whole(batch)
     samples = positive("num_samples", num_samples)
+    rows_per_pass = max(1, positive("batch_size", batch_size) // count)
     parts = []
     with scoring(pyro_program):
-        for piece in passes(pyro_program, batch, batch_size):
+        for piece in passes(pyro_program, batch, rows_per_pass):
             parts.append(_per_datum(pyro_program.joint(piece, size=rows).terms(samples, count)))
     return torch.cat(parts)
 
@@ -54,11 +59,23 @@ def elbo(
 def mean_elbo(program: Program, batch: Batch, *, size: int, batch_size: int = 1024) -> float:
     """Return the mean ELBO per datum of checked data, for a training set of ``size`` (one sync)."""
     with scoring(program):
-        values = [
-            _per_datum(program.joint(piece, size=size).terms())
-            for piece in passes(program, batch, batch_size)
-        ]
+        pieces = passes(program, batch, batch_size)
+        if program.sites.enumerated:
+            return _enumerated_elbo(program, pieces, size) / num_rows(batch)
+        values = [_per_datum(program.joint(piece, size=size).terms()) for piece in pieces]
     return torch.cat(values).mean().item()
+
+
+def _enumerated_elbo(program: Program, pieces: list[Batch], size: int) -> float:
+    """Return the summed ELBO of a model whose discrete latents are summed out in parallel."""
+    # One dimension more than the plates: enumeration takes those to the left of it.
+    loss = TraceEnum_ELBO(max_plate_nesting=program.sites.num_plates)
+    total = 0.0
+    for piece in pieces:
+        joint = program.joint(piece, size=size)
+        summed = loss.loss(joint.model, joint.guide, *joint.args, **joint.kwargs)
+        total -= summed / joint.size * num_rows(piece)
+    return total
 
 
 def mean_bound(
@@ -95,11 +112,15 @@ def passes(program: Program, batch: Batch, batch_size: int) -> list[Batch]:
 
 
 def positive(name: str, value: Any) -> int:
-    """Return an integer of at least 1.
+    """Return an integer of at least 1 (NumPy's integers are integers too).
 
     Raises:
         ConfigError: Anything else.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    try:
+        number = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
         raise ConfigError(f"{name}: got {value!r}, expected an integer of at least 1")
-    return value
+    return number

@@ -9,7 +9,7 @@ from torch.distributions import constraints
 
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.inference.batch import Batch, named_leaves
-from pyro_vae.inference.handlers import PLATE, data_frame, sample_sites
+from pyro_vae.inference.handlers import PLATE, data_frame, is_data, sample_sites
 
 
 def check_pair(model: Trace, guide: Trace) -> None:
@@ -99,7 +99,7 @@ def check_values(model: Trace) -> None:
         DataError: Names the site, the row, the value, and the fix.
     """
     for name, site in sample_sites(model):
-        if not site["is_observed"] or data_frame(site) is None:
+        if not is_data(site):
             continue
         fn, value = site["fn"], site["value"]
         if value.shape != fn.batch_shape + fn.event_shape:

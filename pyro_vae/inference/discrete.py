@@ -15,7 +15,7 @@ from pyro_vae.inference.importance import with_globals
 from pyro_vae.inference.joint import Joint
 from pyro_vae.inference.objectives import TermsObjective, Update, elbo_of
 from pyro_vae.inference.program import Program
-from pyro_vae.inference.terms import Terms, read, stack
+from pyro_vae.inference.terms import Terms, stack
 from pyro_vae.inference.weights import log_mean_exp
 
 
@@ -210,7 +210,7 @@ class DisARM(TermsObjective):
             layers = pair.seen
             if layers == 0:
                 raise ProgramError("DisARM: the guide has no local latent")
-            terms = stack([read(model, guide, 2, 2 if joint.tiled else 1)])
+            terms = stack([joint.scored(model, guide, 2)])
             yield terms, self._surrogate(terms, guide, pair)
             layer += 1
 

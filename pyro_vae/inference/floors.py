@@ -62,6 +62,9 @@ class FreeBits(TermsObjective):
                 bound = bound - kl.sum()
             else:
                 bound = bound - torch.maximum(kl, kl.new_zeros(()) + floor).sum()
+        for name, log_q in terms.log_q.items():
+            if name not in terms.latents:  # an auxiliary site of the guide
+                bound = bound - log_q.mean()
         return -with_globals(bound, terms)
 
     def _group_kl(self, terms: Terms, site: str) -> Tensor:

@@ -28,6 +28,16 @@ def sample_sites(trace: Trace) -> list[tuple[str, Message]]:
     return [(name, site) for name, site in trace.nodes.items() if site["type"] == "sample"]
 
 
+def is_data(site: Message) -> bool:
+    """Return whether a site of the model observes data: in the plate, neither factor nor value."""
+    return bool(
+        site["is_observed"]
+        and data_frame(site) is not None
+        and not site["infer"].get("_deterministic")
+        and type(site["fn"]).__name__ != "Unit"
+    )
+
+
 class DatasetSize(Messenger):
     """Scale the sites of the plate ``"data"`` by N/B: the minibatch stands for N data.
 

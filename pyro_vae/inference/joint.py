@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.inference.batch import repeat_rows, replace_arguments
-from pyro_vae.inference.handlers import Particles, data_frame, sample_sites
+from pyro_vae.inference.handlers import Particles, data_frame, is_data, sample_sites
 from pyro_vae.inference.terms import Draw, Terms, local_log_p, nesting, read, stack
 
 
@@ -34,6 +34,7 @@ class Joint:
             an extra batch dimension); slower, same numbers.
         num_plates: Batch dimensions used by plates; None looks once, which costs one more trace.
         size: The data that a summed log density of the pair covers (B, or N under a scale).
+        subsampled: Whether the program subsamples its plate itself.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Joint:
         tiled: bool = False,
         num_plates: int | None = None,
         size: int | None = None,
+        subsampled: bool = False,
     ) -> None:
         self.model = model
         self.guide = guide
@@ -54,6 +56,7 @@ class Joint:
         self.tiled = tiled
         self._num_plates = num_plates
         self._size = size
+        self._subsampled = subsampled
 
     @property
     def size(self) -> int:
@@ -118,6 +121,16 @@ class Joint:
 
         return _local_values(self._run(num_particles, run))
 
+    def global_values(self) -> dict[str, Tensor]:
+        """Draw the global latents from the guide."""
+        with torch.no_grad():
+            guide = prune_subsample_sites(self._sample(self.args, self.kwargs))
+        return {
+            name: site["value"]
+            for name, site in sample_sites(guide)
+            if data_frame(site) is None and not site["is_observed"]
+        }
+
     def fixing(self, values: Mapping[str, Tensor]) -> "Joint":
         """Return the pair with some latents held at given values."""
         fixed = Trace()
@@ -131,6 +144,7 @@ class Joint:
             tiled=self.tiled,
             num_plates=self._num_plates,
             size=self._size,
+            subsampled=self._subsampled,
         )
 
     def _as_trace(self, values: Mapping[str, Tensor], num_particles: int) -> Trace:
@@ -156,7 +170,7 @@ class Joint:
         values = {
             name: site["value"]
             for name, site in sample_sites(model)
-            if site["infer"].get("was_observed")
+            if site["infer"].get("was_observed") and is_data({**site, "is_observed": True})
         }
         args, kwargs = replace_arguments(self.model, self.args, self.kwargs, values)
         guide = poutine.trace(poutine.replay(self.guide, trace=model)).get_trace(*args, **kwargs)
@@ -175,6 +189,11 @@ class Joint:
         """Call a function of the arguments in such a way that latents take K values."""
         if num_particles == 1:
             return function(self.args, self.kwargs)
+        if self.tiled and self._subsampled:
+            raise ProgramError(
+                "K > 1 particles: this program subsamples its plate 'data' and takes no extra "
+                "batch dimension; write it for one, or give it a plate of len(x)"
+            )
         if self.tiled:
             return function(
                 repeat_rows(self.args, num_particles), repeat_rows(self.kwargs, num_particles)
@@ -198,11 +217,16 @@ class Joint:
             return self._score_model(values, args, kwargs), scored
 
         model, guide = self._run(num_particles, both)
-        return read(model, guide, num_particles, num_particles if self.tiled else 1)
+        return self.scored(model, guide, num_particles)
 
     def _draw(self, num_particles: int) -> Draw:
         model, guide = self.traces(num_particles)
-        return read(model, guide, num_particles, num_particles if self.tiled else 1)
+        return self.scored(model, guide, num_particles)
+
+    def scored(self, model: Trace, guide: Trace, num_particles: int) -> Draw:
+        """Read the log densities of a pair of traces of this joint."""
+        tiles = num_particles if self.tiled else 1
+        return read(model, guide, num_particles, tiles, self._size)
 
 
 def _put(trace: Trace, name: str, value: Tensor) -> None:

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import Transform, biject_to
@@ -41,7 +43,8 @@ class LogJoint:
         batch: One row per datum.
 
     Raises:
-        ProgramError: A local latent is discrete, stands in a nested plate, or there is none.
+        ProgramError: A local latent is discrete, stands in a nested plate, has a support that
+            depends on another latent, or there is none; the program subsamples its plate itself.
     """
 
     def __init__(self, program: Program, batch: Batch) -> None:
@@ -54,13 +57,21 @@ class LogJoint:
                 "a program with plates nested in 'data' cannot be sampled by HMC or AIS; give its "
                 "latents an event dimension in place of the plate (.to_event)"
             )
+        if program.sites.size is not None:
+            raise ProgramError(
+                "a program that subsamples its plate draws other rows at each evaluation, and HMC "
+                "and AIS need the same; give the plate all rows of its batch"
+            )
         self.slots = _slots(model)
         if not self.slots:
             raise ProgramError("the program has no local latent to sample")
         drawn = dict(sample_sites(guide))
         fixed = {name: drawn[name]["value"] for name in program.sites.global_}
         self._joint: Joint = joint.fixing(fixed) if fixed else joint
-        self._model_at: tuple[Tensor, dict[str, Tensor], Tensor] | None = None
+        self._auxiliary = [n for n, site in drawn.items() if site["infer"].get("is_auxiliary")]
+        self._model_at: tuple[Any, dict[str, Tensor], Tensor] | None = None
+        if not checks.is_meta(batch):
+            self._require_fixed_supports(model)
 
     @property
     def dim(self) -> int:
@@ -79,11 +90,13 @@ class LogJoint:
 
     def log_guide(self, u: Tensor) -> Tensor:
         r"""Return :math:`\log q(z \mid x) + \log |dz/du|`, ``(C, B)``."""
+        self._require_plain_guide()
         values, jacobian = self._values(u)
         return sum(self._joint.guide_log_q(values, len(u)).values()) + jacobian
 
     def draw_guide(self, chains: int) -> Tensor:
         """Draw ``(C, B | Z)`` from the guide."""
+        self._require_plain_guide()
         with torch.no_grad():
             return self.pack(self._joint.guide_values(chains), chains)
 
@@ -120,10 +133,38 @@ class LogJoint:
 
     def _model(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         # A path between prior and posterior asks for both at one point: one pass serves both.
-        if self._model_at is None or self._model_at[0] is not u:
+        # The same tensor written to since, or asked for with another gradient mode, is another.
+        key = (u._version, u.requires_grad and torch.is_grad_enabled())
+        if self._model_at is None or self._model_at[0][0] is not u or self._model_at[0][1] != key:
             values, jacobian = self._values(u)
-            self._model_at = (u, self._joint.model_log_p(values, len(u)), jacobian)
+            self._model_at = ((u, key), self._joint.model_log_p(values, len(u)), jacobian)
         return self._model_at[1:]
+
+    def _require_fixed_supports(self, model: Trace) -> None:
+        """Refuse a support that moves with the other latents: its transform is read once."""
+        if all(checks.fixed_support(model.nodes[slot.name]["fn"]) for slot in self.slots):
+            return
+        joint = self._joint  # globals held: a support may depend on them, and on the data
+        with torch.no_grad():
+            prior = poutine.trace(joint.model).get_trace(*joint.args, **joint.kwargs)
+        for slot in self.slots:
+            site: Any = prior.nodes[slot.name]
+            # One asymmetric point: the images of (-u, u) at 0 would agree for all u.
+            rows = site["value"].shape[: site["value"].dim() - len(slot.event)]
+            point = site["value"].new_ones(rows + slot.base)
+            if not torch.equal(slot.transform(point), biject_to(site["fn"].support)(point)):
+                raise ProgramError(
+                    f"site {slot.name!r}: the support of {checks.distribution_name(site['fn'])} "
+                    "depends on another latent, got other bounds at another draw, expected fixed "
+                    "ones; reparametrise: sample on a fixed support and scale the draw"
+                )
+
+    def _require_plain_guide(self) -> None:
+        if self._auxiliary:
+            raise ProgramError(
+                f"site {self._auxiliary[0]!r}: auxiliary in the guide, whose density at given "
+                "latents is then not known; remove it, or start from the prior"
+            )
 
 
 def _slots(model: Trace) -> list[Slot]:

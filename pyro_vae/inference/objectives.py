@@ -63,6 +63,7 @@ class TermsObjective(pyro.infer.ELBO):
         super().__init__(num_particles=num_particles)
         self.num_samples = num_samples
         self._num_plates: int | None = None
+        self._looked_at: Any = None
 
     def loss_of(self, terms: Terms) -> Tensor:
         """Return the loss in nats per datum; its gradient is the estimator's."""
@@ -83,9 +84,10 @@ class TermsObjective(pyro.infer.ELBO):
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Return the loss summed over the data set, differentiable (Pyro's convention)."""
-        joint = Joint(model, guide, args, kwargs, num_plates=self._num_plates)
+        known = self._num_plates if self._looked_at == (model, guide) else None
+        joint = Joint(model, guide, args, kwargs, num_plates=known)
         if self.num_particles > 1:
-            self._num_plates = joint.num_plates
+            self._num_plates, self._looked_at = joint.num_plates, (model, guide)
         loss, size = self.loss_of_joint(joint)
         return loss * size
 

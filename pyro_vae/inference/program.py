@@ -1,12 +1,9 @@
 """Reading a program: its parameters, its sites and its batch, from one trace of model and guide."""
 
-import functools
-import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,31 +40,12 @@ from pyro_vae.inference.handlers import (
     validation,
 )
 from pyro_vae.inference.joint import Joint
-from pyro_vae.inference.terms import Terms, local_log_p, nesting
+from pyro_vae.inference.owners import leaves_behind, owners
+from pyro_vae.inference.sites import Sites, read_sites
+from pyro_vae.inference.terms import Terms, local_log_p
 
 # Pyro keeps its handler stack in one module-global list: two threads inside it corrupt each other.
 _PYRO_LOCK = threading.RLock()
-
-
-@dataclass(frozen=True)
-class Sites:
-    """The sample sites of a program by role, as read from one trace.
-
-    Arguments:
-        observed: Sites with data, inside the plate ``"data"``.
-        local: Latents inside the plate: one value per datum.
-        global_: Latents outside it: one value for the whole data set.
-        num_plates: Batch dimensions used by plates.
-        size: N, where the program subsamples its plate itself; else None.
-        priorless: Local sites whose prior is improper: those of a deterministic autoencoder.
-    """
-
-    observed: tuple[str, ...]
-    local: tuple[str, ...]
-    global_: tuple[str, ...]
-    num_plates: int
-    size: int | None
-    priorless: tuple[str, ...] = ()
 
 
 class Program(nn.Module):
@@ -111,7 +89,7 @@ class Program(nn.Module):
             if not callable(function):
                 raise ProgramError(f"{side}: got {function!r}, expected a Pyro function")
         self._functions = (model, guide)  # a tuple: nn.Module must not register them twice
-        self.parts = nn.ModuleDict({**_owners(model), **_owners(guide), **(modules or {})})
+        self.parts = nn.ModuleDict({**owners(model, guide), **(modules or {})})
         self.values = nn.ParameterDict()
         self._constraints: dict[str, Any] = {}
         self._names: dict[str, str] = {}  # of the values, dots and all
@@ -122,6 +100,7 @@ class Program(nn.Module):
         self._rows_read = 1
         self._tiled: bool | None = None
         self._home: torch.device | None = None
+        self._place = torch.device("cpu")
 
     @staticmethod
     def of(program: Any) -> "Program":
@@ -181,7 +160,7 @@ class Program(nn.Module):
         }
 
     def _parameter(self, name: str, initial: Any, constraint: Any) -> Tensor:
-        key = name.replace(".", "-")  # nn.Module forbids dots in names
+        key = _key(name)
         self._names[key] = name
         if (
             isinstance(initial, Tensor)
@@ -252,8 +231,14 @@ class Program(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The device of the first parameter (CPU where there is none)."""
-        return next((p.device for p in self.parameters()), torch.device("cpu"))
+        """The device of the first parameter; where there is none yet, that of the last ``to``."""
+        return next((p.device for p in self.parameters()), self._place)
+
+    def to(self, *args: Any, **kwargs: Any) -> "Program":
+        """Move the parameters, and remember where those that ``pyro.param`` still makes belong."""
+        device = torch._C._nn._parse_to(*args, **kwargs)[0]
+        self._place = device if device is not None else self._place
+        return super().to(*args, **kwargs)
 
     def adapt(self, data: Any) -> Batch:
         """Return data as a batch of tensors on the program's device, floats in its precision.
@@ -288,16 +273,45 @@ class Program(nn.Module):
             return self._sites
         rows = num_rows(batch)
         check_finite(batch)
-        model, guide = self.look(batch)
-        checks.check_pair(model, guide)
-        checks.check_plate(model, batch, rows)
-        checks.check_values(model)
+        before = set(self.values)
+        try:
+            model, guide = self.look(batch)
+            checks.check_pair(model, guide)
+            checks.check_plate(model, batch, rows)
+            checks.check_values(model)
+        except Exception:
+            for name in set(self.values) - before:  # made from data that were refused
+                del self.values[name]
+            raise
+        if self._sites is None:
+            self._adopt_hidden(batch)
         if self._first_rows is None:
             self._first_rows = map_batch(lambda leaf: leaf[:8].detach().clone(), batch)
-        self._sites = _roles(model, guide)
+        self._sites = read_sites(model, guide)
         self._seen.add(key)
         self._rows_read = rows
         return self._sites
+
+    def _adopt_hidden(self, batch: Batch) -> None:
+        """Adopt the parameters that the densities depend on and no known module holds.
+
+        A network deep inside an object or a list that the functions use is not found by name; its
+        weights would stand still without a word.
+        """
+        args, kwargs = arguments(batch)
+        with self.quiet(batch), torch.enable_grad(), validation(False):
+            model, guide = Joint(*self._functions, args, kwargs).traces()
+            terms = [
+                site["fn"].log_prob(site["value"]).sum()
+                for trace in (model, guide)
+                for _, site in sample_sites(trace)
+            ]
+        known = {id(parameter) for parameter in self.parameters()}
+        for term in terms:
+            for parameter in leaves_behind(term):
+                if id(parameter) not in known:
+                    known.add(id(parameter))
+                    self.values[f"found-{len(self.values)}"] = parameter
 
     def look(self, batch: Batch) -> tuple[Trace, Trace]:
         """Trace model and guide once: in eval mode, no gradient, and no random number used up."""
@@ -364,6 +378,36 @@ class Program(nn.Module):
                 "generative model); use a VAE, or one of reconstruct, encode, interpolate"
             )
 
+    def require_guide(self, verb: str) -> None:
+        """Refuse a program whose guide leaves latents to enumeration.
+
+        Raises:
+            ProgramError: Names the site and the verb.
+        """
+        if self.sites.enumerated:
+            raise ProgramError(
+                f"{verb}: site {self.sites.enumerated[0]!r} of the model is not in the guide "
+                "(TraceEnum_ELBO sums it out); add it to the guide, or marginalise it in the model"
+            )
+
+    def require_whole(self, batch: Batch) -> None:
+        """Refuse a program that draws a random part of the rows it is given.
+
+        Raises:
+            ProgramError: The plate holds fewer rows than the batch.
+        """
+        if self.sites.size is None:
+            return
+        model, _ = self.look(batch)
+        frames = [data_frame(site) for _, site in sample_sites(model)]
+        size = next(frame.size for frame in frames if frame is not None)
+        if size != num_rows(batch):
+            raise ProgramError(
+                f"the plate 'data' holds {size} of the {num_rows(batch)} rows: this program draws "
+                "its own minibatch, so no verb can answer for each row; give it a plate of len(x) "
+                "and let pv.fit make the minibatches"
+            )
+
     # -- the batch -------------------------------------------------------------------------------
 
     def named(self, batch: Batch) -> dict[str, Tensor]:
@@ -415,7 +459,7 @@ class Program(nn.Module):
         covered = num_rows(batch)
         if self.sites.size is not None:
             covered = self.sites.size
-        elif size is not None and self.sites.global_:
+        elif size is not None and self.sites.outside:
             model, guide = DatasetSize(size)(model), DatasetSize(size)(guide)
             covered = size
         args, kwargs = arguments(batch)
@@ -427,6 +471,7 @@ class Program(nn.Module):
             tiled=self.tiled(batch),
             num_plates=self.sites.num_plates,
             size=covered,
+            subsampled=self.sites.size is not None,
         )
 
     def terms(
@@ -459,6 +504,8 @@ class Program(nn.Module):
             try:
                 one, two = dict(sample_sites(joint.traces()[0])), joint.traces(2)[0]
                 together = local_log_p(two, plates, 2)
+                if self.sites.size is not None:
+                    return True  # each pass draws other rows: there is nothing to compare
                 drawn = {name: site["value"] for name, site in sample_sites(two)}
                 for k in range(2):
                     values = {
@@ -507,51 +554,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = True
 
 
-def _roles(model: Trace, guide: Trace) -> Sites:
-    observed: list[str] = []
-    local: list[str] = []
-    global_: list[str] = []
-    priorless: list[str] = []
-    size = None
-    for name, site in sample_sites(model):
-        frame = data_frame(site)
-        if frame is not None:
-            size = frame.full_size if frame.full_size != frame.size else size
-            (observed if site["is_observed"] else local).append(name)
-            if checks.distribution_name(site["fn"]) == "NoPrior":
-                priorless.append(name)
-        elif not site["is_observed"]:
-            global_.append(name)
-    return Sites(
-        observed=tuple(observed),
-        local=tuple(local),
-        global_=tuple(global_),
-        num_plates=nesting(model, guide),
-        size=size,
-        priorless=tuple(priorless),
-    )
-
-
-def _owners(function: Any) -> dict[str, nn.Module]:
-    """Return the modules that own a Pyro function or that it refers to, by name."""
-    if isinstance(function, nn.Module):
-        return {type(function).__name__: function}
-    if isinstance(function, functools.partial):
-        return _owners(function.func)
-    owner = getattr(function, "__self__", None)
-    if isinstance(owner, nn.Module):
-        return {type(owner).__name__: owner}
-    if owner is not None:
-        return {name: part for name, part in vars(owner).items() if isinstance(part, nn.Module)}
-    try:
-        found = inspect.getclosurevars(inspect.unwrap(function))
-    except TypeError:
-        return {}
-    names = {**found.globals, **found.nonlocals}
-    modules = {name: part for name, part in names.items() if isinstance(part, nn.Module)}
-    for part in names.values():  # a bound method or an object with the networks inside
-        if not isinstance(part, nn.Module) and isinstance(
-            getattr(part, "__self__", None), nn.Module
-        ):
-            modules[type(part.__self__).__name__] = part.__self__
-    return modules
+def _key(name: str) -> str:
+    """Return a parameter's name as ``nn.ParameterDict`` can hold it: no dots, none of its own."""
+    key = name.replace("-", "--").replace(".", "-")
+    return f"{key}_" if hasattr(nn.ParameterDict, key) or hasattr(nn.Module(), key) else key

@@ -152,8 +152,18 @@ def stack(draws: list[Draw]) -> Terms:
     )
 
 
-def read(model: Trace, guide: Trace, num_particles: int = 1, tiles: int = 1) -> Draw:
-    """Read the log densities of a pair of traces, per particle and datum."""
+def read(
+    model: Trace,
+    guide: Trace,
+    num_particles: int = 1,
+    tiles: int = 1,
+    size: int | None = None,
+) -> Draw:
+    """Read the log densities of a pair of traces, per particle and datum.
+
+    ``size`` is N where the caller knows it; else the plate's frame says so (B, if nothing
+    subsamples it).
+    """
     draw = Draw()
     # The particle dimension stands left of every plate; with tiles or one particle there is none.
     dim = -1 - nesting(model, guide)
@@ -165,7 +175,7 @@ def read(model: Trace, guide: Trace, num_particles: int = 1, tiles: int = 1) -> 
         draw.log_p[name] = _per_datum(_log_prob(name, site), dim, num_particles, tiles)
         draw.batch_size = frame.size // tiles
         whole = frame.full_size if frame.full_size != frame.size else None
-        draw.size = draw.batch_size if whole is None else whole
+        draw.size = size or whole or draw.batch_size
         if site["is_observed"]:
             draw.observed += (name,)
         elif name in guide.nodes:

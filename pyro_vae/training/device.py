@@ -1,5 +1,8 @@
 """Where to train: ``"auto"`` is a CUDA device where there is one, the CPU otherwise."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from pyro_vae.errors import DeviceError
@@ -22,6 +25,19 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if absent or found.type not in ("cpu", "cuda", "meta"):
         raise DeviceError(f"device: got {device!r}, this machine has {_available()}")
     return found
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed the generators of the CPU and of one device inside a block, and put both back."""
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng([device] if cuda else []):
+        # Not torch.manual_seed: it would seed the other devices too, which are not put back.
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def _available() -> str:

@@ -1,6 +1,7 @@
 """Batches for training: tensors on the device by index, or a loader's."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -8,11 +9,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pyro_vae.errors import DataError
-from pyro_vae.inference.batch import Batch, map_batch, num_rows
+from pyro_vae.inference.batch import Batch, map_batch, named_leaves, num_rows
 from pyro_vae.inference.program import Program
 
 # Beyond this share of a GPU's free memory the data stay on the host and travel batch by batch.
 _DEVICE_SHARE = 0.5
+
+_END = object()  # what an exhausted loader answers
 
 
 class TensorFeed:
@@ -42,12 +45,13 @@ class TensorFeed:
             yield map_batch(lambda leaf, index=index: leaf[index].to(self.device), self.data)  # type: ignore[misc]
 
     def first(self) -> Batch:
-        """Return one batch, to look at."""
-        return map_batch(lambda leaf: leaf[: self.batch_size].to(self.device), self.data)
+        """Return a copy of one batch, to look at."""
+        return self.sample(self.batch_size)
 
     def sample(self, rows: int) -> Batch:
-        """Return the first rows, to judge the fit on."""
-        return map_batch(lambda leaf: leaf[:rows].to(self.device), self.data)
+        """Return a copy of the first rows, to judge the fit on."""
+        # A copy, so that a transform in place cannot reach the caller's data.
+        return map_batch(lambda leaf: leaf[:rows].to(self.device, copy=True), self.data)
 
     def _at_home(self) -> bool:
         found: list[torch.device] = []
@@ -73,30 +77,46 @@ class LoaderFeed:
         if self.size == 0:
             raise DataError("got no data (0 rows), expected at least one row")
         self.loader = loader
+        self.batch_size = loader.batch_size
         self.adapt = adapt
+        self._first: Batch | None = None
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def epoch(self, seed: int) -> Iterator[Batch]:
-        """Yield the loader's batches; a loader without a generator of its own follows the seed."""
-        with torch.random.fork_rng([]):
-            torch.manual_seed(seed)
+        """Yield the loader's batches; a loader without a generator of its own follows the seed.
+
+        Sampler and data set draw from a stream of their own: what training draws in between
+        changes no order.
+        """
+        with _stream(torch.Generator().manual_seed(seed).get_state()) as stream:
             batches = iter(self.loader)
-        for batch in batches:
+        while True:
+            with _stream(stream[0]) as stream:
+                batch = next(batches, _END)
+            if batch is _END:
+                return
             yield self.adapt(batch)
 
     def first(self) -> Batch:
-        """Return one batch, to look at (no random number of the run is used up)."""
-        with torch.random.fork_rng([]):
-            return self.adapt(next(iter(self.loader)))
+        """Return a copy of one batch, to look at; the loader's own generator is put back."""
+        if self._first is None:
+            own = self.loader.generator
+            before = own.get_state() if own is not None else None
+            self._first = next(self.epoch(0))
+            if own is not None:
+                own.set_state(before)
+        return map_batch(torch.clone, self._first)
 
     def sample(self, rows: int) -> Batch:
-        """Return up to ``rows`` rows of the first batch, to judge the fit on."""
+        """Return up to ``rows`` rows of one batch, to judge the fit on."""
         return map_batch(lambda leaf: leaf[:rows], self.first())
 
 
-def make_feed(program: Program, data: Any, batch_size: int) -> TensorFeed | LoaderFeed:
+def make_feed(
+    program: Program, data: Any, batch_size: int, *, shuffle: bool = True
+) -> TensorFeed | LoaderFeed:
     """Return the feed for tensors, arrays, a ``Dataset`` or a ``DataLoader``.
 
     Raises:
@@ -105,10 +125,43 @@ def make_feed(program: Program, data: Any, batch_size: int) -> TensorFeed | Load
     if isinstance(data, TensorDataset):
         data = data.tensors if len(data.tensors) > 1 else data.tensors[0]
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        data = DataLoader(data, batch_size=batch_size, shuffle=True)
+        data = DataLoader(data, batch_size=batch_size, shuffle=shuffle)
     if isinstance(data, DataLoader):
         return LoaderFeed(data, lambda batch: program.adapt(_single(batch)))
     return TensorFeed(program.adapt(data), batch_size, program.device)
+
+
+def gather(program: Program, data: Any, batch_size: int) -> Batch:
+    """Return data of any form that a feed is made of as one batch.
+
+    Raises:
+        DataError: No data, data that cannot be read, or batches that do not fit together.
+    """
+    feed = make_feed(program, data, batch_size, shuffle=False)
+    if isinstance(feed, TensorFeed):
+        return map_batch(lambda leaf: leaf.to(program.device), feed.data)
+    pieces = list(feed.epoch(0))
+    leaves = [dict(named_leaves(piece)) for piece in pieces]
+    try:
+        whole = {name: torch.cat([leaf[name] for leaf in leaves]) for name in leaves[0]}
+    except (RuntimeError, KeyError) as error:
+        raise DataError(f"the loader's batches do not fit together: {error}") from error
+    names = iter(whole)
+    return map_batch(lambda leaf: whole[next(names)], pieces[0])
+
+
+@contextmanager
+def _stream(state: Tensor) -> Iterator[list[Tensor]]:
+    """Draw from another stream of the CPU's generator inside; the list ends with where it stands.
+
+    Yields:
+        One state, set on leaving the block.
+    """
+    reached: list[Tensor] = []
+    with torch.random.fork_rng([]):
+        torch.set_rng_state(state)
+        yield reached
+        reached.append(torch.get_rng_state())
 
 
 def _single(batch: Any) -> Any:

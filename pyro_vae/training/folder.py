@@ -15,6 +15,7 @@ from pyro_vae.files import atomic_write_text
 from pyro_vae.inference.program import Program
 from pyro_vae.training.checkpoint import NAME
 from pyro_vae.training.history import History
+from pyro_vae.training.saving import NAME as PROGRAM
 from pyro_vae.training.saving import describe
 
 
@@ -22,7 +23,7 @@ class RunFolder:
     """A folder that holds one run.
 
     Arguments:
-        path: Made where absent.
+        path: Made where absent, when there is something to write.
     """
 
     def __init__(self, path: Path) -> None:
@@ -31,10 +32,10 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], resume: bool) -> "RunFolder":
-        """Return the folder, empty or with the run to go on with.
+        """Return the folder, absent, empty or with the run to go on with; nothing is written.
 
         Raises:
-            ConfigError: It is a file, or holds another run.
+            ConfigError: It is a file, or holds another run, or one that cannot be gone on with.
         """
         folder = Path(path)
         if folder.exists() and not folder.is_dir():
@@ -43,8 +44,13 @@ class RunFolder:
             raise ConfigError(
                 f"out: {folder} holds another run; choose a new folder, or pass resume=True"
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        return cls(folder)
+        found = cls(folder)
+        if resume and not found.has_checkpoint and (folder / f"{PROGRAM}.json").exists():
+            raise ConfigError(
+                f"resume: {folder} holds a trained program and no checkpoint to go on from; choose "
+                "a new folder (pv.load reads the program)"
+            )
+        return found
 
     @property
     def has_checkpoint(self) -> bool:
@@ -52,7 +58,7 @@ class RunFolder:
         return (self.path / f"{NAME}.json").exists()
 
     def write_config(self, program: Program, settings: dict[str, Any]) -> None:
-        """Write what was run: program, settings, versions."""
+        """Make the folder and write what was run: program, settings, versions."""
         config = {
             **describe(program),
             "fit": settings,
@@ -64,6 +70,7 @@ class RunFolder:
             },
             "device": str(program.device),
         }
+        self.path.mkdir(parents=True, exist_ok=True)
         atomic_write_text(self.path / "config.json", json.dumps(config, indent=2) + "\n")
 
     def log(self, row: dict[str, float], step: int) -> None:

@@ -5,6 +5,8 @@ Anything callable as ``schedule(t) -> float`` serves; a float is a constant sche
 
 import math
 from collections.abc import Callable
+from functools import partial
+from numbers import Real
 
 from pyro_vae.errors import ConfigError
 
@@ -85,17 +87,37 @@ def cyclical(
 
 
 def as_schedule(name: str, value: float | Schedule) -> Schedule:
-    """Return a schedule for a number or a callable.
+    """Return a schedule for a number or a callable, whose values are checked as they are asked for.
 
     Raises:
-        ConfigError: Neither, or a number below zero.
+        ConfigError: Neither, or a number below zero or not finite; from the schedule: the progress
+            at which its value is one.
     """
     if callable(value):
-        return value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        return partial(_checked, name, value)
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
         raise ConfigError(f"{name}: got {value!r}, expected a number of at least 0 or a schedule")
     constant = float(value)
     return lambda t: constant
+
+
+def describe(value: float | Schedule) -> str:
+    """Return what a record of settings says: a number in full, of a function that it is one."""
+    return "schedule" if callable(value) else repr(float(value))
+
+
+def _checked(name: str, schedule: Schedule, t: float) -> float:
+    got = schedule(t)
+    try:
+        value = float(got)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise ConfigError(
+            f"{name}: the schedule gave {got!r} at progress {t:.4g}, expected a number of at least "
+            "0; correct the schedule"
+        )
+    return value
 
 
 def _share(name: str, value: float) -> None:

@@ -1,11 +1,12 @@
 """One training step: the updates of an objective, each checked before it moves a weight."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyro_vae.errors import TrainingDiverged
+from pyro_vae.errors import ConfigError, TrainingDiverged
 from pyro_vae.inference.batch import Batch
 from pyro_vae.inference.compiled import CompiledLoss, Mode
 from pyro_vae.inference.handlers import Beta
@@ -38,6 +39,7 @@ class Stepper:
         self.program = program
         self.updates: Sequence[Update] = objective.updates(program)
         self.trained = [[p for p in u.parameters if p.requires_grad] for u in self.updates]
+        self._check_trained()
         self.optimisers = [
             (update.optimiser or optimiser)(parameters)
             for update, parameters in zip(self.updates, self.trained, strict=True)
@@ -47,6 +49,14 @@ class Stepper:
         self.size = size
         # With several updates, one must not leave gradients on another's parameters.
         self._alone = len(self.updates) == 1
+        own = [objective] if isinstance(objective, nn.Module) else []
+        self._buffers = [
+            (part, name)
+            for module in (program, *own)
+            for part in module.modules()
+            for name, buffer in part._buffers.items()
+            if buffer is not None
+        ]
         self._compiled = [
             CompiledLoss(u.loss, program, objective=objective, parameters=p, mode=compile)
             if compile
@@ -64,15 +74,43 @@ class Stepper:
         """Apply all updates to one batch and return their losses, detached, on the device.
 
         Raises:
-            TrainingDiverged: A loss or gradient is not finite; that update moved no weight.
+            TrainingDiverged: A loss or gradient is not finite; that update moved no weight and no
+                buffer.
         """
         losses = []
         for index, update in enumerate(self.updates):
             for _ in range(update.repeats):
-                loss = self._gradients(index, batch, beta)
-                self._descend(loss, index, batch)
+                with self._buffers_kept():
+                    loss = self._gradients(index, batch, beta)
+                    norm = self._checked_norm(loss, index, batch)
+                self._descend(norm, index)
             losses.append(loss)
         return losses
+
+    def _check_trained(self) -> None:
+        if not self.updates:
+            raise ConfigError("objective: it has no update, expected at least one to train by")
+        for update, parameters in zip(self.updates, self.trained, strict=True):
+            if not parameters:
+                raise ConfigError(
+                    f"objective: update {update.name!r} has no trainable parameters; give the "
+                    "program some (as module attributes, pyro.param or Program(..., modules=)), or "
+                    "call requires_grad_(True) on those to train"
+                )
+
+    @contextmanager
+    def _buffers_kept(self) -> Iterator[None]:
+        """Put the buffers back if the block fails: running statistics must not keep a bad batch."""
+        before = [(part, name, part._buffers[name]) for part, name in self._buffers]
+        copies = [None if buffer is None else buffer.clone() for *_, buffer in before]
+        try:
+            yield
+        except BaseException:
+            with torch.no_grad():
+                for (part, name, buffer), copy in zip(before, copies, strict=True):
+                    if buffer is not None and copy is not None:
+                        part._buffers[name] = buffer.copy_(copy)
+            raise
 
     def _gradients(self, index: int, batch: Batch, beta: Beta | None) -> Tensor:
         """Set the gradients of one update and return its loss, detached."""
@@ -84,17 +122,19 @@ class Stepper:
         loss.backward(inputs=None if self._alone else self.trained[index])
         return loss.detach()
 
-    def _descend(self, loss: Tensor, index: int, batch: Batch) -> None:
-        parameters, optimiser = self.trained[index], self.optimisers[index]
-        name = self.updates[index].name
-        grads = [p.grad for p in parameters if p.grad is not None]
+    def _checked_norm(self, loss: Tensor, index: int, batch: Batch) -> Tensor:
+        """Return the norm of an update's gradient, known to be finite as its loss is."""
+        grads = [p.grad for p in self.trained[index] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
         # The one sync of a step: nothing may be written before the numbers are known to be good.
         if not bool(torch.isfinite(loss + norm)):
-            raise TrainingDiverged(self._explain(name, loss, norm, batch))
+            raise TrainingDiverged(self._explain(self.updates[index].name, loss, norm, batch))
+        return norm
+
+    def _descend(self, norm: Tensor, index: int) -> None:
         if self.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
-        optimiser.step()
+            torch.nn.utils.clip_grads_with_norm_(self.trained[index], self.clip_norm, norm)
+        self.optimisers[index].step()
 
     def _explain(self, name: str, loss: Tensor, norm: Tensor, batch: Batch) -> str:
         site = first_bad_site(self.program, batch) or self._first_bad_gradient()

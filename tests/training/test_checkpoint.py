@@ -63,7 +63,7 @@ def train(variant, folder=None, *, interrupt=None, in_step=None, resume=False, e
         if interrupt is not None and len(run.history["loss"]) == interrupt:
             raise KeyboardInterrupt
 
-    if in_step is not None:
+    if in_step is not None:  # 0 never interrupts
         calls = []
 
         def transform(x):
@@ -121,7 +121,7 @@ def test_resumed_is_bit_identical(variant, interrupt, tmp_path):
 def test_resumed_after_an_interrupt_inside_an_epoch(in_step, tmp_path):
     expected = train("plain")
     assert train("plain", tmp_path, in_step=in_step + 1) is None
-    assert_identical(expected, train("plain", tmp_path, resume=True))
+    assert_identical(expected, train("plain", tmp_path, in_step=0, resume=True))
 
 
 def test_a_run_is_prolonged(tmp_path):
@@ -197,3 +197,85 @@ def test_a_damaged_checkpoint_is_refused(damage, tmp_path):
 def test_resume_needs_a_folder():
     with pytest.raises(ConfigError, match="out="):
         pv.fit(build("vae"), CASES["vae"].data(8), resume=True)
+
+
+CHANGES = {
+    "objective": {"objective": pv.IWAE(2)},
+    "particles": {"objective": pv.ELBO(3)},
+    "lr": {"lr": 0.02},
+    "beta": {"beta": 0.5},
+    "site": {"beta": {"z": 0.5}},
+    "schedule": {"beta": pv.schedules.linear()},
+    "lr_schedule": {"lr_schedule": 0.5},
+    "batch_size": {"batch_size": 15},
+    "clip_norm": {"clip_norm": 1.0},
+    "optimiser": {"optimiser": functools.partial(torch.optim.SGD, lr=1e-3)},
+    "transform": {"transform": binarise},
+    "seed": {"seed": 4},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_setting_is_refused_by_name(change, tmp_path):
+    data = CASES["vae"].data(30)
+    pv.fit(build("vae"), data, epochs=1, batch_size=10, out=tmp_path)
+    before = contents(tmp_path)
+    changed = {"batch_size": 10, **CHANGES[change]}
+    name = {"particles": "objective", "site": "beta", "schedule": "beta"}.get(change, change)
+    with pytest.raises(ConfigError, match=rf"resume: .*\b{name} = .*this run"):
+        pv.fit(build("vae"), data, epochs=2, out=tmp_path, resume=True, **changed)
+    assert contents(tmp_path) == before
+
+
+def test_a_finished_run_without_checkpoints_is_returned(tmp_path):
+    settings = {"epochs": 3, "batch_size": 10, "out": tmp_path}
+    run = pv.fit(build("vae"), CASES["vae"].data(30), **settings)
+    before = contents(tmp_path)
+    calls = []
+    again = pv.fit(
+        build("vae"), CASES["vae"].data(30), **settings, resume=True, callbacks=[calls.append]
+    )
+    assert not calls and again.steps == run.steps
+    weights = run.program.state_dict()
+    assert all(torch.equal(v, weights[k]) for k, v in again.program.state_dict().items())
+    assert contents(tmp_path) == before
+
+
+def test_a_trained_program_without_a_checkpoint_is_not_trained_over(tmp_path):
+    pv.fit(build("vae"), CASES["vae"].data(30), epochs=1, out=tmp_path)
+    for path in tmp_path.glob("checkpoint*"):
+        path.unlink()
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match="no checkpoint"):
+        pv.fit(build("vae"), CASES["vae"].data(30), epochs=1, out=tmp_path, resume=True)
+    assert contents(tmp_path) == before
+
+
+def test_a_run_that_a_callback_stopped_goes_on(tmp_path):
+    expected = train("plain")
+    settings = {"epochs": EPOCHS, "batch_size": 8, "optimiser": Adams(), "out": tmp_path}
+    stopped = pv.fit(build("vae"), CASES["vae"].data(30), callbacks=[lambda run: True], **settings)
+    assert stopped.stopped_early and len(stopped.history["loss"]) == 1
+    assert_identical(expected, train("plain", tmp_path, resume=True))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_run_is_saved_with_its_best_weights(error, tmp_path):
+    """No checkpoint was asked for; the folder has one all the same, and the best program."""
+    data, seen = CASES["vae"].data(30), []
+
+    def callback(run):
+        seen.append({k: v.clone() for k, v in run.program.state_dict().items()})
+        if len(seen) == 8:
+            raise error
+
+    program = build("vae")
+    settings = {"valid": 1 - data[:9], "lr": 0.3, "batch_size": 8, "out": tmp_path, "epochs": 9}
+    with pytest.raises(error):
+        pv.fit(program, data, callbacks=[callback], **settings)
+    again = pv.fit(build("vae"), data, resume=True, **settings)
+    best = int(np.argmax(again.history["valid_elbo"][:8]))
+    assert best < 7  # it learns the opposite of what it is judged on
+    assert all(torch.equal(v, seen[best][k]) for k, v in program.state_dict().items())
+    whole = pv.fit(build("vae"), data, **{**settings, "out": None})
+    np.testing.assert_array_equal(whole.history["loss"], again.history["loss"])

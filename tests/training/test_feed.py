@@ -55,8 +55,7 @@ def test_the_order_is_the_seeds(form):
     feed = make_feed(program(), FORMS[form](5), 5)
     first, again, other = (torch.cat(list(feed.epoch(seed))) for seed in (1, 1, 2))
     assert not torch.equal(first, other)
-    if form not in ("loader", "dataset"):  # a loader draws its order when it is first asked
-        assert torch.equal(first, again)
+    assert torch.equal(first, again)
     before = torch.get_rng_state()
     feed.first()
     feed.sample(4)
@@ -126,3 +125,62 @@ def test_the_callers_data_are_not_changed():
     before = x.copy()
     pv.fit(CASES["vae"].build(), x, epochs=2, transform=lambda batch: batch.mul_(1.0))
     assert (x == before).all()
+
+
+@pytest.mark.parametrize("form", ["loader", "dataset"])
+def test_the_order_of_a_loader_does_not_depend_on_what_training_draws(form):
+    """ELBO(1) and ELBO(7) use other amounts of noise and see the rows in one order."""
+    seen = {}
+    for particles in (1, 7):
+        rows = seen[particles] = []
+
+        def look(x, rows=rows):
+            rows.append(x[:, 0].clone())
+            return x
+
+        data = FORMS[form](5)
+        objective = pv.ELBO(num_particles=particles)
+        program = CASES["pyroparam"].build()
+        pv.fit(program, data, epochs=2, batch_size=5, objective=objective, transform=look, lr=1e-6)
+    one, seven = seen[1], seen[7]
+    assert len(one) == len(seven) and all(map(torch.equal, one, seven))
+
+
+def test_a_transform_in_place_does_not_reach_the_callers_data():
+    x = CASES["vae"].data(10)
+    before = x.clone()
+    pv.fit(CASES["vae"].build(), x, epochs=1, beta=0.5, transform=lambda batch: batch.mul_(0.0))
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("form", ["tensor_dataset", "dataset", "loader", "numpy"])
+def test_validation_data_take_each_form(form):
+    x = CASES["vae"].data(N)
+
+    class Own(Rows):
+        def __getitem__(self, index):
+            return x[index]
+
+    valid = {
+        "tensor_dataset": TensorDataset(x),
+        "dataset": Own(),
+        "loader": DataLoader(TensorDataset(x), batch_size=5),
+        "numpy": x.numpy(),
+    }[form]
+
+    def judged(valid):
+        torch.manual_seed(1)
+        return pv.fit(CASES["vae"].build(), x, valid=valid, epochs=2).history["valid_elbo"]
+
+    np.testing.assert_array_equal(judged(valid), judged(x))
+
+
+@pytest.mark.parametrize(
+    ("value", "match"), [(np.nan, "nan in row 2"), (0.4, "value 0.4 in row 2")]
+)
+def test_each_batch_of_a_loader_is_checked(value, match):
+    x = CASES["vae"].data(N).round().clamp(0, 1)
+    x[12, 3] = value
+    loader = DataLoader(TensorDataset(x), batch_size=5)
+    with pytest.raises(DataError, match=match):
+        pv.fit(pv.models.VAE(6, 2, (8,)), loader, epochs=1)

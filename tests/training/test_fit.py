@@ -408,3 +408,132 @@ def test_all_forms_of_data_give_one_result():
         assert same(expected, train(data))
     loader = DataLoader(TensorDataset(X), batch_size=20, shuffle=True)
     assert same(train(loader), train(loader))
+
+
+# -- what a failure and the end leave behind -----------------------------------------------------
+
+
+class Normalised(nn.Module):
+    """A guide with batch normalisation: its running statistics see every batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.net = nn.BatchNorm1d(6).double(), mlp(6, 8, 2).double()
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1, True).expand(x.shape), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        loc = self.net(self.norm(x))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+
+@pytest.mark.parametrize("compile", [False, "trace"])
+def test_divergence_leaves_the_buffers_as_before_the_step(compile):
+    """Inf in the fourth batch: without the copy the running mean would be inf."""
+    program, before, calls = Normalised(), [], []
+
+    def transform(x):
+        calls.append(1)
+        before.append(state(program))
+        return x * (math.inf if len(calls) == 5 else 1.0)  # the first call looks at the data
+
+    with pytest.raises(TrainingDiverged):
+        pv.fit(program, X, epochs=2, batch_size=10, transform=transform, compile=compile)
+    assert program.norm.num_batches_tracked == 3 and same(state(program), before[4])
+
+
+@pytest.mark.parametrize("end", ["well", "diverged", "interrupted"])
+@pytest.mark.parametrize("training", [True, False])
+def test_each_module_is_left_in_its_mode(end, training):
+    program = Normalised().train(training)
+    program.net.train(not training)
+    modes = [part.training for part in program.modules()]
+
+    def end_it(run):
+        if end == "interrupted":
+            raise KeyboardInterrupt
+
+    calls = []
+
+    def transform(x):
+        calls.append(1)
+        return x * (math.inf if end == "diverged" and len(calls) == 3 else 1.0)
+
+    error = {"diverged": TrainingDiverged, "interrupted": KeyboardInterrupt}.get(end)
+    settings = {"callbacks": [end_it], "transform": transform, "epochs": 1, "batch_size": 10}
+    if error is None:
+        pv.fit(program, X, **settings)
+    else:
+        with pytest.raises(error):
+            pv.fit(program, X, **settings)
+    assert modes == [part.training for part in program.modules()]
+
+
+class Failing:
+    """An objective that fails when it is built up, or in its first step."""
+
+    def __init__(self, when):
+        self.when = when
+
+    def updates(self, program):
+        if self.when == "updates":
+            raise RuntimeError("no")
+        return pv.ELBO().updates(program) if self.when == "optimiser" else [self]
+
+    name, repeats, optimiser = "loss", 1, None
+
+    @property
+    def parameters(self):
+        return (nn.Parameter(torch.zeros(1)),)
+
+    def loss(self, joint):
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize("when", ["updates", "optimiser", "step"])
+def test_an_objective_that_fails_at_once_leaves_no_folder(when, tmp_path):
+    def optimiser(parameters):
+        if when == "optimiser":
+            raise RuntimeError("no")
+        return torch.optim.SGD(parameters, lr=0.1)
+
+    with pytest.raises(RuntimeError, match="no"):
+        pv.fit(linear(), X, objective=Failing(when), optimiser=optimiser, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# -- columns -------------------------------------------------------------------------------------
+
+
+def test_a_ragged_batch_counts_by_its_rows():
+    """Zero variance: the loss is the mean of -log p(x) over 50 data in batches of 20, 20, 10."""
+    run = pv.fit(ExactPPCA(ORACLE), X, epochs=2, batch_size=20, optimiser=Recorder(lr=0.0))
+    np.testing.assert_allclose(-run.history["loss"], ORACLE.log_prob(X).mean(), rtol=1e-10)
+
+
+@pytest.mark.parametrize("beta", [0, 1, 2, lambda t: 1, lambda t: 0])
+def test_whole_numbers_of_beta_are_logged(beta):
+    run = pv.fit(linear(), X, epochs=1, beta=beta)
+    assert run.history["beta"].tolist() == [float(beta(0) if callable(beta) else beta)]
+
+
+def test_beta_has_a_column_per_site():
+    run = pv.fit(TwoLatents(), X, epochs=2, beta={"a": 0.5, "b": lambda t: t})
+    assert run.history["beta[a]"].tolist() == [0.5, 0.5]
+    assert run.history["beta[b]"].tolist() == [0.5, 1.0] and "beta" not in run.history
+
+
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, None, "one"])
+@pytest.mark.parametrize("name", ["beta", "lr_schedule", "site"])
+def test_a_schedule_that_leaves_its_range_is_named(name, value):
+    def schedule(t):
+        return 1.0 if t < 0.5 else value
+
+    asked = {"beta": {"z": schedule}} if name == "site" else {name: schedule}
+    match = rf"{'beta' if name == 'site' else name}.*gave {value!r} at progress 0\.5"
+    with pytest.raises(ConfigError, match=match):
+        pv.fit(linear(), X, epochs=2, batch_size=10, **asked)

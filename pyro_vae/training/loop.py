@@ -1,0 +1,307 @@
+"""The epochs of a run: train, judge, remember the best, keep what a continuation needs."""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pyro_vae.errors import PyroVaeError, TrainingDiverged
+from pyro_vae.inference.batch import Batch, num_rows
+from pyro_vae.inference.bounds import mean_bound, mean_elbo
+from pyro_vae.inference.handlers import Beta, validation
+from pyro_vae.inference.objectives import ELBO, Objective, TermsObjective
+from pyro_vae.inference.program import Program
+from pyro_vae.training.checkpoint import Checkpoint, read_checkpoint
+from pyro_vae.training.device import seeded
+from pyro_vae.training.feed import LoaderFeed, TensorFeed
+from pyro_vae.training.folder import RunFolder
+from pyro_vae.training.history import History
+from pyro_vae.training.saving import save, state_modules
+from pyro_vae.training.schedules import Schedule
+from pyro_vae.training.step import Stepper
+
+# Training rows on which the un-annealed ELBO is measured where the loss does not tell it.
+_JUDGED_ROWS = 1024
+
+
+@dataclass
+class Run:
+    """What a training run left behind.
+
+    Arguments:
+        program: What was trained, as it was given; it holds the best weights where there was a
+            validation set, the last ones otherwise.
+        history: One array per column (``epoch``, ``loss``, ``elbo``, ``valid_elbo``, ``beta`` or
+            ``beta[site]``, ``lr``, ``seconds``), in nats per datum where they are bounds.
+        best_epoch: The epoch whose weights the program holds.
+        steps: Optimiser steps taken.
+        device: Where it trained.
+        folder: The run folder, if any.
+        stopped_early: Whether patience or a callback ended it.
+    """
+
+    program: Any
+    history: dict[str, np.ndarray]
+    best_epoch: int
+    steps: int
+    device: torch.device
+    folder: Path | None = None
+    stopped_early: bool = False
+
+    def __repr__(self) -> str:
+        last = {k: float(v[-1]) for k, v in self.history.items() if len(v)}
+        numbers = ", ".join(f"{k}={v:.4g}" for k, v in last.items())
+        return f"Run(best_epoch={self.best_epoch}, steps={self.steps}, {numbers})"
+
+
+@dataclass
+class Loop:
+    """The epochs of one run."""
+
+    program: Any
+    wrapped: Program
+    feed: TensorFeed | LoaderFeed
+    valid: Batch | None
+    objective: Objective
+    stepper: Stepper
+    epochs: int
+    lr_schedule: Schedule
+    beta: Callable[[float], Beta | None]
+    patience: int | None
+    transform: Callable[[Batch], Batch] | None
+    callbacks: tuple[Callable[[Run], Any], ...]
+    seed: int
+    folder: RunFolder | None
+    checkpoint_every: int | None
+    progress: bool
+    settings: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self.history = History()
+        self.epoch = 0
+        self.steps = 0
+        self.best_epoch = 0
+        self.best_elbo = -math.inf
+        self.best: dict[str, Tensor] | None = None
+        self.stopped = False  # by a callback; patience is worked out from the epochs
+        self.moved = False  # whether this call has taken a step
+        self.checkpoint: Checkpoint | None = None
+
+    def run(self) -> Run:
+        """Train to the last epoch, or until patience or a callback ends it."""
+        self._resume()  # first: a checkpoint that does not fit must leave the folder as it is
+        with modes_kept(self.wrapped, self.objective):
+            self._train()
+            if self.folder is not None and self.moved:
+                self._write()
+            if self.best is not None:
+                self.wrapped.load_state_dict(self.best)
+            else:
+                self.best_epoch = self.epoch
+            if self.folder is not None:
+                save(self.program, self.folder.path)
+        return self._so_far()
+
+    def _train(self) -> None:
+        total = self.epochs * len(self.feed)
+        bar = tqdm(total=total, initial=self.steps, disable=not self.progress, unit="step")
+        self._keep()
+        try:
+            while self.epoch < self.epochs and not (self.stopped or self._out_of_patience()):
+                self._epoch(bar)
+        except TrainingDiverged:
+            raise  # the program stays as it was before that step, to be looked at
+        except BaseException:
+            self._rescue()
+            raise
+        finally:
+            bar.close()
+            if self.folder is not None and self.moved:
+                self.folder.close(self.history)
+
+    def _epoch(self, bar: Any) -> None:
+        start = time.perf_counter()
+        losses = self._steps(bar)
+        self.epoch += 1
+        row: dict[str, float] = {"epoch": float(self.epoch)}
+        names = [update.name for update in self.stepper.updates]
+        row |= dict(zip(names, torch.stack(losses).tolist(), strict=True))  # one sync per epoch
+        row |= self._judge(row.get("loss", math.nan))
+        row["lr"] = self.stepper.optimisers[0].param_groups[0]["lr"]
+        row["seconds"] = time.perf_counter() - start
+        self.history.append(row)
+        self._remember_best(row)
+        bar.set_postfix({k: f"{row[k]:.2f}" for k in ("elbo", "valid_elbo") if k in row})
+        if self.folder is not None:
+            self.folder.log(row, self.epoch)
+        try:
+            so_far = self._so_far()
+            answers = [bool(callback(so_far)) for callback in self.callbacks]  # all are asked
+            self.stopped = any(answers)
+        finally:
+            self._keep()  # after the callbacks: one may draw random numbers
+        if self.checkpoint_every and self.epoch % self.checkpoint_every == 0:
+            self._write()
+
+    def _steps(self, bar: Any) -> list[Tensor]:
+        """Train for one epoch and return the mean losses per datum, on the device."""
+        totals: list[Tensor] | None = None
+        rows = 0
+        total = max(1, self.epochs * len(self.feed) - 1)
+        # Tensors were checked as a whole; what a loader yields is seen here for the first time.
+        unseen = isinstance(self.feed, LoaderFeed) and not self.moved
+        self.wrapped.train()
+        with self.wrapped.running(), validation(False):
+            for batch in self.feed.epoch(_epoch_seed(self.seed, self.epoch)):
+                if self.transform is not None:
+                    batch = self.transform(batch)
+                if unseen:
+                    self.wrapped.read(batch)
+                    self.wrapped.check(batch)
+                progress = self.steps / total
+                self.stepper.set_lr(self.lr_schedule(progress))
+                losses = self.stepper.step(batch, self.beta(progress))
+                size = num_rows(batch)
+                weighted = [loss * size for loss in losses]
+                rows += size
+                if totals is None:
+                    totals = weighted
+                else:
+                    totals = [a + b for a, b in zip(totals, weighted, strict=True)]
+                self.steps += 1
+                if not self.moved:
+                    self._start()
+                bar.update()
+        self.wrapped.eval()
+        assert totals is not None  # a feed has at least one batch
+        return [value / rows for value in totals]
+
+    def _start(self) -> None:
+        """Make the folder once a step has succeeded: what fails before leaves none behind."""
+        self.moved = True
+        if self.folder is not None:
+            self.folder.write_config(self.wrapped, {"epochs": self.epochs, **self.settings})
+
+    def _judge(self, loss: float) -> dict[str, float]:
+        """Measure the un-annealed ELBO on training and validation data, in eval mode."""
+        row = {"elbo": -loss}
+        beta = self.beta(self.steps / max(1, self.epochs * len(self.feed)))
+        if beta is not None or not isinstance(self.objective, ELBO):
+            sample = self.feed.sample(_JUDGED_ROWS)
+            sample = self.transform(sample) if self.transform is not None else sample
+            row["elbo"] = self._mean_elbo(sample)
+        if self.valid is not None:
+            row["valid_elbo"] = self._mean_elbo(self.valid)
+            if self._has_own_bound():
+                row["valid_bound"] = self._mean_elbo(self.valid, self.objective)
+        if isinstance(beta, Mapping):
+            return row | {f"beta[{site}]": float(value) for site, value in beta.items()}
+        return row | {"beta": 1.0 if beta is None else float(beta)}
+
+    def _has_own_bound(self) -> bool:
+        return isinstance(self.objective, TermsObjective) and not isinstance(self.objective, ELBO)
+
+    def _mean_elbo(self, batch: Batch, objective: Any = None) -> float:
+        # The same noise each epoch: epochs are compared, and training does not depend on judging.
+        with seeded(self.wrapped.device, self.seed):
+            if objective is not None:
+                return mean_bound(self.wrapped, batch, objective, size=self.feed.size)
+            return mean_elbo(self.wrapped, batch, size=self.feed.size)
+
+    def _remember_best(self, row: dict[str, float]) -> None:
+        if self.valid is None:
+            return
+        # An objective that is a bound of its own is judged by it: IWAE does not raise the ELBO.
+        score = row.get("valid_bound", row["valid_elbo"])
+        if score > self.best_elbo:
+            self.best_elbo, self.best_epoch = score, self.epoch
+            self.best = {k: v.clone() for k, v in self.wrapped.state_dict().items()}
+
+    def _out_of_patience(self) -> bool:
+        return self.patience is not None and self.epoch - self.best_epoch >= self.patience
+
+    def _so_far(self) -> Run:
+        return Run(
+            program=self.program,
+            history=self.history.arrays(),
+            best_epoch=self.best_epoch,
+            steps=self.steps,
+            device=self.wrapped.device,
+            folder=self.folder.path if self.folder else None,
+            stopped_early=self.stopped or self._out_of_patience(),
+        )
+
+    # -- what a continuation needs ---------------------------------------------------------------
+
+    def _keep(self) -> None:
+        """Copy the state between two epochs: an interrupt inside one goes back to it."""
+        if self.folder is None:
+            return
+        meta = {
+            "epoch": self.epoch,
+            "steps": self.steps,
+            "best_epoch": self.best_epoch,
+            "best_elbo": self.best_elbo if math.isfinite(self.best_elbo) else None,
+            "history": self.history.as_json(),
+            "settings": self.settings,
+        }
+        modules = state_modules(self.wrapped, self.objective)
+        optimisers, device = self.stepper.optimisers, self.wrapped.device
+        self.checkpoint = Checkpoint.take(modules, optimisers, self.best, meta, device)
+
+    def _write(self) -> None:
+        if self.folder is not None and self.checkpoint is not None:
+            self.checkpoint.write(self.folder.path)
+            self.history.write_csv(self.folder.path / "history.csv")
+
+    def _rescue(self) -> None:
+        """Leave the best weights, and a folder to resume from, behind an interrupt or an error."""
+        if self.best is not None:
+            self.wrapped.load_state_dict(self.best)
+        if self.folder is None or not self.moved:
+            return
+        try:
+            assert self.checkpoint is not None  # there is one wherever there is a folder
+            self.checkpoint.write(self.folder.path)
+            save(self.program, self.folder.path)
+        except (OSError, PyroVaeError) as error:  # must not hide what ended the run
+            warnings.warn(f"out: the interrupted run was not saved: {error}", stacklevel=2)
+
+    def _resume(self) -> None:
+        if self.folder is None or not self.folder.has_checkpoint:
+            return
+        device = self.wrapped.device
+        modules = state_modules(self.wrapped, self.objective)
+        path, optimisers = self.folder.path, self.stepper.optimisers
+        best, meta = read_checkpoint(path, modules, optimisers, self.settings, device)
+        self.best = {k: v.to(device) for k, v in best.items()} or None
+        self.epoch, self.steps = meta["epoch"], meta["steps"]
+        self.best_epoch = meta["best_epoch"]
+        self.best_elbo = -math.inf if meta["best_elbo"] is None else meta["best_elbo"]
+        self.history = History(meta["history"])
+
+
+@contextmanager
+def modes_kept(*things: Any) -> Iterator[None]:
+    """Put each module back into the mode, training or evaluation, that it was in before."""
+    modules = [thing for thing in things if isinstance(thing, nn.Module)]
+    before = [(part, part.training) for module in modules for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, training in before:
+            part.training = training
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    """Return a seed for one epoch's order: known without having run the epochs before it."""
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])

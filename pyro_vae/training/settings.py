@@ -1,0 +1,92 @@
+"""What a run was asked for: KL weights and optimisers from arguments, and the record of it all."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from numbers import Real
+from typing import Any
+
+import torch
+
+from pyro_vae.errors import ConfigError
+from pyro_vae.inference.handlers import Beta
+from pyro_vae.inference.objectives import OptimiserFactory
+from pyro_vae.training.feed import LoaderFeed, TensorFeed
+from pyro_vae.training.schedules import Schedule, as_schedule, describe
+from pyro_vae.training.step import Stepper
+
+KLWeight = float | Schedule | Mapping[str, float | Schedule]
+# Pyro works this one out from the first batch.
+_NO_SETTING = ("max_plate_nesting",)
+
+
+def adam(lr: float) -> OptimiserFactory:
+    """Return the factory of the default optimiser, Adam in one fused kernel.
+
+    Raises:
+        ConfigError: A learning rate that is not positive.
+    """
+    if isinstance(lr, bool) or not isinstance(lr, Real) or not 0 < lr < math.inf:
+        raise ConfigError(f"lr: got {lr!r}, expected a positive number")
+    return partial(torch.optim.Adam, lr=float(lr), fused=True)
+
+
+def beta_schedule(beta: KLWeight, sites: tuple[str, ...]) -> Callable[[float], Beta | None]:
+    """Return the KL weight as a function of the progress; None where it is 1 throughout.
+
+    Raises:
+        ConfigError: An unknown site, or a number below zero.
+    """
+    if isinstance(beta, Mapping):
+        unknown = [site for site in beta if site not in sites]
+        if unknown:
+            raise ConfigError(f"beta: got site {unknown[0]!r}, expected one of {list(sites)}")
+        schedules = {site: as_schedule(f"beta[{site!r}]", b) for site, b in beta.items()}
+        return lambda t: {site: schedule(t) for site, schedule in schedules.items()} or None
+    schedule = as_schedule("beta", beta)
+    if not callable(beta) and float(beta) == 1.0:
+        return lambda t: None
+    return schedule
+
+
+def record(
+    *,
+    feed: TensorFeed | LoaderFeed,
+    stepper: Stepper,
+    objective: Any,
+    beta: KLWeight,
+    lr_schedule: float | Schedule,
+    clip_norm: float | None,
+    transform: Any,
+    seed: int,
+) -> dict[str, Any]:
+    """Return the settings that a continuation must share with its run, as JSON gives them back.
+
+    Not among them: ``epochs``, ``patience``, ``valid``, ``device``, callbacks and the like, which a
+    continuation may choose anew.
+    """
+    rates = [[float(lr) for lr in base] for base in stepper.base_lrs]
+    weights: Any = describe(beta) if not isinstance(beta, Mapping) else None
+    return {
+        "objective": objective_name(objective),
+        "optimiser": [type(optimiser).__name__ for optimiser in stepper.optimisers],
+        "lr": rates[0][0] if len(rates) == len(rates[0]) == 1 else rates,
+        "lr_schedule": describe(lr_schedule),
+        "beta": weights or {site: describe(b) for site, b in dict(beta).items()},  # type: ignore[arg-type]
+        "clip_norm": None if clip_norm is None else float(clip_norm),
+        "batch_size": feed.batch_size,
+        "batches": len(feed),
+        "data": feed.size,
+        "seed": seed,
+        "transform": transform is not None,
+    }
+
+
+def objective_name(objective: Any) -> str:
+    """Return the name of an objective with its constructor's numbers: ``IWAE(num_particles=5)``."""
+    shown = getattr(objective, "elbo", objective)
+    names = [n for n in inspect.signature(type(shown).__init__).parameters if n not in _NO_SETTING]
+    values = {name: getattr(shown, name, None) for name in names}
+    kept = [f"{n}={v!r}" for n, v in values.items() if isinstance(v, int | float | str)]
+    return f"{type(shown).__name__}({', '.join(kept)})"

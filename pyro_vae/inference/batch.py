@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -135,3 +136,22 @@ def check_finite(batch: Batch) -> None:
                 f"{name}: value {leaf[tuple(where)].item()} in row {where[0]} (position "
                 f"{where[1:]}), expected finite numbers; drop or impute the row"
             )
+
+
+def as_tensor(leaf: Any) -> Tensor:
+    """Return a tensor for a tensor or a numeric array (shared memory where possible).
+
+    Raises:
+        DataError: Objects, strings, ragged lists.
+    """
+    if isinstance(leaf, Tensor):
+        return leaf.detach()
+    try:
+        array = np.asarray(leaf)
+        if not array.flags.writeable:
+            array = array.copy()  # torch warns of read-only memory, and must not write to it
+        return torch.as_tensor(array)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"got {type(leaf).__name__}, expected a tensor or a numeric array: {error}"
+        ) from error

@@ -12,7 +12,8 @@ from torch import Tensor
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.batch import Batch, chunks, num_rows
 from pyro_vae.inference.handlers import validation
-from pyro_vae.inference.program import Program, evaluating
+from pyro_vae.inference.modules import evaluating
+from pyro_vae.inference.program import Program
 from pyro_vae.inference.terms import Terms
 
 

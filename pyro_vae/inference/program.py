@@ -6,13 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
-from pyro import poutine
 from pyro.params.param_store import _MODULE_NAMESPACE_DIVIDER
 from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
@@ -21,6 +18,7 @@ from pyro_vae.inference import checks
 from pyro_vae.inference.batch import (
     Batch,
     arguments,
+    as_tensor,
     check_finite,
     chunks,
     map_batch,
@@ -40,9 +38,10 @@ from pyro_vae.inference.handlers import (
     validation,
 )
 from pyro_vae.inference.joint import Joint
-from pyro_vae.inference.owners import leaves_behind, owners
+from pyro_vae.inference.modules import evaluating, leaves_behind, owners
+from pyro_vae.inference.particles import takes_particles
 from pyro_vae.inference.sites import Sites, read_sites
-from pyro_vae.inference.terms import Terms, local_log_p
+from pyro_vae.inference.terms import Terms
 
 # Pyro keeps its handler stack in one module-global list: two threads inside it corrupt each other.
 _PYRO_LOCK = threading.RLock()
@@ -491,67 +490,12 @@ class Program(nn.Module):
     def tiled(self, batch: Batch) -> bool:
         """Return whether K particles need K copies of the rows; found out once, by comparison."""
         if self._tiled is None:
-            self._tiled = not (checks.is_meta(batch) or self._takes_particles(batch))
+            with self.quiet(batch), validation(False):
+                takes = checks.is_meta(batch) or takes_particles(
+                    *self._functions, batch, self.sites
+                )
+            self._tiled = not takes
         return self._tiled
-
-    def _takes_particles(self, batch: Batch) -> bool:
-        """Compare one pass over K = 2 particles with two passes at the same values."""
-        few = batch if self.sites.size is not None else map_batch(lambda leaf: leaf[:3], batch)
-        args, kwargs = arguments(few)
-        plates = self.sites.num_plates
-        with self.quiet(few), validation(False):
-            joint = Joint(*self._functions, args, kwargs, num_plates=plates)
-            try:
-                one, two = dict(sample_sites(joint.traces()[0])), joint.traces(2)[0]
-                together = local_log_p(two, plates, 2)
-                if self.sites.size is not None:
-                    return True  # each pass draws other rows: there is nothing to compare
-                drawn = {name: site["value"] for name, site in sample_sites(two)}
-                for k in range(2):
-                    values = {
-                        name: drawn[name][k].reshape(one[name]["value"].shape)
-                        for name in self.sites.local
-                    } | {name: drawn[name] for name in self.sites.global_}
-                    model = poutine.condition(self._functions[0], data=values)
-                    trace = poutine.trace(model).get_trace(*args, **kwargs)
-                    alone = local_log_p(prune_subsample_sites(trace), plates, 1)
-                    for name, log_p in alone.items():
-                        if not torch.allclose(together[name][k], log_p[0], rtol=1e-3, atol=1e-3):
-                            return False
-            except (RuntimeError, ValueError, IndexError, TypeError):
-                return False
-        return True
-
-
-def as_tensor(leaf: Any) -> Tensor:
-    """Return a tensor for a tensor or a numeric array (shared memory where possible).
-
-    Raises:
-        DataError: Objects, strings, ragged lists.
-    """
-    if isinstance(leaf, Tensor):
-        return leaf.detach()
-    try:
-        array = np.asarray(leaf)
-        if not array.flags.writeable:
-            array = array.copy()  # torch warns of read-only memory, and must not write to it
-        return torch.as_tensor(array)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(
-            f"got {type(leaf).__name__}, expected a tensor or a numeric array: {error}"
-        ) from error
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into eval mode inside a block, and each of its parts back as it was."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 def _key(name: str) -> str:

@@ -1,8 +1,9 @@
-"""The modules behind Pyro functions, and the parameters behind a number."""
+"""The modules behind Pyro functions: finding them, their mode, the parameters behind a number."""
 
 import functools
 import inspect
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -67,3 +68,15 @@ def leaves_behind(value: Tensor) -> list[nn.Parameter]:
             found.append(variable)
         stack.extend(parent for parent, _ in node.next_functions)
     return found
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into eval mode inside a block, and each of its parts back as it was."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True

@@ -251,8 +251,8 @@ def draws_come_from_the_prior() -> bool:
 # -- mutants: (check, owner, function, old, new), a list where a bug sits in two places -----------
 
 POSTERIOR_FOR_PRIOR = (
-    "poutine.uncondition(wrapped.functions[0])",
-    "poutine.uncondition(poutine.replay(wrapped.functions[0], "
+    "poutine.uncondition(model)",
+    "poutine.uncondition(poutine.replay(model, "
     "trace=poutine.trace(wrapped.functions[1]).get_trace(*args, **kwargs)))",
 )
 LATE_WEIGHT = (

@@ -120,6 +120,12 @@ def repeat_rows(batch: Batch, times: int) -> Batch:
     return map_batch(lambda leaf: leaf.repeat(times, *(1,) * (leaf.dim() - 1)), batch)
 
 
+def cuda_devices(batch: Batch) -> list[torch.device]:
+    """Return the CUDA devices of a batch, whose random states a fork must save."""
+    leaves = [leaf for _, leaf in named_leaves(batch) if isinstance(leaf, Tensor)]
+    return list({leaf.device for leaf in leaves if leaf.is_cuda})
+
+
 def check_finite(batch: Batch) -> None:
     """Refuse NaN and infinity in floating-point data (one device sync per tensor).
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
@@ -176,8 +175,3 @@ def shapes(batch: Batch) -> str:
 def is_meta(batch: Batch) -> bool:
     """Return whether a batch has shapes and no values."""
     return any(leaf.device.type == "meta" for _, leaf in named_leaves(batch))
-
-
-def cuda_devices(batch: Batch) -> list[torch.device]:
-    """Return the CUDA devices of a batch, whose random states a fork must save."""
-    return list({leaf.device for _, leaf in named_leaves(batch) if leaf.is_cuda})

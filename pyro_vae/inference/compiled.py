@@ -11,8 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.stateless import _reparametrize_module
 
 from pyro_vae.errors import ConfigError
-from pyro_vae.inference.batch import Batch, map_batch, signature
-from pyro_vae.inference.checks import cuda_devices
+from pyro_vae.inference.batch import Batch, cuda_devices, map_batch, signature
 from pyro_vae.inference.handlers import Beta, validation
 from pyro_vae.inference.joint import Joint
 from pyro_vae.inference.program import Program

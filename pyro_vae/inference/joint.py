@@ -11,7 +11,7 @@ from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.inference.batch import repeat_rows, replace_arguments
+from pyro_vae.inference.batch import cuda_devices, repeat_rows, replace_arguments
 from pyro_vae.inference.handlers import Particles, data_frame, is_data, sample_sites
 from pyro_vae.inference.terms import Draw, Terms, local_log_p, nesting, read, stack
 
@@ -69,7 +69,8 @@ class Joint:
     def num_plates(self) -> int:
         """Batch dimensions used by plates, at least 1."""
         if self._num_plates is None:
-            with torch.no_grad(), torch.random.fork_rng(_cuda_devices(self.args, self.kwargs)):
+            devices = cuda_devices([*self.args, *self.kwargs.values()])
+            with torch.no_grad(), torch.random.fork_rng(devices):
                 self._num_plates = nesting(*self.traces())
         return self._num_plates
 
@@ -254,8 +255,3 @@ def _local_values(trace: Trace) -> dict[str, Tensor]:
         for name, site in sample_sites(prune_subsample_sites(trace))
         if data_frame(site) is not None and not site["is_observed"]
     }
-
-
-def _cuda_devices(args: Any, kwargs: Mapping[str, Any]) -> list[torch.device]:
-    leaves = [*args, *kwargs.values()]
-    return list({leaf.device for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_cuda})

@@ -21,6 +21,7 @@ from pyro_vae.inference.batch import (
     as_tensor,
     check_finite,
     chunks,
+    cuda_devices,
     map_batch,
     named_arguments,
     named_leaves,
@@ -125,6 +126,11 @@ class Program(nn.Module):
         return known
 
     @property
+    def source(self) -> Any:
+        """The object that was read as a program; the program itself for two functions."""
+        return self if self._source is None else self._source
+
+    @property
     def functions(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """The Pyro functions ``(model, guide)``, to be called inside ``running``."""
         return self._functions
@@ -171,9 +177,7 @@ class Program(nn.Module):
             # pyro.module hands in the module's own tensor: the answer is that tensor. One whose
             # module was not found (deep inside a closure, say) is adopted, so that it trains.
             if id(initial) not in self._known_ids():
-                if key in self.values:  # loaded from a file before the function first ran
-                    initial.data.copy_(self.values[key].data)
-                self.values[key] = initial
+                self._adopt(key, initial)
             return initial
         if key not in self.values:
             if initial is None:
@@ -306,11 +310,19 @@ class Program(nn.Module):
                 for _, site in sample_sites(trace)
             ]
         known = {id(parameter) for parameter in self.parameters()}
-        for term in terms:
-            for parameter in leaves_behind(term):
-                if id(parameter) not in known:
-                    known.add(id(parameter))
-                    self.values[f"found-{len(self.values)}"] = parameter
+        hidden = 0
+        for parameter in (leaf for term in terms for leaf in leaves_behind(term)):
+            if id(parameter) in known:
+                continue
+            known.add(id(parameter))
+            key, hidden = f"found-{hidden}", hidden + 1  # by the order of the graph, as when saved
+            self._adopt(key, parameter)
+
+    def _adopt(self, key: str, parameter: nn.Parameter) -> None:
+        """Hold a parameter; one loaded before the functions first ran gives it its value."""
+        if key in self.values:
+            parameter.data.copy_(self.values[key].data)
+        self.values[key] = parameter
 
     def look(self, batch: Batch) -> tuple[Trace, Trace]:
         """Trace model and guide once: in eval mode, no gradient, and no random number used up."""
@@ -332,7 +344,7 @@ class Program(nn.Module):
         with (
             self.running(),
             evaluating(self),
-            torch.random.fork_rng(checks.cuda_devices(batch)),
+            torch.random.fork_rng(cuda_devices(batch)),
             torch.no_grad(),
         ):
             yield

@@ -35,7 +35,7 @@ def save(program: Any, folder: str | os.PathLike[str]) -> Path:
 
 def describe(program: Program) -> dict[str, Any]:
     """Return what a saved file says of a program: its class, and the arguments that rebuild it."""
-    source = program._source if program._source is not None else program
+    source = program.source
     kind = type(source)
     zoo = kind.__module__.startswith("pyro_vae.models")
     return {

@@ -282,3 +282,28 @@ def test_the_memory_of_elbo_is_bounded_in_particles(monkeypatch):
     monkeypatch.setattr(Program, "joint", joint)
     pv.elbo(program, x, num_particles=32, batch_size=256)
     assert max(rows) == 8
+
+
+def test_a_hidden_network_is_loaded_as_it_was_saved(tmp_path):
+    def hidden():
+        holder = Holder()
+
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+                mean = (lambda code: holder.nets[0](code))(z)
+                pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+        return pv.Program(model, centred)
+
+    x = torch.randn(16, 2)
+    saved, loaded = hidden(), hidden()
+    saved.read(x)
+    pv.save(saved, tmp_path)
+    pv.load(tmp_path, into=loaded)  # its functions have not run: the network is not known yet
+    values = []
+    for program in (saved, loaded):
+        torch.manual_seed(0)
+        values.append(pv.elbo(program, x))
+    assert torch.equal(*values)
+    assert len(list(loaded.parameters())) == len(list(saved.parameters()))

@@ -1,8 +1,10 @@
 """Handlers run once, tensors run many times: a loss and its gradients as one tensor graph."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +13,52 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.stateless import _reparametrize_module
 
 from pyro_vae.errors import ConfigError
-from pyro_vae.inference.batch import Batch, cuda_devices, map_batch, signature
+from pyro_vae.inference.background import Background
+from pyro_vae.inference.batch import Batch, cuda_devices, map_batch, named_leaves, signature
+from pyro_vae.inference.bindings import direct
+from pyro_vae.inference.graphs import simplify, written_inputs
 from pyro_vae.inference.handlers import Beta, validation
+from pyro_vae.inference.inductor import Run, compile_graph
 from pyro_vae.inference.joint import Joint
 from pyro_vae.inference.program import Program
 
-Mode = Literal[False, "trace"] | bool
+Mode = Literal[False, "trace", "auto"] | bool
 Loss = Callable[[Joint], Tensor]
+
+
+@dataclass
+class Traced:
+    """One batch signature's graph: what runs it, the parameters it moves, the buffers it writes."""
+
+    graph: GraphModule
+    run: Run
+    trained: list[nn.Parameter]
+    moving: list[int]
+
+
+class Prepared(NamedTuple):
+    """A graph with its inputs: one step, not yet taken.
+
+    Arguments:
+        traced: The graph.
+        inputs: Parameters, buffers, the batch's tensors and KL weights, in the graph's order.
+    """
+
+    traced: Traced
+    inputs: list[Tensor]
+
+    @property
+    def moving(self) -> list[Tensor]:
+        """The buffers that the step writes to."""
+        return [self.inputs[index] for index in self.traced.moving]
+
+    def backward(self) -> Tensor:
+        """Set the parameters' gradients, in place of those before; return the loss, detached."""
+        with torch.no_grad():
+            loss, *grads = self.traced.run(*self.inputs)
+        for parameter, grad in zip(self.traced.trained, grads, strict=True):
+            parameter.grad = grad
+        return loss
 
 
 class CompiledLoss:
@@ -29,15 +70,17 @@ class CompiledLoss:
     from torch's global generator. Gradients reach the real parameters by autograd.
 
     A program that cannot be traced (control flow on values, ``.item()``) runs eagerly; one warning
-    says what stopped the tracer.
+    says what stopped the tracer (in ``"auto"``, which nobody asked for, the attribute ``reason``).
 
     Arguments:
         loss: Maps model and guide on one batch to a scalar (``Update.loss``).
         program: Whose parameters and buffers are inputs.
         objective: A module with parameters or state of its own, if the objective is one.
         parameters: What the loss trains; None: all that require a gradient.
-        mode: ``"trace"``, or True: the graph goes through Inductor besides (needs a C++ compiler
-            on the CPU; the first step of each signature pays for it).
+        mode: ``"trace"``; True: the graph goes through Inductor besides (needs a C++ compiler on
+            the CPU; the first step of each signature waits for it; CUDA graphs on CUDA);
+            ``"auto"``: traced, and compiled by another process where the run is long enough.
+        steps: Calls to come, as far as is known (``"auto"`` decides by it).
 
     Raises:
         ConfigError: An unknown mode.
@@ -55,19 +98,21 @@ class CompiledLoss:
         objective: Any = None,
         parameters: Iterable[nn.Parameter] | None = None,
         mode: Mode = "trace",
+        steps: int = 0,
     ) -> None:
-        if mode not in ("trace", True):
-            raise ConfigError(f"compile: got {mode!r}, expected False, 'trace' or True")
+        if mode not in ("trace", "auto", True):
+            raise ConfigError(f"compile: got {mode!r}, expected False, 'trace', 'auto' or True")
         self.loss = loss
         self.program = program
         self.mode = mode
+        self.reason: str | None = None
         self.owner = nn.ModuleDict({"program": program})
         if isinstance(objective, nn.Module):
             self.owner["objective"] = objective
         chosen = self.owner.parameters() if parameters is None else parameters
         self.trained = [parameter for parameter in chosen if parameter.requires_grad]
-        self._graphs: dict[Any, tuple[Any, list[nn.Parameter]]] = {}
-        self._eager = False
+        self._graphs: dict[Any, Traced] = {}
+        self._background = Background(steps) if mode == "auto" else None
 
     @property
     def num_graphs(self) -> int:
@@ -84,107 +129,110 @@ class CompiledLoss:
             beta: KL weight, as for ``Program.joint``.
             size: N, as for ``Program.joint``.
         """
-        graph = self._graph_for(batch, beta, size)
-        if graph is None:
+        prepared = self.prepare(batch, beta=beta, size=size)
+        if prepared is None:
             return self.loss(self.program.joint(batch, beta=beta, size=size))
-        run, inputs, trained = graph
-        return _Graph.apply(run, inputs, *trained)
+        traced, inputs = prepared
+        return _Graph.apply(traced.run, inputs, *traced.trained)
 
-    def backward(
+    def prepare(
         self, batch: Batch, *, beta: Beta | None = None, size: int | None = None
-    ) -> Tensor:
-        """Set the parameters' gradients and return the loss, detached: ``loss.backward()`` in one.
+    ) -> Prepared | None:
+        """Return the step on a batch, ready to be taken; None where it has to run eagerly.
 
-        Cheaper than the way through autograd, which copies every gradient once; previous gradients
-        are replaced, not added to.
+        Arguments: as for a call.
         """
-        graph = self._graph_for(batch, beta, size)
-        if graph is None:
-            loss = self.loss(self.program.joint(batch, beta=beta, size=size))
-            for parameter in self.trained:
-                parameter.grad = None
-            loss.backward(inputs=self.trained)
-            return loss.detach()
-        run, inputs, trained = graph
-        with torch.no_grad():
-            loss, *grads = run(*inputs)
-        for parameter, grad in zip(trained, grads, strict=True):
-            parameter.grad = grad
-        return loss
-
-    def _graph_for(
-        self, batch: Batch, beta: Beta | None, size: int | None
-    ) -> tuple[Any, tuple[Any, ...], list[nn.Parameter]] | None:
-        """Return the graph of a batch's signature with its inputs, or None: run eagerly."""
-        if self._eager:
+        if self.reason is not None:
             return None
-        weights = _as_tensors(beta, self.program.device)
-        key = (signature(batch), _kind(weights), size, self.owner["program"].training)
-        if key not in self._graphs:
+        weights = None if beta is None else _as_tensors(beta, self.program.device)
+        leaves = [leaf for _, leaf in named_leaves(batch)]
+        strides = tuple(leaf.stride() for leaf in leaves)
+        key = (signature(batch), strides, _kind(weights), size, self.program.training)
+        traced = self._graphs.get(key)
+        if traced is None:
             try:
-                self._graphs[key] = self._trace(batch, weights, size)
+                traced = self._graphs[key] = self._trace(batch, weights, size)
             except Exception as error:  # whatever a user's program does to a tracer
-                self._eager = True
-                warnings.warn(
-                    f"compile: the program cannot be traced and runs eagerly: {_reason(error)}",
-                    UserWarning,
-                    stacklevel=2,
-                )
+                self._give_up(error)
                 return None
-        graph, trained = self._graphs[key]
-        return graph, (self._parameters(), self._buffers(), batch, weights), trained
+        inputs = [*self._tensors(), *leaves, *_flat(weights)]
+        if self._background is not None:
+            traced.run = self._background.choose(traced.graph, traced.run, inputs)
+        return Prepared(traced, inputs)
 
-    def _parameters(self) -> dict[str, Tensor]:
-        return dict(self.owner.named_parameters())
+    def _tensors(self) -> list[Tensor]:
+        """Return parameters and buffers as they are now: one may have been replaced by its owner.
 
-    def _buffers(self) -> dict[str, Tensor]:
-        return dict(self.owner.named_buffers())
+        Read from the modules' own dictionaries: walking the tree costs more than a small step.
+        """
+        return [home[name] for home, name in self._homes]
 
-    def _trace(
-        self, batch: Batch, weights: Any, size: int | None
-    ) -> tuple[Any, list[nn.Parameter]]:
+    @cached_property
+    def _homes(self) -> list[tuple[dict[str, Any], str]]:
+        seen: set[int] = set()
+        homes: list[tuple[dict[str, Any], str]] = []
+        for kind in ("_parameters", "_buffers"):
+            for part in self.owner.modules():
+                home = getattr(part, kind)
+                for name, value in home.items():
+                    if value is not None and id(value) not in seen:
+                        seen.add(id(value))
+                        homes.append((home, name))
+        return homes
+
+    def _trace(self, batch: Batch, weights: Any, size: int | None) -> Traced:
         """Run the program once under the tracer and return the graph and what it trains."""
         self.program.joint(batch, beta=weights, size=size)  # looks at the batch, outside the graph
-        real = dict(self.owner.named_parameters())
-        ids = {id(parameter) for parameter in self.trained}
-        names = [name for name, parameter in real.items() if id(parameter) in ids]
+        self.__dict__.pop("_homes", None)  # that look may have met new parameters
+        real = {**dict(self.owner.named_parameters()), **dict(self.owner.named_buffers())}
+        ids = {id(parameter): name for name, parameter in real.items()}
+        names = [ids[id(value)] for value in self._tensors()]
+        wanted_ids = {id(parameter) for parameter in self.trained}
+        wanted = [name for name in names if id(real[name]) in wanted_ids]
         used: list[str] = []
 
-        def whole(
-            parameters: dict[str, Tensor], buffers: dict[str, Tensor], batch: Batch, weights: Any
-        ) -> tuple[Tensor, ...]:
-            with _reparametrize_module(self.owner, {**parameters, **buffers}):
-                loss = self.loss(self.program.joint(batch, beta=weights, size=size))
-            wanted = [parameters[name] for name in names]
-            grads = torch.autograd.grad(loss, wanted, allow_unused=True)
-            found = {n: g for n, g in zip(names, grads, strict=True) if g is not None}
+        def whole(*flat: Tensor) -> tuple[Tensor, ...]:
+            values = dict(zip(names, flat, strict=False))
+            rest = iter(flat[len(names) :])
+            inputs = map_batch(lambda _: next(rest), batch)
+            scaled = _unflat(weights, rest)
+            with _reparametrize_module(self.owner, values):
+                loss = self.loss(self.program.joint(inputs, beta=scaled, size=size))
+            parameters = [values[name] for name in wanted]
+            grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+            found = {n: g for n, g in zip(wanted, grads, strict=True) if g is not None}
             used[:] = found
             return (loss.detach(), *(_dense(g, real[n]) for n, g in found.items()))
 
-        example = (
-            {n: p.detach().clone().requires_grad_(p.requires_grad) for n, p in real.items()},
-            {n: b.clone() for n, b in self._buffers().items()},  # tracing must not move them
-            map_batch(lambda leaf: leaf, batch),
-            weights,
-        )
+        # Copies: tracing must move neither the buffers nor the batch.
+        example = [
+            real[name].detach().clone().requires_grad_(real[name].requires_grad) for name in names
+        ]
+        example += [leaf.clone() for _, leaf in named_leaves(batch)] + _flat(weights)
         with (
             self.program.running(),
             validation(False),
             torch.random.fork_rng(cuda_devices(batch)),
         ):
             graph = make_fx(whole)(*example)
-        graph.graph.eliminate_dead_code()
-        graph.recompile()
-        return self._finish(graph), [real[name] for name in used]
+        flat = [leaf.detach() for leaf in example]
+        graph = simplify(graph, flat)
+        moving = [index for index in written_inputs(graph) if index < len(names)]
+        run = compile_graph(graph, flat) if self.mode is True else direct(graph, flat)
+        return Traced(graph, run, [real[name] for name in used], moving)  # type: ignore[misc]
 
-    def _finish(self, graph: GraphModule) -> Any:
-        if self.mode is True:
-            return torch.compile(graph, fullgraph=True, dynamic=False)
-        return graph
+    def _give_up(self, error: Exception) -> None:
+        self.reason = _reason(error)
+        if self.mode != "auto":
+            warnings.warn(
+                f"compile: the program cannot be traced and runs eagerly: {self.reason}",
+                UserWarning,
+                stacklevel=3,
+            )
 
 
 def _dense(grad: Tensor, parameter: Tensor) -> Tensor:
-    """Return a gradient laid out as its parameter, in memory of its own, as autograd would."""
+    """Return a gradient laid out as its parameter, as autograd would."""
     return grad if grad.stride() == parameter.stride() else torch.zeros_like(parameter) + grad
 
 
@@ -212,6 +260,20 @@ def _as_tensors(beta: Beta | None, device: torch.device) -> Any:
         return beta
     # Filled on the device: no copy, no sync. In double precision, which a scalar does not pass on.
     return torch.full((), float(beta), dtype=torch.float64, device=device)
+
+
+def _flat(weights: Any) -> list[Tensor]:
+    if weights is None:
+        return []
+    return list(weights.values()) if isinstance(weights, Mapping) else [weights]
+
+
+def _unflat(weights: Any, leaves: Iterator[Tensor]) -> Any:
+    if weights is None:
+        return None
+    if isinstance(weights, Mapping):
+        return {site: next(leaves) for site in weights}
+    return next(leaves)
 
 
 def _kind(weights: Any) -> Any:

@@ -8,17 +8,21 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
 
-from pyro_vae.errors import ConfigError
+from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.batch import Batch, check_finite
 from pyro_vae.inference.bounds import positive
 from pyro_vae.inference.compiled import Mode
 from pyro_vae.inference.objectives import OptimiserFactory, as_objective
 from pyro_vae.inference.program import Program
-from pyro_vae.training.device import resolve_device, seeded
+from pyro_vae.training.device import seeded
 from pyro_vae.training.feed import LoaderFeed, TensorFeed, gather, make_feed
 from pyro_vae.training.folder import RunFolder
 from pyro_vae.training.loop import Loop, Run
+from pyro_vae.training.parallel import Devices, World, join
+from pyro_vae.training.precision import Precision, contexts, convert
 from pyro_vae.training.schedules import Schedule, as_schedule
 from pyro_vae.training.settings import adam, beta_schedule, record
 from pyro_vae.training.step import Stepper
@@ -44,7 +48,9 @@ def fit(
     callbacks: Iterable[Callable[[Run], Any]] = (),
     seed: int = 0,
     device: str | torch.device = "auto",
-    compile: Mode = False,
+    devices: Devices = "auto",
+    precision: Precision = None,
+    compile: Mode = "auto",
     out: str | os.PathLike[str] | None = None,
     checkpoint_every: int | None = None,
     resume: bool = False,
@@ -68,6 +74,14 @@ def fit(
     or an error from a callback puts the best weights so far into the program, saves it and a
     checkpoint of the last whole epoch into ``out``, and goes on to the caller.
 
+    Data-parallel: ``torchrun --nproc-per-node=8 train.py`` runs a script, unchanged, on 8 devices.
+    Each process sees its rows of every batch, draws noise of its own, and takes the same step:
+    ``batch_size`` is that of all together, and with it the course of the training. Weights are
+    those of rank 0 at the start; buffers that move (batch norm) are averaged at each step. Every
+    process runs the callbacks (one true answer stops all), returns a ``Run`` with equal numbers and
+    goes on with the script (``run.rank == 0`` tells one of them); rank 0 writes and shows progress.
+    Validation rows are dealt out too.
+
     Arguments:
         program: Anything with ``.model`` and ``.guide``; functions: ``pv.Program(model, guide)``.
         data: Training data, one row per datum: tensor, array, tuple or dict of them, ``Dataset``,
@@ -78,7 +92,8 @@ def fit(
             is another).
         objective: An objective or any ``pyro.infer.ELBO``; None is ``pv.ELBO()``.
         epochs: Passes over the data.
-        batch_size: B (a ``DataLoader`` brings its own).
+        batch_size: B, of all devices together. A ``DataLoader`` brings its own, and is run by every
+            process, which keeps its rows; one with a ``DistributedSampler`` brings its share.
         lr: Learning rate of the default optimiser, Adam.
         optimiser: Factory ``parameters -> torch.optim.Optimizer`` in place of it.
         lr_schedule: Multiplier of the learning rate, a function of the progress in [0, 1].
@@ -90,16 +105,24 @@ def fit(
         callbacks: Called with the ``Run`` so far after each epoch; a true answer stops the run.
         seed: Of noise and order; the global random state is left as found.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
-        compile: False runs model and guide at each step; ``"trace"`` traces them once per batch
-            shape and runs the tensor graph, with equal numbers; True also compiles the graph
-            (Inductor; the first step of each shape waits for the compiler).
+        devices: ``"auto"``: those that torchrun started the script on, else one. A number starts
+            the script once more for each further device of this machine.
+        precision: None leaves the parameters as they are; ``"32-true"`` and ``"64-true"`` convert
+            them. ``"bf16-mixed"`` runs the torch modules that map tensors to tensors under bfloat16
+            autocast in training steps; parameters, densities and sums stay in float32.
+        compile: ``"trace"`` runs model and guide once per batch shape and from then on the tensor
+            graph that they left, with equal numbers; True also compiles the graph (Inductor; the
+            first step of each shape waits for the compiler; numbers equal up to rounding).
+            ``"auto"`` traces, and where a minute or more is to go another process compiles; the
+            faster graph stays. False runs model and guide at each step.
         out: Run folder: ``config.json``, weights, ``history.csv``, TensorBoard events, checkpoints.
         checkpoint_every: Epochs between checkpoints in ``out``; there is one at the end in any
             case.
         resume: Go on from the checkpoint in ``out``, if there is one, with the settings that it was
-            started with (``epochs``, ``patience``, ``callbacks`` and ``device`` are free);
-            bit-identical on the CPU. A finished run is returned at once; one that a callback
-            stopped goes on.
+            started with (``epochs``, ``patience``, ``callbacks``, ``device`` and ``devices`` are
+            free); bit-identical on as many CPU processes (in ``compile="auto"``, up to where a
+            compiled graph took over). A finished run is returned at once; one
+            that a callback stopped goes on.
         progress: Show a progress bar.
 
     Raises:
@@ -110,6 +133,7 @@ def fit(
         TrainingDiverged: A loss or gradient is not finite; weights and buffers are those before
             that update.
         DeviceError: The device is not there.
+        ProgramError: Several devices, for a program that draws its own minibatch.
     """
     epochs, batch_size = positive("epochs", epochs), positive("batch_size", batch_size)
     patience = None if patience is None else positive("patience", patience)
@@ -118,8 +142,10 @@ def fit(
     seed = _seed(seed)
     _check_arguments(clip_norm, patience, valid, out, checkpoint_every, resume)
     wrapped = Program.of(program)
-    wrapped.to(resolve_device(device))
-    feed, judged = _prepare_data(wrapped, data, valid, batch_size, transform)
+    world = join(devices, device)
+    wrapped.to(world.device)
+    convert(wrapped, precision)
+    feed, first, judged = _prepare_data(wrapped, data, valid, batch_size, transform, world)
     weights = beta_schedule(beta, wrapped.sites.local)
     rates = as_schedule("lr_schedule", lr_schedule)
     factory = optimiser or adam(lr)
@@ -127,8 +153,16 @@ def fit(
     if isinstance(chosen, nn.Module):
         chosen.to(wrapped.device)
     folder = RunFolder.open(out, resume) if out is not None else None
+    world.wait()  # none writes into a folder that another has yet to look at
     stepper = Stepper(
-        wrapped, chosen, factory, clip_norm=clip_norm, size=feed.size, compile=compile
+        wrapped,
+        chosen,
+        factory,
+        clip_norm=clip_norm,
+        size=feed.size,
+        compile=compile,
+        steps=epochs * len(feed),
+        reduce=world.reduce if world.size > 1 else None,
     )
     loop = Loop(
         program=program,
@@ -155,8 +189,11 @@ def fit(
             lr_schedule=lr_schedule,
             clip_norm=clip_norm,
             transform=transform,
+            precision=precision,
             seed=seed,
         ),
+        world=world,
+        precision=contexts(wrapped, precision, first),
     )
     with seeded(wrapped.device, seed):
         return loop.run()
@@ -190,25 +227,51 @@ def _check_arguments(
         raise ConfigError("patience: early stopping needs validation data, valid=...")
 
 
+def _check_shares(
+    program: Program, feed: TensorFeed | LoaderFeed, valid: Any, world: World
+) -> None:
+    """Refuse what several processes cannot deal out among themselves."""
+    if world.size == 1:
+        return
+    if isinstance(valid, DataLoader) and isinstance(valid.sampler, DistributedSampler):
+        raise ConfigError(
+            "valid: got a loader with a DistributedSampler, expected all validation data in each "
+            "process; pv.fit deals the rows out"
+        )
+    if program.sites.size is not None:
+        raise ProgramError(
+            f"devices: this program draws its own minibatch, which {world.size} processes cannot "
+            "deal out; give it a plate of len(x) and let pv.fit make the minibatches"
+        )
+    if isinstance(feed, TensorFeed) and feed.batch_size < 2 * world.size:
+        raise ConfigError(
+            f"batch_size: got {feed.batch_size} rows for {world.size} devices, expected at least "
+            f"{2 * world.size}: it counts the rows of all together"
+        )
+
+
 def _prepare_data(
     program: Program,
     data: Any,
     valid: Any,
     batch_size: int,
     transform: Callable[[Batch], Batch] | None,
-) -> tuple[TensorFeed | LoaderFeed, Batch | None]:
-    """Check all data before anything changes, and return the feed and the validation batch."""
-    feed = make_feed(program, data, batch_size)
+    world: World,
+) -> tuple[TensorFeed | LoaderFeed, Batch, Batch | None]:
+    """Check all data before anything changes; return the feed, a first and the valid batch."""
+    feed = make_feed(program, data, batch_size, world=world)
     with torch.random.fork_rng([program.device] if program.device.type == "cuda" else []):
         first = feed.first()
-        program.read(transform(first) if transform is not None else first)
+        first = transform(first) if transform is not None else first
+        program.read(first)
+    _check_shares(program, feed, valid, world)
     if isinstance(feed, TensorFeed):
         if transform is None:
             program.check(feed.data)
         else:
             check_finite(feed.data)
     if valid is None:
-        return feed, None
+        return feed, first, None
     judged = gather(program, valid, batch_size)
     program.check(judged)
-    return feed, judged
+    return feed, first, judged

@@ -7,11 +7,10 @@ from functools import partial
 from numbers import Real
 from typing import Any
 
-import torch
-
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.handlers import Beta
 from pyro_vae.inference.objectives import OptimiserFactory
+from pyro_vae.training.adam import Adam
 from pyro_vae.training.feed import LoaderFeed, TensorFeed
 from pyro_vae.training.schedules import Schedule, as_schedule, describe
 from pyro_vae.training.step import Stepper
@@ -29,7 +28,7 @@ def adam(lr: float) -> OptimiserFactory:
     """
     if isinstance(lr, bool) or not isinstance(lr, Real) or not 0 < lr < math.inf:
         raise ConfigError(f"lr: got {lr!r}, expected a positive number")
-    return partial(torch.optim.Adam, lr=float(lr), fused=True)
+    return partial(Adam, lr=float(lr))
 
 
 def beta_schedule(beta: KLWeight, sites: tuple[str, ...]) -> Callable[[float], Beta | None]:
@@ -59,6 +58,7 @@ def record(
     lr_schedule: float | Schedule,
     clip_norm: float | None,
     transform: Any,
+    precision: str | None,
     seed: int,
 ) -> dict[str, Any]:
     """Return the settings that a continuation must share with its run, as JSON gives them back.
@@ -78,6 +78,7 @@ def record(
         "batch_size": feed.batch_size,
         "batches": len(feed),
         "data": feed.size,
+        "precision": precision,
         "seed": seed,
         "transform": transform is not None,
     }

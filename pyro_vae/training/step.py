@@ -1,21 +1,31 @@
 """One training step: the updates of an objective, each checked before it moves a weight."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pyro_vae.errors import ConfigError, TrainingDiverged
 from pyro_vae.inference.batch import Batch
-from pyro_vae.inference.compiled import CompiledLoss, Mode
+from pyro_vae.inference.compiled import CompiledLoss, Mode, Prepared
 from pyro_vae.inference.handlers import Beta
 from pyro_vae.inference.objectives import Objective, OptimiserFactory, Update
 from pyro_vae.inference.program import Program
 
+# Steps between two looks at the flag of a deferred check: one sync each.
+CHECK_EVERY = 100
+# Below this many steps tracing costs more than it saves.
+_WORTH_TRACING = 50
+
 
 class Stepper:
     """An objective's updates with their optimisers.
+
+    No update with a loss or gradient that is not finite moves a weight or a buffer. On the CPU that
+    is looked at before each update. On CUDA looking would stall the device, so a flag there makes
+    the fused optimisers skip that update and all that follow, until ``check`` reads it.
 
     Arguments:
         program: What is trained.
@@ -23,7 +33,10 @@ class Stepper:
         optimiser: Factory for the updates that bring none of their own.
         clip_norm: Largest global norm of an update's gradient; None does not clip.
         size: N, the data of the training set.
-        compile: False runs the program at each step; ``"trace"`` and True run its graph.
+        compile: False runs the program at each step; ``"trace"`` and True run its graph;
+            ``"auto"`` decides by the steps to come.
+        steps: Steps to come, as far as is known.
+        reduce: Averages tensors over processes, in place: the loss and the gradients of an update.
     """
 
     def __init__(
@@ -35,6 +48,8 @@ class Stepper:
         clip_norm: float | None,
         size: int,
         compile: Mode = False,
+        steps: int = 0,
+        reduce: Callable[[list[Tensor]], None] | None = None,
     ) -> None:
         self.program = program
         self.updates: Sequence[Update] = objective.updates(program)
@@ -47,22 +62,36 @@ class Stepper:
         self.base_lrs = [[group["lr"] for group in o.param_groups] for o in self.optimisers]
         self.clip_norm = clip_norm
         self.size = size
+        self.reduce = reduce
         # With several updates, one must not leave gradients on another's parameters.
         self._alone = len(self.updates) == 1
         own = [objective] if isinstance(objective, nn.Module) else []
-        self._buffers = [
+        self._homes = [
             (part, name)
             for module in (program, *own)
             for part in module.modules()
             for name, buffer in part._buffers.items()
             if buffer is not None
         ]
+        mode = False if compile == "auto" and steps < _WORTH_TRACING else compile
         self._compiled = [
-            CompiledLoss(u.loss, program, objective=objective, parameters=p, mode=compile)
-            if compile
+            CompiledLoss(
+                u.loss,
+                program,
+                objective=objective,
+                parameters=p,
+                mode=mode,
+                steps=steps * u.repeats,
+            )
+            if mode
             else None
             for u, p in zip(self.updates, self.trained, strict=True)
         ]
+        self._deferred = program.device.type == "cuda" and all(
+            getattr(optimiser, "_step_supports_amp_scaling", False) for optimiser in self.optimisers
+        )
+        self._broken: Tensor | None = None  # on the device: 1 once an update was not finite
+        self._unchecked = 0
 
     def set_lr(self, multiplier: float) -> None:
         """Set each optimiser's learning rate to its first one times a multiplier."""
@@ -80,12 +109,28 @@ class Stepper:
         losses = []
         for index, update in enumerate(self.updates):
             for _ in range(update.repeats):
-                with self._buffers_kept():
-                    loss = self._gradients(index, batch, beta)
-                    norm = self._checked_norm(loss, index, batch)
-                self._descend(norm, index)
+                loss = self._update(index, batch, beta)
             losses.append(loss)
+        self._unchecked += 1
+        if self._deferred and self._unchecked >= CHECK_EVERY:
+            self.check(batch)
         return losses
+
+    def check(self, batch: Batch) -> None:
+        """Read the flag of the deferred check, if there is one (one sync).
+
+        Arguments:
+            batch: A batch to look for the reason on.
+
+        Raises:
+            TrainingDiverged: An update since the last look was not finite.
+        """
+        self._unchecked = 0
+        if self._broken is not None and bool(self._broken):
+            raise TrainingDiverged(
+                f"a loss or gradient was not finite in the last {CHECK_EVERY} steps"
+                + self._advice(batch)
+            )
 
     def _check_trained(self) -> None:
         if not self.updates:
@@ -98,50 +143,81 @@ class Stepper:
                     "call requires_grad_(True) on those to train"
                 )
 
-    @contextmanager
-    def _buffers_kept(self) -> Iterator[None]:
-        """Put the buffers back if the block fails: running statistics must not keep a bad batch."""
-        before = [(part, name, part._buffers[name]) for part, name in self._buffers]
-        copies = [None if buffer is None else buffer.clone() for *_, buffer in before]
-        try:
-            yield
-        except BaseException:
-            with torch.no_grad():
-                for (part, name, buffer), copy in zip(before, copies, strict=True):
-                    if buffer is not None and copy is not None:
-                        part._buffers[name] = buffer.copy_(copy)
-            raise
-
-    def _gradients(self, index: int, batch: Batch, beta: Beta | None) -> Tensor:
-        """Set the gradients of one update and return its loss, detached."""
+    def _update(self, index: int, batch: Batch, beta: Beta | None) -> Tensor:
         compiled = self._compiled[index]
-        if compiled is not None:
-            return compiled.backward(batch, beta=beta, size=self.size)
-        loss = self.updates[index].loss(self.program.joint(batch, beta=beta, size=self.size))
-        self.optimisers[index].zero_grad(set_to_none=True)
-        loss.backward(inputs=None if self._alone else self.trained[index])
-        return loss.detach()
-
-    def _checked_norm(self, loss: Tensor, index: int, batch: Batch) -> Tensor:
-        """Return the norm of an update's gradient, known to be finite as its loss is."""
-        grads = [p.grad for p in self.trained[index] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
-        # The one sync of a step: nothing may be written before the numbers are known to be good.
-        if not bool(torch.isfinite(loss + norm)):
-            raise TrainingDiverged(self._explain(self.updates[index].name, loss, norm, batch))
-        return norm
-
-    def _descend(self, norm: Tensor, index: int) -> None:
+        step = compiled.prepare(batch, beta=beta, size=self.size) if compiled else None
+        buffers = step.moving if step else self._buffers()
+        copies = [buffer.clone() for buffer in buffers]
+        try:
+            loss = self._gradients(index, step, batch, beta)
+            norm = self._norm(loss, index)
+            if not self._deferred:
+                self._require_finite(loss, norm, index, batch)
+        except BaseException:
+            restore(buffers, copies)
+            raise
+        if self._deferred:
+            self._flag(loss + norm, index, buffers, copies)
         if self.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.trained[index], self.clip_norm, norm)
         self.optimisers[index].step()
+        return loss
 
-    def _explain(self, name: str, loss: Tensor, norm: Tensor, batch: Batch) -> str:
+    def _buffers(self) -> list[Tensor]:
+        """Return the buffers that a forward pass may write to: any, as far as is known."""
+        found = (part._buffers[name] for part, name in self._homes)
+        return [buffer for buffer in found if buffer is not None]
+
+    def _gradients(
+        self, index: int, step: Prepared | None, batch: Batch, beta: Beta | None
+    ) -> Tensor:
+        """Set the gradients of one update and return its loss, detached."""
+        if step:
+            loss = step.backward()
+        else:
+            loss = self.updates[index].loss(self.program.joint(batch, beta=beta, size=self.size))
+            self.optimisers[index].zero_grad(set_to_none=True)
+            loss.backward(inputs=None if self._alone else self.trained[index])
+            loss = loss.detach()
+        if self.reduce is not None:
+            self.reduce([loss, *self._grads(index)])
+        return loss
+
+    def _grads(self, index: int) -> list[Tensor]:
+        return [p.grad for p in self.trained[index] if p.grad is not None]
+
+    def _norm(self, loss: Tensor, index: int) -> Tensor:
+        """Return the norm of an update's gradient."""
+        grads = self._grads(index)
+        if not grads:
+            return torch.zeros_like(loss)
+        # What torch.nn.utils.get_total_norm does, without its grouping: that costs a small step.
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+
+    def _require_finite(self, loss: Tensor, norm: Tensor, index: int, batch: Batch) -> None:
+        # A sync, for free on the CPU: nothing may be written before the numbers are known.
+        if not math.isfinite(float(loss + norm)):
+            raise TrainingDiverged(
+                f"{self.updates[index].name} is {loss.item():g}, gradient norm {norm.item():g}"
+                + self._advice(batch)
+            )
+
+    def _flag(self, value: Tensor, index: int, buffers: list[Tensor], copies: list[Tensor]) -> None:
+        """Mark a value that is not finite on the device, where the optimisers see it."""
+        broken = (~torch.isfinite(value)).to(torch.float32)
+        self._broken = broken if self._broken is None else torch.maximum(self._broken, broken)
+        for buffer, copy in zip(buffers, copies, strict=True):
+            buffer.copy_(torch.where(self._broken.bool(), copy, buffer))
+        optimiser: Any = self.optimisers[index]
+        optimiser.grad_scale = None
+        optimiser.found_inf = self._broken  # what a gradient scaler sets: the fused step skips
+
+    def _advice(self, batch: Batch) -> str:
         site = first_bad_site(self.program, batch) or self._first_bad_gradient()
         where = f" (first seen at {site})" if site else ""
         return (
-            f"{name} is {loss.item():g}, gradient norm {norm.item():g}{where}; the weights are as "
-            "before this step. Lower lr, set clip_norm, or bound the scales of the program"
+            f"{where}; the weights are as before this step. Lower lr, set clip_norm, or bound the "
+            "scales of the program"
         )
 
     def _first_bad_gradient(self) -> str | None:
@@ -149,6 +225,13 @@ class Stepper:
             if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
                 return f"the gradient of {name!r}"
         return None
+
+
+def restore(buffers: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
+    """Write copies back: running statistics must not keep a bad batch."""
+    with torch.no_grad():
+        for buffer, copy in zip(buffers, copies, strict=True):
+            buffer.copy_(copy)
 
 
 def first_bad_site(program: Program, batch: Batch) -> str | None:

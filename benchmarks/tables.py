@@ -1,5 +1,7 @@
 """The README's results tables, made from ``benchmarks/results/*.json``: no figure typed by hand.
 
+The ``speed_`` results have a table of their own: a row per program, a column per competitor.
+
 ``python benchmarks/tables.py`` rewrites them; ``--check`` exits with 1 where they are stale.
 """
 
@@ -36,6 +38,57 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+# A column of the speed table: its head, and where its ratio to the hand-written step stands.
+SPEED = {
+    "`torch.compile`": ["hand-written, torch.compile"],
+    "Pyro SVI": ["Pyro SVI(Trace_ELBO)", "Pyro SVI(RenyiELBO, vectorised)"],
+    "Jit SVI": ["Pyro SVI(JitTrace_ELBO)"],
+    "NumPyro jit": ["NumPyro, jit"],
+    "`scan`": ["NumPyro, lax.scan"],
+    "eager": ["pyro_vae, compile=False"],
+    '`"trace"`': ['pyro_vae, compile="trace"'],
+    "**`True`**": ["pyro_vae, compile=True"],
+}
+OURS = "pyro_vae, compile=True"
+THREADS = "_2_threads"
+
+
+def speed_table(results: list[dict[str, Any]]) -> str:
+    """Return the Markdown table of the steps: times over hand-written eager PyTorch."""
+    by_name = {row["name"]: row for row in results}
+    heads = ["program", "by hand, ms", *SPEED, "`True`, 2 threads", "`True` / matrix products"]
+    heads += ["epoch / pythae's", "`fit` adds, µs", "first step, s: cold, cached"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name, row in by_name.items():
+        if not name.endswith(THREADS):
+            lines.append(f"| {' | '.join(_speed_cells(row, by_name.get(name + THREADS)))} |")
+    return "\n".join(lines)
+
+
+def _speed_cells(row: dict[str, Any], threads: dict[str, Any] | None) -> list[str]:
+    details = row["details"]
+    milliseconds = details.get("step_seconds", {}).get("hand-written")
+    cells = [f"[{row['name'].removeprefix('speed_')}](benchmarks/results/{row['name']}.json)"]
+    cells.append("–" if milliseconds is None else f"{1e3 * milliseconds:.1f}")
+    cells += [_median(details["ratios"], names) for names in SPEED.values()]
+    cells[-1] = f"**{cells[-1]}**"
+    cells.append(_median(threads["details"]["ratios"] if threads else {}, [OURS]))
+    cells.append(_median(details.get("ours_over", {}), ["matrix products alone"]))
+    epoch = details.get("epoch") or {}
+    cells.append(_median(epoch, ["pythae"]))
+    bare = epoch.get("compiled loss and fused Adam, same batch fetch")
+    cells.append(f"{bare['added_microseconds_per_step']:.0f}" if bare else "–")
+    first = details.get("first_steps", {}).get(OURS, {})
+    seconds = [first.get(kind, {}).get("first_step_seconds") for kind in ("cold", "cached")]
+    cells.append("–" if None in seconds else ", ".join(f"{s:.1f}" for s in seconds))
+    return cells
+
+
+def _median(rows: dict[str, Any], names: list[str]) -> str:
+    found = [rows[name]["wall"]["median"] for name in names if name in rows]
+    return f"{found[0]:.2f}" if found else "–"
+
+
 def _figure(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
 
@@ -50,7 +103,10 @@ def rendered(readme: str) -> str:
     """Return the README with its table made anew."""
     before, rest = readme.split(BEGIN)
     _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{table(rows())}\n{END}{after}"
+    results = rows()
+    speed = [row for row in results if row["name"].startswith("speed_")]
+    others = [row for row in results if row not in speed]
+    return f"{before}{BEGIN}\n{table(others)}\n\n{speed_table(speed)}\n{END}{after}"
 
 
 def main() -> None:

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data.distributed import DistributedSampler
 
 from pyro_vae.errors import DataError
 from pyro_vae.inference.batch import Batch, map_batch, named_leaves, num_rows
 from pyro_vae.inference.program import Program
+from pyro_vae.training.parallel import World
 
 # Beyond this share of a GPU's free memory the data stay on the host and travel batch by batch.
 _DEVICE_SHARE = 0.5
@@ -25,23 +27,28 @@ class TensorFeed:
         data: One row per datum.
         batch_size: B; the last batch of an epoch may be smaller.
         device: Where the batches are used.
+        world: The processes that train together; None is this one alone.
     """
 
-    def __init__(self, data: Batch, batch_size: int, device: torch.device) -> None:
+    def __init__(
+        self, data: Batch, batch_size: int, device: torch.device, world: World | None = None
+    ) -> None:
         self.size = num_rows(data)
         self.batch_size = min(batch_size, self.size)
         self.device = device
+        self.world = world or World(device)
         self.data = map_batch(lambda leaf: leaf.to(device), data) if _fits(data, device) else data
 
     def __len__(self) -> int:
         return -(-self.size // self.batch_size)
 
     def epoch(self, seed: int) -> Iterator[Batch]:
-        """Yield the batches of one epoch, in an order that the seed alone decides."""
+        """Yield this process's rows of the batches, in an order that the seed alone decides."""
         # On the host: the same order on every device.
         order = torch.randperm(self.size, generator=torch.Generator().manual_seed(seed))
         home = order.to(self.device) if self._at_home() else order
-        for index in home.split(self.batch_size):
+        for whole in home.split(self.batch_size):
+            index = self.world.share(whole)
             yield map_batch(lambda leaf, index=index: leaf[index].to(self.device), self.data)  # type: ignore[misc]
 
     def first(self) -> Batch:
@@ -65,9 +72,13 @@ class LoaderFeed:
     Arguments:
         loader: A loader over a data set of known length.
         adapt: Turns what the loader yields into a batch.
+        world: The processes that train together; None is this one alone. Each runs the loader,
+            in the same order, and keeps its rows; a ``DistributedSampler`` has dealt them already.
     """
 
-    def __init__(self, loader: DataLoader, adapt: Callable[[Any], Batch]) -> None:
+    def __init__(
+        self, loader: DataLoader, adapt: Callable[[Any], Batch], world: World | None = None
+    ) -> None:
         try:
             self.size = len(loader.dataset)  # type: ignore[arg-type]
         except TypeError as error:
@@ -79,6 +90,8 @@ class LoaderFeed:
         self.loader = loader
         self.batch_size = loader.batch_size
         self.adapt = adapt
+        self.world = world or World(torch.device("cpu"))
+        self.dealt = isinstance(loader.sampler, DistributedSampler)
         self._first: Batch | None = None
 
     def __len__(self) -> int:
@@ -90,6 +103,13 @@ class LoaderFeed:
         Sampler and data set draw from a stream of their own: what training draws in between
         changes no order.
         """
+        take = self.world.own if self.dealt else self.world.share
+        yield from map(take, self._whole(seed))
+
+    def _whole(self, seed: int) -> Iterator[Batch]:
+        """Yield the batches as the loader makes them."""
+        if isinstance(self.loader.sampler, DistributedSampler):
+            self.loader.sampler.set_epoch(seed)
         with _stream(torch.Generator().manual_seed(seed).get_state()) as stream:
             batches = iter(self.loader)
         while True:
@@ -104,7 +124,7 @@ class LoaderFeed:
         if self._first is None:
             own = self.loader.generator
             before = own.get_state() if own is not None else None
-            self._first = next(self.epoch(0))
+            self._first = next(self._whole(0))
             if own is not None:
                 own.set_state(before)
         return map_batch(torch.clone, self._first)
@@ -115,7 +135,12 @@ class LoaderFeed:
 
 
 def make_feed(
-    program: Program, data: Any, batch_size: int, *, shuffle: bool = True
+    program: Program,
+    data: Any,
+    batch_size: int,
+    *,
+    shuffle: bool = True,
+    world: World | None = None,
 ) -> TensorFeed | LoaderFeed:
     """Return the feed for tensors, arrays, a ``Dataset`` or a ``DataLoader``.
 
@@ -127,8 +152,8 @@ def make_feed(
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         data = DataLoader(data, batch_size=batch_size, shuffle=shuffle)
     if isinstance(data, DataLoader):
-        return LoaderFeed(data, lambda batch: program.adapt(_single(batch)))
-    return TensorFeed(program.adapt(data), batch_size, program.device)
+        return LoaderFeed(data, lambda batch: program.adapt(_single(batch)), world)
+    return TensorFeed(program.adapt(data), batch_size, program.device, world)
 
 
 def gather(program: Program, data: Any, batch_size: int) -> Batch:

@@ -4,7 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyro_vae.errors import PyroVaeError, TrainingDiverged
-from pyro_vae.inference.batch import Batch, num_rows
+from pyro_vae.inference.batch import Batch
 from pyro_vae.inference.bounds import mean_bound, mean_elbo
 from pyro_vae.inference.handlers import Beta, validation
 from pyro_vae.inference.objectives import ELBO, Objective, TermsObjective
@@ -25,6 +25,7 @@ from pyro_vae.training.device import seeded
 from pyro_vae.training.feed import LoaderFeed, TensorFeed
 from pyro_vae.training.folder import RunFolder
 from pyro_vae.training.history import History
+from pyro_vae.training.parallel import World
 from pyro_vae.training.saving import save, state_modules
 from pyro_vae.training.schedules import Schedule
 from pyro_vae.training.step import Stepper
@@ -47,6 +48,8 @@ class Run:
         device: Where it trained.
         folder: The run folder, if any.
         stopped_early: Whether patience or a callback ended it.
+        rank: Which of the processes that trained together this one is; 0 writes the files.
+        world_size: How many they were.
     """
 
     program: Any
@@ -56,6 +59,8 @@ class Run:
     device: torch.device
     folder: Path | None = None
     stopped_early: bool = False
+    rank: int = 0
+    world_size: int = 1
 
     def __repr__(self) -> str:
         last = {k: float(v[-1]) for k, v in self.history.items() if len(v)}
@@ -84,6 +89,8 @@ class Loop:
     checkpoint_every: int | None
     progress: bool
     settings: dict[str, Any]
+    world: World
+    precision: Callable[[], AbstractContextManager[None]]
 
     def __post_init__(self) -> None:
         self.history = History()
@@ -95,25 +102,40 @@ class Loop:
         self.stopped = False  # by a callback; patience is worked out from the epochs
         self.moved = False  # whether this call has taken a step
         self.checkpoint: Checkpoint | None = None
+        # All processes know the folder, to resume from; one writes.
+        self.writes = self.folder if self.world.main else None
 
     def run(self) -> Run:
         """Train to the last epoch, or until patience or a callback ends it."""
         self._resume()  # first: a checkpoint that does not fit must leave the folder as it is
+        self._start_together()
         with modes_kept(self.wrapped, self.objective):
             self._train()
-            if self.folder is not None and self.moved:
+            if self.moved:
                 self._write()
             if self.best is not None:
                 self.wrapped.load_state_dict(self.best)
             else:
                 self.best_epoch = self.epoch
-            if self.folder is not None:
-                save(self.program, self.folder.path)
+            if self.writes is not None:
+                save(self.program, self.writes.path)
+        self.world.wait()  # what is in the folder is there for all
         return self._so_far()
 
+    def _start_together(self) -> None:
+        facts = {
+            "rows of data": self.feed.size,
+            "batch size": self.feed.batch_size or 0,
+            "batches": len(self.feed),
+            "epochs": self.epochs,
+            "epochs done": self.epoch,
+            "seed": self.seed,
+        }
+        self.world.start(state_modules(self.wrapped, self.objective), facts)
+
     def _train(self) -> None:
-        total = self.epochs * len(self.feed)
-        bar = tqdm(total=total, initial=self.steps, disable=not self.progress, unit="step")
+        total, shown = self.epochs * len(self.feed), self.progress and self.world.main
+        bar = tqdm(total=total, initial=self.steps, disable=not shown, unit="step")
         self._keep()
         try:
             while self.epoch < self.epochs and not (self.stopped or self._out_of_patience()):
@@ -125,8 +147,8 @@ class Loop:
             raise
         finally:
             bar.close()
-            if self.folder is not None and self.moved:
-                self.folder.close(self.history)
+            if self.writes is not None and self.moved:
+                self.writes.close(self.history)
 
     def _epoch(self, bar: Any) -> None:
         start = time.perf_counter()
@@ -141,12 +163,12 @@ class Loop:
         self.history.append(row)
         self._remember_best(row)
         bar.set_postfix({k: f"{row[k]:.2f}" for k in ("elbo", "valid_elbo") if k in row})
-        if self.folder is not None:
-            self.folder.log(row, self.epoch)
+        if self.writes is not None:
+            self.writes.log(row, self.epoch)
         try:
             so_far = self._so_far()
             answers = [bool(callback(so_far)) for callback in self.callbacks]  # all are asked
-            self.stopped = any(answers)
+            self.stopped = self.world.any(any(answers))
         finally:
             self._keep()  # after the callbacks: one may draw random numbers
         if self.checkpoint_every and self.epoch % self.checkpoint_every == 0:
@@ -155,12 +177,13 @@ class Loop:
     def _steps(self, bar: Any) -> list[Tensor]:
         """Train for one epoch and return the mean losses per datum, on the device."""
         totals: list[Tensor] | None = None
-        rows = 0
+        rows = 0.0
         total = max(1, self.epochs * len(self.feed) - 1)
         # Tensors were checked as a whole; what a loader yields is seen here for the first time.
         unseen = isinstance(self.feed, LoaderFeed) and not self.moved
         self.wrapped.train()
-        with self.wrapped.running(), validation(False):
+        self.world.reseed(self.seed, self.epoch)
+        with self.wrapped.running(), validation(False), self.precision():
             for batch in self.feed.epoch(_epoch_seed(self.seed, self.epoch)):
                 if self.transform is not None:
                     batch = self.transform(batch)
@@ -169,8 +192,9 @@ class Loop:
                     self.wrapped.check(batch)
                 progress = self.steps / total
                 self.stepper.set_lr(self.lr_schedule(progress))
-                losses = self.stepper.step(batch, self.beta(progress))
-                size = num_rows(batch)
+                with self.world.together():
+                    losses = self.stepper.step(batch, self.beta(progress))
+                size = self.world.rows(batch)
                 weighted = [loss * size for loss in losses]
                 rows += size
                 if totals is None:
@@ -181,15 +205,20 @@ class Loop:
                 if not self.moved:
                     self._start()
                 bar.update()
-        self.wrapped.eval()
         assert totals is not None  # a feed has at least one batch
-        return [value / rows for value in totals]
+        with self.wrapped.running():
+            self.stepper.check(batch)  # before any weight is judged or kept
+        self.wrapped.eval()
+        if self.world.size == 1:
+            return [value / rows for value in totals]
+        *sums, count = self.world.sum(torch.stack([*totals, totals[0].new_tensor(rows)]))
+        return [value / count for value in sums]
 
     def _start(self) -> None:
         """Make the folder once a step has succeeded: what fails before leaves none behind."""
         self.moved = True
-        if self.folder is not None:
-            self.folder.write_config(self.wrapped, {"epochs": self.epochs, **self.settings})
+        if self.writes is not None:
+            self.writes.write_config(self.wrapped, {"epochs": self.epochs, **self.settings})
 
     def _judge(self, loss: float) -> dict[str, float]:
         """Measure the un-annealed ELBO on training and validation data, in eval mode."""
@@ -212,10 +241,13 @@ class Loop:
 
     def _mean_elbo(self, batch: Batch, objective: Any = None) -> float:
         # The same noise each epoch: epochs are compared, and training does not depend on judging.
-        with seeded(self.wrapped.device, self.seed):
+        with seeded(self.wrapped.device, self.world.seed(self.seed)):
+            part = self.world.share(batch)
             if objective is not None:
-                return mean_bound(self.wrapped, batch, objective, size=self.feed.size)
-            return mean_elbo(self.wrapped, batch, size=self.feed.size)
+                value = mean_bound(self.wrapped, part, objective, size=self.feed.size)
+            else:
+                value = mean_elbo(self.wrapped, part, size=self.feed.size)
+            return self.world.mean(value)
 
     def _remember_best(self, row: dict[str, float]) -> None:
         if self.valid is None:
@@ -238,13 +270,15 @@ class Loop:
             device=self.wrapped.device,
             folder=self.folder.path if self.folder else None,
             stopped_early=self.stopped or self._out_of_patience(),
+            rank=self.world.rank,
+            world_size=self.world.size,
         )
 
     # -- what a continuation needs ---------------------------------------------------------------
 
     def _keep(self) -> None:
         """Copy the state between two epochs: an interrupt inside one goes back to it."""
-        if self.folder is None:
+        if self.writes is None:
             return
         meta = {
             "epoch": self.epoch,
@@ -259,20 +293,20 @@ class Loop:
         self.checkpoint = Checkpoint.take(modules, optimisers, self.best, meta, device)
 
     def _write(self) -> None:
-        if self.folder is not None and self.checkpoint is not None:
-            self.checkpoint.write(self.folder.path)
-            self.history.write_csv(self.folder.path / "history.csv")
+        if self.writes is not None and self.checkpoint is not None:
+            self.checkpoint.write(self.writes.path)
+            self.history.write_csv(self.writes.path / "history.csv")
 
     def _rescue(self) -> None:
         """Leave the best weights, and a folder to resume from, behind an interrupt or an error."""
         if self.best is not None:
             self.wrapped.load_state_dict(self.best)
-        if self.folder is None or not self.moved:
+        if self.writes is None or not self.moved:
             return
         try:
             assert self.checkpoint is not None  # there is one wherever there is a folder
-            self.checkpoint.write(self.folder.path)
-            save(self.program, self.folder.path)
+            self.checkpoint.write(self.writes.path)
+            save(self.program, self.writes.path)
         except (OSError, PyroVaeError) as error:  # must not hide what ended the run
             warnings.warn(f"out: the interrupted run was not saved: {error}", stacklevel=2)
 

@@ -1,0 +1,312 @@
+"""The processes that train together: who they are, which rows are theirs, and what they share."""
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as torch_dist
+from torch import Tensor, nn
+
+from pyro_vae.errors import ConfigError, DeviceError
+from pyro_vae.inference.batch import Batch, map_batch, num_rows
+from pyro_vae.inference.bounds import positive
+from pyro_vae.training.device import resolve_device
+
+Devices = int | Literal["auto"]
+
+
+class World:
+    """One process that trains alone: every method is that of a group of one, and costs nothing.
+
+    Arguments:
+        device: Where this process trains.
+    """
+
+    rank = 0
+    size = 1
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+    def share(self, batch: Batch) -> Batch:
+        """Return this process's rows of a batch that all processes hold."""
+        return batch
+
+    def own(self, batch: Batch) -> Batch:
+        """Return a batch that is this process's already, as large as those of the others."""
+        return batch
+
+    def rows(self, batch: Batch) -> float:
+        """Return how many data of the whole batch this process answers for."""
+        return num_rows(batch)
+
+    def seed(self, seed: int, *words: int) -> int:
+        """Return a seed for noise that no other process draws."""
+        return seed
+
+    def reseed(self, seed: int, epoch: int) -> None:
+        """Start an epoch's noise anew where a checkpoint cannot hold every process's generator."""
+
+    def start(self, modules: Mapping[str, nn.Module], facts: Mapping[str, int]) -> None:
+        """Begin with equal weights, on equal terms."""
+
+    def reduce(self, tensors: list[Tensor]) -> None:
+        """Replace per-datum losses and gradients, in place, by those of the whole batch."""
+
+    def together(self) -> AbstractContextManager[None]:
+        """Make the buffers that the block moves equal again on leaving it."""
+        return nullcontext()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum of each value over the processes."""
+        return values
+
+    def mean(self, value: float) -> float:
+        """Return the mean over all rows of the batch last shared out, of this process's mean."""
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is true in some process."""
+        return flag
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+
+
+class Group(World):
+    r"""Several processes, each with a device, that take the steps of one.
+
+    Of a batch of B rows process r has :math:`B_r`, equal but for a remainder. Its gradient is that
+    of a mean over its rows; the step follows
+
+    .. math:: g = \sum_r \frac{B_r}{B}\, g_r
+
+    which is the gradient of the whole batch. All processes get the same bits, hence take the same
+    step. A batch with fewer than two rows for each (batch norm needs two) is not dealt out: all
+    take it whole, with noise of their own, at equal weights.
+
+    Arguments:
+        device: That of this process.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.rank, self.size = torch_dist.get_rank(), torch_dist.get_world_size()
+        self._weight, self._total = 1.0 / self.size, 0
+        self._parts: list[tuple[nn.Module, str]] = []
+        self._moving: list[int] | None = None
+
+    def share(self, batch: Batch) -> Batch:
+        """Return this process's rows of a batch that all processes hold."""
+        total = num_rows(batch)
+        if total < 2 * self.size:
+            self._weight, self._total = 1.0 / self.size, total
+            return batch
+        start, stop = self.rank * total // self.size, (self.rank + 1) * total // self.size
+        self._weight, self._total = (stop - start) / total, total
+        return map_batch(lambda leaf: leaf[start:stop], batch)
+
+    def own(self, batch: Batch) -> Batch:
+        """Return the batch, with the weight that it has among equals."""
+        self._weight, self._total = 1.0 / self.size, self.size * num_rows(batch)
+        return batch
+
+    def rows(self, batch: Batch) -> float:
+        """Return the share of the whole batch's rows that this process answers for."""
+        return self._weight * self._total
+
+    def seed(self, seed: int, *words: int) -> int:
+        """Return a seed of this process's own: equal ones would give every rank the same z."""
+        # Never 0 at the end: numpy's seed sequences do not tell [1] from [1, 0].
+        return int(np.random.SeedSequence([seed, *words, self.rank + 1]).generate_state(1)[0])
+
+    def reseed(self, seed: int, epoch: int) -> None:
+        """Seed this process's noise for one epoch, so that a resumed run draws the same."""
+        number = self.seed(seed, epoch)
+        torch.default_generator.manual_seed(number)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(number)
+
+    def start(self, modules: Mapping[str, nn.Module], facts: Mapping[str, int]) -> None:
+        """Check that the processes are at one, and give all of them the weights of the first.
+
+        Arguments:
+            modules: What is trained, with its state.
+            facts: Whole numbers that must be equal in all processes, by name.
+
+        Raises:
+            ConfigError: They differ; in all processes.
+        """
+        parts = [part for module in modules.values() for part in module.modules()]
+        tensors = list(_tensors(modules))
+        numbers = {**facts, "weights": sum(t.numel() for t in tensors)}
+        self._agree(numbers)
+        with torch.no_grad():
+            for tensor in tensors:
+                sent = tensor.contiguous()
+                torch_dist.broadcast(sent, src=0)
+                tensor.copy_(sent)
+        self._parts = [
+            (part, name)
+            for part in dict.fromkeys(parts)
+            for name, buffer in part._buffers.items()
+            if buffer is not None and buffer.is_floating_point()
+        ]
+
+    def reduce(self, tensors: list[Tensor]) -> None:
+        """Replace losses and gradients by those of the whole batch, in one collective."""
+        # Not fabric.all_reduce: it puts a barrier before each sum.
+        flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+        flat.mul_(self._weight)
+        torch_dist.all_reduce(flat)
+        pieces = flat.split([tensor.numel() for tensor in tensors])
+        with torch.no_grad():
+            for tensor, piece in zip(tensors, pieces, strict=True):
+                tensor.detach().copy_(piece.view(tensor.shape))
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Average what the block adds to the buffers, by rows; constants keep their bits.
+
+        So the running statistics of batch norm, and codebooks that move by a running mean, are
+        those of all rows. (Batch norm itself normalises by a process's own rows, as under DDP.)
+        """
+        watched = range(len(self._parts)) if self._moving is None else self._moving
+        before = [self._buffer(index).clone() for index in watched]
+        yield
+        if self._moving is None:
+            self._moving = watched = self._find_moving(before)
+            before = [before[index] for index in watched]
+        if not watched:
+            return
+        after = [self._buffer(index) for index in watched]
+        steps = [new - old for new, old in zip(after, before, strict=True)]
+        self.reduce(steps)
+        for buffer, old, step in zip(after, before, steps, strict=True):
+            buffer.copy_(old + step)
+
+    def _buffer(self, index: int) -> Tensor:
+        part, name = self._parts[index]
+        buffer = part._buffers[name]
+        assert buffer is not None  # only tensors were listed
+        return buffer
+
+    def _find_moving(self, before: list[Tensor]) -> list[int]:
+        """Return the buffers that the first step has moved, in any process."""
+        moved = [not torch.equal(self._buffer(index), old) for index, old in enumerate(before)]
+        found = self.sum(torch.tensor(moved, dtype=torch.float64)) if moved else torch.zeros(0)
+        return found.nonzero().flatten().tolist()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum of each value over the processes."""
+        total = values.detach().to(self.device, copy=True)
+        torch_dist.all_reduce(total)
+        return total
+
+    def mean(self, value: float) -> float:
+        """Return the mean over all rows, as the same number in all processes."""
+        return self.sum(torch.tensor(self._weight * value, dtype=torch.float64)).item()
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is true in some process."""
+        return bool(self.sum(torch.tensor(float(flag), dtype=torch.float64)) > 0)
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        self.any(False)
+
+    def _agree(self, facts: Mapping[str, int]) -> None:
+        mine = torch.tensor(list(facts.values()), dtype=torch.int64, device=self.device)
+        found = [torch.empty_like(mine) for _ in range(self.size)]
+        torch_dist.all_gather(found, mine)
+        for column, name in enumerate(facts):
+            values = [int(row[column]) for row in found]
+            if len(set(values)) > 1:
+                raise ConfigError(
+                    f"the {self.size} processes disagree: {name} is {values} by rank; run one "
+                    "script on the same data in all, with out= on a file system that all share"
+                )
+
+
+def join(devices: Devices, device: str | torch.device) -> World:
+    """Return this process alone, or the group that it is started in or starts.
+
+    Arguments:
+        devices: ``"auto"``: the processes that torchrun started, else one. A number: the processes
+            of this machine; where none were started, Fabric runs the script once in each.
+        device: As for ``resolve_device``; of a group without a number, each takes its own.
+
+    Raises:
+        ConfigError: Not a number, other than what was started, or no script to run again.
+        DeviceError: Fewer CUDA devices than processes.
+    """
+    wanted = devices if devices == "auto" else positive("devices", devices)
+    nodes, here = _started()
+    if wanted not in ("auto", here) and (nodes, here) != (1, 1):
+        raise ConfigError(
+            f"devices: got {wanted}, this script was started in {here} processes per machine; "
+            "leave devices out"
+        )
+    local = here if wanted == "auto" else int(wanted)
+    if nodes * local == 1:
+        return World(resolve_device(device))
+    return Group(_launch(_kind(device, local), local, nodes))
+
+
+def _started() -> tuple[int, int]:
+    """Return the number of machines and of processes on each that run this script."""
+    if torch_dist.is_available() and torch_dist.is_torchelastic_launched():
+        world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        return world // local, local
+    if torch_dist.is_available() and torch_dist.is_initialized():
+        return 1, torch_dist.get_world_size()
+    return 1, 1
+
+
+def _kind(device: str | torch.device, processes: int) -> str:
+    found = resolve_device(device)
+    if found.index is not None and found.type == "cuda":
+        raise DeviceError(
+            f"device: got {str(device)!r} for {processes} processes, each of which takes its own; "
+            "pass 'cuda' or 'auto', and choose by CUDA_VISIBLE_DEVICES"
+        )
+    count = torch.cuda.device_count() if found.type == "cuda" else math.inf
+    if processes > count:
+        raise DeviceError(
+            f"devices: got {processes} processes, this machine has {count} CUDA devices; start "
+            "fewer, or pass device='cpu'"
+        )
+    return found.type
+
+
+def _launch(kind: str, local: int, nodes: int) -> torch.device:
+    """Start the processes where nobody has, connect them, and return this one's device."""
+    import __main__
+
+    started = "LOCAL_RANK" in os.environ or torch_dist.is_initialized()
+    if not started and not hasattr(__main__, "__file__"):
+        raise ConfigError(
+            f"devices: got {local}, which runs the script once per device, and there is no script; "
+            "put the code into a file (a notebook has one process)"
+        )
+    # Here, not at the top: importing it takes longer than a small run.
+    from lightning_fabric import Fabric
+
+    fabric: Any = Fabric(accelerator=kind, devices=local, num_nodes=nodes, strategy="ddp")
+    fabric.launch()
+    return fabric.device
+
+
+def _tensors(modules: Mapping[str, nn.Module]) -> Iterator[Tensor]:
+    for module in modules.values():
+        yield from module.parameters()
+        yield from module.buffers()

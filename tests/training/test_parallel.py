@@ -1,0 +1,262 @@
+"""Two processes take the steps of one: gradients, weights, files and errors."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import two_processes
+from two_processes import Known, Normed, data, exact, fit, frozen, seen
+
+import pyro_vae as pv
+from pyro_vae.errors import ConfigError, DeviceError
+from pyro_vae.training import parallel
+
+ROOT = Path(pv.__file__).parents[1]
+SCRIPT = Path(two_processes.__file__)
+NEAR = {"rtol": 1e-12, "atol": 1e-12}  # float64; only the order of the sums differs
+
+
+def run(command, folder):
+    """Run a command on this checkout, at one thread per process."""
+    environment = {
+        **{k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")},
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(SCRIPT.parent)]),
+    }
+    done = subprocess.run(
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=folder,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """Run all scenarios in two processes, once, and return what each found."""
+    folder = tmp_path_factory.mktemp("two")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    run([*torchrun, str(SCRIPT), str(folder)], folder)
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def close(found, expected):
+    """Compare nested numbers to the last digits but a few."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for name in expected:
+            close(found[name], expected[name])
+    elif isinstance(expected, list) and expected and isinstance(expected[0], dict):
+        assert len(found) == len(expected)
+        for pair in zip(found, expected, strict=True):
+            close(*pair)
+    else:
+        new, old = (torch.tensor(value, dtype=torch.float64) for value in (found, expected))
+        torch.testing.assert_close(new, old, **NEAR)
+
+
+# -- the same steps --------------------------------------------------------------------------
+
+ALONE = {
+    "eager": lambda: exact(False, 23, clip_norm=0.4),  # shares of 4, 4 and 3 + 4 rows
+    "trace": lambda: exact("trace", 25),  # the last batch has one row: both take it whole
+    # Shares of 5 and 6 rows; the un-annealed ELBO is measured on the loader's batch.
+    "ragged loader": lambda: exact(False, None, epochs=1, beta=0.5),
+    "iwae": lambda: exact(False, 23, objective=pv.IWAE(2), beta=0.5),
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_gradients_weights_and_history_are_those_of_one_process(both, name):
+    """A global weight, so that N/B counts; a ragged batch; clipping by the global norm."""
+    alone = ALONE[name]()
+    assert len(alone["grads"]) == alone["steps"] in (1, 6, 8)
+    for found in both:
+        close(found[name], alone)
+
+
+def test_clipping_was_at_work():
+    norms = [
+        torch.cat([torch.tensor(grad).flatten() for grad in step.values()]).norm().item()
+        for step in exact(False, 23, clip_norm=1e9)["grads"]
+    ]
+    assert max(norms) > 0.4
+
+
+def test_all_processes_hold_the_same_bits(both):
+    for name in (*ALONE, "normed", "spread", "stopped", "patience"):
+        assert both[0][name] == both[1][name], name
+    assert both[0]["resumed"] == both[1]["resumed"]
+
+
+def test_all_start_from_the_weights_of_the_first(both):
+    program = Known(seed=0)
+    other = Known(seed=1)
+    for found in both:
+        assert found["spread"]["state"]["parts.Known.gain"] == program.gain.tolist()
+        assert found["spread"]["state"]["parts.Known.gain"] != other.gain.tolist()
+
+
+def test_running_statistics_are_those_of_all_rows(both):
+    """Means to the last digits; a variance within shares lacks what lies between their means."""
+    alone = fit(Normed(), data(27)[0], optimiser=frozen)["state"]
+    for found in both:
+        state = found["normed"]["state"]
+        for key, value in alone.items():
+            if "running_var" in key:
+                old = torch.tensor(value)
+                assert ((torch.tensor(state[key]) - old).abs() < 0.5 * old).all()
+            elif "running_mean" in key or "num_batches" in key:
+                close(state[key], value)
+                assert value != 0 and value != [0.0] * 4
+            else:
+                assert state[key] == value, key  # constants, to the bit
+
+
+# -- data and noise --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["tensors", "loader"])
+def test_every_row_is_seen_once_an_epoch(both, name):
+    """But for the last, a single row, which both take."""
+    whole = sorted(data(25)[0][:, 0].tolist())
+    for first, second in zip(both[0][name], both[1][name], strict=True):
+        assert len(first) == len(second) == 13 and len(set(first) & set(second)) == 1
+        assert sorted({*first, *second}) == whole
+
+
+def test_a_distributed_sampler_has_dealt_the_rows(both):
+    whole = sorted(data(24)[0][:, 0].tolist())
+    epochs = list(zip(both[0]["dealt"], both[1]["dealt"], strict=True))
+    assert all(sorted(first + second) == whole for first, second in epochs)
+    assert epochs[0][0] != epochs[1][0]  # dealt anew
+
+
+def test_each_process_draws_noise_of_its_own_and_the_seeds(both):
+    (first, again), (second, _) = both[0]["noise"], both[1]["noise"]
+    assert first == again and len(first) == 4
+    assert not set(first) & set(second)
+
+
+# -- stopping, files, errors -------------------------------------------------------------------
+
+
+def test_a_poisoned_row_stops_all_before_it_moves_a_weight(both):
+    first, second = (found["diverged"] for found in both)
+    assert first["error"].startswith("TrainingDiverged") and first["state"] == second["state"]
+    assert second["error"].startswith("TrainingDiverged")
+    assert all(torch.tensor(v).isfinite().all() for v in first["state"].values())
+    assert first["state"]["gain"] != Known().gain.tolist()  # two steps were taken
+
+
+def test_a_callback_of_any_process_stops_all(both):
+    assert all(len(found["stopped"]["history"]["loss"]) == 1 for found in both)
+
+
+def test_patience_ends_all(both):
+    assert all(len(found["patience"]["history"]["loss"]) == 3 for found in both)
+
+
+def test_a_resumed_run_is_the_straight_one(both):
+    for found in both:
+        resumed = found["resumed"]
+        assert resumed["resumed"] == resumed["straight"]
+        assert resumed["loaded"] == resumed["trained"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    {
+        "rows differ": "ConfigError: the 2 processes disagree: rows of data is [16, 17] by rank",
+        "small batch": "ConfigError: batch_size: got 3 rows for 2 devices, expected at least 4",
+        "other number": "ConfigError: devices: got 3, this script was started in 2 processes",
+        "dealt valid": "ConfigError: valid: got a loader with a DistributedSampler",
+        "subsampling": "ProgramError: devices: this program draws its own minibatch",
+    }.items(),
+)
+def test_errors_reach_all(both, name, expected):
+    assert all(found[name].startswith(expected) for found in both)
+
+
+# -- starting ----------------------------------------------------------------------------------
+
+TRAIN = """
+import torch, pyro_vae as pv
+torch.manual_seed(0)
+x = torch.bernoulli(torch.full((40, 6), 0.3))
+run = pv.fit(pv.models.VAE(6, 2, (8,)), x, epochs=1, devices=2, device="cpu", out="run")
+loaded = pv.load("run")
+text = f"rank {run.rank} of {run.world_size} {run.device} {len(run.history['loss'])}"
+open(f"{run.rank}.txt", "w").write(text)  # to files: two printing processes mix their letters
+"""
+
+
+@pytest.mark.slow
+def test_a_script_starts_its_own_processes(tmp_path):
+    (tmp_path / "train.py").write_text(TRAIN)
+    run(["train.py"], tmp_path)
+    found = [path.read_text() for path in sorted(tmp_path.glob("*.txt"))]
+    assert found == ["rank 0 of 2 cpu 1", "rank 1 of 2 cpu 1"]
+
+
+@pytest.mark.parametrize("devices", [0, -1, 2.5, "all", True])
+def test_devices_is_a_number(devices):
+    if devices is True:
+        devices = False
+    with pytest.raises(ConfigError, match="devices: got"):
+        pv.fit(Known(), data(8), devices=devices)
+
+
+@pytest.mark.parametrize("devices", ["auto", 1])
+def test_one_process_starts_nothing(monkeypatch, devices):
+    monkeypatch.setattr(parallel, "_launch", None)
+    world = parallel.join(devices, "cpu")
+    assert type(world) is parallel.World and world.size == 1 and world.main
+
+
+def test_without_a_script_there_is_nothing_to_start(monkeypatch):
+    monkeypatch.delattr("__main__.__file__")
+    with pytest.raises(ConfigError, match="devices: got 2, which runs the script once per device"):
+        fit(Known(), data(8), devices=2)
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("cuda:0", "each of which takes its own"), ("cuda", "this machine has 1 CUDA devices")],
+)
+def test_more_processes_than_devices(monkeypatch, device, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(DeviceError, match=message):
+        parallel.join(2, device)
+
+
+def test_torchrun_over_many_machines_is_read(monkeypatch):
+    """Four machines with eight devices: 32 processes, of which Fabric makes none."""
+    asked = []
+    monkeypatch.setattr(parallel, "_launch", lambda *a: asked.append(a) or torch.device("cpu"))
+    monkeypatch.setattr(parallel, "Group", lambda device: device)
+    for name, value in {
+        "TORCHELASTIC_RUN_ID": "x",
+        "WORLD_SIZE": 32,
+        "LOCAL_WORLD_SIZE": 8,
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    parallel.join("auto", "cpu")
+    parallel.join(8, "cpu")
+    assert asked == [("cpu", 8, 4)] * 2
+    with pytest.raises(ConfigError, match="got 4, this script was started in 8 processes"):
+        parallel.join(4, "cpu")
+
+
+def test_seen_alone_is_everything():
+    """The oracle's own: one process sees all rows."""
+    assert seen(data(25)) == [sorted(data(25)[0][:, 0].tolist())] * 2

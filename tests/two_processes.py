@@ -1,0 +1,252 @@
+"""What two processes do together, scenario by scenario; one process does the same as the oracle.
+
+``torchrun --nproc-per-node=2 two_processes.py FOLDER`` writes ``rank0.json`` and ``rank1.json``.
+Noise is part of the data, so that numbers can be compared to the last digits.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data.distributed import DistributedSampler
+
+import pyro_vae as pv
+from pyro_vae.errors import PyroVaeError
+
+DIM, LATENT = 4, 2
+
+
+class Known(nn.Module):
+    """A Bayesian linear decoder, a linear encoder, and noise that comes with the data."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        self.gain = nn.Parameter(0.3 * normal(DIM, LATENT))
+        self.log_scale = nn.Parameter(torch.full((LATENT,), -0.5, dtype=torch.float64))
+        self.weight_loc = nn.Parameter(0.3 * normal(LATENT, DIM))
+        self.weight_log_scale = nn.Parameter(normal(LATENT, DIM) - 2)
+        self.register_buffer("noise", torch.full((LATENT, DIM), 0.7, dtype=torch.float64))
+
+    def model(self, x: Tensor, eps: Tensor) -> None:
+        prior = dist.Normal(x.new_zeros(LATENT, DIM), x.new_ones(()))
+        weight = pyro.sample("weight", prior.to_event(2))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(LATENT), x.new_ones(())).to_event(1))
+            pyro.sample("x", dist.Normal(z @ weight, x.new_ones(())).to_event(1), obs=x)
+
+    def guide(self, x: Tensor, eps: Tensor) -> None:
+        scale = self.weight_log_scale.exp()
+        weight = self.weight_loc + scale * self.noise
+        log_q = dist.Normal(self.weight_loc, scale).to_event(2).log_prob(weight)
+        pyro.sample("weight", dist.Delta(weight, log_density=log_q, event_dim=2))
+        with pyro.plate("data", len(x)):
+            q = dist.Normal(x @ self.gain, self.log_scale.exp()).to_event(1)
+            z = x @ self.gain + self.log_scale.exp() * eps
+            pyro.sample("z", dist.Delta(z, log_density=q.log_prob(z), event_dim=1))
+
+
+class Normed(nn.Module):
+    """Batch norm of the data in the encoder; what it learns of them is in buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encode = nn.Sequential(nn.BatchNorm1d(DIM), nn.Linear(DIM, LATENT)).double()
+        self.decode = nn.Linear(LATENT, DIM).double()
+        self.register_buffer("third", torch.full((3,), 1 / 3, dtype=torch.float64))
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(LATENT), x.new_ones(())).to_event(1))
+            pyro.sample("x", dist.Normal(self.decode(z), x.new_ones(())).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.encode(x), self.third[0]).to_event(1))
+
+
+class Subsampling(Known):
+    """It draws its own minibatch."""
+
+    def model(self, x: Tensor, eps: Tensor) -> None:
+        with pyro.plate("data", len(x), subsample_size=4) as rows:
+            z = pyro.sample("z", dist.Normal(x.new_zeros(LATENT), x.new_ones(())).to_event(1))
+            loc = z @ self.weight_loc
+            pyro.sample("x", dist.Normal(loc, x.new_ones(())).to_event(1), obs=x[rows])
+
+    def guide(self, x: Tensor, eps: Tensor) -> None:
+        with pyro.plate("data", len(x), subsample_size=4) as rows:
+            q = dist.Normal(x[rows] @ self.gain, self.log_scale.exp())
+            pyro.sample("z", q.to_event(1))
+
+
+def data(rows: int) -> tuple[Tensor, Tensor]:
+    """Return data and noise, one row per datum."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(rows, DIM, generator=generator, dtype=torch.float64)
+    return x, torch.randn(rows, LATENT, generator=generator, dtype=torch.float64)
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    """Return an optimiser under which a wrong scale of the gradient shows."""
+    return torch.optim.SGD(parameters, lr=0.02)
+
+
+def frozen(parameters: Any) -> torch.optim.Optimizer:
+    """Return an optimiser that moves nothing."""
+    return torch.optim.SGD(parameters, lr=0.0)
+
+
+def numbers(run: Any, program: Any) -> dict[str, Any]:
+    """Return a run's history and weights as JSON holds them, to the last bit."""
+    history = {k: v.tolist() for k, v in run.history.items() if k != "seconds"}
+    state = {k: v.tolist() for k, v in pv.Program.of(program).state_dict().items()}
+    return {"history": history, "state": state, "steps": run.steps, "best": run.best_epoch}
+
+
+def fit(program: Any, batch: Any, **options: Any) -> dict[str, Any]:
+    """Train and return the numbers."""
+    options = {"epochs": 2, "batch_size": 8, "optimiser": sgd, "device": "cpu", **options}
+    return numbers(pv.fit(program, batch, progress=False, **options), program)
+
+
+def exact(compile: Any, rows: int | None, **options: Any) -> dict[str, Any]:
+    """Train the program whose noise is data (in a loader without rows), and keep its gradients."""
+    grads: list[Any] = []
+    program = Known()
+
+    def optimiser(parameters: Any) -> torch.optim.Optimizer:
+        made = sgd(parameters)
+        made.register_step_pre_hook(
+            lambda *_: grads.append({n: p.grad.tolist() for n, p in program.named_parameters()})
+        )
+        return made
+
+    options = {"valid": data(13), "compile": compile, "optimiser": optimiser, **options}
+    batch = data(rows) if rows else DataLoader(TensorDataset(*data(11)), batch_size=11)
+    return {**fit(program, batch, **options), "grads": grads}
+
+
+def seen(batch: Any, batch_size: int = 8) -> list[list[float]]:
+    """Return the first number of each row that this process trains on, epoch by epoch."""
+    rows: list[list[float]] = [[]]
+    calls: list[int] = []
+
+    def look(batch: Any) -> Any:
+        if calls:  # the first call is a look at the data, before the run
+            rows[-1].extend(batch[0][:, 0].tolist())
+        calls.append(1)
+        return batch
+
+    fit(
+        Known(),
+        batch,
+        transform=look,
+        optimiser=frozen,
+        batch_size=batch_size,
+        callbacks=[lambda _: rows.append([])],
+    )
+    return [sorted(epoch) for epoch in rows[:-1]]
+
+
+def noise() -> list[float]:
+    """Return the noise that the steps of this process draw."""
+    drawn: list[float] = []
+
+    def look(batch: Any) -> Any:
+        drawn.append(torch.rand(()).item())
+        return batch
+
+    fit(Known(), data(16), transform=look, optimiser=frozen)
+    return drawn[1:]  # the first is a look at the data, before the run
+
+
+def error(action: Callable[[], Any]) -> str:
+    """Return the error of an action, its class first."""
+    try:
+        action()
+    except PyroVaeError as found:
+        return f"{type(found).__name__}: {found}"
+    return "none"
+
+
+def diverged(rank: int) -> dict[str, Any]:
+    """Poison the rows of one process in the third step, and say what came of it."""
+    program, steps = Known(), iter(range(99))
+
+    def poison(batch: Any) -> Any:
+        bad = next(steps) == 3 and rank == 1  # step 0 is the look before the run
+        return tuple(leaf * float("inf") if bad else leaf for leaf in batch)
+
+    found = error(lambda: fit(program, data(64), transform=poison))
+    return {"error": found, "state": {k: v.tolist() for k, v in program.state_dict().items()}}
+
+
+def resumed(folder: Path) -> dict[str, Any]:
+    """Train a program with noise of its own in two runs, and in one."""
+    torch.manual_seed(3)
+    start = pv.models.VAE(DIM, LATENT, (5,), observation=pv.conditionals.Gaussian).double()
+    x = data(30)[0]
+    programs = [pv.models.VAE(**start.config).double() for _ in range(2)]
+    for program in programs:
+        program.load_state_dict(start.state_dict())
+    straight = fit(programs[0], x, epochs=4, out=folder / "straight", valid=x[:9])
+    fit(programs[1], x, epochs=2, out=folder / "parts", valid=x[:9])
+    again = fit(programs[1], x, epochs=4, out=folder / "parts", valid=x[:9], resume=True)
+    return {
+        "straight": straight,
+        "resumed": again,
+        "loaded": sum(p.sum().item() for p in pv.load(folder / "straight").parameters()),
+        "trained": sum(p.sum().item() for p in programs[0].parameters()),
+    }
+
+
+def scenarios(rank: int, folder: Path) -> dict[str, Any]:
+    """Run everything; the same calls in the same order in each process."""
+    found: dict[str, Any] = {
+        "eager": exact(False, 23, clip_norm=0.4),
+        "trace": exact("trace", 25),
+        "iwae": exact(False, 23, objective=pv.IWAE(2), beta=0.5),
+        "spread": fit(Known(seed=rank), data(16), optimiser=frozen),
+        "normed": fit(Normed(), data(27)[0], optimiser=frozen),
+        "tensors": seen(data(25)),
+        "loader": seen(DataLoader(TensorDataset(*data(25)), batch_size=8, shuffle=True)),
+        "dealt": seen(_dealt(rank)),
+        "noise": [noise(), noise()],
+        "diverged": diverged(rank),
+        "resumed": resumed(folder),
+        "stopped": fit(Known(), data(16), epochs=9, callbacks=[lambda run: rank == 1]),
+        "patience": fit(Known(), data(16), epochs=9, valid=data(9), patience=2, optimiser=frozen),
+        "rows differ": error(lambda: fit(Known(), data(16 + rank))),
+        "small batch": error(lambda: fit(Known(), data(16), batch_size=3)),
+        "other number": error(lambda: fit(Known(), data(16), devices=3)),
+        "dealt valid": error(lambda: fit(Known(), data(16), valid=_dealt(rank))),
+        "ragged loader": exact(False, None, epochs=1, beta=0.5),
+        "subsampling": error(lambda: fit(Subsampling(), data(16))),
+    }
+    return found
+
+
+def _dealt(rank: int) -> DataLoader:
+    rows = TensorDataset(*data(24))
+    return DataLoader(rows, 4, sampler=DistributedSampler(rows, num_replicas=2, rank=rank))
+
+
+if __name__ == "__main__":
+    import os
+
+    torch.set_num_threads(1)
+    target, number = Path(sys.argv[1]), int(os.environ["RANK"])
+    (target / f"rank{number}.json").write_text(json.dumps(scenarios(number, target)))

@@ -16,7 +16,7 @@ from pyro_vae.errors import ConfigError
 from pyro_vae.inference.background import Background
 from pyro_vae.inference.batch import Batch, cuda_devices, map_batch, named_leaves, signature
 from pyro_vae.inference.bindings import direct
-from pyro_vae.inference.graphs import simplify, written_inputs
+from pyro_vae.inference.graphs import refuse_moving_shapes, simplify, written_inputs
 from pyro_vae.inference.handlers import Beta, validation
 from pyro_vae.inference.inductor import Run, compile_graph
 from pyro_vae.inference.joint import Joint
@@ -204,20 +204,19 @@ class CompiledLoss:
             used[:] = found
             return (loss.detach(), *(_dense(g, real[n]) for n, g in found.items()))
 
-        # Copies: tracing must move neither the buffers nor the batch.
-        example = [
-            real[name].detach().clone().requires_grad_(real[name].requires_grad) for name in names
-        ]
-        example += [leaf.clone() for _, leaf in named_leaves(batch)] + _flat(weights)
-        with (
-            self.program.running(),
-            validation(False),
-            torch.random.fork_rng(cuda_devices(batch)),
-        ):
-            graph = make_fx(whole)(*example)
-        flat = [leaf.detach() for leaf in example]
-        graph = simplify(graph, flat)
-        moving = [index for index in written_inputs(graph) if index < len(names)]
+        def example() -> list[Tensor]:  # copies: a trial must move neither buffers nor batch
+            leaves = [leaf for _, leaf in named_leaves(batch)] + _flat(weights)
+            mine = [real[n].detach().clone().requires_grad_(real[n].requires_grad) for n in names]
+            return [*mine, *(leaf.clone() for leaf in leaves)]
+
+        with self.program.running(), validation(False):
+            with torch.random.fork_rng(cuda_devices(batch)):
+                graph = make_fx(whole)(*example())
+            refuse_moving_shapes(graph)
+            flat = [leaf.detach() for leaf in example()]
+            graph = simplify(graph, flat)
+            moving = [index for index in written_inputs(graph) if index < len(names)]
+            _try(graph, whole, example)
         run = compile_graph(graph, flat) if self.mode is True else direct(graph, flat)
         return Traced(graph, run, [real[name] for name in used], moving)  # type: ignore[misc]
 
@@ -229,6 +228,24 @@ class CompiledLoss:
                 UserWarning,
                 stacklevel=3,
             )
+
+
+def _try(graph: Run, function: Run, example: Callable[[], list[Tensor]]) -> None:
+    """Compare a graph with what it was traced from, once, at equal noise.
+
+    A tracer takes for a constant what does not come from tensors: NumPy's noise, a counter.
+    """
+    losses = []
+    for run in (function, graph):
+        inputs = example()
+        with torch.random.fork_rng(cuda_devices(inputs)):
+            losses.append(run(*inputs)[0].detach())
+    eager, traced = losses
+    if eager.device.type != "meta" and not torch.allclose(eager, traced, 1e-4, equal_nan=True):
+        raise RuntimeError(
+            f"run again at equal noise, the program gives {eager.item():g}, its trace "
+            f"{traced.item():g}; draw all noise from torch, and keep no count in Python"
+        )
 
 
 def _dense(grad: Tensor, parameter: Tensor) -> Tensor:

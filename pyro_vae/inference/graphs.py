@@ -51,6 +51,25 @@ def simplify(graph: GraphModule, inputs: Sequence[Tensor]) -> GraphModule:
     return GraphModule(graph, graph.graph)  # a new module: with those constants only that are used
 
 
+def refuse_moving_shapes(graph: GraphModule) -> None:
+    """Refuse a graph with a result whose shape depends on values: traced, it would be fixed.
+
+    Raises:
+        RuntimeError: Names the operator and what to do.
+    """
+    for node in graph.graph.nodes:
+        if not isinstance(node.target, OpOverload):
+            continue
+        moving = torch.Tag.dynamic_output_shape in node.target.tags
+        if node.target is aten.index.Tensor:
+            metas = [_meta(index) for index in node.args[1] if isinstance(index, Node)]
+            moving = any(meta is not None and meta.dtype == torch.bool for meta in metas)
+        if moving:
+            raise RuntimeError(
+                f"the shape that {node.target} returns depends on values; use torch.where or a mask"
+            )
+
+
 class Aliases:
     """Which nodes of a graph share memory, and which of that memory is written to."""
 

@@ -2,6 +2,7 @@
 
 import warnings
 
+import numpy as np
 import programs
 import pytest
 import torch
@@ -222,6 +223,50 @@ def test_auto_is_quiet_about_a_program_that_cannot_be_traced():
     compiled = CompiledLoss(pv.ELBO().per_datum, program, mode="auto", steps=1000)
     run(lambda: compiled(data), program, list(program.parameters()))
     assert "programs.py" in compiled.reason
+
+
+class Ones(nn.Module):
+    """A model of one line, written in several ways."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.calls = how, 0
+        self.loc = nn.Parameter(torch.ones(6))
+
+    def model(self, x):
+        with programs.pyro.plate("data", len(x)):
+            z = programs.pyro.sample("z", programs.dist.Normal(0.0, 1.0))
+            loc = self.how(self, x) + z[..., None]
+            programs.pyro.sample("x", programs.dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with programs.pyro.plate("data", len(x)):
+            programs.pyro.sample("z", programs.dist.Normal(self.loc.sum() + x[:, 0] * 0, 1.0))
+
+
+def counting(program, x):
+    program.calls += 1
+    return program.loc * program.calls
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        (lambda p, x: p.loc + float(np.random.default_rng().normal()), "draw all noise from torch"),
+        (counting, "keep no count in Python"),
+        (lambda p, x: p.loc + x[x > 0.5].sum(), "depends on values"),
+        (lambda p, x: p.loc + torch.masked_select(x, x > 0.5).sum(), "depends on values"),
+    ],
+    ids=["numpy", "count", "mask", "select"],
+)
+def test_what_a_tracer_would_freeze_runs_eagerly(how, why):
+    program = Program.of(Ones(how))
+    x = programs.binary(12)
+    program.read(x)
+    compiled = CompiledLoss(pv.ELBO().per_datum, program)
+    with program.running(), pytest.warns(UserWarning, match=why):
+        compiled(x)
+    assert compiled.num_graphs == 0
 
 
 def test_rows_laid_out_otherwise_are_another_graph():

@@ -217,7 +217,13 @@ class CompiledLoss:
             graph = simplify(graph, flat)
             moving = [index for index in written_inputs(graph) if index < len(names)]
             _try(graph, whole, example)
-        run = compile_graph(graph, flat) if self.mode is True else direct(graph, flat)
+        lost = any(flat[i].dim() == 0 and flat[i].dtype == torch.float64 for i in moving)
+        if self.mode is True and not lost:
+            run = compile_graph(graph, flat)
+        else:  # Inductor loses what is written to a double of no dimension (PyTorch 2.13)
+            run = direct(graph, flat)
+        if lost:
+            self._background = None
         return Traced(graph, run, [real[name] for name in used], moving)  # type: ignore[misc]
 
     def _give_up(self, error: Exception) -> None:

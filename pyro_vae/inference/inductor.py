@@ -6,10 +6,7 @@ from importlib import import_module
 
 import torch
 from torch import Tensor
-from torch._guards import TracingContext, tracing
-from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 Run = Callable[..., tuple[Tensor, ...]]
 
@@ -25,11 +22,14 @@ def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> Run:
         graph: What ``simplify`` returned.
         inputs: Tensors of the shapes, strides and devices to come.
     """
+    # Seconds to import: only where they are used.
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of PyTorch's own, on import
-        # Seconds to import: only where it is used.
         inductor = import_module("torch._inductor.compile_fx").compile_fx
-
     cuda = any(leaf.is_cuda for leaf in inputs)
     options = {"triton.cudagraphs": True} if cuda else {"fallback_random": True}
     # Inductor's cache wants a context for symbolic shapes; ours are numbers.

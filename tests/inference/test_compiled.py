@@ -216,6 +216,44 @@ def test_inductor_gives_the_eager_numbers_at_equal_noise(name):
     assert len(check(program, data, pv.ELBO(), 0.3, mode=True)) == 3
 
 
+class Counting(nn.Module):
+    """A program that counts its passes in a double of no dimension."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(6))
+        self.register_buffer("passes", torch.zeros(()))
+
+    def model(self, x):
+        with programs.pyro.plate("data", len(x)):
+            z = programs.pyro.sample("z", programs.dist.Normal(0.0, 1.0))
+            loc = self.loc + z[..., None]
+            programs.pyro.sample("x", programs.dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        if self.training:
+            self.passes += 1
+        with programs.pyro.plate("data", len(x)):
+            programs.pyro.sample("z", programs.dist.Normal(x.sum(-1), 1.0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_count_of_no_dimension_goes_on_under_the_compiler(dtype):
+    """Inductor loses what is written to a float64 tensor of no dimension."""
+    module = Counting()
+    program = Program.of(module).to(dtype)
+    x = programs.binary(12).to(dtype)
+    program.read(x)
+    program.train()
+    compiled = CompiledLoss(pv.ELBO().per_datum, program, mode=True)
+    with program.running(), validation(False):
+        before = module.passes.item()
+        for _ in range(3):
+            compiled(x)
+    assert module.passes.item() == before + 3
+
+
 def test_auto_is_quiet_about_a_program_that_cannot_be_traced():
     case = programs.CASES["labelled"]
     program = Program.of(case.build()).double()

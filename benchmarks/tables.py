@@ -1,6 +1,6 @@
-"""The README's results tables, made from ``benchmarks/results/*.json``: no figure typed by hand.
+"""The results tables, made from ``benchmarks/results/*.json``: no figure typed by hand.
 
-The ``speed_`` results have a table of their own: a row per program, a column per competitor.
+The README shows the headlines and the speed of a step, ``benchmarks/README.md`` every figure.
 
 ``python benchmarks/tables.py`` rewrites them; ``--check`` exits with 1 where they are stale.
 """
@@ -22,7 +22,7 @@ def rows() -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))]
 
 
-def table(results: list[dict[str, Any]]) -> str:
+def table(results: list[dict[str, Any]], folder: str) -> str:
     """Return the Markdown table of results; how each was measured stands in its file."""
     lines = [
         "| figure | measured | target | published | minutes |",
@@ -31,7 +31,7 @@ def table(results: list[dict[str, Any]]) -> str:
     for row in results:
         error = f" ± {row['stderr']:.2g}" if row["stderr"] is not None else ""
         lines.append(
-            f"| [{row['name']}](benchmarks/results/{row['name']}.json): {row['unit']} | "
+            f"| [{row['name']}]({folder}/{row['name']}.json): {row['unit']} | "
             f"**{_figure(row['value'])}**{error} | {row['target']} | {_short(row['published'])} | "
             f"{row['seconds'] / 60:.0f} |"
         )
@@ -53,7 +53,7 @@ OURS = "pyro_vae, compile=True"
 THREADS = "_2_threads"
 
 
-def speed_table(results: list[dict[str, Any]]) -> str:
+def speed_table(results: list[dict[str, Any]], folder: str) -> str:
     """Return the Markdown table of the steps: times over hand-written eager PyTorch."""
     by_name = {row["name"]: row for row in results}
     heads = ["program", "by hand, ms", *SPEED, "`True`, 2 threads", "`True` / matrix products"]
@@ -61,14 +61,16 @@ def speed_table(results: list[dict[str, Any]]) -> str:
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, row in by_name.items():
         if not name.endswith(THREADS):
-            lines.append(f"| {' | '.join(_speed_cells(row, by_name.get(name + THREADS)))} |")
+            lines.append(
+                f"| {' | '.join(_speed_cells(row, by_name.get(name + THREADS), folder))} |"
+            )
     return "\n".join(lines)
 
 
-def _speed_cells(row: dict[str, Any], threads: dict[str, Any] | None) -> list[str]:
+def _speed_cells(row: dict[str, Any], threads: dict[str, Any] | None, folder: str) -> list[str]:
     details = row["details"]
     milliseconds = details.get("step_seconds", {}).get("hand-written")
-    cells = [f"[{row['name'].removeprefix('speed_')}](benchmarks/results/{row['name']}.json)"]
+    cells = [f"[{row['name'].removeprefix('speed_')}]({folder}/{row['name']}.json)"]
     cells.append("–" if milliseconds is None else f"{1e3 * milliseconds:.1f}")
     cells += [_median(details["ratios"], names) for names in SPEED.values()]
     cells[-1] = f"**{cells[-1]}**"
@@ -99,27 +101,58 @@ def _short(published: str) -> str:
     return f"{found[1]} ({found[2]} et al. {found[3]})" if found else "–"
 
 
-def rendered(readme: str) -> str:
-    """Return the README with its table made anew."""
-    before, rest = readme.split(BEGIN)
+# What the README shows of the figures, in this order; the rest stands in benchmarks/README.md.
+HEADLINES = (
+    "vae_mnist_static",
+    "iwae5_mnist_static",
+    "iwae5_gain_mnist_static",
+    "ais_mnist_static",
+    "hmc_refined_gain_fashion",
+    "refine_speed",
+    "ladder_mnist_dynamic",
+    "vamp_gain_mnist_static",
+    "sbn_mnist_static",
+    "def_olivetti",
+    "vq_fashion",
+    "precision_bf16",
+)
+
+
+def rendered(page: str, folder: str) -> str:
+    """Return a page with its tables made anew.
+
+    Arguments:
+        page: The text, with one pair of markers.
+        folder: Of the results, as seen from the page.
+    """
+    before, rest = page.split(BEGIN)
     _, after = rest.split(END)
     results = rows()
     speed = [row for row in results if row["name"].startswith("speed_")]
     others = [row for row in results if row not in speed]
-    return f"{before}{BEGIN}\n{table(others)}\n\n{speed_table(speed)}\n{END}{after}"
+    if folder.startswith("benchmarks"):
+        named = {row["name"]: row for row in others}
+        shown = table([named[name] for name in HEADLINES if name in named], folder)
+        shown += f"\n\n{speed_table(speed, folder)}"
+    else:
+        shown = table(others, folder)
+    return f"{before}{BEGIN}\n{shown}\n{END}{after}"
+
+
+PAGES = {"README.md": "benchmarks/results", "benchmarks/README.md": "results"}
 
 
 def main() -> None:
-    """Rewrite or check the README."""
+    """Rewrite or check the pages."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    path = ROOT / "README.md"
-    old = path.read_text()
-    new = rendered(old)
-    if args.check and new != old:
-        sys.exit("README.md: the results table is stale; run python benchmarks/tables.py")
-    path.write_text(new)
+    for name, folder in PAGES.items():
+        old = (ROOT / name).read_text()
+        new = rendered(old, folder)
+        if args.check and new != old:
+            sys.exit(f"{name}: the results table is stale; run python benchmarks/tables.py")
+        (ROOT / name).write_text(new)
 
 
 if __name__ == "__main__":

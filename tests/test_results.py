@@ -45,7 +45,7 @@ def test_a_result_says_how_it_was_measured(path: Path) -> None:
     assert not re.search(r'"/(?!\*)|/tmp/|/home/', text)
 
 
-def test_the_readme_table_is_made_from_the_files() -> None:
+def test_the_tables_are_made_from_the_files() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "tables.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -43,10 +43,14 @@ def log_prob_and_grad(
     """Evaluate log p(z) and its gradient in z; no parameter receives a `.grad`.
 
     Arguments:
-        log_density: maps `(*, Z)` to `(*)`, in nats
+        log_density: maps `(*, Z)` to `(*)`, in nats; one that has a method `value_and_grad` (a
+            traced graph) is asked for both at once, unless a graph is to be kept
         position: z, shape `(*, Z)`
         create_graph: keep the graph, so that the results can be differentiated again
     """
+    both = getattr(log_density, "value_and_grad", None)
+    if both is not None and not create_graph:
+        return both(position)
     with torch.enable_grad():
         if not (create_graph and position.requires_grad):
             position = position.detach().requires_grad_()

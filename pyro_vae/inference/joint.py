@@ -92,6 +92,20 @@ class Joint:
             draws.append(self._read_at(cut, num_particles))
         return stack(draws), leaves
 
+    def cut_traces(self, num_particles: int = 1) -> tuple[Trace, Trace, list[Leaf]]:
+        """Return traces ``(model, guide)`` of one draw and its values, attached and cut off.
+
+        The guide runs once and keeps its graph; the model is scored at the cut values, so that its
+        graph ends there.
+        """
+
+        def both(args: Any, kwargs: Any) -> tuple[Trace, Trace, list[Leaf]]:
+            guide = self._sample(args, kwargs)
+            cut, leaves = _cut(guide)
+            return self._score_model(cut, args, kwargs), prune_subsample_sites(guide), leaves
+
+        return self._run(num_particles, both)
+
     def model_log_p(self, values: Mapping[str, Tensor], num_particles: int) -> dict[str, Tensor]:
         """Return log p of the sites of one datum at given latents, ``(K, B)`` each."""
         trace = self._as_trace(values, num_particles)
@@ -112,7 +126,11 @@ class Joint:
 
     def guide_values(self, num_particles: int) -> dict[str, Tensor]:
         """Draw the local latents from the guide, ``(K, ..., B) | event`` (or K·B rows, tiled)."""
-        return _local_values(self._run(num_particles, self._sample))
+        return _local_values(self.guide_trace(num_particles))
+
+    def guide_trace(self, num_particles: int) -> Trace:
+        """Return the trace of the guide at K values of its local latents."""
+        return self._run(num_particles, self._sample)
 
     def prior_values(self, num_particles: int) -> dict[str, Tensor]:
         """Draw the local latents from the prior, ``(K, ..., B) | event`` (or K·B rows, tiled)."""

@@ -1,5 +1,6 @@
 """The log joint of a program as a function of one unconstrained vector per datum and chain."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,11 @@ class Slot:
     base: torch.Size
     columns: slice
 
+    @property
+    def plain(self) -> bool:
+        """Whether the latent is its own unconstrained coordinate."""
+        return self.transform is identity_transform
+
 
 class LogJoint:
     r"""Densities of a program's local latents on one batch, in unconstrained coordinates.
@@ -41,13 +47,16 @@ class LogJoint:
     Arguments:
         program: With continuous local latents, in no plate but ``"data"``.
         batch: One row per datum.
+        globals_: Values at which the global latents are held, by site; None draws them.
 
     Raises:
         ProgramError: A local latent is discrete, stands in a nested plate, has a support that
             depends on another latent, or there is none; the program subsamples its plate itself.
     """
 
-    def __init__(self, program: Program, batch: Batch) -> None:
+    def __init__(
+        self, program: Program, batch: Batch, globals_: Mapping[str, Tensor] | None = None
+    ) -> None:
         program.require_prior("sampling the posterior")
         joint = program.joint(batch)
         with torch.no_grad():
@@ -62,16 +71,54 @@ class LogJoint:
                 "a program that subsamples its plate draws other rows at each evaluation, and HMC "
                 "and AIS need the same; give the plate all rows of its batch"
             )
-        self.slots = _slots(model)
+        self.slots = read_slots(model)
         if not self.slots:
             raise ProgramError("the program has no local latent to sample")
         drawn = dict(sample_sites(guide))
-        fixed = {name: drawn[name]["value"] for name in program.sites.global_}
-        self._joint: Joint = joint.fixing(fixed) if fixed else joint
+        if globals_ is None:
+            globals_ = {name: drawn[name]["value"] for name in program.sites.global_}
+        self.globals_ = globals_
+        self._program = program
+        self._joint = self._hold(joint)
         self._auxiliary = [n for n, site in drawn.items() if site["infer"].get("is_auxiliary")]
         self._model_at: tuple[Any, dict[str, Tensor], Tensor] | None = None
-        if not checks.is_meta(batch):
+        # Whether the slots serve any batch: no support depends on a parameter or on the data.
+        self.constant_supports = all(
+            checks.fixed_support(model.nodes[slot.name]["fn"]) is not None for slot in self.slots
+        )
+        if not checks.is_meta(batch) and not self.constant_supports:
             self._require_fixed_supports(model)
+
+    def on(self, batch: Batch) -> "LogJoint":
+        """Return the density on other rows of the same shapes: unchecked, globals held.
+
+        Only where ``constant_supports``: the slots are those of the first rows.
+        """
+        other = copy.copy(self)
+        other._model_at = None
+        other._joint = self._hold(self._program.joint(batch))
+        return other
+
+    def _hold(self, joint: Joint) -> Joint:
+        return joint.fixing(self.globals_) if self.globals_ else joint
+
+    @classmethod
+    def at(cls, joint: Joint, model: Trace) -> "LogJoint":
+        """Return the densities of a pair whose program was checked, read from a model's trace.
+
+        For a training step: no further trace, no check, nothing that a tracer cannot follow.
+        """
+        densities = cls.__new__(cls)
+        densities.slots = read_slots(model)
+        densities._joint = joint
+        densities._auxiliary = []
+        densities._model_at = None
+        return densities
+
+    @property
+    def joint(self) -> Joint:
+        """Model and guide on the batch, the globals held."""
+        return self._joint
 
     @property
     def dim(self) -> int:
@@ -121,6 +168,10 @@ class LogJoint:
         """Return the latents of unconstrained vectors, by site, ``(C, B | event)``."""
         return self._values(u)[0]
 
+    def log_jacobian(self, u: Tensor) -> Tensor:
+        r"""Return :math:`\log |dz/du|`, ``(C, B)``."""
+        return self._values(u)[1]
+
     def _values(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         values, jacobian = {}, u.new_zeros(u.shape[:-1])
         for slot in self.slots:
@@ -142,8 +193,6 @@ class LogJoint:
 
     def _require_fixed_supports(self, model: Trace) -> None:
         """Refuse a support that moves with the other latents: its transform is read once."""
-        if all(checks.fixed_support(model.nodes[slot.name]["fn"]) for slot in self.slots):
-            return
         joint = self._joint  # globals held: a support may depend on them, and on the data
         with torch.no_grad():
             prior = poutine.trace(joint.model).get_trace(*joint.args, **joint.kwargs)
@@ -167,7 +216,8 @@ class LogJoint:
             )
 
 
-def _slots(model: Trace) -> list[Slot]:
+def read_slots(model: Trace) -> list[Slot]:
+    """Return the slots of a model's local latents, in the order of sampling."""
     slots: list[Slot] = []
     start = 0
     for name, site in sample_sites(model):

@@ -4,6 +4,7 @@ Each function returns a ``matplotlib.figure.Figure`` of its own: pyplot, its bac
 settings are never touched, so these work in scripts, notebooks and threads alike.
 """
 
+from pyro_vae.plots.gaps import gaps
 from pyro_vae.plots.history import curves
 from pyro_vae.plots.images import interpolations, reconstructions, samples
 from pyro_vae.plots.latent import latent_map
@@ -14,6 +15,7 @@ __all__ = [
     "DPI",
     "PALETTE",
     "curves",
+    "gaps",
     "interpolations",
     "latent_map",
     "reconstructions",

@@ -1,0 +1,215 @@
+"""What inference costs: the gaps between log p(x), the best local bound and the guide's own."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pyro_vae.errors import ConfigError, ProgramError
+from pyro_vae.evaluation.annealing import AIS, ais
+from pyro_vae.inference.batch import Batch, chunks
+from pyro_vae.inference.bounds import positive
+from pyro_vae.inference.infer import infer
+from pyro_vae.inference.local import Local
+from pyro_vae.inference.program import Program
+from pyro_vae.inference.weights import effective_sample_size, log_mean_exp
+
+GUIDE = "importance sampling, guide"
+LOCAL = "importance sampling, local q"
+ANNEALED = "annealed importance sampling"
+_DATA_PER_PASS = 256
+
+
+@dataclass(frozen=True, repr=False)
+class Gaps:
+    r"""Three bounds per datum and the gaps between them, in nats.
+
+    .. math:: \underbrace{\log p(x) - \mathrm{ELBO}[q^*]}_{\text{approximation}} +
+       \underbrace{\mathrm{ELBO}[q^*] - \mathrm{ELBO}[q]}_{\text{amortisation}} =
+       \underbrace{\log p(x) - \mathrm{ELBO}[q]}_{\text{total}}
+
+    Arguments:
+        log_prob: The best estimate of log p(x), ``(N,)``; a lower bound in expectation, so that the
+            approximation gap errs on the small side.
+        local_elbo: The ELBO of the best Gaussian of each datum, ``(N,)``.
+        elbo: The ELBO of the guide, ``(N,)``.
+        log_prob_noise: Standard error of each estimate, ``(N,)``: how far its own noise carries.
+        local_noise, noise: Those of the two ELBOs, ``(N,)``.
+        estimator: Which estimate ``log_prob`` is: the one with the largest mean.
+        estimators: All of them by name, ``(N,)`` each.
+        steps: Steps that each local optimum took, ``(N,)``.
+    """
+
+    log_prob: Tensor
+    local_elbo: Tensor
+    elbo: Tensor
+    log_prob_noise: Tensor
+    local_noise: Tensor
+    noise: Tensor
+    estimator: str
+    estimators: dict[str, Tensor]
+    steps: Tensor
+
+    @property
+    def approximation(self) -> Tensor:
+        """What the family of q costs per datum, ``(N,)``."""
+        return self.log_prob - self.local_elbo
+
+    @property
+    def amortisation(self) -> Tensor:
+        """What the network costs per datum, ``(N,)``."""
+        return self.local_elbo - self.elbo
+
+    @property
+    def total(self) -> Tensor:
+        """The sum of both, KL(q(z | x) || p(z | x)), ``(N,)``."""
+        return self.log_prob - self.elbo
+
+    @property
+    def mean(self) -> dict[str, float]:
+        """Means over the data, nats per datum."""
+        return {name: values.mean().item() for name, values in self._rows()}
+
+    @property
+    def stderr(self) -> dict[str, float]:
+        """Standard errors of the means over the data (noise of the estimates included)."""
+        count = len(self.elbo)
+        return {
+            name: (values.std() / math.sqrt(count)).item() if count > 1 else math.nan
+            for name, values in self._rows()
+        }
+
+    def table(self) -> str:
+        """Return bounds and gaps as lines of text: mean and standard error."""
+        mean, stderr = self.mean, self.stderr
+        labels = {
+            "log_prob": "log p(x)",
+            "local_elbo": "ELBO, best local q",
+            "elbo": "ELBO, guide",
+            "approximation": "approximation gap",
+            "amortisation": "amortisation gap",
+            "total": "total gap",
+        }
+        lines = [f"{'nats per datum':<20}{'mean':>10}   stderr"]
+        lines += [f"{labels[n]:<20}{mean[n]:>10.3f} ± {stderr[n]:.3f}" for n in labels]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        mean = self.mean
+        return (
+            f"Gaps(approximation={mean['approximation']:.3f}, amortisation="
+            f"{mean['amortisation']:.3f}, total={mean['total']:.3f} nats, {len(self.elbo)} data)"
+        )
+
+    def _rows(self) -> list[tuple[str, Tensor]]:
+        names = ("log_prob", "local_elbo", "elbo", "approximation", "amortisation", "total")
+        return [(name, getattr(self, name)) for name in names]
+
+
+def gaps(
+    program: Any,
+    data: Any,
+    *,
+    local: Local | None = None,
+    annealed: AIS | None = None,
+    samples: int = 1000,
+    progress: bool = False,
+) -> Gaps:
+    r"""Measure how much of the bound the guide's family loses, and how much its network.
+
+    The best local q is the Gaussian of each datum that ``pv.infer(how="local")`` climbs to from the
+    guide's moments, diagonal unless ``local`` says otherwise. log p(x) is the best of
+    three lower bounds: importance sampling from the guide, from the local q, and AIS. Best means
+    the largest mean over the data: the largest per datum would be the luckiest.
+
+    A guide that is no Gaussian in unconstrained coordinates is not in the family of the local q;
+    its amortisation gap may then be negative. So may that of single data, by noise.
+
+    Arguments:
+        program: Anything with ``.model`` and ``.guide`` and continuous local latents.
+        data: One row per datum, ``(N, ...)``.
+        local: How the best local q is found; None: ``pv.Local()``.
+        annealed: Settings of AIS; None: ``pv.AIS()``.
+        samples: Draws behind each ELBO and each importance-sampling estimate.
+        progress: Show a progress bar.
+
+    Returns:
+        Bounds, gaps and their noise per datum; ``print(pv.gaps(...).table())``.
+
+    Raises:
+        ConfigError: Fewer than two samples.
+        DataError: Data that the program cannot take.
+        ProgramError: Global or discrete latents, nested plates, or no prior.
+
+    References:
+        | Inference Suboptimality in Variational Autoencoders (Cremer et al., 2018),
+          arXiv:1801.03558
+    """
+    if positive("samples", samples) < 2:
+        raise ConfigError(f"samples: got {samples}, expected at least 2 for a standard error")
+    wrapped = Program.of(program)
+    batch = wrapped.adapt(data)
+    wrapped.check(batch)
+    if wrapped.sites.global_:
+        raise ProgramError(
+            f"gaps: site {wrapped.sites.global_[0]!r} is global, and a gap speaks of the latents "
+            "of one datum; fix the globals, by a program without them"
+        )
+    settings = local or Local()
+    pieces = list(chunks(batch, _DATA_PER_PASS))
+    parts = [
+        _measure(wrapped, piece, settings, annealed, samples)
+        for piece in tqdm(pieces, disable=not progress, unit="batch", leave=False)
+    ]
+    return _gaps({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+
+
+def _measure(
+    program: Program, batch: Batch, local: Local, annealed: AIS | None, samples: int
+) -> dict[str, Tensor]:
+    """Return the bounds of one batch and their noise, by name, ``(B,)`` each."""
+    best = infer(program, batch, how="local", settings=local)
+    chains = ais(program, batch, annealed)
+    return {
+        **_bounds(GUIDE, infer(program, batch), samples),
+        **_bounds(LOCAL, best, samples),
+        ANNEALED: chains.log_prob,
+        f"{ANNEALED}, noise": _relative_error(chains.ess, chains.samples),
+        "steps": best.steps,  # type: ignore[attr-defined]
+    }
+
+
+def _bounds(name: str, posterior: Any, samples: int) -> dict[str, Tensor]:
+    """Return the ELBO and the estimate of log p(x) of one q, with their errors."""
+    log_weight = posterior.log_weight(samples)
+    return {
+        f"elbo, {name}": log_weight.mean(0),
+        f"elbo, {name}, noise": log_weight.std(0) / math.sqrt(samples),
+        name: log_mean_exp(log_weight, 0),
+        f"{name}, noise": _relative_error(effective_sample_size(log_weight, 0), samples),
+    }
+
+
+def _relative_error(ess: Tensor, samples: int) -> Tensor:
+    """Return the standard error of the log of a mean of weights, to first order."""
+    return (1 / ess - 1 / samples).clamp(min=0).sqrt()
+
+
+def _gaps(found: dict[str, Tensor]) -> Gaps:
+    estimators = {name: found[name] for name in (GUIDE, LOCAL, ANNEALED)}
+    # One for all data: the largest per datum would be the luckiest, and no lower bound.
+    chosen = max(estimators, key=lambda name: estimators[name].mean().nan_to_num(-math.inf).item())
+    return Gaps(
+        log_prob=estimators[chosen],
+        local_elbo=found[f"elbo, {LOCAL}"],
+        elbo=found[f"elbo, {GUIDE}"],
+        log_prob_noise=found[f"{chosen}, noise"],
+        local_noise=found[f"elbo, {LOCAL}, noise"],
+        noise=found[f"elbo, {GUIDE}, noise"],
+        estimator=chosen,
+        estimators=estimators,
+        steps=found["steps"],
+    )

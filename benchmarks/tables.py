@@ -105,16 +105,14 @@ def _short(published: str) -> str:
 HEADLINES = (
     "vae_mnist_static",
     "iwae5_mnist_static",
-    "iwae5_gain_mnist_static",
     "ais_mnist_static",
-    "hmc_refined_gain_fashion",
-    "refine_speed",
+    "hmc_gain_fashion_threshold",
+    "refine_over_pyro_hmc",
     "ladder_mnist_dynamic",
     "vamp_gain_mnist_static",
     "sbn_mnist_static",
     "def_olivetti",
     "vq_fashion",
-    "precision_bf16",
 )
 
 

@@ -5,15 +5,18 @@ from pyro_vae._version import __version__
 from pyro_vae.evaluation.annealing import AIS, AnnealedLikelihood, Sandwich, ais, bdmc
 from pyro_vae.evaluation.codes import CodeUsage, code_usage
 from pyro_vae.evaluation.collapse import Diagnosis, diagnose
+from pyro_vae.evaluation.fitted import fitted_log_likelihood
 from pyro_vae.evaluation.gaps import Gaps, gaps
 from pyro_vae.evaluation.generation import encode, generate, interpolate, reconstruct
 from pyro_vae.evaluation.likelihood import LogLikelihood, log_likelihood
+from pyro_vae.evaluation.monitor import CollapseMonitor
 from pyro_vae.inference.bounds import elbo
 from pyro_vae.inference.compiled import CompiledLoss
 from pyro_vae.inference.discrete import NVIL, RLOO, VIMCO, DisARM
-from pyro_vae.inference.floors import FreeBits
+from pyro_vae.inference.floors import FreeBits, TargetKL
 from pyro_vae.inference.importance import IWAE, STL, DReG, Renyi
 from pyro_vae.inference.infer import infer
+from pyro_vae.inference.lagging import Lagging
 from pyro_vae.inference.local import Local
 from pyro_vae.inference.local_guide import LocalGuide
 from pyro_vae.inference.objectives import ELBO, AnalyticELBO, Update
@@ -40,6 +43,7 @@ __all__ = [
     "AnalyticELBO",
     "AnnealedLikelihood",
     "CodeUsage",
+    "CollapseMonitor",
     "CompiledLoss",
     "DReG",
     "Diagnosis",
@@ -47,6 +51,7 @@ __all__ = [
     "FreeBits",
     "Gaps",
     "HMCRefined",
+    "Lagging",
     "Local",
     "LocalGuide",
     "LogLikelihood",
@@ -56,6 +61,7 @@ __all__ = [
     "ReweightedWakeSleep",
     "Run",
     "Sandwich",
+    "TargetKL",
     "Update",
     "__version__",
     "ais",
@@ -69,6 +75,7 @@ __all__ = [
     "encode",
     "errors",
     "fit",
+    "fitted_log_likelihood",
     "gaps",
     "generate",
     "infer",

@@ -90,7 +90,7 @@ gradients = [p.grad.clone() for p in program.parameters()]
 
 torch.manual_seed(1)
 with program.running():
-    traced = loss.prepare(x).backward()  # sets .grad
+    traced, norm = loss.prepare(x).backward()  # sets .grad
 print(f"eager {eager.item():.6f}, traced {traced.item():.6f} nats per datum")
 assert torch.equal(eager.detach(), traced)
 for gradient, parameter in zip(gradients, program.parameters(), strict=True):

@@ -1,7 +1,8 @@
-"""Compiling beside the training: another process fills the compiler's cache."""
+"""Compiling beside the training: another process does it, and leaves the result in a file."""
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -18,10 +19,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vae.inference.inductor import Run, compile_graph
+from pyro_vae.inference.inductor import Run, load_compiled, save_compiled
 
 # A run with less than this to go does not get back what compiling costs: the other process takes
-# a core for about ten seconds, and loading what it made stops the training for one or two.
+# a core for some ten seconds.
 WORTH_SECONDS = 60.0
 _SHARE = 0.2  # of the steps; a graph with fewer, that of ragged batches, stays as it is
 _WARM = 20  # calls before the clock starts
@@ -35,8 +36,8 @@ class Background:
     """Decides what each step runs: the traced graph, or the compiled one once it is there.
 
     The first steps tell how long the run will take. Where that is long enough, another process of
-    low priority compiles the graph into Inductor's cache; then both graphs take turns for some
-    steps, and the faster one stays. A compiler that fails, or is not there, changes nothing.
+    low priority compiles the graph; then both graphs take turns for some steps, and the faster one
+    stays. A compiler that fails, or is not there, changes nothing.
 
     Arguments:
         steps: Steps of the run.
@@ -83,12 +84,12 @@ class Background:
         often = _SHARE * (self.calls - first) < _WARM + _TIMED
         if not often or seconds * (self.steps - self.calls) < self.worth:
             return
-        child = compile_elsewhere(graph, inputs)
+        child = Elsewhere(graph, inputs)
         while child.poll() is None:
             for _ in range(_POLL):
                 yield traced
         if child.returncode == 0:
-            yield from self._trial(traced, compile_graph(graph, inputs), inputs[0].device)
+            yield from self._trial(traced, child.load(), inputs[0].device)
 
     def _trial(self, traced: Run, compiled: Run, device: torch.device) -> Iterator[Run]:
         """Let both run in turns, and end with the faster."""
@@ -111,23 +112,47 @@ class Background:
         return self.clock()
 
 
-def compile_elsewhere(graph: GraphModule, inputs: Sequence[Tensor]) -> subprocess.Popen[bytes]:
-    """Start a process that compiles a graph into Inductor's cache, at low priority.
+class Elsewhere:
+    """A process that compiles a graph at low priority; it ends with the run that asked for it.
 
-    It gets the graph as source text and the shapes of its inputs; it ends with this process.
+    It gets the graph as source text and the shapes of its inputs.
     """
-    folder = tempfile.TemporaryDirectory(prefix="pyro_vae_compile_")
-    write_graph(Path(folder.name), graph, inputs)
-    child = subprocess.Popen(
-        [sys.executable, "-m", __name__, folder.name],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    weakref.finalize(child, folder.cleanup)
-    weakref.finalize(graph, child.kill)  # a run that ends first has no use for it
-    return child
+
+    def __init__(self, graph: GraphModule, inputs: Sequence[Tensor]) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="pyro_vae_compile_"))  # for this user's eyes
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._inputs = inputs
+        write_graph(self._folder, graph, inputs)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__, str(self._folder)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        weakref.finalize(self, _end, self._process)
+
+    @property
+    def returncode(self) -> int | None:
+        """0 where the graph is compiled; None as long as the process runs."""
+        return self._process.returncode
+
+    def poll(self) -> int | None:
+        """Look, without waiting, whether the process has ended; return its code."""
+        return self._process.poll()
+
+    def wait(self, timeout: float) -> int:
+        """Wait for the end of the process; return its code."""
+        return self._process.wait(timeout)
+
+    def load(self) -> Run:
+        """Return the compiled graph."""
+        return load_compiled(self._folder / "compiled", self._inputs)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()  # a killed process is gone at once; one that is not waited for stays a zombie
 
 
 def write_graph(folder: Path, graph: GraphModule, inputs: Sequence[Tensor]) -> None:
@@ -162,4 +187,5 @@ def read_graph(folder: Path) -> tuple[GraphModule, list[Tensor]]:
 
 if __name__ == "__main__":
     os.nice(19)
-    compile_graph(*read_graph(Path(sys.argv[1])))
+    home = Path(sys.argv[1])
+    save_compiled(*read_graph(home), home / "compiled")

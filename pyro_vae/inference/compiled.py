@@ -52,13 +52,17 @@ class Prepared(NamedTuple):
         """The buffers that the step writes to."""
         return [self.inputs[index] for index in self.traced.moving]
 
-    def backward(self) -> Tensor:
-        """Set the parameters' gradients, in place of those before; return the loss, detached."""
+    def backward(self) -> tuple[Tensor, Tensor]:
+        """Set the parameters' gradients, in place of those before.
+
+        Returns:
+            The loss, detached, and the norm of the gradients.
+        """
         with torch.no_grad():
-            loss, *grads = self.traced.run(*self.inputs)
+            loss, norm, *grads = self.traced.run(*self.inputs)
         for parameter, grad in zip(self.traced.trained, grads, strict=True):
             parameter.grad = grad
-        return loss
+        return loss, norm
 
 
 class CompiledLoss:
@@ -221,7 +225,7 @@ class CompiledLoss:
         if self.mode is True and not lost:
             run = compile_graph(graph, flat)
         else:  # Inductor loses what is written to a double of no dimension (PyTorch 2.13)
-            run = direct(graph, flat)
+            run = _with_norm(direct(graph, flat))
         if lost:
             self._background = None
         return Traced(graph, run, [real[name] for name in used], moving)  # type: ignore[misc]
@@ -234,6 +238,22 @@ class CompiledLoss:
                 UserWarning,
                 stacklevel=3,
             )
+
+
+def global_norm(grads: list[Tensor]) -> Tensor:
+    """Return the norm of all gradients together.
+
+    What ``torch.nn.utils.get_total_norm`` does, without its grouping: that costs a small step.
+    """
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+
+
+def _with_norm(run: Run) -> Run:
+    def whole(*inputs: Tensor) -> tuple[Tensor, ...]:
+        loss, *grads = run(*inputs)
+        return (loss, global_norm(grads) if grads else torch.zeros_like(loss), *grads)
+
+    return whole
 
 
 def _try(graph: Run, function: Run, example: Callable[[], list[Tensor]]) -> None:
@@ -264,7 +284,7 @@ class _Graph(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, graph: Any, inputs: Any, *trained: Tensor) -> Tensor:
-        loss, *grads = graph(*inputs)
+        loss, _, *grads = graph(*inputs)
         ctx.grads = grads
         return loss
 

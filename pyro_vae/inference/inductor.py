@@ -3,16 +3,20 @@
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from pyro_vae.inference.graphs import with_norm
+
 Run = Callable[..., tuple[Tensor, ...]]
 
 
 def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> Run:
-    """Compile a traced graph of flat tensors.
+    """Compile a traced graph, to return ``(loss, norm of the gradients, *gradients)``.
 
     No Dynamo: the graph has no Python left to be captured, and no guards to be checked at each
     step. On the CPU noise comes from PyTorch's own generators, so that compiled and traced steps
@@ -27,21 +31,55 @@ def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> Run:
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of PyTorch's own, on import
-        inductor = import_module("torch._inductor.compile_fx").compile_fx
-    cuda = any(leaf.is_cuda for leaf in inputs)
-    options = {"triton.cudagraphs": True} if cuda else {"fallback_random": True}
+    inductor = _quietly("torch._inductor.compile_fx").compile_fx
     # Inductor's cache wants a context for symbolic shapes; ours are numbers.
     mode = FakeTensorMode(shape_env=ShapeEnv())
     shapes = [mode.from_tensor(leaf.detach(), static_shapes=True) for leaf in inputs]
     with torch.no_grad(), tracing(TracingContext(mode)):
-        run = inductor(graph, shapes, config_patches=options)
-    if not cuda:
-        return run
+        run = inductor(with_norm(graph), shapes, config_patches=_options(inputs))
+    return _marked(run) if _on_cuda(inputs) else run
 
-    def marked(*flat: Tensor) -> tuple[Tensor, ...]:
+
+def save_compiled(graph: GraphModule, inputs: Sequence[Tensor], path: Path) -> None:
+    """Compile a traced graph as ``compile_graph`` does, into a file.
+
+    The file holds code: load it only where you made it.
+    """
+    inductor: Any = _quietly("torch._inductor")
+    with torch.no_grad():
+        compiled = inductor.standalone_compile(
+            with_norm(graph),
+            [leaf.detach() for leaf in inputs],
+            dynamic_shapes="from_example_inputs",
+            options={"config_patches": _options(inputs)},
+        )
+    compiled.save(path=str(path), format="binary")
+
+
+def load_compiled(path: Path, inputs: Sequence[Tensor]) -> Run:
+    """Load what ``save_compiled`` wrote: a matter of milliseconds."""
+    artifact = _quietly("torch._inductor").CompiledArtifact.load(path=str(path), format="binary")
+    return _marked(artifact) if _on_cuda(inputs) else artifact
+
+
+def _quietly(module: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's own, on import
+        import_module("torch._inductor.compile_fx")  # what the others import when they run
+        return import_module(module)
+
+
+def _on_cuda(inputs: Sequence[Tensor]) -> bool:
+    return any(leaf.is_cuda for leaf in inputs)
+
+
+def _options(inputs: Sequence[Tensor]) -> dict[str, Any]:
+    return {"triton.cudagraphs": True} if _on_cuda(inputs) else {"fallback_random": True}
+
+
+def _marked(run: Run) -> Run:
+    def whole(*flat: Tensor) -> tuple[Tensor, ...]:
         torch.compiler.cudagraph_mark_step_begin()  # results of the step before may be overwritten
         return run(*flat)
 
-    return marked
+    return whole

@@ -28,6 +28,8 @@ class Update:
         optimiser: Makes its optimiser; None takes that of ``pv.fit``.
         repeats: Steps of this update per batch.
         name: How the history calls its loss.
+        due: Asked once per batch, in order: whether the update is to be made; None always. The
+            loss of one left out is reported as that of another. At least one must be due.
     """
 
     loss: Callable[[Joint], Tensor]
@@ -35,6 +37,7 @@ class Update:
     optimiser: OptimiserFactory | None = None
     repeats: int = 1
     name: str = "loss"
+    due: Callable[[], bool] | None = None
 
 
 class Objective(Protocol):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import ConfigError, TrainingDiverged
 from pyro_vae.inference.batch import Batch
-from pyro_vae.inference.compiled import CompiledLoss, Mode, Prepared
+from pyro_vae.inference.compiled import CompiledLoss, Mode, Prepared, global_norm
 from pyro_vae.inference.handlers import Beta
 from pyro_vae.inference.objectives import Objective, OptimiserFactory, Update
 from pyro_vae.inference.program import Program
@@ -106,11 +106,14 @@ class Stepper:
             TrainingDiverged: A loss or gradient is not finite; that update moved no weight and no
                 buffer.
         """
-        losses = []
+        made: dict[int, Tensor] = {}
         for index, update in enumerate(self.updates):
+            if update.due is not None and not update.due():
+                continue
             for _ in range(update.repeats):
-                loss = self._update(index, batch, beta)
-            losses.append(loss)
+                made[index] = self._update(index, batch, beta)
+        other = next(iter(made.values()))
+        losses = [made.get(index, other) for index in range(len(self.updates))]
         self._unchecked += 1
         if self._deferred and self._unchecked >= CHECK_EVERY:
             self.check(batch)
@@ -149,8 +152,7 @@ class Stepper:
         buffers = step.moving if step else self._buffers()
         copies = [buffer.clone() for buffer in buffers]
         try:
-            loss = self._gradients(index, step, batch, beta)
-            norm = self._norm(loss, index)
+            loss, norm = self._gradients(index, step, batch, beta)
             if not self._deferred:
                 self._require_finite(loss, norm, index, batch)
         except BaseException:
@@ -170,29 +172,21 @@ class Stepper:
 
     def _gradients(
         self, index: int, step: Prepared | None, batch: Batch, beta: Beta | None
-    ) -> Tensor:
-        """Set the gradients of one update and return its loss, detached."""
+    ) -> tuple[Tensor, Tensor]:
+        """Set the gradients of one update; return its loss, detached, and the gradients' norm."""
         if step:
-            loss = step.backward()
+            loss, norm = step.backward()
+            if self.reduce is None:
+                return loss, norm
         else:
             loss = self.updates[index].loss(self.program.joint(batch, beta=beta, size=self.size))
             self.optimisers[index].zero_grad(set_to_none=True)
             loss.backward(inputs=None if self._alone else self.trained[index])
             loss = loss.detach()
+        grads = [p.grad for p in self.trained[index] if p.grad is not None]
         if self.reduce is not None:
-            self.reduce([loss, *self._grads(index)])
-        return loss
-
-    def _grads(self, index: int) -> list[Tensor]:
-        return [p.grad for p in self.trained[index] if p.grad is not None]
-
-    def _norm(self, loss: Tensor, index: int) -> Tensor:
-        """Return the norm of an update's gradient."""
-        grads = self._grads(index)
-        if not grads:
-            return torch.zeros_like(loss)
-        # What torch.nn.utils.get_total_norm does, without its grouping: that costs a small step.
-        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+            self.reduce([loss, *grads])
+        return loss, global_norm(grads) if grads else torch.zeros_like(loss)
 
     def _require_finite(self, loss: Tensor, norm: Tensor, index: int, batch: Batch) -> None:
         # A sync, for free on the CPU: nothing may be written before the numbers are known.

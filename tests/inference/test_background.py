@@ -21,6 +21,9 @@ class Child:
     def __init__(self, looks=2, code=0):
         self.looks, self.returncode, self._code = looks, None, code
 
+    def load(self):
+        return "compiled"
+
     def poll(self):
         self.looks -= 1
         if self.looks <= 0:
@@ -40,8 +43,7 @@ class World:
             self.started += 1
             return child or Child()
 
-        monkeypatch.setattr(background, "compile_elsewhere", start)
-        monkeypatch.setattr(background, "compile_graph", lambda graph, inputs: "compiled")
+        monkeypatch.setattr(background, "Elsewhere", start)
 
     def train(self, steps, worth):
         plan = Background(steps, worth=worth, clock=lambda: self.now)
@@ -112,17 +114,16 @@ def test_a_graph_survives_the_way_to_the_other_process(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_other_process_fills_the_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    from torch._dynamo.utils import counters
-
+def test_the_other_process_compiles():
+    """Loading takes no compiler: a file, no cache whose key another process could miss."""
     graph = graph_of(lambda x: (x.exp() * torch.randn(2, 3), x.sum()), X)
-    child = background.compile_elsewhere(graph, [X])
+    child = background.Elsewhere(graph, [X])
     assert child.wait(timeout=300) == 0
-    counters.clear()
-    torch.manual_seed(0)
-    got = background.compile_graph(graph, [X])(X)
-    assert counters["inductor"]["fxgraph_cache_hit"] == 1
-    torch.manual_seed(0)
-    for a, b in zip(got, graph(X), strict=True):
-        torch.testing.assert_close(a, b)
+    run = child.load()
+    for seed in range(2):
+        torch.manual_seed(seed)
+        loss, norm, total = run(X)
+        torch.manual_seed(seed)
+        for a, b in zip((loss, total), graph(X), strict=True):
+            torch.testing.assert_close(a, b)
+        torch.testing.assert_close(norm, total.abs())  # of the one gradient

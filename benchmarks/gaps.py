@@ -9,11 +9,14 @@ hidden layers of 200 had log p(x) -97.47, ELBO of the best local q -100.53, of t
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
+from hmc_refined import build, images
 from results import FOLDER, Result
 
 import pyro_vae as pv
+from pyro_vae.errors import CheckpointError
 from pyro_vae.evaluation.gaps import Gaps, gaps
 from pyro_vae.inference.local import Local
 
@@ -52,6 +55,14 @@ def result(found: Gaps, args: argparse.Namespace, seconds: float) -> Result:
     )
 
 
+def loaded(run: Path) -> Any:
+    """Return the program of a run folder: the zoo's, or that of ``hmc_refined.py``."""
+    try:
+        return pv.load(run)
+    except CheckpointError:  # networks of its own, which no configuration rebuilds
+        return pv.load(run, into=build(images()[0], seed=0))
+
+
 def main() -> None:
     """Measure, print the table and write the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -71,7 +82,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=FOLDER, help="folder of the JSON file")
     args = parser.parse_args()
-    program = pv.load(args.run)
+    program = loaded(args.run)
     test = pv.data.load(args.data, binarisation=args.binarisation).test[: args.rows]
     torch.manual_seed(args.seed)
     start = time.perf_counter()

@@ -11,6 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import recipes_def
+import recipes_ladder
+import recipes_priors
+import recipes_sbn
+import recipes_vq
 import torch
 from results import Result
 
@@ -165,6 +170,11 @@ EXPERIMENTS: dict[str, Callable[[str, argparse.Namespace], Result]] = {
     "iwae5_mnist_static": iwae5_mnist_static,
     "iwae5_gain_mnist_static": iwae5_gain_mnist_static,
     "ais_mnist_static": ais_mnist_static,
+    **recipes_priors.EXPERIMENTS,
+    **recipes_sbn.EXPERIMENTS,
+    **recipes_def.EXPERIMENTS,
+    **recipes_ladder.EXPERIMENTS,
+    **recipes_vq.EXPERIMENTS,
 }
 
 

@@ -64,6 +64,24 @@ def image_shape(name: str, value: Any) -> tuple[int, int, int]:
     return shape[0], shape[1], shape[2]
 
 
+class BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation that takes a batch of one row, which has no variance, by running moments.
+
+    The last batch of an epoch may be one row.
+
+    Example:
+        >>> BatchNorm(3)(torch.ones(1, 3)).shape
+        torch.Size([1, 3])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (N, C) over N."""
+        if self.training and len(x) == 1:
+            moments = (self.running_mean, self.running_var)
+            return nn.functional.batch_norm(x, *moments, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
+
+
 class MLP(nn.Module):
     r"""A multi-layer perceptron between events of any shape.
 
@@ -76,9 +94,11 @@ class MLP(nn.Module):
         in_shape: input event shape, as 784 or (1, 28, 28).
         out_shape: output event shape.
         hidden: widths of the hidden layers; () is an affine map.
-        activation: name in `ACTIVATIONS`.
+        activation: name in `ACTIVATIONS`, or "glu": gated layers (W h + b) ⊙ σ(V h + c), whose
+            weights start as in He et al. (2015), arXiv:1502.01852.
         dropout: probability of dropping a hidden unit while training, in [0, 1).
         batch_norm: normalise hidden units over all leading dims, before the activation.
+        residual: after each hidden layer, a residual block that starts as the identity.
 
     Example:
         >>> MLP((1, 28, 28), 20, hidden=(400,))(torch.zeros(5, 1, 28, 28)).shape
@@ -94,6 +114,7 @@ class MLP(nn.Module):
         activation: str = "relu",
         dropout: float = 0.0,
         batch_norm: bool = False,
+        residual: bool = False,
     ) -> None:
         super().__init__()
         self.in_shape, self.out_shape = (
@@ -102,21 +123,27 @@ class MLP(nn.Module):
         )
         if isinstance(dropout, bool) or not 0 <= dropout < 1:
             raise ConfigError(f"dropout={dropout!r}; expected a probability in [0, 1)")
-        activation_layer(activation)  # an unknown name is an error without hidden layers too
+        gated = activation == "glu"
+        if not gated:
+            activation_layer(activation)  # an unknown name is an error without hidden layers too
         layers: list[nn.Module] = []
         width = math.prod(self.in_shape)
         for size in sizes("hidden", hidden):
-            layers.append(nn.Linear(width, size))
+            layers.append(nn.Linear(width, 2 * size if gated else size))
             if batch_norm:
-                layers.append(nn.BatchNorm1d(size))
-            layers.append(activation_layer(activation))
+                layers.append(BatchNorm(2 * size if gated else size))
+            layers.append(nn.GLU(-1) if gated else activation_layer(activation))
             if dropout > 0:
                 layers.append(nn.Dropout(dropout))
+            if residual:
+                layers.append(_Residual(size, "relu" if gated else activation))
             width = size
         self.hidden = nn.Sequential(*layers)
         self.output = nn.Linear(width, math.prod(self.out_shape))
         if activation == "tanh":
             self.apply(_glorot)
+        elif gated:
+            self.apply(_he)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (*, in_shape) to (*, out_shape)."""
@@ -128,6 +155,19 @@ class MLP(nn.Module):
     def set_output_bias(self, bias: Tensor) -> None:
         """Start the output at `bias`, shape `out_shape`."""
         self.output.bias.copy_(bias.reshape(-1))
+
+
+class _Residual(nn.Module):
+    r"""A residual block, :math:`h + g \odot f(A h + a)`, the identity at the start (g = 0)."""
+
+    def __init__(self, width: int, activation: str) -> None:
+        super().__init__()
+        self.inner = nn.Linear(width, width)
+        self.activation = activation_layer(activation)
+        self.gain = nn.Parameter(torch.zeros(width))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.gain * self.activation(self.inner(h))
 
 
 class ConvEncoder(nn.Module):
@@ -283,6 +323,11 @@ def _halvings(plane: Sequence[int], times: int) -> list[tuple[int, int]]:
         height, width = planes[-1]
         planes.append(((height + 1) // 2, (width + 1) // 2))
     return planes
+
+
+def _he(layer: nn.Module) -> None:
+    if isinstance(layer, nn.Linear):
+        nn.init.kaiming_normal_(layer.weight)
 
 
 def _glorot(layer: nn.Module) -> None:

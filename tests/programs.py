@@ -15,8 +15,35 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_vae.conditionals import Categorical, DiscretisedLogistic, Gaussian
-from pyro_vae.models import VAE, Autoencoder, LinearVAE
+from pyro_vae.conditionals import (
+    MADE,
+    AR1Prior,
+    BatchNormGaussian,
+    Categorical,
+    DeltaGaussian,
+    DiscretisedLogistic,
+    FlowPrior,
+    FullGaussian,
+    Gaussian,
+    GaussianMixture,
+    InverseAutoregressiveFlow,
+    LowRankGaussian,
+    PlanarFlow,
+    SplineFlow,
+    VampPrior,
+)
+from pyro_vae.models import (
+    DEF,
+    SBN,
+    VAE,
+    VQVAE,
+    Autoencoder,
+    BayesianVAE,
+    HierarchicalVAE,
+    LadderVAE,
+    LinearVAE,
+    TopDownVAE,
+)
 
 
 def mlp(*sizes: int) -> nn.Sequential:
@@ -247,6 +274,15 @@ def real(n: int, shape: tuple[int, ...] = (6,)) -> Tensor:
     return 2 * common + 0.3 * torch.randn(n, *shape, generator=generator)
 
 
+def counts(n: int) -> Tensor:
+    """Return rows of counts in two clusters."""
+    return (7 * binary(n) + torch.arange(n)[:, None] % 3).float()
+
+
+def _numbered(n: int) -> dict[str, Tensor]:
+    return {"x": counts(n), "row": torch.arange(n)}
+
+
 @dataclass(frozen=True)
 class Case:
     """One program of the battery.
@@ -278,6 +314,15 @@ def _zoo(build: Callable[[], Any], data: Callable[[int], Any], **options: Any) -
     return Case(build, data, rebuilt=True, **options)
 
 
+def _vae(**parts: Any) -> VAE:
+    """Return a VAE off the start of its parts, where flows and residual blocks do nothing."""
+    vae = VAE(6, 2, (8,), **parts)
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return vae
+
+
 CASES = {
     "vae": _zoo(lambda: VAE(6, 2, (8,)), binary),
     "vae_conv": _zoo(
@@ -292,9 +337,68 @@ CASES = {
         lambda: VAE(6, 2, (8,), observation=functools.partial(DiscretisedLogistic, levels=5)),
         lambda n: binary(n),
     ),
+    "vae_made": _zoo(
+        lambda: VAE(
+            6,
+            2,
+            (8,),
+            network="skip",
+            posterior=BatchNormGaussian,
+            observation=functools.partial(MADE, hidden=8),
+        ),
+        binary,
+    ),
+    "vae_ar1": _zoo(
+        lambda: VAE(
+            6,
+            2,
+            (8,),
+            prior=functools.partial(AR1Prior, steps=2, correlation=0.5),
+            posterior=functools.partial(DeltaGaussian, delta=0.1),
+        ),
+        binary,
+    ),
+    "vae_vamp": _zoo(
+        lambda: _vae(activation="glu", prior=functools.partial(VampPrior, num_components=3)), binary
+    ),
+    "vae_mixture": _zoo(lambda: _vae(prior=GaussianMixture, posterior=LowRankGaussian), binary),
+    "vae_flow_prior": _zoo(
+        lambda: _vae(
+            network="residual",
+            prior=functools.partial(FlowPrior, hidden=(8,), transform="spline"),
+            posterior=FullGaussian,
+        ),
+        binary,
+    ),
+    "vae_planar": _zoo(lambda: _vae(posterior=PlanarFlow), binary),
+    "vae_iaf": _zoo(
+        lambda: _vae(posterior=functools.partial(InverseAutoregressiveFlow, hidden=(8,))), binary
+    ),
+    "vae_spline": _zoo(
+        lambda: _vae(posterior=functools.partial(SplineFlow, hidden=(8,), num_bins=4)), binary
+    ),
     "linear": _zoo(lambda: LinearVAE(6, 2), real),
     "linear_full": _zoo(lambda: LinearVAE(6, 2, full_covariance=True), real),
     "autoencoder": _zoo(lambda: Autoencoder(6, 2, (8,)), real, has_prior=False),
+    "hierarchical": _zoo(lambda: HierarchicalVAE(6, (3, 2), (8, 6), batch_norm=False), binary),
+    "ladder": _zoo(lambda: LadderVAE(6, (3, 2, 2), (8, 6, 4), depth=1), binary),
+    "top_down": _zoo(lambda: TopDownVAE(6, (2,) * 3, 8, observation=Gaussian), real),
+    "sbn": _zoo(lambda: SBN(6, (2,)), binary),
+    "sbn_autoregressive": _zoo(
+        lambda: SBN(6, (2, 2), hidden=(4,), guide="autoregressive", prior="autoregressive"), binary
+    ),
+    "def_gamma": _zoo(lambda: DEF(6, (2,), hidden=(8,)), counts),
+    "def_layers": _zoo(
+        lambda: DEF(6, (2, 2), family="gaussian", observation="bernoulli", hidden=(8,)), binary
+    ),
+    "def_poisson": _zoo(lambda: DEF(6, (2,), family="poisson", weights="point"), counts),
+    "def_table": _zoo(lambda: DEF(6, (2,), posterior="lognormal", num_data=64), _numbered),
+    "bayesian_vae": _zoo(lambda: BayesianVAE(6, 2, (8,)), binary),
+    "vq": _zoo(lambda: VQVAE(6, 5, 2, (8,), network="mlp", positions=2, prior_width=8), binary),
+    "vq_conv": _zoo(
+        lambda: VQVAE((1, 2, 4), 4, 2, (4,), prior="factorised", observation=Gaussian, revive=0.0),
+        lambda n: real(n, (1, 2, 4)),
+    ),
     "labelled": Case(Labelled, _labelled),
     "sequences": Case(Sequences, _sequences),
     "bayesian": Case(BayesianDecoder, real),

@@ -115,7 +115,10 @@ def test_reconstructs_and_encodes(name, device):
     x = observed(name, data)
     assert pv.reconstruct(program, data).shape == x.shape
     codes = pv.encode(program, data)
-    assert codes.shape == (N, 2) and torch.isfinite(codes).all()
+    if isinstance(codes, dict):  # of several layers, each at draws of those that came before
+        assert all(len(code) == N and torch.isfinite(code).all() for code in codes.values())
+        return
+    assert codes.shape[:2] == (N, 2) and torch.isfinite(codes).all()
     assert torch.equal(codes, pv.encode(program, data))  # the mean: no noise
 
 

@@ -8,8 +8,16 @@ parameter; `width(**options)` is that number, so that a program can size a netwo
     decoder = Gaussian(MLP(20, widen((784,), Gaussian.width())))
 """
 
+from pyro_vae.conditionals.committed import (
+    BatchNormGaussian,
+    DeltaGaussian,
+    FixedScaleGaussian,
+)
 from pyro_vae.conditionals.continuous import Gaussian, IsotropicGaussian, Point, SquaredError
 from pyro_vae.conditionals.discrete import Bernoulli, Categorical, DiscretisedLogistic
+from pyro_vae.conditionals.flows import InverseAutoregressiveFlow, PlanarFlow, SplineFlow
+from pyro_vae.conditionals.made import MADE
+from pyro_vae.conditionals.mixtures import Mixture
 from pyro_vae.conditionals.observations import (
     OBSERVATIONS,
     Observation,
@@ -17,18 +25,42 @@ from pyro_vae.conditionals.observations import (
     observation_config,
 )
 from pyro_vae.conditionals.outputs import LOG_SCALE_LIMIT, bounded, widen
+from pyro_vae.conditionals.posteriors import FullGaussian, LowRankGaussian
+from pyro_vae.conditionals.priors import (
+    FlowPrior,
+    GaussianMixture,
+    StandardNormal,
+    VampPrior,
+)
+from pyro_vae.conditionals.slow import AR1, AR1Prior
 
 __all__ = [
+    "AR1",
     "LOG_SCALE_LIMIT",
+    "MADE",
     "OBSERVATIONS",
+    "AR1Prior",
+    "BatchNormGaussian",
     "Bernoulli",
     "Categorical",
+    "DeltaGaussian",
     "DiscretisedLogistic",
+    "FixedScaleGaussian",
+    "FlowPrior",
+    "FullGaussian",
     "Gaussian",
+    "GaussianMixture",
+    "InverseAutoregressiveFlow",
     "IsotropicGaussian",
+    "LowRankGaussian",
+    "Mixture",
     "Observation",
+    "PlanarFlow",
     "Point",
+    "SplineFlow",
     "SquaredError",
+    "StandardNormal",
+    "VampPrior",
     "bounded",
     "observation",
     "observation_config",

@@ -1,13 +1,14 @@
 """The choice of p(x | z) as a program takes it and as JSON keeps it."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
+from pyro_vae.conditionals.choices import choice_config, choose
 from pyro_vae.conditionals.continuous import Gaussian, IsotropicGaussian, SquaredError
 from pyro_vae.conditionals.discrete import Bernoulli, Categorical, DiscretisedLogistic
+from pyro_vae.conditionals.made import MADE
 from pyro_vae.errors import ConfigError
 
 Observation = Callable[..., nn.Module] | Mapping[str, Any]
@@ -20,6 +21,7 @@ OBSERVATIONS: dict[str, type[Any]] = {
         Categorical,
         DiscretisedLogistic,
         SquaredError,
+        MADE,
     )
 }
 
@@ -34,38 +36,16 @@ def observation(spec: Observation) -> tuple[type[Any], dict[str, Any]]:
     Raises:
         ConfigError: for anything else; nothing is imported or called by name.
     """
-    options: dict[str, Any] = {}
-    name: Any = spec
-    if isinstance(spec, Mapping) and set(spec) <= {"name", "options"}:
-        name, options = spec.get("name"), dict(spec.get("options", {}))
-    elif isinstance(spec, functools.partial) and not spec.args:
-        name, options = _name(spec.func), dict(spec.keywords)
-    elif isinstance(spec, type):
-        name = _name(spec)
-    if not isinstance(name, str) or name not in OBSERVATIONS or isinstance(spec, str):
-        raise ConfigError(
-            f"observation={spec!r}; expected a class of pyro_vae.conditionals "
-            f"({', '.join(OBSERVATIONS)}) or functools.partial(class, option=value); "
-            "for a conditional of your own pass decoder=..."
-        )
-    for option, value in options.items():
-        if not isinstance(value, bool | int | float | str):
-            raise ConfigError(f"observation option {option}={value!r}; expected a plain number")
-    chosen = OBSERVATIONS[name]
+    chosen, options = choose("observation", OBSERVATIONS, spec)
     try:
         chosen.width(**options)
     except TypeError as error:
+        name = chosen.__name__
         raise ConfigError(f"observation {name} with options {options}: {error}") from error
     return chosen, options
 
 
 def observation_config(spec: Observation) -> dict[str, Any]:
     """Return an observation as {"name", "options"}, which JSON can hold and `observation` reads."""
-    chosen, options = observation(spec)
-    return {"name": chosen.__name__, "options": options}
-
-
-def _name(chosen: Any) -> str | None:
-    """Return the name of a class in OBSERVATIONS itself, not of another class called the same."""
-    name = getattr(chosen, "__name__", None)
-    return name if isinstance(name, str) and OBSERVATIONS.get(name) is chosen else None
+    observation(spec)
+    return choice_config("observation", OBSERVATIONS, spec)

@@ -1,7 +1,24 @@
 """Programs of the zoo: each has ``model``, ``guide``, ``config`` and ``example``."""
 
 from pyro_vae.models.autoencoder import Autoencoder
+from pyro_vae.models.bayesian import BayesianVAE
+from pyro_vae.models.exponential import DEF
+from pyro_vae.models.ladder import HierarchicalVAE, LadderVAE
 from pyro_vae.models.linear import LinearVAE
+from pyro_vae.models.sbn import SBN
+from pyro_vae.models.top_down import TopDownVAE
 from pyro_vae.models.vae import VAE
+from pyro_vae.models.vq import VQVAE
 
-__all__ = ["VAE", "Autoencoder", "LinearVAE"]
+__all__ = [
+    "DEF",
+    "SBN",
+    "VAE",
+    "VQVAE",
+    "Autoencoder",
+    "BayesianVAE",
+    "HierarchicalVAE",
+    "LadderVAE",
+    "LinearVAE",
+    "TopDownVAE",
+]

@@ -3,14 +3,24 @@
 The arguments are the ones that the programs' constructors share.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from pyro_vae.conditionals import Categorical, Observation, observation, widen
 from pyro_vae.errors import ConfigError
+from pyro_vae.models.skip import SkipMLP
 from pyro_vae.nn import MLP, ConvDecoder, ConvEncoder, OneHot, Shape, as_shape, positive_int, sizes
+
+# Encoder and decoder by the name of a network.
+NETWORKS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "mlp": (MLP, MLP),
+    "conv": (ConvEncoder, ConvDecoder),
+    "residual": (functools.partial(MLP, residual=True), functools.partial(MLP, residual=True)),
+    "skip": (MLP, SkipMLP),
+}
 
 
 def shapes(data_dim: Shape, latent_dim: int) -> tuple[tuple[int, ...], int]:
@@ -27,8 +37,8 @@ def shared_config(
     data_dim: Shape, latent_dim: int, hidden: Sequence[int], activation: str, network: str
 ) -> dict[str, Any]:
     """Return the constructor arguments that all networks share, for JSON."""
-    if network not in ("mlp", "conv"):
-        raise ConfigError(f'network={network!r}; expected "mlp" or "conv"')
+    if network not in NETWORKS:
+        raise ConfigError(f'network={network!r}; expected "mlp", "conv", "residual" or "skip"')
     return {
         "data_dim": plain(as_shape("data_dim", data_dim)),
         "latent_dim": int(latent_dim),
@@ -45,10 +55,11 @@ def encoder_net(
     activation: str,
     network: str,
     spec: Observation,
+    **more: Any,
 ) -> nn.Module:
-    """Return the network x -> code."""
+    """Return the network x -> code; `more` are further options of the network, as batch_norm."""
     chosen, options = observation(spec)
-    build = MLP if network == "mlp" else ConvEncoder
+    build = functools.partial(NETWORKS[network][0], **more)
     if chosen is not Categorical:
         return build(data_shape, code_dim, hidden, activation=activation)
     # A class number is a name, not a quantity.
@@ -65,11 +76,12 @@ def decoder_of(
     network: str,
     spec: Observation,
     data_mean: Tensor | None,
+    **more: Any,
 ) -> nn.Module:
     """Return the conditional z -> p(x | z), whose network mirrors the encoder's."""
     chosen, options = observation(spec)
     out_shape = widen(data_shape, chosen.width(**options))
-    build = MLP if network == "mlp" else ConvDecoder
+    build = functools.partial(NETWORKS[network][1], **more)
     net = build(latent_dim, out_shape, tuple(hidden)[::-1], activation=activation)
     if data_mean is not None:
         if tuple(data_mean.shape) != data_shape:

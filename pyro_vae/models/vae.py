@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_vae.conditionals import Bernoulli, Gaussian, Observation, observation_config
+from pyro_vae.conditionals.choices import choice_config
+from pyro_vae.conditionals.posteriors import POSTERIORS, Posterior, posterior_of
+from pyro_vae.conditionals.priors import Prior, StandardNormal, prior_config, prior_of
 from pyro_vae.errors import ConfigError
 from pyro_vae.models.naming import register, unique_name
 from pyro_vae.models.networks import decoder_of, encoder_net, plain, shapes, shared_config
@@ -17,7 +19,7 @@ from pyro_vae.nn import Shape
 
 
 class VAE(nn.Module):
-    r"""A deep latent Gaussian model with an amortised diagonal Gaussian posterior.
+    r"""A deep latent-variable model with an amortised posterior, Gaussian unless said otherwise.
 
     .. math:: z \sim N(0, I), \quad x \sim p(x \mid decoder(z)),
         \qquad q(z \mid x) = N(\mu(x), \mathrm{diag}\,\sigma^2(x))
@@ -26,9 +28,16 @@ class VAE(nn.Module):
         data_dim: shape of one datum, as 784 or (1, 28, 28).
         latent_dim: number Z of latent units.
         hidden: widths of the encoder's hidden layers ("conv": channels); the decoder mirrors them.
-        activation: name in `pyro_vae.nn.ACTIVATIONS`.
+        activation: name in `pyro_vae.nn.ACTIVATIONS`, or "glu" for gated layers ("mlp").
         observation: class of `pyro_vae.conditionals`, or a `functools.partial` of one.
-        network: "mlp", or "conv" for images (C, H, W).
+        network: "mlp", "residual", "skip" (the code enters every layer of the decoder), or "conv"
+            for images (C, H, W).
+        prior: StandardNormal, GaussianMixture, VampPrior, FlowPrior or AR1Prior of
+            `pyro_vae.conditionals`, a `functools.partial` of one, or a module: encoder ->
+            distribution of z.
+        posterior: Gaussian (diagonal), LowRankGaussian, FullGaussian, PlanarFlow,
+            InverseAutoregressiveFlow, SplineFlow of `pyro_vae.conditionals`; against collapse
+            BatchNormGaussian, DeltaGaussian, FixedScaleGaussian; or a partial of one.
         encoder: module (*, data) -> distribution of z, event (Z,), in place of the built one.
         decoder: module (*, Z) -> distribution of x, event one datum, in place of the built one.
         data_mean: training mean, shape of one datum; starts the decoder's output there.
@@ -38,9 +47,13 @@ class VAE(nn.Module):
         Stochastic backpropagation (Rezende et al., 2014), arXiv:1401.4082.
 
     Example:
+        >>> from functools import partial
+        >>> from pyro_vae.conditionals import InverseAutoregressiveFlow, VampPrior
         >>> vae = VAE(784, 2)
         >>> vae.decoder(vae.prior().sample((5,))).event_shape
         torch.Size([784])
+        >>> vamp = VAE(784, 40, (300, 300), activation="glu", prior=VampPrior)
+        >>> iaf = VAE(784, 40, posterior=partial(InverseAutoregressiveFlow, num_flows=4))
     """
 
     loc: Tensor
@@ -54,6 +67,8 @@ class VAE(nn.Module):
         activation: str = "relu",
         observation: Observation = Bernoulli,
         network: str = "mlp",
+        prior: Prior = StandardNormal,
+        posterior: Posterior = Gaussian,
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
         data_mean: Tensor | None = None,
@@ -64,9 +79,13 @@ class VAE(nn.Module):
         self.config: dict[str, Any] | None = {
             **shared_config(data_dim, latent_dim, hidden, activation, network),
             "observation": observation_config(observation),
+            "prior": prior_config(prior),
+            "posterior": choice_config("posterior", POSTERIORS, posterior),
         }
-        if encoder is not None or decoder is not None:
+        if encoder is not None or decoder is not None or isinstance(prior, nn.Module):
             self.config = None
+        if encoder is not None and posterior is not Gaussian:
+            raise ConfigError("posterior chooses the built encoder; with your own leave it out")
         if decoder is not None and data_mean is not None:
             raise ConfigError(
                 "data_mean starts the built decoder; with your own decoder leave it out"
@@ -74,15 +93,16 @@ class VAE(nn.Module):
         shape, size = self.data_shape, self.latent_dim
         nets = (hidden, activation, network, observation)
         if encoder is None:
-            encoder = Gaussian(encoder_net(shape, size * Gaussian.width(), *nets))
+            encoder = posterior_of(posterior, size, lambda out: encoder_net(shape, out, *nets))
         if decoder is None:
             decoder = decoder_of(shape, size, *nets, data_mean)
         self.encoder, self.decoder = encoder, decoder
+        self.latent_prior = prior_of(prior, shape, size, encoder)
         self.register_buffer("loc", torch.zeros(self.latent_dim), persistent=False)
 
     def prior(self) -> TorchDistributionMixin:
-        """Return p(z) = N(0, I), event (Z,)."""
-        return dist.Normal(self.loc, torch.ones_like(self.loc)).to_event(1)
+        """Return p(z), event (Z,)."""
+        return self.latent_prior(self.encoder)
 
     def model(self, x: Tensor) -> Tensor:
         """Draw z and observe x, shape (B | data)."""

@@ -4,20 +4,26 @@ Each function returns a ``matplotlib.figure.Figure`` of its own: pyplot, its bac
 settings are never touched, so these work in scripts, notebooks and threads alike.
 """
 
+from pyro_vae.plots.collapse import collapse_curves, cures, diagnosis
 from pyro_vae.plots.gaps import gaps
 from pyro_vae.plots.history import curves
 from pyro_vae.plots.images import interpolations, reconstructions, samples
 from pyro_vae.plots.latent import latent_map
+from pyro_vae.plots.posterior import posterior
 from pyro_vae.plots.saving import save
 from pyro_vae.plots.style import DPI, PALETTE
 
 __all__ = [
     "DPI",
     "PALETTE",
+    "collapse_curves",
+    "cures",
     "curves",
+    "diagnosis",
     "gaps",
     "interpolations",
     "latent_map",
+    "posterior",
     "reconstructions",
     "samples",
     "save",

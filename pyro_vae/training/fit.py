@@ -24,7 +24,7 @@ from pyro_vae.training.loop import Loop, Run
 from pyro_vae.training.parallel import Devices, World, join
 from pyro_vae.training.precision import Precision, contexts, convert
 from pyro_vae.training.schedules import Schedule, as_schedule
-from pyro_vae.training.settings import adam, beta_schedule, record
+from pyro_vae.training.settings import adam, beta_schedule, own_callback, record
 from pyro_vae.training.step import Stepper
 
 __all__ = ["Run", "adam", "fit"]
@@ -176,7 +176,7 @@ def fit(
         beta=weights,
         patience=patience,
         transform=transform,
-        callbacks=tuple(callbacks),
+        callbacks=(*own_callback(chosen), *callbacks),
         seed=seed,
         folder=folder,
         checkpoint_every=checkpoint_every,

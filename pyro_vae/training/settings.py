@@ -84,6 +84,12 @@ def record(
     }
 
 
+def own_callback(objective: Any) -> tuple[Callable[[Any], Any], ...]:
+    """Return the callback of an objective that looks at the run after each epoch, if it has one."""
+    method = getattr(objective, "after_epoch", None)
+    return (method,) if callable(method) else ()
+
+
 def objective_name(objective: Any) -> str:
     """Return the name of an objective with its constructor's numbers: ``IWAE(num_particles=5)``."""
     shown = getattr(objective, "elbo", objective)

@@ -106,7 +106,7 @@ def test_every_program(name, beta):
     program = Program.of(case.build()).double()
     data = program.adapt(case.data(12))
     losses = check(program, data, pv.ELBO(), beta)
-    assert len(losses) > 1 or name == "autoencoder"
+    assert len(losses) > 1 or name in ("autoencoder", "vq_conv")  # nothing is drawn
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

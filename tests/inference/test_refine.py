@@ -121,7 +121,10 @@ def test_several_sites_constrained_supports_and_inputs():
     assert (error / spread * refined.ess.sqrt()).abs().max() < 5
 
 
-@pytest.mark.parametrize("name", sorted(set(CASES) - {"autoencoder"}))
+DISCRETE = {"sbn", "sbn_autoregressive", "def_poisson", "vq", "vq_conv"}
+
+
+@pytest.mark.parametrize("name", sorted(set(CASES) - DISCRETE - {"autoencoder"}))
 def test_every_program_runs_and_traced_equals_eager(name):
     """In float32, at equal seeds, bit for bit."""
     case = CASES[name]
@@ -144,6 +147,13 @@ def test_every_program_runs_and_traced_equals_eager(name):
         assert torch.equal(getattr(runs[0], field), getattr(runs[1], field))
         assert getattr(runs[0], field).shape == (5,)
     assert runs[0].acceptance.min() > 0 and not runs[0].divergences.any()
+
+
+@pytest.mark.parametrize("name", sorted(DISCRETE))
+def test_discrete_programs_are_refused(name):
+    case = CASES[name]
+    with pytest.raises(ProgramError, match="is discrete"):
+        quietly(case.build(), case.data(5), SHORT)
 
 
 def test_global_latents_are_held_at_one_draw_for_all_batches():

@@ -1,0 +1,206 @@
+"""Priors over the numbers of codes. Shapes: * any leading dims, P codes, K codebook, E width."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyro_vae.errors import ConfigError
+from pyro_vae.nn import positive_int
+
+
+class CodeSequence(TorchDistribution):
+    r"""Whole numbers, each of which sees those before it.
+
+    .. math:: p(k) = \prod_i \mathrm{softmax}\big(net(k_{<i})_i\big)_{k_i}
+
+    Scored in one pass; a draw takes the numbers one after another.
+
+    Arguments:
+        net: maps the first i numbers of a sequence, (N, i), to the logits of the first i + 1,
+            (N, i + 1, K), where i < P.
+        length: P.
+
+    References:
+        Pixel recurrent neural networks (van den Oord et al., 2016), arXiv:1601.06759.
+
+    Example:
+        >>> net = lambda seen: torch.zeros(len(seen), seen.shape[1] + 1, 2)
+        >>> coins = CodeSequence(net, 3)
+        >>> coins.log_prob(torch.tensor([0, 1, 1])).exp()
+        tensor(0.1250)
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+    support = constraints.independent(constraints.nonnegative_integer, 1)
+
+    def __init__(self, net: Any, length: int, *, validate_args: bool | None = None) -> None:
+        self.net = net
+        super().__init__(torch.Size(), torch.Size((length,)), validate_args=validate_args)
+
+    def expand(
+        self, batch_shape: torch.Size | Sequence[int], _instance: Any = None
+    ) -> "CodeSequence":
+        new = self._get_checked_instance(CodeSequence, _instance)
+        new.net = self.net
+        TorchDistribution.__init__(
+            new, torch.Size(batch_shape), self.event_shape, validate_args=False
+        )
+        new._validate_args = self._validate_args
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log probability, shape (*), nats."""
+        flat = value.reshape(-1, value.shape[-1])
+        logits = self.net(flat[:, :-1])
+        cost = F.cross_entropy(logits.flatten(0, 1), flat.flatten(), reduction="none")
+        return -cost.reshape(value.shape).sum(-1)
+
+    def sample(self, sample_shape: torch.Size | Sequence[int] = torch.Size()) -> Tensor:  # noqa: B008
+        """Return numbers, shape (sample, batch, P)."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        with torch.no_grad():
+            drawn = torch.empty(math.prod(shape[:-1]), 0, dtype=torch.long, device=self._device())
+            for _ in range(shape[-1]):
+                last = self.net(drawn)[:, -1].softmax(-1)
+                drawn = torch.cat([drawn, torch.multinomial(last, 1)], -1)
+            return drawn.reshape(shape)
+
+    def _device(self) -> torch.device | None:
+        parameters = self.net.parameters() if isinstance(self.net, nn.Module) else ()
+        return next((parameter.device for parameter in parameters), None)
+
+
+class CausalTransformer(nn.Module):
+    """Logits of each number of a sequence from those before it, by masked self-attention.
+
+    Arguments:
+        num_codes: K.
+        length: P, the longest sequence.
+        width: E, of the residual stream.
+        depth: blocks of attention and a perceptron of width 2 E.
+        heads: attention heads; E is a multiple of it.
+
+    References:
+        Attention is all you need (Vaswani et al., 2017), arXiv:1706.03762.
+
+    Example:
+        >>> CausalTransformer(5, 4, width=8)(torch.zeros(2, 3, dtype=torch.long)).shape
+        torch.Size([2, 4, 5])
+    """
+
+    def __init__(
+        self, num_codes: int, length: int, width: int = 64, depth: int = 2, heads: int = 4
+    ) -> None:
+        super().__init__()
+        if positive_int("width", width) % positive_int("heads", heads):
+            raise ConfigError(f"width={width!r}; expected a multiple of {heads} (attention heads)")
+        self.token = nn.Parameter(0.1 * torch.randn(positive_int("num_codes", num_codes), width))
+        self.place = nn.Parameter(0.1 * torch.randn(positive_int("length", length), width))
+        blocks = range(positive_int("depth", depth))
+        self.blocks = nn.ModuleList(_Block(width, heads) for _ in blocks)
+        self.norm = nn.LayerNorm(width)
+        self.output = nn.Linear(width, num_codes)
+
+    def forward(self, seen: Tensor) -> Tensor:
+        """Map (N, i) numbers to (N, i + 1, K) logits."""
+        # Numbers move one to the right: nothing sees itself. The first sees only its place.
+        known = F.pad(F.embedding(seen, self.token), (0, 0, 1, 0))
+        h = known + self.place[: seen.shape[-1] + 1]
+        for block in self.blocks:
+            h = block(h)
+        return self.output(self.norm(h))
+
+
+class _Block(nn.Module):
+    """Causal self-attention and a perceptron, each added to what it reads."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.join = nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, h: Tensor) -> Tensor:
+        n, length, width = h.shape
+        parts = self.qkv(self.norms[0](h)).reshape(n, length, 3, self.heads, -1)
+        q, k, v = parts.permute(2, 0, 3, 1, 4)  # (N, heads, P, E / heads) each
+        score = q @ k.transpose(-1, -2) / math.sqrt(width / self.heads)
+        later = torch.ones(length, length, dtype=torch.bool, device=h.device).triu(1)
+        mixed = score.masked_fill(later, -math.inf).softmax(-1) @ v
+        h = h + self.join(mixed.transpose(1, 2).reshape(n, length, width))
+        return h + self.mlp(self.norms[1](h))
+
+
+class UniformCodes(nn.Module):
+    """Each number equally likely: the prior that VQ-VAEs are trained under.
+
+    Arguments:
+        num_codes: K.
+        positions: P.
+
+    Example:
+        >>> UniformCodes(8, 3)().log_prob(torch.tensor([1, 0, 7])).exp() * 8**3
+        tensor(1.)
+    """
+
+    logits: Tensor
+
+    def __init__(self, num_codes: int, positions: int) -> None:
+        super().__init__()
+        self.register_buffer("logits", torch.zeros(positions, num_codes), persistent=False)
+
+    def forward(self) -> TorchDistributionMixin:
+        return dist.Categorical(logits=self.logits).to_event(1)
+
+
+class FactorisedCodes(nn.Module):
+    """A learnt frequency of each number at each place; the places are independent.
+
+    Arguments:
+        num_codes: K.
+        positions: P.
+
+    Example:
+        >>> FactorisedCodes(8, 3)().event_shape
+        torch.Size([3])
+    """
+
+    def __init__(self, num_codes: int, positions: int) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(positions, num_codes))
+
+    def forward(self) -> TorchDistributionMixin:
+        return dist.Categorical(logits=self.logits).to_event(1)
+
+
+class AutoregressiveCodes(nn.Module):
+    """Each number given those before it, by a small causal transformer.
+
+    Arguments:
+        num_codes: K.
+        positions: P.
+        width, depth: of the transformer.
+
+    Example:
+        >>> AutoregressiveCodes(8, 3)().sample((5,)).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(self, num_codes: int, positions: int, width: int = 64, depth: int = 2) -> None:
+        super().__init__()
+        self.positions = positions
+        self.net = CausalTransformer(num_codes, positions, width, depth)
+
+    def forward(self) -> TorchDistributionMixin:
+        return CodeSequence(self.net, self.positions)

@@ -1,0 +1,68 @@
+"""A callback that watches for posterior collapse while a program trains."""
+
+from typing import Any
+
+import numpy as np
+
+from pyro_vae.evaluation.collapse import Diagnosis, diagnose
+from pyro_vae.inference.bounds import positive
+from pyro_vae.inference.program import Program
+from pyro_vae.training.device import seeded
+
+
+class CollapseMonitor:
+    """Diagnose after each epoch: ``pv.fit(..., callbacks=[pv.CollapseMonitor(x)])``.
+
+    The training's random numbers are left alone, and the noise of the diagnosis is the same each
+    time, so that epochs can be compared.
+
+    Arguments:
+        data: Held-out data, one row per datum; about a thousand rows do.
+        every: Epochs between two diagnoses.
+        probes: Draws of z behind the mutual information.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> x, monitor = torch.ones(8, 4), CollapseMonitor(torch.ones(8, 4))
+        >>> run = pv.fit(pv.models.VAE(4, 2, (8,)), x, epochs=2, progress=False,
+        ...              callbacks=[monitor])
+        >>> monitor.history["epoch"]
+        array([1., 2.])
+    """
+
+    def __init__(self, data: Any, *, every: int = 1, probes: int = 500) -> None:
+        self.data = data
+        self.every = positive("every", every)
+        self.probes = positive("probes", probes)
+        self.epochs: list[int] = []
+        self.diagnoses: list[Diagnosis] = []
+
+    def __call__(self, run: Any) -> None:
+        """Diagnose the program as it is."""
+        epoch = int(run.history["epoch"][-1])
+        if epoch % self.every:
+            return
+        with seeded(Program.of(run.program).device, 0):
+            found = diagnose(run.program, self.data, probes=self.probes)
+        self.epochs.append(epoch)
+        self.diagnoses.append(found)
+
+    @property
+    def history(self) -> dict[str, np.ndarray]:
+        """One array per quantity: ``epoch``, ``kl`` (and ``kl[site]`` of several), ``information``,
+        ``marginal_kl``, ``active_units`` (or ``active_units[site]``)."""
+        rows = [_row(found) for found in self.diagnoses]
+        names = dict.fromkeys(name for row in rows for name in row)
+        columns = {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
+        return {"epoch": np.array(self.epochs, dtype=float)} | columns
+
+
+def _row(found: Diagnosis) -> dict[str, float]:
+    row = {"kl": found.total_kl}
+    if found.information is not None:
+        row["information"] = found.information.lower
+        row["marginal_kl"] = found.information.marginal_kl
+    several = len(found.kl) > 1
+    for site, count in found.active_units.items():
+        row[f"active_units[{site}]" if several else "active_units"] = float(count)
+    return row | ({f"kl[{site}]": kl for site, kl in found.kl.items()} if several else {})

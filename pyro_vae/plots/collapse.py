@@ -1,0 +1,131 @@
+"""What a diagnosis found, what happened during training, and cures side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyro_vae.errors import DataError
+from pyro_vae.plots.style import FAINT, INK, PALETTE, as_array, new_figure, plain_axes, set_title
+
+if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_ACTIVE = 0.01  # the threshold of both criteria
+
+
+def diagnosis(found: Any, *, title: str | None = None) -> Figure:
+    """Draw a diagnosis: KL and variance of the mean per unit, histogram of posterior variances.
+
+    Arguments:
+        found: result of ``pv.diagnose``.
+        title: ``None``: the first sentence of the verdict.
+
+    Raises:
+        DataError: a diagnosis without any site.
+    """
+    if not found.kl:
+        raise DataError("got a diagnosis without a site, expected the result of pv.diagnose")
+    figure = new_figure(11.5, 3.6)
+    left, middle, right = figure.subplots(1, 3)
+    _units(left, found.unit_kl or {n: np.array([v]) for n, v in found.kl.items()})
+    left.set(xlabel="unit, sorted", ylabel="KL (nats)")
+    set_title(left, title or found.verdict.split(". ")[0].split(": ")[0])
+    _units(middle, found.variance)
+    middle.set(xlabel="unit, sorted", ylabel="variance of E[z | x] over the data")
+    set_title(middle, "Active units: above the line")
+    _histogram(right, found.histogram)
+    set_title(right, "A collapsed unit stands at 1")
+    return figure
+
+
+def _units(axes: Axes, values: Mapping[str, Any]) -> None:
+    for index, (name, value) in enumerate(values.items()):
+        shown = np.sort(as_array(value).ravel())[::-1]
+        places = np.arange(1, len(shown) + 1)
+        axes.plot(
+            places, np.maximum(shown, 1e-5), "o-", ms=3, lw=1, color=_colour(index), label=name
+        )
+    axes.axhline(_ACTIVE, color=FAINT, lw=1, ls="--")
+    axes.set_yscale("log")
+    plain_axes(axes)
+    if len(values) > 1:
+        axes.legend(frameon=False, fontsize=8)
+
+
+def _histogram(axes: Axes, histogram: Mapping[str, Any]) -> None:
+    for index, (name, counts) in enumerate(histogram.items()):
+        share = as_array(counts) / max(1, as_array(counts).sum())
+        edges = np.linspace(0, 1.2, len(share) + 1)
+        axes.stairs(share, edges, color=_colour(index), lw=1.5, label=name)
+    axes.set(xlabel="variance of q(z | x), per datum and unit", ylabel="share", ylim=(0, None))
+    plain_axes(axes)
+
+
+def collapse_curves(history: Mapping[str, Any]) -> Figure:
+    """Draw what a ``pv.CollapseMonitor`` saw: KL, information and active units by epoch.
+
+    Arguments:
+        history: its ``history``.
+
+    Raises:
+        DataError: nothing was seen.
+    """
+    epochs = as_array(history.get("epoch", []))
+    if not len(epochs):
+        raise DataError("got an empty history, expected that of a pv.CollapseMonitor after a run")
+    figure = new_figure(9.2, 3.6)
+    left, right = figure.subplots(1, 2)
+    nats = {"kl": "KL", "information": "mutual information", "marginal_kl": "KL(q(z) || p(z))"}
+    for index, (name, label) in enumerate(nats.items()):
+        if name in history:
+            left.plot(epochs, as_array(history[name]), color=_colour(index), label=label)
+    units = [name for name in history if name.startswith("active")]
+    for index, name in enumerate(units):
+        right.plot(epochs, as_array(history[name]), color=_colour(index), label=name)
+    left.set(xlabel="epoch", ylabel="nats", ylim=(0, None))
+    right.set(xlabel="epoch", ylabel="active units", ylim=(0, None))
+    set_title(left, "What the code tells")
+    set_title(right, "Units in use")
+    left.legend(frameon=False, fontsize=9)
+    if len(units) > 1:
+        right.legend(frameon=False, fontsize=9)
+    for axes in (left, right):
+        plain_axes(axes)
+    return figure
+
+
+def cures(arms: Mapping[str, Mapping[str, tuple[float, float]]]) -> Figure:
+    """Draw cures side by side: negative log-likelihood against KL, a panel per program.
+
+    Arguments:
+        arms: (KL, negative log-likelihood) by program and cure; the cure "plain" is drawn as the
+            line to stay below.
+
+    Raises:
+        DataError: nothing to draw.
+    """
+    if not arms:
+        raise DataError("got no arms, expected (KL, NLL) by program and cure")
+    figure = new_figure(4.6 * len(arms), 4.2)
+    panels = np.atleast_1d(figure.subplots(1, len(arms)))
+    for axes, (program, points) in zip(panels, arms.items(), strict=True):
+        for index, (name, (kl, nll)) in enumerate(points.items()):
+            if name == "plain":
+                axes.axhline(nll, color=FAINT, lw=1, ls="--")
+            axes.plot(kl, nll, "o", color=INK if name == "plain" else _colour(index))
+            axes.annotate(
+                name, (kl, nll), (4, 3), textcoords="offset points", fontsize=8, color=INK
+            )
+        axes.set(xlabel="KL (nats)", ylabel="negative log-likelihood (nats)")
+        axes.margins(x=0.15, y=0.1)
+        set_title(axes, program)
+        plain_axes(axes)
+    return figure
+
+
+def _colour(index: int) -> str:
+    return PALETTE[index % (len(PALETTE) - 1)]

@@ -1,0 +1,155 @@
+"""Posteriors of two latent units, beside what stands for them. Shapes: P panels, X by Y a grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pyro_vae.errors import DataError
+from pyro_vae.plots.style import INK, PALETTE, as_array, new_figure, plain_axes, set_title
+
+if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MASSES = (0.99, 0.9, 0.5)  # of the regions that are shaded
+_SHADES = ("#ececec", "#d2d2d2", "#b0b0b0")
+_MOST_DRAWS = 1000  # per panel: more would hide the contours
+_TURN = np.linspace(0, 2 * np.pi, 200)
+
+
+def posterior(
+    log_density: ArrayLike,
+    grid: tuple[ArrayLike, ArrayLike],
+    *,
+    gaussians: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
+    draws: Mapping[str, ArrayLike] | None = None,
+    titles: Sequence[str] | None = None,
+    names: tuple[str, str] = ("$z_1$", "$z_2$"),
+) -> Figure:
+    r"""Shade a density's 50, 90 and 99 % regions; over them Gaussians and draws.
+
+    .. math:: \{z : p(z) \ge c\}, \quad \int_{p \ge c} p(z) \, dz \in \{0.5, 0.9, 0.99\}
+
+    Arguments:
+        log_density: log p up to a constant at each point of the grid, ``(P, X, Y)`` or ``(X, Y)``.
+        grid: evenly spaced coordinates along the first latent, ``(X,)``, and the second, ``(Y,)``.
+        gaussians: mean ``(P, 2)`` and covariance ``(P, 2, 2)`` by name; an ellipse holds 90 %.
+        draws: points by name, ``(P, n, 2)``; at most 1000 are shown, evenly spaced.
+        titles: of the panels.
+        names: of the axes.
+
+    Raises:
+        DataError: shapes that do not fit each other, or a density that is nowhere finite.
+    """
+    x, y = (as_array(axis).astype(float) for axis in grid)
+    surface = as_array(log_density).astype(float)
+    surfaces = surface[None] if surface.ndim == 2 else surface
+    if surfaces.ndim != 3 or surfaces.shape[1:] != (len(x), len(y)) or min(surfaces.shape) < 1:
+        raise DataError(
+            f"log_density has shape {surface.shape}, expected (P, {len(x)}, {len(y)}) as the grid"
+        )
+    count = len(surfaces)
+    ellipses = {
+        name: (_panels(name, mean, count, (2,)), _panels(name, covariance, count, (2, 2)))
+        for name, (mean, covariance) in (gaussians or {}).items()
+    }
+    points = {name: _points(name, value, count) for name, value in (draws or {}).items()}
+    if titles is not None and len(titles) != count:
+        raise DataError(f"got {len(titles)} titles, expected {count}: one per panel")
+    figure = new_figure(3.6 * count + 0.4, 3.8)
+    panels = np.atleast_1d(figure.subplots(1, count))
+    for index, axes in enumerate(panels):
+        _regions(axes, x, y, surfaces[index])
+        _overlay(axes, {k: v[index] for k, v in points.items()}, dots=True)
+        shown = {k: _ellipse(k, mean[index], cov[index]) for k, (mean, cov) in ellipses.items()}
+        _overlay(axes, shown, dots=False, first=len(points))
+        axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]), xlabel=names[0])
+        plain_axes(axes)
+        set_title(axes, titles[index] if titles else "")
+    panels[0].set_ylabel(names[1])
+    _legend(figure, panels[0])
+    return figure
+
+
+def levels(log_density: np.ndarray) -> np.ndarray:
+    """Return log densities at the borders of the 99, 90 and 50 % regions, of an even grid.
+
+    Raises:
+        DataError: a density that is NaN or infinite somewhere, or nowhere positive.
+    """
+    top = log_density.max()
+    if not np.isfinite(top):  # minus infinity alone is a density of zero
+        raise DataError("log_density is NaN, plus infinity, or nowhere finite")
+    ordered = np.sort(log_density.ravel())[::-1]
+    mass = np.exp(ordered - top).cumsum()
+    places = np.searchsorted(mass, np.array(_MASSES) * mass[-1])
+    return ordered[np.minimum(places, len(ordered) - 1)]
+
+
+def _regions(axes: Axes, x: np.ndarray, y: np.ndarray, log_density: np.ndarray) -> None:
+    # Contours of the density itself: its logarithm may be minus infinity.
+    borders = np.exp(levels(log_density) - log_density.max())
+    if (np.diff([*borders, 1.0001]) <= 0).any():
+        raise DataError("the grid is too coarse: a cell holds half of the mass or more")
+    density = np.exp(log_density - log_density.max()).T
+    axes.contourf(x, y, density, levels=[*borders, 1.0001], colors=_SHADES)
+
+
+def _overlay(axes: Axes, curves: Mapping[str, np.ndarray], *, dots: bool, first: int = 0) -> None:
+    for index, (name, curve) in enumerate(curves.items(), start=first):
+        colour = PALETTE[index % (len(PALETTE) - 1)]
+        if dots:
+            every = -(-len(curve) // _MOST_DRAWS)
+            style: dict[str, Any] = {"ls": "", "marker": ".", "ms": 2.5, "alpha": 0.5, "mew": 0}
+            axes.plot(*curve[::every].T, color=colour, label=name, **style)
+        else:
+            axes.plot(*curve.T, color=colour, lw=1.8, label=name)
+
+
+def _ellipse(name: str, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """Return the closed border of a Gaussian's 90 % region, ``(200, 2)``."""
+    try:
+        factor = np.linalg.cholesky(covariance)
+    except np.linalg.LinAlgError:
+        raise DataError(f"gaussians {name!r}: a covariance is not positive definite") from None
+    radius = np.sqrt(-2 * np.log(0.1))  # of two dimensions: a chi-squared of 2 is exponential
+    circle = np.stack([np.cos(_TURN), np.sin(_TURN)], -1)
+    return mean + radius * circle @ factor.T
+
+
+def _panels(name: str, values: Any, count: int, event: tuple[int, ...]) -> np.ndarray:
+    array = as_array(values).astype(float)
+    if array.shape == event:
+        array = array[None]
+    if array.shape != (count, *event) or not np.isfinite(array).all():
+        raise DataError(f"{name!r} has shape {array.shape}, expected {(count, *event)}, finite")
+    return array
+
+
+def _points(name: str, values: Any, count: int) -> np.ndarray:
+    array = as_array(values).astype(float)
+    if array.ndim == 2:
+        array = array[None]
+    if array.ndim != 3 or array.shape[::2] != (count, 2) or not array.shape[1]:
+        raise DataError(f"draws {name!r} have shape {array.shape}, expected ({count}, n, 2)")
+    return array
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if not labels:
+        return
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=len(labels),
+        frameon=False,
+        labelcolor=INK,
+        fontsize=9,
+        markerscale=4,
+    )

@@ -105,14 +105,8 @@ def _short(published: str) -> str:
 HEADLINES = (
     "vae_mnist_static",
     "iwae5_mnist_static",
-    "ais_mnist_static",
     "hmc_gain_fashion_threshold",
     "refine_over_pyro_hmc",
-    "ladder_mnist_dynamic",
-    "vamp_gain_mnist_static",
-    "sbn_mnist_static",
-    "def_olivetti",
-    "vq_fashion",
 )
 
 

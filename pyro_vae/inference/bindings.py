@@ -8,7 +8,8 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule
 
-from pyro_vae.inference.graphs import Aliases, aten
+from pyro_vae.inference.aliases import Aliases
+from pyro_vae.inference.graphs import aten
 
 
 def direct(graph: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:

@@ -202,6 +202,11 @@ class CompiledLoss:
             scaled = _unflat(weights, rest)
             with _reparametrize_module(self.owner, values):
                 loss = self.loss(self.program.joint(inputs, beta=scaled, size=size))
+                for (home, key), name, value in zip(self._homes, names, flat, strict=False):
+                    if home[key] is not value:
+                        raise RuntimeError(
+                            f"{name!r} is replaced; write into it: .copy_(), .add_()"
+                        )
             parameters = [values[name] for name in wanted]
             grads = torch.autograd.grad(loss, parameters, allow_unused=True)
             found = {n: g for n, g in zip(wanted, grads, strict=True) if g is not None}

@@ -86,8 +86,10 @@ def collapse_curves(history: Mapping[str, Any]) -> Figure:
     units = [name for name in history if name.startswith("active")]
     for index, name in enumerate(units):
         right.plot(epochs, as_array(history[name]), color=_colour(index), label=name)
-    left.set(xlabel="epoch", ylabel="nats", ylim=(0, None))
-    right.set(xlabel="epoch", ylabel="active units", ylim=(0, None))
+    left.set(xlabel="epoch", ylabel="nats")
+    right.set(xlabel="epoch", ylabel="active units")
+    for axes in (left, right):  # a collapsed run is flat: its noise must not fill the panel
+        axes.set_ylim(min(0.0, axes.get_ylim()[0]), max(1.0, axes.get_ylim()[1]))
     set_title(left, "What the code tells")
     set_title(right, "Units in use")
     left.legend(frameon=False, fontsize=9)

@@ -219,8 +219,9 @@ def test_inductor_gives_the_eager_numbers_at_equal_noise(name):
 class Counting(nn.Module):
     """A program that counts its passes in a double of no dimension."""
 
-    def __init__(self):
+    def __init__(self, in_place=True):
         super().__init__()
+        self.in_place = in_place
         self.loc = nn.Parameter(torch.zeros(6))
         self.register_buffer("passes", torch.zeros(()))
 
@@ -231,10 +232,22 @@ class Counting(nn.Module):
             programs.pyro.sample("x", programs.dist.Normal(loc, 1.0).to_event(1), obs=x)
 
     def guide(self, x):
-        if self.training:
+        if self.training and self.in_place:
             self.passes += 1
+        elif self.training:
+            self.passes = self.passes + 1
         with programs.pyro.plate("data", len(x)):
             programs.pyro.sample("z", programs.dist.Normal(x.sum(-1), 1.0))
+
+
+def test_a_buffer_that_is_replaced_would_stand_still():
+    program = Program.of(Counting(in_place=False))
+    x = programs.binary(12)
+    program.read(x)
+    program.train()
+    compiled = CompiledLoss(pv.ELBO().per_datum, program)
+    with program.running(), pytest.warns(UserWarning, match=r"passes' is replaced; write into it"):
+        compiled(x)
 
 
 @pytest.mark.slow

@@ -220,9 +220,8 @@ print(caught[0].message)
 # | `random.random()`, NumPy's noise, a counter in Python | `torch.rand`; a buffer |
 #
 # The last line is the one to remember. What does not come from torch is a constant to the tracer,
-# with no error to say so. That is why each graph is run once beside the program at equal noise
-# before it is used: where the two disagree, the program runs eagerly, and the warning says by how
-# much.
+# with no error to say so. That is why a program is traced twice, and the graph run once beside it
+# at equal noise, before it is used: where the two disagree, the program runs eagerly.
 #
 # ## 5. Which mode
 #

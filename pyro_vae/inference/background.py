@@ -84,12 +84,16 @@ class Background:
         often = _SHARE * (self.calls - first) < _WARM + _TIMED
         if not often or seconds * (self.steps - self.calls) < self.worth:
             return
-        child = Elsewhere(graph, inputs)
+        try:
+            child = Elsewhere(graph, inputs)
+        except Exception:  # no room on the disk, no process to be had
+            return
         while child.poll() is None:
             for _ in range(_POLL):
                 yield traced
-        if child.returncode == 0:
-            yield from self._trial(traced, child.load(), inputs[0].device)
+        compiled = _loaded(child, inputs) if child.returncode == 0 else None
+        if compiled is not None:
+            yield from self._trial(traced, compiled, inputs[0].device)
 
     def _trial(self, traced: Run, compiled: Run, device: torch.device) -> Iterator[Run]:
         """Let both run in turns, and end with the faster."""
@@ -110,6 +114,17 @@ class Background:
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # fifteen syncs per run
         return self.clock()
+
+
+def _loaded(child: "Elsewhere", inputs: Sequence[Tensor]) -> Run | None:
+    """Return the compiled graph, tried once on copies; None where it does not load or run."""
+    try:
+        compiled = child.load()
+        with torch.no_grad(), torch.random.fork_rng([i.device for i in inputs[:1] if i.is_cuda]):
+            compiled(*[leaf.detach().clone() for leaf in inputs])
+    except Exception:  # whatever: the traced graph is there
+        return None
+    return compiled
 
 
 class Elsewhere:
@@ -159,7 +174,7 @@ def write_graph(folder: Path, graph: GraphModule, inputs: Sequence[Tensor]) -> N
     """Write a graph as Python source, its constants and the shapes of its inputs."""
     source = "import torch\nfrom torch import device, inf, nan\n" + graph.code
     (folder / "graph.py").write_text(source)
-    constants = {name: value.contiguous() for name, value in graph.named_buffers()}
+    constants = {name: value.clone().contiguous() for name, value in graph.named_buffers()}
     save_file(constants, folder / "constants.safetensors")
     shapes = [
         (list(leaf.shape), leaf.stride(), str(leaf.dtype).removeprefix("torch."), str(leaf.device))

@@ -28,12 +28,23 @@ Loss = Callable[[Joint], Tensor]
 
 @dataclass
 class Traced:
-    """One batch signature's graph: what runs it, the parameters it moves, the buffers it writes."""
+    """One batch signature's graph.
+
+    Arguments:
+        graph: As traced and simplified.
+        run: What runs it.
+        trained: The parameters that it has gradients for, in their order.
+        still: Parameters to train that this loss does not reach.
+        moving: The positions of the inputs that it writes to.
+        agrees: Whether the program still does what was traced; one eager step.
+    """
 
     graph: GraphModule
     run: Run
     trained: list[nn.Parameter]
+    still: list[nn.Parameter]
     moving: list[int]
+    agrees: Callable[[], bool]
 
 
 class Prepared(NamedTuple):
@@ -58,11 +69,25 @@ class Prepared(NamedTuple):
         Returns:
             The loss, detached, and the norm of the gradients.
         """
+        trained = self.traced.trained
+        for parameter in self.traced.still:
+            parameter.grad = None  # one left from elsewhere must not move it
+        if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in trained):
+            return self._through_autograd()
         with torch.no_grad():
             loss, norm, *grads = self.traced.run(*self.inputs)
-        for parameter, grad in zip(self.traced.trained, grads, strict=True):
+        for parameter, grad in zip(trained, grads, strict=True):
             parameter.grad = grad
         return loss, norm
+
+    def _through_autograd(self) -> tuple[Tensor, Tensor]:
+        """Do the same by way of autograd, which calls the parameters' hooks."""
+        trained = self.traced.trained
+        for parameter in trained:
+            parameter.grad = None
+        loss = _Graph.apply(self.traced.run, self.inputs, *trained)
+        loss.backward(inputs=trained)
+        return loss.detach(), global_norm([p.grad for p in trained])  # type: ignore[misc]
 
 
 class CompiledLoss:
@@ -104,8 +129,8 @@ class CompiledLoss:
         mode: Mode = "trace",
         steps: int = 0,
     ) -> None:
-        if mode not in ("trace", "auto", True):
-            raise ConfigError(f"compile: got {mode!r}, expected False, 'trace', 'auto' or True")
+        if check_mode(mode) is False:
+            raise ConfigError("compile: got False, expected 'trace', 'auto' or True")
         self.loss = loss
         self.program = program
         self.mode = mode
@@ -115,6 +140,7 @@ class CompiledLoss:
             self.owner["objective"] = objective
         chosen = self.owner.parameters() if parameters is None else parameters
         self.trained = [parameter for parameter in chosen if parameter.requires_grad]
+        self._doubtful: set[Any] = set()
         self._graphs: dict[Any, Traced] = {}
         self._background = Background(steps) if mode == "auto" else None
 
@@ -122,6 +148,13 @@ class CompiledLoss:
     def num_graphs(self) -> int:
         """Graphs made so far: one per batch signature and training mode, none per β."""
         return len(self._graphs)
+
+    def doubt(self) -> None:
+        """Compare each graph with its program again before its next step.
+
+        For when other code had a chance to change what is no tensor: a rate of dropout, a flag.
+        """
+        self._doubtful = set(self._graphs)
 
     def __call__(
         self, batch: Batch, *, beta: Beta | None = None, size: int | None = None
@@ -149,10 +182,15 @@ class CompiledLoss:
         if self.reason is not None:
             return None
         weights = None if beta is None else _as_tensors(beta, self.program.device)
+        batch = map_batch(_dense_rows, batch)
         leaves = [leaf for _, leaf in named_leaves(batch)]
         strides = tuple(leaf.stride() for leaf in leaves)
-        key = (signature(batch), strides, _kind(weights), size, self.program.training)
+        frozen = tuple(not parameter.requires_grad for parameter in self.trained)
+        key = (signature(batch), strides, _kind(weights), size, self.program.training, frozen)
         traced = self._graphs.get(key)
+        if traced is not None and key in self._doubtful:
+            self._doubtful.discard(key)
+            traced = traced if traced.agrees() else None
         if traced is None:
             try:
                 traced = self._graphs[key] = self._trace(batch, weights, size)
@@ -191,7 +229,7 @@ class CompiledLoss:
         real = {**dict(self.owner.named_parameters()), **dict(self.owner.named_buffers())}
         ids = {id(parameter): name for name, parameter in real.items()}
         names = [ids[id(value)] for value in self._tensors()]
-        wanted_ids = {id(parameter) for parameter in self.trained}
+        wanted_ids = {id(p) for p in self.trained if p.requires_grad}
         wanted = [name for name in names if id(real[name]) in wanted_ids]
         used: list[str] = []
 
@@ -213,27 +251,50 @@ class CompiledLoss:
             used[:] = found
             return (loss.detach(), *(_dense(g, real[n]) for n, g in found.items()))
 
+        rows = map_batch(torch.clone, batch)
+
         def example() -> list[Tensor]:  # copies: a trial must move neither buffers nor batch
-            leaves = [leaf for _, leaf in named_leaves(batch)] + _flat(weights)
+            leaves = [leaf for _, leaf in named_leaves(rows)] + _flat(weights)
             mine = [real[n].detach().clone().requires_grad_(real[n].requires_grad) for n in names]
             return [*mine, *(leaf.clone() for leaf in leaves)]
 
-        with self.program.running(), validation(False):
+        def traced() -> GraphModule:
             with torch.random.fork_rng(cuda_devices(batch)):
                 graph = make_fx(whole)(*example())
             refuse_moving_shapes(graph)
-            flat = [leaf.detach() for leaf in example()]
-            graph = simplify(graph, flat)
-            moving = [index for index in written_inputs(graph) if index < len(names)]
-            _try(graph, whole, example)
-        lost = any(flat[i].dim() == 0 and flat[i].dtype == torch.float64 for i in moving)
-        if self.mode is True and not lost:
-            run = compile_graph(graph, flat)
-        else:  # Inductor loses what is written to a double of no dimension (PyTorch 2.13)
-            run = _with_norm(direct(graph, flat))
-        if lost:
+            return simplify(graph, [leaf.detach() for leaf in example()])
+
+        def agrees() -> bool:
+            with self.program.running(), validation(False):
+                return _agree(graph, whole, example)
+
+        with self.program.running(), validation(False):
+            graph = traced()
+            _refuse_state(graph, traced())
+        if not agrees():
+            raise RuntimeError("the program and its trace give different losses at equal noise")
+        flat = [leaf.detach() for leaf in example()]
+        moving = [index for index in written_inputs(graph) if index < len(names)]
+        moved = {id(real[name]) for name in used}
+        still = [parameter for parameter in self.trained if id(parameter) not in moved]
+        run = self._runner(graph, flat, moving)
+        trained = [real[name] for name in used]
+        return Traced(graph, run, trained, still, moving, agrees)  # type: ignore[arg-type]
+
+    def _runner(self, graph: GraphModule, flat: list[Tensor], moving: list[int]) -> Run:
+        # Inductor loses what is written to a double of no dimension (PyTorch 2.13).
+        if any(flat[i].dim() == 0 and flat[i].dtype == torch.float64 for i in moving):
             self._background = None
-        return Traced(graph, run, [real[name] for name in used], moving)  # type: ignore[misc]
+        elif self.mode is True:
+            try:
+                return compile_graph(graph, flat)
+            except Exception as error:  # no C++ compiler, say
+                warnings.warn(
+                    f"compile: the compiler failed, and the traced graph runs: {_reason(error)}",
+                    UserWarning,
+                    stacklevel=4,
+                )
+        return _with_norm(direct(graph, flat))
 
     def _give_up(self, error: Exception) -> None:
         self.reason = _reason(error)
@@ -261,22 +322,46 @@ def _with_norm(run: Run) -> Run:
     return whole
 
 
-def _try(graph: Run, function: Run, example: Callable[[], list[Tensor]]) -> None:
-    """Compare a graph with what it was traced from, once, at equal noise.
+def check_mode(mode: Any) -> Mode:
+    """Return a mode that is one.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if not isinstance(mode, bool) and mode not in ("trace", "auto"):
+        raise ConfigError(f"compile: got {mode!r}, expected False, 'trace', 'auto' or True")
+    return mode
+
+
+def _refuse_state(graph: GraphModule, again: GraphModule) -> None:
+    """Refuse a program whose second trace has other numbers in it.
 
     A tracer takes for a constant what does not come from tensors: NumPy's noise, a counter.
     """
+    pairs = zip(graph.buffers(), again.buffers(), strict=False)
+    same = all(a.shape == b.shape and (a.is_meta or torch.equal(a, b)) for a, b in pairs)
+    if graph.code != again.code or not same:
+        raise RuntimeError(
+            "traced twice, the program gives two graphs; draw all noise from torch, and keep no "
+            "count in Python (a buffer counts)"
+        )
+
+
+def _agree(graph: Run, function: Run, example: Callable[[], list[Tensor]]) -> bool:
+    """Return whether a graph still does what its function does, at equal noise."""
     losses = []
     for run in (function, graph):
         inputs = example()
         with torch.random.fork_rng(cuda_devices(inputs)):
             losses.append(run(*inputs)[0].detach())
     eager, traced = losses
-    if eager.device.type != "meta" and not torch.allclose(eager, traced, 1e-4, equal_nan=True):
-        raise RuntimeError(
-            f"run again at equal noise, the program gives {eager.item():g}, its trace "
-            f"{traced.item():g}; draw all noise from torch, and keep no count in Python"
-        )
+    return eager.device.type == "meta" or torch.allclose(eager, traced, 1e-4, equal_nan=True)
+
+
+def _dense_rows(leaf: Tensor) -> Tensor:
+    """Return a tensor without holes: a crop is traced by its copy, which has none."""
+    last = leaf.dim() == 4 and leaf.is_contiguous(memory_format=torch.channels_last)
+    return leaf if last or leaf.is_contiguous() else leaf.contiguous()
 
 
 def _dense(grad: Tensor, parameter: Tensor) -> Tensor:

@@ -105,8 +105,9 @@ def _pure(node: Node) -> bool:
 
 def _remove_idle(graph: Graph) -> None:
     """Remove operations that return their input: idle views, ``t(t(x))``, ``x + 0``."""
+    aliases = Aliases(graph)
     for node in list(graph.nodes):
-        if node.op != "call_function":
+        if node.op != "call_function" or any(map(aliases.written, node.all_input_nodes)):
             continue
         source = _idle_source(node)
         if source is not None:
@@ -215,7 +216,9 @@ def _rewrite(graph: Graph, rule: Callable[[Graph, Node], Node | None]) -> None:
     """Put in place of each node what a rule says, in order; the numbers stay, to the last bit."""
     aliases = Aliases(graph)
     for node in list(graph.nodes):
-        if node.op != "call_function" or aliases.written(node):
+        sources = node.all_input_nodes
+        near = [node, *sources, *(far for source in sources for far in source.all_input_nodes)]
+        if node.op != "call_function" or any(aliases.written(each) for each in near):
             continue
         with graph.inserting_before(node):
             new = rule(graph, node)

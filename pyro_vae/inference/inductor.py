@@ -80,6 +80,7 @@ def _options(inputs: Sequence[Tensor]) -> dict[str, Any]:
 def _marked(run: Run) -> Run:
     def whole(*flat: Tensor) -> tuple[Tensor, ...]:
         torch.compiler.cudagraph_mark_step_begin()  # results of the step before may be overwritten
-        return run(*flat)
+        loss, norm, *grads = run(*flat)
+        return (loss.clone(), norm.clone(), *grads)  # read after the next update of this step
 
     return whole

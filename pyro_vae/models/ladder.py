@@ -106,7 +106,7 @@ class LadderVAE(Chain):
     A deterministic pass upward gives each layer its evidence; the pass downward merges it with the
     prior, each by its precision (`merge`). The top is merged with N(0, I) by the same rule (in the
     paper its evidence alone is the posterior): for a linear model the guide is then exact. Train
-    with a warm-up, `beta=pv.schedules.linear(0, 1, over=0.3)`, to keep all layers active.
+    with a warm-up to keep all layers active, slower higher up: `beta={"z1": ..., "z2": ...}`.
 
     Arguments:
         data_dim: shape of one datum, as 784 or (1, 28, 28).

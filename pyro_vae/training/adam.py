@@ -26,6 +26,7 @@ class Adam(torch.optim.Adam):
     def __init__(self, params: Iterable[nn.Parameter], **options: Any) -> None:
         super().__init__(params, fused=True, **options)
         self._moved: list[nn.Parameter] = []
+        self._pointers: list[int] = []
         self._lists: tuple[list[Tensor], ...] = ()
         self._steps = torch.empty(0)
 
@@ -35,6 +36,8 @@ class Adam(torch.optim.Adam):
         assert closure is None  # a line search has no place in a stochastic step
         (group,) = self.param_groups
         moved = [p for p in group["params"] if p.grad is not None]
+        if not moved:
+            return
         if not self._fits(moved):
             self._gather(moved, group)
         self._steps += 1

@@ -50,6 +50,7 @@ class Run:
         stopped_early: Whether patience or a callback ended it.
         rank: Which of the processes that trained together this one is; 0 writes the files.
         world_size: How many they were.
+        compiled: What ran the steps: ``"graph"``, or ``"eager"``, with the reason if there is one.
     """
 
     program: Any
@@ -61,6 +62,7 @@ class Run:
     stopped_early: bool = False
     rank: int = 0
     world_size: int = 1
+    compiled: str = "eager"
 
     def __repr__(self) -> str:
         last = {k: float(v[-1]) for k, v in self.history.items() if len(v)}
@@ -169,6 +171,8 @@ class Loop:
             so_far = self._so_far()
             answers = [bool(callback(so_far)) for callback in self.callbacks]  # all are asked
             self.stopped = self.world.any(any(answers))
+            if answers:
+                self.stepper.doubt()
         finally:
             self._keep()  # after the callbacks: one may draw random numbers
         if self.checkpoint_every and self.epoch % self.checkpoint_every == 0:
@@ -272,6 +276,7 @@ class Loop:
             stopped_early=self.stopped or self._out_of_patience(),
             rank=self.world.rank,
             world_size=self.world.size,
+            compiled=self.stepper.compiled,
         )
 
     # -- what a continuation needs ---------------------------------------------------------------

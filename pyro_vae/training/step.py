@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import ConfigError, TrainingDiverged
 from pyro_vae.inference.batch import Batch
-from pyro_vae.inference.compiled import CompiledLoss, Mode, Prepared, global_norm
+from pyro_vae.inference.compiled import CompiledLoss, Mode, Prepared, check_mode, global_norm
 from pyro_vae.inference.handlers import Beta
 from pyro_vae.inference.objectives import Objective, OptimiserFactory, Update
 from pyro_vae.inference.program import Program
@@ -73,6 +73,7 @@ class Stepper:
             for name, buffer in part._buffers.items()
             if buffer is not None
         ]
+        compile = check_mode(compile)
         mode = False if compile == "auto" and steps < _WORTH_TRACING else compile
         self._compiled = [
             CompiledLoss(
@@ -118,6 +119,20 @@ class Stepper:
         if self._deferred and self._unchecked >= CHECK_EVERY:
             self.check(batch)
         return losses
+
+    def doubt(self) -> None:
+        """Compare graphs with the program again: a callback may have changed what is no tensor."""
+        for compiled in self._compiled:
+            if compiled is not None:
+                compiled.doubt()
+
+    @property
+    def compiled(self) -> str:
+        """What ran the last step: ``"eager"``, with the reason if there is one, or ``"graph"``."""
+        reasons = [c.reason for c in self._compiled if c is not None and c.reason is not None]
+        if reasons:
+            return f"eager: {reasons[0]}"
+        return "eager" if None in self._compiled else "graph"
 
     def check(self, batch: Batch) -> None:
         """Read the flag of the deferred check, if there is one (one sync).

@@ -44,6 +44,7 @@ class World:
             return child or Child()
 
         monkeypatch.setattr(background, "Elsewhere", start)
+        monkeypatch.setattr(background, "_loaded", lambda child, inputs: child.load())
 
     def train(self, steps, worth):
         plan = Background(steps, worth=worth, clock=lambda: self.now)
@@ -76,6 +77,43 @@ def test_the_traced_graph_stays_where_it_is_faster(monkeypatch):
 def test_a_compiler_that_fails_changes_nothing(monkeypatch):
     world = World(monkeypatch, child=Child(code=1))
     assert set(world.train(1000, worth=100.0)) == {"traced"} and world.started == 1
+
+
+def test_a_compiler_that_cannot_start_changes_nothing(monkeypatch):
+    world = World(monkeypatch)
+
+    def fail(graph, inputs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(background, "Elsewhere", fail)
+    assert set(world.train(1000, worth=100.0)) == {"traced"}
+
+
+def test_a_file_that_does_not_load_or_run_is_left_alone():
+    class Broken:
+        def load(self):
+            raise EOFError("truncated")
+
+    class Wrong:
+        def load(self):
+            return lambda *inputs: 1 / 0
+
+    class Right:
+        def load(self):
+            return lambda *inputs: inputs
+
+    assert background._loaded(Broken(), [X]) is None
+    assert background._loaded(Wrong(), [X]) is None
+    assert background._loaded(Right(), [X]) is not None
+
+
+def test_constants_that_share_memory_are_written(tmp_path):
+    table = torch.arange(6.0)
+    whole = table.view(2, 3)
+    graph = graph_of(lambda x: (x * whole, table.sum() + x), X)
+    write_graph(tmp_path, graph, [X])
+    read, _ = read_graph(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(graph(X), read(X), strict=True))
 
 
 def test_a_rare_shape_is_not_worth_a_compiler(monkeypatch):

@@ -75,3 +75,7 @@ def test_weights_that_were_moved_to_other_memory_still_train():
             parameter.data = parameter.data.clone()
         train(net, optimiser, 2, start=2)
     same(ours, theirs)
+
+
+def test_nothing_to_move():
+    Adam([nn.Parameter(torch.ones(2))], lr=1e-2).step()

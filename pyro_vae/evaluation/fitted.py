@@ -173,7 +173,10 @@ def _fit(moments: _Moments, widen: float, full: bool) -> _Gaussian:
     correlation = kept * correlation + (1 - kept) * torch.eye(
         scale.shape[-1], dtype=scale.dtype, device=scale.device
     )
-    factor = torch.linalg.cholesky(correlation)
+    factor, info = torch.linalg.cholesky_ex(correlation)
+    # A datum whose chain gave no such matrix has its variances, and stops no other.
+    sound = (info == 0) & factor.flatten(1).isfinite().all(1)
+    factor = torch.where(sound[:, None, None], factor, torch.eye(scale.shape[-1]).to(factor))
     return _Gaussian(moments.mean, widen * scale.unsqueeze(-1) * factor)
 
 

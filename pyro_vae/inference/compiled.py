@@ -1,7 +1,7 @@
 """Handlers run once, tensors run many times: a loss and its gradients as one tensor graph."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -16,11 +16,23 @@ from pyro_vae.errors import ConfigError
 from pyro_vae.inference.background import Background
 from pyro_vae.inference.batch import Batch, cuda_devices, map_batch, named_leaves, signature
 from pyro_vae.inference.bindings import direct
+from pyro_vae.inference.gradients import (
+    GraphLoss,
+    as_tensors,
+    dense_gradient,
+    dense_rows,
+    flat_weights,
+    global_norm,
+    kind,
+    normed,
+    unflat,
+)
 from pyro_vae.inference.graphs import refuse_moving_shapes, simplify, written_inputs
 from pyro_vae.inference.handlers import Beta, validation
 from pyro_vae.inference.inductor import Run, compile_graph
 from pyro_vae.inference.joint import Joint
 from pyro_vae.inference.program import Program
+from pyro_vae.inference.trials import agree, reason_of, refuse_state
 
 Mode = Literal[False, "trace", "auto"] | bool
 Loss = Callable[[Joint], Tensor]
@@ -85,7 +97,7 @@ class Prepared(NamedTuple):
         trained = self.traced.trained
         for parameter in trained:
             parameter.grad = None
-        loss = _Graph.apply(self.traced.run, self.inputs, *trained)
+        loss = GraphLoss.apply(self.traced.run, self.inputs, *trained)
         loss.backward(inputs=trained)
         return loss.detach(), global_norm([p.grad for p in trained])  # type: ignore[misc]
 
@@ -170,7 +182,7 @@ class CompiledLoss:
         if prepared is None:
             return self.loss(self.program.joint(batch, beta=beta, size=size))
         traced, inputs = prepared
-        return _Graph.apply(traced.run, inputs, *traced.trained)
+        return GraphLoss.apply(traced.run, inputs, *traced.trained)
 
     def prepare(
         self, batch: Batch, *, beta: Beta | None = None, size: int | None = None
@@ -181,12 +193,12 @@ class CompiledLoss:
         """
         if self.reason is not None:
             return None
-        weights = None if beta is None else _as_tensors(beta, self.program.device)
-        batch = map_batch(_dense_rows, batch)
+        weights = None if beta is None else as_tensors(beta, self.program.device)
+        batch = map_batch(dense_rows, batch)
         leaves = [leaf for _, leaf in named_leaves(batch)]
         strides = tuple(leaf.stride() for leaf in leaves)
         frozen = tuple(not parameter.requires_grad for parameter in self.trained)
-        key = (signature(batch), strides, _kind(weights), size, self.program.training, frozen)
+        key = (signature(batch), strides, kind(weights), size, self.program.training, frozen)
         traced = self._graphs.get(key)
         if traced is not None and key in self._doubtful:
             self._doubtful.discard(key)
@@ -197,7 +209,7 @@ class CompiledLoss:
             except Exception as error:  # whatever a user's program does to a tracer
                 self._give_up(error)
                 return None
-        inputs = [*self._tensors(), *leaves, *_flat(weights)]
+        inputs = [*self._tensors(), *leaves, *flat_weights(weights)]
         if self._background is not None:
             traced.run = self._background.choose(traced.graph, traced.run, inputs)
         return Prepared(traced, inputs)
@@ -213,9 +225,9 @@ class CompiledLoss:
     def _homes(self) -> list[tuple[dict[str, Any], str]]:
         seen: set[int] = set()
         homes: list[tuple[dict[str, Any], str]] = []
-        for kind in ("_parameters", "_buffers"):
+        for group in ("_parameters", "_buffers"):
             for part in self.owner.modules():
-                home = getattr(part, kind)
+                home = getattr(part, group)
                 for name, value in home.items():
                     if value is not None and id(value) not in seen:
                         seen.add(id(value))
@@ -237,7 +249,7 @@ class CompiledLoss:
             values = dict(zip(names, flat, strict=False))
             rest = iter(flat[len(names) :])
             inputs = map_batch(lambda _: next(rest), batch)
-            scaled = _unflat(weights, rest)
+            scaled = unflat(weights, rest)
             with _reparametrize_module(self.owner, values):
                 loss = self.loss(self.program.joint(inputs, beta=scaled, size=size))
                 for (home, key), name, value in zip(self._homes, names, flat, strict=False):
@@ -249,12 +261,12 @@ class CompiledLoss:
             grads = torch.autograd.grad(loss, parameters, allow_unused=True)
             found = {n: g for n, g in zip(wanted, grads, strict=True) if g is not None}
             used[:] = found
-            return (loss.detach(), *(_dense(g, real[n]) for n, g in found.items()))
+            return (loss.detach(), *(dense_gradient(g, real[n]) for n, g in found.items()))
 
         rows = map_batch(torch.clone, batch)
 
         def example() -> list[Tensor]:  # copies: a trial must move neither buffers nor batch
-            leaves = [leaf for _, leaf in named_leaves(rows)] + _flat(weights)
+            leaves = [leaf for _, leaf in named_leaves(rows)] + flat_weights(weights)
             mine = [real[n].detach().clone().requires_grad_(real[n].requires_grad) for n in names]
             return [*mine, *(leaf.clone() for leaf in leaves)]
 
@@ -266,11 +278,11 @@ class CompiledLoss:
 
         def agrees() -> bool:
             with self.program.running(), validation(False):
-                return _agree(graph, whole, example)
+                return agree(graph, whole, example)
 
         with self.program.running(), validation(False):
             graph = traced()
-            _refuse_state(graph, traced())
+            refuse_state(graph, traced())
         if not agrees():
             raise RuntimeError("the program and its trace give different losses at equal noise")
         flat = [leaf.detach() for leaf in example()]
@@ -290,36 +302,20 @@ class CompiledLoss:
                 return compile_graph(graph, flat)
             except Exception as error:  # no C++ compiler, say
                 warnings.warn(
-                    f"compile: the compiler failed, and the traced graph runs: {_reason(error)}",
+                    f"compile: the compiler failed, and the traced graph runs: {reason_of(error)}",
                     UserWarning,
                     stacklevel=4,
                 )
-        return _with_norm(direct(graph, flat))
+        return normed(direct(graph, flat))
 
     def _give_up(self, error: Exception) -> None:
-        self.reason = _reason(error)
+        self.reason = reason_of(error)
         if self.mode != "auto":
             warnings.warn(
                 f"compile: the program cannot be traced and runs eagerly: {self.reason}",
                 UserWarning,
                 stacklevel=3,
             )
-
-
-def global_norm(grads: list[Tensor]) -> Tensor:
-    """Return the norm of all gradients together.
-
-    What ``torch.nn.utils.get_total_norm`` does, without its grouping: that costs a small step.
-    """
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-
-
-def _with_norm(run: Run) -> Run:
-    def whole(*inputs: Tensor) -> tuple[Tensor, ...]:
-        loss, *grads = run(*inputs)
-        return (loss, global_norm(grads) if grads else torch.zeros_like(loss), *grads)
-
-    return whole
 
 
 def check_mode(mode: Any) -> Mode:
@@ -331,97 +327,3 @@ def check_mode(mode: Any) -> Mode:
     if not isinstance(mode, bool) and mode not in ("trace", "auto"):
         raise ConfigError(f"compile: got {mode!r}, expected False, 'trace', 'auto' or True")
     return mode
-
-
-def _refuse_state(graph: GraphModule, again: GraphModule) -> None:
-    """Refuse a program whose second trace has other numbers in it.
-
-    A tracer takes for a constant what does not come from tensors: NumPy's noise, a counter.
-    """
-    pairs = zip(graph.buffers(), again.buffers(), strict=False)
-    same = all(a.shape == b.shape and (a.is_meta or torch.equal(a, b)) for a, b in pairs)
-    if graph.code != again.code or not same:
-        raise RuntimeError(
-            "traced twice, the program gives two graphs; draw all noise from torch, and keep no "
-            "count in Python (a buffer counts)"
-        )
-
-
-def _agree(graph: Run, function: Run, example: Callable[[], list[Tensor]]) -> bool:
-    """Return whether a graph still does what its function does, at equal noise."""
-    losses = []
-    for run in (function, graph):
-        inputs = example()
-        with torch.random.fork_rng(cuda_devices(inputs)):
-            losses.append(run(*inputs)[0].detach())
-    eager, traced = losses
-    return eager.device.type == "meta" or torch.allclose(eager, traced, 1e-4, equal_nan=True)
-
-
-def _dense_rows(leaf: Tensor) -> Tensor:
-    """Return a tensor without holes: a crop is traced by its copy, which has none."""
-    last = leaf.dim() == 4 and leaf.is_contiguous(memory_format=torch.channels_last)
-    return leaf if last or leaf.is_contiguous() else leaf.contiguous()
-
-
-def _dense(grad: Tensor, parameter: Tensor) -> Tensor:
-    """Return a gradient laid out as its parameter, as autograd would."""
-    return grad if grad.stride() == parameter.stride() else torch.zeros_like(parameter) + grad
-
-
-class _Graph(torch.autograd.Function):
-    """Run a graph that returns a loss and its gradients; hand the gradients out in backward."""
-
-    @staticmethod
-    def forward(ctx: Any, graph: Any, inputs: Any, *trained: Tensor) -> Tensor:
-        loss, _, *grads = graph(*inputs)
-        ctx.grads = grads
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        return (None, None, *(upstream * grad for grad in ctx.grads))
-
-
-def _as_tensors(beta: Beta | None, device: torch.device) -> Any:
-    """Return KL weights as tensors on the device: inputs of the graph, not constants in it."""
-    if beta is None:
-        return None
-    if isinstance(beta, Mapping):
-        return {site: _as_tensors(value, device) for site, value in beta.items()}
-    if isinstance(beta, Tensor):
-        return beta
-    # Filled on the device: no copy, no sync. In double precision, which a scalar does not pass on.
-    return torch.full((), float(beta), dtype=torch.float64, device=device)
-
-
-def _flat(weights: Any) -> list[Tensor]:
-    if weights is None:
-        return []
-    return list(weights.values()) if isinstance(weights, Mapping) else [weights]
-
-
-def _unflat(weights: Any, leaves: Iterator[Tensor]) -> Any:
-    if weights is None:
-        return None
-    if isinstance(weights, Mapping):
-        return {site: next(leaves) for site in weights}
-    return next(leaves)
-
-
-def _kind(weights: Any) -> Any:
-    if isinstance(weights, Mapping):
-        return tuple(weights)
-    return weights is None
-
-
-def _reason(error: Exception) -> str:
-    """Return the first line of an error, and the user's line that raised it."""
-    message = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    frame, where = error.__traceback__, ""
-    while frame is not None:
-        name = frame.tb_frame.f_code.co_filename
-        if not any(part in name for part in ("/torch/", "/pyro/", "/pyro_vae/")):
-            where = f" ({name}:{frame.tb_lineno})"
-        frame = frame.tb_next
-    return f"{type(error).__name__}: {message}{where}"

@@ -88,8 +88,8 @@ def guide_moments(density: LogJoint, full_covariance: bool) -> Gaussians:
     Covariances between sites, and those of a conditional mean, are left out.
     """
     density.draw_guide(1)  # refuses a guide with auxiliary sites
-    draws = 1 if len(density.slots) == 1 and density.slots[0].plain else _DRAWS
     with torch.no_grad():
+        draws = 1 if _known(density) else _DRAWS
         sites = dict(sample_sites(density.joint.guide_trace(draws)))
         loc, variance, blocks = [], [], []
         for slot in density.slots:
@@ -98,18 +98,24 @@ def guide_moments(density: LogJoint, full_covariance: bool) -> Gaussians:
             own = covariance.diagonal(dim1=-2, dim2=-1) if covariance.dim() == 4 else covariance
             variance.append(own.mean(0) + mean.var(0, correction=0))
             blocks.append(covariance.mean(0) if covariance.dim() == 4 else None)
-    variances = torch.cat(variance, -1)
-    deviations = torch.where(variances > 0, variances, torch.ones_like(variances)).sqrt()
+    means, variances = torch.cat(loc, -1), torch.cat(variance, -1)
+    # A datum without finite moments starts at N(0, 1), and moves no other.
+    usable = means.isfinite() & variances.isfinite()
+    means = torch.where(usable, means, torch.zeros_like(means))
+    usable = usable & (variances > 0)
+    deviations = torch.where(usable, variances, torch.ones_like(variances)).sqrt()
     if not full_covariance:
-        return Gaussians(torch.cat(loc, -1), deviations.log())
+        return Gaussians(means, deviations.log())
     covariance = torch.diag_embed(deviations.square())
     for slot, block in zip(density.slots, blocks, strict=True):
         if block is not None:
             off = block - torch.diag_embed(block.diagonal(dim1=-2, dim2=-1))
             covariance[:, slot.columns, slot.columns] += off
-    lower = torch.linalg.cholesky(covariance)
+    lower, info = torch.linalg.cholesky_ex(covariance)
+    sound = (info == 0) & usable.all(-1)
+    lower = torch.where(sound[:, None, None], lower, torch.diag_embed(deviations))
     log_diagonal = lower.diagonal(dim1=-2, dim2=-1).log()
-    return Gaussians(torch.cat(loc, -1), log_diagonal, lower.tril(-1))
+    return Gaussians(means, log_diagonal, lower.tril(-1))
 
 
 def prior_moments(density: LogJoint, full_covariance: bool) -> Gaussians:
@@ -123,26 +129,38 @@ def prior_moments(density: LogJoint, full_covariance: bool) -> Gaussians:
     return Gaussians(middle, spread.log(), below)
 
 
+def _known(density: LogJoint) -> bool:
+    """Return whether one draw tells the moments: a single latent's, in closed form and finite."""
+    if len(density.slots) != 1 or not density.slots[0].plain:
+        return False
+    fn = dict(sample_sites(density.joint.guide_trace(1)))[density.slots[0].name]["fn"]
+    moments = [_attribute(fn, name) for name in ("mean", "variance")]
+    return all(m is not None and bool(m.isfinite().all()) for m in moments)
+
+
 def _conditional_moments(slot: Slot, site: dict, draws: int) -> tuple[Tensor, Tensor]:
     """Return means ``(C, B | W)`` and (co)variances of one site given the sites above it."""
     rows = (draws, -1)
     fn, width = site["fn"], slot.base.numel()
+    value = slot.transform.inv(site["value"].reshape(*rows, *slot.event)).reshape(*rows, width)
     if slot.plain:
         mean, variance = _attribute(fn, "mean"), _attribute(fn, "variance")
         matrix = _attribute(fn, "covariance_matrix") if len(slot.event) == 1 else None
         if mean is not None and variance is not None:
-            mean = mean.reshape(*rows, width)
+            mean, variance = mean.reshape(*rows, width), variance.reshape(*rows, width)
+            # A Cauchy's, or an overflow of one datum: there, the draws themselves stand in.
+            known = (mean.isfinite() & variance.isfinite()).all(-1, keepdim=True)
+            mean = torch.where(known, mean, value)
             if matrix is not None:
-                return mean, matrix.reshape(*rows, width, width)
-            return mean, variance.reshape(*rows, width)
-    value = slot.transform.inv(site["value"].reshape(*rows, *slot.event)).reshape(*rows, width)
+                matrix = matrix.reshape(*rows, width, width)
+                return mean, torch.where(known.unsqueeze(-1), matrix, torch.zeros_like(matrix))
+            return mean, torch.where(known, variance, torch.zeros_like(variance))
     return value, torch.zeros_like(value)
 
 
 def _attribute(fn: object, name: str) -> Tensor | None:
-    """Return a moment of a distribution where it is known and finite."""
+    """Return a moment of a distribution where it is known."""
     try:
-        value = getattr(fn, name)
+        return getattr(fn, name)
     except (NotImplementedError, AttributeError):
         return None
-    return value if bool(value.isfinite().all()) else None

@@ -28,6 +28,7 @@ _DECAY = 0.3  # of a datum's learning rate, when it stands still
 _LEVELS = 5  # learning rates until a datum is done: 0.3⁴ of the first is the last
 _FLAT = 0.1  # nats per unit: on flatter ground steps shrink with the slope, and come to rest
 _SEMI_STEPS = 20  # Kim et al. (2018), Section 5
+_NAMED = 10  # rows in a warning
 Start = Literal["guide", "prior"]
 
 
@@ -95,7 +96,7 @@ def fit_local(
         progress: Show a progress bar.
     """
     pieces = list(chunks(batch, max(1, _ROWS_PER_PASS // settings.particles)))
-    fitted, steps = [], []
+    fitted, steps, bounds = [], [], []
     held: Mapping[str, Tensor] | None = None
     graphs = DensityGraphs("trace" if settings.steps > _WINDOW else False)  # it must pay first
     with scoring(program):
@@ -105,7 +106,22 @@ def fit_local(
             climb.run()
             fitted.append(climb.best)
             steps.append(climb.steps)
+            bounds.append(climb.bound)
+    _report(torch.cat(bounds))
     return Fitted(concatenate(fitted), torch.cat(steps), held or {})
+
+
+def _report(bound: Tensor) -> None:
+    """Name the data that were not fitted, in one warning."""
+    rows = (~bound.isfinite()).nonzero()[:, 0].tolist()
+    if rows:
+        named = ", ".join(map(str, rows[:_NAMED])) + (", ..." if len(rows) > _NAMED else "")
+        warnings.warn(
+            f"local: the bound of {len(rows)} of {len(bound)} data is not finite, and their "
+            f"posteriors mean nothing: rows {named}; look at these data, and at log p(x, z) there",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 class Fitted(NamedTuple):
@@ -134,6 +150,7 @@ class _Climb:
         like = self.q.loc[..., 0]
         self.rows = torch.arange(len(like), device=like.device)  # those that are still climbing
         self.steps = torch.zeros_like(self.rows)
+        self.bound = torch.zeros_like(like)  # of each datum's last window
         self.moments = [
             (torch.zeros_like(part), torch.zeros_like(part)) for part in self.q if part is not None
         ]
@@ -147,7 +164,7 @@ class _Climb:
         """Climb to the top, or to the last step."""
         for length in self._windows():
             average, bound, error = self._window(length)
-            self._keep(average)
+            self._keep(average, bound)
             if self.settings.patience is None:
                 continue
             done = self._judge(bound, error, self.settings.patience)
@@ -236,7 +253,7 @@ class _Climb:
         corrected = (square / (1 - 0.99**self.taken)).sqrt()
         return mean / (1 - 0.9**self.taken) / (corrected + _FLAT)
 
-    def _keep(self, average: Gaussians) -> None:
+    def _keep(self, average: Gaussians, bound: Tensor) -> None:
         """Write down where the climbing data stand."""
         if len(self.rows) == len(self.steps):
             self.best = average
@@ -245,6 +262,7 @@ class _Climb:
                 if whole is not None and part is not None:
                     whole[self.rows] = part
         self.steps[self.rows] = self.taken
+        self.bound[self.rows] = bound
 
     def _judge(self, bound: Tensor, error: Tensor, patience: int) -> Tensor:
         """Lower the rate of the data that stand still; return which are done."""

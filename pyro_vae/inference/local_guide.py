@@ -1,6 +1,7 @@
 """A guide that is a table, one row per datum. Shapes: N data, B batch, Z coordinates."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyro_vae.errors import DataError, ProgramError
+from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.inference.batch import (
     Batch,
     arguments,
@@ -50,6 +51,7 @@ class LocalGuide(nn.Module):
         scale: The first standard deviations.
 
     Raises:
+        ConfigError: A scale that is not positive.
         DataError: Data that the model cannot take.
         ProgramError: A latent is global, discrete, or stands in a nested plate.
 
@@ -59,6 +61,8 @@ class LocalGuide(nn.Module):
 
     def __init__(self, model: Any, data: Any, *, scale: float = 1.0) -> None:
         super().__init__()
+        if not 0 < scale < math.inf:
+            raise ConfigError(f"scale: got {scale!r}, expected a positive number")
         self._source: Any = getattr(model, "model", model)
         if not callable(self._source):
             raise ProgramError(f"model: got {model!r}, expected a Pyro function or a program")

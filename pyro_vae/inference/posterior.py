@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vae.errors import DataError, ProgramError
@@ -44,6 +45,7 @@ class PassPosterior:
     def __init__(self, program: Program, batch: Batch) -> None:
         self.program = program
         self._batch = batch
+        self._events: dict[str, torch.Size] = {}
 
     def __len__(self) -> int:
         return num_rows(self._batch)
@@ -118,6 +120,12 @@ class PassPosterior:
                 f"got latents of leading shape {sorted(leading)}, expected (n, {len(self)}): n "
                 "draws of each datum, as sample(n) returns them"
             )
+        for name, event in self._events.items():
+            if given[name].shape[2:] != event:
+                raise DataError(
+                    f"site {name!r}: got values of shape {tuple(given[name].shape)}, expected "
+                    f"(n, {', '.join(map(str, (len(self), *event)))}), as sample(n) returns them"
+                )
         return given
 
 
@@ -139,18 +147,29 @@ class Amortised(PassPosterior):
         _, guide = program.look(map_batch(lambda leaf: leaf[:1], batch))
         drawn = dict(sample_sites(guide))
         self._events = {name: drawn[name]["fn"].event_shape for name in program.sites.local}
+        latent = [
+            name
+            for name, site in drawn.items()
+            if not site["is_observed"] and not site_is_subsample(site)
+        ]
+        self._alone = len(latent) == 1
+        self._auxiliary = [name for name in latent if drawn[name]["infer"].get("is_auxiliary")]
 
     @property
     def mean(self) -> Values:
         r"""The posterior means, :math:`\mathbb{E}_q[z \mid x]`, ``(N, ...)``.
 
-        Exact for one latent; below other latents, an average of conditional means over draws.
+        Exact for one latent; below others (global and auxiliary ones too), an average of
+        conditional means over draws.
 
         Raises:
             ProgramError: A latent's distribution has no mean.
         """
-        draws = 1 if len(self._events) == 1 else _MEAN_DRAWS
-        values = self._answer(draws, self._means)
+        if self.program.sites.global_:  # one draw of them per pass
+            passes = [self._answer(1, self._means) for _ in range(_MEAN_DRAWS)]
+            values = _concatenated(passes)
+        else:
+            values = self._answer(1 if self._alone else _MEAN_DRAWS, self._means)
         if isinstance(values, dict):
             return {name: value.mean(0) for name, value in values.items()}
         return values.mean(0)
@@ -178,6 +197,11 @@ class Amortised(PassPosterior):
                 f"log_prob: site {self.program.sites.global_[0]!r} is global, and q(z | x) an "
                 "integral over it; ask program.terms for densities at one draw of it"
             )
+        if self._auxiliary:
+            raise ProgramError(
+                f"log_prob: site {self._auxiliary[0]!r} is auxiliary in the guide, and q(z | x) an "
+                "integral over it; use infer(..., how='local') for a posterior with a density"
+            )
         n = len(next(iter(values.values())))
         return sum(self.program.joint(batch).guide_log_q(values, n).values())  # type: ignore[return-value]
 
@@ -197,6 +221,7 @@ class LocalPosterior(PassPosterior):
         self._globals = fitted.globals_
         with scoring(program):
             self._slots = {slot.name: slot for slot in self._density(batch).slots}
+        self._events = {name: slot.event for name, slot in self._slots.items()}
 
     @property
     def mean(self) -> Values:
@@ -238,6 +263,13 @@ class LocalPosterior(PassPosterior):
 
 def _single(values: dict[str, Tensor]) -> Values:
     return next(iter(values.values())) if len(values) == 1 else values
+
+
+def _concatenated(parts: list[Any]) -> Values:
+    """Return the draws of several passes over the same data as one."""
+    if isinstance(parts[0], dict):
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return torch.cat(parts)
 
 
 def _mean(name: str, fn: Any) -> Tensor:

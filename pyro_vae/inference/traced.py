@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vae.errors import ConfigError
+from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.batch import Batch, map_batch, signature
 from pyro_vae.inference.compiled import Mode
 from pyro_vae.inference.hmc import LogDensity, log_prob_and_grad
@@ -45,7 +45,8 @@ class DensityGraphs:
     Noise is none of the graph's business, so a traced chain equals the eager one bit for bit. Where
     a support depends on the data, the rows are held in a graph of their own. A program that cannot
     be traced (control flow on values, ``one_hot`` inside the model) runs eagerly; one warning says
-    what stopped the tracer.
+    what stopped the tracer. A graph that other rows use again is first held against the eager
+    density at their start: what left torch (``x.numpy()``) is a constant of the first rows in it.
 
     Arguments:
         mode: False: run eagerly. ``"trace"``: the tensor graph. True: that graph through Inductor
@@ -71,6 +72,8 @@ class DensityGraphs:
         try:
             if rows is None or key not in self._graphs:
                 self._graphs[key] = self._finish(_trace(log_joint, rows, position))
+            else:
+                _require_equal(TracedDensity(self._graphs[key], rows), log_joint, position)
         except Exception as error:  # whatever a user's program does to a tracer
             self.mode = False
             reason = (str(error).strip().splitlines() or [""])[0]
@@ -87,6 +90,21 @@ class DensityGraphs:
         if self.mode is True and not self._graphs:
             return torch.compile(graph, fullgraph=True, dynamic=False)
         return graph
+
+
+def _require_equal(traced: TracedDensity, log_joint: LogJoint, position: Tensor) -> None:
+    """Refuse a graph that is not the density of these rows."""
+    eager = log_prob_and_grad(log_joint.log_joint, position.detach())
+    for found, exact in zip(traced.value_and_grad(position), eager, strict=True):
+        # Inductor rounds otherwise than the eager kernels: half of the digits must agree.
+        rtol = torch.finfo(exact.dtype).eps ** 0.5
+        finite = exact.nan_to_num(0.0, 0.0, 0.0).abs()
+        atol = rtol * float(finite.max()) if exact.numel() else 0.0
+        if not torch.allclose(found, exact, rtol=rtol, atol=atol, equal_nan=True):
+            raise ProgramError(
+                "the graph of earlier rows gives other values on these; keep what depends on the "
+                "data in torch operations (no .numpy(), .item(), .tolist())"
+            )
 
 
 def _trace(log_joint: LogJoint, batch: Batch | None, position: Tensor) -> GraphModule:

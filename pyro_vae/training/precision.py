@@ -123,9 +123,7 @@ class _Watch(Messenger):
     def leave(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
         """End a call, and hand its networks to the caller's."""
         call = self._calls.pop()
-        # One of several results may be a density (a flow's log-determinant): its networks, then.
-        several = not isinstance(outputs, Tensor) and bool(call.found)
-        network = not call.samples and not several and _is_tensors(outputs)
+        network = not call.samples and _is_tensors(outputs)
         if not network:
             self.others.add(id(module))
         outer = self._calls[-1].found if self._calls else self.found

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import ConfigError, TrainingDiverged
 from pyro_vae.inference.batch import Batch
-from pyro_vae.inference.compiled import CompiledLoss, Mode, Prepared, check_mode, global_norm
+from pyro_vae.inference.compiled import CompiledLoss, Mode, Prepared, check_mode
+from pyro_vae.inference.gradients import global_norm
 from pyro_vae.inference.handlers import Beta
 from pyro_vae.inference.objectives import Objective, OptimiserFactory, Update
 from pyro_vae.inference.program import Program
@@ -109,7 +110,8 @@ class Stepper:
         """
         made: dict[int, Tensor] = {}
         for index, update in enumerate(self.updates):
-            if update.due is not None and not update.due():
+            due = getattr(update, "due", None)
+            if due is not None and not due():
                 continue
             for _ in range(update.repeats):
                 made[index] = self._update(index, batch, beta)

@@ -15,7 +15,7 @@ from oracles import PPCA, ExactPPCA
 
 import pyro_vae as pv
 from pyro_vae.errors import ConfigError, ProgramError
-from pyro_vae.evaluation.fitted import fitted_log_likelihood
+from pyro_vae.evaluation.fitted import _fit, _Moments, fitted_log_likelihood
 
 QUICK = {"samples": 2000, "warmup": 60, "draws": 60}
 
@@ -111,3 +111,14 @@ def test_global_latents_are_refused():
     oracle = PPCA.random(5, 2)
     with pytest.raises(ProgramError, match="'w' is global"):
         fitted_log_likelihood(ExactPPCA(oracle, has_global=True), oracle.sample(2))
+
+
+@pytest.mark.parametrize("scatter", [torch.nan, torch.inf, 1e300])
+def test_a_datum_without_a_covariance_stops_no_other(scatter):
+    rows = torch.tensor([[9.0, 3.0], [3.0, 9.0]], dtype=torch.float64).repeat(2, 1, 1)
+    mean = torch.zeros(2, 2, dtype=torch.float64)
+    clean = _fit(_Moments(10, mean, rows), 1.2, full=True).factor[0]
+    rows[1, 0, 1] = rows[1, 1, 0] = scatter  # no covariance: larger than its diagonal allows
+    found = _fit(_Moments(10, mean, rows), 1.2, full=True).factor
+    torch.testing.assert_close(found[0], clean, rtol=0, atol=1e-14)
+    torch.testing.assert_close(found[1], 1.2 * torch.eye(2).double(), rtol=0, atol=1e-14)

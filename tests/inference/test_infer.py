@@ -200,3 +200,47 @@ def test_weights_stay_as_they_are_and_in_their_mode():
     assert program.training
     assert all(torch.equal(v, before[k]) for k, v in program.state_dict().items())
     assert all(p.grad is None for p in program.parameters())
+
+
+class Mixed(nn.Module):
+    """A guide whose mean is a draw itself, of an auxiliary or of a global latent: E[z] = 0."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def model(self, x):
+        if self.kind == "global":
+            pyro.sample("a", dist.Normal(x.new_zeros(()), 1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(self, x):
+        above = dist.Normal(x.new_zeros(()), 1.0)
+        if self.kind == "global":
+            a = pyro.sample("a", above)
+        with pyro.plate("data", len(x)):
+            if self.kind == "auxiliary":
+                a = pyro.sample("a", above, infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Normal(a + 0 * x, 0.1))
+
+
+@pytest.mark.parametrize("kind", ["auxiliary", "global"])
+def test_a_mean_below_unseen_latents_is_an_average_and_their_density_unknown(kind):
+    """|z| < 5 with the standard error 1 / sqrt(64): a single draw has z = 8 |N(0, 1)|."""
+    torch.manual_seed(0)
+    found = infer(Mixed(kind), torch.zeros(10, dtype=torch.float64))
+    means = torch.stack([found.mean for _ in range(10)])
+    assert (8 * means).abs().max() < 5
+    with pytest.raises(ProgramError, match=f"'a' is {kind}"):
+        found.log_prob(torch.zeros(1, 10, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("how", ["amortised", "local"])
+def test_latents_of_another_event_shape_are_refused(how):
+    x, program = linear()
+    found = infer(program, x, how=how, settings=QUICK[how])
+    for shape in ((5, 20), (5, 20, 1), (5, 20, 2, 1)):
+        with pytest.raises(DataError, match=r"'z'.*expected \(n, 20, 2\)"):
+            found.log_prob(torch.zeros(shape, dtype=torch.float64))

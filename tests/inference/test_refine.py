@@ -485,3 +485,26 @@ def test_the_program_is_left_as_it_was():
     quietly(vae, torch.zeros(3, 6), SHORT)
     assert vae.training and all(p.grad is None for p in vae.parameters())
     assert all(p.requires_grad for p in vae.parameters())
+
+
+class Frozen(Wrong):
+    """A scale that goes through NumPy: a tracer holds the one of the rows that it saw."""
+
+    def model(self, x: Tensor) -> None:
+        scale = 3.0 if x.detach().numpy().max() > 50 else 1.0
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, scale).to_event(1), obs=x)
+
+
+def test_a_graph_that_is_wrong_on_other_rows_is_left_with_one_warning():
+    x = torch.cat([torch.ones(4, 3), torch.full((8, 3), 60.0)]).double()
+    program = Frozen(PPCA.random(6, 3))
+    runs = []
+    for mode in (False, "trace"):
+        torch.manual_seed(0)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            runs.append(refine(program, x, SHORT, batch_size=12, compile=mode).samples["z"])
+    assert torch.equal(*runs)
+    assert len([w for w in caught if "earlier rows" in str(w.message)]) == 1

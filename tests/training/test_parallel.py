@@ -223,7 +223,7 @@ def test_one_process_starts_nothing(monkeypatch, devices):
 
 
 def test_without_a_script_there_is_nothing_to_start(monkeypatch):
-    monkeypatch.delattr("__main__.__file__")
+    monkeypatch.delattr("__main__.__file__", raising=False)
     with pytest.raises(ConfigError, match="devices: got 2, which runs the script once per device"):
         fit(Known(), data(8), devices=2)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae.errors import ConfigError, ProgramError
-from pyro_vae.evaluation.likelihood import LogLikelihood, _RunningWeights
+from pyro_vae.evaluation.likelihood import LogLikelihood, RunningWeights
 from pyro_vae.inference.bounds import passes, positive, scoring
 from pyro_vae.inference.hmc import HMCState, adapt_step_size, hmc_init, hmc_step
 from pyro_vae.inference.log_joint import LogJoint
@@ -182,7 +182,7 @@ def _fit(moments: _Moments, widen: float, full: bool) -> _Gaussian:
 
 def _weigh(densities: LogJoint, proposal: _Gaussian, samples: int, rows: int) -> tuple[Tensor, ...]:
     """Fold the log weights of one batch, chunk by chunk, into an estimate per datum."""
-    running = _RunningWeights()
+    running = RunningWeights()
     chunk = max(1, _ROWS_PER_PASS // rows)
     for start in range(0, samples, chunk):
         u, log_proposal = proposal.draw(min(chunk, samples - start))

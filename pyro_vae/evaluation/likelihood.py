@@ -121,7 +121,7 @@ def log_likelihood(
 
 def _fold(program: Program, batch: Batch, samples: int, draws: int) -> tuple[Tensor, ...]:
     """Fold the log weights of one batch, chunk by chunk, into an estimate per datum."""
-    running = _RunningWeights()
+    running = RunningWeights()
     chunk = max(1, _ROWS_PER_PASS // num_rows(batch))
     for _ in range(draws):
         joint = program.joint(batch)
@@ -133,7 +133,7 @@ def _fold(program: Program, batch: Batch, samples: int, draws: int) -> tuple[Ten
     return running.log_mean(), running.ess(), running.psis_k()
 
 
-class _RunningWeights:
+class RunningWeights:
     """Log sums of w and w², and the largest weights, of a stream of weights ``(K, B)``."""
 
     def __init__(self) -> None:

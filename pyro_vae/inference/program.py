@@ -97,7 +97,7 @@ class Program(nn.Module):
         self._sites: Sites | None = None
         self._seen: set[Any] = set()
         self._first_rows: Batch | None = None
-        self._rows_read = 1
+        self.rows_read = 1
         self._tiled: bool | None = None
         self._home: torch.device | None = None
         self._place = torch.device("cpu")
@@ -292,7 +292,7 @@ class Program(nn.Module):
             self._first_rows = map_batch(lambda leaf: leaf[:8].detach().clone(), batch)
         self._sites = read_sites(model, guide)
         self._seen.add(key)
-        self._rows_read = rows
+        self.rows_read = rows
         return self._sites
 
     def _adopt_hidden(self, batch: Batch) -> None:
@@ -359,7 +359,7 @@ class Program(nn.Module):
         if self._sites is not None and self._sites.size is not None:
             return  # such a program fixes its own batch
         # As many rows as were read before: a guide with a factor per datum takes no others.
-        head = self._rows_read if self._rows_read <= num_rows(data) else 1
+        head = self.rows_read if self.rows_read <= num_rows(data) else 1
         first = map_batch(lambda leaf: leaf[:head], data)
         self.read(first)
         model, _ = self.look(first)

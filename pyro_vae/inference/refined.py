@@ -133,7 +133,7 @@ class HMCRefined(nn.Module):
             raise ProgramError(f"HMCRefined: site {program.sites.global_[0]!r} is global; use ELBO")
         program.require_guide("HMCRefined")
         # As many rows as were read: a guide with a factor per datum takes no others.
-        example = program.example(program._rows_read)
+        example = program.example(program.rows_read)
         with program.quiet(example), scoring(program):
             densities = LogJoint(program, example)
             latent = program.joint(example).guide_values(1)[densities.slots[0].name]

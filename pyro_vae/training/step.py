@@ -110,8 +110,7 @@ class Stepper:
         """
         made: dict[int, Tensor] = {}
         for index, update in enumerate(self.updates):
-            due = getattr(update, "due", None)
-            if due is not None and not due():
+            if update.due is not None and not update.due():
                 continue
             for _ in range(update.repeats):
                 made[index] = self._update(index, batch, beta)

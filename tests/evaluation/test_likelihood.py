@@ -12,7 +12,7 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.evaluation import likelihood
-from pyro_vae.evaluation.likelihood import LogLikelihood, _RunningWeights
+from pyro_vae.evaluation.likelihood import LogLikelihood, RunningWeights
 from pyro_vae.inference.weights import effective_sample_size, log_mean_exp, psis_k
 
 
@@ -45,7 +45,7 @@ X = torch.linspace(-2, 2, 40, dtype=torch.float64)[:, None]
 @pytest.mark.parametrize("sizes", [[200], [50] * 4, [1] * 200, [7, 150, 43], [199, 1]])
 def test_folding_in_chunks_equals_one_pass(sizes):
     log_weight = 3 * torch.randn(200, 6, dtype=torch.float64) - 1000
-    running = _RunningWeights()
+    running = RunningWeights()
     for chunk in log_weight.split(sizes):
         running.add(chunk, total=200)
     exact = {"rtol": 1e-12, "atol": 1e-12}

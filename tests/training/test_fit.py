@@ -484,7 +484,7 @@ class Failing:
             raise RuntimeError("no")
         return pv.ELBO().updates(program) if self.when == "optimiser" else [self]
 
-    name, repeats, optimiser = "loss", 1, None
+    name, repeats, optimiser, due = "loss", 1, None, None
 
     @property
     def parameters(self):

@@ -19,12 +19,12 @@ from pyro_vae.inference.bindings import direct
 from pyro_vae.inference.gradients import (
     GraphLoss,
     as_tensors,
-    dense_gradient,
     dense_rows,
     flat_weights,
     global_norm,
     kind,
     normed,
+    same_layout,
     unflat,
 )
 from pyro_vae.inference.graphs import refuse_moving_shapes, simplify, written_inputs
@@ -57,6 +57,19 @@ class Traced:
     still: list[nn.Parameter]
     moving: list[int]
     agrees: Callable[[], bool]
+    _looked_at: Run | None = None
+    _stray: tuple[int, ...] = ()
+
+    def stray(self, grads: list[Tensor]) -> tuple[int, ...]:
+        """Return which gradients are laid out otherwise than their parameters.
+
+        Settled by the first step of what runs the graph: looking costs a small step.
+        """
+        if self._looked_at is not self.run:
+            self._looked_at = self.run
+            pairs = enumerate(zip(grads, self.trained, strict=True))
+            self._stray = tuple(i for i, (g, p) in pairs if not same_layout(g, p))
+        return self._stray
 
 
 class Prepared(NamedTuple):
@@ -90,6 +103,8 @@ class Prepared(NamedTuple):
             loss, norm, *grads = self.traced.run(*self.inputs)
         for parameter, grad in zip(trained, grads, strict=True):
             parameter.grad = grad
+        for index in self.traced.stray(grads):
+            trained[index].grad = torch.empty_like(trained[index]).copy_(grads[index])
         return loss, norm
 
     def _through_autograd(self) -> tuple[Tensor, Tensor]:
@@ -261,7 +276,7 @@ class CompiledLoss:
             grads = torch.autograd.grad(loss, parameters, allow_unused=True)
             found = {n: g for n, g in zip(wanted, grads, strict=True) if g is not None}
             used[:] = found
-            return (loss.detach(), *(dense_gradient(g, real[n]) for n, g in found.items()))
+            return (loss.detach(), *found.values())
 
         rows = map_batch(torch.clone, batch)
 

@@ -33,9 +33,14 @@ def dense_rows(leaf: Tensor) -> Tensor:
     return leaf if last or leaf.is_contiguous() else leaf.contiguous()
 
 
-def dense_gradient(grad: Tensor, parameter: Tensor) -> Tensor:
-    """Return a gradient laid out as its parameter, as autograd would."""
-    return grad if grad.stride() == parameter.stride() else torch.zeros_like(parameter) + grad
+def same_layout(grad: Tensor, parameter: Tensor) -> bool:
+    """Return whether two tensors of one shape lie alike in memory.
+
+    A fused optimiser walks through both by address: a gradient laid out otherwise moves the wrong
+    weights. Autograd sees to it; kernels of convolutions, and the compiler, choose as they like.
+    """
+    sides = zip(parameter.shape, grad.stride(), parameter.stride(), strict=True)
+    return all(size == 1 or mine == other for size, mine, other in sides)
 
 
 class GraphLoss(torch.autograd.Function):

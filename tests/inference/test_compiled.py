@@ -13,6 +13,7 @@ import pyro_vae as pv
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.bindings import direct
 from pyro_vae.inference.compiled import CompiledLoss
+from pyro_vae.inference.gradients import same_layout
 from pyro_vae.inference.graphs import simplify
 from pyro_vae.inference.handlers import validation
 from pyro_vae.inference.program import Program
@@ -96,6 +97,29 @@ def check(program, data, objective, beta, mode="trace"):
         losses.add(got[0].item())
     assert compiled.num_graphs == 1
     return losses
+
+
+CONVOLUTIONS = {
+    "vae": lambda: pv.models.VAE((1, 12, 12), 3, (8, 16), network="conv"),
+    "vq": lambda: pv.models.VQVAE((1, 12, 12), 8, 4, (16, 32), prior="factorised", revive=0.0),
+}
+
+
+@pytest.mark.parametrize("mode", ["trace", pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_in_float32_train_as_they_do_eagerly(name, mode):
+    """Their kernels lay gradients out by channels; a fused optimiser goes by addresses."""
+    x = programs.binary(32, (1, 12, 12))
+    weights = {}
+    for compile in (False, mode):
+        torch.manual_seed(0)
+        program = CONVOLUTIONS[name]()
+        objective = pv.VQ() if name == "vq" else pv.ELBO()
+        options = {"optimiser": lambda p: torch.optim.Adam(p, 1e-2, fused=True), "progress": False}
+        pv.fit(program, x, epochs=3, objective=objective, compile=compile, **options)
+        weights[compile] = [p.detach().clone() for p in program.parameters()]
+        assert all(same_layout(p.grad, p) for p in program.parameters())
+    torch.testing.assert_close(weights[mode], weights[False], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("beta", [None, 0.3])

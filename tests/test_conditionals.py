@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 
 import pyro
 import pyro.distributions as dist
@@ -149,6 +150,16 @@ def test_output_bias_starts_the_mean_at_the_data_mean(spec):
     p = spec(nn.Identity())(spec.output_bias(mean))
     found = p.base_dist.loc if spec is SquaredError else p.mean
     torch.testing.assert_close(found, mean, **EXACT)
+
+
+def test_grey_levels_start_at_the_largest_variance_that_their_mean_allows():
+    mean = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
+    p = DiscretisedLogistic(nn.Identity())(DiscretisedLogistic.output_bias(mean)).base_dist
+    torch.testing.assert_close(p.loc, mean, **EXACT)
+    variance = (math.pi * p.scale).square() / 3
+    torch.testing.assert_close(variance, mean * (1 - mean), **EXACT)
+    black = DiscretisedLogistic.output_bias(torch.zeros(1))
+    assert black.isfinite().all()
 
 
 def test_bernoulli_bias_is_clipped():

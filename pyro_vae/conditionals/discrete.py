@@ -1,5 +1,7 @@
 """Conditionals of bits, categories and grey levels."""
 
+import math
+
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -120,8 +122,12 @@ class DiscretisedLogistic(nn.Module):
 
     @staticmethod
     def output_bias(mean: Tensor, levels: int = 256) -> Tensor:
-        """Return outputs with the centre at the training mean and scale 1."""
-        return torch.cat([mean - 0.5, torch.zeros_like(mean)])
+        """Return outputs with the centre at the training mean, and the largest scale it allows.
+
+        A grey level of mean m has a variance of at most m (1 - m), a logistic one of π² s² / 3.
+        """
+        variance = (mean * (1 - mean)).clamp(min=1 / levels**2)
+        return torch.cat([mean - 0.5, 0.5 * torch.log(3 * variance / math.pi**2)])
 
     def forward(self, z: Tensor) -> TorchDistributionMixin:
         loc, log_scale = split(self.net(z), 2, self.event_dim)

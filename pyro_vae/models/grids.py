@@ -35,6 +35,22 @@ class _Residual(nn.Module):
         return h + self.inner(h)
 
 
+class _Double(nn.ConvTranspose2d):
+    """A transposed 4x4 convolution that doubles an image, less a row or column of an odd size.
+
+    Two taps along each side meet every pixel: three would leave a chequered pattern (Odena et al.,
+    2016, "Deconvolution and checkerboard artifacts").
+    """
+
+    def __init__(self, before: int, after: int, plane: tuple[int, int]) -> None:
+        super().__init__(before, after, 4, stride=2, padding=1)
+        self.plane = plane
+
+    def forward(self, h: Tensor) -> Tensor:  # type: ignore[override]
+        height, width = self.plane
+        return super().forward(h)[..., :height, :width]
+
+
 class GridEncoder(nn.Module):
     """Strided 3x3 convolutions, each halving the image, a residual block, one vector per place.
 
@@ -78,7 +94,7 @@ class GridEncoder(nn.Module):
 
 
 class GridDecoder(nn.Module):
-    """The mirror of `GridEncoder`: vectors on a grid to an image.
+    """The mirror of `GridEncoder`: vectors on a grid to an image, by transposed convolutions.
 
     Arguments:
         code_dim: D.
@@ -108,13 +124,8 @@ class GridDecoder(nn.Module):
             _Residual(widths[0], activation),
         ]
         for i, after in enumerate((*widths[1:], self.out_shape[0])):
-            odd = [planes[i + 1][side] - 2 * planes[i][side] + 1 for side in (0, 1)]
             layers.append(activation_layer(activation))
-            layers.append(
-                nn.ConvTranspose2d(
-                    widths[i], after, 3, stride=2, padding=1, output_padding=(odd[0], odd[1])
-                )
-            )
+            layers.append(_Double(widths[i], after, planes[i + 1]))
         self.net = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.evaluation.codes import CodeUsage, code_usage
 from pyro_vae.inference.objectives import ELBO
 from pyro_vae.inference.vq import VQ
+from pyro_vae.models.grids import GridDecoder, grid_of
 from pyro_vae.models.vq import VQVAE
 
 # B 5 data, P 3 codes each, D 2 numbers per code, K 4 codes.
@@ -323,3 +324,17 @@ def test_what_it_refuses():
     ):
         with pytest.raises(ConfigError, match=text):
             made(**wrong)
+
+
+@pytest.mark.parametrize("size", [(6, 8), (7, 9)])
+def test_the_decoder_meets_every_pixel_equally_often(size):
+    """With equal weights an even grid gives an even image, away from its edges."""
+    decoder = GridDecoder(1, (1, *size), (1,))
+    with torch.no_grad():
+        for parameter in decoder.net[-1].parameters():
+            parameter.fill_(1.0)
+    grid = grid_of((1, *size), 1)
+    image = decoder.net[-1](torch.ones(1, 1, *grid))
+    assert image.shape[-2:] == size
+    inside = image[..., 1:-1, 1:-1]
+    assert torch.equal(inside, torch.full_like(inside, 5.0))  # 2 x 2 taps and the bias

@@ -1,5 +1,6 @@
 """Effect handlers that weigh, enlarge and feed a program from outside."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -144,3 +145,18 @@ def validation(enabled: bool) -> Iterator[None]:
     """Switch Pyro's and torch's argument validation inside a block, and put all flags back."""
     with pyro.validation_enabled(enabled):
         yield
+
+
+@contextmanager
+def denormals_flushed() -> Iterator[None]:
+    """Take numbers nearer to zero than any normal one for zero inside a block, on this thread.
+
+    The tails of mixtures and sigmoids are full of them, and CPUs count with them in microcode: a
+    step under a VampPrior of 500 components took four times as long.
+    """
+    before = sys.float_info.min / 2 == 0.0  # nothing else tells how the flag stands
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)

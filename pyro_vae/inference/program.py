@@ -35,6 +35,7 @@ from pyro_vae.inference.handlers import (
     OwnParameters,
     ScaleLatents,
     data_frame,
+    denormals_flushed,
     sample_sites,
     validation,
 )
@@ -142,6 +143,7 @@ class Program(nn.Module):
         """Run model and guide inside this block on the program's own parameters."""
         with (
             _PYRO_LOCK,
+            denormals_flushed(),
             pyro.settings.context(module_local_params=True),
             # For what is hidden from our handler (poutine.block): a store with the same tensors.
             pyro.get_param_store().scope(self._store_state()),

@@ -530,3 +530,15 @@ def test_adapt_casts_to_the_program(kind):
     floats, kept = [], []
     map_batch(lambda x: (floats if x.is_floating_point() else kept).append(x) or x, adapted)
     assert {x.dtype for x in floats} == {torch.float32} and {x.dtype for x in kept} <= {torch.int64}
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_denormals_are_flushed_while_a_program_runs_and_the_flag_is_put_back(before):
+    program, tiny = pv.Program.of(pv.models.VAE(6, 2, hidden=(8,))), torch.tensor([1e-30, 1e-35])
+    torch.set_flush_denormal(before)
+    try:
+        with program.running():
+            assert not (tiny * 1e-9).any()
+        assert bool((tiny * 1e-9).any()) is not before
+    finally:
+        torch.set_flush_denormal(False)

@@ -49,7 +49,7 @@ def _scored(name: str, args: argparse.Namespace, texts: dict[str, str], **parts:
         lr_schedule=pv.schedules.cosine(1.0, 0.02),
         beta=pv.schedules.linear(0.0, 1.0, over=WARMUP),
         patience=20,
-        compile="trace",
+        compile=True,
         seed=args.seed,
         device=args.device,
         out=args.out / name,

@@ -2,8 +2,8 @@
 
 Three programs on static MNIST (a VAE of 50 units, one whose decoder is autoregressive, a hierarchy
 of five layers), each as it is and under every cure that it admits. Without names all arms are run,
-those with a result file left out; an arm that was stopped goes on from its checkpoint in ``runs``.
-Each arm is written to ``benchmarks/results/collapse_PROGRAM_CURE.json``; ``--table`` prints them,
+those measured with these settings left out; an arm that was stopped goes on from its checkpoint in
+``runs``. Each arm is written to ``benchmarks/results/collapse_PROGRAM_CURE.json``; ``--table`` prints them,
 ``--figure FILE`` draws them, ``--cost`` measures what a diagnosis costs beside an epoch.
 """
 
@@ -97,7 +97,6 @@ def arm(program: str, name: str, args: argparse.Namespace) -> Result:
     run = pv.fit(
         trained,
         data.train[: args.train_rows],
-        # Best by the ELBO on held-out data, but for the last quarter of a warm-up it is at beta 1.
         valid=valid,
         objective=cure.objective(data.valid) if cure.objective else None,
         epochs=args.epochs,
@@ -106,7 +105,7 @@ def arm(program: str, name: str, args: argparse.Namespace) -> Result:
         lr_schedule=pv.schedules.cosine(1.0, 0.05),
         seed=args.seed,
         compile=args.compile if args.compile == "trace" else True,
-        out=args.out / f"{label}_{args.epochs}",
+        out=args.out / f"{label}_{args.epochs}_epochs_seed_{args.seed}",
         checkpoint_every=2,
         resume=True,
         progress=args.progress,
@@ -187,6 +186,14 @@ def cost(args: argparse.Namespace) -> Result:
     )
 
 
+def measured(path: Path, args: argparse.Namespace) -> bool:
+    """Return whether an arm has a result with these settings."""
+    if args.again or not path.exists():
+        return False
+    found = json.loads(path.read_text())
+    return bool(found["seed"] == args.seed and found["details"]["epochs"] == args.epochs)
+
+
 def read(folder: Path) -> list[dict[str, Any]]:
     """Return the arms measured so far, in the order of the matrix."""
     names = [f"collapse_{p}_{c}" for p in CURES["plain"].on for c in CURES]
@@ -197,13 +204,13 @@ def read(folder: Path) -> list[dict[str, Any]]:
 def table(arms: list[dict[str, Any]]) -> str:
     """Return the arms as a Markdown table."""
     rows = [
-        "| program | cure | NLL | KL | active units | mutual information | CPU minutes |",
+        "| program | cure | NLL | KL | active units | mutual information | minutes |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     for each in arms:
         d = each["details"]
         told = "-" if d["information"] is None else f"{d['information']:.2f}"
-        minutes = d["cpu_seconds_of_this_process"] / 60
+        minutes = each["seconds"] / 60
         rows.append(
             f"| {d['program']} | {d['cure']} | {each['value']:.2f} ± {each['stderr']:.2f} | "
             f"{d['kl']:.2f} | {d['active_units']}/{d['units']} | {told} | {minutes:.1f} |"
@@ -250,7 +257,7 @@ def main() -> None:
         for program in [args.program] if args.program else CURES["plain"].on:
             for name in [args.cure] if args.cure else CURES:
                 path = args.results / f"collapse_{program}_{name}.json"
-                if program in CURES[name].on and (args.again or not path.exists()):
+                if program in CURES[name].on and not measured(path, args):
                     print(arm(program, name, args).write(args.results), flush=True)
     print(table(read(args.results)))
     if args.figure is not None:

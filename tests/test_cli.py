@@ -135,7 +135,10 @@ def test_a_run_from_training_to_pictures(capsys, tmp_path):
 
     capsys.readouterr()
     assert cli.main(["diagnose", "run", "--device", "cpu"]) == 0
-    assert "unit   0" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    found = json.loads((run / "diagnosis.json").read_text())
+    assert "unit   0" in said and " ".join(found["verdict"].split()) in " ".join(said.split())
+    assert (run / "diagnosis.png").read_bytes().startswith(b"\x89PNG")
     # A folder that holds a run is never trained over, unless asked to go on.
     before = (run / "program.json").read_bytes()
     assert "another run" in complaint(capsys, ["train", *SMALL, "--out", "run"])
@@ -208,3 +211,10 @@ def test_the_module_is_the_same_command():
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("pyro-vae: error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("objective", ["free_bits", "target_kl", "lagging"])
+def test_cures_of_collapse_train_from_the_shell(objective, tmp_path):
+    options = ("--objective", objective, "--nats", "0.25", "--posterior", "DeltaGaussian")
+    assert train("--out", "run", *options) == 0
+    assert type(pv.load(tmp_path / "run").encoder).__name__ == "DeltaGaussian"

@@ -58,7 +58,9 @@ def evaluate(
 def diagnose(
     run: str, data: Data | None = None, split: Split = "test", seed: int = 0, device: str = "auto"
 ) -> None:
-    """Say how many nats each latent unit carries, and which are active.
+    """Say whether the code has collapsed, with the evidence and what may help.
+
+    Written besides to diagnosis.json and diagnosis.png.
 
     Arguments:
         run: run folder.
@@ -72,14 +74,16 @@ def diagnose(
     torch.manual_seed(seed)
     x = shaped_rows(splits, as_binary(splits, getattr(splits, split), seed), settings["network"])
     found = pv.diagnose(program, x)
-    for site, kl in found.kl.items():
-        active = found.active_units.get(site, 0)
-        say(f"site {site}: KL {kl:.2f} nats per datum, {active} active units")
-        units = found.unit_kl.get(site, torch.zeros(0))
+    say(found.report())
+    for site, units in found.unit_kl.items():
+        say(f"\nKL of each unit of {site}, nats")
         for unit in units.argsort(descending=True).tolist():
             bar = "▇" * round(20 * float(units[unit] / units.max().clamp(min=1e-9)))
-            say(f"  unit {unit:3d}  KL {units[unit]:6.3f}  {bar}")
-    say(f"reconstruction: {found.reconstruction:.2f} nats per datum")
+            say(f"  unit {unit:3d}  {units[unit]:6.3f}  {bar}")
+    path = Path(run) / "diagnosis.json"
+    atomic_write_text(path, json.dumps(found.as_dict(), indent=2, allow_nan=False) + "\n")
+    pv.plots.save(pv.plots.diagnosis(found), path.with_suffix(".png"))
+    say(f"\nwritten to {path} and {path.with_suffix('.png').name}")
 
 
 def judge(program: Any, x: Any, samples: int, seed: int, progress: bool) -> dict[str, Any]:

@@ -40,8 +40,9 @@ def as_binary(splits: pv.data.Splits, x: torch.Tensor, seed: int) -> torch.Tenso
 def build_program(settings: dict[str, Any], splits: pv.data.Splits) -> Any:
     """Return a new program of the size of the data; raise `ConfigError` for options it lacks."""
     model, latent_dim = settings["model"], settings["latent_dim"]
-    if settings["observation"] and model != "VAE":
-        raise ConfigError(f"observation: {model} has no choice of it; leave --observation out")
+    for name, default in (("observation", None), ("posterior", "Gaussian")):
+        if settings.get(name, default) != default and model != "VAE":
+            raise ConfigError(f"{name}: {model} has no choice of it; leave --{name} out")
     if model == "LinearVAE":
         if settings["network"] == "conv":
             raise ConfigError("network: LinearVAE has no network; leave --network out")
@@ -56,6 +57,7 @@ def build_program(settings: dict[str, Any], splits: pv.data.Splits) -> Any:
         grey = settings["binarisation"] == "none"
         chosen = settings["observation"] or ("Gaussian" if grey else "Bernoulli")
         options["observation"] = _observation(chosen, settings["data"])
+        options["posterior"] = getattr(pv.conditionals, settings.get("posterior", "Gaussian"))
     size: Any = splits.shape if settings["network"] == "conv" else math.prod(splits.shape)
     return MODELS[model](size, latent_dim, **options)
 

@@ -6,8 +6,22 @@ from typing import Literal
 import torch
 
 import pyro_vae as pv
-from pyro_vae.cli.choices import OBJECTIVES, Binarisation, Data, Model, Observation
-from pyro_vae.cli.programs import build_program, default_binarisation, load_splits, shaped_rows
+from pyro_vae.cli.choices import (
+    OBJECTIVES,
+    Binarisation,
+    Data,
+    Model,
+    Objective,
+    Observation,
+    Posterior,
+)
+from pyro_vae.cli.programs import (
+    as_binary,
+    build_program,
+    default_binarisation,
+    load_splits,
+    shaped_rows,
+)
 from pyro_vae.cli.report import say
 from pyro_vae.cli.runs import check_same_run, fresh_folder, record
 from pyro_vae.errors import ConfigError
@@ -21,7 +35,9 @@ def train(
     hidden: int | tuple[int, ...] = (400,),
     network: Literal["mlp", "conv"] = "mlp",
     observation: Observation | None = None,
-    objective: Literal["elbo", "iwae"] = "elbo",
+    posterior: Posterior = "Gaussian",
+    objective: Objective = "elbo",
+    nats: float = 0.5,
     num_particles: int = 1,
     epochs: int = 50,
     batch_size: int = 128,
@@ -49,7 +65,9 @@ def train(
         hidden: widths of the encoder's hidden layers, as 400 or [200,200]; mirrored by the decoder.
         network: kind of encoder and decoder (conv: hidden are channels).
         observation: p(x | z) of a VAE; null is Bernoulli for binary data, Gaussian for grey levels.
-        objective: bound to maximise.
+        posterior: q(z | x) of a VAE; the last three commit nats by construction.
+        objective: what is maximised; the last three keep the posterior from collapsing.
+        nats: KL per unit that free_bits leaves free, or the whole KL that target_kl holds.
         num_particles: draws per datum behind the bound.
         epochs: passes over the training data.
         batch_size: data per step.
@@ -76,11 +94,12 @@ def train(
     splits = load_splits(data, binarisation, seed)
     torch.manual_seed(seed)
     program = build_program(settings, splits)
+    valid = shaped_rows(splits, splits.valid, network)
     run = pv.fit(
         program,
         shaped_rows(splits, splits.train, network),
-        valid=shaped_rows(splits, splits.valid, network),
-        objective=OBJECTIVES[objective](num_particles),
+        valid=valid,
+        objective=OBJECTIVES[objective](num_particles, nats, as_binary(splits, valid, seed)),
         epochs=epochs,
         batch_size=batch_size,
         lr=lr,

@@ -1,7 +1,7 @@
 """Free bits, a floor under the KL below which it costs nothing; and a KL to hold."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -29,7 +29,8 @@ class FreeBits(TermsObjective):
 
     Raises:
         ConfigError: A negative floor, or an unknown grouping.
-        ProgramError: A site has no density per unit, or stands under a KL weight.
+        ProgramError: A site has no density per unit, stands under a KL weight, or is none of the
+            program's; groups of another size than the units.
 
     References:
         | Improved Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016),
@@ -45,8 +46,8 @@ class FreeBits(TermsObjective):
     ) -> None:
         super().__init__(num_particles)
         for value in nats.values() if isinstance(nats, Mapping) else [nats]:
-            if not isinstance(value, Tensor) and not value >= 0:
-                raise ConfigError(f"nats: got {value!r}, expected a floor of at least 0")
+            if not bool((torch.as_tensor(value) >= 0).all()):  # NaN is not either
+                raise ConfigError(f"nats: got {value!r}, expected floors of at least 0")
         if not isinstance(per, Mapping) and per not in ("unit", "site"):
             raise ConfigError(f"per: got {per!r}, expected 'unit', 'site' or groups by site")
         self.nats = nats
@@ -55,6 +56,11 @@ class FreeBits(TermsObjective):
     def loss_of(self, terms: Terms) -> Tensor:
         """Return the negative bound per datum."""
         require_paths(terms, "FreeBits")
+        for name in (*self._sites(self.nats), *self._sites(self.per)):
+            if name not in terms.latents:
+                raise ProgramError(
+                    f"FreeBits: no latent is called {name!r}; expected one of {list(terms.latents)}"
+                )
         bound: Any = terms.log_likelihood().mean()
         for name in terms.latents:
             kl = self._group_kl(terms, name)
@@ -68,6 +74,10 @@ class FreeBits(TermsObjective):
                 bound = bound - log_q.mean()
         return -with_globals(bound, terms)
 
+    @staticmethod
+    def _sites(setting: Any) -> Iterable[str]:
+        return setting if isinstance(setting, Mapping) else ()
+
     def _group_kl(self, terms: Terms, site: str) -> Tensor:
         """Return the minibatch mean of the KL of each group of one site, ``(groups,)``."""
         if not terms.latents[site][0].plain:
@@ -80,6 +90,11 @@ class FreeBits(TermsObjective):
         units = terms.unit_kl(site).mean((0, 1, 2))
         if isinstance(self.per, Mapping) and site in self.per:
             groups = self.per[site].to(units.device)
+            if groups.shape != units.shape:
+                raise ProgramError(
+                    f"FreeBits: per[{site!r}] has shape {tuple(groups.shape)}, expected a group "
+                    f"number for each unit, {tuple(units.shape)}"
+                )
             return units.new_zeros(int(groups.max()) + 1).index_add(0, groups, units)
         return units.flatten()
 
@@ -91,7 +106,8 @@ class TargetKL(TermsObjective):
        \frac{1}{B}\sum_n \mathrm{KL}(x_n) - C\,\Big|
 
     Below C nats the KL is pushed up, above it down: at γ = 1 with the gradient of the ELBO. Unlike
-    under free bits, a collapsed posterior is pushed away from the prior.
+    under free bits, a collapsed posterior is pushed away from the prior. No bound of log p(x): the
+    history calls it ``valid_objective``.
 
     Arguments:
         nats: C, for all latents together.
@@ -105,6 +121,8 @@ class TargetKL(TermsObjective):
     References:
         | Understanding Disentangling in beta-VAE (Burgess et al., 2018), arXiv:1804.03599
     """
+
+    is_bound = False
 
     def __init__(self, nats: float, *, weight: float = 1.0, num_particles: int = 1) -> None:
         super().__init__(num_particles)

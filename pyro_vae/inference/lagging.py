@@ -14,6 +14,7 @@ from pyro_vae.inference.objectives import ELBO, TermsObjective, Update
 from pyro_vae.inference.program import Program
 
 _BEST, _COUNT = 0, 1  # places in the state
+_START = [float("-inf"), 0.0]
 
 
 class Lagging(nn.Module):
@@ -24,9 +25,10 @@ class Lagging(nn.Module):
 
     A decoder that runs ahead of its encoder learns to do without the code. After each epoch the
     mutual information of data and code is measured on held-out data; the first time that it falls,
-    the encoder has caught up, and plain training goes on. The encoder is what trains log q but not
-    log p(x, z) at fixed z. (In the paper the inner loop ends when its loss stalls; here its length
-    is fixed.)
+    once there is any (two standard errors above 0), the encoder has caught up, and plain training
+    goes on. The encoder is what trains log q but not log p(x, z) at fixed z; it has an optimiser
+    state for each of the two kinds of step. (In the paper the inner loop ends when its loss stalls;
+    here its length is fixed.)
 
     Arguments:
         data: Held-out data on which the mutual information is measured, ``(N, ...)``.
@@ -57,7 +59,7 @@ class Lagging(nn.Module):
             )
         # The highest information so far (infinite once it has fallen), and the batches seen. In the
         # module's state, so that a resumed run goes on alike; read back once an epoch.
-        self.register_buffer("state", torch.zeros(2, dtype=torch.float64))
+        self.register_buffer("state", torch.tensor(_START, dtype=torch.float64))
         self._known: list[float] | None = None
 
     @property
@@ -72,6 +74,8 @@ class Lagging(nn.Module):
             raise ProgramError(
                 "Lagging: the guide has no parameter of its own to train ahead of the model"
             )
+        self.state.copy_(torch.tensor(_START))  # each training has a head start of its own
+        self._known = None
         every = tuple(program.parameters())
         loss = self.objective.per_datum
         return [
@@ -92,8 +96,12 @@ class Lagging(nn.Module):
                 torch.cuda.manual_seed(0)
             found = information(program, batch, probes=500, rows=2000)
         known = self._read()
-        fallen = found is None or found.lower < known[_BEST]
-        known[_BEST] = float("inf") if fallen or found is None else found.lower
+        if found is None:  # nothing to go by
+            known[_BEST] = float("inf")
+        elif found.lower >= known[_BEST]:
+            known[_BEST] = found.lower
+        elif known[_BEST] > 2 * found.stderr:
+            known[_BEST] = float("inf")
         self.state.copy_(torch.tensor(known, dtype=torch.float64))
 
     def _encoder_is_due(self) -> bool:

@@ -59,6 +59,8 @@ class TermsObjective(pyro.infer.ELBO):
     else in this library is per datum.
     """
 
+    is_bound = True  # whether minus the loss lies below log p(x)
+
     def __init__(self, num_particles: int = 1, num_samples: int = 1) -> None:
         for name, value in (("num_particles", num_particles), ("num_samples", num_samples)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:

@@ -66,8 +66,8 @@ def fit(
     in train mode, while the weights moved); in all other cases it is the un-annealed ELBO after the
     epoch, in eval mode, on the first 1024 training rows (of a loader: on one batch), with the same
     noise each epoch. ``valid_elbo`` is that of all validation data; ``valid_bound``, for IWAE and
-    its like, the objective's own bound there. ``beta`` (or one ``beta[site]`` each) and ``lr`` are
-    those at the end of the epoch.
+    its like, the objective's own bound there (``valid_objective`` where it is none). ``beta`` (or
+    one ``beta[site]`` each) and ``lr`` are those at the end of the epoch.
 
     The modules run in train mode within an epoch and in eval mode between two; afterwards, and
     after an error, each is in the mode in which it was found (``pv.load`` leaves eval mode). Ctrl-C

@@ -235,10 +235,14 @@ class Loop:
         if self.valid is not None:
             row["valid_elbo"] = self._mean_elbo(self.valid)
             if self._has_own_bound():
-                row["valid_bound"] = self._mean_elbo(self.valid, self.objective)
+                row[self._own_name] = self._mean_elbo(self.valid, self.objective)
         if isinstance(beta, Mapping):
             return row | {f"beta[{site}]": float(value) for site, value in beta.items()}
         return row | {"beta": 1.0 if beta is None else float(beta)}
+
+    @property
+    def _own_name(self) -> str:
+        return "valid_bound" if getattr(self.objective, "is_bound", True) else "valid_objective"
 
     def _has_own_bound(self) -> bool:
         return isinstance(self.objective, TermsObjective) and not isinstance(self.objective, ELBO)
@@ -256,8 +260,8 @@ class Loop:
     def _remember_best(self, row: dict[str, float]) -> None:
         if self.valid is None:
             return
-        # An objective that is a bound of its own is judged by it: IWAE does not raise the ELBO.
-        score = row.get("valid_bound", row["valid_elbo"])
+        # An objective of its own is judged by itself: IWAE does not raise the ELBO.
+        score = row.get(self._own_name, row["valid_elbo"])
         if score > self.best_elbo:
             self.best_elbo, self.best_epoch = score, self.epoch
             self.best = {k: v.clone() for k, v in self.wrapped.state_dict().items()}

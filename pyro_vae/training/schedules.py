@@ -59,7 +59,8 @@ def sigmoid(
     """
     if not width > 0:
         raise ConfigError(f"width: got {width!r}, expected a positive number")
-    return lambda t: start + (end - start) / (1 + math.exp(-(t - centre) / width))
+    # By tanh, which overflows nowhere.
+    return lambda t: start + (end - start) * (1 + math.tanh((t - centre) / (2 * width))) / 2
 
 
 def cyclical(

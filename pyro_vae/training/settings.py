@@ -7,9 +7,11 @@ from functools import partial
 from numbers import Real
 from typing import Any
 
+from torch import Tensor
+
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.handlers import Beta
-from pyro_vae.inference.objectives import OptimiserFactory
+from pyro_vae.inference.objectives import OptimiserFactory, TermsObjective
 from pyro_vae.training.adam import Adam
 from pyro_vae.training.feed import LoaderFeed, TensorFeed
 from pyro_vae.training.schedules import Schedule, as_schedule, describe
@@ -94,6 +96,17 @@ def objective_name(objective: Any) -> str:
     """Return the name of an objective with its constructor's numbers: ``IWAE(num_particles=5)``."""
     shown = getattr(objective, "elbo", objective)
     names = [n for n in inspect.signature(type(shown).__init__).parameters if n not in _NO_SETTING]
-    values = {name: getattr(shown, name, None) for name in names}
-    kept = [f"{n}={v!r}" for n, v in values.items() if isinstance(v, int | float | str)]
+    values = {name: _plain(getattr(shown, name, None)) for name in names}
+    kept = [f"{n}={v}" for n, v in values.items() if v is not None]
     return f"{type(shown).__name__}({', '.join(kept)})"
+
+
+def _plain(value: Any) -> str | None:
+    """Return a setting as text that is the same in another process; None for what has none."""
+    if isinstance(value, int | float | str):
+        return repr(value)
+    if isinstance(value, Tensor):
+        return repr(value.tolist())
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {_plain(each)}" for key, each in value.items()) + "}"
+    return objective_name(value) if isinstance(value, TermsObjective) else None

@@ -124,7 +124,7 @@ def test_the_head_start_ends_when_information_falls(monkeypatch):
 
     class Told:
         def __init__(self, lower):
-            self.lower = lower
+            self.lower, self.stderr = lower, 0.1
 
     monkeypatch.setattr(
         "pyro_vae.inference.lagging.information", lambda *a, **k: Told(next(values))
@@ -163,3 +163,65 @@ def test_lagging_refuses_what_it_cannot_do():
     program.read(X[:4])
     with pytest.raises(ProgramError, match="no parameter of its own"):
         pv.Lagging(X[:4]).updates(program)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_dead_code_does_not_end_the_head_start(seed):
+    """Its information is 0 up to noise: less than before says nothing."""
+    torch.manual_seed(seed)
+    objective = pv.Lagging(torch.zeros(600, 1, dtype=torch.float64))
+    pv.fit(Offset(0.0), X[:600], objective=objective, epochs=4, lr=1e-9, progress=False)
+    assert objective.aggressive
+
+
+def test_each_training_has_a_head_start_of_its_own():
+    program, x = CASES["vae"].build(), CASES["vae"].data(60)
+    objective = pv.Lagging(x)
+    objective.state[0] = math.inf
+    pv.fit(program, x, objective=objective, epochs=1, progress=False)
+    assert objective.aggressive
+
+
+def test_a_target_is_no_bound_and_is_not_called_one():
+    program, x = CASES["vae"].build(), CASES["vae"].data(60)
+    run = pv.fit(program, x, valid=x, objective=pv.TargetKL(4.0), epochs=2, progress=False)
+    assert "valid_bound" not in run.history and len(run.history["valid_objective"]) == 2
+    assert run.best_epoch == 1 + run.history["valid_objective"].argmax()
+
+
+@pytest.mark.parametrize(
+    ("nats", "per", "says"),
+    [
+        ({"zz": 1.0}, "unit", "no latent is called 'zz'"),
+        (1.0, {"zz": torch.tensor([0])}, "no latent is called 'zz'"),
+        (1.0, {"z": torch.tensor([0, 1])}, r"shape \(2,\), expected .* \(1,\)"),
+    ],
+)
+def test_floors_of_sites_and_groups_that_are_not_there(nats, per, says):
+    with pytest.raises(ProgramError, match=says):
+        gradient(pv.FreeBits(nats, per=per), 1.0)
+
+
+@pytest.mark.parametrize("nats", [-1.0, math.nan, torch.tensor([1.0, math.nan])])
+def test_floors_that_are_none(nats):
+    with pytest.raises(ConfigError, match="nats"):
+        pv.FreeBits(nats)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (lambda x: pv.FreeBits({"z": 0.1}), lambda x: pv.FreeBits({"z": 3.0})),
+        (
+            lambda x: pv.FreeBits(0.1, per={"z": torch.tensor([0, 0])}),
+            lambda x: pv.FreeBits(0.1, per={"z": torch.tensor([0, 1])}),
+        ),
+        (pv.Lagging, lambda x: pv.Lagging(x, objective=pv.IWAE(5))),
+    ],
+)
+def test_a_run_does_not_go_on_with_another_objective(first, second, tmp_path):
+    program, x = CASES["vae"].build(), CASES["vae"].data(60)
+    options = {"out": tmp_path / "run", "resume": True, "progress": False, "checkpoint_every": 1}
+    pv.fit(program, x, objective=first(x), epochs=1, **options)
+    with pytest.raises(ConfigError, match="objective"):
+        pv.fit(program, x, objective=second(x), epochs=2, **options)

@@ -71,3 +71,8 @@ def test_bad_arguments_are_refused(make):
 @pytest.mark.parametrize("value", [0, 0.0, 1, 2.5])
 def test_a_number_is_a_constant(value):
     assert {as_schedule("beta", value)(t) for t in GRID} == {float(value)}
+
+
+def test_a_narrow_sigmoid_overflows_nowhere():
+    schedule = schedules.sigmoid(width=0.0005)
+    assert (schedule(0.0), schedule(0.5), schedule(1.0)) == (0.0, 0.5, 1.0)

@@ -3,8 +3,9 @@
 Three programs on static MNIST (a VAE of 50 units, one whose decoder is autoregressive, a hierarchy
 of five layers), each as it is and under every cure that it admits. Without names all arms are run,
 those measured with these settings left out; an arm that was stopped goes on from its checkpoint in
-``runs``. Each arm is written to ``benchmarks/results/collapse_PROGRAM_CURE.json``; ``--table`` prints them,
-``--figure FILE`` draws them, ``--cost`` measures what a diagnosis costs beside an epoch.
+``runs``. Each arm is written to ``benchmarks/results/collapse_PROGRAM_CURE.json``; ``--table``
+prints them, ``--figure FILE`` draws them, ``--cost`` measures what a diagnosis costs beside an
+epoch.
 """
 
 import argparse

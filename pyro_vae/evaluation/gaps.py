@@ -69,14 +69,20 @@ class Gaps:
         return self.log_prob - self.elbo
 
     @property
+    def sound(self) -> Tensor:
+        """The data whose bounds are all finite, ``(N,)``; means and errors are over these."""
+        bounds = torch.stack([self.log_prob, self.local_elbo, self.elbo])
+        return bounds.isfinite().all(0)
+
+    @property
     def mean(self) -> dict[str, float]:
-        """Means over the data, nats per datum."""
+        """Means over the sound data, nats per datum."""
         return {name: values.mean().item() for name, values in self._rows()}
 
     @property
     def stderr(self) -> dict[str, float]:
         """Standard errors of the means over the data (noise of the estimates included)."""
-        count = len(self.elbo)
+        count = int(self.sound.sum())
         return {
             name: (values.std() / math.sqrt(count)).item() if count > 1 else math.nan
             for name, values in self._rows()
@@ -95,6 +101,10 @@ class Gaps:
         }
         lines = [f"{'nats per datum':<20}{'mean':>10}   stderr"]
         lines += [f"{labels[n]:<20}{mean[n]:>10.3f} ± {stderr[n]:.3f}" for n in labels]
+        lost = (~self.sound).nonzero()[:, 0].tolist()
+        if lost:
+            named = ", ".join(map(str, lost[:10])) + (", ..." if len(lost) > 10 else "")
+            lines.append(f"{len(lost)} of {len(self.elbo)} data left out, not finite: rows {named}")
         return "\n".join(lines)
 
     def __repr__(self) -> str:
@@ -106,7 +116,7 @@ class Gaps:
 
     def _rows(self) -> list[tuple[str, Tensor]]:
         names = ("log_prob", "local_elbo", "elbo", "approximation", "amortisation", "total")
-        return [(name, getattr(self, name)) for name in names]
+        return [(name, getattr(self, name)[self.sound]) for name in names]
 
 
 def gaps(
@@ -201,7 +211,10 @@ def _relative_error(ess: Tensor, samples: int) -> Tensor:
 def _gaps(found: dict[str, Tensor]) -> Gaps:
     estimators = {name: found[name] for name in (GUIDE, LOCAL, ANNEALED)}
     # One for all data: the largest per datum would be the luckiest, and no lower bound.
-    chosen = max(estimators, key=lambda name: estimators[name].mean().nan_to_num(-math.inf).item())
+    # Data that no estimator can score say nothing of which is best.
+    scored = torch.stack(list(estimators.values())).nan_to_num(-math.inf).amax(0).isfinite()
+    means = {name: values[scored].mean() for name, values in estimators.items()}
+    chosen = max(estimators, key=lambda name: means[name].nan_to_num(-math.inf).item())
     return Gaps(
         log_prob=estimators[chosen],
         local_elbo=found[f"elbo, {LOCAL}"],

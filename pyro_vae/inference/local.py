@@ -46,8 +46,8 @@ class Local:
         full_covariance: Let L be a whole lower triangle; else it is diagonal.
         start: ``"guide"``: the guide's moments (semi-amortised); ``"prior"``: the prior's.
         patience: A datum's learning rate falls when its bound has not risen for so many windows of
-            50 steps, and at the fifth time the datum is done. None: exactly ``steps`` steps at a
-            rate that falls linearly to zero.
+            50 steps, and at the fifth time the datum is done. None, or fewer steps than that takes
+            to happen once: exactly ``steps`` steps at a rate that falls linearly to zero.
         stick: Leave out the score of q, whose mean is zero, so that the noise of the gradient
             vanishes where q is exact (sticking the landing); False takes the entropy's gradient in
             closed form.
@@ -67,6 +67,11 @@ class Local:
     start: Start = "guide"
     patience: int | None = 2
     stick: bool = True
+
+    @property
+    def judged(self) -> bool:
+        """Whether the run is long enough for rates to fall where a bound stands still."""
+        return self.patience is not None and self.steps > _WINDOW * (1 + self.patience)
 
     def __post_init__(self) -> None:
         for name in ("steps", "particles"):
@@ -165,9 +170,9 @@ class _Climb:
         for length in self._windows():
             average, bound, error = self._window(length)
             self._keep(average, bound)
-            if self.settings.patience is None:
+            if not self.settings.judged:
                 continue
-            done = self._judge(bound, error, self.settings.patience)
+            done = self._judge(bound, error)
             if bool(done.all()):
                 return
             if 2 * int(done.sum()) >= len(done):
@@ -175,7 +180,7 @@ class _Climb:
 
     def _windows(self) -> Iterator[int]:
         total = self.settings.steps
-        if self.settings.patience is None:  # the answer is the mean over the last quarter
+        if not self.settings.judged:  # the answer is the mean over the last quarter
             yield from (n for n in (total - max(1, total // 4), max(1, total // 4)) if n)
             return
         for start in range(0, total, _WINDOW):
@@ -216,7 +221,7 @@ class _Climb:
         self.taken += 1
         moves = [self._adam(*pair) for pair in zip(grads, self.moments, strict=True)]
         rate = self.rate
-        if self.settings.patience is None:
+        if not self.settings.judged:
             rate = rate * (1 - (self.taken - 1) / self.settings.steps)
         # A datum without a finite slope stands still, and moves no other.
         sound = torch.stack([g.flatten(1).isfinite().all(1) for g in grads]).all(0)
@@ -264,12 +269,13 @@ class _Climb:
         self.steps[self.rows] = self.taken
         self.bound[self.rows] = bound
 
-    def _judge(self, bound: Tensor, error: Tensor, patience: int) -> Tensor:
+    def _judge(self, bound: Tensor, error: Tensor) -> Tensor:
         """Lower the rate of the data that stand still; return which are done."""
         rises = bound > self.peak + error
         self.peak = torch.where(rises, bound, self.peak)
         self.idle = torch.where(rises, torch.zeros_like(self.idle), self.idle + 1)
-        falls = self.idle >= patience
+        assert self.settings.patience is not None  # judged() says so
+        falls = self.idle >= self.settings.patience
         self.idle = torch.where(falls, torch.zeros_like(self.idle), self.idle)
         self.level = self.level + falls.to(self.level.dtype)
         self.rate = torch.where(falls, self.rate * _DECAY, self.rate)

@@ -123,6 +123,18 @@ def test_the_parts_add_up_and_the_table_says_so(monkeypatch):
     assert f"total={measured.mean['total']:.3f} nats, 10 data" in repr(measured)
 
 
+def test_data_without_a_finite_bound_are_left_out_and_named():
+    numbers = {name: torch.arange(4.0) for name in ("log_prob", "local_elbo", "elbo")}
+    numbers["elbo"] = numbers["elbo"] - 1
+    numbers["log_prob"] = torch.tensor([0.0, math.nan, 2.0, 3.0])
+    noise = {name: torch.zeros(4) for name in ("log_prob_noise", "local_noise", "noise")}
+    extra = {"estimator": "ais", "estimators": {}, "steps": torch.zeros(4)}
+    found = module.Gaps(**numbers, **noise, **extra)
+    assert found.mean["total"] == 1.0 and found.stderr["total"] == 0.0
+    assert found.mean["elbo"] == pytest.approx(2 / 3)
+    assert found.table().splitlines()[-1] == "1 of 4 data left out, not finite: rows 1"
+
+
 def test_what_has_no_gap_per_datum_is_refused():
     with pytest.raises(ProgramError, match="'weight' is global"):
         gaps(BayesianDecoder(), torch.randn(4, 6))

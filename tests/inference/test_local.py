@@ -117,6 +117,15 @@ def test_each_datum_stops_by_itself_and_data_are_worked_on_piece_by_piece(monkey
     assert excess.max() < 5e-3
 
 
+def test_a_short_run_comes_to_rest_as_a_long_one_does():
+    """Forty steps at one rate would average the way up; their rate falls to zero instead."""
+    x, linear = turned(n=5)
+    start = divergence(fitted(linear, x, steps=1, lr=1e-9, start="prior").gaussians, linear, x)
+    found = divergence(fitted(linear, x, steps=140, start="prior").gaussians, linear, x)
+    excess = found - family_gap(linear)
+    assert excess.mean() < 0.01 * start.mean()
+
+
 def test_no_datum_runs_past_the_last_step():
     x, linear = turned(n=5)
     assert fitted(linear, x, steps=70).steps.tolist() == [70] * 5

@@ -131,15 +131,20 @@ class Elsewhere:
     """A process that compiles a graph at low priority; it ends with the run that asked for it.
 
     It gets the graph as source text and the shapes of its inputs.
+
+    Arguments:
+        graph: What to compile.
+        inputs: Tensors of the shapes to come.
+        nice: How far the process stands back; at 19 it takes what nobody else wants.
     """
 
-    def __init__(self, graph: GraphModule, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, graph: GraphModule, inputs: Sequence[Tensor], nice: int = 19) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="pyro_vae_compile_"))  # for this user's eyes
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._inputs = inputs
         write_graph(self._folder, graph, inputs)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(self._folder)],
+            [sys.executable, "-m", __name__, str(self._folder), str(nice)],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -201,6 +206,6 @@ def read_graph(folder: Path) -> tuple[GraphModule, list[Tensor]]:
 
 
 if __name__ == "__main__":
-    os.nice(19)
+    os.nice(int(sys.argv[2]))
     home = Path(sys.argv[1])
     save_compiled(*read_graph(home), home / "compiled")

@@ -144,7 +144,9 @@ def arm(program: str, name: str, args: argparse.Namespace) -> Result:
             "units": sum(value.numel() for value in diagnosis.variance.values()),
             "information": told.lower if told else None,
             "information_stderr": told.stderr if told else None,
-            "marginal_kl": told.marginal_kl if told else None,
+            # Between these; where N data cannot tell the codes apart, nothing is known.
+            "marginal_kl": told.marginal_kl if told and not told.saturated else None,
+            "marginal_kl_lower": told.marginal_kl_lower if told and not told.saturated else None,
             "reconstruction": diagnosis.reconstruction,
             "prior_reconstruction": diagnosis.prior_reconstruction,
             "verdict": diagnosis.verdict,

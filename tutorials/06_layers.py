@@ -202,8 +202,8 @@ print({name: sum(p.numel() for p in vae.parameters()) for name, vae in vaes.item
 #
 # The KL of the whole guide is a sum over layers, $\sum_l \mathbb{E}_q[\log q(z_l \mid \cdot) - \log
 # p(z_l \mid z_{l+1})]$, and each term over units: how much each of them says that the layers above
-# it have not said. `pv.diagnose` reports both. (To count units by the variance of their posterior
-# means would mislead here: below the top a mean also moves with the layer above.)
+# it have not said. `pv.diagnose` reports both. (It also counts the units whose posterior mean moves
+# with the datum, `active_units`, the draws of the other layers averaged out.)
 
 # %%
 torch.manual_seed(1)

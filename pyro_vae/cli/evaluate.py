@@ -75,7 +75,8 @@ def diagnose(
     x = shaped_rows(splits, as_binary(splits, getattr(splits, split), seed), settings["network"])
     found = pv.diagnose(program, x)
     say(found.report())
-    for site, units in found.unit_kl.items():
+    for site, each in found.unit_kl.items():
+        units = each.flatten()
         say(f"\nKL of each unit of {site}, nats")
         for unit in units.argsort(descending=True).tolist():
             bar = "▇" * round(20 * float(units[unit] / units.max().clamp(min=1e-9)))

@@ -1,6 +1,6 @@
-"""Posterior collapse, measured: KL per site and unit, active units, information, and a verdict."""
+"""Posterior collapse, measured: KL per site and unit, active units, information."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,99 +8,21 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.evaluation import verdicts
 from pyro_vae.evaluation.codes import CodeUsage
+from pyro_vae.evaluation.diagnosis import Diagnosis
+from pyro_vae.evaluation.marginals import (
+    Judged,
+    add_conditional,
+    add_marginal,
+    below_others,
+    prior_variances,
+)
+from pyro_vae.evaluation.moments import Moments
 from pyro_vae.inference.bounds import passes, positive, scoring
-from pyro_vae.inference.information import Information, information
+from pyro_vae.inference.information import Information, information, is_plain
 from pyro_vae.inference.joint import Joint
 from pyro_vae.inference.program import Program
 from pyro_vae.inference.terms import Terms, local_log_p
-
-ACTIVE = 0.01  # Burda et al. (2016), §5: a unit is active where Var_x E_q[z | x] exceeds this
-ACTIVE_KL = 0.01  # the criterion by KL, nats
-BINS = 24  # of the histogram of posterior variances, over [0, 1.2] prior variances of 1
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    r"""How much each latent site and unit tells of the data.
-
-    Arguments:
-        kl: Per site, the mean of :math:`\log q(z \mid x) - \log p(z)`, nats per datum.
-        unit_kl: The same per unit, ``(Z,)``; a site whose density does not factorise is absent.
-        variance: Per site, :math:`\mathrm{Var}_x\,\mathbb{E}_q[z \mid x]` of each unit, ``(Z,)``.
-        reconstruction: Mean of :math:`\log p(x \mid z)` under the guide, nats per datum.
-        kl_stderr: Per site, the standard error of its KL over the data.
-        prior_reconstruction: Mean of :math:`\log p(x \mid z)` with z from the prior: the closer to
-            ``reconstruction``, the less the decoder listens to the code.
-        posterior_variance: Per site, the mean over the data of the variance of q, ``(Z,)``.
-        histogram: Per site, how many (datum, unit) have a posterior variance in each of 24 bins
-            over [0, 1.2]; what lies beyond is in the last.
-        codes: Per discrete site, how its alphabet is used.
-        information: Mutual information of data and all codes, and KL(q(z) || p(z)); None where the
-            guide's density at another datum's code cannot be had.
-        rows: Data that were looked at.
-        kinds: Per site, the name of the guide's distribution.
-    """
-
-    kl: dict[str, float]
-    unit_kl: dict[str, Tensor]
-    variance: dict[str, Tensor]
-    reconstruction: float
-    kl_stderr: dict[str, float] = field(default_factory=dict)
-    prior_reconstruction: float = float("nan")
-    posterior_variance: dict[str, Tensor] = field(default_factory=dict)
-    histogram: dict[str, Tensor] = field(default_factory=dict)
-    codes: dict[str, CodeUsage] = field(default_factory=dict)
-    information: Information | None = None
-    rows: int = 0
-    kinds: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def total_kl(self) -> float:
-        """KL of all sites together, nats per datum."""
-        return sum(self.kl.values())
-
-    @property
-    def active_units(self) -> dict[str, int]:
-        """Per site, the units whose posterior mean varies over the data by more than 0.01."""
-        return {name: int((value > ACTIVE).sum()) for name, value in self.variance.items()}
-
-    @property
-    def active_by_kl(self) -> dict[str, int]:
-        """Per site, the units whose KL is more than 0.01 nats."""
-        return {name: int((value > ACTIVE_KL).sum()) for name, value in self.unit_kl.items()}
-
-    @property
-    def collapsed(self) -> tuple[str, ...]:
-        """The sites whose KL is below 0.1 nats: they tell nothing of the data."""
-        return tuple(name for name, value in self.kl.items() if value < verdicts.SILENT)
-
-    @property
-    def verdict(self) -> str:
-        """What was found, in words, with the evidence."""
-        return verdicts.verdict(self)
-
-    @property
-    def cures(self) -> list[str]:
-        """What may help, as arguments of this library; empty where nothing has collapsed."""
-        return verdicts.cures(self)
-
-    def report(self) -> str:
-        """Return all of it as text: the verdict, a row per site, information, cures."""
-        return verdicts.report(self)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON can hold it."""
-        return verdicts.as_dict(self)
-
-    def __repr__(self) -> str:
-        sites = ", ".join(
-            f"{name}: {kl:.3f} nats, {self.active_units.get(name, 0)} of "
-            f"{self.variance[name].numel() if name in self.variance else '?'} units active"
-            for name, kl in self.kl.items()
-        )
-        return f"Diagnosis({sites}; reconstruction {self.reconstruction:.3f} nats)"
 
 
 def diagnose(
@@ -115,6 +37,7 @@ def diagnose(
     r"""Look for posterior collapse: what each latent tells of the data, and what may help.
 
     The KL is estimated at draws from the guide; random numbers come from torch's global generator.
+    Global latents are held at one draw from the guide, also where z comes from the prior.
     ``print(pv.diagnose(program, x).report())`` is the way to read it, ``pv.plots.diagnosis`` to see
     it.
 
@@ -124,7 +47,7 @@ def diagnose(
         num_particles: Draws per datum behind the KL estimates.
         probes: Draws of z behind the mutual information.
         rows: Data that the aggregate posterior is made of, at most.
-        batch_size: Particles times rows per pass; bounds the memory.
+        batch_size: Particles times rows in any pass of model or guide; bounds the memory.
 
     Raises:
         DataError: Data that the program cannot take.
@@ -137,7 +60,7 @@ def diagnose(
     wrapped = Program.of(program)
     particles = positive("num_particles", num_particles)
     limits = {"probes": positive("probes", probes), "rows": positive("rows", rows)}
-    per_pass = max(1, positive("batch_size", batch_size) // particles)
+    limits["batch_size"] = positive("batch_size", batch_size)
     batch = wrapped.adapt(data)
     wrapped.check(batch)
     wrapped.require_prior("diagnose")
@@ -145,10 +68,20 @@ def diagnose(
     wrapped.require_whole(batch)
     sums = _Sums(wrapped)
     with scoring(wrapped):
-        for piece in passes(wrapped, batch, per_pass):
-            joint = wrapped.joint(piece)
-            sums.add(joint.terms(1, particles))
+        pieces = passes(wrapped, batch, max(1, batch_size // particles))
+        held = wrapped.joint(pieces[0]).global_values() if wrapped.sites.global_ else {}
+        judged = Judged(wrapped, batch, held, batch_size)
+        scales: dict[str, Tensor] = {}
+        for piece in pieces:
+            joint = judged.on(piece)
+            terms = joint.terms(1, particles)
+            if not sums.rows:
+                scales = prior_variances(judged, terms)
+                sums.note(wrapped, terms)
+            sums.add(terms, scales)
             sums.add_prior(joint)
+        if below_others(terms):
+            add_marginal(sums.moments, judged, below_others(terms), scales)
         found = information(wrapped, batch, **limits)
     return sums.result(found)
 
@@ -160,23 +93,25 @@ class _Sums:
         self.observed, self.plates = program.sites.observed, program.sites.num_plates
         self.rows = 0
         self.sums: dict[tuple[str, str], Tensor] = {}  # (quantity, site)
-        self.kinds: dict[str, str] = {}
+        self.facts: dict[str, Any] = {}
+        self.moments = Moments()
 
-    def add(self, terms: Terms) -> None:
+    def add(self, terms: Terms, scales: Mapping[str, Tensor]) -> None:
         """Add what the guide's draws tell."""
         self.rows += terms.batch_size
         self._put("reconstruction", "", terms.log_likelihood().mean((0, 1)).sum())
+        conditional = below_others(terms)
         for name, (latent, *_) in terms.latents.items():
             kl = terms.kl(name).mean((0, 1)).double()
             self._put("kl", name, kl.sum())
             self._put("square", name, kl.square().sum())
-            self.kinds[name] = _kind(latent.posterior)
             try:
                 units = terms.unit_kl(name)
                 self._put("unit_kl", name, units.flatten(0, 1).mean(0).sum(0))
             except ProgramError:
                 pass  # no density per unit: the site's KL stands alone
-            self._put_moments(name, latent, terms.batch_size)
+            if name not in conditional:
+                add_conditional(self.moments, name, latent, scales.get(name), terms)
             counts = _code_counts(latent)
             if counts is not None:
                 self._put("codes", name, counts)
@@ -188,19 +123,23 @@ class _Sums:
         total = sum(log_p[name].sum() for name in self.observed)
         assert isinstance(total, Tensor)  # a program observes something
         self._put("prior_reconstruction", "", total)
+        if "observed" not in self.facts:
+            sites: Any = trace.nodes
+            self.facts["observed"] = {name: _kind(sites[name]["fn"]) for name in self.observed}
 
-    def _put_moments(self, name: str, latent: Any, rows: int) -> None:
-        mean = _moment(latent, "mean", rows)
-        if mean is not None:
-            self._put("first", name, mean.double().sum(0))
-            self._put("second", name, mean.double().square().sum(0))
-        variance = _moment(latent, "variance", rows)
-        if variance is not None and variance.is_floating_point() and mean is not None:
-            self._put("posterior_variance", name, variance.double().sum(0))
-            place = (variance.double() * (BINS / 1.2)).nan_to_num(BINS).clamp(0, BINS - 1).long()
-            counts = place.new_zeros(BINS)
-            counts = counts.index_add(0, place.flatten(), torch.ones_like(place.flatten()))
-            self._put("histogram", name, counts)
+    def note(self, program: Program, terms: Terms) -> None:
+        """Note of what kind the latents are."""
+        latents = {name: draws[0] for name, draws in terms.latents.items()}
+        paths = {name: name not in terms.score for name in latents}
+        alone = not program.sites.global_ and self.plates == 1 and set(terms.log_q) == set(latents)
+        self.facts |= {
+            "kinds": {name: _kind(latent.posterior) for name, latent in latents.items()},
+            "reparametrised": paths,
+            "weighted": tuple(name for name, latent in latents.items() if not is_plain(latent)),
+            "refinable": alone
+            and all(paths.values())
+            and not any(latent.prior.support.is_discrete for latent in latents.values()),
+        }
 
     def _put(self, quantity: str, site: str, value: Tensor) -> None:
         key = (quantity, site)
@@ -212,11 +151,6 @@ class _Sums:
     def result(self, found: Information | None) -> Diagnosis:
         """Return the means."""
         n = self.rows
-        second = self._of("second")
-        variance = {
-            name: (second[name] / n - (first / n).square()).clamp(min=0) * (n / max(1, n - 1))
-            for name, first in self._of("first").items()
-        }
         kl = self._of("kl")
         spread = {
             name: (square / n - (kl[name] / n).square()).clamp(min=0) / max(1, n - 1)
@@ -225,37 +159,28 @@ class _Sums:
         return Diagnosis(
             kl={name: (value / n).item() for name, value in kl.items()},
             unit_kl={name: (value / n).cpu() for name, value in self._of("unit_kl").items()},
-            variance={name: value.cpu() for name, value in variance.items()},
+            variance=self._in_order(self.moments.variance()),
             reconstruction=(self.sums["reconstruction", ""] / n).item(),
             kl_stderr={name: value.sqrt().item() for name, value in spread.items()},
             prior_reconstruction=(self.sums["prior_reconstruction", ""] / n).item(),
-            posterior_variance={
-                name: (value / n).cpu() for name, value in self._of("posterior_variance").items()
-            },
-            histogram={name: value.cpu() for name, value in self._of("histogram").items()},
+            posterior_variance=self._in_order(self.moments.spread()),
+            histogram=self._in_order(self.moments.histogram()),
             codes={name: CodeUsage(value.cpu()) for name, value in self._of("codes").items()},
             information=found,
             rows=n,
-            kinds=self.kinds,
+            **self.facts,
         )
 
-
-def _kind(posterior: Any) -> str:
-    while getattr(posterior, "base_dist", None) is not None and hasattr(
-        posterior, "reinterpreted_batch_ndims"
-    ):
-        posterior = posterior.base_dist
-    return type(posterior).__name__
+    def _in_order(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return figures of sites in the order of the model, which a plot's colours follow."""
+        return {name: found[name] for name in self._of("kl") if name in found}
 
 
-def _moment(latent: Any, which: str, rows: int) -> Tensor | None:
-    """Return a moment of q(z | x), ``(B, ...)``; of several particles, in any layout, the first."""
-    try:
-        value = getattr(latent.posterior, which)
-    except (NotImplementedError, AttributeError):
-        return None
-    extra = value.dim() - len(latent.posterior.event_shape) - 1
-    return (value[(0,) * extra] if extra else value)[:rows]
+def _kind(fn: Any) -> str:
+    """Return the name of a distribution, that of the base of a factorised or masked one."""
+    while hasattr(fn, "reinterpreted_batch_ndims") or hasattr(fn, "_mask"):
+        fn = fn.base_dist
+    return type(fn).__name__
 
 
 def _code_counts(latent: Any) -> Tensor | None:

@@ -50,7 +50,8 @@ class CollapseMonitor:
     @property
     def history(self) -> dict[str, np.ndarray]:
         """One array per quantity: ``epoch``, ``kl`` (and ``kl[site]`` of several), ``information``,
-        ``marginal_kl``, ``active_units`` (or ``active_units[site]``)."""
+        ``marginal_kl`` (an estimate from above; NaN where the data are too few to tell),
+        ``active_units`` (or ``active_units[site]``)."""
         rows = [_row(found) for found in self.diagnoses]
         names = dict.fromkeys(name for row in rows for name in row)
         columns = {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
@@ -59,9 +60,10 @@ class CollapseMonitor:
 
 def _row(found: Diagnosis) -> dict[str, float]:
     row = {"kl": found.total_kl}
-    if found.information is not None:
-        row["information"] = found.information.lower
-        row["marginal_kl"] = found.information.marginal_kl
+    told = found.information
+    if told is not None:
+        row["information"] = told.lower
+        row["marginal_kl"] = np.nan if told.saturated else told.marginal_kl
     several = len(found.kl) > 1
     for site, count in found.active_units.items():
         row[f"active_units[{site}]" if several else "active_units"] = float(count)

@@ -3,9 +3,12 @@
 import math
 from typing import Any
 
+from torch import Tensor
+
 SILENT = 0.1  # nats; a site below it tells nothing of the data
 DEAF = 0.5  # nats; a decoder that gains less from the right code than from any does not listen
 _NORMAL = ("Normal",)
+_BINARY = ("Bernoulli", "AutoregressiveBernoulli")
 
 
 def verdict(found: Any) -> str:
@@ -46,15 +49,21 @@ def _informed(found: Any) -> list[str]:
     if info is None:
         return []
     # Far codes can be told apart beyond what the floats of another datum's density hold.
-    most = f"to {info.upper:.2f}" if math.isfinite(info.upper) else "or more"
-    text = (
-        f"Mutual information {info.lower:.2f} {most} nats (± {info.stderr:.2f}), "
-        f"KL(q(z) || p(z)) {info.marginal_kl:.2f}."
-    )
+    finite = math.isfinite(info.upper)
+    most = f"to {_between(info.upper, info.upper_stderr)}" if finite else "or more"
+    text = f"Mutual information {_between(info.lower, info.stderr)} {most} nats"
     if info.saturated:
-        text += f" {info.rows} data tell log N = {math.log(info.rows):.2f} nats at most: more need"
-        text += " more data."
-    return [text]
+        most = f"{info.rows} data tell log N = {math.log(info.rows):.2f} nats at most"
+        return [f"{text}: {most}, to tell more takes more data."]
+    if math.isnan(info.marginal_kl):  # an auxiliary variable of the guide
+        return [f"{text}."]
+    least = _between(info.marginal_kl_lower, info.marginal_kl_lower_stderr)
+    most = _between(info.marginal_kl, info.marginal_kl_stderr)
+    return [f"{text}, KL(q(z) || p(z)) at least {least} and at most {most}."]
+
+
+def _between(value: float, stderr: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f} ± {stderr:.2f}"  # + 0.0: no number is -0.00
 
 
 def _alphabet(found: Any) -> list[str]:
@@ -66,19 +75,17 @@ def _alphabet(found: Any) -> list[str]:
 
 
 def cures(found: Any) -> list[str]:
-    """Return what may help, the cheapest first."""
+    """Return what may help, the cheapest first: only what runs on the very program."""
     silent = list(found.collapsed)
     idle = [name for name in found.kl if _idle(found, name)]
     advice: list[str] = []
     if silent:
         advice += _against_silence(found, silent)
     elif idle:
-        advice.append(
-            "idle units cost nothing: a smaller latent_dim would do; to wake them: "
-            "objective=pv.FreeBits(0.1) or beta=pv.schedules.linear(0, 1, over=0.3)"
-        )
+        advice.append("; ".join(_against_idleness(found, idle)))
     info = found.information
-    if info and not info.saturated and info.marginal_kl > max(1.0, 0.2 * found.total_kl):
+    far = info and not info.saturated and info.marginal_kl_lower > max(1.0, 0.2 * found.total_kl)
+    if far and _is_gaussian(found):
         advice.append("q(z) is far from p(z): learn the prior, as prior=VampPrior")
     for name, codes in found.codes.items():
         if codes.used < len(codes.counts) / 2:
@@ -87,27 +94,67 @@ def cures(found: Any) -> list[str]:
 
 
 def _against_silence(found: Any, silent: list[str]) -> list[str]:
-    kinds = {found.kinds.get(name, "") for name in silent}
-    advice = ["beta=pv.schedules.linear(0, 1, over=0.3), or pv.schedules.cyclical(): warm up"]
-    if all(name in found.unit_kl for name in silent) and not set(silent) & set(found.codes):
-        advice.append("objective=pv.FreeBits(0.1): nats per unit that cost nothing")
+    advice = [f"{_WARM_UP}, or beta=pv.schedules.cyclical(): warm up"]
+    if not _has_paths(found):
+        advice.append(
+            "objective=pv.VIMCO(5) or pv.RLOO(5): more draws, less noise in the encoder's gradient"
+        )
+        return advice
+    if set(silent) & set(found.codes):
+        return [*advice, "objective=pv.VQ(): ties encodings to codes"]
+    if not found.weighted:
+        if _has_units(found):
+            advice.append(f"{_FREE_BITS}: nats per unit that cost nothing")
         total = max(5, round(found.total_kl + 5))
         advice.append(f"objective=pv.TargetKL({total}): a KL to hold")
     if len(found.kl) == 1:
         advice.append("objective=pv.Lagging(x): train the encoder ahead of the decoder")
-        if kinds <= set(_NORMAL):
-            advice.append(
-                "posterior=BatchNormGaussian, DeltaGaussian or FixedScaleGaussian: a floor by "
-                "construction"
-            )
-        advice.append('network="skip": the code enters each layer of the decoder')
     else:
         advice.append("a guide from the top down (LadderVAE, TopDownVAE): each layer sees the data")
-    advice.append("a weaker decoder, as observation=partial(MADE, input_dropout=0.5)")
-    advice.append(
-        "stronger inference: objective=pv.IWAE(5), or posterior=InverseAutoregressiveFlow"
-    )
+    if _is_gaussian(found):
+        advice += _BY_CONSTRUCTION
+        if set(found.observed.values()) <= set(_BINARY):
+            advice.append("a weaker decoder, as observation=partial(MADE, input_dropout=0.5)")
+    advice.append("stronger inference: objective=pv.IWAE(5)")
+    if found.refinable:
+        advice.append(
+            "inference beyond the guide: objective=pv.HMCRefined(), and "
+            'pv.infer(program, x, how="semi") to see what it misses'
+        )
     return advice
+
+
+def _against_idleness(found: Any, idle: list[str]) -> list[str]:
+    advice = ["idle units cost nothing: a smaller latent_dim would do"]
+    if set(idle) & set(found.codes):
+        return advice
+    wake = [_WARM_UP]
+    if _has_paths(found) and _has_units(found) and not found.weighted:
+        wake.insert(0, _FREE_BITS)
+    return [*advice, f"to wake them: {' or '.join(wake)}"]
+
+
+_WARM_UP = "beta=pv.schedules.linear(0, 1, over=0.3)"
+_FREE_BITS = "objective=pv.FreeBits(0.1)"
+_BY_CONSTRUCTION = (
+    "posterior=BatchNormGaussian, DeltaGaussian or FixedScaleGaussian: a floor by construction",
+    "posterior=InverseAutoregressiveFlow: a guide that can follow the posterior",
+    'network="skip": the code enters each layer of the decoder',
+)
+
+
+def _has_paths(found: Any) -> bool:
+    """Return whether every latent has a pathwise gradient: most objectives refuse others."""
+    return all(found.reparametrised.values())
+
+
+def _has_units(found: Any) -> bool:
+    return all(name in found.unit_kl for name in found.kl)
+
+
+def _is_gaussian(found: Any) -> bool:
+    """Return whether the program is a VAE of one Gaussian code: its parts can be exchanged."""
+    return len(found.kl) == 1 and set(found.kinds.values()) <= set(_NORMAL)
 
 
 def report(found: Any) -> str:
@@ -128,14 +175,18 @@ def report(found: Any) -> str:
                 f"{found.kl_stderr.get(name, math.nan):.3f}",
                 "-" if units is None else f"{found.active_units[name]}/{units}",
                 "-" if by_kl is None else str(by_kl),
-                "-" if spread is None else f"{spread.mean().item():.3f}",
+                "-" if spread is None else f"{spread.nanmean().item():.3f}",
             )
         )
     lines.append("")
     lines.append(f"log p(x | z), z from the guide  {found.reconstruction:10.3f} nats")
     lines.append(f"log p(x | z), z from the prior  {found.prior_reconstruction:10.3f} nats")
     if found.cures:
-        lines += ["", "What may help:", *(f"- {cure}" for cure in found.cures)]
+        lines += [
+            "",
+            "What may help:",
+            *(line for cure in found.cures for line in _wrapped(f"- {cure}")),
+        ]
     return "\n".join(lines)
 
 
@@ -152,33 +203,46 @@ def _wrapped(text: str, width: int = 100) -> list[str]:
 
 
 def as_dict(found: Any) -> dict[str, Any]:
-    """Return everything a diagnosis holds, tensors as lists, and what not finite is as None."""
+    """Return everything a diagnosis holds, tensors as lists, and what is not finite as None."""
     info = found.information
     return {
-        "rows": found.rows,
-        "verdict": found.verdict,
-        "cures": found.cures,
-        "collapsed": list(found.collapsed),
-        "kl": found.kl,
-        "kl_stderr": {name: _number(value) for name, value in found.kl_stderr.items()},
-        "total_kl": found.total_kl,
-        "active_units": found.active_units,
-        "active_by_kl": found.active_by_kl,
-        "reconstruction": found.reconstruction,
-        "prior_reconstruction": _number(found.prior_reconstruction),
-        "information": None
-        if info is None
-        else {name: _number(value) for name, value in vars(info).items()},
-        "codes": {
-            name: {"used": codes.used, "of": len(codes.counts), "perplexity": codes.perplexity}
-            for name, codes in found.codes.items()
-        },
-        **{
-            name: {site: value.tolist() for site, value in getattr(found, name).items()}
-            for name in ("unit_kl", "variance", "posterior_variance", "histogram")
-        },
+        name: _plain(value)
+        for name, value in {
+            "rows": found.rows,
+            "verdict": found.verdict,
+            "cures": found.cures,
+            "collapsed": found.collapsed,
+            "kl": found.kl,
+            "kl_stderr": found.kl_stderr,
+            "total_kl": found.total_kl,
+            "active_units": found.active_units,
+            "active_by_kl": found.active_by_kl,
+            "reconstruction": found.reconstruction,
+            "prior_reconstruction": found.prior_reconstruction,
+            "information": None if info is None else vars(info) | {"saturated": info.saturated},
+            "codes": {
+                name: {"used": codes.used, "of": len(codes.counts), "perplexity": codes.perplexity}
+                for name, codes in found.codes.items()
+            },
+            "kinds": found.kinds,
+            "observed": found.observed,
+            "reparametrised": found.reparametrised,
+            "weighted": found.weighted,
+            "refinable": found.refinable,
+            "unit_kl": found.unit_kl,
+            "variance": found.variance,
+            "posterior_variance": found.posterior_variance,
+            "histogram": found.histogram,
+        }.items()
     }
 
 
-def _number(value: Any) -> Any:
+def _plain(value: Any) -> Any:
+    """Return what JSON can hold: tensors as lists, and numbers that are not finite as None."""
+    if isinstance(value, Tensor):
+        return _plain(value.tolist())
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
     return value if not isinstance(value, float) or math.isfinite(value) else None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.inference.handlers import PLATE, Message, data_frame, sample_sites
+from pyro_vae.inference.layout import by_datum, inner_plates
 
 # S draws of the globals, K particles of the locals, B data of the batch, N data of the data set.
 
@@ -19,13 +20,17 @@ from pyro_vae.inference.handlers import PLATE, Message, data_frame, sample_sites
 class Latent:
     """One local latent in one draw: its prior, its posterior and its value, (K, B) | event.
 
-    ``plain`` says that neither a weight nor a mask changes its log densities.
+    ``plain`` says that neither a weight nor a mask changes its log densities; ``weights`` holds
+    both, ``(scale, mask)`` in the model and in the guide; ``plates`` are the dimensions of plates
+    around it other than ``"data"``.
     """
 
     prior: Any
     posterior: Any
     value: Tensor
     plain: bool = True
+    weights: tuple[tuple[Any, Any], tuple[Any, Any]] = ((1.0, None), (1.0, None))
+    plates: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,24 +89,25 @@ class Terms:
         return self.log_q[site] - self.log_p[site]
 
     def unit_kl(self, site: str) -> Tensor:
-        """Monte-Carlo KL of each unit of one local latent, ``(S, K, B, *event)``.
+        """Monte-Carlo KL of each unit of one local latent, ``(S, K, B, *units)``.
+
+        Units are those of the event, one for each step of any plate besides ``"data"``; weights and
+        masks are in, so that the units add up to ``kl``.
 
         Raises:
             ProgramError: A density of the site does not factorise over units.
         """
-        units = torch.stack(
-            [
-                _per_unit(site, "guide", draw.posterior, draw.value)
-                - _per_unit(site, "model", draw.prior, draw.value)
-                for draw in self.latents[site]
-            ]
-        )
-        # One particle has no dimension of its own, and tiles stand in the rows.
-        event = units.shape[units.dim() - len(self.latents[site][0].posterior.event_shape) :]
-        lead = self.log_q[site].shape
-        if units.numel() != lead.numel() * event.numel():
-            raise ProgramError(f"site {site!r}: stands in a second plate; ask for the whole site")
-        return units.reshape(*lead, *event)
+        particles, rows = self.log_q[site].shape[1:]
+        return torch.stack([_unit_kl(site, draw, particles, rows) for draw in self.latents[site]])
+
+
+def _unit_kl(site: str, draw: Latent, num_particles: int, rows: int) -> Tensor:
+    """Return the KL of each unit in one draw of the globals, ``(K, B, *units)``."""
+    model, guide = draw.weights
+    units = _per_unit(site, "guide", draw.posterior, draw.value, *guide) - _per_unit(
+        site, "model", draw.prior, draw.value, *model
+    )
+    return by_datum(units, len(draw.posterior.event_shape), draw.plates, num_particles, rows)
 
 
 def _total(terms: Mapping[str, Tensor]) -> Any:
@@ -109,14 +115,19 @@ def _total(terms: Mapping[str, Tensor]) -> Any:
     return sum(terms.values()) if terms else 0.0
 
 
-def _per_unit(site: str, side: str, distribution: Any, value: Tensor) -> Tensor:
+def _per_unit(
+    site: str, side: str, distribution: Any, value: Tensor, scale: Any, mask: Any
+) -> Tensor:
     base = getattr(distribution, "base_dist", None)
-    if not hasattr(distribution, "reinterpreted_batch_ndims") or base is None:
+    factorised = hasattr(distribution, "reinterpreted_batch_ndims")
+    if base is None or not factorised or base.event_shape:
         raise ProgramError(
             f"site {site!r}: the {side}'s {type(distribution).__name__} has no density per unit; "
             "use a factorised distribution (.to_event), or ask for the whole site"
         )
-    return base.log_prob(value)
+    event = (..., *(None,) * len(distribution.event_shape))
+    scale, mask = (each[event] if isinstance(each, Tensor) else each for each in (scale, mask))
+    return scale_and_mask(base.log_prob(value), scale, mask)
 
 
 @dataclass
@@ -181,7 +192,14 @@ def read(
         elif name in guide.nodes:
             twin = guide.nodes[name]
             plain = all(_is_plain(each) for each in (site, twin))
-            draw.latents[name] = Latent(site["fn"], twin["fn"], site["value"], plain)
+            draw.latents[name] = Latent(
+                site["fn"],
+                twin["fn"],
+                site["value"],
+                plain,
+                ((_handler_scale(site), site["mask"]), (_handler_scale(twin), twin["mask"])),
+                inner_plates(twin),
+            )
     for name, site in sample_sites(guide):
         if not site["is_observed"]:
             _read_guide_site(draw, name, site, dim, num_particles, tiles)

@@ -20,6 +20,8 @@ _ACTIVE = 0.01  # the threshold of both criteria
 def diagnosis(found: Any, *, title: str | None = None) -> Figure:
     """Draw a diagnosis: KL and variance of the mean per unit, histogram of posterior variances.
 
+    Posterior variances are those of q(z | x), the other latents marginalised, over the prior's.
+
     Arguments:
         found: result of ``pv.diagnose``.
         title: ``None``: the first sentence of the verdict.
@@ -61,7 +63,7 @@ def _histogram(axes: Axes, histogram: Mapping[str, Any]) -> None:
         share = as_array(counts) / max(1, as_array(counts).sum())
         edges = np.linspace(0, 1.2, len(share) + 1)
         axes.stairs(share, edges, color=_colour(index), lw=1.5, label=name)
-    axes.set(xlabel="variance of q(z | x), per datum and unit", ylabel="share", ylim=(0, None))
+    axes.set(xlabel="variance of q(z | x) over the prior's", ylabel="share", ylim=(0, None))
     plain_axes(axes)
 
 
@@ -79,9 +81,13 @@ def collapse_curves(history: Mapping[str, Any]) -> Figure:
         raise DataError("got an empty history, expected that of a pv.CollapseMonitor after a run")
     figure = new_figure(9.2, 3.6)
     left, right = figure.subplots(1, 2)
-    nats = {"kl": "KL", "information": "mutual information", "marginal_kl": "KL(q(z) || p(z))"}
+    nats = {
+        "kl": "KL",
+        "information": "mutual information",
+        "marginal_kl": "KL(q(z) || p(z)), at most",
+    }
     for index, (name, label) in enumerate(nats.items()):
-        if name in history:
+        if name in history and np.isfinite(as_array(history[name])).any():
             left.plot(epochs, as_array(history[name]), color=_colour(index), label=label)
     units = [name for name in history if name.startswith("active")]
     for index, name in enumerate(units):

@@ -1,0 +1,193 @@
+"""Information and the aggregate posterior against closed forms, and in pieces."""
+
+import math
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from programs import CASES
+from torch import nn
+
+import pyro_vae as pv
+from pyro_vae.conditionals import AR1Prior
+from pyro_vae.inference.bounds import scoring
+from pyro_vae.inference.information import information
+
+
+class Gain(nn.Module):
+    """q(z | x) = N(a x + b, s²) in each of D units, x ~ N(0, v): q(z) is N(b, a² v + s²)."""
+
+    def __init__(self, gain, scale, shift=0.0):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(float(gain), dtype=torch.float64))
+        self.scale, self.shift = scale, shift
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x[0]), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            loc = self.gain * x + self.shift
+            pyro.sample("z", dist.Normal(loc, torch.full_like(loc, self.scale)).to_event(1))
+
+    def exact(self, dims):
+        """Return the information and KL(q(z) || p(z)) for x ~ N(0, 1), nats."""
+        gain = self.gain.item()
+        marginal = gain**2 + self.scale**2
+        told = dims / 2 * math.log(marginal / self.scale**2)
+        return told, dims / 2 * (marginal + self.shift**2 - 1 - math.log(marginal))
+
+
+def normal_rows(rows, dims, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, dims, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("gain", "scale", "shift", "dims"),
+    [(0.8, 0.6, 0.0, 3), (0.5, 0.5, 0.0, 3), (1.5, 1.0, 1.0, 2), (0.0, 1.0, 0.0, 2)],
+)
+def test_information_and_the_distance_to_the_prior_enclose_the_closed_forms(
+    gain, scale, shift, dims
+):
+    program, x = Gain(gain, scale, shift), normal_rows(6000, dims)
+    information_, distance = program.exact(dims)
+    torch.manual_seed(1)
+    found = pv.diagnose(program, x)
+    told = found.information
+    assert not told.saturated
+    assert told.lower - 5 * told.stderr < information_ + 1e-9
+    assert information_ - 1e-9 < told.upper + 5 * told.upper_stderr
+    assert told.marginal_kl_lower - 5 * told.marginal_kl_lower_stderr < distance + 0.02
+    assert distance - 0.02 < told.marginal_kl + 5 * told.marginal_kl_stderr
+    assert told.marginal_kl_lower >= 0
+    # Both ends are near: at these N the bracket is a statement.
+    assert told.upper - told.lower < 0.3
+    assert told.marginal_kl - told.marginal_kl_lower < 0.3 + 5 * told.marginal_kl_stderr
+    spread = math.hypot(found.kl_stderr["z"], dims / math.sqrt(3000))
+    assert abs(found.kl["z"] - information_ - distance) < 5 * spread
+
+
+def test_codes_that_fill_the_prior_are_not_said_to_miss_it():
+    """True information 6.93 nats, distance 0: one estimate alone says 0.36 ± 0.04."""
+    scale = 2**-0.5
+    program, x = Gain(scale, scale), normal_rows(10_000, 20)
+    torch.manual_seed(0)
+    found = pv.diagnose(program, x)
+    told = found.information
+    assert program.exact(20)[1] == pytest.approx(0, abs=1e-12)
+    assert told.marginal_kl > 5 * told.marginal_kl_stderr  # the upper end alone would mislead
+    assert told.marginal_kl_lower == 0.0
+    assert "at most" in found.verdict and not any("prior=" in cure for cure in found.cures)
+    assert found.verdict.count("±") >= 3
+
+
+def test_a_saturated_estimate_is_no_number():
+    program, x = Gain(0.98, 0.2), normal_rows(1000, 20)
+    torch.manual_seed(0)
+    found = pv.diagnose(program, x)
+    assert found.information.saturated
+    assert "KL(q(z)" not in found.verdict and "more data" in found.verdict
+
+
+def test_the_monitors_curve_leaves_out_what_is_saturated():
+    class Run:
+        program, history = Gain(0.98, 0.2), {"epoch": [1]}
+
+    monitor = pv.CollapseMonitor(normal_rows(500, 20))
+    monitor(Run)
+    Run.program, Run.history = Gain(0.3, 0.9), {"epoch": [2]}
+    monitor(Run)
+    curve = monitor.history["marginal_kl"]
+    assert math.isnan(curve[0]) and curve[1] == monitor.diagnoses[1].information.marginal_kl
+    pv.plots.collapse_curves(monitor.history).canvas.draw()
+
+
+def test_an_auxiliary_site_leaves_no_distance_to_the_prior():
+    class Auxiliary(Gain):
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                a = pyro.sample(
+                    "a",
+                    dist.Normal(torch.zeros_like(x), 0.05).to_event(1),
+                    infer={"is_auxiliary": True},
+                )
+                pyro.sample("z", dist.Normal(0 * a + self.gain * x, 1.0).to_event(1))
+
+    torch.manual_seed(0)
+    found = pv.diagnose(Auxiliary(0.5, 1.0), normal_rows(300, 2))
+    told = found.information
+    assert math.isnan(told.marginal_kl) and math.isnan(told.marginal_kl_lower)
+    assert "KL(q(z)" not in found.verdict and math.isfinite(told.lower)
+    assert found.as_dict()["information"]["marginal_kl"] is None
+
+
+# -- in pieces --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["vae_conv", "vae_iaf", "hierarchical", "ladder", "regularised"])
+def test_the_batch_size_bounds_every_pass_of_every_network(name):
+    program, data = CASES[name].build(), CASES[name].data(150)
+    seen = []
+    for module in program.modules():
+        if type(module) in (nn.Linear, nn.Conv2d):  # not a flow's: its mean takes 64 points a row
+            rows = 3 if isinstance(module, nn.Conv2d) else 1
+            module.register_forward_hook(
+                lambda _, given, __, kept=rows: seen.append(given[0].shape[:-kept].numel())
+            )
+    pv.diagnose(program, data, batch_size=16, probes=40)
+    assert 8 < max(seen) <= 16
+
+
+@pytest.mark.parametrize("name", ["vae", "hierarchical", "vae_iaf"])
+def test_information_does_not_depend_on_the_pieces(name):
+    """With the probes' draws given, pieces change rounding alone."""
+    program = CASES[name].build().double()
+    x = CASES[name].data(60).double()
+    wrapped = pv.Program.of(program)
+    wrapped.read(x)
+
+    def told(batch_size):
+        with scoring(wrapped):
+            torch.manual_seed(4)
+            return information(wrapped, x, probes=20, rows=60, batch_size=batch_size)
+
+    whole = told(1024)
+    for size in (20, 64):  # the 20 probes stand in one piece: the same random numbers
+        again = told(size)
+        for field in ("lower", "upper", "marginal_kl", "stderr", "marginal_kl_lower"):
+            assert getattr(again, field) == pytest.approx(getattr(whole, field), rel=1e-9)
+    small = told(7)  # in pieces of 7 the probes are other draws of the same law
+    assert abs(small.lower - whole.lower) < 5 * math.hypot(small.stderr, whole.stderr) + 1e-9
+
+
+# -- a floor by construction ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("excess", [1.0, 0.7])
+def test_the_best_factorised_code_of_a_sequence_stands_on_its_floor(excess):
+    """A sequence with correlated steps: q = N(0, diag of the precision)⁻¹ has the least KL."""
+    steps, alpha = 4, 0.9
+    vae = pv.models.VAE(6, 8, (8,), prior=partial(AR1Prior, steps=steps, correlation=alpha))
+    vae = vae.double()
+    precision = torch.full((steps,), (1 + alpha**2) / (1 - alpha**2), dtype=torch.float64)
+    precision[[0, -1]] = 1 / (1 - alpha**2)
+    scale = excess * precision.rsqrt().repeat_interleave(2)  # (T, units of a step), row by row
+    last = [m for m in vae.encoder.modules() if isinstance(m, nn.Linear)][-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias[:8] = 0.0
+        last.bias[8:] = scale.log()
+        q = vae.encoder(torch.zeros(1, 6, dtype=torch.float64))
+    torch.testing.assert_close(q.base_dist.scale[0], scale)
+    torch.manual_seed(0)
+    found = pv.diagnose(vae, torch.bernoulli(torch.rand(200, 6)), num_particles=100)
+    # Scales off by a factor cost (c² - 1) / 2 - log c nats each beyond the floor.
+    beyond = 8 * ((excess**2 - 1) / 2 - math.log(excess))
+    expected = 2 * vae.latent_prior.floor + beyond
+    assert abs(found.kl["z"] - expected) < 5 * found.kl_stderr["z"]
+    assert found.kl_stderr["z"] < 0.02 < max(beyond, 1)  # the factor 0.7 is 25 errors away

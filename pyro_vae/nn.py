@@ -36,11 +36,31 @@ def positive_int(name: str, value: Any) -> int:
     return int(value)
 
 
+def positive_float(name: str, value: Any) -> float:
+    """Return `value` as a float; raises `ConfigError` unless it is a finite number above 0."""
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    if not numeric or not 0 < value < math.inf:
+        raise ConfigError(f"{name}={value!r}; expected a finite number above 0")
+    return float(value)
+
+
 def sizes(name: str, values: Any) -> tuple[int, ...]:
     """Return a new tuple of positive ints (may be empty); raises `ConfigError` otherwise."""
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise ConfigError(f"{name}={values!r}; expected a sequence of whole numbers, as in (400,)")
     return tuple(positive_int(f"{name}[{i}]", value) for i, value in enumerate(values))
+
+
+def checked_mean(data_mean: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return a training mean; raises `ConfigError` unless it is finite, of one datum's shape."""
+    if tuple(data_mean.shape) != tuple(shape):
+        raise ConfigError(
+            f"data_mean has shape {tuple(data_mean.shape)}; expected that of one datum, "
+            f"{tuple(shape)}"
+        )
+    if not bool(torch.isfinite(data_mean).all()):
+        raise ConfigError("data_mean has entries that are not finite; look at the data's mean(0)")
+    return data_mean
 
 
 def as_shape(name: str, value: Any) -> tuple[int, ...]:

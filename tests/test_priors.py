@@ -11,6 +11,7 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.conditionals import (
+    BatchNormGaussian,
     Categorical,
     FlowPrior,
     FullGaussian,
@@ -189,3 +190,8 @@ def test_a_config_from_before_the_choice_still_loads():
     twin = VAE(**config)
     twin.load_state_dict(VAE(6, 2).state_dict())
     assert isinstance(twin.latent_prior, StandardNormal)
+
+
+def test_batch_norm_would_mix_pseudo_inputs_with_data():
+    with pytest.raises(ConfigError, match="batch norm"):
+        VAE(6, 2, (8,), prior=VampPrior, posterior=BatchNormGaussian)

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_vae.conditionals.outputs import bounded, split
-from pyro_vae.errors import ConfigError
-from pyro_vae.nn import BatchNorm
+from pyro_vae.nn import BatchNorm, positive_float
 
 
 class FixedScaleGaussian(nn.Module):
@@ -35,7 +34,7 @@ class FixedScaleGaussian(nn.Module):
 
     def __init__(self, net: nn.Module, latent_dim: int, *, scale: float = 0.5) -> None:
         super().__init__()
-        self.net, self.scale = net, _positive("scale", scale)
+        self.net, self.scale = net, positive_float("scale", scale)
 
     @staticmethod
     def outputs(latent_dim: int, scale: float = 0.5) -> int:
@@ -79,7 +78,7 @@ class DeltaGaussian(nn.Module):
 
     def __init__(self, net: nn.Module, latent_dim: int, *, delta: float = 0.1) -> None:
         super().__init__()
-        self.net, self.floor = net, _positive("delta", delta)
+        self.net, self.floor = net, positive_float("delta", delta)
         self.log_scale = _log_scale_at(self.floor)
 
     @staticmethod
@@ -121,7 +120,7 @@ class BatchNormGaussian(nn.Module):
 
     def __init__(self, net: nn.Module, latent_dim: int, *, gain: float = 0.5) -> None:
         super().__init__()
-        self.net, self.gain = net, _positive("gain", gain)
+        self.net, self.gain = net, positive_float("gain", gain)
         self.norm = BatchNorm(latent_dim, affine=False)
         self.bias = nn.Parameter(torch.zeros(latent_dim))
 
@@ -144,13 +143,6 @@ class BatchNormGaussian(nn.Module):
 
     def extra_repr(self) -> str:
         return f"gain={self.gain}"
-
-
-def _positive(name: str, value: float) -> float:
-    numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    if not numeric or not 0 < value < math.inf:
-        raise ConfigError(f"{name}={value!r}; expected a finite number above 0")
-    return float(value)
 
 
 def _log_scale_at(delta: float) -> float:

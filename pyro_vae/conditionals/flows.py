@@ -137,7 +137,9 @@ class FlowPosterior(nn.Module):
     def __init__(self, net: nn.Module, latent_dim: int) -> None:
         super().__init__()
         self.net, self.latent_dim = net, latent_dim
-        half = torch.randn(_POINTS // 2, latent_dim, generator=torch.Generator().manual_seed(0))
+        half = torch.randn(
+            _POINTS // 2, latent_dim, generator=torch.Generator().manual_seed(0), device="cpu"
+        )
         # Antithetic: the mean is exact where the flow is affine.
         self.register_buffer("points", torch.cat([half, -half]), persistent=False)
 

@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyro_vae.conditionals.choices import choice_config, choose
 from pyro_vae.conditionals.flows import AutoregressiveFlow
@@ -226,6 +227,11 @@ def _check_encoder(encoder: nn.Module) -> None:
         raise ConfigError(
             "prior: a VampPrior learns pseudo-inputs by gradient, which class numbers do not have; "
             "use GaussianMixture or FlowPrior with categories"
+        )
+    if any(isinstance(module, _BatchNorm) for module in encoder.modules()):
+        raise ConfigError(
+            "prior: a VampPrior sends its pseudo-inputs through the encoder, whose batch norm "
+            "would mix their moments with those of the data; use an encoder without it"
         )
     if getattr(encoder, "density_costs_a_solve", False):
         raise ConfigError(

@@ -28,7 +28,10 @@ class _Codes(constraints.Constraint):
 def nearest(value: Tensor, vectors: Tensor) -> Tensor:
     """Return the numbers of the nearest codes, (*, D) and (K, D) to (*)."""
     with torch.no_grad():
-        return (vectors.square().sum(-1) - 2 * value @ vectors.t()).argmin(-1)
+        # Seen from the middle of the codes: far from the origin the square would drown the rest.
+        middle = vectors.mean(0)
+        vectors = vectors - middle
+        return (vectors.square().sum(-1) - 2 * (value - middle) @ vectors.t()).argmin(-1)
 
 
 class Quantised(TorchDistribution):
@@ -110,6 +113,7 @@ class StraightThrough(TorchDistribution):
     arg_constraints = {"encoded": constraints.independent(constraints.real, 2)}  # noqa: RUF012
     support = _Codes()
     has_rsample = True
+    point_mass = True
 
     def __init__(
         self,
@@ -180,6 +184,13 @@ def _expanded(self: Any, batch_shape: torch.Size | Sequence[int], **changed: Any
     return new
 
 
+def _share(name: str, value: float) -> float:
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    if not numeric or not 0 <= value < 1:
+        raise ConfigError(f"{name}={value!r}; expected a number in [0, 1)")
+    return value
+
+
 class Codebook(nn.Module):
     r"""K code vectors and the encodings they stand for; in train mode each call is one step of
 
@@ -195,7 +206,7 @@ class Codebook(nn.Module):
         num_codes: K.
         code_dim: D.
         positions: P, codes per datum.
-        decay: γ in [0, 1); None: a parameter, moved by the codebook term of ``pv.VQ``.
+        decay: γ in (0, 1); None: a parameter, moved by the codebook term of ``pv.VQ``.
         revive: a code is dead below this share of the mean usage P / K; 0 revives none. Needs a
             decay.
 
@@ -226,9 +237,9 @@ class Codebook(nn.Module):
     ) -> None:
         super().__init__()
         size = (positive_int("num_codes", num_codes), positive_int("code_dim", code_dim))
-        for name, value in (("decay", 0.0 if decay is None else decay), ("revive", revive)):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-                raise ConfigError(f"{name}={value!r}; expected a number in [0, 1)")
+        _share("revive", revive)
+        if decay is not None and not _share("decay", decay) > 0:  # an unused code would be 0 / 0
+            raise ConfigError(f"decay={decay!r}; expected a number in (0, 1), or None")
         self.mean_count = positive_int("positions", positions) / num_codes
         self.decay, self.revive = decay, revive
         vectors = torch.randn(size) / math.sqrt(code_dim)

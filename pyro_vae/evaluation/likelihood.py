@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pyro_vae.inference import checks
 from pyro_vae.inference.batch import Batch, num_rows
 from pyro_vae.inference.bounds import passes, positive, scoring
 from pyro_vae.inference.program import Program
@@ -79,7 +80,9 @@ def log_likelihood(
        \frac{p(x_n, z_{sk} \mid w_s)}{q(z_{sk} \mid x_n)}, \quad z_{sk} \sim q(z \mid x_n),\
        w_s \sim q(w)
 
-    Memory is bounded whatever N and K: particles are drawn in chunks and folded into running sums.
+    Under a guide that is a point mass (a VQ-VAE) this is the ELBO, whatever K: such an estimate has
+    an effective sample size of 1. Memory is bounded whatever N and K: particles are
+    drawn in chunks and folded into running sums.
     Random numbers come from torch's global generator.
 
     Arguments:
@@ -130,7 +133,11 @@ def _fold(program: Program, batch: Batch, samples: int, draws: int) -> tuple[Ten
         for start in range(0, samples, chunk):
             terms = joint.terms(1, min(chunk, samples - start))
             running.add(terms.log_weight[0], total=samples * draws)
-    return running.log_mean(), running.ess(), running.psis_k()
+    found = running.log_mean(), running.ess(), running.psis_k()
+    if any(checks.is_point_mass(draw[0].posterior) for draw in terms.latents.values()):
+        # All draws are one, and tell nothing of the mass elsewhere: a bound, however many.
+        return found[0], torch.full_like(found[1], draws), torch.full_like(found[2], math.inf)
+    return found
 
 
 class RunningWeights:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pyro.distributions import Delta
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
@@ -165,6 +166,13 @@ def distribution_name(fn: Any) -> str:
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return type(fn).__name__
+
+
+def is_point_mass(fn: Any) -> bool:
+    """Return whether a distribution has all its mass on one value."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Delta) or getattr(fn, "point_mass", False)
 
 
 def shapes(batch: Batch) -> str:

@@ -25,7 +25,7 @@ class VQ(TermsObjective):
     Arguments:
         commitment: β of the formula, at least 0.
         codebook: γ of the formula, at least 0.
-        num_particles, num_samples: as for ``ELBO``.
+        num_particles: as for ``ELBO``. (One draw of the globals: the codebook moves once a step.)
 
     Raises:
         ConfigError: A weight that is negative or not finite.
@@ -40,15 +40,14 @@ class VQ(TermsObjective):
         codebook: float = 1.0,
         *,
         num_particles: int = 1,
-        num_samples: int = 1,
     ) -> None:
-        super().__init__(num_particles, num_samples)
+        super().__init__(num_particles)
         for name, value in (("commitment", commitment), ("codebook", codebook)):
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not 0 <= value < math.inf:
                 raise ConfigError(f"{name}: got {value!r}, expected a number of at least 0")
         self.commitment, self.codebook = commitment, codebook
-        self._elbo = ELBO(num_particles, num_samples)
+        self._elbo = ELBO(num_particles)
 
     def loss_of(self, terms: Terms) -> Tensor:
         """Return the negative ELBO and the penalties, per datum."""
@@ -66,4 +65,4 @@ class VQ(TermsObjective):
         tied = torch.stack(
             [self.commitment * near.mean() + self.codebook * code.mean() for near, code in found]
         )
-        return self._elbo.loss_of(terms) + tied.sum() / self.num_samples
+        return self._elbo.loss_of(terms) + tied.sum()

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pyro_vae.conditionals import bounded
-from pyro_vae.errors import ConfigError
 from pyro_vae.models.naming import register, unique_name
 from pyro_vae.models.vae import VAE
-from pyro_vae.nn import Shape
+from pyro_vae.nn import Shape, positive_float
 
 
 class BayesianVAE(VAE):
@@ -57,8 +56,7 @@ class BayesianVAE(VAE):
         super().__init__(data_dim, latent_dim, hidden, **options)
         self.name = unique_name("bayesian_vae")
         for name, value in (("prior_scale", prior_scale), ("scale", scale)):
-            if not value > 0:
-                raise ConfigError(f"{name}={value!r}; expected a positive standard deviation")
+            positive_float(name, value)
         if self.config is not None:
             self.config |= {"prior_scale": float(prior_scale), "scale": float(scale)}
         self.prior_scale = float(prior_scale)

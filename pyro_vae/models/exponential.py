@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from pyro_vae.conditionals import bounded
 from pyro_vae.errors import ConfigError
 from pyro_vae.models.naming import register, unique_name
-from pyro_vae.nn import MLP, positive_int, sizes
+from pyro_vae.nn import MLP, checked_mean, positive_float, positive_int, sizes
 
 _FLOOR = 1e-6  # of a mean that is a sum of products: all of them may underflow
 _CHOICES = {
@@ -97,7 +97,7 @@ class DEF(nn.Module):
             "observation": observation,
             "weights": weights,
             "posterior": posterior,
-            "shape": float(shape),
+            "shape": shape,
             "hidden": list(sizes("hidden", hidden)),
             "num_data": self.num_data,
         }
@@ -107,8 +107,7 @@ class DEF(nn.Module):
             value = self.config[name]
             if value not in known:
                 raise ConfigError(f"{name}={value!r}; expected one of {', '.join(known)}")
-        if not shape > 0:
-            raise ConfigError(f"shape={shape!r}; expected a positive number")
+        shape = positive_float("shape", shape)
         self.family, self.shape = family, float(shape)
         self.register_buffer("one", torch.ones(()), persistent=False)
         self._make_weights(data_mean)
@@ -122,10 +121,7 @@ class DEF(nn.Module):
         outs = (self.data_dim, *self.latent_dims)
         starts = [torch.zeros(o) if self.family == "gaussian" else -torch.ones(o) for o in outs]
         if data_mean is not None and self.family != "gaussian":
-            if tuple(data_mean.shape) != (self.data_dim,):
-                raise ConfigError(
-                    f"data_mean has shape {tuple(data_mean.shape)}; expected ({self.data_dim},)"
-                )
+            checked_mean(data_mean, (self.data_dim,))
             starts[0] = (data_mean.clamp(min=0.01) / self.latent_dims[0]).log()
         pairs = list(zip(self.latent_dims, outs, starts, strict=False))
         self.weight_loc = nn.ParameterList(s + 0.3 * torch.randn(k, o) for k, o, s in pairs)
@@ -173,7 +169,7 @@ class DEF(nn.Module):
         """Return q(z_l | x) by site: from the encoder, or from the rows of the table."""
         if self.num_data is None:
             counts = self.config["observation"] == "poisson"
-            raw = self.encoder(torch.log1p(x) if counts else x)
+            raw = self.encoder(torch.log1p(x.clamp(min=0)) if counts else x)
         elif row is None:
             raise ConfigError("this DEF has parameters per datum: pass model.rows(x), with rows")
         else:
@@ -195,7 +191,8 @@ class DEF(nn.Module):
         if not positive:
             return dist.Normal(loc, bounded(spread).exp())
         if self.config["posterior"] == "lognormal":
-            return dist.LogNormal(loc, bounded(spread).exp())
+            # Bounded six times wider: exact to e^±42, a number of float32 beyond.
+            return dist.LogNormal(6 * bounded(loc / 6), bounded(spread).exp())
         # More spread, less shape; in float32 a smaller one would draw numbers that underflow.
         shape = (-2 * bounded(spread)).exp() + 0.05
         return dist.Gamma(shape, shape * (-bounded(loc)).exp())

@@ -12,7 +12,17 @@ from torch import Tensor, nn
 from pyro_vae.conditionals import Categorical, Observation, observation, widen
 from pyro_vae.errors import ConfigError
 from pyro_vae.models.skip import SkipMLP
-from pyro_vae.nn import MLP, ConvDecoder, ConvEncoder, OneHot, Shape, as_shape, positive_int, sizes
+from pyro_vae.nn import (
+    MLP,
+    ConvDecoder,
+    ConvEncoder,
+    OneHot,
+    Shape,
+    as_shape,
+    checked_mean,
+    positive_int,
+    sizes,
+)
 
 # Encoder and decoder by the name of a network.
 NETWORKS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
@@ -84,10 +94,6 @@ def decoder_of(
     build = functools.partial(NETWORKS[network][1], **more)
     net = build(latent_dim, out_shape, tuple(hidden)[::-1], activation=activation)
     if data_mean is not None:
-        if tuple(data_mean.shape) != data_shape:
-            raise ConfigError(
-                f"data_mean has shape {tuple(data_mean.shape)}; "
-                f"expected that of one datum, {data_shape}"
-            )
+        checked_mean(data_mean, data_shape)
         net.set_output_bias(chosen.output_bias(data_mean, **options))
     return chosen(net, event_dim=len(data_shape), **options)

@@ -16,7 +16,7 @@ from pyro_vae.distributions import BernoulliArray
 from pyro_vae.errors import ConfigError
 from pyro_vae.models.naming import register, unique_name
 from pyro_vae.models.networks import plain
-from pyro_vae.nn import MLP, Shape, as_shape, sizes
+from pyro_vae.nn import MLP, Shape, as_shape, checked_mean, sizes
 
 KINDS = ("factorised", "autoregressive")
 
@@ -109,11 +109,7 @@ class SBN(nn.Module):
 
     @torch.no_grad()
     def _start_at(self, data_mean: Tensor, output: MLP) -> None:
-        if tuple(data_mean.shape) != self.data_shape:
-            raise ConfigError(
-                f"data_mean has shape {tuple(data_mean.shape)}; expected that of one datum, "
-                f"{self.data_shape}"
-            )
+        checked_mean(data_mean, self.data_shape)
         self.centre.copy_(data_mean)
         output.set_output_bias(Bernoulli.output_bias(data_mean))
 

@@ -17,7 +17,7 @@ from pyro_vae.errors import ConfigError
 from pyro_vae.models.grids import GridDecoder, GridEncoder, grid_of
 from pyro_vae.models.naming import register, unique_name
 from pyro_vae.models.networks import plain, shared_config
-from pyro_vae.nn import MLP, OneHot, Shape, as_shape, positive_int
+from pyro_vae.nn import MLP, OneHot, Shape, as_shape, checked_mean, positive_int
 
 PRIORS = ("autoregressive", "factorised", "uniform")
 
@@ -144,11 +144,7 @@ class VQVAE(nn.Module):
             one_hot = OneHot(options["num_classes"], len(self.data_shape))
             encoder = nn.Sequential(one_hot, encoder)
         if data_mean is not None:
-            if tuple(data_mean.shape) != self.data_shape:
-                raise ConfigError(
-                    f"data_mean has shape {tuple(data_mean.shape)}; "
-                    f"expected that of one datum, {self.data_shape}"
-                )
+            checked_mean(data_mean, self.data_shape)
             net.set_output_bias(chosen.output_bias(data_mean, **options))
         return encoder, chosen(net, event_dim=len(self.data_shape), **options)
 

@@ -146,9 +146,12 @@ class Stepper:
         """
         self._unchecked = 0
         if self._broken is not None and bool(self._broken):
+            buffers = self._buffers()
+            copies = [buffer.clone() for buffer in buffers]
+            advice = self._advice(batch)  # which runs the program once
+            restore(buffers, copies)
             raise TrainingDiverged(
-                f"a loss or gradient was not finite in the last {CHECK_EVERY} steps"
-                + self._advice(batch)
+                f"a loss or gradient was not finite in the last {CHECK_EVERY} steps" + advice
             )
 
     def _check_trained(self) -> None:

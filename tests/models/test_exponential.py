@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 
 import pyro_vae as pv
-from pyro_vae.errors import ConfigError
+from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.inference.batch import map_batch
 from pyro_vae.models.bayesian import BayesianVAE
 from pyro_vae.models.exponential import DEF
@@ -230,9 +230,9 @@ def test_bayesian_vae_is_a_vae_at_each_draw_of_its_decoder():
         ({"weights": "map"}, "expected one of bayesian"),
         ({"posterior": "weibull"}, "expected one of gamma"),
         ({"latent_dims": ()}, "is empty"),
-        ({"shape": 0.0}, "positive"),
+        ({"shape": 0.0}, "above 0"),
         ({"num_data": 0}, "num_data"),
-        ({"data_mean": torch.ones(4)}, r"expected \(3,\)"),
+        ({"data_mean": torch.ones(4)}, r"expected that of one datum, \(3,\)"),
     ],
 )
 def test_bad_arguments(options, message):
@@ -253,3 +253,42 @@ def test_stock_svi_scales_nothing_by_itself(store):
     torch.manual_seed(3)
     ours = pv.elbo(model, COUNTS).sum().item()
     assert ours == pytest.approx(stock, rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", [0.0, -1.0, math.inf, math.nan, True, "a"])
+def test_shapes_and_scales_that_are_none(shape):
+    with pytest.raises(ConfigError, match="shape="):
+        pv.models.DEF(6, (2,), shape=shape)
+    with pytest.raises(ConfigError, match="prior_scale="):
+        pv.models.BayesianVAE(6, 2, (8,), prior_scale=shape)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda m: pv.models.DEF(6, (2,), data_mean=m),
+        lambda m: pv.models.SBN(6, (2,), data_mean=m),
+        lambda m: pv.models.VAE(6, 2, (8,), data_mean=m),
+    ],
+)
+def test_a_mean_that_is_not_finite(build):
+    with pytest.raises(ConfigError, match="data_mean has entries that are not finite"):
+        build(torch.full((6,), math.nan))
+
+
+def test_negative_counts_are_blamed_on_the_data():
+    x = torch.ones(5, 6)
+    x[3, 2] = -1
+    with pytest.raises(DataError, match=r"'x'.*-1"):
+        pv.elbo(pv.models.DEF(6, (2,), hidden=(8,)), x)
+
+
+@pytest.mark.parametrize("loc", [-1000.0, 1000.0])
+def test_a_lognormal_unit_stays_a_number(loc):
+    model = pv.models.DEF(6, (2,), posterior="lognormal", num_data=4)
+    with torch.no_grad():
+        model.table.fill_(loc)
+        z = model.guide_of(torch.ones(4, 6), torch.arange(4))["z1"].base_dist.icdf(
+            torch.tensor(0.5)
+        )
+    assert z.isfinite().all() and (z > 0).all()

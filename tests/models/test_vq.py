@@ -9,7 +9,7 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.conditionals.codes import AutoregressiveCodes, FactorisedCodes, UniformCodes
-from pyro_vae.conditionals.quantised import Codebook, Quantised, StraightThrough
+from pyro_vae.conditionals.quantised import Codebook, Quantised, StraightThrough, nearest
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.evaluation.codes import CodeUsage, code_usage
 from pyro_vae.inference.objectives import ELBO
@@ -338,3 +338,39 @@ def test_the_decoder_meets_every_pixel_equally_often(size):
     assert image.shape[-2:] == size
     inside = image[..., 1:-1, 1:-1]
     assert torch.equal(inside, torch.full_like(inside, 5.0))  # 2 x 2 taps and the bias
+
+
+def test_a_likelihood_under_a_point_mass_says_that_it_is_a_bound():
+    """One code of many is looked at, however often: exact by enumeration of all."""
+    torch.manual_seed(0)
+    vq = VQVAE(6, 4, 2, (8,), network="mlp", positions=2, prior="uniform").double().eval()
+    x = torch.bernoulli(torch.rand(5, 6, dtype=torch.float64))
+    codes = torch.tensor(list(itertools.product(range(4), repeat=2)))
+    with torch.no_grad():
+        z = vq.codebook.vectors[codes][:, None]
+        exact = (vq.decoder(z).log_prob(x) - 2 * math.log(4)).logsumexp(0)
+    found = pv.log_likelihood(vq, x, samples=200)
+    torch.testing.assert_close(found.log_prob, pv.elbo(vq, x))
+    assert (found.log_prob < exact - 0.1).all()
+    assert (found.ess == 1).all() and math.isnan(found.untrusted)
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0, 1000.0])
+def test_the_nearest_code_is_found_far_from_the_origin(offset):
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(64, 8, generator=generator) + offset
+    value = torch.randn(200, 8, generator=generator) + offset
+    exact = torch.cdist(value.double(), vectors.double()).argmin(-1)
+    assert torch.equal(nearest(value, vectors), exact)
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0, -0.1, math.nan, "0.9", True])
+def test_a_decay_out_of_range(decay):
+    with pytest.raises(ConfigError, match="decay="):
+        Codebook(4, 2, 3, decay=decay)
+
+
+def test_there_is_nothing_between_two_codes():
+    vq, x = made()
+    with pytest.raises(ProgramError, match="interpolate: site 'z' is discrete"):
+        pv.interpolate(vq, x[:2], x[2:4])

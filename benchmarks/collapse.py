@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from results import FOLDER, Result
+from tables import collapse_table
 
 import pyro_vae as pv
 from pyro_vae.conditionals import (
@@ -204,23 +205,6 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in files if file.exists()]
 
 
-def table(arms: list[dict[str, Any]]) -> str:
-    """Return the arms as a Markdown table."""
-    rows = [
-        "| program | cure | NLL | KL | active units | mutual information | minutes |",
-        "|---|---|---:|---:|---:|---:|---:|",
-    ]
-    for each in arms:
-        d = each["details"]
-        told = "-" if d["information"] is None else f"{d['information']:.2f}"
-        minutes = each["seconds"] / 60
-        rows.append(
-            f"| {d['program']} | {d['cure']} | {each['value']:.2f} ± {each['stderr']:.2f} | "
-            f"{d['kl']:.2f} | {d['active_units']}/{d['units']} | {told} | {minutes:.1f} |"
-        )
-    return "\n".join(rows)
-
-
 def figure(arms: list[dict[str, Any]], path: Path) -> None:
     """Draw negative log-likelihood against KL, a panel per program."""
     points = {
@@ -262,7 +246,7 @@ def main() -> None:
                 path = args.results / f"collapse_{program}_{name}.json"
                 if program in CURES[name].on and not measured(path, args):
                     print(arm(program, name, args).write(args.results), flush=True)
-    print(table(read(args.results)))
+    print(collapse_table(read(args.results)))
     if args.figure is not None:
         figure(read(args.results), args.figure)
 

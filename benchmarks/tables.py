@@ -101,12 +101,34 @@ def _short(published: str) -> str:
     return f"{found[1]} ({found[2]} et al. {found[3]})" if found else "–"
 
 
+def collapse_table(results: list[dict[str, Any]]) -> str:
+    """Return the Markdown table of the arms of ``collapse.py``, in their order."""
+    lines = [
+        "| program | cure | NLL | KL | active units | mutual information | minutes |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in results:
+        d = row["details"]
+        told = "–" if d["information"] is None else f"{d['information']:.2f}"
+        lines.append(
+            f"| {d['program']} | {d['cure']} | {row['value']:.2f} ± {row['stderr']:.2f} | "
+            f"{abs(d['kl']):.2f} | {d['active_units']}/{d['units']} | {told} | "
+            f"{row['seconds'] / 60:.1f} |"
+        )
+    return "\n".join(lines)
+
+
 # What the README shows of the figures, in this order; the rest stands in benchmarks/README.md.
 HEADLINES = (
     "vae_mnist_static",
     "iwae5_mnist_static",
     "hmc_gain_fashion_threshold",
+    "ladder_mnist",
+    "vampprior_gain_mnist_static",
+    "sbn_nonlinear_mnist_static",
+    "def_olivetti",
     "refine_over_pyro_hmc",
+    "refine_over_numpyro",
 )
 
 
@@ -121,13 +143,17 @@ def rendered(page: str, folder: str) -> str:
     _, after = rest.split(END)
     results = rows()
     speed = [row for row in results if row["name"].startswith("speed_")]
-    others = [row for row in results if row not in speed]
+    arms = [r for r in results if r["name"].startswith("collapse_") and "cure" in r["details"]]
+    arms.sort(key=lambda row: (row["details"]["program"], row["value"]))
+    others = [row for row in results if row not in speed and row not in arms]
     if folder.startswith("benchmarks"):
         named = {row["name"]: row for row in others}
         shown = table([named[name] for name in HEADLINES if name in named], folder)
         shown += f"\n\n{speed_table(speed, folder)}"
+        strong = [row for row in arms if row["details"]["program"] == "made"]
+        shown += f"\n\n{collapse_table(strong)}"
     else:
-        shown = table(others, folder)
+        shown = f"{table(others, folder)}\n\n{collapse_table(arms)}"
     return f"{before}{BEGIN}\n{shown}\n{END}{after}"
 
 

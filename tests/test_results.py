@@ -52,7 +52,9 @@ def test_the_tables_are_made_from_the_files() -> None:
 
 
 def test_the_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+    before, rest = (ROOT / "README.md").read_text().split("<!-- results -->")
+    written = before + rest.split("<!-- /results -->")[1]  # the tables are made, not written
+    assert len(written.splitlines()) <= 140
 
 
 def test_every_public_name_is_in_the_readme_or_a_tutorial() -> None:

@@ -125,14 +125,31 @@ def cures(arms: Mapping[str, Mapping[str, tuple[float, float]]]) -> Figure:
             if name == "plain":
                 axes.axhline(nll, color=FAINT, lw=1, ls="--")
             axes.plot(kl, nll, "o", color=INK if name == "plain" else _colour(index))
-            axes.annotate(
-                name, (kl, nll), (4, 3), textcoords="offset points", fontsize=8, color=INK
-            )
+        for names, place in _clusters(points):
+            text = ", ".join(names)
+            axes.annotate(text, place, (4, 3), textcoords="offset points", fontsize=8, color=INK)
         axes.set(xlabel="KL (nats)", ylabel="negative log-likelihood (nats)")
         axes.margins(x=0.15, y=0.1)
         set_title(axes, program)
         plain_axes(axes)
     return figure
+
+
+def _clusters(
+    points: Mapping[str, tuple[float, float]], near: tuple[float, float] = (0.1, 0.04)
+) -> list[tuple[list[str], tuple[float, float]]]:
+    """Return the names that share a label, and where it stands: points nearer than its size."""
+    span = [max(1e-9, max(axis) - min(axis)) for axis in zip(*points.values(), strict=True)]
+    found: list[tuple[list[str], tuple[float, float]]] = []
+    for name, place in points.items():
+        for names, first in found:
+            apart = (abs(a - b) / s for a, b, s in zip(place, first, span, strict=True))
+            if all(a < b for a, b in zip(apart, near, strict=True)):
+                names.append(name)
+                break
+        else:
+            found.append(([name], place))
+    return found
 
 
 def _colour(index: int) -> str:

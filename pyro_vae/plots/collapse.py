@@ -136,7 +136,7 @@ def cures(arms: Mapping[str, Mapping[str, tuple[float, float]]]) -> Figure:
 
 
 def _clusters(
-    points: Mapping[str, tuple[float, float]], near: tuple[float, float] = (0.1, 0.04)
+    points: Mapping[str, tuple[float, float]], near: tuple[float, float] = (0.2, 0.06)
 ) -> list[tuple[list[str], tuple[float, float]]]:
     """Return the names that share a label, and where it stands: points nearer than its size."""
     span = [max(1e-9, max(axis) - min(axis)) for axis in zip(*points.values(), strict=True)]

@@ -168,5 +168,5 @@ def test_neither_importing_nor_drawing_loads_pyplot():
 
 def test_cures_that_lie_together_share_a_label() -> None:
     arms = {"made": {"plain": (0.0, 100.0), "beta": (0.1, 100.1), "skip": (20.0, 90.0)}}
-    (axes,) = pv.plots.cures(arms).axes
+    (axes,) = plots.cures(arms).axes
     assert [text.get_text() for text in axes.texts] == ["plain, beta", "skip"]

@@ -51,18 +51,6 @@ def sizes(name: str, values: Any) -> tuple[int, ...]:
     return tuple(positive_int(f"{name}[{i}]", value) for i, value in enumerate(values))
 
 
-def checked_mean(data_mean: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return a training mean; raises `ConfigError` unless it is finite, of one datum's shape."""
-    if tuple(data_mean.shape) != tuple(shape):
-        raise ConfigError(
-            f"data_mean has shape {tuple(data_mean.shape)}; expected that of one datum, "
-            f"{tuple(shape)}"
-        )
-    if not bool(torch.isfinite(data_mean).all()):
-        raise ConfigError("data_mean has entries that are not finite; look at the data's mean(0)")
-    return data_mean
-
-
 def as_shape(name: str, value: Any) -> tuple[int, ...]:
     """Return an event shape from 784 or (1, 28, 28); raises `ConfigError` otherwise."""
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):

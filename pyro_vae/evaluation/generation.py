@@ -7,7 +7,7 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_vae.errors import ConfigError, DataError, ProgramError
+from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.inference.batch import Batch, arguments, chunks, num_rows
 from pyro_vae.inference.bounds import passes, positive, scoring
 from pyro_vae.inference.handlers import sample_sites
@@ -162,7 +162,6 @@ def interpolate(program: Any, first: Any, second: Any, *, steps: int = 8) -> Val
     Raises:
         ConfigError: Fewer than two steps.
         DataError: Unequal numbers of rows, or data that the program cannot take.
-        ProgramError: A latent is discrete: there is nothing between two codes.
     """
     wrapped = Program.of(program)
     if positive("steps", steps) < 2:
@@ -171,14 +170,6 @@ def interpolate(program: Any, first: Any, second: Any, *, steps: int = 8) -> Val
     start, rows = wrapped.adapt(first), num_rows(wrapped.adapt(second))
     if num_rows(start) != rows:
         raise DataError(f"got {num_rows(start)} and {rows} rows, expected pairs")
-    traced, _ = wrapped.look(start)
-    for name in a:
-        site: Any = traced.nodes[name]
-        if site["fn"].support.is_discrete:
-            raise ProgramError(
-                f"interpolate: site {name!r} is discrete, and there is nothing between two codes; "
-                "use pv.reconstruct or pv.generate"
-            )
     pieces = []
     with scoring(wrapped):
         args, kwargs = arguments(start)

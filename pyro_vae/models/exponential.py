@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from pyro_vae.conditionals import bounded
 from pyro_vae.errors import ConfigError
 from pyro_vae.models.naming import register, unique_name
-from pyro_vae.nn import MLP, checked_mean, positive_float, positive_int, sizes
+from pyro_vae.models.networks import checked_mean
+from pyro_vae.nn import MLP, positive_float, positive_int, sizes
 
 _FLOOR = 1e-6  # of a mean that is a sum of products: all of them may underflow
 _CHOICES = {

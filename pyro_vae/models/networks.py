@@ -19,7 +19,6 @@ from pyro_vae.nn import (
     OneHot,
     Shape,
     as_shape,
-    checked_mean,
     positive_int,
     sizes,
 )
@@ -31,6 +30,18 @@ NETWORKS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "residual": (functools.partial(MLP, residual=True), functools.partial(MLP, residual=True)),
     "skip": (MLP, SkipMLP),
 }
+
+
+def checked_mean(data_mean: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return a training mean; raises `ConfigError` unless it is finite, of one datum's shape."""
+    if tuple(data_mean.shape) != tuple(shape):
+        raise ConfigError(
+            f"data_mean has shape {tuple(data_mean.shape)}; expected that of one datum, "
+            f"{tuple(shape)}"
+        )
+    if not bool(data_mean.isfinite().all()):
+        raise ConfigError("data_mean has entries that are not finite; look at the data's mean(0)")
+    return data_mean
 
 
 def shapes(data_dim: Shape, latent_dim: int) -> tuple[tuple[int, ...], int]:

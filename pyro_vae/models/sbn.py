@@ -15,8 +15,8 @@ from pyro_vae.conditionals.autoregressive import Autoregressive, AutoregressiveB
 from pyro_vae.distributions import BernoulliArray
 from pyro_vae.errors import ConfigError
 from pyro_vae.models.naming import register, unique_name
-from pyro_vae.models.networks import plain
-from pyro_vae.nn import MLP, Shape, as_shape, checked_mean, sizes
+from pyro_vae.models.networks import checked_mean, plain
+from pyro_vae.nn import MLP, Shape, as_shape, sizes
 
 KINDS = ("factorised", "autoregressive")
 

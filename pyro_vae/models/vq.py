@@ -16,8 +16,8 @@ from pyro_vae.conditionals.quantised import Codebook, Quantised
 from pyro_vae.errors import ConfigError
 from pyro_vae.models.grids import GridDecoder, GridEncoder, grid_of
 from pyro_vae.models.naming import register, unique_name
-from pyro_vae.models.networks import plain, shared_config
-from pyro_vae.nn import MLP, OneHot, Shape, as_shape, checked_mean, positive_int
+from pyro_vae.models.networks import checked_mean, plain, shared_config
+from pyro_vae.nn import MLP, OneHot, Shape, as_shape, positive_int
 
 PRIORS = ("autoregressive", "factorised", "uniform")
 

@@ -368,9 +368,3 @@ def test_the_nearest_code_is_found_far_from_the_origin(offset):
 def test_a_decay_out_of_range(decay):
     with pytest.raises(ConfigError, match="decay="):
         Codebook(4, 2, 3, decay=decay)
-
-
-def test_there_is_nothing_between_two_codes():
-    vq, x = made()
-    with pytest.raises(ProgramError, match="interpolate: site 'z' is discrete"):
-        pv.interpolate(vq, x[:2], x[2:4])

@@ -82,6 +82,7 @@ class ScaleLatents(Messenger):
         if msg["is_observed"] or data_frame(msg) is None:
             return
         beta = self.beta.get(msg["name"], 1.0) if isinstance(self.beta, Mapping) else self.beta
+        msg["infer"] = {**msg["infer"], "kl_weight": (beta, msg["scale"])}
         msg["scale"] = beta * msg["scale"]
 
 

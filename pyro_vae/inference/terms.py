@@ -22,7 +22,8 @@ class Latent:
 
     ``plain`` says that neither a weight nor a mask changes its log densities; ``weights`` holds
     both, ``(scale, mask)`` in the model and in the guide; ``plates`` are the dimensions of plates
-    around it other than ``"data"``.
+    around it other than ``"data"``. ``kl_weight`` is β where nothing else weighs it (1 without),
+    None where something does.
     """
 
     prior: Any
@@ -31,6 +32,7 @@ class Latent:
     plain: bool = True
     weights: tuple[tuple[Any, Any], tuple[Any, Any]] = ((1.0, None), (1.0, None))
     plates: tuple[int, ...] = ()
+    kl_weight: Any = 1.0
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,7 @@ def read(
                 plain,
                 ((_handler_scale(site), site["mask"]), (_handler_scale(twin), twin["mask"])),
                 inner_plates(twin),
+                _kl_weight(site, twin),
             )
     for name, site in sample_sites(guide):
         if not site["is_observed"]:
@@ -257,6 +260,23 @@ def _handler_scale(site: Message) -> Any:
         if frame.name == PLATE and frame.full_size is not None and frame.full_size != frame.size:
             scale = scale / (frame.full_size / frame.size)
     return scale
+
+
+def _kl_weight(*sites: Message) -> Any:
+    """Return the weight that `ScaleLatents` gave to both sites, None if they bear another."""
+    weights = []
+    for site in sites:
+        weight, scale = site["infer"].get("kl_weight", (1.0, site["scale"]))
+        if not _is_plain({**site, "scale": scale}):
+            return None
+        weights.append(weight)
+    first, second = weights
+    # By identity: looking into two tensors would be a sync.
+    return first if first is second or (_numbers(first, second) and first == second) else None
+
+
+def _numbers(*values: Any) -> bool:
+    return all(isinstance(value, int | float) for value in values)
 
 
 def _is_plain(site: Message) -> bool:

@@ -24,6 +24,7 @@ from estimators import (
     row_gradients,
 )
 from oracles import PPCA
+from pyro import poutine
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
@@ -491,25 +492,37 @@ def test_which_sites_are_analytic():
         terms = Joint(*toy.program(toy.params(0)), (x,), num_plates=1).terms()
         assert objectives.analytic_sites(terms) == names
         model, guide = toy.program(toy.params(0))
-        handlers = ScaleLatents(0.5)(model), ScaleLatents(0.5)(guide)
-        assert objectives.analytic_sites(Joint(*handlers, (x,), num_plates=1).terms()) == []
+        for weigh, found in (
+            (ScaleLatents(0.5), names),
+            (ScaleLatents(torch.tensor(0.5)), names),
+            (ScaleLatents({"z2": 0.0}), names),
+            (poutine.scale(scale=0.5), []),
+            (poutine.mask(mask=torch.tensor(True)), []),
+        ):
+            terms = Joint(weigh(model), weigh(guide), (x,), num_plates=1).terms()
+            assert objectives.analytic_sites(terms) == found, weigh
+        one_sided = Joint(ScaleLatents(0.5)(model), guide, (x,), num_plates=1).terms()
+        assert objectives.analytic_sites(one_sided) == []
 
 
-def test_analytic_kl_has_no_variance():
-    """Where x says nothing about z the bound is minus the KL, whatever was drawn."""
+@pytest.mark.parametrize("beta", [1.0, 0.5, torch.tensor(0.5), {"z1": 0.5}, 0.0])
+def test_analytic_kl_has_no_variance(beta):
+    """Where x says nothing about z the bound is minus beta times the KL, whatever was drawn."""
     toy = Toy(False, (2,))
     params = toy.params(0)
     params["p_x_z1"] = torch.zeros_like(params["p_x_z1"])
-    pair = toy.program(params)
+    weight = float(beta["z1"] if isinstance(beta, dict) else beta)
+    pair = [ScaleLatents(beta)(each) for each in toy.program(params)]
     x = X.expand(5, 3)
     losses = [pv.AnalyticELBO(2).loss(*pair, x) for _ in range(5)]
     assert max(losses) - min(losses) < 1e-12 * abs(losses[0])
     loc = toy.posterior(params, "z1", {}, X) - params["p_z1"]
     scale = params["q_z1_scale"]
     kl = (0.5 * (loc.square() + (2 * scale).exp() - 1) - scale).sum()
-    exact = 5 * (kl - bernoulli(X, params["p_x"]))
+    exact = 5 * (weight * kl - bernoulli(X, params["p_x"]))
     assert losses[0] == pytest.approx(exact.item(), rel=1e-12)
-    assert len({pv.ELBO(2).loss(*pair, x) for _ in range(5)}) == 5
+    if weight:
+        assert len({pv.ELBO(2).loss(*pair, x) for _ in range(5)}) == 5
 
 
 class Nested(nn.Module):

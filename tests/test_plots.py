@@ -166,7 +166,9 @@ def test_neither_importing_nor_drawing_loads_pyplot():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_cures_that_lie_together_share_a_label() -> None:
+def test_cures_are_ranked_with_their_kl() -> None:
     arms = {"made": {"plain": (0.0, 100.0), "beta": (0.1, 100.1), "skip": (20.0, 90.0)}}
     (axes,) = plots.cures(arms).axes
-    assert [text.get_text() for text in axes.texts] == ["plain, beta", "skip"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["skip", "plain", "beta"]
+    assert [text.get_text() for text in axes.texts] == ["KL 20.0", "KL 0.0", "KL 0.1"]
+    assert axes.yaxis_inverted()

@@ -107,7 +107,7 @@ def collapse_curves(history: Mapping[str, Any]) -> Figure:
 
 
 def cures(arms: Mapping[str, Mapping[str, tuple[float, float]]]) -> Figure:
-    """Draw cures side by side: negative log-likelihood against KL, a panel per program.
+    """Draw cures side by side, best first: negative log-likelihood, with the KL beside each dot.
 
     Arguments:
         arms: (KL, negative log-likelihood) by program and cure; the cure "plain" is drawn as the
@@ -118,38 +118,35 @@ def cures(arms: Mapping[str, Mapping[str, tuple[float, float]]]) -> Figure:
     """
     if not arms:
         raise DataError("got no arms, expected (KL, NLL) by program and cure")
-    figure = new_figure(4.6 * len(arms), 4.2)
-    panels = np.atleast_1d(figure.subplots(1, len(arms)))
-    for axes, (program, points) in zip(panels, arms.items(), strict=True):
-        for index, (name, (kl, nll)) in enumerate(points.items()):
-            if name == "plain":
-                axes.axhline(nll, color=FAINT, lw=1, ls="--")
-            axes.plot(kl, nll, "o", color=INK if name == "plain" else _colour(index))
-        for names, place in _clusters(points):
-            text = ", ".join(names)
-            axes.annotate(text, place, (4, 3), textcoords="offset points", fontsize=8, color=INK)
-        axes.set(xlabel="KL (nats)", ylabel="negative log-likelihood (nats)")
-        axes.margins(x=0.15, y=0.1)
+    columns = min(2, len(arms))
+    lines = -(-len(arms) // columns)
+    rows = max(len(points) for points in arms.values())
+    figure = new_figure(5.6 * columns, (0.9 + 0.26 * rows) * lines)
+    panels = np.ravel(figure.subplots(lines, columns))
+    for axes in panels[len(arms) :]:
+        axes.remove()
+    for axes, (program, points) in zip(panels, arms.items(), strict=False):
+        _ranked(axes, points)
         set_title(axes, program)
-        plain_axes(axes)
     return figure
 
 
-def _clusters(
-    points: Mapping[str, tuple[float, float]], near: tuple[float, float] = (0.2, 0.06)
-) -> list[tuple[list[str], tuple[float, float]]]:
-    """Return the names that share a label, and where it stands: points nearer than its size."""
-    span = [max(1e-9, max(axis) - min(axis)) for axis in zip(*points.values(), strict=True)]
-    found: list[tuple[list[str], tuple[float, float]]] = []
-    for name, place in points.items():
-        for names, first in found:
-            apart = (abs(a - b) / s for a, b, s in zip(place, first, span, strict=True))
-            if all(a < b for a, b in zip(apart, near, strict=True)):
-                names.append(name)
-                break
-        else:
-            found.append(([name], place))
-    return found
+def _ranked(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+    """Draw one program's cures, the lowest negative log-likelihood at the top."""
+    names = sorted(points, key=lambda name: points[name][1])
+    for height, name in enumerate(names):
+        kl, nll = points[name]
+        if name == "plain":
+            axes.axvline(nll, color=FAINT, lw=1, ls="--")
+        axes.plot(nll, height, "o", color=INK if name == "plain" else _colour(0))
+        text = f"KL {abs(kl):{'.1f' if abs(kl) < 1000 else '.0e'}}"
+        axes.annotate(
+            text, (nll, height), (8, 0), textcoords="offset points", va="center", fontsize=8
+        )
+    axes.set(xlabel="negative log-likelihood (nats)", yticks=range(len(names)), yticklabels=names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.margins(x=0.2)
+    plain_axes(axes)
 
 
 def _colour(index: int) -> str:

@@ -223,9 +223,7 @@ def test_the_monitor_draws_curves_and_leaves_the_run_alone():
         plots.collapse_curves({})
 
 
-def test_cures_are_drawn_and_arguments_checked():
-    figure = plots.cures({"made": {"plain": (0.0, 90.0), "skip": (6.0, 90.2)}})
-    assert {text.get_text() for text in figure.axes[0].texts} == {"plain", "skip"}
+def test_arguments_are_checked():
     with pytest.raises(DataError, match="no arms"):
         plots.cures({})
     case = CASES["vae"]

@@ -101,6 +101,10 @@ def _short(published: str) -> str:
     return f"{found[1]} ({found[2]} et al. {found[3]})" if found else "–"
 
 
+# Nats. Under IWAE single draws may fall where the prior all but forbids them, and rule the mean.
+BURST = 1e4
+
+
 def collapse_table(results: list[dict[str, Any]]) -> str:
     """Return the Markdown table of the arms of ``collapse.py``, in their order."""
     lines = [
@@ -112,8 +116,8 @@ def collapse_table(results: list[dict[str, Any]]) -> str:
         told = "–" if d["information"] is None else f"{d['information']:.2f}"
         lines.append(
             f"| {d['program']} | {d['cure']} | {row['value']:.2f} ± {row['stderr']:.2f} | "
-            f"{abs(d['kl']):.2f} | {d['active_units']}/{d['units']} | {told} | "
-            f"{row['seconds'] / 60:.1f} |"
+            f"{abs(d['kl']):{'.2f' if d['kl'] < BURST else '.1e'}} | "
+            f"{d['active_units']}/{d['units']} | {told} | {row['seconds'] / 60:.1f} |"
         )
     return "\n".join(lines)
 

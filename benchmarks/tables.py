@@ -86,6 +86,26 @@ def _speed_cells(row: dict[str, Any], threads: dict[str, Any] | None, folder: st
     return cells
 
 
+# A compiled step over another, by the head of the column.
+ZOO = {
+    "Pyro SVI": "Pyro SVI(Trace_ELBO)",
+    "eager": "pyro_vae, compile=False",
+    '`"trace"`': 'pyro_vae, compile="trace"',
+    "matrix products": "matrix products alone",
+}
+
+
+def zoo_table(rows: dict[str, Any]) -> str:
+    """Return the Markdown table of the models' compiled steps, over stock Pyro and the like."""
+    heads = ["model", "compiled step, ms", *(f"/ {name}" for name in ZOO)]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name, row in rows.items():
+        cells = [name, f"{1e3 * row['step_seconds'][OURS]:.2f}"]
+        cells += [_median(row["ours_over"], [other]) for other in ZOO.values()]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _median(rows: dict[str, Any], names: list[str]) -> str:
     found = [rows[name]["wall"]["median"] for name in names if name in rows]
     return f"{found[0]:.2f}" if found else "–"
@@ -158,6 +178,8 @@ def rendered(page: str, folder: str) -> str:
         shown += f"\n\n{collapse_table(strong)}"
     else:
         shown = f"{table(others, folder)}\n\n{collapse_table(arms)}"
+        zoo = [row for row in others if row["name"] == "zoo_steps"]
+        shown += "".join(f"\n\n{zoo_table(row['details']['rows'])}" for row in zoo)
     return f"{before}{BEGIN}\n{shown}\n{END}{after}"
 
 

@@ -200,7 +200,8 @@ class Codebook(nn.Module):
 
     with n and the sums per datum of the batch: on-line k-means. A step's codes are those of the
     steps before it, so that model and guide see one codebook. A code that is used too little is
-    dead, and moved to a random encoding of the batch; at the first step all are.
+    dead, and moved to a random encoding of the batch (on several devices to the mean of one each);
+    at the first step all are.
 
     Arguments:
         num_codes: K.

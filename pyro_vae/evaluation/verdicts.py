@@ -103,6 +103,8 @@ def _against_silence(found: Any, silent: list[str]) -> list[str]:
     if set(silent) & set(found.codes):
         return [*advice, "objective=pv.VQ(): ties encodings to codes"]
     if not found.weighted:
+        if _all_normal(found):
+            advice.append("objective=pv.AnalyticELBO(): the KL in closed form, without its noise")
         if _has_units(found):
             advice.append(f"{_FREE_BITS}: nats per unit that cost nothing")
         total = max(5, round(found.total_kl + 5))
@@ -154,7 +156,11 @@ def _has_units(found: Any) -> bool:
 
 def _is_gaussian(found: Any) -> bool:
     """Return whether the program is a VAE of one Gaussian code: its parts can be exchanged."""
-    return len(found.kl) == 1 and set(found.kinds.values()) <= set(_NORMAL)
+    return len(found.kl) == 1 and _all_normal(found)
+
+
+def _all_normal(found: Any) -> bool:
+    return set(found.kinds.values()) <= set(_NORMAL)
 
 
 def report(found: Any) -> str:

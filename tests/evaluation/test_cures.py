@@ -66,6 +66,12 @@ def test_arguments_are_advised_where_the_program_takes_them(name):
         pv.models.VAE(6, 2, (8,), observation=made, network="skip")
 
 
+def test_a_closed_form_is_advised_where_there_is_one():
+    for name, known in (("vae", True), ("ladder", True), ("vae_iaf", False), ("sbn", False)):
+        _, _, advice = advised(name)
+        assert ("AnalyticELBO" in " ".join(advice)) is known, name
+
+
 def test_what_is_advised_depends_on_the_program():
     _, _, sbn = advised("sbn")
     text = " ".join(sbn)

@@ -18,11 +18,11 @@
 # tutorial shows two ways to train a model whose latents are discrete all the same.
 #
 # 1. **Unbiased.** A sigmoid belief network: binary latents and the score-function gradient, whose
-#    noise has to be fought. We measure that noise for five estimators, and what it costs.
+#    noise has to be fought. We measure that noise, and train one network with five estimators.
 # 2. **Biased on purpose.** The VQ-VAE: each latent is a vector out of a codebook, and the gradient
 #    at the code is handed straight through to the encoder.
 #
-# You should have seen tutorials 01 and 02. The full run takes two or three minutes on one CPU core.
+# You should have seen tutorials 01 and 02. The full run takes about a minute on one CPU core.
 
 # %%
 import math
@@ -91,8 +91,8 @@ estimators = {
 # ### The noise of a gradient
 #
 # On one batch, at weights trained a little, how far do repeated estimates of the guide's gradient
-# scatter, compared with their mean? (NVIL needs training steps to learn its means, so it takes no
-# part here.)
+# scatter around their mean? (NVIL needs training steps to learn its means, and VIMCO estimates the
+# gradient of another bound, so they take no part here.)
 
 
 # %%
@@ -120,8 +120,8 @@ for name in ("score function", "RLOO", "DisARM"):
 assert SMOKE or noise["RLOO"] < noise["score function"]
 
 # %% [markdown]
-# Nothing was gained but the same expectation at less noise. Noise is what limits the learning rate
-# and, in the end, the bound. The same network, five times:
+# One subtraction, and the noise falls to a twentieth; the expectation is the same. Noise is what
+# limits the learning rate and, in the end, the bound. The same network, five times:
 
 # %%
 curve, axes = plt.subplots(figsize=(6.2, 3.4), layout="constrained")
@@ -146,8 +146,12 @@ axes.legend(frameon=False)
 axes.set_title("One belief network, five gradients", loc="left")
 
 # %% [markdown]
-# What do the bits stand for? Column $i$ of $W$ is what bit $i$ adds to the picture's log-odds when
-# it is on: strokes, and pieces of strokes.
+# The quieter the gradient, the faster the bound rises; NVIL is slow while it learns its means. And
+# VIMCO shows that a bound is not a likelihood. It trains the two-sample bound, under which the
+# guide may be wider, so its ELBO falls behind that of RLOO and DisARM. Its likelihood does not.
+#
+# What do the bits stand for? Column $i$ of $W$ is what bit $i$ does to the picture's log-odds when
+# it is on: bright pixels gain ink, dark ones lose it. They are pieces of strokes, in and out.
 
 # %%
 sbn = trained["DisARM"]
@@ -203,7 +207,7 @@ pv.plots.reconstructions(
 )
 
 # %% [markdown]
-# Is the codebook in use? A code that no encoding chooses gets no gradient and stays where it is:
+# Is the codebook in use? A code that no encoding chooses is pulled nowhere and stays where it is:
 # codebooks die that way. Here a dead code is moved to a random encoding of the batch. The
 # **perplexity** of the code frequencies says how many codes are in use, as if equally often;
 # `pv.code_usage` returns it in a `pv.CodeUsage`.
@@ -213,8 +217,9 @@ usage = pv.code_usage(vq, pictures[2])
 print(usage)
 counts = usage.counts.sort(descending=True).values
 bars, axes = plt.subplots(figsize=(6.2, 2.6), layout="constrained")
-axes.bar(range(len(counts)), counts, color=COLOURS[-1])
-axes.axhline(counts.mean(), color=COLOURS[0], lw=1)
+axes.bar(range(1, len(counts) + 1), counts, color=COLOURS[-1])
+axes.axhline(counts.mean(), color=COLOURS[0], lw=1, label="all codes equally often")
+axes.legend(frameon=False)
 axes.set(xlabel="code, by frequency", ylabel="uses")
 axes.set_title(f"Perplexity {usage.perplexity:.1f} of {usage.num_codes}", loc="left")
 

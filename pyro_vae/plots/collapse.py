@@ -94,6 +94,7 @@ def collapse_curves(history: Mapping[str, Any]) -> Figure:
         right.plot(epochs, as_array(history[name]), color=_colour(index), label=name)
     left.set(xlabel="epoch", ylabel="nats")
     right.set(xlabel="epoch", ylabel="active units")
+    right.locator_params("y", integer=True)
     for axes in (left, right):  # a collapsed run is flat: its noise must not fill the panel
         axes.set_ylim(min(0.0, axes.get_ylim()[0]), max(1.0, axes.get_ylim()[1]))
     set_title(left, "What the code tells")
@@ -141,7 +142,13 @@ def _ranked(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
         axes.plot(nll, height, "o", color=INK if name == "plain" else _colour(0))
         text = f"KL {abs(kl):{'.1f' if abs(kl) < 1000 else '.0e'}}"
         axes.annotate(
-            text, (nll, height), (8, 0), textcoords="offset points", va="center", fontsize=8
+            text,
+            (nll, height),
+            (8, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},  # over the line of "plain"
         )
     axes.set(xlabel="negative log-likelihood (nats)", yticks=range(len(names)), yticklabels=names)
     axes.set_ylim(len(names) - 0.5, -0.5)

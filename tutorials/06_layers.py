@@ -15,7 +15,7 @@
 #
 # One layer of latents must say everything at once: which digit, how slanted, which pixels. With
 # several layers the upper ones can say the gist and the lower ones the detail. That is the hope; in
-# practice upper layers tend to fall silent, and the reason is the *guide*. This tutorial builds a
+# practice upper layers tend to fall silent, and one reason is the *guide*. This tutorial builds a
 # chain of layers as a Pyro program, gives it two guides (from the data up, and from the top down),
 # checks one of them against Bayes' rule, and looks at what each layer has learnt to say.
 #
@@ -153,7 +153,7 @@ for density, colour, label, side in (
         ha=side,
     )
 axes.set(xlabel="$z_1$", ylabel="density", ylim=(0, None))
-axes.set_title("The product stands nearer to whom is surer", loc="left", pad=16)
+axes.set_title("The product stands nearer to the surer of the two", loc="left", pad=16)
 
 # %% [markdown]
 # ## 3. The same with networks
@@ -163,16 +163,17 @@ axes.set_title("The product stands nearer to whom is surer", loc="left", pad=16)
 # KL weight help both: at the start, when the decoder knows nothing, silence is the cheapest thing a
 # layer can do, and a layer that has fallen silent is hard to wake. The warm-up goes layer by layer:
 # the KL of $z_1$ comes to its full price first, that of $z_3$ last. As long as it is cheaper to say
-# a thing higher up, it is said there. (With one warm-up for all, on digits this small, $z_1$ says
-# everything: exercise 1.)
+# a thing higher up, it is said there. (With one warm-up for all, on digits this small, $z_3$ falls
+# silent under both guides, and under the ladder $z_2$ too: exercise 1.)
 
 # %%
-WARM_UP = {"z1": 0.1, "z2": 0.4, "z3": 0.6}  # shares of the run
+shares = {"z1": 0.1, "z2": 0.4, "z3": 0.6}  # of the run
+WARM_UP = {site: pv.schedules.linear(0.0, 1.0, over=share) for site, share in shares.items()}
 digits = pv.data.load("digits", binarisation="threshold")
 train, valid, test = digits.train, digits.valid, digits.test
 
 
-def trained(kind, latent_dims, hidden, warm_up):
+def trained(kind, latent_dims, hidden, beta):
     torch.manual_seed(0)
     vae = kind(64, latent_dims, hidden, data_mean=train.mean(0))
     pv.fit(
@@ -183,7 +184,7 @@ def trained(kind, latent_dims, hidden, warm_up):
         batch_size=32,
         lr=2e-3,
         lr_schedule=pv.schedules.cosine(1.0, 0.02),
-        beta={site: pv.schedules.linear(0.0, 1.0, over=over) for site, over in warm_up.items()},
+        beta=beta,
         compile="trace",
         device="cpu",
         progress=False,
@@ -228,6 +229,12 @@ for panel, site in zip(panels, ("z3", "z2", "z1"), strict=True):
     panel.set_title({"z3": "$z_3$, the top", "z2": "$z_2$", "z1": "$z_1$"}[site], loc="left")
 panels[0].set_ylabel("KL of the unit, nats")
 panels[0].legend(frameon=False)
+
+# %% [markdown]
+# With this warm-up the two upper layers speak under both guides, two or three nats each, and the
+# two bounds are close. The guides differ in *where* things are said. The ladder needs fewer units,
+# and its $z_1$ is all but silent: what the data say has been said above. The bottom-up guide
+# spreads its word over all layers, and leaves about a nat to $z_1$.
 
 # %% [markdown]
 # ## 5. What does a layer say?
@@ -280,24 +287,41 @@ for name, vae in vaes.items():
     ]
     print(
         f"{name:<10}",
-        ", ".join(f"{level}: {n:.1f}" for level, n in zip(LEVELS, wrong, strict=True)),
+        ", ".join(
+            f"{level.replace('$', '')}: {n:.1f}" for level, n in zip(LEVELS, wrong, strict=True)
+        ),
     )
     assert SMOKE or wrong[0] < wrong[-1]
 
 # %% [markdown]
+# For the ladder, $z_3$ and $z_2$ bring the digit back as well as all three layers do: nothing was
+# left for $z_1$ to say. The bottom-up arm misses its $z_1$. And $z_3$ alone, with not quite two
+# nats, narrows the digit down, no more: to name one of ten takes $\log 10 = 2.3$.
+#
 # ## 6. Ten layers
 #
 # Very deep programs pass a state down beside the latents, and add to it layer by layer, as residual
 # networks do: `pv.models.TopDownVAE`. The guide is the model's pass again, reading at each layer
 # the state and what the upward pass has seen.
+#
+# It starts nearly deaf: at the first step the posterior means of $z_1$ move with the digit by a
+# hundredth of the noise around them. Under a linear warm-up the KL costs a tenth of its price after
+# two epochs, and that is enough to silence all ten layers for good (exercise 4). A cubic one asks
+# for next to nothing until they have learnt to speak.
+
 
 # %%
-deep = trained(pv.models.TopDownVAE, (4,) * 10, 32, {f"z{layer}": 0.3 for layer in range(1, 11)})
+def cubic(t):
+    """Return the KL weight at the share t of the run."""
+    return min(1.0, (t / 0.6) ** 3)
+
+
+deep = trained(pv.models.TopDownVAE, (4,) * 10, 32, cubic)
 torch.manual_seed(4)
 said = pv.diagnose(deep, test, num_particles=20)
 print(f"ELBO {pv.elbo(deep, test, num_particles=20).mean():.2f}")
 print("KL, top to bottom:", *(f"{said.kl[f'z{layer}']:.2f}" for layer in range(10, 0, -1)))
-assert all(kl == kl for kl in said.kl.values())  # no NaN
+assert SMOKE or sum(kl > 0.01 for kl in said.kl.values()) > 5  # most layers speak
 pv.plots.samples(
     pv.generate(deep, 28, mean=True), columns=14, title="New digits from ten layers of four units"
 )
@@ -310,9 +334,11 @@ pv.plots.samples(
 # 2. In section 2, write the guide that goes up, $q(z_1 \mid x)\, q(z_2 \mid z_1)$, so that it is
 #    exact too. Why can it be, and what breaks it when the model is not linear?
 # 3. Train with `objective=pv.FreeBits(0.5)` in place of the warm-up. Compare the KL per layer.
-# 4. `pv.fit(..., objective=pv.AnalyticELBO())` takes each KL in closed form where that is right.
+# 4. Train the ten layers with `beta=pv.schedules.linear(0, 1, over=0.3)`. What is their KL, and
+#    what does the model generate?
+# 5. `pv.fit(..., objective=pv.AnalyticELBO())` takes each KL in closed form where that is right.
 #    Why is it right for the ladder guide in every layer, and for the bottom-up one only at the top?
-# 5. Keep $z_1$ of one digit and $z_3$ of another. Who wins?
+# 6. Keep $z_1$ of one digit and $z_3$ of another. Who wins?
 #
 # To read on: Sønderby et al., *Ladder variational autoencoders* (2016), arXiv:1602.02282; Kingma et
 # al., *Improving variational inference with inverse autoregressive flow* (2016), arXiv:1606.04934;

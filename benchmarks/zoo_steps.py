@@ -82,7 +82,7 @@ ZOO = {
     "sigmoid belief net, VIMCO": Row(
         lambda: pv.models.SBN(784, (200,)), objective=lambda: pv.VIMCO(5), stock={}
     ),
-    "DEF": Row(lambda: pv.models.DEF(4096, (100, 40, 15), num_data=320), 80, (4096,)),
+    "DEF": Row(lambda: pv.models.DEF(4096, (100, 40, 15), hidden=(100,)), 80, (4096,)),
     "Bayesian VAE": Row(lambda: pv.models.BayesianVAE(784, 20, (200,))),
     "VQ-VAE": Row(
         lambda: pv.models.VQVAE((1, 28, 28), 64, 16, (32, 64)), 128, (1, 28, 28), pv.VQ, {}

@@ -34,7 +34,7 @@ def verdict(found: Any) -> str:
 
 
 def _units(found: Any, name: str) -> str:
-    kl = f"KL({name}) {found.kl[name]:.2f} nats"
+    kl = f"KL({name}) {_unsigned(found.kl[name])} nats"
     if name not in found.variance:
         return kl
     return f"{found.active_units[name]} of {found.variance[name].numel()} units active, {kl}"
@@ -63,7 +63,11 @@ def _informed(found: Any) -> list[str]:
 
 
 def _between(value: float, stderr: float) -> str:
-    return f"{round(value, 2) + 0.0:.2f} ± {stderr:.2f}"  # + 0.0: no number is -0.00
+    return f"{_unsigned(value)} ± {stderr:.2f}"
+
+
+def _unsigned(value: float, digits: int = 2) -> str:
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no number is -0.00
 
 
 def _alphabet(found: Any) -> list[str]:
@@ -177,7 +181,7 @@ def report(found: Any) -> str:
         lines.append(
             _ROW.format(
                 name,
-                f"{kl:.3f}",
+                _unsigned(kl, 3),
                 f"{found.kl_stderr.get(name, math.nan):.3f}",
                 "-" if units is None else f"{found.active_units[name]}/{units}",
                 "-" if by_kl is None else str(by_kl),

@@ -66,6 +66,12 @@ def test_arguments_are_advised_where_the_program_takes_them(name):
         pv.models.VAE(6, 2, (8,), observation=made, network="skip")
 
 
+def test_no_number_is_minus_nothing():
+    found = pv.diagnose(CASES["vae"].build(), CASES["vae"].data(24))
+    silent = dataclasses.replace(found, kl=dict.fromkeys(found.kl, -1e-5))
+    assert not re.search(r"-0\.0+(?!\d)", silent.report())
+
+
 def test_a_closed_form_is_advised_where_there_is_one():
     for name, known in (("vae", True), ("ladder", True), ("vae_iaf", False), ("sbn", False)):
         _, _, advice = advised(name)

@@ -9,6 +9,7 @@ not its own. The products are the step's matrix products and convolutions alone.
 import argparse
 import json
 import math
+import shlex
 import statistics
 import sys
 import time
@@ -146,7 +147,7 @@ def result_of(rows: dict[str, Any], blocks: int, seconds: float) -> Result:
         seconds=seconds,
         device=f"cpu, {torch.get_num_threads()} thread",
         details={"rows": rows},
-        command=" ".join(["python -m benchmarks.zoo_steps", *sys.argv[1:]]),
+        command=f"python -m benchmarks.zoo_steps {shlex.join(sys.argv[1:])}".strip(),
     )
 
 

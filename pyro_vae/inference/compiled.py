@@ -260,7 +260,7 @@ class CompiledLoss:
         wanted = [name for name in names if id(real[name]) in wanted_ids]
         used: list[str] = []
 
-        def whole(*flat: Tensor) -> tuple[Tensor, ...]:
+        def loss_at(*flat: Tensor) -> Tensor:
             values = dict(zip(names, flat, strict=False))
             rest = iter(flat[len(names) :])
             inputs = map_batch(lambda _: next(rest), batch)
@@ -272,6 +272,11 @@ class CompiledLoss:
                         raise RuntimeError(
                             f"{name!r} is replaced; write into it: .copy_(), .add_()"
                         )
+            return loss
+
+        def whole(*flat: Tensor) -> tuple[Tensor, ...]:
+            loss = loss_at(*flat)
+            values = dict(zip(names, flat, strict=False))
             parameters = [values[name] for name in wanted]
             grads = torch.autograd.grad(loss, parameters, allow_unused=True)
             found = {n: g for n, g in zip(wanted, grads, strict=True) if g is not None}
@@ -293,7 +298,7 @@ class CompiledLoss:
 
         def agrees() -> bool:
             with self.program.running(), validation(False):
-                return agree(graph, whole, example)
+                return agree(graph, loss_at, example)
 
         with self.program.running(), validation(False):
             graph = traced()

@@ -25,13 +25,13 @@ def refuse_state(graph: GraphModule, again: GraphModule) -> None:
         )
 
 
-def agree(graph: Run, function: Run, example: Callable[[], list[Tensor]]) -> bool:
-    """Return whether a graph still does what its function does, at equal noise."""
+def agree(graph: Run, function: Callable[..., Tensor], example: Callable[[], list[Tensor]]) -> bool:
+    """Return whether a graph, ``(loss, *grads)``, still has its function's loss at equal noise."""
     losses = []
-    for run in (function, graph):
+    for run in (function, lambda *inputs: graph(*inputs)[0]):
         inputs = example()
         with torch.random.fork_rng(cuda_devices(inputs)):
-            losses.append(run(*inputs)[0].detach())
+            losses.append(run(*inputs).detach())
     eager, traced = losses
     return eager.device.type == "meta" or torch.allclose(eager, traced, 1e-4, equal_nan=True)
 

@@ -115,6 +115,10 @@ def _figure(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
+def _unsigned(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}"  # + 0.0: no number is -0.00
+
+
 def _short(published: str) -> str:
     """Return figure and authors alone, as ``88.71 (Burda et al. 2016)``."""
     found = re.match(r"([\d.]+) \((\w+) et al\. \((\d+)\)", published)
@@ -133,10 +137,10 @@ def collapse_table(results: list[dict[str, Any]]) -> str:
     ]
     for row in results:
         d = row["details"]
-        told = "–" if d["information"] is None else f"{d['information']:.2f}"
+        told = "–" if d["information"] is None else _unsigned(d["information"])
         lines.append(
             f"| {d['program']} | {d['cure']} | {row['value']:.2f} ± {row['stderr']:.2f} | "
-            f"{abs(d['kl']):{'.2f' if d['kl'] < BURST else '.1e'}} | "
+            f"{_unsigned(d['kl']) if d['kl'] < BURST else format(d['kl'], '.1e')} | "
             f"{d['active_units']}/{d['units']} | {told} | {row['seconds'] / 60:.1f} |"
         )
     return "\n".join(lines)

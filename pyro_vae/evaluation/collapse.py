@@ -21,6 +21,7 @@ from pyro_vae.evaluation.moments import Moments
 from pyro_vae.inference.bounds import passes, positive, scoring
 from pyro_vae.inference.information import Information, information, is_plain
 from pyro_vae.inference.joint import Joint
+from pyro_vae.inference.objectives import analytic_sites
 from pyro_vae.inference.program import Program
 from pyro_vae.inference.terms import Terms, local_log_p
 
@@ -135,6 +136,7 @@ class _Sums:
         self.facts |= {
             "kinds": {name: _kind(latent.posterior) for name, latent in latents.items()},
             "reparametrised": paths,
+            "closed_form": tuple(analytic_sites(terms)) if all(paths.values()) else (),
             "weighted": tuple(name for name, latent in latents.items() if not is_plain(latent)),
             "refinable": alone
             and all(paths.values())

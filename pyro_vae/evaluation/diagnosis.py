@@ -41,6 +41,7 @@ class Diagnosis:
         rows: Data that were looked at.
         kinds: Per site, the name of the guide's distribution.
         reparametrised: Per site, whether the guide's draws carry a pathwise gradient.
+        closed_form: The sites whose KL `AnalyticELBO` takes in closed form.
         observed: Per observed site, the name of the model's distribution.
         weighted: The sites that stand under a mask or a weight.
         refinable: Whether HMC can draw the latents: all continuous, local and in one plate.
@@ -59,6 +60,7 @@ class Diagnosis:
     rows: int = 0
     kinds: dict[str, str] = field(default_factory=dict)
     reparametrised: dict[str, bool] = field(default_factory=dict)
+    closed_form: tuple[str, ...] = ()
     observed: dict[str, str] = field(default_factory=dict)
     weighted: tuple[str, ...] = ()
     refinable: bool = False

@@ -107,7 +107,7 @@ def _against_silence(found: Any, silent: list[str]) -> list[str]:
     if set(silent) & set(found.codes):
         return [*advice, "objective=pv.VQ(): ties encodings to codes"]
     if not found.weighted:
-        if _all_normal(found):
+        if set(silent) <= set(found.closed_form):
             advice.append("objective=pv.AnalyticELBO(): the KL in closed form, without its noise")
         if _has_units(found):
             advice.append(f"{_FREE_BITS}: nats per unit that cost nothing")
@@ -160,11 +160,7 @@ def _has_units(found: Any) -> bool:
 
 def _is_gaussian(found: Any) -> bool:
     """Return whether the program is a VAE of one Gaussian code: its parts can be exchanged."""
-    return len(found.kl) == 1 and _all_normal(found)
-
-
-def _all_normal(found: Any) -> bool:
-    return set(found.kinds.values()) <= set(_NORMAL)
+    return len(found.kl) == 1 and set(found.kinds.values()) <= set(_NORMAL)
 
 
 def report(found: Any) -> str:
@@ -237,6 +233,7 @@ def as_dict(found: Any) -> dict[str, Any]:
             "kinds": found.kinds,
             "observed": found.observed,
             "reparametrised": found.reparametrised,
+            "closed_form": found.closed_form,
             "weighted": found.weighted,
             "refinable": found.refinable,
             "unit_kl": found.unit_kl,

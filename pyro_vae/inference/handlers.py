@@ -82,8 +82,10 @@ class ScaleLatents(Messenger):
         if msg["is_observed"] or data_frame(msg) is None:
             return
         beta = self.beta.get(msg["name"], 1.0) if isinstance(self.beta, Mapping) else self.beta
-        msg["infer"] = {**msg["infer"], "kl_weight": (beta, msg["scale"])}
-        msg["scale"] = beta * msg["scale"]
+        before = msg["scale"]
+        msg["scale"] = beta * before
+        # Not in "infer", which a replay copies from the guide's site into the model's.
+        msg["kl_weight"] = (beta, before, msg["scale"])
 
 
 class Particles(Messenger):

@@ -148,8 +148,8 @@ class AnalyticELBO(TermsObjective):
     A latent whose prior may depend on latents that the guide draws after it (a bottom-up guide of a
     hierarchical model) keeps its Monte-Carlo KL: integrating over it alone would be wrong. So does
     one whose pair of distributions has no registered KL, and one under a mask or under a weight
-    other than ``beta``. The bound is that of ``ELBO``; its gradient has less noise, which early in
-    a training counts: a Gaussian VAE learns in one epoch what takes ``ELBO`` two or three.
+    other than ``beta``. The bound is that of ``ELBO``, its gradient has less noise: early in a
+    training that can decide whether a code comes to life or collapses.
 
     Arguments:
         num_particles, num_samples: As for ``ELBO``.

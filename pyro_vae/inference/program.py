@@ -467,14 +467,14 @@ class Program(nn.Module):
         """
         self.read(batch)
         model, guide = self._functions
-        if beta is not None:
-            model, guide = ScaleLatents(beta)(model), ScaleLatents(beta)(guide)
         covered = num_rows(batch)
         if self.sites.size is not None:
             covered = self.sites.size
         elif size is not None and self.sites.outside:
             model, guide = DatasetSize(size)(model), DatasetSize(size)(guide)
             covered = size
+        if beta is not None:
+            model, guide = ScaleLatents(beta)(model), ScaleLatents(beta)(guide)
         args, kwargs = arguments(batch)
         return Joint(
             model,

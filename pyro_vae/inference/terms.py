@@ -263,20 +263,19 @@ def _handler_scale(site: Message) -> Any:
 
 
 def _kl_weight(*sites: Message) -> Any:
-    """Return the weight that `ScaleLatents` gave to both sites, None if they bear another."""
+    """Return the one weight that `ScaleLatents` gave to both sites, None if they bear another."""
     weights = []
     for site in sites:
-        weight, scale = site["infer"].get("kl_weight", (1.0, site["scale"]))
-        if not _is_plain({**site, "scale": scale}):
+        unmarked = (1.0, site["scale"], site["scale"])
+        weight, before, after = site.get("kl_weight", unmarked)
+        # By identity: to look into a tensor would be a sync.
+        if site["scale"] is not after or not _is_plain({**site, "scale": before}):
             return None
         weights.append(weight)
     first, second = weights
-    # By identity: looking into two tensors would be a sync.
-    return first if first is second or (_numbers(first, second) and first == second) else None
-
-
-def _numbers(*values: Any) -> bool:
-    return all(isinstance(value, int | float) for value in values)
+    if isinstance(first, Tensor):
+        return first if first is second and first.dim() == 0 else None
+    return first if not isinstance(second, Tensor) and first == second else None
 
 
 def _is_plain(site: Message) -> bool:

@@ -140,7 +140,7 @@ def _ranked(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
         if name == "plain":
             axes.axvline(nll, color=FAINT, lw=1, ls="--")
         axes.plot(nll, height, "o", color=INK if name == "plain" else _colour(0))
-        text = f"KL {abs(kl):{'.1f' if abs(kl) < 1000 else '.0e'}}"
+        text = f"KL {round(kl, 1) + 0.0:.1f}" if kl < 1e4 else f"KL {kl:.0e}"
         axes.annotate(
             text,
             (nll, height),

@@ -91,7 +91,7 @@ def fit(
             and the weights of the best epoch are kept (best by the objective's own bound, where it
             is another).
         objective: An objective or any ``pyro.infer.ELBO``; None is ``pv.ELBO()``, which any program
-            admits. With Gaussian latents ``pv.AnalyticELBO()`` is the same bound with less noise.
+            admits. ``pv.AnalyticELBO()`` is the same bound, with less noise where a KL is known.
         epochs: Passes over the data.
         batch_size: B, of all devices together. A ``DataLoader`` brings its own, and is run by every
             process, which keeps its rows; one with a ``DistributedSampler`` brings its share.

@@ -19,7 +19,9 @@ class FreeBits(TermsObjective):
     .. math:: \mathbb{E}_q[\log p(x \mid z)] - \sum_j \max\Big(\lambda,\
        \frac{1}{B}\sum_n \mathrm{KL}_j(x_n)\Big)
 
-    Below the floor a group's KL has no gradient.
+    Below the floor a group's KL has no gradient. Under a guide from the data up the term of a lower
+    layer is no KL: it can fall far below zero, where a floor leaves its prior without control, and
+    long trainings may burst. Floor the top alone there, or take a guide from the top down.
 
     Arguments:
         nats: λ, nats per group: a number or tensor for all latents, or by site (others have none).

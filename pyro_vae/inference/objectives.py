@@ -185,11 +185,8 @@ def analytic_sites(terms: Terms) -> list[str]:
         # before it in the guide too.
         parents = set(list(terms.latents)[:index])
         drawn = set(guide_order[: guide_order.index(name)])
-        if (
-            parents <= drawn
-            and draws[0].kl_weight is not None
-            and has_kl(draws[0].posterior, draws[0].prior)
-        ):
+        alone, pair = draws[0].kl_weight is not None, (draws[0].posterior, draws[0].prior)
+        if parents <= drawn and alone and has_kl(*pair):
             found.append(name)
     return found
 

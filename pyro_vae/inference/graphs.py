@@ -48,28 +48,6 @@ def simplify(graph: GraphModule, inputs: Sequence[Tensor]) -> GraphModule:
     return GraphModule(graph, graph.graph)  # a new module: with those constants only that are used
 
 
-def with_norm(graph: GraphModule) -> GraphModule:
-    """Return the graph with the norm of its gradients after the loss: ``(loss, norm, *grads)``.
-
-    For the compiler, which reduces each gradient where it makes it.
-    """
-    copy = GraphModule(graph, Graph())
-    results: Any = copy.graph.graph_copy(graph.graph, {})
-    loss, *grads = results
-    call = copy.graph.call_function
-    total = None
-    for grad in grads:
-        square = call(aten.sum.default, (call(aten.mul.Tensor, (grad, grad)),))
-        total = square if total is None else call(aten.add.Tensor, (total, square))
-    norm = (
-        call(aten.zeros_like.default, (loss,))
-        if total is None
-        else call(aten.sqrt.default, (total,))
-    )
-    copy.graph.output((loss, norm, *grads))
-    return GraphModule(graph, copy.graph)
-
-
 def refuse_moving_shapes(graph: GraphModule) -> None:
     """Refuse a graph with a result whose shape depends on values: traced, it would be fixed.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from pyro_vae.inference.graphs import with_norm
+from pyro_vae.inference.lowering import lowered
 
 Run = Callable[..., tuple[Tensor, ...]]
 
@@ -38,7 +38,7 @@ def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> Run:
     mode = FakeTensorMode(shape_env=ShapeEnv())
     shapes = [mode.from_tensor(leaf.detach(), static_shapes=True) for leaf in inputs]
     with torch.no_grad(), tracing(TracingContext(mode)):
-        run = inductor(with_norm(graph), shapes, config_patches=_options(inputs))
+        run = inductor(lowered(graph, inputs), shapes, config_patches=_options(inputs))
     return _marked(run) if _on_cuda(inputs) else run
 
 
@@ -50,7 +50,7 @@ def save_compiled(graph: GraphModule, inputs: Sequence[Tensor], path: Path) -> N
     inductor: Any = _quietly("torch._inductor")
     with torch.no_grad():
         compiled = inductor.standalone_compile(
-            with_norm(graph),
+            lowered(graph, inputs),
             [leaf.detach() for leaf in inputs],
             dynamic_shapes="from_example_inputs",
             options={"config_patches": _options(inputs)},

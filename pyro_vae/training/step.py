@@ -14,6 +14,7 @@ from pyro_vae.inference.gradients import global_norm
 from pyro_vae.inference.handlers import Beta
 from pyro_vae.inference.objectives import Objective, OptimiserFactory, Update
 from pyro_vae.inference.program import Program
+from pyro_vae.training.device import keep_freed_memory
 
 # Steps between two looks at the flag of a deferred check: one sync each.
 CHECK_EVERY = 100
@@ -53,6 +54,7 @@ class Stepper:
         reduce: Callable[[list[Tensor]], None] | None = None,
     ) -> None:
         self.program = program
+        keep_freed_memory(program.device)
         self.updates: Sequence[Update] = objective.updates(program)
         self.trained = [[p for p in u.parameters if p.requires_grad] for u in self.updates]
         self._check_trained()

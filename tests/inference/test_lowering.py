@@ -1,0 +1,72 @@
+"""What the compiler gets has the numbers of the traced graph."""
+
+import pytest
+import torch
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.functional import linear
+
+from pyro_vae.inference.graphs import simplify
+from pyro_vae.inference.lowering import lowered
+
+aten = torch.ops.aten
+
+
+def gradients(function, *inputs):
+    """Return the simplified graph of a sum and its gradients."""
+
+    def whole(*flat):
+        loss = function(*flat).sum()
+        return (loss, *torch.autograd.grad(loss, flat))
+
+    leaves = [leaf.clone().requires_grad_() for leaf in inputs]
+    return simplify(make_fx(whole)(*leaves), [leaf.detach() for leaf in inputs])
+
+
+def targets(graph):
+    return [node.target for node in graph.graph.nodes]
+
+
+@pytest.mark.parametrize("rows", [(), (3,)])
+def test_a_linear_layer_is_a_product_and_a_sum(rows):
+    torch.manual_seed(0)
+    inputs = [torch.randn(*rows, 4, 5), torch.randn(6, 5), torch.randn(6)]
+    graph = gradients(lambda x, w, b: linear(x, w, b).tanh(), *inputs)
+    assert {aten.linear.default, aten.addmm.default} & set(targets(graph))
+    low = lowered(graph, inputs)
+    assert not {aten.linear.default, aten.addmm.default} & set(targets(low))
+    loss, *grads = graph(*inputs)
+    low_loss, norm, *low_grads = low(*inputs)
+    torch.testing.assert_close(low_loss, loss, rtol=1e-5, atol=0)
+    torch.testing.assert_close(low_grads, grads, rtol=1e-5, atol=1e-5)
+    exact = torch.linalg.vector_norm(torch.cat([grad.flatten() for grad in grads]))
+    torch.testing.assert_close(norm, exact, rtol=1e-5, atol=0)
+
+
+def test_half_precision_keeps_its_one_rounding():
+    inputs = [torch.randn(4, 5), torch.randn(6, 5), torch.randn(6)]
+    low = [leaf.bfloat16() for leaf in inputs]
+    graph = gradients(lambda x, w, b: linear(x, w, b).float(), *low)
+    assert aten.linear.default in targets(lowered(graph, low))
+
+
+def test_a_gpu_compiler_gets_linear_layers_whole():
+    inputs = [torch.randn(4, 5), torch.randn(6, 5), torch.randn(6)]
+    graph = gradients(lambda x, w, b: linear(x, w, b).tanh(), *inputs)
+    low = lowered(graph, [leaf.to("meta") for leaf in inputs])
+    assert aten.linear.default in targets(low)
+
+
+def test_the_graph_itself_stays():
+    layer = nn.Linear(5, 6)
+    inputs = [torch.randn(4, 5), *layer.parameters()]
+    graph = gradients(lambda x, w, b: linear(x, w, b), *[leaf.detach() for leaf in inputs])
+    before = graph.code
+    lowered(graph, inputs)
+    assert graph.code == before
+
+
+def test_a_loss_without_gradients_has_norm_zero():
+    graph = simplify(make_fx(lambda x: (x.sum(),))(torch.ones(3)), [torch.ones(3)])
+    loss, norm = lowered(graph, [torch.ones(3)])(torch.ones(3))
+    assert (loss.item(), norm.item()) == (3.0, 0.0)

@@ -2,9 +2,8 @@
 
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,107 +13,27 @@ from torch.nn.utils.stateless import _reparametrize_module
 
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.background import Background
-from pyro_vae.inference.batch import Batch, cuda_devices, map_batch, named_leaves, signature
+from pyro_vae.inference.batch import Batch, cuda_devices, map_batch, named_leaves
 from pyro_vae.inference.bindings import direct
 from pyro_vae.inference.gradients import (
     GraphLoss,
     as_tensors,
     dense_rows,
     flat_weights,
-    global_norm,
     kind,
     normed,
-    same_layout,
     unflat,
 )
 from pyro_vae.inference.graphs import refuse_moving_shapes, simplify, written_inputs
 from pyro_vae.inference.handlers import Beta, validation
 from pyro_vae.inference.inductor import Run, compile_graph
 from pyro_vae.inference.joint import Joint
+from pyro_vae.inference.prepared import Prepared, Traced, hooked
 from pyro_vae.inference.program import Program
 from pyro_vae.inference.trials import agree, reason_of, refuse_state
 
 Mode = Literal[False, "trace", "auto"] | bool
 Loss = Callable[[Joint], Tensor]
-
-
-@dataclass
-class Traced:
-    """One batch signature's graph.
-
-    Arguments:
-        graph: As traced and simplified.
-        run: What runs it.
-        trained: The parameters that it has gradients for, in their order.
-        still: Parameters to train that this loss does not reach.
-        moving: The positions of the inputs that it writes to.
-        agrees: Whether the program still does what was traced; one eager step.
-    """
-
-    graph: GraphModule
-    run: Run
-    trained: list[nn.Parameter]
-    still: list[nn.Parameter]
-    moving: list[int]
-    agrees: Callable[[], bool]
-    _looked_at: Run | None = None
-    _stray: tuple[int, ...] = ()
-
-    def stray(self, grads: list[Tensor]) -> tuple[int, ...]:
-        """Return which gradients are laid out otherwise than their parameters.
-
-        Settled by the first step of what runs the graph: looking costs a small step.
-        """
-        if self._looked_at is not self.run:
-            self._looked_at = self.run
-            pairs = enumerate(zip(grads, self.trained, strict=True))
-            self._stray = tuple(i for i, (g, p) in pairs if not same_layout(g, p))
-        return self._stray
-
-
-class Prepared(NamedTuple):
-    """A graph with its inputs: one step, not yet taken.
-
-    Arguments:
-        traced: The graph.
-        inputs: Parameters, buffers, the batch's tensors and KL weights, in the graph's order.
-    """
-
-    traced: Traced
-    inputs: list[Tensor]
-
-    @property
-    def moving(self) -> list[Tensor]:
-        """The buffers that the step writes to."""
-        return [self.inputs[index] for index in self.traced.moving]
-
-    def backward(self) -> tuple[Tensor, Tensor]:
-        """Set the parameters' gradients, in place of those before.
-
-        Returns:
-            The loss, detached, and the norm of the gradients.
-        """
-        trained = self.traced.trained
-        for parameter in self.traced.still:
-            parameter.grad = None  # one left from elsewhere must not move it
-        if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in trained):
-            return self._through_autograd()
-        with torch.no_grad():
-            loss, norm, *grads = self.traced.run(*self.inputs)
-        for parameter, grad in zip(trained, grads, strict=True):
-            parameter.grad = grad
-        for index in self.traced.stray(grads):
-            trained[index].grad = torch.empty_like(trained[index]).copy_(grads[index])
-        return loss, norm
-
-    def _through_autograd(self) -> tuple[Tensor, Tensor]:
-        """Do the same by way of autograd, which calls the parameters' hooks."""
-        trained = self.traced.trained
-        for parameter in trained:
-            parameter.grad = None
-        loss = GraphLoss.apply(self.traced.run, self.inputs, *trained)
-        loss.backward(inputs=trained)
-        return loss.detach(), global_norm([p.grad for p in trained])  # type: ignore[misc]
 
 
 class CompiledLoss:
@@ -179,7 +98,8 @@ class CompiledLoss:
     def doubt(self) -> None:
         """Compare each graph with its program again before its next step.
 
-        For when other code had a chance to change what is no tensor: a rate of dropout, a flag.
+        For when other code had a chance to change what is no tensor: a rate of dropout, a flag,
+        a parameter's hooks.
         """
         self._doubtful = set(self._graphs)
 
@@ -210,21 +130,24 @@ class CompiledLoss:
             return None
         weights = None if beta is None else as_tensors(beta, self.program.device)
         batch = map_batch(dense_rows, batch)
-        leaves = [leaf for _, leaf in named_leaves(batch)]
-        strides = tuple(leaf.stride() for leaf in leaves)
-        frozen = tuple(not parameter.requires_grad for parameter in self.trained)
-        key = (signature(batch), strides, kind(weights), size, self.program.training, frozen)
+        named = list(named_leaves(batch))
+        # Lists, not generators, on the way of each step: half the price.
+        rows = tuple([(name, x.shape, x.stride(), x.dtype, x.device) for name, x in named])
+        moving = tuple([parameter.requires_grad for parameter in self.trained])
+        key = (rows, kind(weights), size, self.program.training, moving)
         traced = self._graphs.get(key)
         if traced is not None and key in self._doubtful:
             self._doubtful.discard(key)
             traced = traced if traced.agrees() else None
+            if traced is not None:
+                traced.hooked = hooked(traced.trained)
         if traced is None:
             try:
                 traced = self._graphs[key] = self._trace(batch, weights, size)
             except Exception as error:  # whatever a user's program does to a tracer
                 self._give_up(error)
                 return None
-        inputs = [*self._tensors(), *leaves, *flat_weights(weights)]
+        inputs = [*self._tensors(), *[x for _, x in named], *flat_weights(weights)]
         if self._background is not None:
             traced.run = self._background.choose(traced.graph, traced.run, inputs)
         return Prepared(traced, inputs)
@@ -311,7 +234,7 @@ class CompiledLoss:
         still = [parameter for parameter in self.trained if id(parameter) not in moved]
         run = self._runner(graph, flat, moving)
         trained = [real[name] for name in used]
-        return Traced(graph, run, trained, still, moving, agrees)  # type: ignore[arg-type]
+        return Traced(graph, run, trained, still, moving, agrees, hooked(trained))  # type: ignore[arg-type]
 
     def _runner(self, graph: GraphModule, flat: list[Tensor], moving: list[int]) -> Run:
         # Inductor loses what is written to a double of no dimension (PyTorch 2.13).

@@ -1,11 +1,14 @@
 """A traced graph made ready for the compiler: the same numbers up to rounding, in fewer passes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_vae.inference import elementary
 
 aten = torch.ops.aten
 
@@ -18,10 +21,12 @@ def lowered(graph: GraphModule, inputs: Sequence[Tensor]) -> GraphModule:
         inputs: Tensors of the shapes, strides and devices to come.
     """
     copy = Graph()
-    loss, *grads = copy.graph_copy(graph.graph, {})  # type: ignore[misc]
+    results: Any = copy.graph_copy(graph.graph, {})
+    loss, *grads = results
     copy.output((loss, _norm(copy, loss, grads), *grads))
     if all(leaf.device.type == "cpu" for leaf in inputs):
         _separate_biases(copy)
+        _shorten(copy)
     copy.eliminate_dead_code()
     return GraphModule(graph, copy)
 
@@ -58,13 +63,47 @@ def _separate_biases(graph: Graph) -> None:
 
 def _affine(graph: Graph, node: Node) -> tuple[Any, Any, Any] | None:
     """Return the factors and the bias of a linear layer in full precision, or None."""
-    meta = node.meta.get("tensor_meta")
-    if getattr(meta, "dtype", None) not in (torch.float32, torch.float64):
+    if _dtype(node) not in (torch.float32, torch.float64):
         return None  # rounded to bfloat16 twice, it would be another number
     if node.target is aten.addmm.default and len(node.args) == 3 and not node.kwargs:
         bias, x, transposed = node.args
         return x, transposed, bias
-    if node.target is aten.linear.default and len(node.args) == 3 and len(meta.shape) == 2:
+    if node.target is aten.linear.default and len(node.args) == 3:
+        if len(node.meta["tensor_meta"].shape) != 2:
+            return None
         x, weight, bias = node.args
         return x, graph.call_function(aten.t.default, (weight,)), bias
     return None
+
+
+def _shorten(graph: Graph) -> None:
+    """Put short rational functions in place of those for which the compiler calls a library."""
+    for node in list(graph.nodes):
+        if _dtype(node) is not torch.float32:
+            continue
+        new = None
+        if node.target is aten.tanh.default:
+            new = _inlined(graph, node, elementary.tanh, node.args)
+        elif node.target is aten.binary_cross_entropy_with_logits.default:
+            sources, options = node.args[:2], node.args[2:]
+            plain = options == (None, None, 0)  # no weights, no mean
+            if plain and all(_dtype(source) is torch.float32 for source in sources):
+                new = _inlined(graph, node, elementary.bernoulli_cost, sources)
+        if new is not None:
+            node.replace_all_uses_with(new)
+
+
+def _dtype(node: Any) -> torch.dtype | None:
+    """Return the type of a node's tensor when it was traced, if it was one."""
+    meta = node.meta.get("tensor_meta")
+    return getattr(meta, "dtype", None)
+
+
+def _inlined(
+    graph: Graph, node: Node, function: Callable[..., Tensor], sources: Sequence[Any]
+) -> Any:
+    """Return the result of an elementwise function, its operations put before a node."""
+    traced = make_fx(function)(*[torch.ones(()) for _ in sources]).graph
+    inputs = [each for each in traced.nodes if each.op == "placeholder"]
+    with graph.inserting_before(node):
+        return graph.graph_copy(traced, dict(zip(inputs, sources, strict=True)))

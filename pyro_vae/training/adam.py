@@ -1,5 +1,6 @@
 """Adam as PyTorch computes it, without what PyTorch does around it at each step."""
 
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,36 +31,40 @@ class Adam(torch.optim.Adam):
         self._lists: tuple[list[Tensor], ...] = ()
         self._steps = torch.empty(0)
 
-    @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Move the parameters that have a gradient."""
         assert closure is None  # a line search has no place in a stochastic step
         (group,) = self.param_groups
         moved = [p for p in group["params"] if p.grad is not None]
-        if not moved:
-            return
-        if not self._fits(moved):
-            self._gather(moved, group)
+        if moved:
+            self.move(moved, [p.grad for p in moved])
+
+    def move(self, parameters: list[nn.Parameter], grads: list[Tensor]) -> None:
+        """Move some of the parameters by gradients that need not be their ``.grad``."""
+        (group,) = self.param_groups
+        if not self._fits(parameters):
+            self._gather(parameters, group)
         self._steps += 1
-        parameters, means, squares, steps = self._lists
+        moved, means, squares, steps = self._lists
         beta1, beta2 = group["betas"]
-        torch._fused_adam_(
-            parameters,
-            [p.grad for p in moved],
-            means,
-            squares,
-            [],
-            steps,
-            lr=group["lr"],
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            amsgrad=False,
-            maximize=False,
-            grad_scale=None,
-            found_inf=self.found_inf,
-        )
+        with torch.no_grad():
+            torch._fused_adam_(
+                moved,
+                grads,
+                means,
+                squares,
+                [],
+                steps,
+                lr=group["lr"],
+                beta1=beta1,
+                beta2=beta2,
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+                grad_scale=None,
+                found_inf=self.found_inf,
+            )
         if self.found_inf is not None:
             self._steps -= self.found_inf
 
@@ -72,9 +77,10 @@ class Adam(torch.optim.Adam):
 
     def _fits(self, moved: list[nn.Parameter]) -> bool:
         """Return whether the lists are those of these parameters, and nothing moved them."""
-        return len(moved) == len(self._moved) and all(
-            a is b and a.data_ptr() == pointer
-            for a, b, pointer in zip(moved, self._moved, self._pointers, strict=True)
+        return (
+            len(moved) == len(self._moved)
+            and all(map(operator.is_, moved, self._moved))
+            and [parameter.data_ptr() for parameter in moved] == self._pointers
         )
 
     def _gather(self, moved: list[nn.Parameter], group: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.nn.functional import linear
+from torch.nn.functional import binary_cross_entropy_with_logits, linear
 
 from pyro_vae.inference.graphs import simplify
 from pyro_vae.inference.lowering import lowered
@@ -70,3 +70,36 @@ def test_a_loss_without_gradients_has_norm_zero():
     graph = simplify(make_fx(lambda x: (x.sum(),))(torch.ones(3)), [torch.ones(3)])
     loss, norm = lowered(graph, [torch.ones(3)])(torch.ones(3))
     assert (loss.item(), norm.item()) == (3.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shortened"), [(torch.float32, True), (torch.float64, False), (torch.bfloat16, False)]
+)
+def test_slow_functions_are_shortened_in_single_precision(dtype, shortened):
+    torch.manual_seed(0)
+    inputs = [torch.randn(4, 5, dtype=dtype), torch.rand(4, 5).to(dtype)]
+
+    def loss(x, observed):
+        return binary_cross_entropy_with_logits(x.tanh(), observed, reduction="none")
+
+    graph = gradients(loss, *inputs)
+    low = lowered(graph, inputs)
+    slow = {aten.tanh.default, aten.binary_cross_entropy_with_logits.default}
+    assert slow <= set(targets(graph))
+    assert (slow & set(targets(low)) == set()) is shortened
+    loss, *grads = graph(*inputs)
+    low_loss, _, *low_grads = low(*inputs)
+    torch.testing.assert_close(low_loss, loss, rtol=1e-6, atol=0)
+    torch.testing.assert_close(low_grads, grads, rtol=1e-5, atol=1e-6)
+
+
+def test_weighted_or_reduced_cross_entropy_stays():
+    inputs = [torch.randn(4, 5)]
+    observed, weight = torch.ones(4, 5), torch.full((5,), 2.0)
+    for options in ({"pos_weight": weight, "reduction": "none"}, {"reduction": "mean"}):
+        graph = gradients(
+            lambda x, options=options: binary_cross_entropy_with_logits(x, observed, **options),
+            *inputs,
+        )
+        loss, *_ = graph(*inputs)
+        torch.testing.assert_close(lowered(graph, inputs)(*inputs)[0], loss)

@@ -12,14 +12,14 @@ from pyro_vae.training.settings import adam
 from pyro_vae.training.step import CHECK_EVERY, Stepper
 
 
-def build(compile=False, deferred=True):
+def build(compile=False, deferred=True, clip_norm=3.0):
     torch.manual_seed(0)
     case = programs.CASES["regularised"]
     program = pv.Program.of(case.build()).double()
     data = program.adapt(case.data(12))
     program.read(data)
     program.train()
-    stepper = Stepper(program, pv.ELBO(), adam(1e-2), clip_norm=3.0, size=12, compile=compile)
+    stepper = Stepper(program, pv.ELBO(), adam(1e-2), clip_norm=clip_norm, size=12, compile=compile)
     stepper._deferred = deferred  # as on CUDA, where Adam is fused
     return program, stepper, data
 
@@ -35,20 +35,23 @@ def train(program, stepper, batches):
         return [stepper.step(batch, None)[0] for batch in batches]
 
 
-@pytest.mark.parametrize("compile", [False, "trace"])
-def test_deferred_and_immediate_checks_train_alike(compile):
+WAYS = [(False, 3.0), ("trace", 3.0), ("trace", None)]  # the last gives Adam its gradients direct
+
+
+@pytest.mark.parametrize(("compile", "clip_norm"), WAYS)
+def test_deferred_and_immediate_checks_train_alike(compile, clip_norm):
     ends = []
     for deferred in (True, False):
-        program, stepper, data = build(compile, deferred)
+        program, stepper, data = build(compile, deferred, clip_norm)
         train(program, stepper, [data] * 5)
         stepper.check(data)
         ends.append(state(program, stepper))
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
-@pytest.mark.parametrize("compile", [False, "trace"])
-def test_after_a_bad_step_nothing_moves_until_the_flag_is_read(compile):
-    program, stepper, data = build(compile)
+@pytest.mark.parametrize(("compile", "clip_norm"), WAYS)
+def test_after_a_bad_step_nothing_moves_until_the_flag_is_read(compile, clip_norm):
+    program, stepper, data = build(compile, clip_norm=clip_norm)
     train(program, stepper, [data] * 3)
     before = state(program, stepper)
     losses = train(program, stepper, [data * torch.nan, data, data])
@@ -100,3 +103,48 @@ def test_a_network_that_nothing_uses_gets_no_gradient():
         stepper = Stepper(program, objective, adam(1e-2), clip_norm=None, size=12, compile=compile)
         train(program, stepper, [data])
         assert spare.grad is None and torch.equal(spare, torch.ones(3))
+
+
+def test_gradients_given_direct_move_weights_as_those_on_parameters():
+    ends = []
+    for clip_norm in (None, 1e9):
+        program, stepper, data = build("trace", deferred=False, clip_norm=clip_norm)
+        train(program, stepper, [data] * 5)
+        ends.append(state(program, stepper))
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+@pytest.mark.parametrize("mode", [False, "trace"])
+def test_a_callback_sees_the_last_gradients(mode):
+    seen = []
+    vae = pv.models.VAE(6, 2, hidden=(4,)).double()
+    x = programs.binary(12)[:, :6].double()
+
+    def look(run):
+        seen.append([p.grad.clone() for p in vae.parameters() if p.grad is not None])
+
+    pv.fit(vae, x, epochs=2, compile=mode, callbacks=[look], device="cpu", progress=False)
+    assert len(seen[0]) == len(seen[1]) == len(list(vae.parameters()))
+    assert not any(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+
+
+def test_a_hook_set_by_a_callback_is_called():
+    calls = []
+    vae = pv.models.VAE(6, 2, hidden=(4,))
+    x = programs.binary(12)[:, :6]
+
+    def hook(run):
+        if not calls:
+            calls.append("set")
+            next(vae.parameters()).register_hook(lambda grad: calls.append("called"))
+
+    pv.fit(vae, x, epochs=3, compile="trace", callbacks=[hook], device="cpu", progress=False)
+    assert calls == ["set", "called", "called"]
+
+
+def test_a_diverged_step_leaves_its_gradients_to_be_looked_at():
+    program, stepper, data = build("trace", deferred=False, clip_norm=None)
+    train(program, stepper, [data])
+    with pytest.raises(TrainingDiverged, match="gradient norm nan"):
+        train(program, stepper, [data * torch.nan])
+    assert any(p.grad.isnan().any() for p in program.parameters())

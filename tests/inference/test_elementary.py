@@ -1,0 +1,46 @@
+"""Rational functions have the numbers of those that they stand for."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+
+from pyro_vae.inference import elementary
+
+ROUNDING = torch.finfo(torch.float32).eps / 2
+
+
+def error(ours, exact):
+    """Return the largest relative error, in roundings of single precision."""
+    return ((ours.double() - exact) / exact).abs().max().item() / ROUNDING
+
+
+def test_tanh_is_exact_to_seven_roundings():
+    x = torch.cat([torch.linspace(-12, 12, 200_000), torch.logspace(-30, 1, 10_000)])
+    x = x[x != 0]
+    assert error(elementary.tanh(x), x.double().tanh()) < 7
+    assert elementary.tanh(torch.tensor([9.1, -1e30, math.inf, 0.0])).tolist() == [1, -1, 1, 0]
+    assert elementary.tanh(torch.tensor(math.nan)).isnan()
+
+
+def test_log1p_is_exact_to_five_roundings_on_the_unit_interval():
+    e = torch.cat([torch.linspace(0, 1, 200_000)[1:], torch.logspace(-30, 0, 10_000)])
+    assert error(elementary.log1p(e), e.double().log1p()) < 5
+    assert elementary.log1p(torch.tensor(0.0)) == 0
+
+
+@pytest.mark.parametrize("x", [0.0, 0.3, 1.0])
+def test_the_bernoulli_cost_is_cross_entropy(x):
+    logits = torch.linspace(-80, 80, 10_001)
+    target = torch.full_like(logits, x)
+    exact = (1 - x) * softplus(logits.double()) + x * softplus(-logits.double())
+    ours = elementary.bernoulli_cost(logits, target)
+    torch.testing.assert_close(ours.double(), exact, rtol=5e-7, atol=0)
+
+
+def test_the_bernoulli_cost_passes_on_what_is_not_finite():
+    logits = torch.tensor([math.inf, -math.inf, -math.inf, math.nan])
+    target = torch.tensor([0.0, 0.0, 1.0, 0.0])
+    theirs = binary_cross_entropy_with_logits(logits, target, reduction="none")
+    torch.testing.assert_close(elementary.bernoulli_cost(logits, target), theirs, equal_nan=True)

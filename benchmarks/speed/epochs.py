@@ -113,7 +113,7 @@ def bare_epoch(case: Case, mode: Any, data: Tensor, device: str) -> Callable[[],
         program.train()
         with program.running(), validation(False):
             for index in torch.randperm(len(data), device=device).split(case.batch):
-                prepared = loss.prepare(data[index], size=len(data))
+                prepared = loss.prepare(data.index_select(0, index), size=len(data))
                 assert prepared is not None  # else the program could not be traced
                 prepared.backward()
                 optimiser.step()
@@ -129,7 +129,7 @@ def step_epoch(case: Case, mode: Any, data: Tensor, device: str) -> Callable[[],
     def work() -> None:
         with ours.running():
             for index in torch.randperm(len(data), device=device).split(case.batch):
-                ours.step(data[index])
+                ours.step(data.index_select(0, index))
             synchronise(device)
 
     return work

@@ -38,7 +38,10 @@ from benchmarks.speed.variants import (
     variants,
 )
 
-EPOCH = 48  # batches of an epoch at least: what comes once an epoch has its usual share
+# Batches of an epoch: what comes once an epoch is to have its usual share of it. As many as MNIST
+# has, but no more than so many blocks, and no less than this.
+MNIST = 50_000
+BLOCKS, LEAST = 12, 48
 COMPILE_LIMIT = 300  # seconds after which a compiler is given up
 NOTES = [
     "By hand, constants and the log densities of the noise are simplified as on paper; the Pyro "
@@ -307,7 +310,7 @@ def measure(name: str, case: Case, settings: Settings) -> Result:
             found["syncs_per_step"] = {n: syncs_per_step(v, x) for n, v in lineup.variants.items()}
         if "epochs" in settings.parts:
             with using_cache(folder / "epochs"):
-                batches = max(steps, EPOCH)
+                batches = max(LEAST, min(MNIST // case.batch, BLOCKS * steps))
                 found["epoch"] = measure_epochs(case, settings, folder, batches, lineup, stack)
     return result_of(name, case, settings, lineup, steps, times, found, time.perf_counter() - began)
 

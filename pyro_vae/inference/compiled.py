@@ -24,7 +24,7 @@ from pyro_vae.inference.gradients import (
     normed,
     unflat,
 )
-from pyro_vae.inference.graphs import refuse_moving_shapes, simplify, written_inputs
+from pyro_vae.inference.graphs import loss_alone, refuse_moving_shapes, simplify, written_inputs
 from pyro_vae.inference.handlers import Beta, validation
 from pyro_vae.inference.inductor import Run, compile_graph
 from pyro_vae.inference.joint import Joint
@@ -221,11 +221,12 @@ class CompiledLoss:
 
         def agrees() -> bool:
             with self.program.running(), validation(False):
-                return agree(graph, loss_at, example)
+                return agree(loss, loss_at, example)
 
         with self.program.running(), validation(False):
             graph = traced()
             refuse_state(graph, traced())
+        loss = loss_alone(graph)
         if not agrees():
             raise RuntimeError("the program and its trace give different losses at equal noise")
         flat = [leaf.detach() for leaf in example()]

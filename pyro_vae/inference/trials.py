@@ -8,8 +8,6 @@ from torch.fx import GraphModule
 
 from pyro_vae.inference.batch import cuda_devices
 
-Run = Callable[..., tuple[Tensor, ...]]
-
 
 def refuse_state(graph: GraphModule, again: GraphModule) -> None:
     """Refuse a program whose second trace has other numbers in it.
@@ -25,10 +23,14 @@ def refuse_state(graph: GraphModule, again: GraphModule) -> None:
         )
 
 
-def agree(graph: Run, function: Callable[..., Tensor], example: Callable[[], list[Tensor]]) -> bool:
-    """Return whether a graph, ``(loss, *grads)``, still has its function's loss at equal noise."""
+def agree(
+    graph: Callable[..., Tensor],
+    function: Callable[..., Tensor],
+    example: Callable[[], list[Tensor]],
+) -> bool:
+    """Return whether a graph still has its function's loss at equal noise."""
     losses = []
-    for run in (function, lambda *inputs: graph(*inputs)[0]):
+    for run in (function, graph):
         inputs = example()
         with torch.random.fork_rng(cuda_devices(inputs)):
             losses.append(run(*inputs).detach())

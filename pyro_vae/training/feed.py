@@ -49,7 +49,11 @@ class TensorFeed:
         home = order.to(self.device) if self._at_home() else order
         for whole in home.split(self.batch_size):
             index = self.world.share(whole)
-            yield map_batch(lambda leaf, index=index: leaf[index].to(self.device), self.data)  # type: ignore[misc]
+            # Not leaf[index], which takes twice as long on the CPU.
+            yield map_batch(
+                lambda leaf, index=index: leaf.index_select(0, index).to(self.device),  # type: ignore[misc]
+                self.data,
+            )
 
     def first(self) -> Batch:
         """Return a copy of one batch, to look at."""

@@ -199,12 +199,12 @@ class Loop:
                 with self.world.together():
                     losses = self.stepper.step(batch, self.beta(progress))
                 size = self.world.rows(batch)
-                weighted = [loss * size for loss in losses]
                 rows += size
                 if totals is None:
-                    totals = weighted
+                    totals = [loss * size for loss in losses]
                 else:
-                    totals = [a + b for a, b in zip(totals, weighted, strict=True)]
+                    for mean, loss in zip(totals, losses, strict=True):
+                        mean.add_(loss, alpha=size)  # of all rows, once divided
                 self.steps += 1
                 if not self.moved:
                     self._start()

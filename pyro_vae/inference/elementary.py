@@ -39,9 +39,14 @@ def log1p(e: Tensor) -> Tensor:
     return s * _horner([2 / (2 * term + 1) for term in range(_TERMS)], s * s)
 
 
-def bernoulli_cost(logits: Tensor, target: Tensor) -> Tensor:
-    """Return -log p of Bernoulli: (1 - x) l + max(-l, 0) + log(1 + exp(-|l|))."""
-    return (1 - target) * logits + (-logits).clamp_min(0) + log1p(torch.exp(-logits.abs()))
+def bernoulli(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Bernoulli's -log p and its mean, by e = exp(-|l|), which both have in common.
+
+    -log p = (1 - x) l + max(-l, 0) + log(1 + e), and the mean is 1 / (1 + e) or e / (1 + e).
+    """
+    e = torch.exp(-logits.abs())
+    cost = (1 - target) * logits + (-logits).clamp_min(0) + log1p(e)
+    return cost, torch.where(logits >= 0, 1.0, e) / (1 + e)
 
 
 def _sum(one: list[float], other: list[float]) -> list[float]:

@@ -9,6 +9,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.inference import elementary
+from pyro_vae.inference.aliases import Aliases
 
 aten = torch.ops.aten
 
@@ -58,6 +59,7 @@ def _separate_biases(graph: Graph) -> None:
             product = call(aten.mm.default, (x, transposed))
             # Less the negated: what reads ``mm + b`` the compiler would turn back into ``addmm``.
             new = call(aten.sub.Tensor, (product, call(aten.neg.default, (bias,))))
+            new.meta = node.meta
         node.replace_all_uses_with(new)
 
 
@@ -78,19 +80,27 @@ def _affine(graph: Graph, node: Node) -> tuple[Any, Any, Any] | None:
 
 def _shorten(graph: Graph) -> None:
     """Put short rational functions in place of those for which the compiler calls a library."""
+    aliases = Aliases(graph)
     for node in list(graph.nodes):
         if _dtype(node) is not torch.float32:
             continue
-        new = None
         if node.target is aten.tanh.default:
-            new = _inlined(graph, node, elementary.tanh, node.args)
+            node.replace_all_uses_with(_inlined(graph, node, elementary.tanh, node.args))
         elif node.target is aten.binary_cross_entropy_with_logits.default:
             sources, options = node.args[:2], node.args[2:]
             plain = options == (None, None, 0)  # no weights, no mean
             if plain and all(_dtype(source) is torch.float32 for source in sources):
-                new = _inlined(graph, node, elementary.bernoulli_cost, sources)
-        if new is not None:
-            node.replace_all_uses_with(new)
+                cost, mean = _inlined(graph, node, elementary.bernoulli, sources)
+                node.replace_all_uses_with(cost)
+                if not aliases.written(sources[0]):
+                    _replace_later(node, sources[0], mean)
+
+
+def _replace_later(node: Node, logits: Node, mean: Node) -> None:
+    """Put Bernoulli's mean in place of the sigmoids after a node: the gradient has one."""
+    for user in list(logits.users):
+        if user.target is aten.sigmoid.default and user > node:
+            user.replace_all_uses_with(mean)
 
 
 def _dtype(node: Any) -> torch.dtype | None:
@@ -99,9 +109,7 @@ def _dtype(node: Any) -> torch.dtype | None:
     return getattr(meta, "dtype", None)
 
 
-def _inlined(
-    graph: Graph, node: Node, function: Callable[..., Tensor], sources: Sequence[Any]
-) -> Any:
+def _inlined(graph: Graph, node: Node, function: Callable[..., Any], sources: Sequence[Any]) -> Any:
     """Return the result of an elementwise function, its operations put before a node."""
     traced = make_fx(function)(*[torch.ones(()) for _ in sources]).graph
     inputs = [each for each in traced.nodes if each.op == "placeholder"]

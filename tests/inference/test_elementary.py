@@ -31,16 +31,19 @@ def test_log1p_is_exact_to_five_roundings_on_the_unit_interval():
 
 
 @pytest.mark.parametrize("x", [0.0, 0.3, 1.0])
-def test_the_bernoulli_cost_is_cross_entropy(x):
+def test_bernoulli_cost_is_cross_entropy_and_its_mean_a_sigmoid(x):
     logits = torch.linspace(-80, 80, 10_001)
     target = torch.full_like(logits, x)
     exact = (1 - x) * softplus(logits.double()) + x * softplus(-logits.double())
-    ours = elementary.bernoulli_cost(logits, target)
-    torch.testing.assert_close(ours.double(), exact, rtol=5e-7, atol=0)
+    cost, mean = elementary.bernoulli(logits, target)
+    torch.testing.assert_close(cost.double(), exact, rtol=5e-7, atol=0)
+    torch.testing.assert_close(mean.double(), logits.double().sigmoid(), rtol=5e-7, atol=0)
 
 
-def test_the_bernoulli_cost_passes_on_what_is_not_finite():
+def test_bernoulli_passes_on_what_is_not_finite():
     logits = torch.tensor([math.inf, -math.inf, -math.inf, math.nan])
     target = torch.tensor([0.0, 0.0, 1.0, 0.0])
     theirs = binary_cross_entropy_with_logits(logits, target, reduction="none")
-    torch.testing.assert_close(elementary.bernoulli_cost(logits, target), theirs, equal_nan=True)
+    cost, mean = elementary.bernoulli(logits, target)
+    torch.testing.assert_close(cost, theirs, equal_nan=True)
+    torch.testing.assert_close(mean, logits.sigmoid(), equal_nan=True)

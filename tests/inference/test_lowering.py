@@ -84,7 +84,11 @@ def test_slow_functions_are_shortened_in_single_precision(dtype, shortened):
 
     graph = gradients(loss, *inputs)
     low = lowered(graph, inputs)
-    slow = {aten.tanh.default, aten.binary_cross_entropy_with_logits.default}
+    slow = {
+        aten.tanh.default,
+        aten.sigmoid.default,
+        aten.binary_cross_entropy_with_logits.default,
+    }
     assert slow <= set(targets(graph))
     assert (slow & set(targets(low)) == set()) is shortened
     loss, *grads = graph(*inputs)
@@ -103,3 +107,38 @@ def test_weighted_or_reduced_cross_entropy_stays():
         )
         loss, *_ = graph(*inputs)
         torch.testing.assert_close(lowered(graph, inputs)(*inputs)[0], loss)
+
+
+def test_a_sigmoid_of_logits_that_were_written_to_stays():
+    def whole(logits, observed):
+        logits = logits * 2
+        cost = binary_cross_entropy_with_logits(logits, observed, reduction="none").sum()
+        logits.add_(1)
+        return (cost + logits.sigmoid().sum(),)
+
+    inputs = [torch.randn(4, 5), torch.rand(4, 5)]
+    graph = simplify(make_fx(whole)(*inputs), inputs)
+    (loss,) = graph(*inputs)
+    torch.testing.assert_close(lowered(graph, inputs)(*inputs)[0], loss)
+
+
+def test_a_sigmoid_before_the_cost_stays():
+    def whole(logits, observed):
+        before = logits.sigmoid().sum()
+        cost = binary_cross_entropy_with_logits(logits, observed, reduction="none").sum()
+        return (cost + before * logits.sigmoid().sum(),)
+
+    inputs = [torch.randn(4, 5), torch.rand(4, 5)]
+    graph = simplify(make_fx(whole)(*inputs), inputs)
+    (loss,) = graph(*inputs)
+    torch.testing.assert_close(lowered(graph, inputs)(*inputs)[0], loss)
+
+
+def test_a_decoder_of_logits_is_shortened_to_the_end():
+    def loss(h, w, b, observed):
+        return binary_cross_entropy_with_logits(linear(h, w, b), observed, reduction="none")
+
+    inputs = [torch.randn(4, 5), torch.randn(6, 5), torch.randn(6), torch.rand(4, 6)]
+    low = lowered(gradients(loss, *inputs), inputs)
+    slow = {aten.linear.default, aten.addmm.default, aten.sigmoid.default}
+    assert not {*slow, aten.binary_cross_entropy_with_logits.default} & set(targets(low))

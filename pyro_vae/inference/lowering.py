@@ -19,7 +19,7 @@ def lowered(graph: GraphModule, inputs: Sequence[Tensor]) -> GraphModule:
 
     Arguments:
         graph: What ``simplify`` returned; left as it is.
-        inputs: Tensors of the shapes, strides and devices to come.
+        inputs: Tensors of the devices to come.
     """
     copy = Graph()
     results: Any = copy.graph_copy(graph.graph, {})
@@ -80,7 +80,7 @@ def _affine(graph: Graph, node: Node) -> tuple[Any, Any, Any] | None:
 
 def _shorten(graph: Graph) -> None:
     """Put short rational functions in place of those for which the compiler calls a library."""
-    aliases = Aliases(graph)
+    sigmoids = _sigmoids(graph)
     for node in list(graph.nodes):
         if _dtype(node) is not torch.float32:
             continue
@@ -92,15 +92,24 @@ def _shorten(graph: Graph) -> None:
             if plain and all(_dtype(source) is torch.float32 for source in sources):
                 cost, mean = _inlined(graph, node, elementary.bernoulli, sources)
                 node.replace_all_uses_with(cost)
-                if not aliases.written(sources[0]):
-                    _replace_later(node, sources[0], mean)
+                for sigmoid in sigmoids[node]:
+                    sigmoid.replace_all_uses_with(mean)
 
 
-def _replace_later(node: Node, logits: Node, mean: Node) -> None:
-    """Put Bernoulli's mean in place of the sigmoids after a node: the gradient has one."""
-    for user in list(logits.users):
-        if user.target is aten.sigmoid.default and user > node:
-            user.replace_all_uses_with(mean)
+def _sigmoids(graph: Graph) -> dict[Node, list[Node]]:
+    """Return the sigmoids of a cost's logits that follow it, by cost: its gradient has one.
+
+    Looked for before anything is replaced: where memory is written to, none is answered for.
+    """
+    aliases = Aliases(graph)
+    found = {}
+    for cost in graph.nodes:
+        if cost.target is not aten.binary_cross_entropy_with_logits.default:
+            continue
+        users = [user for user in cost.args[0].users if user.target is aten.sigmoid.default]
+        clean = [user for user in users if user > cost and not aliases.written(user)]
+        found[cost] = [] if aliases.written(cost.args[0]) else clean
+    return found
 
 
 def _dtype(node: Any) -> torch.dtype | None:

@@ -36,11 +36,12 @@ class Adam(torch.optim.Adam):
         assert closure is None  # a line search has no place in a stochastic step
         (group,) = self.param_groups
         moved = [p for p in group["params"] if p.grad is not None]
-        if moved:
-            self.move(moved, [p.grad for p in moved])
+        self.move(moved, [p.grad for p in moved])
 
     def move(self, parameters: list[nn.Parameter], grads: list[Tensor]) -> None:
         """Move some of the parameters by gradients that need not be their ``.grad``."""
+        if not parameters:
+            return
         (group,) = self.param_groups
         if not self._fits(parameters):
             self._gather(parameters, group)

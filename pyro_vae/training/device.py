@@ -45,10 +45,10 @@ def keep_freed_memory(device: torch.device) -> None:
 
     glibc maps large blocks anew each time, and their pages are cleared at first touch. Once a
     mapped block has been freed, blocks up to its size (32 MiB at most) come from the heap, which
-    keeps up to twice as much (mallopt(3)). This one is never touched, so it takes no memory.
+    keeps up to twice as much (mallopt(3)). Nothing is written to this one.
     """
     if device.type == "cpu":
-        torch.empty(31 * 2**20, dtype=torch.uint8)
+        torch.empty(31 * 2**20, dtype=torch.uint8, device=device)
 
 
 def _available() -> str:

@@ -49,9 +49,8 @@ class TensorFeed:
         home = order.to(self.device) if self._at_home() else order
         for whole in home.split(self.batch_size):
             index = self.world.share(whole)
-            # Not leaf[index], which takes twice as long on the CPU.
             yield map_batch(
-                lambda leaf, index=index: leaf.index_select(0, index).to(self.device),  # type: ignore[misc]
+                lambda leaf, index=index: _rows(leaf, index).to(self.device),  # type: ignore[misc]
                 self.data,
             )
 
@@ -136,6 +135,12 @@ class LoaderFeed:
     def sample(self, rows: int) -> Batch:
         """Return up to ``rows`` rows of one batch, to judge the fit on."""
         return map_batch(lambda leaf: leaf[:rows], self.first())
+
+
+def _rows(leaf: Tensor, index: Tensor) -> Tensor:
+    """Return some rows, in the tensor's own memory format."""
+    # The first is up to three times as fast on the CPU, and the second keeps channels last.
+    return leaf.index_select(0, index) if leaf.is_contiguous() else leaf[index]
 
 
 def make_feed(

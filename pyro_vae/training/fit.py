@@ -70,9 +70,11 @@ def fit(
     one ``beta[site]`` each) and ``lr`` are those at the end of the epoch.
 
     The modules run in train mode within an epoch and in eval mode between two; afterwards, and
-    after an error, each is in the mode in which it was found (``pv.load`` leaves eval mode). Ctrl-C
-    or an error from a callback puts the best weights so far into the program, saves it and a
-    checkpoint of the last whole epoch into ``out``, and goes on to the caller.
+    after an error, each is in the mode in which it was found (``pv.load`` leaves eval mode). Under
+    a graph, the parameters' ``.grad`` are set after the last step of each epoch, and hooks on them
+    count from the next epoch on. Ctrl-C or an error from a callback puts the best weights so far
+    into the program, saves it and a checkpoint of the last whole epoch into ``out``, and goes on to
+    the caller.
 
     Data-parallel: ``torchrun --nproc-per-node=8 train.py`` runs a script, unchanged, on 8 devices.
     Each process sees its rows of every batch, draws noise of its own, and takes the same step:

@@ -203,8 +203,8 @@ class Loop:
                 if totals is None:
                     totals = [loss * size for loss in losses]
                 else:
-                    for mean, loss in zip(totals, losses, strict=True):
-                        mean.add_(loss, alpha=size)  # of all rows, once divided
+                    for sum_, loss in zip(totals, losses, strict=True):
+                        sum_.add_(loss, alpha=size)
                 self.steps += 1
                 if not self.moved:
                     self._start()

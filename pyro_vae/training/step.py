@@ -93,9 +93,9 @@ class Stepper:
             else None
             for u, p in zip(self.updates, self.trained, strict=True)
         ]
-        # What only moves weights by a graph's gradients takes them as they are.
         alone = clip_norm is None and reduce is None
-        self._direct = [alone and isinstance(optimiser, Adam) for optimiser in self.optimisers]
+        pairs = zip(self.optimisers, self.trained, strict=True)
+        self._direct = [alone and _takes(optimiser, own) for optimiser, own in pairs]
         self._latest: dict[int, tuple[Traced, list[Tensor]]] = {}
         self._deferred = program.device.type == "cuda" and all(
             getattr(optimiser, "_step_supports_amp_scaling", False) for optimiser in self.optimisers
@@ -272,6 +272,12 @@ class Stepper:
             if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
                 return f"the gradient of {name!r}"
         return None
+
+
+def _takes(optimiser: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> bool:
+    """Return whether an optimiser may be given a graph's gradients: ours, over all parameters."""
+    owned = [id(p) for group in optimiser.param_groups for p in group["params"]]
+    return type(optimiser) is Adam and owned == [id(p) for p in parameters]
 
 
 def restore(buffers: Sequence[Tensor], copies: Sequence[Tensor]) -> None:

@@ -142,3 +142,29 @@ def test_a_decoder_of_logits_is_shortened_to_the_end():
     low = lowered(gradients(loss, *inputs), inputs)
     slow = {aten.linear.default, aten.addmm.default, aten.sigmoid.default}
     assert not {*slow, aten.binary_cross_entropy_with_logits.default} & set(targets(low))
+
+
+def test_one_of_two_sigmoids_that_is_written_to_stays_another():
+    def whole(logits, observed):
+        cost = binary_cross_entropy_with_logits(logits, observed, reduction="none").sum()
+        first, second = logits.sigmoid(), logits.sigmoid()
+        first.mul_(10)
+        return (cost + (first * second).sum(),)
+
+    inputs = [torch.randn(4, 5), torch.rand(4, 5)]
+    graph = simplify(make_fx(whole)(*inputs), inputs)
+    (loss,) = graph(*inputs)
+    torch.testing.assert_close(lowered(graph, inputs)(*inputs)[0], loss)
+
+
+def test_logits_of_a_tanh_written_through_an_alias_stay():
+    def whole(x, observed):
+        logits = x.tanh()
+        cost = binary_cross_entropy_with_logits(logits, observed, reduction="none").sum()
+        logits.detach().add_(1)
+        return (cost + logits.sigmoid().sum(),)
+
+    inputs = [torch.randn(4, 5), torch.rand(4, 5)]
+    graph = simplify(make_fx(whole)(*inputs), inputs)
+    (loss,) = graph(*inputs)
+    torch.testing.assert_close(lowered(graph, inputs)(*inputs)[0], loss)

@@ -79,3 +79,10 @@ def test_weights_that_were_moved_to_other_memory_still_train():
 
 def test_nothing_to_move():
     Adam([nn.Parameter(torch.ones(2))], lr=1e-2).step()
+
+
+def test_nothing_to_move_is_no_step():
+    weight = nn.Parameter(torch.ones(2))
+    optimiser = Adam([weight], lr=1e-2)
+    optimiser.move([], [])
+    assert torch.equal(weight, torch.ones(2)) and not optimiser.state

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 import pyro_vae as pv
 from pyro_vae.errors import DataError
 from pyro_vae.inference.batch import named_leaves, num_rows
-from pyro_vae.training.feed import make_feed
+from pyro_vae.training.feed import TensorFeed, make_feed
 
 N = 23
 ROWS = torch.arange(N * 6, dtype=torch.float32).reshape(N, 6)
@@ -184,3 +184,10 @@ def test_each_batch_of_a_loader_is_checked(value, match):
     loader = DataLoader(TensorDataset(x), batch_size=5)
     with pytest.raises(DataError, match=match):
         pv.fit(pv.models.VAE(6, 2, (8,)), loader, epochs=1)
+
+
+def test_batches_keep_channels_last():
+    images = torch.rand(8, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    feed = TensorFeed(images, 3, torch.device("cpu"))
+    for batch in feed.epoch(0):
+        assert batch.is_contiguous(memory_format=torch.channels_last)

@@ -14,7 +14,7 @@ from pyro_vae.training.device import keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):
-        blocks = [torch.ones(2**20) for _ in range(3)]  # 4 MiB each: a few thousand pages in all
+        blocks = [torch.ones(2**20) for _ in range(8)]  # 4 MiB each
         del blocks
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 

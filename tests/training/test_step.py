@@ -8,6 +8,7 @@ from torch import nn
 import pyro_vae as pv
 from pyro_vae.errors import TrainingDiverged
 from pyro_vae.inference.handlers import validation
+from pyro_vae.training.adam import Adam
 from pyro_vae.training.settings import adam
 from pyro_vae.training.step import CHECK_EVERY, Stepper
 
@@ -110,8 +111,46 @@ def test_gradients_given_direct_move_weights_as_those_on_parameters():
     for clip_norm in (None, 1e9):
         program, stepper, data = build("trace", deferred=False, clip_norm=clip_norm)
         train(program, stepper, [data] * 5)
+        assert bool(stepper._latest) is (clip_norm is None)
         ends.append(state(program, stepper))
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+@pytest.mark.parametrize("mode", [False, "trace"])
+def test_an_optimiser_of_some_parameters_moves_no_others(mode, tmp_path):
+    vae = pv.models.VAE(6, 2, hidden=(4,))
+    x = programs.binary(12)[:, :6]
+    before = {name: value.clone() for name, value in vae.named_parameters()}
+
+    def weights_alone(parameters):
+        return adam(1e-2)([p for p in parameters if p.dim() > 1])
+
+    pv.fit(
+        vae,
+        x,
+        optimiser=weights_alone,
+        epochs=2,
+        compile=mode,
+        out=tmp_path / "run",
+        device="cpu",
+        progress=False,
+    )
+    moved = {name for name, value in vae.named_parameters() if not torch.equal(value, before[name])}
+    assert moved == {name for name, value in before.items() if value.dim() > 1}
+
+
+def test_an_optimiser_derived_from_ours_takes_its_own_steps():
+    calls = []
+
+    class Counting(Adam):
+        def step(self, closure=None):
+            calls.append(1)
+            super().step(closure)
+
+    vae = pv.models.VAE(6, 2, hidden=(4,))
+    x = programs.binary(12)[:, :6]
+    run = pv.fit(vae, x, optimiser=Counting, compile="trace", device="cpu", progress=False)
+    assert len(calls) == run.steps
 
 
 @pytest.mark.parametrize("mode", [False, "trace"])

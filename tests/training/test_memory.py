@@ -31,5 +31,6 @@ def test_freed_memory_is_taken_again_without_page_faults():
         [sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True
     )
     before, after = map(int, done.stdout.split())
-    assert before > 1000, "the allocator keeps all by itself: nothing to be seen"
-    assert after < 100
+    if before < 1000:
+        pytest.skip("few faults either way: huge pages, or another allocator")
+    assert after < before / 100

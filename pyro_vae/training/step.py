@@ -180,9 +180,10 @@ class Stepper:
         buffers = step.moving if step else self._buffers()
         copies = [buffer.clone() for buffer in buffers]
         direct = self._direct[index] and step is not None and not step.traced.hooked
+        self._latest.pop(index, None)  # their memory serves the next ones
         try:
             if direct:
-                loss, norm = self._latest_of(index, step)  # type: ignore[arg-type]
+                loss, norm = self._unseen_gradients(index, step)  # type: ignore[arg-type]
             else:
                 loss, norm = self._gradients(index, step, batch, beta)
             if not self._deferred:
@@ -201,12 +202,11 @@ class Stepper:
             optimiser.step()
         return loss
 
-    def _latest_of(self, index: int, step: Prepared) -> tuple[Tensor, Tensor]:
+    def _unseen_gradients(self, index: int, step: Prepared) -> tuple[Tensor, Tensor]:
         """Make gradients that only the optimiser sees; return the loss and their norm.
 
         Setting them on the parameters costs a tenth of a small step: ``hand_out`` does it.
         """
-        self._latest.pop(index, None)  # their memory serves the next ones
         loss, norm, grads = step.gradients()
         self._latest[index] = step.traced, grads
         return loss, norm

@@ -116,6 +116,16 @@ def test_gradients_given_direct_move_weights_as_those_on_parameters():
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
+def test_gradients_of_an_earlier_step_are_not_handed_out():
+    program, stepper, data = build("trace", deferred=False, clip_norm=None)
+    train(program, stepper, [data])
+    stepper._direct = [False]  # as after a graph that had to be given up in the midst of an epoch
+    train(program, stepper, [data])
+    before = [p.grad.clone() for p in program.parameters()]
+    stepper.check(data)
+    assert all(torch.equal(p.grad, g) for p, g in zip(program.parameters(), before, strict=True))
+
+
 @pytest.mark.parametrize("mode", [False, "trace"])
 def test_an_optimiser_of_some_parameters_moves_no_others(mode, tmp_path):
     vae = pv.models.VAE(6, 2, hidden=(4,))

@@ -54,7 +54,7 @@ NOTES = [
     "the rest. pythae's epoch is its trainer's train_step, its loader and .item() included, its "
     "checkpoints and logs left out; its KL is the closed form.",
     "An epoch of pv.fit ends with a callback, after which the graph is compared with the program "
-    "once: an eager forward pass, and a step of the uncompiled graph.",
+    "once: a forward pass of each, neither compiled.",
     "First steps are those of fresh processes, from an empty and from a full Inductor cache; "
     "imports are counted apart. Peak memory is of the whole process, 24 steps later.",
 ]

@@ -133,8 +133,8 @@ class CompiledLoss:
         named = list(named_leaves(batch))
         # Lists, not generators, on the way of each step: half the price.
         rows = tuple([(name, x.shape, x.stride(), x.dtype, x.device) for name, x in named])
-        moving = tuple([parameter.requires_grad for parameter in self.trained])
-        key = (rows, kind(weights), size, self.program.training, moving)
+        free = tuple([parameter.requires_grad for parameter in self.trained])
+        key = (rows, kind(weights), size, self.program.training, free)
         traced = self._graphs.get(key)
         if traced is not None and key in self._doubtful:
             self._doubtful.discard(key)

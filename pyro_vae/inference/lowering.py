@@ -79,7 +79,7 @@ def _affine(graph: Graph, node: Node) -> tuple[Any, Any, Any] | None:
 
 
 def _shorten(graph: Graph) -> None:
-    """Put short rational functions in place of those for which the compiler calls a library."""
+    """Put short functions in place of those for which the compiler calls a library."""
     sigmoids = _sigmoids(graph)
     for node in list(graph.nodes):
         if _dtype(node) is not torch.float32:

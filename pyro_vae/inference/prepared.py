@@ -22,7 +22,7 @@ class Traced:
         trained: The parameters that it has gradients for, in their order.
         still: Parameters to train that this loss does not reach.
         moving: The positions of the inputs that it writes to.
-        agrees: Whether the program still does what was traced; one eager step.
+        agrees: Whether the program still does what was traced: a forward pass of each.
         hooked: Whether a parameter has hooks that wait for its gradient.
     """
 

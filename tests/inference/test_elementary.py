@@ -1,4 +1,4 @@
-"""Rational functions have the numbers of those that they stand for."""
+"""Short functions have the numbers of those that they stand for."""
 
 import math
 
@@ -33,9 +33,9 @@ def test_tanh_is_one_only_where_the_librarys_is():
     assert elementary.tanh(x).max() < 1
 
 
-def test_log1p_is_exact_to_five_roundings_on_the_unit_interval():
+def test_log1p_is_exact_to_four_roundings_on_the_unit_interval():
     e = torch.cat([torch.linspace(0, 1, 200_000)[1:], torch.logspace(-30, 0, 10_000)])
-    assert error(elementary.log1p(e), e.double().log1p()) < 5
+    assert error(elementary.log1p(e), e.double().log1p()) < 4
     assert elementary.log1p(torch.tensor(0.0)) == 0
 
 

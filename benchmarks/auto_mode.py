@@ -16,7 +16,7 @@ import torch
 from results import FOLDER, Result
 
 import pyro_vae as pv
-from pyro_vae.inference.compiled import Mode
+from pyro_vae.inference.graphs.compiled_loss import Mode
 
 ROWS, BATCH = 12_800, 128
 NAMES: tuple[Mode, ...] = ("trace", "auto")

@@ -30,8 +30,8 @@ from pyro_vae.conditionals import (
     Gaussian,
     InverseAutoregressiveFlow,
 )
-from pyro_vae.inference.floors import TargetKL
-from pyro_vae.inference.lagging import Lagging
+from pyro_vae.inference.objectives.kl_control import TargetKL
+from pyro_vae.inference.objectives.lagging import Lagging
 
 UNITS = 50
 LAYERS = ((64, 32, 16, 8, 4), (512, 256, 128, 64, 32))

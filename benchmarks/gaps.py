@@ -18,7 +18,7 @@ from results import FOLDER, Result
 import pyro_vae as pv
 from pyro_vae.errors import CheckpointError
 from pyro_vae.evaluation.gaps import Gaps, gaps
-from pyro_vae.inference.local import Local
+from pyro_vae.inference.posterior.local_fits import Local
 
 PUBLISHED = (
     "approximation 3.06, amortisation 4.22, total 7.28 (Cremer et al., 2018, arXiv:1801.03558: "

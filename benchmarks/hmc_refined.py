@@ -19,8 +19,8 @@ from results import Result
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae.evaluation.fitted import fitted_log_likelihood
-from pyro_vae.inference.refined import HMCRefined
+from pyro_vae.evaluation.fitted_likelihood import fitted_log_likelihood
+from pyro_vae.inference.objectives.hmc_refined import HMCRefined
 
 PUBLISHED = "Ruiz et al. (2019), arXiv:1905.04062, from the author's slides; 400,000 iterations"
 ARMS = ("vae", "hmc")

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import pyro_vae as pv
-from pyro_vae.inference.handlers import validation
+from pyro_vae.program.handlers import validation
 
 STEPS = 5
 

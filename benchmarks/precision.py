@@ -13,7 +13,7 @@ import torch
 from results import Result
 
 import pyro_vae as pv
-from pyro_vae.inference.program import Program
+from pyro_vae.program.program import Program
 from pyro_vae.training.precision import find_networks, mixed
 
 

@@ -33,13 +33,13 @@ from results import FOLDER, Result
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.inference.batch import chunks
-from pyro_vae.inference.bounds import scoring
-from pyro_vae.inference.log_joint import LogJoint
-from pyro_vae.inference.mixing import bulk_ess
-from pyro_vae.inference.program import Program
-from pyro_vae.inference.refine import HMC, refine, refine_batch
-from pyro_vae.inference.traced import DensityGraphs
+from pyro_vae.inference.graphs.density_graphs import DensityGraphs
+from pyro_vae.inference.posterior.refine import HMC, refine, refine_batch
+from pyro_vae.inference.sampling.diagnostics import bulk_ess
+from pyro_vae.program.batch import chunks
+from pyro_vae.program.bounds import scoring
+from pyro_vae.program.log_joint import LogJoint
+from pyro_vae.program.program import Program
 
 LATENT_DIM, HIDDEN = 8, 64
 DESCRIPTION = f"dreams of a VAE on digits, 64-{HIDDEN}-{LATENT_DIM}, Bernoulli"

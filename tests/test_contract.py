@@ -21,8 +21,8 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.errors import ProgramError
-from pyro_vae.inference.batch import arguments, map_batch, num_rows
-from pyro_vae.inference.handlers import ScaleLatents, validation
+from pyro_vae.program.batch import arguments, map_batch, num_rows
+from pyro_vae.program.handlers import ScaleLatents, validation
 
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 every = pytest.mark.parametrize("name", CASES)

@@ -22,10 +22,14 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.evaluation import generation
-from pyro_vae.inference import ais, discrete, hmc, importance, objectives, terms
-from pyro_vae.inference.handlers import ScaleLatents
-from pyro_vae.inference.joint import Joint
-from pyro_vae.inference.program import Program
+from pyro_vae.inference.objectives import elbo as objectives
+from pyro_vae.inference.objectives import importance_weighted as importance
+from pyro_vae.inference.objectives import score_function as discrete
+from pyro_vae.inference.sampling import ais, hmc
+from pyro_vae.program import terms
+from pyro_vae.program.handlers import ScaleLatents
+from pyro_vae.program.joint import Joint
+from pyro_vae.program.program import Program
 
 X = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
 

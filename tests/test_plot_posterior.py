@@ -7,7 +7,7 @@ import torch
 
 from pyro_vae import plots
 from pyro_vae.errors import DataError
-from pyro_vae.plots.posterior import levels
+from pyro_vae.plots.posterior_panels import levels
 
 AXIS = torch.linspace(-6, 6, 241, dtype=torch.float64)
 MEAN = torch.tensor([0.5, -1.0], dtype=torch.float64)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import pyro_vae as pv
 from benchmarks.speed.cases import BATCHES, Case
-from pyro_vae.inference.handlers import validation
+from pyro_vae.program.handlers import validation
 from pyro_vae.training.fit import adam
 from pyro_vae.training.precision import Precision, contexts
 from pyro_vae.training.step import Stepper

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 import pyro_vae as pv
-from pyro_vae.atomic import atomic_write_text
 from pyro_vae.cli.evaluate import judge
 from pyro_vae.cli.generate import sample_title
 from pyro_vae.cli.programs import build_program, load_splits
 from pyro_vae.cli.report import say, table
 from pyro_vae.cli.runs import fresh_folder, record
-from pyro_vae.training.device import resolve_device
+from pyro_vae.device import resolve_device
+from pyro_vae.storage.atomic import atomic_write_text
 
 
 def demo(

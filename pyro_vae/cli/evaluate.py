@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 import pyro_vae as pv
-from pyro_vae.atomic import atomic_write_text
-from pyro_vae.cli.choices import Binarisation, Data, Split
+from pyro_vae.cli.options import Binarisation, Data, Split
 from pyro_vae.cli.programs import as_binary, load_splits, shaped_rows
 from pyro_vae.cli.report import say, table
 from pyro_vae.cli.runs import open_run
 from pyro_vae.errors import ConfigError
+from pyro_vae.storage.atomic import atomic_write_text
 
 
 def evaluate(

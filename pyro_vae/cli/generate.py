@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 import pyro_vae as pv
-from pyro_vae.atomic import atomic_write_bytes
 from pyro_vae.cli.report import say
 from pyro_vae.cli.runs import open_run
+from pyro_vae.storage.atomic import atomic_write_bytes
 
 
 def generate(run: str, n: int = 64, mean: bool = True, seed: int = 0, device: str = "auto") -> None:

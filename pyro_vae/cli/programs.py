@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import pyro_vae as pv
-from pyro_vae.cli.choices import MODELS, OBSERVATIONS, Binarisation
+from pyro_vae.cli.options import MODELS, OBSERVATIONS, Binarisation
 from pyro_vae.errors import ConfigError
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pyro_vae as pv
-from pyro_vae.atomic import atomic_write_text
+from pyro_vae.device import resolve_device
 from pyro_vae.errors import ConfigError
-from pyro_vae.training.device import resolve_device
+from pyro_vae.storage.atomic import atomic_write_text
 
 SETTINGS = "train.json"  # what `train` was asked for; itself a file for --config
 # Not part of what a run is; a continuation may choose them anew.

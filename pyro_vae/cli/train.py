@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 
 import pyro_vae as pv
-from pyro_vae.cli.choices import (
+from pyro_vae.cli.options import (
     OBJECTIVES,
     Binarisation,
     Data,

@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import nn
 
-from pyro_vae.conditionals.choices import choice_config, choose
 from pyro_vae.conditionals.continuous import Gaussian, IsotropicGaussian, SquaredError
 from pyro_vae.conditionals.discrete import Bernoulli, Categorical, DiscretisedLogistic
 from pyro_vae.conditionals.made import MADE
+from pyro_vae.conditionals.registry import choice_config, choose
 from pyro_vae.errors import ConfigError
 
 Observation = Callable[..., nn.Module] | Mapping[str, Any]

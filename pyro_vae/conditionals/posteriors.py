@@ -11,15 +11,15 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyro_vae.conditionals.choices import choose
-from pyro_vae.conditionals.committed import (
+from pyro_vae.conditionals.continuous import Gaussian
+from pyro_vae.conditionals.flows import InverseAutoregressiveFlow, PlanarFlow, SplineFlow
+from pyro_vae.conditionals.noncollapsing import (
     BatchNormGaussian,
     DeltaGaussian,
     FixedScaleGaussian,
 )
-from pyro_vae.conditionals.continuous import Gaussian
-from pyro_vae.conditionals.flows import InverseAutoregressiveFlow, PlanarFlow, SplineFlow
 from pyro_vae.conditionals.outputs import bounded
+from pyro_vae.conditionals.registry import choose
 from pyro_vae.errors import ConfigError
 from pyro_vae.nn import positive_int
 

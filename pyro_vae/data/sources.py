@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from pyro_vae.atomic import atomic_write_bytes
 from pyro_vae.data.readers import Arrays, read_idx
 from pyro_vae.errors import DataError
+from pyro_vae.storage.atomic import atomic_write_bytes
 
 ENVIRONMENT = "PYRO_VAE_DATA"
 

@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from pyro_vae.evaluation import verdicts
-from pyro_vae.evaluation.codes import CodeUsage
-from pyro_vae.inference.information import Information
+from pyro_vae.evaluation.codebook_usage import CodeUsage
+from pyro_vae.inference.posterior.information import Information
 
 ACTIVE = 0.01  # Burda et al. (2016), §5: a unit is active where Var_x E_q[z | x] exceeds this
 ACTIVE_KL = 0.01  # the criterion by KL, nats

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pyro_vae.arguments import positive
 from pyro_vae.errors import ConfigError, ProgramError
-from pyro_vae.evaluation.annealing import AIS, ais
-from pyro_vae.inference.batch import Batch, chunks
-from pyro_vae.inference.bounds import positive
-from pyro_vae.inference.infer import infer
-from pyro_vae.inference.local import Local
-from pyro_vae.inference.program import Program
-from pyro_vae.inference.weights import effective_sample_size, log_mean_exp
+from pyro_vae.evaluation.annealed_likelihood import AIS, ais
+from pyro_vae.inference.posterior.infer import infer
+from pyro_vae.inference.posterior.local_fits import Local
+from pyro_vae.inference.sampling.importance_weights import effective_sample_size, log_mean_exp
+from pyro_vae.program.batch import Batch, chunks
+from pyro_vae.program.program import Program
 
 GUIDE = "importance sampling, guide"
 LOCAL = "importance sampling, local q"

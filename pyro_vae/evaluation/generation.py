@@ -7,11 +7,12 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_vae.arguments import positive
 from pyro_vae.errors import ConfigError, DataError
-from pyro_vae.inference.batch import Batch, arguments, chunks, num_rows
-from pyro_vae.inference.bounds import passes, positive, scoring
-from pyro_vae.inference.handlers import sample_sites
-from pyro_vae.inference.program import Program
+from pyro_vae.program.batch import Batch, arguments, chunks, num_rows
+from pyro_vae.program.bounds import passes, scoring
+from pyro_vae.program.handlers import sample_sites
+from pyro_vae.program.program import Program
 
 _ROWS_PER_PASS = 1024
 Values = Tensor | dict[str, Tensor]  # one site: its tensor; several: by name

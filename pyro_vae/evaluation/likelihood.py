@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_vae.inference import checks
-from pyro_vae.inference.batch import Batch, num_rows
-from pyro_vae.inference.bounds import passes, positive, scoring
-from pyro_vae.inference.program import Program
-from pyro_vae.inference.weights import pareto_k_of_tail, tail_length
+from pyro_vae.arguments import positive
+from pyro_vae.inference.sampling.importance_weights import pareto_k_of_tail, tail_length
+from pyro_vae.program import checks
+from pyro_vae.program.batch import Batch, num_rows
+from pyro_vae.program.bounds import passes, scoring
+from pyro_vae.program.program import Program
 
 # Particle rows (data times particles) per pass through the model: small enough for a CPU's cache,
 # large enough to keep it busy; the memory of an evaluation is bounded by it, whatever N and K are.

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evaluation.moments import Moments, Said, relative
-from pyro_vae.inference.batch import Batch, map_batch, named_leaves, num_rows
-from pyro_vae.inference.bounds import passes
-from pyro_vae.inference.handlers import sample_sites
-from pyro_vae.inference.joint import Joint
-from pyro_vae.inference.layout import by_datum, inner_plates
-from pyro_vae.inference.program import Program
-from pyro_vae.inference.terms import Latent, Terms
+from pyro_vae.program.batch import Batch, map_batch, named_leaves, num_rows
+from pyro_vae.program.bounds import passes
+from pyro_vae.program.handlers import sample_sites
+from pyro_vae.program.joint import Joint
+from pyro_vae.program.plates import by_datum, inner_plates
+from pyro_vae.program.program import Program
+from pyro_vae.program.terms import Latent, Terms
 
 _ROWS = 2000  # data behind the moments of a site below other latents
 _DRAWS = 64_000  # of those latents, for all data together: a fifth of what an epoch of 50,000 costs

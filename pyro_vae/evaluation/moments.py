@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vae.inference.layout import by_datum
+from pyro_vae.program.plates import by_datum
 
 BINS = 24  # of the histogram of posterior variances, over [0, 1.2] prior variances of 1
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from pyro_vae.evaluation.collapse import Diagnosis, diagnose
-from pyro_vae.inference.bounds import positive
-from pyro_vae.inference.program import Program
-from pyro_vae.training.device import seeded
+from pyro_vae.arguments import positive
+from pyro_vae.device import seeded
+from pyro_vae.evaluation.diagnose import Diagnosis, diagnose
+from pyro_vae.program.program import Program
 
 
 class CollapseMonitor:

@@ -1,1 +1,1 @@
-"""How a program is inferred: reading it, weighing it, and the objectives over its terms."""
+"""How a program is inferred: objectives, samplers, posteriors, and the graphs that run them."""

@@ -2,13 +2,13 @@
 
 from pyro_vae.models.autoencoder import Autoencoder
 from pyro_vae.models.bayesian import BayesianVAE
-from pyro_vae.models.exponential import DEF
+from pyro_vae.models.deep_exponential import DEF
 from pyro_vae.models.ladder import HierarchicalVAE, LadderVAE
 from pyro_vae.models.linear import LinearVAE
 from pyro_vae.models.sbn import SBN
 from pyro_vae.models.top_down import TopDownVAE
 from pyro_vae.models.vae import VAE
-from pyro_vae.models.vq import VQVAE
+from pyro_vae.models.vqvae import VQVAE
 
 __all__ = [
     "DEF",

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from pyro_vae.conditionals import Point, SquaredError
 from pyro_vae.distributions import NoPrior
-from pyro_vae.models.naming import register, unique_name
 from pyro_vae.models.networks import decoder_of, encoder_net, plain, shapes, shared_config
+from pyro_vae.models.param_names import register, unique_name
 from pyro_vae.nn import Shape
 
 

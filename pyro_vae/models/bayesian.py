@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pyro_vae.conditionals import bounded
-from pyro_vae.models.naming import register, unique_name
+from pyro_vae.models.param_names import register, unique_name
 from pyro_vae.models.vae import VAE
 from pyro_vae.nn import Shape, positive_float
 

@@ -10,9 +10,9 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_vae.conditionals import Gaussian
-from pyro_vae.models.layers import PARAMETERS, Chain
-from pyro_vae.models.naming import register
+from pyro_vae.models.latent_layers import PARAMETERS, Chain
 from pyro_vae.models.networks import encoder_net
+from pyro_vae.models.param_names import register
 from pyro_vae.nn import MLP, BatchNorm, activation_layer
 
 

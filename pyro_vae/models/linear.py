@@ -10,7 +10,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_vae.errors import DataError
-from pyro_vae.models.naming import register, unique_name
+from pyro_vae.models.param_names import register, unique_name
 from pyro_vae.nn import positive_int
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_vae.conditionals import Categorical, Observation, observation, widen
 from pyro_vae.errors import ConfigError
-from pyro_vae.models.skip import SkipMLP
+from pyro_vae.models.skip_network import SkipMLP
 from pyro_vae.nn import (
     MLP,
     ConvDecoder,

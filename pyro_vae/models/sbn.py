@@ -14,8 +14,8 @@ from pyro_vae.conditionals import Bernoulli
 from pyro_vae.conditionals.autoregressive import Autoregressive, AutoregressiveBits
 from pyro_vae.distributions import BernoulliArray
 from pyro_vae.errors import ConfigError
-from pyro_vae.models.naming import register, unique_name
 from pyro_vae.models.networks import checked_mean, plain
+from pyro_vae.models.param_names import register, unique_name
 from pyro_vae.nn import MLP, Shape, as_shape, sizes
 
 KINDS = ("factorised", "autoregressive")

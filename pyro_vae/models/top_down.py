@@ -9,9 +9,9 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_vae.conditionals import Bernoulli, Gaussian, Observation, observation_config
-from pyro_vae.models.layers import PARAMETERS, Draw, Layers
-from pyro_vae.models.naming import register
+from pyro_vae.models.latent_layers import PARAMETERS, Draw, Layers
 from pyro_vae.models.networks import decoder_of, encoder_net
+from pyro_vae.models.param_names import register
 from pyro_vae.nn import MLP, Shape, positive_int
 
 

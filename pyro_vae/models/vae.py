@@ -9,12 +9,12 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_vae.conditionals import Bernoulli, Gaussian, Observation, observation_config
-from pyro_vae.conditionals.choices import choice_config
 from pyro_vae.conditionals.posteriors import POSTERIORS, Posterior, posterior_of
 from pyro_vae.conditionals.priors import Prior, StandardNormal, prior_config, prior_of
+from pyro_vae.conditionals.registry import choice_config
 from pyro_vae.errors import ConfigError
-from pyro_vae.models.naming import register, unique_name
 from pyro_vae.models.networks import decoder_of, encoder_net, plain, shapes, shared_config
+from pyro_vae.models.param_names import register, unique_name
 from pyro_vae.nn import Shape
 
 

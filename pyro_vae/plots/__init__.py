@@ -5,12 +5,12 @@ settings are never touched, so these work in scripts, notebooks and threads alik
 """
 
 from pyro_vae.plots.collapse import collapse_curves, cures, diagnosis
-from pyro_vae.plots.gaps import gaps
-from pyro_vae.plots.history import curves
+from pyro_vae.plots.curves import curves
+from pyro_vae.plots.figure_files import save
 from pyro_vae.plots.images import interpolations, reconstructions, samples
+from pyro_vae.plots.inference_gaps import gaps
 from pyro_vae.plots.latent import latent_map
-from pyro_vae.plots.posterior import posterior
-from pyro_vae.plots.saving import save
+from pyro_vae.plots.posterior_panels import posterior
 from pyro_vae.plots.style import DPI, PALETTE
 
 __all__ = [

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from pyro_vae.errors import DataError
-from pyro_vae.inference.batch import Batch, map_batch, named_leaves, num_rows
-from pyro_vae.inference.program import Program
+from pyro_vae.program.batch import Batch, map_batch, named_leaves, num_rows
+from pyro_vae.program.program import Program
 from pyro_vae.training.parallel import World
 
 # Beyond this share of a GPU's free memory the data stay on the host and travel batch by batch.

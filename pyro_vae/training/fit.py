@@ -11,15 +11,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
+from pyro_vae.arguments import positive
+from pyro_vae.device import seeded
 from pyro_vae.errors import ConfigError, ProgramError
-from pyro_vae.inference.batch import Batch, check_finite
-from pyro_vae.inference.bounds import positive
-from pyro_vae.inference.compiled import Mode
-from pyro_vae.inference.objectives import OptimiserFactory, as_objective
-from pyro_vae.inference.program import Program
-from pyro_vae.training.device import seeded
+from pyro_vae.inference.graphs.compiled_loss import Mode
+from pyro_vae.inference.objectives.elbo import OptimiserFactory, as_objective
+from pyro_vae.program.batch import Batch, check_finite
+from pyro_vae.program.program import Program
+from pyro_vae.storage.run_folder import RunFolder
 from pyro_vae.training.feed import LoaderFeed, TensorFeed, gather, make_feed
-from pyro_vae.training.folder import RunFolder
 from pyro_vae.training.loop import Loop, Run
 from pyro_vae.training.parallel import Devices, World, join
 from pyro_vae.training.precision import Precision, contexts, convert
@@ -139,9 +139,7 @@ def fit(
         ProgramError: Several devices, for a program that draws its own minibatch.
     """
     epochs, batch_size = positive("epochs", epochs), positive("batch_size", batch_size)
-    patience = None if patience is None else positive("patience", patience)
-    if checkpoint_every is not None:
-        checkpoint_every = positive("checkpoint_every", checkpoint_every)
+    patience, checkpoint_every = _counts(patience=patience, checkpoint_every=checkpoint_every)
     seed = _seed(seed)
     _check_arguments(clip_norm, patience, valid, out, checkpoint_every, resume)
     wrapped = Program.of(program)
@@ -200,6 +198,11 @@ def fit(
     )
     with seeded(wrapped.device, seed):
         return loop.run()
+
+
+def _counts(**numbers: int | None) -> list[int | None]:
+    """Return numbers that are absent or integers of at least 1."""
+    return [None if n is None else positive(name, n) for name, n in numbers.items()]
 
 
 def _seed(seed: Any) -> int:

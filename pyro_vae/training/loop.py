@@ -14,19 +14,19 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pyro_vae.device import seeded
 from pyro_vae.errors import PyroVaeError, TrainingDiverged
-from pyro_vae.inference.batch import Batch
-from pyro_vae.inference.bounds import mean_bound, mean_elbo
-from pyro_vae.inference.handlers import Beta, validation
-from pyro_vae.inference.objectives import ELBO, Objective, TermsObjective
-from pyro_vae.inference.program import Program
-from pyro_vae.training.checkpoint import Checkpoint, read_checkpoint
-from pyro_vae.training.device import seeded
+from pyro_vae.inference.objectives.elbo import ELBO, Objective, TermsObjective
+from pyro_vae.program.batch import Batch
+from pyro_vae.program.bounds import mean_bound, mean_elbo
+from pyro_vae.program.handlers import Beta, validation
+from pyro_vae.program.program import Program
+from pyro_vae.storage.checkpoint import Checkpoint, read_checkpoint
+from pyro_vae.storage.history import History
+from pyro_vae.storage.run_folder import RunFolder
+from pyro_vae.storage.save import save, state_modules
 from pyro_vae.training.feed import LoaderFeed, TensorFeed
-from pyro_vae.training.folder import RunFolder
-from pyro_vae.training.history import History
 from pyro_vae.training.parallel import World
-from pyro_vae.training.saving import save, state_modules
 from pyro_vae.training.schedules import Schedule
 from pyro_vae.training.step import Stepper
 

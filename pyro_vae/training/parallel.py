@@ -11,10 +11,10 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor, nn
 
+from pyro_vae.arguments import positive
+from pyro_vae.device import resolve_device
 from pyro_vae.errors import ConfigError, DeviceError
-from pyro_vae.inference.batch import Batch, map_batch, named_leaves, num_rows
-from pyro_vae.inference.bounds import positive
-from pyro_vae.training.device import resolve_device
+from pyro_vae.program.batch import Batch, map_batch, named_leaves, num_rows
 
 Devices = int | Literal["auto"]
 

@@ -15,8 +15,8 @@ from torch.nn.modules.module import (
 )
 
 from pyro_vae.errors import ConfigError
-from pyro_vae.inference.batch import Batch
-from pyro_vae.inference.program import Program
+from pyro_vae.program.batch import Batch
+from pyro_vae.program.program import Program
 
 Precision = Literal["32-true", "64-true", "bf16-mixed"] | None
 _DTYPES = {"32-true": torch.float32, "64-true": torch.float64, "bf16-mixed": torch.float32}

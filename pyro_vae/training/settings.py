@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from pyro_vae.errors import ConfigError
-from pyro_vae.inference.handlers import Beta
-from pyro_vae.inference.objectives import OptimiserFactory, TermsObjective
+from pyro_vae.inference.objectives.elbo import OptimiserFactory, TermsObjective
+from pyro_vae.program.handlers import Beta
 from pyro_vae.training.adam import Adam
 from pyro_vae.training.feed import LoaderFeed, TensorFeed
 from pyro_vae.training.schedules import Schedule, as_schedule, describe

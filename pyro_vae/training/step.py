@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.device import keep_freed_memory
 from pyro_vae.errors import ConfigError, TrainingDiverged
-from pyro_vae.inference.batch import Batch
-from pyro_vae.inference.compiled import CompiledLoss, Mode, check_mode
-from pyro_vae.inference.gradients import global_norm
-from pyro_vae.inference.handlers import Beta
-from pyro_vae.inference.objectives import Objective, OptimiserFactory, Update
-from pyro_vae.inference.prepared import Prepared, Traced
-from pyro_vae.inference.program import Program
+from pyro_vae.inference.graphs.compiled_loss import CompiledLoss, Mode, check_mode
+from pyro_vae.inference.graphs.flat_inputs import global_norm
+from pyro_vae.inference.graphs.graph_step import Prepared, Traced
+from pyro_vae.inference.objectives.elbo import Objective, OptimiserFactory, Update
+from pyro_vae.program.batch import Batch
+from pyro_vae.program.handlers import Beta
+from pyro_vae.program.program import Program
 from pyro_vae.training.adam import Adam
-from pyro_vae.training.device import keep_freed_memory
 
 # Steps between two looks at the flag of a deferred check: one sync each.
 CHECK_EVERY = 100

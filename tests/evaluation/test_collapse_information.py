@@ -12,8 +12,8 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.conditionals import AR1Prior
-from pyro_vae.inference.bounds import scoring
-from pyro_vae.inference.information import information
+from pyro_vae.inference.posterior.information import information
+from pyro_vae.program.bounds import scoring
 
 
 class Gain(nn.Module):

@@ -16,8 +16,8 @@ from torch import nn
 import pyro_vae as pv
 from pyro_vae import plots
 from pyro_vae.errors import ConfigError, DataError
-from pyro_vae.inference.bounds import scoring
-from pyro_vae.inference.information import information
+from pyro_vae.inference.posterior.information import information
+from pyro_vae.program.bounds import scoring
 
 EIGENVALUES = torch.tensor([9.0, 4.0, 2.0, 0.8, 0.3, 0.1], dtype=torch.float64)
 
@@ -110,7 +110,9 @@ def test_information_by_matrix_products_equals_that_by_running_the_guide(monkeyp
     found = []
     for normal in (True, False):
         if not normal:
-            monkeypatch.setattr("pyro_vae.inference.information._normal_of", lambda site: None)
+            monkeypatch.setattr(
+                "pyro_vae.inference.posterior.information._normal_of", lambda site: None
+            )
         with scoring(wrapped):
             torch.manual_seed(4)
             found.append(information(wrapped, x, probes=50, rows=60))

@@ -17,10 +17,10 @@ import pyro_vae as pv
 from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.evaluation import gaps as module
 from pyro_vae.evaluation.gaps import gaps
-from pyro_vae.inference import ais
-from pyro_vae.inference.local import Local
+from pyro_vae.inference.posterior.local_fits import Local
+from pyro_vae.inference.sampling import ais
 from pyro_vae.models import LinearVAE
-from pyro_vae.plots.gaps import gaps as draw
+from pyro_vae.plots.inference_gaps import gaps as draw
 
 ANNEALED = pv.AIS(num_temperatures=3, chains=4, num_leapfrog=1)
 

@@ -13,7 +13,11 @@ from torch import nn
 import pyro_vae as pv
 from pyro_vae.evaluation import likelihood
 from pyro_vae.evaluation.likelihood import LogLikelihood, RunningWeights
-from pyro_vae.inference.weights import effective_sample_size, log_mean_exp, psis_k
+from pyro_vae.inference.sampling.importance_weights import (
+    effective_sample_size,
+    log_mean_exp,
+    psis_k,
+)
 
 
 class Scaled(nn.Module):

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 import pyro_vae as pv
 from pyro_vae.conditionals import Categorical, Gaussian
 from pyro_vae.errors import ConfigError
-from pyro_vae.inference.handlers import sample_sites
 from pyro_vae.models import HierarchicalVAE, LadderVAE, TopDownVAE
 from pyro_vae.models.ladder import merge
+from pyro_vae.program.handlers import sample_sites
 
 KINDS = (HierarchicalVAE, LadderVAE, TopDownVAE)
 DATA, UNITS = 6, 3

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import pyro_vae as pv
 from pyro_vae.errors import DataError
-from pyro_vae.inference.batch import named_leaves, num_rows
+from pyro_vae.program.batch import named_leaves, num_rows
 from pyro_vae.training.feed import TensorFeed, make_feed
 
 N = 23

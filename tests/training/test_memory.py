@@ -9,7 +9,7 @@ import pytest
 FAULTS = """
 import resource
 import torch
-from pyro_vae.training.device import keep_freed_memory
+from pyro_vae.device import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -7,7 +7,7 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.errors import TrainingDiverged
-from pyro_vae.inference.handlers import validation
+from pyro_vae.program.handlers import validation
 from pyro_vae.training.adam import Adam
 from pyro_vae.training.settings import adam
 from pyro_vae.training.step import CHECK_EVERY, Stepper

@@ -1,0 +1,83 @@
+"""How much of a codebook is in use."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_vae.errors import ProgramError
+from pyro_vae.program.batch import arguments
+from pyro_vae.program.bounds import passes, scoring
+from pyro_vae.program.handlers import sample_sites
+from pyro_vae.program.program import Program
+
+
+@dataclass(frozen=True)
+class CodeUsage:
+    r"""How often each code of a codebook is used, over data and positions.
+
+    Arguments:
+        counts: Uses of each code, ``(K,)``.
+    """
+
+    counts: Tensor
+
+    @property
+    def num_codes(self) -> int:
+        """K."""
+        return len(self.counts)
+
+    @property
+    def used(self) -> int:
+        """Codes that are used at all."""
+        return int((self.counts > 0).sum())
+
+    @property
+    def perplexity(self) -> float:
+        r""":math:`\exp(-\sum_k f_k \log f_k)` of the frequencies: K if all are equal."""
+        share = self.counts / self.counts.sum()
+        return float(torch.special.entr(share).sum().exp())
+
+    def __repr__(self) -> str:
+        return (
+            f"CodeUsage({self.used} of {self.num_codes} codes used, "
+            f"perplexity {self.perplexity:.1f}, {self.perplexity / self.num_codes:.0%})"
+        )
+
+
+def code_usage(program: Any, data: Any) -> CodeUsage:
+    """Count how often the guide uses each code of a program's codebook.
+
+    Arguments:
+        program: Anything with ``.model`` and ``.guide`` and one quantised latent, as
+            ``pv.models.VQVAE``: the guide's distribution there has ``num_codes`` and ``numbers``.
+        data: One row per datum, ``(N, ...)``.
+
+    Raises:
+        DataError: Data that the program cannot take.
+        ProgramError: No latent is quantised.
+    """
+    wrapped = Program.of(program)
+    batch = wrapped.adapt(data)
+    wrapped.check(batch)
+    wrapped.require_whole(batch)
+    counts: Any = 0
+    with scoring(wrapped):
+        for piece in passes(wrapped, batch, 1024):
+            args, kwargs = arguments(piece)
+            trace = poutine.trace(wrapped.functions[1]).get_trace(*args, **kwargs)
+            counts = counts + _count(trace)
+    return CodeUsage(counts.cpu())
+
+
+def _count(trace: Any) -> Tensor:
+    for _, site in sample_sites(trace):
+        if hasattr(site["fn"], "numbers"):
+            numbers = site["fn"].numbers(site["value"]).flatten()
+            return torch.bincount(numbers, minlength=site["fn"].num_codes).double()
+    raise ProgramError(
+        f"code_usage: none of {[name for name, _ in sample_sites(trace)]} is quantised; it needs a "
+        "program with a codebook, as pv.models.VQVAE"
+    )

@@ -1,0 +1,203 @@
+"""Posterior collapse, measured: KL per site and unit, active units, information."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_vae.arguments import positive
+from pyro_vae.errors import ProgramError
+from pyro_vae.evaluation.codebook_usage import CodeUsage
+from pyro_vae.evaluation.diagnosis import Diagnosis
+from pyro_vae.evaluation.marginals import (
+    Judged,
+    add_conditional,
+    add_marginal,
+    below_others,
+    prior_variances,
+)
+from pyro_vae.evaluation.moments import Moments
+from pyro_vae.inference.objectives.elbo import analytic_sites
+from pyro_vae.inference.posterior.information import Information, information, is_plain
+from pyro_vae.program.bounds import passes, scoring
+from pyro_vae.program.joint import Joint
+from pyro_vae.program.program import Program
+from pyro_vae.program.terms import Terms, local_log_p
+
+
+def diagnose(
+    program: Any,
+    data: Any,
+    *,
+    num_particles: int = 1,
+    probes: int = 1000,
+    rows: int = 10_000,
+    batch_size: int = 1024,
+) -> Diagnosis:
+    r"""Look for posterior collapse: what each latent tells of the data, and what may help.
+
+    The KL is estimated at draws from the guide; random numbers come from torch's global generator.
+    Global latents are held at one draw from the guide, also where z comes from the prior.
+    ``print(pv.diagnose(program, x).report())`` is the way to read it, ``pv.plots.diagnosis`` to see
+    it.
+
+    Arguments:
+        program: Anything with ``.model`` and ``.guide``.
+        data: One row per datum, ``(N, ...)``.
+        num_particles: Draws per datum behind the KL estimates.
+        probes: Draws of z behind the mutual information.
+        rows: Data that the aggregate posterior is made of, at most.
+        batch_size: Particles times rows in any pass of model or guide; bounds the memory.
+
+    Raises:
+        DataError: Data that the program cannot take.
+
+    References:
+        | Importance Weighted Autoencoders (Burda et al., 2016), arXiv:1509.00519
+        | ELBO surgery (Hoffman & Johnson, 2016)
+        | Don't Blame the ELBO! (Lucas et al., 2019), arXiv:1911.02469
+    """
+    wrapped = Program.of(program)
+    particles = positive("num_particles", num_particles)
+    limits = {"probes": positive("probes", probes), "rows": positive("rows", rows)}
+    limits["batch_size"] = positive("batch_size", batch_size)
+    batch = wrapped.adapt(data)
+    wrapped.check(batch)
+    wrapped.require_prior("diagnose")
+    wrapped.require_guide("diagnose")
+    wrapped.require_whole(batch)
+    sums = _Sums(wrapped)
+    with scoring(wrapped):
+        pieces = passes(wrapped, batch, max(1, batch_size // particles))
+        held = wrapped.joint(pieces[0]).global_values() if wrapped.sites.global_ else {}
+        judged = Judged(wrapped, batch, held, batch_size)
+        scales: dict[str, Tensor] = {}
+        for piece in pieces:
+            joint = judged.on(piece)
+            terms = joint.terms(1, particles)
+            if not sums.rows:
+                scales = prior_variances(judged, terms)
+                sums.note(wrapped, terms)
+            sums.add(terms, scales)
+            sums.add_prior(joint)
+        if below_others(terms):
+            add_marginal(sums.moments, judged, below_others(terms), scales)
+        found = information(wrapped, batch, **limits)
+    return sums.result(found)
+
+
+class _Sums:
+    """Running sums over the data, so that the memory does not grow with them."""
+
+    def __init__(self, program: Program) -> None:
+        self.observed, self.plates = program.sites.observed, program.sites.num_plates
+        self.rows = 0
+        self.sums: dict[tuple[str, str], Tensor] = {}  # (quantity, site)
+        self.facts: dict[str, Any] = {}
+        self.moments = Moments()
+
+    def add(self, terms: Terms, scales: Mapping[str, Tensor]) -> None:
+        """Add what the guide's draws tell."""
+        self.rows += terms.batch_size
+        self._put("reconstruction", "", terms.log_likelihood().mean((0, 1)).sum())
+        conditional = below_others(terms)
+        for name, (latent, *_) in terms.latents.items():
+            kl = terms.kl(name).mean((0, 1)).double()
+            self._put("kl", name, kl.sum())
+            self._put("square", name, kl.square().sum())
+            try:
+                units = terms.unit_kl(name)
+                self._put("unit_kl", name, units.flatten(0, 1).mean(0).sum(0))
+            except ProgramError:
+                pass  # no density per unit: the site's KL stands alone
+            if name not in conditional:
+                add_conditional(self.moments, name, latent, scales.get(name), terms)
+            counts = _code_counts(latent)
+            if counts is not None:
+                self._put("codes", name, counts)
+
+    def add_prior(self, joint: Joint) -> None:
+        """Add the reconstruction from codes of the prior."""
+        trace = poutine.trace(joint.model).get_trace(*joint.args, **joint.kwargs)
+        log_p = local_log_p(trace, self.plates, 1)
+        total = sum(log_p[name].sum() for name in self.observed)
+        assert isinstance(total, Tensor)  # a program observes something
+        self._put("prior_reconstruction", "", total)
+        if "observed" not in self.facts:
+            sites: Any = trace.nodes
+            self.facts["observed"] = {name: _kind(sites[name]["fn"]) for name in self.observed}
+
+    def note(self, program: Program, terms: Terms) -> None:
+        """Note of what kind the latents are."""
+        latents = {name: draws[0] for name, draws in terms.latents.items()}
+        paths = {name: name not in terms.score for name in latents}
+        alone = not program.sites.global_ and self.plates == 1 and set(terms.log_q) == set(latents)
+        self.facts |= {
+            "kinds": {name: _kind(latent.posterior) for name, latent in latents.items()},
+            "reparametrised": paths,
+            "closed_form": tuple(analytic_sites(terms)) if all(paths.values()) else (),
+            "weighted": tuple(name for name, latent in latents.items() if not is_plain(latent)),
+            "refinable": alone
+            and all(paths.values())
+            and not any(latent.prior.support.is_discrete for latent in latents.values()),
+        }
+
+    def _put(self, quantity: str, site: str, value: Tensor) -> None:
+        key = (quantity, site)
+        self.sums[key] = self.sums[key] + value if key in self.sums else value
+
+    def _of(self, quantity: str) -> dict[str, Tensor]:
+        return {site: value for (kind, site), value in self.sums.items() if kind == quantity}
+
+    def result(self, found: Information | None) -> Diagnosis:
+        """Return the means."""
+        n = self.rows
+        kl = self._of("kl")
+        spread = {
+            name: (square / n - (kl[name] / n).square()).clamp(min=0) / max(1, n - 1)
+            for name, square in self._of("square").items()
+        }
+        return Diagnosis(
+            kl={name: (value / n).item() for name, value in kl.items()},
+            unit_kl={name: (value / n).cpu() for name, value in self._of("unit_kl").items()},
+            variance=self._in_order(self.moments.variance()),
+            reconstruction=(self.sums["reconstruction", ""] / n).item(),
+            kl_stderr={name: value.sqrt().item() for name, value in spread.items()},
+            prior_reconstruction=(self.sums["prior_reconstruction", ""] / n).item(),
+            posterior_variance=self._in_order(self.moments.spread()),
+            histogram=self._in_order(self.moments.histogram()),
+            codes={name: CodeUsage(value.cpu()) for name, value in self._of("codes").items()},
+            information=found,
+            rows=n,
+            **self.facts,
+        )
+
+    def _in_order(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return figures of sites in the order of the model, which a plot's colours follow."""
+        return {name: found[name] for name in self._of("kl") if name in found}
+
+
+def _kind(fn: Any) -> str:
+    """Return the name of a distribution, that of the base of a factorised or masked one."""
+    while hasattr(fn, "reinterpreted_batch_ndims") or hasattr(fn, "_mask"):
+        fn = fn.base_dist
+    return type(fn).__name__
+
+
+def _code_counts(latent: Any) -> Tensor | None:
+    """Return how often each code of a discrete latent was drawn, ``(K,)``; None for others."""
+    base = latent.posterior
+    if hasattr(base, "numbers"):  # a vector-quantised latent
+        codes = base.numbers(latent.value).flatten()
+        return torch.bincount(codes, minlength=base.num_codes)
+    while not hasattr(base, "logits") and getattr(base, "base_dist", None) is not None:
+        base = base.base_dist
+    name, value = type(base).__name__, latent.value
+    if name.startswith("OneHotCategorical"):
+        value = value.argmax(-1)
+    elif not name.startswith("Categorical"):
+        return None
+    codes = value.long().flatten()
+    return codes.new_zeros(base.logits.shape[-1]).index_add(0, codes, torch.ones_like(codes))

@@ -1,0 +1,211 @@
+"""Compiling beside the training: another process does it, and leaves the result in a file."""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_vae.inference.graphs.inductor import Run, load_compiled, save_compiled
+
+# A run with less than this to go does not get back what compiling costs: the other process takes
+# a core for some ten seconds.
+WORTH_SECONDS = 60.0
+_SHARE = 0.2  # of the steps; a graph with fewer, that of ragged batches, stays as it is
+_WARM = 20  # calls before the clock starts
+_TIMED = 60  # calls by which the time to go is estimated
+_POLL = 25  # calls between two looks at the other process
+_BLOCK = 10  # calls per side and round of the trial
+_ROUNDS = 7
+
+
+class Background:
+    """Decides what each step runs: the traced graph, or the compiled one once it is there.
+
+    The first steps tell how long the run will take. Where that is long enough, another process of
+    low priority compiles the graph; then both graphs take turns for some steps, and the faster one
+    stays. A compiler that fails, or is not there, changes nothing.
+
+    Arguments:
+        steps: Steps of the run.
+        worth: Seconds to go below which nothing is compiled.
+        clock: Seconds now.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        *,
+        worth: float = WORTH_SECONDS,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.steps = steps
+        self.worth = worth
+        self.clock = clock
+        self.calls = 0
+        self._plans: dict[int, Iterator[Run]] = {}
+
+    def choose(self, graph: GraphModule, run: Run, inputs: Sequence[Tensor]) -> Run:
+        """Return what the coming step should run.
+
+        Arguments:
+            graph: The traced graph of the batch's signature.
+            run: What its last step ran; before the first, the traced graph's function.
+            inputs: Of the step.
+        """
+        self.calls += 1
+        plan = self._plans.get(id(graph))
+        if plan is None:
+            plan = self._plans[id(graph)] = self._plan(graph, run, inputs)
+        return next(plan, run)
+
+    def _plan(self, graph: GraphModule, traced: Run, inputs: Sequence[Tensor]) -> Iterator[Run]:
+        """Yield what each step runs, until that is settled: the last one stays."""
+        first = self.calls
+        for _ in range(_WARM):
+            yield traced
+        start = self.clock()
+        for _ in range(_TIMED):
+            yield traced
+        seconds = (self.clock() - start) / _TIMED
+        often = _SHARE * (self.calls - first) < _WARM + _TIMED
+        if not often or seconds * (self.steps - self.calls) < self.worth:
+            return
+        try:
+            child = Elsewhere(graph, inputs)
+        except Exception:  # no room on the disk, no process to be had
+            return
+        while child.poll() is None:
+            for _ in range(_POLL):
+                yield traced
+        compiled = _loaded(child, inputs) if child.returncode == 0 else None
+        if compiled is not None:
+            yield from self._trial(traced, compiled, inputs[0].device)
+
+    def _trial(self, traced: Run, compiled: Run, device: torch.device) -> Iterator[Run]:
+        """Let both run in turns, and end with the faster."""
+        for _ in range(_BLOCK):
+            yield compiled  # the first calls load and warm up
+        ratios = []
+        for _ in range(_ROUNDS):
+            taken = []
+            for run in (traced, compiled):
+                start = self._now(device)
+                for _ in range(_BLOCK):
+                    yield run
+                taken.append(self._now(device) - start)
+            ratios.append(taken[1] / taken[0])
+        yield compiled if statistics.median(ratios) < 1 else traced
+
+    def _now(self, device: torch.device) -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # fifteen syncs per run
+        return self.clock()
+
+
+def _loaded(child: "Elsewhere", inputs: Sequence[Tensor]) -> Run | None:
+    """Return the compiled graph, tried once on copies; None where it does not load or run."""
+    try:
+        compiled = child.load()
+        with torch.no_grad(), torch.random.fork_rng([i.device for i in inputs[:1] if i.is_cuda]):
+            compiled(*[leaf.detach().clone() for leaf in inputs])
+    except Exception:  # whatever: the traced graph is there
+        return None
+    return compiled
+
+
+class Elsewhere:
+    """A process that compiles a graph at low priority; it ends with the run that asked for it.
+
+    It gets the graph as source text and the shapes of its inputs.
+
+    Arguments:
+        graph: What to compile.
+        inputs: Tensors of the shapes to come.
+        nice: How far the process stands back; at 19 it takes what nobody else wants.
+    """
+
+    def __init__(self, graph: GraphModule, inputs: Sequence[Tensor], nice: int = 19) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="pyro_vae_compile_"))  # for this user's eyes
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._inputs = inputs
+        write_graph(self._folder, graph, inputs)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__, str(self._folder), str(nice)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        weakref.finalize(self, _end, self._process)
+
+    @property
+    def returncode(self) -> int | None:
+        """0 where the graph is compiled; None as long as the process runs."""
+        return self._process.returncode
+
+    def poll(self) -> int | None:
+        """Look, without waiting, whether the process has ended; return its code."""
+        return self._process.poll()
+
+    def wait(self, timeout: float) -> int:
+        """Wait for the end of the process; return its code."""
+        return self._process.wait(timeout)
+
+    def load(self) -> Run:
+        """Return the compiled graph."""
+        return load_compiled(self._folder / "compiled", self._inputs)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()  # a killed process is gone at once; one that is not waited for stays a zombie
+
+
+def write_graph(folder: Path, graph: GraphModule, inputs: Sequence[Tensor]) -> None:
+    """Write a graph as Python source, its constants and the shapes of its inputs."""
+    source = "import torch\nfrom torch import device, inf, nan\n" + graph.code
+    (folder / "graph.py").write_text(source)
+    constants = {name: value.clone().contiguous() for name, value in graph.named_buffers()}
+    save_file(constants, folder / "constants.safetensors")
+    shapes = [
+        (list(leaf.shape), leaf.stride(), str(leaf.dtype).removeprefix("torch."), str(leaf.device))
+        for leaf in inputs
+    ]
+    (folder / "inputs.json").write_text(json.dumps(shapes))
+
+
+def read_graph(folder: Path) -> tuple[GraphModule, list[Tensor]]:
+    """Read what ``write_graph`` wrote: the graph, and inputs of the right shapes."""
+    spec = spec_from_file_location("traced_graph", folder / "graph.py")
+    assert spec is not None and spec.loader is not None  # a file that is there
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    inputs = [
+        torch.empty_strided(shape, stride, dtype=getattr(torch, dtype), device=device).zero_()
+        for shape, stride, dtype, device in json.loads((folder / "inputs.json").read_text())
+    ]
+    holder = nn.Module()
+    for name, value in load_file(folder / "constants.safetensors").items():
+        holder.register_buffer(name, value.to(inputs[0].device))
+    with torch.no_grad():
+        return make_fx(lambda *flat: module.forward(holder, *flat))(*inputs), inputs
+
+
+if __name__ == "__main__":
+    os.nice(int(sys.argv[2]))
+    home = Path(sys.argv[1])
+    save_compiled(*read_graph(home), home / "compiled")

@@ -1,0 +1,89 @@
+"""What goes into a traced graph and comes out of it: batches, KL weights, gradients, their norm."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.program.handlers import Beta
+
+Run = Callable[..., tuple[Tensor, ...]]
+
+
+def global_norm(grads: list[Tensor]) -> Tensor:
+    """Return the norm of all gradients together.
+
+    What ``torch.nn.utils.get_total_norm`` does, without its grouping: that costs a small step.
+    """
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+
+
+def normed(run: Run) -> Run:
+    def whole(*inputs: Tensor) -> tuple[Tensor, ...]:
+        loss, *grads = run(*inputs)
+        return (loss, global_norm(grads) if grads else torch.zeros_like(loss), *grads)
+
+    return whole
+
+
+def dense_rows(leaf: Tensor) -> Tensor:
+    """Return a tensor without holes: a crop is traced by its copy, which has none."""
+    last = leaf.dim() == 4 and leaf.is_contiguous(memory_format=torch.channels_last)
+    return leaf if last or leaf.is_contiguous() else leaf.contiguous()
+
+
+def same_layout(grad: Tensor, parameter: Tensor) -> bool:
+    """Return whether two tensors of one shape lie alike in memory.
+
+    A fused optimiser walks through both by address: a gradient laid out otherwise moves the wrong
+    weights. Autograd sees to it; kernels of convolutions, and the compiler, choose as they like.
+    """
+    sides = zip(parameter.shape, grad.stride(), parameter.stride(), strict=True)
+    return all(size == 1 or mine == other for size, mine, other in sides)
+
+
+class GraphLoss(torch.autograd.Function):
+    """Run a graph that returns a loss and its gradients; hand the gradients out in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, graph: Any, inputs: Any, *trained: Tensor) -> Tensor:
+        loss, _, *grads = graph(*inputs)
+        ctx.grads = grads
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        return (None, None, *(upstream * grad for grad in ctx.grads))
+
+
+def as_tensors(beta: Beta | None, device: torch.device) -> Any:
+    """Return KL weights as tensors on the device: inputs of the graph, not constants in it."""
+    if beta is None:
+        return None
+    if isinstance(beta, Mapping):
+        return {site: as_tensors(value, device) for site, value in beta.items()}
+    if isinstance(beta, Tensor):
+        return beta
+    # Filled on the device: no copy, no sync. In double precision, which a scalar does not pass on.
+    return torch.full((), float(beta), dtype=torch.float64, device=device)
+
+
+def flat_weights(weights: Any) -> list[Tensor]:
+    if weights is None:
+        return []
+    return list(weights.values()) if isinstance(weights, Mapping) else [weights]
+
+
+def unflat(weights: Any, leaves: Iterator[Tensor]) -> Any:
+    if weights is None:
+        return None
+    if isinstance(weights, Mapping):
+        return {site: next(leaves) for site in weights}
+    return next(leaves)
+
+
+def kind(weights: Any) -> Any:
+    if isinstance(weights, Mapping):
+        return tuple(weights)
+    return weights is None

@@ -1,0 +1,109 @@
+"""A traced graph with its inputs: one step, ready to be taken."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from pyro_vae.inference.graphs.flat_inputs import GraphLoss, global_norm, same_layout
+from pyro_vae.inference.graphs.inductor import Run
+
+
+@dataclass
+class Traced:
+    """One batch signature's graph.
+
+    Arguments:
+        graph: As traced and simplified.
+        run: What runs it.
+        trained: The parameters that it has gradients for, in their order.
+        still: Parameters to train that this loss does not reach.
+        moving: The positions of the inputs that it writes to.
+        agrees: Whether the program still does what was traced: a forward pass of each.
+        hooked: Whether a parameter has hooks that wait for its gradient.
+    """
+
+    graph: GraphModule
+    run: Run
+    trained: list[nn.Parameter]
+    still: list[nn.Parameter]
+    moving: list[int]
+    agrees: Callable[[], bool]
+    hooked: bool
+    _looked_at: Run | None = None
+    _stray: tuple[int, ...] = ()
+
+    def stray(self, grads: list[Tensor]) -> tuple[int, ...]:
+        """Return which gradients are laid out otherwise than their parameters.
+
+        Settled by the first step of what runs the graph: looking costs a small step.
+        """
+        if self._looked_at is not self.run:
+            self._looked_at = self.run
+            pairs = enumerate(zip(grads, self.trained, strict=True))
+            self._stray = tuple(i for i, (g, p) in pairs if not same_layout(g, p))
+        return self._stray
+
+    def hand_out(self, grads: list[Tensor]) -> None:
+        """Set the parameters' gradients, in place of those before."""
+        for parameter in self.still:
+            parameter.grad = None  # one left from elsewhere must not move it
+        for parameter, grad in zip(self.trained, grads, strict=True):
+            parameter.grad = grad
+
+
+class Prepared(NamedTuple):
+    """A graph with its inputs: one step, not yet taken.
+
+    Arguments:
+        traced: The graph.
+        inputs: Parameters, buffers, the batch's tensors and KL weights, in the graph's order.
+    """
+
+    traced: Traced
+    inputs: list[Tensor]
+
+    @property
+    def moving(self) -> list[Tensor]:
+        """The buffers that the step writes to."""
+        return [self.inputs[index] for index in self.traced.moving]
+
+    def gradients(self) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Return the loss, detached, the norm of the gradients, and those of ``traced.trained``.
+
+        Parameters receive no ``.grad``, and their hooks no call.
+        """
+        with torch.no_grad():
+            loss, norm, *grads = self.traced.run(*self.inputs)
+        for index in self.traced.stray(grads):
+            grads[index] = torch.empty_like(self.traced.trained[index]).copy_(grads[index])
+        return loss, norm, grads
+
+    def backward(self) -> tuple[Tensor, Tensor]:
+        """Set the parameters' gradients, in place of those before.
+
+        Returns:
+            The loss, detached, and the norm of the gradients.
+        """
+        if self.traced.hooked:
+            return self._through_autograd()
+        loss, norm, grads = self.gradients()
+        self.traced.hand_out(grads)
+        return loss, norm
+
+    def _through_autograd(self) -> tuple[Tensor, Tensor]:
+        """Do the same by way of autograd, which calls the parameters' hooks."""
+        trained = self.traced.trained
+        for parameter in (*self.traced.still, *trained):
+            parameter.grad = None
+        loss = GraphLoss.apply(self.traced.run, self.inputs, *trained)
+        loss.backward(inputs=trained)
+        return loss.detach(), global_norm([p.grad for p in trained])  # type: ignore[misc]
+
+
+def hooked(parameters: Iterable[nn.Parameter]) -> bool:
+    """Return whether one of the parameters has hooks that wait for its gradient."""
+    return any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters)

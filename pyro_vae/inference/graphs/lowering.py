@@ -1,0 +1,126 @@
+"""A traced graph made ready for the compiler: the same numbers up to rounding, in fewer passes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_vae.inference.graphs import elementary_functions as elementary
+from pyro_vae.inference.graphs.aliases import Aliases
+
+aten = torch.ops.aten
+
+
+def lowered(graph: GraphModule, inputs: Sequence[Tensor]) -> GraphModule:
+    """Return what the compiler gets: ``(loss, norm of the gradients, *gradients)``.
+
+    Arguments:
+        graph: What ``simplify`` returned; left as it is.
+        inputs: Tensors of the devices to come.
+    """
+    copy = Graph()
+    results: Any = copy.graph_copy(graph.graph, {})
+    loss, *grads = results
+    copy.output((loss, _norm(copy, loss, grads), *grads))
+    if all(leaf.device.type == "cpu" for leaf in inputs):
+        _separate_biases(copy)
+        _shorten(copy)
+    copy.eliminate_dead_code()
+    return GraphModule(graph, copy)
+
+
+def _norm(graph: Graph, loss: Node, grads: list[Node]) -> Node:
+    """The compiler reduces each gradient where it makes it."""
+    call = graph.call_function
+    total = None
+    for grad in grads:
+        square = call(aten.sum.default, (call(aten.mul.Tensor, (grad, grad)),))
+        total = square if total is None else call(aten.add.Tensor, (total, square))
+    if total is None:
+        return call(aten.zeros_like.default, (loss,))
+    return call(aten.sqrt.default, (total,))
+
+
+def _separate_biases(graph: Graph) -> None:
+    """Make ``x W' + b`` a product and a sum, which joins the activation that follows.
+
+    PyTorch's ``addmm`` on the CPU first fills the result with b: one pass over memory more.
+    """
+    call = graph.call_function
+    for node in list(graph.nodes):
+        with graph.inserting_before(node):
+            parts = _affine(graph, node)
+            if parts is None:
+                continue
+            x, transposed, bias = parts
+            product = call(aten.mm.default, (x, transposed))
+            # Less the negated: what reads ``mm + b`` the compiler would turn back into ``addmm``.
+            new = call(aten.sub.Tensor, (product, call(aten.neg.default, (bias,))))
+            new.meta = node.meta
+        node.replace_all_uses_with(new)
+
+
+def _affine(graph: Graph, node: Node) -> tuple[Any, Any, Any] | None:
+    """Return the factors and the bias of a linear layer in full precision, or None."""
+    if _dtype(node) not in (torch.float32, torch.float64):
+        return None  # rounded to bfloat16 twice, it would be another number
+    if node.target is aten.addmm.default and len(node.args) == 3 and not node.kwargs:
+        bias, x, transposed = node.args
+        return x, transposed, bias
+    if node.target is aten.linear.default and len(node.args) == 3:
+        if len(node.meta["tensor_meta"].shape) != 2:
+            return None
+        x, weight, bias = node.args
+        return x, graph.call_function(aten.t.default, (weight,)), bias
+    return None
+
+
+def _shorten(graph: Graph) -> None:
+    """Put short functions in place of those for which the compiler calls a library."""
+    sigmoids = _sigmoids(graph)
+    for node in list(graph.nodes):
+        if _dtype(node) is not torch.float32:
+            continue
+        if node.target is aten.tanh.default:
+            node.replace_all_uses_with(_inlined(graph, node, elementary.tanh, node.args))
+        elif node.target is aten.binary_cross_entropy_with_logits.default:
+            sources, options = node.args[:2], node.args[2:]
+            plain = options == (None, None, 0)  # no weights, no mean
+            if plain and all(_dtype(source) is torch.float32 for source in sources):
+                cost, mean = _inlined(graph, node, elementary.bernoulli, sources)
+                node.replace_all_uses_with(cost)
+                for sigmoid in sigmoids[node]:
+                    sigmoid.replace_all_uses_with(mean)
+
+
+def _sigmoids(graph: Graph) -> dict[Node, list[Node]]:
+    """Return the sigmoids of a cost's logits that follow it, by cost: its gradient has one.
+
+    Looked for before anything is replaced: where memory is written to, none is answered for.
+    """
+    aliases = Aliases(graph)
+    found = {}
+    for cost in graph.nodes:
+        if cost.target is not aten.binary_cross_entropy_with_logits.default:
+            continue
+        users = [user for user in cost.args[0].users if user.target is aten.sigmoid.default]
+        clean = [user for user in users if user > cost and not aliases.written(user)]
+        found[cost] = [] if aliases.written(cost.args[0]) else clean
+    return found
+
+
+def _dtype(node: Any) -> torch.dtype | None:
+    """Return the type of a node's tensor when it was traced, if it was one."""
+    meta = node.meta.get("tensor_meta")
+    return getattr(meta, "dtype", None)
+
+
+def _inlined(graph: Graph, node: Node, function: Callable[..., Any], sources: Sequence[Any]) -> Any:
+    """Return the result of an elementwise function, its operations put before a node."""
+    traced = make_fx(function)(*[torch.ones(()) for _ in sources]).graph
+    inputs = [each for each in traced.nodes if each.op == "placeholder"]
+    with graph.inserting_before(node):
+        return graph.graph_copy(traced, dict(zip(inputs, sources, strict=True)))

@@ -1,0 +1,1 @@
+"""What training minimises, one kind of objective per file."""

@@ -1,0 +1,1 @@
+"""The posterior of each datum: amortised, fitted locally, or drawn by HMC."""

@@ -1,0 +1,86 @@
+"""``pv.infer``: the posterior of each datum, by the guide, by a climb of its own, or by HMC."""
+
+from typing import Any, Literal, get_args
+
+from pyro_vae.errors import ConfigError
+from pyro_vae.inference.posterior.datum_posterior import Amortised, LocalPosterior, Posterior
+from pyro_vae.inference.posterior.local_fits import Local, fit_local, semi
+from pyro_vae.inference.posterior.local_guide import LocalGuide
+from pyro_vae.inference.posterior.refine import HMC, refine
+from pyro_vae.program.batch import Batch
+from pyro_vae.program.program import Program
+
+How = Literal["amortised", "local", "semi", "hmc"]
+_SETTINGS = {"amortised": type(None), "local": Local, "semi": Local, "hmc": HMC}
+
+
+def infer(
+    program: Any,
+    data: Any,
+    *,
+    how: How = "amortised",
+    settings: Local | HMC | None = None,
+    progress: bool = False,
+) -> Posterior:
+    r"""Return the posterior of the local latents of each datum, by one of four ways.
+
+    .. math:: q_n(z) \approx p(z \mid x_n)
+
+    - ``"amortised"``: the guide's q(z | x), one pass of a network;
+    - ``"semi"``: a Gaussian per datum that starts at the guide's moments and takes 20 steps;
+    - ``"local"``: a Gaussian per datum, from the prior to its optimum; no network is asked;
+    - ``"hmc"``: draws from p(z | x) itself, by ``pv.refine``.
+
+    Gaussians live in unconstrained coordinates. With global latents all but the first are
+    conditional on one draw of them. Data of any number are worked on piece by piece; random numbers
+    come from torch's global generator.
+
+    Arguments:
+        program: Anything with ``.model`` and ``.guide``; a ``pv.LocalGuide`` also takes new data,
+            those without ``row``, for which its model is asked alone.
+        data: One row per datum, ``(N, ...)``.
+        how: The way.
+        settings: ``pv.Local(...)`` for ``"local"`` and ``"semi"``, ``pv.HMC(...)`` for ``"hmc"``.
+        progress: Show a progress bar.
+
+    Returns:
+        An object with ``.sample(n)``, ``(n, N, ...)`` by site, and ``.mean``; all but HMC also with
+        ``.log_prob(values)`` and ``.log_weight(n)``, ``(n, N)``: log p(x, z) - log q(z) at n draws,
+        whose mean is the ELBO of each datum.
+
+    Raises:
+        ConfigError: An unknown way, or settings of another.
+        DataError: Data that the program cannot take.
+        ProgramError: Discrete latents, or no prior (all but ``"amortised"``); nested plates.
+
+    References:
+        | Stochastic Variational Inference (Hoffman et al., 2013), arXiv:1206.7051
+        | Semi-Amortized Variational Autoencoders (Kim et al., 2018), arXiv:1802.02550
+    """
+    if how not in get_args(How):
+        raise ConfigError(f"how: got {how!r}, expected one of {', '.join(get_args(How))}")
+    wanted = _SETTINGS[how]
+    if settings is not None and not isinstance(settings, wanted):
+        raise ConfigError(
+            f"settings: got {type(settings).__name__}, expected "
+            f"{'none' if how == 'amortised' else f'pv.{wanted.__name__}(...)'} for how={how!r}"
+        )
+    asked, data = _program_for(program, data)
+    if isinstance(settings, HMC) or how == "hmc":
+        return refine(asked, data, settings, progress=progress)  # type: ignore[arg-type, return-value]
+    batch = asked.adapt(data)
+    asked.check(batch)
+    asked.require_guide("infer")
+    asked.require_whole(batch)
+    if how == "amortised":
+        return Amortised(asked, batch)
+    chosen = settings or (semi() if how == "semi" else Local(start="prior"))
+    fitted = fit_local(asked, batch, chosen, progress=progress)
+    return LocalPosterior(asked, batch, fitted)
+
+
+def _program_for(program: Any, data: Any) -> tuple[Program, Batch]:
+    source = program.source if isinstance(program, Program) else program
+    if isinstance(source, LocalGuide) and not source.has_rows(data):
+        return source.alone, source.named(data)
+    return Program.of(program), data

@@ -1,0 +1,335 @@
+"""The posterior of each datum by HMC from the guide: one accept per datum and chain."""
+
+import math
+import warnings
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pyro_vae.arguments import positive
+from pyro_vae.errors import ConfigError
+from pyro_vae.inference.graphs.compiled_loss import Mode
+from pyro_vae.inference.graphs.density_graphs import DensityGraphs
+from pyro_vae.inference.sampling.adaptation import start_variance, warm_up
+from pyro_vae.inference.sampling.diagnostics import rhat_and_ess
+from pyro_vae.inference.sampling.hmc import hmc_init, hmc_step
+from pyro_vae.program.batch import Batch, chunks
+from pyro_vae.program.bounds import scoring
+from pyro_vae.program.log_joint import LogJoint
+from pyro_vae.program.program import Program
+
+RHAT_LIMIT = 1.05  # above it a datum's chains are not called mixed
+DIVERGENT_LIMIT = 0.01  # share of a datum's transitions above which it is named
+_NAMED_ROWS = 10  # in a warning
+Values = Tensor | dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class HMC:
+    r"""Settings of Hamiltonian Monte Carlo.
+
+    Positions are all local latents of a datum in unconstrained coordinates; the mass is diagonal,
+    the inverse of the start's variance there. One leapfrog step is MALA.
+
+    Arguments:
+        steps: Draws kept per chain, one per transition.
+        warmup: Transitions before them, in which the step size adapts; 0 keeps ``step_size``.
+        chains: C, per datum.
+        num_leapfrog: Leapfrog steps per transition; None: what mixes fastest per gradient, found in
+            the warm-up of the first batch.
+        step_size: First guess of the step, in units of the start's scale.
+        target_accept: Acceptance aimed at, in (0, 1).
+        jitter: Relative half-width of the noise on each trajectory's length, in [0, 1); without it
+            a direction may return to its start in every transition.
+        shared_step: One step size for all data of a batch, in place of one per datum. A datum whose
+            chains are stuck then slows the others.
+        start: Where the chains begin: ``"guide"`` (q(z | x)) or ``"prior"``.
+
+    Raises:
+        ConfigError: A value out of its range.
+
+    References:
+        | MCMC using Hamiltonian dynamics (Neal, 2011), arXiv:1206.1901
+    """
+
+    steps: int = 500
+    warmup: int = 300
+    chains: int = 4
+    num_leapfrog: int | None = None
+    step_size: float = 0.1
+    target_accept: float = 0.8
+    jitter: float = 0.3
+    shared_step: bool = False
+    start: Literal["guide", "prior"] = "guide"
+
+    def __post_init__(self) -> None:
+        counts = {"steps": self.steps, "chains": self.chains}
+        if self.num_leapfrog is not None:
+            counts["num_leapfrog"] = self.num_leapfrog
+        if self.warmup != 0:
+            counts["warmup"] = self.warmup
+        elif self.num_leapfrog is None:
+            raise ConfigError("warmup: got 0, which tunes no num_leapfrog; give it a number")
+        for name, value in counts.items():
+            positive(name, value)
+        if self.start not in ("guide", "prior"):
+            raise ConfigError(f"start: got {self.start!r}, expected 'guide' or 'prior'")
+        if not (self.step_size > 0 and math.isfinite(self.step_size)):
+            raise ConfigError(f"step_size: got {self.step_size!r}, expected a positive number")
+        if not 0 < self.target_accept < 1:
+            raise ConfigError(
+                f"target_accept: got {self.target_accept!r}, expected a number between 0 and 1"
+            )
+        if not 0 <= self.jitter < 1:
+            raise ConfigError(f"jitter: got {self.jitter!r}, expected a number in [0, 1)")
+
+
+@dataclass(frozen=True, repr=False)
+class Refined:
+    r"""Posterior draws of each datum, with what says how far to trust them.
+
+    Arguments:
+        samples: Kept draws by site, ``(C, S, N | event)``.
+        means: Posterior mean by site over all draws, ``(N | event)``.
+        scales: Posterior standard deviation by site over all draws, ``(N | event)``.
+        rhat: Rank-normalised split :math:`\hat R` per datum, ``(N,)``: the largest over the
+            unconstrained coordinates. Infinite or NaN where a chain never moved.
+        ess: Bulk effective sample size per datum, ``(N,)``: the smallest over the coordinates.
+        acceptance: Mean acceptance per datum, ``(N,)``.
+        divergences: Transitions whose energy was lost per datum, ``(N,)``; they were rejected.
+        step_size: The step size of each datum, ``(N,)``.
+        num_leapfrog: Leapfrog steps per transition, as given or as tuned.
+    """
+
+    samples: dict[str, Tensor]
+    means: dict[str, Tensor]
+    scales: dict[str, Tensor]
+    rhat: Tensor
+    ess: Tensor
+    acceptance: Tensor
+    divergences: Tensor
+    step_size: Tensor
+    num_leapfrog: int
+
+    @property
+    def mean(self) -> Values:
+        """Posterior means ``(N | event)``; a dict by site where there are several."""
+        return _one(self.means)
+
+    @property
+    def scale(self) -> Values:
+        """Posterior standard deviations ``(N | event)``; a dict where there are several sites."""
+        return _one(self.scales)
+
+    def sample(self, n: int = 1) -> Values:
+        """Return n kept draws per datum, chosen at random: ``(n, N | event)``, or a dict by site.
+
+        Arguments:
+            n: Draws per datum, with replacement; the sites of a datum stay together.
+        """
+        first = next(iter(self.samples.values()))
+        chains, draws, rows = first.shape[:3]
+        pick = torch.randint(chains * draws, (positive("n", n), rows), device=first.device)
+        row = torch.arange(rows, device=first.device)
+        return _one({name: s.flatten(0, 1)[pick, row] for name, s in self.samples.items()})
+
+    @property
+    def mixed(self) -> Tensor:
+        """Whether each datum's R-hat is at most 1.05, ``(N,)``."""
+        return self.rhat <= RHAT_LIMIT  # False for NaN
+
+    def __repr__(self) -> str:
+        chains, draws, rows = next(iter(self.samples.values())).shape[:3]
+        return (
+            f"Refined({rows} data, {chains} chains, {draws} draws kept, "
+            f"{int((~self.mixed).sum())} data not mixed, "
+            f"median R-hat={self.rhat.median().item():.3f}, "
+            f"ess={self.ess.median().item():.0f}, "
+            f"acceptance={self.acceptance.mean().item():.2f}, "
+            f"divergences={int(self.divergences.sum())})"
+        )
+
+
+def refine(
+    program: Any,
+    data: Any,
+    settings: HMC | None = None,
+    *,
+    batch_size: int = 4096,
+    keep: int | None = None,
+    compile: Mode = "trace",
+    progress: bool = False,
+) -> Refined:
+    r"""Draw from the posterior of each datum by HMC that starts at the guide.
+
+    .. math:: z^{(s)} \sim p(z \mid x) \propto p(x, z), \quad z^{(0)} \sim q(z \mid x)
+
+    All data and chains move at once, and each accepts or rejects on its own, with a step size of
+    its own. Global latents are held at one draw from the guide: the posterior is conditional on it.
+    One warning names the data whose chains have not mixed. Random numbers come from torch's global
+    generator.
+
+    Arguments:
+        program: Anything with ``.model`` and ``.guide`` and continuous local latents.
+        data: One row per datum, ``(N, ...)``.
+        settings: Chains, draws, transitions; None takes the defaults.
+        batch_size: Chains times rows per pass; bounds the working memory, whatever N is.
+        keep: Draws kept per chain, evenly spaced; None keeps all. Means, scales, R-hat and sample
+            sizes come from all draws in any case.
+        compile: How the log joint runs: ``"trace"`` (handlers run once, the same numbers), True
+            (through Inductor besides), or False.
+        progress: Show a progress bar.
+
+    Returns:
+        Draws by site, and per datum R-hat, effective sample size, acceptance and divergences.
+
+    Raises:
+        DataError: Data that the program cannot take.
+        ProgramError: Discrete latents, nested plates, a support that depends on a latent, or no
+            prior.
+        ConfigError: A setting out of its range.
+
+    References:
+        | MCMC using Hamiltonian dynamics (Neal, 2011), arXiv:1206.1901
+        | Learning Deep Latent Gaussian Models with Markov Chain Monte Carlo (Hoffman, 2017)
+    """
+    chosen = settings or HMC()
+    wrapped = Program.of(program)
+    batch = wrapped.adapt(data)
+    wrapped.check(batch)
+    rows = max(1, positive("batch_size", batch_size) // chosen.chains)
+    kept = min(chosen.steps, chosen.steps if keep is None else positive("keep", keep))
+    graphs = DensityGraphs(compile)
+    parts: list[Refined] = []
+    held = None
+    with scoring(wrapped):
+        for piece in tqdm(list(chunks(batch, rows)), disable=not progress, leave=False):
+            joint = LogJoint(wrapped, piece, held)
+            held = joint.globals_  # one draw of the globals for all data
+            parts.append(refine_batch(joint, piece, chosen, kept, graphs))
+            chosen = replace(chosen, num_leapfrog=parts[0].num_leapfrog)
+    refined = _join(parts)
+    _warn(refined, chosen.steps * chosen.chains)
+    return refined
+
+
+def refine_batch(
+    joint: LogJoint, batch: Batch, settings: HMC, keep: int, graphs: DensityGraphs
+) -> Refined:
+    """Run the chains of one batch and summarise their draws."""
+    draw = joint.draw_guide if settings.start == "guide" else joint.draw_prior
+    start = draw(settings.chains)
+    inverse_mass = start_variance(draw, settings.chains)
+    density = graphs.density(joint, batch, start)
+    state = hmc_init(density, start)
+    # One step per datum: its rows then have nothing to do with those of the others.
+    like = state.log_prob[0, 0] if settings.shared_step else state.log_prob[0]
+    state, step, num_leapfrog = warm_up(
+        state,
+        density,
+        torch.full_like(like, settings.step_size),
+        settings.num_leapfrog,
+        settings.warmup,
+        settings.target_accept,
+        inverse_mass,
+        settings.jitter,
+    )
+    draws = start.new_empty(settings.chains, settings.steps, *start.shape[1:])
+    accept = torch.zeros_like(state.log_prob)
+    diverged = torch.zeros_like(accept, dtype=torch.long)
+    for index in range(settings.steps):
+        state, info = hmc_step(
+            state, density, step, num_leapfrog, inverse_mass, jitter=settings.jitter
+        )
+        draws[:, index] = state.position
+        accept, diverged = accept + info.accept_prob, diverged + info.diverged
+    rhat, ess = _mixing(draws)
+    values = _by_site(joint, draws)
+    places = torch.arange(1, keep + 1, device=start.device) * settings.steps // keep - 1
+    return Refined(
+        samples={name: value[:, places] for name, value in values.items()},
+        means={name: value.mean((0, 1)) for name, value in values.items()},
+        scales={name: _scale(value) for name, value in values.items()},
+        rhat=rhat,
+        ess=ess,
+        acceptance=accept.mean(0) / settings.steps,
+        divergences=diverged.sum(0),
+        step_size=step.expand(accept.shape[1]),
+        num_leapfrog=num_leapfrog,
+    )
+
+
+def _mixing(draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the worst R-hat and effective sample size over the coordinates, `(B,)` each."""
+    columns = [rhat_and_ess(column) for column in draws.unbind(-1)]  # one at a time: less memory
+    rhat, ess = (torch.stack(parts) for parts in zip(*columns, strict=True))
+    return rhat.max(0).values, ess.min(0).values  # NaN wins in both
+
+
+def _by_site(joint: LogJoint, draws: Tensor) -> dict[str, Tensor]:
+    """Return draws `(C, S, B | Z)` as latents by site, `(C, S, B | event)`."""
+    values = joint.unpack(draws.flatten(0, 1))
+    return {name: value.unflatten(0, draws.shape[:2]) for name, value in values.items()}
+
+
+def _scale(value: Tensor) -> Tensor:
+    flat = value.flatten(0, 1)
+    return flat.std(0, correction=min(1, len(flat) - 1))
+
+
+def _join(parts: list[Refined]) -> Refined:
+    def rows(name: str) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts])
+
+    def sites(name: str, dim: int) -> dict[str, Tensor]:
+        whole = [getattr(part, name) for part in parts]
+        return {site: torch.cat([part[site] for part in whole], dim) for site in whole[0]}
+
+    return Refined(
+        samples=sites("samples", 2),
+        means=sites("means", 0),
+        scales=sites("scales", 0),
+        rhat=rows("rhat"),
+        ess=rows("ess"),
+        acceptance=rows("acceptance"),
+        divergences=rows("divergences"),
+        step_size=rows("step_size"),
+        num_leapfrog=parts[0].num_leapfrog,
+    )
+
+
+def _warn(refined: Refined, transitions: int) -> None:
+    """Name the data whose chains have not mixed or have lost their energy (one sync)."""
+    if refined.rhat.is_meta:
+        return
+    count = len(refined.rhat)
+    complaints = [
+        f"{label} in {len(found)} of {count} data: rows {_named(found)}"
+        for label, flags in (
+            (f"R-hat above {RHAT_LIMIT} (or unknown)", ~refined.mixed),
+            (
+                f"divergent transitions (above {DIVERGENT_LIMIT:.0%})",
+                refined.divergences > DIVERGENT_LIMIT * transitions,
+            ),
+        )
+        if (found := flags.nonzero().flatten().tolist())
+    ]
+    if complaints:
+        warnings.warn(
+            f"refine: {'; '.join(complaints)}; their draws are not to be trusted: run longer "
+            "(warmup, steps), with more leapfrog steps, or with a higher target_accept",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _named(rows: list[int]) -> str:
+    text = ", ".join(map(str, rows[:_NAMED_ROWS]))
+    return text if len(rows) <= _NAMED_ROWS else f"{text}, ..."
+
+
+def _one(values: dict[str, Tensor]) -> Values:
+    return next(iter(values.values())) if len(values) == 1 else values

@@ -1,0 +1,1 @@
+"""Samplers and importance weights over tensors alone: no program is known here."""

@@ -1,0 +1,1 @@
+"""Reading a (model, guide) pair: its plates, sites, parameters and log densities."""

@@ -1,0 +1,185 @@
+"""What a pair of traces must satisfy, said in errors that name the site, the value and the fix."""
+
+from typing import Any
+
+from pyro.distributions import Delta
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_vae.errors import DataError, ProgramError
+from pyro_vae.program.batch import Batch, named_leaves
+from pyro_vae.program.handlers import PLATE, data_frame, is_data, sample_sites
+
+
+def check_pair(model: Trace, guide: Trace) -> None:
+    """Require that the guide samples exactly the model's latents, with equal event shapes.
+
+    Raises:
+        ProgramError: Names the site that is missing, unknown, or of another shape.
+    """
+    drawn = dict(sample_sites(guide))
+    for name, site in sample_sites(model):
+        if site["is_observed"] or site["infer"].get("enumerate"):
+            continue
+        if name not in drawn:
+            raise ProgramError(
+                f"site {name!r}: sampled by the model and not by the guide; add "
+                f"pyro.sample({name!r}, ...) to the guide, or observe it with obs="
+            )
+        twin = drawn[name]
+        p, q = site["fn"].event_shape, twin["fn"].event_shape
+        if p != q:
+            raise ProgramError(
+                f"site {name!r}: the guide's event shape is {tuple(q)}, the model's {tuple(p)}; "
+                "make latent_dim (or the .to_event) of both equal"
+            )
+        if (data_frame(site) is None) != (data_frame(twin) is None):
+            raise ProgramError(
+                f"site {name!r}: inside the plate {PLATE!r} in the "
+                f"{'guide' if data_frame(site) is None else 'model'} only; put both inside or out"
+            )
+    for name, site in drawn.items():
+        if not site["infer"].get("is_auxiliary") and name not in model.nodes:
+            raise ProgramError(
+                f"site {name!r}: sampled by the guide and not by the model; remove it, or mark it "
+                "with infer={'is_auxiliary': True}"
+            )
+
+
+def check_plate(model: Trace, batch: Batch, rows: int) -> None:
+    """Require one plate ``"data"`` at the rightmost batch dimension, as long as the batch.
+
+    Raises:
+        ProgramError: There is no such plate, or it stands in another dimension.
+        DataError: It has another number of rows than the batch.
+    """
+    frames = [data_frame(site) for _, site in sample_sites(model)]
+    found = next((frame for frame in frames if frame is not None), None)
+    if found is None:
+        raise ProgramError(
+            f"no sample site stands in a plate called {PLATE!r}; write "
+            f"`with pyro.plate({PLATE!r}, len(x)):` around the sites of one datum"
+        )
+    if found.dim != -1:
+        raise ProgramError(f"plate {PLATE!r} has dim {found.dim}, expected -1 (rightmost)")
+    if found.full_size == found.size and found.size != rows:
+        raise DataError(
+            f"plate {PLATE!r} has {found.size} rows, the batch {rows}: {shapes(batch)}; the first "
+            "dimension of each tensor is the datum"
+        )
+
+
+def check_example(batch: Batch, example: Batch) -> None:
+    """Compare a batch with a program's own example, before a matrix product complains.
+
+    Raises:
+        DataError: Another structure, or another shape after the first dimension.
+    """
+    got, expected = dict(named_leaves(batch)), dict(named_leaves(example))
+    if got.keys() != expected.keys():
+        raise DataError(f"batch: got {sorted(got)}, expected {sorted(expected)}")
+    for name, leaf in got.items():
+        tail = tuple(expected[name].shape[1:])
+        if tuple(leaf.shape[1:]) == tail:
+            continue
+        hint = "reshape the data, or build the program for it"
+        if tuple(leaf.shape) == tail:
+            hint = "this is one datum: pass x[None] for a batch of one"
+        raise DataError(
+            f"{'site ' + repr('x') if name == 'batch' else name}: got shape {tuple(leaf.shape)}, "
+            f"expected (B, {', '.join(map(str, tail))}); {hint}"
+        )
+
+
+def check_values(model: Trace) -> None:
+    """Require that each observed value has its distribution's shape and lies in its support.
+
+    Raises:
+        DataError: Names the site, the row, the value, and the fix.
+    """
+    for name, site in sample_sites(model):
+        if not is_data(site):
+            continue
+        fn, value = site["fn"], site["value"]
+        if value.shape != fn.batch_shape + fn.event_shape:
+            raise DataError(
+                f"site {name!r}: got data of shape {tuple(value.shape)}, the model expects "
+                f"{tuple(fn.batch_shape)} data of shape {tuple(fn.event_shape)}; a single datum is "
+                "passed as x[None]"
+            )
+        support = fixed_support(fn)
+        if support is not None and site["mask"] is None and value.device.type != "meta":
+            check_support(name, support, distribution_name(fn), value)
+
+
+def fixed_support(fn: Any) -> Any:
+    """Return the support where it does not depend on parameters or on a mask, else None."""
+    base = fn
+    while hasattr(base, "base_dist"):
+        if type(base).__name__ == "MaskedDistribution":
+            return None
+        base = base.base_dist
+    # A class attribute is one constraint for all parameters; a property depends on them.
+    support = getattr(type(base), "support", None)
+    if isinstance(support, constraints.Constraint) and not constraints.is_dependent(support):
+        return constraints.independent(support, len(fn.event_shape) - len(base.event_shape))
+    return None
+
+
+def check_support(
+    site: str, support: Any, distribution: str, value: Tensor, first_row: int = 0
+) -> None:
+    """Require that every row of a value lies in a support (one device sync).
+
+    Raises:
+        DataError: Names the site, the row, the value, and the fix.
+    """
+    inside = support.check(value)
+    if bool(inside.all()):
+        return
+    row = int((~inside.reshape(len(value), -1).all(-1)).nonzero()[0])
+    base = support
+    while hasattr(base, "base_constraint"):
+        base = base.base_constraint
+    outside = value[row].flatten()[~base.check(value[row]).flatten()]
+    worst = outside[0].item() if len(outside) else value[row].flatten()[0].item()
+    raise DataError(
+        f"site {site!r}: value {worst:g} in row {first_row + row} is outside the support "
+        f"({base}) of {distribution}; {_remedy(distribution, worst)}"
+    )
+
+
+def _remedy(distribution: str, value: float) -> str:
+    if "Bernoulli" in distribution and 0 < value < 1:
+        return (
+            "binarise the grey values (pv.data.load(..., binarisation='dynamic')), or use "
+            "observation=Gaussian"
+        )
+    if "Bernoulli" in distribution:
+        return "scale to [0, 1] and binarise (x > 127), or use a discretised observation"
+    return "transform the data, or choose another observation distribution"
+
+
+def distribution_name(fn: Any) -> str:
+    """Return the name of the innermost distribution: ``Independent(Bernoulli)`` is Bernoulli."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return type(fn).__name__
+
+
+def is_point_mass(fn: Any) -> bool:
+    """Return whether a distribution has all its mass on one value."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Delta) or getattr(fn, "point_mass", False)
+
+
+def shapes(batch: Batch) -> str:
+    """Return the shapes and dtypes of a batch in one line."""
+    return ", ".join(f"{name} {tuple(v.shape)} {v.dtype}" for name, v in named_leaves(batch))
+
+
+def is_meta(batch: Batch) -> bool:
+    """Return whether a batch has shapes and no values."""
+    return any(leaf.device.type == "meta" for _, leaf in named_leaves(batch))

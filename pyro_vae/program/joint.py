@@ -1,0 +1,275 @@
+"""A model and a guide on one batch, run as objectives and estimators ask for it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import prune_subsample_sites, site_is_subsample
+from torch import Tensor
+
+from pyro_vae.errors import ProgramError
+from pyro_vae.program.batch import cuda_devices, repeat_rows, replace_arguments
+from pyro_vae.program.handlers import Particles, data_frame, is_data, sample_sites
+from pyro_vae.program.terms import Draw, Terms, local_log_p, nesting, read, stack
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One latent's value in one draw: as the guide drew it, and cut off from the guide."""
+
+    site: str
+    attached: Tensor
+    cut: Tensor
+
+
+class Joint:
+    """A model and a guide on one batch: what every objective and every estimator asks for terms.
+
+    Arguments:
+        model, guide: Pyro functions of ``*args, **kwargs``, handlers included.
+        tiled: Whether K particles need K copies of the batch's rows (a model that does not accept
+            an extra batch dimension); slower, same numbers.
+        num_plates: Batch dimensions used by plates; None looks once, which costs one more trace.
+        size: The data that a summed log density of the pair covers (B, or N under a scale).
+        subsampled: Whether the program subsamples its plate itself.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        tiled: bool = False,
+        num_plates: int | None = None,
+        size: int | None = None,
+        subsampled: bool = False,
+    ) -> None:
+        self.model = model
+        self.guide = guide
+        self.args = args
+        self.kwargs = dict(kwargs or {})
+        self.tiled = tiled
+        self._num_plates = num_plates
+        self._size = size
+        self._subsampled = subsampled
+
+    @property
+    def size(self) -> int:
+        """The data that a summed log density covers: B, or N where a handler scales by N/B."""
+        if self._size is None:
+            raise ProgramError("this pair of functions was not told how many data it covers")
+        return self._size
+
+    @property
+    def num_plates(self) -> int:
+        """Batch dimensions used by plates, at least 1."""
+        if self._num_plates is None:
+            devices = cuda_devices([*self.args, *self.kwargs.values()])
+            with torch.no_grad(), torch.random.fork_rng(devices):
+                self._num_plates = nesting(*self.traces())
+        return self._num_plates
+
+    def terms(self, num_samples: int = 1, num_particles: int = 1) -> Terms:
+        """Draw S sets of globals and K particles of the locals, and return their log densities."""
+        return stack([self._draw(num_particles) for _ in range(num_samples)])
+
+    def leaf_terms(self, num_samples: int = 1, num_particles: int = 1) -> tuple[Terms, list[Leaf]]:
+        """Return the terms at draws cut off from the guide, and the draws, attached and cut off.
+
+        The terms' gradient stops at each leaf: what flows into a guide's parameters through its
+        sampler is left to the caller, who multiplies a leaf's gradient with the attached value.
+        """
+        draws, leaves = [], []
+        for _ in range(num_samples):
+            guide = self._run(num_particles, lambda args, kwargs: self._sample(args, kwargs))
+            cut, found = _cut(guide)
+            leaves += found
+            draws.append(self._read_at(cut, num_particles))
+        return stack(draws), leaves
+
+    def cut_traces(self, num_particles: int = 1) -> tuple[Trace, Trace, list[Leaf]]:
+        """Return traces ``(model, guide)`` of one draw and its values, attached and cut off.
+
+        The guide runs once and keeps its graph; the model is scored at the cut values, so that its
+        graph ends there.
+        """
+
+        def both(args: Any, kwargs: Any) -> tuple[Trace, Trace, list[Leaf]]:
+            guide = self._sample(args, kwargs)
+            cut, leaves = _cut(guide)
+            return self._score_model(cut, args, kwargs), prune_subsample_sites(guide), leaves
+
+        return self._run(num_particles, both)
+
+    def model_log_p(self, values: Mapping[str, Tensor], num_particles: int) -> dict[str, Tensor]:
+        """Return log p of the sites of one datum at given latents, ``(K, B)`` each."""
+        trace = self._as_trace(values, num_particles)
+        model = self._run(
+            num_particles, lambda args, kwargs: self._score_model(trace, args, kwargs)
+        )
+        return self._local(model, num_particles)
+
+    def guide_log_q(self, values: Mapping[str, Tensor], num_particles: int) -> dict[str, Tensor]:
+        """Return log q of the sites of one datum at given latents, ``(K, B)`` each."""
+        trace = self._as_trace(values, num_particles)
+
+        def run(args: Any, kwargs: Any) -> Trace:
+            guide = poutine.trace(poutine.replay(self.guide, trace=trace))
+            return prune_subsample_sites(guide.get_trace(*args, **kwargs))
+
+        return self._local(self._run(num_particles, run), num_particles)
+
+    def guide_values(self, num_particles: int) -> dict[str, Tensor]:
+        """Draw the local latents from the guide, ``(K, ..., B) | event`` (or K·B rows, tiled)."""
+        return _local_values(self.guide_trace(num_particles))
+
+    def guide_trace(self, num_particles: int) -> Trace:
+        """Return the trace of the guide at K values of its local latents."""
+        return self._run(num_particles, self._sample)
+
+    def prior_values(self, num_particles: int) -> dict[str, Tensor]:
+        """Draw the local latents from the prior, ``(K, ..., B) | event`` (or K·B rows, tiled)."""
+
+        def run(args: Any, kwargs: Any) -> Trace:
+            return poutine.trace(self.model).get_trace(*args, **kwargs)
+
+        return _local_values(self._run(num_particles, run))
+
+    def global_values(self) -> dict[str, Tensor]:
+        """Draw the global latents from the guide."""
+        with torch.no_grad():
+            guide = prune_subsample_sites(self._sample(self.args, self.kwargs))
+        return {
+            name: site["value"]
+            for name, site in sample_sites(guide)
+            if data_frame(site) is None and not site["is_observed"]
+        }
+
+    def fixing(self, values: Mapping[str, Tensor]) -> "Joint":
+        """Return the pair with some latents held at given values."""
+        fixed = Trace()
+        for name, value in values.items():
+            _put(fixed, name, value)
+        return Joint(
+            poutine.replay(self.model, trace=fixed),
+            poutine.replay(self.guide, trace=fixed),
+            self.args,
+            self.kwargs,
+            tiled=self.tiled,
+            num_plates=self._num_plates,
+            size=self._size,
+            subsampled=self._subsampled,
+        )
+
+    def _as_trace(self, values: Mapping[str, Tensor], num_particles: int) -> Trace:
+        """Return values ``(K, B) | event`` as a trace to replay (as K·B rows where tiled)."""
+        trace = Trace()
+        for name, value in values.items():
+            if num_particles == 1:
+                value = value[0]
+            elif self.tiled:
+                value = value.flatten(0, 1)
+            _put(trace, name, value)
+        return trace
+
+    def _local(self, trace: Trace, num_particles: int) -> dict[str, Tensor]:
+        tiles = num_particles if self.tiled else 1
+        return local_log_p(trace, self.num_plates, num_particles, tiles)
+
+    def dream_log_q(self) -> Tensor:
+        """Return log q of latents at data that both come from the model, ``(B,)``."""
+        with torch.no_grad():
+            dream = poutine.trace(poutine.uncondition(self.model))
+            model = dream.get_trace(*self.args, **self.kwargs)
+        values = {
+            name: site["value"]
+            for name, site in sample_sites(model)
+            if site["infer"].get("was_observed") and is_data({**site, "is_observed": True})
+        }
+        args, kwargs = replace_arguments(self.model, self.args, self.kwargs, values)
+        guide = poutine.trace(poutine.replay(self.guide, trace=model)).get_trace(*args, **kwargs)
+        return stack([read(model, prune_subsample_sites(guide))]).log_q_total()[0, 0]
+
+    def traces(self, num_particles: int = 1) -> tuple[Trace, Trace]:
+        """Return the traces ``(model, guide)`` of one draw, the model replayed at the guide's."""
+
+        def both(args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+            guide = self._sample(args, kwargs)
+            return self._score_model(guide, args, kwargs), prune_subsample_sites(guide)
+
+        return self._run(num_particles, both)
+
+    def _run(self, num_particles: int, function: Callable[[Any, Any], Any]) -> Any:
+        """Call a function of the arguments in such a way that latents take K values."""
+        if num_particles == 1:
+            return function(self.args, self.kwargs)
+        if self.tiled and self._subsampled:
+            raise ProgramError(
+                "K > 1 particles: this program subsamples its plate 'data' and takes no extra "
+                "batch dimension; write it for one, or give it a plate of len(x)"
+            )
+        if self.tiled:
+            return function(
+                repeat_rows(self.args, num_particles), repeat_rows(self.kwargs, num_particles)
+            )
+        with Particles(num_particles, -1 - self.num_plates):
+            return function(self.args, self.kwargs)
+
+    def _sample(self, args: Any, kwargs: Any) -> Trace:
+        return poutine.trace(self.guide).get_trace(*args, **kwargs)
+
+    def _score_model(self, values: Trace, args: Any, kwargs: Any) -> Trace:
+        model = poutine.replay(self.model, trace=values)
+        return prune_subsample_sites(poutine.trace(model).get_trace(*args, **kwargs))
+
+    def _read_at(self, values: Trace, num_particles: int) -> Draw:
+        """Score model and guide at the values of a trace."""
+
+        def both(args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+            guide = poutine.trace(poutine.replay(self.guide, trace=values))
+            scored = prune_subsample_sites(guide.get_trace(*args, **kwargs))
+            return self._score_model(values, args, kwargs), scored
+
+        model, guide = self._run(num_particles, both)
+        return self.scored(model, guide, num_particles)
+
+    def _draw(self, num_particles: int) -> Draw:
+        model, guide = self.traces(num_particles)
+        return self.scored(model, guide, num_particles)
+
+    def scored(self, model: Trace, guide: Trace, num_particles: int) -> Draw:
+        """Read the log densities of a pair of traces of this joint."""
+        tiles = num_particles if self.tiled else 1
+        return read(model, guide, num_particles, tiles, self._size)
+
+
+def _put(trace: Trace, name: str, value: Tensor) -> None:
+    trace.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={})
+
+
+def _cut(guide: Trace) -> tuple[Trace, list[Leaf]]:
+    """Return a copy of a guide's trace whose latent values are leaves of the graph."""
+    cut = guide.copy()
+    leaves = []
+    for name, site in sample_sites(guide):
+        if site["is_observed"] or site_is_subsample(site):
+            continue
+        value = site["value"].detach()
+        if value.is_floating_point():
+            value = value.requires_grad_()
+        cut.nodes[name] = {**site, "value": value}
+        leaves.append(Leaf(name, site["value"], value))
+    return cut, leaves
+
+
+def _local_values(trace: Trace) -> dict[str, Tensor]:
+    return {
+        name: site["value"]
+        for name, site in sample_sites(prune_subsample_sites(trace))
+        if data_frame(site) is not None and not site["is_observed"]
+    }

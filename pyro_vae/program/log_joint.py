@@ -1,0 +1,245 @@
+"""The log joint of a program as a function of one unconstrained vector per datum and chain."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+from torch.distributions import Transform, biject_to
+from torch.distributions.transforms import identity_transform
+
+from pyro_vae.errors import ProgramError
+from pyro_vae.program import checks
+from pyro_vae.program.batch import Batch
+from pyro_vae.program.handlers import data_frame, sample_sites
+from pyro_vae.program.joint import Joint
+from pyro_vae.program.program import Program
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one latent stands in the vector: its transform, its event shape, its columns."""
+
+    name: str
+    transform: Transform
+    event: torch.Size
+    base: torch.Size
+    columns: slice
+
+    @property
+    def plain(self) -> bool:
+        """Whether the latent is its own unconstrained coordinate."""
+        return self.transform is identity_transform
+
+
+class LogJoint:
+    r"""Densities of a program's local latents on one batch, in unconstrained coordinates.
+
+    All local latents of a datum are one vector :math:`u \in \mathbb{R}^Z`, shape ``(C, B | Z)`` for
+    C chains; constrained supports go through ``biject_to`` with their Jacobian. Global latents are
+    held at one draw from the guide: every density is conditional on it. Call inside
+    ``bounds.scoring``: in eval mode, unvalidated.
+
+    Arguments:
+        program: With continuous local latents, in no plate but ``"data"``.
+        batch: One row per datum.
+        globals_: Values at which the global latents are held, by site; None draws them.
+
+    Raises:
+        ProgramError: A local latent is discrete, stands in a nested plate, has a support that
+            depends on another latent, or there is none; the program subsamples its plate itself.
+    """
+
+    def __init__(
+        self, program: Program, batch: Batch, globals_: Mapping[str, Tensor] | None = None
+    ) -> None:
+        program.require_prior("sampling the posterior")
+        joint = program.joint(batch)
+        with torch.no_grad():
+            model, guide = joint.traces()
+        if program.sites.num_plates > 1:
+            raise ProgramError(
+                "a program with plates nested in 'data' cannot be sampled by HMC or AIS; give its "
+                "latents an event dimension in place of the plate (.to_event)"
+            )
+        if program.sites.size is not None:
+            raise ProgramError(
+                "a program that subsamples its plate draws other rows at each evaluation, and HMC "
+                "and AIS need the same; give the plate all rows of its batch"
+            )
+        self.slots = read_slots(model)
+        if not self.slots:
+            raise ProgramError("the program has no local latent to sample")
+        drawn = dict(sample_sites(guide))
+        if globals_ is None:
+            globals_ = {name: drawn[name]["value"] for name in program.sites.global_}
+        self.globals_ = globals_
+        self._program = program
+        self._joint = self._hold(joint)
+        self._auxiliary = [n for n, site in drawn.items() if site["infer"].get("is_auxiliary")]
+        self._model_at: tuple[Any, dict[str, Tensor], Tensor] | None = None
+        # Whether the slots serve any batch: no support depends on a parameter or on the data.
+        self.constant_supports = all(
+            checks.fixed_support(model.nodes[slot.name]["fn"]) is not None for slot in self.slots
+        )
+        if not checks.is_meta(batch) and not self.constant_supports:
+            self._require_fixed_supports(model)
+
+    def on(self, batch: Batch) -> "LogJoint":
+        """Return the density on other rows of the same shapes: unchecked, globals held.
+
+        Only where ``constant_supports``: the slots are those of the first rows.
+        """
+        other = copy.copy(self)
+        other._model_at = None
+        other._joint = self._hold(self._program.joint(batch))
+        return other
+
+    def _hold(self, joint: Joint) -> Joint:
+        return joint.fixing(self.globals_) if self.globals_ else joint
+
+    @classmethod
+    def at(cls, joint: Joint, model: Trace) -> "LogJoint":
+        """Return the densities of a pair whose program was checked, read from a model's trace.
+
+        For a training step: no further trace, no check, nothing that a tracer cannot follow.
+        """
+        densities = cls.__new__(cls)
+        densities.slots = read_slots(model)
+        densities._joint = joint
+        densities._auxiliary = []
+        densities._model_at = None
+        return densities
+
+    @property
+    def joint(self) -> Joint:
+        """Model and guide on the batch, the globals held."""
+        return self._joint
+
+    @property
+    def dim(self) -> int:
+        """Z, the unconstrained coordinates of one datum."""
+        return self.slots[-1].columns.stop
+
+    def log_joint(self, u: Tensor) -> Tensor:
+        r"""Return :math:`\log p(x, z) + \log |dz/du|`, ``(C, B)``."""
+        log_p, jacobian = self._model(u)
+        return sum(log_p.values()) + jacobian
+
+    def log_prior(self, u: Tensor) -> Tensor:
+        r"""Return :math:`\log p(z) + \log |dz/du|`, ``(C, B)``."""
+        log_p, jacobian = self._model(u)
+        return sum(log_p[slot.name] for slot in self.slots) + jacobian
+
+    def log_guide(self, u: Tensor) -> Tensor:
+        r"""Return :math:`\log q(z \mid x) + \log |dz/du|`, ``(C, B)``."""
+        self._require_plain_guide()
+        values, jacobian = self._values(u)
+        return sum(self._joint.guide_log_q(values, len(u)).values()) + jacobian
+
+    def draw_guide(self, chains: int) -> Tensor:
+        """Draw ``(C, B | Z)`` from the guide."""
+        self._require_plain_guide()
+        with torch.no_grad():
+            return self.pack(self._joint.guide_values(chains), chains)
+
+    def draw_prior(self, chains: int) -> Tensor:
+        """Draw ``(C, B | Z)`` from the prior."""
+        with torch.no_grad():
+            return self.pack(self._joint.prior_values(chains), chains)
+
+    def pack(self, values: Mapping[str, Tensor], chains: int) -> Tensor:
+        """Return latents ``(C, B | event)`` as unconstrained vectors ``(C, B | Z)``."""
+        parts = []
+        for slot in self.slots:
+            value = values[slot.name].reshape(chains, -1, *slot.event)
+            parts.append(
+                slot.transform.inv(value).flatten(2)
+                if slot.event
+                else (slot.transform.inv(value).unsqueeze(-1))
+            )
+        return torch.cat(parts, -1)
+
+    def unpack(self, u: Tensor) -> dict[str, Tensor]:
+        """Return the latents of unconstrained vectors, by site, ``(C, B | event)``."""
+        return self._values(u)[0]
+
+    def log_jacobian(self, u: Tensor) -> Tensor:
+        r"""Return :math:`\log |dz/du|`, ``(C, B)``."""
+        return self._values(u)[1]
+
+    def _values(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        values, jacobian = {}, u.new_zeros(u.shape[:-1])
+        for slot in self.slots:
+            base = u[..., slot.columns].reshape(*u.shape[:-1], *slot.base)
+            values[slot.name] = value = slot.transform(base)
+            if slot.transform is not identity_transform:
+                log_det = slot.transform.log_abs_det_jacobian(base, value)
+                jacobian = jacobian + log_det.reshape(*u.shape[:-1], -1).sum(-1)
+        return values, jacobian
+
+    def _model(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        # A path between prior and posterior asks for both at one point: one pass serves both.
+        # The same tensor written to since, or asked for with another gradient mode, is another.
+        key = (u._version, u.requires_grad and torch.is_grad_enabled())
+        if self._model_at is None or self._model_at[0][0] is not u or self._model_at[0][1] != key:
+            values, jacobian = self._values(u)
+            self._model_at = ((u, key), self._joint.model_log_p(values, len(u)), jacobian)
+        return self._model_at[1:]
+
+    def _require_fixed_supports(self, model: Trace) -> None:
+        """Refuse a support that moves with the other latents: its transform is read once."""
+        joint = self._joint  # globals held: a support may depend on them, and on the data
+        with torch.no_grad():
+            prior = poutine.trace(joint.model).get_trace(*joint.args, **joint.kwargs)
+        for slot in self.slots:
+            site: Any = prior.nodes[slot.name]
+            # One asymmetric point: the images of (-u, u) at 0 would agree for all u.
+            rows = site["value"].shape[: site["value"].dim() - len(slot.event)]
+            point = site["value"].new_ones(rows + slot.base)
+            if not torch.equal(slot.transform(point), biject_to(site["fn"].support)(point)):
+                raise ProgramError(
+                    f"site {slot.name!r}: the support of {checks.distribution_name(site['fn'])} "
+                    "depends on another latent, got other bounds at another draw, expected fixed "
+                    "ones; reparametrise: sample on a fixed support and scale the draw"
+                )
+
+    def _require_plain_guide(self) -> None:
+        if self._auxiliary:
+            raise ProgramError(
+                f"site {self._auxiliary[0]!r}: auxiliary in the guide, whose density at given "
+                "latents is then not known; remove it, or start from the prior"
+            )
+
+
+def read_slots(model: Trace) -> list[Slot]:
+    """Return the slots of a model's local latents, in the order of sampling."""
+    slots: list[Slot] = []
+    start = 0
+    for name, site in sample_sites(model):
+        if site["is_observed"] or data_frame(site) is None:
+            continue
+        fn = site["fn"]
+        if fn.support.is_discrete:
+            raise ProgramError(
+                f"site {name!r} is discrete ({checks.distribution_name(fn)}): HMC and AIS need "
+                "continuous latents; use log_likelihood"
+            )
+        transform = _plain(biject_to(fn.support))
+        base = transform.inverse_shape(fn.event_shape) if fn.event_shape else fn.event_shape
+        width = base.numel()
+        slots.append(Slot(name, transform, fn.event_shape, base, slice(start, start + width)))
+        start += width
+    return slots
+
+
+def _plain(transform: Transform) -> Transform:
+    """Return the identity for a transform that does nothing: its Jacobian is skipped."""
+    inner = transform
+    while hasattr(inner, "base_transform"):
+        inner = inner.base_transform
+    return identity_transform if inner is identity_transform else transform

@@ -1,0 +1,47 @@
+"""Whether a model takes K particles in one pass: asked of the program, not of its author."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
+
+from pyro_vae.program.batch import Batch, arguments, map_batch
+from pyro_vae.program.handlers import sample_sites
+from pyro_vae.program.joint import Joint
+from pyro_vae.program.sites import Sites
+from pyro_vae.program.terms import local_log_p
+
+_TOLERANCE = 1e-3  # of log densities in float32: a wrong broadcast is off by nats
+
+
+def takes_particles(
+    model: Callable[..., Any], guide: Callable[..., Any], batch: Batch, sites: Sites
+) -> bool:
+    """Compare one pass over K = 2 particles with two passes at the same values.
+
+    Call where the program runs on its own parameters, in eval mode, and unvalidated.
+    """
+    few = batch if sites.size is not None else map_batch(lambda leaf: leaf[:3], batch)
+    args, kwargs = arguments(few)
+    joint = Joint(model, guide, args, kwargs, num_plates=sites.num_plates)
+    try:
+        one, two = dict(sample_sites(joint.traces()[0])), joint.traces(2)[0]
+        together = local_log_p(two, sites.num_plates, 2)
+        if sites.size is not None:
+            return True  # each pass draws other rows: there is nothing to compare
+        drawn = {name: site["value"] for name, site in sample_sites(two)}
+        for k in range(2):
+            values = {name: drawn[name] for name in sites.global_} | {
+                name: drawn[name][k].reshape(one[name]["value"].shape) for name in sites.local
+            }
+            trace = poutine.trace(poutine.condition(model, data=values)).get_trace(*args, **kwargs)
+            alone = local_log_p(prune_subsample_sites(trace), sites.num_plates, 1)
+            for name, log_p in alone.items():
+                close = torch.isclose(together[name][k], log_p[0], _TOLERANCE, _TOLERANCE)
+                if not bool(close.all()):
+                    return False
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return False
+    return True

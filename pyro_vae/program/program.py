@@ -1,0 +1,518 @@
+"""Reading a program: its parameters, its sites and its batch, from one trace of model and guide."""
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro.params.param_store import _MODULE_NAMESPACE_DIVIDER
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor, nn
+from torch.distributions import constraints, transform_to
+
+from pyro_vae.errors import DataError, ProgramError
+from pyro_vae.program import checks
+from pyro_vae.program.batch import (
+    Batch,
+    arguments,
+    as_tensor,
+    check_finite,
+    chunks,
+    cuda_devices,
+    map_batch,
+    named_arguments,
+    named_leaves,
+    num_rows,
+    replace_arguments,
+    signature,
+)
+from pyro_vae.program.handlers import (
+    Beta,
+    DatasetSize,
+    OwnParameters,
+    ScaleLatents,
+    data_frame,
+    denormals_flushed,
+    sample_sites,
+    validation,
+)
+from pyro_vae.program.joint import Joint
+from pyro_vae.program.modules import evaluating, leaves_behind, owners
+from pyro_vae.program.particles import takes_particles
+from pyro_vae.program.sites import Sites, read_sites
+from pyro_vae.program.terms import Terms
+
+# Pyro keeps its handler stack in one module-global list: two threads inside it corrupt each other.
+_PYRO_LOCK = threading.RLock()
+
+
+class Program(nn.Module):
+    """A model and a guide with their parameters: what every verb of the library works on.
+
+    Anything with ``.model`` and ``.guide`` is read by ``Program.of``; two plain Pyro functions are
+    wrapped by ``Program(model, guide)``. Parameters come from the modules that own the functions or
+    are used by them, and from ``pyro.param`` and ``pyro.module`` statements, which are answered
+    from the program's own tensors: the global parameter store is never touched.
+
+    Arguments:
+        model, guide: Pyro functions of the batch (a tensor is one argument, a tuple positional
+            arguments, a dict keywords), with one plate ``"data"`` in the rightmost batch dimension.
+        modules: Modules that the functions use and that cannot be found from them.
+
+    >>> import torch, pyro, pyro.distributions as dist
+    >>> def model(x):
+    ...     loc = pyro.param("loc", torch.tensor(0.0))
+    ...     with pyro.plate("data", len(x)):
+    ...         z = pyro.sample("z", dist.Normal(loc, 1.0))
+    ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+    >>> def guide(x):
+    ...     with pyro.plate("data", len(x)):
+    ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+    >>> program = Program(model, guide)
+    >>> program.read(torch.zeros(3)).local
+    ('z',)
+    >>> [name for name, _ in program.named_parameters()]
+    ['values.loc']
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        *,
+        modules: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        for side, function in (("model", model), ("guide", guide)):
+            if not callable(function):
+                raise ProgramError(f"{side}: got {function!r}, expected a Pyro function")
+        self._functions = (model, guide)  # a tuple: nn.Module must not register them twice
+        self.parts = nn.ModuleDict({**owners(model, guide), **(modules or {})})
+        self.values = nn.ParameterDict()
+        self._constraints: dict[str, Any] = {}
+        self._names: dict[str, str] = {}  # of the values, dots and all
+        self._source: Any = None
+        self._sites: Sites | None = None
+        self._seen: set[Any] = set()
+        self._first_rows: Batch | None = None
+        self.rows_read = 1
+        self._tiled: bool | None = None
+        self._home: torch.device | None = None
+        self._place = torch.device("cpu")
+
+    @staticmethod
+    def of(program: Any) -> "Program":
+        """Return the ``Program`` of any object with ``.model`` and ``.guide``, one per object.
+
+        Raises:
+            ProgramError: The object lacks one of the two.
+        """
+        if isinstance(program, Program):
+            return program
+        for side in ("model", "guide"):
+            if not callable(getattr(program, side, None)):
+                raise ProgramError(
+                    f"got {type(program).__name__} without .{side}; pass an object with .model and "
+                    ".guide, or pv.Program(model, guide)"
+                )
+        known = program.__dict__.get("_pyro_vae_program")
+        if known is None:
+            known = Program(program.model, program.guide)
+            known.__dict__["_source"] = program
+            # Past nn.Module.__setattr__: the object must not become its own grandchild.
+            program.__dict__["_pyro_vae_program"] = known
+        return known
+
+    @property
+    def source(self) -> Any:
+        """The object that was read as a program; the program itself for two functions."""
+        return self if self._source is None else self._source
+
+    @property
+    def functions(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """The Pyro functions ``(model, guide)``, to be called inside ``running``."""
+        return self._functions
+
+    # -- parameters ------------------------------------------------------------------------------
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run model and guide inside this block on the program's own parameters."""
+        with (
+            _PYRO_LOCK,
+            denormals_flushed(),
+            pyro.settings.context(module_local_params=True),
+            # For what is hidden from our handler (poutine.block): a store with the same tensors.
+            pyro.get_param_store().scope(self._store_state()),
+            OwnParameters(self._parameter),
+        ):
+            for part in self.modules():
+                context = getattr(part, "_pyro_context", None)
+                if context is not None and not hasattr(context, "param_state"):
+                    # A PyroModule built before module_local_params was on lacks it.
+                    context.param_state = {"params": {}, "constraints": {}}
+            yield
+
+    def _store_state(self) -> Any:
+        """Return the values of plain ``pyro.param`` statements as Pyro's store keeps them."""
+        names = {key: self._names.get(key, key) for key in self.values}
+        return {
+            "params": {names[key]: value for key, value in self.values.items()},
+            "constraints": {
+                names[key]: self._constraints.get(key, constraints.real) for key in self.values
+            },
+        }
+
+    def _parameter(self, name: str, initial: Any, constraint: Any) -> Tensor:
+        key = _key(name)
+        self._names[key] = name
+        if (
+            isinstance(initial, Tensor)
+            and _MODULE_NAMESPACE_DIVIDER in name
+            and not isinstance(initial, nn.Parameter)
+        ):
+            return initial  # a module's weight that a tracer has put its own tensor in place of
+        if isinstance(initial, nn.Parameter):
+            # pyro.module hands in the module's own tensor: the answer is that tensor. One whose
+            # module was not found (deep inside a closure, say) is adopted, so that it trains.
+            if id(initial) not in self._known_ids():
+                self._adopt(key, initial)
+            return initial
+        if key not in self.values:
+            if initial is None:
+                raise ProgramError(f"pyro.param({name!r}) is read before it is given a value")
+            start = torch.as_tensor(initial() if callable(initial) else initial).detach()
+            start = start.to(self._home)  # where the data are: the function may not have said
+            self.values[key] = nn.Parameter(transform_to(constraint).inv(start).clone())
+            self._constraints[key] = constraint
+        unconstrained = self.values[key]
+        value = transform_to(self._constraints.get(key, constraint))(unconstrained)
+        value = value.view_as(value)  # a new object: the attribute below must not stick
+        value.unconstrained = weakref.ref(unconstrained)  # what Pyro's plates expect of a param
+        return value
+
+    @property
+    def fresh_values(self) -> bool:
+        """Whether the functions have not run yet, so that their ``pyro.param`` are unknown."""
+        return self._sites is None and not self.values
+
+    def adopt_values(self, tensors: Mapping[str, Tensor]) -> None:
+        """Make room for saved ``pyro.param`` values of functions that have not run yet."""
+        for key, value in tensors.items():
+            name = key.removeprefix("values.")
+            if key.startswith("values.") and name not in self.values:
+                self.values[name] = nn.Parameter(value.clone())
+
+    def _known_ids(self) -> set[int]:
+        # Rebuilt only when the number of adopted tensors changes: pyro.module asks once per weight.
+        if getattr(self, "_ids_of", None) != len(self.values):
+            self._ids = {id(parameter) for parameter in self.parameters()}
+            self._ids_of = len(self.values)
+        return self._ids
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    @property
+    def sites(self) -> Sites:
+        """The sites by role; a program that knows an example of its data needs no batch first."""
+        return self._sites if self._sites is not None else self.read(self.example())
+
+    def example(self, n: int = 2) -> Batch:
+        """Return n example rows: the program's own, else rows of the first batch that it saw.
+
+        Raises:
+            ProgramError: The program offers none and has seen no data.
+        """
+        own = getattr(self._source, "example", None)
+        if callable(own):
+            return own(n)
+        if self._first_rows is None:
+            raise ProgramError("this program has seen no data yet; call program.read(batch) first")
+        rows = torch.arange(n) % num_rows(self._first_rows)
+        return map_batch(lambda leaf: leaf[rows].to(self.device), self._first_rows)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the first parameter; where there is none yet, that of the last ``to``."""
+        return next((p.device for p in self.parameters()), self._place)
+
+    def to(self, *args: Any, **kwargs: Any) -> "Program":
+        """Move the parameters, and remember where those that ``pyro.param`` still makes belong."""
+        device = torch._C._nn._parse_to(*args, **kwargs)[0]
+        self._place = device if device is not None else self._place
+        return super().to(*args, **kwargs)
+
+    def adapt(self, data: Any) -> Batch:
+        """Return data as a batch of tensors on the program's device, floats in its precision.
+
+        Raises:
+            DataError: Something that is no numeric array.
+        """
+        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
+
+        def leaf_of(leaf: Any) -> Tensor:
+            tensor = as_tensor(leaf)
+            floats = tensor.is_floating_point()
+            return tensor.to(self.device, dtype if floats and dtype is not None else None)
+
+        batch = map_batch(leaf_of, data)
+        if callable(getattr(self._source, "example", None)):
+            example = self.example(1)
+            checks.check_example(batch, example)
+            if isinstance(batch, Tensor) and isinstance(example, Tensor):
+                return batch.to(example.dtype)
+        return batch
+
+    def read(self, batch: Batch) -> Sites:
+        """Look at one batch with validation on, once per signature, and return the sites.
+
+        Raises:
+            DataError: Not finite, of a wrong shape, or outside an observed site's support.
+            ProgramError: Model and guide disagree, or the plate ``"data"`` is missing.
+        """
+        key = signature(batch)
+        if key in self._seen and self._sites is not None:
+            return self._sites
+        rows = num_rows(batch)
+        check_finite(batch)
+        before = set(self.values)
+        try:
+            model, guide = self.look(batch)
+            checks.check_pair(model, guide)
+            checks.check_plate(model, batch, rows)
+            checks.check_values(model)
+        except Exception:
+            for name in set(self.values) - before:  # made from data that were refused
+                del self.values[name]
+            raise
+        if self._sites is None:
+            self._adopt_hidden(batch)
+        if self._first_rows is None:
+            self._first_rows = map_batch(lambda leaf: leaf[:8].detach().clone(), batch)
+        self._sites = read_sites(model, guide)
+        self._seen.add(key)
+        self.rows_read = rows
+        return self._sites
+
+    def _adopt_hidden(self, batch: Batch) -> None:
+        """Adopt the parameters that the densities depend on and no known module holds.
+
+        A network deep inside an object or a list that the functions use is not found by name; its
+        weights would stand still without a word.
+        """
+        args, kwargs = arguments(batch)
+        with self.quiet(batch), torch.enable_grad(), validation(False):
+            model, guide = Joint(*self._functions, args, kwargs).traces()
+            terms = [
+                site["fn"].log_prob(site["value"]).sum()
+                for trace in (model, guide)
+                for _, site in sample_sites(trace)
+            ]
+        known = {id(parameter) for parameter in self.parameters()}
+        hidden = 0
+        for parameter in (leaf for term in terms for leaf in leaves_behind(term)):
+            if id(parameter) in known:
+                continue
+            known.add(id(parameter))
+            key, hidden = f"found-{hidden}", hidden + 1  # by the order of the graph, as when saved
+            self._adopt(key, parameter)
+
+    def _adopt(self, key: str, parameter: nn.Parameter) -> None:
+        """Hold a parameter; one loaded before the functions first ran gives it its value."""
+        if key in self.values:
+            parameter.data.copy_(self.values[key].data)
+        self.values[key] = parameter
+
+    def look(self, batch: Batch) -> tuple[Trace, Trace]:
+        """Trace model and guide once: in eval mode, no gradient, and no random number used up."""
+        args, kwargs = arguments(batch)
+        self._home = next(iter(named_leaves(batch)))[1].device
+        try:
+            with self.quiet(batch), validation(not checks.is_meta(batch)):
+                return Joint(*self._functions, args, kwargs).traces()
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            if isinstance(error, ProgramError | DataError):
+                raise
+            raise DataError(
+                f"the program cannot take this batch ({checks.shapes(batch)}): {error}"
+            ) from error
+
+    @contextmanager
+    def quiet(self, batch: Batch) -> Iterator[None]:
+        """Run inside with weights in eval mode, no gradient, and the random state put back."""
+        with (
+            self.running(),
+            evaluating(self),
+            torch.random.fork_rng(cuda_devices(batch)),
+            torch.no_grad(),
+        ):
+            yield
+
+    def check(self, data: Batch, rows: int = 8192) -> None:
+        """Check every row of a data set as ``read`` checks a batch, in chunks.
+
+        Raises:
+            DataError: Names the site, the row, the value and the fix.
+        """
+        check_finite(data)
+        if self._sites is not None and self._sites.size is not None:
+            return  # such a program fixes its own batch
+        # As many rows as were read before: a guide with a factor per datum takes no others.
+        head = self.rows_read if self.rows_read <= num_rows(data) else 1
+        first = map_batch(lambda leaf: leaf[:head], data)
+        self.read(first)
+        model, _ = self.look(first)
+        if checks.is_meta(data):
+            return
+        sites = dict(sample_sites(model))
+        for name in self.sites.observed:
+            site = sites[name]
+            support = checks.fixed_support(site["fn"])
+            if support is None or site["mask"] is not None:
+                continue
+            kind = checks.distribution_name(site["fn"])
+            for index, piece in enumerate(chunks(data, rows)):
+                value = self.named(piece).get(name)
+                if value is not None:
+                    checks.check_support(name, support, kind, value, index * rows)
+
+    def require_prior(self, verb: str) -> None:
+        """Refuse a program whose latents have no prior.
+
+        Raises:
+            ProgramError: Names the site and the verb that needs a prior.
+        """
+        if self.sites.priorless:
+            raise ProgramError(
+                f"{verb}: site {self.sites.priorless[0]!r} has no prior (an autoencoder is no "
+                "generative model); use a VAE, or one of reconstruct, encode, interpolate"
+            )
+
+    def require_guide(self, verb: str) -> None:
+        """Refuse a program whose guide leaves latents to enumeration.
+
+        Raises:
+            ProgramError: Names the site and the verb.
+        """
+        if self.sites.enumerated:
+            raise ProgramError(
+                f"{verb}: site {self.sites.enumerated[0]!r} of the model is not in the guide "
+                "(TraceEnum_ELBO sums it out); add it to the guide, or marginalise it in the model"
+            )
+
+    def require_whole(self, batch: Batch) -> None:
+        """Refuse a program that draws a random part of the rows it is given.
+
+        Raises:
+            ProgramError: The plate holds fewer rows than the batch.
+        """
+        if self.sites.size is None:
+            return
+        model, _ = self.look(batch)
+        frames = [data_frame(site) for _, site in sample_sites(model)]
+        size = next(frame.size for frame in frames if frame is not None)
+        if size != num_rows(batch):
+            raise ProgramError(
+                f"the plate 'data' holds {size} of the {num_rows(batch)} rows: this program draws "
+                "its own minibatch, so no verb can answer for each row; give it a plate of len(x) "
+                "and let pv.fit make the minibatches"
+            )
+
+    # -- the batch -------------------------------------------------------------------------------
+
+    def named(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the batch's tensors by the names that the model's signature gives them."""
+        args, kwargs = arguments(batch)
+        bound = named_arguments(self._functions[0], args, kwargs)
+        return {name: value for name, value in bound.items() if isinstance(value, Tensor)}
+
+    def observations(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the batch's values of the observed sites, by site name.
+
+        Raises:
+            ProgramError: An observed site is no argument of the model.
+        """
+        named = self.named(batch)
+        for site in self.sites.observed:
+            if site not in named:
+                raise ProgramError(
+                    f"observed site {site!r} is no argument of the model {sorted(named)}; give the "
+                    "site and the argument one name"
+                )
+        return {site: named[site] for site in self.sites.observed}
+
+    def replace(self, batch: Batch, values: Mapping[str, Tensor]) -> Batch:
+        """Return the batch with the values of some sites replaced (dreamt data).
+
+        Raises:
+            ProgramError: A site is no argument of the model.
+        """
+        args, kwargs = replace_arguments(self._functions[0], *arguments(batch), values)
+        if isinstance(batch, Mapping):
+            return kwargs
+        return args if isinstance(batch, tuple | list) else args[0]
+
+    # -- numbers ---------------------------------------------------------------------------------
+
+    def joint(self, batch: Batch, *, beta: Beta | None = None, size: int | None = None) -> Joint:
+        """Return model and guide on one batch, under a KL weight and for a data set of N rows.
+
+        Arguments:
+            batch: One row per datum.
+            beta: KL weight of the local latents (``ScaleLatents``); None adds no handler.
+            size: N, used where there are global sites; None: the bound speaks of this batch alone.
+        """
+        self.read(batch)
+        model, guide = self._functions
+        covered = num_rows(batch)
+        if self.sites.size is not None:
+            covered = self.sites.size
+        elif size is not None and self.sites.outside:
+            model, guide = DatasetSize(size)(model), DatasetSize(size)(guide)
+            covered = size
+        if beta is not None:
+            model, guide = ScaleLatents(beta)(model), ScaleLatents(beta)(guide)
+        args, kwargs = arguments(batch)
+        return Joint(
+            model,
+            guide,
+            args,
+            kwargs,
+            tiled=self.tiled(batch),
+            num_plates=self.sites.num_plates,
+            size=covered,
+            subsampled=self.sites.size is not None,
+        )
+
+    def terms(
+        self, batch: Batch, num_samples: int = 1, num_particles: int = 1, *, size: int | None = None
+    ) -> Terms:
+        """Draw S sets of globals and K particles of the locals, and return their log densities.
+
+        Arguments:
+            batch: One row per datum.
+            num_samples: S.
+            num_particles: K.
+            size: N, where the batch is part of a data set and there are global sites.
+        """
+        with self.running():
+            return self.joint(batch, size=size).terms(num_samples, num_particles)
+
+    def tiled(self, batch: Batch) -> bool:
+        """Return whether K particles need K copies of the rows; found out once, by comparison."""
+        if self._tiled is None:
+            with self.quiet(batch), validation(False):
+                takes = checks.is_meta(batch) or takes_particles(
+                    *self._functions, batch, self.sites
+                )
+            self._tiled = not takes
+        return self._tiled
+
+
+def _key(name: str) -> str:
+    """Return a parameter's name as ``nn.ParameterDict`` can hold it: no dots, none of its own."""
+    key = name.replace("-", "--").replace(".", "-")
+    return f"{key}_" if hasattr(nn.ParameterDict, key) or hasattr(nn.Module(), key) else key

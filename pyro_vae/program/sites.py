@@ -1,0 +1,67 @@
+"""The sample sites of a program by role, read from one trace of model and guide."""
+
+from dataclasses import dataclass
+
+from pyro.poutine.trace_struct import Trace
+
+from pyro_vae.program import checks
+from pyro_vae.program.handlers import data_frame, is_data, sample_sites
+from pyro_vae.program.terms import nesting
+
+
+@dataclass(frozen=True)
+class Sites:
+    """The sample sites of a program by role, as read from one trace.
+
+    Arguments:
+        observed: Sites with data, inside the plate ``"data"``.
+        local: Latents inside the plate: one value per datum.
+        global_: Latents outside it: one value for the whole data set.
+        num_plates: Batch dimensions used by plates.
+        size: N, where the program subsamples its plate itself; else None.
+        priorless: Local sites whose prior is improper: those of a deterministic autoencoder.
+        enumerated: Latents of the model that the guide leaves to enumeration.
+        outside: Whether any term, a latent or a factor, stands outside the plate: its weight
+            against the data depends on N.
+    """
+
+    observed: tuple[str, ...]
+    local: tuple[str, ...]
+    global_: tuple[str, ...]
+    num_plates: int
+    size: int | None
+    priorless: tuple[str, ...] = ()
+    enumerated: tuple[str, ...] = ()
+    outside: bool = False
+
+
+def read_sites(model: Trace, guide: Trace) -> Sites:
+    """Return the sites of a pair of traces by role."""
+    observed, local, global_, size = [], [], [], None
+    priorless, enumerated, outside = [], [], False
+    for name, site in sample_sites(model):
+        frame = data_frame(site)
+        outside |= frame is None
+        if frame is not None and frame.full_size != frame.size:
+            size = frame.full_size
+        if site["is_observed"]:
+            if is_data(site):
+                observed.append(name)
+        elif name not in guide.nodes:
+            enumerated.append(name)
+        elif frame is None:
+            global_.append(name)
+        else:
+            local.append(name)
+            if checks.distribution_name(site["fn"]) == "NoPrior":
+                priorless.append(name)
+    return Sites(
+        observed=tuple(observed),
+        local=tuple(local),
+        global_=tuple(global_),
+        num_plates=nesting(model, guide),
+        size=size,
+        priorless=tuple(priorless),
+        enumerated=tuple(enumerated),
+        outside=outside,
+    )

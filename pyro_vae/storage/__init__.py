@@ -1,0 +1,1 @@
+"""What is kept on disk: programs, checkpoints and run folders, in tensors and JSON, never code."""

@@ -1,0 +1,43 @@
+"""The history of a run: one row per epoch, as arrays, as CSV, and for a logger."""
+
+import csv
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+
+from pyro_vae.storage.bundle import atomic_write_text
+
+
+class History:
+    """Rows of numbers with fixed columns; what one epoch did not measure is NaN."""
+
+    def __init__(self, rows: list[dict[str, float]] | None = None) -> None:
+        self.rows: list[dict[str, float]] = list(rows or [])
+
+    def append(self, row: dict[str, float]) -> None:
+        """Add the row of one epoch."""
+        self.rows.append(row)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return one array per column."""
+        return {
+            name: np.array([row.get(name, math.nan) for row in self.rows])
+            for name in self._columns()
+        }
+
+    def as_json(self) -> list[dict[str, float]]:
+        """Return rows that JSON can hold: entries that are not finite are left out."""
+        return [{k: v for k, v in row.items() if math.isfinite(v)} for row in self.rows]
+
+    def write_csv(self, path: Path) -> None:
+        """Write all rows, replacing the file in one step."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        atomic_write_text(path, text.getvalue())
+
+    def _columns(self) -> list[str]:
+        return list(dict.fromkeys(name for row in self.rows for name in row))

@@ -1,0 +1,54 @@
+"""Writing a program: its weights and what rebuilds it, never code."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pyro_vae._version import __version__
+from pyro_vae.program.program import Program
+from pyro_vae.storage.bundle import write_bundle
+
+NAME = "program"
+
+
+def save(program: Any, folder: str | os.PathLike[str]) -> Path:
+    """Write a program's weights (safetensors) and configuration (JSON, with their SHA-256).
+
+    Arguments:
+        program: Anything with ``.model`` and ``.guide``.
+        folder: Made where absent; a program saved there before is replaced in one step.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: A weight is not finite.
+        OSError: Disk full, no permission; what was there is intact.
+    """
+    wrapped = Program.of(program)
+    meta = {"version": __version__, **describe(wrapped)}
+    write_bundle(folder, NAME, wrapped.state_dict(), meta)
+    return Path(folder)
+
+
+def describe(program: Program) -> dict[str, Any]:
+    """Return what a saved file says of a program: its class, and the arguments that rebuild it."""
+    source = program.source
+    kind = type(source)
+    zoo = kind.__module__.startswith("pyro_vae.models")
+    return {
+        "program": kind.__name__,
+        "config": getattr(source, "config", None) if zoo else None,
+        "parameters": sum(p.numel() for p in program.parameters()),
+        "dtype": str(next((p.dtype for p in program.parameters()), "none")),
+    }
+
+
+def state_modules(program: Program, objective: Any) -> dict[str, nn.Module]:
+    """Return the modules whose state a checkpoint holds: the program, and a stateful objective."""
+    modules: dict[str, nn.Module] = {"program": program}
+    if isinstance(objective, nn.Module):
+        modules["objective"] = objective
+    return modules

@@ -1,0 +1,387 @@
+"""``pv.ais`` and ``pv.bdmc`` on whole programs: exact values, quadrature, refusals, bookkeeping.
+
+Statistical checks hold ``|z| < 5`` on a fixed seed: a correct estimate fails one with probability
+5.7e-7 (two-sided) or 2.9e-7 (one-sided).
+"""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from oracles import PPCA, ExactPPCA
+from programs import BayesianDecoder, Labelled, binary, real
+from torch import Tensor, nn
+from torch import distributions as td
+
+import pyro_vae as pv
+from pyro_vae.errors import ConfigError, ProgramError
+from pyro_vae.evaluation import annealed_likelihood as annealing
+from pyro_vae.inference.sampling import ais
+from pyro_vae.models import Autoencoder, LinearVAE
+from pyro_vae.program.log_joint import LogJoint
+
+QUICK = pv.AIS(num_temperatures=2, chains=3, num_leapfrog=1)
+
+
+@pytest.fixture(autouse=True)
+def _short_pilots(monkeypatch):
+    """Tune for a sixth of the usual time: unbiasedness asks nothing of the steps."""
+    monkeypatch.setattr(ais, "PILOT_TRANSITIONS", 60)
+    monkeypatch.setattr(ais, "PILOT_WARM_UP", 10)
+
+
+def oracle():
+    return PPCA.random(5, 2)
+
+
+def linear(*, exact=False):
+    """Return a linear VAE in float64; unless ``exact``, its guide is too wide and shrunk."""
+    program = LinearVAE.from_data(oracle().sample(200), 2)
+    if not exact:
+        with torch.no_grad():
+            program.recognition.mul_(0.7)
+            program.log_diagonal.add_(0.3)
+    return program
+
+
+def simulated(program, n):
+    with torch.no_grad():
+        x = program.marginal().sample((n,))
+        return x, program.marginal().log_prob(x)
+
+
+def z_score(values, mean=0.0):
+    return ((values.mean() - mean) / (values.std() / math.sqrt(len(values)))).item()
+
+
+# --- pv.ais: exact oracles ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", ["guide", "prior"])
+def test_estimates_of_p_are_unbiased(start):
+    """E[p̂(x) / p(x)] = 1 over 400 data; false alarms: 5.7e-7."""
+    program = linear()
+    x, exact = simulated(program, 400)
+    settings = pv.AIS(num_temperatures=30, chains=4, num_leapfrog=2, start=start)
+    estimate = pv.ais(program, x, settings)
+    error = estimate.log_prob - exact
+    assert abs(z_score(error.exp(), 1.0)) < 5
+    assert error.mean() < 0 and error.std() > 1e-3  # it is noisy: the test above can fail
+    assert estimate.samples == 4 and estimate.acceptance.shape == (400,)
+    assert 0.2 < estimate.acceptance.mean() < 0.999
+
+
+def test_annealing_closes_most_of_the_gap_of_the_elbo():
+    program = linear()
+    x, exact = simulated(program, 200)
+    estimate = pv.ais(program, x, pv.AIS(num_temperatures=100, chains=4, num_leapfrog=3))
+    loose = (exact - pv.elbo(program, x, num_particles=50)).mean()
+    assert (exact - estimate.log_prob).mean() < 0.1 * loose
+
+
+@pytest.mark.parametrize("settings", [QUICK, pv.AIS(num_temperatures=20, chains=2)])
+def test_the_exact_posterior_as_guide_gives_log_p_without_noise(settings):
+    program = linear(exact=True)
+    x, exact = simulated(program, 30)
+    estimate = pv.ais(program, x, settings)
+    torch.testing.assert_close(estimate.log_prob, exact, rtol=0, atol=1e-8)
+    chains = torch.full_like(exact, settings.chains)
+    torch.testing.assert_close(estimate.ess, chains, rtol=1e-8, atol=0)
+
+
+def test_a_global_is_held_at_one_draw_of_the_guide():
+    """q(w) = Delta(w0) and the exact q(z | x, w): the estimate is log p(x | w0), exactly."""
+    model = oracle()
+    program = ExactPPCA(model, has_global=True)
+    x = model.sample(20)
+    given = PPCA(model.weight, model.mean + program.offset, model.scale)
+    estimate = pv.ais(program, x, QUICK)
+    torch.testing.assert_close(estimate.log_prob, given.log_prob(x), rtol=0, atol=1e-8)
+
+
+class Positive(nn.Module):
+    """z ~ Gamma(2, 1.5), x ~ N(z, 0.4), with a log-normal guide that is far from the posterior."""
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", self.prior(x))
+            pyro.sample("x", dist.Normal(z, 0.4), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.LogNormal(torch.zeros_like(x), 0.7))
+
+    @staticmethod
+    def prior(x):
+        return dist.Gamma(x.new_tensor(2.0), x.new_tensor(1.5))
+
+
+class Share(Positive):
+    """The same with z ~ Beta(2, 3), and a uniform guide."""
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Beta(torch.ones_like(x), torch.ones_like(x)))
+
+    @staticmethod
+    def prior(x):
+        return dist.Beta(x.new_tensor(2.0), x.new_tensor(3.0))
+
+
+@pytest.mark.parametrize("start", ["guide", "prior"])
+@pytest.mark.parametrize(("build", "upper"), [(Positive, 30.0), (Share, 1.0)])
+def test_constrained_supports_against_quadrature(build, upper, start):
+    """E[p̂(x) / p(x)] = 1 over 300 data; p(x) by a sum over 200,000 midpoints. 5.7e-7."""
+    program = build()
+    x = torch.linspace(-0.3, 1.5, 3, dtype=torch.float64)
+    width = upper / 200_000
+    z = (torch.arange(200_000, dtype=torch.float64) + 0.5) * width
+    log_p = program.prior(x).log_prob(z) + td.Normal(z, 0.4).log_prob(x[:, None])
+    exact = (log_p.logsumexp(1) + math.log(width)).repeat(100)
+    settings = pv.AIS(num_temperatures=30, chains=4, num_leapfrog=2, start=start)
+    error = pv.ais(program, x.repeat(100), settings).log_prob - exact
+    assert abs(z_score(error.exp(), 1.0)) < 5
+    assert 1e-3 < error.std() < 0.5  # noisy enough to be a test, exact enough to be one
+
+
+def test_a_missing_jacobian_would_be_seen(monkeypatch):
+    """The check above fails for densities without |dz/du| in the joint."""
+    program = Positive()
+    whole = LogJoint.log_joint
+
+    def without(self, u):
+        return whole(self, u) - self._values(u)[1]
+
+    x = torch.full((100,), 0.6, dtype=torch.float64)
+    settings = pv.AIS(num_temperatures=20, chains=4, num_leapfrog=2)
+    right = pv.ais(program, x, settings).log_prob.mean()
+    monkeypatch.setattr(LogJoint, "log_joint", without)
+    assert (pv.ais(program, x, settings).log_prob.mean() - right).abs() > 0.1
+
+
+# --- pv.ais: bookkeeping --------------------------------------------------------------------------
+
+
+def test_chunks_give_what_one_pass_gives(monkeypatch):
+    """Without noise to 1e-8; with noise E[p̂ / p] = 1 over chunks of 50 (5.7e-7)."""
+    program, exact_guide = linear(), linear(exact=True)
+    x, exact = simulated(program, 200)
+    monkeypatch.setattr(annealing, "_ROWS_PER_PASS", 200)
+    settings = pv.AIS(num_temperatures=5, chains=4, num_leapfrog=1)
+    noisy = pv.ais(program, x, settings)
+    assert noisy.log_prob.shape == noisy.ess.shape == noisy.acceptance.shape == (200,)
+    assert abs(z_score((noisy.log_prob - exact).exp(), 1.0)) < 5
+    ordered = pv.ais(exact_guide, x, QUICK)
+    torch.testing.assert_close(ordered.log_prob, exact, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize(("chains", "n"), [(4, 100), (7, 40), (64, 3)])
+def test_memory_is_bounded_by_the_rows_of_a_pass(chains, n, monkeypatch):
+    """No site is ever larger than 60 rows, or the chains of one datum where they are more."""
+    largest = 0
+
+    class Watched(Positive):
+        def model(self, x: Tensor) -> None:
+            nonlocal largest
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", self.prior(x))
+                largest = max(largest, z.numel())
+                pyro.sample("x", dist.Normal(z, 0.4), obs=x)
+
+    program, x = Watched(), torch.linspace(0, 1, n, dtype=torch.float64)
+    monkeypatch.setattr(annealing, "_ROWS_PER_PASS", 60)
+    pv.Program.of(program).read(x[:2])
+    settings = pv.AIS(num_temperatures=2, chains=chains, num_leapfrog=1)
+    with monkeypatch.context() as patch:  # looking at the data once is not sampling
+        patch.setattr(pv.Program, "check", lambda self, data: None)
+        pv.ais(program, x, settings)
+    assert max(chains, 60 - chains) <= largest <= max(chains, 60)
+
+
+@pytest.mark.parametrize("verb", ["ais", "bdmc"])
+def test_a_seed_repeats_a_run(verb):
+    program = linear()
+    x, _ = simulated(program, 5)
+
+    def run(seed):
+        torch.manual_seed(seed)
+        if verb == "ais":
+            return pv.ais(program, x, QUICK).log_prob
+        bounds = pv.bdmc(program, 5, QUICK)
+        return torch.cat([bounds.lower, bounds.upper])
+
+    first, again, other = run(3), run(3), run(4)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_gradients_modes_and_the_store_stay_as_found(store):
+    pyro.param("theirs", torch.tensor(1.5))
+    program = linear()
+    x, _ = simulated(program, 4)
+    program.weight.grad = torch.full_like(program.weight, 7.0)
+    program.train()
+    before = [parameter.detach().clone() for parameter in program.parameters()]
+    for result in (pv.ais(program, x, QUICK), pv.bdmc(program, 4, QUICK)):
+        assert not any(v.requires_grad for v in vars(result).values() if isinstance(v, Tensor))
+    assert torch.equal(program.weight.grad, torch.full_like(program.weight, 7.0))
+    assert all(p.grad is None for p in program.parameters() if p is not program.weight)
+    assert all(map(torch.equal, before, program.parameters()))
+    assert program.training and torch.is_grad_enabled()
+    assert dict(store.items()).keys() == {"theirs"} and store["theirs"].item() == 1.5
+
+
+def test_few_chains_say_nothing_of_the_tail():
+    program = linear()
+    x, _ = simulated(program, 6)
+    few = pv.ais(program, x, pv.AIS(num_temperatures=2, chains=8, num_leapfrog=1))
+    assert few.psis_k.isnan().all() and math.isnan(few.untrusted) and "k >" not in repr(few)
+    assert few.psis_k.shape == few.ess.shape == (6,)
+    many = pv.ais(program, x, pv.AIS(num_temperatures=2, chains=60, num_leapfrog=1))
+    assert many.psis_k.isfinite().all() and "k > 0.7" in repr(many)
+    assert many.untrusted == (many.psis_k > 0.7).double().mean().item()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_temperatures": 0}, "num_temperatures: got 0"),
+        ({"chains": 0}, "chains: got 0"),
+        ({"num_leapfrog": 1.5}, "num_leapfrog: got 1.5"),
+        ({"start": "posterior"}, "start: got 'posterior'"),
+        ({"step_size": 0.0}, "step_size: got 0.0"),
+        ({"step_size": math.nan}, "step_size: got nan"),
+    ],
+)
+def test_settings_are_checked(options, message):
+    with pytest.raises(ConfigError, match=message):
+        pv.AIS(**options)
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+class Discrete(nn.Module):
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Bernoulli(x.new_tensor(0.5)))
+            pyro.sample("x", dist.Normal(k, 1.0), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("k", dist.Bernoulli(torch.full_like(x, 0.5)))
+
+
+class Nested(nn.Module):
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            with pyro.plate("units", 2, dim=-2):
+                z = pyro.sample("z", dist.Normal(x.new_tensor(0.0), 1.0))
+            loc = z.sum(-2, keepdim=z.dim() > 2)
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("units", 2, dim=-2), pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(x.new_tensor(0.0), 1.0))
+
+
+class Dependent(nn.Module):
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", dist.LogNormal(torch.zeros_like(x), 1.0))
+            z = pyro.sample("z", dist.Uniform(0 * u, u))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", dist.LogNormal(torch.zeros_like(x), 1.0))
+            pyro.sample("z", dist.Uniform(0 * u, u))
+
+
+REFUSED = {
+    "discrete": (Discrete, (3,), "'k' is discrete"),
+    "nested": (Nested, (3,), "plates nested in 'data'"),
+    "dependent": (Dependent, (3,), "'z': the support of Uniform depends on another latent"),
+    "autoencoder": (lambda: Autoencoder(5, 2, (4,)).double(), (3, 5), "'z' has no prior"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_programs_that_cannot_be_annealed_are_refused(name):
+    build, shape, message = REFUSED[name]
+    program, x = build(), torch.zeros(shape, dtype=torch.float64)
+    with pytest.raises(ProgramError, match=message):
+        pv.ais(program, x, QUICK)
+    pv.Program.of(program).read(x)
+    with pytest.raises(ProgramError, match=message):
+        pv.bdmc(program, 3, QUICK)
+
+
+def test_bdmc_refuses_globals():
+    program = BayesianDecoder()
+    pv.Program.of(program).read(real(3))
+    with pytest.raises(ProgramError, match=r"bdmc: site 'weight' is global.*fix the globals"):
+        pv.bdmc(program, 3, QUICK)
+
+
+# --- pv.bdmc --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", ["guide", "prior"])
+def test_bounds_hold_the_exact_value_between_them(start, monkeypatch):
+    """E[lower] <= log p <= E[upper] (2.9e-7 each); E[p̂ / p] = E[p / p̌] = 1 (5.7e-7 each).
+
+    In three chunks: the latents of a datum must follow it.
+    """
+    program = linear()
+    monkeypatch.setattr(annealing, "_ROWS_PER_PASS", 400)
+    settings = pv.AIS(num_temperatures=30, chains=4, num_leapfrog=2, start=start)
+    bounds = pv.bdmc(program, 250, settings)
+    assert bounds.data.shape == (250, 5) and bounds.lower.shape == bounds.upper.shape == (250,)
+    with torch.no_grad():
+        exact = program.marginal().log_prob(bounds.data)
+    below, above = bounds.lower - exact, bounds.upper - exact
+    assert z_score(below) < 5 and z_score(above) > -5
+    assert abs(z_score(below.exp(), 1.0)) < 5 and abs(z_score((-above).exp(), 1.0)) < 5
+    assert bounds.gap == pytest.approx((bounds.upper - bounds.lower).mean().item()) and (
+        f"gap={bounds.gap:.3f}" in repr(bounds)
+    )
+
+
+def test_latents_of_another_datum_would_be_seen(monkeypatch):
+    """Reverse chains from the latents of the wrong datum give no upper bound: z < -5 above."""
+    right = annealing._Path.reverse
+
+    def shuffled(self, latents):
+        return right(self, {name: value.roll(1, 0) for name, value in latents.items()})
+
+    monkeypatch.setattr(annealing._Path, "reverse", shuffled)
+    program = linear()
+    bounds = pv.bdmc(program, 250, pv.AIS(num_temperatures=4, chains=4, num_leapfrog=1))
+    with torch.no_grad():
+        above = bounds.upper - program.marginal().log_prob(bounds.data)
+    assert z_score(above) < -5
+
+
+def test_the_gap_shrinks_with_the_temperatures():
+    program = linear()
+    gaps = [
+        pv.bdmc(program, 100, pv.AIS(num_temperatures=num, chains=4, num_leapfrog=3)).gap
+        for num in (5, 30, 200)
+    ]
+    assert gaps[0] > 2 * gaps[1] > 4 * gaps[2] and gaps[2] < 0.1
+
+
+def test_the_exact_posterior_closes_the_gap():
+    bounds = pv.bdmc(linear(exact=True), 20, QUICK)
+    torch.testing.assert_close(bounds.lower, bounds.upper, rtol=0, atol=1e-8)
+
+
+def test_simulated_data_keep_the_other_inputs():
+    program, y = Labelled(), torch.tensor([2, 0, 1, 1])
+    pv.Program.of(program).read((binary(4), y))
+    bounds = pv.bdmc(program, 4, QUICK, given=(binary(4), y))
+    x, labels = bounds.data
+    assert torch.equal(labels, y) and x.shape == (4, 6) and set(x.unique().tolist()) <= {0.0, 1.0}
+    assert bounds.lower.isfinite().all() and bounds.upper.isfinite().all()

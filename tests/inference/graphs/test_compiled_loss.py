@@ -1,0 +1,467 @@
+"""The traced graph gives the numbers of the program: losses, gradients, buffers, noise."""
+
+import warnings
+
+import numpy as np
+import programs
+import pytest
+import torch
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import pyro_vae as pv
+from pyro_vae.errors import ConfigError
+from pyro_vae.inference.graphs.bindings import direct
+from pyro_vae.inference.graphs.compiled_loss import CompiledLoss
+from pyro_vae.inference.graphs.flat_inputs import same_layout
+from pyro_vae.inference.graphs.simplify import simplify
+from pyro_vae.program.handlers import validation
+from pyro_vae.program.program import Program
+
+# one_hot asks for the largest label: a value decides, so nothing can be traced.
+UNTRACEABLE = {"labelled"}
+OBJECTIVES = {
+    "elbo": lambda: pv.ELBO(),
+    "elbo_3": lambda: pv.ELBO(3),
+    "analytic": lambda: pv.AnalyticELBO(),
+    "iwae": lambda: pv.IWAE(3),
+    "renyi": lambda: pv.Renyi(0.5, 3),
+    "stl": lambda: pv.STL(2),
+    "dreg": lambda: pv.DReG(3),
+    "wake_sleep": lambda: pv.ReweightedWakeSleep(3, sleep=0.5),
+    "free_bits": lambda: pv.FreeBits(0.1),
+}
+
+
+class Bits(nn.Module):
+    """A sigmoid belief net of two layers, for the estimators of discrete latents."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.top = nn.Parameter(torch.zeros(3))
+        self.down, self.out = nn.Linear(3, 4), nn.Linear(4, 6)
+        self.up, self.upper = nn.Linear(6, 4), nn.Linear(4, 3)
+
+    def model(self, x: torch.Tensor) -> None:
+        bits = programs.dist.Bernoulli
+        with programs.pyro.plate("data", len(x)):
+            h2 = programs.pyro.sample("h2", bits(logits=self.top).to_event(1))
+            h1 = programs.pyro.sample("h1", bits(logits=self.down(h2)).to_event(1))
+            programs.pyro.sample("x", bits(logits=self.out(h1)).to_event(1), obs=x)
+
+    def guide(self, x: torch.Tensor) -> None:
+        bits = programs.dist.Bernoulli
+        with programs.pyro.plate("data", len(x)):
+            h1 = programs.pyro.sample("h1", bits(logits=self.up(x)).to_event(1))
+            programs.pyro.sample("h2", bits(logits=self.upper(h1)).to_event(1))
+
+
+def run(function, program, parameters, seed=3):
+    """Return the loss and the gradients at fixed noise."""
+    torch.manual_seed(seed)
+    with program.running(), validation(False):
+        loss = function()
+        return loss.detach(), torch.autograd.grad(loss, parameters, allow_unused=True)
+
+
+def assert_same(ours, theirs):
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-10, atol=1e-12)
+    for a, b in zip(ours[1], theirs[1], strict=True):
+        if a is None or b is None:
+            assert all(g is None or not g.any() for g in (a, b))
+        else:
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def check(program, data, objective, beta, mode="trace"):
+    """Compare the compiled loss with the eager one at several seeds: noise is drawn anew."""
+    program.read(data)  # plain functions have no parameters before they have run
+    program.train()
+    update = objective.updates(program)[0]
+    compiled = CompiledLoss(update.loss, program, objective=objective, mode=mode)
+    parameters = [p for p in update.parameters if p.requires_grad]
+    losses = set()
+    for seed in range(3):
+        state = {k: v.clone() for k, v in program.state_dict().items()}
+
+        def eager():
+            return update.loss(program.joint(data, beta=beta, size=24))
+
+        expected = run(eager, program, parameters, seed)
+        moved = {k: v.clone() for k, v in program.state_dict().items()}
+        program.load_state_dict(state)
+        got = run(lambda: compiled(data, beta=beta, size=24), program, parameters, seed)
+        assert_same(got, expected)
+        for name, value in program.state_dict().items():
+            torch.testing.assert_close(value, moved[name], rtol=1e-12, atol=0)  # as they do eagerly
+        losses.add(got[0].item())
+    assert compiled.num_graphs == 1
+    return losses
+
+
+CONVOLUTIONS = {
+    "vae": lambda: pv.models.VAE((1, 12, 12), 3, (8, 16), network="conv"),
+    "vq": lambda: pv.models.VQVAE((1, 12, 12), 8, 4, (16, 32), prior="factorised", revive=0.0),
+}
+
+
+@pytest.mark.parametrize("mode", ["trace", pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_in_float32_train_as_they_do_eagerly(name, mode):
+    """Their kernels lay gradients out by channels; a fused optimiser goes by addresses."""
+    x = programs.binary(32, (1, 12, 12))
+    weights = {}
+    for compile in (False, mode):
+        torch.manual_seed(0)
+        program = CONVOLUTIONS[name]()
+        objective = pv.VQ() if name == "vq" else pv.ELBO()
+        options = {"optimiser": lambda p: torch.optim.Adam(p, 1e-2, fused=True), "progress": False}
+        pv.fit(program, x, epochs=3, objective=objective, compile=compile, **options)
+        weights[compile] = [p.detach().clone() for p in program.parameters()]
+        assert all(same_layout(p.grad, p) for p in program.parameters())
+    torch.testing.assert_close(weights[mode], weights[False], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("beta", [None, 0.3])
+@pytest.mark.parametrize("name", sorted(set(programs.CASES) - UNTRACEABLE))
+def test_every_program(name, beta):
+    case = programs.CASES[name]
+    torch.manual_seed(0)
+    program = Program.of(case.build()).double()
+    data = program.adapt(case.data(12))
+    losses = check(program, data, pv.ELBO(), beta)
+    assert len(losses) > 1 or name in ("autoencoder", "vq_conv")  # nothing is drawn
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective(objective):
+    torch.manual_seed(0)
+    program = Program.of(pv.models.VAE(6, 2, hidden=(8,))).double()
+    check(program, programs.binary(12).double(), OBJECTIVES[objective](), None)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [pv.ELBO, lambda: pv.NVIL(nn.Linear(6, 1)).double(), pv.RLOO, pv.VIMCO, pv.DisARM],
+    ids=["score", "nvil", "rloo", "vimco", "disarm"],
+)
+def test_discrete_latents(make):
+    torch.manual_seed(0)
+    objective = make()
+    if isinstance(objective, nn.Module):
+        objective.eval()  # its running moments would move between the two runs
+    check(Program.of(Bits()).double(), programs.binary(12).double(), objective, None)
+
+
+def test_one_graph_per_signature_and_none_per_beta():
+    program = Program.of(pv.models.VAE(6, 2, hidden=(8,)))
+    compiled = CompiledLoss(pv.ELBO().per_datum, program)
+    x = programs.binary(12)
+    with program.running(), validation(False):
+        losses = []
+        for step in range(100):
+            torch.manual_seed(0)
+            losses.append(compiled(x, beta=step / 100).item())
+        assert compiled.num_graphs == 1
+        assert len(set(losses)) == 100  # β is an input, not a constant
+        compiled(x[:5], beta=0.5)
+        assert compiled.num_graphs == 2
+        compiled(x)
+        assert compiled.num_graphs == 3  # no weight at all is another graph
+
+
+def test_a_program_that_branches_on_values_runs_eagerly_with_one_warning():
+    case = programs.CASES["labelled"]
+    program = Program.of(case.build()).double()
+    data = program.adapt(case.data(12))
+    compiled = CompiledLoss(pv.ELBO().per_datum, program)
+    parameters = list(program.parameters())
+    with pytest.warns(UserWarning, match=r"cannot be traced.*programs\.py"):
+        got = run(lambda: compiled(data), program, parameters)
+    assert_same(got, run(lambda: pv.ELBO().per_datum(program.joint(data)), program, parameters))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(lambda: compiled(data), program, parameters)
+    assert compiled.num_graphs == 0
+
+
+@pytest.mark.parametrize(
+    "objective", [None, pv.IWAE(3), pv.NVIL(nn.Linear(6, 1))], ids=["elbo", "iwae", "nvil"]
+)
+def test_fit_is_bit_identical_to_the_eager_run(objective):
+    histories, weights = [], []
+    for mode in (False, "trace", "auto"):
+        torch.manual_seed(0)
+        vae = pv.models.VAE(6, 2, hidden=(8,))
+        if isinstance(objective, nn.Module):
+            objective.load_state_dict(
+                {k: torch.zeros_like(v) + 0.1 for k, v in objective.state_dict().items()}
+            )
+        run_ = pv.fit(
+            vae,
+            programs.binary(50),
+            valid=programs.binary(20),
+            objective=objective,
+            epochs=13,  # 52 steps: enough for "auto" to trace
+            batch_size=16,
+            beta=pv.schedules.linear(0, 1, over=0.5),
+            clip_norm=5.0,
+            compile=mode,
+            progress=False,
+            device="cpu",
+        )
+        histories.append(run_.history["valid_elbo"])
+        weights.append([p.detach().clone() for p in vae.parameters()])
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*weights, strict=True))
+    assert (histories[0] == histories[1]).all() and (histories[0] == histories[2]).all()
+
+
+def test_dropout_stays_random_and_batch_norm_moves():
+    case = programs.CASES["regularised"]
+    program = Program.of(case.build()).double()
+    data = program.adapt(case.data(12))
+    assert len(check(program, data, pv.ELBO(), None)) == 3
+
+
+def test_an_unknown_mode():
+    program = Program.of(pv.models.VAE(6, 2, hidden=(8,)))
+    with pytest.raises(ConfigError, match="compile: got 'fast'"):
+        CompiledLoss(pv.ELBO().per_datum, program, mode="fast")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vae", "regularised", "bayesian"])
+def test_inductor_gives_the_eager_numbers_at_equal_noise(name):
+    """Binary data; dropout and batch norm; a global latent with N/B: all numbers, and buffers."""
+    case = programs.CASES[name]
+    torch.manual_seed(0)
+    program = Program.of(case.build()).double()
+    data = program.adapt(case.data(12))
+    assert len(check(program, data, pv.ELBO(), 0.3, mode=True)) == 3
+
+
+class Counting(nn.Module):
+    """A program that counts its passes in a double of no dimension."""
+
+    def __init__(self, in_place=True):
+        super().__init__()
+        self.in_place = in_place
+        self.loc = nn.Parameter(torch.zeros(6))
+        self.register_buffer("passes", torch.zeros(()))
+
+    def model(self, x):
+        with programs.pyro.plate("data", len(x)):
+            z = programs.pyro.sample("z", programs.dist.Normal(0.0, 1.0))
+            loc = self.loc + z[..., None]
+            programs.pyro.sample("x", programs.dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        if self.training and self.in_place:
+            self.passes += 1
+        elif self.training:
+            self.passes = self.passes + 1
+        with programs.pyro.plate("data", len(x)):
+            programs.pyro.sample("z", programs.dist.Normal(x.sum(-1), 1.0))
+
+
+def test_a_buffer_that_is_replaced_would_stand_still():
+    program = Program.of(Counting(in_place=False))
+    x = programs.binary(12)
+    program.read(x)
+    program.train()
+    compiled = CompiledLoss(pv.ELBO().per_datum, program)
+    with program.running(), pytest.warns(UserWarning, match=r"passes' is replaced; write into it"):
+        compiled(x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_count_of_no_dimension_goes_on_under_the_compiler(dtype):
+    """Inductor loses what is written to a float64 tensor of no dimension."""
+    module = Counting()
+    program = Program.of(module).to(dtype)
+    x = programs.binary(12).to(dtype)
+    program.read(x)
+    program.train()
+    compiled = CompiledLoss(pv.ELBO().per_datum, program, mode=True)
+    with program.running(), validation(False):
+        before = module.passes.item()
+        for _ in range(3):
+            compiled(x)
+    assert module.passes.item() == before + 3
+
+
+def test_auto_is_quiet_about_a_program_that_cannot_be_traced():
+    case = programs.CASES["labelled"]
+    program = Program.of(case.build()).double()
+    data = program.adapt(case.data(12))
+    compiled = CompiledLoss(pv.ELBO().per_datum, program, mode="auto", steps=1000)
+    run(lambda: compiled(data), program, list(program.parameters()))
+    assert "programs.py" in compiled.reason
+
+
+class Ones(nn.Module):
+    """A model of one line, written in several ways."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.calls = how, 0
+        self.loc = nn.Parameter(torch.ones(6))
+
+    def model(self, x):
+        with programs.pyro.plate("data", len(x)):
+            z = programs.pyro.sample("z", programs.dist.Normal(0.0, 1.0))
+            loc = self.how(self, x) + z[..., None]
+            programs.pyro.sample("x", programs.dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with programs.pyro.plate("data", len(x)):
+            programs.pyro.sample("z", programs.dist.Normal(self.loc.sum() + x[:, 0] * 0, 1.0))
+
+
+def counting(program, x):
+    program.calls += 1
+    return program.loc * (1 + 1e-6 * program.calls)
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        (lambda p, x: p.loc + float(np.random.default_rng().normal()), "draw all noise from torch"),
+        (counting, "keep no count in Python"),
+        (lambda p, x: p.loc + x[x > 0.5].sum(), "depends on values"),
+        (lambda p, x: p.loc + torch.masked_select(x, x > 0.5).sum(), "depends on values"),
+    ],
+    ids=["numpy", "count", "mask", "select"],
+)
+def test_what_a_tracer_would_freeze_runs_eagerly(how, why):
+    program = Program.of(Ones(how))
+    x = programs.binary(12)
+    program.read(x)
+    compiled = CompiledLoss(pv.ELBO().per_datum, program)
+    with program.running(), pytest.warns(UserWarning, match=why):
+        compiled(x)
+    assert compiled.num_graphs == 0
+
+
+def test_rows_laid_out_otherwise_are_read_right():
+    """A compiled graph reads memory by the strides that it was compiled for."""
+    program = Program.of(pv.models.VAE(6, 2, hidden=(8,)))
+    compiled = CompiledLoss(pv.ELBO().per_datum, program)
+    x = programs.binary(12)
+    turned = x.t().contiguous().t()
+    parameters = list(program.parameters())
+    one, other = (run(lambda b=b: compiled(b), program, parameters) for b in (x, turned))
+    torch.testing.assert_close(one, other)
+    crop = torch.zeros(12, 8)
+    crop[:, 1:-1] = x
+    torch.testing.assert_close(run(lambda: compiled(crop[:, 1:-1]), program, parameters), one)
+
+
+def test_rows_of_a_table_by_index_are_traced():
+    """``table[rows]`` is an operator that PyTorch's bindings know by no name of their own."""
+
+    def whole(table, rows):
+        return (table[rows].sum(),)
+
+    inputs = (torch.randn(5, 2), torch.tensor([4, 0]))
+    assert torch.equal(
+        direct(simplify(make_fx(whole)(*inputs), inputs), inputs)(*inputs)[0],
+        inputs[0][[4, 0]].sum(),
+    )
+
+
+def fitted(mode, **options):
+    """Train a small VAE for some epochs; return it with its first weights."""
+    torch.manual_seed(0)
+    vae = pv.models.VAE(6, 2, hidden=(8,))
+    before = {k: v.clone() for k, v in vae.state_dict().items()}
+    setting = options.pop("setting", lambda vae: {})(vae)
+    x = programs.binary(64)
+    run_ = pv.fit(
+        vae, x, epochs=8, batch_size=8, compile=mode, progress=False, device="cpu", **setting
+    )
+    return vae, before, run_
+
+
+@pytest.mark.parametrize("mode", [False, "trace", "auto"])
+def test_hooks_on_gradients_are_called(mode):
+    def setting(vae):
+        weight = next(vae.encoder.parameters())
+        weight.register_hook(lambda grad: torch.zeros_like(grad))
+        return {}
+
+    vae, before, _ = fitted(mode, setting=setting)
+    name, weight = next((n, p) for n, p in vae.named_parameters() if n.startswith("encoder"))
+    assert torch.equal(weight, before[name])
+
+
+@pytest.mark.parametrize("mode", [False, "trace", "auto"])
+def test_weights_frozen_in_a_callback_stand_still(mode):
+    seen = []
+
+    def setting(vae):
+        def freeze(run_):
+            if len(run_.history["epoch"]) == 3:
+                vae.encoder.requires_grad_(False)
+                seen.extend(p.detach().clone() for p in vae.encoder.parameters())
+
+        return {"callbacks": [freeze]}
+
+    vae, _, _ = fitted(mode, setting=setting)
+    assert all(torch.equal(a, b) for a, b in zip(seen, vae.encoder.parameters(), strict=True))
+
+
+def test_what_a_callback_changes_is_noticed():
+    """A number that is no tensor is a constant of the graph, until it is looked at again."""
+    ends = []
+    for mode in (False, "trace"):
+        torch.manual_seed(0)
+        program = Ones(lambda p, x: p.loc * p.calls)
+        program.calls = 1
+
+        def change(run_, program=program):
+            program.calls = len(run_.history["epoch"])
+
+        data = programs.binary(32)
+        pv.fit(program, data, epochs=5, callbacks=[change], compile=mode, progress=False)
+        ends.append(program.loc.detach().clone())
+    torch.testing.assert_close(*ends)
+
+
+def test_a_gradient_left_from_elsewhere_moves_nothing():
+    program = Ones(lambda p, x: p.loc)
+    program.head = nn.Parameter(torch.ones(3))
+    program.head.grad = torch.ones(3)
+    pv.fit(program, programs.binary(32), epochs=3, compile="trace", progress=False)
+    assert torch.equal(program.head, torch.ones(3))
+
+
+def test_a_run_says_what_ran_it():
+    assert fitted("trace")[2].compiled == "graph" and fitted(False)[2].compiled == "eager"
+    case = programs.CASES["labelled"]
+    run_ = pv.fit(case.build(), case.data(128), epochs=60, batch_size=64, progress=False)
+    assert run_.compiled.startswith("eager: ") and "programs.py" in run_.compiled
+
+
+@pytest.mark.parametrize("mode", [1, None, 0, "", "True"])
+def test_modes_that_are_none(mode):
+    with pytest.raises(ConfigError, match="compile: got"):
+        pv.fit(pv.models.VAE(6, 2, hidden=(8,)), programs.binary(8), compile=mode)
+
+
+def test_weights_that_were_replaced_are_seen():
+    program = Program.of(pv.models.VAE(6, 2, hidden=(8,)))
+    compiled = CompiledLoss(pv.ELBO().per_datum, program)
+    x = programs.binary(12)
+    with program.running(), validation(False):
+        first = run(lambda: compiled(x), program, list(program.parameters()))[0]
+        program.load_state_dict({k: v + 0.5 for k, v in program.state_dict().items()})
+        for module in program.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.data = module.weight.data * 2  # another tensor behind the parameter
+        second = run(lambda: compiled(x), program, list(program.parameters()))[0]
+        eager = run(
+            lambda: pv.ELBO().per_datum(program.joint(x)), program, list(program.parameters())
+        )[0]
+    assert second != first and torch.equal(second, eager)

@@ -1,0 +1,167 @@
+"""What the compiler gets has the numbers of the traced graph."""
+
+import pytest
+import torch
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.functional import binary_cross_entropy_with_logits, linear
+
+from pyro_vae.inference.graphs.lowering import lowered
+from pyro_vae.inference.graphs.simplify import simplify
+
+aten = torch.ops.aten
+
+
+def gradients(function, *inputs):
+    """Return the simplified graph of a sum and its gradients."""
+
+    def whole(*flat):
+        loss = function(*flat).sum()
+        return (loss, *torch.autograd.grad(loss, flat))
+
+    leaves = [leaf.clone().requires_grad_() for leaf in inputs]
+    return simplify(make_fx(whole)(*leaves), [leaf.detach() for leaf in inputs])
+
+
+def assert_lowered_alike(whole):
+    """Compare the one result of a function of logits and observations."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(4, 5), torch.rand(4, 5)]
+    graph = simplify(make_fx(whole)(*inputs), inputs)
+    (loss,) = graph(*inputs)
+    torch.testing.assert_close(lowered(graph, inputs)(*inputs)[0], loss)
+
+
+def targets(graph):
+    return [node.target for node in graph.graph.nodes]
+
+
+@pytest.mark.parametrize("rows", [(), (3,)])
+def test_a_linear_layer_is_a_product_and_a_sum(rows):
+    torch.manual_seed(0)
+    inputs = [torch.randn(*rows, 4, 5), torch.randn(6, 5), torch.randn(6)]
+    graph = gradients(lambda x, w, b: linear(x, w, b).tanh(), *inputs)
+    assert {aten.linear.default, aten.addmm.default} & set(targets(graph))
+    low = lowered(graph, inputs)
+    assert not {aten.linear.default, aten.addmm.default} & set(targets(low))
+    loss, *grads = graph(*inputs)
+    low_loss, norm, *low_grads = low(*inputs)
+    torch.testing.assert_close(low_loss, loss, rtol=1e-5, atol=0)
+    torch.testing.assert_close(low_grads, grads, rtol=1e-5, atol=1e-5)
+    exact = torch.linalg.vector_norm(torch.cat([grad.flatten() for grad in grads]))
+    torch.testing.assert_close(norm, exact, rtol=1e-5, atol=0)
+
+
+def test_half_precision_keeps_its_one_rounding():
+    inputs = [torch.randn(4, 5), torch.randn(6, 5), torch.randn(6)]
+    low = [leaf.bfloat16() for leaf in inputs]
+    graph = gradients(lambda x, w, b: linear(x, w, b).float(), *low)
+    assert aten.linear.default in targets(lowered(graph, low))
+
+
+def test_a_gpu_compiler_gets_linear_layers_whole():
+    inputs = [torch.randn(4, 5), torch.randn(6, 5), torch.randn(6)]
+    graph = gradients(lambda x, w, b: linear(x, w, b).tanh(), *inputs)
+    low = lowered(graph, [leaf.to("meta") for leaf in inputs])
+    assert aten.linear.default in targets(low)
+
+
+def test_the_graph_itself_stays():
+    layer = nn.Linear(5, 6)
+    inputs = [torch.randn(4, 5), *layer.parameters()]
+    graph = gradients(lambda x, w, b: linear(x, w, b), *[leaf.detach() for leaf in inputs])
+    before = graph.code
+    lowered(graph, inputs)
+    assert graph.code == before
+
+
+def test_a_loss_without_gradients_has_norm_zero():
+    graph = simplify(make_fx(lambda x: (x.sum(),))(torch.ones(3)), [torch.ones(3)])
+    loss, norm = lowered(graph, [torch.ones(3)])(torch.ones(3))
+    assert (loss.item(), norm.item()) == (3.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shortened"), [(torch.float32, True), (torch.float64, False), (torch.bfloat16, False)]
+)
+def test_slow_functions_are_shortened_in_single_precision(dtype, shortened):
+    torch.manual_seed(0)
+    inputs = [torch.randn(4, 5, dtype=dtype), torch.rand(4, 5).to(dtype)]
+
+    def loss(x, observed):
+        return binary_cross_entropy_with_logits(x.tanh(), observed, reduction="none")
+
+    graph = gradients(loss, *inputs)
+    low = lowered(graph, inputs)
+    slow = {
+        aten.tanh.default,
+        aten.sigmoid.default,
+        aten.binary_cross_entropy_with_logits.default,
+    }
+    assert slow <= set(targets(graph))
+    assert (slow & set(targets(low)) == set()) is shortened
+    loss, *grads = graph(*inputs)
+    low_loss, _, *low_grads = low(*inputs)
+    torch.testing.assert_close(low_loss, loss, rtol=1e-6, atol=0)
+    torch.testing.assert_close(low_grads, grads, rtol=1e-5, atol=1e-6)
+
+
+def test_weighted_or_reduced_cross_entropy_stays():
+    inputs = [torch.randn(4, 5)]
+    observed, weight = torch.ones(4, 5), torch.full((5,), 2.0)
+    for options in ({"pos_weight": weight, "reduction": "none"}, {"reduction": "mean"}):
+        graph = gradients(
+            lambda x, options=options: binary_cross_entropy_with_logits(x, observed, **options),
+            *inputs,
+        )
+        loss, *_ = graph(*inputs)
+        torch.testing.assert_close(lowered(graph, inputs)(*inputs)[0], loss)
+
+
+def test_a_sigmoid_of_logits_that_were_written_to_stays():
+    def whole(logits, observed):
+        logits = logits * 2
+        cost = binary_cross_entropy_with_logits(logits, observed, reduction="none").sum()
+        logits.add_(1)
+        return (cost + logits.sigmoid().sum(),)
+
+    assert_lowered_alike(whole)
+
+
+def test_a_sigmoid_before_the_cost_stays():
+    def whole(logits, observed):
+        before = logits.sigmoid().sum()
+        cost = binary_cross_entropy_with_logits(logits, observed, reduction="none").sum()
+        return (cost + before * logits.sigmoid().sum(),)
+
+    assert_lowered_alike(whole)
+
+
+def test_a_decoder_of_logits_is_shortened_to_the_end():
+    def loss(h, w, b, observed):
+        return binary_cross_entropy_with_logits(linear(h, w, b), observed, reduction="none")
+
+    inputs = [torch.randn(4, 5), torch.randn(6, 5), torch.randn(6), torch.rand(4, 6)]
+    low = lowered(gradients(loss, *inputs), inputs)
+    slow = {aten.linear.default, aten.addmm.default, aten.sigmoid.default}
+    assert not {*slow, aten.binary_cross_entropy_with_logits.default} & set(targets(low))
+
+
+def test_one_of_two_sigmoids_that_is_written_to_stays_another():
+    def whole(logits, observed):
+        cost = binary_cross_entropy_with_logits(logits, observed, reduction="none").sum()
+        first, second = logits.sigmoid(), logits.sigmoid()
+        first.mul_(10)
+        return (cost + (first * second).sum(),)
+
+    assert_lowered_alike(whole)
+
+
+def test_logits_of_a_tanh_written_through_an_alias_stay():
+    def whole(x, observed):
+        logits = x.tanh()
+        cost = binary_cross_entropy_with_logits(logits, observed, reduction="none").sum()
+        logits.detach().add_(1)
+        return (cost + logits.sigmoid().sum(),)
+
+    assert_lowered_alike(whole)

@@ -1,0 +1,361 @@
+"""Objectives against closed forms: zero-variance programs, and formulas on replayed draws.
+
+Nothing here is statistical: float64 agrees to 1e-10 relative, float32 to 1e-5.
+"""
+
+import dataclasses
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from estimators import normal
+from oracles import EXACT, PPCA, ExactPPCA
+from torch import Tensor, nn
+
+import pyro_vae as pv
+from pyro_vae.errors import ConfigError, ProgramError
+from pyro_vae.inference.objectives.elbo import StockObjective, as_objective
+from pyro_vae.program.joint import Joint
+
+# Those that estimate log p(x) without variance where the guide is the posterior: by K and S.
+BUILDERS = {
+    "ELBO": pv.ELBO,
+    "IWAE": pv.IWAE,
+    "Rényi 0.5": lambda k, s: pv.Renyi(0.5, k, s),
+    "Rényi -1": lambda k, s: pv.Renyi(-1.0, k, s),
+    "Rényi 1": lambda k, s: pv.Renyi(1, k, s),
+    "STL": pv.STL,
+    "DReG": pv.DReG,
+    "NVIL": lambda k, s: pv.NVIL(num_particles=k, num_samples=s),
+    "RLOO": lambda k, s: pv.RLOO(max(k, 2), s),
+    "VIMCO": lambda k, s: pv.VIMCO(max(k, 2), s),
+    "wake-sleep": lambda k, s: pv.ReweightedWakeSleep(k, sleep=0.5),
+}
+LOCAL_ONLY = {"wake-sleep"}
+SIZES = [(2, 1), (20, 4), (100, 16)]
+DTYPES = [torch.float64, torch.float32]
+N = 12
+
+objectives = pytest.mark.parametrize("name", BUILDERS)
+with_and_without_global = pytest.mark.parametrize(
+    ("name", "has_global"),
+    [(n, g) for n in BUILDERS for g in (False, True) if not (g and n in LOCAL_ONLY)],
+)
+exact_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def loss_of(objective, program, batch, size=None, beta=None):
+    wrapped = pv.Program.of(program)
+    with wrapped.running():
+        return objective.per_datum(wrapped.joint(batch, size=size, beta=beta))
+
+
+def assert_exact(actual, expected, dtype):
+    assert actual.dtype == dtype
+    torch.testing.assert_close(
+        actual.detach().double(), expected, rtol=EXACT[dtype], atol=EXACT[dtype]
+    )
+
+
+def exact_loss(oracle, program, x, rows, size):
+    """Return minus the bound per datum: log p(x | w0) on average, and 1/N of log p(w0)."""
+    if not program.has_global:
+        return -oracle.log_prob(x)[rows].mean()
+    shifted = dataclasses.replace(oracle, mean=oracle.mean + program.offset.double())
+    return -(shifted.log_prob(x)[rows].mean() + program.log_prob_offset() / size)
+
+
+@exact_dtypes
+@pytest.mark.parametrize(("data_dim", "latent_dim"), SIZES)
+@pytest.mark.parametrize("num_particles", [1, 33])
+@pytest.mark.parametrize("rows", [1, 5, N])
+@with_and_without_global
+def test_zero_variance(name, rows, has_global, num_particles, data_dim, latent_dim, dtype):
+    """B of N = 12 rows, through ``per_datum`` and through Pyro's ``differentiable_loss``."""
+    oracle = PPCA.random(data_dim, latent_dim)
+    program = ExactPPCA(oracle, dtype, has_global=has_global)
+    x = oracle.sample(N).to(dtype)
+    objective = BUILDERS[name](num_particles, 2 if has_global else 1)
+    expected = exact_loss(oracle, program, x, slice(rows), N)
+    assert_exact(loss_of(objective, program, x[:rows], size=N), expected, dtype)
+    alone = exact_loss(oracle, program, x, slice(rows), rows)
+    summed = objective.differentiable_loss(program.model, program.guide, x[:rows])
+    assert_exact(summed / rows, alone, dtype)
+
+
+@exact_dtypes
+@pytest.mark.parametrize("num_particles", [1, 5])
+@with_and_without_global
+def test_zero_variance_of_a_program_that_subsamples(name, num_particles, has_global, dtype):
+    """The program picks B = 3 of N = 10 rows itself: the bound is per datum, log p(w) bears 1/N."""
+    oracle, rows = PPCA.random(6, 2), torch.tensor([3, 0, 7])
+    program = ExactPPCA(oracle, dtype, has_global=has_global, subsample=rows)
+    x = oracle.sample(10).to(dtype)
+    objective = BUILDERS[name](num_particles, 1)
+    if name in LOCAL_ONLY:
+        objective = pv.ReweightedWakeSleep(num_particles)  # a dream of 3 rows is no batch of 10
+    expected = exact_loss(oracle, program, x, rows, 10)
+    assert_exact(loss_of(objective, program, x), expected, dtype)
+    summed = objective.differentiable_loss(program.model, program.guide, x)
+    assert_exact(summed / 10, expected, dtype)  # N times the loss per datum
+
+
+@objectives
+def test_under_no_gradient(name):
+    """A validation loss has the value of the training loss."""
+    oracle = PPCA.random(6, 2)
+    program = ExactPPCA(oracle)
+    x = oracle.sample(5)
+    with torch.no_grad():
+        loss = loss_of(BUILDERS[name](4, 1), program, x)
+    assert_exact(loss, -oracle.log_prob(x).mean(), torch.float64)
+
+
+def test_wake_sleep_refuses_globals():
+    program = ExactPPCA(PPCA.random(6, 2), has_global=True)
+    with pytest.raises(ProgramError, match="'w' is global"):
+        loss_of(pv.ReweightedWakeSleep(2), program, torch.zeros(3, 6).double())
+
+
+@pytest.mark.parametrize("objective", [pv.RLOO, pv.VIMCO])
+def test_leave_one_out_needs_two(objective):
+    with pytest.raises(ConfigError, match="got 1, expected at least 2"):
+        objective(1)
+
+
+@pytest.mark.parametrize("alpha", [math.inf, -math.inf, math.nan, True, "1"])
+def test_renyi_refuses_an_alpha_that_is_no_finite_number(alpha):
+    with pytest.raises(ConfigError, match="expected a finite number"):
+        pv.Renyi(alpha)
+
+
+# -- replayed draws ------------------------------------------------------------------------------
+
+
+class Recorded(nn.Module):
+    """A Bayesian linear decoder, noisy guides, and a record of what the guide drew.
+
+    w ~ N(0, 1) in Z x D; z_n ~ N(0, 1); x_n ~ N(z_n w, 0.5). The global w is optional.
+    """
+
+    def __init__(self, has_global: bool = True, subsample: Tensor | None = None) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+
+        def draw(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64) / 2)
+
+        self.has_global, self.subsample = has_global, subsample
+        self.loc, self.log_scale, self.gain = draw(2, 4), draw(2, 4), draw(4, 2)
+        self.bias, self.spread = draw(4), draw(2)
+        self.drawn: list[dict[str, Tensor]] = []
+
+    def plate(self, x: Tensor) -> pyro.plate:
+        return pyro.plate("data", len(x), subsample=self.subsample)
+
+    def model(self, x: Tensor) -> None:
+        w = self.loc
+        if self.has_global:
+            prior = dist.Normal(x.new_zeros(2, 4), x.new_ones(()))
+            w = pyro.sample("w", prior.to_event(2))
+        with self.plate(x) as rows:
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), x.new_ones(())).to_event(1))
+            likelihood = dist.Normal(z @ w + self.bias, x.new_full((), 0.5)).to_event(1)
+            pyro.sample("x", likelihood, obs=x[rows])
+
+    def guide(self, x: Tensor) -> None:
+        drawn = {}
+        if self.has_global:
+            posterior = dist.Normal(self.loc, self.log_scale.exp())
+            drawn["w"] = pyro.sample("w", posterior.to_event(2))
+        with self.plate(x) as rows:
+            loc = x[rows] @ self.gain
+            drawn["z"] = pyro.sample("z", dist.Normal(loc, self.spread.exp()).to_event(1))
+        self.drawn.append(drawn)
+
+    def formula(self, x: Tensor, size: int, beta: float, inner, num_samples: int) -> Tensor:
+        """Return the loss per datum at the recorded draws, written out without Pyro."""
+        total = x.new_zeros(())
+        # Objectives that cut the draws run the guide a second time, at the same values.
+        unique = self.drawn[:: len(self.drawn) // num_samples]
+        assert len(unique) == num_samples
+        for drawn in unique:
+            z, w = drawn["z"].reshape(-1, len(x), 2), drawn.get("w", self.loc)
+            half = x.new_full((), math.log(0.5))
+            log_weight = normal(x, z @ w + self.bias, half) + beta * (
+                normal(z, torch.zeros_like(z)) - normal(z, x @ self.gain, self.spread)
+            )
+            total = total + inner(log_weight).mean()
+            if self.has_global:
+                shared = normal(w, torch.zeros_like(w)) - normal(w, self.loc, self.log_scale)
+                total = total + shared.sum() / size
+        return -total / num_samples
+
+
+def log_mean(log_weight):
+    return log_weight.logsumexp(0) - math.log(len(log_weight))
+
+
+FORMULAS = {
+    "ELBO": lambda lw: lw.mean(0),
+    "NVIL": lambda lw: lw.mean(0),
+    "RLOO": lambda lw: lw.mean(0),
+    "STL": lambda lw: lw.mean(0),
+    "Rényi 1": lambda lw: lw.mean(0),
+    "IWAE": log_mean,
+    "VIMCO": log_mean,
+    "DReG": log_mean,
+    "wake-sleep": log_mean,
+    "Rényi 0.5": lambda lw: log_mean(0.5 * lw) / 0.5,
+    "Rényi -1": lambda lw: log_mean(2 * lw) / 2,
+}
+PATHWISE = {"ELBO", "NVIL", "RLOO", "Rényi 1", "IWAE", "VIMCO", "Rényi 0.5", "Rényi -1"}
+
+
+def data(rows: int) -> Tensor:
+    generator = torch.Generator().manual_seed(4)
+    return 2 * torch.randn(rows, 4, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("beta", [None, 0.3, 0.0, "tensor", "by site"])
+@pytest.mark.parametrize(("num_samples", "num_particles"), [(1, 2), (3, 5)])
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        (n, w)
+        for n in FORMULAS
+        for w in ("batch", "full", "own plate", "local")
+        if w == "local" or n not in LOCAL_ONLY
+    ],
+)
+def test_formula_on_replayed_draws(name, where, num_samples, num_particles, beta):
+    """Value, and gradient where it is that of the formula: N/B, 1/N, S, K and beta to rounding.
+
+    With beta, a scaled site keeps its weight in the local sum and global sites keep 1.
+    """
+    if name in LOCAL_ONLY:
+        num_samples = 1
+    x, rows = data(10), torch.tensor([4, 1, 9])
+    program = Recorded(where != "local", rows if where == "own plate" else None)
+    batch = x[:3] if where == "batch" else x
+    wrapped = pv.Program.of(program)
+    wrapped.read(batch)
+    joint = wrapped.joint(
+        batch,
+        size=10,
+        beta={"tensor": torch.tensor(0.3, dtype=torch.float64), "by site": {"z": 0.7}}.get(
+            beta, beta
+        ),
+    )
+    weight = {None: 1.0, "tensor": 0.3, "by site": 0.7}.get(beta, beta)
+    objective = BUILDERS[name](num_particles, num_samples)
+    if name == "wake-sleep":
+        objective = pv.ReweightedWakeSleep(num_particles)
+    joint.num_plates  # noqa: B018 - it looks once, before the record starts
+    program.drawn.clear()
+    with wrapped.running():
+        loss = objective.per_datum(joint)
+    seen = x[rows] if where == "own plate" else batch
+    expected = program.formula(seen, 10, weight, FORMULAS[name], num_samples)
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
+    if name in PATHWISE:
+        parameters = [p for _, p in program.named_parameters()]
+        got = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
+        want = torch.autograd.grad(expected, parameters, allow_unused=True)
+        for a, b in zip(got, want, strict=True):
+            if b is not None:
+                torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("where", ["batch", "full", "own plate"])
+def test_analytic_kl_on_replayed_draws(where):
+    """log p(x | z) at the draws, the KL of z in closed form, w by its draws: N/B and 1/N."""
+    x, rows = data(10), torch.tensor([4, 1, 9])
+    program = Recorded(True, rows if where == "own plate" else None)
+    batch = x[:3] if where == "batch" else x
+    wrapped = pv.Program.of(program)
+    wrapped.read(batch)
+    joint = wrapped.joint(batch, size=10)
+    with wrapped.running():
+        loss = pv.AnalyticELBO(2, 3).per_datum(joint)
+    seen = x[rows] if where == "own plate" else batch
+    total = x.new_zeros(())
+    kl = 0.5 * ((seen @ program.gain).square() + (2 * program.spread).exp() - 1) - program.spread
+    for drawn in program.drawn[-3:]:
+        w, half = drawn["w"], x.new_full((), math.log(0.5))
+        total = total + normal(seen, drawn["z"] @ w + program.bias, half).mean()
+        shared = normal(w, torch.zeros_like(w)) - normal(w, program.loc, program.log_scale)
+        total = total + shared.sum() / 10 - kl.sum(-1).mean()
+    torch.testing.assert_close(loss, -total / 3, rtol=1e-10, atol=1e-10)
+
+
+# -- Pyro's convention ---------------------------------------------------------------------------
+
+SINGLE_LOSS = [
+    pv.ELBO(2, 2),
+    pv.AnalyticELBO(2),
+    pv.IWAE(3),
+    pv.Renyi(0.5, 3),
+    pv.STL(2),
+    pv.DReG(3),
+    pv.NVIL(num_particles=2),
+    pv.RLOO(2),
+    pv.VIMCO(3),
+    pv.FreeBits(0.1),
+    pv.ReweightedWakeSleep(3, sleep=1.0),
+]
+
+
+@pytest.mark.parametrize("objective", SINGLE_LOSS, ids=lambda o: type(o).__name__)
+def test_stock_svi_takes_it(objective, store):
+    """``SVI.step`` returns N times the loss per datum, moves the parameters, and learns."""
+    program = Recorded(has_global=False)
+    x = data(6)
+    before = [p.detach().clone() for p in program.parameters()]
+
+    def model(x):
+        pyro.module("program", program)
+        program.model(x)
+
+    svi = pyro.infer.SVI(model, program.guide, pyro.optim.Adam({"lr": 0.05}), objective)
+    torch.manual_seed(1)
+    expected = objective.differentiable_loss(model, program.guide, x).item()
+    program.drawn.clear()
+    torch.manual_seed(1)
+    first = svi.step(x)
+    assert first == pytest.approx(expected, rel=1e-12)
+    moved = [not torch.equal(a, b) for a, b in zip(before, program.parameters(), strict=True)]
+    assert sum(moved) >= 4  # log_scale belongs to w alone
+    for _ in range(60):
+        last = svi.step(x)
+    assert last < first - 5
+    torch.manual_seed(1)
+    assert svi.evaluate_loss(x) < first
+
+
+@pytest.mark.parametrize("objective", SINGLE_LOSS, ids=lambda o: type(o).__name__)
+def test_convention_of_the_two_losses(objective):
+    """The summed loss is N times the loss per datum on the same draws."""
+    program = Recorded(has_global=False)
+    x = data(6)
+    joint = Joint(program.model, program.guide, (x,), num_plates=1, size=6)
+    torch.manual_seed(2)
+    per_datum, size = objective.loss_of_joint(joint)
+    torch.manual_seed(2)
+    summed = objective.differentiable_loss(program.model, program.guide, x)
+    assert size == 6
+    torch.testing.assert_close(summed, 6 * per_datum, rtol=1e-12, atol=0)
+
+
+def test_what_an_objective_may_be():
+    assert isinstance(as_objective(None), pv.ELBO)
+    assert isinstance(as_objective(pyro.infer.Trace_ELBO()), StockObjective)
+    own = pv.IWAE(3)
+    assert as_objective(own) is own
+    with pytest.raises(ConfigError, match="expected an instance of"):
+        as_objective(pyro.infer.Trace_ELBO)
+    for bad in (0, -1, 1.5, True):
+        with pytest.raises(ConfigError, match="num_particles: got"):
+            pv.ELBO(bad)

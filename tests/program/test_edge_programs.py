@@ -1,0 +1,309 @@
+"""Programs at the edges: each was once answered wrongly."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import TraceEnum_ELBO
+from torch import nn
+
+import pyro_vae as pv
+from pyro_vae.errors import ProgramError
+from pyro_vae.program.program import Program
+
+
+def gaussian(x, mean, width=1.0):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(mean + z, width).to_event(1), obs=x)
+
+
+def centred(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x / 2, 0.7).to_event(1))
+
+
+def with_global(tiled):
+    """A global mean; ``tiled`` concatenates z with the data's rows, which takes no extra dim."""
+
+    def model(x):
+        w = pyro.sample("w", dist.Normal(x.new_zeros(2), 10.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            mean = torch.cat([z, x[:, :0]], -1) if tiled else z
+            pyro.sample("x", dist.Normal(w + mean, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.sample("w", dist.Normal(x.new_full((2,), 5.0), 0.01).to_event(1))
+        centred(x)
+
+    return pv.Program(model, guide)
+
+
+def test_generate_uses_what_was_learnt_of_the_globals():
+    program = with_global(tiled=False)
+    x = torch.randn(8, 2)
+    pv.elbo(program, x)
+    torch.manual_seed(0)
+    means = torch.stack([pv.generate(program, 200).mean(0) for _ in range(4)])
+    # Each mean is 5 with a standard error of 0.1: |z| < 5, false alarms below 1e-5.
+    assert ((means - 5).abs() < 0.51).all()
+    assert (pv.reconstruct(program, x) - (5 + x / 2)).abs().max() < 4
+
+
+@pytest.mark.parametrize("size", [49, 50, 51])
+def test_a_tiled_program_keeps_its_n(size):
+    program, x = with_global(tiled=True), torch.randn(10, 2)
+    terms = program.terms(x, 1, 5, size=size)
+    assert program._tiled
+    assert terms.size == size and terms.batch_size == 10
+
+
+def test_a_tiled_program_that_subsamples_is_refused():
+    def model(x):
+        with pyro.plate("data", len(x), subsample_size=10) as rows:
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            mean = torch.cat([z, x[rows][:, :0]], -1)
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x[rows])
+
+    def guide(x):
+        with pyro.plate("data", len(x), subsample_size=10) as rows:
+            pyro.sample("z", dist.Normal(x[rows] / 2, 0.7).to_event(1))
+
+    program, x = pv.Program(model, guide), torch.randn(40, 2)
+    assert program.terms(x).log_weight.shape == (1, 1, 10)
+    with pytest.raises(ProgramError, match="K > 1 particles"):
+        program.terms(x, 1, 5)
+    for verb in (pv.elbo, pv.log_likelihood, pv.encode, pv.diagnose, pv.reconstruct):
+        with pytest.raises(ProgramError, match="10 of the 40 rows"):
+            verb(program, x)
+
+
+class Mixture(nn.Module):
+    """Two components; the guide leaves the choice to enumeration."""
+
+    def __init__(self):
+        super().__init__()
+        self.centres = nn.Parameter(torch.tensor([-1.0, 1.0]))
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            choice = dist.Categorical(x.new_ones(2) / 2)
+            c = pyro.sample("c", choice, infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(self.centres[c], 1.0), obs=x)
+
+    def guide(self, x):
+        pass
+
+
+def test_enumerated_latents_are_judged_by_their_sum_and_refused_elsewhere():
+    mixture, x = Mixture().double(), torch.randn(40, dtype=torch.float64)
+    log_p = torch.stack([dist.Normal(c, 1.0).log_prob(x) for c in mixture.centres.tolist()])
+    exact = (log_p.logsumexp(0) - torch.tensor(2.0).log()).mean()
+    run = pv.fit(
+        mixture,
+        x,
+        valid=x,
+        objective=TraceEnum_ELBO(max_plate_nesting=1),
+        optimiser=lambda p: torch.optim.SGD(p, lr=1e-12),
+        epochs=1,
+        progress=False,
+    )
+    assert run.history["valid_elbo"][0] == pytest.approx(exact.item(), rel=1e-6)
+    for verb in (pv.elbo, pv.log_likelihood, pv.encode, pv.diagnose):
+        with pytest.raises(ProgramError, match="site 'c'"):
+            verb(mixture, x)
+
+
+def test_two_objects_of_one_class_both_train():
+    one, two = (pv.models.VAE(6, 2, hidden=(8,)) for _ in range(2))
+    program = pv.Program(one.model, two.guide)
+    before = [p.detach().clone() for p in program.parameters()]
+    assert len(before) == 2 * len(list(one.parameters()))
+    pv.fit(program, torch.ones(16, 6), epochs=1, progress=False)
+    assert not torch.equal(one.decoder.net.output.bias, before[0].new_zeros(6))
+    assert any(not torch.equal(a, b) for a, b in zip(before, program.parameters(), strict=True))
+
+
+class Holder:
+    """No module, with a network inside a list."""
+
+    def __init__(self):
+        self.nets = [nn.Linear(2, 2)]
+
+
+def test_a_network_hidden_in_an_object_trains():
+    holder = Holder()
+
+    def helper(z):
+        return holder.nets[0](z)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(helper(z), 1.0).to_event(1), obs=x)
+
+    program = pv.Program(model, centred)
+    before = holder.nets[0].weight.detach().clone()
+    pv.fit(program, torch.randn(32, 2), epochs=2, progress=False)
+    assert not torch.equal(holder.nets[0].weight, before)
+
+
+@pytest.mark.parametrize("num_particles", [1, 4])
+def test_diagnose_a_tiled_program(num_particles):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(torch.cat([z, x[:, :0]], -1), 1.0).to_event(1), obs=x)
+
+    x = torch.randn(200, 2)
+    found = pv.diagnose(pv.Program(model, centred), x, num_particles=num_particles)
+    torch.testing.assert_close(found.variance["z"].float(), (x / 2).var(0), rtol=1e-4, atol=1e-5)
+    assert found.active_units == {"z": 2}
+
+
+@pytest.mark.parametrize("rows", [10, 100])
+def test_a_factor_outside_the_plate_weighs_by_n(rows):
+    """log p's factor of -100 over N = 100 data is one nat per datum, whatever the batch."""
+
+    def model(x):
+        pyro.factor("penalty", x.new_tensor(-100.0))
+        gaussian(x, 0.0)
+
+    x = torch.randn(100, 2)
+    program = pv.Program(model, centred)
+    plain = pv.Program(lambda x: gaussian(x, 0.0), centred)
+    losses = []
+    for each in (program, plain):
+        each.read(x[:rows])
+        torch.manual_seed(0)
+        with each.running():
+            losses.append(pv.ELBO().per_datum(each.joint(x[:rows], size=100)))
+    assert (losses[0] - losses[1]).item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_factors_and_deterministic_sites_inside_the_plate():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            mean = pyro.deterministic("mean", 2 * z, event_dim=1)
+            pyro.factor("penalty", -z.square().sum(-1))
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+    program, x = pv.Program(model, centred), torch.randn(5, 2)
+    assert pv.elbo(program, x).shape == (5,)
+    assert program.sites.observed == ("x",)
+    assert pv.generate(program, 3).shape == (3, 2)
+    with program.running():  # dreams of x alone: neither the factor nor the value is an argument
+        assert pv.ReweightedWakeSleep(2, sleep=1.0).per_datum(program.joint(x)).isfinite()
+
+
+def test_refused_data_leave_no_parameter_behind():
+    def model(x):
+        loc = pyro.param("loc", lambda: x.mean(0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=z).to_event(1), obs=x)
+
+    program = pv.Program(model, centred)
+    with pytest.raises(ValueError, match="outside the support"):
+        pv.elbo(program, torch.full((4, 3), 255.0))
+    assert not list(program.parameters())
+    assert pv.elbo(program, torch.ones(4, 2)).shape == (4,)
+
+
+@pytest.mark.parametrize("name", ["values", "keys", "train", "a.b", "a-b", "_parameters"])
+def test_parameters_of_any_name(name):
+    def model(x):
+        pyro.param("a.b", x.new_zeros(2))
+        gaussian(x, pyro.param(name, x.new_ones(2)) + pyro.param("a-b", x.new_ones(2)))
+
+    program = pv.Program(model, centred)
+    pv.elbo(program, torch.randn(4, 2))
+    assert len(list(program.parameters())) == len({name, "a.b", "a-b"})
+
+
+def test_the_device_of_a_program_of_parameters_only():
+    def model(x):
+        gaussian(x, pyro.param("loc", torch.zeros(2)))
+
+    program = pv.Program(model, centred)
+    program.to("meta")
+    assert program.device.type == "meta"
+    assert program.adapt(torch.randn(3, 2)).device.type == "meta"
+
+
+def test_one_objective_for_programs_of_different_depth():
+    """Stock SVI hands an objective another pair of functions: what it learnt of one is not kept."""
+
+    def nested(x):
+        with pyro.plate("time", 3, dim=-2), pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x.T)
+
+    def nested_guide(x):
+        with pyro.plate("time", 3, dim=-2), pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(x.T / 2, 0.7))
+
+    loss = pv.IWAE(3)
+    assert loss.loss(lambda x: gaussian(x, 0.0), centred, torch.randn(5, 2))
+    assert loss.loss(nested, nested_guide, torch.randn(5, 3))
+
+
+def test_free_bits_count_auxiliary_sites():
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            aux = {"is_auxiliary": True}
+            a = pyro.sample("a", dist.Normal(x / 2, 1.0).to_event(1), infer=aux)
+            pyro.sample("z", dist.Normal(a, 0.7).to_event(1))
+
+    def model(x):
+        gaussian(x, 0.0)
+
+    program, x = Program(model, guide), torch.randn(6, 2)
+    program.read(x)
+    losses = []
+    for objective in (pv.ELBO(4000), pv.FreeBits(0.0, num_particles=4000)):
+        torch.manual_seed(0)
+        with program.running(), torch.no_grad():
+            losses.append(objective.per_datum(program.joint(x)).item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_the_memory_of_elbo_is_bounded_in_particles(monkeypatch):
+    rows = []
+    program, x = pv.Program(lambda x: gaussian(x, 0.0), centred), torch.randn(64, 2)
+    seen = Program.joint
+
+    def joint(self, batch, **options):
+        rows.append(len(batch))
+        return seen(self, batch, **options)
+
+    monkeypatch.setattr(Program, "joint", joint)
+    pv.elbo(program, x, num_particles=32, batch_size=256)
+    assert max(rows) == 8
+
+
+def test_a_hidden_network_is_loaded_as_it_was_saved(tmp_path):
+    def hidden():
+        holder = Holder()
+
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+                mean = (lambda code: holder.nets[0](code))(z)
+                pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+        return pv.Program(model, centred)
+
+    x = torch.randn(16, 2)
+    saved, loaded = hidden(), hidden()
+    saved.read(x)
+    pv.save(saved, tmp_path)
+    pv.load(tmp_path, into=loaded)  # its functions have not run: the network is not known yet
+    values = []
+    for program in (saved, loaded):
+        torch.manual_seed(0)
+        values.append(pv.elbo(program, x))
+    assert torch.equal(*values)
+    assert len(list(loaded.parameters())) == len(list(saved.parameters()))

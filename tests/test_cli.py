@@ -13,7 +13,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae import cli
-from pyro_vae.cli import choices, runs
+from pyro_vae.cli import options, runs
 
 SMALL = ["--latent_dim", "2", "--hidden", "8", "--device", "cpu", "--progress", "false"]
 
@@ -38,13 +38,13 @@ def complaint(capsys, arguments):
 
 
 def test_the_dicts_of_names_are_the_choices():
-    for options, names in (
-        (choices.Model, choices.MODELS),
-        (choices.Observation, choices.OBSERVATIONS),
+    for kind, names in (
+        (options.Model, options.MODELS),
+        (options.Observation, options.OBSERVATIONS),
     ):
-        assert set(get_args(options)) == set(names)
-    assert get_args(choices.Data) == pv.data.NAMES
-    assert get_args(choices.Binarisation) == (*pv.data.BINARISATIONS, "none")
+        assert set(get_args(kind)) == set(names)
+    assert get_args(options.Data) == pv.data.NAMES
+    assert get_args(options.Binarisation) == (*pv.data.BINARISATIONS, "none")
 
 
 def test_help_names_every_command(capsys):
@@ -167,7 +167,7 @@ def test_a_config_file_sets_options_and_a_run_leaves_one(tmp_path):
     assert pv.load(tmp_path / "b").latent_dim == 4
 
 
-@pytest.mark.parametrize("observation", list(choices.OBSERVATIONS))
+@pytest.mark.parametrize("observation", list(options.OBSERVATIONS))
 def test_every_observation_trains_on_the_data_it_is_for(observation):
     kind = "threshold" if observation == "Bernoulli" else "none"
     assert train("--observation", observation, "--binarisation", kind, "--out", "run") == 0

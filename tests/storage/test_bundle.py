@@ -20,8 +20,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from pyro_vae import files, sealing
 from pyro_vae.errors import CheckpointError, DeviceError
+from pyro_vae.storage import bundle as files
+from pyro_vae.storage import sealing
 from pyro_vae.storage.bundle import atomic_write_text, check_state, read_bundle, write_bundle
 
 META = {"config": {"latent_dim": 3, "name": "vαe"}, "epoch": 7, "lr": 1e-05, "note": None}

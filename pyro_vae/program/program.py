@@ -1,17 +1,13 @@
 """Reading a program: its parameters, its sites and its batch, from one trace of model and guide."""
 
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import pyro
 import torch
-from pyro.params.param_store import _MODULE_NAMESPACE_DIVIDER
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
-from torch.distributions import constraints, transform_to
 
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.program import checks
@@ -32,7 +28,6 @@ from pyro_vae.program.batch import (
 from pyro_vae.program.handlers import (
     Beta,
     DatasetSize,
-    OwnParameters,
     ScaleLatents,
     data_frame,
     denormals_flushed,
@@ -40,7 +35,8 @@ from pyro_vae.program.handlers import (
     validation,
 )
 from pyro_vae.program.joint import Joint
-from pyro_vae.program.modules import evaluating, leaves_behind, owners
+from pyro_vae.program.modules import evaluating, owners
+from pyro_vae.program.parameters import Parameters
 from pyro_vae.program.particles import takes_particles
 from pyro_vae.program.sites import Sites, read_sites
 from pyro_vae.program.terms import Terms
@@ -91,16 +87,14 @@ class Program(nn.Module):
                 raise ProgramError(f"{side}: got {function!r}, expected a Pyro function")
         self._functions = (model, guide)  # a tuple: nn.Module must not register them twice
         self.parts = nn.ModuleDict({**owners(model, guide), **(modules or {})})
-        self.values = nn.ParameterDict()
-        self._constraints: dict[str, Any] = {}
-        self._names: dict[str, str] = {}  # of the values, dots and all
+        self.own = Parameters(self.parts)
+        self.values = self.own.values
         self._source: Any = None
         self._sites: Sites | None = None
         self._seen: set[Any] = set()
         self._first_rows: Batch | None = None
         self.rows_read = 1
         self._tiled: bool | None = None
-        self._home: torch.device | None = None
         self._place = torch.device("cpu")
 
     @staticmethod
@@ -141,77 +135,22 @@ class Program(nn.Module):
     @contextmanager
     def running(self) -> Iterator[None]:
         """Run model and guide inside this block on the program's own parameters."""
-        with (
-            _PYRO_LOCK,
-            denormals_flushed(),
-            pyro.settings.context(module_local_params=True),
-            # For what is hidden from our handler (poutine.block): a store with the same tensors.
-            pyro.get_param_store().scope(self._store_state()),
-            OwnParameters(self._parameter),
-        ):
-            for part in self.modules():
-                context = getattr(part, "_pyro_context", None)
-                if context is not None and not hasattr(context, "param_state"):
-                    # A PyroModule built before module_local_params was on lacks it.
-                    context.param_state = {"params": {}, "constraints": {}}
+        with _PYRO_LOCK, denormals_flushed(), self.own.answering():
             yield
-
-    def _store_state(self) -> Any:
-        """Return the values of plain ``pyro.param`` statements as Pyro's store keeps them."""
-        names = {key: self._names.get(key, key) for key in self.values}
-        return {
-            "params": {names[key]: value for key, value in self.values.items()},
-            "constraints": {
-                names[key]: self._constraints.get(key, constraints.real) for key in self.values
-            },
-        }
-
-    def _parameter(self, name: str, initial: Any, constraint: Any) -> Tensor:
-        key = _key(name)
-        self._names[key] = name
-        if (
-            isinstance(initial, Tensor)
-            and _MODULE_NAMESPACE_DIVIDER in name
-            and not isinstance(initial, nn.Parameter)
-        ):
-            return initial  # a module's weight that a tracer has put its own tensor in place of
-        if isinstance(initial, nn.Parameter):
-            # pyro.module hands in the module's own tensor: the answer is that tensor. One whose
-            # module was not found (deep inside a closure, say) is adopted, so that it trains.
-            if id(initial) not in self._known_ids():
-                self._adopt(key, initial)
-            return initial
-        if key not in self.values:
-            if initial is None:
-                raise ProgramError(f"pyro.param({name!r}) is read before it is given a value")
-            start = torch.as_tensor(initial() if callable(initial) else initial).detach()
-            start = start.to(self._home)  # where the data are: the function may not have said
-            self.values[key] = nn.Parameter(transform_to(constraint).inv(start).clone())
-            self._constraints[key] = constraint
-        unconstrained = self.values[key]
-        value = transform_to(self._constraints.get(key, constraint))(unconstrained)
-        value = value.view_as(value)  # a new object: the attribute below must not stick
-        value.unconstrained = weakref.ref(unconstrained)  # what Pyro's plates expect of a param
-        return value
 
     @property
     def fresh_values(self) -> bool:
         """Whether the functions have not run yet, so that their ``pyro.param`` are unknown."""
         return self._sites is None and not self.values
 
-    def adopt_values(self, tensors: Mapping[str, Tensor]) -> None:
+    def make_room(self, tensors: Mapping[str, Tensor]) -> None:
         """Make room for saved ``pyro.param`` values of functions that have not run yet."""
-        for key, value in tensors.items():
-            name = key.removeprefix("values.")
-            if key.startswith("values.") and name not in self.values:
-                self.values[name] = nn.Parameter(value.clone())
+        self.own.make_room(tensors)
 
-    def _known_ids(self) -> set[int]:
-        # Rebuilt only when the number of adopted tensors changes: pyro.module asks once per weight.
-        if getattr(self, "_ids_of", None) != len(self.values):
-            self._ids = {id(parameter) for parameter in self.parameters()}
-            self._ids_of = len(self.values)
-        return self._ids
+    def share_values(self, other: "Program") -> None:
+        """Answer ``pyro.param`` statements with another program's values from now on."""
+        self.own.share_values(other.own)
+        self.values = self.own.values
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -285,11 +224,10 @@ class Program(nn.Module):
             checks.check_plate(model, batch, rows)
             checks.check_values(model)
         except Exception:
-            for name in set(self.values) - before:  # made from data that were refused
-                del self.values[name]
+            self.own.forget(set(self.values) - before)  # made from data that were refused
             raise
         if self._sites is None:
-            self._adopt_hidden(batch)
+            self._hold_hidden(batch)
         if self._first_rows is None:
             self._first_rows = map_batch(lambda leaf: leaf[:8].detach().clone(), batch)
         self._sites = read_sites(model, guide)
@@ -297,39 +235,21 @@ class Program(nn.Module):
         self.rows_read = rows
         return self._sites
 
-    def _adopt_hidden(self, batch: Batch) -> None:
-        """Adopt the parameters that the densities depend on and no known module holds.
-
-        A network deep inside an object or a list that the functions use is not found by name; its
-        weights would stand still without a word.
-        """
+    def _hold_hidden(self, batch: Batch) -> None:
+        """Hold the parameters that the densities depend on and no known module holds."""
         args, kwargs = arguments(batch)
         with self.quiet(batch), torch.enable_grad(), validation(False):
             model, guide = Joint(*self._functions, args, kwargs).traces()
-            terms = [
+            self.own.hold_hidden(
                 site["fn"].log_prob(site["value"]).sum()
                 for trace in (model, guide)
                 for _, site in sample_sites(trace)
-            ]
-        known = {id(parameter) for parameter in self.parameters()}
-        hidden = 0
-        for parameter in (leaf for term in terms for leaf in leaves_behind(term)):
-            if id(parameter) in known:
-                continue
-            known.add(id(parameter))
-            key, hidden = f"found-{hidden}", hidden + 1  # by the order of the graph, as when saved
-            self._adopt(key, parameter)
-
-    def _adopt(self, key: str, parameter: nn.Parameter) -> None:
-        """Hold a parameter; one loaded before the functions first ran gives it its value."""
-        if key in self.values:
-            parameter.data.copy_(self.values[key].data)
-        self.values[key] = parameter
+            )
 
     def look(self, batch: Batch) -> tuple[Trace, Trace]:
         """Trace model and guide once: in eval mode, no gradient, and no random number used up."""
         args, kwargs = arguments(batch)
-        self._home = next(iter(named_leaves(batch)))[1].device
+        self.own.home = next(iter(named_leaves(batch)))[1].device
         try:
             with self.quiet(batch), validation(not checks.is_meta(batch)):
                 return Joint(*self._functions, args, kwargs).traces()
@@ -510,9 +430,3 @@ class Program(nn.Module):
                 )
             self._tiled = not takes
         return self._tiled
-
-
-def _key(name: str) -> str:
-    """Return a parameter's name as ``nn.ParameterDict`` can hold it: no dots, none of its own."""
-    key = name.replace("-", "--").replace(".", "-")
-    return f"{key}_" if hasattr(nn.ParameterDict, key) or hasattr(nn.Module(), key) else key

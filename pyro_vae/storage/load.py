@@ -48,9 +48,9 @@ def load(
         program = into
         tensors, meta = read_bundle(folder, NAME, Program.of(into).device)
     wrapped = Program.of(program)
-    adopted = _values(tensors) if wrapped.fresh_values else {}
-    check_state({**adopted, **wrapped.state_dict()}, tensors, where)  # before anything changes
-    wrapped.adopt_values(adopted)
+    missing = _values(tensors) if wrapped.fresh_values else {}
+    check_state({**missing, **wrapped.state_dict()}, tensors, where)  # before anything changes
+    wrapped.make_room(missing)
     wrapped.load_state_dict(tensors)
     wrapped.eval()
     return program

@@ -87,8 +87,7 @@ class LocalGuide(nn.Module):
         (program,) = self._alone
         trained = self.__dict__.get("_pyro_vae_program")
         if trained is not None:  # values of pyro.param statements belong to who trained them
-            program.values = trained.values
-            program._constraints, program._names = trained._constraints, trained._names
+            program.share_values(trained)
         return program
 
     @property

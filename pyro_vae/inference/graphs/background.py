@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vae.inference.graphs.inductor import Run, load_compiled, save_compiled
+from pyro_vae.inference.graphs.comparison import (
+    COMPILER_SLACK,
+    constants,
+    difference,
+    graph_outcome,
+)
+from pyro_vae.inference.graphs.flat_inputs import FlatStep
+from pyro_vae.inference.graphs.inductor import load_compiled, save_compiled
+from pyro_vae.inference.graphs.simplify import written_inputs
 
 # A run with less than this to go does not get back what compiling costs: the other process takes
 # a core for some ten seconds.
@@ -56,9 +64,9 @@ class Background:
         self.worth = worth
         self.clock = clock
         self.calls = 0
-        self._plans: dict[int, Iterator[Run]] = {}
+        self._plans: dict[int, Iterator[FlatStep]] = {}
 
-    def choose(self, graph: GraphModule, run: Run, inputs: Sequence[Tensor]) -> Run:
+    def choose(self, graph: GraphModule, run: FlatStep, inputs: Sequence[Tensor]) -> FlatStep:
         """Return what the coming step should run.
 
         Arguments:
@@ -72,7 +80,9 @@ class Background:
             plan = self._plans[id(graph)] = self._plan(graph, run, inputs)
         return next(plan, run)
 
-    def _plan(self, graph: GraphModule, traced: Run, inputs: Sequence[Tensor]) -> Iterator[Run]:
+    def _plan(
+        self, graph: GraphModule, traced: FlatStep, inputs: Sequence[Tensor]
+    ) -> Iterator[FlatStep]:
         """Yield what each step runs, until that is settled: the last one stays."""
         first = self.calls
         for _ in range(_WARM):
@@ -91,11 +101,13 @@ class Background:
         while child.poll() is None:
             for _ in range(_POLL):
                 yield traced
-        compiled = _loaded(child, inputs) if child.returncode == 0 else None
+        compiled = _loaded(child, graph, traced, inputs) if child.returncode == 0 else None
         if compiled is not None:
             yield from self._trial(traced, compiled, inputs[0].device)
 
-    def _trial(self, traced: Run, compiled: Run, device: torch.device) -> Iterator[Run]:
+    def _trial(
+        self, traced: FlatStep, compiled: FlatStep, device: torch.device
+    ) -> Iterator[FlatStep]:
         """Let both run in turns, and end with the faster."""
         for _ in range(_BLOCK):
             yield compiled  # the first calls load and warm up
@@ -116,15 +128,24 @@ class Background:
         return self.clock()
 
 
-def _loaded(child: "Elsewhere", inputs: Sequence[Tensor]) -> Run | None:
-    """Return the compiled graph, tried once on copies; None where it does not load or run."""
+def _loaded(
+    child: "Elsewhere", graph: GraphModule, traced: FlatStep, inputs: Sequence[Tensor]
+) -> FlatStep | None:
+    """Return the compiled graph; None where it does not load, or not give the graph's numbers."""
+    (output,) = graph.graph.find_nodes(op="output")
+    places = range(len(output.args[0]) - 1)
+    written = written_inputs(graph)
     try:
         compiled = child.load()
-        with torch.no_grad(), torch.random.fork_rng([i.device for i in inputs[:1] if i.is_cuda]):
-            compiled(*[leaf.detach().clone() for leaf in inputs])
+        mine, exact = (
+            graph_outcome(run, inputs, written, places, len(places)) for run in (compiled, traced)
+        )
     except Exception:  # whatever: the traced graph is there
         return None
-    return compiled
+    if mine.loss.is_cuda:
+        return compiled  # whose noise is of its own
+    names = [f"input {index}" for index in range(len(places) + len(inputs))]
+    return compiled if difference(exact, mine, names, COMPILER_SLACK) is None else None
 
 
 class Elsewhere:
@@ -165,7 +186,7 @@ class Elsewhere:
         """Wait for the end of the process; return its code."""
         return self._process.wait(timeout)
 
-    def load(self) -> Run:
+    def load(self) -> FlatStep:
         """Return the compiled graph."""
         return load_compiled(self._folder / "compiled", self._inputs)
 
@@ -179,8 +200,10 @@ def write_graph(folder: Path, graph: GraphModule, inputs: Sequence[Tensor]) -> N
     """Write a graph as Python source, its constants and the shapes of its inputs."""
     source = "import torch\nfrom torch import device, inf, nan\n" + graph.code
     (folder / "graph.py").write_text(source)
-    constants = {name: value.clone().contiguous() for name, value in graph.named_buffers()}
-    save_file(constants, folder / "constants.safetensors")
+    held = {name: value.detach().clone() for name, value in constants(graph).items()}
+    save_file(
+        {name: value.contiguous() for name, value in held.items()}, folder / "constants.safetensors"
+    )
     shapes = [
         (list(leaf.shape), leaf.stride(), str(leaf.dtype).removeprefix("torch."), str(leaf.device))
         for leaf in inputs

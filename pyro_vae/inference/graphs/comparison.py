@@ -1,20 +1,179 @@
-"""Whether a traced graph may be trusted: what a tracer froze, and why one gave up."""
+"""Whether a graph may replace its program: loss, every gradient and every written tensor agree."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from pyro.util import get_rng_state, set_rng_state
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from pyro_vae.program.batch import cuda_devices
+from pyro_vae.inference.graphs.aliases import Aliases
+from pyro_vae.inference.graphs.flat_inputs import FlatStep, leaves_of
+from pyro_vae.program.batch import Batch, cuda_devices, map_batch, num_rows
+
+COMPILER_SLACK = 10.0  # the compiler rounds otherwise than the eager kernels
+Homes = Sequence[tuple[dict[str, Any], str]]  # where each parameter and buffer is held, and its key
 
 
-def refuse_state(graph: GraphModule, again: GraphModule) -> None:
+class Outcome(NamedTuple):
+    """What one step gives.
+
+    Arguments:
+        loss: Detached.
+        grads: One per trained parameter; None where the loss does not reach it.
+        tensors: The parameters and buffers, and the batch's tensors, as the step leaves them.
+    """
+
+    loss: Tensor
+    grads: list[Tensor | None]
+    tensors: list[Tensor]
+
+
+@contextmanager
+def undone(homes: Homes, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Undo what runs inside: parameters, buffers and random states are put back.
+
+    Hooks of the parameters are left out inside: they wait for a gradient that is used.
+    """
+    tensors = [home[key] for home, key in homes]
+    copies = [tensor.detach().clone() for tensor in tensors]
+    drawn = get_rng_state()
+    hooks = [(p._backward_hooks, dict(p._backward_hooks)) for p in parameters if p._backward_hooks]
+    for registered, _ in hooks:
+        registered.clear()
+    try:
+        with torch.random.fork_rng(cuda_devices(tensors)):
+            yield
+    finally:
+        for registered, before in hooks:
+            registered.update(before)
+        set_rng_state(drawn)
+        with torch.no_grad():
+            for (home, key), tensor, copy in zip(homes, tensors, copies, strict=True):
+                home[key] = tensor
+                tensor.copy_(copy)
+
+
+def eager_outcome(
+    loss_on: Callable[[Batch], Tensor],
+    batch: Batch,
+    homes: Homes,
+    trained: Sequence[nn.Parameter],
+) -> Outcome:
+    """Run the program's own step on a copy of a batch, and undo it."""
+    rows = map_batch(torch.clone, batch)
+    with undone(homes, trained), torch.enable_grad():
+        loss = loss_on(rows)
+        grads = torch.autograd.grad(loss, list(trained), allow_unused=True)
+        held = [home[key].detach().clone() for home, key in homes]
+    return Outcome(loss.detach(), list(grads), [*held, *leaves_of(rows)])
+
+
+def graph_outcome(
+    run: FlatStep,
+    inputs: Sequence[Tensor],
+    written: Sequence[int],
+    places: Sequence[int],
+    num_trained: int,
+) -> Outcome:
+    """Run a graph's step at the present random state, on copies of what it writes to.
+
+    Arguments:
+        run: What runs the graph.
+        inputs: Its inputs.
+        written: The positions of the inputs that it writes to.
+        places: Which of the trained parameters each of its gradients belongs to.
+        num_trained: How many these are.
+    """
+    flat = [leaf.detach() for leaf in inputs]
+    for index in written:
+        flat[index] = flat[index].clone()
+    with torch.random.fork_rng(cuda_devices(flat)), torch.no_grad():
+        loss, _, *found = run(*flat)
+    grads: list[Tensor | None] = [None] * num_trained
+    for place, grad in zip(places, found, strict=True):
+        grads[place] = grad
+    return Outcome(loss, grads, flat)
+
+
+def difference(eager: Outcome, graph: Outcome, names: Sequence[str], slack: float) -> str | None:
+    """Return what a graph gives otherwise than its program; None where all agrees.
+
+    Half of the digits must agree: a gradient, up to a hundredth of that of the largest one.
+
+    Arguments:
+        eager, graph: Of one batch at equal noise.
+        names: Of the trained parameters, then of ``Outcome.tensors``.
+        slack: How many times as much may differ, for a compiler that rounds otherwise.
+    """
+    if eager.loss.is_meta:
+        return None
+    gaps = [_gap("the loss", graph.loss, eager.loss, slack)]
+    largest = max((_size(grad) for grad in eager.grads if grad is not None), default=0.0)
+    pairs = zip(names, graph.grads, eager.grads, strict=False)
+    for name, mine, exact in pairs:
+        place = f"the gradient of {name!r}"
+        if mine is None or exact is None:
+            if mine is not exact:
+                gaps.append(f"{place} (only {'the graph' if exact is None else 'the program'})")
+        else:
+            gaps.append(_gap(place, mine, exact, slack, 0.01 * largest))
+    held = zip(names[len(eager.grads) :], graph.tensors, eager.tensors, strict=False)
+    gaps += [_gap(f"the new value of {name!r}", mine, exact, slack) for name, mine, exact in held]
+    return next((gap for gap in gaps if gap is not None), None)
+
+
+def _size(value: Tensor) -> float:
+    dense = value.to_dense() if value.is_sparse else value
+    return float(dense.detach().nan_to_num(0.0, 0.0, 0.0).abs().max()) if dense.numel() else 0.0
+
+
+def _gap(place: str, mine: Tensor, exact: Tensor, slack: float, near: float = 0.0) -> str | None:
+    """Return a sentence on two tensors that differ by more than rounding, or None."""
+    mine, exact = (v.detach().to_dense() if v.is_sparse else v.detach() for v in (mine, exact))
+    if mine.shape != exact.shape or mine.dtype != exact.dtype:
+        return f"{place} ({tuple(mine.shape)} {mine.dtype}, not {tuple(exact.shape)} {exact.dtype})"
+    if not exact.dtype.is_floating_point:
+        return None if torch.equal(mine, exact) else place
+    allowed = slack * torch.finfo(exact.dtype).eps ** 0.5 * max(_size(exact), near)
+    finite = torch.equal(mine.isfinite(), exact.isfinite())
+    apart = _size(mine.nan_to_num(0.0, 0.0, 0.0) - exact.nan_to_num(0.0, 0.0, 0.0))
+    if finite and apart <= allowed:
+        return None
+    return f"{place} (by {apart:.3g} of {_size(exact):.3g})"
+
+
+def other_rows(batch: Batch) -> Batch | None:
+    """Return other rows of equal shapes, from the same data: the first half backwards, each twice.
+
+    All values stay in their supports and rows keep their labels, while order, means and extremes
+    change. None for a single row.
+    """
+    rows = num_rows(batch)
+    if rows < 2:
+        return None
+    index = (rows - 1 - torch.arange(rows)) // 2
+    return map_batch(lambda leaf: leaf[index.to(leaf.device)], batch)
+
+
+def move(parameters: Sequence[nn.Parameter]) -> None:
+    """Move each weight by up to a hundredth of itself, so that no number made of it stays right."""
+    with torch.no_grad():
+        for parameter in parameters:
+            wave = torch.linspace(-1, 1, parameter.numel() + 1, device=parameter.device)[1:]
+            step = torch.where(parameter == 0, 0.01, parameter.abs())
+            parameter.add_(0.01 * wave.to(parameter.dtype).reshape(parameter.shape) * step)
+
+
+def refuse_second_trace(graph: GraphModule, again: GraphModule) -> None:
     """Refuse a program whose second trace has other numbers in it.
 
     A tracer takes for a constant what does not come from tensors: NumPy's noise, a counter.
     """
-    pairs = zip(graph.buffers(), again.buffers(), strict=False)
+    pairs = zip(constants(graph).values(), constants(again).values(), strict=False)
     same = all(a.shape == b.shape and (a.is_meta or torch.equal(a, b)) for a, b in pairs)
     if graph.code != again.code or not same:
         raise RuntimeError(
@@ -23,19 +182,41 @@ def refuse_state(graph: GraphModule, again: GraphModule) -> None:
         )
 
 
-def agree(
-    graph: Callable[..., Tensor],
-    function: Callable[..., Tensor],
-    example: Callable[[], list[Tensor]],
-) -> bool:
-    """Return whether a graph still has its function's loss at equal noise."""
-    losses = []
-    for run in (function, graph):
-        inputs = example()
-        with torch.random.fork_rng(cuda_devices(inputs)):
-            losses.append(run(*inputs).detach())
-    eager, traced = losses
-    return eager.device.type == "meta" or torch.allclose(eager, traced, 1e-4, equal_nan=True)
+def constants(graph: GraphModule) -> dict[str, Tensor]:
+    """Return the tensors that a graph holds besides its inputs, by name."""
+    held = {
+        node.target: attrgetter(node.target)(graph)
+        for node in graph.graph.find_nodes(op="get_attr")
+    }
+    return {str(name): value for name, value in held.items() if isinstance(value, Tensor)}
+
+
+def refuse_constants(graph: GraphModule, inputs: Sequence[Tensor]) -> None:
+    """Refuse a graph that holds what must be an input: a weight, a view of one, a running total.
+
+    Raises:
+        RuntimeError: Names the shape of the tensor and what to do.
+    """
+    aliases = Aliases(graph.graph)
+    written = {n.target for n in graph.graph.find_nodes(op="get_attr") if aliases.written(n)}
+    memory = {leaf.untyped_storage().data_ptr() for leaf in inputs if leaf.numel()} - {0}
+    for name, value in constants(graph).items():
+        shape = tuple(value.shape)
+        if value.requires_grad:
+            raise RuntimeError(
+                f"a tensor of shape {shape} that requires a gradient is no parameter of the "
+                "program; make it an attribute of one of its modules (or Program(..., modules=))"
+            )
+        if name in written:
+            raise RuntimeError(
+                f"a tensor of shape {shape} is written to and is no buffer of the program; "
+                "register it with register_buffer"
+            )
+        if value.numel() and value.untyped_storage().data_ptr() in memory:
+            raise RuntimeError(
+                f"a tensor of shape {shape} shares the memory of a weight or of the batch behind "
+                "PyTorch's back; stay in torch operations (no .numpy())"
+            )
 
 
 def reason_of(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """Handlers run once, tensors run many times: a loss and its gradients as one tensor graph."""
 
+import random
 import warnings
 from collections.abc import Callable, Iterable
 from functools import cached_property
@@ -8,31 +9,39 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.nn.utils.stateless import _reparametrize_module
 
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.graphs.background import Background
 from pyro_vae.inference.graphs.bindings import direct
-from pyro_vae.inference.graphs.comparison import agree, reason_of, refuse_state
+from pyro_vae.inference.graphs.comparison import (
+    COMPILER_SLACK,
+    Homes,
+    Outcome,
+    difference,
+    eager_outcome,
+    graph_outcome,
+    move,
+    other_rows,
+    reason_of,
+    refuse_constants,
+    refuse_second_trace,
+    undone,
+)
 from pyro_vae.inference.graphs.flat_inputs import (
     GraphLoss,
     as_tensors,
     dense_rows,
     flat_weights,
     kind,
+    leaves_of,
     normed,
-    unflat,
 )
 from pyro_vae.inference.graphs.graph_step import Prepared, Traced, hooked
-from pyro_vae.inference.graphs.inductor import Run, compile_graph
-from pyro_vae.inference.graphs.simplify import (
-    loss_alone,
-    refuse_moving_shapes,
-    simplify,
-    written_inputs,
-)
-from pyro_vae.program.batch import Batch, cuda_devices, map_batch, named_leaves
+from pyro_vae.inference.graphs.inductor import compile_graph
+from pyro_vae.inference.graphs.python_state import changed, python_state
+from pyro_vae.inference.graphs.simplify import written_inputs
+from pyro_vae.inference.graphs.tracing import trace_step
+from pyro_vae.program.batch import Batch, map_batch, named_leaves
 from pyro_vae.program.handlers import Beta, validation
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.program import Program
@@ -40,17 +49,25 @@ from pyro_vae.program.program import Program
 Mode = Literal[False, "trace", "auto"] | bool
 Loss = Callable[[Joint], Tensor]
 
+# Calls between two comparisons: the first gap, and how many times the gap before each is.
+_FIRST_GAP = 8.0
+_WIDER = 8.0
+
 
 class CompiledLoss:
     """A loss of a program as a graph of tensor operations, its gradients included.
 
-    Model, guide and their handlers run once per batch signature, under a tracer; after that a step
+    Model, guide and their handlers run under a tracer once per batch signature; after that a step
     is the graph alone. Parameters, buffers, the batch and β are inputs, so a schedule needs no new
     graph, buffers that the forward pass updates are updated, and noise is drawn anew each time
     from torch's global generator. Gradients reach the real parameters by autograd.
 
-    A program that cannot be traced (control flow on values, ``.item()``) runs eagerly; one warning
-    says what stopped the tracer (in ``"auto"``, which nobody asked for, the attribute ``reason``).
+    A graph replaces its program only where the loss, every gradient and every written buffer agree
+    at equal noise: on other rows before the first call, at the second call, and at calls ever
+    further apart. Otherwise, and where a program cannot be traced (control flow on values,
+    ``.item()``, a count kept in Python) or its graph raises an error, the program runs eagerly from
+    then on; the attribute ``reason`` says why, and so does one warning (in ``"auto"``, which nobody
+    asked for, only where steps may have been wrong before).
 
     Arguments:
         loss: Maps model and guide on one batch to a scalar (``Update.loss``).
@@ -91,9 +108,10 @@ class CompiledLoss:
             self.owner["objective"] = objective
         chosen = self.owner.parameters() if parameters is None else parameters
         self.trained = [parameter for parameter in chosen if parameter.requires_grad]
-        self._doubtful: set[Any] = set()
         self._graphs: dict[Any, Traced] = {}
         self._background = Background(steps) if mode == "auto" else None
+        self._jitter = random.Random(0)  # of its own: no comparison at the end of every epoch
+        self._flags: list[bool] = []
 
     @property
     def num_graphs(self) -> int:
@@ -104,9 +122,26 @@ class CompiledLoss:
         """Compare each graph with its program again before its next step.
 
         For when other code had a chance to change what is no tensor: a rate of dropout, a flag,
-        a parameter's hooks.
+        a parameter's hooks. A program that did change is traced anew.
         """
-        self._doubtful = set(self._graphs)
+        for traced in self._graphs.values():
+            traced.left, traced.doubted = 1, True
+
+    def give_up(self, error: Exception, *, aloud: bool | None = None) -> None:
+        """Run eagerly from now on.
+
+        Arguments:
+            error: Why.
+            aloud: Whether a warning says so; None: in the modes that were asked for.
+        """
+        self.reason = reason_of(error)
+        self._graphs.clear()
+        if self.mode != "auto" if aloud is None else aloud:
+            warnings.warn(
+                f"compile: the program cannot be traced and runs eagerly: {self.reason}",
+                UserWarning,
+                stacklevel=3,
+            )
 
     def __call__(
         self, batch: Batch, *, beta: Beta | None = None, size: int | None = None
@@ -118,11 +153,22 @@ class CompiledLoss:
             beta: KL weight, as for ``Program.joint``.
             size: N, as for ``Program.joint``.
         """
+        flags = [part.training for part in self.owner.modules()]
+        if flags != self._flags:  # a part was put into another mode
+            self._flags = flags
+            self.doubt()
         prepared = self.prepare(batch, beta=beta, size=size)
-        if prepared is None:
-            return self.loss(self.program.joint(batch, beta=beta, size=size))
-        traced, inputs = prepared
-        return GraphLoss.apply(traced.run, inputs, *traced.trained)
+        if prepared is not None:
+            traced, inputs = prepared
+            before = [(leaf, leaf.detach().clone()) for leaf in prepared.moving]
+            try:
+                return GraphLoss.apply(traced.run, inputs, *traced.trained)
+            except Exception as error:
+                with torch.no_grad():
+                    for leaf, copy in before:
+                        leaf.copy_(copy)
+                self.give_up(error)
+        return self.loss(self.program.joint(batch, beta=beta, size=size))
 
     def prepare(
         self, batch: Batch, *, beta: Beta | None = None, size: int | None = None
@@ -141,20 +187,18 @@ class CompiledLoss:
         free = tuple([parameter.requires_grad for parameter in self.trained])
         key = (rows, kind(weights), size, self.program.training, free)
         traced = self._graphs.get(key)
-        if traced is not None and key in self._doubtful:
-            self._doubtful.discard(key)
-            traced = traced if traced.agrees() else None
-            if traced is not None:
-                traced.hooked = hooked(traced.trained)
         if traced is None:
             try:
                 traced = self._graphs[key] = self._trace(batch, weights, size)
             except Exception as error:  # whatever a user's program does to a tracer
-                self._give_up(error)
+                self.give_up(error)
                 return None
         inputs = [*self._tensors(), *[x for _, x in named], *flat_weights(weights)]
         if self._background is not None:
             traced.run = self._background.choose(traced.graph, traced.run, inputs)
+        traced.left -= 1
+        if traced.left == 0 and not self._still_right(key, traced, batch, weights, size):
+            return self.prepare(batch, beta=beta, size=size)
         return Prepared(traced, inputs)
 
     def _tensors(self) -> list[Tensor]:
@@ -165,106 +209,164 @@ class CompiledLoss:
         return [home[name] for home, name in self._homes]
 
     @cached_property
-    def _homes(self) -> list[tuple[dict[str, Any], str]]:
+    def _homes(self) -> Homes:
         seen: set[int] = set()
         homes: list[tuple[dict[str, Any], str]] = []
-        for group in ("_parameters", "_buffers"):
-            for part in self.owner.modules():
-                home = getattr(part, group)
-                for name, value in home.items():
-                    if value is not None and id(value) not in seen:
-                        seen.add(id(value))
-                        homes.append((home, name))
+        outside: dict[str, Any] = {
+            str(index): parameter for index, parameter in enumerate(self.trained)
+        }
+        held: list[dict[str, Any]] = [part._parameters for part in self.owner.modules()]
+        buffers: list[dict[str, Any]] = [part._buffers for part in self.owner.modules()]
+        for home in (*held, outside, *buffers):
+            for name, value in home.items():
+                if value is not None and id(value) not in seen:
+                    seen.add(id(value))
+                    homes.append((home, name))
         return homes
 
+    def _wanted(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.trained if parameter.requires_grad]
+
+    def _loss_on(self, batch: Batch, weights: Any, size: int | None) -> Tensor:
+        return self.loss(self.program.joint(batch, beta=weights, size=size))
+
     def _trace(self, batch: Batch, weights: Any, size: int | None) -> Traced:
-        """Run the program once under the tracer and return the graph and what it trains."""
+        """Return the graph of a batch's signature, once it has proved right on other rows."""
         self.program.joint(batch, beta=weights, size=size)  # looks at the batch, outside the graph
         self.__dict__.pop("_homes", None)  # that look may have met new parameters
-        real = {**dict(self.owner.named_parameters()), **dict(self.owner.named_buffers())}
-        ids = {id(parameter): name for name, parameter in real.items()}
-        names = [ids[id(value)] for value in self._tensors()]
-        wanted_ids = {id(p) for p in self.trained if p.requires_grad}
-        wanted = [name for name in names if id(real[name]) in wanted_ids]
-        used: list[str] = []
+        wanted = self._wanted()
 
-        def loss_at(*flat: Tensor) -> Tensor:
-            values = dict(zip(names, flat, strict=False))
-            rest = iter(flat[len(names) :])
-            inputs = map_batch(lambda _: next(rest), batch)
-            scaled = unflat(weights, rest)
-            with _reparametrize_module(self.owner, values):
-                loss = self.loss(self.program.joint(inputs, beta=scaled, size=size))
-                for (home, key), name, value in zip(self._homes, names, flat, strict=False):
-                    if home[key] is not value:
-                        raise RuntimeError(
-                            f"{name!r} is replaced; write into it: .copy_(), .add_()"
-                        )
-            return loss
-
-        def whole(*flat: Tensor) -> tuple[Tensor, ...]:
-            loss = loss_at(*flat)
-            values = dict(zip(names, flat, strict=False))
-            parameters = [values[name] for name in wanted]
-            grads = torch.autograd.grad(loss, parameters, allow_unused=True)
-            found = {n: g for n, g in zip(wanted, grads, strict=True) if g is not None}
-            used[:] = found
-            return (loss.detach(), *found.values())
-
-        rows = map_batch(torch.clone, batch)
-
-        def example() -> list[Tensor]:  # copies: a trial must move neither buffers nor batch
-            leaves = [leaf for _, leaf in named_leaves(rows)] + flat_weights(weights)
-            mine = [real[n].detach().clone().requires_grad_(real[n].requires_grad) for n in names]
-            return [*mine, *(leaf.clone() for leaf in leaves)]
-
-        def traced() -> GraphModule:
-            with torch.random.fork_rng(cuda_devices(batch)):
-                graph = make_fx(whole)(*example())
-            refuse_moving_shapes(graph)
-            return simplify(graph, [leaf.detach() for leaf in example()])
-
-        def agrees() -> bool:
-            with self.program.running(), validation(False):
-                return agree(loss, loss_at, example)
+        def trace() -> tuple[GraphModule, list[int]]:
+            return trace_step(
+                lambda b, w: self._loss_on(b, w, size), batch, weights, self._homes, wanted
+            )
 
         with self.program.running(), validation(False):
-            graph = traced()
-            refuse_state(graph, traced())
-        loss = loss_alone(graph)
-        if not agrees():
-            raise RuntimeError("the program and its trace give different losses at equal noise")
-        flat = [leaf.detach() for leaf in example()]
-        moving = [index for index in written_inputs(graph) if index < len(names)]
-        moved = {id(real[name]) for name in used}
-        still = [parameter for parameter in self.trained if id(parameter) not in moved]
-        run = self._runner(graph, flat, moving)
-        trained = [real[name] for name in used]
-        return Traced(graph, run, trained, still, moving, agrees, hooked(trained))  # type: ignore[arg-type]
+            self._eager(batch, weights, size)  # whatever it keeps from its first run, it has now
+            graph, reached = trace()
+            before = self._python_state()
+            refuse_second_trace(graph, trace()[0])
+            moved = changed(before, self._python_state())
+        if moved:
+            raise RuntimeError(
+                f"{moved[0]!r} changes at each run and is no tensor of the program; keep no state "
+                "in Python (a buffer counts)"
+            )
+        flat = [*self._tensors(), *leaves_of(batch), *flat_weights(weights)]
+        refuse_constants(graph, flat)
+        written = written_inputs(graph)
+        plain = normed(direct(graph, [leaf.detach() for leaf in flat]))
+        trained = [wanted[index] for index in reached]
+        chosen = {id(parameter) for parameter in trained}
+        traced = Traced(
+            graph=graph,
+            run=plain,
+            plain=plain,
+            trained=trained,
+            places=reached,
+            still=[parameter for parameter in self.trained if id(parameter) not in chosen],
+            written=written,
+            moving=[index for index in written if index < len(self._homes)],
+            hooked=hooked(trained),
+        )
+        self._require_right_elsewhere(traced, batch, weights, size)
+        self._require_right(traced, batch, weights, size)
+        self._compile(traced, flat, batch, weights, size)
+        return traced
 
-    def _runner(self, graph: GraphModule, flat: list[Tensor], moving: list[int]) -> Run:
+    def _compile(
+        self, traced: Traced, flat: list[Tensor], batch: Batch, weights: Any, size: int | None
+    ) -> None:
+        """Let a graph run through the compiler, where that was asked for and gives its numbers."""
         # Inductor loses what is written to a double of no dimension (PyTorch 2.13).
-        if any(flat[i].dim() == 0 and flat[i].dtype == torch.float64 for i in moving):
+        if any(flat[i].dim() == 0 and flat[i].dtype == torch.float64 for i in traced.moving):
             self._background = None
         elif self.mode is True:
             try:
-                return compile_graph(graph, flat)
+                traced.run = compile_graph(traced.graph, [leaf.detach() for leaf in flat])
+                self._require_right(traced, batch, weights, size)
             except Exception as error:  # no C++ compiler, say
+                traced.run = traced.plain
                 warnings.warn(
                     f"compile: the compiler failed, and the traced graph runs: {reason_of(error)}",
                     UserWarning,
-                    stacklevel=4,
+                    stacklevel=5,
                 )
-        return normed(direct(graph, flat))
 
-    def _give_up(self, error: Exception) -> None:
-        self.reason = reason_of(error)
-        if self.mode != "auto":
-            warnings.warn(
-                f"compile: the program cannot be traced and runs eagerly: {self.reason}",
-                UserWarning,
-                stacklevel=3,
+    def _eager(self, batch: Batch, weights: Any, size: int | None) -> Outcome:
+        return eager_outcome(
+            lambda rows: self._loss_on(rows, weights, size), batch, self._homes, self._wanted()
+        )
+
+    def _python_state(self) -> dict[str, Any]:
+        return python_state(self.owner, (*self.program.functions, self.loss))
+
+    def _require_right_elsewhere(
+        self, traced: Traced, batch: Batch, weights: Any, size: int | None
+    ) -> None:
+        """Compare a graph with its program on other rows and at other weights."""
+        rows = other_rows(batch)
+        if rows is None:
+            return
+        with undone(self._homes, self._wanted()):
+            move(self._wanted())
+            try:
+                with self.program.running(), validation(False):
+                    self._eager(rows, weights, size)
+            except Exception:  # rows that come twice, say: the second call brings real ones
+                return
+            self._require_right(traced, rows, weights, size)
+
+    def _require_right(self, traced: Traced, batch: Batch, weights: Any, size: int | None) -> None:
+        """Compare a graph with its program on a batch, at equal noise; nothing moves.
+
+        Raises:
+            RuntimeError: Says what they differ in.
+        """
+        names = self._names(batch)
+        with self.program.running(), validation(False):
+            exact = self._eager(batch, weights, size)
+        inputs = [*self._tensors(), *leaves_of(batch), *flat_weights(weights)]
+        # Compiled for CUDA a graph draws noise of its own: there the traced one is compared.
+        run = traced.plain if exact.loss.is_cuda else traced.run
+        found = graph_outcome(run, inputs, traced.written, traced.places, len(exact.grads))
+        slack = 1.0 if run is traced.plain else COMPILER_SLACK
+        gap = difference(exact, found, names, slack)
+        if gap is not None:
+            raise RuntimeError(
+                f"the program and its graph differ at equal noise in {gap}; keep what depends on "
+                "data and weights in torch operations (no .numpy(), .item())"
             )
+
+    def _names(self, batch: Batch) -> list[str]:
+        """Return names of the parameters to train, then of all tensors and the batch's."""
+        known = {id(p): name for name, p in self.owner.named_parameters()}
+        known |= {id(b): name for name, b in self.owner.named_buffers()}
+        tensors = [*self._wanted(), *self._tensors()]
+        names = [known.get(id(tensor), "a parameter of the objective") for tensor in tensors]
+        return [name.removeprefix("program.") for name in names] + [
+            name for name, _ in named_leaves(batch)
+        ]
+
+    def _still_right(
+        self, key: Any, traced: Traced, batch: Batch, weights: Any, size: int | None
+    ) -> bool:
+        """Compare a graph with its program; False: it is to be traced anew, or was given up."""
+        early = traced.gap == 1.0
+        try:
+            self._require_right(traced, batch, weights, size)
+        except Exception as error:  # the program itself may fail on this batch: let it say so
+            if traced.doubted:
+                del self._graphs[key]
+            else:
+                self.give_up(error, aloud=None if early else True)
+            return False
+        traced.hooked = hooked(traced.trained)
+        if not traced.doubted:
+            traced.gap = _FIRST_GAP if early else traced.gap * _WIDER
+        traced.doubted = False
+        traced.left = max(1, round(traced.gap * self._jitter.uniform(0.5, 1.5)))
+        return True
 
 
 def check_mode(mode: Any) -> Mode:

@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.program.batch import Batch, named_leaves
 from pyro_vae.program.handlers import Beta
 
-Run = Callable[..., tuple[Tensor, ...]]
+# Maps flat inputs (parameters, buffers, rows, KL weights) to (loss, norm of gradients, *gradients).
+FlatStep = Callable[..., tuple[Tensor, ...]]
 
 
 def global_norm(grads: list[Tensor]) -> Tensor:
@@ -19,12 +21,19 @@ def global_norm(grads: list[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
 
 
-def normed(run: Run) -> Run:
+def normed(graph: Callable[..., tuple[Tensor, ...]]) -> FlatStep:
+    """Return the step of a graph that returns ``(loss, *gradients)``."""
+
     def whole(*inputs: Tensor) -> tuple[Tensor, ...]:
-        loss, *grads = run(*inputs)
+        loss, *grads = graph(*inputs)
         return (loss, global_norm(grads) if grads else torch.zeros_like(loss), *grads)
 
     return whole
+
+
+def leaves_of(batch: Batch) -> list[Tensor]:
+    """Return the tensors of a batch, in order."""
+    return [leaf for _, leaf in named_leaves(batch)]
 
 
 def dense_rows(leaf: Tensor) -> Tensor:

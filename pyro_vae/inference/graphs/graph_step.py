@@ -1,6 +1,6 @@
 """A traced graph with its inputs: one step, ready to be taken."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from pyro_vae.inference.graphs.flat_inputs import GraphLoss, global_norm, same_layout
-from pyro_vae.inference.graphs.inductor import Run
+from pyro_vae.inference.graphs.flat_inputs import FlatStep, GraphLoss, global_norm, same_layout
 
 
 @dataclass
@@ -19,21 +18,31 @@ class Traced:
     Arguments:
         graph: As traced and simplified.
         run: What runs it.
+        plain: What runs it without the compiler, and with the program's noise on every device.
         trained: The parameters that it has gradients for, in their order.
+        places: Their places among the parameters to train
         still: Parameters to train that this loss does not reach.
-        moving: The positions of the inputs that it writes to.
-        agrees: Whether the program still does what was traced: a forward pass of each.
+        written: The positions of the inputs that it writes to.
+        moving: Those of them that are buffers or parameters.
         hooked: Whether a parameter has hooks that wait for its gradient.
+        left: Calls until it is compared with the program.
+        gap: Calls between this comparison and the next.
+        doubted: Whether other code ran that may have changed the program.
     """
 
     graph: GraphModule
-    run: Run
+    run: FlatStep
+    plain: FlatStep
     trained: list[nn.Parameter]
+    places: list[int]
     still: list[nn.Parameter]
+    written: list[int]
     moving: list[int]
-    agrees: Callable[[], bool]
     hooked: bool
-    _looked_at: Run | None = None
+    left: int = 2  # compared before its first call, and at the second: on the first other batch
+    gap: float = 1.0
+    doubted: bool = False
+    _looked_at: FlatStep | None = None
     _stray: tuple[int, ...] = ()
 
     def stray(self, grads: list[Tensor]) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """The compiler: a traced graph of flat tensors through TorchInductor."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from pyro_vae.inference.graphs.flat_inputs import FlatStep
 from pyro_vae.inference.graphs.lowering import lowered
 
-Run = Callable[..., tuple[Tensor, ...]]
 
-
-def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> Run:
+def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> FlatStep:
     """Compile a traced graph, to return ``(loss, norm of the gradients, *gradients)``.
 
     No Dynamo: the graph has no Python left to be captured, and no guards to be checked at each
@@ -58,7 +57,7 @@ def save_compiled(graph: GraphModule, inputs: Sequence[Tensor], path: Path) -> N
     compiled.save(path=str(path), format="binary")
 
 
-def load_compiled(path: Path, inputs: Sequence[Tensor]) -> Run:
+def load_compiled(path: Path, inputs: Sequence[Tensor]) -> FlatStep:
     """Load what ``save_compiled`` wrote: a matter of milliseconds."""
     artifact = _quietly("torch._inductor").CompiledArtifact.load(path=str(path), format="binary")
     return _marked(artifact) if _on_cuda(inputs) else artifact
@@ -83,7 +82,7 @@ def _options(inputs: Sequence[Tensor]) -> dict[str, Any]:
     return {"fallback_random": True, "cpp_wrapper": True, **checks}
 
 
-def _marked(run: Run) -> Run:
+def _marked(run: FlatStep) -> FlatStep:
     def whole(*flat: Tensor) -> tuple[Tensor, ...]:
         torch.compiler.cudagraph_mark_step_begin()  # results of the step before may be overwritten
         loss, norm, *grads = run(*flat)

@@ -6,6 +6,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.inference.graphs import background
 from pyro_vae.inference.graphs.background import Background, read_graph, write_graph
+from pyro_vae.inference.graphs.flat_inputs import normed
 from pyro_vae.inference.graphs.simplify import simplify
 
 X = torch.linspace(-1, 1, 6).reshape(2, 3)
@@ -44,7 +45,7 @@ class World:
             return child or Child()
 
         monkeypatch.setattr(background, "Elsewhere", start)
-        monkeypatch.setattr(background, "_loaded", lambda child, inputs: child.load())
+        monkeypatch.setattr(background, "_loaded", lambda child, *rest: child.load())
 
     def train(self, steps, worth):
         plan = Background(steps, worth=worth, clock=lambda: self.now)
@@ -89,22 +90,22 @@ def test_a_compiler_that_cannot_start_changes_nothing(monkeypatch):
     assert set(world.train(1000, worth=100.0)) == {"traced"}
 
 
-def test_a_file_that_does_not_load_or_run_is_left_alone():
-    class Broken:
-        def load(self):
-            raise EOFError("truncated")
-
-    class Wrong:
-        def load(self):
-            return lambda *inputs: 1 / 0
-
-    class Right:
-        def load(self):
-            return lambda *inputs: inputs
-
-    assert background._loaded(Broken(), [X]) is None
-    assert background._loaded(Wrong(), [X]) is None
-    assert background._loaded(Right(), [X]) is not None
+@pytest.mark.parametrize(
+    ("load", "kept"),
+    [
+        (lambda: 1 / 0, False),
+        (lambda: lambda x: 1 / 0, False),
+        (lambda: lambda x: (x.sum(), x.norm(), x * 1.01), False),
+        (lambda: lambda x: (x.sum() + 1.0, x.norm(), x * 1.0), False),
+        (lambda: lambda x: (x.sum(), x.norm(), x * (1.0 + 1e-6)), True),
+    ],
+    ids=["not loaded", "an error", "another gradient", "another loss", "rounded otherwise"],
+)
+def test_a_compiled_graph_stays_only_where_it_gives_the_traced_numbers(load, kept):
+    graph = graph_of(lambda x: (x.sum(), x * 1.0), X)
+    child = type("Ready", (), {"load": staticmethod(load)})()
+    found = background._loaded(child, graph, normed(graph), [X])
+    assert (found is not None) == kept
 
 
 def test_constants_that_share_memory_are_written(tmp_path):

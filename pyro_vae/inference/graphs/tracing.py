@@ -1,0 +1,63 @@
+"""A program's step run once under the tracer, on its own parameters."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pyro.util import get_rng_state
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_vae.inference.graphs.comparison import Homes, undone
+from pyro_vae.inference.graphs.flat_inputs import flat_weights, leaves_of, unflat
+from pyro_vae.inference.graphs.python_state import drawn_elsewhere
+from pyro_vae.inference.graphs.simplify import refuse_moving_shapes, simplify
+from pyro_vae.program.batch import Batch, map_batch
+
+
+def trace_step(
+    loss_on: Callable[[Batch, Any], Tensor],
+    batch: Batch,
+    weights: Any,
+    homes: Homes,
+    trained: Sequence[nn.Parameter],
+) -> tuple[GraphModule, list[int]]:
+    """Return the graph of a step, and the places of the parameters that it has gradients for.
+
+    The tracer gets the program's own tensors, not copies in their places: one that goes by two
+    names, or that a list or a closure holds, is one input wherever the program meets it. All is
+    put back as it was.
+
+    Arguments:
+        loss_on: Maps a batch and KL weights to the loss.
+        batch: Whose shapes the graph is for.
+        weights: KL weights, as tensors.
+        homes: Where parameters and buffers are held: the first inputs.
+        trained: What the loss is differentiated by.
+
+    Raises:
+        RuntimeError: What the program does cannot be a graph.
+    """
+    reached: list[int] = []
+    rows = map_batch(torch.clone, batch)
+
+    def whole(*flat: Tensor) -> tuple[Tensor, ...]:
+        rest = iter(flat[len(homes) :])
+        inputs = map_batch(lambda _: next(rest), rows)
+        loss = loss_on(inputs, unflat(weights, rest))
+        for (home, key), tensor in zip(homes, flat, strict=False):
+            if home[key] is not tensor:
+                raise RuntimeError(f"{key!r} is replaced; write into it: .copy_(), .add_()")
+        grads = torch.autograd.grad(loss, list(trained), allow_unused=True)
+        reached[:] = [index for index, grad in enumerate(grads) if grad is not None]
+        return (loss.detach(), *(grad for grad in grads if grad is not None))
+
+    with undone(homes, trained), torch.enable_grad():
+        drawn = get_rng_state()
+        flat = [*(home[key] for home, key in homes), *leaves_of(rows), *flat_weights(weights)]
+        graph = make_fx(whole)(*flat)
+        if drawn_elsewhere(drawn, get_rng_state()):
+            raise RuntimeError("the program draws from Python or NumPy; draw all noise from torch")
+    refuse_moving_shapes(graph)
+    return simplify(graph, [leaf.detach() for leaf in flat]), reached

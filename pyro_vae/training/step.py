@@ -22,6 +22,8 @@ from pyro_vae.training.adam import Adam
 CHECK_EVERY = 100
 # Below this many steps tracing costs more than it saves.
 _WORTH_TRACING = 50
+# Under which keys a parameter group keeps the rate that a schedule multiplies, and its value.
+_BASE, _VALUE = "scheduled_lr", "schedule"
 
 
 class Stepper:
@@ -65,6 +67,9 @@ class Stepper:
             for update, parameters in zip(self.updates, self.trained, strict=True)
         ]
         self.base_lrs = [[group["lr"] for group in o.param_groups] for o in self.optimisers]
+        self._multiplier: float | None = None
+        for group, lr in self._groups():
+            group |= {_BASE: lr, _VALUE: 1.0}  # in the group: a checkpoint holds them
         self.clip_norm = clip_norm
         self.size = size
         self.reduce = reduce
@@ -103,11 +108,25 @@ class Stepper:
         self._broken: Tensor | None = None  # on the device: 1 once an update was not finite
         self._unchecked = 0
 
+    def _groups(self) -> list[tuple[dict[str, Any], Any]]:
+        """Return all parameter groups, each with its first learning rate."""
+        groups = [group for optimiser in self.optimisers for group in optimiser.param_groups]
+        return list(zip(groups, [lr for base in self.base_lrs for lr in base], strict=True))
+
     def set_lr(self, multiplier: float) -> None:
-        """Set each optimiser's learning rate to its first one times a multiplier."""
-        for optimiser, base in zip(self.optimisers, self.base_lrs, strict=True):
-            for group, lr in zip(optimiser.param_groups, base, strict=True):
-                group["lr"] = lr * multiplier
+        """Multiply the learning rates by a schedule's present value.
+
+        A rate that a callback or a scheduler has set since is what the value multiplies from then
+        on, by its ratio to the value before; under a value of 0, it is the rate itself.
+        """
+        if multiplier == self._multiplier:
+            return
+        self._multiplier = multiplier
+        for group, first in self._groups():
+            base, before = group.get(_BASE, first), group.get(_VALUE)
+            if before is not None and group["lr"] != base * before:
+                base = group["lr"] / (before or 1.0)
+            group |= {"lr": base * multiplier, _BASE: base, _VALUE: multiplier}
 
     def step(self, batch: Batch, beta: Beta | None) -> list[Tensor]:
         """Apply all updates to one batch and return their losses, detached, on the device.
@@ -182,10 +201,17 @@ class Stepper:
         direct = self._direct[index] and step is not None and not step.traced.hooked
         self._latest.pop(index, None)  # their memory serves the next ones
         try:
-            if direct:
-                loss, norm = self._unseen_gradients(index, step)  # type: ignore[arg-type]
-            else:
-                loss, norm = self._gradients(index, step, batch, beta)
+            try:
+                if direct:
+                    loss, norm = self._unseen_gradients(index, step)  # type: ignore[arg-type]
+                else:
+                    loss, norm = self._gradients(index, step, batch, beta)
+            except Exception as error:
+                if step is None:
+                    raise
+                restore(buffers, copies)
+                compiled.give_up(error)  # type: ignore[union-attr]
+                return self._update(index, batch, beta)
             if not self._deferred:
                 self._require_finite(loss, norm, index, batch)
         except BaseException:

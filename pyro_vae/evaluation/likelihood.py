@@ -128,7 +128,7 @@ def _fold(program: Program, batch: Batch, samples: int, draws: int) -> tuple[Ten
     running = RunningWeights()
     chunk = max(1, _ROWS_PER_PASS // num_rows(batch))
     for _ in range(draws):
-        joint = program.joint(batch)
+        joint = program.joint(batch).densities()
         if program.sites.global_:
             joint = joint.fixing(joint.global_values())  # one draw for all of its chunks
         for start in range(0, samples, chunk):

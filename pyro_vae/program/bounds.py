@@ -24,8 +24,10 @@ def elbo(
     .. math:: \mathbb{E}_{q(w)}\Big[\mathbb{E}_{q(z \mid x)} \log \frac{p(x, z \mid w)}{q(z \mid x)}
        + \frac{1}{N} \log \frac{p(w)}{q(w)}\Big]
 
-    The mean over the data is the bound per datum; with global sites each datum bears 1/N of their
-    KL, N being the number of rows given. Random numbers come from torch's global generator.
+    Weights that the program puts on its terms are in, as in training, and so are the guide's
+    factors. The mean over the data is the bound per datum; with global sites each datum bears 1/N
+    of their KL, N being the number of rows given. Random numbers come from torch's global
+    generator.
 
     Arguments:
         program: Anything with ``.model`` and ``.guide``.
@@ -99,9 +101,9 @@ def scoring(program: Program) -> Iterator[None]:
 
 
 def _per_datum(terms: Terms) -> Tensor:
-    weight: Any = terms.global_log_weight
+    weight: Any = terms.global_signal
     shared = weight.mean() / terms.size if isinstance(weight, Tensor) else 0.0
-    return terms.log_weight.mean((0, 1)) + shared
+    return terms.signal.mean((0, 1)) + shared
 
 
 def passes(program: Program, batch: Batch, batch_size: int) -> list[Batch]:

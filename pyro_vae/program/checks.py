@@ -1,5 +1,6 @@
 """What a pair of traces must satisfy, said in errors that name the site, the value and the fix."""
 
+import warnings
 from typing import Any
 
 from pyro.distributions import Delta
@@ -92,8 +93,11 @@ def check_example(batch: Batch, example: Batch) -> None:
         )
 
 
-def check_values(model: Trace) -> None:
+def check_values(model: Trace, warned: set[str]) -> None:
     """Require that each observed value has its distribution's shape and lies in its support.
+
+    A distribution with ``validate_args=False`` is taken at its author's word, with one warning:
+    ``warned`` holds the sites that have had theirs.
 
     Raises:
         DataError: Names the site, the row, the value, and the fix.
@@ -109,8 +113,32 @@ def check_values(model: Trace) -> None:
                 "passed as x[None]"
             )
         support = fixed_support(fn)
-        if support is not None and site["mask"] is None and value.device.type != "meta":
+        if support is None or site["mask"] is not None or value.device.type == "meta":
+            continue
+        if is_unvalidated(fn):
+            if name not in warned and not bool(support.check(value).all()):
+                warned.add(name)
+                _warn_of_unvalidated(name, fn)
+        else:
             check_support(name, support, distribution_name(fn), value)
+
+
+def is_unvalidated(fn: Any) -> bool:
+    """Return whether the program's author said ``validate_args=False`` of a distribution."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    # Only an argument of its own puts it beside the class's default.
+    return vars(fn).get("_validate_args") is False
+
+
+def _warn_of_unvalidated(site: str, fn: Any) -> None:
+    warnings.warn(
+        f"site {site!r}: values outside the support of {distribution_name(fn)} are scored as they "
+        "are, since it has validate_args=False; its log_prob is no log density of them, and what "
+        "is called a likelihood is none",
+        UserWarning,
+        stacklevel=2,
+    )
 
 
 def fixed_support(fn: Any) -> Any:

@@ -88,6 +88,27 @@ class ScaleLatents(Messenger):
         msg["kl_weight"] = (beta, before, msg["scale"])
 
 
+class Unweighted(Messenger):
+    """Take the weights of a program off, so that its sites have their own densities.
+
+    A weight (``poutine.scale``: of a row, of a KL term, one that normalises the loss) tells what a
+    term counts in training, and changes no probability. The factors N/B of plates stay, and so does
+    the KL weight of ``ScaleLatents``, which whoever asks for it has put outside the program.
+    """
+
+    def _pyro_sample(self, msg: Message) -> None:
+        scale: Any = 1.0
+        for frame in msg["cond_indep_stack"]:
+            if frame.full_size is not None and frame.full_size != frame.size:
+                scale = scale * (frame.full_size / frame.size)
+        if "kl_weight" in msg:
+            beta, before = msg["kl_weight"][0], scale
+            scale = beta * scale
+            msg["kl_weight"] = (beta, before, scale)
+        msg["scale"] = scale
+        msg["unweighted"] = True
+
+
 class Particles(Messenger):
     """Draw K values of every local latent at once, in a new batch dimension left of all plates.
 

@@ -1,5 +1,6 @@
 """A model and a guide on one batch, run as objectives and estimators ask for it."""
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.batch import cuda_devices, repeat_rows, replace_arguments
-from pyro_vae.program.handlers import Particles, data_frame, is_data, sample_sites
-from pyro_vae.program.terms import Draw, Terms, local_log_p, nesting, read, stack
+from pyro_vae.program.handlers import Particles, Unweighted, data_frame, is_data, sample_sites
+from pyro_vae.program.terms import Draw, Terms, local_log_p, local_log_q, nesting, read, stack
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Joint:
         model = self._run(
             num_particles, lambda args, kwargs: self._score_model(trace, args, kwargs)
         )
-        return self._local(model, num_particles)
+        return local_log_p(model, *self._layout(num_particles))
 
     def guide_log_q(self, values: Mapping[str, Tensor], num_particles: int) -> dict[str, Tensor]:
         """Return log q of the sites of one datum at given latents, ``(K, B)`` each."""
@@ -122,7 +123,7 @@ class Joint:
             guide = poutine.trace(poutine.replay(self.guide, trace=trace))
             return prune_subsample_sites(guide.get_trace(*args, **kwargs))
 
-        return self._local(self._run(num_particles, run), num_particles)
+        return local_log_q(self._run(num_particles, run), *self._layout(num_particles))
 
     def guide_values(self, num_particles: int) -> dict[str, Tensor]:
         """Draw the local latents from the guide, ``(K, ..., B) | event`` (or K·B rows, tiled)."""
@@ -155,16 +156,24 @@ class Joint:
         fixed = Trace()
         for name, value in values.items():
             _put(fixed, name, value)
-        return Joint(
-            poutine.replay(self.model, trace=fixed),
-            poutine.replay(self.guide, trace=fixed),
-            self.args,
-            self.kwargs,
-            tiled=self.tiled,
-            num_plates=self._num_plates,
-            size=self._size,
-            subsampled=self._subsampled,
+        return self._with(
+            poutine.replay(self.model, trace=fixed), poutine.replay(self.guide, trace=fixed)
         )
+
+    def densities(self) -> "Joint":
+        r"""Return the pair as the two probability densities that it is, whatever its loss.
+
+        Weights that a program puts on its terms (``poutine.scale``) are off, and the guide's
+        factors count nowhere: what likelihoods and posteriors are made of. Masks stay, and so do
+        the factors of the model, which are a part of its density.
+        """
+        return self._with(Unweighted()(self.model), Unweighted()(self.guide))
+
+    def _with(self, model: Callable[..., Any], guide: Callable[..., Any]) -> "Joint":
+        """Return a pair of functions on the same batch, read in the same way."""
+        other = copy.copy(self)
+        other.model, other.guide = model, guide
+        return other
 
     def _as_trace(self, values: Mapping[str, Tensor], num_particles: int) -> Trace:
         """Return values ``(K, B) | event`` as a trace to replay (as K·B rows where tiled)."""
@@ -177,9 +186,8 @@ class Joint:
             _put(trace, name, value)
         return trace
 
-    def _local(self, trace: Trace, num_particles: int) -> dict[str, Tensor]:
-        tiles = num_particles if self.tiled else 1
-        return local_log_p(trace, self.num_plates, num_particles, tiles)
+    def _layout(self, num_particles: int) -> tuple[int, int, int]:
+        return self.num_plates, num_particles, num_particles if self.tiled else 1
 
     def dream_log_q(self) -> Tensor:
         """Return log q of latents at data that both come from the model, ``(B,)``."""

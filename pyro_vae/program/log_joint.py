@@ -39,6 +39,7 @@ class Slot:
 class LogJoint:
     r"""Densities of a program's local latents on one batch, in unconstrained coordinates.
 
+    Both densities are without the weights that a program puts on its terms (``Joint.densities``).
     All local latents of a datum are one vector :math:`u \in \mathbb{R}^Z`, shape ``(C, B | Z)`` for
     C chains; constrained supports go through ``biject_to`` with their Jacobian. Global latents are
     held at one draw from the guide: every density is conditional on it. Call inside
@@ -58,7 +59,7 @@ class LogJoint:
         self, program: Program, batch: Batch, globals_: Mapping[str, Tensor] | None = None
     ) -> None:
         program.require_prior("sampling the posterior")
-        joint = program.joint(batch)
+        joint = program.joint(batch).densities()
         with torch.no_grad():
             model, guide = joint.traces()
         if program.sites.num_plates > 1:
@@ -80,7 +81,11 @@ class LogJoint:
         self.globals_ = globals_
         self._program = program
         self._joint = self._hold(joint)
-        self._auxiliary = [n for n, site in drawn.items() if site["infer"].get("is_auxiliary")]
+        self.auxiliary = [
+            name
+            for name, site in drawn.items()
+            if site["infer"].get("is_auxiliary") and not site["is_observed"]
+        ]
         self._model_at: tuple[Any, dict[str, Tensor], Tensor] | None = None
         # Whether the slots serve any batch: no support depends on a parameter or on the data.
         self.constant_supports = all(
@@ -96,7 +101,7 @@ class LogJoint:
         """
         other = copy.copy(self)
         other._model_at = None
-        other._joint = self._hold(self._program.joint(batch))
+        other._joint = self._hold(self._program.joint(batch).densities())
         return other
 
     def _hold(self, joint: Joint) -> Joint:
@@ -110,8 +115,8 @@ class LogJoint:
         """
         densities = cls.__new__(cls)
         densities.slots = read_slots(model)
-        densities._joint = joint
-        densities._auxiliary = []
+        densities._joint = joint.densities()
+        densities.auxiliary = []
         densities._model_at = None
         return densities
 
@@ -142,8 +147,7 @@ class LogJoint:
         return sum(self._joint.guide_log_q(values, len(u)).values()) + jacobian
 
     def draw_guide(self, chains: int) -> Tensor:
-        """Draw ``(C, B | Z)`` from the guide."""
-        self._require_plain_guide()
+        """Draw ``(C, B | Z)`` from the guide, its auxiliary sites drawn along and left out."""
         with torch.no_grad():
             return self.pack(self._joint.guide_values(chains), chains)
 
@@ -209,9 +213,9 @@ class LogJoint:
                 )
 
     def _require_plain_guide(self) -> None:
-        if self._auxiliary:
+        if self.auxiliary:
             raise ProgramError(
-                f"site {self._auxiliary[0]!r}: auxiliary in the guide, whose density at given "
+                f"site {self.auxiliary[0]!r}: auxiliary in the guide, whose density at given "
                 "latents is then not known; remove it, or start from the prior"
             )
 

@@ -7,12 +7,13 @@ import torch
 from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 
-from pyro_vae.program.batch import Batch, arguments, map_batch
+from pyro_vae.program.batch import Batch, arguments, map_batch, num_rows
 from pyro_vae.program.handlers import sample_sites
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.sites import Sites
 from pyro_vae.program.terms import local_log_p
 
+_FEW = 3  # rows: what does not broadcast does not at few rows either
 _TOLERANCE = 1e-3  # of log densities in float32: a wrong broadcast is off by nats
 
 
@@ -23,7 +24,14 @@ def takes_particles(
 
     Call where the program runs on its own parameters, in eval mode, and unvalidated.
     """
-    few = batch if sites.size is not None else map_batch(lambda leaf: leaf[:3], batch)
+    if sites.size is None and num_rows(batch) > _FEW:
+        few = map_batch(lambda leaf: leaf[:_FEW], batch)
+        # Weights that the program holds for each row of its data take no part of them.
+        return _agree(model, guide, few, sites) or _agree(model, guide, batch, sites)
+    return _agree(model, guide, batch, sites)
+
+
+def _agree(model: Callable[..., Any], guide: Callable[..., Any], few: Batch, sites: Sites) -> bool:
     args, kwargs = arguments(few)
     joint = Joint(model, guide, args, kwargs, num_plates=sites.num_plates)
     try:

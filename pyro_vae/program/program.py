@@ -92,6 +92,7 @@ class Program(nn.Module):
         self._source: Any = None
         self._sites: Sites | None = None
         self._seen: set[Any] = set()
+        self._warned: set[str] = set()  # sites with a warning of unvalidated values
         self._first_rows: Batch | None = None
         self.rows_read = 1
         self._tiled: bool | None = None
@@ -222,7 +223,7 @@ class Program(nn.Module):
             model, guide = self.look(batch)
             checks.check_pair(model, guide)
             checks.check_plate(model, batch, rows)
-            checks.check_values(model)
+            checks.check_values(model, self._warned)
         except Exception:
             self.own.forget(set(self.values) - before)  # made from data that were refused
             raise
@@ -291,7 +292,8 @@ class Program(nn.Module):
         for name in self.sites.observed:
             site = sites[name]
             support = checks.fixed_support(site["fn"])
-            if support is None or site["mask"] is not None:
+            unchecked = site["mask"] is not None or checks.is_unvalidated(site["fn"])
+            if support is None or unchecked:
                 continue
             kind = checks.distribution_name(site["fn"])
             for index, piece in enumerate(chunks(data, rows)):

@@ -21,8 +21,8 @@ class Sites:
         size: N, where the program subsamples its plate itself; else None.
         priorless: Local sites whose prior is improper: those of a deterministic autoencoder.
         enumerated: Latents of the model that the guide leaves to enumeration.
-        outside: Whether any term, a latent or a factor, stands outside the plate: its weight
-            against the data depends on N.
+        outside: Whether any term, a latent or a factor of either function, stands outside the
+            plate: its weight against the data depends on N.
     """
 
     observed: tuple[str, ...]
@@ -55,6 +55,10 @@ def read_sites(model: Trace, guide: Trace) -> Sites:
             local.append(name)
             if checks.distribution_name(site["fn"]) == "NoPrior":
                 priorless.append(name)
+    outside |= any(
+        data_frame(site) is None and not site["infer"].get("_deterministic")
+        for _, site in sample_sites(guide)
+    )
     return Sites(
         observed=tuple(observed),
         local=tuple(local),

@@ -39,8 +39,12 @@ class Latent:
 class Terms:
     """Log densities of a model and a guide at draws from the guide, in nats.
 
-    Weights of handlers (KL weight, masks) are in; the factor N/B is not: it is ``size`` over
-    ``batch_size``.
+    Weights of handlers (KL weight, masks) are in, unless the terms are those of
+    ``Joint.densities``; the factor N/B is not: it is ``size`` over ``batch_size``.
+
+    The guide's factors are no part of log q: the ELBO loses their mean, and no other number knows
+    them. One that claims to come from a reparametrised distribution (``has_rsample=True``) is a
+    density, as Pyro has it, and is in log q.
 
     Arguments:
         log_p: log p of each local latent and each observed site, ``(S, K, B)``.
@@ -55,6 +59,9 @@ class Terms:
         latents: Per local latent, one ``Latent`` per draw of the globals.
         size: N, the data that the bound speaks of (B where nothing subsamples).
         batch_size: B.
+        factors: What the guide observes or adds by ``pyro.factor``: ``(S, K, B)`` inside the plate,
+            ``(S,)`` outside it.
+        factor_score: Those of them that Pyro's ELBO takes as a score, without handlers' weights.
     """
 
     log_p: dict[str, Tensor]
@@ -67,6 +74,8 @@ class Terms:
     latents: dict[str, list[Latent]]
     size: int
     batch_size: int
+    factors: dict[str, Tensor] = field(default_factory=dict)
+    factor_score: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def log_weight(self) -> Tensor:
@@ -77,6 +86,26 @@ class Terms:
     def global_log_weight(self) -> Tensor | float:
         r"""Global log weight :math:`\log p(w) - \log q(w)`, ``(S,)``; 0 without global sites."""
         return _total(self.global_log_p) - _total(self.global_log_q)
+
+    @property
+    def factor(self) -> Tensor | float:
+        """Sum of the guide's factors of one datum, ``(S, K, B)``; 0 without."""
+        return _total({name: each for name, each in self.factors.items() if each.dim() == 3})
+
+    @property
+    def global_factor(self) -> Tensor | float:
+        """Sum of the guide's factors outside the plate, ``(S,)``; 0 without."""
+        return _total({name: each for name, each in self.factors.items() if each.dim() == 1})
+
+    @property
+    def signal(self) -> Tensor:
+        """What the ELBO averages for each datum: the log weight less the factors, ``(S, K, B)``."""
+        return self.log_weight - self.factor
+
+    @property
+    def global_signal(self) -> Tensor | float:
+        """What the ELBO averages besides: the same of the global sites, ``(S,)``; 0 without."""
+        return self.global_log_weight - self.global_factor
 
     def log_q_total(self) -> Tensor:
         r"""Log density of the local latents under the guide, ``(S, K, B)``."""
@@ -146,6 +175,8 @@ class Draw:
     observed: tuple[str, ...] = ()
     size: int = 0
     batch_size: int = 0
+    factors: dict[str, Tensor] = field(default_factory=dict)
+    factor_score: dict[str, Tensor] = field(default_factory=dict)
 
 
 def stack(draws: list[Draw]) -> Terms:
@@ -162,6 +193,8 @@ def stack(draws: list[Draw]) -> Terms:
         latents={name: [draw.latents[name] for draw in draws] for name in first.latents},
         size=first.size,
         batch_size=first.batch_size,
+        factors=_stack(draws, "factors"),
+        factor_score=_stack(draws, "factor_score"),
     )
 
 
@@ -204,15 +237,14 @@ def read(
                 _kl_weight(site, twin),
             )
     for name, site in sample_sites(guide):
-        if not site["is_observed"]:
-            _read_guide_site(draw, name, site, dim, num_particles, tiles)
+        _read_guide_site(draw, name, site, dim, num_particles, tiles)
     return draw
 
 
 def local_log_p(
     trace: Trace, num_plates: int, num_particles: int, tiles: int = 1
 ) -> dict[str, Tensor]:
-    """Read the log densities of the sites of one datum, ``(K, B)`` each, from one trace."""
+    """Read the log densities of the sites of one datum, ``(K, B)`` each, from a model's trace."""
     return {
         name: _per_datum(_log_prob(name, site), -1 - num_plates, num_particles, tiles)
         for name, site in sample_sites(trace)
@@ -220,24 +252,57 @@ def local_log_p(
     }
 
 
+def local_log_q(
+    trace: Trace, num_plates: int, num_particles: int, tiles: int = 1
+) -> dict[str, Tensor]:
+    """Read the log densities of the latents of one datum, ``(K, B)`` each, from a guide's trace."""
+    return {
+        name: _per_datum(_log_prob(name, site), -1 - num_plates, num_particles, tiles)
+        for name, site in sample_sites(trace)
+        if data_frame(site) is not None and not _is_factor(name, site)
+    }
+
+
+def _is_factor(name: str, site: Message) -> bool:
+    """Return whether a site of the guide is no density of a latent.
+
+    Raises:
+        ProgramError: It may be one, and only densities were asked for.
+    """
+    if not site["is_observed"]:
+        return False
+    if type(site["fn"]).__name__ != "Unit" or not site["fn"].has_rsample:
+        return True
+    if site.get("unweighted"):
+        raise ProgramError(
+            f"site {name!r}: a factor of the guide with has_rsample=True, which may be a part of "
+            "the density q or a term of the loss; a likelihood needs to know: give a density to "
+            "its latent, as pyro.distributions.Delta(value, log_density=...), and a loss "
+            "has_rsample=False"
+        )
+    return False
+
+
 def _read_guide_site(
     draw: Draw, name: str, site: Message, dim: int, num_particles: int, tiles: int
 ) -> None:
+    if site["infer"].get("_deterministic"):
+        return
     parts = _call(name, site, site["fn"].score_parts)
-    log_prob = scale_and_mask(parts.log_prob, _handler_scale(site), site["mask"])
-    if data_frame(site) is None:
-        draw.global_log_q[name] = log_prob.sum()
-    else:
-        draw.log_q[name] = _per_datum(log_prob, dim, num_particles, tiles)
-    if is_identically_zero(parts.entropy_term):
+    inside, factor = data_frame(site) is not None, _is_factor(name, site)
+
+    def summed(log_prob: Tensor, scale: Any) -> Tensor:
+        log_prob = scale_and_mask(log_prob, scale, site["mask"])
+        return _per_datum(log_prob, dim, num_particles, tiles) if inside else log_prob.sum()
+
+    densities = draw.log_q if inside else draw.global_log_q
+    terms = draw.factors if factor else densities
+    terms[name] = summed(parts.log_prob, _handler_scale(site))
+    if is_identically_zero(parts.entropy_term) and not factor:
         draw.no_path += (name,)
     if not is_identically_zero(parts.score_function):
-        score = scale_and_mask(parts.score_function, 1.0, site["mask"])
-        draw.score[name] = (
-            score.sum()
-            if data_frame(site) is None
-            else _per_datum(score, dim, num_particles, tiles)
-        )
+        scores = draw.factor_score if factor else draw.score
+        scores[name] = summed(parts.score_function, 1.0)
 
 
 def nesting(*traces: Trace) -> int:

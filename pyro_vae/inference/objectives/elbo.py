@@ -1,6 +1,6 @@
 """What training minimises: losses over a program's terms, in nats per datum."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -119,7 +119,9 @@ class ELBO(TermsObjective):
        \mathbb{E}_{q(z_n \mid x_n)} \log\tfrac{p(x_n, z_n \mid w)}{q(z_n \mid x_n)}\Big] / N
 
     Latents with a reparametrised sampler get the pathwise gradient, others the score function
-    (per datum: the signal of one datum does not enter another's gradient).
+    (per datum: the signal of one datum does not enter another's gradient). A factor of the guide
+    counts as in ``Trace_ELBO``, value and gradient; besides, it is in the signal of latents that
+    have a score function, as the gradient's mean asks.
 
     Arguments:
         num_particles: K, draws of the local latents per datum, in one pass.
@@ -133,9 +135,14 @@ class ELBO(TermsObjective):
     def loss_of(self, terms: Terms) -> Tensor:
         """Return the negative ELBO per datum."""
         value = elbo_of(terms)
-        if not terms.score:
+        if not terms.score and not terms.factor_score:
             return -value
-        surrogate = elbo_of(terms, detached=terms.no_path) + _score_term(terms)
+        surrogate = elbo_of(terms, detached=(*terms.no_path, *terms.factor_score))
+        surrogate = surrogate + _score_term(terms.score, terms.signal, terms.global_signal, terms)
+        # A factor multiplies what Pyro's does: the log weight, which has no factor in it.
+        surrogate = surrogate + _score_term(
+            terms.factor_score, terms.log_weight, terms.global_log_weight, terms
+        )
         return -(value.detach() + surrogate - surrogate.detach())
 
 
@@ -202,30 +209,33 @@ def has_kl(posterior: Any, prior: Any) -> bool:
 
 def elbo_of(terms: Terms, detached: tuple[str, ...] = ()) -> Tensor:
     """Return the ELBO estimate in nats per datum; log q of the ``detached`` sites as a constant."""
-    local = terms.log_weight
-    local_mean = local.mean()
-    weight: Any = terms.global_log_weight
+    local_mean = terms.signal.mean()
+    weight: Any = terms.global_signal
+    counted = terms.log_q | terms.global_log_q | terms.factors
     for name in detached:  # adding and taking away the same value leaves its gradient out
-        if name in terms.log_q:
-            local_mean = local_mean + (terms.log_q[name] - terms.log_q[name].detach()).mean()
+        nothing = counted[name] - counted[name].detach()
+        if nothing.dim() == 3:
+            local_mean = local_mean + nothing.mean()
         else:
-            weight = weight + (terms.global_log_q[name] - terms.global_log_q[name].detach())
+            weight = weight + nothing
     if isinstance(weight, Tensor):
         return local_mean + weight.mean() / terms.size
     return local_mean
 
 
-def _score_term(terms: Terms) -> Tensor:
+def _score_term(
+    scores: Mapping[str, Tensor], signal: Tensor, global_signal: Any, terms: Terms
+) -> Tensor | float:
     """Return the surrogate whose gradient is the score-function part, per datum."""
-    signal = terms.log_weight.detach()
-    whole = terms.global_log_weight + terms.size * signal.mean((1, 2))
+    signal = signal.detach()
+    whole = global_signal + terms.size * signal.mean((1, 2))
     parts = [
         (signal * score).mean()
         if score.dim() == 3
         else (whole.detach() * score).mean() / terms.size
-        for score in terms.score.values()
+        for score in scores.values()
     ]
-    return torch.stack(parts).sum()
+    return torch.stack(parts).sum() if parts else 0.0
 
 
 class StockObjective:

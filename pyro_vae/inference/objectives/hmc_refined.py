@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyro_vae.arguments import positive
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.objectives.elbo import Update, elbo_of
-from pyro_vae.inference.objectives.importance_weighted import require_paths
+from pyro_vae.inference.objectives.importance_weighted import require_paths, with_prior
 from pyro_vae.inference.sampling.hmc import hmc_init, hmc_step
 from pyro_vae.program.batch import named_arguments
 from pyro_vae.program.bounds import scoring
@@ -44,7 +44,8 @@ class HMCRefined(nn.Module):
     guide's scale; one step size serves all and follows the target acceptance while training, as
     state of this module: it is in the checkpoints of ``pv.fit``. Chains run in eval mode, on one
     density; both gradients are taken in the mode of training. Under a KL weight β the chains and
-    the model's gradient are those of :math:`p(x \mid z)\, p(z)^\beta`.
+    the model's gradient are those of :math:`p(x \mid z)\, p(z)^\beta`. Weights that the program
+    puts on its terms weigh the gradients, and leave the chains alone.
 
     Persistent chains start where the chain of the same datum ended when it was last seen. They need
     to know the datum: the model and the guide take its number as the argument ``row``, an int64
@@ -176,7 +177,9 @@ class HMCRefined(nn.Module):
             self.chains.index_copy_(1, rows, refined)
             self.started.index_fill_(0, rows, True)
         # Latents are constants here: what is left is the gradient in the model's parameters.
-        surrogate = _guide_part(terms, leaves) + densities.log_joint(refined.clone()).mean()
+        values = densities.unpack(refined.clone())
+        log_p: Any = sum(joint.model_log_p(values, self.num_particles).values())
+        surrogate = _guide_part(terms, leaves) + with_prior(log_p.mean(), terms)
         return -(value + surrogate - surrogate.detach())
 
     def _transitions(

@@ -194,16 +194,20 @@ def through_samples(path: Tensor, leaves: list[Leaf]) -> Tensor:
 
 
 def with_globals(local: Tensor, terms: Terms) -> Tensor:
-    """Add the global sites' log p − log q, per datum of the data set."""
-    weight: Any = terms.global_log_weight
-    return local + weight.mean() / terms.size if isinstance(weight, Tensor) else local
+    """Add what no logarithm of a mean is about, per datum of the data set.
+
+    That is log p − log q of the global sites, and the loss that the guide's factors are.
+    """
+    weight: Any = terms.global_signal
+    local = local + weight.mean() / terms.size if isinstance(weight, Tensor) else local
+    return local - terms.factor.mean() if isinstance(terms.factor, Tensor) else local
 
 
 def with_prior(local: Tensor, terms: Terms) -> Tensor:
-    """Add the global sites' log p alone, per datum of the data set."""
-    if not terms.global_log_p:
-        return local
-    return local + sum(terms.global_log_p.values()).mean() / terms.size  # type: ignore[union-attr]
+    """Add the same without log q: what has a gradient in parameters where the draws are held."""
+    log_q: Any = sum(terms.global_log_q.values())
+    log_q = log_q.mean() / terms.size if isinstance(log_q, Tensor) else log_q
+    return with_globals(local, terms) + log_q
 
 
 def require_paths(terms: Terms, objective: str) -> None:

@@ -78,7 +78,7 @@ class NVIL(nn.Module, TermsObjective):
         value = elbo_of(terms)
         if not terms.score or not torch.is_grad_enabled():
             return -value, terms.size
-        signal = terms.log_weight.detach()
+        signal = terms.signal.detach()
         predicted = self._predict(joint, signal)
         residual = signal - predicted - self.mean
         centred = residual.detach()
@@ -129,7 +129,7 @@ class RLOO(TermsObjective):
     def loss_of(self, terms: Terms) -> Tensor:
         """Return the negative ELBO per datum."""
         value = elbo_of(terms)
-        signal = terms.log_weight.detach()
+        signal = terms.signal.detach()
         count = signal.shape[1]
         centred = (signal - signal.mean(1, keepdim=True)) * (count / (count - 1))
         surrogate = elbo_of(terms, detached=terms.no_path)
@@ -161,6 +161,8 @@ class VIMCO(TermsObjective):
         """Return the negative bound per datum."""
         bound = log_mean_exp(terms.log_weight, dim=1)
         signal = bound.detach().unsqueeze(1) - self._without(terms.log_weight.detach())
+        if isinstance(terms.factor, Tensor):
+            signal = signal - terms.factor.detach() / terms.factor.shape[1]
         score = (signal * local_score(terms, "VIMCO")).sum(1).mean()
         return -with_globals(bound.mean() + score - score.detach(), terms)
 
@@ -220,7 +222,7 @@ class DisARM(TermsObjective):
         distribution = site["fn"]
         alpha = _bernoulli_logits(pair.site, distribution).unflatten(0, (2, -1))[0]
         first, second = site["value"].unflatten(0, (2, -1))
-        signal = terms.log_weight.detach()[0]
+        signal = terms.signal.detach()[0]
         # The signal of a datum goes to that datum's units alone: B is the last batch dimension.
         half = (signal[0] - signal[1]) / 2
         half = half.reshape(half.shape + (1,) * len(distribution.event_shape))

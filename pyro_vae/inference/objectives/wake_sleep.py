@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.objectives.elbo import TermsObjective
-from pyro_vae.inference.objectives.importance_weighted import log_mean_exp
+from pyro_vae.inference.objectives.importance_weighted import log_mean_exp, with_globals
 from pyro_vae.program.joint import Joint
 
 
@@ -47,7 +47,7 @@ class ReweightedWakeSleep(TermsObjective):
         """Return the loss per datum, and N."""
         if not torch.is_grad_enabled():
             terms = joint.terms(1, self.num_particles)
-            return -log_mean_exp(terms.log_weight, dim=1).mean(), terms.size
+            return -with_globals(log_mean_exp(terms.log_weight, dim=1).mean(), terms), terms.size
         terms, _ = joint.leaf_terms(1, self.num_particles)
         if terms.global_log_q:
             raise ProgramError(
@@ -55,8 +55,9 @@ class ReweightedWakeSleep(TermsObjective):
             )
         weight = terms.log_weight.detach().softmax(dim=1)
         log_p, log_q = sum(terms.log_p.values()), sum(terms.log_q.values())
-        surrogate = (weight * (log_p + self.wake * log_q)).sum(1).mean()
+        # The draws are held: a factor trains what it holds besides them.
+        surrogate = with_globals((weight * (log_p + self.wake * log_q)).sum(1).mean(), terms)
         if self.sleep:
             surrogate = surrogate + self.sleep * joint.dream_log_q().mean()
-        value = log_mean_exp(terms.log_weight.detach(), dim=1).mean()
+        value = with_globals(log_mean_exp(terms.log_weight, dim=1).mean(), terms).detach()
         return -(value + surrogate - surrogate.detach()), terms.size

@@ -190,7 +190,7 @@ class Amortised(PassPosterior):
         }
 
     def _weigh(self, batch: Batch, rows: slice, n: int) -> Tensor:
-        return self.program.joint(batch).terms(1, n).log_weight[0]
+        return self.program.joint(batch).densities().terms(1, n).log_weight[0]
 
     def _score(self, batch: Batch, rows: slice, values: dict[str, Tensor]) -> Tensor:
         if self.program.sites.global_:
@@ -204,7 +204,7 @@ class Amortised(PassPosterior):
                 "integral over it; use infer(..., how='local') for a posterior with a density"
             )
         n = len(next(iter(values.values())))
-        return sum(self.program.joint(batch).guide_log_q(values, n).values())  # type: ignore[return-value]
+        return sum(self.program.joint(batch).densities().guide_log_q(values, n).values())  # type: ignore[return-value]
 
 
 class LocalPosterior(PassPosterior):

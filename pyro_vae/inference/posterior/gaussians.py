@@ -87,7 +87,6 @@ def guide_moments(density: LogJoint, full_covariance: bool) -> Gaussians:
     average runs over draws of those; on a constrained support, over draws of the latent itself.
     Covariances between sites, and those of a conditional mean, are left out.
     """
-    density.draw_guide(1)  # refuses a guide with auxiliary sites
     with torch.no_grad():
         draws = 1 if _known(density) else _DRAWS
         sites = dict(sample_sites(density.joint.guide_trace(draws)))
@@ -131,7 +130,7 @@ def prior_moments(density: LogJoint, full_covariance: bool) -> Gaussians:
 
 def _known(density: LogJoint) -> bool:
     """Return whether one draw tells the moments: a single latent's, in closed form and finite."""
-    if len(density.slots) != 1 or not density.slots[0].plain:
+    if len(density.slots) != 1 or not density.slots[0].plain or density.auxiliary:
         return False
     fn = dict(sample_sites(density.joint.guide_trace(1)))[density.slots[0].name]["fn"]
     moments = [_attribute(fn, name) for name in ("mean", "variance")]

@@ -20,7 +20,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.inference.graphs.comparison import (
-    COMPILER_SLACK,
+    compiler_slack,
     constants,
     difference,
     graph_outcome,
@@ -145,7 +145,7 @@ def _loaded(
     if mine.loss.is_cuda:
         return compiled  # whose noise is of its own
     names = [f"input {index}" for index in range(len(places) + len(inputs))]
-    return compiled if difference(exact, mine, names, COMPILER_SLACK) is None else None
+    return compiled if difference(exact, mine, names, compiler_slack(graph)) is None else None
 
 
 class Elsewhere:

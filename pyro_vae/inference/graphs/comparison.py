@@ -1,6 +1,6 @@
 """Whether a graph may replace its program: loss, every gradient and every written tensor agree."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -14,8 +14,21 @@ from pyro_vae.inference.graphs.aliases import Aliases
 from pyro_vae.inference.graphs.flat_inputs import FlatStep, leaves_of
 from pyro_vae.program.batch import Batch, cuda_devices, map_batch, num_rows
 
-COMPILER_SLACK = 10.0  # the compiler rounds otherwise than the eager kernels
 Homes = Sequence[tuple[dict[str, Any], str]]  # where each parameter and buffer is held, and its key
+
+
+class Call(NamedTuple):
+    """What a loss is asked for.
+
+    Arguments:
+        batch: One row per datum.
+        weights: KL weights, as tensors; None adds none.
+        size: N.
+    """
+
+    batch: Batch
+    weights: Any
+    size: int | None
 
 
 class Outcome(NamedTuple):
@@ -58,15 +71,15 @@ def undone(homes: Homes, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 def eager_outcome(
-    loss_on: Callable[[Batch], Tensor],
-    batch: Batch,
+    loss_on: Callable[[Batch, Any, int | None], Tensor],
+    call: Call,
     homes: Homes,
     trained: Sequence[nn.Parameter],
 ) -> Outcome:
     """Run the program's own step on a copy of a batch, and undo it."""
-    rows = map_batch(torch.clone, batch)
+    rows = map_batch(torch.clone, call.batch)
     with undone(homes, trained), torch.enable_grad():
-        loss = loss_on(rows)
+        loss = loss_on(rows, call.weights, call.size)
         grads = torch.autograd.grad(loss, list(trained), allow_unused=True)
         held = [home[key].detach().clone() for home, key in homes]
     return Outcome(loss.detach(), list(grads), [*held, *leaves_of(rows)])
@@ -126,6 +139,13 @@ def difference(eager: Outcome, graph: Outcome, names: Sequence[str], slack: floa
     return next((gap for gap in gaps if gap is not None), None)
 
 
+def compiler_slack(graph: GraphModule) -> float:
+    """Return how many times as much a compiled graph may differ: it rounds at other places."""
+    metas = (node.meta.get("tensor_meta") for node in graph.graph.nodes)
+    halves = (torch.bfloat16, torch.float16)
+    return 300.0 if any(getattr(meta, "dtype", None) in halves for meta in metas) else 10.0
+
+
 def _size(value: Tensor) -> float:
     dense = value.to_dense() if value.is_sparse else value
     return float(dense.detach().nan_to_num(0.0, 0.0, 0.0).abs().max()) if dense.numel() else 0.0
@@ -166,6 +186,16 @@ def move(parameters: Sequence[nn.Parameter]) -> None:
             wave = torch.linspace(-1, 1, parameter.numel() + 1, device=parameter.device)[1:]
             step = torch.where(parameter == 0, 0.01, parameter.abs())
             parameter.add_(0.01 * wave.to(parameter.dtype).reshape(parameter.shape) * step)
+
+
+def refuse_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Refuse a program that keeps something in Python from run to run (``python_state``)."""
+    moved = [place for place in after if place not in before or before[place] != after[place]]
+    if moved:
+        raise RuntimeError(
+            f"{moved[0]!r} changes at each run and is no tensor of the program; keep no state in "
+            "Python (a buffer counts)"
+        )
 
 
 def refuse_second_trace(graph: GraphModule, again: GraphModule) -> None:

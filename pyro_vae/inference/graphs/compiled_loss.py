@@ -8,21 +8,22 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.graphs.background import Background
 from pyro_vae.inference.graphs.bindings import direct
 from pyro_vae.inference.graphs.comparison import (
-    COMPILER_SLACK,
+    Call,
     Homes,
     Outcome,
+    compiler_slack,
     difference,
     eager_outcome,
     graph_outcome,
     move,
     other_rows,
     reason_of,
+    refuse_changes,
     refuse_constants,
     refuse_second_trace,
     undone,
@@ -38,7 +39,7 @@ from pyro_vae.inference.graphs.flat_inputs import (
 )
 from pyro_vae.inference.graphs.graph_step import Prepared, Traced, hooked
 from pyro_vae.inference.graphs.inductor import compile_graph
-from pyro_vae.inference.graphs.python_state import changed, python_state
+from pyro_vae.inference.graphs.python_state import python_state
 from pyro_vae.inference.graphs.simplify import written_inputs
 from pyro_vae.inference.graphs.tracing import trace_step
 from pyro_vae.program.batch import Batch, map_batch, named_leaves
@@ -189,7 +190,7 @@ class CompiledLoss:
         traced = self._graphs.get(key)
         if traced is None:
             try:
-                traced = self._graphs[key] = self._trace(batch, weights, size)
+                traced = self._graphs[key] = self._trace(Call(batch, weights, size))
             except Exception as error:  # whatever a user's program does to a tracer
                 self.give_up(error)
                 return None
@@ -197,7 +198,7 @@ class CompiledLoss:
         if self._background is not None:
             traced.run = self._background.choose(traced.graph, traced.run, inputs)
         traced.left -= 1
-        if traced.left == 0 and not self._still_right(key, traced, batch, weights, size):
+        if traced.left == 0 and not self._still_right(key, traced, Call(batch, weights, size)):
             return self.prepare(batch, beta=beta, size=size)
         return Prepared(traced, inputs)
 
@@ -230,32 +231,22 @@ class CompiledLoss:
     def _loss_on(self, batch: Batch, weights: Any, size: int | None) -> Tensor:
         return self.loss(self.program.joint(batch, beta=weights, size=size))
 
-    def _trace(self, batch: Batch, weights: Any, size: int | None) -> Traced:
-        """Return the graph of a batch's signature, once it has proved right on other rows."""
-        self.program.joint(batch, beta=weights, size=size)  # looks at the batch, outside the graph
+    def _trace(self, call: Call) -> Traced:
+        """Return the graph of a call's signature, once it has proved right on other rows."""
+        self.program.joint(call.batch, beta=call.weights, size=call.size)  # looks, outside a graph
         self.__dict__.pop("_homes", None)  # that look may have met new parameters
         wanted = self._wanted()
-
-        def trace() -> tuple[GraphModule, list[int]]:
-            return trace_step(
-                lambda b, w: self._loss_on(b, w, size), batch, weights, self._homes, wanted
-            )
-
+        exact = self._eager(call)  # whatever the program keeps from its first run, it has now
         with self.program.running(), validation(False):
-            self._eager(batch, weights, size)  # whatever it keeps from its first run, it has now
-            graph, reached = trace()
+            graph, reached = trace_step(self._loss_on, call, self._homes, wanted)
             before = self._python_state()
-            refuse_second_trace(graph, trace()[0])
-            moved = changed(before, self._python_state())
-        if moved:
-            raise RuntimeError(
-                f"{moved[0]!r} changes at each run and is no tensor of the program; keep no state "
-                "in Python (a buffer counts)"
-            )
-        flat = [*self._tensors(), *leaves_of(batch), *flat_weights(weights)]
+            again, _ = trace_step(self._loss_on, call, self._homes, wanted)
+            refuse_second_trace(graph, again)
+            refuse_changes(before, self._python_state())
+        flat = [leaf.detach() for leaf in self._inputs(call)]
         refuse_constants(graph, flat)
         written = written_inputs(graph)
-        plain = normed(direct(graph, [leaf.detach() for leaf in flat]))
+        plain = normed(direct(graph, flat))
         trained = [wanted[index] for index in reached]
         chosen = {id(parameter) for parameter in trained}
         traced = Traced(
@@ -269,22 +260,21 @@ class CompiledLoss:
             moving=[index for index in written if index < len(self._homes)],
             hooked=hooked(trained),
         )
-        self._require_right_elsewhere(traced, batch, weights, size)
-        self._require_right(traced, batch, weights, size)
-        self._compile(traced, flat, batch, weights, size)
+        self._require_right(traced, call, exact)
+        self._require_right_elsewhere(traced, call)
+        self._compile(traced, call, exact)
         return traced
 
-    def _compile(
-        self, traced: Traced, flat: list[Tensor], batch: Batch, weights: Any, size: int | None
-    ) -> None:
+    def _compile(self, traced: Traced, call: Call, exact: Outcome) -> None:
         """Let a graph run through the compiler, where that was asked for and gives its numbers."""
+        flat = [leaf.detach() for leaf in self._inputs(call)]
         # Inductor loses what is written to a double of no dimension (PyTorch 2.13).
         if any(flat[i].dim() == 0 and flat[i].dtype == torch.float64 for i in traced.moving):
             self._background = None
         elif self.mode is True:
             try:
-                traced.run = compile_graph(traced.graph, [leaf.detach() for leaf in flat])
-                self._require_right(traced, batch, weights, size)
+                traced.run = compile_graph(traced.graph, flat)
+                self._require_right(traced, call, exact)
             except Exception as error:  # no C++ compiler, say
                 traced.run = traced.plain
                 warnings.warn(
@@ -293,45 +283,42 @@ class CompiledLoss:
                     stacklevel=5,
                 )
 
-    def _eager(self, batch: Batch, weights: Any, size: int | None) -> Outcome:
-        return eager_outcome(
-            lambda rows: self._loss_on(rows, weights, size), batch, self._homes, self._wanted()
-        )
+    def _inputs(self, call: Call) -> list[Tensor]:
+        return [*self._tensors(), *leaves_of(call.batch), *flat_weights(call.weights)]
+
+    def _eager(self, call: Call) -> Outcome:
+        with self.program.running(), validation(False):
+            return eager_outcome(self._loss_on, call, self._homes, self._wanted())
 
     def _python_state(self) -> dict[str, Any]:
         return python_state(self.owner, (*self.program.functions, self.loss))
 
-    def _require_right_elsewhere(
-        self, traced: Traced, batch: Batch, weights: Any, size: int | None
-    ) -> None:
+    def _require_right_elsewhere(self, traced: Traced, call: Call) -> None:
         """Compare a graph with its program on other rows and at other weights."""
-        rows = other_rows(batch)
+        rows = other_rows(call.batch)
         if rows is None:
             return
+        other = call._replace(batch=rows)
         with undone(self._homes, self._wanted()):
             move(self._wanted())
             try:
-                with self.program.running(), validation(False):
-                    self._eager(rows, weights, size)
+                exact = self._eager(other)
             except Exception:  # rows that come twice, say: the second call brings real ones
                 return
-            self._require_right(traced, rows, weights, size)
+            self._require_right(traced, other, exact)
 
-    def _require_right(self, traced: Traced, batch: Batch, weights: Any, size: int | None) -> None:
-        """Compare a graph with its program on a batch, at equal noise; nothing moves.
+    def _require_right(self, traced: Traced, call: Call, exact: Outcome) -> None:
+        """Compare a graph with what its program gave at equal noise; nothing moves.
 
         Raises:
             RuntimeError: Says what they differ in.
         """
-        names = self._names(batch)
-        with self.program.running(), validation(False):
-            exact = self._eager(batch, weights, size)
-        inputs = [*self._tensors(), *leaves_of(batch), *flat_weights(weights)]
         # Compiled for CUDA a graph draws noise of its own: there the traced one is compared.
         run = traced.plain if exact.loss.is_cuda else traced.run
-        found = graph_outcome(run, inputs, traced.written, traced.places, len(exact.grads))
-        slack = 1.0 if run is traced.plain else COMPILER_SLACK
-        gap = difference(exact, found, names, slack)
+        places = traced.places, len(exact.grads)
+        found = graph_outcome(run, self._inputs(call), traced.written, *places)
+        slack = 1.0 if run is traced.plain else compiler_slack(traced.graph)
+        gap = difference(exact, found, self._names(call.batch), slack)
         if gap is not None:
             raise RuntimeError(
                 f"the program and its graph differ at equal noise in {gap}; keep what depends on "
@@ -348,13 +335,11 @@ class CompiledLoss:
             name for name, _ in named_leaves(batch)
         ]
 
-    def _still_right(
-        self, key: Any, traced: Traced, batch: Batch, weights: Any, size: int | None
-    ) -> bool:
+    def _still_right(self, key: Any, traced: Traced, call: Call) -> bool:
         """Compare a graph with its program; False: it is to be traced anew, or was given up."""
         early = traced.gap == 1.0
         try:
-            self._require_right(traced, batch, weights, size)
+            self._require_right(traced, call, self._eager(call))
         except Exception as error:  # the program itself may fail on this batch: let it say so
             if traced.doubted:
                 del self._graphs[key]

@@ -52,11 +52,6 @@ def python_state(owner: nn.Module, functions: Iterable[Callable[..., Any]]) -> d
     return found
 
 
-def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Return the places that differ between two states."""
-    return [place for place in after if place not in before or before[place] != after[place]]
-
-
 def drawn_elsewhere(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     """Return whether Python's or NumPy's shared generator moved (states of ``pyro.util``)."""
     arrays = zip(before["numpy"], after["numpy"], strict=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vae.inference.graphs.comparison import Homes, undone
+from pyro_vae.inference.graphs.comparison import Call, Homes, undone
 from pyro_vae.inference.graphs.flat_inputs import flat_weights, leaves_of, unflat
 from pyro_vae.inference.graphs.python_state import drawn_elsewhere
 from pyro_vae.inference.graphs.simplify import refuse_moving_shapes, simplify
@@ -17,9 +17,8 @@ from pyro_vae.program.batch import Batch, map_batch
 
 
 def trace_step(
-    loss_on: Callable[[Batch, Any], Tensor],
-    batch: Batch,
-    weights: Any,
+    loss_on: Callable[[Batch, Any, int | None], Tensor],
+    call: Call,
     homes: Homes,
     trained: Sequence[nn.Parameter],
 ) -> tuple[GraphModule, list[int]]:
@@ -30,9 +29,8 @@ def trace_step(
     put back as it was.
 
     Arguments:
-        loss_on: Maps a batch and KL weights to the loss.
-        batch: Whose shapes the graph is for.
-        weights: KL weights, as tensors.
+        loss_on: Maps a batch, KL weights and N to the loss.
+        call: With the shapes that the graph is for.
         homes: Where parameters and buffers are held: the first inputs.
         trained: What the loss is differentiated by.
 
@@ -40,12 +38,12 @@ def trace_step(
         RuntimeError: What the program does cannot be a graph.
     """
     reached: list[int] = []
-    rows = map_batch(torch.clone, batch)
+    rows = map_batch(torch.clone, call.batch)
 
     def whole(*flat: Tensor) -> tuple[Tensor, ...]:
         rest = iter(flat[len(homes) :])
         inputs = map_batch(lambda _: next(rest), rows)
-        loss = loss_on(inputs, unflat(weights, rest))
+        loss = loss_on(inputs, unflat(call.weights, rest), call.size)
         for (home, key), tensor in zip(homes, flat, strict=False):
             if home[key] is not tensor:
                 raise RuntimeError(f"{key!r} is replaced; write into it: .copy_(), .add_()")
@@ -55,7 +53,7 @@ def trace_step(
 
     with undone(homes, trained), torch.enable_grad():
         drawn = get_rng_state()
-        flat = [*(home[key] for home, key in homes), *leaves_of(rows), *flat_weights(weights)]
+        flat = [*(home[key] for home, key in homes), *leaves_of(rows), *flat_weights(call.weights)]
         graph = make_fx(whole)(*flat)
         if drawn_elsewhere(drawn, get_rng_state()):
             raise RuntimeError("the program draws from Python or NumPy; draw all noise from torch")

@@ -1,5 +1,6 @@
 """What training minimises: losses over a program's terms, in nats per datum."""
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -289,6 +290,20 @@ class _Handout(torch.autograd.Function):
         return (None, None, *(upstream * grad for grad in ctx.grads))
 
 
+def _without_jit(elbo: pyro.infer.ELBO) -> pyro.infer.ELBO:
+    """Return a loss of the class that one of Pyro's Jit classes speeds up: ``compile=`` does that.
+
+    A Jit class keeps a trace by ``torch.jit`` of its first batch's functions.
+    """
+    kind = type(elbo)
+    if kind.__module__.partition(".")[0] != "pyro" or not kind.__name__.startswith("Jit"):
+        return elbo
+    plain = kind.__mro__[1]
+    names = inspect.signature(pyro.infer.ELBO.__init__).parameters
+    kept = {name: getattr(elbo, name) for name in names if hasattr(elbo, name)}
+    return plain(**kept)
+
+
 def as_objective(objective: Any) -> Objective:
     """Return an objective for None (the ELBO), an objective, or any ``pyro.infer.ELBO``.
 
@@ -300,7 +315,7 @@ def as_objective(objective: Any) -> Objective:
     if hasattr(objective, "updates") and not isinstance(objective, type):
         return objective
     if isinstance(objective, pyro.infer.ELBO):
-        return StockObjective(objective)
+        return StockObjective(_without_jit(objective))
     raise ConfigError(
         f"objective: got {objective!r}, expected an instance of a pyro.infer.ELBO or an object "
         "with .updates(program)"

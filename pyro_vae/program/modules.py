@@ -70,6 +70,19 @@ def leaves_behind(value: Tensor) -> list[nn.Parameter]:
     return found
 
 
+def frozen_parts(module: nn.Module) -> list[nn.Module]:
+    """Return the parts that a user has frozen: in eval mode, with weights, none of them trained.
+
+    Their own parts come with them: normalisation and dropout inside have no say of their own.
+    """
+    found: dict[nn.Module, None] = {}
+    for part in module.modules():
+        weights = list(part.parameters())
+        if weights and not part.training and not any(p.requires_grad for p in weights):
+            found |= dict.fromkeys(part.modules())
+    return list(found)
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Put a module into eval mode inside a block, and each of its parts back as it was."""

@@ -20,6 +20,7 @@ from pyro_vae.inference.objectives.elbo import ELBO, Objective, TermsObjective
 from pyro_vae.program.batch import Batch
 from pyro_vae.program.bounds import mean_bound, mean_elbo
 from pyro_vae.program.handlers import Beta, validation
+from pyro_vae.program.modules import frozen_parts
 from pyro_vae.program.program import Program
 from pyro_vae.storage.checkpoint import Checkpoint, read_checkpoint
 from pyro_vae.storage.history import History
@@ -101,6 +102,7 @@ class Loop:
         self.best_epoch = 0
         self.best_elbo = -math.inf
         self.best: dict[str, Tensor] | None = None
+        self.frozen = frozen_parts(self.wrapped)
         self.stopped = False  # by a callback; patience is worked out from the epochs
         self.moved = False  # whether this call has taken a step
         self.checkpoint: Checkpoint | None = None
@@ -186,6 +188,8 @@ class Loop:
         # Tensors were checked as a whole; what a loader yields is seen here for the first time.
         unseen = isinstance(self.feed, LoaderFeed) and not self.moved
         self.wrapped.train()
+        for part in self.frozen:
+            part.training = False
         self.world.reseed(self.seed, self.epoch)
         with self.wrapped.running(), validation(False), self.precision():
             for batch in self.feed.epoch(_epoch_seed(self.seed, self.epoch)):

@@ -1,0 +1,85 @@
+"""A part that a user froze stands still in a run: weights, dropout and running statistics."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+import pyro_vae as pv
+from pyro_vae.program.modules import frozen_parts
+
+X = torch.randn(96, 6, generator=torch.Generator().manual_seed(0)) * 2 + 3
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.enc = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+        self.dec = nn.Sequential(
+            nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 6)
+        )
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.dec(z), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            loc, log_scale = self.enc(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+def trained(freeze, compile, rate=0.5):
+    net = Net()
+    net.dec[2].p = rate
+    freeze(net)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    pv.fit(net, X, epochs=3, batch_size=32, compile=compile, progress=False)
+    moved = {k for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
+    return net, moved
+
+
+def dropped(freeze, compile):
+    """Return whether the rate of the dropout plays a part in training."""
+    ends = [trained(freeze, compile, rate)[0].enc[0].weight for rate in (0.5, 0.0)]
+    return not torch.equal(*ends)
+
+
+def frozen(net):
+    net.dec.requires_grad_(False).eval()
+
+
+def frozen_weights(net):
+    net.dec.requires_grad_(False)
+
+
+@pytest.mark.parametrize("compile", [False, "trace"])
+def test_a_frozen_decoder_stands_still(compile):
+    net, moved = trained(frozen, compile)
+    assert not any(name.startswith("dec") for name in moved)
+    assert {"enc.1.running_mean", "enc.0.weight"} <= moved
+    assert not dropped(frozen, compile)
+    assert not net.dec[2].training and net.enc.training
+
+
+@pytest.mark.parametrize("compile", [False, "trace"])
+def test_weights_alone_may_be_frozen(compile):
+    _, moved = trained(frozen_weights, compile)
+    statistics = {"running_mean", "running_var", "num_batches_tracked"}
+    assert {n for n in moved if n.startswith("dec")} == {f"dec.1.{name}" for name in statistics}
+    assert dropped(frozen_weights, compile)
+
+
+def test_a_loaded_program_trains_in_train_mode():
+    _, moved = trained(nn.Module.eval, False)
+    assert "dec.1.running_mean" in moved and dropped(nn.Module.eval, False)
+
+
+def test_parts_of_a_frozen_part_are_frozen():
+    net = Net()
+    net.dec.requires_grad_(False).eval()
+    net.enc[2].eval()  # it has weights to train
+    assert set(frozen_parts(net)) == set(net.dec.modules())

@@ -15,12 +15,13 @@ from pyro_vae.arguments import positive
 from pyro_vae.device import seeded
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.graphs.compiled_loss import Mode
-from pyro_vae.inference.objectives.elbo import OptimiserFactory, as_objective
+from pyro_vae.inference.objectives.elbo import as_objective
 from pyro_vae.program.batch import Batch, check_finite
 from pyro_vae.program.program import Program
 from pyro_vae.storage.run_folder import RunFolder
 from pyro_vae.training.feed import LoaderFeed, TensorFeed, gather, make_feed
 from pyro_vae.training.loop import Loop, Run
+from pyro_vae.training.optimizers import as_factory
 from pyro_vae.training.parallel import Devices, World, join
 from pyro_vae.training.precision import Precision, contexts, convert
 from pyro_vae.training.schedules import Schedule, as_schedule
@@ -39,7 +40,7 @@ def fit(
     epochs: int = 10,
     batch_size: int = 128,
     lr: float = 1e-3,
-    optimiser: OptimiserFactory | None = None,
+    optimiser: Any = None,
     lr_schedule: Schedule | float = 1.0,
     clip_norm: float | None = None,
     beta: float | Schedule | Mapping[str, float | Schedule] = 1.0,
@@ -70,7 +71,9 @@ def fit(
     one ``beta[site]`` each) and ``lr`` are those at the end of the epoch.
 
     The modules run in train mode within an epoch and in eval mode between two; afterwards, and
-    after an error, each is in the mode in which it was found (``pv.load`` leaves eval mode). Under
+    after an error, each is in the mode in which it was found (``pv.load`` leaves eval mode). A part
+    that was found in eval mode with no weight to train (``part.requires_grad_(False).eval()``) is
+    frozen: its dropout stays off and its running statistics stand still. Under
     a graph, the parameters' ``.grad`` are set after the last step of each epoch, and hooks on them
     count from the next epoch on. Ctrl-C or an error from a callback puts the best weights so far
     into the program, saves it and a checkpoint of the last whole epoch into ``out``, and goes on to
@@ -98,8 +101,11 @@ def fit(
         batch_size: B, of all devices together. A ``DataLoader`` brings its own, and is run by every
             process, which keeps its rows; one with a ``DistributedSampler`` brings its share.
         lr: Learning rate of the default optimiser, Adam.
-        optimiser: Factory ``parameters -> torch.optim.Optimizer`` in place of it.
-        lr_schedule: Multiplier of the learning rate, a function of the progress in [0, 1].
+        optimiser: In place of it: a factory ``parameters -> torch.optim.Optimizer``; a class of
+            ``torch.optim``, which gets ``lr``; a torch optimizer over the program's parameters,
+            used as it is; a ``pyro.optim`` optimizer, with its clipping and functions of names.
+        lr_schedule: Multiplier of the learning rate, a function of the progress in [0, 1]. A rate
+            that a callback or a scheduler of ``torch.optim`` sets is the one that it multiplies.
         clip_norm: Largest global norm of the gradient.
         beta: KL weight: a number (0 is allowed), a function of the progress (``pv.schedules``), or
             one of these per latent site.
@@ -149,7 +155,7 @@ def fit(
     feed, first, judged = _prepare_data(wrapped, data, valid, batch_size, transform, world)
     weights = beta_schedule(beta, wrapped.sites.local)
     rates = as_schedule("lr_schedule", lr_schedule)
-    factory = optimiser or adam(lr)
+    factory = as_factory(optimiser or adam(lr), wrapped, first, lr)
     chosen = as_objective(objective)
     if isinstance(chosen, nn.Module):
         chosen.to(wrapped.device)

@@ -1,0 +1,179 @@
+"""Optimizers as users hand them in: a factory, a class, a torch optimizer, one of Pyro's."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from pyro.optim.optim import PyroOptim
+from pyro.params.param_store import (
+    module_from_param_with_module_name,
+    normalize_param_name,
+    user_param_name,
+)
+from pyro.poutine.messenger import Messenger
+from torch import nn
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+from torch.optim.lr_scheduler import LRScheduler
+
+from pyro_vae.errors import ConfigError
+from pyro_vae.inference.objectives.elbo import OptimiserFactory
+from pyro_vae.program.batch import Batch
+from pyro_vae.program.program import Program
+
+_FORMS = (
+    "a factory parameters -> torch.optim.Optimizer, a class of torch.optim, a torch optimizer over "
+    "the program's parameters, or a pyro.optim optimizer"
+)
+
+
+def as_factory(optimiser: Any, program: Program, batch: Batch, lr: float) -> OptimiserFactory:
+    """Return any form of an optimizer as a factory.
+
+    Arguments:
+        optimiser: A factory (a ``functools.partial`` of a class, say); a class, which gets ``lr``;
+            a ``torch.optim.Optimizer`` over parameters of the program, used as it is; a
+            ``pyro.optim`` optimizer, whose arguments may be functions of Pyro's parameter names.
+        program: What is trained.
+        batch: One to find Pyro's names on.
+        lr: Learning rate of a class.
+
+    Raises:
+        ConfigError: None of these, or a kind that steps in another way.
+    """
+    if isinstance(optimiser, type) and issubclass(optimiser, torch.optim.Optimizer):
+        kind: Any = optimiser
+        return _checked(partial(kind, lr=lr))
+    if isinstance(optimiser, torch.optim.Optimizer):
+        return _ready(optimiser)
+    if isinstance(optimiser, PyroOptim):
+        return _checked(_from_pyro(optimiser, program, batch))
+    if callable(optimiser) and not isinstance(optimiser, LRScheduler):
+        return _checked(optimiser)
+    raise ConfigError(f"optimiser: got {optimiser!r}, expected {_FORMS}")
+
+
+def _checked(factory: Callable[..., Any]) -> OptimiserFactory:
+    """Return a factory that says so where what it makes is no optimizer, or one of another kind."""
+
+    def make(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        made = factory(parameters)
+        if isinstance(made, torch.optim.LBFGS):
+            raise ConfigError("optimiser: LBFGS steps by a line search, expected one without")
+        if not isinstance(made, torch.optim.Optimizer):
+            raise ConfigError(
+                f"optimiser: the factory made {type(made).__name__}, expected a "
+                "torch.optim.Optimizer"
+            )
+        return made
+
+    return make
+
+
+def _ready(optimizer: torch.optim.Optimizer) -> OptimiserFactory:
+    """Return a factory that answers once with an optimizer that is there already."""
+    taken: list[bool] = []
+
+    def make(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        known = {id(parameter) for parameter in parameters}
+        if taken:
+            raise ConfigError(
+                "optimiser: this objective makes several updates, each with an optimizer of its "
+                "own; give a factory"
+            )
+        taken.append(True)
+        strange = [
+            f"number {index} of group {number}, of shape {tuple(parameter.shape)}"
+            for number, group in enumerate(optimizer.param_groups)
+            for index, parameter in enumerate(group["params"])
+            if id(parameter) not in known
+        ]
+        if strange:
+            raise ConfigError(
+                f"optimiser: {len(strange)} of the optimizer's parameters are not trained by the "
+                f"run's first update (the first: {strange[0]}); make it over the program's "
+                "parameters that require a gradient, once all of them are there; an objective of "
+                "several updates takes a factory"
+            )
+        return optimizer
+
+    return _checked(make)
+
+
+def _from_pyro(optimizer: PyroOptim, program: Program, batch: Batch) -> OptimiserFactory:
+    """Return the factory of one torch optimizer that steps as Pyro's one per parameter do."""
+    if type(optimizer) is not PyroOptim:
+        raise ConfigError(
+            f"optimiser: got {type(optimizer).__name__}, which steps in a way of its own; give the "
+            "pyro.optim optimizer inside it, and the schedule as lr_schedule="
+        )
+    if optimizer._state_waiting_to_be_consumed:
+        raise ConfigError(
+            "optimiser: this pyro.optim optimizer holds a loaded state; resume a run by "
+            "pv.fit(..., out=, resume=True)"
+        )
+
+    def make(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        trained = list(parameters)
+        known = _pyro_names(program, batch)
+        names = {p: known.get(id(p), "objective") for p in trained}
+        constructor: Any = optimizer.pt_optim_constructor
+        if callable(optimizer.pt_optim_args):
+            groups = [{"params": [p], **_arguments(optimizer, names[p])} for p in trained]
+            made = constructor(groups)
+        else:
+            made = constructor(trained, **optimizer.pt_optim_args)
+        for parameter in trained:
+            before = optimizer.optim_objs.get(parameter)
+            if before is not None:  # trained by pyro.infer.SVI: its moments go on
+                made.state[parameter] = dict(before.state[parameter])
+        clips = [(p, _clips(optimizer, names[p])) for p in trained]
+        if any(clip for _, clip in clips):
+            made.register_step_pre_hook(lambda *_: _clip(clips))
+        return made
+
+    return make
+
+
+def _arguments(optimizer: PyroOptim, name: str) -> dict[str, Any]:
+    given: Any = optimizer.pt_optim_args
+    if optimizer.pt_optim_args_argc == 1:
+        return given(normalize_param_name(name))
+    return given(module_from_param_with_module_name(name), user_param_name(name))
+
+
+def _clips(optimizer: PyroOptim, name: str) -> dict[str, float]:
+    given: Any = optimizer.pt_clip_args
+    if not callable(given):
+        return given
+    return given(module_from_param_with_module_name(name), user_param_name(name))
+
+
+def _clip(clips: list[tuple[nn.Parameter, dict[str, float]]]) -> None:
+    """Clip each parameter's gradient by itself, as Pyro does."""
+    for parameter, clip in clips:
+        if parameter.grad is not None and clip.get("clip_norm") is not None:
+            clip_grad_norm_(parameter, clip["clip_norm"])
+        if parameter.grad is not None and clip.get("clip_value") is not None:
+            clip_grad_value_(parameter, clip["clip_value"])
+
+
+class _Names(Messenger):
+    """Note under which name each parameter is announced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[int, str] = {}
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        value = msg["value"]
+        unconstrained = getattr(value, "unconstrained", None)
+        self.found.setdefault(id(unconstrained() if unconstrained else value), msg["name"])
+
+
+def _pyro_names(program: Program, batch: Batch) -> dict[int, str]:
+    """Return the names that Pyro's statements give the parameters; ours, where there is none."""
+    with _Names() as names:
+        program.look(batch)
+    own = {id(p): name.removeprefix("parts.") for name, p in program.named_parameters()}
+    return own | names.found

@@ -222,6 +222,7 @@ def test_runs_on_cuda(name):
     assert pv.elbo(program, data).device.type == "cuda"
 
 
+@pytest.mark.filterwarnings("ignore:Pyro's parameter store holds other values")
 @every
 @pytest.mark.parametrize("validate", [True, False])
 def test_verbs_leave_the_surroundings_as_found(name, validate, device, store, tmp_path):

@@ -2,26 +2,45 @@
 
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
+from pyro_vae.program.object_graph import PROGRAM, reachable
+
 
 def owners(*functions: Any) -> dict[str, nn.Module]:
-    """Return the modules that own Pyro functions or that they refer to, each once, by name."""
+    """Return the modules that Pyro functions use, as far as they can be reached, by name.
+
+    First come those that own the functions or that these refer to by a variable, under its name;
+    then those that lie deeper, under the names on the way to them.
+    """
+    deep = list(reachable(*functions))
+    inside = {id(part) for _, module in deep for part in module.modules()}
+    near = [pair for function in functions for pair in _owners(function) if id(pair[1]) in inside]
     found: dict[str, nn.Module] = {}
-    for function in functions:
-        for name, module in _owners(function):
-            if any(module is known for known in found.values()):
-                continue
-            count = 2
-            unique = name
-            while unique in found:  # two modules of one class, say: both train
-                unique, count = f"{name}_{count}", count + 1
-            found[unique] = module
+    held: set[int] = set()
+    for name, module in near:
+        if not any(module is known for known in found.values()):
+            found[unique_name(found, name)] = module
+            held |= {id(part) for part in module.modules()}
+    for name, module in deep:
+        if id(module) not in held:
+            found[unique_name(found, name)] = module
+            held |= {id(part) for part in module.modules()}
     return found
+
+
+def unique_name(taken: Container[str], name: str) -> str:
+    """Return a name that ``nn.ModuleDict`` can hold and that is not taken."""
+    if hasattr(nn.ModuleDict, name) or hasattr(nn.Module(), name):
+        name = f"{name}_"
+    count, unique = 2, name
+    while unique in taken:  # two modules of one class, say: both train
+        unique, count = f"{name}_{count}", count + 1
+    return unique
 
 
 def _owners(function: Any) -> Iterator[tuple[str, nn.Module]]:
@@ -35,7 +54,7 @@ def _owners(function: Any) -> Iterator[tuple[str, nn.Module]]:
     if isinstance(owner, nn.Module):
         yield type(owner).__name__, owner
     elif owner is not None:
-        yield from _modules_in(vars(owner))
+        yield from _modules_in({k: v for k, v in vars(owner).items() if k != PROGRAM})
     else:
         try:
             names = inspect.getclosurevars(inspect.unwrap(function))
@@ -53,9 +72,9 @@ def _modules_in(names: dict[str, Any]) -> Iterator[tuple[str, nn.Module]]:
             yield type(owner).__name__, owner
 
 
-def leaves_behind(value: Tensor) -> list[nn.Parameter]:
-    """Return the parameters that a number depends on, in the order of its graph."""
-    found: list[nn.Parameter] = []
+def leaves_behind(value: Tensor) -> list[Tensor]:
+    """Return the tensors whose gradients a number gives, in the order of its graph."""
+    found: list[Tensor] = []
     seen: set[Any] = set()
     stack = [value.grad_fn]
     while stack:
@@ -64,7 +83,7 @@ def leaves_behind(value: Tensor) -> list[nn.Parameter]:
             continue
         seen.add(node)
         variable = getattr(node, "variable", None)
-        if isinstance(variable, nn.Parameter):
+        if isinstance(variable, Tensor):
             found.append(variable)
         stack.extend(parent for parent, _ in node.next_functions)
     return found

@@ -1,19 +1,22 @@
 """The tensors that a program trains, and what a ``pyro.param`` statement is answered with."""
 
+import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pyro
 import torch
-from pyro.params.param_store import _MODULE_NAMESPACE_DIVIDER
+from pyro.nn.module import PyroModule
+from pyro.params.param_store import _MODULE_NAMESPACE_DIVIDER, ParamStoreDict
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
-from pyro_vae.errors import ProgramError
+from pyro_vae.errors import CheckpointError, ConfigError, ProgramError
 from pyro_vae.program.handlers import OwnParameters
-from pyro_vae.program.modules import leaves_behind
+from pyro_vae.program.modules import owners, unique_name
+from pyro_vae.program.watch import Watch
 
 
 class Parameters:
@@ -22,44 +25,93 @@ class Parameters:
     Statements are answered from here; the global parameter store is neither read nor written.
 
     Arguments:
-        parts: The modules that the functions use, by name.
+        functions: Model and guide.
+        modules: Modules given by name.
+        store: What ``read_store`` returns, to be taken over where a statement asks for it.
     """
 
-    def __init__(self, parts: nn.ModuleDict) -> None:
-        self.parts = parts
+    def __init__(
+        self,
+        functions: tuple[Callable[..., Any], ...],
+        modules: Mapping[str, nn.Module] | None = None,
+        store: Mapping[str, tuple[Tensor, Any]] | None = None,
+    ) -> None:
+        self.functions = functions
+        self.parts = nn.ModuleDict({**owners(*functions), **(modules or {})})
         self.values = nn.ParameterDict()  # unconstrained
         self.home: torch.device | None = None  # where new values are made
+        self.fresh = True  # the functions have not run
+        self.store = dict(store or {})  # what no statement has asked for yet
+        self.watch: Watch | None = None  # while it is found out what the functions use
+        self.frozen: dict[int, Tensor] = {}  # a ``poutine.block`` hides them wherever they occur
+        self.outdated: set[str] = set()  # values of functions that were replaced
+        self.expected: dict[str, Tensor] = {}  # saved tensors of parts that are still to be made
         self._constraints: dict[str, Any] = {}
         self._names: dict[str, str] = {}  # of the values, dots and all
-        self._ids: set[int] = set()
-        self._ids_of = -1
+        self._at_first = set(self.part_tensors())
+        self._loaded = False
+        self._stated: set[int] = set()
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Return each parameter once."""
+        """Yield each parameter once."""
         return nn.ModuleList([self.parts, self.values]).parameters()
+
+    def part_tensors(self) -> dict[str, Tensor]:
+        """Return the parameters and buffers of the parts, as a file names them."""
+        return self.parts.state_dict(prefix="parts.", keep_vars=True)
+
+    def trains(self, parameter: Tensor) -> bool:
+        """Return whether a parameter is trained: neither it nor a ``poutine.block`` forbids it."""
+        return parameter.requires_grad and id(parameter) not in self.frozen
+
+    def freeze(self, hidden: Mapping[str, Tensor], stated: Mapping[str, Tensor]) -> None:
+        """Train no more what statements inside a ``poutine.block`` alone bring up, as stock SVI.
+
+        Arguments:
+            hidden, stated: Unconstrained tensors by the names of statements.
+        """
+        self._stated |= {id(value) for value in stated.values()}
+        for name, value in hidden.items():
+            kept = self.values.get(key_of(name), value)
+            self.frozen[id(kept)] = kept
+        for key in self.frozen.keys() & self._stated:
+            del self.frozen[key]
 
     def share_values(self, other: "Parameters") -> None:
         """Answer ``pyro.param`` statements with another program's values from now on."""
         self.values = other.values
         self._constraints, self._names = other._constraints, other._names
 
+    def replace(self, functions: tuple[Callable[..., Any], ...]) -> None:
+        """Serve other functions: values that they do not use are dropped once they have run."""
+        self.functions = functions
+        self.parts.clear()
+        self.parts.update(owners(*functions))
+        self.outdated = set(self.values)
+        self.frozen, self._stated = {}, set()
+        self._at_first = set(self.part_tensors())
+
     # -- while the functions run -----------------------------------------------------------------
 
     @contextmanager
     def answering(self) -> Iterator[None]:
         """Answer the ``pyro.param`` statements of this block; nothing else does."""
+        state = self._store_state()
+        before = set(state["params"])
         with (
             pyro.settings.context(module_local_params=True),
             # For what is hidden from our handler (poutine.block): a store with the same tensors.
-            pyro.get_param_store().scope(self._store_state()),
+            pyro.get_param_store().scope(state),
             OwnParameters(self._parameter),
+            nullcontext() if self.watch is None else self.watch.watching(),
         ):
             for part in self.parts.modules():
-                context = getattr(part, "_pyro_context", None)
-                if context is not None and not hasattr(context, "param_state"):
+                if isinstance(part, PyroModule) and not hasattr(part._pyro_context, "param_state"):
                     # A PyroModule built before module_local_params was on lacks it.
-                    context.param_state = {"params": {}, "constraints": {}}
+                    part._pyro_context.param_state = {"params": {}, "constraints": {}}
             yield
+        if len(state["params"]) > len(before):
+            self._keep_hidden(state, before)
 
     def _store_state(self) -> Any:
         """Return the values of plain ``pyro.param`` statements as Pyro's store keeps them."""
@@ -71,78 +123,159 @@ class Parameters:
             },
         }
 
+    def _keep_hidden(self, state: Any, before: set[str]) -> None:
+        """Keep the values that hidden statements have made, as Pyro's store would."""
+        for name, value in state["params"].items():
+            if name not in before and _MODULE_NAMESPACE_DIVIDER not in name:
+                self._make(name, *self.store.get(name, (value, state["constraints"][name])))
+
     def _parameter(self, name: str, initial: Any, constraint: Any) -> Tensor:
-        key = _key(name)
-        self._names[key] = name
-        if (
-            isinstance(initial, Tensor)
-            and _MODULE_NAMESPACE_DIVIDER in name
-            and not isinstance(initial, nn.Parameter)
-        ):
-            return initial  # a module's weight that a tracer has put its own tensor in place of
-        if isinstance(initial, nn.Parameter):
-            # pyro.module gives the module's own tensor: the answer is that tensor. One whose
-            # module was not found (deep inside a closure, say) is held here, so that it trains.
-            if id(initial) not in self._known_ids():
-                self._hold(key, initial)
-            return initial
+        key = key_of(name)
+        if isinstance(initial, Tensor) and _MODULE_NAMESPACE_DIVIDER in name:
+            # A module's own weight, or the tensor that a tracer has put in its place.
+            return self.values.get(key, initial)
         if key not in self.values:
-            if initial is None:
+            if name in self.store:
+                self._make(name, *self.store[name])
+            elif isinstance(initial, nn.Parameter) and constraint is constraints.real:
+                self.hold(key, initial)  # itself, as in Pyro's store
+            elif initial is None:
                 raise ProgramError(f"pyro.param({name!r}) is read before it is given a value")
-            start = torch.as_tensor(initial() if callable(initial) else initial).detach()
-            start = start.to(self.home)  # where the data are: the function may not have said
-            self.values[key] = nn.Parameter(transform_to(constraint).inv(start).clone())
-            self._constraints[key] = constraint
+            else:
+                start = torch.as_tensor(initial() if callable(initial) else initial).detach()
+                self._make(name, transform_to(constraint).inv(start), constraint)
+        self._names[key] = name
         unconstrained = self.values[key]
         value = transform_to(self._constraints.get(key, constraint))(unconstrained)
         value = value.view_as(value)  # a new object: the attribute below must not stick
         value.unconstrained = weakref.ref(unconstrained)  # what Pyro's plates expect of a param
         return value
 
-    def _known_ids(self) -> set[int]:
-        # Rebuilt only when the number of values changes: pyro.module asks once per weight.
-        if self._ids_of != len(self.values):
-            self._ids = {id(parameter) for parameter in self.parameters()}
-            self._ids_of = len(self.values)
-        return self._ids
+    def _make(self, name: str, unconstrained: Tensor, constraint: Any) -> None:
+        key = key_of(name)
+        # Where the data are: the function may not have said.
+        self.values[key] = nn.Parameter(unconstrained.detach().to(self.home).clone())
+        self._constraints[key], self._names[key] = constraint, name
 
-    # -- what the functions do not name ----------------------------------------------------------
+    # -- what has been found ---------------------------------------------------------------------
 
-    def forget(self, names: Iterable[str]) -> None:
-        """Drop the values of these keys."""
-        for name in names:
-            del self.values[name]
-
-    def make_room(self, tensors: Mapping[str, Tensor]) -> None:
-        """Make room for saved ``pyro.param`` values of functions that have not run yet."""
-        for key, value in tensors.items():
-            name = key.removeprefix("values.")
-            if key.startswith("values.") and name not in self.values:
-                self.values[name] = nn.Parameter(value.clone())
-
-    def hold_hidden(self, terms: Iterable[Tensor]) -> None:
-        """Hold the parameters that numbers depend on and no known module holds.
-
-        A network deep inside an object or a list that the functions use is not found by name; its
-        weights would stand still without a word.
-        """
-        known = {id(parameter) for parameter in self.parameters()}
-        hidden = 0
-        for parameter in (leaf for term in terms for leaf in leaves_behind(term)):
-            if id(parameter) in known:
-                continue
-            known.add(id(parameter))
-            key, hidden = f"found-{hidden}", hidden + 1  # by the order of the graph, as when saved
-            self._hold(key, parameter)
-
-    def _hold(self, key: str, parameter: nn.Parameter) -> None:
-        """Hold a parameter; one loaded before the functions first ran gives it its value."""
+    def hold(self, key: str, tensor: Tensor) -> None:
+        """Train a tensor itself; one loaded before the functions first ran gives it its value."""
         if key in self.values:
-            parameter.data.copy_(self.values[key].data)
-        self.values[key] = parameter
+            tensor.data.copy_(self.values[key].data)
+        if not isinstance(tensor, nn.Parameter):
+            tensor._is_param = True  # PyTorch's own mark: it stays itself
+        self.values[key] = tensor
+
+    def add_part(self, name: str, module: nn.Module) -> None:
+        """Train a module that was not known before."""
+        self.parts[unique_name(set(self.parts), name)] = module
+
+    # -- saved tensors of what is still to be made ------------------------------------------------
+
+    @property
+    def made_late(self) -> list[str]:
+        """The names of the parts' tensors that came only with the functions' first run."""
+        return sorted({*self.part_tensors(), *self.expected} - self._at_first)
+
+    def awaited(self, tensors: Mapping[str, Tensor], late: list[str]) -> dict[str, Tensor]:
+        """Return the saved tensors for which there will be a place once the functions have run.
+
+        Arguments:
+            tensors: What a file holds.
+            late: ``made_late`` of the program that was saved.
+        """
+        if not self.fresh:
+            return {}
+        values = {
+            key: value
+            for key, value in tensors.items()
+            if key.startswith("values.") and key.count(".") == 1 and value.is_floating_point()
+        }
+        growing = tuple(
+            f"parts.{name}."
+            for name, part in self.parts.items()
+            if any(isinstance(module, PyroModule) for module in part.modules())
+        )
+        here = self.part_tensors()
+        parts = {
+            key: value
+            for key, value in tensors.items()
+            if key not in here
+            and key.startswith("parts.")
+            and (key in late or key.startswith(growing))
+        }
+        return ({} if self.values else values) | parts
+
+    def expect(self, tensors: Mapping[str, Tensor]) -> None:
+        """Keep saved tensors until the functions ask for them."""
+        self._loaded = True
+        for key, value in tensors.items():
+            if key.startswith("values."):
+                self.values[key.removeprefix("values.")] = nn.Parameter(value.clone())
+            else:
+                self.expected[key] = value.clone()
+
+    def fill(self, values: set[str], used: set[str]) -> None:
+        """Give the parts their saved tensors, once the functions have run.
+
+        Arguments:
+            values: The keys of the values before that run.
+            used: The keys of the values that it used.
+
+        Raises:
+            CheckpointError: One does not fit, or the program makes others than the file holds.
+        """
+        here = self.part_tensors()
+        found = self.expected.keys() & here.keys()
+        for key in found:
+            if here[key].shape != self.expected[key].shape:
+                raise CheckpointError(
+                    f"{key!r}: got shape {tuple(self.expected[key].shape)} from the file, expected "
+                    f"{tuple(here[key].shape)}; build the program as it was saved"
+                )
+        if self.fresh and self._loaded:
+            missed = {*self.expected, *(f"values.{key}" for key in values - used)} - found
+            made = {*here, *(f"values.{key}" for key in used - values)} - self._at_first - found
+            if made:
+                problem = f"the program makes {_list(made)}, which the loaded file does not hold"
+                if missed:
+                    raise CheckpointError(
+                        f"{problem}; it holds {_list(missed)}, for which the program has no place; "
+                        "build the program as it was saved"
+                    )
+                warnings.warn(f"{problem}: they start anew", UserWarning, stacklevel=2)
+        for key in found:
+            here[key].data.copy_(self.expected.pop(key))
 
 
-def _key(name: str) -> str:
+def with_expected(program: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Add to a program's state what it was given and has no place for yet (a hook)."""
+    state.update({prefix + key: value for key, value in program.own.expected.items()})
+
+
+def read_store(store: Any) -> dict[str, tuple[Tensor, Any]]:
+    """Return the unconstrained values and the constraints of a parameter store, copied.
+
+    Raises:
+        ConfigError: It is none, or it is empty.
+    """
+    if not isinstance(store, ParamStoreDict) or not len(store):
+        kind = "an empty store" if isinstance(store, ParamStoreDict) else type(store).__name__
+        raise ConfigError(f"params: got {kind}, expected pyro.get_param_store() with parameters")
+    state = store.get_state()
+    return {
+        name: (value.detach().clone(), state["constraints"].get(name, constraints.real))
+        for name, value in state["params"].items()
+    }
+
+
+def key_of(name: str) -> str:
     """Return a parameter's name as ``nn.ParameterDict`` can hold it: no dots, none of its own."""
     key = name.replace("-", "--").replace(".", "-")
     return f"{key}_" if hasattr(nn.ParameterDict, key) or hasattr(nn.Module(), key) else key
+
+
+def _list(names: set[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(map(repr, sorted(names)[:4])) + more

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from inspect import getattr_static
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from pyro_vae.program.batch import (
     replace_arguments,
     signature,
 )
+from pyro_vae.program.discovery import Discovery
 from pyro_vae.program.handlers import (
     Beta,
     DatasetSize,
@@ -35,14 +37,17 @@ from pyro_vae.program.handlers import (
     validation,
 )
 from pyro_vae.program.joint import Joint
-from pyro_vae.program.modules import evaluating, owners
-from pyro_vae.program.parameters import Parameters
+from pyro_vae.program.modules import evaluating, leaves_behind
+from pyro_vae.program.object_graph import PROGRAM
+from pyro_vae.program.parameters import Parameters, read_store, with_expected
 from pyro_vae.program.particles import takes_particles
 from pyro_vae.program.sites import Sites, read_sites
 from pyro_vae.program.terms import Terms
 
 # Pyro keeps its handler stack in one module-global list: two threads inside it corrupt each other.
 _PYRO_LOCK = threading.RLock()
+
+SIDES = ("model", "guide")
 
 
 class Program(nn.Module):
@@ -56,7 +61,9 @@ class Program(nn.Module):
     Arguments:
         model, guide: Pyro functions of the batch (a tensor is one argument, a tuple positional
             arguments, a dict keywords), with one plate ``"data"`` in the rightmost batch dimension.
-        modules: Modules that the functions use and that cannot be found from them.
+        modules: Modules that the functions use, under names of your choice.
+        params: ``pyro.get_param_store()`` of a program that stock SVI has trained: its values and
+            constraints are copied.
 
     >>> import torch, pyro, pyro.distributions as dist
     >>> def model(x):
@@ -80,16 +87,19 @@ class Program(nn.Module):
         guide: Callable[..., Any],
         *,
         modules: Mapping[str, nn.Module] | None = None,
+        params: Any = None,
     ) -> None:
         super().__init__()
-        for side, function in (("model", model), ("guide", guide)):
+        for side, function in zip(SIDES, (model, guide), strict=True):
             if not callable(function):
                 raise ProgramError(f"{side}: got {function!r}, expected a Pyro function")
         self._functions = (model, guide)  # a tuple: nn.Module must not register them twice
-        self.parts = nn.ModuleDict({**owners(model, guide), **(modules or {})})
-        self.own = Parameters(self.parts)
-        self.values = self.own.values
+        store = None if params is None else read_store(params)
+        self.own = Parameters((model, guide), modules, store)
+        self.parts, self.values = self.own.parts, self.own.values
+        self.register_state_dict_post_hook(with_expected)
         self._source: Any = None
+        self._origin: tuple[Any, Any] = (None, None)
         self._sites: Sites | None = None
         self._seen: set[Any] = set()
         self._warned: set[str] = set()  # sites with a warning of unvalidated values
@@ -106,20 +116,36 @@ class Program(nn.Module):
             ProgramError: The object lacks one of the two.
         """
         if isinstance(program, Program):
+            program.follow()
             return program
-        for side in ("model", "guide"):
+        for side in SIDES:
             if not callable(getattr(program, side, None)):
                 raise ProgramError(
                     f"got {type(program).__name__} without .{side}; pass an object with .model and "
                     ".guide, or pv.Program(model, guide)"
                 )
-        known = program.__dict__.get("_pyro_vae_program")
+        known = program.__dict__.get(PROGRAM)
         if known is None:
             known = Program(program.model, program.guide)
             known.__dict__["_source"] = program
+            known.__dict__["_origin"] = _origin(program)
             # Past nn.Module.__setattr__: the object must not become its own grandchild.
-            program.__dict__["_pyro_vae_program"] = known
+            program.__dict__[PROGRAM] = known
+        known.follow()
         return known
+
+    def follow(self) -> None:
+        """Read the source again where its model or guide has been replaced since."""
+        if self._source is None:
+            return
+        origin = _origin(self._source)
+        if all(new is old for new, old in zip(origin, self._origin, strict=True)):
+            return
+        self.__dict__["_origin"] = origin
+        self._functions = (self._source.model, self._source.guide)
+        self.own.replace(self._functions)
+        self._sites, self._first_rows, self._tiled = None, None, None
+        self._seen.clear()
 
     @property
     def source(self) -> Any:
@@ -138,15 +164,6 @@ class Program(nn.Module):
         """Run model and guide inside this block on the program's own parameters."""
         with _PYRO_LOCK, denormals_flushed(), self.own.answering():
             yield
-
-    @property
-    def fresh_values(self) -> bool:
-        """Whether the functions have not run yet, so that their ``pyro.param`` are unknown."""
-        return self._sites is None and not self.values
-
-    def make_room(self, tensors: Mapping[str, Tensor]) -> None:
-        """Make room for saved ``pyro.param`` values of functions that have not run yet."""
-        self.own.make_room(tensors)
 
     def share_values(self, other: "Program") -> None:
         """Answer ``pyro.param`` statements with another program's values from now on."""
@@ -218,17 +235,12 @@ class Program(nn.Module):
             return self._sites
         rows = num_rows(batch)
         check_finite(batch)
-        before = set(self.values)
-        try:
+        with Discovery.during(self.own) as discovery:
             model, guide = self.look(batch)
             checks.check_pair(model, guide)
             checks.check_plate(model, batch, rows)
             checks.check_values(model, self._warned)
-        except Exception:
-            self.own.forget(set(self.values) - before)  # made from data that were refused
-            raise
-        if self._sites is None:
-            self._hold_hidden(batch)
+            discovery.hold_used(lambda: self._leaves(batch))
         if self._first_rows is None:
             self._first_rows = map_batch(lambda leaf: leaf[:8].detach().clone(), batch)
         self._sites = read_sites(model, guide)
@@ -236,16 +248,17 @@ class Program(nn.Module):
         self.rows_read = rows
         return self._sites
 
-    def _hold_hidden(self, batch: Batch) -> None:
-        """Hold the parameters that the densities depend on and no known module holds."""
-        args, kwargs = arguments(batch)
+    def _leaves(self, batch: Batch) -> list[Tensor]:
+        """Run the functions once and return the leaf tensors that their densities depend on."""
+        args, kwargs = arguments(map_batch(torch.detach, batch))
         with self.quiet(batch), torch.enable_grad(), validation(False):
             model, guide = Joint(*self._functions, args, kwargs).traces()
-            self.own.hold_hidden(
+            terms = [
                 site["fn"].log_prob(site["value"]).sum()
                 for trace in (model, guide)
                 for _, site in sample_sites(trace)
-            )
+            ]
+        return [leaf for term in terms for leaf in leaves_behind(term)]
 
     def look(self, batch: Batch) -> tuple[Trace, Trace]:
         """Trace model and guide once: in eval mode, no gradient, and no random number used up."""
@@ -432,3 +445,9 @@ class Program(nn.Module):
                 )
             self._tiled = not takes
         return self._tiled
+
+
+def _origin(source: Any) -> tuple[Any, Any]:
+    """Return what an object's model and guide are made from, the same at each look."""
+    modules = vars(source).get("_modules", {})
+    return tuple(modules.get(side, getattr_static(source, side, None)) for side in SIDES)

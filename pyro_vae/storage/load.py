@@ -1,12 +1,10 @@
 """Reading a saved program back."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pyro_vae import models
 from pyro_vae.device import resolve_device
@@ -48,21 +46,16 @@ def load(
         program = into
         tensors, meta = read_bundle(folder, NAME, Program.of(into).device)
     wrapped = Program.of(program)
-    missing = _values(tensors) if wrapped.fresh_values else {}
-    check_state({**missing, **wrapped.state_dict()}, tensors, where)  # before anything changes
-    wrapped.make_room(missing)
-    wrapped.load_state_dict(tensors)
+    late = meta.get("late", [])
+    awaited = wrapped.own.awaited(tensors, late if isinstance(late, list) else [])
+    # Before anything changes:
+    check_state({**awaited, **wrapped.state_dict()}, tensors, where)
+    wrapped.own.expect(awaited)
+    expected = wrapped.own.expected
+    expected.update({key: tensors[key] for key in expected})
+    wrapped.load_state_dict({key: v for key, v in tensors.items() if key not in expected})
     wrapped.eval()
     return program
-
-
-def _values(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors that can be ``pyro.param`` values of functions that have not run yet."""
-    return {
-        key: value
-        for key, value in tensors.items()
-        if key.startswith("values.") and key.count(".") == 1 and value.is_floating_point()
-    }
 
 
 def _rebuild(meta: dict[str, Any], where: str) -> Any:

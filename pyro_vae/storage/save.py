@@ -42,6 +42,7 @@ def describe(program: Program) -> dict[str, Any]:
         "program": kind.__name__,
         "config": getattr(source, "config", None) if zoo else None,
         "parameters": sum(p.numel() for p in program.parameters()),
+        "late": program.own.made_late,
         "dtype": str(next((p.dtype for p in program.parameters()), "none")),
     }
 

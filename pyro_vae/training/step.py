@@ -60,7 +60,7 @@ class Stepper:
         self.program = program
         keep_freed_memory(program.device)
         self.updates: Sequence[Update] = objective.updates(program)
-        self.trained = [[p for p in u.parameters if p.requires_grad] for u in self.updates]
+        self.trained = [[p for p in u.parameters if program.own.trains(p)] for u in self.updates]
         self._check_trained()
         self.optimisers = [
             (update.optimiser or optimiser)(parameters)

@@ -153,7 +153,7 @@ def test_a_foreign_file_leaves_a_fresh_program_as_it_was(name, tmp_path):
     before = state(target)
     with pytest.raises(CheckpointError, match="do not fit"):
         pv.load(tmp_path, into=target)
-    assert same(before, state(target)) and pv.Program.of(target).fresh_values
+    assert same(before, state(target)) and pv.Program.of(target).own.fresh
 
 
 def test_loading_leaves_the_random_state(tmp_path):

@@ -219,10 +219,16 @@ class DeepInAClosure(Net):
 LEAF = torch.full((D,), 0.3, dtype=torch.float64, requires_grad=True)
 
 
-@right_only_eagerly("requires a gradient is no parameter")
+@right_as_graph
 class PlainLeaf(Net):
     def odd(self, mean, x):
         return mean * self.w * LEAF
+
+
+@right_only_eagerly("requires a gradient is no parameter")
+class LeafOfTrainingAlone(Net):  # a program is read in eval mode
+    def odd(self, mean, x):
+        return mean * self.w * (LEAF if self.training else LEAF.detach())
 
 
 @right_as_graph

@@ -1,0 +1,184 @@
+"""Finding out, while model and guide run on a new batch, which parameters they use."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+from pyro.params.param_store import _MODULE_NAMESPACE_DIVIDER
+from torch import Tensor, equal, nn
+
+from pyro_vae.errors import ProgramError
+from pyro_vae.program.modules import owners
+from pyro_vae.program.parameters import Parameters, key_of
+from pyro_vae.program.watch import Watch
+
+
+class Discovery:
+    """What the functions turn out to use, to be held by the program's parameters.
+
+    A search of what the functions refer to cannot find everything: a network may lie in a cache, or
+    be made by the first call. What runs is found by running.
+    """
+
+    def __init__(self, own: Parameters) -> None:
+        self._own = own
+        self._watch = Watch()
+        self._depended: set[int] = set()  # tensors that the densities depend on
+
+    @staticmethod
+    @contextmanager
+    def during(own: Parameters) -> Iterator["Discovery"]:
+        """Find out what is used inside this block; an error in it leaves nothing behind."""
+        discovery = Discovery(own)
+        store = dict(pyro.get_param_store().named_parameters())
+        values, parts = set(own.values), set(own.parts)
+        own.watch = discovery._watch
+        discovery._know_parts()
+        try:
+            yield discovery
+            discovery._finish(values, store)
+        except BaseException:
+            for home, kept in ((own.values, values), (own.parts, parts)):
+                for name in set(home) - kept:
+                    del home[name]
+            raise
+        finally:
+            own.watch = None
+
+    def hold_used(self, leaves: Callable[[], list[Tensor]]) -> None:
+        """Hold the modules that were called, and the tensors that the densities depend on.
+
+        Arguments:
+            leaves: Runs the functions once more and returns the leaf tensors of their densities.
+
+        Raises:
+            ProgramError: Weights are made anew by each call, so that nothing can train them.
+        """
+        self._hold_modules()
+        found = leaves()
+        self._depended = {id(leaf) for leaf in found}
+        strangers = self._strangers(found)
+        if not strangers:
+            return
+        again = {id(leaf) for leaf in self._strangers(leaves())}
+        anew = bool(again - {id(leaf) for leaf in strangers})  # each call brings its own
+        for leaf in strangers:
+            if not anew or id(leaf) in again:
+                count = sum(key.startswith("found-") for key in self._own.values)
+                self._own.hold(f"found-{count}", leaf)  # by the order of the graph, as when saved
+            elif isinstance(leaf, nn.Parameter):
+                raise ProgramError(
+                    f"a parameter of shape {tuple(leaf.shape)} is made anew by each call of model "
+                    "or guide, so nothing can train it; make its network once, outside of them, or "
+                    "use pyro.param"
+                )
+
+    def _know_parts(self) -> None:
+        self._watch.known |= {id(module) for module in self._own.parts.modules()}
+
+    def _strangers(self, leaves: list[Tensor]) -> list[Tensor]:
+        known = {id(parameter) for parameter in self._own.parameters()}
+        return [leaf for leaf in dict.fromkeys(leaves) if id(leaf) not in known]
+
+    def _hold_modules(self) -> None:
+        """Hold the modules that were called or registered and that no part holds."""
+        own, watch = self._own, self._watch
+        announced = {
+            name: value
+            for name, value in watch.announced().items()
+            if _MODULE_NAMESPACE_DIVIDER in name and isinstance(value, nn.Parameter)
+        }
+        if watch.called or self._strangers(list(announced.values())):
+            for name, module in owners(*own.functions).items():  # a cache is filled by now
+                if id(module) not in watch.known:
+                    self._add(name, module)
+        for module in watch.called:
+            if id(module) not in watch.known and any(True for _ in module.state_dict()):
+                self._add(_name_of(module, announced), module)
+        watch.called.clear()
+        strangers = {id(value) for value in self._strangers(list(announced.values()))}
+        for name, value in announced.items():
+            if id(value) in strangers:
+                own.hold(key_of(name), value)
+
+    def _add(self, name: str, module: nn.Module) -> None:
+        self._own.add_part(name, module)
+        self._know_parts()
+
+    def _finish(self, values: set[str], store: Mapping[str, Tensor]) -> None:
+        """Settle values of other origin, once everything is found."""
+        own, announced = self._own, self._watch.announced()
+        used = {key_of(name) for name in announced}
+        used |= {key for key, value in own.values.items() if id(value) in self._depended}
+        used &= set(own.values)
+        own.fill(values, used)
+        for key in own.outdated - used:
+            del own.values[key]
+        own.outdated = set()
+        self._take_over(announced, values)
+        if own.fresh:
+            _warn_of_others(announced, store)
+        own.freeze(self._watch.hidden, self._watch.stated)
+        own.fresh = False
+
+    def _take_over(self, announced: Mapping[str, Tensor], values: set[str]) -> None:
+        """Copy what the given store holds for the weights of modules."""
+        own = self._own
+        found = own.store.keys() & announced.keys()
+        if own.store and own.fresh and not found:
+            raise ProgramError(
+                f"params: none of the store's names ({_some(own.store)}) is asked for by model or "
+                f"guide ({_some(announced) or 'they have no pyro.param or pyro.module'}); give the "
+                "store that they were trained with"
+            )
+        for name in found:
+            value, _ = own.store[name]
+            target = own.values.get(key_of(name), announced[name])
+            if value.shape != target.shape:
+                raise ProgramError(
+                    f"params: {name!r} has shape {tuple(value.shape)} in the store, expected "
+                    f"{tuple(target.shape)}"
+                )
+        for name in found:
+            value, _ = own.store.pop(name)
+            target = own.values.get(key_of(name), announced[name])
+            target.data.copy_(value)
+
+
+def _warn_of_others(announced: Mapping[str, Tensor], store: Mapping[str, Tensor]) -> None:
+    """Warn of values in Pyro's own store that the functions would read under stock SVI."""
+    others = [
+        name
+        for name, value in announced.items()
+        if name in store and store[name] is not value and not _same(store[name], value)
+    ]
+    if others:
+        warnings.warn(
+            f"Pyro's parameter store holds other values of {_some(others)} than this program, "
+            "which has parameters of its own; take the store's over by pv.Program(model, guide, "
+            "params=pyro.get_param_store()), or empty it by pyro.clear_param_store()",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and equal(one.detach().cpu(), other.detach().cpu())
+
+
+def _some(names: Any) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(map(repr, list(names)[:4])) + more
+
+
+def _name_of(module: nn.Module, announced: Mapping[str, Tensor]) -> str:
+    """Return the name that ``pyro.module`` gives to a module, else that of its class."""
+    own = {id(parameter) for parameter in module.parameters()}
+    names = {
+        name.partition(_MODULE_NAMESPACE_DIVIDER)[0]
+        for name, value in announced.items()
+        if id(value) in own
+    }
+    return names.pop() if len(names) == 1 else type(module).__name__

@@ -1,0 +1,216 @@
+"""The networks that can be reached from Pyro functions: a search of what the functions refer to."""
+
+import dis
+import functools
+import inspect
+import sys
+import sysconfig
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from itertools import islice
+from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from typing import Any
+
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+from torch.distributions import Distribution, Transform
+
+# The key under which an object keeps the program that was read from it.
+PROGRAM = "_pyro_vae_program"
+_MOST_OBJECTS = 20_000  # what lies behind so many is found when it is used
+_MOST_ITEMS = 1024  # of one container: longer ones hold data
+_ATOMS = (int, float, complex, str, bytes, bool, type(None), range, slice)
+_OF_LIBRARIES = (functools.partial, SimpleNamespace, Messenger, Distribution, Transform)
+_INSTALLED = tuple(
+    {sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")}
+)
+
+
+def reachable(*functions: Any) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules that functions can reach, the nearest first, named by the way to them.
+
+    Followed are closures, the globals that the code reads, defaults, arguments of ``partial``,
+    containers, attributes of objects, and those methods whose name occurs in the code. The insides
+    of installed libraries are not looked into.
+    """
+    search = _Search()
+    for function in functions:
+        search.push("", function)
+    yield from search.run()
+
+
+class _Search:
+    """A breadth-first walk over objects; each is visited once."""
+
+    def __init__(self) -> None:
+        self._queue: deque[tuple[str, Any]] = deque()
+        self._seen: dict[int, Any] = {}  # the objects too: an id may be given again
+        self._mentioned: set[str] = set()
+        self._waiting: dict[str, list[tuple[str, Any]]] = {}
+
+    def push(self, path: str, value: Any) -> None:
+        if not isinstance(value, (*_ATOMS, Tensor)) and id(value) not in self._seen:
+            self._seen[id(value)] = value
+            self._queue.append((path, value))
+
+    def run(self) -> Iterator[tuple[str, nn.Module]]:
+        while self._queue and len(self._seen) < _MOST_OBJECTS:
+            path, value = self._queue.popleft()
+            if isinstance(value, nn.Module):
+                path = path or type(value).__name__
+                yield path, value
+                self._module(path, value)
+            else:
+                self._visit(path, value)
+
+    def _visit(self, path: str, value: Any) -> None:
+        kind = type(value)
+        if kind is FunctionType:
+            self._function(value)
+        elif kind is MethodType:
+            self.push("", value.__self__)
+            self.push("", value.__func__)
+        elif issubclass(kind, functools.partial):
+            self._partial(path, value)
+        elif issubclass(kind, dict):
+            for index, (key, item) in enumerate(islice(dict.items(value), _MOST_ITEMS)):
+                self.push(_join(path, key if isinstance(key, str | int) else index), item)
+        elif issubclass(kind, list | tuple | deque):
+            for index, item in enumerate(islice(value, _MOST_ITEMS)):
+                self.push(_join(path, index), item)
+        elif kind in (staticmethod, classmethod):
+            self.push(path, value.__func__)
+        elif kind in (property, functools.cached_property):
+            self.push(path, value.fget if kind is property else value.func)
+        elif issubclass(kind, ModuleType):
+            if not _installed(value.__name__):
+                self._wait(path, vars(value))
+        elif issubclass(kind, type):
+            self._class(path, value)
+        else:
+            self._object(path, value)
+
+    def _function(self, function: FunctionType) -> None:
+        code = function.__code__
+        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+            try:
+                self.push(name, cell.cell_contents)
+            except ValueError:  # not yet filled
+                continue
+        for name, value in vars(function).items():  # ``__wrapped__``, and what a user hangs on
+            self.push("" if name == "__wrapped__" else name, value)
+        if _is_library(code.co_filename):
+            return
+        names = code.co_varnames[: code.co_argcount]
+        defaults = function.__defaults__ or ()
+        for name, value in zip(reversed(names), reversed(defaults), strict=False):
+            self.push(name, value)
+        for name, value in (function.__kwdefaults__ or {}).items():
+            self.push(name, value)
+        loaded, mentioned = _names_of(code)
+        for name in loaded:
+            if name in function.__globals__:
+                self.push(name, function.__globals__[name])
+        self._mention(mentioned)
+
+    def _partial(self, path: str, value: Any) -> None:
+        self.push(path, value.func)
+        names = _argument_names(value.func)
+        for index, item in enumerate(value.args):
+            self.push(names[index] if index < len(names) else _join(path, index), item)
+        for name, item in value.keywords.items():
+            self.push(name, item)
+
+    def _module(self, path: str, module: nn.Module) -> None:
+        """Follow what a user's module holds besides its registered parts."""
+        for name, part in module.named_modules():
+            self._seen[id(part)] = part
+            if _installed(type(part).__module__):
+                continue
+            inside = _join(path, name)
+            for key, value in vars(part).items():
+                if key not in ("_modules", "_parameters", "_buffers", PROGRAM):
+                    self.push(_join(inside, key), value)
+            self._class(inside, type(part))
+
+    def _object(self, path: str, value: Any) -> None:
+        kind = type(value)
+        if _installed(kind.__module__) and not issubclass(kind, _OF_LIBRARIES):
+            for name in ("__wrapped__", "__self__"):  # of functools.lru_cache, of a bound function
+                self.push("", getattr(value, name, None))
+            return
+        attributes = dict(getattr(value, "__dict__", {}))
+        for base in kind.__mro__:
+            slots = vars(base).get("__slots__", ())
+            for slot in (slots,) if isinstance(slots, str) else slots:
+                attributes.setdefault(slot, inspect.getattr_static(value, slot, None))
+                if inspect.ismemberdescriptor(attributes[slot]):
+                    attributes[slot] = getattr(value, slot, None)
+        for name, item in attributes.items():
+            if name != PROGRAM:
+                self.push(_join(path, name), item)
+        self._class(path, kind)
+
+    def _class(self, path: str, kind: type) -> None:
+        for base in kind.__mro__:
+            if not _installed(base.__module__):
+                self._wait(path, vars(base))
+
+    def _wait(self, path: str, names: Any) -> None:
+        """Follow the entries of a namespace whose names occur in the code."""
+        for name, value in list(names.items()):
+            if name in self._mentioned or name in ("__call__", "forward"):
+                self.push(_join(path, name), value)
+            elif not isinstance(value, _ATOMS):
+                self._waiting.setdefault(name, []).append((_join(path, name), value))
+
+    def _mention(self, names: frozenset[str]) -> None:
+        for name in sorted(names - self._mentioned):
+            for path, value in self._waiting.pop(name, ()):
+                self.push(path, value)
+        self._mentioned |= names
+
+
+@functools.lru_cache(1024)
+def _names_of(code: CodeType) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Return the globals that a code reads, in order, and all names in it; inner codes too."""
+    loaded: OrderedDict[str, None] = OrderedDict()
+    mentioned = set(code.co_names)
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            loaded[instruction.argval] = None
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            inner, names = _names_of(constant)
+            loaded.update(dict.fromkeys(inner))
+            mentioned |= names
+    return tuple(loaded), frozenset(mentioned)
+
+
+def _argument_names(function: Any) -> tuple[str, ...]:
+    """Return the names of a user's function's positional arguments."""
+    skip = 0
+    if isinstance(function, MethodType):
+        function, skip = function.__func__, 1
+    code = getattr(function, "__code__", None)
+    if code is None or _is_library(code.co_filename):
+        return ("",) * 8 if code is not None else ()
+    return code.co_varnames[skip : code.co_argcount]
+
+
+def _join(path: str, key: Any) -> str:
+    text = "".join(c if c.isalnum() or c == "_" else "_" for c in str(key))
+    return f"{path}_{text}" if path and text else path or text
+
+
+@functools.lru_cache(1024)
+def _installed(module: str) -> bool:
+    """Return whether a Python module belongs to an installed library, this one included."""
+    root = module.partition(".")[0]
+    if root == "pyro_vae" or root in sys.stdlib_module_names:
+        return True
+    return _is_library(getattr(sys.modules.get(module), "__file__", None) or "")
+
+
+def _is_library(file: str) -> bool:
+    return file.startswith((*_INSTALLED, "<frozen")) or "-packages/" in file

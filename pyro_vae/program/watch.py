@@ -1,0 +1,93 @@
+"""What Pyro functions use while they run: modules called, parameters stated, parameters hidden."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pyro.poutine.block_messenger import BlockMessenger
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+
+class Watch(Messenger):
+    """Takes down what is used inside its block, on this thread.
+
+    A module that the program does not know runs in eval mode there, as the known ones do.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: set[int] = set()  # ids of modules
+        self.called: list[nn.Module] = []  # unknown ones, none inside another
+        self.stated: dict[str, Tensor] = {}  # unconstrained values by the names of statements
+        self.hidden: dict[str, Tensor] = {}  # those that a ``poutine.block`` hides from us
+        self._inside: set[int] = set()
+        self._training: list[nn.Module] = []
+
+    def announced(self) -> dict[str, Tensor]:
+        """Return the parameters that were stated, hidden ones included."""
+        return {**self.hidden, **self.stated}
+
+    @contextmanager
+    def watching(self) -> Iterator["Watch"]:
+        """Watch what runs inside this block."""
+        before = vars(BlockMessenger).get("_postprocess_message")
+        hook = register_module_forward_pre_hook(self._on_this_thread(self._call))
+        hide = self._on_this_thread(self._hide)
+        BlockMessenger._postprocess_message = _hiding(hide)  # type: ignore[method-assign]
+        try:
+            with self:
+                yield self
+        finally:
+            hook.remove()
+            del BlockMessenger._postprocess_message
+            if before is not None:  # another program is read around this one
+                BlockMessenger._postprocess_message = before  # type: ignore[method-assign]
+            for part in self._training:
+                part.training = True
+            self._training.clear()
+            self._inside.clear()
+
+    def _on_this_thread(self, function: Callable[..., None]) -> Callable[..., None]:
+        mine = threading.get_ident()
+
+        def watched(*args: Any) -> None:
+            if threading.get_ident() == mine:
+                function(*args)
+
+        return watched
+
+    def _call(self, module: nn.Module, _: Any) -> None:
+        if id(module) in self._inside or id(module) in self.known:
+            return
+        self.called.append(module)
+        self._inside |= {id(part) for part in module.modules()}
+        for part in module.modules():
+            if part.training:
+                self._training.append(part)
+                part.training = False
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        self.stated[msg["name"]] = _unconstrained(msg["value"])
+
+    def _hide(self, msg: Any) -> None:
+        if msg["type"] == "param" and msg["stop"] and isinstance(msg["value"], Tensor):
+            self.hidden[msg["name"]] = _unconstrained(msg["value"])
+
+
+def _hiding(note: Callable[[Any], None]) -> Any:
+    """Return what a ``poutine.block`` does after a message: nobody else sees those it stops."""
+
+    def postprocess(self: BlockMessenger, msg: Any) -> None:
+        note(msg)
+        Messenger._postprocess_message(self, msg)
+
+    return postprocess
+
+
+def _unconstrained(value: Tensor) -> Tensor:
+    reference = getattr(value, "unconstrained", None)
+    leaf = None if reference is None else reference()
+    return value if leaf is None else leaf

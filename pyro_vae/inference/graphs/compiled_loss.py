@@ -53,6 +53,8 @@ Loss = Callable[[Joint], Tensor]
 # Calls between two comparisons: the first gap, and how many times the gap before each is.
 _FIRST_GAP = 8.0
 _WIDER = 8.0
+_RECOMPILED = 2  # graphs of a program that changes again and again are not compiled any more
+_MANY_SHAPES = 16  # that came once each: tracing them costs more than it saves
 
 
 class CompiledLoss:
@@ -113,6 +115,7 @@ class CompiledLoss:
         self._background = Background(steps) if mode == "auto" else None
         self._jitter = random.Random(0)  # of its own: no comparison at the end of every epoch
         self._flags: list[bool] = []
+        self._retraced = 0
 
     @property
     def num_graphs(self) -> int:
@@ -190,6 +193,7 @@ class CompiledLoss:
         traced = self._graphs.get(key)
         if traced is None:
             try:
+                self._refuse_many_shapes()
                 traced = self._graphs[key] = self._trace(Call(batch, weights, size))
             except Exception as error:  # whatever a user's program does to a tracer
                 self.give_up(error)
@@ -224,6 +228,14 @@ class CompiledLoss:
                     seen.add(id(value))
                     homes.append((home, name))
         return homes
+
+    def _refuse_many_shapes(self) -> None:
+        """Refuse one more graph where those before were hardly used."""
+        once = [traced for traced in self._graphs.values() if traced.gap == 1.0]
+        if len(once) >= _MANY_SHAPES:
+            raise RuntimeError(
+                f"{len(once)} batches had a shape of their own; pad them to a few lengths"
+            )
 
     def _wanted(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.trained if parameter.requires_grad]
@@ -271,7 +283,7 @@ class CompiledLoss:
         # Inductor loses what is written to a double of no dimension (PyTorch 2.13).
         if any(flat[i].dim() == 0 and flat[i].dtype == torch.float64 for i in traced.moving):
             self._background = None
-        elif self.mode is True:
+        elif self.mode is True and self._retraced <= _RECOMPILED:
             try:
                 traced.run = compile_graph(traced.graph, flat)
                 self._require_right(traced, call, exact)
@@ -343,6 +355,7 @@ class CompiledLoss:
         except Exception as error:  # the program itself may fail on this batch: let it say so
             if traced.doubted:
                 del self._graphs[key]
+                self._retraced += 1
             else:
                 self.give_up(error, aloud=None if early else True)
             return False

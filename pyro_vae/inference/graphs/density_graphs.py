@@ -45,8 +45,9 @@ class DensityGraphs:
     Noise is none of the graph's business, so a traced chain equals the eager one bit for bit. Where
     a support depends on the data, the rows are held in a graph of their own. A program that cannot
     be traced (control flow on values, ``one_hot`` inside the model) runs eagerly; one warning says
-    what stopped the tracer. A graph that other rows use again is first held against the eager
-    density at their start: what left torch (``x.numpy()``) is a constant of the first rows in it.
+    what stopped the tracer. A graph is first held against the eager density, at other latents than
+    those of its trace, and again at the start of other rows: what left torch (``x.numpy()``) is a
+    constant of the first ones in it.
 
     Arguments:
         mode: False: run eagerly. ``"trace"``: the tensor graph. True: that graph through Inductor
@@ -70,10 +71,12 @@ class DensityGraphs:
         rows = batch if log_joint.constant_supports else None
         key = (signature(batch), position.shape)
         try:
+            start = position.detach()
             if rows is None or key not in self._graphs:
                 self._graphs[key] = self._finish(_trace(log_joint, rows, position))
-            else:
-                _require_equal(TracedDensity(self._graphs[key], rows), log_joint, position)
+                wave = torch.linspace(-0.01, 0.01, start.numel(), device=start.device)
+                start = start + wave.to(start.dtype).reshape(start.shape)
+            _require_equal(TracedDensity(self._graphs[key], rows), log_joint, start)
         except Exception as error:  # whatever a user's program does to a tracer
             self.mode = False
             reason = (str(error).strip().splitlines() or [""])[0]
@@ -93,8 +96,8 @@ class DensityGraphs:
 
 
 def _require_equal(traced: TracedDensity, log_joint: LogJoint, position: Tensor) -> None:
-    """Refuse a graph that is not the density of these rows."""
-    eager = log_prob_and_grad(log_joint.log_joint, position.detach())
+    """Refuse a graph that is not the density of these rows at these latents."""
+    eager = log_prob_and_grad(log_joint.log_joint, position)
     for found, exact in zip(traced.value_and_grad(position), eager, strict=True):
         # Inductor rounds otherwise than the eager kernels: half of the digits must agree.
         rtol = torch.finfo(exact.dtype).eps ** 0.5
@@ -102,8 +105,8 @@ def _require_equal(traced: TracedDensity, log_joint: LogJoint, position: Tensor)
         atol = rtol * float(finite.max()) if exact.numel() else 0.0
         if not torch.allclose(found, exact, rtol=rtol, atol=atol, equal_nan=True):
             raise ProgramError(
-                "the graph of earlier rows gives other values on these; keep what depends on the "
-                "data in torch operations (no .numpy(), .item(), .tolist())"
+                "the graph gives other values than the program on other rows or latents; keep "
+                "what depends on them in torch operations (no .numpy(), .item(), .tolist())"
             )
 
 

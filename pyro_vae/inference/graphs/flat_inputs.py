@@ -18,7 +18,12 @@ def global_norm(grads: list[Tensor]) -> Tensor:
 
     What ``torch.nn.utils.get_total_norm`` does, without its grouping: that costs a small step.
     """
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    try:
+        norms = torch._foreach_norm(grads)
+    except NotImplementedError:  # sparse rows of an embedding
+        grads = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
+        norms = torch._foreach_norm(grads)
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def normed(graph: Callable[..., tuple[Tensor, ...]]) -> FlatStep:

@@ -4,6 +4,7 @@ import contextlib
 import math
 import warnings
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -507,4 +508,27 @@ def test_a_graph_that_is_wrong_on_other_rows_is_left_with_one_warning():
             warnings.simplefilter("always")
             runs.append(refine(program, x, SHORT, batch_size=12, compile=mode).samples["z"])
     assert torch.equal(*runs)
-    assert len([w for w in caught if "earlier rows" in str(w.message)]) == 1
+    assert len([w for w in caught if "other rows or latents" in str(w.message)]) == 1
+
+
+class FrozenLatents(Wrong):
+    """Latents that go through NumPy: a tracer holds those at which the chains start."""
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 3), 1.0).to_event(1))
+            shift = torch.as_tensor(np.sin(z.detach().numpy()))
+            pyro.sample("x", dist.Normal(z + shift, 1.0).to_event(1), obs=x)
+
+
+def test_a_graph_that_is_wrong_at_other_latents_is_left_with_one_warning():
+    x = torch.linspace(-1, 1, 12).reshape(4, 3).double()
+    program = FrozenLatents(PPCA.random(6, 3))
+    runs = []
+    for mode in (False, "trace"):
+        torch.manual_seed(0)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            runs.append(refine(program, x, SHORT, compile=mode).samples["z"])
+    assert torch.equal(*runs)
+    assert len([w for w in caught if "other rows or latents" in str(w.message)]) == 1

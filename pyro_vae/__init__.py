@@ -4,10 +4,11 @@ from pyro_vae import conditionals, data, distributions, errors, models, nn, plot
 from pyro_vae._version import __version__
 from pyro_vae.evaluation.annealed_likelihood import AIS, AnnealedLikelihood, Sandwich, ais, bdmc
 from pyro_vae.evaluation.codebook_usage import CodeUsage, code_usage
+from pyro_vae.evaluation.codes import encode, interpolate, reconstruct
 from pyro_vae.evaluation.diagnose import Diagnosis, diagnose
 from pyro_vae.evaluation.fitted_likelihood import fitted_log_likelihood
 from pyro_vae.evaluation.gaps import Gaps, gaps
-from pyro_vae.evaluation.generation import encode, generate, interpolate, reconstruct
+from pyro_vae.evaluation.generation import generate
 from pyro_vae.evaluation.likelihood import LogLikelihood, log_likelihood
 from pyro_vae.evaluation.monitor import CollapseMonitor
 from pyro_vae.inference.graphs.compiled_loss import CompiledLoss

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae.arguments import positive
-from pyro_vae.errors import ConfigError, ProgramError
+from pyro_vae.errors import ConfigError
 from pyro_vae.evaluation.generation import generate_with_latents
 from pyro_vae.evaluation.likelihood import LogLikelihood
 from pyro_vae.inference.sampling.ais import (
@@ -26,13 +26,24 @@ from pyro_vae.inference.sampling.importance_weights import (
     psis_k,
     tail_length,
 )
-from pyro_vae.program.batch import Batch, chunks
-from pyro_vae.program.bounds import scoring
+from pyro_vae.program.batch import Batch
 from pyro_vae.program.log_joint import LogJoint
+from pyro_vae.program.passes import Pass, Verb
 from pyro_vae.program.program import Program
 
 Start = Literal["guide", "prior"]
 _ROWS_PER_PASS = 4096  # chains times data: bounds the memory
+_INSTEAD = "use log_likelihood"
+_AIS = Verb("ais", prior=True, local=_INSTEAD, continuous=_INSTEAD)
+_BDMC = Verb(
+    "bdmc",
+    prior=True,
+    local=_INSTEAD,
+    continuous=_INSTEAD,
+    globals_="simulated data come from one draw of it and are scored at another, which is no "
+    "bound; fix the globals, by a program without them",
+    simulates=True,
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -126,7 +137,8 @@ def ais(
        [\log p(x, z_{t-1}) - \log p_0(z_{t-1})]
 
     Transitions are HMC with one accept per datum and chain. Each estimate of p(x) is unbiased, so
-    each log is a lower bound in expectation. Global latents are held at one draw from the guide.
+    each log is a lower bound in expectation. Global latents are held at one draw from the guide for
+    all data.
     Random numbers come from torch's global generator.
 
     Arguments:
@@ -149,15 +161,12 @@ def ais(
           arXiv:1611.04273
     """
     chosen = settings or AIS()
-    wrapped = Program.of(program)
-    batch = wrapped.adapt(data)
-    wrapped.check(batch)
-    pieces = list(chunks(batch, max(1, _ROWS_PER_PASS // chosen.chains)))
     logs, rates = [], []
-    with scoring(wrapped):
-        for piece in tqdm(pieces, disable=not progress, unit="batch", leave=False):
-            path = _Path(wrapped, piece, chosen)
-            forward = path.forward()
+    with Program.of(program).passes(
+        data, _AIS, rows=_ROWS_PER_PASS, particles=chosen.chains
+    ) as passes:
+        for piece in tqdm(passes, disable=not progress, unit="batch", leave=False):
+            forward = _Path(passes.program, piece, chosen).forward()
             logs.append(forward.log_weight)
             rates.append(forward.accept_rate)
     log_weight = torch.cat(logs, 1)
@@ -187,7 +196,8 @@ def bdmc(
         program: Anything with ``.model`` and ``.guide`` and continuous local latents.
         n: Simulated data.
         settings: As for ``ais``; steps tuned on the forward path serve both.
-        given: The model's other inputs (labels, lengths), n rows.
+        given: The model's other inputs (labels, lengths), n rows, as for ``generate``; without it
+            they are rows drawn at random from the data that the program has seen.
         progress: Show a progress bar.
 
     Raises:
@@ -200,27 +210,13 @@ def bdmc(
     """
     chosen = settings or AIS()
     wrapped = Program.of(program)
-    batch, latents = generate_with_latents(wrapped, positive("n", n), given)
-    if wrapped.sites.global_:
-        raise ProgramError(
-            f"bdmc: site {wrapped.sites.global_[0]!r} is global: simulated data come from one draw "
-            "of it and are scored at another, which is no bound; fix the globals, by a program "
-            "without them"
-        )
-    rows = max(1, _ROWS_PER_PASS // chosen.chains)
+    batch, latents = generate_with_latents(wrapped, positive("n", n), _BDMC, given)
     lower, upper = [], []
-    with scoring(wrapped):
-        starts = range(0, n, rows)
-        for start, piece in tqdm(
-            zip(starts, chunks(batch, rows), strict=True),
-            total=len(starts),
-            disable=not progress,
-            unit="batch",
-            leave=False,
-        ):
+    with wrapped.passes(batch, _BDMC, rows=_ROWS_PER_PASS, particles=chosen.chains) as passes:
+        for piece in tqdm(passes, disable=not progress, unit="batch", leave=False):
             path = _Path(wrapped, piece, chosen)
             lower.append(log_mean_exp(path.forward().log_weight, 0))
-            exact = {name: value[start : start + rows] for name, value in latents.items()}
+            exact = {name: value[piece.rows] for name, value in latents.items()}
             upper.append(-log_mean_exp(-path.reverse(exact).log_weight, 0))
     return Sandwich(torch.cat(lower), torch.cat(upper), batch)
 
@@ -235,9 +231,9 @@ def _tail_shape(log_weight: Tensor) -> Tensor:
 class _Path:
     """The annealing path of one batch, with its tuned steps."""
 
-    def __init__(self, program: Program, batch: Batch, settings: AIS) -> None:
+    def __init__(self, program: Program, piece: Pass, settings: AIS) -> None:
         self.settings = settings
-        self.density = LogJoint(program, batch)
+        self.density = LogJoint(program, piece.batch, piece.globals_)
         self.initial = (
             self.density.log_guide if settings.start == "guide" else self.density.log_prior
         )

@@ -8,10 +8,11 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.batch import arguments
-from pyro_vae.program.bounds import passes, scoring
 from pyro_vae.program.handlers import sample_sites
+from pyro_vae.program.passes import Verb
 from pyro_vae.program.program import Program
+
+_VERB = Verb("code_usage", local="it needs a program with a codebook, as pv.models.VQVAE")
 
 
 @dataclass(frozen=True)
@@ -59,16 +60,11 @@ def code_usage(program: Any, data: Any) -> CodeUsage:
         DataError: Data that the program cannot take.
         ProgramError: No latent is quantised.
     """
-    wrapped = Program.of(program)
-    batch = wrapped.adapt(data)
-    wrapped.check(batch)
-    wrapped.require_whole(batch)
     counts: Any = 0
-    with scoring(wrapped):
-        for piece in passes(wrapped, batch, 1024):
-            args, kwargs = arguments(piece)
-            trace = poutine.trace(wrapped.functions[1]).get_trace(*args, **kwargs)
-            counts = counts + _count(trace)
+    with Program.of(program).passes(data, _VERB) as passes:
+        for piece in passes:
+            joint = piece.joint
+            counts = counts + _count(poutine.trace(joint.guide).get_trace(*joint.args, **joint.kwargs))
     return CodeUsage(counts.cpu())
 
 

@@ -21,10 +21,17 @@ from pyro_vae.evaluation.marginals import (
 from pyro_vae.evaluation.moments import Moments
 from pyro_vae.inference.objectives.elbo import analytic_sites
 from pyro_vae.inference.posterior.information import Information, information, is_plain
-from pyro_vae.program.bounds import passes, scoring
+from pyro_vae.program.handlers import is_data, sample_sites
 from pyro_vae.program.joint import Joint
+from pyro_vae.program.passes import Pass, Verb
 from pyro_vae.program.program import Program
 from pyro_vae.program.terms import Terms, local_log_p
+
+_VERB = Verb(
+    "diagnose",
+    prior=True,
+    local="there is no latent that could collapse; use elbo or log_likelihood",
+)
 
 
 def diagnose(
@@ -63,25 +70,20 @@ def diagnose(
     particles = positive("num_particles", num_particles)
     limits = {"probes": positive("probes", probes), "rows": positive("rows", rows)}
     limits["batch_size"] = positive("batch_size", batch_size)
-    batch = wrapped.adapt(data)
-    wrapped.check(batch)
-    wrapped.require_prior("diagnose")
-    wrapped.require_guide("diagnose")
-    wrapped.require_whole(batch)
-    sums = _Sums(wrapped)
-    with scoring(wrapped):
-        pieces = passes(wrapped, batch, max(1, batch_size // particles))
-        held = wrapped.joint(pieces[0]).global_values() if wrapped.sites.global_ else {}
-        judged = Judged(wrapped, batch, held, batch_size)
+    sums = _Sums()
+    rows_at_once = limits["batch_size"]
+    passes = wrapped.passes(data, _VERB, rows=rows_at_once, particles=particles)
+    batch = passes.batch
+    with passes:
         scales: dict[str, Tensor] = {}
-        for piece in pieces:
-            joint = judged.on(piece)
-            terms = joint.terms(1, particles)
+        for piece in passes:
+            judged = Judged(wrapped, batch, piece.globals_, rows_at_once)
+            terms = piece.joint.terms(1, particles)
             if not sums.rows:
                 scales = prior_variances(judged, terms)
-                sums.note(wrapped, terms)
+                sums.note(piece, terms)
             sums.add(terms, scales)
-            sums.add_prior(joint)
+            sums.add_prior(piece.joint)
         if below_others(terms):
             add_marginal(sums.moments, judged, below_others(terms), scales)
         found = information(wrapped, batch, **limits)
@@ -91,8 +93,7 @@ def diagnose(
 class _Sums:
     """Running sums over the data, so that the memory does not grow with them."""
 
-    def __init__(self, program: Program) -> None:
-        self.observed, self.plates = program.sites.observed, program.sites.num_plates
+    def __init__(self) -> None:
         self.rows = 0
         self.sums: dict[tuple[str, str], Tensor] = {}  # (quantity, site)
         self.facts: dict[str, Any] = {}
@@ -121,19 +122,21 @@ class _Sums:
     def add_prior(self, joint: Joint) -> None:
         """Add the reconstruction from codes of the prior."""
         trace = poutine.trace(joint.model).get_trace(*joint.args, **joint.kwargs)
-        log_p = local_log_p(trace, self.plates, 1)
-        total = sum(log_p[name].sum() for name in self.observed)
+        names = [name for name, site in sample_sites(trace) if is_data(site)]
+        log_p = local_log_p(trace, joint.num_plates, 1)
+        total = sum(log_p[name].sum() for name in names)
         assert isinstance(total, Tensor)  # a program observes something
         self._put("prior_reconstruction", "", total)
         if "observed" not in self.facts:
             sites: Any = trace.nodes
-            self.facts["observed"] = {name: _kind(sites[name]["fn"]) for name in self.observed}
+            self.facts["observed"] = {name: _kind(sites[name]["fn"]) for name in names}
 
-    def note(self, program: Program, terms: Terms) -> None:
+    def note(self, piece: Pass, terms: Terms) -> None:
         """Note of what kind the latents are."""
         latents = {name: draws[0] for name, draws in terms.latents.items()}
         paths = {name: name not in terms.score for name in latents}
-        alone = not program.sites.global_ and self.plates == 1 and set(terms.log_q) == set(latents)
+        sites = piece.sites
+        alone = not sites.global_ and sites.num_plates == 1 and set(terms.log_q) == set(latents)
         self.facts |= {
             "kinds": {name: _kind(latent.posterior) for name, latent in latents.items()},
             "reparametrised": paths,

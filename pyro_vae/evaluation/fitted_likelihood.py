@@ -9,16 +9,24 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae.arguments import positive
-from pyro_vae.errors import ConfigError, ProgramError
+from pyro_vae.errors import ConfigError
 from pyro_vae.evaluation.likelihood import LogLikelihood, RunningWeights
 from pyro_vae.inference.sampling.hmc import HMCState, adapt_step_size, hmc_init, hmc_step
-from pyro_vae.program.bounds import passes, scoring
+from pyro_vae.program.batch import Batch
 from pyro_vae.program.log_joint import LogJoint
+from pyro_vae.program.passes import Verb, runs
 from pyro_vae.program.program import Program
 
 # Particle rows per pass through the model, as in `likelihood`: they fit a CPU's cache.
 _ROWS_PER_PASS = 4096
 _GUIDE_DRAWS = 32  # behind the mass: a rough scale is enough
+_VERB = Verb(
+    "fitted_log_likelihood",
+    prior=True,
+    local="use log_likelihood",
+    continuous="use log_likelihood",
+    globals_="use log_likelihood",
+)
 _JITTER = 0.5  # of each trajectory's length: one length alone can bring a chain back to its start
 
 
@@ -70,7 +78,6 @@ def fitted_log_likelihood(
         | A Contrastive Divergence for Combining Variational Inference and MCMC
           (Ruiz & Titsias, 2019), arXiv:1905.04062 (300 + 300 transitions, K = 20,000, c = 1.2)
     """
-    wrapped = Program.of(program)
     sizes = {"samples": samples, "warmup": warmup, "draws": draws, "num_leapfrog": num_leapfrog}
     for name, value in sizes.items():
         positive(name, value)
@@ -78,23 +85,13 @@ def fitted_log_likelihood(
         raise ConfigError(f"draws: got {draws}, expected at least 2: a variance is fitted to them")
     if not 0 < widen < math.inf:
         raise ConfigError(f"widen: got {widen!r}, expected a positive number")
-    batch = wrapped.adapt(data)
-    wrapped.check(batch)
-    wrapped.require_guide("fitted_log_likelihood")
-    wrapped.require_whole(batch)
-    if wrapped.sites.global_:
-        raise ProgramError(
-            f"fitted_log_likelihood: site {wrapped.sites.global_[0]!r} is global; use "
-            "log_likelihood"
-        )
-    pieces = tqdm(passes(wrapped, batch, batch_size), disable=not progress, leave=False)
     folded = []
-    with scoring(wrapped):
-        for piece in pieces:
-            densities = LogJoint(wrapped, piece)
+    with Program.of(program).passes(data, _VERB, rows=batch_size) as passes:
+        for piece in tqdm(passes, disable=not progress, leave=False):
+            densities = LogJoint(passes.program, piece.batch)
             state, moments = _sample(densities, warmup, draws, num_leapfrog)
             proposal = _fit(moments, widen, full)
-            folded.append(_weigh(densities, proposal, samples, state.position.shape[1]))
+            folded.append(_weigh(densities, proposal, samples, piece.batch))
     log_prob, ess, psis_k = (torch.cat(parts) for parts in zip(*folded, strict=True))
     return LogLikelihood(log_prob, ess, psis_k, samples)
 
@@ -181,11 +178,12 @@ def _fit(moments: _Moments, widen: float, full: bool) -> _Gaussian:
     return _Gaussian(moments.mean, widen * scale.unsqueeze(-1) * factor)
 
 
-def _weigh(densities: LogJoint, proposal: _Gaussian, samples: int, rows: int) -> tuple[Tensor, ...]:
+def _weigh(
+    densities: LogJoint, proposal: _Gaussian, samples: int, batch: Batch
+) -> tuple[Tensor, ...]:
     """Fold the log weights of one batch, chunk by chunk, into an estimate per datum."""
     running = RunningWeights()
-    chunk = max(1, _ROWS_PER_PASS // rows)
-    for start in range(0, samples, chunk):
-        u, log_proposal = proposal.draw(min(chunk, samples - start))
+    for size in runs(samples, batch, _ROWS_PER_PASS):
+        u, log_proposal = proposal.draw(size)
         running.add(densities.log_joint(u) - log_proposal, total=samples)
     return running.log_mean(), running.ess(), running.psis_k()

@@ -1,7 +1,7 @@
 """Log-likelihood by importance sampling, per datum, with evidence of its own quality."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -9,35 +9,48 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae.arguments import positive
-from pyro_vae.inference.sampling.importance_weights import pareto_k_of_tail, tail_length
+from pyro_vae.inference.sampling.importance_weights import (
+    MIN_TAIL,
+    pareto_k_of_tail,
+    psis_k,
+    tail_length,
+)
 from pyro_vae.program import checks
-from pyro_vae.program.batch import Batch, num_rows
-from pyro_vae.program.bounds import passes, scoring
+from pyro_vae.program.passes import Pass, Verb, runs
 from pyro_vae.program.program import Program
 
 # Particle rows (data times particles) per pass through the model: small enough for a CPU's cache,
 # large enough to keep it busy; the memory of an evaluation is bounded by it, whatever N and K are.
 _ROWS_PER_PASS = 4096
 _DATA_PER_PASS = 64
+_VERB = Verb("log_likelihood", prior=True)
 
 
 @dataclass(frozen=True, repr=False)
 class LogLikelihood:
     r"""Importance-sampling estimates of log p(x), with what says how far to trust them.
 
+    Weights at one draw of the globals share it: what S draws tell is told by the spread between
+    them, not by the number S K of weights.
+
     Arguments:
         log_prob: :math:`\log \frac{1}{K}\sum_k p(x, z_k) / q(z_k \mid x)` per datum, ``(N,)``,
             nats; a lower bound of log p(x) in expectation.
-        ess: Effective sample size of the weights per datum, ``(N,)``, between 1 and K.
+        ess: Effective sample size of the weights per datum, ``(N,)``, between 1 and K; with
+            globals 1 / (v + 1 / (S K)), v the relative variance of the mean over their draws. NaN
+            at one draw of the globals, which tells nothing of their spread.
         psis_k: Pareto shape of the weights' tail per datum, ``(N,)``; above 0.7 an estimate is not
-            to be trusted (Vehtari et al., 2015, arXiv:1507.02646).
-        samples: K.
+            to be trusted (Vehtari et al., 2015, arXiv:1507.02646). With globals the larger of that
+            of all weights and that of the means at each draw, where they are enough to show it.
+        samples: All draws of the latents behind an estimate: K, or S K.
+        by_global: Log mean of the weights at each draw of the globals, ``(S, N)``; None without.
     """
 
     log_prob: Tensor
     ess: Tensor
     psis_k: Tensor
     samples: int
+    by_global: Tensor | None = field(default=None, kw_only=True)
 
     @property
     def mean(self) -> float:
@@ -45,10 +58,28 @@ class LogLikelihood:
         return self.log_prob.mean().item()
 
     @property
+    def noise(self) -> Tensor:
+        r"""Standard error of each estimate by its sampling, ``(N,)``, nats, to first order.
+
+        .. math:: \sqrt{1 / \mathrm{ESS} - 1 / K}
+        """
+        return (1 / self.ess - 1 / self.samples).clamp(min=0).sqrt()
+
+    @property
     def stderr(self) -> float:
-        """Standard error of the mean over the data (not of the importance sampling)."""
+        """Standard error of the mean over the data; with globals also that of their draws.
+
+        All data share these, so that the second part does not fall with their number. NaN at one
+        draw of the globals, or at one datum without them.
+        """
         count = len(self.log_prob)
-        return (self.log_prob.std() / math.sqrt(count)).item() if count > 1 else math.nan
+        if self.by_global is None:
+            return (self.log_prob.std() / math.sqrt(count)).item() if count > 1 else math.nan
+        over_data = self.log_prob.var() / count if count > 1 else 0.0
+        shares = (self.by_global - self.log_prob).exp().mean(1)  # of each draw, about 1
+        if len(shares) < 2:
+            return math.nan
+        return float((over_data + shares.var() / len(shares)) ** 0.5)
 
     @property
     def untrusted(self) -> float:
@@ -81,6 +112,9 @@ def log_likelihood(
        \frac{p(x_n, z_{sk} \mid w_s)}{q(z_{sk} \mid x_n)}, \quad z_{sk} \sim q(z \mid x_n),\
        w_s \sim q(w)
 
+    With no local latent (a Bayesian regression) this is the mean over the S draws of the globals,
+    with no latent at all (maximum likelihood) log p(x) itself. All data see the same S draws.
+
     Under a guide that is a point mass (a VQ-VAE) this is the ELBO, whatever K: such an estimate has
     an effective sample size of 1. Memory is bounded whatever N and K: particles are
     drawn in chunks and folded into running sums.
@@ -88,7 +122,7 @@ def log_likelihood(
 
     Arguments:
         program: Anything with ``.model`` and ``.guide``; weights run in eval mode.
-        data: One row per datum, ``(N, ...)``.
+        data: One row per datum, ``(N, ...)``, or a ``Dataset``, a ``DataLoader``, batches to come.
         samples: K, importance samples per datum (per draw of the globals).
         num_samples: S, draws of the global latents, where there are any.
         progress: Show a progress bar.
@@ -104,41 +138,52 @@ def log_likelihood(
     References:
         | Importance Weighted Autoencoders (Burda et al., 2016), arXiv:1509.00519
     """
-    wrapped = Program.of(program)
-    positive("samples", samples)
-    positive("num_samples", num_samples)
-    batch = wrapped.adapt(data)
-    wrapped.check(batch)
-    wrapped.require_prior("log_likelihood")
-    wrapped.require_guide("log_likelihood")
-    wrapped.require_whole(batch)
-    draws = num_samples if wrapped.sites.global_ else 1
-    pieces = passes(wrapped, batch, _DATA_PER_PASS)
-    with scoring(wrapped):
-        folded = [
-            _fold(wrapped, piece, samples, draws)
-            for piece in tqdm(pieces, disable=not progress, unit="batch", leave=False)
-        ]
-    log_prob, ess, psis_k = (torch.cat(parts) for parts in zip(*folded, strict=True))
-    return LogLikelihood(log_prob, ess, psis_k, samples * draws)
+    count = positive("samples", samples)
+    draws = positive("num_samples", num_samples)
+    folded = []
+    with Program.of(program).passes(
+        data, _VERB, rows=_DATA_PER_PASS, num_global_samples=draws
+    ) as passes:
+        count = count if passes.sites.local else 1  # without locals all particles are one
+        for piece in tqdm(passes, disable=not progress, unit="batch", leave=False):
+            folded.append(_fold(piece, count))
+        total = count * len(piece.joints)
+        shared = bool(passes.sites.global_)
+    log_prob, ess, psis_k, means = (torch.cat(parts, -1) for parts in zip(*folded, strict=True))
+    return LogLikelihood(log_prob, ess, psis_k, total, by_global=means if shared else None)
 
 
-def _fold(program: Program, batch: Batch, samples: int, draws: int) -> tuple[Tensor, ...]:
-    """Fold the log weights of one batch, chunk by chunk, into an estimate per datum."""
+def _fold(piece: Pass, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return a batch's estimate, its sample size and shape, ``(B,)``, and means ``(S, B)``."""
     running = RunningWeights()
-    chunk = max(1, _ROWS_PER_PASS // num_rows(batch))
-    for _ in range(draws):
-        joint = program.joint(batch).densities()
-        if program.sites.global_:
-            joint = joint.fixing(joint.global_values())  # one draw for all of its chunks
-        for start in range(0, samples, chunk):
-            terms = joint.terms(1, min(chunk, samples - start))
-            running.add(terms.log_weight[0], total=samples * draws)
-    found = running.log_mean(), running.ess(), running.psis_k()
+    means, total = [], count * len(piece.joints)
+    for joint in piece.joints:
+        densities = joint.densities()
+        sums = []
+        for size in runs(count, piece.batch, _ROWS_PER_PASS):
+            terms = densities.terms(1, size)
+            running.add(terms.log_weight[0], total=total)
+            sums.append(terms.log_weight[0].logsumexp(0))
+        means.append(torch.stack(sums).logsumexp(0) - math.log(count))
+    by_global = torch.stack(means)
     if any(checks.is_point_mass(draw[0].posterior) for draw in terms.latents.values()):
         # All draws are one, and tell nothing of the mass elsewhere: a bound, however many.
-        return found[0], torch.full_like(found[1], draws), torch.full_like(found[2], math.inf)
-    return found
+        one = torch.ones_like(by_global[0])
+        return running.log_mean(), one * len(means), one * math.inf, by_global
+    ess, shape = running.ess(), running.psis_k()
+    if piece.sites.global_:
+        ess = _sample_size_of_draws(by_global, total)
+        if tail_length(len(by_global)) >= MIN_TAIL:
+            shape = torch.maximum(shape, psis_k(by_global, 0))
+    return running.log_mean(), ess, shape, by_global
+
+
+def _sample_size_of_draws(means: Tensor, total: int) -> Tensor:
+    """Return the sample size that the spread between S draws of the globals implies, ``(N,)``."""
+    if len(means) < 2:
+        return torch.full_like(means[0], math.nan)
+    relative = (means - means.logsumexp(0) + math.log(len(means))).exp()  # of mean 1
+    return 1 / (relative.var(0) / len(means) + 1 / total)
 
 
 class RunningWeights:

@@ -1,7 +1,5 @@
 """The ELBO per datum, as a number: no gradient, weights in eval mode."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,10 +8,11 @@ from torch import Tensor
 
 from pyro_vae.arguments import positive
 from pyro_vae.program.batch import Batch, chunks, num_rows
-from pyro_vae.program.handlers import validation
-from pyro_vae.program.modules import evaluating
+from pyro_vae.program.passes import Verb, scoring
 from pyro_vae.program.program import Program
 from pyro_vae.program.terms import Terms
+
+_ELBO = Verb("elbo")
 
 
 def elbo(
@@ -26,12 +25,12 @@ def elbo(
 
     Weights that the program puts on its terms are in, as in training, and so are the guide's
     factors. The mean over the data is the bound per datum; with global sites each datum bears 1/N
-    of their KL, N being the number of rows given. Random numbers come from torch's global
-    generator.
+    of their KL, N being the number of rows given. All data see the same S draws of the globals.
+    Random numbers come from torch's global generator.
 
     Arguments:
         program: Anything with ``.model`` and ``.guide``.
-        data: One row per datum, ``(N, ...)``.
+        data: One row per datum, ``(N, ...)``, or a ``Dataset``, a ``DataLoader``, batches to come.
         num_particles: K draws of the local latents.
         num_samples: S draws of the global latents.
         batch_size: Particles times rows per pass; bounds the memory.
@@ -42,20 +41,20 @@ def elbo(
     Raises:
         DataError: Data that the program cannot take.
     """
-    pyro_program = Program.of(program)
-    batch = pyro_program.adapt(data)
     count = positive("num_particles", num_particles)
-    rows = num_rows(batch)
-    pyro_program.check(batch)
-    pyro_program.require_guide("elbo")
-    pyro_program.require_whole(batch)
     samples = positive("num_samples", num_samples)
-    rows_per_pass = max(1, positive("batch_size", batch_size) // count)
-    parts = []
-    with scoring(pyro_program):
-        for piece in passes(pyro_program, batch, rows_per_pass):
-            parts.append(_per_datum(pyro_program.joint(piece, size=rows).terms(samples, count)))
-    return torch.cat(parts)
+    parts: list[Tensor] = []
+    shared: Tensor | float | None = None
+    with Program.of(program).passes(
+        data, _ELBO, rows=batch_size, particles=count, num_global_samples=samples
+    ) as passes:
+        for piece in passes:
+            terms = [joint.terms(1, count) for joint in piece.joints]
+            parts.append(torch.stack([each.signal.mean((0, 1)) for each in terms]).mean(0))
+            if shared is None:  # the globals are the same in every pass
+                shared = sum(_of_globals(each) for each in terms) / len(terms)
+        values = torch.cat(parts)
+        return values + shared / (passes.sites.size or len(values))
 
 
 def mean_elbo(program: Program, batch: Batch, *, size: int, batch_size: int = 1024) -> float:
@@ -93,17 +92,13 @@ def mean_bound(
     return -(torch.stack(losses).sum() / num_rows(batch)).item()
 
 
-@contextmanager
-def scoring(program: Program) -> Iterator[None]:
-    """Run inside with the program's parameters, in eval mode, at no gradient, unvalidated."""
-    with program.running(), evaluating(program), torch.no_grad(), validation(False):
-        yield
-
-
 def _per_datum(terms: Terms) -> Tensor:
+    return terms.signal.mean((0, 1)) + _of_globals(terms) / terms.size
+
+
+def _of_globals(terms: Terms) -> Tensor | float:
     weight: Any = terms.global_signal
-    shared = weight.mean() / terms.size if isinstance(weight, Tensor) else 0.0
-    return terms.signal.mean((0, 1)) + shared
+    return weight.mean() if isinstance(weight, Tensor) else 0.0
 
 
 def passes(program: Program, batch: Batch, batch_size: int) -> list[Batch]:

@@ -196,6 +196,14 @@ def distribution_name(fn: Any) -> str:
     return type(fn).__name__
 
 
+def is_discrete(fn: Any) -> bool:
+    """Return whether the values of a distribution can be counted."""
+    try:
+        return bool(fn.support.is_discrete)
+    except NotImplementedError:  # a support that nobody has written down
+        return False
+
+
 def is_point_mass(fn: Any) -> bool:
     """Return whether a distribution has all its mass on one value."""
     while hasattr(fn, "base_dist"):

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from pyro_vae.program.handlers import PLATE, Message
+from pyro_vae.program.handlers import PLATE, Message, data_frame
 
 
 def inner_plates(site: Message) -> tuple[int, ...]:
@@ -20,7 +20,12 @@ def inner_plates(site: Message) -> tuple[int, ...]:
 
 
 def by_datum(
-    value: Tensor, event_dim: int, plates: tuple[int, ...], num_particles: int, rows: int
+    value: Tensor,
+    event_dim: int,
+    plates: tuple[int, ...],
+    num_particles: int,
+    rows: int,
+    data: int = -1,
 ) -> Tensor:
     """Return what a site has for each particle, datum and unit, ``(K, B, *plates, *event)``.
 
@@ -33,16 +38,51 @@ def by_datum(
         plates: What ``inner_plates`` says of the site.
         num_particles: K.
         rows: B.
+        data: The dimension of the data plate.
     """
     place = value.dim() - event_dim
     batch, event = tuple(value.shape[:place]), tuple(value.shape[place:])
-    depth = max([1, *(-dim for dim in plates)])
+    depth = max(-dim for dim in (data, *plates))
     batch = (1,) * (depth - len(batch)) + batch
-    value = value.reshape((-1, *batch[len(batch) - depth :], *event))  # (K or 1, ..., rows) | event
-    value = value.squeeze(tuple(1 + depth + dim for dim in range(-depth, -1) if dim not in plates))
-    data = 1 + len(plates)
-    if value.shape[data] == rows:
-        value = value.movedim(data, 1)
+    value = value.reshape((-1, *batch[len(batch) - depth :], *event))  # (K or 1, ...) | event
+    own = sorted((data, *plates))
+    value = value.squeeze(tuple(1 + depth + dim for dim in range(-depth, 0) if dim not in own))
+    axis = 1 + own.index(data)
+    if value.shape[axis] == rows:
+        value = value.movedim(axis, 1)
         return value.expand(num_particles, *value.shape[1:])
-    tiled = value.squeeze(0).unflatten(data - 1, (num_particles, rows))
-    return tiled.movedim((data - 1, data), (0, 1))
+    tiled = value.squeeze(0).unflatten(axis - 1, (num_particles, rows))
+    return tiled.movedim((axis - 1, axis), (0, 1))
+
+
+def by_plates(
+    value: Tensor, event_dim: int, plates: tuple[int, ...], depth: int, data: int = -1
+) -> Tensor:
+    """Return values ``(K, B, *plates, *event)`` in Pyro's layout: what ``by_datum`` undoes.
+
+    Arguments:
+        value: For each particle, datum and unit.
+        event_dim: Dimensions of one draw.
+        plates: What ``inner_plates`` says of the site.
+        depth: Batch dimensions that plates use; one of 1 stands for a plate of other sites.
+        data: The dimension of the data plate.
+    """
+    own = sorted((data, *plates))
+    value = value.movedim(1, 1 + own.index(data))  # the plates from left to right
+    event = value.shape[value.dim() - event_dim :]
+    sizes = dict(zip(own, value.shape[1 : 1 + len(own)], strict=True))
+    return value.reshape(len(value), *(sizes.get(dim, 1) for dim in range(-depth, 0)), *event)
+
+
+def of_datum(site: Message, value: Tensor, rows: int, num_particles: int = 1) -> Tensor:
+    """Return a value of a site (or its mean, say) with the datum first, ``by_datum``.
+
+    Arguments:
+        site: In the plate of the data, from a trace.
+        value: In the site's own shape.
+        rows: B.
+        num_particles: K.
+    """
+    frame = data_frame(site)
+    data = -1 if frame is None else frame.dim
+    return by_datum(value, len(site["fn"].event_shape), inner_plates(site), num_particles, rows, data)

@@ -1,5 +1,6 @@
 """Reading a program: its parameters, its sites and its batch, from one trace of model and guide."""
 
+import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -41,11 +42,13 @@ from pyro_vae.program.modules import evaluating, leaves_behind
 from pyro_vae.program.object_graph import PROGRAM
 from pyro_vae.program.parameters import Parameters, read_store, with_expected
 from pyro_vae.program.particles import takes_particles
+from pyro_vae.program.passes import Passes, Verb, bytes_per_row
 from pyro_vae.program.sites import Sites, read_sites
 from pyro_vae.program.terms import Terms
 
 # Pyro keeps its handler stack in one module-global list: two threads inside it corrupt each other.
 _PYRO_LOCK = threading.RLock()
+_REMEMBERED_ROWS, _REMEMBERED_BYTES = 1000, 1 << 24
 
 SIDES = ("model", "guide")
 
@@ -104,6 +107,8 @@ class Program(nn.Module):
         self._seen: set[Any] = set()
         self._warned: set[str] = set()  # sites with a warning of unvalidated values
         self._first_rows: Batch | None = None
+        self._remembered: Batch | None = None
+        self._remembered_of = 0
         self.rows_read = 1
         self._tiled: bool | None = None
         self._place = torch.device("cpu")
@@ -190,6 +195,46 @@ class Program(nn.Module):
             raise ProgramError("this program has seen no data yet; call program.read(batch) first")
         rows = torch.arange(n) % num_rows(self._first_rows)
         return map_batch(lambda leaf: leaf[rows].to(self.device), self._first_rows)
+
+    def inputs(self, n: int) -> Batch:
+        """Return n rows to generate data for: drawn at random where they are more than a shape.
+
+        Where the model's arguments are all observed, their values do not matter.
+        """
+        if self._remembered is None or set(self.named(self._remembered)) <= set(self.sites.observed):
+            return self.example(n)
+        rows = torch.randint(num_rows(self._remembered), (n,))
+        return map_batch(lambda leaf: leaf[rows.to(leaf.device)].to(self.device), self._remembered)
+
+    def completed(self, given: Mapping[str, Any], n: int) -> Batch:
+        """Return arguments by name with those added, n rows, that the model needs and observes.
+
+        Their values do not matter: they are drawn anew.
+        """
+        needed = [
+            name
+            for name, parameter in inspect.signature(self._functions[0]).parameters.items()
+            if name not in given
+            and parameter.default is parameter.empty
+            and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        ]
+        if not needed:
+            return dict(given)
+        rows = self.named(self.example(n))
+        missing = [name for name in needed if name not in rows]
+        if missing:
+            raise DataError(f"given: lacks the model's argument {missing[0]!r}, {n} rows")
+        return {**{name: rows[name] for name in needed}, **given}
+
+    def remember(self, data: Batch) -> None:
+        """Keep some rows, evenly spaced, of the largest data set seen: inputs to generate for."""
+        rows = num_rows(data)
+        if rows <= self._remembered_of or checks.is_meta(data):
+            return
+        most = max(1, min(rows, _REMEMBERED_ROWS, _REMEMBERED_BYTES // bytes_per_row(data)))
+        kept = torch.arange(most) * rows // most
+        self._remembered = map_batch(lambda leaf: leaf[kept.to(leaf.device)].clone(), data)
+        self._remembered_of = rows
 
     @property
     def device(self) -> torch.device:
@@ -355,6 +400,28 @@ class Program(nn.Module):
                 "its own minibatch, so no verb can answer for each row; give it a plate of len(x) "
                 "and let pv.fit make the minibatches"
             )
+
+    def passes(
+        self,
+        data: Any,
+        verb: Verb,
+        *,
+        rows: int = 1024,
+        particles: int = 1,
+        num_global_samples: int = 1,
+    ) -> Passes:
+        """Open the door of a verb: the data checked, the globals held, and passes to walk through.
+
+        See ``Passes`` for the arguments.
+        """
+        return Passes(
+            self,
+            data,
+            verb,
+            rows=rows,
+            particles=particles,
+            num_global_samples=num_global_samples,
+        )
 
     # -- the batch -------------------------------------------------------------------------------
 

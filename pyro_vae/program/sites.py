@@ -23,6 +23,7 @@ class Sites:
         enumerated: Latents of the model that the guide leaves to enumeration.
         outside: Whether any term, a latent or a factor of either function, stands outside the
             plate: its weight against the data depends on N.
+        discrete: Local sites whose values can be counted.
     """
 
     observed: tuple[str, ...]
@@ -33,12 +34,13 @@ class Sites:
     priorless: tuple[str, ...] = ()
     enumerated: tuple[str, ...] = ()
     outside: bool = False
+    discrete: tuple[str, ...] = ()
 
 
 def read_sites(model: Trace, guide: Trace) -> Sites:
     """Return the sites of a pair of traces by role."""
     observed, local, global_, size = [], [], [], None
-    priorless, enumerated, outside = [], [], False
+    priorless, enumerated, discrete, outside = [], [], [], False
     for name, site in sample_sites(model):
         frame = data_frame(site)
         outside |= frame is None
@@ -55,6 +57,8 @@ def read_sites(model: Trace, guide: Trace) -> Sites:
             local.append(name)
             if checks.distribution_name(site["fn"]) == "NoPrior":
                 priorless.append(name)
+            if checks.is_discrete(site["fn"]):
+                discrete.append(name)
     outside |= any(
         data_frame(site) is None and not site["infer"].get("_deterministic")
         for _, site in sample_sites(guide)
@@ -68,4 +72,5 @@ def read_sites(model: Trace, guide: Trace) -> Sites:
         priorless=tuple(priorless),
         enumerated=tuple(enumerated),
         outside=outside,
+        discrete=tuple(discrete),
     )

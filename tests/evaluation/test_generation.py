@@ -1,9 +1,12 @@
 """Generation, reconstruction, codes and interpolation against a linear model's closed forms."""
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from oracles import PPCA
 from programs import CASES
+from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.errors import ConfigError, DataError
@@ -50,15 +53,17 @@ def test_codes_are_the_posterior_means(linear):
     assert ((draws.mean(0) - q.loc) / (q.scale / 20)).abs().max() < 5
 
 
-def test_reconstructions_are_decoded_draws(linear):
-    torch.manual_seed(3)
-    z = linear.encoder(X).rsample()
-    torch.manual_seed(3)
-    torch.testing.assert_close(pv.reconstruct(linear, X), linear.decoder(z).mean)
+def test_reconstructions_are_decoded_codes(linear):
+    """At the mean code and its mean without noise; of draws with the noise of both."""
+    codes = linear.encoder(X).mean
+    state = torch.get_rng_state()
+    torch.testing.assert_close(pv.reconstruct(linear, X), linear.decoder(codes).mean)
+    torch.testing.assert_close(pv.encode(linear, X), codes)
+    assert torch.equal(torch.get_rng_state(), state)
     noisy = pv.reconstruct(linear, X, mean=False) - pv.reconstruct(linear, X)
     scale = linear.log_scale.exp()
-    gap = linear.encoder(X).base_dist.scale[0]  # two independent codes lie behind the difference
-    expected = scale**2 + 2 * ((linear.weight * gap) ** 2).sum(1).mean()
+    gap = linear.encoder(X).base_dist.scale[0]
+    expected = scale**2 + ((linear.weight * gap) ** 2).sum(1).mean()
     assert noisy.var().item() == pytest.approx(expected.item(), rel=0.15)
 
 
@@ -72,6 +77,132 @@ def test_interpolation_is_linear_between_the_codes(linear, steps):
     torch.testing.assert_close(lines[:, -1], ends[1])
     for i, t in enumerate(torch.linspace(0, 1, steps).tolist()):
         torch.testing.assert_close(lines[:, i], ends[0] + t * (ends[1] - ends[0]))
+
+
+class Conditional(nn.Module):
+    """A label moves the mean of x by ten, a real input by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def model(self, x, label, dose):
+        with pyro.plate("data", len(label)):
+            z = pyro.sample("z", dist.Normal(self.bias + torch.zeros(len(label)), 1.0))
+            pyro.sample("x", dist.Normal(z + 10.0 * label + dose, 0.1), obs=x)
+
+    def guide(self, x, label, dose):
+        with pyro.plate("data", len(label)):
+            pyro.sample("z", dist.Normal(x - 10.0 * label - dose + self.bias, 0.1))
+
+
+LABELS = torch.arange(600) // 200  # sorted: the first rows have one label
+DOSES = torch.linspace(0, 1, 600)
+MEASURED = torch.randn(600, generator=torch.Generator().manual_seed(0)) + 10.0 * LABELS + DOSES
+
+
+def test_interpolation_decodes_each_half_with_the_inputs_of_its_end():
+    first = (MEASURED[:3], LABELS[:3], DOSES[:3])
+    second = (MEASURED[-3:], LABELS[-3:], DOSES[-3:])
+    lines = pv.interpolate(Conditional(), first, second, steps=5)
+    codes = [x - 10.0 * label - dose for x, label, dose in (first, second)]
+    for i, t in enumerate((0.0, 0.25, 0.5, 0.75, 1.0)):
+        _, label, dose = first if t <= 0.5 else second
+        expected = torch.lerp(*codes, t) + 10.0 * label + dose
+        torch.testing.assert_close(lines[:, i], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_inputs_are_drawn_from_the_training_rows():
+    """Three sorted labels of 200 rows each: 900 draws have 300 of each, |z| < 5 (1e-6)."""
+    program = Conditional()
+    pv.elbo(program, (MEASURED, LABELS, DOSES))
+    label = (pv.generate(program, 900, mean=True) / 10).round()
+    counts = torch.stack([(label == k).sum() for k in range(3)])
+    # z has a deviation of 1: none in 900 comes near the 5 that would take it for another label.
+    assert ((counts - 300) / (900 * 2 / 9) ** 0.5).abs().max() < 5
+
+
+def test_given_inputs_may_leave_out_what_is_observed():
+    program = Conditional()
+    pv.elbo(program, (MEASURED, LABELS, DOSES))
+    given = {"label": torch.full((50,), 7), "dose": torch.zeros(50)}
+    assert (pv.generate(program, 50, given=given) - 70).abs().max() < 6
+    with pytest.raises(DataError, match="got 50 rows, expected n = 20"):
+        pv.generate(program, 20, given=given)
+
+
+class Measurements(nn.Module):
+    """Five exchangeable measurements of each datum in a plate of their own, left of the data."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(()))
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.plate("times", 5):
+                e = pyro.sample("e", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(z + e[..., 0], 0.1), obs=x.t())
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.mean(-1) + self.shift, 0.1))
+            with pyro.plate("times", 5):
+                loc = torch.stack([x.t(), 2 * x.t(), 3 * x.t()], -1)
+                pyro.sample("e", dist.Normal(loc, 0.1).to_event(1))
+
+
+@pytest.mark.parametrize("n", [1, 5, 1500])
+def test_the_datum_comes_first_under_a_second_plate(n):
+    program, x = Measurements(), torch.randn(1500, 5)[:n]
+    codes = pv.encode(program, x)
+    torch.testing.assert_close(codes["z"], x.mean(-1))
+    torch.testing.assert_close(codes["e"], x[..., None] * torch.tensor([1.0, 2.0, 3.0]))
+    decoded = pv.reconstruct(program, x)
+    torch.testing.assert_close(decoded, x.mean(-1, keepdim=True) + x)
+    assert pv.generate(program, n).shape == (n, 5)
+    lines = pv.interpolate(program, x, 2 * x, steps=3)
+    torch.testing.assert_close(lines, torch.stack([decoded, 1.5 * decoded, 2 * decoded], 1))
+
+
+def test_globals_are_held_for_all_rows_of_a_call():
+    def model(x):
+        w = pyro.sample("w", dist.Normal(x.new_zeros(()), 1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(w.expand(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        w = pyro.sample("w", dist.Normal(x.new_zeros(()), 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x + w) / 2, 0.5**0.5))
+
+    program, x = pv.Program(model, guide), torch.full((2500,), 0.7)
+    for answer in (pv.encode(program, x), pv.reconstruct(program, x)):
+        assert len(answer.unique()) == 1
+    lines = pv.interpolate(program, x, x, steps=3)
+    torch.testing.assert_close(lines, lines[:1, :1].expand(2500, 3))
+
+
+def test_a_step_that_some_passes_lack_is_not_a_number():
+    def model(x, lengths):
+        with pyro.plate("data", len(x)):
+            for t in range(int(lengths.max())):
+                z = pyro.sample(f"z_{t}", dist.Normal(x.new_zeros(len(x)), 1.0).mask(t < lengths))
+                pyro.sample(f"x_{t}", dist.Normal(z, 1.0).mask(t < lengths), obs=x[:, t])
+
+    def guide(x, lengths):
+        with pyro.plate("data", len(x)):
+            for t in range(int(lengths.max())):
+                pyro.sample(f"z_{t}", dist.Normal(x[:, t] / 2, 0.7).mask(t < lengths))
+
+    x, lengths = torch.randn(1200, 2), torch.ones(1200, dtype=torch.long)
+    lengths[-1] = 2
+    codes = pv.encode(pv.Program(model, guide), (x, lengths))
+    torch.testing.assert_close(codes["z_0"], x[:, 0] / 2)
+    assert codes["z_1"][:1024].isnan().all()
+    torch.testing.assert_close(codes["z_1"][1024:], x[1024:, 1] / 2)
 
 
 @pytest.mark.parametrize("n", [1, 3, 1023, 1025])

@@ -1,0 +1,171 @@
+"""Codes of data, and what is decoded from them: handlers around an unchanged model and guide."""
+
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from pyro_vae.arguments import positive
+from pyro_vae.errors import ConfigError, DataError, ProgramError
+from pyro_vae.evaluation.site_values import (
+    AtMeans,
+    Values,
+    join,
+    latent_names,
+    mean_or_value,
+    observed,
+    values_of,
+)
+from pyro_vae.program.batch import map_batch, num_rows
+from pyro_vae.program.handlers import sample_sites
+from pyro_vae.program.passes import Pass, Verb
+from pyro_vae.program.program import Program
+
+_ROWS_PER_PASS = 1024
+_ENCODE = Verb("encode", local="there is nothing to encode: refine draws its global latents")
+_RECONSTRUCT = Verb("reconstruct")
+_INTERPOLATE = Verb("interpolate", local="there are no codes to go between")
+
+
+def encode(program: Any, data: Any, *, sample: bool = False) -> Values:
+    r"""Return the code of each datum: the mean of q(z | x), or a draw from it.
+
+    Latents below the first are encoded at the means of those above them, at draws where those have
+    no mean or are discrete. Global latents are held at one draw from the guide. No random number is
+    used where every latent has a mean.
+
+    Arguments:
+        program: Anything with ``.model`` and ``.guide``.
+        data: One row per datum, ``(N, ...)``, or a ``Dataset``, a ``DataLoader``, batches to come.
+        sample: Draw in place of the mean (a distribution without a known mean is always drawn).
+
+    Returns:
+        ``(N, *plates, *event)``; a dict by site where there are several local latents.
+
+    Raises:
+        DataError: Data that the program cannot take.
+        ProgramError: The program has no local latent.
+    """
+    pieces = []
+    with Program.of(program).passes(data, _ENCODE, rows=_ROWS_PER_PASS) as passes:
+        for piece in passes:
+            codes = _codes(piece, mean=not sample)
+            pieces.append(values_of(codes, latent_names(codes), len(piece), mean=not sample))
+    return join("encode", pieces)
+
+
+def reconstruct(program: Any, data: Any, *, mean: bool = True) -> Values:
+    r"""Encode data and decode them again.
+
+    .. math:: \hat x = \mathbb{E}[x \mid z], \quad z = \mathbb{E}_q[z \mid x]
+
+    With ``mean=False`` both are drawn, z from q(z | x) and x from p(x | z). Of several observed
+    sites each is decoded at draws of those before it. Discrete latents are drawn in any case.
+
+    Arguments:
+        program: Anything with ``.model`` and ``.guide``.
+        data: One row per datum, ``(N, ...)``, or a ``Dataset``, a ``DataLoader``, batches to come.
+        mean: Return the mean of p(x | z) at the code; False draws both.
+
+    Returns:
+        ``(N, *plates, *event)``; a dict by site where the model observes several.
+
+    Raises:
+        DataError: Data that the program cannot take.
+    """
+    pieces = []
+    with Program.of(program).passes(data, _RECONSTRUCT, rows=_ROWS_PER_PASS) as passes:
+        for piece in passes:
+            pieces.append(decoded(piece, _codes(piece, mean=mean), mean=mean))
+    return join("reconstruct", pieces)
+
+
+def interpolate(program: Any, first: Any, second: Any, *, steps: int = 8) -> Values:
+    r"""Decode the straight lines between the codes of pairs of data.
+
+    .. math:: z_t = (1 - t)\,\mathbb{E}_q[z \mid a] + t\,\mathbb{E}_q[z \mid b], \quad t = 0 \dots 1
+
+    Other inputs of the model (labels, lengths, real ones too) are not interpolated: up to t = 1/2
+    a point is decoded with those of the first datum, beyond it with those of the second, so that
+    each end is its own reconstruction.
+
+    Arguments:
+        program: Anything with ``.model`` and ``.guide``, with continuous latents.
+        first, second: Data at the two ends, ``(N, ...)`` each.
+        steps: Points on each line, both ends included; at least 2.
+
+    Returns:
+        Means of p(x | z), ``(N, steps, *plates, *event)``.
+
+    Raises:
+        ConfigError: Fewer than two steps.
+        DataError: Unequal numbers of rows, or data that the program cannot take.
+        ProgramError: No local latent, one with class numbers for values, or ends that differ in
+            their sites.
+    """
+    if positive("steps", steps) < 2:
+        raise ConfigError(f"steps: got {steps}, expected at least 2")
+    wrapped = Program.of(program)
+    passes = wrapped.passes(first, _INTERPOLATE, rows=max(1, _ROWS_PER_PASS // steps))
+    ends = wrapped.passes(second, _INTERPOLATE).batch
+    if passes.total != num_rows(ends):
+        raise DataError(f"got {passes.total} and {num_rows(ends)} rows, expected pairs")
+    pieces = []
+    with passes:
+        for piece in passes:
+            there = map_batch(lambda leaf, rows=piece.rows: leaf[rows], ends)  # type: ignore[misc]
+            pieces.append(_line(piece, passes.on(there, piece.rows), steps))
+    return join("interpolate", pieces)
+
+
+def _line(start: Pass, end: Pass, steps: int) -> dict[str, Tensor]:
+    """Return the points between the data of two passes, ``(B, steps, ...)`` by observed site."""
+    a, b = (_means(piece) for piece in (start, end))
+    if a.keys() != b.keys():
+        raise ProgramError(
+            f"interpolate: the first data have the sites {sorted(a)}, the second {sorted(b)}; give "
+            "both the same inputs"
+        )
+    points = []
+    for t in torch.linspace(0, 1, steps).tolist():
+        codes = Trace()
+        for name, value in a.items():
+            between = torch.lerp(value, b[name], t)
+            codes.add_node(
+                name, name=name, type="sample", value=between, is_observed=False, infer={}
+            )
+        points.append(decoded(start if t <= 0.5 else end, codes, mean=True))
+    if points[0].keys() != points[-1].keys():
+        raise ProgramError(
+            f"interpolate: the first data observe the sites {sorted(points[0])}, the second "
+            f"{sorted(points[-1])}; give both the same inputs"
+        )
+    return {name: torch.stack([p[name] for p in points], dim=1) for name in points[0]}
+
+
+def _means(piece: Pass) -> dict[str, Tensor]:
+    """Return the codes of the local latents in the shapes of their sites."""
+    codes = _codes(piece, mean=True)
+    sites = dict(sample_sites(codes))
+    means = {name: mean_or_value(sites[name]) for name in latent_names(codes)}
+    for name, value in means.items():
+        if not value.is_floating_point():
+            raise ProgramError(
+                f"interpolate: site {name!r} has class numbers for values, and nothing lies "
+                "between two of them; use a one-hot distribution"
+            )
+    return means
+
+
+def _codes(piece: Pass, *, mean: bool) -> Trace:
+    """Return the trace of the guide, at means where it has them or at draws."""
+    guide = AtMeans()(piece.joint.guide) if mean else piece.joint.guide
+    return poutine.trace(guide).get_trace(*piece.joint.args, **piece.joint.kwargs)
+
+
+def decoded(piece: Pass, codes: Trace, *, mean: bool) -> dict[str, Tensor]:
+    """Return the observed sites of the model at given latents, ``(B, *plates, *event)`` each."""
+    # A replay, not a condition: conditioned sites count as observed, and would be drawn anew.
+    return observed(piece, poutine.replay(piece.joint.model, trace=codes), mean=mean)

@@ -1,0 +1,132 @@
+"""Values and means of sites, the datum first, joined over passes."""
+
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_vae.errors import ProgramError
+from pyro_vae.program.checks import is_discrete
+from pyro_vae.program.handlers import data_frame, is_data, sample_sites
+from pyro_vae.program.passes import Pass
+from pyro_vae.program.plates import of_datum
+
+Values = Tensor | dict[str, Tensor]  # one site: its tensor; several: by name
+
+
+class AtMeans(Messenger):
+    """Put the mean in the place of a draw, at the sites of a datum whose distribution has one.
+
+    No random number is used there.
+
+    Arguments:
+        only: The sites; None takes all that are not discrete: no network has seen what lies between
+            two values of those.
+    """
+
+    def __init__(self, only: tuple[str, ...] | None = None) -> None:
+        super().__init__()
+        self.only = only
+
+    def _pyro_sample(self, msg: Any) -> None:
+        drawn = not msg["is_observed"] and msg["value"] is None and data_frame(msg) is not None
+        if not drawn or site_is_subsample(msg):
+            return
+        if not is_discrete(msg["fn"]) if self.only is None else msg["name"] in self.only:
+            msg["value"] = known_mean(msg["fn"])  # None: it is drawn
+
+
+def known_mean(fn: Any) -> Tensor | None:
+    """Return the mean of a distribution in the shape of a draw; None where there is none."""
+    try:
+        mean = fn.mean
+    except (NotImplementedError, AttributeError):
+        return None
+    # A categorical distribution answers NaN: class numbers have no mean.
+    known = mean.shape == fn.batch_shape + fn.event_shape
+    return mean if known and (mean.is_meta or not bool(torch.isnan(mean).all())) else None
+
+
+def mean_or_value(site: Any) -> Tensor:
+    """Return the mean of a site's distribution; its value where no mean is known."""
+    mean = known_mean(site["fn"])
+    return site["value"] if mean is None else mean
+
+
+def latent_names(trace: Trace) -> list[str]:
+    """Return the latents of a datum in a trace of either function, those of the guide alone not.
+
+    From the trace itself: the sites of one batch need not be those of another.
+    """
+    return [
+        name
+        for name, site in sample_sites(trace)
+        if data_frame(site) is not None
+        and not (site["is_observed"] or site["infer"].get("was_observed"))
+        and not (site["infer"].get("is_auxiliary") or site_is_subsample(site))
+    ]
+
+
+def observed_names(trace: Trace) -> list[str]:
+    """Return the sites that observe data in the trace of a model whose sites were drawn."""
+    return [
+        name
+        for name, site in sample_sites(trace)
+        if site["infer"].get("was_observed") and is_data({**site, "is_observed": True})
+    ]
+
+
+def values_of(trace: Trace, names: list[str], rows: int, *, mean: bool) -> dict[str, Tensor]:
+    """Return values or means of some sites of a trace, ``(B, *plates, *event)`` each."""
+    drawn = dict(sample_sites(trace))
+    return {
+        name: of_datum(
+            drawn[name], mean_or_value(drawn[name]) if mean else drawn[name]["value"], rows
+        )[0]
+        for name in names
+    }
+
+
+def observed(piece: Pass, model: Any, *, mean: bool) -> dict[str, Tensor]:
+    """Run a model with its observed sites drawn; return these, or their means."""
+    free = poutine.uncondition(model)
+    if mean and len(piece.sites.observed) == 1:  # no other site depends on the draw
+        free = AtMeans(piece.sites.observed)(free)
+    trace = poutine.trace(free).get_trace(*piece.joint.args, **piece.joint.kwargs)
+    return values_of(trace, observed_names(trace), len(piece), mean=mean)
+
+
+def join(verb: str, pieces: list[dict[str, Tensor]]) -> Values:
+    """Return what several passes say of their data as one tensor, or by site where several.
+
+    A site that some passes do not have (a step beyond the end of their sequences) is NaN there.
+
+    Raises:
+        ProgramError: Passes differ in a site whose values cannot be NaN, or in its shape.
+    """
+    names = list(dict.fromkeys(name for piece in pieces for name in piece))
+    joined = {name: _joined(verb, name, pieces) for name in names}
+    return next(iter(joined.values())) if len(joined) == 1 else joined
+
+
+def _joined(verb: str, name: str, pieces: list[dict[str, Tensor]]) -> Tensor:
+    example = next(piece[name] for piece in pieces if name in piece)
+    shapes = {tuple(piece[name].shape[1:]) for piece in pieces if name in piece}
+    missing = any(name not in piece for piece in pieces)
+    if len(shapes) > 1 or (missing and not example.is_floating_point()):
+        raise ProgramError(
+            f"{verb}: site {name!r} is not of one kind in all passes (shapes {sorted(shapes)}"
+            f"{', absent in some' if missing else ''}); ask for the data in groups that agree"
+        )
+    return torch.cat(
+        [
+            piece[name]
+            if name in piece
+            else example.new_full((len(next(iter(piece.values()))), *example.shape[1:]), torch.nan)
+            for piece in pieces
+        ]
+    )

@@ -1,0 +1,240 @@
+"""The one door of every verb: data checked, globals held, passes bounded in rows and in bytes."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.arguments import positive
+from pyro_vae.errors import ProgramError
+from pyro_vae.program.batch import Batch, chunks, named_leaves, num_rows
+from pyro_vae.program.handlers import validation
+from pyro_vae.program.joint import Joint
+from pyro_vae.program.modules import evaluating
+from pyro_vae.program.sites import Sites
+from pyro_vae.program.streams import batches, is_stream, join_batches, tensors_of
+
+if TYPE_CHECKING:
+    from pyro_vae.program.program import Program
+
+_BYTES_PER_PASS = 1 << 26  # of data, all particles counted: a row of an image can be a megabyte
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What a verb asks of a program; a program that lacks it is refused at the door.
+
+    Arguments:
+        name: As the user calls it; it begins every message.
+        prior: Whether z is drawn from, or scored under, a prior.
+        local: What to use where there is no latent of a datum; empty where the verb needs none.
+        continuous: Whether local latents must be continuous; what to use where they are not.
+        globals_: Why the verb takes no global latents, and what to do; empty where it takes them.
+        enumerated: Whether the verb takes latents of the model that the guide leaves out.
+        simulates: Whether the data are no data, but inputs to simulate some for.
+    """
+
+    name: str
+    prior: bool = False
+    local: str = ""
+    continuous: str = ""
+    globals_: str = ""
+    enumerated: bool = False
+    simulates: bool = False
+
+    def require(self, sites: Sites) -> None:
+        """Refuse a program that lacks what the verb needs.
+
+        Raises:
+            ProgramError: Names the site, the reason and the way out.
+        """
+        if self.prior and sites.priorless:
+            raise ProgramError(
+                f"{self.name}: site {sites.priorless[0]!r} has no prior (an autoencoder is no "
+                "generative model); use a VAE, or one of reconstruct, encode, interpolate"
+            )
+        if sites.enumerated and not self.enumerated:
+            raise ProgramError(
+                f"{self.name}: site {sites.enumerated[0]!r} of the model is not in the guide "
+                "(TraceEnum_ELBO sums it out); add it to the guide, or marginalise it in the model"
+            )
+        if self.local and not sites.local:
+            raise ProgramError(
+                f"{self.name}: the program has no local latent (none stands in the plate of the "
+                f"data); {self.local}"
+            )
+        if self.continuous and sites.discrete:
+            raise ProgramError(
+                f"{self.name}: site {sites.discrete[0]!r} is discrete, and the verb needs "
+                f"continuous latents; {self.continuous}"
+            )
+        if self.globals_ and sites.global_:
+            raise ProgramError(
+                f"{self.name}: site {sites.global_[0]!r} is global; {self.globals_}"
+            )
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Some rows of the data and the program on them.
+
+    Arguments:
+        batch: The rows.
+        rows: Where they stand in the data.
+        sites: The sites of this batch.
+        joints: Model and guide on it, one pair for each draw of the globals.
+        draws: The draws of the globals, by site; empty where there are none.
+    """
+
+    batch: Batch
+    rows: slice
+    sites: Sites
+    joints: list[Joint]
+    draws: list[dict[str, Tensor]]
+
+    @property
+    def joint(self) -> Joint:
+        """The pair at the first draw of the globals."""
+        return self.joints[0]
+
+    @property
+    def globals_(self) -> dict[str, Tensor]:
+        """The first draw of the globals, by site."""
+        return self.draws[0] if self.draws else {}
+
+    def __len__(self) -> int:
+        return self.rows.stop - self.rows.start
+
+
+class Passes:
+    """The data of one call of a verb, cut into passes, with one draw of the globals for all.
+
+    Use it as a context: inside, weights are in eval mode and no gradient is taken. Data in memory
+    are checked before the first pass, a stream (``Dataset``, ``DataLoader``, any iterable of
+    batches) batch by batch.
+
+    Arguments:
+        program: What is asked.
+        data: One row per datum, in any form that ``fit`` takes.
+        verb: Who asks, and what for.
+        rows: Data of one pass, at most.
+        particles: Draws of the latents of each datum that stand side by side in a pass; they count
+            towards the bound on rows.
+        num_global_samples: S, draws of the global latents, where there are any.
+
+    Raises:
+        ConfigError: A count below 1.
+        DataError: Data that the program cannot take.
+        ProgramError: The program lacks what the verb needs.
+    """
+
+    def __init__(
+        self,
+        program: "Program",
+        data: Any,
+        verb: Verb,
+        *,
+        rows: int = 1024,
+        particles: int = 1,
+        num_global_samples: int = 1,
+    ) -> None:
+        self.program = program
+        self.verb = verb
+        self._rows = max(1, positive("batch_size", rows) // particles)
+        self._particles = particles
+        self._samples = positive("num_samples", num_global_samples)
+        self._held: list[dict[str, Tensor]] = []
+        self._stack = ExitStack()
+        data = tensors_of(data)
+        self._rest: Iterator[Any] = iter(())
+        if is_stream(data):
+            self._rest = map(self._checked, batches(data, self._rows))
+            self._first = next(self._rest)
+        else:
+            self._first = self._checked(data)
+        self.sites = program.read(next(self._cut(self._first)))
+        verb.require(self.sites)
+        program.require_whole(self._first)
+
+    def _checked(self, data: Any) -> Batch:
+        batch = self.program.adapt(data)
+        self.program.check(batch)
+        if not self.verb.simulates:
+            self.program.remember(batch)
+        return batch
+
+    @property
+    def batch(self) -> Batch:
+        """All data as one batch: what has come of a stream is kept."""
+        rest = list(self._rest)
+        if rest:
+            self._first = join_batches([self._first, *rest])
+            self._rest = iter(())
+        return self._first
+
+    @property
+    def total(self) -> int:
+        """N; a stream is read to its end."""
+        return num_rows(self.batch)
+
+    def __enter__(self) -> "Passes":
+        self._stack.enter_context(scoring(self.program))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def __iter__(self) -> Iterator[Pass]:
+        start = 0
+        for batch in chain([self._first], self._rest):
+            for piece in self._cut(batch):
+                end = start + num_rows(piece)
+                yield self.on(piece, slice(start, end))
+                start = end
+
+    def on(self, piece: Batch, rows: slice | None = None) -> Pass:
+        """Return the program on some rows, the globals held at the draws of this call."""
+        joint = self.program.joint(piece)
+        sites = self.program.read(piece)
+        if not sites.global_:
+            return Pass(piece, rows or slice(0, num_rows(piece)), sites, [joint], [])
+        self._hold(joint, sites)
+        joints = [joint.fixing(held) for held in self._held]
+        return Pass(piece, rows or slice(0, num_rows(piece)), sites, joints, self._held)
+
+    def _hold(self, joint: Joint, sites: Sites) -> None:
+        """Draw the globals that are not held yet, from the guide on the first rows that have them."""
+        self._held = self._held or [{} for _ in range(self._samples)]
+        if not set(sites.global_) <= set(self._held[0]):
+            self._held = [{**joint.global_values(), **held} for held in self._held]
+
+    def _cut(self, batch: Batch) -> Iterator[Batch]:
+        if self.program.sites.size is not None:
+            yield batch  # such a program fixes its own batch
+            return
+        bound = _BYTES_PER_PASS // (self._particles * bytes_per_row(batch))
+        yield from chunks(batch, max(1, min(self._rows, bound)))
+
+
+def runs(count: int, batch: Batch, rows: int) -> list[int]:
+    """Return K particles as runs of at most so many particle rows, bounded in bytes too."""
+    here = num_rows(batch)
+    most = max(1, min(rows // here, _BYTES_PER_PASS // (here * bytes_per_row(batch))))
+    return [min(most, count - start) for start in range(0, count, most)]
+
+
+def bytes_per_row(batch: Batch) -> int:
+    """Return the memory of one row, at least 1."""
+    whole = sum(leaf.numel() * leaf.element_size() for _, leaf in named_leaves(batch))
+    return max(1, whole // num_rows(batch))
+
+
+@contextmanager
+def scoring(program: "Program") -> Iterator[None]:
+    """Run inside with the program's parameters, in eval mode, at no gradient, unvalidated."""
+    with program.running(), evaluating(program), torch.no_grad(), validation(False):
+        yield

@@ -1,0 +1,114 @@
+"""Data that come batch by batch: data sets, loaders and other iterables, in their own order."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+)
+
+from pyro_vae.errors import DataError
+from pyro_vae.program.batch import Batch, map_batch, named_leaves, num_rows
+
+_ARRAYS = (Tensor, np.ndarray, Mapping, list, tuple, str, bytes, PackedSequence)
+
+
+def is_stream(data: Any) -> bool:
+    """Return whether data are batches to come, and not a batch."""
+    if isinstance(data, Dataset | DataLoader):
+        return True
+    array = hasattr(data, "__array__") or hasattr(data, "toarray")
+    return isinstance(data, Iterable) and not isinstance(data, _ARRAYS) and not array
+
+
+def tensors_of(data: Any) -> Any:
+    """Return the tensors behind a ``TensorDataset``, other data as they are."""
+    if isinstance(data, TensorDataset):
+        return data.tensors[0] if len(data.tensors) == 1 else data.tensors
+    return data
+
+
+def batches(data: Any, rows: int) -> Iterator[Any]:
+    """Yield the batches of a stream, as they come; no number of torch's global generator is used.
+
+    A data set with a length is read in its own order, and so is a loader that shuffles it or drops
+    its last rows: an answer per datum stands at the place of its datum.
+
+    Arguments:
+        data: A ``Dataset``, a ``DataLoader`` or any iterable of batches.
+        rows: Of a batch, where the data do not say.
+
+    Raises:
+        DataError: An item that is no batch, or nothing at all.
+    """
+    count = 0
+    for batch in _iterate(data, rows):
+        count += 1
+        yield single(batch)
+    if count == 0:
+        raise DataError(f"got no data ({type(data).__name__} yields nothing), expected batches")
+
+
+def _iterate(data: Any, rows: int) -> Iterable[Any]:
+    if isinstance(data, DataLoader):
+        return _in_order(data)
+    if isinstance(data, Dataset):
+        if not isinstance(data, IterableDataset) and len(data) == 0:  # type: ignore[arg-type]
+            raise DataError("got no data (0 rows), expected at least one row")
+        return DataLoader(data, batch_size=rows, generator=torch.Generator())
+    return data
+
+
+def _in_order(loader: DataLoader) -> DataLoader:
+    """Return a loader of the same batches, in the order of the data set where it has one."""
+    plain = isinstance(loader.sampler, RandomSampler | SequentialSampler)
+    if not plain or type(loader.batch_sampler) is not BatchSampler:
+        return loader
+    return DataLoader(
+        loader.dataset,
+        batch_size=loader.batch_size,
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+        worker_init_fn=loader.worker_init_fn,
+        generator=torch.Generator(),
+    )
+
+
+def single(batch: Any) -> Any:
+    """Unwrap the one-tensor list that a loader makes of a one-tensor data set."""
+    if isinstance(batch, list | tuple) and len(batch) == 1:
+        return batch[0]
+    return batch
+
+
+def join_batches(pieces: list[Batch]) -> Batch:
+    """Return batches as one; tensors that are no rows, and other arguments, are the first's.
+
+    Raises:
+        DataError: They do not fit together.
+    """
+    leaves = [dict(named_leaves(piece)) for piece in pieces]
+    rows = [num_rows(piece) for piece in pieces]
+
+    def joined(name: str, leaf: Tensor) -> Tensor:
+        if leaf.shape[:1] != (rows[0],):
+            return leaf
+        return torch.cat([each[name] for each in leaves])
+
+    try:
+        whole = [joined(name, leaf) for name, leaf in leaves[0].items()]
+    except (RuntimeError, KeyError) as error:
+        raise DataError(f"the batches do not fit together: {error}") from error
+    parts = iter(whole)
+    return map_batch(lambda leaf: next(parts), pieces[0])

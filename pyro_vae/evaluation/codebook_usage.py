@@ -64,7 +64,9 @@ def code_usage(program: Any, data: Any) -> CodeUsage:
     with Program.of(program).passes(data, _VERB) as passes:
         for piece in passes:
             joint = piece.joint
-            counts = counts + _count(poutine.trace(joint.guide).get_trace(*joint.args, **joint.kwargs))
+            counts = counts + _count(
+                poutine.trace(joint.guide).get_trace(*joint.args, **joint.kwargs)
+            )
     return CodeUsage(counts.cpu())
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from pyro_vae.arguments import positive
 from pyro_vae.errors import ConfigError
 from pyro_vae.evaluation.likelihood import LogLikelihood, RunningWeights
-from pyro_vae.inference.sampling.hmc import HMCState, adapt_step_size, hmc_init, hmc_step
+from pyro_vae.inference.sampling.hmc import adapt_step_size, hmc_init, hmc_step
 from pyro_vae.program.batch import Batch
 from pyro_vae.program.log_joint import LogJoint
 from pyro_vae.program.passes import Verb, runs
@@ -89,7 +89,7 @@ def fitted_log_likelihood(
     with Program.of(program).passes(data, _VERB, rows=batch_size) as passes:
         for piece in tqdm(passes, disable=not progress, leave=False):
             densities = LogJoint(passes.program, piece.batch)
-            state, moments = _sample(densities, warmup, draws, num_leapfrog)
+            moments = _sample(densities, warmup, draws, num_leapfrog)
             proposal = _fit(moments, widen, full)
             folded.append(_weigh(densities, proposal, samples, piece.batch))
     log_prob, ess, psis_k = (torch.cat(parts) for parts in zip(*folded, strict=True))
@@ -112,10 +112,8 @@ class _Moments:
         self.scatter = self.scatter + before.unsqueeze(-1) * (u - self.mean).unsqueeze(-2)
 
 
-def _sample(
-    densities: LogJoint, warmup: int, draws: int, num_leapfrog: int
-) -> tuple[HMCState, _Moments]:
-    """Run one chain per datum from the guide; return where it ends and the draws' moments."""
+def _sample(densities: LogJoint, warmup: int, draws: int, num_leapfrog: int) -> _Moments:
+    """Run one chain per datum from the guide; return the moments of its draws."""
     guide = densities.draw_guide(_GUIDE_DRAWS)
     variance = guide.var(0)
     inverse_mass = torch.where(variance > 0, variance, torch.ones_like(variance))
@@ -137,7 +135,7 @@ def _sample(
             state, densities.log_joint, step_size, num_leapfrog, inverse_mass, jitter=_JITTER
         )
         moments.add(state.position[0])
-    return state, moments
+    return moments
 
 
 @dataclass(frozen=True)

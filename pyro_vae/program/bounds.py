@@ -44,17 +44,16 @@ def elbo(
     count = positive("num_particles", num_particles)
     samples = positive("num_samples", num_samples)
     parts: list[Tensor] = []
-    shared: Tensor | float | None = None
+    shared: list[Tensor | float] = []
     with Program.of(program).passes(
         data, _ELBO, rows=batch_size, particles=count, num_global_samples=samples
     ) as passes:
         for piece in passes:
             terms = [joint.terms(1, count) for joint in piece.joints]
             parts.append(torch.stack([each.signal.mean((0, 1)) for each in terms]).mean(0))
-            if shared is None:  # the globals are the same in every pass
-                shared = sum(_of_globals(each) for each in terms) / len(terms)
+            shared = shared or [_of_globals(each) for each in terms]  # of every pass the same
         values = torch.cat(parts)
-        return values + shared / (passes.sites.size or len(values))
+        return values + sum(shared) / len(shared) / (passes.sites.size or len(values))
 
 
 def mean_elbo(program: Program, batch: Batch, *, size: int, batch_size: int = 1024) -> float:

@@ -73,9 +73,7 @@ class Verb:
                 f"continuous latents; {self.continuous}"
             )
         if self.globals_ and sites.global_:
-            raise ProgramError(
-                f"{self.name}: site {sites.global_[0]!r} is global; {self.globals_}"
-            )
+            raise ProgramError(f"{self.name}: site {sites.global_[0]!r} is global; {self.globals_}")
 
 
 @dataclass(frozen=True)
@@ -207,7 +205,7 @@ class Passes:
         return Pass(piece, rows or slice(0, num_rows(piece)), sites, joints, self._held)
 
     def _hold(self, joint: Joint, sites: Sites) -> None:
-        """Draw the globals that are not held yet, from the guide on the first rows that have them."""
+        """Draw the globals not held yet, from the guide on the first rows that have them."""
         self._held = self._held or [{} for _ in range(self._samples)]
         if not set(sites.global_) <= set(self._held[0]):
             self._held = [{**joint.global_values(), **held} for held in self._held]

@@ -84,5 +84,7 @@ def of_datum(site: Message, value: Tensor, rows: int, num_particles: int = 1) ->
         num_particles: K.
     """
     frame = data_frame(site)
-    data = -1 if frame is None else frame.dim
-    return by_datum(value, len(site["fn"].event_shape), inner_plates(site), num_particles, rows, data)
+    data = -1 if frame is None or frame.dim is None else frame.dim
+    return by_datum(
+        value, len(site["fn"].event_shape), inner_plates(site), num_particles, rows, data
+    )

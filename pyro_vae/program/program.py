@@ -201,7 +201,9 @@ class Program(nn.Module):
 
         Where the model's arguments are all observed, their values do not matter.
         """
-        if self._remembered is None or set(self.named(self._remembered)) <= set(self.sites.observed):
+        if self._remembered is None or set(self.named(self._remembered)) <= set(
+            self.sites.observed
+        ):
             return self.example(n)
         rows = torch.randint(num_rows(self._remembered), (n,))
         return map_batch(lambda leaf: leaf[rows.to(leaf.device)].to(self.device), self._remembered)

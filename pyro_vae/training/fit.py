@@ -282,6 +282,8 @@ def _prepare_data(
             program.check(feed.data)
         else:
             check_finite(feed.data)
+    known = isinstance(feed, TensorFeed) and transform is None
+    program.remember(feed.data if known else first)
     if valid is None:
         return feed, first, None
     judged = gather(program, valid, batch_size)

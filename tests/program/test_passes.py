@@ -30,7 +30,7 @@ class Shared(nn.Module):
 
 
 def test_elbo_holds_one_draw_of_the_globals():
-    """The guide's z is exact given w: every datum of equal value has the same bound, in any pass."""
+    """The guide's z is exact given w: data of one value have one bound, in any pass."""
     bound = pv.elbo(Shared(), torch.full((70,), 1.5), batch_size=16)
     torch.testing.assert_close(bound, bound[:1].expand(70), rtol=0, atol=1e-5)
 

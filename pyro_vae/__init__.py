@@ -12,11 +12,13 @@ from pyro_vae.evaluation.generation import generate
 from pyro_vae.evaluation.likelihood import LogLikelihood, log_likelihood
 from pyro_vae.evaluation.monitor import CollapseMonitor
 from pyro_vae.inference.graphs.compiled_loss import CompiledLoss
-from pyro_vae.inference.objectives.elbo import ELBO, AnalyticELBO, Update
+from pyro_vae.inference.objectives.elbo import ELBO, AnalyticELBO
 from pyro_vae.inference.objectives.hmc_refined import HMCRefined
-from pyro_vae.inference.objectives.importance_weighted import IWAE, STL, DReG, Renyi
+from pyro_vae.inference.objectives.importance_weighted import IWAE, Renyi
 from pyro_vae.inference.objectives.kl_control import FreeBits, TargetKL
 from pyro_vae.inference.objectives.lagging import Lagging
+from pyro_vae.inference.objectives.objective import Objective, TermsObjective, Update
+from pyro_vae.inference.objectives.pathwise import STL, DReG
 from pyro_vae.inference.objectives.score_function import NVIL, RLOO, VIMCO, DisARM
 from pyro_vae.inference.objectives.vector_quantised import VQ
 from pyro_vae.inference.objectives.wake_sleep import ReweightedWakeSleep
@@ -25,7 +27,9 @@ from pyro_vae.inference.posterior.local_fits import Local
 from pyro_vae.inference.posterior.local_guide import LocalGuide
 from pyro_vae.inference.posterior.refine import HMC, Refined, refine
 from pyro_vae.program.bounds import elbo
+from pyro_vae.program.joint import Joint
 from pyro_vae.program.program import Program
+from pyro_vae.program.terms import Terms
 from pyro_vae.storage.load import load
 from pyro_vae.storage.save import save
 from pyro_vae.training import schedules
@@ -52,10 +56,12 @@ __all__ = [
     "FreeBits",
     "Gaps",
     "HMCRefined",
+    "Joint",
     "Lagging",
     "Local",
     "LocalGuide",
     "LogLikelihood",
+    "Objective",
     "Program",
     "Refined",
     "Renyi",
@@ -63,6 +69,8 @@ __all__ = [
     "Run",
     "Sandwich",
     "TargetKL",
+    "Terms",
+    "TermsObjective",
     "Update",
     "__version__",
     "ais",

@@ -24,6 +24,7 @@ import pyro_vae as pv
 from pyro_vae.evaluation import generation
 from pyro_vae.inference.objectives import elbo as objectives
 from pyro_vae.inference.objectives import importance_weighted as importance
+from pyro_vae.inference.objectives import pathwise
 from pyro_vae.inference.objectives import score_function as discrete
 from pyro_vae.inference.sampling import ais, hmc
 from pyro_vae.program import terms
@@ -317,7 +318,7 @@ MUTANTS: dict[str, tuple[Callable[[], bool], Any, str, str, str]] = {
     ),
     "STL detach missing": (
         guide_gradient_vanishes,
-        importance._PathObjective,
+        pathwise._PathObjective,
         "loss_of_joint",
         "kept = torch.full_like(v, 1.0 / v.shape[1]), torch.zeros_like(v)",
         "kept = v, v",

@@ -18,7 +18,7 @@ import pyro_vae as pv
 from benchmarks.paired import Times, Work, ratios, timed
 from benchmarks.speed.cases import Case
 from benchmarks.speed.variants import Ours, synchronise
-from pyro_vae.inference.objectives.elbo import as_objective
+from pyro_vae.inference.objectives.stock import as_objective
 from pyro_vae.program.handlers import validation
 from pyro_vae.training.fit import adam
 

@@ -1,11 +1,13 @@
 """A batch: a tensor, or a tuple or dict of tensors, one row per datum."""
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_vae.errors import DataError, ProgramError
@@ -50,9 +52,19 @@ def named_arguments(
         DataError: The function does not take these arguments.
     """
     try:
-        return dict(inspect.signature(function).bind_partial(*args, **kwargs).arguments)
+        signature = inspect.signature(_under_handlers(function))
+        return dict(signature.bind_partial(*args, **kwargs).arguments)
     except (TypeError, ValueError) as error:
         raise DataError(f"the model does not take this batch: {error}") from error
+
+
+def _under_handlers(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function that Pyro's handlers wrap: a wrapped one has no signature."""
+    while isinstance(function, functools.partial) and isinstance(
+        next(iter(function.args), None), Messenger
+    ):
+        function = function.args[1]
+    return function
 
 
 def replace_arguments(

@@ -15,7 +15,7 @@ from pyro_vae.arguments import positive
 from pyro_vae.device import seeded
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.graphs.compiled_loss import Mode
-from pyro_vae.inference.objectives.elbo import as_objective
+from pyro_vae.inference.objectives.stock import as_objective
 from pyro_vae.program.batch import Batch, check_finite
 from pyro_vae.program.program import Program
 from pyro_vae.storage.run_folder import RunFolder

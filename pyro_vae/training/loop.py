@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from pyro_vae.device import seeded
 from pyro_vae.errors import PyroVaeError, TrainingDiverged
-from pyro_vae.inference.objectives.elbo import ELBO, Objective, TermsObjective
+from pyro_vae.inference.objectives.elbo import ELBO
+from pyro_vae.inference.objectives.objective import Objective, TermsObjective
 from pyro_vae.program.batch import Batch
 from pyro_vae.program.bounds import mean_bound, mean_elbo
 from pyro_vae.program.handlers import Beta, validation

@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae.errors import ConfigError
-from pyro_vae.inference.objectives.elbo import OptimiserFactory
+from pyro_vae.inference.objectives.objective import OptimiserFactory
 from pyro_vae.program.batch import Batch
 from pyro_vae.program.program import Program
 

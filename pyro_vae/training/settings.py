@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_vae.errors import ConfigError
-from pyro_vae.inference.objectives.elbo import OptimiserFactory, TermsObjective
+from pyro_vae.inference.objectives.objective import OptimiserFactory, TermsObjective
 from pyro_vae.program.handlers import Beta
 from pyro_vae.training.adam import Adam
 from pyro_vae.training.feed import LoaderFeed, TensorFeed

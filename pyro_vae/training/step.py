@@ -12,7 +12,7 @@ from pyro_vae.errors import ConfigError, TrainingDiverged
 from pyro_vae.inference.graphs.compiled_loss import CompiledLoss, Mode, check_mode
 from pyro_vae.inference.graphs.flat_inputs import global_norm
 from pyro_vae.inference.graphs.graph_step import Prepared, Traced
-from pyro_vae.inference.objectives.elbo import Objective, OptimiserFactory, Update
+from pyro_vae.inference.objectives.objective import Objective, OptimiserFactory, Update
 from pyro_vae.program.batch import Batch
 from pyro_vae.program.handlers import Beta
 from pyro_vae.program.program import Program

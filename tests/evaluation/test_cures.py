@@ -10,7 +10,7 @@ from programs import CASES
 
 import pyro_vae as pv
 from pyro_vae import conditionals
-from pyro_vae.inference.objectives.elbo import as_objective
+from pyro_vae.inference.objectives.stock import as_objective
 
 KINDS = [
     "sbn", "sbn_autoregressive", "vq", "vq_conv", "hierarchical", "ladder", "top_down", "vae",

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from pyro_vae.arguments import positive
 from pyro_vae.errors import ConfigError, ProgramError
-from pyro_vae.inference.objectives.elbo import Update, elbo_of
-from pyro_vae.inference.objectives.importance_weighted import require_paths, with_prior
+from pyro_vae.inference.objectives.elbo import elbo_of
+from pyro_vae.inference.objectives.objective import Update, require_paths
+from pyro_vae.inference.objectives.pathwise import with_prior
 from pyro_vae.inference.sampling.hmc import hmc_init, hmc_step
 from pyro_vae.program.batch import named_arguments
 from pyro_vae.program.bounds import scoring

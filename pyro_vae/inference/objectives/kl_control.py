@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import ConfigError, ProgramError
-from pyro_vae.inference.objectives.elbo import TermsObjective
-from pyro_vae.inference.objectives.importance_weighted import require_paths, with_globals
+from pyro_vae.inference.objectives.objective import TermsObjective, require_paths, with_globals
 from pyro_vae.program.terms import Terms
 
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from pyro_vae.arguments import positive
 from pyro_vae.errors import ConfigError, ProgramError
-from pyro_vae.inference.objectives.elbo import ELBO, TermsObjective, Update
+from pyro_vae.inference.objectives.elbo import ELBO
+from pyro_vae.inference.objectives.objective import TermsObjective, Update
 from pyro_vae.inference.posterior.information import information
 from pyro_vae.program.bounds import scoring
 from pyro_vae.program.handlers import validation

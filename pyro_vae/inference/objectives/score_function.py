@@ -10,8 +10,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from pyro_vae.errors import ConfigError, ProgramError
-from pyro_vae.inference.objectives.elbo import TermsObjective, Update, elbo_of
-from pyro_vae.inference.objectives.importance_weighted import with_globals
+from pyro_vae.inference.objectives.elbo import elbo_of
+from pyro_vae.inference.objectives.objective import TermsObjective, Update, with_globals
 from pyro_vae.inference.sampling.importance_weights import log_mean_exp
 from pyro_vae.program.handlers import Message, data_frame, sample_sites
 from pyro_vae.program.joint import Joint

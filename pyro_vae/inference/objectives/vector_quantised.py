@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import ConfigError, ProgramError
-from pyro_vae.inference.objectives.elbo import ELBO, TermsObjective
+from pyro_vae.inference.objectives.elbo import ELBO
+from pyro_vae.inference.objectives.objective import TermsObjective
 from pyro_vae.program.terms import Terms
 
 

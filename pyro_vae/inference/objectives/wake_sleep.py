@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import ConfigError, ProgramError
-from pyro_vae.inference.objectives.elbo import TermsObjective
-from pyro_vae.inference.objectives.importance_weighted import log_mean_exp, with_globals
+from pyro_vae.inference.objectives.objective import TermsObjective, with_globals
+from pyro_vae.inference.sampling.importance_weights import log_mean_exp
 from pyro_vae.program.joint import Joint
 
 

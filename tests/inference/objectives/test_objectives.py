@@ -11,37 +11,25 @@ import pyro.distributions as dist
 import pytest
 import torch
 from estimators import normal
+from objective_table import TABLE, of_log_weights
 from oracles import EXACT, PPCA, ExactPPCA
 from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.errors import ConfigError, ProgramError
-from pyro_vae.inference.objectives.elbo import StockObjective, as_objective
+from pyro_vae.inference.objectives.stock import StockObjective, as_objective
 from pyro_vae.program.joint import Joint
 
-# Those that estimate log p(x) without variance where the guide is the posterior: by K and S.
-BUILDERS = {
-    "ELBO": pv.ELBO,
-    "IWAE": pv.IWAE,
-    "Rényi 0.5": lambda k, s: pv.Renyi(0.5, k, s),
-    "Rényi -1": lambda k, s: pv.Renyi(-1.0, k, s),
-    "Rényi 1": lambda k, s: pv.Renyi(1, k, s),
-    "STL": pv.STL,
-    "DReG": pv.DReG,
-    "NVIL": lambda k, s: pv.NVIL(num_particles=k, num_samples=s),
-    "RLOO": lambda k, s: pv.RLOO(max(k, 2), s),
-    "VIMCO": lambda k, s: pv.VIMCO(max(k, 2), s),
-    "wake-sleep": lambda k, s: pv.ReweightedWakeSleep(k, sleep=0.5),
-}
-LOCAL_ONLY = {"wake-sleep"}
+# Those that estimate log p(x) without variance where the guide is the posterior.
+ROWS = of_log_weights()
 SIZES = [(2, 1), (20, 4), (100, 16)]
 DTYPES = [torch.float64, torch.float32]
 N = 12
 
-objectives = pytest.mark.parametrize("name", BUILDERS)
+objectives = pytest.mark.parametrize("name", ROWS)
 with_and_without_global = pytest.mark.parametrize(
     ("name", "has_global"),
-    [(n, g) for n in BUILDERS for g in (False, True) if not (g and n in LOCAL_ONLY)],
+    [(n, g) for n, row in ROWS.items() for g in (False, True) if row.has_globals or not g],
 )
 exact_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
@@ -77,7 +65,7 @@ def test_zero_variance(name, rows, has_global, num_particles, data_dim, latent_d
     oracle = PPCA.random(data_dim, latent_dim)
     program = ExactPPCA(oracle, dtype, has_global=has_global)
     x = oracle.sample(N).to(dtype)
-    objective = BUILDERS[name](num_particles, 2 if has_global else 1)
+    objective = ROWS[name].build(num_particles, 2 if has_global else 1)
     expected = exact_loss(oracle, program, x, slice(rows), N)
     assert_exact(loss_of(objective, program, x[:rows], size=N), expected, dtype)
     alone = exact_loss(oracle, program, x, slice(rows), rows)
@@ -93,8 +81,8 @@ def test_zero_variance_of_a_program_that_subsamples(name, num_particles, has_glo
     oracle, rows = PPCA.random(6, 2), torch.tensor([3, 0, 7])
     program = ExactPPCA(oracle, dtype, has_global=has_global, subsample=rows)
     x = oracle.sample(10).to(dtype)
-    objective = BUILDERS[name](num_particles, 1)
-    if name in LOCAL_ONLY:
+    objective = ROWS[name].build(num_particles, 1)
+    if not ROWS[name].has_globals:
         objective = pv.ReweightedWakeSleep(num_particles)  # a dream of 3 rows is no batch of 10
     expected = exact_loss(oracle, program, x, rows, 10)
     assert_exact(loss_of(objective, program, x), expected, dtype)
@@ -109,7 +97,7 @@ def test_under_no_gradient(name):
     program = ExactPPCA(oracle)
     x = oracle.sample(5)
     with torch.no_grad():
-        loss = loss_of(BUILDERS[name](4, 1), program, x)
+        loss = loss_of(ROWS[name].build(4, 1), program, x)
     assert_exact(loss, -oracle.log_prob(x).mean(), torch.float64)
 
 
@@ -194,26 +182,6 @@ class Recorded(nn.Module):
         return -total / num_samples
 
 
-def log_mean(log_weight):
-    return log_weight.logsumexp(0) - math.log(len(log_weight))
-
-
-FORMULAS = {
-    "ELBO": lambda lw: lw.mean(0),
-    "NVIL": lambda lw: lw.mean(0),
-    "RLOO": lambda lw: lw.mean(0),
-    "STL": lambda lw: lw.mean(0),
-    "Rényi 1": lambda lw: lw.mean(0),
-    "IWAE": log_mean,
-    "VIMCO": log_mean,
-    "DReG": log_mean,
-    "wake-sleep": log_mean,
-    "Rényi 0.5": lambda lw: log_mean(0.5 * lw) / 0.5,
-    "Rényi -1": lambda lw: log_mean(2 * lw) / 2,
-}
-PATHWISE = {"ELBO", "NVIL", "RLOO", "Rényi 1", "IWAE", "VIMCO", "Rényi 0.5", "Rényi -1"}
-
-
 def data(rows: int) -> Tensor:
     generator = torch.Generator().manual_seed(4)
     return 2 * torch.randn(rows, 4, generator=generator, dtype=torch.float64)
@@ -225,9 +193,9 @@ def data(rows: int) -> Tensor:
     ("name", "where"),
     [
         (n, w)
-        for n in FORMULAS
+        for n, row in ROWS.items()
         for w in ("batch", "full", "own plate", "local")
-        if w == "local" or n not in LOCAL_ONLY
+        if w == "local" or row.has_globals
     ],
 )
 def test_formula_on_replayed_draws(name, where, num_samples, num_particles, beta):
@@ -235,7 +203,7 @@ def test_formula_on_replayed_draws(name, where, num_samples, num_particles, beta
 
     With beta, a scaled site keeps its weight in the local sum and global sites keep 1.
     """
-    if name in LOCAL_ONLY:
+    if not ROWS[name].has_globals:
         num_samples = 1
     x, rows = data(10), torch.tensor([4, 1, 9])
     program = Recorded(where != "local", rows if where == "own plate" else None)
@@ -250,7 +218,7 @@ def test_formula_on_replayed_draws(name, where, num_samples, num_particles, beta
         ),
     )
     weight = {None: 1.0, "tensor": 0.3, "by site": 0.7}.get(beta, beta)
-    objective = BUILDERS[name](num_particles, num_samples)
+    objective = ROWS[name].build(num_particles, num_samples)
     if name == "wake-sleep":
         objective = pv.ReweightedWakeSleep(num_particles)
     joint.num_plates  # noqa: B018 - it looks once, before the record starts
@@ -258,9 +226,9 @@ def test_formula_on_replayed_draws(name, where, num_samples, num_particles, beta
     with wrapped.running():
         loss = objective.per_datum(joint)
     seen = x[rows] if where == "own plate" else batch
-    expected = program.formula(seen, 10, weight, FORMULAS[name], num_samples)
+    expected = program.formula(seen, 10, weight, ROWS[name].inner, num_samples)
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
-    if name in PATHWISE:
+    if ROWS[name].is_gradient:
         parameters = [p for _, p in program.named_parameters()]
         got = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
         want = torch.autograd.grad(expected, parameters, allow_unused=True)
@@ -293,25 +261,18 @@ def test_analytic_kl_on_replayed_draws(where):
 
 # -- Pyro's convention ---------------------------------------------------------------------------
 
-SINGLE_LOSS = [
-    pv.ELBO(2, 2),
-    pv.AnalyticELBO(2),
-    pv.IWAE(3),
-    pv.Renyi(0.5, 3),
-    pv.STL(2),
-    pv.DReG(3),
-    pv.NVIL(num_particles=2),
-    pv.RLOO(2),
-    pv.VIMCO(3),
-    pv.FreeBits(0.1),
-    pv.ReweightedWakeSleep(3, sleep=1.0),
-]
+SINGLE_LOSS = {
+    name: row
+    for name, row in TABLE.items()
+    if row.latents in ("paths", "any") and isinstance(row.build(2, 1), pv.TermsObjective)
+}
+single_losses = pytest.mark.parametrize("name", SINGLE_LOSS)
 
 
-@pytest.mark.parametrize("objective", SINGLE_LOSS, ids=lambda o: type(o).__name__)
-def test_stock_svi_takes_it(objective, store):
+@single_losses
+def test_stock_svi_takes_it(name, store):
     """``SVI.step`` returns N times the loss per datum, moves the parameters, and learns."""
-    program = Recorded(has_global=False)
+    objective, program = SINGLE_LOSS[name].build(3, 2), Recorded(has_global=False)
     x = data(6)
     before = [p.detach().clone() for p in program.parameters()]
 
@@ -335,10 +296,10 @@ def test_stock_svi_takes_it(objective, store):
     assert svi.evaluate_loss(x) < first
 
 
-@pytest.mark.parametrize("objective", SINGLE_LOSS, ids=lambda o: type(o).__name__)
-def test_convention_of_the_two_losses(objective):
+@single_losses
+def test_convention_of_the_two_losses(name):
     """The summed loss is N times the loss per datum on the same draws."""
-    program = Recorded(has_global=False)
+    objective, program = SINGLE_LOSS[name].build(3, 2), Recorded(has_global=False)
     x = data(6)
     joint = Joint(program.model, program.guide, (x,), num_plates=1, size=6)
     torch.manual_seed(2)

@@ -28,7 +28,7 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.errors import ConfigError, ProgramError
-from pyro_vae.inference.objectives.elbo import StockObjective
+from pyro_vae.inference.objectives.stock import StockObjective, as_objective
 
 ROWS = 4000
 X = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
@@ -391,7 +391,7 @@ def test_categorical_latents_and_stock_losses(name):
     program = Mixture(enumerate_guide=False)
     x = torch.tensor([[1.0, 0.0, 1.0, 1.0]], dtype=torch.float64).expand(8, 4)
     wrapped = pv.Program.of(program)
-    (update,) = pv.inference.objectives.elbo.as_objective(build()).updates(wrapped)
+    (update,) = as_objective(build()).updates(wrapped)
     samples = {key: [] for key, _ in program.named_parameters()}
     torch.manual_seed(0)
     with wrapped.running():

@@ -1,0 +1,144 @@
+"""What ``pv.fit`` asks of an objective, and what objectives over a program's terms share."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyro.infer
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.errors import ConfigError, ProgramError
+from pyro_vae.program.joint import Joint
+from pyro_vae.program.program import Program
+from pyro_vae.program.terms import Terms
+
+OptimiserFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class Update:
+    """One optimiser step of a training step: what to minimise, over which parameters.
+
+    Arguments:
+        loss: Maps model and guide on one batch to a scalar in nats per datum.
+        parameters: What this update moves.
+        optimiser: Makes its optimiser; None takes that of ``pv.fit``.
+        repeats: Steps of this update per batch.
+        name: How the history calls its loss.
+        due: Asked once per batch, in order: whether the update is to be made; None always. The
+            loss of one left out is reported as that of another. At least one must be due.
+    """
+
+    loss: Callable[[Joint], Tensor]
+    parameters: tuple[nn.Parameter, ...]
+    optimiser: OptimiserFactory | None = None
+    repeats: int = 1
+    name: str = "loss"
+    due: Callable[[], bool] | None = None
+
+
+class Objective(Protocol):
+    """What ``pv.fit`` asks of an objective: its updates, for a program.
+
+    Any object with such a method will do; it need not inherit from this class. One with parameters
+    or state of its own is an ``nn.Module`` besides, and is then part of the checkpoints. One with
+    a single loss over log densities is shorter as a ``pv.TermsObjective``.
+    """
+
+    def updates(self, program: Program) -> list[Update]:
+        """Return the updates of one training step, in order."""
+        ...
+
+
+class TermsObjective(pyro.infer.ELBO):
+    r"""An objective with one loss, a function of the terms; stock ``pyro.infer.SVI`` takes it too.
+
+    .. math:: \mathrm{loss} = f(\log p, \log q), \quad \text{each of shape } (S, K, B)
+
+    Subclasses define ``loss_of``, or ``loss_of_joint`` where terms alone do not do.
+    ``differentiable_loss`` follows Pyro's convention (the sum over the data set of N); everything
+    else in this library is per datum.
+
+    Arguments:
+        num_particles: K, draws of the local latents per datum, in one pass.
+        num_samples: S, draws of the global latents, in a loop.
+
+    Raises:
+        ConfigError: A count below 1.
+    """
+
+    is_bound = True  # whether minus the loss lies below log p(x)
+
+    def __init__(self, num_particles: int = 1, num_samples: int = 1) -> None:
+        for name, value in (("num_particles", num_particles), ("num_samples", num_samples)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{name}: got {value!r}, expected an integer of at least 1")
+        super().__init__(num_particles=num_particles)
+        self.num_samples = num_samples
+        self._num_plates: int | None = None
+        self._looked_at: Any = None
+
+    def loss_of(self, terms: Terms) -> Tensor:
+        """Return the loss in nats per datum; its gradient is the estimator's."""
+        raise NotImplementedError
+
+    def loss_of_joint(self, joint: Joint) -> tuple[Tensor, int]:
+        """Return the loss per datum for model and guide on one batch, and N."""
+        terms = joint.terms(self.num_samples, self.num_particles)
+        return self.loss_of(terms), terms.size
+
+    def per_datum(self, joint: Joint) -> Tensor:
+        """Return the loss in nats per datum."""
+        return self.loss_of_joint(joint)[0]
+
+    def updates(self, program: Program) -> list[Update]:
+        """Return the one update, over all parameters of the program."""
+        return [Update(self.per_datum, tuple(program.parameters()))]
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the loss summed over the data set, differentiable (Pyro's convention)."""
+        known = self._num_plates if self._looked_at == (model, guide) else None
+        joint = Joint(model, guide, args, kwargs, num_plates=known)
+        if self.num_particles > 1:
+            self._num_plates, self._looked_at = joint.num_plates, (model, guide)
+        loss, size = self.loss_of_joint(joint)
+        return loss * size
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        return Joint(model, guide, args, kwargs).traces()
+
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """Return the loss summed over the data set, as a float (Pyro's convention; a sync)."""
+        with torch.no_grad():
+            return self.differentiable_loss(model, guide, *args, **kwargs).item()
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """Back-propagate the summed loss and return it as a float (what ``SVI.step`` calls)."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
+        return loss.item()
+
+
+def with_globals(local: Tensor, terms: Terms) -> Tensor:
+    """Add what no logarithm of a mean is about, per datum of the data set.
+
+    That is log p − log q of the global sites, and the loss that the guide's factors are.
+    """
+    weight: Any = terms.global_signal
+    local = local + weight.mean() / terms.size if isinstance(weight, Tensor) else local
+    return local - terms.factor.mean() if isinstance(terms.factor, Tensor) else local
+
+
+def require_paths(terms: Terms, objective: str) -> None:
+    """Refuse latents without a reparametrised sampler.
+
+    Raises:
+        ProgramError: Names the site and what to use.
+    """
+    if terms.score:
+        raise ProgramError(
+            f"{objective}: site {next(iter(terms.score))!r} has no reparametrised sampler; use "
+            "NVIL, RLOO, VIMCO, DisARM or ReweightedWakeSleep"
+        )

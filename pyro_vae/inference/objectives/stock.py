@@ -1,0 +1,98 @@
+"""Pyro's own losses as objectives, and what a user may pass as an objective."""
+
+import inspect
+from typing import Any
+
+import pyro.infer
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.errors import ConfigError
+from pyro_vae.inference.objectives.elbo import ELBO
+from pyro_vae.inference.objectives.objective import Objective, Update
+from pyro_vae.program.handlers import WantParameters
+from pyro_vae.program.joint import Joint
+from pyro_vae.program.program import Program
+
+
+class StockObjective:
+    """Any ``pyro.infer.ELBO`` as an objective: one update, its loss divided by the data it covers.
+
+    Losses without ``differentiable_loss`` (``RenyiELBO``, ``TraceGraph_ELBO``,
+    ``ReweightedWakeSleep``) are taken through ``loss_and_grads``: the gradients they leave are
+    handed on by autograd.
+    """
+
+    def __init__(self, elbo: pyro.infer.ELBO) -> None:
+        self.elbo = elbo
+        self._elbo: Any = elbo  # the base class of Pyro declares neither way to its loss
+
+    def updates(self, program: Program) -> list[Update]:
+        """Return the one update, over all parameters of the program."""
+        parameters = tuple(program.parameters())
+        if hasattr(type(self.elbo), "differentiable_loss"):
+            return [Update(self._loss, parameters)]
+        return [Update(lambda joint: self._loss_from_grads(joint, parameters), parameters)]
+
+    def _loss(self, joint: Joint) -> Tensor:
+        loss = self._elbo.differentiable_loss(joint.model, joint.guide, *joint.args, **joint.kwargs)
+        return loss / joint.size
+
+    def _loss_from_grads(self, joint: Joint, parameters: tuple[nn.Parameter, ...]) -> Tensor:
+        kept = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        with WantParameters():
+            value = self._elbo.loss_and_grads(joint.model, joint.guide, *joint.args, **joint.kwargs)
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad / joint.size for p in parameters]
+        for parameter, grad in zip(parameters, kept, strict=True):
+            parameter.grad = grad
+        # Pyro's wake-sleep answers a pair of losses, the model's and the guide's.
+        total = sum(value) if isinstance(value, tuple) else value
+        constant = parameters[0].new_tensor(float(total) / joint.size)
+        return _Handout.apply(constant, grads, *parameters)
+
+
+class _Handout(torch.autograd.Function):
+    """A scalar whose backward hands out gradients computed elsewhere."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, grads: list[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.grads = grads
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        return (None, None, *(upstream * grad for grad in ctx.grads))
+
+
+def _without_jit(elbo: pyro.infer.ELBO) -> pyro.infer.ELBO:
+    """Return a loss of the class that one of Pyro's Jit classes speeds up: ``compile=`` does that.
+
+    A Jit class keeps a trace by ``torch.jit`` of its first batch's functions.
+    """
+    kind = type(elbo)
+    if kind.__module__.partition(".")[0] != "pyro" or not kind.__name__.startswith("Jit"):
+        return elbo
+    plain = kind.__mro__[1]
+    names = inspect.signature(pyro.infer.ELBO.__init__).parameters
+    kept = {name: getattr(elbo, name) for name in names if hasattr(elbo, name)}
+    return plain(**kept)
+
+
+def as_objective(objective: Any) -> Objective:
+    """Return an objective for None (the ELBO), an objective, or any ``pyro.infer.ELBO``.
+
+    Raises:
+        ConfigError: Something else.
+    """
+    if objective is None:
+        return ELBO()
+    if hasattr(objective, "updates") and not isinstance(objective, type):
+        return objective
+    if isinstance(objective, pyro.infer.ELBO):
+        return StockObjective(_without_jit(objective))
+    raise ConfigError(
+        f"objective: got {objective!r}, expected an instance of a pyro.infer.ELBO or an object "
+        "with .updates(program)"
+    )

@@ -1,0 +1,81 @@
+"""Every objective of the library, one row each: the batteries read this table."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import programs
+from torch import Tensor
+
+import pyro_vae as pv
+
+
+def mean(log_weight: Tensor) -> Tensor:
+    """Return the ELBO of each datum from K log weights, (K, B) to (B,)."""
+    return log_weight.mean(0)
+
+
+def log_mean(log_weight: Tensor) -> Tensor:
+    """Return the importance-weighted bound of each datum from K log weights, (K, B) to (B,)."""
+    return log_weight.logsumexp(0) - math.log(len(log_weight))
+
+
+def renyi(alpha: float) -> Callable[[Tensor], Tensor]:
+    """Return the bound of order alpha as a function of K log weights."""
+    return lambda log_weight: log_mean((1 - alpha) * log_weight) / (1 - alpha)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One objective.
+
+    Arguments:
+        build: Makes it, of K particles and S draws of the globals where it has these numbers.
+        inner: Its bound of each datum as a function of the K log weights; None: it is no such.
+        is_gradient: Whether its gradient at given noise is that of ``inner``.
+        latents: What it trains: "paths" (a reparametrised sampler), "bits" (Bernoulli), "any",
+            or "codes" (a quantised latent).
+        has_globals: Whether it takes global latents.
+        sticks: Whether it leaves out the score of log q.
+    """
+
+    build: Callable[[int, int], Any]
+    inner: Callable[[Tensor], Tensor] | None = None
+    is_gradient: bool = True
+    latents: str = "paths"
+    has_globals: bool = True
+    sticks: bool = False
+
+
+TABLE = {
+    "ELBO": Row(pv.ELBO, mean, latents="any"),
+    "analytic": Row(pv.AnalyticELBO),
+    "IWAE": Row(pv.IWAE, log_mean),
+    "Rényi 0.5": Row(lambda k, s: pv.Renyi(0.5, k, s), renyi(0.5)),
+    "Rényi -1": Row(lambda k, s: pv.Renyi(-1.0, k, s), renyi(-1.0)),
+    "Rényi 1": Row(lambda k, s: pv.Renyi(1, k, s), mean),
+    "STL": Row(pv.STL, mean, is_gradient=False, sticks=True),
+    "DReG": Row(pv.DReG, log_mean, is_gradient=False, sticks=True),
+    "NVIL": Row(lambda k, s: pv.NVIL(num_particles=k, num_samples=s), mean, latents="any"),
+    "RLOO": Row(lambda k, s: pv.RLOO(max(k, 2), s), mean, latents="any"),
+    "VIMCO": Row(lambda k, s: pv.VIMCO(max(k, 2), s), log_mean, latents="any"),
+    "DisARM": Row(lambda k, s: pv.DisARM(), latents="bits"),
+    "wake-sleep": Row(
+        lambda k, s: pv.ReweightedWakeSleep(k, sleep=0.5),
+        log_mean,
+        is_gradient=False,
+        latents="any",
+        has_globals=False,
+    ),
+    "free bits": Row(lambda k, s: pv.FreeBits(0.1, num_particles=k)),
+    "target KL": Row(lambda k, s: pv.TargetKL(1.0, num_particles=k)),
+    "quantised": Row(lambda k, s: pv.VQ(num_particles=k), latents="codes"),
+    "lagging": Row(lambda k, s: pv.Lagging(programs.binary(20), inner=2)),
+    "HMC-refined": Row(lambda k, s: pv.HMCRefined(2, num_particles=k), has_globals=False),
+}
+
+
+def of_log_weights() -> dict[str, Row]:
+    """Return the objectives whose loss is a function of the K log weights of a datum."""
+    return {name: row for name, row in TABLE.items() if row.inner is not None}

@@ -92,8 +92,8 @@ def _ready(optimizer: torch.optim.Optimizer) -> OptimiserFactory:
             raise ConfigError(
                 f"optimiser: {len(strange)} of the optimizer's parameters are not trained by the "
                 f"run's first update (the first: {strange[0]}); make it over the program's "
-                "parameters that require a gradient, once all of them are there; an objective of "
-                "several updates takes a factory"
+                "parameters, once all of them are there; an objective of several updates takes a "
+                "factory"
             )
         return optimizer
 

@@ -83,3 +83,29 @@ def test_parts_of_a_frozen_part_are_frozen():
     net.dec.requires_grad_(False).eval()
     net.enc[2].eval()  # it has weights to train
     assert set(frozen_parts(net)) == set(net.dec.modules())
+
+
+@pytest.mark.parametrize("compile", [False, "trace", "auto"])
+@pytest.mark.parametrize("ready", [False, True])
+def test_a_callback_thaws_a_part(compile, ready):
+    net, seen = Net(), []
+    net.dec.requires_grad_(False)
+    optimiser = torch.optim.SGD(net.parameters(), lr=1e-2) if ready else None
+
+    def thaw(run):
+        seen.append(net.dec[-1].bias.detach().clone())
+        if len(seen) == 10:
+            net.dec.requires_grad_(True)
+
+    pv.fit(
+        net,
+        X,
+        epochs=20,
+        batch_size=32,
+        optimiser=optimiser,
+        callbacks=[thaw],
+        compile=compile,
+        progress=False,
+    )
+    assert all(torch.equal(bias, seen[0]) for bias in seen[:10])
+    assert not torch.equal(seen[10], seen[9])

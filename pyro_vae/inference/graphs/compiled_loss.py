@@ -110,7 +110,9 @@ class CompiledLoss:
         if isinstance(objective, nn.Module):
             self.owner["objective"] = objective
         chosen = self.owner.parameters() if parameters is None else parameters
-        self.trained = [parameter for parameter in chosen if program.own.trains(parameter)]
+        self.trained = [
+            parameter for parameter in chosen if id(parameter) not in program.own.frozen
+        ]
         self._graphs: dict[Any, Traced] = {}
         self._background = Background(steps) if mode == "auto" else None
         self._jitter = random.Random(0)  # of its own: no comparison at the end of every epoch

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.nn.module import PyroModule, _Context
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
@@ -169,6 +170,43 @@ def validation(enabled: bool) -> Iterator[None]:
     """Switch Pyro's and torch's argument validation inside a block, and put all flags back."""
     with pyro.validation_enabled(enabled):
         yield
+
+
+@contextmanager
+def pyro_modules_at_home() -> Iterator[None]:
+    """Let a ``PyroModule`` keep its own parameters inside a block, and open no store of its own.
+
+    In Pyro's ``module_local_params`` mode alone, the statements of a model that an autoguide runs
+    for its prototype would read a store of the guide, and be refused by validation.
+    """
+    kinds = ((_Context, "__enter__"), (_Context, "__exit__"), (PyroModule, _LOCAL_CHECK))
+    before = [vars(kind)[name] for kind, name in kinds]
+    for (kind, name), function in zip(kinds, (_enter, _leave, _accept), strict=True):
+        setattr(kind, name, function)
+    try:
+        with pyro.settings.context(module_local_params=True):
+            yield
+    finally:
+        for (kind, name), function in zip(kinds, before, strict=True):
+            setattr(kind, name, function)
+
+
+_LOCAL_CHECK = "_check_module_local_param_usage"
+
+
+def _enter(context: _Context) -> None:
+    context.active += 1
+    context.used = True
+
+
+def _leave(context: _Context, *_: Any) -> None:
+    context.active -= 1
+    if not context.active:
+        context.cache.clear()
+
+
+def _accept(module: PyroModule) -> None:
+    return None
 
 
 @contextmanager

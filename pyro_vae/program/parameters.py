@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 from pyro_vae.errors import CheckpointError, ConfigError, ProgramError
-from pyro_vae.program.handlers import OwnParameters
+from pyro_vae.program.handlers import OwnParameters, pyro_modules_at_home
 from pyro_vae.program.modules import owners, unique_name
 from pyro_vae.program.watch import Watch
 
@@ -97,21 +97,17 @@ class Parameters:
     def answering(self) -> Iterator[None]:
         """Answer the ``pyro.param`` statements of this block; nothing else does."""
         state = self._store_state()
-        before = set(state["params"])
+        before = state["params"]
         with (
-            pyro.settings.context(module_local_params=True),
+            pyro_modules_at_home(),
             # For what is hidden from our handler (poutine.block): a store with the same tensors.
             pyro.get_param_store().scope(state),
             OwnParameters(self._parameter),
             nullcontext() if self.watch is None else self.watch.watching(),
         ):
-            for part in self.parts.modules():
-                if isinstance(part, PyroModule) and not hasattr(part._pyro_context, "param_state"):
-                    # A PyroModule built before module_local_params was on lacks it.
-                    part._pyro_context.param_state = {"params": {}, "constraints": {}}
             yield
         if len(state["params"]) > len(before):
-            self._keep_hidden(state, before)
+            self._keep_hidden(state, set(before))
 
     def _store_state(self) -> Any:
         """Return the values of plain ``pyro.param`` statements as Pyro's store keeps them."""

@@ -519,4 +519,4 @@ class Program(nn.Module):
 def _origin(source: Any) -> tuple[Any, Any]:
     """Return what an object's model and guide are made from, the same at each look."""
     modules = vars(source).get("_modules", {})
-    return tuple(modules.get(side, getattr_static(source, side, None)) for side in SIDES)
+    return tuple(getattr_static(source, side, modules.get(side)) for side in SIDES)

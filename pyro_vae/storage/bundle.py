@@ -23,6 +23,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from pyro_vae.errors import CheckpointError, DeviceError
 from pyro_vae.storage.atomic import atomic_write_bytes, atomic_write_text
@@ -195,6 +196,11 @@ def _serialise(tensors: Mapping[str, Tensor], where: str, allow_nonfinite: bool)
         if not isinstance(value, Tensor):
             kind = type(value).__name__
             raise CheckpointError(f"{where}: {key!r} is {kind}, not a tensor; put it in meta")
+        if is_lazy(value):
+            raise CheckpointError(
+                f"{where}: tensor {key!r} of a lazy layer has no values yet; run the program on a "
+                "batch first, by program.read(batch) or any verb"
+            )
         if value.is_meta or value.layout is not torch.strided:
             kind = "on the meta device" if value.is_meta else f"{value.layout}"
             raise CheckpointError(f"{where}: tensor {key!r} is {kind}; save dense tensors")
@@ -287,7 +293,7 @@ def _string_keys(value: Any) -> bool:
 
 def _misfits(expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> Iterator[str]:
     for key in expected:
-        if key not in got:
+        if key not in got or is_lazy(expected[key]):  # a lazy layer takes the shape it is given
             continue
         want, have = expected[key], got[key]
         if want.shape != have.shape:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from pyro_vae._version import __version__
 from pyro_vae.program.program import Program
@@ -41,7 +42,7 @@ def describe(program: Program) -> dict[str, Any]:
     return {
         "program": kind.__name__,
         "config": getattr(source, "config", None) if zoo else None,
-        "parameters": sum(p.numel() for p in program.parameters()),
+        "parameters": sum(p.numel() for p in program.parameters() if not is_lazy(p)),
         "late": program.own.made_late,
         "dtype": str(next((p.dtype for p in program.parameters()), "none")),
     }

@@ -91,9 +91,8 @@ class Discovery:
             if _MODULE_NAMESPACE_DIVIDER in name and isinstance(value, nn.Parameter)
         }
         if watch.called or self._strangers(list(announced.values())):
-            for name, module in owners(*own.functions).items():  # a cache is filled by now
-                if id(module) not in watch.known:
-                    self._add(name, module)
+            own.add_reached(owners(*own.functions))  # a cache is filled by now
+            self._know_parts()
         for module in watch.called:
             if id(module) not in watch.known and any(True for _ in module.state_dict()):
                 self._add(_name_of(module, announced), module)

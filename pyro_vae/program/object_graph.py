@@ -73,7 +73,7 @@ class _Search:
         elif issubclass(kind, functools.partial):
             self._partial(path, value)
         elif issubclass(kind, dict):
-            for index, (key, item) in enumerate(islice(dict.items(value), _MOST_ITEMS)):
+            for index, (key, item) in enumerate(islice(list(dict.items(value)), _MOST_ITEMS)):
                 self.push(_join(path, key if isinstance(key, str | int) else index), item)
         elif issubclass(kind, list | tuple | deque):
             for index, item in enumerate(islice(value, _MOST_ITEMS)):
@@ -97,7 +97,7 @@ class _Search:
                 self.push(name, cell.cell_contents)
             except ValueError:  # not yet filled
                 continue
-        for name, value in vars(function).items():  # ``__wrapped__``, and what a user hangs on
+        for name, value in list(vars(function).items()):  # __wrapped__, and a user's own
             self.push("" if name == "__wrapped__" else name, value)
         if _is_library(code.co_filename):
             return
@@ -128,7 +128,7 @@ class _Search:
             if _installed(type(part).__module__):
                 continue
             inside = _join(path, name)
-            for key, value in vars(part).items():
+            for key, value in list(vars(part).items()):
                 if key not in ("_modules", "_parameters", "_buffers", PROGRAM):
                     self.push(_join(inside, key), value)
             self._class(inside, type(part))

@@ -37,7 +37,8 @@ class Parameters:
         store: Mapping[str, tuple[Tensor, Any]] | None = None,
     ) -> None:
         self.functions = functions
-        self.parts = nn.ModuleDict({**owners(*functions), **(modules or {})})
+        self._reached = owners(*functions)
+        self.parts = nn.ModuleDict({**self._reached, **(modules or {})})
         self.values = nn.ParameterDict()  # unconstrained
         self.home: torch.device | None = None  # where new values are made
         self.fresh = True  # the functions have not run
@@ -85,8 +86,35 @@ class Parameters:
     def replace(self, functions: tuple[Callable[..., Any], ...]) -> None:
         """Serve other functions: values that they do not use are dropped once they have run."""
         self.functions = functions
+        self._reached = owners(*functions)
         self.parts.clear()
-        self.parts.update(owners(*functions))
+        self.parts.update(self._reached)
+        self._start_anew()
+
+    def follow(self) -> bool:
+        """Search again, and return whether a network stands in another's place since the last time.
+
+        A notebook's cell that runs again, or an assignment to an attribute, puts it there.
+        """
+        now, before = owners(*self.functions), self._reached
+        gone = [name for name, module in before.items() if now.get(name) is not module]
+        if not gone:
+            return False
+        for name in gone:
+            if name in self.parts and self.parts[name] is before[name]:
+                del self.parts[name]
+        self.add_reached(now)
+        self._start_anew()
+        return True
+
+    def add_reached(self, reached: Mapping[str, nn.Module]) -> None:
+        """Train the modules of a search that no part holds."""
+        self._reached = dict(reached)
+        for name, module in reached.items():
+            if all(module is not known for known in self.parts.modules()):
+                self.add_part(name, module)
+
+    def _start_anew(self) -> None:
         self.outdated = set(self.values)
         self.frozen, self._stated = {}, set()
         self._at_first = set(self.part_tensors())

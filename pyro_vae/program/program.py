@@ -140,16 +140,16 @@ class Program(nn.Module):
         return known
 
     def follow(self) -> None:
-        """Read the source again where its model or guide has been replaced since."""
-        if self._source is None:
+        """Read again what has been replaced since: model or guide of the source, a network."""
+        origin = (None, None) if self._source is None else _origin(self._source)
+        if any(new is not old for new, old in zip(origin, self._origin, strict=True)):
+            self.__dict__["_origin"] = origin
+            self._functions = (self._source.model, self._source.guide)
+            self.own.replace(self._functions)
+            self._first_rows = None  # the new ones may take other arguments
+        elif not self.own.follow():
             return
-        origin = _origin(self._source)
-        if all(new is old for new, old in zip(origin, self._origin, strict=True)):
-            return
-        self.__dict__["_origin"] = origin
-        self._functions = (self._source.model, self._source.guide)
-        self.own.replace(self._functions)
-        self._sites, self._first_rows, self._tiled = None, None, None
+        self._sites, self._tiled = None, None
         self._seen.clear()
 
     @property

@@ -826,8 +826,8 @@ def all_statements():
     return pv.Program(model, guide)
 
 
-def cached_networks():
-    cache = {}
+def cached_networks(cache=None):
+    cache = {} if cache is None else cache
 
     def get(name, *sizes):
         if name not in cache:
@@ -898,3 +898,41 @@ def test_a_copy_has_parameters_of_its_own():
     twin = copy.deepcopy(program)
     assert twin.own.parts is twin.parts and twin.own.values is twin.values
     assert {id(p) for p in twin.parameters()}.isdisjoint({id(p) for p in program.parameters()})
+
+
+def by_global(e, d):
+    NETS.update(e=e, d=d)
+    return pv.Program(lambda x: called_model(x, True), lambda x: called_guide(x, True)), NETS
+
+
+def by_attribute(e, d):
+    nets = types.SimpleNamespace(e=e, d=d)
+    return pv.Program(*pair(lambda: nets.e, lambda: nets.d, False)), vars(nets)
+
+
+@pytest.mark.parametrize("kind", [by_global, by_attribute])
+def test_a_network_that_is_replaced_is_noticed(kind):
+    """A cell of a notebook that makes the networks runs again; the functions stay."""
+    program, home = kind(*networks())
+    x = data(16)
+    pv.fit(program, x, epochs=2, batch_size=16)
+    names = set(program.state_dict())
+    old, new = home["d"], nn.Linear(Z, D)
+    home["d"] = new
+    before = [value.detach().clone() for value in (old.weight, new.weight)]
+    pv.fit(program, x, epochs=2, batch_size=16)
+    assert torch.equal(old.weight, before[0]) and not torch.equal(new.weight, before[1])
+    assert set(program.state_dict()) == names
+    assert all(value is not old.weight for value in program.parameters())
+
+
+def test_a_cleared_cache_is_filled_anew():
+    cache = {}
+    program = cached_networks(cache)
+    x = data(16)
+    pv.elbo(program, x)
+    names = set(program.state_dict())
+    cache.clear()
+    pv.fit(program, x, epochs=1)
+    assert set(program.state_dict()) == names and len(names) == 4
+    assert {id(p) for p in program.parameters()} == {id(p) for p in weights(cache.values())}

@@ -218,10 +218,13 @@ print(caught[0].message)
 # | `one_hot(labels)` | `one_hot(labels, num_classes=10)` |
 # | `x[mask]` | `torch.where(mask, x, 0)`, `poutine.mask` |
 # | `random.random()`, NumPy's noise, a counter in Python | `torch.rand`; a buffer |
+# | `x.numpy()`, a look-up in a NumPy table | a buffer, `table[rows]` |
 #
-# The last line is the one to remember. What does not come from torch is a constant to the tracer,
-# with no error to say so. That is why a program is traced twice, and the graph run once beside it
-# at equal noise, before it is used: where the two disagree, the program runs eagerly.
+# The last two lines are the ones to remember. What does not come from torch is a constant to the
+# tracer, with no error to say so. That is why a graph is used only after a comparison: its loss,
+# every gradient and every buffer that it writes to are those of the program at equal noise, on
+# other rows and other weights, on the next batch, and again at steps ever further apart. Where the
+# two disagree, or the graph raises an error, the program runs eagerly, and `run.compiled` says why.
 #
 # ## 5. Which mode
 #

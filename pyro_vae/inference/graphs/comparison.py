@@ -115,7 +115,8 @@ def graph_outcome(
 def difference(eager: Outcome, graph: Outcome, names: Sequence[str], slack: float) -> str | None:
     """Return what a graph gives otherwise than its program; None where all agrees.
 
-    Half of the digits must agree: a gradient, up to a hundredth of that of the largest one.
+    Half of the digits must agree: of a loss below one nat or a buffer near zero those behind the
+    point, of a gradient those of a hundredth of the largest one.
 
     Arguments:
         eager, graph: Of one batch at equal noise.
@@ -124,8 +125,10 @@ def difference(eager: Outcome, graph: Outcome, names: Sequence[str], slack: floa
     """
     if eager.loss.is_meta:
         return None
-    gaps = [_gap("the loss", graph.loss, eager.loss, slack)]
+    gaps = [_gap("the loss", graph.loss, eager.loss, slack, 1.0)]
     largest = max((_size(grad) for grad in eager.grads if grad is not None), default=0.0)
+    # What is left of a gradient at an optimum is the rounding of the loss.
+    rounding = torch.finfo(eager.loss.dtype).eps ** 0.5 * max(1.0, _size(eager.loss))
     pairs = zip(names, graph.grads, eager.grads, strict=False)
     for name, mine, exact in pairs:
         place = f"the gradient of {name!r}"
@@ -133,9 +136,9 @@ def difference(eager: Outcome, graph: Outcome, names: Sequence[str], slack: floa
             if mine is not exact:
                 gaps.append(f"{place} (only {'the graph' if exact is None else 'the program'})")
         else:
-            gaps.append(_gap(place, mine, exact, slack, 0.01 * largest))
+            gaps.append(_gap(place, mine, exact, slack, max(0.01 * largest, rounding)))
     held = zip(names[len(eager.grads) :], graph.tensors, eager.tensors, strict=False)
-    gaps += [_gap(f"the new value of {name!r}", mine, exact, slack) for name, mine, exact in held]
+    gaps += [_gap(f"the new value of {name!r}", a, b, slack, 1e-3) for name, a, b in held]
     return next((gap for gap in gaps if gap is not None), None)
 
 
@@ -151,7 +154,7 @@ def _size(value: Tensor) -> float:
     return float(dense.detach().nan_to_num(0.0, 0.0, 0.0).abs().max()) if dense.numel() else 0.0
 
 
-def _gap(place: str, mine: Tensor, exact: Tensor, slack: float, near: float = 0.0) -> str | None:
+def _gap(place: str, mine: Tensor, exact: Tensor, slack: float, near: float) -> str | None:
     """Return a sentence on two tensors that differ by more than rounding, or None."""
     mine, exact = (v.detach().to_dense() if v.is_sparse else v.detach() for v in (mine, exact))
     if mine.shape != exact.shape or mine.dtype != exact.dtype:

@@ -50,8 +50,9 @@ from pyro_vae.program.program import Program
 Mode = Literal[False, "trace", "auto"] | bool
 Loss = Callable[[Joint], Tensor]
 
-# Calls between two comparisons: the first gap, and how many times the gap before each is.
-_FIRST_GAP = 8.0
+# Calls between two comparisons: the first gap, and how many times the gap before each is. One
+# comparison takes as long as two to five steps: a hundredth of the first gap, less later on.
+_FIRST_GAP = 400.0
 _WIDER = 8.0
 _RECOMPILED = 2  # graphs of a program that changes again and again are not compiled any more
 _MANY_SHAPES = 16  # that came once each: tracing them costs more than it saves

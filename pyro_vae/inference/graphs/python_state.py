@@ -20,6 +20,7 @@ _FIXED = (nn.Module, type, ModuleType, BuiltinFunctionType)
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _DEEP = 4  # objects inside objects
 _MANY = 64  # entries of one container that are looked at
+_ALL = 10_000  # values that are looked at
 
 
 def python_state(owner: nn.Module, functions: Iterable[Callable[..., Any]]) -> dict[str, Any]:
@@ -102,6 +103,7 @@ class _Reader:
 
     def __init__(self) -> None:
         self._functions: set[int] = set()
+        self._left = _ALL
 
     def around(self, function: Any, depth: int) -> dict[str, Any]:
         """Return the closure and the globals of a function, by name, each function once."""
@@ -133,6 +135,8 @@ class _Reader:
 
     def describe(self, value: Any, depth: int) -> Any:
         """Return a description of a value, down to some depth."""
+        self._left -= 1
+        depth = depth if self._left > 0 else 0
         if isinstance(value, _PLAIN):
             return repr(value)  # NaN equals itself, and 1 is not True
         if isinstance(value, Tensor):
@@ -153,7 +157,8 @@ class _Reader:
             items = list(value.items())[:_MANY] if depth else []
             return len(value), [(_label(k), self.describe(v, depth - 1)) for k, v in items]
         if isinstance(value, list | tuple | deque):
-            items = [*itertools.islice(value, _MANY), *list(value)[-1:]] if depth else []
+            ends = [value[-1]] if len(value) > _MANY else []
+            items = [*itertools.islice(value, _MANY), *ends] if depth else []
             return len(value), [self.describe(item, depth - 1) for item in items]
         if isinstance(value, Set):
             return len(value)

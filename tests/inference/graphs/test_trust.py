@@ -432,6 +432,43 @@ class HookOnAWeight(Net):
 
 
 @right_as_graph
+class HooksOnModules(Net):
+    def build(self):
+        self.dec.register_forward_hook(lambda module, inputs, output: 2.0 * output)
+        self.dec.register_full_backward_hook(lambda module, grads, up: (0.1 * grads[0],))
+
+
+@right_as_graph
+class GradientInside(Net):
+    """The means take a step down an energy, whose own gradient trains the weights."""
+
+    def odd(self, mean, x):
+        with torch.enable_grad():
+            mean = mean + 0.0 * self.w
+            energy = (mean * self.w).cosh().sum()
+            (down,) = torch.autograd.grad(energy, mean, create_graph=True)
+        return mean - 0.1 * down
+
+
+@right_as_graph
+class Mapped(Net):
+    def odd(self, mean, x):
+        return torch.func.vmap(lambda row: (row * self.w).sin())(mean.expand(len(x), D))
+
+
+COUNT = [0]
+
+
+@right_only_eagerly("COUNT|changes at each run")
+class HookThatCounts(Net):
+    def build(self):
+        def count(module, inputs, output):
+            COUNT[0] += 1
+
+        self.dec.register_forward_hook(count)
+
+
+@right_as_graph
 class Checkpointed(Net):
     def odd(self, mean, x):
         return checkpoint(lambda m: (m * self.w).tanh(), mean, use_reentrant=False)
@@ -715,12 +752,12 @@ def test_a_change_behind_every_callback_is_found_with_a_warning(mode):
         return batch
 
     with pytest.warns(UserWarning, match=r"differ at equal noise in the gradient of 'parts"):
-        run, _ = trained(program, mode, transform=transform, epochs=60)
+        run, _ = trained(program, mode, transform=transform, epochs=160)
     assert "differ at equal noise" in run.compiled
 
 
 def test_comparisons_are_few():
-    """At the second step, and then at ever greater distances: six in ten thousand steps."""
+    """At the second step, and then at ever greater distances: no hundredth of the time."""
     compiled = CompiledLoss(pv.ELBO().per_datum, Program.of(built(Net)))
     batch = data(ROWS)
     compiled.program.read(batch)
@@ -729,8 +766,8 @@ def test_comparisons_are_few():
     while steps < 10_000:
         steps += 1
         compiled.prepare(batch)
-    assert seen[:3] == [1, 1, 2] and len(seen) <= 8
-    assert all(b > 2 * a for a, b in itertools.pairwise(seen[3:]))
+    assert seen[:3] == [1, 1, 2] and len(seen) == 5
+    assert 200 <= seen[3] - 2 <= 600 and seen[4] > 5 * seen[3]
 
 
 @pytest.mark.parametrize("change", ["decoder", "program"])

@@ -282,8 +282,8 @@ def _prepare_data(
             program.check(feed.data)
         else:
             check_finite(feed.data)
-    known = isinstance(feed, TensorFeed) and transform is None
-    program.remember(feed.data if known else first)
+    known = feed.data if isinstance(feed, TensorFeed) and transform is None else first
+    program.remember(known)
     if valid is None:
         return feed, first, None
     judged = gather(program, valid, batch_size)

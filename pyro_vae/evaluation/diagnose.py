@@ -25,7 +25,7 @@ from pyro_vae.program.handlers import is_data, sample_sites
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.passes import Pass, Verb
 from pyro_vae.program.program import Program
-from pyro_vae.program.terms import Terms, local_log_p
+from pyro_vae.program.terms import Terms
 
 _VERB = Verb(
     "diagnose",
@@ -83,7 +83,7 @@ def diagnose(
                 scales = prior_variances(judged, terms)
                 sums.note(piece, terms)
             sums.add(terms, scales)
-            sums.add_prior(piece.joint)
+            sums.add_prior(piece.joint, terms)
         if below_others(terms):
             add_marginal(sums.moments, judged, below_others(terms), scales)
         found = information(wrapped, batch, **limits)
@@ -119,16 +119,18 @@ class _Sums:
             if counts is not None:
                 self._put("codes", name, counts)
 
-    def add_prior(self, joint: Joint) -> None:
+    def add_prior(self, joint: Joint, terms: Terms) -> None:
         """Add the reconstruction from codes of the prior."""
         trace = poutine.trace(joint.model).get_trace(*joint.args, **joint.kwargs)
-        names = [name for name, site in sample_sites(trace) if is_data(site)]
-        log_p = local_log_p(trace, joint.num_plates, 1)
-        total = sum(log_p[name].sum() for name in names)
+        sites = dict(sample_sites(trace))
+        # What the guide leaves out is summed out here too, and not drawn with the others.
+        latents = {name: sites[name]["value"] for name in terms.latents}
+        log_p = joint.fixing(latents).model_log_p({}, 1)
+        total = sum(value.sum() for name, value in log_p.items() if name not in latents)
         assert isinstance(total, Tensor)  # a program observes something
         self._put("prior_reconstruction", "", total)
         if "observed" not in self.facts:
-            sites: Any = trace.nodes
+            names = [name for name, site in sites.items() if is_data(site)]
             self.facts["observed"] = {name: _kind(sites[name]["fn"]) for name in names}
 
     def note(self, piece: Pass, terms: Terms) -> None:

@@ -23,7 +23,7 @@ from pyro_vae.program.program import Program
 from pyro_vae.program.streams import join_batches
 
 _ROWS_PER_PASS = 1024
-_GENERATE = Verb("generate", prior=True, enumerated=True, simulates=True)
+_GENERATE = Verb("generate", prior=True, simulates=True)
 
 
 def generate(program: Any, n: int, *, given: Any = None, mean: bool = False) -> Values:

@@ -16,7 +16,7 @@ from pyro_vae.program.batch import Batch, map_batch, named_leaves, num_rows
 from pyro_vae.program.bounds import passes
 from pyro_vae.program.handlers import sample_sites
 from pyro_vae.program.joint import Joint
-from pyro_vae.program.plates import by_datum, inner_plates
+from pyro_vae.program.plates import by_datum, data_dim, inner_plates
 from pyro_vae.program.program import Program
 from pyro_vae.program.terms import Latent, Terms
 
@@ -67,12 +67,12 @@ def below_others(terms: Terms) -> list[str]:
 def add_conditional(moments: Moments, name: str, latent: Latent, scale: Any, terms: Terms) -> None:
     """Add what the guide says of a latent that it draws first: exact, whatever the draw."""
     particles, rows = terms.log_q[name].shape[1:]
-    said = Said(latent.posterior, latent.weights[1][1], latent.plates)
+    said = Said(latent.posterior, latent.weights[1][1], latent.plates, latent.data)
     mean, variance = (said.moment(which, particles, rows) for which in ("mean", "variance"))
     if mean is None:
         return
     if scale is None:  # the prior's own, for each datum
-        prior = Said(latent.prior, None, latent.plates).moment("variance", particles, rows)
+        prior = _prior(latent).moment("variance", particles, rows)
         scale = None if prior is None else prior[0]
     spread = None if variance is None else relative(variance[0], scale)
     moments.add(name, mean[0], spread, said.kept(particles, rows, mean.device))
@@ -117,7 +117,8 @@ def _draws(
         left -= count
         sites: dict[str, Any] = dict(sample_sites(judged.on(piece).guide_trace(count)))
         for name in names:
-            said = Said(sites[name]["fn"], sites[name]["mask"], inner_plates(sites[name]))
+            site = sites[name]
+            said = Said(site["fn"], site["mask"], inner_plates(site), data_dim(site))
             mean, variance = (said.moment(each, count, rows) for each in ("mean", "variance"))
             if mean is None:
                 continue
@@ -139,9 +140,12 @@ def prior_variances(judged: Judged, terms: Terms) -> dict[str, Tensor]:
     drawn, closed = [], {}
     for place, (name, (latent, *_)) in enumerate(terms.latents.items()):
         shape = terms.log_q[name].shape[1:]
-        if Said(latent.posterior, None, latent.plates).moment("variance", *shape) is None:
+        if (
+            Said(latent.posterior, None, latent.plates, latent.data).moment("variance", *shape)
+            is None
+        ):
             continue
-        own = Said(latent.prior, None, latent.plates).moment("variance", *shape)
+        own = _prior(latent).moment("variance", *shape)
         if place > 0 or own is None:
             drawn.append(name)
         elif name in below_others(terms):
@@ -150,6 +154,10 @@ def prior_variances(judged: Judged, terms: Terms) -> dict[str, Tensor]:
         return closed
     with judged.program.quiet(judged.batch):
         return closed | _variances_of_draws(judged, {n: terms.latents[n][0] for n in drawn})
+
+
+def _prior(latent: Latent) -> Said:
+    return Said(latent.prior, None, latent.plates, latent.data)
 
 
 def _variances_of_draws(judged: Judged, latents: Mapping[str, Latent]) -> dict[str, Tensor]:
@@ -163,7 +171,8 @@ def _variances_of_draws(judged: Judged, latents: Mapping[str, Latent]) -> dict[s
         values = judged.on(some).prior_values(at_once)
         for name, latent in latents.items():
             event = len(latent.posterior.event_shape)
-            value = by_datum(values[name], event, latent.plates, at_once, rows).double()
+            value = by_datum(values[name], event, latent.plates, at_once, rows, latent.data)
+            value = value.double()
             both = torch.stack([value.sum((0, 1)), value.square().sum((0, 1))])
             sums[name] = sums.get(name, 0) + both
         count += at_once * rows

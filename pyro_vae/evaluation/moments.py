@@ -16,11 +16,12 @@ BINS = 24  # of the histogram of posterior variances, over [0, 1.2] prior varian
 
 
 class Said(NamedTuple):
-    """What one side says of one latent: its distribution, mask and plates besides ``"data"``."""
+    """What one side says of one latent: its distribution, mask and plates (the data's apart)."""
 
     fn: Any
     mask: Any
     plates: tuple[int, ...]
+    data: int = -1
 
     def moment(self, which: str, num_particles: int, rows: int) -> Tensor | None:
         """Return the mean or variance, ``(K, B, *units)``; None where it is not known."""
@@ -28,7 +29,7 @@ class Said(NamedTuple):
             value = getattr(self.fn, which)
         except (NotImplementedError, AttributeError):
             return None
-        return by_datum(value, len(self.fn.event_shape), self.plates, num_particles, rows).double()
+        return self._by_datum(value, num_particles, rows).double()
 
     def kept(self, num_particles: int, rows: int, device: torch.device) -> Tensor | None:
         """Return which units no mask takes out, ``(B, *units)``; None without a mask."""
@@ -39,7 +40,11 @@ class Said(NamedTuple):
         kept = torch.ones(shape, dtype=torch.bool, device=device)
         for mask in masks:
             kept = kept & mask
-        return by_datum(kept, len(self.fn.event_shape), self.plates, num_particles, rows)[0]
+        return self._by_datum(kept, num_particles, rows)[0]
+
+    def _by_datum(self, value: Tensor, num_particles: int, rows: int) -> Tensor:
+        event = len(self.fn.event_shape)
+        return by_datum(value, event, self.plates, num_particles, rows, self.data)
 
 
 def _masks(fn: Any, outer: Any) -> list[Any]:

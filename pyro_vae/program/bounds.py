@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
-from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
 from pyro_vae.arguments import positive
+from pyro_vae.errors import ProgramError
 from pyro_vae.program.batch import Batch, chunks, num_rows
 from pyro_vae.program.passes import Verb, scoring
 from pyro_vae.program.program import Program
@@ -23,6 +23,8 @@ def elbo(
     .. math:: \mathbb{E}_{q(w)}\Big[\mathbb{E}_{q(z \mid x)} \log \frac{p(x, z \mid w)}{q(z \mid x)}
        + \frac{1}{N} \log \frac{p(w)}{q(w)}\Big]
 
+    Discrete latents that the guide leaves out are summed out exactly; those that it draws are
+    drawn, also where it marks them for enumeration: the estimate is then a sampled one.
     Weights that the program puts on its terms are in, as in training, and so are the guide's
     factors. The mean over the data is the bound per datum; with global sites each datum bears 1/N
     of their KL, N being the number of rows given. All data see the same S draws of the globals.
@@ -40,6 +42,7 @@ def elbo(
 
     Raises:
         DataError: Data that the program cannot take.
+        ProgramError: A latent that is summed out couples the data, and a pass holds a part of them.
     """
     count = positive("num_particles", num_particles)
     samples = positive("num_samples", num_samples)
@@ -50,6 +53,11 @@ def elbo(
     ) as passes:
         for piece in passes:
             terms = [joint.terms(1, count) for joint in piece.joints]
+            if terms[0].coupled and len(piece) < passes.total:
+                raise ProgramError(
+                    f"elbo: site {terms[0].coupled[0]!r} is summed out for all data at once; let "
+                    f"one pass hold them: batch_size={count * passes.total}"
+                )
             parts.append(torch.stack([each.signal.mean((0, 1)) for each in terms]).mean(0))
             shared = shared or [_of_globals(each) for each in terms]  # of every pass the same
         values = torch.cat(parts)
@@ -60,22 +68,8 @@ def mean_elbo(program: Program, batch: Batch, *, size: int, batch_size: int = 10
     """Return the mean ELBO per datum of checked data, for a training set of ``size`` (one sync)."""
     with scoring(program):
         pieces = passes(program, batch, batch_size)
-        if program.sites.enumerated:
-            return _enumerated_elbo(program, pieces, size) / num_rows(batch)
         values = [_per_datum(program.joint(piece, size=size).terms()) for piece in pieces]
     return torch.cat(values).mean().item()
-
-
-def _enumerated_elbo(program: Program, pieces: list[Batch], size: int) -> float:
-    """Return the summed ELBO of a model whose discrete latents are summed out in parallel."""
-    # One dimension more than the plates: enumeration takes those to the left of it.
-    loss = TraceEnum_ELBO(max_plate_nesting=program.sites.num_plates)
-    total = 0.0
-    for piece in pieces:
-        joint = program.joint(piece, size=size)
-        summed = loss.loss(joint.model, joint.guide, *joint.args, **joint.kwargs)
-        total -= summed / joint.size * num_rows(piece)
-    return total
 
 
 def mean_bound(

@@ -10,22 +10,28 @@ from torch.distributions import constraints
 
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.program.batch import Batch, named_leaves
+from pyro_vae.program.enumeration import can_be_summed
 from pyro_vae.program.handlers import PLATE, data_frame, is_data, sample_sites
 
 
 def check_pair(model: Trace, guide: Trace) -> None:
-    """Require that the guide samples exactly the model's latents, with equal event shapes.
+    """Require that the guide samples the model's latents, with equal event shapes.
+
+    It may leave out discrete ones of finitely many values, which are summed out.
 
     Raises:
         ProgramError: Names the site that is missing, unknown, or of another shape.
     """
     drawn = dict(sample_sites(guide))
     for name, site in sample_sites(model):
-        if site["is_observed"] or site["infer"].get("enumerate"):
+        if site["is_observed"]:
             continue
         if name not in drawn:
+            if can_be_summed(site["fn"]):
+                continue
             raise ProgramError(
-                f"site {name!r}: sampled by the model and not by the guide; add "
+                f"site {name!r}: sampled by the model and not by the guide, and "
+                f"{distribution_name(site['fn'])} has no finite support to sum over; add "
                 f"pyro.sample({name!r}, ...) to the guide, or observe it with obs="
             )
         twin = drawn[name]
@@ -49,10 +55,10 @@ def check_pair(model: Trace, guide: Trace) -> None:
 
 
 def check_plate(model: Trace, batch: Batch, rows: int) -> None:
-    """Require one plate ``"data"`` at the rightmost batch dimension, as long as the batch.
+    """Require one plate ``"data"``, as long as the batch.
 
     Raises:
-        ProgramError: There is no such plate, or it stands in another dimension.
+        ProgramError: There is no such plate.
         DataError: It has another number of rows than the batch.
     """
     frames = [data_frame(site) for _, site in sample_sites(model)]
@@ -62,8 +68,6 @@ def check_plate(model: Trace, batch: Batch, rows: int) -> None:
             f"no sample site stands in a plate called {PLATE!r}; write "
             f"`with pyro.plate({PLATE!r}, len(x)):` around the sites of one datum"
         )
-    if found.dim != -1:
-        raise ProgramError(f"plate {PLATE!r} has dim {found.dim}, expected -1 (rightmost)")
     if found.full_size == found.size and found.size != rows:
         raise DataError(
             f"plate {PLATE!r} has {found.size} rows, the batch {rows}: {shapes(batch)}; the first "

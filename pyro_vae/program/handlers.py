@@ -129,6 +129,8 @@ class Particles(Messenger):
     def _pyro_sample(self, msg: Message) -> None:
         if msg["is_observed"] or data_frame(msg) is None or site_is_subsample(msg):
             return
+        if msg["infer"].get("_enumerate_dim") is not None:
+            return  # it has all its values at once
         shape = msg["fn"].batch_shape
         if len(shape) < -self.dim:
             ones = (1,) * (-self.dim - 1 - len(shape))

@@ -13,7 +13,10 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.batch import cuda_devices, repeat_rows, replace_arguments
+from pyro_vae.program.enumeration import SumOut, groups_of
 from pyro_vae.program.handlers import Particles, Unweighted, data_frame, is_data, sample_sites
+from pyro_vae.program.plates import by_plates, data_dim
+from pyro_vae.program.site_densities import Layout
 from pyro_vae.program.terms import Draw, Terms, local_log_p, local_log_q, nesting, read, stack
 
 
@@ -34,6 +37,9 @@ class Joint:
         tiled: Whether K particles need K copies of the batch's rows (a model that does not accept
             an extra batch dimension); slower, same numbers.
         num_plates: Batch dimensions used by plates; None looks once, which costs one more trace.
+        data_dim: The dimension of the data plate; looked up in the same way.
+        sums_out: Whether the guide may leave out discrete latents of the model; False spares the
+            handler that gives them their supports.
         size: The data that a summed log density of the pair covers (B, or N under a scale).
         subsampled: Whether the program subsamples its plate itself.
     """
@@ -47,6 +53,8 @@ class Joint:
         *,
         tiled: bool = False,
         num_plates: int | None = None,
+        data_dim: int | None = None,
+        sums_out: bool = True,
         size: int | None = None,
         subsampled: bool = False,
     ) -> None:
@@ -56,6 +64,8 @@ class Joint:
         self.kwargs = dict(kwargs or {})
         self.tiled = tiled
         self._num_plates = num_plates
+        self._data_dim = data_dim
+        self._sums_out = sums_out
         self._size = size
         self._subsampled = subsampled
 
@@ -69,11 +79,21 @@ class Joint:
     @property
     def num_plates(self) -> int:
         """Batch dimensions used by plates, at least 1."""
-        if self._num_plates is None:
-            devices = cuda_devices([*self.args, *self.kwargs.values()])
-            with torch.no_grad(), torch.random.fork_rng(devices):
-                self._num_plates = nesting(*self.traces())
-        return self._num_plates
+        return self._look()[0] if self._num_plates is None else self._num_plates
+
+    @property
+    def data_dim(self) -> int:
+        """The batch dimension of the data plate, counted from the right."""
+        return self._look()[1] if self._data_dim is None else self._data_dim
+
+    def _look(self) -> tuple[int, int]:
+        devices = cuda_devices([*self.args, *self.kwargs.values()])
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            model, guide = self.sampled_traces()
+        local = [site for _, site in sample_sites(model) if data_frame(site) is not None]
+        self._num_plates = nesting(model, guide)
+        self._data_dim = data_dim(local[0]) if local else -1
+        return self._num_plates, self._data_dim
 
     def terms(self, num_samples: int = 1, num_particles: int = 1) -> Terms:
         """Draw S sets of globals and K particles of the locals, and return their log densities."""
@@ -109,11 +129,8 @@ class Joint:
 
     def model_log_p(self, values: Mapping[str, Tensor], num_particles: int) -> dict[str, Tensor]:
         """Return log p of the sites of one datum at given latents, ``(K, B)`` each."""
-        trace = self._as_trace(values, num_particles)
-        model = self._run(
-            num_particles, lambda args, kwargs: self._score_model(trace, args, kwargs)
-        )
-        return local_log_p(model, *self._layout(num_particles))
+        model = self._model_at(values, num_particles)
+        return local_log_p(model, self._layout(num_particles))
 
     def guide_log_q(self, values: Mapping[str, Tensor], num_particles: int) -> dict[str, Tensor]:
         """Return log q of the sites of one datum at given latents, ``(K, B)`` each."""
@@ -123,7 +140,39 @@ class Joint:
             guide = poutine.trace(poutine.replay(self.guide, trace=trace))
             return prune_subsample_sites(guide.get_trace(*args, **kwargs))
 
-        return local_log_q(self._run(num_particles, run), *self._layout(num_particles))
+        return local_log_q(self._run(num_particles, run), self._layout(num_particles))
+
+    def discrete_posteriors(
+        self, values: Mapping[str, Tensor] | None = None, num_particles: int = 1
+    ) -> dict[str, Tensor]:
+        r"""Return :math:`p(y \mid x, z)` of each discrete latent that the guide leaves out.
+
+        Other such latents are summed out of it. Weights and masks are as in ``densities``.
+
+        Arguments:
+            values: The local latents of the guide, ``(K, B | event)``; None draws them.
+            num_particles: K.
+
+        Returns:
+            Probabilities by site, ``(K, B, *plates, support)``, plates besides the data's left to
+            right, values in the order of ``enumerate_support``.
+
+        Raises:
+            ProgramError: A latent stands outside the plate of the data.
+        """
+        if values is None:
+            model, _ = self.traces(num_particles)
+        else:
+            model = self._model_at(values, num_particles)
+        found: dict[str, Tensor] = {}
+        for group in groups_of(model):
+            found |= group.posteriors(self._layout(num_particles))
+        return found
+
+    def placed(self, value: Tensor) -> Tensor:
+        """Return a latent's values ``(K, B | event)`` in Pyro's layout, to be scored at."""
+        depth = -self.data_dim if len(value) == 1 or self.tiled else self.num_plates
+        return by_plates(value, value.dim() - 2, (), depth, self.data_dim)
 
     def guide_values(self, num_particles: int) -> dict[str, Tensor]:
         """Draw the local latents from the guide, ``(K, ..., B) | event`` (or K·B rows, tiled)."""
@@ -186,8 +235,12 @@ class Joint:
             _put(trace, name, value)
         return trace
 
-    def _layout(self, num_particles: int) -> tuple[int, int, int]:
-        return self.num_plates, num_particles, num_particles if self.tiled else 1
+    def _model_at(self, values: Mapping[str, Tensor], num_particles: int) -> Trace:
+        trace = self._as_trace(values, num_particles)
+        return self._run(num_particles, lambda args, kwargs: self._score_model(trace, args, kwargs))
+
+    def _layout(self, num_particles: int) -> Layout:
+        return Layout(self.num_plates, num_particles, num_particles if self.tiled else 1)
 
     def dream_log_q(self) -> Tensor:
         """Return log q of latents at data that both come from the model, ``(B,)``."""
@@ -201,16 +254,28 @@ class Joint:
         }
         args, kwargs = replace_arguments(self.model, self.args, self.kwargs, values)
         guide = poutine.trace(poutine.replay(self.guide, trace=model)).get_trace(*args, **kwargs)
-        return stack([read(model, prune_subsample_sites(guide))]).log_q_total()[0, 0]
+        guide = prune_subsample_sites(guide)
+        drawn = stack([read(model, guide, Layout(nesting(model, guide)))])
+        return drawn.log_q_total()[0, 0]
 
     def traces(self, num_particles: int = 1) -> tuple[Trace, Trace]:
-        """Return the traces ``(model, guide)`` of one draw, the model replayed at the guide's."""
+        """Return the traces ``(model, guide)`` of one draw, the model replayed at the guide's.
+
+        Discrete latents that the guide leaves out have their whole supports as values.
+        """
 
         def both(args: Any, kwargs: Any) -> tuple[Trace, Trace]:
             guide = self._sample(args, kwargs)
             return self._score_model(guide, args, kwargs), prune_subsample_sites(guide)
 
         return self._run(num_particles, both)
+
+    def sampled_traces(self) -> tuple[Trace, Trace]:
+        """Return the same of one particle, latents that the guide leaves out drawn as well."""
+        guide = self._sample(self.args, self.kwargs)
+        model = poutine.trace(poutine.replay(self.model, trace=guide))
+        drawn = prune_subsample_sites(model.get_trace(*self.args, **self.kwargs))
+        return drawn, prune_subsample_sites(guide)
 
     def _run(self, num_particles: int, function: Callable[[Any, Any], Any]) -> Any:
         """Call a function of the arguments in such a way that latents take K values."""
@@ -233,6 +298,8 @@ class Joint:
 
     def _score_model(self, values: Trace, args: Any, kwargs: Any) -> Trace:
         model = poutine.replay(self.model, trace=values)
+        if self._sums_out:  # in dimensions left of the particles'
+            model = SumOut(-2 - self.num_plates)(model)
         return prune_subsample_sites(poutine.trace(model).get_trace(*args, **kwargs))
 
     def _read_at(self, values: Trace, num_particles: int) -> Draw:
@@ -252,8 +319,7 @@ class Joint:
 
     def scored(self, model: Trace, guide: Trace, num_particles: int) -> Draw:
         """Read the log densities of a pair of traces of this joint."""
-        tiles = num_particles if self.tiled else 1
-        return read(model, guide, num_particles, tiles, self._size)
+        return read(model, guide, self._layout(num_particles), self._size)
 
 
 def _put(trace: Trace, name: str, value: Tensor) -> None:

@@ -15,8 +15,10 @@ from torch.distributions.transforms import identity_transform
 from pyro_vae.errors import ProgramError
 from pyro_vae.program import checks
 from pyro_vae.program.batch import Batch
+from pyro_vae.program.enumeration import groups_of, is_enumerated
 from pyro_vae.program.handlers import data_frame, sample_sites
 from pyro_vae.program.joint import Joint
+from pyro_vae.program.plates import inner_plates
 from pyro_vae.program.program import Program
 
 
@@ -46,7 +48,8 @@ class LogJoint:
     ``bounds.scoring``: in eval mode, unvalidated.
 
     Arguments:
-        program: With continuous local latents, in no plate but ``"data"``.
+        program: With continuous local latents, in no plate but that of the data, beside discrete
+            ones that are summed out.
         batch: One row per datum.
         globals_: Values at which the global latents are held, by site; None draws them.
 
@@ -62,16 +65,13 @@ class LogJoint:
         joint = program.joint(batch).densities()
         with torch.no_grad():
             model, guide = joint.traces()
-        if program.sites.num_plates > 1:
-            raise ProgramError(
-                "a program with plates nested in 'data' cannot be sampled by HMC or AIS; give its "
-                "latents an event dimension in place of the plate (.to_event)"
-            )
         if program.sites.size is not None:
             raise ProgramError(
                 "a program that subsamples its plate draws other rows at each evaluation, and HMC "
                 "and AIS need the same; give the plate all rows of its batch"
             )
+        for group in groups_of(model):
+            group.require_local()
         self.slots = read_slots(model)
         if not self.slots:
             raise ProgramError("the program has no local latent to sample")
@@ -144,7 +144,7 @@ class LogJoint:
         r"""Return :math:`\log q(z \mid x) + \log |dz/du|`, ``(C, B)``."""
         self._require_plain_guide()
         values, jacobian = self._values(u)
-        return sum(self._joint.guide_log_q(values, len(u)).values()) + jacobian
+        return sum(self._joint.guide_log_q(self._placed(values), len(u)).values()) + jacobian
 
     def draw_guide(self, chains: int) -> Tensor:
         """Draw ``(C, B | Z)`` from the guide, its auxiliary sites drawn along and left out."""
@@ -186,13 +186,17 @@ class LogJoint:
                 jacobian = jacobian + log_det.reshape(*u.shape[:-1], -1).sum(-1)
         return values, jacobian
 
+    def _placed(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: self._joint.placed(value) for name, value in values.items()}
+
     def _model(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         # A path between prior and posterior asks for both at one point: one pass serves both.
         # The same tensor written to since, or asked for with another gradient mode, is another.
         key = (u._version, u.requires_grad and torch.is_grad_enabled())
         if self._model_at is None or self._model_at[0][0] is not u or self._model_at[0][1] != key:
             values, jacobian = self._values(u)
-            self._model_at = ((u, key), self._joint.model_log_p(values, len(u)), jacobian)
+            log_p = self._joint.model_log_p(self._placed(values), len(u))
+            self._model_at = ((u, key), log_p, jacobian)
         return self._model_at[1:]
 
     def _require_fixed_supports(self, model: Trace) -> None:
@@ -225,9 +229,14 @@ def read_slots(model: Trace) -> list[Slot]:
     slots: list[Slot] = []
     start = 0
     for name, site in sample_sites(model):
-        if site["is_observed"] or data_frame(site) is None:
+        if site["is_observed"] or data_frame(site) is None or is_enumerated(site):
             continue
         fn = site["fn"]
+        if inner_plates(site):
+            raise ProgramError(
+                f"site {name!r}: a latent in plates nested in 'data' cannot be sampled by HMC or "
+                "AIS; give it an event dimension in place of the plate (.to_event)"
+            )
         if fn.support.is_discrete:
             raise ProgramError(
                 f"site {name!r} is discrete ({checks.distribution_name(fn)}): HMC and AIS need "

@@ -4,12 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro import poutine
-from pyro.poutine.util import prune_subsample_sites
 
 from pyro_vae.program.batch import Batch, arguments, map_batch, num_rows
 from pyro_vae.program.handlers import sample_sites
 from pyro_vae.program.joint import Joint
+from pyro_vae.program.site_densities import Layout
 from pyro_vae.program.sites import Sites
 from pyro_vae.program.terms import local_log_p
 
@@ -33,10 +32,10 @@ def takes_particles(
 
 def _agree(model: Callable[..., Any], guide: Callable[..., Any], few: Batch, sites: Sites) -> bool:
     args, kwargs = arguments(few)
-    joint = Joint(model, guide, args, kwargs, num_plates=sites.num_plates)
+    joint = Joint(model, guide, args, kwargs, num_plates=sites.num_plates, data_dim=sites.data_dim)
     try:
         one, two = dict(sample_sites(joint.traces()[0])), joint.traces(2)[0]
-        together = local_log_p(two, sites.num_plates, 2)
+        together = local_log_p(two, Layout(sites.num_plates, 2))
         if sites.size is not None:
             return True  # each pass draws other rows: there is nothing to compare
         drawn = {name: site["value"] for name, site in sample_sites(two)}
@@ -44,8 +43,7 @@ def _agree(model: Callable[..., Any], guide: Callable[..., Any], few: Batch, sit
             values = {name: drawn[name] for name in sites.global_} | {
                 name: drawn[name][k].reshape(one[name]["value"].shape) for name in sites.local
             }
-            trace = poutine.trace(poutine.condition(model, data=values)).get_trace(*args, **kwargs)
-            alone = local_log_p(prune_subsample_sites(trace), sites.num_plates, 1)
+            alone = joint.fixing(values).model_log_p({}, 1)
             for name, log_p in alone.items():
                 close = torch.isclose(together[name][k], log_p[0], _TOLERANCE, _TOLERANCE)
                 if not bool(close.all()):

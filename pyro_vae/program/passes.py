@@ -34,7 +34,6 @@ class Verb:
         local: What to use where there is no latent of a datum; empty where the verb needs none.
         continuous: Whether local latents must be continuous; what to use where they are not.
         globals_: Why the verb takes no global latents, and what to do; empty where it takes them.
-        enumerated: Whether the verb takes latents of the model that the guide leaves out.
         simulates: Whether the data are no data, but inputs to simulate some for.
     """
 
@@ -43,7 +42,6 @@ class Verb:
     local: str = ""
     continuous: str = ""
     globals_: str = ""
-    enumerated: bool = False
     simulates: bool = False
 
     def require(self, sites: Sites) -> None:
@@ -56,11 +54,6 @@ class Verb:
             raise ProgramError(
                 f"{self.name}: site {sites.priorless[0]!r} has no prior (an autoencoder is no "
                 "generative model); use a VAE, or one of reconstruct, encode, interpolate"
-            )
-        if sites.enumerated and not self.enumerated:
-            raise ProgramError(
-                f"{self.name}: site {sites.enumerated[0]!r} of the model is not in the guide "
-                "(TraceEnum_ELBO sums it out); add it to the guide, or marginalise it in the model"
             )
         if self.local and not sites.local:
             raise ProgramError(

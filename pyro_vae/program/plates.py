@@ -19,6 +19,12 @@ def inner_plates(site: Message) -> tuple[int, ...]:
     )
 
 
+def data_dim(site: Message) -> int:
+    """Return the dimension of the data plate around a site; -1 where it is not vectorised."""
+    frame = data_frame(site)
+    return -1 if frame is None or frame.dim is None else frame.dim
+
+
 def by_datum(
     value: Tensor,
     event_dim: int,
@@ -83,8 +89,5 @@ def of_datum(site: Message, value: Tensor, rows: int, num_particles: int = 1) ->
         rows: B.
         num_particles: K.
     """
-    frame = data_frame(site)
-    data = -1 if frame is None or frame.dim is None else frame.dim
-    return by_datum(
-        value, len(site["fn"].event_shape), inner_plates(site), num_particles, rows, data
-    )
+    plates, event = inner_plates(site), len(site["fn"].event_shape)
+    return by_datum(value, event, plates, num_particles, rows, data_dim(site))

@@ -299,7 +299,7 @@ class Program(nn.Module):
         """Run the functions once and return the leaf tensors that their densities depend on."""
         args, kwargs = arguments(map_batch(torch.detach, batch))
         with self.quiet(batch), torch.enable_grad(), validation(False):
-            model, guide = Joint(*self._functions, args, kwargs).traces()
+            model, guide = Joint(*self._functions, args, kwargs).sampled_traces()
             terms = [
                 site["fn"].log_prob(site["value"]).sum()
                 for trace in (model, guide)
@@ -313,7 +313,7 @@ class Program(nn.Module):
         self.own.home = next(iter(named_leaves(batch)))[1].device
         try:
             with self.quiet(batch), validation(not checks.is_meta(batch)):
-                return Joint(*self._functions, args, kwargs).traces()
+                return Joint(*self._functions, args, kwargs).sampled_traces()
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             if isinstance(error, ProgramError | DataError):
                 raise
@@ -371,18 +371,6 @@ class Program(nn.Module):
             raise ProgramError(
                 f"{verb}: site {self.sites.priorless[0]!r} has no prior (an autoencoder is no "
                 "generative model); use a VAE, or one of reconstruct, encode, interpolate"
-            )
-
-    def require_guide(self, verb: str) -> None:
-        """Refuse a program whose guide leaves latents to enumeration.
-
-        Raises:
-            ProgramError: Names the site and the verb.
-        """
-        if self.sites.enumerated:
-            raise ProgramError(
-                f"{verb}: site {self.sites.enumerated[0]!r} of the model is not in the guide "
-                "(TraceEnum_ELBO sums it out); add it to the guide, or marginalise it in the model"
             )
 
     def require_whole(self, batch: Batch) -> None:
@@ -487,6 +475,8 @@ class Program(nn.Module):
             kwargs,
             tiled=self.tiled(batch),
             num_plates=self.sites.num_plates,
+            data_dim=self.sites.data_dim,
+            sums_out=bool(self.sites.enumerated),
             size=covered,
             subsampled=self.sites.size is not None,
         )

@@ -6,6 +6,7 @@ from pyro.poutine.trace_struct import Trace
 
 from pyro_vae.program import checks
 from pyro_vae.program.handlers import data_frame, is_data, sample_sites
+from pyro_vae.program.plates import data_dim
 from pyro_vae.program.terms import nesting
 
 
@@ -20,10 +21,11 @@ class Sites:
         num_plates: Batch dimensions used by plates.
         size: N, where the program subsamples its plate itself; else None.
         priorless: Local sites whose prior is improper: those of a deterministic autoencoder.
-        enumerated: Latents of the model that the guide leaves to enumeration.
+        enumerated: Discrete latents of the model that the guide leaves out: they are summed out.
         outside: Whether any term, a latent or a factor of either function, stands outside the
             plate: its weight against the data depends on N.
         discrete: Local sites whose values can be counted.
+        data_dim: The batch dimension of the data plate, counted from the right.
     """
 
     observed: tuple[str, ...]
@@ -35,15 +37,17 @@ class Sites:
     enumerated: tuple[str, ...] = ()
     outside: bool = False
     discrete: tuple[str, ...] = ()
+    data_dim: int = -1
 
 
 def read_sites(model: Trace, guide: Trace) -> Sites:
     """Return the sites of a pair of traces by role."""
     observed, local, global_, size = [], [], [], None
-    priorless, enumerated, discrete, outside = [], [], [], False
+    priorless, enumerated, discrete, outside, dim = [], [], [], False, -1
     for name, site in sample_sites(model):
         frame = data_frame(site)
         outside |= frame is None
+        dim = dim if frame is None else data_dim(site)
         if frame is not None and frame.full_size != frame.size:
             size = frame.full_size
         if site["is_observed"]:
@@ -73,4 +77,5 @@ def read_sites(model: Trace, guide: Trace) -> Sites:
         enumerated=tuple(enumerated),
         outside=outside,
         discrete=tuple(discrete),
+        data_dim=dim,
     )

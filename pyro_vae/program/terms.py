@@ -1,6 +1,6 @@
 """The one place where numbers are born: log p and log q, per site, per particle, per datum."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +10,17 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.handlers import PLATE, Message, data_frame, sample_sites
-from pyro_vae.program.plates import by_datum, inner_plates
+from pyro_vae.program.enumeration import Group, MixedPrior, groups_of
+from pyro_vae.program.handlers import Message, data_frame, sample_sites
+from pyro_vae.program.plates import by_datum, data_dim, inner_plates
+from pyro_vae.program.site_densities import (
+    Layout,
+    call,
+    handler_scale,
+    is_plain,
+    kl_weight,
+    log_prob,
+)
 
 # S draws of the globals, K particles of the locals, B data of the batch, N data of the data set.
 
@@ -22,8 +31,8 @@ class Latent:
 
     ``plain`` says that neither a weight nor a mask changes its log densities; ``weights`` holds
     both, ``(scale, mask)`` in the model and in the guide; ``plates`` are the dimensions of plates
-    around it other than ``"data"``. ``kl_weight`` is β where nothing else weighs it (1 without),
-    None where something does.
+    around it other than the data's, which has the dimension ``data``. ``kl_weight`` is β where
+    nothing else weighs it (1 without), None where something does.
     """
 
     prior: Any
@@ -32,6 +41,7 @@ class Latent:
     plain: bool = True
     weights: tuple[tuple[Any, Any], tuple[Any, Any]] = ((1.0, None), (1.0, None))
     plates: tuple[int, ...] = ()
+    data: int = -1
     kl_weight: Any = 1.0
 
 
@@ -62,6 +72,12 @@ class Terms:
         factors: What the guide observes or adds by ``pyro.factor``: ``(S, K, B)`` inside the plate,
             ``(S,)`` outside it.
         factor_score: Those of them that Pyro's ELBO takes as a score, without handlers' weights.
+        coupled: Discrete latents outside the plate that are summed out: the data share one sum,
+            which is among the terms of the global sites.
+
+    Discrete latents that the guide leaves out are summed out of the densities of the sites that
+    depend on them: ``log_p`` has a latent's density under its own name, and one term for all that
+    is observed, called for instance ``"x (y summed out)"``.
     """
 
     log_p: dict[str, Tensor]
@@ -76,11 +92,16 @@ class Terms:
     batch_size: int
     factors: dict[str, Tensor] = field(default_factory=dict)
     factor_score: dict[str, Tensor] = field(default_factory=dict)
+    coupled: tuple[str, ...] = ()
 
     @property
     def log_weight(self) -> Tensor:
         r"""Local log weight :math:`\log p(x, z) - \log q(z \mid x)`, ``(S, K, B)``."""
-        return _total(self.log_p) - _total(self.log_q)
+        weight = _total(self.log_p) - _total(self.log_q)
+        if isinstance(weight, Tensor):
+            return weight
+        total = next(iter(self.global_log_p.values()))  # all there is is in one sum over the data
+        return total.new_zeros(len(total), 1, self.batch_size)
 
     @property
     def global_log_weight(self) -> Tensor | float:
@@ -112,7 +133,16 @@ class Terms:
         return _total(self.log_q)
 
     def log_likelihood(self) -> Tensor:
-        r"""Log density of the observed sites, :math:`\log p(x \mid z)`, ``(S, K, B)``."""
+        r"""Log density of the observed sites, :math:`\log p(x \mid z)`, ``(S, K, B)``.
+
+        Raises:
+            ProgramError: A discrete latent of all data is summed out, which couples them.
+        """
+        if self.coupled:
+            raise ProgramError(
+                f"site {self.coupled[0]!r} is summed out for all data at once: they have one joint "
+                "density, and none each"
+            )
         return _total({name: self.log_p[name] for name in self.observed})
 
     def kl(self, site: str) -> Tensor:
@@ -138,7 +168,8 @@ def _unit_kl(site: str, draw: Latent, num_particles: int, rows: int) -> Tensor:
     units = _per_unit(site, "guide", draw.posterior, draw.value, *guide) - _per_unit(
         site, "model", draw.prior, draw.value, *model
     )
-    return by_datum(units, len(draw.posterior.event_shape), draw.plates, num_particles, rows)
+    event = len(draw.posterior.event_shape)
+    return by_datum(units, event, draw.plates, num_particles, rows, draw.data)
 
 
 def _total(terms: Mapping[str, Tensor]) -> Any:
@@ -177,6 +208,7 @@ class Draw:
     batch_size: int = 0
     factors: dict[str, Tensor] = field(default_factory=dict)
     factor_score: dict[str, Tensor] = field(default_factory=dict)
+    coupled: tuple[str, ...] = ()
 
 
 def stack(draws: list[Draw]) -> Terms:
@@ -195,72 +227,113 @@ def stack(draws: list[Draw]) -> Terms:
         batch_size=first.batch_size,
         factors=_stack(draws, "factors"),
         factor_score=_stack(draws, "factor_score"),
+        coupled=first.coupled,
     )
 
 
-def read(
-    model: Trace,
-    guide: Trace,
-    num_particles: int = 1,
-    tiles: int = 1,
-    size: int | None = None,
-) -> Draw:
+def read(model: Trace, guide: Trace, layout: Layout, size: int | None = None) -> Draw:
     """Read the log densities of a pair of traces, per particle and datum.
 
     ``size`` is N where the caller knows it; else the plate's frame says so (B, if nothing
     subsamples it).
     """
     draw = Draw()
-    # The particle dimension stands left of every plate; with tiles or one particle there is none.
-    dim = -1 - nesting(model, guide)
+    groups = groups_of(model)
+    summed = {name for group in groups for name in group.names}
     for name, site in sample_sites(model):
         frame = data_frame(site)
-        if frame is None:
-            draw.global_log_p[name] = _log_prob(name, site).sum()
-            continue
-        draw.log_p[name] = _per_datum(_log_prob(name, site), dim, num_particles, tiles)
-        draw.batch_size = frame.size // tiles
-        whole = frame.full_size if frame.full_size != frame.size else None
-        draw.size = size or whole or draw.batch_size
-        if site["is_observed"]:
-            draw.observed += (name,)
-        elif name in guide.nodes:
-            twin = guide.nodes[name]
-            plain = all(_is_plain(each) for each in (site, twin))
-            draw.latents[name] = Latent(
-                site["fn"],
-                twin["fn"],
-                site["value"],
-                plain,
-                ((_handler_scale(site), site["mask"]), (_handler_scale(twin), twin["mask"])),
-                inner_plates(twin),
-                _kl_weight(site, twin),
-            )
+        if frame is not None:
+            draw.batch_size = frame.size // layout.tiles
+            whole = frame.full_size if _is_part(site) else None
+            draw.size = size or whole or draw.batch_size
+        if name not in summed:
+            _read_model_site(draw, name, site, layout)
+        if frame is not None and not site["is_observed"] and name in guide.nodes:
+            draw.latents[name] = _latent(site, guide.nodes[name], name in summed)
+    for group in groups:
+        _read_group(draw, group, layout)
+    for name in [name for name in draw.latents if name not in draw.log_p]:
+        del draw.latents[name]  # its density is in a sum over all data
     for name, site in sample_sites(guide):
-        _read_guide_site(draw, name, site, dim, num_particles, tiles)
+        _read_guide_site(draw, name, site, layout)
     return draw
 
 
-def local_log_p(
-    trace: Trace, num_plates: int, num_particles: int, tiles: int = 1
-) -> dict[str, Tensor]:
+def local_log_p(trace: Trace, layout: Layout) -> dict[str, Tensor]:
     """Read the log densities of the sites of one datum, ``(K, B)`` each, from a model's trace."""
-    return {
-        name: _per_datum(_log_prob(name, site), -1 - num_plates, num_particles, tiles)
-        for name, site in sample_sites(trace)
-        if data_frame(site) is not None
-    }
+    draw = Draw()
+    groups = groups_of(trace)
+    summed = {name for group in groups for name in group.names}
+    for name, site in sample_sites(trace):
+        if name not in summed and data_frame(site) is not None:
+            _read_model_site(draw, name, site, layout)
+    for group in groups:
+        _read_group(draw, group, layout)
+    return draw.log_p
 
 
-def local_log_q(
-    trace: Trace, num_plates: int, num_particles: int, tiles: int = 1
-) -> dict[str, Tensor]:
+def local_log_q(trace: Trace, layout: Layout) -> dict[str, Tensor]:
     """Read the log densities of the latents of one datum, ``(K, B)`` each, from a guide's trace."""
     return {
-        name: _per_datum(_log_prob(name, site), -1 - num_plates, num_particles, tiles)
+        name: layout.per_datum(log_prob(name, site), data_dim(site))
         for name, site in sample_sites(trace)
         if data_frame(site) is not None and not _is_factor(name, site)
     }
+
+
+def _read_model_site(draw: Draw, name: str, site: Message, layout: Layout) -> None:
+    frame, density = data_frame(site), log_prob(name, site)
+    if frame is None:
+        draw.global_log_p[name] = density.sum()
+        return
+    draw.log_p[name] = layout.per_datum(density, data_dim(site))
+    if site["is_observed"]:
+        draw.observed += (name,)
+
+
+def _read_group(draw: Draw, group: Group, layout: Layout) -> None:
+    """Read the sites that share latents which are summed out.
+
+    Their density is split by the chain rule: each latent given those before it, then all that is
+    observed.
+    """
+    if not group.local:
+        if any(site.get("unweighted") or _is_part(site) for site in group.sites.values()):
+            group.require_local()
+        # The particles of all data are one draw here: the mean over them is the ELBO's.
+        total = group.weigh(group.log_sum(layout).mean(), layout, group.names)
+        draw.global_log_p[group.label] = total
+        draw.coupled += group.enumerated
+        return
+    known: Tensor | float = 0.0
+    for place, name in enumerate(group.latents):
+        total = group.log_sum(layout, group.latents[: place + 1])
+        draw.log_p[name] = group.weigh(total - known, layout, (name,))
+        known = total
+    if group.observed:
+        total = group.log_sum(layout)
+        draw.log_p[group.label] = group.weigh(total - known, layout, group.observed)
+        draw.observed += (group.label,)
+
+
+def _is_part(site: Message) -> bool:
+    """Return whether the data of a site stand for those of a larger set."""
+    frame = data_frame(site)
+    return frame is not None and frame.full_size != frame.size
+
+
+def _latent(site: Message, twin: Message, summed: bool) -> Latent:
+    weights = ((handler_scale(site), site["mask"]), (handler_scale(twin), twin["mask"]))
+    return Latent(
+        prior=MixedPrior(site["fn"]) if summed else site["fn"],
+        posterior=twin["fn"],
+        value=site["value"],
+        plain=is_plain(site) and is_plain(twin),
+        weights=weights,
+        plates=inner_plates(twin),
+        data=data_dim(twin),
+        kl_weight=kl_weight(site, twin),
+    )
 
 
 def _is_factor(name: str, site: Message) -> bool:
@@ -283,21 +356,19 @@ def _is_factor(name: str, site: Message) -> bool:
     return False
 
 
-def _read_guide_site(
-    draw: Draw, name: str, site: Message, dim: int, num_particles: int, tiles: int
-) -> None:
+def _read_guide_site(draw: Draw, name: str, site: Message, layout: Layout) -> None:
     if site["infer"].get("_deterministic"):
         return
-    parts = _call(name, site, site["fn"].score_parts)
-    inside, factor = data_frame(site) is not None, _is_factor(name, site)
+    parts = call(name, site, site["fn"].score_parts)
+    frame, factor = data_frame(site), _is_factor(name, site)
 
-    def summed(log_prob: Tensor, scale: Any) -> Tensor:
-        log_prob = scale_and_mask(log_prob, scale, site["mask"])
-        return _per_datum(log_prob, dim, num_particles, tiles) if inside else log_prob.sum()
+    def summed(density: Tensor, scale: Any) -> Tensor:
+        density = scale_and_mask(density, scale, site["mask"])
+        return density.sum() if frame is None else layout.per_datum(density, data_dim(site))
 
-    densities = draw.log_q if inside else draw.global_log_q
+    densities = draw.global_log_q if frame is None else draw.log_q
     terms = draw.factors if factor else densities
-    terms[name] = summed(parts.log_prob, _handler_scale(site))
+    terms[name] = summed(parts.log_prob, handler_scale(site))
     if is_identically_zero(parts.entropy_term) and not factor:
         draw.no_path += (name,)
     if not is_identically_zero(parts.score_function):
@@ -316,61 +387,6 @@ def nesting(*traces: Trace) -> int:
         if frame.dim is not None
     ]
     return max([1, *(-dim for dim in dims)])
-
-
-def _handler_scale(site: Message) -> Any:
-    """Return the site's scale without the factor N/B of its plate."""
-    scale = site["scale"]
-    for frame in site["cond_indep_stack"]:
-        if frame.name == PLATE and frame.full_size is not None and frame.full_size != frame.size:
-            scale = scale / (frame.full_size / frame.size)
-    return scale
-
-
-def _kl_weight(*sites: Message) -> Any:
-    """Return the one weight that `ScaleLatents` gave to both sites, None if they bear another."""
-    weights = []
-    for site in sites:
-        unmarked = (1.0, site["scale"], site["scale"])
-        weight, before, after = site.get("kl_weight", unmarked)
-        # By identity: to look into a tensor would be a sync.
-        if site["scale"] is not after or not _is_plain({**site, "scale": before}):
-            return None
-        weights.append(weight)
-    first, second = weights
-    if isinstance(first, Tensor):
-        return first if first is second and first.dim() == 0 else None
-    return first if not isinstance(second, Tensor) and first == second else None
-
-
-def _is_plain(site: Message) -> bool:
-    scale = _handler_scale(site)
-    return site["mask"] is None and isinstance(scale, int | float) and abs(scale - 1) < 1e-9
-
-
-def _log_prob(name: str, site: Message) -> Tensor:
-    log_prob = _call(name, site, site["fn"].log_prob)
-    return scale_and_mask(log_prob, _handler_scale(site), site["mask"])
-
-
-def _call(name: str, site: Message, function: Callable[..., Any]) -> Any:
-    try:
-        return function(site["value"], *site["args"], **site["kwargs"])
-    except ValueError as error:
-        raise ProgramError(f"site {name!r}: its value cannot be scored: {error}") from error
-
-
-def _per_datum(log_prob: Tensor, dim: int, num_particles: int, tiles: int) -> Tensor:
-    """Sum over nested plates and return ``(K, B)``."""
-    missing = -dim - log_prob.dim()
-    if missing > 0:
-        log_prob = log_prob.reshape((1,) * missing + log_prob.shape)
-    inner = tuple(range(dim + 1, -1))
-    if inner:
-        log_prob = log_prob.sum(inner)
-    if tiles > 1:
-        return log_prob.reshape(tiles, -1)
-    return log_prob.expand(num_particles, log_prob.shape[-1])
 
 
 def _stack(draws: list[Draw], name: str) -> dict[str, Tensor]:

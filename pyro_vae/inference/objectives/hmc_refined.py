@@ -134,7 +134,6 @@ class HMCRefined(nn.Module):
         """Check the program, and put the state into its precision, with a table if one is asked."""
         if program.sites.global_:
             raise ProgramError(f"HMCRefined: site {program.sites.global_[0]!r} is global; use ELBO")
-        program.require_guide("HMCRefined")
         # As many rows as were read: a guide with a factor per datum takes no others.
         example = program.example(program.rows_read)
         with program.quiet(example), scoring(program):

@@ -100,8 +100,7 @@ class TermsObjective(pyro.infer.ELBO):
         """Return the loss summed over the data set, differentiable (Pyro's convention)."""
         known = self._num_plates if self._looked_at == (model, guide) else None
         joint = Joint(model, guide, args, kwargs, num_plates=known)
-        if self.num_particles > 1:
-            self._num_plates, self._looked_at = joint.num_plates, (model, guide)
+        self._num_plates, self._looked_at = joint.num_plates, (model, guide)
         loss, size = self.loss_of_joint(joint)
         return loss * size
 
@@ -125,7 +124,16 @@ def with_globals(local: Tensor, terms: Terms) -> Tensor:
     """Add what no logarithm of a mean is about, per datum of the data set.
 
     That is log p − log q of the global sites, and the loss that the guide's factors are.
+
+    Raises:
+        ProgramError: A discrete latent of all data is summed out over K particles: no datum has
+            weights of its own.
     """
+    if terms.coupled and terms.log_weight.shape[1] > 1:
+        raise ProgramError(
+            f"site {terms.coupled[0]!r} is summed out for all data at once: no datum has a weight "
+            "of its own; use ELBO, or one particle"
+        )
     weight: Any = terms.global_signal
     local = local + weight.mean() / terms.size if isinstance(weight, Tensor) else local
     return local - terms.factor.mean() if isinstance(terms.factor, Tensor) else local

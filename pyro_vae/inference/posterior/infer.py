@@ -70,7 +70,6 @@ def infer(
         return refine(asked, data, settings, progress=progress)  # type: ignore[arg-type, return-value]
     batch = asked.adapt(data)
     asked.check(batch)
-    asked.require_guide("infer")
     asked.require_whole(batch)
     if how == "amortised":
         return Amortised(asked, batch)

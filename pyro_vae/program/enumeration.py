@@ -1,0 +1,351 @@
+"""Discrete latents that the guide leaves out: summed exactly, for each particle and datum."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from opt_einsum import get_symbol
+from pyro.distributions.torch_distribution import MaskedDistribution
+from pyro.distributions.util import scale_and_mask
+from pyro.ops import packed
+from pyro.ops.contract import contract_tensor_tree
+from pyro.ops.rings import LogRing
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from pyro_vae.errors import ProgramError
+from pyro_vae.program.handlers import PLATE, Message, data_frame, sample_sites
+from pyro_vae.program.site_densities import Layout, call, handler_scale
+
+_PARTICLES = get_symbol(0)  # around every site: densities of two particles are never multiplied
+_NAMED = 3  # sites in a label
+
+
+class SumOut(EnumMessenger):
+    """Give each discrete latent that has no value yet its whole support, in a dimension of its own.
+
+    Whether the user has marked it so (``config_enumerate``) makes no difference.
+
+    Arguments:
+        first_available_dim: The first dimension that neither plates nor particles use.
+    """
+
+    def _pyro_sample(self, msg: Message) -> None:
+        done = msg["done"]
+        left_out = not done and not msg["is_observed"] and can_be_summed(msg["fn"])
+        # A copy: a replay shares it with the guide's trace, which may be replayed again.
+        msg["infer"] = {k: v for k, v in msg["infer"].items() if k != "_dim_to_id"}
+        msg["infer"] |= {"enumerate": "parallel" if left_out else None, "num_samples": None}
+        msg["done"] = False  # Pyro's handler notes the latents in scope of open sites only
+        super()._pyro_sample(msg)
+        msg["done"] = msg["done"] or done
+
+
+def can_be_summed(fn: Any) -> bool:
+    """Return whether a distribution has finitely many values, which can be listed."""
+    return bool(getattr(fn, "has_enumerate_support", False))
+
+
+def is_enumerated(site: Message) -> bool:
+    """Return whether a site of a trace has its whole support as its value."""
+    return site["infer"].get("_enumerate_dim") is not None
+
+
+class MixedPrior:
+    """The prior of a latent that depends on others which are summed out.
+
+    Its density is known at the draw alone, and is in the terms: there is no closed form of a KL
+    divergence, no density per unit and no moment.
+    """
+
+    def __init__(self, fn: Any) -> None:
+        self.event_shape, self.support = fn.event_shape, fn.support
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sites that share latents which are summed out.
+
+    Arguments:
+        sites: By name, in the order of the model.
+    """
+
+    sites: Mapping[str, Message]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All sites."""
+        return tuple(self.sites)
+
+    @property
+    def enumerated(self) -> tuple[str, ...]:
+        """The latents that are summed out."""
+        return self._where(is_enumerated)
+
+    @property
+    def observed(self) -> tuple[str, ...]:
+        """The observed sites that depend on them."""
+        return self._where(lambda site: site["is_observed"])
+
+    @property
+    def latents(self) -> tuple[str, ...]:
+        """The latents of the guide whose prior depends on them."""
+        return self._where(lambda site: not site["is_observed"] and not is_enumerated(site))
+
+    @property
+    def local(self) -> bool:
+        """Whether every site stands inside the data plate, so that each datum has its own sum."""
+        return all(data_frame(site) is not None for site in self.sites.values())
+
+    @property
+    def label(self) -> str:
+        """What the term of the observed sites is called (of all sites where data are coupled)."""
+        rest = self.observed if self.local else (*self.latents, *self.observed)
+        return f"{_listed(rest)} ({_listed(self.enumerated)} summed out)".strip()
+
+    def require_local(self) -> None:
+        """Refuse a sum that couples the data.
+
+        Raises:
+            ProgramError: Names the site, and says what to do.
+        """
+        if self.local:
+            return
+        name = next(n for n in self.enumerated if data_frame(self.sites[n]) is None)
+        raise ProgramError(
+            f"site {name!r} stands outside the plate of the data and is summed out: the data have "
+            "one joint density, and none each; give the guide a distribution of it "
+            f"(pyro.sample({name!r}, ...)), or ask for pv.elbo of all data in one batch"
+        )
+
+    def log_sum(self, layout: Layout, latents: tuple[str, ...] | None = None) -> Tensor:
+        """Return the log of the sum over the enumerated latents, without weights.
+
+        Arguments:
+            layout: Of the trace.
+            latents: Of the other sites, those whose densities are in it; None: all sites.
+
+        Returns:
+            ``(K, B)``; ``(K,)`` where the group is not local.
+        """
+        names = self.names if latents is None else (*self.enumerated, *latents)
+        return self._contract(layout, names, {})
+
+    def posteriors(self, layout: Layout) -> dict[str, Tensor]:
+        """Return p(y | x, z) of each enumerated latent, ``(K, B, *plates, support)``.
+
+        A zero added to the log density of one value has the probability of that value as the
+        derivative of the log of the sum.
+
+        Raises:
+            ProgramError: The sum couples the data.
+        """
+        self.require_local()
+        with torch.enable_grad():
+            zeros = {name: self._zeros(name, layout) for name in self.enumerated}
+            total = self._contract(layout, self.names, zeros).sum()
+            found = torch.autograd.grad(total, list(zeros.values()))
+        if layout.tiles > 1:
+            found = tuple(each.reshape(layout.tiles, -1, *each.shape[2:]) for each in found)
+        return dict(zip(zeros, found, strict=True))
+
+    def weigh(self, log_density: Tensor, layout: Layout, names: tuple[str, ...]) -> Tensor:
+        """Return a part of the group's log density under the weights of its sites.
+
+        Arguments:
+            log_density: ``(K, B)``; any shape where the group is not local.
+            layout: Of the trace.
+            names: The sites that the part is the density of.
+
+        Raises:
+            ProgramError: The sites bear several weights, or one that is not the same for a whole
+                datum: inside a sum of probabilities a weight has no meaning.
+        """
+        scale = _common(self.sites)
+        marked = self.sites[names[0]]
+        if "kl_weight" in marked and not marked["is_observed"]:
+            scale = scale * marked["kl_weight"][0]
+        if isinstance(scale, Tensor) and scale.dim():
+            scale = layout.spread(_of_rows(scale, layout, self.sites))
+        return log_density * scale
+
+    def _where(self, keep: Callable[[Message], bool]) -> tuple[str, ...]:
+        return tuple(name for name, site in self.sites.items() if keep(site))
+
+    def _contract(self, layout: Layout, names: Iterable[str], more: Mapping[str, Tensor]) -> Tensor:
+        """Multiply the densities of some sites and sum over the enumerated latents.
+
+        Arguments:
+            layout: Of the trace.
+            names: The sites.
+            more: Log factors of enumerated sites besides, ``(K, B, *plates, support)``.
+        """
+        symbols = _Symbols(self.sites, layout)
+        tree: OrderedDict[frozenset[str], list[Any]] = OrderedDict()
+        sums: set[str] = set()
+        for name in names:
+            site = self.sites[name]
+            term = symbols.pack(name, site, _log_prob(name, site))
+            sums |= set(term._pyro_dims) - symbols.kept
+            terms = tree.setdefault(symbols.plates_around(site), [])
+            terms.append(term)
+            if name in more:
+                terms.append(symbols.pack_beside(site, more[name]))
+        ring, data = LogRing(), symbols.plates.get(PLATE, "")
+        total: Any = 0.0
+        for around, terms in contract_tensor_tree(tree, sums, ring=ring).items():
+            for term in terms:
+                rest = around - {_PARTICLES, data} if self.local else around - {_PARTICLES}
+                total = total + _grid(ring.product(term, rest), data)
+        if not self.local:
+            return total.flatten()
+        frame: Any = data_frame(next(iter(self.sites.values())))
+        return layout.spread(total.expand(-1, frame.size))
+
+    def _zeros(self, name: str, layout: Layout) -> Tensor:
+        site = self.sites[name]
+        particles = layout.num_particles if layout.tiles == 1 else 1
+        sizes = [frame.size for frame in _data_first(site)]
+        like = _log_prob(name, site)
+        support = like.shape[site["infer"]["_enumerate_dim"]]
+        return like.new_zeros(particles, *sizes, support, requires_grad=True)
+
+
+def groups_of(model: Trace) -> list[Group]:
+    """Return the groups of a model's sites that share enumerated latents."""
+    groups: list[tuple[frozenset[int], list[str]]] = []
+    sites = dict(sample_sites(model))
+    for name, site in sites.items():
+        ids = _enumerated_ids(site)
+        if not ids:
+            continue
+        joined = [group for group in groups if group[0] & ids]
+        names = [n for _, members in joined for n in members]
+        groups = [group for group in groups if not group[0] & ids]
+        groups.append((ids.union(*(own for own, _ in joined)), [*names, name]))
+    return [Group({n: site for n, site in sites.items() if n in names}) for _, names in groups]
+
+
+class _Symbols:
+    """The letters of the dimensions of a group's log densities: particles, plates, latents."""
+
+    def __init__(self, sites: Mapping[str, Message], layout: Layout) -> None:
+        self.layout = layout
+        names = dict.fromkeys(f.name for site in sites.values() for f in _plates(site))
+        self.plates = {name: get_symbol(2 + 2 * place) for place, name in enumerate(names)}
+        self.kept = {_PARTICLES, *self.plates.values()}
+
+    def plates_around(self, site: Message) -> frozenset[str]:
+        return frozenset({_PARTICLES, *(self.plates[frame.name] for frame in _plates(site))})
+
+    def pack(self, name: str, site: Message, value: Tensor) -> Any:
+        """Return a log density with its dimensions named, those of size 1 left out."""
+        dims = {dim: _symbol(id_) for dim, id_ in site["infer"]["_dim_to_id"].items()}
+        dims |= {frame.dim: self.plates[frame.name] for frame in _plates(site)}
+        dims[-1 - self.layout.num_plates] = _PARTICLES
+        try:
+            return packed.pack(value, dims)
+        except ValueError as error:
+            raise ProgramError(
+                f"site {name!r}: got a log density of shape {tuple(value.shape)}, with a dimension "
+                "that is neither a plate nor a latent summed out; put the site into a plate, or "
+                "make the dimension one of its event (.to_event)"
+            ) from error
+
+    def pack_beside(self, site: Message, value: Tensor) -> Any:
+        """Return a factor ``(K, B, *plates, support)`` of an enumerated site in the same way."""
+        own = _symbol(site["infer"]["_dim_to_id"][site["infer"]["_enumerate_dim"]])
+        plates = [self.plates[frame.name] for frame in _data_first(site)]
+        dims = {place - value.dim(): s for place, s in enumerate((_PARTICLES, *plates, own))}
+        return packed.pack(value, dims)
+
+
+def _symbol(id_: int) -> str:
+    """Return the letter of an enumerated latent, of which Pyro has a number."""
+    return get_symbol(1 + 2 * id_)
+
+
+def _enumerated_ids(site: Message) -> frozenset[int]:
+    """Return the enumerated latents that a site's density depends on, by Pyro's numbers."""
+    ids = site["infer"].get("_dim_to_id")
+    if not ids:
+        return frozenset()
+    fn, value = site["fn"], site["value"]
+    shape = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
+    return frozenset(id_ for dim, id_ in ids.items() if len(shape) >= -dim and shape[dim] > 1)
+
+
+def _log_prob(name: str, site: Message) -> Tensor:
+    """Return a site's log density, without weights."""
+    if not is_enumerated(site):
+        return scale_and_mask(call(name, site, site["fn"].log_prob), 1.0, site["mask"])
+    # A mask on what is summed would count its values in place of summing their probabilities.
+    fn = site["fn"]
+    while isinstance(fn, MaskedDistribution):
+        fn = fn.base_dist
+    return call(name, site, fn.log_prob)
+
+
+def _plates(site: Message) -> list[Any]:
+    return [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+
+
+def _data_first(site: Message) -> list[Any]:
+    return sorted(_plates(site), key=lambda frame: (frame.name != PLATE, frame.dim))
+
+
+def _grid(term: Any, data: str) -> Tensor:
+    """Return a packed term of particles and data alone as ``(K or 1, B or 1)``."""
+    order = [symbol for symbol in (_PARTICLES, data) if symbol and symbol in term._pyro_dims]
+    value: Tensor = term.permute([term._pyro_dims.index(symbol) for symbol in order])
+    if _PARTICLES not in order:
+        value = value.unsqueeze(0)
+    return value if data in order[-1:] else value.unsqueeze(-1)
+
+
+def _common(sites: Mapping[str, Message]) -> Any:
+    """Return the one weight that all sites bear, that of ``ScaleLatents`` left out.
+
+    Raises:
+        ProgramError: Names the sites.
+    """
+    scales = {}
+    for name, site in sites.items():
+        before = site["kl_weight"][1] if "kl_weight" in site else site["scale"]
+        scales[name] = handler_scale({**site, "scale": before})
+    first, *rest = scales
+    for name in rest:
+        if not _equal(scales[first], scales[name]):
+            raise ProgramError(
+                f"sites {first!r} and {name!r} stand under different poutine.scale weights and "
+                "share a latent that is summed out: inside a sum of probabilities a weight has no "
+                f"meaning; weigh all of {_listed(tuple(scales))} alike"
+            )
+    return scales[first]
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one is other or torch.equal(one, other)
+    return not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other
+
+
+def _of_rows(scale: Tensor, layout: Layout, sites: Mapping[str, Message]) -> Tensor:
+    """Return a weight of each datum, ``(1, B)``."""
+    frame: Any = data_frame(next(iter(sites.values())))
+    sizes = {dim: scale.shape[dim] for dim in range(-scale.dim(), 0) if dim != frame.dim}
+    if any(size > 1 for size in sizes.values()):
+        raise ProgramError(
+            f"sites {_listed(tuple(sites))} share a latent that is summed out, and a poutine.scale "
+            f"weight of shape {tuple(scale.shape)}, expected one weight for each datum"
+        )
+    return scale.reshape(1, -1).expand(1, frame.size)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    if len(names) <= _NAMED:
+        return ", ".join(names)
+    return f"{names[0]}, ..., {names[-1]}"

@@ -1,0 +1,541 @@
+"""Discrete latents that the guide leaves out: sums written by hand, in every verb."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import TraceEnum_ELBO, config_enumerate
+from torch import nn
+
+import pyro_vae as pv
+from pyro_vae.errors import ProgramError
+from pyro_vae.program.joint import Joint
+
+torch.manual_seed(31)
+X = torch.randn(7, dtype=torch.float64) * 1.5
+EXACT = {"rtol": 1e-10, "atol": 1e-10}
+
+
+def real(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+class Mixture(nn.Module):
+    """A mixture of Gaussians: nothing is left to the guide."""
+
+    def __init__(self, marked=False):
+        super().__init__()
+        self.centres = nn.Parameter(torch.tensor([-1.0, 0.4, 2.0], dtype=torch.float64))
+        self.logits = nn.Parameter(torch.tensor([0.1, -0.5, 0.3], dtype=torch.float64))
+        self.infer = {"enumerate": "parallel"} if marked else {}
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(logits=self.logits), infer=self.infer)
+            pyro.sample("x", dist.Normal(self.centres[c], 0.7), obs=x)
+
+    def guide(self, x):
+        pass
+
+    def log_joint(self, x):
+        log_p = self.logits.log_softmax(-1)[:, None]
+        return log_p + dist.Normal(self.centres[:, None], 0.7).log_prob(x)
+
+
+class Clustered(nn.Module):
+    """A latent whose prior is a mixture, and data that know both: the guide draws the latent."""
+
+    def __init__(self):
+        super().__init__()
+        self.centres = nn.Parameter(torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64))
+        self.shift = nn.Parameter(torch.tensor([0.3, 0.0, -0.4], dtype=torch.float64))
+        self.bias = nn.Parameter(torch.tensor(0.2, dtype=torch.float64))
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(x.new_tensor([0.2, 0.3, 0.5])))
+            z = pyro.sample("z", dist.Normal(self.centres[c], 1.0))
+            pyro.sample("x", dist.Normal(z + self.shift[c], 0.8), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2 + self.bias, 0.9))
+
+    def exact(self, x):
+        scale = (1 + 0.8**2) ** 0.5
+        log_p = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).log()[:, None]
+        return log_p + dist.Normal((self.centres + self.shift)[:, None], scale).log_prob(x)
+
+
+class Tones(nn.Module):
+    """A hidden Markov model over T steps of tones: the data's plate at -2, the tones' at -1."""
+
+    def __init__(self, states=3, tones=4, own=False):
+        super().__init__()
+        self.start = nn.Parameter(real(states))
+        self.move = nn.Parameter(real(states, states))
+        self.emit = nn.Parameter(real(states, tones))
+        self.own = own  # whether each sequence has a latent of its own
+
+    def model(self, x, lengths):
+        rows, steps, tones = x.shape
+        with pyro.plate("data", rows, dim=-2):
+            shift = 0.0
+            if self.own:
+                shift = pyro.sample("shift", dist.Normal(x.new_zeros(rows, 1), 0.5))
+            logits, states = self.start.expand(rows, 1, -1), pyro.plate("tones", tones, dim=-1)
+            for t in pyro.markov(range(steps)):
+                with pyro.poutine.mask(mask=(t < lengths)[:, None]):
+                    h = pyro.sample(f"h_{t}", dist.Categorical(logits=logits))
+                    with states as tone:
+                        on = self.emit[h, tone] + shift
+                        pyro.sample(f"x_{t}", dist.Bernoulli(logits=on), obs=x[:, t])
+                logits = self.move[h]
+
+    def guide(self, x, lengths):
+        if self.own:
+            with pyro.plate("data", len(x), dim=-2):
+                pyro.sample("shift", dist.Normal(0.1 * x.mean((1, 2))[:, None], 0.4))
+
+    def exact(self, x, lengths, shift):
+        """The forward algorithm, shift ``(K, B)``, by the sum over paths of one datum at a time."""
+        out = []
+        for n, length in enumerate(lengths.tolist()):
+            alpha = self.start.log_softmax(-1).expand(len(shift), -1)
+            for t in range(length):
+                if t:
+                    move = self.move.log_softmax(-1)
+                    alpha = (alpha[:, :, None] + move).logsumexp(1)
+                on = self.emit + shift[:, n, None, None]  # (K, states, tones)
+                alpha = alpha + dist.Bernoulli(logits=on).log_prob(x[n, t]).sum(-1)
+            out.append(alpha.logsumexp(-1))
+        return torch.stack(out, -1)
+
+
+def music(rows=4, steps=5, tones=4):
+    return (torch.rand(rows, steps, tones) < 0.4).double(), torch.tensor([5, 2, 4, 1])[:rows]
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_mixture_is_summed_whoever_marked_it(marked):
+    mixture = Mixture(marked)
+    exact = mixture.log_joint(X).logsumexp(0).detach()
+    torch.testing.assert_close(pv.elbo(mixture, X, num_particles=3), exact, **EXACT)
+    torch.testing.assert_close(pv.log_likelihood(mixture, X, samples=4).log_prob, exact, **EXACT)
+    terms = pv.Program.of(mixture).terms(X)
+    assert list(terms.log_p) == ["x (c summed out)"] == list(terms.observed)
+    torch.testing.assert_close(terms.log_likelihood()[0, 0].detach(), exact, **EXACT)
+    found = pv.Program.of(mixture).joint(X).discrete_posteriors()["c"]
+    torch.testing.assert_close(found[0], mixture.log_joint(X).softmax(0).T.detach(), **EXACT)
+
+
+@pytest.mark.parametrize("num_particles", [1, 3])
+def test_value_and_gradient_are_those_of_trace_enum_elbo(num_particles):
+    case = Clustered()
+    stock = TraceEnum_ELBO(num_particles, max_plate_nesting=1, vectorize_particles=True)
+    torch.manual_seed(2)
+    expected = stock.differentiable_loss(config_enumerate(case.model), case.guide, X)
+    torch.manual_seed(2)
+    ours = pv.ELBO(num_particles).differentiable_loss(case.model, case.guide, X)
+    torch.testing.assert_close(ours, expected, **EXACT)
+    parameters = list(case.parameters())
+    for got, wanted in zip(
+        torch.autograd.grad(ours, parameters),
+        torch.autograd.grad(expected, parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, wanted, **EXACT)
+
+
+def test_a_latent_under_a_sum_keeps_its_own_density():
+    case = Clustered()
+    terms = pv.Program.of(case).terms(X, 2, 3)
+    assert list(terms.log_p) == ["z", "x (c summed out)"]
+    z = torch.stack([draw.value for draw in terms.latents["z"]])
+    weights = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).log()[:, None, None, None]
+    centres, shift = (p[:, None, None, None] for p in (case.centres, case.shift))
+    prior = weights + dist.Normal(centres, 1.0).log_prob(z)
+    whole = prior + dist.Normal(z + shift, 0.8).log_prob(X)
+    torch.testing.assert_close(terms.log_p["z"], prior.logsumexp(0), **EXACT)
+    torch.testing.assert_close(sum(terms.log_p.values()), whole.logsumexp(0), **EXACT)
+    exact = terms.log_q["z"] - prior.logsumexp(0)
+    torch.testing.assert_close(terms.kl("z"), exact, **EXACT)
+    with pytest.raises(ProgramError, match=r"'z'.*no density per unit"):
+        terms.unit_kl("z")
+
+
+def test_verbs_answer_for_a_latent_under_a_sum():
+    """Likelihoods within five standard errors; the posterior is a mixture with known moments."""
+    case = Clustered()
+    joint = case.exact(X).detach()
+    exact = joint.logsumexp(0)
+    torch.manual_seed(3)
+    found = pv.log_likelihood(case, X, samples=20_000)
+    assert ((found.log_prob - exact).abs() * found.ess.sqrt()).max() < 5.0
+    for start in ("guide", "prior"):
+        chains = pv.ais(case, X, pv.AIS(30, 16, num_leapfrog=2, start=start))
+        error = (1 / chains.ess - 1 / 16).clamp(min=1e-6).sqrt()
+        assert ((chains.log_prob - exact) / (error + 0.05)).abs().max() < 5.0
+    fitted = pv.fitted_log_likelihood(case, X, samples=8000, warmup=60, draws=60, num_leapfrog=2)
+    assert ((fitted.log_prob - exact).abs() * fitted.ess.sqrt()).max() < 5.0
+    sandwich = pv.bdmc(case, 6, pv.AIS(30, 16, num_leapfrog=2), given=X[:6])
+    simulated = case.exact(sandwich.data).logsumexp(0)
+    assert (sandwich.lower < simulated + 0.5).all() and (sandwich.upper > simulated - 0.5).all()
+    weights = joint.softmax(0)
+    gain = 1 / (1 + 0.8**2)
+    parts = case.centres[:, None] + gain * (X - (case.centres + case.shift)[:, None])
+    mean = (weights * parts).sum(0).detach()
+    drawn = pv.refine(case, X, pv.HMC(steps=300, chains=8, num_leapfrog=3))
+    assert ((drawn.mean - mean) / (drawn.scale / drawn.ess.sqrt())).abs().max() < 5.0
+    local = pv.infer(case, X, how="local", settings=pv.Local(steps=300))
+    assert (local.log_weight(2000).mean(0) < exact + 0.05).all()
+    report = pv.diagnose(case, X)
+    assert report.kl["z"] > 0 and math.isfinite(report.prior_reconstruction)
+
+
+def test_the_probabilities_of_what_is_summed_out_are_bayes():
+    case = Clustered()
+    z = real(5, 7)
+    found = pv.Program.of(case).joint(X).discrete_posteriors({"z": z}, 5)["c"]
+    log_p = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).log()
+    log_p = log_p + dist.Normal(case.centres, 1.0).log_prob(z[..., None])
+    log_p = log_p + dist.Normal(z[..., None] + case.shift, 0.8).log_prob(X[:, None])
+    torch.testing.assert_close(found, log_p.softmax(-1).detach(), **EXACT)
+
+
+@pytest.mark.parametrize("objective", [None, pv.IWAE(5), pv.AnalyticELBO(), pv.DReG(4)])
+def test_fit_trains_a_mixture_and_its_graph_agrees(objective):
+    torch.manual_seed(4)
+    x = torch.cat([real(60) * 0.7 - 3, real(40) * 0.7 + 3])
+    runs = []
+    for compile in ("trace", False):
+        case = Clustered()
+        torch.manual_seed(5)
+        settings = {"epochs": 3, "batch_size": 20, "lr": 0.05, "progress": False}
+        run = pv.fit(case, x, valid=x, objective=objective, compile=compile, **settings)
+        assert compile is False or run.compiled == "graph", run.compiled
+        runs.append((run.history["loss"], [p.detach() for p in case.parameters()]))
+    assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-8)
+    torch.testing.assert_close(runs[0][1], runs[1][1], **EXACT)
+
+
+def test_a_trained_mixture_is_saved_and_found_again(tmp_path):
+    torch.manual_seed(6)
+    x, mixture = torch.cat([real(60) * 0.7 - 3, real(40) * 0.7 + 3]), Mixture()
+    before = pv.elbo(mixture, x).mean()
+    pv.fit(mixture, x, epochs=60, lr=0.05, progress=False)
+    after = pv.elbo(mixture, x)
+    assert after.mean() > before + 0.5
+    pv.save(mixture, tmp_path / "mixture")
+    again = pv.load(tmp_path / "mixture", into=Mixture())
+    torch.testing.assert_close(pv.elbo(again, x), after, **EXACT)
+
+
+@pytest.mark.parametrize("num_particles", [1, 3])
+def test_a_hidden_markov_model_is_the_forward_algorithm(num_particles):
+    """The data's plate is not the last one, and sequences end early by a mask."""
+    case, batch = Tones(own=True), music()
+    terms = pv.Program.of(case).terms(batch, 1, num_particles)
+    shift = terms.latents["shift"][0].value.reshape(num_particles, 4)
+    exact = case.exact(*batch, shift)
+    torch.testing.assert_close(terms.log_likelihood()[0], exact, **EXACT)
+    got = torch.autograd.grad(terms.log_likelihood().sum(), list(case.parameters()))
+    for one, other in zip(
+        got, torch.autograd.grad(exact.sum(), list(case.parameters())), strict=True
+    ):
+        torch.testing.assert_close(one, other, **EXACT)
+    prior = dist.Normal(torch.zeros_like(shift), 0.5).log_prob(shift)
+    torch.testing.assert_close(terms.log_p["shift"][0], prior, **EXACT)
+
+
+def test_verbs_answer_for_a_hidden_markov_model():
+    case, batch = Tones(), music()
+    exact = case.exact(*batch, torch.zeros(1, 4, dtype=torch.float64))[0].detach()
+    torch.testing.assert_close(pv.elbo(case, batch), exact, **EXACT)
+    torch.testing.assert_close(pv.elbo(case, batch, batch_size=3), exact, **EXACT)
+    torch.testing.assert_close(pv.log_likelihood(case, batch, samples=3).log_prob, exact, **EXACT)
+    found = pv.Program.of(case).joint(batch).discrete_posteriors()
+    assert found["h_1"].shape == (1, 4, 3)
+    total = case.exact(*batch, torch.zeros(1, 4, dtype=torch.float64)).sum()
+    # Fisher's identity: the gradient in the start's logits is the posterior less the prior.
+    (slope,) = torch.autograd.grad(total, [case.start])
+    less = 4 * case.start.softmax(-1).detach()
+    torch.testing.assert_close(found["h_0"][0].sum(0) - less, slope, **EXACT)
+
+
+def test_hmc_runs_over_the_continuous_latents_of_a_hidden_markov_model():
+    """Against a grid of the one latent: mean and log p(x) (|z| < 5)."""
+    case, batch = Tones(own=True), music()
+    grid = torch.linspace(-4, 4, 4001, dtype=torch.float64)[:, None].expand(-1, 4)
+    log_p = (case.exact(*batch, grid) + dist.Normal(0.0, 0.5).log_prob(grid)).detach()
+    exact = log_p.logsumexp(0) + math.log(8 / 4000)
+    mean = (log_p.softmax(0) * grid).sum(0)
+    torch.manual_seed(7)
+    drawn = pv.refine(case, batch, pv.HMC(steps=300, warmup=200, chains=4, num_leapfrog=3))
+    error = drawn.scale / drawn.ess.sqrt()
+    assert ((drawn.mean - mean) / error).abs().max() < 5.0
+    found = pv.log_likelihood(case, batch, samples=4000)
+    assert ((found.log_prob - exact).abs() * found.ess.sqrt()).max() < 5.0
+
+
+class Topics(nn.Module):
+    """Two topics over words: each word's topic is summed out, in a plate inside the documents'."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.dim = dim  # of the documents; the words' is the other
+        self.words = nn.Parameter(real(2, 6))
+
+    def model(self, words):
+        documents = pyro.plate("data", len(words), dim=self.dim)
+        with documents:
+            logit = words.new_zeros((len(words), 1) if self.dim == -2 else (len(words),))
+            share = pyro.sample("share", dist.Normal(logit.double(), 1.0)).sigmoid()
+            with pyro.plate("words", words.shape[1], dim=-3 - self.dim):
+                topic = pyro.sample("topic", dist.Categorical(torch.stack([share, 1 - share], -1)))
+                value = words if self.dim == -2 else words.T
+                pyro.sample("word", dist.Categorical(logits=self.words[topic]), obs=value)
+
+    def guide(self, words):
+        loc = (words < 3).double().mean(1, keepdim=self.dim == -2)
+        with pyro.plate("data", len(words), dim=self.dim):
+            pyro.sample("share", dist.Normal(loc, 0.6))
+
+
+@pytest.mark.parametrize("dim", [-2, -1])
+@pytest.mark.parametrize("num_particles", [1, 3])
+def test_topics_are_an_explicit_sum_over_each_word(dim, num_particles):
+    case, words = Topics(dim), torch.randint(6, (5, 8))
+    terms = pv.Program.of(case).terms(words, 1, num_particles)
+    share = terms.latents["share"][0].value.reshape(num_particles, 5).sigmoid()
+    word = case.words.softmax(-1)[:, words]  # (topics, documents, words)
+    exact = (share[..., None] * word[0] + (1 - share[..., None]) * word[1]).log().sum(-1)
+    torch.testing.assert_close(terms.log_likelihood()[0], exact, **EXACT)
+    q = pv.Program.of(case).joint(words).discrete_posteriors(num_particles=num_particles)["topic"]
+    assert q.shape == (num_particles, 5, 8, 2)
+    torch.testing.assert_close(q.sum(-1), torch.ones_like(q[..., 0]), **EXACT)
+    torch.manual_seed(8)
+    drawn = pv.refine(case, words, pv.HMC(steps=200, warmup=100, num_leapfrog=3))
+    assert drawn.mean.shape == (5,) and drawn.mixed.all()
+
+
+class Semi(nn.Module):
+    """Labels that are observed, or summed out where they are not (model M2)."""
+
+    def __init__(self, guided=False):
+        super().__init__()
+        self.guided = guided
+        self.decoder = nn.Linear(2 + 3, 4, dtype=torch.float64)
+        self.encoder = nn.Linear(4, 2, dtype=torch.float64)
+        self.classifier = nn.Linear(4, 3, dtype=torch.float64)
+
+    def model(self, x, y=None):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 2), 1.0).to_event(1))
+            prior = dist.OneHotCategorical(x.new_tensor([0.5, 0.3, 0.2]).expand(len(x), 3))
+            y = pyro.sample("y", prior, obs=y)
+            shape = torch.broadcast_shapes(z.shape[:-1], y.shape[:-1])
+            both = torch.cat([z.expand(*shape, 2), y.expand(*shape, 3)], -1)
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(both)).to_event(1), obs=x)
+
+    def guide(self, x, y=None):
+        with pyro.plate("data", len(x)):
+            if self.guided and y is None:
+                q = dist.OneHotCategorical(logits=self.classifier(x))
+                pyro.sample("y", q, infer={"enumerate": "parallel"})
+            pyro.sample("z", dist.Normal(self.encoder(x), 0.8).to_event(1))
+
+    def log_joint(self, x, z):
+        """``(labels, K, B)``."""
+        found = []
+        for label, weight in enumerate((0.5, 0.3, 0.2)):
+            y = torch.eye(3, dtype=torch.float64)[label].expand(*z.shape[:-1], 3)
+            logits = self.decoder(torch.cat([z, y], -1))
+            found.append(math.log(weight) + dist.Bernoulli(logits=logits).log_prob(x).sum(-1))
+        return torch.stack(found)
+
+
+PIXELS = (torch.rand(6, 4) < 0.5).double()
+
+
+@pytest.mark.parametrize("num_particles", [1, 4])
+def test_unlabelled_data_sum_over_labels(num_particles):
+    case = Semi()
+    program = pv.Program.of(case)
+    terms = program.terms({"x": PIXELS}, 1, num_particles)
+    z = terms.latents["z"][0].value.reshape(num_particles, 6, 2)
+    exact = case.log_joint(PIXELS, z)
+    torch.testing.assert_close(terms.log_likelihood()[0], exact.logsumexp(0), **EXACT)
+    labels = torch.eye(3, dtype=torch.float64)[torch.tensor([0, 1, 2, 0, 1, 2])]
+    known = program.terms({"x": PIXELS, "y": labels})
+    assert set(known.observed) == {"x", "y"} and set(known.log_p) == {"x", "y", "z"}
+    z = known.latents["z"][0].value[None]
+    of_label = case.log_joint(PIXELS, z)[labels.argmax(-1), 0, torch.arange(6)]
+    torch.testing.assert_close(known.log_likelihood()[0, 0], of_label, **EXACT)
+
+
+def test_a_label_that_the_guide_draws_is_sampled_without_bias():
+    """log p(x) by both guides, of equal weights' means (|z| < 5)."""
+    torch.manual_seed(9)
+    sampled, summed = Semi(guided=True), Semi()
+    summed.load_state_dict(sampled.state_dict())
+    one = pv.log_likelihood(sampled, {"x": PIXELS}, samples=20_000)
+    two = pv.log_likelihood(summed, {"x": PIXELS}, samples=20_000)
+    error = (1 / one.ess + 1 / two.ess).sqrt()
+    assert ((one.log_prob - two.log_prob) / error).abs().max() < 5.0
+    estimate = pv.elbo(sampled, {"x": PIXELS}, num_particles=20_000)
+    losses = [
+        TraceEnum_ELBO(max_plate_nesting=1).loss(sampled.model, sampled.guide, PIXELS)
+        for _ in range(400)
+    ]
+    stock = -torch.tensor(losses, dtype=torch.float64)
+    error = (stock.var() / 400 + 6 * 4.0 / 20_000).sqrt()
+    assert (estimate.sum() - stock.mean()).abs() < 5 * error
+
+
+class Dependent(nn.Module):
+    """Two latents of which one is the other's parent, and a third that knows neither."""
+
+    def model(self, x, y):
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Bernoulli(x.new_tensor(0.3)))
+            b = pyro.sample("b", dist.Categorical(A[a.long()]))
+            pyro.sample("x", dist.Normal(a + B[b], 1.0), obs=x)
+            c = pyro.sample("c", dist.Bernoulli(x.new_tensor(0.6)))
+            pyro.sample("y", dist.Normal(2 * c, 1.0), obs=y)
+
+    def guide(self, x, y):
+        pass
+
+
+A, B = real(2, 3).softmax(-1), real(3)
+
+
+def test_latents_that_depend_on_each_other_are_one_sum_and_others_another():
+    case, y = Dependent(), real(7)
+    terms = pv.Program.of(case).terms((X, y))
+    assert list(terms.log_p) == ["x (a, b summed out)", "y (c summed out)"]
+    parts = [
+        math.log((0.7, 0.3)[a]) + A[a, b].log() + dist.Normal(a + B[b], 1.0).log_prob(X)
+        for a in range(2)
+        for b in range(3)
+    ]
+    torch.testing.assert_close(
+        terms.log_p["x (a, b summed out)"][0, 0], torch.stack(parts).logsumexp(0), **EXACT
+    )
+    other = [math.log((0.4, 0.6)[c]) + dist.Normal(2.0 * c, 1.0).log_prob(y) for c in range(2)]
+    torch.testing.assert_close(
+        terms.log_p["y (c summed out)"][0, 0], torch.stack(other).logsumexp(0), **EXACT
+    )
+    found = pv.Program.of(case).joint((X, y)).discrete_posteriors()
+    b = torch.stack(parts).unflatten(0, (2, 3)).logsumexp(0).softmax(0).T
+    torch.testing.assert_close(found["b"][0], b, **EXACT)
+
+
+def coupled(x):
+    kind = pyro.sample("kind", dist.Categorical(x.new_tensor([0.4, 0.6])))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x * 0, 1.0))
+        pyro.sample("x", dist.Normal(z + kind, 1.0), obs=x)
+
+
+def local_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x / 2, 0.8))
+
+
+def test_a_global_latent_that_is_summed_out_couples_the_data():
+    program = pv.Program(coupled, local_guide)
+    torch.manual_seed(10)
+    stock = TraceEnum_ELBO(max_plate_nesting=1).loss(config_enumerate(coupled), local_guide, X)
+    torch.manual_seed(10)
+    assert pv.ELBO().loss(coupled, local_guide, X) == pytest.approx(stock, rel=1e-10)
+    torch.manual_seed(10)
+    assert pv.elbo(program, X).sum().item() == pytest.approx(-stock, rel=1e-10)
+    for verb in (pv.log_likelihood, pv.ais, pv.refine, pv.diagnose):
+        with pytest.raises(ProgramError, match="'kind'"):
+            verb(program, X)
+    with pytest.raises(ProgramError, match="'kind'"):
+        pv.elbo(program, X, batch_size=2)
+    with pytest.raises(ProgramError, match="'kind'"):
+        pv.IWAE(3).loss(coupled, local_guide, X)
+
+
+def test_a_latent_of_infinitely_many_values_is_not_left_out():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Poisson(x * 0 + 2.0))
+            pyro.sample("x", dist.Normal(k, 1.0), obs=x)
+
+    with pytest.raises(ProgramError, match=r"site 'k'.*Poisson has no finite support"):
+        pv.elbo(pv.Program(model, lambda x: None), X)
+
+
+class Weighed(Clustered):
+    """The same under one weight for all terms, or under two that no sum can bear."""
+
+    def __init__(self, weight=1.0, observed=1.0):
+        super().__init__()
+        self.weight, self.observed = weight, observed
+
+    def model(self, x):
+        with pyro.plate("data", len(x)), pyro.poutine.scale(scale=self.weight):
+            c = pyro.sample("c", dist.Categorical(x.new_tensor([0.2, 0.3, 0.5])))
+            z = pyro.sample("z", dist.Normal(self.centres[c], 1.0))
+            with pyro.poutine.scale(scale=self.observed):
+                pyro.sample("x", dist.Normal(z + self.shift[c], 0.8), obs=x)
+
+
+@pytest.mark.parametrize("weight", [0.3, torch.linspace(0.1, 2.0, 7, dtype=torch.float64)])
+def test_weights_of_a_whole_datum_stay_outside_its_sum(weight):
+    torch.manual_seed(11)
+    weighed = pv.Program.of(Weighed(weight)).terms(X, 1, 3)
+    torch.manual_seed(11)
+    plain = pv.Program.of(Weighed()).terms(X, 1, 3)
+    for name, value in plain.log_p.items():
+        torch.testing.assert_close(weighed.log_p[name], weight * value, **EXACT)
+    torch.manual_seed(12)
+    found = pv.log_likelihood(Weighed(weight), X, samples=4000)
+    exact = Weighed().exact(X).logsumexp(0).detach()
+    assert ((found.log_prob - exact).abs() * found.ess.sqrt()).max() < 5.0
+    with pytest.raises(ProgramError, match="different poutine"):
+        pv.elbo(Weighed(observed=0.5), X)
+
+
+def test_a_kl_weight_reaches_the_latent_and_not_the_sum():
+    program = pv.Program.of(Clustered())
+    torch.manual_seed(13)
+    plain = program.terms(X)
+    with program.running():
+        torch.manual_seed(13)
+        annealed = program.joint(X, beta=0.25).terms()
+    torch.testing.assert_close(annealed.kl("z"), 0.25 * plain.kl("z"), **EXACT)
+    torch.testing.assert_close(annealed.log_likelihood(), plain.log_likelihood(), **EXACT)
+
+
+class Narrow(Clustered):
+    """A model that takes no extra dimension: particles are tiled into the rows."""
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(x.new_tensor([0.2, 0.3, 0.5])))
+            z = pyro.sample("z", dist.Normal(self.centres[c], 1.0))
+            if z.shape != x.shape:
+                raise ValueError("one value per row")
+            pyro.sample("x", dist.Normal(z + self.shift[c], 0.8), obs=x)
+
+
+def test_tiled_particles_are_summed_alike():
+    torch.manual_seed(14)
+    tiled = pv.Program.of(Narrow())
+    terms = tiled.terms(X, 1, 3)
+    assert tiled.tiled(X)
+    z = terms.latents["z"][0].value.reshape(3, 7)
+    joint = Joint(Clustered().model, Clustered().guide, (X,))
+    log_p = joint.model_log_p({"z": z}, 3)
+    for name, value in log_p.items():
+        torch.testing.assert_close(terms.log_p[name][0], value, **EXACT)
+    found = tiled.joint(X).discrete_posteriors({"z": z}, 3)["c"]
+    torch.testing.assert_close(found, joint.discrete_posteriors({"z": z}, 3)["c"], **EXACT)

@@ -179,7 +179,11 @@ def other_rows(batch: Batch) -> Batch | None:
     if rows < 2:
         return None
     index = (rows - 1 - torch.arange(rows)) // 2
-    return map_batch(lambda leaf: leaf[index.to(leaf.device)], batch)
+
+    def pick(leaf: Tensor) -> Tensor:
+        return leaf[index.to(leaf.device)] if leaf.shape[:1] == (rows,) else leaf
+
+    return map_batch(pick, batch)
 
 
 def move(parameters: Sequence[nn.Parameter]) -> None:

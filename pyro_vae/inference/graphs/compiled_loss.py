@@ -32,6 +32,7 @@ from pyro_vae.inference.graphs.flat_inputs import (
     GraphLoss,
     as_tensors,
     dense_rows,
+    fixed_arguments,
     flat_weights,
     kind,
     leaves_of,
@@ -55,7 +56,8 @@ Loss = Callable[[Joint], Tensor]
 _FIRST_GAP = 400.0
 _WIDER = 8.0
 _RECOMPILED = 2  # graphs of a program that changes again and again are not compiled any more
-_MANY_SHAPES = 16  # that came once each: tracing them costs more than it saves
+# That came once each: tracing them costs more than it saves.
+_MANY_SHAPES, _MANY_VALUES = 16, 4
 
 
 class CompiledLoss:
@@ -187,16 +189,22 @@ class CompiledLoss:
         if self.reason is not None:
             return None
         weights = None if beta is None else as_tensors(beta, self.program.device)
+        try:
+            fixed = fixed_arguments(batch)
+            hash(fixed)
+        except (RuntimeError, TypeError) as error:
+            self.give_up(error)
+            return None
         batch = map_batch(dense_rows, batch)
         named = list(named_leaves(batch))
         # Lists, not generators, on the way of each step: half the price.
         rows = tuple([(name, x.shape, x.stride(), x.dtype, x.device) for name, x in named])
         free = tuple([parameter.requires_grad for parameter in self.trained])
-        key = (rows, kind(weights), size, self.program.training, free)
+        key = (rows, fixed, kind(weights), size, self.program.training, free)
         traced = self._graphs.get(key)
         if traced is None:
             try:
-                self._refuse_many_shapes()
+                self._refuse_many(key)
                 traced = self._graphs[key] = self._trace(Call(batch, weights, size))
             except Exception as error:  # whatever a user's program does to a tracer
                 self.give_up(error)
@@ -232,9 +240,14 @@ class CompiledLoss:
                     homes.append((home, name))
         return homes
 
-    def _refuse_many_shapes(self) -> None:
+    def _refuse_many(self, key: Any) -> None:
         """Refuse one more graph where those before were hardly used."""
-        once = [traced for traced in self._graphs.values() if traced.gap == 1.0]
+        once = [other for other, traced in self._graphs.items() if traced.gap == 1.0]
+        if sum(other[0] == key[0] for other in once) >= _MANY_VALUES:
+            raise RuntimeError(
+                "arguments that are no tensors are others at each batch; pass a number that "
+                "changes as a tensor"
+            )
         if len(once) >= _MANY_SHAPES:
             raise RuntimeError(
                 f"{len(once)} batches had a shape of their own; pad them to a few lengths"

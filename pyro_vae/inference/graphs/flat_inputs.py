@@ -1,10 +1,13 @@
 """What goes into a traced graph and comes out of it: batches, KL weights, gradients, their norm."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import Enum
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from pyro_vae.program.batch import Batch, named_leaves
 from pyro_vae.program.handlers import Beta
@@ -39,6 +42,38 @@ def normed(graph: Callable[..., tuple[Tensor, ...]]) -> FlatStep:
 def leaves_of(batch: Batch) -> list[Tensor]:
     """Return the tensors of a batch, in order."""
     return [leaf for _, leaf in named_leaves(batch)]
+
+
+def fixed_arguments(batch: Batch) -> Any:
+    """Return, hashable, the arguments of a batch that are no tensors: constants of a graph.
+
+    Raises:
+        RuntimeError: One holds tensors or arrays, which would stand still in a graph.
+    """
+    if isinstance(batch, Tensor):
+        return ()
+    if isinstance(batch, Mapping):
+        named: Iterable[tuple[str, Any]] = batch.items()
+    elif isinstance(batch, PackedSequence):
+        named = [("batch", batch)]
+    else:
+        named = enumerate(batch)  # type: ignore[assignment]
+    return tuple([(name, _fixed(leaf)) for name, leaf in named if not isinstance(leaf, Tensor)])
+
+
+def _fixed(value: Any, depth: int = 8) -> Any:
+    if isinstance(value, Tensor | np.ndarray | PackedSequence) or not depth:
+        raise RuntimeError(
+            f"an argument holds a {type(value).__name__}, which would stand still in a graph; pass "
+            "tensors as arguments of their own"
+        )
+    if isinstance(value, Mapping):
+        return tuple([(name, _fixed(entry, depth - 1)) for name, entry in value.items()])
+    if isinstance(value, list | tuple | set):
+        return type(value), tuple([_fixed(entry, depth - 1) for entry in value])
+    if hasattr(value, "__dict__") and not isinstance(value, Enum) and not callable(value):
+        return type(value), _fixed(vars(value), depth - 1)  # a namespace of settings
+    return type(value), value  # True is not 1
 
 
 def dense_rows(leaf: Tensor) -> Tensor:

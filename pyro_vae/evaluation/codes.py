@@ -24,7 +24,9 @@ from pyro_vae.program.passes import Pass, Verb
 from pyro_vae.program.program import Program
 
 _ROWS_PER_PASS = 1024
-_ENCODE = Verb("encode", local="there is nothing to encode: refine draws its global latents")
+_ENCODE = Verb(
+    "encode", local="there is nothing to encode: refine draws its global latents", summed=True
+)
 _RECONSTRUCT = Verb("reconstruct")
 _INTERPOLATE = Verb("interpolate", local="there are no codes to go between")
 
@@ -42,18 +44,35 @@ def encode(program: Any, data: Any, *, sample: bool = False) -> Values:
         sample: Draw in place of the mean (a distribution without a known mean is always drawn).
 
     Returns:
-        ``(N, *plates, *event)``; a dict by site where there are several local latents.
+        ``(N, *plates, *event)``; a dict by site where there are several local latents. Of a
+        discrete latent that the guide leaves out, :math:`p(y \mid x, z)` of each of its values at
+        the code of the others, ``(N, *plates, values)``, or a draw.
 
     Raises:
         DataError: Data that the program cannot take.
-        ProgramError: The program has no local latent.
+        ProgramError: The program has no local latent; or one outside the plate of the data is
+            summed out.
     """
     pieces = []
     with Program.of(program).passes(data, _ENCODE, rows=_ROWS_PER_PASS) as passes:
         for piece in passes:
             codes = _codes(piece, mean=not sample)
-            pieces.append(values_of(codes, latent_names(codes), len(piece), mean=not sample))
+            names = latent_names(codes)
+            pieces.append(values_of(codes, names, len(piece), mean=not sample))
+            if piece.sites.enumerated:
+                pieces[-1] |= _discrete(piece, codes, sample=sample)
     return join("encode", pieces)
+
+
+def _discrete(piece: Pass, codes: Trace, *, sample: bool) -> dict[str, Tensor]:
+    """Return what is known at given codes of the latents that the guide leaves out."""
+    if not sample:
+        found = piece.joint.posteriors_at(codes)
+        return {name: value[0] for name, value in found.items()}
+    complete = piece.joint.with_discrete(codes)
+    trace = poutine.trace(poutine.replay(piece.joint.model, trace=complete))
+    model = trace.get_trace(*piece.joint.args, **piece.joint.kwargs)
+    return values_of(model, list(piece.sites.enumerated), len(piece), mean=False)
 
 
 def reconstruct(program: Any, data: Any, *, mean: bool = True) -> Values:
@@ -62,7 +81,8 @@ def reconstruct(program: Any, data: Any, *, mean: bool = True) -> Values:
     .. math:: \hat x = \mathbb{E}[x \mid z], \quad z = \mathbb{E}_q[z \mid x]
 
     With ``mean=False`` both are drawn, z from q(z | x) and x from p(x | z). Of several observed
-    sites each is decoded at draws of those before it. Discrete latents are drawn in any case.
+    sites each is decoded at draws of those before it. Discrete latents are drawn in any case, those
+    that the guide leaves out from p(y | x, z).
 
     Arguments:
         program: Anything with ``.model`` and ``.guide``.
@@ -167,5 +187,7 @@ def _codes(piece: Pass, *, mean: bool) -> Trace:
 
 def decoded(piece: Pass, codes: Trace, *, mean: bool) -> dict[str, Tensor]:
     """Return the observed sites of the model at given latents, ``(B, *plates, *event)`` each."""
+    if piece.sites.enumerated:
+        codes = piece.joint.with_discrete(codes)
     # A replay, not a condition: conditioned sites count as observed, and would be drawn anew.
     return observed(piece, poutine.replay(piece.joint.model, trace=codes), mean=mean)

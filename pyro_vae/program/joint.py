@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.infer import config_enumerate, infer_discrete
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
@@ -147,7 +148,7 @@ class Joint:
     ) -> dict[str, Tensor]:
         r"""Return :math:`p(y \mid x, z)` of each discrete latent that the guide leaves out.
 
-        Other such latents are summed out of it. Weights and masks are as in ``densities``.
+        Other such latents are summed out of it. Weights are off, as in ``densities``.
 
         Arguments:
             values: The local latents of the guide, ``(K, B | event)``; None draws them.
@@ -161,13 +162,34 @@ class Joint:
             ProgramError: A latent stands outside the plate of the data.
         """
         if values is None:
-            model, _ = self.traces(num_particles)
-        else:
-            model = self._model_at(values, num_particles)
+            return self.posteriors_at(self.guide_trace(num_particles), num_particles)
+        placed = {name: self.placed(value) for name, value in values.items()}
+        return self.posteriors_at(self._as_trace(placed, num_particles), num_particles)
+
+    def posteriors_at(self, latents: Trace, num_particles: int = 1) -> dict[str, Tensor]:
+        """Return the same at the latents of a trace of the guide."""
+        model = self._run(
+            num_particles, lambda args, kwargs: self._score_model(latents, args, kwargs)
+        )
         found: dict[str, Tensor] = {}
         for group in groups_of(model):
             found |= group.posteriors(self._layout(num_particles))
         return found
+
+    def with_discrete(self, latents: Trace) -> Trace:
+        """Return latents of a trace of the guide with one draw, given them, of what it leaves out.
+
+        The draw is from :math:`p(y \\mid x, z)`, of all such latents together.
+        """
+        values = _latent_values(latents)
+        given = config_enumerate(poutine.condition(self.model, data=values))
+        drawn = infer_discrete(given, first_available_dim=-2 - self.num_plates, temperature=1)
+        trace = poutine.trace(drawn).get_trace(*self.args, **self.kwargs)
+        complete = latents.copy()
+        for name, site in sample_sites(prune_subsample_sites(trace)):
+            if not site["is_observed"]:
+                _put(complete, name, site["value"])
+        return complete
 
     def placed(self, value: Tensor) -> Tensor:
         """Return a latent's values ``(K, B | event)`` in Pyro's layout, to be scored at."""
@@ -256,7 +278,9 @@ class Joint:
         guide = poutine.trace(poutine.replay(self.guide, trace=model)).get_trace(*args, **kwargs)
         guide = prune_subsample_sites(guide)
         drawn = stack([read(model, guide, Layout(nesting(model, guide)))])
-        return drawn.log_q_total()[0, 0]
+        total: Any = drawn.log_q_total()
+        # Nothing is left to a guide whose latents are all summed out.
+        return total[0, 0] if isinstance(total, Tensor) else torch.zeros(drawn.batch_size)
 
     def traces(self, num_particles: int = 1) -> tuple[Trace, Trace]:
         """Return the traces ``(model, guide)`` of one draw, the model replayed at the guide's.
@@ -320,6 +344,14 @@ class Joint:
     def scored(self, model: Trace, guide: Trace, num_particles: int) -> Draw:
         """Read the log densities of a pair of traces of this joint."""
         return read(model, guide, self._layout(num_particles), self._size)
+
+
+def _latent_values(trace: Trace) -> dict[str, Tensor]:
+    return {
+        name: site["value"]
+        for name, site in sample_sites(trace)
+        if not site["is_observed"] and not site_is_subsample(site)
+    }
 
 
 def _put(trace: Trace, name: str, value: Tensor) -> None:

@@ -144,7 +144,7 @@ class LogJoint:
         r"""Return :math:`\log q(z \mid x) + \log |dz/du|`, ``(C, B)``."""
         self._require_plain_guide()
         values, jacobian = self._values(u)
-        return sum(self._joint.guide_log_q(self._placed(values), len(u)).values()) + jacobian
+        return sum(self._joint.guide_log_q(self.placed(values), len(u)).values()) + jacobian
 
     def draw_guide(self, chains: int) -> Tensor:
         """Draw ``(C, B | Z)`` from the guide, its auxiliary sites drawn along and left out."""
@@ -186,7 +186,8 @@ class LogJoint:
                 jacobian = jacobian + log_det.reshape(*u.shape[:-1], -1).sum(-1)
         return values, jacobian
 
-    def _placed(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def placed(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return latents ``(C, B | event)`` in Pyro's layout, as ``joint`` is asked at."""
         return {name: self._joint.placed(value) for name, value in values.items()}
 
     def _model(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -195,7 +196,7 @@ class LogJoint:
         key = (u._version, u.requires_grad and torch.is_grad_enabled())
         if self._model_at is None or self._model_at[0][0] is not u or self._model_at[0][1] != key:
             values, jacobian = self._values(u)
-            log_p = self._joint.model_log_p(self._placed(values), len(u))
+            log_p = self._joint.model_log_p(self.placed(values), len(u))
             self._model_at = ((u, key), log_p, jacobian)
         return self._model_at[1:]
 

@@ -35,6 +35,7 @@ class Verb:
         continuous: Whether local latents must be continuous; what to use where they are not.
         globals_: Why the verb takes no global latents, and what to do; empty where it takes them.
         simulates: Whether the data are no data, but inputs to simulate some for.
+        summed: Whether latents that are summed out count among those of a datum.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Verb:
     continuous: str = ""
     globals_: str = ""
     simulates: bool = False
+    summed: bool = False
 
     def require(self, sites: Sites) -> None:
         """Refuse a program that lacks what the verb needs.
@@ -55,7 +57,7 @@ class Verb:
                 f"{self.name}: site {sites.priorless[0]!r} has no prior (an autoencoder is no "
                 "generative model); use a VAE, or one of reconstruct, encode, interpolate"
             )
-        if self.local and not sites.local:
+        if self.local and not sites.local and not (self.summed and sites.enumerated):
             raise ProgramError(
                 f"{self.name}: the program has no local latent (none stands in the plate of the "
                 f"data); {self.local}"

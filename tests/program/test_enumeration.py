@@ -539,3 +539,85 @@ def test_tiled_particles_are_summed_alike():
         torch.testing.assert_close(terms.log_p[name][0], value, **EXACT)
     found = tiled.joint(X).discrete_posteriors({"z": z}, 3)["c"]
     torch.testing.assert_close(found, joint.discrete_posteriors({"z": z}, 3)["c"], **EXACT)
+
+
+@pytest.mark.parametrize("case", [Mixture(), Clustered()], ids=["alone", "under a latent"])
+def test_encode_has_the_probabilities_of_what_is_summed_out(case):
+    codes = pv.encode(case, X)
+    if isinstance(case, Mixture):
+        torch.testing.assert_close(codes, case.log_joint(X).softmax(0).T.detach(), **EXACT)
+        with pytest.raises(ProgramError, match=r"'c' is summed out.*pv.encode"):
+            pv.infer(case, X)
+        return
+    torch.testing.assert_close(codes["z"], (X / 2 + case.bias).detach(), **EXACT)
+    found = pv.Program.of(case).joint(X).discrete_posteriors({"z": codes["z"][None]})["c"]
+    torch.testing.assert_close(codes["c"], found[0], **EXACT)
+    assert pv.encode(case, X, sample=True)["c"].shape == (7,)
+
+
+def test_draws_of_what_is_summed_out_are_from_its_posterior():
+    """Frequencies of 4000 rows against the probabilities (|z| < 5), of a whole chain at once."""
+    x = X[:1].expand(4000)
+    case = Clustered()
+    torch.manual_seed(15)
+    joint = pv.Program.of(case).joint(x)
+    codes = joint.guide_trace(1)
+    codes.nodes["z"]["value"] = torch.full_like(x, 0.3)
+    with torch.no_grad():
+        drawn = joint.with_discrete(codes).nodes["c"]["value"]
+    exact = joint.discrete_posteriors({"z": torch.full_like(x[None], 0.3)})["c"][0, 0]
+    share = torch.stack([(drawn == k).double().mean() for k in range(3)])
+    assert ((share - exact) / (exact * (1 - exact) / 4000).sqrt()).abs().max() < 5.0
+
+    tones, (sound, lengths) = Tones(), music()
+    rows = torch.zeros(4000, dtype=torch.long)
+    batch = (sound[rows], lengths[rows])
+    drawn = pv.encode(tones, batch, sample=True)
+    exact = pv.Program.of(tones).joint((sound, lengths)).discrete_posteriors()
+    for name, value in drawn.items():
+        share = torch.stack([(value == k).double().mean() for k in range(3)])
+        wanted = exact[name][0, 0]
+        assert ((share - wanted) / (wanted * (1 - wanted) / 4000).sqrt()).abs().max() < 5.0
+    assert set(drawn) == {f"h_{t}" for t in range(5)}
+    pair = ((drawn["h_0"] == 1) & (drawn["h_1"] == 2)).double().mean()
+    start = tones.start.log_softmax(-1)[:, None] + tones.move.log_softmax(-1)
+    for t, dim in ((0, 0), (1, 1)):
+        log_p = dist.Bernoulli(logits=tones.emit).log_prob(sound[0, t]).sum(-1)
+        start = start + (log_p[:, None] if dim == 0 else log_p[None])
+    rest = torch.zeros(3, dtype=torch.float64)
+    for t in (4, 3, 2):
+        log_p = dist.Bernoulli(logits=tones.emit).log_prob(sound[0, t]).sum(-1)
+        rest = (tones.move.log_softmax(-1) + log_p + rest).logsumexp(-1)
+    p = (start + rest[None]).flatten().softmax(0)[1 * 3 + 2].item()
+    assert abs(pair - p) / (p * (1 - p) / 4000) ** 0.5 < 5.0
+
+
+def test_a_reconstruction_knows_the_component_of_its_datum():
+    """Two components far apart: a draw from the prior would be the other one half of the time."""
+    mixture = Mixture()
+    with torch.no_grad():
+        mixture.centres.copy_(torch.tensor([-50.0, 0.0, 50.0]))
+    x = torch.tensor([-50.0, 50.0, 0.0] * 20, dtype=torch.float64)
+    torch.testing.assert_close(pv.reconstruct(mixture, x), x, **EXACT)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [pv.HMCRefined(2), pv.FreeBits(0.1, per="site"), pv.TargetKL(1.0), pv.VIMCO(3)],
+    ids=lambda objective: type(objective).__name__,
+)
+@pytest.mark.parametrize("case", ["Clustered", "Tones"])
+def test_other_objectives_train_beside_a_sum(case, objective):
+    program, data = (Clustered(), X) if case == "Clustered" else (Tones(own=True), music())
+    before = [p.detach().clone() for p in program.parameters()]
+    run = pv.fit(program, data, objective=objective, epochs=2, progress=False)
+    assert math.isfinite(run.history["loss"][-1])
+    assert all(not torch.equal(a, b) for a, b in zip(before, program.parameters(), strict=True))
+
+
+def test_wake_sleep_trains_a_model_whose_latents_are_all_summed_out():
+    mixture = Mixture()
+    exact = mixture.log_joint(X).logsumexp(0).mean().item()
+    objective = pv.ReweightedWakeSleep(3, sleep=1.0)
+    run = pv.fit(mixture, X, objective=objective, epochs=1, batch_size=7, progress=False)
+    assert run.history["loss"][0] == pytest.approx(-exact, rel=1e-8)

@@ -177,7 +177,7 @@ class HMCRefined(nn.Module):
             self.chains.index_copy_(1, rows, refined)
             self.started.index_fill_(0, rows, True)
         # Latents are constants here: what is left is the gradient in the model's parameters.
-        values = densities.unpack(refined.clone())
+        values = densities.placed(densities.unpack(refined.clone()))
         log_p: Any = sum(joint.model_log_p(values, self.num_particles).values())
         surrogate = _guide_part(terms, leaves) + with_prior(log_p.mean(), terms)
         return -(value + surrogate - surrogate.detach())

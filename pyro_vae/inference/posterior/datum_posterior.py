@@ -145,6 +145,11 @@ class Amortised(PassPosterior):
                 "infer: the program has plates nested in 'data'; give its latents an event "
                 "dimension in place of the plate (.to_event)"
             )
+        if program.sites.enumerated and not program.sites.local:
+            raise ProgramError(
+                f"infer: site {program.sites.enumerated[0]!r} is summed out, and the guide draws "
+                "no latent of a datum; pv.encode has the probabilities of its values"
+            )
         _, guide = program.look(map_batch(lambda leaf: leaf[:1], batch))
         drawn = dict(sample_sites(guide))
         self._events = {name: drawn[name]["fn"].event_shape for name in program.sites.local}

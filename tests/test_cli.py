@@ -107,7 +107,7 @@ def test_a_run_from_training_to_pictures(capsys, tmp_path):
     assert train("--out", "run", "--objective", "iwae", "--num_particles", "2") == 0
     run = tmp_path / "run"
     names = {path.name for path in run.iterdir()}
-    expected = {"config.json", "train.json", "history.csv", "program.json", "curves.png"}
+    expected = {"config.json", "train.json", "history.csv", "program.safetensors", "curves.png"}
     assert expected <= names and "tensorboard" in names
     assert "run folder: run" in capsys.readouterr().out
 
@@ -140,9 +140,9 @@ def test_a_run_from_training_to_pictures(capsys, tmp_path):
     assert "unit   0" in said and " ".join(found["verdict"].split()) in " ".join(said.split())
     assert (run / "diagnosis.png").read_bytes().startswith(b"\x89PNG")
     # A folder that holds a run is never trained over, unless asked to go on.
-    before = (run / "program.json").read_bytes()
+    before = (run / "program.safetensors").read_bytes()
     assert "another run" in complaint(capsys, ["train", *SMALL, "--out", "run"])
-    assert (run / "program.json").read_bytes() == before
+    assert (run / "program.safetensors").read_bytes() == before
 
 
 def test_resume_ends_where_an_unbroken_run_does(capsys, tmp_path):
@@ -177,7 +177,7 @@ def test_convolutions_and_the_autoencoder(capsys, tmp_path):
     assert train("--network", "conv", "--out", "conv") == 0
     assert cli.main(["evaluate", "conv", "--rows", "9", "--samples", "2"]) == 0
     assert train("--model", "Autoencoder") == 0
-    assert (tmp_path / "runs" / "autoencoder-digits" / "program.json").exists()
+    assert (tmp_path / "runs" / "autoencoder-digits" / "program.safetensors").exists()
     capsys.readouterr()
     assert cli.main(["evaluate", "runs/autoencoder-digits", "--progress", "false"]) == 2
     assert "prior" in capsys.readouterr().err

@@ -40,4 +40,4 @@ def test_a_block_runs(number: int, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     if number == 0:
         assert "LogLikelihood(mean=-1" in done.stdout  # a number of nats that a VAE can have
-        assert (tmp_path / "runs" / "digits" / "program.json").exists()
+        assert (tmp_path / "runs" / "digits" / "program.safetensors").exists()

@@ -71,7 +71,7 @@ def demo(
     say(f"\n{folder} holds, after {time.perf_counter() - start:.0f} seconds:")
     say(f"  pictures         {', '.join(drawn)}")
     say("  numbers          history.csv, evaluation.json, tensorboard/")
-    say("  the model        config.json, program.json and its weights")
+    say("  the model        config.json and program.safetensors")
     say("\nNext:")
     say(f'  python -c "import pyro_vae as pv; print(pv.load({str(folder)!r}))"')
     say(f"  pyro-vae generate {folder} -n 100")

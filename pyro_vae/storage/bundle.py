@@ -1,20 +1,23 @@
-"""The one file format of the library: tensors in safetensors, everything else in JSON.
+"""The one file format of the library: a safetensors file whose metadata hold JSON and a hash.
 
-A *bundle* called ``model`` is two files of one folder::
+A *bundle* called ``model`` is the file ``model.safetensors``. Any safetensors reader opens it; its
+``__metadata__`` are::
 
-    model-3f2a90c17be4.safetensors     tensors, named by the first 12 digits of their SHA-256
-    model.json                         format version, the name, size and hash above, meta, own hash
+    format     "pyro_vae bundle"
+    version    "1"
+    meta       JSON: everything that is no tensor
+    sha256     of the whole file, with 64 zeros in this place
 
-The JSON is written last and replaced in one step, so it always names a complete tensor file: a
-process that is killed, or a disk that fills, leaves the previous pair. Nothing is unpickled.
-One writer per bundle; any number of readers.
+It is replaced in one step: a process that is killed, or a disk that fills, leaves the previous
+file. Nothing is unpickled. Any number of readers and writers: a reader finds one writer's file.
 """
 
-import contextlib
 import hashlib
+import json
 import os
 import re
 import stat
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,21 +29,32 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from pyro_vae.errors import CheckpointError, DeviceError
-from pyro_vae.storage.atomic import atomic_write_bytes, atomic_write_text
-from pyro_vae.storage.sealing import FORMAT, RESTORE, VERSION, seal, unseal
+from pyro_vae.storage.atomic import atomic_write_bytes, remove_leftovers
 
-__all__ = [
-    "MAX_JSON_BYTES",
-    "atomic_write_bytes",
-    "atomic_write_text",
-    "check_state",
-    "read_bundle",
-    "write_bundle",
-]
+__all__ = ["bundle_path", "check_state", "read_bundle", "serialise", "write_bundle"]
 
-MAX_JSON_BYTES = 2**28
+FORMAT = "pyro_vae bundle"
+VERSION = 1
+RESTORE = "restore the file from a copy, or load an older checkpoint"
+MAX_HEADER_BYTES = 10**8  # safetensors' own limit
+MAX_DEPTH = 32  # of lists and dicts in the JSON
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+# Quotes inside a JSON string are escaped: outside the metadata's own entry this cannot occur.
+_SEAL = re.compile(rb'"sha256":"([0-9a-f]{64})"')
+_BLANK = b"0" * 64
+
+
+def bundle_path(folder: str | os.PathLike[str], name: str) -> Path:
+    """Return the file of a bundle.
+
+    Raises:
+        CheckpointError: A name with other characters than letters, digits, ``.``, ``_``, ``-``.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise CheckpointError(
+            f"{name!r} cannot name a bundle; use letters, digits, '.', '_' and '-'"
+        )
+    return Path(folder) / f"{name}.safetensors"
 
 
 def write_bundle(
@@ -50,8 +64,9 @@ def write_bundle(
     meta: dict[str, Any],
     *,
     allow_nonfinite: bool = False,
+    previous: str | None = None,
 ) -> None:
-    """Write tensors and JSON-able ``meta`` so that a crash at any point leaves the last good pair.
+    """Write tensors and JSON-able ``meta`` so that a crash at any point leaves the last good file.
 
     Tied, strided, conjugated and device tensors are copied; the caller's are not changed.
 
@@ -61,37 +76,43 @@ def write_bundle(
         tensors: dense tensors of any shape, by name; each is written whole.
         meta: what JSON can hold, with string keys (tuples come back as lists, NaN is refused).
         allow_nonfinite: write NaN and infinite values too.
+        previous: the name under which the file before this one is kept; None replaces it.
 
     Raises:
         CheckpointError: for a value that the format cannot hold, before anything is written.
-        OSError: disk full, no permission; the old pair is intact and no temporary file is left.
+        OSError: disk full, no permission; the old file is intact and no temporary file is left.
     """
-    folder = Path(folder)
-    _check_name(name)
-    payload = _serialise(tensors, f"{folder / name}", allow_nonfinite)
-    digest = hashlib.sha256(payload).hexdigest()
-    file = _tensor_file(name, digest)
-    body = {
-        "format": FORMAT,
-        "version": VERSION,
-        "tensors": {"file": file, "bytes": len(payload), "sha256": digest},
-        "meta": meta,
-    }
+    path = bundle_path(folder, name)
+    older = None if previous is None else bundle_path(folder, previous)
+    data = serialise(tensors, meta, str(path), allow_nonfinite=allow_nonfinite)
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        text = seal(body)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{folder / name}.json: meta is not plain JSON ({error}); "
-            "keep finite numbers, strings, lists and dicts in it"
-        ) from None
-    if not isinstance(meta, dict) or not _string_keys(meta):
-        raise CheckpointError(f"{folder / name}.json: meta must be a dict with string keys only")
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        atomic_write_bytes(folder / file, payload)
-        atomic_write_bytes(folder / f"{name}.json", text.encode())
+        atomic_write_bytes(path, data, previous=older)
     finally:
-        _sweep(folder, name)
+        remove_leftovers(path)
+
+
+def serialise(
+    tensors: Mapping[str, Tensor], meta: Any, where: str, *, allow_nonfinite: bool = False
+) -> bytes:
+    """Return the bytes of a bundle.
+
+    Raises:
+        CheckpointError: for a value that the format cannot hold, beginning with ``where``.
+    """
+    text = _render(meta, where)
+    dense = _dense(tensors, where)
+    if not allow_nonfinite:
+        _check_finite(dense, where)
+    try:
+        plain = memoryview(safetensors.torch.save(dense))
+    except (SafetensorError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{where}: safetensors cannot hold this ({error})") from None
+    data = _with_metadata(plain, {"format": FORMAT, "version": str(VERSION), "meta": text})
+    seal = _SEAL.search(data)
+    assert seal is not None  # it was just put there
+    digest = hashlib.sha256(data).hexdigest().encode()
+    return data[: seal.start(1)] + digest + data[seal.end(1) :]
 
 
 def read_bundle(
@@ -115,30 +136,20 @@ def read_bundle(
         CheckpointError: one line with the file, what is wrong with it, and what to do.
         DeviceError: the device cannot be used.
     """
-    folder = Path(folder)
-    _check_name(name)
-    path = folder / f"{name}.json"
-    text = _read_bytes(path, MAX_JSON_BYTES)
-    while True:
-        body = unseal(path, text)
-        entry = _tensor_entry(path, name, body)
-        try:
-            tensors = _read_tensors(folder / entry["file"], entry)
-            break
-        except CheckpointError:
-            # A writer may have replaced the pair between the two reads: then the JSON has changed.
-            again = _read_bytes(path, MAX_JSON_BYTES)
-            if again == text:
-                raise
-            text = again
-    if not allow_nonfinite:
-        _check_finite(tensors, str(folder / entry["file"]))
+    path = bundle_path(folder, name)
+    data = _read_bytes(path)
+    meta = _read_meta(path, data)
     try:
-        return {key: value.to(device) for key, value in tensors.items()}, body["meta"]
+        tensors = safetensors.torch.load(data)
+    except Exception as error:  # whatever hostile bytes provoke, it is this file's fault
+        raise _damaged(path, f"not a safetensors file ({_first_line(error)})") from None
+    if not allow_nonfinite:
+        _check_finite(tensors, str(path))
+    try:
+        return {key: value.to(device) for key, value in tensors.items()}, meta
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
         raise DeviceError(
-            f"{path}: cannot be moved to device {device} ({reason}); use device='cpu'"
+            f"{path}: cannot be moved to device {device} ({_first_line(error)}); use device='cpu'"
         ) from None
 
 
@@ -168,26 +179,119 @@ def check_state(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], where
         )
 
 
-def _sweep(folder: Path, name: str) -> None:
-    """Remove the tensor and temporary files of this name that the JSON on disk does not name."""
-    path = folder / f"{name}.json"
+# -- the JSON and its hash -------------------------------------------------------------------------
+
+
+def _render(meta: Any, where: str) -> str:
     try:
-        keep = _tensor_entry(path, name, unseal(path, _read_bytes(path, MAX_JSON_BYTES)))["file"]
-    except CheckpointError:
-        if os.path.lexists(path):
-            return  # damaged: whatever it named may still be rescued by hand
-        keep = None
-    tensor_file = re.escape(name) + r"-[0-9a-f]{12}\.safetensors"
-    temporary = rf"\.(?:{tensor_file}|{re.escape(name)}\.json)\.[0-9a-f]{{8}}\.tmp"
-    stale = re.compile(f"{tensor_file}|{temporary}")
-    # What cannot be removed does no harm, and must not hide the error that is under way.
-    with contextlib.suppress(OSError):
-        for file in os.listdir(folder):
-            if file != keep and stale.fullmatch(file):
-                (folder / file).unlink()
+        text = json.dumps(meta, ensure_ascii=False, allow_nan=False)
+        text.encode()  # a lone surrogate has no UTF-8: fail here, as a ValueError
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{where}: meta is not plain JSON ({error}); "
+            "keep finite numbers, strings, lists and dicts in it"
+        ) from None
+    if not isinstance(meta, dict) or not _string_keys(meta):
+        raise CheckpointError(f"{where}: meta must be a dict with string keys only")
+    if _depth(meta) > MAX_DEPTH:
+        raise CheckpointError(f"{where}: meta is nested deeper than {MAX_DEPTH}; make it flatter")
+    return text
 
 
-def _serialise(tensors: Mapping[str, Tensor], where: str, allow_nonfinite: bool) -> bytes:
+def _with_metadata(plain: memoryview, metadata: dict[str, str]) -> bytes:
+    """Return a safetensors file with metadata and a blank seal, in an order that is always one."""
+    # By hand: safetensors writes the entries in another order each time.
+    length = struct.unpack("<Q", plain[:8])[0]
+    tensors = bytes(plain[8 : 8 + length]).strip()[1:]  # less the opening brace
+    entries = json.dumps({**metadata, "sha256": _BLANK.decode()}, separators=(",", ":"))
+    comma = b"" if tensors == b"}" else b","
+    header = b'{"__metadata__":' + entries.encode() + comma + tensors
+    header += b" " * (-len(header) % 8)  # the tensors stay aligned
+    return b"".join((struct.pack("<Q", len(header)), header, plain[8 + length :]))
+
+
+def _read_meta(path: Path, data: bytes) -> dict[str, Any]:
+    """Check the hash of a whole file, and return its JSON."""
+    length = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 0
+    if not 0 < length <= min(len(data) - 8, MAX_HEADER_BYTES):
+        raise _damaged(path, f"not a safetensors file, or truncated ({len(data)} bytes)")
+    header = _parse(path, data[8 : 8 + length]).get("__metadata__")
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not a file of this library (no 'format': {FORMAT!r})")
+    version = header.get("version")
+    if version != str(VERSION):
+        raise CheckpointError(
+            f"{path}: format version {version!r}, this pyro_vae reads {VERSION}; update it, or "
+            f"{RESTORE}"
+        )
+    seal = _SEAL.search(data, 8, 8 + length)
+    if seal is None or seal[1] != str(header.get("sha256")).encode():
+        raise _damaged(path, "it has no SHA-256")
+    view, hashed = memoryview(data), hashlib.sha256()
+    for piece in (view[: seal.start(1)], _BLANK, view[seal.end(1) :]):
+        hashed.update(piece)
+    if hashed.hexdigest().encode() != seal[1]:
+        raise _damaged(path, "SHA-256 mismatch, the file was changed or cut off")
+    meta = _parse(path, str(header.get("meta")).encode())
+    if _depth(meta) > MAX_DEPTH:
+        raise _damaged(path, f"its JSON is nested deeper than {MAX_DEPTH}")
+    return meta
+
+
+def _parse(path: Path, text: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(
+            text.decode(), object_pairs_hook=_no_duplicates, parse_constant=_no_constant
+        )
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"not valid JSON ({_first_line(error)})") from None
+    if not isinstance(found, dict):
+        raise _damaged(path, "its JSON is no object")
+    return found
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key is given twice")
+    return result
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _depth(value: Any) -> int:
+    """Return how deeply lists and dicts are nested."""
+    depth, level = 0, [value]
+    while level := [each for each in level if isinstance(each, dict | list | tuple)]:
+        depth += 1
+        level = [
+            inner for each in level for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+    return depth
+
+
+def _string_keys(value: Any) -> bool:
+    """Say whether all keys are strings: JSON would write the key 1 as "1", silently."""
+    if isinstance(value, dict):
+        return all(isinstance(k, str) and _string_keys(v) for k, v in value.items())
+    return not isinstance(value, list | tuple) or all(map(_string_keys, value))
+
+
+def _damaged(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"{path}: {what}; {RESTORE}")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+# -- the tensors -----------------------------------------------------------------------------------
+
+
+def _dense(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Return plain copies of tensors, each with memory of its own, on the CPU."""
     dense: dict[str, Tensor] = {}
     seen: set[int] = set()
     for key, value in tensors.items():
@@ -208,12 +312,7 @@ def _serialise(tensors: Mapping[str, Tensor], where: str, allow_nonfinite: bool)
         storage = plain.untyped_storage().data_ptr()
         dense[key] = plain.clone() if storage in seen else plain  # tied: each name has its own copy
         seen.add(storage)
-    if not allow_nonfinite:
-        _check_finite(dense, where)
-    try:
-        return safetensors.torch.save(dense)
-    except (SafetensorError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{where}: safetensors cannot hold this ({error})") from None
+    return dense
 
 
 def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
@@ -230,65 +329,6 @@ def _is_finite(value: Tensor) -> bool:
     if value.element_size() == 1:  # the 8-bit floats have no `isfinite`
         value = value.float()
     return bool(torch.isfinite(value).all())
-
-
-def _read_tensors(path: Path, entry: Mapping[str, Any]) -> dict[str, Tensor]:
-    payload = _read_bytes(path, entry["bytes"])
-    if len(payload) != entry["bytes"]:
-        raise CheckpointError(
-            f"{path}: {len(payload)} bytes, expected {entry['bytes']}: truncated; {RESTORE}"
-        )
-    if hashlib.sha256(payload).hexdigest() != entry["sha256"]:
-        raise CheckpointError(f"{path}: SHA-256 mismatch, the file was changed; {RESTORE}")
-    try:
-        return safetensors.torch.load(payload)
-    except Exception as error:  # whatever hostile bytes provoke, it is this file's fault
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path}: not a safetensors file ({reason}); {RESTORE}") from None
-
-
-def _read_bytes(path: Path, limit: int) -> bytes:
-    """Read a regular file of at most ``limit`` bytes; a FIFO or device is not opened."""
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise CheckpointError(f"{path}: not a regular file; give the folder of a checkpoint")
-        if status.st_size > limit:
-            raise CheckpointError(
-                f"{path}: {status.st_size} bytes, expected at most {limit}; {RESTORE}"
-            )
-        with open(path, "rb") as stream:
-            return stream.read(limit + 1)
-    except CheckpointError:
-        raise
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; check the folder and the name") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"{path}: cannot be read ({reason}); check the path") from None
-
-
-def _tensor_entry(path: Path, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the checked record of the tensor file: only the name that its hash gives it."""
-    entry = body.get("tensors")
-    if isinstance(entry, dict) and isinstance(body.get("meta"), dict):
-        digest, size = entry.get("sha256"), entry.get("bytes")
-        sane = isinstance(digest, str) and _DIGEST.fullmatch(digest) is not None
-        if sane and type(size) is int and 0 <= size < 2**63:
-            if entry.get("file") == _tensor_file(name, str(digest)):
-                return entry
-            raise CheckpointError(
-                f"{path}: names the tensor file {entry.get('file')!r}, "
-                f"expected {_tensor_file(name, str(digest))!r}; {RESTORE}"
-            )
-    raise CheckpointError(f"{path}: 'tensors' or 'meta' is malformed; {RESTORE}")
-
-
-def _string_keys(value: Any) -> bool:
-    """Say whether all keys are strings: JSON would write the key 1 as "1", silently."""
-    if isinstance(value, dict):
-        return all(isinstance(k, str) and _string_keys(v) for k, v in value.items())
-    return not isinstance(value, list | tuple) or all(map(_string_keys, value))
 
 
 def _misfits(expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> Iterator[str]:
@@ -310,12 +350,30 @@ def _kind(value: Tensor) -> str:
     return "float" if value.is_floating_point() else "integer"
 
 
-def _tensor_file(name: str, digest: str) -> str:
-    return f"{name}-{digest[:12]}.safetensors"
+# -- the file --------------------------------------------------------------------------------------
 
 
-def _check_name(name: str) -> None:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise CheckpointError(
-            f"{name!r} cannot name a bundle; use letters, digits, '.', '_' and '-'"
+def _read_bytes(path: Path) -> bytes:
+    """Read a regular file, as large as it says it is; a FIFO or device is not opened."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise CheckpointError(f"{path}: not a regular file; give the folder of a checkpoint")
+        with open(path, "rb") as stream:
+            # The size of the file that was opened: another may have taken its place since.
+            return stream.read(os.fstat(stream.fileno()).st_size + 1)
+    except CheckpointError:
+        raise
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: {_why_absent(path)}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{path}: cannot be read ({reason}); check the path") from None
+
+
+def _why_absent(path: Path) -> str:
+    if path.with_suffix(".json").exists():
+        return (
+            f"no such file; {path.stem}.json beside it is of a development version, which wrote "
+            "two files; load it with that version, and train or save it again with this one"
         )
+    return "no such file; check the folder and the name"

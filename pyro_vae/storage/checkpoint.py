@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.errors import CheckpointError, ConfigError
-from pyro_vae.storage.bundle import check_state, read_bundle, write_bundle
+from pyro_vae.storage.bundle import bundle_path, check_state, read_bundle, write_bundle
 
 NAME = "checkpoint"
 
@@ -78,7 +78,7 @@ def read_checkpoint(
         ConfigError: Another run's settings; nothing is changed then.
     """
     tensors, meta = read_bundle(folder, NAME, allow_nonfinite=True)
-    where = str(folder / NAME)
+    where = str(bundle_path(folder, NAME))
     states = {name: _part(tensors, f"{name}.") for name in modules}
     check_state(modules["program"].state_dict(), states["program"], where)
     _check_settings(settings, meta.get("settings", {}), where)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pyro_vae.storage.bundle import atomic_write_text
+from pyro_vae.storage.atomic import atomic_write_text
 
 
 class History:

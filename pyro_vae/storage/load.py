@@ -1,7 +1,6 @@
 """Reading a saved program back."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from pyro_vae import models
 from pyro_vae.device import resolve_device
 from pyro_vae.errors import CheckpointError
 from pyro_vae.program.program import Program
-from pyro_vae.storage.bundle import check_state, read_bundle
+from pyro_vae.storage.bundle import bundle_path, check_state, read_bundle
 from pyro_vae.storage.save import NAME
 
 
@@ -32,7 +31,7 @@ def load(
         CheckpointError: Missing, damaged or foreign files, or weights that do not fit ``into``,
             which is unchanged then.
     """
-    where = f"{Path(folder) / NAME}.json"
+    where = str(bundle_path(folder, NAME))
     if into is None:
         home = resolve_device(device)
         tensors, meta = read_bundle(folder, NAME, home)

@@ -12,7 +12,8 @@ import torch
 from pyro_vae._version import __version__
 from pyro_vae.errors import ConfigError
 from pyro_vae.program.program import Program
-from pyro_vae.storage.bundle import atomic_write_text
+from pyro_vae.storage.atomic import atomic_write_text
+from pyro_vae.storage.bundle import bundle_path
 from pyro_vae.storage.checkpoint import NAME
 from pyro_vae.storage.history import History
 from pyro_vae.storage.save import NAME as PROGRAM
@@ -45,7 +46,7 @@ class RunFolder:
                 f"out: {folder} holds another run; choose a new folder, or pass resume=True"
             )
         found = cls(folder)
-        if resume and not found.has_checkpoint and (folder / f"{PROGRAM}.json").exists():
+        if resume and not found.has_checkpoint and bundle_path(folder, PROGRAM).exists():
             raise ConfigError(
                 f"resume: {folder} holds a trained program and no checkpoint to go on from; choose "
                 "a new folder (pv.load reads the program)"
@@ -55,7 +56,7 @@ class RunFolder:
     @property
     def has_checkpoint(self) -> bool:
         """Whether there is a checkpoint to resume from."""
-        return (self.path / f"{NAME}.json").exists()
+        return bundle_path(self.path, NAME).exists()
 
     def write_config(self, program: Program, settings: dict[str, Any]) -> None:
         """Make the folder and write what was run: program, settings, versions."""

@@ -15,7 +15,7 @@ NAME = "program"
 
 
 def save(program: Any, folder: str | os.PathLike[str]) -> Path:
-    """Write a program's weights (safetensors) and configuration (JSON, with their SHA-256).
+    """Write a program's weights and configuration into one safetensors file, with its SHA-256.
 
     Arguments:
         program: Anything with ``.model`` and ``.guide``.

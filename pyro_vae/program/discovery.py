@@ -26,6 +26,7 @@ class Discovery:
         self._own = own
         self._watch = Watch()
         self._depended: set[int] = set()  # tensors that the densities depend on
+        self._before = {id(parameter) for parameter in own.parameters()}
 
     @staticmethod
     @contextmanager
@@ -121,6 +122,7 @@ class Discovery:
             _warn_of_others(announced, store)
         own.freeze(self._watch.hidden, self._watch.stated)
         own.fresh = False
+        own.version += {id(parameter) for parameter in own.parameters()} != self._before
 
     def _take_over(self, announced: Mapping[str, Tensor], values: set[str]) -> None:
         """Copy what the given store holds for the weights of modules."""

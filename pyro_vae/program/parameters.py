@@ -42,6 +42,7 @@ class Parameters:
         self.values = nn.ParameterDict()  # unconstrained
         self.home: torch.device | None = None  # where new values are made
         self.fresh = True  # the functions have not run
+        self.version = 0  # one more whenever a run has found new parameters
         self.store = dict(store or {})  # what no statement has asked for yet
         self.watch: Watch | None = None  # while it is found out what the functions use
         self.frozen: dict[int, Tensor] = {}  # a ``poutine.block`` hides them wherever they occur

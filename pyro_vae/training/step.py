@@ -59,6 +59,8 @@ class Stepper:
     ) -> None:
         self.program = program
         keep_freed_memory(program.device)
+        self._objective = objective
+        self._version = program.own.version
         self.updates: Sequence[Update] = objective.updates(program)
         # Those that require no gradient now too: a callback may thaw them.
         hidden = program.own.frozen
@@ -77,14 +79,7 @@ class Stepper:
         self.reduce = reduce
         # With several updates, one must not leave gradients on another's parameters.
         self._alone = len(self.updates) == 1
-        own = [objective] if isinstance(objective, nn.Module) else []
-        self._homes = [
-            (part, name)
-            for module in (program, *own)
-            for part in module.modules()
-            for name, buffer in part._buffers.items()
-            if buffer is not None
-        ]
+        self._homes = self._find_buffers()
         compile = check_mode(compile)
         mode = False if compile == "auto" and steps < _WORTH_TRACING else compile
         self._compiled = [
@@ -100,15 +95,44 @@ class Stepper:
             else None
             for u, p in zip(self.updates, self.trained, strict=True)
         ]
-        alone = clip_norm is None and reduce is None
-        pairs = zip(self.optimisers, self.trained, strict=True)
-        self._direct = [alone and _takes(optimiser, own) for optimiser, own in pairs]
+        self._direct = self._find_direct()
         self._latest: dict[int, tuple[Traced, list[Tensor]]] = {}
         self._deferred = program.device.type == "cuda" and all(
             getattr(optimiser, "_step_supports_amp_scaling", False) for optimiser in self.optimisers
         )
         self._broken: Tensor | None = None  # on the device: 1 once an update was not finite
         self._unchecked = 0
+
+    def _find_buffers(self) -> list[tuple[nn.Module, str]]:
+        own = [self._objective] if isinstance(self._objective, nn.Module) else []
+        return [
+            (part, name)
+            for module in (self.program, *own)
+            for part in module.modules()
+            for name, buffer in part._buffers.items()
+            if buffer is not None
+        ]
+
+    def _find_direct(self) -> list[bool]:
+        """Return which optimisers may be given a graph's gradients."""
+        alone = self.clip_norm is None and self.reduce is None
+        pairs = zip(self.optimisers, self.trained, strict=True)
+        return [alone and _takes(optimiser, own) for optimiser, own in pairs]
+
+    def _grow(self) -> None:
+        """Train the parameters that a batch of another structure has brought, as stock SVI does."""
+        self._version = self.program.own.version
+        hidden = self.program.own.frozen
+        for index, update in enumerate(self._objective.updates(self.program)):
+            known = {id(parameter) for parameter in self.trained[index]} | hidden.keys()
+            new = [parameter for parameter in update.parameters if id(parameter) not in known]
+            self.trained[index] += new
+            self.optimisers[index].param_groups[0]["params"] += new
+            compiled = self._compiled[index]
+            if compiled is not None:
+                compiled.trained += new
+        self._homes = self._find_buffers()
+        self._direct = self._find_direct()
 
     def _groups(self) -> list[tuple[dict[str, Any], Any]]:
         """Return all parameter groups, each with its first learning rate."""
@@ -198,6 +222,9 @@ class Stepper:
     def _update(self, index: int, batch: Batch, beta: Beta | None) -> Tensor:
         compiled, optimiser = self._compiled[index], self.optimisers[index]
         step = compiled.prepare(batch, beta=beta, size=self.size) if compiled else None
+        if self._version != self.program.own.version:  # the look before a trace has found more
+            self._grow()
+            return self._update(index, batch, beta)
         buffers = step.moving if step else self._buffers()
         copies = [buffer.clone() for buffer in buffers]
         direct = self._direct[index] and step is not None and not step.traced.hooked
@@ -257,10 +284,13 @@ class Stepper:
     def _backward(self, index: int, batch: Batch, beta: Beta | None) -> Tensor:
         """Set the gradients of one update by the program itself; return its loss, detached."""
         loss = self.updates[index].loss(self.program.joint(batch, beta=beta, size=self.size))
+        if self._version != self.program.own.version:
+            self._grow()
         trained = [parameter for parameter in self.trained[index] if parameter.requires_grad]
         for parameter in self.trained[index]:
             parameter.grad = None
-        loss.backward(inputs=None if self._alone else trained)
+        every = self._alone and not self.program.own.frozen
+        loss.backward(inputs=None if every else trained)
         return loss.detach()
 
     def _reduced_norm(self, index: int, loss: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ import pyro_vae as pv
 from pyro_vae.errors import CheckpointError, ConfigError, ProgramError
 from pyro_vae.inference.graphs.compiled_loss import CompiledLoss
 from pyro_vae.program.handlers import validation
+from pyro_vae.training.adam import Adam
+from pyro_vae.training.step import Stepper
 
 D, Z, ROWS = 3, 2, 7
 
@@ -936,3 +938,57 @@ def test_a_cleared_cache_is_filled_anew():
     pv.fit(program, x, epochs=1)
     assert set(program.state_dict()) == names and len(names) == 4
     assert {id(p) for p in program.parameters()} == {id(p) for p in weights(cache.values())}
+
+
+def of_two_widths():
+    """A parameter for each number of columns, as programs of sequences have one for each length."""
+    nets = {}
+
+    def scale(x):
+        return pyro.param(
+            f"scale.{x.shape[-1]}", torch.tensor(1.0), constraint=constraints.positive
+        )
+
+    def net(x):
+        return nets.setdefault(x.shape[-1], torch.zeros(x.shape[-1], requires_grad=True))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            loc = z.unsqueeze(-1) + net(x)
+            pyro.sample("x", dist.Normal(loc, scale(x)).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.mean(-1), 0.7))
+
+    return pv.Program(model, guide), nets
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, Adam])
+@pytest.mark.parametrize("compile", [False, "trace"])
+def test_parameters_that_a_later_batch_brings_are_trained_from_its_step_on(compile, optimizer):
+    program, nets = of_two_widths()
+    batches = [data(8), data(8)[:, :2], data(8, seed=4), data(8, seed=4)[:, :2]]
+    program.read(batches[0])
+    make = functools.partial(optimizer, lr=0.1)
+    step = Stepper(program, pv.ELBO(), make, clip_norm=None, size=8, compile=compile)
+    torch.manual_seed(0)
+    with program.running(), validation(False):
+        for batch in batches:
+            step.step(batch, None)
+    # By hand, on the same noise.
+    shapes = {2: ((2,), ()), 3: ((3,), ())}
+    exact = {n: [torch.zeros(s, requires_grad=True) for s in pair] for n, pair in shapes.items()}
+    optimizers = {n: make(leaves) for n, leaves in exact.items()}
+    torch.manual_seed(0)
+    for x in batches:
+        loc, log_scale = exact[x.shape[-1]]
+        z = x.mean(-1) + 0.7 * torch.randn(8)
+        optimizers[x.shape[-1]].zero_grad()
+        density = dist.Normal(z[:, None] + loc, log_scale.exp()).log_prob(x)
+        (-density.sum() / 8).backward()
+        optimizers[x.shape[-1]].step()
+    for width, (loc, log_scale) in exact.items():
+        torch.testing.assert_close(nets[width], loc)
+        torch.testing.assert_close(program.values[f"scale-{width}"].data, log_scale.data)

@@ -8,12 +8,11 @@ parameter; `width(**options)` is that number, so that a program can size a netwo
     decoder = Gaussian(MLP(20, widen((784,), Gaussian.width())))
 """
 
-from pyro_vae.conditionals.ar1_prior import AR1, AR1Prior
+from pyro_vae.conditionals.ar1_prior import AR1Prior
 from pyro_vae.conditionals.continuous import Gaussian, IsotropicGaussian, Point, SquaredError
 from pyro_vae.conditionals.discrete import Bernoulli, Categorical, DiscretisedLogistic
 from pyro_vae.conditionals.flows import InverseAutoregressiveFlow, PlanarFlow, SplineFlow
 from pyro_vae.conditionals.made import MADE
-from pyro_vae.conditionals.mixtures import Mixture
 from pyro_vae.conditionals.noncollapsing import (
     BatchNormGaussian,
     DeltaGaussian,
@@ -33,6 +32,7 @@ from pyro_vae.conditionals.priors import (
     StandardNormal,
     VampPrior,
 )
+from pyro_vae.distributions import AR1, Mixture
 
 __all__ = [
     "AR1",

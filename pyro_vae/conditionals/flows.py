@@ -13,46 +13,11 @@ from torch.distributions import AffineTransform, Transform
 
 from pyro_vae.conditionals.outputs import bounded
 from pyro_vae.conditionals.transforms import Affine, Planar, Spline
+from pyro_vae.distributions import FlowGaussian
 from pyro_vae.errors import ConfigError
 from pyro_vae.nn import positive_int, sizes
 
 _POINTS = 64  # draws of white noise behind a flow's mean
-
-
-class FlowGaussian(dist.TransformedDistribution):
-    r"""White noise, sent through a flow: z = f(ε), ε ~ N(0, I), event (Z,).
-
-    Its mean has no closed form; it is taken over the fixed points given, so that it is the same
-    each time, with a standard error of the posterior scale over √M.
-
-    Arguments:
-        noise: N(0, I), batch (*) | event (Z,).
-        transforms: the bijections, from noise to z.
-        points: M points of white noise, shape (M | Z).
-    """
-
-    def __init__(
-        self, noise: TorchDistributionMixin, transforms: list[Transform], points: Tensor
-    ) -> None:
-        super().__init__(noise, transforms)
-        self.points = points
-
-    def expand(
-        self, batch_shape: torch.Size | Sequence[int], _instance: Any = None
-    ) -> "FlowGaussian":
-        new = type(self).__new__(type(self)) if _instance is None else _instance
-        super().expand(batch_shape, _instance=new)
-        new.points = self.points
-        return new
-
-    @property
-    def mean(self) -> Tensor:
-        """E[z] over the fixed points, shape batch | Z."""
-        z = self.points.reshape(len(self.points), *(1,) * len(self.batch_shape), -1)
-        z = z.expand(-1, *self.batch_shape, -1)
-        for transform in self.transforms:
-            z = transform(z)
-        return z.mean(0)
 
 
 class AutoregressiveFlow(nn.Module):

@@ -11,9 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyro_vae.conditionals.ar1_prior import AR1Prior
 from pyro_vae.conditionals.flows import AutoregressiveFlow
-from pyro_vae.conditionals.mixtures import Mixture
 from pyro_vae.conditionals.outputs import bounded
 from pyro_vae.conditionals.registry import choice_config, choose
+from pyro_vae.distributions import Mixture
 from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.nn import OneHot, positive_int
 

@@ -11,8 +11,8 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_vae.conditionals import Bernoulli
-from pyro_vae.conditionals.autoregressive import Autoregressive, AutoregressiveBits
-from pyro_vae.distributions import BernoulliArray
+from pyro_vae.conditionals.autoregressive import Autoregressive
+from pyro_vae.distributions import AutoregressiveBits, BernoulliArray
 from pyro_vae.errors import ConfigError
 from pyro_vae.models.networks import checked_mean, plain
 from pyro_vae.models.param_names import register, unique_name

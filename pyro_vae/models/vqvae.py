@@ -12,7 +12,8 @@ from pyro_vae.conditionals import Bernoulli, Observation, observation_config
 from pyro_vae.conditionals.code_priors import AutoregressiveCodes, FactorisedCodes, UniformCodes
 from pyro_vae.conditionals.observations import observation
 from pyro_vae.conditionals.outputs import widen
-from pyro_vae.conditionals.quantised import Codebook, Quantised
+from pyro_vae.conditionals.quantised import Codebook
+from pyro_vae.distributions import Quantised
 from pyro_vae.errors import ConfigError
 from pyro_vae.models.grids import GridDecoder, GridEncoder, grid_of
 from pyro_vae.models.networks import checked_mean, plain, shared_config

@@ -9,7 +9,7 @@ from estimators import bernoulli, binary_states, expected, iwae_bound, mean_boun
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.conditionals.autoregressive import AutoregressiveBits
+from pyro_vae.distributions import AutoregressiveBits
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.models.sbn import SBN
 

@@ -9,7 +9,8 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.conditionals.code_priors import AutoregressiveCodes, FactorisedCodes, UniformCodes
-from pyro_vae.conditionals.quantised import Codebook, Quantised, StraightThrough, nearest
+from pyro_vae.conditionals.quantised import Codebook
+from pyro_vae.distributions import Quantised, StraightThrough, nearest
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.evaluation.codebook_usage import CodeUsage, code_usage
 from pyro_vae.inference.objectives.elbo import ELBO

@@ -20,7 +20,7 @@ class VQ(TermsObjective):
     with h the encoding, e its code and sg the stop-gradient. The second term moves a codebook that
     is a parameter, and is zero for one that follows running means. A site is quantised if the
     guide's distribution there has ``penalties() -> (commitment, codebook)``, one number per datum
-    each, as ``pyro_vae.conditionals.quantised.StraightThrough`` has. The penalties are no part of
+    each, as ``pyro_vae.distributions.StraightThrough`` has. The penalties are no part of
     the bound: the history's ``elbo`` leaves them out, its ``valid_bound`` has them in.
 
     Arguments:

@@ -7,11 +7,13 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
-from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
+from pyro_vae.distributions.expandable import Expandable
 
-class Mixture(TorchDistribution):
+
+class Mixture(Expandable):
     r"""One of K distributions of a vector; scored at any number of points in one logsumexp.
 
     .. math:: p(z) = \sum_k \pi_k \, p_k(z)
@@ -44,16 +46,6 @@ class Mixture(TorchDistribution):
     @constraints.dependent_property(is_discrete=False, event_dim=1)
     def support(self) -> constraints.Constraint:
         return constraints.real_vector
-
-    def expand(self, batch_shape: torch.Size | Sequence[int], _instance: Any = None) -> "Mixture":
-        """Return the same mixture for a batch: no component is copied."""
-        new = self._get_checked_instance(Mixture, _instance)
-        new.logits, new.components = self.logits, self.components
-        TorchDistribution.__init__(
-            new, torch.Size(batch_shape), self.event_shape, validate_args=False
-        )
-        new._validate_args = self._validate_args
-        return new
 
     @property
     def weights(self) -> Tensor:

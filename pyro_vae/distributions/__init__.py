@@ -1,0 +1,30 @@
+"""Distributions that Pyro lacks. Shapes: batch | event."""
+
+from pyro_vae.distributions.ar1 import AR1, FlatSequence
+from pyro_vae.distributions.autoregressive_bernoulli import AutoregressiveBernoulli
+from pyro_vae.distributions.autoregressive_bits import AutoregressiveBits
+from pyro_vae.distributions.bernoulli_array import BernoulliArray
+from pyro_vae.distributions.code_sequence import CodeSequence
+from pyro_vae.distributions.codebook_vectors import Quantised, StraightThrough, nearest
+from pyro_vae.distributions.discretised_logistic import DiscretisedLogistic
+from pyro_vae.distributions.flow_gaussian import FlowGaussian
+from pyro_vae.distributions.mixture import Mixture
+from pyro_vae.distributions.no_prior import NoPrior
+from pyro_vae.distributions.squared_error import SquaredError
+
+__all__ = [
+    "AR1",
+    "AutoregressiveBernoulli",
+    "AutoregressiveBits",
+    "BernoulliArray",
+    "CodeSequence",
+    "DiscretisedLogistic",
+    "FlatSequence",
+    "FlowGaussian",
+    "Mixture",
+    "NoPrior",
+    "Quantised",
+    "SquaredError",
+    "StraightThrough",
+    "nearest",
+]

@@ -1,5 +1,6 @@
 """Discrete latents that the guide leaves out: summed exactly, for each particle and datum."""
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -7,17 +8,19 @@ from typing import Any
 
 import torch
 from opt_einsum import get_symbol
+from pyro import poutine
 from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
-from pyro.ops.rings import LogRing
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.handlers import PLATE, Message, data_frame, sample_sites
+from pyro_vae.program.log_einsum import ExactLogRing
+from pyro_vae.program.plates import data_dim
 from pyro_vae.program.site_densities import Layout, call, handler_scale
 
 _PARTICLES = get_symbol(0)  # around every site: densities of two particles are never multiplied
@@ -33,12 +36,36 @@ class SumOut(EnumMessenger):
         first_available_dim: The first dimension that neither plates nor particles use.
     """
 
+    def __init__(self, first_available_dim: int) -> None:
+        super().__init__(first_available_dim)
+        self.names: list[str] = []
+
+    def trace(self, model: Callable[..., Any], args: Any, kwargs: Any) -> Trace:
+        """Run a model and return its trace.
+
+        Raises:
+            ProgramError: It does not run at all values of a latent at once; names the latents.
+        """
+        try:
+            with self:
+                return poutine.trace(model).get_trace(*args, **kwargs)
+        except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError) as error:
+            if not self.names or isinstance(error, ProgramError):
+                raise
+            raise ProgramError(
+                f"site {_quoted(self.names)}: not in the guide, hence summed out, and the model "
+                "does not run at all of its values at once, which stand in a new dimension left of "
+                f"all others ({str(error).splitlines()[0]}); write what uses it for such values, "
+                "as pyro.infer.config_enumerate asks, or let the guide draw it"
+            ) from error
+
     def _pyro_sample(self, msg: Message) -> None:
         done = msg["done"]
         left_out = not done and not msg["is_observed"] and can_be_summed(msg["fn"])
         # A copy: a replay shares it with the guide's trace, which may be replayed again.
         msg["infer"] = {k: v for k, v in msg["infer"].items() if k != "_dim_to_id"}
         msg["infer"] |= {"enumerate": "parallel" if left_out else None, "num_samples": None}
+        self.names += [msg["name"]] if left_out else []
         msg["done"] = False  # Pyro's handler notes the latents in scope of open sites only
         super()._pyro_sample(msg)
         msg["done"] = msg["done"] or done
@@ -134,6 +161,32 @@ class Group:
         names = self.names if latents is None else (*self.enumerated, *latents)
         return self._contract(layout, names, {})
 
+    def log_joint(self, drawn: Mapping[str, Message], layout: Layout) -> Tensor:
+        """Return the log density of the group at one value of each of its enumerated latents.
+
+        Found in the sum, by leaving out all others: ``(K, B)``, ``(K,)`` where it is not local.
+
+        Arguments:
+            drawn: Sites at one value each, by name.
+            layout: Of the trace.
+        """
+        only = {
+            name: _data_first_of(self.sites[name], _indicator(self.sites[name], drawn[name]))
+            for name in self.enumerated
+        }
+        return self._contract(layout, self.names, only)
+
+    def plain_log_joint(self, drawn: Mapping[str, Message], layout: Layout) -> Tensor:
+        """Return the same as the sum of the sites' own densities in a trace at those values."""
+        found = []
+        for name in self.names:
+            log_prob = _log_prob(name, drawn[name], name in self.enumerated)
+            inside = self.local
+            found.append(
+                layout.per_datum(log_prob, data_dim(drawn[name])) if inside else log_prob.sum()
+            )
+        return torch.stack(found).sum(0)
+
     def posteriors(self, layout: Layout) -> dict[str, Tensor]:
         """Return p(y | x, z) of each enumerated latent, ``(K, B, *plates, support)``.
 
@@ -186,17 +239,27 @@ class Group:
         symbols = _Symbols(self.sites, layout)
         tree: OrderedDict[frozenset[str], list[Any]] = OrderedDict()
         sums: set[str] = set()
-        for name in names:
+        log_probs = {n: _log_prob(n, self.sites[n], is_enumerated(self.sites[n])) for n in names}
+        dtype = functools.reduce(torch.promote_types, [v.dtype for v in log_probs.values()])
+        for name, log_prob in log_probs.items():
             site = self.sites[name]
-            term = symbols.pack(name, site, _log_prob(name, site))
+            term = symbols.pack(name, site, log_prob.to(dtype))
             sums |= set(term._pyro_dims) - symbols.kept
             terms = tree.setdefault(symbols.plates_around(site), [])
             terms.append(term)
             if name in more:
-                terms.append(symbols.pack_beside(site, more[name]))
-        ring, data = LogRing(), symbols.plates.get(PLATE, "")
+                terms.append(symbols.pack_beside(site, more[name].to(dtype)))
+        ring, data = ExactLogRing(), symbols.plates.get(PLATE, "")
+        try:
+            contracted = contract_tensor_tree(tree, sums, ring=ring)
+        except NotImplementedError as error:
+            raise ProgramError(
+                f"site {_quoted(self.enumerated)}: not in the guide, and no sum over it is known, "
+                "for what depends on it stands in plates that cross each other; let the guide draw "
+                "it"
+            ) from error
         total: Any = 0.0
-        for around, terms in contract_tensor_tree(tree, sums, ring=ring).items():
+        for around, terms in contracted.items():
             for term in terms:
                 rest = around - {_PARTICLES, data} if self.local else around - {_PARTICLES}
                 total = total + _grid(ring.product(term, rest), data)
@@ -209,7 +272,7 @@ class Group:
         site = self.sites[name]
         particles = layout.num_particles if layout.tiles == 1 else 1
         sizes = [frame.size for frame in _data_first(site)]
-        like = _log_prob(name, site)
+        like = _log_prob(name, site, summed=True)
         support = like.shape[site["infer"]["_enumerate_dim"]]
         return like.new_zeros(particles, *sizes, support, requires_grad=True)
 
@@ -278,9 +341,9 @@ def _enumerated_ids(site: Message) -> frozenset[int]:
     return frozenset(id_ for dim, id_ in ids.items() if len(shape) >= -dim and shape[dim] > 1)
 
 
-def _log_prob(name: str, site: Message) -> Tensor:
-    """Return a site's log density, without weights."""
-    if not is_enumerated(site):
+def _log_prob(name: str, site: Message, summed: bool) -> Tensor:
+    """Return the log density of a site, without weights, and without a mask where it is summed."""
+    if not summed:
         return scale_and_mask(call(name, site, site["fn"].log_prob), 1.0, site["mask"])
     # A mask on what is summed would count its values in place of summing their probabilities.
     fn = site["fn"]
@@ -295,6 +358,28 @@ def _plates(site: Message) -> list[Any]:
 
 def _data_first(site: Message) -> list[Any]:
     return sorted(_plates(site), key=lambda frame: (frame.name != PLATE, frame.dim))
+
+
+def _indicator(site: Message, drawn: Message) -> Tensor:
+    """Return 0 at the drawn values of an enumerated site and minus infinity at all others.
+
+    In the layout of the drawn value's batch, ``(*batch, support)``.
+    """
+    support, value = site["fn"].enumerate_support(expand=False), drawn["value"]
+    same = support == value
+    event = tuple(range(same.dim() - site["fn"].event_dim, same.dim()))
+    same = same.all(event) if event else same
+    nothing = torch.zeros(same.shape, device=same.device)
+    return nothing.masked_fill(~same, -torch.inf).movedim(0, -1)
+
+
+def _data_first_of(site: Message, value: Tensor) -> Tensor:
+    """Return ``(*batch, support)`` as ``(1, *plates, support)``, the data's plate first."""
+    dims = [frame.dim - 1 for frame in _data_first(site)]
+    depth = max([value.dim(), *(-dim for dim in dims)])
+    value = value.reshape((1,) * (depth - value.dim()) + value.shape)
+    rest = [dim for dim in range(-depth, -1) if dim not in dims]
+    return value.permute(*rest, *dims, -1).reshape(1, *(value.shape[dim] for dim in (*dims, -1)))
 
 
 def _grid(term: Any, data: str) -> Tensor:
@@ -343,6 +428,10 @@ def _of_rows(scale: Tensor, layout: Layout, sites: Mapping[str, Message]) -> Ten
             f"weight of shape {tuple(scale.shape)}, expected one weight for each datum"
         )
     return scale.reshape(1, -1).expand(1, frame.size)
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return _listed(tuple(repr(name) for name in names))
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -130,7 +130,7 @@ class Joint:
 
     def model_log_p(self, values: Mapping[str, Tensor], num_particles: int) -> dict[str, Tensor]:
         """Return log p of the sites of one datum at given latents, ``(K, B)`` each."""
-        model = self._model_at(values, num_particles)
+        model = self.summed_trace(self._as_trace(values, num_particles), num_particles)
         return local_log_p(model, self._layout(num_particles))
 
     def guide_log_q(self, values: Mapping[str, Tensor], num_particles: int) -> dict[str, Tensor]:
@@ -168,13 +168,16 @@ class Joint:
 
     def posteriors_at(self, latents: Trace, num_particles: int = 1) -> dict[str, Tensor]:
         """Return the same at the latents of a trace of the guide."""
-        model = self._run(
-            num_particles, lambda args, kwargs: self._score_model(latents, args, kwargs)
-        )
         found: dict[str, Tensor] = {}
-        for group in groups_of(model):
+        for group in groups_of(self.summed_trace(latents, num_particles)):
             found |= group.posteriors(self._layout(num_particles))
         return found
+
+    def summed_trace(self, latents: Trace, num_particles: int = 1) -> Trace:
+        """Return the model's trace at the guide's latents and all values of those left out."""
+        return self._run(
+            num_particles, lambda args, kwargs: self._score_model(latents, args, kwargs)
+        )
 
     def with_discrete(self, latents: Trace) -> Trace:
         """Return latents of a trace of the guide with one draw, given them, of what it leaves out.
@@ -257,10 +260,6 @@ class Joint:
             _put(trace, name, value)
         return trace
 
-    def _model_at(self, values: Mapping[str, Tensor], num_particles: int) -> Trace:
-        trace = self._as_trace(values, num_particles)
-        return self._run(num_particles, lambda args, kwargs: self._score_model(trace, args, kwargs))
-
     def _layout(self, num_particles: int) -> Layout:
         return Layout(self.num_plates, num_particles, num_particles if self.tiled else 1)
 
@@ -323,8 +322,10 @@ class Joint:
     def _score_model(self, values: Trace, args: Any, kwargs: Any) -> Trace:
         model = poutine.replay(self.model, trace=values)
         if self._sums_out:  # in dimensions left of the particles'
-            model = SumOut(-2 - self.num_plates)(model)
-        return prune_subsample_sites(poutine.trace(model).get_trace(*args, **kwargs))
+            trace = SumOut(-2 - self.num_plates).trace(model, args, kwargs)
+        else:
+            trace = poutine.trace(model).get_trace(*args, **kwargs)
+        return prune_subsample_sites(trace)
 
     def _read_at(self, values: Trace, num_particles: int) -> Draw:
         """Score model and guide at the values of a trace."""

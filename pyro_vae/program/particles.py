@@ -1,11 +1,13 @@
-"""Whether a model takes K particles in one pass: asked of the program, not of its author."""
+"""Whether a model takes K particles, or all values of a latent, in one pass: asked of itself."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from pyro_vae.errors import ProgramError
 from pyro_vae.program.batch import Batch, arguments, map_batch, num_rows
+from pyro_vae.program.enumeration import groups_of
 from pyro_vae.program.handlers import sample_sites
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.site_densities import Layout
@@ -28,6 +30,34 @@ def takes_particles(
         # Weights that the program holds for each row of its data take no part of them.
         return _agree(model, guide, few, sites) or _agree(model, guide, batch, sites)
     return _agree(model, guide, batch, sites)
+
+
+def require_sums(
+    model: Callable[..., Any], guide: Callable[..., Any], batch: Batch, sites: Sites
+) -> None:
+    """Compare the densities at all values of the latents summed out with those at one of each.
+
+    Call where the program runs on its own parameters, in eval mode, and unvalidated.
+
+    Raises:
+        ProgramError: They differ: what uses the values mixes them with each other.
+    """
+    args, kwargs = arguments(batch)
+    joint = Joint(model, guide, args, kwargs, num_plates=sites.num_plates, data_dim=sites.data_dim)
+    if sites.size is not None:
+        return  # each run draws other rows: there is nothing to compare
+    trace, latents = joint.sampled_traces()
+    drawn, layout = dict(sample_sites(trace)), Layout(sites.num_plates)
+    for group in groups_of(joint.summed_trace(latents)):
+        summed, plain = group.log_joint(drawn, layout), group.plain_log_joint(drawn, layout)
+        if not bool(torch.isclose(summed, plain, _TOLERANCE, _TOLERANCE).all()):
+            raise ProgramError(
+                f"site {group.enumerated[0]!r}: not in the guide, hence summed out, and the model "
+                "has another log density at all of its values at once than at one value: "
+                f"something between it and {group.names[-1]!r} mixes dimensions left of the plates "
+                "with each other (a sum, a mean, a reshape); let it work on the last dimensions "
+                "alone, or let the guide draw the latent"
+            )
 
 
 def _agree(model: Callable[..., Any], guide: Callable[..., Any], few: Batch, sites: Sites) -> bool:

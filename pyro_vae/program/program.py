@@ -41,7 +41,7 @@ from pyro_vae.program.joint import Joint
 from pyro_vae.program.modules import evaluating, leaves_behind
 from pyro_vae.program.object_graph import PROGRAM
 from pyro_vae.program.parameters import Parameters, read_store, with_expected
-from pyro_vae.program.particles import takes_particles
+from pyro_vae.program.particles import require_sums, takes_particles
 from pyro_vae.program.passes import Passes, Verb, bytes_per_row
 from pyro_vae.program.sites import Sites, read_sites
 from pyro_vae.program.terms import Terms
@@ -502,6 +502,8 @@ class Program(nn.Module):
                 takes = checks.is_meta(batch) or takes_particles(
                     *self._functions, batch, self.sites
                 )
+                if self.sites.enumerated and not checks.is_meta(batch):
+                    require_sums(*self._functions, batch, self.sites)
             self._tiled = not takes
         return self._tiled
 

@@ -7,10 +7,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import TraceEnum_ELBO, config_enumerate
+from pyro.infer.autoguide import AutoDelta, init_to_median, init_to_value
 from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.errors import ProgramError
+from pyro_vae.inference.objectives.stock import as_objective
 from pyro_vae.program.joint import Joint
 
 torch.manual_seed(31)
@@ -621,3 +623,201 @@ def test_wake_sleep_trains_a_model_whose_latents_are_all_summed_out():
     objective = pv.ReweightedWakeSleep(3, sleep=1.0)
     run = pv.fit(mixture, X, objective=objective, epochs=1, batch_size=7, progress=False)
     assert run.history["loss"][0] == pytest.approx(-exact, rel=1e-8)
+
+
+def test_a_model_that_mixes_the_values_of_a_latent_is_found_out():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(x.new_tensor([0.2, 0.3, 0.5])))
+            c = c - c.double().mean()  # over all values, where it was to be over the data
+            pyro.sample("x", dist.Normal(c, 1.0), obs=x)
+
+    with pytest.raises(ProgramError, match=r"site 'c'.*mixes dimensions"):
+        pv.elbo(pv.Program(model, lambda x: None), X)
+
+
+def test_a_model_that_does_not_run_at_all_values_at_once_is_told_so():
+    def stuck(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(torch.ones(3)))
+            pyro.sample("x", dist.Normal(torch.cat([c[..., None], x[:, None]], -1)[..., 0], 1.0))
+            pyro.sample("y", dist.Normal(c.double(), 1.0), obs=x)
+
+    def model(x):
+        with pyro.poutine.block(hide=["x"]):
+            stuck(x)
+
+    with pytest.raises(ProgramError, match=r"site 'c'.*does not run at all of its values at once"):
+        pv.elbo(pv.Program(model, lambda x: None), X)
+
+
+def test_plates_that_cross_have_no_known_sum():
+    def model(x):
+        one, two = pyro.plate("one", 2, dim=-3), pyro.plate("two", 3, dim=-2)
+        with pyro.plate("data", len(x), dim=-1):
+            with one:
+                u = pyro.sample("u", dist.Bernoulli(torch.tensor(0.4)))
+            with two:
+                v = pyro.sample("v", dist.Bernoulli(torch.tensor(0.4)))
+            with one, two:
+                pyro.sample("x", dist.Normal(u + v, 1.0), obs=x.movedim(0, -1))
+
+    with pytest.raises(ProgramError, match=r"'u', 'v'.*cross"):
+        pv.elbo(pv.Program(model, lambda x: None), real(4, 2, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_factors_that_disagree_by_more_than_a_float_spans_are_summed(dtype):
+    """The prior of z prefers one value by 2000 nats, the data another by 2500; gradients too."""
+    far = torch.tensor([0.0, 1.0, 2.0], dtype=dtype, requires_grad=True)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(x.new_tensor([0.2, 0.3, 0.5])))
+            z = pyro.sample("z", dist.Normal(2000 * far[c], 1.0, validate_args=False).mask(False))
+            pyro.factor("of z", -2000 * far[c] + 0 * z)
+            pyro.factor("of x", 2500 * (far[c] - 2) + 0 * x)
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    x = torch.zeros(3, dtype=dtype)
+    terms = Joint(model, guide, (x,)).terms()
+    (name,) = (each for each in terms.log_p if "summed out" in each)
+    exact = math.log(0.5) - 4000.0 + 0 * x
+    torch.testing.assert_close(terms.log_p[name][0, 0].detach(), exact, rtol=1e-6, atol=0)
+    (slope,) = torch.autograd.grad(terms.log_p[name].sum(), [far])
+    torch.testing.assert_close(slope, 3 * 500 * torch.tensor([0.0, 0.0, 1.0], dtype=dtype))
+
+
+def test_values_that_are_impossible_have_finite_gradients():
+    """A left-to-right chain: its last state cannot be reached in two steps."""
+    logits = torch.tensor([[0.0, 0.0, -math.inf], [-math.inf, 0.0, 0.0], [-math.inf, -math.inf, 0]])
+    level = torch.tensor([0.0, 1.0, 5.0], dtype=torch.float64, requires_grad=True)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            h = torch.tensor(0)
+            for t in pyro.markov(range(2)):
+                rows = dist.Categorical(logits=logits.double()[h], validate_args=False)
+                h = pyro.sample(f"h{t}", rows)
+                pyro.sample(f"x{t}", dist.Normal(level[h], 1.0), obs=x[:, t])
+
+    x = real(4, 2)
+    terms = Joint(model, lambda x: None, (x,)).terms()
+    paths = {(0, 0): 0.25, (0, 1): 0.25, (1, 1): 0.25, (1, 2): 0.25}
+    parts = [
+        math.log(p) + dist.Normal(level[list(states)], 1.0).log_prob(x).sum(-1)
+        for states, p in paths.items()
+    ]
+    exact = torch.stack(parts).logsumexp(0)
+    torch.testing.assert_close(terms.log_likelihood()[0, 0], exact, **EXACT)
+    (got,) = torch.autograd.grad(terms.log_likelihood().sum(), [level])
+    (wanted,) = torch.autograd.grad(exact.sum(), [level])
+    torch.testing.assert_close(got, wanted, **EXACT)
+
+
+@config_enumerate
+def published_mixture(data):
+    """Pyro's tutorial of Gaussian mixtures, as it stands."""
+    weights = pyro.sample("weights", dist.Dirichlet(0.5 * torch.ones(2)))
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 2.0))
+    with pyro.plate("components", 2):
+        locs = pyro.sample("locs", dist.Normal(0.0, 10.0))
+    with pyro.plate("data", len(data)):
+        assignment = pyro.sample("assignment", dist.Categorical(weights))
+        pyro.sample("obs", dist.Normal(locs[assignment], scale), obs=data)
+
+
+def published_chain(sequences, lengths):
+    """The first hidden Markov model of Pyro's examples."""
+    rows, _, tones = sequences.shape
+    chances = dist.Dirichlet(0.9 * torch.eye(3) + 0.1).to_event(1)
+    probs_x = pyro.sample("probs_x", chances)
+    probs_y = pyro.sample("probs_y", dist.Beta(0.1, 0.9).expand([3, tones]).to_event(2))
+    tones_plate = pyro.plate("tones", tones, dim=-1)
+    with pyro.plate("data", rows, dim=-2) as batch:
+        lengths = lengths[batch]
+        x = 0
+        for t in pyro.markov(range(int(lengths.max()))):
+            with pyro.poutine.mask(mask=(t < lengths).unsqueeze(-1)):
+                x = pyro.sample(
+                    f"x_{t}", dist.Categorical(probs_x[x]), infer={"enumerate": "parallel"}
+                )
+                with tones_plate:
+                    on = dist.Bernoulli(probs_y[x.squeeze(-1)])
+                    pyro.sample(f"y_{t}", on, obs=sequences[batch, t])
+
+
+PUBLISHED = {
+    "mixture": (published_mixture, lambda: torch.tensor([0.0, 1.0, 10.0, 11.0, 12.0]), 1, 5),
+    "chain": (
+        published_chain,
+        lambda: ((torch.rand(6, 5, 4) < 0.4).float(), torch.tensor([5, 2, 4, 5, 3, 1])),
+        2,
+        6,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_programs_run_as_they_stand(name):
+    """Equal to TraceEnum_ELBO before and after training by our default objective."""
+    model, make, nesting, rows = PUBLISHED[name]
+    torch.manual_seed(16)
+    data = make()
+    args = data if isinstance(data, tuple) else (data,)
+    names = ["weights", "scale", "locs", "probs_x", "probs_y"]
+    start = {"locs": torch.tensor([1.0, 9.0])}
+    guide = AutoDelta(
+        pyro.poutine.block(model, expose=names),
+        init_loc_fn=init_to_value(values=start, fallback=init_to_median),
+    )
+    program = pv.Program(model, guide)
+    values = [pv.elbo(program, data).sum().item()]
+    pv.fit(program, data, epochs=60, lr=0.05, batch_size=rows, progress=False)
+    values.append(pv.elbo(program, data).sum().item())
+    assert values[1] > values[0] + 3
+    with program.running(), torch.no_grad():
+        stock = TraceEnum_ELBO(max_plate_nesting=nesting).loss(model, guide, *args)
+    assert values[1] == pytest.approx(-stock, rel=1e-5)
+    codes = pv.encode(program, data)
+    first = codes if name == "mixture" else codes["x_0"]
+    torch.testing.assert_close(first.sum(-1), torch.ones(rows), rtol=0, atol=1e-4)
+    if name == "mixture":
+        near = torch.tensor([[1.0, 0.0]] * 2 + [[0.0, 1.0]] * 3)
+        torch.testing.assert_close(codes, near, rtol=0, atol=0.05)
+
+
+def test_a_minibatch_of_a_mixture_counts_as_pyro_counts_it():
+    """The globals' prior once, the rows N/B times: as data that repeat the batch."""
+    data = real(12).float() * 5
+    guide = AutoDelta(pyro.poutine.block(published_mixture, expose=["weights", "scale", "locs"]))
+    program = pv.Program(published_mixture, guide)
+    pv.elbo(program, data)
+    with program.running(), torch.no_grad():
+        ours = pv.ELBO().per_datum(program.joint(data[:4], size=12)).item() * 12
+        elbo = TraceEnum_ELBO(max_plate_nesting=1)
+        stock = elbo.loss(published_mixture, guide, data[:4].repeat(3))
+    assert ours == pytest.approx(stock, rel=1e-5)
+
+
+def test_trace_enum_elbo_is_itself_as_an_objective():
+    """Of a guide that marks its label: the loss per datum and its gradient, at equal noise."""
+    case, elbo = Semi(guided=True), TraceEnum_ELBO(max_plate_nesting=1)
+    program = pv.Program.of(case)
+    program.read({"x": PIXELS})
+    (update,) = as_objective(elbo).updates(program)
+    found = []
+    for loss in (
+        lambda: update.loss(program.joint({"x": PIXELS})),
+        lambda: elbo.differentiable_loss(case.model, case.guide, PIXELS) / 6,
+    ):
+        with program.running():
+            torch.manual_seed(17)
+            value = loss()
+            found.append([value, *torch.autograd.grad(value, list(case.parameters()))])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, **EXACT)

@@ -10,7 +10,6 @@ from pyro.params.param_store import _MODULE_NAMESPACE_DIVIDER
 from torch import Tensor, equal, nn
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.modules import owners
 from pyro_vae.program.parameters import Parameters, key_of
 from pyro_vae.program.watch import Watch
 
@@ -34,7 +33,7 @@ class Discovery:
         """Find out what is used inside this block; an error in it leaves nothing behind."""
         discovery = Discovery(own)
         store = dict(pyro.get_param_store().named_parameters())
-        values, parts = set(own.values), set(own.parts)
+        values, parts, found = set(own.values), set(own.parts), list(own.found)
         own.watch = discovery._watch
         discovery._know_parts()
         try:
@@ -44,6 +43,7 @@ class Discovery:
             for home, kept in ((own.values, values), (own.parts, parts)):
                 for name in set(home) - kept:
                     del home[name]
+            own.found = found
             raise
         finally:
             own.watch = None
@@ -67,8 +67,7 @@ class Discovery:
         anew = bool(again - {id(leaf) for leaf in strangers})  # each call brings its own
         for leaf in strangers:
             if not anew or id(leaf) in again:
-                count = sum(key.startswith("found-") for key in self._own.values)
-                self._own.hold(f"found-{count}", leaf)  # by the order of the graph, as when saved
+                self._own.hold_found(leaf)  # in the order of the graph, as when saved
             elif isinstance(leaf, nn.Parameter):
                 raise ProgramError(
                     f"a parameter of shape {tuple(leaf.shape)} is made anew by each call of model "
@@ -92,7 +91,7 @@ class Discovery:
             if _MODULE_NAMESPACE_DIVIDER in name and isinstance(value, nn.Parameter)
         }
         if watch.called or self._strangers(list(announced.values())):
-            own.add_reached(owners(*own.functions))  # a cache is filled by now
+            own.add_reached(own.search())  # a cache is filled by now
             self._know_parts()
         for module in watch.called:
             if id(module) not in watch.known and any(True for _ in module.state_dict()):
@@ -116,6 +115,7 @@ class Discovery:
         own.fill(values, used)
         for key in own.outdated - used:
             del own.values[key]
+        own.found = [key for key in own.found if key in own.values]
         own.outdated = set()
         self._take_over(announced, values)
         if own.fresh:

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,17 +11,21 @@ from torch import Tensor, nn
 from pyro_vae.program.object_graph import PROGRAM, reachable
 
 
-def owners(*functions: Any) -> dict[str, nn.Module]:
+def owners(*functions: Any, given: Iterable[nn.Module] = ()) -> dict[str, nn.Module]:
     """Return the modules that Pyro functions use, as far as they can be reached, by name.
 
     First come those that own the functions or that these refer to by a variable, under its name;
     then those that lie deeper, under the names on the way to them.
+
+    Arguments:
+        functions: Model and guide.
+        given: Modules that have names already: they are not named again by a way to them.
     """
     deep = list(reachable(*functions))
     inside = {id(part) for _, module in deep for part in module.modules()}
     near = [pair for function in functions for pair in _owners(function) if id(pair[1]) in inside]
     found: dict[str, nn.Module] = {}
-    held: set[int] = set()
+    held = {id(part) for module in given for part in module.modules()}
     for name, module in near:
         if not any(module is known for known in found.values()):
             found[unique_name(found, name)] = module

@@ -8,7 +8,7 @@ import sysconfig
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from itertools import islice
-from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 from pyro.poutine.messenger import Messenger
@@ -78,6 +78,8 @@ class _Search:
         elif issubclass(kind, list | tuple | deque):
             for index, item in enumerate(islice(value, _MOST_ITEMS)):
                 self.push(_join(path, index), item)
+        elif kind is BuiltinMethodType:  # {}.get, say
+            self.push(path, value.__self__)
         elif kind in (staticmethod, classmethod):
             self.push(path, value.__func__)
         elif kind in (property, functools.cached_property):
@@ -137,9 +139,9 @@ class _Search:
         kind = type(value)
         if _installed(kind.__module__) and not issubclass(kind, _OF_LIBRARIES):
             for name in ("__wrapped__", "__self__"):  # of functools.lru_cache, of a bound function
-                self.push("", getattr(value, name, None))
+                self.push("", _attributes(value).get(name))
             return
-        attributes = dict(getattr(value, "__dict__", {}))
+        attributes = _attributes(value)
         for base in kind.__mro__:
             slots = vars(base).get("__slots__", ())
             for slot in (slots,) if isinstance(slots, str) else slots:
@@ -203,9 +205,19 @@ def _join(path: str, key: Any) -> str:
     return f"{path}_{text}" if path and text else path or text
 
 
+def _attributes(value: Any) -> dict[str, Any]:
+    """Return an object's own attributes, without running any of its code."""
+    try:
+        return dict(object.__getattribute__(value, "__dict__"))
+    except (AttributeError, TypeError):
+        return {}
+
+
 @functools.lru_cache(1024)
 def _installed(module: str) -> bool:
     """Return whether a Python module belongs to an installed library, this one included."""
+    if not isinstance(module, str):  # some metaclass's own idea
+        return True
     root = module.partition(".")[0]
     if root == "pyro_vae" or root in sys.stdlib_module_names:
         return True

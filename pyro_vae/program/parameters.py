@@ -4,6 +4,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from itertools import count
 from typing import Any
 
 import pyro
@@ -37,8 +38,9 @@ class Parameters:
         store: Mapping[str, tuple[Tensor, Any]] | None = None,
     ) -> None:
         self.functions = functions
-        self._reached = owners(*functions)
-        self.parts = nn.ModuleDict({**self._reached, **(modules or {})})
+        self._given = dict(modules or {})
+        self._reached = self.search()
+        self.parts = nn.ModuleDict({**self._reached, **self._given})
         self.values = nn.ParameterDict()  # unconstrained
         self.home: torch.device | None = None  # where new values are made
         self.fresh = True  # the functions have not run
@@ -47,6 +49,7 @@ class Parameters:
         self.watch: Watch | None = None  # while it is found out what the functions use
         self.frozen: dict[int, Tensor] = {}  # a ``poutine.block`` hides them wherever they occur
         self.outdated: set[str] = set()  # values of functions that were replaced
+        self.found: list[str] = []  # keys of values that had no name
         self.expected: dict[str, Tensor] = {}  # saved tensors of parts that are still to be made
         self._constraints: dict[str, Any] = {}
         self._names: dict[str, str] = {}  # of the values, dots and all
@@ -61,10 +64,6 @@ class Parameters:
     def part_tensors(self) -> dict[str, Tensor]:
         """Return the parameters and buffers of the parts, as a file names them."""
         return self.parts.state_dict(prefix="parts.", keep_vars=True)
-
-    def trains(self, parameter: Tensor) -> bool:
-        """Return whether a parameter is trained: neither it nor a ``poutine.block`` forbids it."""
-        return parameter.requires_grad and id(parameter) not in self.frozen
 
     def freeze(self, hidden: Mapping[str, Tensor], stated: Mapping[str, Tensor]) -> None:
         """Train no more what statements inside a ``poutine.block`` alone bring up, as stock SVI.
@@ -87,17 +86,21 @@ class Parameters:
     def replace(self, functions: tuple[Callable[..., Any], ...]) -> None:
         """Serve other functions: values that they do not use are dropped once they have run."""
         self.functions = functions
-        self._reached = owners(*functions)
+        self._reached = self.search()
         self.parts.clear()
-        self.parts.update(self._reached)
+        self.parts.update({**self._reached, **self._given})
         self._start_anew()
+
+    def search(self) -> dict[str, nn.Module]:
+        """Return the modules that the functions can reach now, by name."""
+        return owners(*self.functions, given=self._given.values())
 
     def follow(self) -> bool:
         """Search again, and return whether a network stands in another's place since the last time.
 
         A notebook's cell that runs again, or an assignment to an attribute, puts it there.
         """
-        now, before = owners(*self.functions), self._reached
+        now, before = self.search(), self._reached
         gone = [name for name, module in before.items() if now.get(name) is not module]
         if not gone:
             return False
@@ -191,6 +194,14 @@ class Parameters:
         if not isinstance(tensor, nn.Parameter):
             tensor._is_param = True  # PyTorch's own mark: it stays itself
         self.values[key] = tensor
+
+    def hold_found(self, tensor: Tensor) -> None:
+        """Train a tensor that has no name, under one by the order in which such are found."""
+        free = (f"found-{index}" for index in count() if f"found-{index}" not in self.found)
+        key = next(free)  # a file may have made room for it
+        self.found.append(key)
+        self.hold(key, tensor)
+        self.version += 1
 
     def add_part(self, name: str, module: nn.Module) -> None:
         """Train a module that was not known before."""

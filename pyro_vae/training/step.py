@@ -13,8 +13,9 @@ from pyro_vae.inference.graphs.compiled_loss import CompiledLoss, Mode, check_mo
 from pyro_vae.inference.graphs.flat_inputs import global_norm
 from pyro_vae.inference.graphs.graph_step import Prepared, Traced
 from pyro_vae.inference.objectives.objective import Objective, OptimiserFactory, Update
-from pyro_vae.program.batch import Batch
+from pyro_vae.program.batch import Batch, named_leaves
 from pyro_vae.program.handlers import Beta
+from pyro_vae.program.modules import leaves_behind
 from pyro_vae.program.program import Program
 from pyro_vae.training.adam import Adam
 
@@ -62,6 +63,8 @@ class Stepper:
         self._objective = objective
         self._version = program.own.version
         self.updates: Sequence[Update] = objective.updates(program)
+        self._looks = 2 * len(self.updates)
+        self._met: dict[int, Tensor] = {}
         # Those that require no gradient now too: a callback may thaw them.
         hidden = program.own.frozen
         self.trained = [[p for p in u.parameters if id(p) not in hidden] for u in self.updates]
@@ -133,6 +136,23 @@ class Stepper:
                 compiled.trained += new
         self._homes = self._find_buffers()
         self._direct = self._find_direct()
+
+    def _look_behind(self, loss: Tensor, batch: Batch) -> None:
+        """Train the tensors behind a loss that are met twice and that nothing holds.
+
+        A program is read in eval mode; this finds what it uses in training alone. A tensor that is
+        met once was made by that one call.
+        """
+        own = self.program.own
+        others = self._objective.parameters() if isinstance(self._objective, nn.Module) else ()
+        rows = [leaf for _, leaf in named_leaves(batch)]
+        known = {id(tensor) for tensor in (*own.parameters(), *others, *rows)} | own.frozen.keys()
+        for leaf in dict.fromkeys(leaves_behind(loss)):
+            if id(leaf) not in known and id(leaf) in self._met:
+                own.hold_found(leaf)
+            self._met[id(leaf)] = leaf  # the tensor too: an id may be given again
+        if not self._looks:
+            self._met.clear()
 
     def _groups(self) -> list[tuple[dict[str, Any], Any]]:
         """Return all parameter groups, each with its first learning rate."""
@@ -284,6 +304,9 @@ class Stepper:
     def _backward(self, index: int, batch: Batch, beta: Beta | None) -> Tensor:
         """Set the gradients of one update by the program itself; return its loss, detached."""
         loss = self.updates[index].loss(self.program.joint(batch, beta=beta, size=self.size))
+        if self._looks:
+            self._looks -= 1
+            self._look_behind(loss, batch)
         if self._version != self.program.own.version:
             self._grow()
         trained = [parameter for parameter in self.trained[index] if parameter.requires_grad]

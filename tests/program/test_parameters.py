@@ -839,6 +839,16 @@ def cached_networks(cache=None):
     return pv.Program(*pair(lambda: get("e", D, 2 * Z), lambda: get("d", Z, D), True))
 
 
+def tensors_without_names():
+    made = iter(networks())
+    get = functools.lru_cache(lambda name: next(made))
+
+    def by_hand(name):
+        return lambda value: nn.functional.linear(value, get(name).weight, get(name).bias)
+
+    return pv.Program(*pair(lambda: by_hand("e"), lambda: by_hand("d"), False))
+
+
 def autoguide_list(names=("loc", "scale")):
     def model(x):
         loc = pyro.sample(names[0], dist.Normal(torch.zeros(D), 1.0).to_event(1))
@@ -853,7 +863,15 @@ def autoguide_list(names=("loc", "scale")):
 
 
 @pytest.mark.parametrize(
-    "build", [LazyLayers, lazy_params, all_statements, cached_networks, autoguide_list]
+    "build",
+    [
+        LazyLayers,
+        lazy_params,
+        all_statements,
+        cached_networks,
+        tensors_without_names,
+        autoguide_list,
+    ],
 )
 def test_a_file_fills_what_the_first_run_will_make(build, tmp_path):
     x, programs = data(32), []
@@ -992,3 +1010,38 @@ def test_parameters_that_a_later_batch_brings_are_trained_from_its_step_on(compi
     for width, (loc, log_scale) in exact.items():
         torch.testing.assert_close(nets[width], loc)
         torch.testing.assert_close(program.values[f"scale-{width}"].data, log_scale.data)
+
+
+class InTrainingAlone(nn.Module):
+    """A tensor that only the training mode uses, where a program is read in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = networks()
+        self.hidden = {"shift": torch.zeros(D, requires_grad=True)}
+
+    def model(self, x):
+        x = x - self.hidden["shift"] if self.training else x
+        decode(self.decoder, x, False)
+
+    def guide(self, x):
+        encode(self.encoder, x, False)
+
+
+@pytest.mark.parametrize("compile", [False, "trace"])
+@pytest.mark.filterwarnings("ignore:compile. the program cannot be traced")
+def test_what_is_used_in_training_alone_is_trained(compile):
+    program = InTrainingAlone()
+    shift = program.hidden["shift"]
+    pv.fit(program, data(32), epochs=10, batch_size=32, lr=0.05, compile=compile)
+    assert shift.abs().min() > 0.05
+    assert any(value is shift for value in pv.Program.of(program).parameters())
+
+
+def test_given_modules_keep_the_names_that_they_are_given():
+    encoder, decoder = networks()
+    nets = {"e": encoder, "d": decoder}
+    program = pv.Program(
+        *pair(nets["e"].__call__, lambda: nets["d"], False), modules={"dec": decoder}
+    )
+    assert "dec" in program.parts and "nets_d" not in program.parts

@@ -133,7 +133,7 @@ class Stepper:
             self.optimisers[index].param_groups[0]["params"] += new
             compiled = self._compiled[index]
             if compiled is not None:
-                compiled.trained += new
+                compiled.step.trained += new
         self._homes = self._find_buffers()
         self._direct = self._find_direct()
 

@@ -2,8 +2,7 @@
 
 import random
 import warnings
-from collections.abc import Callable, Iterable
-from functools import cached_property
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -12,22 +11,7 @@ from torch import Tensor, nn
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.graphs.background import Background
 from pyro_vae.inference.graphs.bindings import direct
-from pyro_vae.inference.graphs.comparison import (
-    Call,
-    Homes,
-    Outcome,
-    compiler_slack,
-    difference,
-    eager_outcome,
-    graph_outcome,
-    move,
-    other_rows,
-    reason_of,
-    refuse_changes,
-    refuse_constants,
-    refuse_second_trace,
-    undone,
-)
+from pyro_vae.inference.graphs.comparison import Call, Outcome, reason_of
 from pyro_vae.inference.graphs.flat_inputs import (
     GraphLoss,
     as_tensors,
@@ -35,21 +19,17 @@ from pyro_vae.inference.graphs.flat_inputs import (
     fixed_arguments,
     flat_weights,
     kind,
-    leaves_of,
     normed,
 )
 from pyro_vae.inference.graphs.graph_step import Prepared, Traced, hooked
 from pyro_vae.inference.graphs.inductor import compile_graph
-from pyro_vae.inference.graphs.python_state import python_state
+from pyro_vae.inference.graphs.program_step import Loss, ProgramStep
 from pyro_vae.inference.graphs.simplify import written_inputs
-from pyro_vae.inference.graphs.tracing import trace_step
 from pyro_vae.program.batch import Batch, map_batch, named_leaves
-from pyro_vae.program.handlers import Beta, validation
-from pyro_vae.program.joint import Joint
+from pyro_vae.program.handlers import Beta
 from pyro_vae.program.program import Program
 
 Mode = Literal[False, "trace", "auto"] | bool
-Loss = Callable[[Joint], Tensor]
 
 # Calls between two comparisons: the first gap, and how many times the gap before each is. One
 # comparison takes as long as two to five steps: a hundredth of the first gap, less later on.
@@ -105,17 +85,10 @@ class CompiledLoss:
     ) -> None:
         if check_mode(mode) is False:
             raise ConfigError("compile: got False, expected 'trace', 'auto' or True")
-        self.loss = loss
-        self.program = program
         self.mode = mode
         self.reason: str | None = None
-        self.owner = nn.ModuleDict({"program": program})
-        if isinstance(objective, nn.Module):
-            self.owner["objective"] = objective
-        chosen = self.owner.parameters() if parameters is None else parameters
-        self.trained = [
-            parameter for parameter in chosen if id(parameter) not in program.own.frozen
-        ]
+        self.program = program
+        self.step = ProgramStep(loss, program, objective, parameters)
         self._graphs: dict[Any, Traced] = {}
         self._background = Background(steps) if mode == "auto" else None
         self._jitter = random.Random(0)  # of its own: no comparison at the end of every epoch
@@ -162,7 +135,7 @@ class CompiledLoss:
             beta: KL weight, as for ``Program.joint``.
             size: N, as for ``Program.joint``.
         """
-        flags = [part.training for part in self.owner.modules()]
+        flags = self.step.flags()
         if flags != self._flags:  # a part was put into another mode
             self._flags = flags
             self.doubt()
@@ -177,7 +150,7 @@ class CompiledLoss:
                     for leaf, copy in before:
                         leaf.copy_(copy)
                 self.give_up(error)
-        return self.loss(self.program.joint(batch, beta=beta, size=size))
+        return self.step.loss_on(batch, beta, size)
 
     def prepare(
         self, batch: Batch, *, beta: Beta | None = None, size: int | None = None
@@ -199,7 +172,7 @@ class CompiledLoss:
         named = list(named_leaves(batch))
         # Lists, not generators, on the way of each step: half the price.
         rows = tuple([(name, x.shape, x.stride(), x.dtype, x.device) for name, x in named])
-        free = tuple([parameter.requires_grad for parameter in self.trained])
+        free = tuple([parameter.requires_grad for parameter in self.step.trained])
         key = (rows, fixed, kind(weights), size, self.program.training, free)
         traced = self._graphs.get(key)
         if traced is None:
@@ -209,36 +182,14 @@ class CompiledLoss:
             except Exception as error:  # whatever a user's program does to a tracer
                 self.give_up(error)
                 return None
-        inputs = [*self._tensors(), *[x for _, x in named], *flat_weights(weights)]
+        held = [home[name] for home, name in traced.homes]  # as they are now: one may be another
+        inputs = [*held, *[x for _, x in named], *flat_weights(weights)]
         if self._background is not None:
             traced.run = self._background.choose(traced.graph, traced.run, inputs)
         traced.left -= 1
         if traced.left == 0 and not self._still_right(key, traced, Call(batch, weights, size)):
             return self.prepare(batch, beta=beta, size=size)
         return Prepared(traced, inputs)
-
-    def _tensors(self) -> list[Tensor]:
-        """Return parameters and buffers as they are now: one may have been replaced by its owner.
-
-        Read from the modules' own dictionaries: walking the tree costs more than a small step.
-        """
-        return [home[name] for home, name in self._homes]
-
-    @cached_property
-    def _homes(self) -> Homes:
-        seen: set[int] = set()
-        homes: list[tuple[dict[str, Any], str]] = []
-        outside: dict[str, Any] = {
-            str(index): parameter for index, parameter in enumerate(self.trained)
-        }
-        held: list[dict[str, Any]] = [part._parameters for part in self.owner.modules()]
-        buffers: list[dict[str, Any]] = [part._buffers for part in self.owner.modules()]
-        for home in (*held, outside, *buffers):
-            for name, value in home.items():
-                if value is not None and id(value) not in seen:
-                    seen.add(id(value))
-                    homes.append((home, name))
-        return homes
 
     def _refuse_many(self, key: Any) -> None:
         """Refuse one more graph where those before were hardly used."""
@@ -253,56 +204,45 @@ class CompiledLoss:
                 f"{len(once)} batches had a shape of their own; pad them to a few lengths"
             )
 
-    def _wanted(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.trained if parameter.requires_grad]
-
-    def _loss_on(self, batch: Batch, weights: Any, size: int | None) -> Tensor:
-        return self.loss(self.program.joint(batch, beta=weights, size=size))
-
     def _trace(self, call: Call) -> Traced:
         """Return the graph of a call's signature, once it has proved right on other rows."""
+        step = self.step
         self.program.joint(call.batch, beta=call.weights, size=call.size)  # looks, outside a graph
-        self.__dict__.pop("_homes", None)  # that look may have met new parameters
-        wanted = self._wanted()
-        exact = self._eager(call)  # whatever the program keeps from its first run, it has now
-        with self.program.running(), validation(False):
-            graph, reached = trace_step(self._loss_on, call, self._homes, wanted)
-            before = self._python_state()
-            again, _ = trace_step(self._loss_on, call, self._homes, wanted)
-            refuse_second_trace(graph, again)
-            refuse_changes(before, self._python_state())
-        flat = [leaf.detach() for leaf in self._inputs(call)]
-        refuse_constants(graph, flat)
+        homes = step.homes()  # that look may have met new parameters
+        exact = step.eager(call, homes)  # what the program keeps from its first run, it has now
+        graph, reached = step.trace(call, homes)
         written = written_inputs(graph)
-        plain = normed(direct(graph, flat))
+        plain = normed(direct(graph, [leaf.detach() for leaf in step.inputs(call, homes)]))
+        wanted = step.wanted()
         trained = [wanted[index] for index in reached]
         chosen = {id(parameter) for parameter in trained}
         traced = Traced(
             graph=graph,
             run=plain,
             plain=plain,
+            homes=homes,
             trained=trained,
             places=reached,
-            still=[parameter for parameter in self.trained if id(parameter) not in chosen],
+            still=[parameter for parameter in step.trained if id(parameter) not in chosen],
             written=written,
-            moving=[index for index in written if index < len(self._homes)],
+            moving=[index for index in written if index < len(homes)],
             hooked=hooked(trained),
         )
-        self._require_right(traced, call, exact)
-        self._require_right_elsewhere(traced, call)
+        step.require_equal(traced, call, exact)
+        step.require_equal_elsewhere(traced, call)
         self._compile(traced, call, exact)
         return traced
 
     def _compile(self, traced: Traced, call: Call, exact: Outcome) -> None:
         """Let a graph run through the compiler, where that was asked for and gives its numbers."""
-        flat = [leaf.detach() for leaf in self._inputs(call)]
+        flat = [leaf.detach() for leaf in self.step.inputs(call, traced.homes)]
         # Inductor loses what is written to a double of no dimension (PyTorch 2.13).
         if any(flat[i].dim() == 0 and flat[i].dtype == torch.float64 for i in traced.moving):
             self._background = None
         elif self.mode is True and self._retraced <= _RECOMPILED:
             try:
                 traced.run = compile_graph(traced.graph, flat)
-                self._require_right(traced, call, exact)
+                self.step.require_equal(traced, call, exact)
             except Exception as error:  # no C++ compiler, say
                 traced.run = traced.plain
                 warnings.warn(
@@ -311,67 +251,17 @@ class CompiledLoss:
                     stacklevel=5,
                 )
 
-    def _inputs(self, call: Call) -> list[Tensor]:
-        return [*self._tensors(), *leaves_of(call.batch), *flat_weights(call.weights)]
-
-    def _eager(self, call: Call) -> Outcome:
-        with self.program.running(), validation(False):
-            return eager_outcome(self._loss_on, call, self._homes, self._wanted())
-
-    def _python_state(self) -> dict[str, Any]:
-        return python_state(self.owner, (*self.program.functions, self.loss))
-
-    def _require_right_elsewhere(self, traced: Traced, call: Call) -> None:
-        """Compare a graph with its program on other rows and at other weights."""
-        rows = other_rows(call.batch)
-        if rows is None:
-            return
-        other = call._replace(batch=rows)
-        with undone(self._homes, self._wanted()):
-            move(self._wanted())
-            try:
-                exact = self._eager(other)
-            except Exception:  # rows that come twice, say: the second call brings real ones
-                return
-            self._require_right(traced, other, exact)
-
-    def _require_right(self, traced: Traced, call: Call, exact: Outcome) -> None:
-        """Compare a graph with what its program gave at equal noise; nothing moves.
-
-        Raises:
-            RuntimeError: Says what they differ in.
-        """
-        # Compiled for CUDA a graph draws noise of its own: there the traced one is compared.
-        run = traced.plain if exact.loss.is_cuda else traced.run
-        places = traced.places, len(exact.grads)
-        found = graph_outcome(run, self._inputs(call), traced.written, *places)
-        slack = 1.0 if run is traced.plain else compiler_slack(traced.graph)
-        gap = difference(exact, found, self._names(call.batch), slack)
-        if gap is not None:
-            raise RuntimeError(
-                f"the program and its graph differ at equal noise in {gap}; keep what depends on "
-                "data and weights in torch operations (no .numpy(), .item())"
-            )
-
-    def _names(self, batch: Batch) -> list[str]:
-        """Return names of the parameters to train, then of all tensors and the batch's."""
-        known = {id(p): name for name, p in self.owner.named_parameters()}
-        known |= {id(b): name for name, b in self.owner.named_buffers()}
-        tensors = [*self._wanted(), *self._tensors()]
-        names = [known.get(id(tensor), "a parameter of the objective") for tensor in tensors]
-        return [name.removeprefix("program.") for name in names] + [
-            name for name, _ in named_leaves(batch)
-        ]
-
     def _still_right(self, key: Any, traced: Traced, call: Call) -> bool:
         """Compare a graph with its program; False: it is to be traced anew, or was given up."""
         early = traced.gap == 1.0
         try:
-            self._require_right(traced, call, self._eager(call))
+            self.step.require_equal(traced, call, self.step.eager(call, traced.homes))
         except Exception as error:  # the program itself may fail on this batch: let it say so
             if traced.doubted:
                 del self._graphs[key]
                 self._retraced += 1
+                if self._retraced > _RECOMPILED:
+                    self._background = None
             else:
                 self.give_up(error, aloud=None if early else True)
             return False

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from pyro_vae.inference.graphs.comparison import Homes
 from pyro_vae.inference.graphs.flat_inputs import FlatStep, GraphLoss, global_norm, same_layout
 
 
@@ -19,6 +20,7 @@ class Traced:
         graph: As traced and simplified.
         run: What runs it.
         plain: What runs it without the compiler, and with the program's noise on every device.
+        homes: Where its first inputs are held: parameters and buffers.
         trained: The parameters that it has gradients for, in their order.
         places: Their places among the parameters to train
         still: Parameters to train that this loss does not reach.
@@ -33,6 +35,7 @@ class Traced:
     graph: GraphModule
     run: FlatStep
     plain: FlatStep
+    homes: Homes
     trained: list[nn.Parameter]
     places: list[int]
     still: list[nn.Parameter]

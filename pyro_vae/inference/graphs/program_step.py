@@ -1,0 +1,164 @@
+"""A program's own step: what a graph is traced from, is fed from and must agree with."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from pyro_vae.inference.graphs.comparison import (
+    Call,
+    Homes,
+    Outcome,
+    compiler_slack,
+    difference,
+    eager_outcome,
+    graph_outcome,
+    move,
+    other_rows,
+    refuse_changes,
+    refuse_constants,
+    refuse_second_trace,
+    undone,
+)
+from pyro_vae.inference.graphs.flat_inputs import flat_weights, leaves_of
+from pyro_vae.inference.graphs.graph_step import Traced
+from pyro_vae.inference.graphs.python_state import python_state
+from pyro_vae.inference.graphs.tracing import trace_step
+from pyro_vae.program.batch import Batch, named_leaves
+from pyro_vae.program.handlers import validation
+from pyro_vae.program.joint import Joint
+from pyro_vae.program.program import Program
+
+Loss = Callable[[Joint], Tensor]
+
+
+class ProgramStep:
+    """A loss of a program with the tensors that it depends on.
+
+    Arguments:
+        loss: Maps model and guide on one batch to a scalar.
+        program: Whose parameters and buffers it depends on.
+        objective: A module with parameters or state of its own, if the objective is one.
+        parameters: What the loss trains; None: all. A callback may freeze and thaw them.
+    """
+
+    def __init__(
+        self,
+        loss: Loss,
+        program: Program,
+        objective: Any,
+        parameters: Iterable[nn.Parameter] | None,
+    ) -> None:
+        self.loss = loss
+        self.program = program
+        self.owner = nn.ModuleDict({"program": program})
+        if isinstance(objective, nn.Module):
+            self.owner["objective"] = objective
+        chosen = self.owner.parameters() if parameters is None else parameters
+        hidden = program.own.frozen
+        self.trained = [parameter for parameter in chosen if id(parameter) not in hidden]
+
+    def wanted(self) -> list[nn.Parameter]:
+        """Return the parameters that are trained at present."""
+        return [parameter for parameter in self.trained if parameter.requires_grad]
+
+    def flags(self) -> list[bool]:
+        """Return which parts are in train mode."""
+        return [part.training for part in self.owner.modules()]
+
+    def homes(self) -> Homes:
+        """Return where each parameter and buffer is held, each tensor once.
+
+        The dictionaries of the modules: walking the tree costs more than a small step.
+        """
+        seen: set[int] = set()
+        homes: list[tuple[dict[str, Any], str]] = []
+        parts = list(self.owner.modules())
+        outside: dict[str, Any] = {str(index): p for index, p in enumerate(self.trained)}
+        held: list[dict[str, Any]] = [part._parameters for part in parts]
+        buffers: list[dict[str, Any]] = [part._buffers for part in parts]
+        for home in (*held, outside, *buffers):
+            for name, value in home.items():
+                if value is not None and id(value) not in seen:
+                    seen.add(id(value))
+                    homes.append((home, name))
+        return homes
+
+    def loss_on(self, batch: Batch, weights: Any, size: int | None) -> Tensor:
+        """Return the loss of a batch, under KL weights and for N data."""
+        return self.loss(self.program.joint(batch, beta=weights, size=size))
+
+    def inputs(self, call: Call, homes: Homes) -> list[Tensor]:
+        """Return the inputs of a graph: tensors that are held, the batch's, the KL weights."""
+        held = [home[name] for home, name in homes]
+        return [*held, *leaves_of(call.batch), *flat_weights(call.weights)]
+
+    def eager(self, call: Call, homes: Homes) -> Outcome:
+        """Take the step by the program itself, and undo it."""
+        with self.program.running(), validation(False):
+            return eager_outcome(self.loss_on, call, homes, self.wanted())
+
+    def trace(self, call: Call, homes: Homes) -> tuple[GraphModule, list[int]]:
+        """Return the step's graph, and the places of the parameters that it has gradients for.
+
+        Raises:
+            RuntimeError: A second trace differs, or the program keeps something in Python.
+        """
+        wanted = self.wanted()
+        with self.program.running(), validation(False):
+            graph, reached = trace_step(self.loss_on, call, homes, wanted)
+            before = self._python_state()
+            again, _ = trace_step(self.loss_on, call, homes, wanted)
+            refuse_second_trace(graph, again)
+            refuse_changes(before, self._python_state())
+        refuse_constants(graph, self.inputs(call, homes))
+        return graph, reached
+
+    def require_equal(self, traced: Traced, call: Call, exact: Outcome) -> None:
+        """Compare a graph with what its program gave at equal noise; nothing moves.
+
+        Raises:
+            RuntimeError: Says what they differ in.
+        """
+        # Compiled for CUDA a graph draws noise of its own: there the traced one is compared.
+        run = traced.plain if exact.loss.is_cuda else traced.run
+        inputs = self.inputs(call, traced.homes)
+        found = graph_outcome(run, inputs, traced.written, traced.places, len(exact.grads))
+        slack = 1.0 if run is traced.plain else compiler_slack(traced.graph)
+        gap = difference(exact, found, self._names(call.batch, traced.homes), slack)
+        if gap is not None:
+            raise RuntimeError(
+                f"the program and its graph differ at equal noise in {gap}; keep what depends on "
+                "data and weights in torch operations (no .numpy(), .item())"
+            )
+
+    def require_equal_elsewhere(self, traced: Traced, call: Call) -> None:
+        """Compare a graph with its program on other rows and at other weights.
+
+        Raises:
+            RuntimeError: Says what they differ in.
+        """
+        rows = other_rows(call.batch)
+        if rows is None:
+            return
+        other = call._replace(batch=rows)
+        with undone(traced.homes, self.wanted()):
+            move(self.wanted())
+            try:
+                exact = self.eager(other, traced.homes)
+            except Exception:  # rows that come twice, say: the second call brings real ones
+                return
+            self.require_equal(traced, other, exact)
+
+    def _python_state(self) -> dict[str, Any]:
+        return python_state(self.owner, (*self.program.functions, self.loss))
+
+    def _names(self, batch: Batch, homes: Homes) -> list[str]:
+        """Return names of the parameters to train, then of all tensors and the batch's."""
+        known = {id(p): name for name, p in self.owner.named_parameters()}
+        known |= {id(b): name for name, b in self.owner.named_buffers()}
+        tensors = [*self.wanted(), *(home[key] for home, key in homes)]
+        names = [known.get(id(tensor), "a parameter of the objective") for tensor in tensors]
+        leaves = [name for name, _ in named_leaves(batch)]
+        return [*(name.removeprefix("program.") for name in names), *leaves]

@@ -152,8 +152,7 @@ def ais(
 
     Raises:
         DataError: Data that the program cannot take.
-        ProgramError: Discrete latents, nested plates, a support that depends on a latent, or no
-            prior.
+        ProgramError: Discrete latents, a support that depends on a latent, or no prior.
 
     References:
         | Annealed Importance Sampling (Neal, 2001), arXiv:physics/9803008

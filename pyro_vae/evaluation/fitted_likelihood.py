@@ -89,6 +89,7 @@ def fitted_log_likelihood(
     with Program.of(program).passes(data, _VERB, rows=batch_size) as passes:
         for piece in tqdm(passes, disable=not progress, leave=False):
             densities = LogJoint(passes.program, piece.batch)
+            densities.require_line("fitted_log_likelihood")
             moments = _sample(densities, warmup, draws, num_leapfrog)
             proposal = _fit(moments, widen, full)
             folded.append(_weigh(densities, proposal, samples, piece.batch))

@@ -9,18 +9,26 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae.arguments import positive
-from pyro_vae.errors import ConfigError, ProgramError
+from pyro_vae.errors import ConfigError
 from pyro_vae.evaluation.annealed_likelihood import AIS, ais
 from pyro_vae.inference.posterior.infer import infer
 from pyro_vae.inference.posterior.local_fits import Local
 from pyro_vae.inference.sampling.importance_weights import effective_sample_size, log_mean_exp
-from pyro_vae.program.batch import Batch, chunks
+from pyro_vae.program.batch import Batch
+from pyro_vae.program.passes import Verb
 from pyro_vae.program.program import Program
 
 GUIDE = "importance sampling, guide"
 LOCAL = "importance sampling, local q"
 ANNEALED = "annealed importance sampling"
 _DATA_PER_PASS = 256
+_VERB = Verb(
+    "gaps",
+    prior=True,
+    local="a gap speaks of the latents of one datum",
+    continuous="no Gaussian is fitted to it: use log_likelihood and elbo",
+    globals_="a gap speaks of the latents of one datum; fix the globals, by a program without them",
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -152,7 +160,7 @@ def gaps(
     Raises:
         ConfigError: Fewer than two samples.
         DataError: Data that the program cannot take.
-        ProgramError: Global or discrete latents, nested plates, or no prior.
+        ProgramError: Global or discrete latents, angles, or no prior.
 
     References:
         | Inference Suboptimality in Variational Autoencoders (Cremer et al., 2018),
@@ -160,20 +168,11 @@ def gaps(
     """
     if positive("samples", samples) < 2:
         raise ConfigError(f"samples: got {samples}, expected at least 2 for a standard error")
-    wrapped = Program.of(program)
-    batch = wrapped.adapt(data)
-    wrapped.check(batch)
-    if wrapped.sites.global_:
-        raise ProgramError(
-            f"gaps: site {wrapped.sites.global_[0]!r} is global, and a gap speaks of the latents "
-            "of one datum; fix the globals, by a program without them"
-        )
     settings = local or Local()
-    pieces = list(chunks(batch, _DATA_PER_PASS))
-    parts = [
-        _measure(wrapped, piece, settings, annealed, samples)
-        for piece in tqdm(pieces, disable=not progress, unit="batch", leave=False)
-    ]
+    parts = []
+    with Program.of(program).passes(data, _VERB, rows=_DATA_PER_PASS) as passes:
+        for piece in tqdm(passes, disable=not progress, unit="batch", leave=False):
+            parts.append(_measure(passes.program, piece.batch, settings, annealed, samples))
     return _gaps({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 

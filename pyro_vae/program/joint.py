@@ -128,14 +128,31 @@ class Joint:
 
         return self._run(num_particles, both)
 
-    def model_log_p(self, values: Mapping[str, Tensor], num_particles: int) -> dict[str, Tensor]:
-        """Return log p of the sites of one datum at given latents, ``(K, B)`` each."""
-        model = self.summed_trace(self._as_trace(values, num_particles), num_particles)
+    def model_log_p(
+        self, values: Mapping[str, Tensor], num_particles: int, *, placed: bool = False
+    ) -> dict[str, Tensor]:
+        """Return log p of the sites of one datum at given latents, ``(K, B)`` each.
+
+        Arguments:
+            values: By site, ``(K, B) | event``, or as ``placed`` returns them.
+            num_particles: K.
+            placed: Whether they are as a trace holds them.
+        """
+        trace = self._as_trace(values, num_particles, placed)
+        model = self.summed_trace(trace, num_particles)
         return local_log_p(model, self._layout(num_particles))
 
-    def guide_log_q(self, values: Mapping[str, Tensor], num_particles: int) -> dict[str, Tensor]:
-        """Return log q of the sites of one datum at given latents, ``(K, B)`` each."""
-        trace = self._as_trace(values, num_particles)
+    def guide_log_q(
+        self, values: Mapping[str, Tensor], num_particles: int, *, placed: bool = False
+    ) -> dict[str, Tensor]:
+        """Return log q of the sites of one datum at given latents, ``(K, B)`` each.
+
+        Arguments:
+            values: As for ``model_log_p``.
+            num_particles: K.
+            placed: Whether they are as a trace holds them.
+        """
+        trace = self._as_trace(values, num_particles, placed)
 
         def run(args: Any, kwargs: Any) -> Trace:
             guide = poutine.trace(poutine.replay(self.guide, trace=trace))
@@ -164,7 +181,7 @@ class Joint:
         if values is None:
             return self.posteriors_at(self.guide_trace(num_particles), num_particles)
         placed = {name: self.placed(value) for name, value in values.items()}
-        return self.posteriors_at(self._as_trace(placed, num_particles), num_particles)
+        return self.posteriors_at(self._as_trace(placed, num_particles, True), num_particles)
 
     def posteriors_at(self, latents: Trace, num_particles: int = 1) -> dict[str, Tensor]:
         """Return the same at the latents of a trace of the guide."""
@@ -194,10 +211,24 @@ class Joint:
                 _put(complete, name, site["value"])
         return complete
 
-    def placed(self, value: Tensor) -> Tensor:
-        """Return a latent's values ``(K, B | event)`` in Pyro's layout, to be scored at."""
-        depth = -self.data_dim if len(value) == 1 or self.tiled else self.num_plates
-        return by_plates(value, value.dim() - 2, (), depth, self.data_dim)
+    def placed(self, value: Tensor, plates: tuple[int, ...] = ()) -> Tensor:
+        """Return a latent's values ``(K, B, *plates | event)`` as a trace holds them.
+
+        Arguments:
+            value: For each particle, datum and unit.
+            plates: The dimensions of the site's second plates, as ``inner_plates`` says.
+        """
+        own = max(-dim for dim in (self.data_dim, *plates))
+        one = len(value) == 1
+        depth = own if one or self.tiled else self.num_plates
+        event_dim = value.dim() - 2 - len(plates)
+        value = by_plates(value, event_dim, plates, depth, self.data_dim)
+        if one:
+            return value[0]
+        if not self.tiled:
+            return value
+        axis = depth + self.data_dim  # of the data among the plates: the copies are more of them
+        return value.movedim(0, axis).flatten(axis, axis + 1)
 
     def guide_values(self, num_particles: int) -> dict[str, Tensor]:
         """Draw the local latents from the guide, ``(K, ..., B) | event`` (or K·B rows, tiled)."""
@@ -249,14 +280,13 @@ class Joint:
         other.model, other.guide = model, guide
         return other
 
-    def _as_trace(self, values: Mapping[str, Tensor], num_particles: int) -> Trace:
+    def _as_trace(self, values: Mapping[str, Tensor], num_particles: int, placed: bool) -> Trace:
         """Return values ``(K, B) | event`` as a trace to replay (as K·B rows where tiled)."""
         trace = Trace()
         for name, value in values.items():
-            if num_particles == 1:
-                value = value[0]
-            elif self.tiled:
-                value = value.flatten(0, 1)
+            if not placed:
+                tiled = num_particles > 1 and self.tiled
+                value = value.flatten(0, 1) if tiled else value[0] if num_particles == 1 else value
             _put(trace, name, value)
         return trace
 

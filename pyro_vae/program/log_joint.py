@@ -1,6 +1,7 @@
 """The log joint of a program as a function of one unconstrained vector per datum and chain."""
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,33 +10,85 @@ import torch
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-from torch.distributions import Transform, biject_to
+from torch.distributions import Transform, biject_to, constraints
 from torch.distributions.transforms import identity_transform
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.program import checks
-from pyro_vae.program.batch import Batch
+from pyro_vae.program.batch import Batch, num_rows
 from pyro_vae.program.enumeration import groups_of, is_enumerated
 from pyro_vae.program.handlers import data_frame, sample_sites
 from pyro_vae.program.joint import Joint
-from pyro_vae.program.plates import inner_plates
+from pyro_vae.program.plates import by_datum, data_dim, inner_plates
 from pyro_vae.program.program import Program
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one latent stands in the vector: its transform, its event shape, its columns."""
+    """Where one latent stands in the vector: its transform, its shape, its columns.
+
+    Arguments:
+        name: The site.
+        transform: From unconstrained coordinates to values, on the dimensions of one draw.
+        event: What a datum has of it: a unit for each step of a second plate, and one draw's shape.
+        base: The same of the unconstrained coordinates.
+        columns: Its part of the vector.
+        plates: The dimensions of plates besides that of the data.
+        data: The dimension of the data plate.
+    """
 
     name: str
     transform: Transform
     event: torch.Size
     base: torch.Size
     columns: slice
+    plates: tuple[int, ...] = ()
+    data: int = -1
 
     @property
     def plain(self) -> bool:
         """Whether the latent is its own unconstrained coordinate."""
         return self.transform is identity_transform
+
+    @property
+    def circular(self) -> bool:
+        """Whether the values are angles: its coordinates wrap around."""
+        return isinstance(self.transform, Wrapped)
+
+    @property
+    def event_dim(self) -> int:
+        """Dimensions of one draw."""
+        return len(self.event) - len(self.plates)
+
+    def of_datum(self, value: Tensor, num_particles: int, rows: int) -> Tensor:
+        """Return what a trace holds for the site as ``(C, B | event)``."""
+        return by_datum(value, self.event_dim, self.plates, num_particles, rows, self.data)
+
+
+class Wrapped(Transform):
+    r"""Coordinates on the line for angles: :math:`u \mapsto (u + \pi) \bmod 2 \pi - \pi`.
+
+    Locally a shift, so that it has no Jacobian; a chain that walks on over the end of the interval
+    comes back at the other.
+    """
+
+    domain = constraints.real
+    codomain = constraints.interval(-math.pi, math.pi)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Wrapped)
+
+    def __hash__(self) -> int:
+        return hash(Wrapped)
+
+    def _call(self, x: Tensor) -> Tensor:
+        return torch.remainder(x + math.pi, 2 * math.pi) - math.pi
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return y
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.zeros_like(x)
 
 
 class LogJoint:
@@ -43,29 +96,30 @@ class LogJoint:
 
     Both densities are without the weights that a program puts on its terms (``Joint.densities``).
     All local latents of a datum are one vector :math:`u \in \mathbb{R}^Z`, shape ``(C, B | Z)`` for
-    C chains; constrained supports go through ``biject_to`` with their Jacobian. Global latents are
+    C chains; constrained supports go through ``biject_to`` with their Jacobian, angles wrap around,
+    and the steps of a second plate are units of their datum. Global latents are
     held at one draw from the guide: every density is conditional on it. Call inside
     ``bounds.scoring``: in eval mode, unvalidated.
 
     Arguments:
-        program: With continuous local latents, in no plate but that of the data, beside discrete
-            ones that are summed out.
+        program: With continuous local latents, beside discrete ones that are summed out.
         batch: One row per datum.
         globals_: Values at which the global latents are held, by site; None draws them.
 
     Raises:
-        ProgramError: A local latent is discrete, stands in a nested plate, has a support that
-            depends on another latent, or there is none; the program subsamples its plate itself.
+        ProgramError: A local latent is discrete, has a support that depends on another latent, or
+            there is none; the program subsamples its plate itself.
     """
 
     def __init__(
         self, program: Program, batch: Batch, globals_: Mapping[str, Tensor] | None = None
     ) -> None:
         program.require_prior("sampling the posterior")
+        sites = program.read(batch)
         joint = program.joint(batch).densities()
         with torch.no_grad():
             model, guide = joint.traces()
-        if program.sites.size is not None:
+        if sites.size is not None:
             raise ProgramError(
                 "a program that subsamples its plate draws other rows at each evaluation, and HMC "
                 "and AIS need the same; give the plate all rows of its batch"
@@ -77,8 +131,9 @@ class LogJoint:
             raise ProgramError("the program has no local latent to sample")
         drawn = dict(sample_sites(guide))
         if globals_ is None:
-            globals_ = {name: drawn[name]["value"] for name in program.sites.global_}
+            globals_ = {name: drawn[name]["value"] for name in sites.global_}
         self.globals_ = globals_
+        self.rows = num_rows(batch)
         self._program = program
         self._joint = self._hold(joint)
         self.auxiliary = [
@@ -101,6 +156,7 @@ class LogJoint:
         """
         other = copy.copy(self)
         other._model_at = None
+        other.rows = num_rows(batch)
         other._joint = self._hold(self._program.joint(batch).densities())
         return other
 
@@ -115,6 +171,7 @@ class LogJoint:
         """
         densities = cls.__new__(cls)
         densities.slots = read_slots(model)
+        densities.rows = num_rows([*joint.args, *joint.kwargs.values()])
         densities._joint = joint.densities()
         densities.auxiliary = []
         densities._model_at = None
@@ -144,17 +201,24 @@ class LogJoint:
         r"""Return :math:`\log q(z \mid x) + \log |dz/du|`, ``(C, B)``."""
         self._require_plain_guide()
         values, jacobian = self._values(u)
-        return sum(self._joint.guide_log_q(self.placed(values), len(u)).values()) + jacobian
+        log_q = self._joint.guide_log_q(self.placed(values), len(u), placed=True)
+        return sum(log_q.values()) + jacobian
 
     def draw_guide(self, chains: int) -> Tensor:
         """Draw ``(C, B | Z)`` from the guide, its auxiliary sites drawn along and left out."""
         with torch.no_grad():
-            return self.pack(self._joint.guide_values(chains), chains)
+            return self.pack_sites(self._joint.guide_values(chains), chains)
 
     def draw_prior(self, chains: int) -> Tensor:
         """Draw ``(C, B | Z)`` from the prior."""
         with torch.no_grad():
-            return self.pack(self._joint.prior_values(chains), chains)
+            return self.pack_sites(self._joint.prior_values(chains), chains)
+
+    def pack_sites(self, values: Mapping[str, Tensor], chains: int) -> Tensor:
+        """Return what a trace holds at C particles as unconstrained vectors ``(C, B | Z)``."""
+        return self.pack(
+            {s.name: s.of_datum(values[s.name], chains, self.rows) for s in self.slots}, chains
+        )
 
     def pack(self, values: Mapping[str, Tensor], chains: int) -> Tensor:
         """Return latents ``(C, B | event)`` as unconstrained vectors ``(C, B | Z)``."""
@@ -177,7 +241,8 @@ class LogJoint:
         return self._values(u)[1]
 
     def _values(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        values, jacobian = {}, u.new_zeros(u.shape[:-1])
+        values: dict[str, Tensor] = {}
+        jacobian = u.new_zeros(u.shape[:-1])
         for slot in self.slots:
             base = u[..., slot.columns].reshape(*u.shape[:-1], *slot.base)
             values[slot.name] = value = slot.transform(base)
@@ -187,8 +252,21 @@ class LogJoint:
         return values, jacobian
 
     def placed(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return latents ``(C, B | event)`` in Pyro's layout, as ``joint`` is asked at."""
-        return {name: self._joint.placed(value) for name, value in values.items()}
+        """Return latents ``(C, B | event)`` as a trace holds them at C particles."""
+        return {s.name: self._joint.placed(values[s.name], s.plates) for s in self.slots}
+
+    def require_line(self, verb: str) -> None:
+        """Refuse angles, on which a Gaussian means nothing.
+
+        Raises:
+            ProgramError: Names the site and what to use.
+        """
+        for slot in self.slots:
+            if slot.circular:
+                raise ProgramError(
+                    f"{verb}: site {slot.name!r} is an angle, and no Gaussian lives on a circle; "
+                    "use log_likelihood, ais or refine"
+                )
 
     def _model(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         # A path between prior and posterior asks for both at one point: one pass serves both.
@@ -196,7 +274,7 @@ class LogJoint:
         key = (u._version, u.requires_grad and torch.is_grad_enabled())
         if self._model_at is None or self._model_at[0][0] is not u or self._model_at[0][1] != key:
             values, jacobian = self._values(u)
-            log_p = self._joint.model_log_p(self.placed(values), len(u))
+            log_p = self._joint.model_log_p(self.placed(values), len(u), placed=True)
             self._model_at = ((u, key), log_p, jacobian)
         return self._model_at[1:]
 
@@ -208,9 +286,9 @@ class LogJoint:
         for slot in self.slots:
             site: Any = prior.nodes[slot.name]
             # One asymmetric point: the images of (-u, u) at 0 would agree for all u.
-            rows = site["value"].shape[: site["value"].dim() - len(slot.event)]
-            point = site["value"].new_ones(rows + slot.base)
-            if not torch.equal(slot.transform(point), biject_to(site["fn"].support)(point)):
+            rows = site["value"].shape[: site["value"].dim() - slot.event_dim]
+            point = site["value"].new_ones(rows + slot.base[len(slot.plates) :])
+            if not torch.equal(slot.transform(point), transform_of(site["fn"])(point)):
                 raise ProgramError(
                     f"site {slot.name!r}: the support of {checks.distribution_name(site['fn'])} "
                     "depends on another latent, got other bounds at another draw, expected fixed "
@@ -233,22 +311,34 @@ def read_slots(model: Trace) -> list[Slot]:
         if site["is_observed"] or data_frame(site) is None or is_enumerated(site):
             continue
         fn = site["fn"]
-        if inner_plates(site):
-            raise ProgramError(
-                f"site {name!r}: a latent in plates nested in 'data' cannot be sampled by HMC or "
-                "AIS; give it an event dimension in place of the plate (.to_event)"
-            )
         if fn.support.is_discrete:
             raise ProgramError(
                 f"site {name!r} is discrete ({checks.distribution_name(fn)}): HMC and AIS need "
                 "continuous latents; use log_likelihood"
             )
-        transform = _plain(biject_to(fn.support))
+        transform = transform_of(fn)
         base = transform.inverse_shape(fn.event_shape) if fn.event_shape else fn.event_shape
-        width = base.numel()
-        slots.append(Slot(name, transform, fn.event_shape, base, slice(start, start + width)))
-        start += width
+        units, plates, data = _units(site)
+        base = torch.Size((*units, *base))
+        columns = slice(start, start + base.numel())
+        event = torch.Size((*units, *fn.event_shape))
+        slots.append(Slot(name, transform, event, base, columns, plates, data))
+        start = columns.stop
     return slots
+
+
+def transform_of(fn: Any) -> Transform:
+    """Return the map from the real line to the support of a distribution; angles wrap around."""
+    if checks.distribution_name(fn) == "VonMises":  # whose support is the line, as torch has it
+        return Wrapped()
+    return _plain(biject_to(fn.support))
+
+
+def _units(site: Any) -> tuple[torch.Size, tuple[int, ...], int]:
+    """Return the sizes and dimensions of the plates besides that of the data, and its own."""
+    plates = inner_plates(site)
+    sizes = {frame.dim: frame.size for frame in site["cond_indep_stack"]}
+    return torch.Size([sizes[dim] for dim in plates]), plates, data_dim(site)
 
 
 def _plain(transform: Transform) -> Transform:

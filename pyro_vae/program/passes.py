@@ -1,5 +1,6 @@
 """The one door of every verb: data checked, globals held, passes bounded in rows and in bytes."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -58,6 +59,11 @@ class Verb:
                 "generative model); use a VAE, or one of reconstruct, encode, interpolate"
             )
         if self.local and not sites.local and not (self.summed and sites.enumerated):
+            if sites.enumerated:
+                raise ProgramError(
+                    f"{self.name}: site {sites.enumerated[0]!r} is summed out, and the guide draws "
+                    "no latent of a datum; pv.encode has the probabilities of its values"
+                )
             raise ProgramError(
                 f"{self.name}: the program has no local latent (none stands in the plate of the "
                 f"data); {self.local}"
@@ -173,6 +179,19 @@ class Passes:
     def total(self) -> int:
         """N; a stream is read to its end."""
         return num_rows(self.batch)
+
+    def again(self, *, rows: int, num_global_samples: int = 1) -> "Passes":
+        """Return the same data for another walk, in other passes and at other draws of the globals.
+
+        Arguments:
+            rows: Data of one pass, at most.
+            num_global_samples: S.
+        """
+        self._first = self.batch
+        other = copy.copy(self)
+        other._rows, other._particles, other._samples = rows, 1, num_global_samples
+        other._held, other._stack = [], ExitStack()
+        return other
 
     def __enter__(self) -> "Passes":
         self._stack.enter_context(scoring(self.program))

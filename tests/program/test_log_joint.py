@@ -432,9 +432,49 @@ class Nested(nn.Module):
             pyro.sample("z", dist.Normal(x.mT, 1.0))
 
 
-def test_nested_plates_are_refused():
-    with pytest.raises(ProgramError, match=r"nested in 'data'.*to_event"):
-        log_joint_of(Nested(), real(B, 3))
+@pytest.mark.parametrize("tiled", [False, True])
+@pytest.mark.parametrize("chains", [1, 3])
+def test_the_steps_of_a_second_plate_are_units_of_their_datum(chains, tiled):
+    x, u = real(B, 3), real(chains, B, 3)
+    program = Program.of(Nested())
+    program.read(x)
+    program._tiled = tiled
+    with scoring(program):
+        density = LogJoint(program, x)
+        found, prior, guide = (
+            f(u) for f in (density.log_joint, density.log_prior, density.log_guide)
+        )
+        values = density.unpack(u)
+        drawn = density.draw_prior(5)
+    assert torch.equal(values["z"], u) and drawn.shape == (5, B, 3)
+    exact = td.Normal(0.0, 1.0).log_prob(u).sum(-1)
+    torch.testing.assert_close(prior, exact, **EXACT)
+    torch.testing.assert_close(found, exact + td.Normal(u, 1.0).log_prob(x).sum(-1), **EXACT)
+    torch.testing.assert_close(guide, td.Normal(x, 1.0).log_prob(u).sum(-1), **EXACT)
+
+
+def test_draws_under_a_second_plate_keep_datum_and_step():
+    """The guide is N(x, 1): a draw minus x has no trace of where it stands, |z| < 5 each."""
+    x = 100 * real(B, 3)
+    program = Program.of(Nested())
+    program.read(x)
+    with scoring(program):
+        drawn = LogJoint(program, x).draw_guide(400)
+    assert ((drawn.mean(0) - x) * 20).abs().max() < 5
+
+
+def angle(x):
+    return pyro.sample("z", dist.VonMises(torch.zeros_like(x), 1.0))
+
+
+def test_an_angle_wraps_around():
+    density = log_joint_of(pair_of(angle), real(B))
+    u = real(2, B, 1)
+    turned = u + 2 * math.pi * torch.tensor([-3.0, 2.0], dtype=torch.float64)[:, None, None]
+    assert density.unpack(turned)["z"].abs().max() <= math.pi
+    torch.testing.assert_close(density.log_joint(turned), density.log_joint(u), **EXACT)
+    with pytest.raises(ProgramError, match=r"local: site 'z' is an angle.*refine"):
+        density.require_line("local")
 
 
 class Subsampled(nn.Module):

@@ -18,7 +18,7 @@ from pyro_vae.inference.sampling.hmc import hmc_init, hmc_step
 from pyro_vae.program.batch import named_arguments
 from pyro_vae.program.bounds import scoring
 from pyro_vae.program.joint import Joint, Leaf
-from pyro_vae.program.log_joint import LogJoint, Slot
+from pyro_vae.program.log_joint import LogJoint
 from pyro_vae.program.modules import evaluating
 from pyro_vae.program.program import Program
 from pyro_vae.program.terms import Terms, stack
@@ -166,8 +166,10 @@ class HMCRefined(nn.Module):
             return -value
         densities = LogJoint.at(joint, model)
         with torch.no_grad():
-            start = densities.pack({leaf.site: leaf.cut for leaf in leaves}, self.num_particles)
-            inverse_mass = _variance(densities.slots, guide, start) if self.use_mass else 1.0
+            start = densities.pack_sites(
+                {leaf.site: leaf.cut for leaf in leaves}, self.num_particles
+            )
+            inverse_mass = _variance(densities, guide, start) if self.use_mass else 1.0
         rows = self._rows(program, joint) if self.persistent else None
         if rows is not None:
             start = torch.where(self.started[rows].unsqueeze(-1), self.chains[:, rows], start)
@@ -178,7 +180,7 @@ class HMCRefined(nn.Module):
             self.started.index_fill_(0, rows, True)
         # Latents are constants here: what is left is the gradient in the model's parameters.
         values = densities.placed(densities.unpack(refined.clone()))
-        log_p: Any = sum(joint.model_log_p(values, self.num_particles).values())
+        log_p: Any = sum(joint.model_log_p(values, self.num_particles, placed=True).values())
         surrogate = _guide_part(terms, leaves) + with_prior(log_p.mean(), terms)
         return -(value + surrogate - surrogate.detach())
 
@@ -232,10 +234,10 @@ def _guide_part(terms: Terms, leaves: list[Leaf]) -> Tensor:
     return torch.stack(path).sum() - terms.log_q_total().mean()
 
 
-def _variance(slots: list[Slot], guide: Trace, like: Tensor) -> Tensor:
+def _variance(densities: LogJoint, guide: Trace, like: Tensor) -> Tensor:
     """Return the guide's variance of each unconstrained coordinate, ``(K, B | Z)``, or 1."""
     parts = []
-    for slot in slots:
+    for slot in densities.slots:
         site: Any = guide.nodes[slot.name]
         width = slot.columns.stop - slot.columns.start
         ones = like.new_ones(*like.shape[:-1], width)
@@ -245,7 +247,8 @@ def _variance(slots: list[Slot], guide: Trace, like: Tensor) -> Tensor:
                 variance = site["fn"].variance
             except (NotImplementedError, AttributeError):
                 continue  # a flow, say
-            variance = variance.expand(site["value"].shape).reshape(ones.shape)
+            variance = variance.expand(site["value"].shape)
+            variance = slot.of_datum(variance, len(like), densities.rows).reshape(ones.shape)
             # A point mass has none, a heavy tail an infinite one.
             usable = variance.isfinite() & (variance > 0)
             parts[-1] = torch.where(usable, variance, ones)

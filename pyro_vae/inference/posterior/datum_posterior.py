@@ -1,6 +1,6 @@
 """Posteriors per datum: the guide's, and a fitted Gaussian's. Shapes: n draws, N data."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -11,11 +11,12 @@ from pyro_vae.arguments import positive
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.inference.posterior.gaussians import Gaussians
 from pyro_vae.inference.posterior.local_fits import Fitted
-from pyro_vae.program.batch import Batch, chunks, map_batch, num_rows
-from pyro_vae.program.bounds import scoring
+from pyro_vae.program.batch import Batch, chunks, num_rows
 from pyro_vae.program.handlers import sample_sites
+from pyro_vae.program.joint import Joint
 from pyro_vae.program.log_joint import LogJoint
-from pyro_vae.program.program import Program
+from pyro_vae.program.passes import Pass, Passes, runs, scoring
+from pyro_vae.program.plates import inner_plates, of_datum
 
 _ROWS_PER_PASS = 4096  # draws times data: bounds the memory
 _MEAN_DRAWS = 64  # where a mean is an average over draws of the latents above
@@ -41,18 +42,29 @@ class Posterior(Protocol):
 
 
 class PassPosterior:
-    """What posteriors share that are asked pass by pass: each pass is all draws of some data."""
+    """What posteriors share that are asked pass by pass: each pass is all draws of some data.
 
-    def __init__(self, program: Program, batch: Batch) -> None:
-        self.program = program
-        self._batch = batch
+    Arguments:
+        passes: The data, checked; each question walks through them anew.
+        held: Whether the globals are held elsewhere, and need no draws here.
+    """
+
+    def __init__(self, passes: Passes, held: bool = False) -> None:
+        self.program = passes.program
+        self._data = passes
+        self._batch = passes.batch
+        self._held = held or not passes.sites.global_
+        self._sites = passes.sites.local
         self._events: dict[str, torch.Size] = {}
 
     def __len__(self) -> int:
         return num_rows(self._batch)
 
     def sample(self, n: int = 1) -> Values:
-        """Draw n values of the latents of each datum, ``(n, N, ...)``; a dict where several."""
+        """Draw n values of the latents of each datum, ``(n, N, ...)``; a dict where several.
+
+        Each of the n has a draw of the global latents of its own, which all data share.
+        """
         return self._answer(positive("n", n), self._draw)
 
     def log_weight(self, n: int = 1) -> Tensor:
@@ -60,10 +72,10 @@ class PassPosterior:
 
         Its mean over the draws estimates the ELBO, its log-mean-exp log p(x).
         """
-        with scoring(self.program):
+        with self._walk(positive("n", n)) as passes:
             parts = [
-                torch.cat([self._weigh(piece, rows, k) for k in split])
-                for piece, rows, split in self._passes(positive("n", n))
+                torch.cat([self._weigh(joint, piece, k) for joint, k in self._split(piece, n)])
+                for piece in passes
             ]
         return torch.cat(parts, 1)
 
@@ -71,37 +83,38 @@ class PassPosterior:
         """Return the log density of latents ``(n, N, ...)``, ``(n, N)``, nats."""
         given = self._named(values)
         n = {len(value) for value in given.values()}.pop()
-        with scoring(self.program):
+        with self._walk(n) as passes:
             parts = [
-                self._score(piece, rows, {k: v[:, rows] for k, v in given.items()})
-                for piece, rows, _ in self._passes(n)
+                self._score(piece, {k: v[:, piece.rows] for k, v in given.items()})
+                for piece in passes
             ]
         return torch.cat(parts, 1)
 
-    def _draw(self, batch: Batch, rows: slice, n: int) -> dict[str, Tensor]:
+    def _draw(self, joint: Joint, piece: Pass, n: int) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def _weigh(self, batch: Batch, rows: slice, n: int) -> Tensor:
+    def _weigh(self, joint: Joint, piece: Pass, n: int) -> Tensor:
         raise NotImplementedError
 
-    def _score(self, batch: Batch, rows: slice, values: dict[str, Tensor]) -> Tensor:
+    def _score(self, piece: Pass, values: dict[str, Tensor]) -> Tensor:
         raise NotImplementedError
 
-    def _passes(self, n: int) -> Iterator[tuple[Batch, slice, list[int]]]:
-        """Yield pieces of the data, their rows, and the draws per pass."""
-        width = max(1, min(len(self), _ROWS_PER_PASS // n))
-        most = max(1, _ROWS_PER_PASS // width)
-        split = [min(most, n - start) for start in range(0, n, most)]
-        for start, piece in zip(
-            range(0, len(self), width), chunks(self._batch, width), strict=True
-        ):
-            yield piece, slice(start, start + width), split
+    def _walk(self, n: int) -> Passes:
+        """Return the passes of one question, at a draw of the globals for each of n draws."""
+        rows = max(1, min(len(self), _ROWS_PER_PASS // n))
+        return self._data.again(rows=rows, num_global_samples=1 if self._held else n)
+
+    def _split(self, piece: Pass, n: int) -> list[tuple[Joint, int]]:
+        """Return the pairs to ask on some data, and how many draws of each."""
+        if not self._held:
+            return [(joint, 1) for joint in piece.joints]
+        return [(piece.joint, k) for k in runs(n, piece.batch, _ROWS_PER_PASS)]
 
     def _answer(self, n: int, draw: Callable[..., dict[str, Tensor]]) -> Values:
         pieces = []
-        with scoring(self.program):
-            for piece, rows, split in self._passes(n):
-                drawn = [draw(piece, rows, k) for k in split]
+        with self._walk(n) as passes:
+            for piece in passes:
+                drawn = [draw(joint, piece, k) for joint, k in self._split(piece, n)]
                 pieces.append({name: torch.cat([d[name] for d in drawn]) for name in drawn[0]})
         return _single({name: torch.cat([p[name] for p in pieces], 1) for name in pieces[0]})
 
@@ -111,7 +124,7 @@ class PassPosterior:
         Raises:
             DataError: Not those of the program, or not ``(n, N, ...)``.
         """
-        sites = self.program.sites.local
+        sites = self._sites
         given = dict(values) if isinstance(values, Mapping) else {sites[0]: values}
         if set(given) != set(sites):
             raise DataError(f"got values of {sorted(given)}, expected {sorted(sites)}")
@@ -134,25 +147,18 @@ class Amortised(PassPosterior):
     """The guide's own posterior: one pass through its networks.
 
     Arguments:
-        program: Checked against the batch.
-        batch: One row per datum.
+        passes: The data, checked.
     """
 
-    def __init__(self, program: Program, batch: Batch) -> None:
-        super().__init__(program, batch)
-        if program.sites.num_plates > 1:
-            raise ProgramError(
-                "infer: the program has plates nested in 'data'; give its latents an event "
-                "dimension in place of the plate (.to_event)"
-            )
-        if program.sites.enumerated and not program.sites.local:
-            raise ProgramError(
-                f"infer: site {program.sites.enumerated[0]!r} is summed out, and the guide draws "
-                "no latent of a datum; pv.encode has the probabilities of its values"
-            )
-        _, guide = program.look(map_batch(lambda leaf: leaf[:1], batch))
+    def __init__(self, passes: Passes) -> None:
+        super().__init__(passes)
+        first = next(chunks(self._batch, 1))
+        _, guide = self.program.look(first)
         drawn = dict(sample_sites(guide))
-        self._events = {name: drawn[name]["fn"].event_shape for name in program.sites.local}
+        self._events = {
+            name: of_datum(drawn[name], drawn[name]["value"], 1).shape[2:] for name in self._sites
+        }
+        self._plates = {name: inner_plates(drawn[name]) for name in self._sites}
         latent = [
             name
             for name, site in drawn.items()
@@ -171,36 +177,32 @@ class Amortised(PassPosterior):
         Raises:
             ProgramError: A latent's distribution has no mean.
         """
-        if self.program.sites.global_:  # one draw of them per pass
-            passes = [self._answer(1, self._means) for _ in range(_MEAN_DRAWS)]
-            values = _concatenated(passes)
-        else:
-            values = self._answer(1 if self._alone else _MEAN_DRAWS, self._means)
+        values = self._answer(1 if self._alone else _MEAN_DRAWS, self._means)
         if isinstance(values, dict):
             return {name: value.mean(0) for name, value in values.items()}
         return values.mean(0)
 
-    def _draw(self, batch: Batch, rows: slice, n: int) -> dict[str, Tensor]:
-        values = self.program.joint(batch).guide_values(n)
+    def _draw(self, joint: Joint, piece: Pass, n: int) -> dict[str, Tensor]:
+        sites = dict(sample_sites(joint.guide_trace(n)))
         return {
-            name: values[name].reshape(n, num_rows(batch), *event)
-            for name, event in self._events.items()
+            name: of_datum(sites[name], sites[name]["value"], len(piece), n)
+            for name in self._events
         }
 
-    def _means(self, batch: Batch, rows: slice, n: int) -> dict[str, Tensor]:
-        sites = dict(sample_sites(self.program.joint(batch).guide_trace(n)))
+    def _means(self, joint: Joint, piece: Pass, n: int) -> dict[str, Tensor]:
+        sites = dict(sample_sites(joint.guide_trace(n)))
         return {
-            name: _mean(name, sites[name]["fn"]).reshape(n, num_rows(batch), *event)
-            for name, event in self._events.items()
+            name: of_datum(sites[name], _mean(name, sites[name]["fn"]), len(piece), n)
+            for name in self._events
         }
 
-    def _weigh(self, batch: Batch, rows: slice, n: int) -> Tensor:
-        return self.program.joint(batch).densities().terms(1, n).log_weight[0]
+    def _weigh(self, joint: Joint, piece: Pass, n: int) -> Tensor:
+        return joint.densities().terms(1, n).log_weight[0]
 
-    def _score(self, batch: Batch, rows: slice, values: dict[str, Tensor]) -> Tensor:
-        if self.program.sites.global_:
+    def _score(self, piece: Pass, values: dict[str, Tensor]) -> Tensor:
+        if piece.sites.global_:
             raise ProgramError(
-                f"log_prob: site {self.program.sites.global_[0]!r} is global, and q(z | x) an "
+                f"log_prob: site {piece.sites.global_[0]!r} is global, and q(z | x) an "
                 "integral over it; ask program.terms for densities at one draw of it"
             )
         if self._auxiliary:
@@ -208,25 +210,28 @@ class Amortised(PassPosterior):
                 f"log_prob: site {self._auxiliary[0]!r} is auxiliary in the guide, and q(z | x) an "
                 "integral over it; use infer(..., how='local') for a posterior with a density"
             )
+        joint = piece.joint.densities()
         n = len(next(iter(values.values())))
-        return sum(self.program.joint(batch).densities().guide_log_q(values, n).values())  # type: ignore[return-value]
+        placed = {name: joint.placed(value, self._plates[name]) for name, value in values.items()}
+        return sum(joint.guide_log_q(placed, n, placed=True).values())  # type: ignore[return-value]
 
 
 class LocalPosterior(PassPosterior):
     """A Gaussian per datum in unconstrained coordinates, as ``infer(how="local")`` fits it.
 
     Arguments:
-        program, batch: What it was fitted to.
+        passes: The data that it was fitted to.
         fitted: The Gaussians, their steps and the globals that they are conditional on.
     """
 
-    def __init__(self, program: Program, batch: Batch, fitted: Fitted) -> None:
-        super().__init__(program, batch)
+    def __init__(self, passes: Passes, fitted: Fitted) -> None:
+        super().__init__(passes, held=True)
         self.gaussians = fitted.gaussians
         self.steps = fitted.steps
         self._globals = fitted.globals_
-        with scoring(program):
-            self._slots = {slot.name: slot for slot in self._density(batch).slots}
+        with scoring(self.program):
+            first = self._density(next(chunks(self._batch, 1)))
+        self._slots = {slot.name: slot for slot in first.slots}
         self._events = {name: slot.event for name, slot in self._slots.items()}
 
     @property
@@ -251,31 +256,24 @@ class LocalPosterior(PassPosterior):
         q = self.gaussians.at(rows)
         return q, torch.randn((n, *q.loc.shape), dtype=q.loc.dtype, device=q.loc.device)
 
-    def _draw(self, batch: Batch, rows: slice, n: int) -> dict[str, Tensor]:
-        q, noise = self._noise(rows, n)
-        return self._density(batch).unpack(q.place(noise))
+    def _draw(self, joint: Joint, piece: Pass, n: int) -> dict[str, Tensor]:
+        q, noise = self._noise(piece.rows, n)
+        return self._density(piece.batch).unpack(q.place(noise))
 
-    def _weigh(self, batch: Batch, rows: slice, n: int) -> Tensor:
-        q, noise = self._noise(rows, n)
+    def _weigh(self, joint: Joint, piece: Pass, n: int) -> Tensor:
+        q, noise = self._noise(piece.rows, n)
         # The Jacobian is in both densities.
-        return self._density(batch).log_joint(q.place(noise)) - q.log_prob(noise)
+        return self._density(piece.batch).log_joint(q.place(noise)) - q.log_prob(noise)
 
-    def _score(self, batch: Batch, rows: slice, values: dict[str, Tensor]) -> Tensor:
-        density = self._density(batch)
-        q = self.gaussians.at(rows)
+    def _score(self, piece: Pass, values: dict[str, Tensor]) -> Tensor:
+        density = self._density(piece.batch)
+        q = self.gaussians.at(piece.rows)
         u = density.pack(values, len(next(iter(values.values()))))
         return q.log_prob(q.noise(u)) - density.log_jacobian(u)
 
 
 def _single(values: dict[str, Tensor]) -> Values:
     return next(iter(values.values())) if len(values) == 1 else values
-
-
-def _concatenated(parts: list[Any]) -> Values:
-    """Return the draws of several passes over the same data as one."""
-    if isinstance(parts[0], dict):
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return torch.cat(parts)
 
 
 def _mean(name: str, fn: Any) -> Tensor:

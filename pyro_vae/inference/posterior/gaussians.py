@@ -92,7 +92,7 @@ def guide_moments(density: LogJoint, full_covariance: bool) -> Gaussians:
         sites = dict(sample_sites(density.joint.guide_trace(draws)))
         loc, variance, blocks = [], [], []
         for slot in density.slots:
-            mean, covariance = _conditional_moments(slot, sites[slot.name], draws)
+            mean, covariance = _conditional_moments(slot, sites[slot.name], draws, density.rows)
             loc.append(mean.mean(0))
             own = covariance.diagonal(dim1=-2, dim2=-1) if covariance.dim() == 4 else covariance
             variance.append(own.mean(0) + mean.var(0, correction=0))
@@ -137,21 +137,27 @@ def _known(density: LogJoint) -> bool:
     return all(m is not None and bool(m.isfinite().all()) for m in moments)
 
 
-def _conditional_moments(slot: Slot, site: dict, draws: int) -> tuple[Tensor, Tensor]:
+def _conditional_moments(slot: Slot, site: dict, draws: int, rows: int) -> tuple[Tensor, Tensor]:
     """Return means ``(C, B | W)`` and (co)variances of one site given the sites above it."""
-    rows = (draws, -1)
     fn, width = site["fn"], slot.base.numel()
-    value = slot.transform.inv(site["value"].reshape(*rows, *slot.event)).reshape(*rows, width)
+
+    def of_datum(moment: Tensor) -> Tensor:
+        return slot.of_datum(moment.expand(site["value"].shape), draws, rows)
+
+    value = slot.transform.inv(of_datum(site["value"])).reshape(draws, rows, width)
     if slot.plain:
         mean, variance = _attribute(fn, "mean"), _attribute(fn, "variance")
-        matrix = _attribute(fn, "covariance_matrix") if len(slot.event) == 1 else None
+        vector = len(slot.event) == 1 and not slot.plates
+        matrix = _attribute(fn, "covariance_matrix") if vector else None
         if mean is not None and variance is not None:
-            mean, variance = mean.reshape(*rows, width), variance.reshape(*rows, width)
+            mean, variance = (
+                of_datum(moment).reshape(draws, rows, width) for moment in (mean, variance)
+            )
             # A Cauchy's, or an overflow of one datum: there, the draws themselves stand in.
             known = (mean.isfinite() & variance.isfinite()).all(-1, keepdim=True)
             mean = torch.where(known, mean, value)
             if matrix is not None:
-                matrix = matrix.reshape(*rows, width, width)
+                matrix = matrix.reshape(draws, rows, width, width)
                 return mean, torch.where(known.unsqueeze(-1), matrix, torch.zeros_like(matrix))
             return mean, torch.where(known, variance, torch.zeros_like(variance))
     return value, torch.zeros_like(value)

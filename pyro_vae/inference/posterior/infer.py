@@ -8,9 +8,18 @@ from pyro_vae.inference.posterior.local_fits import Local, fit_local, semi
 from pyro_vae.inference.posterior.local_guide import LocalGuide
 from pyro_vae.inference.posterior.refine import HMC, refine
 from pyro_vae.program.batch import Batch
+from pyro_vae.program.passes import Verb
 from pyro_vae.program.program import Program
 
 How = Literal["amortised", "local", "semi", "hmc"]
+_NO_LOCAL = "there is no datum's posterior to infer; refine draws the global latents"
+_AMORTISED = Verb("infer", local=_NO_LOCAL)
+_FITTED = Verb(
+    "infer",
+    prior=True,
+    local=_NO_LOCAL,
+    continuous="use how='amortised', or log_likelihood",
+)
 _SETTINGS = {"amortised": type(None), "local": Local, "semi": Local, "hmc": HMC}
 
 
@@ -31,8 +40,9 @@ def infer(
     - ``"local"``: a Gaussian per datum, from the prior to its optimum; no network is asked;
     - ``"hmc"``: draws from p(z | x) itself, by ``pv.refine``.
 
-    Gaussians live in unconstrained coordinates. With global latents all but the first are
-    conditional on one draw of them. Data of any number are worked on piece by piece; random numbers
+    Gaussians live in unconstrained coordinates, and not on circles. With global latents all but the
+    first are conditional on one draw of them, the first on one for each draw of ``sample``. Data of
+    any number are worked on piece by piece; random numbers
     come from torch's global generator.
 
     Arguments:
@@ -44,14 +54,15 @@ def infer(
         progress: Show a progress bar.
 
     Returns:
-        An object with ``.sample(n)``, ``(n, N, ...)`` by site, and ``.mean``; all but HMC also with
-        ``.log_prob(values)`` and ``.log_weight(n)``, ``(n, N)``: log p(x, z) - log q(z) at n draws,
-        whose mean is the ELBO of each datum.
+        An object with ``.sample(n)``, ``(n, N, *plates, *event)`` by site, and ``.mean``; all but
+        HMC also with ``.log_prob(values)`` and ``.log_weight(n)``, ``(n, N)``: log p(x, z) - log
+        q(z) at n draws, whose mean is the ELBO of each datum.
 
     Raises:
         ConfigError: An unknown way, or settings of another.
         DataError: Data that the program cannot take.
-        ProgramError: Discrete latents, or no prior (all but ``"amortised"``); nested plates.
+        ProgramError: No local latent; discrete latents, angles or no prior (all but
+            ``"amortised"``).
 
     References:
         | Stochastic Variational Inference (Hoffman et al., 2013), arXiv:1206.7051
@@ -68,14 +79,11 @@ def infer(
     asked, data = _program_for(program, data)
     if isinstance(settings, HMC) or how == "hmc":
         return refine(asked, data, settings, progress=progress)  # type: ignore[arg-type, return-value]
-    batch = asked.adapt(data)
-    asked.check(batch)
-    asked.require_whole(batch)
     if how == "amortised":
-        return Amortised(asked, batch)
+        return Amortised(asked.passes(data, _AMORTISED))
+    passes = asked.passes(data, _FITTED)
     chosen = settings or (semi() if how == "semi" else Local(start="prior"))
-    fitted = fit_local(asked, batch, chosen, progress=progress)
-    return LocalPosterior(asked, batch, fitted)
+    return LocalPosterior(passes, fit_local(asked, passes.batch, chosen, progress=progress))
 
 
 def _program_for(program: Any, data: Any) -> tuple[Program, Batch]:

@@ -156,6 +156,7 @@ class _Climb:
     ) -> None:
         self.program, self.batch, self.settings, self.graphs = program, batch, settings, graphs
         self.density = LogJoint(program, batch, held)
+        self.density.require_line("local")
         moments = guide_moments if settings.start == "guide" else prior_moments
         self.q = self.best = moments(self.density, settings.full_covariance)
         like = self.q.loc[..., 0]

@@ -16,14 +16,20 @@ from pyro_vae.inference.graphs.density_graphs import DensityGraphs
 from pyro_vae.inference.sampling.adaptation import start_variance, warm_up
 from pyro_vae.inference.sampling.diagnostics import rhat_and_ess
 from pyro_vae.inference.sampling.hmc import hmc_init, hmc_step
-from pyro_vae.program.batch import Batch, chunks
-from pyro_vae.program.bounds import scoring
+from pyro_vae.program.batch import Batch
 from pyro_vae.program.log_joint import LogJoint
+from pyro_vae.program.passes import Verb
 from pyro_vae.program.program import Program
 
 RHAT_LIMIT = 1.05  # above it a datum's chains are not called mixed
 DIVERGENT_LIMIT = 0.01  # share of a datum's transitions above which it is named
 _NAMED_ROWS = 10  # in a warning
+_REFINE = Verb(
+    "refine",
+    prior=True,
+    local="there is no posterior of a datum to sample",
+    continuous="use infer (the guide's own posterior), or log_likelihood",
+)
 Values = Tensor | dict[str, Tensor]
 
 
@@ -188,8 +194,7 @@ def refine(
 
     Raises:
         DataError: Data that the program cannot take.
-        ProgramError: Discrete latents, nested plates, a support that depends on a latent, or no
-            prior.
+        ProgramError: Discrete latents, a support that depends on a latent, or no prior.
         ConfigError: A setting out of its range.
 
     References:
@@ -197,19 +202,15 @@ def refine(
         | Learning Deep Latent Gaussian Models with Markov Chain Monte Carlo (Hoffman, 2017)
     """
     chosen = settings or HMC()
-    wrapped = Program.of(program)
-    batch = wrapped.adapt(data)
-    wrapped.check(batch)
-    rows = max(1, positive("batch_size", batch_size) // chosen.chains)
     kept = min(chosen.steps, chosen.steps if keep is None else positive("keep", keep))
     graphs = DensityGraphs(compile)
     parts: list[Refined] = []
-    held = None
-    with scoring(wrapped):
-        for piece in tqdm(list(chunks(batch, rows)), disable=not progress, leave=False):
-            joint = LogJoint(wrapped, piece, held)
-            held = joint.globals_  # one draw of the globals for all data
-            parts.append(refine_batch(joint, piece, chosen, kept, graphs))
+    with Program.of(program).passes(
+        data, _REFINE, rows=batch_size, particles=chosen.chains
+    ) as passes:
+        for piece in tqdm(passes, disable=not progress, leave=False):
+            joint = LogJoint(passes.program, piece.batch, piece.globals_)
+            parts.append(refine_batch(joint, piece.batch, chosen, kept, graphs))
             chosen = replace(chosen, num_leapfrog=parts[0].num_leapfrog)
     refined = _join(parts)
     _warn(refined, chosen.steps * chosen.chains)
@@ -246,7 +247,7 @@ def refine_batch(
         )
         draws[:, index] = state.position
         accept, diverged = accept + info.accept_prob, diverged + info.diverged
-    rhat, ess = _mixing(draws)
+    rhat, ess = _mixing(_on_circles(joint, draws))
     values = _by_site(joint, draws)
     places = torch.arange(1, keep + 1, device=start.device) * settings.steps // keep - 1
     return Refined(
@@ -267,6 +268,21 @@ def _mixing(draws: Tensor) -> tuple[Tensor, Tensor]:
     columns = [rhat_and_ess(column) for column in draws.unbind(-1)]  # one at a time: less memory
     rhat, ess = (torch.stack(parts) for parts in zip(*columns, strict=True))
     return rhat.max(0).values, ess.min(0).values  # NaN wins in both
+
+
+def _on_circles(joint: LogJoint, draws: Tensor) -> Tensor:
+    """Return draws `(C, S, B | Z)` with an angle's cosine and sine in the place of the angle.
+
+    Chains that have gone around differ by whole turns, which are nothing.
+    """
+    angles = [slot.columns for slot in joint.slots if slot.circular]
+    if not angles:
+        return draws
+    parts = []
+    for slot in joint.slots:
+        part = draws[..., slot.columns]
+        parts += [part.cos(), part.sin()] if slot.circular else [part]
+    return torch.cat(parts, -1)
 
 
 def _by_site(joint: LogJoint, draws: Tensor) -> dict[str, Tensor]:

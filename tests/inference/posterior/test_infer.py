@@ -244,3 +244,88 @@ def test_latents_of_another_event_shape_are_refused(how):
     for shape in ((5, 20), (5, 20, 1), (5, 20, 2, 1)):
         with pytest.raises(DataError, match=r"'z'.*expected \(n, 20, 2\)"):
             found.log_prob(torch.zeros(shape, dtype=torch.float64))
+
+
+class Steps(nn.Module):
+    """Three independent latents of a datum, in a plate of their own: z ~ N(0, 1), x ~ N(z, 1)."""
+
+    def model(self, x):
+        with pyro.plate("steps", 3, dim=-2), pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x.mT)
+
+    def guide(self, x):
+        with pyro.plate("steps", 3, dim=-2), pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(x.mT / 2, 0.5**0.5))
+
+
+@pytest.mark.parametrize("how", ["amortised", "semi", "local"])
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_the_datum_comes_first_under_a_second_plate(how, rows):
+    torch.manual_seed(0)
+    x = torch.randn(rows, 3, dtype=torch.float64)
+    climb = Local(steps=800, patience=None) if how == "local" else None
+    found = infer(Steps(), x, how=how, settings=climb)
+    assert found.sample(4).shape == (4, rows, 3) and found.mean.shape == (rows, 3)
+    torch.testing.assert_close(found.mean, x / 2, rtol=0, atol=0.02 if how == "local" else 1e-6)
+    drawn = found.sample(5)
+    if how == "local":
+        return
+    exact = dist.Normal(x / 2, 0.5**0.5).log_prob(drawn).sum(-1)
+    torch.testing.assert_close(found.log_prob(drawn), exact, rtol=1e-6, atol=1e-6)
+    evidence = dist.Normal(0.0, 2**0.5).log_prob(x).sum(-1)
+    torch.testing.assert_close(found.log_weight(2), evidence.expand(2, -1), rtol=1e-6, atol=1e-6)
+
+
+def test_each_draw_has_globals_of_its_own_that_all_data_share():
+    """z is w: a column of the draws per datum is one column, and its n numbers differ."""
+
+    def model(x):
+        w = pyro.sample("w", dist.Normal(x.new_zeros(()), 1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(w.expand(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        w = pyro.sample("w", dist.Normal(x.new_zeros(()), 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(w.expand(len(x)), 1e-12))
+
+    drawn = infer(pv.Program(model, guide), torch.zeros(3000, dtype=torch.float64)).sample(5)
+    torch.testing.assert_close(drawn, drawn[:, :1].expand(5, 3000), rtol=0, atol=1e-9)
+    assert len(drawn[:, 0].unique()) == 5
+
+
+def test_angles_have_draws_and_no_gaussian():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.VonMises(torch.zeros_like(x), 1.0))
+            pyro.sample("x", dist.Normal(z.cos(), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.VonMises(torch.zeros_like(x), 1.0))
+
+    program, x = pv.Program(model, guide), torch.zeros(4)
+    assert infer(program, x).sample(3).abs().max() <= 3.1416
+    for how in ("semi", "local"):
+        with pytest.raises(ProgramError, match=r"site 'z' is an angle.*refine"):
+            infer(program, x, how=how)
+    with pytest.raises(ProgramError, match="site 'z' is an angle"):
+        pv.fitted_log_likelihood(program, x, samples=10, warmup=2, draws=2)
+
+
+def test_nothing_is_inferred_without_local_latents():
+    def model(x):
+        w = pyro.sample("w", dist.Normal(x.new_zeros(()), 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("w", dist.Normal(x.new_zeros(()), 1.0))
+
+    program, x = pv.Program(model, guide), torch.zeros(4)
+    for verb in (infer, pv.encode, pv.diagnose, pv.ais, pv.gaps, pv.fitted_log_likelihood):
+        with pytest.raises(ProgramError, match=f"{verb.__name__}: the program has no local latent"):
+            verb(program, x)
+    assert pv.reconstruct(program, x).shape == (4,) and pv.generate(program, 3).shape == (3,)

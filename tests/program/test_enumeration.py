@@ -821,3 +821,19 @@ def test_trace_enum_elbo_is_itself_as_an_objective():
             found.append([value, *torch.autograd.grad(value, list(case.parameters()))])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, **EXACT)
+
+
+def test_a_score_function_needs_a_signal_of_each_datum():
+    def model(x):
+        kind = pyro.sample("kind", dist.Categorical(x.new_tensor([0.4, 0.6])))
+        with pyro.plate("data", len(x)):
+            b = pyro.sample("b", dist.Bernoulli(x.new_full((len(x),), 0.4)))
+            pyro.sample("x", dist.Normal(b + kind, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("b", dist.Bernoulli(logits=x))
+
+    for objective in (pv.ELBO(), pv.NVIL(), pv.RLOO(3)):
+        with pytest.raises(ProgramError, match="'kind'"):
+            objective.loss_and_grads(model, guide, X)

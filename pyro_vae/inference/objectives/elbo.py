@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.inference.objectives.objective import TermsObjective
+from pyro_vae.inference.objectives.objective import TermsObjective, require_rows
 from pyro_vae.program.terms import Terms
 
 
@@ -127,6 +127,8 @@ def _score_term(
     scores: Mapping[str, Tensor], signal: Tensor, global_signal: Any, terms: Terms
 ) -> Tensor | float:
     """Return the surrogate whose gradient is the score-function part, per datum."""
+    if any(score.dim() == 3 for score in scores.values()):
+        require_rows(terms)
     signal = signal.detach()
     whole = global_signal + terms.size * signal.mean((1, 2))
     parts = [

@@ -126,17 +126,26 @@ def with_globals(local: Tensor, terms: Terms) -> Tensor:
     That is log p − log q of the global sites, and the loss that the guide's factors are.
 
     Raises:
-        ProgramError: A discrete latent of all data is summed out over K particles: no datum has
-            weights of its own.
+        ProgramError: A latent that is summed out couples the data, and there are K particles.
     """
-    if terms.coupled and terms.log_weight.shape[1] > 1:
-        raise ProgramError(
-            f"site {terms.coupled[0]!r} is summed out for all data at once: no datum has a weight "
-            "of its own; use ELBO, or one particle"
-        )
+    if terms.log_weight.shape[1] > 1:
+        require_rows(terms)
     weight: Any = terms.global_signal
     local = local + weight.mean() / terms.size if isinstance(weight, Tensor) else local
     return local - terms.factor.mean() if isinstance(terms.factor, Tensor) else local
+
+
+def require_rows(terms: Terms) -> None:
+    """Refuse a program whose data are coupled by a latent that is summed out.
+
+    Raises:
+        ProgramError: Names the latent.
+    """
+    if terms.coupled:
+        raise ProgramError(
+            f"site {terms.coupled[0]!r} is summed out for all data at once: no datum has a weight "
+            "or a signal of its own; use ELBO, with latents that have a reparametrised sampler"
+        )
 
 
 def require_paths(terms: Terms, objective: str) -> None:

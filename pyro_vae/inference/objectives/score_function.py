@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.objectives.elbo import elbo_of
-from pyro_vae.inference.objectives.objective import TermsObjective, Update, with_globals
+from pyro_vae.inference.objectives.objective import (
+    TermsObjective,
+    Update,
+    require_rows,
+    with_globals,
+)
 from pyro_vae.inference.sampling.importance_weights import log_mean_exp
 from pyro_vae.program.handlers import Message, data_frame, sample_sites
 from pyro_vae.program.joint import Joint
@@ -213,18 +218,18 @@ class DisARM(TermsObjective):
             if layers == 0:
                 raise ProgramError("DisARM: the guide has no local latent")
             terms = stack([joint.scored(model, guide, 2)])
-            yield terms, self._surrogate(terms, guide, pair)
+            # The signal of a datum goes to that datum's units alone.
+            signal = joint.placed(terms.signal.detach()[0].diff(dim=0).neg())[0]
+            yield terms, self._surrogate(signal, terms, guide, pair)
             layer += 1
 
     @staticmethod
-    def _surrogate(terms: Terms, guide: Trace, pair: "AntitheticPair") -> Tensor:
+    def _surrogate(signal: Tensor, terms: Terms, guide: Trace, pair: "AntitheticPair") -> Tensor:
         site = dict(sample_sites(guide))[pair.site]
         distribution = site["fn"]
         alpha = _bernoulli_logits(pair.site, distribution).unflatten(0, (2, -1))[0]
         first, second = site["value"].unflatten(0, (2, -1))
-        signal = terms.signal.detach()[0]
-        # The signal of a datum goes to that datum's units alone: B is the last batch dimension.
-        half = (signal[0] - signal[1]) / 2
+        half = signal / 2
         half = half.reshape(half.shape + (1,) * len(distribution.event_shape))
         grad = half * (1 - 2 * second) * (first != second) * torch.sigmoid(alpha.detach().abs())
         return (grad * alpha).sum() / terms.batch_size
@@ -283,6 +288,8 @@ def local_score(terms: Terms, objective: str) -> Tensor:
     Raises:
         ProgramError: A global latent has no pathwise gradient.
     """
+    if terms.score:
+        require_rows(terms)
     total: Any = 0.0
     for name, score in terms.score.items():
         if score.dim() != 3:

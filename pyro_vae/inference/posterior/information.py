@@ -17,6 +17,7 @@ from pyro_vae.program.batch import Batch, arguments, map_batch, num_rows
 from pyro_vae.program.bounds import passes
 from pyro_vae.program.handlers import data_frame, sample_sites
 from pyro_vae.program.joint import Joint
+from pyro_vae.program.plates import by_plates, data_dim, inner_plates, of_datum
 from pyro_vae.program.program import Program
 from pyro_vae.program.terms import Latent
 
@@ -135,13 +136,13 @@ class _Probes:
 
     Arguments:
         values: By site, ``(M, *plates) | event``.
-        event_dims: By site, dimensions of one draw.
+        sites: Those of the guide, for their plates and events.
         log_q: ``(M,)``.
         log_p: ``(M,)``; NaN where the guide has a site that the model has not.
     """
 
     values: dict[str, Tensor]
-    event_dims: dict[str, int]
+    sites: dict[str, Any]
     log_q: Tensor
     log_p: Tensor
 
@@ -162,6 +163,7 @@ def _on(joint: Joint, program: Program, batch: Batch) -> Joint:
         kwargs,
         tiled=joint.tiled,
         num_plates=program.sites.num_plates,
+        data_dim=program.sites.data_dim,
         size=num_rows(batch),
     )
 
@@ -191,15 +193,16 @@ def _probe(program: Program, joint: Joint, batch: Batch, batch_size: int) -> _Pr
         terms = here.scored(model, guide, 1)
         if not all(is_plain(latent) for latent in terms.latents.values()):
             return None
-        sites: dict[str, Any] = {n: s for n, s in sample_sites(guide) if data_frame(s) is not None}
-        parts.append({n: _rows_first(s, program.sites.num_plates) for n, s in sites.items()})
+        sites: dict[str, Any] = {n: s for n, s in sample_sites(guide) if n in terms.log_q}
+        here_rows = num_rows(piece)
+        parts.append({n: of_datum(s, s["value"], here_rows)[0] for n, s in sites.items()})
         log_q.append(torch.stack([each[0].double() for each in terms.log_q.values()]).sum(0))
         prior = torch.stack([terms.log_p[n][0].double() for n in program.sites.local]).sum(0)
         auxiliary = set(terms.log_q) != set(program.sites.local)
         log_p.append(prior.new_full(prior.shape, math.nan) if auxiliary else prior)
     return _Probes(
         values={name: torch.cat([part[name] for part in parts]) for name in parts[0]},
-        event_dims={name: len(site["fn"].event_shape) for name, site in sites.items()},
+        sites=sites,
         log_q=torch.cat(log_q),
         log_p=torch.cat(log_p),
     )
@@ -245,28 +248,19 @@ def _guide_pairs(
         for start in range(0, probes, at_once):
             some = {name: value[start : start + at_once] for name, value in drawn.values.items()}
             values = {
-                name: _beside(value, drawn.event_dims[name], num_rows(piece))
+                name: _beside(drawn.sites[name], value, num_rows(piece), program.sites.num_plates)
                 for name, value in some.items()
-            }  # (M, ..., rows) | event
+            }
             log_q = here.guide_log_q(values, min(at_once, probes - start))
             found.append(torch.stack([each.double() for each in log_q.values()]).sum(0))
         yield torch.cat(found)
 
 
-def _rows_first(site: Any, num_plates: int) -> Tensor:
-    """Return a site's value with the data first, ``(B, *plates) | event``."""
+def _beside(site: Any, value: Tensor, rows: int, num_plates: int) -> Tensor:
+    """Return a site's values ``(M, *plates, *event)`` beside each of B data, in Pyro's layout."""
+    value = value.unsqueeze(1).expand(len(value), rows, *value.shape[1:])
     event = len(site["fn"].event_shape)
-    value = site["value"]
-    missing = num_plates - (value.dim() - event)  # a dimension for each plate of other sites
-    value = value.reshape((1,) * missing + tuple(value.shape))
-    return value.movedim(-1 - event, 0)
-
-
-def _beside(value: Tensor, event_dim: int, rows: int) -> Tensor:
-    """Return values (M, ...) beside each of B data, (M, ..., B | event)."""
-    place = value.dim() - event_dim
-    shape = (*value.shape[:place], rows, *value.shape[place:])
-    return value.unsqueeze(place).expand(shape)
+    return by_plates(value, event, inner_plates(site), num_plates, data_dim(site))
 
 
 def _log_sum(pieces: Iterator[Tensor], total: Tensor) -> Tensor:

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.arguments import number, positive
 from pyro_vae.errors import ConfigError, DataError
 
 Shape = int | Sequence[int]
@@ -29,32 +29,17 @@ def activation_layer(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
-def positive_int(name: str, value: Any) -> int:
-    """Return `value` as an int; raises `ConfigError` unless it is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ConfigError(f"{name}={value!r}; expected a whole number of at least 1")
-    return int(value)
-
-
-def positive_float(name: str, value: Any) -> float:
-    """Return `value` as a float; raises `ConfigError` unless it is a finite number above 0."""
-    numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    if not numeric or not 0 < value < math.inf:
-        raise ConfigError(f"{name}={value!r}; expected a finite number above 0")
-    return float(value)
-
-
 def sizes(name: str, values: Any) -> tuple[int, ...]:
     """Return a new tuple of positive ints (may be empty); raises `ConfigError` otherwise."""
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise ConfigError(f"{name}={values!r}; expected a sequence of whole numbers, as in (400,)")
-    return tuple(positive_int(f"{name}[{i}]", value) for i, value in enumerate(values))
+    return tuple(positive(f"{name}[{i}]", value) for i, value in enumerate(values))
 
 
 def as_shape(name: str, value: Any) -> tuple[int, ...]:
     """Return an event shape from 784 or (1, 28, 28); raises `ConfigError` otherwise."""
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        return (positive_int(name, value),)
+        return (positive(name, value),)
     shape = sizes(name, value)
     if not shape:
         raise ConfigError(f"{name}={value!r} is empty; expected a size as 784 or (1, 28, 28)")
@@ -129,8 +114,7 @@ class MLP(nn.Module):
             as_shape("in_shape", in_shape),
             as_shape("out_shape", out_shape),
         )
-        if isinstance(dropout, bool) or not 0 <= dropout < 1:
-            raise ConfigError(f"dropout={dropout!r}; expected a probability in [0, 1)")
+        number("dropout", dropout, "[0, 1)")
         gated = activation == "glu"
         if not gated:
             activation_layer(activation)  # an unknown name is an error without hidden layers too
@@ -299,8 +283,8 @@ class OneHot(nn.Module):
 
     def __init__(self, num_classes: int, event_dim: int = 1) -> None:
         super().__init__()
-        self.num_classes = positive_int("num_classes", num_classes)
-        self.event_dim = positive_int("event_dim", event_dim)
+        self.num_classes = positive("num_classes", num_classes)
+        self.event_dim = positive("event_dim", event_dim)
         self.register_buffer("classes", torch.arange(self.num_classes) + 0.0, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 import pyro_vae as pv
+from pyro_vae.arguments import positive
 from pyro_vae.cli.options import Binarisation, Data, Split
 from pyro_vae.cli.programs import as_binary, load_splits, shaped_rows
 from pyro_vae.cli.report import say, table
 from pyro_vae.cli.runs import open_run
-from pyro_vae.errors import ConfigError
 from pyro_vae.storage.atomic import atomic_write_text
 
 
@@ -44,8 +44,8 @@ def evaluate(
     program, settings = open_run(run, device)
     data, binarisation = data or settings["data"], binarisation or settings["binarisation"]
     splits = load_splits(data, binarisation, settings["seed"])
-    if rows is not None and rows < 1:
-        raise ConfigError(f"rows: got {rows}, expected at least 1")
+    if rows is not None:
+        positive("rows", rows)
     x = as_binary(splits, getattr(splits, split)[:rows], seed)
     figures = judge(program, shaped_rows(splits, x, settings["network"]), samples, seed, progress)
     figures = {"data": data, "binarisation": binarisation, "split": split, **figures}

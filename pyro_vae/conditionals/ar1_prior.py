@@ -6,9 +6,9 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
+from pyro_vae.arguments import number, positive
 from pyro_vae.distributions import AR1, FlatSequence
 from pyro_vae.errors import ConfigError
-from pyro_vae.nn import positive_int
 
 
 class AR1Prior(nn.Module):
@@ -31,17 +31,15 @@ class AR1Prior(nn.Module):
         self, data_shape: Sequence[int], latent_dim: int, *, steps: int, correlation: float = 0.9
     ) -> None:
         super().__init__()
-        self.steps = positive_int("steps", steps)
+        self.steps = positive("steps", steps)
         if latent_dim % self.steps:
             raise ConfigError(
                 f"steps={steps}: {latent_dim} latent units are no multiple of it; choose another"
             )
-        numeric = isinstance(correlation, int | float) and not isinstance(correlation, bool)
-        if not numeric or not -1 < correlation < 1:
-            raise ConfigError(f"correlation={correlation!r}; expected a number in (-1, 1)")
+        correlation = number("correlation", correlation, "(-1, 1)")
         self.units = latent_dim // self.steps
         self.floor = AR1.floor(correlation, self.steps)  # nats per unit of a step
-        self.register_buffer("alpha", torch.tensor(float(correlation)), persistent=False)
+        self.register_buffer("alpha", torch.tensor(correlation), persistent=False)
 
     def forward(self, encoder: nn.Module | None = None) -> TorchDistribution:
         """Return p(z), event (Z,)."""

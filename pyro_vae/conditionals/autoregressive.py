@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.arguments import positive
 from pyro_vae.distributions import AutoregressiveBits
-from pyro_vae.nn import positive_int
 
 
 class Autoregressive(nn.Module):
@@ -28,7 +28,7 @@ class Autoregressive(nn.Module):
     def __init__(self, net: nn.Module, size: int) -> None:
         super().__init__()
         self.net = net
-        size = positive_int("size", size)
+        size = positive("size", size)
         self.weight = nn.Parameter(torch.zeros(size, size))
 
     def forward(self, h: Tensor) -> AutoregressiveBits:

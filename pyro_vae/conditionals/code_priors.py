@@ -8,9 +8,9 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_vae.arguments import positive
 from pyro_vae.distributions import CodeSequence
 from pyro_vae.errors import ConfigError
-from pyro_vae.nn import positive_int
 
 
 class CausalTransformer(nn.Module):
@@ -35,11 +35,11 @@ class CausalTransformer(nn.Module):
         self, num_codes: int, length: int, width: int = 64, depth: int = 2, heads: int = 4
     ) -> None:
         super().__init__()
-        if positive_int("width", width) % positive_int("heads", heads):
+        if positive("width", width) % positive("heads", heads):
             raise ConfigError(f"width={width!r}; expected a multiple of {heads} (attention heads)")
-        self.token = nn.Parameter(0.1 * torch.randn(positive_int("num_codes", num_codes), width))
-        self.place = nn.Parameter(0.1 * torch.randn(positive_int("length", length), width))
-        blocks = range(positive_int("depth", depth))
+        self.token = nn.Parameter(0.1 * torch.randn(positive("num_codes", num_codes), width))
+        self.place = nn.Parameter(0.1 * torch.randn(positive("length", length), width))
+        blocks = range(positive("depth", depth))
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in blocks)
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, num_codes)

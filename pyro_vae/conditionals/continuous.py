@@ -8,9 +8,8 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_vae import distributions
+from pyro_vae.arguments import number, positive
 from pyro_vae.conditionals.outputs import bounded, split
-from pyro_vae.errors import ConfigError
-from pyro_vae.nn import positive_int
 
 
 class Gaussian(nn.Module):
@@ -33,7 +32,7 @@ class Gaussian(nn.Module):
 
     def __init__(self, net: nn.Module, *, event_dim: int = 1) -> None:
         super().__init__()
-        self.net, self.event_dim = net, positive_int("event_dim", event_dim)
+        self.net, self.event_dim = net, positive("event_dim", event_dim)
 
     @staticmethod
     def width() -> int:
@@ -75,10 +74,8 @@ class IsotropicGaussian(nn.Module):
         event_dim: int = 1,
     ) -> None:
         super().__init__()
-        numeric = isinstance(scale, int | float) and not isinstance(scale, bool)
-        if not numeric or not 0 < scale < math.inf:
-            raise ConfigError(f"scale={scale!r}; expected a finite standard deviation above 0")
-        self.net, self.event_dim = net, positive_int("event_dim", event_dim)
+        number("scale", scale, "(0, inf)")
+        self.net, self.event_dim = net, positive("event_dim", event_dim)
         self.learn_scale = learn_scale
         log_scale = torch.tensor(math.log(scale), dtype=torch.get_default_dtype())
         if learn_scale:
@@ -119,7 +116,7 @@ class SquaredError(nn.Module):
 
     def __init__(self, net: nn.Module, *, event_dim: int = 1) -> None:
         super().__init__()
-        self.net, self.event_dim = net, positive_int("event_dim", event_dim)
+        self.net, self.event_dim = net, positive("event_dim", event_dim)
 
     @staticmethod
     def width() -> int:
@@ -149,7 +146,7 @@ class Point(nn.Module):
 
     def __init__(self, net: nn.Module, *, event_dim: int = 1) -> None:
         super().__init__()
-        self.net, self.event_dim = net, positive_int("event_dim", event_dim)
+        self.net, self.event_dim = net, positive("event_dim", event_dim)
 
     def forward(self, x: Tensor) -> TorchDistributionMixin:
         return dist.Delta(self.net(x)).to_event(self.event_dim)

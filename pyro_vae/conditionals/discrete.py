@@ -8,9 +8,9 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_vae import distributions
+from pyro_vae.arguments import integer, positive
 from pyro_vae.conditionals.outputs import bounded, split
 from pyro_vae.errors import ConfigError
-from pyro_vae.nn import positive_int
 
 
 class Bernoulli(nn.Module):
@@ -28,7 +28,7 @@ class Bernoulli(nn.Module):
 
     def __init__(self, net: nn.Module, *, event_dim: int = 1) -> None:
         super().__init__()
-        self.net, self.event_dim = net, positive_int("event_dim", event_dim)
+        self.net, self.event_dim = net, positive("event_dim", event_dim)
 
     @staticmethod
     def width() -> int:
@@ -62,13 +62,13 @@ class Categorical(nn.Module):
 
     def __init__(self, net: nn.Module, *, num_classes: int, event_dim: int = 1) -> None:
         super().__init__()
-        self.net, self.event_dim = net, positive_int("event_dim", event_dim)
-        self.num_classes = positive_int("num_classes", num_classes)
+        self.net, self.event_dim = net, positive("event_dim", event_dim)
+        self.num_classes = positive("num_classes", num_classes)
 
     @staticmethod
     def width(num_classes: int) -> int:
         """Return the number of network outputs per data dimension."""
-        return positive_int("num_classes", num_classes)
+        return positive("num_classes", num_classes)
 
     @staticmethod
     def output_bias(mean: Tensor, num_classes: int) -> Tensor:
@@ -105,19 +105,13 @@ class DiscretisedLogistic(nn.Module):
 
     def __init__(self, net: nn.Module, *, levels: int = 256, event_dim: int = 1) -> None:
         super().__init__()
-        self.net, self.event_dim = net, positive_int("event_dim", event_dim)
-        self.levels = self._check(levels)
-
-    @staticmethod
-    def _check(levels: int) -> int:
-        if positive_int("levels", levels) < 2:
-            raise ConfigError(f"levels={levels!r}; expected at least 2, as 256 for bytes")
-        return int(levels)
+        self.net, self.event_dim = net, positive("event_dim", event_dim)
+        self.levels = integer("levels", levels, 2)
 
     @staticmethod
     def width(levels: int = 256) -> int:
         """Return the number of network outputs per data dimension."""
-        DiscretisedLogistic._check(levels)
+        integer("levels", levels, 2)
         return 2
 
     @staticmethod

@@ -11,11 +11,12 @@ from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 from torch.distributions import AffineTransform, Transform
 
+from pyro_vae.arguments import number, positive
 from pyro_vae.conditionals.outputs import bounded
 from pyro_vae.conditionals.transforms import Affine, Planar, Spline
 from pyro_vae.distributions import FlowGaussian
 from pyro_vae.errors import ConfigError
-from pyro_vae.nn import positive_int, sizes
+from pyro_vae.nn import sizes
 
 _POINTS = 64  # draws of white noise behind a flow's mean
 
@@ -58,11 +59,9 @@ class AutoregressiveFlow(nn.Module):
                 f"hidden={tuple(hidden)}; a masked network over {latent_dim} units needs hidden "
                 f"layers of at least {latent_dim}: use ({max(64, 4 * latent_dim)},)"
             )
-        if not 2 <= positive_int("num_bins", num_bins) <= 500:
+        if not 2 <= positive("num_bins", num_bins) <= 500:
             raise ConfigError(f"num_bins={num_bins}; expected between 2 and 500 bins")
-        if not 0 < bound < float("inf"):
-            raise ConfigError(f"bound={bound!r}; expected half the side of a box, above 0")
-        self.transform, self.bound = transform, float(bound)
+        self.transform, self.bound = transform, number("bound", bound, "(0, inf)")
         self.order = list(range(latent_dim))[:: -1 if backwards else 1]
         counts = [1, 1] if transform == "affine" else [num_bins, num_bins, num_bins - 1]
         # Pyro's default order is drawn at random; alternating ones mix the units as well.
@@ -144,14 +143,14 @@ class PlanarFlow(FlowPosterior):
 
     def __init__(self, net: nn.Module, latent_dim: int, *, num_flows: int = 8) -> None:
         super().__init__(net, latent_dim)
-        self.num_flows = positive_int("num_flows", num_flows)
+        self.num_flows = positive("num_flows", num_flows)
         # Directions start apart from each other and from 0, whatever the encoder says.
         self.directions = nn.Parameter(torch.randn(num_flows, latent_dim) / latent_dim**0.5)
 
     @staticmethod
     def outputs(latent_dim: int, num_flows: int = 8) -> int:
         """Return the number of network outputs."""
-        return 2 * latent_dim + positive_int("num_flows", num_flows) * (2 * latent_dim + 1)
+        return 2 * latent_dim + positive("num_flows", num_flows) * (2 * latent_dim + 1)
 
     def transforms(self, context: Tensor) -> list[Transform]:
         size = self.latent_dim
@@ -172,7 +171,7 @@ class _AutoregressivePosterior(FlowPosterior):
     ) -> None:
         super().__init__(net, latent_dim)
         self.flows = nn.ModuleList(
-            build(backwards=bool(i % 2)) for i in range(positive_int("num_flows", num_flows))
+            build(backwards=bool(i % 2)) for i in range(positive("num_flows", num_flows))
         )
 
     def transforms(self, context: Tensor) -> list[Transform]:
@@ -219,7 +218,7 @@ class InverseAutoregressiveFlow(_AutoregressivePosterior):
         context_dim: int = 32,
     ) -> int:
         """Return the number of network outputs."""
-        return 2 * latent_dim + positive_int("context_dim", context_dim)
+        return 2 * latent_dim + positive("context_dim", context_dim)
 
 
 class SplineFlow(_AutoregressivePosterior):
@@ -272,4 +271,4 @@ class SplineFlow(_AutoregressivePosterior):
         context_dim: int = 32,
     ) -> int:
         """Return the number of network outputs."""
-        return 2 * latent_dim + positive_int("context_dim", context_dim)
+        return 2 * latent_dim + positive("context_dim", context_dim)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_vae.arguments import number, positive
 from pyro_vae.distributions import AutoregressiveBernoulli
 from pyro_vae.errors import ConfigError
-from pyro_vae.nn import positive_int
 
 
 class MaskedNetwork(nn.Module):
@@ -93,12 +93,10 @@ class MADE(nn.Module):
                 f"net: {type(net).__name__} has no out_shape; expected a network of pyro_vae.nn, "
                 "or one with the shape of a datum as its attribute"
             )
-        numeric = isinstance(input_dropout, int | float) and not isinstance(input_dropout, bool)
-        if not numeric or not 0 <= input_dropout < 1:
-            raise ConfigError(f"input_dropout={input_dropout!r}; expected a share in [0, 1)")
-        self.net, self.event_dim = net, positive_int("event_dim", event_dim)
-        units = positive_int("hidden", hidden)
-        self.autoregression = MaskedNetwork(math.prod(shape), units, float(input_dropout))
+        dropout = number("input_dropout", input_dropout, "[0, 1)")
+        self.net, self.event_dim = net, positive("event_dim", event_dim)
+        units = positive("hidden", hidden)
+        self.autoregression = MaskedNetwork(math.prod(shape), units, dropout)
 
     @staticmethod
     def width(hidden: int = 512, input_dropout: float = 0.0) -> int:

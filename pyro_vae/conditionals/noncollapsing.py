@@ -11,8 +11,9 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_vae.arguments import number
 from pyro_vae.conditionals.outputs import bounded, split
-from pyro_vae.nn import BatchNorm, positive_float
+from pyro_vae.nn import BatchNorm
 
 
 class FixedScaleGaussian(nn.Module):
@@ -34,7 +35,7 @@ class FixedScaleGaussian(nn.Module):
 
     def __init__(self, net: nn.Module, latent_dim: int, *, scale: float = 0.5) -> None:
         super().__init__()
-        self.net, self.scale = net, positive_float("scale", scale)
+        self.net, self.scale = net, number("scale", scale, "(0, inf)")
 
     @staticmethod
     def outputs(latent_dim: int, scale: float = 0.5) -> int:
@@ -78,7 +79,7 @@ class DeltaGaussian(nn.Module):
 
     def __init__(self, net: nn.Module, latent_dim: int, *, delta: float = 0.1) -> None:
         super().__init__()
-        self.net, self.floor = net, positive_float("delta", delta)
+        self.net, self.floor = net, number("delta", delta, "(0, inf)")
         self.log_scale = _log_scale_at(self.floor)
 
     @staticmethod
@@ -120,7 +121,7 @@ class BatchNormGaussian(nn.Module):
 
     def __init__(self, net: nn.Module, latent_dim: int, *, gain: float = 0.5) -> None:
         super().__init__()
-        self.net, self.gain = net, positive_float("gain", gain)
+        self.net, self.gain = net, number("gain", gain, "(0, inf)")
         self.norm = BatchNorm(latent_dim, affine=False)
         self.bias = nn.Parameter(torch.zeros(latent_dim))
 

@@ -11,6 +11,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from pyro_vae.arguments import positive
 from pyro_vae.conditionals.continuous import Gaussian
 from pyro_vae.conditionals.flows import InverseAutoregressiveFlow, PlanarFlow, SplineFlow
 from pyro_vae.conditionals.noncollapsing import (
@@ -21,7 +22,6 @@ from pyro_vae.conditionals.noncollapsing import (
 from pyro_vae.conditionals.outputs import bounded
 from pyro_vae.conditionals.registry import choose
 from pyro_vae.errors import ConfigError
-from pyro_vae.nn import positive_int
 
 Posterior = Callable[..., nn.Module] | Mapping[str, Any]
 
@@ -44,12 +44,12 @@ class LowRankGaussian(nn.Module):
 
     def __init__(self, net: nn.Module, latent_dim: int, *, rank: int = 1) -> None:
         super().__init__()
-        self.net, self.latent_dim, self.rank = net, latent_dim, positive_int("rank", rank)
+        self.net, self.latent_dim, self.rank = net, latent_dim, positive("rank", rank)
 
     @staticmethod
     def outputs(latent_dim: int, rank: int = 1) -> int:
         """Return the number of network outputs."""
-        return latent_dim * (2 + positive_int("rank", rank))
+        return latent_dim * (2 + positive("rank", rank))
 
     def forward(self, x: Tensor) -> TorchDistributionMixin:
         """Return q(z | x), batch (*) | event (Z,)."""

@@ -9,13 +9,14 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pyro_vae.arguments import positive
 from pyro_vae.conditionals.ar1_prior import AR1Prior
 from pyro_vae.conditionals.flows import AutoregressiveFlow
 from pyro_vae.conditionals.outputs import bounded
 from pyro_vae.conditionals.registry import choice_config, choose
 from pyro_vae.distributions import Mixture
 from pyro_vae.errors import ConfigError, DataError
-from pyro_vae.nn import OneHot, positive_int
+from pyro_vae.nn import OneHot
 
 Prior = Callable[..., nn.Module] | Mapping[str, Any] | nn.Module
 
@@ -64,7 +65,7 @@ class GaussianMixture(nn.Module):
         self, data_shape: Sequence[int], latent_dim: int, *, num_components: int = 10
     ) -> None:
         super().__init__()
-        size = positive_int("num_components", num_components)
+        size = positive("num_components", num_components)
         self.logits = nn.Parameter(torch.zeros(size))
         self.loc = nn.Parameter(torch.randn(size, latent_dim))
         self.log_scale = nn.Parameter(torch.zeros(size, latent_dim))
@@ -107,7 +108,7 @@ class VampPrior(nn.Module):
         unit_interval: bool = True,
     ) -> None:
         super().__init__()
-        shape = (positive_int("num_components", num_components), *data_shape)
+        shape = (positive("num_components", num_components), *data_shape)
         self.unit_interval = bool(unit_interval)
         self.inputs = nn.Parameter(torch.rand(shape) if unit_interval else torch.randn(shape))
         self.register_buffer("equal", torch.zeros(num_components), persistent=False)
@@ -181,7 +182,7 @@ class FlowPrior(nn.Module):
             AutoregressiveFlow(
                 transform, latent_dim, hidden, num_bins=num_bins, backwards=bool(i % 2)
             )
-            for i in range(positive_int("num_flows", num_flows))
+            for i in range(positive("num_flows", num_flows))
         )
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
 

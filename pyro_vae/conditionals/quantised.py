@@ -5,18 +5,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.arguments import number, positive
 from pyro_vae.distributions import StraightThrough
-from pyro_vae.errors import ConfigError
-from pyro_vae.nn import positive_int
 
 _UNUSED = 1e-8  # a count below this decays no further: its quotient stays a number
-
-
-def _share(name: str, value: float) -> float:
-    numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    if not numeric or not 0 <= value < 1:
-        raise ConfigError(f"{name}={value!r}; expected a number in [0, 1)")
-    return value
 
 
 class Codebook(nn.Module):
@@ -65,11 +57,11 @@ class Codebook(nn.Module):
         revive: float = 0.02,
     ) -> None:
         super().__init__()
-        size = (positive_int("num_codes", num_codes), positive_int("code_dim", code_dim))
-        _share("revive", revive)
-        if decay is not None and not _share("decay", decay) > 0:  # an unused code would be 0 / 0
-            raise ConfigError(f"decay={decay!r}; expected a number in (0, 1), or None")
-        self.mean_count = positive_int("positions", positions) / num_codes
+        size = (positive("num_codes", num_codes), positive("code_dim", code_dim))
+        number("revive", revive, "[0, 1)")
+        if decay is not None:
+            number("decay", decay, "(0, 1)")  # at 0 an unused code would be 0 / 0
+        self.mean_count = positive("positions", positions) / num_codes
         self.decay, self.revive = decay, revive
         vectors = torch.randn(size) / math.sqrt(code_dim)
         if decay is None:

@@ -9,8 +9,8 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions.utils import broadcast_all
 
+from pyro_vae.arguments import integer
 from pyro_vae.distributions.expandable import Expandable
-from pyro_vae.errors import ConfigError
 
 
 class _Grid(constraints.Constraint):
@@ -20,7 +20,7 @@ class _Grid(constraints.Constraint):
     event_dim = 0
 
     def __init__(self, levels: int) -> None:
-        self.levels = levels
+        self.levels = integer("levels", levels, 2)
 
     def check(self, value: Tensor) -> Tensor:
         steps = value * (self.levels - 1)
@@ -67,10 +67,8 @@ class DiscretisedLogistic(Expandable):
         *,
         validate_args: bool | None = None,
     ) -> None:
-        if isinstance(levels, bool) or not isinstance(levels, int) or levels < 2:
-            raise ConfigError(f"levels={levels!r}; expected a whole number of at least 2, as 256")
         self.loc, self.scale = broadcast_all(loc, scale)
-        self.levels = levels
+        self.levels = integer("levels", levels, 2)
         super().__init__(self.loc.shape, validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=True, event_dim=0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import number, positive
 from pyro_vae.errors import ConfigError
 from pyro_vae.evaluation.generation import generate_with_latents
 from pyro_vae.evaluation.likelihood import LogLikelihood
@@ -123,8 +123,7 @@ class AIS:
             positive(name, getattr(self, name))
         if self.start not in ("guide", "prior"):
             raise ConfigError(f"start: got {self.start!r}, expected 'guide' or 'prior'")
-        if not self.step_size > 0:
-            raise ConfigError(f"step_size: got {self.step_size!r}, expected a positive number")
+        number("step_size", self.step_size, "(0, inf)")
 
 
 def ais(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import number, positive
 from pyro_vae.errors import ConfigError
 from pyro_vae.evaluation.likelihood import LogLikelihood, RunningWeights
 from pyro_vae.inference.sampling.hmc import adapt_step_size, hmc_init, hmc_step
@@ -83,8 +83,7 @@ def fitted_log_likelihood(
         positive(name, value)
     if draws < 2:
         raise ConfigError(f"draws: got {draws}, expected at least 2: a variance is fitted to them")
-    if not 0 < widen < math.inf:
-        raise ConfigError(f"widen: got {widen!r}, expected a positive number")
+    number("widen", widen, "(0, inf)")
     folded = []
     with Program.of(program).passes(data, _VERB, rows=batch_size) as passes:
         for piece in tqdm(passes, disable=not progress, leave=False):

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from pyro_vae.arguments import number
 from pyro_vae.conditionals import bounded
 from pyro_vae.models.param_names import register, unique_name
 from pyro_vae.models.vae import VAE
-from pyro_vae.nn import Shape, positive_float
+from pyro_vae.nn import Shape
 
 
 class BayesianVAE(VAE):
@@ -56,7 +57,7 @@ class BayesianVAE(VAE):
         super().__init__(data_dim, latent_dim, hidden, **options)
         self.name = unique_name("bayesian_vae")
         for name, value in (("prior_scale", prior_scale), ("scale", scale)):
-            positive_float(name, value)
+            number(name, value, "(0, inf)")
         if self.config is not None:
             self.config |= {"prior_scale": float(prior_scale), "scale": float(scale)}
         self.prior_scale = float(prior_scale)

@@ -10,11 +10,12 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_vae.arguments import number, positive
 from pyro_vae.conditionals import bounded
 from pyro_vae.errors import ConfigError
 from pyro_vae.models.networks import checked_mean
 from pyro_vae.models.param_names import register, unique_name
-from pyro_vae.nn import MLP, positive_float, positive_int, sizes
+from pyro_vae.nn import MLP, sizes
 
 _FLOOR = 1e-6  # of a mean that is a sum of products: all of them may underflow
 _CHOICES = {
@@ -88,9 +89,9 @@ class DEF(nn.Module):
     ) -> None:
         super().__init__()
         self.name = unique_name("def")
-        self.data_dim = positive_int("data_dim", data_dim)
+        self.data_dim = positive("data_dim", data_dim)
         self.latent_dims = sizes("latent_dims", latent_dims)
-        self.num_data = None if num_data is None else positive_int("num_data", num_data)
+        self.num_data = None if num_data is None else positive("num_data", num_data)
         self.config: dict[str, Any] = {
             "data_dim": self.data_dim,
             "latent_dims": list(self.latent_dims),
@@ -108,7 +109,7 @@ class DEF(nn.Module):
             value = self.config[name]
             if value not in known:
                 raise ConfigError(f"{name}={value!r}; expected one of {', '.join(known)}")
-        shape = positive_float("shape", shape)
+        shape = number("shape", shape, "(0, inf)")
         self.family, self.shape = family, float(shape)
         self.register_buffer("one", torch.ones(()), persistent=False)
         self._make_weights(data_mean)

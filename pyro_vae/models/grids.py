@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.arguments import positive
 from pyro_vae.errors import ConfigError
-from pyro_vae.nn import activation_layer, image_shape, positive_int, sizes
+from pyro_vae.nn import activation_layer, image_shape, sizes
 
 
 def grid_of(data_shape: Sequence[int], num_layers: int) -> tuple[int, int]:
@@ -82,7 +83,7 @@ class GridEncoder(nn.Module):
                 activation_layer(activation),
             ]
         layers[-1] = _Residual(widths[-1], activation)  # which begins with an activation
-        last = nn.Conv2d(widths[-1], positive_int("code_dim", code_dim), 1)
+        last = nn.Conv2d(widths[-1], positive("code_dim", code_dim), 1)
         self.net = nn.Sequential(*layers, activation_layer(activation), last)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,7 +119,7 @@ class GridDecoder(nn.Module):
         super().__init__()
         self.out_shape, widths = image_shape("out_shape", out_shape), _channels(channels)
         planes = [grid_of(self.out_shape, n) for n in range(len(widths), -1, -1)]
-        self.grid = (positive_int("code_dim", code_dim), *planes[0])
+        self.grid = (positive("code_dim", code_dim), *planes[0])
         layers: list[nn.Module] = [
             nn.Conv2d(code_dim, widths[0], 3, padding=1),
             _Residual(widths[0], activation),

@@ -15,11 +15,12 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from pyro_vae.arguments import positive
 from pyro_vae.conditionals import Bernoulli, Gaussian, Observation, observation_config
 from pyro_vae.errors import ConfigError
 from pyro_vae.models.networks import decoder_of, plain
 from pyro_vae.models.param_names import register, unique_name
-from pyro_vae.nn import MLP, Shape, as_shape, positive_int, sizes
+from pyro_vae.nn import MLP, Shape, as_shape, sizes
 
 # Takes the number of a layer and the state above it; returns the layer's latent, (* | Z_l).
 Draw = Callable[[int, Tensor], Tensor]
@@ -97,7 +98,7 @@ class Chain(Layers):
         self.config = {
             **(self.config or {}),
             "hidden": list(widths),
-            "depth": positive_int("depth", depth),
+            "depth": positive("depth", depth),
             **options,
             "observation": observation_config(observation),
         }

@@ -9,9 +9,9 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from pyro_vae.arguments import positive
 from pyro_vae.errors import DataError
 from pyro_vae.models.param_names import register, unique_name
-from pyro_vae.nn import positive_int
 
 
 class LinearVAE(nn.Module):
@@ -46,8 +46,8 @@ class LinearVAE(nn.Module):
     def __init__(self, data_dim: int, latent_dim: int, *, full_covariance: bool = False) -> None:
         super().__init__()
         self.name = unique_name("linear_vae")
-        self.data_dim = positive_int("data_dim", data_dim)
-        self.latent_dim = positive_int("latent_dim", latent_dim)
+        self.data_dim = positive("data_dim", data_dim)
+        self.latent_dim = positive("latent_dim", latent_dim)
         self.full_covariance = full_covariance
         self.config: dict[str, Any] | None = {
             "data_dim": self.data_dim,

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pyro_vae.arguments import positive
 from pyro_vae.conditionals import Categorical, Observation, observation, widen
 from pyro_vae.errors import ConfigError
 from pyro_vae.models.skip_network import SkipMLP
@@ -19,7 +20,6 @@ from pyro_vae.nn import (
     OneHot,
     Shape,
     as_shape,
-    positive_int,
     sizes,
 )
 
@@ -46,7 +46,7 @@ def checked_mean(data_mean: Tensor, shape: Sequence[int]) -> Tensor:
 
 def shapes(data_dim: Shape, latent_dim: int) -> tuple[tuple[int, ...], int]:
     """Return the checked shape of one datum and the number of latent units."""
-    return as_shape("data_dim", data_dim), positive_int("latent_dim", latent_dim)
+    return as_shape("data_dim", data_dim), positive("latent_dim", latent_dim)
 
 
 def plain(shape: tuple[int, ...]) -> int | list[int]:

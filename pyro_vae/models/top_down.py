@@ -8,11 +8,12 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from pyro_vae.arguments import positive
 from pyro_vae.conditionals import Bernoulli, Gaussian, Observation, observation_config
 from pyro_vae.models.latent_layers import PARAMETERS, Draw, Layers
 from pyro_vae.models.networks import decoder_of, encoder_net
 from pyro_vae.models.param_names import register
-from pyro_vae.nn import MLP, Shape, positive_int
+from pyro_vae.nn import MLP, Shape
 
 
 class TopDownVAE(Layers):
@@ -56,7 +57,7 @@ class TopDownVAE(Layers):
         data_mean: Tensor | None = None,
     ) -> None:
         super().__init__(data_dim, latent_dims)
-        dims, width = self.latent_dims, positive_int("hidden", hidden)
+        dims, width = self.latent_dims, positive("hidden", hidden)
         self.config = {
             **(self.config or {}),
             "hidden": width,

@@ -8,6 +8,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.arguments import positive
 from pyro_vae.conditionals import Bernoulli, Observation, observation_config
 from pyro_vae.conditionals.code_priors import AutoregressiveCodes, FactorisedCodes, UniformCodes
 from pyro_vae.conditionals.observations import observation
@@ -18,7 +19,7 @@ from pyro_vae.errors import ConfigError
 from pyro_vae.models.grids import GridDecoder, GridEncoder, grid_of
 from pyro_vae.models.networks import checked_mean, plain, shared_config
 from pyro_vae.models.param_names import register, unique_name
-from pyro_vae.nn import MLP, OneHot, Shape, as_shape, positive_int
+from pyro_vae.nn import MLP, OneHot, Shape, as_shape
 
 PRIORS = ("autoregressive", "factorised", "uniform")
 
@@ -98,7 +99,7 @@ class VQVAE(nn.Module):
         del shared["latent_dim"]
         self.config: dict[str, Any] | None = {
             **shared,
-            "num_codes": positive_int("num_codes", num_codes),
+            "num_codes": positive("num_codes", num_codes),
             "code_dim": int(code_dim),
             "observation": observation_config(observation),
             "positions": positions,
@@ -110,7 +111,7 @@ class VQVAE(nn.Module):
         }
         conv = network == "conv"
         count = math.prod(grid_of(self.data_shape, len(tuple(hidden)))) if conv else positions
-        self.positions = positive_int("positions", count)
+        self.positions = positive("positions", count)
         self.encoder, self.decoder = self._networks(observation, data_mean)
         self.codebook = Codebook(num_codes, code_dim, self.positions, decay=decay, revive=revive)
         self.code_prior: nn.Module

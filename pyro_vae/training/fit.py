@@ -1,7 +1,5 @@
 """``pv.fit``: stochastic variational inference for any program, from data to judged weights."""
 
-import math
-import operator
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -11,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import integer, number, positive
 from pyro_vae.device import seeded
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.graphs.compiled_loss import Mode
@@ -146,7 +144,7 @@ def fit(
     """
     epochs, batch_size = positive("epochs", epochs), positive("batch_size", batch_size)
     patience, checkpoint_every = _counts(patience=patience, checkpoint_every=checkpoint_every)
-    seed = _seed(seed)
+    seed = integer("seed", seed, 0)
     _check_arguments(clip_norm, patience, valid, out, checkpoint_every, resume)
     wrapped = Program.of(program)
     world = join(devices, device)
@@ -211,16 +209,6 @@ def _counts(**numbers: int | None) -> list[int | None]:
     return [None if n is None else positive(name, n) for name, n in numbers.items()]
 
 
-def _seed(seed: Any) -> int:
-    try:
-        number = -1 if isinstance(seed, bool) else operator.index(seed)
-    except TypeError:
-        number = -1
-    if number < 0:
-        raise ConfigError(f"seed: got {seed!r}, expected an integer of at least 0")
-    return number
-
-
 def _check_arguments(
     clip_norm: float | None,
     patience: int | None,
@@ -229,8 +217,8 @@ def _check_arguments(
     checkpoint_every: int | None,
     resume: bool,
 ) -> None:
-    if clip_norm is not None and not 0 < clip_norm < math.inf:
-        raise ConfigError(f"clip_norm: got {clip_norm!r}, expected a positive number")
+    if clip_norm is not None:
+        number("clip_norm", clip_norm, "(0, inf)")
     if checkpoint_every is not None and out is None:
         raise ConfigError("checkpoint_every: needs a run folder, out=...")
     if resume and out is None:

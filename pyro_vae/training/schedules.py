@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from numbers import Real
 
+from pyro_vae.arguments import number
 from pyro_vae.errors import ConfigError
 
 Schedule = Callable[[float], float]
@@ -24,7 +25,7 @@ def linear(start: float = 0.0, end: float = 1.0, *, over: float = 1.0) -> Schedu
     >>> schedule(0.0), schedule(0.25), schedule(0.8)
     (0.0, 0.5, 1.0)
     """
-    _share("over", over)
+    number("over", over, "(0, 1]")
     return lambda t: start + (end - start) * min(1.0, t / over)
 
 
@@ -40,7 +41,7 @@ def cosine(start: float = 1.0, end: float = 0.0, *, over: float = 1.0) -> Schedu
     >>> round(cosine(1.0, 0.0)(0.5), 12)
     0.5
     """
-    _share("over", over)
+    number("over", over, "(0, 1]")
     return lambda t: end + (start - end) * (1 + math.cos(math.pi * min(1.0, t / over))) / 2
 
 
@@ -57,8 +58,7 @@ def sigmoid(
     >>> sigmoid(centre=0.3)(0.3)
     0.5
     """
-    if not width > 0:
-        raise ConfigError(f"width: got {width!r}, expected a positive number")
+    number("width", width, "(0, inf)")
     # By tanh, which overflows nowhere.
     return lambda t: start + (end - start) * (1 + math.tanh((t - centre) / (2 * width))) / 2
 
@@ -76,7 +76,7 @@ def cyclical(
     >>> [cyclical(cycles=2)(t) for t in (0.0, 0.125, 0.25, 0.49, 0.5, 1.0)]
     [0.0, 0.5, 1.0, 1.0, 0.0, 1.0]
     """
-    _share("ramp", ramp)
+    number("ramp", ramp, "(0, 1]")
     if cycles < 1:
         raise ConfigError(f"cycles: got {cycles!r}, expected at least 1")
 
@@ -119,8 +119,3 @@ def _checked(name: str, schedule: Schedule, t: float) -> float:
             "0; correct the schedule"
         )
     return value
-
-
-def _share(name: str, value: float) -> None:
-    if not 0 < value <= 1:
-        raise ConfigError(f"{name}: got {value!r}, expected a share in (0, 1]")

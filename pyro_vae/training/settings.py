@@ -1,14 +1,13 @@
 """What a run was asked for: KL weights and optimisers from arguments, and the record of it all."""
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from numbers import Real
 from typing import Any
 
 from torch import Tensor
 
+from pyro_vae.arguments import number
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.objectives.objective import OptimiserFactory, TermsObjective
 from pyro_vae.program.handlers import Beta
@@ -28,9 +27,7 @@ def adam(lr: float) -> OptimiserFactory:
     Raises:
         ConfigError: A learning rate that is not positive.
     """
-    if isinstance(lr, bool) or not isinstance(lr, Real) or not 0 < lr < math.inf:
-        raise ConfigError(f"lr: got {lr!r}, expected a positive number")
-    return partial(Adam, lr=float(lr))
+    return partial(Adam, lr=number("lr", lr, "(0, inf)"))
 
 
 def beta_schedule(beta: KLWeight, sites: tuple[str, ...]) -> Callable[[float], Beta | None]:

@@ -230,7 +230,7 @@ def test_bayesian_vae_is_a_vae_at_each_draw_of_its_decoder():
         ({"weights": "map"}, "expected one of bayesian"),
         ({"posterior": "weibull"}, "expected one of gamma"),
         ({"latent_dims": ()}, "is empty"),
-        ({"shape": 0.0}, "above 0"),
+        ({"shape": 0.0}, "shape: got 0.0, expected a positive number"),
         ({"num_data": 0}, "num_data"),
         ({"data_mean": torch.ones(4)}, r"expected that of one datum, \(3,\)"),
     ],
@@ -257,9 +257,9 @@ def test_stock_svi_scales_nothing_by_itself(store):
 
 @pytest.mark.parametrize("shape", [0.0, -1.0, math.inf, math.nan, True, "a"])
 def test_shapes_and_scales_that_are_none(shape):
-    with pytest.raises(ConfigError, match="shape="):
+    with pytest.raises(ConfigError, match="shape: got"):
         pv.models.DEF(6, (2,), shape=shape)
-    with pytest.raises(ConfigError, match="prior_scale="):
+    with pytest.raises(ConfigError, match="prior_scale: got"):
         pv.models.BayesianVAE(6, 2, (8,), prior_scale=shape)
 
 

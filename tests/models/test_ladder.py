@@ -312,8 +312,8 @@ def test_other_data(kind):
     [
         (lambda: LadderVAE(6, (3, 2), (8,)), r"hidden=\[8\] has 1 widths for 2 latent layers"),
         (lambda: HierarchicalVAE(6, (), ()), r"latent_dims=\(\) is empty"),
-        (lambda: LadderVAE(6, (3, 2), (8, 8), depth=0), "depth=0; expected a whole number"),
-        (lambda: TopDownVAE(6, (3, 2), hidden=0), "hidden=0; expected a whole number"),
+        (lambda: LadderVAE(6, (3, 2), (8, 8), depth=0), "depth: got 0, expected an integer"),
+        (lambda: TopDownVAE(6, (3, 2), hidden=0), "hidden: got 0, expected an integer"),
         (lambda: LadderVAE(6, 3, (8,)), "latent_dims=3; expected a sequence"),
         (lambda: TopDownVAE(6, (3,), 8, activation="sine"), "activation='sine' is unknown"),
     ],

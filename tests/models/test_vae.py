@@ -170,7 +170,7 @@ def test_bad_latent_dim(build, latent_dim):
     ("arguments", "message"),
     [
         ({"data_dim": 0}, "data_dim"),
-        ({"data_dim": (1, -8, 8)}, r"data_dim\[1\]=-8"),
+        ({"data_dim": (1, -8, 8)}, r"data_dim\[1\]: got -8"),
         ({"data_dim": ()}, "data_dim"),
         ({"data_dim": "784"}, "data_dim"),
         ({"hidden": (0,)}, "hidden"),

@@ -319,8 +319,8 @@ def test_what_it_refuses():
         ({"network": "residual"}, "network="),
         ({"prior": "gaussian"}, "prior="),
         ({"positions": None}, "positions="),
-        ({"decay": 1.0}, "decay="),
-        ({"revive": -0.1}, "revive="),
+        ({"decay": 1.0}, "decay: got"),
+        ({"revive": -0.1}, "revive: got"),
         ({"prior_width": 6}, "width=6"),
     ):
         with pytest.raises(ConfigError, match=text):
@@ -367,5 +367,5 @@ def test_the_nearest_code_is_found_far_from_the_origin(offset):
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, -0.1, math.nan, "0.9", True])
 def test_a_decay_out_of_range(decay):
-    with pytest.raises(ConfigError, match="decay="):
+    with pytest.raises(ConfigError, match="decay: got"):
         Codebook(4, 2, 3, decay=decay)

@@ -1,7 +1,6 @@
 """Training with HMC: the guide by the ELBO, the model at draws that HMC has refined."""
 
 import math
-import operator
 from functools import partial
 from typing import Any
 
@@ -9,8 +8,8 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from pyro_vae.arguments import positive
-from pyro_vae.errors import ConfigError, ProgramError
+from pyro_vae.arguments import integer, number, positive
+from pyro_vae.errors import ProgramError
 from pyro_vae.inference.objectives.elbo import elbo_of
 from pyro_vae.inference.objectives.objective import Update, require_paths
 from pyro_vae.inference.objectives.pathwise import with_prior
@@ -103,14 +102,13 @@ class HMCRefined(nn.Module):
         persistent: int = 0,
     ) -> None:
         super().__init__()
-        self.steps = _count("steps", steps)
+        self.steps = integer("steps", steps, 0)
         self.num_leapfrog = positive("num_leapfrog", num_leapfrog)
         self.num_particles = positive("num_particles", num_particles)
-        self.persistent = _count("persistent", persistent)
-        if not 0 < step_size < math.inf:
-            raise ConfigError(f"step_size: got {step_size!r}, expected a positive number")
-        if target_accept is not None and not 0 < target_accept < 1:
-            raise ConfigError(f"target_accept: got {target_accept!r}, expected a number in (0, 1)")
+        self.persistent = integer("persistent", persistent, 0)
+        number("step_size", step_size, "(0, inf)")
+        if target_accept is not None:
+            number("target_accept", target_accept, "(0, 1)")
         self.target_accept = target_accept
         self.use_mass = use_mass
         # One dim each: Inductor loses what is written to a float64 buffer of none (torch 2.13).
@@ -253,13 +251,3 @@ def _variance(densities: LogJoint, guide: Trace, like: Tensor) -> Tensor:
             usable = variance.isfinite() & (variance > 0)
             parts[-1] = torch.where(usable, variance, ones)
     return torch.cat(parts, -1)
-
-
-def _count(name: str, value: Any) -> int:
-    try:
-        number = -1 if isinstance(value, bool) and value else operator.index(value)
-    except TypeError:
-        number = -1
-    if number < 0:
-        raise ConfigError(f"{name}: got {value!r}, expected an integer of at least 0")
-    return number

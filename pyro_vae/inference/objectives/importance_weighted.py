@@ -1,10 +1,8 @@
 """Bounds with the logarithm outside the mean over particles."""
 
-import math
-
 from torch import Tensor
 
-from pyro_vae.errors import ConfigError
+from pyro_vae.arguments import number
 from pyro_vae.inference.objectives.elbo import elbo_of
 from pyro_vae.inference.objectives.objective import TermsObjective, require_paths, with_globals
 from pyro_vae.inference.sampling.importance_weights import log_mean_exp
@@ -60,10 +58,7 @@ class Renyi(TermsObjective):
 
     def __init__(self, alpha: float, num_particles: int = 5, num_samples: int = 1) -> None:
         super().__init__(num_particles, num_samples)
-        number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
-        if not number or not math.isfinite(alpha):
-            raise ConfigError(f"alpha: got {alpha!r}, expected a finite number")
-        self.alpha = float(alpha)
+        self.alpha = number("alpha", alpha, "(-inf, inf)")
 
     def loss_of(self, terms: Terms) -> Tensor:
         """Return the negative bound per datum."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pyro_vae.arguments import number
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.objectives.objective import TermsObjective, require_paths, with_globals
 from pyro_vae.program.terms import Terms
@@ -129,10 +130,8 @@ class TargetKL(TermsObjective):
         super().__init__(num_particles)
         if not 0 <= nats < math.inf:
             raise ConfigError(f"nats: got {nats!r}, expected a target of at least 0")
-        if not 0 < weight < math.inf:
-            raise ConfigError(f"weight: got {weight!r}, expected a positive number")
         self.nats = nats
-        self.weight = weight
+        self.weight = number("weight", weight, "(0, inf)")
 
     def loss_of(self, terms: Terms) -> Tensor:
         """Return the negative objective per datum."""

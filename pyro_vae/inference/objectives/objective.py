@@ -8,7 +8,8 @@ import pyro.infer
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.errors import ConfigError, ProgramError
+from pyro_vae.arguments import positive
+from pyro_vae.errors import ProgramError
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.program import Program
 from pyro_vae.program.terms import Terms
@@ -71,11 +72,8 @@ class TermsObjective(pyro.infer.ELBO):
     is_bound = True  # whether minus the loss lies below log p(x)
 
     def __init__(self, num_particles: int = 1, num_samples: int = 1) -> None:
-        for name, value in (("num_particles", num_particles), ("num_samples", num_samples)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name}: got {value!r}, expected an integer of at least 1")
-        super().__init__(num_particles=num_particles)
-        self.num_samples = num_samples
+        super().__init__(num_particles=positive("num_particles", num_particles))
+        self.num_samples = positive("num_samples", num_samples)
         self._num_plates: int | None = None
         self._looked_at: Any = None
 

@@ -9,6 +9,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
+from pyro_vae.arguments import number
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.objectives.elbo import elbo_of
 from pyro_vae.inference.objectives.objective import (
@@ -62,10 +63,8 @@ class NVIL(nn.Module, TermsObjective):
     ) -> None:
         nn.Module.__init__(self)
         TermsObjective.__init__(self, num_particles, num_samples)
-        if not 0 <= decay < 1:
-            raise ConfigError(f"decay: got {decay!r}, expected a number in [0, 1)")
         self.baseline = baseline
-        self.decay = decay
+        self.decay = number("decay", decay, "[0, 1)")
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("variance", torch.ones(()))
 

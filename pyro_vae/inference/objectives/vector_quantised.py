@@ -1,11 +1,10 @@
 """The objective of vector-quantised programs."""
 
-import math
-
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import ConfigError, ProgramError
+from pyro_vae.arguments import number
+from pyro_vae.errors import ProgramError
 from pyro_vae.inference.objectives.elbo import ELBO
 from pyro_vae.inference.objectives.objective import TermsObjective
 from pyro_vae.program.terms import Terms
@@ -43,11 +42,8 @@ class VQ(TermsObjective):
         num_particles: int = 1,
     ) -> None:
         super().__init__(num_particles)
-        for name, value in (("commitment", commitment), ("codebook", codebook)):
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not 0 <= value < math.inf:
-                raise ConfigError(f"{name}: got {value!r}, expected a number of at least 0")
-        self.commitment, self.codebook = commitment, codebook
+        self.commitment = number("commitment", commitment, "[0, inf)")
+        self.codebook = number("codebook", codebook, "[0, inf)")
         self._elbo = ELBO(num_particles)
 
     def loss_of(self, terms: Terms) -> Tensor:

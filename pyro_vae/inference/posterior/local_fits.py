@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import number, positive
 from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.inference.graphs.density_graphs import DensityGraphs
 from pyro_vae.inference.posterior.gaussians import (
@@ -84,8 +84,7 @@ class Local:
             positive(name, getattr(self, name))
         if self.patience is not None:
             positive("patience", self.patience)
-        if not 0 < self.lr < math.inf:
-            raise ConfigError(f"lr: got {self.lr!r}, expected a positive number")
+        number("lr", self.lr, "(0, inf)")
         if self.start not in ("guide", "prior"):
             raise ConfigError(f"start: got {self.start!r}, expected 'guide' or 'prior'")
 

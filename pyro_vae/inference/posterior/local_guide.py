@@ -1,7 +1,6 @@
 """A guide that is a table, one row per datum. Shapes: N data, B batch, Z coordinates."""
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +10,8 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyro_vae.errors import ConfigError, DataError, ProgramError
+from pyro_vae.arguments import number
+from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.program.batch import (
     Batch,
     arguments,
@@ -61,8 +61,7 @@ class LocalGuide(nn.Module):
 
     def __init__(self, model: Any, data: Any, *, scale: float = 1.0) -> None:
         super().__init__()
-        if not 0 < scale < math.inf:
-            raise ConfigError(f"scale: got {scale!r}, expected a positive number")
+        number("scale", scale, "(0, inf)")
         self._source: Any = getattr(model, "model", model)
         if not callable(self._source):
             raise ProgramError(f"model: got {model!r}, expected a Pyro function or a program")

@@ -1,6 +1,5 @@
 """The posterior of each datum by HMC from the guide: one accept per datum and chain."""
 
-import math
 import warnings
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import number, positive
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.graphs.compiled_loss import Mode
 from pyro_vae.inference.graphs.density_graphs import DensityGraphs
@@ -83,14 +82,9 @@ class HMC:
             positive(name, value)
         if self.start not in ("guide", "prior"):
             raise ConfigError(f"start: got {self.start!r}, expected 'guide' or 'prior'")
-        if not (self.step_size > 0 and math.isfinite(self.step_size)):
-            raise ConfigError(f"step_size: got {self.step_size!r}, expected a positive number")
-        if not 0 < self.target_accept < 1:
-            raise ConfigError(
-                f"target_accept: got {self.target_accept!r}, expected a number between 0 and 1"
-            )
-        if not 0 <= self.jitter < 1:
-            raise ConfigError(f"jitter: got {self.jitter!r}, expected a number in [0, 1)")
+        number("step_size", self.step_size, "(0, inf)")
+        number("target_accept", self.target_accept, "(0, 1)")
+        number("jitter", self.jitter, "[0, 1)")
 
 
 @dataclass(frozen=True, repr=False)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_vae.arguments import positive
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.sampling.hmc import HMCInfo, HMCState, LogDensity, hmc_init, hmc_step
 
@@ -40,7 +41,7 @@ def linear_temperatures(
         dtype: of the result; torch's default if None
         device: of the result
     """
-    steps = torch.arange(_positive(num) + 1, dtype=torch.float64, device=device)
+    steps = torch.arange(positive("num", num) + 1, dtype=torch.float64, device=device)
     return (steps / num).to(dtype or torch.get_default_dtype())
 
 
@@ -63,7 +64,7 @@ def sigmoid_temperatures(
     References: On the quantitative analysis of decoder-based generative models (Wu et al., 2017),
     arXiv 1611.04273.
     """
-    steps = torch.arange(_positive(num) + 1, dtype=torch.float64, device=device)
+    steps = torch.arange(positive("num", num) + 1, dtype=torch.float64, device=device)
     curve = torch.sigmoid(rad * (2.0 * steps / num - 1.0))
     scaled = (curve - curve[0]) / (curve[-1] - curve[0])
     return scaled.to(dtype or torch.get_default_dtype())
@@ -286,15 +287,9 @@ def _hmc_kernel(
     return kernel
 
 
-def _positive(num: int) -> int:
-    if num < 1:
-        raise ConfigError(f"got {num} temperatures after the first; expected >= 1")
-    return num
-
-
 def _num_temperatures(temperatures: Tensor) -> int:
     if temperatures.dim() != 1:
         raise ConfigError(
             f"temperatures have shape {tuple(temperatures.shape)}; expected (T + 1,), from 0 to 1"
         )
-    return _positive(len(temperatures) - 1)
+    return positive("temperatures after the first", len(temperatures) - 1)

@@ -4,6 +4,7 @@ import functools
 import inspect
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
@@ -69,11 +70,10 @@ def _owners(function: Any) -> Iterator[tuple[str, nn.Module]]:
 
 def _modules_in(names: dict[str, Any]) -> Iterator[tuple[str, nn.Module]]:
     for name, part in names.items():
-        owner = getattr(part, "__self__", None)
-        if isinstance(part, nn.Module):
+        if issubclass(type(part), nn.Module):
             yield name, part
-        elif isinstance(owner, nn.Module):  # a bound method of the networks' owner
-            yield type(owner).__name__, owner
+        elif type(part) is MethodType and isinstance(part.__self__, nn.Module):
+            yield type(part.__self__).__name__, part.__self__  # the networks' owner
 
 
 def leaves_behind(value: Tensor) -> list[Tensor]:

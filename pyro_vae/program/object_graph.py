@@ -17,9 +17,11 @@ from torch.distributions import Distribution, Transform
 
 # The key under which an object keeps the program that was read from it.
 PROGRAM = "_pyro_vae_program"
-_MOST_OBJECTS = 20_000  # what lies behind so many is found when it is used
-_MOST_ITEMS = 1024  # of one container: longer ones hold data
-_ATOMS = (int, float, complex, str, bytes, bool, type(None), range, slice)
+_MOST_OBJECTS = 5_000  # what lies behind so many is found when it is used
+_MOST_ITEMS = 1024  # of a container: longer ones hold data
+_ATOMS = frozenset(
+    (int, float, complex, str, bytes, bool, type(None), range, slice, Tensor, nn.Parameter)
+)
 _OF_LIBRARIES = (functools.partial, SimpleNamespace, Messenger, Distribution, Transform)
 _INSTALLED = tuple(
     {sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")}
@@ -45,18 +47,19 @@ class _Search:
     def __init__(self) -> None:
         self._queue: deque[tuple[str, Any]] = deque()
         self._seen: dict[int, Any] = {}  # the objects too: an id may be given again
+        self._classes: set[int] = set()
         self._mentioned: set[str] = set()
         self._waiting: dict[str, list[tuple[str, Any]]] = {}
 
     def push(self, path: str, value: Any) -> None:
-        if not isinstance(value, (*_ATOMS, Tensor)) and id(value) not in self._seen:
+        if type(value) not in _ATOMS and id(value) not in self._seen:
             self._seen[id(value)] = value
             self._queue.append((path, value))
 
     def run(self) -> Iterator[tuple[str, nn.Module]]:
         while self._queue and len(self._seen) < _MOST_OBJECTS:
             path, value = self._queue.popleft()
-            if isinstance(value, nn.Module):
+            if issubclass(type(value), nn.Module):  # isinstance would ask the object
                 path = path or type(value).__name__
                 yield path, value
                 self._module(path, value)
@@ -72,12 +75,9 @@ class _Search:
             self.push("", value.__func__)
         elif issubclass(kind, functools.partial):
             self._partial(path, value)
-        elif issubclass(kind, dict):
-            for index, (key, item) in enumerate(islice(list(dict.items(value)), _MOST_ITEMS)):
-                self.push(_join(path, key if isinstance(key, str | int) else index), item)
-        elif issubclass(kind, list | tuple | deque):
-            for index, item in enumerate(islice(value, _MOST_ITEMS)):
-                self.push(_join(path, index), item)
+        elif issubclass(kind, dict | list | tuple | deque):
+            if len(value) <= _MOST_ITEMS:
+                self._container(path, value)
         elif kind is BuiltinMethodType:  # {}.get, say
             self.push(path, value.__self__)
         elif kind in (staticmethod, classmethod):
@@ -91,6 +91,14 @@ class _Search:
             self._class(path, value)
         else:
             self._object(path, value)
+
+    def _container(self, path: str, value: Any) -> None:
+        values = dict.values(value) if isinstance(value, dict) else value
+        if len(value) > 16 and _ATOMS.issuperset(map(type, islice(values, 16))):
+            return  # data
+        keys = list(value) if isinstance(value, dict) else range(len(value))
+        for index, (key, item) in enumerate(zip(keys, list(values), strict=False)):
+            self.push(_join(path, key if isinstance(key, str | int) else index), item)
 
     def _function(self, function: FunctionType) -> None:
         code = function.__code__
@@ -155,7 +163,8 @@ class _Search:
 
     def _class(self, path: str, kind: type) -> None:
         for base in kind.__mro__:
-            if not _installed(base.__module__):
+            if id(base) not in self._classes and not _installed(base.__module__):
+                self._classes.add(id(base))
                 self._wait(path, vars(base))
 
     def _wait(self, path: str, names: Any) -> None:
@@ -163,7 +172,7 @@ class _Search:
         for name, value in list(names.items()):
             if name in self._mentioned or name in ("__call__", "forward"):
                 self.push(_join(path, name), value)
-            elif not isinstance(value, _ATOMS):
+            elif type(value) not in _ATOMS:
                 self._waiting.setdefault(name, []).append((_join(path, name), value))
 
     def _mention(self, names: frozenset[str]) -> None:

@@ -19,6 +19,7 @@ from torch.distributions import constraints
 import pyro_vae as pv
 from pyro_vae.errors import CheckpointError, ConfigError, ProgramError
 from pyro_vae.inference.graphs.compiled_loss import CompiledLoss
+from pyro_vae.program import object_graph
 from pyro_vae.program.handlers import validation
 from pyro_vae.training.adam import Adam
 from pyro_vae.training.step import Stepper
@@ -1045,3 +1046,26 @@ def test_given_modules_keep_the_names_that_they_are_given():
         *pair(nets["e"].__call__, lambda: nets["d"], False), modules={"dec": decoder}
     )
     assert "dec" in program.parts and "nets_d" not in program.parts
+
+
+class Touchy:
+    """An object that nobody may ask anything."""
+
+    def __getattribute__(self, name):
+        raise RuntimeError(f"asked for {name}")
+
+
+def test_a_search_asks_no_object_and_looks_at_few():
+    nodes = [types.SimpleNamespace(children=[]) for _ in range(30_000)]
+    for index, node in enumerate(nodes[1:]):
+        nodes[index // 8].children.append(node)
+    tree, touchy, deep = nodes[0], Touchy(), [[{"net": nn.Linear(1, 1)}]]
+    tree.children.append(tree)
+
+    def function(x):
+        return tree, touchy, deep
+
+    search = object_graph._Search()
+    search.push("", function)
+    assert [name for name, _ in search.run()] == ["deep_0_0_net"]
+    assert len(search._seen) < 2 * object_graph._MOST_OBJECTS

@@ -27,7 +27,7 @@ from pyro_vae.inference.objectives import importance_weighted as importance
 from pyro_vae.inference.objectives import pathwise
 from pyro_vae.inference.objectives import score_function as discrete
 from pyro_vae.inference.sampling import ais, hmc
-from pyro_vae.program import terms
+from pyro_vae.program import site_densities
 from pyro_vae.program.handlers import ScaleLatents
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.program import Program
@@ -256,9 +256,9 @@ def draws_come_from_the_prior() -> bool:
 # -- mutants: (check, owner, function, old, new), a list where a bug sits in two places -----------
 
 POSTERIOR_FOR_PRIOR = (
-    "poutine.uncondition(model)",
-    "poutine.uncondition(poutine.replay(model, "
-    "trace=poutine.trace(wrapped.functions[1]).get_trace(*args, **kwargs)))",
+    "observed(piece, piece.joint.model,",
+    "observed(piece, poutine.replay(piece.joint.model, trace=poutine.trace(piece.joint.guide)"
+    ".get_trace(*piece.joint.args, **piece.joint.kwargs)),",
 )
 LATE_WEIGHT = (
     "position, accept = state.position, accept + info.accept_prob",
@@ -297,8 +297,8 @@ MUTANTS: dict[str, tuple[Callable[[], bool], Any, str, str, str]] = {
     ),
     "N/B squared": (
         zero_variance(lambda: pv.IWAE(5), subsample=True),
-        terms,
-        "_handler_scale",
+        site_densities,
+        "handler_scale",
         "scale = scale / (frame.full_size / frame.size)",
         "pass",
     ),
@@ -327,8 +327,8 @@ MUTANTS: dict[str, tuple[Callable[[], bool], Any, str, str, str]] = {
         unbiased(pv.ELBO, Toy(True, (2, 2))),
         objectives.ELBO,
         "loss_of",
-        "+ _score_term(terms)",
-        "- _score_term(terms)",
+        "+ _score_term(terms.score,",
+        "- _score_term(terms.score,",
     ),
     "baseline leaks gradient": (
         baseline_learns_by_least_squares,

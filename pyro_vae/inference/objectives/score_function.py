@@ -218,7 +218,7 @@ class DisARM(TermsObjective):
                 raise ProgramError("DisARM: the guide has no local latent")
             terms = stack([joint.scored(model, guide, 2)])
             # The signal of a datum goes to that datum's units alone.
-            signal = joint.placed(terms.signal.detach()[0].diff(dim=0).neg())[0]
+            signal = joint.placed(terms.signal.detach()[0].diff(dim=0).neg())
             yield terms, self._surrogate(signal, terms, guide, pair)
             layer += 1
 

@@ -58,6 +58,13 @@ def call(name: str, site: Message, function: Callable[..., Any]) -> Any:
         return function(site["value"], *site["args"], **site["kwargs"])
     except ValueError as error:
         raise ProgramError(f"site {name!r}: its value cannot be scored: {error}") from error
+    except (KeyError, NotImplementedError) as error:
+        # A planar flow, for one, has no inverse: Pyro remembers its last draw alone.
+        raise ProgramError(
+            f"site {name!r}: {type(site['fn']).__name__} scores no value but the last that it "
+            f"drew ({error}); use a distribution whose log_prob takes any value (of flows, one "
+            "with an inverse, such as affine_autoregressive or spline)"
+        ) from error
 
 
 def handler_scale(site: Message) -> Any:

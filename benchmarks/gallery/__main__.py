@@ -1,0 +1,96 @@
+"""Run the gallery: ``python -m benchmarks.gallery --source DIR [--only NAME ...]``."""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gallery import loading, report
+from benchmarks.gallery.programs import ROWS
+from benchmarks.gallery.verbs import VERBS, Bench, outcome
+
+SECONDS = 150  # per program
+PICTURES = ("torchvision", "visdom", "wget")
+
+
+def run_one(name: str, source: Path, verbs: list[str]) -> dict[str, Any]:
+    """Run the verbs on one program in this process."""
+    warnings.simplefilter("ignore")
+    sys.meta_path.append(loading.StandIns(PICTURES))  # type: ignore[arg-type]
+    row = ROWS[name]
+    if row.needs and not loading.installed(row.needs):
+        return _absent(verbs, f"needs {row.needs}")
+    if not (source / row.path).exists():
+        return _absent(verbs, f"{row.path} is not in the folder of the checkouts")
+    bench = Bench(row, source)
+    answers = {}
+    for verb in verbs:
+        answers[verb] = asdict(outcome(bench, verb))
+        print(json.dumps({verb: answers[verb]}), flush=True)
+    return answers
+
+
+def _absent(verbs: list[str], reason: str) -> dict[str, Any]:
+    answers = {verb: {"status": "absent", "message": reason} for verb in verbs}
+    print(json.dumps(answers), flush=True)
+    return answers
+
+
+def in_a_process(name: str, source: Path, verbs: list[str]) -> dict[str, Any]:
+    """Run one program in a process of its own: modules of one name do not meet."""
+    command = [sys.executable, "-m", "benchmarks.gallery", "--source", str(source)]
+    command += ["--here", name, "--verbs", *verbs]
+    answers: dict[str, Any] = {}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        lines, last = done.stdout, done.stderr[-300:]
+    except subprocess.TimeoutExpired as error:
+        out = error.stdout or b""
+        lines, last = out if isinstance(out, str) else out.decode(), f"no answer in {SECONDS} s"
+    for line in lines.splitlines():
+        if line.startswith("{"):
+            answers.update(json.loads(line))
+    for verb in verbs:
+        answers.setdefault(verb, {"status": "raw", "message": f"no answer: {last}"})
+    return answers
+
+
+def known(path: Path) -> Mapping[str, Any]:
+    """Return the rows measured before."""
+    return json.loads(path.read_text())["details"]["rows"] if path.exists() else {}
+
+
+def main() -> None:
+    """Run what was asked for and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--source", type=Path, required=True, help="folder of the checkouts")
+    parser.add_argument("--only", nargs="*", default=list(ROWS), help="rows to run again")
+    parser.add_argument("--verbs", nargs="*", default=list(VERBS))
+    parser.add_argument("--here", help="run this one row in this process")
+    parser.add_argument("--out", type=Path, default=report.FILE)
+    parser.add_argument("--failures", type=Path, help="write the list of what to mend here")
+    given = parser.parse_args()
+    if given.here:
+        run_one(given.here, given.source, given.verbs)
+        return
+    rows = dict(known(given.out))
+    start = time.perf_counter()
+    for name in given.only:
+        answers = in_a_process(name, given.source, given.verbs)
+        rows[name] = {**rows.get(name, {}), **answers}
+        print(f"{name:34s} {report.line(rows[name])}", flush=True)
+        report.write(
+            {key: rows[key] for key in ROWS if key in rows}, time.perf_counter() - start, given.out
+        )
+    if given.failures:
+        given.failures.write_text(report.failures(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""One published program: how it is built, what it is fed, what it is compared with."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyro.infer import Trace_ELBO
+from torch import Tensor
+
+import pyro_vae as pv
+
+
+@dataclass
+class Subject:
+    """A program made ready to run.
+
+    Arguments:
+        model, guide: The published functions.
+        data: A batch as the verbs take it: a tensor, a tuple or a dict.
+        elbo: The ELBO class that the publication evaluates, made anew at each call.
+        objective: The objective that it trains with, where that is another one.
+        options: Keywords of ``pv.Program``.
+        rows: Number of data.
+        joint: Whether its data can only be taken whole (the program holds them, or fixes N).
+    """
+
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    data: Any
+    rows: int
+    elbo: Callable[[], Any] = Trace_ELBO
+    objective: Callable[[], Any] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    joint: bool = False
+
+    def program(self) -> pv.Program:
+        """Return the pair as the verbs read it."""
+        return pv.Program(self.model, self.guide, **self.options)
+
+    @property
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The ``(args, kwargs)`` with which stock Pyro calls model and guide."""
+        if isinstance(self.data, Mapping):
+            return (), dict(self.data)
+        if isinstance(self.data, tuple):
+            return self.data, {}
+        return (self.data,), {}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row of the table.
+
+    Arguments:
+        name: Of the row.
+        path: The file under the folder of the checkouts; its first part names the repository.
+        build: Builds the subject from that file, with fresh weights.
+        no_answer: The verbs that have no answer for this program, so that a refusal is right.
+        needs: A module without which the publication does not run.
+    """
+
+    name: str
+    path: str
+    build: Callable[[Path], Subject]
+    no_answer: tuple[str, ...] = ()
+    needs: str = ""
+
+
+# Verbs that move continuous latents of one datum, and that read them.
+MOVES = ("ais", "bdmc", "refine", "infer", "gaps", "interpolate")
+READS = ("encode", "reconstruct")
+EVERY = (*MOVES, *READS, "log_likelihood", "elbo", "diagnose", "generate", "save, load")
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    """Return a seeded generator for made-up data."""
+    return torch.Generator().manual_seed(seed)
+
+
+def binary(*shape: int, p: float = 0.4) -> Tensor:
+    """Return zeros and ones."""
+    return torch.bernoulli(torch.full(shape, p), generator=generator(1))
+
+
+def counts(*shape: int, rate: float = 2.0) -> Tensor:
+    """Return Poisson counts, none of whose rows is empty."""
+    drawn = torch.poisson(torch.full(shape, rate), generator=generator(2))
+    drawn[..., 0] += 1
+    return drawn
+
+
+def real(*shape: int) -> Tensor:
+    """Return standard normal numbers."""
+    return torch.randn(shape, generator=generator(3))
+
+
+def one_hot(n: int, classes: int) -> Tensor:
+    """Return n labels, each class in turn."""
+    return torch.eye(classes)[torch.arange(n) % classes]

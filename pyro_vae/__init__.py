@@ -22,6 +22,7 @@ from pyro_vae.inference.objectives.pathwise import STL, DReG
 from pyro_vae.inference.objectives.score_function import NVIL, RLOO, VIMCO, DisARM
 from pyro_vae.inference.objectives.vector_quantised import VQ
 from pyro_vae.inference.objectives.wake_sleep import ReweightedWakeSleep
+from pyro_vae.inference.posterior.global_posterior import RefinedGlobals
 from pyro_vae.inference.posterior.infer import infer
 from pyro_vae.inference.posterior.local_fits import Local
 from pyro_vae.inference.posterior.local_guide import LocalGuide
@@ -64,6 +65,7 @@ __all__ = [
     "Objective",
     "Program",
     "Refined",
+    "RefinedGlobals",
     "Renyi",
     "ReweightedWakeSleep",
     "Run",

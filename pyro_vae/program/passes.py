@@ -33,6 +33,7 @@ class Verb:
         name: As the user calls it; it begins every message.
         prior: Whether z is drawn from, or scored under, a prior.
         local: What to use where there is no latent of a datum; empty where the verb needs none.
+        latents: What to use where there is no latent at all; empty where the verb needs none.
         continuous: Whether local latents must be continuous; what to use where they are not.
         globals_: Why the verb takes no global latents, and what to do; empty where it takes them.
         simulates: Whether the data are no data, but inputs to simulate some for.
@@ -42,6 +43,7 @@ class Verb:
     name: str
     prior: bool = False
     local: str = ""
+    latents: str = ""
     continuous: str = ""
     globals_: str = ""
     simulates: bool = False
@@ -68,6 +70,8 @@ class Verb:
                 f"{self.name}: the program has no local latent (none stands in the plate of the "
                 f"data); {self.local}"
             )
+        if self.latents and not (sites.local or sites.global_ or sites.enumerated):
+            raise ProgramError(f"{self.name}: the program has no latent; {self.latents}")
         if self.continuous and sites.discrete:
             raise ProgramError(
                 f"{self.name}: site {sites.discrete[0]!r} is discrete, and the verb needs "

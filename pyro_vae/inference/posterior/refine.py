@@ -1,8 +1,9 @@
 """The posterior of each datum by HMC from the guide: one accept per datum and chain."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,12 +13,17 @@ from pyro_vae.arguments import number, positive
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.graphs.compiled_loss import Mode
 from pyro_vae.inference.graphs.density_graphs import DensityGraphs
+from pyro_vae.inference.posterior.global_posterior import (
+    GlobalDensity,
+    RefinedGlobals,
+    summarise,
+)
 from pyro_vae.inference.sampling.adaptation import start_variance, warm_up
 from pyro_vae.inference.sampling.diagnostics import rhat_and_ess
-from pyro_vae.inference.sampling.hmc import hmc_init, hmc_step
+from pyro_vae.inference.sampling.hmc import LogDensity, hmc_init, hmc_step
 from pyro_vae.program.batch import Batch
 from pyro_vae.program.log_joint import LogJoint
-from pyro_vae.program.passes import Verb
+from pyro_vae.program.passes import Passes, Verb
 from pyro_vae.program.program import Program
 
 RHAT_LIMIT = 1.05  # above it a datum's chains are not called mixed
@@ -26,7 +32,7 @@ _NAMED_ROWS = 10  # in a warning
 _REFINE = Verb(
     "refine",
     prior=True,
-    local="there is no posterior of a datum to sample",
+    latents="there is no posterior to sample; use log_likelihood",
     continuous="use infer (the guide's own posterior), or log_likelihood",
 )
 Values = Tensor | dict[str, Tensor]
@@ -162,18 +168,20 @@ def refine(
     keep: int | None = None,
     compile: Mode = "trace",
     progress: bool = False,
-) -> Refined:
+) -> Refined | RefinedGlobals:
     r"""Draw from the posterior of each datum by HMC that starts at the guide.
 
     .. math:: z^{(s)} \sim p(z \mid x) \propto p(x, z), \quad z^{(0)} \sim q(z \mid x)
 
     All data and chains move at once, and each accepts or rejects on its own, with a step size of
     its own. Global latents are held at one draw from the guide: the posterior is conditional on it.
+    Of a program without local latents (a Bayesian regression) the globals themselves are drawn,
+    from their posterior given all data, which is summed piece by piece.
     One warning names the data whose chains have not mixed. Random numbers come from torch's global
     generator.
 
     Arguments:
-        program: Anything with ``.model`` and ``.guide`` and continuous local latents.
+        program: Anything with ``.model`` and ``.guide`` and continuous latents.
         data: One row per datum, ``(N, ...)``.
         settings: Chains, draws, transitions; None takes the defaults.
         batch_size: Chains times rows per pass; bounds the working memory, whatever N is.
@@ -184,7 +192,8 @@ def refine(
         progress: Show a progress bar.
 
     Returns:
-        Draws by site, and per datum R-hat, effective sample size, acceptance and divergences.
+        Draws by site, and per datum R-hat, effective sample size, acceptance and divergences; of
+        globals (``RefinedGlobals``) one of each for the data set.
 
     Raises:
         DataError: Data that the program cannot take.
@@ -202,6 +211,9 @@ def refine(
     with Program.of(program).passes(
         data, _REFINE, rows=batch_size, particles=chosen.chains
     ) as passes:
+        if not passes.sites.local:
+            rows = max(1, batch_size // chosen.chains)
+            return _refine_globals(passes, chosen, kept, graphs, rows)
         for piece in tqdm(passes, disable=not progress, leave=False):
             joint = LogJoint(passes.program, piece.batch, piece.globals_)
             parts.append(refine_batch(joint, piece.batch, chosen, kept, graphs))
@@ -216,9 +228,41 @@ def refine_batch(
 ) -> Refined:
     """Run the chains of one batch and summarise their draws."""
     draw = joint.draw_guide if settings.start == "guide" else joint.draw_prior
+    run = _run_chains(draw, lambda start: graphs.density(joint, batch, start), settings)
+    draws = run.draws
+    rhat, ess = _mixing(_on_circles(joint, draws))
+    values = _by_site(joint, draws)
+    places = _places(settings, keep, draws)
+    return Refined(
+        samples={name: value[:, places] for name, value in values.items()},
+        means={name: value.mean((0, 1)) for name, value in values.items()},
+        scales={name: _scale(value) for name, value in values.items()},
+        rhat=rhat,
+        ess=ess,
+        acceptance=run.accept.mean(0) / settings.steps,
+        divergences=run.diverged.sum(0),
+        step_size=run.step.expand(run.accept.shape[1]),
+        num_leapfrog=run.num_leapfrog,
+    )
+
+
+class _Run(NamedTuple):
+    """What chains of one batch left behind: draws ``(C, S, B | Z)``, sums over the transitions."""
+
+    draws: Tensor
+    accept: Tensor
+    diverged: Tensor
+    step: Tensor
+    num_leapfrog: int
+
+
+def _run_chains(
+    draw: Callable[[int], Tensor], density_at: Callable[[Tensor], LogDensity], settings: HMC
+) -> _Run:
+    """Warm up and draw, from what ``draw`` returns as starts."""
     start = draw(settings.chains)
     inverse_mass = start_variance(draw, settings.chains)
-    density = graphs.density(joint, batch, start)
+    density = density_at(start)
     state = hmc_init(density, start)
     # One step per datum: its rows then have nothing to do with those of the others.
     like = state.log_prob[0, 0] if settings.shared_step else state.log_prob[0]
@@ -241,20 +285,47 @@ def refine_batch(
         )
         draws[:, index] = state.position
         accept, diverged = accept + info.accept_prob, diverged + info.diverged
-    rhat, ess = _mixing(_on_circles(joint, draws))
-    values = _by_site(joint, draws)
-    places = torch.arange(1, keep + 1, device=start.device) * settings.steps // keep - 1
-    return Refined(
-        samples={name: value[:, places] for name, value in values.items()},
-        means={name: value.mean((0, 1)) for name, value in values.items()},
-        scales={name: _scale(value) for name, value in values.items()},
-        rhat=rhat,
-        ess=ess,
-        acceptance=accept.mean(0) / settings.steps,
-        divergences=diverged.sum(0),
-        step_size=step.expand(accept.shape[1]),
-        num_leapfrog=num_leapfrog,
+    return _Run(draws, accept, diverged, step, num_leapfrog)
+
+
+def _places(settings: HMC, keep: int, draws: Tensor) -> Tensor:
+    """Return which draws are kept, evenly spaced."""
+    return torch.arange(1, keep + 1, device=draws.device) * settings.steps // keep - 1
+
+
+def _refine_globals(
+    passes: Passes, settings: HMC, keep: int, graphs: DensityGraphs, rows: int
+) -> RefinedGlobals:
+    """Run chains over the globals, which all data inform."""
+    density = GlobalDensity(passes, graphs, rows)
+
+    def at(start: Tensor) -> LogDensity:
+        density.trace_at(start)
+        return density
+
+    draw = density.draw_guide if settings.start == "guide" else density.draw_prior
+    run = _run_chains(draw, at, settings)
+    transitions = settings.steps * settings.chains
+    refined = summarise(
+        density,
+        run.draws,
+        _places(settings, keep, run.draws),
+        acceptance=run.accept.sum().item() / transitions,
+        divergences=int(run.diverged.sum()),
+        step_size=run.step.mean().item(),
+        num_leapfrog=run.num_leapfrog,
     )
+    lost = refined.divergences > DIVERGENT_LIMIT * transitions
+    if lost or not refined.mixed:
+        warnings.warn(
+            f"refine: the global latents have R-hat {refined.worst_rhat:.3f}"
+            f"{f' and {refined.divergences} divergent transitions' if lost else ''}; their draws "
+            "are not to be trusted: run longer (warmup, steps), with more leapfrog steps, or with "
+            "a higher target_accept",
+            UserWarning,
+            stacklevel=3,
+        )
+    return refined
 
 
 def _mixing(draws: Tensor) -> tuple[Tensor, Tensor]:

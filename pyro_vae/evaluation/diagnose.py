@@ -86,7 +86,7 @@ def diagnose(
             sums.add_prior(piece.joint, terms)
         if below_others(terms):
             add_marginal(sums.moments, judged, below_others(terms), scales)
-        found = information(wrapped, batch, **limits)
+        found = information(wrapped, batch, **limits, held=piece.globals_)
     return sums.result(found)
 
 

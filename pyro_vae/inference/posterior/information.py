@@ -4,7 +4,7 @@ Shapes: M probes (draws of z whose own datum is known), N data, Z units.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,13 @@ class Information:
 
 
 def information(
-    program: Program, batch: Batch, *, probes: int, rows: int, batch_size: int = 1024
+    program: Program,
+    batch: Batch,
+    *,
+    probes: int,
+    rows: int,
+    batch_size: int = 1024,
+    held: Mapping[str, Tensor] | None = None,
 ) -> Information | None:
     """Estimate the information of all local latents together; None where q has no density.
 
@@ -84,10 +90,11 @@ def information(
         probes: M, at most.
         rows: N, at most.
         batch_size: Rows, or pairs, in any pass of the guide.
+        held: The values of the global latents; None draws them.
     """
     if program.sites.size is not None or num_rows(batch) < 2:
         return None  # a program that draws its own minibatch cannot be asked about pairs
-    joint = _one_draw(program, batch)
+    joint = _one_draw(program, batch, held)
     if joint.tiled and program.sites.num_plates > 1:
         return None  # pairs would have to stand in the rows of each plate
     normal = _is_normal(program, joint, batch)
@@ -147,10 +154,10 @@ class _Probes:
     log_p: Tensor
 
 
-def _one_draw(program: Program, batch: Batch) -> Joint:
+def _one_draw(program: Program, batch: Batch, held: Mapping[str, Tensor] | None) -> Joint:
     """Return the pair with the global latents, if any, held at one draw."""
     joint = program.joint(_first(batch, 1))
-    return joint.fixing(joint.global_values()) if program.sites.global_ else joint
+    return joint.fixing(held or joint.global_values()) if program.sites.global_ else joint
 
 
 def _on(joint: Joint, program: Program, batch: Batch) -> Joint:

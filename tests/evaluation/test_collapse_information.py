@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -191,3 +192,28 @@ def test_the_best_factorised_code_of_a_sequence_stands_on_its_floor(excess):
     expected = 2 * vae.latent_prior.floor + beyond
     assert abs(found.kl["z"] - expected) < 5 * found.kl_stderr["z"]
     assert found.kl_stderr["z"] < 0.02 < max(beyond, 1)  # the factor 0.7 is 25 errors away
+
+
+def test_sorted_data_tell_what_shuffled_data_tell():
+    """Twelve clusters far apart, one after the other: log 12 nats, of which each alone has none."""
+    centres = 40.0 * torch.arange(12, dtype=torch.float64)
+    x = centres.repeat_interleave(100)[:, None]
+    program = pv.Program.of(Gain(1.0, 1.0))
+    program.read(x)
+    torch.manual_seed(3)
+    with scoring(program):
+        found = information(program, x, probes=100, rows=300)
+    # 300 of 1200 rows at random: a cluster has 25 of them, give or take 4.2; in the first 300
+    # there are three clusters. The cluster sizes cost (12 - 1) / (2 · 300) = 0.02 nats.
+    assert found.lower == pytest.approx(math.log(12), abs=0.25)
+
+
+def test_a_lagging_encoder_is_judged_on_rows_from_everywhere():
+    """Of 6,000 sorted held-out data 2,000 are drawn, from all three clusters."""
+    x = (40.0 * torch.arange(3, dtype=torch.float64)).repeat_interleave(2000)[:, None]
+    program, objective = pv.Program.of(Gain(1.0, 1.0)), pv.Lagging(x)
+    program.read(x)
+    objective.updates(program)
+    objective.after_epoch(SimpleNamespace(program=program))
+    highest = objective.state[0].item()
+    assert highest == pytest.approx(math.log(3), abs=0.1)

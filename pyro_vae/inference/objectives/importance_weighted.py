@@ -1,9 +1,9 @@
 """Bounds with the logarithm outside the mean over particles."""
 
+import torch
 from torch import Tensor
 
 from pyro_vae.arguments import number
-from pyro_vae.inference.objectives.elbo import elbo_of
 from pyro_vae.inference.objectives.objective import TermsObjective, require_paths, with_globals
 from pyro_vae.inference.sampling.importance_weights import log_mean_exp
 from pyro_vae.program.terms import Terms
@@ -63,8 +63,26 @@ class Renyi(TermsObjective):
     def loss_of(self, terms: Terms) -> Tensor:
         """Return the negative bound per datum."""
         require_paths(terms, type(self).__name__)
-        power = 1.0 - self.alpha
-        if power == 0.0:
-            return -elbo_of(terms)
-        local = log_mean_exp(power * terms.log_weight, dim=1) / power
+        local = power_mean(terms.log_weight, 1.0 - self.alpha, dim=1)
         return -with_globals(local.mean(), terms)
+
+
+def power_mean(log_weight: Tensor, power: float, dim: int) -> Tensor:
+    r"""Return the logarithm of the mean of order p of K weights.
+
+    .. math:: \frac{1}{p} \log \frac{1}{K} \sum_k w_k^p
+
+    Its limit at p = 0 is the mean of the logarithms. Near it the sum is 1 and a little, and all
+    digits of the mean are in that little: the difference from the heaviest term is summed instead.
+
+    Arguments:
+        log_weight: Logarithms of weights.
+        power: p.
+        dim: The dimension of the K weights.
+    """
+    if power == 0.0:
+        return log_weight.mean(dim)
+    heaviest = (log_weight.amax if power > 0 else log_weight.amin)(dim, keepdim=True).detach()
+    heaviest = heaviest.nan_to_num(0.0, 0.0, 0.0)  # where all weights vanish, any place will do
+    little = torch.expm1(power * (log_weight - heaviest)).mean(dim)
+    return heaviest.squeeze(dim) + torch.log1p(little) / power

@@ -181,6 +181,48 @@ def test_persistent_chains_belong_to_their_row():
     assert not torch.equal(objective.chains[:, 4], first[:, 4])
 
 
+class Located(torch.nn.Module):
+    """x_n ~ N(z_n, 0.01²): the posterior of a row is at its x, which the guide does not know."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def model(self, x, row):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x * 0, 100.0).to_event(1))
+            pyro.sample("x", dist.Normal(z + self.shift, 0.01).to_event(1), obs=x)
+
+    def guide(self, x, row):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x * 0 - 5.0, 0.01).to_event(1))
+
+
+def test_a_chain_goes_on_where_its_own_row_ended():
+    """Rows out of order: each chain is written to its row, and read from it by another batch."""
+    x = 10.0 * torch.arange(1, 7, dtype=torch.float64)[:, None]
+    program = pv.Program.of(Located())
+
+    def batch(*rows):
+        return {"x": x[list(rows)], "row": torch.tensor(rows)}
+
+    program.read(batch(5, 2, 4))
+    objective = HMCRefined(
+        1, num_leapfrog=1, step_size=1e-9, target_accept=None, use_mass=False, persistent=6
+    )
+    loss_of = objective.updates(program)[0].loss
+    objective.chains.copy_(x + 0.001)  # where a long run would have left them
+    objective.started[[5, 2, 0]] = True
+    with program.running():
+        loss_of(program.joint(batch(5, 2, 4)))  # row 4 has no chain yet: it starts at the guide
+        expected = x.clone() + 0.001
+        expected[4] = -5.0
+        torch.testing.assert_close(objective.chains[0], expected, rtol=0, atol=0.05)
+        assert objective.started.tolist() == [True, False, True, False, True, True]
+        loss_of(program.joint(batch(0, 4, 5)))
+    torch.testing.assert_close(objective.chains[0], expected, rtol=0, atol=0.05)
+
+
 # -- chains and modes ----------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.errors import ConfigError, ProgramError
+from pyro_vae.inference.objectives.importance_weighted import power_mean
 from pyro_vae.inference.objectives.stock import StockObjective, as_objective
 from pyro_vae.program.joint import Joint
 
@@ -117,6 +118,46 @@ def test_leave_one_out_needs_two(objective):
 def test_renyi_refuses_an_alpha_that_is_no_finite_number(alpha):
     with pytest.raises(ConfigError, match="expected a finite number"):
         pv.Renyi(alpha)
+
+
+def order_mean_by_hand(log_weight, alpha):
+    """Return the bound of order alpha over dim 0, in double precision."""
+    power = 1.0 - alpha
+    if abs(power) < 1e-4:  # two cumulants: the next is of the order of power²
+        return log_weight.mean(0) + power / 2 * log_weight.var(0, correction=0)
+    return ((power * log_weight).logsumexp(0) - math.log(len(log_weight))) / power
+
+
+@pytest.mark.parametrize(
+    "alpha", [-3.0, 0.0, 0.9, 0.999, 1.001, 2.5, *(1 - 2.0**-p for p in (12, 24, 40))]
+)
+@pytest.mark.parametrize("height", [-800.0, 0.0, 90.0])
+def test_renyi_keeps_its_digits(alpha, height):
+    """Values to 3e-6 of the largest weight's logarithm, gradients to 1e-5, in single precision."""
+    generator = torch.Generator().manual_seed(7)
+    exact = 4 * torch.randn(6, 50, generator=generator, dtype=torch.float64) + height
+    exact = exact.float().double().requires_grad_()
+    single = exact.detach().float().requires_grad_()
+    found, expected = power_mean(single, 1.0 - alpha, 0), order_mean_by_hand(exact, alpha)
+    scale = 1 + exact.detach().abs().max().item()
+    assert (found - expected).abs().max().item() < 3e-6 * scale
+    found.sum().backward(), expected.sum().backward()
+    torch.testing.assert_close(single.grad.double(), exact.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [-1.0, 0.0, 0.5, 1 - 1e-7, 1.0])
+def test_renyi_of_impossible_draws(alpha):
+    """One draw of no density leaves the others below order 1; no draw at all leaves nothing."""
+    inf = math.inf
+    log_weight = torch.tensor([[-inf, -inf, 3.0], [-2.0, -inf, 3.0]], dtype=torch.float64)
+    log_weight.requires_grad_()
+    found = power_mean(log_weight, 1.0 - alpha, 0)
+    first = -2.0 - math.log(2) / (1 - alpha) if alpha < 1 else -inf
+    assert found[0].item() == pytest.approx(first)
+    assert found[1].item() == -inf and found[2].item() == pytest.approx(3.0)
+    if alpha < 1:
+        (grad,) = torch.autograd.grad(found[[0, 2]].sum(), log_weight)
+        torch.testing.assert_close(grad[:, 0], torch.tensor([0.0, 1.0], dtype=torch.float64))
 
 
 # -- replayed draws ------------------------------------------------------------------------------

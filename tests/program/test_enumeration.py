@@ -837,3 +837,25 @@ def test_a_score_function_needs_a_signal_of_each_datum():
     for objective in (pv.ELBO(), pv.NVIL(), pv.RLOO(3)):
         with pytest.raises(ProgramError, match="'kind'"):
             objective.loss_and_grads(model, guide, X)
+
+
+def test_a_table_of_gaussians_serves_a_latent_under_a_sum():
+    """Trained, it is near the best bound; data without a row are fitted alike."""
+    case = Clustered()
+    exact = case.exact(X).logsumexp(0).detach()
+    table = pv.LocalGuide(case, X)
+    for parameter in case.parameters():
+        parameter.requires_grad_(False)
+    torch.manual_seed(18)
+    pv.fit(
+        table,
+        table.rows(X),
+        optimiser=table.optimiser(lr=0.05),
+        objective=pv.STL(8),
+        epochs=150,
+        progress=False,
+    )
+    bound = pv.elbo(table, table.rows(X), num_particles=2000)
+    assert (bound < exact + 0.05).all() and (bound > exact - 0.4).all()
+    local = pv.infer(table, X[:3], how="local", settings=pv.Local(steps=300))
+    assert (local.log_weight(2000).mean(0) > exact[:3] - 0.4).all()

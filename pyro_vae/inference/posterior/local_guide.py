@@ -20,6 +20,7 @@ from pyro_vae.program.batch import (
     named_arguments,
     num_rows,
 )
+from pyro_vae.program.enumeration import can_be_summed
 from pyro_vae.program.log_joint import Slot, read_slots
 from pyro_vae.program.modules import owners
 from pyro_vae.program.program import Program
@@ -166,7 +167,8 @@ class LocalGuide(nn.Module):
                 "the program has plates nested in 'data'; give its latents an event dimension in "
                 "place of the plate (.to_event)"
             )
-        model, _ = self.alone.look(few)
+        with self.alone.quiet(few):
+            model, _ = self.alone.joint(few).traces()
         return read_slots(model)
 
 
@@ -275,13 +277,16 @@ def _factor(slot: Slot, loc: Tensor, scale: Tensor) -> Any:
 
 
 def _prior_of(model: Callable[..., Any]) -> Callable[..., None]:
-    """Return the prior as a guide: the model's draws of its latents, its data left out."""
+    """Return the prior as a guide: the model's draws of its latents, its data left out.
 
-    def observed(site: Any) -> bool:
-        return site["infer"].get("was_observed", False)
+    Discrete latents that can be summed out are left out too: a Gaussian stands for none of them.
+    """
+
+    def left_out(site: Any) -> bool:
+        return site["infer"].get("was_observed", False) or can_be_summed(site["fn"])
 
     def guide(*args: Any, **kwargs: Any) -> None:
-        with poutine.block(hide_fn=observed):
+        with poutine.block(hide_fn=left_out):
             poutine.uncondition(model)(*args, **kwargs)
 
     return guide

@@ -21,6 +21,8 @@ from pyro_vae.inference.graphs.compiled_loss import CompiledLoss
 from pyro_vae.inference.graphs.flat_inputs import normed
 from pyro_vae.program.handlers import validation
 from pyro_vae.program.program import Program
+from pyro_vae.training.settings import adam
+from pyro_vae.training.step import Stepper
 
 ROWS, D, Z = 12, 6, 2
 
@@ -837,3 +839,41 @@ def test_a_compiled_graph_of_other_numbers_is_not_run(monkeypatch):
         found = step(program, lambda: compiled(data(ROWS)), 0)
     same_step(found, step(program, lambda: pv.ELBO().per_datum(program.joint(data(ROWS))), 0))
     assert compiled.reason is None
+
+
+def by_width(x):
+    """A model with a parameter per width of its rows, and running statistics of their mean."""
+    width = x.shape[1]
+    bias = pyro.param(f"bias{width}", lambda: torch.zeros(width, dtype=x.dtype))
+    scale = pyro.param("a scale", lambda: torch.ones((), dtype=x.dtype))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+        pyro.sample("x", dist.Normal(bias + scale * z[:, None], 1.0).to_event(1), obs=x)
+
+
+def by_width_guide(x):
+    slope = pyro.param("slope", lambda: torch.ones((), dtype=x.dtype))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(slope * x.mean(1), 1.0))
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_a_parameter_of_a_later_batch_moves_no_input_of_an_earlier_graph(clip_norm):
+    ends = []
+    for mode in (False, "trace"):
+        program = pv.Program(by_width, by_width_guide)
+        program.read(data()[:, :2])
+        program.train()
+        stepper = Stepper(
+            program, pv.ELBO(), adam(0.05), clip_norm=clip_norm, size=48, compile=mode, steps=100
+        )
+        torch.manual_seed(0)
+        with program.running(), validation(False):
+            for width in (2, 2, 5, 2, 5, 3, 2, 3, 5):
+                stepper.step(data()[:, :width], None)
+        assert stepper.compiled == ("graph" if mode else "eager")
+        ends.append({name: p.detach().clone() for name, p in program.named_parameters()})
+    assert len(ends[0]) == 5 and ends[0].keys() == ends[1].keys()
+    for name, value in ends[0].items():
+        assert torch.equal(ends[1][name], value), name
+        assert value.any()

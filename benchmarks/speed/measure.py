@@ -209,7 +209,8 @@ def floor_work(case: Case, settings: Settings, steps: int) -> Work:
     x = case.data(1, settings.device)[0]
     traced = Ours(case, "trace", settings.device)
     with traced.running():
-        traced.step(x)  # traces; the next step runs the graph alone
+        for _ in range(2):  # the first traces, the second compares; the next runs the graph alone
+            traced.step(x)
         run = floor.replay(floor.recorded(lambda: traced.step(x)))
 
     def work() -> None:

@@ -27,8 +27,9 @@ def takes_particles(
     """
     if sites.size is None and num_rows(batch) > _FEW:
         few = map_batch(lambda leaf: leaf[:_FEW], batch)
+        if _runs(model, guide, few, sites):
+            return _agree(model, guide, few, sites)
         # Weights that the program holds for each row of its data take no part of them.
-        return _agree(model, guide, few, sites) or _agree(model, guide, batch, sites)
     return _agree(model, guide, batch, sites)
 
 
@@ -58,6 +59,17 @@ def require_sums(
                 "with each other (a sum, a mean, a reshape); let it work on the last dimensions "
                 "alone, or let the guide draw the latent"
             )
+
+
+def _runs(model: Callable[..., Any], guide: Callable[..., Any], few: Batch, sites: Sites) -> bool:
+    """Return whether a program runs, and can be scored, on a part of its batch."""
+    args, kwargs = arguments(few)
+    joint = Joint(model, guide, args, kwargs, num_plates=sites.num_plates, data_dim=sites.data_dim)
+    try:
+        joint.terms()
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return False
+    return True
 
 
 def _agree(model: Callable[..., Any], guide: Callable[..., Any], few: Batch, sites: Sites) -> bool:

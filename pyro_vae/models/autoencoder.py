@@ -1,21 +1,19 @@
 """The deterministic baseline. Shapes: B batch, Z code, * leading sample dims."""
 
 from collections.abc import Sequence
-from typing import Any
 
-import pyro
-import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from torch import Tensor, nn
+from torch import Tensor
 
+from pyro_vae.arguments import positive
 from pyro_vae.conditionals import Point, SquaredError
 from pyro_vae.distributions import NoPrior
-from pyro_vae.models.networks import decoder_of, encoder_net, plain, shapes, shared_config
-from pyro_vae.models.param_names import register, unique_name
+from pyro_vae.models.networks import decoder_of, encoder_net, shared_config
+from pyro_vae.models.zoo_program import OneLatent
 from pyro_vae.nn import Shape
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(OneLatent):
     r"""The deterministic baseline: its loss under `Trace_ELBO` is the squared error, exactly.
 
     .. math:: z = encoder(x), \qquad loss(x) = \|x - decoder(z)\|^2
@@ -41,7 +39,7 @@ class Autoencoder(nn.Module):
         torch.Size([2])
     """
 
-    origin: Tensor
+    kind = "autoencoder"
 
     def __init__(
         self,
@@ -53,38 +51,14 @@ class Autoencoder(nn.Module):
         network: str = "mlp",
         data_mean: Tensor | None = None,
     ) -> None:
-        super().__init__()
-        self.name = unique_name("autoencoder")
-        self.data_shape, self.latent_dim = shapes(data_dim, latent_dim)
-        self.config: dict[str, Any] | None = shared_config(
-            data_dim, latent_dim, hidden, activation, network
-        )
+        super().__init__(data_dim)
+        self.latent_dim = positive("latent_dim", latent_dim)
+        self.config = shared_config(data_dim, latent_dim, hidden, activation, network)
         shape, size = self.data_shape, self.latent_dim
         nets = (hidden, activation, network, SquaredError)
         self.encoder = Point(encoder_net(shape, size, *nets))
         self.decoder = decoder_of(shape, size, *nets, data_mean)
-        self.register_buffer("origin", torch.zeros(()), persistent=False)
 
     def prior(self) -> TorchDistributionMixin:
         """Return the absence of a prior, event (Z,)."""
         return NoPrior((self.latent_dim,))
-
-    def model(self, x: Tensor) -> Tensor:
-        """Score x, shape (B | data), by its squared error."""
-        register(self, self.name)
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", self.prior())  # (B | Z)
-            return pyro.sample("x", self.decoder(z), obs=x)  # (B | data)
-
-    def guide(self, x: Tensor) -> None:
-        """Set z to encoder(x)."""
-        register(self, self.name)
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", self.encoder(x))  # (B | Z)
-
-    def example(self, n: int = 2) -> Tensor:
-        """Return a batch of n rows of zeros, shape (n | data)."""
-        return self.origin.new_zeros(n, *self.data_shape)
-
-    def extra_repr(self) -> str:
-        return f"data_dim={plain(self.data_shape)}, latent_dim={self.latent_dim}"

@@ -11,8 +11,8 @@ from torch.func import functional_call
 
 from pyro_vae.arguments import number
 from pyro_vae.conditionals import bounded
-from pyro_vae.models.param_names import register, unique_name
 from pyro_vae.models.vae import VAE
+from pyro_vae.models.zoo_program import register
 from pyro_vae.nn import Shape
 
 
@@ -44,6 +44,8 @@ class BayesianVAE(VAE):
         4
     """
 
+    kind = "bayesian_vae"
+
     def __init__(
         self,
         data_dim: Shape,
@@ -55,7 +57,6 @@ class BayesianVAE(VAE):
         **options: Any,
     ) -> None:
         super().__init__(data_dim, latent_dim, hidden, **options)
-        self.name = unique_name("bayesian_vae")
         for name, value in (("prior_scale", prior_scale), ("scale", scale)):
             number(name, value, "(0, inf)")
         if self.config is not None:
@@ -67,7 +68,7 @@ class BayesianVAE(VAE):
 
     def model(self, x: Tensor) -> Tensor:
         """Draw the decoder, then z; observe x, shape (B | data)."""
-        register(self, self.name)
+        register(self)
         weights = {}
         for name, loc in self.decoder.named_parameters():
             prior = dist.Normal(torch.zeros_like(loc), self.prior_scale * torch.ones_like(loc))
@@ -78,7 +79,7 @@ class BayesianVAE(VAE):
 
     def guide(self, x: Tensor) -> None:
         """Draw the decoder from q(θ), and z from q(z | x)."""
-        register(self, self.name)
+        register(self)
         pairs = zip(self.decoder.named_parameters(), self.log_scales, strict=True)
         for (name, loc), log_scale in pairs:
             posterior = dist.Normal(loc, bounded(log_scale).exp())

@@ -14,7 +14,7 @@ from pyro_vae.arguments import number, positive
 from pyro_vae.conditionals import bounded
 from pyro_vae.errors import ConfigError
 from pyro_vae.models.networks import checked_mean
-from pyro_vae.models.param_names import register, unique_name
+from pyro_vae.models.zoo_program import ZooProgram, register
 from pyro_vae.nn import MLP, sizes
 
 _FLOOR = 1e-6  # of a mean that is a sum of products: all of them may underflow
@@ -26,7 +26,7 @@ _CHOICES = {
 }
 
 
-class DEF(nn.Module):
+class DEF(ZooProgram):
     r"""A deep exponential family: layers of gamma, Poisson or Gaussian units, global weights.
 
     .. math:: w_l \sim p(w), \quad z_L \sim p(z), \quad
@@ -71,6 +71,8 @@ class DEF(nn.Module):
         torch.Size([20])
     """
 
+    kind = "def"
+    config: dict[str, Any]
     one: Tensor
 
     def __init__(
@@ -87,12 +89,11 @@ class DEF(nn.Module):
         num_data: int | None = None,
         data_mean: Tensor | None = None,
     ) -> None:
-        super().__init__()
-        self.name = unique_name("def")
-        self.data_dim = positive("data_dim", data_dim)
+        super().__init__(positive("data_dim", data_dim))
+        (self.data_dim,) = self.data_shape
         self.latent_dims = sizes("latent_dims", latent_dims)
         self.num_data = None if num_data is None else positive("num_data", num_data)
-        self.config: dict[str, Any] = {
+        self.config = {
             "data_dim": self.data_dim,
             "latent_dims": list(self.latent_dims),
             "family": family,
@@ -209,7 +210,7 @@ class DEF(nn.Module):
 
     def model(self, x: Tensor, row: Tensor | None = None) -> Tensor:
         """Draw the weights, then the layers from the top down; observe x, shape (B | D)."""
-        register(self, self.name)
+        register(self)
         weights = [self._weight(level) for level in range(len(self.latent_dims))]
         with pyro.plate("data", len(x)):
             top = len(self.latent_dims)
@@ -220,7 +221,7 @@ class DEF(nn.Module):
 
     def guide(self, x: Tensor, row: Tensor | None = None) -> None:
         """Draw the weights and each layer from its own factor."""
-        register(self, self.name)
+        register(self)
         if self.config["weights"] == "bayesian":
             for level in range(len(self.latent_dims)):
                 pyro.sample(f"w{level}", self.weight_posterior(level))
@@ -234,7 +235,7 @@ class DEF(nn.Module):
 
     def example(self, n: int = 2) -> Tensor | dict[str, Tensor]:
         """Return a batch of n rows of zeros, shape (n | D)."""
-        x = self.one.new_zeros(n, self.data_dim)
+        x = super().example(n)
         if self.num_data is None:
             return x
         return {"x": x, "row": torch.arange(n, device=x.device) % self.num_data}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyro_vae.conditionals import Gaussian
 from pyro_vae.models.latent_layers import PARAMETERS, Chain
 from pyro_vae.models.networks import encoder_net
-from pyro_vae.models.param_names import register
+from pyro_vae.models.zoo_program import register
 from pyro_vae.nn import MLP, BatchNorm, activation_layer
 
 
@@ -89,7 +89,7 @@ class HierarchicalVAE(Chain):
 
     def guide(self, x: Tensor) -> None:
         """Draw z_1 given x, and each further layer given the one below."""
-        register(self, self.name)
+        register(self)
         with pyro.plate("data", len(x)):
             below = x
             for layer, posterior in enumerate(self.posteriors, 1):
@@ -157,7 +157,7 @@ class LadderVAE(Chain):
 
     def guide(self, x: Tensor) -> None:
         """Go up without noise, then down with the evidence."""
-        register(self, self.name)
+        register(self)
         seen = self.evidence(x)
         with pyro.plate("data", len(x)):
             self.descend(

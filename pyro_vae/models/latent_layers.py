@@ -18,30 +18,26 @@ from torch import Tensor, nn
 from pyro_vae.arguments import positive
 from pyro_vae.conditionals import Bernoulli, Gaussian, Observation, observation_config
 from pyro_vae.errors import ConfigError
-from pyro_vae.models.networks import decoder_of, plain
-from pyro_vae.models.param_names import register, unique_name
-from pyro_vae.nn import MLP, Shape, as_shape, sizes
+from pyro_vae.models.networks import decoder_of
+from pyro_vae.models.zoo_program import ZooProgram, plain, register
+from pyro_vae.nn import MLP, Shape, sizes
 
 # Takes the number of a layer and the state above it; returns the layer's latent, (* | Z_l).
 Draw = Callable[[int, Tensor], Tensor]
 PARAMETERS = Gaussian.width()  # network outputs per latent unit
 
 
-class Layers(nn.Module):
+class Layers(ZooProgram):
     """What all of them share: sizes, the model around `descend`, the example."""
 
-    kind: str
     decoder: nn.Module
-    origin: Tensor
 
     def __init__(self, data_dim: Shape, latent_dims: Sequence[int]) -> None:
-        super().__init__()
-        self.name = unique_name(self.kind)
-        self.data_shape = as_shape("data_dim", data_dim)
+        super().__init__(data_dim)
         self.latent_dims = sizes("latent_dims", latent_dims)
         if not self.latent_dims:
             raise ConfigError("latent_dims=() is empty; expected sizes, data side first: (64, 32)")
-        self.config: dict[str, Any] | None = {
+        self.config = {
             "data_dim": plain(self.data_shape),
             "latent_dims": list(self.latent_dims),
         }
@@ -57,19 +53,12 @@ class Layers(nn.Module):
 
     def model(self, x: Tensor) -> Tensor:
         """Draw the latents from the top down and observe x, shape (B | data)."""
-        register(self, self.name)
+        register(self)
         with pyro.plate("data", len(x)):
             state = self.descend(
                 lambda layer, above: pyro.sample(f"z{layer}", self.prior(layer, above))
             )
             return pyro.sample("x", self.decoder(state), obs=x)  # (B | data)
-
-    def example(self, n: int = 2) -> Tensor:
-        """Return a batch of n rows of zeros, shape (n | data)."""
-        return self.origin.new_zeros(n, *self.data_shape)
-
-    def extra_repr(self) -> str:
-        return f"data_dim={plain(self.data_shape)}, latent_dims={list(self.latent_dims)}"
 
 
 class Chain(Layers):

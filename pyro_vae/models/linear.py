@@ -1,9 +1,7 @@
 """The linear VAE, known in closed form. Shapes: B batch, D data, Z latent, * sample dims."""
 
 import math
-from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -11,10 +9,10 @@ from torch import Tensor, nn
 
 from pyro_vae.arguments import positive
 from pyro_vae.errors import DataError
-from pyro_vae.models.param_names import register, unique_name
+from pyro_vae.models.zoo_program import OneLatent
 
 
-class LinearVAE(nn.Module):
+class LinearVAE(OneLatent):
     r"""Probabilistic PCA as a variational autoencoder: everything about it is known exactly.
 
     .. math:: z \sim N(0, I), \quad x \sim N(W z + \mu, \sigma^2 I),
@@ -43,13 +41,14 @@ class LinearVAE(nn.Module):
         True
     """
 
+    kind = "linear_vae"
+
     def __init__(self, data_dim: int, latent_dim: int, *, full_covariance: bool = False) -> None:
-        super().__init__()
-        self.name = unique_name("linear_vae")
-        self.data_dim = positive("data_dim", data_dim)
+        super().__init__(positive("data_dim", data_dim))
+        (self.data_dim,) = self.data_shape
         self.latent_dim = positive("latent_dim", latent_dim)
         self.full_covariance = full_covariance
-        self.config: dict[str, Any] | None = {
+        self.config = {
             "data_dim": self.data_dim,
             "latent_dim": self.latent_dim,
             "full_covariance": bool(full_covariance),
@@ -145,19 +144,6 @@ class LinearVAE(nn.Module):
             loc, scale_tril=self.below_diagonal.tril(-1) + torch.diag_embed(scale)
         )
 
-    def model(self, x: Tensor) -> Tensor:
-        """Draw z and observe x, shape (B | D)."""
-        register(self, self.name)
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", self.prior())  # (B | Z)
-            return pyro.sample("x", self.decoder(z), obs=x)  # (B | D)
-
-    def guide(self, x: Tensor) -> None:
-        """Draw z from q(z | x)."""
-        register(self, self.name)
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", self.encoder(x))  # (B | Z)
-
     def marginal(self) -> TorchDistributionMixin:
         """Return the exact p(x) = N(μ, W Wᵀ + σ² I), event (D,)."""
         variance = (2 * self.log_scale).exp().expand(self.data_dim)
@@ -172,13 +158,8 @@ class LinearVAE(nn.Module):
         covariance = (2 * self.log_scale).exp() * torch.cholesky_inverse(factor)
         return dist.MultivariateNormal(loc, scale_tril=torch.linalg.cholesky(covariance))
 
-    def example(self, n: int = 2) -> Tensor:
-        """Return a batch of n rows of zeros, shape (n | D)."""
-        return self.mean.new_zeros(n, self.data_dim)
-
     def extra_repr(self) -> str:
-        size = f"data_dim={self.data_dim}, latent_dim={self.latent_dim}"
-        return f"{size}, full_covariance={self.full_covariance}"
+        return f"{super().extra_repr()}, full_covariance={self.full_covariance}"
 
     def _precision(self) -> Tensor:
         """Return M = WᵀW + σ² I, shape (Z, Z): the posterior's precision times σ²."""

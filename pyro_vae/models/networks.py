@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pyro_vae.arguments import positive
 from pyro_vae.conditionals import Categorical, Observation, observation, widen
 from pyro_vae.errors import ConfigError
 from pyro_vae.models.skip_network import SkipMLP
+from pyro_vae.models.zoo_program import plain
 from pyro_vae.nn import (
     MLP,
     ConvDecoder,
@@ -42,16 +42,6 @@ def checked_mean(data_mean: Tensor, shape: Sequence[int]) -> Tensor:
     if not bool(data_mean.isfinite().all()):
         raise ConfigError("data_mean has entries that are not finite; look at the data's mean(0)")
     return data_mean
-
-
-def shapes(data_dim: Shape, latent_dim: int) -> tuple[tuple[int, ...], int]:
-    """Return the checked shape of one datum and the number of latent units."""
-    return as_shape("data_dim", data_dim), positive("latent_dim", latent_dim)
-
-
-def plain(shape: tuple[int, ...]) -> int | list[int]:
-    """Return a shape as JSON keeps it: 784 or [1, 28, 28]."""
-    return shape[0] if len(shape) == 1 else list(shape)
 
 
 def shared_config(

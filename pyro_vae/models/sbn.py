@@ -14,14 +14,14 @@ from pyro_vae.conditionals import Bernoulli
 from pyro_vae.conditionals.autoregressive import Autoregressive
 from pyro_vae.distributions import AutoregressiveBits, BernoulliArray
 from pyro_vae.errors import ConfigError
-from pyro_vae.models.networks import checked_mean, plain
-from pyro_vae.models.param_names import register, unique_name
-from pyro_vae.nn import MLP, Shape, as_shape, sizes
+from pyro_vae.models.networks import checked_mean
+from pyro_vae.models.zoo_program import ZooProgram, plain, register
+from pyro_vae.nn import MLP, Shape, sizes
 
 KINDS = ("factorised", "autoregressive")
 
 
-class SBN(nn.Module):
+class SBN(ZooProgram):
     r"""A sigmoid belief network, its guide the same in the other direction.
 
     .. math:: z_L \sim \mathrm{Bernoulli}(\sigma(a)), \quad
@@ -57,6 +57,8 @@ class SBN(nn.Module):
         torch.Size([784])
     """
 
+    kind = "sbn"
+    config: dict[str, Any]
     centre: Tensor
 
     def __init__(
@@ -70,9 +72,7 @@ class SBN(nn.Module):
         prior: str = "factorised",
         data_mean: Tensor | None = None,
     ) -> None:
-        super().__init__()
-        self.name = unique_name("sbn")
-        self.data_shape = as_shape("data_dim", data_dim)
+        super().__init__(data_dim)
         self.latent_dims = sizes("latent_dims", latent_dims)
         widths = sizes("hidden", hidden)
         if not self.latent_dims:
@@ -80,7 +80,7 @@ class SBN(nn.Module):
         for name, value in (("guide", guide), ("prior", prior)):
             if value not in KINDS:
                 raise ConfigError(f"{name}={value!r}; expected one of {', '.join(KINDS)}")
-        self.config: dict[str, Any] = {
+        self.config = {
             "data_dim": plain(self.data_shape),
             "latent_dims": list(self.latent_dims),
             "hidden": list(widths),
@@ -121,7 +121,7 @@ class SBN(nn.Module):
 
     def model(self, x: Tensor) -> Tensor:
         """Draw the layers from the top down and observe x, shape (B | data)."""
-        register(self, self.name)
+        register(self)
         with pyro.plate("data", len(x)):
             top = len(self.latent_dims)
             z = pyro.sample(f"z{top}", self.prior())
@@ -131,18 +131,11 @@ class SBN(nn.Module):
 
     def guide(self, x: Tensor) -> None:
         """Draw the layers from the bottom up."""
-        register(self, self.name)
+        register(self)
         with pyro.plate("data", len(x)):
             h = x - self.centre
             for level, encoder in enumerate(self.encoders, 1):
                 h = 2 * pyro.sample(f"z{level}", encoder(h)) - 1  # (B | Z_l)
-
-    def example(self, n: int = 2) -> Tensor:
-        """Return a batch of n rows of zeros, shape (n | data)."""
-        return self.centre.new_zeros(n, *self.data_shape)
-
-    def extra_repr(self) -> str:
-        return f"data_dim={plain(self.data_shape)}, latent_dims={list(self.latent_dims)}"
 
 
 def _bits(net: nn.Module, size: int, kind: str) -> nn.Module:

@@ -12,7 +12,7 @@ from pyro_vae.arguments import positive
 from pyro_vae.conditionals import Bernoulli, Gaussian, Observation, observation_config
 from pyro_vae.models.latent_layers import PARAMETERS, Draw, Layers
 from pyro_vae.models.networks import decoder_of, encoder_net
-from pyro_vae.models.param_names import register
+from pyro_vae.models.zoo_program import register
 from pyro_vae.nn import MLP, Shape
 
 
@@ -94,7 +94,7 @@ class TopDownVAE(Layers):
 
     def guide(self, x: Tensor) -> None:
         """Go up without noise, then down, each posterior from the state and what was seen."""
-        register(self, self.name)
+        register(self)
         seen = [self.up[0](x)]
         for residual in self.up[1:]:
             seen.append(seen[-1] + residual(seen[-1]))

@@ -1,24 +1,22 @@
 """The variational autoencoder. Shapes: B batch, Z latent, * leading sample dims."""
 
 from collections.abc import Sequence
-from typing import Any
 
-import pyro
-import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from pyro_vae.arguments import positive
 from pyro_vae.conditionals import Bernoulli, Gaussian, Observation, observation_config
 from pyro_vae.conditionals.posteriors import POSTERIORS, Posterior, posterior_of
 from pyro_vae.conditionals.priors import Prior, StandardNormal, prior_config, prior_of
 from pyro_vae.conditionals.registry import choice_config
 from pyro_vae.errors import ConfigError
-from pyro_vae.models.networks import decoder_of, encoder_net, plain, shapes, shared_config
-from pyro_vae.models.param_names import register, unique_name
+from pyro_vae.models.networks import decoder_of, encoder_net, shared_config
+from pyro_vae.models.zoo_program import OneLatent
 from pyro_vae.nn import Shape
 
 
-class VAE(nn.Module):
+class VAE(OneLatent):
     r"""A deep latent-variable model with an amortised posterior, Gaussian unless said otherwise.
 
     .. math:: z \sim N(0, I), \quad x \sim p(x \mid decoder(z)),
@@ -56,7 +54,7 @@ class VAE(nn.Module):
         >>> iaf = VAE(784, 40, posterior=partial(InverseAutoregressiveFlow, num_flows=4))
     """
 
-    loc: Tensor
+    kind = "vae"
 
     def __init__(
         self,
@@ -73,10 +71,9 @@ class VAE(nn.Module):
         decoder: nn.Module | None = None,
         data_mean: Tensor | None = None,
     ) -> None:
-        super().__init__()
-        self.name = unique_name("vae")
-        self.data_shape, self.latent_dim = shapes(data_dim, latent_dim)
-        self.config: dict[str, Any] | None = {
+        super().__init__(data_dim)
+        self.latent_dim = positive("latent_dim", latent_dim)
+        self.config = {
             **shared_config(data_dim, latent_dim, hidden, activation, network),
             "observation": observation_config(observation),
             "prior": prior_config(prior),
@@ -98,28 +95,7 @@ class VAE(nn.Module):
             decoder = decoder_of(shape, size, *nets, data_mean)
         self.encoder, self.decoder = encoder, decoder
         self.latent_prior = prior_of(prior, shape, size, encoder)
-        self.register_buffer("loc", torch.zeros(self.latent_dim), persistent=False)
 
     def prior(self) -> TorchDistributionMixin:
         """Return p(z), event (Z,)."""
         return self.latent_prior(self.encoder)
-
-    def model(self, x: Tensor) -> Tensor:
-        """Draw z and observe x, shape (B | data)."""
-        register(self, self.name)
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", self.prior())  # (B | Z)
-            return pyro.sample("x", self.decoder(z), obs=x)  # (B | data)
-
-    def guide(self, x: Tensor) -> None:
-        """Draw z from q(z | x)."""
-        register(self, self.name)
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", self.encoder(x))  # (B | Z)
-
-    def example(self, n: int = 2) -> Tensor:
-        """Return a batch of n rows of zeros, shape (n | data)."""
-        return self.loc.new_zeros(n, *self.data_shape)
-
-    def extra_repr(self) -> str:
-        return f"data_dim={plain(self.data_shape)}, latent_dim={self.latent_dim}"

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import pyro
 import torch
@@ -17,14 +16,14 @@ from pyro_vae.conditionals.quantised import Codebook
 from pyro_vae.distributions import Quantised
 from pyro_vae.errors import ConfigError
 from pyro_vae.models.grids import GridDecoder, GridEncoder, grid_of
-from pyro_vae.models.networks import checked_mean, plain, shared_config
-from pyro_vae.models.param_names import register, unique_name
-from pyro_vae.nn import MLP, OneHot, Shape, as_shape
+from pyro_vae.models.networks import checked_mean, shared_config
+from pyro_vae.models.zoo_program import OneLatent, register
+from pyro_vae.nn import MLP, OneHot, Shape
 
 PRIORS = ("autoregressive", "factorised", "uniform")
 
 
-class VQVAE(nn.Module):
+class VQVAE(OneLatent):
     r"""A VAE with discrete latents: each datum is P vectors out of a codebook of K.
 
     .. math:: k \sim p(k_1, \dots, k_P), \quad z_i = e_{k_i}, \quad x \sim p(x \mid decoder(z)),
@@ -66,7 +65,7 @@ class VQVAE(nn.Module):
         torch.Size([5, 49])
     """
 
-    origin: Tensor
+    kind = "vqvae"
 
     def __init__(
         self,
@@ -86,9 +85,7 @@ class VQVAE(nn.Module):
         revive: float = 0.02,
         data_mean: Tensor | None = None,
     ) -> None:
-        super().__init__()
-        self.name = unique_name("vqvae")
-        self.data_shape = as_shape("data_dim", data_dim)
+        super().__init__(data_dim)
         if network not in ("conv", "mlp"):
             raise ConfigError(f'network={network!r}; expected "conv" or "mlp"')
         if prior not in PRIORS:
@@ -97,7 +94,7 @@ class VQVAE(nn.Module):
             raise ConfigError(f"positions={positions!r}: give it for an MLP, and for no other")
         shared = shared_config(self.data_shape, code_dim, hidden, activation, network)
         del shared["latent_dim"]
-        self.config: dict[str, Any] | None = {
+        self.config = {
             **shared,
             "num_codes": positive("num_codes", num_codes),
             "code_dim": int(code_dim),
@@ -122,7 +119,6 @@ class VQVAE(nn.Module):
         else:
             chosen = FactorisedCodes if prior == "factorised" else UniformCodes
             self.code_prior = chosen(num_codes, self.positions)
-        self.register_buffer("origin", torch.zeros(()), persistent=False)
 
     def _networks(self, spec: Observation, data_mean: Tensor | None) -> tuple[nn.Module, nn.Module]:
         """Return x -> encodings (*, P, D), and z -> p(x | z)."""
@@ -154,16 +150,9 @@ class VQVAE(nn.Module):
         """Return p(z), event (P, D)."""
         return Quantised(self.code_prior(), self.codebook.vectors.detach().clone())
 
-    def model(self, x: Tensor) -> Tensor:
-        """Draw codes and observe x, shape (B | data)."""
-        register(self, self.name)
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", self.prior())  # (B | P, D)
-            return pyro.sample("x", self.decoder(z), obs=x)  # (B | data)
-
     def guide(self, x: Tensor) -> None:
         """Set z to the codes nearest to the encodings."""
-        register(self, self.name)
+        register(self)
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.codebook(self.encoder(x)))  # (B | P, D)
 
@@ -171,10 +160,3 @@ class VQVAE(nn.Module):
         """Return the numbers of the codes of data, (*, data) to (*, P)."""
         with torch.no_grad():
             return self.prior().numbers(self.encoder(x))
-
-    def example(self, n: int = 2) -> Tensor:
-        """Return a batch of n rows of zeros, shape (n | data)."""
-        return self.origin.new_zeros(n, *self.data_shape)
-
-    def extra_repr(self) -> str:
-        return f"data_dim={plain(self.data_shape)}, positions={self.positions}"

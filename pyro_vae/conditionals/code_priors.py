@@ -1,7 +1,5 @@
 """Priors over the numbers of codes. Shapes: * any leading dims, P codes, K codebook, E width."""
 
-import math
-
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -71,9 +69,7 @@ class _Block(nn.Module):
         n, length, width = h.shape
         parts = self.qkv(self.norms[0](h)).reshape(n, length, 3, self.heads, -1)
         q, k, v = parts.permute(2, 0, 3, 1, 4)  # (N, heads, P, E / heads) each
-        score = q @ k.transpose(-1, -2) / math.sqrt(width / self.heads)
-        later = torch.ones(length, length, dtype=torch.bool, device=h.device).triu(1)
-        mixed = score.masked_fill(later, -math.inf).softmax(-1) @ v
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         h = h + self.join(mixed.transpose(1, 2).reshape(n, length, width))
         return h + self.mlp(self.norms[1](h))
 

@@ -8,11 +8,12 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_vae import distributions
-from pyro_vae.arguments import number, positive
+from pyro_vae.arguments import number
+from pyro_vae.conditionals.conditional import Conditional
 from pyro_vae.conditionals.outputs import bounded, split
 
 
-class Gaussian(nn.Module):
+class Gaussian(Conditional):
     r"""A diagonal Gaussian, loc and log-scale both from the network; p(x | z) as well as q(z | x).
 
     .. math:: x \sim N(\mu(z), \mathrm{diag}\,\sigma^2(z)), \quad (\mu, \log \sigma) = net(z)
@@ -30,10 +31,6 @@ class Gaussian(nn.Module):
         (torch.Size([5]), torch.Size([3]))
     """
 
-    def __init__(self, net: nn.Module, *, event_dim: int = 1) -> None:
-        super().__init__()
-        self.net, self.event_dim = net, positive("event_dim", event_dim)
-
     @staticmethod
     def width() -> int:
         """Return the number of network outputs per data dimension."""
@@ -49,7 +46,7 @@ class Gaussian(nn.Module):
         return dist.Normal(loc, bounded(log_scale).exp()).to_event(self.event_dim)
 
 
-class IsotropicGaussian(nn.Module):
+class IsotropicGaussian(Conditional):
     r"""A Gaussian around the network's output with one scale for all: N(net(z), σ² I).
 
     Arguments:
@@ -73,9 +70,8 @@ class IsotropicGaussian(nn.Module):
         learn_scale: bool = False,
         event_dim: int = 1,
     ) -> None:
-        super().__init__()
+        super().__init__(net, event_dim=event_dim)
         number("scale", scale, "(0, inf)")
-        self.net, self.event_dim = net, positive("event_dim", event_dim)
         self.learn_scale = learn_scale
         log_scale = torch.tensor(math.log(scale), dtype=torch.get_default_dtype())
         if learn_scale:
@@ -102,7 +98,7 @@ class IsotropicGaussian(nn.Module):
         return f"learn_scale={self.learn_scale}"
 
 
-class SquaredError(nn.Module):
+class SquaredError(Conditional):
     r"""Minus the squared error as an unnormalised log density, :math:`-\|x - net(z)\|^2`.
 
     Arguments:
@@ -114,25 +110,11 @@ class SquaredError(nn.Module):
         tensor(-2.)
     """
 
-    def __init__(self, net: nn.Module, *, event_dim: int = 1) -> None:
-        super().__init__()
-        self.net, self.event_dim = net, positive("event_dim", event_dim)
-
-    @staticmethod
-    def width() -> int:
-        """Return the number of network outputs per data dimension."""
-        return 1
-
-    @staticmethod
-    def output_bias(mean: Tensor) -> Tensor:
-        """Return the training mean."""
-        return mean
-
     def forward(self, z: Tensor) -> TorchDistributionMixin:
         return distributions.SquaredError(self.net(z)).to_event(self.event_dim)
 
 
-class Point(nn.Module):
+class Point(Conditional):
     """All mass on the network's output: a deterministic encoder, as a `Delta` of log density 0.
 
     Arguments:
@@ -143,10 +125,6 @@ class Point(nn.Module):
         >>> Point(nn.Identity())(torch.ones(2)).log_prob(torch.ones(2))
         tensor(0.)
     """
-
-    def __init__(self, net: nn.Module, *, event_dim: int = 1) -> None:
-        super().__init__()
-        self.net, self.event_dim = net, positive("event_dim", event_dim)
 
     def forward(self, x: Tensor) -> TorchDistributionMixin:
         return dist.Delta(self.net(x)).to_event(self.event_dim)

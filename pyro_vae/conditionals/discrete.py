@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from pyro_vae import distributions
 from pyro_vae.arguments import integer, positive
+from pyro_vae.conditionals.conditional import Conditional
 from pyro_vae.conditionals.outputs import bounded, split
 from pyro_vae.errors import ConfigError
 
 
-class Bernoulli(nn.Module):
+class Bernoulli(Conditional):
     r"""Independent binary dimensions, :math:`x_d \sim \mathrm{Bernoulli}(\sigma(net(z)_d))`.
 
     Arguments:
@@ -26,15 +27,6 @@ class Bernoulli(nn.Module):
         (torch.Size([5]), torch.Size([3]))
     """
 
-    def __init__(self, net: nn.Module, *, event_dim: int = 1) -> None:
-        super().__init__()
-        self.net, self.event_dim = net, positive("event_dim", event_dim)
-
-    @staticmethod
-    def width() -> int:
-        """Return the number of network outputs per data dimension."""
-        return 1
-
     @staticmethod
     def output_bias(mean: Tensor) -> Tensor:
         """Return logits of the training mean, clipped to [0.001, 0.999] (Burda et al., 2016)."""
@@ -45,7 +37,7 @@ class Bernoulli(nn.Module):
         return distributions.BernoulliArray(logits, self.event_dim)
 
 
-class Categorical(nn.Module):
+class Categorical(Conditional):
     r"""Independent categories 0..K-1, :math:`x_d \sim \mathrm{Cat}(\mathrm{softmax}\,net(z)_d)`.
 
     Arguments:
@@ -61,17 +53,16 @@ class Categorical(nn.Module):
     """
 
     def __init__(self, net: nn.Module, *, num_classes: int, event_dim: int = 1) -> None:
-        super().__init__()
-        self.net, self.event_dim = net, positive("event_dim", event_dim)
+        super().__init__(net, event_dim=event_dim)
         self.num_classes = positive("num_classes", num_classes)
 
     @staticmethod
-    def width(num_classes: int) -> int:
+    def width(num_classes: int) -> int:  # type: ignore[override]  # has no default
         """Return the number of network outputs per data dimension."""
         return positive("num_classes", num_classes)
 
     @staticmethod
-    def output_bias(mean: Tensor, num_classes: int) -> Tensor:
+    def output_bias(mean: Tensor, num_classes: int) -> Tensor:  # type: ignore[override]
         """Raise `ConfigError`: the mean of a class number means nothing."""
         raise ConfigError("data_mean has no meaning for categories; leave it out")
 
@@ -83,7 +74,7 @@ class Categorical(nn.Module):
         return f"num_classes={self.num_classes}"
 
 
-class DiscretisedLogistic(nn.Module):
+class DiscretisedLogistic(Conditional):
     r"""Grey levels 0, 1/(L-1), ..., 1 under a logistic variable rounded to that grid.
 
     .. math:: x_d \sim \mathrm{DiscretisedLogistic}(\mu_d(z), s_d(z), L), \quad
@@ -104,8 +95,7 @@ class DiscretisedLogistic(nn.Module):
     """
 
     def __init__(self, net: nn.Module, *, levels: int = 256, event_dim: int = 1) -> None:
-        super().__init__()
-        self.net, self.event_dim = net, positive("event_dim", event_dim)
+        super().__init__(net, event_dim=event_dim)
         self.levels = integer("levels", levels, 2)
 
     @staticmethod

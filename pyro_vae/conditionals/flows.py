@@ -174,6 +174,11 @@ class _AutoregressivePosterior(FlowPosterior):
             build(backwards=bool(i % 2)) for i in range(positive("num_flows", num_flows))
         )
 
+    @staticmethod
+    def outputs(latent_dim: int, *, context_dim: int = 32, **options: Any) -> int:
+        """Return the number of network outputs; no other option changes it."""
+        return 2 * latent_dim + positive("context_dim", context_dim)
+
     def transforms(self, context: Tensor) -> list[Transform]:
         return [flow(context) for flow in self.flows]
 
@@ -209,16 +214,6 @@ class InverseAutoregressiveFlow(_AutoregressivePosterior):
     ) -> None:
         build = partial(AutoregressiveFlow, "affine", latent_dim, hidden, context_dim=context_dim)
         super().__init__(net, latent_dim, num_flows, build)
-
-    @staticmethod
-    def outputs(
-        latent_dim: int,
-        num_flows: int = 2,
-        hidden: Sequence[int] = (320,),
-        context_dim: int = 32,
-    ) -> int:
-        """Return the number of network outputs."""
-        return 2 * latent_dim + positive("context_dim", context_dim)
 
 
 class SplineFlow(_AutoregressivePosterior):
@@ -260,15 +255,3 @@ class SplineFlow(_AutoregressivePosterior):
             bound=bound,
         )
         super().__init__(net, latent_dim, num_flows, build)
-
-    @staticmethod
-    def outputs(
-        latent_dim: int,
-        num_flows: int = 2,
-        num_bins: int = 8,
-        bound: float = 5.0,
-        hidden: Sequence[int] = (320,),
-        context_dim: int = 32,
-    ) -> int:
-        """Return the number of network outputs."""
-        return 2 * latent_dim + positive("context_dim", context_dim)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_vae.arguments import number, positive
+from pyro_vae.conditionals.conditional import Conditional
 from pyro_vae.distributions import AutoregressiveBernoulli
 from pyro_vae.errors import ConfigError
 
@@ -57,7 +58,7 @@ class MaskedNetwork(nn.Module):
         return bits
 
 
-class MADE(nn.Module):
+class MADE(Conditional):
     r"""Binary dimensions that see the code and all dimensions before them: a strong decoder.
 
     .. math:: x_d \sim \mathrm{Bernoulli}\big(\sigma(net(z)_d + y_d(x_{<d}))\big)
@@ -86,7 +87,7 @@ class MADE(nn.Module):
     def __init__(
         self, net: nn.Module, *, hidden: int = 512, input_dropout: float = 0.0, event_dim: int = 1
     ) -> None:
-        super().__init__()
+        super().__init__(net, event_dim=event_dim)
         shape = getattr(net, "out_shape", None)
         if not isinstance(shape, tuple):
             raise ConfigError(
@@ -94,7 +95,6 @@ class MADE(nn.Module):
                 "or one with the shape of a datum as its attribute"
             )
         dropout = number("input_dropout", input_dropout, "[0, 1)")
-        self.net, self.event_dim = net, positive("event_dim", event_dim)
         units = positive("hidden", hidden)
         self.autoregression = MaskedNetwork(math.prod(shape), units, dropout)
 

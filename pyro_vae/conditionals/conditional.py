@@ -1,0 +1,28 @@
+"""What the conditionals have in common: a network, and the number of dims of one datum."""
+
+from torch import Tensor, nn
+
+from pyro_vae.arguments import positive
+
+
+class Conditional(nn.Module):
+    """A network whose output is a distribution.
+
+    Arguments:
+        net: network (*, input) -> (*, outputs).
+        event_dim: number of dims of one datum.
+    """
+
+    def __init__(self, net: nn.Module, *, event_dim: int = 1) -> None:
+        super().__init__()
+        self.net, self.event_dim = net, positive("event_dim", event_dim)
+
+    @staticmethod
+    def width() -> int:
+        """Return the number of network outputs per data dimension."""
+        return 1
+
+    @staticmethod
+    def output_bias(mean: Tensor) -> Tensor:
+        """Return the training mean."""
+        return mean

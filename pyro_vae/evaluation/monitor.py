@@ -1,13 +1,16 @@
 """A callback that watches for posterior collapse while a program trains."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from torch.utils.data import default_convert
 
 from pyro_vae.arguments import positive
 from pyro_vae.device import seeded
 from pyro_vae.evaluation.diagnose import Diagnosis, diagnose
 from pyro_vae.program.program import Program
+from pyro_vae.program.streams import join_batches
 
 
 class CollapseMonitor:
@@ -17,7 +20,8 @@ class CollapseMonitor:
     time, so that epochs can be compared.
 
     Arguments:
-        data: Held-out data, one row per datum; about a thousand rows do.
+        data: Held-out data, one row per datum, in any form that ``fit`` takes; about a thousand
+            rows do.
         every: Epochs between two diagnoses.
         probes: Draws of z behind the mutual information.
 
@@ -31,6 +35,9 @@ class CollapseMonitor:
     """
 
     def __init__(self, data: Any, *, every: int = 1, probes: int = 500) -> None:
+        # Each diagnosis reads the data anew, which an iterator does not allow.
+        if isinstance(data, Iterator):
+            data = join_batches([default_convert(batch) for batch in data])
         self.data = data
         self.every = positive("every", every)
         self.probes = positive("probes", probes)

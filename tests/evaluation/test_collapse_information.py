@@ -4,6 +4,7 @@ import math
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -93,6 +94,19 @@ def test_a_saturated_estimate_is_no_number():
     found = pv.diagnose(program, x)
     assert found.information.saturated
     assert "KL(q(z)" not in found.verdict and "more data" in found.verdict
+
+
+def test_a_monitor_keeps_the_batches_of_an_iterator():
+    x = normal_rows(60, 20)
+    program = Gain(0.7, 0.5)
+    curves = []
+    for data in (x, iter(x.split(16)), iter([x.numpy()])):
+        monitor = pv.CollapseMonitor(data)
+        for epoch in (1, 2):
+            monitor(SimpleNamespace(program=program, history={"epoch": [epoch]}))
+        curves.append(monitor.history["kl"])
+    assert len(curves[0]) == 2
+    np.testing.assert_allclose(curves[1:], [curves[0]] * 2)
 
 
 def test_the_monitors_curve_leaves_out_what_is_saturated():

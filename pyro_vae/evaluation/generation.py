@@ -7,7 +7,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.arguments import positive
-from pyro_vae.errors import DataError
+from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.evaluation.site_values import (
     Values,
     join,
@@ -88,4 +88,11 @@ def inputs(program: Program, n: int, given: Any) -> Batch:
     rows = num_rows(map_batch(as_tensor, given))
     if rows != n:
         raise DataError(f"given: got {rows} rows, expected n = {n}")
-    return program.completed(given, n) if isinstance(given, Mapping) else given
+    if not isinstance(given, Mapping):
+        return given
+    batch = program.completed(given, n)
+    try:
+        program.read(program.adapt(batch))
+    except ProgramError:  # what is observed may be optional, and no latent of the guide's
+        batch = program.completed(given, n, optional=True)
+    return batch

@@ -208,16 +208,21 @@ class Program(nn.Module):
         rows = torch.randint(num_rows(self._remembered), (n,))
         return map_batch(lambda leaf: leaf[rows.to(leaf.device)].to(self.device), self._remembered)
 
-    def completed(self, given: Mapping[str, Any], n: int) -> Batch:
+    def completed(self, given: Mapping[str, Any], n: int, optional: bool = False) -> Batch:
         """Return arguments by name with those added, n rows, that the model needs and observes.
 
         Their values do not matter: they are drawn anew.
+
+        Arguments:
+            given: Some arguments, n rows each.
+            n: Rows.
+            optional: Whether to add those too that have a default, and were observed before.
         """
         needed = [
             name
             for name, parameter in inspect.signature(self._functions[0]).parameters.items()
             if name not in given
-            and parameter.default is parameter.empty
+            and (parameter.default is parameter.empty or (optional and name in self.sites.observed))
             and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
         ]
         if not needed:

@@ -131,6 +131,20 @@ def test_given_inputs_may_leave_out_what_is_observed():
         pv.generate(program, 20, given=given)
 
 
+def test_what_is_observed_may_be_optional():
+    """model(x, y=None), as regressions are written in Pyro: y is generated at the given x."""
+
+    def model(x, y=None):
+        slope = pyro.param("slope", torch.tensor(3.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(slope * x, 0.01), obs=y)
+
+    program, x = pv.Program(model, lambda x, y=None: None), torch.randn(40)
+    pv.elbo(program, (x, 3 * x))
+    new = torch.linspace(5, 6, 7)
+    assert (pv.generate(program, 7, given={"x": new}) - 3 * new).abs().max() < 0.1
+
+
 class Measurements(nn.Module):
     """Five exchangeable measurements of each datum in a plate of their own, left of the data."""
 

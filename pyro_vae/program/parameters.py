@@ -309,7 +309,7 @@ def read_store(store: Any) -> dict[str, tuple[Tensor, Any]]:
 def key_of(name: str) -> str:
     """Return a parameter's name as ``nn.ParameterDict`` can hold it: no dots, none of its own."""
     key = name.replace("-", "--").replace(".", "-")
-    return f"{key}_" if hasattr(nn.ParameterDict, key) or hasattr(nn.Module(), key) else key
+    return f"{key}_" if hasattr(nn.ParameterDict(), key) else key
 
 
 def _list(names: set[str]) -> str:

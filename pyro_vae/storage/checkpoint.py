@@ -1,5 +1,8 @@
 """Checkpoints of a run: everything that the next step depends on, in tensors and JSON."""
 
+import math
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,10 +10,57 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.errors import CheckpointError, ConfigError
-from pyro_vae.storage.bundle import bundle_path, check_state, read_bundle, write_bundle
+from pyro_vae.errors import CheckpointError
+from pyro_vae.storage.bundle import bundle_path, check_state, read_bundle, serialise, write_bundle
+from pyro_vae.storage.differences import check_settings, renewed_options
+from pyro_vae.storage.optimiser_state import fit_state, parameter_names, take_state
+from pyro_vae.storage.random_state import check_random_state, set_random_state, take_random_state
 
 NAME = "checkpoint"
+OLDER = "checkpoint-before"  # the one before it, should the newer be damaged
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come: what of a checkpoint is no tensor."""
+
+    epoch: int
+    steps: int
+    best_epoch: int
+    best_elbo: float
+    history: list[dict[str, float]]
+    settings: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return a dict that JSON can hold."""
+        best = self.best_elbo if math.isfinite(self.best_elbo) else None
+        return {**vars(self), "best_elbo": best}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any], where: str) -> "Progress":
+        """Check what a file holds, entry by entry.
+
+        Raises:
+            CheckpointError: An entry is missing or of another kind.
+        """
+        best, history, settings = (found.get(n) for n in ("best_elbo", "history", "settings"))
+        sane = (
+            all(_is_count(found.get(name)) for name in ("epoch", "steps", "best_epoch"))
+            and (best is None or _is_number(best))
+            and isinstance(history, list)
+            and all(isinstance(row, dict) and all(map(_is_number, row.values())) for row in history)
+            and isinstance(settings, dict)
+        )
+        if not sane:
+            raise CheckpointError(f"{where}: its record of the run is malformed")
+        return cls(
+            epoch=found["epoch"],
+            steps=found["steps"],
+            best_epoch=found["best_epoch"],
+            best_elbo=-math.inf if best is None else float(best),
+            history=found["history"],
+            settings=found["settings"],
+        )
 
 
 @dataclass(frozen=True)
@@ -26,33 +76,44 @@ class Checkpoint:
         modules: dict[str, nn.Module],
         optimisers: list[torch.optim.Optimizer],
         best: dict[str, Tensor] | None,
-        meta: dict[str, Any],
+        progress: Progress,
         device: torch.device,
     ) -> "Checkpoint":
-        """Copy weights, optimiser states and random states (the CPU's and the device's)."""
-        tensors: dict[str, Tensor] = {"rng.cpu": torch.get_rng_state()}
-        if device.type == "cuda":
-            tensors["rng.cuda"] = torch.cuda.get_rng_state(device)
+        """Copy weights, optimiser states and random states (the device's too).
+
+        Raises:
+            CheckpointError: An optimiser has a state that a file cannot hold.
+        """
+        random = take_random_state(device)
+        tensors = {f"rng.{name}": state for name, state in random.items()}
         for name, module in modules.items():
             for key, value in module.state_dict().items():
                 tensors[f"{name}.{key}"] = value.clone()
         for key, value in (best or {}).items():
             tensors[f"best.{key}"] = value
-        groups: list[dict[str, Any]] = []
+        names, states = parameter_names(modules), []
         for index, optimiser in enumerate(optimisers):
-            saved = optimiser.state_dict()
-            groups.append({"param_groups": _plain(saved["param_groups"]), "scalars": {}})
-            for number, entries in saved["state"].items():
-                for key, value in entries.items():
-                    if isinstance(value, Tensor):
-                        tensors[f"optimiser{index}.{number}.{key}"] = value.clone()
-                    else:
-                        groups[-1]["scalars"][f"{number}.{key}"] = value
-        return cls(tensors, {**meta, "optimisers": groups})
+            values, state = take_state(optimiser, names, f"optimiser{index}")
+            tensors |= values
+            states.append(state)
+        return cls(tensors, {**progress.as_json(), "optimisers": states})
+
+    def check(self, folder: Path) -> None:
+        """Try to make the file, and write nothing.
+
+        Raises:
+            CheckpointError: It cannot be written, whatever the disk.
+        """
+        serialise(self.tensors, self.meta, str(bundle_path(folder, NAME)), allow_nonfinite=True)
 
     def write(self, folder: Path) -> None:
-        """Write it into a run folder, in place of the one before, atomically."""
-        write_bundle(folder, NAME, self.tensors, self.meta, allow_nonfinite=True)
+        """Write it into a run folder, atomically; the one before it stays as the older one."""
+        write_bundle(folder, NAME, self.tensors, self.meta, allow_nonfinite=True, previous=OLDER)
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Return whether there is a checkpoint to resume from."""
+    return any(bundle_path(folder, name).exists() for name in (NAME, OLDER))
 
 
 def read_checkpoint(
@@ -61,79 +122,101 @@ def read_checkpoint(
     optimisers: list[torch.optim.Optimizer],
     settings: dict[str, Any],
     device: torch.device,
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    *,
+    renew: bool = False,
+) -> tuple[dict[str, Tensor], Progress, list[str]]:
     """Put a checkpoint's weights, optimiser states and random states back.
 
     Arguments:
         folder: The run folder.
-        modules, optimisers: What is filled.
+        modules, optimisers: What is filled; optimiser states go by the names of parameters.
         settings: What must be equal for the run to be the same.
         device: Whose random state is put back.
+        renew: Let the settings of a step (learning rate, clipping, ...) differ.
 
     Returns:
-        The best weights so far, and the meta data.
+        The best weights so far, how far the run has come, and the settings that differ.
 
     Raises:
         CheckpointError: Missing, damaged, or of another program; nothing is changed then.
         ConfigError: Another run's settings; nothing is changed then.
     """
-    tensors, meta = read_bundle(folder, NAME, allow_nonfinite=True)
-    where = str(bundle_path(folder, NAME))
+    tensors, meta, where = _read_newest(folder)
+    progress = Progress.from_json(meta, where)
     states = {name: _part(tensors, f"{name}.") for name in modules}
     check_state(modules["program"].state_dict(), states["program"], where)
-    _check_settings(settings, meta.get("settings", {}), where)
+    changes = check_settings(settings, progress.settings, where, renew)
     for name, module in modules.items():
         check_state(module.state_dict(), states[name], where)
-    got = [len(saved["param_groups"]) for saved in meta["optimisers"]]
-    wanted = [len(optimiser.param_groups) for optimiser in optimisers]
-    if got != wanted:
-        raise CheckpointError(
-            f"{where}: holds optimisers of {got} parameter groups, this run has {wanted}; resume "
-            "with the objective and the optimiser that started the run"
-        )
+    best = _part(tensors, "best.")
+    if best:
+        check_state(modules["program"].state_dict(), best, where)
+    random = _part(tensors, "rng.")
+    check_random_state(random, where)
+    renewed = renewed_options(settings, progress.settings) if renew else frozenset()
+    fitted = _fit_optimisers(modules, optimisers, tensors, meta, where, renewed)
     for name, module in modules.items():
         module.load_state_dict(states[name])
-    for index, (optimiser, saved) in enumerate(zip(optimisers, meta["optimisers"], strict=True)):
-        state: dict[int, dict[str, Any]] = {}
-        for key, value in _part(tensors, f"optimiser{index}.").items():
-            number, entry = key.split(".", 1)
-            state.setdefault(int(number), {})[entry] = value
-        for key, value in saved["scalars"].items():
-            number, entry = key.split(".", 1)
-            state.setdefault(int(number), {})[entry] = value
-        pairs = zip(saved["param_groups"], optimiser.param_groups, strict=True)
-        param_groups = [_as_before(*pair) for pair in pairs]
-        optimiser.load_state_dict({"state": state, "param_groups": param_groups})
-    torch.set_rng_state(tensors["rng.cpu"])
-    if device.type == "cuda" and "rng.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["rng.cuda"], device)
-    return _part(tensors, "best."), meta
+    for optimiser, state in zip(optimisers, fitted, strict=True):
+        optimiser.load_state_dict(state)
+    set_random_state(random, device)
+    return best, progress, changes
 
 
-def _check_settings(settings: dict[str, Any], before: dict[str, Any], where: str) -> None:
-    changed = [
-        f"{name} = {before.get(name)!r}, this run {value!r}"
-        for name, value in settings.items()
-        if before.get(name) != value
-    ]
-    if changed:
-        raise ConfigError(
-            f"resume: {where} has {'; '.join(changed)}; resume with the settings that started the "
-            "run, or choose another folder"
+def _fit_optimisers(
+    modules: dict[str, nn.Module],
+    optimisers: list[torch.optim.Optimizer],
+    tensors: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    where: str,
+    renewed: frozenset[str],
+) -> list[dict[str, Any]]:
+    names, saved = parameter_names(modules), meta.get("optimisers")
+    if not isinstance(saved, list) or len(saved) != len(optimisers):
+        count = len(saved) if isinstance(saved, list) else "no"
+        raise CheckpointError(
+            f"{where}: holds {count} optimisers, this run has {len(optimisers)}; resume with the "
+            "objective and the optimiser that started the run"
         )
+    try:
+        return [
+            fit_state(optimiser, state, _part(tensors, f"optimiser{index}/"), names, where, renewed)
+            for index, (optimiser, state) in enumerate(zip(optimisers, saved, strict=True))
+        ]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        # Entries of other kinds than were written: no writer of ours, whatever the hash says.
+        raise CheckpointError(f"{where}: its optimiser state is malformed ({error!r})") from None
 
 
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _read_newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """Read the newer checkpoint, or the older one, with a warning, where that is damaged."""
+    try:
+        found = read_bundle(folder, NAME, allow_nonfinite=True)
+        return *found, str(bundle_path(folder, NAME))
+    except CheckpointError as error:
+        if not bundle_path(folder, OLDER).exists():
+            raise
+        try:
+            found = read_bundle(folder, OLDER, allow_nonfinite=True)
+        except CheckpointError:
+            raise error from None
+        warnings.warn(
+            f"resume: {error}. The checkpoint before it is used: epoch {found[1].get('epoch')}",
+            UserWarning,
+            stacklevel=2,
+        )
+        return *found, str(bundle_path(folder, OLDER))
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**53
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**1000
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def _as_before(saved: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
-    """Return a saved parameter group with the tuples that JSON made into lists."""
-    return {k: tuple(v) if isinstance(group.get(k), tuple) else v for k, v in saved.items()}
-
-
-def _plain(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return parameter groups as JSON can hold them; a tensor learning rate becomes a number."""
-    return [
-        {k: v.item() if isinstance(v, Tensor) else v for k, v in group.items()} for group in groups
-    ]

@@ -1,15 +1,19 @@
 """Reading a saved program back."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from pyro_vae import models
 from pyro_vae.device import resolve_device
 from pyro_vae.errors import CheckpointError
 from pyro_vae.program.program import Program
+from pyro_vae.storage.budget import Budget
 from pyro_vae.storage.bundle import bundle_path, check_state, read_bundle
+from pyro_vae.storage.paths import local_path
 from pyro_vae.storage.save import NAME
 
 
@@ -17,6 +21,9 @@ def load(
     folder: str | os.PathLike[str], *, into: Any = None, device: str | torch.device = "cpu"
 ) -> Any:
     """Load a program that ``pv.save`` or ``pv.fit(out=...)`` wrote; loading never runs code.
+
+    A file from a stranger cannot ask for more than it holds: what is built from its configuration
+    is bounded by the number of its values.
 
     Arguments:
         folder: Where it was saved.
@@ -31,12 +38,12 @@ def load(
         CheckpointError: Missing, damaged or foreign files, or weights that do not fit ``into``,
             which is unchanged then.
     """
+    folder = local_path("folder", folder)
     where = str(bundle_path(folder, NAME))
     if into is None:
         home = resolve_device(device)
         tensors, meta = read_bundle(folder, NAME, home)
-        with torch.random.fork_rng([]):  # initial weights are drawn, and replaced at once
-            program = _rebuild(meta, where)
+        program = _rebuild(meta, tensors, where)
         program.to(home)
         floats = [value.dtype for value in tensors.values() if value.is_floating_point()]
         if floats:
@@ -44,28 +51,50 @@ def load(
     else:
         program = into
         tensors, meta = read_bundle(folder, NAME, Program.of(into).device)
-    wrapped = Program.of(program)
-    late = meta.get("late", [])
-    awaited = wrapped.own.awaited(tensors, late if isinstance(late, list) else [])
-    # Before anything changes:
-    check_state({**awaited, **wrapped.state_dict()}, tensors, where)
-    wrapped.own.expect(awaited)
-    expected = wrapped.own.expected
-    expected.update({key: tensors[key] for key in expected})
-    wrapped.load_state_dict({key: v for key, v in tensors.items() if key not in expected})
-    wrapped.eval()
+    _fill(Program.of(program), tensors, meta, where)
     return program
 
 
-def _rebuild(meta: dict[str, Any], where: str) -> Any:
+def _fill(
+    program: Program, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], where: str
+) -> None:
+    """Copy tensors into a program, once all of them are known to fit."""
+    late = meta.get("late", [])
+    names = [name for name in late if isinstance(name, str)] if isinstance(late, list) else []
+    for key in tensors:
+        _require_value_name(key, where)
+    awaited = program.own.awaited(tensors, names)
+    check_state({**awaited, **program.state_dict()}, tensors, where)
+    program.own.expect(awaited)
+    expected = program.own.expected
+    expected.update({key: tensors[key] for key in expected})
+    program.load_state_dict({key: v for key, v in tensors.items() if key not in expected})
+    program.eval()
+
+
+def _require_value_name(key: str, where: str) -> None:
+    """Refuse a ``pyro.param`` value under a name that means something to its container."""
+    name = key.removeprefix("values.")
+    if name != key and hasattr(nn.ParameterDict(), name):
+        raise CheckpointError(
+            f"{where}: {key!r} cannot name a value; the file was not written here"
+        )
+
+
+def _rebuild(meta: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> Any:
     name, config = meta.get("program"), meta.get("config")
     # Only a public class of this package is ever looked up: a file cannot name anything else.
-    if name not in models.__all__ or config is None:
+    if not isinstance(name, str) or name not in models.__all__ or not isinstance(config, dict):
         raise CheckpointError(
             f"{where}: holds {name!r}, which is not rebuilt from its configuration; build it as it "
             "was and pass it: pv.load(folder, into=program)"
         )
+    budget = Budget(tensors.values(), where)
     try:
-        return getattr(models, name)(**config)
-    except (TypeError, ValueError) as error:
+        budget.check_numbers(config)
+        with torch.random.fork_rng([]), budget:  # weights are drawn, and replaced at once
+            return getattr(models, name)(**config)
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever arguments of a stranger provoke
         raise CheckpointError(f"{where}: configuration of {name} does not fit: {error}") from error

@@ -3,6 +3,8 @@
 import json
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,11 @@ from pyro_vae.errors import ConfigError
 from pyro_vae.program.program import Program
 from pyro_vae.storage.atomic import atomic_write_text
 from pyro_vae.storage.bundle import bundle_path
-from pyro_vae.storage.checkpoint import NAME
+from pyro_vae.storage.checkpoint import has_checkpoint
+from pyro_vae.storage.events import Events
 from pyro_vae.storage.history import History
+from pyro_vae.storage.lock import FolderLock
+from pyro_vae.storage.paths import local_path
 from pyro_vae.storage.save import NAME as PROGRAM
 from pyro_vae.storage.save import describe
 
@@ -25,41 +30,54 @@ class RunFolder:
 
     Arguments:
         path: Made where absent, when there is something to write.
+        resume: Whether the run in it goes on.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, resume: bool) -> None:
         self.path = path
-        self._logger: Any = None
+        self.resume = resume
+        self._events = Events(path)
+        self._lock = FolderLock(path)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], resume: bool) -> "RunFolder":
         """Return the folder, absent, empty or with the run to go on with; nothing is written.
 
         Raises:
-            ConfigError: It is a file, or holds another run, or one that cannot be gone on with.
+            ConfigError: It is a file or an address, or holds another run, or one that cannot be
+                gone on with.
         """
-        folder = Path(path)
+        folder = local_path("out", path)
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"out: {folder} is a file, expected a folder")
-        if (folder / "config.json").exists() and not resume:
-            raise ConfigError(
-                f"out: {folder} holds another run; choose a new folder, or pass resume=True"
-            )
-        found = cls(folder)
-        if resume and not found.has_checkpoint and bundle_path(folder, PROGRAM).exists():
-            raise ConfigError(
-                f"resume: {folder} holds a trained program and no checkpoint to go on from; choose "
-                "a new folder (pv.load reads the program)"
-            )
+        found = cls(folder, resume)
+        found._require_free()
         return found
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other runs out of the folder inside a block.
+
+        Raises:
+            ConfigError: Another run is writing into it, or has just begun one there.
+            OSError: The folder cannot be made.
+        """
+        self._lock.acquire()
+        try:
+            self._require_free()  # looked at again: it may have been taken since
+            yield
+        finally:
+            self._events.close()
+            self._lock.release()
 
     @property
     def has_checkpoint(self) -> bool:
         """Whether there is a checkpoint to resume from."""
-        return bundle_path(self.path, NAME).exists()
+        return has_checkpoint(self.path)
 
-    def write_config(self, program: Program, settings: dict[str, Any]) -> None:
-        """Make the folder and write what was run: program, settings, versions."""
+    def write_config(self, program: Program, settings: dict[str, Any], changes: list[str]) -> None:
+        """Write what was run: program, settings, versions, and what a continuation has changed."""
+        path = self.path / "config.json"
         config = {
             **describe(program),
             "fit": settings,
@@ -71,21 +89,40 @@ class RunFolder:
             },
             "device": str(program.device),
         }
-        self.path.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(self.path / "config.json", json.dumps(config, indent=2) + "\n")
+        changed = _changes_so_far(path) + changes
+        if changed:
+            config["changed_on_resume"] = changed
+        atomic_write_text(path, json.dumps(config, indent=2) + "\n")
 
     def log(self, row: dict[str, float], step: int) -> None:
         """Send one row to TensorBoard."""
-        if self._logger is None:
-            # Here, not at the top: importing the logger takes longer than a small run.
-            from lightning_fabric.loggers import TensorBoardLogger
+        self._events.log(row, step)
 
-            self._logger = TensorBoardLogger(self.path, name="", version="tensorboard")
-        self._logger.log_metrics(row, step)
+    def beat(self) -> None:
+        """Show other processes that the run is alive."""
+        self._lock.beat()
 
-    def close(self, history: History) -> None:
-        """Write the history and flush the events."""
+    def write_history(self, history: History) -> None:
+        """Write the history, for people."""
         if history.rows:
             history.write_csv(self.path / "history.csv")
-        if self._logger is not None:
-            self._logger.finalize("success")
+
+    def _require_free(self) -> None:
+        folder = self.path
+        if (folder / "config.json").exists() and not self.resume:
+            raise ConfigError(
+                f"out: {folder} holds another run; choose a new folder, or pass resume=True"
+            )
+        if self.resume and not self.has_checkpoint and bundle_path(folder, PROGRAM).exists():
+            raise ConfigError(
+                f"resume: {folder} holds a trained program and no checkpoint to go on from; choose "
+                "a new folder (pv.load reads the program)"
+            )
+
+
+def _changes_so_far(path: Path) -> list[str]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return list(found.get("changed_on_resume", []))
+    except (OSError, ValueError, RecursionError, AttributeError, TypeError):
+        return []

@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 from pyro_vae._version import __version__
 from pyro_vae.program.program import Program
 from pyro_vae.storage.bundle import write_bundle
+from pyro_vae.storage.paths import local_path
 
 NAME = "program"
 
@@ -30,8 +31,9 @@ def save(program: Any, folder: str | os.PathLike[str]) -> Path:
     """
     wrapped = Program.of(program)
     meta = {"version": __version__, **describe(wrapped)}
-    write_bundle(folder, NAME, wrapped.state_dict(), meta)
-    return Path(folder)
+    home = local_path("folder", folder)
+    write_bundle(home, NAME, wrapped.state_dict(), meta)
+    return home
 
 
 def describe(program: Program) -> dict[str, Any]:

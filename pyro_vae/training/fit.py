@@ -16,19 +16,22 @@ from pyro_vae.inference.graphs.compiled_loss import Mode
 from pyro_vae.inference.objectives.stock import as_objective
 from pyro_vae.program.batch import Batch, check_finite
 from pyro_vae.program.program import Program
+from pyro_vae.storage.random_state import seeded_outside_torch
 from pyro_vae.storage.run_folder import RunFolder
+from pyro_vae.threads import one_thread
 from pyro_vae.training.feed import LoaderFeed, TensorFeed, gather, make_feed
 from pyro_vae.training.loop import Loop, Run
 from pyro_vae.training.optimizers import as_factory
 from pyro_vae.training.parallel import Devices, World, join
 from pyro_vae.training.precision import Precision, contexts, convert
 from pyro_vae.training.schedules import Schedule, as_schedule
-from pyro_vae.training.settings import adam, beta_schedule, own_callback, record
+from pyro_vae.training.settings import adam, beta_schedule, own_callback, record_data, record_steps
 from pyro_vae.training.step import Stepper
 
 __all__ = ["Run", "adam", "fit"]
 
 
+@one_thread("pv.fit")
 def fit(
     program: Any,
     data: Any,
@@ -52,7 +55,7 @@ def fit(
     compile: Mode = "auto",
     out: str | os.PathLike[str] | None = None,
     checkpoint_every: int | None = None,
-    resume: bool = False,
+    resume: bool | str = False,
     progress: bool = True,
 ) -> Run:
     r"""Train a program by stochastic variational inference.
@@ -73,9 +76,9 @@ def fit(
     that was found in eval mode with no weight to train (``part.requires_grad_(False).eval()``) is
     frozen: its dropout stays off and its running statistics stand still. Under
     a graph, the parameters' ``.grad`` are set after the last step of each epoch, and hooks on them
-    count from the next epoch on. Ctrl-C or an error from a callback puts the best weights so far
-    into the program, saves it and a checkpoint of the last whole epoch into ``out``, and goes on to
-    the caller.
+    count from the next epoch on. Ctrl-C, divergence or any other error puts the best
+    weights so far into the program (without ``valid`` it stays as it is), saves it and a checkpoint
+    of the last whole epoch into ``out``, and goes on to the caller. A side log never stops a run.
 
     Data-parallel: ``torchrun --nproc-per-node=8 train.py`` runs a script, unchanged, on 8 devices.
     Each process sees its rows of every batch, draws noise of its own, and takes the same step:
@@ -125,20 +128,25 @@ def fit(
         out: Run folder: ``config.json``, weights, ``history.csv``, TensorBoard events, checkpoints.
         checkpoint_every: Epochs between checkpoints in ``out``; there is one at the end in any
             case.
-        resume: Go on from the checkpoint in ``out``, if there is one, with the settings that it was
-            started with (``epochs``, ``patience``, ``callbacks``, ``device`` and ``devices`` are
-            free); bit-identical on as many CPU processes (in ``compile="auto"``, up to where a
-            compiled graph took over). A finished run is returned at once; one
-            that a callback stopped goes on.
+        resume: Go on from the checkpoint in ``out``, if there is one, with the program, data and
+            settings that it was started with (``epochs``, ``patience``, ``callbacks``, ``device``
+            and ``devices`` are free; what differs is named); bit-identical on as many CPU processes
+            (in ``compile="auto"``, up to where a compiled graph took over), where noise comes from
+            the global generators of torch, NumPy or Python. ``"settings"`` lets learning rate,
+            schedules, KL weight, clipping, the optimiser's options, ``transform``, ``valid`` and
+            parts without weights differ, and writes down in ``config.json`` what did. A finished
+            run is returned at once; one that a callback stopped goes on.
         progress: Show a progress bar.
 
     Raises:
         DataError: Data that the program cannot take; nothing is changed (but by the batches that
             a loader yielded before the bad one).
-        ConfigError: An argument out of range, or ``out`` holds another run; a schedule with a
-            value below zero or not finite.
-        TrainingDiverged: A loss or gradient is not finite; weights and buffers are those before
-            that update.
+        ConfigError: An argument out of range; ``out`` holds another run, or one that a process is
+            writing; another thread is training; a schedule with a value below zero or not finite.
+        TrainingDiverged: A loss or gradient is not finite; weights and buffers are the best so far,
+            or without ``valid`` those before that update.
+        CheckpointError: The checkpoint in ``out`` is damaged or does not fit, or the optimiser has
+            a state that no file can hold (found at the first step).
         DeviceError: The device is not there.
         ProgramError: Several devices, for a program that draws its own minibatch.
     """
@@ -157,7 +165,7 @@ def fit(
     chosen = as_objective(objective)
     if isinstance(chosen, nn.Module):
         chosen.to(wrapped.device)
-    folder = RunFolder.open(out, resume) if out is not None else None
+    folder = RunFolder.open(out, bool(resume)) if out is not None else None
     world.wait()  # none writes into a folder that another has yet to look at
     stepper = Stepper(
         wrapped,
@@ -169,6 +177,10 @@ def fit(
         steps=epochs * len(feed),
         reduce=world.reduce if world.size > 1 else None,
     )
+    settings: dict[str, Any] = {}
+    if folder is not None:
+        settings |= record_data(wrapped, feed, judged, transform, precision, seed)
+        settings |= record_steps(stepper, chosen, beta, lr_schedule, clip_norm)
     loop = Loop(
         program=program,
         wrapped=wrapped,
@@ -186,21 +198,12 @@ def fit(
         folder=folder,
         checkpoint_every=checkpoint_every,
         progress=progress,
-        settings=record(
-            feed=feed,
-            stepper=stepper,
-            objective=chosen,
-            beta=beta,
-            lr_schedule=lr_schedule,
-            clip_norm=clip_norm,
-            transform=transform,
-            precision=precision,
-            seed=seed,
-        ),
+        settings=settings,
+        renew=resume == "settings",
         world=world,
         precision=contexts(wrapped, precision, first),
     )
-    with seeded(wrapped.device, seed):
+    with seeded(wrapped.device, seed), seeded_outside_torch(world.seed(seed)):
         return loop.run()
 
 
@@ -215,12 +218,14 @@ def _check_arguments(
     valid: Any,
     out: Any,
     checkpoint_every: int | None,
-    resume: bool,
+    resume: bool | str,
 ) -> None:
     if clip_norm is not None:
         number("clip_norm", clip_norm, "(0, inf)")
     if checkpoint_every is not None and out is None:
         raise ConfigError("checkpoint_every: needs a run folder, out=...")
+    if resume not in (False, True, "settings"):
+        raise ConfigError(f"resume: got {resume!r}, expected True, False or 'settings'")
     if resume and out is None:
         raise ConfigError("resume: needs the run folder, out=...")
     if patience is not None and valid is None:

@@ -3,8 +3,8 @@
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyro_vae.device import seeded
-from pyro_vae.errors import PyroVaeError, TrainingDiverged
+from pyro_vae.errors import TrainingDiverged
 from pyro_vae.inference.objectives.elbo import ELBO
 from pyro_vae.inference.objectives.objective import Objective, TermsObjective
 from pyro_vae.program.batch import Batch
@@ -23,8 +23,9 @@ from pyro_vae.program.bounds import mean_bound, mean_elbo
 from pyro_vae.program.handlers import Beta, validation
 from pyro_vae.program.modules import frozen_parts
 from pyro_vae.program.program import Program
-from pyro_vae.storage.checkpoint import Checkpoint, read_checkpoint
+from pyro_vae.storage.checkpoint import Checkpoint, Progress, read_checkpoint
 from pyro_vae.storage.history import History
+from pyro_vae.storage.random_state import seed_outside_torch
 from pyro_vae.storage.run_folder import RunFolder
 from pyro_vae.storage.save import save, state_modules
 from pyro_vae.training.feed import LoaderFeed, TensorFeed
@@ -93,6 +94,7 @@ class Loop:
     checkpoint_every: int | None
     progress: bool
     settings: dict[str, Any]
+    renew: bool
     world: World
     precision: Callable[[], AbstractContextManager[None]]
 
@@ -107,23 +109,22 @@ class Loop:
         self.stopped = False  # by a callback; patience is worked out from the epochs
         self.moved = False  # whether this call has taken a step
         self.checkpoint: Checkpoint | None = None
+        self.changes: list[str] = []  # what this continuation was asked to do otherwise
         # All processes know the folder, to resume from; one writes.
         self.writes = self.folder if self.world.main else None
 
     def run(self) -> Run:
         """Train to the last epoch, or until patience or a callback ends it."""
-        self._resume()  # first: a checkpoint that does not fit must leave the folder as it is
-        self._start_together()
-        with modes_kept(self.wrapped, self.objective):
+        held = nullcontext() if self.writes is None else self.writes.held()
+        with held, modes_kept(self.wrapped, self.objective):
+            self._resume()  # first: a checkpoint that does not fit must leave the folder as it is
+            self._start_together()
             self._train()
-            if self.moved:
-                self._write()
-            if self.best is not None:
-                self.wrapped.load_state_dict(self.best)
-            else:
+            if self.best is None:
                 self.best_epoch = self.epoch
-            if self.writes is not None:
-                save(self.program, self.writes.path)
+            error = self._leave_behind()
+            if error is not None:
+                raise error
         self.world.wait()  # what is in the folder is there for all
         return self._so_far()
 
@@ -145,15 +146,15 @@ class Loop:
         try:
             while self.epoch < self.epochs and not (self.stopped or self._out_of_patience()):
                 self._epoch(bar)
-        except TrainingDiverged:
-            raise  # the program stays as it was before that step, to be looked at
-        except BaseException:
-            self._rescue()
+        except BaseException as error:
+            failed = self._leave_behind()
+            if failed is not None:  # must not hide what ended the run
+                warnings.warn(f"out: the ended run was not saved: {failed}", stacklevel=2)
+            elif isinstance(error, TrainingDiverged):
+                error.args = (f"{error}{self._remedy()}",)
             raise
         finally:
             bar.close()
-            if self.writes is not None and self.moved:
-                self.writes.close(self.history)
 
     def _epoch(self, bar: Any) -> None:
         start = time.perf_counter()
@@ -163,7 +164,7 @@ class Loop:
         names = [update.name for update in self.stepper.updates]
         row |= dict(zip(names, torch.stack(losses).tolist(), strict=True))  # one sync per epoch
         row |= self._judge(row.get("loss", math.nan))
-        row["lr"] = self.stepper.optimisers[0].param_groups[0]["lr"]
+        row["lr"] = float(self.stepper.optimisers[0].param_groups[0]["lr"])
         row["seconds"] = time.perf_counter() - start
         self.history.append(row)
         self._remember_best(row)
@@ -192,6 +193,8 @@ class Loop:
         for part in self.frozen:
             part.training = False
         self.world.reseed(self.seed, self.epoch)
+        if self.world.size > 1:
+            seed_outside_torch(self.world.seed(self.seed, self.epoch))
         with self.wrapped.running(), validation(False), self.precision():
             for batch in self.feed.epoch(_epoch_seed(self.seed, self.epoch)):
                 if self.transform is not None:
@@ -213,6 +216,8 @@ class Loop:
                 self.steps += 1
                 if not self.moved:
                     self._start()
+                if self.writes is not None:
+                    self.writes.beat()
                 bar.update()
         assert totals is not None  # a feed has at least one batch
         with self.wrapped.running():
@@ -224,10 +229,15 @@ class Loop:
         return [value / count for value in sums]
 
     def _start(self) -> None:
-        """Make the folder once a step has succeeded: what fails before leaves none behind."""
-        self.moved = True
+        """Write the configuration once a step has succeeded: what fails before leaves no folder.
+
+        A checkpoint is tried then, too: what no file can hold is found now, not after the run.
+        """
         if self.writes is not None:
-            self.writes.write_config(self.wrapped, {"epochs": self.epochs, **self.settings})
+            self._take().check(self.writes.path)
+            settings = {"epochs": self.epochs, **self.settings}
+            self.writes.write_config(self.wrapped, settings, self.changes)
+        self.moved = True
 
     def _judge(self, loss: float) -> dict[str, float]:
         """Measure the un-annealed ELBO on training and validation data, in eval mode."""
@@ -292,37 +302,57 @@ class Loop:
 
     def _keep(self) -> None:
         """Copy the state between two epochs: an interrupt inside one goes back to it."""
-        if self.writes is None:
-            return
-        meta = {
-            "epoch": self.epoch,
-            "steps": self.steps,
-            "best_epoch": self.best_epoch,
-            "best_elbo": self.best_elbo if math.isfinite(self.best_elbo) else None,
-            "history": self.history.as_json(),
-            "settings": self.settings,
-        }
+        if self.writes is not None:
+            self.checkpoint = self._take()
+
+    def _take(self) -> Checkpoint:
+        progress = Progress(
+            epoch=self.epoch,
+            steps=self.steps,
+            best_epoch=self.best_epoch,
+            best_elbo=self.best_elbo,
+            history=self.history.as_json(),
+            settings=self.settings,
+        )
         modules = state_modules(self.wrapped, self.objective)
         optimisers, device = self.stepper.optimisers, self.wrapped.device
-        self.checkpoint = Checkpoint.take(modules, optimisers, self.best, meta, device)
+        return Checkpoint.take(modules, optimisers, self.best, progress, device)
 
     def _write(self) -> None:
         if self.writes is not None and self.checkpoint is not None:
             self.checkpoint.write(self.writes.path)
-            self.history.write_csv(self.writes.path / "history.csv")
+            self.writes.write_history(self.history)
 
-    def _rescue(self) -> None:
-        """Leave the best weights, and a folder to resume from, behind an interrupt or an error."""
+    def _leave_behind(self) -> Exception | None:
+        """Leave the best weights in the program, then in the folder, with a checkpoint beside.
+
+        Returns:
+            The first error of a write; the others were tried all the same.
+        """
         if self.best is not None:
             self.wrapped.load_state_dict(self.best)
-        if self.writes is None or not self.moved:
-            return
-        try:
-            assert self.checkpoint is not None  # there is one wherever there is a folder
-            self.checkpoint.write(self.writes.path)
-            save(self.program, self.writes.path)
-        except (OSError, PyroVaeError) as error:  # must not hide what ended the run
-            warnings.warn(f"out: the interrupted run was not saved: {error}", stacklevel=2)
+        folder, checkpoint = self.writes, self.checkpoint
+        if folder is None:
+            return None
+        writes: list[Callable[[], Any]] = [lambda: save(self.program, folder.path)]
+        if self.moved and checkpoint is not None:
+            writes += [
+                lambda: checkpoint.write(folder.path),
+                lambda: folder.write_history(self.history),
+            ]
+        elif not folder.has_checkpoint:
+            return None  # no step was taken, here or before: there is no run to leave behind
+        return first_error(writes)
+
+    def _remedy(self) -> str:
+        """Return what has been kept of a run that diverged, and how it may go on."""
+        kept = f". The best weights, of epoch {self.best_epoch}, are back" if self.best else ""
+        if self.writes is not None and self.writes.has_checkpoint:
+            kept += (
+                f". {self.writes.path} holds a checkpoint of epoch {self.epoch}: go on from there "
+                "by pv.fit(..., resume='settings') with a lower lr or a clip_norm"
+            )
+        return kept
 
     def _resume(self) -> None:
         if self.folder is None or not self.folder.has_checkpoint:
@@ -330,12 +360,25 @@ class Loop:
         device = self.wrapped.device
         modules = state_modules(self.wrapped, self.objective)
         path, optimisers = self.folder.path, self.stepper.optimisers
-        best, meta = read_checkpoint(path, modules, optimisers, self.settings, device)
+        best, progress, self.changes = read_checkpoint(
+            path, modules, optimisers, self.settings, device, renew=self.renew
+        )
         self.best = {k: v.to(device) for k, v in best.items()} or None
-        self.epoch, self.steps = meta["epoch"], meta["steps"]
-        self.best_epoch = meta["best_epoch"]
-        self.best_elbo = -math.inf if meta["best_elbo"] is None else meta["best_elbo"]
-        self.history = History(meta["history"])
+        self.epoch, self.steps = progress.epoch, progress.steps
+        self.best_epoch, self.best_elbo = progress.best_epoch, progress.best_elbo
+        self.history = History(progress.history)
+        self.changes = [f"epoch {self.epoch}: {change}" for change in self.changes]
+
+
+def first_error(writes: Iterable[Callable[[], Any]]) -> Exception | None:
+    """Try each of several writes, whatever becomes of the others; return the first error."""
+    found: list[Exception] = []
+    for write in writes:
+        try:
+            write()
+        except Exception as error:
+            found.append(error)
+    return found[0] if found else None
 
 
 @contextmanager

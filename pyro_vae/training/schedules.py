@@ -102,11 +102,6 @@ def as_schedule(name: str, value: float | Schedule) -> Schedule:
     return lambda t: constant
 
 
-def describe(value: float | Schedule) -> str:
-    """Return what a record of settings says: a number in full, of a function that it is one."""
-    return "schedule" if callable(value) else repr(float(value))
-
-
 def _checked(name: str, schedule: Schedule, t: float) -> float:
     got = schedule(t)
     try:

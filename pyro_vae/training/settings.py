@@ -10,15 +10,37 @@ from torch import Tensor
 from pyro_vae.arguments import number
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.objectives.objective import OptimiserFactory, TermsObjective
+from pyro_vae.program.batch import Batch
 from pyro_vae.program.handlers import Beta
+from pyro_vae.program.program import Program
+from pyro_vae.storage.optimiser_state import plain
 from pyro_vae.training.adam import Adam
 from pyro_vae.training.feed import LoaderFeed, TensorFeed
-from pyro_vae.training.schedules import Schedule, as_schedule, describe
+from pyro_vae.training.fingerprints import (
+    describe_architecture,
+    describe_data,
+    describe_function,
+    describe_rows,
+    describe_schedule,
+)
+from pyro_vae.training.schedules import Schedule, as_schedule
 from pyro_vae.training.step import Stepper
 
 KLWeight = float | Schedule | Mapping[str, float | Schedule]
 # Pyro works this one out from the first batch.
 _NO_SETTING = ("max_plate_nesting",)
+# Of a parameter group: what is told elsewhere, moves in a run, or chooses among equal kernels.
+_NO_OPTION = {
+    "params",
+    "lr",
+    "scheduled_lr",
+    "schedule",
+    "initial_lr",
+    "foreach",
+    "fused",
+    "capturable",
+    "differentiable",
+}
 
 
 def adam(lr: float) -> OptimiserFactory:
@@ -48,39 +70,62 @@ def beta_schedule(beta: KLWeight, sites: tuple[str, ...]) -> Callable[[float], B
     return schedule
 
 
-def record(
-    *,
+def record_data(
+    program: Program,
     feed: TensorFeed | LoaderFeed,
+    valid: Batch | None,
+    transform: Any,
+    precision: str | None,
+    seed: int,
+) -> dict[str, Any]:
+    """Return what is trained on what, as JSON gives it back: a continuation must share it.
+
+    Functions are told by their values or their code, data by shapes and a hash of some rows. Not
+    among the settings: ``epochs``, ``patience``, ``device``, callbacks and the like, which a
+    continuation may choose anew.
+    """
+    return {
+        "batch_size": feed.batch_size,
+        "batches": len(feed),
+        "data": feed.size,
+        "rows": describe_data(feed),
+        "valid": None if valid is None else describe_rows(valid),
+        "precision": precision,
+        "seed": seed,
+        "transform": describe_function(transform),
+        "architecture": describe_architecture(program),
+    }
+
+
+def record_steps(
     stepper: Stepper,
     objective: Any,
     beta: KLWeight,
     lr_schedule: float | Schedule,
     clip_norm: float | None,
-    transform: Any,
-    precision: str | None,
-    seed: int,
 ) -> dict[str, Any]:
-    """Return the settings that a continuation must share with its run, as JSON gives them back.
-
-    Not among them: ``epochs``, ``patience``, ``valid``, ``device``, callbacks and the like, which a
-    continuation may choose anew.
-    """
+    """Return what the steps of a run are, as JSON gives it back: a continuation must share it."""
     rates = [[float(lr) for lr in base] for base in stepper.base_lrs]
-    weights: Any = describe(beta) if not isinstance(beta, Mapping) else None
+    weights = beta.items() if isinstance(beta, Mapping) else None
     return {
         "objective": objective_name(objective),
-        "optimiser": [type(optimiser).__name__ for optimiser in stepper.optimisers],
+        "optimiser": ", ".join(type(optimiser).__name__ for optimiser in stepper.optimisers),
         "lr": rates[0][0] if len(rates) == len(rates[0]) == 1 else rates,
-        "lr_schedule": describe(lr_schedule),
-        "beta": weights or {site: describe(b) for site, b in dict(beta).items()},  # type: ignore[arg-type]
+        "optimiser_options": [_options(optimiser) for optimiser in stepper.optimisers],
+        "lr_schedule": describe_schedule(lr_schedule),
+        "beta": {site: describe_schedule(b) for site, b in weights}
+        if weights is not None
+        else describe_schedule(beta),
         "clip_norm": None if clip_norm is None else float(clip_norm),
-        "batch_size": feed.batch_size,
-        "batches": len(feed),
-        "data": feed.size,
-        "precision": precision,
-        "seed": seed,
-        "transform": transform is not None,
     }
+
+
+def _options(optimiser: Any) -> list[dict[str, Any]]:
+    """Return the options of each parameter group that say how it steps."""
+    return [
+        {name: plain(name, value) for name, value in group.items() if name not in _NO_OPTION}
+        for group in optimiser.param_groups
+    ]
 
 
 def own_callback(objective: Any) -> tuple[Callable[[Any], Any], ...]:

@@ -64,11 +64,11 @@ def train(variant, folder=None, *, interrupt=None, in_step=None, resume=False, e
             raise KeyboardInterrupt
 
     if in_step is not None:  # 0 never interrupts
-        calls = []
+        calls, at = [], [in_step]  # a list: numbers that a transform holds must not change
 
         def transform(x):
             calls.append(1)
-            if len(calls) == in_step:
+            if len(calls) in at:
                 raise KeyboardInterrupt
             return x
 
@@ -180,17 +180,42 @@ def test_another_seed_or_batch_size_is_refused(change, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip"])
-def test_a_damaged_checkpoint_is_refused(damage, tmp_path):
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, tmp_path):
+    expected = train("plain")
     train("plain", tmp_path, interrupt=3)
-    path = tmp_path / "checkpoint.safetensors"
+    spoil(tmp_path / "checkpoint.safetensors", damage)
+    with pytest.warns(UserWarning, match=r"checkpoint\.safetensors.*before it is used: epoch 2"):
+        got = train("plain", tmp_path, resume=True)
+    assert_identical(expected, got)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip"])
+def test_two_damaged_checkpoints_are_refused(damage, tmp_path):
+    train("plain", tmp_path, interrupt=3)
+    for path in tmp_path.glob("checkpoint*"):
+        spoil(path, damage)
+    before = contents(tmp_path)
+    with pytest.raises(CheckpointError, match="checkpoint"):
+        train("plain", tmp_path, resume=True)
+    assert contents(tmp_path) == before
+
+
+def spoil(path, damage):
     content = bytearray(path.read_bytes())
     if damage == "flip":
         content[-3] ^= 1
     else:
         del content[len(content) // 2 :]
     path.write_bytes(bytes(content))
-    with pytest.raises(CheckpointError, match="checkpoint"):
-        train("plain", tmp_path, resume=True)
+
+
+def test_a_run_killed_between_two_renames_goes_on_from_the_checkpoint_before(tmp_path):
+    expected = train("plain")
+    train("plain", tmp_path, interrupt=3)
+    (tmp_path / "checkpoint.safetensors").unlink()
+    with pytest.warns(UserWarning, match="before it is used: epoch 2"):
+        got = train("plain", tmp_path, resume=True)
+    assert_identical(expected, got)
 
 
 def test_resume_needs_a_folder():

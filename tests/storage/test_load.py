@@ -1,6 +1,9 @@
 """``pv.save`` and ``pv.load``: the same numbers back, or a clear error and nothing changed."""
 
+import contextlib
 import json
+import resource
+import time
 
 import pytest
 import safetensors
@@ -8,7 +11,8 @@ import torch
 from programs import CASES
 
 import pyro_vae as pv
-from pyro_vae.errors import CheckpointError, DeviceError
+from pyro_vae.errors import CheckpointError, ConfigError, DeviceError
+from pyro_vae.storage.bundle import read_bundle, write_bundle
 
 ZOO = [name for name, case in CASES.items() if case.rebuilt]
 
@@ -117,8 +121,6 @@ def test_a_weight_that_is_not_finite_is_not_saved(tmp_path):
 
 def test_a_file_cannot_name_a_class(tmp_path):
     """Only what ``pv.models`` exports is looked up, whatever a file says."""
-    from pyro_vae.storage.bundle import write_bundle
-
     for name in ("os.system", "Path", "__builtins__", "nn", "vae", "_serial"):
         write_bundle(tmp_path, "program", {"a": torch.zeros(1)}, {"program": name, "config": {}})
         with pytest.raises(CheckpointError, match="not rebuilt"):
@@ -127,8 +129,6 @@ def test_a_file_cannot_name_a_class(tmp_path):
 
 @pytest.mark.parametrize("config", [{"data_dim": -1}, {"data_dim": 6, "latent_dim": 2, "code": 1}])
 def test_a_configuration_that_does_not_fit_is_named(config, tmp_path):
-    from pyro_vae.storage.bundle import write_bundle
-
     write_bundle(tmp_path, "program", {"a": torch.zeros(1)}, {"program": "VAE", "config": config})
     with pytest.raises(CheckpointError, match="configuration of VAE does not fit"):
         pv.load(tmp_path)
@@ -146,8 +146,6 @@ def test_the_file_says_what_it_is(tmp_path):
 @pytest.mark.parametrize("name", [n for n in CASES if n not in ZOO])
 def test_a_foreign_file_leaves_a_fresh_program_as_it_was(name, tmp_path):
     """Values of ``pyro.param`` are taken in only once everything fits."""
-    from pyro_vae.storage.bundle import write_bundle
-
     tensors = {"values.alien": torch.zeros(3), "parts.alien.weight": torch.zeros(2)}
     write_bundle(tmp_path, "program", tensors, {"program": "Program", "config": None})
     target = CASES[name].build()
@@ -171,3 +169,83 @@ def test_loading_onto_the_device_there_is(tmp_path):
     assert pv.Program.of(loaded).device.type == expected
     with pytest.raises(DeviceError, match="gpu"):
         pv.load(tmp_path, device="gpu")
+
+
+# -- files from strangers --------------------------------------------------------------------------
+
+
+def forged(folder, program, **changes):
+    """Save a program, and change its configuration as only a forger would: the hash is right."""
+    pv.save(program, folder)
+    tensors, meta = read_bundle(folder, "program")
+    meta["config"] |= changes
+    write_bundle(folder, "program", tensors, meta)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"latent_dim": 10**12},
+        {"hidden": [10**9]},
+        {"hidden": [10**5, 10**5]},
+        {"hidden": [1100] * 2000},
+        {"hidden": [1] * 5000},
+        {"data_dim": 10**15},
+        {"hidden": [1200, 1200, 1200, 1200, 1200, 1200]},
+    ],
+    ids=str,
+)
+def test_a_small_file_cannot_ask_for_much(changes, tmp_path):
+    """The last is small enough to build, and does not fit the tensors."""
+    forged(tmp_path, pv.models.VAE(6, 2, (8,)), **changes)
+    peak, start = rss(), time.monotonic()
+    with pytest.raises(CheckpointError, match=r"asks for|do not fit"):
+        pv.load(tmp_path)
+    assert rss() - peak < 300 and time.monotonic() - start < 20
+
+
+def rss():
+    """Return the largest memory of this process so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def test_a_count_of_layers_is_bounded_by_the_file(tmp_path):
+    forged(tmp_path, pv.models.SBN(6, (3, 2)), latent_dims=[1] * 900)
+    with pytest.raises(CheckpointError):
+        pv.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["keys", "items", "_parameters", "training", "forward", "_keys"])
+def test_a_name_in_a_file_reaches_no_attribute(name, tmp_path):
+    target = CASES["functions"].build()
+    write_bundle(
+        tmp_path, "program", {f"values.{name}": torch.zeros(3)}, {"program": "Program", "late": []}
+    )
+    before = state(target)
+    with pytest.raises(CheckpointError, match="cannot name a value"):
+        pv.load(tmp_path, into=target)
+    assert same(before, state(target))
+    assert callable(pv.Program.of(target).own.values.keys)
+
+
+@pytest.mark.parametrize("field", ["program", "config", "late", "version"])
+@pytest.mark.parametrize("value", [None, 3, [], ["x"], {"a": 1}, "VAE", [[1]], True])
+def test_any_meta_is_refused_or_read(field, value, tmp_path):
+    """Whatever a sealed file says, loading answers with a program or a CheckpointError."""
+    pv.save(pv.models.VAE(6, 2, (8,)), tmp_path)
+    tensors, meta = read_bundle(tmp_path, "program")
+    write_bundle(tmp_path, "program", tensors, {**meta, field: value})
+    for options in ({}, {"into": pv.models.VAE(6, 2, (8,))}):
+        with contextlib.suppress(CheckpointError):
+            assert same(state(pv.load(tmp_path, **options)), tensors)
+
+
+def test_paths_of_users(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    program = pv.models.VAE(6, 2, (8,))
+    assert pv.save(program, "~/models/a") == tmp_path / "models" / "a"
+    assert same(state(pv.load("~/models/a")), state(program))
+    with pytest.raises(ConfigError, match=r"folder: got 's3://b/a', expected a folder of this"):
+        pv.save(program, "s3://b/a")
+    with pytest.raises(ConfigError, match="folder: got 'gs://b/a'"):
+        pv.load("gs://b/a")

@@ -1,0 +1,145 @@
+"""The lock of a run folder: one run writes into it, and a run that was killed gives it up."""
+
+import contextlib
+import json
+import os
+import secrets
+import time
+from pathlib import Path
+
+from pyro_vae.errors import ConfigError
+from pyro_vae.storage.atomic import host, is_running
+
+NAME = "lock.json"
+BEAT = 30.0  # seconds between two signs of life
+STALE = 3600.0  # seconds without one, after which a run on another machine counts as dead
+
+
+class FolderLock:
+    """A file that names the process that writes into a folder, with the time it last did a step.
+
+    Arguments:
+        folder: The run folder; made where absent, and removed again if it stays empty.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / NAME
+        self._made: list[Path] = []
+        self._text = ""
+        self._last = 0.0
+
+    def acquire(self) -> None:
+        """Take the lock, also from a process that is dead.
+
+        Raises:
+            ConfigError: Another run holds it; it is named.
+        """
+        self._make_folder(self.path.parent)
+        self._text = json.dumps(
+            {
+                "pid": os.getpid(),
+                "host": host(),
+                "start": _start(os.getpid()),
+                "id": secrets.token_hex(8),
+            }
+        )
+        for _ in range(3):
+            if self._create():
+                return
+            self._remove_stale()
+        raise ConfigError(
+            f"out: {self.path.parent} is being locked by others; choose another folder"
+        )
+
+    def beat(self) -> None:
+        """Give a sign of life, if the last is old enough."""
+        now = time.monotonic()
+        if now - self._last > BEAT:
+            self._last = now
+            with contextlib.suppress(OSError):
+                os.utime(self.path)
+
+    def release(self) -> None:
+        """Remove the lock, and the folders that were made for it and are empty."""
+        with contextlib.suppress(OSError):
+            if self.path.read_text(encoding="utf-8") == self._text:
+                self.path.unlink()
+        for folder in self._made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+    def _make_folder(self, folder: Path) -> None:
+        absent = [each for each in (folder, *folder.parents) if not each.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        self._made = absent  # the innermost first
+
+    def _create(self) -> bool:
+        # Written beside it and linked: whoever finds a lock finds all of it.
+        draft = self.path.with_name(f".{NAME}.{secrets.token_hex(4)}.tmp")
+        try:
+            draft.write_text(self._text, encoding="utf-8")
+            try:
+                os.link(draft, self.path)
+            except FileExistsError:
+                return False
+            except OSError:  # a file system without links
+                with open(self.path, "x", encoding="utf-8") as stream:
+                    stream.write(self._text)
+        except FileExistsError:
+            return False
+        finally:
+            with contextlib.suppress(OSError):
+                draft.unlink()
+        self._last = time.monotonic()
+        return True
+
+    def _remove_stale(self) -> None:
+        try:
+            text = self.path.read_text(encoding="utf-8", errors="replace")
+            age = time.time() - self.path.stat().st_mtime
+        except FileNotFoundError:
+            return
+        owner = _owner(text)
+        if owner is None and age < BEAT:  # just being written, perhaps
+            raise self._refusal("another process", age)
+        if owner is not None and self._alive(owner, age):
+            raise self._refusal(f"process {owner['pid']} on {owner['host']}", age)
+        moved = self.path.with_name(f".{NAME}.{secrets.token_hex(4)}.tmp")
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self.path, moved)
+            if moved.read_text(encoding="utf-8", errors="replace") != text:
+                with contextlib.suppress(OSError):  # another was faster: it keeps its lock
+                    os.link(moved, self.path)
+            moved.unlink()
+
+    def _refusal(self, owner: str, age: float) -> ConfigError:
+        return ConfigError(
+            f"out: {self.path.parent} is in use by {owner}, whose last sign of life is "
+            f"{max(age, 0.0):.0f} s old; choose another folder, or wait for that run (if it is "
+            f"dead, remove {NAME})"
+        )
+
+    @staticmethod
+    def _alive(owner: dict[str, object], age: float) -> bool:
+        pid, start = owner["pid"], owner.get("start")
+        if owner["host"] != host() or not isinstance(pid, int):
+            return age < STALE
+        # The number of a dead process may be given out again: then the start is another.
+        return is_running(pid) and (start is None or _start(pid) in (None, start))
+
+
+def _owner(text: str) -> dict[str, object] | None:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and {"pid", "host"} <= found.keys() else None
+
+
+def _start(pid: int) -> str | None:
+    """Return when a process was started, in a form of this machine's own; None if it hides it."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return text.rsplit(")", 1)[1].split()[19]
+    except (OSError, IndexError):
+        return None

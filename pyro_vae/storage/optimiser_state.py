@@ -1,0 +1,221 @@
+"""The state of optimisers by the names of the parameters: order and shape cannot mix it up."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.errors import CheckpointError
+
+# What their C++ kernels read without a look at shapes: the entries that each parameter must have.
+_KERNELS: dict[type[torch.optim.Optimizer], set[str]] = {
+    torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.Adagrad: {"step", "sum"},
+    torch.optim.SGD: set(),
+}
+_PLAIN = bool | int | float | str | None
+
+
+def parameter_names(modules: Mapping[str, nn.Module]) -> dict[int, str]:
+    """Return the name of each parameter by its identity: ``program.parts.net.weight``."""
+    names: dict[int, str] = {}
+    for prefix, module in modules.items():
+        for name, parameter in module.named_parameters():
+            names.setdefault(id(parameter), f"{prefix}.{name}")
+    return names
+
+
+def take_state(
+    optimiser: torch.optim.Optimizer, names: Mapping[int, str], prefix: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return copies of an optimiser's tensors by name, and the rest of its state for JSON.
+
+    Raises:
+        CheckpointError: An option or an entry that a file cannot hold.
+    """
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, dict[str, Any]] = {}
+    named = _named(optimiser, names)
+    for name, parameter in named.items():
+        for entry, value in optimiser.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"{prefix}/{entry}/{name}"] = value.clone()
+            else:
+                scalars.setdefault(entry, {})[name] = plain(entry, value)
+    numbers = {id(parameter): name for name, parameter in named.items()}
+    groups = [
+        {
+            "params": [numbers[id(parameter)] for parameter in group["params"]],
+            "options": {k: plain(k, v) for k, v in group.items() if k != "params"},
+        }
+        for group in optimiser.param_groups
+    ]
+    return tensors, {"kind": type(optimiser).__name__, "groups": groups, "scalars": scalars}
+
+
+def fit_state(
+    optimiser: torch.optim.Optimizer,
+    saved: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    names: Mapping[int, str],
+    where: str,
+    renewed: frozenset[str] = frozenset(),
+) -> dict[str, Any]:
+    """Return what ``optimiser.load_state_dict`` takes, once all of it is known to fit.
+
+    Arguments:
+        optimiser: The one to be filled; it is not changed.
+        saved, tensors: What ``take_state`` returned, ``tensors`` by ``entry/name``.
+        names: ``parameter_names`` of this run.
+        where: The file, for messages.
+        renewed: Options that keep the values that this run has chosen for them.
+
+    Raises:
+        CheckpointError: Other parameters, groups, shapes or entries.
+    """
+    if saved["kind"] != type(optimiser).__name__:
+        raise CheckpointError(
+            f"{where}: holds the state of {saved['kind']}, this run has "
+            f"{type(optimiser).__name__}; resume with the optimiser that started the run"
+        )
+    named = _named(optimiser, names)
+    groups = _fit_groups(optimiser, saved["groups"], named, where, renewed)
+    state: dict[str, dict[str, Any]] = {}
+    for key, value in tensors.items():
+        entry, name = key.split("/", 1)
+        if name not in named:
+            raise CheckpointError(f"{where}: optimiser state of {name!r}, which is not trained")
+        _check_entry(optimiser, entry, value, named[name], f"{where}: {entry} of {name!r}")
+        state.setdefault(name, {})[entry] = value
+    for entry, values in saved["scalars"].items():
+        for name, value in values.items():
+            if name not in named or not isinstance(value, _PLAIN):
+                raise CheckpointError(
+                    f"{where}: optimiser state {entry!r} of {name!r} is malformed"
+                )
+            state.setdefault(name, {})[entry] = value
+    for kind, needed in _KERNELS.items():
+        if isinstance(optimiser, kind):
+            _check_complete(optimiser, state, needed, named, where)
+    numbers = {name: number for number, name in enumerate(named)}
+    return {
+        "state": {numbers[name]: entries for name, entries in state.items()},
+        "param_groups": groups,
+    }
+
+
+def plain(name: str, value: Any) -> Any:
+    """Return an option as JSON holds it; a tensor of one number becomes the number.
+
+    Raises:
+        CheckpointError: Neither a number, a word, nor a short list of them.
+    """
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.item()
+    if isinstance(value, list | tuple):
+        return [plain(name, each) for each in value]
+    if isinstance(value, _PLAIN):
+        return value
+    raise CheckpointError(
+        f"optimiser: its {name!r} is a {type(value).__name__}, which a checkpoint cannot hold; "
+        "expected a number, a word or a list of them. Train without out=, or with another optimiser"
+    )
+
+
+def _named(optimiser: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, nn.Parameter]:
+    """Return the optimiser's parameters in its own order; strangers are numbered."""
+    found: dict[str, nn.Parameter] = {}
+    for group in optimiser.param_groups:
+        for parameter in group["params"]:
+            found[names.get(id(parameter), f"unnamed.{len(found)}")] = parameter
+    return found
+
+
+def _fit_groups(
+    optimiser: torch.optim.Optimizer,
+    saved: list[Any],
+    named: Mapping[str, nn.Parameter],
+    where: str,
+    renewed: frozenset[str],
+) -> list[dict[str, Any]]:
+    numbers = {id(parameter): (i, name) for i, (name, parameter) in enumerate(named.items())}
+    if len(saved) != len(optimiser.param_groups):
+        raise CheckpointError(
+            f"{where}: holds {len(saved)} parameter groups, this run has "
+            f"{len(optimiser.param_groups)}; resume with the optimiser that started the run"
+        )
+    groups = []
+    for index, (before, group) in enumerate(zip(saved, optimiser.param_groups, strict=True)):
+        here = {numbers[id(parameter)][1] for parameter in group["params"]}
+        strange = sorted(here.symmetric_difference(before["params"]))
+        if strange:
+            raise CheckpointError(
+                f"{where}: parameter group {index} of the optimiser holds other parameters than "
+                f"this run's ({', '.join(map(repr, strange[:4]))}); resume with the program and "
+                "the optimiser that started the run"
+            )
+        fitted = {k: v for k, v in group.items() if k != "params"}
+        for option, value in before["options"].items():
+            flag = option in group and isinstance(group[option], bool | None)
+            if option not in renewed and not flag:  # flags belong to the run, which compares them
+                fitted[option] = _like(group.get(option), value, f"{where}: option {option!r}")
+        groups.append({**fitted, "params": [numbers[id(p)][0] for p in group["params"]]})
+    return groups
+
+
+def _like(now: Any, value: Any, where: str) -> Any:
+    """Return a saved option in the form that the optimiser keeps it in."""
+    if isinstance(now, Tensor):
+        fits = isinstance(value, int | float)
+        value = torch.full_like(now, value) if fits else value
+    elif isinstance(now, list | tuple):
+        fits = isinstance(value, list) and len(value) == len(now)
+        value = (
+            type(now)(_like(*pair, where) for pair in zip(now, value, strict=True)) if fits else 0
+        )
+    elif now is None:
+        fits = isinstance(value, _PLAIN)
+    elif isinstance(now, int | float):
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+    else:
+        fits = type(value) is type(now)
+    if not fits:
+        raise CheckpointError(f"{where} is {value!r}, this run's is {now!r}: they do not fit")
+    return value
+
+
+def _check_entry(
+    optimiser: torch.optim.Optimizer, entry: str, value: Tensor, parameter: Tensor, where: str
+) -> None:
+    expected = torch.Size() if entry == "step" else parameter.shape
+    if isinstance(optimiser, tuple(_KERNELS)):
+        fits = value.shape == expected
+    elif type(optimiser).__module__.startswith("torch.optim"):
+        sizes = zip(reversed(value.shape), reversed(parameter.shape), strict=False)  # factored too
+        fits = value.dim() <= parameter.dim() and all(a in (1, b) for a, b in sizes)
+    else:
+        fits = True  # a state of its own design, which its own step reads
+    if not fits:
+        raise CheckpointError(
+            f"{where} has shape {tuple(value.shape)}, expected {tuple(expected)}; resume with the "
+            "program that started the run"
+        )
+
+
+def _check_complete(
+    optimiser: torch.optim.Optimizer,
+    state: Mapping[str, Mapping[str, Any]],
+    needed: set[str],
+    named: Mapping[str, nn.Parameter],
+    where: str,
+) -> None:
+    amsgrad = {id(p) for g in optimiser.param_groups if g.get("amsgrad") for p in g["params"]}
+    for name, entries in state.items():
+        wanted = needed | ({"max_exp_avg_sq"} if id(named[name]) in amsgrad else set())
+        absent = [entry for entry in wanted if not isinstance(entries.get(entry), Tensor)]
+        if absent:
+            raise CheckpointError(
+                f"{where}: the optimiser state of {name!r} has no {' and no '.join(sorted(absent))}"
+            )

@@ -1,0 +1,27 @@
+"""Folders as users name them."""
+
+import os
+import re
+from pathlib import Path
+
+from pyro_vae.errors import ConfigError
+
+
+def local_path(argument: str, path: str | os.PathLike[str]) -> Path:
+    """Return a path of this machine, with ``~`` as the home folder.
+
+    Raises:
+        ConfigError: An address such as ``s3://bucket/run``, or no path at all.
+    """
+    try:
+        text = os.fspath(path)
+    except TypeError:
+        raise ConfigError(f"{argument}: got {path!r}, expected the path of a folder") from None
+    if not isinstance(text, str) or "\0" in text or not text:
+        raise ConfigError(f"{argument}: got {path!r}, expected the path of a folder")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
+        raise ConfigError(
+            f"{argument}: got {text!r}, expected a folder of this machine; mount the store, or "
+            "write to a folder here and copy it there afterwards"
+        )
+    return Path(text).expanduser()

@@ -9,10 +9,10 @@ import argparse
 import math
 import time
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import torch
+from arms import adam, train
 from results import Result
 from torch import Tensor
 
@@ -40,20 +40,17 @@ def def_olivetti(name: str, args: argparse.Namespace) -> Result:
     model = pv.models.DEF(x.shape[1], LATENT_DIMS, num_data=len(x), data_mean=x.mean(0))
     batch = model.rows(x)
     epochs = args.epochs or STEPS * BATCH // FACES
-    run = pv.fit(
+    run = train(
+        name,
+        args,
         model,
         batch,
         epochs=epochs,
         batch_size=BATCH,
-        optimiser=partial(torch.optim.Adam, lr=LR, fused=True),
+        optimiser=adam(LR),
         lr_schedule=pv.schedules.cosine(1.0, 0.02),
         compile="trace",
-        seed=args.seed,
-        device=args.device,
-        out=args.out / name,
         checkpoint_every=max(1, epochs // 25),
-        resume=True,
-        progress=args.progress,
     )
     torch.manual_seed(args.seed)
     start = time.perf_counter()

@@ -5,12 +5,11 @@ warm-up, Adam. They differ in the guide alone.
 """
 
 import argparse
-import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
+from arms import adam, gain, score, train
 from results import Result
 from torch import Tensor
 
@@ -26,62 +25,50 @@ DEPTH = 2  # hidden layers of each network
 SILENT = 0.01  # nats: a unit of less KL says nothing
 SONDERBY = "Sønderby et al. (2016), arXiv:1602.02282, five layers 64-32-16-8-4, 2000 epochs"
 
+DYNAMIC = {
+    "data": "mnist",
+    "binarisation": "dynamic (test images drawn once)",
+    "drawn": " drawn at random",
+}
+
 
 def _scored(name: str, args: argparse.Namespace, build: Callable[..., Any], **texts: str) -> Result:
     """Train one arm on freshly binarised digits and score it on test digits binarised once."""
     data = pv.data.load("mnist", binarisation="dynamic", seed=args.seed)
     torch.manual_seed(args.seed)
     program = build(784, LATENT_DIMS, HIDDEN, depth=DEPTH, data_mean=data.train.mean(0))
-    run = pv.fit(
+    run = train(
+        name,
+        args,
         program,
         data.train,
         valid=data.valid,
         transform=data.transform,
-        epochs=args.epochs or EPOCHS,
+        epochs=EPOCHS,
         batch_size=BATCH,
-        optimiser=partial(torch.optim.Adam, lr=LR, fused=True),
+        optimiser=adam(LR),
         lr_schedule=pv.schedules.cosine(1.0, 0.01),
         beta={site: pv.schedules.linear(0.0, 1.0, over=over) for site, over in WARM_UP.items()},
         patience=40,
         compile=True,
-        seed=args.seed,
-        device=args.device,
-        out=args.out / name,
         checkpoint_every=5,
-        resume=True,
-        progress=args.progress,
     )
-    start = time.perf_counter()
-    test = _some(data.test, args.rows or ROWS)
-    torch.manual_seed(args.seed)
-    scored = pv.log_likelihood(program, test, samples=args.samples, progress=args.progress)
-    diagnosis = pv.diagnose(program, data.test, num_particles=5)
-    seconds = float(run.history["seconds"].sum())
-    return Result(
-        name=name,
-        value=-scored.mean,
-        stderr=scored.stderr,
-        unit="nats per image, negative log-likelihood",
-        estimator=f"importance sampling from the guide, K = {args.samples}, "
-        f"{len(test)} test images drawn at random",
-        data="mnist",
-        binarisation="dynamic (test images drawn once)",
-        seed=args.seed,
-        seconds=seconds + time.perf_counter() - start,
-        details={
-            "epochs": len(run.history["epoch"]),
-            "best_epoch": run.best_epoch,
+    return score(
+        name,
+        args,
+        program,
+        run,
+        _some(data.test, args.rows or ROWS),
+        judged=data.test,
+        num_particles=5,
+        details=lambda diagnosis: {
             "parameters": sum(p.numel() for p in program.parameters()),
-            "cpu_seconds_of_this_process": time.process_time(),
-            "training_seconds": seconds,
-            "negative_elbo": -float(pv.elbo(program, data.test, num_particles=5).mean()),
             "valid_negative_elbo": -float(run.history["valid_elbo"].max()),
             "kl": diagnosis.kl,
             "units": dict(zip(("z1", "z2", "z3"), LATENT_DIMS, strict=True)),
             "units_above_0.01_nats": _speaking(diagnosis.unit_kl),
-            "median_ess": float(scored.ess.median()),
-            "share_k_above_0.7": scored.untrusted,
         },
+        **DYNAMIC,
         **texts,
     )
 
@@ -124,28 +111,15 @@ def hierarchical_mnist(name: str, args: argparse.Namespace) -> Result:
 def ladder_gain_mnist(name: str, args: argparse.Namespace) -> Result:
     """What the ladder guide buys, image by image, on the weights of the two arms."""
     data = pv.data.load("mnist", binarisation="dynamic", seed=args.seed)
-    test = _some(data.test, args.rows or ROWS)
-    start = time.perf_counter()
-    scores = []
-    for arm in ("hierarchical_mnist", "ladder_mnist"):
-        torch.manual_seed(args.seed)
-        program = pv.load(args.out / arm, device=args.device)
-        scored = pv.log_likelihood(program, test, samples=args.samples, progress=args.progress)
-        scores.append(scored.log_prob)
-    gain = scores[1] - scores[0]
-    return Result(
-        name=name,
-        value=float(gain.mean()),
-        stderr=float(gain.std() / len(test) ** 0.5),
-        unit="nats per image that the ladder guide gains over the bottom-up guide at equal budget",
-        estimator=f"paired difference, importance sampling with K = {args.samples}, "
-        f"{len(test)} test images drawn at random",
+    return gain(
+        name,
+        args,
+        ("hierarchical_mnist", "ladder_mnist"),
+        _some(data.test, args.rows or ROWS),
+        what="the ladder guide gains over the bottom-up guide at equal budget",
         published="",
         target="> 0",
-        data="mnist",
-        binarisation="dynamic (test images drawn once)",
-        seed=args.seed,
-        seconds=time.perf_counter() - start,
+        **DYNAMIC,
     )
 
 

@@ -5,12 +5,12 @@ from ``vae_gated_mnist_static`` in the prior alone, or in the posterior alone.
 """
 
 import argparse
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
+from arms import adam, gain, score, train
 from results import Result
 
 import pyro_vae as pv
@@ -39,52 +39,33 @@ def _scored(name: str, args: argparse.Namespace, texts: dict[str, str], **parts:
     if isinstance(vae.latent_prior, VampPrior):
         rows = torch.randperm(len(data.train))[:PSEUDO_INPUTS]
         vae.latent_prior.start_at(data.train[rows])
-    run = pv.fit(
+    run = train(
+        name,
+        args,
         vae,
         data.train,
         valid=data.valid,
-        epochs=args.epochs or EPOCHS,
+        epochs=EPOCHS,
         batch_size=BATCH,
-        optimiser=partial(torch.optim.Adam, lr=LR, fused=True),
+        optimiser=adam(LR),
         lr_schedule=pv.schedules.cosine(1.0, 0.02),
         beta=pv.schedules.linear(0.0, 1.0, over=WARMUP),
         patience=20,
         compile=True,
-        seed=args.seed,
-        device=args.device,
-        out=args.out / name,
         checkpoint_every=3,
-        resume=True,
-        progress=args.progress,
     )
-    start = time.perf_counter()
-    test = data.test[: args.rows or ROWS]
-    torch.manual_seed(args.seed)
-    scored = pv.log_likelihood(vae, test, samples=args.samples, progress=args.progress)
-    diagnosis = pv.diagnose(vae, data.test)
-    seconds = float(run.history["seconds"].sum())
-    return Result(
-        name=name,
-        value=-scored.mean,
-        stderr=scored.stderr,
-        unit="nats per image, negative log-likelihood",
-        estimator=f"importance sampling from the encoder, K = {args.samples}, "
-        f"{len(test)} test images",
-        data="mnist_static",
-        binarisation="static (Larochelle)",
-        seed=args.seed,
-        seconds=seconds + time.perf_counter() - start,
-        details={
-            "epochs": len(run.history["epoch"]),
-            "best_epoch": run.best_epoch,
-            "cpu_seconds_of_this_process": time.process_time(),
-            "training_seconds": seconds,
-            "negative_elbo": -float(pv.elbo(vae, data.test).mean()),
+    return score(
+        name,
+        args,
+        vae,
+        run,
+        data.test[: args.rows or ROWS],
+        judged=data.test,
+        proposal="encoder",
+        details=lambda diagnosis: {
             "valid_negative_elbo": -float(run.history["valid_elbo"].max()),
             "kl": diagnosis.kl["z"],
             "active_units": diagnosis.active_units["z"],
-            "median_ess": float(scored.ess.median()),
-            "share_k_above_0.7": scored.untrusted,
         },
         **texts,
     )
@@ -114,29 +95,9 @@ def iaf_posterior_mnist_static(name: str, args: argparse.Namespace) -> Result:
 
 
 def _gain(name: str, args: argparse.Namespace, arm: str, what: str, **texts: str) -> Result:
-    """Compare two trained arms image by image."""
+    """Compare an arm with the baseline image by image."""
     test = pv.data.load("mnist_static").test[: args.rows or ROWS]
-    start = time.perf_counter()
-    scores = []
-    for each in (BASELINE, arm):
-        torch.manual_seed(args.seed)
-        vae = pv.load(args.out / each, device=args.device)
-        scored = pv.log_likelihood(vae, test, samples=args.samples, progress=args.progress)
-        scores.append(scored.log_prob)
-    gain = scores[1] - scores[0]
-    return Result(
-        name=name,
-        value=float(gain.mean()),
-        stderr=float(gain.std() / len(test) ** 0.5),
-        unit=f"nats per image that {what} at equal epochs",
-        estimator=f"paired difference, importance sampling with K = {args.samples}, "
-        f"{len(test)} test images",
-        data="mnist_static",
-        binarisation="static (Larochelle)",
-        seed=args.seed,
-        seconds=time.perf_counter() - start,
-        **texts,
-    )
+    return gain(name, args, (BASELINE, arm), test, what=f"{what} at equal epochs", **texts)
 
 
 def vampprior_gain_mnist_static(name: str, args: argparse.Namespace) -> Result:

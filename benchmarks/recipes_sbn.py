@@ -6,12 +6,11 @@ about the same time.
 """
 
 import argparse
-import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
+from arms import adam, score, train
 from results import Result
 
 import pyro_vae as pv
@@ -35,56 +34,36 @@ def _scored(
     data = pv.data.load("mnist_static")
     torch.manual_seed(args.seed)
     sbn = pv.models.SBN(784, (200,), hidden=hidden, data_mean=data.train.mean(0))
-    run = pv.fit(
+    run = train(
+        name,
+        args,
         sbn,
         data.train,
         valid=data.valid[:VALID],
         objective=objective,
-        epochs=args.epochs or epochs,
+        epochs=epochs,
         batch_size=BATCH,
-        optimiser=partial(torch.optim.Adam, lr=lr, fused=True),
+        optimiser=adam(lr),
         lr_schedule=pv.schedules.cosine(1.0, 0.02),
         patience=30,
         compile=True,
-        seed=args.seed,
-        device=args.device,
-        out=args.out / name,
         checkpoint_every=5,
-        resume=True,
-        progress=args.progress,
     )
-    start = time.perf_counter()
-    test = data.test[: args.rows or ROWS]
-    torch.manual_seed(args.seed)
-    scored = pv.log_likelihood(sbn, test, samples=args.samples, progress=args.progress)
-    diagnosis = pv.diagnose(sbn, test)
-    seconds = float(run.history["seconds"].sum())
-    return Result(
-        name=name,
-        value=-scored.mean,
-        stderr=scored.stderr,
-        unit="nats per image, negative log-likelihood",
-        estimator=f"importance sampling from the guide, K = {args.samples}, "
-        f"{len(test)} test images",
-        data="mnist_static",
-        binarisation="static (Larochelle)",
-        seed=args.seed,
-        seconds=seconds + time.perf_counter() - start,
-        details={
+    return score(
+        name,
+        args,
+        sbn,
+        run,
+        data.test[: args.rows or ROWS],
+        num_particles=10,
+        details=lambda diagnosis: {
             "objective": f"{type(objective).__name__}, K = {objective.num_particles}",
             "hidden": list(hidden),
-            "epochs": len(run.history["epoch"]),
-            "best_epoch": run.best_epoch,
             "parameters": sum(p.numel() for p in sbn.parameters()),
-            "cpu_seconds_of_this_process": time.process_time(),
-            "training_seconds": seconds,
-            "negative_elbo": -float(pv.elbo(sbn, test, num_particles=10).mean()),
             "valid_negative_bound": -float(run.history["valid_bound"].max()),
-            "milliseconds_per_step": 1e3 * seconds / run.steps,
+            "milliseconds_per_step": 1e3 * float(run.history["seconds"].sum()) / run.steps,
             "kl": diagnosis.kl["z1"],
             "active_units": diagnosis.active_units["z1"],
-            "median_ess": float(scored.ess.median()),
-            "share_k_above_0.7": scored.untrusted,
         },
         **texts,
     )

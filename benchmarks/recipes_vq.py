@@ -30,25 +30,21 @@ def vqvae_fashion_mnist(name: str, args: argparse.Namespace) -> Result:
         observation=pv.conditionals.DiscretisedLogistic,
         data_mean=train.mean(0),
     )
-    epochs = args.epochs or 12
-    run = pv.fit(
+    run = train(
+        name,
+        args,
         vq,
         train,
         valid=valid,
         objective=pv.VQ(commitment=1.0),
-        epochs=epochs,
+        epochs=12,
         batch_size=128,
         lr=2e-3,
         lr_schedule=pv.schedules.cosine(1.0, 0.02),
         patience=5,
         clip_norm=500.0,
         compile="trace",
-        seed=args.seed,
-        device=args.device,
-        out=args.out / name,
         checkpoint_every=1,
-        resume=True,
-        progress=args.progress,
     )
     return _judged(name, args, vq, run, test)
 

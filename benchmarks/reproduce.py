@@ -7,7 +7,6 @@ evaluates, and writes ``benchmarks/results/NAME.json``. Data: ``$PYRO_VAE_DATA``
 import argparse
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import recipes_priors
 import recipes_sbn
 import recipes_vq
 import torch
+from arms import adam, gain, score, train
 from results import Result
 
 import pyro_vae as pv
@@ -29,50 +29,30 @@ def static_mnist_vae(name: str, args: argparse.Namespace, objective: Any, **text
     data = pv.data.load("mnist_static")
     torch.manual_seed(args.seed)
     vae = pv.models.VAE(784, 50, hidden=(200, 200), activation="tanh", data_mean=data.train.mean(0))
-    run = pv.fit(
+    run = train(
+        name,
+        args,
         vae,
         data.train,
         valid=data.valid,
         objective=objective,
-        epochs=args.epochs or 200,
+        epochs=200,
         batch_size=100,
-        optimiser=partial(torch.optim.Adam, lr=1e-3, eps=1e-4, fused=True),
+        optimiser=adam(1e-3, eps=1e-4),
         lr_schedule=pv.schedules.cosine(1.0, 0.02),
         patience=50,
-        seed=args.seed,
-        device=args.device,
-        out=args.out / name,
         checkpoint_every=5,
-        resume=True,
-        progress=args.progress,
     )
-    start = time.perf_counter()
-    torch.manual_seed(args.seed)
-    test = data.test[: args.rows]
-    scored = pv.log_likelihood(vae, test, samples=args.samples, progress=args.progress)
-    diagnosis = pv.diagnose(vae, test)
-    seconds = time.perf_counter() - start
-    return Result(
-        name=name,
-        value=-scored.mean,
-        stderr=scored.stderr,
-        unit="nats per image, negative log-likelihood",
-        estimator=f"importance sampling from the encoder, K = {args.samples}, "
-        f"{len(test)} test images",
-        data="mnist_static",
-        binarisation="static (Larochelle)",
-        seed=args.seed,
-        seconds=float(run.history["seconds"].sum()) + seconds,
-        details={
-            "epochs": len(run.history["epoch"]),
-            "best_epoch": run.best_epoch,
-            "cpu_seconds_of_this_process": time.process_time(),
-            "training_seconds": float(run.history["seconds"].sum()),
-            "negative_elbo": -float(pv.elbo(vae, test).mean()),
+    return score(
+        name,
+        args,
+        vae,
+        run,
+        data.test[: args.rows],
+        proposal="encoder",
+        details=lambda diagnosis: {
             "kl": diagnosis.kl["z"],
             "active_units": diagnosis.active_units["z"],
-            "median_ess": float(scored.ess.median()),
-            "share_k_above_0.7": scored.untrusted,
         },
         **texts,
     )
@@ -103,27 +83,14 @@ def iwae5_mnist_static(name: str, args: argparse.Namespace) -> Result:
 def iwae5_gain_mnist_static(name: str, args: argparse.Namespace) -> Result:
     """What K = 5 buys over K = 1 in training, image by image, on the weights of the two arms."""
     test = pv.data.load("mnist_static").test[: args.rows or 2000]
-    start = time.perf_counter()
-    scores = []
-    for arm in ("vae_mnist_static", "iwae5_mnist_static"):
-        torch.manual_seed(args.seed)
-        vae = pv.load(args.out / arm, device=args.device)
-        scored = pv.log_likelihood(vae, test, samples=args.samples, progress=args.progress)
-        scores.append(scored.log_prob)
-    gain = scores[1] - scores[0]
-    return Result(
-        name=name,
-        value=float(gain.mean()),
-        stderr=float(gain.std() / len(test) ** 0.5),
-        unit="nats per image that IWAE (K = 5) gains over K = 1 at equal epochs",
-        estimator=f"paired difference, importance sampling with K = {args.samples}, "
-        f"{len(test)} test images",
+    return gain(
+        name,
+        args,
+        ("vae_mnist_static", "iwae5_mnist_static"),
+        test,
+        what="IWAE (K = 5) gains over K = 1 at equal epochs",
         published=f"1.08 ({BURDA})",
         target=">= 0.5",
-        data="mnist_static",
-        binarisation="static (Larochelle)",
-        seed=args.seed,
-        seconds=time.perf_counter() - start,
     )
 
 

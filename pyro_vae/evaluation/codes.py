@@ -13,7 +13,6 @@ from pyro_vae.evaluation.site_values import (
     AtMeans,
     Values,
     join,
-    latent_names,
     mean_or_value,
     observed,
     values_of,
@@ -22,6 +21,7 @@ from pyro_vae.program.batch import map_batch, num_rows
 from pyro_vae.program.handlers import sample_sites
 from pyro_vae.program.passes import Pass, Verb
 from pyro_vae.program.program import Program
+from pyro_vae.program.roles import latent_names
 
 _ROWS_PER_PASS = 1024
 _ENCODE = Verb(

@@ -11,15 +11,14 @@ from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.evaluation.site_values import (
     Values,
     join,
-    latent_names,
     observed,
-    observed_names,
     values_of,
 )
 from pyro_vae.program.batch import Batch, as_tensor, map_batch, num_rows
 from pyro_vae.program.handlers import sample_sites
 from pyro_vae.program.passes import Verb
 from pyro_vae.program.program import Program
+from pyro_vae.program.roles import latent_names, observed_names
 from pyro_vae.program.streams import join_batches
 
 _ROWS_PER_PASS = 1024

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.checks import is_discrete
-from pyro_vae.program.handlers import data_frame, is_data, sample_sites
+from pyro_vae.program.handlers import data_frame, sample_sites
 from pyro_vae.program.passes import Pass
 from pyro_vae.program.plates import of_datum
+from pyro_vae.program.roles import observed_names
 
 Values = Tensor | dict[str, Tensor]  # one site: its tensor; several: by name
 
@@ -55,29 +56,6 @@ def mean_or_value(site: Any) -> Tensor:
     """Return the mean of a site's distribution; its value where no mean is known."""
     mean = known_mean(site["fn"])
     return site["value"] if mean is None else mean
-
-
-def latent_names(trace: Trace) -> list[str]:
-    """Return the latents of a datum in a trace of either function, those of the guide alone not.
-
-    From the trace itself: the sites of one batch need not be those of another.
-    """
-    return [
-        name
-        for name, site in sample_sites(trace)
-        if data_frame(site) is not None
-        and not (site["is_observed"] or site["infer"].get("was_observed"))
-        and not (site["infer"].get("is_auxiliary") or site_is_subsample(site))
-    ]
-
-
-def observed_names(trace: Trace) -> list[str]:
-    """Return the sites that observe data in the trace of a model whose sites were drawn."""
-    return [
-        name
-        for name, site in sample_sites(trace)
-        if site["infer"].get("was_observed") and is_data({**site, "is_observed": True})
-    ]
 
 
 def values_of(trace: Trace, names: list[str], rows: int, *, mean: bool) -> dict[str, Tensor]:

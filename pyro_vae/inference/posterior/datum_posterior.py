@@ -17,8 +17,10 @@ from pyro_vae.program.joint import Joint
 from pyro_vae.program.log_joint import LogJoint
 from pyro_vae.program.passes import Pass, Passes, runs, scoring
 from pyro_vae.program.plates import inner_plates, of_datum
+from pyro_vae.program.roles import latent_names
 
 _ROWS_PER_PASS = 4096  # draws times data: bounds the memory
+_ROWS_LOOKED_AT = 1024  # for the shapes of the sites
 _MEAN_DRAWS = 64  # where a mean is an average over draws of the latents above
 _TRANSFORMED_DRAWS = 1024  # where it is one over draws of the latent itself
 Values = Tensor | dict[str, Tensor]  # one local latent: its tensor; several: by name
@@ -116,7 +118,8 @@ class PassPosterior:
             for piece in passes:
                 drawn = [draw(joint, piece, k) for joint, k in self._split(piece, n)]
                 pieces.append({name: torch.cat([d[name] for d in drawn]) for name in drawn[0]})
-        return _single({name: torch.cat([p[name] for p in pieces], 1) for name in pieces[0]})
+        names = dict.fromkeys(name for piece in pieces for name in piece)
+        return _single({name: _side_by_side(name, pieces) for name in names})
 
     def _named(self, values: Any) -> dict[str, Tensor]:
         """Return latents by site, checked.
@@ -152,11 +155,13 @@ class Amortised(PassPosterior):
 
     def __init__(self, passes: Passes) -> None:
         super().__init__(passes)
-        first = next(chunks(self._batch, 1))
+        first = next(chunks(self._batch, _ROWS_LOOKED_AT))
         _, guide = self.program.look(first)
         drawn = dict(sample_sites(guide))
+        self._sites = tuple(latent_names(guide))
         self._events = {
-            name: of_datum(drawn[name], drawn[name]["value"], 1).shape[2:] for name in self._sites
+            name: of_datum(drawn[name], drawn[name]["value"], num_rows(first)).shape[2:]
+            for name in self._sites
         }
         self._plates = {name: inner_plates(drawn[name]) for name in self._sites}
         latent = [
@@ -183,17 +188,19 @@ class Amortised(PassPosterior):
         return values.mean(0)
 
     def _draw(self, joint: Joint, piece: Pass, n: int) -> dict[str, Tensor]:
-        sites = dict(sample_sites(joint.guide_trace(n)))
+        trace = joint.guide_trace(n)
+        sites = dict(sample_sites(trace))
         return {
             name: of_datum(sites[name], sites[name]["value"], len(piece), n)
-            for name in self._events
+            for name in latent_names(trace)
         }
 
     def _means(self, joint: Joint, piece: Pass, n: int) -> dict[str, Tensor]:
-        sites = dict(sample_sites(joint.guide_trace(n)))
+        trace = joint.guide_trace(n)
+        sites = dict(sample_sites(trace))
         return {
             name: of_datum(sites[name], _mean(name, sites[name]["fn"]), len(piece), n)
-            for name in self._events
+            for name in latent_names(trace)
         }
 
     def _weigh(self, joint: Joint, piece: Pass, n: int) -> Tensor:
@@ -270,6 +277,29 @@ class LocalPosterior(PassPosterior):
         q = self.gaussians.at(piece.rows)
         u = density.pack(values, len(next(iter(values.values()))))
         return q.log_prob(q.noise(u)) - density.log_jacobian(u)
+
+
+def _side_by_side(name: str, pieces: list[dict[str, Tensor]]) -> Tensor:
+    """Return a site's draws of all data, ``(n, N, ...)``; NaN where a pass has no such site.
+
+    Raises:
+        ProgramError: Its values cannot be NaN.
+    """
+    like = next(piece[name] for piece in pieces if name in piece)
+    if not like.is_floating_point() and any(name not in piece for piece in pieces):
+        raise ProgramError(
+            f"infer: site {name!r} is a latent of some data only, and has class numbers for "
+            "values; ask for the data in groups that agree"
+        )
+    return torch.cat(
+        [
+            piece[name]
+            if name in piece
+            else like.new_full((*next(iter(piece.values())).shape[:2], *like.shape[2:]), torch.nan)
+            for piece in pieces
+        ],
+        1,
+    )
 
 
 def _single(values: dict[str, Tensor]) -> Values:

@@ -329,3 +329,24 @@ def test_nothing_is_inferred_without_local_latents():
         with pytest.raises(ProgramError, match=f"{verb.__name__}: the program has no local latent"):
             verb(program, x)
     assert pv.reconstruct(program, x).shape == (4,) and pv.generate(program, 3).shape == (3,)
+
+
+def test_a_step_that_some_data_lack_is_not_a_number():
+    """Sorted sequences: the last alone has a second step, which the first passes do not know."""
+
+    def model(x, lengths):
+        with pyro.plate("data", len(x)):
+            for t in range(int(lengths.max())):
+                z = pyro.sample(f"z_{t}", dist.Normal(x.new_zeros(len(x)), 1.0).mask(t < lengths))
+                pyro.sample(f"x_{t}", dist.Normal(z, 1.0).mask(t < lengths), obs=x[:, t])
+
+    def guide(x, lengths):
+        with pyro.plate("data", len(x)):
+            for t in range(int(lengths.max())):
+                pyro.sample(f"z_{t}", dist.Normal(x[:, t] / 2, 0.5**0.5).mask(t < lengths))
+
+    x, lengths = torch.randn(5000, 2), torch.ones(5000, dtype=torch.long)
+    lengths[-1] = 2
+    drawn = infer(pv.Program(model, guide), (x, lengths)).sample(2)
+    assert drawn["z_0"].isfinite().all() and drawn["z_1"][:, :2048].isnan().all()
+    assert drawn["z_1"][:, -1].isfinite().all()

@@ -38,7 +38,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{folder}: no run of `pyro-vae train` ({SETTINGS} is missing)") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     if not isinstance(found, dict) or not {"data", "binarisation", "seed"} <= set(found):
         raise ConfigError(f"{path}: not the settings of a run")

@@ -17,6 +17,7 @@ from pyro_vae.storage.optimiser_state import fit_state, parameter_names, take_st
 from pyro_vae.storage.random_state import check_random_state, set_random_state, take_random_state
 
 NAME = "checkpoint"
+_AVERAGES = "values.__baseline_avg_downstream_cost_"
 OLDER = "checkpoint-before"  # the one before it, should the newer be damaged
 
 
@@ -144,23 +145,39 @@ def read_checkpoint(
     tensors, meta, where = _read_newest(folder)
     progress = Progress.from_json(meta, where)
     states = {name: _part(tensors, f"{name}.") for name in modules}
-    check_state(modules["program"].state_dict(), states["program"], where)
+    # Pyro's TraceGraph_ELBO makes them as it runs: this program has not made its own yet.
+    averages = {k: v for k, v in states["program"].items() if k.startswith(_AVERAGES)}
+    check_state({**averages, **modules["program"].state_dict()}, states["program"], where)
     changes = check_settings(settings, progress.settings, where, renew)
     for name, module in modules.items():
-        check_state(module.state_dict(), states[name], where)
+        check_state({**module.state_dict(), **_late(name, averages)}, states[name], where)
     best = _part(tensors, "best.")
     if best:
-        check_state(modules["program"].state_dict(), best, where)
+        made = {key: value for key, value in best.items() if key.startswith(_AVERAGES)}
+        check_state({**modules["program"].state_dict(), **made}, best, where)
     random = _part(tensors, "rng.")
     check_random_state(random, where)
     renewed = renewed_options(settings, progress.settings) if renew else frozenset()
     fitted = _fit_optimisers(modules, optimisers, tensors, meta, where, renewed)
+    take_averages(modules["program"], averages)
     for name, module in modules.items():
         module.load_state_dict(states[name])
     for optimiser, state in zip(optimisers, fitted, strict=True):
         optimiser.load_state_dict(state)
     set_random_state(random, device)
     return best, progress, changes
+
+
+def take_averages(program: Any, averages: Mapping[str, Tensor]) -> None:
+    """Give a program the running baselines of ``TraceGraph_ELBO`` that a file holds."""
+    for key, value in averages.items():
+        name = key.removeprefix("values.")
+        if name not in program.own.values:
+            program.own.values[name] = nn.Parameter(value.clone(), requires_grad=False)
+
+
+def _late(module: str, averages: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return averages if module == "program" else {}
 
 
 def _fit_optimisers(

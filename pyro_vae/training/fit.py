@@ -265,7 +265,8 @@ def _prepare_data(
 ) -> tuple[TensorFeed | LoaderFeed, Batch, Batch | None]:
     """Check all data before anything changes; return the feed, a first and the valid batch."""
     feed = make_feed(program, data, batch_size, world=world)
-    with torch.random.fork_rng([program.device] if program.device.type == "cuda" else []):
+    cuda = [program.device] if program.device.type == "cuda" else []
+    with torch.random.fork_rng(cuda), seeded_outside_torch(0):
         first = feed.first()
         first = transform(first) if transform is not None else first
         program.read(first)

@@ -1,0 +1,360 @@
+"""What a continuation must share with its run, and what it may choose anew."""
+
+import functools
+import json
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+import pyro_vae as pv
+from pyro_vae.errors import CheckpointError, ConfigError, TrainingDiverged
+from pyro_vae.storage.bundle import read_bundle, write_bundle
+
+X = torch.rand(48, 5, generator=torch.Generator().manual_seed(3))
+
+
+class Pair(nn.Module):
+    """Two decoders of equal shape whose sum is observed, built in any order."""
+
+    def __init__(self, order=("enc", "left", "right"), activation=torch.tanh, sd=1.0):
+        super().__init__()
+        torch.manual_seed(2)
+        parts = {"enc": nn.Linear(5, 6), "left": nn.Linear(3, 5), "right": nn.Linear(3, 5)}
+        for name in order:
+            self.add_module(name, parts[name])
+        self.activation, self.sd = activation, sd
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(3), 1.0).to_event(1))
+            loc = self.left(z) + 30 * self.activation(self.right(z))
+            pyro.sample("x", dist.Normal(loc, self.sd).to_event(1), obs=x)
+
+    def guide(self, x):
+        loc, log_sd = self.enc(x).chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, log_sd.exp()).to_event(1))
+
+
+def weights(program):
+    return {k: v.clone() for k, v in pv.Program.of(program).state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+ADAMS = [
+    None,
+    functools.partial(torch.optim.Adam, lr=0.01, amsgrad=True),
+    functools.partial(torch.optim.SGD, lr=1e-4, momentum=0.9),
+]
+
+
+@pytest.mark.parametrize("optimiser", ADAMS)
+@pytest.mark.parametrize("order", [("left", "right", "enc"), ("enc", "right", "left")])
+def test_layers_in_another_order_keep_their_moments(order, optimiser, tmp_path):
+    """The gradients of the two decoders differ by a factor of 30: exchanged moments would show."""
+    settings = {"batch_size": 16, "optimiser": optimiser, "compile": False, "progress": False}
+    whole = pv.fit(Pair(), X, epochs=6, **settings)
+    pv.fit(Pair(), X, epochs=3, out=tmp_path, **settings)
+    again = pv.fit(Pair(order), X, epochs=6, out=tmp_path, resume=True, **settings)
+    np.testing.assert_allclose(again.history["loss"], whole.history["loss"], rtol=1e-5)
+
+
+def forge(folder, change):
+    """Change the newer checkpoint as only a forger would: the hash is right."""
+    tensors, meta = read_bundle(folder, "checkpoint", allow_nonfinite=True)
+    tensors, meta = change(dict(tensors), meta) or (tensors, meta)
+    write_bundle(folder, "checkpoint", tensors, meta, allow_nonfinite=True)
+    (folder / "checkpoint-before.safetensors").unlink(missing_ok=True)
+
+
+def entry(tensors, kind):
+    return next(key for key in tensors if key.startswith(f"optimiser0/{kind}/"))
+
+
+FORGERIES = {
+    "moment cut": lambda t, m: t.update({entry(t, "exp_avg"): torch.zeros(1)}),
+    "moment transposed": lambda t, m: t.update(
+        {k: v.t().contiguous() for k, v in t.items() if "/exp_avg_sq/" in k and v.dim() == 2}
+    ),
+    "moment missing": lambda t, m: t.pop(entry(t, "exp_avg_sq")),
+    "step of many": lambda t, m: t.update({entry(t, "step"): torch.ones(7)}),
+    "stranger": lambda t, m: t.update({"optimiser0/exp_avg/program.no.such": torch.zeros(2)}),
+    "no optimiser": lambda t, m: m.pop("optimisers"),
+    "optimiser null": lambda t, m: m.update(optimisers=[None]),
+    "groups null": lambda t, m: m["optimisers"][0].update(groups=None),
+    "options null": lambda t, m: m["optimisers"][0]["groups"][0].update(options=None),
+    "betas a word": lambda t, m: m["optimisers"][0]["groups"][0]["options"].update(betas="ab"),
+    "lr a list": lambda t, m: m["optimisers"][0]["groups"][0]["options"].update(lr=[1]),
+    "scalars a list": lambda t, m: m["optimisers"][0].update(scalars=[1]),
+    "epoch a word": lambda t, m: m.update(epoch="3"),
+    "steps negative": lambda t, m: m.update(steps=-1),
+    "history of words": lambda t, m: m.update(history=[{"loss": "low"}]),
+    "history null": lambda t, m: m.update(history=None),
+    "settings null": lambda t, m: m.update(settings=None),
+    "best a word": lambda t, m: m.update(best_elbo="high"),
+    "random state cut": lambda t, m: t.update({"rng.cpu": t["rng.cpu"][:-8].clone()}),
+    "random state gone": lambda t, m: t.pop("rng.cpu"),
+    "NumPy state of words": lambda t, m: t.update({"rng.numpy": t["rng.numpy"] * 1.5}),
+    "Python state cut": lambda t, m: t.update({"rng.python": t["rng.python"][:3].clone()}),
+    "weight cut": lambda t, m: t.update({"program.parts.Pair.enc.bias": torch.zeros(2)}),
+    "best of another": lambda t, m: t.update({"best.alien": torch.zeros(2)}),
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_a_forged_checkpoint_is_refused_and_changes_nothing(forgery, tmp_path):
+    settings = {"batch_size": 16, "compile": False, "progress": False, "out": tmp_path}
+    pv.fit(Pair(), X, epochs=1, **settings)
+
+    def change(tensors, meta):
+        FORGERIES[forgery](tensors, meta)
+        return tensors, meta
+
+    forge(tmp_path, change)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    program = Pair()
+    start, random = weights(program), torch.get_rng_state()
+    with pytest.raises((CheckpointError, ConfigError)):
+        pv.fit(program, X, epochs=2, resume=True, **settings)
+    assert same(start, weights(program)) and torch.equal(random, torch.get_rng_state())
+    assert before == {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+
+
+def mutate(value, generator):
+    """Return one of the damages that a JSON value can take."""
+    kinds = [None, -1, 2**70, 1e300, "", "x" * 50, [], [[]], {}, {"a": 1}, True, [value], 0]
+    return kinds[int(torch.randint(len(kinds), (), generator=generator))]
+
+
+def mutated(node, generator):
+    """Return JSON with one entry, drawn at random, replaced or removed."""
+    if isinstance(node, (dict, list)) and node and torch.rand((), generator=generator) < 0.85:
+        keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+        key = keys[int(torch.randint(len(keys), (), generator=generator))]
+        changed = dict(node) if isinstance(node, dict) else list(node)
+        if torch.rand((), generator=generator) < 0.15:
+            changed.pop(key)
+        else:
+            changed[key] = mutated(node[key], generator)
+        return changed
+    return mutate(node, generator)
+
+
+def mutated_tensors(tensors, generator):
+    names = list(tensors)
+    key = names[int(torch.randint(len(names), (), generator=generator))]
+    value = tensors[key]
+    damages = [
+        lambda: value.flatten()[:-1].clone(),
+        lambda: torch.zeros(0),
+        lambda: value.double() if value.is_floating_point() else value.float(),
+        lambda: value[None].clone(),
+        lambda: torch.full_like(value, 200),
+        lambda: torch.zeros(3, 1, 2, dtype=torch.bool),
+    ]
+    damage = damages[int(torch.randint(len(damages), (), generator=generator))]
+    return {**tensors, key: damage()}
+
+
+def test_three_hundred_mutations_end_in_a_run_or_an_error_of_ours(tmp_path):
+    """Sealed again after each damage, so that the hash refuses none of them."""
+    settings = {"batch_size": 24, "compile": False, "progress": False, "valid": X[:8]}
+    pv.fit(Pair(), X, epochs=1, out=tmp_path / "run", **settings)
+    tensors, meta = read_bundle(tmp_path / "run", "checkpoint", allow_nonfinite=True)
+    generator, refused = torch.Generator().manual_seed(11), 0
+    program = Pair()
+    start = weights(program)
+    for _ in range(300):
+        if torch.rand((), generator=generator) < 0.6:
+            damaged = tensors, mutated(meta, generator)
+        else:
+            damaged = mutated_tensors(tensors, generator), meta
+        if not isinstance(damaged[1], dict):
+            continue
+        write_bundle(tmp_path / "run", "checkpoint", *damaged, allow_nonfinite=True)
+        try:
+            pv.fit(program, X, epochs=1, out=tmp_path / "run", resume=True, **settings)
+        except (CheckpointError, ConfigError):
+            refused += 1
+            assert same(start, weights(program))
+        else:
+            program = Pair()
+            start = weights(program)
+    assert refused > 100
+
+
+# -- what differs is named -------------------------------------------------------------------------
+
+BASE = {"epochs": 1, "batch_size": 16, "compile": False, "progress": False, "lr": 1e-3}
+
+
+def noisy(x):
+    return x + 0.01 * torch.randn_like(x)
+
+
+def halved(x):
+    return x / 2
+
+
+def scaled(factor):
+    return lambda x: x * factor
+
+
+DIFFERENCES = {
+    "data": ({}, {"data": X.flip(0)}, "rows.*rows"),
+    "fewer columns": ({}, {"data": X[:, :5] + 0.25}, "rows"),
+    "valid": ({"valid": X[:9]}, {"valid": X[9:18]}, "valid.*rows"),
+    "schedule": (
+        {"lr_schedule": lambda t: 1 - t},
+        {"lr_schedule": lambda t: 1 - t / 2},
+        "schedule",
+    ),
+    "KL weight": ({"beta": lambda t: t}, {"beta": lambda t: t * t}, r"beta\.schedule"),
+    "transform": ({"transform": noisy}, {"transform": halved}, r"transform\.name"),
+    "held number": ({"transform": scaled(0.5)}, {"transform": scaled(0.75)}, r"transform\.python"),
+    "betas": (
+        {"optimiser": functools.partial(torch.optim.Adam, lr=1e-3)},
+        {"optimiser": functools.partial(torch.optim.Adam, lr=1e-3, betas=(0.5, 0.9))},
+        r"optimiser_options.*betas = \[0\.9, 0\.999\], this run \[0\.5, 0\.9\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DIFFERENCES)
+def test_what_differs_is_named_and_refused(case, tmp_path):
+    before, after, match = DIFFERENCES[case]
+    pv.fit(Pair(), before.get("data", X), out=tmp_path, **{**BASE, **before})
+    after = dict(after)
+    data = after.pop("data", X)
+    with pytest.raises(ConfigError, match=rf"resume: .*{match}"):
+        pv.fit(Pair(), data, out=tmp_path, resume=True, **{**BASE, **before, **after})
+    pv.fit(Pair(), X, out=tmp_path, resume=True, **{**BASE, **before})  # the same is the same
+
+
+@pytest.mark.parametrize("change", ["activation", "dropout"])
+def test_another_program_of_equal_weights_is_refused(change, tmp_path):
+    def build(changed):
+        if change == "activation":
+            return pv.models.VAE(5, 2, (4,), activation="relu" if changed else "tanh")
+        torch.manual_seed(0)
+        rate = 0.3 if changed else 0.1
+        program = pv.models.VAE(5, 2, (4,))
+        program.add_module("extra", nn.Dropout(rate))
+        return program
+
+    data = (X > 0.5).float()
+    pv.fit(build(False), data, out=tmp_path, **BASE)
+    with pytest.raises(ConfigError, match=r"architecture\.(config|modules)"):
+        pv.fit(build(True), data, out=tmp_path, resume=True, **BASE)
+    pv.fit(build(False), data, out=tmp_path, resume=True, **BASE)
+
+
+def test_settings_change_knowingly_and_are_written_down(tmp_path):
+    pv.fit(Pair(), X, out=tmp_path, **BASE)
+    changes = {"lr": 1e-5, "clip_norm": 2.0, "epochs": 3, "beta": 0.5}
+    rates = []
+    run = pv.fit(
+        Pair(),
+        X,
+        out=tmp_path,
+        resume="settings",
+        callbacks=[lambda r: rates.append(r)],
+        **{**BASE, **changes},
+    )
+    np.testing.assert_allclose(run.history["lr"], [1e-3, 1e-5, 1e-5])
+    config = json.loads((tmp_path / "config.json").read_text())
+    said = " ".join(config["changed_on_resume"])
+    assert all(f"epoch 1: {name} = " in said for name in ("lr", "clip_norm", "beta"))
+    assert config["fit"]["lr"] == 1e-5
+    with pytest.raises(ConfigError, match="batch_size"):
+        pv.fit(Pair(), X, out=tmp_path, resume="settings", **{**BASE, **changes, "batch_size": 12})
+    with pytest.raises(ConfigError, match=r"resume: got 'setting'"):
+        pv.fit(Pair(), X, out=tmp_path, resume="setting", **BASE)
+
+
+def test_renewed_settings_keep_the_moments(tmp_path):
+    """A clip that never bites is a changed setting that changes no number."""
+    whole = pv.fit(Pair(), X, **{**BASE, "epochs": 4})
+    pv.fit(Pair(), X, out=tmp_path, **{**BASE, "epochs": 2})
+    again = pv.fit(
+        Pair(), X, out=tmp_path, resume="settings", **{**BASE, "epochs": 4, "clip_norm": 1e9}
+    )
+    np.testing.assert_allclose(again.history["loss"], whole.history["loss"], rtol=1e-6)
+
+
+# -- divergence ------------------------------------------------------------------------------------
+
+
+def test_the_remedy_of_a_diverged_run_can_be_followed(tmp_path):
+    """The rate grows a millionfold; the best weights stay, and the run goes on from them."""
+    settings = {**BASE, "epochs": 12, "lr": 3e-3, "valid": X[:12], "checkpoint_every": 1}
+    hot = {**settings, "lr_schedule": lambda t: 1.0 if t < 0.5 else 1e6}
+    program, seen = Pair(), {}
+
+    def look(run):
+        seen[len(run.history["loss"])] = (weights(run.program), run.best_epoch)
+
+    with pytest.raises(TrainingDiverged, match=r"best weights, of epoch \d+.*resume='settings'"):
+        pv.fit(program, X, out=tmp_path, callbacks=[look], **hot)
+    last = max(seen)
+    best = seen[last][1]
+    assert same(weights(program), seen[best][0])
+    assert same(weights(pv.load(tmp_path, into=Pair())), seen[best][0])
+    run = pv.fit(Pair(), X, out=tmp_path, resume="settings", **settings)
+    assert len(run.history["loss"]) == 12 and math.isfinite(run.history["loss"][-1])
+
+
+# -- noise outside torch ---------------------------------------------------------------------------
+
+
+def numpy_noise(x):
+    return x + torch.from_numpy(np.random.normal(0, 0.1, x.shape).astype("f4"))  # noqa: NPY002
+
+
+def test_noise_of_numpy_goes_on_where_it_stopped(tmp_path):
+    np.random.seed(5)  # noqa: NPY002
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    settings = {**BASE, "transform": numpy_noise}
+    whole = pv.fit(Pair(), X, **{**settings, "epochs": 4})
+    pv.fit(Pair(), X, out=tmp_path, **{**settings, "epochs": 2})
+    again = pv.fit(Pair(), X, out=tmp_path, resume=True, **{**settings, "epochs": 4})
+    np.testing.assert_array_equal(again.history["loss"], whole.history["loss"])
+    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+
+
+class Bits(nn.Module):
+    """Binary latents, whose score-function gradient has Pyro's running baseline."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(4)
+        self.enc, self.dec = nn.Linear(5, 2), nn.Linear(2, 5)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(x.new_full((2,), 0.3)).to_event(1))
+            pyro.sample("x", dist.Normal(self.dec(z), 0.5).to_event(1), obs=x)
+
+    def guide(self, x):
+        baseline = {"use_decaying_avg_baseline": True, "baseline_beta": 0.8}
+        with pyro.plate("data", len(x)):
+            q = dist.Bernoulli(logits=self.enc(x)).to_event(1)
+            pyro.sample("z", q, infer={"baseline": baseline})
+
+
+def test_a_running_baseline_of_pyro_goes_on_where_it_stopped(tmp_path):
+    settings = {**BASE, "lr": 0.02, "objective": pyro.infer.TraceGraph_ELBO()}
+    whole = pv.fit(Bits(), X, **{**settings, "epochs": 5})
+    pv.fit(Bits(), X, out=tmp_path, **{**settings, "epochs": 3})
+    again = pv.fit(Bits(), X, out=tmp_path, resume=True, **{**settings, "epochs": 5})
+    np.testing.assert_array_equal(again.history["loss"], whole.history["loss"])
+    kept, other = weights(again.program), weights(whole.program)
+    assert same(kept, other) and any("baseline" in name for name in kept)

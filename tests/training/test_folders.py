@@ -1,0 +1,376 @@
+"""Run folders: locks, faults of the disk and of side logs, threads, and kills."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+import pyro_vae as pv
+from pyro_vae.errors import CheckpointError, ConfigError
+from pyro_vae.storage import checkpoint, events, lock
+from pyro_vae.storage.atomic import host
+from pyro_vae.training import loop
+
+X = (torch.rand(40, 7, generator=torch.Generator().manual_seed(4)) > 0.4).float()
+FAST = {"epochs": 4, "batch_size": 10, "compile": False, "progress": False}
+
+
+def build(seed=1):
+    torch.manual_seed(seed)
+    return pv.models.VAE(7, 2, (5,))
+
+
+def weights(program):
+    return {k: v.clone() for k, v in program.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class Watch:
+    """A callback that keeps the weights of every epoch, and does something at one."""
+
+    def __init__(self, at=None, do=None):
+        self.at, self.do, self.seen, self.best = at, do, {}, 0
+
+    def __call__(self, run):
+        epoch = len(run.history["loss"])
+        self.seen[epoch], self.best = weights(run.program), run.best_epoch
+        if epoch == self.at:
+            self.do()
+
+
+# -- the lock --------------------------------------------------------------------------------------
+
+
+def owner(folder, **changes):
+    text = {"pid": os.getpid(), "host": host(), "start": lock._start(os.getpid()), "id": "a"}
+    folder.mkdir(exist_ok=True)
+    (folder / "lock.json").write_text(json.dumps({**text, **changes}))
+
+
+def dead_pid():
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
+
+
+def test_a_folder_in_use_is_refused_by_the_name_of_its_owner(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        owner(tmp_path / "run", pid=child.pid, start=lock._start(child.pid))
+        program = build()
+        before = weights(program)
+        for resume in (False, True):
+            with pytest.raises(ConfigError, match=rf"in use by process {child.pid} on {host()}"):
+                pv.fit(program, X, out=tmp_path / "run", resume=resume, **FAST)
+        assert same(before, weights(program)) and len(list((tmp_path / "run").iterdir())) == 1
+    finally:
+        child.communicate(b"\n")
+
+
+@pytest.mark.parametrize("kind", ["dead", "number given out again", "old host", "damaged"])
+def test_a_stale_lock_is_recovered(kind, tmp_path):
+    folder = tmp_path / "run"
+    changes = {
+        "dead": {"pid": dead_pid()},
+        "number given out again": {"start": "1"},
+        "old host": {"host": "elsewhere"},
+        "damaged": {},
+    }[kind]
+    owner(folder, **changes)
+    if kind == "damaged":
+        (folder / "lock.json").write_text('{"pid": ')
+    if kind in ("old host", "damaged"):
+        old = time.time() - 2 * lock.STALE
+        os.utime(folder / "lock.json", (old, old))
+    pv.fit(build(), X, out=folder, **FAST)
+    assert not (folder / "lock.json").exists() and not list(folder.glob(".*"))
+
+
+def test_a_fresh_lock_of_another_host_holds(tmp_path):
+    owner(tmp_path / "run", host="elsewhere", pid=1)
+    with pytest.raises(ConfigError, match="in use by process 1 on elsewhere"):
+        pv.fit(build(), X, out=tmp_path / "run", **FAST)
+
+
+def test_of_many_who_find_a_stale_lock_one_gets_it(tmp_path):
+    owner(tmp_path, pid=dead_pid())
+    got, refused = [], []
+
+    def try_it():
+        mine = lock.FolderLock(tmp_path)
+        try:
+            mine.acquire()
+            got.append(mine)
+        except ConfigError:
+            refused.append(mine)
+
+    threads = [threading.Thread(target=try_it) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) == 1 and len(refused) == 11
+    got[0].release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_lock_shows_signs_of_life_and_goes_with_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.0)
+    beats = []
+
+    def look():
+        beats.append((tmp_path / "lock.json").stat().st_mtime)
+        time.sleep(0.02)
+
+    pv.fit(build(), X, out=tmp_path, callbacks=[lambda run: look()], **FAST)
+    assert beats == sorted(set(beats)) and len(beats) == 4
+    assert not (tmp_path / "lock.json").exists()
+
+
+# -- the disk --------------------------------------------------------------------------------------
+
+
+class Full(OSError):
+    """A disk that is full."""
+
+
+@pytest.mark.parametrize("fails", ["program", "checkpoint", "history"])
+def test_a_failure_of_the_last_write_leaves_the_best_weights_and_shows_itself(
+    fails, tmp_path, monkeypatch
+):
+    watch = Watch()
+
+    def full(*args, **kwargs):
+        raise Full(28, "No space left on device")
+
+    target = {
+        "program": (loop, "save"),
+        "checkpoint": (checkpoint, "write_bundle"),
+        "history": (loop.RunFolder, "write_history"),
+    }[fails]
+    monkeypatch.setattr(*target, full)
+    program = build()
+    hot = {**FAST, "epochs": 9, "lr": 0.3}
+    with pytest.raises(Full):
+        pv.fit(program, X, valid=1 - X[:9], out=tmp_path, callbacks=[watch], **hot)
+    assert watch.best < 9  # it learns the opposite of what it is judged on
+    assert same(weights(program), watch.seen[watch.best])
+    if fails != "program":
+        assert same(weights(pv.load(tmp_path)), watch.seen[watch.best])
+    if fails != "checkpoint":
+        assert (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_an_interrupt_in_the_last_write_leaves_the_best_weights(tmp_path, monkeypatch):
+    watch = Watch()
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "write_bundle", interrupted)
+    program = build()
+    hot = {**FAST, "epochs": 9, "lr": 0.3}
+    with pytest.raises(KeyboardInterrupt):
+        pv.fit(program, X, valid=1 - X[:9], out=tmp_path, callbacks=[watch], **hot)
+    assert watch.best < 9 and same(weights(program), watch.seen[watch.best])
+    assert same(weights(pv.load(tmp_path)), watch.seen[watch.best])
+
+
+def test_the_first_error_is_the_one_that_is_shown(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise Full(28, "No space left on device")
+
+    def broken():
+        monkeypatch.setattr(checkpoint, "write_bundle", full)
+        raise ZeroDivisionError("mine")
+
+    watch = Watch(3, broken)
+    program = build()
+    with (
+        pytest.warns(UserWarning, match="out: the ended run was not saved.*No space"),
+        pytest.raises(ZeroDivisionError, match="mine"),
+    ):
+        pv.fit(program, X, valid=X[:9], out=tmp_path, callbacks=[watch], **FAST)
+    assert same(weights(program), watch.seen[watch.best])
+
+
+class Odd(torch.optim.SGD):
+    """An optimiser with a state that no file can hold, from its second step on."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["history"] = {object()}
+
+
+def test_what_cannot_be_saved_is_found_at_the_first_step(tmp_path):
+    calls = []
+
+    def transform(x):
+        calls.append(1)
+        return x
+
+    settings = {**FAST, "transform": transform, "optimiser": lambda ps: Odd(ps, lr=0.1)}
+    with pytest.raises(CheckpointError, match="its 'history' is a set, which a checkpoint cannot"):
+        pv.fit(build(), X, out=tmp_path / "run", **settings)
+    assert len(calls) == 2  # one to look at, one step
+    assert not (tmp_path / "run").exists()
+    pv.fit(build(), X, **settings)  # without a folder nothing is in the way
+
+
+def test_a_rate_in_a_tensor_is_saved_and_resumed(tmp_path):
+    def adam(parameters):
+        return torch.optim.Adam(parameters, lr=torch.tensor(0.02))
+
+    settings = {**FAST, "optimiser": adam}
+    whole = pv.fit(build(), X, **settings)
+    pv.fit(build(), X, out=tmp_path, **{**settings, "epochs": 2})
+    again = pv.fit(build(), X, out=tmp_path, resume=True, **settings)
+    np.testing.assert_array_equal(whole.history["loss"], again.history["loss"])
+
+
+@pytest.mark.parametrize("out", ["s3://bucket/run", "gs://a", "hdfs://a/b", "", 3])
+def test_what_is_no_folder_of_this_machine_is_refused_in_a_sentence(out):
+    with pytest.raises(ConfigError, match=r"out: got .*, expected (a folder of|the path of)"):
+        pv.fit(build(), X, out=out, **FAST)
+
+
+def test_the_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert pv.fit(build(), X, out="~/runs/a", **FAST).folder == tmp_path / "runs" / "a"
+    assert (tmp_path / "runs" / "a" / "config.json").exists()
+
+
+# -- side logs -------------------------------------------------------------------------------------
+
+
+def scalars(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(folder / "tensorboard"))
+    found.Reload()
+    return {tag: [(e.step, e.value) for e in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+
+
+def test_tensorboard_reads_the_events(tmp_path):
+    run = pv.fit(build(), X, valid=X[:7], out=tmp_path, **FAST)
+    found = scalars(tmp_path)
+    assert found.keys() == run.history.keys()
+    steps, values = zip(*found["valid_elbo"], strict=True)
+    assert steps == (1, 2, 3, 4)
+    np.testing.assert_allclose(values, run.history["valid_elbo"], rtol=1e-6)
+
+
+def test_a_side_log_that_fails_is_a_warning(tmp_path, monkeypatch):
+    def fail(self, step, row):
+        raise RuntimeError("socket closed")
+
+    monkeypatch.setattr(events.Events, "_write", fail)
+    plain = pv.fit(build(), X, **FAST)
+    with pytest.warns(UserWarning, match="tensorboard: no more events.*socket closed") as caught:
+        run = pv.fit(build(), X, out=tmp_path, **FAST)
+    assert sum("tensorboard" in str(each.message) for each in caught) == 1
+    np.testing.assert_array_equal(run.history["loss"], plain.history["loss"])
+
+
+def test_a_run_starts_no_thread_for_its_log(tmp_path):
+    counts = []
+    pv.fit(
+        build(),
+        X,
+        out=tmp_path,
+        callbacks=[lambda r: counts.append(threading.active_count())],
+        **FAST,
+    )
+    assert set(counts) == {threading.active_count()}
+
+
+# -- threads ---------------------------------------------------------------------------------------
+
+
+def test_a_fit_in_another_thread_is_refused_and_changes_nothing():
+    entered, done, errors = threading.Event(), threading.Event(), []
+
+    def hold(run):
+        entered.set()
+        done.wait(30)
+
+    first, second = build(1), build(2)
+    before = weights(second)
+    alone = build(1)
+    pv.fit(alone, X, seed=3, **FAST)
+
+    def train():
+        try:
+            pv.fit(first, X, seed=3, callbacks=[hold], **FAST)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=train, name="trainer")
+    thread.start()
+    assert entered.wait(30)
+    with pytest.raises(ConfigError, match="thread 'trainer' of this process is training"):
+        pv.fit(second, X, **FAST)
+    done.set()
+    thread.join()
+    assert not errors and same(before, weights(second))
+    assert same(weights(first), weights(alone))
+    pv.fit(second, X, **FAST)  # and now it is free
+
+
+def test_a_callback_may_fit_a_probe():
+    probes = []
+
+    def probe(run):
+        probes.append(pv.fit(build(7), X, epochs=1, progress=False, compile=False))
+
+    pv.fit(build(), X, callbacks=[probe], **FAST)
+    assert len(probes) == 4
+
+
+# -- kills -----------------------------------------------------------------------------------------
+
+TRAIN = """
+import sys, torch
+import pyro_vae as pv
+x = (torch.rand(40, 7, generator=torch.Generator().manual_seed(4)) > 0.4).float()
+torch.manual_seed(1)
+program = pv.models.VAE(7, 2, (5,))
+pv.fit(program, x, epochs=10**6, batch_size=10, compile=False, progress=False, out=sys.argv[1],
+       checkpoint_every=1, resume=True, callbacks=[lambda run: print(run.steps, flush=True)])
+"""
+
+
+def test_a_killed_run_goes_on_in_the_same_folder(tmp_path):
+    """SIGKILL twice: the lock of the dead is recovered, and the epochs that were kept are equal."""
+    folder, reached = tmp_path / "run", []
+    for _ in range(2):
+        child = subprocess.Popen(
+            [sys.executable, "-c", TRAIN, str(folder)], stdout=subprocess.PIPE, env={**os.environ}
+        )
+        for _ in range(6):
+            reached.append(int(child.stdout.readline()))
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+        assert (folder / "lock.json").exists()
+    assert reached[6] > 4 * 3  # the second went on from a checkpoint
+    epochs = 16
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # where it was killed between two renames
+        run = pv.fit(build(), X, out=folder, resume=True, **{**FAST, "epochs": epochs})
+    whole = pv.fit(build(), X, **{**FAST, "epochs": len(run.history["loss"])})
+    np.testing.assert_array_equal(run.history["loss"], whole.history["loss"])
+    assert not (folder / "lock.json").exists()

@@ -268,7 +268,7 @@ class _Path:
         values = {k: v.expand(chains, *v.shape) for k, v in latents.items()}
         return reverse_annealed_importance(
             self.initial,
-            self.density.pack(values, chains),
+            self.density.free_masked(self.density.pack(values, chains)),
             self.density.log_joint,
             self.temperatures,
             step_size=self.steps.unsqueeze(1),

@@ -1,6 +1,5 @@
 """Log-likelihood by importance sampling from a Gaussian fitted, per datum, to HMC draws."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ from tqdm import tqdm
 from pyro_vae.arguments import number, positive
 from pyro_vae.errors import ConfigError
 from pyro_vae.evaluation.likelihood import LogLikelihood, RunningWeights
+from pyro_vae.inference.posterior.gaussians import Gaussians
 from pyro_vae.inference.sampling.hmc import adapt_step_size, hmc_init, hmc_step
 from pyro_vae.program.batch import Batch
 from pyro_vae.program.log_joint import LogJoint
@@ -90,7 +90,8 @@ def fitted_log_likelihood(
             densities = LogJoint(passes.program, piece.batch)
             densities.require_line("fitted_log_likelihood")
             moments = _sample(densities, warmup, draws, num_leapfrog)
-            proposal = _fit(moments, widen, full)
+            kept = densities.kept()
+            proposal = _fit(moments, widen, full).masked(None if kept is None else kept[0])
             folded.append(_weigh(densities, proposal, samples, piece.batch))
     log_prob, ess, psis_k = (torch.cat(parts) for parts in zip(*folded, strict=True))
     return LogLikelihood(log_prob, ess, psis_k, samples)
@@ -138,30 +139,15 @@ def _sample(densities: LogJoint, warmup: int, draws: int, num_leapfrog: int) -> 
     return moments
 
 
-@dataclass(frozen=True)
-class _Gaussian:
-    """N(loc, L Lᵀ) per datum: loc ``(B, Z)``, factor L ``(B, Z, Z)``, lower triangular."""
-
-    loc: Tensor
-    factor: Tensor
-
-    def draw(self, num: int) -> tuple[Tensor, Tensor]:
-        """Draw ``(num, B | Z)``; return the draws and their log densities, ``(num, B)``."""
-        noise = torch.randn(num, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device)
-        u = self.loc + (self.factor @ noise.unsqueeze(-1)).squeeze(-1)
-        log_det = self.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        constant = 0.5 * self.loc.shape[-1] * math.log(2 * math.pi)
-        return u, -0.5 * noise.square().sum(-1) - log_det - constant
-
-
-def _fit(moments: _Moments, widen: float, full: bool) -> _Gaussian:
+def _fit(moments: _Moments, widen: float, full: bool) -> Gaussians:
+    """Return Gaussians with the moments of the draws, widened."""
     covariance = moments.scatter / (moments.count - 1)
     scale = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
     # A chain that never moved has no variance; its estimate must not be NaN without a word: its
     # weights are all but one-sided then, and their Pareto shape says so.
     scale = scale.clamp(min=torch.finfo(scale.dtype).eps ** 0.5)
     if not full:
-        return _Gaussian(moments.mean, torch.diag_embed(widen * scale))
+        return Gaussians(moments.mean, (widen * scale).log())
     units = scale.unsqueeze(-1) * scale.unsqueeze(-2)
     correlation = covariance / units
     # Shrunk a little: as many draws as latents would leave a singular matrix.
@@ -173,15 +159,17 @@ def _fit(moments: _Moments, widen: float, full: bool) -> _Gaussian:
     # A datum whose chain gave no such matrix has its variances, and stops no other.
     sound = (info == 0) & factor.flatten(1).isfinite().all(1)
     factor = torch.where(sound[:, None, None], factor, torch.eye(scale.shape[-1]).to(factor))
-    return _Gaussian(moments.mean, widen * scale.unsqueeze(-1) * factor)
+    factor = widen * scale.unsqueeze(-1) * factor
+    return Gaussians(moments.mean, factor.diagonal(dim1=-2, dim2=-1).log(), factor.tril(-1))
 
 
 def _weigh(
-    densities: LogJoint, proposal: _Gaussian, samples: int, batch: Batch
+    densities: LogJoint, proposal: Gaussians, samples: int, batch: Batch
 ) -> tuple[Tensor, ...]:
     """Fold the log weights of one batch, chunk by chunk, into an estimate per datum."""
     running = RunningWeights()
     for size in runs(samples, batch, _ROWS_PER_PASS):
-        u, log_proposal = proposal.draw(size)
-        running.add(densities.log_joint(u) - log_proposal, total=samples)
+        noise = proposal.standard_noise(size)
+        weight = densities.log_joint(proposal.place(noise)) - proposal.log_prob(noise)
+        running.add(weight, total=samples)
     return running.log_mean(), running.ess(), running.psis_k()

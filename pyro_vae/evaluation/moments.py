@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_vae.program.masks import kept_units
 from pyro_vae.program.plates import by_datum
 
 BINS = 24  # of the histogram of posterior variances, over [0, 1.2] prior variances of 1
@@ -33,34 +34,14 @@ class Said(NamedTuple):
 
     def kept(self, num_particles: int, rows: int, device: torch.device) -> Tensor | None:
         """Return which units no mask takes out, ``(B, *units)``; None without a mask."""
-        masks = _masks(self.fn, self.mask)
-        if not masks:
+        kept = kept_units(self.fn, self.mask, device)
+        if kept is None:
             return None
-        shape = self.fn.batch_shape + self.fn.event_shape
-        kept = torch.ones(shape, dtype=torch.bool, device=device)
-        for mask in masks:
-            kept = kept & mask
         return self._by_datum(kept, num_particles, rows)[0]
 
     def _by_datum(self, value: Tensor, num_particles: int, rows: int) -> Tensor:
         event = len(self.fn.event_shape)
         return by_datum(value, event, self.plates, num_particles, rows, self.data)
-
-
-def _masks(fn: Any, outer: Any) -> list[Any]:
-    """Return a site's masks, that of its handlers and those inside its distribution."""
-    masks = [] if outer is None else [_over_event(outer, fn)]
-    while hasattr(fn, "reinterpreted_batch_ndims") or hasattr(fn, "_mask"):
-        if hasattr(fn, "_mask"):
-            masks.append(_over_event(fn._mask, fn))
-        fn = fn.base_dist
-    return masks
-
-
-def _over_event(mask: Any, fn: Any) -> Any:
-    """Return a mask of a distribution's batch with dimensions for its event."""
-    event = (..., *(None,) * len(fn.event_shape))
-    return mask[event] if isinstance(mask, Tensor) else mask
 
 
 class Moments:

@@ -138,9 +138,14 @@ class Joint:
             num_particles: K.
             placed: Whether they are as a trace holds them.
         """
-        trace = self._as_trace(values, num_particles, placed)
-        model = self.summed_trace(trace, num_particles)
+        model = self.model_trace(values, num_particles, placed=placed)
         return local_log_p(model, self._layout(num_particles))
+
+    def model_trace(
+        self, values: Mapping[str, Tensor], num_particles: int, *, placed: bool = False
+    ) -> Trace:
+        """Return the trace of the model at given latents, as ``model_log_p`` reads it."""
+        return self.summed_trace(self._as_trace(values, num_particles, placed), num_particles)
 
     def guide_log_q(
         self, values: Mapping[str, Tensor], num_particles: int, *, placed: bool = False

@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
-from torch.distributions.transforms import identity_transform
+from torch.distributions.transforms import IndependentTransform, identity_transform
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.program import checks
@@ -19,6 +19,7 @@ from pyro_vae.program.batch import Batch, num_rows
 from pyro_vae.program.enumeration import groups_of, is_enumerated
 from pyro_vae.program.handlers import data_frame, sample_sites
 from pyro_vae.program.joint import Joint
+from pyro_vae.program.masks import kept_units
 from pyro_vae.program.plates import by_datum, data_dim, inner_plates
 from pyro_vae.program.program import Program
 
@@ -64,6 +65,26 @@ class Slot:
         """Return what a trace holds for the site as ``(C, B | event)``."""
         return by_datum(value, self.event_dim, self.plates, num_particles, rows, self.data)
 
+    @property
+    def elementary(self) -> Transform:
+        """The transform of one unit: what a mask takes out, it takes out of the Jacobian too."""
+        inner = self.transform
+        while isinstance(inner, IndependentTransform):
+            inner = inner.base_transform
+        return inner
+
+    def kept_units(self, kept: Tensor) -> Tensor:
+        """Return which units count ``(C, B | units)``, from which parts of a draw do."""
+        size = self.elementary.codomain.event_dim
+        return kept.flatten(-size).all(-1) if size else kept
+
+    def kept_columns(self, kept: Tensor) -> Tensor:
+        """Return which coordinates count, ``(C, B | columns)``, from which parts of a draw do."""
+        units = self.kept_units(kept)
+        event = (..., *(None,) * self.elementary.domain.event_dim)
+        units = units[event]
+        return units.expand(*units.shape[:2], *self.base).reshape(*units.shape[:2], -1)
+
 
 class Wrapped(Transform):
     r"""Coordinates on the line for angles: :math:`u \mapsto (u + \pi) \bmod 2 \pi - \pi`.
@@ -101,6 +122,10 @@ class LogJoint:
     held at one draw from the guide: every density is conditional on it. Call inside
     ``bounds.scoring``: in eval mode, unvalidated.
 
+    A coordinate that a mask of the model takes out (a step beyond the end of a sequence) has no
+    density. It is given N(0, 1) in both densities, and in all draws: it then adds nothing to a
+    weight, and a chain has somewhere to be.
+
     Arguments:
         program: With continuous local latents, beside discrete ones that are summed out.
         batch: One row per datum.
@@ -134,6 +159,9 @@ class LogJoint:
             globals_ = {name: drawn[name]["value"] for name in sites.global_}
         self.globals_ = globals_
         self.rows = num_rows(batch)
+        self._masks = masks_of(model, self.slots)
+        first: Any = model.nodes[self.slots[0].name]
+        self._zero: Tensor = first["value"].new_zeros(())
         self._program = program
         self._joint = self._hold(joint)
         self.auxiliary = [
@@ -158,6 +186,10 @@ class LogJoint:
         other._model_at = None
         other.rows = num_rows(batch)
         other._joint = self._hold(self._program.joint(batch).densities())
+        if self._masks:  # those of the other rows; at zero, so that no noise is drawn
+            origin = self._zero.new_zeros(1, other.rows, self.dim)
+            values = other.placed(other.unpack(origin))
+            other._masks = masks_of(other._joint.model_trace(values, 1, placed=True), self.slots)
         return other
 
     def _hold(self, joint: Joint) -> Joint:
@@ -173,6 +205,7 @@ class LogJoint:
         densities.slots = read_slots(model)
         densities.rows = num_rows([*joint.args, *joint.kwargs.values()])
         densities._joint = joint.densities()
+        densities._masks = masks_of(model, densities.slots)
         densities.auxiliary = []
         densities._model_at = None
         return densities
@@ -187,22 +220,53 @@ class LogJoint:
         """Z, the unconstrained coordinates of one datum."""
         return self.slots[-1].columns.stop
 
+    def kept(self, chains: int = 1) -> Tensor | None:
+        """Return which coordinates have a density, ``(C, B | Z)``; None where no mask is."""
+        if not self._masks:
+            return None
+        like = next(iter(self._masks.values()))
+        parts = []
+        for slot in self.slots:
+            width = slot.columns.stop - slot.columns.start
+            kept = self._kept_parts(slot, chains)
+            parts.append(
+                like.new_ones(chains, self.rows, width) if kept is None else slot.kept_columns(kept)
+            )
+        return torch.cat(parts, -1)
+
+    def _kept_parts(self, slot: Slot, chains: int) -> Tensor | None:
+        mask = self._masks.get(slot.name)
+        return None if mask is None else slot.of_datum(mask, chains, self.rows)
+
+    def log_masked(self, u: Tensor) -> Tensor | float:
+        """Return the log density N(0, 1) of the coordinates under a mask, ``(C, B)``; 0 without."""
+        kept = self.kept(len(u))
+        if kept is None:
+            return 0.0
+        density = -0.5 * (u.square() + math.log(2 * math.pi))
+        return torch.where(kept, torch.zeros_like(u), density).sum(-1)
+
+    def free_masked(self, u: Tensor) -> Tensor:
+        """Return vectors ``(C, B | Z)`` with draws of N(0, 1) for the coordinates under a mask."""
+        kept = self.kept(len(u))
+        return u if kept is None else torch.where(kept, u, torch.randn_like(u))
+
     def log_joint(self, u: Tensor) -> Tensor:
         r"""Return :math:`\log p(x, z) + \log |dz/du|`, ``(C, B)``."""
         log_p, jacobian = self._model(u)
-        return sum(log_p.values()) + jacobian
+        return sum(log_p.values()) + jacobian + self.log_masked(u)
 
     def log_prior(self, u: Tensor) -> Tensor:
         r"""Return :math:`\log p(z) + \log |dz/du|`, ``(C, B)``."""
         log_p, jacobian = self._model(u)
-        return sum(log_p[slot.name] for slot in self.slots) + jacobian
+        return sum(log_p[slot.name] for slot in self.slots) + jacobian + self.log_masked(u)
 
     def log_guide(self, u: Tensor) -> Tensor:
         r"""Return :math:`\log q(z \mid x) + \log |dz/du|`, ``(C, B)``."""
         self._require_plain_guide()
         values, jacobian = self._values(u)
         log_q = self._joint.guide_log_q(self.placed(values), len(u), placed=True)
-        return sum(log_q.values()) + jacobian
+        return sum(log_q.values()) + jacobian + self.log_masked(u)
 
     def draw_guide(self, chains: int) -> Tensor:
         """Draw ``(C, B | Z)`` from the guide, its auxiliary sites drawn along and left out."""
@@ -216,9 +280,8 @@ class LogJoint:
 
     def pack_sites(self, values: Mapping[str, Tensor], chains: int) -> Tensor:
         """Return what a trace holds at C particles as unconstrained vectors ``(C, B | Z)``."""
-        return self.pack(
-            {s.name: s.of_datum(values[s.name], chains, self.rows) for s in self.slots}, chains
-        )
+        by_site = {s.name: s.of_datum(values[s.name], chains, self.rows) for s in self.slots}
+        return self.free_masked(self.pack(by_site, chains))
 
     def pack(self, values: Mapping[str, Tensor], chains: int) -> Tensor:
         """Return latents ``(C, B | event)`` as unconstrained vectors ``(C, B | Z)``."""
@@ -248,6 +311,10 @@ class LogJoint:
             values[slot.name] = value = slot.transform(base)
             if slot.transform is not identity_transform:
                 log_det = slot.transform.log_abs_det_jacobian(base, value)
+                kept = self._kept_parts(slot, len(u))
+                if kept is not None:
+                    log_det = slot.elementary.log_abs_det_jacobian(base, value)
+                    log_det = torch.where(slot.kept_units(kept), log_det, log_det.new_zeros(()))
                 jacobian = jacobian + log_det.reshape(*u.shape[:-1], -1).sum(-1)
         return values, jacobian
 
@@ -301,6 +368,17 @@ class LogJoint:
                 f"site {self.auxiliary[0]!r}: auxiliary in the guide, whose density at given "
                 "latents is then not known; remove it, or start from the prior"
             )
+
+
+def masks_of(model: Trace, slots: list[Slot]) -> dict[str, Tensor]:
+    """Return which parts of each latent a mask leaves in, of those that stand under one."""
+    found = {}
+    for slot in slots:
+        site: Any = model.nodes[slot.name]
+        kept = kept_units(site["fn"], site["mask"], site["value"].device)
+        if kept is not None:
+            found[slot.name] = kept
+    return found
 
 
 def read_slots(model: Trace) -> list[Slot]:

@@ -117,8 +117,8 @@ def test_global_latents_are_refused():
 def test_a_datum_without_a_covariance_stops_no_other(scatter):
     rows = torch.tensor([[9.0, 3.0], [3.0, 9.0]], dtype=torch.float64).repeat(2, 1, 1)
     mean = torch.zeros(2, 2, dtype=torch.float64)
-    clean = _fit(_Moments(10, mean, rows), 1.2, full=True).factor[0]
+    clean = _fit(_Moments(10, mean, rows), 1.2, full=True).lower[0]
     rows[1, 0, 1] = rows[1, 1, 0] = scatter  # no covariance: larger than its diagonal allows
-    found = _fit(_Moments(10, mean, rows), 1.2, full=True).factor
+    found = _fit(_Moments(10, mean, rows), 1.2, full=True).lower
     torch.testing.assert_close(found[0], clean, rtol=0, atol=1e-14)
     torch.testing.assert_close(found[1], 1.2 * torch.eye(2).double(), rtol=0, atol=1e-14)

@@ -261,7 +261,7 @@ class LocalPosterior(PassPosterior):
 
     def _noise(self, rows: slice, n: int) -> tuple[Gaussians, Tensor]:
         q = self.gaussians.at(rows)
-        return q, torch.randn((n, *q.loc.shape), dtype=q.loc.dtype, device=q.loc.device)
+        return q, q.standard_noise(n)
 
     def _draw(self, joint: Joint, piece: Pass, n: int) -> dict[str, Tensor]:
         q, noise = self._noise(piece.rows, n)
@@ -276,7 +276,7 @@ class LocalPosterior(PassPosterior):
         density = self._density(piece.batch)
         q = self.gaussians.at(piece.rows)
         u = density.pack(values, len(next(iter(values.values()))))
-        return q.log_prob(q.noise(u)) - density.log_jacobian(u)
+        return q.log_prob(q.noise(u)) - density.log_jacobian(u) - density.log_masked(u)
 
 
 def _side_by_side(name: str, pieces: list[dict[str, Tensor]]) -> Tensor:

@@ -38,6 +38,11 @@ class Gaussians(NamedTuple):
             return self.log_diagonal.exp()
         return self.lower.square().sum(-1).sqrt()
 
+    def standard_noise(self, draws: int) -> Tensor:
+        """Draw standard noise, ``(C, B | Z)``."""
+        shape = (draws, *self.loc.shape)
+        return torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+
     def place(self, noise: Tensor) -> Tensor:
         """Return the points that standard noise ``(C, B | Z)`` stands for."""
         points = self.loc + self.log_diagonal.exp() * noise
@@ -64,6 +69,18 @@ class Gaussians(NamedTuple):
             return noise / self.log_diagonal.exp()
         solved = torch.linalg.solve_triangular(self.lower.mT, noise.movedim(0, -1), upper=True)
         return solved.movedim(-1, 0)
+
+    def masked(self, kept: Tensor | None) -> "Gaussians":
+        """Return them with N(0, 1) of its own for each coordinate that is not kept, ``(B | Z)``."""
+        if kept is None:
+            return self
+        zero = self.loc.new_zeros(())
+        both = kept.unsqueeze(-1) & kept.unsqueeze(-2)
+        return Gaussians(
+            torch.where(kept, self.loc, zero),
+            torch.where(kept, self.log_diagonal, zero),
+            None if self.below is None else torch.where(both, self.below, zero),
+        )
 
     def at(self, rows: Tensor | slice) -> "Gaussians":
         """Return those of some data."""

@@ -157,7 +157,9 @@ class _Climb:
         self.density = LogJoint(program, batch, held)
         self.density.require_line("local")
         moments = guide_moments if settings.start == "guide" else prior_moments
-        self.q = self.best = moments(self.density, settings.full_covariance)
+        self.kept = _first(self.density.kept())
+        start = moments(self.density, settings.full_covariance).masked(self.kept)
+        self.q = self.best = start
         like = self.q.loc[..., 0]
         self.rows = torch.arange(len(like), device=like.device)  # those that are still climbing
         self.steps = torch.zeros_like(self.rows)
@@ -219,9 +221,7 @@ class _Climb:
     def _step(self, density: LogDensity, unit: Tensor) -> Tensor:
         """Move the Gaussians once; return the bound per datum before it."""
         q = self.q
-        noise = torch.randn(
-            (self.settings.particles, *q.loc.shape), dtype=q.loc.dtype, device=q.loc.device
-        )
+        noise = q.standard_noise(self.settings.particles)
         log_joint, slope = log_prob_and_grad(density, q.place(noise))
         grads = self._gradients(slope, noise, unit)
         self.taken += 1
@@ -235,11 +235,12 @@ class _Climb:
         below = q.below
         if below is not None:
             below = below + (rate * unit)[..., None] * moves[2].nan_to_num()
+        # What a mask takes out stays at N(0, 1).
         self.q = Gaussians(
             q.loc + rate * unit * moves[0].nan_to_num(),
             q.log_diagonal + rate * moves[1].nan_to_num(),
             below,
-        )
+        ).masked(self.kept)
         return (log_joint - q.log_prob(noise)).mean(0)
 
     def _gradients(self, slope: Tensor, noise: Tensor, unit: Tensor) -> list[Tensor]:
@@ -295,7 +296,13 @@ class _Climb:
             self.density = LogJoint(self.program, batch, self.density.globals_)
         except DataError:
             return  # a guide with a factor per datum takes no part of its data
+        self.kept = _first(self.density.kept())
         self.batch, self.rows, self.q = batch, self.rows[rows], self.q.at(rows)
         self.moments = [(mean[rows], square[rows]) for mean, square in self.moments]
         for name in ("rate", "peak", "idle", "level"):
             setattr(self, name, getattr(self, name)[rows])
+
+
+def _first(kept: Tensor | None) -> Tensor | None:
+    """Return which coordinates count, of one draw: all draws have the same masks."""
+    return None if kept is None else kept[0]

@@ -230,7 +230,9 @@ def refine_batch(
     draw = joint.draw_guide if settings.start == "guide" else joint.draw_prior
     run = _run_chains(draw, lambda start: graphs.density(joint, batch, start), settings)
     draws = run.draws
-    rhat, ess = _mixing(_on_circles(joint, draws))
+    kept = joint.kept()
+    kept = torch.ones_like(draws[0, :1], dtype=torch.bool) if kept is None else kept
+    rhat, ess = _mixing(_on_circles(joint, draws), _on_circles(joint, kept)[0])
     values = _by_site(joint, draws)
     places = _places(settings, keep, draws)
     return Refined(
@@ -328,10 +330,15 @@ def _refine_globals(
     return refined
 
 
-def _mixing(draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the worst R-hat and effective sample size over the coordinates, `(B,)` each."""
+def _mixing(draws: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the worst R-hat and effective sample size over the coordinates, `(B,)` each.
+
+    Of those that have a density, `kept`, `(B | Z)`: a datum without any has nothing to mix.
+    """
     columns = [rhat_and_ess(column) for column in draws.unbind(-1)]  # one at a time: less memory
     rhat, ess = (torch.stack(parts) for parts in zip(*columns, strict=True))
+    rhat = torch.where(kept.mT, rhat, torch.ones_like(rhat))
+    ess = torch.where(kept.mT, ess, torch.full_like(ess, draws.shape[0] * draws.shape[1]))
     return rhat.max(0).values, ess.min(0).values  # NaN wins in both
 
 
@@ -346,7 +353,10 @@ def _on_circles(joint: LogJoint, draws: Tensor) -> Tensor:
     parts = []
     for slot in joint.slots:
         part = draws[..., slot.columns]
-        parts += [part.cos(), part.sin()] if slot.circular else [part]
+        if slot.circular:
+            parts += [part, part] if part.dtype == torch.bool else [part.cos(), part.sin()]
+        else:
+            parts.append(part)
     return torch.cat(parts, -1)
 
 

@@ -1,0 +1,154 @@
+"""Latents under a mask (sequences of unequal length): they have no density, and are not fitted.
+
+z_t ~ N(0, s²), x_t | z_t ~ N(z_t, v) for the steps that a datum has: log p(x) is a sum of normals.
+"""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+
+import pyro_vae as pv
+
+S2, V = 1.7, 0.4
+LENGTHS = torch.tensor([4, 1, 0, 3])
+M = torch.arange(4) < LENGTHS[:, None]
+torch.manual_seed(3)
+X = torch.randn(4, 4, dtype=torch.float64) * (S2 + V) ** 0.5
+BATCH = {"x": X, "m": M}
+EXACT = (dist.Normal(0.0, (S2 + V) ** 0.5).log_prob(X) * M).sum(-1)
+MEAN, SD = X * S2 / (S2 + V), (S2 * V / (S2 + V)) ** 0.5
+
+
+def inside(x, m):
+    """The mask belongs to the distribution."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0 * x, S2**0.5).mask(m).to_event(1))
+        pyro.sample("x", dist.Normal(z, V**0.5).mask(m).to_event(1), obs=x)
+
+
+def positive(x, m):
+    """The same latent as the logarithm of a positive one."""
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", dist.LogNormal(0 * x, S2**0.5).mask(m).to_event(1))
+        pyro.sample("x", dist.Normal(y.log(), V**0.5).mask(m).to_event(1), obs=x)
+
+
+def plated(x, m):
+    """The mask is a handler's, over a second plate of steps."""
+    with pyro.plate("data", len(x), dim=-2), pyro.plate("steps", 4, dim=-1), poutine.mask(mask=m):
+        z = pyro.sample("z", dist.Normal(0 * x, S2**0.5))
+        pyro.sample("x", dist.Normal(z, V**0.5), obs=x)
+
+
+def guide_of(model):
+    """A guide that is off the posterior by 0.3 deviations and 1.2 times as wide."""
+
+    def guide(x, m):
+        loc, scale = mean_of(x) + 0.3 * SD, torch.full_like(x, 1.2 * SD)
+        if model is plated:
+            data, steps = pyro.plate("data", len(x), dim=-2), pyro.plate("steps", 4, dim=-1)
+            with data, steps, poutine.mask(mask=m):
+                pyro.sample("z", dist.Normal(loc, scale))
+            return
+        name, kind = ("y", dist.LogNormal) if model is positive else ("z", dist.Normal)
+        with pyro.plate("data", len(x)):
+            pyro.sample(name, kind(loc, scale).mask(m).to_event(1))
+
+    return guide
+
+
+def mean_of(x):
+    return x * S2 / (S2 + V)
+
+
+models = pytest.mark.parametrize("model", [inside, positive, plated])
+
+
+def program_of(model):
+    return pv.Program(model, guide_of(model))
+
+
+@models
+def test_fitted_likelihood(model):
+    """|z| < 5 in each datum, by the noise that the effective sample sizes state."""
+    torch.manual_seed(0)
+    found = pv.fitted_log_likelihood(program_of(model), BATCH, samples=4000, warmup=100, draws=100)
+    noise = (1 / found.ess - 1 / 4000).clamp(min=1e-12).sqrt()
+    assert ((found.log_prob - EXACT).abs() < 5 * noise + 1e-6).all()
+    assert found.log_prob[2].item() == pytest.approx(0.0, abs=1e-9)  # a datum without a step
+
+
+@models
+@pytest.mark.parametrize(("how", "full"), [("local", False), ("semi", True)])
+def test_local_fits(model, how, full):
+    torch.manual_seed(1)
+    steps = 600 if how == "local" else 100
+    settings = pv.Local(steps, full_covariance=full, start="prior" if how == "local" else "guide")
+    fitted = pv.infer(program_of(model), BATCH, how=how, settings=settings)
+    q = fitted.gaussians
+    rows = M.reshape(4, 4)
+    torch.testing.assert_close(q.loc[rows], MEAN[rows], rtol=0.02, atol=0.02)
+    assert (q.scale[rows] / SD - 1).abs().max() < 0.05
+    assert (q.loc[~rows] == 0).all() and (q.scale[~rows] == 1).all()
+    bound = fitted.log_weight(200).mean(0)
+    torch.testing.assert_close(bound, EXACT, rtol=0, atol=0.02)
+    values = fitted.sample(3)
+    density = dist.Normal(q.loc, q.scale).log_prob(
+        values if model is not positive else values.log()
+    )
+    if not full:
+        jacobian = values.log() * M if model is positive else 0 * values
+        expected = (density * M - jacobian).sum(-1)
+        torch.testing.assert_close(fitted.log_prob(values), expected, rtol=1e-9, atol=1e-9)
+
+
+@models
+def test_gaps(model):
+    torch.manual_seed(2)
+    annealed = pv.AIS(num_temperatures=3, chains=4, num_leapfrog=1)
+    local = pv.Local(400)
+    found = pv.gaps(program_of(model), BATCH, annealed=annealed, samples=2000, local=local)
+    for estimate in found.estimators.values():
+        torch.testing.assert_close(estimate, EXACT, rtol=0, atol=0.15)
+    torch.testing.assert_close(found.local_elbo, EXACT, rtol=0, atol=0.01)
+
+
+@models
+def test_refined_draws(model):
+    """Moments of 8,000 draws or so, and R-hat of the steps that there are."""
+    torch.manual_seed(4)
+    found = pv.refine(program_of(model), BATCH, pv.HMC(steps=500, warmup=150, num_leapfrog=4))
+    assert bool(found.mixed.all()), found.rhat
+    draws = next(iter(found.samples.values()))
+    draws = draws.log() if model is positive else draws
+    mean, scale = draws.mean((0, 1)), draws.flatten(0, 1).std(0)
+    assert ((mean - MEAN).abs()[M] < 0.1).all()
+    assert (scale / SD - 1).abs()[M].max() < 0.1
+    assert (scale - 1).abs()[~M].max() < 0.15  # there they are draws of N(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "start"), [(inside, "prior"), (plated, "prior"), (positive, "guide")]
+)
+def test_annealing_from_either_end(model, start):
+    torch.manual_seed(5)
+    settings = pv.AIS(num_temperatures=30, chains=64, num_leapfrog=1, start=start)
+    forward = pv.ais(program_of(model), BATCH, settings)
+    noise = (1 / forward.ess - 1 / 64).clamp(min=1e-12).sqrt()  # below 0.25 nats: to first order
+    assert noise.max() < 0.25
+    assert ((forward.log_prob - EXACT).abs() < 5 * noise + 1e-6).all()
+    assert forward.log_prob[2].item() == pytest.approx(0.0, abs=1e-9)
+
+
+def test_the_traced_density_reads_the_mask_of_its_rows():
+    """Pieces of two rows: the graph of the first piece serves the second, whose mask differs."""
+    torch.manual_seed(6)
+    settings = pv.HMC(steps=300, warmup=100, num_leapfrog=4)
+    found = pv.refine(program_of(inside), BATCH, settings, batch_size=8, compile="trace")
+    mean = found.samples["z"].mean((0, 1))
+    assert ((mean - MEAN).abs()[M] < 0.15).all()
+    assert math.isfinite(found.rhat.max().item())

@@ -10,7 +10,6 @@ from tqdm import tqdm
 
 from pyro_vae.arguments import positive
 from pyro_vae.inference.sampling.importance_weights import (
-    MIN_TAIL,
     pareto_k_of_tail,
     psis_k,
     tail_length,
@@ -41,7 +40,8 @@ class LogLikelihood:
             at one draw of the globals, which tells nothing of their spread.
         psis_k: Pareto shape of the weights' tail per datum, ``(N,)``; above 0.7 an estimate is not
             to be trusted (Vehtari et al., 2015, arXiv:1507.02646). With globals the larger of that
-            of all weights and that of the means at each draw, where they are enough to show it.
+            of all S K weights and that of the means at each draw: infinite, which is to say
+            unknown, below S = 21.
         samples: All draws of the latents behind an estimate: K, or S K.
         by_global: Log mean of the weights at each draw of the globals, ``(S, N)``; None without.
     """
@@ -173,8 +173,8 @@ def _fold(piece: Pass, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     ess, shape = running.ess(), running.psis_k()
     if piece.sites.global_:
         ess = _sample_size_of_draws(by_global, total)
-        if tail_length(len(by_global)) >= MIN_TAIL:
-            shape = torch.maximum(shape, psis_k(by_global, 0))
+        # A tail of weights that share one draw of the globals says nothing of other draws.
+        shape = torch.maximum(shape, psis_k(by_global, 0))
     return running.log_mean(), ess, shape, by_global
 
 

@@ -48,15 +48,6 @@ def simplify(graph: GraphModule, inputs: Sequence[Tensor]) -> GraphModule:
     return GraphModule(graph, graph.graph)  # a new module: with those constants only that are used
 
 
-def loss_alone(graph: GraphModule) -> GraphModule:
-    """Return a graph of ``(loss, *grads)`` with the loss as its one result, and no more work."""
-    copy = Graph()
-    results: Any = copy.graph_copy(graph.graph, {})
-    copy.output(results[0])
-    copy.eliminate_dead_code()
-    return GraphModule(graph, copy)
-
-
 def refuse_moving_shapes(graph: GraphModule) -> None:
     """Refuse a graph with a result whose shape depends on values: traced, it would be fixed.
 

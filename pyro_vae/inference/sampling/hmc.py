@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from pyro.ops.dual_averaging import DualAveraging
 from torch import Tensor
 
 from pyro_vae.errors import ConfigError, ProgramError
@@ -196,70 +197,35 @@ def _select(accepted: Tensor, proposal: HMCState, state: HMCState) -> HMCState:
     )
 
 
-class DualAveraging(NamedTuple):
-    """The state of step-size adaptation; each of the shape of the step size, `iteration` a scalar.
+class StepSize(DualAveraging):
+    """Pyro's dual averaging of log step sizes, for tensors of them.
 
-    `step_size` is the one to try next, `average` the one to freeze when adaptation ends.
-    """
+    .. math:: log eps_{t+1} = mu - (sqrt(t) / gamma) mean_{i <= t}(target - alpha_i)
 
-    log_step: Tensor
-    log_average: Tensor
-    error: Tensor
-    anchor: Tensor
-    iteration: Tensor
-
-    @property
-    def step_size(self) -> Tensor:
-        return self.log_step.exp()
-
-    @property
-    def average(self) -> Tensor:
-        return self.log_average.exp()
-
-
-def dual_averaging_init(step_size: Tensor) -> DualAveraging:
-    """Start the adaptation of a step size.
+    with gamma = 0.05, averaged with weights t^{-0.75}.
 
     Arguments:
         step_size: first guess, > 0; shape `()` for one shared step, `(B,)` for one per datum,
             `(C, B)` for one per chain and datum
-    """
-    log_step = step_size.log()
-    zero = torch.zeros_like(log_step)
-    # The anchor is ten times the first guess: large steps are cheap to test, so try them first.
-    return DualAveraging(
-        log_step, log_step, zero, log_step + math.log(10.0), log_step.new_zeros(())
-    )
-
-
-def dual_averaging_update(
-    state: DualAveraging,
-    accept_prob: Tensor,
-    target: float = 0.8,
-    gamma: float = 0.05,
-    offset: float = 10.0,
-    decay: float = 0.75,
-) -> DualAveraging:
-    """Move the step size towards the target acceptance, averaged over the dims that share it.
-
-    .. math:: log eps_{t+1} = mu - (sqrt(t) / gamma) mean_{i <= t}(target - alpha_i)
-
-    Arguments:
-        state: the adaptation so far
-        accept_prob: alpha of the last transition, shape `(C, B)`
-        target: acceptance probability aimed at: 0.65 is cheapest, 0.8 safer
-        gamma: shrinkage towards the anchor mu
-        offset: t_0, damps the first iterations
-        decay: kappa, forgetting rate of the average
 
     References: The No-U-Turn Sampler (Hoffman and Gelman, 2014), arXiv 1111.4246.
     """
-    iteration = state.iteration + 1.0
-    alpha = accept_prob.sum_to_size(state.error.shape) * (state.error.numel() / accept_prob.numel())
-    error = state.error + (target - alpha - state.error) / (iteration + offset)
-    log_step = state.anchor - iteration.sqrt() / gamma * error
-    log_average = state.log_average + iteration**-decay * (log_step - state.log_average)
-    return DualAveraging(log_step, log_average, error, state.anchor, iteration)
+
+    def __init__(self, step_size: Tensor) -> None:
+        # The anchor is ten times the first guess: large steps are cheap to test, so try them first.
+        super().__init__(prox_center=step_size.log() + math.log(10.0))
+        self.next = self.average = step_size  # the one to try, and the one to keep at the end
+
+    def update(self, accept_prob: Tensor, target: float = 0.8) -> None:
+        """Move towards the target acceptance, averaged over the dims that share a step.
+
+        Arguments:
+            accept_prob: alpha of the last transition, shape `(C, B)`
+            target: acceptance probability aimed at: 0.65 is cheapest, 0.8 safer
+        """
+        sharing = accept_prob.numel() / self.next.numel()
+        self.step(target - accept_prob.sum_to_size(self.next.shape) / sharing)
+        self.next, self.average = (log_step.exp() for log_step in self.get_state())
 
 
 def adapt_step_size(
@@ -278,7 +244,7 @@ def adapt_step_size(
     Arguments:
         state: where the chains stand
         log_density: maps `(*, Z)` to `(*)`, in nats
-        step_size: first guess; its shape says who shares a step, see `dual_averaging_init`
+        step_size: first guess; its shape says who shares a step, see `StepSize`
         num_steps: number of leapfrog steps, >= 1
         num_iterations: number of transitions, >= 1
         target: acceptance probability aimed at
@@ -294,10 +260,10 @@ def adapt_step_size(
             f"got num_steps={num_steps}, num_iterations={num_iterations}; adaptation needs both "
             f">= 1: every trajectory of zero steps is accepted"
         )
-    adaptation = dual_averaging_init(step_size)
+    adaptation = StepSize(step_size)
     for _ in range(num_iterations):
         state, info = hmc_step(
-            state, log_density, adaptation.step_size, num_steps, inverse_mass, generator, jitter
+            state, log_density, adaptation.next, num_steps, inverse_mass, generator, jitter
         )
-        adaptation = dual_averaging_update(adaptation, info.accept_prob, target)
+        adaptation.update(info.accept_prob, target)
     return state, adaptation.average

@@ -379,28 +379,27 @@ def test_acceptance_reaches_its_target(target: float, shared: bool) -> None:
 
 def test_dual_averaging_follows_hoffman_and_gelman() -> None:
     """Their algorithm 5 in plain numbers, against three updates."""
-    state = hmc.dual_averaging_init(torch.tensor(0.3, dtype=torch.float64))
+    adaptation = hmc.StepSize(torch.tensor(0.3, dtype=torch.float64))
     mu, error, log_average = math.log(3.0), 0.0, 0.0
     for m, alpha in enumerate([0.2, 0.9, 1.0], start=1):
-        state = hmc.dual_averaging_update(state, torch.full((2, 3), alpha, dtype=torch.float64))
+        adaptation.update(torch.full((2, 3), alpha, dtype=torch.float64))
         error = (1.0 - 1.0 / (m + 10.0)) * error + (0.8 - alpha) / (m + 10.0)
         log_step = mu - math.sqrt(m) / 0.05 * error
         log_average = m**-0.75 * log_step + (1.0 - m**-0.75) * log_average
-        assert state.step_size.item() == pytest.approx(math.exp(log_step), rel=1e-12)
-        assert state.average.item() == pytest.approx(math.exp(log_average), rel=1e-12)
+        assert adaptation.next.item() == pytest.approx(math.exp(log_step), rel=1e-12)
+        assert adaptation.average.item() == pytest.approx(math.exp(log_average), rel=1e-12)
 
 
 def test_step_sizes_adapt_apart() -> None:
-    start = hmc.dual_averaging_init(torch.full((3,), 0.1))
     accept = torch.tensor([[0.1, 0.5, 1.0], [0.1, 0.7, 1.0]])
-    steps = hmc.dual_averaging_update(start, accept).step_size
-    single = [
-        hmc.dual_averaging_update(
-            hmc.dual_averaging_init(torch.tensor([0.1])), accept[:, i : i + 1]
-        )
-        for i in range(3)
-    ]
-    torch.testing.assert_close(steps, torch.cat([s.step_size for s in single]))
+    together = hmc.StepSize(torch.full((3,), 0.1))
+    together.update(accept)
+    steps, single = together.next, []
+    for i in range(3):
+        alone = hmc.StepSize(torch.tensor([0.1]))
+        alone.update(accept[:, i : i + 1])
+        single.append(alone.next)
+    torch.testing.assert_close(steps, torch.cat(single))
     assert steps[0] < steps[1] < steps[2]
 
 

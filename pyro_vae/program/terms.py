@@ -74,6 +74,7 @@ class Terms:
         factor_score: Those of them that Pyro's ELBO takes as a score, without handlers' weights.
         coupled: Discrete latents outside the plate that are summed out: the data share one sum,
             which is among the terms of the global sites.
+        drawn: Names of the guide's sites, in the order of drawing.
 
     Discrete latents that the guide leaves out are summed out of the densities of the sites that
     depend on them: ``log_p`` has a latent's density under its own name, and one term for all that
@@ -93,6 +94,7 @@ class Terms:
     factors: dict[str, Tensor] = field(default_factory=dict)
     factor_score: dict[str, Tensor] = field(default_factory=dict)
     coupled: tuple[str, ...] = ()
+    drawn: tuple[str, ...] = ()
 
     @property
     def log_weight(self) -> Tensor:
@@ -180,6 +182,8 @@ def _total(terms: Mapping[str, Tensor]) -> Any:
 def _per_unit(
     site: str, side: str, distribution: Any, value: Tensor, scale: Any, mask: Any
 ) -> Tensor:
+    if not distribution.event_shape:  # a scalar is its own unit
+        return scale_and_mask(distribution.log_prob(value), scale, mask)
     base = getattr(distribution, "base_dist", None)
     factorised = hasattr(distribution, "reinterpreted_batch_ndims")
     if base is None or not factorised or base.event_shape:
@@ -209,6 +213,7 @@ class Draw:
     factors: dict[str, Tensor] = field(default_factory=dict)
     factor_score: dict[str, Tensor] = field(default_factory=dict)
     coupled: tuple[str, ...] = ()
+    drawn: tuple[str, ...] = ()
 
 
 def stack(draws: list[Draw]) -> Terms:
@@ -228,6 +233,7 @@ def stack(draws: list[Draw]) -> Terms:
         factors=_stack(draws, "factors"),
         factor_score=_stack(draws, "factor_score"),
         coupled=first.coupled,
+        drawn=first.drawn,
     )
 
 
@@ -359,6 +365,7 @@ def _is_factor(name: str, site: Message) -> bool:
 def _read_guide_site(draw: Draw, name: str, site: Message, layout: Layout) -> None:
     if site["infer"].get("_deterministic"):
         return
+    draw.drawn += (name,)
     parts = call(name, site, site["fn"].score_parts)
     frame, factor = data_frame(site), _is_factor(name, site)
 

@@ -85,13 +85,13 @@ class AnalyticELBO(TermsObjective):
 
 def analytic_sites(terms: Terms) -> list[str]:
     """Return the local latents whose KL may be taken in closed form."""
-    guide_order = [name for name in terms.log_q if name in terms.latents]
+    shared = terms.global_log_p.keys() & terms.global_log_q.keys()
     found: list[str] = []
     for index, (name, draws) in enumerate(terms.latents.items()):
-        # The latents before this one in the model are its possible parents; all must be drawn
-        # before it in the guide too.
-        parents = set(list(terms.latents)[:index])
-        drawn = set(guide_order[: guide_order.index(name)])
+        # The globals, and the latents before this one in the model, are its possible parents; all
+        # must be drawn before it in the guide too.
+        parents = {*shared, *list(terms.latents)[:index]}
+        drawn = set(terms.drawn[: terms.drawn.index(name)])
         alone, pair = draws[0].kl_weight is not None, (draws[0].posterior, draws[0].prior)
         if parents <= drawn and alone and has_kl(*pair):
             found.append(name)

@@ -225,3 +225,29 @@ def test_a_run_does_not_go_on_with_another_objective(first, second, tmp_path):
     pv.fit(program, x, objective=first(x), epochs=1, **options)
     with pytest.raises(ConfigError, match="objective"):
         pv.fit(program, x, objective=second(x), epochs=2, **options)
+
+
+@pytest.mark.parametrize("floor", [0.3, 2.0])
+def test_free_bits_of_a_scalar_are_those_of_one_unit(floor):
+    x = torch.linspace(-1, 2, 6, dtype=torch.float64)
+
+    def program(events):
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0 * x, 1.0).to_event(events))
+                pyro.sample("x", dist.Normal(z, 1.0).to_event(events), obs=x)
+
+        def guide(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(0.9 * x, 0.5).to_event(events))
+
+        return pv.Program(model, guide)
+
+    losses = []
+    for events, data in ((0, x), (1, x[:, None])):
+        wrapped = program(events)
+        wrapped.read(data)
+        torch.manual_seed(1)
+        with wrapped.running():
+            losses.append(pv.FreeBits(floor).per_datum(wrapped.joint(data)))
+    torch.testing.assert_close(losses[0], losses[1])

@@ -17,7 +17,7 @@ from pyro_vae.evaluation.site_values import (
     observed,
     values_of,
 )
-from pyro_vae.program.batch import map_batch, num_rows
+from pyro_vae.program.batch import map_rows, num_rows
 from pyro_vae.program.handlers import sample_sites
 from pyro_vae.program.passes import Pass, Verb
 from pyro_vae.program.program import Program
@@ -128,15 +128,14 @@ def interpolate(program: Any, first: Any, second: Any, *, steps: int = 8) -> Val
     if positive("steps", steps) < 2:
         raise ConfigError(f"steps: got {steps}, expected at least 2")
     wrapped = Program.of(program)
-    rows = max(1, _ROWS_PER_PASS // steps)
-    passes = wrapped.passes(first, _INTERPOLATE, rows=rows)
-    ends = wrapped.passes(second, _INTERPOLATE, rows=rows).batch
+    passes = wrapped.passes(first, _INTERPOLATE, rows=max(1, _ROWS_PER_PASS // steps))
+    ends = wrapped.passes(second, _INTERPOLATE).batch
     if passes.total != num_rows(ends):
         raise DataError(f"got {passes.total} and {num_rows(ends)} rows, expected pairs")
     pieces = []
     with passes:
         for piece in passes:
-            there = map_batch(lambda leaf, rows=piece.rows: leaf[rows], ends)  # type: ignore[misc]
+            there = map_rows(lambda leaf, rows=piece.rows: leaf[rows], ends)  # type: ignore[misc]
             pieces.append(_line(piece, passes.on(there, piece.rows), steps))
     return join("interpolate", pieces)
 

@@ -14,7 +14,7 @@ from pyro_vae.evaluation.site_values import (
     observed,
     values_of,
 )
-from pyro_vae.program.batch import Batch, as_tensor, map_batch, num_rows
+from pyro_vae.program.batch import Batch, num_rows
 from pyro_vae.program.handlers import sample_sites
 from pyro_vae.program.passes import Verb
 from pyro_vae.program.program import Program
@@ -77,14 +77,14 @@ def generate_with_latents(
     joined = join(verb.name, latents)
     if isinstance(joined, Tensor):
         joined = {next(iter(latents[0])): joined}
-    return join_batches(batches), joined
+    return program.as_given(join_batches(batches)), joined
 
 
 def inputs(program: Program, n: int, given: Any) -> Batch:
     """Return n rows of the model's inputs; ``given`` introduces a program that has seen no data."""
     if given is None:
-        return program.inputs(n)
-    rows = num_rows(map_batch(as_tensor, given))
+        return program.as_given(program.inputs(n))
+    rows = num_rows(program.adapt(given))
     if rows != n:
         raise DataError(f"given: got {rows} rows, expected n = {n}")
     if not isinstance(given, Mapping):

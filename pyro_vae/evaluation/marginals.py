@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evaluation.moments import Moments, Said, relative
-from pyro_vae.program.batch import Batch, map_batch, named_leaves, num_rows
+from pyro_vae.program.batch import Batch, map_rows, named_leaves, num_rows
 from pyro_vae.program.bounds import passes
 from pyro_vae.program.handlers import sample_sites
 from pyro_vae.program.joint import Joint
@@ -53,7 +53,7 @@ class Judged:
             return self.batch  # such a program fixes its own batch
         leaf = next(iter(named_leaves(self.batch)))[1]
         order = torch.randperm(num_rows(self.batch), device=leaf.device)[:rows]
-        return map_batch(lambda each: each[order], self.batch)
+        return map_rows(lambda each: each[order], self.batch)
 
 
 def below_others(terms: Terms) -> list[str]:

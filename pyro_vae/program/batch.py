@@ -1,7 +1,12 @@
-"""A batch: a tensor, or a tuple or dict of tensors, one row per datum."""
+"""A batch: what a program's functions are called with, its tensors cut into one row per datum.
+
+A tensor is one argument, a tuple positional arguments, a dict keywords. Arguments that are no rows
+(None, numbers, flags, namespaces, tensors of another length) travel along as they are.
+"""
 
 import functools
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -9,38 +14,90 @@ import numpy as np
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from pyro_vae.errors import DataError, ProgramError
+from pyro_vae.errors import DataError
 
-Batch = Any  # Tensor | tuple[Tensor, ...] | dict[str, Tensor]; recursive types help nobody here
+Batch = Any  # Tensor | tuple[Any, ...] | dict[str, Any]; recursive types help nobody here
 
 
-def named_leaves(batch: Batch) -> Iterator[tuple[str, Tensor]]:
-    """Yield ``(name, tensor)`` for each tensor of a batch; a lone tensor is called ``"batch"``."""
+def named_arguments_of(batch: Batch) -> Iterator[tuple[str, Any]]:
+    """Yield ``(name, argument)`` for each argument; a lone one is called ``"batch"``."""
     if isinstance(batch, Mapping):
         yield from batch.items()
-    elif isinstance(batch, tuple | list):
+    elif isinstance(batch, tuple | list) and not isinstance(batch, PackedSequence):
         yield from ((f"batch[{i}]", leaf) for i, leaf in enumerate(batch))
     else:
         yield "batch", batch
 
 
-def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
-    """Apply a function to each tensor of a batch and keep the structure."""
+def named_leaves(batch: Batch) -> Iterator[tuple[str, Tensor]]:
+    """Yield ``(name, tensor)`` for each tensor of a batch; a lone tensor is called ``"batch"``."""
+    return ((name, leaf) for name, leaf in named_arguments_of(batch) if isinstance(leaf, Tensor))
+
+
+def constants(batch: Batch) -> tuple[tuple[str, Any], ...]:
+    """Return the arguments of a batch that are no tensors, by name."""
+    return tuple((n, leaf) for n, leaf in named_arguments_of(batch) if not isinstance(leaf, Tensor))
+
+
+def map_arguments(function: Callable[[Any], Any], batch: Batch) -> Batch:
+    """Apply a function to each argument of a batch and keep the structure."""
     if isinstance(batch, Mapping):
         return {name: function(leaf) for name, leaf in batch.items()}
-    if isinstance(batch, tuple | list):
+    if isinstance(batch, tuple | list) and not isinstance(batch, PackedSequence):
         return tuple(function(leaf) for leaf in batch)
     return function(batch)
 
 
-def arguments(batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
+    """Apply a function to each tensor of a batch; other arguments stay as they are."""
+    return map_arguments(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, batch)
+
+
+def map_rows(function: Callable[[Tensor], Tensor], batch: Batch, rows: int | None = None) -> Batch:
+    """Apply a function that picks or repeats rows to what has the batch's rows.
+
+    A packed sequence is one padded row per datum to the function, and is packed again.
+    """
+    rows = num_rows(batch) if rows is None else rows
+
+    def of(leaf: Any) -> Any:
+        if isinstance(leaf, PackedSequence) and len(leaf.batch_sizes) and rows_of(leaf) == rows:
+            padded, lengths = pad_packed_sequence(leaf, batch_first=True)
+            kept = function(lengths)
+            falling = bool((kept[1:] <= kept[:-1]).all())  # as it was packed, where that is so
+            return pack_padded_sequence(
+                function(padded), kept, batch_first=True, enforce_sorted=falling
+            )
+        return function(leaf) if rows_of(leaf) == rows else leaf
+
+    return map_arguments(of, batch)
+
+
+def rows_of(leaf: Any) -> int | None:
+    """Return how many rows an argument has; None for what has none."""
+    if isinstance(leaf, PackedSequence):
+        return int(leaf.batch_sizes[0])
+    return leaf.shape[0] if isinstance(leaf, Tensor) and leaf.dim() > 0 else None
+
+
+def arguments(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the ``(args, kwargs)`` with which a model and a guide take this batch."""
     if isinstance(batch, Mapping):
         return (), dict(batch)
-    if isinstance(batch, tuple | list):
+    if isinstance(batch, tuple | list) and not isinstance(batch, PackedSequence):
         return tuple(batch), {}
     return (batch,), {}
+
+
+def as_batch(batch: Batch, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Batch:
+    """Return arguments in the structure of a batch: what ``arguments`` undoes."""
+    if isinstance(batch, Mapping):
+        return dict(kwargs)
+    if isinstance(batch, tuple | list) and not isinstance(batch, PackedSequence):
+        return args
+    return args[0]
 
 
 def named_arguments(
@@ -52,10 +109,14 @@ def named_arguments(
         DataError: The function does not take these arguments.
     """
     try:
-        signature = inspect.signature(_under_handlers(function))
-        return dict(signature.bind_partial(*args, **kwargs).arguments)
+        bound = inspect.signature(_under_handlers(function)).bind_partial(*args, **kwargs)
     except (TypeError, ValueError) as error:
         raise DataError(f"the model does not take this batch: {error}") from error
+    found = dict(bound.arguments)
+    for parameter in bound.signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            found.update(found.pop(parameter.name, {}))
+    return found
 
 
 def _under_handlers(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,56 +128,88 @@ def _under_handlers(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def replace_arguments(
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    values: Mapping[str, Tensor],
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return arguments with those replaced that go by the name of an observed site.
-
-    Raises:
-        ProgramError: A site is no argument of the function.
-    """
-    names = list(named_arguments(function, args, kwargs))
-    for site in values:
-        if site not in names:
-            raise ProgramError(
-                f"observed site {site!r} is no argument of the model {sorted(names)}; give the "
-                "site and the argument one name"
-            )
-    positional = tuple(values.get(n, a) for n, a in zip(names, args, strict=False))
-    return positional, {name: values.get(name, value) for name, value in kwargs.items()}
-
-
 def num_rows(batch: Batch) -> int:
-    """Return the number of data in a batch.
+    """Return the number of data in a batch: the length that most of its tensors share.
 
     Raises:
-        DataError: The batch is empty, is no tensor, or its tensors disagree on the number of rows.
+        DataError: The batch is empty, holds no tensor, or its tensors disagree on the number of
+            rows and none is the odd one out.
     """
-    rows: dict[str, int] = {}
-    for name, leaf in named_leaves(batch):
-        if not isinstance(leaf, Tensor):
-            raise DataError(
-                f"{name}: got {type(leaf).__name__}, expected a tensor with one row per datum; "
-                "convert it with torch.as_tensor"
-            )
-        if leaf.dim() == 0:
-            raise DataError(f"{name}: got a scalar, expected a tensor with one row per datum")
-        rows[name] = leaf.shape[0]
-    if len(set(rows.values())) != 1:
-        raise DataError(f"tensors of one batch need equal numbers of rows, got {rows or 'none'}")
-    (count,) = set(rows.values())
+    found = {name: rows_of(leaf) for name, leaf in named_arguments_of(batch)}
+    rows = {name: count for name, count in found.items() if count is not None}
+    if not rows:
+        kinds = {name: type(leaf).__name__ for name, leaf in named_arguments_of(batch)}
+        scalar = any(isinstance(leaf, Tensor) for _, leaf in named_arguments_of(batch))
+        got = "a scalar" if scalar and len(kinds) == 1 else f"no data ({kinds})"
+        raise DataError(
+            f"batch: got {got}, expected a tensor with one row per datum; convert it with "
+            "torch.as_tensor"
+        )
+    (count, most), *others = Counter(rows.values()).most_common()
+    if others and others[0][1] == most:
+        raise DataError(
+            f"tensors of one batch need equal numbers of rows, got {rows}; what is no data of "
+            "the rows belongs into the functions (functools.partial), not into the batch"
+        )
     if count == 0:
         raise DataError("got no data (0 rows), expected at least one row")
     return count
 
 
-def signature(batch: Batch) -> tuple[tuple[str, torch.Size, torch.dtype, str], ...]:
-    """Return what must stay equal for a traced program to be used again: shapes and dtypes."""
+def datum_first(batch: Batch, dim: int) -> Batch:
+    """Return a batch whose rows stand in the first dimension (a copy, where they did not)."""
+    if dim == 0:
+        return batch
+
+    def moved(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.dim() <= dim:
+            return leaf
+        return leaf.movedim(dim, 0).contiguous()
+
+    rows = num_rows(map_arguments(moved, batch))
+
+    def of(leaf: Any) -> Any:
+        return moved(leaf) if rows_of(moved(leaf)) == rows else leaf
+
+    return map_arguments(of, batch)
+
+
+def datum_moved(function: Callable[..., Any], dim: int) -> Callable[..., Any]:
+    """Return a function that takes batches with the datum first, for one that does not."""
+    if dim == 0:
+        return function
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        rows = num_rows((*args, *kwargs.values()))
+        return function(*datum_at(dim, args, rows), **datum_at(dim, kwargs, rows))
+
+    return call
+
+
+def datum_at(dim: int, batch: Batch, rows: int | None = None) -> Batch:
+    """Return a batch whose rows stand in a dimension of choice: what ``datum_first`` undoes."""
+    if dim == 0:
+        return batch
+    count = num_rows(batch) if rows is None else rows
+
+    def back(leaf: Any) -> Any:
+        row = isinstance(leaf, Tensor) and leaf.dim() > dim and rows_of(leaf) == count
+        return leaf.movedim(0, dim) if row else leaf
+
+    return map_arguments(back, batch)
+
+
+def signature(batch: Batch) -> tuple[Any, ...]:
+    """Return what must stay equal for a program that was read to be read no more.
+
+    Shapes and dtypes of tensors; of other arguments what they are (a flag's value, not a number's).
+    """
     return tuple(
-        (name, leaf.shape, leaf.dtype, leaf.device.type) for name, leaf in named_leaves(batch)
+        (name, leaf.shape, leaf.dtype, leaf.device.type)
+        if isinstance(leaf, Tensor)
+        else (name, type(leaf), leaf if isinstance(leaf, bool | str | None) else None)
+        for name, leaf in named_arguments_of(batch)
     )
 
 
@@ -124,18 +217,24 @@ def chunks(batch: Batch, size: int) -> Iterator[Batch]:
     """Cut a batch into pieces of at most ``size`` rows (views, no copies)."""
     rows = num_rows(batch)
     for start in range(0, rows, size):
-        yield map_batch(lambda leaf, start=start: leaf[start : start + size], batch)  # type: ignore[misc]
+        yield map_rows(lambda leaf, start=start: leaf[start : start + size], batch)  # type: ignore[misc]
 
 
-def repeat_rows(batch: Batch, times: int) -> Batch:
-    """Stack ``times`` copies of a batch: rows ``(times * B)``, copy-major (a copy of the data)."""
-    return map_batch(lambda leaf: leaf.repeat(times, *(1,) * (leaf.dim() - 1)), batch)
+def repeat_rows(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], times: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Stack ``times`` copies of arguments: ``(times * B)`` rows, copy-major (copies the data)."""
+    rows = num_rows((*args, *kwargs.values()))
+
+    def repeated(leaf: Tensor) -> Tensor:
+        return leaf.repeat(times, *(1,) * (leaf.dim() - 1))
+
+    return map_rows(repeated, args, rows), map_rows(repeated, kwargs, rows)
 
 
 def cuda_devices(batch: Batch) -> list[torch.device]:
     """Return the CUDA devices of a batch, whose random states a fork must save."""
-    leaves = [leaf for _, leaf in named_leaves(batch) if isinstance(leaf, Tensor)]
-    return list({leaf.device for leaf in leaves if leaf.is_cuda})
+    return list({leaf.device for _, leaf in named_leaves(batch) if leaf.is_cuda})
 
 
 def check_finite(batch: Batch) -> None:
@@ -156,20 +255,57 @@ def check_finite(batch: Batch) -> None:
             )
 
 
-def as_tensor(leaf: Any) -> Tensor:
-    """Return a tensor for a tensor or a numeric array (shared memory where possible).
+def as_argument(leaf: Any) -> Any:
+    """Return an argument as a program takes it: arrays as tensors, everything else as it is.
 
     Raises:
-        DataError: Objects, strings, ragged lists.
+        DataError: An array that is no dense numeric one.
     """
+    array = isinstance(leaf, Tensor | list | tuple) or hasattr(leaf, "__array__")
+    if isinstance(leaf, PackedSequence) or not (array or hasattr(leaf, "toarray")):
+        return leaf
+    return as_tensor(leaf)
+
+
+def as_tensor(leaf: Any) -> Tensor:
+    """Return a dense tensor for a tensor or a numeric array (shared memory where possible).
+
+    Raises:
+        DataError: Objects, strings, ragged lists, sparse or masked arrays, complex numbers.
+    """
+    if hasattr(leaf, "toarray"):  # scipy's sparse matrices
+        raise DataError(f"got {type(leaf).__name__}, expected dense rows; pass x.toarray()")
+    if isinstance(leaf, np.ma.MaskedArray):
+        if np.ma.is_masked(leaf):
+            raise DataError(
+                "got a masked array with masked values, expected numbers; pass x.filled(...), and "
+                "the mask as an argument of the program"
+            )
+        leaf = leaf.data
     if isinstance(leaf, Tensor):
-        return leaf.detach()
-    try:
-        array = np.asarray(leaf)
-        if not array.flags.writeable:
-            array = array.copy()  # torch warns of read-only memory, and must not write to it
-        return torch.as_tensor(array)
-    except (TypeError, ValueError, RuntimeError) as error:
+        tensor = leaf.detach()
+    else:
+        try:
+            tensor = torch.as_tensor(_numeric(leaf))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DataError(
+                f"got {type(leaf).__name__}, expected a tensor or a numeric array: {error}"
+            ) from error
+    if tensor.is_nested or tensor.layout != torch.strided:
         raise DataError(
-            f"got {type(leaf).__name__}, expected a tensor or a numeric array: {error}"
-        ) from error
+            f"got a tensor of layout {tensor.layout}{', nested' if tensor.is_nested else ''}, "
+            "expected dense rows; pass x.to_dense() (x.to_padded_tensor(0.0) and the lengths)"
+        )
+    if tensor.is_complex():
+        raise DataError(
+            "got complex numbers, expected real ones; pass real and imaginary part as columns"
+        )
+    return tensor
+
+
+def _numeric(leaf: Any) -> Any:
+    array = np.asarray(leaf)
+    if array.dtype in (np.uint16, np.uint32, np.uint64):  # torch stores them and computes nothing
+        array = array.astype(np.int64)
+    # torch warns of read-only memory, and must not write to it
+    return array if array.flags.writeable else array.copy()

@@ -3,6 +3,7 @@
 import warnings
 from typing import Any
 
+import torch
 from pyro.distributions import Delta
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
@@ -11,7 +12,8 @@ from torch.distributions import constraints
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.program.batch import Batch, named_leaves
 from pyro_vae.program.enumeration import can_be_summed
-from pyro_vae.program.handlers import PLATE, data_frame, is_data, sample_sites
+from pyro_vae.program.handlers import PLATE, Message, data_frame, is_data, sample_sites
+from pyro_vae.program.plates import data_dim
 
 
 def check_pair(model: Trace, guide: Trace) -> None:
@@ -54,27 +56,6 @@ def check_pair(model: Trace, guide: Trace) -> None:
             )
 
 
-def check_plate(model: Trace, batch: Batch, rows: int) -> None:
-    """Require one plate ``"data"``, as long as the batch.
-
-    Raises:
-        ProgramError: There is no such plate.
-        DataError: It has another number of rows than the batch.
-    """
-    frames = [data_frame(site) for _, site in sample_sites(model)]
-    found = next((frame for frame in frames if frame is not None), None)
-    if found is None:
-        raise ProgramError(
-            f"no sample site stands in a plate called {PLATE!r}; write "
-            f"`with pyro.plate({PLATE!r}, len(x)):` around the sites of one datum"
-        )
-    if found.full_size == found.size and found.size != rows:
-        raise DataError(
-            f"plate {PLATE!r} has {found.size} rows, the batch {rows}: {shapes(batch)}; the first "
-            "dimension of each tensor is the datum"
-        )
-
-
 def check_example(batch: Batch, example: Batch) -> None:
     """Compare a batch with a program's own example, before a matrix product complains.
 
@@ -97,7 +78,7 @@ def check_example(batch: Batch, example: Batch) -> None:
         )
 
 
-def check_values(model: Trace, warned: set[str]) -> None:
+def check_values(model: Trace, warned: set[str], first_row: int = 0) -> None:
     """Require that each observed value has its distribution's shape and lies in its support.
 
     A distribution with ``validate_args=False`` is taken at its author's word, with one warning:
@@ -116,7 +97,7 @@ def check_values(model: Trace, warned: set[str]) -> None:
                 f"{tuple(fn.batch_shape)} data of shape {tuple(fn.event_shape)}; a single datum is "
                 "passed as x[None]"
             )
-        support = fixed_support(fn)
+        support = support_of(fn)
         if support is None or site["mask"] is not None or value.device.type == "meta":
             continue
         if is_unvalidated(fn):
@@ -124,7 +105,14 @@ def check_values(model: Trace, warned: set[str]) -> None:
                 warned.add(name)
                 _warn_of_unvalidated(name, fn)
         else:
-            check_support(name, support, distribution_name(fn), value)
+            kind, dim = distribution_name(fn), data_dim(site)
+            check_support(name, support, kind, value, first_row, dim)
+
+
+def is_unchecked(site: Message) -> bool:
+    """Return whether an observed value may lie anywhere: masked, or taken at its author's word."""
+    masked = site["mask"] is not None or support_of(site["fn"]) is None
+    return masked or is_unvalidated(site["fn"])
 
 
 def is_unvalidated(fn: Any) -> bool:
@@ -145,24 +133,53 @@ def _warn_of_unvalidated(site: str, fn: Any) -> None:
     )
 
 
-def fixed_support(fn: Any) -> Any:
-    """Return the support where it does not depend on parameters or on a mask, else None."""
+def _innermost(fn: Any) -> Any:
+    """Return what a distribution is behind ``to_event``, ``expand`` and ``mask``."""
+    while hasattr(fn, "base_dist") and not hasattr(fn, "transforms"):
+        fn = fn.base_dist
+    return fn
+
+
+def support_of(fn: Any) -> Any:
+    """Return the support of a distribution; None where it is masked, or nobody wrote it down."""
     base = fn
     while hasattr(base, "base_dist"):
         if type(base).__name__ == "MaskedDistribution":
             return None
         base = base.base_dist
-    # A class attribute is one constraint for all parameters; a property depends on them.
+    try:
+        return fn.support
+    except NotImplementedError:
+        return None
+
+
+def fixed_support(fn: Any) -> Any:
+    """Return the support where it does not depend on parameters or on a mask, else None."""
+    base = _innermost(fn)
+    if support_of(fn) is None:
+        return None
+    # A class attribute is one constraint for all parameters; a property depends on them. That of a
+    # transform is the range of the transform.
+    fixed = vars(torch.distributions.TransformedDistribution)["support"]
     support = getattr(type(base), "support", None)
+    if support is fixed:
+        support = base.support
     if isinstance(support, constraints.Constraint) and not constraints.is_dependent(support):
         return constraints.independent(support, len(fn.event_shape) - len(base.event_shape))
     return None
 
 
 def check_support(
-    site: str, support: Any, distribution: str, value: Tensor, first_row: int = 0
+    site: str, support: Any, distribution: str, value: Tensor, first_row: int = 0, dim: int = -1
 ) -> None:
     """Require that every row of a value lies in a support (one device sync).
+
+    Arguments:
+        site, distribution: For the message.
+        support: A constraint.
+        value: ``batch | event``.
+        first_row: The number of its first row.
+        dim: The dimension of the rows in its batch shape, counted from the right.
 
     Raises:
         DataError: Names the site, the row, the value, and the fix.
@@ -170,12 +187,17 @@ def check_support(
     inside = support.check(value)
     if bool(inside.all()):
         return
-    row = int((~inside.reshape(len(value), -1).all(-1)).nonzero()[0])
+    rows = inside.movedim(dim, 0)
+    row = int((~rows.reshape(len(rows), -1).all(-1)).nonzero()[0])
     base = support
     while hasattr(base, "base_constraint"):
         base = base.base_constraint
-    outside = value[row].flatten()[~base.check(value[row]).flatten()]
-    worst = outside[0].item() if len(outside) else value[row].flatten()[0].item()
+    axis = value.dim() - support.event_dim + dim
+    element = base.check(value)
+    picked = value.movedim(axis, 0)[row].flatten()
+    if element.shape == value.shape:
+        picked = picked[~element.movedim(axis, 0)[row].flatten()]
+    worst = picked[0].item()
     raise DataError(
         f"site {site!r}: value {worst:g} in row {first_row + row} is outside the support "
         f"({base}) of {distribution}; {_remedy(distribution, worst)}"

@@ -30,14 +30,18 @@ def sample_sites(trace: Trace) -> list[tuple[str, Message]]:
     return [(name, site) for name, site in trace.nodes.items() if site["type"] == "sample"]
 
 
-def is_data(site: Message) -> bool:
-    """Return whether a site of the model observes data: in the plate, neither factor nor value."""
+def observes(site: Message) -> bool:
+    """Return whether a site has an observed value: neither a factor nor a deterministic one."""
     return bool(
         site["is_observed"]
-        and data_frame(site) is not None
         and not site["infer"].get("_deterministic")
         and type(site["fn"]).__name__ != "Unit"
     )
+
+
+def is_data(site: Message) -> bool:
+    """Return whether a site of the model observes data: in the plate, neither factor nor value."""
+    return observes(site) and data_frame(site) is not None
 
 
 class DatasetSize(Messenger):

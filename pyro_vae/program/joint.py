@@ -13,7 +13,7 @@ from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.batch import cuda_devices, repeat_rows, replace_arguments
+from pyro_vae.program.batch import cuda_devices, repeat_rows
 from pyro_vae.program.enumeration import SumOut, groups_of
 from pyro_vae.program.handlers import Particles, Unweighted, data_frame, is_data, sample_sites
 from pyro_vae.program.plates import by_plates, data_dim
@@ -43,6 +43,7 @@ class Joint:
             handler that gives them their supports.
         size: The data that a summed log density of the pair covers (B, or N under a scale).
         subsampled: Whether the program subsamples its plate itself.
+        replace: Puts values of observed sites into arguments, ``Sites.replace``.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Joint:
         sums_out: bool = True,
         size: int | None = None,
         subsampled: bool = False,
+        replace: Callable[..., Any] | None = None,
     ) -> None:
         self.model = model
         self.guide = guide
@@ -69,6 +71,7 @@ class Joint:
         self._sums_out = sums_out
         self._size = size
         self._subsampled = subsampled
+        self._replace = replace
 
     @property
     def size(self) -> int:
@@ -308,7 +311,9 @@ class Joint:
             for name, site in sample_sites(model)
             if site["infer"].get("was_observed") and is_data({**site, "is_observed": True})
         }
-        args, kwargs = replace_arguments(self.model, self.args, self.kwargs, values)
+        if self._replace is None:
+            raise ProgramError("this pair of functions was not told what its sites observe")
+        args, kwargs = self._replace(self.args, self.kwargs, values)
         guide = poutine.trace(poutine.replay(self.guide, trace=model)).get_trace(*args, **kwargs)
         guide = prune_subsample_sites(guide)
         drawn = stack([read(model, guide, Layout(nesting(model, guide)))])
@@ -345,9 +350,7 @@ class Joint:
                 "batch dimension; write it for one, or give it a plate of len(x)"
             )
         if self.tiled:
-            return function(
-                repeat_rows(self.args, num_particles), repeat_rows(self.kwargs, num_particles)
-            )
+            return function(*repeat_rows(self.args, self.kwargs, num_particles))
         with Particles(num_particles, -1 - self.num_plates):
             return function(self.args, self.kwargs)
 

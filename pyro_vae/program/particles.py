@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.batch import Batch, arguments, map_batch, num_rows
+from pyro_vae.program.batch import Batch, arguments, map_rows, num_rows
 from pyro_vae.program.enumeration import groups_of
 from pyro_vae.program.handlers import sample_sites
 from pyro_vae.program.joint import Joint
@@ -26,7 +26,7 @@ def takes_particles(
     Call where the program runs on its own parameters, in eval mode, and unvalidated.
     """
     if sites.size is None and num_rows(batch) > _FEW:
-        few = map_batch(lambda leaf: leaf[:_FEW], batch)
+        few = map_rows(lambda leaf: leaf[:_FEW], batch)
         if _runs(model, guide, few, sites):
             return _agree(model, guide, few, sites)
         # Weights that the program holds for each row of its data take no part of them.
@@ -82,8 +82,11 @@ def _agree(model: Callable[..., Any], guide: Callable[..., Any], few: Batch, sit
             return True  # each pass draws other rows: there is nothing to compare
         drawn = {name: site["value"] for name, site in sample_sites(two)}
         for k in range(2):
-            values = {name: drawn[name] for name in sites.global_} | {
-                name: drawn[name][k].reshape(one[name]["value"].shape) for name in sites.local
+            # Sites may come and go with the values of a batch: those of these rows.
+            values = {name: drawn[name] for name in sites.global_ if name in drawn} | {
+                name: drawn[name][k].reshape(one[name]["value"].shape)
+                for name in sites.local
+                if name in drawn
             }
             alone = joint.fixing(values).model_log_p({}, 1)
             for name, log_p in alone.items():

@@ -1,8 +1,135 @@
-"""Where the plates of a site stand in its tensors, and one layout for all of them."""
+"""Which plate holds the data, where plates stand in tensors, and one layout for all of them."""
 
+from dataclasses import dataclass
+from typing import Any
+
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vae.program.handlers import PLATE, Message, data_frame
+from pyro_vae.errors import DataError, ProgramError
+from pyro_vae.program.handlers import PLATE, Message, data_frame, observes, sample_sites
+
+
+@dataclass(frozen=True)
+class DataPlate:
+    """The plate whose rows are the batch's rows.
+
+    Arguments:
+        name: As the program calls it.
+        dim: Its batch dimension, counted from the right.
+        sized: Whether the program gives it a size.
+    """
+
+    name: str
+    dim: int
+    sized: bool = True
+
+    @property
+    def canonical(self) -> bool:
+        """Whether its frames are as everything behind the reader expects them."""
+        return self.name == PLATE and self.sized
+
+    def frames(self, stack: tuple[Any, ...], rows: int) -> tuple[Any, ...]:
+        """Return the frames of a site with the data plate under its canonical name and size."""
+        return tuple(self._frame(frame, rows) for frame in stack)
+
+    def _frame(self, frame: Any, rows: int) -> Any:
+        if frame.name == self.name:
+            if frame.size == -1:
+                frame = frame._replace(size=rows, full_size=rows)
+            return frame._replace(name=PLATE)
+        return frame._replace(name=f"{PLATE}_") if frame.name == PLATE else frame
+
+
+class Canonical(Messenger):
+    """Show a program's data plate to what stands around it under one name and with its size.
+
+    Arguments:
+        plate: The program's own.
+        rows: B, for a plate without a size.
+    """
+
+    def __init__(self, plate: DataPlate, rows: int) -> None:
+        super().__init__()
+        self.plate = plate
+        self.rows = rows
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if site_is_subsample(msg):
+            return
+        msg["cond_indep_stack"] = self.plate.frames(msg["cond_indep_stack"], self._rows_of(msg))
+
+    def _rows_of(self, msg: Message) -> int:
+        """Return the rows of a plate without a size: K particles may be tiled into them."""
+        if self.plate.sized:
+            return self.rows
+        shape, dim = msg["fn"].batch_shape, self.plate.dim
+        return shape[dim] if len(shape) >= -dim and shape[dim] > 1 else self.rows
+
+
+def find_plate(model: Trace, rows: int, wanted: str | None) -> DataPlate:
+    """Return the plate that holds the data, read from a model's trace.
+
+    It encloses an observed site, and its rows are those of the batch: the one that is asked for,
+    else one called ``"data"``, else the only candidate, whatever its name and dimension.
+
+    Arguments:
+        model: As the program's own functions left it.
+        rows: B.
+        wanted: Its name, where the user or an earlier batch tells it.
+
+    Raises:
+        ProgramError: There is none, or there are two.
+        DataError: It has another number of rows than the batch.
+    """
+    frames = {
+        frame.name: frame
+        for _, site in sample_sites(model)
+        if observes(site)
+        for frame in site["cond_indep_stack"]
+        if frame.dim is not None
+    }
+    name = wanted if wanted in frames else None
+    if name is None and PLATE in frames:
+        name = PLATE
+    if name is None:
+        fitting = [n for n, f in frames.items() if f.size == -1 or rows in (f.size, f.full_size)]
+        name = _only(fitting, sorted(frames), rows, wanted)
+    frame = frames[name]
+    if frame.size not in (-1, rows) and frame.full_size == frame.size:
+        raise DataError(
+            f"plate {name!r} has {frame.size} rows, the batch {rows}; the first dimension of each "
+            "tensor is the datum"
+        )
+    return DataPlate(name, frame.dim, sized=frame.size != -1)
+
+
+def _only(fitting: list[str], plates: list[str], rows: int, wanted: str | None) -> str:
+    if wanted is not None and not fitting:
+        raise ProgramError(
+            f"plate: got {wanted!r}, expected a plate around an observed site, one of {plates}"
+        )
+    if len(fitting) > 1:
+        raise ProgramError(
+            f"plates {sorted(fitting)} have {rows} rows each, as the batch has, and enclose an "
+            f"observed site; say which holds the data: Program(..., plate={sorted(fitting)[0]!r})"
+        )
+    if not fitting:
+        raise ProgramError(
+            f"no plate of {rows} rows encloses an observed site (plates: {plates or 'none'}); "
+            f"write `with pyro.plate({PLATE!r}, len(x)):` around the sites of one datum"
+        )
+    return fitting[0]
+
+
+def shown_canonically(trace: Trace, plate: DataPlate, rows: int) -> Trace:
+    """Rename the data plate in a trace that was taken of the program's own functions."""
+    if not plate.canonical:
+        for _, site in sample_sites(trace):
+            site["cond_indep_stack"] = plate.frames(site["cond_indep_stack"], rows)
+    return trace
 
 
 def inner_plates(site: Message) -> tuple[int, ...]:

@@ -16,15 +16,21 @@ from pyro_vae.program import checks
 from pyro_vae.program.batch import (
     Batch,
     arguments,
+    as_argument,
+    as_batch,
     as_tensor,
     check_finite,
     chunks,
     cuda_devices,
+    datum_at,
+    datum_first,
+    datum_moved,
+    map_arguments,
     map_batch,
+    map_rows,
     named_arguments,
     named_leaves,
     num_rows,
-    replace_arguments,
     signature,
 )
 from pyro_vae.program.discovery import Discovery
@@ -34,15 +40,18 @@ from pyro_vae.program.handlers import (
     ScaleLatents,
     data_frame,
     denormals_flushed,
+    is_data,
     sample_sites,
     validation,
 )
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.modules import evaluating, leaves_behind
 from pyro_vae.program.object_graph import PROGRAM
+from pyro_vae.program.observed import Binding, Copies, bindings_of
 from pyro_vae.program.parameters import Parameters, read_store, with_expected
 from pyro_vae.program.particles import require_sums, takes_particles
 from pyro_vae.program.passes import Passes, Verb, bytes_per_row
+from pyro_vae.program.plates import Canonical, DataPlate, find_plate, shown_canonically
 from pyro_vae.program.sites import Sites, read_sites
 from pyro_vae.program.terms import Terms
 
@@ -63,10 +72,19 @@ class Program(nn.Module):
 
     Arguments:
         model, guide: Pyro functions of the batch (a tensor is one argument, a tuple positional
-            arguments, a dict keywords), with one plate ``"data"`` in the rightmost batch dimension.
+            arguments, a dict keywords). A plate holds the data: its rows are those of the batch,
+            and it encloses an observed site, whatever its name, its size and its dimension.
         modules: Modules that the functions use, under names of your choice.
         params: ``pyro.get_param_store()`` of a program that stock SVI has trained: its values and
             constraints are copied.
+        plate: Name of the plate that holds the data, where two could.
+        observed: Arguments by the observed site whose value the model computes from them. Not
+            needed where a site observes an argument, or a view or cast of one.
+        dim: The dimension of the batch's tensors that counts the data (1: time comes first).
+            Behind the program, and in what verbs return, the datum comes first.
+
+    Raises:
+        ProgramError: A function is none, or ``dim`` is no dimension.
 
     >>> import torch, pyro, pyro.distributions as dist
     >>> def model(x):
@@ -91,26 +109,36 @@ class Program(nn.Module):
         *,
         modules: Mapping[str, nn.Module] | None = None,
         params: Any = None,
+        plate: str | None = None,
+        observed: Mapping[str, str] | None = None,
+        dim: int = 0,
     ) -> None:
         super().__init__()
+        if not isinstance(dim, int) or dim < 0:
+            raise ProgramError(f"dim: got {dim!r}, expected a dimension counted from the left")
         for side, function in zip(SIDES, (model, guide), strict=True):
             if not callable(function):
                 raise ProgramError(f"{side}: got {function!r}, expected a Pyro function")
-        self._functions = (model, guide)  # a tuple: nn.Module must not register them twice
+        self._dim = dim
+        # A tuple: nn.Module must not register them twice.
+        self._functions = (datum_moved(model, dim), datum_moved(guide, dim))
+        self._plate = plate
+        self._wanted = plate  # also one that an earlier batch has told
+        self._observed = dict(observed or {})
         store = None if params is None else read_store(params)
         self.own = Parameters((model, guide), modules, store)
         self.parts, self.values = self.own.parts, self.own.values
         self.register_state_dict_post_hook(with_expected)
         self._source: Any = None
         self._origin: tuple[Any, Any] = (None, None)
-        self._sites: Sites | None = None
-        self._seen: set[Any] = set()
+        self._sites: Sites | None = None  # of the batch that was read last
+        self._layouts: dict[Any, Sites] = {}  # by what must stay equal of a batch
         self._warned: set[str] = set()  # sites with a warning of unvalidated values
         self._first_rows: Batch | None = None
         self._remembered: Batch | None = None
         self._remembered_of = 0
         self.rows_read = 1
-        self._tiled: bool | None = None
+        self._tiled: dict[Any, bool] = {}
         self._place = torch.device("cpu")
 
     @staticmethod
@@ -149,8 +177,9 @@ class Program(nn.Module):
             self._first_rows = None  # the new ones may take other arguments
         elif not self.own.follow():
             return
-        self._sites, self._tiled = None, None
-        self._seen.clear()
+        self._sites, self._wanted = None, self._plate
+        self._layouts.clear()
+        self._tiled.clear()
 
     @property
     def source(self) -> Any:
@@ -194,7 +223,9 @@ class Program(nn.Module):
         if self._first_rows is None:
             raise ProgramError("this program has seen no data yet; call program.read(batch) first")
         rows = torch.arange(n) % num_rows(self._first_rows)
-        return map_batch(lambda leaf: leaf[rows].to(self.device), self._first_rows)
+        return map_batch(
+            lambda leaf: leaf.to(self.device), map_rows(lambda leaf: leaf[rows], self._first_rows)
+        )
 
     def inputs(self, n: int) -> Batch:
         """Return n rows to generate data for: drawn at random where they are more than a shape.
@@ -206,7 +237,8 @@ class Program(nn.Module):
         ):
             return self.example(n)
         rows = torch.randint(num_rows(self._remembered), (n,))
-        return map_batch(lambda leaf: leaf[rows.to(leaf.device)].to(self.device), self._remembered)
+        picked = map_rows(lambda leaf: leaf[rows.to(leaf.device)], self._remembered)
+        return map_batch(lambda leaf: leaf.to(self.device), picked)
 
     def completed(self, given: Mapping[str, Any], n: int, optional: bool = False) -> Batch:
         """Return arguments by name with those added, n rows, that the model needs and observes.
@@ -240,7 +272,7 @@ class Program(nn.Module):
             return
         most = max(1, min(rows, _REMEMBERED_ROWS, _REMEMBERED_BYTES // bytes_per_row(data)))
         kept = torch.arange(most) * rows // most
-        self._remembered = map_batch(lambda leaf: leaf[kept.to(leaf.device)].clone(), data)
+        self._remembered = map_rows(lambda leaf: leaf[kept.to(leaf.device)].clone(), data)
         self._remembered_of = rows
 
     @property
@@ -255,19 +287,23 @@ class Program(nn.Module):
         return super().to(*args, **kwargs)
 
     def adapt(self, data: Any) -> Batch:
-        """Return data as a batch of tensors on the program's device, floats in its precision.
+        """Return data as a batch with the datum first, tensors on the program's device.
+
+        Floats come in the program's precision; what is no array stays as it is.
 
         Raises:
-            DataError: Something that is no numeric array.
+            DataError: An array that is no dense numeric one.
         """
         dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
 
-        def leaf_of(leaf: Any) -> Tensor:
-            tensor = as_tensor(leaf)
-            floats = tensor.is_floating_point()
-            return tensor.to(self.device, dtype if floats and dtype is not None else None)
+        def on_device(leaf: Tensor) -> Tensor:
+            floats = leaf.is_floating_point()
+            return leaf.to(self.device, dtype if floats and dtype is not None else None)
 
-        batch = map_batch(leaf_of, data)
+        alone = not isinstance(data, Mapping | tuple | list)
+        batch = as_tensor(data) if alone else map_arguments(as_argument, data)
+        batch = datum_first(batch, self._dim)
+        batch = map_batch(on_device, batch)
         if callable(getattr(self._source, "example", None)):
             example = self.example(1)
             checks.check_example(batch, example)
@@ -275,30 +311,64 @@ class Program(nn.Module):
                 return batch.to(example.dtype)
         return batch
 
+    def as_given(self, batch: Batch) -> Batch:
+        """Return a batch as a user gives it, its datum in the program's own dimension."""
+        return datum_at(self._dim, batch)
+
     def read(self, batch: Batch) -> Sites:
         """Look at one batch with validation on, once per signature, and return the sites.
 
         Raises:
             DataError: Not finite, of a wrong shape, or outside an observed site's support.
-            ProgramError: Model and guide disagree, or the plate ``"data"`` is missing.
+            ProgramError: Model and guide disagree, or no plate holds the data, or two could.
         """
         key = signature(batch)
-        if key in self._seen and self._sites is not None:
+        if key in self._layouts:
+            self._sites = self._layouts[key]
             return self._sites
-        rows = num_rows(batch)
         check_finite(batch)
-        with Discovery.during(self.own) as discovery:
-            model, guide = self.look(batch)
+        with Discovery.during(self.own) as discovery, Copies() as copies:
+            model, guide = self._run_once(batch)
+            plate = self._find_plate(model, batch)
+            self._show(model, guide, plate, batch)
             checks.check_pair(model, guide)
-            checks.check_plate(model, batch, rows)
             checks.check_values(model, self._warned)
             discovery.hold_used(lambda: self._leaves(batch))
         if self._first_rows is None:
-            self._first_rows = map_batch(lambda leaf: leaf[:8].detach().clone(), batch)
-        self._sites = read_sites(model, guide)
-        self._seen.add(key)
-        self.rows_read = rows
+            self._first_rows = map_rows(lambda leaf: leaf[:8].detach().clone(), batch)
+        self._wanted = plate.name
+        bindings = self._bindings(model, batch, plate, copies)
+        self._sites = self._layouts[key] = read_sites(model, guide, plate, bindings)
+        self.rows_read = num_rows(batch)
         return self._sites
+
+    def _find_plate(self, model: Trace, batch: Batch) -> DataPlate:
+        try:
+            return find_plate(model, num_rows(batch), self._wanted)
+        except DataError as error:
+            raise DataError(f"{error}; got {checks.shapes(batch)}") from None
+
+    def _show(self, model: Trace, guide: Trace, plate: DataPlate, batch: Batch) -> None:
+        for trace in (model, guide):
+            shown_canonically(trace, plate, num_rows(batch))
+
+    def _bindings(
+        self, model: Trace, batch: Batch, plate: DataPlate, copies: Copies
+    ) -> dict[str, Binding]:
+        args, kwargs = arguments(batch)
+        names = [n for n, site in sample_sites(model) if is_data(site)]
+        values = {name: model.nodes[name] for name in names}
+        keys = named_arguments(self._functions[0], tuple(range(len(args))), {k: k for k in kwargs})
+        given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+        return bindings_of(values, given, keys, self._observed, num_rows(batch), plate.dim, copies)
+
+    def _canonical(self, sites: Sites, batch: Batch) -> tuple[Any, Any]:
+        """Return model and guide with the data plate under its canonical name and size."""
+        if sites.plate.canonical:
+            return self._functions
+        model, guide = self._functions
+        handler = Canonical(sites.plate, num_rows(batch))
+        return handler(model), handler(guide)
 
     def _leaves(self, batch: Batch) -> list[Tensor]:
         """Run the functions once and return the leaf tensors that their densities depend on."""
@@ -314,6 +384,12 @@ class Program(nn.Module):
 
     def look(self, batch: Batch) -> tuple[Trace, Trace]:
         """Trace model and guide once: in eval mode, no gradient, and no random number used up."""
+        model, guide = self._run_once(batch)
+        self._show(model, guide, self._find_plate(model, batch), batch)
+        return model, guide
+
+    def _run_once(self, batch: Batch) -> tuple[Trace, Trace]:
+        """Trace the functions as they are, their plates under their own names."""
         args, kwargs = arguments(batch)
         self.own.home = next(iter(named_leaves(batch)))[1].device
         try:
@@ -348,23 +424,28 @@ class Program(nn.Module):
             return  # such a program fixes its own batch
         # As many rows as were read before: a guide with a factor per datum takes no others.
         head = self.rows_read if self.rows_read <= num_rows(data) else 1
-        first = map_batch(lambda leaf: leaf[:head], data)
-        self.read(first)
-        model, _ = self.look(first)
-        if checks.is_meta(data):
+        first = map_rows(lambda leaf: leaf[:head], data)
+        sites = self.read(first)
+        if checks.is_meta(data) or sites.size is not None:
             return
-        sites = dict(sample_sites(model))
-        for name in self.sites.observed:
-            site = sites[name]
+        model, _ = self.look(first)
+        moving = False  # whether a support has to be asked of the model, batch by batch
+        for name in sites.observed:
+            site, binding = model.nodes[name], sites.bindings.get(name)
+            if checks.is_unchecked(site):
+                continue
             support = checks.fixed_support(site["fn"])
-            unchecked = site["mask"] is not None or checks.is_unvalidated(site["fn"])
-            if support is None or unchecked:
+            if support is None or binding is None or binding.computed:
+                moving = True
                 continue
             kind = checks.distribution_name(site["fn"])
             for index, piece in enumerate(chunks(data, rows)):
-                value = self.named(piece).get(name)
-                if value is not None:
-                    checks.check_support(name, support, kind, value, index * rows)
+                value = binding.of(*arguments(piece))
+                checks.check_support(name, support, kind, value, index * rows, sites.data_dim)
+        if moving and num_rows(data) > head:
+            for index, piece in enumerate(chunks(data, max(rows, head))):
+                model, _ = self.look(piece)
+                checks.check_values(model, self._warned, index * rows)
 
     def require_prior(self, verb: str) -> None:
         """Refuse a program whose latents have no prior.
@@ -427,30 +508,22 @@ class Program(nn.Module):
         return {name: value for name, value in bound.items() if isinstance(value, Tensor)}
 
     def observations(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the batch's values of the observed sites, by site name.
+        """Return the batch's values of the observed sites, by site name, as the sites see them.
 
         Raises:
-            ProgramError: An observed site is no argument of the model.
+            ProgramError: A site observes what the model computes.
         """
-        named = self.named(batch)
-        for site in self.sites.observed:
-            if site not in named:
-                raise ProgramError(
-                    f"observed site {site!r} is no argument of the model {sorted(named)}; give the "
-                    "site and the argument one name"
-                )
-        return {site: named[site] for site in self.sites.observed}
+        sites = self.read(batch)
+        args, kwargs = arguments(batch)
+        return {site: sites.binding(site).of(args, kwargs) for site in sites.observed}
 
     def replace(self, batch: Batch, values: Mapping[str, Tensor]) -> Batch:
-        """Return the batch with the values of some sites replaced (dreamt data).
+        """Return the batch with the values of some observed sites replaced (dreamt data).
 
         Raises:
-            ProgramError: A site is no argument of the model.
+            ProgramError: A site observes what the model computes.
         """
-        args, kwargs = replace_arguments(self._functions[0], *arguments(batch), values)
-        if isinstance(batch, Mapping):
-            return kwargs
-        return args if isinstance(batch, tuple | list) else args[0]
+        return as_batch(batch, *self.read(batch).replace(*arguments(batch), values))
 
     # -- numbers ---------------------------------------------------------------------------------
 
@@ -462,12 +535,12 @@ class Program(nn.Module):
             beta: KL weight of the local latents (``ScaleLatents``); None adds no handler.
             size: N, used where there are global sites; None: the bound speaks of this batch alone.
         """
-        self.read(batch)
-        model, guide = self._functions
+        sites = self.read(batch)
+        model, guide = self._canonical(sites, batch)
         covered = num_rows(batch)
-        if self.sites.size is not None:
-            covered = self.sites.size
-        elif size is not None and self.sites.outside:
+        if sites.size is not None:
+            covered = sites.size
+        elif size is not None and sites.outside:
             model, guide = DatasetSize(size)(model), DatasetSize(size)(guide)
             covered = size
         if beta is not None:
@@ -479,11 +552,12 @@ class Program(nn.Module):
             args,
             kwargs,
             tiled=self.tiled(batch),
-            num_plates=self.sites.num_plates,
-            data_dim=self.sites.data_dim,
-            sums_out=bool(self.sites.enumerated),
+            num_plates=sites.num_plates,
+            data_dim=sites.data_dim,
+            sums_out=bool(sites.enumerated),
             size=covered,
-            subsampled=self.sites.size is not None,
+            subsampled=sites.size is not None,
+            replace=sites.replace,
         )
 
     def terms(
@@ -502,15 +576,17 @@ class Program(nn.Module):
 
     def tiled(self, batch: Batch) -> bool:
         """Return whether K particles need K copies of the rows; found out once, by comparison."""
-        if self._tiled is None:
+        sites = self.read(batch)
+        key = (sites.observed, sites.local, sites.global_)
+        if key not in self._tiled:
             with self.quiet(batch), validation(False):
                 takes = checks.is_meta(batch) or takes_particles(
-                    *self._functions, batch, self.sites
+                    *self._canonical(sites, batch), batch, sites
                 )
-                if self.sites.enumerated and not checks.is_meta(batch):
-                    require_sums(*self._functions, batch, self.sites)
-            self._tiled = not takes
-        return self._tiled
+                if sites.enumerated and not checks.is_meta(batch):
+                    require_sums(*self._canonical(sites, batch), batch, sites)
+            self._tiled[key] = not takes
+        return self._tiled[key]
 
 
 def _origin(source: Any) -> tuple[Any, Any]:

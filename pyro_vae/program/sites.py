@@ -1,12 +1,17 @@
 """The sample sites of a program by role, read from one trace of model and guide."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from pyro.poutine.trace_struct import Trace
+from torch import Tensor
 
+from pyro_vae.errors import ProgramError
 from pyro_vae.program import checks
-from pyro_vae.program.handlers import data_frame, is_data, sample_sites
-from pyro_vae.program.plates import data_dim
+from pyro_vae.program.handlers import PLATE, data_frame, is_data, sample_sites
+from pyro_vae.program.observed import Binding
+from pyro_vae.program.plates import DataPlate, data_dim
 from pyro_vae.program.terms import nesting
 
 
@@ -26,6 +31,8 @@ class Sites:
             plate: its weight against the data depends on N.
         discrete: Local sites whose values can be counted.
         data_dim: The batch dimension of the data plate, counted from the right.
+        plate: The data plate as the program has it.
+        bindings: Where the observed values come from, by site.
     """
 
     observed: tuple[str, ...]
@@ -38,9 +45,40 @@ class Sites:
     outside: bool = False
     discrete: tuple[str, ...] = ()
     data_dim: int = -1
+    plate: DataPlate = field(default_factory=lambda: DataPlate(PLATE, -1))
+    bindings: Mapping[str, Binding] = field(default_factory=dict)
+
+    def binding(self, site: str) -> Binding:
+        """Return where a site's value comes from.
+
+        Raises:
+            ProgramError: The model computes it.
+        """
+        if site not in self.bindings:
+            raise ProgramError(
+                f"observed site {site!r} is no argument of the model, nor a view of one: its value "
+                f"is computed; say from which argument: Program(..., observed={{{site!r}: 'x'}})"
+            )
+        return self.bindings[site]
+
+    def replace(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], values: Mapping[str, Tensor]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return a model's arguments with the values of some observed sites replaced.
+
+        Raises:
+            ProgramError: The model computes the value of one of them.
+        """
+        given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+        for site, value in values.items():
+            binding = self.binding(site)
+            given[binding.key] = binding.write(given[binding.key], value)
+        return tuple(given[i] for i in range(len(args))), {name: given[name] for name in kwargs}
 
 
-def read_sites(model: Trace, guide: Trace) -> Sites:
+def read_sites(
+    model: Trace, guide: Trace, plate: DataPlate, bindings: Mapping[str, Binding]
+) -> Sites:
     """Return the sites of a pair of traces by role."""
     observed, local, global_, size = [], [], [], None
     priorless, enumerated, discrete, outside, dim = [], [], [], False, -1
@@ -78,4 +116,6 @@ def read_sites(model: Trace, guide: Trace) -> Sites:
         outside=outside,
         discrete=tuple(discrete),
         data_dim=dim,
+        plate=plate,
+        bindings=bindings,
     )

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from pyro_vae.errors import DataError
-from pyro_vae.program.batch import Batch, map_batch, named_leaves, num_rows
+from pyro_vae.program.batch import Batch, map_batch, map_rows, named_leaves, num_rows
 from pyro_vae.program.program import Program
 from pyro_vae.training.parallel import World
 
@@ -44,15 +44,16 @@ class TensorFeed:
 
     def epoch(self, seed: int) -> Iterator[Batch]:
         """Yield this process's rows of the batches, in an order that the seed alone decides."""
-        # On the host: the same order on every device.
-        order = torch.randperm(self.size, generator=torch.Generator().manual_seed(seed))
+        # On the host: the same order on every device. A batch of all rows keeps theirs: a guide
+        # with one factor per datum needs it, and no other gains by another order.
+        order = torch.arange(self.size)
+        if self.batch_size < self.size:
+            order = torch.randperm(self.size, generator=torch.Generator().manual_seed(seed))
         home = order.to(self.device) if self._at_home() else order
         for whole in home.split(self.batch_size):
             index = self.world.share(whole)
-            yield map_batch(
-                lambda leaf, index=index: _rows(leaf, index).to(self.device),  # type: ignore[misc]
-                self.data,
-            )
+            picked = map_rows(lambda leaf, index=index: _rows(leaf, index), self.data)  # type: ignore[misc]
+            yield map_batch(lambda leaf: leaf.to(self.device), picked)
 
     def first(self) -> Batch:
         """Return a copy of one batch, to look at."""
@@ -61,7 +62,7 @@ class TensorFeed:
     def sample(self, rows: int) -> Batch:
         """Return a copy of the first rows, to judge the fit on."""
         # A copy, so that a transform in place cannot reach the caller's data.
-        return map_batch(lambda leaf: leaf[:rows].to(self.device, copy=True), self.data)
+        return map_rows(lambda leaf: leaf[:rows].to(self.device, copy=True), self.data)
 
     def _at_home(self) -> bool:
         found: list[torch.device] = []
@@ -134,7 +135,7 @@ class LoaderFeed:
 
     def sample(self, rows: int) -> Batch:
         """Return up to ``rows`` rows of one batch, to judge the fit on."""
-        return map_batch(lambda leaf: leaf[:rows], self.first())
+        return map_rows(lambda leaf: leaf[:rows], self.first())
 
 
 def _rows(leaf: Tensor, index: Tensor) -> Tensor:

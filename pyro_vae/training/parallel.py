@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyro_vae.arguments import positive
 from pyro_vae.device import resolve_device
 from pyro_vae.errors import ConfigError, DeviceError
-from pyro_vae.program.batch import Batch, map_batch, named_leaves, num_rows
+from pyro_vae.program.batch import Batch, map_rows, named_leaves, num_rows
 
 Devices = int | Literal["auto"]
 
@@ -114,7 +114,7 @@ class Group(World):
             return batch
         start, stop = self.rank * total // self.size, (self.rank + 1) * total // self.size
         self._weight, self._total = (stop - start) / total, total
-        return map_batch(lambda leaf: leaf[start:stop], batch)
+        return map_rows(lambda leaf: leaf[start:stop], batch)
 
     def own(self, batch: Batch) -> Batch:
         """Return the batch, with the weight that it has among equals."""

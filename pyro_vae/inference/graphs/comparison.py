@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from pyro_vae.inference.graphs.aliases import Aliases
 from pyro_vae.inference.graphs.flat_inputs import FlatStep, leaves_of
-from pyro_vae.program.batch import Batch, cuda_devices, map_batch, num_rows
+from pyro_vae.program.batch import Batch, cuda_devices, map_batch, map_rows, num_rows
 
 Homes = Sequence[tuple[dict[str, Any], str]]  # where each parameter and buffer is held, and its key
 
@@ -179,11 +179,7 @@ def other_rows(batch: Batch) -> Batch | None:
     if rows < 2:
         return None
     index = (rows - 1 - torch.arange(rows)) // 2
-
-    def pick(leaf: Tensor) -> Tensor:
-        return leaf[index.to(leaf.device)] if leaf.shape[:1] == (rows,) else leaf
-
-    return map_batch(pick, batch)
+    return map_rows(lambda leaf: leaf[index.to(leaf.device)], batch)
 
 
 def move(parameters: Sequence[nn.Parameter]) -> None:

@@ -13,7 +13,7 @@ from pyro.distributions import MaskedDistribution
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.batch import Batch, arguments, map_batch, num_rows
+from pyro_vae.program.batch import Batch, arguments, map_batch, map_rows, num_rows
 from pyro_vae.program.bounds import passes
 from pyro_vae.program.handlers import data_frame, sample_sites
 from pyro_vae.program.joint import Joint
@@ -288,11 +288,11 @@ def _subset(batch: Batch, rows: int) -> Batch:
     total = num_rows(batch)
     leaf = next(iter(_leaves(batch)))
     order = torch.randperm(total, device=leaf.device)[:rows]
-    return map_batch(lambda each: each[order], batch)
+    return map_rows(lambda each: each[order], batch)
 
 
 def _first(batch: Batch, rows: int) -> Batch:
-    return map_batch(lambda each: each[:rows], batch)
+    return map_rows(lambda each: each[:rows], batch)
 
 
 def _leaves(batch: Batch) -> list[Tensor]:

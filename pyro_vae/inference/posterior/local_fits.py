@@ -23,7 +23,7 @@ from pyro_vae.inference.posterior.gaussians import (
     prior_moments,
 )
 from pyro_vae.inference.sampling.hmc import LogDensity, log_prob_and_grad
-from pyro_vae.program.batch import Batch, chunks, map_batch
+from pyro_vae.program.batch import Batch, chunks, map_rows
 from pyro_vae.program.bounds import scoring
 from pyro_vae.program.log_joint import LogJoint
 from pyro_vae.program.program import Program
@@ -292,7 +292,7 @@ class _Climb:
         """Go on with some of the data alone."""
         rows = keep.nonzero()[:, 0]
         try:
-            batch = map_batch(lambda leaf: leaf[rows], self.batch)
+            batch = map_rows(lambda leaf: leaf[rows], self.batch)
             self.density = LogJoint(self.program, batch, self.density.globals_)
         except DataError:
             return  # a guide with a factor per datum takes no part of its data

@@ -17,6 +17,7 @@ from pyro_vae.program.batch import (
     arguments,
     as_tensor,
     map_batch,
+    map_rows,
     named_arguments,
     num_rows,
 )
@@ -74,7 +75,7 @@ class LocalGuide(nn.Module):
         batch = self.named(batch)
         self._names = tuple(batch)
         self._slots = self._read(batch)
-        self._example = map_batch(lambda leaf: torch.zeros_like(leaf[:1]), batch)
+        self._example = map_rows(lambda leaf: torch.zeros_like(leaf[:1]), batch)
         floats = [p.detach() for p in self.parameters() if p.is_floating_point()]
         like = floats[0] if floats else torch.empty(0)
         size = (num_rows(batch), self._slots[-1].columns.stop)
@@ -155,7 +156,7 @@ class LocalGuide(nn.Module):
                 pyro.sample(slot.name, _factor(slot, loc, scale))
 
     def _read(self, batch: Batch) -> list[Slot]:
-        few = map_batch(lambda leaf: leaf[:2], batch)
+        few = map_rows(lambda leaf: leaf[:2], batch)
         sites = self.alone.read(few)
         if sites.global_:
             raise ProgramError(

@@ -1,0 +1,220 @@
+"""Which argument each observed site observes: found by identity of memory, written back alike."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from pyro_vae.errors import ProgramError
+
+Key = int | str  # of an argument: its position, or its keyword
+
+# What makes a copy of the same values: a site that observes the result observes the source.
+_COPYING = ("to", "type", "float", "double", "half", "long", "int", "bool", "contiguous", "clone")
+_COPIES = (torch.clone, *(getattr(Tensor, name) for name in _COPYING))
+
+
+@dataclass(frozen=True)
+class View:
+    """A view of a dense tensor of rows, whatever their number: its sizes, strides and offset.
+
+    Arguments:
+        shape: Sizes; None stands for the number of rows.
+        stride: Strides; None as long as the tensor.
+        offset: First element.
+        whole: Whether it holds each element once, in order: a reshape.
+    """
+
+    shape: tuple[int | None, ...]
+    stride: tuple[int, ...]
+    offset: int
+    whole: bool
+
+    def read(self, base: Tensor) -> Tensor:
+        """Return the view of another tensor of the same layout."""
+        shape = [len(base) if size is None else size for size in self.shape]
+        if self.whole:
+            return base.reshape(shape)
+        dense = base.contiguous()
+        return dense.as_strided(shape, self.stride, dense.storage_offset() + self.offset)
+
+    def write(self, base: Tensor, value: Tensor) -> Tensor:
+        """Return a tensor with the view's elements replaced."""
+        if self.whole:
+            return value.reshape(base.shape).to(base.dtype)
+        changed = base.clone(memory_format=torch.contiguous_format)
+        self.read(changed).copy_(value)
+        return changed
+
+
+@dataclass(frozen=True)
+class Cast:
+    """A copy in another dtype."""
+
+    dtype: torch.dtype
+
+    def read(self, base: Tensor) -> Tensor:
+        """Return the copy."""
+        return base.to(self.dtype)
+
+    def write(self, base: Tensor, value: Tensor) -> Tensor:
+        """Return the values in the dtype of the source."""
+        return value.to(base.dtype)
+
+
+@dataclass(frozen=True)
+class Binding:
+    """How an observed value is cut from an argument.
+
+    Arguments:
+        key: The argument's position or keyword.
+        steps: Views and casts between the argument and the value, in order.
+        computed: Whether the model computes the value: known by name alone, the argument stands
+            for it.
+    """
+
+    key: Key
+    steps: tuple[View | Cast, ...] = ()
+    computed: bool = False
+
+    def of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """Return what the site observes of a model's arguments."""
+        return self.read(kwargs[self.key] if isinstance(self.key, str) else args[self.key])
+
+    def read(self, argument: Tensor) -> Tensor:
+        """Return what the site observes of an argument."""
+        for step in self.steps:
+            argument = step.read(argument)
+        return argument
+
+    def write(self, argument: Tensor, value: Tensor) -> Tensor:
+        """Return the argument with what the site observes replaced."""
+        if not self.steps:
+            return value.to(argument.dtype)
+        stages = [argument]
+        for step in self.steps[:-1]:
+            stages.append(step.read(stages[-1]))
+        for step, stage in zip(reversed(self.steps), reversed(stages), strict=True):
+            value = step.write(stage, value)
+        return value
+
+
+class Copies(TorchFunctionMode):
+    """Record which tensors are copies of which while a program runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sources: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a function of torch, and note where it only copies."""
+        result = func(*args, **(kwargs or {}))
+        if func in _COPIES and isinstance(result, Tensor) and _memory(result) != _memory(args[0]):
+            self._sources[_memory(result)] = (result, args[0])  # kept alive: memory is reused
+        return result
+
+    def source(self, value: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return ``(copy, original)`` where a value lies in the memory of a copy."""
+        return self._sources.get(_memory(value))
+
+
+def bindings_of(
+    sites: Mapping[str, Any],
+    arguments: Mapping[Key, Any],
+    keys: Mapping[str, Key],
+    declared: Mapping[str, str],
+    rows: int,
+    dim: int,
+    copies: Copies,
+) -> dict[str, Binding]:
+    """Return where the values of observed sites come from: as declared, by memory, or by name.
+
+    Arguments:
+        sites: The observed sites, from a trace of the model.
+        arguments: The model's arguments, by position and keyword.
+        keys: Those by the names that the model gives them.
+        declared: Names of arguments by site.
+        rows: B.
+        dim: The dimension of the data plate, counted from the right.
+        copies: What was copied while the model ran.
+
+    Raises:
+        ProgramError: What is declared is no argument.
+    """
+    found: dict[str, Binding] = {}
+    for name, site in sites.items():
+        asked = declared.get(name)
+        if asked is not None and not isinstance(arguments.get(keys.get(asked, -1)), Tensor):
+            raise ProgramError(
+                f"observed: got {name!r} observing {asked!r}, expected one of {sorted(keys)}"
+            )
+        value = site["value"]
+        row_dim = value.dim() - len(site["fn"].event_shape) + dim
+        binding = None
+        if asked is None:
+            binding = bind(value, arguments, rows, row_dim, copies)
+        label = asked or name
+        if binding is None and isinstance(arguments.get(keys.get(label, -1)), Tensor):
+            binding = Binding(keys[label], computed=True)
+        if binding is not None:
+            found[name] = binding
+    return found
+
+
+def bind(
+    value: Tensor, arguments: Mapping[Key, Any], rows: int, row_dim: int, copies: Copies
+) -> Binding | None:
+    """Return where a value comes from; None for one that the model computes.
+
+    Arguments:
+        value: What a site observes.
+        arguments: The model's arguments.
+        rows: B.
+        row_dim: The value's dimension of rows, counted from the left.
+        copies: What was copied while the model ran.
+    """
+    steps: list[View | Cast] = []
+    while True:
+        for key, argument in arguments.items():
+            if isinstance(argument, Tensor) and _shares(value, argument):
+                view = _view(value, argument, rows, row_dim)
+                return None if view is None else Binding(key, (view, *reversed(steps)))
+        found = copies.source(value)
+        if found is None:
+            return None
+        copy, original = found
+        view = _view(value, copy, rows, row_dim)
+        if view is None:
+            return None
+        steps += [view, Cast(copy.dtype)]
+        value, row_dim = original, 0 if original.shape[:1] == (rows,) else row_dim
+
+
+def _memory(value: Tensor) -> int:
+    """Return what identifies a tensor's storage, with data or without."""
+    return int(value.untyped_storage()._cdata)
+
+
+def _shares(value: Tensor, argument: Tensor) -> bool:
+    return _memory(value) == _memory(argument) and value.dtype == argument.dtype
+
+
+def _view(value: Tensor, base: Tensor, rows: int, row_dim: int) -> View | None:
+    """Return the view that a value is of a tensor of rows; None where it is cut across rows."""
+    if base.shape[:1] != (rows,) or not 0 <= row_dim < value.dim() or value.shape[row_dim] != rows:
+        return None
+    shape = tuple(None if d == row_dim else size for d, size in enumerate(value.shape))
+    offset = int(value.storage_offset()) - int(base.storage_offset())
+    dense = base.is_contiguous()
+    same = value.shape == base.shape and value.stride() == base.stride()
+    reshaped = dense and value.is_contiguous() and value.numel() == base.numel() and row_dim == 0
+    if offset == 0 and (same or reshaped):
+        return View(shape, value.stride(), 0, whole=True)
+    if not dense or (rows > 1 and value.stride(row_dim) != base.stride(0)):
+        return None
+    strides = list(value.stride())
+    strides[row_dim] = base.stride(0)
+    return View(shape, tuple(strides), offset, whole=False)

@@ -128,8 +128,9 @@ def interpolate(program: Any, first: Any, second: Any, *, steps: int = 8) -> Val
     if positive("steps", steps) < 2:
         raise ConfigError(f"steps: got {steps}, expected at least 2")
     wrapped = Program.of(program)
-    passes = wrapped.passes(first, _INTERPOLATE, rows=max(1, _ROWS_PER_PASS // steps))
-    ends = wrapped.passes(second, _INTERPOLATE).batch
+    rows = max(1, _ROWS_PER_PASS // steps)
+    passes = wrapped.passes(first, _INTERPOLATE, rows=rows)
+    ends = wrapped.passes(second, _INTERPOLATE, rows=rows).batch
     if passes.total != num_rows(ends):
         raise DataError(f"got {passes.total} and {num_rows(ends)} rows, expected pairs")
     pieces = []

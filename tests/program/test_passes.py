@@ -8,6 +8,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import pyro_vae as pv
+from pyro_vae.errors import DataError
+from pyro_vae.evaluation import codes
+from pyro_vae.program import passes
+from pyro_vae.program.passes import Verb
 
 
 class Shared(nn.Module):
@@ -72,6 +76,70 @@ def test_every_form_of_data_gives_the_same_answers_in_the_same_order(form):
     program = pv.models.VAE(6, 2, (8,))
     pv.Program.of(program).read(ROWS)
     state = torch.get_rng_state()
-    codes = pv.encode(program, _forms()[form])
-    torch.testing.assert_close(codes, pv.encode(program, ROWS))
+    found = pv.encode(program, _forms()[form])
+    torch.testing.assert_close(found, pv.encode(program, ROWS))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("bound", ["rows", "bytes"])
+def test_the_size_of_passes_changes_no_answer(bound, monkeypatch):
+    def answers(seen):
+        torch.manual_seed(0)
+        program = pv.models.VAE(6, 2, (8,))
+        program.encoder.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+        return (
+            pv.encode(program, ROWS),
+            pv.reconstruct(program, ROWS),
+            pv.interpolate(program, ROWS, ROWS.flip(0), steps=3),
+        )
+
+    whole, seen = answers([]), []
+    if bound == "rows":
+        monkeypatch.setattr(codes, "_ROWS_PER_PASS", 7)
+    else:
+        monkeypatch.setattr(passes, "_BYTES_PER_PASS", 7 * 6 * 4)
+    cut = answers(seen)
+    assert max(seen) <= 7 and len(seen) >= 3 * 8
+    for first, second in zip(whole, cut, strict=True):
+        torch.testing.assert_close(first, second)
+
+
+def test_particles_are_bounded_in_bytes(monkeypatch):
+    monkeypatch.setattr(passes, "_BYTES_PER_PASS", 1000)
+    assert passes.runs(10, torch.zeros(5, 10), 4096) == [5, 5]  # 200 bytes each
+    assert passes.runs(10, torch.zeros(5, 10), 15) == [3, 3, 3, 1]
+    assert passes.runs(2, torch.zeros(500, 10), 1) == [1, 1]
+
+
+def test_s_draws_are_the_same_in_every_pass():
+    program, x = pv.Program.of(Shared()), torch.zeros(30)
+    with program.passes(x, Verb("test"), rows=7, num_global_samples=3) as pieces:
+        draws = [[float(draw["w"]) for draw in piece.draws] for piece in pieces]
+    assert len(draws) == 5 and all(each == draws[0] for each in draws)
+    assert len(set(draws[0])) == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (iter(()), "yields nothing"),
+        (TensorDataset(torch.zeros(0, 6)), "0 rows"),
+        ((ROWS[:5] * torch.nan for _ in range(2)), "row 0"),
+    ],
+)
+def test_bad_streams_are_named(data, message):
+    with pytest.raises(DataError, match=message):
+        pv.encode(pv.models.VAE(6, 2, (8,)), data)
+
+
+def test_verbs_that_need_all_data_gather_a_stream():
+    """The posterior object, and the bound with globals, know all rows of a stream."""
+    program = Shared()
+    x = torch.linspace(-1, 1, 30)
+    torch.manual_seed(1)
+    whole = pv.elbo(program, x, batch_size=10)
+    torch.manual_seed(1)
+    streamed = pv.elbo(program, (x[i : i + 10] for i in (0, 10, 20)))
+    torch.testing.assert_close(streamed, whole)
+    found = pv.infer(program, DataLoader(TensorDataset(x), batch_size=8))
+    assert found.sample(2).shape == (2, 30)

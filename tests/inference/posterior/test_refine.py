@@ -532,3 +532,29 @@ def test_a_graph_that_is_wrong_at_other_latents_is_left_with_one_warning():
             runs.append(refine(program, x, SHORT, compile=mode).samples["z"])
     assert torch.equal(*runs)
     assert len([w for w in caught if "other rows or latents" in str(w.message)]) == 1
+
+
+def test_an_angle_is_drawn_on_its_circle():
+    """E[cos z | x] by quadrature, |z| < 5; x = -1.5 puts the mass around the ends of the line."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.VonMises(torch.zeros_like(x), 0.5))
+            pyro.sample("x", dist.Normal(z.cos(), 0.5), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.VonMises(torch.zeros_like(x), 0.5))
+
+    torch.manual_seed(0)
+    x = torch.tensor([-1.5, 0.2], dtype=torch.float64)
+    found = refine(Program(model, guide), x, HMC(steps=1000))
+    z = found.samples["z"]
+    assert found.mixed.all() and z.abs().max() <= math.pi
+    grid = torch.linspace(-math.pi, math.pi, 20_001, dtype=torch.float64)[:, None]
+    log_p = dist.VonMises(0.0, 0.5).log_prob(grid) + dist.Normal(grid.cos(), 0.5).log_prob(x)
+    weight = log_p.softmax(0)
+    exact = (weight * grid.cos()).sum(0)
+    spread = (weight * (grid.cos() - exact).square()).sum(0).sqrt()
+    effective = torch.stack([ess(z[..., row].cos()) for row in range(2)])
+    assert ((z.cos().mean((0, 1)) - exact) / spread * effective.sqrt()).abs().max() < 5

@@ -296,9 +296,16 @@ class Program(nn.Module):
         """
         dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
 
+        seen: set[int] = set()
+
         def on_device(leaf: Tensor) -> Tensor:
             floats = leaf.is_floating_point()
-            return leaf.to(self.device, dtype if floats and dtype is not None else None)
+            leaf = leaf.to(self.device, dtype if floats and dtype is not None else None)
+            # Observed sites are told by the memory that they look at: each argument has its own.
+            memory = int(leaf.untyped_storage()._cdata)
+            leaf = leaf.clone() if memory in seen else leaf
+            seen.add(memory)
+            return leaf
 
         alone = not isinstance(data, Mapping | tuple | list)
         batch = as_tensor(data) if alone else map_arguments(as_argument, data)

@@ -49,7 +49,7 @@ class Judged:
 
     def some(self, rows: int) -> Batch:
         """Return some of the data, or all, in random order."""
-        if self.program.sites.size is not None:
+        if self.program.sites.size is not None or self.program.is_fixed(self.batch):
             return self.batch  # such a program fixes its own batch
         leaf = next(iter(named_leaves(self.batch)))[1]
         order = torch.randperm(num_rows(self.batch), device=leaf.device)[:rows]

@@ -64,7 +64,7 @@ def values_of(trace: Trace, names: list[str], rows: int, *, mean: bool) -> dict[
     return {
         name: of_datum(
             drawn[name], mean_or_value(drawn[name]) if mean else drawn[name]["value"], rows
-        )[0]
+        )[0].detach()  # a parameter may be the mean itself
         for name in names
     }
 

@@ -159,6 +159,8 @@ class Passes:
             self._first = next(self._rest)
         else:
             self._first = self._checked(data)
+        whole = num_rows(self._first) == program.rows_read
+        self._whole = whole and program.is_fixed(self._first)
         self.sites = program.read(next(self._cut(self._first)))
         verb.require(self.sites)
         program.require_whole(self._first)
@@ -229,7 +231,7 @@ class Passes:
             self._held = [{**joint.global_values(), **held} for held in self._held]
 
     def _cut(self, batch: Batch) -> Iterator[Batch]:
-        if self.program.sites.size is not None:
+        if self._whole or self.program.sites.size is not None:
             yield batch  # such a program fixes its own batch
             return
         bound = _BYTES_PER_PASS // (self._particles * bytes_per_row(batch))

@@ -58,6 +58,7 @@ from pyro_vae.program.terms import Terms
 # Pyro keeps its handler stack in one module-global list: two threads inside it corrupt each other.
 _PYRO_LOCK = threading.RLock()
 _REMEMBERED_ROWS, _REMEMBERED_BYTES = 1000, 1 << 24
+_FIRST_LOOK_BYTES = 1 << 20  # of data
 
 SIDES = ("model", "guide")
 
@@ -139,6 +140,7 @@ class Program(nn.Module):
         self._remembered_of = 0
         self.rows_read = 1
         self._tiled: dict[Any, bool] = {}
+        self._fixed: bool | None = None  # to the rows that it was read with
         self._place = torch.device("cpu")
 
     @staticmethod
@@ -180,6 +182,7 @@ class Program(nn.Module):
         self._sites, self._wanted = None, self._plate
         self._layouts.clear()
         self._tiled.clear()
+        self._fixed = None
 
     @property
     def source(self) -> Any:
@@ -407,7 +410,17 @@ class Program(nn.Module):
                 raise
             raise DataError(
                 f"the program cannot take this batch ({checks.shapes(batch)}): {error}"
+                + self._of_rows(batch)
             ) from error
+
+    def _of_rows(self, batch: Batch) -> str:
+        """Return a hint where a program that has run takes another number of rows no more."""
+        if not self._layouts or num_rows(batch) == self.rows_read:
+            return ""
+        return (
+            f"\nIt was read with {self.rows_read} rows: a guide with one factor per datum answers "
+            "for just these rows, in their order"
+        )
 
     @contextmanager
     def quiet(self, batch: Batch) -> Iterator[None]:
@@ -429,8 +442,7 @@ class Program(nn.Module):
         check_finite(data)
         if self._sites is not None and self._sites.size is not None:
             return  # such a program fixes its own batch
-        # As many rows as were read before: a guide with a factor per datum takes no others.
-        head = self.rows_read if self.rows_read <= num_rows(data) else 1
+        head = self._rows_to_read(data)
         first = map_rows(lambda leaf: leaf[:head], data)
         sites = self.read(first)
         if checks.is_meta(data) or sites.size is not None:
@@ -453,6 +465,35 @@ class Program(nn.Module):
             for index, piece in enumerate(chunks(data, max(rows, head))):
                 model, _ = self.look(piece)
                 checks.check_values(model, self._warned, index * rows)
+
+    def _rows_to_read(self, data: Batch) -> int:
+        """Return how many rows to look at: as many as before, or all where they are few.
+
+        A guide with one factor per datum makes them from the rows that it sees first, and takes no
+        other number of rows from then on.
+        """
+        rows = num_rows(data)
+        if not self._layouts:
+            return max(1, min(rows, _FIRST_LOOK_BYTES // bytes_per_row(data)))
+        return self.rows_read if self.rows_read <= rows else 1
+
+    def is_fixed(self, batch: Batch) -> bool:
+        """Return whether the program runs on all rows of a batch alone, in their order.
+
+        So does a guide with one factor per datum. Found out once, by a look at half of the rows.
+        """
+        sites, rows = self.read(batch), num_rows(batch)
+        if self._fixed is None and rows > 1 and sites.size is None and not checks.is_meta(batch):
+            self._fixed = not self._takes(map_rows(lambda leaf: leaf[: rows // 2], batch))
+        return bool(self._fixed)
+
+    def _takes(self, batch: Batch) -> bool:
+        try:
+            traces = self.look(batch)
+        except (DataError, ProgramError):
+            return False
+        frames = [data_frame(site) for trace in traces for _, site in sample_sites(trace)]
+        return all(frame.size == num_rows(batch) for frame in frames if frame is not None)
 
     def require_prior(self, verb: str) -> None:
         """Refuse a program whose latents have no prior.

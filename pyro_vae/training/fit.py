@@ -14,7 +14,7 @@ from pyro_vae.device import seeded
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.graphs.compiled_loss import Mode
 from pyro_vae.inference.objectives.stock import as_objective
-from pyro_vae.program.batch import Batch, check_finite
+from pyro_vae.program.batch import Batch, check_finite, num_rows
 from pyro_vae.program.program import Program
 from pyro_vae.storage.random_state import seeded_outside_torch
 from pyro_vae.storage.run_folder import RunFolder
@@ -255,6 +255,22 @@ def _check_shares(
         )
 
 
+def _require_minibatches(program: Program, first: Batch, feed: TensorFeed | LoaderFeed) -> None:
+    """Refuse minibatches of a program whose guide has one factor per datum.
+
+    The factors would be those of places in a batch, not of data.
+    """
+    whole = isinstance(feed, TensorFeed) and feed.batch_size >= feed.size
+    rows = num_rows(first)
+    if not whole and program.is_fixed(first):
+        raise ProgramError(
+            f"batch_size: got {feed.batch_size}, and model or guide run on {rows} rows and not on "
+            f"{rows // 2}: a guide with one factor per datum (an autoguide over local latents, "
+            f"pyro.param with a row for each) needs all rows in one batch: batch_size={feed.size}, "
+            "with a program made anew; or pv.LocalGuide, which trains such factors in minibatches"
+        )
+
+
 def _prepare_data(
     program: Program,
     data: Any,
@@ -270,6 +286,7 @@ def _prepare_data(
         first = feed.first()
         first = transform(first) if transform is not None else first
         program.read(first)
+        _require_minibatches(program, first, feed)
     _check_shares(program, feed, valid, world)
     if isinstance(feed, TensorFeed):
         if transform is None:

@@ -159,15 +159,15 @@ class Passes:
             self._first = next(self._rest)
         else:
             self._first = self._checked(data)
-        whole = num_rows(self._first) == program.rows_read
-        self._whole = whole and program.is_fixed(self._first)
+        self._whole = program.is_fixed(self._first)
+        program.require_own_rows(self._first)
         self.sites = program.read(next(self._cut(self._first)))
         verb.require(self.sites)
         program.require_whole(self._first)
 
     def _checked(self, data: Any) -> Batch:
         batch = self.program.adapt(data)
-        self.program.check(batch)
+        self.program.check(batch, first_rows=self._rows_of(batch))
         if not self.verb.simulates:
             self.program.remember(batch)
         return batch
@@ -234,8 +234,12 @@ class Passes:
         if self._whole or self.program.sites.size is not None:
             yield batch  # such a program fixes its own batch
             return
+        yield from chunks(batch, self._rows_of(batch))
+
+    def _rows_of(self, batch: Batch) -> int:
+        """Return the rows of one pass at most."""
         bound = _BYTES_PER_PASS // (self._particles * bytes_per_row(batch))
-        yield from chunks(batch, max(1, min(self._rows, bound)))
+        return max(1, min(self._rows, bound))
 
 
 def runs(count: int, batch: Batch, rows: int) -> list[int]:

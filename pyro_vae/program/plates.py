@@ -69,7 +69,7 @@ class Canonical(Messenger):
         return shape[dim] if len(shape) >= -dim and shape[dim] > 1 else self.rows
 
 
-def find_plate(model: Trace, rows: int, wanted: str | None) -> DataPlate:
+def find_plate(model: Trace, rows: int, wanted: str | None, before: str | None = None) -> DataPlate:
     """Return the plate that holds the data, read from a model's trace.
 
     It encloses an observed site, and its rows are those of the batch: the one that is asked for,
@@ -78,7 +78,8 @@ def find_plate(model: Trace, rows: int, wanted: str | None) -> DataPlate:
     Arguments:
         model: As the program's own functions left it.
         rows: B.
-        wanted: Its name, where the user or an earlier batch tells it.
+        wanted: Its name, where the user tells it.
+        before: Its name in an earlier batch.
 
     Raises:
         ProgramError: There is none, or there are two.
@@ -91,12 +92,15 @@ def find_plate(model: Trace, rows: int, wanted: str | None) -> DataPlate:
         for frame in site["cond_indep_stack"]
         if frame.dim is not None
     }
-    name = wanted if wanted in frames else None
-    if name is None and PLATE in frames:
-        name = PLATE
+    if wanted is not None and wanted not in frames:
+        raise ProgramError(
+            f"plate: got {wanted!r}, expected a plate around an observed site, one of "
+            f"{sorted(frames)}"
+        )
+    name = wanted or next((known for known in (before, PLATE) if known in frames), None)
     if name is None:
         fitting = [n for n, f in frames.items() if f.size == -1 or rows in (f.size, f.full_size)]
-        name = _only(fitting, sorted(frames), rows, wanted)
+        name = _only(fitting, sorted(frames), rows)
     frame = frames[name]
     if frame.size not in (-1, rows) and frame.full_size == frame.size:
         raise DataError(
@@ -106,11 +110,7 @@ def find_plate(model: Trace, rows: int, wanted: str | None) -> DataPlate:
     return DataPlate(name, frame.dim, sized=frame.size != -1)
 
 
-def _only(fitting: list[str], plates: list[str], rows: int, wanted: str | None) -> str:
-    if wanted is not None and not fitting:
-        raise ProgramError(
-            f"plate: got {wanted!r}, expected a plate around an observed site, one of {plates}"
-        )
+def _only(fitting: list[str], plates: list[str], rows: int) -> str:
     if len(fitting) > 1:
         raise ProgramError(
             f"plates {sorted(fitting)} have {rows} rows each, as the batch has, and enclose an "

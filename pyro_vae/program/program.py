@@ -58,7 +58,6 @@ from pyro_vae.program.terms import Terms
 # Pyro keeps its handler stack in one module-global list: two threads inside it corrupt each other.
 _PYRO_LOCK = threading.RLock()
 _REMEMBERED_ROWS, _REMEMBERED_BYTES = 1000, 1 << 24
-_FIRST_LOOK_BYTES = 1 << 20  # of data
 
 SIDES = ("model", "guide")
 
@@ -124,7 +123,7 @@ class Program(nn.Module):
         # A tuple: nn.Module must not register them twice.
         self._functions = (datum_moved(model, dim), datum_moved(guide, dim))
         self._plate = plate
-        self._wanted = plate  # also one that an earlier batch has told
+        self._plate_before: str | None = None  # the data plate of the batch before
         self._observed = dict(observed or {})
         store = None if params is None else read_store(params)
         self.own = Parameters((model, guide), modules, store)
@@ -179,7 +178,7 @@ class Program(nn.Module):
             self._first_rows = None  # the new ones may take other arguments
         elif not self.own.follow():
             return
-        self._sites, self._wanted = None, self._plate
+        self._sites, self._plate_before = None, None
         self._layouts.clear()
         self._tiled.clear()
         self._fixed = None
@@ -346,7 +345,7 @@ class Program(nn.Module):
             discovery.hold_used(lambda: self._leaves(batch))
         if self._first_rows is None:
             self._first_rows = map_rows(lambda leaf: leaf[:8].detach().clone(), batch)
-        self._wanted = plate.name
+        self._plate_before = plate.name
         bindings = self._bindings(model, batch, plate, copies)
         self._sites = self._layouts[key] = read_sites(model, guide, plate, bindings)
         self.rows_read = num_rows(batch)
@@ -354,7 +353,7 @@ class Program(nn.Module):
 
     def _find_plate(self, model: Trace, batch: Batch) -> DataPlate:
         try:
-            return find_plate(model, num_rows(batch), self._wanted)
+            return find_plate(model, num_rows(batch), self._plate, self._plate_before)
         except DataError as error:
             raise DataError(f"{error}; got {checks.shapes(batch)}") from None
 
@@ -433,16 +432,22 @@ class Program(nn.Module):
         ):
             yield
 
-    def check(self, data: Batch, rows: int = 8192) -> None:
+    def check(self, data: Batch, rows: int = 8192, first_rows: int = 1) -> None:
         """Check every row of a data set as ``read`` checks a batch, in chunks.
+
+        Arguments:
+            data: An adapted batch.
+            rows: Of a chunk.
+            first_rows: Rows of the first look, where the program has run on none yet.
 
         Raises:
             DataError: Names the site, the row, the value and the fix.
         """
         check_finite(data)
+        self.require_own_rows(data)
         if self._sites is not None and self._sites.size is not None:
             return  # such a program fixes its own batch
-        head = self._rows_to_read(data)
+        head = self._rows_to_read(data, first_rows)
         first = map_rows(lambda leaf: leaf[:head], data)
         sites = self.read(first)
         if checks.is_meta(data) or sites.size is not None:
@@ -466,26 +471,40 @@ class Program(nn.Module):
                 model, _ = self.look(piece)
                 checks.check_values(model, self._warned, index * rows)
 
-    def _rows_to_read(self, data: Batch) -> int:
-        """Return how many rows to look at: as many as before, or all where they are few.
+    def _rows_to_read(self, data: Batch, first_rows: int) -> int:
+        """Return how many rows to look at: as many as before, in one pass.
 
         A guide with one factor per datum makes them from the rows that it sees first, and takes no
         other number of rows from then on.
         """
         rows = num_rows(data)
         if not self._layouts:
-            return max(1, min(rows, _FIRST_LOOK_BYTES // bytes_per_row(data)))
+            return min(rows, first_rows)
         return self.rows_read if self.rows_read <= rows else 1
 
     def is_fixed(self, batch: Batch) -> bool:
-        """Return whether the program runs on all rows of a batch alone, in their order.
+        """Return whether the program runs on the rows alone that it was read with.
 
-        So does a guide with one factor per datum. Found out once, by a look at half of the rows.
+        So does one whose guide has one factor per datum. Found out once, by a look at half of them.
         """
-        sites, rows = self.read(batch), num_rows(batch)
-        if self._fixed is None and rows > 1 and sites.size is None and not checks.is_meta(batch):
-            self._fixed = not self._takes(map_rows(lambda leaf: leaf[: rows // 2], batch))
+        half = min(self.rows_read, num_rows(batch)) // 2
+        known = self._fixed is not None or half == 0 or checks.is_meta(batch)
+        if not known and self.sites.size is None:
+            self._fixed = not self._takes(map_rows(lambda leaf: leaf[:half], batch))
         return bool(self._fixed)
+
+    def require_own_rows(self, batch: Batch) -> None:
+        """Refuse other rows than those that a program is fixed to.
+
+        Raises:
+            DataError: Their number differs.
+        """
+        if self._fixed and num_rows(batch) != self.rows_read:
+            raise DataError(
+                f"got {num_rows(batch)} rows, expected the {self.rows_read} that the program was "
+                "first read with: a guide with one factor per datum answers for the rows that it "
+                "was trained on, all in one batch: pv.fit(..., batch_size=N)"
+            )
 
     def _takes(self, batch: Batch) -> bool:
         try:

@@ -1,0 +1,278 @@
+"""Programs as others write them: any data plate, any argument, any view observed."""
+
+import argparse
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import pyro_vae as pv
+from pyro_vae.errors import DataError, ProgramError
+
+
+def stock_elbo(model, guide, *args):
+    """Return the summed ELBO of stock Pyro at the noise of seed 3."""
+    torch.manual_seed(3)
+    with torch.no_grad(), pyro.get_param_store().scope():
+        return -Trace_ELBO().loss(model, guide, *args)
+
+
+def our_elbo(program, data):
+    torch.manual_seed(3)
+    return pv.elbo(program, data).sum().item()
+
+
+class Shifted(nn.Module):
+    """One latent per datum in a plate of the caller's choice."""
+
+    def __init__(self, plate):
+        super().__init__()
+        self.plate = plate
+        self.shift = nn.Parameter(torch.tensor(0.3))
+
+    def model(self, x):
+        with self.plate(x):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(self, x):
+        with self.plate(x):
+            pyro.sample("z", dist.Normal(x / 2 + self.shift, 0.7))
+
+
+PLATES = {
+    "another name": lambda x: pyro.plate("animals", len(x)),
+    "no size": lambda x: pyro.plate("data"),
+    "neither": lambda x: pyro.plate("documents"),
+}
+
+
+@pytest.mark.parametrize("kind", PLATES)
+def test_the_data_plate_has_any_name_and_may_have_no_size(kind):
+    torch.manual_seed(0)
+    x, program = torch.randn(7), Shifted(PLATES[kind])
+    assert our_elbo(program, x) == pytest.approx(
+        stock_elbo(program.model, program.guide, x), abs=1e-5
+    )
+    # The guide's scale is exact but for rounding, its shift is not: importance weights mend it.
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x)
+    found = pv.log_likelihood(program, x, samples=20_000)
+    error = (found.log_prob - exact).abs()
+    assert (error < 5 * (found.ess.reciprocal()).sqrt()).all()  # |z| < 5, seven data
+    assert pv.generate(program, 5).shape == (5,)
+    assert torch.allclose(pv.encode(program, x), x / 2 + 0.3)
+
+
+def test_minibatches_of_a_plate_without_a_size_train_as_stock_pyro():
+    """One step of SGD on one batch: the gradient is stock's, at equal noise."""
+    torch.manual_seed(0)
+    x, program = torch.randn(6), Shifted(PLATES["neither"])
+    torch.manual_seed(3)
+    wanted = torch.autograd.grad(
+        Trace_ELBO().differentiable_loss(program.model, program.guide, x) / 6, [program.shift]
+    )[0]
+    wrapped = pv.Program.of(program)
+    with wrapped.running():
+        joint = wrapped.joint(x)
+        torch.manual_seed(3)
+        (found,) = torch.autograd.grad(pv.ELBO().per_datum(joint), [program.shift])
+    assert torch.allclose(found, wanted, atol=1e-6)
+
+
+def tones(seq, lengths, args, flag=True):
+    """The data plate at dimension -2, and views of a tensor observed: a slice, a cast."""
+    with pyro.plate("sequences", len(seq), dim=-2):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("tones", 3, dim=-1):
+            pyro.sample("first", dist.Normal(z * args.gain, 1.0), obs=seq[:, 0])
+            rate = (z + args.gain).exp().expand(len(seq), 3)
+            pyro.sample("count", dist.Poisson(rate), obs=seq[:, 1].long())
+
+
+def tones_guide(seq, lengths, args, flag=True):
+    shift = pyro.param("shift", torch.tensor(0.2))
+    with pyro.plate("sequences", len(seq), dim=-2):
+        pyro.sample("z", dist.Normal(seq[:, 0].mean(-1, keepdim=True) + shift, 0.7))
+
+
+def test_a_plate_left_of_another_and_views_of_an_argument():
+    torch.manual_seed(0)
+    seq = torch.stack([torch.randn(6, 3), torch.poisson(torch.ones(6, 3))], 1)
+    batch = (seq, torch.ones(6), argparse.Namespace(gain=1.5), True)
+    program = pv.Program(tones, tones_guide)
+    assert our_elbo(program, batch) == pytest.approx(
+        stock_elbo(tones, tones_guide, *batch), abs=1e-4
+    )
+    seen = program.observations(batch)
+    assert torch.equal(seen["first"], seq[:, 0]) and torch.equal(seen["count"], seq[:, 1].long())
+    dreamt = {"first": torch.arange(18.0).reshape(6, 3), "count": torch.full((6, 3), 4)}
+    written = program.replace(batch, dreamt)
+    assert torch.equal(written[0][:, 0], dreamt["first"])
+    assert torch.equal(written[0][:, 1], torch.full((6, 3), 4.0))
+    assert written[2] is batch[2] and torch.equal(seq[:, 1], batch[0][:, 1])
+    assert {k: v.shape for k, v in pv.generate(program, 4).items()} == {
+        "first": (4, 3),
+        "count": (4, 3),
+    }
+
+
+def time_first(x):
+    with pyro.plate("documents", x.shape[1]):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("words", x.shape[0]):
+            pyro.sample("w", dist.Normal(z, 1.0), obs=x)
+
+
+def time_first_guide(x):
+    shift = pyro.param("shift", torch.tensor(0.1))
+    with pyro.plate("documents", x.shape[1]):
+        pyro.sample("z", dist.Normal(x.sum(0) / (len(x) + 1) + shift, (len(x) + 1) ** -0.5))
+
+
+def test_the_datum_may_stand_in_another_dimension():
+    """log p of a datum of T = 4 words: N(0, I + 11ᵀ); the guide is off by a shift."""
+    torch.manual_seed(0)
+    x, program = torch.randn(4, 9), pv.Program(time_first, time_first_guide, dim=1)
+    assert our_elbo(program, x) == pytest.approx(
+        stock_elbo(time_first, time_first_guide, x), abs=1e-4
+    )
+    exact = dist.MultivariateNormal(torch.zeros(4), torch.eye(4) + 1).log_prob(x.T)
+    found = pv.log_likelihood(program, x, samples=4000)
+    assert (found.log_prob - exact).abs().max() < 0.05
+    assert pv.reconstruct(program, x).shape == (9, 4) and pv.generate(program, 5).shape == (5, 4)
+    run = pv.fit(program, torch.randn(4, 40), epochs=3, batch_size=10)
+    assert run.steps == 12
+
+
+def annealed(x, weight=1.0, nothing=None):
+    with pyro.plate("data", len(x)):
+        with poutine.scale(scale=weight):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+        pyro.sample("last", dist.Normal(z.sum(-1), 1.0), obs=x[:, 2])
+
+
+def annealed_guide(x, weight=1.0, nothing=None):
+    shift = pyro.param("shift", torch.zeros(2))
+    with pyro.plate("data", len(x)), poutine.scale(scale=weight):
+        pyro.sample("z", dist.Normal(x[:, :2] + shift, 0.5).to_event(1))
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+def test_numbers_and_none_are_passed_on_and_a_column_is_observed(weight):
+    torch.manual_seed(0)
+    x, program = torch.randn(8, 3), pv.Program(annealed, annealed_guide)
+    ours = our_elbo(program, (x, weight, None))
+    assert ours == pytest.approx(stock_elbo(annealed, annealed_guide, x, weight), abs=1e-4)
+    column = torch.arange(8.0)
+    written = program.replace((x, weight, None), {"last": column})
+    assert torch.equal(written[0][:, 2], column) and torch.equal(written[0][:, :2], x[:, :2])
+
+
+def test_a_packed_sequence_is_cut_with_its_rows():
+    torch.manual_seed(0)
+    rnn = nn.GRU(2, 4, batch_first=True)
+
+    def model(x, packed):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x, packed):
+        last = rnn(packed)[1][0]
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(last[:, :2], last[:, 2:].exp()).to_event(1))
+
+    lengths = torch.tensor([5, 4, 4, 2, 1])
+    packed = pack_padded_sequence(torch.randn(5, 5, 2), lengths, batch_first=True)
+    x, program = torch.randn(5, 2), pv.Program(model, guide)
+    assert our_elbo(program, (x, packed)) == pytest.approx(
+        stock_elbo(model, guide, x, packed), abs=1e-4
+    )
+    whole = pv.encode(program, (x, packed))
+    assert torch.allclose(whole, rnn(packed)[1][0][:, :2], atol=1e-6)
+    assert pv.fit(program, (x, packed), epochs=2, batch_size=2).steps == 6
+
+
+def test_two_plates_that_fit_are_told_apart_by_name():
+    def model(x):
+        with pyro.plate("people", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.plate("items", 5):
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x.t())
+
+    def guide(x):
+        with pyro.plate("people", len(x)):
+            pyro.sample("z", dist.Normal(x.mean(-1), 0.5))
+
+    square = torch.randn(5, 5)
+    with pytest.raises(ProgramError, match=r"plates \['items', 'people'\] have 5 rows each"):
+        pv.Program(model, guide).read(square)
+    named = pv.Program(model, guide, plate="people")
+    assert our_elbo(named, square) == pytest.approx(stock_elbo(model, guide, square), abs=1e-4)
+    with pytest.raises(ProgramError, match=r"plate: got 'rooms', expected .*'people'"):
+        pv.Program(model, guide, plate="rooms").read(torch.randn(3, 5))
+
+
+def test_a_computed_value_is_bound_by_name_or_by_declaration():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("seen", dist.Normal(z, 1.0).to_event(1), obs=x / 255)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 255, 1.0).to_event(1))
+
+    x = 255 * torch.rand(4, 2)
+    with pytest.raises(ProgramError, match=r"'seen' .*is computed.*observed="):
+        pv.Program(model, guide).observations(x)
+    declared = pv.Program(model, guide, observed={"seen": "x"})
+    assert torch.equal(declared.observations(x)["seen"], x)
+    with pytest.raises(ProgramError, match="got 'seen' observing 'y', expected one of"):
+        pv.Program(model, guide, observed={"seen": "y"}).read(x)
+
+
+# -- guides with one factor per datum --------------------------------------------------------------
+
+
+def factor_model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def row_guide(x):
+    loc = pyro.param("loc", lambda: torch.zeros(len(x)))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(loc, 0.5**0.5))
+
+
+@pytest.mark.parametrize("build", [lambda: row_guide, lambda: AutoNormal(factor_model)])
+def test_factors_of_data_are_trained_on_their_own_rows(build):
+    """Rows that differ, all in one batch: the factor of each is its posterior, x / 2."""
+    x = torch.linspace(-4, 4, 24)
+    program = pv.Program(factor_model, build())
+    cosine = pv.schedules.cosine()
+    pv.fit(program, x, epochs=400, batch_size=24, lr=0.1, lr_schedule=cosine)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        codes = pv.encode(program, x)
+    assert (codes - x / 2).abs().max() < 0.25
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x)
+    found = pv.log_likelihood(program, x, samples=2000)
+    assert (found.log_prob - exact).abs().max() < 0.1
+    with pytest.raises(DataError, match="one factor per datum"):
+        pv.elbo(program, x[:7])
+
+
+@pytest.mark.parametrize("build", [lambda: row_guide, lambda: AutoNormal(factor_model)])
+def test_factors_of_data_take_no_minibatches(build):
+    with pytest.raises(ProgramError, match=r"one factor per datum.*batch_size=24"):
+        pv.fit(pv.Program(factor_model, build()), torch.randn(24), epochs=1, batch_size=6)

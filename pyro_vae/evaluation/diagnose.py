@@ -1,6 +1,7 @@
 """Posterior collapse, measured: KL per site and unit, active units, information."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from pyro_vae.inference.objectives.elbo import analytic_sites
 from pyro_vae.inference.posterior.information import Information, information, is_plain
 from pyro_vae.program.handlers import is_data, sample_sites
 from pyro_vae.program.joint import Joint
-from pyro_vae.program.passes import Pass, Verb
+from pyro_vae.program.passes import Pass, Passes, Verb
 from pyro_vae.program.program import Program
 from pyro_vae.program.terms import Terms
 
@@ -74,7 +75,7 @@ def diagnose(
     rows_at_once = limits["batch_size"]
     passes = wrapped.passes(data, _VERB, rows=rows_at_once, particles=particles)
     batch = passes.batch
-    with passes:
+    with passes, _same_sites(passes):
         scales: dict[str, Tensor] = {}
         for piece in passes:
             judged = Judged(wrapped, batch, piece.globals_, rows_at_once)
@@ -88,6 +89,26 @@ def diagnose(
             add_marginal(sums.moments, judged, below_others(terms), scales)
         found = information(wrapped, batch, **limits, held=piece.globals_)
     return sums.result(found)
+
+
+@contextmanager
+def _same_sites(passes: Passes) -> Iterator[None]:
+    """Refuse a program whose latents come and go: a diagnosis looks at parts of the rows.
+
+    Raises:
+        ProgramError: Names a site that some rows have and others lack.
+    """
+    try:
+        yield
+    except KeyError as error:
+        (site,) = error.args
+        if site not in passes.sites.local:
+            raise
+        raise ProgramError(
+            f"diagnose: site {site!r} is drawn for some rows and not for others (sequences of "
+            "other lengths, say), and a diagnosis compares all; give the steps an event dimension "
+            "with a mask, or data of one structure"
+        ) from None
 
 
 class _Sums:

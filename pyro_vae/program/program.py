@@ -454,9 +454,9 @@ class Program(nn.Module):
             return
         model, _ = self.look(first)
         moving = False  # whether a support has to be asked of the model, batch by batch
-        for name in sites.observed:
-            site, binding = model.nodes[name], sites.bindings.get(name)
-            if checks.is_unchecked(site):
+        for name, site in sample_sites(model):  # sites may come and go with the values of a batch
+            binding = sites.bindings.get(name)
+            if not is_data(site) or checks.is_unchecked(site):
                 continue
             support = checks.fixed_support(site["fn"])
             if support is None or binding is None or binding.computed:

@@ -276,3 +276,35 @@ def test_factors_of_data_are_trained_on_their_own_rows(build):
 def test_factors_of_data_take_no_minibatches(build):
     with pytest.raises(ProgramError, match=r"one factor per datum.*batch_size=24"):
         pv.fit(pv.Program(factor_model, build()), torch.randn(24), epochs=1, batch_size=6)
+
+
+# -- sites that come and go with the values of a batch ---------------------------------------------
+
+
+def steps(x, n):
+    with pyro.plate("data", len(x)):
+        for t in range(int(n.max())):
+            z = pyro.sample(f"z_{t}", dist.Normal(x.new_zeros(len(x)), 1.0).mask(t < n))
+            pyro.sample(f"x_{t}", dist.Normal(z, 1.0).mask(t < n), obs=x[:, t])
+
+
+def steps_guide(x, n):
+    shift = pyro.param("shift", torch.zeros(()))
+    with pyro.plate("data", len(x)):
+        for t in range(int(n.max())):
+            pyro.sample(f"z_{t}", dist.Normal(x[:, t] / 2 + shift, 0.5**0.5).mask(t < n))
+
+
+def test_verbs_speak_of_the_sites_of_their_own_batch():
+    """log p of a datum of n steps is n terms of N(0, 2), whatever other batches had."""
+    torch.manual_seed(0)
+    x, n = torch.randn(30, 4), (torch.arange(30) % 3) + 1
+    n[-1] = 4
+    program = pv.Program(steps, steps_guide)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x) * (torch.arange(4) < n[:, None])
+    for rows in (slice(0, 30), slice(0, 10), slice(20, 30)):
+        found = pv.log_likelihood(program, (x[rows], n[rows]), samples=20)
+        assert torch.allclose(found.log_prob, exact[rows].sum(-1), atol=1e-4)
+        assert len(pv.encode(program, (x[rows], n[rows]))) == int(n[rows].max())
+    with pytest.raises(ProgramError, match=r"diagnose: site 'z_.' is drawn for some rows"):
+        pv.diagnose(program, (x, n))

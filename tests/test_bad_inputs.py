@@ -138,7 +138,6 @@ def pair(model_sites=("z",), guide_sites=("z",), *, event=2, plate="data", dim=N
         ({"guide_sites": ()}, r"site 'z': sampled by the model and not by the guide, and .* add"),
         ({"guide_sites": ("z", "u")}, r"site 'u': sampled by the guide and not by the model"),
         ({"event": 3}, r"site 'z': the guide's event shape is \(3,\), the model's \(2,\)"),
-        ({"plate": "rows"}, r"plate called 'data'; write"),
         ({"where": "out"}, r"site 'z': inside the plate 'data' in the guide only"),
     ],
 )

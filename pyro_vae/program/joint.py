@@ -16,6 +16,7 @@ from pyro_vae.errors import ProgramError
 from pyro_vae.program.batch import cuda_devices, repeat_rows
 from pyro_vae.program.enumeration import SumOut, groups_of
 from pyro_vae.program.handlers import Particles, Unweighted, data_frame, is_data, sample_sites
+from pyro_vae.program.observed import replaced_by_name
 from pyro_vae.program.plates import by_plates, data_dim
 from pyro_vae.program.site_densities import Layout
 from pyro_vae.program.terms import Draw, Terms, local_log_p, local_log_q, nesting, read, stack
@@ -311,9 +312,10 @@ class Joint:
             for name, site in sample_sites(model)
             if site["infer"].get("was_observed") and is_data({**site, "is_observed": True})
         }
-        if self._replace is None:
-            raise ProgramError("this pair of functions was not told what its sites observe")
-        args, kwargs = self._replace(self.args, self.kwargs, values)
+        if self._replace is None:  # a bare pair, under stock SVI: sites go by their names
+            args, kwargs = replaced_by_name(self.model, self.args, self.kwargs, values)
+        else:
+            args, kwargs = self._replace(self.args, self.kwargs, values)
         guide = poutine.trace(poutine.replay(self.guide, trace=model)).get_trace(*args, **kwargs)
         guide = prune_subsample_sites(guide)
         drawn = stack([read(model, guide, Layout(nesting(model, guide)))])

@@ -1,6 +1,6 @@
 """Which argument each observed site observes: found by identity of memory, written back alike."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pyro_vae.errors import ProgramError
+from pyro_vae.program.batch import named_arguments
 
 Key = int | str  # of an argument: its position, or its keyword
 
@@ -119,6 +120,28 @@ class Copies(TorchFunctionMode):
     def source(self, value: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return ``(copy, original)`` where a value lies in the memory of a copy."""
         return self._sources.get(_memory(value))
+
+
+def replaced_by_name(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    values: Mapping[str, Tensor],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return arguments with those replaced that go by the name of an observed site.
+
+    Raises:
+        ProgramError: A site is no argument of the function.
+    """
+    names = list(named_arguments(function, args, kwargs))
+    for site in values:
+        if site not in names:
+            raise ProgramError(
+                f"observed site {site!r} is no argument of the model {sorted(names)}; give the "
+                "site and the argument one name"
+            )
+    positional = tuple(values.get(n, a) for n, a in zip(names, args, strict=False))
+    return positional, {name: values.get(name, value) for name, value in kwargs.items()}
 
 
 def bindings_of(

@@ -182,7 +182,8 @@ def _total(terms: Mapping[str, Tensor]) -> Any:
 def _per_unit(
     site: str, side: str, distribution: Any, value: Tensor, scale: Any, mask: Any
 ) -> Tensor:
-    if not distribution.event_shape:  # a scalar is its own unit
+    mixed = isinstance(distribution, MixedPrior)
+    if not distribution.event_shape and not mixed:  # a scalar is its own unit
         return scale_and_mask(distribution.log_prob(value), scale, mask)
     base = getattr(distribution, "base_dist", None)
     factorised = hasattr(distribution, "reinterpreted_batch_ndims")

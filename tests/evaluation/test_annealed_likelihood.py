@@ -195,7 +195,7 @@ def test_memory_is_bounded_by_the_rows_of_a_pass(chains, n, monkeypatch):
     pv.Program.of(program).read(x[:2])
     settings = pv.AIS(num_temperatures=2, chains=chains, num_leapfrog=1)
     with monkeypatch.context() as patch:  # looking at the data once is not sampling
-        patch.setattr(pv.Program, "check", lambda self, data: None)
+        patch.setattr(pv.Program, "check", lambda self, data, **options: None)
         pv.ais(program, x, settings)
     assert max(chains, 60 - chains) <= largest <= max(chains, 60)
 

@@ -55,7 +55,7 @@ def test_generate_uses_what_was_learnt_of_the_globals():
 def test_a_tiled_program_keeps_its_n(size):
     program, x = with_global(tiled=True), torch.randn(10, 2)
     terms = program.terms(x, 1, 5, size=size)
-    assert program._tiled
+    assert set(program._tiled.values()) == {True}
     assert terms.size == size and terms.batch_size == 10
 
 

@@ -440,7 +440,7 @@ def test_the_steps_of_a_second_plate_are_units_of_their_datum(chains, tiled):
     x, u = real(B, 3), real(chains, B, 3)
     program = Program.of(Nested())
     program.read(x)
-    program._tiled = tiled
+    program.tiled = lambda batch: tiled
     with scoring(program):
         density = LogJoint(program, x)
         found, prior, guide = (

@@ -109,7 +109,7 @@ def test_local_fits(model, how, full):
 @models
 def test_gaps(model):
     torch.manual_seed(2)
-    annealed = pv.AIS(num_temperatures=3, chains=4, num_leapfrog=1)
+    annealed = pv.AIS(num_temperatures=40, chains=16, num_leapfrog=2)
     local = pv.Local(400)
     found = pv.gaps(program_of(model), BATCH, annealed=annealed, samples=2000, local=local)
     for estimate in found.estimators.values():

@@ -22,6 +22,7 @@ from pyro_vae.inference.sampling import hmc
 from pyro_vae.inference.sampling.hmc import hmc_init, hmc_step
 from pyro_vae.program.bounds import scoring
 from pyro_vae.program.log_joint import LogJoint
+from pyro_vae.program.passes import Verb
 from pyro_vae.program.program import Program
 
 ALPHA = 1e-6
@@ -120,7 +121,7 @@ PROGRAMS: dict[str, type[Sampler]] = {
 
 def dream(program: Program, rows: int) -> tuple[Tensor, LogJoint, Tensor]:
     """Draw (x, z) from the model; return x, its density, and z unconstrained, (1, B | Z)."""
-    x, latents = generate_with_latents(program, rows, None)
+    x, latents = generate_with_latents(program, rows, Verb("simulate", simulates=True))
     with scoring(program):
         joint = LogJoint(program, x)
         return x, joint, joint.pack({k: v.unsqueeze(0) for k, v in latents.items()}, 1)

@@ -91,7 +91,7 @@ def check_values(model: Trace, warned: set[str], first_row: int = 0) -> None:
         if not is_data(site):
             continue
         fn, value = site["fn"], site["value"]
-        if value.shape != fn.batch_shape + fn.event_shape:
+        if value.shape != fn.batch_shape + fn.event_shape and not _is_chain(fn, value):
             raise DataError(
                 f"site {name!r}: got data of shape {tuple(value.shape)}, the model expects "
                 f"{tuple(fn.batch_shape)} data of shape {tuple(fn.event_shape)}; a single datum is "
@@ -107,6 +107,22 @@ def check_values(model: Trace, warned: set[str], first_row: int = 0) -> None:
         else:
             kind, dim = distribution_name(fn), data_dim(site)
             check_support(name, support, kind, value, first_row, dim)
+
+
+def _is_chain(fn: Any, value: Tensor) -> bool:
+    """Return whether a value has more steps than a Markov chain whose length is open says.
+
+    Pyro writes the steps of a homogeneous chain as 1: ``event_shape = (1, A)``.
+    """
+    open_ended = tuple(_innermost(fn).event_shape)
+    if len(open_ended) < 2 or open_ended[0] != 1 or len(fn.event_shape) != len(open_ended):
+        return False
+    batch, rest = len(fn.batch_shape), len(open_ended) - 1
+    return (
+        value.dim() == batch + 1 + rest
+        and value.shape[:batch] == fn.batch_shape
+        and value.shape[batch + 1 :] == fn.event_shape[1:]
+    )
 
 
 def is_unchecked(site: Message) -> bool:

@@ -24,7 +24,7 @@ class View:
 
     Arguments:
         shape: Sizes; None stands for the number of rows.
-        stride: Strides; None as long as the tensor.
+        stride: Strides, the same for any number of rows.
         offset: First element.
         whole: Whether it holds each element once, in order: a reshape.
     """
@@ -179,6 +179,9 @@ def bindings_of(
         binding = None
         if asked is None:
             binding = bind(value, arguments, rows, row_dim, copies)
+        # A copy may have been written to since: then its values are computed, too.
+        if binding is not None and not _reads(binding, arguments[binding.key], value):
+            binding = None
         label = asked or name
         if binding is None and isinstance(arguments.get(keys.get(label, -1)), Tensor):
             binding = Binding(keys[label], computed=True)
@@ -214,6 +217,11 @@ def bind(
             return None
         steps += [view, Cast(copy.dtype)]
         value, row_dim = original, 0 if original.shape[:1] == (rows,) else row_dim
+
+
+def _reads(binding: Binding, argument: Tensor, value: Tensor) -> bool:
+    """Return whether a binding gives what the site observed; a value without data is believed."""
+    return value.is_meta or torch.equal(binding.read(argument), value)
 
 
 def _memory(value: Tensor) -> int:

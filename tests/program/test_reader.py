@@ -2,6 +2,7 @@
 
 import argparse
 import warnings
+from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -15,6 +16,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import pyro_vae as pv
 from pyro_vae.errors import DataError, ProgramError
+from pyro_vae.training.feed import TensorFeed
+from pyro_vae.training.fit import _require_whole_batches
 
 
 def stock_elbo(model, guide, *args):
@@ -320,3 +323,53 @@ def test_verbs_speak_of_the_sites_of_their_own_batch():
         assert len(pv.encode(program, (x[rows], n[rows]))) == int(n[rows].max())
     with pytest.raises(ProgramError, match=r"diagnose: site 'z_.' is drawn for some rows"):
         pv.diagnose(program, (x, n))
+
+
+def test_a_copy_that_is_written_to_is_no_copy():
+    """The model halves a copy in place: dreamt values must not be written back as if it had not."""
+
+    def model(x):
+        half = x.clone()
+        half.mul_(0.5)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("seen", dist.Normal(z, 1.0), obs=half)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 4, 0.7))
+
+    x = torch.arange(1.0, 6.0)
+    with pytest.raises(ProgramError, match=r"'seen' .*is computed"):
+        pv.Program(model, guide).replace(x, {"seen": x})
+
+
+def test_a_bad_row_is_numbered_in_the_data_and_not_in_a_chunk():
+    """Class numbers of a support that depends on the model, with the bad one in the last chunk."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Categorical(logits=z), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+    program, x = pv.Program(model, guide), torch.arange(40) % 3
+    x[33] = 3
+    program.read(x[:20])
+    with pytest.raises(DataError, match=r"value 3 in row 33 is outside the support"):
+        program.check(x, rows=8)
+
+
+def test_factors_of_data_are_refused_on_several_processes():
+    """Each would fit factors of the places in its share, and their mean belongs to no datum."""
+    x = torch.randn(24)
+    program = pv.Program(factor_model, row_guide)
+    feed = TensorFeed(x, 24, torch.device("cpu"))
+    program.read(x)
+    one, two = SimpleNamespace(size=1), SimpleNamespace(size=2)
+    _require_whole_batches(program, x, feed, one)
+    with pytest.raises(ProgramError, match="one factor per datum"):
+        _require_whole_batches(program, x, feed, two)

@@ -20,8 +20,11 @@ from pyro_vae.program.enumeration import groups_of, is_enumerated
 from pyro_vae.program.handlers import data_frame, sample_sites
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.masks import kept_units
+from pyro_vae.program.passes import Verb
 from pyro_vae.program.plates import by_datum, data_dim, inner_plates
 from pyro_vae.program.program import Program
+
+_SAMPLING = Verb("sampling the posterior", prior=True)
 
 
 @dataclass(frozen=True)
@@ -139,8 +142,8 @@ class LogJoint:
     def __init__(
         self, program: Program, batch: Batch, globals_: Mapping[str, Tensor] | None = None
     ) -> None:
-        program.require_prior("sampling the posterior")
         sites = program.read(batch)
+        _SAMPLING.require(sites)
         joint = program.joint(batch).densities()
         with torch.no_grad():
             model, guide = joint.traces()

@@ -11,6 +11,7 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
+from pyro_vae.arguments import integer
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.program import checks
 from pyro_vae.program.batch import (
@@ -84,7 +85,8 @@ class Program(nn.Module):
             Behind the program, and in what verbs return, the datum comes first.
 
     Raises:
-        ProgramError: A function is none, or ``dim`` is no dimension.
+        ConfigError: ``dim`` is no dimension counted from the left.
+        ProgramError: A function is none.
 
     >>> import torch, pyro, pyro.distributions as dist
     >>> def model(x):
@@ -114,8 +116,7 @@ class Program(nn.Module):
         dim: int = 0,
     ) -> None:
         super().__init__()
-        if not isinstance(dim, int) or dim < 0:
-            raise ProgramError(f"dim: got {dim!r}, expected a dimension counted from the left")
+        dim = integer("dim", dim, 0)
         for side, function in zip(SIDES, (model, guide), strict=True):
             if not callable(function):
                 raise ProgramError(f"{side}: got {function!r}, expected a Pyro function")
@@ -409,17 +410,7 @@ class Program(nn.Module):
                 raise
             raise DataError(
                 f"the program cannot take this batch ({checks.shapes(batch)}): {error}"
-                + self._of_rows(batch)
             ) from error
-
-    def _of_rows(self, batch: Batch) -> str:
-        """Return a hint where a program that has run takes another number of rows no more."""
-        if not self._layouts or num_rows(batch) == self.rows_read:
-            return ""
-        return (
-            f"\nIt was read with {self.rows_read} rows: a guide with one factor per datum answers "
-            "for just these rows, in their order"
-        )
 
     @contextmanager
     def quiet(self, batch: Batch) -> Iterator[None]:
@@ -467,9 +458,10 @@ class Program(nn.Module):
                 value = binding.of(*arguments(piece))
                 checks.check_support(name, support, kind, value, index * rows, sites.data_dim)
         if moving and num_rows(data) > head:
-            for index, piece in enumerate(chunks(data, max(rows, head))):
+            size = max(rows, head)
+            for index, piece in enumerate(chunks(data, size)):
                 model, _ = self.look(piece)
-                checks.check_values(model, self._warned, index * rows)
+                checks.check_values(model, self._warned, index * size)
 
     def _rows_to_read(self, data: Batch, first_rows: int) -> int:
         """Return how many rows to look at: as many as before, in one pass.
@@ -513,18 +505,6 @@ class Program(nn.Module):
             return False
         frames = [data_frame(site) for trace in traces for _, site in sample_sites(trace)]
         return all(frame.size == num_rows(batch) for frame in frames if frame is not None)
-
-    def require_prior(self, verb: str) -> None:
-        """Refuse a program whose latents have no prior.
-
-        Raises:
-            ProgramError: Names the site and the verb that needs a prior.
-        """
-        if self.sites.priorless:
-            raise ProgramError(
-                f"{verb}: site {self.sites.priorless[0]!r} has no prior (an autoencoder is no "
-                "generative model); use a VAE, or one of reconstruct, encode, interpolate"
-            )
 
     def require_whole(self, batch: Batch) -> None:
         """Refuse a program that draws a random part of the rows it is given.

@@ -255,19 +255,23 @@ def _check_shares(
         )
 
 
-def _require_minibatches(program: Program, first: Batch, feed: TensorFeed | LoaderFeed) -> None:
-    """Refuse minibatches of a program whose guide has one factor per datum.
+def _require_whole_batches(
+    program: Program, first: Batch, feed: TensorFeed | LoaderFeed, world: World
+) -> None:
+    """Refuse parts of the data under a guide that has one factor per datum.
 
-    The factors would be those of places in a batch, not of data.
+    The factors would be those of places in a batch (or in a process's share), not of data.
     """
-    whole = isinstance(feed, TensorFeed) and feed.batch_size >= feed.size
+    fixed = program.is_fixed(first)  # found out here in any case: verbs ask for it later
+    whole = isinstance(feed, TensorFeed) and feed.batch_size >= feed.size and world.size == 1
     rows = num_rows(first)
-    if not whole and program.is_fixed(first):
+    if fixed and not whole:
         raise ProgramError(
-            f"batch_size: got {feed.batch_size}, and model or guide run on {rows} rows and not on "
-            f"{rows // 2}: a guide with one factor per datum (an autoguide over local latents, "
-            f"pyro.param with a row for each) needs all rows in one batch: batch_size={feed.size}, "
-            "with a program made anew; or pv.LocalGuide, which trains such factors in minibatches"
+            f"batch_size: got {feed.batch_size} on {world.size} devices, and model or guide run on "
+            f"{rows} rows and not on {rows // 2}: a guide with one factor per datum (an autoguide "
+            "over local latents, pyro.param with a row for each) needs all rows in one batch of "
+            f"one device: batch_size={feed.size}, with a program made anew; or pv.LocalGuide, "
+            "which trains such factors in minibatches"
         )
 
 
@@ -286,7 +290,7 @@ def _prepare_data(
         first = feed.first()
         first = transform(first) if transform is not None else first
         program.read(first)
-        _require_minibatches(program, first, feed)
+        _require_whole_batches(program, first, feed, world)
     _check_shares(program, feed, valid, world)
     if isinstance(feed, TensorFeed):
         if transform is None:

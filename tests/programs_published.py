@@ -467,6 +467,56 @@ def forward(y: Tensor) -> Tensor:
     return total
 
 
+def hidden_markov() -> Pair:
+    """A hidden Markov model, plates at -1 and -2, states summed out."""
+
+    def model(sequences: Tensor, lengths: Tensor) -> None:
+        sound = pyro.param("sound", TONES.clone(), constraint=constraints.unit_interval)
+        tones = pyro.plate("tones", 2, dim=-1)
+        with pyro.plate("sequences", len(sequences), dim=-2):
+            state: Any = 0
+            for t in pyro.markov(range(sequences.shape[1])):
+                with poutine.mask(mask=(t < lengths)[:, None]):
+                    state = pyro.sample(
+                        f"s_{t}", dist.Categorical(STEP[state]), infer={"enumerate": "parallel"}
+                    )
+                    with tones:
+                        law = dist.Bernoulli(sound[state.squeeze(-1)])
+                        pyro.sample(f"y_{t}", law, obs=sequences[:, t])
+
+    def guide(sequences: Tensor, lengths: Tensor) -> None:
+        pass
+
+    y = (torch.arange(N * 3 * 2).reshape(N, 3, 2) % 5 < 2).float()
+    lengths = torch.tensor([3, 2, 3, 1, 2, 3])
+    exact = torch.stack([forward(y[n, : lengths[n]]) for n in range(N)])
+    return Pair(model, guide, (y, lengths), elbo=ENUM_2, log_prob=exact, code=None)
+
+
+def topics() -> Pair:
+    """Documents in the second dimension, words in a plate inside, topics summed out."""
+    vocabulary = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]])
+
+    def model(words: Tensor) -> None:
+        with pyro.plate("documents", words.shape[1], dim=-1):
+            theta = pyro.sample("theta", dist.Dirichlet(torch.ones(2)))
+            with pyro.plate("words", len(words), dim=-2):
+                k = pyro.sample("k", dist.Categorical(theta), infer={"enumerate": "parallel"})
+                pyro.sample("word", dist.Categorical(vocabulary[k]), obs=words)
+
+    def guide(words: Tensor) -> None:
+        with pyro.plate("documents", words.shape[1], dim=-1):
+            more = pyro.param("more", torch.tensor(1.5), constraint=constraints.positive)
+            share = more + vocabulary[:, words].mean(1)
+            pyro.sample("theta", dist.Dirichlet(share.T))
+
+    words = torch.arange(4 * N).reshape(4, N) % 7 % 3
+    grid = (torch.arange(4000) + 0.5) / 4000
+    theta = torch.stack([grid, 1 - grid], -1) @ vocabulary  # (4000, 3)
+    exact = theta.log()[:, words].sum(1).logsumexp(0) - torch.tensor(4000.0).log()
+    return Pair(model, guide, words, elbo=ENUM_2, log_prob=exact, options={"dim": 1}, code="theta")
+
+
 def weighted() -> Pair:
     """A weight per row on all terms of a datum."""
 
@@ -665,6 +715,8 @@ PAIRS: dict[str, Callable[[], Pair]] = {
     "auto_plates": auto_plates,
     "params_of_rows": params_of_rows,
     "mixture": mixture,
+    "hidden_markov": hidden_markov,
+    "topics": topics,
     "weighted": weighted,
     "factors": factors,
     "regression": regression,

@@ -19,6 +19,7 @@ from pyro_vae.evaluation.site_values import (
 )
 from pyro_vae.program.batch import map_rows, num_rows
 from pyro_vae.program.handlers import sample_sites
+from pyro_vae.program.joint import trace_of
 from pyro_vae.program.passes import Pass, Verb
 from pyro_vae.program.program import Program
 from pyro_vae.program.roles import latent_names
@@ -151,12 +152,7 @@ def _line(start: Pass, end: Pass, steps: int) -> dict[str, Tensor]:
         )
     points = []
     for t in torch.linspace(0, 1, steps).tolist():
-        codes = Trace()
-        for name, value in a.items():
-            between = torch.lerp(value, b[name], t)
-            codes.add_node(
-                name, name=name, type="sample", value=between, is_observed=False, infer={}
-            )
+        codes = trace_of({name: torch.lerp(value, b[name], t) for name, value in a.items()})
         points.append(decoded(start if t <= 0.5 else end, codes, mean=True))
     if points[0].keys() != points[-1].keys():
         raise ProgramError(

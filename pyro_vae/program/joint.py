@@ -267,9 +267,7 @@ class Joint:
 
     def fixing(self, values: Mapping[str, Tensor]) -> "Joint":
         """Return the pair with some latents held at given values."""
-        fixed = Trace()
-        for name, value in values.items():
-            _put(fixed, name, value)
+        fixed = trace_of(values)
         return self._with(
             poutine.replay(self.model, trace=fixed), poutine.replay(self.guide, trace=fixed)
         )
@@ -395,8 +393,19 @@ def _latent_values(trace: Trace) -> dict[str, Tensor]:
     }
 
 
+def trace_of(values: Mapping[str, Tensor]) -> Trace:
+    """Return latents by site as a trace to replay."""
+    trace = Trace()
+    for name, value in values.items():
+        _put(trace, name, value)
+    return trace
+
+
 def _put(trace: Trace, name: str, value: Tensor) -> None:
-    trace.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={})
+    # A value alone: no distribution drew it.
+    trace.add_node(
+        name, name=name, type="sample", fn=None, value=value, is_observed=False, infer={}
+    )
 
 
 def _cut(guide: Trace) -> tuple[Trace, list[Leaf]]:

@@ -60,12 +60,13 @@ class Verb:
                 f"{self.name}: site {sites.priorless[0]!r} has no prior (an autoencoder is no "
                 "generative model); use a VAE, or one of reconstruct, encode, interpolate"
             )
+        drawn = sites.local or (sites.global_ if self.latents else ())
+        if (self.local or self.latents) and not drawn and sites.enumerated and not self.summed:
+            raise ProgramError(
+                f"{self.name}: site {sites.enumerated[0]!r} is summed out, and the guide draws no "
+                "other latent; pv.encode has the probabilities of its values"
+            )
         if self.local and not sites.local and not (self.summed and sites.enumerated):
-            if sites.enumerated:
-                raise ProgramError(
-                    f"{self.name}: site {sites.enumerated[0]!r} is summed out, and the guide draws "
-                    "no latent of a datum; pv.encode has the probabilities of its values"
-                )
             raise ProgramError(
                 f"{self.name}: the program has no local latent (none stands in the plate of the "
                 f"data); {self.local}"

@@ -226,6 +226,8 @@ def _remedy(distribution: str, value: float) -> str:
             "binarise the grey values (pv.data.load(..., binarisation='dynamic')), or use "
             "observation=Gaussian"
         )
+    if "Discretised" in distribution and value > 1:
+        return "scale grey levels to [0, 1]: divide bytes by 255"
     if "Bernoulli" in distribution:
         return "scale to [0, 1] and binarise (x > 127), or use a discretised observation"
     return "transform the data, or choose another observation distribution"

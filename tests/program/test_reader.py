@@ -373,3 +373,12 @@ def test_factors_of_data_are_refused_on_several_processes():
     _require_whole_batches(program, x, feed, one)
     with pytest.raises(ProgramError, match="one factor per datum"):
         _require_whole_batches(program, x, feed, two)
+
+
+def test_bytes_under_a_discretised_density_are_told_to_be_divided():
+    """Zeros in the first rows, grey levels as bytes further on; divided, they are on the grid."""
+    levels = torch.arange(60).reshape(20, 3) * 4
+    vae = pv.models.VAE(3, 2, (4,), observation=pv.conditionals.DiscretisedLogistic)
+    with pytest.raises(DataError, match=r"value 4 in row 0 .*divide bytes by 255"):
+        pv.elbo(vae, levels.to(torch.uint8))
+    assert pv.elbo(vae, levels / 255).isfinite().all()

@@ -242,6 +242,38 @@ def plain_functions() -> Any:
     return Pair()
 
 
+def common_mean(x: Tensor) -> None:
+    """w ~ N(0, 1), z_i ~ N(w, 1), x_i ~ N(z_i, 1): one global that all data share."""
+    w = pyro.sample("w", dist.Normal(x.new_zeros(()), 1.0))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(w.expand(len(x)), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def common_mean_guide(x: Tensor) -> None:
+    """w from its prior, then z given x and w exactly."""
+    w = pyro.sample("w", dist.Normal(x.new_zeros(()), 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal((x + w) / 2, 0.5**0.5))
+
+
+def steps(x: Tensor, lengths: Tensor) -> None:
+    """A latent and an observed number in each step up to the longest length of the batch."""
+    with pyro.plate("data", len(x)):
+        for t in range(int(lengths.max())):
+            z = pyro.sample(f"z_{t}", dist.Normal(x.new_zeros(len(x)), 1.0).mask(t < lengths))
+            pyro.sample(f"x_{t}", dist.Normal(z, 1.0).mask(t < lengths), obs=x[:, t])
+
+
+def steps_guide(x: Tensor, lengths: Tensor) -> None:
+    """The posterior of each step, moved by a parameter that starts at zero."""
+    shift = pyro.param("shift", torch.zeros(()))
+    with pyro.plate("data", len(x)):
+        for t in range(int(lengths.max())):
+            loc = x[:, t] / 2 + shift
+            pyro.sample(f"z_{t}", dist.Normal(loc, 0.5**0.5).mask(t < lengths))
+
+
 def densities_at(joint: Any, values: dict[str, Tensor]) -> tuple[Trace, Trace]:
     """Return stock traces of a pair's model and guide at given latents, log densities computed."""
     model = poutine.trace(poutine.condition(joint.model, data=values))

@@ -5,7 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from oracles import PPCA
-from programs import CASES
+from programs import CASES, common_mean, common_mean_guide, steps, steps_guide
 from torch import nn
 
 import pyro_vae as pv
@@ -181,18 +181,8 @@ def test_the_datum_comes_first_under_a_second_plate(n):
 
 
 def test_globals_are_held_for_all_rows_of_a_call():
-    def model(x):
-        w = pyro.sample("w", dist.Normal(x.new_zeros(()), 1.0))
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(w.expand(len(x)), 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    def guide(x):
-        w = pyro.sample("w", dist.Normal(x.new_zeros(()), 1.0))
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal((x + w) / 2, 0.5**0.5))
-
-    program, x = pv.Program(model, guide), torch.full((2500,), 0.7)
+    program = pv.Program(common_mean, common_mean_guide)
+    x = torch.full((2500,), 0.7)
     for answer in (pv.encode(program, x), pv.reconstruct(program, x)):
         assert len(answer.unique()) == 1
     lines = pv.interpolate(program, x, x, steps=3)
@@ -200,20 +190,9 @@ def test_globals_are_held_for_all_rows_of_a_call():
 
 
 def test_a_step_that_some_passes_lack_is_not_a_number():
-    def model(x, lengths):
-        with pyro.plate("data", len(x)):
-            for t in range(int(lengths.max())):
-                z = pyro.sample(f"z_{t}", dist.Normal(x.new_zeros(len(x)), 1.0).mask(t < lengths))
-                pyro.sample(f"x_{t}", dist.Normal(z, 1.0).mask(t < lengths), obs=x[:, t])
-
-    def guide(x, lengths):
-        with pyro.plate("data", len(x)):
-            for t in range(int(lengths.max())):
-                pyro.sample(f"z_{t}", dist.Normal(x[:, t] / 2, 0.7).mask(t < lengths))
-
     x, lengths = torch.randn(1200, 2), torch.ones(1200, dtype=torch.long)
     lengths[-1] = 2
-    codes = pv.encode(pv.Program(model, guide), (x, lengths))
+    codes = pv.encode(pv.Program(steps, steps_guide), (x, lengths))
     torch.testing.assert_close(codes["z_0"], x[:, 0] / 2)
     assert codes["z_1"][:1024].isnan().all()
     torch.testing.assert_close(codes["z_1"][1024:], x[1024:, 1] / 2)

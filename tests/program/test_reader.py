@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from programs import steps, steps_guide
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
@@ -294,20 +295,6 @@ def test_factors_of_data_take_no_minibatches(build):
 
 
 # -- sites that come and go with the values of a batch ---------------------------------------------
-
-
-def steps(x, n):
-    with pyro.plate("data", len(x)):
-        for t in range(int(n.max())):
-            z = pyro.sample(f"z_{t}", dist.Normal(x.new_zeros(len(x)), 1.0).mask(t < n))
-            pyro.sample(f"x_{t}", dist.Normal(z, 1.0).mask(t < n), obs=x[:, t])
-
-
-def steps_guide(x, n):
-    shift = pyro.param("shift", torch.zeros(()))
-    with pyro.plate("data", len(x)):
-        for t in range(int(n.max())):
-            pyro.sample(f"z_{t}", dist.Normal(x[:, t] / 2 + shift, 0.5**0.5).mask(t < n))
 
 
 def test_verbs_speak_of_the_sites_of_their_own_batch():

@@ -10,7 +10,16 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import BayesianDecoder, Labelled, Regularised, Sequences, binary
+from programs import (
+    BayesianDecoder,
+    Labelled,
+    Regularised,
+    Sequences,
+    binary,
+    common_mean,
+    steps,
+    steps_guide,
+)
 from torch import nn
 
 import pyro_vae as pv
@@ -280,18 +289,13 @@ def test_the_datum_comes_first_under_a_second_plate(how, rows):
 def test_each_draw_has_globals_of_its_own_that_all_data_share():
     """z is w: a column of the draws per datum is one column, and its n numbers differ."""
 
-    def model(x):
-        w = pyro.sample("w", dist.Normal(x.new_zeros(()), 1.0))
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(w.expand(len(x)), 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
     def guide(x):
         w = pyro.sample("w", dist.Normal(x.new_zeros(()), 1.0))
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(w.expand(len(x)), 1e-12))
 
-    drawn = infer(pv.Program(model, guide), torch.zeros(3000, dtype=torch.float64)).sample(5)
+    program = pv.Program(common_mean, guide)
+    drawn = infer(program, torch.zeros(3000, dtype=torch.float64)).sample(5)
     torch.testing.assert_close(drawn, drawn[:, :1].expand(5, 3000), rtol=0, atol=1e-9)
     assert len(drawn[:, 0].unique()) == 5
 
@@ -333,20 +337,8 @@ def test_nothing_is_inferred_without_local_latents():
 
 def test_a_step_that_some_data_lack_is_not_a_number():
     """Sorted sequences: the last alone has a second step, which the first passes do not know."""
-
-    def model(x, lengths):
-        with pyro.plate("data", len(x)):
-            for t in range(int(lengths.max())):
-                z = pyro.sample(f"z_{t}", dist.Normal(x.new_zeros(len(x)), 1.0).mask(t < lengths))
-                pyro.sample(f"x_{t}", dist.Normal(z, 1.0).mask(t < lengths), obs=x[:, t])
-
-    def guide(x, lengths):
-        with pyro.plate("data", len(x)):
-            for t in range(int(lengths.max())):
-                pyro.sample(f"z_{t}", dist.Normal(x[:, t] / 2, 0.5**0.5).mask(t < lengths))
-
     x, lengths = torch.randn(5000, 2), torch.ones(5000, dtype=torch.long)
     lengths[-1] = 2
-    drawn = infer(pv.Program(model, guide), (x, lengths)).sample(2)
+    drawn = infer(pv.Program(steps, steps_guide), (x, lengths)).sample(2)
     assert drawn["z_0"].isfinite().all() and drawn["z_1"][:, :2048].isnan().all()
     assert drawn["z_1"][:, -1].isfinite().all()

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from kernel_faults import all_accepted, momentum_drawn_once
 from scipy.stats import kstest
 from torch import Tensor, nn
 
@@ -176,22 +177,6 @@ def _stationary(latent_dim: int, rows: int) -> None:
     assert (state.position != z).all()
 
 
-def _all_accepted(accept_prob: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.ones_like(accept_prob, dtype=torch.bool)
-
-
-def _drawn_once() -> Callable[..., Tensor]:
-    first: list[Tensor] = []
-    draw = hmc._draw_momentum
-
-    def stale(*arguments: object) -> Tensor:
-        if not first:
-            first.append(draw(*arguments))  # type: ignore[arg-type]
-        return first[0]
-
-    return stale
-
-
 def _joint(energy_error: Tensor) -> Tensor:
     total = energy_error.sum().expand_as(energy_error)
     return (-total).clamp(max=0.0).exp()
@@ -206,8 +191,8 @@ def _half_momentum(*arguments: object) -> Tensor:
 
 
 MUTANTS: dict[str, tuple[str, Callable[[], Callable[..., Tensor]]]] = {
-    "no Metropolis step": ("_decide", lambda: _all_accepted),
-    "momentum not resampled": ("_draw_momentum", _drawn_once),
+    "no Metropolis step": ("_decide", lambda: all_accepted),
+    "momentum not resampled": ("_draw_momentum", momentum_drawn_once),
     "momentum of the wrong scale": ("_draw_momentum", lambda: _half_momentum),
 }
 

@@ -12,6 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from kernel_faults import all_accepted, momentum_drawn_once
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from scipy.stats import chisquare
@@ -238,26 +239,10 @@ def test_the_joint_of_data_and_latents_is_left_invariant(name):
     assert joint_test(PROGRAMS[name]) < 5.0
 
 
-def _all_accepted(accept_prob: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.ones_like(accept_prob, dtype=torch.bool)
-
-
-def _momentum_once() -> Callable[..., Tensor]:
-    first: list[Tensor] = []
-    draw = hmc._draw_momentum
-
-    def stale(*arguments: object) -> Tensor:
-        if not first:
-            first.append(draw(*arguments))  # type: ignore[arg-type]
-        return first[0]
-
-    return stale
-
-
 # Without rejections a chain on the bent mean of TwoLayers runs off to infinity, and no z is left.
 CONTROLS: dict[str, tuple[str, Callable[[], Callable[..., Tensor]], type[Sampler]]] = {
-    "no Metropolis step": ("_decide", lambda: _all_accepted, Conjugate),
-    "momentum not resampled": ("_draw_momentum", _momentum_once, TwoLayers),
+    "no Metropolis step": ("_decide", lambda: all_accepted, Conjugate),
+    "momentum not resampled": ("_draw_momentum", momentum_drawn_once, TwoLayers),
 }
 
 

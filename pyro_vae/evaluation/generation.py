@@ -20,6 +20,7 @@ from pyro_vae.program.passes import Verb
 from pyro_vae.program.program import Program
 from pyro_vae.program.roles import latent_names, observed_names
 from pyro_vae.program.streams import join_batches
+from pyro_vae.threads import require_turn
 
 _ROWS_PER_PASS = 1024
 _GENERATE = Verb("generate", prior=True, simulates=True)
@@ -50,6 +51,7 @@ def generate(program: Any, n: int, *, given: Any = None, mean: bool = False) -> 
         DataError: ``given`` has another number of rows.
         ProgramError: The program has no prior, or has seen no data and is given none.
     """
+    require_turn("generate")  # the inputs may be drawn
     wrapped = Program.of(program)
     batch = inputs(wrapped, positive("n", n), given)
     with wrapped.passes(batch, _GENERATE, rows=_ROWS_PER_PASS) as passes:
@@ -64,6 +66,7 @@ def generate_with_latents(
 
     Latents are ``(n, *plates, *event)``.
     """
+    require_turn(verb.name)
     batches, latents = [], []
     with program.passes(inputs(program, n, given), verb, rows=_ROWS_PER_PASS) as passes:
         for piece in passes:

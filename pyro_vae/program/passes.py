@@ -18,6 +18,7 @@ from pyro_vae.program.joint import Joint
 from pyro_vae.program.modules import evaluating
 from pyro_vae.program.sites import Sites
 from pyro_vae.program.streams import batches, is_stream, join_batches, tensors_of
+from pyro_vae.threads import require_turn
 
 if TYPE_CHECKING:
     from pyro_vae.program.program import Program
@@ -131,7 +132,7 @@ class Passes:
         num_global_samples: S, draws of the global latents, where there are any.
 
     Raises:
-        ConfigError: A count below 1.
+        ConfigError: A count below 1, or another thread trains.
         DataError: Data that the program cannot take.
         ProgramError: The program lacks what the verb needs.
     """
@@ -146,6 +147,7 @@ class Passes:
         particles: int = 1,
         num_global_samples: int = 1,
     ) -> None:
+        require_turn(verb.name)
         self.program = program
         self.verb = verb
         self._rows = max(1, positive("batch_size", rows) // particles)

@@ -1,7 +1,6 @@
 """Reading a program: its parameters, its sites and its batch, from one trace of model and guide."""
 
 import inspect
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import getattr_static
@@ -12,7 +11,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from pyro_vae.arguments import integer
-from pyro_vae.errors import DataError, ProgramError
+from pyro_vae.errors import DataError, ProgramError, PyroVaeError
 from pyro_vae.program import checks
 from pyro_vae.program.batch import (
     Batch,
@@ -55,9 +54,8 @@ from pyro_vae.program.passes import Passes, Verb, bytes_per_row
 from pyro_vae.program.plates import Canonical, DataPlate, find_plate, shown_canonically
 from pyro_vae.program.sites import Sites, read_sites
 from pyro_vae.program.terms import Terms
+from pyro_vae.threads import one_thread
 
-# Pyro keeps its handler stack in one module-global list: two threads inside it corrupt each other.
-_PYRO_LOCK = threading.RLock()
 _REMEMBERED_ROWS, _REMEMBERED_BYTES = 1000, 1 << 24
 
 SIDES = ("model", "guide")
@@ -198,8 +196,12 @@ class Program(nn.Module):
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Run model and guide inside this block on the program's own parameters."""
-        with _PYRO_LOCK, denormals_flushed(), self.own.answering():
+        """Run model and guide inside this block on the program's own parameters.
+
+        Raises:
+            ConfigError: Another thread of this process trains.
+        """
+        with one_thread("program"), denormals_flushed(), self.own.answering():
             yield
 
     def share_values(self, other: "Program") -> None:
@@ -406,7 +408,7 @@ class Program(nn.Module):
             with self.quiet(batch), validation(not checks.is_meta(batch)):
                 return Joint(*self._functions, args, kwargs).sampled_traces()
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            if isinstance(error, ProgramError | DataError):
+            if isinstance(error, PyroVaeError):
                 raise
             raise DataError(
                 f"the program cannot take this batch ({checks.shapes(batch)}): {error}"

@@ -15,8 +15,10 @@ from pyro_vae.storage.budget import Budget
 from pyro_vae.storage.bundle import bundle_path, check_state, read_bundle
 from pyro_vae.storage.paths import local_path
 from pyro_vae.storage.save import NAME
+from pyro_vae.threads import one_thread
 
 
+@one_thread("load")
 def load(
     folder: str | os.PathLike[str], *, into: Any = None, device: str | torch.device = "cpu"
 ) -> Any:

@@ -31,7 +31,7 @@ from pyro_vae.training.step import Stepper
 __all__ = ["Run", "adam", "fit"]
 
 
-@one_thread("pv.fit")
+@one_thread("fit", training=True)
 def fit(
     program: Any,
     data: Any,
@@ -88,6 +88,11 @@ def fit(
     goes on with the script (``run.rank == 0`` tells one of them); rank 0 writes and shows progress.
     Validation rows are dealt out too.
 
+    Threads: while a run trains, calls of this library from other threads of the process are
+    refused; at other times they wait for each other. What cannot be guarded: another thread that
+    draws from the global generators itself (``torch.rand``, new layers, ``np.random``, stock Pyro)
+    takes numbers from the run, and changes it. Processes, forked or spawned, share nothing.
+
     Arguments:
         program: Anything with ``.model`` and ``.guide``; functions: ``pv.Program(model, guide)``.
         data: Training data, one row per datum: tensor, array, tuple or dict of them, ``Dataset``,
@@ -142,7 +147,8 @@ def fit(
         DataError: Data that the program cannot take; nothing is changed (but by the batches that
             a loader yielded before the bad one).
         ConfigError: An argument out of range; ``out`` holds another run, or one that a process is
-            writing; another thread is training; a schedule with a value below zero or not finite.
+            writing; another thread of this process is training, or in a verb for a minute; a
+            schedule with a value below zero or not finite.
         TrainingDiverged: A loss or gradient is not finite; weights and buffers are the best so far,
             or without ``valid`` those before that update.
         CheckpointError: The checkpoint in ``out`` is damaged or does not fit, or the optimiser has

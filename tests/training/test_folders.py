@@ -1,4 +1,4 @@
-"""Run folders: locks, faults of the disk and of side logs, threads, and kills."""
+"""Run folders: locks, faults of the disk and of side logs, and kills."""
 
 import json
 import os
@@ -295,49 +295,6 @@ def test_a_run_starts_no_thread_for_its_log(tmp_path):
         **FAST,
     )
     assert set(counts) == {threading.active_count()}
-
-
-# -- threads ---------------------------------------------------------------------------------------
-
-
-def test_a_fit_in_another_thread_is_refused_and_changes_nothing():
-    entered, done, errors = threading.Event(), threading.Event(), []
-
-    def hold(run):
-        entered.set()
-        done.wait(30)
-
-    first, second = build(1), build(2)
-    before = weights(second)
-    alone = build(1)
-    pv.fit(alone, X, seed=3, **FAST)
-
-    def train():
-        try:
-            pv.fit(first, X, seed=3, callbacks=[hold], **FAST)
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=train, name="trainer")
-    thread.start()
-    assert entered.wait(30)
-    with pytest.raises(ConfigError, match="thread 'trainer' of this process is training"):
-        pv.fit(second, X, **FAST)
-    done.set()
-    thread.join()
-    assert not errors and same(before, weights(second))
-    assert same(weights(first), weights(alone))
-    pv.fit(second, X, **FAST)  # and now it is free
-
-
-def test_a_callback_may_fit_a_probe():
-    probes = []
-
-    def probe(run):
-        probes.append(pv.fit(build(7), X, epochs=1, progress=False, compile=False))
-
-    pv.fit(build(), X, callbacks=[probe], **FAST)
-    assert len(probes) == 4
 
 
 # -- kills -----------------------------------------------------------------------------------------

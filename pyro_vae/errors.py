@@ -25,5 +25,9 @@ class TrainingDiverged(PyroVaeError, RuntimeError):
     """The loss or a gradient stopped being finite."""
 
 
+class ProcessError(PyroVaeError, RuntimeError):
+    """Another process of the group that trains together has failed."""
+
+
 class DeviceError(PyroVaeError, RuntimeError):
     """The requested device is absent or cannot run this."""

@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 import pyro_vae as pv
-from pyro_vae.errors import PyroVaeError
 
 DIM, LATENT = 4, 2
 
@@ -177,7 +176,7 @@ def error(action: Callable[[], Any]) -> str:
     """Return the error of an action, its class first."""
     try:
         action()
-    except PyroVaeError as found:
+    except (Exception, KeyboardInterrupt) as found:
         return f"{type(found).__name__}: {found}"
     return "none"
 
@@ -192,6 +191,58 @@ def diverged(rank: int) -> dict[str, Any]:
 
     found = error(lambda: fit(program, data(64), transform=poison))
     return {"error": found, "state": {k: v.tolist() for k, v in program.state_dict().items()}}
+
+
+DIFFERENT = {
+    "lr": [{"optimiser": None, "lr": 0.01}, {"optimiser": None, "lr": 0.02}],
+    "optimiser_options[0]": [{"optimiser": torch.optim.Adam}, {"optimiser": torch.optim.AdamW}],
+    "lr_schedule.schedule": [
+        {"lr_schedule": lambda t: 1 - t},
+        {"lr_schedule": lambda t: 1 - t / 2},
+    ],
+    "beta": [{"beta": 0.5}, {"beta": 0.6}],
+    "objective": [{"objective": pv.IWAE(2)}, {"objective": pv.IWAE(3)}],
+    "clip_norm": [{"clip_norm": 1.0}, {"clip_norm": None}],
+    "valid": [{"valid": None}, {"valid": data(9)}],
+    "patience": [{"valid": data(9), "patience": 2}, {"valid": data(9), "patience": 3}],
+    "epochs": [{"epochs": 2}, {"epochs": 3}],
+}
+
+
+def different(rank: int) -> dict[str, str]:
+    """Return the error of each setting in which the processes differ, and of rows dealt by hand."""
+    found = {
+        name: error(lambda options=options: fit(Known(), data(16), **options[rank]))
+        for name, options in DIFFERENT.items()
+    }
+    half = tuple(leaf[rank::2] for leaf in data(32))
+    return {**found, "rows": error(lambda: fit(Known(), half))}
+
+
+def failed(rank: int) -> dict[str, Any]:
+    """Fail in one process alone, at several places of a run; then train as if nothing had been."""
+    steps = iter(range(99))
+
+    def stumble(batch: Any) -> Any:
+        if next(steps) == 3 and rank == 1:  # step 0 is the look before the run
+            raise KeyError("no such row")
+        return batch
+
+    def interrupt(run: Any) -> None:
+        if rank == 0:
+            raise KeyboardInterrupt
+
+    bad = data(64)
+    if rank == 1:
+        bad[0][5, 1] = torch.nan
+    return {
+        "step": error(lambda: fit(Known(), data(64), transform=stumble)),
+        "callback": error(lambda: fit(Known(), data(16), callbacks=[interrupt])),
+        "argument": error(lambda: fit(Known(), data(16), lr_schedule=-1.0 if rank else 1.0)),
+        "data": error(lambda: fit(Known(), bad)),
+        "count": error(lambda: fit(Known(), data(16), epochs=1 - rank)),
+        "after": exact(False, 23, clip_norm=0.4),
+    }
 
 
 def resumed(folder: Path) -> dict[str, Any]:
@@ -230,6 +281,8 @@ def scenarios(rank: int, folder: Path) -> dict[str, Any]:
         "stopped": fit(Known(), data(16), epochs=9, callbacks=[lambda run: rank == 1]),
         "patience": fit(Known(), data(16), epochs=9, valid=data(9), patience=2, optimiser=frozen),
         "rows differ": error(lambda: fit(Known(), data(16 + rank))),
+        "different": different(rank),
+        "failed": failed(rank),
         "small batch": error(lambda: fit(Known(), data(16), batch_size=3)),
         "other number": error(lambda: fit(Known(), data(16), devices=3)),
         "dealt valid": error(lambda: fit(Known(), data(16), valid=_dealt(rank))),

@@ -154,63 +154,66 @@ def fit(
         CheckpointError: The checkpoint in ``out`` is damaged or does not fit, or the optimiser has
             a state that no file can hold (found at the first step).
         DeviceError: The device is not there.
+        ProcessError: Another process of the group has failed; names it and its error. A later
+            ``fit`` of all processes begins anew.
         ProgramError: Several devices, for a program that draws its own minibatch.
     """
-    epochs, batch_size = positive("epochs", epochs), positive("batch_size", batch_size)
-    patience, checkpoint_every = _counts(patience=patience, checkpoint_every=checkpoint_every)
-    seed = integer("seed", seed, 0)
-    _check_arguments(clip_norm, patience, valid, out, checkpoint_every, resume)
-    wrapped = Program.of(program)
     world = join(devices, device)
-    wrapped.to(world.device)
-    convert(wrapped, precision)
-    feed, first, judged = _prepare_data(wrapped, data, valid, batch_size, transform, world)
-    weights = beta_schedule(beta, wrapped.sites.local)
-    rates = as_schedule("lr_schedule", lr_schedule)
-    factory = as_factory(optimiser or adam(lr), wrapped, first, lr)
-    chosen = as_objective(objective)
-    if isinstance(chosen, nn.Module):
-        chosen.to(wrapped.device)
-    folder = RunFolder.open(out, bool(resume)) if out is not None else None
-    world.wait()  # none writes into a folder that another has yet to look at
-    stepper = Stepper(
-        wrapped,
-        chosen,
-        factory,
-        clip_norm=clip_norm,
-        size=feed.size,
-        compile=compile,
-        steps=epochs * len(feed),
-        reduce=world.reduce if world.size > 1 else None,
-    )
-    settings: dict[str, Any] = {}
-    if folder is not None:
-        settings |= record_data(wrapped, feed, judged, transform, precision, seed)
-        settings |= record_steps(stepper, chosen, beta, lr_schedule, clip_norm)
-    loop = Loop(
-        program=program,
-        wrapped=wrapped,
-        feed=feed,
-        valid=judged,
-        objective=chosen,
-        stepper=stepper,
-        epochs=epochs,
-        lr_schedule=rates,
-        beta=weights,
-        patience=patience,
-        transform=transform,
-        callbacks=(*own_callback(chosen), *callbacks),
-        seed=seed,
-        folder=folder,
-        checkpoint_every=checkpoint_every,
-        progress=progress,
-        settings=settings,
-        renew=resume == "settings",
-        world=world,
-        precision=contexts(wrapped, precision, first),
-    )
-    with seeded(wrapped.device, seed), seeded_outside_torch(world.seed(seed)):
-        return loop.run()
+    with world.guarded():
+        epochs, batch_size = positive("epochs", epochs), positive("batch_size", batch_size)
+        patience, checkpoint_every = _counts(patience=patience, checkpoint_every=checkpoint_every)
+        seed = integer("seed", seed, 0)
+        _check_arguments(clip_norm, patience, valid, out, checkpoint_every, resume)
+        wrapped = Program.of(program)
+        wrapped.to(world.device)
+        convert(wrapped, precision)
+        feed, first, judged = _prepare_data(wrapped, data, valid, batch_size, transform, world)
+        weights = beta_schedule(beta, wrapped.sites.local)
+        rates = as_schedule("lr_schedule", lr_schedule)
+        factory = as_factory(optimiser or adam(lr), wrapped, first, lr)
+        chosen = as_objective(objective)
+        if isinstance(chosen, nn.Module):
+            chosen.to(wrapped.device)
+        folder = RunFolder.open(out, bool(resume)) if out is not None else None
+        world.wait()  # none writes into a folder that another has yet to look at
+        stepper = Stepper(
+            wrapped,
+            chosen,
+            factory,
+            clip_norm=clip_norm,
+            size=feed.size,
+            compile=compile,
+            steps=epochs * len(feed),
+            reduce=world.reduce if world.size > 1 else None,
+        )
+        settings: dict[str, Any] = {}
+        if folder is not None or world.size > 1:
+            settings |= record_data(wrapped, feed, judged, transform, precision, seed)
+            settings |= record_steps(stepper, chosen, beta, lr_schedule, clip_norm)
+        loop = Loop(
+            program=program,
+            wrapped=wrapped,
+            feed=feed,
+            valid=judged,
+            objective=chosen,
+            stepper=stepper,
+            epochs=epochs,
+            lr_schedule=rates,
+            beta=weights,
+            patience=patience,
+            transform=transform,
+            callbacks=(*own_callback(chosen), *callbacks),
+            seed=seed,
+            folder=folder,
+            checkpoint_every=checkpoint_every,
+            progress=progress,
+            settings=settings,
+            renew=resume == "settings",
+            world=world,
+            precision=contexts(wrapped, precision, first),
+        )
+        with seeded(wrapped.device, seed), seeded_outside_torch(world.seed(seed)):
+            return loop.run()
 
 
 def _counts(**numbers: int | None) -> list[int | None]:

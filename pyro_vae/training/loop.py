@@ -31,6 +31,7 @@ from pyro_vae.storage.save import save, state_modules
 from pyro_vae.training.feed import LoaderFeed, TensorFeed
 from pyro_vae.training.parallel import World
 from pyro_vae.training.schedules import Schedule
+from pyro_vae.training.settings import shared_settings
 from pyro_vae.training.step import Stepper
 
 # Training rows on which the un-annealed ELBO is measured where the loss does not tell it.
@@ -136,6 +137,8 @@ class Loop:
             "epochs": self.epochs,
             "epochs done": self.epoch,
             "seed": self.seed,
+            "patience": self.patience,
+            **shared_settings(self.settings, self.feed),
         }
         self.world.start(state_modules(self.wrapped, self.objective), facts)
 

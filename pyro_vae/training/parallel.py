@@ -1,9 +1,11 @@
 """The processes that train together: who they are, which rows are theirs, and what they share."""
 
+import json
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from datetime import timedelta
 from typing import Any, Literal
 
 import numpy as np
@@ -13,10 +15,11 @@ from torch import Tensor, nn
 
 from pyro_vae.arguments import positive
 from pyro_vae.device import resolve_device
-from pyro_vae.errors import ConfigError, DeviceError
+from pyro_vae.errors import ConfigError, DeviceError, ProcessError
 from pyro_vae.program.batch import Batch, map_rows, named_leaves, num_rows
 
 Devices = int | Literal["auto"]
+_WORD = timedelta(seconds=5)  # for the word of a process that has just failed
 
 
 class World:
@@ -57,7 +60,11 @@ class World:
     def reseed(self, seed: int, epoch: int) -> None:
         """Start an epoch's noise anew where a checkpoint cannot hold every process's generator."""
 
-    def start(self, modules: Mapping[str, nn.Module], facts: Mapping[str, int]) -> None:
+    def guarded(self) -> AbstractContextManager[None]:
+        """Tell the other processes of an error in the block, and end with theirs."""
+        return nullcontext()
+
+    def start(self, modules: Mapping[str, nn.Module], facts: Mapping[str, Any]) -> None:
         """Begin with equal weights, on equal terms."""
 
     def reduce(self, tensors: list[Tensor]) -> None:
@@ -102,6 +109,7 @@ class Group(World):
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
         self.rank, self.size = torch_dist.get_rank(), torch_dist.get_world_size()
+        self._lines = _Lines.open()
         self._weight, self._total = 1.0 / self.size, 0
         self._parts: list[tuple[nn.Module, str]] = []
         self._moving: list[int] | None = None
@@ -137,24 +145,36 @@ class Group(World):
         if self.device.type == "cuda":
             torch.cuda.manual_seed(number)
 
-    def start(self, modules: Mapping[str, nn.Module], facts: Mapping[str, int]) -> None:
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Tell the other processes of an error in the block, and end with theirs.
+
+        Raises:
+            ProcessError: Another process has failed; names it and its error.
+        """
+        try:
+            yield
+        except BaseException as error:
+            self._lines.close(self.rank, error)
+            raise
+
+    def start(self, modules: Mapping[str, nn.Module], facts: Mapping[str, Any]) -> None:
         """Check that the processes are at one, and give all of them the weights of the first.
 
         Arguments:
             modules: What is trained, with its state.
-            facts: Whole numbers that must be equal in all processes, by name.
+            facts: What must be equal in all processes, by name, as JSON holds it.
 
         Raises:
             ConfigError: They differ; in all processes.
         """
         parts = [part for module in modules.values() for part in module.modules()]
         tensors = list(_tensors(modules))
-        numbers = {**facts, "weights": sum(t.numel() for t in tensors)}
-        self._agree(numbers)
+        self._agree({**facts, "weights": sum(t.numel() for t in tensors)})
         with torch.no_grad():
             for tensor in tensors:
                 sent = tensor.contiguous()
-                torch_dist.broadcast(sent, src=0)
+                self._lines.call(torch_dist.broadcast, sent, src=0)
                 tensor.copy_(sent)
         self._parts = [
             (part, name)
@@ -168,7 +188,7 @@ class Group(World):
         # Not fabric.all_reduce: it puts a barrier before each sum.
         flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
         flat.mul_(self._weight)
-        torch_dist.all_reduce(flat)
+        self._lines.call(torch_dist.all_reduce, flat)
         pieces = flat.split([tensor.numel() for tensor in tensors])
         with torch.no_grad():
             for tensor, piece in zip(tensors, pieces, strict=True):
@@ -210,7 +230,7 @@ class Group(World):
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum of each value over the processes."""
         total = values.detach().to(self.device, copy=True)
-        torch_dist.all_reduce(total)
+        self._lines.call(torch_dist.all_reduce, total)
         return total
 
     def mean(self, value: float) -> float:
@@ -225,17 +245,92 @@ class Group(World):
         """Wait until all processes are here."""
         self.any(False)
 
-    def _agree(self, facts: Mapping[str, int]) -> None:
-        mine = torch.tensor(list(facts.values()), dtype=torch.int64, device=self.device)
-        found = [torch.empty_like(mine) for _ in range(self.size)]
-        torch_dist.all_gather(found, mine)
-        for column, name in enumerate(facts):
-            values = [int(row[column]) for row in found]
-            if len(set(values)) > 1:
-                raise ConfigError(
-                    f"the {self.size} processes disagree: {name} is {values} by rank; run one "
-                    "script on the same data in all, with out= on a file system that all share"
-                )
+    def _agree(self, facts: Mapping[str, Any]) -> None:
+        found = [json.loads(text) for text in self._gather(json.dumps(facts))]
+        lines = list(_disagreements(found))
+        if lines:
+            raise ConfigError(
+                f"the {self.size} processes disagree: {'; '.join(lines[:12])}; run one script on "
+                "the same data in all, with out= on a file system that all share"
+            )
+
+    def _gather(self, text: str) -> list[str]:
+        """Return the texts of all processes, by rank."""
+        mine = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)
+        sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.size)]
+        self._lines.call(torch_dist.all_gather, sizes, torch.full_like(sizes[0], len(mine)))
+        longest = max(int(size) for size in sizes)
+        found = [mine.new_zeros(longest) for _ in sizes]
+        padded = nn.functional.pad(mine, (0, longest - len(mine)))
+        self._lines.call(torch_dist.all_gather, found, padded)
+        pairs = zip(found, sizes, strict=True)
+        return [bytes(each[: int(size)].tolist()).decode() for each, size in pairs]
+
+
+class _Lines:
+    """The connections of a group: one process that fails closes its own, and so ends the others.
+
+    They are apart from the default group's, which stays usable: the next run opens new ones.
+    """
+
+    _now: "_Lines | None" = None
+    _opened = 0
+
+    def __init__(self) -> None:
+        self.group = torch_dist.new_group()
+        _Lines._opened += 1
+        self._key = f"pyro_vae/error/{_Lines._opened}"
+        # The one place, public or not, where a process can leave word for another.
+        self._store = torch_dist.distributed_c10d._get_default_store()
+
+    @classmethod
+    def open(cls) -> "_Lines":
+        """Return the connections there are, or new ones."""
+        if cls._now is None or not torch_dist.is_initialized():
+            cls._now = cls()
+        return cls._now
+
+    def call(self, collective: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+        """Run a collective.
+
+        Raises:
+            ProcessError: Another process has failed, or is gone.
+        """
+        try:
+            collective(*arguments, **options, group=self.group)
+        except RuntimeError as error:
+            raise ProcessError(self._reason() or f"another process is gone ({error})") from error
+
+    def close(self, rank: int, error: BaseException) -> None:
+        """Leave word of an error, and end whoever waits for this process."""
+        if _Lines._now is not self:
+            return
+        _Lines._now = None
+        with suppress(RuntimeError):  # the store may be gone with its process
+            if not isinstance(error, ProcessError) and not self._store.check([self._key]):
+                self._store.set(self._key, f"process {rank}: {type(error).__name__}: {error}")
+        with suppress(RuntimeError, ValueError):
+            torch_dist.destroy_process_group(self.group)
+        self.group = None
+
+    def _reason(self) -> str | None:
+        with suppress(RuntimeError):
+            self._store.wait([self._key], _WORD)
+            return self._store.get(self._key).decode(errors="replace")
+        return None
+
+
+def _disagreements(found: list[Any], name: str = "") -> Iterator[str]:
+    """Yield one line for each entry in which the processes differ."""
+    if all(isinstance(each, dict) for each in found):
+        for key in dict.fromkeys(key for each in found for key in each):
+            inner = f"{name}.{key}" if name else key
+            yield from _disagreements([each.get(key) for each in found], inner)
+    elif all(isinstance(each, list) for each in found) and len({len(each) for each in found}) == 1:
+        for index, entries in enumerate(zip(*found, strict=True)):
+            yield from _disagreements(list(entries), f"{name}[{index}]")
+    elif any(each != found[0] for each in found[1:]):
+        yield f"{name} is {found} by rank"
 
 
 def join(devices: Devices, device: str | torch.device) -> World:

@@ -120,6 +120,18 @@ def record_steps(
     }
 
 
+def shared_settings(settings: Mapping[str, Any], feed: TensorFeed | LoaderFeed) -> dict[str, Any]:
+    """Return the settings that processes which train together must have in common.
+
+    Left out are functions, which may hold a rank, and a loader's rows, which may be dealt out.
+    """
+    apart = {"transform", "architecture", "seed", "batch_size", "batches", "data"}
+    apart |= {"rows"} if isinstance(feed, LoaderFeed) else set()
+    shared = {name: value for name, value in settings.items() if name not in apart}
+    parts = settings.get("architecture", {})
+    return {**shared, "config": parts.get("config"), "modules": parts.get("modules")}
+
+
 def _options(optimiser: Any) -> list[dict[str, Any]]:
     """Return the options of each parameter group that say how it steps."""
     return [

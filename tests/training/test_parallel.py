@@ -186,6 +186,32 @@ def test_errors_reach_all(both, name, expected):
     assert all(found[name].startswith(expected) for found in both)
 
 
+@pytest.mark.parametrize("name", [*two_processes.DIFFERENT, "rows"])
+def test_processes_that_differ_stop_with_the_name_of_what_differs(both, name):
+    for found in both:
+        assert found["different"][name].startswith("ConfigError: the 2 processes disagree: ")
+        assert f" {name}" in found["different"][name].split("; run one script")[0]
+
+
+@pytest.mark.parametrize(
+    ("place", "rank", "own"),
+    [
+        ("step", 1, "KeyError: 'no such row'"),
+        ("callback", 0, "KeyboardInterrupt: "),
+        ("argument", 1, "ConfigError: lr_schedule"),
+        ("data", 1, "DataError: "),
+        ("count", 1, "ConfigError: epochs: got 0"),
+    ],
+)
+def test_an_error_of_one_process_ends_the_other(both, place, rank, own):
+    assert both[rank]["failed"][place].startswith(own)
+    assert both[1 - rank]["failed"][place].startswith(f"ProcessError: process {rank}: {own}")
+
+
+def test_after_an_error_the_processes_train_as_before(both):
+    assert both[0]["failed"]["after"] == both[1]["failed"]["after"] == both[0]["eager"]
+
+
 # -- starting ----------------------------------------------------------------------------------
 
 TRAIN = """

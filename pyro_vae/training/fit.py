@@ -27,6 +27,7 @@ from pyro_vae.training.precision import Precision, contexts, convert
 from pyro_vae.training.schedules import Schedule, as_schedule
 from pyro_vae.training.settings import adam, beta_schedule, own_callback, record_data, record_steps
 from pyro_vae.training.step import Stepper
+from pyro_vae.training.termination import terminated_softly
 
 __all__ = ["Run", "adam", "fit"]
 
@@ -76,7 +77,7 @@ def fit(
     that was found in eval mode with no weight to train (``part.requires_grad_(False).eval()``) is
     frozen: its dropout stays off and its running statistics stand still. Under
     a graph, the parameters' ``.grad`` are set after the last step of each epoch, and hooks on them
-    count from the next epoch on. Ctrl-C, divergence or any other error puts the best
+    count from the next epoch on. Ctrl-C, SIGTERM, divergence or any other error puts the best
     weights so far into the program (without ``valid`` it stays as it is), saves it and a checkpoint
     of the last whole epoch into ``out``, and goes on to the caller. A side log never stops a run.
 
@@ -159,7 +160,7 @@ def fit(
         ProgramError: Several devices, for a program that draws its own minibatch.
     """
     world = join(devices, device)
-    with world.guarded():
+    with world.guarded(), terminated_softly():
         epochs, batch_size = positive("epochs", epochs), positive("batch_size", batch_size)
         patience, checkpoint_every = _counts(patience=patience, checkpoint_every=checkpoint_every)
         seed = integer("seed", seed, 0)

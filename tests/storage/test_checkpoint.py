@@ -1,6 +1,7 @@
 """Resuming: an interrupted run ends bit-identical to one that was not interrupted."""
 
 import functools
+import signal
 
 import numpy as np
 import pytest
@@ -283,13 +284,18 @@ def test_a_run_that_a_callback_stopped_goes_on(tmp_path):
     assert_identical(expected, train("plain", tmp_path, resume=True))
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, SystemExit])
 def test_an_interrupted_run_is_saved_with_its_best_weights(error, tmp_path):
-    """No checkpoint was asked for; the folder has one all the same, and the best program."""
+    """No checkpoint was asked for; the folder has one all the same, and the best program.
+
+    ``SystemExit`` is what SIGTERM becomes while a run trains, and at no other time.
+    """
     data, seen = CASES["vae"].data(30), []
 
     def callback(run):
         seen.append({k: v.clone() for k, v in run.program.state_dict().items()})
+        if len(seen) == 8 and error is SystemExit:
+            signal.raise_signal(signal.SIGTERM)
         if len(seen) == 8:
             raise error
 
@@ -297,6 +303,7 @@ def test_an_interrupted_run_is_saved_with_its_best_weights(error, tmp_path):
     settings = {"valid": 1 - data[:9], "lr": 0.3, "batch_size": 8, "out": tmp_path, "epochs": 9}
     with pytest.raises(error):
         pv.fit(program, data, callbacks=[callback], **settings)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     again = pv.fit(build("vae"), data, resume=True, **settings)
     best = int(np.argmax(again.history["valid_elbo"][:8]))
     assert best < 7  # it learns the opposite of what it is judged on

@@ -3,13 +3,16 @@
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -38,6 +41,8 @@ _TIMED = 60  # calls by which the time to go is estimated
 _POLL = 25  # calls between two looks at the other process
 _BLOCK = 10  # calls per side and round of the trial
 _ROUNDS = 7
+_DONE = "done"  # the file by which the other process says that it has compiled
+_LOOK = 0.2  # seconds between two looks of the other process at this one
 
 
 class Background:
@@ -151,7 +156,8 @@ def _loaded(
 class Elsewhere:
     """A process that compiles a graph at low priority; it ends with the run that asked for it.
 
-    It gets the graph as source text and the shapes of its inputs.
+    It gets the graph as source text and the shapes of its inputs. When it is done it says so by a
+    file, and stays until it is ended: should this process be killed, it removes their folder.
 
     Arguments:
         graph: What to compile.
@@ -165,35 +171,47 @@ class Elsewhere:
         self._inputs = inputs
         write_graph(self._folder, graph, inputs)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(self._folder), str(nice)],
+            [sys.executable, "-m", __name__, str(self._folder), str(nice), str(os.getpid())],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            start_new_session=True,  # signals to the group of this process do not end it first
         )
-        weakref.finalize(self, _end, self._process)
+        self._end = weakref.finalize(self, _end, self._process)
 
     @property
     def returncode(self) -> int | None:
-        """0 where the graph is compiled; None as long as the process runs."""
-        return self._process.returncode
+        """0 where the graph is compiled; None as long as the process compiles."""
+        return 0 if (self._folder / _DONE).exists() else self._process.returncode
 
     def poll(self) -> int | None:
-        """Look, without waiting, whether the process has ended; return its code."""
-        return self._process.poll()
-
-    def wait(self, timeout: float) -> int:
-        """Wait for the end of the process; return its code."""
-        return self._process.wait(timeout)
+        """Look, without waiting, whether the process has compiled or failed; return its code."""
+        self._process.poll()
+        return self.returncode
 
     def load(self) -> FlatStep:
-        """Return the compiled graph."""
-        return load_compiled(self._folder / "compiled", self._inputs)
+        """Return the compiled graph, and end the process."""
+        compiled = load_compiled(self._folder / "compiled", self._inputs)
+        self._end()
+        return compiled
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
+    with suppress(OSError):  # gone
+        if os.name == "nt":
+            process.kill()
+        else:
+            os.killpg(process.pid, signal.SIGKILL)  # and the compilers that it has started
     process.wait()  # a killed process is gone at once; one that is not waited for stays a zombie
+
+
+def _outlive(parent: int, folder: Path) -> None:
+    """Remove the folder once the parent is gone, and end this process and its compilers."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
 def write_graph(folder: Path, graph: GraphModule, inputs: Sequence[Tensor]) -> None:
@@ -230,5 +248,10 @@ def read_graph(folder: Path) -> tuple[GraphModule, list[Tensor]]:
 
 if __name__ == "__main__":
     os.nice(int(sys.argv[2]))
-    home = Path(sys.argv[1])
+    home, parent = Path(sys.argv[1]), int(sys.argv[3])
+    if os.name != "nt":  # where a process is not told who its parent is
+        threading.Thread(target=_outlive, args=(parent, home), daemon=True).start()
     save_compiled(*read_graph(home), home / "compiled")
+    (home / _DONE).touch()
+    while True:  # until the parent ends this process, or the watch over it does
+        time.sleep(3600)

@@ -1,5 +1,9 @@
 """Compiling beside the training: when it starts, what it leaves, which graph stays."""
 
+import os
+import signal
+import time
+
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -8,6 +12,7 @@ from pyro_vae.inference.graphs import background
 from pyro_vae.inference.graphs.background import Background, read_graph, write_graph
 from pyro_vae.inference.graphs.flat_inputs import normed
 from pyro_vae.inference.graphs.simplify import simplify
+from pyro_vae.storage.atomic import is_running
 
 X = torch.linspace(-1, 1, 6).reshape(2, 3)
 
@@ -157,8 +162,12 @@ def test_the_other_process_compiles():
     """Loading takes no compiler: a file, no cache whose key another process could miss."""
     graph = graph_of(lambda x: (x.exp() * torch.randn(2, 3), x.sum()), X)
     child = background.Elsewhere(graph, [X], nice=0)  # the machine may be busy
-    assert child.wait(timeout=300) == 0
+    start = time.monotonic()
+    while child.poll() is None and time.monotonic() < start + 300:
+        time.sleep(0.1)
+    assert child.returncode == 0
     run = child.load()
+    assert child._process.returncode is not None  # ended, once it is loaded
     for seed in range(2):
         torch.manual_seed(seed)
         loss, norm, total = run(X)
@@ -166,3 +175,30 @@ def test_the_other_process_compiles():
         for a, b in zip((loss, total), graph(X), strict=True):
             torch.testing.assert_close(a, b)
         torch.testing.assert_close(norm, total.abs())  # of the one gradient
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="a process is known by its parent there")
+def test_a_killed_run_takes_its_compiler_and_its_folder_along():
+    """A forked process starts the compiler, and is killed before the compiler has begun."""
+    graph = graph_of(lambda x: (x.exp().sum(),), X)
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        child = background.Elsewhere(graph, [X])
+        os.write(theirs, f"{child._process.pid} {child._folder}\n".encode())
+        time.sleep(60)
+        os._exit(0)
+    number, folder = os.read(ours, 1000).decode().split()
+    os.close(ours)
+    os.close(theirs)
+    assert os.path.exists(f"{folder}/graph.py")
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    wait_until(lambda: not os.path.exists(folder) and not is_running(int(number)))
+
+
+def wait_until(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)

@@ -86,15 +86,15 @@ def generate_with_latents(
 def inputs(program: Program, n: int, given: Any) -> Batch:
     """Return n rows of the model's inputs; ``given`` introduces a program that has seen no data."""
     if given is None:
-        return program.as_given(program.inputs(n))
+        return program.as_given(program.examples.inputs(n))
     rows = num_rows(program.adapt(given))
     if rows != n:
         raise DataError(f"given: got {rows} rows, expected n = {n}")
     if not isinstance(given, Mapping):
         return given
-    batch = program.completed(given, n)
+    batch = program.examples.completed(given, n)
     try:
         program.read(program.adapt(batch))
     except ProgramError:  # what is observed may be optional, and no latent of the guide's
-        batch = program.completed(given, n, optional=True)
+        batch = program.examples.completed(given, n, optional=True)
     return batch

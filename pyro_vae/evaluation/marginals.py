@@ -49,7 +49,7 @@ class Judged:
 
     def some(self, rows: int) -> Batch:
         """Return some of the data, or all, in random order."""
-        if self.program.sites.size is not None or self.program.is_fixed(self.batch):
+        if self.program.sites.size is not None or self.program.rows.are_fixed(self.batch):
             return self.batch  # such a program fixes its own batch
         leaf = next(iter(named_leaves(self.batch)))[1]
         order = torch.randperm(num_rows(self.batch), device=leaf.device)[:rows]
@@ -152,7 +152,7 @@ def prior_variances(judged: Judged, terms: Terms) -> dict[str, Tensor]:
             closed[name] = own[0].mean(0)
     if not drawn:
         return closed
-    with judged.program.quiet(judged.batch):
+    with judged.program.reader.quiet(judged.batch):
         return closed | _variances_of_draws(judged, {n: terms.latents[n][0] for n in drawn})
 
 

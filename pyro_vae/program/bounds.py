@@ -96,6 +96,6 @@ def _of_globals(terms: Terms) -> Tensor | float:
 
 def passes(program: Program, batch: Batch, batch_size: int) -> list[Batch]:
     """Cut data into batches, or leave it whole where the program fixes its own batch size."""
-    if program.sites.size is not None or program.is_fixed(batch):
+    if program.sites.size is not None or program.rows.are_fixed(batch):
         return [batch]
     return list(chunks(batch, positive("batch_size", batch_size)))

@@ -162,17 +162,17 @@ class Passes:
             self._first = next(self._rest)
         else:
             self._first = self._checked(data)
-        self._whole = program.is_fixed(self._first)
-        program.require_own_rows(self._first)
+        self._whole = program.rows.are_fixed(self._first)
+        program.rows.require_own(self._first)
         self.sites = program.read(next(self._cut(self._first)))
         verb.require(self.sites)
-        program.require_whole(self._first)
+        program.rows.require_whole(self._first)
 
     def _checked(self, data: Any) -> Batch:
         batch = self.program.adapt(data)
         self.program.check(batch, first_rows=self._rows_of(batch))
         if not self.verb.simulates:
-            self.program.remember(batch)
+            self.program.examples.remember(batch)
         return batch
 
     @property

@@ -272,7 +272,7 @@ def _require_whole_batches(
 
     The factors would be those of places in a batch (or in a process's share), not of data.
     """
-    fixed = program.is_fixed(first)  # found out here in any case: verbs ask for it later
+    fixed = program.rows.are_fixed(first)  # found out here in any case: verbs ask for it later
     whole = isinstance(feed, TensorFeed) and feed.batch_size >= feed.size and world.size == 1
     rows = num_rows(first)
     if fixed and not whole:
@@ -308,7 +308,7 @@ def _prepare_data(
         else:
             check_finite(feed.data)
     known = feed.data if isinstance(feed, TensorFeed) and transform is None else first
-    program.remember(known)
+    program.examples.remember(known)
     if valid is None:
         return feed, first, None
     judged = gather(program, valid, batch_size)

@@ -174,6 +174,6 @@ class _Names(Messenger):
 def _pyro_names(program: Program, batch: Batch) -> dict[int, str]:
     """Return the names that Pyro's statements give the parameters; ours, where there is none."""
     with _Names() as names:
-        program.look(batch)
+        program.reader.look(batch)
     own = {id(p): name.removeprefix("parts.") for name, p in program.named_parameters()}
     return own | names.found

@@ -91,7 +91,7 @@ def find_networks(program: Program, batch: Batch) -> list[nn.Module]:
     after = register_module_forward_hook(watch.leave)
     try:
         with watch:
-            program.look(batch)
+            program.reader.look(batch)
     finally:
         before.remove()
         after.remove()

@@ -23,7 +23,7 @@ from torch.distributions import constraints
 
 import pyro_vae as pv
 from pyro_vae.errors import DataError, ProgramError
-from pyro_vae.program.batch import map_batch
+from pyro_vae.program.batch import arguments, map_batch
 
 X = torch.linspace(-1, 1, 42, dtype=torch.float64).reshape(7, 6)
 
@@ -237,12 +237,12 @@ def test_tiles_where_a_model_does_not_broadcast(build, tiled):
 def test_replace_puts_a_dream_into_the_batch(name):
     program = pv.Program.of(CASES[name].build())
     batch = CASES[name].data(5)
-    program.read(batch)
-    dream = program.observations(batch)["x"] * 0 + 1
+    seen = program.read(batch).binding("x")
+    dream = seen.of(*arguments(batch)) * 0 + 1
     replaced = program.replace(batch, {"x": dream})
     assert type(replaced) is type(batch)
-    assert torch.equal(program.observations(replaced)["x"], dream)
-    assert not torch.equal(program.observations(batch)["x"], dream)
+    assert torch.equal(seen.of(*arguments(replaced)), dream)
+    assert not torch.equal(seen.of(*arguments(batch)), dream)
     others = {k: v for k, v in program.named(batch).items() if k != "x"}
     assert all(program.named(replaced)[k] is v for k, v in others.items())
 
@@ -250,7 +250,7 @@ def test_replace_puts_a_dream_into_the_batch(name):
 def test_binding_names_what_is_wrong():
     program = pv.Program.of(CASES["tutorial"].build())
     x = CASES["tutorial"].data(3)
-    assert torch.equal(program.observations(x)["obs"], x)
+    assert torch.equal(program.read(x).binding("obs").of((x,), {}), x)
     with pytest.raises(ProgramError, match="site 'y' is no argument"):
         program.replace(x, {"y": x})
     with pytest.raises(DataError, match="the model does not take this batch"):

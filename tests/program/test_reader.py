@@ -114,7 +114,8 @@ def test_a_plate_left_of_another_and_views_of_an_argument():
     assert our_elbo(program, batch) == pytest.approx(
         stock_elbo(tones, tones_guide, *batch), abs=1e-4
     )
-    seen = program.observations(batch)
+    bindings = program.read(batch).bindings
+    seen = {name: binding.of(batch, {}) for name, binding in bindings.items()}
     assert torch.equal(seen["first"], seq[:, 0]) and torch.equal(seen["count"], seq[:, 1].long())
     dreamt = {"first": torch.arange(18.0).reshape(6, 3), "count": torch.full((6, 3), 4)}
     written = program.replace(batch, dreamt)
@@ -248,9 +249,9 @@ def test_a_computed_value_is_bound_by_name_or_by_declaration():
 
     x = 255 * torch.rand(4, 2)
     with pytest.raises(ProgramError, match=r"'seen' .*is computed.*observed="):
-        pv.Program(model, guide).observations(x)
+        pv.Program(model, guide).read(x).binding("seen")
     declared = pv.Program(model, guide, observed={"seen": "x"})
-    assert torch.equal(declared.observations(x)["seen"], x)
+    assert torch.equal(declared.read(x).binding("seen").of((x,), {}), x)
     with pytest.raises(ProgramError, match="got 'seen' observing 'y', expected one of"):
         pv.Program(model, guide, observed={"seen": "y"}).read(x)
 

@@ -133,8 +133,8 @@ class HMCRefined(nn.Module):
         if program.sites.global_:
             raise ProgramError(f"HMCRefined: site {program.sites.global_[0]!r} is global; use ELBO")
         # As many rows as were read: a guide with a factor per datum takes no others.
-        example = program.example(program.rows_read)
-        with program.quiet(example), scoring(program):
+        example = program.examples.example(program.reader.rows_read)
+        with program.reader.quiet(example), scoring(program):
             densities = LogJoint(program, example)
             latent = program.joint(example).guide_values(1)[densities.slots[0].name]
         # A step size of one dim takes part in type promotion, and a table takes no other type.

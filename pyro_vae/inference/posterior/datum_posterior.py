@@ -156,7 +156,7 @@ class Amortised(PassPosterior):
     def __init__(self, passes: Passes) -> None:
         super().__init__(passes)
         first = next(chunks(self._batch, _ROWS_LOOKED_AT))
-        _, guide = self.program.look(first)
+        _, guide = self.program.reader.look(first)
         drawn = dict(sample_sites(guide))
         self._sites = tuple(latent_names(guide))
         self._events = {

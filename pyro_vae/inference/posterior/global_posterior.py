@@ -113,7 +113,7 @@ class GlobalDensity:
         self._pieces = [piece.batch for piece in passes.again(rows=rows)]
         self._graphs = graphs
         self._joint = self._program.joint(self._pieces[0])
-        model, _ = self._program.look(self._pieces[0])
+        model, _ = self._program.reader.look(self._pieces[0])
         self._sites = dict(sample_sites(model))
         self.slots = self._read(passes.sites.global_)
         coupled = self._joint.terms().coupled

@@ -92,7 +92,7 @@ def information(
         batch_size: Rows, or pairs, in any pass of the guide.
         held: The values of the global latents; None draws them.
     """
-    if program.sites.size is not None or num_rows(batch) < 2 or program.is_fixed(batch):
+    if program.sites.size is not None or num_rows(batch) < 2 or program.rows.are_fixed(batch):
         return None  # a program that draws its own minibatch cannot be asked about pairs
     joint = _one_draw(program, batch, held)
     if joint.tiled and program.sites.num_plates > 1:

@@ -168,7 +168,7 @@ class LocalGuide(nn.Module):
                 "the program has plates nested in 'data'; give its latents an event dimension in "
                 "place of the plate (.to_event)"
             )
-        with self.alone.quiet(few):
+        with self.alone.reader.quiet(few):
             model, _ = self.alone.joint(few).traces()
         return read_slots(model)
 

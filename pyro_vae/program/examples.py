@@ -1,0 +1,108 @@
+"""Rows that a program has seen: examples of its data, and inputs to generate for."""
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pyro_vae.errors import DataError, ProgramError
+from pyro_vae.program.batch import Batch, map_batch, map_rows, num_rows
+from pyro_vae.program.checks import is_meta
+from pyro_vae.program.passes import bytes_per_row
+
+if TYPE_CHECKING:
+    from pyro_vae.program.program import Program
+
+_REMEMBERED_ROWS, _REMEMBERED_BYTES = 1000, 1 << 24
+
+
+class Examples:
+    """Rows of the data that a program has seen.
+
+    Arguments:
+        program: It may have an ``example(n)`` of its own.
+    """
+
+    def __init__(self, program: "Program") -> None:
+        self._program = program
+        self._first_rows: Batch | None = None
+        self._remembered: Batch | None = None
+        self._remembered_of = 0
+
+    @property
+    def offered(self) -> bool:
+        """Whether the program has an example of its own."""
+        return callable(getattr(self._program.source, "example", None))
+
+    def forget(self) -> None:
+        """Drop the first rows: functions that were replaced may take other arguments."""
+        self._first_rows = None
+
+    def meet(self, batch: Batch) -> None:
+        """Keep some rows of the first batch that the functions run on."""
+        if self._first_rows is None:
+            self._first_rows = map_rows(lambda leaf: leaf[:8].detach().clone(), batch)
+
+    def example(self, n: int = 2) -> Batch:
+        """Return n example rows: the program's own, else rows of the first batch that it saw.
+
+        Raises:
+            ProgramError: The program offers none and has seen no data.
+        """
+        if self.offered:
+            return self._program.source.example(n)
+        if self._first_rows is None:
+            raise ProgramError("this program has seen no data yet; call program.read(batch) first")
+        return self._picked(self._first_rows, torch.arange(n) % num_rows(self._first_rows))
+
+    def inputs(self, n: int) -> Batch:
+        """Return n rows to generate data for: drawn at random where they are more than a shape.
+
+        Where the model's arguments are all observed, their values do not matter.
+        """
+        known = self._remembered
+        observed = set(self._program.sites.observed)
+        if known is None or set(self._program.named(known)) <= observed:
+            return self.example(n)
+        return self._picked(known, torch.randint(num_rows(known), (n,)))
+
+    def completed(self, given: Mapping[str, Any], n: int, optional: bool = False) -> Batch:
+        """Return arguments by name with those added, n rows, that the model needs and observes.
+
+        Their values do not matter: they are drawn anew.
+
+        Arguments:
+            given: Some arguments, n rows each.
+            n: Rows.
+            optional: Whether to add those too that have a default, and were observed before.
+        """
+        model, observed = self._program.functions[0], self._program.sites.observed
+        needed = [
+            name
+            for name, parameter in inspect.signature(model).parameters.items()
+            if name not in given
+            and (parameter.default is parameter.empty or (optional and name in observed))
+            and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        ]
+        if not needed:
+            return dict(given)
+        rows = self._program.named(self.example(n))
+        missing = [name for name in needed if name not in rows]
+        if missing:
+            raise DataError(f"given: lacks the model's argument {missing[0]!r}, {n} rows")
+        return {**{name: rows[name] for name in needed}, **given}
+
+    def remember(self, data: Batch) -> None:
+        """Keep some rows, evenly spaced, of the largest data set seen: inputs to generate for."""
+        rows = num_rows(data)
+        if rows <= self._remembered_of or is_meta(data):
+            return
+        most = max(1, min(rows, _REMEMBERED_ROWS, _REMEMBERED_BYTES // bytes_per_row(data)))
+        kept = torch.arange(most) * rows // most
+        self._remembered = map_rows(lambda leaf: leaf[kept.to(leaf.device)].clone(), data)
+        self._remembered_of = rows
+
+    def _picked(self, batch: Batch, rows: torch.Tensor) -> Batch:
+        picked = map_rows(lambda leaf: leaf[rows.to(leaf.device)], batch)
+        return map_batch(lambda leaf: leaf.to(self._program.device), picked)

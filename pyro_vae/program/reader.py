@@ -1,0 +1,169 @@
+"""Reading a pair: one trace of model and guide tells the sites of a batch, once per structure."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from pyro_vae.errors import DataError, PyroVaeError
+from pyro_vae.program import checks
+from pyro_vae.program.batch import (
+    Batch,
+    arguments,
+    check_finite,
+    cuda_devices,
+    map_batch,
+    named_arguments,
+    named_leaves,
+    num_rows,
+    signature,
+)
+from pyro_vae.program.discovery import Discovery
+from pyro_vae.program.handlers import is_data, sample_sites, validation
+from pyro_vae.program.joint import Joint
+from pyro_vae.program.modules import evaluating, leaves_behind
+from pyro_vae.program.observed import Binding, Copies, bindings_of
+from pyro_vae.program.plates import Canonical, DataPlate, find_plate, shown_canonically
+from pyro_vae.program.sites import Sites, read_sites
+
+if TYPE_CHECKING:
+    from pyro_vae.program.program import Program
+
+
+class Reader:
+    """Runs a program on batches of a new structure, and keeps what it has found out of each.
+
+    Arguments:
+        program: Its functions, parameters and examples.
+        plate: Name of the plate that holds the data, where the user tells it.
+        observed: Arguments by observed site, where the user tells them.
+    """
+
+    def __init__(
+        self, program: "Program", plate: str | None, observed: Mapping[str, str] | None
+    ) -> None:
+        self._program = program
+        self._plate = plate
+        self._observed = dict(observed or {})
+        self.warned: set[str] = set()  # sites with a warning of unvalidated values
+        self.rows_read = 1
+        self.forget()
+
+    def forget(self) -> None:
+        """Read anew: model or guide has been replaced."""
+        self.last: Sites | None = None  # of the batch that was read last
+        self._plate_before: str | None = None  # the data plate of the batch before
+        self._layouts: dict[Any, Sites] = {}  # by what must stay equal of a batch
+
+    @property
+    def fresh(self) -> bool:
+        """Whether no batch has been read."""
+        return not self._layouts
+
+    @property
+    def sites(self) -> Sites:
+        """The sites of the last batch, or of an example."""
+        return self.last if self.last is not None else self.read(self._program.examples.example())
+
+    def read(self, batch: Batch) -> Sites:
+        """Look at one batch with validation on, once per signature, and return the sites.
+
+        Raises:
+            DataError: Not finite, of a wrong shape, or outside an observed site's support.
+            ProgramError: Model and guide disagree, or no plate holds the data, or two could.
+        """
+        key = signature(batch)
+        if key in self._layouts:
+            self.last = self._layouts[key]
+            return self.last
+        check_finite(batch)
+        with Discovery.during(self._program.own) as discovery, Copies() as copies:
+            model, guide = self._run_once(batch)
+            plate = self._find_plate(model, batch)
+            self._show(model, guide, plate, batch)
+            checks.check_pair(model, guide)
+            checks.check_values(model, self.warned)
+            discovery.hold_used(lambda: self._leaves(batch))
+        self._program.examples.meet(batch)
+        self._plate_before = plate.name
+        bindings = self._bindings(model, batch, plate, copies)
+        self.last = self._layouts[key] = read_sites(model, guide, plate, bindings)
+        self.rows_read = num_rows(batch)
+        return self.last
+
+    def canonical(
+        self, sites: Sites, batch: Batch
+    ) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """Return model and guide with the data plate under its canonical name and size."""
+        model, guide = self._program.functions
+        if sites.plate.canonical:
+            return model, guide
+        handler = Canonical(sites.plate, num_rows(batch))
+        return handler(model), handler(guide)
+
+    def look(self, batch: Batch) -> tuple[Trace, Trace]:
+        """Trace model and guide once: in eval mode, no gradient, and no random number used up."""
+        model, guide = self._run_once(batch)
+        self._show(model, guide, self._find_plate(model, batch), batch)
+        return model, guide
+
+    @contextmanager
+    def quiet(self, batch: Batch) -> Iterator[None]:
+        """Run inside with weights in eval mode, no gradient, and the random state put back."""
+        with (
+            self._program.running(),
+            evaluating(self._program),
+            torch.random.fork_rng(cuda_devices(batch)),
+            torch.no_grad(),
+        ):
+            yield
+
+    def _run_once(self, batch: Batch) -> tuple[Trace, Trace]:
+        """Trace the functions as they are, their plates under their own names."""
+        args, kwargs = arguments(batch)
+        self._program.own.home = next(iter(named_leaves(batch)))[1].device
+        try:
+            with self.quiet(batch), validation(not checks.is_meta(batch)):
+                return Joint(*self._program.functions, args, kwargs).sampled_traces()
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            if isinstance(error, PyroVaeError):
+                raise
+            raise DataError(
+                f"the program cannot take this batch ({checks.shapes(batch)}): {error}"
+            ) from error
+
+    def _find_plate(self, model: Trace, batch: Batch) -> DataPlate:
+        try:
+            return find_plate(model, num_rows(batch), self._plate, self._plate_before)
+        except DataError as error:
+            raise DataError(f"{error}; got {checks.shapes(batch)}") from None
+
+    def _show(self, model: Trace, guide: Trace, plate: DataPlate, batch: Batch) -> None:
+        for trace in (model, guide):
+            shown_canonically(trace, plate, num_rows(batch))
+
+    def _bindings(
+        self, model: Trace, batch: Batch, plate: DataPlate, copies: Copies
+    ) -> dict[str, Binding]:
+        args, kwargs = arguments(batch)
+        function = self._program.functions[0]
+        names = [n for n, site in sample_sites(model) if is_data(site)]
+        values = {name: model.nodes[name] for name in names}
+        keys = named_arguments(function, tuple(range(len(args))), {k: k for k in kwargs})
+        given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+        return bindings_of(values, given, keys, self._observed, num_rows(batch), plate.dim, copies)
+
+    def _leaves(self, batch: Batch) -> list[Tensor]:
+        """Run the functions once and return the leaf tensors that their densities depend on."""
+        args, kwargs = arguments(map_batch(torch.detach, batch))
+        with self.quiet(batch), torch.enable_grad(), validation(False):
+            model, guide = Joint(*self._program.functions, args, kwargs).sampled_traces()
+            terms = [
+                site["fn"].log_prob(site["value"]).sum()
+                for trace in (model, guide)
+                for _, site in sample_sites(trace)
+            ]
+        return [leaf for term in terms for leaf in leaves_behind(term)]

@@ -1,0 +1,129 @@
+"""The rows that a program takes: within the support, and its own alone where it has some."""
+
+from typing import TYPE_CHECKING
+
+from pyro_vae.errors import DataError, ProgramError
+from pyro_vae.program import checks
+from pyro_vae.program.batch import Batch, arguments, check_finite, chunks, map_rows, num_rows
+from pyro_vae.program.handlers import data_frame, is_data, sample_sites
+
+if TYPE_CHECKING:
+    from pyro_vae.program.reader import Reader
+
+
+class Rows:
+    """What is asked of the rows of a data set before a program runs on them.
+
+    Arguments:
+        reader: Runs the program on a batch.
+    """
+
+    def __init__(self, reader: "Reader") -> None:
+        self._reader = reader
+        self._fixed: bool | None = None  # to the rows that the program was read with
+
+    def forget(self) -> None:
+        """Find out anew: model or guide has been replaced."""
+        self._fixed = None
+
+    def check(self, data: Batch, rows: int = 8192, first_rows: int = 1) -> None:
+        """Check every row of a data set as ``read`` checks a batch, in chunks.
+
+        Arguments:
+            data: An adapted batch.
+            rows: Of a chunk.
+            first_rows: Rows of the first look, where the program has run on none yet.
+
+        Raises:
+            DataError: Names the site, the row, the value and the fix.
+        """
+        check_finite(data)
+        self.require_own(data)
+        known = self._reader.last
+        if known is not None and known.size is not None:
+            return  # such a program fixes its own batch
+        head = self._rows_to_read(data, first_rows)
+        first = map_rows(lambda leaf: leaf[:head], data)
+        sites = self._reader.read(first)
+        if checks.is_meta(data) or sites.size is not None:
+            return
+        model, _ = self._reader.look(first)
+        moving = False  # whether a support has to be asked of the model, batch by batch
+        for name, site in sample_sites(model):  # sites may come and go with the values of a batch
+            binding = sites.bindings.get(name)
+            if not is_data(site) or checks.is_unchecked(site):
+                continue
+            support = checks.fixed_support(site["fn"])
+            if support is None or binding is None or binding.computed:
+                moving = True
+                continue
+            kind = checks.distribution_name(site["fn"])
+            for index, piece in enumerate(chunks(data, rows)):
+                value = binding.of(*arguments(piece))
+                checks.check_support(name, support, kind, value, index * rows, sites.data_dim)
+        if moving and num_rows(data) > head:
+            size = max(rows, head)
+            for index, piece in enumerate(chunks(data, size)):
+                model, _ = self._reader.look(piece)
+                checks.check_values(model, self._reader.warned, index * size)
+
+    def _rows_to_read(self, data: Batch, first_rows: int) -> int:
+        """Return how many rows to look at: as many as before, in one pass.
+
+        A guide with one factor per datum makes them from the rows that it sees first, and takes no
+        other number of rows from then on.
+        """
+        rows = num_rows(data)
+        if self._reader.fresh:
+            return min(rows, first_rows)
+        return self._reader.rows_read if self._reader.rows_read <= rows else 1
+
+    def are_fixed(self, batch: Batch) -> bool:
+        """Return whether the program runs on the rows alone that it was read with.
+
+        So does one whose guide has one factor per datum. Found out once, by a look at half of them.
+        """
+        half = min(self._reader.rows_read, num_rows(batch)) // 2
+        known = self._fixed is not None or half == 0 or checks.is_meta(batch)
+        if not known and self._reader.sites.size is None:
+            self._fixed = not self._take(map_rows(lambda leaf: leaf[:half], batch))
+        return bool(self._fixed)
+
+    def require_own(self, batch: Batch) -> None:
+        """Refuse other rows than those that a program is fixed to.
+
+        Raises:
+            DataError: Their number differs.
+        """
+        if self._fixed and num_rows(batch) != self._reader.rows_read:
+            raise DataError(
+                f"got {num_rows(batch)} rows, expected the {self._reader.rows_read} that the "
+                "program was first read with: a guide with one factor per datum answers for the "
+                "rows that it was trained on, all in one batch: pv.fit(..., batch_size=N)"
+            )
+
+    def _take(self, batch: Batch) -> bool:
+        try:
+            traces = self._reader.look(batch)
+        except (DataError, ProgramError):
+            return False
+        frames = [data_frame(site) for trace in traces for _, site in sample_sites(trace)]
+        return all(frame.size == num_rows(batch) for frame in frames if frame is not None)
+
+    def require_whole(self, batch: Batch) -> None:
+        """Refuse a program that draws a random part of the rows it is given.
+
+        Raises:
+            ProgramError: The plate holds fewer rows than the batch.
+        """
+        if self._reader.sites.size is None:
+            return
+        model, _ = self._reader.look(batch)
+        frames = [data_frame(site) for _, site in sample_sites(model)]
+        size = next(frame.size for frame in frames if frame is not None)
+        if size != num_rows(batch):
+            raise ProgramError(
+                f"the plate 'data' holds {size} of the {num_rows(batch)} rows: this program draws "
+                "its own minibatch, so no verb can answer for each row; give it a plate of len(x) "
+                "and let pv.fit make the minibatches"
+            )

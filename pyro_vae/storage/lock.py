@@ -12,6 +12,7 @@ from pyro_vae.storage.atomic import host, is_running
 
 NAME = "lock.json"
 BEAT = 30.0  # seconds between two signs of life
+_ours: set[str] = set()  # the locks that runs of this process hold, or are about to
 STALE = 3600.0  # seconds without one, after which a run on another machine counts as dead
 
 
@@ -43,6 +44,7 @@ class FolderLock:
                 "id": secrets.token_hex(8),
             }
         )
+        _ours.add(self._text)
         for _ in range(3):
             if self._create():
                 return
@@ -61,6 +63,7 @@ class FolderLock:
 
     def release(self) -> None:
         """Remove the lock, and the folders that were made for it and are empty."""
+        _ours.discard(self._text)
         with contextlib.suppress(OSError):
             if self.path.read_text(encoding="utf-8") == self._text:
                 self.path.unlink()
@@ -102,7 +105,7 @@ class FolderLock:
         owner = _owner(text)
         if owner is None and age < BEAT:  # just being written, perhaps
             raise self._refusal("another process", age)
-        if owner is not None and self._alive(owner, age):
+        if owner is not None and self._alive(owner, age, text):
             raise self._refusal(f"process {owner['pid']} on {owner['host']}", age)
         moved = self.path.with_name(f".{NAME}.{secrets.token_hex(4)}.tmp")
         with contextlib.suppress(FileNotFoundError):
@@ -120,10 +123,12 @@ class FolderLock:
         )
 
     @staticmethod
-    def _alive(owner: dict[str, object], age: float) -> bool:
+    def _alive(owner: dict[str, object], age: float, text: str) -> bool:
         pid, start = owner["pid"], owner.get("start")
         if owner["host"] != host() or not isinstance(pid, int):
             return age < STALE
+        if pid == os.getpid():
+            return text in _ours  # else an interrupt ended a run just before it gave its lock up
         # The number of a dead process may be given out again: then the start is another.
         return is_running(pid) and (start is None or _start(pid) in (None, start))
 

@@ -62,8 +62,8 @@ class RunFolder:
             ConfigError: Another run is writing into it, or has just begun one there.
             OSError: The folder cannot be made.
         """
-        self._lock.acquire()
         try:
+            self._lock.acquire()
             self._require_free()  # looked at again: it may have been taken since
             yield
         finally:

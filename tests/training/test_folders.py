@@ -78,12 +78,13 @@ def test_a_folder_in_use_is_refused_by_the_name_of_its_owner(tmp_path):
         child.communicate(b"\n")
 
 
-@pytest.mark.parametrize("kind", ["dead", "number given out again", "old host", "damaged"])
+@pytest.mark.parametrize("kind", ["dead", "given out again", "own", "old host", "damaged"])
 def test_a_stale_lock_is_recovered(kind, tmp_path):
     folder = tmp_path / "run"
     changes = {
         "dead": {"pid": dead_pid()},
-        "number given out again": {"start": "1"},
+        "given out again": {"pid": 1, "start": "1"},
+        "own": {},  # an interrupt ended a run of this process in the midst of giving it up
         "old host": {"host": "elsewhere"},
         "damaged": {},
     }[kind]

@@ -15,7 +15,7 @@ from pyro_vae.evaluation.site_values import (
     values_of,
 )
 from pyro_vae.program.batch import Batch, num_rows
-from pyro_vae.program.handlers import sample_sites
+from pyro_vae.program.handlers import DrawnData, sample_sites
 from pyro_vae.program.passes import Verb
 from pyro_vae.program.program import Program
 from pyro_vae.program.roles import latent_names, observed_names
@@ -71,7 +71,7 @@ def generate_with_latents(
     with program.passes(inputs(program, n, given), verb, rows=_ROWS_PER_PASS) as passes:
         for piece in passes:
             joint = piece.joint
-            free = poutine.uncondition(joint.model)
+            free = DrawnData()(joint.model)
             trace = poutine.trace(free).get_trace(*joint.args, **joint.kwargs)
             drawn = dict(sample_sites(trace))
             values = {name: drawn[name]["value"] for name in observed_names(trace)}

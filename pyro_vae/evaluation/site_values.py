@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.checks import is_discrete
-from pyro_vae.program.handlers import data_frame, sample_sites
+from pyro_vae.program.handlers import DrawnData, data_frame, sample_sites
 from pyro_vae.program.passes import Pass
 from pyro_vae.program.plates import of_datum
 from pyro_vae.program.roles import observed_names
@@ -71,7 +71,7 @@ def values_of(trace: Trace, names: list[str], rows: int, *, mean: bool) -> dict[
 
 def observed(piece: Pass, model: Any, *, mean: bool) -> dict[str, Tensor]:
     """Run a model with its observed sites drawn; return these, or their means."""
-    free = poutine.uncondition(model)
+    free = DrawnData()(model)
     if mean and len(piece.sites.observed) == 1:  # no other site depends on the draw
         free = AtMeans(piece.sites.observed)(free)
     trace = poutine.trace(free).get_trace(*piece.joint.args, **piece.joint.kwargs)

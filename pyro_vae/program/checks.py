@@ -12,7 +12,15 @@ from torch.distributions import constraints
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.program.batch import Batch, named_leaves
 from pyro_vae.program.enumeration import can_be_summed
-from pyro_vae.program.handlers import PLATE, Message, data_frame, is_data, sample_sites
+from pyro_vae.program.handlers import (
+    PLATE,
+    Message,
+    data_frame,
+    innermost,
+    is_data,
+    is_open_chain,
+    sample_sites,
+)
 from pyro_vae.program.plates import data_dim
 
 
@@ -91,7 +99,7 @@ def check_values(model: Trace, warned: set[str], first_row: int = 0) -> None:
         if not is_data(site):
             continue
         fn, value = site["fn"], site["value"]
-        if value.shape != fn.batch_shape + fn.event_shape and not _is_chain(fn, value):
+        if value.shape != fn.batch_shape + fn.event_shape and not is_open_chain(fn, value):
             raise DataError(
                 f"site {name!r}: got data of shape {tuple(value.shape)}, the model expects "
                 f"{tuple(fn.batch_shape)} data of shape {tuple(fn.event_shape)}; a single datum is "
@@ -107,22 +115,6 @@ def check_values(model: Trace, warned: set[str], first_row: int = 0) -> None:
         else:
             kind, dim = distribution_name(fn), data_dim(site)
             check_support(name, support, kind, value, first_row, dim)
-
-
-def _is_chain(fn: Any, value: Tensor) -> bool:
-    """Return whether a value has more steps than a Markov chain whose length is open says.
-
-    Pyro writes the steps of a homogeneous chain as 1: ``event_shape = (1, A)``.
-    """
-    open_ended = tuple(_innermost(fn).event_shape)
-    if len(open_ended) < 2 or open_ended[0] != 1 or len(fn.event_shape) != len(open_ended):
-        return False
-    batch, rest = len(fn.batch_shape), len(open_ended) - 1
-    return (
-        value.dim() == batch + 1 + rest
-        and value.shape[:batch] == fn.batch_shape
-        and value.shape[batch + 1 :] == fn.event_shape[1:]
-    )
 
 
 def is_unchecked(site: Message) -> bool:
@@ -149,13 +141,6 @@ def _warn_of_unvalidated(site: str, fn: Any) -> None:
     )
 
 
-def _innermost(fn: Any) -> Any:
-    """Return what a distribution is behind ``to_event``, ``expand`` and ``mask``."""
-    while hasattr(fn, "base_dist") and not hasattr(fn, "transforms"):
-        fn = fn.base_dist
-    return fn
-
-
 def support_of(fn: Any) -> Any:
     """Return the support of a distribution; None where it is masked, or nobody wrote it down."""
     base = fn
@@ -171,7 +156,7 @@ def support_of(fn: Any) -> Any:
 
 def fixed_support(fn: Any) -> Any:
     """Return the support where it does not depend on parameters or on a mask, else None."""
-    base = _innermost(fn)
+    base = innermost(fn)
     if support_of(fn) is None:
         return None
     # A class attribute is one constraint for all parameters; a property depends on them. That of a

@@ -1,5 +1,6 @@
 """Effect handlers that weigh, enlarge and feed a program from outside."""
 
+import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -7,10 +8,13 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.contrib.mue.missingdatahmm import MissingDataDiscreteHMM
+from pyro.distributions.hmm import HiddenMarkovModel
 from pyro.nn.module import PyroModule, _Context
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -42,6 +46,63 @@ def observes(site: Message) -> bool:
 def is_data(site: Message) -> bool:
     """Return whether a site of the model observes data: in the plate, neither factor nor value."""
     return observes(site) and data_frame(site) is not None
+
+
+class DrawnData(UnconditionMessenger):
+    """Draw the observed sites anew; a chain without a length of its own gets that of the data."""
+
+    def _pyro_sample(self, msg: Message) -> None:
+        super()._pyro_sample(msg)
+        if msg["infer"].get("was_observed") and is_open_chain(msg["fn"], msg["infer"]["obs"]):
+            msg["value"] = _chain(msg["fn"], msg["infer"]["obs"].shape[-2])
+
+
+def is_open_chain(fn: Any, value: Tensor) -> bool:
+    """Return whether a value has more steps than a Markov chain whose length is open says.
+
+    Pyro writes the steps of a homogeneous chain as 1: ``event_shape = (1, A)``.
+    """
+    base = innermost(fn)
+    open_ended = tuple(base.event_shape)
+    if len(open_ended) < 2 or open_ended[0] != 1 or len(fn.event_shape) != len(open_ended):
+        return False
+    batch, rest = len(fn.batch_shape), len(open_ended) - 1
+    return (
+        value.dim() == batch + 1 + rest
+        and value.shape[:batch] == fn.batch_shape
+        and value.shape[batch + 1 :] == fn.event_shape[1:]
+    )
+
+
+def _chain(fn: Any, steps: int) -> Tensor | None:
+    """Draw so many steps of an open chain; None where its class is left to say how."""
+    if isinstance(fn, HiddenMarkovModel):
+        of_length = copy.copy(fn)
+        of_length._duration = steps
+        return of_length.sample()
+    base = innermost(fn)
+    if isinstance(base, MissingDataDiscreteHMM):
+        batch = fn.batch_shape
+        # One chain each: expanded from outside, all would take the states of one.
+        initial, transition, observation = (
+            logits.expand(*batch, *logits.shape[-own:]).reshape(-1, *logits.shape[-own:])
+            for logits, own in (
+                (base.initial_logits, 1),
+                (base.transition_logits, 2),
+                (base.observation_logits, 2),
+            )
+        )
+        chains = MissingDataDiscreteHMM(initial, transition, observation, validate_args=False)
+        drawn = chains.sample(torch.Size((steps,)))
+        return drawn.reshape(*batch, *drawn.shape[1:])
+    return None
+
+
+def innermost(fn: Any) -> Any:
+    """Return what a distribution is behind ``to_event``, ``expand`` and ``mask``."""
+    while hasattr(fn, "base_dist") and not hasattr(fn, "transforms"):
+        fn = fn.base_dist
+    return fn
 
 
 class DatasetSize(Messenger):

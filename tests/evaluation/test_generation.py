@@ -6,6 +6,7 @@ import pytest
 import torch
 from oracles import PPCA
 from programs import CASES, common_mean, common_mean_guide, steps, steps_guide
+from pyro.contrib.mue.missingdatahmm import MissingDataDiscreteHMM
 from torch import nn
 
 import pyro_vae as pv
@@ -241,3 +242,20 @@ def test_generated_rows_follow_the_seed():
 def test_bad_arguments(linear, call, error, match):
     with pytest.raises(error, match=match):
         call(linear)
+
+
+def test_a_chain_without_a_length_is_drawn_as_long_as_the_data():
+    """States never change, and emit one letter each: a row repeats its own letter."""
+    never = (1e9 * (torch.eye(3) - 1)).nan_to_num()
+    chain = MissingDataDiscreteHMM(torch.zeros(3), never, never)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", chain, obs=x)
+
+    data = torch.eye(3)[torch.arange(40) % 3].unsqueeze(1).expand(-1, 5, -1)
+    program = pv.Program(model, lambda x: None)
+    for drawn in (pv.generate(program, 40, given=data), pv.reconstruct(program, data)):
+        assert drawn.shape == data.shape
+        assert torch.equal(drawn, drawn[:, :1].expand_as(drawn))
+        assert (drawn[:, 0].sum(0) > 0).all()  # not all rows from one chain (misses below 1e-6)

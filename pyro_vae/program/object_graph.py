@@ -41,6 +41,18 @@ def reachable(*functions: Any) -> Iterator[tuple[str, nn.Module]]:
     yield from search.run()
 
 
+def empty_globals(*functions: Any) -> frozenset[str]:
+    """Return the globals that functions read and that are None: a first run may put networks there.
+
+    Followed is what ``reachable`` follows.
+    """
+    search = _Search()
+    for function in functions:
+        search.push("", function)
+    deque(search.run(), maxlen=0)
+    return frozenset(search.empty)
+
+
 class _Search:
     """A breadth-first walk over objects; each is visited once."""
 
@@ -50,6 +62,7 @@ class _Search:
         self._classes: set[int] = set()
         self._mentioned: set[str] = set()
         self._waiting: dict[str, list[tuple[str, Any]]] = {}
+        self.empty: set[str] = set()
 
     def push(self, path: str, value: Any) -> None:
         if type(value) not in _ATOMS and id(value) not in self._seen:
@@ -121,6 +134,7 @@ class _Search:
         for name in loaded:
             if name in function.__globals__:
                 self.push(name, function.__globals__[name])
+                self.empty |= {name} if function.__globals__[name] is None else set()
         self._mention(mentioned)
 
     def _partial(self, path: str, value: Any) -> None:

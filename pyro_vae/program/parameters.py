@@ -17,6 +17,7 @@ from torch.distributions import constraints, transform_to
 from pyro_vae.errors import CheckpointError, ConfigError, ProgramError
 from pyro_vae.program.handlers import OwnParameters, pyro_modules_at_home
 from pyro_vae.program.modules import owners, unique_name
+from pyro_vae.program.object_graph import empty_globals
 from pyro_vae.program.watch import Watch
 
 
@@ -143,19 +144,25 @@ class Parameters:
 
     def _store_state(self) -> Any:
         """Return the values of plain ``pyro.param`` statements as Pyro's store keeps them."""
-        names = {key: self._names.get(key, key) for key in self.values}
+        # A loaded value has a constraint once a statement has asked for it.
+        names = {key: self._names[key] for key in self.values if key in self._names}
         return {
-            "params": {names[key]: value for key, value in self.values.items()},
+            "params": {name: self.values[key] for key, name in names.items()},
             "constraints": {
-                names[key]: self._constraints.get(key, constraints.real) for key in self.values
+                name: self._constraints.get(key, constraints.real) for key, name in names.items()
             },
         }
 
     def _keep_hidden(self, state: Any, before: set[str]) -> None:
         """Keep the values that hidden statements have made, as Pyro's store would."""
         for name, value in state["params"].items():
-            if name not in before and _MODULE_NAMESPACE_DIVIDER not in name:
-                self._make(name, *self.store.get(name, (value, state["constraints"][name])))
+            key, constraint = key_of(name), state["constraints"][name]
+            if name in before or _MODULE_NAMESPACE_DIVIDER in name:
+                continue
+            if key in self.values:  # loaded before the functions ran
+                self._names[key], self._constraints[key] = name, constraint
+            else:
+                self._make(name, *self.store.get(name, (value, constraint)))
 
     def _parameter(self, name: str, initial: Any, constraint: Any) -> Tensor:
         key = key_of(name)
@@ -174,7 +181,7 @@ class Parameters:
                 self._make(name, transform_to(constraint).inv(start), constraint)
         self._names[key] = name
         unconstrained = self.values[key]
-        value = transform_to(self._constraints.get(key, constraint))(unconstrained)
+        value = transform_to(self._constraints.setdefault(key, constraint))(unconstrained)
         value = value.view_as(value)  # a new object: the attribute below must not stick
         value.unconstrained = weakref.ref(unconstrained)  # what Pyro's plates expect of a param
         return value
@@ -232,7 +239,7 @@ class Parameters:
             f"parts.{name}."
             for name, part in self.parts.items()
             if any(isinstance(module, PyroModule) for module in part.modules())
-        )
+        ) + tuple(f"parts.{name}." for name in empty_globals(*self.functions))
         here = self.part_tensors()
         parts = {
             key: value

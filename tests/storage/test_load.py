@@ -5,10 +5,14 @@ import json
 import resource
 import time
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import safetensors
 import torch
 from programs import CASES
+from pyro.infer.autoguide import AutoDelta
+from torch.distributions import constraints
 
 import pyro_vae as pv
 from pyro_vae.errors import CheckpointError, ConfigError, DeviceError
@@ -249,3 +253,37 @@ def test_paths_of_users(tmp_path, monkeypatch):
         pv.save(program, "s3://b/a")
     with pytest.raises(ConfigError, match="folder: got 'gs://b/a'"):
         pv.load("gs://b/a")
+
+
+_made_late = None
+
+
+def test_what_the_first_run_makes_is_loaded_before_it(tmp_path):
+    """A constrained value that an autoguide asks for first, and a network behind a global."""
+
+    def model(x):
+        global _made_late
+        if _made_late is None:
+            _made_late = torch.nn.Linear(1, 1)
+        rate = pyro.param("rate", torch.tensor(0.3), constraint=constraints.unit_interval)
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mean + _made_late(x[:, None])[:, 0], rate), obs=x)
+
+    def fresh():
+        globals()["_made_late"] = None
+        return pv.Program(model, AutoDelta(model))
+
+    x = torch.tensor([0.5, -1.0, 2.0])
+    program = fresh()
+    program.read(x)
+    with torch.no_grad():
+        for parameter in program.parameters():
+            parameter += 0.37
+    expected = pv.elbo(program, x)
+    again = pv.Program(*program.functions)  # to which the network was always there
+    again.read(x)
+    again.load_state_dict(program.state_dict())
+    pv.save(again, tmp_path)
+    loaded = pv.load(tmp_path, into=fresh())
+    torch.testing.assert_close(pv.elbo(loaded, x), expected)

@@ -22,6 +22,7 @@ from pyro_vae.evaluation.marginals import (
 from pyro_vae.evaluation.moments import Moments
 from pyro_vae.inference.objectives.elbo import analytic_sites
 from pyro_vae.inference.posterior.information import Information, information, is_plain
+from pyro_vae.program import checks
 from pyro_vae.program.handlers import is_data, sample_sites
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.passes import Pass, Passes, Verb
@@ -167,7 +168,7 @@ class _Sums:
             "weighted": tuple(name for name, latent in latents.items() if not is_plain(latent)),
             "refinable": alone
             and all(paths.values())
-            and not any(latent.prior.support.is_discrete for latent in latents.values()),
+            and not any(checks.is_discrete(latent.prior) for latent in latents.values()),
         }
 
     def _put(self, quantity: str, site: str, value: Tensor) -> None:

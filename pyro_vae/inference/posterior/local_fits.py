@@ -23,7 +23,8 @@ from pyro_vae.inference.posterior.gaussians import (
     prior_moments,
 )
 from pyro_vae.inference.sampling.hmc import LogDensity, log_prob_and_grad
-from pyro_vae.program.batch import Batch, chunks, map_rows
+from pyro_vae.program import bounds
+from pyro_vae.program.batch import Batch, map_rows
 from pyro_vae.program.bounds import scoring
 from pyro_vae.program.log_joint import LogJoint
 from pyro_vae.program.program import Program
@@ -105,8 +106,8 @@ def fit_local(
         settings: How to climb.
         progress: Show a progress bar.
     """
-    pieces = list(chunks(batch, max(1, _ROWS_PER_PASS // settings.particles)))
-    fitted, steps, bounds = [], [], []
+    pieces = bounds.passes(program, batch, max(1, _ROWS_PER_PASS // settings.particles))
+    fitted, steps, reached = [], [], []
     held: Mapping[str, Tensor] | None = None
     graphs = DensityGraphs("trace" if settings.steps > _WINDOW else False)  # it must pay first
     with scoring(program):
@@ -116,8 +117,8 @@ def fit_local(
             climb.run()
             fitted.append(climb.best)
             steps.append(climb.steps)
-            bounds.append(climb.bound)
-    _report(torch.cat(bounds))
+            reached.append(climb.bound)
+    _report(torch.cat(reached))
     return Fitted(concatenate(fitted), torch.cat(steps), held or {})
 
 

@@ -342,3 +342,23 @@ def test_a_step_that_some_data_lack_is_not_a_number():
     drawn = infer(pv.Program(steps, steps_guide), (x, lengths)).sample(2)
     assert drawn["z_0"].isfinite().all() and drawn["z_1"][:, :2048].isnan().all()
     assert drawn["z_1"][:, -1].isfinite().all()
+
+
+def test_all_data_of_a_guide_of_factors_are_worked_on_at_once():
+    """One row is no data of such a guide: its factors are those of all rows."""
+    x = torch.tensor([0.3, -1.0, 2.0, 0.5], dtype=torch.float64)
+
+    def model(x):
+        with pyro.plate("data", 4):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        loc = pyro.param("loc", torch.tensor([0.1, -0.4, 1.1, 0.2], dtype=torch.float64))
+        with pyro.plate("data", 4):
+            pyro.sample("z", dist.Normal(loc, 0.5**0.5))
+
+    program = pv.Program(model, guide)
+    torch.testing.assert_close(pv.infer(program, x).mean, program.values["loc"].detach())
+    fitted = pv.infer(program, x, how="local", settings=pv.Local(steps=80, particles=4))
+    torch.testing.assert_close(fitted.mean, x / 2, rtol=0.0, atol=0.1)

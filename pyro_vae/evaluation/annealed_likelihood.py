@@ -34,7 +34,7 @@ from pyro_vae.program.program import Program
 Start = Literal["guide", "prior"]
 _ROWS_PER_PASS = 4096  # chains times data: bounds the memory
 _INSTEAD = "use log_likelihood"
-_AIS = Verb("ais", prior=True, local=_INSTEAD, continuous=_INSTEAD)
+_AIS = Verb("ais", prior=True, local=_INSTEAD, continuous=_INSTEAD, sums=True)
 _BDMC = Verb(
     "bdmc",
     prior=True,
@@ -43,6 +43,7 @@ _BDMC = Verb(
     globals_="simulated data come from one draw of it and are scored at another, which is no "
     "bound; fix the globals, by a program without them",
     simulates=True,
+    sums=True,
 )
 
 
@@ -102,7 +103,9 @@ class AIS:
         num_temperatures: T, transitions per chain.
         chains: C, per datum.
         num_leapfrog: Leapfrog steps per transition.
-        start: The initial distribution: ``"guide"`` (q(z | x); short paths) or ``"prior"``.
+        start: The initial distribution: ``"guide"`` (q(z | x); short paths) or ``"prior"``; None
+            takes the guide where its density is known at any latents. It is not for a point mass,
+            under an auxiliary site, or where the guide draws discrete latents: those are summed.
         schedule: ``T -> (T + 1,)`` temperatures from 0 to 1.
         step_size: First guess of the step; a pilot run adapts it per temperature and datum towards
             an acceptance of 0.65, then it is frozen, which unbiasedness needs.
@@ -114,15 +117,15 @@ class AIS:
     num_temperatures: int = 200
     chains: int = 8
     num_leapfrog: int = 5
-    start: Start = "guide"
+    start: Start | None = None
     schedule: Callable[..., Tensor] = sigmoid_temperatures
     step_size: float = 0.1
 
     def __post_init__(self) -> None:
         for name in ("num_temperatures", "chains", "num_leapfrog"):
             positive(name, getattr(self, name))
-        if self.start not in ("guide", "prior"):
-            raise ConfigError(f"start: got {self.start!r}, expected 'guide' or 'prior'")
+        if self.start not in (None, "guide", "prior"):
+            raise ConfigError(f"start: got {self.start!r}, expected 'guide', 'prior' or None")
         number("step_size", self.step_size, "(0, inf)")
 
 
@@ -151,7 +154,8 @@ def ais(
 
     Raises:
         DataError: Data that the program cannot take.
-        ProgramError: Discrete latents, a support that depends on a latent, or no prior.
+        ProgramError: Discrete latents of too many values, a support that depends on a latent, or
+            no prior.
 
     References:
         | Annealed Importance Sampling (Neal, 2001), arXiv:physics/9803008
@@ -232,9 +236,8 @@ class _Path:
     def __init__(self, program: Program, piece: Pass, settings: AIS) -> None:
         self.settings = settings
         self.density = LogJoint(program, piece.batch, piece.globals_)
-        self.initial = (
-            self.density.log_guide if settings.start == "guide" else self.density.log_prior
-        )
+        self.start = settings.start or ("guide" if self.density.has_guide_density else "prior")
+        self.initial = self.density.log_guide if self.start == "guide" else self.density.log_prior
         draw = self._draw()
         self.temperatures = settings.schedule(
             settings.num_temperatures, dtype=draw.dtype, device=draw.device
@@ -249,7 +252,7 @@ class _Path:
         )
 
     def _draw(self) -> Tensor:
-        guide = self.settings.start == "guide"
+        guide = self.start == "guide"
         draw = self.density.draw_guide if guide else self.density.draw_prior
         return draw(self.settings.chains)
 

@@ -28,6 +28,7 @@ _VERB = Verb(
     local="a gap speaks of the latents of one datum",
     continuous="no Gaussian is fitted to it: use log_likelihood and elbo",
     globals_="a gap speaks of the latents of one datum; fix the globals, by a program without them",
+    sums=True,
 )
 
 
@@ -144,7 +145,8 @@ def gaps(
     the largest mean over the data: the largest per datum would be the luckiest.
 
     A guide that is no Gaussian in unconstrained coordinates is not in the family of the local q;
-    its amortisation gap may then be negative. So may that of single data, by noise.
+    its amortisation gap may then be negative. So may that of single data, by noise. Discrete
+    latents of few values are summed out in all bounds but the guide's own, which draws its own.
 
     Arguments:
         program: Anything with ``.model`` and ``.guide`` and continuous local latents.
@@ -160,7 +162,7 @@ def gaps(
     Raises:
         ConfigError: Fewer than two samples.
         DataError: Data that the program cannot take.
-        ProgramError: Global or discrete latents, angles, or no prior.
+        ProgramError: Global latents, discrete ones of too many values, angles, or no prior.
 
     References:
         | Inference Suboptimality in Variational Autoencoders (Cremer et al., 2018),
@@ -172,7 +174,8 @@ def gaps(
     parts = []
     with Program.of(program).passes(data, _VERB, rows=_DATA_PER_PASS) as passes:
         for piece in tqdm(passes, disable=not progress, unit="batch", leave=False):
-            parts.append(_measure(passes.program, piece.batch, settings, annealed, samples))
+            given = passes.program.as_given(piece.batch)
+            parts.append(_measure(passes.program, given, settings, annealed, samples))
     return _gaps({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 

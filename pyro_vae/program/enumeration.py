@@ -14,6 +14,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
@@ -25,6 +26,17 @@ from pyro_vae.program.site_densities import Layout, call, handler_scale
 
 _PARTICLES = get_symbol(0)  # around every site: densities of two particles are never multiplied
 _NAMED = 3  # sites in a label
+_SCOPE = ("_markov_scope", "_markov_depth")  # where Pyro's handler of steps writes
+
+
+class OwnScope(Messenger):
+    """Note in which steps of ``pyro.markov`` a site of the model stands.
+
+    It stands inside all replays, which put the notes of the guide in their place.
+    """
+
+    def _pyro_sample(self, msg: Message) -> None:
+        msg["own_scope"] = {key: msg["infer"][key] for key in _SCOPE if key in msg["infer"]}
 
 
 class SumOut(EnumMessenger):
@@ -34,10 +46,13 @@ class SumOut(EnumMessenger):
 
     Arguments:
         first_available_dim: The first dimension that neither plates nor particles use.
+        drawn: Whether the guide draws some of them, for messages.
     """
 
-    def __init__(self, first_available_dim: int) -> None:
+    def __init__(self, first_available_dim: int, drawn: bool = False) -> None:
         super().__init__(first_available_dim)
+        self.reason = "discrete" if drawn else "not in the guide"
+        self.otherwise = "use log_likelihood" if drawn else "let the guide draw it"
         self.names: list[str] = []
 
     def trace(self, model: Callable[..., Any], args: Any, kwargs: Any) -> Trace:
@@ -53,27 +68,48 @@ class SumOut(EnumMessenger):
             if not self.names or isinstance(error, ProgramError):
                 raise
             raise ProgramError(
-                f"site {_quoted(self.names)}: not in the guide, hence summed out, and the model "
+                f"site {_quoted(self.names)}: {self.reason}, hence summed out, and the model "
                 "does not run at all of its values at once, which stand in a new dimension left of "
                 f"all others ({str(error).splitlines()[0]}); write what uses it for such values, "
-                "as pyro.infer.config_enumerate asks, or let the guide draw it"
+                f"as pyro.infer.config_enumerate asks, or {self.otherwise}"
             ) from error
 
     def _pyro_sample(self, msg: Message) -> None:
         done = msg["done"]
         left_out = not done and not msg["is_observed"] and can_be_summed(msg["fn"])
-        # A copy: a replay shares it with the guide's trace, which may be replayed again.
-        msg["infer"] = {k: v for k, v in msg["infer"].items() if k != "_dim_to_id"}
+        reopen(msg)
         msg["infer"] |= {"enumerate": "parallel" if left_out else None, "num_samples": None}
         self.names += [msg["name"]] if left_out else []
-        msg["done"] = False  # Pyro's handler notes the latents in scope of open sites only
         super()._pyro_sample(msg)
         msg["done"] = msg["done"] or done
 
 
+class Reopened(Messenger):
+    """Show the sites of a replay to Pyro's enumeration as sites of the model with given values."""
+
+    def _pyro_sample(self, msg: Message) -> None:
+        reopen(msg)
+
+
+def reopen(msg: Message) -> None:
+    """Let Pyro's enumeration note a replayed site among those in scope: it skips one that is done.
+
+    The site keeps its value, and gets the steps of the model back in place of the guide's.
+    """
+    replaced = ("_dim_to_id", *_SCOPE) if "own_scope" in msg else ("_dim_to_id",)
+    # A copy: a replay shares it with the guide's trace, which may be replayed again.
+    msg["infer"] = {k: v for k, v in msg["infer"].items() if k not in replaced}
+    msg["infer"] |= msg.get("own_scope", {})
+    msg["done"] = False
+
+
 def can_be_summed(fn: Any) -> bool:
-    """Return whether a distribution has finitely many values, which can be listed."""
-    return bool(getattr(fn, "has_enumerate_support", False))
+    """Return whether a distribution has finitely many values, which can be listed.
+
+    Those of an event of several (``to_event``) are too many, and Pyro does not list them.
+    """
+    several = getattr(fn, "reinterpreted_batch_ndims", 0) > 0
+    return bool(getattr(fn, "has_enumerate_support", False)) and not several
 
 
 def is_enumerated(site: Message) -> bool:

@@ -1,7 +1,7 @@
 """A model and a guide on one batch, run as objectives and estimators ask for it."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,15 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.batch import cuda_devices, repeat_rows
-from pyro_vae.program.enumeration import SumOut, groups_of
-from pyro_vae.program.handlers import Particles, Unweighted, data_frame, is_data, sample_sites
+from pyro_vae.program.enumeration import OwnScope, Reopened, SumOut, groups_of
+from pyro_vae.program.handlers import (
+    DrawnData,
+    Particles,
+    Unweighted,
+    data_frame,
+    is_data,
+    sample_sites,
+)
 from pyro_vae.program.observed import replaced_by_name
 from pyro_vae.program.plates import by_plates, data_dim
 from pyro_vae.program.site_densities import Layout
@@ -62,7 +69,7 @@ class Joint:
         subsampled: bool = False,
         replace: Callable[..., Any] | None = None,
     ) -> None:
-        self.model = model
+        self.model = OwnScope()(model) if sums_out else model
         self.guide = guide
         self.args = args
         self.kwargs = dict(kwargs or {})
@@ -70,6 +77,7 @@ class Joint:
         self._num_plates = num_plates
         self._data_dim = data_dim
         self._sums_out = sums_out
+        self._left_out: frozenset[str] = frozenset()  # latents of the guide that are summed out too
         self._size = size
         self._subsampled = subsampled
         self._replace = replace
@@ -211,7 +219,7 @@ class Joint:
         The draw is from :math:`p(y \\mid x, z)`, of all such latents together.
         """
         values = _latent_values(latents)
-        given = config_enumerate(poutine.condition(self.model, data=values))
+        given = config_enumerate(poutine.condition(Reopened()(self.model), data=values))
         drawn = infer_discrete(given, first_available_dim=-2 - self.num_plates, temperature=1)
         trace = poutine.trace(drawn).get_trace(*self.args, **self.kwargs)
         complete = latents.copy()
@@ -281,6 +289,18 @@ class Joint:
         """
         return self._with(Unweighted()(self.model), Unweighted()(self.guide))
 
+    def summing(self, names: Iterable[str]) -> "Joint":
+        """Return the pair with some discrete latents of the guide summed out of the model.
+
+        The guide draws them still, and what else it draws may depend on them.
+        """
+        left_out = frozenset(names)
+        if not left_out:
+            return self
+        other = self._with(self.model if self._sums_out else OwnScope()(self.model), self.guide)
+        other._sums_out, other._left_out = True, left_out
+        return other
+
     def _with(self, model: Callable[..., Any], guide: Callable[..., Any]) -> "Joint":
         """Return a pair of functions on the same batch, read in the same way."""
         other = copy.copy(self)
@@ -303,7 +323,7 @@ class Joint:
     def dream_log_q(self) -> Tensor:
         """Return log q of latents at data that both come from the model, ``(B,)``."""
         with torch.no_grad():
-            dream = poutine.trace(poutine.uncondition(self.model))
+            dream = poutine.trace(DrawnData()(self.model))
             model = dream.get_trace(*self.args, **self.kwargs)
         values = {
             name: site["value"]
@@ -358,9 +378,14 @@ class Joint:
         return poutine.trace(self.guide).get_trace(*args, **kwargs)
 
     def _score_model(self, values: Trace, args: Any, kwargs: Any) -> Trace:
+        if self._left_out:
+            values = values.copy()
+            for name in self._left_out & set(values.nodes):
+                values.remove_node(name)
         model = poutine.replay(self.model, trace=values)
         if self._sums_out:  # in dimensions left of the particles'
-            trace = SumOut(-2 - self.num_plates).trace(model, args, kwargs)
+            summing = SumOut(-2 - self.num_plates, drawn=bool(self._left_out))
+            trace = summing.trace(model, args, kwargs)
         else:
             trace = poutine.trace(model).get_trace(*args, **kwargs)
         return prune_subsample_sites(trace)

@@ -24,7 +24,13 @@ from pyro_vae.program.passes import Verb
 from pyro_vae.program.plates import by_datum, data_dim, inner_plates
 from pyro_vae.program.program import Program
 
-_SAMPLING = Verb("sampling the posterior", prior=True)
+_SAMPLING = Verb(
+    "sampling the posterior",
+    prior=True,
+    local="use log_likelihood",
+    continuous="use log_likelihood",
+    sums=True,
+)
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,8 @@ class LogJoint:
     All local latents of a datum are one vector :math:`u \in \mathbb{R}^Z`, shape ``(C, B | Z)`` for
     C chains; constrained supports go through ``biject_to`` with their Jacobian, angles wrap around,
     and the steps of a second plate are units of their datum. Global latents are
-    held at one draw from the guide: every density is conditional on it. Call inside
+    held at one draw from the guide: every density is conditional on it. Discrete local latents are
+    summed out of the model, those of the guide too. Call inside
     ``bounds.scoring``: in eval mode, unvalidated.
 
     A coordinate that a mask of the model takes out (a step beyond the end of a sequence) has no
@@ -130,7 +137,7 @@ class LogJoint:
     weight, and a chain has somewhere to be.
 
     Arguments:
-        program: With continuous local latents, beside discrete ones that are summed out.
+        program: With continuous local latents, beside discrete ones of finitely many values.
         batch: One row per datum.
         globals_: Values at which the global latents are held, by site; None draws them.
 
@@ -144,7 +151,7 @@ class LogJoint:
     ) -> None:
         sites = program.read(batch)
         _SAMPLING.require(sites)
-        joint = program.joint(batch).densities()
+        joint = program.summed_joint(batch)
         with torch.no_grad():
             model, guide = joint.traces()
         if sites.size is not None:
@@ -154,10 +161,8 @@ class LogJoint:
             )
         for group in groups_of(model):
             group.require_local()
-        self.slots = read_slots(model)
-        if not self.slots:
-            raise ProgramError("the program has no local latent to sample")
         drawn = dict(sample_sites(guide))
+        self.slots = read_slots(model, drawn)
         if globals_ is None:
             globals_ = {name: drawn[name]["value"] for name in sites.global_}
         self.globals_ = globals_
@@ -172,12 +177,15 @@ class LogJoint:
             for name, site in drawn.items()
             if site["infer"].get("is_auxiliary") and not site["is_observed"]
         ]
+        self.summed = sites.discrete  # of the guide's latents
+        self._points = [s.name for s in self.slots if checks.is_point_mass(drawn[s.name]["fn"])]
         self._model_at: tuple[Any, dict[str, Tensor], Tensor] | None = None
         # Whether the slots serve any batch: no support depends on a parameter or on the data.
         self.constant_supports = all(
             checks.fixed_support(model.nodes[slot.name]["fn"]) is not None for slot in self.slots
         )
-        if not checks.is_meta(batch) and not self.constant_supports:
+        supported = all(known_support(model.nodes[s.name]["fn"]) is not None for s in self.slots)
+        if not checks.is_meta(batch) and supported and not self.constant_supports:
             self._require_fixed_supports(model)
 
     def on(self, batch: Batch) -> "LogJoint":
@@ -188,7 +196,7 @@ class LogJoint:
         other = copy.copy(self)
         other._model_at = None
         other.rows = num_rows(batch)
-        other._joint = self._hold(self._program.joint(batch).densities())
+        other._joint = self._hold(self._program.summed_joint(batch))
         if self._masks:  # those of the other rows; at zero, so that no noise is drawn
             origin = self._zero.new_zeros(1, other.rows, self.dim)
             values = other.placed(other.unpack(origin))
@@ -209,7 +217,7 @@ class LogJoint:
         densities.rows = num_rows([*joint.args, *joint.kwargs.values()])
         densities._joint = joint.densities()
         densities._masks = masks_of(model, densities.slots)
-        densities.auxiliary = []
+        densities.auxiliary, densities.summed, densities._points = [], (), []
         densities._model_at = None
         return densities
 
@@ -365,7 +373,22 @@ class LogJoint:
                     "ones; reparametrise: sample on a fixed support and scale the draw"
                 )
 
+    @property
+    def has_guide_density(self) -> bool:
+        """Whether the guide has a known density at any latents."""
+        return not (self.auxiliary or self.summed or self._points)
+
     def _require_plain_guide(self) -> None:
+        if self._points:
+            raise ProgramError(
+                f"site {self._points[0]!r}: the guide is a point mass, which has no density to "
+                "leave from; start from the prior"
+            )
+        if self.summed:
+            raise ProgramError(
+                f"site {self.summed[0]!r}: discrete in the guide, whose density of the other "
+                "latents is a sum over it; start from the prior"
+            )
         if self.auxiliary:
             raise ProgramError(
                 f"site {self.auxiliary[0]!r}: auxiliary in the guide, whose density at given "
@@ -384,20 +407,37 @@ def masks_of(model: Trace, slots: list[Slot]) -> dict[str, Tensor]:
     return found
 
 
-def read_slots(model: Trace) -> list[Slot]:
-    """Return the slots of a model's local latents, in the order of sampling."""
+def read_slots(model: Trace, guide: Mapping[str, Any] | None = None) -> list[Slot]:
+    """Return the slots of a model's local latents, in the order of sampling.
+
+    Arguments:
+        model: The trace.
+        guide: Its sites: where a prior does not say what its support is, that of the guide counts.
+
+    Raises:
+        ProgramError: A latent is discrete, or nothing says on which support it lives.
+    """
     slots: list[Slot] = []
     start = 0
     for name, site in sample_sites(model):
         if site["is_observed"] or data_frame(site) is None or is_enumerated(site):
             continue
         fn = site["fn"]
-        if fn.support.is_discrete:
+        support = known_support(fn)
+        if support is None and guide is not None and name in guide:
+            support = known_support(guide[name]["fn"])
+        if support is None:
+            raise ProgramError(
+                f"site {name!r}: {checks.distribution_name(fn)} does not say on which support its "
+                "values live; give its class one, as torch.distributions has them "
+                "(support = torch.distributions.constraints.real_vector)"
+            )
+        if support.is_discrete:
             raise ProgramError(
                 f"site {name!r} is discrete ({checks.distribution_name(fn)}): HMC and AIS need "
                 "continuous latents; use log_likelihood"
             )
-        transform = transform_of(fn)
+        transform = transform_of(fn, support)
         base = transform.inverse_shape(fn.event_shape) if fn.event_shape else fn.event_shape
         units, plates, data = _units(site)
         base = torch.Size((*units, *base))
@@ -408,11 +448,19 @@ def read_slots(model: Trace) -> list[Slot]:
     return slots
 
 
-def transform_of(fn: Any) -> Transform:
+def known_support(fn: Any) -> Any:
+    """Return the support of a distribution; None where its class does not say."""
+    try:
+        return fn.support
+    except NotImplementedError:
+        return None
+
+
+def transform_of(fn: Any, support: Any = None) -> Transform:
     """Return the map from the real line to the support of a distribution; angles wrap around."""
     if checks.distribution_name(fn) == "VonMises":  # whose support is the line, as torch has it
         return Wrapped()
-    return _plain(biject_to(fn.support))
+    return _plain(biject_to(fn.support if support is None else support))
 
 
 def _units(site: Any) -> tuple[torch.Size, tuple[int, ...], int]:

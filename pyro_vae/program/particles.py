@@ -34,17 +34,23 @@ def takes_particles(
 
 
 def require_sums(
-    model: Callable[..., Any], guide: Callable[..., Any], batch: Batch, sites: Sites
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    batch: Batch,
+    sites: Sites,
+    left_out: tuple[str, ...] = (),
 ) -> None:
     """Compare the densities at all values of the latents summed out with those at one of each.
 
-    Call where the program runs on its own parameters, in eval mode, and unvalidated.
+    Call where the program runs on its own parameters, in eval mode, and unvalidated. ``left_out``
+    are latents of the guide that are summed out with the others.
 
     Raises:
         ProgramError: They differ: what uses the values mixes them with each other.
     """
     args, kwargs = arguments(batch)
     joint = Joint(model, guide, args, kwargs, num_plates=sites.num_plates, data_dim=sites.data_dim)
+    joint = joint.summing(left_out)
     if sites.size is not None:
         return  # each run draws other rows: there is nothing to compare
     trace, latents = joint.sampled_traces()
@@ -53,11 +59,12 @@ def require_sums(
         summed, plain = group.log_joint(drawn, layout), group.plain_log_joint(drawn, layout)
         if not bool(torch.isclose(summed, plain, _TOLERANCE, _TOLERANCE).all()):
             raise ProgramError(
-                f"site {group.enumerated[0]!r}: not in the guide, hence summed out, and the model "
-                "has another log density at all of its values at once than at one value: "
+                f"site {group.enumerated[0]!r}: "
+                f"{'discrete' if left_out else 'not in the guide'}, hence summed out, and the "
+                "model has another log density at all of its values at once than at one value: "
                 f"something between it and {group.names[-1]!r} mixes dimensions left of the plates "
                 "with each other (a sum, a mean, a reshape); let it work on the last dimensions "
-                "alone, or let the guide draw the latent"
+                f"alone, or {'use log_likelihood' if left_out else 'let the guide draw the latent'}"
             )
 
 

@@ -39,6 +39,7 @@ class Verb:
         globals_: Why the verb takes no global latents, and what to do; empty where it takes them.
         simulates: Whether the data are no data, but inputs to simulate some for.
         summed: Whether latents that are summed out count among those of a datum.
+        sums: Whether it sums over the discrete latents of the guide too, those of few values.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Verb:
     globals_: str = ""
     simulates: bool = False
     summed: bool = False
+    sums: bool = False
 
     def require(self, sites: Sites) -> None:
         """Refuse a program that lacks what the verb needs.
@@ -61,11 +63,14 @@ class Verb:
                 f"{self.name}: site {sites.priorless[0]!r} has no prior (an autoencoder is no "
                 "generative model); use a VAE, or one of reconstruct, encode, interpolate"
             )
-        drawn = sites.local or (sites.global_ if self.latents else ())
-        if (self.local or self.latents) and not drawn and sites.enumerated and not self.summed:
+        local = sites.continuous if self.sums and not sites.countless else sites.local
+        drawn = local or (sites.global_ if self.latents else ())
+        summed = sites.enumerated or sites.discrete
+        if (self.local or self.latents) and not drawn and summed and not self.summed:
+            way_out = "pv.encode has the probabilities of its values"
             raise ProgramError(
-                f"{self.name}: site {sites.enumerated[0]!r} is summed out, and the guide draws no "
-                "other latent; pv.encode has the probabilities of its values"
+                f"{self.name}: site {summed[0]!r} is discrete and summed out, and the guide draws "
+                f"no other latent; {way_out if sites.enumerated else 'use log_likelihood'}"
             )
         if self.local and not sites.local and not (self.summed and sites.enumerated):
             raise ProgramError(
@@ -74,9 +79,11 @@ class Verb:
             )
         if self.latents and not (sites.local or sites.global_ or sites.enumerated):
             raise ProgramError(f"{self.name}: the program has no latent; {self.latents}")
-        if self.continuous and sites.discrete:
+        discrete = sites.countless if self.sums else sites.discrete
+        if self.continuous and discrete:
+            many = ", of too many values to sum over" if self.sums else ""
             raise ProgramError(
-                f"{self.name}: site {sites.discrete[0]!r} is discrete, and the verb needs "
+                f"{self.name}: site {discrete[0]!r} is discrete{many}, and the verb needs "
                 f"continuous latents; {self.continuous}"
             )
         if self.globals_ and sites.global_:

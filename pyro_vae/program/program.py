@@ -113,6 +113,7 @@ class Program(nn.Module):
         self.examples = Examples(self)
         self.reader = Reader(self, plate, observed)
         self.rows = Rows(self.reader)
+        self._summable: set[Any] = set()  # layouts whose discrete latents can be summed out
         self._place = torch.device("cpu")
 
     @staticmethod
@@ -154,6 +155,7 @@ class Program(nn.Module):
         self.reader.forget()
         self.rows.forget()
         self._tiled.clear()
+        self._summable.clear()
 
     @property
     def source(self) -> Any:
@@ -320,6 +322,24 @@ class Program(nn.Module):
         """
         with self.running():
             return self.joint(batch, size=size).terms(num_samples, num_particles)
+
+    def summed_joint(self, batch: Batch) -> Joint:
+        """Return the densities of a batch with all discrete local latents summed out.
+
+        Those that the guide draws as well; it is found out once whether the model takes them.
+
+        Raises:
+            ProgramError: It does not; names the site.
+        """
+        sites = self.read(batch)
+        joint = self.joint(batch).densities().summing(sites.discrete)
+        key = (sites.observed, sites.local, sites.global_)
+        if sites.discrete and key not in self._summable and not checks.is_meta(batch):
+            functions = self.reader.canonical(sites, batch)
+            with self.reader.quiet(batch), validation(False):
+                require_sums(*functions, batch, sites, sites.discrete)
+            self._summable.add(key)
+        return joint
 
     def tiled(self, batch: Batch) -> bool:
         """Return whether K particles need K copies of the rows; found out once, by comparison."""

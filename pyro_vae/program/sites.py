@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.program import checks
+from pyro_vae.program.enumeration import can_be_summed
 from pyro_vae.program.handlers import PLATE, data_frame, is_data, sample_sites
 from pyro_vae.program.observed import Binding
 from pyro_vae.program.plates import DataPlate, data_dim
@@ -30,6 +31,7 @@ class Sites:
         outside: Whether any term, a latent or a factor of either function, stands outside the
             plate: its weight against the data depends on N.
         discrete: Local sites whose values can be counted.
+        countless: Those of them that have too many values to sum over.
         data_dim: The batch dimension of the data plate, counted from the right.
         plate: The data plate as the program has it.
         bindings: Where the observed values come from, by site.
@@ -44,9 +46,15 @@ class Sites:
     enumerated: tuple[str, ...] = ()
     outside: bool = False
     discrete: tuple[str, ...] = ()
+    countless: tuple[str, ...] = ()
     data_dim: int = -1
     plate: DataPlate = field(default_factory=lambda: DataPlate(PLATE, -1))
     bindings: Mapping[str, Binding] = field(default_factory=dict)
+
+    @property
+    def continuous(self) -> tuple[str, ...]:
+        """The local latents that are not discrete."""
+        return tuple(name for name in self.local if name not in self.discrete)
 
     def binding(self, site: str) -> Binding:
         """Return where a site's value comes from.
@@ -81,7 +89,7 @@ def read_sites(
 ) -> Sites:
     """Return the sites of a pair of traces by role."""
     observed, local, global_, size = [], [], [], None
-    priorless, enumerated, discrete, outside, dim = [], [], [], False, -1
+    priorless, enumerated, discrete, countless, outside, dim = [], [], [], [], False, -1
     for name, site in sample_sites(model):
         frame = data_frame(site)
         outside |= frame is None
@@ -101,6 +109,7 @@ def read_sites(
                 priorless.append(name)
             if checks.is_discrete(site["fn"]):
                 discrete.append(name)
+                countless += [] if can_be_summed(site["fn"]) else [name]
     outside |= any(
         data_frame(site) is None and not site["infer"].get("_deterministic")
         for _, site in sample_sites(guide)
@@ -115,6 +124,7 @@ def read_sites(
         enumerated=tuple(enumerated),
         outside=outside,
         discrete=tuple(discrete),
+        countless=tuple(countless),
         data_dim=dim,
         plate=plate,
         bindings=bindings,

@@ -233,3 +233,25 @@ def test_the_noise_of_importance_weights_is_the_closed_form():
     measured = gaps(Known(1.1), x, annealed=ANNEALED, samples=samples, local=still)
     assert measured.estimator in (module.LOCAL, module.GUIDE)
     assert measured.log_prob_noise.mean().item() == pytest.approx(of_log_prob, rel=0.05)
+
+
+def test_data_whose_first_dimension_is_time_are_turned_once():
+    """The guide is the posterior: its ELBO is log p(x), whatever it draws."""
+    x = torch.randn(3, 5, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+
+    def model(x):
+        with pyro.plate("data", x.shape[1]):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            with pyro.plate("time", 3):
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", x.shape[1]):
+            pyro.sample("z", dist.Normal(x.sum(0) / 4, 0.5))
+
+    short = Local(steps=2, particles=2)
+    program = pv.Program(model, guide, dim=1)
+    measured = gaps(program, x, local=short, annealed=ANNEALED, samples=2)
+    covariance = torch.eye(3, dtype=torch.float64) + 1
+    exact = dist.MultivariateNormal(x.new_zeros(3), covariance).log_prob(x.T)
+    torch.testing.assert_close(measured.elbo, exact, rtol=1e-10, atol=1e-10)

@@ -1,5 +1,6 @@
 """Discrete latents that the guide leaves out: sums written by hand, in every verb."""
 
+import itertools
 import math
 
 import pyro
@@ -859,3 +860,33 @@ def test_a_table_of_gaussians_serves_a_latent_under_a_sum():
     assert (bound < exact + 0.05).all() and (bound > exact - 0.4).all()
     local = pv.infer(table, X[:3], how="local", settings=pv.Local(steps=300))
     assert (local.log_weight(2000).mean(0) > exact[:3] - 0.4).all()
+
+
+@pytest.mark.parametrize("stepwise_guide", [False, True])
+def test_steps_of_the_model_count_and_not_those_of_the_guide(stepwise_guide):
+    """Site "r_0" is drawn in a step of the model, and wherever it likes in the guide."""
+    x = torch.tensor([[0.3, -1.2, 0.8], [1.5, 0.1, -0.4]], dtype=torch.float64)
+    start, moves = x.new_tensor([0.3, 0.7]), x.new_tensor([[0.8, 0.2], [0.4, 0.6]])
+    shifts = x.new_tensor([0.5, -0.2, 0.1])
+
+    def model(x):
+        state, rows = None, pyro.plate("data", len(x), dim=-1)
+        for t in pyro.markov(range(3)):
+            r = pyro.sample(f"r_{t}", dist.Normal(x.new_zeros(()), 1.0))
+            with rows:
+                probs = start if state is None else moves[state]
+                state = pyro.sample(f"s_{t}", dist.Categorical(probs))
+                pyro.sample(f"x_{t}", dist.Normal(state.double() * 2 + r, 1.0), obs=x[:, t])
+
+    def guide(x):
+        steps = pyro.markov(range(3)) if stepwise_guide else range(3)
+        for t in steps:
+            pyro.sample(f"r_{t}", dist.Delta(shifts[t]))
+
+    total = x.new_zeros(2)
+    for path in itertools.product(range(2), repeat=3):
+        p = start[path[0]] * moves[path[0], path[1]] * moves[path[1], path[2]]
+        means = 2.0 * x.new_tensor(path) + shifts
+        total = total + p * dist.Normal(means, 1.0).log_prob(x).sum(-1).exp()
+    got = pv.log_likelihood(pv.Program(model, guide), x, samples=1).log_prob
+    torch.testing.assert_close(got, total.log(), **EXACT)

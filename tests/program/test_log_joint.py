@@ -408,9 +408,41 @@ def nothing(x):
     return torch.zeros_like(x)
 
 
-def test_discrete_latents_are_refused():
+def test_discrete_latents_alone_are_refused():
     with pytest.raises(ProgramError, match=r"'k' is discrete.*log_likelihood"):
         log_joint_of(pair_of(discrete), real(B))
+
+
+class Clustered(nn.Module):
+    """A cluster, a place in it, a datum there: the guide draws the cluster first."""
+
+    centres = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64)
+    weights = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(self.weights))
+            z = pyro.sample("z", dist.Normal(self.centres[k], 0.4))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(logits=x[:, None] * self.centres))
+            pyro.sample("z", dist.Normal(self.centres[k], 1.0))
+
+
+@pytest.mark.parametrize("chains", CHAINS)
+def test_discrete_latents_of_the_guide_are_summed_out(chains):
+    x, u = real(B), real(chains, B, 1, seed=2)
+    density = log_joint_of(Clustered(), x)
+    prior = td.MixtureSameFamily(
+        td.Categorical(Clustered.weights), td.Normal(Clustered.centres, u.new_tensor(0.4))
+    ).log_prob(u[..., 0])
+    torch.testing.assert_close(density.log_prior(u), prior, **EXACT)
+    expected = prior + td.Normal(u[..., 0], 1.0).log_prob(x)
+    torch.testing.assert_close(density.log_joint(u), expected, **EXACT)
+    with pytest.raises(ProgramError, match="site 'k': discrete in the guide"):
+        density.log_guide(u)
 
 
 def test_a_program_without_latents_is_refused():
@@ -511,3 +543,45 @@ def test_the_guide_density_under_an_auxiliary_site_is_refused():
     with pytest.raises(ProgramError, match="'a': auxiliary"):
         density.log_guide(u)
     assert density.draw_guide(2).shape == (2, B, 1)  # a draw needs no density
+
+
+class Silent(dist.TorchDistribution):
+    """A normal distribution whose class does not say where its values live."""
+
+    arg_constraints = {}  # noqa: RUF012
+
+    def __init__(self, base):
+        super().__init__(base.batch_shape, base.event_shape)
+        self.base = base
+
+    def expand(self, batch_shape, _instance=None):
+        return Silent(self.base.expand(batch_shape))
+
+    def sample(self, sample_shape=()):
+        return self.base.sample(sample_shape)
+
+    def log_prob(self, value):
+        return self.base.log_prob(value)
+
+
+def silent(side):
+    class Program(nn.Module):
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", Silent(dist.Normal(x.new_zeros(2), 1.0).to_event(1)))
+                pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                q = dist.Normal(x[:, None].expand(-1, 2), 1.0).to_event(1)
+                pyro.sample("z", Silent(q) if side == "both" else q)
+
+    return Program()
+
+
+def test_where_a_prior_has_no_support_that_of_the_guide_counts():
+    x, u = real(B), real(3, B, 2, seed=2)
+    expected = td.Normal(0.0, 1.0).log_prob(u).sum(-1) + td.Normal(u.sum(-1), 1.0).log_prob(x)
+    torch.testing.assert_close(log_joint_of(silent("model"), x).log_joint(u), expected, **EXACT)
+    with pytest.raises(ProgramError, match="site 'z': Silent does not say on which support"):
+        log_joint_of(silent("both"), x)

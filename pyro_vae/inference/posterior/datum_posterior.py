@@ -11,7 +11,8 @@ from pyro_vae.arguments import positive
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.inference.posterior.gaussians import Gaussians
 from pyro_vae.inference.posterior.local_fits import Fitted
-from pyro_vae.program.batch import Batch, chunks, num_rows
+from pyro_vae.program import bounds
+from pyro_vae.program.batch import Batch, num_rows
 from pyro_vae.program.handlers import sample_sites
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.log_joint import LogJoint
@@ -155,7 +156,7 @@ class Amortised(PassPosterior):
 
     def __init__(self, passes: Passes) -> None:
         super().__init__(passes)
-        first = next(chunks(self._batch, _ROWS_LOOKED_AT))
+        first = bounds.passes(self.program, self._batch, _ROWS_LOOKED_AT)[0]
         _, guide = self.program.reader.look(first)
         drawn = dict(sample_sites(guide))
         self._sites = tuple(latent_names(guide))
@@ -237,8 +238,9 @@ class LocalPosterior(PassPosterior):
         self.steps = fitted.steps
         self._globals = fitted.globals_
         with scoring(self.program):
-            first = self._density(next(chunks(self._batch, 1)))
+            first = self._density(bounds.passes(self.program, self._batch, 1)[0])
         self._slots = {slot.name: slot for slot in first.slots}
+        self._sites = tuple(self._slots)
         self._events = {name: slot.event for name, slot in self._slots.items()}
 
     @property

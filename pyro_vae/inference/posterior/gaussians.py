@@ -147,9 +147,11 @@ def prior_moments(density: LogJoint, full_covariance: bool) -> Gaussians:
 
 def _known(density: LogJoint) -> bool:
     """Return whether one draw tells the moments: a single latent's, in closed form and finite."""
-    if len(density.slots) != 1 or not density.slots[0].plain or density.auxiliary:
+    slot = density.slots[0]
+    above = density.auxiliary or density.summed
+    if len(density.slots) != 1 or not slot.plain or above:
         return False
-    fn = dict(sample_sites(density.joint.guide_trace(1)))[density.slots[0].name]["fn"]
+    fn = dict(sample_sites(density.joint.guide_trace(1)))[slot.name]["fn"]
     moments = [_attribute(fn, name) for name in ("mean", "variance")]
     return all(m is not None and bool(m.isfinite().all()) for m in moments)
 

@@ -72,13 +72,13 @@ class PieceDensity:
     ) -> None:
         self.program, self.slots, self.total = program, slots, total
         self.constant_supports = constant_supports
-        self._joint = program.joint(batch).densities()
+        self._joint = program.summed_joint(batch)
         self._share = num_rows(batch) / total
 
     def on(self, batch: Batch) -> "PieceDensity":
         """Return the density of other rows of the same shapes."""
         other = copy.copy(self)
-        other._joint = self.program.joint(batch).densities()
+        other._joint = self.program.summed_joint(batch)
         return other
 
     def log_joint(self, u: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class GlobalDensity:
         self._program = passes.program
         self._pieces = [piece.batch for piece in passes.again(rows=rows)]
         self._graphs = graphs
-        self._joint = self._program.joint(self._pieces[0])
+        self._joint = self._program.summed_joint(self._pieces[0])
         model, _ = self._program.reader.look(self._pieces[0])
         self._sites = dict(sample_sites(model))
         self.slots = self._read(passes.sites.global_)

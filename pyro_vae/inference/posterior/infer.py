@@ -19,6 +19,7 @@ _FITTED = Verb(
     prior=True,
     local=_NO_LOCAL,
     continuous="use how='amortised', or log_likelihood",
+    sums=True,
 )
 _SETTINGS = {"amortised": type(None), "local": Local, "semi": Local, "hmc": HMC}
 
@@ -41,9 +42,9 @@ def infer(
     - ``"hmc"``: draws from p(z | x) itself, by ``pv.refine``.
 
     Gaussians live in unconstrained coordinates, and not on circles. With global latents all but the
-    first are conditional on one draw of them, the first on one for each draw of ``sample``. Data of
-    any number are worked on piece by piece; random numbers
-    come from torch's global generator.
+    first are conditional on one draw of them, the first on one for each draw of ``sample``. All but
+    the first sum over discrete latents of few values. Data of any number are worked on piece by
+    piece; random numbers come from torch's global generator.
 
     Arguments:
         program: Anything with ``.model`` and ``.guide``; a ``pv.LocalGuide`` also takes new data,
@@ -61,7 +62,7 @@ def infer(
     Raises:
         ConfigError: An unknown way, or settings of another.
         DataError: Data that the program cannot take.
-        ProgramError: No local latent; discrete latents, angles or no prior (all but
+        ProgramError: No local latent; discrete ones of too many values, angles or no prior (all but
             ``"amortised"``).
 
     References:

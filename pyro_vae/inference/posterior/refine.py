@@ -34,6 +34,7 @@ _REFINE = Verb(
     prior=True,
     latents="there is no posterior to sample; use log_likelihood",
     continuous="use infer (the guide's own posterior), or log_likelihood",
+    sums=True,
 )
 Values = Tensor | dict[str, Tensor]
 
@@ -175,8 +176,9 @@ def refine(
 
     All data and chains move at once, and each accepts or rejects on its own, with a step size of
     its own. Global latents are held at one draw from the guide: the posterior is conditional on it.
-    Of a program without local latents (a Bayesian regression) the globals themselves are drawn,
-    from their posterior given all data, which is summed piece by piece.
+    Discrete latents of few values are summed out, whether the guide draws them or not.
+    Of a program without other local latents (a Bayesian regression) the globals themselves are
+    drawn, from their posterior given all data, which is summed piece by piece.
     One warning names the data whose chains have not mixed. Random numbers come from torch's global
     generator.
 
@@ -197,7 +199,8 @@ def refine(
 
     Raises:
         DataError: Data that the program cannot take.
-        ProgramError: Discrete latents, a support that depends on a latent, or no prior.
+        ProgramError: Discrete latents of too many values, a support that depends on a latent, or
+            no prior.
         ConfigError: A setting out of its range.
 
     References:
@@ -211,7 +214,7 @@ def refine(
     with Program.of(program).passes(
         data, _REFINE, rows=batch_size, particles=chosen.chains
     ) as passes:
-        if not passes.sites.local:
+        if not passes.sites.continuous:
             rows = max(1, batch_size // chosen.chains)
             return _refine_globals(passes, chosen, kept, graphs, rows)
         for piece in tqdm(passes, disable=not progress, leave=False):

@@ -117,3 +117,34 @@ def test_discrete_globals_are_refused():
 
     with pytest.raises(ProgramError, match="refine: site 'k' is discrete"):
         pv.refine(pv.Program(model, guide), torch.zeros(4))
+
+
+def test_the_density_sums_over_discrete_latents_of_the_guide():
+    """A mixture whose guide draws the classes: the centres' density knows no class."""
+    from pyro_vae.inference.graphs.density_graphs import DensityGraphs
+    from pyro_vae.inference.posterior.global_posterior import GlobalDensity
+    from pyro_vae.program.passes import Verb
+
+    weights = torch.tensor([0.2, 0.8], dtype=torch.float64)
+
+    def model(x):
+        with pyro.plate("classes", 2):
+            centres = pyro.sample("centres", dist.Normal(x.new_zeros(()), 1.0))
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(weights))
+            pyro.sample("x", dist.Normal(centres[k], 0.3), obs=x)
+
+    def guide(x):
+        with pyro.plate("classes", 2):
+            pyro.sample("centres", dist.Normal(x.new_tensor([-1.0, 1.0]), 0.1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("k", dist.Categorical(weights))
+
+    u = torch.randn(3, 1, 2, dtype=torch.float64)
+    with pv.Program(model, guide).passes(Y, Verb("test")) as passes:
+        density = GlobalDensity(passes, DensityGraphs(False), 60)
+        density.trace_at(u)
+        value = density(u)
+    each = dist.Normal(u[..., None], 0.3).log_prob(Y) + weights.log()[:, None]
+    expected = each.logsumexp(-2).sum(-1) + dist.Normal(0.0, 1.0).log_prob(u).sum(-1)
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-9)

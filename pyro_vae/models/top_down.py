@@ -78,7 +78,8 @@ class TopDownVAE(Layers):
         self.start = nn.Parameter(torch.randn(width))
         with torch.no_grad():
             for residual in (*self.up[1:], *self.down):
-                residual[-1].output.weight.mul_(len(dims) ** -0.5)
+                for parameter in residual[-1].output.parameters():
+                    parameter.mul_(len(dims) ** -0.5)
 
     def prior(self, layer: int, state: Tensor) -> TorchDistributionMixin:
         """Return p(z_l | h_l), batch (*) | event (Z_l,)."""

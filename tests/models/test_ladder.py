@@ -321,3 +321,16 @@ def test_other_data(kind):
 def test_bad_sizes(build, match):
     with pytest.raises(ConfigError, match=match):
         build()
+
+
+def test_the_state_of_a_deep_descent_starts_no_larger_than_that_of_a_shallow_one():
+    """What 48 layers add to the state has the size of what 3 add; it would be 16 times as large."""
+    sizes = []
+    for layers in (3, 48):
+        torch.manual_seed(0)
+        vae = TopDownVAE(DATA, (4,) * layers, hidden=32)
+        vae.norm = nn.Identity()
+        noise = iter(torch.randn(layers, 500, 4))
+        moved = vae.descend(lambda layer, state, noise=noise: next(noise)) - vae.start
+        sizes.append(moved.square().mean().item())
+    assert 0.4 < sizes[1] / sizes[0] < 2.5

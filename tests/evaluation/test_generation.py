@@ -11,6 +11,7 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.errors import ConfigError, DataError
+from pyro_vae.evaluation import generation
 
 ORACLE = PPCA.random(6, 2, orthogonal=True)
 X = ORACLE.sample(400)
@@ -188,6 +189,22 @@ def test_globals_are_held_for_all_rows_of_a_call():
         assert len(answer.unique()) == 1
     lines = pv.interpolate(program, x, x, steps=3)
     torch.testing.assert_close(lines, lines[:1, :1].expand(2500, 3))
+
+
+def test_generated_data_share_one_draw_of_the_globals(monkeypatch):
+    monkeypatch.setattr(generation, "_ROWS_PER_PASS", 3)
+
+    def model(x):
+        w = pyro.sample("w", dist.Normal(x.new_zeros(()), 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("w", dist.Normal(x.new_zeros(()), 1.0))
+
+    program = pv.Program(model, guide)
+    pv.elbo(program, torch.zeros(9))
+    assert len(pv.generate(program, 8, mean=True).unique()) == 1
 
 
 def test_a_step_that_some_passes_lack_is_not_a_number():

@@ -156,6 +156,16 @@ def test_the_layers_have_the_means_and_shapes_that_they_claim():
         torch.testing.assert_close(layer.variance, variance, **EXACT)
 
 
+def test_weights_start_at_the_mean_of_the_data_and_narrow():
+    """Units of mean 1 add up to the data's mean, but for e^{0.3 noise}: 1.05 on average."""
+    torch.manual_seed(0)
+    mean = torch.linspace(0.5, 9.0, 50)
+    q = DEF(50, (20,), data_mean=mean).weight_posterior(0)
+    assert (q.mean.sum(0) / mean).mean().item() == pytest.approx(math.exp(0.045), abs=0.1)
+    assert ((q.mean.sum(0) / mean).log().abs() < 0.5).all()  # 5 errors of 20 weights
+    assert ((q.variance.sqrt() / q.mean - (math.exp(2) + 0.05) ** -0.5).abs() < 1e-4).all()
+
+
 def test_units_that_underflow_stay_finite():
     """In float32 a sum of sparse gammas can be 0: densities and gradients stay finite."""
     torch.manual_seed(0)

@@ -55,6 +55,13 @@ def test_elbo_of_the_globals_is_exact():
         torch.testing.assert_close(bound, (datum + shared[:, None] / 30).mean(0))
 
 
+def test_likelihoods_hold_the_draws_of_the_globals():
+    """The guide's z is exact given w: data of one value have one likelihood, in any pass."""
+    found = pv.log_likelihood(Shared(), torch.full((150,), 1.5), samples=1, num_samples=2)
+    exact = found.log_prob[:1].expand(150)
+    torch.testing.assert_close(found.log_prob, exact, rtol=0, atol=1e-5)
+
+
 ROWS = torch.bernoulli(torch.full((50, 6), 0.4), generator=torch.Generator().manual_seed(0))
 
 

@@ -247,6 +247,41 @@ def test_replace_puts_a_dream_into_the_batch(name):
     assert all(program.named(replaced)[k] is v for k, v in others.items())
 
 
+def test_a_dream_is_scored_at_its_own_data():
+    """The model dreams of data at 100 z, the batch holds zeros."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_full((), 3.0), 0.1))
+            pyro.sample("x", dist.Normal(100 * z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 100, 0.1))
+
+    program, x = pv.Program(model, guide), torch.zeros(7)
+    program.read(x)
+    with program.running():
+        log_q = program.joint(x).dream_log_q()
+    assert (log_q > -20).all()  # at zeros: -450
+
+
+def test_a_kl_weight_leaves_the_globals_and_the_data_alone():
+    program = pv.Program.of(CASES["bayesian"].build())
+    x, terms = CASES["bayesian"].data(5), []
+    program.read(x)
+    with program.running():
+        for beta in (None, 0.25):
+            torch.manual_seed(0)
+            terms.append(program.joint(x, beta=beta).terms())
+    plain, weighed = terms
+    assert plain.global_log_p and set(plain.log_q) == {"z"}
+    for side in ("global_log_p", "global_log_q", "log_p", "log_q"):
+        for name, value in getattr(plain, side).items():
+            factor = 0.25 if name == "z" else 1.0
+            torch.testing.assert_close(getattr(weighed, side)[name], factor * value)
+
+
 def test_binding_names_what_is_wrong():
     program = pv.Program.of(CASES["tutorial"].build())
     x = CASES["tutorial"].data(3)

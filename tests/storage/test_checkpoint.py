@@ -284,6 +284,23 @@ def test_a_run_that_a_callback_stopped_goes_on(tmp_path):
     assert_identical(expected, train("plain", tmp_path, resume=True))
 
 
+def test_the_best_weights_so_far_stay_the_best_after_a_resume(tmp_path):
+    """It learns the opposite of what it is judged on: the first epoch is the best."""
+    data, seen = CASES["vae"].data(30), []
+
+    def callback(run):
+        seen.append({k: v.clone() for k, v in run.program.state_dict().items()})
+        return len(seen) == 2
+
+    settings = {"valid": 1 - data[:9], "lr": 0.3, "batch_size": 8, "out": tmp_path, "epochs": 4}
+    pv.fit(build("vae"), data, callbacks=[callback], **settings)
+    program = build("vae")
+    run = pv.fit(program, data, resume=True, **settings)
+    scores = run.history["valid_elbo"]
+    assert len(scores) == 4 and np.argmax(scores) == 0 and run.best_epoch == 1
+    assert all(torch.equal(v, seen[0][k]) for k, v in program.state_dict().items())
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, SystemExit])
 def test_an_interrupted_run_is_saved_with_its_best_weights(error, tmp_path):
     """No checkpoint was asked for; the folder has one all the same, and the best program.

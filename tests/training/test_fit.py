@@ -81,6 +81,22 @@ def test_losses_of_an_exact_program_are_exact():
     np.testing.assert_allclose(run.history["valid_elbo"], ORACLE.log_prob(X[:7]).mean(), rtol=1e-10)
 
 
+def test_the_rows_that_are_judged_are_transformed():
+    """The guide is exact: the ELBO of moved rows is their likelihood, of all draws."""
+    program = pv.models.LinearVAE.from_data(X, 2)
+    exact = program.marginal().log_prob(X + 0.5).mean().item()
+    run = pv.fit(program, X, transform=lambda x: x + 0.5, epochs=1, beta=0.5, lr=1e-9)
+    assert run.history["elbo"][0] == pytest.approx(exact, abs=1e-6)
+
+
+def test_each_epoch_has_an_order_of_its_own():
+    order = []
+    pv.fit(linear(), X, batch_size=10, epochs=3, transform=lambda x: order.append(x[:, 0]) or x)
+    epochs = torch.cat(order[-15:]).reshape(3, 50)  # looks before training come first
+    assert all(torch.equal(epoch.sort().values, X[:, 0].sort().values) for epoch in epochs)
+    assert all(not torch.equal(epochs[i], epochs[j]) for i, j in ((0, 1), (1, 2), (0, 2)))
+
+
 @pytest.mark.parametrize("beta", [0.0, 0.5, 2.0])
 def test_elbo_is_logged_without_the_annealing(beta):
     program = ExactPPCA(ORACLE)

@@ -269,6 +269,21 @@ def test_a_buffer_that_is_replaced_would_stand_still():
         compiled(x)
 
 
+def test_a_buffer_that_others_replace_is_seen():
+    program, x = Program.of(programs.CASES["regularised"].build().eval()), programs.binary(12)
+    program.read(x)
+    compiled, losses = CompiledLoss(pv.ELBO().per_datum, program), []
+    with program.running(), validation(False):
+        compiled(x)
+        for part in program.modules():
+            for name, buffer in part.named_buffers(recurse=False):
+                setattr(part, name, buffer + 1)
+        for loss in (lambda: compiled(x), lambda: pv.ELBO().per_datum(program.joint(x))):
+            torch.manual_seed(0)
+            losses.append(loss().item())
+    assert losses[0] == losses[1] and compiled.reason is None and compiled.num_graphs == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_count_of_no_dimension_goes_on_under_the_compiler(dtype):

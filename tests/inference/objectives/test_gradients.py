@@ -632,3 +632,38 @@ def test_free_bits_name_what_they_cannot_do():
         pv.FreeBits(-1.0)
     with pytest.raises(ConfigError, match="expected 'unit', 'site' or groups"):
         pv.FreeBits(1.0, per="layer")
+
+
+def test_a_global_without_a_path_hears_all_data():
+    """w ~ Bernoulli, 3 of 9 rows x ~ N(w, 1): the gradient at each w, weighed by q(w), is exact."""
+    x, size = torch.tensor([0.3, -1.0, 2.0], dtype=torch.float64), 9
+    logit = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+
+    def model(x):
+        w = pyro.sample("w", dist.Bernoulli(x.new_tensor(0.3)))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("w", dist.Bernoulli(logits=logit))
+
+    program = pv.Program(model, guide)
+    program.read(x)
+    grads: dict[float, torch.Tensor] = {}
+    with program.running():
+        for seed in range(20):
+            torch.manual_seed(seed)
+            w = program.joint(x).global_values()["w"].item()
+            torch.manual_seed(seed)
+            loss = pv.ELBO().per_datum(program.joint(x, size=size))
+            grads[w] = torch.autograd.grad(loss, logit)[0]
+    q = dist.Bernoulli(logits=logit)
+    values = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    log_p = dist.Bernoulli(torch.tensor(0.3, dtype=torch.float64)).log_prob(values)
+    fit = dist.Normal(values[:, None], 1.0).log_prob(x).mean(1)
+    mass = q.log_prob(values).exp()
+    bound = (mass * (fit + (log_p - q.log_prob(values)) / size)).sum()
+    found = sum(mass[int(w)].detach() * grad for w, grad in grads.items())
+    (exact,) = torch.autograd.grad(-bound, logit)
+    assert len(grads) == 2
+    torch.testing.assert_close(found, exact)

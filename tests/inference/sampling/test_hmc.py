@@ -75,6 +75,23 @@ def run(
 # --- the integrator -------------------------------------------------------------------------------
 
 
+def test_momenta_are_normal_with_the_given_mass():
+    """On a flat density one step moves by eps M^-1 r: |z| < 5 of variances and fourth powers."""
+    torch.manual_seed(0)
+    inverse_mass = torch.tensor([4.0, 0.25], dtype=torch.float64)
+
+    def flat(z: Tensor) -> Tensor:
+        return 0.0 * z.sum(-1)
+
+    state = hmc.hmc_init(flat, torch.zeros(50_000, 2, dtype=torch.float64))
+    moved, info = hmc.hmc_step(state, flat, 0.1, 1, inverse_mass)
+    noise = moved.position / (0.1 * inverse_mass.sqrt())
+    assert info.accepted.all()
+    for power, variance in ((2, 2.0), (4, 96.0)):
+        mean = {2: 1.0, 4: 3.0}[power]
+        assert ((noise**power).mean(0) - mean).abs().max() < 5 * math.sqrt(variance / 50_000)
+
+
 @pytest.mark.parametrize("num_steps", [1, 7, 40])
 @pytest.mark.parametrize("mass", ["unit", "diagonal"])
 def test_leapfrog_is_reversible(num_steps: int, mass: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -18,7 +18,13 @@ from torch.utils.data import (
 )
 
 from pyro_vae.errors import DataError
-from pyro_vae.program.batch import Batch, map_batch, named_leaves, num_rows
+from pyro_vae.program.batch import (
+    Batch,
+    map_arguments,
+    named_arguments_of,
+    num_rows,
+    rows_of,
+)
 
 _ARRAYS = (Tensor, np.ndarray, Mapping, list, tuple, str, bytes, PackedSequence)
 
@@ -98,17 +104,20 @@ def join_batches(pieces: list[Batch]) -> Batch:
     Raises:
         DataError: They do not fit together.
     """
-    leaves = [dict(named_leaves(piece)) for piece in pieces]
-    rows = [num_rows(piece) for piece in pieces]
+    arguments = [dict(named_arguments_of(piece)) for piece in pieces]
+    rows = num_rows(pieces[0])
 
-    def joined(name: str, leaf: Tensor) -> Tensor:
-        if leaf.shape[:1] != (rows[0],):
+    def joined(name: str, leaf: Any) -> Any:
+        if rows_of(leaf) != rows:
             return leaf
-        return torch.cat([each[name] for each in leaves])
+        parts = [each[name] for each in arguments]
+        if isinstance(leaf, PackedSequence):
+            steps = [row for part in parts for row in unpack_sequence(part)]
+            return pack_sequence(steps, enforce_sorted=False)
+        return torch.cat(parts)
 
     try:
-        whole = [joined(name, leaf) for name, leaf in leaves[0].items()]
-    except (RuntimeError, KeyError) as error:
+        whole = iter([joined(name, leaf) for name, leaf in arguments[0].items()])
+    except (RuntimeError, TypeError, KeyError) as error:
         raise DataError(f"the batches do not fit together: {error}") from error
-    parts = iter(whole)
-    return map_batch(lambda leaf: next(parts), pieces[0])
+    return map_arguments(lambda leaf: next(whole), pieces[0])

@@ -1,7 +1,7 @@
 """Batches for training: tensors on the device by index, or a loader's."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from pyro_vae.errors import DataError
-from pyro_vae.program.batch import Batch, map_batch, map_rows, named_leaves, num_rows
+from pyro_vae.program.batch import Batch, map_batch, map_rows, num_rows
 from pyro_vae.program.program import Program
+from pyro_vae.program.streams import join_batches, single
 from pyro_vae.training.parallel import World
 
 # Beyond this share of a GPU's free memory the data stay on the host and travel batch by batch.
@@ -25,7 +26,8 @@ class TensorFeed:
 
     Arguments:
         data: One row per datum.
-        batch_size: B; the last batch of an epoch may be smaller.
+        batch_size: B; the last batch of an epoch may be smaller, or larger by one row: a last one of
+            one row, of which batch normalisation knows no variance, is joined to the one before.
         device: Where the batches are used.
         world: The processes that train together; None is this one alone.
     """
@@ -34,13 +36,14 @@ class TensorFeed:
         self, data: Batch, batch_size: int, device: torch.device, world: World | None = None
     ) -> None:
         self.size = num_rows(data)
-        self.batch_size = min(batch_size, self.size)
+        self.sizes = batch_sizes(self.size, batch_size)
+        self.batch_size = min(batch_size, self.size) if len(self.sizes) > 1 else self.size
         self.device = device
         self.world = world or World(device)
         self.data = map_batch(lambda leaf: leaf.to(device), data) if _fits(data, device) else data
 
     def __len__(self) -> int:
-        return -(-self.size // self.batch_size)
+        return len(self.sizes)
 
     def epoch(self, seed: int) -> Iterator[Batch]:
         """Yield this process's rows of the batches, in an order that the seed alone decides."""
@@ -50,7 +53,7 @@ class TensorFeed:
         if self.batch_size < self.size:
             order = torch.randperm(self.size, generator=torch.Generator().manual_seed(seed))
         home = order.to(self.device) if self._at_home() else order
-        for whole in home.split(self.batch_size):
+        for whole in home.split(self.sizes):
             index = self.world.share(whole)
             picked = map_rows(lambda leaf, index=index: _rows(leaf, index), self.data)  # type: ignore[misc]
             yield map_batch(lambda leaf: leaf.to(self.device), picked)
@@ -72,6 +75,9 @@ class TensorFeed:
 
 class LoaderFeed:
     """The batches of a ``DataLoader``, moved to the program's device and precision.
+
+    A last batch of one row is joined to the one before, as in ``TensorFeed``, where the two fit
+    together.
 
     Arguments:
         loader: A loader over a data set of known length.
@@ -99,7 +105,12 @@ class LoaderFeed:
         self._first: Batch | None = None
 
     def __len__(self) -> int:
-        return len(self.loader)
+        loader, size = self.loader, self.loader.batch_size
+        if size is None or loader.drop_last:
+            return len(loader)
+        stream = isinstance(loader.dataset, IterableDataset)
+        rows = self.size if stream else len(loader.sampler)  # type: ignore[arg-type]
+        return len(loader) - (-(-rows // size) - len(batch_sizes(rows, size)))
 
     def epoch(self, seed: int) -> Iterator[Batch]:
         """Yield the loader's batches; a loader without a generator of its own follows the seed.
@@ -108,7 +119,7 @@ class LoaderFeed:
         changes no order.
         """
         take = self.world.own if self.dealt else self.world.share
-        yield from map(take, self._whole(seed))
+        yield from map(take, with_last_joined(self._whole(seed)))
 
     def _whole(self, seed: int) -> Iterator[Batch]:
         """Yield the batches as the loader makes them."""
@@ -138,6 +149,33 @@ class LoaderFeed:
         return map_rows(lambda leaf: leaf[:rows], self.first())
 
 
+def batch_sizes(rows: int, size: int) -> list[int]:
+    """Return how many rows each batch has; a last one of one row is joined to the one before.
+
+    Of one row, batch normalisation knows no variance.
+    """
+    whole, rest = divmod(rows, size)
+    sizes = [size] * whole
+    if rest == 1 and sizes:
+        sizes[-1] += 1
+    elif rest:
+        sizes.append(rest)
+    return sizes
+
+
+def with_last_joined(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield batches; a last one of one row is joined to the one before, where the two fit."""
+    held: list[Batch] = []
+    for batch in batches:
+        held.append(batch)
+        if len(held) > 2:
+            yield held.pop(0)
+    if len(held) == 2 and num_rows(held[1]) == 1 < num_rows(held[0]):
+        with suppress(DataError):
+            held = [join_batches(held)]
+    yield from held
+
+
 def _rows(leaf: Tensor, index: Tensor) -> Tensor:
     """Return some rows, in the tensor's own memory format."""
     # The first is up to three times as fast on the CPU, and the second keeps channels last.
@@ -162,7 +200,7 @@ def make_feed(
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         data = DataLoader(data, batch_size=batch_size, shuffle=shuffle)
     if isinstance(data, DataLoader):
-        return LoaderFeed(data, lambda batch: program.adapt(_single(batch)), world)
+        return LoaderFeed(data, lambda batch: program.adapt(single(batch)), world)
     return TensorFeed(program.adapt(data), batch_size, program.device, world)
 
 
@@ -175,14 +213,7 @@ def gather(program: Program, data: Any, batch_size: int) -> Batch:
     feed = make_feed(program, data, batch_size, shuffle=False)
     if isinstance(feed, TensorFeed):
         return map_batch(lambda leaf: leaf.to(program.device), feed.data)
-    pieces = list(feed.epoch(0))
-    leaves = [dict(named_leaves(piece)) for piece in pieces]
-    try:
-        whole = {name: torch.cat([leaf[name] for leaf in leaves]) for name in leaves[0]}
-    except (RuntimeError, KeyError) as error:
-        raise DataError(f"the loader's batches do not fit together: {error}") from error
-    names = iter(whole)
-    return map_batch(lambda leaf: whole[next(names)], pieces[0])
+    return join_batches(list(feed.epoch(0)))
 
 
 @contextmanager
@@ -197,13 +228,6 @@ def _stream(state: Tensor) -> Iterator[list[Tensor]]:
         torch.set_rng_state(state)
         yield reached
         reached.append(torch.get_rng_state())
-
-
-def _single(batch: Any) -> Any:
-    """Unwrap the one-tensor list that a loader makes of a one-tensor data set."""
-    if isinstance(batch, list | tuple) and len(batch) == 1:
-        return batch[0]
-    return batch
 
 
 def _fits(data: Batch, device: torch.device) -> bool:

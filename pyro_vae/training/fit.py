@@ -105,8 +105,10 @@ def fit(
         objective: An objective or any ``pyro.infer.ELBO``; None is ``pv.ELBO()``, which any program
             admits. ``pv.AnalyticELBO()`` is the same bound, with less noise where a KL is known.
         epochs: Passes over the data.
-        batch_size: B, of all devices together. A ``DataLoader`` brings its own, and is run by every
-            process, which keeps its rows; one with a ``DistributedSampler`` brings its share.
+        batch_size: B, of all devices together; a last batch of one row, which has no variance for
+            batch normalisation, is joined to the one before. A ``DataLoader`` brings its own, and
+            is run by every process, which keeps its rows; one with a ``DistributedSampler`` brings
+            its share.
         lr: Learning rate of the default optimiser, Adam.
         optimiser: In place of it: a factory ``parameters -> torch.optim.Optimizer``; a class of
             ``torch.optim``, which gets ``lr``; a torch optimizer over the program's parameters,

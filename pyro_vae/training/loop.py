@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyro_vae.device import seeded
-from pyro_vae.errors import TrainingDiverged
+from pyro_vae.errors import DataError, TrainingDiverged
 from pyro_vae.inference.objectives.elbo import ELBO
 from pyro_vae.inference.objectives.objective import Objective, TermsObjective
 from pyro_vae.program.batch import Batch
@@ -198,7 +198,7 @@ class Loop:
         self.world.reseed(self.seed, self.epoch)
         if self.world.size > 1:
             seed_outside_torch(self.world.seed(self.seed, self.epoch))
-        with self.wrapped.running(), validation(False), self.precision():
+        with self.wrapped.running(), validation(False), self.precision(), _lone_rows_told():
             for batch in self.feed.epoch(_epoch_seed(self.seed, self.epoch)):
                 if self.transform is not None:
                     batch = self.transform(batch)
@@ -394,6 +394,24 @@ def modes_kept(*things: Any) -> Iterator[None]:
     finally:
         for part, training in before:
             part.training = training
+
+
+@contextmanager
+def _lone_rows_told() -> Iterator[None]:
+    """Say what a batch of one row lacks, where batch normalisation takes its variance.
+
+    Raises:
+        DataError: In the place of torch's own error.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise DataError(
+            "got a batch of one row, expected at least 2: batch normalisation knows no variance of "
+            f"one ({str(error).splitlines()[0]}); set batch_size to 2 or more"
+        ) from error
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:

@@ -1,15 +1,20 @@
 """Batches: every row once an epoch, in an order of the seed alone, for each form of data."""
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from programs import CASES
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data.distributed import DistributedSampler
 
 import pyro_vae as pv
 from pyro_vae.errors import DataError
 from pyro_vae.program.batch import named_leaves, num_rows
-from pyro_vae.training.feed import TensorFeed, make_feed
+from pyro_vae.training.feed import TensorFeed, make_feed, with_last_joined
 
 N = 23
 ROWS = torch.arange(N * 6, dtype=torch.float32).reshape(N, 6)
@@ -92,7 +97,88 @@ def test_structures_keep_their_rows_together(name, form):
 @pytest.mark.parametrize("rows", [1, 2, 7])
 def test_few_rows_train(rows, size):
     run = pv.fit(CASES["vae"].build(), CASES["vae"].data(rows), epochs=2, batch_size=size)
-    assert run.steps == 2 * -(-rows // size) and np.isfinite(run.history["loss"]).all()
+    joined = rows > size > 1 and rows % size == 1  # a last batch of one row
+    assert run.steps == 2 * (-(-rows // size) - joined) and np.isfinite(run.history["loss"]).all()
+
+
+class Normalised(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encode = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))
+        self.decode = nn.Linear(2, 6)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decode(z), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            loc, log_scale = self.encode(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+class Few(IterableDataset):
+    """A stream that knows its length."""
+
+    def __len__(self):
+        return N - 1
+
+    def __iter__(self):
+        yield from ROWS[1:]
+
+
+def dealt(size):
+    data = TensorDataset(ROWS.repeat_interleave(2, 0)[: 2 * N - 1])  # even places: each row once
+    sampler = DistributedSampler(data, num_replicas=2, rank=0, shuffle=False)
+    return DataLoader(data, batch_size=size, sampler=sampler)
+
+
+@pytest.mark.parametrize(
+    ("form", "size", "sizes"),
+    [
+        ("tensor", 11, [11, 12]),
+        ("dataset", 2, [2] * 10 + [3]),
+        ("loader", 22, [23]),
+        ("tensor", 22, [23]),
+        ("named", 11, [11, 12]),
+        ("stream", 7, [7, 7, 8]),
+        ("dealt", 11, [11, 12]),
+        ("dropping", 11, [11, 11]),
+    ],
+)
+def test_a_last_batch_of_one_row_is_joined_to_the_one_before(form, size, sizes):
+    named = [{"x": row} for row in ROWS]
+    data = {
+        **FORMS,
+        "named": lambda size: DataLoader(named, batch_size=size),
+        "stream": lambda size: DataLoader(Few(), batch_size=size),
+        "dealt": dealt,
+        "dropping": lambda size: DataLoader(TensorDataset(ROWS), batch_size=size, drop_last=True),
+    }[form](size)
+    seen = []
+    run = pv.fit(
+        Normalised(), data, epochs=1, batch_size=size, transform=lambda b: seen.append(b) or b
+    )
+    assert run.steps == len(sizes) and np.isfinite(run.history["loss"]).all()
+    batches = [leaf for b in seen for _, leaf in named_leaves(b)][-len(sizes) :]
+    assert [len(b) for b in batches] == sizes
+    assert len({row[0].item() for row in torch.cat(batches)}) == sum(sizes)
+
+
+def test_batches_of_one_row_are_refused_where_they_have_no_variance():
+    for data, size in ((ROWS, 1), (ROWS[:1], 64), (DataLoader(TensorDataset(ROWS)), 64)):
+        with pytest.raises(DataError, match="batch of one row.*batch_size to 2 or more"):
+            pv.fit(Normalised(), data, epochs=1, batch_size=size)
+
+
+def test_a_last_row_that_does_not_fit_the_batch_before_stays_alone():
+    uneven = [torch.zeros(3, 6), torch.zeros(1, 5)]
+    assert list(map(len, with_last_joined(uneven))) == [3, 1]
+    packed = [pack_sequence([ROWS[0], ROWS[1, :4]]), pack_sequence([ROWS[2, :5]])]
+    (joined,) = with_last_joined(packed)
+    assert [len(row) for row in unpack_sequence(joined)] == [6, 4, 5]
+    assert torch.equal(unpack_sequence(joined)[2], ROWS[2, :5])
 
 
 class Endless(IterableDataset):

@@ -109,6 +109,7 @@ class AIS:
         schedule: ``T -> (T + 1,)`` temperatures from 0 to 1.
         step_size: First guess of the step; a pilot run adapts it per temperature and datum towards
             an acceptance of 0.65, then it is frozen, which unbiasedness needs.
+        pilot: Transitions of the pilot run. A short one costs efficiency, never validity.
 
     Raises:
         ConfigError: A count below one, or an unknown start.
@@ -120,9 +121,10 @@ class AIS:
     start: Start | None = None
     schedule: Callable[..., Tensor] = sigmoid_temperatures
     step_size: float = 0.1
+    pilot: int = 400
 
     def __post_init__(self) -> None:
-        for name in ("num_temperatures", "chains", "num_leapfrog"):
+        for name in ("num_temperatures", "chains", "num_leapfrog", "pilot"):
             positive(name, getattr(self, name))
         if self.start not in (None, "guide", "prior"):
             raise ConfigError(f"start: got {self.start!r}, expected 'guide', 'prior' or None")
@@ -249,6 +251,7 @@ class _Path:
             self.temperatures,
             num_leapfrog=settings.num_leapfrog,
             step_size=settings.step_size,
+            num_transitions=settings.pilot,
         )
 
     def _draw(self) -> Tensor:

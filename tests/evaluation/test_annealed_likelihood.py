@@ -18,18 +18,10 @@ from torch import distributions as td
 import pyro_vae as pv
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.evaluation import annealed_likelihood as annealing
-from pyro_vae.inference.sampling import ais
 from pyro_vae.models import Autoencoder, LinearVAE
 from pyro_vae.program.log_joint import LogJoint
 
-QUICK = pv.AIS(num_temperatures=2, chains=3, num_leapfrog=1)
-
-
-@pytest.fixture(autouse=True)
-def _short_pilots(monkeypatch):
-    """Tune for a sixth of the usual time: unbiasedness asks nothing of the steps."""
-    monkeypatch.setattr(ais, "PILOT_TRANSITIONS", 60)
-    monkeypatch.setattr(ais, "PILOT_WARM_UP", 10)
+QUICK = pv.AIS(num_temperatures=2, chains=3, num_leapfrog=1, pilot=60)
 
 
 def oracle():
@@ -64,7 +56,7 @@ def test_estimates_of_p_are_unbiased(start):
     """E[p̂(x) / p(x)] = 1 over 400 data; false alarms: 5.7e-7."""
     program = linear()
     x, exact = simulated(program, 400)
-    settings = pv.AIS(num_temperatures=30, chains=4, num_leapfrog=2, start=start)
+    settings = pv.AIS(num_temperatures=30, chains=4, num_leapfrog=2, start=start, pilot=60)
     estimate = pv.ais(program, x, settings)
     error = estimate.log_prob - exact
     assert abs(z_score(error.exp(), 1.0)) < 5
@@ -76,12 +68,12 @@ def test_estimates_of_p_are_unbiased(start):
 def test_annealing_closes_most_of_the_gap_of_the_elbo():
     program = linear()
     x, exact = simulated(program, 200)
-    estimate = pv.ais(program, x, pv.AIS(num_temperatures=100, chains=4, num_leapfrog=3))
+    estimate = pv.ais(program, x, pv.AIS(num_temperatures=100, chains=4, num_leapfrog=3, pilot=60))
     loose = (exact - pv.elbo(program, x, num_particles=50)).mean()
     assert (exact - estimate.log_prob).mean() < 0.1 * loose
 
 
-@pytest.mark.parametrize("settings", [QUICK, pv.AIS(num_temperatures=20, chains=2)])
+@pytest.mark.parametrize("settings", [QUICK, pv.AIS(num_temperatures=20, chains=2, pilot=60)])
 def test_the_exact_posterior_as_guide_gives_log_p_without_noise(settings):
     program = linear(exact=True)
     x, exact = simulated(program, 30)
@@ -140,7 +132,7 @@ def test_constrained_supports_against_quadrature(build, upper, start):
     z = (torch.arange(200_000, dtype=torch.float64) + 0.5) * width
     log_p = program.prior(x).log_prob(z) + td.Normal(z, 0.4).log_prob(x[:, None])
     exact = (log_p.logsumexp(1) + math.log(width)).repeat(100)
-    settings = pv.AIS(num_temperatures=30, chains=4, num_leapfrog=2, start=start)
+    settings = pv.AIS(num_temperatures=30, chains=4, num_leapfrog=2, start=start, pilot=60)
     error = pv.ais(program, x.repeat(100), settings).log_prob - exact
     assert abs(z_score(error.exp(), 1.0)) < 5
     assert 1e-3 < error.std() < 0.5  # noisy enough to be a test, exact enough to be one
@@ -155,7 +147,7 @@ def test_a_missing_jacobian_would_be_seen(monkeypatch):
         return whole(self, u) - self._values(u)[1]
 
     x = torch.full((100,), 0.6, dtype=torch.float64)
-    settings = pv.AIS(num_temperatures=20, chains=4, num_leapfrog=2)
+    settings = pv.AIS(num_temperatures=20, chains=4, num_leapfrog=2, pilot=60)
     right = pv.ais(program, x, settings).log_prob.mean()
     monkeypatch.setattr(LogJoint, "log_joint", without)
     assert (pv.ais(program, x, settings).log_prob.mean() - right).abs() > 0.1
@@ -169,7 +161,7 @@ def test_chunks_give_what_one_pass_gives(monkeypatch):
     program, exact_guide = linear(), linear(exact=True)
     x, exact = simulated(program, 200)
     monkeypatch.setattr(annealing, "_ROWS_PER_PASS", 200)
-    settings = pv.AIS(num_temperatures=5, chains=4, num_leapfrog=1)
+    settings = pv.AIS(num_temperatures=5, chains=4, num_leapfrog=1, pilot=60)
     noisy = pv.ais(program, x, settings)
     assert noisy.log_prob.shape == noisy.ess.shape == noisy.acceptance.shape == (200,)
     assert abs(z_score((noisy.log_prob - exact).exp(), 1.0)) < 5
@@ -193,7 +185,7 @@ def test_memory_is_bounded_by_the_rows_of_a_pass(chains, n, monkeypatch):
     program, x = Watched(), torch.linspace(0, 1, n, dtype=torch.float64)
     monkeypatch.setattr(annealing, "_ROWS_PER_PASS", 60)
     pv.Program.of(program).read(x[:2])
-    settings = pv.AIS(num_temperatures=2, chains=chains, num_leapfrog=1)
+    settings = pv.AIS(num_temperatures=2, chains=chains, num_leapfrog=1, pilot=60)
     with monkeypatch.context() as patch:  # looking at the data once is not sampling
         patch.setattr(pv.Program, "check", lambda self, data, **options: None)
         pv.ais(program, x, settings)
@@ -235,10 +227,10 @@ def test_gradients_modes_and_the_store_stay_as_found(store):
 def test_few_chains_say_nothing_of_the_tail():
     program = linear()
     x, _ = simulated(program, 6)
-    few = pv.ais(program, x, pv.AIS(num_temperatures=2, chains=8, num_leapfrog=1))
+    few = pv.ais(program, x, pv.AIS(num_temperatures=2, chains=8, num_leapfrog=1, pilot=60))
     assert few.psis_k.isnan().all() and math.isnan(few.untrusted) and "k >" not in repr(few)
     assert few.psis_k.shape == few.ess.shape == (6,)
-    many = pv.ais(program, x, pv.AIS(num_temperatures=2, chains=60, num_leapfrog=1))
+    many = pv.ais(program, x, pv.AIS(num_temperatures=2, chains=60, num_leapfrog=1, pilot=60))
     assert many.psis_k.isfinite().all() and "k > 0.7" in repr(many)
     assert many.untrusted == (many.psis_k > 0.7).double().mean().item()
 
@@ -321,7 +313,7 @@ def test_units_of_a_second_plate_are_annealed_together():
     """log p(x) = log N(x; 0, 3): the mean of 50 data within five errors (false alarm 6e-7)."""
     torch.manual_seed(0)
     program, x = Nested(), real(50)[:, 0].double()
-    settings = pv.AIS(num_temperatures=200, chains=16, num_leapfrog=3)
+    settings = pv.AIS(num_temperatures=60, chains=16, num_leapfrog=2, pilot=60)
     estimate = pv.ais(program, x, settings)
     off = estimate.log_prob - torch.distributions.Normal(0.0, 3**0.5).log_prob(x)
     assert off.mean().abs() < 5 * off.std() / 50**0.5 and off.std() < 0.2
@@ -393,7 +385,7 @@ def test_bounds_hold_the_exact_value_between_them(start, monkeypatch):
     """
     program = linear()
     monkeypatch.setattr(annealing, "_ROWS_PER_PASS", 400)
-    settings = pv.AIS(num_temperatures=30, chains=4, num_leapfrog=2, start=start)
+    settings = pv.AIS(num_temperatures=30, chains=4, num_leapfrog=2, start=start, pilot=60)
     bounds = pv.bdmc(program, 250, settings)
     assert bounds.data.shape == (250, 5) and bounds.lower.shape == bounds.upper.shape == (250,)
     with torch.no_grad():
@@ -415,19 +407,19 @@ def test_latents_of_another_datum_would_be_seen(monkeypatch):
 
     monkeypatch.setattr(annealing._Path, "reverse", shuffled)
     program = linear()
-    bounds = pv.bdmc(program, 250, pv.AIS(num_temperatures=4, chains=4, num_leapfrog=1))
+    bounds = pv.bdmc(program, 250, pv.AIS(num_temperatures=4, chains=4, num_leapfrog=1, pilot=60))
     with torch.no_grad():
         above = bounds.upper - program.marginal().log_prob(bounds.data)
     assert z_score(above) < -5
 
 
 def test_the_gap_shrinks_with_the_temperatures():
-    program = linear()
-    gaps = [
-        pv.bdmc(program, 100, pv.AIS(num_temperatures=num, chains=4, num_leapfrog=3)).gap
-        for num in (5, 30, 200)
-    ]
-    assert gaps[0] > 2 * gaps[1] > 4 * gaps[2] and gaps[2] < 0.1
+    """Ten times the temperatures leave less than half of the mean gap (z > 5), here an eighth."""
+    few, many = (
+        pv.bdmc(linear(), 1000, pv.AIS(num_temperatures=num, chains=4, num_leapfrog=3, pilot=60))
+        for num in (5, 50)
+    )
+    assert z_score((few.upper - few.lower) - 2 * (many.upper - many.lower)) > 5
 
 
 def test_the_exact_posterior_closes_the_gap():

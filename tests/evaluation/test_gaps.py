@@ -19,18 +19,10 @@ from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.evaluation import gaps as module
 from pyro_vae.evaluation.gaps import gaps
 from pyro_vae.inference.posterior.local_fits import Local
-from pyro_vae.inference.sampling import ais
 from pyro_vae.models import LinearVAE
 from pyro_vae.plots.inference_gaps import gaps as draw
 
-ANNEALED = pv.AIS(num_temperatures=3, chains=4, num_leapfrog=1)
-
-
-@pytest.fixture(autouse=True)
-def _short_pilots(monkeypatch):
-    """Tune for a sixth of the usual time: unbiasedness asks nothing of the steps."""
-    monkeypatch.setattr(ais, "PILOT_TRANSITIONS", 60)
-    monkeypatch.setattr(ais, "PILOT_WARM_UP", 10)
+ANNEALED = pv.AIS(num_temperatures=3, chains=4, num_leapfrog=1, pilot=60)
 
 
 def turned(n=40):

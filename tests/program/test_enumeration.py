@@ -178,12 +178,12 @@ def test_verbs_answer_for_a_latent_under_a_sum():
     found = pv.log_likelihood(case, X, samples=20_000)
     assert ((found.log_prob - exact).abs() * found.ess.sqrt()).max() < 5.0
     for start in ("guide", "prior"):
-        chains = pv.ais(case, X, pv.AIS(30, 16, num_leapfrog=2, start=start))
+        chains = pv.ais(case, X, pv.AIS(30, 16, num_leapfrog=2, start=start, pilot=60))
         error = (1 / chains.ess - 1 / 16).clamp(min=1e-6).sqrt()
         assert ((chains.log_prob - exact) / (error + 0.05)).abs().max() < 5.0
     fitted = pv.fitted_log_likelihood(case, X, samples=8000, warmup=60, draws=60, num_leapfrog=2)
     assert ((fitted.log_prob - exact).abs() * fitted.ess.sqrt()).max() < 5.0
-    sandwich = pv.bdmc(case, 6, pv.AIS(30, 16, num_leapfrog=2), given=X[:6])
+    sandwich = pv.bdmc(case, 6, pv.AIS(30, 16, num_leapfrog=2, pilot=60), given=X[:6])
     simulated = case.exact(sandwich.data).logsumexp(0)
     assert (sandwich.lower < simulated + 0.5).all() and (sandwich.upper > simulated - 0.5).all()
     weights = joint.softmax(0)

@@ -193,7 +193,7 @@ def test_elbo_counts_factors_and_likelihoods_do_not():
     program = constant(LOSS)
     torch.testing.assert_close(pv.elbo(program, X, num_particles=3), EXACT - LOSS)
     torch.testing.assert_close(pv.log_likelihood(program, X, samples=50).log_prob, EXACT)
-    torch.testing.assert_close(pv.ais(program, X, pv.AIS(5, 2)).log_prob, EXACT)
+    torch.testing.assert_close(pv.ais(program, X, pv.AIS(5, 2, pilot=10)).log_prob, EXACT)
     posterior = pv.infer(program, X)
     torch.testing.assert_close(posterior.log_weight(4), EXACT.expand(4, 9))
     at = torch.zeros(2, 9, dtype=torch.float64)
@@ -228,7 +228,7 @@ def test_auxiliary_sites_of_the_guide_do_not_stop_hmc():
     local = pv.infer(program, X, how="local")
     torch.testing.assert_close(local.mean, X / 2, rtol=0, atol=1e-2)
     with pytest.raises(ProgramError, match="'a'"):
-        pv.ais(program, X, pv.AIS(5, 2))
+        pv.ais(program, X, pv.AIS(5, 2, pilot=10))
 
 
 class Ridge(nn.Module):

@@ -110,7 +110,7 @@ def test_local_fits(model, how, full):
 @models
 def test_gaps(model):
     torch.manual_seed(2)
-    annealed = pv.AIS(num_temperatures=40, chains=16, num_leapfrog=2)
+    annealed = pv.AIS(num_temperatures=40, chains=16, num_leapfrog=2, pilot=80)
     local = pv.Local(400)
     found = pv.gaps(program_of(model), BATCH, annealed=annealed, samples=2000, local=local)
     for estimate in found.estimators.values():
@@ -137,7 +137,7 @@ def test_refined_draws(model):
 )
 def test_annealing_from_either_end(model, start):
     torch.manual_seed(5)
-    settings = pv.AIS(num_temperatures=30, chains=64, num_leapfrog=1, start=start)
+    settings = pv.AIS(num_temperatures=30, chains=64, num_leapfrog=1, start=start, pilot=60)
     forward = pv.ais(program_of(model), BATCH, settings)
     noise = (1 / forward.ess - 1 / 64).clamp(min=1e-12).sqrt()  # below 0.25 nats: to first order
     assert noise.max() < 0.25

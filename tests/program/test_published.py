@@ -108,7 +108,7 @@ def save_and_load(program, pair):
         return pv.elbo(other, pair.data)
 
 
-ANNEALING = pv.AIS(num_temperatures=4, chains=2, num_leapfrog=1)
+ANNEALING = pv.AIS(num_temperatures=4, chains=2, num_leapfrog=1, pilot=8)
 LOCAL = pv.Local(steps=4, particles=2)
 VERBS = {
     "elbo": lambda p, pair: pv.elbo(p, pair.data),

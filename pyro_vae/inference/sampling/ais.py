@@ -16,9 +16,6 @@ from pyro_vae.arguments import positive
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.sampling.hmc import HMCInfo, HMCState, LogDensity, hmc_init, hmc_step
 
-PILOT_TRANSITIONS = 400  # per chain, over all passes
-PILOT_WARM_UP = 50  # at the first temperature, while the first guess is mended
-
 # (state, log p_t, t) -> (state, info), leaving p_t invariant; t runs over 1..T.
 Kernel = Callable[[HMCState, LogDensity, int], tuple[HMCState, HMCInfo]]
 
@@ -173,7 +170,7 @@ def tune_steps(
     num_leapfrog: int = 10,
     step_size: float | Tensor = 0.1,
     target: float = 0.65,
-    num_passes: int | None = None,
+    num_transitions: int = 400,
     gain: float = 0.5,
     inverse_mass: float | Tensor = 1.0,
     generator: torch.Generator | None = None,
@@ -191,7 +188,8 @@ def tune_steps(
         num_leapfrog: leapfrog steps per temperature, >= 1
         step_size: first guess, a number or `(B,)`, > 0
         target: acceptance probability aimed at
-        num_passes: passes over the temperatures; if None, 400 transitions in all, at least 2 passes
+        num_transitions: per chain, in passes over the temperatures, at least two; an eighth of
+            them more stay at the first temperature, while the first guess is mended
         gain: size of the moves of log eps
 
     The other arguments are those of `annealed_importance`.
@@ -200,15 +198,11 @@ def tune_steps(
         steps, shape `(T, B)`.
 
     Raises:
-        ConfigError: no leapfrog step, no pass or no temperature.
+        ConfigError: no leapfrog step, no transition or no temperature.
     """
     num = _num_temperatures(temperatures)
-    if num_passes is None:
-        num_passes = max(2, math.ceil(PILOT_TRANSITIONS / num))
-    if num_leapfrog < 1 or num_passes < 1:
-        raise ConfigError(
-            f"got num_leapfrog={num_leapfrog}, num_passes={num_passes}; tuning needs both >= 1"
-        )
+    positive("num_leapfrog", num_leapfrog)
+    num_passes = max(2, math.ceil(positive("num_transitions", num_transitions) / num))
     path = _Path(log_initial, log_target, temperatures)
     settings = (num_leapfrog, inverse_mass, generator)
 
@@ -220,7 +214,7 @@ def tune_steps(
     log_step = torch.zeros_like(position[0, ..., 0]) + (
         step_size.log() if isinstance(step_size, Tensor) else math.log(step_size)
     )
-    for _ in range(PILOT_WARM_UP):
+    for _ in range(num_transitions // 8):
         _, log_step = move(position, 1, log_step)
     log_steps: list[Tensor] = []
     kept: list[Tensor] = []

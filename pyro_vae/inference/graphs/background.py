@@ -20,7 +20,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.inference.graphs.comparison import (
     compiler_slack,
@@ -30,6 +29,7 @@ from pyro_vae.inference.graphs.comparison import (
 )
 from pyro_vae.inference.graphs.flat_inputs import FlatStep
 from pyro_vae.inference.graphs.inductor import load_compiled, save_compiled
+from pyro_vae.inference.graphs.make_graph import make_graph
 from pyro_vae.inference.graphs.simplify import written_inputs
 
 # A run with less than this to go does not get back what compiling costs: the other process takes
@@ -243,7 +243,7 @@ def read_graph(folder: Path) -> tuple[GraphModule, list[Tensor]]:
     for name, value in load_file(folder / "constants.safetensors").items():
         holder.register_buffer(name, value.to(inputs[0].device))
     with torch.no_grad():
-        return make_fx(lambda *flat: module.forward(holder, *flat))(*inputs), inputs
+        return make_graph(lambda *flat: module.forward(holder, *flat), *inputs), inputs
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.graphs.compiled_loss import Mode
+from pyro_vae.inference.graphs.make_graph import make_graph
 from pyro_vae.inference.sampling.hmc import LogDensity, log_prob_and_grad
 from pyro_vae.program.batch import Batch, map_batch, signature
 from pyro_vae.program.log_joint import LogJoint
@@ -118,7 +118,7 @@ def _trace(log_joint: LogJoint, batch: Batch | None, position: Tensor) -> GraphM
         return log_prob_and_grad(target.log_joint, position)
 
     rows = None if batch is None else map_batch(lambda leaf: leaf, batch)
-    graph = make_fx(whole)(position.detach(), rows)
+    graph = make_graph(whole, position.detach(), rows)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph

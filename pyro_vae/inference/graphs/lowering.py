@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.inference.graphs import elementary_functions as elementary
 from pyro_vae.inference.graphs.aliases import Aliases
+from pyro_vae.inference.graphs.make_graph import make_graph
 
 aten = torch.ops.aten
 
@@ -120,7 +120,7 @@ def _dtype(node: Any) -> torch.dtype | None:
 
 def _inlined(graph: Graph, node: Node, function: Callable[..., Any], sources: Sequence[Any]) -> Any:
     """Return the result of an elementwise function, its operations put before a node."""
-    traced = make_fx(function)(*[torch.ones(()) for _ in sources]).graph
+    traced = make_graph(function, *(torch.ones(()) for _ in sources)).graph
     inputs = [each for each in traced.nodes if each.op == "placeholder"]
     with graph.inserting_before(node):
         return graph.graph_copy(traced, dict(zip(inputs, sources, strict=True)))

@@ -7,10 +7,10 @@ import torch
 from pyro.util import get_rng_state
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.inference.graphs.comparison import Call, Homes, undone
 from pyro_vae.inference.graphs.flat_inputs import flat_weights, leaves_of, unflat
+from pyro_vae.inference.graphs.make_graph import make_graph
 from pyro_vae.inference.graphs.python_state import drawn_elsewhere
 from pyro_vae.inference.graphs.simplify import refuse_moving_shapes, simplify
 from pyro_vae.program.batch import Batch, map_batch
@@ -54,7 +54,7 @@ def trace_step(
     with undone(homes, trained), torch.enable_grad():
         drawn = get_rng_state()
         flat = [*(home[key] for home, key in homes), *leaves_of(rows), *flat_weights(call.weights)]
-        graph = make_fx(whole)(*flat)
+        graph = make_graph(whole, *flat)
         if drawn_elsewhere(drawn, get_rng_state()):
             raise RuntimeError("the program draws from Python or NumPy; draw all noise from torch")
     refuse_moving_shapes(graph)

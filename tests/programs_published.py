@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
+import pyro.contrib.gp as gp
 import pyro.distributions as dist
 import torch
 from pyro import poutine
@@ -596,6 +597,20 @@ def auto_delta() -> Pair:
     return Pair(model, AutoDelta(model), x, code=None)
 
 
+def joint_density() -> Pair:
+    """A regression without a plate: all targets are one event."""
+
+    def model(x: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        loc = x[:, 0] * w
+        pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x[:, 1])
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("w", dist.Normal(pyro.param("loc", torch.tensor(0.1)), 0.5))
+
+    return Pair(model, guide, rows_of_two(), rows=1, code=None, whole=True)
+
+
 def stick_breaking() -> Pair:
     """A truncated Dirichlet process: globals in plates, a categorical factor per datum."""
 
@@ -723,6 +738,7 @@ PAIRS: dict[str, Callable[[], Pair]] = {
     "maximum_likelihood": maximum_likelihood,
     "maximum_a_posteriori": maximum_a_posteriori,
     "auto_delta": auto_delta,
+    "joint_density": joint_density,
     "stick_breaking": stick_breaking,
     "nested": nested,
     "subsampled_guide": subsampled_guide,
@@ -759,9 +775,29 @@ def factor_sequences() -> Pair:
     return Pair(program.model, program.guide, data, code="latent")
 
 
+def latent_inputs() -> Pair:
+    """``pyro.contrib.gp``: a GPLVM, which holds its data and has no plate."""
+    kernel = gp.kernels.RBF(2, lengthscale=torch.ones(2))
+    x = rows_of_two()
+    base = gp.models.SparseGPRegression(x, x.t().contiguous(), kernel, x[:3].clone())
+    program = gp.models.GPLVM(base)
+    return Pair(program.model, program.guide, (), rows=1, code=None, whole=True)
+
+
+def inducing_points() -> Pair:
+    """``pyro.contrib.gp``: a variational sparse Gaussian process."""
+    x = rows_of_two()
+    program = gp.models.VariationalSparseGP(
+        x, x[:, 0].sin(), gp.kernels.RBF(2), x[:3].clone(), likelihood=gp.likelihoods.Gaussian()
+    )
+    return Pair(program.model, program.guide, (), rows=1, code=None, whole=True)
+
+
 SHIPPED: dict[str, Callable[[], Pair]] = {
     "causal": causal,
     "profile": profile,
     "factor_sequences": factor_sequences,
+    "latent_inputs": latent_inputs,
+    "inducing_points": inducing_points,
 }
 PAIRS |= SHIPPED

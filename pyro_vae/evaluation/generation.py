@@ -14,7 +14,7 @@ from pyro_vae.evaluation.site_values import (
     observed,
     values_of,
 )
-from pyro_vae.program.batch import Batch, num_rows
+from pyro_vae.program.batch import Batch, Whole, num_rows
 from pyro_vae.program.handlers import DrawnData, sample_sites
 from pyro_vae.program.passes import Verb
 from pyro_vae.program.program import Program
@@ -55,7 +55,10 @@ def generate(program: Any, n: int, *, given: Any = None, mean: bool = False) -> 
     wrapped = Program.of(program)
     batch = inputs(wrapped, positive("n", n), given)
     with wrapped.passes(batch, _GENERATE, rows=_ROWS_PER_PASS) as passes:
-        pieces = [observed(piece, piece.joint.model, mean=mean) for piece in passes]
+        times = n if isinstance(passes.batch, Whole) else 1  # its rows cannot be repeated
+        pieces = [
+            observed(piece, piece.joint.model, mean=mean) for _ in range(times) for piece in passes
+        ]
     return join("generate", pieces)
 
 
@@ -87,8 +90,9 @@ def inputs(program: Program, n: int, given: Any) -> Batch:
     """Return n rows of the model's inputs; ``given`` introduces a program that has seen no data."""
     if given is None:
         return program.as_given(program.examples.inputs(n))
-    rows = num_rows(program.adapt(given))
-    if rows != n:
+    adapted = program.adapt(given)
+    rows = num_rows(adapted)
+    if rows != n and not isinstance(adapted, Whole):
         raise DataError(f"given: got {rows} rows, expected n = {n}")
     if not isinstance(given, Mapping):
         return given

@@ -8,6 +8,7 @@ import functools
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,25 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from pyro_vae.errors import DataError
 
-Batch = Any  # Tensor | tuple[Any, ...] | dict[str, Any]; recursive types help nobody here
+Batch = Any  # Tensor | tuple[Any, ...] | dict[str, Any] | Whole; recursive types help nobody here
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The arguments of a program without a plate of the data: one datum, which is never cut.
+
+    Arguments:
+        batch: What model and guide take; an empty tuple where they hold their data themselves.
+    """
+
+    batch: Batch
 
 
 def named_arguments_of(batch: Batch) -> Iterator[tuple[str, Any]]:
     """Yield ``(name, argument)`` for each argument; a lone one is called ``"batch"``."""
-    if isinstance(batch, Mapping):
+    if isinstance(batch, Whole):
+        yield from named_arguments_of(batch.batch)
+    elif isinstance(batch, Mapping):
         yield from batch.items()
     elif isinstance(batch, tuple | list) and not isinstance(batch, PackedSequence):
         yield from ((f"batch[{i}]", leaf) for i, leaf in enumerate(batch))
@@ -43,6 +57,8 @@ def constants(batch: Batch) -> tuple[tuple[str, Any], ...]:
 
 def map_arguments(function: Callable[[Any], Any], batch: Batch) -> Batch:
     """Apply a function to each argument of a batch and keep the structure."""
+    if isinstance(batch, Whole):
+        return Whole(map_arguments(function, batch.batch))
     if isinstance(batch, Mapping):
         return {name: function(leaf) for name, leaf in batch.items()}
     if isinstance(batch, tuple | list) and not isinstance(batch, PackedSequence):
@@ -55,11 +71,26 @@ def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
     return map_arguments(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, batch)
 
 
+def of_arguments(function: Callable[[Batch], Batch]) -> Callable[[Batch], Batch]:
+    """Return a function of a user's batch as one of batches, which may be one datum."""
+
+    @functools.wraps(function)
+    def call(batch: Batch) -> Batch:
+        if not isinstance(batch, Whole):
+            return function(batch)
+        return Whole(function(map_batch(torch.clone, batch.batch)))  # it may write in place
+
+    return call
+
+
 def map_rows(function: Callable[[Tensor], Tensor], batch: Batch, rows: int | None = None) -> Batch:
     """Apply a function that picks or repeats rows to what has the batch's rows.
 
-    A packed sequence is one padded row per datum to the function, and is packed again.
+    A packed sequence is one padded row per datum to the function, and is packed again. One datum
+    without rows stays as it is.
     """
+    if isinstance(batch, Whole):
+        return batch
     rows = num_rows(batch) if rows is None else rows
 
     def of(leaf: Any) -> Any:
@@ -84,6 +115,8 @@ def rows_of(leaf: Any) -> int | None:
 
 def arguments(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the ``(args, kwargs)`` with which a model and a guide take this batch."""
+    if isinstance(batch, Whole):
+        return arguments(batch.batch)
     if isinstance(batch, Mapping):
         return (), dict(batch)
     if isinstance(batch, tuple | list) and not isinstance(batch, PackedSequence):
@@ -93,6 +126,8 @@ def arguments(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def as_batch(batch: Batch, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Batch:
     """Return arguments in the structure of a batch: what ``arguments`` undoes."""
+    if isinstance(batch, Whole):
+        return Whole(as_batch(batch.batch, args, kwargs))
     if isinstance(batch, Mapping):
         return dict(kwargs)
     if isinstance(batch, tuple | list) and not isinstance(batch, PackedSequence):
@@ -135,6 +170,8 @@ def num_rows(batch: Batch) -> int:
         DataError: The batch is empty, holds no tensor, or its tensors disagree on the number of
             rows and none is the odd one out.
     """
+    if isinstance(batch, Whole):
+        return 1
     found = {name: rows_of(leaf) for name, leaf in named_arguments_of(batch)}
     rows = {name: count for name, count in found.items() if count is not None}
     if not rows:
@@ -205,12 +242,13 @@ def signature(batch: Batch) -> tuple[Any, ...]:
 
     Shapes and dtypes of tensors; of other arguments what they are (a flag's value, not a number's).
     """
-    return tuple(
+    arguments_ = (
         (name, leaf.shape, leaf.dtype, leaf.device.type)
         if isinstance(leaf, Tensor)
         else (name, type(leaf), leaf if isinstance(leaf, bool | str | None) else None)
         for name, leaf in named_arguments_of(batch)
     )
+    return (isinstance(batch, Whole), *arguments_)
 
 
 def chunks(batch: Batch, size: int) -> Iterator[Batch]:

@@ -99,12 +99,7 @@ def check_values(model: Trace, warned: set[str], first_row: int = 0) -> None:
         if not is_data(site):
             continue
         fn, value = site["fn"], site["value"]
-        if value.shape != fn.batch_shape + fn.event_shape and not is_open_chain(fn, value):
-            raise DataError(
-                f"site {name!r}: got data of shape {tuple(value.shape)}, the model expects "
-                f"{tuple(fn.batch_shape)} data of shape {tuple(fn.event_shape)}; a single datum is "
-                "passed as x[None]"
-            )
+        check_shape(name, site)
         support = support_of(fn)
         if support is None or site["mask"] is not None or value.device.type == "meta":
             continue
@@ -115,6 +110,21 @@ def check_values(model: Trace, warned: set[str], first_row: int = 0) -> None:
         else:
             kind, dim = distribution_name(fn), data_dim(site)
             check_support(name, support, kind, value, first_row, dim)
+
+
+def check_shape(name: str, site: Message) -> None:
+    """Require that an observed value has its distribution's shape.
+
+    Raises:
+        DataError: Names the site and both shapes.
+    """
+    fn, value = site["fn"], site["value"]
+    if value.shape != fn.batch_shape + fn.event_shape and not is_open_chain(fn, value):
+        raise DataError(
+            f"site {name!r}: got data of shape {tuple(value.shape)}, the model expects "
+            f"{tuple(fn.batch_shape)} data of shape {tuple(fn.event_shape)}; a single datum is "
+            "passed as x[None]"
+        )
 
 
 def is_unchecked(site: Message) -> bool:
@@ -188,6 +198,9 @@ def check_support(
     inside = support.check(value)
     if bool(inside.all()):
         return
+    if inside.dim() < -dim:  # one datum without a dimension of its own
+        lacking = (1,) * (-dim - inside.dim())
+        inside, value = inside.reshape(lacking + inside.shape), value.reshape(lacking + value.shape)
     rows = inside.movedim(dim, 0)
     row = int((~rows.reshape(len(rows), -1).all(-1)).nonzero()[0])
     base = support

@@ -42,7 +42,8 @@ class Examples:
     def meet(self, batch: Batch) -> None:
         """Keep some rows of the first batch that the functions run on."""
         if self._first_rows is None:
-            self._first_rows = map_rows(lambda leaf: leaf[:8].detach().clone(), batch)
+            few = map_rows(lambda leaf: leaf[:8].detach(), batch)
+            self._first_rows = map_batch(torch.clone, few)
 
     def example(self, n: int = 2) -> Batch:
         """Return n example rows: the program's own, else rows of the first batch that it saw.
@@ -100,7 +101,8 @@ class Examples:
             return
         most = max(1, min(rows, _REMEMBERED_ROWS, _REMEMBERED_BYTES // bytes_per_row(data)))
         kept = torch.arange(most) * rows // most
-        self._remembered = map_rows(lambda leaf: leaf[kept.to(leaf.device)].clone(), data)
+        some = map_rows(lambda leaf: leaf[kept.to(leaf.device)], data)
+        self._remembered = map_batch(torch.clone, some)
         self._remembered_of = rows
 
     def _picked(self, batch: Batch, rows: torch.Tensor) -> Batch:

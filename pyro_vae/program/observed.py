@@ -149,7 +149,7 @@ def bindings_of(
     arguments: Mapping[Key, Any],
     keys: Mapping[str, Key],
     declared: Mapping[str, str],
-    rows: int,
+    rows: int | None,
     dim: int,
     copies: Copies,
 ) -> dict[str, Binding]:
@@ -160,7 +160,7 @@ def bindings_of(
         arguments: The model's arguments, by position and keyword.
         keys: Those by the names that the model gives them.
         declared: Names of arguments by site.
-        rows: B.
+        rows: B; None where the arguments have no rows.
         dim: The dimension of the data plate, counted from the right.
         copies: What was copied while the model ran.
 
@@ -191,14 +191,14 @@ def bindings_of(
 
 
 def bind(
-    value: Tensor, arguments: Mapping[Key, Any], rows: int, row_dim: int, copies: Copies
+    value: Tensor, arguments: Mapping[Key, Any], rows: int | None, row_dim: int, copies: Copies
 ) -> Binding | None:
     """Return where a value comes from; None for one that the model computes.
 
     Arguments:
         value: What a site observes.
         arguments: The model's arguments.
-        rows: B.
+        rows: B; None where the arguments have no rows.
         row_dim: The value's dimension of rows, counted from the left.
         copies: What was copied while the model ran.
     """
@@ -233,8 +233,10 @@ def _shares(value: Tensor, argument: Tensor) -> bool:
     return _memory(value) == _memory(argument) and value.dtype == argument.dtype
 
 
-def _view(value: Tensor, base: Tensor, rows: int, row_dim: int) -> View | None:
+def _view(value: Tensor, base: Tensor, rows: int | None, row_dim: int) -> View | None:
     """Return the view that a value is of a tensor of rows; None where it is cut across rows."""
+    if rows is None:
+        return _any_view(value, base)
     if base.shape[:1] != (rows,) or not 0 <= row_dim < value.dim() or value.shape[row_dim] != rows:
         return None
     shape = tuple(None if d == row_dim else size for d, size in enumerate(value.shape))
@@ -249,3 +251,12 @@ def _view(value: Tensor, base: Tensor, rows: int, row_dim: int) -> View | None:
     strides = list(value.stride())
     strides[row_dim] = base.stride(0)
     return View(shape, tuple(strides), offset, whole=False)
+
+
+def _any_view(value: Tensor, base: Tensor) -> View | None:
+    """Return the view that a value is of a dense tensor without rows."""
+    if not base.is_contiguous():
+        return None
+    whole = value.numel() == base.numel() and value.is_contiguous()
+    offset = int(value.storage_offset()) - int(base.storage_offset())
+    return View(tuple(value.shape), value.stride(), offset, whole)

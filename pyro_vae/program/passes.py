@@ -18,6 +18,7 @@ from pyro_vae.program.joint import Joint
 from pyro_vae.program.modules import evaluating
 from pyro_vae.program.sites import Sites
 from pyro_vae.program.streams import batches, is_stream, join_batches, tensors_of
+from pyro_vae.program.whole import require_rows
 from pyro_vae.threads import require_turn
 
 if TYPE_CHECKING:
@@ -167,6 +168,7 @@ class Passes:
         if is_stream(data):
             self._rest = map(self._checked, batches(data, self._rows))
             self._first = next(self._rest)
+            require_rows(self._first)
         else:
             self._first = self._checked(data)
         self._whole = program.rows.are_fixed(self._first)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
@@ -41,6 +42,48 @@ class DataPlate:
                 frame = frame._replace(size=rows, full_size=rows)
             return frame._replace(name=PLATE)
         return frame._replace(name=f"{PLATE}_") if frame.name == PLATE else frame
+
+
+class NoDataPlate(ProgramError):
+    """No plate holds one row for each row of the batch."""
+
+
+@dataclass(frozen=True)
+class OneDatum(DataPlate):
+    """Stands for the plate of a program that has none: its observed sites are those of one datum.
+
+    Arguments:
+        outside: The sites that the guide draws: latents of the data set.
+    """
+
+    outside: frozenset[str] = frozenset()
+
+    @property
+    def canonical(self) -> bool:
+        """Never: the frame is not the program's own."""
+        return False
+
+    def around(self, site: Message) -> tuple[Any, ...]:
+        """Return the frames of a site of the model, a plate of one row around what is observed."""
+        own = tuple(
+            frame._replace(name=f"{PLATE}_") if frame.name == PLATE else frame
+            for frame in site["cond_indep_stack"]
+        )
+        if site["name"] in self.outside:
+            return own
+        return (*own, CondIndepStackFrame(PLATE, self.dim, 1, 0, 1))
+
+
+class AroundOne(Messenger):
+    """Put the plate of one datum around what a model without a plate of the data observes."""
+
+    def __init__(self, plate: OneDatum) -> None:
+        super().__init__()
+        self.plate = plate
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if not site_is_subsample(msg):
+            msg["cond_indep_stack"] = self.plate.around(msg)
 
 
 class Canonical(Messenger):
@@ -82,16 +125,21 @@ def find_plate(model: Trace, rows: int, wanted: str | None, before: str | None =
         before: Its name in an earlier batch.
 
     Raises:
-        ProgramError: There is none, or there are two.
+        NoDataPlate: There is none: the plates around the observed sites have other sizes, or the
+            program loops over the rows (``for i in pyro.plate(...)``).
+        ProgramError: There are two, or none of the name that is asked for.
         DataError: It has another number of rows than the batch.
     """
-    frames = {
+    around = {
         frame.name: frame
         for _, site in sample_sites(model)
         if observes(site)
         for frame in site["cond_indep_stack"]
-        if frame.dim is not None
     }
+    loops = [name for name, frame in around.items() if frame.dim is None]
+    frames = {name: frame for name, frame in around.items() if frame.dim is not None}
+    if wanted in loops:
+        raise NoDataPlate(f"plate {wanted!r} is a loop")
     if wanted is not None and wanted not in frames:
         raise ProgramError(
             f"plate: got {wanted!r}, expected a plate around an observed site, one of "
@@ -99,7 +147,9 @@ def find_plate(model: Trace, rows: int, wanted: str | None, before: str | None =
         )
     name = wanted or next((known for known in (before, PLATE) if known in frames), None)
     if name is None:
-        fitting = [n for n, f in frames.items() if f.size == -1 or rows in (f.size, f.full_size)]
+        fitting = [n for n, f in around.items() if f.size == -1 or rows in (f.size, f.full_size)]
+        if fitting and set(fitting) <= set(loops):
+            raise NoDataPlate(f"plate {fitting[0]!r} is a loop")
         name = _only(fitting, sorted(frames), rows)
     frame = frames[name]
     if frame.size not in (-1, rows) and frame.full_size == frame.size:
@@ -117,7 +167,7 @@ def _only(fitting: list[str], plates: list[str], rows: int) -> str:
             f"observed site; say which holds the data: Program(..., plate={sorted(fitting)[0]!r})"
         )
     if not fitting:
-        raise ProgramError(
+        raise NoDataPlate(
             f"no plate of {rows} rows encloses an observed site (plates: {plates or 'none'}); "
             f"write `with pyro.plate({PLATE!r}, len(x)):` around the sites of one datum"
         )
@@ -126,7 +176,10 @@ def _only(fitting: list[str], plates: list[str], rows: int) -> str:
 
 def shown_canonically(trace: Trace, plate: DataPlate, rows: int) -> Trace:
     """Rename the data plate in a trace that was taken of the program's own functions."""
-    if not plate.canonical:
+    if isinstance(plate, OneDatum):
+        for _, site in sample_sites(trace):
+            site["cond_indep_stack"] = plate.around(site)
+    elif not plate.canonical:
         for _, site in sample_sites(trace):
             site["cond_indep_stack"] = plate.frames(site["cond_indep_stack"], rows)
     return trace

@@ -14,6 +14,7 @@ from pyro_vae.program import checks
 from pyro_vae.program.adapt import adapted
 from pyro_vae.program.batch import (
     Batch,
+    Whole,
     arguments,
     as_batch,
     datum_at,
@@ -54,7 +55,12 @@ class Program(nn.Module):
     Arguments:
         model, guide: Pyro functions of the batch (a tensor is one argument, a tuple positional
             arguments, a dict keywords). A plate holds the data: its rows are those of the batch,
-            and it encloses an observed site, whatever its name, its size and its dimension.
+            and it encloses an observed site, whatever its name, its size and its dimension. A
+            model without such a plate (a Gaussian process, ``.to_event(1)`` over all data, a loop)
+            is one datum: its latents are global, its data are never cut (``batch_size`` does not
+            count), and its numbers are those of all data together. Functions without arguments
+            take ``()`` for data. Each dimension of a site's batch shape belongs to a plate, as
+            under stock SVI.
         modules: Modules that the functions use, under names of your choice.
         params: ``pyro.get_param_store()`` of a program that stock SVI has trained: its values and
             constraints are copied.
@@ -224,13 +230,15 @@ class Program(nn.Module):
             DataError: An array that is no dense numeric one.
         """
         dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
+        data = data.batch if isinstance(data, Whole) else data
         batch = adapted(data, self.device, dtype, self._dim)
         if self.examples.offered:
             example = self.examples.example(1)
             checks.check_example(batch, example)
             if isinstance(batch, Tensor) and isinstance(example, Tensor):
                 return batch.to(example.dtype)
-        return batch
+            return batch
+        return self.reader.as_whole(batch)
 
     def as_given(self, batch: Batch) -> Batch:
         """Return a batch as a user gives it, its datum in the program's own dimension."""
@@ -344,6 +352,8 @@ class Program(nn.Module):
     def tiled(self, batch: Batch) -> bool:
         """Return whether K particles need K copies of the rows; found out once, by comparison."""
         sites = self.read(batch)
+        if isinstance(batch, Whole):
+            return False  # no site of a datum is drawn
         key = (sites.observed, sites.local, sites.global_)
         if key not in self._tiled:
             with self.reader.quiet(batch), validation(False):

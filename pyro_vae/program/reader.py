@@ -1,17 +1,20 @@
 """Reading a pair: one trace of model and guide tells the sites of a batch, once per structure."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pyro import poutine
 from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_vae.errors import DataError, PyroVaeError
 from pyro_vae.program import checks
 from pyro_vae.program.batch import (
     Batch,
+    Whole,
     arguments,
     check_finite,
     cuda_devices,
@@ -26,11 +29,23 @@ from pyro_vae.program.handlers import is_data, sample_sites, validation
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.modules import evaluating, leaves_behind
 from pyro_vae.program.observed import Binding, Copies, bindings_of
-from pyro_vae.program.plates import Canonical, DataPlate, find_plate, shown_canonically
+from pyro_vae.program.plates import (
+    AroundOne,
+    Canonical,
+    DataPlate,
+    OneDatum,
+    find_plate,
+    shown_canonically,
+)
 from pyro_vae.program.sites import Sites, read_sites
+from pyro_vae.program.whole import is_whole, one_datum, require_plates
 
 if TYPE_CHECKING:
     from pyro_vae.program.program import Program
+
+
+class _Undone(Exception):
+    """Ends a run of the model that leaves no parameter behind."""
 
 
 class Reader:
@@ -57,6 +72,7 @@ class Reader:
         self.last: Sites | None = None  # of the batch that was read last
         self._plate_before: str | None = None  # the data plate of the batch before
         self._layouts: dict[Any, Sites] = {}  # by what must stay equal of a batch
+        self._whole: bool | None = None  # whether there is no plate of the data; None: not known
 
     @property
     def fresh(self) -> bool:
@@ -82,7 +98,7 @@ class Reader:
         check_finite(batch)
         with Discovery.during(self._program.own) as discovery, Copies() as copies:
             model, guide = self._run_once(batch)
-            plate = self._find_plate(model, batch)
+            plate = self._find_plate(model, guide, batch)
             self._show(model, guide, plate, batch)
             checks.check_pair(model, guide)
             checks.check_values(model, self.warned)
@@ -101,14 +117,43 @@ class Reader:
         model, guide = self._program.functions
         if sites.plate.canonical:
             return model, guide
+        if isinstance(sites.plate, OneDatum):
+            return AroundOne(sites.plate)(model), AroundOne(sites.plate)(guide)
         handler = Canonical(sites.plate, num_rows(batch))
         return handler(model), handler(guide)
 
     def look(self, batch: Batch) -> tuple[Trace, Trace]:
         """Trace model and guide once: in eval mode, no gradient, and no random number used up."""
         model, guide = self._run_once(batch)
-        self._show(model, guide, self._find_plate(model, batch), batch)
+        self._show(model, guide, self._find_plate(model, guide, batch), batch)
         return model, guide
+
+    def as_whole(self, batch: Batch) -> Batch:
+        """Return a batch as one datum, never to be cut, where no plate holds the data."""
+        if self._whole is None and self.fresh and not checks.is_meta(batch):
+            self._whole = is_whole(self._trace_of_model, batch, self._plate)
+        return Whole(batch) if self._whole else batch
+
+    def _trace_of_model(self, batch: Batch) -> Trace:
+        """Run the model, and leave no parameter behind.
+
+        Raises:
+            DataError: It does not run.
+        """
+        args, kwargs = arguments(batch)
+        trace = poutine.trace(self._program.functions[0])
+        self._program.own.home = self._home(batch)
+        try:
+            with suppress(_Undone), Discovery.during(self._program.own):
+                with self.quiet(batch), validation(False):
+                    found = trace.get_trace(*args, **kwargs)
+                raise _Undone
+        except Exception as error:
+            raise DataError(f"the model does not run: {error}") from error
+        return prune_subsample_sites(found)
+
+    def _home(self, batch: Batch) -> torch.device:
+        return next((leaf.device for _, leaf in named_leaves(batch)), self._program.device)
 
     @contextmanager
     def quiet(self, batch: Batch) -> Iterator[None]:
@@ -124,7 +169,7 @@ class Reader:
     def _run_once(self, batch: Batch) -> tuple[Trace, Trace]:
         """Trace the functions as they are, their plates under their own names."""
         args, kwargs = arguments(batch)
-        self._program.own.home = next(iter(named_leaves(batch)))[1].device
+        self._program.own.home = self._home(batch)
         try:
             with self.quiet(batch), validation(not checks.is_meta(batch)):
                 return Joint(*self._program.functions, args, kwargs).sampled_traces()
@@ -135,7 +180,10 @@ class Reader:
                 f"the program cannot take this batch ({checks.shapes(batch)}): {error}"
             ) from error
 
-    def _find_plate(self, model: Trace, batch: Batch) -> DataPlate:
+    def _find_plate(self, model: Trace, guide: Trace, batch: Batch) -> DataPlate:
+        if isinstance(batch, Whole):
+            require_plates(model, guide)
+            return one_datum(model, guide)
         try:
             return find_plate(model, num_rows(batch), self._plate, self._plate_before)
         except DataError as error:
@@ -154,7 +202,8 @@ class Reader:
         values = {name: model.nodes[name] for name in names}
         keys = named_arguments(function, tuple(range(len(args))), {k: k for k in kwargs})
         given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
-        return bindings_of(values, given, keys, self._observed, num_rows(batch), plate.dim, copies)
+        rows = None if isinstance(batch, Whole) else num_rows(batch)
+        return bindings_of(values, given, keys, self._observed, rows, plate.dim, copies)
 
     def _leaves(self, batch: Batch) -> list[Tensor]:
         """Run the functions once and return the leaf tensors that their densities depend on."""

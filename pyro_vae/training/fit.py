@@ -14,8 +14,9 @@ from pyro_vae.device import seeded
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.graphs.compiled_loss import Mode
 from pyro_vae.inference.objectives.stock import as_objective
-from pyro_vae.program.batch import Batch, check_finite, num_rows
+from pyro_vae.program.batch import Batch, check_finite, num_rows, of_arguments
 from pyro_vae.program.program import Program
+from pyro_vae.program.whole import require_rows
 from pyro_vae.storage.random_state import seeded_outside_torch
 from pyro_vae.storage.run_folder import RunFolder
 from pyro_vae.threads import one_thread
@@ -97,8 +98,9 @@ def fit(
     Arguments:
         program: Anything with ``.model`` and ``.guide``; functions: ``pv.Program(model, guide)``.
         data: Training data, one row per datum: tensor, array, tuple or dict of them, ``Dataset``,
-            or ``DataLoader``. Tensors that fit are kept on the device and indexed there. They are
-            checked before training; what a loader yields, batch by batch in the first epoch.
+            or ``DataLoader``; ``()`` where model and guide take no arguments. Tensors that fit are
+            kept on the device and indexed there. They are checked before training; what a loader
+            yields, batch by batch in the first epoch.
         valid: Validation data, in any of these forms: its un-annealed ELBO is measured each epoch,
             and the weights of the best epoch are kept (best by the objective's own bound, where it
             is another).
@@ -106,9 +108,9 @@ def fit(
             admits. ``pv.AnalyticELBO()`` is the same bound, with less noise where a KL is known.
         epochs: Passes over the data.
         batch_size: B, of all devices together; a last batch of one row, which has no variance for
-            batch normalisation, is joined to the one before. A ``DataLoader`` brings its own, and
-            is run by every process, which keeps its rows; one with a ``DistributedSampler`` brings
-            its share.
+            batch normalisation, is joined to the one before, and a program without a plate of the
+            data takes all of them at each step. A ``DataLoader`` brings its own, and is run by
+            every process, which keeps its rows; one with a ``DistributedSampler`` brings its share.
         lr: Learning rate of the default optimiser, Adam.
         optimiser: In place of it: a factory ``parameters -> torch.optim.Optimizer``; a class of
             ``torch.optim``, which gets ``lr``; a torch optimizer over the program's parameters,
@@ -170,7 +172,8 @@ def fit(
         wrapped = Program.of(program)
         wrapped.to(world.device)
         convert(wrapped, precision)
-        feed, first, judged = _prepare_data(wrapped, data, valid, batch_size, transform, world)
+        change = transform and of_arguments(transform)
+        feed, first, judged = _prepare_data(wrapped, data, valid, batch_size, change, world)
         weights = beta_schedule(beta, wrapped.sites.local)
         rates = as_schedule("lr_schedule", lr_schedule)
         factory = as_factory(optimiser or adam(lr), wrapped, first, lr)
@@ -204,7 +207,7 @@ def fit(
             lr_schedule=rates,
             beta=weights,
             patience=patience,
-            transform=transform,
+            transform=change,
             callbacks=(*own_callback(chosen), *callbacks),
             seed=seed,
             folder=folder,
@@ -301,6 +304,8 @@ def _prepare_data(
     with torch.random.fork_rng(cuda), seeded_outside_torch(0):
         first = feed.first()
         first = transform(first) if transform is not None else first
+        if isinstance(feed, LoaderFeed) or world.size > 1:
+            require_rows(first)
         program.read(first)
         _require_whole_batches(program, first, feed, world)
     _check_shares(program, feed, valid, world)

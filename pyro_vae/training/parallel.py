@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pyro_vae.arguments import positive
 from pyro_vae.device import resolve_device
 from pyro_vae.errors import ConfigError, DeviceError, ProcessError
-from pyro_vae.program.batch import Batch, map_rows, named_leaves, num_rows
+from pyro_vae.program.batch import Batch, map_rows, num_rows
 
 Devices = int | Literal["auto"]
 _WORD = timedelta(seconds=5)  # for the word of a process that has just failed
@@ -50,8 +50,7 @@ class World:
 
     def rows(self, batch: Batch) -> float:
         """Return how many data of the whole batch this process answers for."""
-        _, leaf = next(named_leaves(batch))  # of a batch that was looked at before
-        return len(leaf)
+        return num_rows(batch)
 
     def seed(self, seed: int, *words: int) -> int:
         """Return a seed for noise that no other process draws."""

@@ -225,18 +225,6 @@ def test_two_plates_that_fit_are_told_apart_by_name():
         pv.Program(model, guide, plate="rooms").read(torch.randn(3, 5))
 
 
-def test_a_program_without_a_plate_of_the_data_is_refused():
-    def model(x):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0).expand([len(x)]).to_event(1), obs=x)
-
-    def guide(x):
-        pyro.sample("z", dist.Normal(0.0, 1.0))
-
-    with pytest.raises(ProgramError, match=r"no plate of 4 rows encloses an observed site .*write"):
-        pv.elbo(pv.Program(model, guide), torch.randn(4))
-
-
 def test_a_computed_value_is_bound_by_name_or_by_declaration():
     def model(x):
         with pyro.plate("data", len(x)):

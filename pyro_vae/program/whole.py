@@ -1,0 +1,136 @@
+"""Programs without a plate of the data: whether a program is one, and what it must satisfy.
+
+Such a program (a Gaussian process, a regression with ``.to_event(1)``, a loop over sequences) is
+one datum: its latents are global, its batch is never cut, and its numbers are those of all data.
+"""
+
+from collections.abc import Callable, Iterator
+
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import prune_subsample_sites
+
+from pyro_vae.errors import DataError, ProgramError
+from pyro_vae.program.batch import Batch, Whole, map_rows, named_leaves, num_rows
+from pyro_vae.program.checks import check_shape
+from pyro_vae.program.handlers import PLATE, Message, observes, sample_sites
+from pyro_vae.program.plates import NoDataPlate, OneDatum, find_plate
+from pyro_vae.program.terms import nesting
+
+_LARGEST = 1 << 26  # bytes of a batch on which a program is tried that fails on a few rows
+
+
+def is_whole(trace: Callable[[Batch], Trace], batch: Batch, wanted: str | None) -> bool:
+    """Return whether a program has no plate of the data, found out by runs of its model.
+
+    A few rows tell most programs; one that has no plate for these, or does not take them, is run on
+    all rows. One that does not run has what it lacks told by its reader.
+
+    Arguments:
+        trace: Runs the model, and leaves no trace in the program.
+        batch: All rows.
+        wanted: The plate that the user names.
+    """
+    try:
+        rows = num_rows(batch)
+    except DataError:
+        rows = 0  # arguments of several lengths, or none at all
+    try:
+        if rows and all(_has_plate(trace(few), wanted, n) for n, few in _few(batch, rows)):
+            return False
+    except DataError:
+        if sum(leaf.numel() * leaf.element_size() for _, leaf in named_leaves(batch)) > _LARGEST:
+            return False
+    try:
+        model = trace(batch)
+        if rows and _has_plate(model, wanted, rows):
+            return False
+        require_plates(model)
+        for name, site in sample_sites(model):
+            if observes(site):
+                check_shape(name, site)
+    except DataError:
+        return False
+    return bool(rows or not any(True for _ in named_leaves(batch)) or _plateless(model))
+
+
+def one_datum(model: Trace, guide: Trace) -> OneDatum:
+    """Return the plate of one row that stands around what a whole program observes."""
+    drawn = frozenset(name for name, _ in sample_sites(guide))
+    return OneDatum(PLATE, -1 - _depth(model, guide), outside=drawn)
+
+
+def require_plates(*traces: Trace) -> None:
+    """Require that each dimension of a site's batch shape belongs to a plate, as stock SVI does.
+
+    Raises:
+        ProgramError: Names the site and the way out.
+    """
+    for trace in traces:
+        for name, site in sample_sites(prune_subsample_sites(trace)):
+            if site["infer"].get("_deterministic"):
+                continue
+            dims = {frame.dim for frame in site["cond_indep_stack"]}
+            shape = _batch_shape(site)
+            loose = [d for d in range(-len(shape), 0) if shape[d] > 1 and d not in dims]
+            if loose:
+                raise ProgramError(
+                    f"site {name!r}: {shape[loose[-1]]} values stand in no plate (batch shape "
+                    f"{tuple(shape)}); if they are data, write `with pyro.plate({PLATE!r}, "
+                    "len(x)):` around the sites of one datum; if they have one joint density, "
+                    "make them one event: .to_event(1)"
+                )
+
+
+def require_rows(batch: Batch) -> None:
+    """Refuse a part of the data of a program that has no plate for them.
+
+    Raises:
+        ProgramError: The program is one datum.
+    """
+    if isinstance(batch, Whole):
+        raise ProgramError(
+            "no plate holds the data of this program, so that they have one joint density: got "
+            "batches or several devices, expected all data at once, as tensors; or write "
+            f"`with pyro.plate({PLATE!r}, len(x)):` around the sites of one datum"
+        )
+
+
+def _few(batch: Batch, rows: int) -> Iterator[tuple[int, Batch]]:
+    """Yield a few rows in two sizes: a plate of another meaning may have one of them."""
+    for n in sorted({min(2, rows), min(3, rows)}):
+        yield n, map_rows(lambda leaf, n=n: leaf[:n], batch, rows)  # type: ignore[misc]
+
+
+def _has_plate(model: Trace, wanted: str | None, rows: int) -> bool:
+    try:
+        find_plate(model, rows, wanted)
+    except NoDataPlate:
+        return False
+    except (ProgramError, DataError):
+        return True  # or two, or one of another size: the reader says so
+    return True
+
+
+def _plateless(model: Trace) -> bool:
+    """Return whether nothing observed stands in a vectorised plate."""
+    frames = [f for _, site in sample_sites(model) if observes(site) for f in _frames(site)]
+    return not frames
+
+
+def _frames(site: Message) -> list[object]:
+    return [frame for frame in site["cond_indep_stack"] if frame.dim is not None]
+
+
+def _depth(*traces: Trace) -> int:
+    """Return the batch dimensions that plates use; none count as none."""
+    return nesting(*traces) if any(_frames(s) for t in traces for _, s in sample_sites(t)) else 0
+
+
+def _batch_shape(site: Message) -> tuple[int, ...]:
+    event = len(site["fn"].event_shape)
+    value = site["value"].shape
+    seen = tuple(value[: len(value) - event])
+    own = tuple(site["fn"].batch_shape)
+    depth = max(len(seen), len(own))
+    pairs = zip((1,) * (depth - len(seen)) + seen, (1,) * (depth - len(own)) + own, strict=True)
+    return tuple(max(pair) for pair in pairs)

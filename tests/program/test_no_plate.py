@@ -1,0 +1,214 @@
+"""Programs without a plate of the data: one datum, in full, with the numbers of stock Pyro."""
+
+import pyro
+import pyro.contrib.gp as gp
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+from pyro.infer.autoguide import AutoDelta
+from torch.utils.data import DataLoader, TensorDataset
+
+import pyro_vae as pv
+from pyro_vae.errors import DataError, ProgramError
+
+X = torch.tensor([[1.0, 0.5], [-0.3, 2.0], [0.7, -1.1], [0.2, 0.4], [-1.5, 0.1]])
+Y = torch.tensor([0.9, -0.2, 1.3, 0.1, -1.2])
+COINS = torch.tensor([1.0, 1.0, 0.0, 1.0])
+NOISE = 0.5
+PARALLEL = {"enumerate": "parallel"}
+
+
+def regression(x, y):
+    w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    noise = pyro.param("noise", torch.tensor(NOISE), constraint=dist.constraints.positive)
+    pyro.sample("y", dist.Normal(x @ w, noise).to_event(1), obs=y)
+
+
+def guess(x, y):
+    loc = pyro.param("loc", torch.tensor([0.3, -0.2]))
+    pyro.sample("w", dist.Normal(loc, 0.4).to_event(1))
+
+
+def posterior():
+    precision = torch.eye(2) + X.t() @ X / NOISE**2
+    return dist.MultivariateNormal(
+        torch.linalg.solve(precision, X.t() @ Y) / NOISE**2, precision_matrix=precision
+    )
+
+
+def evidence():
+    return dist.MultivariateNormal(torch.zeros(5), X @ X.t() + NOISE**2 * torch.eye(5)).log_prob(Y)
+
+
+def coins(x):
+    fairness = pyro.sample("fairness", dist.Beta(2.0, 2.0))
+    for i in pyro.plate("flips", len(x)):
+        pyro.sample(f"flip_{i}", dist.Bernoulli(fairness), obs=x[i])
+
+
+def coins_guide(x):
+    a = pyro.param("a", torch.tensor(3.0), constraint=dist.constraints.positive)
+    pyro.sample("fairness", dist.Beta(a, 2.0))
+
+
+def gplvm():
+    torch.manual_seed(0)
+    kernel = gp.kernels.RBF(2, lengthscale=torch.ones(2))
+    base = gp.models.SparseGPRegression(0.1 * X, torch.stack([Y, Y**2]), kernel, X[:3].clone())
+    return gp.models.GPLVM(base)
+
+
+def variational_gp():
+    torch.manual_seed(0)
+    likelihood = gp.likelihoods.Gaussian()
+    return gp.models.VariationalSparseGP(
+        X, Y, gp.kernels.RBF(2), X[:3].clone(), likelihood=likelihood
+    )
+
+
+def of_object(build):
+    def pair():
+        program = build()
+        return program.model, program.guide
+
+    return pair
+
+
+PAIRS = {
+    "regression": (lambda: (regression, guess), (X, Y)),
+    "loop": (lambda: (coins, coins_guide), (COINS,)),
+    "gplvm": (of_object(gplvm), ()),
+    "variational_gp": (of_object(variational_gp), ()),
+}
+
+
+def entries(parameters):
+    """Return the entries of all gradients in the order of their size: names differ."""
+    grads = [each.grad.flatten() for each in parameters if each.grad is not None]
+    return torch.cat(grads).sort().values
+
+
+def data_of(args):
+    return args[0] if len(args) == 1 else args
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_loss_and_gradients_are_those_of_trace_elbo(name, store):
+    build, args = PAIRS[name]
+    model, guide = build()
+    Trace_ELBO().loss(model, guide, *args)  # makes the parameters
+    torch.manual_seed(5)
+    stock = Trace_ELBO().differentiable_loss(model, guide, *args)
+    stock.backward()
+    tensors = {id(each): each for each in dict(store.named_parameters()).values()}
+    tensors = tensors or {id(each): each for each in model.__self__.parameters()}
+    expected = entries(tensors.values())
+    store.clear()
+    program = pv.Program(*build())
+    batch = program.adapt(data_of(args))
+    program.read(batch)
+    with program.running():
+        torch.manual_seed(5)
+        (update,) = pv.ELBO().updates(program)
+        loss = update.loss(program.joint(batch, size=1))
+    torch.testing.assert_close(loss, stock)
+    loss.backward()
+    torch.testing.assert_close(entries(program.parameters()), expected, rtol=1e-4, atol=1e-5)
+    torch.manual_seed(5)
+    assert pv.elbo(program, data_of(args)).item() == pytest.approx(-stock.item(), rel=1e-5)
+
+
+def test_the_bound_at_the_exact_posterior_is_the_evidence():
+    program = pv.Program(regression, lambda x, y: pyro.sample("w", posterior()))
+    assert pv.elbo(program, (X, Y)).item() == pytest.approx(evidence().item(), abs=1e-4)
+    kernel = pv.HMC(steps=60, warmup=30, chains=2, num_leapfrog=3)
+    drawn = pv.refine(program, (X, Y), kernel, compile=False)
+    error = posterior().stddev / drawn.ess["w"].sqrt()
+    assert ((drawn.means["w"] - posterior().mean) / error).abs().max() < 5.0  # 1e-6 a figure
+
+
+def test_a_fit_takes_all_data_at_each_step():
+    runs = [
+        pv.fit(
+            pv.Program(regression, guess), (X, Y), epochs=3, batch_size=size, progress=False
+        ).history["loss"]
+        for size in (2, 128)
+    ]
+    assert (runs[0] == runs[1]).all() and len(set(runs[0])) == 3
+    judged = pv.fit(
+        pv.Program(regression, guess),
+        (X, Y),
+        valid=(X[:3], Y[:3]),
+        epochs=2,
+        transform=lambda batch: (batch[0] * 2, batch[1]),
+        progress=False,
+        compile=False,
+    )
+    assert len(judged.history["valid_elbo"]) == 2
+
+
+def test_a_loop_over_sequences_sums_its_states_out(store):
+    sequences, lengths = (torch.linspace(0, 9, 24).sin() > 0).float().view(3, 4, 2), [4, 2, 3]
+
+    def hmm(sequences, lengths):
+        moves = pyro.sample("moves", dist.Dirichlet(torch.eye(2) + 0.5).to_event(1))
+        tones = pyro.plate("tones", 2, dim=-1)
+        odds = torch.tensor([[0.2, 0.7], [0.9, 0.4]])
+        for i in pyro.plate("sequences", len(sequences)):
+            x = 0
+            for t in pyro.markov(range(lengths[i])):
+                x = pyro.sample(f"x_{i}_{t}", dist.Categorical(moves[x]), infer=PARALLEL)
+                with tones:
+                    fn = dist.Bernoulli(odds[x.squeeze(-1)])
+                    pyro.sample(f"y_{i}_{t}", fn, obs=sequences[i, t])
+
+    guide = AutoDelta(poutine.block(hmm, expose=["moves"]))
+    stock = TraceEnum_ELBO(max_plate_nesting=1).loss(hmm, guide, sequences, lengths)
+    guide = AutoDelta(poutine.block(hmm, expose=["moves"]))
+    program = pv.Program(hmm, guide)
+    assert pv.elbo(program, (sequences, tuple(lengths))).item() == pytest.approx(-stock, abs=1e-3)
+    assert pv.encode(program, (sequences, tuple(lengths)))["x_0_3"].shape == (1, 2)
+    square = torch.ones(2, 4, 2)  # as many tones as sequences
+    with pytest.raises(ProgramError, match=r"plates \['sequences', 'tones'\].*plate='sequences'"):
+        pv.elbo(pv.Program(hmm, guide), (square, (4, 2)))
+    named = pv.Program(hmm, guide, plate="sequences")
+    assert pv.elbo(named, (square, (4, 2))).shape == (1,)
+
+
+def test_generated_data_are_whole_and_may_be_written_back():
+    program = pv.Program(regression, guess)
+    pv.elbo(program, (X, Y))
+    drawn = pv.generate(program, 3)
+    assert drawn.shape == (3, 5) and len(drawn.unique()) == 15
+    batch = program.adapt((X, Y))
+    written = program.replace(batch, {"y": torch.ones(1, 5)})
+    assert torch.equal(written.batch[1], torch.ones(5)) and torch.equal(written.batch[0], X)
+
+
+def test_parts_of_the_data_are_refused():
+    loader = DataLoader(TensorDataset(X, Y), batch_size=2)
+    with pytest.raises(ProgramError, match=r"one joint density.*expected all data at once"):
+        pv.fit(pv.Program(regression, guess), loader, progress=False)
+    with pytest.raises(ProgramError, match=r"one joint density.*expected all data at once"):
+        pv.elbo(pv.Program(regression, guess), loader)
+
+
+def test_values_in_no_plate_are_refused_as_by_stock_svi():
+    def model(x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match="invalid log_prob shape"):
+        Trace_ELBO().loss(model, guide, Y)
+    with pytest.raises(ProgramError, match=r"site 'x': 5 values stand in no plate .*to_event"):
+        pv.elbo(pv.Program(model, guide), Y)
+
+
+def test_a_value_outside_its_support_is_named():
+    with pytest.raises(DataError, match=r"flip_2.*value 7"):
+        pv.elbo(pv.Program(coins, coins_guide), torch.tensor([1.0, 0.0, 7.0]))

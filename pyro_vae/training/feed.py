@@ -26,7 +26,7 @@ class TensorFeed:
 
     Arguments:
         data: One row per datum.
-        batch_size: B; the last batch of an epoch may be smaller, or larger by one row: a last one of
+        batch_size: B; the last batch of an epoch may be smaller, or larger by a row: a last one of
             one row, of which batch normalisation knows no variance, is joined to the one before.
         device: Where the batches are used.
         world: The processes that train together; None is this one alone.

@@ -168,7 +168,7 @@ def test_a_last_batch_of_one_row_is_joined_to_the_one_before(form, size, sizes):
 
 def test_batches_of_one_row_are_refused_where_they_have_no_variance():
     for data, size in ((ROWS, 1), (ROWS[:1], 64), (DataLoader(TensorDataset(ROWS)), 64)):
-        with pytest.raises(DataError, match="batch of one row.*batch_size to 2 or more"):
+        with pytest.raises(DataError, match=r"batch of one row.*batch_size to 2 or more"):
             pv.fit(Normalised(), data, epochs=1, batch_size=size)
 
 

@@ -15,6 +15,7 @@ KINDS = {
     "signals": ("killed_runs", "SIGNALS"),
     "interrupts": ("interrupts", "INTERRUPTS"),
     "stops": ("stopped_runs", "STOPS"),
+    "mutations": ("mutations", "MUTATIONS"),
 }
 
 

@@ -16,6 +16,7 @@ KINDS = {
     "interrupts": ("interrupts", "INTERRUPTS"),
     "stops": ("stopped_runs", "STOPS"),
     "mutations": ("mutations", "MUTATIONS"),
+    "files": ("hostile_files", "HOSTILE"),
 }
 
 

@@ -27,6 +27,7 @@ from pyro_vae.storage.save import state_modules
 
 _X = (torch.rand(12, 4, generator=torch.Generator().manual_seed(0)) > 0.5).float()
 _WEIGHED = 25  # each so many trials the memory is looked at: it takes longer than a trial
+_USED = 10  # each so many programs that could be loaded are used
 _SPARE = 2**25  # bytes that an allocator may hold back, whatever the file
 _EVENTS = ("pickle.find_class", "os.system", "os.exec", "subprocess.Popen", "socket.connect")
 _ran: list[str] = []  # what a file has made this process do, which none may
@@ -53,6 +54,7 @@ class _Files:
 
         pv.fit(self.program, _X, epochs=2, optimiser=adam, out=folder, **options)
         self.wrapped = Program.of(self.program)
+        self.loaded, self.filled = 0, pv.models.VAE(4, 2, (3,))
         self.bundles = {
             name: read_bundle(folder, name, allow_nonfinite=True)
             for name in ("program", "checkpoint")
@@ -65,10 +67,13 @@ class _Files:
             path.unlink()  # else the older one stands in
 
     def load(self) -> None:
-        pv.encode(pv.load(self.folder), _X)
+        program = pv.load(self.folder)
+        self.loaded += 1
+        if self.loaded % _USED == 0:
+            pv.encode(program, _X)
 
     def fill(self) -> None:
-        program = pv.models.VAE(4, 2, (3,))
+        program = self.filled
         before = copy.deepcopy(program.state_dict())
         try:
             pv.load(self.folder, into=program)

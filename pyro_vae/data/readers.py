@@ -116,13 +116,26 @@ def read_idx(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> np.
     """
     try:
         with gzip.open(path) as stream:
-            data = stream.read(max_bytes + 1)
+            sizes = _idx_header(path, stream)
+            length = math.prod(sizes)
+            if length > max_bytes:
+                raise DataError(f"{path}: claims {length} bytes, above {max_bytes} bytes")
+            data = stream.read(length + 1)  # no more than it declares, whatever it unpacks to
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not a sound gzip file ({error}); fetch it again") from None
-    rank = data[3] if len(data) > 3 else 0
-    if len(data) > max_bytes or data[:3] != b"\0\0\x08" or not 1 <= rank <= 3:
-        raise DataError(f"{path}: not an IDX file of bytes, or above {max_bytes} bytes")
-    sizes = [int(n) for n in np.frombuffer(data[4 : 4 + 4 * rank].ljust(4 * rank, b"\0"), ">u4")]
-    if len(data) != 4 + 4 * rank + math.prod(sizes):
-        raise DataError(f"{path}: {len(data)} bytes do not hold the declared sizes {sizes}")
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(sizes)
+    if len(data) != length:
+        have = f"more than {length}" if len(data) > length else len(data)
+        raise DataError(f"{path}: {have} bytes do not hold the declared sizes {sizes}")
+    return np.frombuffer(data, np.uint8).reshape(sizes)
+
+
+def _idx_header(path: str | os.PathLike[str], stream: gzip.GzipFile) -> list[int]:
+    """Return the sizes that a file declares."""
+    head = stream.read(4)
+    rank = head[3] if len(head) == 4 else 0
+    if head[:3] != b"\0\0\x08" or not 1 <= rank <= 3:
+        raise DataError(f"{path}: not an IDX file of bytes")
+    declared = stream.read(4 * rank)
+    if len(declared) < 4 * rank:
+        raise DataError(f"{path}: {len(declared)} bytes do not hold the declared sizes")
+    return [int(n) for n in np.frombuffer(declared, ">u4")]

@@ -38,6 +38,7 @@ VERSION = 1
 RESTORE = "restore the file from a copy, or load an older checkpoint"
 MAX_HEADER_BYTES = 10**8  # safetensors' own limit
 MAX_DEPTH = 32  # of lists and dicts in the JSON
+MAX_AXES = 64  # of a tensor: torch's own limit
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # Quotes inside a JSON string are escaped: outside the metadata's own entry this cannot occur.
 _SEAL = re.compile(rb'"sha256":"([0-9a-f]{64})"')
@@ -143,6 +144,9 @@ def read_bundle(
         tensors = safetensors.torch.load(data)
     except Exception as error:  # whatever hostile bytes provoke, it is this file's fault
         raise _damaged(path, f"not a safetensors file ({_first_line(error)})") from None
+    crooked = [key for key, value in tensors.items() if value.dim() > MAX_AXES]
+    if crooked:
+        raise _damaged(path, f"tensor {crooked[0]!r} has more than {MAX_AXES} axes")
     if not allow_nonfinite:
         _check_finite(tensors, str(path))
     try:

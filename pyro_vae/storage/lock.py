@@ -65,7 +65,7 @@ class FolderLock:
         """Remove the lock, and the folders that were made for it and are empty."""
         _ours.discard(self._text)
         with contextlib.suppress(OSError):
-            if self.path.read_text(encoding="utf-8") == self._text:
+            if self.path.read_text(encoding="utf-8", errors="replace") == self._text:
                 self.path.unlink()
         for folder in self._made:
             with contextlib.suppress(OSError):

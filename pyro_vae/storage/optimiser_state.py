@@ -16,6 +16,7 @@ _KERNELS: dict[type[torch.optim.Optimizer], set[str]] = {
     torch.optim.SGD: set(),
 }
 _PLAIN = bool | int | float | str | None
+_LARGEST = 1e30  # of an option: a step with a larger one leaves float32
 
 
 def parameter_names(modules: Mapping[str, nn.Module]) -> dict[int, str]:
@@ -168,7 +169,7 @@ def _fit_groups(
 def _like(now: Any, value: Any, where: str) -> Any:
     """Return a saved option in the form that the optimiser keeps it in."""
     if isinstance(now, Tensor):
-        fits = isinstance(value, int | float)
+        fits = isinstance(value, int | float) and abs(value) < _LARGEST
         value = torch.full_like(now, value) if fits else value
     elif isinstance(now, list | tuple):
         fits = isinstance(value, list) and len(value) == len(now)
@@ -179,6 +180,7 @@ def _like(now: Any, value: Any, where: str) -> Any:
         fits = isinstance(value, _PLAIN)
     elif isinstance(now, int | float):
         fits = isinstance(value, int | float) and not isinstance(value, bool)
+        fits = fits and abs(value) < _LARGEST
     else:
         fits = type(value) is type(now)
     if not fits:

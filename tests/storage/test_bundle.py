@@ -274,6 +274,7 @@ HOSTILE_TENSORS: dict[str, Callable[[Path], bytes]] = {
     "shape and bytes disagree": lambda _: header(
         f'{{"a":{{{F32}:[2],"data_offsets":[0,4]}}}}', b"\0" * 4
     ),
+    "65 axes": lambda _: header(f'{{"a":{{{F32}:{[1] * 65},"data_offsets":[0,4]}}}}', b"\0" * 4),
     "NaN weights": lambda _: safetensors.torch.save({"a": torch.tensor([1.0, float("nan")])}),
     "infinite weights": lambda _: safetensors.torch.save({"a": torch.tensor([float("inf")])}),
 }

@@ -92,6 +92,7 @@ FORGERIES = {
     "groups null": lambda t, m: m["optimisers"][0].update(groups=None),
     "options null": lambda t, m: m["optimisers"][0]["groups"][0].update(options=None),
     "betas a word": lambda t, m: m["optimisers"][0]["groups"][0]["options"].update(betas="ab"),
+    "lr beyond float32": lambda t, m: m["optimisers"][0]["groups"][0]["options"].update(lr=1e200),
     "lr a list": lambda t, m: m["optimisers"][0]["groups"][0]["options"].update(lr=[1]),
     "scalars a list": lambda t, m: m["optimisers"][0].update(scalars=[1]),
     "epoch a word": lambda t, m: m.update(epoch="3"),

@@ -98,6 +98,13 @@ def test_a_stale_lock_is_recovered(kind, tmp_path):
     assert not (folder / "lock.json").exists() and not list(folder.glob(".*"))
 
 
+def test_a_lock_that_is_being_written_holds(tmp_path):
+    (tmp_path / "lock.json").write_bytes(b"\xff{")  # or damaged: an hour tells
+    with pytest.raises(ConfigError, match="in use by another process"):
+        pv.fit(build(), X, out=tmp_path, **FAST)
+    assert (tmp_path / "lock.json").read_bytes() == b"\xff{"
+
+
 def test_a_fresh_lock_of_another_host_holds(tmp_path):
     owner(tmp_path / "run", host="elsewhere", pid=1)
     with pytest.raises(ConfigError, match="in use by process 1 on elsewhere"):

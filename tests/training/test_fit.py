@@ -119,6 +119,26 @@ def test_iwae_is_judged_by_its_own_bound():
 # -- what is kept ------------------------------------------------------------------------------
 
 
+class Worse(pv.TermsObjective):
+    """Train for the lowest ELBO: by its own measure each epoch is better than the one before."""
+
+    is_bound = False
+
+    def loss_of(self, terms):
+        return pv.ELBO().loss_of(terms).neg()
+
+
+def test_the_best_epoch_is_that_of_the_objectives_own_score():
+    run = pv.fit(linear(), X, valid=X[:20], objective=Worse(), epochs=3, batch_size=10)
+    own, bound = run.history["valid_objective"], run.history["valid_elbo"]
+    assert (np.diff(own) > 0).all() and (np.diff(bound) < 0).all() and run.best_epoch == 3
+
+
+def test_weights_that_stand_still_are_judged_alike():
+    run = pv.fit(linear(), X, valid=X[:10], epochs=3, lr=1e-12)
+    assert np.ptp(run.history["valid_elbo"]) < 1e-8
+
+
 def test_the_best_weights_are_kept():
     seen = []
     program = linear()
@@ -190,6 +210,12 @@ def test_beta_zero_never_pulls_to_the_prior():
     run = pv.fit(program, X, epochs=60, lr=0.05, beta=0.0)
     assert program.log_diagonal.exp().max() < 0.25
     assert run.history["beta"].tolist() == [0.0] * 60
+
+
+def test_a_schedule_is_asked_at_each_step():
+    asked = []
+    pv.fit(linear(), X[:6], beta=lambda t: asked.append(t) or t, epochs=2, batch_size=2)
+    assert {0.0, 0.2, 0.4, 0.6, 0.8, 1.0} <= {round(t, 6) for t in asked[-10:]}
 
 
 def test_a_schedule_of_beta_reaches_the_loss():

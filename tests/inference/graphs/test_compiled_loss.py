@@ -1,6 +1,7 @@
 """The traced graph gives the numbers of the program: losses, gradients, buffers, noise."""
 
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import programs
@@ -269,6 +270,72 @@ def test_a_buffer_that_is_replaced_would_stand_still():
         compiled(x)
 
 
+def test_weights_that_thaw_between_two_steps_get_their_gradients():
+    program, x = Program.of(pv.models.VAE(6, 2, hidden=(8,))), programs.binary(12)
+    program.read(x)
+    compiled, weight = CompiledLoss(pv.ELBO().per_datum, program), next(program.parameters())
+    with program.running(), validation(False):
+        compiled(x)
+        weight.requires_grad_(False)
+        torch.autograd.backward(compiled(x))
+        assert weight.grad is None
+        weight.requires_grad_(True)
+        grads = []
+        for loss in (compiled, lambda x: pv.ELBO().per_datum(program.joint(x))):
+            torch.manual_seed(0)
+            grads.append(torch.autograd.grad(loss(x), weight)[0])
+    torch.testing.assert_close(*grads)
+    assert compiled.num_graphs == 2
+
+
+def test_a_graph_knows_for_how_many_data_its_batch_stands():
+    def model(x):
+        w = programs.pyro.sample("w", programs.dist.Normal(x.new_zeros(()), 1.0))
+        with programs.pyro.plate("data", len(x)):
+            programs.pyro.sample("x", programs.dist.Normal(w, 1.0), obs=x)
+
+    def guide(x):
+        programs.pyro.sample("w", programs.dist.Normal(programs.pyro.param("m", x.sum()), 1.0))
+
+    program, x = Program.of(pv.Program(model, guide)), torch.arange(6.0)
+    program.read(x)
+    compiled = CompiledLoss(pv.ELBO().per_datum, program)
+    with program.running(), validation(False):
+        for size in (6, 60):
+            torch.manual_seed(0)
+            exact = pv.ELBO().per_datum(program.joint(x, size=size))
+            torch.manual_seed(0)
+            torch.testing.assert_close(compiled(x, size=size), exact)
+
+
+def test_a_graph_that_breaks_halfway_leaves_the_buffers_of_one_step():
+    program, x = Program.of(programs.CASES["regularised"].build()), programs.binary(12)
+    program.read(x)
+    program.train()
+    compiled, ends = CompiledLoss(pv.ELBO().per_datum, program), []
+    with program.running(), validation(False):
+        compiled(x)
+        before = {name: buffer.clone() for name, buffer in program.named_buffers()}
+        (traced,) = compiled._graphs.values()
+        traced.left = 100  # no comparison, which would find it first
+
+        def breaks(*inputs):
+            for index in traced.moving:
+                inputs[index].add_(7)
+            raise RuntimeError("out of memory")
+
+        traced.run = breaks
+        for loss in (compiled, lambda x: pv.ELBO().per_datum(program.joint(x))):
+            torch.manual_seed(0)
+            with pytest.warns(UserWarning, match="memory") if loss is compiled else nullcontext():
+                loss(x)
+            ends.append({name: buffer.clone() for name, buffer in program.named_buffers()})
+            for name, buffer in program.named_buffers():
+                buffer.copy_(before[name])
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    assert any(not torch.equal(value, before[name]) for name, value in ends[0].items())
+
+
 def test_a_buffer_that_others_replace_is_seen():
     program, x = Program.of(programs.CASES["regularised"].build().eval()), programs.binary(12)
     program.read(x)
@@ -439,11 +506,12 @@ def test_what_a_callback_changes_is_noticed():
     torch.testing.assert_close(*ends)
 
 
-def test_a_gradient_left_from_elsewhere_moves_nothing():
+@pytest.mark.parametrize("optimiser", [None, torch.optim.SGD])
+def test_a_gradient_left_from_elsewhere_moves_nothing(optimiser):
     program = Ones(lambda p, x: p.loc)
     program.head = nn.Parameter(torch.ones(3))
     program.head.grad = torch.ones(3)
-    pv.fit(program, programs.binary(32), epochs=3, compile="trace", progress=False)
+    pv.fit(program, programs.binary(32), epochs=3, compile="trace", optimiser=optimiser)
     assert torch.equal(program.head, torch.ones(3))
 
 

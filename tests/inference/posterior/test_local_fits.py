@@ -18,7 +18,7 @@ from torch.distributions.transforms import AffineTransform
 import pyro_vae as pv
 from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.inference.posterior import local_fits as local
-from pyro_vae.inference.posterior.gaussians import guide_moments
+from pyro_vae.inference.posterior.gaussians import Gaussians, guide_moments
 from pyro_vae.inference.posterior.infer import infer
 from pyro_vae.inference.posterior.local_fits import Local, fit_local
 from pyro_vae.inference.posterior.local_guide import LocalGuide, RowAdam
@@ -26,6 +26,19 @@ from pyro_vae.models import LinearVAE
 from pyro_vae.program.bounds import scoring
 from pyro_vae.program.log_joint import LogJoint
 from pyro_vae.program.program import Program
+
+
+def test_a_full_gaussian_has_the_density_and_the_score_of_its_factor():
+    torch.manual_seed(0)
+    loc, log_diagonal, below = torch.randn(2, 3), 0.3 * torch.randn(2, 3), torch.randn(2, 3, 3)
+    q = Gaussians(*(part.double() for part in (loc, log_diagonal, below.tril(-1))))
+    exact = dist.MultivariateNormal(q.loc, scale_tril=q.lower)
+    noise = q.standard_noise(5)
+    points = q.place(noise).requires_grad_()
+    torch.testing.assert_close(q.log_prob(noise), exact.log_prob(points))
+    torch.testing.assert_close(q.noise(points), noise)
+    (score,) = torch.autograd.grad(exact.log_prob(points).sum(), points)
+    torch.testing.assert_close(q.minus_score(noise), -score)
 
 
 def turned(n=20, d=6, z=3, seed=0):

@@ -147,7 +147,8 @@ def test_every_program_runs_and_traced_equals_eager(name):
     for field in FIELDS:
         assert torch.equal(getattr(runs[0], field), getattr(runs[1], field))
         assert getattr(runs[0], field).shape == (5,)
-    assert runs[0].acceptance.min() > 0 and not runs[0].divergences.any()
+    assert runs[0].acceptance.min() > 0 and runs[0].acceptance.max() <= 1
+    assert not runs[0].divergences.any()
 
 
 @pytest.mark.parametrize("name", sorted(DISCRETE))
@@ -336,6 +337,14 @@ def test_the_mixing_rate_of_autoregressive_chains():
     assert tuning.mixing_rate(stuck).item() == pytest.approx(
         tuning.mixing_rate(draws[:, :, 100:]).item(), rel=1e-12
     )
+
+
+def test_draws_that_change_sign_on_one_shell_do_not_mix():
+    """The coordinates are antithetic, and their squares never move."""
+    torch.manual_seed(0)
+    radius = torch.randn(4, 1, 50, 2).double()
+    signs = (-1.0) ** torch.arange(40).reshape(1, 40, 1, 1)
+    assert tuning.mixing_rate(radius * signs).item() < 0.05
 
 
 def test_the_mass_is_the_inverse_of_the_guides_variance():

@@ -392,6 +392,20 @@ def test_dual_averaging_follows_hoffman_and_gelman() -> None:
         assert adaptation.average.item() == pytest.approx(math.exp(log_average), rel=1e-12)
 
 
+def test_the_step_that_is_kept_is_the_average_of_those_tried() -> None:
+    state = hmc.hmc_init(lambda z: -0.5 * z.square().sum(-1), torch.zeros(2, 3, 4))
+    settings = (lambda z: -0.5 * z.square().sum(-1), torch.full((3,), 0.3), 2, 6)
+    torch.manual_seed(0)
+    _, kept = hmc.adapt_step_size(state, *settings)
+    torch.manual_seed(0)
+    adaptation, tried = hmc.StepSize(settings[1]), state
+    for _ in range(6):
+        tried, info = hmc.hmc_step(tried, settings[0], adaptation.next, 2)
+        adaptation.update(info.accept_prob)
+    torch.testing.assert_close(kept, adaptation.average)
+    assert (kept / adaptation.next - 1).abs().min() > 0.01
+
+
 def test_step_sizes_adapt_apart() -> None:
     accept = torch.tensor([[0.1, 0.5, 1.0], [0.1, 0.7, 1.0]])
     together = hmc.StepSize(torch.full((3,), 0.1))

@@ -157,6 +157,18 @@ def test_resume_ends_where_an_unbroken_run_does(capsys, tmp_path):
     assert "latent_dim is 3" in complaint(capsys, arguments)
 
 
+def test_a_run_goes_on_with_another_learning_rate_when_asked_to(capsys, tmp_path):
+    every = ["--checkpoint_every", "1", "--out", "run", "--lr"]
+    assert train(*every, "0.01") == 0
+    capsys.readouterr()
+    again = ["train", *SMALL, "--epochs", "3", *every, "0.001", "--resume"]
+    assert "or --resume settings" in complaint(capsys, [*again, "true"])
+    assert cli.main([*again, "settings"]) == 0
+    assert json.loads((tmp_path / "run" / "train.json").read_text())["lr"] == 0.001
+    changed = json.loads((tmp_path / "run" / "config.json").read_text())["changed_on_resume"]
+    assert len(changed) == 1 and "lr = 0.01, this run 0.001" in changed[0]
+
+
 def test_a_config_file_sets_options_and_a_run_leaves_one(tmp_path):
     (tmp_path / "a.yaml").write_text("model: LinearVAE\nlatent_dim: 3\nepochs: 1\n")
     assert cli.main(["train", "--config", "a.yaml", "--out", "a", "--progress", "false"]) == 0

@@ -10,6 +10,8 @@ from pyro_vae.errors import ConfigError
 from pyro_vae.storage.atomic import atomic_write_text
 
 SETTINGS = "train.json"  # what `train` was asked for; itself a file for --config
+# What `--resume settings` lets differ, beside these.
+_RENEWABLE = {"lr", "lr_schedule", "beta", "warmup", "clip_norm"}
 # Not part of what a run is; a continuation may choose them anew.
 _FREE = {"out", "resume", "device", "progress", "checkpoint_every", "patience"}
 
@@ -24,11 +26,12 @@ def fresh_folder(folder: Path) -> Path:
 
 
 def record(run: Any, settings: dict[str, Any]) -> None:
-    """Write the settings once the run folder is there."""
+    """Write the settings once the run folder is there, and when a continuation changes some."""
     path = run.folder / SETTINGS
-    if not path.exists():
-        kept = {k: v for k, v in settings.items() if k not in _FREE}
-        atomic_write_text(path, json.dumps(kept, indent=2) + "\n")
+    kept = {k: v for k, v in settings.items() if k not in _FREE}
+    text = json.dumps(kept, indent=2) + "\n"
+    if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != text:
+        atomic_write_text(path, text)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -45,18 +48,20 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return found
 
 
-def check_same_run(folder: Path, settings: dict[str, Any]) -> None:
-    """Require of a continuation the settings of its run."""
+def check_same_run(folder: Path, settings: dict[str, Any], *, renew: bool = False) -> None:
+    """Require of a continuation the settings of its run, but for those that it renews."""
     if not (folder / SETTINGS).exists():
         return
     # Where no schedule runs over the whole of them, the epochs only say when to stop.
     free = set() if settings["lr_schedule"] != "constant" or settings["warmup"] else {"epochs"}
+    free |= _RENEWABLE if renew else set()
     for name, before in read_settings(folder).items():
         now = settings.get(name)
         if name not in free and (list(now) if isinstance(now, tuple) else now) != before:
             raise ConfigError(
                 f"resume: {name} is {now!r}, but the run in {folder} has {before!r}; "
                 f"use its settings (--config {folder / SETTINGS}), or another --out"
+                + (", or --resume settings" if name in _RENEWABLE else "")
             )
 
 

@@ -50,7 +50,7 @@ def train(
     seed: int = 0,
     device: str = "auto",
     out: str | None = None,
-    resume: bool = False,
+    resume: bool | Literal["settings"] = False,
     checkpoint_every: int | None = 10,
     progress: bool = True,
 ) -> None:
@@ -80,7 +80,7 @@ def train(
         seed: of weights, noise, order and binarisation.
         device: auto, cpu, cuda or cuda:N.
         out: run folder; null is a fresh one below runs.
-        resume: go on from the checkpoint in out.
+        resume: go on from the checkpoint in out; settings lets lr, beta and the like differ.
         checkpoint_every: epochs between checkpoints; null writes none.
         progress: show a progress bar.
     """
@@ -90,7 +90,7 @@ def train(
     if resume:
         if out is None:
             raise ConfigError("resume: needs the run folder, --out")
-        check_same_run(folder, settings)
+        check_same_run(folder, settings, renew=resume == "settings")
     splits = load_splits(data, binarisation, seed)
     torch.manual_seed(seed)
     program = build_program(settings, splits)

@@ -135,18 +135,34 @@ class LoaderFeed:
             yield self.adapt(batch)
 
     def first(self) -> Batch:
-        """Return a copy of one batch, to look at; the loader's own generator is put back."""
+        """Return a copy of one batch, to look at."""
         if self._first is None:
-            own = self.loader.generator
-            before = own.get_state() if own is not None else None
-            self._first = next(self._whole(0))
-            if own is not None:
-                own.set_state(before)
+            self._first = self._look()
         return map_batch(torch.clone, self._first)
+
+    def _look(self) -> Batch:
+        """Return a batch; the loader's own generator is put back."""
+        own = self.loader.generator
+        before = own.get_state() if own is not None else None
+        batch = next(self._whole(0))
+        if own is not None:
+            own.set_state(before)
+        return batch
 
     def sample(self, rows: int) -> Batch:
         """Return up to ``rows`` rows of one batch, to judge the fit on."""
         return map_rows(lambda leaf: leaf[:rows], self.first())
+
+    def spread(self, rows: int) -> Batch:
+        """Return rows spread over the data set, as it gives them; of a stream, its first batch.
+
+        The caller puts the random state back; whatever the data set raises is raised.
+        """
+        data, count = self.loader.dataset, min(rows, self.size)
+        if isinstance(data, IterableDataset):
+            return self._look()
+        places = torch.linspace(0, self.size - 1, count, dtype=torch.float64).long().tolist()
+        return self.adapt(self.loader.collate_fn([data[place] for place in places]))
 
 
 def batch_sizes(rows: int, size: int) -> list[int]:

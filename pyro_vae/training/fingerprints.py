@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.device import seeded
 from pyro_vae.program.batch import Batch, named_leaves
 from pyro_vae.program.program import Program
+from pyro_vae.storage.random_state import seeded_outside_torch
 from pyro_vae.training.feed import LoaderFeed, TensorFeed
 
 _POINTS = [index / 20 for index in range(21)]  # where a schedule is asked for its values
@@ -50,12 +52,29 @@ def describe_function(function: Any) -> Any:
 
 
 def describe_data(feed: TensorFeed | LoaderFeed) -> dict[str, Any]:
-    """Return shapes, types and a hash of a few rows; of a loader, those of one of its batches."""
+    """Return shapes, types and a hash of a few rows.
+
+    Of a loader's data set they are read twice, from the same random state: rows that differ even
+    so, or that cannot be read alone, are told by their shapes.
+    """
     if isinstance(feed, TensorFeed):
         return describe_rows(feed.data)
+    try:
+        first, again = (_seeded_rows(feed) for _ in range(2))
+    except Exception:  # of a user's data set: the loader may go about it in another way
+        return _shapes(feed.first())
+    return first if first == again else _shapes(feed.first())
+
+
+def _seeded_rows(feed: LoaderFeed) -> dict[str, Any]:
+    with seeded(torch.device("cpu"), 0), seeded_outside_torch(0):
+        return describe_rows(feed.spread(_ROWS))
+
+
+def _shapes(batch: Batch) -> dict[str, Any]:
     return {
         name: {"row": list(leaf.shape[1:]), "dtype": str(leaf.dtype)}
-        for name, leaf in named_leaves(feed.first())
+        for name, leaf in named_leaves(batch)
     }
 
 

@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import pyro_vae as pv
 from pyro_vae.errors import CheckpointError, ConfigError, TrainingDiverged
@@ -238,6 +239,54 @@ def test_what_differs_is_named_and_refused(case, tmp_path):
     with pytest.raises(ConfigError, match=rf"resume: .*{match}"):
         pv.fit(Pair(), data, out=tmp_path, resume=True, **{**BASE, **before, **after})
     pv.fit(Pair(), X, out=tmp_path, resume=True, **{**BASE, **before})  # the same is the same
+
+
+class Noisy(Dataset):
+    """Rows with noise of torch's generator, or of one that nobody can put back."""
+
+    def __init__(self, rows, generator=None):
+        self.rows, self.generator = rows, generator
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.rows[index] + 0.01 * torch.rand(5, generator=self.generator)
+
+
+class Streamed(IterableDataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
+def own_noise(rows):
+    return Noisy(rows, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("kind", [TensorDataset, Noisy, Streamed, own_noise])
+def test_other_rows_of_a_loader_are_named_where_they_can_be_told(kind, tmp_path):
+    """Of rows with noise of their own, shapes are all that can be told; the run goes on."""
+
+    def loader(rows):
+        found = kind(rows)
+        shuffle = not isinstance(found, IterableDataset)
+        return DataLoader(found, 16, shuffle=shuffle, generator=torch.Generator().manual_seed(3))
+
+    held = loader(X)
+    pv.fit(Pair(), held, out=tmp_path, **BASE)
+    pv.fit(Pair(), held, out=tmp_path, resume=True, **{**BASE, "epochs": 2})
+    pv.fit(Pair(), loader(X), out=tmp_path, resume=True, **{**BASE, "epochs": 3})
+    if kind is own_noise:
+        pv.fit(Pair(), loader(X.flip(0)), out=tmp_path, resume=True, **{**BASE, "epochs": 4})
+    else:
+        with pytest.raises(ConfigError, match=r"resume: .* has rows\.\w+\.rows = "):
+            pv.fit(Pair(), loader(X.flip(0)), out=tmp_path, resume=True, **{**BASE, "epochs": 4})
 
 
 @pytest.mark.parametrize("change", ["activation", "dropout"])

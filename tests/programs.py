@@ -34,6 +34,9 @@ from pyro_vae.conditionals import (
 )
 from pyro_vae.models import (
     DEF,
+    ETM,
+    GSM,
+    NVDM,
     SBN,
     VAE,
     VQVAE,
@@ -42,6 +45,7 @@ from pyro_vae.models import (
     HierarchicalVAE,
     LadderVAE,
     LinearVAE,
+    ProdLDA,
     TopDownVAE,
 )
 
@@ -311,6 +315,14 @@ def counts(n: int) -> Tensor:
     return (7 * binary(n) + torch.arange(n)[:, None] % 3).float()
 
 
+def documents(n: int) -> Tensor:
+    """Return counts of six words: each document has 3 to 5 words of one half of them, six times."""
+    half = torch.arange(n)[:, None] % 2
+    words = torch.arange(6)[None]
+    present = (words // 3 == half) & ((words + torch.arange(n)[:, None]) % 4 != 0)
+    return (6 * present + (words == 0)).float()
+
+
 def _numbered(n: int) -> dict[str, Tensor]:
     return {"x": counts(n), "row": torch.arange(n)}
 
@@ -431,6 +443,10 @@ CASES = {
         lambda: VQVAE((1, 2, 4), 4, 2, (4,), prior="factorised", observation=Gaussian, revive=0.0),
         lambda n: real(n, (1, 2, 4)),
     ),
+    "nvdm": _zoo(lambda: NVDM(6, 2, (8,)), documents),
+    "gsm": _zoo(lambda: GSM(6, 2, (8,)), documents),
+    "prodlda": _zoo(lambda: ProdLDA(6, 2, (8,), dropout=0.2), documents),
+    "etm": _zoo(lambda: ETM(6, 2, (8,), embedding_dim=4), documents),
     "labelled": Case(Labelled, _labelled),
     "sequences": Case(Sequences, _sequences),
     "bayesian": Case(BayesianDecoder, real),

@@ -3,6 +3,7 @@
 from pyro_vae.distributions.ar1 import AR1, FlatSequence
 from pyro_vae.distributions.autoregressive_bernoulli import AutoregressiveBernoulli
 from pyro_vae.distributions.autoregressive_bits import AutoregressiveBits
+from pyro_vae.distributions.bag_of_words import BagOfWords
 from pyro_vae.distributions.bernoulli_array import BernoulliArray
 from pyro_vae.distributions.code_sequence import CodeSequence
 from pyro_vae.distributions.codebook_vectors import Quantised, StraightThrough, nearest
@@ -16,6 +17,7 @@ __all__ = [
     "AR1",
     "AutoregressiveBernoulli",
     "AutoregressiveBits",
+    "BagOfWords",
     "BernoulliArray",
     "CodeSequence",
     "DiscretisedLogistic",

@@ -58,13 +58,13 @@ class Examples:
         return self._picked(self._first_rows, torch.arange(n) % num_rows(self._first_rows))
 
     def inputs(self, n: int) -> Batch:
-        """Return n rows to generate data for: drawn at random where they are more than a shape.
+        """Return n rows to generate data for, drawn at random from those seen.
 
-        Where the model's arguments are all observed, their values do not matter.
+        An argument that is observed is an input too, where the model reads more off it than the
+        value that is drawn anew: the length of a document, what is missing.
         """
         known = self._remembered
-        observed = set(self._program.sites.observed)
-        if known is None or set(self._program.named(known)) <= observed:
+        if known is None:
             return self.example(n)
         return self._picked(known, torch.randint(num_rows(known), (n,)))
 

@@ -1,0 +1,428 @@
+"""Topic models: documents as counts of words. Shapes: B documents, V words, K topics.
+
+One program, four ways from a code to words and one guide. Site `z` is the code, shape (B | K),
+and `x` the counts, shape (B | V).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from pyro_vae.arguments import number, positive
+from pyro_vae.conditionals.outputs import bounded
+from pyro_vae.distributions import BagOfWords
+from pyro_vae.errors import ConfigError, DataError
+from pyro_vae.models.zoo_program import OneLatent, register
+from pyro_vae.nn import MLP, BatchNorm, sizes
+
+
+class TopicModel(OneLatent):
+    r"""What topic models share: a Gaussian code, a bag of words, an encoder of counts.
+
+    .. math:: z \sim N(\mu, \mathrm{diag}\,\sigma^2), \quad
+        x \mid z \sim \mathrm{BagOfWords}(l(z), \textstyle\sum_v x_v)
+
+    The number of words of a document is given, not modelled; `generate` takes it from the documents
+    that it is given, or from those that the program has seen; before any, it is V.
+
+    Arguments:
+        words: vocabulary size V.
+        num_topics: K.
+        encoder: counts (*, V) -> distribution of z, event (K,).
+        decoder: codes (*, K) -> logits (*, V), with `topics` and `proportions`.
+        prior_scale: standard deviation of the prior of each unit.
+    """
+
+    prior_loc: Tensor
+    prior_scale: Tensor
+
+    def __init__(
+        self,
+        words: int,
+        num_topics: int,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        prior_scale: float = 1.0,
+    ) -> None:
+        super().__init__(words)
+        self.latent_dim = num_topics
+        self.encoder, self.decoder = encoder, decoder
+        self.register_buffer("prior_loc", torch.zeros(num_topics), persistent=False)
+        scale = torch.full((num_topics,), prior_scale)
+        self.register_buffer("prior_scale", scale, persistent=False)
+
+    def prior(self) -> TorchDistributionMixin:
+        """Return p(z), event (K,)."""
+        return dist.Normal(self.prior_loc, self.prior_scale).to_event(1)
+
+    def example(self, n: int = 2) -> Tensor:
+        """Return n documents that have each word once, shape (n | V)."""
+        return super().example(n) + 1
+
+    def model(self, x: Tensor) -> Tensor:
+        """Draw a code and observe the counts of words x, shape (B | V)."""
+        register(self)
+        x = x.to(self.origin.dtype)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", self.prior())  # (B | K)
+            document = BagOfWords(self.decoder(z), total_count=x.sum(-1))
+            return pyro.sample("x", document, obs=x)  # (B | V)
+
+    def guide(self, x: Tensor) -> None:
+        """Draw a code from the encoder's Gaussian."""
+        register(self)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.encoder(x.to(self.origin.dtype)))
+
+    def topics(self) -> Tensor:
+        """Return the distribution of words of each topic, shape (K, V)."""
+        return self.decoder.topics()
+
+    def proportions(self, z: Tensor) -> Tensor:
+        """Return the share of each topic, (*, K), of documents with codes z, (*, K)."""
+        return self.decoder.proportions(z)
+
+
+class NVDM(TopicModel):
+    r"""The neural variational document model: a log-linear decoder, its code not on a simplex.
+
+    .. math:: p(w \mid z) = \mathrm{softmax}(W z + b)
+
+    Arguments:
+        words: vocabulary size V.
+        num_topics: K, size of the code.
+        hidden: widths of the encoder.
+        activation: name in `pyro_vae.nn.ACTIVATIONS`.
+
+    References:
+        Neural variational inference for text processing (Miao et al., 2016), arXiv:1511.06038.
+
+    Example:
+        >>> NVDM(2000, 50).topics().shape
+        torch.Size([50, 2000])
+    """
+
+    kind = "nvdm"
+
+    def __init__(
+        self,
+        words: int,
+        num_topics: int = 50,
+        hidden: Sequence[int] = (500, 500),
+        *,
+        activation: str = "relu",
+    ) -> None:
+        words, num_topics = positive("words", words), positive("num_topics", num_topics)
+        encoder = DocumentEncoder(words, num_topics, hidden, activation=activation)
+        super().__init__(words, num_topics, encoder, _LogLinear(num_topics, words))
+        self.config = _config(words, num_topics, hidden, activation)
+
+
+class GSM(TopicModel):
+    r"""A mixture of topics whose shares are a softmax of a Gaussian code.
+
+    .. math:: p(w \mid z) = \sum_k \theta_k \beta_{kw}, \quad
+        \theta = \mathrm{softmax}(A z + a), \quad \beta_k = \mathrm{softmax}(t_k)
+
+    Arguments:
+        words: vocabulary size V.
+        num_topics: K.
+        hidden: widths of the encoder.
+        activation: name in `pyro_vae.nn.ACTIVATIONS`.
+
+    References:
+        Discovering discrete latent topics with neural variational inference (Miao et al., 2017),
+        arXiv:1706.00359.
+
+    Example:
+        >>> GSM(2000, 50).topics().sum(-1).shape
+        torch.Size([50])
+    """
+
+    kind = "gsm"
+
+    def __init__(
+        self,
+        words: int,
+        num_topics: int = 50,
+        hidden: Sequence[int] = (500, 500),
+        *,
+        activation: str = "relu",
+    ) -> None:
+        words, num_topics = positive("words", words), positive("num_topics", num_topics)
+        encoder = DocumentEncoder(words, num_topics, hidden, activation=activation)
+        topics = FreeTopics(num_topics, words)
+        shares = nn.Linear(num_topics, num_topics)
+        super().__init__(words, num_topics, encoder, _Mixture(topics, shares))
+        self.config = _config(words, num_topics, hidden, activation)
+
+
+class ProdLDA(TopicModel):
+    r"""A product of experts: the topics' unnormalised words are mixed before the softmax.
+
+    .. math:: p(w \mid z) = \mathrm{softmax}\big(\mathrm{BN}(\theta^\top W)\big), \quad
+        \theta = \mathrm{softmax}(z)
+
+    The prior is the Laplace approximation of a symmetric Dirichlet on the shares in the softmax
+    basis: mean 0, variance :math:`(1 - 1/K) / \alpha`. Batch normalisation of the heads and of the
+    logits, and dropout of the shares, keep the topics apart; train with Adam at lr 2e-3 and a first
+    beta of 0.99.
+
+    Arguments:
+        words: vocabulary size V.
+        num_topics: K, at least 2.
+        hidden: widths of the encoder.
+        activation: name in `pyro_vae.nn.ACTIVATIONS`.
+        dropout: probability of dropping a hidden unit or a share while training, in [0, 1).
+        concentration: α of the Dirichlet.
+
+    References:
+        Autoencoding variational inference for topic models (Srivastava and Sutton, 2017),
+        arXiv:1703.01488.
+
+    Example:
+        >>> ProdLDA(2000, 50).topics().shape
+        torch.Size([50, 2000])
+    """
+
+    kind = "prodlda"
+
+    def __init__(
+        self,
+        words: int,
+        num_topics: int = 50,
+        hidden: Sequence[int] = (100, 100),
+        *,
+        activation: str = "softplus",
+        dropout: float = 0.6,
+        concentration: float = 1.0,
+    ) -> None:
+        words = positive("words", words)
+        if positive("num_topics", num_topics) < 2:
+            raise ConfigError("num_topics: got 1, expected at least 2: the prior has no scale")
+        dropout = number("dropout", dropout, "[0, 1)")
+        concentration = number("concentration", concentration, "(0, inf)")
+        encoder = DocumentEncoder(
+            words, num_topics, hidden, activation=activation, dropout=dropout, batch_norm=True
+        )
+        scale = ((1 - 1 / num_topics) / concentration) ** 0.5
+        decoder = _ProductOfExperts(num_topics, words, dropout)
+        super().__init__(words, num_topics, encoder, decoder, scale)
+        self.config = {
+            **_config(words, num_topics, hidden, activation),
+            "dropout": dropout,
+            "concentration": concentration,
+        }
+
+
+class ETM(TopicModel):
+    r"""The embedded topic model: words and topics are vectors of one space.
+
+    .. math:: p(w \mid z) = \sum_k \theta_k \beta_{kw}, \quad \theta = \mathrm{softmax}(z), \quad
+        \beta_k = \mathrm{softmax}(\rho\, a_k)
+
+    The encoder sees shares of words, :math:`x / \sum_v x_v`.
+
+    Arguments:
+        words: vocabulary size V.
+        num_topics: K.
+        hidden: widths of the encoder.
+        activation: name in `pyro_vae.nn.ACTIVATIONS`.
+        embedding_dim: E, size of the vectors.
+        embeddings: ρ of the words, shape (V, E), held fixed; None learns them.
+
+    Raises:
+        DataError: embeddings of another shape, or not finite.
+
+    References:
+        Topic modeling in embedding spaces (Dieng et al., 2020), arXiv:1907.04907.
+
+    Example:
+        >>> ETM(3000, 50, embeddings=torch.randn(3000, 25)).topics().shape
+        torch.Size([50, 3000])
+    """
+
+    kind = "etm"
+
+    def __init__(
+        self,
+        words: int,
+        num_topics: int = 50,
+        hidden: Sequence[int] = (800, 800),
+        *,
+        activation: str = "relu",
+        embedding_dim: int = 300,
+        embeddings: Tensor | None = None,
+    ) -> None:
+        words, num_topics = positive("words", words), positive("num_topics", num_topics)
+        encoder = DocumentEncoder(words, num_topics, hidden, activation=activation, shares=True)
+        topics = EmbeddedTopics(num_topics, words, embedding_dim, embeddings)
+        super().__init__(words, num_topics, encoder, _Mixture(topics, nn.Identity()))
+        config = {**_config(words, num_topics, hidden, activation), "embedding_dim": embedding_dim}
+        self.config = config if embeddings is None else None
+
+
+class DocumentEncoder(nn.Module):
+    """A network from counts of words to a diagonal Gaussian.
+
+    Arguments:
+        words: vocabulary size V.
+        latent_dim: size of the code.
+        hidden: widths of the hidden layers.
+        activation: name in `pyro_vae.nn.ACTIVATIONS`.
+        dropout: of the last hidden layer, while training.
+        batch_norm: normalise both heads over the batch, with a shift and no scale.
+        shares: divide the counts by their sum.
+    """
+
+    def __init__(
+        self,
+        words: int,
+        latent_dim: int,
+        hidden: Sequence[int],
+        *,
+        activation: str,
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+        shares: bool = False,
+    ) -> None:
+        super().__init__()
+        self.shares = shares
+        self.net = MLP(words, 2 * latent_dim, sizes("hidden", hidden), activation=activation)
+        if dropout:
+            self.net.hidden.append(nn.Dropout(dropout))
+        self.norm = _Normalised(2 * latent_dim) if batch_norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> TorchDistributionMixin:
+        """Return q(z | x) of counts x, (*, V): mean, and half of the log-variance, from one net."""
+        if self.shares:
+            x = x / x.sum(-1, keepdim=True).clamp(min=1)
+        loc, log_variance = self.norm(self.net(x)).chunk(2, -1)
+        return dist.Normal(loc, bounded(0.5 * log_variance).exp()).to_event(1)
+
+
+class FreeTopics(nn.Module):
+    """Topics of which each word has a number of its own.
+
+    Arguments:
+        num_topics: K.
+        words: V.
+    """
+
+    def __init__(self, num_topics: int, words: int) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.randn(num_topics, words))  # apart from the start
+
+    def forward(self) -> Tensor:
+        """Return β, shape (K, V)."""
+        return self.logits.softmax(-1)
+
+
+class EmbeddedTopics(nn.Module):
+    """Topics as vectors among those of the words.
+
+    Arguments:
+        num_topics: K.
+        words: V.
+        embedding_dim: E.
+        embeddings: of the words, (V, E), held fixed; None learns them.
+    """
+
+    def __init__(
+        self, num_topics: int, words: int, embedding_dim: int, embeddings: Tensor | None
+    ) -> None:
+        super().__init__()
+        if embeddings is None:
+            size = positive("embedding_dim", embedding_dim)
+            self.words = nn.Parameter(torch.randn(words, size) / size**0.5)
+        else:
+            self.words = nn.Parameter(_checked(embeddings, words), requires_grad=False)
+        size = self.words.shape[1]
+        self.vectors = nn.Parameter(torch.randn(num_topics, size) / size**0.5)
+
+    def forward(self) -> Tensor:
+        """Return β, shape (K, V)."""
+        return (self.vectors @ self.words.T).softmax(-1)
+
+
+class _LogLinear(nn.Linear):
+    """softmax(W z + b), before the softmax."""
+
+    def topics(self) -> Tensor:
+        return self.weight.T.softmax(-1)
+
+    def proportions(self, z: Tensor) -> Tensor:
+        return z.softmax(-1)
+
+
+class _Mixture(nn.Module):
+    """The logarithm of a mixture of topics; `shares` maps a code to the logits of theirs."""
+
+    def __init__(self, words_of_topics: nn.Module, shares: nn.Module) -> None:
+        super().__init__()
+        self.words_of_topics, self.shares = words_of_topics, shares
+
+    def topics(self) -> Tensor:
+        return self.words_of_topics()
+
+    def proportions(self, z: Tensor) -> Tensor:
+        return self.shares(z).softmax(-1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        mixed = self.proportions(z) @ self.topics()
+        return mixed.clamp(min=torch.finfo(mixed.dtype).tiny).log()
+
+
+class _ProductOfExperts(nn.Module):
+    """Topics mixed before the softmax, with dropout of their shares and normalised logits."""
+
+    def __init__(self, num_topics: int, words: int, dropout: float) -> None:
+        super().__init__()
+        self.experts = nn.Linear(num_topics, words, bias=False)
+        nn.init.xavier_uniform_(self.experts.weight)
+        self.dropout = nn.Dropout(dropout)
+        self.norm = _Normalised(words)
+
+    def topics(self) -> Tensor:
+        return self.experts.weight.T.softmax(-1)
+
+    def proportions(self, z: Tensor) -> Tensor:
+        return z.softmax(-1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.norm(self.experts(self.dropout(self.proportions(z))))
+
+
+class _Normalised(nn.Module):
+    """Batch normalisation of (*, C) over all leading dims, with a learned shift and no scale."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.norm = BatchNorm(size, affine=False)
+        self.shift = nn.Parameter(torch.zeros(size))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.norm(h.reshape(-1, h.shape[-1])).reshape(h.shape) + self.shift
+
+
+def _checked(embeddings: Tensor, words: int) -> Tensor:
+    if embeddings.dim() != 2 or len(embeddings) != words or not bool(embeddings.isfinite().all()):
+        raise DataError(
+            f"embeddings: got shape {tuple(embeddings.shape)}, expected finite vectors of the "
+            f"{words} words, one row each"
+        )
+    return embeddings.detach().clone()
+
+
+def _config(words: int, num_topics: int, hidden: Sequence[int], activation: str) -> dict[str, Any]:
+    return {
+        "words": int(words),
+        "num_topics": int(num_topics),
+        "hidden": list(sizes("hidden", hidden)),
+        "activation": activation,
+    }

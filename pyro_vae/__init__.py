@@ -11,6 +11,7 @@ from pyro_vae.evaluation.gaps import Gaps, gaps
 from pyro_vae.evaluation.generation import generate
 from pyro_vae.evaluation.likelihood import LogLikelihood, log_likelihood
 from pyro_vae.evaluation.monitor import CollapseMonitor
+from pyro_vae.evaluation.topics import Perplexity, Topics, completion, perplexity, topics
 from pyro_vae.inference.graphs.compiled_loss import CompiledLoss
 from pyro_vae.inference.objectives.elbo import ELBO, AnalyticELBO
 from pyro_vae.inference.objectives.hmc_refined import HMCRefined
@@ -63,6 +64,7 @@ __all__ = [
     "LocalGuide",
     "LogLikelihood",
     "Objective",
+    "Perplexity",
     "Program",
     "Refined",
     "RefinedGlobals",
@@ -73,11 +75,13 @@ __all__ = [
     "TargetKL",
     "Terms",
     "TermsObjective",
+    "Topics",
     "Update",
     "__version__",
     "ais",
     "bdmc",
     "code_usage",
+    "completion",
     "conditionals",
     "data",
     "diagnose",
@@ -95,9 +99,11 @@ __all__ = [
     "log_likelihood",
     "models",
     "nn",
+    "perplexity",
     "plots",
     "reconstruct",
     "refine",
     "save",
     "schedules",
+    "topics",
 ]

@@ -1,16 +1,34 @@
 """The data sets by name, and their binarisations."""
 
 import os
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
+from pyro_vae.data.corpora import CORPORA, Corpus, read_corpus
 from pyro_vae.data.sources import locate
 from pyro_vae.data.splits import Splits, digits, mnist_static, train_and_test
 from pyro_vae.errors import DataError
 
-NAMES = ("digits", "mnist", "mnist_static", "fashion_mnist")
+NAMES = ("digits", "mnist", "mnist_static", "fashion_mnist", *CORPORA)
 BINARISATIONS = ("static", "dynamic", "threshold")
+
+
+@overload
+def load(  # type: ignore[overload-overlap]
+    name: Literal["20news", "20news_etm"], *, root: str | os.PathLike[str] | None = None
+) -> Corpus: ...
+
+
+@overload
+def load(
+    name: str,
+    *,
+    binarisation: str | None = None,
+    seed: int = 0,
+    root: str | os.PathLike[str] | None = None,
+) -> Splits: ...
 
 
 def load(
@@ -19,7 +37,7 @@ def load(
     binarisation: str | None = None,
     seed: int = 0,
     root: str | os.PathLike[str] | None = None,
-) -> Splits:
+) -> Any:
     """Return a data set by name; the global random state is neither used nor changed.
 
     ========================  ===================  ========================================
@@ -29,7 +47,11 @@ def load(
     ``mnist``                 55000, 5000, 10000   validation is the end of the training set
     ``fashion_mnist``         55000, 5000, 10000   the same
     ``mnist_static``          50000, 10000, 10000  the published binary file, test shuffled
+    ``20news``                10705, 563, 7505     2,000 words; every 20th document validates
+    ``20news_etm``            11214, 100, 7531     3,072 words, test documents also in halves
     ========================  ===================  ========================================
+
+    The last two are documents (``Corpus``), the others images (``Splits``).
 
     The shuffles are fixed: ``seed`` moves no datum from one split to another.
     Binarisations: ``"static"`` is one Bernoulli draw with the grey levels as probabilities, fixed
@@ -38,7 +60,7 @@ def load(
     afresh, and fixes validation and test as ``"static"`` does; ``"threshold"`` is grey >= 0.5.
 
     Arguments:
-        name: ``"digits"``, ``"mnist"``, ``"mnist_static"`` or ``"fashion_mnist"``.
+        name: as above.
         binarisation: as above, or ``None`` for grey levels in [0, 1].
         seed: of the fixed draws.
         root: folder of ``<name>.npz``, in place of ``$PYRO_VAE_DATA`` and of the cache.
@@ -50,6 +72,8 @@ def load(
         | On the quantitative analysis of deep belief networks (Salakhutdinov and Murray, 2008)
         | The neural autoregressive distribution estimator (Larochelle and Murray, 2011)
         | Importance weighted autoencoders (Burda et al., 2015), arXiv:1509.00519
+        | Neural variational inference for text processing (Miao et al., 2016), arXiv:1511.06038
+        | Topic modeling in embedding spaces (Dieng et al., 2020), arXiv:1907.04907
 
     Example:
         >>> load("digits", binarisation="threshold")
@@ -61,6 +85,10 @@ def load(
         raise DataError(
             f"unknown binarisation {binarisation!r}; choose None or {', '.join(BINARISATIONS)}"
         )
+    if name in CORPORA:
+        if binarisation is not None:
+            raise DataError(f"{name} has counts of words, got binarisation={binarisation!r}")
+        return read_corpus(name, locate(CORPORA[name][0], root))
     if name == "mnist_static":
         if binarisation in ("dynamic", "threshold"):
             raise DataError(

@@ -37,6 +37,11 @@ def locate(name: str, root: str | os.PathLike[str] | None) -> Path:
 def _download(name: str, path: Path) -> Path:
     import pooch
 
+    if name not in _DOWNLOADS:
+        raise DataError(
+            f"{name}: got no {name}.npz, and no download of known hash exists; put the file into a "
+            f"folder and set {ENVIRONMENT} to it"
+        )
     download = _DOWNLOADS[name]
     parts = []
     for file, digest in download.files.items():

@@ -1,0 +1,241 @@
+"""How good topics are: their words, and how well documents are predicted.
+
+Shapes: N documents, V words, K topics, T top words.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.arguments import positive
+from pyro_vae.errors import ConfigError, DataError, ProgramError
+from pyro_vae.evaluation.codes import encode
+from pyro_vae.evaluation.likelihood import log_likelihood
+from pyro_vae.program.bounds import elbo
+from pyro_vae.program.modules import evaluating
+from pyro_vae.program.program import Program
+
+_ROWS_PER_PASS = 512
+
+
+@dataclass(frozen=True, repr=False)
+class Topics:
+    r"""The topics of a model, with what says how far to trust them.
+
+    Arguments:
+        words: The T most probable words of each topic, most probable first.
+        indices: Their columns, ``(K, T)``.
+        npmi: Coherence of each topic, ``(K,)``, in [-1, 1]; see ``topics``.
+        diversity: Share of different words among the 25 most probable of all topics, in (0, 1].
+    """
+
+    words: list[list[str]]
+    indices: Tensor
+    npmi: Tensor
+    diversity: float
+
+    @property
+    def coherence(self) -> float:
+        """Mean NPMI over the topics."""
+        return self.npmi.mean().item()
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of the mean over the topics; NaN for a single one."""
+        return (self.npmi.std() / math.sqrt(len(self.npmi))).item()
+
+    def __repr__(self) -> str:
+        head = (
+            f"Topics(num_topics={len(self.words)}, npmi={self.coherence:.3f} ± {self.stderr:.3f}, "
+            f"diversity={self.diversity:.2f})"
+        )
+        order = self.npmi.argsort(descending=True).tolist()
+        rows = [f"  {k:3d}  {self.npmi[k]:6.3f}  {' '.join(self.words[k])}" for k in order]
+        return "\n".join([head, *rows])
+
+
+@dataclass(frozen=True, repr=False)
+class Perplexity:
+    r"""Perplexities of documents, with standard errors over the documents.
+
+    Arguments:
+        per_document: :math:`\exp \frac1N \sum_d b_d / n_d`, b_d minus the bound in nats and n_d
+            the words of document d: what the literature of neural topic models prints.
+        per_document_stderr: Of it.
+        corpus: :math:`\exp (\sum_d b_d / \sum_d n_d)`: long documents count for more.
+        corpus_stderr: Of it, as of a ratio of means.
+    """
+
+    per_document: float
+    per_document_stderr: float
+    corpus: float
+    corpus_stderr: float
+
+    def __repr__(self) -> str:
+        return (
+            f"Perplexity(per_document={self.per_document:.1f} ± {self.per_document_stderr:.1f}, "
+            f"corpus={self.corpus:.1f} ± {self.corpus_stderr:.1f})"
+        )
+
+
+def topics(
+    program: Any,
+    reference: Tensor,
+    *,
+    vocabulary: Sequence[str] | None = None,
+    num_words: int = 10,
+) -> Topics:
+    r"""Return the top words of each topic, their coherence and their diversity.
+
+    .. math:: \mathrm{NPMI} = \frac{2}{T (T - 1)} \sum_{i < j}
+        \frac{\log \frac{p_{ij}}{p_i p_j}}{-\log p_{ij}}
+
+    p_i is the share of documents of ``reference`` that have word i, p_ij that of both; a pair that
+    never meets counts -1, and one that all documents have 1. Figures of other references, windows
+    or numbers of words cannot be compared.
+
+    Arguments:
+        program: Anything with ``topics()``: the distribution of words of each topic, ``(K, V)``.
+        reference: Counts of words of the documents that are asked, ``(N, V)``: name them with the
+            figure (training documents, or others).
+        vocabulary: The V words; None numbers them.
+        num_words: T, at least 2.
+
+    Raises:
+        ConfigError: Fewer than two words.
+        DataError: A reference or a vocabulary of another number of words.
+        ProgramError: The program has no topics.
+
+    References:
+        | Automatic evaluation of topic coherence (Newman et al., 2010)
+        | Machine reading tea leaves (Lau et al., 2014)
+        | Topic modeling in embedding spaces (Dieng et al., 2020), arXiv:1907.04907: diversity
+    """
+    if positive("num_words", num_words) < 2:
+        raise ConfigError("num_words: got 1, expected at least 2: coherence is of pairs")
+    with evaluating(Program.of(program)), torch.no_grad():
+        beta = _source(program).topics()
+    words = beta.shape[1]
+    if reference.dim() != 2 or reference.shape[1] != words or not len(reference):
+        raise DataError(
+            f"reference: got shape {tuple(reference.shape)}, expected counts (N, {words}) of the "
+            "model's words"
+        )
+    if vocabulary is not None and len(vocabulary) != words:
+        raise DataError(f"vocabulary: got {len(vocabulary)} words, expected {words}")
+    top = beta.topk(min(num_words, words), dim=1).indices
+    names = [str(v) for v in (vocabulary if vocabulary is not None else range(words))]
+    present = (reference > 0).to(beta.device)
+    return Topics(
+        words=[[names[i] for i in row] for row in top.tolist()],
+        indices=top,
+        npmi=torch.stack([_npmi(present[:, row].double()) for row in top]),
+        diversity=_diversity(beta),
+    )
+
+
+def perplexity(program: Any, data: Any, *, samples: int | None = None) -> Perplexity:
+    """Return the perplexities of documents, from the bound or from importance sampling.
+
+    Arguments:
+        program: A topic model: its observation is scored without a multinomial coefficient
+            (``BagOfWords``).
+        data: Counts of words, ``(N, V)``, no row empty.
+        samples: None takes the ELBO at one draw, as the literature does: an upper bound of the
+            perplexity. A number takes ``log_likelihood`` with as many samples: lower, and tighter.
+
+    Raises:
+        DataError: A document without words, or counts of another shape.
+    """
+    counts = torch.as_tensor(data)
+    lengths = counts.sum(-1).double()
+    empty = (lengths == 0).nonzero()[:, 0]
+    if len(empty):
+        raise DataError(f"perplexity: documents {empty[:5].tolist()} have no words; leave them out")
+    if samples is None:
+        bound = elbo(program, counts)
+    else:
+        bound = log_likelihood(program, counts, samples=positive("samples", samples)).log_prob
+    return _perplexity(-bound.double().cpu(), lengths.cpu())
+
+
+def completion(program: Any, seen: Tensor, held_out: Tensor) -> Perplexity:
+    r"""Return the perplexity of one part of each document, given the other.
+
+    .. math:: \exp \frac1N \sum_d \frac{-\sum_v x'_{dv} \log p_v(\mu(x_d))}{n'_d}
+
+    The code is at the mean of q(z | seen), and there is no KL: this is a prediction, and a bound on
+    nothing.
+
+    Arguments:
+        program: A topic model with ``decoder(z)``: logits of words, ``(N, V)``.
+        seen: Counts of the first parts, ``(N, V)``.
+        held_out: Counts of the second parts, ``(N, V)``, no row empty.
+
+    Raises:
+        DataError: Parts of different shapes, or one without words.
+        ProgramError: The program has no decoder of codes.
+    """
+    lengths = held_out.sum(-1).double()
+    if seen.shape != held_out.shape or not bool((lengths > 0).all()):
+        raise DataError(
+            f"got {tuple(seen.shape)} seen and {tuple(held_out.shape)} held out, expected two "
+            "parts of the same documents, each with words"
+        )
+    decoder = getattr(_source(program), "decoder", None)
+    if not callable(decoder):
+        raise ProgramError("completion: the program has no decoder(z) that gives logits of words")
+    codes = encode(program, seen)
+    if not isinstance(codes, Tensor):
+        raise ProgramError(f"completion: got the latents {sorted(codes)}, expected one code")
+    scores = []
+    with evaluating(Program.of(program)), torch.no_grad():
+        for z, x in zip(codes.split(_ROWS_PER_PASS), held_out.split(_ROWS_PER_PASS), strict=True):
+            logits = decoder(z)
+            scores.append((x.to(logits) * logits.log_softmax(-1)).sum(-1))
+    return _perplexity(-torch.cat(scores).double().cpu(), lengths.cpu())
+
+
+def _source(program: Any) -> Any:
+    source = program.source if isinstance(program, Program) else program
+    if not callable(getattr(source, "topics", None)):
+        raise ProgramError(
+            f"{type(source).__name__} has no topics(): expected a method that returns the "
+            "distribution of words of each topic, (K, V)"
+        )
+    return source
+
+
+def _npmi(present: Tensor) -> Tensor:
+    """Return the mean NPMI of the pairs of some words, of which documents have them, (N, T)."""
+    both = present.T @ present / len(present)
+    i, j = torch.triu_indices(present.shape[1], present.shape[1], offset=1)
+    alone = both.diagonal()
+    met = both[i, j]
+    value = (met.log() - alone[i].log() - alone[j].log()) / -met.log()
+    value = torch.where(met > 0, value, -1.0)
+    return torch.where(met == 1, 1.0, value).mean()
+
+
+def _diversity(beta: Tensor) -> float:
+    top = beta.topk(min(25, beta.shape[1]), dim=1).indices
+    return len(top.unique()) / top.numel()
+
+
+def _perplexity(cost: Tensor, lengths: Tensor) -> Perplexity:
+    """Return both perplexities of documents that cost so many nats."""
+    count = len(cost)
+    each = cost / lengths
+    mean, ratio = each.mean(), cost.sum() / lengths.sum()
+    mean_error = each.std() / count**0.5
+    ratio_error = (cost - ratio * lengths).std() / lengths.mean() / count**0.5
+    return Perplexity(
+        per_document=mean.exp().item(),
+        per_document_stderr=(mean.exp() * mean_error).item(),
+        corpus=ratio.exp().item(),
+        corpus_stderr=(ratio.exp() * ratio_error).item(),
+    )

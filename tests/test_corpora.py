@@ -1,0 +1,75 @@
+"""Corpora from files of sparse counts."""
+
+import numpy as np
+import pytest
+import torch
+
+import pyro_vae as pv
+from pyro_vae.errors import DataError
+
+
+def sparse(rows):
+    """Return rows of {column: count} as the arrays of a file."""
+    sizes = [len(row) for row in rows]
+    return {
+        "indptr": np.cumsum([0, *sizes]).astype(np.int32),
+        "indices": np.array([i for row in rows for i in row], np.uint16),
+        "counts": np.array([n for row in rows for n in row.values()], np.uint16),
+    }
+
+
+def written(folder, **changes):
+    """Write a file of 42 and 3 documents over 4 words; the last test document is empty."""
+    train = [{i % 4: i + 1} for i in range(41)] + [{0: 2, 3: 500}]
+    parts = {"train": sparse(train), "test": sparse([{1: 1}, {2: 2, 0: 1}, {}])}
+    arrays = {
+        f"{split}_{key}": value for split, part in parts.items() for key, value in part.items()
+    }
+    arrays |= {"vocab": np.array(["a", "b", "c", "d"])}
+    arrays |= {"train_label": np.arange(42, dtype=np.uint8), "test_label": np.array([7, 8, 9])}
+    np.savez(folder / "20news_2000.npz", **{**arrays, **changes})
+    return folder
+
+
+def test_documents_labels_and_words_stay_together(tmp_path):
+    corpus = pv.data.load("20news", root=written(tmp_path))
+    assert corpus.vocabulary == ("a", "b", "c", "d")
+    assert corpus.train.shape == (40, 4) and corpus.train.dtype == torch.float32
+    assert corpus.valid.tolist() == [[0, 0, 0, 20], [0, 0, 0, 40]]
+    assert corpus.train[-1].tolist() == [2, 0, 0, 500]
+    assert corpus.test.tolist() == [[0, 1, 0, 0], [1, 0, 2, 0]]
+    assert corpus.labels["valid"].tolist() == [19, 39] and corpus.labels["test"].tolist() == [7, 8]
+    assert corpus.labels["train"][-1] == 41 and corpus.dropped == {"train": 0, "test": 1}
+    assert repr(corpus) == "Corpus('20news', train=40, valid=2, test=2, words=4, dropped=1)"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train_indices": np.full(43, 4, np.uint16)},
+        {"train_indptr": np.arange(44, dtype=np.int32)[::-1].copy()},
+        {"test_counts": np.array([1, 2, 0], np.uint16)},
+        {"test_counts": np.array([1, 2], np.uint16)},
+        {"test_label": np.array([1, 2])},
+        {"vocab": np.arange(4)},
+    ],
+)
+def test_a_file_that_is_no_corpus_is_named(tmp_path, changes):
+    with pytest.raises(DataError, match=r"20news_2000\.npz"):
+        pv.data.load("20news", root=written(tmp_path, **changes))
+
+
+def test_a_corpus_has_no_binarisation_and_no_download(tmp_path):
+    with pytest.raises(DataError, match=r"counts of words.*'static'"):
+        pv.data.load("20news", binarisation="static", root=written(tmp_path))
+    with pytest.raises(DataError, match=r"20news_etm\.npz.*PYRO_VAE_DATA"):
+        pv.data.load("20news_etm", root=tmp_path)
+
+
+@pytest.mark.data
+def test_the_real_corpora():
+    news = pv.data.load("20news")
+    assert len(news.train) + len(news.valid) == 11_268 and len(news.test) == 7505
+    halves = pv.data.load("20news_etm")
+    assert halves.halves is not None and torch.equal(halves.halves[0] > 0, halves.halves[0] >= 1)
+    assert (halves.train.sum(-1) > 0).all() and halves.test.shape[1] == len(halves.vocabulary)

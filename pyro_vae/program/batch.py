@@ -154,6 +154,15 @@ def named_arguments(
     return found
 
 
+def takes(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Return whether a function can be called with these arguments."""
+    try:
+        inspect.signature(_under_handlers(function)).bind(*args, **kwargs)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 def _under_handlers(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function that Pyro's handlers wrap: a wrapped one has no signature."""
     while isinstance(function, functools.partial) and isinstance(
@@ -343,6 +352,8 @@ def as_tensor(leaf: Any) -> Tensor:
 
 def _numeric(leaf: Any) -> Any:
     array = np.asarray(leaf)
+    if not array.dtype.isnative:  # as some file formats have it; torch takes the machine's alone
+        array = array.astype(array.dtype.newbyteorder("="))
     if array.dtype in (np.uint16, np.uint32, np.uint64):  # torch stores them and computes nothing
         array = array.astype(np.int64)
     # torch warns of read-only memory, and must not write to it

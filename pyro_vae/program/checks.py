@@ -23,6 +23,11 @@ from pyro_vae.program.handlers import (
 )
 from pyro_vae.program.plates import data_dim
 
+SURPLUS = (
+    "take what the program is for: transform=lambda batch: batch[0] in pv.fit, (x for x, y in "
+    "loader) elsewhere"
+)
+
 
 def check_pair(model: Trace, guide: Trace) -> None:
     """Require that the guide samples the model's latents, with equal event shapes.
@@ -72,7 +77,8 @@ def check_example(batch: Batch, example: Batch) -> None:
     """
     got, expected = dict(named_leaves(batch)), dict(named_leaves(example))
     if got.keys() != expected.keys():
-        raise DataError(f"batch: got {sorted(got)}, expected {sorted(expected)}")
+        surplus = f"; {SURPLUS}" if len(got) > len(expected) == 1 else ""
+        raise DataError(f"batch: got {sorted(got)}, expected {sorted(expected)}{surplus}")
     for name, leaf in got.items():
         tail = tuple(expected[name].shape[1:])
         if tuple(leaf.shape[1:]) == tail:

@@ -180,6 +180,7 @@ class Passes:
     def _checked(self, data: Any) -> Batch:
         batch = self.program.adapt(data)
         self.program.check(batch, first_rows=self._rows_of(batch))
+        batch = self.program.conform(batch)  # now that it is known which integers are counts
         if not self.verb.simulates:
             self.program.examples.remember(batch)
         return batch

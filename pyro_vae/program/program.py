@@ -224,21 +224,46 @@ class Program(nn.Module):
     def adapt(self, data: Any) -> Batch:
         """Return data as a batch with the datum first, tensors on the program's device.
 
-        Floats come in the program's precision; what is no array stays as it is.
+        Floats come in the program's precision, and so do integers that a density over floats
+        observes (counts under Poisson); what is no array stays as it is.
+
+        Raises:
+            DataError: An array that is no dense numeric one, or arguments that the program does not
+                take.
+        """
+        return self.conform(self.as_tensors(data))
+
+    def as_tensors(self, data: Any) -> Batch:
+        """Return data as a batch that a transform has yet to make into what the program takes.
 
         Raises:
             DataError: An array that is no dense numeric one.
         """
-        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
         data = data.batch if isinstance(data, Whole) else data
-        batch = adapted(data, self.device, dtype, self._dim)
+        batch = adapted(data, self.device, self.precision, self._dim)
+        return self._as_example(batch) if self.examples.offered else self.reader.as_whole(batch)
+
+    def conform(self, batch: Batch) -> Batch:
+        """Return a batch of tensors as the program takes it.
+
+        Raises:
+            DataError: Arguments that the program does not take.
+        """
         if self.examples.offered:
-            example = self.examples.example(1)
-            checks.check_example(batch, example)
-            if isinstance(batch, Tensor) and isinstance(example, Tensor):
-                return batch.to(example.dtype)
+            checks.check_example(batch, self.examples.example(1))
+        return self.reader.counts.as_floats(self._as_example(batch), self.precision)
+
+    def _as_example(self, batch: Batch) -> Batch:
+        """Return a lone tensor in the dtype of the program's own example, if it has one."""
+        if not (self.examples.offered and isinstance(batch, Tensor)):
             return batch
-        return self.reader.as_whole(batch)
+        example = self.examples.example(1)
+        return batch.to(example.dtype) if isinstance(example, Tensor) else batch
+
+    @property
+    def precision(self) -> torch.dtype | None:
+        """Return the dtype of the program's parameters; None where none is a float."""
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
 
     def as_given(self, batch: Batch) -> Batch:
         """Return a batch as a user gives it, its datum in the program's own dimension."""

@@ -23,7 +23,9 @@ from pyro_vae.program.batch import (
     named_leaves,
     num_rows,
     signature,
+    takes,
 )
+from pyro_vae.program.counts import Counts
 from pyro_vae.program.discovery import Discovery
 from pyro_vae.program.handlers import is_data, sample_sites, validation
 from pyro_vae.program.joint import Joint
@@ -73,6 +75,7 @@ class Reader:
         self._plate_before: str | None = None  # the data plate of the batch before
         self._layouts: dict[Any, Sites] = {}  # by what must stay equal of a batch
         self._whole: bool | None = None  # whether there is no plate of the data; None: not known
+        self.counts = Counts()
 
     @property
     def fresh(self) -> bool:
@@ -95,20 +98,48 @@ class Reader:
         if key in self._layouts:
             self.last = self._layouts[key]
             return self.last
+        precision = self._program.precision
+        try:
+            floats = self._read_anew(batch)
+        except DataError:
+            if not self.counts.try_floats(batch, precision, self.read):
+                raise
+            floats = self.counts.as_floats(batch, precision)
+        if floats is not batch:
+            self.last = self._layouts[key] = self.read(floats)
+        return self.last  # type: ignore[return-value]
+
+    def _read_anew(self, batch: Batch) -> Batch:
+        """Read a batch; return it, or as it comes if some of its integers come as floats."""
         check_finite(batch)
         with Discovery.during(self._program.own) as discovery, Copies() as copies:
             model, guide = self._run_once(batch)
             plate = self._find_plate(model, guide, batch)
             self._show(model, guide, plate, batch)
             checks.check_pair(model, guide)
+            bindings = self._bindings(model, batch, plate, copies)
+            floats = self._with_counts_as_floats(model, bindings, batch)
+            if floats is not batch:
+                return floats
             checks.check_values(model, self.warned)
             discovery.hold_used(lambda: self._leaves(batch))
         self._program.examples.meet(batch)
         self._plate_before = plate.name
-        bindings = self._bindings(model, batch, plate, copies)
-        self.last = self._layouts[key] = read_sites(model, guide, plate, bindings)
+        sites = read_sites(model, guide, plate, bindings)
+        self.last = self._layouts[signature(batch)] = sites
         self.rows_read = num_rows(batch)
-        return self.last
+        return batch
+
+    def _with_counts_as_floats(
+        self, model: Trace, bindings: Mapping[str, Binding], batch: Batch
+    ) -> Batch:
+        """Return the batch as it comes once it is known which of its integers are counts."""
+        observed = [(name, site) for name, site in sample_sites(model) if is_data(site)]
+        with self.quiet(batch), validation(False):
+            candidates = self.counts.candidates(observed, bindings, batch)
+        precision = self._program.precision
+        self.counts.settle(candidates, batch, precision, self._run_once)
+        return self.counts.as_floats(batch, precision)
 
     def canonical(
         self, sites: Sites, batch: Batch
@@ -176,9 +207,15 @@ class Reader:
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             if isinstance(error, PyroVaeError):
                 raise
+            surplus = f"; {checks.SURPLUS}" if self._has_surplus(args, kwargs) else ""
             raise DataError(
-                f"the program cannot take this batch ({checks.shapes(batch)}): {error}"
+                f"the program cannot take this batch ({checks.shapes(batch)}): {error}{surplus}"
             ) from error
+
+    def _has_surplus(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Return whether the model takes the first argument, and not all of them."""
+        model = self._program.functions[0]
+        return not takes(model, args, kwargs) and takes(model, args[:1], {})
 
     def _find_plate(self, model: Trace, guide: Trace, batch: Batch) -> DataPlate:
         if isinstance(batch, Whole):

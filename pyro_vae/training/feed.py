@@ -205,19 +205,29 @@ def make_feed(
     *,
     shuffle: bool = True,
     world: World | None = None,
+    adapt: Callable[[Any], Batch] | None = None,
 ) -> TensorFeed | LoaderFeed:
     """Return the feed for tensors, arrays, a ``Dataset`` or a ``DataLoader``.
+
+    Arguments:
+        program: What the batches are for.
+        data: In any of these forms.
+        batch_size: B; a loader brings its own.
+        shuffle: Whether a data set is read in an order of the seed.
+        world: The processes that train together; None is this one alone.
+        adapt: Turns data into a batch; None is what the program takes as it is.
 
     Raises:
         DataError: No data, or data that cannot be read.
     """
+    adapt = adapt or program.adapt
     if isinstance(data, TensorDataset):
         data = data.tensors if len(data.tensors) > 1 else data.tensors[0]
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         data = DataLoader(data, batch_size=batch_size, shuffle=shuffle)
     if isinstance(data, DataLoader):
-        return LoaderFeed(data, lambda batch: program.adapt(single(batch)), world)
-    return TensorFeed(program.adapt(data), batch_size, program.device, world)
+        return LoaderFeed(data, lambda batch: adapt(single(batch)), world)
+    return TensorFeed(adapt(data), batch_size, program.device, world)
 
 
 def gather(program: Program, data: Any, batch_size: int) -> Batch:

@@ -121,7 +121,8 @@ def fit(
         beta: KL weight: a number (0 is allowed), a function of the progress (``pv.schedules``), or
             one of these per latent site.
         patience: Epochs without a better validation ELBO after which to stop.
-        transform: Applied to each batch on the device (``torch.bernoulli``: dynamic binarisation).
+        transform: Applied to each batch on the device (``torch.bernoulli``: dynamic binarisation;
+            ``lambda batch: batch[0]``: images without their labels); to ``data`` alone.
         callbacks: Called with the ``Run`` so far after each epoch; a true answer stops the run.
         seed: Of noise and order; the global random state is left as found.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
@@ -172,8 +173,8 @@ def fit(
         wrapped = Program.of(program)
         wrapped.to(world.device)
         convert(wrapped, precision)
-        change = transform and of_arguments(transform)
-        feed, first, judged = _prepare_data(wrapped, data, valid, batch_size, change, world)
+        moved = _conformed(wrapped, transform and of_arguments(transform))
+        feed, first, judged = _prepare_data(wrapped, data, valid, batch_size, moved, world)
         weights = beta_schedule(beta, wrapped.sites.local)
         rates = as_schedule("lr_schedule", lr_schedule)
         factory = as_factory(optimiser or adam(lr), wrapped, first, lr)
@@ -207,7 +208,7 @@ def fit(
             lr_schedule=rates,
             beta=weights,
             patience=patience,
-            transform=change,
+            transform=moved,
             callbacks=(*own_callback(chosen), *callbacks),
             seed=seed,
             folder=folder,
@@ -290,6 +291,13 @@ def _require_whole_batches(
         )
 
 
+def _conformed(
+    program: Program, transform: Callable[[Batch], Batch] | None
+) -> Callable[[Batch], Batch] | None:
+    """Return a transform that makes what the program takes: data may hold more, as labels."""
+    return None if transform is None else lambda batch: program.conform(transform(batch))
+
+
 def _prepare_data(
     program: Program,
     data: Any,
@@ -299,7 +307,8 @@ def _prepare_data(
     world: World,
 ) -> tuple[TensorFeed | LoaderFeed, Batch, Batch | None]:
     """Check all data before anything changes; return the feed, a first and the valid batch."""
-    feed = make_feed(program, data, batch_size, world=world)
+    adapt = program.adapt if transform is None else program.as_tensors
+    feed = make_feed(program, data, batch_size, world=world, adapt=adapt)
     cuda = [program.device] if program.device.type == "cuda" else []
     with torch.random.fork_rng(cuda), seeded_outside_torch(0):
         first = feed.first()
@@ -307,6 +316,11 @@ def _prepare_data(
         if isinstance(feed, LoaderFeed) or world.size > 1:
             require_rows(first)
         program.read(first)
+        if program.conform(first) is not first:  # counts, which the program takes as floats
+            first = program.conform(first)
+            program.read(first)
+            if transform is None:
+                feed = make_feed(program, data, batch_size, world=world)
         _require_whole_batches(program, first, feed, world)
     _check_shares(program, feed, valid, world)
     if isinstance(feed, TensorFeed):

@@ -8,7 +8,7 @@ import torch
 from programs import CASES
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence, unpack_sequence
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 import pyro_vae as pv
@@ -179,6 +179,49 @@ def test_a_last_row_that_does_not_fit_the_batch_before_stays_alone():
     (joined,) = with_last_joined(packed)
     assert [len(row) for row in unpack_sequence(joined)] == [6, 4, 5]
     assert torch.equal(unpack_sequence(joined)[2], ROWS[2, :5])
+
+
+IMAGES = (ROWS % 2).round()
+LABELLED = {
+    "tensor data set": lambda: TensorDataset(IMAGES, torch.arange(N)),
+    "tensors": lambda: (IMAGES, torch.arange(N)),
+    "loader of pairs": lambda: DataLoader([(x, 3) for x in IMAGES], batch_size=5),
+    "bytes": lambda: TensorDataset((IMAGES * 255).to(torch.uint8), torch.arange(N)),
+    "subset": lambda: Subset(TensorDataset(IMAGES, torch.arange(N)), range(N)),
+}
+
+
+@pytest.mark.parametrize("form", LABELLED)
+def test_labels_are_dropped_by_a_transform(form):
+    """A program of data alone trains on (data, label), as on the data."""
+
+    def alone(batch):
+        return batch[0] if form != "bytes" else (batch[0] > 127).to(torch.uint8)
+
+    def trained(data, transform=None):
+        torch.manual_seed(0)
+        program = pv.models.VAE(6, 2, (8,))
+        return pv.fit(program, data, epochs=2, batch_size=N, beta=0.5, transform=transform)
+
+    for name in ("loss", "elbo") if form not in ("loader of pairs", "subset") else ():
+        found = trained(LABELLED[form](), alone).history[name]
+        np.testing.assert_array_equal(found, trained(IMAGES).history[name])
+    seen = []
+    run = trained(LABELLED[form](), lambda batch: seen.append(batch[1]) or alone(batch))
+    assert np.isfinite(run.history["elbo"]).all() and seen
+
+
+@pytest.mark.parametrize("form", LABELLED)
+def test_labels_that_a_program_does_not_take_are_told_with_the_remedy(form):
+    for program in (pv.models.VAE(6, 2, (8,)), CASES["pyroparam"].build()):
+        for call in (pv.elbo, pv.fit):
+            with pytest.raises(DataError, match=r"transform=lambda batch: batch\[0\]"):
+                call(program, LABELLED[form]())
+    program = pv.models.VAE(6, 2, (8,))
+    alone = (batch[0] for batch in DataLoader(TensorDataset(IMAGES, IMAGES), batch_size=5))
+    assert pv.elbo(program, alone).shape == (N,)
+    with pytest.raises(DataError, match=r"expected \(B, 6\)"):
+        pv.fit(program, (IMAGES, IMAGES), transform=lambda batch: batch[0][:, :5])
 
 
 class Endless(IterableDataset):

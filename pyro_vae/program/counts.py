@@ -1,0 +1,129 @@
+"""Integers that a density over floats observes: counts as files hold them."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.errors import DataError, ProgramError
+from pyro_vae.program.batch import Batch, arguments, as_batch
+from pyro_vae.program.handlers import Message
+from pyro_vae.program.observed import Binding, Cast, Key
+
+
+class Counts:
+    """Which arguments of a program come as floats, though they hold integers.
+
+    A site that draws floats (Poisson, Bernoulli, Normal) gives floats back where its data are
+    generated, and ``x.new_zeros`` of integers is no parameter of a prior: integers that it observes
+    whole are made floats at the door. Class numbers, and what the functions use as an index, stay.
+    """
+
+    def __init__(self) -> None:
+        self._keys: set[Key] = set()
+
+    def candidates(
+        self, sites: Iterable[tuple[str, Message]], bindings: Mapping[str, Binding], batch: Batch
+    ) -> set[Key]:
+        """Return the arguments of integers that a site observes whole, and draws as floats.
+
+        Arguments:
+            sites: The observed ones of a trace of the model.
+            bindings: What each observes.
+            batch: What the model ran on.
+        """
+        args, kwargs = arguments(batch)
+        given: dict[Key, Any] = {**dict(enumerate(args)), **kwargs}
+        return {
+            bindings[name].key
+            for name, site in sites
+            if name in bindings
+            and _observes_whole(bindings[name])
+            and _is_integer(given[bindings[name].key])
+            and _draws_floats(site["fn"])
+        }
+
+    def settle(
+        self,
+        candidates: set[Key],
+        batch: Batch,
+        dtype: torch.dtype | None,
+        run: Callable[[Batch], Any],
+    ) -> None:
+        """Make each candidate a float from now on, unless the program does not run on it so.
+
+        Arguments:
+            candidates: Arguments.
+            batch: Rows to try on.
+            dtype: Of the program's floats.
+            run: Runs the program on a batch.
+        """
+        for key in candidates - self._keys:
+            self._keys.add(key)
+            try:
+                run(self.as_floats(batch, dtype))
+            except (DataError, ProgramError):
+                self._keys.remove(key)
+
+    def try_floats(
+        self, batch: Batch, dtype: torch.dtype | None, run: Callable[[Batch], Any]
+    ) -> bool:
+        """Make floats of integers with which a program runs, where it does not run on integers.
+
+        Arguments:
+            batch: What the program does not run on.
+            dtype: Of the program's floats.
+            run: Runs the program on a batch.
+
+        Returns:
+            Whether that helps: of one argument, or of all.
+        """
+        args, kwargs = arguments(batch)
+        keys = [key for key, leaf in (*enumerate(args), *kwargs.items()) if _is_integer(leaf)]
+        before = set(self._keys)
+        for some in [*({key} for key in keys), set(keys)]:
+            self._keys = before | some
+            if self._keys == before:
+                continue
+            try:
+                run(self.as_floats(batch, dtype))
+            except (DataError, ProgramError):
+                continue
+            return True
+        self._keys = before
+        return False
+
+    def as_floats(self, batch: Batch, dtype: torch.dtype | None) -> Batch:
+        """Return a batch, the same one where there is nothing to do, with these made floats."""
+        if not self._keys:
+            return batch
+        args, kwargs = arguments(batch)
+        given: dict[Key, Any] = {**dict(enumerate(args)), **kwargs}
+        if not any(_is_integer(given.get(key)) for key in self._keys):
+            return batch
+        floats = dtype or torch.get_default_dtype()
+
+        def of(key: Key, leaf: Any) -> Any:
+            return leaf.to(floats) if key in self._keys and _is_integer(leaf) else leaf
+
+        positional = tuple(of(place, leaf) for place, leaf in enumerate(args))
+        return as_batch(batch, positional, {name: of(name, leaf) for name, leaf in kwargs.items()})
+
+
+def _observes_whole(binding: Binding) -> bool:
+    """Return whether a site observes all of its argument, and nothing besides."""
+    whole = all(isinstance(step, Cast) or step.whole for step in binding.steps)
+    return whole and not binding.computed
+
+
+def _is_integer(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and not (leaf.is_floating_point() or leaf.is_complex())
+
+
+def _draws_floats(fn: Any) -> bool:
+    """Return whether a distribution's own draws are floats; one that draws nothing says no."""
+    try:
+        return bool(fn.sample().is_floating_point())
+    except (RuntimeError, ValueError, NotImplementedError, AttributeError):
+        return False

@@ -1,11 +1,29 @@
 """What the conditionals have in common: a network, and the number of dims of one datum."""
 
+from typing import Any
+
+import pyro
+import torch
 from torch import Tensor, nn
 
 from pyro_vae.arguments import positive
 
 
-class Conditional(nn.Module):
+class ReturnsDistribution(nn.Module):
+    """A module whose output is a distribution, and which ``torch.export`` takes."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the distribution; arguments are not validated while a graph is exported.
+
+        Validation branches on values, which are not there.
+        """
+        if not torch.compiler.is_compiling():
+            return super().__call__(*args, **kwargs)
+        with pyro.validation_enabled(False):
+            return super().__call__(*args, **kwargs)
+
+
+class Conditional(ReturnsDistribution):
     """A network whose output is a distribution.
 
     Arguments:

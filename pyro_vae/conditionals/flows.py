@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import AffineTransform, Transform
 
 from pyro_vae.arguments import number, positive
+from pyro_vae.conditionals.conditional import ReturnsDistribution
 from pyro_vae.conditionals.outputs import bounded
 from pyro_vae.conditionals.transforms import Affine, Planar, Spline
 from pyro_vae.distributions import FlowGaussian
@@ -83,7 +84,7 @@ class AutoregressiveFlow(nn.Module):
         return Spline(network, self.order, self.bound)
 
 
-class FlowPosterior(nn.Module):
+class FlowPosterior(ReturnsDistribution):
     r"""A diagonal Gaussian whose noise goes through flows first; all of it depends on x.
 
     .. math:: z = \mu(x) + \sigma(x) \odot f(\epsilon;\, x), \quad \epsilon \sim N(0, I)

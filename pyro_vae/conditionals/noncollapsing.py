@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_vae.arguments import number
+from pyro_vae.conditionals.conditional import ReturnsDistribution
 from pyro_vae.conditionals.outputs import bounded, split
 from pyro_vae.nn import BatchNorm
 
 
-class FixedScaleGaussian(nn.Module):
+class FixedScaleGaussian(ReturnsDistribution):
     r"""A Gaussian whose scale is fixed, so that its KL to N(0, I) has a floor.
 
     .. math:: q(z \mid x) = N(\mu(x), s^2 I), \qquad
@@ -56,7 +57,7 @@ class FixedScaleGaussian(nn.Module):
         return f"scale={self.scale}"
 
 
-class DeltaGaussian(nn.Module):
+class DeltaGaussian(ReturnsDistribution):
     r"""A Gaussian that commits at least δ nats per unit to N(0, I), whatever the data.
 
     .. math:: q(z \mid x) = N(\mu(x), \mathrm{diag}\,\sigma^2(x)), \quad
@@ -96,7 +97,7 @@ class DeltaGaussian(nn.Module):
         return f"delta={self.floor}"
 
 
-class BatchNormGaussian(nn.Module):
+class BatchNormGaussian(ReturnsDistribution):
     r"""A Gaussian whose mean is batch-normalised with a fixed gain, so that it must vary over data.
 
     .. math:: \mu_j(x) = \gamma\, \frac{m_j(x) - \mathrm{E}\,m_j}{\mathrm{sd}\,m_j} + b_j, \qquad

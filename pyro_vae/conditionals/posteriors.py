@@ -12,6 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_vae.arguments import positive
+from pyro_vae.conditionals.conditional import ReturnsDistribution
 from pyro_vae.conditionals.continuous import Gaussian
 from pyro_vae.conditionals.flows import InverseAutoregressiveFlow, PlanarFlow, SplineFlow
 from pyro_vae.conditionals.noncollapsing import (
@@ -26,7 +27,7 @@ from pyro_vae.errors import ConfigError
 Posterior = Callable[..., nn.Module] | Mapping[str, Any]
 
 
-class LowRankGaussian(nn.Module):
+class LowRankGaussian(ReturnsDistribution):
     r"""A Gaussian whose covariance is a diagonal plus one of rank R.
 
     .. math:: q(z \mid x) = N\big(\mu(x),\; \mathrm{diag}\,\sigma^2(x) + F(x) F(x)^\top\big)
@@ -62,7 +63,7 @@ class LowRankGaussian(nn.Module):
         return f"rank={self.rank}"
 
 
-class FullGaussian(nn.Module):
+class FullGaussian(ReturnsDistribution):
     r"""A Gaussian with any covariance, by its Cholesky factor.
 
     .. math:: q(z \mid x) = N\big(\mu(x),\; L(x) L(x)^\top\big), \quad \log L_{jj} = s_j(x)

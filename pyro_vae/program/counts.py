@@ -33,8 +33,7 @@ class Counts:
             bindings: What each observes.
             batch: What the model ran on.
         """
-        args, kwargs = arguments(batch)
-        given: dict[Key, Any] = {**dict(enumerate(args)), **kwargs}
+        given = _by_key(batch)
         return {
             bindings[name].key
             for name, site in sites
@@ -79,8 +78,7 @@ class Counts:
         Returns:
             Whether that helps: of one argument, or of all.
         """
-        args, kwargs = arguments(batch)
-        keys = [key for key, leaf in (*enumerate(args), *kwargs.items()) if _is_integer(leaf)]
+        keys = [key for key, leaf in _by_key(batch).items() if _is_integer(leaf)]
         before = set(self._keys)
         for some in [*({key} for key in keys), set(keys)]:
             self._keys = before | some
@@ -98,17 +96,24 @@ class Counts:
         """Return a batch, the same one where there is nothing to do, with these made floats."""
         if not self._keys:
             return batch
-        args, kwargs = arguments(batch)
-        given: dict[Key, Any] = {**dict(enumerate(args)), **kwargs}
+        given = _by_key(batch)
         if not any(_is_integer(given.get(key)) for key in self._keys):
             return batch
         floats = dtype or torch.get_default_dtype()
+        come = {
+            key: leaf.to(floats) if key in self._keys and _is_integer(leaf) else leaf
+            for key, leaf in given.items()
+        }
+        args, kwargs = arguments(batch)
+        positional = tuple(come[place] for place in range(len(args)))
+        return as_batch(batch, positional, {name: come[name] for name in kwargs})
 
-        def of(key: Key, leaf: Any) -> Any:
-            return leaf.to(floats) if key in self._keys and _is_integer(leaf) else leaf
 
-        positional = tuple(of(place, leaf) for place, leaf in enumerate(args))
-        return as_batch(batch, positional, {name: of(name, leaf) for name, leaf in kwargs.items()})
+def _by_key(batch: Batch) -> dict[Key, Any]:
+    args, kwargs = arguments(batch)
+    given: dict[Key, Any] = dict(enumerate(args))
+    given.update(kwargs)
+    return given
 
 
 def _observes_whole(binding: Binding) -> bool:

@@ -14,6 +14,7 @@ import recipes_def
 import recipes_ladder
 import recipes_priors
 import recipes_sbn
+import recipes_topics
 import recipes_vq
 import torch
 from arms import adam, gain, score, train
@@ -142,6 +143,7 @@ EXPERIMENTS: dict[str, Callable[[str, argparse.Namespace], Result]] = {
     **recipes_def.EXPERIMENTS,
     **recipes_ladder.EXPERIMENTS,
     **recipes_vq.EXPERIMENTS,
+    **recipes_topics.EXPERIMENTS,
 }
 
 

@@ -7,7 +7,7 @@ from pyro_vae.models.ladder import HierarchicalVAE, LadderVAE
 from pyro_vae.models.linear import LinearVAE
 from pyro_vae.models.sbn import SBN
 from pyro_vae.models.top_down import TopDownVAE
-from pyro_vae.models.topic_models import ETM, GSM, NVDM, ProdLDA
+from pyro_vae.models.topic_models import ETM, GSM, LDA, NVDM, ProdLDA
 from pyro_vae.models.vae import VAE
 from pyro_vae.models.vqvae import VQVAE
 
@@ -15,6 +15,7 @@ __all__ = [
     "DEF",
     "ETM",
     "GSM",
+    "LDA",
     "NVDM",
     "SBN",
     "VAE",

@@ -13,11 +13,11 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyro_vae.arguments import number, positive
+from pyro_vae.arguments import integer, number, positive
 from pyro_vae.conditionals.outputs import bounded
 from pyro_vae.distributions import BagOfWords
-from pyro_vae.errors import ConfigError, DataError
-from pyro_vae.models.zoo_program import OneLatent, register
+from pyro_vae.errors import DataError
+from pyro_vae.models.zoo_program import OneLatent, ZooProgram, register
 from pyro_vae.nn import MLP, BatchNorm, sizes
 
 
@@ -202,9 +202,7 @@ class ProdLDA(TopicModel):
         dropout: float = 0.6,
         concentration: float = 1.0,
     ) -> None:
-        words = positive("words", words)
-        if positive("num_topics", num_topics) < 2:
-            raise ConfigError("num_topics: got 1, expected at least 2: the prior has no scale")
+        words, num_topics = positive("words", words), integer("num_topics", num_topics, 2)
         dropout = number("dropout", dropout, "[0, 1)")
         concentration = number("concentration", concentration, "(0, inf)")
         encoder = DocumentEncoder(
@@ -267,8 +265,101 @@ class ETM(TopicModel):
         self.config = config if embeddings is None else None
 
 
+class LDA(ZooProgram):
+    r"""Latent Dirichlet allocation: Dirichlet topics, Dirichlet shares, the words summed out.
+
+    .. math:: \beta_k \sim \mathrm{Dir}(\eta), \quad z \sim \mathrm{Dir}(\alpha), \quad
+        p(w \mid z, \beta) = \sum_k z_k \beta_{kw}
+
+    The topics are global latents (site `topics`, event (K, V)) with Dirichlets of their own in the
+    guide; the shares z of a document, event (K,), get a Dirichlet from an encoder of its counts.
+
+    Arguments:
+        words: vocabulary size V.
+        num_topics: K, at least 2.
+        hidden: widths of the encoder.
+        activation: name in `pyro_vae.nn.ACTIVATIONS`.
+        concentration: α of the shares.
+        topic_concentration: η of the topics.
+
+    References:
+        Latent Dirichlet allocation (Blei et al., 2003); Autoencoding variational inference for
+        topic models (Srivastava and Sutton, 2017), arXiv:1703.01488.
+
+    Example:
+        >>> LDA(2000, 50).topics().shape
+        torch.Size([50, 2000])
+    """
+
+    kind = "lda"
+    config: dict[str, Any]
+
+    def __init__(
+        self,
+        words: int,
+        num_topics: int = 50,
+        hidden: Sequence[int] = (100, 100),
+        *,
+        activation: str = "softplus",
+        concentration: float = 0.1,
+        topic_concentration: float = 0.1,
+    ) -> None:
+        super().__init__(positive("words", words))
+        self.latent_dim = integer("num_topics", num_topics, 2)
+        self.config = {
+            **_config(words, num_topics, hidden, activation),
+            "concentration": number("concentration", concentration, "(0, inf)"),
+            "topic_concentration": number("topic_concentration", topic_concentration, "(0, inf)"),
+        }
+        self.net = MLP(words, num_topics, sizes("hidden", hidden), activation=activation)
+        # Apart from the start, so that no two topics learn alike.
+        self.log_topics = nn.Parameter(0.5 * torch.randn(num_topics, words))
+
+    def example(self, n: int = 2) -> Tensor:
+        """Return n documents that have each word once, shape (n | V)."""
+        return super().example(n) + 1
+
+    def encoder(self, x: Tensor) -> TorchDistributionMixin:
+        """Return q(z | x) of counts x, (*, V), event (K,)."""
+        return dist.Dirichlet(nn.functional.softplus(self.net(x.log1p())) + 1e-3)
+
+    def topics(self) -> Tensor:
+        """Return the mean distribution of words of each topic under the guide, shape (K, V)."""
+        return self.log_topics.softmax(-1)
+
+    def proportions(self, z: Tensor) -> Tensor:
+        """Return the share of each topic: the code itself, (*, K)."""
+        return z
+
+    def decoder(self, z: Tensor) -> Tensor:
+        """Return logits of words at the mean topics, (*, V)."""
+        return _log_mixture(z, self.topics())
+
+    def model(self, x: Tensor) -> Tensor:
+        """Draw topics and shares, and observe the counts of words x, shape (B | V)."""
+        register(self)
+        x = x.to(self.origin.dtype)
+        like_topics, like_shares = torch.ones_like(self.log_topics), x.new_ones(self.latent_dim)
+        eta, alpha = self.config["topic_concentration"], self.config["concentration"]
+        beta = pyro.sample("topics", dist.Dirichlet(eta * like_topics).to_event(1))  # (K, V)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Dirichlet(alpha * like_shares))  # (B | K)
+            document = BagOfWords(_log_mixture(z, beta), total_count=x.sum(-1))
+            return pyro.sample("x", document, obs=x)  # (B | V)
+
+    def guide(self, x: Tensor) -> None:
+        """Draw the topics, and shares from the encoder's Dirichlet."""
+        register(self)
+        pyro.sample("topics", dist.Dirichlet(self.log_topics.exp()).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.encoder(x.to(self.origin.dtype)))
+
+
 class DocumentEncoder(nn.Module):
     """A network from counts of words to a diagonal Gaussian.
+
+    It reads log(1 + count): under raw counts, as in the papers, one long document is so far from
+    the others that its posterior, and with it the perplexity of a corpus, is out of all bounds.
 
     Arguments:
         words: vocabulary size V.
@@ -277,7 +368,7 @@ class DocumentEncoder(nn.Module):
         activation: name in `pyro_vae.nn.ACTIVATIONS`.
         dropout: of the last hidden layer, while training.
         batch_norm: normalise both heads over the batch, with a shift and no scale.
-        shares: divide the counts by their sum.
+        shares: read the counts divided by their sum instead.
     """
 
     def __init__(
@@ -300,8 +391,7 @@ class DocumentEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> TorchDistributionMixin:
         """Return q(z | x) of counts x, (*, V): mean, and half of the log-variance, from one net."""
-        if self.shares:
-            x = x / x.sum(-1, keepdim=True).clamp(min=1)
+        x = x / x.sum(-1, keepdim=True).clamp(min=1) if self.shares else x.log1p()
         loc, log_variance = self.norm(self.net(x)).chunk(2, -1)
         return dist.Normal(loc, bounded(0.5 * log_variance).exp()).to_event(1)
 
@@ -374,8 +464,7 @@ class _Mixture(nn.Module):
         return self.shares(z).softmax(-1)
 
     def forward(self, z: Tensor) -> Tensor:
-        mixed = self.proportions(z) @ self.topics()
-        return mixed.clamp(min=torch.finfo(mixed.dtype).tiny).log()
+        return _log_mixture(self.proportions(z), self.topics())
 
 
 class _ProductOfExperts(nn.Module):
@@ -396,6 +485,12 @@ class _ProductOfExperts(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return self.norm(self.experts(self.dropout(self.proportions(z))))
+
+
+def _log_mixture(shares: Tensor, topics: Tensor) -> Tensor:
+    """Return the log-probabilities of words, (*, V), of shares (*, K) of topics (*, K, V)."""
+    mixed = (shares.unsqueeze(-2) @ topics).squeeze(-2) if topics.dim() > 2 else shares @ topics
+    return mixed.clamp(min=torch.finfo(mixed.dtype).tiny).log()
 
 
 class _Normalised(nn.Module):

@@ -11,7 +11,7 @@ from torch import nn
 import pyro_vae as pv
 from pyro_vae.distributions import BagOfWords
 from pyro_vae.errors import ConfigError, DataError
-from pyro_vae.models import ETM, GSM, NVDM, ProdLDA
+from pyro_vae.models import ETM, GSM, LDA, NVDM, ProdLDA
 
 # The words 0, 0, 2, 1 of three.
 COUNTS = torch.tensor([[2.0, 1.0, 1.0]], dtype=torch.float64)
@@ -85,6 +85,22 @@ def test_a_product_of_experts_has_the_printed_value():
     assert by_quadrature(product).item() == pytest.approx(-4.6730996242, abs=1e-9)
     program = ProdLDA(3, 2, (4,), dropout=0.0).double()
     assert program.prior().variance.tolist() == pytest.approx([0.5, 0.5])  # (1 - 1 / K) / α
+
+
+def test_the_likelihood_under_dirichlet_shares_is_exact():
+    """The topics all but fixed at BETA: -4.6785812856, by the arcsine law of the shares."""
+    torch.manual_seed(0)
+    program = LDA(3, 2, (4,), concentration=0.5).double()
+    with torch.no_grad():
+        program.log_topics.copy_((1e5 * BETA).log())
+    # Dir(1/2, 1/2) is the law of cos² of a uniform angle: the midpoint rule is exact to rounding.
+    angle = (torch.arange(400, dtype=torch.float64) + 0.5) * math.pi / 400
+    shares = torch.stack([angle.cos() ** 2, angle.sin() ** 2], -1)
+    exact = (((shares @ BETA).log() @ COUNTS[0]).exp().mean()).log()
+    assert exact.item() == pytest.approx(-4.6785812856, abs=1e-9)
+    torch.testing.assert_close(program.topics(), BETA, rtol=0, atol=1e-9)
+    found = pv.log_likelihood(program, COUNTS, samples=20_000, num_samples=20)
+    assert abs(found.log_prob - exact) < 5 * found.noise.clamp(min=1e-3)
 
 
 def test_the_words_in_all_orders_have_mass_one():

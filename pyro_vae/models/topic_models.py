@@ -80,7 +80,10 @@ class TopicModel(OneLatent):
             pyro.sample("z", self.encoder(x.to(self.origin.dtype)))
 
     def topics(self) -> Tensor:
-        """Return the distribution of words of each topic, shape (K, V)."""
+        """Return the distribution of words of each topic, shape (K, V): of a document of it alone.
+
+        Of `NVDM`, whose code is no share, it is the softmax of each column of W.
+        """
         return self.decoder.topics()
 
     def proportions(self, z: Tensor) -> Tensor:
@@ -478,7 +481,7 @@ class _ProductOfExperts(nn.Module):
         self.norm = _Normalised(words)
 
     def topics(self) -> Tensor:
-        return self.experts.weight.T.softmax(-1)
+        return self.norm.by_running_moments(self.experts.weight.T).softmax(-1)
 
     def proportions(self, z: Tensor) -> Tensor:
         return z.softmax(-1)
@@ -503,6 +506,11 @@ class _Normalised(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         return self.norm(h.reshape(-1, h.shape[-1])).reshape(h.shape) + self.shift
+
+    def by_running_moments(self, h: Tensor) -> Tensor:
+        """Normalise as in eval mode, whatever the mode is."""
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        return nn.functional.batch_norm(h, mean, variance, eps=self.norm.eps) + self.shift
 
 
 def _checked(embeddings: Tensor, words: int) -> Tensor:

@@ -174,6 +174,19 @@ def test_topics_and_shares_are_distributions():
             torch.testing.assert_close(each.sum(-1), torch.ones(len(each)).double())
 
 
+@pytest.mark.parametrize("build", [GSM, ProdLDA, ETM])
+def test_a_topic_is_a_document_of_it_alone(build):
+    torch.manual_seed(5)
+    program = build(6, 3, (4,)).double()
+    x = torch.randint(0, 4, (60, 6)).double()
+    pv.fit(program, x, epochs=3, batch_size=20, lr=0.02, progress=False)
+    shares = iter([torch.eye(3).double()])
+    program.decoder.proportions = lambda z: next(shares)
+    alone = program.eval().decoder(torch.zeros(3, 3).double()).softmax(-1)
+    torch.testing.assert_close(program.topics(), alone)
+    torch.testing.assert_close(program.train().topics(), alone)
+
+
 def test_embeddings_that_are_given_stand_still():
     words = torch.randn(6, 4)
     program = ETM(6, 2, (4,), embeddings=words)

@@ -1,7 +1,6 @@
 """Published files as modules: what they define, without what they run, download or draw."""
 
 import ast
-import importlib
 import importlib.machinery
 import importlib.util
 import json
@@ -14,16 +13,6 @@ from typing import Any
 _DEFINITIONS = (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef)
 
 
-class Absent:
-    """What a failed import is bound to: plotting and downloads that no program needs to run."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise ModuleNotFoundError(f"{self.name} is not installed")
-
-
 class _StandIn(ModuleType):
     """A package that is not installed: each of its names is a class with nothing in it."""
 
@@ -34,17 +23,20 @@ class _StandIn(ModuleType):
             raise AttributeError(name)
         return type(name, (), {})
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise ModuleNotFoundError(f"{self.__name__} is not installed")
+
 
 class StandIns:
     """Finds packages for pictures and downloads that publications import and we do not need."""
 
-    def __init__(self, names: Iterable[str]) -> None:
-        self.names = {name for name in names if importlib.util.find_spec(name) is None}
+    def __init__(self) -> None:
+        self.names: set[str] = set()
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: Any = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """Return a specification for a package that is not installed."""
+        """Return a specification for a package that was not found before."""
         if fullname.partition(".")[0] not in self.names:
             return None
         return importlib.machinery.ModuleSpec(fullname, self, is_package=True)  # type: ignore[arg-type]
@@ -57,44 +49,41 @@ class StandIns:
         """Run nothing."""
 
 
-def script(path: Path, *, assign: Collection[str] | None = None) -> ModuleType:
-    """Return what a script defines.
+_STAND_INS = StandIns()
+
+
+def load(path: Path, *, assign: Collection[str] | None = None) -> ModuleType:
+    """Return what a script or a notebook defines.
 
     Arguments:
-        path: The file. Its folder can be imported from, as when it is run as a script.
-        assign: The names whose assignments are run; None runs every one at the top level.
+        path: A ``.py``, whose folder can be imported from, as when it is run as a script; or an
+            ``.ipynb``, whose lines of the shell are left out.
+        assign: The names whose assignments are run. None runs every one at the top level of a
+            script, and none of a notebook's, which trains there.
     """
-    folder = str(path.parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    return _module(path.stem, ast.parse(path.read_text()).body, assign)
+    module = ModuleType(f"published_{path.stem}")
+    sys.modules[module.__name__] = module
+    if path.suffix == ".ipynb":
+        body, assign = _cells(path), assign or ()
+    else:
+        folder = str(path.parent)
+        sys.path[:0] = [] if folder in sys.path else [folder]
+        body = ast.parse(path.read_text()).body
+    for node in body:
+        chosen = isinstance(node, ast.Assign) and (assign is None or _names(node) & set(assign))
+        if chosen or isinstance(node, _DEFINITIONS):
+            _run(node, module)
+    return module
 
 
-def notebook(path: Path, *, assign: Collection[str] = ()) -> ModuleType:
-    """Return what the code cells of a notebook define.
-
-    Arguments:
-        path: The ``.ipynb``. Lines of the shell are left out.
-        assign: The names whose assignments are run as well.
-    """
+def _cells(path: Path) -> list[ast.stmt]:
     body: list[ast.stmt] = []
     for cell in json.loads(path.read_text())["cells"]:
         if cell["cell_type"] == "code":
             lines = "".join(cell["source"]).splitlines()
             kept = [line for line in lines if not line.lstrip().startswith(("%", "!"))]
             body += ast.parse("\n".join(kept)).body
-    return _module(path.stem, body, assign)
-
-
-def _module(stem: str, body: Iterable[ast.stmt], assign: Collection[str] | None) -> ModuleType:
-    module = ModuleType(f"published_{stem}")
-    sys.modules[module.__name__] = module
-    for node in body:
-        if (
-            isinstance(node, ast.Assign) and (assign is None or _names(node) & set(assign))
-        ) or isinstance(node, _DEFINITIONS):
-            _run(node, module)
-    return module
+    return body
 
 
 def _names(node: ast.Assign) -> set[str]:
@@ -102,21 +91,20 @@ def _names(node: ast.Assign) -> set[str]:
 
 
 def _run(node: ast.stmt, module: ModuleType) -> None:
+    """Run a statement; a package that it, or what it imports, does not find is stood in for."""
     code = compile(ast.Module([node], []), module.__name__, "exec")
     try:
         exec(code, module.__dict__)
-    except ImportError:
-        if not isinstance(node, ast.Import | ast.ImportFrom):
+    except ModuleNotFoundError as error:
+        root = (error.name or "").partition(".")[0]
+        if not isinstance(node, ast.Import | ast.ImportFrom) or root in _STAND_INS.names:
             raise
-        for alias in node.names:
-            name = alias.asname or alias.name.partition(".")[0]
-            module.__dict__.setdefault(name, Absent(name))
+        if _STAND_INS not in sys.meta_path:
+            sys.meta_path.append(_STAND_INS)  # type: ignore[arg-type]
+        _STAND_INS.names.add(root)
+        _run(node, module)
 
 
-def installed(name: str) -> bool:
-    """Return whether a module can be imported."""
-    try:
-        importlib.import_module(name)
-    except ImportError:
-        return False
-    return True
+def installed(names: Iterable[str]) -> bool:
+    """Return whether all modules can be imported."""
+    return all(importlib.util.find_spec(name) is not None for name in names)

@@ -6,20 +6,20 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from benchmarks.gallery.loading import script
+from benchmarks.gallery.loading import load
 from benchmarks.gallery.subject import EVERY, Published, Subject, binary, real
 
 N = 12
 
 
 def plain_vae(path: Path) -> Subject:
-    program = script(path, assign=()).VAE(z_dim=3, hidden_dim=8)
+    program = load(path, assign=()).VAE(z_dim=3, hidden_dim=8)
     return Subject(program.model, program.guide, binary(N, 1, 28, 28), N)
 
 
 def cvae(path: Path) -> Subject:
-    baseline = script(path.parent / "baseline.py").BaselineNet(5, 5)
-    program = script(path).CVAE(2, 5, 5, baseline)
+    baseline = load(path.parent / "baseline.py").BaselineNet(5, 5)
+    program = load(path).CVAE(2, 5, 5, baseline)
     images = binary(N, 28, 28)
     seen = images.clone()
     seen[:, 14:, :14] = -1.0
@@ -28,7 +28,7 @@ def cvae(path: Path) -> Subject:
 
 def causal_vae(path: Path) -> Subject:
     sys.path.insert(0, str(path.parent.parent))
-    program = script(path).VAE(3, 2, 2, 6, 2, functional.elu, False).double()
+    program = load(path).VAE(3, 2, 2, 6, 2, functional.elu, False).double()
     x = torch.cat([real(N, 2), binary(N, 3)], -1).double()
     data = ((x, binary(N).double(), real(N).double()),)  # one argument that is a triple
     return Subject(program.model, program.guide, data, N)
@@ -36,7 +36,7 @@ def causal_vae(path: Path) -> Subject:
 
 def names_vae(path: Path) -> Subject:
     sys.path.insert(0, str(path.parent.parent))
-    program = script(path).FormatVAE(4, 3, 4)
+    program = load(path).FormatVAE(4, 3, 4)
     return Subject(program.model, program.guide, (["ann", "bob", "eve", "joe"],), 4)
 
 

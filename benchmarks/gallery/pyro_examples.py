@@ -16,7 +16,7 @@ from pyro.infer import (
 )
 from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, init_to_feasible
 
-from benchmarks.gallery.loading import notebook, script
+from benchmarks.gallery.loading import load
 from benchmarks.gallery.subject import (
     EVERY,
     MOVES,
@@ -38,12 +38,12 @@ ENUM_2 = functools.partial(TraceEnum_ELBO, max_plate_nesting=2)
 
 
 def vae(path: Path) -> Subject:
-    program = script(path).VAE(z_dim=3, hidden_dim=8)
+    program = load(path).VAE(z_dim=3, hidden_dim=8)
     return Subject(program.model, program.guide, binary(N, 1, 28, 28), N)
 
 
 def m2(path: Path, labelled: bool) -> Subject:
-    program = script(path).SSVAE(
+    program = load(path).SSVAE(
         output_size=3, input_size=6, z_dim=2, hidden_layers=[5], config_enum="parallel"
     )
     guide = config_enumerate(program.guide, "parallel", expand=True)
@@ -52,7 +52,7 @@ def m2(path: Path, labelled: bool) -> Subject:
 
 
 def m2_classifier(path: Path) -> Subject:
-    program = script(path).SSVAE(
+    program = load(path).SSVAE(
         output_size=3, input_size=6, z_dim=2, hidden_layers=[5], aux_loss_multiplier=4.0
     )
     data = binary(N, 6), one_hot(N, 3)
@@ -60,8 +60,8 @@ def m2_classifier(path: Path) -> Subject:
 
 
 def cvae(path: Path) -> Subject:
-    baseline = script(path.parent / "baseline.py").BaselineNet(5, 5)
-    program = script(path).CVAE(2, 5, 5, baseline)
+    baseline = load(path.parent / "baseline.py").BaselineNet(5, 5)
+    program = load(path).CVAE(2, 5, 5, baseline)
     images = binary(N, 28, 28)
     seen = images.clone()
     seen[:, :14, :14] = -1.0
@@ -69,7 +69,7 @@ def cvae(path: Path) -> Subject:
 
 
 def dmm(path: Path, num_iafs: int = 0, annealing: float | None = None) -> Subject:
-    module = script(path)
+    module = load(path)
     program = module.DMM(
         input_dim=5,
         z_dim=2,
@@ -86,7 +86,7 @@ def dmm(path: Path, num_iafs: int = 0, annealing: float | None = None) -> Subjec
 
 
 def lda(path: Path) -> Subject:
-    module = script(path, assign=())
+    module = load(path, assign=())
     args = argparse.Namespace(
         num_topics=2, num_words=6, num_docs=N, num_words_per_doc=5, layer_sizes="4"
     )
@@ -97,7 +97,7 @@ def lda(path: Path) -> Subject:
 
 
 def gamma_def(path: Path, kind: str) -> Subject:
-    module = script(path)
+    module = load(path)
     program = module.SparseGammaDEF()
     program.top_width, program.mid_width, program.bottom_width, program.image_size = 3, 2, 2, 5
     guide = {
@@ -106,12 +106,17 @@ def gamma_def(path: Path, kind: str) -> Subject:
         "easy": lambda: module.MyEasyGuide(program.model),
     }[kind]()
     return Subject(
-        program.model, guide, counts(N, 5), N, elbo=Trace_ELBO, objective=TraceMeanField_ELBO
+        program.model,
+        guide,
+        counts(N, 5),
+        N,
+        objective=TraceMeanField_ELBO,
+        joint=True,
     )
 
 
 def scanvi(path: Path, labelled: bool) -> Subject:
-    program = script(path).SCANVI(
+    program = load(path).SCANVI(
         num_genes=6, num_labels=3, l_loc=2.0, l_scale=0.5, scale_factor=1 / (N * 6)
     )
     guide = config_enumerate(program.guide, "parallel", expand=True)
@@ -121,7 +126,7 @@ def scanvi(path: Path, labelled: bool) -> Subject:
 
 
 def air(path: Path) -> Subject:
-    module = script(path)
+    module = load(path)
     program = module.AIR(
         num_steps=2,
         x_size=8,
@@ -134,11 +139,12 @@ def air(path: Path) -> Subject:
         bl_predict_net=[4],
     )
     data = {"data": binary(N, 8, 8), "batch_size": N}
-    return Subject(program.model, program.guide, data, N, objective=TraceGraph_ELBO)
+    # The program draws batch_size of the rows itself: the publication hands over all of them.
+    return Subject(program.model, program.guide, data, N, objective=TraceGraph_ELBO, joint=True)
 
 
 def hmm(path: Path, number: int) -> Subject:
-    module = script(path)
+    module = load(path)
     model = module.models[str(number)]
     args = argparse.Namespace(
         hidden_dim=4, jit=False, nn_dim=4, nn_channels=2, raftery_parameterization=False
@@ -155,7 +161,7 @@ def hmm(path: Path, number: int) -> Subject:
 
 
 def capture(path: Path, number: int) -> Subject:
-    model = script(path).models[str(number)]
+    model = load(path).models[str(number)]
     guide = AutoDiagonalNormal(
         poutine.block(model, expose_fn=lambda msg: msg["name"][:3] in ["phi", "rho"])
     )
@@ -165,7 +171,7 @@ def capture(path: Path, number: int) -> Subject:
 
 
 def gmm(path: Path, full: bool) -> Subject:
-    module = notebook(path, assign=("data", "K"))
+    module = load(path, assign=("data", "K"))
     model: Any = module.model
     guide: Any = AutoDelta(
         poutine.block(model, expose=["weights", "locs", "scale"]),
@@ -173,11 +179,11 @@ def gmm(path: Path, full: bool) -> Subject:
     )
     if full:
         module.global_guide, guide = guide, module.full_guide  # type: ignore[attr-defined]
-    return Subject(model, guide, module.data, 5, elbo=ENUM)
+    return Subject(model, guide, module.data, 5, elbo=ENUM, joint=full)
 
 
 def dpmm(path: Path) -> Subject:
-    module = notebook(path)
+    module = load(path)
     module.T, module.alpha, module.N = 4, 0.5, N  # type: ignore[attr-defined]
     # The notebook defines the pair twice; the second one counts sunspots.
     data = counts(N, 1, rate=40.0)[:, 0]
@@ -185,13 +191,13 @@ def dpmm(path: Path) -> Subject:
 
 
 def regression(path: Path) -> Subject:
-    model = notebook(path).BayesianRegression(3, 1)
+    model = load(path).BayesianRegression(3, 1)
     data = real(N, 3), real(N, 1)[:, 0]
     return Subject(model, AutoDiagonalNormal(model), data, N)
 
 
 def coins(path: Path, kind: str) -> Subject:
-    module = notebook(path)
+    module = load(path)
     model = {"mle": module.model_mle, "masked": module.masked_model}.get(
         kind, module.original_model
     )
@@ -202,7 +208,7 @@ def coins(path: Path, kind: str) -> Subject:
 
 
 def flow_guide(path: Path) -> Subject:
-    module = notebook(path, assign=("prior", "flow"))
+    module = load(path, assign=("prior", "flow"))
     flow: Any = module.flow
     flow.transform = flow.transform.inv  # the notebook's next line
     drawn = module.likelihood(real(N, 3)).sample((5,))
@@ -211,12 +217,12 @@ def flow_guide(path: Path) -> Subject:
 
 
 def prodlda(path: Path) -> Subject:
-    program = notebook(path).ProdLDA(vocab_size=8, num_topics=3, hidden=5, dropout=0.2)
+    program = load(path).ProdLDA(vocab_size=8, num_topics=3, hidden=5, dropout=0.2)
     return Subject(program.model, program.guide, counts(N, 8), N, objective=TraceMeanField_ELBO)
 
 
 def flow_prior(path: Path) -> Subject:
-    program = notebook(path).VAE(6, 2)
+    program = load(path).VAE(6, 2)
     return Subject(program.model, program.guide, binary(N, 6), N)
 
 

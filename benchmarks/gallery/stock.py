@@ -1,14 +1,12 @@
 """What stock Pyro answers for a subject: the numbers that the verbs are held against."""
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
-from pyro.infer import SVI
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from benchmarks.gallery.subject import Subject
@@ -20,33 +18,33 @@ class Disagreement(Exception):
     """A verb's number is not stock Pyro's."""
 
 
-@contextmanager
-def own_store() -> Iterator[Any]:
-    """Run inside with an empty parameter store, and put the old one back."""
-    with pyro.get_param_store().scope() as state:
-        yield state
+class Unweighted(Messenger):
+    """Take the weights of the publication off: what is left are densities."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg["scale"] = 1.0
 
 
-def losses(subject: Subject, elbo: Callable[[], Any], repeats: int) -> list[float]:
-    """Return ``-elbo/N`` of some evaluations, networks in eval mode, parameters as they stand."""
+def losses(
+    subject: Subject, elbo: Callable[[], Any], repeats: int, *, weighted: bool = True
+) -> list[float]:
+    """Return ``-elbo/N`` of some evaluations, networks in eval mode, parameters as they stand.
+
+    Arguments:
+        subject: The publication.
+        elbo: Makes the bound.
+        repeats: Evaluations.
+        weighted: Whether weights and the guide's factors count, which are no part of a density.
+    """
     args, kwargs = subject.arguments
-    loss = elbo()
+    loss, model, guide = elbo(), subject.model, subject.guide
+    if not weighted:
+        model = Unweighted()(model)
+        guide = poutine.block(Unweighted()(guide), hide_fn=lambda site: site["is_observed"])
     with torch.no_grad():
         return [
-            float(loss.loss(subject.model, subject.guide, *args, **kwargs)) / subject.rows
-            for _ in range(repeats)
+            float(loss.loss(model, guide, *args, **kwargs)) / subject.rows for _ in range(repeats)
         ]
-
-
-def gradients_move(subject: Subject, objective: Callable[[], Any]) -> set[str]:
-    """Return the names of the parameters that one stock SVI step moves."""
-    args, kwargs = subject.arguments
-    svi = SVI(subject.model, subject.guide, pyro.optim.Adam({"lr": 1e-3}), objective())
-    svi.loss(subject.model, subject.guide, *args, **kwargs)
-    store = pyro.get_param_store()
-    before = {name: value.detach().clone() for name, value in store.items()}
-    svi.step(*args, **kwargs)
-    return {name for name, value in before.items() if not torch.equal(value, store[name])}
 
 
 def agree(what: str, ours: list[float], theirs: list[float]) -> None:
@@ -111,11 +109,18 @@ def guide_means(subject: Subject) -> dict[str, Tensor]:
 
 def evaluating(subject: Subject) -> None:
     """Put every network that the functions carry into eval mode, as the verbs do."""
-    for function in (subject.model, subject.guide):
-        owner = getattr(function, "__self__", function)
-        for value in (owner, *_globals(function)):
-            if isinstance(value, nn.Module):
-                value.eval()
+    for network in networks(subject):
+        network.eval()
+
+
+def networks(subject: Subject) -> list[nn.Module]:
+    """Return the networks that the functions carry."""
+    held = [
+        value
+        for function in (subject.model, subject.guide)
+        for value in (getattr(function, "__self__", function), *_globals(function))
+    ]
+    return [value for value in held if isinstance(value, nn.Module)]
 
 
 def _globals(function: Any) -> list[Any]:

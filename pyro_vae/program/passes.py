@@ -70,8 +70,9 @@ class Verb:
         if (self.local or self.latents) and not drawn and summed and not self.summed:
             way_out = "pv.encode has the probabilities of its values"
             raise ProgramError(
-                f"{self.name}: site {summed[0]!r} is discrete and summed out, and the guide draws "
-                f"no other latent; {way_out if sites.enumerated else 'use log_likelihood'}"
+                f"{self.name}: site {summed[0]!r} is {'' if sites.enumerated else 'discrete and '}"
+                "summed out, and the guide draws no other latent; "
+                f"{way_out if sites.enumerated else 'use log_likelihood'}"
             )
         if self.local and not sites.local and not (self.summed and sites.enumerated):
             raise ProgramError(

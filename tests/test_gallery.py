@@ -4,13 +4,19 @@ import json
 import sys
 from pathlib import Path
 
+import pyro
+import pyro.distributions as dist
 import pytest
+import torch
+from pyro.infer import Trace_ELBO
+from torch.distributions import constraints
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.gallery import loading, report, stock
+from benchmarks.gallery import loading, report, stock, training
 from benchmarks.gallery.programs import ROWS
-from benchmarks.gallery.verbs import VERBS
+from benchmarks.gallery.subject import Published, Subject
+from benchmarks.gallery.verbs import VERBS, Bench
 
 
 def test_a_script_gives_its_definitions_and_runs_nothing_else(tmp_path):
@@ -19,9 +25,9 @@ def test_a_script_gives_its_definitions_and_runs_nothing_else(tmp_path):
         "import no_such_package\nSIZE = 3\nclass Model:\n    size = 2\n"
         "def guide():\n    return SIZE\nraise RuntimeError('training')\n"
     )
-    module = loading.script(path)
+    module = loading.load(path)
     assert module.Model.size == 2 and module.guide() == 3
-    assert not hasattr(loading.script(path, assign=()), "SIZE")
+    assert not hasattr(loading.load(path, assign=()), "SIZE")
     with pytest.raises(ModuleNotFoundError, match="no_such_package is not installed"):
         module.no_such_package()
 
@@ -34,14 +40,51 @@ def test_a_notebook_gives_the_assignments_that_are_asked_for(tmp_path):
     ]
     path = tmp_path / "tutorial.ipynb"
     path.write_text(json.dumps({"cells": cells}))
-    module = loading.notebook(path, assign=("K",))
+    module = loading.load(path, assign=("K",))
     assert module.model() == 2 and not hasattr(module, "no")
 
 
-def test_a_stand_in_takes_the_place_of_a_package_that_is_absent():
-    finder = loading.StandIns(("no_such_pictures", "json"))
-    assert finder.find_spec("json") is None and finder.find_spec("math") is None
-    assert finder.find_spec("no_such_pictures.datasets") is not None
+def test_a_stand_in_takes_the_place_of_a_package_that_is_absent(tmp_path):
+    (tmp_path / "beside.py").write_text("from no_such_pictures.draw import Figure\n")
+    path = tmp_path / "asks_beside.py"
+    path.write_text("import beside\nimport no_such_sound, json\nclass Mine(beside.Figure): pass\n")
+    module = loading.load(path)
+    assert issubclass(module.Mine, module.beside.Figure) and module.json is json
+    with pytest.raises(ModuleNotFoundError, match="no_such_sound is not installed"):
+        module.no_such_sound()
+
+
+def _pair():
+    weight = torch.nn.Parameter(torch.tensor(0.5))
+
+    def model(x):
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z * pyro.param("weight", weight), scale), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.3 * x, 0.5))
+
+    return Subject(model, guide, torch.linspace(-1, 2, 8), 8)
+
+
+def test_training_is_held_against_the_moves_of_stock_svi(monkeypatch):
+    """Plain descent of both agrees; of twice the gradient, it does not."""
+    monkeypatch.setattr(training, "SEEDS", range(4))
+    monkeypatch.setattr(training, "PILOT", range(4, 5))
+    bench = Bench(Published("pair", "", lambda path: _pair()), Path())
+    training.require_equal(bench.aligned, None, Trace_ELBO, 4)
+    whole = training._fit
+    monkeypatch.setattr(
+        training,
+        "_fit",
+        lambda *given: {name: 2 * move for name, move in whole(*given).items()},
+    )
+    with pytest.raises(stock.Disagreement, match=r"training: .* under stock SVI by"):
+        training.require_equal(bench.aligned, None, Trace_ELBO, 4)
+    pyro.clear_param_store()
 
 
 def test_samples_agree_within_five_standard_errors_and_no_further():

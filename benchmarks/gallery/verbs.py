@@ -305,7 +305,7 @@ def _finite(answer: Any) -> None:
 
 
 def _annealing() -> pv.AIS:
-    return pv.AIS(num_temperatures=6, chains=2, num_leapfrog=2)
+    return pv.AIS(num_temperatures=6, chains=2, num_leapfrog=2, pilot=60)
 
 
 def _local() -> pv.Local:

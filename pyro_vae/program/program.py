@@ -38,6 +38,7 @@ from pyro_vae.program.passes import Passes, Verb
 from pyro_vae.program.reader import Reader
 from pyro_vae.program.rows import Rows
 from pyro_vae.program.sites import Sites
+from pyro_vae.program.structure import Structure
 from pyro_vae.program.terms import Terms
 from pyro_vae.threads import one_thread
 
@@ -107,8 +108,10 @@ class Program(nn.Module):
             if not callable(function):
                 raise ProgramError(f"{side}: got {function!r}, expected a Pyro function")
         self._dim = dim
+        self._structure = Structure()
         # A tuple: nn.Module must not register them twice.
-        self._functions = (datum_moved(model, dim), datum_moved(guide, dim))
+        self._functions = (model, guide)
+        self._called = self._of_flat_batches()
         store = None if params is None else read_store(params)
         self.own = Parameters((model, guide), modules, store)
         self.parts, self.values = self.own.parts, self.own.values
@@ -154,6 +157,8 @@ class Program(nn.Module):
         if any(new is not old for new, old in zip(origin, self._origin, strict=True)):
             self.__dict__["_origin"] = origin
             self._functions = (self._source.model, self._source.guide)
+            self._structure = Structure()
+            self._called = self._of_flat_batches()
             self.own.replace(self._functions)
             self.examples.forget()
         elif not self.own.follow():
@@ -171,7 +176,12 @@ class Program(nn.Module):
     @property
     def functions(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """The Pyro functions ``(model, guide)``, to be called inside ``running``."""
-        return self._functions
+        return self._called
+
+    def _of_flat_batches(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """Return the functions as ones of flat tensors with the datum first."""
+        model, guide = (self._structure.around(function) for function in self._functions)
+        return datum_moved(model, self._dim), datum_moved(guide, self._dim)
 
     # -- parameters ------------------------------------------------------------------------------
 
@@ -240,7 +250,10 @@ class Program(nn.Module):
             DataError: An array that is no dense numeric one.
         """
         data = data.batch if isinstance(data, Whole) else data
-        batch = adapted(data, self.device, self.precision, self._dim)
+        flat = self._structure.flattened(data)
+        if self._structure.opened:
+            self._called = self._of_flat_batches()
+        batch = adapted(flat, self.device, self.precision, self._dim)
         return self._as_example(batch) if self.examples.offered else self.reader.as_whole(batch)
 
     def conform(self, batch: Batch) -> Batch:
@@ -267,7 +280,7 @@ class Program(nn.Module):
 
     def as_given(self, batch: Batch) -> Batch:
         """Return a batch as a user gives it, its datum in the program's own dimension."""
-        return datum_at(self._dim, batch)
+        return self._structure.restored(datum_at(self._dim, batch))
 
     def passes(
         self,
@@ -296,7 +309,7 @@ class Program(nn.Module):
     def named(self, batch: Batch) -> dict[str, Tensor]:
         """Return the batch's tensors by the names that the model's signature gives them."""
         args, kwargs = arguments(batch)
-        bound = named_arguments(self._functions[0], args, kwargs)
+        bound = named_arguments(self.functions[0], args, kwargs)
         return {name: value for name, value in bound.items() if isinstance(value, Tensor)}
 
     def replace(self, batch: Batch, values: Mapping[str, Tensor]) -> Batch:

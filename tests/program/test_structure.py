@@ -1,0 +1,98 @@
+"""Arguments that hold tensors in containers, and words: the numbers of the flat arguments."""
+
+from contextlib import nullcontext
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+import pyro_vae as pv
+from pyro_vae.evaluation.generation import generate_with_latents
+from pyro_vae.program.passes import Verb
+
+X = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+T = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0, 0.0])
+WORDS = ["rose", "ivy", "ivy", "oak", "rose", "ivy"]
+
+
+class Pair(nn.Module):
+    """A latent behind x and t, with a weight for each; the guide looks at x."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.3, -0.2]))
+
+    def flat_model(self, x, t):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            mean = z[..., None] * self.weight
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+            pyro.sample("t", dist.Normal(z, 2.0), obs=t)
+
+    def flat_guide(self, x, t):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x @ self.weight, 0.7))
+
+
+class Nested(Pair):
+    def model(self, rows, scale=1.0):
+        self.flat_model(rows["x"], rows["rest"][0])
+
+    def guide(self, rows, scale=1.0):
+        self.flat_guide(rows["x"], rows["rest"][0])
+
+
+def nested():
+    return ({"x": X, "rest": [T]}, 2.0)
+
+
+def test_containers_are_opened_and_given_back():
+    program, flat = Nested(), Pair()
+    plain = pv.Program(flat.flat_model, flat.flat_guide)
+    answers = []
+    for asked, data in ((program, nested()), (plain, (X, T))):
+        torch.manual_seed(1)
+        found = pv.log_likelihood(asked, data, samples=8).log_prob
+        answers.append((found, pv.encode(asked, data), pv.reconstruct(asked, data)["t"]))
+    for ours, theirs in zip(*answers, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    with pv.Program.of(program).running():
+        simulated, latents = generate_with_latents(
+            pv.Program.of(program), 6, Verb("test"), nested()
+        )
+    assert simulated[0].keys() == {"x", "rest"} and simulated[0]["rest"][0].shape == (6,)
+    assert not torch.equal(simulated[0]["x"], X) and simulated[1] == 2.0
+    assert latents["z"].shape == (6,)
+
+
+class Lengths(nn.Module):
+    """A word is worth its length."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = nn.Parameter(torch.tensor(0.1))
+
+    def model(self, words):
+        lengths = torch.tensor([float(len(word)) for word in words])
+        with pyro.plate("data", len(words)):
+            pyro.sample("n", dist.Normal(self.mean, 1.0), obs=lengths)
+
+    def guide(self, words):
+        pass
+
+
+def test_words_are_rows():
+    """Graphs must not remember the words of the first batch."""
+    lengths = torch.tensor([float(len(word)) for word in WORDS])
+    means = []
+    for mode in (False, "trace"):
+        program = Lengths()
+        settings = {"epochs": 2, "batch_size": 2, "lr": 0.1, "seed": 3, "progress": False}
+        with pytest.warns(match="runs eagerly") if mode else nullcontext():
+            pv.fit(program, (WORDS,), compile=mode, **settings)
+        means.append(program.mean.item())
+        got = pv.log_likelihood(program, (WORDS,)).log_prob
+        torch.testing.assert_close(got, dist.Normal(means[-1], 1.0).log_prob(lengths))
+    assert means[0] == pytest.approx(means[1]) and means[0] > 0.3

@@ -65,7 +65,7 @@ def _pair():
 
     def guide(x):
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(0.3 * x, 0.5))
+            pyro.sample("z", dist.Normal(0.3 * x, 0.05))
 
     return Subject(model, guide, torch.linspace(-1, 2, 8), 8)
 

@@ -17,6 +17,8 @@ KINDS = {
     "stops": ("stopped_runs", "STOPS"),
     "mutations": ("mutations", "MUTATIONS"),
     "files": ("hostile_files", "HOSTILE"),
+    "disks": ("disks", "DISKS"),
+    "races": ("races", "RACES"),
 }
 
 

@@ -48,11 +48,11 @@ class Forked:
     def ends_within(self, seconds: float) -> bool:
         """Return whether the process has ended by itself after so long."""
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                return True
+        while not os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if time.monotonic() >= end:
+                return False
             time.sleep(0.001)
-        return False
+        return True
 
     def wait(self, seconds: float) -> bool:
         """Wait for the end; a process that is not done by then is killed, and False returned."""

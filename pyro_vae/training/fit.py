@@ -160,6 +160,8 @@ def fit(
         CheckpointError: The checkpoint in ``out`` is damaged or does not fit, or the optimiser has
             a state that no file can hold (found at the first step).
         DeviceError: The device is not there.
+        OSError: ``out`` cannot be written when the run begins or ends (in between, a checkpoint
+            that cannot be is a warning); the program holds what it should all the same.
         ProcessError: Another process of the group has failed; names it and its error. A later
             ``fit`` of all processes begins anew.
         ProgramError: Several devices, for a program that draws its own minibatch.

@@ -183,7 +183,15 @@ class Loop:
         finally:
             self._keep()  # after the callbacks: one may draw random numbers
         if self.checkpoint_every and self.epoch % self.checkpoint_every == 0:
-            self._write()
+            try:
+                self._write()
+            except OSError as error:  # the disk may have room again when the run ends
+                warnings.warn(
+                    f"out: the checkpoint of epoch {self.epoch} was not written ({error}); the run "
+                    "goes on, and the checkpoint before it stays",
+                    UserWarning,
+                    stacklevel=2,
+                )
 
     def _steps(self, bar: Any) -> list[Tensor]:
         """Train for one epoch and return the mean losses per datum, on the device."""

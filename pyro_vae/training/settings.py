@@ -28,6 +28,7 @@ from pyro_vae.training.step import Stepper
 
 KLWeight = float | Schedule | Mapping[str, float | Schedule]
 # Pyro works this one out from the first batch.
+_SHOWN = 16  # values of a tensor that are written out
 _NO_SETTING = ("max_plate_nesting",)
 # Of a parameter group: what is told elsewhere, moves in a run, or chooses among equal kernels.
 _NO_OPTION = {
@@ -160,7 +161,7 @@ def _plain(value: Any) -> str | None:
     if isinstance(value, int | float | str):
         return repr(value)
     if isinstance(value, Tensor):
-        return repr(value.tolist())
+        return repr(value.tolist()) if value.numel() <= _SHOWN else repr(describe_rows((value,)))
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key!r}: {_plain(each)}" for key, each in value.items()) + "}"
     return objective_name(value) if isinstance(value, TermsObjective) else None

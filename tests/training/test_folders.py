@@ -17,6 +17,7 @@ import pyro_vae as pv
 from pyro_vae.errors import CheckpointError, ConfigError
 from pyro_vae.storage import checkpoint, events, lock
 from pyro_vae.storage.atomic import host
+from pyro_vae.storage.bundle import read_bundle
 from pyro_vae.training import loop
 
 X = (torch.rand(40, 7, generator=torch.Generator().manual_seed(4)) > 0.4).float()
@@ -178,6 +179,27 @@ def test_a_failure_of_the_last_write_leaves_the_best_weights_and_shows_itself(
         assert same(weights(pv.load(tmp_path)), watch.seen[watch.best])
     if fails != "checkpoint":
         assert (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_on_the_way_is_a_warning(tmp_path, monkeypatch):
+    """The disk is full after the second epoch; the run ends as if nothing had been."""
+    straight, write = build(), checkpoint.write_bundle
+    pv.fit(straight, X, **FAST)
+
+    def full(*args, **kwargs):
+        raise Full(28, "No space left on device")
+
+    def fill(run):
+        bad = len(run.history["loss"]) == 2
+        monkeypatch.setattr(checkpoint, "write_bundle", full if bad else write)
+
+    program = build()
+    with pytest.warns(UserWarning, match="the checkpoint of epoch 2 was not written.*No space"):
+        pv.fit(program, X, out=tmp_path, checkpoint_every=1, callbacks=[fill], **FAST)
+    assert same(weights(program), weights(straight)) and same(
+        weights(pv.load(tmp_path)), weights(straight)
+    )
+    assert read_bundle(tmp_path, "checkpoint", allow_nonfinite=True)[1]["epoch"] == 4
 
 
 def test_an_interrupt_in_the_last_write_leaves_the_best_weights(tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ from pyro_vae.program.handlers import (
 )
 from pyro_vae.program.plates import data_dim
 
+_LARGE = 30.0  # root mean square of a column beyond which it counts as not scaled
 SURPLUS = (
     "take what the program is for: transform=lambda batch: batch[0] in pv.fit, (x for x, y in "
     "loader) elsewhere"
@@ -257,6 +258,25 @@ def is_point_mass(fn: Any) -> bool:
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return isinstance(fn, Delta) or getattr(fn, "point_mass", False)
+
+
+def unscaled(batch: Batch) -> str:
+    """Return what to do about floats far from unit size, which no learning rate cures, or nothing.
+
+    Networks start far from any answer on them.
+    """
+    for name, leaf in named_leaves(batch):
+        if not leaf.is_floating_point() or leaf.is_meta or leaf.dim() == 0 or not leaf.numel():
+            continue
+        columns = leaf.flatten(1) if leaf.dim() > 1 else leaf[:, None]
+        size = float(columns.double().square().mean(0).sqrt().max())  # of the largest column
+        if size > _LARGE:
+            return (
+                f"The values of {name} are of size {size:.3g}, far from 1: standardise them, "
+                "(x - x.mean(0)) / x.std(0).clamp(min=1e-6), or, where they are counts, give the "
+                "networks x.log1p(), standardised. "
+            )
+    return ""
 
 
 def shapes(batch: Batch) -> str:

@@ -207,9 +207,11 @@ class Reader:
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             if isinstance(error, PyroVaeError):
                 raise
-            surplus = f"; {checks.SURPLUS}" if self._has_surplus(args, kwargs) else ""
+            reason, broken, _ = str(error).partition(", but found invalid values")  # all of them
+            hint = f"; {checks.SURPLUS}" if self._has_surplus(args, kwargs) else ""
+            hint += f". {checks.unscaled(batch)}" if broken else ""
             raise DataError(
-                f"the program cannot take this batch ({checks.shapes(batch)}): {error}{surplus}"
+                f"the program cannot take this batch ({checks.shapes(batch)}): {reason}{hint}"
             ) from error
 
     def _has_surplus(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

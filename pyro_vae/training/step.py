@@ -14,6 +14,7 @@ from pyro_vae.inference.graphs.flat_inputs import global_norm
 from pyro_vae.inference.graphs.graph_step import Prepared, Traced
 from pyro_vae.inference.objectives.objective import Objective, OptimiserFactory, Update
 from pyro_vae.program.batch import Batch, named_leaves
+from pyro_vae.program.checks import unscaled
 from pyro_vae.program.handlers import Beta
 from pyro_vae.program.modules import leaves_behind
 from pyro_vae.program.program import Program
@@ -346,8 +347,8 @@ class Stepper:
         site = first_bad_site(self.program, batch) or self._first_bad_gradient()
         where = f" (first seen at {site})" if site else ""
         return (
-            f"{where}; the weights are as before this step. Lower lr, set clip_norm, or bound the "
-            "scales of the program"
+            f"{where}; the weights are as before this step. {unscaled(batch)}Lower lr, set "
+            "clip_norm, or bound the scales of the program"
         )
 
     def _first_bad_gradient(self) -> str | None:

@@ -335,8 +335,9 @@ def as_tensor(leaf: Any) -> Tensor:
         try:
             tensor = torch.as_tensor(_numeric(leaf))
         except (TypeError, ValueError, RuntimeError) as error:
+            fix = "; convert it: x.astype('float32')" if hasattr(leaf, "astype") else ""
             raise DataError(
-                f"got {type(leaf).__name__}, expected a tensor or a numeric array: {error}"
+                f"got {type(leaf).__name__}, expected a tensor or a numeric array: {error}{fix}"
             ) from error
     if tensor.is_nested or tensor.layout != torch.strided:
         raise DataError(
@@ -356,5 +357,6 @@ def _numeric(leaf: Any) -> Any:
         array = array.astype(array.dtype.newbyteorder("="))
     if array.dtype in (np.uint16, np.uint32, np.uint64):  # torch stores them and computes nothing
         array = array.astype(np.int64)
-    # torch warns of read-only memory, and must not write to it
-    return array if array.flags.writeable else array.copy()
+    # torch takes no negative strides; it warns of read-only memory, and must not write to it
+    backwards = any(stride < 0 for stride in array.strides)
+    return array.copy() if backwards or not array.flags.writeable else array

@@ -78,7 +78,9 @@ def check_example(batch: Batch, example: Batch) -> None:
     """
     got, expected = dict(named_leaves(batch)), dict(named_leaves(example))
     if got.keys() != expected.keys():
-        surplus = f"; {SURPLUS}" if len(got) > len(expected) == 1 else ""
+        surplus = ""
+        if len(got) > len(expected) == 1:
+            surplus = f"; {SURPLUS}" if len(got) < 5 else "; rows are one array: np.stack(x)"
         raise DataError(f"batch: got {sorted(got)}, expected {sorted(expected)}{surplus}")
     for name, leaf in got.items():
         tail = tuple(expected[name].shape[1:])

@@ -26,7 +26,7 @@ from pyro_vae.program.batch import (
     rows_of,
 )
 
-_ARRAYS = (Tensor, np.ndarray, Mapping, list, tuple, str, bytes, PackedSequence)
+_ARRAYS = (Tensor, np.ndarray, Mapping, list, tuple, str, bytes, memoryview, PackedSequence)
 
 
 def is_stream(data: Any) -> bool:

@@ -18,6 +18,7 @@ from pyro_vae.evaluation.likelihood import log_likelihood
 from pyro_vae.program.bounds import elbo
 from pyro_vae.program.modules import evaluating
 from pyro_vae.program.program import Program
+from pyro_vae.threads import require_turn
 
 _ROWS_PER_PASS = 512
 
@@ -115,6 +116,7 @@ def topics(
         | Machine reading tea leaves (Lau et al., 2014)
         | Topic modeling in embedding spaces (Dieng et al., 2020), arXiv:1907.04907: diversity
     """
+    require_turn("topics")
     if positive("num_words", num_words) < 2:
         raise ConfigError("num_words: got 1, expected at least 2: coherence is of pairs")
     with evaluating(Program.of(program)), torch.no_grad():
@@ -151,6 +153,7 @@ def perplexity(program: Any, data: Any, *, samples: int | None = None) -> Perple
     Raises:
         DataError: A document without words, or counts of another shape.
     """
+    require_turn("perplexity")
     counts = torch.as_tensor(data)
     lengths = counts.sum(-1).double()
     empty = (lengths == 0).nonzero()[:, 0]
@@ -180,6 +183,7 @@ def completion(program: Any, seen: Tensor, held_out: Tensor) -> Perplexity:
         DataError: Parts of different shapes, or one without words.
         ProgramError: The program has no decoder of codes.
     """
+    require_turn("completion")
     lengths = held_out.sum(-1).double()
     if seen.shape != held_out.shape or not bool((lengths > 0).all()):
         raise DataError(

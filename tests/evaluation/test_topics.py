@@ -80,8 +80,11 @@ def test_perplexities_are_those_of_the_bound():
     assert found.corpus == pytest.approx((cost.sum() / length.sum()).exp().item())
     error = (cost / length).std() / 30**0.5 * found.per_document
     assert found.per_document_stderr == pytest.approx(error.item())
-    tight = pv.perplexity(PROGRAM, x, samples=200)
-    assert tight.corpus < found.corpus
+    torch.manual_seed(1)
+    tight = pv.perplexity(PROGRAM, x, samples=50)
+    torch.manual_seed(1)
+    cost = -pv.log_likelihood(PROGRAM, x, samples=50).log_prob.double()
+    assert tight.corpus == pytest.approx((cost.sum() / length.sum()).exp().item())
     assert "per_document=" in repr(tight)
 
 

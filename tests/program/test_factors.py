@@ -228,7 +228,10 @@ def test_auxiliary_sites_of_the_guide_do_not_stop_hmc():
     local = pv.infer(program, X, how="local")
     torch.testing.assert_close(local.mean, X / 2, rtol=0, atol=1e-2)
     with pytest.raises(ProgramError, match="'a'"):
-        pv.ais(program, X, pv.AIS(5, 2, pilot=10))
+        pv.ais(program, X, pv.AIS(5, 2, start="guide", pilot=10))
+    annealed = pv.ais(program, X, pv.AIS(30, 64, num_leapfrog=2, pilot=60))  # from the prior
+    noise = (1 / annealed.ess - 1 / 64).clamp(min=1e-4).sqrt()
+    assert ((annealed.log_prob - EXACT) / noise).abs().max() < 5.0
 
 
 class Ridge(nn.Module):

@@ -29,6 +29,7 @@ X = torch.linspace(-1, 1, 42, dtype=torch.float64).reshape(7, 6)
 
 # A prior or a posterior that does not factorise has no density per unit.
 WITHOUT_UNITS = {
+    "lda",
     "linear_full",
     "sbn_autoregressive",
     "vae_ar1",

@@ -57,6 +57,9 @@ VERBS = {
     "refine": lambda p, folder: pv.refine(p, X),
     "save": lambda p, folder: pv.save(p, folder),
     "code_usage": lambda p, folder: pv.code_usage(p, X),
+    "topics": lambda p, folder: pv.topics(p, X),
+    "perplexity": lambda p, folder: pv.perplexity(p, X),
+    "completion": lambda p, folder: pv.completion(p, X, X),
 }
 
 

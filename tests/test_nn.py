@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pyro_vae.errors import ConfigError, DataError
-from pyro_vae.nn import ACTIVATIONS, MLP, ConvDecoder, ConvEncoder, OneHot
+from pyro_vae.nn import ACTIVATIONS, MLP, BatchNorm, ConvDecoder, ConvEncoder, OneHot
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 
@@ -62,6 +62,15 @@ def test_batch_norm_normalises_over_all_leading_dims():
     x = torch.randn(5, 6, 3, dtype=torch.float64)
     torch.testing.assert_close(net(x), net(x.reshape(30, 3)).reshape(5, 6, 2), **EXACT)
     assert net.hidden[1].running_mean.abs().sum() > 0
+
+
+def test_a_lone_row_is_normalised_by_running_moments_and_moves_none():
+    norm = BatchNorm(3)
+    norm(torch.randn(20, 3))
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    found = norm(torch.ones(1, 3))
+    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+    assert torch.equal(found, norm.eval()(torch.ones(1, 3)))
 
 
 def test_dropout_acts_in_training_only():

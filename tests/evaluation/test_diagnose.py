@@ -44,6 +44,27 @@ def test_diagnosis_equals_the_closed_forms(linear, rows, num_particles):
     assert found.active_units == {"z": 3 if rows > 1 else 0}
 
 
+def test_errors_and_the_reconstruction_from_the_prior_are_the_closed_forms(linear):
+    """Within 5 standard errors; that of an error is a few percent of it, at 1500 data."""
+    torch.manual_seed(1)
+    found = pv.diagnose(linear, X)
+    with torch.no_grad():
+        q, decoder = linear.encoder(X).base_dist, linear.weight
+        kl = normal_kl(q.loc, q.scale)
+        noise = ((q.scale**2 - 1).square() / 2 + (q.loc * q.scale).square()).sum(1).mean()
+        # (r - W z)², z ~ N(0, I): mean r'r + tr WW', variance 2 tr (WW')² + 4 r'WW'r
+        rest, gram = X - linear.mean, decoder @ decoder.mT
+        square = rest.square().sum(1) + gram.trace()
+        spread = 2 * (gram @ gram).trace() + 4 * (rest @ gram * rest).sum(1).mean()
+        precision = (-2 * linear.log_scale).exp()
+        exact = -3 * (2 * math.pi / precision).log() - precision * square.mean() / 2
+        error = precision / 2 * (spread / len(X)).sqrt()
+    assert abs(found.prior_reconstruction - exact) < 5 * error
+    assert found.prior_reconstruction < found.reconstruction - 20 * error
+    expected = ((kl.sum(1).var() + noise) / len(X)).sqrt()
+    assert found.kl_stderr["z"] == pytest.approx(expected.item(), rel=0.2)
+
+
 @pytest.mark.parametrize("dead", [0, 1, 3])
 def test_collapsed_units_are_counted_exactly(linear, dead):
     program = pv.models.LinearVAE(6, 3).double()

@@ -181,6 +181,22 @@ def test_units_that_underflow_stay_finite():
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
+def test_each_layer_has_columns_of_its_own_in_the_table():
+    """Four units of z1, two of z2: a column is the place, or later the spread, of one unit."""
+    model = DEF(3, (4, 2), num_data=4, family="gaussian").double()
+    row, units = torch.arange(4), [("z1", k) for k in range(4)] + [("z2", k) for k in range(2)]
+    before = model.guide_of(COUNTS, row)
+    for column in range(12):
+        with torch.no_grad():
+            model.table[:, column] += 1.0
+        for name, q in model.guide_of(COUNTS, row).items():
+            at = [k for unit, k in (units[column % 6],) if unit == name]
+            for value, old in ((q.mean, before[name].mean), (q.stddev, before[name].stddev)):
+                moved = (value != old).all(0).nonzero().flatten().tolist()
+                assert moved == (at if (value is q.mean) == (column < 6) else [])
+        before = model.guide_of(COUNTS, row)
+
+
 def test_a_row_of_the_table_is_moved_by_its_datum_alone():
     model = DEF(3, (2,), num_data=4).double()
     program, batch = pv.Program.of(model), model.rows(COUNTS)
@@ -204,6 +220,13 @@ def test_stronger_data_narrow_the_weights():
         pv.fit(model, model.rows(x), epochs=1200 // repeats, batch_size=8, lr=0.05, compile="trace")
         spreads.append(model.weight_spread[0].mean().item())
     assert spreads[1] < spreads[0] - 0.5
+
+
+def test_the_means_and_scales_of_bayesian_weights_train():
+    vae, x = BayesianVAE(6, 2, (5,)), torch.ones(4, 6)
+    with pv.Program.of(vae).running():
+        pv.ELBO().per_datum(pv.Program.of(vae).joint(x)).backward()
+    assert all((p.grad != 0).any() for p in (*vae.decoder.parameters(), *vae.log_scales))
 
 
 def test_bayesian_vae_is_a_vae_at_each_draw_of_its_decoder():

@@ -334,3 +334,13 @@ def test_the_state_of_a_deep_descent_starts_no_larger_than_that_of_a_shallow_one
         moved = vae.descend(lambda layer, state, noise=noise: next(noise)) - vae.start
         sizes.append(moved.square().mean().item())
     assert 0.4 < sizes[1] / sizes[0] < 2.5
+
+
+def test_the_top_of_a_deep_guide_reads_the_end_of_the_upward_pass(store):
+    vae, x, locs = TopDownVAE(DATA, (2, 2, 2), hidden=8), binary(5), []
+    for _ in range(2):
+        site = poutine.trace(vae.guide).get_trace(x).nodes["z3"]
+        locs.append(site["fn"].base_dist.loc.detach())
+        with torch.no_grad():
+            vae.up[2][-1].output.bias.copy_(torch.randn(8))
+    assert not torch.equal(*locs)

@@ -117,6 +117,15 @@ def following(codebook, batches):
     return codebook.vectors
 
 
+def test_the_codes_of_a_step_stay_when_the_next_step_moves_the_codebook():
+    torch.manual_seed(0)
+    codebook = Codebook(4, 2, positions=3, decay=0.1)
+    first = codebook(torch.randn(20, 3, 2))
+    for shift in (5.0, 10.0):
+        codebook(shift * torch.randn(20, 3, 2))
+    assert torch.equal(first.numbers(first.mean), first.chosen)
+
+
 def test_codes_follow_running_means():
     codebook = Codebook(4, 2, 3, decay=0.9, revive=0.0).double()
     codebook.vectors.copy_(VECTORS)

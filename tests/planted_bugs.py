@@ -1,0 +1,1645 @@
+"""Known bugs, each with the test that catches it; ``benchmarks/planted_bugs.py`` plants them."""
+
+from typing import NamedTuple
+
+
+class Bug(NamedTuple):
+    """A change of one text in one file of the package, and the test that fails on it."""
+
+    name: str
+    file: str
+    original: str
+    planted: str
+    test: str
+
+
+BUGS = [
+    # The program and what reads it
+    Bug(
+        "globals drawn anew in each chunk",
+        "program/passes.py",
+        "self._held = self._held or [{} for _ in range(self._samples)]",
+        "self._held = [{} for _ in range(self._samples)]",
+        "tests/program/test_passes.py::test_elbo_holds_one_draw_of_the_globals",
+    ),
+    Bug(
+        "N/B upside down",
+        "program/handlers.py",
+        'msg["scale"] * (self.size / frame.size)',
+        'msg["scale"] * (frame.size / self.size)',
+        "tests/program/test_program.py::test_global_weights_count_once_per_data_set",
+    ),
+    Bug(
+        "tiled rows counted K times",
+        "program/terms.py",
+        "draw.batch_size = frame.size // layout.tiles",
+        "draw.batch_size = frame.size",
+        "tests/program/test_edge_programs.py::test_a_tiled_program_keeps_its_n[49]",
+    ),
+    Bug(
+        "tiles read in the other order",
+        "program/site_densities.py",
+        "return value.reshape(self.tiles, -1)",
+        "return value.reshape(-1, self.tiles).mT",
+        "tests/program/test_program.py::test_tiles_where_a_model_does_not_broadcast[build1-True]",
+    ),
+    Bug(
+        "a score under the weights of handlers",
+        "program/terms.py",
+        "scores[name] = summed(parts.score_function, 1.0)",
+        "scores[name] = summed(parts.score_function, handler_scale(site))",
+        "tests/inference/objectives/test_gradients.py::test_mean_gradient_under_a"
+        "_kl_weight[ELBO, bits-0.3]",
+    ),
+    Bug(
+        "the entropy of sites without a path",
+        "program/terms.py",
+        "        draw.no_path += (name,)",
+        "        pass",
+        "tests/program/test_program.py::test_score_terms_stand_for_what_has_no_path",
+    ),
+    Bug(
+        "rows of passes that all begin at 0",
+        "program/passes.py",
+        "                start = end\n",
+        "                pass\n",
+        "tests/program/test_passes.py::test_the_size_of_passes_changes_no_answer[rows]",
+    ),
+    Bug(
+        "S equal draws of the globals",
+        "program/passes.py",
+        "self._held = [{**joint.global_values(), **held} for held in self._held]",
+        "one = joint.global_values()\n"
+        "            self._held = [{**one, **held} for held in self._held]",
+        "tests/program/test_passes.py::test_elbo_of_the_globals_is_exact",
+    ),
+    Bug(
+        "verbs in train mode",
+        "program/passes.py",
+        "with program.running(), evaluating(program), torch.no_grad(), validation(False):",
+        "with program.running(), torch.no_grad(), validation(False):",
+        "tests/evaluation/test_likelihood.py::test_weights_run_in_eval_mode_and_go_back",
+    ),
+    Bug(
+        "the globals of elbo not per N",
+        "program/bounds.py",
+        "/ (passes.sites.size or len(values))",
+        "/ 1",
+        "tests/program/test_passes.py::test_elbo_of_the_globals_is_exact",
+    ),
+    Bug(
+        "elbo at the first draw of the globals",
+        "program/bounds.py",
+        "parts.append(torch.stack([each.signal.mean((0, 1)) for each in terms]).mean(0))",
+        "parts.append(terms[0].signal.mean((0, 1)))",
+        "tests/program/test_passes.py::test_elbo_of_the_globals_is_exact",
+    ),
+    Bug(
+        "a sum not split by the chain rule",
+        "program/terms.py",
+        "draw.log_p[group.label] = group.weigh(total - known, layout, group.observed)",
+        "draw.log_p[group.label] = group.weigh(total, layout, group.observed)",
+        "tests/program/test_enumeration.py::test_a_latent_under_a_sum_keeps_its_own_density",
+    ),
+    Bug(
+        "no Jacobian in the log joint",
+        "program/log_joint.py",
+        "return sum(log_p.values()) + jacobian + self.log_masked(u)",
+        "return sum(log_p.values()) + self.log_masked(u)",
+        "tests/program/test_log_joint.py::test_densities_on_constrained_supports[Constrained-1]",
+    ),
+    Bug(
+        "no Jacobian in the guide's density",
+        "program/log_joint.py",
+        "return sum(log_q.values()) + jacobian + self.log_masked(u)",
+        "return sum(log_q.values()) + self.log_masked(u)",
+        "tests/program/test_log_joint.py::test_densities_on_constrained_supports[Constrained-1]",
+    ),
+    Bug(
+        "a density kept for a tensor that was written to",
+        "program/log_joint.py",
+        "key = (u._version, u.requires_grad and torch.is_grad_enabled())",
+        "key = (0, u.requires_grad and torch.is_grad_enabled())",
+        "tests/program/test_log_joint.py::test_one_model_pass_serves_prior_and_jo"
+        "int_and_never_a_changed_vector",
+    ),
+    Bug(
+        "masks of the first rows",
+        "program/log_joint.py",
+        "if self._masks:  # those of the other rows; at zero, so that no noise is drawn",
+        "if False:",
+        "tests/program/test_masked_latents.py::test_the_traced_density_reads_the_mask_of_its_rows",
+    ),
+    Bug(
+        "chains that take the weights of a program",
+        "program/log_joint.py",
+        "joint = program.summed_joint(batch)\n        with",
+        "joint = program.joint(batch)\n        with",
+        "tests/program/test_weights_on_rows.py::test_likelihoods_are_those_of_the"
+        "_unweighted_model[normalising factor]",
+    ),
+    Bug(
+        "particles placed among the rows in the wrong order",
+        "program/joint.py",
+        "return value.movedim(0, axis).flatten(axis, axis + 1)",
+        "return value.movedim(0, axis + 1).flatten(axis, axis + 1)",
+        "tests/program/test_log_joint.py::test_densities_on_constrained_supports[Tiled-3]",
+    ),
+    Bug(
+        "dreams scored at the real data",
+        "program/joint.py",
+        "args, kwargs = self._replace(self.args, self.kwargs, values)",
+        "args, kwargs = self.args, self.kwargs",
+        "tests/program/test_program.py::test_a_dream_is_scored_at_its_own_data",
+    ),
+    Bug(
+        "a parameter outside its bounds",
+        "program/parameters.py",
+        "value = transform_to(self._constraints.setdefault(key, constraint))(unconstrained)",
+        "value = unconstrained.view_as(unconstrained)",
+        "tests/program/test_program.py::test_constrained_parameters_stay_inside_and_train",
+    ),
+    Bug(
+        "a KL weight on observed sites",
+        "program/handlers.py",
+        'if msg["is_observed"] or data_frame(msg) is None:\n            return\n        beta',
+        "if data_frame(msg) is None:\n            return\n        beta",
+        "tests/test_contract.py::test_beta_equals_the_hand_written_loss[0.0-vae]",
+    ),
+    Bug(
+        "a KL weight on the globals",
+        "program/handlers.py",
+        'if msg["is_observed"] or data_frame(msg) is None:\n            return\n        beta',
+        'if msg["is_observed"]:\n            return\n        beta',
+        "tests/program/test_program.py::test_a_kl_weight_leaves_the_globals_and_the_data_alone",
+    ),
+    Bug(
+        "a KL weight on the model only",
+        "program/program.py",
+        "ScaleLatents(beta)(model), ScaleLatents(beta)(guide)",
+        "ScaleLatents(beta)(model), guide",
+        "tests/test_contract.py::test_beta_equals_the_hand_written_loss[0.0-vae]",
+    ),
+    Bug(
+        "N/B squared",
+        "program/site_densities.py",
+        "            scale = scale / (frame.full_size / frame.size)",
+        "            pass",
+        "tests/inference/objectives/test_objectives.py::test_zero_variance_of_a_p"
+        "rogram_that_subsamples",
+    ),
+    Bug(
+        "a dream written over the whole argument",
+        "program/observed.py",
+        "        changed = base.clone(memory_format=torch.contiguous_format)\n",
+        "        changed = torch.zeros_like(base, memory_format=torch.contiguous_format)\n",
+        "tests/program/test_reader.py::test_a_plate_left_of_another_and_views_of_an_argument",
+    ),
+    Bug(
+        "an offset left out of a view",
+        "program/observed.py",
+        "dense.storage_offset() + self.offset",
+        "dense.storage_offset()",
+        "tests/program/test_reader.py::test_a_plate_left_of_another_and_views_of_an_argument",
+    ),
+    # Objectives
+    Bug(
+        "persistent chains of the wrong rows",
+        "inference/objectives/hmc_refined.py",
+        "self.chains.index_copy_(1, rows, refined)",
+        "self.chains.index_copy_(1, rows.flip(0), refined)",
+        "tests/inference/objectives/test_hmc_refined.py::test_a_chain_goes_on_whe"
+        "re_its_own_row_ended",
+    ),
+    Bug(
+        "persistent chains read from the first rows",
+        "inference/objectives/hmc_refined.py",
+        "self.chains[:, rows], start)",
+        "self.chains[:, : len(rows)], start)",
+        "tests/inference/objectives/test_hmc_refined.py::test_a_chain_goes_on_whe"
+        "re_its_own_row_ended",
+    ),
+    Bug(
+        "FreeBits without the globals",
+        "inference/objectives/kl_control.py",
+        "                bound = bound - log_q.mean()\n        return -with_globals(bound, terms)",
+        "                bound = bound - log_q.mean()\n        return -bound",
+        "tests/inference/objectives/test_every_objective.py::test_the_globals_bea"
+        "r_one_over_n[free bits-1]",
+    ),
+    Bug(
+        "TargetKL without the globals",
+        "inference/objectives/kl_control.py",
+        "(kl - self.nats).abs()\n        return -with_globals(bound, terms)",
+        "(kl - self.nats).abs()\n        return -bound",
+        "tests/inference/objectives/test_every_objective.py::test_the_globals_bea"
+        "r_one_over_n[target KL-1]",
+    ),
+    Bug(
+        "the prior of globals not per N under STL and DReG",
+        "inference/objectives/pathwise.py",
+        "log_q = log_q.mean() / terms.size if",
+        "log_q = log_q.mean() / terms.batch_size if",
+        "tests/inference/objectives/test_every_objective.py::test_the_globals_bea"
+        "r_one_over_n[STL-1]",
+    ),
+    Bug(
+        "log p of globals not per N",
+        "inference/objectives/objective.py",
+        "weight.mean() / terms.size",
+        "weight.mean() / terms.batch_size",
+        "tests/inference/objectives/test_every_objective.py::test_the_globals_bea"
+        "r_one_over_n[IWAE-1]",
+    ),
+    Bug(
+        "the leave-one-out baseline's own share",
+        "inference/objectives/score_function.py",
+        "* (count / (count - 1))",
+        "* 1.0",
+        "tests/inference/objectives/test_objectives_finite_k.py::test_bits_agains"
+        "t_enumeration[RLOO 2-one layer-0]",
+    ),
+    Bug(
+        "VIMCO's signal with the particle's own weight",
+        "inference/objectives/score_function.py",
+        "others = (log_weight.sum(1, keepdim=True) - log_weight) / (count - 1)",
+        "others = log_weight.mean(1, keepdim=True).expand_as(log_weight)",
+        "tests/inference/objectives/test_objectives_finite_k.py::test_bits_agains"
+        "t_enumeration[VIMCO 2-one layer-0]",
+    ),
+    Bug(
+        "NVIL's moments move in eval mode",
+        "inference/objectives/score_function.py",
+        "        if self.training:\n            self._move",
+        "        if True:\n            self._move",
+        "tests/inference/objectives/test_objectives_finite_k.py::test_nvil_stands"
+        "_still_in_evaluation",
+    ),
+    Bug(
+        "NVIL's variance not centred",
+        "inference/objectives/score_function.py",
+        "self._move(signal - predicted.detach(), centred)",
+        "self._move(signal - predicted.detach(), signal)",
+        "tests/inference/objectives/test_objectives_finite_k.py::test_nvil_moment"
+        "s_and_network_exactly[False]",
+    ),
+    Bug(
+        "DisARM's second draw not antithetic",
+        "inference/objectives/score_function.py",
+        "pair = torch.stack([uniform < half, 1 - uniform < half])",
+        "pair = torch.stack([uniform < half, torch.rand_like(half) < half])",
+        "tests/inference/objectives/test_objectives_finite_k.py::test_bits_agains"
+        "t_enumeration[DisARM-one layer-0]",
+    ),
+    Bug(
+        "Renyi's power of the wrong sign",
+        "inference/objectives/importance_weighted.py",
+        "power_mean(terms.log_weight, 1.0 - self.alpha, dim=1)",
+        "power_mean(terms.log_weight, self.alpha - 1.0, dim=1)",
+        "tests/inference/objectives/test_objectives.py::test_formula_on_replayed_"
+        "draws[R\\xe9nyi 0.5-batch-3-5-None]",
+    ),
+    Bug(
+        "the closed-form KL under no weight",
+        "inference/objectives/elbo.py",
+        "weight = terms.latents[name][0].kl_weight\n",
+        "weight = 1.0\n",
+        "tests/inference/objectives/test_analytic_weights.py::test_the_closed_for"
+        "m_is_taken_where_it_is_right[beta]",
+    ),
+    Bug(
+        "the signal of a global score per datum",
+        "inference/objectives/elbo.py",
+        "whole = global_signal + terms.size * signal.mean((1, 2))",
+        "whole = global_signal + signal.mean((1, 2))",
+        "tests/inference/objectives/test_gradients.py::test_a_global_without_a_path_hears_all_data",
+    ),
+    Bug(
+        "free bits floored datum by datum",
+        "inference/objectives/kl_control.py",
+        "units = terms.unit_kl(site).mean((0, 1, 2))",
+        "units = terms.unit_kl(site).clamp(min=0.1).mean((0, 1, 2))",
+        "tests/inference/objectives/test_gradients.py::test_free_bits_per_unit[0.0-False]",
+    ),
+    Bug(
+        "a held KL without a gradient from below",
+        "inference/objectives/kl_control.py",
+        "self.weight * (kl - self.nats).abs()",
+        "self.weight * (kl - self.nats).clamp(min=0)",
+        "tests/inference/objectives/test_collapse_objectives.py::test_a_target_pu"
+        "shes_from_both_sides",
+    ),
+    Bug(
+        "the wake update of the guide without weights",
+        "inference/objectives/wake_sleep.py",
+        "(weight * (log_p + self.wake * log_q)).sum(1)",
+        "(weight * log_p + self.wake * log_q / weight.shape[1]).sum(1)",
+        "tests/inference/objectives/test_objectives_finite_k.py::test_wake_sleep_"
+        "against_its_own_expectation[one layer-2-wake]",
+    ),
+    Bug(
+        "the sleep update left out",
+        "inference/objectives/wake_sleep.py",
+        "if self.sleep:",
+        "if False:",
+        "tests/inference/objectives/test_objectives_finite_k.py::test_wake_sleep_"
+        "against_its_own_expectation[one layer-2-sleep]",
+    ),
+    Bug(
+        "the step size of HMCRefined goes the other way",
+        "inference/objectives/hmc_refined.py",
+        "_GAIN * (acceptance - self.target_accept)",
+        "_GAIN * (self.target_accept - acceptance)",
+        "tests/inference/objectives/test_hmc_refined.py::test_the_step_size_follo"
+        "ws_the_target[True]",
+    ),
+    Bug(
+        "chains of HMCRefined in train mode",
+        "inference/objectives/hmc_refined.py",
+        "with evaluating(program), torch.no_grad():\n            refined",
+        "with torch.no_grad():\n            refined",
+        "tests/inference/objectives/test_hmc_refined.py::test_chains_run_in_eval_"
+        "mode_and_gradients_in_train_mode",
+    ),
+    Bug(
+        "the mass of HMCRefined upside down",
+        "inference/objectives/hmc_refined.py",
+        "parts[-1] = torch.where(usable, variance, ones)",
+        "parts[-1] = torch.where(usable, 1 / variance, ones)",
+        "tests/inference/objectives/test_hmc_refined.py::test_the_model_follows_t"
+        "he_likelihood[top-down]",
+    ),
+    Bug(
+        "the lagging encoder trains on",
+        "inference/objectives/lagging.py",
+        'elif known[_BEST] > 2 * found.stderr:\n            known[_BEST] = float("inf")',
+        "elif known[_BEST] > 2 * found.stderr:\n            pass",
+        "tests/inference/objectives/test_collapse_objectives.py::test_the_head_st"
+        "art_ends_when_information_falls",
+    ),
+    Bug(
+        "the decoder trains with the lagging encoder",
+        "inference/objectives/lagging.py",
+        "encoder = encoder_parameters(program)\n",
+        "encoder = encoder_parameters(program) and tuple(program.parameters())\n",
+        "tests/inference/objectives/test_collapse_objectives.py::test_the_decoder"
+        "_waits_while_the_encoder_trains_ahead",
+    ),
+    Bug(
+        "a sum over the batch before log-mean-exp",
+        "inference/objectives/importance_weighted.py",
+        "log_mean_exp(terms.log_weight, dim=1).mean()",
+        "log_mean_exp(terms.log_weight.sum(2), dim=1).mean() / terms.batch_size",
+        "tests/inference/objectives/test_objectives.py::test_formula_on_replayed_"
+        "draws[IWAE-batch-3-5-None]",
+    ),
+    Bug(
+        "a detach missing in STL",
+        "inference/objectives/pathwise.py",
+        "score, kept = torch.full_like(v, 1.0 / v.shape[1]), torch.zeros_like(v)",
+        "score, kept = torch.full_like(v, 1.0 / v.shape[1]), v",
+        "tests/inference/objectives/test_gradients.py::test_guide_gradient_vanish"
+        "es_at_the_posterior",
+    ),
+    Bug(
+        "a score-function term of the wrong sign",
+        "inference/objectives/elbo.py",
+        "surrogate = surrogate + _score_term(terms.score,",
+        "surrogate = surrogate - _score_term(terms.score,",
+        "tests/inference/objectives/test_gradients.py::test_a_global_without_a_path_hears_all_data",
+    ),
+    Bug(
+        "a baseline that leaks gradient",
+        "inference/objectives/score_function.py",
+        "centred = residual.detach()",
+        "centred = residual",
+        "tests/inference/objectives/test_objectives_finite_k.py::test_nvil_moment"
+        "s_and_network_exactly",
+    ),
+    Bug(
+        "signals of other data",
+        "inference/objectives/score_function.py",
+        "half = half.reshape(half.shape + (1,) * len(distribution.event_shape))",
+        "half = half.sum()",
+        "tests/inference/objectives/test_objectives_finite_k.py::test_disarm_keeps_data_apart",
+    ),
+    Bug(
+        "a closed-form KL of a bottom-up guide",
+        "inference/objectives/elbo.py",
+        "if parents <= drawn and alone and",
+        "if alone and",
+        "tests/inference/objectives/test_gradients.py::test_which_sites_are_analytic",
+    ),
+    # Sampling
+    Bug(
+        "tails cut from the momentum",
+        "inference/sampling/hmc.py",
+        "return noise / inverse_mass**0.5",
+        "return noise.clamp(-2, 2) / inverse_mass**0.5",
+        "tests/inference/sampling/test_hmc.py::test_momenta_are_normal_with_the_given_mass",
+    ),
+    Bug(
+        "R-hat blind to unequal spread",
+        "inference/sampling/diagnostics.py",
+        "return torch.maximum(_rhat(scores), _rhat(folded)), _ess(scores)",
+        "return _rhat(scores), _ess(scores)",
+        "tests/inference/sampling/test_diagnostics.py::test_the_vectorised_number"
+        "s_are_those_of_plain_loops[False-4-100--0.6]",
+    ),
+    Bug(
+        "chains not split",
+        "inference/sampling/diagnostics.py",
+        "both = torch.cat([draws[:, :half], draws[:, draws.shape[1] - half :]])",
+        "both = draws",
+        "tests/inference/sampling/test_diagnostics.py::test_the_vectorised_number"
+        "s_are_those_of_plain_loops[False-4-100--0.6]",
+    ),
+    Bug(
+        "ESS without the variance between chains",
+        "inference/sampling/diagnostics.py",
+        "/ draws + chains.mean(-1).var(-1, keepdim=True)",
+        "/ draws",
+        "tests/inference/sampling/test_diagnostics.py::test_the_vectorised_number"
+        "s_are_those_of_plain_loops[False-4-100-0.0]",
+    ),
+    Bug(
+        "the Pareto fit without its prior",
+        "inference/sampling/importance_weights.py",
+        "return (shape * num + 5.0) / (num + 10.0), sigma",
+        "return shape, sigma",
+        "tests/inference/sampling/test_importance_weights.py::test_pareto_fit_equals_pyro[5]",
+    ),
+    Bug(
+        "dual averaging goes the other way",
+        "inference/sampling/hmc.py",
+        "self.step(target - accept_prob.sum_to_size(self.next.shape) / sharing)",
+        "self.step(accept_prob.sum_to_size(self.next.shape) / sharing - target)",
+        "tests/inference/sampling/test_hmc.py::test_acceptance_reaches_its_target[True-0.65]",
+    ),
+    Bug(
+        "the kept step is the last one",
+        "inference/sampling/hmc.py",
+        "    return state, adaptation.average",
+        "    return state, adaptation.next",
+        "tests/inference/sampling/test_hmc.py::test_the_step_that_is_kept_is_the_"
+        "average_of_those_tried",
+    ),
+    Bug(
+        "one length for all rows",
+        "inference/sampling/hmc.py",
+        "noise = _uniform(state.log_prob, generator)\n",
+        "noise = _uniform(state.log_prob.flatten()[0], generator)\n",
+        "tests/inference/posterior/test_refine.py::test_the_length_is_tuned_to_th"
+        "e_target[100.0-expected1]",
+    ),
+    Bug(
+        "the mass in the momentum but not in the energy",
+        "inference/sampling/hmc.py",
+        "return 0.5 * (inverse_mass * momentum.square()).sum(-1)",
+        "return 0.5 * momentum.square().sum(-1)",
+        "tests/inference/sampling/test_hmc.py::test_mass_leaves_the_posterior_invariant[0.3]",
+    ),
+    Bug(
+        "a rejected row keeps the proposal's gradient",
+        "inference/sampling/hmc.py",
+        "torch.where(row, proposal.grad, state.grad)",
+        "proposal.grad",
+        "tests/inference/sampling/test_hmc.py::test_posterior_is_left_invariant[10-100000]",
+    ),
+    Bug(
+        "the pilot's target forgotten",
+        "inference/sampling/ais.py",
+        "gain * (info.accept_prob.mean(0) - target)",
+        "gain * (info.accept_prob.mean(0) - 0.3)",
+        "tests/inference/sampling/test_ais.py::test_frozen_steps_meet_the_target_"
+        "acceptance[0.01-10]",
+    ),
+    Bug(
+        "temperatures without their end",
+        "inference/sampling/ais.py",
+        "scaled = (curve - curve[0]) / (curve[-1] - curve[0])",
+        "scaled = curve",
+        "tests/inference/sampling/test_ais.py::test_temperatures_rise_from_zero_t"
+        "o_one[dtype0-1-sigmoid_temperatures]",
+    ),
+    Bug(
+        "steps of another temperature",
+        "inference/sampling/ais.py",
+        "step = step[t - 1]",
+        "step = step[0]",
+        "tests/inference/sampling/test_ais.py::test_frozen_steps_meet_the_target_"
+        "acceptance[0.01-10]",
+    ),
+    Bug(
+        "mixing judged by coordinates alone",
+        "inference/sampling/adaptation.py",
+        "for values in (centred, centred.square() - centred.square().mean((0, 1))):",
+        "for values in (centred,):",
+        "tests/inference/posterior/test_refine.py::test_draws_that_change_sign_on"
+        "_one_shell_do_not_mix",
+    ),
+    Bug(
+        "a missing -log K",
+        "inference/sampling/importance_weights.py",
+        " - math.log(log_weight.shape[dim])",
+        "",
+        "tests/inference/sampling/test_importance_weights.py::test_log_mean_exp_e"
+        "quals_the_direct_mean",
+    ),
+    Bug(
+        "the Metropolis step dropped",
+        "inference/sampling/hmc.py",
+        "return _uniform(accept_prob, generator) < accept_prob",
+        "return accept_prob >= 0.0",
+        "tests/inference/sampling/test_hmc.py::test_mass_leaves_the_posterior_invariant[0.3]",
+    ),
+    Bug(
+        "momenta not drawn anew",
+        "inference/sampling/hmc.py",
+        "        position.shape, generator=generator, dtype=position.dtype",
+        "        position.shape, generator=torch.Generator().manual_seed(0), dtype=position.dtype",
+        "tests/inference/sampling/test_hmc.py::test_a_generator_replaces_the_global_noise",
+    ),
+    Bug(
+        "one accept for the batch",
+        "inference/sampling/hmc.py",
+        "ratio = (-energy_error).clamp(max=0.0).exp()",
+        "ratio = (-energy_error.sum().expand_as(energy_error)).clamp(max=0.0).exp()",
+        "tests/inference/sampling/test_hmc.py::test_each_row_accepts_on_its_own",
+    ),
+    Bug(
+        "half a step missing in leapfrog",
+        "inference/sampling/hmc.py",
+        "        log_prob, grad = log_prob_and_grad(log_density, position, "
+        "create_graph)\n"
+        "        momentum = momentum + 0.5 * step * grad",
+        "        log_prob, grad = log_prob_and_grad(log_density, position, create_graph)",
+        "tests/inference/sampling/test_hmc.py::test_leapfrog_is_reversible",
+    ),
+    Bug(
+        "AIS weights at the new state",
+        "inference/sampling/ais.py",
+        "        position, accept = state.position, accept + info.accept_prob\n",
+        "        position, accept = state.position, accept + info.accept_prob\n"
+        "        log_weight = log_weight + path.width(t) * (path.enter(position, "
+        "t)[1] - log_ratio)\n",
+        "tests/inference/sampling/test_ais.py::test_exact_transitions_are_unbiased",
+    ),
+    Bug(
+        "AIS temperatures off by one",
+        "inference/sampling/ais.py",
+        "        state, info = kernel(state, path.log_density(t), t)\n        position",
+        "        state, info = kernel(state, path.log_density(t - 1), t)\n        position",
+        "tests/inference/sampling/test_ais.py::test_weights_are_unbiased_and_sandwich_the_evidence",
+    ),
+    # Posteriors
+    Bug(
+        "aggregate posterior from the first rows",
+        "inference/posterior/information.py",
+        "order = torch.randperm(total, device=leaf.device)[:rows]",
+        "order = torch.arange(total, device=leaf.device)[:rows]",
+        "tests/evaluation/test_collapse_information.py::test_sorted_data_tell_wha"
+        "t_shuffled_data_tell",
+    ),
+    Bug(
+        "globals drawn anew in each chunk of infer(local)",
+        "inference/posterior/local_fits.py",
+        "held = climb.density.globals_  # one draw of the globals for all data",
+        "pass",
+        "tests/inference/posterior/test_local_fits.py::test_global_latents_are_held_at_one_draw",
+    ),
+    Bug(
+        "draws that mix the latents of a datum",
+        "inference/posterior/refine.py",
+        "return _one({name: s.flatten(0, 1)[pick, row] for name, s in self.samples.items()})",
+        "return _one({name: s.flatten(0, 1)[pick[torch.randperm(len(pick))], "
+        "row] for name, s in self.samples.items()})",
+        "tests/inference/posterior/test_refine.py::test_draws_keep_the_sites_of_a_datum_together",
+    ),
+    Bug(
+        "means of the kept draws alone",
+        "inference/posterior/refine.py",
+        "means={name: value.mean((0, 1)) for name, value in values.items()}",
+        "means={name: value[:, places].mean((0, 1)) for name, value in values.items()}",
+        "tests/inference/posterior/test_refine.py::test_batches_bound_the_rows_an"
+        "d_keep_thins_the_draws_alone",
+    ),
+    Bug(
+        "acceptance over the chains summed",
+        "inference/posterior/refine.py",
+        "acceptance=run.accept.mean(0) / settings.steps",
+        "acceptance=run.accept.sum(0) / settings.steps",
+        "tests/inference/posterior/test_refine.py::test_every_program_runs_and_tr"
+        "aced_equals_eager[bayesian]",
+    ),
+    Bug(
+        "a full Gaussian's density by its scale",
+        "inference/posterior/gaussians.py",
+        "return -0.5 * noise.square().sum(-1) - self.log_diagonal.sum(-1) - constant",
+        "return -0.5 * noise.square().sum(-1) - self.scale.log().sum(-1) - constant",
+        "tests/inference/posterior/test_local_fits.py::test_a_full_gaussian_has_t"
+        "he_density_and_the_score_of_its_factor",
+    ),
+    Bug(
+        "the score of a full Gaussian by the wrong factor",
+        "inference/posterior/gaussians.py",
+        "torch.linalg.solve_triangular(self.lower.mT, noise.movedim(0, -1), upper=True)",
+        "torch.linalg.solve_triangular(self.lower, noise.movedim(0, -1), upper=False)",
+        "tests/inference/posterior/test_local_fits.py::test_a_full_gaussian_has_t"
+        "he_density_and_the_score_of_its_factor",
+    ),
+    Bug(
+        "fits written to the rows of another",
+        "inference/posterior/local_fits.py",
+        "self.batch, self.rows, self.q = batch, self.rows[rows], self.q.at(rows)",
+        "self.batch, self.rows, self.q = batch, rows, self.q.at(rows)",
+        "tests/inference/posterior/test_local_fits.py::test_reaches_the_best_diag"
+        "onal_gaussian[guide]",
+    ),
+    Bug(
+        "the density of a fit without the Jacobian",
+        "inference/posterior/datum_posterior.py",
+        "return q.log_prob(q.noise(u)) - density.log_jacobian(u) - density.log_masked(u)",
+        "return q.log_prob(q.noise(u)) - density.log_masked(u)",
+        "tests/inference/posterior/test_local_fits.py::test_constrained_and_depen"
+        "dent_latents_reach_log_p_with_no_variance",
+    ),
+    Bug(
+        "one draw of the globals for all of sample",
+        "inference/posterior/datum_posterior.py",
+        "num_global_samples=1 if self._held else n)",
+        "num_global_samples=n).__class__ and self._data.again(rows=rows, num_global_samples=1)",
+        "tests/inference/posterior/test_infer.py::test_each_draw_has_globals_of_i"
+        "ts_own_that_all_data_share",
+    ),
+    Bug(
+        "means below other latents from one draw",
+        "inference/posterior/datum_posterior.py",
+        "self._answer(1 if self._alone else _MEAN_DRAWS, self._means)",
+        "self._answer(1, self._means)",
+        "tests/inference/posterior/test_infer.py::test_a_mean_below_unseen_latent"
+        "s_is_an_average_and_their_density_unknown[auxiliary]",
+    ),
+    Bug(
+        "information with the own datum twice",
+        "inference/posterior/information.py",
+        "piece = piece.index_put((own, own - start), piece.new_full((), -math.inf))",
+        "pass",
+        "tests/evaluation/test_collapse_information.py::test_information_and_the_"
+        "distance_to_the_prior_enclose_the_closed_forms[0.0-1.0-0.0-2]",
+    ),
+    # Graphs
+    Bug(
+        "a train-mode graph in eval mode",
+        "inference/graphs/compiled_loss.py",
+        "if flags != self._flags:  # a part",
+        "if False:  # a part",
+        "tests/inference/graphs/test_trust.py::test_a_graph_of_train_mode_serves_no_other",
+    ),
+    Bug(
+        "a stale list of parameters and buffers in a graph",
+        "inference/graphs/compiled_loss.py",
+        "held = [home[name] for home, name in traced.homes]",
+        'held = traced.held = getattr(traced, "held", [home[name] for home, name in traced.homes])',
+        "tests/inference/graphs/test_compiled_loss.py::test_a_buffer_that_others_replace_is_seen",
+    ),
+    Bug(
+        "a graph that ignores which weights are frozen",
+        "inference/graphs/compiled_loss.py",
+        "size, self.program.training, free)",
+        "size, self.program.training)",
+        "tests/inference/graphs/test_compiled_loss.py::test_weights_that_thaw_bet"
+        "ween_two_steps_get_their_gradients",
+    ),
+    Bug(
+        "a graph that ignores arguments that are no rows",
+        "inference/graphs/compiled_loss.py",
+        "key = (rows, fixed, kind",
+        "key = (rows, kind",
+        "tests/inference/graphs/test_trust.py::test_arguments_that_are_no_rows_keep_graphs_apart",
+    ),
+    Bug(
+        "a graph that ignores N",
+        "inference/graphs/compiled_loss.py",
+        "kind(weights), size, self.program",
+        "kind(weights), self.program",
+        "tests/inference/graphs/test_compiled_loss.py::test_a_graph_knows_for_how"
+        "_many_data_its_batch_stands",
+    ),
+    Bug(
+        "a graph is not tried on other rows",
+        "inference/graphs/compiled_loss.py",
+        "        step.require_equal_elsewhere(traced, call)\n",
+        "",
+        "tests/inference/graphs/test_trust.py::test_what_a_graph_cannot_do_runs_e"
+        "agerly_with_its_reason[NumpyOfTheBatch]",
+    ),
+    Bug(
+        "a gradient left from elsewhere",
+        "inference/graphs/graph_step.py",
+        "            parameter.grad = None  # one left",
+        "            pass  # one left",
+        "tests/inference/graphs/test_compiled_loss.py::test_a_gradient_left_from_"
+        "elsewhere_moves_nothing",
+    ),
+    Bug(
+        "gradients laid out otherwise",
+        "inference/graphs/graph_step.py",
+        "for index in self.traced.stray(grads):",
+        "for index in ():",
+        "tests/inference/graphs/test_compiled_loss.py::test_convolutions_in_float"
+        "32_train_as_they_do_eagerly[vq-trace]",
+    ),
+    Bug(
+        "a graph compared by its loss alone",
+        "inference/graphs/comparison.py",
+        "    return next((gap for gap in gaps if gap is not None), None)",
+        "    return gaps[0]",
+        "tests/inference/graphs/test_trust.py::test_what_a_graph_cannot_do_runs_e"
+        "agerly_with_its_reason[GradientInNumpy]",
+    ),
+    Bug(
+        "buffers stay after a failed graph",
+        "inference/graphs/compiled_loss.py",
+        "                    for leaf, copy in before:\n                        leaf.copy_(copy)",
+        "                    pass",
+        "tests/inference/graphs/test_compiled_loss.py::test_a_graph_that_breaks_h"
+        "alfway_leaves_the_buffers_of_one_step",
+    ),
+    # Training
+    Bug(
+        "the same order of rows each epoch",
+        "training/loop.py",
+        "self.feed.epoch(_epoch_seed(self.seed, self.epoch))",
+        "self.feed.epoch(_epoch_seed(self.seed, 0))",
+        "tests/training/test_fit.py::test_each_epoch_has_an_order_of_its_own",
+    ),
+    Bug(
+        "the order does not follow the seed",
+        "training/feed.py",
+        "order = torch.randperm(self.size, generator=torch.Generator().manual_seed(seed))",
+        "order = torch.randperm(self.size, generator=torch.Generator().manual_seed(0))",
+        "tests/training/test_feed.py::test_the_order_is_the_seeds[tensor]",
+    ),
+    Bug(
+        "the best score forgotten on resume",
+        "training/loop.py",
+        "self.best_epoch, self.best_elbo = progress.best_epoch, progress.best_elbo",
+        "self.best_epoch = progress.best_epoch",
+        "tests/storage/test_checkpoint.py::test_the_best_weights_so_far_stay_the_"
+        "best_after_a_resume",
+    ),
+    Bug(
+        "the best weights lost on resume",
+        "training/loop.py",
+        "self.best = {k: v.to(device) for k, v in best.items()} or None",
+        "self.best = None",
+        "tests/storage/test_checkpoint.py::test_the_best_weights_so_far_stay_the_"
+        "best_after_a_resume",
+    ),
+    Bug(
+        "judged rows not transformed",
+        "training/loop.py",
+        "sample = self.transform(sample) if self.transform is not None else sample",
+        "pass",
+        "tests/training/test_fit.py::test_the_rows_that_are_judged_are_transformed",
+    ),
+    Bug(
+        "the schedule multiplies what it multiplied",
+        "training/step.py",
+        'group |= {"lr": base * multiplier, _BASE: base, _VALUE: multiplier}',
+        'group |= {"lr": group["lr"] * multiplier, _BASE: base, _VALUE: multiplier}',
+        "tests/training/test_fit.py::test_the_learning_rate_follows_its_schedule",
+    ),
+    Bug(
+        "clipped by an earlier norm",
+        "training/step.py",
+        "torch.nn.utils.clip_grads_with_norm_(self.trained[index], self.clip_norm, norm)",
+        "torch.nn.utils.clip_grads_with_norm_(self.trained[index], self.clip_norm, norm * 0 + 1)",
+        "tests/training/test_fit.py::test_clipping_is_global[0.05]",
+    ),
+    Bug(
+        "patience one epoch short",
+        "training/loop.py",
+        "self.epoch - self.best_epoch >= self.patience",
+        "self.epoch - self.best_epoch >= self.patience - 1",
+        "tests/training/test_fit.py::test_early_stopping[1]",
+    ),
+    Bug(
+        "a ragged batch counts as a whole one",
+        "training/loop.py",
+        "                rows += size\n",
+        "                rows += size\n"
+        "                size = float(self.feed.batch_size or size)\n",
+        "tests/training/test_fit.py::test_a_ragged_batch_counts_by_its_rows",
+    ),
+    Bug(
+        "eval mode from the second epoch on",
+        "training/loop.py",
+        "        self.wrapped.train()\n",
+        "        if self.epoch == 0:\n            self.wrapped.train()\n",
+        "tests/training/test_fit.py::test_divergence_stops_before_the_step[z-site 'z'-7]",
+    ),
+    Bug(
+        "judged with other noise each epoch",
+        "training/loop.py",
+        "with seeded(self.wrapped.device, self.world.seed(self.seed)):",
+        "with seeded(self.wrapped.device, self.world.seed(self.seed) + self.epoch):",
+        "tests/training/test_fit.py::test_weights_that_stand_still_are_judged_alike",
+    ),
+    Bug(
+        "beta by the progress of the epoch before",
+        "training/loop.py",
+        "losses = self.stepper.step(batch, self.beta(progress))",
+        "losses = self.stepper.step(batch, self.beta(self.epoch / self.epochs))",
+        "tests/training/test_fit.py::test_a_schedule_is_asked_at_each_step",
+    ),
+    Bug(
+        "the best weights are no copy",
+        "training/loop.py",
+        "self.best = {k: v.clone() for k, v in self.wrapped.state_dict().items()}",
+        "self.best = {k: v for k, v in self.wrapped.state_dict().items()}",
+        "tests/training/test_fit.py::test_the_best_weights_are_kept",
+    ),
+    Bug(
+        "the score is the ELBO for every objective",
+        "training/loop.py",
+        'score = row.get(self._own_name, row["valid_elbo"])',
+        'score = row["valid_elbo"]',
+        "tests/training/test_fit.py::test_the_best_epoch_is_that_of_the_objectives_own_score",
+    ),
+    Bug(
+        "buffers of a diverged step stay",
+        "training/step.py",
+        "        except BaseException:\n            restore(buffers, copies)\n            raise",
+        "        except BaseException:\n            raise",
+        "tests/training/test_fit.py::test_divergence_leaves_the_buffers_as_before_the_step[False]",
+    ),
+    Bug(
+        "frozen parts train",
+        "training/loop.py",
+        "            part.training = False\n",
+        "            pass\n",
+        "tests/training/test_frozen_parts.py::test_a_frozen_decoder_stands_still[False]",
+    ),
+    Bug(
+        "shares of rows that overlap",
+        "training/parallel.py",
+        "start, stop = self.rank * total // self.size, (self.rank + 1) * total // self.size",
+        "start, stop = 0, total // self.size",
+        "tests/training/test_parallel.py::test_every_row_is_seen_once_an_epoch[tensors]",
+    ),
+    Bug(
+        "gradients of processes not weighed by rows",
+        "training/parallel.py",
+        "flat.mul_(self._weight)",
+        "flat.mul_(1.0 / self.size)",
+        "tests/training/test_parallel.py::test_gradients_weights_and_history_are_"
+        "those_of_one_process[eager]",
+    ),
+    Bug(
+        "all processes draw one noise",
+        "training/parallel.py",
+        "SeedSequence([seed, *words, self.rank + 1])",
+        "SeedSequence([seed, *words, 1])",
+        "tests/training/test_parallel.py::test_each_process_draws_noise_of_its_own_and_the_seeds",
+    ),
+    Bug(
+        "an interrupted run saves its last weights",
+        "training/loop.py",
+        "        if self.best is not None:\n            self.wrapped.load_state_dict(self.best)",
+        "        if False:\n            pass",
+        "tests/storage/test_checkpoint.py::test_the_best_weights_so_far_stay_the_"
+        "best_after_a_resume",
+    ),
+    Bug(
+        "a cosine that ends early",
+        "training/schedules.py",
+        "(1 + math.cos(math.pi * min(1.0, t / over))) / 2",
+        "(1 + math.cos(math.pi * min(1.0, 2 * t / over))) / 2",
+        "tests/training/test_schedules.py::test_ramps_go_from_end_to_end_and_stay"
+        "[cosine-0.0-1.0-0.1]",
+    ),
+    Bug(
+        "weight decay left out of the kernel",
+        "training/adam.py",
+        'weight_decay=group["weight_decay"],',
+        "weight_decay=0.0,",
+        "tests/training/test_adam.py::test_the_same_steps[event0-options1]",
+    ),
+    Bug(
+        "the step count of a resumed Adam",
+        "training/adam.py",
+        "        super().load_state_dict(state_dict)\n        self._moved = []",
+        "        super().load_state_dict(state_dict)",
+        "tests/training/test_adam.py::test_states_go_over_to_the_other",
+    ),
+    Bug(
+        "only the first clip of pyro.optim",
+        "training/optimizers.py",
+        'clip_grad_value_(parameter, clip["clip_value"])',
+        "pass",
+        "tests/training/test_optimizers.py::test_pyro_optimizers_step_as_under_svi",
+    ),
+    Bug(
+        "moments of stock SVI forgotten",
+        "training/optimizers.py",
+        "made.state[parameter] = dict(before.state[parameter])",
+        "pass",
+        "tests/training/test_optimizers.py::test_a_pyro_optimizer_goes_on_from_its_moments",
+    ),
+    Bug(
+        "bfloat16 outside the networks",
+        "training/precision.py",
+        "return outputs.float()",
+        "return outputs",
+        "tests/training/test_precision.py::test_products_in_bfloat16_everything_else_in_float32",
+    ),
+    Bug(
+        "networks left under autocast",
+        "training/precision.py",
+        "                del network.forward\n",
+        "                pass\n",
+        "tests/training/test_precision.py::test_an_error_leaves_the_modules_as_they_were",
+    ),
+    # Storage
+    Bug(
+        "Adam's moments lost on resume",
+        "storage/checkpoint.py",
+        "        optimiser.load_state_dict(state)\n",
+        "        pass\n",
+        "tests/storage/test_checkpoint.py::test_resumed_is_bit_identical[plain-1]",
+    ),
+    Bug(
+        "noise starts anew on resume",
+        "storage/checkpoint.py",
+        "    set_random_state(random, device)\n",
+        "    pass\n",
+        "tests/storage/test_checkpoint.py::test_resumed_is_bit_identical[plain-1]",
+    ),
+    Bug(
+        "NumPy's noise starts anew on resume",
+        "storage/random_state.py",
+        'np.random.set_state(_as_numpy(states["numpy"]))',
+        "pass",
+        "tests/storage/test_resume.py::test_noise_of_numpy_goes_on_where_it_stopped",
+    ),
+    Bug(
+        "the hash is not looked at",
+        "storage/bundle.py",
+        "if hashed.hexdigest().encode() != seal[1]:",
+        "if False:",
+        "tests/storage/test_bundle.py::test_any_flipped_bit_is_noticed",
+    ),
+    Bug(
+        "NaN is saved",
+        "storage/bundle.py",
+        '    if bad:\n        raise CheckpointError(\n            f"{where}: NaN',
+        '    if False:\n        raise CheckpointError(\n            f"{where}: NaN',
+        "tests/storage/test_bundle.py::test_hostile_tensor_file_is_refused[True-infinite weights]",
+    ),
+    Bug(
+        "tensors too many are taken",
+        "storage/bundle.py",
+        '        *(f"unexpected {key!r}" for key in got if key not in expected),\n',
+        "",
+        "tests/storage/test_bundle.py::test_check_state_lists_every_misfit",
+    ),
+    Bug(
+        "the older checkpoint is not kept",
+        "storage/checkpoint.py",
+        "allow_nonfinite=True, previous=OLDER)",
+        "allow_nonfinite=True)",
+        "tests/storage/test_checkpoint.py::test_a_damaged_checkpoint_gives_way_to"
+        "_the_one_before[truncate]",
+    ),
+    Bug(
+        "a running process counts as dead",
+        "storage/lock.py",
+        "return is_running(pid) and",
+        "return False and",
+        "tests/training/test_folders.py::test_a_folder_in_use_is_refused_by_the_name_of_its_owner",
+    ),
+    Bug(
+        "settings that differ pass",
+        "storage/differences.py",
+        "    elif not _equal(before, now):",
+        "    elif False:",
+        "tests/storage/test_resume.py::test_what_differs_is_named_and_refused[data]",
+    ),
+    Bug(
+        "history without its last row",
+        "storage/history.py",
+        "writer.writerows(self.rows)",
+        "writer.writerows(self.rows[:-1])",
+        "tests/training/test_fit.py::test_the_run_folder",
+    ),
+    Bug(
+        "baselines of TraceGraph forgotten",
+        "storage/checkpoint.py",
+        '    take_averages(modules["program"], averages)\n',
+        "",
+        "tests/storage/test_resume.py::test_a_running_baseline_of_pyro_goes_on_where_it_stopped",
+    ),
+    Bug(
+        "the old file gone before the new one is there",
+        "storage/atomic.py",
+        "    temporary = path.with_name(f",
+        "    path.unlink(missing_ok=True)\n    temporary = path.with_name(f",
+        "tests/storage/test_bundle.py::test_a_failing_system_call_leaves_a_good_file",
+    ),
+    Bug(
+        "leftovers of the living swept",
+        "storage/atomic.py",
+        "if found and not is_running(int(found[1])):",
+        "if found:",
+        "tests/storage/test_bundle.py::test_left_overs_of_a_killed_writer_are_swe"
+        "pt_and_those_of_a_living_one_kept",
+    ),
+    Bug(
+        "tied tensors saved once",
+        "storage/bundle.py",
+        "dense[key] = plain.clone() if storage in seen else plain",
+        "dense[key] = plain.clone() if storage in seen and plain.dim() == 1 else plain",
+        "tests/storage/test_bundle.py::test_tied_strided_conjugated_and_grad_tensors",
+    ),
+    Bug(
+        "a saved config that forgets a renewal",
+        "storage/run_folder.py",
+        "changed = _changes_so_far(path) + changes",
+        "changed = changes",
+        "tests/storage/test_resume.py::test_settings_change_knowingly_and_are_written_down",
+    ),
+    # Evaluation
+    Bug(
+        "marginal moments from the first rows",
+        "evaluation/marginals.py",
+        "order = torch.randperm(num_rows(self.batch), device=leaf.device)[:rows]",
+        "order = torch.arange(num_rows(self.batch), device=leaf.device)[:rows]",
+        "tests/evaluation/test_collapse_layers.py::test_moments_of_sorted_data_ar"
+        "e_those_of_shuffled_data",
+    ),
+    Bug(
+        "globals drawn anew in each chunk of log_likelihood",
+        "evaluation/likelihood.py",
+        "folded.append(_fold(piece, count))",
+        "folded.append(_fold(passes.again(rows=64, "
+        "num_global_samples=draws).on(piece.batch), count))",
+        "tests/program/test_passes.py::test_likelihoods_hold_the_draws_of_the_globals",
+    ),
+    Bug(
+        "globals drawn anew in each chunk of generate",
+        "evaluation/generation.py",
+        "observed(piece, piece.joint.model, mean=mean) for _",
+        "observed(piece, passes.again(rows=9).on(piece.batch).joint.model, mean=mean) for _",
+        "tests/evaluation/test_generation.py::test_generated_data_share_one_draw_of_the_globals",
+    ),
+    Bug(
+        "globals drawn anew in each chunk of reconstruct",
+        "evaluation/codes.py",
+        "pieces.append(decoded(piece, _codes(piece, mean=mean), mean=mean))",
+        "piece = passes.again(rows=9).on(piece.batch)\n"
+        "            pieces.append(decoded(piece, _codes(piece, mean=mean), "
+        "mean=mean))",
+        "tests/evaluation/test_generation.py::test_globals_are_held_for_all_rows_of_a_call",
+    ),
+    Bug(
+        "1/K left in the noise of log p",
+        "evaluation/gaps.py",
+        "(1 / ess - 1 / samples).clamp",
+        "(1 / ess + 0 / samples).clamp",
+        "tests/evaluation/test_gaps.py::test_exact_weights_have_no_noise",
+    ),
+    Bug(
+        "the noise of another bound of log p",
+        "evaluation/gaps.py",
+        'log_prob_noise=found[f"{chosen}, noise"]',
+        'log_prob_noise=found[f"{GUIDE}, noise"]',
+        "tests/evaluation/test_gaps.py::test_the_noise_is_that_of_the_estimate_that_was_chosen",
+    ),
+    Bug(
+        "PSIS's tail at K in place of S K",
+        "evaluation/likelihood.py",
+        "running.add(terms.log_weight[0], total=total)",
+        "running.add(terms.log_weight[0], total=count)",
+        "tests/evaluation/test_likelihood.py::test_the_tail_of_all_weights_is_kept",
+    ),
+    Bug(
+        "reverse AIS from another piece's latents",
+        "evaluation/annealed_likelihood.py",
+        "exact = {name: value[piece.rows] for name, value in latents.items()}",
+        "exact = {name: value[: len(piece)] for name, value in latents.items()}",
+        "tests/evaluation/test_annealed_likelihood.py::test_bounds_hold_the_exact"
+        "_value_between_them",
+    ),
+    Bug(
+        "the standard error without the root of N",
+        "evaluation/likelihood.py",
+        "return (self.log_prob.std() / math.sqrt(count)).item() if",
+        "return self.log_prob.std().item() if",
+        "tests/evaluation/test_likelihood.py::test_summary",
+    ),
+    Bug(
+        "the error blind to the draws of the globals",
+        "evaluation/likelihood.py",
+        "return float((over_data + shares.var() / len(shares)) ** 0.5)",
+        "return float(over_data ** 0.5)",
+        "tests/evaluation/test_likelihood.py::test_the_stated_errors_cover_the_dr"
+        "aws_of_the_globals",
+    ),
+    Bug(
+        "the log of the mean over chunks",
+        "evaluation/likelihood.py",
+        "self.first = torch.logaddexp(self.first, first)",
+        "self.first = torch.maximum(self.first, first)",
+        "tests/evaluation/test_likelihood.py::test_folding_in_chunks_equals_one_pass[sizes1]",
+    ),
+    Bug(
+        "the tail of the last chunk alone",
+        "evaluation/likelihood.py",
+        "joined = torch.cat([self.tail, log_weight])",
+        "joined = log_weight",
+        "tests/evaluation/test_likelihood.py::test_folding_in_chunks_equals_one_pass[sizes1]",
+    ),
+    Bug(
+        "the upper bound is a lower one",
+        "evaluation/annealed_likelihood.py",
+        "upper.append(-log_mean_exp(-path.reverse(exact).log_weight, 0))",
+        "upper.append(log_mean_exp(path.reverse(exact).log_weight, 0))",
+        "tests/evaluation/test_annealed_likelihood.py::test_bounds_hold_the_exact"
+        "_value_between_them[guide]",
+    ),
+    Bug(
+        "AIS with the draw of the globals of each piece",
+        "evaluation/annealed_likelihood.py",
+        "self.density = LogJoint(program, piece.batch, piece.globals_)",
+        "self.density = LogJoint(program, piece.batch)",
+        "tests/evaluation/test_annealed_likelihood.py::test_equal_data_are_anneal"
+        "ed_at_one_draw_of_the_globals",
+    ),
+    Bug(
+        "the widening left out of the density",
+        "evaluation/fitted_likelihood.py",
+        "- proposal.log_prob(noise)\n",
+        "- proposal.log_prob(noise) - 0.1\n",
+        "tests/evaluation/test_fitted_likelihood.py::test_ppca[ExactPPCA-diagonal]",
+    ),
+    Bug(
+        "codes of rows in another order",
+        "evaluation/site_values.py",
+        "    return torch.cat(\n        [\n            piece[name]",
+        "    return torch.cat(\n        [\n            piece[name].flip(0)",
+        "tests/evaluation/test_generation.py::test_codes_are_the_posterior_means",
+    ),
+    Bug(
+        "both halves decoded with the first inputs",
+        "evaluation/codes.py",
+        "start if t <= 0.5 else end",
+        "start",
+        "tests/evaluation/test_generation.py::test_interpolation_decodes_each_hal"
+        "f_with_the_inputs_of_its_end",
+    ),
+    Bug(
+        "active units by the variance of the draws",
+        "evaluation/marginals.py",
+        "moments.add(name, mean, spread, kept[name], noise=between / draws)",
+        "moments.add(name, mean, spread, kept[name])",
+        "tests/evaluation/test_collapse_layers.py::test_a_guide_equal_to_the_prio"
+        "r_has_no_active_units",
+    ),
+    Bug(
+        "the variance of q without that between draws",
+        "evaluation/marginals.py",
+        "between = between * (draws / (draws - 1))",
+        "between = between * 0",
+        "tests/evaluation/test_collapse_layers.py::test_a_guide_equal_to_the_prio"
+        "r_has_no_active_units",
+    ),
+    Bug(
+        "the prior's reconstruction at codes of the guide",
+        "evaluation/diagnose.py",
+        'latents = {name: sites[name]["value"] for name in terms.latents}',
+        "latents = {name: draws[0].value[0] if draws[0].value.dim() > "
+        'sites[name]["value"].dim() else draws[0].value for name, draws in '
+        "terms.latents.items()}",
+        "tests/evaluation/test_diagnose.py::test_errors_and_the_reconstruction_fr"
+        "om_the_prior_are_the_closed_forms",
+    ),
+    Bug(
+        "the KL's error without N",
+        "evaluation/diagnose.py",
+        ".clamp(min=0) / max(1, n - 1)",
+        ".clamp(min=0)",
+        "tests/evaluation/test_diagnose.py::test_errors_and_the_reconstruction_fr"
+        "om_the_prior_are_the_closed_forms",
+    ),
+    Bug(
+        "the posterior in place of the prior",
+        "evaluation/generation.py",
+        "observed(piece, piece.joint.model, mean=mean) for _",
+        "observed(piece, poutine.replay(piece.joint.model, "
+        "trace=poutine.trace(piece.joint.guide).get_trace(*piece.joint.args, "
+        "**piece.joint.kwargs)), mean=mean) for _",
+        "tests/evaluation/test_generation.py::test_generated_data_have_the_models_law",
+    ),
+    # Data, plots and the command line
+    Bug(
+        "labels left in the old order",
+        "data/splits.py",
+        "return {k: x[i] for k, i in parts.items()}, {k: y[i] for k, i in "
+        "parts.items()}, (1, 8, 8)",
+        "return {k: x[i] for k, i in parts.items()}, dict(zip(parts, "
+        "y.split((1297, 250, 250)))), (1, 8, 8)",
+        "tests/test_data.py::test_digits_are_all_there_once",
+    ),
+    Bug(
+        "the static test set sorted by digit",
+        "data/splits.py",
+        'part["test"] = part["test"][order]',
+        "pass",
+        "tests/test_data.py::test_static_file_is_read_as_published_with_its_test_set_shuffled",
+    ),
+    Bug(
+        "the first twelfth for validation",
+        "data/splits.py",
+        '"train": x[:-held_out], "valid": x[-held_out:], "test"',
+        '"train": x[held_out:], "valid": x[:held_out], "test"',
+        "tests/test_data.py::test_mnist_values_and_the_last_twelfth_for_validation",
+    ),
+    Bug(
+        "grey levels over 256",
+        "data/splits.py",
+        ".float().div_(255)",
+        ".float().div_(256)",
+        "tests/test_data.py::test_mnist_values_and_the_last_twelfth_for_validation",
+    ),
+    Bug(
+        "an archive's declared shape believed",
+        "data/readers.py",
+        "if stream.tell() + math.prod(shape) * dtype.itemsize != info.file_size:",
+        "if False:",
+        "tests/test_data.py::test_hostile_file_is_refused[header claims 2^40 rows]",
+    ),
+    Bug(
+        "an ellipse of another share",
+        "plots/posterior_panels.py",
+        "radius = np.sqrt(-2 * np.log(0.1))",
+        "radius = np.sqrt(-2 * np.log(0.5))",
+        "tests/test_plot_posterior.py::test_an_ellipse_is_the_90_percent_contour",
+    ),
+    Bug(
+        "the axes of a grid swapped",
+        "plots/posterior_panels.py",
+        "np.exp(log_density - log_density.max()).T",
+        "np.exp(log_density - log_density.max())",
+        "tests/test_plot_posterior.py::test_the_first_axis_of_the_grid_is_drawn_to_the_right",
+    ),
+    Bug(
+        "regions by density and not by mass",
+        "plots/posterior_panels.py",
+        "mass = np.exp(ordered - top).cumsum()",
+        "mass = np.arange(1.0, len(ordered) + 1)",
+        "tests/test_plot_posterior.py::test_regions_hold_the_mass_that_they_say",
+    ),
+    Bug(
+        "the run's seed is not that of its weights",
+        "cli/train.py",
+        "    torch.manual_seed(seed)\n    program",
+        "    program",
+        "tests/test_cli.py::test_resume_ends_where_an_unbroken_run_does",
+    ),
+    # Distributions and conditionals
+    Bug(
+        "tails cut from the discretised logistic's sampler",
+        "distributions/discretised_logistic.py",
+        "u = torch.rand_like(loc).clamp(info.tiny, 1 - info.eps)",
+        "u = torch.rand_like(loc).clamp(0.01, 0.99)",
+        "tests/test_distributions.py::test_draws_have_the_tails_of_the_density",
+    ),
+    Bug(
+        "input dropout in eval mode",
+        "conditionals/made.py",
+        "F.dropout(2 * x - 1, self.dropout, self.training)",
+        "F.dropout(2 * x - 1, self.dropout, True)",
+        "tests/test_made.py::test_inputs_are_dropped_in_train_mode_alone",
+    ),
+    Bug(
+        "no tails at the ends of the grid",
+        "distributions/discretised_logistic.py",
+        "log_mass = torch.where(below_top, above, 0.0) + torch.where(at_least_one, below, 0.0)",
+        "log_mass = above + below",
+        "tests/test_distributions.py::test_masses_sum_to_one[2]",
+    ),
+    Bug(
+        "mixture draws that ignore the weights",
+        "distributions/mixture.py",
+        "which = dist.Categorical(logits=self.logits).sample(shape[:-1])",
+        "which = dist.Categorical(logits=0 * self.logits).sample(shape[:-1])",
+        "tests/test_priors.py::test_draws_of_a_mixture_have_its_moments",
+    ),
+    Bug(
+        "a mixture's variance without that of the means",
+        "distributions/mixture.py",
+        "(self.components.variance + self.components.mean.square())",
+        "(self.components.variance + self.components.mean.square() * 0.5)",
+        "tests/test_priors.py::test_draws_of_a_mixture_have_its_moments",
+    ),
+    Bug(
+        "mixture weights not normalised",
+        "distributions/mixture.py",
+        "self.logits.log_softmax(-1) + self.component_log_prob(value)",
+        "self.logits + self.component_log_prob(value)",
+        "tests/test_priors.py::test_a_mixture_is_the_loop_over_its_components",
+    ),
+    Bug(
+        "an autoregression that is not stationary",
+        "distributions/ar1.py",
+        "scale = (1 - self.correlation.square()).sqrt()",
+        "scale = (1 - self.correlation.square())",
+        "tests/test_noncollapsing.py::test_the_autoregressive_prior_is_the_dense_"
+        "gaussian_with_its_floor[0.8-7]",
+    ),
+    Bug(
+        "the floor of an autoregression of one step more",
+        "distributions/ar1.py",
+        "return ((steps - 2) * math.log1p(square)",
+        "return ((steps - 1) * math.log1p(square)",
+        "tests/test_noncollapsing.py::test_the_autoregressive_prior_is_the_dense_"
+        "gaussian_with_its_floor[0.8-7]",
+    ),
+    Bug(
+        "no gradient straight through",
+        "distributions/codebook_vectors.py",
+        "value = self.code.detach() + (self.encoded - self.encoded.detach())",
+        "value = self.code.detach()",
+        "tests/models/test_vqvae.py::test_the_value_is_the_nearest_code_and_its_g"
+        "radient_goes_straight_through",
+    ),
+    Bug(
+        "the commitment moves the codes",
+        "distributions/codebook_vectors.py",
+        "commitment = (self.encoded - self.code.detach()).square().sum((-2, -1))",
+        "commitment = (self.encoded - self.code).square().sum((-2, -1))",
+        "tests/models/test_vqvae.py::test_penalties_stop_the_gradient_on_the_other_side",
+    ),
+    Bug(
+        "the nearest code from the origin",
+        "distributions/codebook_vectors.py",
+        "middle = vectors.mean(0)",
+        "middle = 0 * vectors.mean(0)",
+        "tests/models/test_vqvae.py::test_the_nearest_code_is_found_far_from_the_origin[1000.0]",
+    ),
+    Bug(
+        "a full Gaussian's triangle by columns",
+        "conditionals/posteriors.py",
+        "rows * latent_dim + columns",
+        "columns * latent_dim + rows",
+        "tests/test_flows.py::test_a_full_covariance_holds_the_exact_posterior_of_the_linear_vae",
+    ),
+    Bug(
+        "a fixed scale taken for a variance",
+        "conditionals/noncollapsing.py",
+        "return (self.scale**2 - 1) / 2 - math.log(self.scale)",
+        "return (self.scale - 1) / 2 - math.log(self.scale) / 2",
+        "tests/test_noncollapsing.py::test_a_fixed_scale_has_the_floor_of_the_closed_form[0.1]",
+    ),
+    Bug(
+        "a committed rate that can be undercut",
+        "conditionals/noncollapsing.py",
+        "self.log_scale - F.softplus(-raw)",
+        "self.log_scale + F.softplus(-raw)",
+        "tests/test_noncollapsing.py::test_a_committed_rate_is_reached_and_never_undercut[0.0001]",
+    ),
+    Bug(
+        "the gain on the bias too",
+        "conditionals/noncollapsing.py",
+        "loc = self.gain * normal + self.bias",
+        "loc = self.gain * (normal + self.bias)",
+        "tests/test_noncollapsing.py::test_a_batch_normalised_mean_has_its_floor_"
+        "over_the_batch[0.3]",
+    ),
+    Bug(
+        "MADE sees its own bit",
+        "conditionals/made.py",
+        "hidden = F.linear(seen, self.input.weight * self.reach, self.input.bias)\n"
+        "        return F.linear(torch.relu(hidden), self.output.weight * "
+        "~self.reach.mT)",
+        "hidden = F.linear(seen, self.input.weight * self.reach, self.input.bias)\n"
+        "        return F.linear(torch.relu(hidden), self.output.weight)",
+        "tests/test_made.py::test_a_bit_sees_those_before_it_and_no_other",
+    ),
+    Bug(
+        "MADE draws with all weights",
+        "conditionals/made.py",
+        "into, out = self.input.weight * self.reach, self.output.weight * ~self.reach.mT",
+        "into, out = self.input.weight * self.reach.flip(0), self.output.weight * ~self.reach.mT",
+        "tests/test_made.py::test_the_masses_of_all_bits_sum_to_one_and_draws_have_them",
+    ),
+    Bug(
+        "categories ordered unit by unit",
+        "conditionals/discrete.py",
+        "logits = torch.stack(split(self.net(z), self.num_classes, self.event_dim), -1)",
+        "logits = self.net(z).unflatten(-1, (-1, self.num_classes))",
+        "tests/test_conditionals.py::test_densities_are_those_written_by_hand",
+    ),
+    Bug(
+        "the starting scale of grey levels",
+        "conditionals/discrete.py",
+        "0.5 * torch.log(3 * variance / math.pi**2)",
+        "torch.log(3 * variance / math.pi**2)",
+        "tests/test_conditionals.py::test_grey_levels_start_at_the_largest_varian"
+        "ce_that_their_mean_allows",
+    ),
+    Bug(
+        "the log-scale not bounded",
+        "conditionals/continuous.py",
+        "loc, log_scale = split(self.net(z), 2, self.event_dim)\n"
+        "        return dist.Normal(loc, bounded(log_scale).exp())",
+        "loc, log_scale = split(self.net(z), 2, self.event_dim)\n"
+        "        return dist.Normal(loc, log_scale.exp())",
+        "tests/test_conditionals.py::test_gaussian_is_finite_in_float32_for_any_l"
+        "og_variance[-300.0]",
+    ),
+    Bug(
+        "the codebook moves in eval mode",
+        "conditionals/quantised.py",
+        "        if self.training:\n            self._follow",
+        "        if True:\n            self._follow",
+        "tests/models/test_vqvae.py::test_codes_follow_running_means",
+    ),
+    Bug(
+        "counts per code and not per datum",
+        "conditionals/quantised.py",
+        "data = flat.new_zeros(()) + flat.shape[0] / encoded.shape[-2]",
+        "data = flat.new_zeros(()) + flat.shape[0]",
+        "tests/models/test_vqvae.py::test_codes_follow_running_means",
+    ),
+    Bug(
+        "dead codes stay dead",
+        "conditionals/quantised.py",
+        "dead = self.count < least",
+        "dead = self.count < 0",
+        "tests/models/test_vqvae.py::test_dead_codes_are_moved_to_encodings_of_the_batch",
+    ),
+    Bug(
+        "a step's codes move under it",
+        "conditionals/quantised.py",
+        "result = StraightThrough(encoded, self.vectors.clone())",
+        "result = StraightThrough(encoded, self.vectors)",
+        "tests/models/test_vqvae.py::test_the_codes_of_a_step_stay_when_the_next_"
+        "step_moves_the_codebook",
+    ),
+    # Models and networks
+    Bug(
+        "starting scales of top-down residuals",
+        "models/top_down.py",
+        "parameter.mul_(len(dims) ** -0.5)",
+        "parameter.mul_(1.0)",
+        "tests/models/test_ladder.py::test_the_state_of_a_deep_descent_starts_no_"
+        "larger_than_that_of_a_shallow_one",
+    ),
+    Bug(
+        "starting spread of DEF weights",
+        "models/deep_exponential.py",
+        "torch.full((k, o), -1.0)",
+        "torch.full((k, o), 1.0)",
+        "tests/models/test_deep_exponential.py::test_weights_start_at_the_mean_of"
+        "_the_data_and_narrow",
+    ),
+    Bug(
+        "starting scale of DEF weights",
+        "models/deep_exponential.py",
+        "(data_mean.clamp(min=0.01) / self.latent_dims[0]).log()",
+        "data_mean.clamp(min=0.01).log()",
+        "tests/models/test_deep_exponential.py::test_weights_start_at_the_mean_of"
+        "_the_data_and_narrow",
+    ),
+    Bug(
+        "starting noise of DEF weights",
+        "models/deep_exponential.py",
+        "s + 0.3 * torch.randn(k, o)",
+        "s + 3.0 * torch.randn(k, o)",
+        "tests/models/test_deep_exponential.py::test_weights_start_at_the_mean_of"
+        "_the_data_and_narrow",
+    ),
+    Bug(
+        "merged layers with the scales swapped",
+        "models/ladder.py",
+        "ratio = (p.scale / q.scale).square()",
+        "ratio = (q.scale / p.scale).square()",
+        "tests/models/test_ladder.py::test_merge_is_the_product_of_the_densities",
+    ),
+    Bug(
+        "the merged scale of the prior alone",
+        "models/ladder.py",
+        "p.scale * (1 + ratio).rsqrt()",
+        "p.scale",
+        "tests/models/test_ladder.py::test_merge_is_the_product_of_the_densities",
+    ),
+    Bug(
+        "variance over N - 1 in PCA",
+        "models/linear.py",
+        "(x - mean).mT @ (x - mean) / len(x)",
+        "(x - mean).mT @ (x - mean) / (len(x) - 1)",
+        "tests/models/test_vae.py::test_from_data_is_scikit_learns_pca",
+    ),
+    Bug(
+        "PCA's weights without the noise taken off",
+        "models/linear.py",
+        "(values[:kept] - variance).sqrt()",
+        "values[:kept].sqrt()",
+        "tests/models/test_vae.py::test_from_data_is_scikit_learns_pca",
+    ),
+    Bug(
+        "a diagonal guide by the marginal variance",
+        "models/linear.py",
+        "(variance / precision.diagonal()).log() / 2",
+        "(variance * torch.cholesky_inverse(factor).diagonal()).log() / 2",
+        "tests/models/test_vae.py::test_full_guide_is_exact_for_correlated_column"
+        "s_and_the_diagonal_has_its_gap",
+    ),
+    Bug(
+        "a gamma unit of another mean",
+        "models/deep_exponential.py",
+        "self.shape * torch.ones_like(mean), self.shape / mean",
+        "self.shape * torch.ones_like(mean), 1 / mean",
+        "tests/models/test_deep_exponential.py::test_the_joint_density_is_the_pap"
+        "ers[gamma-poisson]",
+    ),
+    Bug(
+        "bits by the logit of the mean",
+        "models/deep_exponential.py",
+        "logits=mean + torch.log(-torch.expm1(-mean))",
+        "logits=torch.log(mean)",
+        "tests/models/test_deep_exponential.py::test_the_joint_density_is_the_pap"
+        "ers[gamma-bernoulli]",
+    ),
+    Bug(
+        "layers of a table crossed",
+        "models/deep_exponential.py",
+        "            start += size\n            if self.family",
+        "            if self.family",
+        "tests/models/test_deep_exponential.py::test_each_layer_has_columns_of_it"
+        "s_own_in_the_table",
+    ),
+    Bug(
+        "decoder weights drawn with the variance",
+        "models/bayesian.py",
+        "self.prior_scale * torch.ones_like(loc)",
+        "self.prior_scale**2 * torch.ones_like(loc)",
+        "tests/models/test_deep_exponential.py::test_bayesian_vae_is_a_vae_at_eac"
+        "h_draw_of_its_decoder",
+    ),
+    Bug(
+        "bayesian means not trained",
+        "models/bayesian.py",
+        "posterior = dist.Normal(loc, bounded(log_scale).exp())",
+        "posterior = dist.Normal(loc.detach(), bounded(log_scale).exp())",
+        "tests/models/test_deep_exponential.py::test_the_means_and_scales_of_baye"
+        "sian_weights_train",
+    ),
+    Bug(
+        "an SBN's guide sees uncentred data",
+        "models/sbn.py",
+        "self.centre.copy_(data_mean)",
+        "pass",
+        "tests/models/test_sbn.py::test_the_mean_centres_the_guide_and_starts_the_output",
+    ),
+    Bug(
+        "a hierarchy's prior at one layer too high",
+        "models/latent_layers.py",
+        "return self.priors[layer - 1](state)",
+        "return self.priors[min(layer, len(self.priors) - 1)](state)",
+        "tests/models/test_ladder.py::test_every_weight_is_the_exact_marginal[3-HierarchicalVAE]",
+    ),
+    Bug(
+        "the top-down guide reads one layer for all",
+        "models/top_down.py",
+        "_beside(state, seen[layer - 1])",
+        "_beside(state, seen[0])",
+        "tests/models/test_ladder.py::test_the_top_of_a_deep_guide_reads_the_end_"
+        "of_the_upward_pass",
+    ),
+    Bug(
+        "batch norm of one row in training",
+        "nn.py",
+        "if self.training and len(x) == 1:",
+        "if False:",
+        "tests/test_nn.py::test_a_lone_row_is_normalised_by_running_moments_and_moves_none",
+    ),
+    Bug(
+        "classes beside each other",
+        "nn.py",
+        "return hot.flatten(-self.event_dim - 1, -self.event_dim)",
+        "return hot.movedim(-self.event_dim - 1, "
+        "-self.event_dim).flatten(-self.event_dim - 1, -self.event_dim)",
+        "tests/test_nn.py::test_one_hot_is_class_major",
+    ),
+    Bug(
+        "dropout never on",
+        "nn.py",
+        "layers.append(nn.Dropout(dropout))",
+        "layers.append(nn.Identity())",
+        "tests/test_nn.py::test_dropout_acts_in_training_only",
+    ),
+]

@@ -25,7 +25,7 @@ from pyro_vae.inference.posterior.information import Information, information, i
 from pyro_vae.program import checks
 from pyro_vae.program.handlers import is_data, sample_sites
 from pyro_vae.program.joint import Joint
-from pyro_vae.program.passes import Pass, Passes, Verb
+from pyro_vae.program.passes import Pass, Verb
 from pyro_vae.program.program import Program
 from pyro_vae.program.terms import Terms
 
@@ -76,11 +76,13 @@ def diagnose(
     rows_at_once = limits["batch_size"]
     passes = wrapped.passes(data, _VERB, rows=rows_at_once, particles=particles)
     batch = passes.batch
-    with passes, _same_sites(passes):
+    met: set[str] = set()  # latents of the passes
+    with passes, _same_sites(met):
         scales: dict[str, Tensor] = {}
         for piece in passes:
             judged = Judged(wrapped, batch, piece.globals_, rows_at_once)
             terms = piece.joint.terms(1, particles)
+            _require_same(met, terms)
             if not sums.rows:
                 scales = prior_variances(judged, terms)
                 sums.note(piece, terms)
@@ -92,8 +94,16 @@ def diagnose(
     return sums.result(found)
 
 
+def _require_same(met: set[str], terms: Terms) -> None:
+    """Note the latents of a pass; refuse others than those of the passes before."""
+    drawn = set(terms.log_q)
+    if met and drawn != met:
+        raise _other_sites(min(drawn ^ met))
+    met.update(drawn)
+
+
 @contextmanager
-def _same_sites(passes: Passes) -> Iterator[None]:
+def _same_sites(met: set[str]) -> Iterator[None]:
     """Refuse a program whose latents come and go: a diagnosis looks at parts of the rows.
 
     Raises:
@@ -103,13 +113,17 @@ def _same_sites(passes: Passes) -> Iterator[None]:
         yield
     except KeyError as error:
         (site,) = error.args
-        if site not in passes.sites.local:
+        if site not in met:
             raise
-        raise ProgramError(
-            f"diagnose: site {site!r} is drawn for some rows and not for others (sequences of "
-            "other lengths, say), and a diagnosis compares all; give the steps an event dimension "
-            "with a mask, or data of one structure"
-        ) from None
+        raise _other_sites(site) from None
+
+
+def _other_sites(site: str) -> ProgramError:
+    return ProgramError(
+        f"diagnose: site {site!r} is drawn for some rows and not for others (sequences of "
+        "other lengths, say), and a diagnosis compares all; give the steps an event dimension "
+        "with a mask, or data of one structure"
+    )
 
 
 class _Sums:

@@ -249,12 +249,13 @@ def datum_at(dim: int, batch: Batch, rows: int | None = None) -> Batch:
 def signature(batch: Batch) -> tuple[Any, ...]:
     """Return what must stay equal for a program that was read to be read no more.
 
-    Shapes and dtypes of tensors; of other arguments what they are (a flag's value, not a number's).
+    Shapes and dtypes of tensors; of other arguments what they are, and the values of those that may
+    be flags: an int may choose which sites are observed, a float weighs.
     """
     arguments_ = (
         (name, leaf.shape, leaf.dtype, leaf.device.type)
         if isinstance(leaf, Tensor)
-        else (name, type(leaf), leaf if isinstance(leaf, bool | str | None) else None)
+        else (name, type(leaf), leaf if isinstance(leaf, bool | int | str | None) else None)
         for name, leaf in named_arguments_of(batch)
     )
     return (isinstance(batch, Whole), *arguments_)

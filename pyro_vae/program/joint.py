@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.batch import cuda_devices, repeat_rows
-from pyro_vae.program.enumeration import OwnScope, Reopened, SumOut, groups_of
+from pyro_vae.program.enumeration import OwnScope, Reopened, SumOut, can_be_summed, groups_of
 from pyro_vae.program.handlers import (
     DrawnData,
     Particles,
@@ -388,7 +388,10 @@ class Joint:
             trace = summing.trace(model, args, kwargs)
         else:
             trace = poutine.trace(model).get_trace(*args, **kwargs)
-        return prune_subsample_sites(trace)
+        trace = prune_subsample_sites(trace)
+        if self._replace is not None and not self._sums_out:
+            _require_all_given(trace, values)
+        return trace
 
     def _read_at(self, values: Trace, num_particles: int) -> Draw:
         """Score model and guide at the values of a trace."""
@@ -408,6 +411,21 @@ class Joint:
     def scored(self, model: Trace, guide: Trace, num_particles: int) -> Draw:
         """Read the log densities of a pair of traces of this joint."""
         return read(model, guide, self._layout(num_particles), self._size)
+
+
+def _require_all_given(model: Trace, values: Trace) -> None:
+    """Refuse a latent that a program of other sites would draw from its prior without a word.
+
+    Raises:
+        ProgramError: Names the site.
+    """
+    for name, site in sample_sites(model):
+        if not site["is_observed"] and name not in values.nodes and can_be_summed(site["fn"]):
+            raise ProgramError(
+                f"site {name!r}: latent for these rows, and observed in rows of the same shapes "
+                "that the program was read with; give what decides it (labels that are missing) as "
+                "None or as a flag, which is read anew, or ask in a program made anew"
+            )
 
 
 def _latent_values(trace: Trace) -> dict[str, Tensor]:

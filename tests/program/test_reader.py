@@ -1,6 +1,7 @@
 """Programs as others write them: any data plate, any argument, any view observed."""
 
 import argparse
+import math
 import warnings
 from types import SimpleNamespace
 
@@ -358,3 +359,66 @@ def test_bytes_under_a_discretised_density_are_told_to_be_divided():
     with pytest.raises(DataError, match=r"value 4 in row 0 .*divide bytes by 255"):
         pv.elbo(vae, levels.to(torch.uint8))
     assert pv.elbo(vae, levels / 255).isfinite().all()
+
+
+# -- what a flag or a value decides ----------------------------------------------------------------
+
+
+def labelled_if(given):
+    """y is observed where ``given`` says so, and else summed out."""
+
+    def model(x, y, flag=0):
+        with pyro.plate("data", len(x)):
+            probs = torch.tensor([0.3, 0.7])
+            k = pyro.sample("y", dist.Categorical(probs), obs=y if given(y, flag) else None)
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z + 3.0 * k, 1.0), obs=x)
+
+    def guide(x, y, flag=0):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    return pv.Program(model, guide)
+
+
+def test_a_number_that_is_a_flag_is_read_anew():
+    torch.manual_seed(0)
+    x, y = torch.randn(4), torch.tensor([0, 1, 0, 1])
+    program = labelled_if(lambda y, flag: flag == 1)
+    pv.elbo(program, (x, y, 1))
+    found = pv.log_likelihood(program, (x, y, 0), samples=20_000)
+    parts = [math.log(p) + dist.Normal(m, 2**0.5).log_prob(x) for p, m in ((0.3, 0.0), (0.7, 3.0))]
+    exact = torch.logaddexp(*parts)
+    assert ((found.log_prob - exact).abs() * found.ess.sqrt()).max() < 5.0
+
+
+def test_a_value_that_decides_what_is_latent_is_told():
+    x, y = torch.randn(4), torch.tensor([0, 1, 0, 1])
+    program = labelled_if(lambda y, flag: bool(y.min() >= 0))
+    pv.elbo(program, (x, y))
+    for verb in (pv.elbo, pv.log_likelihood, pv.diagnose):
+        with pytest.raises(ProgramError, match=r"site 'y': latent for these rows.*as\s+None"):
+            verb(program, (x, -torch.ones_like(y)))
+    pv.elbo(labelled_if(lambda y, flag: bool(y.min() >= 0)), (x, -torch.ones_like(y)))
+
+
+@pytest.mark.filterwarnings("ignore:refine")  # four steps are few
+@pytest.mark.parametrize("lengths", [[1, 1, 2, 2, 3, 3, 3, 3], [3, 3, 3, 3, 2, 2, 1, 1]])
+def test_a_step_that_some_rows_lack_is_refined_for_the_others(lengths):
+    x, n = torch.randn(8, 3), torch.tensor(lengths)
+    program = pv.Program(steps, steps_guide)
+    settings = pv.HMC(steps=4, warmup=4, num_leapfrog=2, chains=2)
+    drawn = pv.refine(program, (x, n), settings, batch_size=8, compile=False)
+    assert sorted(drawn.means) == ["z_0", "z_1", "z_2"]
+    longest = n.reshape(2, 4).amax(1).repeat_interleave(4)  # of each pass
+    assert torch.equal(drawn.means["z_2"].isfinite(), longest > 2)
+    assert drawn.samples["z_1"].shape == (2, 4, 8)
+    with pytest.raises(ProgramError, match=r"diagnose: site 'z_.' is drawn for some rows"):
+        pv.diagnose(program, (x, n), batch_size=2)
+
+
+def test_local_fits_of_other_latents_are_refused_before_the_second():
+    n = torch.cat([torch.full((256,), 1), torch.full((256,), 3)])
+    program, few = pv.Program(steps, steps_guide), pv.Local(steps=3)
+    with pytest.raises(ProgramError, match=r"local: got latents \['z_1', 'z_2'\]"):
+        pv.infer(program, (torch.randn(512, 3), n), how="local", settings=few)

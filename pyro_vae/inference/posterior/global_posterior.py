@@ -116,6 +116,7 @@ class GlobalDensity:
         model, _ = self._program.reader.look(self._pieces[0])
         self._sites = dict(sample_sites(model))
         self.slots = self._read(passes.sites.global_)
+        self._require_fixed_supports()
         coupled = self._joint.terms().coupled
         if coupled and len(self._pieces) > 1:
             raise ProgramError(
@@ -141,6 +142,25 @@ class GlobalDensity:
             slots.append(GlobalSlot(name, transform, base, slice(start, start + base.numel())))
             start += base.numel()
         return slots
+
+    def _require_fixed_supports(self) -> None:
+        """Refuse a support that moves with another global: its transform is read once.
+
+        Raises:
+            ProgramError: Names the site.
+        """
+        with torch.no_grad():
+            prior = poutine.trace(self._joint.model)
+            sites: Any = prior.get_trace(*self._joint.args, **self._joint.kwargs).nodes
+        for slot in self.slots:
+            fn, value = sites[slot.name]["fn"], sites[slot.name]["value"]
+            point = value.new_ones(slot.base)
+            if not torch.equal(slot.transform(point), transform_of(fn)(point)):
+                raise ProgramError(
+                    f"refine: site {slot.name!r}: the support of {checks.distribution_name(fn)} "
+                    "depends on another latent, got other bounds at another draw, expected fixed "
+                    "ones; reparametrise: sample on a fixed support and scale the draw"
+                )
 
     def trace_at(self, start: Tensor) -> None:
         """Make the densities of the pieces ready for positions of this shape."""

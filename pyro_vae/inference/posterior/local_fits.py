@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae.arguments import number, positive
-from pyro_vae.errors import ConfigError, DataError
+from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.inference.graphs.density_graphs import DensityGraphs
 from pyro_vae.inference.posterior.gaussians import (
     Gaussians,
@@ -109,17 +109,35 @@ def fit_local(
     pieces = bounds.passes(program, batch, max(1, _ROWS_PER_PASS // settings.particles))
     fitted, steps, reached = [], [], []
     held: Mapping[str, Tensor] | None = None
+    first: dict[str, int] | None = None
     graphs = DensityGraphs("trace" if settings.steps > _WINDOW else False)  # it must pay first
     with scoring(program):
         for piece in tqdm(pieces, disable=not progress, unit="batch", leave=False):
             climb = _Climb(program, piece, settings, graphs, held)
             held = climb.density.globals_  # one draw of the globals for all data
+            layout = {slot.name: slot.base.numel() for slot in climb.density.slots}
+            _require_one_layout(first := first or layout, layout)
             climb.run()
             fitted.append(climb.best)
             steps.append(climb.steps)
             reached.append(climb.bound)
     _report(torch.cat(reached))
     return Fitted(concatenate(fitted), torch.cat(steps), held or {})
+
+
+def _require_one_layout(first: Mapping[str, int], layout: Mapping[str, int]) -> None:
+    """Refuse data whose latents differ: one table has the same coordinates for all rows.
+
+    Raises:
+        ProgramError: Names the sites that some data lack.
+    """
+    if first != layout:
+        names = sorted(set(first.items()) ^ set(layout.items()))
+        raise ProgramError(
+            f"local: got latents {sorted({name for name, _ in names})} of other sizes, or absent, "
+            "in some data (sequences of other lengths), expected the same for all; infer data of "
+            "one structure at a time, or give the steps an event dimension with a mask"
+        )
 
 
 def _report(bound: Tensor) -> None:

@@ -1,5 +1,6 @@
 """The posterior of each datum by HMC from the guide: one accept per datum and chain."""
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -374,13 +375,29 @@ def _scale(value: Tensor) -> Tensor:
     return flat.std(0, correction=min(1, len(flat) - 1))
 
 
+def _rows_by_site(pieces: list[dict[str, Tensor]], dim: int) -> dict[str, Tensor]:
+    """Return pieces side by side; a site that some rows lack (a step beyond their end) is NaN."""
+    sizes = [next(iter(piece.values())).shape[dim] for piece in pieces]
+
+    def of(site: str) -> list[Tensor]:
+        example = next(piece[site] for piece in pieces if site in piece)
+        shape = list(example.shape)
+        found = []
+        for piece, size in zip(pieces, sizes, strict=True):
+            shape[dim] = size
+            found.append(piece[site] if site in piece else example.new_full(shape, math.nan))
+        return found
+
+    names = dict.fromkeys(name for piece in pieces for name in piece)
+    return {name: torch.cat(of(name), dim) for name in names}
+
+
 def _join(parts: list[Refined]) -> Refined:
     def rows(name: str) -> Tensor:
         return torch.cat([getattr(part, name) for part in parts])
 
     def sites(name: str, dim: int) -> dict[str, Tensor]:
-        whole = [getattr(part, name) for part in parts]
-        return {site: torch.cat([part[site] for part in whole], dim) for site in whole[0]}
+        return _rows_by_site([getattr(part, name) for part in parts], dim)
 
     return Refined(
         samples=sites("samples", 2),

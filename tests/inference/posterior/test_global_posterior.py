@@ -148,3 +148,18 @@ def test_the_density_sums_over_discrete_latents_of_the_guide():
     each = dist.Normal(u[..., None], 0.3).log_prob(Y) + weights.log()[:, None]
     expected = each.logsumexp(-2).sum(-1) + dist.Normal(0.0, 1.0).log_prob(u).sum(-1)
     torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_support_that_moves_with_another_global_is_refused():
+    def model(x):
+        a = pyro.sample("a", dist.LogNormal(0.0, 1.0))
+        b = pyro.sample("b", dist.Uniform(0.0, a))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(b, 3.0), obs=x)
+
+    def guide(x):
+        a = pyro.sample("a", dist.Delta(torch.tensor(0.5)))
+        pyro.sample("b", dist.Uniform(0.0, a))
+
+    with pytest.raises(ProgramError, match=r"site 'b': the support of Uniform depends"):
+        pv.refine(pv.Program(model, guide), torch.ones(2), pv.HMC(steps=4, warmup=4))

@@ -428,6 +428,12 @@ class _Easy(EasyGuide):
             group.sample("zs", dist.Normal(loc, 0.9).to_event(1))
 
 
+def easy_guide() -> Pair:
+    """An ``EasyGuide`` over local latents: one auxiliary site, unpacked into those of the model."""
+    x = rows_of_two()
+    return Pair(_plain, _Easy(_plain), x, log_prob=marginal(x), whole=True)
+
+
 def mixture() -> Pair:
     """A Gaussian mixture: assignments summed out, weights and means by their mode."""
 
@@ -729,6 +735,7 @@ PAIRS: dict[str, Callable[[], Pair]] = {
     "auto_normal": auto_normal,
     "auto_plates": auto_plates,
     "params_of_rows": params_of_rows,
+    "easy_guide": easy_guide,
     "mixture": mixture,
     "hidden_markov": hidden_markov,
     "topics": topics,

@@ -33,10 +33,25 @@ class Whole:
     batch: Batch
 
 
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a data set with their numbers, for a guide that has a factor for each datum.
+
+    Arguments:
+        batch: B rows.
+        rows: Their numbers, ``(B,)``.
+    """
+
+    batch: Batch
+    rows: Tensor
+
+
 def named_arguments_of(batch: Batch) -> Iterator[tuple[str, Any]]:
     """Yield ``(name, argument)`` for each argument; a lone one is called ``"batch"``."""
-    if isinstance(batch, Whole):
+    if isinstance(batch, Whole | Part):
         yield from named_arguments_of(batch.batch)
+        if isinstance(batch, Part):
+            yield "row numbers", batch.rows
     elif isinstance(batch, Mapping):
         yield from batch.items()
     elif isinstance(batch, tuple | list) and not isinstance(batch, PackedSequence):
@@ -59,6 +74,8 @@ def map_arguments(function: Callable[[Any], Any], batch: Batch) -> Batch:
     """Apply a function to each argument of a batch and keep the structure."""
     if isinstance(batch, Whole):
         return Whole(map_arguments(function, batch.batch))
+    if isinstance(batch, Part):
+        return Part(map_arguments(function, batch.batch), function(batch.rows))
     if isinstance(batch, Mapping):
         return {name: function(leaf) for name, leaf in batch.items()}
     if isinstance(batch, tuple | list) and not isinstance(batch, PackedSequence):
@@ -76,6 +93,8 @@ def of_arguments(function: Callable[[Batch], Batch]) -> Callable[[Batch], Batch]
 
     @functools.wraps(function)
     def call(batch: Batch) -> Batch:
+        if isinstance(batch, Part):
+            return Part(function(batch.batch), batch.rows)
         if not isinstance(batch, Whole):
             return function(batch)
         return Whole(function(map_batch(torch.clone, batch.batch)))  # it may write in place
@@ -91,6 +110,9 @@ def map_rows(function: Callable[[Tensor], Tensor], batch: Batch, rows: int | Non
     """
     if isinstance(batch, Whole):
         return batch
+    if isinstance(batch, Part):
+        rows = len(batch.rows)
+        return Part(map_rows(function, batch.batch, rows), function(batch.rows))
     rows = num_rows(batch) if rows is None else rows
 
     def of(leaf: Any) -> Any:
@@ -115,7 +137,7 @@ def rows_of(leaf: Any) -> int | None:
 
 def arguments(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the ``(args, kwargs)`` with which a model and a guide take this batch."""
-    if isinstance(batch, Whole):
+    if isinstance(batch, Whole | Part):
         return arguments(batch.batch)
     if isinstance(batch, Mapping):
         return (), dict(batch)
@@ -128,6 +150,8 @@ def as_batch(batch: Batch, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     """Return arguments in the structure of a batch: what ``arguments`` undoes."""
     if isinstance(batch, Whole):
         return Whole(as_batch(batch.batch, args, kwargs))
+    if isinstance(batch, Part):
+        return Part(as_batch(batch.batch, args, kwargs), batch.rows)
     if isinstance(batch, Mapping):
         return dict(kwargs)
     if isinstance(batch, tuple | list) and not isinstance(batch, PackedSequence):
@@ -181,6 +205,8 @@ def num_rows(batch: Batch) -> int:
     """
     if isinstance(batch, Whole):
         return 1
+    if isinstance(batch, Part):
+        return len(batch.rows)
     found = {name: rows_of(leaf) for name, leaf in named_arguments_of(batch)}
     rows = {name: count for name, count in found.items() if count is not None}
     if not rows:
@@ -258,7 +284,7 @@ def signature(batch: Batch) -> tuple[Any, ...]:
         else (name, type(leaf), leaf if isinstance(leaf, bool | int | str | None) else None)
         for name, leaf in named_arguments_of(batch)
     )
-    return (isinstance(batch, Whole), *arguments_)
+    return (isinstance(batch, Whole), isinstance(batch, Part), *arguments_)
 
 
 def chunks(batch: Batch, size: int) -> Iterator[Batch]:

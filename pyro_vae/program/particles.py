@@ -4,12 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.batch import Batch, arguments, map_rows, num_rows
+from pyro_vae.program.batch import Batch, Part, arguments, map_rows, num_rows
 from pyro_vae.program.enumeration import groups_of
 from pyro_vae.program.handlers import sample_sites
 from pyro_vae.program.joint import Joint
+from pyro_vae.program.numbered import forget_plates
 from pyro_vae.program.site_densities import Layout
 from pyro_vae.program.sites import Sites
 from pyro_vae.program.terms import local_log_p
@@ -19,18 +21,32 @@ _TOLERANCE = 1e-3  # of log densities in float32: a wrong broadcast is off by na
 
 
 def takes_particles(
-    model: Callable[..., Any], guide: Callable[..., Any], batch: Batch, sites: Sites
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    batch: Batch,
+    sites: Sites,
+    parts: nn.Module,
 ) -> bool:
     """Compare one pass over K = 2 particles with two passes at the same values.
 
     Call where the program runs on its own parameters, in eval mode, and unvalidated.
+
+    Arguments:
+        model, guide: The functions.
+        batch: A batch that they run on.
+        sites: Its sites.
+        parts: The modules of the program.
     """
-    if sites.size is None and num_rows(batch) > _FEW:
-        few = map_rows(lambda leaf: leaf[:_FEW], batch)
-        if _runs(model, guide, few, sites):
-            return _agree(model, guide, few, sites)
-        # Weights that the program holds for each row of its data take no part of them.
-    return _agree(model, guide, batch, sites)
+    try:
+        if sites.size is None and num_rows(batch) > _FEW and not isinstance(batch, Part):
+            few = map_rows(lambda leaf: leaf[:_FEW], batch)
+            if _runs(model, guide, few, sites):
+                return _agree(model, guide, few, sites)
+            forget_plates(parts)
+            # Weights that the program holds for each row of its data take no part of them.
+        return _agree(model, guide, batch, sites)
+    finally:
+        forget_plates(parts)
 
 
 def require_sums(

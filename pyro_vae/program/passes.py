@@ -171,15 +171,17 @@ class Passes:
             self._first = next(self._rest)
             require_rows(self._first)
         else:
-            self._first = self._checked(data)
+            self._first = self._checked(data, alone=True)
         self._whole = program.rows.are_fixed(self._first)
         program.rows.require_own(self._first)
         self.sites = program.read(next(self._cut(self._first)))
         verb.require(self.sites)
         program.rows.require_whole(self._first)
 
-    def _checked(self, data: Any) -> Batch:
+    def _checked(self, data: Any, alone: bool = False) -> Batch:
+        """Return adapted data; ``alone``: all there are."""
         batch = self.program.adapt(data)
+        batch = self.program.rows.numbered(batch) if alone and not self.verb.simulates else batch
         self.program.check(batch, first_rows=self._rows_of(batch))
         batch = self.program.conform(batch)  # now that it is known which integers are counts
         if not self.verb.simulates:

@@ -14,6 +14,7 @@ from pyro_vae.program import checks
 from pyro_vae.program.adapt import adapted
 from pyro_vae.program.batch import (
     Batch,
+    Part,
     Whole,
     arguments,
     as_batch,
@@ -121,7 +122,7 @@ class Program(nn.Module):
         self._tiled: dict[Any, bool] = {}
         self.examples = Examples(self)
         self.reader = Reader(self, plate, observed)
-        self.rows = Rows(self.reader)
+        self.rows = Rows(self, self.reader)
         self._summable: set[Any] = set()  # layouts whose discrete latents can be summed out
         self._place = torch.device("cpu")
 
@@ -249,6 +250,8 @@ class Program(nn.Module):
         Raises:
             DataError: An array that is no dense numeric one.
         """
+        if isinstance(data, Part):  # of the program's own rows
+            return Part(self.as_tensors(data.batch), data.rows.to(self.device))
         data = data.batch if isinstance(data, Whole) else data
         flat = self._structure.flattened(data)
         if self._structure.opened:
@@ -396,7 +399,7 @@ class Program(nn.Module):
         if key not in self._tiled:
             with self.reader.quiet(batch), validation(False):
                 takes = checks.is_meta(batch) or takes_particles(
-                    *self.reader.canonical(sites, batch), batch, sites
+                    *self.reader.canonical(sites, batch), batch, sites, self.parts
                 )
                 if sites.enumerated and not checks.is_meta(batch):
                     require_sums(*self.reader.canonical(sites, batch), batch, sites)

@@ -14,6 +14,7 @@ from pyro_vae.errors import DataError, PyroVaeError
 from pyro_vae.program import checks
 from pyro_vae.program.batch import (
     Batch,
+    Part,
     Whole,
     arguments,
     check_finite,
@@ -30,6 +31,7 @@ from pyro_vae.program.discovery import Discovery
 from pyro_vae.program.handlers import is_data, sample_sites, validation
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.modules import evaluating, leaves_behind
+from pyro_vae.program.numbered import LookUps, forget_plates, guides_undone, numbered
 from pyro_vae.program.observed import Binding, Copies, bindings_of
 from pyro_vae.program.plates import (
     AroundOne,
@@ -145,13 +147,51 @@ class Reader:
         self, sites: Sites, batch: Batch
     ) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """Return model and guide with the data plate under its canonical name and size."""
-        model, guide = self._program.functions
+        model, guide = self._functions(batch)
         if sites.plate.canonical:
             return model, guide
         if isinstance(sites.plate, OneDatum):
             return AroundOne(sites.plate)(model), AroundOne(sites.plate)(guide)
         handler = Canonical(sites.plate, num_rows(batch))
         return handler(model), handler(guide)
+
+    def _functions(self, batch: Batch) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """Return model and guide as they run on a batch: on their own rows where it has numbers."""
+        model, guide = self._program.functions
+        if not isinstance(batch, Part) or self._plate_before is None:
+            return model, guide
+        name, total = self._plate_before, self._program.rows.total or num_rows(batch)
+        return (
+            numbered(model, name, total, batch.rows, any_size=False),
+            numbered(guide, name, total, batch.rows, any_size=True),
+        )
+
+    def goes_by_number(self, few: Batch, total: int) -> bool:
+        """Return whether the guide looks up what it has of N data by the plate's row numbers.
+
+        Arguments:
+            few: Rows on which the program runs.
+            total: N.
+        """
+        model, guide = self._run_once(few)
+        plate = self._find_plate(model, guide, few)
+        args, kwargs = arguments(few)
+        count = num_rows(few)
+        rows = torch.arange(total - count, total, device=self._home(few))
+        run = numbered(self._program.functions[1], plate.name, total, rows, any_size=True)
+        with self.quiet(few), validation(False), LookUps(rows, total) as seen:
+            with suppress(Exception):  # it may index the few rows as well
+                run(*args, **kwargs)
+            forget_plates(self._program.own.parts)
+        return seen.found
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """Leave nothing behind of what runs inside: no parameter, and no first rows of a guide."""
+        parts = self._program.own.parts
+        with suppress(_Undone), guides_undone(parts), Discovery.during(self._program.own):
+            yield
+            raise _Undone
 
     def look(self, batch: Batch) -> tuple[Trace, Trace]:
         """Trace model and guide once: in eval mode, no gradient, and no random number used up."""
@@ -175,10 +215,8 @@ class Reader:
         trace = poutine.trace(self._program.functions[0])
         self._program.own.home = self._home(batch)
         try:
-            with suppress(_Undone), Discovery.during(self._program.own):
-                with self.quiet(batch), validation(False):
-                    found = trace.get_trace(*args, **kwargs)
-                raise _Undone
+            with self.undone(), self.quiet(batch), validation(False):
+                found = trace.get_trace(*args, **kwargs)
         except Exception as error:
             raise DataError(f"the model does not run: {error}") from error
         return prune_subsample_sites(found)
@@ -203,8 +241,9 @@ class Reader:
         self._program.own.home = self._home(batch)
         try:
             with self.quiet(batch), validation(not checks.is_meta(batch)):
-                return Joint(*self._program.functions, args, kwargs).sampled_traces()
+                return Joint(*self._functions(batch), args, kwargs).sampled_traces()
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            forget_plates(self._program.own.parts)
             if isinstance(error, PyroVaeError):
                 raise
             reason, broken, _ = str(error).partition(", but found invalid values")  # all of them
@@ -248,7 +287,7 @@ class Reader:
         """Run the functions once and return the leaf tensors that their densities depend on."""
         args, kwargs = arguments(map_batch(torch.detach, batch))
         with self.quiet(batch), torch.enable_grad(), validation(False):
-            model, guide = Joint(*self._program.functions, args, kwargs).sampled_traces()
+            model, guide = Joint(*self._functions(batch), args, kwargs).sampled_traces()
             terms = [
                 site["fn"].log_prob(site["value"]).sum()
                 for trace in (model, guide)

@@ -2,29 +2,100 @@
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.program import checks
-from pyro_vae.program.batch import Batch, arguments, check_finite, chunks, map_rows, num_rows
+from pyro_vae.program.batch import (
+    Batch,
+    Part,
+    Whole,
+    arguments,
+    check_finite,
+    chunks,
+    map_rows,
+    named_leaves,
+    num_rows,
+)
 from pyro_vae.program.handlers import data_frame, is_data, sample_sites
 
 if TYPE_CHECKING:
+    from pyro_vae.program.program import Program
     from pyro_vae.program.reader import Reader
+
+_FEWEST = 4  # rows of a data set that minibatches are made of
 
 
 class Rows:
     """What is asked of the rows of a data set before a program runs on them.
 
     Arguments:
+        program: Whose they are.
         reader: Runs the program on a batch.
     """
 
-    def __init__(self, reader: "Reader") -> None:
+    def __init__(self, program: "Program", reader: "Reader") -> None:
+        self._program = program
         self._reader = reader
         self._fixed: bool | None = None  # to the rows that the program was read with
+        self._settled = False  # whether it is known if the guide has a factor for each datum
+        self.total: int | None = None  # N, where parts of the program's own rows go by number
 
     def forget(self) -> None:
         """Find out anew: model or guide has been replaced."""
-        self._fixed = None
+        self._fixed, self._settled, self.total = None, False, None
+
+    def numbered(self, data: Batch) -> Batch:
+        """Return all data, with their row numbers where the guide has a factor for each datum.
+
+        Such a guide makes its factors from the rows that it meets first: it meets all.
+
+        Raises:
+            DataError: Other rows than those that the guide has factors for.
+        """
+        if isinstance(data, Whole | Part) or checks.is_meta(data):
+            return data
+        self._settle(data)
+        if self.total is None:
+            return data
+        self.require_own(data)
+        device = next(iter(named_leaves(data)))[1].device
+        return Part(data, torch.arange(self.total, device=device))
+
+    def _settle(self, data: Batch) -> None:
+        """Find out, once, whether the guide has a factor for each datum, and takes some of them."""
+        rows = num_rows(data)
+        if self._fixed is not None or self._program.examples.offered or rows < _FEWEST:
+            return
+        on_few, by_number = self._on_few(data, rows)
+        self._settled = True
+        if on_few and not by_number:
+            self._fixed = False
+            return
+        if self._reader.fresh:
+            check_finite(data)
+            self._reader.read(data)
+        if self._reader.rows_read != rows or not (by_number or self.are_fixed(data)):
+            return
+        last = torch.arange(rows // 2, rows, device=next(iter(named_leaves(data)))[1].device)
+        self.total = rows
+        self._fixed = not self._take(Part(map_rows(lambda leaf: leaf[rows // 2 :], data), last))
+        if self._fixed:
+            self.total = None
+
+    def go_by_number(self, batch: Batch, total: int) -> bool:
+        """Return whether the guide looks up its factors of N data by the plate's row numbers."""
+        known = self._settled or self._program.examples.offered
+        return not known and num_rows(batch) >= _FEWEST and self._on_few(batch, total)[1]
+
+    def _on_few(self, data: Batch, total: int) -> tuple[bool, bool]:
+        """Return whether the program runs on two rows, then on three, and goes by their numbers."""
+        few = [map_rows(lambda leaf, n=n: leaf[:n], data) for n in (2, 3)]  # type: ignore[misc]
+        taken = by_number = False
+        with self._reader.undone():
+            taken = all(self._take(each) for each in few)
+            by_number = taken and self._reader.goes_by_number(few[1], total)
+        return taken, by_number
 
     def check(self, data: Batch, rows: int = 8192, first_rows: int = 1) -> None:
         """Check every row of a data set as ``read`` checks a batch, in chunks.
@@ -95,11 +166,13 @@ class Rows:
         Raises:
             DataError: Their number differs.
         """
-        if self._fixed and num_rows(batch) != self._reader.rows_read:
+        rows = num_rows(batch)
+        own = self.total or (self._reader.rows_read if self._fixed else rows)
+        if rows != own and not isinstance(batch, Part):
             raise DataError(
-                f"got {num_rows(batch)} rows, expected the {self._reader.rows_read} that the "
-                "program was first read with: a guide with one factor per datum answers for the "
-                "rows that it was trained on, all in one batch: pv.fit(..., batch_size=N)"
+                f"got {rows} rows, expected the {own} that the program was first read with: a "
+                "guide with one factor per datum answers for the rows that it was trained on, all "
+                "of them, as tensors"
             )
 
     def _take(self, batch: Batch) -> bool:

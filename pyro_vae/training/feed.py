@@ -227,7 +227,10 @@ def make_feed(
         data = DataLoader(data, batch_size=batch_size, shuffle=shuffle)
     if isinstance(data, DataLoader):
         return LoaderFeed(data, lambda batch: adapt(single(batch)), world)
-    return TensorFeed(adapt(data), batch_size, program.device, world)
+    batch = adapt(data)
+    if adapt == program.adapt:  # it is what the program takes: no transform is to come
+        batch = program.rows.numbered(batch)
+    return TensorFeed(batch, batch_size, program.device, world)
 
 
 def gather(program: Program, data: Any, batch_size: int) -> Batch:

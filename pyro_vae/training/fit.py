@@ -14,7 +14,7 @@ from pyro_vae.device import seeded
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.graphs.compiled_loss import Mode
 from pyro_vae.inference.objectives.stock import as_objective
-from pyro_vae.program.batch import Batch, check_finite, num_rows, of_arguments
+from pyro_vae.program.batch import Batch, Part, check_finite, num_rows, of_arguments
 from pyro_vae.program.program import Program
 from pyro_vae.program.whole import require_rows
 from pyro_vae.storage.random_state import seeded_outside_torch
@@ -282,14 +282,17 @@ def _require_whole_batches(
     """
     fixed = program.rows.are_fixed(first)  # found out here in any case: verbs ask for it later
     whole = isinstance(feed, TensorFeed) and feed.batch_size >= feed.size and world.size == 1
-    rows = num_rows(first)
-    if fixed and not whole:
+    numbered = isinstance(first, Part) and world.size == 1
+    own = fixed or program.rows.total is not None
+    if not isinstance(first, Part) and feed.size > num_rows(first):
+        own = own or program.rows.go_by_number(first, feed.size)
+    if own and not (whole or numbered):
         raise ProgramError(
-            f"batch_size: got {feed.batch_size} on {world.size} devices, and model or guide run on "
-            f"{rows} rows and not on {rows // 2}: a guide with one factor per datum (an autoguide "
-            "over local latents, pyro.param with a row for each) needs all rows in one batch of "
-            f"one device: batch_size={feed.size}, with a program made anew; or pv.LocalGuide, "
-            "which trains such factors in minibatches"
+            f"batch_size: got {feed.batch_size} on {world.size} devices, and the guide has one "
+            "factor per datum that it does not find by the rows of a part; give it all rows, as "
+            f"tensors, on one device: batch_size={feed.size}, with a program made anew; or index "
+            "its factors by the plate (`with pyro.plate(...) as i: loc[i]`, pyro.param(..., "
+            "event_dim=), AutoNormal), or take pv.LocalGuide: these train in minibatches"
         )
 
 
@@ -317,6 +320,8 @@ def _prepare_data(
         first = transform(first) if transform is not None else first
         if isinstance(feed, LoaderFeed) or world.size > 1:
             require_rows(first)
+        if not program.reader.fresh:  # factors that fit no part are told before shapes that differ
+            _require_whole_batches(program, first, feed, world)
         program.read(first)
         if program.conform(first) is not first:  # counts, which the program takes as floats
             first = program.conform(first)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from pyro_vae.program.batch import Batch, Whole, named_leaves
+from pyro_vae.program.batch import Batch, Part, Whole, named_leaves
 from pyro_vae.program.handlers import Beta
 
 # Maps flat inputs (parameters, buffers, rows, KL weights) to (loss, norm of gradients, *gradients).
@@ -52,7 +52,7 @@ def fixed_arguments(batch: Batch) -> Any:
     """
     if isinstance(batch, Tensor):
         return ()
-    if isinstance(batch, Whole):
+    if isinstance(batch, Whole | Part):
         return fixed_arguments(batch.batch)
     if isinstance(batch, Mapping):
         named: Iterable[tuple[str, Any]] = batch.items()

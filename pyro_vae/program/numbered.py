@@ -1,0 +1,137 @@
+"""Guides with a factor for each datum, on some of the data: plates of full size, by row numbers."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pyro.contrib.easyguide import EasyGuide
+from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import SubsampleMessenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from pyro_vae.program.batch import num_rows
+from pyro_vae.program.handlers import Message
+
+_subsample = SubsampleMessenger._subsample  # what Pyro asks for the rows of a plate
+
+
+class Numbered(Messenger):
+    """Give the plate of the data its full size inside, and the rows of a batch as its subsample.
+
+    What the plate indexes (``pyro.param(..., event_dim=)``, weights of autoguides, ``loc[i]`` of
+    ``with pyro.plate(...) as i``) is then cut to the rows. Around sites the plate looks as one of
+    the batch alone: the factor N/B is left to ``DatasetSize``.
+
+    Arguments:
+        name: The plate's.
+        total: N.
+        rows: Their numbers, ``(B,)``.
+        any_size: Whether plates of B rows are such too, as in a guide: in a model the numbers that
+            they give index the batch.
+    """
+
+    def __init__(self, name: str, total: int, rows: Tensor, any_size: bool) -> None:
+        super().__init__()
+        self.name, self.total, self.rows, self.any_size = name, total, rows, any_size
+        self._before: Any = None
+
+    def __enter__(self) -> "Numbered":
+        self._before = vars(SubsampleMessenger)["_subsample"]
+        SubsampleMessenger._subsample = staticmethod(self._rows_of)  # type: ignore[method-assign]
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> Any:
+        SubsampleMessenger._subsample = self._before  # type: ignore[method-assign]
+        return super().__exit__(*error)
+
+    def _rows_of(self, name: str, size: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        if name == self.name and size is not None and (self.any_size or size == self.total):
+            return self.total, len(self.rows), self.rows
+        return _subsample(name, size, *args, **kwargs)
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if site_is_subsample(msg):
+            return
+        stack = msg["cond_indep_stack"]
+        if any(self._is_cut(frame) for frame in stack):
+            msg["cond_indep_stack"] = tuple(
+                frame._replace(full_size=frame.size) if self._is_cut(frame) else frame
+                for frame in stack
+            )
+            weight = 1.0 * self.total / len(self.rows)  # as Pyro computes it
+            scale = msg["scale"]
+            alone = not isinstance(scale, Tensor) and scale == weight
+            msg["scale"] = 1.0 if alone else scale / weight
+
+    def _is_cut(self, frame: Any) -> bool:
+        return bool(frame.name == self.name and frame.full_size != frame.size)
+
+
+def numbered(
+    function: Callable[..., Any], name: str, total: int, rows: Tensor, *, any_size: bool
+) -> Callable[..., Any]:
+    """Return a function whose plate of the data has the given rows (see ``Numbered``).
+
+    The arguments may be several copies of the batch, one after the other.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        copies = num_rows((*args, *kwargs.values())) // len(rows)
+        own = rows if copies == 1 else rows.repeat(copies)
+        with Numbered(name, total, own, any_size):
+            return function(*args, **kwargs)
+
+    return call
+
+
+class LookUps(TorchFunctionMode):
+    """Notice whether a tensor of N rows is indexed by the numbers of some rows.
+
+    Arguments:
+        rows: Their numbers, as a plate gives them.
+        total: N.
+    """
+
+    def __init__(self, rows: Tensor, total: int) -> None:
+        super().__init__()
+        self.rows, self.total, self.found = rows, total, False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a function of torch, and look at its arguments."""
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if any(leaf is self.rows for leaf in tensors):
+            self.found |= any(leaf.dim() and len(leaf) == self.total for leaf in tensors)
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def guides_undone(module: nn.Module) -> Iterator[None]:
+    """Put Pyro's automatic guides back, on leaving, to what they were: they keep their first rows.
+
+    Arguments:
+        module: Holds them.
+    """
+    guides = [part for part in module.modules() if isinstance(part, AutoGuide | EasyGuide)]
+    before = [{key: _copied(value) for key, value in vars(part).items()} for part in guides]
+    try:
+        yield
+    finally:
+        for part, state in zip(guides, before, strict=True):
+            vars(part).clear()
+            vars(part).update(state)
+
+
+def _copied(value: Any) -> Any:
+    return copy.copy(value) if isinstance(value, dict | list | set) else value
+
+
+def forget_plates(module: nn.Module) -> None:
+    """Drop the plates that an ``EasyGuide`` keeps when its run ends with an error."""
+    for part in module.modules():
+        if isinstance(part, EasyGuide):
+            part.plates.clear()

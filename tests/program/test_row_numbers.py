@@ -1,0 +1,198 @@
+"""Guides with a factor for each datum in minibatches: the rows of each batch, as in stock SVI.
+
+Stock SVI runs on all data and a plate with the subsample; we run on the rows of the batch.
+"""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.contrib.easyguide import EasyGuide
+from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoDelta, AutoNormal, init_to_value
+from torch.utils.data import DataLoader, TensorDataset
+
+import pyro_vae as pv
+from pyro_vae.errors import DataError, ProgramError
+from pyro_vae.program.batch import map_rows
+
+N = 8
+X = torch.linspace(-2.0, 2.0, N)
+LOCS = torch.linspace(0.0, 1.0, N).square()
+ROWS = torch.tensor([6, 1, 3])
+
+
+def model(x):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(w, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def stock_model(x):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", N, subsample=ROWS) as i:
+        z = pyro.sample("z", dist.Normal(w, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x[i])
+
+
+def of_global():
+    pyro.sample("w", dist.Normal(pyro.param("w_loc", torch.tensor(0.3)), 0.5))
+
+
+def looked_up(x, plate=None):
+    of_global()
+    locs = pyro.param("locs", LOCS.clone())
+    with plate or pyro.plate("data", len(x)) as i:
+        pyro.sample("z", dist.Normal(locs[i], 0.7))
+
+
+def of_event(x, plate=None):
+    of_global()
+    with plate or pyro.plate("data", len(x)):
+        locs = pyro.param("locs", LOCS.clone(), event_dim=0)
+        pyro.sample("z", dist.Normal(locs, 0.7))
+
+
+class Easy(EasyGuide):
+    subsample = None
+
+    def guide(self, x):
+        of_global()
+        group = self.group(match="z")
+        size = len(x) if self.subsample is None else N
+        with self.plate("data", size, subsample=self.subsample):
+            locs = pyro.param("locs", LOCS.clone()[:, None], event_dim=1)
+            group.sample("zs", dist.Normal(locs, 0.7).to_event(1))
+
+
+def plates(x):
+    return pyro.plate("data", N, subsample=ROWS)
+
+
+def automatic(kind, **options):
+    start = init_to_value(values={"z": LOCS.clone(), "w": torch.tensor(0.3)})
+    ours = kind(model, init_loc_fn=start, **options)
+    stock_start = init_to_value(values={"z": LOCS[ROWS], "w": torch.tensor(0.3)})
+    stock = kind(stock_model, init_loc_fn=stock_start, create_plates=plates)
+    return ours, stock
+
+
+def plain(function):
+    return function, lambda x: function(x, plates(x))
+
+
+def easy():
+    stock = Easy(stock_model)
+    stock.subsample = ROWS
+    return Easy(model), stock
+
+
+GUIDES = {
+    "auto_normal": lambda: automatic(AutoNormal),
+    "auto_delta": lambda: automatic(AutoDelta),
+    "create_plates": lambda: automatic(
+        AutoNormal, create_plates=lambda x: pyro.plate("data", len(x), dim=-1)
+    ),
+    "looked_up": lambda: plain(looked_up),
+    "of_event": lambda: plain(of_event),
+    "easy": easy,
+}
+every = pytest.mark.parametrize("name", GUIDES)
+
+
+def by_size(named):
+    """Return gradients by what is left of a parameter's name: w or z, a location or a scale."""
+    found = {}
+    for name, value in named:
+        kind = "scale" if "scale" in name else "loc"
+        found[kind, "w" in name.rsplit(".", 1)[-1]] = value
+    return found
+
+
+@every
+def test_loss_and_every_row_of_the_gradient_are_those_of_stock_svi(name, store):
+    guide, stock_guide = GUIDES[name]()
+    Trace_ELBO().loss(stock_model, stock_guide, X)  # makes the parameters
+    parameters = dict(store.named_parameters())
+    for value in parameters.values():  # those repeated to the full size, too, are told apart
+        if value.numel() == N:
+            value.data.copy_(LOCS.reshape(value.shape) - 1.0 * (value.data.min() < -0.5))
+    torch.manual_seed(4)
+    stock = Trace_ELBO().differentiable_loss(stock_model, stock_guide, X)
+    stock.backward()
+    expected = {key: value.grad.clone() for key, value in parameters.items()}
+    start = {key: value.detach().clone() for key, value in parameters.items()}
+    store.clear()
+    program = pv.Program(model, guide)
+    batch = program.rows.numbered(program.adapt(X))
+    values = by_size(start.items())
+    for key, value in by_size(program.named_parameters()).items():
+        value.data.copy_(values[key].reshape(value.shape))
+    part = map_rows(lambda leaf: leaf[ROWS], batch)
+    with program.running():
+        (update,) = pv.ELBO().updates(program)
+        torch.manual_seed(4)
+        loss = update.loss(program.joint(part, size=N))
+    loss.backward()
+    torch.testing.assert_close(loss, stock / N)
+    found = by_size((key, value.grad) for key, value in program.named_parameters())
+    wanted = by_size(expected.items())
+    assert found.keys() == wanted.keys()
+    for key, grad in found.items():
+        torch.testing.assert_close(grad, wanted[key].reshape(grad.shape) / N)
+    rows = next(grad for grad in found.values() if grad.numel() == N).flatten()
+    assert (rows != 0).nonzero().flatten().tolist() == sorted(ROWS.tolist())
+
+
+@pytest.mark.parametrize("name", ["auto_normal", "looked_up", "easy"])
+def test_a_graph_trains_the_rows_that_eager_steps_train(name):
+    """Two batches, two epochs: a frozen row would leave another weight where it was."""
+    found = []
+    for mode in (False, "trace"):
+        program = pv.Program(model, GUIDES[name]()[0])
+        run = pv.fit(
+            program, X, epochs=2, batch_size=4, lr=0.1, compile=mode, seed=1, progress=False
+        )
+        assert run.compiled == ("graph" if mode else "eager")
+        found.append({key: value.detach() for key, value in program.named_parameters()})
+    for key, value in found[0].items():
+        torch.testing.assert_close(value, found[1][key], rtol=1e-4, atol=1e-5)
+        if value.numel() == N:
+            assert len(value.unique()) == N
+
+
+def test_verbs_cut_the_rows_of_a_pass():
+    """The guide is the exact posterior of each datum, so that each row has its own number."""
+
+    def local(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)) as i:
+            pyro.sample("z", dist.Normal(pyro.param("locs", X / 2)[i], 0.5**0.5))
+
+    program = pv.Program(local, guide)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(X)
+    torch.testing.assert_close(pv.elbo(program, X, batch_size=3), exact)
+    torch.testing.assert_close(pv.log_likelihood(program, X, samples=3).log_prob, exact)
+    torch.testing.assert_close(pv.encode(program, X), X / 2)
+    with pytest.raises(DataError, match=r"got 5 rows, expected the 8 .*one factor per datum"):
+        pv.elbo(program, X[:5])
+    with pytest.raises(ProgramError, match="one factor per datum"):
+        pv.fit(pv.Program(local, guide), DataLoader(TensorDataset(X), batch_size=4), epochs=1)
+
+
+def test_an_encoder_that_looks_its_rows_up_has_no_factors():
+    """The numbers that the plate gives are those of the batch, as where stock SVI gets its rows."""
+
+    def guide(x):
+        of_global()
+        with pyro.plate("data", len(x)) as i:
+            pyro.sample("z", dist.Normal(x[i] / 2, 0.7))
+
+    program = pv.Program(model, guide)
+    assert torch.is_tensor(program.rows.numbered(program.adapt(X)))
+    assert pv.elbo(program, X[:5]).shape == (5,)

@@ -5,9 +5,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pyro import poutine
 from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_vae.errors import DataError, PyroVaeError
@@ -206,20 +204,21 @@ class Reader:
         return Whole(batch) if self._whole else batch
 
     def _trace_of_model(self, batch: Batch) -> Trace:
-        """Run the model, and leave no parameter behind.
+        """Run the pair, leave no parameter behind, and return the trace of the model.
 
         Raises:
             DataError: It does not run.
         """
         args, kwargs = arguments(batch)
-        trace = poutine.trace(self._program.functions[0])
         self._program.own.home = self._home(batch)
         try:
             with self.undone(), self.quiet(batch), validation(False):
-                found = trace.get_trace(*args, **kwargs)
+                # The guide first, as always: a cache may fill in the order of its questions.
+                model, _ = Joint(*self._program.functions, args, kwargs).sampled_traces()
         except Exception as error:
-            raise DataError(f"the model does not run: {error}") from error
-        return prune_subsample_sites(found)
+            forget_plates(self._program.own.parts)
+            raise DataError(f"the program does not run: {error}") from error
+        return model
 
     def _home(self, batch: Batch) -> torch.device:
         return next((leaf.device for _, leaf in named_leaves(batch)), self._program.device)

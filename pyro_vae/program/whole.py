@@ -26,7 +26,7 @@ def is_whole(trace: Callable[[Batch], Trace], batch: Batch, wanted: str | None) 
     all rows. One that does not run has what it lacks told by its reader.
 
     Arguments:
-        trace: Runs the model, and leaves no trace in the program.
+        trace: Runs the pair, leaves nothing behind, and returns the trace of the model.
         batch: All rows.
         wanted: The plate that the user names.
     """

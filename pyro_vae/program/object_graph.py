@@ -98,7 +98,7 @@ class _Search:
         elif kind in (property, functools.cached_property):
             self.push(path, value.fget if kind is property else value.func)
         elif issubclass(kind, ModuleType):
-            if not _installed(value.__name__):
+            if not installed(value.__name__):
                 self._wait(path, vars(value))
         elif issubclass(kind, type):
             self._class(path, value)
@@ -149,7 +149,7 @@ class _Search:
         """Follow what a user's module holds besides its registered parts."""
         for name, part in module.named_modules():
             self._seen[id(part)] = part
-            if _installed(type(part).__module__):
+            if installed(type(part).__module__):
                 continue
             inside = _join(path, name)
             for key, value in list(vars(part).items()):
@@ -159,7 +159,7 @@ class _Search:
 
     def _object(self, path: str, value: Any) -> None:
         kind = type(value)
-        if _installed(kind.__module__) and not issubclass(kind, _OF_LIBRARIES):
+        if installed(kind.__module__) and not issubclass(kind, _OF_LIBRARIES):
             for name in ("__wrapped__", "__self__"):  # of functools.lru_cache, of a bound function
                 self.push("", _attributes(value).get(name))
             return
@@ -177,7 +177,7 @@ class _Search:
 
     def _class(self, path: str, kind: type) -> None:
         for base in kind.__mro__:
-            if id(base) not in self._classes and not _installed(base.__module__):
+            if id(base) not in self._classes and not installed(base.__module__):
                 self._classes.add(id(base))
                 self._wait(path, vars(base))
 
@@ -237,7 +237,7 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 
 @functools.lru_cache(1024)
-def _installed(module: str) -> bool:
+def installed(module: str) -> bool:
     """Return whether a Python module belongs to an installed library, this one included."""
     if not isinstance(module, str):  # some metaclass's own idea
         return True

@@ -180,6 +180,8 @@ class Loop:
             self.stopped = self.world.any(any(answers))
             if answers:
                 self.stepper.doubt()
+            elif self.transform is not None or isinstance(self.feed, LoaderFeed):
+                self.stepper.look()
         finally:
             self._keep()  # after the callbacks: one may draw random numbers
         if self.checkpoint_every and self.epoch % self.checkpoint_every == 0:

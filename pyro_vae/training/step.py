@@ -69,6 +69,7 @@ class Stepper:
         # Those that require no gradient now too: a callback may thaw them.
         hidden = program.own.frozen
         self.trained = [[p for p in u.parameters if id(p) not in hidden] for u in self.updates]
+        self._known = {id(p): p for p in program.parameters()}
         self._check_trained()
         self.optimisers = [
             (update.optimiser or optimiser)(parameters)
@@ -126,6 +127,7 @@ class Stepper:
     def _grow(self) -> None:
         """Train the parameters that a batch of another structure has brought, as stock SVI does."""
         self._version = self.program.own.version
+        self._known = {id(p): p for p in self.program.parameters()}
         hidden = self.program.own.frozen
         for index, update in enumerate(self._objective.updates(self.program)):
             known = {id(parameter) for parameter in self.trained[index]} | hidden.keys()
@@ -196,10 +198,21 @@ class Stepper:
         return losses
 
     def doubt(self) -> None:
-        """Compare graphs with the program again: a callback may have changed what is no tensor."""
+        """Compare graphs with the program again: a callback may have changed what is no tensor.
+
+        Parameters that it has put into the program are trained from now on, as stock SVI does.
+        """
+        if any(id(p) not in self._known for p in self.program.parameters()):
+            self._grow()
         for compiled in self._compiled:
             if compiled is not None:
                 compiled.doubt()
+
+    def look(self) -> None:
+        """Look whether a transform or a loader has changed what the program keeps in Python."""
+        for compiled in self._compiled:
+            if compiled is not None:
+                compiled.look()
 
     @property
     def compiled(self) -> str:

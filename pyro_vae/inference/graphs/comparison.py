@@ -1,6 +1,6 @@
 """Whether a graph may replace its program: loss, every gradient and every written tensor agree."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -38,11 +38,13 @@ class Outcome(NamedTuple):
         loss: Detached.
         grads: One per trained parameter; None where the loss does not reach it.
         tensors: The parameters and buffers, and the batch's tensors, as the step leaves them.
+        noise: The state of torch's generator on the CPU after the step.
     """
 
     loss: Tensor
     grads: list[Tensor | None]
     tensors: list[Tensor]
+    noise: Tensor
 
 
 @contextmanager
@@ -82,7 +84,8 @@ def eager_outcome(
         loss = loss_on(rows, call.weights, call.size)
         grads = torch.autograd.grad(loss, list(trained), allow_unused=True)
         held = [home[key].detach().clone() for home, key in homes]
-    return Outcome(loss.detach(), list(grads), [*held, *leaves_of(rows)])
+        noise = torch.get_rng_state()
+    return Outcome(loss.detach(), list(grads), [*held, *leaves_of(rows)], noise)
 
 
 def graph_outcome(
@@ -106,10 +109,11 @@ def graph_outcome(
         flat[index] = flat[index].clone()
     with torch.random.fork_rng(cuda_devices(flat)), torch.no_grad():
         loss, _, *found = run(*flat)
+        noise = torch.get_rng_state()
     grads: list[Tensor | None] = [None] * num_trained
     for place, grad in zip(places, found, strict=True):
         grads[place] = grad
-    return Outcome(loss, grads, flat)
+    return Outcome(loss, grads, flat, noise)
 
 
 def difference(eager: Outcome, graph: Outcome, names: Sequence[str], slack: float) -> str | None:
@@ -139,6 +143,8 @@ def difference(eager: Outcome, graph: Outcome, names: Sequence[str], slack: floa
             gaps.append(_gap(place, mine, exact, slack, max(0.01 * largest, rounding)))
     held = zip(names[len(eager.grads) :], graph.tensors, eager.tensors, strict=False)
     gaps += [_gap(f"the new value of {name!r}", a, b, slack, 1e-3) for name, a, b in held]
+    if not torch.equal(graph.noise, eager.noise):
+        gaps.append("the random numbers that come after it (a fork or a seed inside the program)")
     return next((gap for gap in gaps if gap is not None), None)
 
 
@@ -191,28 +197,23 @@ def move(parameters: Sequence[nn.Parameter]) -> None:
             parameter.add_(0.01 * wave.to(parameter.dtype).reshape(parameter.shape) * step)
 
 
-def refuse_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """Refuse a program that keeps something in Python from run to run (``python_state``)."""
-    moved = [place for place in after if place not in before or before[place] != after[place]]
-    if moved:
-        raise RuntimeError(
-            f"{moved[0]!r} changes at each run and is no tensor of the program; keep no state in "
-            "Python (a buffer counts)"
-        )
-
-
 def refuse_second_trace(graph: GraphModule, again: GraphModule) -> None:
     """Refuse a program whose second trace has other numbers in it.
 
     A tracer takes for a constant what does not come from tensors: NumPy's noise, a counter.
     """
-    pairs = zip(constants(graph).values(), constants(again).values(), strict=False)
-    same = all(a.shape == b.shape and (a.is_meta or torch.equal(a, b)) for a, b in pairs)
-    if graph.code != again.code or not same:
+    if not same_graph(graph, again):
         raise RuntimeError(
             "traced twice, the program gives two graphs; draw all noise from torch, and keep no "
             "count in Python (a buffer counts)"
         )
+
+
+def same_graph(one: GraphModule, other: GraphModule) -> bool:
+    """Return whether two graphs have the same operations and the same constants."""
+    pairs = zip(constants(one).values(), constants(other).values(), strict=False)
+    same = all(a.shape == b.shape and (a.is_meta or torch.equal(a, b)) for a, b in pairs)
+    return same and one.code == other.code
 
 
 def constants(graph: GraphModule) -> dict[str, Tensor]:

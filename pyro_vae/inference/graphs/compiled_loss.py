@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.graphs.background import Background
 from pyro_vae.inference.graphs.bindings import direct
-from pyro_vae.inference.graphs.comparison import Call, Outcome, reason_of
+from pyro_vae.inference.graphs.comparison import Call, Outcome, reason_of, same_graph
 from pyro_vae.inference.graphs.flat_inputs import (
     GraphLoss,
     as_tensors,
@@ -21,9 +21,10 @@ from pyro_vae.inference.graphs.flat_inputs import (
     kind,
     normed,
 )
-from pyro_vae.inference.graphs.graph_step import Prepared, Traced, hooked
+from pyro_vae.inference.graphs.graph_step import Prepared, Traced, held, hooked
 from pyro_vae.inference.graphs.inductor import compile_graph
 from pyro_vae.inference.graphs.program_step import Loss, ProgramStep
+from pyro_vae.inference.graphs.python_state import PythonState
 from pyro_vae.inference.graphs.simplify import written_inputs
 from pyro_vae.program.batch import Batch, map_batch, named_leaves
 from pyro_vae.program.handlers import Beta
@@ -92,7 +93,8 @@ class CompiledLoss:
         self._graphs: dict[Any, Traced] = {}
         self._background = Background(steps) if mode == "auto" else None
         self._jitter = random.Random(0)  # of its own: no comparison at the end of every epoch
-        self._flags: list[bool] = []
+        self._flags: tuple[bool, ...] | None = None  # None: to be read at the next call
+        self._looking = False
         self._retraced = 0
 
     @property
@@ -104,10 +106,18 @@ class CompiledLoss:
         """Compare each graph with its program again before its next step.
 
         For when other code had a chance to change what is no tensor: a rate of dropout, a flag,
-        a parameter's hooks. A program that did change is traced anew.
+        a parameter's hooks, a part. A program that did change is traced anew.
         """
+        self._flags = None
         for traced in self._graphs.values():
             traced.left, traced.doubted = 1, True
+
+    def look(self) -> None:
+        """Look, before the next step, whether what the program keeps in Python has changed.
+
+        For when code ran that has no business with the program: a transform, a loader.
+        """
+        self._looking = True
 
     def give_up(self, error: Exception, *, aloud: bool | None = None) -> None:
         """Run eagerly from now on.
@@ -135,10 +145,7 @@ class CompiledLoss:
             beta: KL weight, as for ``Program.joint``.
             size: N, as for ``Program.joint``.
         """
-        flags = self.step.flags()
-        if flags != self._flags:  # a part was put into another mode
-            self._flags = flags
-            self.doubt()
+        self._flags = self.step.flags()  # a part may have been put into another mode
         prepared = self.prepare(batch, beta=beta, size=size)
         if prepared is not None:
             traced, inputs = prepared
@@ -173,7 +180,12 @@ class CompiledLoss:
         # Lists, not generators, on the way of each step: half the price.
         rows = tuple([(name, x.shape, x.stride(), x.dtype, x.device) for name, x in named])
         free = tuple([parameter.requires_grad for parameter in self.step.trained])
-        key = (rows, fixed, kind(weights), size, self.program.training, free)
+        if self._looking:
+            self._look()
+        if self._flags is None:
+            self._flags = self.step.flags()
+        modes = self.program.training, self._flags, free
+        key = (rows, fixed, kind(weights), size, modes)
         traced = self._graphs.get(key)
         if traced is None:
             try:
@@ -182,13 +194,13 @@ class CompiledLoss:
             except Exception as error:  # whatever a user's program does to a tracer
                 self.give_up(error)
                 return None
-        held = [home[name] for home, name in traced.homes]  # as they are now: one may be another
-        inputs = [*held, *[x for _, x in named], *flat_weights(weights)]
-        if self._background is not None:
-            traced.run = self._background.choose(traced.graph, traced.run, inputs)
         traced.left -= 1
         if traced.left == 0 and not self._still_right(key, traced, Call(batch, weights, size)):
             return self.prepare(batch, beta=beta, size=size)
+        now = [home[name] for home, name in traced.homes]  # a buffer may be another one
+        inputs = [*now, *[x for _, x in named], *flat_weights(weights)]
+        if self._background is not None:
+            traced.runs_by(self._background.choose(traced.graph, traced.run, inputs))
         return Prepared(traced, inputs)
 
     def _refuse_many(self, key: Any) -> None:
@@ -204,12 +216,36 @@ class CompiledLoss:
                 f"{len(once)} batches had a shape of their own; pad them to a few lengths"
             )
 
+    def _look(self) -> None:
+        """Doubt the graphs of a program that keeps something else in Python than it did."""
+        self._looking = False
+        if self._graphs:
+            try:
+                state = self.step.python_state()
+            except RuntimeError as error:
+                self.give_up(error)
+                return
+            if any(state.change_since(traced.state) for traced in self._graphs.values()):
+                self.doubt()
+
     def _trace(self, call: Call) -> Traced:
-        """Return the graph of a call's signature, once it has proved right on other rows."""
-        step = self.step
+        """Return the graph of a call's signature, once it has proved right on other rows.
+
+        Where it does not, what the program keeps in Python is as before.
+        """
         self.program.joint(call.batch, beta=call.weights, size=call.size)  # looks, outside a graph
-        homes = step.homes()  # that look may have met new parameters
+        before = self.step.python_state()
+        try:
+            return self._trusted(call)
+        except BaseException:
+            before.put_back()
+            raise
+
+    def _trusted(self, call: Call) -> Traced:
+        step = self.step
+        homes = step.homes()  # the look at the batch may have met new parameters
         exact = step.eager(call, homes)  # what the program keeps from its first run, it has now
+        state = step.python_state()
         graph, reached = step.trace(call, homes)
         written = written_inputs(graph)
         plain = normed(direct(graph, [leaf.detach() for leaf in step.inputs(call, homes)]))
@@ -227,9 +263,13 @@ class CompiledLoss:
             written=written,
             moving=[index for index in written if index < len(homes)],
             hooked=hooked(trained),
+            held=held(homes),
+            state=state,
+            compared=[plain],
         )
         step.require_equal(traced, call, exact)
         step.require_equal_elsewhere(traced, call)
+        step.refuse_changes(state)
         self._compile(traced, call, exact)
         return traced
 
@@ -254,7 +294,11 @@ class CompiledLoss:
     def _still_right(self, key: Any, traced: Traced, call: Call) -> bool:
         """Compare a graph with its program; False: it is to be traced anew, or was given up."""
         early = traced.gap == 1.0
+        state: PythonState | None = None
         try:
+            state = self.step.python_state()
+            if traced.doubted:
+                self._require_unchanged(traced, state, call)
             self.step.require_equal(traced, call, self.step.eager(call, traced.homes))
         except Exception as error:  # the program itself may fail on this batch: let it say so
             if traced.doubted:
@@ -265,12 +309,29 @@ class CompiledLoss:
             else:
                 self.give_up(error, aloud=None if early else True)
             return False
+        finally:
+            if state is not None:  # the graph's step is the one that counts
+                state.put_back()
         traced.hooked = hooked(traced.trained)
         if not traced.doubted:
             traced.gap = _FIRST_GAP if early else traced.gap * _WIDER
         traced.doubted = False
         traced.left = max(1, round(traced.gap * self._jitter.uniform(0.5, 1.5)))
         return True
+
+    def _require_unchanged(self, traced: Traced, state: PythonState, call: Call) -> None:
+        """Refuse a graph whose program has other parameters or another graph by now.
+
+        What has changed may show in rows to come and not in those at hand.
+        """
+        now = held(self.step.homes())
+        pairs = zip(now, traced.held, strict=False)
+        if len(now) != len(traced.held) or any(one is not other for one, other in pairs):
+            raise RuntimeError("a parameter or a part of the program is another one")
+        if state.change_since(traced.state) is not None:
+            if not same_graph(self.step.graph(call, traced.homes)[0], traced.graph):
+                raise RuntimeError("what the program keeps in Python has changed")
+            traced.state = state
 
 
 def check_mode(mode: Any) -> Mode:

@@ -1,7 +1,7 @@
 """A traced graph with its inputs: one step, ready to be taken."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 
 from pyro_vae.inference.graphs.comparison import Homes
 from pyro_vae.inference.graphs.flat_inputs import FlatStep, GraphLoss, global_norm, same_layout
+from pyro_vae.inference.graphs.python_state import PythonState
 
 
 @dataclass
@@ -27,9 +28,12 @@ class Traced:
         written: The positions of the inputs that it writes to.
         moving: Those of them that are buffers or parameters.
         hooked: Whether a parameter has hooks that wait for its gradient.
+        held: What is at home there: each parameter, or the dictionary that holds a buffer.
+        state: What the program kept in Python when the graph was made.
         left: Calls until it is compared with the program.
         gap: Calls between this comparison and the next.
         doubted: Whether other code ran that may have changed the program.
+        compared: What has run it so far, and was compared.
     """
 
     graph: GraphModule
@@ -42,11 +46,21 @@ class Traced:
     written: list[int]
     moving: list[int]
     hooked: bool
+    held: list[object]
+    state: PythonState
     left: int = 2  # compared before its first call, and at the second: on the first other batch
     gap: float = 1.0
     doubted: bool = False
+    compared: list[FlatStep] = field(default_factory=list)
     _looked_at: FlatStep | None = None
     _stray: tuple[int, ...] = ()
+
+    def runs_by(self, run: FlatStep) -> None:
+        """Let something run the graph; what is new is compared at the next call."""
+        self.run = run
+        if not any(run is known for known in self.compared):
+            self.compared.append(run)
+            self.left, self.doubted = 1, True
 
     def stray(self, grads: list[Tensor]) -> tuple[int, ...]:
         """Return which gradients are laid out otherwise than their parameters.
@@ -119,3 +133,12 @@ class Prepared(NamedTuple):
 def hooked(parameters: Iterable[nn.Parameter]) -> bool:
     """Return whether one of the parameters has hooks that wait for its gradient."""
     return any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters)
+
+
+def held(homes: Homes) -> list[object]:
+    """Return what must be at home as long as a graph serves: each parameter itself.
+
+    A buffer may be another tensor at each step, of the same module.
+    """
+    tensors = [(home, home[name]) for home, name in homes]
+    return [value if isinstance(value, nn.Parameter) else home for home, value in tensors]

@@ -16,14 +16,13 @@ from pyro_vae.inference.graphs.comparison import (
     graph_outcome,
     move,
     other_rows,
-    refuse_changes,
     refuse_constants,
     refuse_second_trace,
     undone,
 )
 from pyro_vae.inference.graphs.flat_inputs import flat_weights, leaves_of
 from pyro_vae.inference.graphs.graph_step import Traced
-from pyro_vae.inference.graphs.python_state import python_state
+from pyro_vae.inference.graphs.python_state import PythonState
 from pyro_vae.inference.graphs.tracing import trace_step
 from pyro_vae.program.batch import Batch, named_leaves
 from pyro_vae.program.handlers import validation
@@ -63,9 +62,9 @@ class ProgramStep:
         """Return the parameters that are trained at present."""
         return [parameter for parameter in self.trained if parameter.requires_grad]
 
-    def flags(self) -> list[bool]:
+    def flags(self) -> tuple[bool, ...]:
         """Return which parts are in train mode."""
-        return [part.training for part in self.owner.modules()]
+        return tuple([part.training for part in self.owner.modules()])
 
     def homes(self) -> Homes:
         """Return where each parameter and buffer is held, each tensor once.
@@ -99,19 +98,19 @@ class ProgramStep:
         with self.program.running(), validation(False):
             return eager_outcome(self.loss_on, call, homes, self.wanted())
 
+    def graph(self, call: Call, homes: Homes) -> tuple[GraphModule, list[int]]:
+        """Return the step's graph, and the places of the parameters that it has gradients for."""
+        with self.program.running(), validation(False):
+            return trace_step(self.loss_on, call, homes, self.wanted())
+
     def trace(self, call: Call, homes: Homes) -> tuple[GraphModule, list[int]]:
-        """Return the step's graph, and the places of the parameters that it has gradients for.
+        """Return ``graph``, traced twice.
 
         Raises:
-            RuntimeError: A second trace differs, or the program keeps something in Python.
+            RuntimeError: The second trace differs, or a tensor in it is no input.
         """
-        wanted = self.wanted()
-        with self.program.running(), validation(False):
-            graph, reached = trace_step(self.loss_on, call, homes, wanted)
-            before = self._python_state()
-            again, _ = trace_step(self.loss_on, call, homes, wanted)
-            refuse_second_trace(graph, again)
-            refuse_changes(before, self._python_state())
+        graph, reached = self.graph(call, homes)
+        refuse_second_trace(graph, self.graph(call, homes)[0])
         refuse_constants(graph, self.inputs(call, homes))
         return graph, reached
 
@@ -151,8 +150,32 @@ class ProgramStep:
                 return
             self.require_equal(traced, other, exact)
 
-    def _python_state(self) -> dict[str, Any]:
-        return python_state(self.owner, (*self.program.functions, self.loss))
+    def python_state(self) -> PythonState:
+        """Return what the program keeps in Python.
+
+        Raises:
+            RuntimeError: It holds an iterator, which no one can look at without moving it.
+        """
+        state = PythonState(self.owner, (*self.program.functions, self.loss))
+        if state.iterators:
+            raise RuntimeError(
+                f"what {state.iterators[0]!r}, an iterator, gives changes at each run; keep no "
+                "state in Python (a buffer counts)"
+            )
+        return state
+
+    def refuse_changes(self, before: PythonState) -> None:
+        """Refuse a program that keeps something in Python from run to run.
+
+        Raises:
+            RuntimeError: Names the place.
+        """
+        place = self.python_state().change_since(before)
+        if place is not None:
+            raise RuntimeError(
+                f"{place!r} changes at each run and is no tensor of the program; keep no state in "
+                "Python (a buffer counts)"
+            )
 
     def _names(self, batch: Batch, homes: Homes) -> list[str]:
         """Return names of the parameters to train, then of all tensors and the batch's."""

@@ -2,11 +2,11 @@
 
 import functools
 import inspect
+import io
 import itertools
-import operator
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Set
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -14,43 +14,75 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.program.object_graph import installed
+
 _LIBRARIES = ("torch", "pyro", "numpy", "pyro_vae")
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, np.generic)
-_FIXED = (nn.Module, type, ModuleType, BuiltinFunctionType)
+_FIXED = (nn.Module, BuiltinFunctionType)
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _DEEP = 4  # objects inside objects
 _MANY = 64  # entries of one container that are looked at
 _ALL = 10_000  # values that are looked at
+_BYTES = 1 << 16  # of one array or tensor that is compared and copied
+_CODE = (FunctionType, staticmethod, classmethod, property, functools.cached_property)
 
 
-def python_state(owner: nn.Module, functions: Iterable[Callable[..., Any]]) -> dict[str, Any]:
-    """Return what a program keeps in Python, by place: two of them tell whether a run changed it.
+class PythonState:
+    """What a program keeps in Python at one moment: what changed since, and the way back.
 
-    Attributes of the modules and of the functions' owners, and the variables around the functions.
-    Code of PyTorch, Pyro and this library is taken to keep its state in tensors.
+    Attributes of the modules, of their classes and of the functions' owners, and the variables
+    around the functions. Code of PyTorch, Pyro and this library is taken to keep its state in
+    tensors.
 
     Arguments:
         owner: Holds the modules.
         functions: What runs, with the closures and globals that it uses.
     """
-    found: dict[str, Any] = {}
-    reader = _Reader()
-    for name, part in owner.named_modules():
-        if _is_library(type(part)) and not any(_own(part)):
-            continue
-        for key, value in _own(part):
-            found[f"{name}.{key}".lstrip(".")] = reader.describe(value, _DEEP)
-        for function in (*_methods(type(part)), *_hooks(part)):
-            found |= reader.around(function, _DEEP)
-    for function in functions:
-        home = getattr(function, "__self__", None)
-        if home is not None and not isinstance(home, nn.Module) and not _is_library(type(home)):
-            name = type(home).__name__
-            found |= {f"{name}.{k}": reader.describe(v, _DEEP) for k, v in vars(home).items()}
-            for method in _methods(type(home)):
-                found |= reader.around(method, _DEEP)
-        found |= reader.around(function, _DEEP)
-    return found
+
+    def __init__(self, owner: nn.Module, functions: Iterable[Callable[..., Any]]) -> None:
+        tensors = (*owner.parameters(), *owner.buffers())
+        reader = _Reader({_memory(tensor) for tensor in tensors} - {0})
+        for name, part in owner.named_modules():
+            library = _is_library(type(part))
+            if library and not any(_own(part)):
+                continue
+            own = dict(_own(part))
+            if not library:
+                reader.keep_entries(vars(part), own)
+            for key, value in own.items():
+                reader.note_iterator(key, value)
+                reader.note(f"{name}.{key}".lstrip("."), reader.describe(value, _DEEP))
+            reader.note(f"{name}.", reader.of_class(type(part), _DEEP))
+            for function in _hooks(part):
+                reader.note("a hook", reader.around(function, _DEEP))
+        for function in functions:
+            home = getattr(function, "__self__", None)
+            if home is not None and not isinstance(home, nn.Module):
+                reader.note(type(home).__name__, reader.describe(home, _DEEP))
+            for place, description in reader.around(function, _DEEP).items():
+                reader.note(place, description)
+        self._places = reader.places
+        self._ways_back = reader.ways_back
+        self.iterators = reader.iterators
+
+    def change_since(self, before: "PythonState") -> str | None:
+        """Return the first place whose value is another than before, or None."""
+        return next(
+            (
+                place
+                for place in {**before._places, **self._places}
+                if before._places.get(place, _ABSENT) != self._places.get(place, _ABSENT)
+            ),
+            None,
+        )
+
+    def put_back(self) -> None:
+        """Put values back as they were at this moment."""
+        for way_back in self._ways_back:
+            way_back()
+
+
+_ABSENT = object()
 
 
 def drawn_elsewhere(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
@@ -71,10 +103,9 @@ def _own(part: nn.Module) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
-def _methods(kind: type) -> list[FunctionType]:
-    """Return the functions that a user's classes define."""
-    classes = [each for each in kind.__mro__ if not _is_library(each) and each is not object]
-    return [f for each in classes for f in vars(each).values() if isinstance(f, FunctionType)]
+def _classes(kind: type) -> list[type]:
+    """Return a user's classes among the bases of a class."""
+    return [each for each in kind.__mro__ if not installed(each.__module__)]
 
 
 def _hooks(part: nn.Module) -> list[Any]:
@@ -86,24 +117,66 @@ def _is_library(thing: Any) -> bool:
     return (getattr(thing, "__module__", None) or "").partition(".")[0] in _LIBRARIES
 
 
-class _Same:
-    """A tensor or array told apart by identity; kept alive, so that no other takes its place."""
+def _memory(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # sparse, or on no device
+        return 0
 
-    def __init__(self, value: Any) -> None:
-        self.value = value
+
+class _Same:
+    """A value told apart by identity; kept alive, so that no other takes its place."""
+
+    def __init__(self, value: Any, version: int = 0) -> None:
+        self.value, self.version = value, version
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.value is self.value
+        return (
+            isinstance(other, _Same) and other.value is self.value and other.version == self.version
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
 
 class _Reader:
-    """Describes values so that equal descriptions mean that nothing changed."""
+    """Describes values so that equal descriptions mean that nothing changed.
 
-    def __init__(self) -> None:
-        self._functions: set[int] = set()
+    Arguments:
+        inputs: Where the memory of parameters and buffers starts: these may move.
+    """
+
+    def __init__(self, inputs: Set[int]) -> None:
+        self.places: dict[str, Any] = {}
+        self.ways_back: list[Callable[[], Any]] = []
+        self.iterators: list[str] = []
+        self._inputs = inputs
+        self._seen: dict[int, Any] = {}  # the things too: an id may be given again
         self._left = _ALL
+
+    def note(self, place: str, description: Any) -> None:
+        """Keep a description under its place, or another where that is taken."""
+        if description is None or description == {}:
+            return
+        names = itertools.chain([place], (f"{place} ({n})" for n in itertools.count(2)))
+        self.places[next(name for name in names if name not in self.places)] = description
+
+    def keep_entries(self, home: MutableMapping[str, Any], before: Mapping[str, Any]) -> None:
+        """Remember some entries of a namespace, and that there were no others of that kind."""
+        every, before = frozenset(home), dict(before)
+
+        def back() -> None:
+            for name in [name for name in home if name not in every]:
+                if not name.startswith("_pyro"):
+                    del home[name]
+            home.update(before)
+
+        self.ways_back.append(back)
+
+    def _first(self, thing: Any) -> bool:
+        """Return whether a thing is met for the first time."""
+        new = id(thing) not in self._seen
+        self._seen[id(thing)] = thing
+        return new
 
     def around(self, function: Any, depth: int) -> dict[str, Any]:
         """Return the closure and the globals of a function, by name, each function once."""
@@ -115,23 +188,53 @@ class _Reader:
         if hasattr(function, "cache_info"):
             found[f"cache of {function.__name__}"] = function.cache_info().misses
         function = inspect.unwrap(getattr(function, "__func__", function))
-        if id(function) in self._functions or not isinstance(function, FunctionType):
+        if not isinstance(function, FunctionType):
             return found
-        self._functions.add(id(function))
-        if _is_library(function):
+        found[f"code of {function.__name__}"] = _Same(function.__code__)
+        if _is_library(function) or not self._first(function):
             return found
+        self.keep_entries(vars(function), vars(function))
+        found |= {name: self.describe(v, depth) for name, v in vars(function).items()}
         try:
             names = inspect.getclosurevars(function)
         except (TypeError, ValueError):  # a cell that is still empty
             return found
+        self._keep_variables(function, names.globals)
         for name, value in {**names.globals, **names.nonlocals}.items():
-            if isinstance(value, FunctionType | MethodType | functools.partial) or hasattr(
-                value, "cache_info"
-            ):
-                found |= self.around(value, depth - 1) if depth else {}
-            else:
+            if not isinstance(value, BuiltinFunctionType):
                 found[name] = self.describe(value, depth)
+                self.note_iterator(name, value)
         return found
+
+    def _keep_variables(self, function: FunctionType, names: Mapping[str, Any]) -> None:
+        home, cells = function.__globals__, function.__closure__ or ()
+        contents = [(cell, cell.cell_contents) for cell in cells]
+
+        def back() -> None:
+            home.update(names)
+            for cell, value in contents:
+                cell.cell_contents = value
+
+        self.ways_back.append(back)
+
+    def of_class(self, kind: type, depth: int) -> dict[str, Any]:
+        """Return what a user's class and its bases hold, and what their methods use."""
+        found: dict[str, Any] = {}
+        for each in _classes(kind):
+            if not self._first(each):
+                continue
+            for name, value in list(vars(each).items()):
+                inner = getattr(value, "fget", getattr(value, "__func__", value))
+                if isinstance(inner, FunctionType):
+                    found[f"{each.__name__}.{name}"] = self.around(inner, depth)
+                elif not isinstance(value, _CODE) and not name.startswith("__"):
+                    found[f"{each.__name__}.{name}"] = self.describe(value, depth)
+                    self._keep_attribute(each, name, value)
+        return found
+
+    def _keep_attribute(self, owner: Any, name: str, value: Any) -> None:
+        if not inspect.ismemberdescriptor(value) and not inspect.isgetsetdescriptor(value):
+            self.ways_back.append(functools.partial(setattr, owner, name, value))
 
     def describe(self, value: Any, depth: int) -> Any:
         """Return a description of a value, down to some depth."""
@@ -140,47 +243,137 @@ class _Reader:
         if isinstance(value, _PLAIN):
             return repr(value)  # NaN equals itself, and 1 is not True
         if isinstance(value, Tensor):
-            return _Same(value)
+            return self._tensor(value)
         if isinstance(value, np.ndarray):
-            return value.tobytes() if value.nbytes < 1 << 16 else _Same(value)
+            return self._array(value)
         if isinstance(value, _FIXED):
-            return None
-        if isinstance(value, FunctionType | MethodType | functools.partial):
+            return _Same(value)
+        if isinstance(value, ModuleType | type):
+            return self._namespace(value, depth)
+        if isinstance(value, MethodType):
+            home = value.__self__
+            return _Same(home), self.describe(home, depth - 1) if depth else None
+        if isinstance(value, FunctionType | functools.partial) or hasattr(value, "cache_info"):
             return self.around(value, depth - 1) if depth else None
-        state = _generator_state(value)
-        if state is not None:
-            return state
+        if isinstance(value, _GENERATORS):
+            return self._generator(value)
         return self._inside(value, depth)
+
+    def _tensor(self, value: Tensor) -> Any:
+        if _memory(value) in self._inputs or value.is_inference():
+            return _Same(value)
+        version = value._version
+        if value.numel() * value.element_size() <= _BYTES and not value.requires_grad:
+            copy = value.detach().clone()
+
+            def back() -> None:
+                if value._version != version:
+                    value.detach().copy_(copy)
+
+            self.ways_back.append(back)
+        return _Same(value, version)
+
+    def _array(self, value: np.ndarray) -> Any:
+        if value.nbytes > _BYTES or value.dtype.hasobject:
+            return _Same(value)
+        copy = value.copy()
+        if value.flags.writeable:
+            self.ways_back.append(functools.partial(np.copyto, value, copy))
+        return copy.tobytes()
+
+    def _namespace(self, value: Any, depth: int) -> Any:
+        """Return what a user's module or class holds that is plain."""
+        if isinstance(value, type):
+            return self.of_class(value, depth - 1) if depth else None
+        if installed(value.__name__) or not depth or not self._first(value):
+            return None
+        plain = {k: v for k, v in vars(value).items() if isinstance(v, _PLAIN) and k[:2] != "__"}
+        for name, entry in plain.items():
+            self._keep_attribute(value, name, entry)
+        return {name: repr(entry) for name, entry in plain.items()}
+
+    def _generator(self, value: Any) -> Any:
+        """Return the state of a random generator."""
+        if isinstance(value, torch.Generator):
+            state = value.get_state()
+            self.ways_back.append(functools.partial(value.set_state, state))
+            return state.numpy().tobytes() if not state.is_cuda else repr(state)
+        if isinstance(value, np.random.Generator):
+            bits = value.bit_generator
+            self.ways_back.append(functools.partial(setattr, bits, "state", bits.state))
+            return repr(bits.state)
+        if isinstance(value, np.random.RandomState):
+            self.ways_back.append(functools.partial(value.set_state, value.get_state()))
+            return repr(value.get_state())
+        self.ways_back.append(functools.partial(value.setstate, value.getstate()))
+        return value.getstate()
 
     def _inside(self, value: Any, depth: int) -> Any:
         if isinstance(value, Mapping):
             items = list(value.items())[:_MANY] if depth else []
+            if type(value) is dict and depth and len(value) <= _MANY:
+                self._keep_contents(value, dict(value), value.update)
+            for key, entry in items:
+                self.note_iterator(str(_label(key)), entry)
             return len(value), [(_label(k), self.describe(v, depth - 1)) for k, v in items]
         if isinstance(value, list | tuple | deque):
             ends = [value[-1]] if len(value) > _MANY else []
             items = [*itertools.islice(value, _MANY), *ends] if depth else []
+            if isinstance(value, list | deque) and depth:
+                self._keep_contents(value, list(value), value.extend)
             return len(value), [self.describe(item, depth - 1) for item in items]
         if isinstance(value, Set):
+            if isinstance(value, set):
+                self._keep_contents(value, set(value), value.update)
             return len(value)
-        if hasattr(value, "__next__"):
-            return operator.length_hint(value, -1)
-        if _is_library(type(value)) or not hasattr(value, "__dict__") or not depth:
+        if _is_library(type(value)) or not depth:
             return type(value).__name__
-        return [(k, self.describe(v, depth - 1)) for k, v in vars(value).items()]
+        return self._object(value, depth)
+
+    def _keep_contents(self, value: Any, copy: Any, fill: Callable[[Any], Any]) -> None:
+        def back() -> None:
+            if len(value) != len(copy) or any(
+                a is not b for a, b in zip(_entries(value), _entries(copy), strict=True)
+            ):
+                value.clear()
+                fill(copy)
+
+        self.ways_back.append(back)
+
+    def _object(self, value: Any, depth: int) -> Any:
+        """Return the attributes of an object of a user's class, in a dictionary or in slots."""
+        if not self._first(value):
+            return type(value).__name__
+        own = dict(vars(value)) if hasattr(value, "__dict__") else {}
+        if own:
+            self.keep_entries(vars(value), own)
+        for each in _classes(type(value)):
+            slots = vars(each).get("__slots__", ())
+            for slot in (slots,) if isinstance(slots, str) else slots:
+                if hasattr(value, slot) and slot not in ("__dict__", "__weakref__"):
+                    own[slot] = getattr(value, slot)
+                    self._keep_attribute(value, slot, own[slot])
+        for name, entry in own.items():
+            self.note_iterator(name, entry)
+        of_class = self.of_class(type(value), depth - 1)
+        return [(k, self.describe(v, depth - 1)) for k, v in own.items()], of_class
+
+    def note_iterator(self, place: str, value: Any) -> None:
+        """Note an iterator: a run that is not the user's would move it on, and none can move back.
+
+        Files are no more than written to.
+        """
+        known = isinstance(value, io.IOBase | type) or _is_library(type(value))
+        if hasattr(value, "__next__") and not known:
+            self.iterators.append(place)
+
+
+_GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
+
+
+def _entries(value: Any) -> Any:
+    return value.values() if isinstance(value, dict) else value
 
 
 def _label(key: Any) -> Any:
     return key if isinstance(key, str | int) else type(key).__name__
-
-
-def _generator_state(value: Any) -> Any:
-    """Return the state of a random generator or an endless iterator; None for anything else."""
-    if isinstance(value, random.Random):
-        return value.getstate()
-    if isinstance(value, np.random.Generator):
-        return repr(value.bit_generator.state)
-    if isinstance(value, np.random.RandomState):
-        return repr(value.get_state())
-    if isinstance(value, torch.Generator):
-        return value.get_state().numpy().tobytes()
-    return repr(value) if isinstance(value, itertools.count) else None

@@ -7,6 +7,8 @@ import torch
 from pyro.util import get_rng_state
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
+from torch.overrides import TorchFunctionMode
 
 from pyro_vae.inference.graphs.comparison import Call, Homes, undone
 from pyro_vae.inference.graphs.flat_inputs import flat_weights, leaves_of, unflat
@@ -54,8 +56,44 @@ def trace_step(
     with undone(homes, trained), torch.enable_grad():
         drawn = get_rng_state()
         flat = [*(home[key] for home, key in homes), *leaves_of(rows), *flat_weights(call.weights)]
-        graph = make_graph(whole, *flat)
+        with _StayInTorch():
+            graph = make_graph(whole, *flat)
         if drawn_elsewhere(drawn, get_rng_state()):
             raise RuntimeError("the program draws from Python or NumPy; draw all noise from torch")
     refuse_moving_shapes(graph)
     return simplify(graph, [leaf.detach() for leaf in flat]), reached
+
+
+_WAYS_OUT = {
+    torch.Tensor.numpy: ".numpy()",
+    torch.Tensor.tolist: ".tolist()",
+    torch.Tensor.__array__: "NumPy",
+    torch.Tensor.__dlpack__: "DLPack",
+}
+
+
+class _StayInTorch(TorchFunctionMode):
+    """Refuses to take values out of tensors that follow from inputs: they would stand still.
+
+    What comes of such a value may be the same in every comparison and another one later on.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        way = _WAYS_OUT.get(func)
+        if way is not None and _follows_from_inputs(args[0]):
+            raise RuntimeError(
+                f"values leave PyTorch through {way} and would stand still in a graph; stay in "
+                "torch operations"
+            )
+        return func(*args, **(kwargs or {}))
+
+
+def _follows_from_inputs(value: Any) -> bool:
+    """Return whether the tracer knows a tensor as something else than a constant."""
+    mode = get_proxy_mode()
+    if mode is None or not isinstance(value, Tensor):
+        return False
+    known = get_proxy_slot(value, mode.tracer, None)
+    return known is not None and known.constant is None

@@ -118,15 +118,14 @@ def test_convolutions_in_float32_train_as_they_do_eagerly(name, mode):
     torch.testing.assert_close(weights[mode], weights[False], rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("beta", [None, 0.3])
 @pytest.mark.parametrize("name", sorted(set(programs.CASES) - UNTRACEABLE))
-def test_every_program(name, beta):
+def test_every_program(name):
     case = programs.CASES[name]
     torch.manual_seed(0)
     program = Program.of(case.build()).double()
     data = program.adapt(case.data(12))
-    losses = check(program, data, pv.ELBO(), beta)
-    assert len(losses) > 1 or name in ("autoencoder", "vq_conv")  # nothing is drawn
+    losses = check(program, data, pv.ELBO(), 0.3)
+    assert len(losses) == 3 or name in ("autoencoder", "vq_conv")  # nothing is drawn
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -186,7 +185,7 @@ def test_a_program_that_branches_on_values_runs_eagerly_with_one_warning():
 )
 def test_fit_is_bit_identical_to_the_eager_run(objective):
     histories, weights = [], []
-    for mode in (False, "trace", "auto"):
+    for mode in (False, "auto"):
         torch.manual_seed(0)
         vae = pv.models.VAE(6, 2, hidden=(8,))
         if isinstance(objective, nn.Module):
@@ -208,15 +207,8 @@ def test_fit_is_bit_identical_to_the_eager_run(objective):
         )
         histories.append(run_.history["valid_elbo"])
         weights.append([p.detach().clone() for p in vae.parameters()])
-    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*weights, strict=True))
-    assert (histories[0] == histories[1]).all() and (histories[0] == histories[2]).all()
-
-
-def test_dropout_stays_random_and_batch_norm_moves():
-    case = programs.CASES["regularised"]
-    program = Program.of(case.build()).double()
-    data = program.adapt(case.data(12))
-    assert len(check(program, data, pv.ELBO(), None)) == 3
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+    assert (histories[0] == histories[1]).all()
 
 
 def test_an_unknown_mode():

@@ -1,0 +1,1 @@
+"""Whether a graph ever trains otherwise than its program does."""

@@ -1,0 +1,66 @@
+"""``python -m benchmarks.graph_trust [--source DIR] [--modes MODE ...] [--seconds S]``.
+
+Trains each program eagerly and in every mode of ``pv.fit(compile=)`` at equal noise, and compares
+the loss of each step, the gradients at the end of each epoch, and the trained weights. What was
+measured before is kept: interrupt it, and call it again. ``--cost`` measures what the checks cost.
+"""
+
+import argparse
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.graph_trust import programs, report
+from benchmarks.graph_trust.subject import Subject
+from benchmarks.graph_trust.training import MODES, Trained, train, verdict
+
+
+def main() -> None:
+    """Run what is left of what was asked for, and write the table after each program."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--source", type=Path, help="folder of published checkouts")
+    parser.add_argument("--modes", nargs="*", default=list(MODES), choices=list(MODES))
+    parser.add_argument("--only", nargs="*", default=[""], help="parts of names")
+    parser.add_argument("--again", action="store_true", help="measure known answers anew")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="start nothing after these")
+    parser.add_argument("--out", type=Path, default=report.FILE)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    subjects = programs.fooling() | programs.battery() | programs.shapes()
+    if given.source:
+        subjects |= programs.gallery(given.source)
+    rows = report.known(given.out)
+    start = time.perf_counter()
+    for name, subject in subjects.items():
+        if not any(part in name for part in given.only):
+            continue
+        row = rows.setdefault(name, {})
+        left = [mode for mode in given.modes if given.again or mode not in row]
+        if not left or time.perf_counter() - start > given.seconds:
+            continue
+        row |= answers(subject, left)
+        print(f"{name:45s} {report.line(row)}", flush=True)
+        report.write(rows, given.out)
+    print(report.counts(rows))
+
+
+def answers(subject: Subject, modes: list[str]) -> dict[str, Any]:
+    """Return the verdict on some modes of one subject."""
+    eager = train(subject, False)
+    found: dict[str, Any] = {}
+    for mode in modes:
+        start = time.process_time()
+        try:
+            other: Trained = train(subject, MODES[mode])
+            found[mode] = verdict(eager, other, subject.dtype)
+        except Exception:
+            found[mode] = {"status": "broken", "compiled": traceback.format_exc()[-400:]}
+        found[mode]["cpu_seconds"] = round(time.process_time() - start, 1)
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Every subject: made to fool, the battery of the tests, shapes of publications, publications."""
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+import pyro_vae as pv
+from benchmarks.graph_trust.fooling import FOOLING
+from benchmarks.graph_trust.subject import Subject
+
+TESTS = Path(__file__).parents[2] / "tests"
+N = 40
+
+
+def fooling() -> dict[str, Subject]:
+    """Return the programs that were made to fool a tracer."""
+    return {f"fooling/{name}": subject for name, subject in FOOLING.items()}
+
+
+def battery() -> dict[str, Subject]:
+    """Return the programs of the contract battery of the tests."""
+    cases = _of_the_tests("programs").CASES
+    return {
+        f"battery/{name}": Subject(case.build, lambda case=case: _real(case.data(N + 2)))
+        for name, case in cases.items()
+    }
+
+
+def shapes() -> dict[str, Subject]:
+    """Return the programs of the tests that have the shapes of publications."""
+    module = _of_the_tests("programs_published")
+    makers = {
+        name: maker
+        for name, maker in vars(module).items()
+        if callable(maker) and getattr(maker, "__annotations__", {}).get("return") is module.Pair
+    }
+    return {
+        f"shapes/{name}": _subject(maker)
+        for name, maker in makers.items()
+        if maker.__code__.co_argcount == 0
+    }
+
+
+def gallery(source: Path) -> dict[str, Subject]:
+    """Return the published programs that lie in a folder of checkouts."""
+    from benchmarks.gallery import loading
+    from benchmarks.gallery.programs import ROWS
+
+    sys.meta_path.append(loading.StandIns(("torchvision", "visdom", "wget")))  # type: ignore[arg-type]
+    return {
+        f"gallery/{name}": _subject(lambda row=row: row.build(source / row.path))
+        for name, row in ROWS.items()
+        if (source / row.path).exists() and not (row.needs and not loading.installed(row.needs))
+    }
+
+
+def _subject(make: Callable[[], Any]) -> Subject:
+    """Return the subject of a maker of model, guide and data; all rows are one batch."""
+    held: list[Any] = []  # the data belong to the program that is built just before them
+
+    def build() -> pv.Program:
+        pyro.clear_param_store()
+        held[:] = [make()]
+        found = held[0]
+        return pv.Program(found.model, found.guide, **found.options)
+
+    def data() -> Any:
+        return _real(held[0].data)
+
+    def options(program: Any) -> Mapping[str, Any]:
+        objective = getattr(held[0], "objective", None) or held[0].elbo
+        return {"objective": objective(), "batch_size": max(2, held[0].rows)}
+
+    return Subject(build, data, options, epochs=52)
+
+
+def _real(data: Any) -> Any:
+    """Return data whose real numbers have the default dtype."""
+    if isinstance(data, Tensor):
+        return data.to(torch.get_default_dtype()) if data.is_floating_point() else data
+    if isinstance(data, Mapping):
+        return {name: _real(value) for name, value in data.items()}
+    if isinstance(data, PackedSequence):
+        return data.to(torch.get_default_dtype())
+    return tuple(_real(value) for value in data) if isinstance(data, tuple) else data
+
+
+def _of_the_tests(name: str) -> Any:
+    if str(TESTS) not in sys.path:
+        sys.path.insert(0, str(TESTS))
+    return importlib.import_module(name)

@@ -2,7 +2,8 @@
 
 Trains each program eagerly and in every mode of ``pv.fit(compile=)`` at equal noise, and compares
 the loss of each step, the gradients at the end of each epoch, and the trained weights. What was
-measured before is kept: interrupt it, and call it again. ``--cost`` measures what the checks cost.
+measured before is kept: interrupt it, and call it again. ``--cost 30`` measures what the checks
+cost in runs of thirty seconds.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.graph_trust import programs, report
+from benchmarks.graph_trust import cost, programs, report
 from benchmarks.graph_trust.subject import Subject
 from benchmarks.graph_trust.training import MODES, Trained, train, verdict
 
@@ -26,9 +27,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[""], help="parts of names")
     parser.add_argument("--again", action="store_true", help="measure known answers anew")
     parser.add_argument("--seconds", type=float, default=3600.0, help="start nothing after these")
+    parser.add_argument("--cost", type=float, help="measure the checks in runs of so many seconds")
     parser.add_argument("--out", type=Path, default=report.FILE)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.cost:
+        for name in cost.PROGRAMS:
+            report.write(report.known(given.out), given.out, cost={name: costs(name, given.cost)})
+        return
     subjects = programs.fooling() | programs.battery() | programs.shapes()
     if given.source:
         subjects |= programs.gallery(given.source)
@@ -45,6 +51,16 @@ def main() -> None:
         print(f"{name:45s} {report.line(row)}", flush=True)
         report.write(rows, given.out)
     print(report.counts(rows))
+
+
+def costs(name: str, seconds: float) -> dict[str, Any]:
+    """Return what the checks cost, without and with a callback after each epoch."""
+    found = {
+        "no callback": cost.share(name, seconds, with_callback=False),
+        "a callback": cost.share(name, seconds / 3, with_callback=True),
+    }
+    print(name, found, flush=True)
+    return found
 
 
 def answers(subject: Subject, modes: list[str]) -> dict[str, Any]:

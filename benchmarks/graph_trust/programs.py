@@ -26,7 +26,7 @@ def fooling() -> dict[str, Subject]:
 
 def battery() -> dict[str, Subject]:
     """Return the programs of the contract battery of the tests."""
-    cases = _of_the_tests("programs").CASES
+    cases = of_the_tests("programs").CASES
     return {
         f"battery/{name}": Subject(case.build, lambda case=case: _real(case.data(N + 2)))
         for name, case in cases.items()
@@ -35,7 +35,7 @@ def battery() -> dict[str, Subject]:
 
 def shapes() -> dict[str, Subject]:
     """Return the programs of the tests that have the shapes of publications."""
-    module = _of_the_tests("programs_published")
+    module = of_the_tests("programs_published")
     makers = {
         name: maker
         for name, maker in vars(module).items()
@@ -92,7 +92,8 @@ def _real(data: Any) -> Any:
     return tuple(_real(value) for value in data) if isinstance(data, tuple) else data
 
 
-def _of_the_tests(name: str) -> Any:
+def of_the_tests(name: str) -> Any:
+    """Return a module of the tests."""
     if str(TESTS) not in sys.path:
         sys.path.insert(0, str(TESTS))
     return importlib.import_module(name)

@@ -32,8 +32,10 @@ def counts(rows: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write(rows: Mapping[str, Any], path: Path = FILE, **details: Any) -> None:
-    """Write the JSON of all answers."""
+def write(
+    rows: Mapping[str, Any], path: Path = FILE, cost: Mapping[str, Any] | None = None
+) -> None:
+    """Write the JSON of all answers, with what the checks cost, measured now or before."""
     told = [answer for row in rows.values() for answer in row.values()]
     before = json.loads(path.read_text())["details"] if path.exists() else {}
     Result(
@@ -49,8 +51,7 @@ def write(rows: Mapping[str, Any], path: Path = FILE, **details: Any) -> None:
         seed=0,
         seconds=sum(answer["cpu_seconds"] for answer in told),
         details={
-            **before,
-            **details,
+            "cost": {**before.get("cost", {}), **(cost or {})},
             "programs": len(rows),
             "counts": {
                 mode: dict(Counter(row[mode]["status"] for row in rows.values() if mode in row))

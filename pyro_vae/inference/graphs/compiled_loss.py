@@ -39,6 +39,9 @@ _WIDER = 8.0
 _RECOMPILED = 2  # graphs of a program that changes again and again are not compiled any more
 # That came once each: tracing them costs more than it saves.
 _MANY_SHAPES, _MANY_VALUES = 16, 4
+# Steps between two changes of a program by other code, below which it runs eagerly: a trace costs
+# what it saves in some hundred steps.
+_WORTH_ANEW, _CHANGES = 100, 4
 
 
 class CompiledLoss:
@@ -96,6 +99,7 @@ class CompiledLoss:
         self._flags: tuple[bool, ...] | None = None  # None: to be read at the next call
         self._looking = False
         self._retraced = 0
+        self._calls = 0
 
     @property
     def num_graphs(self) -> int:
@@ -194,6 +198,7 @@ class CompiledLoss:
             except Exception as error:  # whatever a user's program does to a tracer
                 self.give_up(error)
                 return None
+        self._calls += 1
         traced.left -= 1
         if traced.left == 0 and not self._still_right(key, traced, Call(batch, weights, size)):
             return self.prepare(batch, beta=beta, size=size)
@@ -306,6 +311,9 @@ class CompiledLoss:
                 self._retraced += 1
                 if self._retraced > _RECOMPILED:
                     self._background = None
+                if self._retraced > max(_CHANGES, self._calls / _WORTH_ANEW):
+                    why = f"other code changed the program {self._retraced} times in {self._calls}"
+                    self.give_up(RuntimeError(f"{why} steps; pass what changes as a tensor"))
             else:
                 self.give_up(error, aloud=None if early else True)
             return False

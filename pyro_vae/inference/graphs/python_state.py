@@ -233,8 +233,21 @@ class _Reader:
         return found
 
     def _keep_attribute(self, owner: Any, name: str, value: Any) -> None:
+        """Remember an attribute; it is set only where it is another one: some cannot be."""
+
+        def back() -> None:
+            if inspect.getattr_static(owner, name, None) is not value:
+                setattr(owner, name, value)
+
         if not inspect.ismemberdescriptor(value) and not inspect.isgetsetdescriptor(value):
-            self.ways_back.append(functools.partial(setattr, owner, name, value))
+            self.ways_back.append(back)
+
+    def _keep_slot(self, owner: Any, name: str, value: Any) -> None:
+        def back() -> None:
+            if getattr(owner, name, None) is not value:
+                setattr(owner, name, value)
+
+        self.ways_back.append(back)
 
     def describe(self, value: Any, depth: int) -> Any:
         """Return a description of a value, down to some depth."""
@@ -352,7 +365,7 @@ class _Reader:
             for slot in (slots,) if isinstance(slots, str) else slots:
                 if hasattr(value, slot) and slot not in ("__dict__", "__weakref__"):
                     own[slot] = getattr(value, slot)
-                    self._keep_attribute(value, slot, own[slot])
+                    self._keep_slot(value, slot, own[slot])
         for name, entry in own.items():
             self.note_iterator(name, entry)
         of_class = self.of_class(type(value), depth - 1)

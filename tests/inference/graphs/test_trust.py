@@ -1,5 +1,6 @@
 """Programs made to fool a tracer train as they do eagerly: by a right graph, or eagerly."""
 
+import enum
 import functools
 import itertools
 import os
@@ -8,6 +9,7 @@ import types
 import warnings
 from contextlib import nullcontext
 from copy import deepcopy
+from dataclasses import dataclass
 
 import numpy as np
 import pyro
@@ -349,6 +351,17 @@ class CountsInItsClass(Net):
         return mean * self.w if type(self).calls < 4 else mean
 
 
+class Kind(enum.Enum):
+    ODD = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """What no one can set, and which is therefore not put back."""
+
+    kind: Kind = Kind.ODD
+
+
 class Slots:
     __slots__ = ("calls",)
 
@@ -356,12 +369,13 @@ class Slots:
 @right_only_eagerly(STATE)
 class CountsInSlots(Net):
     def build(self):
-        self.counter = Slots()
+        self.counter, self.fixed = Slots(), Fixed()
         self.counter.calls = 0
 
     def odd(self, mean, x):
         self.counter.calls += 1
-        return mean * self.w if self.counter.calls < 4 else mean
+        right = self.fixed.kind is Kind.ODD and self.counter.calls < 4
+        return mean * self.w if right else mean
 
 
 class Fading(torch.autograd.Function):
@@ -832,6 +846,14 @@ def test_what_a_callback_changes_in_gradients_alone_counts():
 
     run = assert_same_run(GradientReversal, "trace", callbacks=[callback], epochs=4)
     assert run.compiled == "graph"
+
+
+def test_a_program_that_changes_after_each_epoch_is_not_traced_for_ever():
+    def callback(run):
+        run.program.weight *= 0.9
+
+    run = assert_same_run(GradientReversal, "auto", callbacks=[callback])
+    assert "changed the program 5 times" in run.compiled
 
 
 def by_callback(change):

@@ -10,7 +10,6 @@ from unittest import mock
 import torch
 
 import pyro_vae as pv
-from benchmarks.graph_trust.programs import of_the_tests
 from pyro_vae.inference.graphs.program_step import ProgramStep
 
 BATCH, BATCHES = 128, 390  # MNIST's epoch
@@ -18,11 +17,8 @@ CHECKS = ("python_state", "eager", "require_equal", "require_equal_elsewhere", "
 
 
 def _tutorial() -> tuple[Any, torch.Tensor]:
-    """Return the tutorial's VAE at the sizes of MNIST."""
-    tutorial = of_the_tests("programs").TutorialVAE(50, 400)
-    tutorial.encoder.fc1 = torch.nn.Linear(784, 400)
-    tutorial.decoder[2] = torch.nn.Linear(400, 784)
-    return tutorial, _binary(784)
+    """Return a VAE of the sizes of Pyro's tutorial."""
+    return pv.models.VAE(784, 50, hidden=(400,)), _binary(784)
 
 
 def _ladder() -> tuple[Any, torch.Tensor]:

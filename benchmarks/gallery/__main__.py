@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -64,12 +65,18 @@ def known(path: Path) -> tuple[dict[str, Any], float]:
     return found["details"]["rows"], found["seconds"]
 
 
+def unsettled(rows: Mapping[str, Any], name: str, verb: str) -> bool:
+    """Return whether a verb has not answered yet."""
+    return rows.get(name, {}).get(verb, {}).get("status") != "ok"
+
+
 def main() -> None:
     """Run what was asked for and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", type=Path, required=True, help="folder of the checkouts")
     parser.add_argument("--only", nargs="*", default=list(ROWS), help="rows to run")
     parser.add_argument("--missing", action="store_true", help="go on: only rows not in the file")
+    parser.add_argument("--unsettled", action="store_true", help="only answers that were not ok")
     parser.add_argument("--verbs", nargs="*", default=list(VERBS))
     parser.add_argument("--here", help="run this one row in this process")
     parser.add_argument("--out", type=Path, default=report.FILE)
@@ -83,7 +90,8 @@ def main() -> None:
     for name in given.only:
         if given.missing and name in rows:
             continue
-        answers = in_a_process(name, given.source, given.verbs)
+        verbs = [v for v in given.verbs if not given.unsettled or unsettled(rows, name, v)]
+        answers = in_a_process(name, given.source, verbs)
         rows[name] = {**rows.get(name, {}), **answers}
         print(f"{name:34s} {report.line(rows[name])}", flush=True)
         report.write(

@@ -31,12 +31,15 @@ class Outcome:
         status: ``ok``, ``refused``, ``wrong`` or ``raw``.
         message: What was raised, or which numbers disagree.
         checked: Whether a number of stock Pyro stood against it.
+        seconds: Wall time.
+        measured: When, in UTC.
     """
 
     status: str
     message: str = ""
     checked: bool = False
     seconds: float = 0.0
+    measured: str = ""
 
 
 class Bench:
@@ -348,4 +351,6 @@ def outcome(bench: Bench, verb: str) -> Outcome:
         where = f"{Path(place.filename).name}:{place.lineno}"
         answer = Outcome("raw", f"{type(error).__name__}: {str(error)[:300]} ({where})")
     answer.seconds = round(time.perf_counter() - start, 2)
+    answer.measured = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
+    answer.message = re.sub(r"(?<!\w)/(tmp|home|work)/\S+", "...", answer.message)
     return answer

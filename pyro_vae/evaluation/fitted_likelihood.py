@@ -168,7 +168,7 @@ def _weigh(
 ) -> tuple[Tensor, ...]:
     """Fold the log weights of one batch, chunk by chunk, into an estimate per datum."""
     running = RunningWeights()
-    for size in runs(samples, batch, _ROWS_PER_PASS):
+    for size in runs(samples, densities.joint, batch, _ROWS_PER_PASS):
         noise = proposal.standard_noise(size)
         weight = densities.log_joint(proposal.place(noise)) - proposal.log_prob(noise)
         running.add(weight, total=samples)

@@ -8,9 +8,10 @@ from pyro.distributions import Delta
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
+from torch.nn.utils.rnn import PackedSequence as Packed
 
 from pyro_vae.errors import DataError, ProgramError
-from pyro_vae.program.batch import Batch, named_leaves
+from pyro_vae.program.batch import Batch, named_arguments_of, named_leaves
 from pyro_vae.program.enumeration import can_be_summed
 from pyro_vae.program.handlers import (
     PLATE,
@@ -279,6 +280,21 @@ def unscaled(batch: Batch) -> str:
                 "networks x.log1p(), standardised. "
             )
     return ""
+
+
+def padding_left(batch: Batch) -> str:
+    """Return a hint where packed sequences end before what was padded with them; else nothing."""
+    packed = [len(a.batch_sizes) for _, a in named_arguments_of(batch) if isinstance(a, Packed)]
+    padded = [(name, leaf.shape[1]) for name, leaf in named_leaves(batch) if leaf.dim() > 1]
+    longer = [(name, size) for name, size in padded if packed and size > max(packed)]
+    if not longer:
+        return ""
+    name, size = longer[0]
+    return (
+        f"; the model may want packed sequences as long as what is padded: these rows have "
+        f"{max(packed)} steps, {name} {size}, since they were cut from longer ones; hand over "
+        "batches that are each padded to their own longest (a DataLoader with a collate_fn)"
+    )
 
 
 def shapes(batch: Batch) -> str:

@@ -78,12 +78,14 @@ class Examples:
             n: Rows.
             optional: Whether to add those too that have a default, and were observed before.
         """
-        model, observed = self._program.functions[0], self._program.sites.observed
+        model = self._program.functions[0]
+        # The arguments alone may introduce the program: its sites are not known then.
+        observed = self._program.sites.observed if optional else ()
         needed = [
             name
             for name, parameter in inspect.signature(model).parameters.items()
             if name not in given
-            and (parameter.default is parameter.empty or (optional and name in observed))
+            and (parameter.default is parameter.empty or name in observed)
             and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
         ]
         if not needed:

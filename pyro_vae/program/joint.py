@@ -50,7 +50,7 @@ class Joint:
         sums_out: Whether the guide may leave out discrete latents of the model; False spares the
             handler that gives them their supports.
         size: The data that a summed log density of the pair covers (B, or N under a scale).
-        subsampled: Whether the program subsamples its plate itself.
+        alone: Whether the model takes one particle at a time: neither a dimension nor copies.
         replace: Puts values of observed sites into arguments, ``Sites.replace``.
     """
 
@@ -66,7 +66,7 @@ class Joint:
         data_dim: int | None = None,
         sums_out: bool = True,
         size: int | None = None,
-        subsampled: bool = False,
+        alone: bool = False,
         replace: Callable[..., Any] | None = None,
     ) -> None:
         self.model = OwnScope()(model) if sums_out else model
@@ -79,7 +79,7 @@ class Joint:
         self._sums_out = sums_out
         self._left_out: frozenset[str] = frozenset()  # latents of the guide that are summed out too
         self._size = size
-        self._subsampled = subsampled
+        self.alone = alone
         self._replace = replace
 
     @property
@@ -364,10 +364,11 @@ class Joint:
         """Call a function of the arguments in such a way that latents take K values."""
         if num_particles == 1:
             return function(self.args, self.kwargs)
-        if self.tiled and self._subsampled:
+        if self.alone:
             raise ProgramError(
-                "K > 1 particles: this program subsamples its plate 'data' and takes no extra "
-                "batch dimension; write it for one, or give it a plate of len(x)"
+                "K > 1 particles: the model takes no extra batch dimension, nor copies of its rows "
+                "(it draws some of them itself, or an argument fixes their number); write it for "
+                "such a dimension, or give the plate 'data' all rows of its batch: len(x)"
             )
         if self.tiled:
             return function(*repeat_rows(self.args, self.kwargs, num_particles))

@@ -9,7 +9,7 @@ from torch import nn
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.batch import Batch, Part, arguments, map_rows, num_rows
 from pyro_vae.program.enumeration import groups_of
-from pyro_vae.program.handlers import sample_sites
+from pyro_vae.program.handlers import data_frame, sample_sites
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.numbered import forget_plates
 from pyro_vae.program.site_densities import Layout
@@ -47,6 +47,24 @@ def takes_particles(
         return _agree(model, guide, batch, sites)
     finally:
         forget_plates(parts)
+
+
+def takes_copies(
+    model: Callable[..., Any], guide: Callable[..., Any], batch: Batch, sites: Sites
+) -> bool:
+    """Return whether model and guide take K copies of the rows: an argument may fix their number.
+
+    Call where the program runs on its own parameters, in eval mode, and unvalidated.
+    """
+    args, kwargs = arguments(batch)
+    places = {"num_plates": sites.num_plates, "data_dim": sites.data_dim}
+    joint = Joint(model, guide, args, kwargs, tiled=True, **places)  # type: ignore[arg-type]
+    try:
+        traces = joint.traces(2)
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return False
+    frames = [data_frame(site) for trace in traces for _, site in sample_sites(trace)]
+    return all(frame.size == 2 * num_rows(batch) for frame in frames if frame is not None)
 
 
 def require_sums(

@@ -258,8 +258,10 @@ class Passes:
         return max(1, min(self._rows, bound))
 
 
-def runs(count: int, batch: Batch, rows: int) -> list[int]:
+def runs(count: int, joint: Joint, batch: Batch, rows: int) -> list[int]:
     """Return K particles as runs of at most so many particle rows, bounded in bytes too."""
+    if joint.alone:
+        return [1] * count
     here = num_rows(batch)
     most = max(1, min(rows // here, _BYTES_PER_PASS // (here * bytes_per_row(batch))))
     return [min(most, count - start) for start in range(0, count, most)]

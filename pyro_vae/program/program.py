@@ -34,7 +34,7 @@ from pyro_vae.program.handlers import (
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.object_graph import PROGRAM
 from pyro_vae.program.parameters import Parameters, read_store, with_expected
-from pyro_vae.program.particles import require_sums, takes_particles
+from pyro_vae.program.particles import require_sums, takes_copies, takes_particles
 from pyro_vae.program.passes import Passes, Verb
 from pyro_vae.program.reader import Reader
 from pyro_vae.program.rows import Rows
@@ -119,7 +119,7 @@ class Program(nn.Module):
         self.register_state_dict_post_hook(with_expected)
         self._source: Any = None
         self._origin: tuple[Any, Any] = (None, None)
-        self._tiled: dict[Any, bool] = {}
+        self._particles: dict[Any, tuple[bool, bool]] = {}  # tiled, alone
         self.examples = Examples(self)
         self.reader = Reader(self, plate, observed)
         self.rows = Rows(self, self.reader)
@@ -166,7 +166,7 @@ class Program(nn.Module):
             return
         self.reader.forget()
         self.rows.forget()
-        self._tiled.clear()
+        self._particles.clear()
         self._summable.clear()
 
     @property
@@ -344,17 +344,18 @@ class Program(nn.Module):
         if beta is not None:
             model, guide = ScaleLatents(beta)(model), ScaleLatents(beta)(guide)
         args, kwargs = arguments(batch)
+        tiled, alone = self._takes(batch)
         return Joint(
             model,
             guide,
             args,
             kwargs,
-            tiled=self.tiled(batch),
+            tiled=tiled,
             num_plates=sites.num_plates,
             data_dim=sites.data_dim,
             sums_out=bool(sites.enumerated),
             size=covered,
-            subsampled=sites.size is not None,
+            alone=alone,
             replace=sites.replace,
         )
 
@@ -392,19 +393,25 @@ class Program(nn.Module):
 
     def tiled(self, batch: Batch) -> bool:
         """Return whether K particles need K copies of the rows; found out once, by comparison."""
+        return self._takes(batch)[0]
+
+    def _takes(self, batch: Batch) -> tuple[bool, bool]:
+        """Return whether K particles need K copies of the rows, and whether those fail as well."""
         sites = self.read(batch)
         if isinstance(batch, Whole):
-            return False  # no site of a datum is drawn
+            return False, False  # no site of a datum is drawn
         key = (sites.observed, sites.local, sites.global_)
-        if key not in self._tiled:
+        if key not in self._particles:
+            if checks.is_meta(batch):
+                return False, False  # no values to compare
+            functions = self.reader.canonical(sites, batch)
             with self.reader.quiet(batch), validation(False):
-                takes = checks.is_meta(batch) or takes_particles(
-                    *self.reader.canonical(sites, batch), batch, sites, self.parts
-                )
-                if sites.enumerated and not checks.is_meta(batch):
-                    require_sums(*self.reader.canonical(sites, batch), batch, sites)
-            self._tiled[key] = not takes
-        return self._tiled[key]
+                takes = takes_particles(*functions, batch, sites, self.parts)
+                if sites.enumerated:
+                    require_sums(*functions, batch, sites)
+                copies = takes or (sites.size is None and takes_copies(*functions, batch, sites))
+            self._particles[key] = not takes, not copies
+        return self._particles[key]
 
 
 def _origin(source: Any) -> tuple[Any, Any]:

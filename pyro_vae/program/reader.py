@@ -250,6 +250,7 @@ class Reader:
             hint += f". {checks.unscaled(batch)}" if broken else ""
             raise DataError(
                 f"the program cannot take this batch ({checks.shapes(batch)}): {reason}{hint}"
+                f"{checks.padding_left(batch)}"
             ) from error
 
     def _has_surplus(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

@@ -6,9 +6,11 @@ import pytest
 import torch
 from pyro.infer import TraceEnum_ELBO
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import pyro_vae as pv
-from pyro_vae.errors import ProgramError
+from pyro_vae.errors import DataError, ProgramError
+from pyro_vae.program.batch import map_rows
 from pyro_vae.program.program import Program
 
 
@@ -55,7 +57,7 @@ def test_generate_uses_what_was_learnt_of_the_globals():
 def test_a_tiled_program_keeps_its_n(size):
     program, x = with_global(tiled=True), torch.randn(10, 2)
     terms = program.terms(x, 1, 5, size=size)
-    assert set(program._tiled.values()) == {True}
+    assert {tiled for tiled, _ in program._particles.values()} == {True}
     assert terms.size == size and terms.batch_size == 10
 
 
@@ -308,3 +310,39 @@ def test_a_hidden_network_is_loaded_as_it_was_saved(tmp_path):
         values.append(pv.elbo(program, x))
     assert torch.equal(*values)
     assert len(list(loaded.parameters())) == len(list(saved.parameters()))
+
+
+def test_a_program_of_a_fixed_number_of_rows_takes_one_particle_at_a_time():
+    """The number comes as an argument, and a matrix product takes no particles either."""
+    x = torch.tensor([0.4, -1.0, 2.0], dtype=torch.float64)
+
+    def model(x, rows):
+        with pyro.plate("data", rows):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(rows), 1.0))
+            pyro.sample("x", dist.Normal(x.new_ones(rows).diag().mv(z), 1.0), obs=x)
+
+    def guide(x, rows):  # the posterior: weights have no noise
+        with pyro.plate("data", rows):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+    program = pv.Program(model, guide)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x)
+    found = pv.log_likelihood(program, (x, 3), samples=5)
+    torch.testing.assert_close(found.log_prob, exact)
+    torch.testing.assert_close(pv.infer(program, (x, 3)).log_weight(4), exact.expand(4, 3))
+    with pytest.raises(ProgramError, match="K > 1 particles"):
+        pv.elbo(program, (x, 3), num_particles=2)
+
+
+def test_packed_sequences_cut_shorter_than_their_padding_are_named():
+    def model(packed, padded):
+        ends = pad_packed_sequence(packed, batch_first=True)[0][:, padded.shape[1] - 1]
+        with pyro.plate("data", len(padded)):
+            pyro.sample("x", dist.Normal(ends, 1.0), obs=padded[:, -1])
+
+    x, lengths = torch.arange(8.0).reshape(4, 2), torch.tensor([2, 2, 1, 1])
+    packed = pack_padded_sequence(x, lengths, batch_first=True)
+    program = pv.Program(model, lambda packed, padded: None)
+    assert pv.log_likelihood(program, (packed, x)).log_prob.shape == (4,)
+    with pytest.raises(DataError, match=r"these rows have 1 steps, batch\[1\] 2"):
+        program.read(map_rows(lambda leaf: leaf[2:], (packed, x)))

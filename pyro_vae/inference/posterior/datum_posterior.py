@@ -111,7 +111,7 @@ class PassPosterior:
         """Return the pairs to ask on some data, and how many draws of each."""
         if not self._held:
             return [(joint, 1) for joint in piece.joints]
-        return [(piece.joint, k) for k in runs(n, piece.batch, _ROWS_PER_PASS)]
+        return [(piece.joint, k) for k in runs(n, piece.joint, piece.batch, _ROWS_PER_PASS)]
 
     def _answer(self, n: int, draw: Callable[..., dict[str, Tensor]]) -> Values:
         pieces = []

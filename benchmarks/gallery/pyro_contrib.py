@@ -10,9 +10,8 @@ from pyro.contrib.mue.models import FactorMuE, ProfileHMM
 from pyro.nn import PyroSample
 
 from benchmarks.gallery.subject import (
-    EVERY,
-    MOVES,
-    READS,
+    GLOBAL,
+    NO_CODE,
     Published,
     Subject,
     binary,
@@ -77,8 +76,8 @@ def gplvm(_: Path | None = None) -> Subject:
 
 ROWS = [
     Published("contrib.cevae", "", cevae),
-    Published("contrib.mue ProfileHMM", "", profile_hmm, MOVES + READS),
-    Published("contrib.mue FactorMuE", "", factor_mue),
-    Published("contrib.gp SparseGPRegression", "", sparse_gp, EVERY),
-    Published("contrib.gp GPLVM", "", gplvm, EVERY),
+    Published("contrib.mue ProfileHMM", "", profile_hmm, NO_CODE),
+    Published("contrib.mue FactorMuE", "", factor_mue, GLOBAL),
+    Published("contrib.gp SparseGPRegression", "", sparse_gp, NO_CODE),
+    Published("contrib.gp GPLVM", "", gplvm, NO_CODE),
 ]

@@ -18,9 +18,11 @@ from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, init_to_feasible
 
 from benchmarks.gallery.loading import load
 from benchmarks.gallery.subject import (
-    EVERY,
-    MOVES,
-    READS,
+    GLOBAL,
+    NO_CODE,
+    NO_CONTINUOUS,
+    NO_LATENT,
+    NO_LOCAL,
     Published,
     Subject,
     binary,
@@ -234,69 +236,68 @@ def _rows() -> list[Published]:
             "ss_vae_M2",
             EXAMPLES + "vae/ss_vae_M2.py",
             functools.partial(m2, labelled=False),
-            no_answer=("interpolate",),
         ),
         Published(
             "ss_vae_M2, labels", EXAMPLES + "vae/ss_vae_M2.py", functools.partial(m2, labelled=True)
         ),
-        Published(
-            "ss_vae_M2, classifier", EXAMPLES + "vae/ss_vae_M2.py", m2_classifier, MOVES + READS
-        ),
+        Published("ss_vae_M2, classifier", EXAMPLES + "vae/ss_vae_M2.py", m2_classifier, NO_LATENT),
         Published("cvae", EXAMPLES + "cvae/cvae.py", cvae, ("bdmc",)),
         Published("dmm", EXAMPLES + "dmm.py", dmm),
         Published("dmm, annealed", EXAMPLES + "dmm.py", functools.partial(dmm, annealing=0.3)),
         Published("dmm, flows", EXAMPLES + "dmm.py", functools.partial(dmm, num_iafs=1)),
-        Published("lda", EXAMPLES + "lda.py", lda),
+        Published("lda", EXAMPLES + "lda.py", lda, GLOBAL),
     ]
     for kind in ("custom", "auto", "easy"):
         build = functools.partial(gamma_def, kind=kind)
-        rows.append(Published(f"sparse_gamma_def, {kind}", EXAMPLES + "sparse_gamma_def.py", build))
+        rows.append(
+            Published(f"sparse_gamma_def, {kind}", EXAMPLES + "sparse_gamma_def.py", build, GLOBAL)
+        )
     rows += [
         Published(
             "scanvi",
             EXAMPLES + "scanvi/scanvi.py",
             functools.partial(scanvi, labelled=False),
-            no_answer=("interpolate",),
         ),
         Published(
             "scanvi, labels",
             EXAMPLES + "scanvi/scanvi.py",
             functools.partial(scanvi, labelled=True),
         ),
-        Published("air", EXAMPLES + "air/air.py", air, MOVES),
+        Published("air", EXAMPLES + "air/air.py", air),
     ]
     for number in range(8):
         build = functools.partial(hmm, number=number)
-        # The first loops over a sequential plate: it has no rows.
-        without = EVERY if number == 0 else MOVES + READS
+        without = {6: (*NO_LOCAL, "refine"), 7: NO_CODE}.get(number, NO_LOCAL)
         rows.append(Published(f"hmm {number}", EXAMPLES + "hmm.py", build, without))
     for number in range(1, 6):
         build = functools.partial(capture, number=number)
         path = EXAMPLES + "capture_recapture/cjs.py"
-        rows.append(Published(f"capture_recapture {number}", path, build, MOVES + READS))
+        rows.append(Published(f"capture_recapture {number}", path, build, NO_LOCAL))
     rows += [
-        Published(
-            "gmm", TUTORIALS + "gmm.ipynb", functools.partial(gmm, full=False), MOVES + READS
-        ),
+        Published("gmm", TUTORIALS + "gmm.ipynb", functools.partial(gmm, full=False), NO_LOCAL),
         Published(
             "gmm, full guide",
             TUTORIALS + "gmm.ipynb",
             functools.partial(gmm, full=True),
-            MOVES + READS,
+            NO_CONTINUOUS,
         ),
-        Published("dirichlet_process_mixture", TUTORIALS + "dirichlet_process_mixture.ipynb", dpmm),
+        Published(
+            "dirichlet_process_mixture",
+            TUTORIALS + "dirichlet_process_mixture.ipynb",
+            dpmm,
+            NO_CONTINUOUS,
+        ),
         Published(
             "bayesian_regression",
             TUTORIALS + "bayesian_regression.ipynb",
             regression,
-            MOVES + READS,
+            NO_CODE,
         ),
     ]
     for kind in ("mle", "map", "masked", "auto map"):
         build = functools.partial(coins, kind=kind)
-        rows.append(
-            Published(f"mle_map, {kind}", TUTORIALS + "mle_map.ipynb", build, MOVES + READS)
-        )
+        without = NO_LATENT if kind == "mle" else NO_CODE
+        rows.append(Published(f"mle_map, {kind}", TUTORIALS + "mle_map.ipynb", build, without))
     rows += [
         Published("svi_flow_guide", TUTORIALS + "svi_flow_guide.ipynb", flow_guide, needs="zuko"),
         Published("prodlda", TUTORIALS + "prodlda.ipynb", prodlda),

@@ -68,10 +68,13 @@ class Published:
     needs: str = ""
 
 
-# Verbs that move continuous latents of one datum, and that read them.
-MOVES = ("ais", "bdmc", "refine", "infer", "gaps", "interpolate")
-READS = ("encode", "reconstruct")
-EVERY = (*MOVES, *READS, "log_likelihood", "elbo", "diagnose", "generate", "save, load")
+# Verbs without an answer where the guide draws no continuous latent of one datum; where it draws
+# none of a datum at all, where there is nothing to encode either, and where there is no latent.
+NO_CONTINUOUS = ("ais", "bdmc", "infer", "gaps", "interpolate")
+NO_LOCAL = (*NO_CONTINUOUS, "diagnose")
+NO_CODE = (*NO_LOCAL, "encode")
+NO_LATENT = (*NO_CODE, "refine")
+GLOBAL = ("bdmc", "gaps")  # bounds that a draw of the globals spoils
 
 
 def generator(seed: int = 0) -> torch.Generator:

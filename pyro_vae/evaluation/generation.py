@@ -3,20 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.arguments import positive
 from pyro_vae.errors import DataError, ProgramError
+from pyro_vae.evaluation.simulation import require_observed, simulated, values_at
 from pyro_vae.evaluation.site_values import (
     Values,
+    freed,
     join,
-    observed,
     values_of,
 )
 from pyro_vae.program.batch import Batch, Whole, num_rows
-from pyro_vae.program.handlers import DrawnData, sample_sites
-from pyro_vae.program.passes import Verb
+from pyro_vae.program.handlers import DrawnData
+from pyro_vae.program.passes import Pass, Verb
 from pyro_vae.program.program import Program
 from pyro_vae.program.roles import latent_names, observed_names
 from pyro_vae.program.streams import join_batches
@@ -31,8 +31,9 @@ def generate(program: Any, n: int, *, given: Any = None, mean: bool = False) -> 
 
     .. math:: z \sim p(z), \quad x \sim p(x \mid z)
 
-    Global latents take one draw from the guide: what was learnt of them. Random
-    numbers come from torch's global generator.
+    Global latents take one draw from the guide: what was learnt of them. A model that reads the
+    steps before from the argument which it observes is run step by step. Random numbers come from
+    torch's global generator.
 
     Arguments:
         program: Anything with ``.model`` and ``.guide``.
@@ -56,10 +57,14 @@ def generate(program: Any, n: int, *, given: Any = None, mean: bool = False) -> 
     batch = inputs(wrapped, positive("n", n), given)
     with wrapped.passes(batch, _GENERATE, rows=_ROWS_PER_PASS) as passes:
         times = n if isinstance(passes.batch, Whole) else 1  # its rows cannot be repeated
-        pieces = [
-            observed(piece, piece.joint.model, mean=mean) for _ in range(times) for piece in passes
-        ]
+        pieces = [_observed(wrapped, piece, mean=mean) for _ in range(times) for piece in passes]
     return join("generate", pieces)
+
+
+def _observed(program: Program, piece: Pass, *, mean: bool) -> dict[str, Tensor]:
+    """Return the observed sites of a pass, drawn, or their means."""
+    trace = simulated(program, piece, lambda model: freed(piece, model, mean=mean))
+    return values_of(trace, observed_names(trace), len(piece), mean=mean)
 
 
 def generate_with_latents(
@@ -73,12 +78,9 @@ def generate_with_latents(
     batches, latents = [], []
     with program.passes(inputs(program, n, given), verb, rows=_ROWS_PER_PASS) as passes:
         for piece in passes:
-            joint = piece.joint
-            free = DrawnData()(joint.model)
-            trace = poutine.trace(free).get_trace(*joint.args, **joint.kwargs)
-            drawn = dict(sample_sites(trace))
-            values = {name: drawn[name]["value"] for name in observed_names(trace)}
-            batches.append(program.replace(piece.batch, values))
+            trace = simulated(program, piece, DrawnData())
+            values = values_at(trace, observed_names(trace))
+            batches.append(require_observed(program, piece, values))
             latents.append(values_of(trace, latent_names(trace), len(piece), mean=False))
     joined = join(verb.name, latents)
     if isinstance(joined, Tensor):

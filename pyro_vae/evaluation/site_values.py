@@ -71,11 +71,16 @@ def values_of(trace: Trace, names: list[str], rows: int, *, mean: bool) -> dict[
 
 def observed(piece: Pass, model: Any, *, mean: bool) -> dict[str, Tensor]:
     """Run a model with its observed sites drawn; return these, or their means."""
-    free = DrawnData()(model)
-    if mean and len(piece.sites.observed) == 1:  # no other site depends on the draw
-        free = AtMeans(piece.sites.observed)(free)
+    free = freed(piece, model, mean=mean)
     trace = poutine.trace(free).get_trace(*piece.joint.args, **piece.joint.kwargs)
     return values_of(trace, observed_names(trace), len(piece), mean=mean)
+
+
+def freed(piece: Pass, model: Any, *, mean: bool) -> Any:
+    """Return a model that draws its observed sites, or takes the mean of a lone one."""
+    free = DrawnData()(model)
+    # Where there are several, another site may depend on the draw.
+    return AtMeans(piece.sites.observed)(free) if mean and len(piece.sites.observed) == 1 else free
 
 
 def join(verb: str, pieces: list[dict[str, Tensor]]) -> Values:

@@ -10,7 +10,7 @@ from pyro.contrib.mue.missingdatahmm import MissingDataDiscreteHMM
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.errors import ConfigError, DataError
+from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.evaluation import generation
 
 ORACLE = PPCA.random(6, 2, orthogonal=True)
@@ -276,3 +276,51 @@ def test_a_chain_without_a_length_is_drawn_as_long_as_the_data():
         assert drawn.shape == data.shape
         assert torch.equal(drawn, drawn[:, :1].expand_as(drawn))
         assert (drawn[:, 0].sum(0) > 0).all()  # not all rows from one chain (misses below 1e-6)
+
+
+def taught(x):
+    """Each step is 0.9 times the one before, which the model reads off its argument, plus z."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        before = torch.cat([x.new_zeros(len(x), 1), x[:, :-1]], 1)
+        pyro.sample("x", dist.Normal(0.9 * before + z[..., None], 0.3).to_event(1), obs=x)
+
+
+def taught_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(0 * x[:, 0], 1.0))
+
+
+def test_a_decoder_that_reads_the_steps_before_is_run_step_by_step():
+    """x is Gaussian with a covariance in closed form; |z| < 5 for 15 entries: 9e-6."""
+    torch.manual_seed(0)
+    program = pv.Program(taught, taught_guide)
+    pv.elbo(program, 30 * torch.randn(100, 5))  # far from what the model draws
+    drawn = pv.generate(program, 4000).double()
+    step = torch.linalg.inv(torch.eye(5) - torch.diag(torch.full((4,), 0.9), -1)).double()
+    exact = step @ (torch.ones(5, 5) + 0.09 * torch.eye(5)).double() @ step.T
+    error = ((exact.diagonal()[:, None] * exact.diagonal() + exact**2) / 4000).sqrt()
+    assert ((drawn.T @ drawn / 4000 - exact) / error).abs().max() < 5.0
+    bounds = pv.bdmc(program, 200, pv.AIS(20, 8, num_leapfrog=2, pilot=40))
+    gap = bounds.upper - bounds.lower
+    assert gap.mean() > -5 * gap.std() / 200**0.5 and gap.mean() < 0.5
+    truth = torch.distributions.MultivariateNormal(torch.zeros(5).double(), exact)
+    off = bounds.lower.double() - truth.log_prob(bounds.data.double())
+    assert off.mean().abs() < 0.3
+
+
+def test_a_value_that_the_model_computes_is_not_written_back():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x / 10)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 12.5, 0.45))
+
+    program = pv.Program(model, guide)
+    pv.elbo(program, 10 * torch.randn(50))
+    with pytest.raises(ProgramError, match=r"site 'x': observes a value that the model computes"):
+        pv.bdmc(program, 20, pv.AIS(4, 2, pilot=8))
+    assert pv.generate(program, 2000).std() == pytest.approx(1.25**0.5, rel=0.1)

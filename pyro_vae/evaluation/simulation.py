@@ -1,0 +1,111 @@
+"""Data drawn from a model that may read the argument which it observes."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from pyro_vae.errors import ProgramError
+from pyro_vae.program.batch import Batch, cuda_devices
+from pyro_vae.program.handlers import sample_sites
+from pyro_vae.program.joint import Joint
+from pyro_vae.program.passes import Pass
+from pyro_vae.program.program import Program
+from pyro_vae.program.roles import observed_names
+
+Draw = Callable[[Callable[..., Any]], Callable[..., Any]]  # handlers that draw what is observed
+
+
+def simulated(program: Program, piece: Pass, draw: Draw) -> Trace:
+    r"""Return a trace of the model with its observed sites drawn.
+
+    A decoder of sequences may read the steps before from its argument, so that a first draw depends
+    on the rows that were given. It is written into the argument and made again from the same random
+    numbers until it stands:
+
+    .. math:: x^{(r+1)} = f(x^{(r)}, \epsilon), \quad x = \lim x^{(r)}
+
+    Step t stands after t rounds: these are the draws that a loop over the steps makes. A model that
+    reads nothing of it is run twice, and no number changes.
+
+    Arguments:
+        program: Of the model.
+        piece: Rows that give the other inputs.
+        draw: Frees the observed sites of a model.
+
+    Raises:
+        ProgramError: The draws do not come to rest.
+    """
+    devices = cuda_devices(piece.batch)
+    start = _random_state(devices)
+    trace = _run(piece.joint, draw)
+    bindings = piece.sites.bindings
+    names = [name for name in observed_names(trace) if name in bindings]
+    if not names or any(bindings[name].computed for name in names):
+        return trace
+    values = values_at(trace, names)
+    sites = dict(sample_sites(trace))
+    for _ in range(2 + max(math.prod(sites[name]["fn"].event_shape) for name in names)):
+        _set_random_state(start, devices)
+        trace = _run(_on(program, piece, program.replace(piece.batch, values)), draw)
+        again = values_at(trace, names)
+        if all(_same(again[name], values[name]) for name in names):
+            return trace
+        values = again
+    raise ProgramError(
+        f"site {names[0]!r}: its distribution depends on its own value, got draws that do not come "
+        "to rest, expected a model that reads of the argument it observes what comes before"
+    )
+
+
+def require_observed(program: Program, piece: Pass, values: Mapping[str, Tensor]) -> Batch:
+    """Return rows with drawn values written into them, which the model is seen to observe.
+
+    Raises:
+        ProgramError: It observes something else: a value that it computes from its argument.
+    """
+    batch = program.replace(piece.batch, dict(values))
+    joint = _on(program, piece, batch)
+    found = dict(sample_sites(poutine.trace(joint.model).get_trace(*joint.args, **joint.kwargs)))
+    for name, value in values.items():
+        if not torch.allclose(found[name]["value"].to(value), value, 1e-4, 1e-5, equal_nan=True):
+            raise ProgramError(
+                f"site {name!r}: observes a value that the model computes from its argument, so "
+                "that drawn data cannot be written back; observe the argument itself (transform "
+                "the data before), or name an argument that has the value: Program(..., observed=)"
+            )
+    return batch
+
+
+def _on(program: Program, piece: Pass, batch: Batch) -> Joint:
+    joint = program.joint(batch)
+    return joint.fixing(piece.globals_) if piece.globals_ else joint
+
+
+def _run(joint: Joint, draw: Draw) -> Trace:
+    return poutine.trace(draw(joint.model)).get_trace(*joint.args, **joint.kwargs)
+
+
+def values_at(trace: Trace, names: Iterable[str]) -> dict[str, Tensor]:
+    """Return the values of some sites."""
+    sites = dict(sample_sites(trace))
+    return {name: sites[name]["value"] for name in names}
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    """Return whether two rounds agree, up to rounding: a length may be summed from its means."""
+    return first.shape == second.shape and torch.allclose(first, second, 1e-5, 1e-6, equal_nan=True)
+
+
+def _random_state(devices: list[torch.device]) -> list[Tensor]:
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(each) for each in devices)]
+
+
+def _set_random_state(state: list[Tensor], devices: list[torch.device]) -> None:
+    torch.set_rng_state(state[0])
+    for device, each in zip(devices, state[1:], strict=True):
+        torch.cuda.set_rng_state(each, device)

@@ -105,7 +105,8 @@ class AIS:
         num_leapfrog: Leapfrog steps per transition.
         start: The initial distribution: ``"guide"`` (q(z | x); short paths) or ``"prior"``; None
             takes the guide where its density is known at any latents. It is not for a point mass,
-            under an auxiliary site, or where the guide draws discrete latents: those are summed.
+            under an auxiliary site, under a mask of the model that the guide lacks, or where the
+            guide draws discrete latents: those are summed.
         schedule: ``T -> (T + 1,)`` temperatures from 0 to 1.
         step_size: First guess of the step; a pilot run adapts it per temperature and datum towards
             an acceptance of 0.65, then it is frozen, which unbiasedness needs.

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from pyro_vae.arguments import positive
 from pyro_vae.errors import ConfigError
 from pyro_vae.evaluation.annealed_likelihood import AIS, ais
+from pyro_vae.evaluation.likelihood import relative_error
 from pyro_vae.inference.posterior.infer import infer
 from pyro_vae.inference.posterior.local_fits import Local
 from pyro_vae.inference.sampling.importance_weights import effective_sample_size, log_mean_exp
@@ -189,7 +190,7 @@ def _measure(
         **_bounds(GUIDE, infer(program, batch), samples),
         **_bounds(LOCAL, best, samples),
         ANNEALED: chains.log_prob,
-        f"{ANNEALED}, noise": _relative_error(chains.ess, chains.samples),
+        f"{ANNEALED}, noise": relative_error(chains.ess, chains.samples),
         "steps": best.steps,  # type: ignore[attr-defined]
     }
 
@@ -201,13 +202,8 @@ def _bounds(name: str, posterior: Any, samples: int) -> dict[str, Tensor]:
         f"elbo, {name}": log_weight.mean(0),
         f"elbo, {name}, noise": log_weight.std(0) / math.sqrt(samples),
         name: log_mean_exp(log_weight, 0),
-        f"{name}, noise": _relative_error(effective_sample_size(log_weight, 0), samples),
+        f"{name}, noise": relative_error(effective_sample_size(log_weight, 0), samples),
     }
-
-
-def _relative_error(ess: Tensor, samples: int) -> Tensor:
-    """Return the standard error of the log of a mean of weights, to first order."""
-    return (1 / ess - 1 / samples).clamp(min=0).sqrt()
 
 
 def _gaps(found: dict[str, Tensor]) -> Gaps:

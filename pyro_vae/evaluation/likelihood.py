@@ -61,9 +61,9 @@ class LogLikelihood:
     def noise(self) -> Tensor:
         r"""Standard error of each estimate by its sampling, ``(N,)``, nats, to first order.
 
-        .. math:: \sqrt{1 / \mathrm{ESS} - 1 / K}
+        .. math:: \sqrt{\tfrac{K}{K - 1} (1 / \mathrm{ESS} - 1 / K)}
         """
-        return (1 / self.ess - 1 / self.samples).clamp(min=0).sqrt()
+        return relative_error(self.ess, self.samples)
 
     @property
     def stderr(self) -> float:
@@ -96,6 +96,16 @@ class LogLikelihood:
             f"{type(self).__name__}(mean={self.mean:.4f} ± {self.stderr:.4f} nats, "
             f"samples={self.samples}, median ess={self.ess.median().item():.1f}{tail})"
         )
+
+
+def relative_error(ess: Tensor, samples: int) -> Tensor:
+    """Return the standard error of the log of a mean of weights, to first order; 0 of one weight.
+
+    Arguments:
+        ess: Their effective sample size.
+        samples: K; the variance of few weights is divided by K - 1.
+    """
+    return ((1 / ess - 1 / samples) * samples / max(samples - 1, 1)).clamp(min=0).sqrt()
 
 
 def log_likelihood(

@@ -179,6 +179,7 @@ class LogJoint:
         ]
         self.summed = sites.discrete  # of the guide's latents
         self._points = [s.name for s in self.slots if checks.is_point_mass(drawn[s.name]["fn"])]
+        self._scored = [s.name for s in self.slots if self._scores_masked(s.name, drawn[s.name])]
         self._model_at: tuple[Any, dict[str, Tensor], Tensor] | None = None
         # Whether the slots serve any batch: no support depends on a parameter or on the data.
         self.constant_supports = all(
@@ -218,6 +219,7 @@ class LogJoint:
         densities._joint = joint.densities()
         densities._masks = masks_of(model, densities.slots)
         densities.auxiliary, densities.summed, densities._points = [], (), []
+        densities._scored = []
         densities._model_at = None
         return densities
 
@@ -376,9 +378,23 @@ class LogJoint:
     @property
     def has_guide_density(self) -> bool:
         """Whether the guide has a known density at any latents."""
-        return not (self.auxiliary or self.summed or self._points)
+        return not (self.auxiliary or self.summed or self._points or self._scored)
+
+    def _scores_masked(self, name: str, drawn: Any) -> bool:
+        """Return whether the guide scores what a mask of the model takes out."""
+        left_in = self._masks.get(name)
+        if left_in is None or left_in.is_meta:
+            return False
+        scored = kept_units(drawn["fn"], drawn["mask"], left_in.device)
+        return bool((~left_in if scored is None else scored & ~left_in).any())
 
     def _require_plain_guide(self) -> None:
+        if self._scored:
+            raise ProgramError(
+                f"site {self._scored[0]!r}: masked in the model and not in the guide, whose "
+                "density counts values that have none; put the same mask around the guide's site "
+                "(.mask(m), poutine.mask), or start from the prior"
+            )
         if self._points:
             raise ProgramError(
                 f"site {self._points[0]!r}: the guide is a point mass, which has no density to "

@@ -158,3 +158,19 @@ def test_the_traced_density_reads_the_mask_of_its_rows():
             traced = graphs.density(density, piece, u)
             torch.testing.assert_close(traced(u), density.log_joint(u))
     assert graphs.mode == "trace" and len(graphs._graphs) == 1
+
+
+@pytest.mark.parametrize("model", [inside, plated])
+def test_a_guide_that_scores_masked_values_is_refused_where_its_density_counts(model):
+    """Values without a density would be weighed by that of the guide: AIS starts from the prior."""
+
+    def guide(x, m):
+        return guide_of(model)(x, torch.ones_like(m))
+
+    program = pv.Program(model, guide)
+    settings = {"num_temperatures": 4, "chains": 16, "pilot": 40, "num_leapfrog": 2}
+    with pytest.raises(pv.errors.ProgramError, match="'z': masked in the model and not in the"):
+        pv.ais(program, BATCH, pv.AIS(start="guide", **settings))
+    torch.manual_seed(0)
+    found = pv.ais(program, BATCH, pv.AIS(**settings))
+    assert ((found.log_prob - EXACT).abs() < 5 * found.noise + 1e-9).all()

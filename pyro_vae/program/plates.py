@@ -1,6 +1,6 @@
 """Which plate holds the data, where plates stand in tensors, and one layout for all of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pyro.poutine.indep_messenger import CondIndepStackFrame
@@ -21,23 +21,25 @@ class DataPlate:
         name: As the program calls it.
         dim: Its batch dimension, counted from the right.
         sized: Whether the program gives it a size.
+        in_guide: As the guide calls it, where that is another name.
     """
 
     name: str
     dim: int
     sized: bool = True
+    in_guide: str | None = None
 
     @property
     def canonical(self) -> bool:
         """Whether its frames are as everything behind the reader expects them."""
-        return self.name == PLATE and self.sized
+        return self.name == PLATE and self.sized and self.in_guide is None
 
     def frames(self, stack: tuple[Any, ...], rows: int) -> tuple[Any, ...]:
         """Return the frames of a site with the data plate under its canonical name and size."""
         return tuple(self._frame(frame, rows) for frame in stack)
 
     def _frame(self, frame: Any, rows: int) -> Any:
-        if frame.name == self.name:
+        if frame.name in (self.name, self.in_guide):
             if frame.size == -1:
                 frame = frame._replace(size=rows, full_size=rows)
             return frame._replace(name=PLATE)
@@ -158,6 +160,28 @@ def find_plate(model: Trace, rows: int, wanted: str | None, before: str | None =
             "tensor is the datum"
         )
     return DataPlate(name, frame.dim, sized=frame.size != -1)
+
+
+def with_name_in_guide(plate: DataPlate, model: Trace, guide: Trace, rows: int) -> DataPlate:
+    """Return the data plate with the name that the guide gives it, where it is another one.
+
+    It is the only frame of the guide at the plate's dimension and of its size, around a latent that
+    the model draws inside the plate.
+    """
+    names = set()
+    inside = [name for name, site in sample_sites(model) if _frame_of(site, plate.name)]
+    for name, site in sample_sites(guide):
+        if name in inside and not _frame_of(site, plate.name):
+            names |= {
+                frame.name
+                for frame in site["cond_indep_stack"]
+                if frame.dim == plate.dim and frame.size in (-1, rows)
+            }
+    return replace(plate, in_guide=names.pop()) if len(names) == 1 else plate
+
+
+def _frame_of(site: Message, name: str) -> bool:
+    return any(frame.name == name for frame in site["cond_indep_stack"])
 
 
 def _only(fitting: list[str], plates: list[str], rows: int) -> str:

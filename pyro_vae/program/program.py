@@ -142,6 +142,12 @@ class Program(nn.Module):
                     f"got {type(program).__name__} without .{side}; pass an object with .model and "
                     ".guide, or pv.Program(model, guide)"
                 )
+        if not isinstance(getattr(program, "__dict__", None), dict):
+            raise ProgramError(
+                f"got {type(program).__name__}, which takes no attributes (a class, a namedtuple, "
+                "slots), so that nothing can be kept of it between calls; make a program of its "
+                "functions once: program = pv.Program(it.model, it.guide)"
+            )
         known = program.__dict__.get(PROGRAM)
         if known is None:
             known = Program(program.model, program.guide)

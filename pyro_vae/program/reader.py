@@ -38,6 +38,7 @@ from pyro_vae.program.plates import (
     OneDatum,
     find_plate,
     shown_canonically,
+    with_name_in_guide,
 )
 from pyro_vae.program.sites import Sites, read_sites
 from pyro_vae.program.whole import is_whole, one_datum, require_plates
@@ -263,9 +264,10 @@ class Reader:
             require_plates(model, guide)
             return one_datum(model, guide)
         try:
-            return find_plate(model, num_rows(batch), self._plate, self._plate_before)
+            plate = find_plate(model, num_rows(batch), self._plate, self._plate_before)
         except DataError as error:
             raise DataError(f"{error}; got {checks.shapes(batch)}") from None
+        return with_name_in_guide(plate, model, guide, num_rows(batch))
 
     def _show(self, model: Trace, guide: Trace, plate: DataPlate, batch: Batch) -> None:
         for trace in (model, guide):

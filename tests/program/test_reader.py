@@ -4,6 +4,7 @@ import argparse
 import math
 import warnings
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -424,3 +425,39 @@ def test_local_fits_of_other_latents_are_refused_before_the_second():
     program, few = pv.Program(steps, steps_guide), pv.Local(steps=3)
     with pytest.raises(ProgramError, match=r"local: got latents \['z_1', 'z_2'\]"):
         pv.infer(program, (torch.randn(512, 3), n), how="local", settings=few)
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_the_guide_may_call_the_plate_by_another_name(sized):
+    def model(x):
+        with pyro.plate("data", len(x) if sized else None):
+            z = pyro.sample("z", dist.Normal(x * 0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("locals", len(x) if sized else None):
+            pyro.sample("z", dist.Normal(x / 2 + shift, 0.5**0.5))
+
+    x = torch.randn(20, dtype=torch.float64)
+    shift = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x)
+    program = pv.Program(model, guide)
+    torch.testing.assert_close(pv.elbo(program, x, num_particles=3), exact)
+    torch.testing.assert_close(pv.log_likelihood(program, x, samples=5).log_prob, exact)
+    torch.testing.assert_close(pv.ais(program, x, pv.AIS(3, 2, pilot=8)).log_prob, exact)
+    torch.testing.assert_close(pv.encode(program, x[:7]), x[:7] / 2)
+    assert pv.fit(program, x, epochs=1, batch_size=10, progress=False).steps == 2
+
+
+class Slotted(NamedTuple):
+    model: Any
+    guide: Any
+
+
+def test_an_object_that_takes_no_attributes_is_told():
+    for thing in (
+        Slotted(steps, steps_guide),
+        type("Static", (), {"model": steps, "guide": steps}),
+    ):
+        with pytest.raises(ProgramError, match=r"takes no attributes.*pv\.Program\(it\.model"):
+            pv.elbo(thing, (torch.zeros(2, 1), torch.ones(2, dtype=torch.long)))

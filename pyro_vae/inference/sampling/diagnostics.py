@@ -89,8 +89,9 @@ def _normal_scores(halves: Tensor) -> Tensor:
     ends = torch.ones_like(fresh)
     ends[..., :-1] = fresh[..., 1:]
     last = torch.where(ends, place, count).flip(-1).cummin(-1).values.flip(-1)
-    rank = (first + last).to(flat.dtype) / 2 + 1
-    scores = torch.special.ndtri((rank - 0.375) / (count + 0.25))
+    rank = (first + last).double() / 2 + 1
+    # In double precision: ndtri has no half on the CPU.
+    scores = torch.special.ndtri((rank - 0.375) / (count + 0.25)).to(flat.dtype)
     return torch.empty_like(flat).scatter_(-1, index, scores).view_as(halves)
 
 

@@ -21,7 +21,8 @@ def nvdm_20news(name: str, args: argparse.Namespace) -> Result:
     corpus = pv.data.load("20news")
     torch.manual_seed(args.seed)
     program = pv.models.NVDM(len(corpus.vocabulary), NUM_TOPICS)
-    run = _trained(name, args, program, corpus, batch_size=64, epochs=120, lr=5e-4, patience=20)
+    options = {"valid": corpus.valid, "patience": 20, "batch_size": 64, "lr": 5e-4}
+    run = _trained(name, args, program, corpus, epochs=120, **options)
     test = corpus.test[: args.rows]
     torch.manual_seed(args.seed)
     bound = pv.perplexity(program, test)
@@ -51,7 +52,7 @@ def prodlda_20news(name: str, args: argparse.Namespace) -> Result:
     torch.manual_seed(args.seed)
     program = pv.models.ProdLDA(len(corpus.vocabulary), NUM_TOPICS)
     # Its topics go on getting better where the bound on held-out documents no longer does.
-    options = {"optimiser": adam(2e-3, betas=(0.99, 0.999)), "batch_size": 200, "valid": None}
+    options = {"optimiser": adam(2e-3, betas=(0.99, 0.999)), "batch_size": 200}
     run = _trained(name, args, program, corpus, epochs=200, schedule=False, **options)
     topics = _topics(program, corpus)
     bound = pv.perplexity(program, corpus.test[: args.rows])
@@ -110,7 +111,8 @@ def _trained(
         corpus.train,
         objective=pv.AnalyticELBO(),
         checkpoint_every=5,
-        **{"valid": corpus.valid, **shape, **options},
+        **shape,
+        **options,
     )
 
 

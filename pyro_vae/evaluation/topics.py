@@ -5,11 +5,12 @@ Shapes: N documents, V words, K topics, T top words.
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vae.arguments import positive
 from pyro_vae.errors import ConfigError, DataError, ProgramError
@@ -119,8 +120,10 @@ def topics(
     require_turn("topics")
     if positive("num_words", num_words) < 2:
         raise ConfigError("num_words: got 1, expected at least 2: coherence is of pairs")
-    with evaluating(Program.of(program)), torch.no_grad():
-        beta = _source(program).topics()
+    source = _source(program)
+    resting = evaluating(source) if isinstance(source, nn.Module) else nullcontext()
+    with resting, torch.no_grad():
+        beta = source.topics()
     words = beta.shape[1]
     if reference.dim() != 2 or reference.shape[1] != words or not len(reference):
         raise DataError(

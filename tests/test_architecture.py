@@ -201,22 +201,36 @@ def run(code):
 
 
 def test_importing_changes_nothing():
-    """In a fresh process: no dtype, random state, flag or parameter moves; nothing heavy comes."""
+    """In a fresh process: no dtype, random state, flag or parameter moves; nothing heavy comes.
+
+    Nor does a run with its log: warning filters, environment, loggers that speak, random states.
+    """
     out = run(
-        "import random, sys, numpy, torch, pyro\n"
+        "import logging, os, random, sys, tempfile, warnings, numpy, torch, pyro\n"
         "from torch.distributions import Distribution\n"
         "from pyro.distributions import Normal\n"
         "def look(): return (torch.get_default_dtype(), torch.get_rng_state().sum().item(),\n"
         "    torch.initial_seed(), Distribution._validate_args, Normal._validate_args,\n"
         "    len(pyro.get_param_store()), pyro.settings.get(), torch.get_num_threads(),\n"
         "    random.getstate(), str(numpy.random.get_state()), torch.is_grad_enabled(),\n"
-        "    torch.get_default_device(), torch.are_deterministic_algorithms_enabled())\n"
+        "    torch.get_default_device(), torch.are_deterministic_algorithms_enabled(),\n"
+        "    list(warnings.filters), dict(os.environ), logging.root.level,\n"
+        "    logging.root.handlers[:],\n"
+        "    [name for name, log in logging.root.manager.loggerDict.items()\n"
+        "     if getattr(log, 'handlers', []) or getattr(log, 'level', 0)])\n"
         "before = look()\n"
         "import pyro_vae\n"
         "assert look() == before\n"
         "heavy = ('lightning_fabric', 'tensorboard', 'sklearn', 'pooch', 'matplotlib.pyplot',\n"
         "    'torch.utils.tensorboard', 'jsonargparse', 'zuko', 'torch._inductor')\n"
         "print([name for name in heavy if name in sys.modules])\n"
+        "program, x = pyro_vae.models.VAE(6, 2, (4,)), torch.eye(6)\n"
+        "before = look()\n"
+        "out = tempfile.TemporaryDirectory()\n"
+        "pyro_vae.fit(program, x, epochs=2, valid=x, out=out.name, progress=False)\n"
+        "pyro_vae.encode(program, x), pyro_vae.reconstruct(program, x, mean=True)\n"
+        "pyro_vae.infer(program, x), pyro_vae.interpolate(program, x, x)\n"
+        "assert look() == before, [(a, b) for a, b in zip(before, look()) if a != b]\n"
     )
     assert out.strip() == "[]"
 

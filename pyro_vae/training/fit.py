@@ -28,6 +28,7 @@ from pyro_vae.training.precision import Precision, contexts, convert
 from pyro_vae.training.schedules import Schedule, as_schedule
 from pyro_vae.training.settings import adam, beta_schedule, own_callback, record_data, record_steps
 from pyro_vae.training.step import Stepper
+from pyro_vae.training.surroundings import surroundings_kept
 from pyro_vae.training.termination import terminated_softly
 
 __all__ = ["Run", "adam", "fit"]
@@ -167,7 +168,7 @@ def fit(
         ProgramError: Several devices, for a program that draws its own minibatch.
     """
     world = join(devices, device)
-    with world.guarded(), terminated_softly():
+    with world.guarded(), terminated_softly(), surroundings_kept():
         epochs, batch_size = positive("epochs", epochs), positive("batch_size", batch_size)
         patience, checkpoint_every = _counts(patience=patience, checkpoint_every=checkpoint_every)
         seed = integer("seed", seed, 0)

@@ -1,7 +1,8 @@
 """A model and a guide on one batch, run as objectives and estimators ask for it."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,7 +111,10 @@ class Joint:
 
     def terms(self, num_samples: int = 1, num_particles: int = 1) -> Terms:
         """Draw S sets of globals and K particles of the locals, and return their log densities."""
-        return stack([self._draw(num_particles) for _ in range(num_samples)])
+        draws = []
+        for _ in range(num_samples):  # no comprehension: few frames lie above a user's own
+            draws.append(self.scored(*self.traces(num_particles), num_particles))
+        return stack(draws)
 
     def leaf_terms(self, num_samples: int = 1, num_particles: int = 1) -> tuple[Terms, list[Leaf]]:
         """Return the terms at draws cut off from the guide, and the draws, attached and cut off.
@@ -120,8 +124,7 @@ class Joint:
         """
         draws, leaves = [], []
         for _ in range(num_samples):
-            guide = self._run(num_particles, lambda args, kwargs: self._sample(args, kwargs))
-            cut, found = _cut(guide)
+            cut, found = _cut(self.guide_trace(num_particles))
             leaves += found
             draws.append(self._read_at(cut, num_particles))
         return stack(draws), leaves
@@ -132,13 +135,10 @@ class Joint:
         The guide runs once and keeps its graph; the model is scored at the cut values, so that its
         graph ends there.
         """
-
-        def both(args: Any, kwargs: Any) -> tuple[Trace, Trace, list[Leaf]]:
+        with self._taking(num_particles) as (args, kwargs):
             guide = self._sample(args, kwargs)
             cut, leaves = _cut(guide)
             return self._score_model(cut, args, kwargs), prune_subsample_sites(guide), leaves
-
-        return self._run(num_particles, both)
 
     def model_log_p(
         self, values: Mapping[str, Tensor], num_particles: int, *, placed: bool = False
@@ -170,12 +170,10 @@ class Joint:
             placed: Whether they are as a trace holds them.
         """
         trace = self._as_trace(values, num_particles, placed)
-
-        def run(args: Any, kwargs: Any) -> Trace:
+        with self._taking(num_particles) as (args, kwargs):
             guide = poutine.trace(poutine.replay(self.guide, trace=trace))
-            return prune_subsample_sites(guide.get_trace(*args, **kwargs))
-
-        return local_log_q(self._run(num_particles, run), self._layout(num_particles))
+            scored = prune_subsample_sites(guide.get_trace(*args, **kwargs))
+        return local_log_q(scored, self._layout(num_particles))
 
     def discrete_posteriors(
         self, values: Mapping[str, Tensor] | None = None, num_particles: int = 1
@@ -209,9 +207,8 @@ class Joint:
 
     def summed_trace(self, latents: Trace, num_particles: int = 1) -> Trace:
         """Return the model's trace at the guide's latents and all values of those left out."""
-        return self._run(
-            num_particles, lambda args, kwargs: self._score_model(latents, args, kwargs)
-        )
+        with self._taking(num_particles) as (args, kwargs):
+            return self._score_model(latents, args, kwargs)
 
     def with_discrete(self, latents: Trace) -> Trace:
         """Return latents of a trace of the guide with one draw, given them, of what it leaves out.
@@ -253,15 +250,13 @@ class Joint:
 
     def guide_trace(self, num_particles: int) -> Trace:
         """Return the trace of the guide at K values of its local latents."""
-        return self._run(num_particles, self._sample)
+        with self._taking(num_particles) as (args, kwargs):
+            return self._sample(args, kwargs)
 
     def prior_values(self, num_particles: int) -> dict[str, Tensor]:
         """Draw the local latents from the prior, ``(K, ..., B) | event`` (or K·B rows, tiled)."""
-
-        def run(args: Any, kwargs: Any) -> Trace:
-            return poutine.trace(self.model).get_trace(*args, **kwargs)
-
-        return _local_values(self._run(num_particles, run))
+        with self._taking(num_particles) as (args, kwargs):
+            return _local_values(poutine.trace(self.model).get_trace(*args, **kwargs))
 
     def global_values(self) -> dict[str, Tensor]:
         """Draw the global latents from the guide."""
@@ -346,12 +341,9 @@ class Joint:
 
         Discrete latents that the guide leaves out have their whole supports as values.
         """
-
-        def both(args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        with self._taking(num_particles) as (args, kwargs):
             guide = self._sample(args, kwargs)
             return self._score_model(guide, args, kwargs), prune_subsample_sites(guide)
-
-        return self._run(num_particles, both)
 
     def sampled_traces(self) -> tuple[Trace, Trace]:
         """Return the same of one particle, latents that the guide leaves out drawn as well."""
@@ -360,10 +352,12 @@ class Joint:
         drawn = prune_subsample_sites(model.get_trace(*self.args, **self.kwargs))
         return drawn, prune_subsample_sites(guide)
 
-    def _run(self, num_particles: int, function: Callable[[Any, Any], Any]) -> Any:
-        """Call a function of the arguments in such a way that latents take K values."""
+    @contextmanager
+    def _taking(self, num_particles: int) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """Yield arguments on which, inside, the latents of model and guide take K values."""
         if num_particles == 1:
-            return function(self.args, self.kwargs)
+            yield self.args, self.kwargs
+            return
         if self.alone:
             raise ProgramError(
                 "K > 1 particles: the model takes no extra batch dimension, nor copies of its rows "
@@ -371,9 +365,10 @@ class Joint:
                 "such a dimension, or give the plate 'data' all rows of its batch: len(x)"
             )
         if self.tiled:
-            return function(*repeat_rows(self.args, self.kwargs, num_particles))
+            yield repeat_rows(self.args, self.kwargs, num_particles)
+            return
         with Particles(num_particles, -1 - self.num_plates):
-            return function(self.args, self.kwargs)
+            yield self.args, self.kwargs
 
     def _sample(self, args: Any, kwargs: Any) -> Trace:
         return poutine.trace(self.guide).get_trace(*args, **kwargs)
@@ -396,18 +391,11 @@ class Joint:
 
     def _read_at(self, values: Trace, num_particles: int) -> Draw:
         """Score model and guide at the values of a trace."""
-
-        def both(args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        with self._taking(num_particles) as (args, kwargs):
             guide = poutine.trace(poutine.replay(self.guide, trace=values))
             scored = prune_subsample_sites(guide.get_trace(*args, **kwargs))
-            return self._score_model(values, args, kwargs), scored
-
-        model, guide = self._run(num_particles, both)
-        return self.scored(model, guide, num_particles)
-
-    def _draw(self, num_particles: int) -> Draw:
-        model, guide = self.traces(num_particles)
-        return self.scored(model, guide, num_particles)
+            model = self._score_model(values, args, kwargs)
+        return self.scored(model, scored, num_particles)
 
     def scored(self, model: Trace, guide: Trace, num_particles: int) -> Draw:
         """Read the log densities of a pair of traces of this joint."""

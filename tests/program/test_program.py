@@ -2,6 +2,7 @@
 
 import functools
 import threading
+import traceback
 
 import pyro
 import pyro.distributions as dist
@@ -577,3 +578,21 @@ def test_denormals_are_flushed_while_a_program_runs_and_the_flag_is_put_back(bef
         assert bool((tiny * 1e-9).any()) is not before
     finally:
         torch.set_flush_denormal(False)
+
+
+def test_few_frames_lie_between_a_step_and_the_model():
+    """At most three of the joint's, so that a user's traceback is short."""
+    seen = []
+
+    def model(x):
+        seen.append([f.name for f in traceback.extract_stack() if f.filename.endswith("joint.py")])
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.1)), 1.0))
+
+    pv.fit(pv.Program(model, guide), torch.zeros(4), epochs=1, compile=False, progress=False)
+    assert len(seen[-1]) <= 3

@@ -50,7 +50,11 @@ def takes_particles(
 
 
 def takes_copies(
-    model: Callable[..., Any], guide: Callable[..., Any], batch: Batch, sites: Sites
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    batch: Batch,
+    sites: Sites,
+    parts: nn.Module,
 ) -> bool:
     """Return whether model and guide take K copies of the rows: an argument may fix their number.
 
@@ -63,6 +67,8 @@ def takes_copies(
         traces = joint.traces(2)
     except (RuntimeError, ValueError, IndexError, TypeError):
         return False
+    finally:
+        forget_plates(parts)
     frames = [data_frame(site) for trace in traces for _, site in sample_sites(trace)]
     return all(frame.size == 2 * num_rows(batch) for frame in frames if frame is not None)
 

@@ -415,7 +415,9 @@ class Program(nn.Module):
                 takes = takes_particles(*functions, batch, sites, self.parts)
                 if sites.enumerated:
                     require_sums(*functions, batch, sites)
-                copies = takes or (sites.size is None and takes_copies(*functions, batch, sites))
+                copies = takes or sites.size is None
+                if not takes and copies:
+                    copies = takes_copies(*functions, batch, sites, self.parts)
             self._particles[key] = not takes, not copies
         return self._particles[key]
 

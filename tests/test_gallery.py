@@ -112,3 +112,11 @@ def test_every_row_names_its_file_and_verbs_that_exist():
     for row in ROWS.values():
         assert set(row.no_answer) <= set(VERBS)
         assert row.path or row.name.startswith("contrib.")
+
+
+def test_the_page_is_made_from_the_file():
+    result = json.loads(report.FILE.read_text())
+    rows = result["details"]["rows"]
+    assert report.PAGE.read_text() == report.page(result)
+    assert set(rows) == set(ROWS) and all(set(row) == set(VERBS) for row in rows.values())
+    assert result["details"]["tally"] == dict(report.tally(rows))

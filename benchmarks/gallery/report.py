@@ -12,14 +12,22 @@ from benchmarks.gallery.verbs import VERBS
 from benchmarks.results import FOLDER, Result
 
 FILE = FOLDER / "gallery.json"
+KINDS = ("ok", "refused", "wrong", "raw", "unmeasured")
 PAGE = FOLDER.parent.parent / "docs" / "gallery.md"
 _WIDTH = 220  # of a message
-MARKS = {"ok": "ok", "refused": "refused", "wrong": "**wrong**", "raw": "**raw**", "absent": "–"}
+MARKS = {
+    "ok": "ok",
+    "refused": "refused",
+    "wrong": "**wrong**",
+    "raw": "**raw**",
+    "absent": "–",
+    "unmeasured": "?",
+}
 
 
 def line(answers: Mapping[str, Any]) -> str:
     """Return one row's marks in one line: ``.`` ok, r refused, W wrong, X raw."""
-    mark = {"ok": ".", "refused": "r", "wrong": "W", "raw": "X", "absent": "-"}
+    mark = {"ok": ".", "refused": "r", "wrong": "W", "raw": "X", "absent": "-", "unmeasured": "?"}
     return "".join(mark[answers[verb]["status"]] if verb in answers else " " for verb in VERBS)
 
 
@@ -31,7 +39,7 @@ def tally(rows: Mapping[str, Any]) -> Counter[str]:
 def write(rows: Mapping[str, Any], seconds: float, path: Path = FILE) -> None:
     """Write the JSON of all answers, the page of marks beside it."""
     found = tally(rows)
-    asked = sum(found.values()) - found["absent"]
+    asked = sum(found.values()) - found["absent"] - found["unmeasured"]
     result = Result(
         name=path.stem,
         value=round((found["ok"] + found["refused"]) / max(asked, 1), 4),
@@ -59,8 +67,8 @@ a folder that the user names and run as they were published through every verb. 
 number of stock Pyro stood beside the answer: the mean loss and the mean move of every parameter
 under plain gradient descent for `fit` (|t| < 8), the bound for `elbo`, bounds on the likelihood for
 `log_likelihood`, `ais` and `gaps`, means of data and codes (|z| < 5), equal bounds at equal noise
-for `save, load`. Made from [gallery.json](../benchmarks/results/gallery.json), which holds every
-message, by
+for `save, load`. A question mark is an answer that was not measured again after a change. Made from
+[gallery.json](../benchmarks/results/gallery.json), which holds every message, by
 
     python -m benchmarks.gallery --source DIR
 
@@ -84,7 +92,7 @@ def page(result: Mapping[str, Any]) -> str:
 def trainings(rows: Mapping[str, Any]) -> tuple[int, int]:
     """Return how many trainings were accepted and equal to stock SVI's, and of how many."""
     asked = [row[v] for row in rows.values() for v in row if v.startswith("fit")]
-    asked = [answer for answer in asked if answer["status"] != "absent"]
+    asked = [answer for answer in asked if answer["status"] not in ("absent", "unmeasured")]
     return sum(answer["status"] == "ok" for answer in asked), len(asked)
 
 
@@ -92,12 +100,15 @@ def counts(result: Mapping[str, Any]) -> str:
     """Return the sums of a result in a sentence or two."""
     rows = result["details"]["rows"]
     found, (equal, asked) = tally(rows), trainings(rows)
-    kinds = ", ".join(f"{found[kind]} {kind}" for kind in ("ok", "refused", "wrong", "raw"))
+    kinds = ", ".join(f"{found[kind]} {kind}" for kind in KINDS if kind in found)
     used = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    times = sorted(a["measured"] for row in rows.values() for a in row.values() if "measured" in a)
+    times = sorted(
+        a["measured"] for row in rows.values() for a in row.values() if a.get("measured")
+    )
     return (
-        f"{len(rows)} programs: {kinds}. Of {asked} trainings {equal} were accepted and equal to "
-        f"those of stock SVI ({100 * equal / max(asked, 1):.0f} %). Measured from {times[0]} to "
+        f"{len(rows)} programs: {kinds}. Of {asked} trainings measured {equal} were accepted and "
+        f"equal to those of stock SVI ({100 * equal / max(asked, 1):.0f} %). Measured "
+        f"from {times[0]} to "
         f"{times[-1]} UTC, seed {result['seed']}, {result['device']}, {used}."
     )
 
@@ -107,7 +118,7 @@ def _reasons(rows: Mapping[str, Any]) -> list[str]:
     found: dict[tuple[str, str], list[str]] = {}
     for name in ROWS:
         for verb, answer in rows.get(name, {}).items():
-            if answer["status"] not in ("ok", "absent"):
+            if answer["status"] not in ("ok", "absent", "unmeasured"):
                 reason = re.sub(r"^[\w, ]+: (?=site|the |no )", "", _short(answer["message"]))
                 found.setdefault((answer["status"], reason), []).append(f"{name} ({verb})")
     order = ("wrong", "raw", "refused")

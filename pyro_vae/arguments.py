@@ -1,11 +1,32 @@
-"""Checks of arguments at the door of a verb, with one form of message: got, expected, the fix."""
+"""Checks of arguments at the door of a verb, with one form of message: got, expected, the fix.
 
+`typed` refuses what an annotation excludes; the range of a number is its function's own business:
+`integer`, `positive`, `number`.
+"""
+
+import builtins
+import functools
+import inspect
 import operator
-from numbers import Real
-from typing import Any
+import os
+import types
+from collections import ChainMap, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from numbers import Number, Real
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from pyro_vae.errors import ConfigError
 
+T = TypeVar("T")
+
+_LARGEST = 2**63  # integers of torch are below it
+_SHOWN = 100  # characters of a value in a message
 _IN_WORDS = {
     "(-inf, inf)": "a finite number",
     "(0, inf)": "a positive number",
@@ -17,14 +38,17 @@ def integer(name: str, value: Any, at_least: int) -> int:
     """Return an integer of at least some number (NumPy's integers are integers too).
 
     Raises:
-        ConfigError: Anything else.
+        ConfigError: Anything else, and what no 64 bits hold.
     """
     try:
         number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = None
-    if number is None or number < at_least:
-        raise ConfigError(f"{name}: got {value!r}, expected an integer of at least {at_least}")
+    if number is None or not at_least <= number < _LARGEST:
+        below = "" if number is None or number < _LARGEST else " and below 2**63"
+        raise ConfigError(
+            f"{name}: got {shown(value)}, expected an integer of at least {at_least}{below}"
+        )
     return number
 
 
@@ -44,9 +68,213 @@ def number(name: str, value: Any, interval: str) -> float:
         ConfigError: Anything else, NaN included.
     """
     low, high = map(float, interval[1:-1].split(","))
-    real = isinstance(value, Real) and not isinstance(value, bool)
-    above = real and (low <= value if interval[0] == "[" else low < value)
+    above = is_number(value) and (low <= value if interval[0] == "[" else low < value)
     if not above or not (value <= high if interval[-1] == "]" else value < high):
         expected = _IN_WORDS.get(interval, f"a number in {interval}")
-        raise ConfigError(f"{name}: got {value!r}, expected {expected}")
+        raise ConfigError(f"{name}: got {shown(value)}, expected {expected}")
     return float(value)
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a real number and not NaN; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and bool(value == value)
+
+
+def choice(name: str, value: Any, options: Iterable[str]) -> str:
+    """Return one of some words.
+
+    Raises:
+        ConfigError: Anything else.
+    """
+    words = list(options)
+    if not isinstance(value, str) or value not in words:
+        raise ConfigError(f"{name}: got {shown(value)}, expected one of {', '.join(words)}")
+    return value
+
+
+def rows(name: str, value: Any) -> Any:
+    """Return what may be data, to be looked at once their program is known.
+
+    Raises:
+        ConfigError: None, a word, a number, a class or a function.
+    """
+    if value is None or isinstance(value, str | bytes | Number) or callable(value):
+        raise ConfigError(
+            f"{name}: got {shown(value)}, expected one row per datum: a tensor, an array, a tuple "
+            "or dict of them, a Dataset or a DataLoader"
+        )
+    return value
+
+
+def shaped(name: str, value: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return a tensor of one shape.
+
+    Raises:
+        ConfigError: Another shape.
+    """
+    if tuple(value.shape) != tuple(shape):
+        raise ConfigError(f"{name}: got shape {tuple(value.shape)}, expected {tuple(shape)}")
+    return value
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message shows it: short, a tensor by its shape."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)} and type {value.dtype}"
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+# -- by annotation ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What an annotation lets in, and how a message calls it."""
+
+    words: str
+    fits: Callable[[Any], bool]
+
+
+def typed(what: T) -> T:
+    """Refuse arguments that the annotations of a function, or of a class's constructor, exclude.
+
+    Annotations of plain numbers are left to the body, which knows their range; those that name
+    nothing at run time (``Any``, what is imported for a type checker only) let everything in.
+
+    Raises:
+        ConfigError: At a call: names the argument, what it got and what it expects.
+
+    Example:
+        >>> @typed
+        ... def draw(n: int, *, mean: bool = False) -> int:
+        ...     return n
+        >>> draw(3, mean="no")
+        Traceback (most recent call last):
+        pyro_vae.errors.ConfigError: mean: got 'no', expected True or False
+    """
+    if isinstance(what, type):
+        constructor: Any = what
+        constructor.__init__ = typed(constructor.__init__)
+        return what
+    function: Any = what
+    names = list(inspect.signature(function).parameters)
+    kinds: dict[str, _Kind] = {}
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        if not kinds:  # at the first call, when all that annotations name is there
+            kinds.update(_kinds(function))
+        for name, value in chain(zip(names, args, strict=False), kwargs.items()):
+            kind = kinds.get(name)
+            if kind is not None and not kind.fits(value):
+                raise ConfigError(f"{name}: got {shown(value)}, expected {kind.words}")
+        return function(*args, **kwargs)
+
+    return checked  # type: ignore[return-value]
+
+
+def _kinds(function: Any) -> dict[str, _Kind]:
+    """Return what the annotations of a function say, by argument."""
+    known = ChainMap(inspect.unwrap(function).__globals__, vars(builtins), defaultdict(lambda: Any))
+    hints = get_type_hints(function, localns=known)
+    found = {"": _Kind("", lambda value: True)}  # so that it is found out once
+    for name, parameter in inspect.signature(function).parameters.items():
+        named = parameter.kind is not parameter.VAR_KEYWORD and name in hints
+        kind = _kind(hints[name]) if named else None
+        if kind is not None:
+            found[name] = kind
+    return found
+
+
+def _kind(annotation: Any) -> _Kind | None:
+    """Return what an annotation says; None where it says nothing, or a number's range is asked."""
+    origin = get_origin(annotation) or annotation
+    if origin in (Union, types.UnionType):
+        return _union(get_args(annotation))
+    if origin is Literal:
+        return _literal(get_args(annotation))
+    if origin in _PLAIN:
+        return _PLAIN[origin]
+    if origin is tuple or (isinstance(origin, type) and issubclass(Sequence, origin)):
+        return _sequence(origin, [a for a in get_args(annotation) if a is not Ellipsis])
+    if isinstance(origin, type) and issubclass(dict, origin) and origin is not object:
+        return _mapping(get_args(annotation))
+    # A device is told by what looks for it.
+    known = isinstance(origin, type) and origin not in (object, int, float, torch.device)
+    if not known or origin.__module__.split(".")[0] not in ("pyro_vae", "pyro", "torch"):
+        return None
+    return _Kind(f"a {origin.__name__}", lambda value: isinstance(value, origin))
+
+
+def _union(members: tuple[Any, ...]) -> _Kind | None:
+    numbers = {int, float} & set(members)
+    others = [m for m in members if m not in (int, float, type(None))]
+    kinds = [_kind(member) for member in others]
+    if not others or None in kinds:
+        return None
+    found = [_Kind("a number", is_number)] if numbers else []
+    found += [kind for kind in kinds if kind is not None]
+    found += [_Kind("None", lambda value: value is None)] if type(None) in members else []
+    words = dict.fromkeys(kind.words for kind in found)
+    return _Kind(" or ".join(words), lambda value: any(kind.fits(value) for kind in found))
+
+
+def _literal(options: tuple[Any, ...]) -> _Kind:
+    def fits(value: Any) -> bool:
+        return any(type(value) is type(option) and value == option for option in options)
+
+    return _Kind(f"one of {', '.join(map(str, options))}", fits)
+
+
+def _sequence(origin: Any, inner: list[Any]) -> _Kind:
+    element = _kind(inner[0]) if inner else None
+    numbers = bool(inner) and inner[0] in (int, float)
+    arrays = (np.ndarray, Tensor) if numbers else ()
+    wanted: Any = Iterable if origin is Iterable else (Sequence, *arrays)
+
+    def fits(value: Any) -> bool:
+        if isinstance(value, str | bytes | Mapping) or not isinstance(value, wanted):
+            return False
+        if isinstance(value, Tensor) and (origin is Iterable or value.dim() != 1):
+            return False
+        again = isinstance(value, Sequence)  # and not an iterator, which can be read but once
+        return element is None or not again or all(map(element.fits, value))
+
+    of = "numbers" if numbers else element.words if element is not None else ""
+    return _Kind(f"a sequence{f' of {of}' if of else ''}", fits)
+
+
+def _mapping(inner: tuple[Any, ...]) -> _Kind:
+    number = _Kind("numbers", is_number)
+    key, value_ = [number if each in (int, float) else _kind(each) for each in inner or (Any, Any)]
+
+    def fits(value: Any) -> bool:
+        return (
+            isinstance(value, Mapping)
+            and (key is None or all(map(key.fits, value)))
+            and (value_ is None or all(map(value_.fits, value.values())))
+        )
+
+    of = f" of {value_.words}" if value_ is not None else ""
+    return _Kind(f"a dict{of}", fits)
+
+
+def _is_module(value: Any) -> bool:
+    return callable(value) and not isinstance(value, type)  # a function serves as a network too
+
+
+_FUNCTION = _Kind("a function", callable)
+_PLAIN: dict[Any, _Kind | None] = {
+    bool: _Kind("True or False", lambda value: isinstance(value, bool | np.bool_)),
+    str: _Kind("text", lambda value: isinstance(value, str)),
+    os.PathLike: _Kind("a path", lambda value: isinstance(value, os.PathLike)),
+    type(None): _Kind("None", lambda value: value is None),
+    Tensor: _Kind(
+        "a tensor of real numbers",
+        lambda value: isinstance(value, Tensor) and not value.is_complex(),
+    ),
+    nn.Module: _Kind("a module (not its class)", _is_module),
+    Callable: _FUNCTION,
+    type(Callable[[], Any]): _FUNCTION,
+}

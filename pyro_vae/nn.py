@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.arguments import number, positive
+from pyro_vae.arguments import number, positive, shaped, shown, typed
 from pyro_vae.errors import ConfigError, DataError
 
 Shape = int | Sequence[int]
@@ -22,6 +22,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
+@typed
 def activation_layer(name: str) -> nn.Module:
     """Return a new activation layer by its name; raises `ConfigError` for an unknown name."""
     if not isinstance(name, str) or name not in ACTIVATIONS:
@@ -29,13 +30,17 @@ def activation_layer(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
+@typed
 def sizes(name: str, values: Any) -> tuple[int, ...]:
     """Return a new tuple of positive ints (may be empty); raises `ConfigError` otherwise."""
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise ConfigError(f"{name}={values!r}; expected a sequence of whole numbers, as in (400,)")
+    if isinstance(values, Tensor):
+        values = values.tolist() if values.dim() == 1 else [values]
     return tuple(positive(f"{name}[{i}]", value) for i, value in enumerate(values))
 
 
+@typed
 def as_shape(name: str, value: Any) -> tuple[int, ...]:
     """Return an event shape from 784 or (1, 28, 28); raises `ConfigError` otherwise."""
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
@@ -46,6 +51,7 @@ def as_shape(name: str, value: Any) -> tuple[int, ...]:
     return shape
 
 
+@typed
 def image_shape(name: str, value: Any) -> tuple[int, int, int]:
     """Return (C, H, W); raises `ConfigError` otherwise."""
     shape = as_shape(name, value)
@@ -75,6 +81,7 @@ class BatchNorm(nn.BatchNorm1d):
         return super().forward(x)
 
 
+@typed
 class MLP(nn.Module):
     r"""A multi-layer perceptron between events of any shape.
 
@@ -143,10 +150,11 @@ class MLP(nn.Module):
         h = x.reshape(math.prod(lead), math.prod(self.in_shape)).to(self.output.weight.dtype)
         return self.output(self.hidden(h)).reshape(lead + self.out_shape)
 
+    @typed
     @torch.no_grad()
     def set_output_bias(self, bias: Tensor) -> None:
         """Start the output at `bias`, shape `out_shape`."""
-        self.output.bias.copy_(bias.reshape(-1))
+        self.output.bias.copy_(shaped("bias", bias, self.out_shape).reshape(-1))
 
 
 class _Residual(nn.Module):
@@ -162,6 +170,7 @@ class _Residual(nn.Module):
         return h + self.gain * self.activation(self.inner(h))
 
 
+@typed
 class ConvEncoder(nn.Module):
     """Strided 3x3 convolutions, each halving the image (rounded up), then one affine map.
 
@@ -178,7 +187,7 @@ class ConvEncoder(nn.Module):
 
     def __init__(
         self,
-        in_shape: Sequence[int],
+        in_shape: Shape,
         out_shape: Shape,
         channels: Sequence[int] = (32, 64),
         *,
@@ -207,6 +216,7 @@ class ConvEncoder(nn.Module):
         return self.output(self.convolutions(h).flatten(1)).reshape(lead + self.out_shape)
 
 
+@typed
 class ConvDecoder(nn.Module):
     """The mirror of `ConvEncoder`: one affine map, then transposed 3x3 convolutions.
 
@@ -226,7 +236,7 @@ class ConvDecoder(nn.Module):
     def __init__(
         self,
         in_shape: Shape,
-        out_shape: Sequence[int],
+        out_shape: Shape,
         channels: Sequence[int] = (64, 32),
         *,
         activation: str = "relu",
@@ -259,12 +269,13 @@ class ConvDecoder(nn.Module):
         h = self.input(h).reshape(-1, *self.coarse)
         return self.convolutions(h).reshape(lead + self.out_shape)
 
+    @typed
     @torch.no_grad()
     def set_output_bias(self, bias: Tensor) -> None:
         """Start each output channel at the mean over pixels of `bias`, shape (C, H, W)."""
         last = self.convolutions[-1]
         assert isinstance(last, nn.ConvTranspose2d) and last.bias is not None
-        last.bias.copy_(bias.reshape(self.out_shape).mean((1, 2)))
+        last.bias.copy_(shaped("bias", bias, self.out_shape).mean((1, 2)))
 
 
 class OneHot(nn.Module):
@@ -289,6 +300,10 @@ class OneHot(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (*, C, ...) to (*, K C, ...) in the buffer's dtype."""
+        if not isinstance(x, Tensor) or x.dim() < self.event_dim:
+            raise DataError(
+                f"network input: got {shown(x)}, expected a tensor of event_dim={self.event_dim}"
+            )
         classes = self.classes.reshape(-1, *(1,) * self.event_dim)
         hot = (x.unsqueeze(-self.event_dim - 1) == classes).to(self.classes.dtype)
         return hot.flatten(-self.event_dim - 1, -self.event_dim)
@@ -299,6 +314,8 @@ class OneHot(nn.Module):
 
 def _leading(x: Tensor, event: tuple[int, ...]) -> torch.Size:
     """Return the dims of x to the left of its event; raises `DataError` if the event differs."""
+    if not isinstance(x, Tensor):
+        raise DataError(f"network input: got {shown(x)}, expected a tensor")
     split = x.dim() - len(event)
     if split < 0 or tuple(x.shape[split:]) != event:
         raise DataError(

@@ -19,6 +19,8 @@ KINDS = {
     "files": ("hostile_files", "HOSTILE"),
     "disks": ("disks", "DISKS"),
     "races": ("races", "RACES"),
+    "calls": ("bad_calls", "CALLS"),
+    "data": ("bad_data", "BAD_DATA"),
 }
 
 

@@ -6,11 +6,12 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
-from pyro_vae.arguments import number, positive
+from pyro_vae.arguments import number, positive, typed
 from pyro_vae.distributions import AR1, FlatSequence
 from pyro_vae.errors import ConfigError
 
 
+@typed
 class AR1Prior(nn.Module):
     r"""The prior of a code that is a sequence: its Z units are T steps of Z / T units each.
 
@@ -32,7 +33,7 @@ class AR1Prior(nn.Module):
     ) -> None:
         super().__init__()
         self.steps = positive("steps", steps)
-        if latent_dim % self.steps:
+        if positive("latent_dim", latent_dim) % self.steps:
             raise ConfigError(
                 f"steps={steps}: {latent_dim} latent units are no multiple of it; choose another"
             )

@@ -6,7 +6,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import positive, typed
 
 
 class ReturnsDistribution(nn.Module):
@@ -23,6 +23,7 @@ class ReturnsDistribution(nn.Module):
             return super().__call__(*args, **kwargs)
 
 
+@typed
 class Conditional(ReturnsDistribution):
     """A network whose output is a distribution.
 
@@ -41,6 +42,7 @@ class Conditional(ReturnsDistribution):
         return 1
 
     @staticmethod
+    @typed
     def output_bias(mean: Tensor) -> Tensor:
         """Return the training mean."""
         return mean

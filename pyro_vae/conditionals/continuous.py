@@ -8,7 +8,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_vae import distributions
-from pyro_vae.arguments import number
+from pyro_vae.arguments import number, typed
 from pyro_vae.conditionals.conditional import Conditional
 from pyro_vae.conditionals.outputs import bounded, split
 
@@ -37,8 +37,10 @@ class Gaussian(Conditional):
         return 2
 
     @staticmethod
+    @typed
     def output_bias(mean: Tensor) -> Tensor:
         """Return outputs with loc at the training mean and scale 1."""
+        mean = torch.atleast_1d(mean)
         return torch.cat([mean, torch.zeros_like(mean)])
 
     def forward(self, z: Tensor) -> TorchDistributionMixin:
@@ -46,6 +48,7 @@ class Gaussian(Conditional):
         return dist.Normal(loc, bounded(log_scale).exp()).to_event(self.event_dim)
 
 
+@typed
 class IsotropicGaussian(Conditional):
     r"""A Gaussian around the network's output with one scale for all: N(net(z), σ² I).
 
@@ -80,11 +83,13 @@ class IsotropicGaussian(Conditional):
             self.register_buffer("log_scale", log_scale)
 
     @staticmethod
+    @typed
     def width(scale: float = 1.0, learn_scale: bool = False) -> int:
         """Return the number of network outputs per data dimension."""
         return 1
 
     @staticmethod
+    @typed
     def output_bias(mean: Tensor, scale: float = 1.0, learn_scale: bool = False) -> Tensor:
         """Return the training mean."""
         return mean

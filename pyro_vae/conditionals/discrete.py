@@ -8,7 +8,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_vae import distributions
-from pyro_vae.arguments import integer, positive
+from pyro_vae.arguments import integer, positive, typed
 from pyro_vae.conditionals.conditional import Conditional
 from pyro_vae.conditionals.outputs import bounded, split
 from pyro_vae.errors import ConfigError
@@ -28,6 +28,7 @@ class Bernoulli(Conditional):
     """
 
     @staticmethod
+    @typed
     def output_bias(mean: Tensor) -> Tensor:
         """Return logits of the training mean, clipped to [0.001, 0.999] (Burda et al., 2016)."""
         return torch.logit(mean.clamp(0.001, 0.999))
@@ -37,6 +38,7 @@ class Bernoulli(Conditional):
         return distributions.BernoulliArray(logits, self.event_dim)
 
 
+@typed
 class Categorical(Conditional):
     r"""Independent categories 0..K-1, :math:`x_d \sim \mathrm{Cat}(\mathrm{softmax}\,net(z)_d)`.
 
@@ -74,6 +76,7 @@ class Categorical(Conditional):
         return f"num_classes={self.num_classes}"
 
 
+@typed
 class DiscretisedLogistic(Conditional):
     r"""Grey levels 0, 1/(L-1), ..., 1 under a logistic variable rounded to that grid.
 
@@ -105,11 +108,14 @@ class DiscretisedLogistic(Conditional):
         return 2
 
     @staticmethod
+    @typed
     def output_bias(mean: Tensor, levels: int = 256) -> Tensor:
         """Return outputs with the centre at the training mean, and the largest scale it allows.
 
         A grey level of mean m has a variance of at most m (1 - m), a logistic one of π² s² / 3.
         """
+        integer("levels", levels, 2)
+        mean = torch.atleast_1d(mean)
         variance = (mean * (1 - mean)).clamp(min=1 / levels**2)
         return torch.cat([mean - 0.5, 0.5 * torch.log(3 * variance / math.pi**2)])
 

@@ -11,7 +11,7 @@ from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 from torch.distributions import AffineTransform, Transform
 
-from pyro_vae.arguments import number, positive
+from pyro_vae.arguments import integer, number, positive, typed
 from pyro_vae.conditionals.conditional import ReturnsDistribution
 from pyro_vae.conditionals.outputs import bounded
 from pyro_vae.conditionals.transforms import Affine, Planar, Spline
@@ -52,8 +52,9 @@ class AutoregressiveFlow(nn.Module):
         super().__init__()
         if transform not in ("affine", "spline"):
             raise ConfigError(f'transform={transform!r}; expected "affine" or "spline"')
-        if latent_dim < 2:
+        if positive("latent_dim", latent_dim) < 2:
             raise ConfigError("latent_dim=1; an autoregressive flow needs at least 2 units")
+        integer("context_dim", context_dim, 0)
         widths = sizes("hidden", hidden)
         if not widths or min(widths) < latent_dim:
             raise ConfigError(
@@ -101,7 +102,7 @@ class FlowPosterior(ReturnsDistribution):
 
     def __init__(self, net: nn.Module, latent_dim: int) -> None:
         super().__init__()
-        self.net, self.latent_dim = net, latent_dim
+        self.net, self.latent_dim = net, positive("latent_dim", latent_dim)
         half = torch.randn(
             _POINTS // 2, latent_dim, generator=torch.Generator().manual_seed(0), device="cpu"
         )
@@ -123,6 +124,7 @@ class FlowPosterior(ReturnsDistribution):
         return FlowGaussian(noise, [*self.transforms(context), last], self.points)
 
 
+@typed
 class PlanarFlow(FlowPosterior):
     r"""A posterior of planar flows, whose parameters are outputs of the encoder.
 
@@ -151,7 +153,8 @@ class PlanarFlow(FlowPosterior):
     @staticmethod
     def outputs(latent_dim: int, num_flows: int = 8) -> int:
         """Return the number of network outputs."""
-        return 2 * latent_dim + positive("num_flows", num_flows) * (2 * latent_dim + 1)
+        size = 2 * positive("latent_dim", latent_dim)
+        return size + positive("num_flows", num_flows) * (size + 1)
 
     def transforms(self, context: Tensor) -> list[Transform]:
         size = self.latent_dim
@@ -178,12 +181,13 @@ class _AutoregressivePosterior(FlowPosterior):
     @staticmethod
     def outputs(latent_dim: int, *, context_dim: int = 32, **options: Any) -> int:
         """Return the number of network outputs; no other option changes it."""
-        return 2 * latent_dim + positive("context_dim", context_dim)
+        return 2 * positive("latent_dim", latent_dim) + positive("context_dim", context_dim)
 
     def transforms(self, context: Tensor) -> list[Transform]:
         return [flow(context) for flow in self.flows]
 
 
+@typed
 class InverseAutoregressiveFlow(_AutoregressivePosterior):
     r"""A posterior of inverse autoregressive flows: drawing and scoring a draw take one pass each.
 
@@ -217,6 +221,7 @@ class InverseAutoregressiveFlow(_AutoregressivePosterior):
         super().__init__(net, latent_dim, num_flows, build)
 
 
+@typed
 class SplineFlow(_AutoregressivePosterior):
     r"""A posterior of autoregressive rational-quadratic splines of the noise on [-B, B].
 

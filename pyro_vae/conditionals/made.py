@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_vae.arguments import number, positive
+from pyro_vae.arguments import number, positive, typed
 from pyro_vae.conditionals.conditional import Conditional
 from pyro_vae.distributions import AutoregressiveBernoulli
 from pyro_vae.errors import ConfigError
@@ -58,6 +58,7 @@ class MaskedNetwork(nn.Module):
         return bits
 
 
+@typed
 class MADE(Conditional):
     r"""Binary dimensions that see the code and all dimensions before them: a strong decoder.
 
@@ -104,6 +105,7 @@ class MADE(Conditional):
         return 1
 
     @staticmethod
+    @typed
     def output_bias(mean: Tensor, hidden: int = 512, input_dropout: float = 0.0) -> Tensor:
         """Return logits of the training mean, clipped to [0.001, 0.999]."""
         return torch.logit(mean.clamp(0.001, 0.999))

@@ -11,12 +11,13 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_vae.arguments import number
+from pyro_vae.arguments import number, positive, typed
 from pyro_vae.conditionals.conditional import ReturnsDistribution
 from pyro_vae.conditionals.outputs import bounded, split
 from pyro_vae.nn import BatchNorm
 
 
+@typed
 class FixedScaleGaussian(ReturnsDistribution):
     r"""A Gaussian whose scale is fixed, so that its KL to N(0, I) has a floor.
 
@@ -36,12 +37,13 @@ class FixedScaleGaussian(ReturnsDistribution):
 
     def __init__(self, net: nn.Module, latent_dim: int, *, scale: float = 0.5) -> None:
         super().__init__()
+        positive("latent_dim", latent_dim)
         self.net, self.scale = net, number("scale", scale, "(0, inf)")
 
     @staticmethod
     def outputs(latent_dim: int, scale: float = 0.5) -> int:
         """Return the number of network outputs."""
-        return latent_dim
+        return positive("latent_dim", latent_dim)
 
     @property
     def floor(self) -> float:
@@ -57,6 +59,7 @@ class FixedScaleGaussian(ReturnsDistribution):
         return f"scale={self.scale}"
 
 
+@typed
 class DeltaGaussian(ReturnsDistribution):
     r"""A Gaussian that commits at least δ nats per unit to N(0, I), whatever the data.
 
@@ -80,13 +83,14 @@ class DeltaGaussian(ReturnsDistribution):
 
     def __init__(self, net: nn.Module, latent_dim: int, *, delta: float = 0.1) -> None:
         super().__init__()
+        positive("latent_dim", latent_dim)
         self.net, self.floor = net, number("delta", delta, "(0, inf)")
         self.log_scale = _log_scale_at(self.floor)
 
     @staticmethod
     def outputs(latent_dim: int, delta: float = 0.1) -> int:
         """Return the number of network outputs."""
-        return 2 * latent_dim
+        return 2 * positive("latent_dim", latent_dim)
 
     def forward(self, x: Tensor) -> TorchDistributionMixin:
         """Return q(z | x), batch (*) | event (Z,)."""
@@ -97,6 +101,7 @@ class DeltaGaussian(ReturnsDistribution):
         return f"delta={self.floor}"
 
 
+@typed
 class BatchNormGaussian(ReturnsDistribution):
     r"""A Gaussian whose mean is batch-normalised with a fixed gain, so that it must vary over data.
 
@@ -123,13 +128,13 @@ class BatchNormGaussian(ReturnsDistribution):
     def __init__(self, net: nn.Module, latent_dim: int, *, gain: float = 0.5) -> None:
         super().__init__()
         self.net, self.gain = net, number("gain", gain, "(0, inf)")
-        self.norm = BatchNorm(latent_dim, affine=False)
+        self.norm = BatchNorm(positive("latent_dim", latent_dim), affine=False)
         self.bias = nn.Parameter(torch.zeros(latent_dim))
 
     @staticmethod
     def outputs(latent_dim: int, gain: float = 0.5) -> int:
         """Return the number of network outputs."""
-        return 2 * latent_dim
+        return 2 * positive("latent_dim", latent_dim)
 
     @property
     def floor(self) -> float:

@@ -4,16 +4,21 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import DataError
+from pyro_vae.nn import as_shape
 
 LOG_SCALE_LIMIT = 7.0
 
 
+@typed
 def widen(shape: Sequence[int], width: int) -> tuple[int, ...]:
     """Return the network's output shape for data of `shape` at `width` outputs per dimension."""
-    return (shape[0] * width, *shape[1:])
+    first, *rest = as_shape("shape", shape)
+    return (first * positive("width", width), *rest)
 
 
+@typed
 def bounded(log_scale: Tensor) -> Tensor:
     r"""Bound a log-scale smoothly: s itself for |s| <= 7, and never beyond ±14.
 

@@ -11,7 +11,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import positive, typed
 from pyro_vae.conditionals.conditional import ReturnsDistribution
 from pyro_vae.conditionals.continuous import Gaussian
 from pyro_vae.conditionals.flows import InverseAutoregressiveFlow, PlanarFlow, SplineFlow
@@ -27,6 +27,7 @@ from pyro_vae.errors import ConfigError
 Posterior = Callable[..., nn.Module] | Mapping[str, Any]
 
 
+@typed
 class LowRankGaussian(ReturnsDistribution):
     r"""A Gaussian whose covariance is a diagonal plus one of rank R.
 
@@ -45,12 +46,13 @@ class LowRankGaussian(ReturnsDistribution):
 
     def __init__(self, net: nn.Module, latent_dim: int, *, rank: int = 1) -> None:
         super().__init__()
-        self.net, self.latent_dim, self.rank = net, latent_dim, positive("rank", rank)
+        self.net, self.rank = net, positive("rank", rank)
+        self.latent_dim = positive("latent_dim", latent_dim)
 
     @staticmethod
     def outputs(latent_dim: int, rank: int = 1) -> int:
         """Return the number of network outputs."""
-        return latent_dim * (2 + positive("rank", rank))
+        return positive("latent_dim", latent_dim) * (2 + positive("rank", rank))
 
     def forward(self, x: Tensor) -> TorchDistributionMixin:
         """Return q(z | x), batch (*) | event (Z,)."""
@@ -63,6 +65,7 @@ class LowRankGaussian(ReturnsDistribution):
         return f"rank={self.rank}"
 
 
+@typed
 class FullGaussian(ReturnsDistribution):
     r"""A Gaussian with any covariance, by its Cholesky factor.
 
@@ -82,14 +85,15 @@ class FullGaussian(ReturnsDistribution):
 
     def __init__(self, net: nn.Module, latent_dim: int) -> None:
         super().__init__()
-        self.net, self.latent_dim = net, latent_dim
+        self.net, self.latent_dim = net, positive("latent_dim", latent_dim)
         rows, columns = torch.tril_indices(latent_dim, latent_dim, offset=-1)
         self.register_buffer("places", rows * latent_dim + columns, persistent=False)
 
     @staticmethod
     def outputs(latent_dim: int) -> int:
         """Return the number of network outputs."""
-        return 2 * latent_dim + latent_dim * (latent_dim - 1) // 2
+        size = positive("latent_dim", latent_dim)
+        return 2 * size + size * (size - 1) // 2
 
     def forward(self, x: Tensor) -> TorchDistributionMixin:
         """Return q(z | x), batch (*) | event (Z,)."""

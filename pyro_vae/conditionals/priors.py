@@ -9,18 +9,19 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import number, positive, typed
 from pyro_vae.conditionals.ar1_prior import AR1Prior
 from pyro_vae.conditionals.flows import AutoregressiveFlow
 from pyro_vae.conditionals.outputs import bounded
 from pyro_vae.conditionals.registry import choice_config, choose
 from pyro_vae.distributions import Mixture
 from pyro_vae.errors import ConfigError, DataError
-from pyro_vae.nn import OneHot
+from pyro_vae.nn import OneHot, sizes
 
 Prior = Callable[..., nn.Module] | Mapping[str, Any] | nn.Module
 
 
+@typed
 class StandardNormal(nn.Module):
     """The prior N(0, I).
 
@@ -37,13 +38,16 @@ class StandardNormal(nn.Module):
 
     def __init__(self, data_shape: Sequence[int], latent_dim: int) -> None:
         super().__init__()
-        self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
+        self.register_buffer(
+            "loc", torch.zeros(positive("latent_dim", latent_dim)), persistent=False
+        )
 
     def forward(self, encoder: nn.Module | None = None) -> TorchDistributionMixin:
         """Return p(z), event (Z,)."""
         return dist.Normal(self.loc, torch.ones_like(self.loc)).to_event(1)
 
 
+@typed
 class GaussianMixture(nn.Module):
     r"""A learned mixture of diagonal Gaussians.
 
@@ -67,7 +71,7 @@ class GaussianMixture(nn.Module):
         super().__init__()
         size = positive("num_components", num_components)
         self.logits = nn.Parameter(torch.zeros(size))
-        self.loc = nn.Parameter(torch.randn(size, latent_dim))
+        self.loc = nn.Parameter(torch.randn(size, positive("latent_dim", latent_dim)))
         self.log_scale = nn.Parameter(torch.zeros(size, latent_dim))
 
     def forward(self, encoder: nn.Module | None = None) -> TorchDistributionMixin:
@@ -76,6 +80,7 @@ class GaussianMixture(nn.Module):
         return Mixture(self.logits, components)
 
 
+@typed
 class VampPrior(nn.Module):
     r"""The variational mixture of posteriors: the aggregate posterior of K learned pseudo-inputs.
 
@@ -108,11 +113,13 @@ class VampPrior(nn.Module):
         unit_interval: bool = True,
     ) -> None:
         super().__init__()
-        shape = (positive("num_components", num_components), *data_shape)
+        shape = (positive("num_components", num_components), *sizes("data_shape", data_shape))
+        positive("latent_dim", latent_dim)
         self.unit_interval = bool(unit_interval)
         self.inputs = nn.Parameter(torch.rand(shape) if unit_interval else torch.randn(shape))
         self.register_buffer("equal", torch.zeros(num_components), persistent=False)
 
+    @typed
     @torch.no_grad()
     def start_at(self, rows: Tensor, *, noise: float = 0.01) -> None:
         """Start the pseudo-inputs at data, (K | data), plus Gaussian noise (Tomczak, 2018).
@@ -125,6 +132,7 @@ class VampPrior(nn.Module):
                 f"rows have shape {tuple(rows.shape)}; expected one datum per pseudo-input, "
                 f"{tuple(self.inputs.shape)}: pass that many rows of the training data"
             )
+        noise = number("noise", noise, "[0, inf)")
         self.inputs.copy_(rows + noise * torch.randn_like(self.inputs))
 
     def pseudo_inputs(self) -> Tensor:
@@ -139,6 +147,7 @@ class VampPrior(nn.Module):
         return f"num_components={len(self.inputs)}, unit_interval={self.unit_interval}"
 
 
+@typed
 class FlowPrior(nn.Module):
     r"""A prior with the density of a normalising flow: autoregressive from z to white noise.
 
@@ -184,7 +193,9 @@ class FlowPrior(nn.Module):
             )
             for i in range(positive("num_flows", num_flows))
         )
-        self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
+        self.register_buffer(
+            "loc", torch.zeros(positive("latent_dim", latent_dim)), persistent=False
+        )
 
     def forward(self, encoder: nn.Module | None = None) -> TorchDistributionMixin:
         """Return p(z), event (Z,)."""

@@ -6,6 +6,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
+from pyro_vae.arguments import integer, typed
 from pyro_vae.data.corpora import CORPORA, Corpus, read_corpus
 from pyro_vae.data.sources import locate
 from pyro_vae.data.splits import Splits, digits, mnist_static, train_and_test
@@ -31,6 +32,7 @@ def load(
 ) -> Splits: ...
 
 
+@typed
 def load(
     name: str,
     *,
@@ -79,6 +81,7 @@ def load(
         >>> load("digits", binarisation="threshold")
         Splits('digits', train=1297, valid=250, test=250, (1, 8, 8), binarisation='threshold')
     """
+    integer("seed", seed, 0)
     if name not in NAMES:
         raise DataError(f"unknown data set {name!r}; choose one of {', '.join(NAMES)}")
     if binarisation is not None and binarisation not in BINARISATIONS:

@@ -12,12 +12,14 @@ from typing import IO, Any
 
 import numpy as np
 
+from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import DataError
 
 MAX_BYTES = 2**30
 Arrays = dict[str, np.ndarray]
 
 
+@typed
 def read_npz(
     path: str | os.PathLike[str],
     expected: Mapping[str, tuple[type, tuple[int, ...]]],
@@ -42,7 +44,7 @@ def read_npz(
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise DataError(f"{path}: not a regular file; expected an .npz file")
         with zipfile.ZipFile(path) as archive:
-            members = _members(path, archive, max_bytes)
+            members = _members(path, archive, positive("max_bytes", max_bytes))
             wanted = {**expected, **{k: v for k, v in (optional or {}).items() if k in members}}
             missing = [key for key in wanted if key not in members]
             if missing:
@@ -104,6 +106,7 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return shape, dtype
 
 
+@typed
 def read_idx(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> np.ndarray:
     """Read a gzipped IDX file of unsigned bytes: magic 0, 0, 8, rank; sizes; values.
 
@@ -118,7 +121,7 @@ def read_idx(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> np.
         with gzip.open(path) as stream:
             sizes = _idx_header(path, stream)
             length = math.prod(sizes)
-            if length > max_bytes:
+            if length > positive("max_bytes", max_bytes):
                 raise DataError(f"{path}: claims {length} bytes, above {max_bytes} bytes")
             data = stream.read(length + 1)  # no more than it declares, whatever it unpacks to
     except (OSError, EOFError, zlib.error) as error:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.arguments import typed
 from pyro_vae.data.readers import Arrays, read_npz
 from pyro_vae.errors import DataError
 
@@ -42,6 +43,7 @@ class Splits:
     transform: Callable[[Tensor], Tensor] | None = None
     seed: int = 0
 
+    @typed
     def images(self, x: Tensor) -> Tensor:
         """Reshape rows to images: `(*, D)` to `(*, C, H, W)`."""
         if x.shape[-1:] != (math.prod(self.shape),):

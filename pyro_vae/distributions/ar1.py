@@ -8,9 +8,12 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
+from pyro_vae.arguments import number, positive, shaped, shown, typed
 from pyro_vae.distributions.expandable import Expandable
+from pyro_vae.errors import DataError
 
 
+@typed
 class AR1(Expandable):
     r"""A stationary Gaussian autoregression over the steps of a sequence, each unit by itself.
 
@@ -40,8 +43,12 @@ class AR1(Expandable):
     def __init__(
         self, correlation: Tensor, steps: int, units: int, *, validate_args: bool | None = None
     ) -> None:
-        self.correlation = correlation
-        super().__init__(torch.Size(), torch.Size((steps, units)), validate_args=validate_args)
+        self.correlation = shaped("correlation", correlation, ())
+        super().__init__(
+            torch.Size(),
+            torch.Size((positive("steps", steps), positive("units", units))),
+            validate_args=validate_args,
+        )
 
     @staticmethod
     def floor(correlation: float, steps: int) -> float:
@@ -49,9 +56,9 @@ class AR1(Expandable):
 
         .. math:: \tfrac{1}{2}\big[(T - 2) \log(1 + \alpha^2) - \log(1 - \alpha^2)\big]
         """
-        if steps < 2:
+        if positive("steps", steps) < 2:
             return 0.0
-        square = correlation**2
+        square = number("correlation", correlation, "(-1, 1)") ** 2
         return ((steps - 2) * math.log1p(square) - math.log1p(-square)) / 2
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -77,6 +84,7 @@ class AR1(Expandable):
         return torch.stack(z, -2)
 
 
+@typed
 class FlatSequence(Expandable):
     """A distribution of sequences (T, D) as one of vectors (T D,)."""
 
@@ -90,7 +98,10 @@ class FlatSequence(Expandable):
         size = torch.Size((sequence.event_shape.numel(),))
         super().__init__(sequence.batch_shape, size, validate_args=False)
 
+    @typed
     def log_prob(self, value: Tensor) -> Tensor:
+        if value.shape[-1:] != self.event_shape:
+            raise DataError(f"got {shown(value)}, expected shape (*, {self.event_shape[0]})")
         return self.sequence.log_prob(value.unflatten(-1, self.sequence.event_shape))
 
     def rsample(self, sample_shape: torch.Size | Sequence[int] = torch.Size()) -> Tensor:  # noqa: B008

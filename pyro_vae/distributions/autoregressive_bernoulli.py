@@ -8,9 +8,12 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.nn import functional as F
 
+from pyro_vae.arguments import positive, shown, typed
 from pyro_vae.distributions.expandable import Expandable
+from pyro_vae.errors import ConfigError
 
 
+@typed
 class AutoregressiveBernoulli(Expandable):
     r"""Binary data, each dimension of which sees those before it, in raster order.
 
@@ -44,7 +47,9 @@ class AutoregressiveBernoulli(Expandable):
         validate_args: bool | None = None,
     ) -> None:
         self.logits, self.network = logits, network
-        split = logits.dim() - event_dim
+        split = logits.dim() - positive("event_dim", event_dim)
+        if split < 0:
+            raise ConfigError(f"logits: got {shown(logits)}, expected {event_dim} dims")
         super().__init__(logits.shape[:split], logits.shape[split:], validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=True)

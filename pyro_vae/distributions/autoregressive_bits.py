@@ -7,9 +7,11 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.nn import functional as F
 
+from pyro_vae.arguments import typed
 from pyro_vae.distributions.expandable import Expandable
 
 
+@typed
 class AutoregressiveBits(Expandable):
     r"""Binary units, each of which sees those before it (a logistic autoregression).
 

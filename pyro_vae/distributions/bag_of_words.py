@@ -7,10 +7,12 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
+from pyro_vae.arguments import typed
 from pyro_vae.distributions.expandable import Expandable
 from pyro_vae.errors import ConfigError
 
 
+@typed
 class BagOfWords(Expandable):
     r"""The words of a document, drawn independently, as counts over a vocabulary of V words.
 
@@ -46,7 +48,10 @@ class BagOfWords(Expandable):
         batch = logits.shape[:-1]
         if total_count is not None:
             count = torch.as_tensor(total_count, dtype=logits.dtype, device=logits.device)
-            batch = torch.broadcast_shapes(batch, count.shape)
+            try:
+                batch = torch.broadcast_shapes(batch, count.shape)
+            except RuntimeError as error:
+                raise ConfigError(f"total_count and logits: {error}") from None
             total_count = count.expand(batch)
         self.total_count = total_count
         self.logits = logits.expand(*batch, logits.shape[-1])

@@ -1,7 +1,7 @@
 """Whole numbers in a sequence. Shapes: * any leading dims, P codes, K codebook."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,9 +9,12 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_vae.arguments import positive, shown, typed
 from pyro_vae.distributions.expandable import Expandable
+from pyro_vae.errors import DataError
 
 
+@typed
 class CodeSequence(Expandable):
     r"""Whole numbers, each of which sees those before it.
 
@@ -37,12 +40,21 @@ class CodeSequence(Expandable):
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
     support = constraints.independent(constraints.nonnegative_integer, 1)
 
-    def __init__(self, net: Any, length: int, *, validate_args: bool | None = None) -> None:
+    def __init__(
+        self, net: Callable[[Tensor], Tensor], length: int, *, validate_args: bool | None = None
+    ) -> None:
         self.net = net
-        super().__init__(torch.Size(), torch.Size((length,)), validate_args=validate_args)
+        super().__init__(
+            torch.Size(), torch.Size((positive("length", length),)), validate_args=validate_args
+        )
 
+    @typed
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log probability, shape (*), nats."""
+        if value.shape[-1:] != self.event_shape or value.is_floating_point():
+            raise DataError(
+                f"got {shown(value)}, expected whole numbers of shape (*, {self.event_shape[0]})"
+            )
         flat = value.reshape(-1, value.shape[-1])
         logits = self.net(flat[:, :-1])
         cost = F.cross_entropy(logits.flatten(0, 1), flat.flatten(), reduction="none")

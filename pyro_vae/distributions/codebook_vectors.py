@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from pyro_vae.arguments import typed
 from pyro_vae.distributions.expandable import Expandable
+from pyro_vae.errors import DataError
 
 
 class _Codes(constraints.Constraint):
@@ -21,8 +23,14 @@ class _Codes(constraints.Constraint):
         return torch.isfinite(value).all(-1).all(-1)
 
 
+@typed
 def nearest(value: Tensor, vectors: Tensor) -> Tensor:
     """Return the numbers of the nearest codes, (*, D) and (K, D) to (*)."""
+    if vectors.dim() != 2 or value.shape[-1:] != vectors.shape[1:] or not len(vectors):
+        raise DataError(
+            f"got codes of shape {tuple(value.shape)} and a codebook of shape "
+            f"{tuple(vectors.shape)}, expected (*, D) and (K, D)"
+        )
     with torch.no_grad():
         # Seen from the middle of the codes: far from the origin the square would drown the rest.
         middle = vectors.mean(0)
@@ -30,6 +38,7 @@ def nearest(value: Tensor, vectors: Tensor) -> Tensor:
         return (vectors.square().sum(-1) - 2 * (value - middle) @ vectors.t()).argmin(-1)
 
 
+@typed
 class Quantised(Expandable):
     r"""Vectors of a codebook, their numbers under a distribution: a prior over codes.
 
@@ -57,7 +66,13 @@ class Quantised(Expandable):
     batched = ("codes",)
     support = _Codes()
 
-    def __init__(self, codes: Any, vectors: Tensor, *, validate_args: bool | None = None) -> None:
+    def __init__(
+        self,
+        codes: TorchDistributionMixin,
+        vectors: Tensor,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
         self.codes, self.vectors = codes, vectors
         shape = codes.event_shape + vectors.shape[-1:]
         super().__init__(codes.batch_shape, shape, validate_args=validate_args)
@@ -67,10 +82,12 @@ class Quantised(Expandable):
         """K."""
         return len(self.vectors)
 
+    @typed
     def numbers(self, value: Tensor) -> Tensor:
         """Return the numbers of the codes, (*, P, D) to (*, P)."""
         return nearest(value, self.vectors)
 
+    @typed
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log probability, shape (batch), nats."""
         return self.codes.log_prob(self.numbers(value))
@@ -81,6 +98,7 @@ class Quantised(Expandable):
             return self.vectors[self.codes.sample(torch.Size(sample_shape))]
 
 
+@typed
 class StraightThrough(Expandable):
     r"""All mass on the code nearest to an encoding, whose gradient passes to the encoding.
 
@@ -134,6 +152,7 @@ class StraightThrough(Expandable):
         """The codes, (*, P, D)."""
         return self.code.detach()
 
+    @typed
     def numbers(self, value: Tensor) -> Tensor:
         """Return the numbers of the codes, (*, P, D) to (*, P)."""
         return nearest(value, self.vectors)
@@ -146,6 +165,8 @@ class StraightThrough(Expandable):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return 0 at the codes and minus infinity elsewhere, shape (batch)."""
+        if self._validate_args:
+            self._validate_sample(value)
         hit = (value.detach() == self.code.detach()).all(-1).all(-1)
         zero = self.encoded.new_zeros(())
         return torch.where(hit, zero, -math.inf)

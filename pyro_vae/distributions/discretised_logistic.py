@@ -9,8 +9,9 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions.utils import broadcast_all
 
-from pyro_vae.arguments import integer
+from pyro_vae.arguments import integer, typed
 from pyro_vae.distributions.expandable import Expandable
+from pyro_vae.errors import ConfigError
 
 
 class _Grid(constraints.Constraint):
@@ -28,6 +29,7 @@ class _Grid(constraints.Constraint):
         return near & (steps > -0.5) & (steps < self.levels - 0.5)
 
 
+@typed
 class DiscretisedLogistic(Expandable):
     r"""A logistic variable rounded to the grid {0, 1/(L-1), ..., 1}; the two ends take the tails.
 
@@ -67,7 +69,12 @@ class DiscretisedLogistic(Expandable):
         *,
         validate_args: bool | None = None,
     ) -> None:
-        self.loc, self.scale = broadcast_all(loc, scale)
+        try:
+            self.loc, self.scale = broadcast_all(loc, scale)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"loc and scale: expected shapes that fit together: {error}"
+            ) from None
         self.levels = integer("levels", levels, 2)
         super().__init__(self.loc.shape, validate_args=validate_args)
 

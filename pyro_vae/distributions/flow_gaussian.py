@@ -9,7 +9,10 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import Transform
 
+from pyro_vae.arguments import typed
 
+
+@typed
 class FlowGaussian(dist.TransformedDistribution):
     r"""White noise, sent through a flow: z = f(ε), ε ~ N(0, I), event (Z,).
 

@@ -10,9 +10,12 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
+from pyro_vae.arguments import typed
 from pyro_vae.distributions.expandable import Expandable
+from pyro_vae.errors import DataError
 
 
+@typed
 class Mixture(Expandable):
     r"""One of K distributions of a vector; scored at any number of points in one logsumexp.
 
@@ -71,8 +74,13 @@ class Mixture(Expandable):
         log_prob = log_prob.to(value.dtype)
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
 
+    @typed
     def component_log_prob(self, value: Tensor) -> Tensor:
         """Return log p_k(z) of z of shape (*, Z) under each component, (*, K)."""
+        if value.shape[-1:] != self.event_shape:
+            raise DataError(
+                f"value: got shape {tuple(value.shape)}, expected (*, {self.event_shape[0]})"
+            )
         normal = _normals(self.components)
         if normal is None:
             return self.components.log_prob(value.unsqueeze(-2))

@@ -6,10 +6,13 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
+from pyro_vae.arguments import typed
 from pyro_vae.distributions.expandable import Expandable
 from pyro_vae.errors import ProgramError
+from pyro_vae.nn import sizes
 
 
+@typed
 class NoPrior(Expandable):
     r"""The absence of a prior: a flat, improper density, log p(z) = 0, that cannot be sampled.
 
@@ -35,14 +38,14 @@ class NoPrior(Expandable):
         *,
         validate_args: bool | None = None,
     ) -> None:
-        super().__init__(
-            torch.Size(batch_shape), torch.Size(event_shape), validate_args=validate_args
-        )
+        batch, event = sizes("batch_shape", batch_shape), sizes("event_shape", event_shape)
+        super().__init__(torch.Size(batch), torch.Size(event), validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=False)
     def support(self) -> constraints.Constraint:
         return constraints.independent(constraints.real, len(self.event_shape))
 
+    @typed
     def log_prob(self, value: Tensor) -> Tensor:
         """Return zeros, shape (batch)."""
         lead = value.shape[: value.dim() - len(self.event_shape)]

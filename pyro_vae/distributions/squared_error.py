@@ -6,9 +6,11 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
+from pyro_vae.arguments import typed
 from pyro_vae.distributions.expandable import Expandable
 
 
+@typed
 class SquaredError(Expandable):
     r"""Minus the squared error as a log density, without a normalising constant.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_vae.arguments import number, positive
+from pyro_vae.arguments import number, positive, typed
 from pyro_vae.errors import ConfigError
 from pyro_vae.evaluation.generation import generate_with_latents
 from pyro_vae.evaluation.likelihood import LogLikelihood
@@ -95,6 +95,7 @@ class Sandwich:
         )
 
 
+@typed
 @dataclass(frozen=True)
 class AIS:
     """Settings of annealed importance sampling.
@@ -132,6 +133,7 @@ class AIS:
         number("step_size", self.step_size, "(0, inf)")
 
 
+@typed
 def ais(
     program: Any, data: Any, settings: AIS | None = None, *, progress: bool = False
 ) -> AnnealedLikelihood:
@@ -184,6 +186,7 @@ def ais(
     )
 
 
+@typed
 def bdmc(
     program: Any,
     n: int = 100,

@@ -7,7 +7,7 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.evaluation.site_values import (
     AtMeans,
@@ -32,6 +32,7 @@ _RECONSTRUCT = Verb("reconstruct")
 _INTERPOLATE = Verb("interpolate", local="there are no codes to go between")
 
 
+@typed
 def encode(program: Any, data: Any, *, sample: bool = False) -> Values:
     r"""Return the code of each datum: the mean of q(z | x), or a draw from it.
 
@@ -76,6 +77,7 @@ def _discrete(piece: Pass, codes: Trace, *, sample: bool) -> dict[str, Tensor]:
     return values_of(model, list(piece.sites.enumerated), len(piece), mean=False)
 
 
+@typed
 def reconstruct(program: Any, data: Any, *, mean: bool = True) -> Values:
     r"""Encode data and decode them again.
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_vae.arguments import number, positive
+from pyro_vae.arguments import number, positive, typed
 from pyro_vae.errors import ConfigError
 from pyro_vae.evaluation.likelihood import LogLikelihood, RunningWeights
 from pyro_vae.inference.posterior.gaussians import Gaussians
@@ -30,6 +30,7 @@ _VERB = Verb(
 _JITTER = 0.5  # of each trajectory's length: one length alone can bring a chain back to its start
 
 
+@typed
 def fitted_log_likelihood(
     program: Any,
     data: Any,

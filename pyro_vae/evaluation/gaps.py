@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import ConfigError
 from pyro_vae.evaluation.annealed_likelihood import AIS, ais
 from pyro_vae.evaluation.likelihood import relative_error
@@ -129,6 +129,7 @@ class Gaps:
         return [(name, getattr(self, name)[self.sound]) for name in names]
 
 
+@typed
 def gaps(
     program: Any,
     data: Any,

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.evaluation.simulation import require_observed, simulated, values_at
 from pyro_vae.evaluation.site_values import (
@@ -26,6 +26,7 @@ _ROWS_PER_PASS = 1024
 _GENERATE = Verb("generate", prior=True, simulates=True)
 
 
+@typed
 def generate(program: Any, n: int, *, given: Any = None, mean: bool = False) -> Values:
     r"""Draw n data from the model: latents from the prior, then the observed sites.
 

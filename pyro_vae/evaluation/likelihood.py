@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import positive, typed
 from pyro_vae.inference.sampling.importance_weights import (
     pareto_k_of_tail,
     psis_k,
@@ -108,6 +108,7 @@ def relative_error(ess: Tensor, samples: int) -> Tensor:
     return ((1 / ess - 1 / samples) * samples / max(samples - 1, 1)).clamp(min=0).sqrt()
 
 
+@typed
 def log_likelihood(
     program: Any,
     data: Any,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import default_convert
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import positive, rows
 from pyro_vae.device import seeded
 from pyro_vae.evaluation.diagnose import Diagnosis, diagnose
 from pyro_vae.program.program import Program
@@ -35,6 +35,7 @@ class CollapseMonitor:
     """
 
     def __init__(self, data: Any, *, every: int = 1, probes: int = 500) -> None:
+        rows("data", data)
         # Each diagnosis reads the data anew, which an iterator does not allow.
         if isinstance(data, Iterator):
             data = join_batches([default_convert(batch) for batch in data])

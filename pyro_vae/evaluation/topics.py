@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.evaluation.codes import encode
 from pyro_vae.evaluation.likelihood import log_likelihood
+from pyro_vae.program.batch import as_tensor
 from pyro_vae.program.bounds import elbo
 from pyro_vae.program.modules import evaluating
 from pyro_vae.program.program import Program
@@ -84,6 +85,7 @@ class Perplexity:
         )
 
 
+@typed
 def topics(
     program: Any,
     reference: Tensor,
@@ -143,6 +145,7 @@ def topics(
     )
 
 
+@typed
 def perplexity(program: Any, data: Any, *, samples: int | None = None) -> Perplexity:
     """Return the perplexities of documents, from the bound or from importance sampling.
 
@@ -157,7 +160,9 @@ def perplexity(program: Any, data: Any, *, samples: int | None = None) -> Perple
         DataError: A document without words, or counts of another shape.
     """
     require_turn("perplexity")
-    counts = torch.as_tensor(data)
+    counts = as_tensor(data)
+    if counts.dim() != 2:
+        raise DataError(f"perplexity: got counts of shape {tuple(counts.shape)}, expected (N, V)")
     lengths = counts.sum(-1).double()
     empty = (lengths == 0).nonzero()[:, 0]
     if len(empty):
@@ -169,6 +174,7 @@ def perplexity(program: Any, data: Any, *, samples: int | None = None) -> Perple
     return _perplexity(-bound.double().cpu(), lengths.cpu())
 
 
+@typed
 def completion(program: Any, seen: Tensor, held_out: Tensor) -> Perplexity:
     r"""Return the perplexity of one part of each document, given the other.
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import positive, typed
 from pyro_vae.conditionals import Point, SquaredError
 from pyro_vae.distributions import NoPrior
 from pyro_vae.models.networks import decoder_of, encoder_net, shared_config
@@ -13,6 +13,7 @@ from pyro_vae.models.zoo_program import OneLatent
 from pyro_vae.nn import Shape
 
 
+@typed
 class Autoencoder(OneLatent):
     r"""The deterministic baseline: its loss under `Trace_ELBO` is the squared error, exactly.
 

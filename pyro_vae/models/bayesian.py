@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pyro_vae.arguments import number
+from pyro_vae.arguments import number, typed
 from pyro_vae.conditionals import bounded
 from pyro_vae.models.vae import VAE
 from pyro_vae.models.zoo_program import register
 from pyro_vae.nn import Shape
 
 
+@typed
 class BayesianVAE(VAE):
     r"""A VAE that is uncertain of its decoder: each weight of it is a global latent.
 
@@ -63,7 +64,7 @@ class BayesianVAE(VAE):
             self.config |= {"prior_scale": float(prior_scale), "scale": float(scale)}
         self.prior_scale = float(prior_scale)
         self.log_scales = nn.ParameterList(
-            torch.full_like(weight, scale).log() for weight in self.decoder.parameters()
+            torch.full_like(weight, float(scale)).log() for weight in self.decoder.parameters()
         )
 
     def model(self, x: Tensor) -> Tensor:

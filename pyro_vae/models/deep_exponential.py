@@ -10,7 +10,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_vae.arguments import number, positive
+from pyro_vae.arguments import integer, number, positive, typed
 from pyro_vae.conditionals import bounded
 from pyro_vae.errors import ConfigError
 from pyro_vae.models.networks import checked_mean
@@ -26,6 +26,7 @@ _CHOICES = {
 }
 
 
+@typed
 class DEF(ZooProgram):
     r"""A deep exponential family: layers of gamma, Poisson or Gaussian units, global weights.
 
@@ -229,8 +230,10 @@ class DEF(ZooProgram):
             for name, factor in self.guide_of(x, row).items():
                 pyro.sample(name, factor)
 
+    @typed
     def rows(self, x: Tensor, start: int = 0) -> dict[str, Tensor]:
         """Return training data with the numbers of their rows in the table, from ``start`` on."""
+        start, x = integer("start", start, 0), torch.atleast_1d(x)
         return {"x": x, "row": torch.arange(start, start + len(x), device=x.device)}
 
     def example(self, n: int = 2) -> Tensor | dict[str, Tensor]:

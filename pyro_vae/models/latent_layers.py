@@ -15,7 +15,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import positive, typed
 from pyro_vae.conditionals import Bernoulli, Gaussian, Observation, observation_config
 from pyro_vae.errors import ConfigError
 from pyro_vae.models.networks import decoder_of
@@ -27,6 +27,7 @@ Draw = Callable[[int, Tensor], Tensor]
 PARAMETERS = Gaussian.width()  # network outputs per latent unit
 
 
+@typed
 class Layers(ZooProgram):
     """What all of them share: sizes, the model around `descend`, the example."""
 
@@ -61,6 +62,7 @@ class Layers(ZooProgram):
             return pyro.sample("x", self.decoder(state), obs=x)  # (B | data)
 
 
+@typed
 class Chain(Layers):
     """The model of `HierarchicalVAE` and `LadderVAE`: each layer is drawn given the one above."""
 

@@ -7,11 +7,12 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import DataError
 from pyro_vae.models.zoo_program import OneLatent
 
 
+@typed
 class LinearVAE(OneLatent):
     r"""Probabilistic PCA as a variational autoencoder: everything about it is known exactly.
 
@@ -65,6 +66,7 @@ class LinearVAE(OneLatent):
             )  # the strict lower triangle counts
 
     @classmethod
+    @typed
     def from_data(cls, x: Tensor, latent_dim: int, *, full_covariance: bool = False) -> "LinearVAE":
         """Return the maximum-likelihood model of x, shape (N, D); its guide is the exact posterior.
 
@@ -77,6 +79,7 @@ class LinearVAE(OneLatent):
         linear.to(device=x.device, dtype=x.dtype if x.is_floating_point() else None)
         return linear.fit_exact(x)
 
+    @typed
     @torch.no_grad()
     def fit_exact(self, x: Tensor) -> "LinearVAE":
         r"""Set W, μ, σ to maximum likelihood for x, shape (N, D), and the guide to the posterior.
@@ -149,8 +152,11 @@ class LinearVAE(OneLatent):
         variance = (2 * self.log_scale).exp().expand(self.data_dim)
         return dist.LowRankMultivariateNormal(self.mean, self.weight, variance)
 
+    @typed
     def posterior(self, x: Tensor) -> TorchDistributionMixin:
         """Return the exact p(z | x) for x of shape (*, D), batch (*) | event (Z,)."""
+        if x.shape[-1:] != self.mean.shape:
+            raise DataError(f"x: got shape {tuple(x.shape)}, expected (*, {self.data_dim})")
         factor = torch.linalg.cholesky(self._precision())
         loc = torch.cholesky_solve(((x - self.mean) @ self.weight).unsqueeze(-1), factor).squeeze(
             -1

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pyro_vae.arguments import positive
 from pyro_vae.conditionals import Categorical, Observation, observation, widen
 from pyro_vae.errors import ConfigError
 from pyro_vae.models.skip_network import SkipMLP
@@ -52,7 +53,7 @@ def shared_config(
         raise ConfigError(f'network={network!r}; expected "mlp", "conv", "residual" or "skip"')
     return {
         "data_dim": plain(as_shape("data_dim", data_dim)),
-        "latent_dim": int(latent_dim),
+        "latent_dim": positive("latent_dim", latent_dim),
         "hidden": list(sizes("hidden", hidden)),
         "activation": activation,
         "network": network,

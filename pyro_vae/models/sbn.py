@@ -10,6 +10,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from pyro_vae.arguments import typed
 from pyro_vae.conditionals import Bernoulli
 from pyro_vae.conditionals.autoregressive import Autoregressive
 from pyro_vae.distributions import AutoregressiveBits, BernoulliArray
@@ -21,6 +22,7 @@ from pyro_vae.nn import MLP, Shape, sizes
 KINDS = ("factorised", "autoregressive")
 
 
+@typed
 class SBN(ZooProgram):
     r"""A sigmoid belief network, its guide the same in the other direction.
 

@@ -8,7 +8,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import positive, typed
 from pyro_vae.conditionals import Bernoulli, Gaussian, Observation, observation_config
 from pyro_vae.models.latent_layers import PARAMETERS, Draw, Layers
 from pyro_vae.models.networks import decoder_of, encoder_net
@@ -16,6 +16,7 @@ from pyro_vae.models.zoo_program import register
 from pyro_vae.nn import MLP, Shape
 
 
+@typed
 class TopDownVAE(Layers):
     r"""Residual layers around a state that flows down; the guide reads it at every layer.
 

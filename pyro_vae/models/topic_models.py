@@ -13,7 +13,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyro_vae.arguments import integer, number, positive
+from pyro_vae.arguments import integer, number, positive, typed
 from pyro_vae.conditionals.outputs import bounded
 from pyro_vae.distributions import BagOfWords
 from pyro_vae.errors import DataError
@@ -21,6 +21,7 @@ from pyro_vae.models.zoo_program import OneLatent, ZooProgram, register
 from pyro_vae.nn import MLP, BatchNorm, sizes
 
 
+@typed
 class TopicModel(OneLatent):
     r"""What topic models share: a Gaussian code, a bag of words, an encoder of counts.
 
@@ -91,6 +92,7 @@ class TopicModel(OneLatent):
         return self.decoder.proportions(z)
 
 
+@typed
 class NVDM(TopicModel):
     r"""The neural variational document model: a log-linear decoder, its code not on a simplex.
 
@@ -126,6 +128,7 @@ class NVDM(TopicModel):
         self.config = _config(words, num_topics, hidden, activation)
 
 
+@typed
 class GSM(TopicModel):
     r"""A mixture of topics whose shares are a softmax of a Gaussian code.
 
@@ -165,6 +168,7 @@ class GSM(TopicModel):
         self.config = _config(words, num_topics, hidden, activation)
 
 
+@typed
 class ProdLDA(TopicModel):
     r"""A product of experts: the topics' unnormalised words are mixed before the softmax.
 
@@ -221,6 +225,7 @@ class ProdLDA(TopicModel):
         }
 
 
+@typed
 class ETM(TopicModel):
     r"""The embedded topic model: words and topics are vectors of one space.
 
@@ -268,6 +273,7 @@ class ETM(TopicModel):
         self.config = config if embeddings is None else None
 
 
+@typed
 class LDA(ZooProgram):
     r"""Latent Dirichlet allocation: Dirichlet topics, Dirichlet shares, the words summed out.
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import positive, typed
 from pyro_vae.conditionals import Bernoulli, Gaussian, Observation, observation_config
 from pyro_vae.conditionals.posteriors import POSTERIORS, Posterior, posterior_of
 from pyro_vae.conditionals.priors import Prior, StandardNormal, prior_config, prior_of
@@ -16,6 +16,7 @@ from pyro_vae.models.zoo_program import OneLatent
 from pyro_vae.nn import Shape
 
 
+@typed
 class VAE(OneLatent):
     r"""A deep latent-variable model with an amortised posterior, Gaussian unless said otherwise.
 

@@ -7,7 +7,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import positive, typed
 from pyro_vae.conditionals import Bernoulli, Observation, observation_config
 from pyro_vae.conditionals.code_priors import AutoregressiveCodes, FactorisedCodes, UniformCodes
 from pyro_vae.conditionals.observations import observation
@@ -23,6 +23,7 @@ from pyro_vae.nn import MLP, OneHot, Shape
 PRIORS = ("autoregressive", "factorised", "uniform")
 
 
+@typed
 class VQVAE(OneLatent):
     r"""A VAE with discrete latents: each datum is P vectors out of a codebook of K.
 
@@ -92,7 +93,9 @@ class VQVAE(OneLatent):
             raise ConfigError(f"prior={prior!r}; expected one of {', '.join(PRIORS)}")
         if (positions is None) == (network == "mlp"):
             raise ConfigError(f"positions={positions!r}: give it for an MLP, and for no other")
-        shared = shared_config(self.data_shape, code_dim, hidden, activation, network)
+        shared = shared_config(
+            self.data_shape, positive("code_dim", code_dim), hidden, activation, network
+        )
         del shared["latent_dim"]
         self.config = {
             **shared,
@@ -101,8 +104,8 @@ class VQVAE(OneLatent):
             "observation": observation_config(observation),
             "positions": positions,
             "prior": prior,
-            "prior_width": prior_width,
-            "prior_depth": prior_depth,
+            "prior_width": positive("prior_width", prior_width),
+            "prior_depth": positive("prior_depth", prior_depth),
             "decay": decay,
             "revive": revive,
         }
@@ -156,6 +159,7 @@ class VQVAE(OneLatent):
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.codebook(self.encoder(x)))  # (B | P, D)
 
+    @typed
     def codes(self, x: Tensor) -> Tensor:
         """Return the numbers of the codes of data, (*, data) to (*, P)."""
         with torch.no_grad():

@@ -9,6 +9,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 
+from pyro_vae.arguments import positive
 from pyro_vae.nn import Shape, as_shape
 
 _serial = itertools.count()
@@ -33,7 +34,7 @@ class ZooProgram(nn.Module):
 
     def example(self, n: int = 2) -> Any:
         """Return a batch of n rows of zeros, shape (n | data)."""
-        return self.origin.new_zeros(n, *self.data_shape)
+        return self.origin.new_zeros(positive("n", n), *self.data_shape)
 
     def extra_repr(self) -> str:
         names = ("latent_dim", "latent_dims", "positions")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyro_vae.arguments import typed
 from pyro_vae.errors import DataError
 from pyro_vae.plots.style import FAINT, INK, PALETTE, as_array, new_figure, plain_axes, set_title
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
 _ACTIVE = 0.01  # the threshold of both criteria
 
 
+@typed
 def diagnosis(found: Any, *, title: str | None = None) -> Figure:
     """Draw a diagnosis: KL and variance of the mean per unit, histogram of posterior variances.
 
@@ -29,7 +31,7 @@ def diagnosis(found: Any, *, title: str | None = None) -> Figure:
     Raises:
         DataError: a diagnosis without any site.
     """
-    if not found.kl:
+    if not getattr(found, "kl", None):
         raise DataError("got a diagnosis without a site, expected the result of pv.diagnose")
     figure = new_figure(11.5, 3.6)
     left, middle, right = figure.subplots(1, 3)
@@ -67,6 +69,7 @@ def _histogram(axes: Axes, histogram: Mapping[str, Any]) -> None:
     plain_axes(axes)
 
 
+@typed
 def collapse_curves(history: Mapping[str, Any]) -> Figure:
     """Draw what a ``pv.CollapseMonitor`` saw: KL, information and active units by epoch.
 
@@ -107,6 +110,7 @@ def collapse_curves(history: Mapping[str, Any]) -> Figure:
     return figure
 
 
+@typed
 def cures(arms: Mapping[str, Mapping[str, tuple[float, float]]]) -> Figure:
     """Draw cures side by side, best first: negative log-likelihood, with the KL beside each dot.
 

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
+from pyro_vae.arguments import typed
 from pyro_vae.errors import DataError
-from pyro_vae.plots.style import FAINT, PALETTE, new_figure, plain_axes, set_title
+from pyro_vae.plots.style import FAINT, PALETTE, new_figure, numbers, plain_axes, set_title
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
+@typed
 def curves(history: Mapping[str, ArrayLike], *, title: str | None = None) -> Figure:
     """Draw training and validation ELBO beside the loss, with the KL weight where it varies.
 
@@ -29,7 +31,7 @@ def curves(history: Mapping[str, ArrayLike], *, title: str | None = None) -> Fig
     Raises:
         DataError: no epochs, or none of the columns.
     """
-    columns = {k: np.asarray(v, dtype=float) for k, v in history.items()}
+    columns = {name: numbers(name, column) for name, column in history.items()}
     epoch = columns.get("epoch")
     if epoch is None or not len(epoch) or not {"elbo", "valid_elbo", "loss"} & set(columns):
         raise DataError(

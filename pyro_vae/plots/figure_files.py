@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyro_vae.arguments import shown, typed
 from pyro_vae.errors import ConfigError
 from pyro_vae.plots.style import DPI
 from pyro_vae.storage.atomic import atomic_write_bytes
@@ -15,6 +16,7 @@ if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.figure import Figure
 
 
+@typed
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """Write a figure; what stood at ``path`` is replaced in one step, and never by half a file.
 
@@ -25,6 +27,8 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     Raises:
         ConfigError: a format that matplotlib does not write.
     """
+    if not hasattr(figure, "canvas"):
+        raise ConfigError(f"figure: got {shown(figure)}, expected a figure of pv.plots")
     path = Path(path)
     kind = path.suffix[1:].lower()
     known = figure.canvas.get_supported_filetypes()

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
+from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import DataError
-from pyro_vae.plots.style import FAINT, as_array, new_figure, set_title
+from pyro_vae.plots.style import FAINT, as_array, new_figure, numbers, set_title
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.axes import Axes
@@ -19,6 +20,7 @@ _GAP = 0.12  # between images, in image widths
 _INCH = 0.62  # width of one image
 
 
+@typed
 def samples(images: ArrayLike, *, columns: int | None = None, title: str | None = None) -> Figure:
     """Draw images on a square grid.
 
@@ -31,7 +33,8 @@ def samples(images: ArrayLike, *, columns: int | None = None, title: str | None 
         DataError: not images.
     """
     pixels = _images("images", images)
-    columns = columns or math.ceil(math.sqrt(len(pixels)))
+    square = math.ceil(math.sqrt(len(pixels)))
+    columns = square if columns is None else positive("columns", columns)
     figure, axes = _canvas(title or f"{len(pixels)} samples from the prior")
     for index, image in enumerate(pixels):
         row, column = divmod(index, columns)
@@ -40,6 +43,7 @@ def samples(images: ArrayLike, *, columns: int | None = None, title: str | None 
     return figure
 
 
+@typed
 def reconstructions(
     originals: ArrayLike, reconstructed: ArrayLike, *, columns: int = 12, title: str | None = None
 ) -> Figure:
@@ -59,7 +63,7 @@ def reconstructions(
         raise DataError(
             f"originals have shape {above.shape} and reconstructed {below.shape}; expected pairs"
         )
-    columns = min(columns, len(above))
+    columns = min(positive("columns", columns), len(above))
     figure, axes = _canvas(title or "Test images and their reconstructions")
     blocks = math.ceil(len(above) / columns)
     pitch = 2.35  # two rows and a little air: a pair reads as one
@@ -77,6 +81,7 @@ def reconstructions(
     return figure
 
 
+@typed
 def interpolations(images: ArrayLike, *, title: str | None = None) -> Figure:
     """Draw one row of images for each line between two codes.
 
@@ -103,7 +108,7 @@ def interpolations(images: ArrayLike, *, title: str | None = None) -> Figure:
 
 def _images(name: str, values: ArrayLike) -> np.ndarray:
     """Return ``(N, H, W)`` or ``(N, H, W, 3)``."""
-    array = as_array(values).astype(np.float64)
+    array = numbers(name, values)
     if array.ndim == 2:
         side = math.isqrt(array.shape[1])
         array = array.reshape(len(array), side, side) if side**2 == array.shape[1] else array

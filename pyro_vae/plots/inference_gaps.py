@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyro_vae.arguments import shown, typed
 from pyro_vae.errors import DataError
 from pyro_vae.plots.style import FAINT, INK, PALETTE, as_array, new_figure, plain_axes, set_title
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
 _FAMILY, _NETWORK = PALETTE[4], PALETTE[0]
 
 
+@typed
 def gaps(measured: Any, *, title: str | None = None) -> Figure:
     """Draw approximation and amortisation gap: their means, and both for each datum.
 
@@ -44,6 +46,8 @@ def gaps(measured: Any, *, title: str | None = None) -> Figure:
 
 
 def _read(name: str, measured: Any) -> tuple[np.ndarray, np.ndarray]:
+    if not hasattr(measured, "amortisation"):
+        raise DataError(f"measured: got {shown(measured)}, expected a result of pv.gaps")
     pair = as_array(measured.approximation), as_array(measured.amortisation)
     if not len(pair[0]) or not all(np.isfinite(part).all() for part in pair):
         raise DataError(f"gaps {name!r}: expected finite gaps of at least one datum")

@@ -9,14 +9,16 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from pyro_vae.arguments import typed
 from pyro_vae.errors import DataError
-from pyro_vae.plots.style import PALETTE, as_array, new_figure, plain_axes, set_title
+from pyro_vae.plots.style import PALETTE, as_array, new_figure, numbers, plain_axes, set_title
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
+@typed
 def latent_map(
     codes: ArrayLike, labels: ArrayLike | None = None, *, title: str | None = None
 ) -> Figure:
@@ -60,7 +62,7 @@ def latent_map(
 
 def _plane(codes: ArrayLike) -> tuple[np.ndarray, tuple[str, str]]:
     """Return ``(N, 2)`` coordinates and the names of their axes."""
-    z = torch.as_tensor(as_array(codes)).double()
+    z = torch.as_tensor(numbers("codes", codes))
     if z.dim() != 2 or len(z) < 2 or not z.shape[1] or not z.isfinite().all():
         raise DataError(f"codes have shape {tuple(z.shape)}; expected (N, Z) finite, N at least 2")
     units = z.shape[1]

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from pyro_vae.arguments import typed
 from pyro_vae.errors import DataError
-from pyro_vae.plots.style import INK, PALETTE, as_array, new_figure, plain_axes, set_title
+from pyro_vae.plots.style import INK, PALETTE, new_figure, numbers, plain_axes, set_title
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.axes import Axes
@@ -21,6 +22,7 @@ _MOST_DRAWS = 1000  # per panel: more would hide the contours
 _TURN = np.linspace(0, 2 * np.pi, 200)
 
 
+@typed
 def posterior(
     log_density: ArrayLike,
     grid: tuple[ArrayLike, ArrayLike],
@@ -45,8 +47,10 @@ def posterior(
     Raises:
         DataError: shapes that do not fit each other, or a density that is nowhere finite.
     """
-    x, y = (as_array(axis).astype(float) for axis in grid)
-    surface = as_array(log_density).astype(float)
+    if not isinstance(grid, Sequence) or len(grid) != 2:
+        raise DataError(f"grid: got {type(grid).__name__}, expected the coordinates along two axes")
+    x, y = (np.atleast_1d(numbers("grid", axis)) for axis in grid)
+    surface = numbers("log_density", log_density)
     surfaces = surface[None] if surface.ndim == 2 else surface
     if surfaces.ndim != 3 or surfaces.shape[1:] != (len(x), len(y)) or min(surfaces.shape) < 1:
         raise DataError(
@@ -122,7 +126,7 @@ def _ellipse(name: str, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
 
 
 def _panels(name: str, values: Any, count: int, event: tuple[int, ...]) -> np.ndarray:
-    array = as_array(values).astype(float)
+    array = numbers(name, values)
     if array.shape == event:
         array = array[None]
     if array.shape != (count, *event) or not np.isfinite(array).all():
@@ -131,7 +135,7 @@ def _panels(name: str, values: Any, count: int, event: tuple[int, ...]) -> np.nd
 
 
 def _points(name: str, values: Any, count: int) -> np.ndarray:
-    array = as_array(values).astype(float)
+    array = numbers(name, values)
     if array.ndim == 2:
         array = array[None]
     if array.ndim != 3 or array.shape[::2] != (count, 2) or not array.shape[1]:

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from pyro_vae.arguments import shown
+from pyro_vae.errors import DataError
+
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -42,7 +45,26 @@ def plain_axes(axes: Axes) -> None:
 
 
 def as_array(values: Any) -> np.ndarray:
-    """Return a tensor of any device, or anything array-like, as an array."""
+    """Return a tensor of any device, or anything array-like, as an array.
+
+    Raises:
+        DataError: Ragged rows.
+    """
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
-    return np.asarray(values)
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise DataError(f"got {shown(values)}, expected an array: {error}") from None
+
+
+def numbers(name: str, values: Any) -> np.ndarray:
+    """Return anything array-like as an array of floats.
+
+    Raises:
+        DataError: Something else.
+    """
+    try:
+        return as_array(values).astype(float)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name}: got {shown(values)}, expected numbers: {error}") from None

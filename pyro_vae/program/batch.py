@@ -17,7 +17,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from pyro_vae.errors import DataError
+from pyro_vae.arguments import shown
+from pyro_vae.errors import ConfigError, DataError
 
 Batch = Any  # Tensor | tuple[Any, ...] | dict[str, Any] | Whole; recursive types help nobody here
 
@@ -89,15 +90,27 @@ def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
 
 
 def of_arguments(function: Callable[[Batch], Batch]) -> Callable[[Batch], Batch]:
-    """Return a function of a user's batch as one of batches, which may be one datum."""
+    """Return a user's transform as a function of batches, which may be one datum.
+
+    Raises:
+        ConfigError: At a call: what it returns is no batch.
+    """
+
+    def checked(batch: Batch) -> Batch:
+        made = function(batch)
+        if not isinstance(made, Tensor | Mapping | tuple | list):
+            raise ConfigError(
+                f"transform: it returned {shown(made)}, expected a batch like the one it is given"
+            )
+        return made
 
     @functools.wraps(function)
     def call(batch: Batch) -> Batch:
         if isinstance(batch, Part):
             return Part(function(batch.batch), batch.rows)
         if not isinstance(batch, Whole):
-            return function(batch)
-        return Whole(function(map_batch(torch.clone, batch.batch)))  # it may write in place
+            return checked(batch)
+        return Whole(checked(map_batch(torch.clone, batch.batch)))  # it may write in place
 
     return call
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from pyro.distributions import Delta
 from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.utils.rnn import PackedSequence as Packed
@@ -71,6 +72,31 @@ def check_pair(model: Trace, guide: Trace) -> None:
             )
 
 
+def require_pair(model: Trace, guide: Trace) -> None:
+    """Require in each pass that the guide draws what it drew when the pair was read.
+
+    A latent of the model that nothing else draws would come from the prior, and none would say so.
+
+    Raises:
+        ProgramError: Names the site that one of the two has stopped sampling.
+    """
+    for name, site in sample_sites(model):
+        summed = site["infer"].get("_enumerate_dim") is not None
+        known = site["is_observed"] or summed or site_is_subsample(site)
+        if not known and name not in guide.nodes:
+            raise ProgramError(
+                f"site {name!r}: the guide has stopped sampling it, and the model has not; let "
+                "what decides on a site be an argument of both"
+            )
+    for name, site in sample_sites(guide):
+        known = site["infer"].get("is_auxiliary") or site_is_subsample(site)
+        if name not in model.nodes and not known:
+            raise ProgramError(
+                f"site {name!r}: the model has stopped sampling it, and the guide has not; let "
+                "what decides on a site be an argument of both"
+            )
+
+
 def check_example(batch: Batch, example: Batch) -> None:
     """Compare a batch with a program's own example, before a matrix product complains.
 
@@ -94,6 +120,17 @@ def check_example(batch: Batch, example: Batch) -> None:
             f"{'site ' + repr('x') if name == 'batch' else name}: got shape {tuple(leaf.shape)}, "
             f"expected (B, {', '.join(map(str, tail))}); {hint}"
         )
+
+
+def check_real(batch: Batch) -> None:
+    """Refuse complex numbers, which no distribution here observes.
+
+    Raises:
+        DataError: Names the tensor.
+    """
+    for name, leaf in named_leaves(batch):
+        if leaf.is_complex():
+            raise DataError(f"{name}: got complex numbers, expected real ones")
 
 
 def check_values(model: Trace, warned: set[str], first_row: int = 0) -> None:

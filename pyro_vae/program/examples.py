@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pyro_vae.arguments import positive
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.program.batch import Batch, map_batch, map_rows, num_rows
 from pyro_vae.program.checks import is_meta
@@ -51,6 +52,7 @@ class Examples:
         Raises:
             ProgramError: The program offers none and has seen no data.
         """
+        positive("n", n)
         if self.offered:
             return self._program.source.example(n)
         if self._first_rows is None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.batch import cuda_devices, repeat_rows
+from pyro_vae.program.checks import require_pair
 from pyro_vae.program.enumeration import OwnScope, Reopened, SumOut, can_be_summed, groups_of
 from pyro_vae.program.handlers import (
     DrawnData,
@@ -399,6 +400,7 @@ class Joint:
 
     def scored(self, model: Trace, guide: Trace, num_particles: int) -> Draw:
         """Read the log densities of a pair of traces of this joint."""
+        require_pair(model, guide)
         return read(model, guide, self._layout(num_particles), self._size)
 
 

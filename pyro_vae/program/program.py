@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.arguments import integer
+from pyro_vae.arguments import integer, positive, typed
 from pyro_vae.errors import ProgramError
 from pyro_vae.program import checks
 from pyro_vae.program.adapt import adapted
@@ -105,6 +105,7 @@ class Program(nn.Module):
     ) -> None:
         super().__init__()
         dim = integer("dim", dim, 0)
+        _check_options(modules, plate, observed)
         for side, function in zip(SIDES, (model, guide), strict=True):
             if not callable(function):
                 raise ProgramError(f"{side}: got {function!r}, expected a Pyro function")
@@ -331,6 +332,7 @@ class Program(nn.Module):
 
     # -- numbers ---------------------------------------------------------------------------------
 
+    @typed
     def joint(self, batch: Batch, *, beta: Beta | None = None, size: int | None = None) -> Joint:
         """Return model and guide on one batch, under a KL weight and for a data set of N rows.
 
@@ -339,6 +341,7 @@ class Program(nn.Module):
             beta: KL weight of the local latents (``ScaleLatents``); None adds no handler.
             size: N, used where there are global sites; None: the bound speaks of this batch alone.
         """
+        size = None if size is None else positive("size", size)
         sites = self.read(batch)
         model, guide = self.reader.canonical(sites, batch)
         covered = num_rows(batch)
@@ -377,7 +380,9 @@ class Program(nn.Module):
             size: N, where the batch is part of a data set and there are global sites.
         """
         with self.running():
-            return self.joint(batch, size=size).terms(num_samples, num_particles)
+            joint = self.joint(batch, size=size)
+            samples = positive("num_samples", num_samples)
+            return joint.terms(samples, positive("num_particles", num_particles))
 
     def summed_joint(self, batch: Batch) -> Joint:
         """Return the densities of a batch with all discrete local latents summed out.
@@ -426,3 +431,10 @@ def _origin(source: Any) -> tuple[Any, Any]:
     """Return what an object's model and guide are made from, the same at each look."""
     modules = vars(source).get("_modules", {})
     return tuple(getattr_static(source, side, modules.get(side)) for side in SIDES)
+
+
+@typed
+def _check_options(
+    modules: Mapping[str, nn.Module] | None, plate: str | None, observed: Mapping[str, str] | None
+) -> None:
+    """Refuse options of a program that are of another kind."""

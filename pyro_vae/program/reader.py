@@ -237,12 +237,13 @@ class Reader:
 
     def _run_once(self, batch: Batch) -> tuple[Trace, Trace]:
         """Trace the functions as they are, their plates under their own names."""
+        checks.check_real(batch)
         args, kwargs = arguments(batch)
         self._program.own.home = self._home(batch)
         try:
             with self.quiet(batch), validation(not checks.is_meta(batch)):
                 return Joint(*self._functions(batch), args, kwargs).sampled_traces()
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except (RuntimeError, ValueError, TypeError, IndexError, ArithmeticError) as error:
             forget_plates(self._program.own.parts)
             if isinstance(error, PyroVaeError):
                 raise

@@ -132,7 +132,9 @@ class Rows:
             for index, piece in enumerate(chunks(data, rows)):
                 value = binding.of(*arguments(piece))
                 checks.check_support(name, support, kind, value, index * rows, sites.data_dim)
-        if moving and num_rows(data) > head:
+        if moving and num_rows(data) == head:
+            checks.check_values(model, self._reader.warned)
+        elif moving:
             size = max(rows, head)
             for index, piece in enumerate(chunks(data, size)):
                 model, _ = self._reader.look(piece)

@@ -1,6 +1,7 @@
 """Data that come batch by batch: data sets, loaders and other iterables, in their own order."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from pyro_vae.errors import DataError
+from pyro_vae.errors import DataError, PyroVaeError
 from pyro_vae.program.batch import (
     Batch,
     map_arguments,
@@ -26,6 +27,7 @@ from pyro_vae.program.batch import (
     rows_of,
 )
 
+_END = object()  # what an exhausted stream answers
 _ARRAYS = (Tensor, np.ndarray, Mapping, list, tuple, str, bytes, memoryview, PackedSequence)
 
 
@@ -57,12 +59,34 @@ def batches(data: Any, rows: int) -> Iterator[Any]:
     Raises:
         DataError: An item that is no batch, or nothing at all.
     """
-    count = 0
-    for batch in _iterate(data, rows):
+    count, source = 0, iter(_iterate(data, rows))
+    while True:
+        with told_unmade():
+            batch = next(source, _END)
+        if batch is _END:
+            break
         count += 1
         yield single(batch)
     if count == 0:
         raise DataError(f"got no data ({type(data).__name__} yields nothing), expected batches")
+
+
+@contextmanager
+def told_unmade() -> Iterator[None]:
+    """Say of items inside that they make no batch: of several shapes, names or kinds.
+
+    Raises:
+        DataError: In place of what the loader raises.
+    """
+    try:
+        yield
+    except PyroVaeError:
+        raise
+    except (TypeError, RuntimeError, KeyError) as error:
+        raise DataError(
+            f"the data's items make no batch ({type(error).__name__}: {error}); give items of one "
+            "shape and kind, or a DataLoader with a collate_fn"
+        ) from error
 
 
 def _iterate(data: Any, rows: int) -> Iterable[Any]:
@@ -104,6 +128,8 @@ def join_batches(pieces: list[Batch]) -> Batch:
     Raises:
         DataError: They do not fit together.
     """
+    if not pieces:
+        raise DataError("got no data (nothing is left to read), expected batches")
     arguments = [dict(named_arguments_of(piece)) for piece in pieces]
     rows = num_rows(pieces[0])
 

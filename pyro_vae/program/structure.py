@@ -46,7 +46,9 @@ class Structure:
             return batch
         words = list(self._words)
         leaves = [
-            [words[number] for number in leaf.tolist()] if place in self._places else leaf
+            [words[number] for number in leaf.tolist()]
+            if place in self._places and isinstance(leaf, Tensor)
+            else leaf
             for place, leaf in enumerate(batch)
         ]
         return pytree.tree_unflatten(leaves, self._spec)

@@ -9,6 +9,7 @@ from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_vae.arguments import typed
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.enumeration import Group, MixedPrior, groups_of
 from pyro_vae.program.handlers import Message, data_frame, sample_sites
@@ -147,10 +148,17 @@ class Terms:
             )
         return _total({name: self.log_p[name] for name in self.observed})
 
+    def _require(self, site: str) -> None:
+        if site not in self.latents:
+            raise ProgramError(f"site: got {site!r}, expected one of {', '.join(self.latents)}")
+
+    @typed
     def kl(self, site: str) -> Tensor:
         """Monte-Carlo KL of one local latent, ``log q - log p``, ``(S, K, B)``."""
+        self._require(site)
         return self.log_q[site] - self.log_p[site]
 
+    @typed
     def unit_kl(self, site: str) -> Tensor:
         """Monte-Carlo KL of each unit of one local latent, ``(S, K, B, *units)``.
 
@@ -160,6 +168,7 @@ class Terms:
         Raises:
             ProgramError: A density of the site does not factorise over units.
         """
+        self._require(site)
         particles, rows = self.log_q[site].shape[1:]
         return torch.stack([_unit_kl(site, draw, particles, rows) for draw in self.latents[site]])
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import models
+from pyro_vae.arguments import typed
 from pyro_vae.device import resolve_device
 from pyro_vae.errors import CheckpointError
 from pyro_vae.program.program import Program
@@ -18,6 +19,7 @@ from pyro_vae.storage.save import NAME
 from pyro_vae.threads import one_thread
 
 
+@typed
 @one_thread("load")
 def load(
     folder: str | os.PathLike[str], *, into: Any = None, device: str | torch.device = "cpu"

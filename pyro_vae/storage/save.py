@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from pyro_vae._version import __version__
+from pyro_vae.arguments import typed
 from pyro_vae.program.program import Program
 from pyro_vae.storage.bundle import write_bundle
 from pyro_vae.storage.paths import local_path
@@ -16,6 +17,7 @@ from pyro_vae.threads import one_thread
 NAME = "program"
 
 
+@typed
 @one_thread("save")
 def save(program: Any, folder: str | os.PathLike[str]) -> Path:
     """Write a program's weights and configuration into one safetensors file, with its SHA-256.

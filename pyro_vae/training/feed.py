@@ -12,7 +12,7 @@ from torch.utils.data.distributed import DistributedSampler
 from pyro_vae.errors import DataError
 from pyro_vae.program.batch import Batch, map_batch, map_rows, num_rows
 from pyro_vae.program.program import Program
-from pyro_vae.program.streams import join_batches, single
+from pyro_vae.program.streams import join_batches, single, told_unmade
 from pyro_vae.training.parallel import World
 
 # Beyond this share of a GPU's free memory the data stay on the host and travel batch by batch.
@@ -128,7 +128,7 @@ class LoaderFeed:
         with _stream(torch.Generator().manual_seed(seed).get_state()) as stream:
             batches = iter(self.loader)
         while True:
-            with _stream(stream[0]) as stream:
+            with _stream(stream[0]) as stream, told_unmade():
                 batch = next(batches, _END)
             if batch is _END:
                 return
@@ -224,6 +224,8 @@ def make_feed(
     if isinstance(data, TensorDataset):
         data = data.tensors if len(data.tensors) > 1 else data.tensors[0]
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        if len(data) == 0:  # type: ignore[arg-type]
+            raise DataError("got no data (0 rows), expected at least one row")
         data = DataLoader(data, batch_size=batch_size, shuffle=shuffle)
     if isinstance(data, DataLoader):
         return LoaderFeed(data, lambda batch: adapt(single(batch)), world)

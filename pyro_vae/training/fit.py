@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from pyro_vae.arguments import integer, number, positive
+from pyro_vae.arguments import integer, number, positive, typed
 from pyro_vae.device import seeded
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.graphs.compiled_loss import Mode
@@ -34,6 +34,7 @@ from pyro_vae.training.termination import terminated_softly
 __all__ = ["Run", "adam", "fit"]
 
 
+@typed
 @one_thread("fit", training=True)
 def fit(
     program: Any,
@@ -101,7 +102,7 @@ def fit(
         data: Training data, one row per datum: tensor, array, tuple or dict of them, ``Dataset``,
             or ``DataLoader``; ``()`` where model and guide take no arguments. Tensors that fit are
             kept on the device and indexed there. They are checked before training; what a loader
-            yields, batch by batch in the first epoch.
+            yields or ``transform`` makes, batch by batch in the first epoch.
         valid: Validation data, in any of these forms: its un-annealed ELBO is measured each epoch,
             and the weights of the best epoch are kept (best by the objective's own bound, where it
             is another).
@@ -180,7 +181,7 @@ def fit(
         feed, first, judged = _prepare_data(wrapped, data, valid, batch_size, moved, world)
         weights = beta_schedule(beta, wrapped.sites.local)
         rates = as_schedule("lr_schedule", lr_schedule)
-        factory = as_factory(optimiser or adam(lr), wrapped, first, lr)
+        factory = as_factory(adam(lr) if optimiser is None else optimiser, wrapped, first, lr)
         chosen = as_objective(objective)
         if isinstance(chosen, nn.Module):
             chosen.to(wrapped.device)

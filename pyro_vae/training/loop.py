@@ -200,8 +200,9 @@ class Loop:
         totals: list[Tensor] | None = None
         rows = 0.0
         total = max(1, self.epochs * len(self.feed) - 1)
-        # Tensors were checked as a whole; what a loader yields is seen here for the first time.
-        unseen = isinstance(self.feed, LoaderFeed) and not self.moved
+        # Tensors were checked as a whole; what a loader yields or a transform makes is new here.
+        made = isinstance(self.feed, LoaderFeed) or self.transform is not None
+        unseen = made and not self.moved
         self.wrapped.train()
         for part in self.frozen:
             part.training = False

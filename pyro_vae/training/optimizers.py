@@ -57,7 +57,8 @@ def _checked(factory: Callable[..., Any]) -> OptimiserFactory:
     """Return a factory that says so where what it makes is no optimizer, or one of another kind."""
 
     def make(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        made = factory(parameters)
+        trained = list(parameters)
+        made = factory(trained)
         if isinstance(made, torch.optim.LBFGS):
             raise ConfigError("optimiser: LBFGS steps by a line search, expected one without")
         if not isinstance(made, torch.optim.Optimizer):
@@ -65,6 +66,7 @@ def _checked(factory: Callable[..., Any]) -> OptimiserFactory:
                 f"optimiser: the factory made {type(made).__name__}, expected a "
                 "torch.optim.Optimizer"
             )
+        _require_known(made, trained)
         return made
 
     return make
@@ -75,29 +77,33 @@ def _ready(optimizer: torch.optim.Optimizer) -> OptimiserFactory:
     taken: list[bool] = []
 
     def make(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        known = {id(parameter) for parameter in parameters}
         if taken:
             raise ConfigError(
                 "optimiser: this objective makes several updates, each with an optimizer of its "
                 "own; give a factory"
             )
         taken.append(True)
-        strange = [
-            f"number {index} of group {number}, of shape {tuple(parameter.shape)}"
-            for number, group in enumerate(optimizer.param_groups)
-            for index, parameter in enumerate(group["params"])
-            if id(parameter) not in known
-        ]
-        if strange:
-            raise ConfigError(
-                f"optimiser: {len(strange)} of the optimizer's parameters are not trained by the "
-                f"run's first update (the first: {strange[0]}); make it over the program's "
-                "parameters, once all of them are there; an objective of several updates takes a "
-                "factory"
-            )
         return optimizer
 
     return _checked(make)
+
+
+def _require_known(optimizer: torch.optim.Optimizer, trained: Iterable[nn.Parameter]) -> None:
+    """Refuse an optimizer over other parameters than those that an update trains."""
+    known = {id(parameter) for parameter in trained}
+    strange = [
+        f"number {index} of group {number}, of shape {tuple(parameter.shape)}"
+        for number, group in enumerate(optimizer.param_groups)
+        for index, parameter in enumerate(group["params"])
+        if id(parameter) not in known
+    ]
+    if strange:
+        raise ConfigError(
+            f"optimiser: {len(strange)} of the optimizer's parameters are not trained by this "
+            f"update of the run (the first: {strange[0]}); make it over the program's parameters, "
+            "once all of them are there; an objective of several updates takes a factory, which "
+            "gets those of each"
+        )
 
 
 def _from_pyro(optimizer: PyroOptim, program: Program, batch: Batch) -> OptimiserFactory:

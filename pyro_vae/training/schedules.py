@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from numbers import Real
 
-from pyro_vae.arguments import number
+from pyro_vae.arguments import number, positive, typed
 from pyro_vae.errors import ConfigError
 
 Schedule = Callable[[float], float]
@@ -25,6 +25,7 @@ def linear(start: float = 0.0, end: float = 1.0, *, over: float = 1.0) -> Schedu
     >>> schedule(0.0), schedule(0.25), schedule(0.8)
     (0.0, 0.5, 1.0)
     """
+    start, end = _ends(start, end)
     number("over", over, "(0, 1]")
     return lambda t: start + (end - start) * min(1.0, t / over)
 
@@ -41,6 +42,7 @@ def cosine(start: float = 1.0, end: float = 0.0, *, over: float = 1.0) -> Schedu
     >>> round(cosine(1.0, 0.0)(0.5), 12)
     0.5
     """
+    start, end = _ends(start, end)
     number("over", over, "(0, 1]")
     return lambda t: end + (start - end) * (1 + math.cos(math.pi * min(1.0, t / over))) / 2
 
@@ -58,6 +60,8 @@ def sigmoid(
     >>> sigmoid(centre=0.3)(0.3)
     0.5
     """
+    start, end = _ends(start, end)
+    number("centre", centre, "(-inf, inf)")
     number("width", width, "(0, inf)")
     # By tanh, which overflows nowhere.
     return lambda t: start + (end - start) * (1 + math.tanh((t - centre) / (2 * width))) / 2
@@ -77,14 +81,19 @@ def cyclical(
     [0.0, 0.5, 1.0, 1.0, 0.0, 1.0]
     """
     number("ramp", ramp, "(0, 1]")
-    if cycles < 1:
-        raise ConfigError(f"cycles: got {cycles!r}, expected at least 1")
+    start, end = _ends(start, end)
+    positive("cycles", cycles)
 
     def value(t: float) -> float:
         phase = 1.0 if t >= 1.0 else (t * cycles) % 1.0
         return start + (end - start) * min(1.0, phase / ramp)
 
     return value
+
+
+@typed
+def _ends(start: float, end: float) -> tuple[float, float]:
+    return number("start", start, "(-inf, inf)"), number("end", end, "(-inf, inf)")
 
 
 def as_schedule(name: str, value: float | Schedule) -> Schedule:

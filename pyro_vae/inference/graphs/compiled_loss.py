@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.arguments import integer, typed
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.graphs.background import Background
 from pyro_vae.inference.graphs.bindings import direct
@@ -44,6 +45,7 @@ _MANY_SHAPES, _MANY_VALUES = 16, 4
 _WORTH_ANEW, _CHANGES = 100, 4
 
 
+@typed
 class CompiledLoss:
     """A loss of a program as a graph of tensor operations, its gradients included.
 
@@ -89,6 +91,7 @@ class CompiledLoss:
     ) -> None:
         if check_mode(mode) is False:
             raise ConfigError("compile: got False, expected 'trace', 'auto' or True")
+        integer("steps", steps, 0)
         self.mode = mode
         self.reason: str | None = None
         self.program = program

@@ -8,7 +8,7 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from pyro_vae.arguments import integer, number, positive
+from pyro_vae.arguments import integer, number, positive, typed
 from pyro_vae.errors import ProgramError
 from pyro_vae.inference.objectives.elbo import elbo_of
 from pyro_vae.inference.objectives.objective import Update, require_paths
@@ -27,6 +27,7 @@ _LIMIT = 10.0  # of that log: a chain that cannot move must not drive the step t
 ROW = "row"
 
 
+@typed
 class HMCRefined(nn.Module):
     r"""Train the guide by the ELBO and the model at HMC-refined draws of the latents.
 

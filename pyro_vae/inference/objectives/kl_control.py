@@ -1,18 +1,18 @@
 """Free bits, a floor under the KL below which it costs nothing; and a KL to hold."""
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from pyro_vae.arguments import number
+from pyro_vae.arguments import number, typed
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.objectives.objective import TermsObjective, require_paths, with_globals
 from pyro_vae.program.terms import Terms
 
 
+@typed
 class FreeBits(TermsObjective):
     r"""The ELBO with a floor under the minibatch mean of the KL of each group of units.
 
@@ -48,7 +48,8 @@ class FreeBits(TermsObjective):
     ) -> None:
         super().__init__(num_particles)
         for value in nats.values() if isinstance(nats, Mapping) else [nats]:
-            if not bool((torch.as_tensor(value) >= 0).all()):  # NaN is not either
+            floors = torch.as_tensor(value, dtype=torch.float64)
+            if not bool(((floors >= 0) & floors.isfinite()).all()):
                 raise ConfigError(f"nats: got {value!r}, expected floors of at least 0")
         if not isinstance(per, Mapping) and per not in ("unit", "site"):
             raise ConfigError(f"per: got {per!r}, expected 'unit', 'site' or groups by site")
@@ -128,9 +129,7 @@ class TargetKL(TermsObjective):
 
     def __init__(self, nats: float, *, weight: float = 1.0, num_particles: int = 1) -> None:
         super().__init__(num_particles)
-        if not 0 <= nats < math.inf:
-            raise ConfigError(f"nats: got {nats!r}, expected a target of at least 0")
-        self.nats = nats
+        self.nats = number("nats", nats, "[0, inf)")
         self.weight = number("weight", weight, "(0, inf)")
 
     def loss_of(self, terms: Terms) -> Tensor:

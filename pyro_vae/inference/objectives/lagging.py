@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import positive, rows, typed
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.objectives.elbo import ELBO
 from pyro_vae.inference.objectives.objective import TermsObjective, Update
@@ -19,6 +19,7 @@ _BEST, _COUNT = 0, 1  # places in the state
 _START = [float("-inf"), 0.0]
 
 
+@typed
 class Lagging(nn.Module):
     r"""Early in training, ``inner`` steps of the encoder alone to each step of both.
 
@@ -52,7 +53,7 @@ class Lagging(nn.Module):
         self, data: Any, *, inner: int = 10, objective: TermsObjective | None = None
     ) -> None:
         super().__init__()
-        self.data = data
+        self.data = rows("data", data)
         self.inner = positive("inner", inner)
         self.objective = ELBO() if objective is None else objective
         if not isinstance(self.objective, TermsObjective):

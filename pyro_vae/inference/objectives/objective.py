@@ -8,7 +8,7 @@ import pyro.infer
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.program import Program
@@ -17,6 +17,7 @@ from pyro_vae.program.terms import Terms
 OptimiserFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
+@typed
 @dataclass(frozen=True)
 class Update:
     """One optimiser step of a training step: what to minimise, over which parameters.
@@ -37,6 +38,9 @@ class Update:
     repeats: int = 1
     name: str = "loss"
     due: Callable[[], bool] | None = None
+
+    def __post_init__(self) -> None:
+        positive("repeats", self.repeats)
 
 
 class Objective(Protocol):

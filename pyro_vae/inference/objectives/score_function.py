@@ -9,7 +9,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
-from pyro_vae.arguments import number
+from pyro_vae.arguments import number, typed
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.objectives.elbo import elbo_of
 from pyro_vae.inference.objectives.objective import (
@@ -25,6 +25,7 @@ from pyro_vae.program.program import Program
 from pyro_vae.program.terms import Terms, stack
 
 
+@typed
 class NVIL(nn.Module, TermsObjective):
     r"""The ELBO with the score-function gradient, centred and scaled as in NVIL.
 

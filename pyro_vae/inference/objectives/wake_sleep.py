@@ -1,10 +1,9 @@
 """Reweighted wake-sleep: the model by importance weights, the guide awake and asleep."""
 
-import math
-
 import torch
 from torch import Tensor
 
+from pyro_vae.arguments import number
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.objectives.objective import TermsObjective, with_globals
 from pyro_vae.inference.sampling.importance_weights import log_mean_exp
@@ -35,13 +34,10 @@ class ReweightedWakeSleep(TermsObjective):
 
     def __init__(self, num_particles: int = 5, *, wake: float = 1.0, sleep: float = 0.0) -> None:
         super().__init__(num_particles)
-        for name, value in (("wake", wake), ("sleep", sleep)):
-            if not 0 <= value < math.inf:
-                raise ConfigError(f"{name}: got {value!r}, expected a weight of at least 0")
+        self.wake = number("wake", wake, "[0, inf)")
+        self.sleep = number("sleep", sleep, "[0, inf)")
         if wake == sleep == 0:
             raise ConfigError("wake and sleep are both 0: the guide would not be trained")
-        self.wake = wake
-        self.sleep = sleep
 
     def loss_of_joint(self, joint: Joint) -> tuple[Tensor, int]:
         """Return the loss per datum, and N."""

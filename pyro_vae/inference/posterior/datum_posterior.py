@@ -7,7 +7,7 @@ import torch
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import positive, shown
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.inference.posterior.gaussians import Gaussians
 from pyro_vae.inference.posterior.local_fits import Fitted
@@ -132,6 +132,9 @@ class PassPosterior:
         given = dict(values) if isinstance(values, Mapping) else {sites[0]: values}
         if set(given) != set(sites):
             raise DataError(f"got values of {sorted(given)}, expected {sorted(sites)}")
+        for name, value in given.items():
+            if not isinstance(value, Tensor):
+                raise DataError(f"site {name!r}: got {shown(value)}, expected a tensor")
         leading = {tuple(value.shape[:2]) for value in given.values()}
         if len(leading) != 1 or next(iter(leading))[1:] != (len(self),):
             raise DataError(

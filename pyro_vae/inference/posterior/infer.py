@@ -2,6 +2,7 @@
 
 from typing import Any, Literal, get_args
 
+from pyro_vae.arguments import typed
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.posterior.datum_posterior import Amortised, LocalPosterior, Posterior
 from pyro_vae.inference.posterior.local_fits import Local, fit_local, semi
@@ -24,6 +25,7 @@ _FITTED = Verb(
 _SETTINGS = {"amortised": type(None), "local": Local, "semi": Local, "hmc": HMC}
 
 
+@typed
 def infer(
     program: Any,
     data: Any,

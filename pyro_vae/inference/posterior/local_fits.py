@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_vae.arguments import number, positive
+from pyro_vae.arguments import number, positive, typed
 from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.inference.graphs.density_graphs import DensityGraphs
 from pyro_vae.inference.posterior.gaussians import (
@@ -39,6 +39,7 @@ _NAMED = 10  # rows in a warning
 Start = Literal["guide", "prior"]
 
 
+@typed
 @dataclass(frozen=True)
 class Local:
     r"""Settings of local variational inference: q_n is a Gaussian in unconstrained coordinates.

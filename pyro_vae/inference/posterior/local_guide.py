@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyro_vae.arguments import number
+from pyro_vae.arguments import integer, number, positive
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.program.batch import (
     Batch,
@@ -63,7 +63,7 @@ class LocalGuide(nn.Module):
 
     def __init__(self, model: Any, data: Any, *, scale: float = 1.0) -> None:
         super().__init__()
-        number("scale", scale, "(0, inf)")
+        scale = number("scale", scale, "(0, inf)")
         self._source: Any = getattr(model, "model", model)
         if not callable(self._source):
             raise ProgramError(f"model: got {model!r}, expected a Pyro function or a program")
@@ -109,7 +109,7 @@ class LocalGuide(nn.Module):
         """
         batch = self.named(data)
         count = num_rows(batch)
-        if start < 0 or start + count > len(self.loc):
+        if integer("start", start, 0) + count > len(self.loc):
             raise DataError(
                 f"got rows {start} to {start + count - 1}, the table has {len(self.loc)}; give the "
                 "data that it was made for, or ask pv.infer(..., how='local') for new ones"
@@ -128,6 +128,7 @@ class LocalGuide(nn.Module):
 
     def example(self, n: int = 2) -> dict[str, Tensor]:
         """Return a batch of n rows of zeros, with row numbers."""
+        positive("n", n)
         shaped = {
             name: leaf.to(self.loc.device).expand(n, *leaf.shape[1:])
             for name, leaf in self._example.items()
@@ -136,6 +137,8 @@ class LocalGuide(nn.Module):
 
     def optimiser(self, lr: float = 1e-3, local_lr: float = 0.1) -> Callable[..., "RowAdam"]:
         """Return the optimiser for ``pv.fit``: Adam for the model, row by row for the table."""
+        lr = number("lr", lr, "(0, inf)")
+        local_lr = number("local_lr", local_lr, "(0, inf)")
 
         def build(parameters: Any) -> RowAdam:
             table = [self.loc, self.log_scale]

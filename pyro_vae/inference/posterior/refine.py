@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_vae.arguments import number, positive
+from pyro_vae.arguments import integer, number, positive, typed
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.graphs.compiled_loss import Mode
 from pyro_vae.inference.graphs.density_graphs import DensityGraphs
@@ -40,6 +40,7 @@ _REFINE = Verb(
 Values = Tensor | dict[str, Tensor]
 
 
+@typed
 @dataclass(frozen=True)
 class HMC:
     r"""Settings of Hamiltonian Monte Carlo.
@@ -82,9 +83,7 @@ class HMC:
         counts = {"steps": self.steps, "chains": self.chains}
         if self.num_leapfrog is not None:
             counts["num_leapfrog"] = self.num_leapfrog
-        if self.warmup != 0:
-            counts["warmup"] = self.warmup
-        elif self.num_leapfrog is None:
+        if integer("warmup", self.warmup, 0) == 0 and self.num_leapfrog is None:
             raise ConfigError("warmup: got 0, which tunes no num_leapfrog; give it a number")
         for name, value in counts.items():
             positive(name, value)
@@ -161,6 +160,7 @@ class Refined:
         )
 
 
+@typed
 def refine(
     program: Any,
     data: Any,
@@ -329,7 +329,7 @@ def _refine_globals(
             "are not to be trusted: run longer (warmup, steps), with more leapfrog steps, or with "
             "a higher target_accept",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     return refined
 
@@ -433,7 +433,7 @@ def _warn(refined: Refined, transitions: int) -> None:
             f"refine: {'; '.join(complaints)}; their draws are not to be trusted: run longer "
             "(warmup, steps), with more leapfrog steps, or with a higher target_accept",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

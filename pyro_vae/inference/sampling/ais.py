@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import number, positive, typed
+from pyro_vae.device import resolve_device
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.sampling.hmc import HMCInfo, HMCState, LogDensity, hmc_init, hmc_step
 
@@ -42,6 +43,7 @@ def linear_temperatures(
     return (steps / num).to(dtype or torch.get_default_dtype())
 
 
+@typed
 def sigmoid_temperatures(
     num: int,
     rad: float = 4.0,
@@ -61,6 +63,8 @@ def sigmoid_temperatures(
     References: On the quantitative analysis of decoder-based generative models (Wu et al., 2017),
     arXiv 1611.04273.
     """
+    rad = number("rad", rad, "(0, inf)")
+    device = None if device is None else resolve_device(device)
     steps = torch.arange(positive("num", num) + 1, dtype=torch.float64, device=device)
     curve = torch.sigmoid(rad * (2.0 * steps / num - 1.0))
     scaled = (curve - curve[0]) / (curve[-1] - curve[0])

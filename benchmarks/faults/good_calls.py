@@ -1,0 +1,417 @@
+"""One good call of every public function: what a bad argument is put into.
+
+``GOOD`` has a value for an argument's name; ``OF`` those that one function needs otherwise. What
+is made takes a `Room`, which builds each shared object once.
+"""
+
+import functools
+import gzip
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+import pyro_vae as pv
+
+
+def common_mean(x: Tensor) -> None:
+    """Draw a global mean and observe data around it."""
+    mean = pyro.sample("mean", dist.Normal(x.new_zeros(6), 1.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+
+def common_mean_guide(x: Tensor) -> None:
+    """Draw the global mean around a parameter."""
+    loc = pyro.param("loc", x.new_zeros(6))
+    pyro.sample("mean", dist.Normal(loc, 0.5).to_event(1))
+
+
+class Room:
+    """Tiny programs, data and results, each made once."""
+
+    def __init__(self) -> None:
+        pyro.set_rng_seed(0)
+        self.folder = Path(tempfile.mkdtemp(prefix="bad-calls-"))
+        self.x = torch.bernoulli(torch.full((8, 6), 0.5))
+        self.short = pv.AIS(num_temperatures=3, chains=2, num_leapfrog=1, pilot=4)
+        self.hmc = pv.HMC(steps=4, warmup=4, chains=2, num_leapfrog=2)
+        self.local = pv.Local(steps=2, particles=2)
+
+    @functools.cached_property
+    def vae(self) -> Any:
+        return pv.models.VAE(6, 2, (4,))
+
+    @functools.cached_property
+    def vqvae(self) -> Any:
+        return pv.models.VQVAE(6, 4, 2, (4,), network="mlp", positions=2, prior="uniform")
+
+    @functools.cached_property
+    def gsm(self) -> Any:
+        return pv.models.GSM(6, 2, (4,))
+
+    @functools.cached_property
+    def linear(self) -> Any:
+        return pv.models.LinearVAE(6, 2)
+
+    @functools.cached_property
+    def globals_(self) -> Any:
+        return pv.Program(common_mean, common_mean_guide)
+
+    @functools.cached_property
+    def saved(self) -> Path:
+        return pv.save(self.vae, self.folder / "saved")
+
+    @functools.cached_property
+    def local_guide(self) -> Any:
+        return pv.LocalGuide(self.vae, self.x)
+
+    @functools.cached_property
+    def figure(self) -> Any:
+        return pv.plots.curves(HISTORY)
+
+    @functools.cached_property
+    def arrays(self) -> Path:
+        path = self.folder / "arrays.npz"
+        np.savez(path, x=np.zeros((2, 3), np.uint8))
+        return path
+
+    @functools.cached_property
+    def idx(self) -> Path:
+        path = self.folder / "idx.gz"
+        path.write_bytes(gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 2, 5, 6])))
+        return path
+
+    @functools.cached_property
+    def digits(self) -> Any:
+        return pv.data.load("digits")
+
+
+def layers(outputs: int) -> nn.Module:
+    return nn.Linear(2, outputs)
+
+
+def coins(seen: Tensor) -> Tensor:
+    return torch.zeros(len(seen), seen.shape[1] + 1, 2)
+
+
+AXIS = np.linspace(-4, 4, 41)
+HISTORY = {name: np.arange(1.0, 4.0) for name in ("epoch", "loss", "elbo", "kl[z]", "active[z]")}
+
+
+def components() -> Any:
+    return dist.Normal(torch.zeros(3, 2), 1.0).to_event(1)
+
+
+GOOD: dict[str, Callable[[Room], Any]] = {
+    "program": lambda room: room.vae,
+    "data": lambda room: room.x,
+    "first": lambda room: room.x,
+    "second": lambda room: room.x,
+    "x": lambda room: room.x,
+    "n": lambda room: 2,
+    "data_dim": lambda room: 6,
+    "data_shape": lambda room: (6,),
+    "latent_dim": lambda room: 2,
+    "latent_dims": lambda room: (3, 2),
+    "in_shape": lambda room: 6,
+    "out_shape": lambda room: 2,
+    "net": lambda room: layers(8),
+    "name": lambda room: "relu",
+    "mean": lambda room: torch.full((6,), 0.5),
+    "bias": lambda room: torch.zeros(2),
+    "value": lambda room: torch.ones(2),
+    "vectors": lambda room: torch.eye(2),
+    "logits": lambda room: torch.zeros(3, 2),
+    "folder": lambda room: room.saved,
+    "spec": lambda room: pv.conditionals.Bernoulli,
+    "loc": lambda room: torch.zeros(3, 2),
+    "scale": lambda room: torch.ones(3, 2),
+    "steps": lambda room: 3,
+    "title": lambda room: "title",
+    "batch": lambda room: room.x,
+    "num_classes": lambda room: 3,
+    "images": lambda room: torch.zeros(4, 8, 8),
+    "model": lambda room: common_mean,
+    "guide": lambda room: common_mean_guide,
+    "num_features": lambda room: 3,
+    "nats": lambda room: 0.5,
+    "progress": lambda room: False,
+    "words": lambda room: 6,
+}
+
+_CONV: Mapping[str, Callable[[Room], Any]] = {
+    "in_shape": lambda room: (1, 8, 8),
+    "out_shape": lambda room: 4,
+    "channels": lambda room: (2, 3),
+}
+_LADDER: Mapping[str, Callable[[Room], Any]] = {
+    "hidden": lambda room: (4, 3),
+    "depth": lambda room: 1,
+    "latent_dims": lambda room: (3, 2),
+}
+_POSTERIOR: Mapping[str, Callable[[Room], Any]] = {
+    "hidden": lambda room: (4,),
+    "context_dim": lambda room: 3,
+}
+OF: dict[str, Mapping[str, Callable[[Room], Any]]] = {
+    "Renyi": {"alpha": lambda room: 0.5},
+    "CompiledLoss": {
+        "loss": lambda room: pv.ELBO().per_datum,
+        "program": lambda room: pv.Program.of(room.vae),
+    },
+    "Update": {
+        "loss": lambda room: pv.ELBO().per_datum,
+        "parameters": lambda room: tuple(room.vae.parameters()),
+    },
+    "LocalGuide": {"model": lambda room: room.vae, "scale": lambda room: 1.0},
+    "AIS.schedule": {"num": lambda room: 3},
+    "Amortised.log_prob": {"values": lambda room: {"z": torch.zeros(1, 8, 2)}},
+    "LocalPosterior.log_prob": {"values": lambda room: {"z": torch.zeros(1, 8, 2)}},
+    "ais": {"settings": lambda room: room.short},
+    "bdmc": {"settings": lambda room: room.short, "n": lambda room: 4},
+    "code_usage": {"program": lambda room: room.vqvae},
+    "diagnose": {"probes": lambda room: 5, "rows": lambda room: 8},
+    "fit": {
+        "epochs": lambda room: 1,
+        "batch_size": lambda room: 8,
+        "compile": lambda room: False,
+        "device": lambda room: "cpu",
+    },
+    "fitted_log_likelihood": {
+        "samples": lambda room: 8,
+        "warmup": lambda room: 2,
+        "draws": lambda room: 4,
+        "num_leapfrog": lambda room: 1,
+    },
+    "gaps": {
+        "local": lambda room: room.local,
+        "annealed": lambda room: room.short,
+        "samples": lambda room: 4,
+    },
+    "infer": {"how": lambda room: "local", "settings": lambda room: room.local},
+    "log_likelihood": {"samples": lambda room: 4},
+    "refine": {"settings": lambda room: room.hmc, "compile": lambda room: False},
+    "reconstruct": {"mean": lambda room: True},
+    "generate": {"mean": lambda room: True},
+    "save": {"folder": lambda room: room.folder / "written"},
+    "conditionals.AR1": {
+        "correlation": lambda room: torch.tensor(0.5),
+        "units": lambda room: 2,
+    },
+    "conditionals.MADE": {"net": lambda room: pv.nn.MLP(2, 6, ())},
+    "conditionals.AR1Prior": {"latent_dim": lambda room: 6},
+    "conditionals.VampPrior": {"num_components": lambda room: 3},
+    "conditionals.FlowPrior": {"hidden": lambda room: (4,)},
+    "conditionals.IsotropicGaussian": {"scale": lambda room: 1.0},
+    "conditionals.FixedScaleGaussian": {"scale": lambda room: 0.5},
+    "conditionals.FixedScaleGaussian.outputs": {"scale": lambda room: 0.5},
+    "conditionals.IsotropicGaussian.width": {"scale": lambda room: 1.0},
+    "conditionals.IsotropicGaussian.output_bias": {"scale": lambda room: 1.0},
+    "conditionals.InverseAutoregressiveFlow": _POSTERIOR,
+    "conditionals.SplineFlow": _POSTERIOR,
+    "conditionals.AR1.floor": {"correlation": lambda room: 0.5},
+    "conditionals.AR1.log_prob": {"value": lambda room: torch.zeros(3, 2)},
+    "conditionals.Mixture": {
+        "logits": lambda room: torch.zeros(3),
+        "components": lambda room: components(),
+    },
+    "conditionals.VampPrior.start_at": {"rows": lambda room: torch.rand(3, 6)},
+    "conditionals.bounded": {"log_scale": lambda room: torch.zeros(2)},
+    "conditionals.widen": {"shape": lambda room: (6,), "width": lambda room: 2},
+    "data.load": {"name": lambda room: "digits"},
+    "data.read_idx": {"path": lambda room: room.idx},
+    "data.read_npz": {
+        "path": lambda room: room.arrays,
+        "expected": lambda room: {"x": (np.uint8, (3,))},
+    },
+    "distributions.AutoregressiveBernoulli": {"network": lambda room: nn.Identity()},
+    "distributions.AutoregressiveBits": {"weight": lambda room: torch.zeros(2, 2)},
+    "distributions.BernoulliArray": {
+        "base_distribution": lambda room: dist.Bernoulli(logits=torch.zeros(3, 2)),
+        "reinterpreted_batch_ndims": lambda room: 1,
+    },
+    "distributions.CodeSequence": {"net": lambda room: coins, "length": lambda room: 3},
+    "distributions.CodeSequence.log_prob": {"value": lambda room: torch.ones(3).long()},
+    "distributions.FlatSequence": {
+        "sequence": lambda room: pv.distributions.AR1(torch.tensor(0.5), 3, 2)
+    },
+    "distributions.FlatSequence.log_prob": {"value": lambda room: torch.zeros(6)},
+    "distributions.FlowGaussian": {
+        "noise": lambda room: dist.Normal(torch.zeros(2), 1.0).to_event(1),
+        "transforms": lambda room: [],
+        "points": lambda room: torch.zeros(2),
+    },
+    "distributions.Quantised": {
+        "codes": lambda room: dist.Categorical(logits=torch.zeros(2, 2)).to_event(1)
+    },
+    "distributions.Quantised.log_prob": {"value": lambda room: torch.eye(2)},
+    "distributions.Quantised.numbers": {"value": lambda room: torch.eye(2)},
+    "distributions.StraightThrough": {"encoded": lambda room: torch.zeros(3, 2, 2)},
+    "distributions.StraightThrough.log_prob": {"value": lambda room: torch.zeros(3, 2, 2)},
+    "distributions.StraightThrough.numbers": {"value": lambda room: torch.zeros(3, 2, 2)},
+    "completion": {
+        "program": lambda room: room.gsm,
+        "seen": lambda room: room.x,
+        "held_out": lambda room: room.x + 1,
+    },
+    "topics": {
+        "program": lambda room: room.gsm,
+        "reference": lambda room: room.x,
+        "num_words": lambda room: 2,
+    },
+    "perplexity": {"program": lambda room: room.gsm, "data": lambda room: room.x + 1},
+    "models.DEF": {"hidden": lambda room: (4,), "observation": lambda room: "bernoulli"},
+    "models.SBN": {"latent_dims": lambda room: (3,)},
+    "models.VAE": {"hidden": lambda room: (4,)},
+    "models.Autoencoder": {"hidden": lambda room: (4,)},
+    "models.BayesianVAE": {"hidden": lambda room: (4,), "scale": lambda room: 0.02},
+    "models.VQVAE": {
+        "hidden": lambda room: (4,),
+        "network": lambda room: "mlp",
+        "positions": lambda room: 2,
+        "prior": lambda room: "uniform",
+    },
+    "models.HierarchicalVAE": _LADDER,
+    "models.LadderVAE": _LADDER,
+    "models.TopDownVAE": {"latent_dims": lambda room: (2, 2), "hidden": lambda room: 4},
+    "models.VQVAE.codes": {"x": lambda room: room.x},
+    "nn.sizes": {"name": lambda room: "hidden", "values": lambda room: (3,)},
+    "nn.as_shape": {"name": lambda room: "in_shape", "value": lambda room: (3,)},
+    "nn.image_shape": {"name": lambda room: "in_shape", "value": lambda room: (1, 8, 8)},
+    "nn.ConvEncoder": _CONV,
+    "nn.ConvDecoder": {"out_shape": lambda room: (1, 8, 8), "channels": lambda room: (3, 2)},
+    "nn.ConvEncoder.forward": {"x": lambda room: torch.zeros(2, 1, 8, 8)},
+    "nn.ConvDecoder.forward": {"z": lambda room: torch.zeros(2, 6)},
+    "nn.ConvDecoder.set_output_bias": {"bias": lambda room: torch.zeros(1, 8, 8)},
+    "nn.OneHot.forward": {"x": lambda room: torch.zeros(2, 6)},
+    "nn.BatchNorm.forward": {"x": lambda room: torch.zeros(2, 3)},
+    "plots.collapse_curves": {"history": lambda room: HISTORY},
+    "plots.cures": {"arms": lambda room: {"vae": {"elbo": (-1.0, 0.1), "kl": (1.0, 0.1)}}},
+    "plots.curves": {"history": lambda room: HISTORY},
+    "plots.diagnosis": {"found": lambda room: pv.diagnose(room.vae, room.x, probes=5)},
+    "plots.gaps": {
+        "measured": lambda room: pv.gaps(
+            room.vae, room.x, local=room.local, annealed=room.short, samples=4
+        )
+    },
+    "plots.interpolations": {"images": lambda room: torch.zeros(2, 3, 8, 8)},
+    "plots.latent_map": {
+        "codes": lambda room: torch.zeros(4, 2),
+        "labels": lambda room: torch.arange(4),
+    },
+    "plots.posterior": {
+        "log_density": lambda room: -(AXIS[:, None] ** 2) - AXIS**2,
+        "grid": lambda room: (AXIS, AXIS),
+    },
+    "plots.reconstructions": {
+        "originals": lambda room: torch.zeros(4, 8, 8),
+        "reconstructed": lambda room: torch.zeros(4, 8, 8),
+    },
+    "plots.save": {
+        "figure": lambda room: room.figure,
+        "path": lambda room: room.folder / "figure.png",
+    },
+    "schedules.as_schedule": {"name": lambda room: "beta", "value": lambda room: 1.0},
+    "data.Splits.images": {"x": lambda room: torch.zeros(2, 64)},
+    "RefinedGlobals.sample": {},
+    "Terms.kl": {"site": lambda room: "z"},
+    "Terms.unit_kl": {"site": lambda room: "z"},
+}
+
+# Results and records of the library: how one is had, so that its methods can be called.
+MADE: dict[str, Callable[[Room], Any]] = {
+    "Terms": lambda room: pv.Program.of(room.vae).terms(room.x),
+    "Refined": lambda room: pv.refine(room.vae, room.x, room.hmc, compile=False),
+    "RefinedGlobals": lambda room: pv.refine(room.globals_, room.x, room.hmc, compile=False),
+    "Amortised": lambda room: pv.infer(room.vae, room.x),
+    "LocalPosterior": lambda room: pv.infer(room.vae, room.x, how="local", settings=room.local),
+    "data.Splits": lambda room: room.digits,
+    "LocalGuide": lambda room: room.local_guide,
+    "Program": lambda room: pv.Program.of(room.vae),
+    "models.LinearVAE": lambda room: pv.models.LinearVAE(6, 2),
+}
+
+# Records that verbs return, whose constructors nobody calls with values of their own.
+RECORDS = {
+    "AnnealedLikelihood",
+    "CodeUsage",
+    "Diagnosis",
+    "Gaps",
+    "Perplexity",
+    "Topics",
+    "data.Corpus",
+    "LogLikelihood",
+    "Refined",
+    "RefinedGlobals",
+    "Run",
+    "Sandwich",
+    "Terms",
+    "data.Splits",
+    "Amortised",
+    "LocalPosterior",
+}
+
+# Methods that are no doors, by name and by the reason.
+INNER = {
+    "forward": "a program calls it, on batches that the verbs have checked",
+    "model": "as forward",
+    "guide": "as forward",
+    "sample": "the sample shape is torch's contract",
+    "rsample": "as sample",
+    "expand": "as sample",
+    "loss_of": "an objective is called by fit, on terms that the library made",
+    "loss_of_joint": "as loss_of",
+    "per_datum": "as loss_of",
+    "updates": "as loss_of",
+    "bound": "as loss_of",
+    "particle_weights": "as loss_of",
+    "after_epoch": "a run calls it",
+    "loss": "the contract of pyro.infer.ELBO: called by stock SVI",
+    "loss_and_grads": "as loss",
+    "differentiable_loss": "as loss",
+    "transforms": "as forward",
+    "descend": "as forward",
+    "proportions": "as forward",
+    "evidence": "as forward",
+    "layer": "as forward",
+    "observed": "as forward",
+    "guide_of": "as forward",
+    "decoder": "as forward",
+    "encoder": "as forward",
+    "weight_prior": "as forward",
+    "weight_posterior": "as forward",
+    "models.TopDownVAE.prior": "as forward",
+    "models.LadderVAE.prior": "as forward",
+    "models.HierarchicalVAE.prior": "as forward",
+    "give_up": "a compiled loss calls it of itself",
+    "doubt": "as give_up",
+    "prepare": "as give_up",
+    "conditionals.Categorical.output_bias": "refuses always",
+    "Joint": "a program makes it; its methods take traces of the library",
+    **dict.fromkeys(
+        [
+            f"Program.{name}"
+            for name in (
+                *("as_given", "as_tensors", "check", "completed", "conform", "is_fixed", "look"),
+                *("named", "observations"),
+                *("passes", "quiet", "remember", "replace", "require_own_rows", "require_whole"),
+                *("share_values", "tiled", "to"),
+            )
+        ],
+        "verbs call it, on what they have checked",
+    ),
+    "LocalGuide.has_rows": "verbs ask it",
+    "LocalGuide.named": "as has_rows",
+    "nn.BatchNorm": "torch's own",
+    "distributions.BernoulliArray": "torch's own",
+    "nn.BatchNorm.forward": "torch's own",
+}
+# Where an inner name is a door after all: networks are called by hand, draws are asked for by n.
+DOORS = ("nn.", "Refined.", "RefinedGlobals.", "Amortised.", "LocalPosterior.")

@@ -87,6 +87,8 @@ def test_momenta_are_normal_with_the_given_mass():
     moved, info = hmc.hmc_step(state, flat, 0.1, 1, inverse_mass)
     noise = moved.position / (0.1 * inverse_mass.sqrt())
     assert info.accepted.all()
+    again, _ = hmc.hmc_step(state, flat, 0.1, 1, inverse_mass)
+    assert not torch.equal(again.position, moved.position)
     for power, variance in ((2, 2.0), (4, 96.0)):
         mean = {2: 1.0, 4: 3.0}[power]
         assert ((noise**power).mean(0) - mean).abs().max() < 5 * math.sqrt(variance / 50_000)

@@ -932,7 +932,7 @@ BUGS = [
         "training/adam.py",
         "        super().load_state_dict(state_dict)\n        self._moved = []",
         "        super().load_state_dict(state_dict)",
-        "tests/training/test_adam.py::test_states_go_over_to_the_other",
+        "tests/training/test_adam.py::test_a_state_that_is_loaded_again_replaces_the_one_at_work",
     ),
     Bug(
         "only the first clip of pyro.optim",

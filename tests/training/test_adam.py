@@ -86,3 +86,20 @@ def test_nothing_to_move_is_no_step():
     optimiser = Adam([weight], lr=1e-2)
     optimiser.move([], [])
     assert torch.equal(weight, torch.ones(2)) and not optimiser.state
+
+
+def test_a_state_that_is_loaded_again_replaces_the_one_at_work():
+    weight, ends = nn.Parameter(torch.ones(3)), []
+    optimiser = Adam([weight], lr=0.1)
+    for grad in (1.0, -2.0):
+        weight.grad = torch.full((3,), grad)
+        optimiser.step()
+    kept, before = copy.deepcopy(optimiser.state_dict()), weight.detach().clone()
+    for _ in range(2):
+        optimiser.load_state_dict(copy.deepcopy(kept))
+        weight.data.copy_(before)
+        for grad in (0.5, 3.0):
+            weight.grad = torch.full((3,), grad)
+            optimiser.step()
+        ends.append(weight.detach().clone())
+    assert torch.equal(*ends)

@@ -34,15 +34,18 @@ _Outcome = tuple[pv.Run, list[Any]]
 
 
 def _plans() -> list[tuple[str, str, Any, str, int]]:
-    """Return objective, optimiser, mode, and where a run is stopped, all of them."""
+    """Return objective, optimiser, mode, and where a run is stopped, all of them.
+
+    In an order in which every objective has been stopped before one is stopped again.
+    """
     epochs = [("epoch", n) for n in range(1, EPOCHS)]
-    every = [*epochs, *(("step", n) for n in range(1, _STEPS + 1))]
     few = [*epochs, ("step", _STEPS // 2 + 1)]
-    return [
-        (*plan, *stop)
-        for plan in product(TABLE, _OPTIMISERS, _MODES)
-        for stop in (every if plan[1] == "Adam" else few)
-    ]
+    rest = [("step", n) for n in range(1, _STEPS + 1) if ("step", n) not in few]
+    with_adam = product(TABLE, ["Adam"], _MODES)
+    others = product(TABLE, [name for name in _OPTIMISERS if name != "Adam"], _MODES)
+    plans = [*product(few, with_adam), *product(few, others)]
+    plans += product(rest, product(TABLE, ["Adam"], _MODES))
+    return [(*plan, *stop) for stop, plan in plans]
 
 
 class _Stop:
@@ -103,7 +106,7 @@ def _trials(first: int, seed: int) -> Iterator[Trial]:
         key = (name, optimiser, mode)
         try:
             if key not in straight:
-                straight = {key: _fit(*key, None)}
+                straight[key] = _fit(*key, None)
             yield _stop(key, kind, at, straight[key])
         except Exception as error:
             yield Trial(name, "raw", f"{key}, {kind} {at}: {type(error).__name__}: {error}")

@@ -19,12 +19,9 @@ KINDS = {
     "files": ("hostile_files", "HOSTILE"),
     "disks": ("disks", "DISKS"),
     "races": ("races", "RACES"),
-<<<<<<< HEAD
     "calls": ("bad_calls", "CALLS"),
     "data": ("bad_data", "BAD_DATA"),
-=======
     "ranks": ("ranks", "RANKS"),
->>>>>>> c66c79c (Let one of two processes fail, and test that the fault tables see faults)
 }
 
 

@@ -96,8 +96,8 @@ def _fit(made: Made, objective: Callable[[], Any] | None, size: int, seed: int) 
         compile=False,
     )
     moves = _differences(before, dict(program.named_parameters()))
-    steps = -(-subject.rows // size)
-    moves = {name: move / steps for name, move in moves.items()}
+    # Counted, for a last batch of one row is joined to the one before.
+    moves = {name: move / run.steps for name, move in moves.items()}
     return {**moves, "the loss": torch.tensor(float(run.history["loss"][-1])).double()}
 
 

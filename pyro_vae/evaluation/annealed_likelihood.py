@@ -34,7 +34,7 @@ from pyro_vae.program.program import Program
 Start = Literal["guide", "prior"]
 _ROWS_PER_PASS = 4096  # chains times data: bounds the memory
 _INSTEAD = "use log_likelihood"
-_AIS = Verb("ais", prior=True, local=_INSTEAD, continuous=_INSTEAD, sums=True)
+_AIS = Verb("ais", prior=True, local=_INSTEAD, continuous=_INSTEAD, sums=True, each=True)
 _BDMC = Verb(
     "bdmc",
     prior=True,
@@ -44,6 +44,7 @@ _BDMC = Verb(
     "bound; fix the globals, by a program without them",
     simulates=True,
     sums=True,
+    each=True,
 )
 
 

@@ -26,6 +26,7 @@ _VERB = Verb(
     local="use log_likelihood",
     continuous="use log_likelihood",
     globals_="use log_likelihood",
+    each=True,
 )
 _JITTER = 0.5  # of each trajectory's length: one length alone can bring a chain back to its start
 

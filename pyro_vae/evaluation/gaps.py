@@ -30,6 +30,7 @@ _VERB = Verb(
     continuous="no Gaussian is fitted to it: use log_likelihood and elbo",
     globals_="a gap speaks of the latents of one datum; fix the globals, by a program without them",
     sums=True,
+    each=True,
 )
 
 

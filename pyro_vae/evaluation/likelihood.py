@@ -22,7 +22,7 @@ from pyro_vae.program.program import Program
 # large enough to keep it busy; the memory of an evaluation is bounded by it, whatever N and K are.
 _ROWS_PER_PASS = 4096
 _DATA_PER_PASS = 64
-_VERB = Verb("log_likelihood", prior=True)
+_VERB = Verb("log_likelihood", prior=True, each=True)
 
 
 @dataclass(frozen=True, repr=False)

@@ -54,6 +54,8 @@ class Joint:
         size: The data that a summed log density of the pair covers (B, or N under a scale).
         alone: Whether the model takes one particle at a time: neither a dimension nor copies.
         replace: Puts values of observed sites into arguments, ``Sites.replace``.
+        spanning: Sites outside the plate of the data that depend on latents inside it: particles
+            are then drawn one after another.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Joint:
         size: int | None = None,
         alone: bool = False,
         replace: Callable[..., Any] | None = None,
+        spanning: tuple[str, ...] = (),
     ) -> None:
         self.model = OwnScope()(model) if sums_out else model
         self.guide = guide
@@ -83,6 +86,7 @@ class Joint:
         self._size = size
         self.alone = alone
         self._replace = replace
+        self.spanning = spanning
 
     @property
     def size(self) -> int:
@@ -111,10 +115,17 @@ class Joint:
         return self._num_plates, self._data_dim
 
     def terms(self, num_samples: int = 1, num_particles: int = 1) -> Terms:
-        """Draw S sets of globals and K particles of the locals, and return their log densities."""
+        """Draw S sets of globals and K particles of the locals, and return their log densities.
+
+        Where a site outside the plate depends on latents inside it, each particle has its own
+        density there: the terms are then of ``(S K, 1, B)``.
+        """
         draws = []
         for _ in range(num_samples):  # no comprehension: few frames lie above a user's own
-            draws.append(self.scored(*self.traces(num_particles), num_particles))
+            if self.spanning and num_particles > 1:
+                draws += self._one_by_one(num_particles)
+            else:
+                draws.append(self.scored(*self.traces(num_particles), num_particles))
         return stack(draws)
 
     def leaf_terms(self, num_samples: int = 1, num_particles: int = 1) -> tuple[Terms, list[Leaf]]:
@@ -398,10 +409,24 @@ class Joint:
             model = self._score_model(values, args, kwargs)
         return self.scored(model, scored, num_particles)
 
+    def _one_by_one(self, num_particles: int) -> list[Draw]:
+        """Return K draws of the locals at one of the globals, each with densities of its own."""
+        model, guide = self.traces()
+        shared = {
+            name: site["value"]
+            for name, site in sample_sites(guide)
+            if data_frame(site) is None and name in model.nodes and not site["is_observed"]
+        }
+        held = self.fixing(shared) if shared else self
+        others = [held.scored(*held.traces(), 1) for _ in range(num_particles - 1)]
+        return [self.scored(model, guide, 1), *others]
+
     def scored(self, model: Trace, guide: Trace, num_particles: int) -> Draw:
         """Read the log densities of a pair of traces of this joint."""
         require_pair(model, guide)
-        return read(model, guide, self._layout(num_particles), self._size)
+        draw = read(model, guide, self._layout(num_particles), self._size)
+        draw.spanning = self.spanning
+        return draw
 
 
 def _require_all_given(model: Trace, values: Trace) -> None:

@@ -16,6 +16,7 @@ from torch.distributions.transforms import IndependentTransform, identity_transf
 from pyro_vae.errors import ProgramError
 from pyro_vae.program import checks
 from pyro_vae.program.batch import Batch, num_rows
+from pyro_vae.program.dependence import Dependence
 from pyro_vae.program.enumeration import groups_of, is_enumerated
 from pyro_vae.program.handlers import data_frame, sample_sites
 from pyro_vae.program.joint import Joint
@@ -30,6 +31,7 @@ _SAMPLING = Verb(
     local="use log_likelihood",
     continuous="use log_likelihood",
     sums=True,
+    each=True,
 )
 
 
@@ -213,6 +215,7 @@ class LogJoint:
 
         For a training step: no further trace, no check, nothing that a tracer cannot follow.
         """
+        Dependence(joint.spanning).require_each(_SAMPLING.name)
         densities = cls.__new__(cls)
         densities.slots = read_slots(model)
         densities.rows = num_rows([*joint.args, *joint.kwargs.values()])

@@ -41,6 +41,7 @@ class Verb:
         simulates: Whether the data are no data, but inputs to simulate some for.
         summed: Whether latents that are summed out count among those of a datum.
         sums: Whether it sums over the discrete latents of the guide too, those of few values.
+        each: Whether it speaks of each datum alone, by a density of its own.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Verb:
     simulates: bool = False
     summed: bool = False
     sums: bool = False
+    each: bool = False
 
     def require(self, sites: Sites) -> None:
         """Refuse a program that lacks what the verb needs.
@@ -59,6 +61,8 @@ class Verb:
         Raises:
             ProgramError: Names the site, the reason and the way out.
         """
+        if self.each:
+            sites.dependence.require_each(self.name)
         if self.prior and sites.priorless:
             raise ProgramError(
                 f"{self.name}: site {sites.priorless[0]!r} has no prior (an autoencoder is no "
@@ -201,6 +205,10 @@ class Passes:
     def total(self) -> int:
         """N; a stream is read to its end."""
         return num_rows(self.batch)
+
+    def together(self) -> Iterator[Pass]:
+        """Yield all data as one pass."""
+        yield self.on(self.batch)
 
     def again(self, *, rows: int, num_global_samples: int = 1) -> "Passes":
         """Return the same data for another walk, in other passes and at other draws of the globals.

@@ -366,6 +366,7 @@ class Program(nn.Module):
             size=covered,
             alone=alone,
             replace=sites.replace,
+            spanning=sites.dependence.spanning,
         )
 
     def terms(

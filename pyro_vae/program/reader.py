@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,7 @@ from pyro_vae.program.batch import (
     takes,
 )
 from pyro_vae.program.counts import Counts
+from pyro_vae.program.dependence import Dependence, dependence
 from pyro_vae.program.discovery import Discovery
 from pyro_vae.program.handlers import is_data, sample_sites, validation
 from pyro_vae.program.joint import Joint
@@ -127,9 +129,16 @@ class Reader:
         self._program.examples.meet(batch)
         self._plate_before = plate.name
         sites = read_sites(model, guide, plate, bindings)
+        sites = replace(sites, dependence=self._dependence(sites, batch, (model, guide)))
         self.last = self._layouts[signature(batch)] = sites
         self.rows_read = num_rows(batch)
         return batch
+
+    def _dependence(self, sites: Sites, batch: Batch, seen: tuple[Trace, Trace]) -> Dependence:
+        if checks.is_meta(batch) or isinstance(batch, Whole):
+            return Dependence()
+        with self.quiet(batch), validation(False):
+            return dependence(self.canonical(sites, batch), batch, seen)
 
     def _with_counts_as_floats(
         self, model: Trace, bindings: Mapping[str, Binding], batch: Batch

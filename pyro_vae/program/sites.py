@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.program import checks
+from pyro_vae.program.dependence import Dependence
 from pyro_vae.program.enumeration import can_be_summed
 from pyro_vae.program.handlers import PLATE, data_frame, is_data, sample_sites
 from pyro_vae.program.observed import Binding
@@ -35,6 +36,7 @@ class Sites:
         data_dim: The batch dimension of the data plate, counted from the right.
         plate: The data plate as the program has it.
         bindings: Where the observed values come from, by site.
+        dependence: What the plate does not keep apart.
     """
 
     observed: tuple[str, ...]
@@ -50,6 +52,7 @@ class Sites:
     data_dim: int = -1
     plate: DataPlate = field(default_factory=lambda: DataPlate(PLATE, -1))
     bindings: Mapping[str, Binding] = field(default_factory=dict)
+    dependence: Dependence = field(default_factory=Dependence)
 
     @property
     def continuous(self) -> tuple[str, ...]:

@@ -75,6 +75,8 @@ class Terms:
         factor_score: Those of them that Pyro's ELBO takes as a score, without handlers' weights.
         coupled: Discrete latents outside the plate that are summed out: the data share one sum,
             which is among the terms of the global sites.
+        spanning: Sites outside the plate that depend on latents inside it: they are among the terms
+            of the global sites too.
         drawn: Names of the guide's sites, in the order of drawing.
 
     Discrete latents that the guide leaves out are summed out of the densities of the sites that
@@ -96,6 +98,7 @@ class Terms:
     factor_score: dict[str, Tensor] = field(default_factory=dict)
     coupled: tuple[str, ...] = ()
     drawn: tuple[str, ...] = ()
+    spanning: tuple[str, ...] = ()
 
     @property
     def log_weight(self) -> Tensor:
@@ -224,6 +227,7 @@ class Draw:
     factor_score: dict[str, Tensor] = field(default_factory=dict)
     coupled: tuple[str, ...] = ()
     drawn: tuple[str, ...] = ()
+    spanning: tuple[str, ...] = ()
 
 
 def stack(draws: list[Draw]) -> Terms:
@@ -244,6 +248,7 @@ def stack(draws: list[Draw]) -> Terms:
         factor_score=_stack(draws, "factor_score"),
         coupled=first.coupled,
         drawn=first.drawn,
+        spanning=first.spanning,
     )
 
 

@@ -32,6 +32,8 @@ class ELBO(TermsObjective):
         | Black Box Variational Inference (Ranganath et al., 2014), arXiv:1401.0118
     """
 
+    averages = True
+
     def loss_of(self, terms: Terms) -> Tensor:
         """Return the negative ELBO per datum."""
         value = elbo_of(terms)
@@ -64,6 +66,8 @@ class AnalyticELBO(TermsObjective):
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014), arXiv:1312.6114, App. B
     """
+
+    averages = True
 
     def loss_of(self, terms: Terms) -> Tensor:
         """Return the negative bound per datum."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import ProgramError
+from pyro_vae.program.dependence import dependence_of
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.program import Program
 from pyro_vae.program.terms import Terms
@@ -73,6 +74,7 @@ class TermsObjective(pyro.infer.ELBO):
         ConfigError: A count below 1.
     """
 
+    averages = False  # whether the loss is a mean over particles, so that it takes a joint density
     is_bound = True  # whether minus the loss lies below log p(x)
 
     def __init__(self, num_particles: int = 1, num_samples: int = 1) -> None:
@@ -80,6 +82,7 @@ class TermsObjective(pyro.infer.ELBO):
         self.num_samples = positive("num_samples", num_samples)
         self._num_plates: int | None = None
         self._looked_at: Any = None
+        self._spanning: tuple[str, ...] = ()
 
     def loss_of(self, terms: Terms) -> Tensor:
         """Return the loss in nats per datum; its gradient is the estimator's."""
@@ -92,6 +95,7 @@ class TermsObjective(pyro.infer.ELBO):
 
     def per_datum(self, joint: Joint) -> Tensor:
         """Return the loss in nats per datum."""
+        self._require_averages(joint)
         return self.loss_of_joint(joint)[0]
 
     def updates(self, program: Program) -> list[Update]:
@@ -102,9 +106,22 @@ class TermsObjective(pyro.infer.ELBO):
         """Return the loss summed over the data set, differentiable (Pyro's convention)."""
         known = self._num_plates if self._looked_at == (model, guide) else None
         joint = Joint(model, guide, args, kwargs, num_plates=known)
+        if self.num_particles > 1 and known is None:
+            self._spanning = dependence_of(joint).spanning
+        joint.spanning = self._spanning
         self._num_plates, self._looked_at = joint.num_plates, (model, guide)
+        self._require_averages(joint)
         loss, size = self.loss_of_joint(joint)
         return loss * size
+
+    def _require_averages(self, joint: Joint) -> None:
+        """Refuse K particles of a joint density to a loss that weighs those of each datum."""
+        if joint.spanning and self.num_particles > 1 and not self.averages:
+            raise ProgramError(
+                f"{type(self).__name__}: site {joint.spanning[0]!r} stands outside the plate of "
+                "the data and depends on their latents: no datum has weights of its own; use ELBO, "
+                "or num_particles=1, or write it inside the plate, a term for each datum"
+            )
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         return Joint(model, guide, args, kwargs).traces()
@@ -143,6 +160,12 @@ def require_rows(terms: Terms) -> None:
     Raises:
         ProgramError: Names the latent.
     """
+    if terms.spanning:
+        raise ProgramError(
+            f"site {terms.spanning[0]!r} stands outside the plate of the data and depends on their "
+            "latents: no datum has a signal of its own; use pyro.infer.Trace_ELBO(), or write it "
+            "inside the plate, a term for each datum"
+        )
     if terms.coupled:
         raise ProgramError(
             f"site {terms.coupled[0]!r} is summed out for all data at once: no datum has a weight "

@@ -208,6 +208,7 @@ class Amortised(PassPosterior):
         }
 
     def _weigh(self, joint: Joint, piece: Pass, n: int) -> Tensor:
+        piece.sites.dependence.require_each("log_weight")
         return joint.densities().terms(1, n).log_weight[0]
 
     def _score(self, piece: Pass, values: dict[str, Tensor]) -> Tensor:

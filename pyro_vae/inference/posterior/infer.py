@@ -21,6 +21,7 @@ _FITTED = Verb(
     local=_NO_LOCAL,
     continuous="use how='amortised', or log_likelihood",
     sums=True,
+    each=True,
 )
 _SETTINGS = {"amortised": type(None), "local": Local, "semi": Local, "hmc": HMC}
 

@@ -36,6 +36,7 @@ _REFINE = Verb(
     latents="there is no posterior to sample; use log_likelihood",
     continuous="use infer (the guide's own posterior), or log_likelihood",
     sums=True,
+    each=True,
 )
 Values = Tensor | dict[str, Tensor]
 

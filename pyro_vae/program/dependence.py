@@ -1,0 +1,194 @@
+"""What depends on what across the border of the data plate: read from the graphs of one draw."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pyro_vae.errors import ProgramError
+from pyro_vae.program.batch import Batch, arguments, cuda_devices, map_rows
+from pyro_vae.program.handlers import Message, data_frame, sample_sites, validation
+from pyro_vae.program.joint import Joint, trace_of
+from pyro_vae.program.modules import leaves_behind
+
+_NO_GRAPH = (RuntimeError, ValueError, TypeError, IndexError, KeyError)  # NotImplementedError too
+
+
+@dataclass(frozen=True)
+class Dependence:
+    """What the plate of the data does not keep apart.
+
+    Arguments:
+        spanning: Sites outside the plate whose density depends on latents inside it.
+        of_rows: Observed sites and factors of the model outside the plate that depend on the rows
+            of the batch, and on no latent inside.
+    """
+
+    spanning: tuple[str, ...] = ()
+    of_rows: tuple[str, ...] = ()
+
+    @property
+    def found(self) -> tuple[str, ...]:
+        """Sites that make the density of the data one of all together."""
+        return self.spanning + self.of_rows
+
+    def require_each(self, verb: str) -> None:
+        """Refuse a question about each datum alone.
+
+        Raises:
+            ProgramError: A site outside the plate depends on what is inside.
+        """
+        for name in self.found:
+            what = "latents" if name in self.spanning else "rows"
+            raise ProgramError(
+                f"{verb}: site {name!r} stands outside the plate of the data and depends on their "
+                f"{what}: the data have one joint density, and none each; write it inside the "
+                "plate, a term for each datum, or use elbo"
+            )
+
+
+def dependence(
+    functions: tuple[Callable[..., Any], Callable[..., Any]],
+    batch: Batch,
+    seen: tuple[Trace, Trace],
+) -> Dependence:
+    """Find out by two more runs, and only where ``seen`` has a term that could depend.
+
+    Call in eval mode, unvalidated.
+
+    Arguments:
+        functions: Model and guide, their plate under its canonical name.
+        batch: Some rows.
+        seen: Their traces.
+    """
+    rows: list[Tensor] = []
+    args, kwargs = arguments(map_rows(lambda leaf: _leaf(leaf, rows), batch))
+    return _dependence(functions, args, kwargs, seen, rows)
+
+
+def _dependence(
+    functions: tuple[Callable[..., Any], Callable[..., Any]],
+    args: Any,
+    kwargs: Any,
+    seen: tuple[Trace, Trace],
+    rows: list[Tensor],
+) -> Dependence:
+    drawn = set(seen[1].nodes)
+    inside = any(
+        data_frame(s) is not None and not s["is_observed"] for _, s in sample_sites(seen[1])
+    )
+    names = [
+        name
+        for trace in seen
+        for name, site in sample_sites(trace)
+        if _is_term(site, latents=inside and trace is seen[0] and name in drawn)
+    ]
+    if not names:
+        return Dependence()
+    try:
+        with torch.enable_grad():
+            look = _Look(functions, names, args, kwargs)
+            reached = look.reached()
+    except _NO_GRAPH:
+        # A program that leaves torch takes no values with a gradient: their numbers tell.
+        args, kwargs = pytree.tree_map_only(Tensor, torch.detach, (args, kwargs))
+        look, reached = _Look(functions, names, args, kwargs), {}
+    moved = look.moved()
+    inside_values = list(look.inside.values())
+    spanning = [n for n in names if n in moved or _any(reached.get(n, ()), inside_values)]
+    # A global latent's prior may look at the rows: it is one density of one value all the same.
+    of_rows = [n for n in names if n not in drawn and _any(reached.get(n, ()), rows)]
+    return Dependence(tuple(spanning), tuple(n for n in of_rows if n not in spanning))
+
+
+def dependence_of(joint: Joint) -> Dependence:
+    """Find it out of a pair of functions that no program holds, their plate called ``"data"``."""
+    batch = (joint.args, joint.kwargs)
+    devices = cuda_devices([*joint.args, *joint.kwargs.values()])
+    with torch.no_grad(), torch.random.fork_rng(devices), validation(False):
+        return _dependence((joint.model, joint.guide), *batch, joint.sampled_traces(), [])
+
+
+def _is_term(site: Message, *, latents: bool) -> bool:
+    """Return whether a site outside the plate has a density that could look inside."""
+    if data_frame(site) is not None or site["infer"].get("_deterministic"):
+        return False
+    return bool(site["is_observed"]) or latents
+
+
+def _leaf(leaf: Tensor, found: list[Tensor]) -> Tensor:
+    if not leaf.is_floating_point():
+        return leaf
+    found.append(leaf.detach().requires_grad_())
+    return found[-1]
+
+
+def _cut(guide: Trace) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the latents of a trace cut off from its graph: all, and those inside the plate."""
+    values, inside = {}, {}
+    for name, site in sample_sites(prune_subsample_sites(guide)):
+        if site["is_observed"]:
+            continue
+        value = site["value"].detach()
+        values[name] = value.requires_grad_() if value.is_floating_point() else value
+        if data_frame(site) is not None:
+            inside[name] = values[name]
+    return values, inside
+
+
+class _Look:
+    """Model and guide at one draw of the latents, each of them a leaf of the graph."""
+
+    def __init__(self, functions: Any, names: list[str], args: Any, kwargs: Any) -> None:
+        self.functions, self.names, self.arguments = functions, names, (args, kwargs)
+        self.values, self.inside = _cut(poutine.trace(functions[1]).get_trace(*args, **kwargs))
+        self.traces = self._scored(self.values)
+
+    def _scored(self, values: dict[str, Tensor]) -> list[Trace]:
+        args, kwargs = self.arguments
+        fixed = trace_of(values)
+        return [
+            poutine.trace(poutine.replay(function, trace=fixed)).get_trace(*args, **kwargs)
+            for function in self.functions
+        ]
+
+    def reached(self) -> dict[str, list[Tensor]]:
+        """Return the leaves that each term depends on."""
+        return {name: leaves_behind(_term(self.traces, name)) for name in self.names}
+
+    def moved(self) -> set[str]:
+        """Return the terms that change where the latents inside are drawn anew.
+
+        So do those of discrete latents, and of values that the program detaches.
+        """
+        if not self.inside:
+            return set()
+        sites = sample_sites(prune_subsample_sites(self.traces[0]))
+        model = {name: site["value"] for name, site in sites if not site["is_observed"]}
+        held = {n: value for n, value in (model | self.values).items() if n not in self.inside}
+        args, kwargs = self.arguments
+        guide = poutine.trace(poutine.replay(self.functions[1], trace=trace_of(held)))
+        again, _ = _cut(guide.get_trace(*args, **kwargs))
+        other = self._scored(held | again)
+        return {
+            name
+            for name in self.names
+            if any(name in trace.nodes for trace in other)
+            and not torch.isclose(_term(other, name), _term(self.traces, name), 1e-4, 1e-5, True)
+        }
+
+
+def _term(traces: Iterable[Trace], name: str) -> Tensor:
+    site: Any = next(trace.nodes[name] for trace in traces if name in trace.nodes)
+    return site["fn"].log_prob(site["value"]).sum()
+
+
+def _any(found: Iterable[Tensor], wanted: Iterable[Tensor]) -> bool:
+    ids = {id(leaf) for leaf in wanted}
+    return any(id(leaf) in ids for leaf in found)

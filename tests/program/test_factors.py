@@ -281,3 +281,27 @@ def test_a_factor_of_the_guide_outside_the_plate_counts_once_per_data_set():
     assert pv.log_likelihood(program, X, samples=5).mean == pytest.approx(EXACT.mean().item())
     stock = Trace_ELBO().loss(*program.functions, X)
     assert stock == pytest.approx(18.0 - EXACT.sum().item(), rel=1e-6)
+
+
+def test_a_score_factor_of_the_guide_multiplies_what_all_data_share():
+    """Trace_ELBO multiplies it with the log weight of its datum and that of the data set."""
+    at, x = torch.nn.Parameter(torch.tensor(0.3)), torch.tensor([0.5, -1.0, 2.0])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        pyro.factor("all", torch.tensor(-3.0))
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x * at, 0.3))
+            pyro.factor("loss", z * at, has_rsample=False)
+
+    found = []
+    for objective in (Trace_ELBO(), pv.ELBO()):
+        at.grad = None
+        pyro.set_rng_seed(3)
+        objective.differentiable_loss(model, guide, x).backward()
+        found.append(at.grad.item())
+    assert found[1] == pytest.approx(found[0], rel=1e-5)

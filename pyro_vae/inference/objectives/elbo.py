@@ -41,9 +41,22 @@ class ELBO(TermsObjective):
             return -value
         surrogate = elbo_of(terms, detached=(*terms.no_path, *terms.factor_score))
         surrogate = surrogate + _score_term(terms.score, terms.signal, terms.global_signal, terms)
-        # A factor multiplies what Pyro's does: the log weight, which has no factor in it.
+        # A factor multiplies what Pyro's does: the log weight, which has no factor in it. The mean
+        # of its gradient is not zero, so that what all data share does not fall out.
+        whole: Any = terms.global_log_weight
+        share = terms.batch_size / terms.size * whole
+        share = share[:, None, None] if isinstance(share, Tensor) else share
         surrogate = surrogate + _score_term(
-            terms.factor_score, terms.log_weight, terms.global_log_weight, terms
+            {name: each for name, each in terms.factor_score.items() if each.dim() == 3},
+            terms.log_weight + share,
+            whole,
+            terms,
+        )
+        surrogate = surrogate + _score_term(
+            {name: each for name, each in terms.factor_score.items() if each.dim() == 1},
+            terms.log_weight,
+            whole,
+            terms,
         )
         return -(value.detach() + surrogate - surrogate.detach())
 

@@ -127,3 +127,21 @@ def test_a_term_outside_that_looks_at_parameters_alone_stops_nothing():
     program = pv.Program(model, Tied("factor").guide)
     assert not program.read(torch.randn(ROWS)).dependence.found
     pv.log_likelihood(program, torch.randn(ROWS), samples=5)
+
+
+def test_a_guide_that_mixes_particles_is_found_out():
+    """Its softmax runs over dimension 1: the last of one particle, the rows of several."""
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            b = pyro.sample("b", dist.Normal(a.sum(-1), 1.0))
+            pyro.sample("x", dist.Normal(a + b[..., None], 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Normal(x, 1.0).to_event(1))
+            pyro.sample("b", dist.Normal(3 * torch.softmax(3 * a, 1)[..., 0], 0.5))
+
+    assert pv.Program(model, guide).tiled(x)

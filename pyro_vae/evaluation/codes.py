@@ -26,7 +26,10 @@ from pyro_vae.program.roles import latent_names
 
 _ROWS_PER_PASS = 1024
 _ENCODE = Verb(
-    "encode", local="there is nothing to encode: refine draws its global latents", summed=True
+    "encode",
+    local="there is nothing to encode: refine draws its global latents",
+    summed=True,
+    guide="posterior",
 )
 _RECONSTRUCT = Verb("reconstruct")
 _INTERPOLATE = Verb("interpolate", local="there are no codes to go between")

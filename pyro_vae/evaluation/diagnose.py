@@ -33,6 +33,7 @@ _VERB = Verb(
     "diagnose",
     prior=True,
     local="there is no latent that could collapse; use elbo or log_likelihood",
+    guide="posterior",
 )
 
 

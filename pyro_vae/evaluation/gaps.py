@@ -31,6 +31,7 @@ _VERB = Verb(
     globals_="a gap speaks of the latents of one datum; fix the globals, by a program without them",
     sums=True,
     each=True,
+    guide="weight",
 )
 
 

@@ -22,7 +22,7 @@ from pyro_vae.program.program import Program
 # large enough to keep it busy; the memory of an evaluation is bounded by it, whatever N and K are.
 _ROWS_PER_PASS = 4096
 _DATA_PER_PASS = 64
-_VERB = Verb("log_likelihood", prior=True, each=True)
+_VERB = Verb("log_likelihood", prior=True, each=True, guide="weight")
 
 
 @dataclass(frozen=True, repr=False)
@@ -177,7 +177,8 @@ def _fold(piece: Pass, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             sums.append(terms.log_weight[0].logsumexp(0))
         means.append(torch.stack(sums).logsumexp(0) - math.log(count))
     by_global = torch.stack(means)
-    if any(checks.is_point_mass(draw[0].posterior) for draw in terms.latents.values()):
+    own = {name: draws for name, draws in terms.latents.items() if name not in terms.carried}
+    if any(checks.is_point_mass(draw[0].posterior) for draw in own.values()):
         # All draws are one, and tell nothing of the mass elsewhere: a bound, however many.
         one = torch.ones_like(by_global[0])
         return running.log_mean(), one * len(means), one * math.inf, by_global

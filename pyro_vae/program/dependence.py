@@ -1,11 +1,12 @@
 """What depends on what across the border of the data plate: read from the graphs of one draw."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.batch import Batch, arguments, cuda_devices, map_rows
-from pyro_vae.program.handlers import Message, data_frame, sample_sites, validation
+from pyro_vae.program.handlers import Message, data_frame, innermost, sample_sites, validation
 from pyro_vae.program.joint import Joint, trace_of
 from pyro_vae.program.modules import leaves_behind
 
@@ -28,10 +29,19 @@ class Dependence:
         spanning: Sites outside the plate whose density depends on latents inside it.
         of_rows: Observed sites and factors of the model outside the plate that depend on the rows
             of the batch, and on no latent inside.
+        carried: Latents of a datum that are transforms of an auxiliary site of the guide, by name:
+            that site has their density.
+        joined: Auxiliary sites of the guide outside the plate that latents of the data are
+            transforms of: these have one density of all data.
+        unscored: Auxiliary sites of the guide inside the plate that carry no latent: the model has
+            no density for them.
     """
 
     spanning: tuple[str, ...] = ()
     of_rows: tuple[str, ...] = ()
+    carried: Mapping[str, str] = field(default_factory=dict)
+    joined: tuple[str, ...] = ()
+    unscored: tuple[str, ...] = ()
 
     @property
     def found(self) -> tuple[str, ...]:
@@ -50,6 +60,35 @@ class Dependence:
                 f"{verb}: site {name!r} stands outside the plate of the data and depends on their "
                 f"{what}: the data have one joint density, and none each; write it inside the "
                 "plate, a term for each datum, or use elbo"
+            )
+
+    def require_posteriors(self, verb: str) -> None:
+        """Refuse a question about the guide's density of each datum.
+
+        Raises:
+            ProgramError: The guide has one of all data.
+        """
+        for name in self.joined:
+            way_out = "" if verb != "encode" else "; pv.infer(program, x).mean averages draws"
+            raise ProgramError(
+                f"{verb}: site {name!r} of the guide stands outside the plate of the data and "
+                "draws the latents of all of them: they have one joint density, and none each; "
+                "use AutoNormal, or a guide with the plate (elbo, fit and refine take this one)"
+                f"{way_out}"
+            )
+
+    def require_weights(self, verb: str) -> None:
+        """Refuse a question about p(x, z) / q(z | x) of each datum.
+
+        Raises:
+            ProgramError: The guide has no such density, or draws what the model has none for.
+        """
+        self.require_posteriors(verb)
+        for name in self.unscored:
+            raise ProgramError(
+                f"{verb}: site {name!r} is auxiliary in the guide, and the model has no density "
+                "for it: p(x, z) / q(z, a | x) is then no estimate of p(x); use ais or "
+                "fitted_log_likelihood, or draw it in the model too"
             )
 
 
@@ -89,22 +128,36 @@ def _dependence(
         for name, site in sample_sites(trace)
         if _is_term(site, latents=inside and trace is seen[0] and name in drawn)
     ]
-    if not names:
+    auxiliary = {
+        name: data_frame(site) is not None
+        for name, site in sample_sites(seen[1])
+        if site["infer"].get("is_auxiliary") and not site["is_observed"]
+    }
+    if not names and not auxiliary:
         return Dependence()
     try:
         with torch.enable_grad():
             look = _Look(functions, names, args, kwargs)
-            reached = look.reached()
+            reached, behind = look.reached(), look.behind(auxiliary)
     except _NO_GRAPH:
         # A program that leaves torch takes no values with a gradient: their numbers tell.
         args, kwargs = pytree.tree_map_only(Tensor, torch.detach, (args, kwargs))
         look, reached = _Look(functions, names, args, kwargs), {}
+        behind = {point: list(auxiliary) for point in look.points()}
     moved = look.moved()
     inside_values = list(look.inside.values())
     spanning = [n for n in names if n in moved or _any(reached.get(n, ()), inside_values)]
     # A global latent's prior may look at the rows: it is one density of one value all the same.
     of_rows = [n for n in names if n not in drawn and _any(reached.get(n, ()), rows)]
-    return Dependence(tuple(spanning), tuple(n for n in of_rows if n not in spanning))
+    carried = {z: a for z, found in behind.items() for a in found if auxiliary[a]}
+    joined = {a: None for found in behind.values() for a in found if not auxiliary[a]}
+    return Dependence(
+        tuple(spanning),
+        tuple(n for n in of_rows if n not in spanning),
+        carried,
+        tuple(joined),
+        tuple(a for a, local in auxiliary.items() if local and a not in carried.values()),
+    )
 
 
 def dependence_of(joint: Joint) -> Dependence:
@@ -161,6 +214,20 @@ class _Look:
     def reached(self) -> dict[str, list[Tensor]]:
         """Return the leaves that each term depends on."""
         return {name: leaves_behind(_term(self.traces, name)) for name in self.names}
+
+    def points(self) -> dict[str, Any]:
+        """Return the guide's point masses inside the plate."""
+        sites = self.traces[1].nodes
+        points = {name: innermost(sites[name]["fn"]) for name in self.inside if name in sites}
+        return {name: fn for name, fn in points.items() if isinstance(fn, Delta)}
+
+    def behind(self, names: Iterable[str]) -> dict[str, list[str]]:
+        """Return which of some sites each point mass is a transform of."""
+        leaves = {name: [self.values[name]] for name in names}
+        found = {point: leaves_behind(fn.v) for point, fn in self.points().items()}
+        return {
+            z: [a for a, leaf in leaves.items() if _any(all_, leaf)] for z, all_ in found.items()
+        }
 
     def moved(self) -> set[str]:
         """Return the terms that change where the latents inside are drawn anew.

@@ -56,6 +56,7 @@ class Joint:
         replace: Puts values of observed sites into arguments, ``Sites.replace``.
         spanning: Sites outside the plate of the data that depend on latents inside it: particles
             are then drawn one after another.
+        carried: Latents that an auxiliary site of the guide has the density of, with its name.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Joint:
         alone: bool = False,
         replace: Callable[..., Any] | None = None,
         spanning: tuple[str, ...] = (),
+        carried: Mapping[str, str] | None = None,
     ) -> None:
         self.model = OwnScope()(model) if sums_out else model
         self.guide = guide
@@ -87,6 +89,7 @@ class Joint:
         self.alone = alone
         self._replace = replace
         self.spanning = spanning
+        self._carried = dict(carried or {})
 
     @property
     def size(self) -> int:
@@ -425,7 +428,7 @@ class Joint:
         """Read the log densities of a pair of traces of this joint."""
         require_pair(model, guide)
         draw = read(model, guide, self._layout(num_particles), self._size)
-        draw.spanning = self.spanning
+        draw.spanning, draw.carried = self.spanning, self._carried
         return draw
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ class Verb:
         summed: Whether latents that are summed out count among those of a datum.
         sums: Whether it sums over the discrete latents of the guide too, those of few values.
         each: Whether it speaks of each datum alone, by a density of its own.
+        guide: What it needs of the guide for each datum alone: a posterior, or a weight p / q.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Verb:
     summed: bool = False
     sums: bool = False
     each: bool = False
+    guide: Literal["", "posterior", "weight"] = ""
 
     def require(self, sites: Sites) -> None:
         """Refuse a program that lacks what the verb needs.
@@ -63,6 +65,10 @@ class Verb:
         """
         if self.each:
             sites.dependence.require_each(self.name)
+        if self.guide:
+            sites.dependence.require_posteriors(self.name)
+        if self.guide == "weight":
+            sites.dependence.require_weights(self.name)
         if self.prior and sites.priorless:
             raise ProgramError(
                 f"{self.name}: site {sites.priorless[0]!r} has no prior (an autoencoder is no "

@@ -367,6 +367,7 @@ class Program(nn.Module):
             alone=alone,
             replace=sites.replace,
             spanning=sites.dependence.spanning,
+            carried=sites.dependence.carried,
         )
 
     def terms(

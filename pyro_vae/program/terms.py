@@ -77,6 +77,7 @@ class Terms:
             which is among the terms of the global sites.
         spanning: Sites outside the plate that depend on latents inside it: they are among the terms
             of the global sites too.
+        carried: Latents that an auxiliary site of the guide has the density of, with its name.
         drawn: Names of the guide's sites, in the order of drawing.
 
     Discrete latents that the guide leaves out are summed out of the densities of the sites that
@@ -99,6 +100,7 @@ class Terms:
     coupled: tuple[str, ...] = ()
     drawn: tuple[str, ...] = ()
     spanning: tuple[str, ...] = ()
+    carried: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def log_weight(self) -> Tensor:
@@ -157,9 +159,24 @@ class Terms:
 
     @typed
     def kl(self, site: str) -> Tensor:
-        """Monte-Carlo KL of one local latent, ``log q - log p``, ``(S, K, B)``."""
+        """Monte-Carlo KL of one local latent, ``log q - log p``, ``(S, K, B)``.
+
+        The density of a transform of an auxiliary site is that of the site and the Jacobian.
+
+        Raises:
+            ProgramError: No such latent, or one auxiliary site carries several latents.
+        """
         self._require(site)
-        return self.log_q[site] - self.log_p[site]
+        kl, carrier = self.log_q[site] - self.log_p[site], self.carried.get(site)
+        if carrier is None:
+            return kl
+        several = [name for name, other in self.carried.items() if other == carrier]
+        if len(several) > 1:
+            raise ProgramError(
+                f"site {carrier!r} of the guide draws {several} at once: they have one KL, and "
+                "none each; use elbo, or AutoNormal"
+            )
+        return kl + self.log_q[carrier]
 
     @typed
     def unit_kl(self, site: str) -> Tensor:
@@ -172,6 +189,11 @@ class Terms:
             ProgramError: A density of the site does not factorise over units.
         """
         self._require(site)
+        if site in self.carried:
+            raise ProgramError(
+                f"site {site!r}: a transform of {self.carried[site]!r}, which "
+                "has no density per unit of it; ask for the whole site"
+            )
         particles, rows = self.log_q[site].shape[1:]
         return torch.stack([_unit_kl(site, draw, particles, rows) for draw in self.latents[site]])
 
@@ -228,6 +250,7 @@ class Draw:
     coupled: tuple[str, ...] = ()
     drawn: tuple[str, ...] = ()
     spanning: tuple[str, ...] = ()
+    carried: Mapping[str, str] = field(default_factory=dict)
 
 
 def stack(draws: list[Draw]) -> Terms:
@@ -249,6 +272,7 @@ def stack(draws: list[Draw]) -> Terms:
         coupled=first.coupled,
         drawn=first.drawn,
         spanning=first.spanning,
+        carried=first.carried,
     )
 
 

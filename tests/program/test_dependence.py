@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 
 import pyro_vae as pv
 from pyro_vae.errors import ProgramError
@@ -145,3 +146,73 @@ def test_a_guide_that_mixes_particles_is_found_out():
             pyro.sample("b", dist.Normal(3 * torch.softmax(3 * a, 1)[..., 0], 0.5))
 
     assert pv.Program(model, guide).tiled(x)
+
+
+def conjugate(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def exact(kind, x):
+    """An autoguide at the posterior N(x / 2, 1 / 2) of each datum."""
+    guide = kind(conjugate)
+    program = pv.Program(conjugate, guide)
+    pv.elbo(program, x)
+    with torch.no_grad():
+        loc = guide.locs.z if kind is AutoNormal else guide.loc
+        scale = guide.scales.z_unconstrained if kind is AutoNormal else guide.scale_unconstrained
+        loc.copy_(x / 2)
+        scale.fill_(math.log(math.expm1(0.5**0.5)))
+    return program
+
+
+def test_an_autoguide_with_a_site_per_datum_is_no_point_mass():
+    x = torch.linspace(-1, 2, ROWS)
+    program = exact(AutoNormal, x)
+    found = pv.log_likelihood(program, x, samples=50)
+    assert found.ess.tolist() == pytest.approx([50.0] * ROWS, rel=1e-3)
+    assert found.log_prob.tolist() == pytest.approx(
+        dist.Normal(0.0, 2**0.5).log_prob(x).tolist(), rel=1e-4
+    )
+    kl = 0.5 * (0.5 + x.square() / 4 - 1 + math.log(2))
+    # log q - log p has a standard deviation below 0.8: 0.8 / sqrt(5 * 500); false alarms: |z| < 5
+    assert pv.diagnose(program, x, num_particles=500).kl["z"] == pytest.approx(
+        kl.mean().item(), abs=0.08
+    )
+    assert pv.infer(program, x).mean.tolist() == pytest.approx((x / 2).tolist(), abs=1e-6)
+
+
+def test_an_autoguide_with_one_site_of_all_data_has_no_density_of_each():
+    x = torch.linspace(-1, 2, ROWS)
+    program = exact(AutoDiagonalNormal, x)
+    evidence = dist.Normal(0.0, 2**0.5).log_prob(x).mean().item()
+    assert pv.elbo(program, x).mean().item() == pytest.approx(evidence, rel=1e-4)
+    for verb, ask in {
+        "log_likelihood": lambda: pv.log_likelihood(program, x, samples=3),
+        "log_weight": lambda: pv.infer(program, x).log_weight(3),
+        "diagnose": lambda: pv.diagnose(program, x),
+        "gaps": lambda: pv.gaps(program, x),
+        "encode": lambda: pv.encode(program, x),
+    }.items():
+        with pytest.raises(ProgramError, match=rf"{verb}: site '_AutoDiagonal.* of all of them"):
+            ask()
+    # Means of 1 draw differ by 0.7; the mean over 64 draws or more by 0.09: |z| < 5.
+    assert pv.infer(program, x).mean.tolist() == pytest.approx((x / 2).tolist(), abs=0.5)
+
+
+def test_noise_of_the_guide_that_the_model_does_not_score_gives_no_weights():
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", dist.Normal(x, 2.0), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Normal(x / 2 + 0.1 * u, 0.7))
+
+    x = torch.linspace(-1, 2, ROWS)
+    program = pv.Program(conjugate, guide)
+    for verb, ask in {
+        "log_likelihood": lambda: pv.log_likelihood(program, x, samples=3),
+        "log_weight": lambda: pv.infer(program, x).log_weight(3),
+        "gaps": lambda: pv.gaps(program, x),
+    }.items():
+        with pytest.raises(ProgramError, match=rf"{verb}: site 'u' is auxiliary"):
+            ask()

@@ -110,7 +110,7 @@ def analytic_sites(terms: Terms) -> list[str]:
         parents = {*shared, *list(terms.latents)[:index]}
         drawn = set(terms.drawn[: terms.drawn.index(name)])
         alone, pair = draws[0].kl_weight is not None, (draws[0].posterior, draws[0].prior)
-        if parents <= drawn and alone and has_kl(*pair):
+        if parents <= drawn and alone and name not in terms.carried and has_kl(*pair):
             found.append(name)
     return found
 

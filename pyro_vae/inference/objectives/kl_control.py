@@ -73,7 +73,7 @@ class FreeBits(TermsObjective):
             else:
                 bound = bound - torch.maximum(kl, kl.new_zeros(()) + floor).sum()
         for name, log_q in terms.log_q.items():
-            if name not in terms.latents:  # an auxiliary site of the guide
+            if name not in terms.latents and name not in terms.carried.values():  # auxiliary
                 bound = bound - log_q.mean()
         return -with_globals(bound, terms)
 

@@ -111,6 +111,8 @@ class PassPosterior:
         """Return the pairs to ask on some data, and how many draws of each."""
         if not self._held:
             return [(joint, 1) for joint in piece.joints]
+        if piece.sites.dependence.joined:
+            return [(piece.joint, 1)] * n  # K particles share one value of such a site
         return [(piece.joint, k) for k in runs(n, piece.joint, piece.batch, _ROWS_PER_PASS)]
 
     def _answer(self, n: int, draw: Callable[..., dict[str, Tensor]]) -> Values:
@@ -203,12 +205,21 @@ class Amortised(PassPosterior):
         trace = joint.guide_trace(n)
         sites = dict(sample_sites(trace))
         return {
-            name: of_datum(sites[name], _mean(name, sites[name]["fn"]), len(piece), n)
+            name: of_datum(sites[name], self._mean(name, sites, piece), len(piece), n)
             for name in latent_names(trace)
         }
 
+    @staticmethod
+    def _mean(name: str, sites: dict[str, Any], piece: Pass) -> Tensor:
+        """Return a latent's mean; that of the auxiliary site where it is the latent itself."""
+        carrier = piece.sites.dependence.carried.get(name)
+        if carrier is not None and torch.equal(sites[carrier]["value"], sites[name]["value"]):
+            name = carrier
+        return _mean(name, sites[name]["fn"])
+
     def _weigh(self, joint: Joint, piece: Pass, n: int) -> Tensor:
         piece.sites.dependence.require_each("log_weight")
+        piece.sites.dependence.require_weights("log_weight")
         return joint.densities().terms(1, n).log_weight[0]
 
     def _score(self, piece: Pass, values: dict[str, Tensor]) -> Tensor:

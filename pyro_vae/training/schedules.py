@@ -91,11 +91,11 @@ def cyclical(
     return value
 
 
-@typed
 def _ends(start: float, end: float) -> tuple[float, float]:
     return number("start", start, "(-inf, inf)"), number("end", end, "(-inf, inf)")
 
 
+@typed
 def as_schedule(name: str, value: float | Schedule) -> Schedule:
     """Return a schedule for a number or a callable, whose values are checked as they are asked for.
 

@@ -358,7 +358,10 @@ class Joint:
         """
         with self._taking(num_particles) as (args, kwargs):
             guide = self._sample(args, kwargs)
-            return self._score_model(guide, args, kwargs), prune_subsample_sites(guide)
+            model = self._score_model(guide, args, kwargs)
+            if self._replace is not None and not self._sums_out:
+                _require_all_given(model, guide)
+            return model, prune_subsample_sites(guide)
 
     def sampled_traces(self) -> tuple[Trace, Trace]:
         """Return the same of one particle, latents that the guide leaves out drawn as well."""
@@ -399,10 +402,7 @@ class Joint:
             trace = summing.trace(model, args, kwargs)
         else:
             trace = poutine.trace(model).get_trace(*args, **kwargs)
-        trace = prune_subsample_sites(trace)
-        if self._replace is not None and not self._sums_out:
-            _require_all_given(trace, values)
-        return trace
+        return prune_subsample_sites(trace)
 
     def _read_at(self, values: Trace, num_particles: int) -> Draw:
         """Score model and guide at the values of a trace."""

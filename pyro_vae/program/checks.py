@@ -1,6 +1,7 @@
 """What a pair of traces must satisfy, said in errors that name the site, the value and the fix."""
 
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ def check_pair(model: Trace, guide: Trace) -> None:
             )
 
 
-def require_pair(model: Trace, guide: Trace) -> None:
+def require_pair(model: Trace, guide: Trace, held: Collection[str] = ()) -> None:
     """Require in each pass that the guide draws what it drew when the pair was read.
 
     A latent of the model that nothing else draws would come from the prior, and none would say so.
@@ -89,7 +90,7 @@ def require_pair(model: Trace, guide: Trace) -> None:
                 "what decides on a site be an argument of both"
             )
     for name, site in sample_sites(guide):
-        known = site["infer"].get("is_auxiliary") or site_is_subsample(site)
+        known = site["infer"].get("is_auxiliary") or site_is_subsample(site) or name in held
         if name not in model.nodes and not known:
             raise ProgramError(
                 f"site {name!r}: the model has stopped sampling it, and the guide has not; let "

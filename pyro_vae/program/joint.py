@@ -90,6 +90,7 @@ class Joint:
         self._replace = replace
         self.spanning = spanning
         self._carried = dict(carried or {})
+        self._held: frozenset[str] = frozenset()  # whose notes (auxiliary) a replay has taken off
 
     @property
     def size(self) -> int:
@@ -286,9 +287,11 @@ class Joint:
     def fixing(self, values: Mapping[str, Tensor]) -> "Joint":
         """Return the pair with some latents held at given values."""
         fixed = trace_of(values)
-        return self._with(
+        other = self._with(
             poutine.replay(self.model, trace=fixed), poutine.replay(self.guide, trace=fixed)
         )
+        other._held = self._held | set(values)
+        return other
 
     def densities(self) -> "Joint":
         r"""Return the pair as the two probability densities that it is, whatever its loss.
@@ -426,7 +429,7 @@ class Joint:
 
     def scored(self, model: Trace, guide: Trace, num_particles: int) -> Draw:
         """Read the log densities of a pair of traces of this joint."""
-        require_pair(model, guide)
+        require_pair(model, guide, self._held)
         draw = read(model, guide, self._layout(num_particles), self._size)
         draw.spanning, draw.carried = self.spanning, self._carried
         return draw

@@ -6,6 +6,7 @@ import random
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -65,7 +66,7 @@ def train(subject: Subject, mode: Any) -> Trained:
                     device="cpu",
                     **{"batch_size": subject.batch_size, **options},
                 )
-                found.compiled = run.compiled
+                found.compiled = run.compiled.replace(f"{Path.cwd()}/", "")  # no path of a machine
             except Exception as error:
                 found.compiled = f"{type(error).__name__}: {error}"
             found.state = {

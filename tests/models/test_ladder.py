@@ -314,7 +314,7 @@ def test_other_data(kind):
         (lambda: HierarchicalVAE(6, (), ()), r"latent_dims=\(\) is empty"),
         (lambda: LadderVAE(6, (3, 2), (8, 8), depth=0), "depth: got 0, expected an integer"),
         (lambda: TopDownVAE(6, (3, 2), hidden=0), "hidden: got 0, expected an integer"),
-        (lambda: LadderVAE(6, 3, (8,)), "latent_dims=3; expected a sequence"),
+        (lambda: LadderVAE(6, 3, (8,)), "latent_dims: got 3, expected a sequence"),
         (lambda: TopDownVAE(6, (3,), 8, activation="sine"), "activation='sine' is unknown"),
     ],
 )

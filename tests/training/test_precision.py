@@ -255,7 +255,7 @@ def test_by_default_the_program_keeps_its_type():
 
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16", 16, "float32"])
 def test_unknown_precisions(precision):
-    with pytest.raises(ConfigError, match=r"precision: got .*expected None"):
+    with pytest.raises(ConfigError, match=r"precision: got .*expected one of .* or None"):
         pv.fit(CASES["vae"].build(), CASES["vae"].data(20), precision=precision)
 
 

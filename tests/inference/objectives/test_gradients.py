@@ -630,7 +630,7 @@ def test_free_bits_name_what_they_cannot_do():
         pv.FreeBits(0.1).loss(model, guide, X[None])
     with pytest.raises(ConfigError, match="got -1"):
         pv.FreeBits(-1.0)
-    with pytest.raises(ConfigError, match="expected 'unit', 'site' or groups"):
+    with pytest.raises(ConfigError, match="got 'layer', expected one of unit, site"):
         pv.FreeBits(1.0, per="layer")
 
 

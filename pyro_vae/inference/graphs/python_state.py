@@ -4,6 +4,7 @@ import functools
 import inspect
 import io
 import itertools
+import operator
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Set
@@ -374,10 +375,11 @@ class _Reader:
     def note_iterator(self, place: str, value: Any) -> None:
         """Note an iterator: a run that is not the user's would move it on, and none can move back.
 
-        Files are no more than written to.
+        Files are no more than written to, and one at its end (of networks that are made, say) stays
+        there.
         """
         known = isinstance(value, io.IOBase | type) or _is_library(type(value))
-        if hasattr(value, "__next__") and not known:
+        if hasattr(value, "__next__") and not known and operator.length_hint(value, 1):
             self.iterators.append(place)
 
 

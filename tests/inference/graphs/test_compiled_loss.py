@@ -213,7 +213,7 @@ def test_fit_is_bit_identical_to_the_eager_run(objective):
 
 def test_an_unknown_mode():
     program = Program.of(pv.models.VAE(6, 2, hidden=(8,)))
-    with pytest.raises(ConfigError, match="compile: got 'fast'"):
+    with pytest.raises(ConfigError, match="mode: got 'fast'"):
         CompiledLoss(pv.ELBO().per_datum, program, mode="fast")
 
 

@@ -217,7 +217,7 @@ def redraw(program: Program, joint: LogJoint, u: Tensor) -> Tensor:
             name, name=name, type="sample", value=value[0], is_observed=False, infer={}
         )
     model = poutine.uncondition(poutine.replay(program.functions[0], trace=latents))
-    return poutine.trace(model).get_trace(program.example(len(u[0]))).nodes["x"]["value"]
+    return poutine.trace(model).get_trace(program.examples.example(len(u[0]))).nodes["x"]["value"]
 
 
 def functions(x: Tensor, u: Tensor) -> Tensor:

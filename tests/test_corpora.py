@@ -1,11 +1,17 @@
 """Corpora from files of sparse counts."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 import pyro_vae as pv
+from pyro_vae.data.corpora import CORPORA
 from pyro_vae.errors import DataError
+
+REAL = Path(os.environ.get("PYRO_VAE_DATA", "nowhere"))
 
 
 def sparse(rows):
@@ -67,6 +73,10 @@ def test_a_corpus_has_no_binarisation_and_no_download(tmp_path):
 
 
 @pytest.mark.data
+@pytest.mark.skipif(
+    not all((REAL / f"{stem}.npz").is_file() for stem, *_ in CORPORA.values()),
+    reason="$PYRO_VAE_DATA has no 20news_2000.npz or 20news_etm.npz",
+)
 def test_the_real_corpora():
     news = pv.data.load("20news")
     assert len(news.train) + len(news.valid) == 11_268 and len(news.test) == 7505

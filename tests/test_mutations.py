@@ -21,7 +21,7 @@ from oracles import PPCA, ExactPPCA
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.evaluation import generation
+from pyro_vae.evaluation import generation, simulation
 from pyro_vae.inference.objectives import elbo as objectives
 from pyro_vae.inference.objectives import importance_weighted as importance
 from pyro_vae.inference.objectives import pathwise
@@ -256,9 +256,9 @@ def draws_come_from_the_prior() -> bool:
 # -- mutants: (check, owner, function, old, new), a list where a bug sits in two places -----------
 
 POSTERIOR_FOR_PRIOR = (
-    "observed(piece, piece.joint.model,",
-    "observed(piece, poutine.replay(piece.joint.model, trace=poutine.trace(piece.joint.guide)"
-    ".get_trace(*piece.joint.args, **piece.joint.kwargs)),",
+    "draw(joint.model)",
+    "draw(poutine.replay(joint.model, trace=poutine.trace(joint.guide)"
+    ".get_trace(*joint.args, **joint.kwargs)))",
 )
 LATE_WEIGHT = (
     "position, accept = state.position, accept + info.accept_prob",
@@ -390,8 +390,8 @@ MUTANTS: dict[str, tuple[Callable[[], bool], Any, str, str, str]] = {
     ),
     "posterior in place of the prior": (
         draws_come_from_the_prior,
-        generation,
-        "generate",
+        simulation,
+        "_run",
         *POSTERIOR_FOR_PRIOR,
     ),
 }

@@ -182,11 +182,14 @@ def error(action: Callable[[], Any]) -> str:
 
 
 def diverged(rank: int) -> dict[str, Any]:
-    """Poison the rows of one process in the third step, and say what came of it."""
+    """Poison the rows of one process in the second epoch, and say what came of it.
+
+    In the first each batch is looked at before it trains.
+    """
     program, steps = Known(), iter(range(99))
 
     def poison(batch: Any) -> Any:
-        bad = next(steps) == 3 and rank == 1  # step 0 is the look before the run
+        bad = next(steps) == 10 and rank == 1  # one look before the run, eight steps an epoch
         return tuple(leaf * float("inf") if bad else leaf for leaf in batch)
 
     found = error(lambda: fit(program, data(64), transform=poison))

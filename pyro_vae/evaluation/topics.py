@@ -4,7 +4,7 @@ Shapes: N documents, V words, K topics, T top words.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -90,7 +90,7 @@ def topics(
     program: Any,
     reference: Tensor,
     *,
-    vocabulary: Sequence[str] | None = None,
+    vocabulary: Iterable[str] | None = None,
     num_words: int = 10,
 ) -> Topics:
     r"""Return the top words of each topic, their coherence and their diversity.
@@ -132,10 +132,10 @@ def topics(
             f"reference: got shape {tuple(reference.shape)}, expected counts (N, {words}) of the "
             "model's words"
         )
-    if vocabulary is not None and len(vocabulary) != words:
-        raise DataError(f"vocabulary: got {len(vocabulary)} words, expected {words}")
+    names = [str(v) for v in (range(words) if vocabulary is None else vocabulary)]
+    if len(names) != words:
+        raise DataError(f"vocabulary: got {len(names)} words, expected {words}")
     top = beta.topk(min(num_words, words), dim=1).indices
-    names = [str(v) for v in (vocabulary if vocabulary is not None else range(words))]
     present = (reference > 0).to(beta.device)
     return Topics(
         words=[[names[i] for i in row] for row in top.tolist()],

@@ -13,7 +13,7 @@ demo: $(VENV)/.base
 	$(BIN)/pyro-vae demo
 
 test: lint
-	$(BIN)/python -m pytest -n $(WORKERS) --doctest-modules pyro_vae tests
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --doctest-modules pyro_vae tests
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

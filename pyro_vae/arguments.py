@@ -80,18 +80,6 @@ def is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and bool(value == value)
 
 
-def choice(name: str, value: Any, options: Iterable[str]) -> str:
-    """Return one of some words.
-
-    Raises:
-        ConfigError: Anything else.
-    """
-    words = list(options)
-    if not isinstance(value, str) or value not in words:
-        raise ConfigError(f"{name}: got {shown(value)}, expected one of {', '.join(words)}")
-    return value
-
-
 def rows(name: str, value: Any) -> Any:
     """Return what may be data, to be looked at once their program is known.
 
@@ -210,6 +198,8 @@ def _kind(annotation: Any) -> _Kind | None:
 def _union(members: tuple[Any, ...]) -> _Kind | None:
     numbers = {int, float} & set(members)
     others = [m for m in members if m not in (int, float, type(None))]
+    if bool in others:  # which says True and False itself
+        others = [_without_bools(m) if get_origin(m) is Literal else m for m in others]
     kinds = [_kind(member) for member in others]
     if not others or None in kinds:
         return None
@@ -218,6 +208,10 @@ def _union(members: tuple[Any, ...]) -> _Kind | None:
     found += [_Kind("None", lambda value: value is None)] if type(None) in members else []
     words = dict.fromkeys(kind.words for kind in found)
     return _Kind(" or ".join(words), lambda value: any(kind.fits(value) for kind in found))
+
+
+def _without_bools(literal: Any) -> Any:
+    return Literal[tuple(option for option in get_args(literal) if not isinstance(option, bool))]
 
 
 def _literal(options: tuple[Any, ...]) -> _Kind:

@@ -22,7 +22,15 @@ from pyro_vae.nn import MLP, BatchNorm, sizes
 
 
 @typed
-class TopicModel(OneLatent):
+class Documents(ZooProgram):
+    """A program over counts of words."""
+
+    def example(self, n: int = 2) -> Tensor:
+        """Return n documents that have each word once, shape (n | V)."""
+        return super().example(n) + 1
+
+
+class TopicModel(Documents, OneLatent):
     r"""What topic models share: a Gaussian code, a bag of words, an encoder of counts.
 
     .. math:: z \sim N(\mu, \mathrm{diag}\,\sigma^2), \quad
@@ -60,10 +68,6 @@ class TopicModel(OneLatent):
     def prior(self) -> TorchDistributionMixin:
         """Return p(z), event (K,)."""
         return dist.Normal(self.prior_loc, self.prior_scale).to_event(1)
-
-    def example(self, n: int = 2) -> Tensor:
-        """Return n documents that have each word once, shape (n | V)."""
-        return super().example(n) + 1
 
     def model(self, x: Tensor) -> Tensor:
         """Draw a code and observe the counts of words x, shape (B | V)."""
@@ -274,7 +278,7 @@ class ETM(TopicModel):
 
 
 @typed
-class LDA(ZooProgram):
+class LDA(Documents):
     r"""Latent Dirichlet allocation: Dirichlet topics, Dirichlet shares, the words summed out.
 
     .. math:: \beta_k \sim \mathrm{Dir}(\eta), \quad z \sim \mathrm{Dir}(\alpha), \quad
@@ -323,10 +327,6 @@ class LDA(ZooProgram):
         self.net = MLP(words, num_topics, sizes("hidden", hidden), activation=activation)
         # Apart from the start, so that no two topics learn alike.
         self.log_topics = nn.Parameter(0.5 * torch.randn(num_topics, words))
-
-    def example(self, n: int = 2) -> Tensor:
-        """Return n documents that have each word once, shape (n | V)."""
-        return super().example(n) + 1
 
     def encoder(self, x: Tensor) -> TorchDistributionMixin:
         """Return q(z | x) of counts x, (*, V), event (K,)."""

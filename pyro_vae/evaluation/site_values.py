@@ -10,13 +10,12 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
+from pyro_vae.inference.posterior.datum_posterior import Values
 from pyro_vae.program.checks import is_discrete
 from pyro_vae.program.handlers import DrawnData, data_frame, sample_sites
 from pyro_vae.program.passes import Pass
 from pyro_vae.program.plates import of_datum
 from pyro_vae.program.roles import observed_names
-
-Values = Tensor | dict[str, Tensor]  # one site: its tensor; several: by name
 
 
 class AtMeans(Messenger):

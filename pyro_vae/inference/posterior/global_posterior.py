@@ -17,7 +17,7 @@ from torch.distributions import Transform
 from pyro_vae.arguments import positive
 from pyro_vae.errors import ProgramError
 from pyro_vae.inference.graphs.density_graphs import DensityGraphs
-from pyro_vae.inference.sampling.diagnostics import rhat_and_ess
+from pyro_vae.inference.sampling.diagnostics import RHAT_LIMIT, rhat_and_ess
 from pyro_vae.inference.sampling.hmc import LogDensity, log_prob_and_grad
 from pyro_vae.program import checks
 from pyro_vae.program.batch import Batch, num_rows
@@ -25,8 +25,6 @@ from pyro_vae.program.handlers import sample_sites
 from pyro_vae.program.log_joint import Wrapped, transform_of
 from pyro_vae.program.passes import Passes
 from pyro_vae.program.program import Program
-
-RHAT_LIMIT = 1.05  # above it chains are not called mixed
 
 
 @dataclass(frozen=True)

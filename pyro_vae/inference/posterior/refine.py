@@ -14,20 +14,20 @@ from pyro_vae.arguments import integer, number, positive, typed
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.graphs.compiled_loss import Mode
 from pyro_vae.inference.graphs.density_graphs import DensityGraphs
+from pyro_vae.inference.posterior.datum_posterior import Values
 from pyro_vae.inference.posterior.global_posterior import (
     GlobalDensity,
     RefinedGlobals,
     summarise,
 )
 from pyro_vae.inference.sampling.adaptation import start_variance, warm_up
-from pyro_vae.inference.sampling.diagnostics import rhat_and_ess
+from pyro_vae.inference.sampling.diagnostics import RHAT_LIMIT, rhat_and_ess
 from pyro_vae.inference.sampling.hmc import LogDensity, hmc_init, hmc_step
 from pyro_vae.program.batch import Batch
 from pyro_vae.program.log_joint import LogJoint
 from pyro_vae.program.passes import Passes, Verb
 from pyro_vae.program.program import Program
 
-RHAT_LIMIT = 1.05  # above it a datum's chains are not called mixed
 DIVERGENT_LIMIT = 0.01  # share of a datum's transitions above which it is named
 _NAMED_ROWS = 10  # in a warning
 _REFINE = Verb(
@@ -38,7 +38,6 @@ _REFINE = Verb(
     sums=True,
     each=True,
 )
-Values = Tensor | dict[str, Tensor]
 
 
 @typed

@@ -9,6 +9,8 @@ import math
 import torch
 from torch import Tensor
 
+RHAT_LIMIT = 1.05  # above it chains are not called mixed
+
 
 def split_rhat(draws: Tensor) -> Tensor:
     r"""Return the rank-normalised split R-hat of each quantity, the larger of bulk and folded.

@@ -180,10 +180,13 @@ def batch_sizes(rows: int, size: int) -> list[int]:
 
 
 def with_last_joined(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield batches; a last one of one row is joined to the one before, where the two fit."""
+    """Yield batches; a last one of one row is joined to the one before, where the two fit.
+
+    Those that are held back are copies: a loader may fill one buffer again and again.
+    """
     held: list[Batch] = []
     for batch in batches:
-        held.append(batch)
+        held.append(map_batch(torch.clone, batch))
         if len(held) > 2:
             yield held.pop(0)
     if len(held) == 2 and num_rows(held[1]) == 1 < num_rows(held[0]):

@@ -320,3 +320,23 @@ def test_batches_keep_channels_last():
     feed = TensorFeed(images, 3, torch.device("cpu"))
     for batch in feed.epoch(0):
         assert batch.is_contiguous(memory_format=torch.channels_last)
+
+
+class OneBuffer(IterableDataset):
+    """Batches that are written into the same memory, one after the other."""
+
+    def __len__(self):
+        return 12
+
+    def __iter__(self):
+        buffer = torch.empty(4, 6)
+        for number in range(3):
+            yield buffer.fill_(number)
+
+
+def test_a_loader_that_fills_one_buffer_is_read_in_time():
+    feed = make_feed(
+        pv.Program.of(pv.models.VAE(6, 2)), DataLoader(OneBuffer(), batch_size=None), 4
+    )
+    for _ in range(2):
+        assert [batch[0, 0].item() for batch in feed.epoch(0)] == [0.0, 1.0, 2.0]

@@ -126,6 +126,7 @@ def log_likelihood(
     With no local latent (a Bayesian regression) this is the mean over the S draws of the globals,
     with no latent at all (maximum likelihood) log p(x) itself. All data see the same S draws.
 
+    Values that the model masks have no density: that of the guide is left out for them too.
     Under a guide that is a point mass (a VQ-VAE) this is the ELBO, whatever K: such an estimate has
     an effective sample size of 1. Memory is bounded whatever N and K: particles are
     drawn in chunks and folded into running sums.

@@ -25,6 +25,7 @@ from pyro_vae.program.handlers import (
     is_data,
     sample_sites,
 )
+from pyro_vae.program.masks import require_unmasked
 from pyro_vae.program.observed import replaced_by_name
 from pyro_vae.program.plates import by_plates, data_dim
 from pyro_vae.program.site_densities import Layout
@@ -430,6 +431,9 @@ class Joint:
     def scored(self, model: Trace, guide: Trace, num_particles: int) -> Draw:
         """Read the log densities of a pair of traces of this joint."""
         require_pair(model, guide, self._held)
+        for name, carrier in self._carried.items():
+            if model.nodes[name].get("unweighted"):
+                require_unmasked(name, carrier, model.nodes[name])
         draw = read(model, guide, self._layout(num_particles), self._size)
         draw.spanning, draw.carried = self.spanning, self._carried
         return draw

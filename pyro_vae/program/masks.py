@@ -3,7 +3,12 @@
 from typing import Any
 
 import torch
+from pyro.distributions import Delta
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
+
+from pyro_vae.errors import ProgramError
+from pyro_vae.program.handlers import innermost
 
 
 def kept_units(fn: Any, mask: Any, device: torch.device) -> Tensor | None:
@@ -21,6 +26,64 @@ def kept_units(fn: Any, mask: Any, device: torch.device) -> Tensor | None:
     for each in masks:
         kept = kept & each
     return kept
+
+
+def density_of_kept(name: str, log_prob: Tensor, drawn: Any, scored: Any) -> Tensor:
+    """Return the guide's log density of what the model has a density for: a weight needs no more.
+
+    A value that the model's mask takes out (a step beyond the end of a sequence) has no density
+    there, and a guide that scores it all the same would count it in ``log p - log q``.
+
+    Arguments:
+        name: Of the latent.
+        log_prob: Its log density under the guide.
+        drawn: Its site in the guide.
+        scored: Its site in the model.
+
+    Raises:
+        ProgramError: The guide masks what the model scores, or draws at once, from a density that
+            does not factorise, values of which the model scores some.
+    """
+    value, guide, model = drawn["value"], drawn["fn"], scored["fn"]
+    kept = kept_units(model, scored["mask"], value.device)
+    own = kept_units(guide, drawn["mask"], value.device)
+    if own is not None and bool((~own if kept is None else kept & ~own).any()):
+        raise ProgramError(
+            f"site {name!r}: masked in the guide and not in the model, whose density counts values "
+            "that the guide's does not; put the same mask around both (.mask(m), poutine.mask)"
+        )
+    if kept is None or (own is not None and not bool((own & ~kept).any())):
+        return log_prob
+    if isinstance(innermost(guide), Delta):  # of a point mass, or of one that another site has
+        return log_prob
+    event = tuple(range(-len(guide.event_shape), 0))
+    some = kept.any(event) if event else kept
+    over_event = (..., *(None,) * len(event))
+    if bool((kept == some[over_event]).all()):
+        return scale_and_mask(guide.log_prob(value), 1.0, some)
+    base = getattr(guide, "base_dist", None)
+    if not hasattr(guide, "reinterpreted_batch_ndims") or base is None or base.event_shape:
+        raise ProgramError(
+            f"site {name!r}: the model's mask takes out a part of what {type(guide).__name__} in "
+            "the guide draws at once: the density of the rest is not known; use a factorised "
+            "distribution (.to_event), or fitted_log_likelihood"
+        )
+    return scale_and_mask(base.log_prob(value), 1.0, kept).sum(event)
+
+
+def require_unmasked(name: str, carrier: str, scored: Any) -> None:
+    """Refuse a mask around a latent whose density an auxiliary site of the guide has.
+
+    Raises:
+        ProgramError: The auxiliary site scores what the model's mask takes out.
+    """
+    kept = kept_units(scored["fn"], scored["mask"], scored["value"].device)
+    if kept is not None and not bool(kept.all()):
+        raise ProgramError(
+            f"site {name!r}: masked in the model and not in the guide, whose site {carrier!r} "
+            "counts values that have no density; use ais, fitted_log_likelihood, or a guide with "
+            "the same mask around its site (.mask(m), poutine.mask)"
+        )
 
 
 def _masks(fn: Any, outer: Any) -> list[Any]:

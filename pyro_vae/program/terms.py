@@ -13,6 +13,7 @@ from pyro_vae.arguments import typed
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.enumeration import Group, MixedPrior, groups_of
 from pyro_vae.program.handlers import Message, data_frame, sample_sites
+from pyro_vae.program.masks import density_of_kept
 from pyro_vae.program.plates import by_datum, data_dim, inner_plates
 from pyro_vae.program.site_densities import (
     Layout,
@@ -300,7 +301,7 @@ def read(model: Trace, guide: Trace, layout: Layout, size: int | None = None) ->
     for name in [name for name in draw.latents if name not in draw.log_p]:
         del draw.latents[name]  # its density is in a sum over all data
     for name, site in sample_sites(guide):
-        _read_guide_site(draw, name, site, layout)
+        _read_guide_site(draw, name, site, layout, model.nodes.get(name))
     return draw
 
 
@@ -401,7 +402,9 @@ def _is_factor(name: str, site: Message) -> bool:
     return False
 
 
-def _read_guide_site(draw: Draw, name: str, site: Message, layout: Layout) -> None:
+def _read_guide_site(
+    draw: Draw, name: str, site: Message, layout: Layout, twin: Message | None
+) -> None:
     if site["infer"].get("_deterministic"):
         return
     draw.drawn += (name,)
@@ -414,7 +417,10 @@ def _read_guide_site(draw: Draw, name: str, site: Message, layout: Layout) -> No
 
     densities = draw.global_log_q if frame is None else draw.log_q
     terms = draw.factors if factor else densities
-    terms[name] = summed(parts.log_prob, handler_scale(site))
+    density = parts.log_prob
+    if site.get("unweighted") and twin is not None and not factor:
+        density = density_of_kept(name, density, site, twin)
+    terms[name] = summed(density, handler_scale(site))
     if is_identically_zero(parts.entropy_term) and not factor:
         draw.no_path += (name,)
     if not is_identically_zero(parts.score_function):

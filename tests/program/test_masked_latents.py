@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer.autoguide import AutoNormal
 
 import pyro_vae as pv
 from pyro_vae.inference.graphs.density_graphs import DensityGraphs
@@ -174,3 +175,41 @@ def test_a_guide_that_scores_masked_values_is_refused_where_its_density_counts(m
     torch.manual_seed(0)
     found = pv.ais(program, BATCH, pv.AIS(**settings))
     assert ((found.log_prob - EXACT).abs() < 5 * found.noise + 1e-9).all()
+
+
+@models
+def test_weights_leave_out_what_the_guide_scores_and_the_model_masks(model):
+    """A guide at the exact posterior has equal weights, whatever it draws beyond the end."""
+
+    def guide(x, m):
+        name, kind = ("y", dist.LogNormal) if model is positive else ("z", dist.Normal)
+        loc = torch.where(m, mean_of(x), 5.0)
+        scale = torch.where(m, SD, torch.full_like(x, 0.1))
+        if model is plated:
+            with pyro.plate("data", len(x), dim=-2), pyro.plate("steps", 4, dim=-1):
+                pyro.sample(name, kind(loc, scale))
+            return
+        with pyro.plate("data", len(x)):
+            pyro.sample(name, kind(loc, scale).to_event(1))
+
+    found = pv.log_likelihood(pv.Program(model, guide), BATCH, samples=3)
+    torch.testing.assert_close(found.log_prob, EXACT, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.ess, torch.full_like(EXACT, 3.0))
+
+
+@pytest.mark.parametrize("kind", ["joint", "own mask", "AutoNormal"])
+def test_weights_that_cannot_leave_it_out_are_refused(kind):
+    """A density of all steps at once, a mask of the guide alone, one that another site has."""
+
+    def guide(x, m):
+        with pyro.plate("data", len(x)):
+            if kind == "joint":
+                eye = torch.eye(4, dtype=x.dtype)
+                pyro.sample("z", dist.MultivariateNormal(mean_of(x), eye))
+            else:
+                pyro.sample("z", dist.Normal(mean_of(x), SD).mask(m & (x > 0)).to_event(1))
+
+    guide = AutoNormal(inside) if kind == "AutoNormal" else guide
+    message = {"joint": "a part of what MultivariateNormal", "own mask": "masked in the guide and"}
+    with pytest.raises(pv.errors.ProgramError, match="'z': .*" + message.get(kind, "'z_unconst")):
+        pv.log_likelihood(pv.Program(inside, guide), BATCH, samples=3)

@@ -43,6 +43,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # Quotes inside a JSON string are escaped: outside the metadata's own entry this cannot occur.
 _SEAL = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 _BLANK = b"0" * 64
+_METADATA = b'{"__metadata__":'
 
 
 def bundle_path(folder: str | os.PathLike[str], name: str) -> Path:
@@ -209,7 +210,7 @@ def _with_metadata(plain: memoryview, metadata: dict[str, str]) -> bytes:
     tensors = bytes(plain[8 : 8 + length]).strip()[1:]  # less the opening brace
     entries = json.dumps({**metadata, "sha256": _BLANK.decode()}, separators=(",", ":"))
     comma = b"" if tensors == b"}" else b","
-    header = b'{"__metadata__":' + entries.encode() + comma + tensors
+    header = _METADATA + entries.encode() + comma + tensors
     header += b" " * (-len(header) % 8)  # the tensors stay aligned
     return b"".join((struct.pack("<Q", len(header)), header, plain[8 + length :]))
 
@@ -219,8 +220,8 @@ def _read_meta(path: Path, data: bytes) -> dict[str, Any]:
     length = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 0
     if not 0 < length <= min(len(data) - 8, MAX_HEADER_BYTES):
         raise _damaged(path, f"not a safetensors file, or truncated ({len(data)} bytes)")
-    header = _parse(path, data[8 : 8 + length]).get("__metadata__")
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
+    header = _metadata(path, data[8 : 8 + length])
+    if header.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a file of this library (no 'format': {FORMAT!r})")
     version = header.get("version")
     if version != str(VERSION):
@@ -236,17 +237,31 @@ def _read_meta(path: Path, data: bytes) -> dict[str, Any]:
         hashed.update(piece)
     if hashed.hexdigest().encode() != seal[1]:
         raise _damaged(path, "SHA-256 mismatch, the file was changed or cut off")
-    meta = _parse(path, str(header.get("meta")).encode())
+    meta = _parse(path, str(header.get("meta")))
     if _depth(meta) > MAX_DEPTH:
         raise _damaged(path, f"its JSON is nested deeper than {MAX_DEPTH}")
     return meta
 
 
-def _parse(path: Path, text: bytes) -> dict[str, Any]:
+def _metadata(path: Path, header: bytes) -> dict[str, Any]:
+    """Return the first entry of a header; a stranger's can have a million more, which cost memory.
+
+    Whoever writes such a file with its metadata elsewhere breaks the hash, and is not read.
+    """
+    if not header.startswith(_METADATA):
+        return {}
     try:
-        found = json.loads(
-            text.decode(), object_pairs_hook=_no_duplicates, parse_constant=_no_constant
-        )
+        found, _ = json.JSONDecoder(
+            object_pairs_hook=_no_duplicates, parse_constant=_no_constant
+        ).raw_decode(header[len(_METADATA) :].decode().lstrip())
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"not valid JSON ({_first_line(error)})") from None
+    return found if isinstance(found, dict) else {}
+
+
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"not valid JSON ({_first_line(error)})") from None
     if not isinstance(found, dict):

@@ -49,6 +49,7 @@ class Progress:
             all(_is_count(found.get(name)) for name in ("epoch", "steps", "best_epoch"))
             and (best is None or _is_number(best))
             and isinstance(history, list)
+            and len(history) <= found["epoch"]  # a row for each
             and all(isinstance(row, dict) and all(map(_is_number, row.values())) for row in history)
             and isinstance(settings, dict)
         )

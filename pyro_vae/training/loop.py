@@ -120,10 +120,7 @@ class Loop:
         with held, modes_kept(self.wrapped, self.objective):
             self._resume()  # first: a checkpoint that does not fit must leave the folder as it is
             self._start_together()
-            self._train()
-            if self.best is None:
-                self.best_epoch = self.epoch
-            error = self._leave_behind()
+            error = self._train_and_leave()
             if error is not None:
                 raise error
         self.world.wait()  # what is in the folder is there for all
@@ -142,13 +139,16 @@ class Loop:
         }
         self.world.start(state_modules(self.wrapped, self.objective), facts)
 
-    def _train(self) -> None:
-        total, shown = self.epochs * len(self.feed), self.progress and self.world.main
-        bar = tqdm(total=total, initial=self.steps, disable=not shown, unit="step")
-        self._keep()
+    def _train_and_leave(self) -> Exception | None:
+        """Train, and leave the run behind however it ends; return the error of a last write.
+
+        An interrupt that comes in the midst of the last writes begins them anew, once.
+        """
         try:
-            while self.epoch < self.epochs and not (self.stopped or self._out_of_patience()):
-                self._epoch(bar)
+            self._train()
+            if self.best is None:
+                self.best_epoch = self.epoch
+            return self._leave_behind()
         except BaseException as error:
             failed = self._leave_behind()
             if failed is not None:  # must not hide what ended the run
@@ -156,8 +156,13 @@ class Loop:
             elif isinstance(error, TrainingDiverged):
                 error.args = (f"{error}{self._remedy()}",)
             raise
-        finally:
-            bar.close()
+
+    def _train(self) -> None:
+        total, shown = self.epochs * len(self.feed), self.progress and self.world.main
+        self._keep()
+        with tqdm(total=total, initial=self.steps, disable=not shown, unit="step") as bar:
+            while self.epoch < self.epochs and not (self.stopped or self._out_of_patience()):
+                self._epoch(bar)
 
     def _epoch(self, bar: Any) -> None:
         start = time.perf_counter()

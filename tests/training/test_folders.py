@@ -217,6 +217,29 @@ def test_an_interrupt_in_the_last_write_leaves_the_best_weights(tmp_path, monkey
     assert same(weights(pv.load(tmp_path)), watch.seen[watch.best])
 
 
+@pytest.mark.parametrize("place", [loop, checkpoint])
+def test_an_interrupted_last_write_is_made_anew(tmp_path, monkeypatch, place):
+    """Else the folder keeps the program of the run that this one goes on with."""
+    name = "save" if place is loop else "write_bundle"
+    write = getattr(place, name)
+    pv.fit(build(), X, out=tmp_path, **{**FAST, "epochs": 2})
+    straight = build()
+    pv.fit(straight, X, **FAST)
+
+    def interrupted_once(*args, **kwargs):
+        monkeypatch.setattr(place, name, write)
+        raise KeyboardInterrupt
+
+    def last(run):
+        if len(run.history["loss"]) == 4:
+            monkeypatch.setattr(place, name, interrupted_once)
+
+    with pytest.raises(KeyboardInterrupt):
+        pv.fit(build(), X, out=tmp_path, resume=True, callbacks=[last], **FAST)
+    assert same(weights(pv.load(tmp_path)), weights(straight))
+    assert read_bundle(tmp_path, "checkpoint", allow_nonfinite=True)[1]["epoch"] == 4
+
+
 def test_the_first_error_is_the_one_that_is_shown(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise Full(28, "No space left on device")

@@ -6,6 +6,7 @@ Noise is part of the data, so that numbers can be compared to the last digits.
 
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 import pyro_vae as pv
@@ -121,7 +122,9 @@ def fit(program: Any, batch: Any, **options: Any) -> dict[str, Any]:
     return numbers(pv.fit(program, batch, progress=False, **options), program)
 
 
-def exact(compile: Any, rows: int | None, **options: Any) -> dict[str, Any]:
+def exact(
+    compile: Any, rows: int | None, loader: DataLoader | None = None, **options: Any
+) -> dict[str, Any]:
     """Train the program whose noise is data (in a loader without rows), and keep its gradients."""
     grads: list[Any] = []
     program = Known()
@@ -134,7 +137,8 @@ def exact(compile: Any, rows: int | None, **options: Any) -> dict[str, Any]:
         return made
 
     options = {"valid": data(13), "compile": compile, "optimiser": optimiser, **options}
-    batch = data(rows) if rows else DataLoader(TensorDataset(*data(11)), batch_size=11)
+    loader = loader or DataLoader(TensorDataset(*data(11)), batch_size=11)
+    batch = data(rows) if rows else loader
     return {**fit(program, batch, **options), "grads": grads}
 
 
@@ -278,6 +282,15 @@ def scenarios(rank: int, folder: Path) -> dict[str, Any]:
         "tensors": seen(data(25)),
         "loader": seen(DataLoader(TensorDataset(*data(25)), batch_size=8, shuffle=True)),
         "dealt": seen(_dealt(rank)),
+        "uneven": uneven(rank),
+        "shards": exact(
+            False,
+            None,
+            DataLoader(Shard(11, *[(0, 7), (7, 11)][rank]), batch_size=7),
+            epochs=1,
+            beta=0.5,
+        ),
+        "one stream": seen(DataLoader(Shard(24, 0, 24), batch_size=6)),
         "noise": [noise(), noise()],
         "diverged": diverged(rank),
         "resumed": resumed(folder),
@@ -293,6 +306,27 @@ def scenarios(rank: int, folder: Path) -> dict[str, Any]:
         "subsampling": error(lambda: fit(Subsampling(), data(16))),
     }
     return found
+
+
+class Shard(IterableDataset):
+    """The rows of one process, as a reader of many files gives them; N is of all."""
+
+    def __init__(self, total: int, *places: int) -> None:
+        self.total, self.places = total, places
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __iter__(self) -> Any:
+        yield from zip(*(leaf[slice(*self.places)] for leaf in data(self.total)), strict=True)
+
+
+def uneven(rank: int) -> dict[str, Any]:
+    """Train on three batches in one process and two in the other."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        epochs = seen(DataLoader(Shard(20, *[(0, 12), (12, 20)][rank]), batch_size=4))
+    return {"epochs": epochs, "said": [str(each.message) for each in caught]}
 
 
 def _dealt(rank: int) -> DataLoader:

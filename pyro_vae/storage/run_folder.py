@@ -67,8 +67,15 @@ class RunFolder:
             self._require_free()  # looked at again: it may have been taken since
             yield
         finally:
-            self._events.close()
-            self._lock.release()
+            try:
+                self._leave()
+            except BaseException:  # an interrupt in its midst
+                self._leave()
+                raise
+
+    def _leave(self) -> None:
+        self._events.close()
+        self._lock.release()
 
     @property
     def has_checkpoint(self) -> bool:

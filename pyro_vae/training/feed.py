@@ -1,5 +1,6 @@
 """Batches for training: tensors on the device by index, or a loader's."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -83,7 +84,9 @@ class LoaderFeed:
         loader: A loader over a data set of known length.
         adapt: Turns what the loader yields into a batch.
         world: The processes that train together; None is this one alone. Each runs the loader,
-            in the same order, and keeps its rows; a ``DistributedSampler`` has dealt them already.
+            in the same order, and keeps its rows; a ``DistributedSampler`` has dealt them already,
+            and so has a stream whose first batch is not the same in all. The length of such a
+            stream is that of all processes; an epoch ends where the first has no more.
     """
 
     def __init__(
@@ -102,14 +105,17 @@ class LoaderFeed:
         self.adapt = adapt
         self.world = world or World(torch.device("cpu"))
         self.dealt = isinstance(loader.sampler, DistributedSampler)
+        self.stream = isinstance(loader.dataset, IterableDataset)
+        self.sharded = False  # known from the first batch
         self._first: Batch | None = None
 
     def __len__(self) -> int:
         loader, size = self.loader, self.loader.batch_size
         if size is None or loader.drop_last:
             return len(loader)
-        stream = isinstance(loader.dataset, IterableDataset)
-        rows = self.size if stream else len(loader.sampler)  # type: ignore[arg-type]
+        rows = self.size if self.stream else len(loader.sampler)  # type: ignore[arg-type]
+        if self.sharded:
+            return len(batch_sizes(-(-rows // self.world.size), size))
         return len(loader) - (-(-rows // size) - len(batch_sizes(rows, size)))
 
     def epoch(self, seed: int) -> Iterator[Batch]:
@@ -118,8 +124,26 @@ class LoaderFeed:
         Sampler and data set draw from a stream of their own: what training draws in between
         changes no order.
         """
-        take = self.world.own if self.dealt else self.world.share
-        yield from map(take, with_last_joined(self._whole(seed)))
+        batches = with_last_joined(self._whole(seed))
+        if self.sharded:
+            yield from self._parts(batches)
+        else:
+            yield from map(self.world.own if self.dealt else self.world.share, batches)
+
+    def _parts(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield this process's own batches, until some process has no more."""
+        while True:
+            batch = next(batches, None)
+            part = self.world.part(batch)
+            if part is None:
+                break
+            yield part
+        if batch is not None:
+            warnings.warn(
+                f"data: the stream of process {self.world.rank} has more batches than that of "
+                "another, and they are left out; give each process as many rows",
+                stacklevel=2,
+            )
 
     def _whole(self, seed: int) -> Iterator[Batch]:
         """Yield the batches as the loader makes them."""
@@ -138,6 +162,7 @@ class LoaderFeed:
         """Return a copy of one batch, to look at."""
         if self._first is None:
             self._first = self._look()
+            self.sharded = self.stream and not self.world.same(self._first)
         return map_batch(torch.clone, self._first)
 
     def _look(self) -> Batch:
@@ -159,7 +184,7 @@ class LoaderFeed:
         The caller puts the random state back; whatever the data set raises is raised.
         """
         data, count = self.loader.dataset, min(rows, self.size)
-        if isinstance(data, IterableDataset):
+        if self.stream:
             return self._look()
         places = torch.linspace(0, self.size - 1, count, dtype=torch.float64).long().tolist()
         return self.adapt(self.loader.collate_fn([data[place] for place in places]))

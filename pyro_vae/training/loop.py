@@ -265,7 +265,8 @@ class Loop:
         if beta is not None or not isinstance(self.objective, ELBO):
             sample = self.feed.sample(_JUDGED_ROWS)
             sample = self.transform(sample) if self.transform is not None else sample
-            row["elbo"] = self._mean_elbo(sample)
+            own = isinstance(self.feed, LoaderFeed) and self.feed.sharded
+            row["elbo"] = self._mean_elbo(sample, own=own)
         if self.valid is not None:
             row["valid_elbo"] = self._mean_elbo(self.valid)
             if self._has_own_bound():
@@ -281,10 +282,10 @@ class Loop:
     def _has_own_bound(self) -> bool:
         return isinstance(self.objective, TermsObjective) and not isinstance(self.objective, ELBO)
 
-    def _mean_elbo(self, batch: Batch, objective: Any = None) -> float:
+    def _mean_elbo(self, batch: Batch, objective: Any = None, *, own: bool = False) -> float:
         # The same noise each epoch: epochs are compared, and training does not depend on judging.
         with seeded(self.wrapped.device, self.world.seed(self.seed)):
-            part = self.world.share(batch)
+            part: Any = self.world.part(batch) if own else self.world.share(batch)
             if objective is not None:
                 value = mean_bound(self.wrapped, part, objective, size=self.feed.size)
             else:

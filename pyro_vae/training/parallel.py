@@ -1,5 +1,6 @@
 """The processes that train together: who they are, which rows are theirs, and what they share."""
 
+import hashlib
 import json
 import math
 import os
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from pyro_vae.arguments import positive
 from pyro_vae.device import resolve_device
 from pyro_vae.errors import ConfigError, DeviceError, ProcessError
-from pyro_vae.program.batch import Batch, map_rows, num_rows
+from pyro_vae.program.batch import Batch, map_rows, named_leaves, num_rows
 
 Devices = int | Literal["auto"]
 _WORD = timedelta(seconds=5)  # for the word of a process that has just failed
@@ -47,6 +48,14 @@ class World:
     def own(self, batch: Batch) -> Batch:
         """Return a batch that is this process's already, as large as those of the others."""
         return batch
+
+    def part(self, batch: Batch | None) -> Batch | None:
+        """Return a batch of this process's own, of any size; None once a process has no more."""
+        return batch
+
+    def same(self, batch: Batch) -> bool:
+        """Return whether all processes hold this batch."""
+        return True
 
     def rows(self, batch: Batch) -> float:
         """Return how many data of the whole batch this process answers for."""
@@ -127,6 +136,26 @@ class Group(World):
         """Return the batch, with the weight that it has among equals."""
         self._weight, self._total = 1.0 / self.size, self.size * num_rows(batch)
         return batch
+
+    def part(self, batch: Batch | None) -> Batch | None:
+        """Return the batch, with the weight that its rows have among those of all processes."""
+        counts = torch.zeros(self.size, dtype=torch.float64)
+        counts[self.rank] = 0 if batch is None else num_rows(batch)
+        counts = self.sum(counts)
+        if not bool(counts.all()):
+            return None
+        self._total = int(counts.sum())
+        self._weight = float(counts[self.rank]) / self._total
+        return batch
+
+    def same(self, batch: Batch) -> bool:
+        """Return whether all processes hold this batch, to the bit."""
+        digest = hashlib.sha256()
+        for name, leaf in named_leaves(batch):
+            digest.update(f"{name} {tuple(leaf.shape)} {leaf.dtype}".encode())
+            flat = leaf.detach().cpu().contiguous().flatten()
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
+        return len(set(self._gather(digest.hexdigest()))) == 1
 
     def rows(self, batch: Batch) -> float:
         """Return the share of the whole batch's rows that this process answers for."""

@@ -217,6 +217,23 @@ def test_an_interrupt_in_the_last_write_leaves_the_best_weights(tmp_path, monkey
     assert same(weights(pv.load(tmp_path)), watch.seen[watch.best])
 
 
+@pytest.mark.parametrize(("owner", "name"), [(events.Events, "close"), (lock.FolderLock, "release")])
+def test_an_interrupt_while_a_folder_is_left_does_not_keep_its_lock(
+    tmp_path, monkeypatch, owner, name
+):
+    leave = getattr(owner, name)
+
+    def interrupted_once(self):
+        monkeypatch.setattr(owner, name, leave)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, name, interrupted_once)
+    with pytest.raises(KeyboardInterrupt):
+        pv.fit(build(), X, out=tmp_path, **FAST)
+    assert not (tmp_path / lock.NAME).exists()
+    assert pv.fit(build(), X, out=tmp_path, resume=True, **{**FAST, "epochs": 5}).steps == 20
+
+
 @pytest.mark.parametrize("place", [loop, checkpoint])
 def test_an_interrupted_last_write_is_made_anew(tmp_path, monkeypatch, place):
     """Else the folder keeps the program of the run that this one goes on with."""

@@ -139,6 +139,28 @@ def test_a_distributed_sampler_has_dealt_the_rows(both):
     assert epochs[0][0] != epochs[1][0]  # dealt anew
 
 
+def test_a_stream_of_shards_is_trained_on_whole(both):
+    """Shares of 7 and 4 rows, each read by its own process, are the batch of 11."""
+    alone = ALONE["ragged loader"]()
+    for found in both:
+        close(found["shards"], alone)
+
+
+def test_a_stream_that_all_processes_read_is_shared(both):
+    whole = sorted(data(24)[0][:, 0].tolist())
+    for first, second in zip(both[0]["one stream"], both[1]["one stream"], strict=True):
+        assert sorted([*first, *second]) == whole
+
+
+def test_shards_of_unequal_length_end_together(both):
+    column = data(20)[0][:, 0]
+    expected = [sorted(column[:8].tolist()), sorted(column[12:].tolist())]
+    for rank in (0, 1):
+        assert both[rank]["uneven"]["epochs"] == [expected[rank]] * 2
+    assert "process 0 has more batches" in " ".join(both[0]["uneven"]["said"])
+    assert not any("more batches" in said for said in both[1]["uneven"]["said"])
+
+
 def test_each_process_draws_noise_of_its_own_and_the_seeds(both):
     (first, again), (second, _) = both[0]["noise"], both[1]["noise"]
     assert first == again and len(first) == 4

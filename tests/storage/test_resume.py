@@ -324,6 +324,12 @@ def test_settings_change_knowingly_and_are_written_down(tmp_path):
     said = " ".join(config["changed_on_resume"])
     assert all(f"epoch 1: {name} = " in said for name in ("lr", "clip_norm", "beta"))
     assert config["fit"]["lr"] == 1e-5
+    pv.fit(
+        Pair(), X, out=tmp_path, resume="settings", **{**BASE, **changes, "epochs": 4, "lr": 2e-5}
+    )
+    found = json.loads((tmp_path / "config.json").read_text())["changed_on_resume"]
+    assert found[: len(config["changed_on_resume"])] == config["changed_on_resume"]
+    assert "epoch 3: lr = " in found[-1]
     with pytest.raises(ConfigError, match="batch_size"):
         pv.fit(Pair(), X, out=tmp_path, resume="settings", **{**BASE, **changes, "batch_size": 12})
     with pytest.raises(ConfigError, match=r"resume: got 'setting'"):

@@ -217,7 +217,9 @@ def test_an_interrupt_in_the_last_write_leaves_the_best_weights(tmp_path, monkey
     assert same(weights(pv.load(tmp_path)), watch.seen[watch.best])
 
 
-@pytest.mark.parametrize(("owner", "name"), [(events.Events, "close"), (lock.FolderLock, "release")])
+@pytest.mark.parametrize(
+    ("owner", "name"), [(events.Events, "close"), (lock.FolderLock, "release")]
+)
 def test_an_interrupt_while_a_folder_is_left_does_not_keep_its_lock(
     tmp_path, monkeypatch, owner, name
 ):

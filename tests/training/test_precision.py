@@ -164,11 +164,12 @@ def test_outputs_keep_their_form():
 
 
 def test_an_error_leaves_the_modules_as_they_were():
-    network = nn.Linear(3, 3)
+    network, plain = nn.Linear(3, 3), nn.Linear(3, 3)
     own = network.forward = lambda x: nn.Linear.forward(network, x)
-    with pytest.raises(ZeroDivisionError), mixed([network], torch.device("cpu")):
+    with pytest.raises(ZeroDivisionError), mixed([network, plain], torch.device("cpu")):
         raise ZeroDivisionError
     assert network.forward is own and not torch.is_autocast_enabled("cpu")
+    assert "forward" not in vars(plain)
 
 
 # -- pv.fit ---------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,27 @@ def gallery(source: Path) -> dict[str, Subject]:
     from benchmarks.gallery import loading
     from benchmarks.gallery.programs import ROWS
 
-    sys.meta_path.append(loading.StandIns(("torchvision", "visdom", "wget")))  # type: ignore[arg-type]
+    def make(row: Any) -> Callable[[], Any]:
+        def build() -> Any:
+            _forget(source)
+            return row.build(source / row.path)
+
+        return build
+
     return {
-        f"gallery/{name}": _subject(lambda row=row: row.build(source / row.path))
+        f"gallery/{name}": replace(_subject(make(row)), dtype=torch.float32, source=source)
         for name, row in ROWS.items()
-        if (source / row.path).exists() and not (row.needs and not loading.installed(row.needs))
+        if (source / row.path).exists() and loading.installed([row.needs] if row.needs else [])
     }
+
+
+def _forget(source: Path) -> None:
+    """Forget the modules of publications: two repositories may each have one of the same name."""
+    folder = str(source)
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(folder):
+            del sys.modules[name]
+    sys.path[:] = [path for path in sys.path if not path.startswith(folder)]
 
 
 def _subject(make: Callable[[], Any]) -> Subject:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ class Subject:
         batch_size: B.
         epochs: Passes over the data, sixty steps together or more.
         dtype: Of weights and data.
+        source: The folder that a published program comes from.
     """
 
     build: Callable[[], Any]
@@ -32,3 +34,4 @@ class Subject:
     batch_size: int = 10
     epochs: int = 12
     dtype: torch.dtype = torch.float64
+    source: Path | None = None

@@ -66,9 +66,11 @@ def train(subject: Subject, mode: Any) -> Trained:
                     device="cpu",
                     **{"batch_size": subject.batch_size, **options},
                 )
-                found.compiled = run.compiled.replace(f"{Path.cwd()}/", "")  # no path of a machine
+                found.compiled = run.compiled
             except Exception as error:
                 found.compiled = f"{type(error).__name__}: {error}"
+            for folder in filter(None, (Path.cwd(), subject.source)):  # no path of a machine
+                found.compiled = found.compiled.replace(f"{folder}/", "")
             found.state = {
                 name: value.detach().clone()
                 for name, value in pv.Program.of(program).state_dict().items()
@@ -151,8 +153,10 @@ def verdict(eager: Trained, other: Trained, dtype: torch.dtype) -> dict[str, str
     """Return what a mode's training is beside the eager one.
 
     ``equal`` (by a graph), ``eager`` (equal, with the reason), ``different`` (and it says so), or
-    ``SILENT``.
+    ``SILENT``; ``broken`` where the program does not train eagerly.
     """
+    if _failed(eager):
+        return {"status": "broken", "compiled": eager.compiled[:240]}
     gap = _gap(eager, other, SLACK[dtype])
     told = other.compiled not in ("graph", "eager")
     if gap is None:

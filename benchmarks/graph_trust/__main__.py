@@ -61,8 +61,8 @@ def main() -> None:
         try:
             with limited(given.limit):
                 answers(subject, left, row)
-        except Stopped as error:
-            row |= {m: {**STOPPED, "compiled": str(error)} for m in left if m not in row}
+        except (Stopped, Exception) as error:  # a program that cannot be made, say
+            row |= {m: {**STOPPED, "compiled": repr(error)[:240]} for m in left if m not in row}
         print(f"{name:45s} {report.line(row)}", flush=True)
         report.write(rows, given.out)
     print(report.counts(rows))

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 import pyro_vae as pv
 from benchmarks.graph_trust.fooling import FOOLING
 from benchmarks.graph_trust.subject import Subject
+from benchmarks.graph_trust.training import default_type
 
 TESTS = Path(__file__).parents[2] / "tests"
 N = 40
@@ -36,7 +37,8 @@ def battery() -> dict[str, Subject]:
 
 def shapes() -> dict[str, Subject]:
     """Return the programs of the tests that have the shapes of publications."""
-    module = of_the_tests("programs_published")
+    with default_type(torch.float64):  # numbers of its own, made when it is imported
+        module = of_the_tests("programs_published")
     makers = {
         name: maker
         for name, maker in vars(module).items()

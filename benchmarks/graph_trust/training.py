@@ -47,7 +47,7 @@ class Trained:
 def train(subject: Subject, mode: Any) -> Trained:
     """Train a fresh program from one seed; the same noise in each mode."""
     found = Trained()
-    with _double(subject.dtype), pyro.get_param_store().scope(), warnings.catch_warnings():
+    with default_type(subject.dtype), pyro.get_param_store().scope(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _seed()
         program = subject.build()
@@ -91,7 +91,8 @@ def _seed() -> None:
 
 
 @contextlib.contextmanager
-def _double(dtype: torch.dtype) -> Iterator[None]:
+def default_type(dtype: torch.dtype) -> Iterator[None]:
+    """Make tensors of one type inside."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -142,7 +143,7 @@ def _compiling_at_once(found: Trained) -> Iterator[None]:
     with (
         mock.patch.object(background, "Elsewhere", Elsewhere),
         mock.patch.object(background.Background, "_trial", trial),
-        mock.patch.multiple(background, _WARM=1, _TIMED=1, _POLL=1, _SHARE=1e9),
+        mock.patch.multiple(background, _WARM=1, _TIMED=1, _POLL=1, _SHARE=0.0),
         mock.patch.object(compiled_loss, "Background", worth),
         mock.patch.dict(os.environ, OMP_NUM_THREADS="1"),
     ):

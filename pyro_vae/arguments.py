@@ -205,9 +205,13 @@ def _union(members: tuple[Any, ...]) -> _Kind | None:
         return None
     found = [_Kind("a number", is_number)] if numbers else []
     found += [kind for kind in kinds if kind is not None]
-    found += [_Kind("None", lambda value: value is None)] if type(None) in members else []
-    words = dict.fromkeys(kind.words for kind in found)
-    return _Kind(" or ".join(words), lambda value: any(kind.fits(value) for kind in found))
+    optional = type(None) in members
+    words = dict.fromkeys([*(kind.words for kind in found), *(["None"] if optional else [])])
+
+    def fits(value: Any) -> bool:
+        return (optional and value is None) or any(kind.fits(value) for kind in found)
+
+    return _Kind(" or ".join(words), fits)
 
 
 def _without_bools(literal: Any) -> Any:

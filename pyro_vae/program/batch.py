@@ -216,6 +216,8 @@ def num_rows(batch: Batch) -> int:
         DataError: The batch is empty, holds no tensor, or its tensors disagree on the number of
             rows and none is the odd one out.
     """
+    if isinstance(batch, Tensor) and batch.dim() and len(batch):
+        return len(batch)
     if isinstance(batch, Whole):
         return 1
     if isinstance(batch, Part):

@@ -26,7 +26,10 @@ Beta = float | Tensor | Mapping[str, float | Tensor]
 
 def data_frame(site: Message) -> CondIndepStackFrame | None:
     """Return the frame of the plate ``"data"`` around a site, or None: the site is global."""
-    return next((frame for frame in site["cond_indep_stack"] if frame.name == PLATE), None)
+    for frame in site["cond_indep_stack"]:  # asked for so often that a generator is too slow
+        if frame.name == PLATE:
+            return frame
+    return None
 
 
 def sample_sites(trace: Trace) -> list[tuple[str, Message]]:

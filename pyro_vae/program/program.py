@@ -353,7 +353,7 @@ class Program(nn.Module):
         if beta is not None:
             model, guide = ScaleLatents(beta)(model), ScaleLatents(beta)(guide)
         args, kwargs = arguments(batch)
-        tiled, alone = self._takes(batch)
+        tiled, alone = self._takes(batch, sites)
         return Joint(
             model,
             guide,
@@ -406,11 +406,10 @@ class Program(nn.Module):
 
     def tiled(self, batch: Batch) -> bool:
         """Return whether K particles need K copies of the rows; found out once, by comparison."""
-        return self._takes(batch)[0]
+        return self._takes(batch, self.read(batch))[0]
 
-    def _takes(self, batch: Batch) -> tuple[bool, bool]:
+    def _takes(self, batch: Batch, sites: Sites) -> tuple[bool, bool]:
         """Return whether K particles need K copies of the rows, and whether those fail as well."""
-        sites = self.read(batch)
         if isinstance(batch, Whole):
             return False, False  # no site of a datum is drawn
         key = (sites.observed, sites.local, sites.global_)

@@ -121,6 +121,8 @@ def map_rows(function: Callable[[Tensor], Tensor], batch: Batch, rows: int | Non
     A packed sequence is one padded row per datum to the function, and is packed again. One datum
     without rows stays as it is.
     """
+    if isinstance(batch, Tensor) and batch.dim() and len(batch) and rows in (None, len(batch)):
+        return function(batch)
     if isinstance(batch, Whole):
         return batch
     if isinstance(batch, Part):
@@ -150,6 +152,8 @@ def rows_of(leaf: Any) -> int | None:
 
 def arguments(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the ``(args, kwargs)`` with which a model and a guide take this batch."""
+    if isinstance(batch, Tensor):
+        return (batch,), {}
     if isinstance(batch, Whole | Part):
         return arguments(batch.batch)
     if isinstance(batch, Mapping):
@@ -293,6 +297,8 @@ def signature(batch: Batch) -> tuple[Any, ...]:
     Shapes and dtypes of tensors; of other arguments what they are, and the values of those that may
     be flags: an int may choose which sites are observed, a float weighs.
     """
+    if isinstance(batch, Tensor):
+        return batch.shape, batch.dtype, batch.device.type
     arguments_ = (
         (name, leaf.shape, leaf.dtype, leaf.device.type)
         if isinstance(leaf, Tensor)

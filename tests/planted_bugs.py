@@ -729,7 +729,7 @@ BUGS = [
     Bug(
         "a graph is not tried on other rows",
         "inference/graphs/compiled_loss.py",
-        "        step.require_equal_elsewhere(traced, call)\n",
+        "        step.require_equal_elsewhere(traced, call, course)\n",
         "",
         "tests/inference/graphs/test_trust.py::test_comparisons_are_few",
     ),

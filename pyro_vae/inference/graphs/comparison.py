@@ -1,7 +1,7 @@
 """Whether a graph may replace its program: loss, every gradient and every written tensor agree."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from pyro_vae.inference.graphs.aliases import Aliases
-from pyro_vae.inference.graphs.flat_inputs import FlatStep, leaves_of
+from pyro_vae.inference.graphs.course import Course
+from pyro_vae.inference.graphs.flat_inputs import FlatStep, flat_weights, leaves_of
 from pyro_vae.program.batch import Batch, cuda_devices, map_batch, map_rows, num_rows
 
 Homes = Sequence[tuple[dict[str, Any], str]]  # where each parameter and buffer is held, and its key
@@ -77,10 +78,14 @@ def eager_outcome(
     call: Call,
     homes: Homes,
     trained: Sequence[nn.Parameter],
+    course: Course | None = None,
 ) -> Outcome:
-    """Run the program's own step on a copy of a batch, and undo it."""
+    """Run the program's own step on a copy of a batch, and undo it; a course writes it down."""
     rows = map_batch(torch.clone, call.batch)
-    with undone(homes, trained), torch.enable_grad():
+    if course is not None:
+        held = [home[key] for home, key in homes]
+        course.take([*held, *leaves_of(rows), *flat_weights(call.weights)])
+    with undone(homes, trained), torch.enable_grad(), course or nullcontext():
         loss = loss_on(rows, call.weights, call.size)
         grads = torch.autograd.grad(loss, list(trained), allow_unused=True)
         held = [home[key].detach().clone() for home, key in homes]

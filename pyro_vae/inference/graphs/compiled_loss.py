@@ -13,6 +13,7 @@ from pyro_vae.errors import ConfigError
 from pyro_vae.inference.graphs.background import Background
 from pyro_vae.inference.graphs.bindings import direct
 from pyro_vae.inference.graphs.comparison import Call, Outcome, reason_of, same_graph
+from pyro_vae.inference.graphs.course import Course
 from pyro_vae.inference.graphs.flat_inputs import (
     GraphLoss,
     as_tensors,
@@ -252,7 +253,8 @@ class CompiledLoss:
     def _trusted(self, call: Call) -> Traced:
         step = self.step
         homes = step.homes()  # the look at the batch may have met new parameters
-        exact = step.eager(call, homes)  # what the program keeps from its first run, it has now
+        course = Course()
+        exact = step.eager(call, homes, course)  # what it keeps from its first run, it has now
         state = step.python_state()
         graph, reached = step.trace(call, homes)
         written = written_inputs(graph)
@@ -275,8 +277,8 @@ class CompiledLoss:
             state=state,
             compared=[plain],
         )
+        step.require_equal_elsewhere(traced, call, course)
         step.require_equal(traced, call, exact)
-        step.require_equal_elsewhere(traced, call)
         step.refuse_changes(state)
         self._compile(traced, call, exact)
         return traced

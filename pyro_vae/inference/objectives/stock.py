@@ -1,6 +1,9 @@
 """Pyro's own losses as objectives, and what a user may pass as an objective."""
 
 import inspect
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro.infer
@@ -35,14 +38,32 @@ class StockObjective:
         return [Update(lambda joint: self._loss_from_grads(joint, parameters), parameters)]
 
     def _loss(self, joint: Joint) -> Tensor:
-        loss = self._elbo.differentiable_loss(joint.model, joint.guide, *joint.args, **joint.kwargs)
+        with self._nesting_of(joint):
+            loss = self._elbo.differentiable_loss(
+                joint.model, joint.guide, *joint.args, **joint.kwargs
+            )
         return loss / joint.size
+
+    @contextmanager
+    def _nesting_of(self, joint: Joint) -> Iterator[None]:
+        """Tell Pyro how many plates there are: it would find out by a run that draws noise.
+
+        A run that is resumed, or that tries a graph, would take other numbers from then on.
+        """
+        guessed = self._elbo.max_plate_nesting
+        wide = self.elbo.vectorize_particles and self.elbo.num_particles > 1
+        if guessed == math.inf:
+            self._elbo.max_plate_nesting = joint.num_plates + int(wide)
+        try:
+            yield
+        finally:
+            self._elbo.max_plate_nesting = guessed
 
     def _loss_from_grads(self, joint: Joint, parameters: tuple[nn.Parameter, ...]) -> Tensor:
         kept = [parameter.grad for parameter in parameters]
         for parameter in parameters:
             parameter.grad = None
-        with WantParameters():
+        with WantParameters(), self._nesting_of(joint):
             value = self._elbo.loss_and_grads(joint.model, joint.guide, *joint.args, **joint.kwargs)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad / joint.size for p in parameters]
         for parameter, grad in zip(parameters, kept, strict=True):

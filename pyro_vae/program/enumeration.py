@@ -216,7 +216,7 @@ class Group:
         """Return the same as the sum of the sites' own densities in a trace at those values."""
         found = []
         for name in self.names:
-            log_prob = _log_prob(name, drawn[name], name in self.enumerated)
+            log_prob = log_density(name, drawn[name], name in self.enumerated)
             inside = self.local
             found.append(
                 layout.per_datum(log_prob, data_dim(drawn[name])) if inside else log_prob.sum()
@@ -275,7 +275,7 @@ class Group:
         symbols = _Symbols(self.sites, layout)
         tree: OrderedDict[frozenset[str], list[Any]] = OrderedDict()
         sums: set[str] = set()
-        log_probs = {n: _log_prob(n, self.sites[n], is_enumerated(self.sites[n])) for n in names}
+        log_probs = {n: log_density(n, self.sites[n], is_enumerated(self.sites[n])) for n in names}
         dtype = functools.reduce(torch.promote_types, [v.dtype for v in log_probs.values()])
         for name, log_prob in log_probs.items():
             site = self.sites[name]
@@ -308,7 +308,7 @@ class Group:
         site = self.sites[name]
         particles = layout.num_particles if layout.tiles == 1 else 1
         sizes = [frame.size for frame in _data_first(site)]
-        like = _log_prob(name, site, summed=True)
+        like = log_density(name, site, summed=True)
         support = like.shape[site["infer"]["_enumerate_dim"]]
         return like.new_zeros(particles, *sizes, support, requires_grad=True)
 
@@ -372,13 +372,18 @@ def _enumerated_ids(site: Message) -> frozenset[int]:
     ids = site["infer"].get("_dim_to_id")
     if not ids:
         return frozenset()
-    fn, value = site["fn"], site["value"]
-    shape = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
+    if "at_all" in site:
+        shape = site["at_all"].shape
+    else:
+        fn, value = site["fn"], site["value"]
+        shape = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
     return frozenset(id_ for dim, id_ in ids.items() if len(shape) >= -dim and shape[dim] > 1)
 
 
-def _log_prob(name: str, site: Message, summed: bool) -> Tensor:
+def log_density(name: str, site: Message, summed: bool) -> Tensor:
     """Return the log density of a site, without weights, and without a mask where it is summed."""
+    if "at_all" in site:  # as the model said at each value alone
+        return site["at_all"]
     if not summed:
         return scale_and_mask(call(name, site, site["fn"].log_prob), 1.0, site["mask"])
     # A mask on what is summed would count its values in place of summing their probabilities.

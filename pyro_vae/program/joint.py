@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import Categorical
 from pyro.infer import config_enumerate, infer_discrete
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
@@ -27,7 +28,8 @@ from pyro_vae.program.handlers import (
 )
 from pyro_vae.program.masks import require_unmasked
 from pyro_vae.program.observed import replaced_by_name
-from pyro_vae.program.plates import by_plates, data_dim
+from pyro_vae.program.one_by_one import summed_one_by_one
+from pyro_vae.program.plates import by_plates, data_dim, inner_plates
 from pyro_vae.program.site_densities import Layout
 from pyro_vae.program.terms import Draw, Terms, local_log_p, local_log_q, nesting, read, stack
 
@@ -58,6 +60,7 @@ class Joint:
         spanning: Sites outside the plate of the data that depend on latents inside it: particles
             are then drawn one after another.
         carried: Latents that an auxiliary site of the guide has the density of, with its name.
+        one_by_one: Whether the model takes the values of latents summed out one at a time.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Joint:
         replace: Callable[..., Any] | None = None,
         spanning: tuple[str, ...] = (),
         carried: Mapping[str, str] | None = None,
+        one_by_one: bool = False,
     ) -> None:
         self.model = OwnScope()(model) if sums_out else model
         self.guide = guide
@@ -91,6 +95,7 @@ class Joint:
         self._replace = replace
         self.spanning = spanning
         self._carried = dict(carried or {})
+        self._value_by_value = one_by_one
         self._held: frozenset[str] = frozenset()  # whose notes (auxiliary) a replay has taken off
 
     @property
@@ -155,7 +160,8 @@ class Joint:
         with self._taking(num_particles) as (args, kwargs):
             guide = self._sample(args, kwargs)
             cut, leaves = _cut(guide)
-            return self._score_model(cut, args, kwargs), prune_subsample_sites(guide), leaves
+            model = self._score_model(cut, args, kwargs, num_particles)
+            return model, prune_subsample_sites(guide), leaves
 
     def model_log_p(
         self, values: Mapping[str, Tensor], num_particles: int, *, placed: bool = False
@@ -225,13 +231,15 @@ class Joint:
     def summed_trace(self, latents: Trace, num_particles: int = 1) -> Trace:
         """Return the model's trace at the guide's latents and all values of those left out."""
         with self._taking(num_particles) as (args, kwargs):
-            return self._score_model(latents, args, kwargs)
+            return self._score_model(latents, args, kwargs, num_particles)
 
     def with_discrete(self, latents: Trace) -> Trace:
         """Return latents of a trace of the guide with one draw, given them, of what it leaves out.
 
         The draw is from :math:`p(y \\mid x, z)`, of all such latents together.
         """
+        if self._value_by_value:
+            return self._drawn_in_turn(latents.copy())
         values = _latent_values(latents)
         given = config_enumerate(poutine.condition(Reopened()(self.model), data=values))
         drawn = infer_discrete(given, first_available_dim=-2 - self.num_plates, temperature=1)
@@ -241,6 +249,20 @@ class Joint:
             if not site["is_observed"]:
                 _put(complete, name, site["value"])
         return complete
+
+    def _drawn_in_turn(self, latents: Trace) -> Trace:
+        """Draw each latent that is summed out given those before it: the others stay summed out."""
+        while groups := groups_of(self.summed_trace(latents)):
+            probabilities = groups[0].posteriors(self._layout(1))
+            name = groups[0].enumerated[0]
+            site: Any = groups[0].sites[name]
+            picks = Categorical(probabilities[name]).sample()
+            plates = inner_plates(site)
+            support = site["fn"].enumerate_support(expand=False)
+            event = site["fn"].event_shape
+            values = support.reshape(len(support), *event)[picks]
+            _put(latents, name, self.placed(values, plates))
+        return latents
 
     def placed(self, value: Tensor, plates: tuple[int, ...] = ()) -> Tensor:
         """Return a latent's values ``(K, B, *plates | event)`` as a trace holds them.
@@ -303,16 +325,21 @@ class Joint:
         """
         return self._with(Unweighted()(self.model), Unweighted()(self.guide))
 
-    def summing(self, names: Iterable[str]) -> "Joint":
+    def summing(self, names: Iterable[str], *, one_by_one: bool = False) -> "Joint":
         """Return the pair with some discrete latents of the guide summed out of the model.
 
         The guide draws them still, and what else it draws may depend on them.
+
+        Arguments:
+            names: The latents.
+            one_by_one: Whether the model takes one of their values at a time.
         """
         left_out = frozenset(names)
         if not left_out:
             return self
         other = self._with(self.model if self._sums_out else OwnScope()(self.model), self.guide)
         other._sums_out, other._left_out = True, left_out
+        other._value_by_value = self._value_by_value or one_by_one
         return other
 
     def _with(self, model: Callable[..., Any], guide: Callable[..., Any]) -> "Joint":
@@ -362,7 +389,7 @@ class Joint:
         """
         with self._taking(num_particles) as (args, kwargs):
             guide = self._sample(args, kwargs)
-            model = self._score_model(guide, args, kwargs)
+            model = self._score_model(guide, args, kwargs, num_particles)
             if self._replace is not None and not self._sums_out:
                 _require_all_given(model, guide)
             return model, prune_subsample_sites(guide)
@@ -395,13 +422,17 @@ class Joint:
     def _sample(self, args: Any, kwargs: Any) -> Trace:
         return poutine.trace(self.guide).get_trace(*args, **kwargs)
 
-    def _score_model(self, values: Trace, args: Any, kwargs: Any) -> Trace:
+    def _score_model(self, values: Trace, args: Any, kwargs: Any, num_particles: int) -> Trace:
         if self._left_out:
             values = values.copy()
             for name in self._left_out & set(values.nodes):
                 values.remove_node(name)
         model = poutine.replay(self.model, trace=values)
-        if self._sums_out:  # in dimensions left of the particles'
+        if self._value_by_value and self._sums_out:
+            many = num_particles > 1 and not self.tiled
+            particles = Particles(num_particles, -1 - self.num_plates) if many else None
+            trace = summed_one_by_one(model, args, kwargs, -2 - self.num_plates, particles)
+        elif self._sums_out:  # in dimensions left of the particles'
             summing = SumOut(-2 - self.num_plates, drawn=bool(self._left_out))
             trace = summing.trace(model, args, kwargs)
         else:
@@ -413,7 +444,7 @@ class Joint:
         with self._taking(num_particles) as (args, kwargs):
             guide = poutine.trace(poutine.replay(self.guide, trace=values))
             scored = prune_subsample_sites(guide.get_trace(*args, **kwargs))
-            model = self._score_model(values, args, kwargs)
+            model = self._score_model(values, args, kwargs, num_particles)
         return self.scored(model, scored, num_particles)
 
     def _one_by_one(self, num_particles: int) -> list[Draw]:

@@ -14,6 +14,7 @@ from pyro_vae.program.enumeration import groups_of
 from pyro_vae.program.handlers import data_frame, sample_sites
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.numbered import forget_plates
+from pyro_vae.program.one_by_one import NotOneByOne
 from pyro_vae.program.site_densities import Layout
 from pyro_vae.program.sites import Sites
 from pyro_vae.program.terms import local_log_p, local_log_q
@@ -28,6 +29,8 @@ def takes_particles(
     batch: Batch,
     sites: Sites,
     parts: nn.Module,
+    *,
+    one_by_one: bool = False,
 ) -> bool:
     """Compare one pass over K = 2 particles with two passes at the same values.
 
@@ -38,17 +41,39 @@ def takes_particles(
         batch: A batch that they run on.
         sites: Its sites.
         parts: The modules of the program.
+        one_by_one: Whether latents are summed out by one value at a time.
     """
     try:
         if sites.size is None and num_rows(batch) > _FEW and not isinstance(batch, Part):
-            few = map_rows(lambda leaf: leaf[:_FEW], batch)
-            if _runs(model, guide, few, sites):
-                return _agree(model, guide, few, sites)
+            few = _pair(model, guide, map_rows(lambda leaf: leaf[:_FEW], batch), sites, one_by_one)
+            if _runs(few):
+                return _agree(few, sites)
             forget_plates(parts)
             # Weights that the program holds for each row of its data take no part of them.
-        return _agree(model, guide, batch, sites)
+        return _agree(_pair(model, guide, batch, sites, one_by_one), sites)
     finally:
         forget_plates(parts)
+
+
+def _pair(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    batch: Batch,
+    sites: Sites,
+    one_by_one: bool = False,
+    **more: Any,
+) -> Joint:
+    args, kwargs = arguments(batch)
+    return Joint(
+        model,
+        guide,
+        args,
+        kwargs,
+        num_plates=sites.num_plates,
+        data_dim=sites.data_dim,
+        one_by_one=one_by_one,
+        **more,
+    )
 
 
 def takes_copies(
@@ -57,14 +82,14 @@ def takes_copies(
     batch: Batch,
     sites: Sites,
     parts: nn.Module,
+    *,
+    one_by_one: bool = False,
 ) -> bool:
     """Return whether model and guide take K copies of the rows: an argument may fix their number.
 
     Call where the program runs on its own parameters, in eval mode, and unvalidated.
     """
-    args, kwargs = arguments(batch)
-    places = {"num_plates": sites.num_plates, "data_dim": sites.data_dim}
-    joint = Joint(model, guide, args, kwargs, tiled=True, **places)  # type: ignore[arg-type]
+    joint = _pair(model, guide, batch, sites, one_by_one, tiled=True)
     try:
         traces = joint.traces(2)
     except (RuntimeError, ValueError, IndexError, TypeError):
@@ -81,18 +106,19 @@ def require_sums(
     batch: Batch,
     sites: Sites,
     left_out: tuple[str, ...] = (),
+    *,
+    one_by_one: bool = False,
 ) -> None:
     """Compare the densities at all values of the latents summed out with those at one of each.
 
     Call where the program runs on its own parameters, in eval mode, and unvalidated. ``left_out``
-    are latents of the guide that are summed out with the others.
+    are latents of the guide that are summed out with the others; ``one_by_one`` runs the model at
+    one value after another.
 
     Raises:
         ProgramError: They differ: what uses the values mixes them with each other.
     """
-    args, kwargs = arguments(batch)
-    joint = Joint(model, guide, args, kwargs, num_plates=sites.num_plates, data_dim=sites.data_dim)
-    joint = joint.summing(left_out)
+    joint = _pair(model, guide, batch, sites, one_by_one).summing(left_out)
     if sites.size is not None:
         return  # each run draws other rows: there is nothing to compare
     trace, latents = joint.sampled_traces()
@@ -110,10 +136,35 @@ def require_sums(
             )
 
 
-def _runs(model: Callable[..., Any], guide: Callable[..., Any], few: Batch, sites: Sites) -> bool:
+def sums_one_by_one(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    batch: Batch,
+    sites: Sites,
+    left_out: tuple[str, ...] = (),
+) -> bool:
+    """Return whether the model takes one value at a time of the latents that are summed out.
+
+    Call as ``require_sums``.
+
+    Raises:
+        ProgramError: It does not take them all at once, nor one by one.
+    """
+    try:
+        require_sums(model, guide, batch, sites, left_out)
+    except ProgramError as at_once:
+        try:
+            require_sums(model, guide, batch, sites, left_out, one_by_one=True)
+        except NotOneByOne as error:
+            raise ProgramError(f"{at_once}; nor does it one by one: {error}") from error
+        except (RuntimeError, ValueError, IndexError, TypeError):
+            raise at_once from None
+        return True
+    return False
+
+
+def _runs(joint: Joint) -> bool:
     """Return whether a program runs, and can be scored, on a part of its batch."""
-    args, kwargs = arguments(few)
-    joint = Joint(model, guide, args, kwargs, num_plates=sites.num_plates, data_dim=sites.data_dim)
     try:
         joint.terms()
     except (RuntimeError, ValueError, IndexError, TypeError):
@@ -121,9 +172,7 @@ def _runs(model: Callable[..., Any], guide: Callable[..., Any], few: Batch, site
     return True
 
 
-def _agree(model: Callable[..., Any], guide: Callable[..., Any], few: Batch, sites: Sites) -> bool:
-    args, kwargs = arguments(few)
-    joint = Joint(model, guide, args, kwargs, num_plates=sites.num_plates, data_dim=sites.data_dim)
+def _agree(joint: Joint, sites: Sites) -> bool:
     try:
         one = dict(sample_sites(joint.traces()[0]))
         two, guide_of_two = joint.traces(2)

@@ -34,7 +34,7 @@ from pyro_vae.program.handlers import (
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.object_graph import PROGRAM
 from pyro_vae.program.parameters import Parameters, read_store, with_expected
-from pyro_vae.program.particles import require_sums, takes_copies, takes_particles
+from pyro_vae.program.particles import sums_one_by_one, takes_copies, takes_particles
 from pyro_vae.program.passes import Passes, Verb
 from pyro_vae.program.reader import Reader
 from pyro_vae.program.rows import Rows
@@ -120,11 +120,11 @@ class Program(nn.Module):
         self.register_state_dict_post_hook(with_expected)
         self._source: Any = None
         self._origin: tuple[Any, Any] = (None, None)
-        self._particles: dict[Any, tuple[bool, bool]] = {}  # tiled, alone
+        self._particles: dict[Any, tuple[bool, bool, bool]] = {}  # tiled, alone, one by one
         self.examples = Examples(self)
         self.reader = Reader(self, plate, observed)
         self.rows = Rows(self, self.reader)
-        self._summable: set[Any] = set()  # layouts whose discrete latents can be summed out
+        self._summable: dict[Any, bool] = {}  # by layout: one value at a time, or all at once
         self._place = torch.device("cpu")
 
     @staticmethod
@@ -353,7 +353,7 @@ class Program(nn.Module):
         if beta is not None:
             model, guide = ScaleLatents(beta)(model), ScaleLatents(beta)(guide)
         args, kwargs = arguments(batch)
-        tiled, alone = self._takes(batch, sites)
+        tiled, alone, one_by_one = self._takes(batch, sites)
         return Joint(
             model,
             guide,
@@ -368,6 +368,7 @@ class Program(nn.Module):
             replace=sites.replace,
             spanning=sites.dependence.spanning,
             carried=sites.dependence.carried,
+            one_by_one=one_by_one,
         )
 
     def terms(
@@ -395,36 +396,37 @@ class Program(nn.Module):
             ProgramError: It does not; names the site.
         """
         sites = self.read(batch)
-        joint = self.joint(batch).densities().summing(sites.discrete)
+        joint = self.joint(batch).densities()
         key = (sites.observed, sites.local, sites.global_)
         if sites.discrete and key not in self._summable and not checks.is_meta(batch):
             functions = self.reader.canonical(sites, batch)
             with self.reader.quiet(batch), validation(False):
-                require_sums(*functions, batch, sites, sites.discrete)
-            self._summable.add(key)
-        return joint
+                self._summable[key] = sums_one_by_one(*functions, batch, sites, sites.discrete)
+        return joint.summing(sites.discrete, one_by_one=self._summable.get(key, False))
 
     def tiled(self, batch: Batch) -> bool:
         """Return whether K particles need K copies of the rows; found out once, by comparison."""
         return self._takes(batch, self.read(batch))[0]
 
-    def _takes(self, batch: Batch, sites: Sites) -> tuple[bool, bool]:
-        """Return whether K particles need K copies of the rows, and whether those fail as well."""
+    def _takes(self, batch: Batch, sites: Sites) -> tuple[bool, bool, bool]:
+        """Return whether K particles need K copies of the rows, and whether those fail as well.
+
+        And whether the model takes one value at a time of the latents that the guide leaves out.
+        """
         if isinstance(batch, Whole):
-            return False, False  # no site of a datum is drawn
+            return False, False, False  # no site of a datum is drawn
         key = (sites.observed, sites.local, sites.global_)
         if key not in self._particles:
             if checks.is_meta(batch):
-                return False, False  # no values to compare
-            functions = self.reader.canonical(sites, batch)
+                return False, False, False  # no values to compare
+            program = (*self.reader.canonical(sites, batch), batch, sites)
             with self.reader.quiet(batch), validation(False):
-                takes = takes_particles(*functions, batch, sites, self.parts)
-                if sites.enumerated:
-                    require_sums(*functions, batch, sites)
+                one = bool(sites.enumerated) and sums_one_by_one(*program)
+                takes = takes_particles(*program, self.parts, one_by_one=one)
                 copies = takes or sites.size is None
                 if not takes and copies:
-                    copies = takes_copies(*functions, batch, sites, self.parts)
-            self._particles[key] = not takes, not copies
+                    copies = takes_copies(*program, self.parts, one_by_one=one)
+            self._particles[key] = not takes, not copies, one
         return self._particles[key]
 
 

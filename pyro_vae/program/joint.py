@@ -26,7 +26,7 @@ from pyro_vae.program.handlers import (
     is_data,
     sample_sites,
 )
-from pyro_vae.program.masks import require_unmasked
+from pyro_vae.program.masks import require_unmasked, with_all_drawn
 from pyro_vae.program.observed import replaced_by_name
 from pyro_vae.program.one_by_one import summed_one_by_one
 from pyro_vae.program.plates import by_plates, data_dim, inner_plates
@@ -96,6 +96,7 @@ class Joint:
         self.spanning = spanning
         self._carried = dict(carried or {})
         self._value_by_value = one_by_one
+        self._scores = False  # whether densities are asked for, and no loss
         self._held: frozenset[str] = frozenset()  # whose notes (auxiliary) a replay has taken off
 
     @property
@@ -323,7 +324,9 @@ class Joint:
         factors count nowhere: what likelihoods and posteriors are made of. Masks stay, and so do
         the factors of the model, which are a part of its density.
         """
-        return self._with(Unweighted()(self.model), Unweighted()(self.guide))
+        other = self._with(Unweighted()(self.model), Unweighted()(self.guide))
+        other._scores = True
+        return other
 
     def summing(self, names: Iterable[str], *, one_by_one: bool = False) -> "Joint":
         """Return the pair with some discrete latents of the guide summed out of the model.
@@ -431,10 +434,13 @@ class Joint:
         if self._value_by_value and self._sums_out:
             many = num_particles > 1 and not self.tiled
             particles = Particles(num_particles, -1 - self.num_plates) if many else None
-            trace = summed_one_by_one(model, args, kwargs, -2 - self.num_plates, particles)
+            trace = summed_one_by_one(
+                model, args, kwargs, -2 - self.num_plates, particles, as_drawn=self._scores
+            )
         elif self._sums_out:  # in dimensions left of the particles'
             summing = SumOut(-2 - self.num_plates, drawn=bool(self._left_out))
             trace = summing.trace(model, args, kwargs)
+            trace = with_all_drawn(trace, self.num_plates + 1) if self._scores else trace
         else:
             trace = poutine.trace(model).get_trace(*args, **kwargs)
         return prune_subsample_sites(trace)

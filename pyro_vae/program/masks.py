@@ -1,14 +1,16 @@
 """Which units of a site no mask takes out of its density."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.handlers import innermost
+from pyro_vae.program.handlers import Message, innermost, sample_sites
 
 
 def kept_units(fn: Any, mask: Any, device: torch.device) -> Tensor | None:
@@ -100,3 +102,63 @@ def _over_event(mask: Any, fn: Any) -> Any:
     """Return a mask of a distribution's batch with dimensions for its event."""
     event = (..., *(None,) * len(fn.event_shape))
     return mask[event] if isinstance(mask, Tensor) else mask
+
+
+def with_all_drawn(trace: Trace, depth: int) -> Trace:
+    """Return a model's trace without masks that move with the values of what is summed out.
+
+    A latent that counts for some of those values alone has no density at the others, and a sum over
+    them none in all. The model draws it in any case: that is its density, and that of the data is
+    the same, for what is not there says nothing of them.
+
+    Arguments:
+        trace: At all values of some latents, each in a dimension left of the others.
+        depth: Dimensions of particles and plates.
+
+    Raises:
+        ProgramError: Data are scored for some values alone.
+    """
+    free = trace.copy()
+    for name, site in sample_sites(trace):
+        if "_dim_to_id" not in site["infer"] or not is_masked(site):
+            continue
+        kept: Any = kept_units(site["fn"], site["mask"], site["value"].device)
+        leading = kept.shape[: kept.dim() - len(site["fn"].event_shape)][:-depth]
+        if leading.numel() > 1:
+            free.nodes[name] = unmasked(name, site, ids_of(trace))
+    return free
+
+
+def ids_of(trace: Trace) -> list[str]:
+    """Return the latents of a trace that are summed out."""
+    return [n for n, s in sample_sites(trace) if s["infer"].get("_enumerate_dim") is not None]
+
+
+def is_masked(site: Message) -> bool:
+    """Return whether any mask stands around a site, or inside its distribution."""
+    return bool(_masks(site["fn"], site["mask"]))
+
+
+def unmasked(name: str, site: Message, summed: Iterable[str]) -> Message:
+    """Return a latent as the model draws it.
+
+    Raises:
+        ProgramError: It is no latent.
+    """
+    if site["is_observed"]:
+        raise ProgramError(
+            f"site {name!r}: observed under a mask that moves with the values of "
+            f"{', '.join(map(repr, summed))}, which is summed out: for some of them the data are "
+            "not scored, and p(x) is no density; observe them in any case, or let the guide draw "
+            "the latent (elbo answers as stock Pyro does)"
+        )
+    return {**site, "fn": without_masks(site["fn"]), "mask": None}
+
+
+def without_masks(fn: Any) -> Any:
+    """Return a distribution without the masks inside it."""
+    if hasattr(fn, "_mask"):
+        return without_masks(fn.base_dist)
+    if hasattr(fn, "reinterpreted_batch_ndims"):
+        return without_masks(fn.base_dist).to_event(fn.reinterpreted_batch_ndims)
+    return fn

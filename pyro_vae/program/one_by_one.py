@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.enumeration import can_be_summed, log_density
 from pyro_vae.program.handlers import Message, Particles, data_frame, sample_sites
+from pyro_vae.program.masks import is_masked, kept_units, unmasked
 
 MOST = 128  # runs of the model for one evaluation
 
@@ -53,6 +54,8 @@ def summed_one_by_one(
     kwargs: Any,
     first_available_dim: int,
     particles: Particles | None,
+    *,
+    as_drawn: bool = False,
 ) -> Trace:
     """Return the trace that ``SumOut`` would: the model's densities at all values of its latents.
 
@@ -64,6 +67,7 @@ def summed_one_by_one(
         args, kwargs: Its arguments.
         first_available_dim: The first dimension that neither plates nor particles use.
         particles: Where several values of the other latents stand side by side: their handler.
+        as_drawn: Whether masks that move with the values are left out (``with_all_drawn``).
 
     Raises:
         NotOneByOne: Too many combinations, or sites that come and go with the values.
@@ -80,7 +84,7 @@ def summed_one_by_one(
         if picks not in runs:
             again, runs[picks] = _run(model, args, kwargs, picks, particles)
             _require_same(first, runs[picks], sizes, again)
-    return _stacked(first, runs, sizes, first_available_dim)
+    return _stacked(first, runs, sizes, first_available_dim, as_drawn)
 
 
 def _run(
@@ -115,7 +119,11 @@ def _require_same(first: Trace, other: Trace, sizes: Any, again: Any) -> None:
 
 
 def _stacked(
-    first: Trace, runs: Mapping[tuple[int, ...], Trace], sizes: Mapping[str, int], first_dim: int
+    first: Trace,
+    runs: Mapping[tuple[int, ...], Trace],
+    sizes: Mapping[str, int],
+    first_dim: int,
+    as_drawn: bool,
 ) -> Trace:
     """Return the first trace, each site with its log densities in all of them (``at_all``)."""
     stacked, before = first.copy(), 0
@@ -126,16 +134,28 @@ def _stacked(
             continue
         rest = (0,) * (len(names) - before)
         picks = itertools.product(*(range(count) for count in counts[:before]))
-        found = [log_density(name, runs[pick + rest].nodes[name], name in sizes) for pick in picks]
+        told: list[Message] = [runs[pick + rest].nodes[name] for pick in picks]
+        if as_drawn and name not in sizes and _masks_move(told):
+            told = [unmasked(name, each, sizes) for each in told]
+        found = [log_density(name, each, name in sizes) for each in told]
         if data_frame(site) is None and all(torch.equal(found[0], each) for each in found[1:]):
             continue  # outside the plate: it would make one sum of those of the data
         at_all = _in_dimensions(name, found, counts[:before], -1 - first_dim)
         infer = {**site["infer"], "_dim_to_id": {first_dim - k: k for k in range(before)}}
         if name in sizes:
             infer["_enumerate_dim"] = first_dim - names.index(name)
-        told: Message = {**site, "infer": infer, "at_all": at_all}
-        stacked.nodes[name] = told
+        here: Message = {**told[0], "infer": infer, "at_all": at_all}
+        stacked.nodes[name] = here
     return stacked
+
+
+def _masks_move(sites: list[Message]) -> bool:
+    """Return whether a site is masked otherwise in one run than in another."""
+    if not any(is_masked(site) for site in sites):
+        return False
+    masks = [kept_units(site["fn"], site["mask"], site["value"].device) for site in sites]
+    first = masks[0]
+    return any(first is None or mask is None or not torch.equal(first, mask) for mask in masks[1:])
 
 
 def _in_dimensions(name: str, found: list[Tensor], counts: list[int], depth: int) -> Tensor:

@@ -1,0 +1,97 @@
+"""Masks that a discrete latent decides on (an object that is there or not), summed over it.
+
+y ~ Bernoulli(p), z ~ N(0, 1) which counts where y = 1, x ~ N(y z, 1): what the model draws is a
+mixture of N(0, 1) and N(0, 2), whether or not z is scored where nothing depends on it.
+"""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import TraceEnum_ELBO, config_enumerate
+
+import pyro_vae as pv
+from pyro_vae.errors import ProgramError
+from pyro_vae.program.log_joint import LogJoint
+from pyro_vae.program.passes import scoring
+
+P = 0.3
+X = torch.tensor([0.3, -1.0, 2.0, 0.1], dtype=torch.float64)
+EXACT = torch.logaddexp(
+    math.log(1 - P) + dist.Normal(0.0, 1.0).log_prob(X),
+    math.log(P) + dist.Normal(0.0, 2**0.5).log_prob(X),
+)
+
+
+def inside(x):
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", dist.Bernoulli(x.new_tensor(P)))
+        z = pyro.sample("z", dist.Normal(0 * y, 1.0).mask(y.bool()))
+        pyro.sample("x", dist.Normal(y * z, 1.0), obs=x)
+
+
+def around(x):
+    """The mask is a handler's, and the latent a vector of one number."""
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", dist.Bernoulli(x.new_tensor(P)))
+        with pyro.poutine.mask(mask=y.bool()):
+            z = pyro.sample("z", dist.Normal((0 * y)[..., None], 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(y * z[..., 0], 1.0), obs=x)
+
+
+def flat(x):
+    """By a matrix: one value of y at a time."""
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", dist.Bernoulli(x.new_tensor(P)))
+        rows = y.reshape(len(x), 1)
+        z = pyro.sample("z", dist.Normal(0 * rows, 1.0).mask(rows.bool()).to_event(1))
+        pyro.sample("x", dist.Normal((rows * z.reshape(len(x), 1)).sum(1), 1.0), obs=x)
+
+
+def program_of(model, drawn):
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            if drawn:
+                pyro.sample("y", dist.Bernoulli(x.new_tensor(0.5)))
+            z = dist.Normal(x / 2, 0.9)
+            pyro.sample("z", z if model is inside else dist.Normal(x[:, None] / 2, 0.9).to_event(1))
+
+    return pv.Program(model, guide)
+
+
+@pytest.mark.parametrize("model", [inside, around, flat])
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_likelihood_sums_what_the_model_draws(model, drawn):
+    """The density of z and x on a fine grid of z adds up to p(x); by weights within |z| < 5."""
+    program = program_of(model, drawn)
+    with scoring(program):
+        density = LogJoint(program, X)
+        grid = torch.linspace(-7, 7, 281, dtype=torch.float64)[:, None, None].expand(-1, 4, 1)
+        found = density.log_joint(grid)
+    sums = found.logsumexp(0) + math.log(14 / 280)
+    torch.testing.assert_close(sums, EXACT, rtol=1e-6, atol=1e-6)
+    if not drawn:
+        torch.manual_seed(1)
+        weighed = pv.log_likelihood(program, X, samples=2000)
+        assert ((weighed.log_prob - EXACT).abs() * weighed.ess.sqrt()).max() < 5.0
+
+
+def test_the_bound_is_that_of_stock_pyro():
+    program = program_of(inside, drawn=False)
+    torch.manual_seed(2)
+    elbo = TraceEnum_ELBO(max_plate_nesting=1)
+    stock = -elbo.loss(config_enumerate(inside), program.functions[1], X)
+    torch.manual_seed(2)
+    assert pv.elbo(program, X).sum().item() == pytest.approx(stock, rel=1e-10)
+
+
+def test_data_that_are_scored_for_some_values_alone_have_no_likelihood():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Bernoulli(x.new_tensor(P)))
+            pyro.sample("x", dist.Normal(0 * y, 1.0).mask(y.bool()), obs=x)
+
+    with pytest.raises(ProgramError, match=r"site 'x': .*mask.*'y'"):
+        pv.log_likelihood(pv.Program(model, lambda x: None), X)

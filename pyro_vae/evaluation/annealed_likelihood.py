@@ -27,25 +27,15 @@ from pyro_vae.inference.sampling.importance_weights import (
     tail_length,
 )
 from pyro_vae.program.batch import Batch
-from pyro_vae.program.log_joint import LogJoint
+from pyro_vae.program.log_joint import LogJoint, log_evidence
 from pyro_vae.program.passes import Pass, Verb
 from pyro_vae.program.program import Program
 
 Start = Literal["guide", "prior"]
 _ROWS_PER_PASS = 4096  # chains times data: bounds the memory
 _INSTEAD = "use log_likelihood"
-_AIS = Verb("ais", prior=True, local=_INSTEAD, continuous=_INSTEAD, sums=True, each=True)
-_BDMC = Verb(
-    "bdmc",
-    prior=True,
-    local=_INSTEAD,
-    continuous=_INSTEAD,
-    globals_="simulated data come from one draw of it and are scored at another, which is no "
-    "bound; fix the globals, by a program without them",
-    simulates=True,
-    sums=True,
-    each=True,
-)
+_AIS = Verb("ais", prior=True, continuous=_INSTEAD, sums=True, each=True)
+_BDMC = Verb("bdmc", prior=True, continuous=_INSTEAD, simulates=True, sums=True, each=True)
 
 
 @dataclass(frozen=True, repr=False)
@@ -146,11 +136,12 @@ def ais(
 
     Transitions are HMC with one accept per datum and chain. Each estimate of p(x) is unbiased, so
     each log is a lower bound in expectation. Global latents are held at one draw from the guide for
-    all data.
+    all data. Where a datum has no continuous latent there is nothing to anneal: its discrete ones
+    are summed out, and the value is exact (every acceptance is 1).
     Random numbers come from torch's global generator.
 
     Arguments:
-        program: Anything with ``.model`` and ``.guide`` and continuous local latents.
+        program: Anything with ``.model`` and ``.guide``.
         data: One row per datum, ``(N, ...)``.
         settings: Temperatures, chains, transitions; None takes the defaults.
         progress: Show a progress bar.
@@ -174,6 +165,11 @@ def ais(
         data, _AIS, rows=_ROWS_PER_PASS, particles=chosen.chains
     ) as passes:
         for piece in tqdm(passes, disable=not progress, unit="batch", leave=False):
+            if not piece.sites.continuous:
+                exact = log_evidence(passes.program, piece.batch, piece.globals_)
+                logs.append(exact.expand(chosen.chains, -1))
+                rates.append(torch.ones_like(exact))
+                continue
             forward = _Path(passes.program, piece, chosen).forward()
             logs.append(forward.log_weight)
             rates.append(forward.accept_rate)
@@ -200,9 +196,11 @@ def bdmc(
 
     The latents that made a datum are an exact draw from its posterior: reverse AIS from them is a
     stochastic upper bound. The gap bounds the error of ``ais`` with the same settings on such data.
+    Global latents are held at one draw from the guide, which makes the data and bounds them: the
+    sandwich is of log p(x | w). Without a continuous latent of a datum both bounds are exact.
 
     Arguments:
-        program: Anything with ``.model`` and ``.guide`` and continuous local latents.
+        program: Anything with ``.model`` and ``.guide``.
         n: Simulated data.
         settings: As for ``ais``; steps tuned on the forward path serve both.
         given: The model's other inputs (labels, lengths), n rows, as for ``generate``; without it
@@ -210,8 +208,7 @@ def bdmc(
         progress: Show a progress bar.
 
     Raises:
-        ProgramError: As for ``ais``; or global latents, of which only a posterior draw makes the
-            upper bound one.
+        ProgramError: As for ``ais``; or data that cannot be written back into the arguments.
 
     References:
         | Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo (Grosse et al., 2015),
@@ -219,15 +216,22 @@ def bdmc(
     """
     chosen = settings or AIS()
     wrapped = Program.of(program)
-    batch, latents = generate_with_latents(wrapped, positive("n", n), _BDMC, given)
-    lower, upper = [], []
-    with wrapped.passes(batch, _BDMC, rows=_ROWS_PER_PASS, particles=chosen.chains) as passes:
+    batch, latents, held = generate_with_latents(wrapped, positive("n", n), _BDMC, given)
+    bounds = []
+    with (
+        wrapped.holding(held),
+        wrapped.passes(batch, _BDMC, rows=_ROWS_PER_PASS, particles=chosen.chains) as passes,
+    ):
         for piece in tqdm(passes, disable=not progress, unit="batch", leave=False):
+            if not piece.sites.continuous:
+                bounds.append((log_evidence(wrapped, piece.batch, piece.globals_),) * 2)
+                continue
             path = _Path(wrapped, piece, chosen)
-            lower.append(log_mean_exp(path.forward().log_weight, 0))
+            lower = log_mean_exp(path.forward().log_weight, 0)
             exact = {name: value[piece.rows] for name, value in latents.items()}
-            upper.append(-log_mean_exp(-path.reverse(exact).log_weight, 0))
-    return Sandwich(torch.cat(lower), torch.cat(upper), batch)
+            bounds.append((lower, -log_mean_exp(-path.reverse(exact).log_weight, 0)))
+    lower, upper = (torch.cat(parts) for parts in zip(*bounds, strict=True))
+    return Sandwich(lower, upper, batch)
 
 
 def _tail_shape(log_weight: Tensor) -> Tensor:

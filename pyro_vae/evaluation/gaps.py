@@ -28,7 +28,6 @@ _VERB = Verb(
     prior=True,
     local="a gap speaks of the latents of one datum",
     continuous="no Gaussian is fitted to it: use log_likelihood and elbo",
-    globals_="a gap speaks of the latents of one datum; fix the globals, by a program without them",
     sums=True,
     each=True,
     guide="weight",
@@ -151,6 +150,7 @@ def gaps(
     A guide that is no Gaussian in unconstrained coordinates is not in the family of the local q;
     its amortisation gap may then be negative. So may that of single data, by noise. Discrete
     latents of few values are summed out in all bounds but the guide's own, which draws its own.
+    Global latents are held at one draw from the guide: all bounds are conditional on it.
 
     Arguments:
         program: Anything with ``.model`` and ``.guide`` and continuous local latents.
@@ -166,7 +166,8 @@ def gaps(
     Raises:
         ConfigError: Fewer than two samples.
         DataError: Data that the program cannot take.
-        ProgramError: Global latents, discrete ones of too many values, angles, or no prior.
+        ProgramError: No continuous latent of a datum, discrete ones of too many values, angles, or
+            no prior.
 
     References:
         | Inference Suboptimality in Variational Autoencoders (Cremer et al., 2018),
@@ -179,7 +180,8 @@ def gaps(
     with Program.of(program).passes(data, _VERB, rows=_DATA_PER_PASS) as passes:
         for piece in tqdm(passes, disable=not progress, unit="batch", leave=False):
             given = passes.program.as_given(piece.batch)
-            parts.append(_measure(passes.program, given, settings, annealed, samples))
+            with passes.program.holding(passes.draws):
+                parts.append(_measure(passes.program, given, settings, annealed, samples))
     return _gaps({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 

@@ -70,10 +70,10 @@ def _observed(program: Program, piece: Pass, *, mean: bool) -> dict[str, Tensor]
 
 def generate_with_latents(
     program: Program, n: int, verb: Verb, given: Any = None
-) -> tuple[Batch, dict[str, Tensor]]:
-    """Return a simulated batch and the local latents that made it, by site.
+) -> tuple[Batch, dict[str, Tensor], list[dict[str, Tensor]]]:
+    """Return a simulated batch, and what made it: local latents by site, and those of all data.
 
-    Latents are ``(n, *plates, *event)``.
+    Local latents are ``(n, *plates, *event)``; the global ones are the draws of one verb's passes.
     """
     require_turn(verb.name)
     batches, latents = [], []
@@ -83,10 +83,10 @@ def generate_with_latents(
             values = values_at(trace, observed_names(trace))
             batches.append(require_observed(program, piece, values))
             latents.append(values_of(trace, latent_names(trace), len(piece), mean=False))
-    joined = join(verb.name, latents)
+    joined = join(verb.name, latents) if latents[0] else {}
     if isinstance(joined, Tensor):
         joined = {next(iter(latents[0])): joined}
-    return program.as_given(join_batches(batches)), joined
+    return program.as_given(join_batches(batches)), joined, passes.draws
 
 
 def inputs(program: Program, n: int, given: Any) -> Batch:

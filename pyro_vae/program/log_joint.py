@@ -415,6 +415,27 @@ class LogJoint:
             )
 
 
+def log_evidence(program: Program, batch: Batch, globals_: Mapping[str, Tensor]) -> Tensor:
+    r"""Return :math:`\log p(x)` of programs without continuous latents of a datum, ``(B,)``, exact.
+
+    Discrete ones are summed out, global ones held. Call inside ``bounds.scoring``.
+
+    Arguments:
+        program: Read.
+        batch: One row per datum.
+        globals_: Values of the global latents, by site.
+
+    Raises:
+        ProgramError: A latent that is summed out stands outside the plate of the data.
+    """
+    joint = program.summed_joint(batch)
+    joint = joint.fixing(globals_) if globals_ else joint
+    for group in groups_of(joint.summed_trace(Trace())):
+        group.require_local()
+    total: Any = sum(joint.model_log_p({}, 1).values())
+    return total[0]
+
+
 def masks_of(model: Trace, slots: list[Slot]) -> dict[str, Tensor]:
     """Return which parts of each latent a mask leaves in, of those that stand under one."""
     found = {}

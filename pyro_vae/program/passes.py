@@ -172,7 +172,7 @@ class Passes:
         self._rows = max(1, positive("batch_size", rows) // particles)
         self._particles = particles
         self._samples = positive("num_samples", num_global_samples)
-        self._held: list[dict[str, Tensor]] = []
+        self._held = list(program.held)
         self._stack = ExitStack()
         data = tensors_of(data)
         self._rest: Iterator[Any] = iter(())
@@ -208,6 +208,11 @@ class Passes:
         return self._first
 
     @property
+    def draws(self) -> list[dict[str, Tensor]]:
+        """The draws of the globals, once a pass has been made; empty where there are none."""
+        return self._held
+
+    @property
     def total(self) -> int:
         """N; a stream is read to its end."""
         return num_rows(self.batch)
@@ -226,7 +231,7 @@ class Passes:
         self._first = self.batch
         other = copy.copy(self)
         other._rows, other._particles, other._samples = rows, 1, num_global_samples
-        other._held, other._stack = [], ExitStack()
+        other._held, other._stack = list(self.program.held), ExitStack()
         return other
 
     def __enter__(self) -> "Passes":

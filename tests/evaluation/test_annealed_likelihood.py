@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from oracles import PPCA, ExactPPCA
-from programs import BayesianDecoder, Labelled, binary, common_mean, common_mean_guide, real
+from programs import Labelled, binary, common_mean, common_mean_guide, real
 from torch import Tensor, nn
 from torch import distributions as td
 
@@ -254,17 +254,6 @@ def test_settings_are_checked(options, message):
 # --- what is refused ------------------------------------------------------------------------------
 
 
-class Discrete(nn.Module):
-    def model(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            k = pyro.sample("k", dist.Bernoulli(x.new_tensor(0.5)))
-            pyro.sample("x", dist.Normal(k, 1.0), obs=x)
-
-    def guide(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("k", dist.Bernoulli(torch.full_like(x, 0.5)))
-
-
 class Nested(nn.Module):
     def model(self, x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
@@ -292,7 +281,6 @@ class Dependent(nn.Module):
 
 
 REFUSED = {
-    "discrete": (Discrete, (3,), "'k' is discrete"),
     "dependent": (Dependent, (3,), "'z': the support of Uniform depends on another latent"),
     "autoencoder": (lambda: Autoencoder(5, 2, (4,)).double(), (3, 5), "'z' has no prior"),
 }
@@ -367,11 +355,62 @@ def test_equal_data_are_annealed_at_one_draw_of_the_globals():
     torch.testing.assert_close(found, found[:1].expand(3000))
 
 
-def test_bdmc_refuses_globals():
-    program = BayesianDecoder()
-    pv.Program.of(program).read(real(3))
-    with pytest.raises(ProgramError, match=r"bdmc: site 'weight' is global.*fix the globals"):
-        pv.bdmc(program, 3, QUICK)
+def test_both_bounds_are_of_the_globals_that_made_the_data():
+    """x ~ N(w, 2) at one w: from bounds without noise follows (x - w)², the same w for all."""
+    x = torch.zeros(400, dtype=torch.float64)
+    torch.manual_seed(8)
+    found = pv.bdmc(pv.Program(common_mean, common_mean_guide), 400, QUICK, given=x)
+    torch.testing.assert_close(found.lower, found.upper)  # the guide is exact
+    square = -4 * found.lower - 2 * math.log(4 * math.pi)
+    # (x - w)² = x² - 2 x w + w² for all data: a line in x.
+    line = (square - found.data**2).unsqueeze(1)
+    design = torch.stack([found.data, torch.ones_like(found.data)], 1)
+    (slope, constant), *_ = torch.linalg.lstsq(design, line)
+    torch.testing.assert_close(constant, (slope / 2) ** 2)
+    assert abs(found.data.mean() + slope / 2) < 5 * (2 / 400) ** 0.5
+
+
+def test_data_without_continuous_latents_are_scored_exactly():
+    """A regression at a point mass, and a mixture: nothing is left to anneal."""
+    torch.manual_seed(9)
+    x, y = torch.randn(2, 5, dtype=torch.float64)
+    slope = torch.tensor(0.7, dtype=torch.float64)
+
+    def line(x, y):
+        w = pyro.sample("w", dist.Normal(slope.new_zeros(()), 2.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(w * x, 0.5), obs=y)
+
+    def fitted(x, y):
+        pyro.sample("w", dist.Delta(slope))
+
+    def mixture(x, y):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Bernoulli(x.new_tensor(0.3)))
+            pyro.sample("y", dist.Normal(c + x, 0.5), obs=y)
+
+    def guess(x, y):
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", dist.Bernoulli(x.new_tensor(0.9)))
+
+    def of_mixture(x, y):
+        parts = [math.log(p) + td.Normal(x + c, 0.5).log_prob(y) for c, p in ((0, 0.7), (1, 0.3))]
+        return torch.logaddexp(*parts)
+
+    for model, guide, exact in (
+        (line, fitted, lambda x, y: td.Normal(slope * x, 0.5).log_prob(y)),
+        (mixture, guess, of_mixture),
+        (mixture, lambda x, y: None, of_mixture),
+    ):
+        program = pv.Program(model, guide)
+        answer = pv.ais(program, (x, y), QUICK)
+        torch.testing.assert_close(answer.log_prob, exact(x, y))
+        torch.testing.assert_close(answer.ess, torch.full_like(x, 3.0))
+        assert bool((answer.acceptance == 1).all())
+        both = pv.bdmc(program, 5, QUICK, given=(x, y))
+        torch.testing.assert_close(both.lower, exact(*both.data))
+        torch.testing.assert_close(both.upper, both.lower)
+        assert torch.equal(both.data[0], x) and not torch.equal(both.data[1], y)
 
 
 # --- pv.bdmc --------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ def test_containers_are_opened_and_given_back():
     for ours, theirs in zip(*answers, strict=True):
         torch.testing.assert_close(ours, theirs)
     with pv.Program.of(program).running():
-        simulated, latents = generate_with_latents(
+        simulated, latents, _ = generate_with_latents(
             pv.Program.of(program), 6, Verb("test"), nested()
         )
     assert simulated[0].keys() == {"x", "rest"} and simulated[0]["rest"][0].shape == (6,)

@@ -160,7 +160,7 @@ class Amortised(PassPosterior):
     """
 
     def __init__(self, passes: Passes) -> None:
-        super().__init__(passes)
+        super().__init__(passes, held=bool(passes.program.held))
         first = bounds.passes(self.program, self._batch, _ROWS_LOOKED_AT)[0]
         _, guide = self.program.reader.look(first)
         drawn = dict(sample_sites(guide))

@@ -109,7 +109,7 @@ def fit_local(
     """
     pieces = bounds.passes(program, batch, max(1, _ROWS_PER_PASS // settings.particles))
     fitted, steps, reached = [], [], []
-    held: Mapping[str, Tensor] | None = None
+    held: Mapping[str, Tensor] | None = program.held[0] if program.held else None
     first: dict[str, int] | None = None
     graphs = DensityGraphs("trace" if settings.steps > _WINDOW else False)  # it must pay first
     with scoring(program):

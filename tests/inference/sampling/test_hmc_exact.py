@@ -122,7 +122,7 @@ PROGRAMS: dict[str, type[Sampler]] = {
 
 def dream(program: Program, rows: int) -> tuple[Tensor, LogJoint, Tensor]:
     """Draw (x, z) from the model; return x, its density, and z unconstrained, (1, B | Z)."""
-    x, latents = generate_with_latents(program, rows, Verb("simulate", simulates=True))
+    x, latents, _ = generate_with_latents(program, rows, Verb("simulate", simulates=True))
     with scoring(program):
         joint = LogJoint(program, x)
         return x, joint, joint.pack({k: v.unsqueeze(0) for k, v in latents.items()}, 1)

@@ -122,11 +122,19 @@ def with_all_drawn(trace: Trace, depth: int) -> Trace:
     for name, site in sample_sites(trace):
         if "_dim_to_id" not in site["infer"] or not is_masked(site):
             continue
-        kept: Any = kept_units(site["fn"], site["mask"], site["value"].device)
-        leading = kept.shape[: kept.dim() - len(site["fn"].event_shape)][:-depth]
-        if leading.numel() > 1:
+        event = len(site["fn"].event_shape)
+        if any(_moves(mask, depth + event) for mask in _masks(site["fn"], site["mask"])):
             free.nodes[name] = unmasked(name, site, ids_of(trace))
     return free
+
+
+def _moves(mask: Any, depth: int) -> bool:
+    """Return whether a mask differs along any dimension left of the last ones."""
+    if not isinstance(mask, Tensor):
+        return False
+    # Expanded ones are equal: to know it costs no look at values.
+    dims = [d for d in range(mask.dim() - depth) if mask.shape[d] > 1 and mask.stride(d) != 0]
+    return any(bool((mask != mask.narrow(d, 0, 1)).any()) for d in dims)
 
 
 def ids_of(trace: Trace) -> list[str]:

@@ -3,12 +3,14 @@
 import ast
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 jupytext = pytest.importorskip("jupytext", reason="needs the extra 'tutorials'")
+nbformat = pytest.importorskip("nbformat", reason="needs the extra 'tutorials'")
 nbclient = pytest.importorskip("nbclient", reason="needs the extra 'tutorials'")
 pytest.importorskip("ipykernel", reason="needs the extra 'tutorials'")
 
@@ -29,21 +31,58 @@ class ThisInterpreter(KernelSpecManager):
         return KernelSpec(argv=argv, display_name=kernel_name, language="python")
 
 
-def execute(notebook: Any, folder: Path) -> None:
-    """Run a notebook in place, in an empty folder, with a kernel of this interpreter."""
+# Between two tutorials: a namespace, figures and a parameter store as a new kernel has them.
+CLEAN = """
+import os, matplotlib.pyplot, pyro
+os.chdir({folder!r})
+matplotlib.rcdefaults()
+matplotlib.pyplot.close("all")
+pyro.clear_param_store()
+get_ipython().reset(new_session=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Start one kernel of this interpreter for all tutorials: importing torch takes seconds."""
     from jupyter_client.manager import AsyncKernelManager
 
     class Manager(AsyncKernelManager):
         def __init__(self, **settings: Any) -> None:
             super().__init__(**settings, kernel_spec_manager=ThisInterpreter())
 
+    home = tmp_path_factory.mktemp("jupyter")
+    environment = {
+        "PYRO_VAE_SMOKE": "1",
+        "OMP_NUM_THREADS": "1",
+        "IPYTHONDIR": str(home / "ipython"),  # no start-up files or history of this machine
+        "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
+        # tqdm's, where ipywidgets is not installed; any other warning fails the test below.
+        "PYTHONWARNINGS": "ignore:IProgress not found",
+    }
     client = nbclient.NotebookClient(
-        notebook,
+        nbformat.v4.new_notebook(),
         timeout=120,
         kernel_manager_class=Manager,
-        resources={"metadata": {"path": str(folder)}},
+        resources={"metadata": {"path": str(home)}},
     )
-    client.execute()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        with client.setup_kernel():
+            yield client
+
+
+def execute(kernel: Any, notebook: Any, folder: Path) -> None:
+    """Run a notebook in place, in an empty folder, as a kernel just started would."""
+    clean = nbformat.v4.new_code_cell(CLEAN.format(folder=str(folder)))
+    kernel.nb = nbformat.v4.new_notebook(cells=[clean])
+    kernel.reset_execution_trackers()
+    kernel.execute_cell(clean, 0)
+    assert not clean.outputs, clean.outputs
+    kernel.nb = notebook
+    for index, cell in enumerate(notebook.cells):
+        kernel.execute_cell(cell, index)
 
 
 def outputs(notebook: Any) -> list[Any]:
@@ -60,21 +99,10 @@ def test_there_are_tutorials_numbered_from_one() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:zmq")
 @pytest.mark.slow
 @every_tutorial
-def test_runs_as_a_notebook(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {
-        "PYRO_VAE_SMOKE": "1",
-        "OMP_NUM_THREADS": "1",
-        "IPYTHONDIR": str(tmp_path / "ipython"),  # no start-up files or history of this machine
-        "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"),
-        # tqdm's, where ipywidgets is not installed; any other warning fails the test below.
-        "PYTHONWARNINGS": "ignore:IProgress not found",
-    }.items():
-        monkeypatch.setenv(name, value)
+def test_runs_as_a_notebook(path: Path, kernel: Any, tmp_path: Path) -> None:
     notebook = jupytext.read(path)
-    folder = tmp_path / "work"
-    folder.mkdir()
 
-    execute(notebook, folder)
+    execute(kernel, notebook, tmp_path)
 
     shown = outputs(notebook)
     figures = [out.data for out in shown if "Figure" in out.get("data", {}).get("text/plain", "")]
@@ -82,16 +110,24 @@ def test_runs_as_a_notebook(path: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert all("image/png" in data for data in figures), "a figure is named, not shown"
     warned = [out.text for out in shown if out.get("name") == "stderr"]
     assert not warned, warned
-    assert not list(folder.iterdir()), "it leaves files behind"
+    assert not list(tmp_path.iterdir()), "it leaves files behind"
 
 
-def test_a_failing_cell_fails_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_cell_fails_the_test(kernel: Any, tmp_path: Path) -> None:
     """The negative control of the test above: also that the kernel is this interpreter."""
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     cell = f"import sys\nassert sys.executable == {sys.executable!r}\nassert 1 == 2, 'on purpose'"
     notebook = jupytext.reads(f"# %%\n{cell}\n", fmt="py:percent")
     with pytest.raises(nbclient.exceptions.CellExecutionError, match="on purpose"):
-        execute(notebook, tmp_path)
+        execute(kernel, notebook, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:jupyter_client")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:zmq")
+def test_a_notebook_finds_nothing_of_the_one_before(kernel: Any, tmp_path: Path) -> None:
+    before = "import pyro, torch\nleft = 1\npyro.param('left', torch.ones(1))"
+    execute(kernel, jupytext.reads(f"# %%\n{before}\n", fmt="py:percent"), tmp_path)
+    after = "import pyro\nassert 'left' not in globals() and not pyro.get_param_store().keys()"
+    execute(kernel, jupytext.reads(f"# %%\n{after}\n", fmt="py:percent"), tmp_path)
 
 
 @every_tutorial

@@ -46,6 +46,7 @@ DIGITS = 10 if SMOKE else 100  # test digits of sections 1 to 4
 DRAWS = 64 if SMOKE else 4096  # importance weights per digit
 TEMPERATURES = (5,) if SMOKE else (10, 100, 500)
 LEAPFROG = 1 if SMOKE else 3
+PILOT = 16 if SMOKE else 400  # transitions that tune the steps of AIS
 EPOCHS = 2 if SMOKE else 100
 OWN_EPOCHS = 1 if SMOKE else 15  # of section 8
 REPLICATES = 100 if SMOKE else 4000  # gradients where a signal-to-noise ratio is measured
@@ -186,9 +187,7 @@ annealed, annealed_noise = {}, {}
 for start in ("prior", "guide"):
     for number in TEMPERATURES:
         torch.manual_seed(number)
-        settings = pv.AIS(
-            num_temperatures=number, chains=CHAINS, num_leapfrog=LEAPFROG, start=start
-        )
+        settings = pv.AIS(number, CHAINS, num_leapfrog=LEAPFROG, start=start, pilot=PILOT)
         estimate = pv.ais(spoiled, test, settings).log_prob
         annealed[start, number] = (exact - estimate).mean().item()
         annealed_noise[start, number] = noise = stderr(exact - estimate)
@@ -293,7 +292,7 @@ for width in widths:
 lower, upper, noise = [], [], []
 for number in TEMPERATURES:
     torch.manual_seed(2)
-    settings = pv.AIS(num_temperatures=number, chains=CHAINS, num_leapfrog=LEAPFROG, start="prior")
+    settings = pv.AIS(number, CHAINS, num_leapfrog=LEAPFROG, start="prior", pilot=PILOT)
     sandwich = pv.bdmc(spoiled, DIGITS, settings)
     with torch.no_grad():
         simulated = spoiled.marginal().log_prob(sandwich.data)

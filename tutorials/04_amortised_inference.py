@@ -38,11 +38,11 @@ plt.switch_backend("module://matplotlib_inline.backend_inline" if NOTEBOOK else 
 plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11}
 
 SMOKE = bool(os.environ.get("PYRO_VAE_SMOKE"))  # a short run, to test that everything works
-EPOCHS = 2 if SMOKE else 60
-DIGITS = 6 if SMOKE else 100  # test digits whose posteriors are looked at
+EPOCHS = 1 if SMOKE else 60
+DIGITS = 4 if SMOKE else 100  # test digits whose posteriors are looked at
 DRAWS = 50 if SMOKE else 1000  # draws behind each bound
-CLIMB = 60 if SMOKE else 3000  # steps of Adam per datum, at most
-ANNEALED = pv.AIS(num_temperatures=3 if SMOKE else 100, chains=2 if SMOKE else 8, num_leapfrog=3)
+CLIMB = 20 if SMOKE else 3000  # steps of Adam per datum, at most
+ANNEALED = pv.AIS(3, chains=2, pilot=8) if SMOKE else pv.AIS(100, chains=8, num_leapfrog=3)
 LATENT, HIDDEN = 8, 128
 BLUE, RED, GREEN, SAND, GREY = "#332288", "#CC6677", "#117733", "#DDAA33", "#777777"
 

@@ -39,7 +39,8 @@ plt.switch_backend("module://matplotlib_inline.backend_inline" if NOTEBOOK else 
 plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11}
 
 SMOKE = bool(os.environ.get("PYRO_VAE_SMOKE"))  # a short run, to test that everything works
-EPOCHS = 2 if SMOKE else 60
+EPOCHS = 1 if SMOKE else 60
+COMPILE = False if SMOKE else "trace"  # a graph pays after some hundred steps
 SAMPLES = 50 if SMOKE else 1000  # importance samples per digit for the log-likelihood
 LATENTS, HIDDEN = (16, 8, 4), (128, 64, 32)  # the data side first
 BLUE, RED, SAND, GREY = "#332288", "#CC6677", "#DDAA33", "#777777"
@@ -170,7 +171,7 @@ axes.set_title("The product stands nearer to the surer of the two", loc="left", 
 shares = {"z1": 0.1, "z2": 0.4, "z3": 0.6}  # of the run
 WARM_UP = {site: pv.schedules.linear(0.0, 1.0, over=share) for site, share in shares.items()}
 digits = pv.data.load("digits", binarisation="threshold")
-train, valid, test = digits.train, digits.valid, digits.test
+train, valid, test = digits.train[: 256 if SMOKE else None], digits.valid, digits.test
 
 
 def trained(kind, latent_dims, hidden, beta):
@@ -185,7 +186,7 @@ def trained(kind, latent_dims, hidden, beta):
         lr=2e-3,
         lr_schedule=pv.schedules.cosine(1.0, 0.02),
         beta=beta,
-        compile="trace",
+        compile=COMPILE,
         device="cpu",
         progress=False,
     )

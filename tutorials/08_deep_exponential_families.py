@@ -39,6 +39,7 @@ plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "axes.tit
 
 SMOKE = bool(os.environ.get("PYRO_VAE_SMOKE"))  # a short run, to test that everything works
 EPOCHS = 2 if SMOKE else 200
+COMPILE = False if SMOKE else "trace"  # a graph pays after some hundred steps
 DRAWS = 2 if SMOKE else 20  # of the weights, where a bound is reported
 SMALL = 40 if SMOKE else 100  # digits in the small training set of section 4
 BLUE, RED, GREEN, SAND, GREY = "#332288", "#CC6677", "#117733", "#DDAA33", "#777777"
@@ -79,7 +80,7 @@ pv.fit(
     epochs=5 if SMOKE else 400,
     lr=0.1,
     lr_schedule=pv.schedules.cosine(1.0, 0.02),
-    compile="trace",
+    compile=COMPILE,
     progress=False,
 )
 with torch.no_grad():
@@ -122,7 +123,7 @@ options = {
     "batch_size": 128,
     "lr_schedule": pv.schedules.cosine(1.0, 0.05),
     "beta": {site: pv.schedules.linear(0.0, 1.0, over=0.3) for site in ("z1", "z2")},
-    "compile": "trace",
+    "compile": COMPILE,
     "progress": False,
 }
 run = pv.fit(model, train, lr=0.01, **options)
@@ -242,7 +243,7 @@ for weights in ("bayesian", "point"):
         epochs=2 if SMOKE else 1500,
         batch_size=SMALL,
         lr=0.01,
-        compile="trace",
+        compile=COMPILE,
         progress=False,
     )
     results[weights] = [held_out(some, x)[0] for x in (small, test)]
@@ -271,7 +272,7 @@ for build in (pv.models.VAE, pv.models.BayesianVAE):
         epochs=2 if SMOKE else 800,
         batch_size=SMALL,
         lr=3e-3,
-        compile="trace",
+        compile=COMPILE,
         progress=False,
     )
     seen, unseen = (held_out(vae, x)[0] for x in (bits.train[:SMALL], bits.test))
@@ -312,7 +313,7 @@ for family, objective in families.items():
         lr=0.01,
         lr_schedule=pv.schedules.cosine(1.0, 0.05),
         beta=pv.schedules.linear(0.0, 1.0, over=0.3),
-        compile="trace",
+        compile=COMPILE,
         progress=False,
     )
     print(f"{family:<9} {held_out(other, bits.test)[0]:>8.1f}")

@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 import pickle
+import resource
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from forked import fork, forks
 
 from pyro_vae.errors import CheckpointError, DeviceError
 from pyro_vae.storage import bundle as files
@@ -164,26 +167,23 @@ def test_left_overs_of_a_killed_writer_are_swept_and_those_of_a_living_one_kept(
     assert {*folder.iterdir()} == {living, elsewhere, folder / "model.safetensors"}
 
 
-WRITE_OFTEN = """
-import sys, torch
-from pyro_vae.storage.bundle import write_bundle
-for step in range(60):
-    x = torch.full((int(sys.argv[2]),), float(sys.argv[2]))
-    write_bundle(sys.argv[1], "model", {"x": x}, {"writer": int(sys.argv[2])})
-"""
+def write_often(folder: Path, size: int) -> None:
+    for _ in range(60):
+        write_bundle(folder, "model", {"x": torch.full((size,), float(size))}, {"writer": size})
 
 
+@forks
 def test_two_processes_that_write_leave_one_whole_file(tmp_path: Path) -> None:
-    children = [run_child(WRITE_OFTEN, tmp_path, size) for size in (3000, 50_000)]
+    children = [fork(write_often, tmp_path, size) for size in (3000, 50_000)]
     while not (tmp_path / "model.safetensors").exists():
         time.sleep(0.01)
-    while any(child.poll() is None for child in children):
+    while any(child.is_alive() for child in children):
         got, meta = read_bundle(tmp_path, "model")
         size = meta["writer"]
         assert torch.equal(got["x"], torch.full((size,), float(size)))
     for child in children:
-        child.communicate(timeout=60)
-        assert child.returncode == 0
+        child.join(timeout=60)
+        assert child.exitcode == 0
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -517,80 +517,54 @@ def test_a_failing_system_call_leaves_a_good_file(
     assert len(list(folder.iterdir())) == 1
 
 
-def run_child(code: str, *args: object) -> subprocess.Popen[bytes]:
-    root = Path(files.__file__).resolve().parents[2]
-    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, args)],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-    )
-
-
-KILL_WHILE_SAVING = """
-import os, signal, sys, time
-import torch
-from pyro_vae.storage.bundle import read_bundle, write_bundle
-
-def save_forever(folder, step, acknowledge):
+def save_forever(folder: Path, step: int, acknowledge: int) -> None:
     while True:
         step += 1
-        tensors = {"x": torch.full((20_000,), float(step))}
-        write_bundle(folder, "model", tensors, {"step": step})
+        write_bundle(folder, "model", {"x": torch.full((20_000,), float(step))}, {"step": step})
         os.write(acknowledge, b"%d " % step)
 
-folder = sys.argv[1]
-for delay in map(float, sys.argv[2:]):
-    start = read_bundle(folder, "model")[1]["step"]
-    out, acknowledge = os.pipe()
-    child = os.fork()
-    if child == 0:
-        save_forever(folder, start, acknowledge)
-    first = os.read(out, 1)  # however busy the machine is, the child has begun to save
-    time.sleep(delay)
-    os.kill(child, signal.SIGKILL)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    os.close(acknowledge)
-    with open(out) as stream:
-        last = max(map(int, (first.decode() + stream.read()).split()))
-    tensors, meta = read_bundle(folder, "model")
-    assert last <= meta["step"] <= last + 1, (last, meta)
-    assert torch.equal(tensors["x"], torch.full((20_000,), float(meta["step"])))
-    print(meta["step"], flush=True)
-"""
 
-
+@forks
 def test_kill_9_loses_at_most_the_save_under_way(tmp_path: Path) -> None:
     """Fifty kills at drawn moments: the file on disk is whole and no older than the last save."""
     write_bundle(tmp_path, "model", {"x": torch.zeros(20_000)}, {"step": 0})
-    delays = torch.rand(50, generator=torch.Generator().manual_seed(0)).mul(0.04).tolist()
-    child = run_child(KILL_WHILE_SAVING, tmp_path, *delays)
-    steps = [int(step) for step in child.communicate(timeout=120)[0].split()]
-    assert child.returncode == 0 and len(steps) == 50
-    assert steps[-1] >= 50  # they were killed in the middle of saving, not before it
+    step = 0
+    for delay in torch.rand(50, generator=torch.Generator().manual_seed(0)).mul(0.04).tolist():
+        out, acknowledge = os.pipe()
+        child = fork(save_forever, tmp_path, step, acknowledge)
+        first = os.read(out, 1)  # however busy the machine is, the child has begun to save
+        time.sleep(delay)
+        child.kill()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+        os.close(acknowledge)
+        with open(out) as stream:
+            last = max(map(int, (first.decode() + stream.read()).split()))
+        got, meta = read_bundle(tmp_path, "model")
+        step = meta["step"]
+        assert last <= step <= last + 1, (last, meta)
+        assert torch.equal(got["x"], torch.full((20_000,), float(step)))
+    assert step >= 50  # they were killed in the middle of saving, not before it
     write_bundle(tmp_path, "model", tensors(), {})
     assert len(list(tmp_path.iterdir())) == 1
 
 
-SAVE_WITH_A_SMALL_DISK = """
-import resource, signal, sys, torch
-from pyro_vae.storage.bundle import write_bundle
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
-try:
-    write_bundle(sys.argv[1], "model", {"x": torch.ones(int(sys.argv[3]))}, {"a": "b" * 5000})
-except OSError as error:
-    print("OSError", error.errno)
-"""
+def save_with_a_small_disk(folder: Path, limit: int, numbers: int) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    with pytest.raises(OSError, match="File too large"):
+        write_bundle(folder, "model", {"x": torch.ones(numbers)}, {"a": "b" * 5000})
 
 
+@forks
 @pytest.mark.parametrize(("limit", "numbers"), [(1000, 10_000), (4000, 10)])
 def test_a_full_disk_is_an_error_and_leaves_the_old_file(
     folder: Path, limit: int, numbers: int
 ) -> None:
     """The limit stops the file inside the header in both cases."""
-    out, _ = run_child(SAVE_WITH_A_SMALL_DISK, folder, limit, numbers).communicate(timeout=60)
-    assert out.split()[0] == b"OSError"
+    child = fork(save_with_a_small_disk, folder, limit, numbers)
+    child.join(timeout=60)
+    assert child.exitcode == 0
     assert len(list(folder.iterdir())) == 1
     got, meta = read_bundle(folder, "model")
     assert same(got, tensors()) and meta == META

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -12,6 +11,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from forked import fork, forks
 
 import pyro_vae as pv
 from pyro_vae.errors import CheckpointError, ConfigError
@@ -371,29 +371,30 @@ def test_a_run_starts_no_thread_for_its_log(tmp_path):
 
 # -- kills -----------------------------------------------------------------------------------------
 
-TRAIN = """
-import sys, torch
-import pyro_vae as pv
-x = (torch.rand(40, 7, generator=torch.Generator().manual_seed(4)) > 0.4).float()
-torch.manual_seed(1)
-program = pv.models.VAE(7, 2, (5,))
-pv.fit(program, x, epochs=10**6, batch_size=10, compile=False, progress=False, out=sys.argv[1],
-       checkpoint_every=1, resume=True, callbacks=[lambda run: print(run.steps, flush=True)])
-"""
+
+def train_for_ever(folder, out):
+    options = {**FAST, "epochs": 10**6, "checkpoint_every": 1, "resume": True}
+
+    def tell(run):
+        os.write(out, b"%d\n" % run.steps)  # no value: a true one would stop the run
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # where it was killed between two renames
+        pv.fit(build(), X, out=folder, callbacks=[tell], **options)
 
 
+@forks
 def test_a_killed_run_goes_on_in_the_same_folder(tmp_path):
     """SIGKILL twice: the lock of the dead is recovered, and the epochs that were kept are equal."""
     folder, reached = tmp_path / "run", []
     for _ in range(2):
-        child = subprocess.Popen(
-            [sys.executable, "-c", TRAIN, str(folder)], stdout=subprocess.PIPE, env={**os.environ}
-        )
-        for _ in range(6):
-            reached.append(int(child.stdout.readline()))
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        child.stdout.close()
+        ours, theirs = os.pipe()
+        child = fork(train_for_ever, folder, theirs)
+        os.close(theirs)
+        with open(ours) as steps:
+            reached += [int(steps.readline()) for _ in range(6)]
+            child.kill()
+            child.join()
         assert (folder / "lock.json").exists()
     assert reached[6] > 4 * 3  # the second went on from a checkpoint
     epochs = 16

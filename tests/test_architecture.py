@@ -237,13 +237,12 @@ def test_importing_changes_nothing():
 
 @pytest.mark.slow
 def test_importing_costs_little_more_than_pyro():
-    """CPU time beyond that of Pyro in the same fresh process, the least of three."""
+    """CPU time beyond that of Pyro in the same fresh process, in one of three."""
     code = (
         "import time, pyro; of_pyro = time.process_time(); import pyro_vae; "
         "print(time.process_time() / of_pyro)"
     )
-    ratios = [float(run(code)) for _ in range(3)]
-    assert min(ratios) <= 1.3, ratios
+    assert any(float(run(code)) <= 1.3 for _ in range(3))
 
 
 def test_the_public_names_exist():

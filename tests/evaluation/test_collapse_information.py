@@ -146,7 +146,7 @@ def test_an_auxiliary_site_leaves_no_distance_to_the_prior():
 
 @pytest.mark.parametrize("name", ["vae_conv", "vae_iaf", "hierarchical", "ladder", "regularised"])
 def test_the_batch_size_bounds_every_pass_of_every_network(name):
-    program, data = CASES[name].build(), CASES[name].data(150)
+    program, data = CASES[name].build(), CASES[name].data(50)
     # Whether it takes particles side by side is asked once, with two copies of the rows.
     pv.elbo(program, data[:16])
     seen = []
@@ -156,7 +156,7 @@ def test_the_batch_size_bounds_every_pass_of_every_network(name):
             module.register_forward_hook(
                 lambda _, given, __, kept=rows: seen.append(given[0].shape[:-kept].numel())
             )
-    pv.diagnose(program, data, batch_size=16, probes=40)
+    pv.diagnose(program, data, batch_size=16, probes=20)
     assert 8 < max(seen) <= 16
 
 

@@ -110,8 +110,10 @@ def assert_identical(expected, got):
     assert (run.best_epoch, run.steps) == (run_.best_epoch, run_.steps)
 
 
-@pytest.mark.parametrize("interrupt", [1, 2, 4, 5])
-@pytest.mark.parametrize("variant", VARIANTS)
+INTERRUPTS = [("plain", 1), ("plain", 4), ("valid", 5), *((variant, 2) for variant in VARIANTS)]
+
+
+@pytest.mark.parametrize(("variant", "interrupt"), INTERRUPTS)
 def test_resumed_is_bit_identical(variant, interrupt, tmp_path):
     expected = train(variant)
     assert train(variant, tmp_path, interrupt=interrupt) is None

@@ -249,12 +249,14 @@ def test_gap_shrinks_with_temperatures(family: str, most: int, chains: int) -> N
     assert target.posterior is not None
     torch.manual_seed(4)
     gaps = []
-    for num in (most // 4, most):
+    few = most // 4
+    coarse = ais.sigmoid_temperatures(few, dtype=torch.float64)
+    options: dict[str, Any] = {"num_leapfrog": 3}
+    pilot = {"num_transitions": 2 * few, **options}
+    steps = ais.tune_steps(log_prior, target.prior_draws(64), target.log_joint, coarse, **pilot)
+    for num in (few, most):
         b = ais.sigmoid_temperatures(num, dtype=torch.float64)
-        options: dict[str, Any] = {"num_leapfrog": 3}
-        pilot = {"num_transitions": 2 * num, **options}
-        steps = ais.tune_steps(log_prior, target.prior_draws(64), target.log_joint, b, **pilot)
-        options["step_size"] = steps
+        options["step_size"] = steps.repeat_interleave(num // few, 0)
         start = target.prior_draws(chains)
         up = ais.annealed_importance(log_prior, start, target.log_joint, b, **options)
         down = ais.reverse_annealed_importance(

@@ -43,12 +43,11 @@ def names_vae(path: Path) -> Subject:
 ROWS = [
     Published("SwordShieldMouse/vae-pyro", "SwordShieldMouse/vae-pyro/architectures.py", plain_vae),
     Published("shenkev/Pyro-Tutorial", "shenkev/Pyro-Tutorial/7_VAE.py", plain_vae),
-    Published("ucals/cvae", "ucals/cvae/src/cvae.py", cvae, ("bdmc",)),
+    Published("ucals/cvae", "ucals/cvae/src/cvae.py", cvae),
     Published("kim-hyunsu/CEVAE-pyro", "kim-hyunsu/CEVAE-pyro/model/vae.py", causal_vae),
     Published(
         "jason-yoo-108/FormatSSVAE",
         "jason-yoo-108/FormatSSVAE/FormatSSVAE/vae.py",
         names_vae,
-        ("bdmc",),
     ),
 ]

@@ -10,7 +10,6 @@ from pyro.contrib.mue.models import FactorMuE, ProfileHMM
 from pyro.nn import PyroSample
 
 from benchmarks.gallery.subject import (
-    GLOBAL,
     NO_CODE,
     Published,
     Subject,
@@ -77,7 +76,7 @@ def gplvm(_: Path | None = None) -> Subject:
 ROWS = [
     Published("contrib.cevae", "", cevae),
     Published("contrib.mue ProfileHMM", "", profile_hmm, NO_CODE),
-    Published("contrib.mue FactorMuE", "", factor_mue, GLOBAL),
+    Published("contrib.mue FactorMuE", "", factor_mue),
     Published("contrib.gp SparseGPRegression", "", sparse_gp, NO_CODE),
     Published("contrib.gp GPLVM", "", gplvm, NO_CODE),
 ]

@@ -18,7 +18,6 @@ from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, init_to_feasible
 
 from benchmarks.gallery.loading import load
 from benchmarks.gallery.subject import (
-    GLOBAL,
     NO_CODE,
     NO_CONTINUOUS,
     NO_LATENT,
@@ -241,17 +240,15 @@ def _rows() -> list[Published]:
             "ss_vae_M2, labels", EXAMPLES + "vae/ss_vae_M2.py", functools.partial(m2, labelled=True)
         ),
         Published("ss_vae_M2, classifier", EXAMPLES + "vae/ss_vae_M2.py", m2_classifier, NO_LATENT),
-        Published("cvae", EXAMPLES + "cvae/cvae.py", cvae, ("bdmc",)),
+        Published("cvae", EXAMPLES + "cvae/cvae.py", cvae),
         Published("dmm", EXAMPLES + "dmm.py", dmm),
         Published("dmm, annealed", EXAMPLES + "dmm.py", functools.partial(dmm, annealing=0.3)),
         Published("dmm, flows", EXAMPLES + "dmm.py", functools.partial(dmm, num_iafs=1)),
-        Published("lda", EXAMPLES + "lda.py", lda, GLOBAL),
+        Published("lda", EXAMPLES + "lda.py", lda),
     ]
     for kind in ("custom", "auto", "easy"):
         build = functools.partial(gamma_def, kind=kind)
-        rows.append(
-            Published(f"sparse_gamma_def, {kind}", EXAMPLES + "sparse_gamma_def.py", build, GLOBAL)
-        )
+        rows.append(Published(f"sparse_gamma_def, {kind}", EXAMPLES + "sparse_gamma_def.py", build))
     rows += [
         Published(
             "scanvi",

@@ -70,11 +70,10 @@ class Published:
 
 # Verbs without an answer where the guide draws no continuous latent of one datum; where it draws
 # none of a datum at all, where there is nothing to encode either, and where there is no latent.
-NO_CONTINUOUS = ("ais", "bdmc", "infer", "gaps", "interpolate")
+NO_CONTINUOUS = ("infer", "gaps", "interpolate")
 NO_LOCAL = (*NO_CONTINUOUS, "diagnose")
 NO_CODE = (*NO_LOCAL, "encode")
 NO_LATENT = (*NO_CODE, "refine")
-GLOBAL = ("bdmc", "gaps")  # bounds that a draw of the globals spoils
 
 
 def generator(seed: int = 0) -> torch.Generator:

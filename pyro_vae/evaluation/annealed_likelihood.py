@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from pyro_vae.arguments import number, positive, typed
 from pyro_vae.errors import ConfigError
-from pyro_vae.evaluation.generation import generate_with_latents
+from pyro_vae.evaluation.generation import Simulated, inputs, simulate, simulated_data
 from pyro_vae.evaluation.likelihood import LogLikelihood
 from pyro_vae.inference.sampling.ais import (
     annealed_importance,
@@ -67,7 +67,8 @@ class Sandwich:
     Arguments:
         lower: Forward AIS, ``(N,)``, nats.
         upper: Reverse AIS from the latents that made the datum, ``(N,)``, nats.
-        data: The simulated batch.
+        data: The simulated batch. Where the model computes what it observes from its arguments: the
+            drawn values by site, one tensor where there is one.
     """
 
     lower: Tensor
@@ -170,7 +171,8 @@ def ais(
                 logs.append(exact.expand(chosen.chains, -1))
                 rates.append(torch.ones_like(exact))
                 continue
-            forward = _Path(passes.program, piece, chosen).forward()
+            density = LogJoint(passes.program, piece.batch, piece.globals_)
+            forward = _Path(density, chosen).forward()
             logs.append(forward.log_weight)
             rates.append(forward.accept_rate)
     log_weight = torch.cat(logs, 1)
@@ -198,6 +200,9 @@ def bdmc(
     stochastic upper bound. The gap bounds the error of ``ais`` with the same settings on such data.
     Global latents are held at one draw from the guide, which makes the data and bounds them: the
     sandwich is of log p(x | w). Without a continuous latent of a datum both bounds are exact.
+    Draws are written into the arguments which the model observes. Where it computes what it
+    observes, they are observed in its place, and the arguments stay as they were given; AIS then
+    leaves from the prior, for the guide knows nothing of such draws.
 
     Arguments:
         program: Anything with ``.model`` and ``.guide``.
@@ -208,7 +213,7 @@ def bdmc(
         progress: Show a progress bar.
 
     Raises:
-        ProgramError: As for ``ais``; or data that cannot be written back into the arguments.
+        ProgramError: As for ``ais``.
 
     References:
         | Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo (Grosse et al., 2015),
@@ -216,22 +221,26 @@ def bdmc(
     """
     chosen = settings or AIS()
     wrapped = Program.of(program)
-    batch, latents, held = generate_with_latents(wrapped, positive("n", n), _BDMC, given)
-    bounds = []
-    with (
-        wrapped.holding(held),
-        wrapped.passes(batch, _BDMC, rows=_ROWS_PER_PASS, particles=chosen.chains) as passes,
-    ):
+    given = inputs(wrapped, positive("n", n), given)
+    bounds, made = [], []
+    with wrapped.passes(given, _BDMC, rows=_ROWS_PER_PASS, particles=chosen.chains) as passes:
         for piece in tqdm(passes, disable=not progress, unit="batch", leave=False):
-            if not piece.sites.continuous:
-                bounds.append((log_evidence(wrapped, piece.batch, piece.globals_),) * 2)
-                continue
-            path = _Path(wrapped, piece, chosen)
-            lower = log_mean_exp(path.forward().log_weight, 0)
-            exact = {name: value[piece.rows] for name, value in latents.items()}
-            bounds.append((lower, -log_mean_exp(-path.reverse(exact).log_weight, 0)))
+            made.append(simulate(wrapped, piece))
+            bounds.append(_both_bounds(wrapped, piece, made[-1], chosen))
     lower, upper = (torch.cat(parts) for parts in zip(*bounds, strict=True))
-    return Sandwich(lower, upper, batch)
+    return Sandwich(lower, upper, simulated_data(wrapped, made))
+
+
+def _both_bounds(
+    program: Program, piece: Pass, made: Simulated, settings: AIS
+) -> tuple[Tensor, Tensor]:
+    asked = (program, made.batch, piece.globals_, made.observed)
+    if not piece.sites.continuous:
+        exact = log_evidence(*asked)
+        return exact, exact
+    path = _Path(LogJoint(*asked), settings, told=not made.observed)
+    lower = log_mean_exp(path.forward().log_weight, 0)
+    return lower, -log_mean_exp(-path.reverse(made.latents).log_weight, 0)
 
 
 def _tail_shape(log_weight: Tensor) -> Tensor:
@@ -242,12 +251,19 @@ def _tail_shape(log_weight: Tensor) -> Tensor:
 
 
 class _Path:
-    """The annealing path of one batch, with its tuned steps."""
+    """The annealing path of one batch, with its tuned steps.
 
-    def __init__(self, program: Program, piece: Pass, settings: AIS) -> None:
+    Arguments:
+        density: Of the batch.
+        settings: Temperatures, chains, transitions.
+        told: Whether the guide is told of the data that are scored.
+    """
+
+    def __init__(self, density: LogJoint, settings: AIS, told: bool = True) -> None:
         self.settings = settings
-        self.density = LogJoint(program, piece.batch, piece.globals_)
-        self.start = settings.start or ("guide" if self.density.has_guide_density else "prior")
+        self.density = density
+        known = told and density.has_guide_density
+        self.start = settings.start or ("guide" if known else "prior")
         self.initial = self.density.log_guide if self.start == "guide" else self.density.log_prior
         draw = self._draw()
         self.temperatures = settings.schedule(

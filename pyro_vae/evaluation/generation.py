@@ -1,12 +1,14 @@
 """Data drawn from the model, with the latents that made them."""
 
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from pyro_vae.arguments import positive, typed
-from pyro_vae.errors import DataError, ProgramError
+from pyro_vae.errors import DataError, ProgramError, PyroVaeError
 from pyro_vae.evaluation.simulation import require_observed, simulated, values_at
 from pyro_vae.evaluation.site_values import (
     Values,
@@ -68,25 +70,42 @@ def _observed(program: Program, piece: Pass, *, mean: bool) -> dict[str, Tensor]
     return values_of(trace, observed_names(trace), len(piece), mean=mean)
 
 
-def generate_with_latents(
-    program: Program, n: int, verb: Verb, given: Any = None
-) -> tuple[Batch, dict[str, Tensor], list[dict[str, Tensor]]]:
-    """Return a simulated batch, and what made it: local latents by site, and those of all data.
+@dataclass(frozen=True)
+class Simulated:
+    """What the model drew for some rows, and the arguments on which it is scored.
 
-    Local latents are ``(n, *plates, *event)``; the global ones are the draws of one verb's passes.
+    Arguments:
+        batch: The rows, with the draws written in where the model observes its arguments.
+        observed: Draws by site, as a trace holds them, where it computes what it observes: they are
+            then observed in their own right, at the arguments as they were given. Else empty.
+        data: The same draws by site, ``(B, *plates, *event)``.
+        latents: The local latents that made them, by site, ``(B, *plates, *event)``.
     """
-    require_turn(verb.name)
-    batches, latents = [], []
-    with program.passes(inputs(program, n, given), verb, rows=_ROWS_PER_PASS) as passes:
-        for piece in passes:
-            trace = simulated(program, piece, DrawnData())
-            values = values_at(trace, observed_names(trace))
-            batches.append(require_observed(program, piece, values))
-            latents.append(values_of(trace, latent_names(trace), len(piece), mean=False))
-    joined = join(verb.name, latents) if latents[0] else {}
-    if isinstance(joined, Tensor):
-        joined = {next(iter(latents[0])): joined}
-    return program.as_given(join_batches(batches)), joined, passes.draws
+
+    batch: Batch
+    observed: dict[str, Tensor]
+    data: dict[str, Tensor]
+    latents: dict[str, Tensor]
+
+
+def simulate(program: Program, piece: Pass) -> Simulated:
+    """Draw latents and data of the rows of a pass, at its first draw of the globals."""
+    trace = simulated(program, piece, DrawnData())
+    names = observed_names(trace)
+    values = values_at(trace, names)
+    batch, observed = piece.batch, values
+    with suppress(PyroVaeError):  # it may not run on them either
+        batch, observed = require_observed(program, piece, values), {}
+    rows = len(piece)
+    data = values_of(trace, names, rows, mean=False)
+    return Simulated(batch, observed, data, values_of(trace, latent_names(trace), rows, mean=False))
+
+
+def simulated_data(program: Program, made: list[Simulated]) -> Any:
+    """Return the simulated batch of all passes; draws by site where it cannot hold them."""
+    if any(each.observed for each in made):
+        return join("bdmc", [each.data for each in made])
+    return program.as_given(join_batches([each.batch for each in made]))
 
 
 def inputs(program: Program, n: int, given: Any) -> Batch:

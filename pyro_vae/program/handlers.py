@@ -60,6 +60,30 @@ class DrawnData(UnconditionMessenger):
             msg["value"] = _chain(msg["fn"], msg["infer"]["obs"].shape[-2])
 
 
+class Observing(Messenger):
+    """Observe given values in place of those that the model has.
+
+    Arguments:
+        values: By site, as a trace holds them; repeated where the rows are copies.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Message) -> None:
+        value = self.values.get(msg["name"])
+        if value is None:
+            return
+        frame = data_frame(msg)
+        if frame is not None and frame.dim is not None:
+            axis = frame.dim - msg["fn"].event_dim
+            copies = frame.size // value.shape[axis]
+            sizes = [copies if d == axis else 1 for d in range(-value.dim(), 0)]
+            value = value.repeat(sizes) if copies > 1 else value
+        msg["value"] = value
+
+
 def is_open_chain(fn: Any, value: Tensor) -> bool:
     """Return whether a value has more steps than a Markov chain whose length is open says.
 

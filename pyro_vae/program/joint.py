@@ -20,6 +20,7 @@ from pyro_vae.program.checks import require_pair
 from pyro_vae.program.enumeration import OwnScope, Reopened, SumOut, can_be_summed, groups_of
 from pyro_vae.program.handlers import (
     DrawnData,
+    Observing,
     Particles,
     Unweighted,
     data_frame,
@@ -316,6 +317,14 @@ class Joint:
         )
         other._held = self._held | set(values)
         return other
+
+    def observing(self, values: Mapping[str, Tensor]) -> "Joint":
+        """Return the pair with other data at some observed sites, whatever the arguments hold.
+
+        Arguments:
+            values: By site, as a trace of one particle holds them.
+        """
+        return self._with(Observing(values)(self.model), self.guide) if values else self
 
     def densities(self) -> "Joint":
         r"""Return the pair as the two probability densities that it is, whatever its loss.

@@ -142,6 +142,7 @@ class LogJoint:
         program: With continuous local latents, beside discrete ones of finitely many values.
         batch: One row per datum.
         globals_: Values at which the global latents are held, by site; None draws them.
+        observed: Data in place of those that the model observes, by site, as a trace holds them.
 
     Raises:
         ProgramError: A local latent is discrete, has a support that depends on another latent, or
@@ -149,11 +150,15 @@ class LogJoint:
     """
 
     def __init__(
-        self, program: Program, batch: Batch, globals_: Mapping[str, Tensor] | None = None
+        self,
+        program: Program,
+        batch: Batch,
+        globals_: Mapping[str, Tensor] | None = None,
+        observed: Mapping[str, Tensor] | None = None,
     ) -> None:
         sites = program.read(batch)
         _SAMPLING.require(sites)
-        joint = program.summed_joint(batch)
+        joint = program.summed_joint(batch).observing(observed or {})
         with torch.no_grad():
             model, guide = joint.traces()
         if sites.size is not None:
@@ -415,7 +420,12 @@ class LogJoint:
             )
 
 
-def log_evidence(program: Program, batch: Batch, globals_: Mapping[str, Tensor]) -> Tensor:
+def log_evidence(
+    program: Program,
+    batch: Batch,
+    globals_: Mapping[str, Tensor],
+    observed: Mapping[str, Tensor] | None = None,
+) -> Tensor:
     r"""Return :math:`\log p(x)` of programs without continuous latents of a datum, ``(B,)``, exact.
 
     Discrete ones are summed out, global ones held. Call inside ``bounds.scoring``.
@@ -424,11 +434,12 @@ def log_evidence(program: Program, batch: Batch, globals_: Mapping[str, Tensor])
         program: Read.
         batch: One row per datum.
         globals_: Values of the global latents, by site.
+        observed: As for ``LogJoint``.
 
     Raises:
         ProgramError: A latent that is summed out stands outside the plate of the data.
     """
-    joint = program.summed_joint(batch)
+    joint = program.summed_joint(batch).observing(observed or {})
     joint = joint.fixing(globals_) if globals_ else joint
     for group in groups_of(joint.summed_trace(Trace())):
         group.require_local()

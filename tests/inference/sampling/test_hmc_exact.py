@@ -18,7 +18,7 @@ from pyro.poutine.trace_struct import Trace
 from scipy.stats import chisquare
 from torch import Tensor, nn
 
-from pyro_vae.evaluation.generation import generate_with_latents
+from pyro_vae.evaluation.generation import simulate
 from pyro_vae.inference.sampling import hmc
 from pyro_vae.inference.sampling.hmc import hmc_init, hmc_step
 from pyro_vae.program.bounds import scoring
@@ -122,10 +122,12 @@ PROGRAMS: dict[str, type[Sampler]] = {
 
 def dream(program: Program, rows: int) -> tuple[Tensor, LogJoint, Tensor]:
     """Draw (x, z) from the model; return x, its density, and z unconstrained, (1, B | Z)."""
-    x, latents, _ = generate_with_latents(program, rows, Verb("simulate", simulates=True))
-    with scoring(program):
-        joint = LogJoint(program, x)
-        return x, joint, joint.pack({k: v.unsqueeze(0) for k, v in latents.items()}, 1)
+    inputs = program.examples.inputs(rows)
+    with program.passes(inputs, Verb("simulate", simulates=True)) as passes:
+        made = simulate(program, passes.on(passes.batch))
+        joint = LogJoint(program, made.batch)
+        latents = {name: value.unsqueeze(0) for name, value in made.latents.items()}
+        return made.batch, joint, joint.pack(latents, 1)
 
 
 # --- simulation-based calibration -----------------------------------------------------------------

@@ -16,7 +16,7 @@ from pyro_vae.inference.posterior.infer import infer
 from pyro_vae.inference.posterior.local_fits import Local
 from pyro_vae.inference.sampling.importance_weights import effective_sample_size, log_mean_exp
 from pyro_vae.program.batch import Batch
-from pyro_vae.program.passes import Verb
+from pyro_vae.program.passes import Verb, holding
 from pyro_vae.program.program import Program
 
 GUIDE = "importance sampling, guide"
@@ -180,7 +180,7 @@ def gaps(
     with Program.of(program).passes(data, _VERB, rows=_DATA_PER_PASS) as passes:
         for piece in tqdm(passes, disable=not progress, unit="batch", leave=False):
             given = passes.program.as_given(piece.batch)
-            with passes.program.holding(passes.draws):
+            with holding(passes.program, passes.draws):
                 parts.append(_measure(passes.program, given, settings, annealed, samples))
     return _gaps({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 

@@ -77,11 +77,16 @@ class Observing(Messenger):
             return
         frame = data_frame(msg)
         if frame is not None and frame.dim is not None:
-            axis = frame.dim - msg["fn"].event_dim
-            copies = frame.size // value.shape[axis]
-            sizes = [copies if d == axis else 1 for d in range(-value.dim(), 0)]
-            value = value.repeat(sizes) if copies > 1 else value
+            value = _repeated(value, frame.dim - msg["fn"].event_dim, frame.size)
         msg["value"] = value
+
+
+def _repeated(value: Tensor, axis: int, rows: int) -> Tensor:
+    """Return copies of a value beside each other; a lone datum may have no such dimension."""
+    if value.dim() < -axis or value.shape[axis] == rows:
+        return value
+    copies = rows // value.shape[axis]
+    return value.repeat([copies if d == axis else 1 for d in range(-value.dim(), 0)])
 
 
 def is_open_chain(fn: Any, value: Tensor) -> bool:

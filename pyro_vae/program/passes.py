@@ -277,6 +277,21 @@ class Passes:
         return max(1, min(self._rows, bound))
 
 
+@contextmanager
+def holding(program: "Program", draws: list[dict[str, Tensor]]) -> Iterator[None]:
+    """Let all verbs inside this block speak of the same draws of the global latents.
+
+    Arguments:
+        program: What is asked.
+        draws: By site, as one verb's passes hold them; none: as ever.
+    """
+    before, program.held = program.held, draws
+    try:
+        yield
+    finally:
+        program.held = before
+
+
 def runs(count: int, joint: Joint, batch: Batch, rows: int) -> list[int]:
     """Return K particles as runs of at most so many particle rows, bounded in bytes too."""
     if joint.alone:

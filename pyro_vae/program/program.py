@@ -126,7 +126,7 @@ class Program(nn.Module):
         self.rows = Rows(self, self.reader)
         self._summable: dict[Any, bool] = {}  # by layout: one value at a time, or all at once
         self._place = torch.device("cpu")
-        self.held: list[dict[str, Tensor]] = []  # draws of the globals that all verbs take
+        self.held: list[dict[str, Tensor]] = []  # draws of the globals, inside passes.holding
 
     @staticmethod
     def of(program: Any) -> "Program":
@@ -314,19 +314,6 @@ class Program(nn.Module):
             particles=particles,
             num_global_samples=num_global_samples,
         )
-
-    @contextmanager
-    def holding(self, draws: list[dict[str, Tensor]]) -> Iterator[None]:
-        """Let all verbs inside this block speak of the same draws of the global latents.
-
-        Arguments:
-            draws: By site, as one verb's passes hold them (``Pass.draws``); none: as ever.
-        """
-        before, self.held = self.held, draws
-        try:
-            yield
-        finally:
-            self.held = before
 
     # -- the batch -------------------------------------------------------------------------------
 

@@ -16,12 +16,13 @@ MODULES = {
     "pyro_vae" + "".join(f".{p}" for p in path.relative_to(ROOT).with_suffix("").parts): path
     for path in sorted(ROOT.rglob("*.py"))
 }
-LEAVES = {"errors", "arguments", "device", "threads", "_version"}
+LEAVES = {"errors", "arguments", "device", "scan", "threads", "_version"}
 # What each room may import besides itself and the leaves; "inference" has rooms of its own.
 ALLOWED = {
     "errors": set(),
     "arguments": set(),
     "device": set(),
+    "scan": set(),
     "threads": set(),
     "_version": set(),
     "nn": set(),

@@ -5,12 +5,14 @@ from pyro_vae.distributions.autoregressive_bernoulli import AutoregressiveBernou
 from pyro_vae.distributions.autoregressive_bits import AutoregressiveBits
 from pyro_vae.distributions.bag_of_words import BagOfWords
 from pyro_vae.distributions.bernoulli_array import BernoulliArray
+from pyro_vae.distributions.chain import Chain
 from pyro_vae.distributions.code_sequence import CodeSequence
 from pyro_vae.distributions.codebook_vectors import Quantised, StraightThrough, nearest
 from pyro_vae.distributions.discretised_logistic import DiscretisedLogistic
 from pyro_vae.distributions.flow_gaussian import FlowGaussian
 from pyro_vae.distributions.mixture import Mixture
 from pyro_vae.distributions.no_prior import NoPrior
+from pyro_vae.distributions.padded import Padded
 from pyro_vae.distributions.squared_error import SquaredError
 
 __all__ = [
@@ -19,12 +21,14 @@ __all__ = [
     "AutoregressiveBits",
     "BagOfWords",
     "BernoulliArray",
+    "Chain",
     "CodeSequence",
     "DiscretisedLogistic",
     "FlatSequence",
     "FlowGaussian",
     "Mixture",
     "NoPrior",
+    "Padded",
     "Quantised",
     "SquaredError",
     "StraightThrough",

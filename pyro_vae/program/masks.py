@@ -95,7 +95,8 @@ def _masks(fn: Any, outer: Any) -> list[Any]:
         if hasattr(fn, "_mask"):
             masks.append(_over_event(fn._mask, fn))
         fn = fn.base_dist
-    return masks
+    own = getattr(fn, "kept", None)  # of a distribution that is no wrapper of another
+    return masks if own is None else [*masks, own]
 
 
 def _over_event(mask: Any, fn: Any) -> Any:

@@ -1,0 +1,110 @@
+"""Sequences of unequal length in one array. Shapes: * batch, T steps of the array, D units."""
+
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor
+
+from pyro_vae.arguments import typed
+from pyro_vae.errors import ConfigError
+
+
+@typed
+def kept_steps(lengths: Tensor, steps: int) -> Tensor:
+    """Return which steps a sequence has, (*, T), of its length, (*).
+
+    Example:
+        >>> kept_steps(torch.tensor([2, 0]), 3)
+        tensor([[ True,  True, False],
+                [False, False, False]])
+    """
+    return torch.arange(steps, device=lengths.device) < lengths.unsqueeze(-1)
+
+
+@typed
+def require_lengths(lengths: Tensor, steps: int) -> None:
+    """Refuse lengths that are none.
+
+    Raises:
+        ConfigError: One is not whole, is below 0, or is beyond the T steps of the array.
+    """
+    wrong = ~((lengths >= 0) & (lengths <= steps) & (lengths == lengths.floor()))
+    if bool(wrong.any()):
+        raise ConfigError(
+            f"lengths: got {lengths[wrong].flatten()[0].item()}, expected whole numbers from 0 to "
+            f"the {steps} steps that the sequences are padded to"
+        )
+
+
+@typed
+class Padded(dist.Independent):
+    r"""Steps that are independent of each other, those beyond a sequence's length left out.
+
+    .. math:: \log p(x) = \sum_{t \le L} \log p_t(x_t)
+
+    Beyond its length a draw is 0, and so is the mean.
+
+    Arguments:
+        steps: distribution of the steps, batch (*, T), or (*, T, D) where units are independent.
+        lengths: L, shape (*).
+        units: number of dims of a step that are in the batch of `steps`: 0 or 1.
+
+    Raises:
+        ConfigError: A length is none, where arguments are validated.
+
+    Example:
+        >>> rolls = dist.Bernoulli(torch.full((2, 3, 4), 0.5))
+        >>> x = Padded(rolls, torch.tensor([2, 0]), 1)
+        >>> x.log_prob(torch.zeros(2, 3, 4)) / torch.tensor(0.5).log()
+        tensor([8., 0.])
+    """
+
+    def __init__(
+        self,
+        steps: TorchDistributionMixin,
+        lengths: Tensor,
+        units: int = 0,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        time = len(steps.batch_shape) - 1 - units
+        if time < 0:
+            raise ConfigError(
+                f"steps: got a distribution of batch shape {tuple(steps.batch_shape)}, expected "
+                f"(*, T{', D' * units})"
+            )
+        kept = kept_steps(lengths, steps.batch_shape[time])
+        kept = kept.reshape(kept.shape + (1,) * units)
+        super().__init__(steps.mask(kept), 1 + units, validate_args=validate_args)
+        self._kept = kept.reshape(kept.shape + (1,) * len(steps.event_shape))
+        if self._validate_args:
+            require_lengths(lengths, steps.batch_shape[time])
+
+    def rsample(self, sample_shape: torch.Size | Sequence[int] = torch.Size()) -> Tensor:  # noqa: B008
+        """Return draws, shape (sample, * | T, D)."""
+        return self._cut(super().rsample(torch.Size(sample_shape)))
+
+    def sample(self, sample_shape: torch.Size | Sequence[int] = torch.Size()) -> Tensor:  # noqa: B008
+        """Return draws, shape (sample, * | T, D)."""
+        return self._cut(super().sample(torch.Size(sample_shape)))
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of each step, shape (* | T, D)."""
+        return self._cut(super().mean)
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of each step, shape (* | T, D)."""
+        return self._cut(super().variance)
+
+    def expand(self, batch_shape, _instance=None):  # type: ignore[no-untyped-def]
+        """Return the same distribution for another batch."""
+        new = super().expand(batch_shape, self._get_checked_instance(Padded, _instance))
+        new._kept = self._kept
+        return new
+
+    def _cut(self, value: Tensor) -> Tensor:
+        return torch.where(self._kept, value, torch.zeros_like(value))

@@ -1,0 +1,111 @@
+"""The loop over time: eager, and as operators of a traced graph, it is one function."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_vae.scan import scan
+
+B, Z, H = 4, 3, 5
+
+
+@pytest.fixture(autouse=True)
+def unvalidated():
+    with pyro.validation_enabled(False):
+        yield
+
+
+def stochastic(steps):
+    """A gated step with noise, inputs and weights; what it needs and its leaves."""
+    torch.manual_seed(0)
+    net = nn.ModuleList([nn.Linear(Z, H), nn.Linear(H, Z), nn.Linear(H, Z)]).double()
+    start = torch.randn(Z, dtype=torch.float64, requires_grad=True)
+    inputs = torch.randn(steps, B, H, dtype=torch.float64, requires_grad=True)
+
+    def loss(inputs, start, *weights):
+        def step(z, u):
+            hidden = (torch.tanh(net[0](z)) + u).detach() * 0.1 + (torch.tanh(net[0](z)) + u) / 2
+            normal = dist.Normal(net[1](hidden), nn.functional.softplus(net[2](hidden)))
+            return normal.to_event(1).rsample() * torch.rand(B, Z, dtype=z.dtype)
+
+        path = scan(step, start.expand(B, Z), [inputs])
+        total = path.pow(3).sum() + path[-1].sin().sum() + path[0].exp().sum()
+        return total, path, *torch.autograd.grad(total, [inputs, start, *weights])
+
+    return loss, [inputs, start, *net.parameters()]
+
+
+def outcomes(loss, leaves):
+    """Return what a function gives eagerly and as a graph at equal noise, and the graph."""
+    results = []
+    graph = make_fx(loss)(*leaves)
+    for run in (loss, graph):
+        torch.manual_seed(3)
+        results.append([*run(*leaves), torch.rand(1)])
+    return *results, graph
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9])
+def test_a_graph_gives_the_loop_and_all_its_gradients(steps):
+    """Paths, six gradients and the random numbers that come after."""
+    eager, traced, _ = outcomes(*stochastic(steps))
+    for exact, found in zip(eager, traced, strict=True):
+        torch.testing.assert_close(found, exact, rtol=1e-11, atol=1e-11)
+
+
+def test_a_graph_is_as_long_for_any_number_of_steps():
+    lengths = [len(make_fx(loss)(*leaves).graph.nodes) for loss, leaves in map(stochastic, (4, 70))]
+    assert lengths[0] == lengths[1] < 250
+
+
+def test_a_graph_draws_anew_and_takes_other_weights():
+    loss, leaves = stochastic(5)
+    graph = make_fx(loss)(*leaves)
+    assert graph(*leaves)[0] != graph(*leaves)[0]
+    moved = [leaf.detach() + 0.1 for leaf in leaves]
+    torch.manual_seed(1)
+    found = graph(*moved)
+    with torch.no_grad():
+        for leaf, new in zip(leaves, moved, strict=True):
+            leaf.copy_(new)
+    torch.manual_seed(1)
+    for exact, mine in zip(loss(*leaves), found, strict=True):
+        torch.testing.assert_close(mine, exact, rtol=1e-11, atol=1e-11)
+
+
+def test_steps_that_forget_and_steps_without_inputs():
+    start = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    weight = torch.full((2,), 0.5, dtype=torch.float64, requires_grad=True)
+
+    def forgets(start, weight):
+        path = scan(lambda c, u: weight * u + torch.randn(2, dtype=c.dtype), start, [u])
+        return path, *torch.autograd.grad(path.square().sum(), [start, weight], allow_unused=True)
+
+    def powers(start, weight):
+        path = scan(lambda c: weight * c, start, steps=6)
+        return path, *torch.autograd.grad(path[-1].sum(), [start, weight])
+
+    u = torch.randn(4, 2, dtype=torch.float64)
+    eager, traced, _ = outcomes(lambda *leaves: forgets(*leaves)[::2], [start, weight])
+    for exact, found in zip(eager, traced, strict=True):
+        torch.testing.assert_close(found, exact)
+    eager, traced, _ = outcomes(powers, [start, weight])
+    assert eager[2].tolist() == pytest.approx([6 * 0.5**5] * 2)
+    for exact, found in zip(eager, traced, strict=True):
+        torch.testing.assert_close(found, exact)
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (lambda c: torch.bernoulli(c.sigmoid()), "noise tensors shape"),
+        (lambda c: c.clone().add_(1.0), "writes to a tensor"),
+        (lambda c: c.sum(), r"shape \(\), expected \(2,\)"),
+    ],
+)
+def test_a_step_that_no_graph_can_hold_is_refused(step, message):
+    with pytest.raises(RuntimeError, match=message):
+        make_fx(lambda c: scan(step, c, steps=3))(torch.zeros(2))

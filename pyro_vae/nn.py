@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyro_vae.arguments import number, positive, shaped, shown, typed
 from pyro_vae.errors import ConfigError, DataError
+from pyro_vae.scan import scan
 
 Shape = int | Sequence[int]
 
@@ -310,6 +311,68 @@ class OneHot(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_classes={self.num_classes}, event_dim={self.event_dim}"
+
+
+@typed
+class GRU(nn.Module):
+    r"""A gated recurrent unit over the steps of sequences, each of its own length.
+
+    .. math:: r, u = \sigma(W x_t + V h_{t-1} + b), \quad
+        n = \tanh(W' x_t + b' + r \odot (V' h_{t-1} + c)), \quad h_t = (1 - u) n + u h_{t-1}
+
+    Beyond its length a sequence changes nothing: read backwards it starts at its own last step. The
+    weights are those of `torch.nn.GRUCell`; the first state is learned.
+
+    Arguments:
+        in_features: size X of one step.
+        hidden: H.
+        reverse: read from the last step to the first, so that h_t knows x_t, x_{t+1}, ...
+
+    References:
+        Learning phrase representations using RNN encoder-decoder for statistical machine
+        translation (Cho et al., 2014), arXiv:1406.1078.
+
+    Example:
+        >>> GRU(3, 8)(torch.zeros(5, 7, 3), torch.tensor([7, 1, 0, 3, 7])).shape
+        torch.Size([5, 7, 8])
+    """
+
+    def __init__(self, in_features: int, hidden: int, *, reverse: bool = False) -> None:
+        super().__init__()
+        size = positive("hidden", hidden)
+        self.cell = nn.GRUCell(positive("in_features", in_features), size)
+        self.start = nn.Parameter(torch.zeros(size))
+        self.reverse = reverse
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Map steps (*, T, X), and lengths (*), to states (*, T, H)."""
+        _leading(x, (x.shape[-2], self.cell.input_size))
+        steps = x.movedim(-2, 0).to(self.start.dtype)
+        kept = []
+        if lengths is not None:
+            number = torch.arange(len(steps), device=x.device)
+            kept = [(number.reshape(-1, *(1,) * lengths.dim()) < lengths).unsqueeze(-1)]
+            # What stands in the padding may be anything, NaN too.
+            steps = torch.where(kept[0], steps, torch.zeros_like(steps))
+        inputs = [self.seen(steps), *kept]
+        if self.reverse:
+            inputs = [each.flip(0) for each in inputs]
+        start = self.start.expand(*steps.shape[1:-1], -1)
+        states = scan(self.advance, start, inputs)
+        return (states.flip(0) if self.reverse else states).movedim(0, -2)
+
+    def seen(self, x: Tensor) -> Tensor:
+        """Return the part of the gates that an input gives, (*, 3 H), of inputs (*, X)."""
+        return nn.functional.linear(x, self.cell.weight_ih, self.cell.bias_ih)
+
+    def advance(self, h: Tensor, seen: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Return the next state, (*, H); where `kept` (*, 1) is false, the same."""
+        ours = nn.functional.linear(h, self.cell.weight_hh, self.cell.bias_hh).chunk(3, -1)
+        theirs = seen.chunk(3, -1)
+        reset, keep = (ours[0] + theirs[0]).sigmoid(), (ours[1] + theirs[1]).sigmoid()
+        new = (theirs[2] + reset * ours[2]).tanh()
+        new = new + keep * (h - new)
+        return new if kept is None else torch.where(kept, new, h)
 
 
 def _leading(x: Tensor, event: tuple[int, ...]) -> torch.Size:

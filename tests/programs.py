@@ -34,6 +34,7 @@ from pyro_vae.conditionals import (
 )
 from pyro_vae.models import (
     DEF,
+    DMM,
     ETM,
     GSM,
     LDA,
@@ -355,6 +356,16 @@ def _sequences(n: int) -> dict[str, Tensor]:
     return {"x": real(n, (5,)), "lengths": torch.arange(n) % 6}  # some rows are wholly masked
 
 
+def _rolls(n: int) -> dict[str, Tensor]:
+    lengths = torch.arange(n) % 5  # some are empty
+    kept = torch.arange(4)[:, None] < lengths[:, None, None]
+    return {"x": torch.where(kept, binary(n, (4, 3)), 0.0), "lengths": lengths}
+
+
+def _dmm(guide: str) -> DMM:
+    return DMM(3, 2, (8,), transition=8, recurrent=8, guide=guide)
+
+
 def _zoo(build: Callable[[], Any], data: Callable[[int], Any], **options: Any) -> Case:
     return Case(build, data, rebuilt=True, **options)
 
@@ -449,6 +460,9 @@ CASES = {
     "prodlda": _zoo(lambda: ProdLDA(6, 2, (8,), dropout=0.2), documents),
     "etm": _zoo(lambda: ETM(6, 2, (8,), embedding_dim=4), documents),
     "lda": _zoo(lambda: LDA(6, 2, (8,), concentration=1.0), documents),
+    "dmm": _zoo(lambda: _dmm("smoothing"), _rolls),
+    "dmm_filtering": _zoo(lambda: _dmm("filtering"), _rolls),
+    "dmm_mean_field": _zoo(lambda: _dmm("mean_field"), lambda n: _rolls(n)["x"]),
     "labelled": Case(Labelled, _labelled),
     "sequences": Case(Sequences, _sequences),
     "bayesian": Case(BayesianDecoder, real),

@@ -32,6 +32,7 @@ from pyro_vae.conditionals.priors import (
     StandardNormal,
     VampPrior,
 )
+from pyro_vae.conditionals.states import Combiner, GatedTransition
 from pyro_vae.distributions import AR1, Mixture
 
 __all__ = [
@@ -43,11 +44,13 @@ __all__ = [
     "BatchNormGaussian",
     "Bernoulli",
     "Categorical",
+    "Combiner",
     "DeltaGaussian",
     "DiscretisedLogistic",
     "FixedScaleGaussian",
     "FlowPrior",
     "FullGaussian",
+    "GatedTransition",
     "Gaussian",
     "GaussianMixture",
     "InverseAutoregressiveFlow",

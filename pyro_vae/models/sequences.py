@@ -1,0 +1,155 @@
+"""State spaces: sequences whose steps come of states that follow each other.
+
+Shapes: B sequences, T steps, X one observation, Z one state, H one encoding.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import pyro
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from pyro_vae.arguments import positive, typed
+from pyro_vae.conditionals import (
+    Bernoulli,
+    Combiner,
+    GatedTransition,
+    Gaussian,
+    Observation,
+    observation_config,
+)
+from pyro_vae.distributions import Chain, Padded
+from pyro_vae.errors import DataError
+from pyro_vae.models.networks import decoder_of
+from pyro_vae.models.zoo_program import ZooProgram, register
+from pyro_vae.nn import GRU, sizes
+
+# Which ways a guide reads.
+_BACKWARDS = {"smoothing": (True,), "filtering": (False,), "mean_field": (False, True)}
+
+
+class SequenceProgram(ZooProgram):
+    """A program over sequences (B, T | X), with their lengths (B) where they are padded."""
+
+    example: Any = None  # how many steps there are is a matter of the data
+
+    def checked(self, x: Tensor) -> Tensor:
+        """Return sequences in the program's precision.
+
+        Raises:
+            DataError: Another shape than (B, T, X).
+        """
+        if x.dim() != 2 + len(self.data_shape) or x.shape[2:] != self.data_shape:
+            shape = ", ".join(map(str, self.data_shape))
+            raise DataError(f"x: got shape {tuple(x.shape)}, expected sequences (B, T, {shape})")
+        return x.to(self.origin.dtype)
+
+
+@typed
+class DMM(SequenceProgram):
+    r"""A deep Markov model: a nonlinear state space with a gated transition.
+
+    .. math:: z_t \sim p(z_t \mid z_{t-1}), \quad x_t \sim p(x_t \mid z_t), \qquad
+        q(z \mid x) = \prod_t q(z_t \mid z_{t-1}, h_t)
+
+    Site `z` is the whole path, event (T, Z), and `x` the sequence. What a step of the guide knows
+    of the observations, h_t, comes from a recurrent network: those from t on ("smoothing", the form
+    of the exact posterior), those up to t ("filtering"), or all, but not the state before
+    ("mean_field").
+
+    Arguments:
+        data_dim: X.
+        latent_dim: Z.
+        hidden: widths of the network from a state to an observation.
+        activation: name in `pyro_vae.nn.ACTIVATIONS`.
+        transition: width of the networks of the transition.
+        recurrent: H.
+        guide: "smoothing", "filtering" or "mean_field".
+        observation: class of `pyro_vae.conditionals`, or a `functools.partial` of one.
+        data_mean: training mean of a step, shape (X,); starts the observations there.
+
+    References:
+        Structured inference networks for nonlinear state space models (Krishnan et al., 2017),
+        arXiv:1609.09869.
+
+    Example:
+        >>> dmm = DMM(88, 24, (64,), transition=64, recurrent=96)
+        >>> dmm.chain(60).sample().shape
+        torch.Size([60, 24])
+    """
+
+    kind = "dmm"
+
+    def __init__(
+        self,
+        data_dim: int,
+        latent_dim: int = 100,
+        hidden: Sequence[int] = (100, 100),
+        *,
+        activation: str = "relu",
+        transition: int = 200,
+        recurrent: int = 600,
+        guide: Literal["smoothing", "filtering", "mean_field"] = "smoothing",
+        observation: Observation = Bernoulli,
+        data_mean: Tensor | None = None,
+    ) -> None:
+        super().__init__(positive("data_dim", data_dim))
+        size, width = positive("latent_dim", latent_dim), positive("recurrent", recurrent)
+        self.latent_dim, self.how = size, guide
+        self.config = {
+            "data_dim": int(data_dim),
+            "latent_dim": size,
+            "hidden": list(sizes("hidden", hidden)),
+            "activation": activation,
+            "transition": positive("transition", transition),
+            "recurrent": width,
+            "guide": guide,
+            "observation": observation_config(observation),
+        }
+        nets = (hidden, activation, "mlp", observation)
+        self.decoder = decoder_of(self.data_shape, size, *nets, data_mean)
+        self.transition = GatedTransition(size, transition)
+        self.start = nn.Parameter(torch.zeros(size))
+        shape = self.data_shape[0], width
+        backwards = {"smoothing": (True,), "filtering": (False,), "mean_field": (False, True)}[
+            guide
+        ]
+        self.readers = nn.ModuleList(GRU(*shape, reverse=reverse) for reverse in backwards)
+        if guide == "mean_field":
+            self.posterior: nn.Module = Gaussian(nn.Linear(2 * width, 2 * size))
+        else:
+            self.posterior = Combiner(size, width)
+            self.guess = nn.Parameter(torch.zeros(size))
+
+    def chain(self, steps: int, lengths: Tensor | None = None) -> TorchDistributionMixin:
+        """Return p(z), event (T, Z), of sequences of lengths (B)."""
+        return Chain(self.transition, self.start, steps, lengths=lengths)
+
+    def encoder(self, x: Tensor, lengths: Tensor | None = None) -> TorchDistributionMixin:
+        """Return q(z | x) of sequences (B, T, X), event (T, Z)."""
+        read = torch.cat([reader(x, lengths) for reader in self.readers], -1)  # (B, T, H)
+        if self.how == "mean_field":
+            return _steps(self.posterior(read), lengths)
+        return Chain(self.posterior, self.guess, x.shape[1], inputs=read, lengths=lengths)
+
+    def model(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Draw the states and observe the sequences x, (B, T | X)."""
+        register(self)
+        x = self.checked(x)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", self.chain(x.shape[1], lengths))  # (B | T, Z)
+            return pyro.sample("x", _steps(self.decoder(z), lengths), obs=x)
+
+    def guide(self, x: Tensor, lengths: Tensor | None = None) -> None:
+        """Draw the states from the guide's chain."""
+        register(self)
+        x = self.checked(x)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.encoder(x, lengths))
+
+
+def _steps(each: TorchDistributionMixin, lengths: Tensor | None) -> TorchDistributionMixin:
+    """Return a distribution of steps, batch (*, T), as one of sequences."""
+    return each.to_event(1) if lengths is None else Padded(each, lengths)

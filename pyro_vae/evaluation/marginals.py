@@ -111,11 +111,12 @@ def _draws(
     """Return sums over K draws of conditional moments, and masks, ``(B, *units)`` each."""
     sums: dict[tuple[str, str], Any] = {}
     kept: dict[str, Tensor | None] = {}
-    rows, left = num_rows(piece), draws
+    rows, left, joint = num_rows(piece), draws, judged.on(piece)
+    single = joint.alone or judged.program.sites.size is not None
     while left:
-        count = 1 if judged.program.sites.size is not None else min(left, judged.batch_size)
+        count = 1 if single else min(left, judged.batch_size)
         left -= count
-        sites: dict[str, Any] = dict(sample_sites(judged.on(piece).guide_trace(count)))
+        sites: dict[str, Any] = dict(sample_sites(joint.guide_trace(count)))
         for name in names:
             site = sites[name]
             said = Said(site["fn"], site["mask"], inner_plates(site), data_dim(site))
@@ -162,13 +163,13 @@ def _prior(latent: Latent) -> Said:
 
 def _variances_of_draws(judged: Judged, latents: Mapping[str, Latent]) -> dict[str, Tensor]:
     some = judged.some(min(judged.batch_size, _PRIOR_DRAWS))
-    rows, count = num_rows(some), 0
+    rows, count, joint = num_rows(some), 0, judged.on(some)
     at_once = max(1, min(judged.batch_size, _PRIOR_DRAWS) // rows)
-    if judged.program.sites.size is not None:
+    if joint.alone or judged.program.sites.size is not None:
         at_once = 1
     sums: dict[str, Any] = {}
     while count < _PRIOR_DRAWS:
-        values = judged.on(some).prior_values(at_once)
+        values = joint.prior_values(at_once)
         for name, latent in latents.items():
             event = len(latent.posterior.event_shape)
             value = by_datum(values[name], event, latent.plates, at_once, rows, latent.data)

@@ -25,6 +25,7 @@ from pyro_vae.program.plates import data_dim
 from pyro_vae.program.site_densities import Layout, call, handler_scale
 
 _PARTICLES = get_symbol(0)  # around every site: densities of two particles are never multiplied
+MOST = 128  # values of an event, or of several latents together, that are run one by one
 _NAMED = 3  # sites in a label
 _SCOPE = ("_markov_scope", "_markov_depth")  # where Pyro's handler of steps writes
 
@@ -110,6 +111,25 @@ def can_be_summed(fn: Any) -> bool:
     """
     several = getattr(fn, "reinterpreted_batch_ndims", 0) > 0
     return bool(getattr(fn, "has_enumerate_support", False)) and not several
+
+
+def can_be_listed(fn: Any) -> bool:
+    """Return whether the values of a distribution are few: those of a small event count, too."""
+    if can_be_summed(fn):
+        return True
+    base = fn.base_dist if hasattr(fn, "reinterpreted_batch_ndims") else None
+    if base is None or base.event_shape or not getattr(base, "has_enumerate_support", False):
+        return False
+    return bool(len(base.enumerate_support(expand=False)) ** fn.event_shape.numel() <= MOST)
+
+
+def listed(fn: Any) -> Tensor:
+    """Return all values of a distribution that ``can_be_listed``, ``(V, *ones, *event)``."""
+    if can_be_summed(fn):
+        return fn.enumerate_support(expand=False)
+    each = fn.base_dist.enumerate_support(expand=False).flatten()
+    values = torch.cartesian_prod(*[each] * fn.event_shape.numel())
+    return values.reshape(-1, *(1,) * len(fn.batch_shape), *fn.event_shape)
 
 
 def is_enumerated(site: Message) -> bool:
@@ -406,7 +426,7 @@ def _indicator(site: Message, drawn: Message) -> Tensor:
 
     In the layout of the drawn value's batch, ``(*batch, support)``.
     """
-    support, value = site["fn"].enumerate_support(expand=False), drawn["value"]
+    support, value = listed(site["fn"]), drawn["value"]
     same = support == value
     event = tuple(range(same.dim() - site["fn"].event_dim, same.dim()))
     same = same.all(event) if event else same

@@ -17,7 +17,14 @@ from torch import Tensor
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.batch import cuda_devices, repeat_rows
 from pyro_vae.program.checks import require_pair
-from pyro_vae.program.enumeration import OwnScope, Reopened, SumOut, can_be_summed, groups_of
+from pyro_vae.program.enumeration import (
+    OwnScope,
+    Reopened,
+    SumOut,
+    can_be_summed,
+    groups_of,
+    listed,
+)
 from pyro_vae.program.handlers import (
     DrawnData,
     Observing,
@@ -260,9 +267,8 @@ class Joint:
             site: Any = groups[0].sites[name]
             picks = Categorical(probabilities[name]).sample()
             plates = inner_plates(site)
-            support = site["fn"].enumerate_support(expand=False)
-            event = site["fn"].event_shape
-            values = support.reshape(len(support), *event)[picks]
+            support = listed(site["fn"])
+            values = support.reshape(len(support), *site["fn"].event_shape)[picks]
             _put(latents, name, self.placed(values, plates))
         return latents
 

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -285,19 +285,25 @@ class LogJoint:
     def log_guide(self, u: Tensor) -> Tensor:
         r"""Return :math:`\log q(z \mid x) + \log |dz/du|`, ``(C, B)``."""
         self._require_plain_guide()
+        if self._joint.alone and len(u) > 1:
+            return torch.cat([self.log_guide(each) for each in u.split(1)])
         values, jacobian = self._values(u)
         log_q = self._joint.guide_log_q(self.placed(values), len(u), placed=True)
         return sum(log_q.values()) + jacobian + self.log_masked(u)
 
     def draw_guide(self, chains: int) -> Tensor:
         """Draw ``(C, B | Z)`` from the guide, its auxiliary sites drawn along and left out."""
-        with torch.no_grad():
-            return self.pack_sites(self._joint.guide_values(chains), chains)
+        return self._drawn(self._joint.guide_values, chains)
 
     def draw_prior(self, chains: int) -> Tensor:
         """Draw ``(C, B | Z)`` from the prior."""
+        return self._drawn(self._joint.prior_values, chains)
+
+    def _drawn(self, draw: Callable[[int], dict[str, Tensor]], chains: int) -> Tensor:
+        """Return draws as vectors; one after another from a program that takes one at a time."""
+        times, at_once = (chains, 1) if self._joint.alone else (1, chains)
         with torch.no_grad():
-            return self.pack_sites(self._joint.prior_values(chains), chains)
+            return torch.cat([self.pack_sites(draw(at_once), at_once) for _ in range(times)])
 
     def pack_sites(self, values: Mapping[str, Tensor], chains: int) -> Tensor:
         """Return what a trace holds at C particles as unconstrained vectors ``(C, B | Z)``."""
@@ -362,9 +368,15 @@ class LogJoint:
         key = (u._version, u.requires_grad and torch.is_grad_enabled())
         if self._model_at is None or self._model_at[0][0] is not u or self._model_at[0][1] != key:
             values, jacobian = self._values(u)
-            log_p = self._joint.model_log_p(self.placed(values), len(u), placed=True)
+            log_p = self._log_p(values, len(u))
             self._model_at = ((u, key), log_p, jacobian)
         return self._model_at[1:]
+
+    def _log_p(self, values: dict[str, Tensor], chains: int) -> dict[str, Tensor]:
+        if self._joint.alone and chains > 1:
+            parts = [self._log_p({n: v[[c]] for n, v in values.items()}, 1) for c in range(chains)]
+            return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return self._joint.model_log_p(self.placed(values), chains, placed=True)
 
     def _require_fixed_supports(self, model: Trace) -> None:
         """Refuse a support that moves with the other latents: its transform is read once."""

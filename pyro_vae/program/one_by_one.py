@@ -12,11 +12,9 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.enumeration import can_be_summed, log_density
+from pyro_vae.program.enumeration import MOST, can_be_listed, listed, log_density
 from pyro_vae.program.handlers import Message, Particles, data_frame, sample_sites
 from pyro_vae.program.masks import is_masked, kept_units, unmasked
-
-MOST = 128  # runs of the model for one evaluation
 
 
 class NotOneByOne(ProgramError):
@@ -37,15 +35,17 @@ class _Picked(Messenger):
         self.sizes: dict[str, int] = {}  # of the supports, by site
 
     def _pyro_sample(self, msg: Message) -> None:
-        if msg["done"] or msg["is_observed"] or not can_be_summed(msg["fn"]):
+        if msg["done"] or msg["is_observed"] or not can_be_listed(msg["fn"]):
             return
         if self.particles is not None:  # the handler of that name comes later, to no effect
             self.particles._pyro_sample(msg)
-        support = msg["fn"].enumerate_support(expand=True)
+        fn = msg["fn"]
+        support = listed(fn)
         place = len(self.sizes)
         pick = self.picks[place] if place < len(self.picks) else 0
         self.sizes[msg["name"]] = len(support)
-        msg["value"], msg["done"] = support[pick], True
+        msg["value"] = support[pick].expand(fn.batch_shape + fn.event_shape)
+        msg["done"] = True
 
 
 def summed_one_by_one(

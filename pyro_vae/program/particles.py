@@ -150,6 +150,9 @@ def sums_one_by_one(
     Raises:
         ProgramError: It does not take them all at once, nor one by one.
     """
+    if set(left_out) & set(sites.events):  # Pyro lists no values of such
+        require_sums(model, guide, batch, sites, left_out, one_by_one=True)
+        return True
     try:
         require_sums(model, guide, batch, sites, left_out)
     except ProgramError as at_once:

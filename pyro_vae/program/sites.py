@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_vae.errors import ProgramError
 from pyro_vae.program import checks
 from pyro_vae.program.dependence import Dependence
-from pyro_vae.program.enumeration import can_be_summed
+from pyro_vae.program.enumeration import can_be_listed, can_be_summed
 from pyro_vae.program.handlers import PLATE, data_frame, is_data, sample_sites
 from pyro_vae.program.observed import Binding
 from pyro_vae.program.plates import DataPlate, data_dim
@@ -33,6 +33,7 @@ class Sites:
             plate: its weight against the data depends on N.
         discrete: Local sites whose values can be counted.
         countless: Those of them that have too many values to sum over.
+        events: Those of them whose values are of several numbers (``to_event``).
         data_dim: The batch dimension of the data plate, counted from the right.
         plate: The data plate as the program has it.
         bindings: Where the observed values come from, by site.
@@ -49,6 +50,7 @@ class Sites:
     outside: bool = False
     discrete: tuple[str, ...] = ()
     countless: tuple[str, ...] = ()
+    events: tuple[str, ...] = ()
     data_dim: int = -1
     plate: DataPlate = field(default_factory=lambda: DataPlate(PLATE, -1))
     bindings: Mapping[str, Binding] = field(default_factory=dict)
@@ -92,7 +94,8 @@ def read_sites(
 ) -> Sites:
     """Return the sites of a pair of traces by role."""
     observed, local, global_, size = [], [], [], None
-    priorless, enumerated, discrete, countless, outside, dim = [], [], [], [], False, -1
+    priorless, enumerated, discrete, countless, events = [], [], [], [], []
+    outside, dim = False, -1
     for name, site in sample_sites(model):
         frame = data_frame(site)
         outside |= frame is None
@@ -112,7 +115,8 @@ def read_sites(
                 priorless.append(name)
             if checks.is_discrete(site["fn"]):
                 discrete.append(name)
-                countless += [] if can_be_summed(site["fn"]) else [name]
+                countless += [] if can_be_listed(site["fn"]) else [name]
+                events += [] if can_be_summed(site["fn"]) else [name]
     outside |= any(
         data_frame(site) is None and not site["infer"].get("_deterministic")
         for _, site in sample_sites(guide)
@@ -128,6 +132,7 @@ def read_sites(
         outside=outside,
         discrete=tuple(discrete),
         countless=tuple(countless),
+        events=tuple(events),
         data_dim=dim,
         plate=plate,
         bindings=bindings,

@@ -68,9 +68,9 @@ def test_a_likelihood_sums_what_the_model_draws(model, drawn):
     program = program_of(model, drawn)
     with scoring(program):
         density = LogJoint(program, X)
-        grid = torch.linspace(-7, 7, 281, dtype=torch.float64)[:, None, None].expand(-1, 4, 1)
+        grid = torch.linspace(-8, 8, 65, dtype=torch.float64)[:, None, None].expand(-1, 4, 1)
         found = density.log_joint(grid)
-    sums = found.logsumexp(0) + math.log(14 / 280)
+    sums = found.logsumexp(0) + math.log(16 / 64)
     torch.testing.assert_close(sums, EXACT, rtol=1e-6, atol=1e-6)
     if not drawn:
         torch.manual_seed(1)
@@ -95,3 +95,43 @@ def test_data_that_are_scored_for_some_values_alone_have_no_likelihood():
 
     with pytest.raises(ProgramError, match=r"site 'x': .*mask.*'y'"):
         pv.log_likelihood(pv.Program(model, lambda x: None), X)
+
+
+def fixed(x, n):
+    """What is there is an event of two numbers, and an argument fixes the rows: one particle."""
+    with pyro.plate("data", n):
+        there = pyro.sample(
+            "there", dist.Bernoulli(x.new_tensor([P, 0.5]).expand(n, 2)).to_event(1)
+        )
+        z = pyro.sample("z", dist.Normal(x.new_zeros(n, 2), 1.0).mask(there.bool()).to_event(1))
+        pyro.sample("x", dist.Normal((there * z).sum(1), 1.0), obs=x)
+
+
+def fixed_guide(x, n):
+    with pyro.plate("data", n):
+        there = pyro.sample("there", dist.Bernoulli(x.new_full((n, 2), 0.5)).to_event(1))
+        loc = (x / 2)[:, None] * there
+        pyro.sample("z", dist.Normal(loc, 0.9).mask(there.bool()).to_event(1))
+
+
+@pytest.mark.filterwarnings("ignore:refine")  # four steps are few
+def test_an_event_of_few_values_is_summed_in_a_program_of_one_particle():
+    """Variances 1 + the number of what is there: on a grid of both coordinates of z."""
+    parts = [
+        math.log((P if a else 1 - P) * 0.5) + dist.Normal(0.0, (1 + a + b) ** 0.5).log_prob(X)
+        for a in (0, 1)
+        for b in (0, 1)
+    ]
+    exact = torch.stack(parts).logsumexp(0)
+    program = pv.Program(fixed, fixed_guide)
+    with scoring(program):
+        density = LogJoint(program, program.adapt((X, 4)))
+        side = torch.linspace(-6, 6, 17, dtype=torch.float64)
+        grid = torch.cartesian_prod(side, side)[:, None].expand(-1, 4, -1)
+        sums = density.log_joint(grid).logsumexp(0) + 2 * math.log(12 / 16)
+    torch.testing.assert_close(sums, exact, rtol=1e-4, atol=1e-4)
+    torch.manual_seed(4)
+    q = pv.infer(program, (X, 4), how="semi", settings=pv.Local(steps=2, particles=2))
+    assert q.mean.shape == (4, 2) and bool(q.log_weight(2).isfinite().all())
+    assert math.isfinite(pv.diagnose(program, (X, 4), probes=2).kl["z"])
+    assert pv.refine(program, (X, 4), pv.HMC(steps=4, warmup=2), compile=False).mean.shape == (4, 2)

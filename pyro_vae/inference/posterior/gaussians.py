@@ -106,10 +106,8 @@ def guide_moments(density: LogJoint, full_covariance: bool) -> Gaussians:
     """
     with torch.no_grad():
         draws = 1 if _known(density) else _DRAWS
-        sites = dict(sample_sites(density.joint.guide_trace(draws)))
         loc, variance, blocks = [], [], []
-        for slot in density.slots:
-            mean, covariance = _conditional_moments(slot, sites[slot.name], draws, density.rows)
+        for mean, covariance in _moments_of_draws(density, draws):
             loc.append(mean.mean(0))
             own = covariance.diagonal(dim1=-2, dim2=-1) if covariance.dim() == 4 else covariance
             variance.append(own.mean(0) + mean.var(0, correction=0))
@@ -132,6 +130,24 @@ def guide_moments(density: LogJoint, full_covariance: bool) -> Gaussians:
     lower = torch.where(sound[:, None, None], lower, torch.diag_embed(deviations))
     log_diagonal = lower.diagonal(dim1=-2, dim2=-1).log()
     return Gaussians(means, log_diagonal, lower.tril(-1))
+
+
+def _moments_of_draws(density: LogJoint, draws: int) -> list[tuple[Tensor, Tensor]]:
+    """Return each slot's conditional means and (co)variances at draws of the guide, ``(C, B | W)``.
+
+    A program that takes no more is run for one after another.
+    """
+    times, at_once = (draws, 1) if density.joint.alone else (1, draws)
+    runs = []
+    for _ in range(times):
+        sites = dict(sample_sites(density.joint.guide_trace(at_once)))
+        runs.append(
+            [_conditional_moments(s, sites[s.name], at_once, density.rows) for s in density.slots]
+        )
+    return [
+        (torch.cat([mean for mean, _ in found]), torch.cat([covariance for _, covariance in found]))
+        for found in zip(*runs, strict=True)
+    ]
 
 
 def prior_moments(density: LogJoint, full_covariance: bool) -> Gaussians:

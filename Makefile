@@ -1,6 +1,6 @@
 # Two commands for users: `make demo` and `make test`. Both do all their own set-up in .venv.
 PYTHON ?= python3
-# `TORCH=torch==2.13.0 make test` installs that build first (a CPU wheel, say); empty means: let pip choose.
+# `TORCH=torch==2.13.0 make test` installs that build (a CPU wheel, say); empty means: let pip choose.
 TORCH ?=
 VENV := .venv
 BIN := $(VENV)/bin
@@ -27,14 +27,14 @@ tables: $(VENV)/.dev
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
+# One call each: pip resolves, and builds the project, once a call.
 $(VENV)/.base: $(BIN)/python setup.cfg
-	$(if $(TORCH),$(BIN)/pip install -q "$(TORCH)")
-	$(BIN)/pip install -q -e .
+	$(BIN)/pip install -q $(if $(TORCH),"$(TORCH)") -e .
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.base
-	$(BIN)/pip install -q -e ".[test]"
-	touch $@
+$(VENV)/.dev: $(BIN)/python setup.cfg
+	$(BIN)/pip install -q $(if $(TORCH),"$(TORCH)") -e ".[test]"
+	touch $(VENV)/.base $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info runs

@@ -21,7 +21,7 @@ from pyro_vae.evaluation import annealed_likelihood as annealing
 from pyro_vae.models import Autoencoder, LinearVAE
 from pyro_vae.program.log_joint import LogJoint
 
-QUICK = pv.AIS(num_temperatures=2, chains=3, num_leapfrog=1, pilot=60)
+QUICK = pv.AIS(num_temperatures=2, chains=3, num_leapfrog=1, pilot=20)
 
 
 def oracle():
@@ -161,7 +161,7 @@ def test_chunks_give_what_one_pass_gives(monkeypatch):
     program, exact_guide = linear(), linear(exact=True)
     x, exact = simulated(program, 200)
     monkeypatch.setattr(annealing, "_ROWS_PER_PASS", 200)
-    settings = pv.AIS(num_temperatures=5, chains=4, num_leapfrog=1, pilot=60)
+    settings = pv.AIS(num_temperatures=5, chains=4, num_leapfrog=1, pilot=20)
     noisy = pv.ais(program, x, settings)
     assert noisy.log_prob.shape == noisy.ess.shape == noisy.acceptance.shape == (200,)
     assert abs(z_score((noisy.log_prob - exact).exp(), 1.0)) < 5
@@ -185,7 +185,7 @@ def test_memory_is_bounded_by_the_rows_of_a_pass(chains, n, monkeypatch):
     program, x = Watched(), torch.linspace(0, 1, n, dtype=torch.float64)
     monkeypatch.setattr(annealing, "_ROWS_PER_PASS", 60)
     pv.Program.of(program).read(x[:2])
-    settings = pv.AIS(num_temperatures=2, chains=chains, num_leapfrog=1, pilot=60)
+    settings = pv.AIS(num_temperatures=2, chains=chains, num_leapfrog=1, pilot=20)
     with monkeypatch.context() as patch:  # looking at the data once is not sampling
         patch.setattr(pv.Program, "check", lambda self, data, **options: None)
         pv.ais(program, x, settings)
@@ -227,10 +227,10 @@ def test_gradients_modes_and_the_store_stay_as_found(store):
 def test_few_chains_say_nothing_of_the_tail():
     program = linear()
     x, _ = simulated(program, 6)
-    few = pv.ais(program, x, pv.AIS(num_temperatures=2, chains=8, num_leapfrog=1, pilot=60))
+    few = pv.ais(program, x, pv.AIS(num_temperatures=2, chains=8, num_leapfrog=1, pilot=20))
     assert few.psis_k.isnan().all() and math.isnan(few.untrusted) and "k >" not in repr(few)
     assert few.psis_k.shape == few.ess.shape == (6,)
-    many = pv.ais(program, x, pv.AIS(num_temperatures=2, chains=60, num_leapfrog=1, pilot=60))
+    many = pv.ais(program, x, pv.AIS(num_temperatures=2, chains=60, num_leapfrog=1, pilot=20))
     assert many.psis_k.isfinite().all() and "k > 0.7" in repr(many)
     assert many.untrusted == (many.psis_k > 0.7).double().mean().item()
 
@@ -448,7 +448,7 @@ def test_latents_of_another_datum_would_be_seen(monkeypatch):
     def shuffled(self, latents):
         return right(self, {name: value.roll(1, 0) for name, value in latents.items()})
 
-    program, few = linear(), pv.AIS(num_temperatures=4, chains=4, num_leapfrog=1, pilot=60)
+    program, few = linear(), pv.AIS(num_temperatures=4, chains=4, num_leapfrog=1, pilot=20)
 
     def above():
         bounds = pv.bdmc(program, 250, few)
@@ -506,7 +506,7 @@ def test_a_path_leaves_from_the_prior_where_the_guide_has_no_density(kind):
     mixture = td.MixtureSameFamily(
         td.Categorical(x.new_tensor([0.7, 0.3])), td.Normal(centres, x.new_tensor(2.0).sqrt())
     )
-    settings = pv.AIS(num_temperatures=3, chains=300, num_leapfrog=1)
+    settings = pv.AIS(num_temperatures=3, chains=300, num_leapfrog=1, pilot=40)
     answer = pv.ais(pv.Program(model, guide), x, settings)
     spread = (1 / answer.ess - 1 / 300).sqrt()  # of the mean of the weights, relative
     ratio = (answer.log_prob - mixture.log_prob(x)).exp()

@@ -51,7 +51,9 @@ def annealed():
 
 
 def fitted():
-    found = pv.fitted_log_likelihood(pv.Program(model, guide), X, samples=100)
+    found = pv.fitted_log_likelihood(
+        pv.Program(model, guide), X, samples=100, warmup=100, draws=100
+    )
     return [(found.log_prob, found.noise, EXACT)]
 
 

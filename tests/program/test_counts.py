@@ -79,7 +79,7 @@ def test_simulated_data_and_loaders_of_integers():
     program = Factors("poisson").double()
     loader = DataLoader(TensorDataset(ROWS), batch_size=2)
     pv.fit(program, loader, epochs=1, progress=False)
-    settings = pv.AIS(num_temperatures=3, chains=2)
+    settings = pv.AIS(num_temperatures=3, chains=2, pilot=20)
     assert pv.bdmc(program, 4, settings).gap == pytest.approx(0.0, abs=20)
     assert pv.generate(program, 3).dtype == torch.float64
     assert pv.infer(program, ROWS[:2]).mean.dtype == torch.float64

@@ -223,7 +223,8 @@ def test_auxiliary_sites_of_the_guide_do_not_stop_hmc():
     assert drawn.mixed.all()
     error = drawn.scale / (2 * drawn.ess).sqrt()
     assert ((drawn.scale - 0.5**0.5) / error).abs().max() < 5.0
-    fitted = pv.fitted_log_likelihood(program, X, samples=4000)
+    short = {"warmup": 60, "draws": 60, "num_leapfrog": 2}
+    fitted = pv.fitted_log_likelihood(program, X, samples=4000, **short)
     assert (fitted.log_prob - EXACT).abs().max() < 5 / fitted.ess.min().sqrt()
     local = pv.infer(program, X, how="local")
     torch.testing.assert_close(local.mean, X / 2, rtol=0, atol=1e-2)

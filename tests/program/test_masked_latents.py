@@ -67,6 +67,7 @@ def mean_of(x):
     return x * S2 / (S2 + V)
 
 
+SHORT = {"warmup": 60, "draws": 60, "num_leapfrog": 2}  # of the chains that a proposal is fitted to
 models = pytest.mark.parametrize("model", [inside, positive, plated])
 
 
@@ -78,7 +79,7 @@ def program_of(model):
 def test_fitted_likelihood(model):
     """|z| < 5 in each datum, by the noise that the effective sample sizes state."""
     torch.manual_seed(0)
-    found = pv.fitted_log_likelihood(program_of(model), BATCH, samples=4000, warmup=100, draws=100)
+    found = pv.fitted_log_likelihood(program_of(model), BATCH, samples=4000, **SHORT)
     noise = (1 / found.ess - 1 / 4000).clamp(min=1e-12).sqrt()
     assert ((found.log_prob - EXACT).abs() < 5 * noise + 1e-6).all()
     assert found.log_prob[2].item() == pytest.approx(0.0, abs=1e-9)  # a datum without a step

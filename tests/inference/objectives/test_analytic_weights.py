@@ -117,7 +117,7 @@ def test_a_global_that_looks_at_the_local_keeps_its_noise():
     """w = z + 1 in the guide: E over both is not the KL of z at a w that was drawn from it.
 
     w | z ~ N(z + 1, 0.3), z ~ N(x / 2, 1); the exact mean of log p(x, z, w) - log q is Gaussian.
-    Mean of 4,000 losses, |z| < 5.
+    Mean of 1,000 losses, |z| < 5; one nat is 15 standard errors and more.
     """
 
     def model(x):
@@ -141,6 +141,6 @@ def test_a_global_that_looks_at_the_local_keeps_its_noise():
     torch.manual_seed(0)
     with program.running(), torch.no_grad():
         joint = program.joint(x)
-        losses = torch.stack([pv.AnalyticELBO().per_datum(joint) for _ in range(4000)])
-    assert abs(-losses.mean() - exact) < 5 * losses.std() / math.sqrt(4000)
+        losses = torch.stack([pv.AnalyticELBO().per_datum(joint) for _ in range(1000)])
+    assert abs(-losses.mean() - exact) < 5 * losses.std() / math.sqrt(1000)
     assert analytic_sites(joint.terms()) == []

@@ -63,6 +63,7 @@ class DensityGraphs:
             raise ConfigError(f"compile: got {mode!r}, expected False, 'trace' or True")
         self.mode = mode
         self._graphs: dict[Any, Any] = {}
+        self._held: LogJoint | None = None  # whose rows are constants of a graph
 
     def density(self, log_joint: LogJoint, batch: Batch, position: Tensor) -> LogDensity:
         """Return the density of a batch, traced if it can be, as it is if not."""
@@ -70,9 +71,11 @@ class DensityGraphs:
             return log_joint.log_joint
         rows = batch if log_joint.constant_supports else None
         key = (signature(batch), position.shape)
+        stale = rows is None and self._held is not log_joint
         try:
             start = position.detach()
-            if rows is None or key not in self._graphs:
+            if stale or key not in self._graphs:
+                self._held = log_joint if rows is None else self._held
                 self._graphs[key] = self._finish(_trace(log_joint, rows, position))
                 wave = torch.linspace(-0.01, 0.01, start.numel(), device=start.device)
                 start = start + wave.to(start.dtype).reshape(start.shape)

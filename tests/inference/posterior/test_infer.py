@@ -329,7 +329,7 @@ def test_nothing_is_inferred_without_local_latents():
         pyro.sample("w", dist.Normal(x.new_zeros(()), 1.0))
 
     program, x = pv.Program(model, guide), torch.zeros(4)
-    for verb in (infer, pv.encode, pv.diagnose, pv.ais, pv.gaps, pv.fitted_log_likelihood):
+    for verb in (infer, pv.encode, pv.diagnose, pv.gaps, pv.fitted_log_likelihood):
         with pytest.raises(ProgramError, match=f"{verb.__name__}: the program has no local latent"):
             verb(program, x)
     assert pv.reconstruct(program, x).shape == (4,) and pv.generate(program, 3).shape == (3,)

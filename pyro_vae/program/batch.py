@@ -118,8 +118,9 @@ def of_arguments(function: Callable[[Batch], Batch]) -> Callable[[Batch], Batch]
 def map_rows(function: Callable[[Tensor], Tensor], batch: Batch, rows: int | None = None) -> Batch:
     """Apply a function that picks or repeats rows to what has the batch's rows.
 
-    A packed sequence is one padded row per datum to the function, and is packed again. One datum
-    without rows stays as it is.
+    A packed sequence is one padded row per datum to the function, and is packed again: of as many
+    steps as before where other arguments are padded to them, so that what a program says of a
+    datum does not depend on the rows beside it. One datum without rows stays as it is.
     """
     if isinstance(batch, Tensor) and batch.dim() and len(batch) and rows in (None, len(batch)):
         return function(batch)
@@ -129,18 +130,30 @@ def map_rows(function: Callable[[Tensor], Tensor], batch: Batch, rows: int | Non
         rows = len(batch.rows)
         return Part(map_rows(function, batch.batch, rows), function(batch.rows))
     rows = num_rows(batch) if rows is None else rows
+    padded_to = {leaf.shape[1] for _, leaf in named_leaves(batch) if leaf.dim() > 1}
 
     def of(leaf: Any) -> Any:
         if isinstance(leaf, PackedSequence) and len(leaf.batch_sizes) and rows_of(leaf) == rows:
+            steps = len(leaf.batch_sizes)
             padded, lengths = pad_packed_sequence(leaf, batch_first=True)
             kept = function(lengths)
             falling = bool((kept[1:] <= kept[:-1]).all())  # as it was packed, where that is so
-            return pack_padded_sequence(
+            packed = pack_padded_sequence(
                 function(padded), kept, batch_first=True, enforce_sorted=falling
             )
+            return _of_steps(packed, steps) if steps in padded_to else packed
         return function(leaf) if rows_of(leaf) == rows else leaf
 
     return map_arguments(of, batch)
+
+
+def _of_steps(packed: PackedSequence, steps: int) -> PackedSequence:
+    """Return a packed sequence with empty steps at its end; cuDNN takes none."""
+    lacking = steps - len(packed.batch_sizes)
+    if lacking == 0 or packed.data.is_cuda:
+        return packed
+    sizes = torch.cat([packed.batch_sizes, packed.batch_sizes.new_zeros(lacking)])
+    return packed._replace(batch_sizes=sizes)
 
 
 def rows_of(leaf: Any) -> int | None:
@@ -295,17 +308,25 @@ def signature(batch: Batch) -> tuple[Any, ...]:
     """Return what must stay equal for a program that was read to be read no more.
 
     Shapes and dtypes of tensors; of other arguments what they are, and the values of those that may
-    be flags: an int may choose which sites are observed, a float weighs.
+    be flags: an int may choose which sites are observed, a float weighs; and the steps of a packed
+    sequence.
     """
     if isinstance(batch, Tensor):
         return batch.shape, batch.dtype, batch.device.type
     arguments_ = (
         (name, leaf.shape, leaf.dtype, leaf.device.type)
         if isinstance(leaf, Tensor)
-        else (name, type(leaf), leaf if isinstance(leaf, bool | int | str | None) else None)
+        else (name, type(leaf), _told(leaf))
         for name, leaf in named_arguments_of(batch)
     )
     return (isinstance(batch, Whole), isinstance(batch, Part), *arguments_)
+
+
+def _told(leaf: Any) -> Any:
+    """Return what an argument without rows tells of which sites there are; None where nothing."""
+    if isinstance(leaf, PackedSequence):
+        return len(leaf.batch_sizes)
+    return leaf if isinstance(leaf, bool | int | str | None) else None
 
 
 def chunks(batch: Batch, size: int) -> Iterator[Batch]:

@@ -57,7 +57,7 @@ def test_generate_uses_what_was_learnt_of_the_globals():
 def test_a_tiled_program_keeps_its_n(size):
     program, x = with_global(tiled=True), torch.randn(10, 2)
     terms = program.terms(x, 1, 5, size=size)
-    assert {tiled for tiled, _ in program._particles.values()} == {True}
+    assert program.tiled(x)
     assert terms.size == size and terms.batch_size == 10
 
 
@@ -334,15 +334,25 @@ def test_a_program_of_a_fixed_number_of_rows_takes_one_particle_at_a_time():
         pv.elbo(program, (x, 3), num_particles=2)
 
 
-def test_packed_sequences_cut_shorter_than_their_padding_are_named():
-    def model(packed, padded):
-        ends = pad_packed_sequence(packed, batch_first=True)[0][:, padded.shape[1] - 1]
-        with pyro.plate("data", len(padded)):
-            pyro.sample("x", dist.Normal(ends, 1.0), obs=padded[:, -1])
+def test_rows_of_packed_sequences_stay_as_long_as_their_padding():
+    """What a recurrent network says of a datum does not depend on the rows beside it."""
+    torch.manual_seed(0)
+    network = nn.GRU(2, 3, batch_first=True, bidirectional=True)
+    x, lengths = torch.randn(5, 4, 2), torch.tensor([4, 1, 2, 3, 1])
+    packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
 
-    x, lengths = torch.arange(8.0).reshape(4, 2), torch.tensor([2, 2, 1, 1])
-    packed = pack_padded_sequence(x, lengths, batch_first=True)
+    def model(packed, padded):
+        said = pad_packed_sequence(network(packed)[0], batch_first=True)[0]
+        with pyro.plate("data", len(padded)):
+            for t in range(padded.shape[1]):
+                loc = said[:, t].sum(-1)
+                pyro.sample(f"x_{t}", dist.Normal(loc, 1.0), obs=padded[:, t, 0])
+
     program = pv.Program(model, lambda packed, padded: None)
-    assert pv.log_likelihood(program, (packed, x)).log_prob.shape == (4,)
-    with pytest.raises(DataError, match=r"these rows have 1 steps, batch\[1\] 2"):
-        program.read(map_rows(lambda leaf: leaf[2:], (packed, x)))
+    whole = pv.elbo(program, (packed, x))
+    torch.testing.assert_close(pv.elbo(program, (packed, x), batch_size=2), whole)
+    some = map_rows(lambda leaf: leaf[[4, 2]], (packed, x))
+    torch.testing.assert_close(pv.elbo(program, some), whole[[4, 2]])
+    short = pack_padded_sequence(x[[4, 2]], lengths[[4, 2]], True, enforce_sorted=False)
+    with pytest.raises(DataError, match=r"these rows have 2 steps, batch\[1\] 4"):
+        program.read((short, x[[4, 2]]))

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -131,7 +132,10 @@ def _compiling_at_once(found: Trained) -> Iterator[None]:
 
     class Elsewhere(background.Elsewhere):
         def poll(self) -> int | None:
-            return self.wait(600)
+            end = time.monotonic() + 600
+            while (code := super().poll()) is None and time.monotonic() < end:
+                time.sleep(0.05)
+            return code
 
     def trial(self: Any, traced: Any, compiled: Any, device: Any) -> Iterator[Any]:
         found.background = True

@@ -191,6 +191,11 @@ class Parameters:
         # Where the data are: the function may not have said.
         self.values[key] = nn.Parameter(unconstrained.detach().to(self.home).clone())
         self._constraints[key], self._names[key] = constraint, name
+        self.version += 1
+
+    def stated(self) -> dict[int, str]:
+        """Return the names that ``pyro.param`` statements give the values, by the values' ids."""
+        return {id(self.values[key]): name for key, name in self._names.items()}
 
     # -- what has been found ---------------------------------------------------------------------
 
@@ -201,6 +206,7 @@ class Parameters:
         if not isinstance(tensor, nn.Parameter):
             tensor._is_param = True  # PyTorch's own mark: it stays itself
         self.values[key] = tensor
+        self.version += 1
 
     def hold_found(self, tensor: Tensor) -> None:
         """Train a tensor that has no name, under one by the order in which such are found."""
@@ -208,7 +214,6 @@ class Parameters:
         key = next(free)  # a file may have made room for it
         self.found.append(key)
         self.hold(key, tensor)
-        self.version += 1
 
     def add_part(self, name: str, module: nn.Module) -> None:
         """Train a module that was not known before."""

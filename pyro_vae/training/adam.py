@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.errors import ConfigError
+
 
 class Adam(torch.optim.Adam):
     """``torch.optim.Adam(fused=True)``, bit for bit, with the lists for its kernel kept.
@@ -44,6 +46,7 @@ class Adam(torch.optim.Adam):
             return
         (group,) = self.param_groups
         if not self._fits(parameters):
+            _require_real(parameters, grads)
             self._gather(parameters, group)
         self._steps += 1
         moved, means, squares, steps = self._lists
@@ -101,3 +104,23 @@ class Adam(torch.optim.Adam):
         self._pointers = [parameter.data_ptr() for parameter in moved]
         means, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
         self._lists = (list(moved), means, squares, steps)
+
+
+def _require_real(parameters: list[nn.Parameter], grads: list[Tensor]) -> None:
+    """Refuse what the kernel cannot move.
+
+    Raises:
+        ConfigError: A sparse gradient, or a complex parameter.
+    """
+    for parameter, grad in zip(parameters, grads, strict=True):
+        shape = tuple(parameter.shape)
+        if grad.is_sparse:
+            raise ConfigError(
+                f"optimiser: got a sparse gradient for a parameter of shape {shape}, expected "
+                "dense ones for Adam; set sparse=False in its nn.Embedding, or give torch.optim.SGD"
+            )
+        if parameter.is_complex():
+            raise ConfigError(
+                f"optimiser: got a complex parameter of shape {shape}, expected real ones for the "
+                "default; give optimiser=torch.optim.Adam"
+            )

@@ -169,7 +169,8 @@ def fit(
         ProgramError: Several devices, for a program that draws its own minibatch.
     """
     world = join(devices, device)
-    with world.guarded(), terminated_softly(), surroundings_kept():
+    learning = torch.inference_mode(False), torch.enable_grad()
+    with world.guarded(), terminated_softly(), surroundings_kept(), learning[0], learning[1]:
         epochs, batch_size = positive("epochs", epochs), positive("batch_size", batch_size)
         patience, checkpoint_every = _counts(patience=patience, checkpoint_every=checkpoint_every)
         seed = integer("seed", seed, 0)

@@ -221,7 +221,7 @@ class Loop:
                 if unseen:
                     self.wrapped.read(batch)
                     self.wrapped.check(batch)
-                progress = self.steps / total
+                progress = min(1.0, self.steps / total)  # a loader may yield more than it says
                 self.stepper.set_lr(self.lr_schedule(progress))
                 with self.world.together():
                     losses = self.stepper.step(batch, self.beta(progress))
@@ -350,7 +350,9 @@ class Loop:
             The first error of a write; the others were tried all the same.
         """
         if self.best is not None:
-            self.wrapped.load_state_dict(self.best)
+            now = self.wrapped.state_dict()  # a part that has come since keeps what it has
+            known = {k: v for k, v in self.best.items() if k in now and v.shape == now[k].shape}
+            self.wrapped.load_state_dict({**now, **known})
         folder, checkpoint = self.writes, self.checkpoint
         if folder is None:
             return None

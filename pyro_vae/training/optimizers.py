@@ -134,11 +134,30 @@ def _from_pyro(optimizer: PyroOptim, program: Program, batch: Batch) -> Optimise
             if before is not None:  # trained by pyro.infer.SVI: its moments go on
                 made.state[parameter] = dict(before.state[parameter])
         clips = [(p, _clips(optimizer, names[p])) for p in trained]
-        if any(clip for _, clip in clips):
-            made.register_step_pre_hook(lambda *_: _clip(clips))
+        made.register_step_pre_hook(lambda *_: _clip(clips))
+
+        def take(parameter: nn.Parameter) -> None:
+            name = program.own.stated().get(id(parameter), "objective")
+            clips.append((parameter, _clips(optimizer, name)))
+            if callable(optimizer.pt_optim_args):
+                made.add_param_group({"params": [parameter], **_arguments(optimizer, name)})
+            else:
+                made.param_groups[0]["params"].append(parameter)
+
+        made.takes_late = take
         return made
 
     return make
+
+
+def join(optimizer: torch.optim.Optimizer, late: Iterable[nn.Parameter]) -> None:
+    """Let an optimizer move parameters that have come since it was made, as Pyro's would.
+
+    One of PyTorch's takes them into its first group.
+    """
+    into = optimizer.param_groups[0]["params"].append
+    for parameter in late:
+        getattr(optimizer, "takes_late", into)(parameter)
 
 
 def _arguments(optimizer: PyroOptim, name: str) -> dict[str, Any]:

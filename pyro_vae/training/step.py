@@ -19,6 +19,7 @@ from pyro_vae.program.handlers import Beta
 from pyro_vae.program.modules import leaves_behind
 from pyro_vae.program.program import Program
 from pyro_vae.training.adam import Adam
+from pyro_vae.training.optimizers import join
 
 # Steps between two looks at the flag of a deferred check: one sync each.
 CHECK_EVERY = 100
@@ -77,8 +78,7 @@ class Stepper:
         ]
         self.base_lrs = [[group["lr"] for group in o.param_groups] for o in self.optimisers]
         self._multiplier: float | None = None
-        for group, lr in self._groups():
-            group |= {_BASE: lr, _VALUE: 1.0}  # in the group: a checkpoint holds them
+        self._schedule_new()
         self.clip_norm = clip_norm
         self.size = size
         self.reduce = reduce
@@ -133,10 +133,12 @@ class Stepper:
             known = {id(parameter) for parameter in self.trained[index]} | hidden.keys()
             new = [parameter for parameter in update.parameters if id(parameter) not in known]
             self.trained[index] += new
-            self.optimisers[index].param_groups[0]["params"] += new
+            join(self.optimisers[index], new)
+            self._schedule_new()
             compiled = self._compiled[index]
             if compiled is not None:
                 compiled.step.trained += new
+                compiled.step.forget_parts()
         self._homes = self._find_buffers()
         self._direct = self._find_direct()
 
@@ -160,7 +162,14 @@ class Stepper:
     def _groups(self) -> list[tuple[dict[str, Any], Any]]:
         """Return all parameter groups, each with its first learning rate."""
         groups = [group for optimiser in self.optimisers for group in optimiser.param_groups]
-        return list(zip(groups, [lr for base in self.base_lrs for lr in base], strict=True))
+        return [(group, group.get(_BASE, group["lr"])) for group in groups]
+
+    def _schedule_new(self) -> None:
+        """Note in each new group the rate that a schedule multiplies: a checkpoint holds it."""
+        value = 1.0 if self._multiplier is None else self._multiplier
+        for group, lr in self._groups():
+            if _BASE not in group:
+                group |= {"lr": lr * value, _BASE: lr, _VALUE: value}
 
     def set_lr(self, multiplier: float) -> None:
         """Multiply the learning rates by a schedule's present value.
@@ -190,6 +199,10 @@ class Stepper:
                 continue
             for _ in range(update.repeats):
                 made[index] = self._update(index, batch, beta)
+        if not made:
+            raise ConfigError(
+                "objective: none of its updates is due, expected at least one a batch"
+            )
         other = next(iter(made.values()))
         losses = [made.get(index, other) for index in range(len(self.updates))]
         self._unchecked += 1
@@ -261,6 +274,7 @@ class Stepper:
             return self._update(index, batch, beta)
         buffers = step.moving if step else self._buffers()
         copies = [buffer.clone() for buffer in buffers]
+        homes = [] if step else [(part, name, part._buffers[name]) for part, name in self._homes]
         direct = self._direct[index] and step is not None and not step.traced.hooked
         self._latest.pop(index, None)  # their memory serves the next ones
         try:
@@ -279,6 +293,8 @@ class Stepper:
             if not self._deferred:
                 self._require_finite(loss, norm, index, batch)
         except BaseException:
+            for part, name, buffer in homes:  # it may have been replaced by another tensor
+                part._buffers[name] = buffer
             restore(buffers, copies)
             raise
         if self._deferred:

@@ -100,7 +100,6 @@ class CompiledLoss:
         self._graphs: dict[Any, Traced] = {}
         self._background = Background(steps) if mode == "auto" else None
         self._jitter = random.Random(0)  # of its own: no comparison at the end of every epoch
-        self._flags: tuple[bool, ...] | None = None  # None: to be read at the next call
         self._looking = False
         self._retraced = 0
         self._calls = 0
@@ -116,7 +115,7 @@ class CompiledLoss:
         For when other code had a chance to change what is no tensor: a rate of dropout, a flag,
         a parameter's hooks, a part. A program that did change is traced anew.
         """
-        self._flags = None
+        self.step.forget_parts()
         for traced in self._graphs.values():
             traced.left, traced.doubted = 1, True
 
@@ -153,7 +152,6 @@ class CompiledLoss:
             beta: KL weight, as for ``Program.joint``.
             size: N, as for ``Program.joint``.
         """
-        self._flags = self.step.flags()  # a part may have been put into another mode
         prepared = self.prepare(batch, beta=beta, size=size)
         if prepared is not None:
             traced, inputs = prepared
@@ -190,9 +188,7 @@ class CompiledLoss:
         free = tuple([parameter.requires_grad for parameter in self.step.trained])
         if self._looking:
             self._look()
-        if self._flags is None:
-            self._flags = self.step.flags()
-        modes = self.program.training, self._flags, free
+        modes = self.program.training, self.step.flags(), free
         key = (rows, fixed, kind(weights), size, modes)
         traced = self._graphs.get(key)
         if traced is None:
@@ -303,15 +299,16 @@ class CompiledLoss:
 
     def _still_right(self, key: Any, traced: Traced, call: Call) -> bool:
         """Compare a graph with its program; False: it is to be traced anew, or was given up."""
-        early = traced.gap == 1.0
+        early, changed = traced.gap == 1.0, traced.doubted
         state: PythonState | None = None
         try:
             state = self.step.python_state()
-            if traced.doubted:
+            changed = changed or state.change_since(traced.state) is not None  # by a transform, say
+            if changed:
                 self._require_unchanged(traced, state, call)
             self.step.require_equal(traced, call, self.step.eager(call, traced.homes))
         except Exception as error:  # the program itself may fail on this batch: let it say so
-            if traced.doubted:
+            if changed:
                 del self._graphs[key]
                 self._retraced += 1
                 if self._retraced > _RECOMPILED:

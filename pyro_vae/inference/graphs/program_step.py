@@ -58,14 +58,21 @@ class ProgramStep:
         chosen = self.owner.parameters() if parameters is None else parameters
         hidden = program.own.frozen
         self.trained = [parameter for parameter in chosen if id(parameter) not in hidden]
+        self._parts: list[nn.Module] = []
 
     def wanted(self) -> list[nn.Parameter]:
         """Return the parameters that are trained at present."""
         return [parameter for parameter in self.trained if parameter.requires_grad]
 
     def flags(self) -> tuple[bool, ...]:
-        """Return which parts are in train mode."""
-        return tuple([part.training for part in self.owner.modules()])
+        """Return which parts are in train mode: a transform may change it before any step."""
+        if not self._parts:
+            self._parts = list(self.owner.modules())
+        return tuple([part.training for part in self._parts])
+
+    def forget_parts(self) -> None:
+        """Look for the parts again: to walk through them at each step is too slow."""
+        self._parts = []
 
     def homes(self) -> Homes:
         """Return where each parameter and buffer is held, each tensor once.

@@ -1,0 +1,106 @@
+"""A parameter that only some batches bring is trained like one that was there from the start."""
+
+from collections.abc import Callable
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.optim import SGD
+from torch import Tensor, nn
+
+import pyro_vae as pv
+from pyro_vae.inference.graphs.compiled_loss import Mode
+
+ROWS = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+RATES = {"sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1), "adam": None}
+
+
+class Net(nn.Module):
+    """x ~ N(W z + b, 1); b is there from the start, or made when batches of another length come."""
+
+    def __init__(self, made: str, early: bool) -> None:
+        super().__init__()
+        self.dec, self.enc, self.made, self.early = nn.Linear(2, 3), nn.Linear(3, 2), made, early
+        self.late: nn.Module | None = None
+
+    def bias(self) -> Tensor:
+        """Return b, which the first call makes."""
+        if self.made == "pyro.param":
+            return pyro.param("late", torch.zeros(3))
+        if self.late is None:
+            self.late = nn.utils.skip_init(nn.Linear, 1, 3, bias=False)
+            nn.init.zeros_(self.late.weight)
+        return self.late(torch.ones(1))
+
+    def model(self, x: Tensor) -> None:
+        """z ~ N(0, 1), x ~ N(W z + b, 1)."""
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            mean = self.dec(z)
+            if len(x) != 8:
+                mean = mean + self.bias()
+            elif self.early:
+                mean = mean + 0 * self.bias()
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        """z ~ N(V x, 1)."""
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.enc(x), 1.0).to_event(1))
+
+
+def trained(made: str, early: bool, mode: Mode, optimiser: object) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    program = pv.Program.of(Net(made, early))
+    options = {"batch_size": 8, "progress": False, "device": "cpu"}
+    pv.fit(program, ROWS, epochs=3, compile=mode, optimiser=optimiser, **options)
+    return {name: value.clone() for name, value in program.state_dict().items()}
+
+
+@pytest.mark.parametrize("mode", [False, "trace"])
+@pytest.mark.parametrize("made", ["pyro.param", "module"])
+def test_what_comes_late_is_trained(made: str, mode: Mode) -> None:
+    """By plain descent: it does not know that the gradient of the first two batches was zero."""
+    exact, found = (trained(made, early, mode, RATES["sgd"]) for early in (True, False))
+    assert exact.keys() == found.keys()
+    assert any("late" in name and value.abs().min() > 0 for name, value in found.items())
+    for name, value in exact.items():
+        torch.testing.assert_close(found[name], value, msg=name)
+
+
+@pytest.mark.parametrize("mode", [False, "trace"])
+def test_what_comes_late_has_the_options_of_its_name(mode: Mode) -> None:
+    def options(name: str) -> dict[str, float]:
+        return {"lr": 0.2 if name == "late" else 0.1}
+
+    by_name = trained("pyro.param", False, mode, SGD(options))
+    from_the_start = trained("pyro.param", True, mode, SGD(options))
+    for name, value in from_the_start.items():
+        torch.testing.assert_close(by_name[name], value, msg=name)
+
+
+def _add(net: Net) -> None:
+    net.made, net.early = "module", True
+    net.bias()
+
+
+@pytest.mark.parametrize("change", [_add])
+def test_the_best_weights_return_into_a_program_that_has_grown_since(
+    change: Callable[[Net], None],
+) -> None:
+    """A part that came after the best epoch keeps what it has."""
+    net = Net("pyro.param", True)
+    best: dict[str, Tensor] = {}
+
+    def callback(run: pv.Run) -> None:
+        if run.best_epoch == len(run.history["epoch"]):
+            best.update({name: value.clone() for name, value in net.dec.state_dict().items()})
+        change(net)
+        with torch.no_grad():
+            net.enc.weight.add_(100.0)  # the epochs to come are worse
+
+    options = {"batch_size": 8, "progress": False, "device": "cpu", "compile": False}
+    run = pv.fit(net, ROWS, valid=ROWS, epochs=3, callbacks=[callback], **options)
+    assert run.best_epoch == 1
+    torch.testing.assert_close(dict(net.dec.state_dict()), best)

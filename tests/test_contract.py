@@ -28,6 +28,12 @@ dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=st
 every = pytest.mark.parametrize("name", CASES)
 generative = pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.has_prior])
 N = 48
+# One program of each kind trains as a graph: the steps of every program's graph are compared with
+# eager ones in test_compiled_loss, and its parts (priors, flows, observations) know of no training.
+AS_A_GRAPH = {
+    *("vae", "vae_conv", "vae_made", "regularised", "bayesian", "hierarchical", "sbn", "vq_conv"),
+    *("def_table", "lda", "sequences", "functions", "pyroparam", "labelled", "tutorial"),
+}
 
 
 def made(name, device, dtype=torch.float64, rows=N):
@@ -56,9 +62,9 @@ def test_trains_under_fit(name, dtype, device):
     program, data = made(name, device, dtype)
     pv.Program.of(program).read(data)
     before = weights(program)
-    # One graph, of two equal batches; a smaller last batch runs eagerly. What a graph computes in
-    # double precision, and a second graph of another batch, are compared elsewhere.
-    mode, rows = ("auto", N // 2) if dtype == torch.float32 else (False, 20)
+    mode, rows = False, 20
+    if dtype == torch.float32:  # one graph, of two equal batches
+        mode, rows = "auto" if name in AS_A_GRAPH else False, N // 2
     run = pv.fit(program, data, epochs=25, batch_size=rows, lr=0.02, device=device, compile=mode)
     after = weights(program)
     assert run.program is program
@@ -75,7 +81,7 @@ def test_trains_under_stock_svi(name, device, store):
     svi = SVI(program.model, program.guide, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO())
     first = svi.step(*args, **kwargs)
     before = {key: value.detach().clone() for key, value in store.items()}
-    losses = [svi.step(*args, **kwargs) for _ in range(60)]
+    losses = [svi.step(*args, **kwargs) for _ in range(40)]
     assert sum(losses[-10:]) / 10 < 0.95 * first
     assert before and all(not torch.equal(before[key], store[key]) for key in before)
     if isinstance(program, nn.Module):  # what SVI trained is the program's own weights

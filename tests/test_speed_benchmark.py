@@ -77,8 +77,9 @@ def uncompiled(speed, case):
 def test_all_variants_take_the_same_steps(speed, kind):
     """Same weights, noise and optimiser: equal losses along four steps, hence equal gradients.
 
-    Stock Pyro sums the loss over the batch, and Adam's eps of 1e-8 does not scale with it; its JIT
-    draws noise while it traces, hence a first step that leaves no trace behind.
+    The benchmark's own check of the losses, draw by draw, sees the same afterwards. Stock Pyro sums
+    the loss over the batch, and Adam's eps of 1e-8 does not scale with it; its JIT draws noise
+    while it traces, hence a first step that leaves no trace behind.
     """
     case = small(speed, kind)
     data = case.data()
@@ -100,15 +101,7 @@ def test_all_variants_take_the_same_steps(speed, kind):
     assert abs(base[0] - base[-1]) > 1e-3  # the weights did move
     for name, path in paths.items():
         assert path == pytest.approx(base, rel=1e-6 if name in case.stock else 1e-9), name
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_losses_agree_draw_by_draw(speed, kind):
-    case = small(speed, kind)
-    built = uncompiled(speed, case)
-    for variant in built.values():
-        speed.checks.losses(variant, case.data()[0], 1)  # Pyro's JIT draws noise while it traces
-    found = speed.checks.agreement(built, case.data()[0], draws=5)
+    found = speed.checks.agreement(built, data[0], draws=5)
     assert all(row["same_noise"] for row in found.values())
 
 

@@ -416,8 +416,10 @@ def _launch(kind: str, local: int, nodes: int) -> torch.device:
     """Start the processes where nobody has, connect them, and return this one's device."""
     import __main__
 
-    started = "LOCAL_RANK" in os.environ or torch_dist.is_initialized()
-    if not started and not hasattr(__main__, "__file__"):
+    if torch_dist.is_initialized():  # by the user: to launch would run the script once more in each
+        place = int(os.environ.get("LOCAL_RANK", torch_dist.get_rank() % local))
+        return torch.device(kind, place) if kind == "cuda" else torch.device(kind)
+    if "LOCAL_RANK" not in os.environ and not hasattr(__main__, "__file__"):
         raise ConfigError(
             f"devices: got {local}, which runs the script once per device, and there is no script; "
             "put the code into a file (a notebook has one process)"

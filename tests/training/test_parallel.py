@@ -269,6 +269,23 @@ def test_one_process_starts_nothing(monkeypatch, devices):
     assert type(world) is parallel.World and world.size == 1 and world.main
 
 
+def test_processes_that_the_user_has_connected_start_no_others(monkeypatch, tmp_path):
+    """Without torchrun nothing in the environment tells of them; to start more would never end."""
+
+    def fabric(**options):
+        raise AssertionError(f"started with {options}")
+
+    monkeypatch.setattr("lightning_fabric.Fabric", fabric)
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+        assert parallel.join("auto", "cpu").size == 2
+    finally:
+        monkeypatch.undo()
+        torch.distributed.destroy_process_group()
+
+
 def test_without_a_script_there_is_nothing_to_start(monkeypatch):
     monkeypatch.delattr("__main__.__file__", raising=False)
     with pytest.raises(ConfigError, match="devices: got 2, which runs the script once per device"):

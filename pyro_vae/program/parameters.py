@@ -20,6 +20,9 @@ from pyro_vae.program.modules import owners, unique_name
 from pyro_vae.program.object_graph import empty_globals
 from pyro_vae.program.watch import Watch
 
+# The running means that TraceGraph_ELBO keeps as it runs: written to, and never trained.
+AVERAGES = "__baseline_avg_downstream_cost_"
+
 
 class Parameters:
     """What a program trains: the modules behind its functions, and values of ``pyro.param``.
@@ -191,7 +194,16 @@ class Parameters:
         # Where the data are: the function may not have said.
         self.values[key] = nn.Parameter(unconstrained.detach().to(self.home).clone())
         self._constraints[key], self._names[key] = constraint, name
-        self.version += 1
+        if name.startswith(AVERAGES):
+            self.frozen[id(self.values[key])] = self.values[key]
+        else:
+            self.version += 1
+
+    def take_average(self, key: str, value: Tensor) -> None:
+        """Give a running mean of Pyro's the value that a file holds."""
+        if key not in self.values:
+            self.values[key] = nn.Parameter(value.clone(), requires_grad=False)
+            self.frozen[id(self.values[key])] = self.values[key]
 
     def stated(self) -> dict[int, str]:
         """Return the names that ``pyro.param`` statements give the values, by the values' ids."""

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.errors import CheckpointError
+from pyro_vae.program.parameters import AVERAGES
 from pyro_vae.storage.bundle import bundle_path, check_state, read_bundle, serialise, write_bundle
 from pyro_vae.storage.differences import check_settings, renewed_options
 from pyro_vae.storage.optimiser_state import fit_state, parameter_names, take_state
 from pyro_vae.storage.random_state import check_random_state, set_random_state, take_random_state
 
 NAME = "checkpoint"
-_AVERAGES = "values.__baseline_avg_downstream_cost_"
+_AVERAGES = f"values.{AVERAGES}"
 OLDER = "checkpoint-before"  # the one before it, should the newer be damaged
 
 
@@ -172,9 +173,7 @@ def read_checkpoint(
 def take_averages(program: Any, averages: Mapping[str, Tensor]) -> None:
     """Give a program the running baselines of ``TraceGraph_ELBO`` that a file holds."""
     for key, value in averages.items():
-        name = key.removeprefix("values.")
-        if name not in program.own.values:
-            program.own.values[name] = nn.Parameter(value.clone(), requires_grad=False)
+        program.own.take_average(key.removeprefix("values."), value)
 
 
 def _late(module: str, averages: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

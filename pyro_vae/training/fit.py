@@ -147,8 +147,9 @@ def fit(
             (in ``compile="auto"``, up to where a compiled graph took over), where noise comes from
             the global generators of torch, NumPy or Python. ``"settings"`` lets learning rate,
             schedules, KL weight, clipping, the optimiser's options, ``transform``, ``valid`` and
-            parts without weights differ, and writes down in ``config.json`` what did. A finished
-            run is returned at once; one that a callback stopped goes on.
+            parts without weights differ, and writes down in ``config.json`` what did; the best
+            weights under another ``transform`` or ``valid`` are forgotten. A finished run is
+            returned at once; one that a callback stopped goes on.
         progress: Show a progress bar.
 
     Raises:

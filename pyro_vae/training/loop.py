@@ -389,6 +389,9 @@ class Loop:
         self.epoch, self.steps = progress.epoch, progress.steps
         self.best_epoch, self.best_elbo = progress.best_epoch, progress.best_elbo
         self.history = History(progress.history)
+        if any(change.startswith(("valid", "transform")) for change in self.changes):
+            # A score on other rows is no measure for what comes, nor are weights chosen by it.
+            self.best, self.best_epoch, self.best_elbo = None, self.epoch, -math.inf
         self.changes = [f"epoch {self.epoch}: {change}" for change in self.changes]
 
 

@@ -336,6 +336,28 @@ def test_settings_change_knowingly_and_are_written_down(tmp_path):
         pv.fit(Pair(), X, out=tmp_path, resume="setting", **BASE)
 
 
+@pytest.mark.parametrize("valid", [3.0 + X[:12], None])
+def test_a_best_score_on_other_rows_is_forgotten(tmp_path, valid):
+    """Rows far off never score as the first did: the weights of that run would come back."""
+    before = {**BASE, "lr": 3e-3, "checkpoint_every": 1}
+    first = pv.fit(Pair(), X, valid=X[:12], out=tmp_path, **{**before, "epochs": 2})
+    settings = {**before, "valid": valid, "epochs": 5, "patience": None if valid is None else 3}
+    seen = []
+    run = pv.fit(
+        Pair(),
+        X,
+        out=tmp_path,
+        resume="settings",
+        callbacks=[lambda r: seen.append(weights(r.program))],
+        **settings,
+    )
+    scores = run.history["valid_elbo"]
+    best = 5 if valid is None else 3 + int(np.argmax(scores[2:]))
+    assert len(seen) == 3 and run.best_epoch == best
+    assert valid is None or scores[2:].max() < first.history["valid_elbo"].max()
+    assert same(weights(run.program), seen[best - 3])
+
+
 def test_renewed_settings_keep_the_moments(tmp_path):
     """A clip that never bites is a changed setting that changes no number."""
     whole = pv.fit(Pair(), X, **{**BASE, "epochs": 4})

@@ -353,8 +353,12 @@ def cuda_devices(batch: Batch) -> list[torch.device]:
     return list({leaf.device for _, leaf in named_leaves(batch) if leaf.is_cuda})
 
 
-def check_finite(batch: Batch) -> None:
+def check_finite(batch: Batch, first_row: int = 0) -> None:
     """Refuse NaN and infinity in floating-point data (one device sync per tensor).
+
+    Arguments:
+        batch: The data.
+        first_row: The number of its first row, for the message.
 
     Raises:
         DataError: Names the tensor, the first bad row and its value.
@@ -364,10 +368,11 @@ def check_finite(batch: Batch) -> None:
             continue
         finite = torch.isfinite(leaf)
         if not bool(finite.all()):
-            where = (~finite).nonzero()[0].tolist()
+            where = tuple((~finite).nonzero()[0].tolist())
             raise DataError(
-                f"{name}: value {leaf[tuple(where)].item()} in row {where[0]} (position "
-                f"{where[1:]}), expected finite numbers; drop or impute the row"
+                f"{name}: value {leaf[where].item()} in row {first_row + where[0]} (position "
+                f"{list(where[1:])}), expected finite numbers; drop or impute the row, or let the "
+                "model put a number in its place, under a mask"
             )
 
 

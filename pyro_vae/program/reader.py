@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
@@ -30,6 +31,7 @@ from pyro_vae.program.dependence import Dependence, dependence
 from pyro_vae.program.discovery import Discovery
 from pyro_vae.program.handlers import is_data, sample_sites, validation
 from pyro_vae.program.joint import Joint
+from pyro_vae.program.masks import is_masked
 from pyro_vae.program.modules import evaluating, leaves_behind
 from pyro_vae.program.numbered import LookUps, forget_plates, guides_undone, numbered
 from pyro_vae.program.observed import Binding, Copies, bindings_of
@@ -114,7 +116,7 @@ class Reader:
 
     def _read_anew(self, batch: Batch) -> Batch:
         """Read a batch; return it, or as it comes if some of its integers come as floats."""
-        check_finite(batch)
+        self.require_finite(batch)
         with Discovery.during(self._program.own) as discovery, Copies() as copies:
             model, guide = self._run_once(batch)
             plate = self._find_plate(model, guide, batch)
@@ -133,6 +135,33 @@ class Reader:
         self.last = self._layouts[signature(batch)] = sites
         self.rows_read = num_rows(batch)
         return batch
+
+    def require_finite(self, batch: Batch, first_row: int = 0) -> None:
+        """Refuse NaN and infinity in data, but where they are a code that the program masks.
+
+        Raises:
+            DataError: Names the tensor, the first such row, counted from ``first_row``, and its
+                value.
+        """
+        try:
+            check_finite(batch, first_row)
+        except DataError:
+            if not self._scores_finite(batch):
+                raise
+
+    def _scores_finite(self, batch: Batch) -> bool:
+        """Return whether a program that masks data runs, and all its densities are numbers.
+
+        One without a mask may have made a number of it by accident: ``NaN > 0.5`` is false.
+        """
+        found = False
+        with self.undone(), suppress(ValueError, NotImplementedError):  # all of ours are such
+            model, guide = self._run_once(batch)
+            sites = [site for trace in (model, guide) for _, site in sample_sites(trace)]
+            terms = [scale_and_mask(s["fn"].log_prob(s["value"]), 1.0, s["mask"]) for s in sites]
+            masked = any(is_masked(s) for _, s in sample_sites(model) if s["is_observed"])
+            found = masked and all(bool(torch.isfinite(term).all()) for term in terms)
+        return found
 
     def _dependence(self, sites: Sites, batch: Batch, seen: tuple[Trace, Trace]) -> Dependence:
         if checks.is_meta(batch) or isinstance(batch, Whole):

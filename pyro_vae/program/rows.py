@@ -73,7 +73,6 @@ class Rows:
             self._fixed = False
             return
         if self._reader.fresh:
-            check_finite(data)
             self._reader.read(data)
         if self._reader.rows_read != rows or not (by_number or self.are_fixed(data)):
             return
@@ -108,7 +107,11 @@ class Rows:
         Raises:
             DataError: Names the site, the row, the value and the fix.
         """
-        check_finite(data)
+        try:
+            check_finite(data)
+        except DataError:
+            for index, piece in enumerate(chunks(data, rows)):
+                self._reader.require_finite(piece, index * rows)
         self.require_own(data)
         known = self._reader.last
         if known is not None and known.size is not None:

@@ -356,3 +356,56 @@ def test_rows_of_packed_sequences_stay_as_long_as_their_padding():
     short = pack_padded_sequence(x[[4, 2]], lengths[[4, 2]], True, enforce_sorted=False)
     with pytest.raises(DataError, match=r"these rows have 2 steps, batch\[1\] 4"):
         program.read((short, x[[4, 2]]))
+
+
+def test_codes_of_missing_values_that_the_model_masks_are_data():
+    """NaN where nothing was measured: the numbers, and what training moves, are those of zeros."""
+    torch.manual_seed(1)
+    x, seen = torch.randn(12, 3), torch.rand(12, 3) > 0.3
+    coded = torch.where(seen, x, torch.full_like(x, torch.nan))
+
+    class Missing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+
+        def model(self, x):
+            seen = ~x.isnan()
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 1), 1.0).to_event(1))
+                value = torch.where(seen, x, torch.zeros_like(x))
+                pyro.sample(
+                    "x", dist.Normal(z * self.weight, 1.0).mask(seen).to_event(1), obs=value
+                )
+
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x.nan_to_num().mean(1, True), 1.0).to_event(1))
+
+    def given(x, seen):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).mask(seen).to_event(1), obs=x)
+
+    def given_guide(x, seen):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.mean(1, True), 1.0).to_event(1))
+
+    torch.manual_seed(2)
+    found = pv.elbo(Missing(), coded)
+    torch.manual_seed(2)
+    zeros = coded.nan_to_num()
+    torch.testing.assert_close(found, pv.elbo(pv.Program(given, given_guide), (zeros, seen)))
+    program = Missing()
+    pv.fit(program, coded, epochs=2, batch_size=5, progress=False, compile=False)
+    assert bool(program.weight.isfinite().all()) and not torch.equal(program.weight, torch.ones(3))
+    with pytest.raises(DataError, match=r"value nan in row \d+ .*expected finite"):
+        pv.elbo(pv.Program(given, given_guide), (coded, seen))
+
+    def black(x):  # no mask: NaN > 0 is false by accident
+        with pyro.plate("data", len(x)):
+            on = (x[:, 0] > 0) + 0.0
+            pyro.sample("x", dist.Bernoulli(0.3 + 0 * on), obs=on)
+
+    with pytest.raises(DataError, match="expected finite"):
+        pv.elbo(pv.Program(black, lambda x: None), coded.mT)

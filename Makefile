@@ -7,12 +7,16 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint tables clean
+.PHONY: demo test pytest lint tables clean
 
 demo: $(VENV)/.base
 	$(BIN)/pyro-vae demo
 
-test: lint
+# The types take one core for as long as the tests need to be collected on both.
+test: $(VENV)/.dev
+	@$(MAKE) --no-print-directory -j 2 lint pytest
+
+pytest: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --doctest-modules pyro_vae tests
 
 lint: $(VENV)/.dev

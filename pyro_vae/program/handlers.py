@@ -60,6 +60,20 @@ class DrawnData(UnconditionMessenger):
             msg["value"] = _chain(msg["fn"], msg["infer"]["obs"].shape[-2])
 
 
+class DrawnRows(Messenger):
+    """Note the plates that draw some of their rows; one with all of them draws none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plates: set[str] = set()
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if not site_is_subsample(msg) or msg["value"] is not None:
+            return  # rows that are given are no draw
+        if msg["fn"].subsample_size is not None and msg["fn"].subsample_size < msg["fn"].size:
+            self.plates.add(msg["name"])
+
+
 class Observing(Messenger):
     """Observe given values in place of those that the model has.
 

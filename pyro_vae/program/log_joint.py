@@ -161,7 +161,7 @@ class LogJoint:
         joint = program.summed_joint(batch).observing(observed or {})
         with torch.no_grad():
             model, guide = joint.traces()
-        if sites.size is not None:
+        if sites.draws_rows:
             raise ProgramError(
                 "a program that subsamples its plate draws other rows at each evaluation, and HMC "
                 "and AIS need the same; give the plate all rows of its batch"

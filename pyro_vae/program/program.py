@@ -17,9 +17,11 @@ from pyro_vae.program.batch import (
     Part,
     Whole,
     arguments,
+    as_argument,
     as_batch,
     datum_at,
     datum_moved,
+    map_arguments,
     named_arguments,
     num_rows,
 )
@@ -39,6 +41,7 @@ from pyro_vae.program.passes import Passes, Verb
 from pyro_vae.program.reader import Reader
 from pyro_vae.program.rows import Rows
 from pyro_vae.program.sites import Sites
+from pyro_vae.program.streams import join_batches
 from pyro_vae.program.structure import Structure
 from pyro_vae.program.terms import Terms
 from pyro_vae.threads import one_thread
@@ -243,6 +246,7 @@ class Program(nn.Module):
     def adapt(self, data: Any) -> Batch:
         """Return data as a batch with the datum first, tensors on the program's device.
 
+        A list of dicts is batches, and they are joined to one.
         Floats come in the program's precision, and so do integers that a density over floats
         observes (counts under Poisson); what is no array stays as it is.
 
@@ -261,6 +265,8 @@ class Program(nn.Module):
         if isinstance(data, Part):  # of the program's own rows
             return Part(self.as_tensors(data.batch), data.rows.to(self.device))
         data = data.batch if isinstance(data, Whole) else data
+        if isinstance(data, list) and data and all(isinstance(each, Mapping) for each in data):
+            data = join_batches([map_arguments(as_argument, each) for each in data])
         flat = self._structure.flattened(data)
         if self._structure.opened:
             self._called = self._of_flat_batches()

@@ -29,7 +29,7 @@ from pyro_vae.program.batch import (
 from pyro_vae.program.counts import Counts
 from pyro_vae.program.dependence import Dependence, dependence
 from pyro_vae.program.discovery import Discovery
-from pyro_vae.program.handlers import is_data, sample_sites, validation
+from pyro_vae.program.handlers import DrawnRows, is_data, sample_sites, validation
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.masks import is_masked
 from pyro_vae.program.modules import evaluating, leaves_behind
@@ -118,7 +118,8 @@ class Reader:
         """Read a batch; return it, or as it comes if some of its integers come as floats."""
         self.require_finite(batch)
         with Discovery.during(self._program.own) as discovery, Copies() as copies:
-            model, guide = self._run_once(batch)
+            with DrawnRows() as drawn:
+                model, guide = self._run_once(batch)
             plate = self._find_plate(model, guide, batch)
             self._show(model, guide, plate, batch)
             checks.check_pair(model, guide)
@@ -131,7 +132,11 @@ class Reader:
         self._program.examples.meet(batch)
         self._plate_before = plate.name
         sites = read_sites(model, guide, plate, bindings)
-        sites = replace(sites, dependence=self._dependence(sites, batch, (model, guide)))
+        sites = replace(
+            sites,
+            dependence=self._dependence(sites, batch, (model, guide)),
+            draws_rows=sites.size is not None and bool(drawn.plates),
+        )
         self.last = self._layouts[signature(batch)] = sites
         self.rows_read = num_rows(batch)
         return batch

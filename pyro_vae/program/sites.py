@@ -34,6 +34,8 @@ class Sites:
         discrete: Local sites whose values can be counted.
         countless: Those of them that have too many values to sum over.
         events: Those of them whose values are of several numbers (``to_event``).
+        draws_rows: Whether the program draws the rows of its plate, anew at each run; where the
+            batch says which they are (``pyro.plate(..., subsample=)``) it does not.
         data_dim: The batch dimension of the data plate, counted from the right.
         plate: The data plate as the program has it.
         bindings: Where the observed values come from, by site.
@@ -51,6 +53,7 @@ class Sites:
     discrete: tuple[str, ...] = ()
     countless: tuple[str, ...] = ()
     events: tuple[str, ...] = ()
+    draws_rows: bool = False
     data_dim: int = -1
     plate: DataPlate = field(default_factory=lambda: DataPlate(PLATE, -1))
     bindings: Mapping[str, Binding] = field(default_factory=dict)

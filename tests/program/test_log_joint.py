@@ -522,6 +522,28 @@ class Subsampled(nn.Module):
             pyro.sample("z", dist.Normal(x[rows], 1.0))
 
 
+def test_rows_that_the_batch_names_are_the_same_at_each_run():
+    """``subsample=`` is given: the density of each of the rows, without N/B."""
+
+    def model(x, rows):
+        with pyro.plate("data", 100, subsample=rows):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    def guide(x, rows):
+        with pyro.plate("data", 100, subsample=rows):
+            pyro.sample("z", dist.Normal(x / 2, 0.9))
+
+    program, x = Program(model, guide), torch.randn(4, dtype=torch.float64)
+    u = torch.randn(3, 4, 1, dtype=torch.float64)
+    with scoring(program):
+        found = LogJoint(program, (x, torch.tensor([7, 3, 50, 99]))).log_joint(u)
+    z = u[..., 0]
+    torch.testing.assert_close(
+        found, td.Normal(0.0, 1.0).log_prob(z) + td.Normal(z, 0.5).log_prob(x)
+    )
+
+
 def test_a_plate_that_subsamples_itself_is_refused():
     with pytest.raises(ProgramError, match="subsamples its plate"):
         log_joint_of(Subsampled(), real(B))

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import pyro_vae as pv
+from pyro_vae.errors import DataError
 
 X = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
 T = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0, 0.0])
@@ -90,3 +91,17 @@ def test_words_are_rows():
         got = pv.log_likelihood(program, (WORDS,)).log_prob
         torch.testing.assert_close(got, dist.Normal(means[-1], 1.0).log_prob(lengths))
     assert means[0] == pytest.approx(means[1]) and means[0] > 0.3
+
+
+def test_a_list_of_dicts_is_batches_of_one_data_set():
+    plain = Pair()
+    program = pv.Program(plain.flat_model, plain.flat_guide)
+    parts = [{"x": X[:2], "t": T[:2]}, {"x": X[2:], "t": T[2:]}]
+    torch.manual_seed(1)
+    whole = pv.elbo(program, (X, T))
+    torch.manual_seed(1)
+    torch.testing.assert_close(pv.elbo(program, parts), whole)
+    run = pv.fit(program, parts, epochs=1, batch_size=3, progress=False, compile=False)
+    assert run.steps == 2
+    with pytest.raises(DataError, match="do not fit together"):
+        pv.elbo(program, [parts[0], {"x": X}])

@@ -204,6 +204,7 @@ def run(code):
 def test_importing_changes_nothing():
     """In a fresh process: no dtype, random state, flag or parameter moves; nothing heavy comes.
 
+    A figure is drawn without pyplot, which would choose a backend for the whole process.
     Nor does a run with its log: warning filters, environment, loggers that speak, random states.
     """
     out = run(
@@ -222,9 +223,13 @@ def test_importing_changes_nothing():
         "before = look()\n"
         "import pyro_vae\n"
         "assert look() == before\n"
-        "heavy = ('lightning_fabric', 'tensorboard', 'sklearn', 'pooch', 'matplotlib.pyplot',\n"
+        "heavy = ('lightning_fabric', 'tensorboard', 'sklearn', 'pooch', 'matplotlib',\n"
         "    'torch.utils.tensorboard', 'jsonargparse', 'zuko', 'torch._inductor')\n"
         "print([name for name in heavy if name in sys.modules])\n"
+        "import io\n"
+        "pictures = pyro_vae.plots.samples(torch.zeros(2, 4, 4))\n"
+        "pictures.savefig(io.BytesIO(), format='png')\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
         "program, x = pyro_vae.models.VAE(6, 2, (4,)), torch.eye(6)\n"
         "before = look()\n"
         "out = tempfile.TemporaryDirectory()\n"

@@ -191,7 +191,7 @@ def test_verbs_answer_for_a_latent_under_a_sum():
     gain = 1 / (1 + 0.8**2)
     parts = case.centres[:, None] + gain * (X - (case.centres + case.shift)[:, None])
     mean = (weights * parts).sum(0).detach()
-    drawn = pv.refine(case, X, pv.HMC(steps=300, chains=8, num_leapfrog=3))
+    drawn = pv.refine(case, X, pv.HMC(steps=150, warmup=100, chains=8, num_leapfrog=3))
     assert ((drawn.mean - mean) / (drawn.scale / drawn.ess.sqrt())).abs().max() < 5.0
     local = pv.infer(case, X, how="local", settings=pv.Local(steps=300))
     assert (local.log_weight(2000).mean(0) < exact + 0.05).all()
@@ -277,7 +277,7 @@ def test_hmc_runs_over_the_continuous_latents_of_a_hidden_markov_model():
     exact = log_p.logsumexp(0) + math.log(8 / 4000)
     mean = (log_p.softmax(0) * grid).sum(0)
     torch.manual_seed(7)
-    drawn = pv.refine(case, batch, pv.HMC(steps=300, warmup=200, chains=4, num_leapfrog=3))
+    drawn = pv.refine(case, batch, pv.HMC(steps=150, warmup=100, chains=4, num_leapfrog=3))
     error = drawn.scale / drawn.ess.sqrt()
     assert ((drawn.mean - mean) / error).abs().max() < 5.0
     found = pv.log_likelihood(case, batch, samples=4000)
@@ -320,6 +320,11 @@ def test_topics_are_an_explicit_sum_over_each_word(dim, num_particles):
     q = pv.Program.of(case).joint(words).discrete_posteriors(num_particles=num_particles)["topic"]
     assert q.shape == (num_particles, 5, 8, 2)
     torch.testing.assert_close(q.sum(-1), torch.ones_like(q[..., 0]), **EXACT)
+
+
+@pytest.mark.parametrize("dim", [-2, -1])
+def test_hmc_runs_over_the_shares_of_topics(dim):
+    case, words = Topics(dim), torch.randint(6, (5, 8))
     torch.manual_seed(8)
     drawn = pv.refine(case, words, pv.HMC(steps=200, warmup=100, num_leapfrog=3))
     assert drawn.mean.shape == (5,) and drawn.mixed.all()
@@ -392,10 +397,10 @@ def test_a_label_that_the_guide_draws_is_sampled_without_bias():
     estimate = pv.elbo(sampled, {"x": PIXELS}, num_particles=20_000)
     losses = [
         TraceEnum_ELBO(max_plate_nesting=1).loss(sampled.model, sampled.guide, PIXELS)
-        for _ in range(400)
+        for _ in range(100)
     ]
     stock = -torch.tensor(losses, dtype=torch.float64)
-    error = (stock.var() / 400 + 6 * 4.0 / 20_000).sqrt()
+    error = (stock.var() / 100 + 6 * 4.0 / 20_000).sqrt()
     assert (estimate.sum() - stock.mean()).abs() < 5 * error
 
 

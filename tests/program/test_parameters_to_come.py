@@ -1,0 +1,148 @@
+"""Files for programs whose parameters the first run will make."""
+
+import copy
+import functools
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from hidden_networks import (
+    D,
+    Z,
+    cached_networks,
+    centred,
+    data,
+    decode,
+    networks,
+    of_statements,
+    pair,
+)
+from pyro import poutine
+from pyro.infer.autoguide import AutoDelta, AutoGuideList, AutoMultivariateNormal
+from pyro.nn import PyroModule, PyroParam
+from torch import nn
+from torch.distributions import constraints
+
+import pyro_vae as pv
+from pyro_vae.errors import CheckpointError
+
+# -- files for programs that have not run ----------------------------------------------------------
+
+
+class LazyLayers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.decoder = nn.Sequential(nn.LazyLinear(5), nn.LazyBatchNorm1d(), nn.LazyLinear(D))
+
+    def model(self, x):
+        decode(self.decoder, x, False)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, :Z] / 2, 0.7).to_event(1))
+
+
+class LazyParams(PyroModule):
+    @PyroParam
+    def loc(self):
+        return torch.randn(D)
+
+    @PyroParam(constraint=constraints.positive)
+    def scale(self):
+        return torch.rand(D) + 0.1
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(D), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.loc + z, self.scale).to_event(1), obs=x)
+
+
+def lazy_params():
+    return pv.Program(LazyParams(), centred)
+
+
+def all_statements():
+    model, guide, _ = of_statements()
+    return pv.Program(model, guide)
+
+
+def tensors_without_names():
+    made = iter(networks())
+    get = functools.lru_cache(lambda name: next(made))
+
+    def by_hand(name):
+        return lambda value: nn.functional.linear(value, get(name).weight, get(name).bias)
+
+    return pv.Program(*pair(lambda: by_hand("e"), lambda: by_hand("d"), False))
+
+
+def autoguide_list(names=("loc", "scale")):
+    def model(x):
+        loc = pyro.sample(names[0], dist.Normal(torch.zeros(D), 1.0).to_event(1))
+        scale = pyro.sample(names[1], dist.LogNormal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, scale).to_event(1), obs=x)
+
+    guide = AutoGuideList(model)
+    guide.append(AutoDelta(poutine.block(model, expose=[names[1]])))
+    guide.append(AutoMultivariateNormal(poutine.block(model, expose=[names[0]])))
+    return pv.Program(model, guide)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        LazyLayers,
+        lazy_params,
+        all_statements,
+        cached_networks,
+        tensors_without_names,
+        autoguide_list,
+    ],
+)
+def test_a_file_fills_what_the_first_run_will_make(build, tmp_path):
+    x, programs = data(32), []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        programs.append(build())
+    pv.fit(programs[0], x, epochs=3, batch_size=32, lr=0.05)
+    pv.save(programs[0], tmp_path / "one")
+    pv.load(tmp_path / "one", into=programs[1])
+    pv.save(programs[1], tmp_path / "two")  # it has not run yet, and nothing is lost
+    pv.load(tmp_path / "one", into=programs[2])
+    pv.load(tmp_path / "two", into=programs[2])
+    values = []
+    for program in programs:
+        torch.manual_seed(0)
+        values.append(pv.elbo(pv.Program.of(program).eval(), x))
+    assert torch.equal(values[0], values[1]) and torch.equal(values[0], values[2])
+    states = [pv.Program.of(program).state_dict() for program in programs]
+    for other in states[1:]:
+        assert other.keys() == states[0].keys()
+        assert all(torch.equal(other[key], value) for key, value in states[0].items())
+
+
+def test_a_file_of_other_sites_is_refused_by_the_first_run(tmp_path):
+    program, other = autoguide_list(), autoguide_list(("mean", "width"))
+    pv.elbo(program, data())
+    pv.save(program, tmp_path)
+    pv.load(tmp_path, into=other)
+    for _ in range(2):
+        with pytest.raises(
+            CheckpointError, match=r"'parts\.AutoGuideList\.0\.width_unconstrained'"
+        ):
+            pv.elbo(other, data())
+
+
+def test_a_lazy_layer_without_values_is_not_saved(tmp_path):
+    with pytest.raises(CheckpointError, match=r"lazy layer has no values.*program.read\(batch\)"):
+        pv.save(LazyLayers(), tmp_path)
+
+
+def test_a_copy_has_parameters_of_its_own():
+    program = cached_networks()
+    program.read(data())
+    twin = copy.deepcopy(program)
+    assert twin.own.parts is twin.parts and twin.own.values is twin.values
+    assert {id(p) for p in twin.parameters()}.isdisjoint({id(p) for p in program.parameters()})

@@ -1002,7 +1002,7 @@ BUGS = [
     Bug(
         "noise starts anew on resume",
         "storage/checkpoint.py",
-        "    set_random_state(random, device)\n",
+        "    set_random_state(random, device, generators)\n",
         "    pass\n",
         "tests/storage/test_checkpoint.py::test_resumed_is_bit_identical[plain-1]",
     ),

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,13 +81,14 @@ class Checkpoint:
         best: dict[str, Tensor] | None,
         progress: Progress,
         device: torch.device,
+        generators: Sequence[torch.Generator] = (),
     ) -> "Checkpoint":
-        """Copy weights, optimiser states and random states (the device's too).
+        """Copy weights, optimiser states and random states (the device's and the loader's too).
 
         Raises:
             CheckpointError: An optimiser has a state that a file cannot hold.
         """
-        random = take_random_state(device)
+        random = take_random_state(device, generators)
         tensors = {f"rng.{name}": state for name, state in random.items()}
         for name, module in modules.items():
             for key, value in module.state_dict().items():
@@ -127,6 +128,7 @@ def read_checkpoint(
     device: torch.device,
     *,
     renew: bool = False,
+    generators: Sequence[torch.Generator] = (),
 ) -> tuple[dict[str, Tensor], Progress, list[str]]:
     """Put a checkpoint's weights, optimiser states and random states back.
 
@@ -136,6 +138,7 @@ def read_checkpoint(
         settings: What must be equal for the run to be the same.
         device: Whose random state is put back.
         renew: Let the settings of a step (learning rate, clipping, ...) differ.
+        generators: Those of a loader.
 
     Returns:
         The best weights so far, how far the run has come, and the settings that differ.
@@ -166,7 +169,7 @@ def read_checkpoint(
         module.load_state_dict(states[name])
     for optimiser, state in zip(optimisers, fitted, strict=True):
         optimiser.load_state_dict(state)
-    set_random_state(random, device)
+    set_random_state(random, device, generators)
     return best, progress, changes
 
 

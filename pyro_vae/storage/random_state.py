@@ -4,7 +4,7 @@
 
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,20 +15,34 @@ from torch import Tensor
 from pyro_vae.errors import CheckpointError
 
 _NUMPY_WORDS, _PYTHON_WORDS = 624, 625
+_OWN = "loader"
 
 
-def take_random_state(device: torch.device) -> dict[str, Tensor]:
-    """Return the states of all generators, as tensors that a file can hold."""
+def take_random_state(
+    device: torch.device, own: Sequence[torch.Generator] = ()
+) -> dict[str, Tensor]:
+    """Return the states of all generators, as tensors that a file can hold.
+
+    Arguments:
+        device: Whose generator draws the noise.
+        own: Those of a loader.
+    """
     states = {"cpu": torch.get_rng_state(), "python": _python_state()}
+    states |= {f"{_OWN}{index}": each.get_state() for index, each in enumerate(own)}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
     numpy = _numpy_state()
     return states if numpy is None else {**states, "numpy": numpy}
 
 
-def set_random_state(states: Mapping[str, Tensor], device: torch.device) -> None:
+def set_random_state(
+    states: Mapping[str, Tensor], device: torch.device, own: Sequence[torch.Generator] = ()
+) -> None:
     """Put the generators into the states that ``take_random_state`` returned."""
     torch.set_rng_state(states["cpu"])
+    for index, each in enumerate(own):
+        if f"{_OWN}{index}" in states:
+            each.set_state(states[f"{_OWN}{index}"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
     if "numpy" in states:
@@ -43,7 +57,10 @@ def check_random_state(states: Mapping[str, Tensor], where: str) -> None:
         CheckpointError: One is no state of a generator.
     """
     try:
-        torch.Generator().set_state(states["cpu"])
+        for name, state in states.items():
+            if name == "cpu" or name.startswith(_OWN):
+                torch.Generator().set_state(state)
+        states["cpu"]  # which there must be
         random.Random().setstate(_as_python(states["python"]))
         if "numpy" in states:
             np.random.RandomState().set_state(_as_numpy(states["numpy"]))

@@ -1,7 +1,7 @@
 """Batches for training: tensors on the device by index, or a loader's."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -42,6 +42,8 @@ class TensorFeed:
         self.device = device
         self.world = world or World(device)
         self.data = map_batch(lambda leaf: leaf.to(device), data) if _fits(data, device) else data
+
+    generators: Sequence[torch.Generator] = ()  # the order follows the seed
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -117,6 +119,12 @@ class LoaderFeed:
         if self.sharded:
             return len(batch_sizes(-(-rows // self.world.size), size))
         return len(loader) - (-(-rows // size) - len(batch_sizes(rows, size)))
+
+    @property
+    def generators(self) -> Sequence[torch.Generator]:
+        """The generators that the loader or its sampler draws from, which a checkpoint holds."""
+        own = (self.loader.generator, getattr(self.loader.sampler, "generator", None))
+        return [each for each in dict.fromkeys(own) if isinstance(each, torch.Generator)]
 
     def epoch(self, seed: int) -> Iterator[Batch]:
         """Yield the loader's batches; a loader without a generator of its own follows the seed.

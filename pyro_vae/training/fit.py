@@ -145,11 +145,11 @@ def fit(
             settings that it was started with (``epochs``, ``patience``, ``callbacks``, ``device``
             and ``devices`` are free; what differs is named); bit-identical on as many CPU processes
             (in ``compile="auto"``, up to where a compiled graph took over), where noise comes from
-            the global generators of torch, NumPy or Python. ``"settings"`` lets learning rate,
-            schedules, KL weight, clipping, the optimiser's options, ``transform``, ``valid`` and
-            parts without weights differ, and writes down in ``config.json`` what did; the best
-            weights under another ``transform`` or ``valid`` are forgotten. A finished run is
-            returned at once; one that a callback stopped goes on.
+            the global generators of torch, NumPy or Python, or a loader's own. ``"settings"`` lets
+            learning rate, schedules, KL weight, clipping, the optimiser's options, ``transform``,
+            ``valid`` and parts without weights differ, and writes down in ``config.json`` what did;
+            the best weights under another ``transform`` or ``valid`` are forgotten. A finished run
+            is returned at once; one that a callback stopped goes on.
         progress: Show a progress bar.
 
     Raises:

@@ -336,7 +336,8 @@ class Loop:
         )
         modules = state_modules(self.wrapped, self.objective)
         optimisers, device = self.stepper.optimisers, self.wrapped.device
-        return Checkpoint.take(modules, optimisers, self.best, progress, device)
+        own = self.feed.generators
+        return Checkpoint.take(modules, optimisers, self.best, progress, device, own)
 
     def _write(self) -> None:
         if self.writes is not None and self.checkpoint is not None:
@@ -383,7 +384,13 @@ class Loop:
         modules = state_modules(self.wrapped, self.objective)
         path, optimisers = self.folder.path, self.stepper.optimisers
         best, progress, self.changes = read_checkpoint(
-            path, modules, optimisers, self.settings, device, renew=self.renew
+            path,
+            modules,
+            optimisers,
+            self.settings,
+            device,
+            renew=self.renew,
+            generators=self.feed.generators,
         )
         self.best = {k: v.to(device) for k, v in best.items()} or None
         self.epoch, self.steps = progress.epoch, progress.steps

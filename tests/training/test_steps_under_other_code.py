@@ -1,6 +1,7 @@
 """What other code does in the midst of an epoch, and what ends a step in its midst."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -8,7 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 import pyro_vae as pv
 from pyro_vae.errors import ConfigError, TrainingDiverged
@@ -177,3 +178,21 @@ class NeverDue(pv.ELBO):
 def test_an_objective_that_makes_no_update_is_told() -> None:
     with pytest.raises(ConfigError, match="objective: none of its updates is due"):
         fit(Net(), False, objective=NeverDue())
+
+
+@pytest.mark.parametrize("place", ["loader", "sampler"])
+def test_a_loader_with_a_generator_of_its_own_goes_on_in_its_order(
+    place: str, tmp_path: Path
+) -> None:
+    def run(epochs: int, folder: str, **options: Any) -> list[float]:
+        own = torch.Generator().manual_seed(3)
+        order: dict[str, Any] = {"shuffle": True, "generator": own}
+        if place == "sampler":
+            order = {"sampler": RandomSampler(ROWS, generator=own)}
+        loader = DataLoader(ROWS, batch_size=8, **order)
+        done = fit(Net(), False, data=loader, epochs=epochs, out=tmp_path / folder, **options)
+        return done.history["loss"].tolist()
+
+    whole = run(3, "whole")
+    run(2, "parts")
+    assert run(3, "parts", resume=True) == whole

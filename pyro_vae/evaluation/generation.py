@@ -1,10 +1,11 @@
 """Data drawn from the model, with the latents that made them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyro_vae.arguments import positive, typed
@@ -16,9 +17,9 @@ from pyro_vae.evaluation.site_values import (
     join,
     values_of,
 )
-from pyro_vae.program.batch import Batch, Whole, num_rows
+from pyro_vae.program.batch import Batch, Whole, map_rows, num_rows
 from pyro_vae.program.handlers import DrawnData
-from pyro_vae.program.passes import Pass, Verb
+from pyro_vae.program.passes import Pass, Verb, holding
 from pyro_vae.program.program import Program
 from pyro_vae.program.roles import latent_names, observed_names
 from pyro_vae.program.streams import join_batches
@@ -58,10 +59,35 @@ def generate(program: Any, n: int, *, given: Any = None, mean: bool = False) -> 
     require_turn("generate")  # the inputs may be drawn
     wrapped = Program.of(program)
     batch = inputs(wrapped, positive("n", n), given)
-    with wrapped.passes(batch, _GENERATE, rows=_ROWS_PER_PASS) as passes:
-        times = n if isinstance(passes.batch, Whole) else 1  # its rows cannot be repeated
-        pieces = [_observed(wrapped, piece, mean=mean) for _ in range(times) for piece in passes]
-    return join("generate", pieces)
+    pieces: list[dict[str, Tensor]] = []
+    held: list[dict[str, Tensor]] = []
+    for some in _of_own_number(wrapped, batch):
+        with (
+            holding(wrapped, held),
+            wrapped.passes(some, _GENERATE, rows=_ROWS_PER_PASS) as passes,
+        ):
+            times = n if isinstance(passes.batch, Whole) else 1  # its rows cannot be repeated
+            for _ in range(times):
+                pieces += [_observed(wrapped, piece, mean=mean) for piece in passes]
+            held = passes.draws
+    drawn = join("generate", pieces)
+    return {k: v[:n] for k, v in drawn.items()} if isinstance(drawn, dict) else drawn[:n]
+
+
+def _of_own_number(program: Program, batch: Batch) -> Iterator[Batch]:
+    """Yield inputs, as many at a time as a program takes that is fixed to the number of its rows.
+
+    Its guide has a factor for each of its own data, and says nothing of others but what all share.
+    """
+    own = program.rows.fixed_to
+    adapted = program.adapt(batch)
+    if own is None or isinstance(adapted, Whole) or num_rows(adapted) == own:
+        yield batch
+        return
+    rows = num_rows(adapted)
+    filled = torch.arange(-(-rows // own) * own) % rows
+    for some in filled.split(own):
+        yield program.as_given(map_rows(lambda leaf, some=some: leaf[some], adapted))  # type: ignore[misc]
 
 
 def _observed(program: Program, piece: Pass, *, mean: bool) -> dict[str, Tensor]:

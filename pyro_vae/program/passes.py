@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_vae.arguments import positive
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.batch import Batch, chunks, named_leaves, num_rows
+from pyro_vae.program.batch import Batch, Part, chunks, named_leaves, num_rows
 from pyro_vae.program.handlers import validation
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.modules import evaluating
@@ -191,7 +191,10 @@ class Passes:
     def _checked(self, data: Any, alone: bool = False) -> Batch:
         """Return adapted data; ``alone``: all there are."""
         batch = self.program.adapt(data)
-        batch = self.program.rows.numbered(batch) if alone and not self.verb.simulates else batch
+        if self.verb.simulates:
+            batch = self.program.rows.stood_in(batch)
+        elif alone:
+            batch = self.program.rows.numbered(batch)
         self.program.check(batch, first_rows=self._rows_of(batch))
         batch = self.program.conform(batch)  # now that it is known which integers are counts
         if not self.verb.simulates:
@@ -274,7 +277,8 @@ class Passes:
     def _rows_of(self, batch: Batch) -> int:
         """Return the rows of one pass at most."""
         bound = _BYTES_PER_PASS // (self._particles * bytes_per_row(batch))
-        return max(1, min(self._rows, bound))
+        own = self.program.rows.total if isinstance(batch, Part) else None
+        return max(1, min(self._rows, bound, own or bound))
 
 
 @contextmanager

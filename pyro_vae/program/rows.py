@@ -62,6 +62,22 @@ class Rows:
         device = next(iter(named_leaves(data)))[1].device
         return Part(data, torch.arange(self.total, device=device))
 
+    def stood_in(self, inputs: Batch) -> Batch:
+        """Return inputs to simulate data for, under numbers of the program's own rows.
+
+        Which rows these are tells nothing: latents of a datum come from the prior, and the guide is
+        asked for what all data share.
+        """
+        if self.total is None or isinstance(inputs, Whole | Part):
+            return inputs
+        count = num_rows(inputs)
+        device = next(iter(named_leaves(inputs)))[1].device
+        return (
+            inputs
+            if count == self.total
+            else Part(inputs, torch.arange(count, device=device) % self.total)
+        )
+
     def _settle(self, data: Batch) -> None:
         """Find out, once, whether the guide has a factor for each datum, and takes some of them."""
         rows = num_rows(data)
@@ -165,6 +181,11 @@ class Rows:
             self._fixed = not self._take(map_rows(lambda leaf: leaf[:half], batch))
         return bool(self._fixed)
 
+    @property
+    def fixed_to(self) -> int | None:
+        """The number of rows that the program takes, none more or less; None where any."""
+        return self._reader.rows_read if self._fixed else None
+
     def require_own(self, batch: Batch) -> None:
         """Refuse other rows than those that a program is fixed to.
 
@@ -172,7 +193,7 @@ class Rows:
             DataError: Their number differs.
         """
         rows = num_rows(batch)
-        own = self.total or (self._reader.rows_read if self._fixed else rows)
+        own = self.total or self.fixed_to or rows
         if rows != own and not isinstance(batch, Part):
             raise DataError(
                 f"got {rows} rows, expected the {own} that the program was first read with: a "

@@ -196,3 +196,22 @@ def test_an_encoder_that_looks_its_rows_up_has_no_factors():
     program = pv.Program(model, guide)
     assert torch.is_tensor(program.rows.numbered(program.adapt(X)))
     assert pv.elbo(program, X[:5]).shape == (5,)
+
+
+@pytest.mark.parametrize("numbered", [True, False])
+def test_any_number_of_data_is_generated_at_one_draw_of_the_globals(numbered):
+    """The guide has a factor for each of its rows, and says of others what all share alone."""
+
+    def guide(x):
+        pyro.sample("w", dist.Normal(0.0, 300.0))
+        locs = pyro.param("locs", LOCS.clone())
+        with pyro.plate("data", len(x)) as i:
+            pyro.sample("z", dist.Normal(locs[i] if numbered else locs, 0.7))
+
+    program = pv.Program(model, guide)
+    pv.elbo(program, X)
+    assert pv.generate(program, 3).shape == (3,)
+    for given in (None, torch.zeros(41)):
+        drawn = pv.generate(program, 41, given=given)
+        assert drawn.shape == (41,)
+        assert 0.5 < drawn.std() < 3.0  # 2 ** 0.5 about one w; hundreds about several

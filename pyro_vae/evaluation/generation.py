@@ -1,7 +1,6 @@
 """Data drawn from the model, with the latents that made them."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +91,7 @@ def _of_own_number(program: Program, batch: Batch) -> Iterator[Batch]:
 
 def _observed(program: Program, piece: Pass, *, mean: bool) -> dict[str, Tensor]:
     """Return the observed sites of a pass, drawn, or their means."""
-    trace = simulated(program, piece, lambda model: freed(piece, model, mean=mean))
+    trace, _ = simulated(program, piece, lambda model: freed(piece, model, mean=mean))
     return values_of(trace, observed_names(trace), len(piece), mean=mean)
 
 
@@ -116,12 +115,16 @@ class Simulated:
 
 def simulate(program: Program, piece: Pass) -> Simulated:
     """Draw latents and data of the rows of a pass, at its first draw of the globals."""
-    trace = simulated(program, piece, DrawnData())
+    trace, batch = simulated(program, piece, DrawnData())
     names = observed_names(trace)
-    values = values_at(trace, names)
-    batch, observed = piece.batch, values
-    with suppress(PyroVaeError):  # it may not run on them either
-        batch, observed = require_observed(program, piece, values), {}
+    observed = values = values_at(trace, names)
+    bindings = [piece.sites.bindings.get(name) for name in names]
+    if all(each is not None for each in bindings):
+        try:
+            batch, observed = require_observed(program, piece, values), {}
+        except PyroVaeError:  # the model may not run on them either
+            if not any(each is not None and each.computed for each in bindings):
+                raise
     rows = len(piece)
     data = values_of(trace, names, rows, mean=False)
     return Simulated(batch, observed, data, values_of(trace, latent_names(trace), rows, mean=False))

@@ -20,8 +20,8 @@ from pyro_vae.program.roles import observed_names
 Draw = Callable[[Callable[..., Any]], Callable[..., Any]]  # handlers that draw what is observed
 
 
-def simulated(program: Program, piece: Pass, draw: Draw) -> Trace:
-    r"""Return a trace of the model with its observed sites drawn.
+def simulated(program: Program, piece: Pass, draw: Draw) -> tuple[Trace, Batch]:
+    r"""Return a trace of the model with its observed sites drawn, and the rows that it ran on.
 
     A decoder of sequences may read the steps before from its argument, so that a first draw depends
     on the rows that were given. It is written into the argument and made again from the same random
@@ -46,15 +46,16 @@ def simulated(program: Program, piece: Pass, draw: Draw) -> Trace:
     bindings = piece.sites.bindings
     names = [name for name in observed_names(trace) if name in bindings]
     if not names or any(bindings[name].computed for name in names):
-        return trace
+        return trace, piece.batch
     values = values_at(trace, names)
     sites = dict(sample_sites(trace))
     for _ in range(2 + max(math.prod(sites[name]["fn"].event_shape) for name in names)):
         _set_random_state(start, devices)
-        trace = _run(_on(program, piece, program.replace(piece.batch, values)), draw)
+        batch = program.replace(piece.batch, values)
+        trace = _run(_on(program, piece, batch), draw)
         again = values_at(trace, names)
         if all(_same(again[name], values[name]) for name in names):
-            return trace
+            return trace, batch
         values = again
     raise ProgramError(
         f"site {names[0]!r}: its distribution depends on its own value, got draws that do not come "

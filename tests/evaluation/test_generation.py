@@ -336,3 +336,28 @@ def test_a_value_that_the_model_computes_is_observed_in_its_place():
     assert pv.generate(
         observing(lambda x: x[:, 0] / 10), 2000, given=x[:1].expand(2000, 2)
     ).std() == (pytest.approx(1.25**0.5, rel=0.1))
+
+
+def test_draws_that_can_be_written_back_are_read_beside_those_that_cannot():
+    """x is an argument that the next site reads, s observes 2 y: both at the draws, (x, s) normal."""
+
+    def model(x, y):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, x.new_tensor(1.0)))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+            pyro.sample("s", dist.Normal(z + 0.5 * x, 1.0), obs=2 * y)
+
+    def guide(x, y):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0 * x, 1.0))
+
+    torch.manual_seed(6)
+    far = torch.full((100,), 30.0, dtype=torch.float64)
+    settings = pv.AIS(10, 16, num_leapfrog=2, pilot=40)
+    found = pv.bdmc(pv.Program(model, guide), 100, settings, given=(far, 0 * far))
+    both = torch.stack([found.data["x"], found.data["s"]], 1)
+    covariance = torch.tensor([[2.0, 2.0], [2.0, 3.5]], dtype=torch.float64)
+    exact = torch.distributions.MultivariateNormal(torch.zeros(2).double(), covariance)
+    for bound in (found.lower, found.upper):
+        off = bound - exact.log_prob(both)
+        assert abs(off.mean()) < 5 * off.std() / 10 + 0.02

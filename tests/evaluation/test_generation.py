@@ -339,7 +339,7 @@ def test_a_value_that_the_model_computes_is_observed_in_its_place():
 
 
 def test_draws_that_can_be_written_back_are_read_beside_those_that_cannot():
-    """x is an argument that the next site reads, s observes 2 y: both at the draws, (x, s) normal."""
+    """x is an argument that the next site reads, s observes 2 y: (x, s) is normal."""
 
     def model(x, y):
         with pyro.plate("data", len(x)):

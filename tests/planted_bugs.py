@@ -716,7 +716,7 @@ BUGS = [
         "inference/graphs/compiled_loss.py",
         "key = (rows, fixed, kind",
         "key = (rows, kind",
-        "tests/inference/graphs/test_trust.py::test_arguments_that_are_no_rows_keep_graphs_apart",
+        "tests/inference/graphs/test_graph_inputs.py::test_arguments_that_are_no_rows_keep_graphs_apart",
     ),
     Bug(
         "a graph that ignores N",

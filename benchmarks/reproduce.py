@@ -14,6 +14,7 @@ import recipes_def
 import recipes_ladder
 import recipes_priors
 import recipes_sbn
+import recipes_sequences
 import recipes_topics
 import recipes_vq
 import torch
@@ -143,6 +144,7 @@ EXPERIMENTS: dict[str, Callable[[str, argparse.Namespace], Result]] = {
     **recipes_def.EXPERIMENTS,
     **recipes_ladder.EXPERIMENTS,
     **recipes_vq.EXPERIMENTS,
+    **recipes_sequences.EXPERIMENTS,
     **recipes_topics.EXPERIMENTS,
 }
 

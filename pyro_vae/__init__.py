@@ -11,6 +11,7 @@ from pyro_vae.evaluation.gaps import Gaps, gaps
 from pyro_vae.evaluation.generation import generate
 from pyro_vae.evaluation.likelihood import LogLikelihood, log_likelihood
 from pyro_vae.evaluation.monitor import CollapseMonitor
+from pyro_vae.evaluation.step_costs import PerStep, per_step
 from pyro_vae.evaluation.topics import Perplexity, Topics, completion, perplexity, topics
 from pyro_vae.inference.graphs.compiled_loss import CompiledLoss
 from pyro_vae.inference.objectives.elbo import ELBO, AnalyticELBO
@@ -64,6 +65,7 @@ __all__ = [
     "LocalGuide",
     "LogLikelihood",
     "Objective",
+    "PerStep",
     "Perplexity",
     "Program",
     "Refined",
@@ -99,6 +101,7 @@ __all__ = [
     "log_likelihood",
     "models",
     "nn",
+    "per_step",
     "perplexity",
     "plots",
     "reconstruct",

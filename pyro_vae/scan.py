@@ -4,6 +4,7 @@ Shapes: T steps, C the carry's shape, * that of one step of an input.
 """
 
 import json
+import operator
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -169,7 +170,8 @@ def _recorded(
     devices = [carry.device] if carry.is_cuda else []
     with disable_proxy_modes_tracing(), torch.no_grad(), torch.random.fork_rng(devices):
         firsts = [each[0].detach().clone() for each in inputs]
-        graph = make_fx(step)(carry.detach().clone(), *firsts)
+        # The tracer counts the arguments of a function, those with a default too.
+        graph = make_fx(lambda *given: step(*given))(carry.detach().clone(), *firsts)
     body = graph.graph
     result = _result(body)
     if result.meta["tensor_meta"].shape != carry.shape:
@@ -286,7 +288,7 @@ def _source(part: GraphModule) -> str:
             continue
         numbers[node] = len(numbers)
         if node.op == "call_function":
-            name = str(node.target).removeprefix("aten.")
+            name = _ITEM if node.target is operator.getitem else str(node.target)
             lines.append([numbers[node], name, _plain((node.args, node.kwargs), numbers)])
         elif node.op == "placeholder":
             lines.append([numbers[node], "", None])
@@ -319,14 +321,20 @@ def _function(source: str) -> Callable[..., Any]:
         if not name:
             known[number] = body.placeholder(f"x{number}")
             continue
-        name, overload = name.split(".")
-        target = getattr(getattr(aten, name), overload)
         args, named = (_real(each, known) for each in given)
-        # PyTorch's own binding: the same kernel at half the price of a call.
-        target = getattr(torch, name) if name in _BINDINGS else target
-        known[number] = body.call_function(target, tuple(args), named)
+        known[number] = body.call_function(_operator(name), tuple(args), named)
     body.output(_real(result, known))
     return GraphModule({}, body).forward
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    """Return what a name means, PyTorch's own binding first: half the price of a call."""
+    if name == _ITEM:
+        return operator.getitem
+    space, operation, overload = name.split(".")
+    if space == "aten" and operation in _BINDINGS:
+        return getattr(torch, operation)
+    return getattr(getattr(getattr(torch.ops, space), operation), overload)
 
 
 def _real(value: Any, known: dict[int, Node]) -> Any:
@@ -343,6 +351,7 @@ def _real(value: Any, known: dict[int, Node]) -> Any:
     return torch.device(what) if kind == "device" else getattr(torch, what)
 
 
+_ITEM = "item"
 # Those that mean the same by either name.
 _BINDINGS = (
     *("add", "addmm", "cat", "clone", "exp", "log", "mm", "mul", "neg", "rsqrt", "sigmoid"),

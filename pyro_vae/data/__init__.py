@@ -7,6 +7,18 @@ Nothing here is shipped: ``digits`` comes with scikit-learn, the others from
 from pyro_vae.data.catalogue import BINARISATIONS, NAMES, load
 from pyro_vae.data.corpora import Corpus
 from pyro_vae.data.readers import read_idx, read_npz
+from pyro_vae.data.sequence_sets import SequenceSets, bucketed, pad
 from pyro_vae.data.splits import Splits
 
-__all__ = ["BINARISATIONS", "NAMES", "Corpus", "Splits", "load", "read_idx", "read_npz"]
+__all__ = [
+    "BINARISATIONS",
+    "NAMES",
+    "Corpus",
+    "SequenceSets",
+    "Splits",
+    "bucketed",
+    "load",
+    "pad",
+    "read_idx",
+    "read_npz",
+]

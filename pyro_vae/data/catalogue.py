@@ -8,11 +8,12 @@ from torch import Tensor
 
 from pyro_vae.arguments import integer, typed
 from pyro_vae.data.corpora import CORPORA, Corpus, read_corpus
+from pyro_vae.data.sequence_sets import SequenceSets, read_captions, read_rolls
 from pyro_vae.data.sources import locate
 from pyro_vae.data.splits import Splits, digits, mnist_static, train_and_test
 from pyro_vae.errors import DataError
 
-NAMES = ("digits", "mnist", "mnist_static", "fashion_mnist", *CORPORA)
+NAMES = ("digits", "mnist", "mnist_static", "fashion_mnist", *CORPORA, "jsb", "coco_captions")
 BINARISATIONS = ("static", "dynamic", "threshold")
 
 
@@ -20,6 +21,12 @@ BINARISATIONS = ("static", "dynamic", "threshold")
 def load(  # type: ignore[overload-overlap]
     name: Literal["20news", "20news_etm"], *, root: str | os.PathLike[str] | None = None
 ) -> Corpus: ...
+
+
+@overload
+def load(  # type: ignore[overload-overlap]
+    name: Literal["jsb", "coco_captions"], *, root: str | os.PathLike[str] | None = None
+) -> SequenceSets: ...
 
 
 @overload
@@ -51,9 +58,12 @@ def load(
     ``mnist_static``          50000, 10000, 10000  the published binary file, test shuffled
     ``20news``                10705, 563, 7505     2,000 words; every 20th document validates
     ``20news_etm``            11214, 100, 7531     3,072 words, test documents also in halves
+    ``jsb``                   229, 76, 77          piano rolls of chorales, 88 keys a step
+    ``coco_captions``         9000, 1000, 10000    words of captions; the end of training validates
     ========================  ===================  ========================================
 
-    The last two are documents (``Corpus``), the others images (``Splits``).
+    The last two are sequences with lengths (``SequenceSets``), the two before documents
+    (``Corpus``), the others images (``Splits``).
 
     The shuffles are fixed: ``seed`` moves no datum from one split to another.
     Binarisations: ``"static"`` is one Bernoulli draw with the grey levels as probabilities, fixed
@@ -76,6 +86,8 @@ def load(
         | Importance weighted autoencoders (Burda et al., 2015), arXiv:1509.00519
         | Neural variational inference for text processing (Miao et al., 2016), arXiv:1511.06038
         | Topic modeling in embedding spaces (Dieng et al., 2020), arXiv:1907.04907
+        | Modeling temporal dependencies in high-dimensional sequences (Boulanger-Lewandowski et
+          al., 2012), arXiv:1206.6392
 
     Example:
         >>> load("digits", binarisation="threshold")
@@ -92,6 +104,14 @@ def load(
         if binarisation is not None:
             raise DataError(f"{name} has counts of words, got binarisation={binarisation!r}")
         return read_corpus(name, locate(CORPORA[name][0], root))
+    if name in ("jsb", "coco_captions"):
+        if binarisation is not None:
+            raise DataError(f"{name} has sequences, got binarisation={binarisation!r}")
+        if name == "jsb":
+            return read_rolls(name, locate("jsb_chorales", root))
+        return read_captions(
+            name, *(locate(f"{name}.{s}", root, ".txt.gz") for s in ("train", "test"))
+        )
     if name == "mnist_static":
         if binarisation in ("dynamic", "threshold"):
             raise DataError(

@@ -16,8 +16,8 @@ from pyro_vae.storage.atomic import atomic_write_bytes
 ENVIRONMENT = "PYRO_VAE_DATA"
 
 
-def locate(name: str, root: str | os.PathLike[str] | None) -> Path:
-    """Return the .npz file of a data set: from the folder, the cache or a download."""
+def locate(name: str, root: str | os.PathLike[str] | None, suffix: str = ".npz") -> Path:
+    """Return the file of a data set: from the folder, the cache or a download."""
     folder = root if root is not None else os.environ.get(ENVIRONMENT)
     if folder:
         folder = Path(folder).expanduser()
@@ -25,12 +25,12 @@ def locate(name: str, root: str | os.PathLike[str] | None) -> Path:
             source = "root" if root is not None else f"${ENVIRONMENT}"
             raise DataError(f"{source} is {str(folder)!r}, which is not a folder; correct it")
         # A dangling link or a folder of that name is reported, not passed over.
-        if os.path.lexists(folder / f"{name}.npz"):
-            return folder / f"{name}.npz"
+        if os.path.lexists(folder / f"{name}{suffix}"):
+            return folder / f"{name}{suffix}"
     import pooch  # only those without the files need it
 
     cache = Path(root).expanduser() if root is not None else Path(pooch.os_cache("pyro_vae"))
-    path = cache / f"{name}.npz"
+    path = cache / f"{name}{suffix}"
     return path if os.path.lexists(path) else _download(name, path)
 
 
@@ -39,8 +39,8 @@ def _download(name: str, path: Path) -> Path:
 
     if name not in _DOWNLOADS:
         raise DataError(
-            f"{name}: got no {name}.npz, and no download of known hash exists; put the file into a "
-            f"folder and set {ENVIRONMENT} to it"
+            f"{name}: got no {path.name}, and no download of known hash exists; put the file into "
+            f"a folder and set {ENVIRONMENT} to it"
         )
     download = _DOWNLOADS[name]
     parts = []

@@ -1,0 +1,104 @@
+"""How well sequences are predicted, in nats per step. Shapes: N sequences, T steps."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.arguments import positive, typed
+from pyro_vae.errors import DataError
+from pyro_vae.evaluation.likelihood import log_likelihood
+from pyro_vae.program.batch import as_tensor
+from pyro_vae.program.bounds import elbo
+from pyro_vae.threads import require_turn
+
+
+@dataclass(frozen=True)
+class PerStep:
+    r"""What sequences cost, nats per step, smaller is better; standard errors over sequences.
+
+    The literature of polyphonic music gives these three without saying which: each has a name here.
+
+    Arguments:
+        bound: :math:`\sum_i -\mathrm{ELBO}_i / \sum_i T_i`: every step counts alike.
+        bound_stderr: its standard error.
+        mean_of_sequences: :math:`\frac1N \sum_i -\mathrm{ELBO}_i / T_i`: every sequence counts
+            alike.
+        mean_of_sequences_stderr: its standard error.
+        likelihood: as ``bound``, of :math:`\log p(x_i)` by importance sampling; None without.
+        likelihood_stderr: its standard error.
+    """
+
+    bound: float
+    bound_stderr: float
+    mean_of_sequences: float
+    mean_of_sequences_stderr: float
+    likelihood: float | None = None
+    likelihood_stderr: float | None = None
+
+
+@typed
+def per_step(
+    program: Any, data: Any, *, samples: int | None = None, num_particles: int = 1
+) -> PerStep:
+    """Return what sequences cost per step, by the bound and by importance sampling.
+
+    Arguments:
+        program: A model of sequences.
+        data: ``{"x": (N, T, *units), "lengths": (N)}`` with lengths of at least 1; or ``x`` alone,
+            where all sequences have T steps.
+        samples: How many samples each likelihood takes; None: no likelihood.
+        num_particles: Draws of which the bound is the mean.
+
+    Raises:
+        DataError: Other data, or an empty sequence, of which there is nothing per step.
+
+    References:
+        Structured inference networks for nonlinear state space models (Krishnan et al., 2017),
+        arXiv:1609.09869, Table 3: ``likelihood`` is its (a), ``bound`` its (b),
+        ``mean_of_sequences`` its {c}.
+    """
+    require_turn("per_step")
+    lengths = _lengths(data)
+    bound = elbo(program, data, num_particles=positive("num_particles", num_particles))
+    cost = -bound.double().cpu()
+    each = cost / lengths
+    likelihood: Any = (None, None)
+    if samples is not None:
+        scored = log_likelihood(program, data, samples=positive("samples", samples)).log_prob
+        likelihood = _ratio(-scored.double().cpu(), lengths)
+    return PerStep(
+        *_ratio(cost, lengths),
+        each.mean().item(),
+        (each.std() / len(each) ** 0.5).item(),
+        *likelihood,
+    )
+
+
+def _lengths(data: Any) -> Tensor:
+    named = isinstance(data, Mapping)
+    if named and not {"x", "lengths"} <= set(data):
+        raise DataError(f"data: got {sorted(data)}, expected x (N, T, *units) and lengths (N)")
+    x = as_tensor(data["x"] if named else data)
+    if x.dim() < 2:
+        raise DataError(f"data: got x of shape {tuple(x.shape)}, expected (N, T, *units)")
+    if not named:
+        return torch.full((len(x),), x.shape[1], dtype=torch.float64)
+    lengths = as_tensor(data["lengths"]).double().cpu()
+    wrong = (lengths < 1) | (lengths > x.shape[1])
+    if lengths.shape != (len(x),) or bool(wrong.any()):
+        which = wrong.nonzero().flatten()[:5].tolist()
+        raise DataError(
+            f"lengths: got shape {tuple(lengths.shape)}, rows {which} out of bounds, expected one "
+            f"number from 1 to {x.shape[1]} for each of {len(x)} sequences"
+        )
+    return lengths
+
+
+def _ratio(cost: Tensor, lengths: Tensor) -> tuple[float, float]:
+    """Return the ratio of two sums over sequences, and its standard error."""
+    ratio = cost.sum() / lengths.sum()
+    error = (cost - ratio * lengths).std() / lengths.mean() / len(cost) ** 0.5
+    return ratio.item(), error.item()

@@ -1,0 +1,147 @@
+"""Sequences from files, padded, and dealt out in batches of about one length."""
+
+import gzip
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import pyro_vae as pv
+from pyro_vae.errors import DataError
+from pyro_vae.models import DMM
+
+REAL = Path(os.environ.get("PYRO_VAE_DATA", "nowhere"))
+
+
+def written(folder, **changes):
+    """Write rolls of 3, 1 and 2 sequences: step t of sequence i has key i + t."""
+    arrays = {}
+    for split, lengths in {"train": (2, 4, 1), "valid": (3,), "test": (1, 2)}.items():
+        frames = np.zeros((sum(lengths), 88), np.uint8)
+        keys = [i + t for i, n in enumerate(lengths) for t in range(n)]
+        frames[np.arange(len(keys)), keys] = 1
+        arrays[f"{split}_frames"] = np.packbits(frames, axis=1)
+        arrays[f"{split}_lengths"] = np.array(lengths, np.int32)
+    np.savez(folder / "jsb_chorales.npz", **{**arrays, **changes})
+    return folder
+
+
+def test_rolls_are_cut_where_their_lengths_say(tmp_path):
+    jsb = pv.data.load("jsb", root=written(tmp_path))
+    x, lengths = jsb.train["x"], jsb.train["lengths"]
+    assert x.shape == (3, 4, 88) and x.dtype == torch.float32 and lengths.tolist() == [2, 4, 1]
+    assert x.nonzero().tolist() == [
+        [i, t, i + t] for i, n in enumerate([2, 4, 1]) for t in range(n)
+    ]
+    assert jsb.test["x"].shape == (2, 2, 88)
+    assert repr(jsb) == "SequenceSets('jsb', train=3, valid=1, test=2, steps=13)"
+
+
+@pytest.mark.parametrize("lengths", [[2, 4], [2, 4, 2], [7, 0, 0]])
+def test_lengths_that_do_not_cut_the_frames_are_named(tmp_path, lengths):
+    with pytest.raises(DataError, match=r"jsb_chorales\.npz: train_lengths do not cut"):
+        pv.data.load("jsb", root=written(tmp_path, train_lengths=np.array(lengths, np.int32)))
+
+
+def test_captions_keep_the_words_that_come_three_times(tmp_path):
+    lines = {
+        "train": ["A cat , a Dog."] * 1001 + ["a bird", ""],
+        "test": ["A bird and a cat.", "!"],
+    }
+    for split, part in lines.items():
+        text = gzip.compress("\n".join(part).encode())
+        (tmp_path / f"coco_captions.{split}.txt.gz").write_bytes(text)
+    coco = pv.data.load("coco_captions", root=tmp_path)
+    assert coco.vocabulary[4:] == (",", ".", "a", "cat", "dog")
+    words = [[coco.vocabulary[i] for i in row] for row in coco.test["x"].tolist()]
+    assert words[0] == ["a", "<unk>", "<unk>", "a", "cat", ".", "<eos>"]
+    assert words[1] == ["<unk>", "<eos>"] + ["<pad>"] * 5 and coco.test["lengths"].tolist() == [
+        7,
+        2,
+    ]
+    assert len(coco.train["x"]) == 2 and len(coco.valid["x"]) == 1000
+    with pytest.raises(DataError, match=r"sequences, got binarisation"):
+        pv.data.load("coco_captions", binarisation="static", root=tmp_path)
+    (tmp_path / "coco_captions.test.txt.gz").write_bytes(b"plain")
+    with pytest.raises(DataError, match=r"no gzip-compressed text"):
+        pv.data.load("coco_captions", root=tmp_path)
+
+
+def test_batches_have_each_row_once_and_little_padding():
+    torch.manual_seed(0)
+    lengths = torch.randint(1, 30, (103,))
+    x = torch.arange(103)[:, None].expand(103, 33).float()
+    loader = pv.data.bucketed({"x": x, "lengths": lengths}, 10, widths=3, seed=1)
+    epochs = [list(loader) for _ in range(2)]
+    for batches in epochs:
+        assert len(batches) == len(loader) == 11
+        rows = torch.cat([batch["x"][:, 0] for batch in batches]).long()
+        assert rows.sort().values.equal(torch.arange(103))
+        assert torch.cat([batch["lengths"] for batch in batches]).equal(lengths[rows])
+        assert all((batch["lengths"] <= batch["x"].shape[1]).all() for batch in batches)
+        assert len({batch["x"].shape[1] for batch in batches}) <= 3
+        assert sum(batch["x"].numel() for batch in batches) < 0.75 * 103 * 29
+    assert not torch.equal(epochs[0][0]["x"][:, 0], epochs[1][0]["x"][:, 0])
+
+
+def test_other_sequences_are_refused():
+    x = torch.zeros(3, 4, 2)
+    for lengths in ([0, 1, 2], [1, 2, 5]):
+        with pytest.raises(DataError, match=r"expected 1 to 4"):
+            pv.data.bucketed({"x": x, "lengths": torch.tensor(lengths)}, 2)
+    with pytest.raises(DataError, match=r"expected x \(N, T, \*units\) and lengths"):
+        pv.data.bucketed({"x": x, "lengths": torch.tensor([1, 2])}, 2)
+    for wrong in ([torch.zeros(2, 3), torch.zeros(2, 4)], [torch.zeros(2), torch.zeros(1).long()]):
+        with pytest.raises(DataError, match=r"expected steps as in a tensor of shape"):
+            pv.data.pad(wrong)
+    with pytest.raises(DataError, match="got none"):
+        pv.data.pad([])
+
+
+def test_costs_per_step_are_the_three_of_the_literature():
+    torch.manual_seed(0)
+    lengths = torch.tensor([4, 1, 3])
+    data = {"x": torch.bernoulli(torch.full((3, 4, 5), 0.3)), "lengths": lengths}
+    program = DMM(5, 2, (4,), transition=4, recurrent=4)
+    torch.manual_seed(1)
+    bound = pv.elbo(program, data).double()
+    torch.manual_seed(1)
+    found = pv.per_step(program, data, samples=400)
+    assert found.bound == pytest.approx(-bound.sum().item() / 8)
+    assert found.mean_of_sequences == pytest.approx(-(bound / lengths).mean().item())
+    assert found.likelihood < found.bound + 3 * found.bound_stderr
+    torch.manual_seed(1)
+    flat = pv.per_step(program, data["x"])
+    assert flat.bound == pytest.approx(flat.mean_of_sequences) and flat.likelihood is None
+    for wrong in ({**data, "lengths": torch.tensor([4, 0, 3])}, {"x": data["x"]}):
+        with pytest.raises(DataError):
+            pv.per_step(program, wrong)
+
+
+def test_a_program_takes_batches_of_unequal_steps():
+    torch.manual_seed(0)
+    lengths = torch.tensor([3, 9, 2, 8, 9, 1, 4, 9])
+    x = torch.bernoulli(torch.full((8, 9, 5), 0.3))
+    loader = pv.data.bucketed({"x": x, "lengths": lengths}, 2, widths=2)
+    program = DMM(5, 2, (4,), transition=4, recurrent=4)
+    run = pv.fit(program, loader, epochs=3, compile="trace", progress=False)
+    assert run.compiled == "graph" and len(run.history["epoch"]) == 3
+    for wrong, message in ((10, "from 0 to the 9 steps"), (-1, "from 0 to the 9 steps")):
+        with pytest.raises(pv.errors.ConfigError, match=message):
+            pv.elbo(DMM(5, 2), {"x": x, "lengths": torch.full((8,), wrong)})
+    with pytest.raises(DataError, match=r"expected sequences \(B, T, 5\)"):
+        pv.elbo(DMM(5, 2), torch.zeros(3, 5))
+
+
+@pytest.mark.data
+@pytest.mark.skipif(
+    not (REAL / "jsb_chorales.npz").is_file(), reason="$PYRO_VAE_DATA has no jsb_chorales.npz"
+)
+def test_the_real_sequences():
+    jsb, coco = pv.data.load("jsb"), pv.data.load("coco_captions")
+    steps = [int(part["lengths"].sum()) for part in (jsb.train, jsb.valid, jsb.test)]
+    assert steps == [13_807, 4602, 4725] and jsb.test["x"].shape == (77, 160, 88)
+    assert len(coco.vocabulary) == 1913 and int(coco.test["lengths"].sum()) == 122_428
+    assert int(coco.train["lengths"].sum() + coco.valid["lengths"].sum()) == 123_911

@@ -26,6 +26,7 @@ from pyro_vae.program.batch import (
     signature,
     takes,
 )
+from pyro_vae.program.counters import Counters, looks_of
 from pyro_vae.program.counts import Counts
 from pyro_vae.program.dependence import Dependence, dependence
 from pyro_vae.program.discovery import Discovery
@@ -81,6 +82,7 @@ class Reader:
         self._layouts: dict[Any, Sites] = {}  # by what must stay equal of a batch
         self._whole: bool | None = None  # whether there is no plate of the data; None: not known
         self.counts = Counts()
+        self._counters = Counters()
 
     @property
     def fresh(self) -> bool:
@@ -103,6 +105,10 @@ class Reader:
         if key in self._layouts:
             self.last = self._layouts[key]
             return self.last
+        likely = self._counters.candidate(key)
+        if likely is not None and self._counters.confirmed(key, batch, self._run_once(batch)):
+            self.last = likely
+            return likely
         precision = self._program.precision
         try:
             floats = self._read_anew(batch)
@@ -120,6 +126,7 @@ class Reader:
         with Discovery.during(self._program.own) as discovery, Copies() as copies:
             with DrawnRows() as drawn:
                 model, guide = self._run_once(batch)
+            looks = looks_of((model, guide))
             plate = self._find_plate(model, guide, batch)
             self._show(model, guide, plate, batch)
             checks.check_pair(model, guide)
@@ -137,7 +144,9 @@ class Reader:
             dependence=self._dependence(sites, batch, (model, guide)),
             draws_rows=sites.size is not None and bool(drawn.plates),
         )
-        self.last = self._layouts[signature(batch)] = sites
+        key = signature(batch)
+        self.last = self._layouts[key] = sites
+        self._counters.meet(key, sites, looks)
         self.rows_read = num_rows(batch)
         return batch
 

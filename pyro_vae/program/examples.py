@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from pyro_vae.arguments import positive
 from pyro_vae.errors import DataError, ProgramError
@@ -30,11 +31,38 @@ class Examples:
         self._first_rows: Batch | None = None
         self._remembered: Batch | None = None
         self._remembered_of = 0
+        self.forget_form()
 
     @property
     def offered(self) -> bool:
         """Whether the program has an example of its own."""
         return callable(getattr(self._program.source, "example", None))
+
+    def conforming(self, batch: Batch) -> bool:
+        """Return whether a batch is like one that the program took as it is.
+
+        Each batch that a transform makes is asked for it, and an example costs a small step.
+        """
+        return self._form is not None and self._form == self._form_of(batch)
+
+    def conforms(self, batch: Batch) -> None:
+        """Note that the program takes a batch as it is."""
+        self._form = self._form_of(batch)
+
+    def forget_form(self) -> None:
+        """Look at the next batch anew."""
+        self._form: tuple[Any, ...] | None = None
+        self._parameter: Tensor | None = None
+
+    def _form_of(self, batch: Batch) -> tuple[Any, ...] | None:
+        """Return what decides whether a lone tensor of floats is taken as it is, else None."""
+        if not (isinstance(batch, Tensor) and batch.is_floating_point()):
+            return None
+        if self._parameter is None:
+            self._parameter = next(self._program.parameters(), None)
+        own = self._parameter
+        precision = None if own is None else (own.dtype, own.device)
+        return batch.shape[1:], batch.dtype, batch.device, precision
 
     def forget(self) -> None:
         """Drop the first rows: functions that were replaced may take other arguments."""

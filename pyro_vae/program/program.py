@@ -176,6 +176,7 @@ class Program(nn.Module):
         elif not self.own.follow():
             return
         self.reader.forget()
+        self.examples.forget_form()
         self.rows.forget()
         self._particles.clear()
         self._summable.clear()
@@ -279,9 +280,14 @@ class Program(nn.Module):
         Raises:
             DataError: Arguments that the program does not take.
         """
+        if self.examples.conforming(batch):
+            return batch
         if self.examples.offered:
             checks.check_example(batch, self.examples.example(1))
-        return self.reader.counts.as_floats(self._as_example(batch), self.precision)
+        made = self.reader.counts.as_floats(self._as_example(batch), self.precision)
+        if made is batch:
+            self.examples.conforms(batch)
+        return made
 
     def _as_example(self, batch: Batch) -> Batch:
         """Return a lone tensor in the dtype of the program's own example, if it has one."""

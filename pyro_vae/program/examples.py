@@ -31,7 +31,8 @@ class Examples:
         self._first_rows: Batch | None = None
         self._remembered: Batch | None = None
         self._remembered_of = 0
-        self.forget_form()
+        self._form: tuple[Any, ...] | None = None  # of the last batch that was taken as it is
+        self._parameter: Tensor | None = None
 
     @property
     def offered(self) -> bool:
@@ -51,8 +52,7 @@ class Examples:
 
     def forget_form(self) -> None:
         """Look at the next batch anew."""
-        self._form: tuple[Any, ...] | None = None
-        self._parameter: Tensor | None = None
+        self._form, self._parameter = None, None
 
     def _form_of(self, batch: Batch) -> tuple[Any, ...] | None:
         """Return what decides whether a lone tensor of floats is taken as it is, else None."""

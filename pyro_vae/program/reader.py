@@ -1,12 +1,13 @@
 """Reading a pair: one trace of model and guide tells the sites of a batch, once per structure."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
@@ -124,8 +125,8 @@ class Reader:
         """Read a batch; return it, or as it comes if some of its integers come as floats."""
         self.require_finite(batch)
         with Discovery.during(self._program.own) as discovery, Copies() as copies:
-            with DrawnRows() as drawn:
-                model, guide = self._run_once(batch)
+            drawn = DrawnRows()
+            model, guide = self._run_once(batch, drawn)
             looks = looks_of((model, guide))
             plate = self._find_plate(model, guide, batch)
             self._show(model, guide, plate, batch)
@@ -287,13 +288,14 @@ class Reader:
         ):
             yield
 
-    def _run_once(self, batch: Batch) -> tuple[Trace, Trace]:
-        """Trace the functions as they are, their plates under their own names."""
+    def _run_once(self, batch: Batch, watch: Messenger | None = None) -> tuple[Trace, Trace]:
+        """Trace the functions as they are, their plates under their own names, under a watch."""
         checks.check_real(batch)
         args, kwargs = arguments(batch)
         self._program.own.home = self._home(batch)
         try:
-            with self.quiet(batch), validation(not checks.is_meta(batch)):
+            # The watch inside: handlers are one list of all threads.
+            with self.quiet(batch), validation(not checks.is_meta(batch)), watch or nullcontext():
                 return Joint(*self._functions(batch), args, kwargs).sampled_traces()
         except (RuntimeError, ValueError, TypeError, IndexError, ArithmeticError) as error:
             forget_plates(self._program.own.parts)

@@ -198,7 +198,7 @@ def named_arguments(
         DataError: The function does not take these arguments.
     """
     try:
-        bound = inspect.signature(_under_handlers(function)).bind_partial(*args, **kwargs)
+        bound = inspect.signature(under_handlers(function)).bind_partial(*args, **kwargs)
     except (TypeError, ValueError) as error:
         raise DataError(f"the model does not take this batch: {error}") from error
     found = dict(bound.arguments)
@@ -211,13 +211,13 @@ def named_arguments(
 def takes(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Return whether a function can be called with these arguments."""
     try:
-        inspect.signature(_under_handlers(function)).bind(*args, **kwargs)
+        inspect.signature(under_handlers(function)).bind(*args, **kwargs)
     except (TypeError, ValueError):
         return False
     return True
 
 
-def _under_handlers(function: Callable[..., Any]) -> Callable[..., Any]:
+def under_handlers(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function that Pyro's handlers wrap: a wrapped one has no signature."""
     while isinstance(function, functools.partial) and isinstance(
         next(iter(function.args), None), Messenger

@@ -25,6 +25,7 @@ from pyro_vae.program.batch import (
     named_arguments,
     num_rows,
 )
+from pyro_vae.program.constants import Constants
 from pyro_vae.program.examples import Examples
 from pyro_vae.program.handlers import (
     Beta,
@@ -113,7 +114,7 @@ class Program(nn.Module):
             if not callable(function):
                 raise ProgramError(f"{side}: got {function!r}, expected a Pyro function")
         self._dim = dim
-        self._structure = Structure()
+        self._structure, self._constants = Structure(), Constants()
         # A tuple: nn.Module must not register them twice.
         self._functions = (model, guide)
         self._called = self._of_flat_batches()
@@ -169,7 +170,7 @@ class Program(nn.Module):
         if any(new is not old for new, old in zip(origin, self._origin, strict=True)):
             self.__dict__["_origin"] = origin
             self._functions = (self._source.model, self._source.guide)
-            self._structure = Structure()
+            self._structure, self._constants = Structure(), Constants()
             self._called = self._of_flat_batches()
             self.own.replace(self._functions)
             self.examples.forget()
@@ -194,7 +195,8 @@ class Program(nn.Module):
     def _of_flat_batches(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """Return the functions as ones of flat tensors with the datum first."""
         model, guide = (self._structure.around(function) for function in self._functions)
-        return datum_moved(model, self._dim), datum_moved(guide, self._dim)
+        around = self._constants.around
+        return around(datum_moved(model, self._dim)), around(datum_moved(guide, self._dim))
 
     # -- parameters ------------------------------------------------------------------------------
 
@@ -271,8 +273,15 @@ class Program(nn.Module):
         flat = self._structure.flattened(data)
         if self._structure.opened:
             self._called = self._of_flat_batches()
-        batch = adapted(flat, self.device, self.precision, self._dim)
+        batch = self._without_constants(adapted(flat, self.device, self.precision, self._dim))
         return self._as_example(batch) if self.examples.offered else self.reader.as_whole(batch)
+
+    def _without_constants(self, batch: Batch) -> Batch:
+        settled = self._constants.found or self.examples.offered or self._dim
+        unknown = self.reader.fresh and not settled
+        if unknown and self._constants.find(batch, self.reader.trace_of_model):
+            self._called = self._of_flat_batches()
+        return self._constants.taken_out(batch)
 
     def conform(self, batch: Batch) -> Batch:
         """Return a batch of tensors as the program takes it.
@@ -303,7 +312,7 @@ class Program(nn.Module):
 
     def as_given(self, batch: Batch) -> Batch:
         """Return a batch as a user gives it, its datum in the program's own dimension."""
-        return self._structure.restored(datum_at(self._dim, batch))
+        return self._structure.restored(datum_at(self._dim, self._constants.put_back(batch)))
 
     def passes(
         self,

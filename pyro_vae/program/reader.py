@@ -254,10 +254,10 @@ class Reader:
     def as_whole(self, batch: Batch) -> Batch:
         """Return a batch as one datum, never to be cut, where no plate holds the data."""
         if self._whole is None and self.fresh and not checks.is_meta(batch):
-            self._whole = is_whole(self._trace_of_model, batch, self._plate)
+            self._whole = is_whole(self.trace_of_model, batch, self._plate)
         return Whole(batch) if self._whole else batch
 
-    def _trace_of_model(self, batch: Batch) -> Trace:
+    def trace_of_model(self, batch: Batch) -> Trace:
         """Run the pair, leave no parameter behind, and return the trace of the model.
 
         Raises:

@@ -1,5 +1,6 @@
 """Arguments that hold tensors in containers, and words: the numbers of the flat arguments."""
 
+import functools
 from contextlib import nullcontext
 
 import pyro
@@ -105,3 +106,45 @@ def test_a_list_of_dicts_is_batches_of_one_data_set():
     assert run.steps == 2
     with pytest.raises(DataError, match="do not fit together"):
         pv.elbo(program, [parts[0], {"x": X}])
+
+
+@pytest.mark.parametrize("form", ["one", "two", "named"])
+def test_tensors_that_are_no_rows_are_told_by_the_plate(form):
+    """As many constants as rows: the numbers, and the training, are those of bound ones."""
+    level, shape = torch.tensor([0.2, 0.3, 0.4]), torch.tensor([1.0, -1.0, 2.0])
+
+    class Shifted(Pair):
+        def model(self, level, x, t, shape=shape):
+            self.flat_model(x + (level * shape).sum(), t)
+
+        def guide(self, level, x, t, shape=shape):
+            self.flat_guide(x, t)
+
+    class Lone(Shifted):
+        def model(self, level, x):
+            super().model(level, x, T[: len(x)])
+
+        def guide(self, level, x):
+            super().guide(level, x, None)
+
+    kind = Lone if form == "one" else Shifted
+    data = {
+        "one": (level, X),
+        "two": (level, X[:5], T[:5], shape),
+        "named": {"x": X, "level": level, "shape": shape, "t": T},
+    }[form]
+    rows = {"one": (X,), "two": (X[:5], T[:5]), "named": (X, T)}[form]
+    found = []
+    for bound in (False, True):
+        torch.manual_seed(1)
+        case = kind()
+        model, guide = (functools.partial(f, level) for f in (case.model, case.guide))
+        program = pv.Program(model, guide) if bound else case
+        given = rows if bound else data
+        bounds = pv.elbo(program, given, batch_size=4)
+        run = pv.fit(program, given, epochs=1, batch_size=2, progress=False, compile=False, seed=0)
+        drawn = pv.generate(program, 4)
+        drawn = drawn["x"] if isinstance(drawn, dict) else drawn
+        found.append((bounds, torch.as_tensor(run.history["loss"]), case.weight.detach(), drawn))
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected)

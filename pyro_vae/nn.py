@@ -346,7 +346,12 @@ class GRU(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Map steps (*, T, X), and lengths (*), to states (*, T, H)."""
-        _leading(x, (x.shape[-2], self.cell.input_size))
+        lead = _leading(x, (self.cell.input_size,))
+        if not lead:
+            raise DataError(f"network input: got {shown(x)}, expected sequences (*, T, X)")
+        given = getattr(lengths, "shape", ())
+        if lengths is not None and (not isinstance(lengths, Tensor) or given != lead[:-1]):
+            raise DataError(f"lengths: got {shown(lengths)}, expected shape {tuple(lead[:-1])}")
         steps = x.movedim(-2, 0).to(self.start.dtype)
         kept = []
         if lengths is not None:
@@ -354,18 +359,18 @@ class GRU(nn.Module):
             kept = [(number.reshape(-1, *(1,) * lengths.dim()) < lengths).unsqueeze(-1)]
             # What stands in the padding may be anything, NaN too.
             steps = torch.where(kept[0], steps, torch.zeros_like(steps))
-        inputs = [self.seen(steps), *kept]
+        inputs = [self._seen(steps), *kept]
         if self.reverse:
             inputs = [each.flip(0) for each in inputs]
         start = self.start.expand(*steps.shape[1:-1], -1)
-        states = scan(self.advance, start, inputs)
+        states = scan(self._advance, start, inputs)
         return (states.flip(0) if self.reverse else states).movedim(0, -2)
 
-    def seen(self, x: Tensor) -> Tensor:
+    def _seen(self, x: Tensor) -> Tensor:
         """Return the part of the gates that an input gives, (*, 3 H), of inputs (*, X)."""
         return nn.functional.linear(x, self.cell.weight_ih, self.cell.bias_ih)
 
-    def advance(self, h: Tensor, seen: Tensor, kept: Tensor | None = None) -> Tensor:
+    def _advance(self, h: Tensor, seen: Tensor, kept: Tensor | None = None) -> Tensor:
         """Return the next state, (*, H); where `kept` (*, 1) is false, the same."""
         ours = nn.functional.linear(h, self.cell.weight_hh, self.cell.bias_hh).chunk(3, -1)
         theirs = seen.chunk(3, -1)

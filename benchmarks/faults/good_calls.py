@@ -101,6 +101,10 @@ def coins(seen: Tensor) -> Tensor:
     return torch.zeros(len(seen), seen.shape[1] + 1, 2)
 
 
+def walk(z: Tensor) -> Any:
+    return dist.Normal(z, 1.0).to_event(1)
+
+
 AXIS = np.linspace(-4, 4, 41)
 HISTORY = {name: np.arange(1.0, 4.0) for name in ("epoch", "loss", "elbo", "kl[z]", "active[z]")}
 
@@ -225,7 +229,14 @@ OF: dict[str, Mapping[str, Callable[[Room], Any]]] = {
     "conditionals.VampPrior.start_at": {"rows": lambda room: torch.rand(3, 6)},
     "conditionals.bounded": {"log_scale": lambda room: torch.zeros(2)},
     "conditionals.widen": {"shape": lambda room: (6,), "width": lambda room: 2},
+    "conditionals.Combiner": {"hidden": lambda room: 4},
+    "conditionals.GatedTransition": {"hidden": lambda room: 4},
     "data.load": {"name": lambda room: "digits"},
+    "data.bucketed": {
+        "data": lambda room: {"x": torch.zeros(4, 3, 2), "lengths": torch.tensor([3, 1, 2, 3])},
+        "batch_size": lambda room: 2,
+    },
+    "data.pad": {"sequences": lambda room: [torch.zeros(3, 2), torch.zeros(1, 2)]},
     "data.read_idx": {"path": lambda room: room.idx},
     "data.read_npz": {
         "path": lambda room: room.arrays,
@@ -236,6 +247,16 @@ OF: dict[str, Mapping[str, Callable[[Room], Any]]] = {
     "distributions.BernoulliArray": {
         "base_distribution": lambda room: dist.Bernoulli(logits=torch.zeros(3, 2)),
         "reinterpreted_batch_ndims": lambda room: 1,
+    },
+    "distributions.Chain": {
+        "transition": lambda room: walk,
+        "initial": lambda room: torch.zeros(2),
+    },
+    "distributions.Chain.log_prob": {"value": lambda room: torch.zeros(3, 2)},
+    "distributions.Chain.step_log_prob": {"value": lambda room: torch.zeros(3, 2)},
+    "distributions.Padded": {
+        "steps": lambda room: dist.Normal(torch.zeros(4, 3), 1.0),
+        "lengths": lambda room: torch.tensor([3, 1, 0, 2]),
     },
     "distributions.CodeSequence": {"net": lambda room: coins, "length": lambda room: 3},
     "distributions.CodeSequence.log_prob": {"value": lambda room: torch.ones(3).long()},
@@ -268,6 +289,7 @@ OF: dict[str, Mapping[str, Callable[[Room], Any]]] = {
     },
     "perplexity": {"program": lambda room: room.gsm, "data": lambda room: room.x + 1},
     "models.DEF": {"hidden": lambda room: (4,), "observation": lambda room: "bernoulli"},
+    "models.DMM": {"hidden": lambda room: (4,)},
     "models.SBN": {"latent_dims": lambda room: (3,)},
     "models.VAE": {"hidden": lambda room: (4,)},
     "models.Autoencoder": {"hidden": lambda room: (4,)},
@@ -290,6 +312,8 @@ OF: dict[str, Mapping[str, Callable[[Room], Any]]] = {
     "nn.ConvEncoder.forward": {"x": lambda room: torch.zeros(2, 1, 8, 8)},
     "nn.ConvDecoder.forward": {"z": lambda room: torch.zeros(2, 6)},
     "nn.ConvDecoder.set_output_bias": {"bias": lambda room: torch.zeros(1, 8, 8)},
+    "nn.GRU": {"in_features": lambda room: 2, "hidden": lambda room: 3},
+    "nn.GRU.forward": {"x": lambda room: torch.zeros(4, 3, 2)},
     "nn.OneHot.forward": {"x": lambda room: torch.zeros(2, 6)},
     "nn.BatchNorm.forward": {"x": lambda room: torch.zeros(2, 3)},
     "plots.collapse_curves": {"history": lambda room: HISTORY},
@@ -353,6 +377,8 @@ RECORDS = {
     "Run",
     "Sandwich",
     "Terms",
+    "PerStep",
+    "data.SequenceSets",
     "data.Splits",
     "Amortised",
     "LocalPosterior",

@@ -34,6 +34,7 @@ class GatedTransition(_Gaussian):
         arXiv:1609.09869.
 
     Example:
+        >>> import torch
         >>> GatedTransition(2, 8)(torch.zeros(5, 2)).event_shape
         torch.Size([2])
     """
@@ -71,6 +72,7 @@ class Combiner(_Gaussian):
         arXiv:1609.09869.
 
     Example:
+        >>> import torch
         >>> Combiner(2, 8)(torch.zeros(5, 2), torch.zeros(5, 8)).event_shape
         torch.Size([2])
     """

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, TensorDataset
 
-from pyro_vae.arguments import positive, shown, typed
+from pyro_vae.arguments import integer, positive, shown, typed
 from pyro_vae.data.readers import read_npz
 from pyro_vae.errors import DataError
 
@@ -104,6 +104,7 @@ def bucketed(
         [torch.Size([2, 9, 2]), torch.Size([3, 4, 2])]
     """
     size, most = positive("batch_size", batch_size), positive("widths", widths)
+    seed = None if seed is None else integer("seed", seed, 0)
     if set(data) != {"x", "lengths"} or len(data["x"]) != len(data["lengths"]):
         shapes = {name: tuple(leaf.shape) for name, leaf in data.items()}
         raise DataError(f"data: got {shapes}, expected x (N, T, *units) and lengths (N)")

@@ -46,6 +46,7 @@ class Chain(Expandable):
         arXiv:1609.09869.
 
     Example:
+        >>> import pyro.distributions as dist
         >>> walk = Chain(lambda z: dist.Normal(0.9 * z, 1.0).to_event(1), torch.zeros(2), 7)
         >>> z = walk.expand((5,)).sample()
         >>> z.shape, walk.log_prob(z).shape
@@ -115,6 +116,7 @@ class Chain(Expandable):
         kept = kept_steps(self.lengths, self.event_shape[0])
         return kept.reshape(kept.shape + (1,) * len(self.state_shape))
 
+    @typed
     def step_log_prob(self, value: Tensor) -> Tensor:
         r"""Return :math:`\log p(z_t \mid z_{t-1})` of each step of a path, shape (*, T), nats.
 

@@ -7,7 +7,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from pyro_vae.arguments import typed
+from pyro_vae.arguments import integer, typed
 from pyro_vae.errors import ConfigError
 
 
@@ -57,8 +57,8 @@ class Padded(dist.Independent):
     Example:
         >>> rolls = dist.Bernoulli(torch.full((2, 3, 4), 0.5))
         >>> x = Padded(rolls, torch.tensor([2, 0]), 1)
-        >>> x.log_prob(torch.zeros(2, 3, 4)) / torch.tensor(0.5).log()
-        tensor([8., 0.])
+        >>> x.log_prob(torch.zeros(2, 3, 4)).exp() * 2**8
+        tensor([  1., 256.])
     """
 
     def __init__(
@@ -69,11 +69,17 @@ class Padded(dist.Independent):
         *,
         validate_args: bool | None = None,
     ) -> None:
+        units = integer("units", units, 0)
         time = len(steps.batch_shape) - 1 - units
         if time < 0:
             raise ConfigError(
                 f"steps: got a distribution of batch shape {tuple(steps.batch_shape)}, expected "
                 f"(*, T{', D' * units})"
+            )
+        if lengths.dim() > time:
+            raise ConfigError(
+                f"lengths: got shape {tuple(lengths.shape)}, expected that of the sequences, "
+                f"{tuple(steps.batch_shape[:time])}"
             )
         kept = kept_steps(lengths, steps.batch_shape[time])
         kept = kept.reshape(kept.shape + (1,) * units)

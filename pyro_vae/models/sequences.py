@@ -35,7 +35,7 @@ class SequenceProgram(ZooProgram):
 
     example: Any = None  # how many steps there are is a matter of the data
 
-    def checked(self, x: Tensor) -> Tensor:
+    def _checked(self, x: Tensor) -> Tensor:
         """Return sequences in the program's precision.
 
         Raises:
@@ -137,7 +137,7 @@ class DMM(SequenceProgram):
     def model(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Draw the states and observe the sequences x, (B, T | X)."""
         register(self)
-        x = self.checked(x)
+        x = self._checked(x)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", self.chain(x.shape[1], lengths))  # (B | T, Z)
             return pyro.sample("x", _steps(self.decoder(z), lengths), obs=x)
@@ -145,7 +145,7 @@ class DMM(SequenceProgram):
     def guide(self, x: Tensor, lengths: Tensor | None = None) -> None:
         """Draw the states from the guide's chain."""
         register(self)
-        x = self.checked(x)
+        x = self._checked(x)
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.encoder(x, lengths))
 

@@ -166,14 +166,14 @@ def test_globals_are_averaged_inside_the_logarithm():
 
 
 def test_the_stated_errors_cover_the_draws_of_the_globals():
-    """200 replications: 90 to 99 % of estimates within two stated errors, of a datum and the mean.
+    """100 replications: 88 to 99 % of estimates within two stated errors, of a datum and the mean.
 
-    A binomial share of 95 % over 200 leaves this interval with probability below 0.5 %.
+    A binomial share of 95 % over 100 leaves this interval with probability below 1 %.
     """
     program, x = Offset(), X[10:30]
     exact = dist.Normal(0.3, (2 + 0.25) ** 0.5).log_prob(x[:, 0])
     inside = torch.zeros(2)
-    for seed in range(200):
+    for seed in range(100):
         torch.manual_seed(seed)
         found = pv.log_likelihood(program, x, samples=20, num_samples=25)
         assert (found.ess < 500).all()
@@ -181,7 +181,7 @@ def test_the_stated_errors_cover_the_draws_of_the_globals():
         shared = (found.stderr**2 - over_data.item()) ** 0.5
         inside[0] += abs(found.log_prob[3] - exact[3]) < 2 * found.noise[3]
         inside[1] += abs(found.mean - exact.mean()) < 2 * shared
-    assert ((inside / 200 >= 0.9) & (inside / 200 <= 0.99)).all(), inside / 200
+    assert ((inside / 100 >= 0.88) & (inside / 100 <= 0.99)).all(), inside / 100
 
 
 def test_the_tail_of_all_weights_is_kept():

@@ -68,11 +68,15 @@ def number(name: str, value: Any, interval: str) -> float:
         ConfigError: Anything else, NaN included.
     """
     low, high = map(float, interval[1:-1].split(","))
-    above = is_number(value) and (low <= value if interval[0] == "[" else low < value)
+    above = _fits_a_float(value) and (low <= value if interval[0] == "[" else low < value)
     if not above or not (value <= high if interval[-1] == "]" else value < high):
         expected = _IN_WORDS.get(interval, f"a number in {interval}")
         raise ConfigError(f"{name}: got {shown(value)}, expected {expected}")
     return float(value)
+
+
+def _fits_a_float(value: Any) -> bool:
+    return is_number(value) and (not isinstance(value, int) or abs(value) < 2**1000)
 
 
 def is_number(value: Any) -> bool:

@@ -14,11 +14,11 @@ def resolve_device(device: str | torch.device) -> torch.device:
     Raises:
         DeviceError: Unknown, or not on this machine; says what is.
     """
-    if device == "auto":
+    if isinstance(device, str) and device == "auto":  # an array would compare its elements
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise DeviceError(f"device: got {device!r}, expected one of {_available()}") from error
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     absent = found.type == "cuda" and (found.index or 0) >= count

@@ -45,6 +45,8 @@ class BagOfWords(Expandable):
         *,
         validate_args: bool | None = None,
     ) -> None:
+        if not logits.dim():
+            raise ConfigError(f"logits: got the number {logits.item()}, expected (*, V)")
         batch = logits.shape[:-1]
         if total_count is not None:
             count = torch.as_tensor(total_count, dtype=logits.dtype, device=logits.device)

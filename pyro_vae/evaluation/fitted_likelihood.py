@@ -85,7 +85,7 @@ def fitted_log_likelihood(
         positive(name, value)
     if draws < 2:
         raise ConfigError(f"draws: got {draws}, expected at least 2: a variance is fitted to them")
-    number("widen", widen, "(0, inf)")
+    widen = number("widen", widen, "(0, inf)")
     folded = []
     with Program.of(program).passes(data, _VERB, rows=batch_size) as passes:
         for piece in tqdm(passes, disable=not progress, leave=False):

@@ -62,6 +62,8 @@ def posterior(
         for name, (mean, covariance) in (gaussians or {}).items()
     }
     points = {name: _points(name, value, count) for name, value in (draws or {}).items()}
+    if len(names) != 2:
+        raise DataError(f"names: got {list(names)}, expected two, of the axes")
     if titles is not None and len(titles) != count:
         raise DataError(f"got {len(titles)} titles, expected {count}: one per panel")
     figure = new_figure(3.6 * count + 0.4, 3.8)

@@ -63,6 +63,8 @@ def named_arguments_of(batch: Batch) -> Iterator[tuple[str, Any]]:
 
 def named_leaves(batch: Batch) -> Iterator[tuple[str, Tensor]]:
     """Yield ``(name, tensor)`` for each tensor of a batch; a lone tensor is called ``"batch"``."""
+    if isinstance(batch, Tensor):
+        return iter([("batch", batch)])
     return ((name, leaf) for name, leaf in named_arguments_of(batch) if isinstance(leaf, Tensor))
 
 
@@ -86,6 +88,8 @@ def map_arguments(function: Callable[[Any], Any], batch: Batch) -> Batch:
 
 def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
     """Apply a function to each tensor of a batch; other arguments stay as they are."""
+    if isinstance(batch, Tensor):
+        return function(batch)
     return map_arguments(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, batch)
 
 
@@ -122,7 +126,7 @@ def map_rows(function: Callable[[Tensor], Tensor], batch: Batch, rows: int | Non
     steps as before where other arguments are padded to them, so that what a program says of a
     datum does not depend on the rows beside it. One datum without rows stays as it is.
     """
-    if isinstance(batch, Tensor) and batch.dim() and len(batch) and rows in (None, len(batch)):
+    if isinstance(batch, Tensor) and batch.shape and batch.shape[0] and rows is None:
         return function(batch)
     if isinstance(batch, Whole):
         return batch
@@ -233,8 +237,8 @@ def num_rows(batch: Batch) -> int:
         DataError: The batch is empty, holds no tensor, or its tensors disagree on the number of
             rows and none is the odd one out.
     """
-    if isinstance(batch, Tensor) and batch.dim() and len(batch):
-        return len(batch)
+    if isinstance(batch, Tensor) and batch.shape and batch.shape[0]:
+        return batch.shape[0]  # len() is slower
     if isinstance(batch, Whole):
         return 1
     if isinstance(batch, Part):

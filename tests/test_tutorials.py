@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +63,16 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     }
     client = nbclient.NotebookClient(
         nbformat.v4.new_notebook(),
-        timeout=120,
+        timeout=300,  # of a cell that hangs, on a machine however busy
         kernel_manager_class=Manager,
         resources={"metadata": {"path": str(home)}},
     )
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        with client.setup_kernel():
-            yield client
+    with ExitStack() as running:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            running.enter_context(client.setup_kernel())
+        yield client
 
 
 def execute(kernel: Any, notebook: Any, folder: Path) -> None:

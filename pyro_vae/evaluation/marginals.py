@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evaluation.moments import Moments, Said, relative
-from pyro_vae.program.batch import Batch, map_rows, named_leaves, num_rows
+from pyro_vae.program.batch import Batch, device_of, map_rows, num_rows
 from pyro_vae.program.bounds import passes
 from pyro_vae.program.handlers import sample_sites
 from pyro_vae.program.joint import Joint
@@ -51,8 +51,7 @@ class Judged:
         """Return some of the data, or all, in random order."""
         if self.program.sites.size is not None or self.program.rows.are_fixed(self.batch):
             return self.batch  # such a program fixes its own batch
-        leaf = next(iter(named_leaves(self.batch)))[1]
-        order = torch.randperm(num_rows(self.batch), device=leaf.device)[:rows]
+        order = torch.randperm(num_rows(self.batch), device=device_of(self.batch))[:rows]
         return map_rows(lambda each: each[order], self.batch)
 
 

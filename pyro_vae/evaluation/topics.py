@@ -16,10 +16,11 @@ from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.evaluation.codes import encode
 from pyro_vae.evaluation.likelihood import log_likelihood
-from pyro_vae.program.batch import as_tensor
+from pyro_vae.program.batch import as_rows, chunks
 from pyro_vae.program.bounds import elbo
 from pyro_vae.program.modules import evaluating
 from pyro_vae.program.program import Program
+from pyro_vae.program.sparse_rows import SparseRows
 from pyro_vae.threads import require_turn
 
 _ROWS_PER_PASS = 512
@@ -88,7 +89,7 @@ class Perplexity:
 @typed
 def topics(
     program: Any,
-    reference: Tensor,
+    reference: Any,
     *,
     vocabulary: Iterable[str] | None = None,
     num_words: int = 10,
@@ -104,8 +105,8 @@ def topics(
 
     Arguments:
         program: Anything with ``topics()``: the distribution of words of each topic, ``(K, V)``.
-        reference: Counts of words of the documents that are asked, ``(N, V)``: name them with the
-            figure (training documents, or others).
+        reference: Counts of words of the documents that are asked, ``(N, V)``, dense or sparse:
+            name them with the figure (training documents, or others).
         vocabulary: The V words; None numbers them.
         num_words: T, at least 2.
 
@@ -126,8 +127,8 @@ def topics(
     resting = evaluating(source) if isinstance(source, nn.Module) else nullcontext()
     with resting, torch.no_grad():
         beta = source.topics()
-    words = beta.shape[1]
-    if reference.dim() != 2 or reference.shape[1] != words or not len(reference):
+    words, reference = beta.shape[1], as_rows(reference)
+    if len(reference.shape) != 2 or reference.shape[1] != words or not len(reference):
         raise DataError(
             f"reference: got shape {tuple(reference.shape)}, expected counts (N, {words}) of the "
             "model's words"
@@ -136,11 +137,14 @@ def topics(
     if len(names) != words:
         raise DataError(f"vocabulary: got {len(names)} words, expected {words}")
     top = beta.topk(min(num_words, words), dim=1).indices
-    present = (reference > 0).to(beta.device)
+    asked, places = top.unique(return_inverse=True)
+    present = torch.cat(
+        [piece[:, asked.to(piece.device)] > 0 for piece in chunks(reference, _ROWS_PER_PASS)]
+    ).to(beta.device)
     return Topics(
         words=[[names[i] for i in row] for row in top.tolist()],
         indices=top,
-        npmi=torch.stack([_npmi(present[:, row].double()) for row in top]),
+        npmi=torch.stack([_npmi(present[:, row].double()) for row in places]),
         diversity=_diversity(beta),
     )
 
@@ -152,7 +156,7 @@ def perplexity(program: Any, data: Any, *, samples: int | None = None) -> Perple
     Arguments:
         program: A topic model: its observation is scored without a multinomial coefficient
             (``BagOfWords``).
-        data: Counts of words, ``(N, V)``, no row empty.
+        data: Counts of words, ``(N, V)``, dense or sparse, no row empty.
         samples: None takes the ELBO at one draw, as the literature does: an upper bound of the
             perplexity. A number takes ``log_likelihood`` with as many samples: lower, and tighter.
 
@@ -160,10 +164,10 @@ def perplexity(program: Any, data: Any, *, samples: int | None = None) -> Perple
         DataError: A document without words, or counts of another shape.
     """
     require_turn("perplexity")
-    counts = as_tensor(data)
-    if counts.dim() != 2:
+    counts = as_rows(data)
+    if len(counts.shape) != 2:
         raise DataError(f"perplexity: got counts of shape {tuple(counts.shape)}, expected (N, V)")
-    lengths = counts.sum(-1).double()
+    lengths = _lengths(counts)
     empty = (lengths == 0).nonzero()[:, 0]
     if len(empty):
         raise DataError(f"perplexity: documents {empty[:5].tolist()} have no words; leave them out")
@@ -175,7 +179,7 @@ def perplexity(program: Any, data: Any, *, samples: int | None = None) -> Perple
 
 
 @typed
-def completion(program: Any, seen: Tensor, held_out: Tensor) -> Perplexity:
+def completion(program: Any, seen: Any, held_out: Any) -> Perplexity:
     r"""Return the perplexity of one part of each document, given the other.
 
     .. math:: \exp \frac1N \sum_d \frac{-\sum_v x'_{dv} \log p_v(\mu(x_d))}{n'_d}
@@ -185,7 +189,7 @@ def completion(program: Any, seen: Tensor, held_out: Tensor) -> Perplexity:
 
     Arguments:
         program: A topic model with ``decoder(z)``: logits of words, ``(N, V)``.
-        seen: Counts of the first parts, ``(N, V)``.
+        seen: Counts of the first parts, ``(N, V)``, dense or sparse.
         held_out: Counts of the second parts, ``(N, V)``, no row empty.
 
     Raises:
@@ -193,7 +197,8 @@ def completion(program: Any, seen: Tensor, held_out: Tensor) -> Perplexity:
         ProgramError: The program has no decoder of codes.
     """
     require_turn("completion")
-    lengths = held_out.sum(-1).double()
+    seen, held_out = as_rows(seen), as_rows(held_out)
+    lengths = _lengths(held_out)
     if seen.shape != held_out.shape or not bool((lengths > 0).all()):
         raise DataError(
             f"got {tuple(seen.shape)} seen and {tuple(held_out.shape)} held out, expected two "
@@ -207,7 +212,8 @@ def completion(program: Any, seen: Tensor, held_out: Tensor) -> Perplexity:
         raise ProgramError(f"completion: got the latents {sorted(codes)}, expected one code")
     scores = []
     with evaluating(Program.of(program)), torch.no_grad():
-        for z, x in zip(codes.split(_ROWS_PER_PASS), held_out.split(_ROWS_PER_PASS), strict=True):
+        parts = chunks(held_out, _ROWS_PER_PASS)
+        for z, x in zip(codes.split(_ROWS_PER_PASS), parts, strict=True):
             logits = decoder(z)
             scores.append((x.to(logits) * logits.log_softmax(-1)).sum(-1))
     return _perplexity(-torch.cat(scores).double().cpu(), lengths.cpu())
@@ -221,6 +227,11 @@ def _source(program: Any) -> Any:
             "distribution of words of each topic, (K, V)"
         )
     return source
+
+
+def _lengths(counts: Tensor | SparseRows) -> Tensor:
+    """Return the number of words of each document, (N,)."""
+    return torch.cat([piece.sum(-1).double() for piece in chunks(counts, _ROWS_PER_PASS)])
 
 
 def _npmi(present: Tensor) -> Tensor:

@@ -6,20 +6,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.errors import DataError
 from pyro_vae.program.batch import (
     Batch,
     as_argument,
-    as_tensor,
+    as_rows,
     datum_first,
     map_arguments,
-    map_batch,
+    named_arrays,
 )
+from pyro_vae.program.sparse_rows import SparseRows
 
 
 def adapted(data: Any, device: torch.device, dtype: torch.dtype | None, dim: int = 0) -> Batch:
     """Return data as a batch with the datum first, tensors on a device, floats in a precision.
 
-    What is no array stays as it is.
+    What is no array stays as it is; sparse arrays are rows that become dense a batch at a time.
 
     Arguments:
         data: A tensor, an array, or a tuple, list or dict of arguments.
@@ -28,13 +30,17 @@ def adapted(data: Any, device: torch.device, dtype: torch.dtype | None, dim: int
         dim: The dimension of the data's tensors that counts the data.
 
     Raises:
-        DataError: An array that is no dense numeric one.
+        DataError: An array that is no numeric one, or a sparse one whose columns are the data.
     """
     seen: set[int] = set()
 
-    def on_device(leaf: Tensor) -> Tensor:
+    def on_device(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor | SparseRows):
+            return leaf
         floats = leaf.is_floating_point()
         leaf = leaf.to(device, dtype if floats and dtype is not None else None)
+        if isinstance(leaf, SparseRows):
+            return leaf
         # Observed sites are told by the memory that they look at: each argument has its own.
         memory = int(leaf.untyped_storage()._cdata)
         leaf = leaf.clone() if memory in seen else leaf
@@ -42,5 +48,10 @@ def adapted(data: Any, device: torch.device, dtype: torch.dtype | None, dim: int
         return leaf
 
     alone = not isinstance(data, Mapping | tuple | list)
-    batch = as_tensor(data) if alone else map_arguments(as_argument, data)
-    return map_batch(on_device, datum_first(batch, dim))
+    batch = as_rows(data) if alone else map_arguments(as_argument, data)
+    if dim and any(isinstance(leaf, SparseRows) for _, leaf in named_arrays(batch)):
+        raise DataError(
+            f"got a sparse array, and the data stand in dimension {dim} of the arguments, expected "
+            "a dense one; pass x.toarray() (x.to_dense())"
+        )
+    return map_arguments(on_device, datum_first(batch, dim))

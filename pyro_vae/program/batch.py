@@ -7,7 +7,7 @@ A tensor is one argument, a tuple positional arguments, a dict keywords. Argumen
 import functools
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from pyro_vae.arguments import shown
 from pyro_vae.errors import ConfigError, DataError
+from pyro_vae.program.sparse_rows import SparseRows, is_sparse, sparse_rows
 
 Batch = Any  # Tensor | tuple[Any, ...] | dict[str, Any] | Whole; recursive types help nobody here
 
@@ -66,6 +67,22 @@ def named_leaves(batch: Batch) -> Iterator[tuple[str, Tensor]]:
     if isinstance(batch, Tensor):
         return iter([("batch", batch)])
     return ((name, leaf) for name, leaf in named_arguments_of(batch) if isinstance(leaf, Tensor))
+
+
+def named_arrays(batch: Batch) -> Iterator[tuple[str, Tensor | SparseRows]]:
+    """Yield what ``named_leaves`` does, and sparse rows, which are no tensors until picked."""
+    kinds = Tensor | SparseRows
+    return ((name, leaf) for name, leaf in named_arguments_of(batch) if isinstance(leaf, kinds))
+
+
+def device_of(batch: Batch) -> torch.device | None:
+    """Return the device of the first array of a batch; None where it has none."""
+    return next((leaf.device for _, leaf in named_arrays(batch)), None)
+
+
+def dense(batch: Batch) -> Batch:
+    """Return a batch with all sparse rows made dense: for one that is no larger than a pass."""
+    return map_arguments(lambda leaf: leaf[:] if isinstance(leaf, SparseRows) else leaf, batch)
 
 
 def constants(batch: Batch) -> tuple[tuple[str, Any], ...]:
@@ -124,7 +141,8 @@ def map_rows(function: Callable[[Tensor], Tensor], batch: Batch, rows: int | Non
 
     A packed sequence is one padded row per datum to the function, and is packed again: of as many
     steps as before where other arguments are padded to them, so that what a program says of a
-    datum does not depend on the rows beside it. One datum without rows stays as it is.
+    datum does not depend on the rows beside it. Sparse rows that are picked are dense. One datum
+    without rows stays as it is.
     """
     if isinstance(batch, Tensor) and batch.shape and batch.shape[0] and rows is None:
         return function(batch)
@@ -164,15 +182,35 @@ def rows_of(leaf: Any) -> int | None:
     """Return how many rows an argument has; None for what has none."""
     if isinstance(leaf, PackedSequence):
         return int(leaf.batch_sizes[0])
+    if isinstance(leaf, SparseRows):
+        return len(leaf)
     return leaf.shape[0] if isinstance(leaf, Tensor) and leaf.dim() > 0 else None
 
 
 def arguments(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the ``(args, kwargs)`` with which a model and a guide take this batch."""
+    """Return the ``(args, kwargs)`` with which a model and a guide take this batch.
+
+    Raises:
+        DataError: Sparse rows that no pass has picked some of.
+    """
     if isinstance(batch, Tensor):
         return (batch,), {}
+    args, kwargs = given_arguments(batch)
+    for name, leaf in [*enumerate(args), *kwargs.items()]:
+        if isinstance(leaf, SparseRows):
+            raise DataError(
+                f"argument {name!r}: got a sparse array of shape {tuple(leaf.shape)}, expected a "
+                "dense one: its rows are made dense a batch at a time, and here the program takes "
+                "all of them at once (no plate holds them, the guide has one factor for each, or "
+                "other arguments have other rows); pass x.toarray() (x.to_dense())"
+            )
+    return args, kwargs
+
+
+def given_arguments(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return what ``arguments`` does, sparse or not."""
     if isinstance(batch, Whole | Part):
-        return arguments(batch.batch)
+        return given_arguments(batch.batch)
     if isinstance(batch, Mapping):
         return (), dict(batch)
     if isinstance(batch, tuple | list) and not isinstance(batch, PackedSequence):
@@ -333,11 +371,28 @@ def _told(leaf: Any) -> Any:
     return leaf if isinstance(leaf, bool | int | str | None) else None
 
 
-def chunks(batch: Batch, size: int) -> Iterator[Batch]:
-    """Cut a batch into pieces of at most ``size`` rows (views, no copies)."""
-    rows = num_rows(batch)
-    for start in range(0, rows, size):
-        yield map_rows(lambda leaf, start=start: leaf[start : start + size], batch)  # type: ignore[misc]
+class Pieces(Sequence[Batch]):
+    """A batch in pieces, each made when it is asked for: views, and sparse rows made dense.
+
+    Arguments:
+        batch: Any.
+        size: Rows of a piece, at most.
+    """
+
+    def __init__(self, batch: Batch, size: int) -> None:
+        self._batch, self._starts, self._size = batch, range(0, num_rows(batch), size), size
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, place: Any) -> Batch:
+        start = self._starts[place]
+        return map_rows(lambda leaf: leaf[start : start + self._size], self._batch)
+
+
+def chunks(batch: Batch, size: int) -> Sequence[Batch]:
+    """Cut a batch into pieces of at most ``size`` rows (views, no copies of dense data)."""
+    return Pieces(batch, size)
 
 
 def repeat_rows(
@@ -367,8 +422,13 @@ def check_finite(batch: Batch, first_row: int = 0) -> None:
     Raises:
         DataError: Names the tensor, the first bad row and its value.
     """
-    for name, leaf in named_leaves(batch):
+    for name, leaf in named_arrays(batch):
         if not leaf.is_floating_point() or leaf.device.type == "meta":
+            continue
+        if isinstance(leaf, SparseRows):
+            row = leaf.first_infinite()
+            if row is not None:
+                check_finite({name: leaf[row : row + 1]}, first_row + row)
             continue
         finite = torch.isfinite(leaf)
         if not bool(finite.all()):
@@ -384,12 +444,23 @@ def as_argument(leaf: Any) -> Any:
     """Return an argument as a program takes it: arrays as tensors, everything else as it is.
 
     Raises:
-        DataError: An array that is no dense numeric one.
+        DataError: An array that is no numeric one.
     """
     array = isinstance(leaf, Tensor | list | tuple) or hasattr(leaf, "__array__")
     if isinstance(leaf, PackedSequence) or not (array or hasattr(leaf, "toarray")):
         return leaf
-    return as_tensor(leaf)
+    return as_rows(leaf)
+
+
+def as_rows(leaf: Any) -> Tensor | SparseRows:
+    """Return data as a tensor, or as rows that become one a batch at a time where it is sparse.
+
+    Raises:
+        DataError: No numeric array.
+    """
+    if isinstance(leaf, SparseRows):
+        return leaf
+    return sparse_rows(leaf, as_tensor) if is_sparse(leaf) else as_tensor(leaf)
 
 
 def as_tensor(leaf: Any) -> Tensor:
@@ -399,7 +470,7 @@ def as_tensor(leaf: Any) -> Tensor:
         DataError: Objects, strings, ragged lists, sparse or masked arrays, complex numbers.
     """
     if hasattr(leaf, "toarray"):  # scipy's sparse matrices
-        raise DataError(f"got {type(leaf).__name__}, expected dense rows; pass x.toarray()")
+        raise DataError(f"got {type(leaf).__name__}, expected a dense array; pass x.toarray()")
     if isinstance(leaf, np.ma.MaskedArray):
         if np.ma.is_masked(leaf):
             raise DataError(

@@ -1,5 +1,6 @@
 """The ELBO per datum, as a number: no gradient, weights in eval mode."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -95,8 +96,8 @@ def _of_globals(terms: Terms) -> Tensor | float:
     return weight.mean() if isinstance(weight, Tensor) else 0.0
 
 
-def passes(program: Program, batch: Batch, batch_size: int) -> list[Batch]:
+def passes(program: Program, batch: Batch, batch_size: int) -> Sequence[Batch]:
     """Cut data into batches, or leave it whole where the program fixes its own batch size."""
     if program.sites.size is not None or program.rows.are_fixed(batch):
         return [batch]
-    return list(chunks(batch, positive("batch_size", batch_size)))
+    return chunks(batch, positive("batch_size", batch_size))

@@ -13,7 +13,7 @@ from torch.distributions import constraints
 from torch.nn.utils.rnn import PackedSequence as Packed
 
 from pyro_vae.errors import DataError, ProgramError
-from pyro_vae.program.batch import Batch, named_arguments_of, named_leaves
+from pyro_vae.program.batch import Batch, named_arguments_of, named_arrays, named_leaves
 from pyro_vae.program.enumeration import can_be_summed
 from pyro_vae.program.handlers import (
     PLATE,
@@ -104,7 +104,7 @@ def check_example(batch: Batch, example: Batch) -> None:
     Raises:
         DataError: Another structure, or another shape after the first dimension.
     """
-    got, expected = dict(named_leaves(batch)), dict(named_leaves(example))
+    got, expected = dict(named_arrays(batch)), dict(named_leaves(example))
     if got.keys() != expected.keys():
         surplus = ""
         if len(got) > len(expected) == 1:
@@ -337,7 +337,7 @@ def padding_left(batch: Batch) -> str:
 
 def shapes(batch: Batch) -> str:
     """Return the shapes and dtypes of a batch in one line."""
-    return ", ".join(f"{name} {tuple(v.shape)} {v.dtype}" for name, v in named_leaves(batch))
+    return ", ".join(f"{name} {tuple(v.shape)} {v.dtype}" for name, v in named_arrays(batch))
 
 
 def is_meta(batch: Batch) -> bool:

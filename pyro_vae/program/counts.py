@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import DataError, ProgramError
-from pyro_vae.program.batch import Batch, arguments, as_batch
+from pyro_vae.program.batch import Batch, as_batch, given_arguments
 from pyro_vae.program.handlers import Message
 from pyro_vae.program.observed import Binding, Cast, Key
+from pyro_vae.program.sparse_rows import SparseRows
 
 
 class Counts:
@@ -104,13 +105,13 @@ class Counts:
             key: leaf.to(floats) if key in self._keys and _is_integer(leaf) else leaf
             for key, leaf in given.items()
         }
-        args, kwargs = arguments(batch)
+        args, kwargs = given_arguments(batch)
         positional = tuple(come[place] for place in range(len(args)))
         return as_batch(batch, positional, {name: come[name] for name in kwargs})
 
 
 def _by_key(batch: Batch) -> dict[Key, Any]:
-    args, kwargs = arguments(batch)
+    args, kwargs = given_arguments(batch)
     given: dict[Key, Any] = dict(enumerate(args))
     given.update(kwargs)
     return given
@@ -123,7 +124,9 @@ def _observes_whole(binding: Binding) -> bool:
 
 
 def _is_integer(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and not (leaf.is_floating_point() or leaf.is_complex())
+    if not isinstance(leaf, Tensor | SparseRows):
+        return False
+    return not (leaf.is_floating_point() or leaf.dtype.is_complex)
 
 
 def _draws_floats(fn: Any) -> bool:

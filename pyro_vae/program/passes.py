@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_vae.arguments import positive
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.batch import Batch, Part, chunks, named_leaves, num_rows
+from pyro_vae.program.batch import Batch, Part, chunks, dense, named_arrays, num_rows
 from pyro_vae.program.handlers import validation
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.modules import evaluating
@@ -191,6 +191,7 @@ class Passes:
     def _checked(self, data: Any, alone: bool = False) -> Batch:
         """Return adapted data; ``alone``: all there are."""
         batch = self.program.adapt(data)
+        batch = batch if alone else dense(batch)  # of a stream, it is no more than a batch
         if self.verb.simulates:
             batch = self.program.rows.stood_in(batch)
         elif alone:
@@ -307,7 +308,7 @@ def runs(count: int, joint: Joint, batch: Batch, rows: int) -> list[int]:
 
 def bytes_per_row(batch: Batch) -> int:
     """Return the memory of one row, at least 1."""
-    whole = sum(leaf.numel() * leaf.element_size() for _, leaf in named_leaves(batch))
+    whole = sum(leaf.numel() * leaf.element_size() for _, leaf in named_arrays(batch))
     return max(1, whole // num_rows(batch))
 
 

@@ -42,6 +42,7 @@ from pyro_vae.program.passes import Passes, Verb
 from pyro_vae.program.reader import Reader
 from pyro_vae.program.rows import Rows
 from pyro_vae.program.sites import Sites
+from pyro_vae.program.sparse_rows import SparseRows
 from pyro_vae.program.streams import join_batches
 from pyro_vae.program.structure import Structure
 from pyro_vae.program.terms import Terms
@@ -300,7 +301,7 @@ class Program(nn.Module):
 
     def _as_example(self, batch: Batch) -> Batch:
         """Return a lone tensor in the dtype of the program's own example, if it has one."""
-        if not (self.examples.offered and isinstance(batch, Tensor)):
+        if not (self.examples.offered and isinstance(batch, Tensor | SparseRows)):
             return batch
         example = self.examples.example(1)
         return batch.to(example.dtype) if isinstance(example, Tensor) else batch

@@ -20,9 +20,9 @@ from pyro_vae.program.batch import (
     arguments,
     check_finite,
     cuda_devices,
+    device_of,
     map_batch,
     named_arguments,
-    named_leaves,
     num_rows,
     signature,
     takes,
@@ -275,7 +275,7 @@ class Reader:
         return model
 
     def _home(self, batch: Batch) -> torch.device:
-        return next((leaf.device for _, leaf in named_leaves(batch)), self._program.device)
+        return device_of(batch) or self._program.device
 
     @contextmanager
     def quiet(self, batch: Batch) -> Iterator[None]:

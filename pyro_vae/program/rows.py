@@ -13,16 +13,18 @@ from pyro_vae.program.batch import (
     arguments,
     check_finite,
     chunks,
+    device_of,
     map_rows,
-    named_leaves,
     num_rows,
 )
 from pyro_vae.program.handlers import data_frame, is_data, sample_sites
+from pyro_vae.program.passes import bytes_per_row
 
 if TYPE_CHECKING:
     from pyro_vae.program.program import Program
     from pyro_vae.program.reader import Reader
 
+_BYTES = 1 << 26  # of data that are looked at in one go
 _FEWEST = 4  # rows of a data set that minibatches are made of
 
 
@@ -59,8 +61,7 @@ class Rows:
         if self.total is None:
             return data
         self.require_own(data)
-        device = next(iter(named_leaves(data)))[1].device
-        return Part(data, torch.arange(self.total, device=device))
+        return Part(data, torch.arange(self.total, device=device_of(data)))
 
     def stood_in(self, inputs: Batch) -> Batch:
         """Return inputs to simulate data for, under numbers of the program's own rows.
@@ -71,7 +72,7 @@ class Rows:
         if self.total is None or isinstance(inputs, Whole | Part):
             return inputs
         count = num_rows(inputs)
-        device = next(iter(named_leaves(inputs)))[1].device
+        device = device_of(inputs)
         return (
             inputs
             if count == self.total
@@ -92,7 +93,7 @@ class Rows:
             self._reader.read(data)
         if self._reader.rows_read != rows or not (by_number or self.are_fixed(data)):
             return
-        last = torch.arange(rows // 2, rows, device=next(iter(named_leaves(data)))[1].device)
+        last = torch.arange(rows // 2, rows, device=device_of(data))
         self.total = rows
         self._fixed = not self._take(Part(map_rows(lambda leaf: leaf[rows // 2 :], data), last))
         if self._fixed:
@@ -123,6 +124,7 @@ class Rows:
         Raises:
             DataError: Names the site, the row, the value and the fix.
         """
+        rows = max(1, min(rows, _BYTES // bytes_per_row(data)))
         try:
             check_finite(data)
         except DataError:

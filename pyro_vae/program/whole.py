@@ -10,7 +10,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 
 from pyro_vae.errors import DataError, ProgramError
-from pyro_vae.program.batch import Batch, Whole, map_rows, named_leaves, num_rows
+from pyro_vae.program.batch import Batch, Whole, arguments, map_rows, named_arrays, num_rows
 from pyro_vae.program.checks import check_shape
 from pyro_vae.program.handlers import PLATE, Message, observes, sample_sites
 from pyro_vae.program.plates import NoDataPlate, OneDatum, find_plate
@@ -38,8 +38,10 @@ def is_whole(trace: Callable[[Batch], Trace], batch: Batch, wanted: str | None) 
         if rows and all(_has_plate(trace(few), wanted, n) for n, few in _few(batch, rows)):
             return False
     except DataError:
-        if sum(leaf.numel() * leaf.element_size() for _, leaf in named_leaves(batch)) > _LARGEST:
+        if sum(leaf.numel() * leaf.element_size() for _, leaf in named_arrays(batch)) > _LARGEST:
             return False
+    else:
+        arguments(batch)  # which must not be sparse: the program takes all rows at once
     try:
         model = trace(batch)
         if rows and _has_plate(model, wanted, rows):
@@ -50,7 +52,7 @@ def is_whole(trace: Callable[[Batch], Trace], batch: Batch, wanted: str | None) 
                 check_shape(name, site)
     except DataError:
         return False
-    return bool(rows or not any(True for _ in named_leaves(batch)) or _plateless(model))
+    return bool(rows or not any(True for _ in named_arrays(batch)) or _plateless(model))
 
 
 def one_datum(model: Trace, guide: Trace) -> OneDatum:

@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from pyro_vae.errors import DataError
-from pyro_vae.program.batch import Batch, map_batch, map_rows, num_rows
+from pyro_vae.program.batch import Batch, dense, map_batch, map_rows, num_rows
 from pyro_vae.program.program import Program
+from pyro_vae.program.sparse_rows import SparseRows
 from pyro_vae.program.streams import join_batches, single, told_unmade
 from pyro_vae.training.parallel import World
 
@@ -164,7 +165,7 @@ class LoaderFeed:
                 batch = next(batches, _END)
             if batch is _END:
                 return
-            yield self.adapt(batch)
+            yield dense(self.adapt(batch))
 
     def first(self) -> Batch:
         """Return a copy of one batch, to look at."""
@@ -195,7 +196,7 @@ class LoaderFeed:
         if self.stream:
             return self._look()
         places = torch.linspace(0, self.size - 1, count, dtype=torch.float64).long().tolist()
-        return self.adapt(self.loader.collate_fn([data[place] for place in places]))
+        return dense(self.adapt(self.loader.collate_fn([data[place] for place in places])))
 
 
 def batch_sizes(rows: int, size: int) -> list[int]:
@@ -228,8 +229,10 @@ def with_last_joined(batches: Iterable[Batch]) -> Iterator[Batch]:
     yield from held
 
 
-def _rows(leaf: Tensor, index: Tensor) -> Tensor:
-    """Return some rows, in the tensor's own memory format."""
+def _rows(leaf: Tensor | SparseRows, index: Tensor) -> Tensor:
+    """Return some rows, in the tensor's own memory format; sparse ones are made dense."""
+    if isinstance(leaf, SparseRows):
+        return leaf[index.to(leaf.device)]
     # The first is up to three times as fast on the CPU, and the second keeps channels last.
     return leaf.index_select(0, index) if leaf.is_contiguous() else leaf[index]
 

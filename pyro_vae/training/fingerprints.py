@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.device import seeded
-from pyro_vae.program.batch import Batch, named_leaves
+from pyro_vae.program.batch import Batch, named_arrays
 from pyro_vae.program.program import Program
+from pyro_vae.program.sparse_rows import SparseRows
 from pyro_vae.storage.random_state import seeded_outside_torch
 from pyro_vae.training.feed import LoaderFeed, TensorFeed
 
@@ -74,13 +75,13 @@ def _seeded_rows(feed: LoaderFeed) -> dict[str, Any]:
 def _shapes(batch: Batch) -> dict[str, Any]:
     return {
         name: {"row": list(leaf.shape[1:]), "dtype": str(leaf.dtype)}
-        for name, leaf in named_leaves(batch)
+        for name, leaf in named_arrays(batch)
     }
 
 
 def describe_rows(batch: Batch) -> dict[str, Any]:
     """Return shape, type and a hash of rows spread over it, for each tensor of a batch."""
-    return {name: _describe_tensor(leaf) for name, leaf in named_leaves(batch)}
+    return {name: _describe_array(leaf) for name, leaf in named_arrays(batch)}
 
 
 def describe_architecture(program: Program) -> dict[str, Any]:
@@ -97,9 +98,9 @@ def describe_architecture(program: Program) -> dict[str, Any]:
     }
 
 
-def _describe_tensor(leaf: Tensor) -> dict[str, Any]:
+def _describe_array(leaf: Tensor | SparseRows) -> dict[str, Any]:
     index = torch.linspace(0, len(leaf) - 1, min(_ROWS, len(leaf)), dtype=torch.float64).long()
-    rows = leaf.detach()[index.to(leaf.device)].cpu().contiguous()
+    rows = leaf[index.to(leaf.device)].detach().cpu().contiguous()
     data = rows.flatten().view(torch.uint8).numpy().tobytes() if rows.numel() else b""
     return {
         "shape": list(leaf.shape),

@@ -100,7 +100,8 @@ def fit(
     Arguments:
         program: Anything with ``.model`` and ``.guide``; functions: ``pv.Program(model, guide)``.
         data: Training data, one row per datum: tensor, array, tuple or dict of them, ``Dataset``,
-            or ``DataLoader``; ``()`` where model and guide take no arguments. Tensors that fit are
+            or ``DataLoader``; sparse matrices of scipy or torch, whose rows become dense batch by
+            batch; ``()`` where model and guide take no arguments. Tensors that fit are
             kept on the device and indexed there. They are checked before training; what a loader
             yields or ``transform`` makes, batch by batch in the first epoch.
         valid: Validation data, in any of these forms: its un-annealed ELBO is measured each epoch,

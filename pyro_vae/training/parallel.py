@@ -18,6 +18,7 @@ from pyro_vae.arguments import positive
 from pyro_vae.device import resolve_device
 from pyro_vae.errors import ConfigError, DeviceError, ProcessError
 from pyro_vae.program.batch import Batch, map_rows, named_leaves, num_rows
+from pyro_vae.program.sparse_rows import SparseRows
 
 Devices = int | Literal["auto"]
 _WORD = timedelta(seconds=5)  # for the word of a process that has just failed
@@ -130,7 +131,7 @@ class Group(World):
             return batch
         start, stop = self.rank * total // self.size, (self.rank + 1) * total // self.size
         self._weight, self._total = (stop - start) / total, total
-        return map_rows(lambda leaf: leaf[start:stop], batch)
+        return map_rows(lambda leaf: _range(leaf, start, stop), batch)
 
     def own(self, batch: Batch) -> Batch:
         """Return the batch, with the weight that it has among equals."""
@@ -436,3 +437,8 @@ def _tensors(modules: Mapping[str, nn.Module]) -> Iterator[Tensor]:
     for module in modules.values():
         yield from module.parameters()
         yield from module.buffers()
+
+
+def _range(leaf: Tensor | SparseRows, start: int, stop: int) -> Any:
+    """Return a range of rows; sparse ones stay sparse, as they may be a whole data set."""
+    return leaf.part(start, stop) if isinstance(leaf, SparseRows) else leaf[start:stop]

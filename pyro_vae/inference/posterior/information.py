@@ -13,7 +13,7 @@ from pyro.distributions import MaskedDistribution
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.batch import Batch, arguments, map_batch, map_rows, num_rows
+from pyro_vae.program.batch import Batch, arguments, device_of, map_rows, num_rows
 from pyro_vae.program.bounds import passes
 from pyro_vae.program.handlers import data_frame, sample_sites
 from pyro_vae.program.joint import Joint
@@ -286,19 +286,12 @@ def _log_sum(pieces: Iterator[Tensor], total: Tensor) -> Tensor:
 def _subset(batch: Batch, rows: int) -> Batch:
     """Return a random subset of the data, in random order."""
     total = num_rows(batch)
-    leaf = next(iter(_leaves(batch)))
-    order = torch.randperm(total, device=leaf.device)[:rows]
+    order = torch.randperm(total, device=device_of(batch))[:rows]
     return map_rows(lambda each: each[order], batch)
 
 
 def _first(batch: Batch, rows: int) -> Batch:
     return map_rows(lambda each: each[:rows], batch)
-
-
-def _leaves(batch: Batch) -> list[Tensor]:
-    found: list[Tensor] = []
-    map_batch(lambda leaf: found.append(leaf) or leaf, batch)  # type: ignore[func-returns-value]
-    return found
 
 
 def _stderr(value: Tensor) -> float:

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
 from pyro_vae.inference.graphs.comparison import (
     compiler_slack,
@@ -168,8 +168,9 @@ class Elsewhere:
     def __init__(self, graph: GraphModule, inputs: Sequence[Tensor], nice: int = 19) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="pyro_vae_compile_"))  # for this user's eyes
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        self._inputs = inputs
-        write_graph(self._folder, graph, inputs)
+        lifted, self._held = with_constants_as_inputs(graph)
+        self._inputs = [*self._held, *inputs]
+        write_graph(self._folder, lifted, self._inputs)
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, str(self._folder), str(nice), str(os.getpid())],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
@@ -194,7 +195,8 @@ class Elsewhere:
         """Return the compiled graph, and end the process."""
         compiled = load_compiled(self._folder / "compiled", self._inputs)
         self._end()
-        return compiled
+        held = self._held
+        return (lambda *flat: compiled(*held, *flat)) if held else compiled
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -212,6 +214,23 @@ def _outlive(parent: int, folder: Path) -> None:
         time.sleep(_LOOK)
     shutil.rmtree(folder, ignore_errors=True)
     os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+def with_constants_as_inputs(graph: GraphModule) -> tuple[GraphModule, list[Tensor]]:
+    """Return a graph that takes its constants before its inputs, and the constants.
+
+    A compiled graph in a file expects them as inputs, and reads stray memory where there are none.
+    """
+    copy, held = Graph(), constants(graph)
+    copy.output(copy.graph_copy(graph.graph, {}))
+    first = next(iter(copy.nodes))
+    for name in held:
+        with copy.inserting_before(first):
+            place = copy.placeholder(f"held_{name}")
+        for node in copy.find_nodes(op="get_attr", target=name):
+            node.replace_all_uses_with(place)
+            copy.erase_node(node)
+    return GraphModule(graph, copy), list(held.values())
 
 
 def write_graph(folder: Path, graph: GraphModule, inputs: Sequence[Tensor]) -> None:

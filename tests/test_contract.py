@@ -129,7 +129,8 @@ def test_reconstructs_and_encodes(name, device):
         return
     width = 4 if name.startswith("dmm") else 2  # a path of four steps
     assert codes.shape[:2] == (N, width) and torch.isfinite(codes).all()
-    assert torch.equal(codes, pv.encode(program, data))  # the mean: no noise
+    drawn = name in ("dmm", "dmm_filtering")  # the mean of a chain is not known
+    assert torch.equal(codes, pv.encode(program, data)) != drawn  # the mean: no noise
 
 
 @dtypes

@@ -106,6 +106,11 @@ def frozen_parts(module: nn.Module) -> list[nn.Module]:
     return list(found)
 
 
+def trainable_parts(module: nn.Module) -> list[nn.Module]:
+    """Return the parts with a weight that is trained."""
+    return [part for part in module.modules() if any(p.requires_grad for p in part.parameters())]
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Put a module into eval mode inside a block, and each of its parts back as it was."""

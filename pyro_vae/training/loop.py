@@ -21,7 +21,7 @@ from pyro_vae.inference.objectives.objective import Objective, TermsObjective
 from pyro_vae.program.batch import Batch
 from pyro_vae.program.bounds import mean_bound, mean_elbo
 from pyro_vae.program.handlers import Beta, validation
-from pyro_vae.program.modules import frozen_parts
+from pyro_vae.program.modules import frozen_parts, trainable_parts
 from pyro_vae.program.program import Program
 from pyro_vae.storage.checkpoint import Checkpoint, Progress, read_checkpoint
 from pyro_vae.storage.history import History
@@ -181,7 +181,9 @@ class Loop:
             self.writes.log(row, self.epoch)
         try:
             so_far = self._so_far()
+            before = trainable_parts(self.wrapped) if self.callbacks else []
             answers = [bool(callback(so_far)) for callback in self.callbacks]  # all are asked
+            self._freeze(before)
             self.stopped = self.world.any(any(answers))
             if answers:
                 self.stepper.doubt()
@@ -200,6 +202,20 @@ class Loop:
                     stacklevel=2,
                 )
 
+    def _freeze(self, before: list[nn.Module]) -> None:
+        """Keep what a callback has frozen in eval mode, and let what it has thawed go.
+
+        All parts are in eval mode while callbacks run: weights alone tell.
+        """
+        if not before:
+            return
+        trained = set(trainable_parts(self.wrapped))
+        still = [
+            p for p in self.frozen if p not in trained and next(p.parameters(), None) is not None
+        ]
+        lost = [part for part in before if part not in trained]
+        self.frozen = [inner for part in [*still, *lost] for inner in part.modules()]
+
     def _steps(self, bar: Any) -> list[Tensor]:
         """Train for one epoch and return the mean losses per datum, on the device."""
         totals: list[Tensor] | None = None
@@ -208,6 +224,8 @@ class Loop:
         # Tensors were checked as a whole; what a loader yields or a transform makes is new here.
         made = isinstance(self.feed, LoaderFeed) or self.transform is not None
         unseen = made and not self.moved
+        if made:
+            self.stepper.watch()
         self.wrapped.train()
         for part in self.frozen:
             part.training = False

@@ -227,6 +227,12 @@ class Stepper:
             if compiled is not None:
                 compiled.look()
 
+    def watch(self) -> None:
+        """Look for such changes before each step too: a transform runs between any two."""
+        for compiled in self._compiled:
+            if compiled is not None:
+                compiled.watch()
+
     @property
     def compiled(self) -> str:
         """What ran the last step: ``"eager"``, with the reason if there is one, or ``"graph"``."""

@@ -1,5 +1,7 @@
 """A part that a user froze stands still in a run: weights, dropout and running statistics."""
 
+import itertools
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -109,3 +111,22 @@ def test_a_callback_thaws_a_part(compile, ready):
     )
     assert all(torch.equal(bias, seen[0]) for bias in seen[:10])
     assert not torch.equal(seen[10], seen[9])
+
+
+@pytest.mark.parametrize("compile", [False, "trace"])
+def test_what_a_callback_freezes_stands_still_until_it_is_thawed(compile):
+    """Its running statistics too, hence its mode; a part that keeps a weight to train goes on."""
+    net, seen = Net(), []
+
+    def callback(run):
+        seen.append({k: v.clone() for k, v in net.state_dict().items()})
+        if len(seen) in (1, 3):
+            net.dec.requires_grad_(len(seen) == 3)
+
+    pv.fit(net, X, epochs=4, batch_size=32, compile=compile, progress=False, callbacks=[callback])
+    moved = [
+        {k for k in old if not torch.equal(old[k], new[k])} for old, new in itertools.pairwise(seen)
+    ]
+    decoder = {k for k in seen[0] if k.startswith("dec")}
+    assert [bool(each & decoder) for each in moved] == [False, False, True]
+    assert decoder <= moved[2] and all("enc.1.running_mean" in each for each in moved)

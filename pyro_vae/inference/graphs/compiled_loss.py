@@ -2,6 +2,7 @@
 
 import random
 import warnings
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from pyro_vae.inference.graphs.flat_inputs import (
 from pyro_vae.inference.graphs.graph_step import Prepared, Traced, held, hooked
 from pyro_vae.inference.graphs.inductor import compile_graph
 from pyro_vae.inference.graphs.program_step import Loss, ProgramStep
-from pyro_vae.inference.graphs.python_state import PythonState
+from pyro_vae.inference.graphs.python_state import Place, PythonState
 from pyro_vae.inference.graphs.simplify import written_inputs
 from pyro_vae.program.batch import Batch, map_batch, named_leaves
 from pyro_vae.program.handlers import Beta
@@ -44,6 +45,7 @@ _MANY_SHAPES, _MANY_VALUES = 16, 4
 # Steps between two changes of a program by other code, below which it runs eagerly: a trace costs
 # what it saves in some hundred steps.
 _WORTH_ANEW, _CHANGES = 100, 4
+_HARMLESS = 4  # changes of one value that changed no graph: then it is left to the longer looks
 
 
 @typed
@@ -101,6 +103,9 @@ class CompiledLoss:
         self._background = Background(steps) if mode == "auto" else None
         self._jitter = random.Random(0)  # of its own: no comparison at the end of every epoch
         self._looking = False
+        self._watching = False
+        self._moved: list[Place] = []
+        self._harmless: Counter[Place] = Counter()  # changes that changed no graph
         self._retraced = 0
         self._calls = 0
 
@@ -125,6 +130,13 @@ class CompiledLoss:
         For when code ran that has no business with the program: a transform, a loader.
         """
         self._looking = True
+
+    def watch(self) -> None:
+        """Look before each step, in short, for numbers and flags that others have changed.
+
+        For runs in which other code runs between the steps: a transform, a loader.
+        """
+        self._watching = True
 
     def give_up(self, error: Exception, *, aloud: bool | None = None) -> None:
         """Run eagerly from now on.
@@ -198,6 +210,10 @@ class CompiledLoss:
             except Exception as error:  # whatever a user's program does to a tracer
                 self.give_up(error)
                 return None
+        if self._watching:
+            self._moved = [p for p in traced.state.moved() if self._harmless[p] < _HARMLESS]
+            if self._moved:
+                traced.left, traced.doubted = 1, True
         self._calls += 1
         traced.left -= 1
         if traced.left == 0 and not self._still_right(key, traced, Call(batch, weights, size)):
@@ -322,6 +338,7 @@ class CompiledLoss:
         finally:
             if state is not None:  # the graph's step is the one that counts
                 state.put_back()
+        self._harmless.update(self._moved)
         traced.hooked = hooked(traced.trained)
         if not traced.doubted:
             traced.gap = _FIRST_GAP if early else traced.gap * _WIDER

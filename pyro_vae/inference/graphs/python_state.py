@@ -8,7 +8,7 @@ import operator
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Set
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ _DEEP = 4  # objects inside objects
 _MANY = 64  # entries of one container that are looked at
 _ALL = 10_000  # values that are looked at
 _BYTES = 1 << 16  # of one array or tensor that is compared and copied
+Place = tuple[int, str | None]  # a namespace or a cell, by identity, and the name in it
 _CODE = (FunctionType, staticmethod, classmethod, property, functools.cached_property)
 
 
@@ -64,6 +65,7 @@ class PythonState:
                 reader.note(place, description)
         self._places = reader.places
         self._ways_back = reader.ways_back
+        self._watched, self._cells = reader.watched, reader.cells
         self.iterators = reader.iterators
 
     def change_since(self, before: "PythonState") -> str | None:
@@ -76,6 +78,23 @@ class PythonState:
             ),
             None,
         )
+
+    def moved(self) -> list[Place]:
+        """Return which numbers, words and flags are others than at this moment.
+
+        A hundredth of what a whole look costs: for before each step. Values in containers and
+        attributes that have come since are left to `change_since`.
+        """
+        found = [
+            (owner, name)
+            for owner, home, name, value in self._watched
+            if (now := home.get(name, _ABSENT)) is not value and now != value
+        ]
+        return found + [
+            (id(cell), None)
+            for cell, value in self._cells
+            if (now := cell.cell_contents) is not value and now != value
+        ]
 
     def put_back(self) -> None:
         """Put values back as they were at this moment."""
@@ -150,6 +169,8 @@ class _Reader:
         self.places: dict[str, Any] = {}
         self.ways_back: list[Callable[[], Any]] = []
         self.iterators: list[str] = []
+        self.watched: list[tuple[int, Mapping[str, Any], str, Any]] = []
+        self.cells: list[tuple[CellType, Any]] = []
         self._inputs = inputs
         self._seen: dict[int, Any] = {}  # the things too: an id may be given again
         self._left = _ALL
@@ -161,9 +182,19 @@ class _Reader:
         names = itertools.chain([place], (f"{place} ({n})" for n in itertools.count(2)))
         self.places[next(name for name in names if name not in self.places)] = description
 
+    def watch(self, home: Mapping[str, Any], entries: Mapping[str, Any], owner: Any = None) -> None:
+        """Note the plain values among some entries of a namespace, and whose it is."""
+        known = id(home if owner is None else owner)
+        self.watched += [
+            (known, home, name, value)
+            for name, value in entries.items()
+            if isinstance(value, _PLAIN)
+        ]
+
     def keep_entries(self, home: MutableMapping[str, Any], before: Mapping[str, Any]) -> None:
         """Remember some entries of a namespace, and that there were no others of that kind."""
         every, before = frozenset(home), dict(before)
+        self.watch(home, before)
 
         def back() -> None:
             for name in [name for name in home if name not in every]:
@@ -210,6 +241,8 @@ class _Reader:
     def _keep_variables(self, function: FunctionType, names: Mapping[str, Any]) -> None:
         home, cells = function.__globals__, function.__closure__ or ()
         contents = [(cell, cell.cell_contents) for cell in cells]
+        self.watch(home, names)
+        self.cells += [(cell, value) for cell, value in contents if isinstance(value, _PLAIN)]
 
         def back() -> None:
             home.update(names)
@@ -231,6 +264,7 @@ class _Reader:
                 elif not isinstance(value, _CODE) and not name.startswith("__"):
                     found[f"{each.__name__}.{name}"] = self.describe(value, depth)
                     self._keep_attribute(each, name, value)
+                    self.watch(vars(each), {name: value}, each)
         return found
 
     def _keep_attribute(self, owner: Any, name: str, value: Any) -> None:
@@ -304,6 +338,7 @@ class _Reader:
         plain = {k: v for k, v in vars(value).items() if isinstance(v, _PLAIN) and k[:2] != "__"}
         for name, entry in plain.items():
             self._keep_attribute(value, name, entry)
+        self.watch(vars(value), plain)
         return {name: repr(entry) for name, entry in plain.items()}
 
     def _generator(self, value: Any) -> Any:

@@ -202,11 +202,12 @@ def by_callback(change):
     return {"callbacks": [callback]}
 
 
-def by_transform(change):
+def by_transform(change, step=8):
+    """The eighth batch is the first of the third epoch; the tenth stands in its midst."""
     calls = itertools.count()
 
     def transform(batch):
-        if next(calls) == 8:  # the first batch of the third epoch
+        if next(calls) == step:
             change(CHANGING[0])
         return batch
 
@@ -257,15 +258,29 @@ def same_value(net):
     [
         (Bounded, lambda net: setattr(net, "bound", 0.1), by_callback),
         (Bounded, lambda net: setattr(net, "bound", 0.1), by_transform),
+        (
+            Bounded,
+            lambda net: setattr(net, "bound", -1.0),
+            functools.partial(by_transform, step=10),
+        ),
         (Switched, lambda net: setattr(net, "shape", lambda mean: mean.tanh()), by_callback),
         (Anchored, lambda net: net.anchor.fill_(0.7), by_callback),
         (Net, twin, by_callback),
         (Net, same_value, by_callback),
         (WeightNorm, lambda net: remove_parametrizations(net.dec, "weight"), by_callback),
     ],
-    ids=["bound", "bound by transform", "function", "tensor", "part", "parameter", "weight norm"],
+    ids=[
+        "bound",
+        "bound by transform",
+        "bound in mid-epoch",
+        "function",
+        "tensor",
+        "part",
+        "parameter",
+        "weight norm",
+    ],
 )
-def test_what_other_code_changes_between_epochs_counts(kind, change, by):
+def test_what_other_code_changes_between_steps_counts(kind, change, by):
     """Also where the next batch does not show it, or where only an optimiser could tell."""
     seen = {}
     for mode in (False, "trace"):

@@ -27,10 +27,11 @@ def elbo(
     Discrete latents that the guide leaves out are summed out exactly; those that it draws are
     drawn, also where it marks them for enumeration: the estimate is then a sampled one.
     Weights that the program puts on its terms are in, as in training, and so are the guide's
-    factors. Where a site outside the plate depends on the data's latents, or on their rows, one
-    pass holds all data, whatever ``batch_size``. The mean over the data is the bound per datum;
-    with global sites each datum bears 1/N of their KL, N being the number of rows given. All data
-    see the same S draws of the globals. Random numbers come from torch's global generator.
+    factors. Where a site outside the plate depends on the data's latents, or on their rows (a
+    global latent in the guide, too), one pass holds all data, whatever ``batch_size``. The mean
+    over the data is the bound per datum; with global sites each datum bears 1/N of their KL, N
+    being the number of rows given. All data see the same S draws of the globals. Random numbers
+    come from torch's global generator.
 
     Arguments:
         program: Anything with ``.model`` and ``.guide``.
@@ -53,8 +54,12 @@ def elbo(
     with Program.of(program).passes(
         data, _ELBO, rows=batch_size, particles=count, num_global_samples=samples
     ) as passes:
-        for piece in passes.together() if passes.sites.dependence.found else passes:
-            terms = [joint.terms(1, count) for joint in piece.joints]
+        dependence = passes.sites.dependence
+        for piece in passes.together() if dependence.needs_all else passes:
+            if dependence.following:  # each draw of these globals goes with its own of the latents
+                terms = [piece.free.terms(samples, count)]
+            else:
+                terms = [joint.terms(1, count) for joint in piece.joints]
             if terms[0].coupled and len(piece) < passes.total:
                 raise ProgramError(
                     f"elbo: site {terms[0].coupled[0]!r} is summed out for all data at once; let "

@@ -1,6 +1,7 @@
 """What depends on what across the border of the data plate: read from the graphs of one draw."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,8 @@ from pyro_vae.program.handlers import Message, data_frame, innermost, sample_sit
 from pyro_vae.program.joint import Joint, trace_of
 from pyro_vae.program.modules import leaves_behind
 
+MODEL, GUIDE = 0, 1  # whose density of a site a term is
+Term = tuple[int, str]
 _NO_GRAPH = (RuntimeError, ValueError, TypeError, IndexError, KeyError)  # NotImplementedError too
 
 
@@ -35,6 +38,8 @@ class Dependence:
             transforms of: these have one density of all data.
         unscored: Auxiliary sites of the guide inside the plate that carry no latent: the model has
             no density for them.
+        informed: Global latents whose density, in the guide or in the model, depends on the rows.
+        following: Global latents that the guide draws after latents inside, and given these.
     """
 
     spanning: tuple[str, ...] = ()
@@ -42,6 +47,13 @@ class Dependence:
     carried: Mapping[str, str] = field(default_factory=dict)
     joined: tuple[str, ...] = ()
     unscored: tuple[str, ...] = ()
+    informed: tuple[str, ...] = ()
+    following: tuple[str, ...] = ()
+
+    @property
+    def needs_all(self) -> bool:
+        """Whether a bound speaks of the data that one pass holds."""
+        return bool(self.found or self.informed or self.following)
 
     @property
     def found(self) -> tuple[str, ...]:
@@ -108,7 +120,7 @@ def dependence(
     """
     rows: list[Tensor] = []
     args, kwargs = arguments(map_rows(lambda leaf: _leaf(leaf, rows), batch))
-    return _dependence(functions, args, kwargs, seen, rows)
+    return _dependence(functions, args, kwargs, seen, rows, list(_other_rows(batch)))
 
 
 def _dependence(
@@ -117,6 +129,7 @@ def _dependence(
     kwargs: Any,
     seen: tuple[Trace, Trace],
     rows: list[Tensor],
+    others: list[Any],
 ) -> Dependence:
     drawn = set(seen[1].nodes)
     inside = any(
@@ -133,22 +146,24 @@ def _dependence(
         for name, site in sample_sites(seen[1])
         if site["infer"].get("is_auxiliary") and not site["is_observed"]
     }
-    if not names and not auxiliary:
+    globals_ = [name for name, site in sample_sites(seen[1]) if _is_global(site)]
+    if not names and not auxiliary and not globals_:
         return Dependence()
     try:
         with torch.enable_grad():
-            look = _Look(functions, names, args, kwargs)
+            look = _Look(functions, names, globals_, args, kwargs)
             reached, behind = look.reached(), look.behind(auxiliary)
     except _NO_GRAPH:
         # A program that leaves torch takes no values with a gradient: their numbers tell.
         args, kwargs = pytree.tree_map_only(Tensor, torch.detach, (args, kwargs))
-        look, reached = _Look(functions, names, args, kwargs), {}
+        look, reached = _Look(functions, names, globals_, args, kwargs), {}
         behind = {point: list(auxiliary) for point in look.points()}
-    moved = look.moved()
     inside_values = list(look.inside.values())
-    spanning = [n for n in names if n in moved or _any(reached.get(n, ()), inside_values)]
+    on_latents = look.moved() | {t for t, found in reached.items() if _any(found, inside_values)}
+    on_rows = look.moved_by_rows(others) | {t for t, found in reached.items() if _any(found, rows)}
+    spanning = [name for name in names if (MODEL, name) in on_latents]
     # A global latent's prior may look at the rows: it is one density of one value all the same.
-    of_rows = [n for n in names if n not in drawn and _any(reached.get(n, ()), rows)]
+    of_rows = [name for name in names if name not in drawn and (MODEL, name) in on_rows]
     carried = {z: a for z, found in behind.items() for a in found if auxiliary[a]}
     joined = {a: None for found in behind.values() for a in found if not auxiliary[a]}
     return Dependence(
@@ -157,6 +172,8 @@ def _dependence(
         carried,
         tuple(joined),
         tuple(a for a, local in auxiliary.items() if local and a not in carried.values()),
+        tuple(n for n in globals_ if {(MODEL, n), (GUIDE, n)} & on_rows),
+        tuple(n for n in globals_ if (GUIDE, n) in on_latents),
     )
 
 
@@ -165,7 +182,7 @@ def dependence_of(joint: Joint) -> Dependence:
     batch = (joint.args, joint.kwargs)
     devices = cuda_devices([*joint.args, *joint.kwargs.values()])
     with torch.no_grad(), torch.random.fork_rng(devices), validation(False):
-        return _dependence((joint.model, joint.guide), *batch, joint.sampled_traces(), [])
+        return _dependence((joint.model, joint.guide), *batch, joint.sampled_traces(), [], [])
 
 
 def _is_term(site: Message, *, latents: bool) -> bool:
@@ -173,6 +190,18 @@ def _is_term(site: Message, *, latents: bool) -> bool:
     if data_frame(site) is not None or site["infer"].get("_deterministic"):
         return False
     return bool(site["is_observed"]) or latents
+
+
+def _is_global(site: Message) -> bool:
+    """Return whether a site of the guide is a latent outside the plate, with a density."""
+    latent = not site["is_observed"] and not site["infer"].get("_deterministic")
+    return latent and data_frame(site) is None
+
+
+def _other_rows(batch: Batch) -> Iterator[Any]:
+    """Yield the arguments with their first row in place of each, then with their last."""
+    for row in (0, -1):
+        yield arguments(map_rows(lambda leaf, row=row: leaf[row].expand_as(leaf), batch))  # type: ignore[misc]
 
 
 def _leaf(leaf: Tensor, found: list[Tensor]) -> Tensor:
@@ -196,24 +225,45 @@ def _cut(guide: Trace) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 class _Look:
-    """Model and guide at one draw of the latents, each of them a leaf of the graph."""
+    """Model and guide at one draw of the latents, each of them a leaf of the graph.
 
-    def __init__(self, functions: Any, names: list[str], args: Any, kwargs: Any) -> None:
-        self.functions, self.names, self.arguments = functions, names, (args, kwargs)
+    Arguments:
+        functions: Model and guide.
+        names: Sites of the model whose terms are looked at.
+        globals_: Latents outside the plate, whose terms in both are.
+        args, kwargs: What they are called with.
+    """
+
+    def __init__(
+        self, functions: Any, names: list[str], globals_: list[str], args: Any, kwargs: Any
+    ) -> None:
+        self.functions, self.arguments = functions, (args, kwargs)
+        self.asked = [(MODEL, name) for name in dict.fromkeys([*names, *globals_])]
+        self.asked += [(GUIDE, name) for name in globals_]
         self.values, self.inside = _cut(poutine.trace(functions[1]).get_trace(*args, **kwargs))
         self.traces = self._scored(self.values)
 
-    def _scored(self, values: dict[str, Tensor]) -> list[Trace]:
+    def _scored(self, values: dict[str, Tensor]) -> tuple[Trace, Trace]:
         args, kwargs = self.arguments
         fixed = trace_of(values)
-        return [
+        model, guide = (
             poutine.trace(poutine.replay(function, trace=fixed)).get_trace(*args, **kwargs)
             for function in self.functions
-        ]
+        )
+        return model, guide
 
-    def reached(self) -> dict[str, list[Tensor]]:
+    def _terms(self, traces: tuple[Trace, Trace]) -> dict[Term, Tensor]:
+        found: dict[Term, Tensor] = {}
+        for side, name in self.asked:
+            if name in traces[side].nodes:
+                # A flow may have a density at its own draws alone.
+                with suppress(*(_NO_GRAPH if side == GUIDE else ())):
+                    found[side, name] = _term(traces[side].nodes[name])
+        return found
+
+    def reached(self) -> dict[Term, list[Tensor]]:
         """Return the leaves that each term depends on."""
-        return {name: leaves_behind(_term(self.traces, name)) for name in self.names}
+        return {term: leaves_behind(value) for term, value in self._terms(self.traces).items()}
 
     def points(self) -> dict[str, Any]:
         """Return the guide's point masses inside the plate."""
@@ -229,7 +279,7 @@ class _Look:
             z: [a for a, leaf in leaves.items() if _any(all_, leaf)] for z, all_ in found.items()
         }
 
-    def moved(self) -> set[str]:
+    def moved(self) -> set[Term]:
         """Return the terms that change where the latents inside are drawn anew.
 
         So do those of discrete latents, and of values that the program detaches.
@@ -242,18 +292,46 @@ class _Look:
         args, kwargs = self.arguments
         guide = poutine.trace(poutine.replay(self.functions[1], trace=trace_of(held)))
         again, _ = _cut(guide.get_trace(*args, **kwargs))
-        other = self._scored(held | again)
-        return {
-            name
-            for name in self.names
-            if any(name in trace.nodes for trace in other)
-            and not torch.isclose(_term(other, name), _term(self.traces, name), 1e-4, 1e-5, True)
-        }
+        return _changed(self._terms(self._scored(held | again)), self._terms(self.traces))
+
+    def moved_by_rows(self, others: Iterable[Any]) -> set[Term]:
+        """Return the terms that change with the rows, at the same globals and random numbers.
+
+        So do those of integers, and of comparisons.
+
+        Arguments:
+            others: Arguments with other rows.
+        """
+        found: set[Term] = set()
+        here = self._terms(self._drawn(self.arguments))
+        for each in others:
+            with suppress(Exception):  # it may not run on equal rows
+                found |= _changed(self._terms(self._drawn(each)), here)
+        return found
+
+    def _drawn(self, given: Any) -> tuple[Trace, Trace]:
+        """Draw the latents inside at some rows; from one random state at each call."""
+        args, kwargs = given
+        outside = {name: v for name, v in self.values.items() if name not in self.inside}
+        with torch.random.fork_rng(cuda_devices([*args, *kwargs.values()])):
+            guide = poutine.trace(poutine.replay(self.functions[1], trace=trace_of(outside)))
+            latents = guide.get_trace(*args, **kwargs)
+            model = poutine.trace(poutine.replay(self.functions[0], trace=latents))
+            return model.get_trace(*args, **kwargs), latents
 
 
-def _term(traces: Iterable[Trace], name: str) -> Tensor:
-    site: Any = next(trace.nodes[name] for trace in traces if name in trace.nodes)
-    return site["fn"].log_prob(site["value"]).sum()
+def _term(site: Message) -> Tensor:
+    value: Tensor = site["fn"].log_prob(site["value"]).sum()
+    return value
+
+
+def _changed(new: Mapping[Term, Tensor], old: Mapping[Term, Tensor]) -> set[Term]:
+    """Return the terms of both that differ by more than rounding."""
+    return {
+        term
+        for term in new.keys() & old.keys()
+        if not torch.isclose(new[term], old[term], 1e-4, 1e-5, True)
+    }
 
 
 def _any(found: Iterable[Tensor], wanted: Iterable[Tensor]) -> bool:

@@ -67,6 +67,8 @@ class Joint:
         replace: Puts values of observed sites into arguments, ``Sites.replace``.
         spanning: Sites outside the plate of the data that depend on latents inside it: particles
             are then drawn one after another.
+        following: Global latents that the guide draws given latents inside it: so are they then,
+            each with its own.
         carried: Latents that an auxiliary site of the guide has the density of, with its name.
         one_by_one: Whether the model takes the values of latents summed out one at a time.
     """
@@ -86,6 +88,7 @@ class Joint:
         alone: bool = False,
         replace: Callable[..., Any] | None = None,
         spanning: tuple[str, ...] = (),
+        following: tuple[str, ...] = (),
         carried: Mapping[str, str] | None = None,
         one_by_one: bool = False,
     ) -> None:
@@ -102,6 +105,7 @@ class Joint:
         self.alone = alone
         self._replace = replace
         self.spanning = spanning
+        self.following = following
         self._carried = dict(carried or {})
         self._value_by_value = one_by_one
         self._scores = False  # whether densities are asked for, and no loss
@@ -141,7 +145,7 @@ class Joint:
         """
         draws = []
         for _ in range(num_samples):  # no comprehension: few frames lie above a user's own
-            if self.spanning and num_particles > 1:
+            if (self.spanning or self.following) and num_particles > 1:
                 draws += self._one_by_one(num_particles)
             else:
                 draws.append(self.scored(*self.traces(num_particles), num_particles))
@@ -475,6 +479,7 @@ class Joint:
             name: site["value"]
             for name, site in sample_sites(guide)
             if data_frame(site) is None and name in model.nodes and not site["is_observed"]
+            if name not in self.following
         }
         held = self.fixing(shared) if shared else self
         others = [held.scored(*held.traces(), 1) for _ in range(num_particles - 1)]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_vae.arguments import positive
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.batch import Batch, Part, chunks, dense, named_arrays, num_rows
+from pyro_vae.program.batch import Batch, Part, chunks, dense, map_rows, named_arrays, num_rows
 from pyro_vae.program.handlers import validation
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.modules import evaluating
@@ -111,6 +111,7 @@ class Pass:
         rows: Where they stand in the data.
         sites: The sites of this batch.
         joints: Model and guide on it, one pair for each draw of the globals.
+        free: The pair that draws the globals itself.
         draws: The draws of the globals, by site; empty where there are none.
     """
 
@@ -118,6 +119,7 @@ class Pass:
     rows: slice
     sites: Sites
     joints: list[Joint]
+    free: Joint
     draws: list[dict[str, Tensor]]
 
     @property
@@ -184,7 +186,7 @@ class Passes:
             self._first = self._checked(data, alone=True)
         self._whole = program.rows.are_fixed(self._first)
         program.rows.require_own(self._first)
-        self.sites = program.read(next(self._cut(self._first)))
+        self.sites = program.read(self._spread(self._first))
         verb.require(self.sites)
         program.rows.require_whole(self._first)
 
@@ -247,7 +249,8 @@ class Passes:
 
     def __iter__(self) -> Iterator[Pass]:
         start = 0
-        for batch in chain([self._first], self._rest):
+        first = self.batch if self._of_all else self._first
+        for batch in chain([first], self._rest):
             for piece in self._cut(batch):
                 end = start + num_rows(piece)
                 yield self.on(piece, slice(start, end))
@@ -258,16 +261,34 @@ class Passes:
         joint = self.program.joint(piece)
         sites = self.program.read(piece)
         if not sites.global_:
-            return Pass(piece, rows or slice(0, num_rows(piece)), sites, [joint], [])
+            return Pass(piece, rows or slice(0, num_rows(piece)), sites, [joint], joint, [])
         self._hold(joint, sites)
         joints = [joint.fixing(held) for held in self._held]
-        return Pass(piece, rows or slice(0, num_rows(piece)), sites, joints, self._held)
+        return Pass(piece, rows or slice(0, num_rows(piece)), sites, joints, joint, self._held)
 
     def _hold(self, joint: Joint, sites: Sites) -> None:
-        """Draw the globals not held yet, from the guide on the first rows that have them."""
+        """Draw the globals not held yet, from the guide on the first rows that have them.
+
+        On all rows where it reads them.
+        """
         self._held = self._held or [{} for _ in range(self._samples)]
         if not set(sites.global_) <= set(self._held[0]):
+            if self._of_all:
+                joint = self.program.joint(dense(self.batch))
             self._held = [{**joint.global_values(), **held} for held in self._held]
+
+    @property
+    def _of_all(self) -> bool:
+        """Whether the guide draws globals that depend on the rows, or on latents of the data."""
+        return bool(self.sites.dependence.informed or self.sites.dependence.following)
+
+    def _spread(self, batch: Batch) -> Batch:
+        """Return rows of one pass from all over a batch: what depends on them is seen by these."""
+        rows = num_rows(batch)
+        few = min(rows, max(2, self._rows_of(batch)))
+        if self._whole or self.program.sites.size is not None or rows == few:
+            return dense(batch)
+        return map_rows(lambda leaf: leaf[torch.arange(few) * (rows - 1) // (few - 1)], batch)
 
     def _cut(self, batch: Batch) -> Iterator[Batch]:
         if self._whole or self.program.sites.size is not None:

@@ -390,6 +390,7 @@ class Program(nn.Module):
             alone=alone,
             replace=sites.replace,
             spanning=sites.dependence.spanning,
+            following=sites.dependence.following,
             carried=sites.dependence.carried,
             one_by_one=one_by_one,
         )

@@ -11,6 +11,7 @@ from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 
 import pyro_vae as pv
 from pyro_vae.errors import ProgramError
+from pyro_vae.program.passes import Verb
 
 ROWS = 5
 
@@ -114,6 +115,99 @@ def test_a_term_outside_that_looks_at_rows_counts_once_in_any_passes():
     assert found.item() == pytest.approx(right.item(), rel=1e-5)
     with pytest.raises(ProgramError, match=r"'rows'.* depends on their rows"):
         pv.log_likelihood(program, x)
+
+
+COUNTS = {
+    "whole numbers": lambda x, y: (y == 1).sum(),
+    "a comparison": lambda x, y: (x > 0.3).sum(),
+    "rounded": lambda x, y: x.max().item().__floor__() + torch.tensor(0.0),
+}
+
+
+@pytest.mark.parametrize("kind", COUNTS)
+def test_a_term_outside_that_looks_at_rows_by_no_gradient_counts_once_in_any_passes(kind):
+    x, y = torch.linspace(-1, 2, ROWS), torch.tensor([0, 1, 1, 1, 2])
+
+    def model(x, y):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        pyro.sample("count", dist.Poisson(2.0), obs=COUNTS[kind](x, y).float())
+
+    def guide(x, y):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+    program = pv.Program(model, guide)
+    count = dist.Poisson(2.0).log_prob(COUNTS[kind](x, y).float())
+    right = dist.Normal(0.0, 2**0.5).log_prob(x).sum() + count
+    for rows in (3, ROWS):
+        found = pv.elbo(program, (x, y), batch_size=rows).sum()
+        assert found.item() == pytest.approx(right.item()), rows
+    with pytest.raises(ProgramError, match=r"log_likelihood: site 'count'.* depends on their rows"):
+        pv.log_likelihood(program, (x, y), samples=3)
+
+
+class Shift:
+    """w ~ N(0, 1), z | w ~ N(w, 1), x | z ~ N(z, 1): the guide draws w near the mean of the data.
+
+    Or near that of their latents: its density of w is then another one at each draw of these.
+    """
+
+    def __init__(self, near):
+        self.near = near
+
+    def model(self, x):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(w, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(self, x):
+        if self.near == "data":
+            pyro.sample("w", dist.Normal(x.mean(), 0.3))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x / 2, 0.5))
+        if self.near == "latents":
+            pyro.sample("w", dist.Normal(z.mean(), 0.3))
+
+    def bound(self, x):
+        """E log p - E log q in closed form."""
+        loc, var = x / 2, torch.full((len(x),), 0.25)
+        w = (x if self.near == "data" else loc).mean()
+        shared = var.sum() / len(x) ** 2 if self.near == "latents" else torch.tensor(0.0)
+        w_var = 0.09 + shared  # cov(w, z) is 0.25 / N under the second guide, and 0 under the first
+        gap = (loc - w) ** 2 + var + w_var - 2 * shared
+        log_p = -0.5 * (w**2 + w_var + (gap + (x - loc) ** 2 + var).sum())
+        log_p = log_p - 0.5 * (1 + 2 * len(x)) * math.log(2 * math.pi)
+        entropy = [dist.Normal(0.0, s).entropy() for s in (0.3, *var.sqrt().tolist())]
+        return log_p + torch.stack(entropy).sum()
+
+
+@pytest.mark.parametrize("near", ["data", "latents"])
+def test_the_guide_may_draw_a_global_that_depends_on_the_data_or_their_latents(near):
+    x, pair = torch.linspace(-1, 4, ROWS), Shift(near)
+    right = pair.bound(x).item()
+    for particles, rows in ((1, 100), (1, 2), (3, 100), (1, 1)):
+        torch.manual_seed(0)
+        program = pv.Program(pair.model, pair.guide)
+        found = pv.elbo(program, x, num_samples=300, num_particles=particles, batch_size=rows)
+        # One draw of the sum has a standard deviation below 2.2 nats; false alarms: |z| < 5.
+        assert found.sum().item() == pytest.approx(right, abs=5 * 2.2 / 300**0.5), (particles, rows)
+
+
+def test_draws_of_a_global_that_depends_on_the_rows_are_those_of_all_rows():
+    x, pair = torch.linspace(-1, 4, ROWS), Shift("data")
+    for data in (x, iter(x.split(2))):
+        with pv.Program(pair.model, pair.guide).passes(data, Verb("test"), rows=2) as pieces:
+            draws = [float(piece.globals_["w"]) for piece in pieces]
+        assert len(draws) == 3 and draws == [pytest.approx(1.5, abs=5 * 0.3)] * 3  # |z| < 5
+
+
+def test_particles_of_a_global_that_follows_the_latents_have_no_weights_of_each_datum():
+    pair, x = Shift("latents"), torch.randn(ROWS)
+    with pytest.raises(ProgramError, match=r"IWAE: site 'w' .* no datum has weights of its own"):
+        pv.IWAE(num_particles=3).loss(pair.model, pair.guide, x)
 
 
 def test_a_term_outside_that_looks_at_parameters_alone_stops_nothing():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.dependence import dependence_of
+from pyro_vae.program.dependence import Dependence, dependence_of
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.program import Program
 from pyro_vae.program.terms import Terms
@@ -82,7 +82,7 @@ class TermsObjective(pyro.infer.ELBO):
         self.num_samples = positive("num_samples", num_samples)
         self._num_plates: int | None = None
         self._looked_at: Any = None
-        self._spanning: tuple[str, ...] = ()
+        self._dependence = Dependence()
 
     def loss_of(self, terms: Terms) -> Tensor:
         """Return the loss in nats per datum; its gradient is the estimator's."""
@@ -107,8 +107,9 @@ class TermsObjective(pyro.infer.ELBO):
         known = self._num_plates if self._looked_at == (model, guide) else None
         joint = Joint(model, guide, args, kwargs, num_plates=known)
         if self.num_particles > 1 and known is None:
-            self._spanning = dependence_of(joint).spanning
-        joint.spanning = self._spanning
+            self._dependence = dependence_of(joint)
+        joint.spanning = self._dependence.spanning
+        joint.following = self._dependence.following
         self._num_plates, self._looked_at = joint.num_plates, (model, guide)
         self._require_averages(joint)
         loss, size = self.loss_of_joint(joint)
@@ -116,9 +117,10 @@ class TermsObjective(pyro.infer.ELBO):
 
     def _require_averages(self, joint: Joint) -> None:
         """Refuse K particles of a joint density to a loss that weighs those of each datum."""
-        if joint.spanning and self.num_particles > 1 and not self.averages:
+        found = joint.spanning + joint.following
+        if found and self.num_particles > 1 and not self.averages:
             raise ProgramError(
-                f"{type(self).__name__}: site {joint.spanning[0]!r} stands outside the plate of "
+                f"{type(self).__name__}: site {found[0]!r} stands outside the plate of "
                 "the data and depends on their latents: no datum has weights of its own; use ELBO, "
                 "or num_particles=1, or write it inside the plate, a term for each datum"
             )

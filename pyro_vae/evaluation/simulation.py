@@ -1,6 +1,5 @@
 """Data drawn from a model that may read the argument which it observes."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -30,7 +29,8 @@ def simulated(program: Program, piece: Pass, draw: Draw) -> tuple[Trace, Batch]:
     .. math:: x^{(r+1)} = f(x^{(r)}, \epsilon), \quad x = \lim x^{(r)}
 
     Step t stands after t rounds: these are the draws that a loop over the steps makes. A model that
-    reads nothing of it is run twice, and no number changes.
+    reads nothing of it is run twice, and no number changes. Rounds end where none brings a further
+    value to rest.
 
     Arguments:
         program: Of the model.
@@ -48,14 +48,19 @@ def simulated(program: Program, piece: Pass, draw: Draw) -> tuple[Trace, Batch]:
     if not names or any(bindings[name].computed for name in names):
         return trace, piece.batch
     values = values_at(trace, names)
-    sites = dict(sample_sites(trace))
-    for _ in range(2 + max(math.prod(sites[name]["fn"].event_shape) for name in names)):
+    rounds = left = 2 + sum(value.numel() for value in values.values()) // len(piece)
+    most = 0
+    while left:
         _set_random_state(start, devices)
         batch = program.replace(piece.batch, values)
         trace = _run(_on(program, piece, batch), draw)
         again = values_at(trace, names)
-        if all(_same(again[name], values[name]) for name in names):
+        standing = torch.cat([_same(again[name], values[name]) for name in names])
+        if standing.all():
             return trace, batch
+        # A sampler that uses up a number of random numbers of its own moves the rows behind it.
+        stand = int(standing.int().cumprod(0).sum())
+        most, left = max(most, stand), rounds if stand > most else left - 1
         values = again
     raise ProgramError(
         f"site {names[0]!r}: its distribution depends on its own value, got draws that do not come "
@@ -97,9 +102,14 @@ def values_at(trace: Trace, names: Iterable[str]) -> dict[str, Tensor]:
     return {name: sites[name]["value"] for name in names}
 
 
-def _same(first: Tensor, second: Tensor) -> bool:
-    """Return whether two rounds agree, up to rounding: a length may be summed from its means."""
-    return first.shape == second.shape and torch.allclose(first, second, 1e-5, 1e-6, equal_nan=True)
+def _same(first: Tensor, second: Tensor) -> Tensor:
+    """Return which values of two rounds agree, in the order of drawing.
+
+    Up to rounding: a length may be summed from its means.
+    """
+    if first.shape != second.shape:
+        return torch.zeros(1, dtype=torch.bool, device=first.device)
+    return torch.isclose(first, second, 1e-5, 1e-6, equal_nan=True).flatten()
 
 
 def _random_state(devices: list[torch.device]) -> list[Tensor]:

@@ -10,7 +10,7 @@ from pyro.contrib.mue.missingdatahmm import MissingDataDiscreteHMM
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.errors import ConfigError, DataError
+from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.evaluation import generation
 
 ORACLE = PPCA.random(6, 2, orthogonal=True)
@@ -307,6 +307,55 @@ def test_a_decoder_that_reads_the_steps_before_is_run_step_by_step():
     truth = torch.distributions.MultivariateNormal(torch.zeros(5).double(), exact)
     off = bounds.lower.double() - truth.log_prob(bounds.data.double())
     assert off.mean().abs() < 0.3
+
+
+STEPS = 9
+
+
+def by_sites(x):
+    """Each step is the one before plus 1 plus noise of a thousandth: a site for each."""
+    before = x.new_zeros(len(x))
+    with pyro.plate("data", len(x)):
+        for t in range(STEPS):
+            pyro.sample(f"x{t}", dist.Normal(before + 1, 1e-3), obs=x[:, t])
+            before = x[:, t]
+
+
+def by_plate(x):
+    """The same with a plate of steps."""
+    before = torch.cat([x.new_zeros(len(x), 1), x[:, :-1]], 1)
+    with pyro.plate("data", len(x), dim=-2), pyro.plate("steps", STEPS):
+        pyro.sample("x", dist.Normal(before + 1, 1e-3), obs=x)
+
+
+def by_counts(x):
+    """Counts about a hundred times 1, 2, ...: their sampler takes as many numbers as it needs."""
+    before = torch.cat([x.new_zeros(len(x), 1), x[:, :-1]], 1)
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Poisson(before + 100).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize(("model", "step"), [(by_sites, 1), (by_plate, 1), (by_counts, 100)])
+def test_steps_are_drawn_one_by_one_however_the_model_has_them(model, step):
+    program = pv.Program(model, lambda x: None)
+    pv.elbo(program, 50 * torch.ones(4, STEPS))
+    torch.manual_seed(0)
+    drawn = pv.generate(program, 12)
+    drawn = torch.stack(list(drawn.values()), 1) if isinstance(drawn, dict) else drawn
+    # The mean of 12 last counts has a standard deviation below 40 (4e3 / 900 a step); |z| < 5.
+    expected = step * torch.arange(1.0, STEPS + 1)
+    assert (drawn.mean(0) / expected - 1).abs().max() < (0.22 if step > 1 else 0.01)
+
+
+def test_a_model_whose_draws_never_rest_is_refused():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(1 - 2 * x.flip(1), 1.0).to_event(1), obs=x)
+
+    program = pv.Program(model, lambda x: None)
+    pv.elbo(program, torch.randn(4, 3))
+    with pytest.raises(ProgramError, match=r"'x': its distribution depends on its own value"):
+        pv.generate(program, 5)
 
 
 def test_a_value_that_the_model_computes_is_observed_in_its_place():

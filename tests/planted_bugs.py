@@ -596,8 +596,8 @@ BUGS = [
     Bug(
         "aggregate posterior from the first rows",
         "inference/posterior/information.py",
-        "order = torch.randperm(total, device=leaf.device)[:rows]",
-        "order = torch.arange(total, device=leaf.device)[:rows]",
+        "order = torch.randperm(total, device=device_of(batch))[:rows]",
+        "order = torch.arange(total, device=device_of(batch))[:rows]",
         "tests/evaluation/test_collapse_information.py::test_sorted_data_tell_wha"
         "t_shuffled_data_tell",
     ),
@@ -1103,8 +1103,8 @@ BUGS = [
     Bug(
         "marginal moments from the first rows",
         "evaluation/marginals.py",
-        "order = torch.randperm(num_rows(self.batch), device=leaf.device)[:rows]",
-        "order = torch.arange(num_rows(self.batch), device=leaf.device)[:rows]",
+        "order = torch.randperm(num_rows(self.batch), device=device_of(self.batch))[:rows]",
+        "order = torch.arange(num_rows(self.batch), device=device_of(self.batch))[:rows]",
         "tests/evaluation/test_collapse_layers.py::test_moments_of_sorted_data_ar"
         "e_those_of_shuffled_data",
     ),

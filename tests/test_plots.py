@@ -160,3 +160,16 @@ def test_cures_are_ranked_with_their_kl() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == ["skip", "plain", "beta"]
     assert [text.get_text() for text in axes.texts] == ["KL 20.0", "KL 0.0", "KL 0.1"]
     assert axes.yaxis_inverted()
+
+
+def test_words_of_topics_stand_by_their_probability():
+    topics = torch.tensor([[0.1, 0.6, 0.3], [0.5, 0.2, 0.3]])
+    left, right = plots.topic_words(topics, ["a", "b", "c"], num_words=2).axes
+    for axes, words, shares in ((left, ["b", "c"], [0.6, 0.3]), (right, ["a", "c"], [0.5, 0.3])):
+        assert [label.get_text() for label in axes.get_yticklabels()] == words
+        assert [bar.get_width() for bar in axes.patches] == pytest.approx(shares)
+        assert axes.yaxis_inverted() and axes.get_xlim() == left.get_xlim()
+    with pytest.raises(DataError, match="vocabulary: got 2 words, expected 3"):
+        plots.topic_words(topics, ["a", "b"])
+    with pytest.raises(DataError, match=r"topics have shape \(2,\)"):
+        plots.topic_words(topics[0, :2])

@@ -216,14 +216,16 @@ names = ("breast_cancer", "diabetes", "digits", "iris", "linnerud", "wine")
 texts = [getattr(datasets, f"load_{name}")().DESCR for name in names]
 paragraphs = [part for text in texts for part in text.split("\n\n") if len(part) > 60]
 vectorizer = CountVectorizer(stop_words="english", min_df=3, max_df=0.3, token_pattern=r"[a-z]{3,}")
-counts = torch.from_numpy(vectorizer.fit_transform(paragraphs).toarray()).float()
-counts = counts[counts.sum(-1) > 0]  # a document without a word of the vocabulary says nothing
-print(f"{len(counts)} paragraphs, {counts.shape[1]} words")
+counts = vectorizer.fit_transform(paragraphs)  # sparse: rows become dense batch by batch
+counts = counts[counts.getnnz(1) > 0]  # a document without a word of the vocabulary says nothing
+print(f"{counts.shape[0]} paragraphs, {counts.shape[1]} words")
 
 torch.manual_seed(0)
 text_model = pv.models.LDA(counts.shape[1], 6, hidden=(32,))
 pv.fit(text_model, counts, epochs=EPOCHS * 5, lr=1e-2, device="cpu", progress=False)
-print(pv.topics(text_model, counts, vocabulary=vectorizer.get_feature_names_out(), num_words=6))
+vocabulary = vectorizer.get_feature_names_out()
+print(pv.topics(text_model, counts, vocabulary=vocabulary, num_words=6))
+pv.plots.topic_words(text_model.topics(), vocabulary, num_words=6)
 
 # %% [markdown]
 # ## What to take away

@@ -326,6 +326,10 @@ OF: dict[str, Mapping[str, Callable[[Room], Any]]] = {
         )
     },
     "plots.interpolations": {"images": lambda room: torch.zeros(2, 3, 8, 8)},
+    "plots.topic_words": {
+        "topics": lambda room: torch.full((2, 3), 1 / 3),
+        "vocabulary": lambda room: ["a", "b", "c"],
+    },
     "plots.latent_map": {
         "codes": lambda room: torch.zeros(4, 2),
         "labels": lambda room: torch.arange(4),

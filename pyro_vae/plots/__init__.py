@@ -12,6 +12,7 @@ from pyro_vae.plots.inference_gaps import gaps
 from pyro_vae.plots.latent import latent_map
 from pyro_vae.plots.posterior_panels import posterior
 from pyro_vae.plots.style import DPI, PALETTE
+from pyro_vae.plots.topic_words import topic_words
 
 __all__ = [
     "DPI",
@@ -27,4 +28,5 @@ __all__ = [
     "reconstructions",
     "samples",
     "save",
+    "topic_words",
 ]

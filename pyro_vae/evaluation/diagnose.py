@@ -13,7 +13,6 @@ from pyro_vae.errors import ProgramError
 from pyro_vae.evaluation.codebook_usage import CodeUsage
 from pyro_vae.evaluation.diagnosis import Diagnosis
 from pyro_vae.evaluation.marginals import (
-    Judged,
     add_conditional,
     add_marginal,
     below_others,
@@ -25,6 +24,7 @@ from pyro_vae.inference.posterior.information import Information, information, i
 from pyro_vae.program import checks
 from pyro_vae.program.handlers import is_data, sample_sites
 from pyro_vae.program.joint import Joint
+from pyro_vae.program.judged import Judged
 from pyro_vae.program.passes import Pass, Verb
 from pyro_vae.program.program import Program
 from pyro_vae.program.terms import Terms

@@ -5,54 +5,23 @@ plate.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_vae.evaluation.moments import Moments, Said, relative
-from pyro_vae.program.batch import Batch, device_of, map_rows, num_rows
+from pyro_vae.program.batch import Batch, num_rows
 from pyro_vae.program.bounds import passes
 from pyro_vae.program.handlers import sample_sites
-from pyro_vae.program.joint import Joint
+from pyro_vae.program.judged import Judged
 from pyro_vae.program.plates import by_datum, data_dim, inner_plates
-from pyro_vae.program.program import Program
 from pyro_vae.program.terms import Latent, Terms
 
 _ROWS = 2000  # data behind the moments of a site below other latents
 _DRAWS = 64_000  # of those latents, for all data together: a fifth of what an epoch of 50,000 costs
 _FEWEST, _MOST = 32, 256  # draws per datum: a silent unit is off by sqrt(2 / N) / K, of 0.01
 _PRIOR_DRAWS = 2048  # behind the variance of a prior without a closed form
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A program and its data, the global latents held at one draw of the guide.
-
-    Arguments:
-        program: What is judged.
-        batch: The data, checked.
-        held: The values of the global latents.
-        batch_size: Rows times draws in one pass, at most.
-    """
-
-    program: Program
-    batch: Batch
-    held: Mapping[str, Tensor]
-    batch_size: int
-
-    def on(self, piece: Batch) -> Joint:
-        """Return model and guide on some rows."""
-        joint = self.program.joint(piece)
-        return joint.fixing(self.held) if self.held else joint
-
-    def some(self, rows: int) -> Batch:
-        """Return some of the data, or all, in random order."""
-        if self.program.sites.size is not None or self.program.rows.are_fixed(self.batch):
-            return self.batch  # such a program fixes its own batch
-        order = torch.randperm(num_rows(self.batch), device=device_of(self.batch))[:rows]
-        return map_rows(lambda each: each[order], self.batch)
 
 
 def below_others(terms: Terms) -> list[str]:

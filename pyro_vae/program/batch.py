@@ -77,7 +77,9 @@ def named_arrays(batch: Batch) -> Iterator[tuple[str, Tensor | SparseRows]]:
 
 def device_of(batch: Batch) -> torch.device | None:
     """Return the device of the first array of a batch; None where it has none."""
-    return next((leaf.device for _, leaf in named_arrays(batch)), None)
+    found = (leaf for _, leaf in named_arguments_of(batch))
+    held = (leaf.data if isinstance(leaf, PackedSequence) else leaf for leaf in found)
+    return next((leaf.device for leaf in held if isinstance(leaf, Tensor | SparseRows)), None)
 
 
 def dense(batch: Batch) -> Batch:

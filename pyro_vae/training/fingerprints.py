@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from pyro_vae.device import seeded
-from pyro_vae.program.batch import Batch, named_arrays
+from pyro_vae.program.batch import Batch, named_arguments_of, named_arrays
 from pyro_vae.program.program import Program
 from pyro_vae.program.sparse_rows import SparseRows
 from pyro_vae.storage.random_state import seeded_outside_torch
@@ -80,8 +81,15 @@ def _shapes(batch: Batch) -> dict[str, Any]:
 
 
 def describe_rows(batch: Batch) -> dict[str, Any]:
-    """Return shape, type and a hash of rows spread over it, for each tensor of a batch."""
-    return {name: _describe_array(leaf) for name, leaf in named_arrays(batch)}
+    """Return shape, type and a hash of rows spread over it, for each argument that has numbers."""
+    found: dict[str, Any] = {}
+    for name, leaf in named_arguments_of(batch):
+        if isinstance(leaf, PackedSequence):
+            lengths = pad_packed_sequence(leaf)[1]
+            found[name] = _describe_array(leaf.data) | {"lengths": _describe_array(lengths)}
+        elif isinstance(leaf, Tensor | SparseRows):
+            found[name] = _describe_array(leaf)
+    return found
 
 
 def describe_architecture(program: Program) -> dict[str, Any]:
@@ -99,8 +107,9 @@ def describe_architecture(program: Program) -> dict[str, Any]:
 
 
 def _describe_array(leaf: Tensor | SparseRows) -> dict[str, Any]:
-    index = torch.linspace(0, len(leaf) - 1, min(_ROWS, len(leaf)), dtype=torch.float64).long()
-    rows = leaf[index.to(leaf.device)].detach().cpu().contiguous()
+    table = leaf.reshape(1) if isinstance(leaf, Tensor) and leaf.dim() == 0 else leaf
+    index = torch.linspace(0, len(table) - 1, min(_ROWS, len(table)), dtype=torch.float64).long()
+    rows = table[index.to(leaf.device)].detach().cpu().contiguous()
     data = rows.flatten().view(torch.uint8).numpy().tobytes() if rows.numel() else b""
     return {
         "shape": list(leaf.shape),

@@ -182,6 +182,29 @@ def test_information_does_not_depend_on_the_pieces(name):
     assert abs(small.lower - whole.lower) < 5 * math.hypot(small.stderr, whole.stderr) + 1e-9
 
 
+def test_information_asks_a_guide_with_a_factor_per_datum_for_the_factors_of_the_rows():
+    """A table of the same q, looked up by row number, has the same numbers as a function of x."""
+    x = 3.0 * normal_rows(30, 1)
+
+    def read_off(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5).to_event(1))
+
+    def looked_up(x):
+        loc = pyro.param("loc", lambda: normal_rows(30, 1) * 1.5)
+        with pyro.plate("data", 30) as rows:
+            pyro.sample("z", dist.Normal(loc[rows], 0.5**0.5).to_event(1))
+
+    def told(guide):
+        torch.manual_seed(2)
+        return pv.diagnose(pv.Program(Gain(1.0, 1.0).model, guide), x, batch_size=11).information
+
+    expected, found = told(read_off), told(looked_up)
+    assert expected.lower > 0.5
+    for field in ("lower", "upper", "marginal_kl", "marginal_kl_lower"):
+        assert getattr(found, field) == pytest.approx(getattr(expected, field), rel=1e-9)
+
+
 # -- a floor by construction ------------------------------------------------------------------
 
 

@@ -10,11 +10,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import pyro_vae as pv
 from pyro_vae.errors import CheckpointError, ConfigError, TrainingDiverged
 from pyro_vae.storage.bundle import read_bundle, write_bundle
+from pyro_vae.training.fingerprints import describe_rows
 
 X = torch.rand(48, 5, generator=torch.Generator().manual_seed(3))
 
@@ -436,3 +438,36 @@ def test_a_running_baseline_of_pyro_goes_on_where_it_stopped(tmp_path):
     np.testing.assert_array_equal(again.history["loss"], whole.history["loss"])
     kept, other = weights(again.program), weights(whole.program)
     assert same(kept, other) and any("baseline" in name for name in kept)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((X, torch.tensor(0.5)), (X, torch.tensor(0.6))),
+        (pack_sequence([X[0], X[1, :2]]), pack_sequence([X[0], X[2, :2]])),
+        (pack_sequence([X[0], X[1, :3]]), pack_sequence([X[0, :4], X[1, :4]])),
+    ],
+    ids=["number", "packed", "lengths"],
+)
+def test_other_numbers_and_packed_sequences_are_other_data(before, after):
+    assert describe_rows(before) == describe_rows(before)
+    assert describe_rows(before) != describe_rows(after)
+
+
+def test_packed_sequences_alone_are_judged_as_rows():
+    """A diagnosis takes some of the rows at random, on the device of the data."""
+
+    def model(x):
+        padded, lengths = pad_packed_sequence(x, batch_first=True)
+        with pyro.plate("data", len(lengths)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            scale = torch.ones_like(padded)
+            pyro.sample("x", dist.Normal(z[..., None], scale).to_event(1), obs=padded)
+
+    def guide(x):
+        padded, lengths = pad_packed_sequence(x, batch_first=True)
+        with pyro.plate("data", len(lengths)):
+            pyro.sample("z", dist.Normal(padded.sum(1) / 6, 0.4))
+
+    found = pv.diagnose(pv.Program(model, guide), pack_sequence([X[0], X[1], X[2, :3]]))
+    assert found.information.rows == 3

@@ -13,10 +13,10 @@ from pyro.distributions import MaskedDistribution
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.batch import Batch, arguments, device_of, map_rows, num_rows
+from pyro_vae.program.batch import Batch, map_rows, num_rows
 from pyro_vae.program.bounds import passes
 from pyro_vae.program.handlers import data_frame, sample_sites
-from pyro_vae.program.joint import Joint
+from pyro_vae.program.judged import Judged
 from pyro_vae.program.plates import by_plates, data_dim, inner_plates, of_datum
 from pyro_vae.program.program import Program
 from pyro_vae.program.terms import Latent
@@ -94,21 +94,21 @@ def information(
     """
     if program.sites.size is not None or num_rows(batch) < 2 or program.rows.are_fixed(batch):
         return None  # a program that draws its own minibatch cannot be asked about pairs
-    joint = _one_draw(program, batch, held)
-    if joint.tiled and program.sites.num_plates > 1:
+    judged = Judged(program, batch, _one_draw(program, batch, held), batch_size)
+    if program.tiled(batch) and program.sites.num_plates > 1:
         return None  # pairs would have to stand in the rows of each plate
-    normal = _is_normal(program, joint, batch)
+    normal = _is_normal(judged)
     if not normal:  # a pair costs a pass of the guide's networks
         probes, rows = min(probes, 100), min(rows, 500)
-    population = _subset(batch, min(rows, num_rows(batch)))
+    population = judged.some(rows)
     total = num_rows(population)
     count = min(probes, total)
     try:
-        drawn = _probe(program, joint, _first(population, count), batch_size)
+        drawn = _probe(judged, _first(population, count))
         if drawn is None:
             return None
         pairs = _normal_pairs if normal else _guide_pairs
-        pieces = pairs(program, joint, drawn, population, batch_size)
+        pieces = pairs(judged, drawn, population)
         log_q_others = _log_sum(pieces, drawn.log_q.new_full((count,), -math.inf))
     except (ProgramError, NotImplementedError):
         return None
@@ -154,29 +154,18 @@ class _Probes:
     log_p: Tensor
 
 
-def _one_draw(program: Program, batch: Batch, held: Mapping[str, Tensor] | None) -> Joint:
-    """Return the pair with the global latents, if any, held at one draw."""
-    joint = program.joint(_first(batch, 1))
-    return joint.fixing(held or joint.global_values()) if program.sites.global_ else joint
+def _one_draw(
+    program: Program, batch: Batch, held: Mapping[str, Tensor] | None
+) -> Mapping[str, Tensor]:
+    """Return the values that the global latents, if any, are held at."""
+    if held or not program.sites.global_:
+        return held or {}
+    return program.joint(_first(batch, 1)).global_values()
 
 
-def _on(joint: Joint, program: Program, batch: Batch) -> Joint:
-    """Return the pair of one joint on another batch."""
-    args, kwargs = arguments(batch)
-    return Joint(
-        joint.model,
-        joint.guide,
-        args,
-        kwargs,
-        tiled=joint.tiled,
-        num_plates=program.sites.num_plates,
-        data_dim=program.sites.data_dim,
-        size=num_rows(batch),
-    )
-
-
-def _is_normal(program: Program, joint: Joint, batch: Batch) -> bool:
-    trace = _on(joint, program, _first(batch, 2)).guide_trace(1)
+def _is_normal(judged: Judged) -> bool:
+    program = judged.program
+    trace = judged.on(_first(judged.batch, 2)).guide_trace(1)
     local = [site for name, site in sample_sites(trace) if name in program.sites.local]
     if len(local) != 1 or len([s for _, s in sample_sites(trace) if data_frame(s)]) != 1:
         return False
@@ -191,11 +180,11 @@ def _normal_of(site: Any) -> Any:
     return base if plain and len(fn.event_shape) == 1 else None
 
 
-def _probe(program: Program, joint: Joint, batch: Batch, batch_size: int) -> _Probes | None:
+def _probe(judged: Judged, batch: Batch) -> _Probes | None:
     """Draw a probe for each row; None where a mask or a weight changes a latent's density."""
-    parts, log_q, log_p = [], [], []
-    for piece in passes(program, batch, batch_size):
-        here = _on(joint, program, piece)
+    program, parts, log_q, log_p = judged.program, [], [], []
+    for piece in passes(program, batch, judged.batch_size):
+        here = judged.on(piece)
         model, guide = here.traces()
         terms = here.scored(model, guide, 1)
         if not all(is_plain(latent) for latent in terms.latents.values()):
@@ -226,16 +215,15 @@ def _is_masked(fn: Any) -> bool:
     return isinstance(fn, MaskedDistribution)
 
 
-def _normal_pairs(
-    program: Program, joint: Joint, drawn: _Probes, population: Batch, batch_size: int
-) -> Iterator[Tensor]:
+def _normal_pairs(judged: Judged, drawn: _Probes, population: Batch) -> Iterator[Tensor]:
     """Yield log q(z_m | x_n), (M, piece of N), of diagonal Gaussians: by two matrix products."""
+    program = judged.program
     (z,) = drawn.values.values()
     z = z.double()
     square = z.square()
-    rows = max(1, min(batch_size, _PAIRS // len(z)))
+    rows = max(1, min(judged.batch_size, _PAIRS // len(z)))
     for piece in passes(program, population, rows):
-        trace = _on(joint, program, piece).guide_trace(1)
+        trace = judged.on(piece).guide_trace(1)
         base = _normal_of(next(s for n, s in sample_sites(trace) if n in program.sites.local))
         loc, scale = base.loc.double(), base.scale.double()
         precision = scale.square().reciprocal()
@@ -243,14 +231,12 @@ def _normal_pairs(
         yield z @ (loc * precision).mT - (square @ precision.mT + constant) / 2
 
 
-def _guide_pairs(
-    program: Program, joint: Joint, drawn: _Probes, population: Batch, batch_size: int
-) -> Iterator[Tensor]:
+def _guide_pairs(judged: Judged, drawn: _Probes, population: Batch) -> Iterator[Tensor]:
     """Yield log q(z_m | x_n), (M, piece of N), by running the guide at every pair."""
-    probes = len(drawn.log_q)
+    program, batch_size, probes = judged.program, judged.batch_size, len(drawn.log_q)
     at_once = min(probes, batch_size)
     for piece in passes(program, population, max(1, batch_size // at_once)):
-        here = _on(joint, program, piece)
+        here = judged.on(piece)
         found = []
         for start in range(0, probes, at_once):
             some = {name: value[start : start + at_once] for name, value in drawn.values.items()}
@@ -281,13 +267,6 @@ def _log_sum(pieces: Iterator[Tensor], total: Tensor) -> Tensor:
         total = torch.logaddexp(total, piece.logsumexp(1))
         start += width
     return total
-
-
-def _subset(batch: Batch, rows: int) -> Batch:
-    """Return a random subset of the data, in random order."""
-    total = num_rows(batch)
-    order = torch.randperm(total, device=device_of(batch))[:rows]
-    return map_rows(lambda each: each[order], batch)
 
 
 def _first(batch: Batch, rows: int) -> Batch:

@@ -14,7 +14,14 @@ from pyro_vae.device import seeded
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.graphs.compiled_loss import Mode
 from pyro_vae.inference.objectives.stock import as_objective
-from pyro_vae.program.batch import Batch, Part, check_finite, num_rows, of_arguments
+from pyro_vae.program.batch import (
+    Batch,
+    Part,
+    check_finite,
+    named_leaves,
+    num_rows,
+    of_arguments,
+)
 from pyro_vae.program.program import Program
 from pyro_vae.program.whole import require_rows
 from pyro_vae.storage.random_state import seeded_outside_torch
@@ -301,6 +308,24 @@ def _require_whole_batches(
         )
 
 
+def _require_own(program: Program, judged: Batch, feed: TensorFeed | LoaderFeed) -> None:
+    """Refuse validation data that a guide with one factor per datum has no factors for.
+
+    It would judge them by the factors of the training data of the same numbers.
+    """
+    if program.rows.total is None:
+        return
+    own = dict(named_leaves(feed.data)) if isinstance(feed, TensorFeed) else {}
+    for name, leaf in named_leaves(judged):
+        same = own.get(name)
+        if same is None or same.shape != leaf.shape or not bool((same.to(leaf) == leaf).all()):
+            raise ProgramError(
+                "valid: got data besides those of training, and the guide has one factor per datum "
+                "of training, none for new ones; leave valid out, give a guide that reads the "
+                "data, or ask pv.infer(program, valid, how='local') after training"
+            )
+
+
 def _conformed(
     program: Program, transform: Callable[[Batch], Batch] | None
 ) -> Callable[[Batch], Batch] | None:
@@ -345,5 +370,6 @@ def _prepare_data(
     if valid is None:
         return feed, first, None
     judged = gather(program, valid, batch_size)
+    _require_own(program, judged, feed)
     program.check(judged)
     return feed, first, judged

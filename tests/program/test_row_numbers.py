@@ -215,3 +215,11 @@ def test_any_number_of_data_is_generated_at_one_draw_of_the_globals(numbered):
         drawn = pv.generate(program, 41, given=given)
         assert drawn.shape == (41,)
         assert 0.5 < drawn.std() < 3.0  # 2 ** 0.5 about one w; hundreds about several
+
+
+def test_validation_data_that_have_no_factors_are_refused():
+    """As many rows as the training data would be judged by the factors of these."""
+    with pytest.raises(ProgramError, match="valid: got data besides those of training"):
+        pv.fit(pv.Program(model, looked_up), X, valid=X.flip(0), epochs=1, progress=False)
+    run = pv.fit(pv.Program(model, looked_up), X, valid=X.clone(), epochs=1, progress=False)
+    assert run.history["valid_elbo"].shape == (1,)

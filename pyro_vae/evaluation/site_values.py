@@ -9,10 +9,9 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vae.errors import ProgramError
-from pyro_vae.inference.posterior.datum_posterior import Values
 from pyro_vae.program.checks import is_discrete
 from pyro_vae.program.handlers import DrawnData, data_frame, sample_sites
+from pyro_vae.program.joining import Values, join_sites, single
 from pyro_vae.program.passes import Pass
 from pyro_vae.program.plates import of_datum
 from pyro_vae.program.roles import observed_names
@@ -90,25 +89,4 @@ def join(verb: str, pieces: list[dict[str, Tensor]]) -> Values:
     Raises:
         ProgramError: Passes differ in a site whose values cannot be NaN, or in its shape.
     """
-    names = list(dict.fromkeys(name for piece in pieces for name in piece))
-    joined = {name: _joined(verb, name, pieces) for name in names}
-    return next(iter(joined.values())) if len(joined) == 1 else joined
-
-
-def _joined(verb: str, name: str, pieces: list[dict[str, Tensor]]) -> Tensor:
-    example = next(piece[name] for piece in pieces if name in piece)
-    shapes = {tuple(piece[name].shape[1:]) for piece in pieces if name in piece}
-    missing = any(name not in piece for piece in pieces)
-    if len(shapes) > 1 or (missing and not example.is_floating_point()):
-        raise ProgramError(
-            f"{verb}: site {name!r} is not of one kind in all passes (shapes {sorted(shapes)}"
-            f"{', absent in some' if missing else ''}); ask for the data in groups that agree"
-        )
-    return torch.cat(
-        [
-            piece[name]
-            if name in piece
-            else example.new_full((len(next(iter(piece.values()))), *example.shape[1:]), torch.nan)
-            for piece in pieces
-        ]
-    )
+    return single(join_sites(verb, pieces))

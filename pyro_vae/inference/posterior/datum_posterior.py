@@ -14,6 +14,7 @@ from pyro_vae.inference.posterior.local_fits import Fitted
 from pyro_vae.program import bounds
 from pyro_vae.program.batch import Batch, num_rows
 from pyro_vae.program.handlers import sample_sites
+from pyro_vae.program.joining import Values, join_sites, single
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.log_joint import LogJoint
 from pyro_vae.program.passes import Pass, Passes, runs, scoring
@@ -24,7 +25,6 @@ _ROWS_PER_PASS = 4096  # draws times data: bounds the memory
 _ROWS_LOOKED_AT = 1024  # for the shapes of the sites
 _MEAN_DRAWS = 64  # where a mean is an average over draws of the latents above
 _TRANSFORMED_DRAWS = 1024  # where it is one over draws of the latent itself
-Values = Tensor | dict[str, Tensor]  # one local latent: its tensor; several: by name
 
 
 class Posterior(Protocol):
@@ -121,8 +121,7 @@ class PassPosterior:
             for piece in passes:
                 drawn = [draw(joint, piece, k) for joint, k in self._split(piece, n)]
                 pieces.append({name: torch.cat([d[name] for d in drawn]) for name in drawn[0]})
-        names = dict.fromkeys(name for piece in pieces for name in piece)
-        return _single({name: _side_by_side(name, pieces) for name in names})
+        return single(join_sites("infer", pieces, dim=1))
 
     def _named(self, values: Any) -> dict[str, Tensor]:
         """Return latents by site, checked.
@@ -262,7 +261,7 @@ class LocalPosterior(PassPosterior):
     def mean(self) -> Values:
         """The posterior means, ``(N, ...)``: exact on the real line, else over 1024 draws."""
         if all(slot.plain for slot in self._slots.values()):
-            return _single(
+            return single(
                 {
                     name: self.gaussians.loc[:, slot.columns].reshape(len(self), *slot.event)
                     for name, slot in self._slots.items()
@@ -294,33 +293,6 @@ class LocalPosterior(PassPosterior):
         q = self.gaussians.at(piece.rows)
         u = density.pack(values, len(next(iter(values.values()))))
         return q.log_prob(q.noise(u)) - density.log_jacobian(u) - density.log_masked(u)
-
-
-def _side_by_side(name: str, pieces: list[dict[str, Tensor]]) -> Tensor:
-    """Return a site's draws of all data, ``(n, N, ...)``; NaN where a pass has no such site.
-
-    Raises:
-        ProgramError: Its values cannot be NaN.
-    """
-    like = next(piece[name] for piece in pieces if name in piece)
-    if not like.is_floating_point() and any(name not in piece for piece in pieces):
-        raise ProgramError(
-            f"infer: site {name!r} is a latent of some data only, and has class numbers for "
-            "values; ask for the data in groups that agree"
-        )
-    return torch.cat(
-        [
-            piece[name]
-            if name in piece
-            else like.new_full((*next(iter(piece.values())).shape[:2], *like.shape[2:]), torch.nan)
-            for piece in pieces
-        ],
-        1,
-    )
-
-
-def _single(values: dict[str, Tensor]) -> Values:
-    return next(iter(values.values())) if len(values) == 1 else values
 
 
 def _mean(name: str, fn: Any) -> Tensor:

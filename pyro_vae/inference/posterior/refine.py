@@ -1,6 +1,5 @@
 """The posterior of each datum by HMC from the guide: one accept per datum and chain."""
 
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,10 +10,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae.arguments import integer, number, positive, typed
-from pyro_vae.errors import ConfigError
+from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.graphs.compiled_loss import Mode
 from pyro_vae.inference.graphs.density_graphs import DensityGraphs
-from pyro_vae.inference.posterior.datum_posterior import Values
 from pyro_vae.inference.posterior.global_posterior import (
     GlobalDensity,
     RefinedGlobals,
@@ -24,6 +22,7 @@ from pyro_vae.inference.sampling.adaptation import start_variance, warm_up
 from pyro_vae.inference.sampling.diagnostics import RHAT_LIMIT, rhat_and_ess
 from pyro_vae.inference.sampling.hmc import LogDensity, hmc_init, hmc_step
 from pyro_vae.program.batch import Batch
+from pyro_vae.program.joining import Values, join_sites, single
 from pyro_vae.program.log_joint import LogJoint
 from pyro_vae.program.passes import Passes, Verb
 from pyro_vae.program.program import Program
@@ -124,12 +123,12 @@ class Refined:
     @property
     def mean(self) -> Values:
         """Posterior means ``(N | event)``; a dict by site where there are several."""
-        return _one(self.means)
+        return single(self.means)
 
     @property
     def scale(self) -> Values:
         """Posterior standard deviations ``(N | event)``; a dict where there are several sites."""
-        return _one(self.scales)
+        return single(self.scales)
 
     def sample(self, n: int = 1) -> Values:
         """Return n kept draws per datum, chosen at random: ``(n, N | event)``, or a dict by site.
@@ -141,7 +140,7 @@ class Refined:
         chains, draws, rows = first.shape[:3]
         pick = torch.randint(chains * draws, (positive("n", n), rows), device=first.device)
         row = torch.arange(rows, device=first.device)
-        return _one({name: s.flatten(0, 1)[pick, row] for name, s in self.samples.items()})
+        return single({name: s.flatten(0, 1)[pick, row] for name, s in self.samples.items()})
 
     @property
     def mixed(self) -> Tensor:
@@ -212,6 +211,7 @@ def refine(
     kept = min(chosen.steps, chosen.steps if keep is None else positive("keep", keep))
     graphs = DensityGraphs(compile)
     parts: list[Refined] = []
+    shapes: dict[str, torch.Size] = {}
     with Program.of(program).passes(
         data, _REFINE, rows=batch_size, particles=chosen.chains
     ) as passes:
@@ -220,11 +220,23 @@ def refine(
             return _refine_globals(passes, chosen, kept, graphs, rows)
         for piece in tqdm(passes, disable=not progress, leave=False):
             joint = LogJoint(passes.program, piece.batch, piece.globals_)
+            _require_alike(shapes, joint)
             parts.append(refine_batch(joint, piece.batch, chosen, kept, graphs))
             chosen = replace(chosen, num_leapfrog=parts[0].num_leapfrog)
     refined = _join(parts)
     _warn(refined, chosen.steps * chosen.chains)
     return refined
+
+
+def _require_alike(shapes: dict[str, torch.Size], joint: LogJoint) -> None:
+    """Note the shapes of a pass's latents; refuse others than before, ahead of its chains."""
+    for slot in joint.slots:
+        before = shapes.setdefault(slot.name, slot.event)
+        if slot.event != before:
+            raise ProgramError(
+                f"refine: site {slot.name!r} is not of one kind in all passes (shapes "
+                f"{tuple(before)} and {tuple(slot.event)}); ask for the data in groups that agree"
+            )
 
 
 def refine_batch(
@@ -375,29 +387,12 @@ def _scale(value: Tensor) -> Tensor:
     return flat.std(0, correction=min(1, len(flat) - 1))
 
 
-def _rows_by_site(pieces: list[dict[str, Tensor]], dim: int) -> dict[str, Tensor]:
-    """Return pieces side by side; a site that some rows lack (a step beyond their end) is NaN."""
-    sizes = [next(iter(piece.values())).shape[dim] for piece in pieces]
-
-    def of(site: str) -> list[Tensor]:
-        example = next(piece[site] for piece in pieces if site in piece)
-        shape = list(example.shape)
-        found = []
-        for piece, size in zip(pieces, sizes, strict=True):
-            shape[dim] = size
-            found.append(piece[site] if site in piece else example.new_full(shape, math.nan))
-        return found
-
-    names = dict.fromkeys(name for piece in pieces for name in piece)
-    return {name: torch.cat(of(name), dim) for name in names}
-
-
 def _join(parts: list[Refined]) -> Refined:
     def rows(name: str) -> Tensor:
         return torch.cat([getattr(part, name) for part in parts])
 
     def sites(name: str, dim: int) -> dict[str, Tensor]:
-        return _rows_by_site([getattr(part, name) for part in parts], dim)
+        return join_sites("refine", [getattr(part, name) for part in parts], dim)
 
     return Refined(
         samples=sites("samples", 2),
@@ -440,7 +435,3 @@ def _warn(refined: Refined, transitions: int) -> None:
 def _named(rows: list[int]) -> str:
     text = ", ".join(map(str, rows[:_NAMED_ROWS]))
     return text if len(rows) <= _NAMED_ROWS else f"{text}, ..."
-
-
-def _one(values: dict[str, Tensor]) -> Values:
-    return next(iter(values.values())) if len(values) == 1 else values

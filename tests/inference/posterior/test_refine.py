@@ -567,3 +567,21 @@ def test_an_angle_is_drawn_on_its_circle():
     spread = (weight * (grid.cos() - exact).square()).sum(0).sqrt()
     effective = torch.stack([ess(z[..., row].cos()) for row in range(2)])
     assert ((z.cos().mean((0, 1)) - exact) / spread * effective.sqrt()).abs().max() < 5
+
+
+def test_latents_of_another_shape_in_a_later_pass_are_refused_before_its_chains():
+    """A step for each column: a stream's second batch has fewer."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.7).to_event(1))
+
+    stream = iter([torch.zeros(3, 4), torch.zeros(3, 2)])
+    settings = HMC(steps=4, warmup=0, num_leapfrog=2)
+    with pytest.raises(ProgramError, match=r"refine: site 'z'.*\(4,\) and \(2,\)"):
+        refine(Program(model, guide), stream, settings, compile=False)

@@ -95,7 +95,7 @@ def information(
     if program.sites.size is not None or num_rows(batch) < 2 or program.rows.are_fixed(batch):
         return None  # a program that draws its own minibatch cannot be asked about pairs
     judged = Judged(program, batch, _one_draw(program, batch, held), batch_size)
-    if program.tiled(batch) and program.sites.num_plates > 1:
+    if program.tiled(_first(batch, 2)) and program.sites.num_plates > 1:
         return None  # pairs would have to stand in the rows of each plate
     normal = _is_normal(judged)
     if not normal:  # a pair costs a pass of the guide's networks

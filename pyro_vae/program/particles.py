@@ -1,17 +1,19 @@
 """Whether a model takes K particles, or all values of a latent, in one pass: asked of itself."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.batch import Batch, Part, arguments, map_rows, num_rows
 from pyro_vae.program.checks import is_point_mass
-from pyro_vae.program.enumeration import groups_of
-from pyro_vae.program.handlers import data_frame, sample_sites
+from pyro_vae.program.enumeration import can_be_listed, groups_of, listed
+from pyro_vae.program.handlers import Message, data_frame, sample_sites
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.numbered import forget_plates
 from pyro_vae.program.one_by_one import NotOneByOne
@@ -111,6 +113,8 @@ def require_sums(
 ) -> None:
     """Compare the densities at all values of the latents summed out with those at one of each.
 
+    At a draw, which rare values may make all alike, and at values that differ between neighbours.
+
     Call where the program runs on its own parameters, in eval mode, and unvalidated. ``left_out``
     are latents of the guide that are summed out with the others; ``one_by_one`` runs the model at
     one value after another.
@@ -121,7 +125,15 @@ def require_sums(
     joint = _pair(model, guide, batch, sites, one_by_one).summing(left_out)
     if sites.size is not None:
         return  # each run draws other rows: there is nothing to compare
-    trace, latents = joint.sampled_traces()
+    for values in (nullcontext(), _Scattered(0), _Scattered(1)):
+        with values:
+            trace, latents = joint.sampled_traces()
+        _require_equal_sums(joint, trace, latents, sites, left_out)
+
+
+def _require_equal_sums(
+    joint: Joint, trace: Trace, latents: Trace, sites: Sites, left_out: tuple[str, ...]
+) -> None:
     drawn, layout = dict(sample_sites(trace)), Layout(sites.num_plates)
     for group in groups_of(joint.summed_trace(latents)):
         summed, plain = group.log_joint(drawn, layout), group.plain_log_joint(drawn, layout)
@@ -134,6 +146,30 @@ def require_sums(
                 "with each other (a sum, a mean, a reshape); let it work on the last dimensions "
                 f"alone, or {'use log_likelihood' if left_out else 'let the guide draw the latent'}"
             )
+
+
+class _Scattered(Messenger):
+    """Give discrete latents values that differ between neighbours, along rows and along plates.
+
+    Arguments:
+        seed: 0: the sum of an element's places, modulo the values; else at random.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.random = torch.Generator().manual_seed(seed) if seed else None
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if msg["done"] or msg["is_observed"] or not can_be_listed(msg["fn"]):
+            return
+        values, shape = listed(msg["fn"]), tuple(msg["fn"].batch_shape)
+        if self.random is None:
+            axes = torch.meshgrid(*map(torch.arange, shape), indexing="ij") if shape else ()
+            places = sum(axes, torch.zeros(shape, dtype=torch.int64)) % len(values)
+        else:
+            places = torch.randint(len(values), shape, generator=self.random)
+        flat = values.reshape(len(values), *msg["fn"].event_shape)
+        msg["value"], msg["done"] = flat[places.to(flat.device)], True
 
 
 def sums_one_by_one(

@@ -643,6 +643,21 @@ def test_a_model_that_mixes_the_values_of_a_latent_is_found_out():
         pv.elbo(pv.Program(model, lambda x: None), X)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_values_that_a_draw_hardly_shows_do_not_hide_a_sum_over_a_plate(seed):
+    """50 rows of two words, of which one in a thousand is on: a draw of zeros agrees with all."""
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-2):
+            with pyro.plate("words", 2, dim=-1):
+                y = pyro.sample("y", dist.Bernoulli(x.new_tensor(0.001)))
+            pyro.sample("x", dist.Normal(y.sum(-1, keepdim=True), 1.0), obs=x)
+
+    torch.manual_seed(seed)
+    with pytest.raises(ProgramError, match=r"site 'y'.*mixes dimensions"):
+        pv.elbo(pv.Program(model, lambda x: None), real(50, 1))
+
+
 class Flat(nn.Module):
     """Two labels and a latent behind them, by a network of matrices alone: no further dimension."""
 

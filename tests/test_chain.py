@@ -304,6 +304,42 @@ def test_lengths_that_are_none_are_refused_or_poison_the_density(wrong):
         assert chain.log_prob(torch.zeros(2, 6, 1)).isfinite().tolist() == [True, False]
 
 
+def test_what_is_no_number_in_the_padding_reaches_no_gradient():
+    """NaN times 0 is NaN: it is replaced before a density sees it, and validated or not."""
+    lengths, scale = torch.tensor([2, 3]), torch.tensor(0.7, dtype=F64, requires_grad=True)
+    z = torch.randn(2, 3, 1, dtype=F64, generator=torch.Generator().manual_seed(0))
+    holed = z.clone()
+    holed[0, 2] = torch.nan
+    start = torch.zeros(1, dtype=F64)
+    for valid in (False, True):
+        chain = Chain(
+            lambda state: dist.Normal(scale * state, scale).to_event(1),
+            start,
+            3,
+            lengths=lengths,
+            validate_args=valid,
+        )
+        rows = Padded(dist.Normal(0 * z, scale), lengths, 1, validate_args=valid)
+        for each in (chain, rows):
+            found, exact = each.log_prob(holed), each.log_prob(z)
+            assert torch.equal(found, exact)
+            grads = [torch.autograd.grad(sum_.sum(), scale)[0] for sum_ in (found, exact)]
+            assert torch.equal(*grads)
+
+
+def test_a_chain_that_starts_from_numbers_has_the_support_of_its_transition():
+    """Counts are drawn without a gradient, and positive states are walked on their own scale."""
+    counts = Chain(lambda c: dist.Poisson(1 + c).to_event(1), torch.zeros(2), 4)
+    assert not counts.has_rsample and counts.support.is_discrete
+    assert pyro.sample("c", counts).shape == (4, 2)
+    sizes = Chain(lambda s: dist.LogNormal(s.log(), 0.5).to_event(1), torch.ones(1), 4)
+    assert sizes.has_rsample
+    path = torch.tensor([[0.5], [-1.0], [2.0], [1.0]])
+    assert not bool(sizes.support.check(path)) and bool(sizes.support.check(path.abs()))
+    u = torch.linspace(-1, 1, 4).reshape(4, 1)
+    torch.testing.assert_close(torch.distributions.biject_to(sizes.support)(u), u.exp())
+
+
 def test_other_shapes_are_refused():
     with pytest.raises(ConfigError, match=r"inputs: got shape \(2, 5, 1\), expected \(\*, 6, U\)"):
         Chain(walk, torch.zeros(1), 6, inputs=torch.zeros(2, 5, 1))

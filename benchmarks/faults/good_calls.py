@@ -258,6 +258,7 @@ OF: dict[str, Mapping[str, Callable[[Room], Any]]] = {
         "steps": lambda room: dist.Normal(torch.zeros(4, 3), 1.0),
         "lengths": lambda room: torch.tensor([3, 1, 0, 2]),
     },
+    "distributions.Padded.log_prob": {"value": lambda room: torch.zeros(4, 3)},
     "distributions.CodeSequence": {"net": lambda room: coins, "length": lambda room: 3},
     "distributions.CodeSequence.log_prob": {"value": lambda room: torch.ones(3).long()},
     "distributions.FlatSequence": {

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_vae.arguments import positive, typed
 from pyro_vae.distributions.expandable import Expandable
-from pyro_vae.distributions.padded import kept_steps, require_lengths
+from pyro_vae.distributions.padded import finite_behind, kept_steps, require_lengths
 from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.scan import scan
 
@@ -66,6 +66,7 @@ class Chain(Expandable):
         validate_args: bool | None = None,
     ) -> None:
         steps = positive("steps", steps)
+        self._asked: TorchDistributionMixin | None = None
         self.transition, self.initial, self.inputs, self.lengths = (
             transition,
             initial,
@@ -98,15 +99,26 @@ class Chain(Expandable):
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
-        """Whether draws carry a gradient: as the first state's do."""
-        return isinstance(self.initial, Tensor) or bool(self.initial.has_rsample)
+        """Whether draws carry a gradient: as those of the first step do."""
+        return bool(self._first_step.has_rsample)
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
-        state = constraints.real_vector
+        """That of a state, for each step: it must be the same at any state before it."""
+        return constraints.independent(self._first_step.support, 1)
+
+    @property
+    def _first_step(self) -> TorchDistributionMixin:
+        """The distribution of the first state."""
         if not isinstance(self.initial, Tensor):
-            state = self.initial.support
-        return constraints.independent(state, 1)
+            return self.initial
+        if self._asked is None:
+            start = self.initial.expand(self.batch_shape + self.state_shape)
+            given = [] if self.inputs is None else [self.inputs[..., 0, :]]
+            with torch.no_grad():
+                given = [each.expand(*self.batch_shape, -1) for each in given]
+                self._asked = self.transition(start, *given)
+        return self._asked
 
     @property
     def kept(self) -> Tensor | None:
@@ -131,9 +143,10 @@ class Chain(Expandable):
                 f"value: got shape {tuple(value.shape)}, expected (*, "
                 f"{', '.join(map(str, self.event_shape))})"
             )
-        log_prob, steps = self._of_all_steps(value), self.event_shape[0]
+        steps = self.event_shape[0]
         if self.lengths is None:
-            return log_prob
+            return self._of_all_steps(value)
+        log_prob = self._of_all_steps(finite_behind(value, self.kept))
         kept = kept_steps(self.lengths, steps)
         none = (self.lengths < 0) | (self.lengths > steps)
         beyond = log_prob.new_zeros(()).masked_fill(none, torch.nan).unsqueeze(-1)
@@ -141,6 +154,8 @@ class Chain(Expandable):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density of paths (*, T, Z), shape (*), nats."""
+        if self.kept is not None:
+            value = finite_behind(value, self.kept)
         if self._validate_args:
             self._validate_sample(value)
         log_prob = self.step_log_prob(value).sum(-1)

@@ -8,7 +8,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyro_vae.arguments import integer, typed
-from pyro_vae.errors import ConfigError
+from pyro_vae.errors import ConfigError, DataError
 
 
 @typed
@@ -21,6 +21,14 @@ def kept_steps(lengths: Tensor, steps: int) -> Tensor:
                 [False, False, False]])
     """
     return torch.arange(steps, device=lengths.device) < lengths.unsqueeze(-1)
+
+
+def finite_behind(value: Tensor, kept: Tensor) -> Tensor:
+    """Return a value with 0 in the place of NaN and infinities that are not kept.
+
+    They count nowhere, but a gradient times 0 is NaN there.
+    """
+    return torch.where(kept | value.isfinite(), value, torch.zeros_like(value))
 
 
 @typed
@@ -95,6 +103,20 @@ class Padded(dist.Independent):
     def sample(self, sample_shape: torch.Size | Sequence[int] = torch.Size()) -> Tensor:  # noqa: B008
         """Return draws, shape (sample, * | T, D)."""
         return self._cut(super().sample(torch.Size(sample_shape)))
+
+    @typed
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log density of sequences (*, T, D), shape (*), nats.
+
+        Raises:
+            DataError: Sequences of another shape.
+        """
+        if value.shape[max(0, value.dim() - self.event_dim) :] != self.event_shape:
+            raise DataError(
+                f"value: got shape {tuple(value.shape)}, expected (*, "
+                f"{', '.join(map(str, self.event_shape))})"
+            )
+        return super().log_prob(finite_behind(value, self._kept))
 
     @property
     def mean(self) -> Tensor:

@@ -113,10 +113,8 @@ class DMM(SequenceProgram):
         self.transition = GatedTransition(size, transition)
         self.start = nn.Parameter(torch.zeros(size))
         shape = self.data_shape[0], width
-        backwards = {"smoothing": (True,), "filtering": (False,), "mean_field": (False, True)}[
-            guide
-        ]
-        self.readers = nn.ModuleList(GRU(*shape, reverse=reverse) for reverse in backwards)
+        readers = (GRU(*shape, reverse=reverse) for reverse in _BACKWARDS[guide])
+        self.readers = nn.ModuleList(readers)
         if guide == "mean_field":
             self.posterior: nn.Module = Gaussian(nn.Linear(2 * width, 2 * size))
         else:

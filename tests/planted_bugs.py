@@ -595,9 +595,9 @@ BUGS = [
     # Posteriors
     Bug(
         "aggregate posterior from the first rows",
-        "inference/posterior/information.py",
-        "order = torch.randperm(total, device=device_of(batch))[:rows]",
-        "order = torch.arange(total, device=device_of(batch))[:rows]",
+        "program/judged.py",
+        "order = torch.randperm(num_rows(self.batch), device=device_of(self.batch))[:rows]",
+        "order = torch.arange(num_rows(self.batch), device=device_of(self.batch))[:rows]",
         "tests/evaluation/test_collapse_information.py::test_sorted_data_tell_wha"
         "t_shuffled_data_tell",
     ),
@@ -611,8 +611,8 @@ BUGS = [
     Bug(
         "draws that mix the latents of a datum",
         "inference/posterior/refine.py",
-        "return _one({name: s.flatten(0, 1)[pick, row] for name, s in self.samples.items()})",
-        "return _one({name: s.flatten(0, 1)[pick[torch.randperm(len(pick))], "
+        "return single({name: s.flatten(0, 1)[pick, row] for name, s in self.samples.items()})",
+        "return single({name: s.flatten(0, 1)[pick[torch.randperm(len(pick))], "
         "row] for name, s in self.samples.items()})",
         "tests/inference/posterior/test_refine.py::test_draws_keep_the_sites_of_a_datum_together",
     ),
@@ -1102,7 +1102,7 @@ BUGS = [
     # Evaluation
     Bug(
         "marginal moments from the first rows",
-        "evaluation/marginals.py",
+        "program/judged.py",
         "order = torch.randperm(num_rows(self.batch), device=device_of(self.batch))[:rows]",
         "order = torch.arange(num_rows(self.batch), device=device_of(self.batch))[:rows]",
         "tests/evaluation/test_collapse_layers.py::test_moments_of_sorted_data_ar"
@@ -1229,9 +1229,9 @@ BUGS = [
     ),
     Bug(
         "codes of rows in another order",
-        "evaluation/site_values.py",
-        "    return torch.cat(\n        [\n            piece[name]",
-        "    return torch.cat(\n        [\n            piece[name].flip(0)",
+        "program/joining.py",
+        "torch.cat([p[name] if name in p else",
+        "torch.cat([p[name].flip(dim) if name in p else",
         "tests/evaluation/test_generation.py::test_codes_are_the_posterior_means",
     ),
     Bug(

@@ -111,7 +111,7 @@ DATA: dict[str, Callable[[], Any]] = {
     "negative": lambda: spoiled(-1.0),
     "sevens": lambda: torch.full((8, 6), 7),
     "complex": lambda: bits().to(torch.complex64),
-    "sparse": lambda: bits().to_sparse(),
+    "sparse and wide": lambda: bits(8, 7).to_sparse(),
     "masked": lambda: np.ma.masked_equal(bits().numpy(), 1.0),
     "ragged": lambda: [[1.0, 0.0], [1.0]],
     "texts": lambda: [["a"] * 6] * 8,

@@ -30,6 +30,7 @@ from pyro_vae.program.batch import Batch
 from pyro_vae.program.log_joint import LogJoint, log_evidence
 from pyro_vae.program.passes import Pass, Verb
 from pyro_vae.program.program import Program
+from pyro_vae.threads import require_turn
 
 Start = Literal["guide", "prior"]
 _ROWS_PER_PASS = 4096  # chains times data: bounds the memory
@@ -219,6 +220,7 @@ def bdmc(
         | Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo (Grosse et al., 2015),
           arXiv:1511.02543
     """
+    require_turn("bdmc")  # before inputs are drawn
     chosen = settings or AIS()
     wrapped = Program.of(program)
     given = inputs(wrapped, positive("n", n), given)

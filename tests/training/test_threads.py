@@ -60,6 +60,7 @@ VERBS = {
     "topics": lambda p, folder: pv.topics(p, X),
     "perplexity": lambda p, folder: pv.perplexity(p, X),
     "completion": lambda p, folder: pv.completion(p, X, X),
+    "per_step": lambda p, folder: pv.per_step(p, X[:, :, None]),
 }
 
 

@@ -143,10 +143,10 @@ class Chain(Expandable):
                 f"value: got shape {tuple(value.shape)}, expected (*, "
                 f"{', '.join(map(str, self.event_shape))})"
             )
-        steps = self.event_shape[0]
-        if self.lengths is None:
+        steps, units = self.event_shape[0], self.kept
+        if self.lengths is None or units is None:
             return self._of_all_steps(value)
-        log_prob = self._of_all_steps(finite_behind(value, self.kept))
+        log_prob = self._of_all_steps(finite_behind(value, units))
         kept = kept_steps(self.lengths, steps)
         none = (self.lengths < 0) | (self.lengths > steps)
         beyond = log_prob.new_zeros(()).masked_fill(none, torch.nan).unsqueeze(-1)

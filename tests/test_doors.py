@@ -37,6 +37,12 @@ def room():
     return Room()
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """A bad argument may be the name of a folder that is made."""
+    monkeypatch.chdir(tmp_path)
+
+
 def test_doors_are_found():
     """Among them are functions, classes, methods of results, and those of rooms."""
     some = {"fit", "IWAE", "Refined.sample", "models.VAE", "nn.MLP.forward", "plots.curves"}

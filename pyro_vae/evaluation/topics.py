@@ -198,8 +198,9 @@ def completion(program: Any, seen: Any, held_out: Any) -> Perplexity:
     """
     require_turn("completion")
     seen, held_out = as_rows(seen), as_rows(held_out)
-    lengths = _lengths(held_out)
-    if seen.shape != held_out.shape or not bool((lengths > 0).all()):
+    fit = seen.shape == held_out.shape and len(seen.shape) == 2
+    lengths = _lengths(held_out) if fit else torch.zeros(1)
+    if not bool((lengths > 0).all()):
         raise DataError(
             f"got {tuple(seen.shape)} seen and {tuple(held_out.shape)} held out, expected two "
             "parts of the same documents, each with words"

@@ -9,7 +9,12 @@ from torch import Tensor
 
 from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import DataError, ProgramError, PyroVaeError
-from pyro_vae.evaluation.simulation import require_observed, simulated, values_at
+from pyro_vae.evaluation.simulation import (
+    require_observed,
+    require_unread,
+    simulated,
+    values_at,
+)
 from pyro_vae.evaluation.site_values import (
     Values,
     freed,
@@ -91,7 +96,12 @@ def _of_own_number(program: Program, batch: Batch) -> Iterator[Batch]:
 
 def _observed(program: Program, piece: Pass, *, mean: bool) -> dict[str, Tensor]:
     """Return the observed sites of a pass, drawn, or their means."""
-    trace, _ = simulated(program, piece, lambda model: freed(piece, model, mean=mean))
+
+    def draw(model: Any) -> Any:
+        return freed(piece, model, mean=mean)
+
+    require_unread(program, piece, draw)
+    trace, _ = simulated(program, piece, draw)
     return values_of(trace, observed_names(trace), len(piece), mean=mean)
 
 

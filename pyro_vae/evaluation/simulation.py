@@ -1,6 +1,6 @@
 """Data drawn from a model that may read the argument which it observes."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.batch import Batch, cuda_devices
+from pyro_vae.program.batch import Batch, arguments, cuda_devices, map_rows
 from pyro_vae.program.handlers import sample_sites
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.passes import Pass
@@ -66,6 +66,75 @@ def simulated(program: Program, piece: Pass, draw: Draw) -> tuple[Trace, Batch]:
         f"site {names[0]!r}: its distribution depends on its own value, got draws that do not come "
         "to rest, expected a model that reads of the argument it observes what comes before"
     )
+
+
+def require_unread(program: Program, piece: Pass, draw: Draw) -> None:
+    """Refuse a site that observes what the model computes from rows, and depends on these rows too.
+
+    A draw cannot be written back there, so that the next step would be told the steps of the data.
+    What the observed value is made of is read from its gradient, and moved between two draws of the
+    same random numbers.
+
+    Raises:
+        ProgramError: The draws move.
+    """
+    bindings = piece.sites.bindings
+    names = [n for n in piece.sites.observed if n not in bindings or bindings[n].computed]
+    if not names:
+        return
+    devices = cuda_devices(piece.batch)
+    with torch.random.fork_rng(devices):
+        moved = _behind_computed(piece, names)
+    if moved is None:
+        return
+    name, batch = moved
+    found = []
+    for rows in (piece.batch, batch):
+        with torch.random.fork_rng(devices):
+            found.append(values_at(_run(_on(program, piece, rows), draw), [name])[name])
+    if not bool(_same(*found).all()):
+        raise ProgramError(
+            f"site {name!r}: observes a value that the model computes from its argument, and its "
+            "distribution depends on that argument as well, so that drawn data cannot take the "
+            "place of the given ones; observe the argument itself (transform the data before), or "
+            "name an argument that has the value: Program(..., observed=)"
+        )
+
+
+def _behind_computed(piece: Pass, names: list[str]) -> tuple[str, Batch] | None:
+    """Return a site whose observed value is computed, and rows with all behind that value moved.
+
+    None where no gradient tells: whole numbers, data that the program holds, values from NumPy.
+    """
+    leaves: list[Tensor] = []
+
+    def leaf(each: Tensor) -> Tensor:
+        if not each.is_floating_point():
+            return each
+        leaves.append(each.detach().clone().requires_grad_())
+        return leaves[-1]
+
+    args, kwargs = arguments(map_rows(leaf, piece.batch))
+    try:
+        with torch.enable_grad():
+            trace = poutine.trace(piece.joint.model).get_trace(*args, **kwargs)
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError):
+        return None
+    for name in [name for name in names if name in trace.nodes]:
+        value: Any = trace.nodes[name]["value"]
+        if not value.requires_grad:
+            continue
+        # Weights of their own for each element: a sum of them may stand still.
+        weights = torch.linspace(1, 2, value.numel(), device=value.device).reshape(value.shape)
+        with torch.enable_grad():
+            grads = torch.autograd.grad((value * weights).sum(), leaves, allow_unused=True)
+        shifts = iter([torch.zeros(()) if grad is None else (grad != 0) for grad in grads])
+
+        def moved(each: Tensor, shifts: Iterator[Tensor] = shifts) -> Tensor:
+            return each + next(shifts).to(each) if each.is_floating_point() else each
+
+        return name, map_rows(moved, piece.batch)
+    return None
 
 
 def require_observed(program: Program, piece: Pass, values: Mapping[str, Tensor]) -> Batch:

@@ -347,6 +347,30 @@ def test_steps_are_drawn_one_by_one_however_the_model_has_them(model, step):
     assert (drawn.mean(0) / expected - 1).abs().max() < (0.22 if step > 1 else 0.01)
 
 
+@pytest.mark.parametrize("site", ["x", "y"])
+def test_steps_of_a_value_that_the_model_computes_are_not_told_those_of_the_data(site):
+    """Under its argument's name and under another; the last column of a table may be computed."""
+
+    def model(x):
+        y = x / 10
+        before = torch.cat([y.new_zeros(len(y), 1), y[:, :-1]], 1)
+        with pyro.plate("data", len(x)):
+            pyro.sample(site, dist.Normal(0.5 * before, 1.0).to_event(1), obs=y)
+
+    program, x = pv.Program(model, lambda x: None), torch.full((6, 4), 1000.0)
+    pv.elbo(program, x)
+    with pytest.raises(ProgramError, match=rf"'{site}': observes a value.*depends on that argu"):
+        pv.generate(program, 6, given=x)
+
+    def regression(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample(site, dist.Normal(2 * x[:, 0], 0.1), obs=x[:, -1] * 1.0)
+
+    program = pv.Program(regression, lambda x: None)
+    pv.elbo(program, x)
+    assert pv.generate(program, 6, given=x).mean() > 1990
+
+
 def test_a_model_whose_draws_never_rest_is_refused():
     def model(x):
         with pyro.plate("data", len(x)):

@@ -5,7 +5,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from pyro.poutine.trace_struct import Trace
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from pyro_vae.errors import DataError
@@ -51,11 +53,23 @@ class Constants:
         return True
 
     def taken_out(self, batch: Batch) -> Batch:
-        """Return a batch without the constants, which are kept for the functions."""
+        """Return a batch without the constants, which are kept for the functions.
+
+        Raises:
+            DataError: They are others than before: batches made with these are still about.
+        """
         given = _by_place(batch)
         if not self._places or not set(self._places) <= set(given):
             return batch
-        self._values = {place: given.pop(place) for place in self._places}
+        values = {place: given.pop(place) for place in self._places}
+        for place, value in self._values.items():
+            if not _equal(value, values[place]):
+                raise DataError(
+                    f"argument {place!r}: got other values than before, expected the same in all "
+                    "data of a program: it has no rows, and none of them holds it; make a program "
+                    "anew for it, pv.Program(model, guide), or give each row its own"
+                )
+        self._values = values
         return given if isinstance(batch, Mapping) else tuple(given.values())
 
     def put_back(self, batch: Batch) -> Batch:
@@ -97,6 +111,13 @@ def _by_place(batch: Batch) -> dict[int | str, Any]:
     if isinstance(batch, tuple | list) and not isinstance(batch, PackedSequence):
         return dict(enumerate(batch))
     return {}
+
+
+def _equal(one: Any, two: Any) -> bool:
+    """Return whether two constants are one, or the same numbers."""
+    if one is two or not isinstance(one, Tensor) or not isinstance(two, Tensor):
+        return one is two
+    return one.shape == two.shape and torch.equal(one, two.to(one))
 
 
 def _rows(batch: Batch) -> int | None:

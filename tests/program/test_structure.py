@@ -148,3 +148,20 @@ def test_tensors_that_are_no_rows_are_told_by_the_plate(form):
         found.append((bounds, torch.as_tensor(run.history["loss"]), case.weight.detach(), drawn))
     for ours, expected in zip(*found, strict=True):
         torch.testing.assert_close(ours, expected)
+
+
+def test_constants_that_differ_between_data_are_refused():
+    """Training would see those of the validation set: -1,264 nats for -1.6."""
+
+    def model(x, level):
+        with pyro.plate("data", len(x)):
+            shift = pyro.param("shift", torch.tensor(0.0))
+            pyro.sample("x", dist.Normal(shift + level.sum(), 1.0), obs=x[:, 0])
+
+    program, level = pv.Program(model, lambda x, level: None), torch.tensor([0.1, 0.2, 0.3])
+    settings = {"epochs": 1, "lr": 1e-9, "progress": False, "compile": False}
+    run = pv.fit(program, (X, level), valid=(X[:4], level.clone()), **settings)
+    expected = [dist.Normal(0.6, 1.0).log_prob(x[:, 0]).mean().item() for x in (X, X[:4])]
+    assert [run.history[name][0] for name in ("elbo", "valid_elbo")] == pytest.approx(expected)
+    with pytest.raises(DataError, match="argument 1: got other values than before"):
+        pv.fit(program, (X, level), valid=(X[:4], 50 + level), **settings)

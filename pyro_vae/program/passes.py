@@ -24,7 +24,7 @@ from pyro_vae.threads import require_turn
 if TYPE_CHECKING:
     from pyro_vae.program.program import Program
 
-_BYTES_PER_PASS = 1 << 26  # of data, all particles counted: a row of an image can be a megabyte
+BYTES_PER_PASS = 1 << 26  # of data, all particles counted: a row of an image can be a megabyte
 
 
 @dataclass(frozen=True)
@@ -298,7 +298,7 @@ class Passes:
 
     def _rows_of(self, batch: Batch) -> int:
         """Return the rows of one pass at most."""
-        bound = _BYTES_PER_PASS // (self._particles * bytes_per_row(batch))
+        bound = BYTES_PER_PASS // (self._particles * bytes_per_row(batch))
         own = self.program.rows.total if isinstance(batch, Part) else None
         return max(1, min(self._rows, bound, own or bound))
 
@@ -323,7 +323,7 @@ def runs(count: int, joint: Joint, batch: Batch, rows: int) -> list[int]:
     if joint.alone:
         return [1] * count
     here = num_rows(batch)
-    most = max(1, min(rows // here, _BYTES_PER_PASS // (here * bytes_per_row(batch))))
+    most = max(1, min(rows // here, BYTES_PER_PASS // (here * bytes_per_row(batch))))
     return [min(most, count - start) for start in range(0, count, most)]
 
 

@@ -18,13 +18,12 @@ from pyro_vae.program.batch import (
     num_rows,
 )
 from pyro_vae.program.handlers import data_frame, is_data, sample_sites
-from pyro_vae.program.passes import bytes_per_row
+from pyro_vae.program.passes import BYTES_PER_PASS, bytes_per_row
 
 if TYPE_CHECKING:
     from pyro_vae.program.program import Program
     from pyro_vae.program.reader import Reader
 
-_BYTES = 1 << 26  # of data that are looked at in one go
 _FEWEST = 4  # rows of a data set that minibatches are made of
 
 
@@ -72,12 +71,9 @@ class Rows:
         if self.total is None or isinstance(inputs, Whole | Part):
             return inputs
         count = num_rows(inputs)
-        device = device_of(inputs)
-        return (
-            inputs
-            if count == self.total
-            else Part(inputs, torch.arange(count, device=device) % self.total)
-        )
+        if count == self.total:
+            return inputs
+        return Part(inputs, torch.arange(count, device=device_of(inputs)) % self.total)
 
     def _settle(self, data: Batch) -> None:
         """Find out, once, whether the guide has a factor for each datum, and takes some of them."""
@@ -124,7 +120,7 @@ class Rows:
         Raises:
             DataError: Names the site, the row, the value and the fix.
         """
-        rows = max(1, min(rows, _BYTES // bytes_per_row(data)))
+        rows = max(1, min(rows, BYTES_PER_PASS // bytes_per_row(data)))
         try:
             check_finite(data)
         except DataError:

@@ -105,7 +105,7 @@ def test_the_size_of_passes_changes_no_answer(bound, monkeypatch):
     if bound == "rows":
         monkeypatch.setattr(codes, "_ROWS_PER_PASS", 7)
     else:
-        monkeypatch.setattr(passes, "_BYTES_PER_PASS", 7 * 6 * 4)
+        monkeypatch.setattr(passes, "BYTES_PER_PASS", 7 * 6 * 4)
     cut = answers(seen)
     assert max(seen) <= 7 and len(seen) >= 3 * 8
     for first, second in zip(whole, cut, strict=True):
@@ -113,7 +113,7 @@ def test_the_size_of_passes_changes_no_answer(bound, monkeypatch):
 
 
 def test_particles_are_bounded_in_bytes(monkeypatch):
-    monkeypatch.setattr(passes, "_BYTES_PER_PASS", 1000)
+    monkeypatch.setattr(passes, "BYTES_PER_PASS", 1000)
     joint = Joint(print, print)  # never run: it says whether it takes several particles
     assert passes.runs(10, joint, torch.zeros(5, 10), 4096) == [5, 5]  # 200 bytes each
     assert passes.runs(10, joint, torch.zeros(5, 10), 15) == [3, 3, 3, 1]

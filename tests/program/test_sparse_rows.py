@@ -115,7 +115,7 @@ def test_no_more_rows_are_dense_at_once_than_a_batch(monkeypatch):
     data = scipy.sparse.random_array((3000, 12), density=0.1, rng=0, dtype="f4").tocsr()
     data.data[:] = 1
     monkeypatch.setattr(SparseRows, "__getitem__", counted)
-    monkeypatch.setattr("pyro_vae.program.rows._BYTES", 100 * 12 * 4)
+    monkeypatch.setattr("pyro_vae.program.rows.BYTES_PER_PASS", 100 * 12 * 4)
     trained(ProdLDA, data, epochs=1, batch_size=500, valid=data)
     assert max(most) <= 1024 and sum(each > 500 for each in most) < 5  # rows judged, remembered
 

@@ -29,7 +29,7 @@ class Course(TorchDispatchMode):
         """Take tensors for inputs, which may hold other values in another run."""
         for place, tensor in enumerate(inputs):
             self._known[tensor] = place
-            self._memory.setdefault(_memory(tensor), place)
+            self._memory.setdefault(memory_of(tensor), place)
         self._memory.pop(0, None)
 
     def __torch_dispatch__(
@@ -65,7 +65,7 @@ class Course(TorchDispatchMode):
 
     def _stranger(self, value: Tensor) -> Any:
         """Describe a tensor that no operation has made: a view of an input, or a constant."""
-        place: Any = self._memory.get(_memory(value))
+        place: Any = self._memory.get(memory_of(value))
         if place is None:
             place = ("constant", len(self._constants))
             self._constants.append(_Constant.of(value))
@@ -95,7 +95,8 @@ class _Constant(NamedTuple):
         return alike and (self.copy.is_meta or torch.equal(self.copy, other.copy))
 
 
-def _memory(tensor: Tensor) -> int:
+def memory_of(tensor: Tensor) -> int:
+    """Return where a tensor's memory starts; 0 of one that has none of its own."""
     try:
         return tensor.untyped_storage().data_ptr()
     except (RuntimeError, NotImplementedError):  # sparse, or on no device

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.inference.graphs.course import memory_of
 from pyro_vae.program.object_graph import installed
 
 _LIBRARIES = ("torch", "pyro", "numpy", "pyro_vae")
@@ -43,7 +44,7 @@ class PythonState:
 
     def __init__(self, owner: nn.Module, functions: Iterable[Callable[..., Any]]) -> None:
         tensors = (*owner.parameters(), *owner.buffers())
-        reader = _Reader({_memory(tensor) for tensor in tensors} - {0})
+        reader = _Reader({memory_of(tensor) for tensor in tensors} - {0})
         for name, part in owner.named_modules():
             library = _is_library(type(part))
             if library and not any(_own(part)):
@@ -135,13 +136,6 @@ def _hooks(part: nn.Module) -> list[Any]:
 
 def _is_library(thing: Any) -> bool:
     return (getattr(thing, "__module__", None) or "").partition(".")[0] in _LIBRARIES
-
-
-def _memory(tensor: Tensor) -> int:
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):  # sparse, or on no device
-        return 0
 
 
 class _Same:
@@ -308,7 +302,7 @@ class _Reader:
         return self._inside(value, depth)
 
     def _tensor(self, value: Tensor) -> Any:
-        if _memory(value) in self._inputs or value.is_inference():
+        if memory_of(value) in self._inputs or value.is_inference():
             return _Same(value)
         version = value._version
         if value.numel() * value.element_size() <= _BYTES and not value.requires_grad:

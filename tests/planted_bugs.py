@@ -892,10 +892,10 @@ BUGS = [
     Bug(
         "a graph is blind to what changes in the midst of an epoch",
         "inference/graphs/compiled_loss.py",
-        "changed = changed or state.change_since(traced.state) is not None",
-        "changed = changed",
-        "tests/training/test_steps_under_other_code.py::test_what_a_transform_changes_counts_at_"
-        "once[Cooled-cools]",
+        "        self._watching = True",
+        "        pass",
+        "tests/inference/graphs/test_trust.py::test_what_other_code_changes_between_steps_counts"
+        "[bound in mid-epoch]",
     ),
     Bug(
         "a course is taken for any other",

@@ -10,6 +10,7 @@ import inspect
 import math
 import textwrap
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pyro
@@ -21,6 +22,7 @@ from oracles import PPCA, ExactPPCA
 from torch import nn
 
 import pyro_vae as pv
+from pyro_vae.errors import ProgramError
 from pyro_vae.evaluation import generation, simulation
 from pyro_vae.inference.objectives import elbo as objectives
 from pyro_vae.inference.objectives import importance_weighted as importance
@@ -419,7 +421,8 @@ def test_mutant_is_caught(name, monkeypatch):
     assert check(), "the check fails on the code as it is"
     plant(monkeypatch, *change)
     torch.manual_seed(0)
-    assert not check(), f"{name}: planted, and not caught"
+    with suppress(ProgramError):  # the library itself has refused to answer
+        assert not check(), f"{name}: planted, and not caught"
 
 
 def test_there_are_enough_mutants():

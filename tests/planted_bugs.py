@@ -734,6 +734,29 @@ BUGS = [
         "tests/inference/graphs/test_trust.py::test_comparisons_are_few",
     ),
     Bug(
+        "what drifts taken for rounding",
+        "inference/graphs/program_step.py",
+        "if gap is None or not self._repeats(traced, call, exact):",
+        "if gap is None:",
+        "tests/inference/graphs/test_trust.py::test_what_drifts_is_not_taken_for_rounding",
+    ),
+    Bug(
+        "all taken for rounding",
+        "inference/graphs/comparison.py",
+        "_ROUNDINGS = 10.0",
+        "_ROUNDINGS = 1e9",
+        "tests/inference/graphs/test_trust.py::test_a_compiler_may_round_where_the_program_itself_"
+        "is_not_sure[1.0]",
+    ),
+    Bug(
+        "rounding taken for a fault",
+        "inference/graphs/comparison.py",
+        "    if rounded is not None:",
+        "    if False:",
+        "tests/inference/graphs/test_trust.py::test_a_compiler_may_round_where_the_program_itself_"
+        "is_not_sure[0.0]",
+    ),
+    Bug(
         "a gradient left from elsewhere",
         "inference/graphs/graph_step.py",
         "            parameter.grad = None  # one left",

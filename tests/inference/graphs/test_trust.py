@@ -394,3 +394,61 @@ def test_a_compiled_graph_of_other_numbers_is_not_run(monkeypatch):
         found = step(program, lambda: compiled(data(ROWS)), 0)
     same_step(found, step(program, lambda: pv.ELBO().per_datum(program.joint(data(ROWS))), 0))
     assert compiled.reason is None
+
+
+class IllConditioned(Net):
+    """A last digit of a weight moves the loss and its gradients in their second one."""
+
+    def odd(self, mean, x):
+        return mean * (1 + 0.3 * torch.cos(1e5 * self.w))
+
+
+@pytest.mark.parametrize("wrong", [0.0, 1.0])
+def test_a_compiler_may_round_where_the_program_itself_is_not_sure(wrong, monkeypatch):
+    """As in the gradients of a collapsed layer, whose terms cancel."""
+
+    def rounded_otherwise(graph, inputs):
+        def run(*flat):
+            moved = [x * (1 + 6e-8) if x.is_floating_point() and x.dim() else x for x in flat]
+            loss, *rest = normed(graph)(*moved)
+            return loss + wrong, *rest
+
+        return run
+
+    monkeypatch.setattr(compiled_loss, "compile_graph", rounded_otherwise)
+    program = Program.of(built(IllConditioned).float())
+    batch = data(ROWS).float()
+    program.read(batch)
+    compiled = CompiledLoss(pv.ELBO().per_datum, program, mode=True)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        compiled(batch)
+    assert any("the compiler failed" in str(each.message) for each in told) == bool(wrong)
+    assert compiled.reason is None
+
+
+class Drifting(Net):
+    """From some step on another number at each run, kept where nobody looks."""
+
+    def odd(self, mean, x):
+        weight = float(os.environ.get("PYRO_VAE_TEST_WEIGHT", "1.0"))
+        if weight > 1:
+            weight = 1 + 1.1 * (weight - 1)
+            os.environ["PYRO_VAE_TEST_WEIGHT"] = str(weight)
+        return mean * self.w * weight
+
+
+def test_what_drifts_is_not_taken_for_rounding(monkeypatch):
+    """The program gives other numbers each time: what it gives once more is no measure."""
+    monkeypatch.setattr(compiled_loss, "_FIRST_GAP", 20.0)
+    monkeypatch.delenv("PYRO_VAE_TEST_WEIGHT", raising=False)
+    steps = itertools.count()
+
+    def transform(batch):
+        if next(steps) == 5:
+            monkeypatch.setenv("PYRO_VAE_TEST_WEIGHT", "1.1")
+        return batch
+
+    with pytest.warns(UserWarning, match="differ at equal noise"):
+        run, _ = trained(built(Drifting), "trace", transform=transform)
+    assert run.compiled.startswith("eager")

@@ -37,6 +37,8 @@ FORMAT = "pyro_vae bundle"
 VERSION = 1
 RESTORE = "restore the file from a copy, or load an older checkpoint"
 MAX_HEADER_BYTES = 10**8  # safetensors' own limit
+# Of the JSON: Python takes up to 26 times its bytes. A larger file may hold an eighth of itself.
+MAX_META_BYTES, META_SHARE = 2**20, 8
 MAX_DEPTH = 32  # of lists and dicts in the JSON
 MAX_AXES = 64  # of a tensor: torch's own limit
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -110,7 +112,7 @@ def serialise(
         plain = memoryview(safetensors.torch.save(dense))
     except (SafetensorError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{where}: safetensors cannot hold this ({error})") from None
-    data = _with_metadata(plain, {"format": FORMAT, "version": str(VERSION), "meta": text})
+    data = _with_metadata(plain, {"format": FORMAT, "version": str(VERSION), "meta": text}, where)
     seal = _SEAL.search(data)
     assert seal is not None  # it was just put there
     digest = hashlib.sha256(data).hexdigest().encode()
@@ -203,12 +205,26 @@ def _render(meta: Any, where: str) -> str:
     return text
 
 
-def _with_metadata(plain: memoryview, metadata: dict[str, str]) -> bytes:
-    """Return a safetensors file with metadata and a blank seal, in an order that is always one."""
+def _most_metadata(size: int) -> int:
+    """Return how many bytes of a file may be metadata."""
+    return max(MAX_META_BYTES, size // META_SHARE)
+
+
+def _with_metadata(plain: memoryview, metadata: dict[str, str], where: str) -> bytes:
+    """Return a safetensors file with metadata and a blank seal, in an order that is always one.
+
+    Raises:
+        CheckpointError: The metadata are too long for a reader.
+    """
     # By hand: safetensors writes the entries in another order each time.
     length = struct.unpack("<Q", plain[:8])[0]
     tensors = bytes(plain[8 : 8 + length]).strip()[1:]  # less the opening brace
     entries = json.dumps({**metadata, "sha256": _BLANK.decode()}, separators=(",", ":"))
+    if len(entries) > _most_metadata(len(plain)):
+        raise CheckpointError(
+            f"{where}: meta takes {len(entries)} bytes beside {len(plain)} of tensors, at most "
+            f"{_most_metadata(len(plain))} can be read back; keep long lists of numbers as tensors"
+        )
     comma = b"" if tensors == b"}" else b","
     header = _METADATA + entries.encode() + comma + tensors
     header += b" " * (-len(header) % 8)  # the tensors stay aligned
@@ -220,7 +236,7 @@ def _read_meta(path: Path, data: bytes) -> dict[str, Any]:
     length = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 0
     if not 0 < length <= min(len(data) - 8, MAX_HEADER_BYTES):
         raise _damaged(path, f"not a safetensors file, or truncated ({len(data)} bytes)")
-    header = _metadata(path, data[8 : 8 + length])
+    header = _metadata(path, data[8 : 8 + min(length, _most_metadata(len(data)))])
     if header.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a file of this library (no 'format': {FORMAT!r})")
     version = header.get("version")
@@ -244,7 +260,7 @@ def _read_meta(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def _metadata(path: Path, header: bytes) -> dict[str, Any]:
-    """Return the first entry of a header; a stranger's can have a million more, which cost memory.
+    """Return the first entry of the start of a header; a million more would cost memory.
 
     Whoever writes such a file with its metadata elsewhere breaks the hash, and is not read.
     """
@@ -253,7 +269,7 @@ def _metadata(path: Path, header: bytes) -> dict[str, Any]:
     try:
         found, _ = json.JSONDecoder(
             object_pairs_hook=_no_duplicates, parse_constant=_no_constant
-        ).raw_decode(header[len(_METADATA) :].decode().lstrip())
+        ).raw_decode(header[len(_METADATA) :].decode(errors="replace").lstrip())
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"not valid JSON ({_first_line(error)})") from None
     return found if isinstance(found, dict) else {}

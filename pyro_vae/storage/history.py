@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,17 @@ from pyro_vae.storage.atomic import atomic_write_text
 class History:
     """Rows of numbers with fixed columns; what one epoch did not measure is NaN."""
 
-    def __init__(self, rows: list[dict[str, float]] | None = None) -> None:
-        self.rows: list[dict[str, float]] = list(rows or [])
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    @classmethod
+    def of_columns(cls, columns: Mapping[str, np.ndarray]) -> "History":
+        """Return the history that has these arrays; of a row, what is not NaN."""
+        history = cls()
+        for values in zip(*columns.values(), strict=True):
+            row = zip(columns, map(float, values), strict=True)
+            history.append({name: value for name, value in row if not math.isnan(value)})
+        return history
 
     def append(self, row: dict[str, float]) -> None:
         """Add the row of one epoch."""
@@ -26,10 +36,6 @@ class History:
             name: np.array([row.get(name, math.nan) for row in self.rows])
             for name in self._columns()
         }
-
-    def as_json(self) -> list[dict[str, float]]:
-        """Return rows that JSON can hold: entries that are not finite are left out."""
-        return [{k: v for k, v in row.items() if math.isfinite(v)} for row in self.rows]
 
     def write_csv(self, path: Path) -> None:
         """Write all rows, replacing the file in one step."""

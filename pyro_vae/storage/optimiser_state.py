@@ -16,7 +16,8 @@ _KERNELS: dict[type[torch.optim.Optimizer], set[str]] = {
     torch.optim.SGD: set(),
 }
 _PLAIN = bool | int | float | str | None
-_LARGEST = 1e30  # of an option: a step with a larger one leaves float32
+# Of an option: a step with a larger float leaves float32, and a larger integer no float holds.
+_LARGEST, _LARGEST_INTEGER = 1e30, 2**53
 
 
 def parameter_names(modules: Mapping[str, nn.Module]) -> dict[int, str]:
@@ -92,7 +93,7 @@ def fit_state(
         state.setdefault(name, {})[entry] = value
     for entry, values in saved["scalars"].items():
         for name, value in values.items():
-            if name not in named or not isinstance(value, _PLAIN):
+            if name not in named or not _is_plain(value):
                 raise CheckpointError(
                     f"{where}: optimiser state {entry!r} of {name!r} is malformed"
                 )
@@ -169,7 +170,7 @@ def _fit_groups(
 def _like(now: Any, value: Any, where: str) -> Any:
     """Return a saved option in the form that the optimiser keeps it in."""
     if isinstance(now, Tensor):
-        fits = isinstance(value, int | float) and abs(value) < _LARGEST
+        fits = _is_plain(value) and isinstance(value, int | float)
         value = torch.full_like(now, value) if fits else value
     elif isinstance(now, list | tuple):
         fits = isinstance(value, list) and len(value) == len(now)
@@ -177,15 +178,21 @@ def _like(now: Any, value: Any, where: str) -> Any:
             type(now)(_like(*pair, where) for pair in zip(now, value, strict=True)) if fits else 0
         )
     elif now is None:
-        fits = isinstance(value, _PLAIN)
+        fits = _is_plain(value)
     elif isinstance(now, int | float):
-        fits = isinstance(value, int | float) and not isinstance(value, bool)
-        fits = fits and abs(value) < _LARGEST
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and _is_plain(value)
     else:
         fits = type(value) is type(now)
     if not fits:
         raise CheckpointError(f"{where} is {value!r}, this run's is {now!r}: they do not fit")
     return value
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a value is a word, a flag, None, or a number that torch can take."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return abs(value) < (_LARGEST_INTEGER if isinstance(value, int) else _LARGEST)
+    return isinstance(value, _PLAIN)
 
 
 def _check_entry(

@@ -349,13 +349,12 @@ class Loop:
             steps=self.steps,
             best_epoch=self.best_epoch,
             best_elbo=self.best_elbo,
-            history=self.history.as_json(),
             settings=self.settings,
         )
         modules = state_modules(self.wrapped, self.objective)
         optimisers, device = self.stepper.optimisers, self.wrapped.device
         own = self.feed.generators
-        return Checkpoint.take(modules, optimisers, self.best, progress, device, own)
+        return Checkpoint.take(modules, optimisers, self.best, progress, self.history, device, own)
 
     def _write(self) -> None:
         if self.writes is not None and self.checkpoint is not None:
@@ -401,7 +400,7 @@ class Loop:
         device = self.wrapped.device
         modules = state_modules(self.wrapped, self.objective)
         path, optimisers = self.folder.path, self.stepper.optimisers
-        best, progress, self.changes = read_checkpoint(
+        best, progress, self.history, self.changes = read_checkpoint(
             path,
             modules,
             optimisers,
@@ -413,7 +412,6 @@ class Loop:
         self.best = {k: v.to(device) for k, v in best.items()} or None
         self.epoch, self.steps = progress.epoch, progress.steps
         self.best_epoch, self.best_elbo = progress.best_epoch, progress.best_elbo
-        self.history = History(progress.history)
         if any(change.startswith(("valid", "transform")) for change in self.changes):
             # A score on other rows is no measure for what comes, nor are weights chosen by it.
             self.best, self.best_epoch, self.best_elbo = None, self.epoch, -math.inf

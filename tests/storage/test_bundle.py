@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import safetensors.torch
@@ -323,6 +324,19 @@ HOSTILE_META: dict[str, tuple[Any, str]] = {
 }
 
 
+def test_much_json_is_not_read_where_tensors_are_few(folder: Path) -> None:
+    """Python takes up to 26 times its bytes; beside tensors of 8 times its size that is little."""
+    meta = {"a": [{}] * 1000}
+    for count in (0, 10 * len(json.dumps(meta))):
+        write_bundle(folder, "model", {"a": torch.ones(count).byte()}, meta)
+        with mock.patch("pyro_vae.storage.bundle.MAX_META_BYTES", 1000):
+            if count:
+                assert read_bundle(folder, "model")[1] == meta
+            else:
+                with pytest.raises(CheckpointError, match="not valid JSON"):
+                    read_bundle(folder, "model")
+
+
 @pytest.mark.parametrize("kind", HOSTILE_META)
 def test_hostile_json_is_refused(folder: Path, kind: str) -> None:
     text, message = HOSTILE_META[kind]
@@ -442,6 +456,7 @@ NAN = torch.tensor([1.0, float("nan")])
         ({}, {"a": [{1: 2}]}, "string keys"),
         ({}, {"a": json.loads("[" * 40 + "]" * 40)}, "nested deeper than 32"),
         ({}, [1], "must be a dict"),
+        ({"a": torch.ones(3)}, {"a": "x" * 2**20}, "at most 1048576 can be read back"),
     ],
 )
 def test_unholdable_values_leave_the_old_file(

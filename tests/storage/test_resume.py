@@ -100,8 +100,15 @@ FORGERIES = {
     "scalars a list": lambda t, m: m["optimisers"][0].update(scalars=[1]),
     "epoch a word": lambda t, m: m.update(epoch="3"),
     "steps negative": lambda t, m: m.update(steps=-1),
-    "history of words": lambda t, m: m.update(history=[{"loss": "low"}]),
-    "history null": lambda t, m: m.update(history=None),
+    "eps beyond all floats": lambda t, m: m["optimisers"][0]["groups"][0]["options"].update(
+        eps=2**70
+    ),
+    "history longer than the run": lambda t, m: t.update(
+        {k: v.repeat(5) for k, v in t.items() if k.startswith("history.")}
+    ),
+    "history of one value": lambda t, m: t.update({"history.loss": torch.tensor(1.0).double()}),
+    "history of uneven columns": lambda t, m: t.update({"history.loss": t["history.loss"][:0]}),
+    "history of integers": lambda t, m: t.update({"history.loss": t["history.loss"].long()}),
     "settings null": lambda t, m: m.update(settings=None),
     "best a word": lambda t, m: m.update(best_elbo="high"),
     "random state cut": lambda t, m: t.update({"rng.cpu": t["rng.cpu"][:-8].clone()}),

@@ -61,7 +61,7 @@ def test_what_a_killed_run_leaves_is_seen(damage: str, verdict: str, tmp_path: P
         key = next(key for key in tensors if key.startswith("program."))
         tensors[key] = torch.zeros_like(tensors[key])
     elif damage == "loss":
-        meta["history"][2]["loss"] += 1e-9
+        tensors["history.loss"][2] += 1e-9
     if damage in ("weight", "loss"):
         write_bundle(tmp_path, "checkpoint", tensors, meta, allow_nonfinite=True)
     found = killed_runs._look("a", tmp_path, killed_runs.EPOCHS, straight)

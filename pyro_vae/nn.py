@@ -344,14 +344,18 @@ class GRU(nn.Module):
         self.start = nn.Parameter(torch.zeros(size))
         self.reverse = reverse
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Map steps (*, T, X), and lengths (*), to states (*, T, H)."""
+    def forward(
+        self, x: Tensor, lengths: Tensor | None = None, *, start: Tensor | None = None
+    ) -> Tensor:
+        """Map steps (*, T, X), with lengths (*) and a first state (*, H), to states (*, T, H)."""
         lead = _leading(x, (self.cell.input_size,))
         if not lead:
             raise DataError(f"network input: got {shown(x)}, expected sequences (*, T, X)")
-        given = getattr(lengths, "shape", ())
-        if lengths is not None and (not isinstance(lengths, Tensor) or given != lead[:-1]):
-            raise DataError(f"lengths: got {shown(lengths)}, expected shape {tuple(lead[:-1])}")
+        first = (*lead[:-1], len(self.start))
+        for name, each, shape in (("lengths", lengths, lead[:-1]), ("start", start, first)):
+            given = getattr(each, "shape", ())
+            if each is not None and (not isinstance(each, Tensor) or given != shape):
+                raise DataError(f"{name}: got {shown(each)}, expected shape {tuple(shape)}")
         steps = x.movedim(-2, 0).to(self.start.dtype)
         kept = []
         if lengths is not None:
@@ -362,9 +366,17 @@ class GRU(nn.Module):
         inputs = [self._seen(steps), *kept]
         if self.reverse:
             inputs = [each.flip(0) for each in inputs]
-        start = self.start.expand(*steps.shape[1:-1], -1)
+        if start is None:
+            start = self.start.expand(*steps.shape[1:-1], -1)
         states = scan(self._advance, start, inputs)
         return (states.flip(0) if self.reverse else states).movedim(0, -2)
+
+    def step(self, h: Tensor, x: Tensor) -> Tensor:
+        """Return the state, (*, H), that follows a state (*, H) at one step (*, X)."""
+        before, now = _leading(h, (len(self.start),)), _leading(x, (self.cell.input_size,))
+        if before != now:
+            raise DataError(f"got states {tuple(before)} and steps {tuple(now)}, expected as many")
+        return self._advance(h, self._seen(x))
 
     def _seen(self, x: Tensor) -> Tensor:
         """Return the part of the gates that an input gives, (*, 3 H), of inputs (*, X)."""
@@ -378,6 +390,96 @@ class GRU(nn.Module):
         new = (theirs[2] + reset * ours[2]).tanh()
         new = new + keep * (h - new)
         return new if kept is None else torch.where(kept, new, h)
+
+
+@typed
+class Transformer(nn.Module):
+    r"""Masked self-attention over the steps of sequences: none sees a later one.
+
+    .. math:: h = W x_t + p_t, \quad h \leftarrow h + \mathrm{attention}(h_{\le t}), \quad
+        h \leftarrow h + \mathrm{MLP}(h)
+
+    Places p are sines of geometric wavelengths, so that sequences may be of any length.
+
+    Arguments:
+        in_features: size X of one step.
+        hidden: H, even, a multiple of the heads.
+        depth: how often attention and a perceptron of width 2 H follow each other.
+        heads: attention heads.
+
+    References:
+        Attention is all you need (Vaswani et al., 2017), arXiv:1706.03762.
+
+    Example:
+        >>> Transformer(3, 8)(torch.zeros(5, 7, 3)).shape
+        torch.Size([5, 7, 8])
+    """
+
+    def __init__(self, in_features: int, hidden: int, *, depth: int = 2, heads: int = 4) -> None:
+        super().__init__()
+        size = positive("hidden", hidden)
+        if size % positive("heads", heads) or size % 2:
+            raise ConfigError(f"hidden: got {size}, expected an even multiple of heads = {heads}")
+        self.into = nn.Linear(positive("in_features", in_features), size)
+        blocks = range(positive("depth", depth))
+        self.blocks = nn.ModuleList(CausalBlock(size, heads) for _ in blocks)
+        self.norm = nn.LayerNorm(size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map steps (*, T, X) to (*, T, H)."""
+        lead = _leading(x, (self.into.in_features,))
+        if not lead:
+            raise DataError(f"network input: got {shown(x)}, expected sequences (*, T, X)")
+        h = self.into(x.reshape(-1, *x.shape[-2:]))
+        h = h + _places(h)
+        for block in self.blocks:
+            h = block(h)
+        return self.norm(h).reshape(*lead, -1)
+
+
+@typed
+class CausalBlock(nn.Module):
+    """Causal self-attention and a perceptron, each added to what it reads.
+
+    Arguments:
+        width: of a step.
+        heads: attention heads; the width is a multiple of it.
+
+    Example:
+        >>> CausalBlock(8, 4)(torch.zeros(2, 3, 8)).shape
+        torch.Size([2, 3, 8])
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if positive("width", width) % positive("heads", heads):
+            raise ConfigError(f"width: got {width}, expected a multiple of heads = {heads}")
+        self.heads = heads
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.join = nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Map (N, T, width) to the same shape."""
+        if len(_leading(h, (self.join.in_features,))) != 2:
+            raise DataError(f"network input: got {shown(h)}, expected sequences (N, T, width)")
+        n, length, width = h.shape
+        parts = self.qkv(self.norms[0](h)).reshape(n, length, 3, self.heads, -1)
+        q, k, v = parts.permute(2, 0, 3, 1, 4)  # (N, heads, T, width / heads) each
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        h = h + self.join(mixed.transpose(1, 2).reshape(n, length, width))
+        return h + self.mlp(self.norms[1](h))
+
+
+def _places(h: Tensor) -> Tensor:
+    """Return sines and cosines of the number of a step, (T, H), of steps (*, T, H)."""
+    steps, size = h.shape[-2:]
+    rates = torch.arange(0, size, 2, device=h.device, dtype=h.dtype) * (-math.log(1e4) / size)
+    angles = torch.arange(steps, device=h.device, dtype=h.dtype).unsqueeze(-1) * rates.exp()
+    return torch.cat([angles.sin(), angles.cos()], -1)
 
 
 def _leading(x: Tensor, event: tuple[int, ...]) -> torch.Size:

@@ -48,6 +48,7 @@ from pyro_vae.models import (
     LadderVAE,
     LinearVAE,
     ProdLDA,
+    SentenceVAE,
     TopDownVAE,
 )
 
@@ -362,6 +363,18 @@ def _rolls(n: int) -> dict[str, Tensor]:
     return {"x": torch.where(kept, binary(n, (4, 3)), 0.0), "lengths": lengths}
 
 
+def _captions(n: int) -> dict[str, Tensor]:
+    lengths = 1 + torch.arange(n) % 4
+    place = torch.arange(4)
+    words = 4 + (torch.arange(n)[:, None] + place) % 2  # below <eos> = 3 all is <pad>
+    x = torch.where(place < lengths[:, None] - 1, words, 0)
+    return {"x": torch.where(place == lengths[:, None] - 1, 3, x), "lengths": lengths}
+
+
+def _sentence_vae(decoder: str) -> SentenceVAE:
+    return SentenceVAE(6, 2, decoder=decoder, embedding=4, hidden=8, dropout=0.1, word_dropout=0.2)
+
+
 def _dmm(guide: str) -> DMM:
     return DMM(3, 2, (8,), transition=8, recurrent=8, guide=guide)
 
@@ -463,6 +476,10 @@ CASES = {
     "dmm": _zoo(lambda: _dmm("smoothing"), _rolls),
     "dmm_filtering": _zoo(lambda: _dmm("filtering"), _rolls),
     "dmm_mean_field": _zoo(lambda: _dmm("mean_field"), lambda n: _rolls(n)["x"]),
+    "sentences_gru": _zoo(lambda: _sentence_vae("gru"), _captions),
+    "sentences_transformer": _zoo(
+        lambda: _sentence_vae("transformer"), lambda n: _captions(n)["x"]
+    ),
     "labelled": Case(Labelled, _labelled),
     "sequences": Case(Sequences, _sequences),
     "bayesian": Case(BayesianDecoder, real),

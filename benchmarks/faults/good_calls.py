@@ -57,6 +57,10 @@ class Room:
         return pv.models.GSM(6, 2, (4,))
 
     @functools.cached_property
+    def language(self) -> Any:
+        return pv.models.SentenceLM(6, embedding=4, hidden=4)
+
+    @functools.cached_property
     def linear(self) -> Any:
         return pv.models.LinearVAE(6, 2)
 
@@ -259,6 +263,8 @@ OF: dict[str, Mapping[str, Callable[[Room], Any]]] = {
         "lengths": lambda room: torch.tensor([3, 1, 0, 2]),
     },
     "distributions.Padded.log_prob": {"value": lambda room: torch.zeros(4, 3)},
+    "distributions.Sentence": {"net": lambda room: room.language.decoder},
+    "distributions.Sentence.log_prob": {"value": lambda room: torch.tensor([4, 5, 3])},
     "distributions.CodeSequence": {"net": lambda room: coins, "length": lambda room: 3},
     "distributions.CodeSequence.log_prob": {"value": lambda room: torch.ones(3).long()},
     "distributions.FlatSequence": {
@@ -315,6 +321,11 @@ OF: dict[str, Mapping[str, Callable[[Room], Any]]] = {
     "nn.ConvDecoder.set_output_bias": {"bias": lambda room: torch.zeros(1, 8, 8)},
     "nn.GRU": {"in_features": lambda room: 2, "hidden": lambda room: 3},
     "nn.GRU.forward": {"x": lambda room: torch.zeros(4, 3, 2)},
+    "nn.GRU.step": {"h": lambda room: torch.zeros(4, 3), "x": lambda room: torch.zeros(4, 2)},
+    "nn.Transformer": {"in_features": lambda room: 2, "hidden": lambda room: 4},
+    "nn.Transformer.forward": {"x": lambda room: torch.zeros(4, 3, 2)},
+    "nn.CausalBlock": {"width": lambda room: 4, "heads": lambda room: 2},
+    "nn.CausalBlock.forward": {"h": lambda room: torch.zeros(4, 3, 4)},
     "nn.OneHot.forward": {"x": lambda room: torch.zeros(2, 6)},
     "nn.BatchNorm.forward": {"x": lambda room: torch.zeros(2, 3)},
     "plots.collapse_curves": {"history": lambda room: HISTORY},

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from pyro_vae.arguments import positive
 from pyro_vae.distributions import CodeSequence
 from pyro_vae.errors import ConfigError
+from pyro_vae.nn import CausalBlock
 
 
 class CausalTransformer(nn.Module):
@@ -38,7 +39,7 @@ class CausalTransformer(nn.Module):
         self.token = nn.Parameter(0.1 * torch.randn(positive("num_codes", num_codes), width))
         self.place = nn.Parameter(0.1 * torch.randn(positive("length", length), width))
         blocks = range(positive("depth", depth))
-        self.blocks = nn.ModuleList(_Block(width, heads) for _ in blocks)
+        self.blocks = nn.ModuleList(CausalBlock(width, heads) for _ in blocks)
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, num_codes)
 
@@ -50,28 +51,6 @@ class CausalTransformer(nn.Module):
         for block in self.blocks:
             h = block(h)
         return self.output(self.norm(h))
-
-
-class _Block(nn.Module):
-    """Causal self-attention and a perceptron, each added to what it reads."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.join = nn.Linear(width, width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
-        )
-
-    def forward(self, h: Tensor) -> Tensor:
-        n, length, width = h.shape
-        parts = self.qkv(self.norms[0](h)).reshape(n, length, 3, self.heads, -1)
-        q, k, v = parts.permute(2, 0, 3, 1, 4)  # (N, heads, P, E / heads) each
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        h = h + self.join(mixed.transpose(1, 2).reshape(n, length, width))
-        return h + self.mlp(self.norms[1](h))
 
 
 class UniformCodes(nn.Module):

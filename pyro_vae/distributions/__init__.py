@@ -13,6 +13,7 @@ from pyro_vae.distributions.flow_gaussian import FlowGaussian
 from pyro_vae.distributions.mixture import Mixture
 from pyro_vae.distributions.no_prior import NoPrior
 from pyro_vae.distributions.padded import Padded
+from pyro_vae.distributions.sentence import Sentence
 from pyro_vae.distributions.squared_error import SquaredError
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "NoPrior",
     "Padded",
     "Quantised",
+    "Sentence",
     "SquaredError",
     "StraightThrough",
     "nearest",

@@ -40,7 +40,12 @@ class AtMeans(Messenger):
 
 
 def known_mean(fn: Any) -> Tensor | None:
-    """Return the mean of a distribution in the shape of a draw; None where there is none."""
+    """Return the mean of a distribution in the shape of a draw; None where there is none.
+
+    Of sentences, which have none, what is decoded greedily stands for it.
+    """
+    if hasattr(fn, "greedy"):
+        return fn.greedy()
     try:
         mean = fn.mean
     except (NotImplementedError, AttributeError):

@@ -6,6 +6,7 @@ from pyro_vae.models.deep_exponential import DEF
 from pyro_vae.models.ladder import HierarchicalVAE, LadderVAE
 from pyro_vae.models.linear import LinearVAE
 from pyro_vae.models.sbn import SBN
+from pyro_vae.models.sentences import SentenceLM, SentenceVAE
 from pyro_vae.models.sequences import DMM
 from pyro_vae.models.top_down import TopDownVAE
 from pyro_vae.models.topic_models import ETM, GSM, LDA, NVDM, ProdLDA
@@ -28,5 +29,7 @@ __all__ = [
     "LadderVAE",
     "LinearVAE",
     "ProdLDA",
+    "SentenceLM",
+    "SentenceVAE",
     "TopDownVAE",
 ]

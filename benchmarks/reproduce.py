@@ -14,6 +14,7 @@ import recipes_def
 import recipes_ladder
 import recipes_priors
 import recipes_sbn
+import recipes_sentences
 import recipes_sequences
 import recipes_topics
 import recipes_vq
@@ -145,6 +146,7 @@ EXPERIMENTS: dict[str, Callable[[str, argparse.Namespace], Result]] = {
     **recipes_ladder.EXPERIMENTS,
     **recipes_vq.EXPERIMENTS,
     **recipes_sequences.EXPERIMENTS,
+    **recipes_sentences.EXPERIMENTS,
     **recipes_topics.EXPERIMENTS,
 }
 

@@ -17,12 +17,11 @@ from torch.utils.data import BatchSampler, DataLoader, TensorDataset
 from pyro_vae.arguments import integer, positive, shown, typed
 from pyro_vae.data.readers import read_npz
 from pyro_vae.errors import DataError
+from pyro_vae.words import END, SPECIAL, UNKNOWN
 
 Padded = dict[str, Tensor]
 _KEYS = 88
 _SPLITS = ("train", "valid", "test")
-PAD, UNKNOWN, START, END = range(4)  # the first tokens of a vocabulary
-_SPECIAL = ("<pad>", "<unk>", "<bos>", "<eos>")
 _RARE, _LONGEST, _VALID = 3, 25, 1000
 
 
@@ -194,7 +193,7 @@ def read_captions(name: str, train: Path, test: Path) -> SequenceSets:
     ]
     counts = Counter(word for row in rows[0] for word in row)
     words = sorted(word for word, count in counts.items() if count >= _RARE)
-    vocabulary = (*_SPECIAL, *words)
+    vocabulary = (*SPECIAL, *words)
     number = {word: index for index, word in enumerate(vocabulary)}
     known = [
         [torch.tensor([*(number.get(word, UNKNOWN) for word in row), END]) for row in part if row]

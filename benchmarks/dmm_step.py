@@ -112,8 +112,9 @@ def main() -> None:
 
     def our_block() -> None:
         for _ in range(IN_BLOCK):
-            adams[1].zero_grad()
-            compiled(x).backward()
+            prepared = compiled.prepare(x)  # as `pv.fit` takes its steps
+            assert prepared is not None
+            prepared.backward()
             adams[1].step()
 
     def stock_block() -> None:

@@ -363,13 +363,10 @@ class GRU(nn.Module):
             kept = [(number.reshape(-1, *(1,) * lengths.dim()) < lengths).unsqueeze(-1)]
             # What stands in the padding may be anything, NaN too.
             steps = torch.where(kept[0], steps, torch.zeros_like(steps))
-        inputs = [self._seen(steps), *kept]
-        if self.reverse:
-            inputs = [each.flip(0) for each in inputs]
         if start is None:
             start = self.start.expand(*steps.shape[1:-1], -1)
-        states = scan(self._advance, start, inputs)
-        return (states.flip(0) if self.reverse else states).movedim(0, -2)
+        states = scan(self._advance, start, [self._seen(steps), *kept], reverse=self.reverse)
+        return states.movedim(0, -2)
 
     def step(self, h: Tensor, x: Tensor) -> Tensor:
         """Return the state, (*, H), that follows a state (*, H) at one step (*, X)."""
@@ -384,11 +381,12 @@ class GRU(nn.Module):
 
     def _advance(self, h: Tensor, seen: Tensor, kept: Tensor | None = None) -> Tensor:
         """Return the next state, (*, H); where `kept` (*, 1) is false, the same."""
-        ours = nn.functional.linear(h, self.cell.weight_hh, self.cell.bias_hh).chunk(3, -1)
-        theirs = seen.chunk(3, -1)
-        reset, keep = (ours[0] + theirs[0]).sigmoid(), (ours[1] + theirs[1]).sigmoid()
-        new = (theirs[2] + reset * ours[2]).tanh()
-        new = new + keep * (h - new)
+        size = self.cell.hidden_size
+        ours = nn.functional.linear(h, self.cell.weight_hh, self.cell.bias_hh)
+        (ours, proposed), (theirs, given) = (each.split(2 * size, -1) for each in (ours, seen))
+        reset, keep = (ours + theirs).sigmoid().chunk(2, -1)
+        new = torch.addcmul(given, reset, proposed).tanh()
+        new = torch.addcmul(new, keep, h - new)
         return new if kept is None else torch.where(kept, new, h)
 
 

@@ -25,7 +25,12 @@ _FIXED, _STEPPED, _CARRIED = range(3)  # the same for all steps, one for each, o
 
 
 def scan(
-    step: Step, carry: Tensor, inputs: Sequence[Tensor] = (), *, steps: int | None = None
+    step: Step,
+    carry: Tensor,
+    inputs: Sequence[Tensor] = (),
+    *,
+    steps: int | None = None,
+    reverse: bool = False,
 ) -> Tensor:
     r"""Return all carries of a loop, :math:`c_t = f(c_{t-1}, u_t)`, shape (T, C).
 
@@ -40,6 +45,7 @@ def scan(
         carry: :math:`c_0`, shape (C).
         inputs: Each (T, *).
         steps: T, where there are no inputs.
+        reverse: Run from the last step to the first, :math:`c_t = f(c_{t+1}, u_t)`.
 
     Raises:
         RuntimeError: Under a tracer, a step that does something else.
@@ -50,30 +56,42 @@ def scan(
     """
     count = len(inputs[0]) if inputs else int(steps or 0)
     if get_proxy_mode() is not None:
-        return _traced(step, carry, list(inputs), count)
+        return _traced(step, carry, list(inputs), count, reverse)
     carries = []
-    for t in range(count):
+    for t in _order(count, reverse):
         carry = step(carry, *(each[t] for each in inputs))
         carries.append(carry)
-    return torch.stack(carries)
+    return torch.stack([carries[t] for t in _order(count, reverse)])
+
+
+def _order(steps: int, reverse: bool) -> range:
+    """Return the steps as a loop takes them."""
+    return range(steps - 1, -1, -1) if reverse else range(steps)
 
 
 # -- under a tracer -------------------------------------------------------------------------------
 
 
-def _traced(step: Step, carry: Tensor, inputs: list[Tensor], steps: int) -> Tensor:
+def _traced(step: Step, carry: Tensor, inputs: list[Tensor], steps: int, reverse: bool) -> Tensor:
     graph, noise, fixed = _recorded(step, carry, inputs)
     drawn = torch.ops.pyro_vae.repeat(noise, carry.detach(), steps) if noise else []
+    drawn = [each.flip(0) for each in drawn] if reverse else drawn  # it comes in the loop's order
     parts = _Parts(graph, len(inputs) + len(drawn))
     stepped, fixed = parts.outside([*inputs, *drawn], fixed)
     still = [[each.detach() for each in some] for some in (stepped, fixed)]
-    path = torch.ops.pyro_vae.scan(parts.source, carry.detach(), *still, steps)
+    path = torch.ops.pyro_vae.scan(parts.source, carry.detach(), *still, steps, reverse)
     if not torch.is_grad_enabled():
         return path
-    previous = torch.cat([carry.detach().unsqueeze(0), path[:-1]])
+    previous = _before(path, carry.detach(), reverse)
     again = _over_time(parts.inside, [previous, *stepped], fixed)
     back = _backwards(parts.inside, carry, *still)
-    return _Path.apply(again, carry, back, previous, *still)
+    return _Path.apply(again, carry, back, reverse, previous, *still)
+
+
+def _before(path: Tensor, first: Tensor, reverse: bool) -> Tensor:
+    """Return for each step what the step before it in a loop has; of the first step, another."""
+    first = first.unsqueeze(0)
+    return torch.cat([path[1:], first] if reverse else [first, path[:-1]])
 
 
 class _Path(torch.autograd.Function):
@@ -84,23 +102,32 @@ class _Path(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, path: Tensor, carry: Tensor, back: Any, previous: Tensor, *still: Any
+        ctx: Any,
+        path: Tensor,
+        carry: Tensor,
+        back: Any,
+        reverse: bool,
+        previous: Tensor,
+        *still: Any,
     ) -> Tensor:
-        ctx.back, ctx.previous, ctx.still = back, previous, still
+        ctx.back, ctx.reverse, ctx.previous, ctx.still = back, reverse, previous, still
         return path.view_as(path)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        none = (None,) * 4
-        zero = torch.zeros_like(grad[:1])
+        none = (None,) * 5
+        zero, reverse = torch.zeros_like(grad[0]), ctx.reverse
         if ctx.back is None:
-            return grad, zero[0], *none
-        stepped, fixed = ctx.still
-        before = torch.cat([zero, grad[:-1]])
-        stepped, fixed = ctx.back.outside([before, ctx.previous, *stepped], fixed)
-        last, stepped = grad[-1].clone(), [each.flip(0) for each in stepped]
-        path = torch.ops.pyro_vae.scan(ctx.back.source, last, stepped, fixed, len(grad))
-        return torch.cat([path[:-1].flip(0), grad[-1:]]), path[-1], *none
+            return grad, zero, *none
+        before = _before(grad, zero, reverse)
+        stepped, fixed = ctx.back.outside([before, ctx.previous, *ctx.still[0]], ctx.still[1])
+        last = grad[0 if reverse else -1].clone()
+        found = torch.ops.pyro_vae.scan(
+            ctx.back.source, last, stepped, fixed, len(grad), not reverse
+        )
+        if reverse:
+            return torch.cat([grad[:1], found[:-1]]), found[-1], *none
+        return torch.cat([found[1:], grad[-1:]]), found[0], *none
 
 
 def _backwards(
@@ -354,26 +381,51 @@ def _real(value: Any, known: dict[int, Node]) -> Any:
 _ITEM = "item"
 # Those that mean the same by either name.
 _BINDINGS = (
-    *("add", "addmm", "cat", "clone", "exp", "log", "mm", "mul", "neg", "rsqrt", "sigmoid"),
+    *(
+        "add",
+        "addcmul",
+        "addmm",
+        "cat",
+        "clone",
+        "exp",
+        "log",
+        "mm",
+        "mul",
+        "neg",
+        "rsqrt",
+        "sigmoid",
+    ),
     *("sqrt", "sub", "sum", "t", "tanh", "where"),
 )
 
 
 @torch.library.custom_op("pyro_vae::scan", mutates_args=())
 def _scan(
-    source: str, carry: Tensor, stepped: list[Tensor], fixed: list[Tensor], steps: int
+    source: str,
+    carry: Tensor,
+    stepped: list[Tensor],
+    fixed: list[Tensor],
+    steps: int,
+    reverse: bool,
 ) -> Tensor:
     step = _function(source)
-    now = zip(*(each.unbind(0) for each in stepped), strict=True) if stepped else [()] * steps
+    now = list(zip(*(each.unbind(0) for each in stepped), strict=True)) or [()] * steps
     path = []
-    for inputs in now:
+    for inputs in reversed(now) if reverse else now:
         carry = step(carry, *inputs, *fixed)
         path.append(carry)
-    return torch.stack(path)
+    return torch.stack(path[::-1] if reverse else path)
 
 
 @_scan.register_fake
-def _(source: str, carry: Tensor, stepped: list[Tensor], fixed: list[Tensor], steps: int) -> Tensor:
+def _(
+    source: str,
+    carry: Tensor,
+    stepped: list[Tensor],
+    fixed: list[Tensor],
+    steps: int,
+    reverse: bool,
+) -> Tensor:
     return carry.new_empty((steps, *carry.shape))
 
 

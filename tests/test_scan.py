@@ -18,7 +18,7 @@ def unvalidated():
         yield
 
 
-def stochastic(steps):
+def stochastic(steps, reverse=False):
     """A gated step with noise, inputs and weights; what it needs and its leaves."""
     torch.manual_seed(0)
     net = nn.ModuleList([nn.Linear(Z, H), nn.Linear(H, Z), nn.Linear(H, Z)]).double()
@@ -31,7 +31,7 @@ def stochastic(steps):
             normal = dist.Normal(net[1](hidden), nn.functional.softplus(net[2](hidden)))
             return normal.to_event(1).rsample() * torch.rand(B, Z, dtype=z.dtype)
 
-        path = scan(step, start.expand(B, Z), [inputs])
+        path = scan(step, start.expand(B, Z), [inputs], reverse=reverse)
         total = path.pow(3).sum() + path[-1].sin().sum() + path[0].exp().sum()
         return total, path, *torch.autograd.grad(total, [inputs, start, *weights])
 
@@ -48,12 +48,19 @@ def outcomes(loss, leaves):
     return *results, graph
 
 
+@pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("steps", [1, 2, 9])
-def test_a_graph_gives_the_loop_and_all_its_gradients(steps):
+def test_a_graph_gives_the_loop_and_all_its_gradients(steps, reverse):
     """Paths, six gradients and the random numbers that come after."""
-    eager, traced, _ = outcomes(*stochastic(steps))
+    eager, traced, _ = outcomes(*stochastic(steps, reverse))
     for exact, found in zip(eager, traced, strict=True):
         torch.testing.assert_close(found, exact, rtol=1e-11, atol=1e-11)
+
+
+def test_backwards_is_the_loop_over_flipped_steps():
+    u = torch.randn(5, 2)
+    exact = scan(lambda c, u: 0.5 * c + u, torch.ones(2), [u.flip(0)]).flip(0)
+    assert torch.equal(scan(lambda c, u: 0.5 * c + u, torch.ones(2), [u], reverse=True), exact)
 
 
 def test_a_graph_is_as_long_for_any_number_of_steps():

@@ -69,6 +69,36 @@ def test_captions_keep_the_words_that_come_three_times(tmp_path):
         pv.data.load("coco_captions", root=tmp_path)
 
 
+def test_text_becomes_numbers_and_text_again():
+    lines = ["A cat, a dog.", "a DOG", "", "the cat"]
+    words = pv.data.Vocabulary.of(lines, least=2)
+    assert words == ("<pad>", "<unk>", "<bos>", "<eos>", "a", "cat", "dog")
+    data = words.numbers(lines, longest=4)
+    assert data["x"].tolist() == [
+        [4, 5, 1, 4, 3],
+        [4, 6, 3, 0, 0],
+        [3, 0, 0, 0, 0],
+        [1, 5, 3, 0, 0],
+    ]
+    assert data["lengths"].tolist() == [5, 3, 1, 3]
+    assert words.text(data["x"]) == ["a cat <unk> a", "a dog", "", "<unk> cat"]
+    assert words.text(data["x"][:2, None, :2]) == [["a cat"], ["a dog"]]
+    program = pv.models.SentenceVAE(len(words), 2, embedding=4, hidden=4)
+    assert all(isinstance(text, str) for text in words.text(pv.reconstruct(program, data)))
+    for wrong in ([], "a cat", [3]):
+        for verb in (pv.data.Vocabulary.of, words.numbers):
+            with pytest.raises(DataError, match="lines: got"):
+                verb(wrong)
+    with pytest.raises(DataError, match="comes 3 times"):
+        pv.data.Vocabulary.of(lines[1:])
+    for wrong in (torch.tensor([7]), torch.tensor([-1]), torch.zeros(2)):
+        with pytest.raises(DataError, match="x: got"):
+            words.text(wrong)
+    for wrong in (["a", "b"], [*words, "cat"], "cat"):
+        with pytest.raises(pv.errors.ConfigError, match="words: got"):
+            pv.data.Vocabulary(wrong)
+
+
 def test_batches_have_each_row_once_and_little_padding():
     torch.manual_seed(0)
     lengths = torch.randint(1, 30, (103,))

@@ -241,6 +241,10 @@ OF: dict[str, Mapping[str, Callable[[Room], Any]]] = {
         "batch_size": lambda room: 2,
     },
     "data.pad": {"sequences": lambda room: [torch.zeros(3, 2), torch.zeros(1, 2)]},
+    "data.Vocabulary": {"words": lambda room: pv.data.Vocabulary.of(["a"], least=1)},
+    "data.Vocabulary.of": {"lines": lambda room: ["a", "a cat"], "least": lambda room: 1},
+    "data.Vocabulary.numbers": {"lines": lambda room: ["a", "a cat"]},
+    "data.Vocabulary.text": {"x": lambda room: torch.tensor([4, 3])},
     "data.read_idx": {"path": lambda room: room.idx},
     "data.read_npz": {
         "path": lambda room: room.arrays,
@@ -373,6 +377,7 @@ MADE: dict[str, Callable[[Room], Any]] = {
     "Amortised": lambda room: pv.infer(room.vae, room.x),
     "LocalPosterior": lambda room: pv.infer(room.vae, room.x, how="local", settings=room.local),
     "data.Splits": lambda room: room.digits,
+    "data.Vocabulary": lambda room: pv.data.Vocabulary.of(["a"], least=1),
     "LocalGuide": lambda room: room.local_guide,
     "Program": lambda room: pv.Program.of(room.vae),
     "models.LinearVAE": lambda room: pv.models.LinearVAE(6, 2),

@@ -9,6 +9,7 @@ from pyro_vae.data.corpora import Corpus
 from pyro_vae.data.readers import read_idx, read_npz
 from pyro_vae.data.sequence_sets import SequenceSets, bucketed, pad
 from pyro_vae.data.splits import Splits
+from pyro_vae.data.vocabulary import Vocabulary
 
 __all__ = [
     "BINARISATIONS",
@@ -16,6 +17,7 @@ __all__ = [
     "Corpus",
     "SequenceSets",
     "Splits",
+    "Vocabulary",
     "bucketed",
     "load",
     "pad",

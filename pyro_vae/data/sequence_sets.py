@@ -1,8 +1,6 @@
 """Sequences of unequal length, padded, with their lengths. N sequences, T steps, X units."""
 
 import gzip
-import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,13 +14,14 @@ from torch.utils.data import BatchSampler, DataLoader, TensorDataset
 
 from pyro_vae.arguments import integer, positive, shown, typed
 from pyro_vae.data.readers import read_npz
+from pyro_vae.data.vocabulary import Vocabulary
 from pyro_vae.errors import DataError
-from pyro_vae.words import END, SPECIAL, UNKNOWN
 
 Padded = dict[str, Tensor]
 _KEYS = 88
 _SPLITS = ("train", "valid", "test")
-_RARE, _LONGEST, _VALID = 3, 25, 1000
+_VALID = 1000
+_NO_WORDS = Vocabulary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +41,7 @@ class SequenceSets:
     train: Padded
     valid: Padded
     test: Padded
-    vocabulary: tuple[str, ...] = ()
+    vocabulary: Vocabulary = _NO_WORDS
 
     def __repr__(self) -> str:
         parts = [getattr(self, split) for split in _SPLITS]
@@ -188,26 +187,12 @@ def read_captions(name: str, train: Path, test: Path) -> SequenceSets:
         lines = [gzip.decompress(path.read_bytes()).decode().splitlines() for path in (train, test)]
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise DataError(f"{train} and {test}: no gzip-compressed text ({error})") from None
-    rows = [
-        [re.findall(r"\w+|[^\w\s]", line.lower())[:_LONGEST] for line in part] for part in lines
-    ]
-    counts = Counter(word for row in rows[0] for word in row)
-    words = sorted(word for word, count in counts.items() if count >= _RARE)
-    vocabulary = (*SPECIAL, *words)
-    number = {word: index for index, word in enumerate(vocabulary)}
-    known = [
-        [torch.tensor([*(number.get(word, UNKNOWN) for word in row), END]) for row in part if row]
-        for part in rows
-    ]
-    if len(known[0]) <= _VALID or not known[1]:
+    kept = [[line for line in part if line.strip()] for part in lines]
+    if len(kept[0]) <= _VALID or not kept[1]:
         raise DataError(
-            f"{train}: {len(known[0])} lines, expected more than {_VALID}, and some in {test}"
+            f"{train}: {len(kept[0])} lines, expected more than {_VALID}, and some in {test}"
         )
-    parts: dict[str, Any] = {
-        "train": known[0][:-_VALID],
-        "valid": known[0][-_VALID:],
-        "test": known[1],
-    }
-    return SequenceSets(
-        name, **{split: pad(part) for split, part in parts.items()}, vocabulary=vocabulary
-    )
+    vocabulary = Vocabulary.of(kept[0])
+    parts = {"train": kept[0][:-_VALID], "valid": kept[0][-_VALID:], "test": kept[1]}
+    numbers = {split: vocabulary.numbers(part) for split, part in parts.items()}
+    return SequenceSets(name, **numbers, vocabulary=vocabulary)

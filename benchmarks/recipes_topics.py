@@ -145,6 +145,12 @@ def _topics(program: Any, corpus: pv.data.Corpus) -> dict[str, Any]:
     }
 
 
+def completion_costs(logits: Tensor, held_out: Tensor) -> Tensor:
+    """Return what the words of the held-out parts cost, nats per word, (N,): as `pv.completion`."""
+    log_p = logits.double().log_softmax(-1)
+    return -(held_out * log_p).sum(-1) / held_out.sum(-1)
+
+
 def _unigram(train: Tensor, held_out: Tensor) -> float:
     """Return the per-document perplexity of the training words' frequencies."""
     log_p = (train.sum(0) / train.sum()).clamp(min=1e-12).log()

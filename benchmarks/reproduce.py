@@ -12,6 +12,7 @@ from typing import Any
 
 import recipes_def
 import recipes_ladder
+import recipes_lda
 import recipes_priors
 import recipes_sbn
 import recipes_sentences
@@ -148,6 +149,7 @@ EXPERIMENTS: dict[str, Callable[[str, argparse.Namespace], Result]] = {
     **recipes_sequences.EXPERIMENTS,
     **recipes_sentences.EXPERIMENTS,
     **recipes_topics.EXPERIMENTS,
+    **recipes_lda.EXPERIMENTS,
 }
 
 

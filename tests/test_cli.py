@@ -10,11 +10,11 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 
 import pyro_vae as pv
 from pyro_vae import cli
-from pyro_vae.cli import options, runs
-from pyro_vae.data.corpora import CORPORA
+from pyro_vae.cli import datasets, options, runs
 
 SMALL = ["--latent_dim", "2", "--hidden", "8", "--device", "cpu", "--progress", "false"]
 
@@ -44,9 +44,7 @@ def test_the_dicts_of_names_are_the_choices():
         (options.Observation, options.OBSERVATIONS),
     ):
         assert set(get_args(kind)) == set(names)
-    others = {*CORPORA, "jsb", "coco_captions"}
-    images = [name for name in pv.data.NAMES if name not in others]
-    assert list(get_args(options.Data)) == images
+    assert set().union(*datasets.SETS.values()) == {*pv.data.NAMES} - {"coco_captions"}
     assert get_args(options.Binarisation) == (*pv.data.BINARISATIONS, "none")
 
 
@@ -95,6 +93,13 @@ def test_help_tells_each_option_its_meaning_and_its_default(command, capsys):
         (["train", "--model", "LinearVAE", "--observation", "Gaussian"], "observation"),
         (["train", "--model", "LinearVAE", "--network", "conv"], "network"),
         (["train", "--config", "absent.yaml"], "absent.yaml"),
+        (["train", "--model", "ProdLDA"], "digits is no set of documents, which ProdLDA models"),
+        (["train", "--model", "LDA", "--data", "absent.npz"], "absent.npz: no such file"),
+        (["train", "--model", "LDA", "--data", "none"], "choose 20news, 20news_etm or a file .npz"),
+        (["train", "--data", "20news"], "no set of images"),
+        (["train", "--vocab", "words.txt"], "vocab"),
+        (["train", "--model", "DMM", "--data", "jsb", "--network", "conv"], "network: DMM"),
+        (["topics", "absent"], "absent"),
         (["evaluate"], "run"),
         (["evaluate", "absent"], "absent"),
         (["generate", "absent"], "absent"),
@@ -142,10 +147,98 @@ def test_a_run_from_training_to_pictures(capsys, tmp_path):
     found = json.loads((run / "diagnosis.json").read_text())
     assert "unit   0" in said and " ".join(found["verdict"].split()) in " ".join(said.split())
     assert (run / "diagnosis.png").read_bytes().startswith(b"\x89PNG")
+    assert "got a VAE, expected a topic model" in complaint(capsys, ["topics", "run"])
     # A folder that holds a run is never trained over, unless asked to go on.
     before = (run / "program.safetensors").read_bytes()
     assert "another run" in complaint(capsys, ["train", *SMALL, "--out", "run"])
     assert (run / "program.safetensors").read_bytes() == before
+
+
+@pytest.fixture
+def counts(tmp_path):
+    """Return counts of two topics of three words each; a document in ten has no words."""
+    torch.manual_seed(0)
+    x = torch.poisson(torch.tensor([[4.0, 2, 1, 0, 0, 0], [0, 0, 0, 3, 3, 3]]).repeat(60, 1))
+    x[::10] = 0
+    (tmp_path / "words.txt").write_text("ant\nbee\ncat\nmusik\nnoise\nsöng\n", encoding="utf-8")
+    np.savez(tmp_path / "dense.npz", x=x.numpy().astype(np.uint8))
+    sparse.save_npz(tmp_path / "rows.npz", sparse.csr_matrix(x.numpy()))
+    return x
+
+
+def test_topics_of_a_file_from_training_to_their_words(counts, capsys, tmp_path):
+    """Sparse and dense rows are the same data, and the figures are those of the verbs."""
+    options = ("--data", "rows.npz", "--vocab", "words.txt", "--out", "rows")
+    assert train("--model", "ProdLDA", *options) == 0
+    assert "12 documents have no words" in capsys.readouterr().out
+    shown = []
+    for name in ("dense", "rows"):
+        assert cli.main(["topics", "rows", "--words", "3", "--data", f"{name}.npz"]) == 0
+        shown.append(capsys.readouterr().out.replace("dense", "rows"))
+    assert shown[0] == shown[1] and "söng" in shown[0]
+    figures = json.loads((tmp_path / "rows" / "topics.json").read_text())
+    program, full = pv.load(tmp_path / "rows"), counts.sum(-1) > 0
+    turn = torch.arange(120) % 20
+    test = counts[(turn == 9) & full]
+    assert figures["documents"] == len(test) == 6
+    words = (tmp_path / "words.txt").read_text(encoding="utf-8").split()
+    found = pv.topics(
+        program, counts[(turn != 9) & (turn != 19) & full], vocabulary=words, num_words=3
+    )
+    assert figures["words"] == found.words and figures["npmi"] == pytest.approx(found.coherence)
+    torch.manual_seed(0)
+    bound = pv.perplexity(program, test)
+    assert figures["perplexity_per_document"] == pytest.approx(bound.per_document, rel=1e-6)
+    assert figures["perplexity_corpus_stderr"] == pytest.approx(bound.corpus_stderr, rel=1e-4)
+    assert 1 < figures["completion_per_document"] < 20
+    assert (tmp_path / "rows" / "topics.png").read_bytes().startswith(b"\x89PNG")
+    assert cli.main(["evaluate", "rows", "--samples", "3", "--progress", "false"]) == 0
+    capsys.readouterr()
+    assert "ProdLDA draws no images" in complaint(capsys, ["generate", "rows"])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "vocabulary", "said"),
+    [
+        ({"x": np.full((40, 3), 0.5)}, None, "got 0.5, expected whole counts"),
+        ({"x": -np.ones((40, 3))}, None, "got -1.0"),
+        ({"x": np.full((40, 3), np.nan)}, None, "got nan"),
+        ({"x": np.full((40, 3), "a")}, None, "expected counts"),
+        ({"x": np.ones(40)}, None, r"(40,), expected x, counts (N, V)"),
+        ({"y": np.ones((40, 3))}, None, "no x"),
+        ({"x": np.ones((40, 3))}, "one\ntwo\n", "got 2 words, expected 3"),
+        ({"x": np.eye(40)[:, :3]}, None, "got 3 documents with words"),
+        ({"x": np.array([None])}, None, "not a sound .npz file"),
+        (sparse.csc_matrix(np.ones((3, 3))), None, "expected x.tocsr()"),
+    ],
+)
+def test_bad_files_of_counts(arrays, vocabulary, said, capsys, tmp_path):
+    if isinstance(arrays, dict):
+        np.savez("bad.npz", **arrays)
+    else:
+        sparse.save_npz("bad.npz", arrays)
+    words = []
+    if vocabulary is not None:
+        (tmp_path / "words.txt").write_text(vocabulary)
+        words = ["--vocab", "words.txt"]
+    arguments = ["train", *SMALL, "--model", "NVDM", "--data", "bad.npz", *words]
+    error = complaint(capsys, arguments)
+    assert said in error and ("bad.npz" in error or "words.txt" in error)
+
+
+def test_a_damaged_file_of_counts_is_named(counts, capsys, tmp_path):
+    whole = (tmp_path / "rows.npz").read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"PK no"):
+        (tmp_path / "rows.npz").write_bytes(damaged)
+        arguments = ["train", *SMALL, "--model", "LDA", "--data", "rows.npz"]
+        assert "rows.npz: not a sound .npz file" in complaint(capsys, arguments)
+
+
+@pytest.mark.parametrize("model", ["NVDM", "GSM", "ETM", "LDA"])
+def test_every_topic_model_trains_from_the_shell(model, counts):
+    options = ("--objective", "analytic_elbo") if model != "LDA" else ()
+    assert train("--model", model, "--data", "rows.npz", "--out", "run", *options) == 0
+    assert cli.main(["topics", "run", "--samples", "3", "--rows", "1"]) == 0
 
 
 def test_resume_ends_where_an_unbroken_run_does(capsys, tmp_path):

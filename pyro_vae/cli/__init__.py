@@ -1,4 +1,4 @@
-"""The command line: ``pyro-vae train | evaluate | generate | diagnose | demo``.
+"""The command line: ``pyro-vae train | evaluate | generate | diagnose | topics | demo``.
 
 The options, their defaults and their help are the signatures and docstrings of the functions that
 COMMANDS names. Exit codes: 0 done, 1 a failure while running, 2 bad input, which costs one line on
@@ -12,7 +12,7 @@ from typing import NoReturn
 from jsonargparse import ArgumentParser, Namespace
 
 import pyro_vae as pv
-from pyro_vae.cli import demo, evaluate, generate, train
+from pyro_vae.cli import demo, evaluate, generate, topic_report, train
 from pyro_vae.cli.report import complain
 from pyro_vae.errors import PyroVaeError
 
@@ -21,6 +21,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate.evaluate,
     "generate": generate.generate,
     "diagnose": evaluate.diagnose,
+    "topics": topic_report.topics,
     "demo": demo.demo,
 }
 

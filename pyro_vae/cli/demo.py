@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 import pyro_vae as pv
+from pyro_vae.cli.datasets import load_data
 from pyro_vae.cli.evaluate import judge
 from pyro_vae.cli.generate import sample_title
-from pyro_vae.cli.programs import build_program, load_splits
+from pyro_vae.cli.programs import build_program
 from pyro_vae.cli.report import say, table
 from pyro_vae.cli.runs import fresh_folder, record
 from pyro_vae.device import resolve_device
@@ -43,9 +44,10 @@ def demo(
     settings |= {"latent_dim": latent_dim, "hidden": (256, 128), "network": "mlp", "epochs": epochs}
     settings |= {"observation": "Bernoulli", "batch_size": 64, "lr": 3e-3, "seed": seed}
     settings |= {"lr_schedule": "cosine", "warmup": 0.2}
-    splits = load_splits("digits", "threshold", seed)
+    loaded = load_data(settings)
+    splits = loaded.source
     torch.manual_seed(seed)
-    vae = build_program(settings, splits)
+    vae = build_program(settings, loaded)
     where = resolve_device(device)
     say(f"Training a VAE with {latent_dim} latent units on {len(splits.train)} digits ({where})")
     run = pv.fit(

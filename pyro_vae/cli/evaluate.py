@@ -10,8 +10,8 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.arguments import positive
-from pyro_vae.cli.options import Binarisation, Data, Split
-from pyro_vae.cli.programs import as_binary, load_splits, shaped_rows
+from pyro_vae.cli.datasets import load_data
+from pyro_vae.cli.options import Binarisation, Split
 from pyro_vae.cli.report import say, table
 from pyro_vae.cli.runs import open_run
 from pyro_vae.storage.atomic import atomic_write_text
@@ -19,7 +19,7 @@ from pyro_vae.storage.atomic import atomic_write_text
 
 def evaluate(
     run: str,
-    data: Data | None = None,
+    data: str | None = None,
     binarisation: Binarisation | None = None,
     split: Split = "test",
     rows: int | None = None,
@@ -41,14 +41,12 @@ def evaluate(
         device: auto, cpu, cuda or cuda:N.
         progress: show a progress bar.
     """
-    program, settings = open_run(run, device)
-    data, binarisation = data or settings["data"], binarisation or settings["binarisation"]
-    splits = load_splits(data, binarisation, settings["seed"])
-    if rows is not None:
-        positive("rows", rows)
-    x = as_binary(splits, getattr(splits, split)[:rows], seed)
-    figures = judge(program, shaped_rows(splits, x, settings["network"]), samples, seed, progress)
-    figures = {"data": data, "binarisation": binarisation, "split": split, **figures}
+    program, settings = open_run(run, device, data=data, binarisation=binarisation)
+    count = None if rows is None else positive("rows", rows)
+    x = load_data(settings).drawn(split, seed, count)
+    figures = judge(program, x, samples, seed, progress)
+    told = {"data": settings["data"], "binarisation": settings["binarisation"], "split": split}
+    figures = told | figures
     path = Path(run) / "evaluation.json"
     atomic_write_text(path, json.dumps(figures, indent=2, allow_nan=False) + "\n")
     say(table(figures))
@@ -56,7 +54,7 @@ def evaluate(
 
 
 def diagnose(
-    run: str, data: Data | None = None, split: Split = "test", seed: int = 0, device: str = "auto"
+    run: str, data: str | None = None, split: Split = "test", seed: int = 0, device: str = "auto"
 ) -> None:
     """Say whether the code has collapsed, with the evidence and what may help.
 
@@ -69,10 +67,9 @@ def diagnose(
         seed: of the estimates.
         device: auto, cpu, cuda or cuda:N.
     """
-    program, settings = open_run(run, device)
-    splits = load_splits(data or settings["data"], settings["binarisation"], settings["seed"])
+    program, settings = open_run(run, device, data=data)
+    x = load_data(settings).drawn(split, seed)
     torch.manual_seed(seed)
-    x = shaped_rows(splits, as_binary(splits, getattr(splits, split), seed), settings["network"])
     found = pv.diagnose(program, x)
     say(found.report())
     for site, each in found.unit_kl.items():
@@ -95,7 +92,7 @@ def judge(program: Any, x: Any, samples: int, seed: int, progress: bool) -> dict
     elbo, found = pv.elbo(program, x), pv.diagnose(program, x)
     error = float(elbo.std()) / math.sqrt(len(elbo)) if len(elbo) > 1 else None
     return {
-        "rows": len(x),
+        "rows": len(elbo),
         "elbo": float(elbo.mean()),
         "elbo_stderr": error,
         "log_likelihood": scored.mean,

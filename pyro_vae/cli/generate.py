@@ -8,8 +8,10 @@ import numpy as np
 import torch
 
 import pyro_vae as pv
+from pyro_vae.cli.datasets import kind_of
 from pyro_vae.cli.report import say
 from pyro_vae.cli.runs import open_run
+from pyro_vae.errors import ConfigError
 from pyro_vae.storage.atomic import atomic_write_bytes
 
 
@@ -24,9 +26,12 @@ def generate(run: str, n: int = 64, mean: bool = True, seed: int = 0, device: st
         device: auto, cpu, cuda or cuda:N.
     """
     program, settings = open_run(run, device)
+    if kind_of(settings["model"]) != "images":
+        raise ConfigError(f"generate: {settings['model']} draws no images; use pyro_vae.generate")
     torch.manual_seed(seed)
     drawn: Any = pv.generate(program, n, mean=mean)
-    images = drawn.cpu().reshape(n, *settings["shape"])
+    shape = (1, 8, 8) if settings["data"] == "digits" else (1, 28, 28)
+    images = drawn.cpu().reshape(n, *shape)
     folder = Path(run)
     pv.plots.save(pv.plots.samples(images, title=sample_title(n, mean)), folder / "samples.png")
     _write_npz(folder / "samples.npz", images)

@@ -1,64 +1,46 @@
-"""The data and the program that the settings of a run ask for."""
+"""The program that the settings of a run ask for."""
 
 import math
 from functools import partial
 from typing import Any
 
-import torch
-
 import pyro_vae as pv
-from pyro_vae.cli.options import MODELS, OBSERVATIONS, Binarisation
+from pyro_vae.cli.datasets import DataSet, kind_of
+from pyro_vae.cli.options import MODELS, OBSERVATIONS
 from pyro_vae.errors import ConfigError
 
 
-def default_binarisation(model: str, data: str) -> Binarisation:
-    """Return the binarisation of a run that names none."""
-    if data == "mnist_static":
-        return "static"
-    return "dynamic" if model == "VAE" else "none"
-
-
-def load_splits(data: str, binarisation: str, seed: int) -> pv.data.Splits:
-    """Return a data set under a binarisation as the command line names it."""
-    chosen = None if binarisation == "none" else binarisation
-    return pv.data.load(data, binarisation=chosen, seed=seed)
-
-
-def shaped_rows(splits: pv.data.Splits, x: torch.Tensor, network: str) -> torch.Tensor:
-    """Return images as the network takes them."""
-    return splits.images(x) if network == "conv" else x
-
-
-def as_binary(splits: pv.data.Splits, x: torch.Tensor, seed: int) -> torch.Tensor:
-    """Return one draw of data that are drawn afresh in training."""
-    if splits.transform is None:
-        return x
-    torch.manual_seed(seed)
-    return splits.transform(x)  # what is binary already stays as it is
-
-
-def build_program(settings: dict[str, Any], splits: pv.data.Splits) -> Any:
+def build_program(settings: dict[str, Any], data: DataSet) -> Any:
     """Return a new program of the size of the data; raise `ConfigError` for options it lacks."""
-    model, latent_dim = settings["model"], settings["latent_dim"]
-    for name, default in (("observation", None), ("posterior", "Gaussian")):
-        if settings.get(name, default) != default and model != "VAE":
+    model, kind = settings["model"], kind_of(settings["model"])
+    fixed = {"observation": None, "posterior": "Gaussian"} if model != "VAE" else {}
+    fixed |= {"network": "mlp"} if kind != "images" or model == "LinearVAE" else {}
+    fixed |= {"binarisation": "none"} if kind != "images" else {}
+    for name, default in fixed.items():
+        if settings.get(name, default) != default:
             raise ConfigError(f"{name}: {model} has no choice of it; leave --{name} out")
-    if model == "LinearVAE":
-        if settings["network"] == "conv":
-            raise ConfigError("network: LinearVAE has no network; leave --network out")
-        return MODELS[model](math.prod(splits.shape), latent_dim)
     hidden = settings["hidden"]
+    hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
+    source, latent_dim = data.source, settings["latent_dim"]
+    if kind == "documents":
+        return MODELS[model](len(source.vocabulary), latent_dim, hidden)
+    if kind == "sequences":
+        x, lengths = source.train["x"], source.train["lengths"]
+        mean = x.sum((0, 1)) / lengths.sum()
+        return MODELS[model](x.shape[-1], latent_dim, hidden, data_mean=mean)
+    if model == "LinearVAE":
+        return MODELS[model](math.prod(source.shape), latent_dim)
     options: dict[str, Any] = {
-        "hidden": (hidden,) if isinstance(hidden, int) else tuple(hidden),
+        "hidden": hidden,
         "network": settings["network"],
-        "data_mean": shaped_rows(splits, splits.train, settings["network"]).mean(0),
+        "data_mean": data.rows("train").mean(0),
     }
     if model == "VAE":
         grey = settings["binarisation"] == "none"
         chosen = settings["observation"] or ("Gaussian" if grey else "Bernoulli")
         options["observation"] = _observation(chosen, settings["data"])
         options["posterior"] = getattr(pv.conditionals, settings.get("posterior", "Gaussian"))
-    size: Any = splits.shape if settings["network"] == "conv" else math.prod(splits.shape)
+    size: Any = source.shape if settings["network"] == "conv" else math.prod(source.shape)
     return MODELS[model](size, latent_dim, **options)
 
 

@@ -43,7 +43,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{folder}: no run of `pyro-vae train` ({SETTINGS} is missing)") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(found, dict) or not {"data", "binarisation", "seed"} <= set(found):
+    if not isinstance(found, dict) or not {"model", "data", "binarisation", "seed"} <= set(found):
         raise ConfigError(f"{path}: not the settings of a run")
     return found
 
@@ -65,9 +65,8 @@ def check_same_run(folder: Path, settings: dict[str, Any], *, renew: bool = Fals
             )
 
 
-def open_run(run: str, device: str) -> tuple[Any, dict[str, Any]]:
-    """Return the program of a run and its settings."""
+def open_run(run: str, device: str, **changed: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the program of a run and its settings, with those that are not None changed."""
     where, settings = resolve_device(device), read_settings(Path(run))
     program = pv.load(run, device=where)
-    shape = (1, 8, 8) if settings["data"] == "digits" else (1, 28, 28)
-    return program, {"network": "mlp", "shape": shape, **settings}
+    return program, settings | {k: v for k, v in changed.items() if v is not None}

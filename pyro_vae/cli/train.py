@@ -6,22 +6,16 @@ from typing import Literal
 import torch
 
 import pyro_vae as pv
+from pyro_vae.cli.datasets import default_binarisation, kind_of, load_data
 from pyro_vae.cli.options import (
     OBJECTIVES,
     Binarisation,
-    Data,
     Model,
     Objective,
     Observation,
     Posterior,
 )
-from pyro_vae.cli.programs import (
-    as_binary,
-    build_program,
-    default_binarisation,
-    load_splits,
-    shaped_rows,
-)
+from pyro_vae.cli.programs import build_program
 from pyro_vae.cli.report import say
 from pyro_vae.cli.runs import check_same_run, fresh_folder, record
 from pyro_vae.errors import ConfigError
@@ -29,7 +23,8 @@ from pyro_vae.errors import ConfigError
 
 def train(
     model: Model = "VAE",
-    data: Data = "digits",
+    data: str = "digits",
+    vocab: str | None = None,
     binarisation: Binarisation | None = None,
     latent_dim: int = 20,
     hidden: int | tuple[int, ...] = (400,),
@@ -57,16 +52,21 @@ def train(
     """Train a model and write a run folder.
 
     Arguments:
-        model: what is modelled.
-        data: data set.
-        binarisation: none keeps grey levels; null is static for mnist_static, none for LinearVAE
-            and Autoencoder, dynamic otherwise.
-        latent_dim: latent units.
-        hidden: widths of the encoder's hidden layers, as 400 or [200,200]; mirrored by the decoder.
+        model: what is modelled: images by the first three, counts of words by the next five,
+            sequences by the last.
+        data: data set: digits, mnist, mnist_static or fashion_mnist; 20news, 20news_etm, or a
+            file .npz of counts, as scipy.sparse.save_npz writes it or with an array x; jsb.
+        vocab: text file of the words of a file of counts, one a line; null numbers them.
+        binarisation: none keeps grey levels; null is static for mnist_static, dynamic for other
+            images of a VAE, none otherwise.
+        latent_dim: latent units, or topics.
+        hidden: widths of the encoder's hidden layers, as 400 or [200,200]; mirrored by a VAE's
+            decoder.
         network: kind of encoder and decoder (conv: hidden are channels).
         observation: p(x | z) of a VAE; null is Bernoulli for binary data, Gaussian for grey levels.
         posterior: q(z | x) of a VAE; the last three commit nats by construction.
-        objective: what is maximised; the last three keep the posterior from collapsing.
+        objective: what is maximised; analytic_elbo has less noise, the last three keep the
+            posterior from collapsing.
         nats: KL per unit that free_bits leaves free, or the whole KL that target_kl holds.
         num_particles: draws per datum behind the bound.
         epochs: passes over the training data.
@@ -86,28 +86,28 @@ def train(
     """
     settings = {k: v for k, v in locals().items() if k != "settings"}
     settings["binarisation"] = binarisation = binarisation or default_binarisation(model, data)
-    folder = Path(out) if out else fresh_folder(Path("runs") / f"{model.lower()}-{data}")
+    folder = Path(out) if out else fresh_folder(Path("runs") / f"{model.lower()}-{Path(data).stem}")
     if resume:
         if out is None:
             raise ConfigError("resume: needs the run folder, --out")
         check_same_run(folder, settings, renew=resume == "settings")
-    splits = load_splits(data, binarisation, seed)
+    loaded = load_data(settings)
     torch.manual_seed(seed)
-    program = build_program(settings, splits)
-    valid = shaped_rows(splits, splits.valid, network)
+    program = build_program(settings, loaded)
+    train, size = loaded.batches(batch_size)
     run = pv.fit(
         program,
-        shaped_rows(splits, splits.train, network),
-        valid=valid,
-        objective=OBJECTIVES[objective](num_particles, nats, as_binary(splits, valid, seed)),
+        train,
+        valid=loaded.rows("valid"),
+        objective=OBJECTIVES[objective](num_particles, nats, loaded.drawn("valid", seed, 1000)),
         epochs=epochs,
-        batch_size=batch_size,
+        **size,
         lr=lr,
         lr_schedule=pv.schedules.cosine(1.0, 0.02) if lr_schedule == "cosine" else 1.0,
         beta=pv.schedules.linear(0.0, beta, over=warmup) if warmup else beta,
         clip_norm=clip_norm,
         patience=patience,
-        transform=splits.transform,
+        transform=loaded.transform,
         callbacks=[lambda run: record(run, settings)],
         seed=seed,
         device=device,
@@ -121,4 +121,5 @@ def train(
     say(f"best epoch {run.best_epoch}: validation ELBO {best:.2f} nats per datum")
     say(f"run folder: {folder}")
     if model != "Autoencoder":
-        say(f"next:       pyro-vae evaluate {folder}")
+        verb = "topics" if kind_of(model) == "documents" else "evaluate"
+        say(f"next:       pyro-vae {verb} {folder}")

@@ -45,7 +45,7 @@ class Corpus:
     dropped: Mapping[str, int] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        sizes = ", ".join(f"{s}={len(getattr(self, s))}" for s in ("train", "valid", "test"))
+        sizes = ", ".join(f"{s}={getattr(self, s).shape[0]}" for s in ("train", "valid", "test"))
         gone = sum(self.dropped.values())
         return f"Corpus({self.name!r}, {sizes}, words={len(self.vocabulary)}, dropped={gone})"
 

@@ -50,7 +50,7 @@ class Topics:
     @property
     def stderr(self) -> float:
         """Standard error of the mean over the topics; NaN for a single one."""
-        return (self.npmi.std() / math.sqrt(len(self.npmi))).item()
+        return (_spread(self.npmi) / math.sqrt(len(self.npmi))).item()
 
     def __repr__(self) -> str:
         head = (
@@ -64,7 +64,7 @@ class Topics:
 
 @dataclass(frozen=True, repr=False)
 class Perplexity:
-    r"""Perplexities of documents, with standard errors over the documents.
+    r"""Perplexities of documents, with standard errors over the documents (NaN of a single one).
 
     Arguments:
         per_document: :math:`\exp \frac1N \sum_d b_d / n_d`, b_d minus the bound in nats and n_d
@@ -256,11 +256,16 @@ def _perplexity(cost: Tensor, lengths: Tensor) -> Perplexity:
     count = len(cost)
     each = cost / lengths
     mean, ratio = each.mean(), cost.sum() / lengths.sum()
-    mean_error = each.std() / count**0.5
-    ratio_error = (cost - ratio * lengths).std() / lengths.mean() / count**0.5
+    mean_error = _spread(each) / count**0.5
+    ratio_error = _spread(cost - ratio * lengths) / lengths.mean() / count**0.5
     return Perplexity(
         per_document=mean.exp().item(),
         per_document_stderr=(mean.exp() * mean_error).item(),
         corpus=ratio.exp().item(),
         corpus_stderr=(ratio.exp() * ratio_error).item(),
     )
+
+
+def _spread(values: Tensor) -> Tensor:
+    """Return the standard deviation; NaN of a single value."""
+    return values.std() if len(values) > 1 else values.new_tensor(torch.nan)

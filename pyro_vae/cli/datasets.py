@@ -1,0 +1,98 @@
+"""The data that the settings of a run ask for: images, documents or sequences."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pyro_vae as pv
+from pyro_vae.cli.options import DOCUMENTS, SEQUENCES, Binarisation
+from pyro_vae.cli.report import say
+from pyro_vae.data.corpora import CORPORA
+from pyro_vae.data.count_files import read_counts
+from pyro_vae.errors import ConfigError, DataError
+
+SETS = {
+    "images": ("digits", "mnist", "mnist_static", "fashion_mnist"),
+    "documents": tuple(CORPORA),
+    "sequences": ("jsb",),
+}
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Data as `fit` and the other verbs take them.
+
+    Arguments:
+        source: a `Splits`, a `Corpus` or a `SequenceSets`.
+        network: "conv" takes images, all else takes rows.
+    """
+
+    source: Any
+    network: str = "mlp"
+
+    @property
+    def transform(self) -> Any:
+        """What each training batch is put through, or None."""
+        return getattr(self.source, "transform", None)
+
+    def rows(self, split: str, count: int | None = None) -> Any:
+        """Return the data of a split, or the first of them."""
+        x = getattr(self.source, split)
+        x = {k: v[:count] for k, v in x.items()} if isinstance(x, dict) else x[:count]
+        return self.source.images(x) if self.network == "conv" else x
+
+    def batches(self, size: int) -> tuple[Any, dict[str, Any]]:
+        """Return the training data as `fit` takes them, and its option of the size of batches."""
+        if isinstance(self.source, pv.data.SequenceSets):
+            return pv.data.bucketed(self.source.train, size), {}
+        return self.rows("train"), {"batch_size": size}
+
+    def drawn(self, split: str, seed: int, count: int | None = None) -> Any:
+        """Return rows, with one draw of data that training draws afresh."""
+        x = self.rows(split, count)
+        if self.transform is None:
+            return x
+        torch.manual_seed(seed)
+        return self.transform(x)  # what is binary already stays as it is
+
+
+def load_data(settings: dict[str, Any]) -> DataSet:
+    """Return the data of a run.
+
+    Raises:
+        ConfigError: The model is none of such data.
+        DataError: No data set of that name, and no file.
+    """
+    kind, name, words = kind_of(settings["model"]), settings["data"], settings.get("vocab")
+    if words and (kind != "documents" or name in CORPORA):
+        raise ConfigError(f"vocab: got {words!r}, expected none: only files of counts need one")
+    if name in SETS[kind]:
+        chosen = None if settings["binarisation"] == "none" else settings["binarisation"]
+        source: Any = pv.data.load(name, binarisation=chosen, seed=settings["seed"])
+        return DataSet(source, settings.get("network", "mlp"))
+    known = ", ".join(SETS[kind]) + (" or a file .npz" if kind == "documents" else "")
+    if any(name in names for names in SETS.values()):
+        raise ConfigError(
+            f"data: {name} is no set of {kind}, which {settings['model']} models; choose {known}"
+        )
+    if kind != "documents" or not name.endswith(".npz"):
+        raise DataError(f"data: unknown data set {name!r}; choose {known}")
+    source = read_counts(Path(name), Path(words) if words else None)
+    gone = sum(source.dropped.values())
+    if gone:
+        say(f"{name}: {gone} documents have no words and are left out")
+    return DataSet(source)
+
+
+def kind_of(model: str) -> str:
+    """Return what a model is of: "images", "documents" or "sequences"."""
+    return "documents" if model in DOCUMENTS else "sequences" if model in SEQUENCES else "images"
+
+
+def default_binarisation(model: str, data: str) -> Binarisation:
+    """Return the binarisation of a run that names none."""
+    if data == "mnist_static":
+        return "static"
+    return "dynamic" if model == "VAE" else "none"

@@ -1,0 +1,95 @@
+"""``pyro-vae topics``."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pyro_vae as pv
+from pyro_vae.arguments import positive
+from pyro_vae.cli.datasets import kind_of, load_data
+from pyro_vae.cli.report import say
+from pyro_vae.cli.runs import open_run
+from pyro_vae.data.count_files import halves
+from pyro_vae.errors import ConfigError
+from pyro_vae.storage.atomic import atomic_write_text
+
+
+def topics(
+    run: str,
+    data: str | None = None,
+    vocab: str | None = None,
+    rows: int | None = None,
+    words: int = 10,
+    samples: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> None:
+    """Show the topics of a run, and judge them: coherence, diversity and perplexities.
+
+    Written besides to topics.json and topics.png. Coherence is NPMI by the training documents;
+    completion predicts a half of each test document from the other.
+
+    Arguments:
+        run: run folder of a topic model.
+        data: documents; null are those that it was trained on.
+        vocab: text file of their words; null is that of the training.
+        rows: only so many test documents from the start; null is all.
+        words: top words of each topic, at least 2.
+        samples: importance samples per document behind the perplexities; null takes the bound.
+        seed: of the estimates, and of the halves where the data have none.
+        device: auto, cpu, cuda or cuda:N.
+    """
+    program, settings = open_run(run, device, data=data, vocab=vocab)
+    if kind_of(settings["model"]) != "documents":
+        raise ConfigError(f"{run}: got a {settings['model']}, expected a topic model")
+    loaded = load_data(settings)
+    test = loaded.rows("test", None if rows is None else positive("rows", rows))
+    vocabulary = loaded.source.vocabulary
+    found = pv.topics(program, loaded.rows("train"), vocabulary=vocabulary, num_words=words)
+    torch.manual_seed(seed)
+    judged = pv.perplexity(program, test, samples=samples)
+    seen, held_out = loaded.source.halves or halves(test, seed)
+    completed = pv.completion(program, seen[:rows], held_out[:rows])
+    figures: dict[str, Any] = {
+        "data": settings["data"],
+        "documents": test.shape[0],
+        "npmi": found.coherence,
+        "npmi_stderr": found.stderr,
+        "diversity": found.diversity,
+        "estimator": "the bound" if samples is None else f"{samples} importance samples",
+        "perplexity_per_document": judged.per_document,
+        "perplexity_per_document_stderr": judged.per_document_stderr,
+        "perplexity_corpus": judged.corpus,
+        "perplexity_corpus_stderr": judged.corpus_stderr,
+        "completion_per_document": completed.per_document,
+        "completion_per_document_stderr": completed.per_document_stderr,
+        "completed_documents": seen[:rows].shape[0],
+        "seed": seed,
+        "npmi_of_topics": found.npmi.tolist(),
+        "words": found.words,
+    }
+    path = Path(run) / "topics.json"
+    known = {k: None if v != v else v for k, v in figures.items()}  # the error of one alone is NaN
+    atomic_write_text(path, json.dumps(known, indent=2, allow_nan=False) + "\n")
+    with torch.no_grad():
+        figure = pv.plots.topic_words(program.eval().topics(), vocabulary)
+    pv.plots.save(figure, path.with_suffix(".png"))
+    say(f"{found!r}\n\n{_table(figures)}\nwritten to {path} and {path.with_suffix('.png').name}")
+
+
+def _table(figures: dict[str, Any]) -> str:
+    """Return the perplexities as a table a person reads."""
+    heading = "{data}, {documents} test documents, perplexities by {estimator}".format(**figures)
+    notes = {
+        "perplexity_per_document": "each document counts alike",
+        "perplexity_corpus": "each word counts alike",
+        "completion_per_document": "half of {completed_documents} documents given the other",
+    }
+    lines = []
+    for name, note in notes.items():
+        number = f"{figures[name]:9.1f} ± {figures[f'{name}_stderr']:.1f}"
+        lines.append(f"  {name.replace('_', ' '):<24}{number:<20}{note.format(**figures)}")
+    rule = "─" * 78
+    return "\n".join([heading, rule, *lines, rule])

@@ -1,0 +1,131 @@
+"""Documents of a user's own file. Shapes: N documents, V words."""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyro_vae.data.corpora import Corpus
+from pyro_vae.errors import DataError
+
+_SPARSE = ("data", "indices", "indptr", "shape", "format")
+_EVERY = 20  # one document of so many validates, another one tests
+
+
+def read_counts(path: Path, vocabulary: Path | None = None) -> Corpus:
+    """Return the documents of an ``.npz`` file: every 20th validates, and the tenth after it tests.
+
+    Documents without words are left out, and counted by split.
+
+    Arguments:
+        path: ``scipy.sparse.save_npz`` wrote it in compressed rows (the rows then stay sparse), or
+            it has one dense array ``x``; counts ``(N, V)``.
+        vocabulary: a text file of the V words, one a line; None numbers them.
+
+    Raises:
+        DataError: A file is missing or no such thing, counts that are not whole or below 0, another
+            number of words, or too few documents.
+    """
+    arrays = _arrays(path)
+    rows = _sparse(path, arrays) if "indptr" in arrays else _dense(path, arrays)
+    words = _words(vocabulary, rows.shape[1])
+    turn = np.arange(rows.shape[0]) % _EVERY
+    splits = {"valid": turn == _EVERY - 1, "test": turn == _EVERY // 2 - 1}
+    splits["train"] = ~(splits["valid"] | splits["test"])
+    full = torch.as_tensor(rows.sum(1)).flatten().numpy() > 0
+    parts: dict[str, Any] = {split: rows[chosen & full] for split, chosen in splits.items()}
+    if not all(part.shape[0] for part in parts.values()):
+        raise DataError(
+            f"{path}: got {int(full.sum())} documents with words, expected some to train on, to "
+            f"validate and to test with: at least {_EVERY}"
+        )
+    gone = {split: int((chosen & ~full).sum()) for split, chosen in splits.items()}
+    return Corpus(path.stem, **parts, vocabulary=words, dropped=gone)
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with open(path, "rb") as stream:
+            file = np.load(stream, allow_pickle=False)
+            if not isinstance(file, Mapping):
+                raise DataError(f"{path}: got one array alone, expected an .npz file")
+            return {name: file[name] for name in file if name in ("x", *_SPARSE)}
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except DataError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path}: not a sound .npz file ({reason})") from None
+
+
+def _sparse(path: Path, arrays: dict[str, np.ndarray]) -> Any:
+    from scipy import sparse  # scikit-learn brings it, and only such files need it
+
+    kind = arrays["format"].item() if "format" in arrays else b"csr"
+    if kind not in (b"csr", "csr") or not set(_SPARSE[:4]) <= set(arrays):
+        raise DataError(f"{path}: got {kind!r} with {sorted(arrays)}, expected x.tocsr()")
+    try:
+        rows = sparse.csr_matrix(
+            (_counts(path, arrays["data"]), arrays["indices"], arrays["indptr"]),
+            shape=tuple(arrays["shape"].tolist()),
+        )
+        rows.check_format(full_check=True)
+        rows.sum_duplicates()
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: no sparse rows ({error})") from None
+    return rows
+
+
+def _dense(path: Path, arrays: dict[str, np.ndarray]) -> torch.Tensor:
+    if "x" not in arrays or arrays["x"].ndim != 2 or not arrays["x"].size:
+        shape = arrays["x"].shape if "x" in arrays else "no x"
+        raise DataError(
+            f"{path}: got {shape}, expected x, counts (N, V), or what scipy.sparse.save_npz writes"
+        )
+    return torch.from_numpy(_counts(path, arrays["x"]))
+
+
+def _counts(path: Path, values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind not in "iufb":
+        raise DataError(f"{path}: got values of type {values.dtype}, expected counts")
+    wrong = ~(np.isfinite(values) & (values >= 0) & (values == np.floor(values)))
+    if wrong.any():
+        raise DataError(f"{path}: got {values[wrong].flat[0]}, expected whole counts from 0 up")
+    return values.astype(np.float32)
+
+
+def _words(path: Path | None, count: int) -> tuple[str, ...]:
+    if path is None:
+        return tuple(map(str, range(count)))
+    try:
+        words = tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as text ({error})") from None
+    if len(words) != count:
+        raise DataError(
+            f"{path}: got {len(words)} words, expected {count}, one a line, as the counts have"
+        )
+    return words
+
+
+def halves(rows: Any, seed: int) -> tuple[Any, Any]:
+    """Return two parts of each document, a coin for each word; documents in which one is empty go.
+
+    Arguments:
+        rows: counts ``(N, V)``, a tensor or sparse rows of scipy.
+        seed: of the coins.
+    """
+    coins = np.random.default_rng(seed)
+    if isinstance(rows, torch.Tensor):
+        first: Any = torch.from_numpy(coins.binomial(rows.long().numpy(), 0.5)).to(rows)
+    else:
+        first = rows.copy()
+        first.data = coins.binomial(rows.data.astype(np.int64), 0.5).astype(rows.dtype)
+    second = rows - first
+    sums = [torch.as_tensor(part.sum(1)).flatten().numpy() for part in (first, second)]
+    both = (sums[0] > 0) & (sums[1] > 0)
+    return first[both], second[both]

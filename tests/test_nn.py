@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pyro_vae.errors import ConfigError, DataError
-from pyro_vae.nn import ACTIVATIONS, MLP, BatchNorm, ConvDecoder, ConvEncoder, OneHot
+from pyro_vae.nn import ACTIVATIONS, GRU, MLP, BatchNorm, ConvDecoder, ConvEncoder, OneHot
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 
@@ -159,3 +159,15 @@ def test_wrong_data_shape_says_what_was_expected():
         MLP(784, 2)(torch.zeros(4, 783))
     with pytest.raises(DataError, match=r"expected \(\*, 1, 8, 8\)"):
         ConvEncoder((1, 8, 8), 2)(torch.zeros(8, 8))
+
+
+def test_a_gru_goes_on_from_a_state():
+    torch.manual_seed(0)
+    gru, x = GRU(3, 4), torch.randn(2, 5, 3)
+    whole = gru(x)
+    torch.testing.assert_close(gru(x[:, 2:], start=whole[:, 1]), whole[:, 2:])
+    torch.testing.assert_close(gru.step(whole[:, 1], x[:, 2]), whole[:, 2])
+    with pytest.raises(DataError, match=r"start: got .* expected shape \(2, 4\)"):
+        gru(x, start=torch.zeros(4))
+    with pytest.raises(DataError, match="expected as many"):
+        gru.step(torch.zeros(3, 4), x[:, 0])

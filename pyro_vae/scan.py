@@ -3,7 +3,9 @@ r"""A loop over time, :math:`c_t = f(c_{t-1}, u_t)`, that a tracer does not unro
 Shapes: T steps, C the carry's shape, * that of one step of an input.
 """
 
+import functools
 import json
+import math
 import operator
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -74,7 +76,7 @@ def _order(steps: int, reverse: bool) -> range:
 
 def _traced(step: Step, carry: Tensor, inputs: list[Tensor], steps: int, reverse: bool) -> Tensor:
     graph, noise, fixed = _recorded(step, carry, inputs)
-    drawn = torch.ops.pyro_vae.repeat(noise, carry.detach(), steps) if noise else []
+    drawn = _drawn(noise, carry.detach(), steps) if noise else []
     drawn = [each.flip(0) for each in drawn] if reverse else drawn  # it comes in the loop's order
     parts = _Parts(graph, len(inputs) + len(drawn))
     stepped, fixed = parts.outside([*inputs, *drawn], fixed)
@@ -86,6 +88,17 @@ def _traced(step: Step, carry: Tensor, inputs: list[Tensor], steps: int, reverse
     again = _over_time(parts.inside, [previous, *stepped], fixed)
     back = _backwards(parts.inside, carry, *still)
     return _Path.apply(again, carry, back, reverse, previous, *still)
+
+
+def _drawn(noise: str, like: Tensor, steps: int) -> list[Tensor]:
+    """Return the noise of all steps, one tensor (T, *) for each draw of a step."""
+    flat = torch.ops.pyro_vae.repeat(noise, like, steps)
+    kinds = _value_of(noise)
+    parts = flat.split([math.prod(shape) for shape, *_ in kinds], -1)
+    return [
+        part.reshape(steps, *shape).to(getattr(torch, dtype))
+        for part, (shape, dtype, *_) in zip(parts, kinds, strict=True)
+    ]
 
 
 def _before(path: Tensor, first: Tensor, reverse: bool) -> Tensor:
@@ -216,7 +229,7 @@ def _recorded(
         node.replace_all_uses_with(places[id(value)])
         body.erase_node(node)
     body.eliminate_dead_code()
-    return graph, json.dumps(draws) if draws else "", list(held.values())
+    return graph, _text_of(draws) if draws else "", list(held.values())
 
 
 def _is_random(node: Node) -> bool:
@@ -321,7 +334,16 @@ def _source(part: GraphModule) -> str:
             lines.append([numbers[node], "", None])
         else:
             lines.append([0, "", _plain(node.args[0], numbers)])
-    return json.dumps(lines)
+    return _text_of(lines)
+
+
+def _text_of(value: Any) -> str:
+    """Return JSON between single quotes: PyTorch's compiler puts it into C++ as it is."""
+    return json.dumps(value).replace('"', "'")
+
+
+def _value_of(text: str) -> Any:
+    return json.loads(text.replace("'", '"'))
 
 
 def _plain(value: Any, numbers: dict[Node, int]) -> Any:
@@ -342,7 +364,7 @@ def _plain(value: Any, numbers: dict[Node, int]) -> Any:
 @cache
 def _function(source: str) -> Callable[..., Any]:
     """Return what a source means."""
-    *lines, (_, _, result) = json.loads(source)
+    *lines, (_, _, result) = _value_of(source)
     body, known = Graph(), {}
     for number, name, given in lines:
         if not name:
@@ -429,19 +451,21 @@ def _(
     return carry.new_empty((steps, *carry.shape))
 
 
+# One tensor: PyTorch's compiler calls no operator of this kind that returns a list.
 @torch.library.custom_op(
     "pyro_vae::repeat", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
 )
-def _repeat(draws: str, like: Tensor, steps: int) -> list[Tensor]:
-    kinds = json.loads(draws)
-    noise = [[_draw(kind, like) for kind in kinds] for _ in range(steps)]
-    return [torch.stack(each) for each in zip(*noise, strict=True)]
+def _repeat(draws: str, like: Tensor, steps: int) -> Tensor:
+    kinds = _value_of(draws)
+    noise = [torch.cat([_draw(kind, like).flatten() for kind in kinds]) for _ in range(steps)]
+    return torch.stack(noise)
 
 
 @_repeat.register_fake
-def _(draws: str, like: Tensor, steps: int) -> list[Tensor]:
-    kinds = json.loads(draws)
-    return [_draw([[steps, *shape], *rest], like) for shape, *rest in kinds]
+def _(draws: str, like: Tensor, steps: int) -> Tensor:
+    kinds = _value_of(draws)
+    widest = functools.reduce(torch.promote_types, (getattr(torch, each[1]) for each in kinds))
+    return like.new_empty((steps, sum(math.prod(shape) for shape, *_ in kinds)), dtype=widest)
 
 
 def _draw(kind: Any, like: Tensor) -> Tensor:

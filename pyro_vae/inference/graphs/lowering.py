@@ -28,6 +28,7 @@ def lowered(graph: GraphModule, inputs: Sequence[Tensor]) -> GraphModule:
     if all(leaf.device.type == "cpu" for leaf in inputs):
         _separate_biases(copy)
         _shorten(copy)
+        _reshape(copy)
     copy.eliminate_dead_code()
     return GraphModule(graph, copy)
 
@@ -94,6 +95,14 @@ def _shorten(graph: Graph) -> None:
                 node.replace_all_uses_with(cost)
                 for sigmoid in sigmoids[node]:
                     sigmoid.replace_all_uses_with(mean)
+
+
+def _reshape(graph: Graph) -> None:
+    """Let views copy where they must: what was put in place may lie in memory in another order."""
+    aliases = Aliases(graph)
+    for node in graph.find_nodes(op="call_function", target=aten.view.default):
+        if not aliases.written(node):
+            node.target = aten.reshape.default
 
 
 def _sigmoids(graph: Graph) -> dict[Node, list[Node]]:

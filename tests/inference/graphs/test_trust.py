@@ -37,6 +37,7 @@ from pyro_vae.inference.graphs.compiled_loss import CompiledLoss
 from pyro_vae.inference.graphs.flat_inputs import normed
 from pyro_vae.program.handlers import validation
 from pyro_vae.program.program import Program
+from pyro_vae.scan import scan
 
 
 @pytest.mark.parametrize("name", GRAPH)
@@ -358,7 +359,7 @@ def test_batches_that_never_have_a_shape_twice_are_not_traced_for_ever(monkeypat
 
 @right_as_graph
 class Everything(Net):
-    """A tied weight, one in a list, running statistics, dropout, a hook, a written weight."""
+    """Weights tied, in a list, written to; running statistics, dropout, a hook, a loop."""
 
     def build(self):
         self.enc = nn.Linear(D, 2 * Z)
@@ -371,7 +372,10 @@ class Everything(Net):
         if self.training:
             self.w.data.clamp_(0.6, 1.4)
         mean = self.out(mean) + torch.cat([self.enc.weight[:, :2]] * 2).flatten()[:D]
-        return mean * self.w + self.again[0].tanh()
+        path = scan(
+            lambda c, u: (c * u).tanh() + torch.rand(D, dtype=c.dtype), self.w, [self.w[:3]]
+        )
+        return mean * self.w + self.again[0].tanh() + path[-1]
 
 
 @pytest.mark.slow

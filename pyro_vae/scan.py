@@ -174,6 +174,7 @@ class _Parts:
     """
 
     def __init__(self, graph: GraphModule, stepped: int) -> None:
+        _write_anew(graph.graph)
         _refuse_writing(graph.graph)
         kinds = _kinds(graph.graph, stepped)
         places = graph.graph.find_nodes(op="placeholder")
@@ -270,6 +271,26 @@ def _take_noise(body: Graph, node: Node) -> list[Any]:
     if isinstance(source, Node) and not source.users:
         body.erase_node(source)
     return [list(meta.shape), str(meta.dtype).removeprefix("torch."), how[0], list(how[1])]
+
+
+def _write_anew(body: Graph) -> None:
+    """Let operations that write to a tensor made for them alone (as in clamp's gradient) make one.
+
+    One that may share memory with another stays as it is.
+    """
+    for node in body.nodes:
+        if not isinstance(node.target, OpOverload) or not node.target._schema.is_mutable:
+            continue
+        written: Any = node.args[0] if node.args else None
+        ours = isinstance(written, Node) and isinstance(written.target, OpOverload)
+        if not ours or len(written.users) > 1:
+            continue
+        shares = any(result.alias_info for result in written.target._schema.returns)
+        name = node.target._schema.name.removeprefix("aten::")
+        other = getattr(aten, name.removesuffix("_"), None) if name.endswith("_") else None
+        overload = getattr(other, node.target._overloadname, None)
+        if not shares and overload is not None:
+            node.target = overload
 
 
 def _refuse_writing(body: Graph) -> None:

@@ -42,6 +42,7 @@ from pyro_vae.models import (
     SBN,
     VAE,
     VQVAE,
+    VRNN,
     Autoencoder,
     BayesianVAE,
     HierarchicalVAE,
@@ -480,6 +481,7 @@ CASES = {
     "sentences_transformer": _zoo(
         lambda: _sentence_vae("transformer"), lambda n: _captions(n)["x"]
     ),
+    "vrnn": _zoo(lambda: VRNN(3, 2, (8,), features=4, recurrent=8), _rolls),
     "labelled": Case(Labelled, _labelled),
     "sequences": Case(Sequences, _sequences),
     "bayesian": Case(BayesianDecoder, real),

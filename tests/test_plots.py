@@ -134,6 +134,10 @@ def test_curves_of_one_epoch_are_visible():
         (lambda: plots.interpolations(torch.zeros(2, 16)), "steps"),
         (lambda: plots.latent_map(torch.zeros(4)), "expected"),
         (lambda: plots.latent_map(torch.zeros(4, 2), torch.zeros(3)), "labels"),
+        (lambda: plots.piano_rolls({}), "at least one"),
+        (lambda: plots.piano_rolls({"a": [[2.0]]}), r"a: got values beyond \[0, 1\]"),
+        (lambda: plots.piano_rolls({"a": [[1]], "b": [[1, 0]]}), r"\[1, 2\] keys"),
+        (lambda: plots.step_kl({"a": [[1.0]]}), r"a: got shape \(1, 1\)"),
         (lambda: plots.curves({}), "no columns"),
         (lambda: plots.curves({"epoch": [1.0], "lr": [0.1]}), "elbo"),
     ],
@@ -160,6 +164,27 @@ def test_cures_are_ranked_with_their_kl() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == ["skip", "plain", "beta"]
     assert [text.get_text() for text in axes.texts] == ["KL 20.0", "KL 0.0", "KL 0.1"]
     assert axes.yaxis_inverted()
+
+
+def test_piano_rolls_show_the_keys_that_are_struck_and_name_each_c():
+    data, model = torch.zeros(6, 88), torch.full((4, 88), 0.05)
+    data[2, 39] = data[5, 43] = 1  # C4 is the 39th key above the lowest A
+    model[1, 37] = 0.5
+    left, right = plots.piano_rolls({"data": data, "model": model}).axes
+    assert [axes.get_title(loc="left") for axes in (left, right)] == ["data", "model"]
+    np.testing.assert_allclose(left.images[0].get_array(), data[:, 37:44].T)
+    np.testing.assert_allclose(right.images[0].get_array(), model[:, 37:44].T)
+    assert left.images[0].get_extent() == [0.5, 6.5, 36.5, 43.5]
+    assert [label.get_text() for label in left.get_yticklabels()] == ["C4"]
+    assert left.get_yticks().tolist() == [39]
+    assert left.images[0].origin == "lower" and left.images[0].get_cmap()(0.0)[0] == 1
+
+
+def test_the_kl_of_steps_is_a_line_for_each_model():
+    (axes,) = plots.step_kl({"smoothing": [0.5, 0.2], "filtering": torch.ones(3)}).axes
+    assert [line.get_label() for line in axes.lines] == ["smoothing", "filtering"]
+    assert axes.lines[0].get_xydata().tolist() == [[1, 0.5], [2, 0.2]]
+    assert axes.get_ylabel() == "KL (nats)" and axes.get_ylim()[0] == 0
 
 
 def test_words_of_topics_stand_by_their_probability():

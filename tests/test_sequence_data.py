@@ -5,10 +5,13 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
 import pyro_vae as pv
+from pyro_vae.distributions import Chain, Padded
 from pyro_vae.errors import DataError
 from pyro_vae.models import DMM
 
@@ -148,6 +151,34 @@ def test_costs_per_step_are_the_three_of_the_literature():
     for wrong in ({**data, "lengths": torch.tensor([4, 0, 3])}, {"x": data["x"]}):
         with pytest.raises(DataError):
             pv.per_step(program, wrong)
+
+
+def test_the_kl_of_steps_is_that_of_the_path_step_by_step():
+    """Where the guide is the prior, a step tells nothing."""
+    lengths, u = torch.tensor([4, 1, 3]).repeat(100), torch.tensor([0.0, 1.0, 0.0, -2.0])
+
+    def states(loc):
+        step = lambda z, given: dist.Normal(0.5 * z + given, 1.0).to_event(1)  # noqa: E731
+        inputs = loc.reshape(1, 4, 1).expand(300, 4, 1)
+        return Chain(step, torch.zeros(1), 4, inputs=inputs, lengths=lengths)
+
+    def model(x, lengths):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", states(0 * u))
+            pyro.sample("x", Padded(dist.Normal(z, 1.0), lengths, 1), obs=x)
+
+    def guide(x, lengths):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", states(u))
+
+    torch.manual_seed(0)
+    data = {"x": torch.zeros(300, 4, 1), "lengths": lengths}
+    kl = pv.per_step(pv.Program(model, guide), data).kl
+    assert kl.shape == (4,) and kl[0] == kl[2] == 0
+    # u^2 / 2, with a deviation of |u| over the root of the sequences that have the step.
+    error = (kl - u**2 / 2) / (u.abs() / torch.tensor([300.0, 200, 200, 100]).sqrt())
+    assert error[[1, 3]].abs().max() < 5  # false alarm 1e-6
+    assert pv.per_step(pv.models.VAE((4, 1), 2, (4,)), torch.zeros(3, 4, 1)).kl is None
 
 
 def test_a_program_takes_batches_of_unequal_steps():

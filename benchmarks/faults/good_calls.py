@@ -262,6 +262,14 @@ OF: dict[str, Mapping[str, Callable[[Room], Any]]] = {
     },
     "distributions.Chain.log_prob": {"value": lambda room: torch.zeros(3, 2)},
     "distributions.Chain.step_log_prob": {"value": lambda room: torch.zeros(3, 2)},
+    "distributions.RecurrentChain": {
+        "state": lambda room: walk,
+        "cell": lambda room: lambda h, z: h + z,
+        "initial": lambda room: torch.zeros(2),
+    },
+    "distributions.RecurrentChain.memories": {"value": lambda room: torch.zeros(3, 2)},
+    "distributions.RecurrentChain.log_prob": {"value": lambda room: torch.zeros(3, 2)},
+    "distributions.RecurrentChain.step_log_prob": {"value": lambda room: torch.zeros(3, 2)},
     "distributions.Padded": {
         "steps": lambda room: dist.Normal(torch.zeros(4, 3), 1.0),
         "lengths": lambda room: torch.tensor([3, 1, 0, 2]),
@@ -301,6 +309,7 @@ OF: dict[str, Mapping[str, Callable[[Room], Any]]] = {
     "perplexity": {"program": lambda room: room.gsm, "data": lambda room: room.x + 1},
     "models.DEF": {"hidden": lambda room: (4,), "observation": lambda room: "bernoulli"},
     "models.DMM": {"hidden": lambda room: (4,)},
+    "models.VRNN": {"hidden": lambda room: (4,)},
     "models.SBN": {"latent_dims": lambda room: (3,)},
     "models.VAE": {"hidden": lambda room: (4,)},
     "models.Autoencoder": {"hidden": lambda room: (4,)},
@@ -335,6 +344,8 @@ OF: dict[str, Mapping[str, Callable[[Room], Any]]] = {
     "plots.collapse_curves": {"history": lambda room: HISTORY},
     "plots.cures": {"arms": lambda room: {"vae": {"elbo": (-1.0, 0.1), "kl": (1.0, 0.1)}}},
     "plots.curves": {"history": lambda room: HISTORY},
+    "plots.piano_rolls": {"rolls": lambda room: {"data": room.x}},
+    "plots.step_kl": {"curves": lambda room: {"dmm": torch.ones(3)}},
     "plots.diagnosis": {"found": lambda room: pv.diagnose(room.vae, room.x, probes=5)},
     "plots.gaps": {
         "measured": lambda room: pv.gaps(

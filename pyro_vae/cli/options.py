@@ -17,7 +17,7 @@ DOCUMENTS: dict[str, Callable[..., Any]] = {
     "ETM": pv.models.ETM,
     "LDA": pv.models.LDA,
 }
-SEQUENCES: dict[str, Callable[..., Any]] = {"DMM": pv.models.DMM}
+SEQUENCES: dict[str, Callable[..., Any]] = {"DMM": pv.models.DMM, "VRNN": pv.models.VRNN}
 MODELS = {**IMAGES, **DOCUMENTS, **SEQUENCES}
 OBSERVATIONS: dict[str, Any] = {
     name: getattr(pv.conditionals, name)
@@ -32,7 +32,9 @@ OBJECTIVES: dict[str, Callable[[int, float, Any], Any]] = {
     "target_kl": lambda particles, nats, valid: pv.TargetKL(nats, num_particles=particles),
     "lagging": lambda particles, nats, valid: pv.Lagging(valid),
 }
-Model = Literal["VAE", "LinearVAE", "Autoencoder", "NVDM", "GSM", "ProdLDA", "ETM", "LDA", "DMM"]
+Model = Literal[
+    "VAE", "LinearVAE", "Autoencoder", "NVDM", "GSM", "ProdLDA", "ETM", "LDA", "DMM", "VRNN"
+]
 Objective = Literal["elbo", "analytic_elbo", "iwae", "free_bits", "target_kl", "lagging"]
 Posterior = Literal[
     "Gaussian",

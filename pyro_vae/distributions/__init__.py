@@ -13,6 +13,7 @@ from pyro_vae.distributions.flow_gaussian import FlowGaussian
 from pyro_vae.distributions.mixture import Mixture
 from pyro_vae.distributions.no_prior import NoPrior
 from pyro_vae.distributions.padded import Padded
+from pyro_vae.distributions.recurrent_chain import RecurrentChain
 from pyro_vae.distributions.sentence import Sentence
 from pyro_vae.distributions.squared_error import SquaredError
 
@@ -31,6 +32,7 @@ __all__ = [
     "NoPrior",
     "Padded",
     "Quantised",
+    "RecurrentChain",
     "Sentence",
     "SquaredError",
     "StraightThrough",

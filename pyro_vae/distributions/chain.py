@@ -138,11 +138,7 @@ class Chain(Expandable):
         Raises:
             DataError: Paths of another shape.
         """
-        if value.shape[value.dim() - self.event_dim :] != self.event_shape:
-            raise DataError(
-                f"value: got shape {tuple(value.shape)}, expected (*, "
-                f"{', '.join(map(str, self.event_shape))})"
-            )
+        self._require_paths(value)
         steps, units = self.event_shape[0], self.kept
         if self.lengths is None or units is None:
             return self._of_all_steps(value)
@@ -151,6 +147,13 @@ class Chain(Expandable):
         none = (self.lengths < 0) | (self.lengths > steps)
         beyond = log_prob.new_zeros(()).masked_fill(none, torch.nan).unsqueeze(-1)
         return torch.where(kept & ~none.unsqueeze(-1), log_prob, beyond)
+
+    def _require_paths(self, value: Tensor) -> None:
+        if value.shape[value.dim() - self.event_dim :] != self.event_shape:
+            raise DataError(
+                f"value: got shape {tuple(value.shape)}, expected (*, "
+                f"{', '.join(map(str, self.event_shape))})"
+            )
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density of paths (*, T, Z), shape (*), nats."""
@@ -177,13 +180,13 @@ class Chain(Expandable):
             inputs = [self.inputs.expand(*batch, *self.inputs.shape[-2:]).movedim(-2, 0)]
 
         def step(state: Tensor, *given: Tensor) -> Tensor:
-            return take(_expanded(self.transition(state, *given), batch))
+            return take(expanded(self.transition(state, *given), batch))
 
         if isinstance(self.initial, Tensor):
             start = self.initial.expand(batch + self.state_shape)
             path = scan(step, start, inputs, steps=self.event_shape[0])
         else:
-            start = take(_expanded(self.initial, batch))
+            start = take(expanded(self.initial, batch))
             path = start.unsqueeze(0)
             if self.event_shape[0] > 1:
                 later = [each[1:] for each in inputs]
@@ -208,5 +211,5 @@ class Chain(Expandable):
         return torch.cat([first, rest.expand(*batch, steps - 1)], -1)
 
 
-def _expanded(given: TorchDistributionMixin, batch: torch.Size) -> TorchDistributionMixin:
+def expanded(given: TorchDistributionMixin, batch: torch.Size) -> TorchDistributionMixin:
     return given if given.batch_shape == batch else given.expand(batch)

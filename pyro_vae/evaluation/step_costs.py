@@ -12,7 +12,11 @@ from pyro_vae.errors import DataError
 from pyro_vae.evaluation.likelihood import log_likelihood
 from pyro_vae.program.batch import as_tensor
 from pyro_vae.program.bounds import elbo
+from pyro_vae.program.passes import Verb
+from pyro_vae.program.program import Program
 from pyro_vae.threads import require_turn
+
+_KL = Verb("per_step", prior=True)
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class PerStep:
         mean_of_sequences_stderr: its standard error.
         likelihood: as ``bound``, of :math:`\log p(x_i)` by importance sampling; None without.
         likelihood_stderr: its standard error.
+        kl: of each step's latent, ``(T,)``, nats: at one draw, the mean of the sequences that have
+            the step; None where no latent is a path over the steps.
     """
 
     bound: float
@@ -37,6 +43,7 @@ class PerStep:
     mean_of_sequences_stderr: float
     likelihood: float | None = None
     likelihood_stderr: float | None = None
+    kl: Tensor | None = None
 
 
 @typed
@@ -65,7 +72,7 @@ def per_step(
     bound = elbo(program, data, num_particles=positive("num_particles", num_particles))
     cost = -bound.double().cpu()
     each = cost / lengths
-    likelihood: Any = (None, None)
+    likelihood: tuple[Any, Any] = (None, None)
     if samples is not None:
         scored = log_likelihood(program, data, samples=positive("samples", samples)).log_prob
         likelihood = _ratio(-scored.double().cpu(), lengths)
@@ -74,7 +81,35 @@ def per_step(
         each.mean().item(),
         (each.std() / len(each) ** 0.5).item(),
         *likelihood,
+        _kl_of_steps(program, data, lengths),
     )
+
+
+def _kl_of_steps(program: Any, data: Any, lengths: Tensor) -> Tensor | None:
+    """Return the mean KL of each step of the paths, (T,), at one draw; None without paths."""
+    total = torch.zeros(())
+    with Program.of(program).passes(data, _KL) as passes:
+        for piece in passes:
+            latents = [draws[0] for draws in piece.joint.terms().latents.values()]
+            paths = [each for each in latents if _is_path(each.prior)]
+            if not paths:
+                return None
+            for path in paths:
+                cost = _of_steps(path.posterior, path.value) - _of_steps(path.prior, path.value)
+                total = total + cost.flatten(0, -2).sum(0).double().cpu()
+    order = torch.arange(1, len(total) + 1)
+    return total / (lengths >= order.unsqueeze(-1)).sum(-1).clamp(min=1)
+
+
+def _is_path(fn: Any) -> bool:
+    return hasattr(fn, "step_log_prob")
+
+
+def _of_steps(fn: Any, path: Tensor) -> Tensor:
+    """Return the log density of each step of paths (*, T, Z), shape (*, T)."""
+    if _is_path(fn):
+        return fn.step_log_prob(path)
+    return fn.base_dist.log_prob(path).flatten(path.dim() - fn.event_dim + 1).sum(-1)
 
 
 def _lengths(data: Any) -> Tensor:

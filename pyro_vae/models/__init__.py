@@ -7,7 +7,7 @@ from pyro_vae.models.ladder import HierarchicalVAE, LadderVAE
 from pyro_vae.models.linear import LinearVAE
 from pyro_vae.models.sbn import SBN
 from pyro_vae.models.sentences import SentenceLM, SentenceVAE
-from pyro_vae.models.sequences import DMM
+from pyro_vae.models.sequences import DMM, VRNN
 from pyro_vae.models.top_down import TopDownVAE
 from pyro_vae.models.topic_models import ETM, GSM, LDA, NVDM, ProdLDA
 from pyro_vae.models.vae import VAE
@@ -23,6 +23,7 @@ __all__ = [
     "SBN",
     "VAE",
     "VQVAE",
+    "VRNN",
     "Autoencoder",
     "BayesianVAE",
     "HierarchicalVAE",

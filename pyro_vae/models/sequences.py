@@ -1,9 +1,10 @@
-"""State spaces: sequences whose steps come of states that follow each other.
+"""Sequences whose steps come of states that follow each other, or of all that came before.
 
 Shapes: B sequences, T steps, X one observation, Z one state, H one encoding.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import pyro
@@ -20,11 +21,12 @@ from pyro_vae.conditionals import (
     Observation,
     observation_config,
 )
-from pyro_vae.distributions import Chain, Padded
+from pyro_vae.distributions import Chain, Padded, RecurrentChain
+from pyro_vae.distributions.padded import kept_steps
 from pyro_vae.errors import DataError
 from pyro_vae.models.networks import decoder_of
 from pyro_vae.models.zoo_program import ZooProgram, register
-from pyro_vae.nn import GRU, sizes
+from pyro_vae.nn import GRU, MLP, sizes
 
 # Which ways a guide reads.
 _BACKWARDS = {"smoothing": (True,), "filtering": (False,), "mean_field": (False, True)}
@@ -146,6 +148,120 @@ class DMM(SequenceProgram):
         x = self._checked(x)
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.encoder(x, lengths))
+
+
+@typed
+class VRNN(SequenceProgram):
+    r"""A recurrent network with a latent in each step, which prior, posterior and data all see.
+
+    .. math:: z_t \sim p(z_t \mid h_{t-1}), \quad x_t \sim p(x_t \mid z_t, h_{t-1}), \quad
+        q(z_t \mid x_t, h_{t-1}), \quad h_t = \mathrm{GRU}(h_{t-1}, [\phi(x_t), \psi(z_t)])
+
+    Site `z` is the whole path, event (T, Z), and `x` the sequence. The prior of a path depends on
+    the sequence, whose step t is seen from t + 1 on: the product of both sites is the joint
+    density, and `generate` draws step by step. A latent that the future would tell more about than
+    the past (as in a state space) is not for this guide.
+
+    Arguments:
+        data_dim: X.
+        latent_dim: Z.
+        hidden: widths of the networks of prior, posterior and observations.
+        activation: name in `pyro_vae.nn.ACTIVATIONS`.
+        features: width of what the memory is told of x and z.
+        recurrent: H, size of the memory.
+        observation: class of `pyro_vae.conditionals`, or a `functools.partial` of one.
+        data_mean: training mean of a step, shape (X,); starts the observations there.
+
+    References:
+        A recurrent latent variable model for sequential data (Chung et al., 2015),
+        arXiv:1506.02216.
+
+    Example:
+        >>> vrnn = VRNN(88, 16, (64,), features=32, recurrent=64)
+        >>> vrnn.encoder(torch.zeros(3, 9, 88)).event_shape
+        torch.Size([9, 16])
+    """
+
+    kind = "vrnn"
+
+    def __init__(
+        self,
+        data_dim: int,
+        latent_dim: int = 100,
+        hidden: Sequence[int] = (100, 100),
+        *,
+        activation: str = "relu",
+        features: int = 100,
+        recurrent: int = 200,
+        observation: Observation = Bernoulli,
+        data_mean: Tensor | None = None,
+    ) -> None:
+        super().__init__(positive("data_dim", data_dim))
+        size, width = positive("latent_dim", latent_dim), positive("features", features)
+        memory = positive("recurrent", recurrent)
+        self.latent_dim = size
+        self.config = {
+            "data_dim": int(data_dim),
+            "latent_dim": size,
+            "hidden": list(sizes("hidden", hidden)),
+            "activation": activation,
+            "features": width,
+            "recurrent": memory,
+            "observation": observation_config(observation),
+        }
+        net = partial(MLP, hidden=hidden, activation=activation)
+        self.of_x, self.of_z = nn.Linear(self.data_shape[0], width), nn.Linear(size, width)
+        self.prior = Gaussian(net(memory, 2 * size))
+        self.posterior = Gaussian(net(memory + width, 2 * size))
+        nets = (hidden, activation, "mlp", observation)
+        self.decoder = decoder_of(self.data_shape, size + memory, *nets, data_mean)
+        self.memory = GRU(2 * width, memory)
+
+    def _prior(self, x: Tensor, lengths: Tensor | None) -> RecurrentChain:
+        """Return p(z_t | h_{t-1}) of the steps of sequences (B, T, X), event (T, Z)."""
+        return self._path(lambda h, seen: self.prior(h), x, lengths)
+
+    def encoder(self, x: Tensor, lengths: Tensor | None = None) -> RecurrentChain:
+        """Return q(z | x) of sequences (B, T, X), event (T, Z)."""
+
+        def given(h: Tensor, seen: Tensor) -> TorchDistributionMixin:
+            return self.posterior(torch.cat([h, seen], -1))
+
+        return self._path(given, x, lengths)
+
+    def model(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Draw the states and observe the sequences x, (B, T | X)."""
+        register(self)
+        x = self._checked(x)
+        chain = self._prior(x, lengths)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", chain)  # (B | T, Z)
+            seen = torch.cat([z, chain.memories(z)], -1)
+            return pyro.sample("x", _steps(self.decoder(seen), lengths), obs=x)
+
+    def guide(self, x: Tensor, lengths: Tensor | None = None) -> None:
+        """Draw the states, each from what came before and its own step."""
+        register(self)
+        x = self._checked(x)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.encoder(x, lengths))
+
+    def _path(self, state: Any, x: Tensor, lengths: Tensor | None) -> RecurrentChain:
+        if lengths is not None:  # what stands in the padding may be anything, NaN too
+            kept = kept_steps(lengths, x.shape[1]).unsqueeze(-1)
+            x = torch.where(kept, x, torch.zeros_like(x))
+        return RecurrentChain(
+            state,
+            self._cell,
+            self.memory.start,
+            self.latent_dim,
+            x.shape[1],
+            inputs=self.of_x(x).relu(),
+            lengths=lengths,
+        )
+
+    def _cell(self, h: Tensor, z: Tensor, seen: Tensor) -> Tensor:
+        return self.memory.step(h, torch.cat([seen, self.of_z(z).relu()], -1))
 
 
 def _steps(each: TorchDistributionMixin, lengths: Tensor | None) -> TorchDistributionMixin:

@@ -11,6 +11,7 @@ from pyro_vae.plots.images import interpolations, reconstructions, samples
 from pyro_vae.plots.inference_gaps import gaps
 from pyro_vae.plots.latent import latent_map
 from pyro_vae.plots.posterior_panels import posterior
+from pyro_vae.plots.sequence_panels import piano_rolls, step_kl
 from pyro_vae.plots.style import DPI, PALETTE
 from pyro_vae.plots.topic_words import topic_words
 
@@ -24,9 +25,11 @@ __all__ = [
     "gaps",
     "interpolations",
     "latent_map",
+    "piano_rolls",
     "posterior",
     "reconstructions",
     "samples",
     "save",
+    "step_kl",
     "topic_words",
 ]

@@ -92,11 +92,12 @@ def _name_groups(
     """Write each label at the median of its points: colour alone does not tell ten apart."""
     from matplotlib.patheffects import withStroke
 
+    size = 14 if len(groups) <= len(PALETTE) else 9
     for (name, chosen), colour in zip(groups, colours, strict=True):
         x, y = np.median(points[chosen], axis=0)
         outline = [withStroke(linewidth=3, foreground="white")]
         style: dict[str, Any] = {"ha": "center", "va": "center", "path_effects": outline}
-        axes.text(x, y, name, fontsize=14, fontweight="bold", color=colour, **style)
+        axes.text(x, y, name, fontsize=size, fontweight="bold", color=colour, **style)
 
 
 def _colours(n: int) -> list[Any]:

@@ -33,6 +33,7 @@ WITHOUT_UNITS = {
     "dmm",
     "dmm_filtering",
     "dmm_mean_field",
+    "vrnn",
     "lda",
     "linear_full",
     "sbn_autoregressive",

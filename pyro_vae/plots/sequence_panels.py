@@ -1,0 +1,108 @@
+"""Pictures of sequences: piano rolls, and what each step tells. Shapes: T steps, K keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pyro_vae.arguments import integer, typed
+from pyro_vae.errors import DataError
+from pyro_vae.plots.style import INK, PALETTE, new_figure, numbers, plain_axes, set_title
+
+if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_HEARD = 0.1  # a key below it in every step is cut off at the border
+
+
+@typed
+def piano_rolls(
+    rolls: Mapping[str, Any], *, lowest_key: int = 21, title: str | None = None
+) -> Figure:
+    """Draw sequences of keys side by side: steps to the right, pitch upwards, black where struck.
+
+    Arguments:
+        rolls: by name (data, reconstruction, sample), ``(T, K)`` of values in [0, 1]; T may differ.
+            Cut sequences to their lengths before.
+        lowest_key: MIDI number of the first key; 21 is the lowest A of a piano.
+        title: ``None``: none but the names.
+
+    Raises:
+        DataError: no rolls, other shapes, numbers of keys that differ, or values beyond [0, 1].
+    """
+    each = {name: _roll(name, roll) for name, roll in rolls.items()}
+    if not each:
+        raise DataError("rolls: got none, expected at least one")
+    keys = {roll.shape[1] for roll in each.values()}
+    if len(keys) > 1:
+        raise DataError(f"rolls: got {sorted(keys)} keys, expected one number of them")
+    lowest = integer("lowest_key", lowest_key, 0)
+    heard = np.flatnonzero(np.concatenate(list(each.values())).max(0) > _HEARD)
+    low, high = (heard[0], heard[-1]) if len(heard) else (0, keys.pop() - 1)
+    lengths = [len(roll) for roll in each.values()]
+    width = min(14.0, max(3.0 * len(each), 0.05 * sum(lengths) + 1.5))
+    figure = new_figure(width, 1.2 + 0.055 * max(12, high - low))
+    grid = {"width_ratios": [max(length, max(lengths) / 4) for length in lengths]}
+    panels = figure.subplots(1, len(each), squeeze=False, sharey=True, gridspec_kw=grid)[0]
+    for place, (axes, (name, roll)) in enumerate(zip(panels, each.items(), strict=True)):
+        extent = (0.5, len(roll) + 0.5, low - 0.5, high + 0.5)
+        shown = roll[:, low : high + 1].T
+        axes.imshow(
+            shown, cmap="gray_r", vmin=0, vmax=1, aspect="auto", origin="lower", extent=extent
+        )
+        axes.set_xlabel("step", fontsize=9, color=INK)
+        plain_axes(axes)
+        set_title(axes, name)
+        if place == 0:
+            _name_pitches(axes, lowest, low, high)
+    if title is not None:
+        figure.suptitle(title, fontsize=11, color=INK, x=0.01, ha="left")
+    return figure
+
+
+@typed
+def step_kl(curves: Mapping[str, Any], *, title: str | None = None) -> Figure:
+    """Draw what each step's latent tells, nats, one line for each model.
+
+    Arguments:
+        curves: by name, the KL of each step, ``(T,)``, as ``per_step(...).kl`` has it.
+        title: ``None``: the default one.
+
+    Raises:
+        DataError: no curves, or one that is no finite vector.
+    """
+    if not curves:
+        raise DataError("curves: got none, expected at least one")
+    figure = new_figure(6.4, 3.4)
+    axes = figure.add_subplot()
+    for place, (name, curve) in enumerate(curves.items()):
+        kl = numbers(name, curve)
+        if kl.ndim != 1 or not kl.size or not np.isfinite(kl).all():
+            raise DataError(f"{name}: got shape {kl.shape}, expected (T,), finite")
+        colour = PALETTE[place % len(PALETTE)]
+        axes.plot(np.arange(1, len(kl) + 1), kl, color=colour, label=name, linewidth=1.3)
+    axes.set(xlabel="step", ylabel="KL (nats)")
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    plain_axes(axes)
+    axes.legend(frameon=False, fontsize=9)
+    set_title(axes, title or "What the latent of each step tells")
+    return figure
+
+
+def _roll(name: str, values: ArrayLike) -> np.ndarray:
+    roll = numbers(name, values)
+    if roll.ndim != 2 or not roll.size:
+        raise DataError(f"{name}: got shape {roll.shape}, expected (T, K)")
+    if not (np.isfinite(roll).all() and roll.min() >= 0 and roll.max() <= 1):
+        raise DataError(f"{name}: got values beyond [0, 1], expected keys, or their probabilities")
+    return roll
+
+
+def _name_pitches(axes: Axes, lowest: int, low: int, high: int) -> None:
+    """Write the name of each C beside its key."""
+    octaves = [key for key in range(low, high + 1) if (key + lowest) % 12 == 0]
+    axes.set_yticks(octaves, [f"C{(key + lowest) // 12 - 1}" for key in octaves])

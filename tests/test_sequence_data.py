@@ -13,6 +13,7 @@ import torch
 import pyro_vae as pv
 from pyro_vae.distributions import Chain, Padded
 from pyro_vae.errors import DataError
+from pyro_vae.evaluation.step_costs import _kl_of_steps
 from pyro_vae.models import DMM
 
 REAL = Path(os.environ.get("PYRO_VAE_DATA", "nowhere"))
@@ -179,6 +180,24 @@ def test_the_kl_of_steps_is_that_of_the_path_step_by_step():
     error = (kl - u**2 / 2) / (u.abs() / torch.tensor([300.0, 200, 200, 100]).sqrt())
     assert error[[1, 3]].abs().max() < 5  # false alarm 1e-6
     assert pv.per_step(pv.models.VAE((4, 1), 2, (4,)), torch.zeros(3, 4, 1)).kl is None
+
+
+@pytest.mark.parametrize("guide", ["smoothing", "filtering", "mean_field"])
+@pytest.mark.parametrize("padded", [True, False])
+def test_the_kl_of_steps_adds_up_to_that_of_the_path(guide, padded):
+    torch.manual_seed(0)
+    x, lengths = torch.bernoulli(torch.full((3, 4, 5), 0.3)), torch.tensor([4, 1, 3])
+    data = {"x": x, "lengths": lengths} if padded else x
+    program = pv.Program.of(DMM(5, 2, (4,), transition=4, recurrent=4, guide=guide))
+    each = lengths if padded else torch.full((3,), 4)
+    torch.manual_seed(1)
+    kl = _kl_of_steps(program, data, each.double())
+    torch.manual_seed(1)
+    with torch.no_grad(), program.running():
+        terms = program.joint(program.adapt(data)).terms()
+    counts = (each[:, None] >= torch.arange(1, 5)).sum(0)
+    whole = (terms.log_q["z"] - terms.log_p["z"]).sum()
+    torch.testing.assert_close((kl * counts).sum().float(), whole, rtol=1e-5, atol=1e-5)
 
 
 def test_a_program_takes_batches_of_unequal_steps():

@@ -109,7 +109,9 @@ def _of_steps(fn: Any, path: Tensor) -> Tensor:
     """Return the log density of each step of paths (*, T, Z), shape (*, T)."""
     if _is_path(fn):
         return fn.step_log_prob(path)
-    return fn.base_dist.log_prob(path).flatten(path.dim() - fn.event_dim + 1).sum(-1)
+    log_prob = fn.base_dist.log_prob(path)
+    units = tuple(range(path.dim() - fn.event_dim + 1, log_prob.dim()))
+    return log_prob.sum(units) if units else log_prob
 
 
 def _lengths(data: Any) -> Tensor:

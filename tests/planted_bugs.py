@@ -734,6 +734,14 @@ BUGS = [
         "tests/inference/graphs/test_trust.py::test_comparisons_are_few",
     ),
     Bug(
+        "a schedule that changes the program goes unseen",
+        "training/fit.py",
+        "moved or any(map(is_of_a_user, (beta, lr_schedule))):",
+        "moved:",
+        "tests/inference/graphs/test_trust.py::test_what_other_code_changes_between_steps_counts"
+        "[bound by beta]",
+    ),
+    Bug(
         "what drifts taken for rounding",
         "inference/graphs/program_step.py",
         "if gap is None or not self._repeats(traced, call, exact):",

@@ -33,7 +33,14 @@ from pyro_vae.training.optimizers import as_factory
 from pyro_vae.training.parallel import Devices, World, join
 from pyro_vae.training.precision import Precision, contexts, convert
 from pyro_vae.training.schedules import Schedule, as_schedule
-from pyro_vae.training.settings import adam, beta_schedule, own_callback, record_data, record_steps
+from pyro_vae.training.settings import (
+    adam,
+    beta_schedule,
+    is_of_a_user,
+    own_callback,
+    record_data,
+    record_steps,
+)
 from pyro_vae.training.step import Stepper
 from pyro_vae.training.surroundings import surroundings_kept
 from pyro_vae.training.termination import terminated_softly
@@ -211,6 +218,8 @@ def fit(
         if folder is not None or world.size > 1:
             settings |= record_data(wrapped, feed, judged, transform, precision, seed)
             settings |= record_steps(stepper, chosen, beta, lr_schedule, clip_norm)
+        if isinstance(feed, LoaderFeed) or moved or any(map(is_of_a_user, (beta, lr_schedule))):
+            stepper.watch()
         loop = Loop(
             program=program,
             wrapped=wrapped,

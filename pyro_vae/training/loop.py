@@ -187,7 +187,7 @@ class Loop:
             self.stopped = self.world.any(any(answers))
             if answers:
                 self.stepper.doubt()
-            elif self.transform is not None or isinstance(self.feed, LoaderFeed):
+            elif self.stepper.watched:
                 self.stepper.look()
         finally:
             self._keep()  # after the callbacks: one may draw random numbers
@@ -224,8 +224,6 @@ class Loop:
         # Tensors were checked as a whole; what a loader yields or a transform makes is new here.
         made = isinstance(self.feed, LoaderFeed) or self.transform is not None
         unseen = made and not self.moved
-        if made:
-            self.stepper.watch()
         self.wrapped.train()
         for part in self.frozen:
             part.training = False

@@ -71,6 +71,18 @@ def beta_schedule(beta: KLWeight, sites: tuple[str, ...]) -> Callable[[float], B
     return schedule
 
 
+def is_of_a_user(setting: Any) -> bool:
+    """Return whether a rate or weight, or one for a site, is a function from outside the library.
+
+    Nobody knows what else it does when it is called, between any two steps.
+    """
+    each = setting.values() if isinstance(setting, Mapping) else [setting]
+    return any(
+        callable(value) and not (getattr(value, "__module__", None) or "").startswith("pyro_vae.")
+        for value in each
+    )
+
+
 def record_data(
     program: Program,
     feed: TensorFeed | LoaderFeed,

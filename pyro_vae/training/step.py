@@ -107,6 +107,7 @@ class Stepper:
         )
         self._broken: Tensor | None = None  # on the device: 1 once an update was not finite
         self._unchecked = 0
+        self.watched = False  # whether other code runs between the steps
 
     def _find_buffers(self) -> list[tuple[nn.Module, str]]:
         own = [self._objective] if isinstance(self._objective, nn.Module) else []
@@ -228,7 +229,8 @@ class Stepper:
                 compiled.look()
 
     def watch(self) -> None:
-        """Look for such changes before each step too: a transform runs between any two."""
+        """Look for such changes before each step too: other code runs between any two."""
+        self.watched = True
         for compiled in self._compiled:
             if compiled is not None:
                 compiled.watch()

@@ -215,6 +215,17 @@ def by_transform(change, step=8):
     return {"transform": transform}
 
 
+def by_schedule(change, setting):
+    """A function of the progress that does more than say a number, in mid-epoch."""
+
+    def schedule(progress):
+        if progress > 0.7:
+            change(CHANGING[0])
+        return 1.0
+
+    return {setting: schedule}
+
+
 CHANGING = [None]
 
 
@@ -264,6 +275,13 @@ def same_value(net):
             lambda net: setattr(net, "bound", -1.0),
             functools.partial(by_transform, step=10),
         ),
+        *(
+            (Bounded, lambda net: setattr(net, "bound", -1.0), by)
+            for by in (
+                functools.partial(by_schedule, setting="lr_schedule"),
+                functools.partial(by_schedule, setting="beta"),
+            )
+        ),
         (Switched, lambda net: setattr(net, "shape", lambda mean: mean.tanh()), by_callback),
         (Anchored, lambda net: net.anchor.fill_(0.7), by_callback),
         (Net, twin, by_callback),
@@ -274,6 +292,8 @@ def same_value(net):
         "bound",
         "bound by transform",
         "bound in mid-epoch",
+        "bound by lr_schedule",
+        "bound by beta",
         "function",
         "tensor",
         "part",

@@ -1,13 +1,15 @@
 """Sentence VAEs on captions, and five cures of their collapse: ``reproduce.py sentences_plain``."""
 
 import argparse
+import json
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from arms import train
-from results import Result
+from results import FOLDER, Result
 from torch import Tensor
 
 import pyro_vae as pv
@@ -150,4 +152,19 @@ def _beside(program: Any, lm: Any, test: dict[str, Tensor], log_p: Tensor) -> di
     }
 
 
+def figure(folder: Path, path: Path) -> None:
+    """Draw the arms that have been measured: their likelihoods, and the KL of their codes."""
+    points: dict[str, tuple[float, float]] = {}
+    for name in (LM, *(f"sentences_{cure}" for cure in CURES)):
+        file = folder / f"{name}.json"
+        if file.exists():
+            found = json.loads(file.read_text())
+            label = "language model" if name == LM else name.removeprefix("sentences_")
+            points[label] = (found["details"].get("kl", 0.0), found["value"])
+    pv.plots.save(pv.plots.cures({"Sentence VAE on captions": points}), path)
+
+
 EXPERIMENTS = {LM: arm, **{f"sentences_{cure}": arm for cure in CURES}}
+
+if __name__ == "__main__":
+    figure(FOLDER, FOLDER / "sentences.png")

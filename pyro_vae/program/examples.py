@@ -84,7 +84,10 @@ class Examples:
         if self.offered:
             return self._program.source.example(n)
         if self._first_rows is None:
-            raise ProgramError("this program has seen no data yet; call program.read(batch) first")
+            raise ProgramError(
+                "this program has seen no data yet; call program.read(batch) first, or give rows "
+                "of them: pv.generate(program, n, given=rows)"
+            )
         return self._picked(self._first_rows, torch.arange(n) % num_rows(self._first_rows))
 
     def inputs(self, n: int) -> Batch:

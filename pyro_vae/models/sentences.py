@@ -89,7 +89,7 @@ class SentenceVAE(SentenceProgram):
         decoder: "gru", whose first state depends on the code too, or "transformer".
         embedding: size of a word's vector.
         hidden: width of the networks; of a transformer, a multiple of 4.
-        dropout: of embedded words and of the decoder's hidden units, while training, in [0, 1).
+        dropout: of what the decoder sees and of its hidden units, while training, in [0, 1).
         word_dropout: probability that a word that the decoder sees is <unk>, while training.
 
     References:
@@ -116,18 +116,12 @@ class SentenceVAE(SentenceProgram):
     ) -> None:
         super().__init__(words)
         self.latent_dim = positive("latent_dim", latent_dim)
-        sizes: Any = {"embedding": embedding, "hidden": hidden, "dropout": dropout}
-        self.config = {
-            "words": self.words,
-            "latent_dim": self.latent_dim,
-            "decoder": decoder,
-            **sizes,
-            "word_dropout": word_dropout,
-        }
-        self.decoder = WordDecoder(
-            self.words, self.latent_dim, network=decoder, word_dropout=word_dropout, **sizes
-        )
-        self.encoder = WordEncoder(self.words, self.latent_dim, **sizes)
+        sizes: Any = {"embedding": embedding, "hidden": hidden}
+        drops: Any = {"dropout": dropout, "word_dropout": word_dropout}
+        code = {"words": self.words, "latent_dim": self.latent_dim}
+        self.config = {**code, "decoder": decoder, **sizes, **drops}
+        self.decoder = WordDecoder(**code, network=decoder, **sizes, **drops)
+        self.encoder = WordEncoder(**code, **sizes)
 
     def prior(self) -> TorchDistributionMixin:
         """Return p(z), event (Z,)."""

@@ -141,7 +141,6 @@ class WordEncoder(nn.Module):
         latent_dim: Z.
         embedding: E.
         hidden: H.
-        dropout: of the embedded words, while training, in [0, 1).
 
     Example:
         >>> WordEncoder(9, 2)(torch.ones(5, 4).long()).event_shape
@@ -149,23 +148,16 @@ class WordEncoder(nn.Module):
     """
 
     def __init__(
-        self,
-        words: int,
-        latent_dim: int,
-        *,
-        embedding: int = 128,
-        hidden: int = 128,
-        dropout: float = 0.0,
+        self, words: int, latent_dim: int, *, embedding: int = 128, hidden: int = 128
     ) -> None:
         super().__init__()
         self.words = words
         self.embed = nn.Embedding(words, embedding)
         self.gru = GRU(embedding, hidden)
         self.posterior = Gaussian(nn.Linear(hidden, 2 * latent_dim))
-        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> TorchDistributionMixin:
         """Return q(z | x) of sentences (N, T)."""
-        seen = self.dropout(self.embed(x.clamp(0, self.words - 1)))
+        seen = self.embed(x.clamp(0, self.words - 1))
         states = self.gru(seen, (x != PAD).sum(-1))  # beyond its length a sentence stands still
         return self.posterior(states[:, -1])

@@ -20,40 +20,12 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
 
 import pyro_vae as pv
+from benchmarks.graph_trust.fooling import D, Net, Z
 from pyro_vae.inference.graphs.compiled_loss import CompiledLoss
 from pyro_vae.program.handlers import validation
 from pyro_vae.program.program import Program
 
-ROWS, D, Z = 12, 6, 2
-
-
-class Net(nn.Module):
-    """A VAE with one odd part: ``odd`` maps the decoder's means and the batch to other means."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.enc, self.dec = nn.Linear(D, 2 * Z), nn.Linear(Z, D)
-        self.w = nn.Parameter(torch.linspace(0.5, 1.5, D))
-        self.build()
-
-    def build(self) -> None:
-        """Make the odd part's own tensors."""
-
-    def odd(self, mean, x):
-        return mean * self.w
-
-    def model(self, x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(Z), 1.0).to_event(1))
-            mean = self.odd(self.dec(z), x)
-            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
-
-    def guide(self, x):
-        with pyro.plate("data", len(x)):
-            loc, log_scale = self.enc(x).chunk(2, -1)
-            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
-
-
+ROWS = 12
 GRAPH, EAGER = {}, {}
 
 

@@ -7,6 +7,7 @@ The README shows the headlines and the speed of a step, ``benchmarks/README.md``
 
 import argparse
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -29,10 +30,10 @@ def table(results: list[dict[str, Any]], folder: str) -> str:
         "|---|---|---|---|---|",
     ]
     for row in results:
-        error = f" ± {row['stderr']:.2g}" if row["stderr"] is not None else ""
+        value, error = _to_its_error(row["value"], row["stderr"])
         lines.append(
             f"| [{row['name']}]({folder}/{row['name']}.json): {row['unit']} | "
-            f"**{_figure(row['value'])}**{error} | {row['target']} | {_short(row['published'])} | "
+            f"**{value}**{error} | {row['target']} | {_short(row['published'])} | "
             f"{row['seconds'] / 60:.0f} |"
         )
     return "\n".join(lines)
@@ -109,6 +110,18 @@ def zoo_table(rows: dict[str, Any]) -> str:
 def _median(rows: dict[str, Any], names: list[str]) -> str:
     found = [rows[name]["wall"]["median"] for name in names if name in rows]
     return f"{found[0]:.2f}" if found else "–"
+
+
+def _to_its_error(value: float, error: float | None) -> tuple[str, str]:
+    """Return a figure and its error, both to the error's second digit."""
+    if not error:
+        return _figure(value), ""
+    digits = 1 - math.floor(math.log10(error))
+    shown = max(0, digits)
+    return (
+        f"{round(value, digits) + 0.0:,.{shown}f}",
+        f" ± {round(error, digits):,.{shown}f}",
+    )
 
 
 def _figure(value: float) -> str:

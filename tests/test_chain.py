@@ -340,6 +340,48 @@ def test_a_chain_that_starts_from_numbers_has_the_support_of_its_transition():
     torch.testing.assert_close(torch.distributions.biject_to(sizes.support)(u), u.exp())
 
 
+def test_flows_bend_the_posterior_of_each_step():
+    """The density of a path, by inverses, is that of its draws; at first they change nothing."""
+    torch.manual_seed(3)
+    x = torch.bernoulli(torch.full((4, 5, 3), 0.5, dtype=F64))
+    plain, bent = (
+        pv.models.DMM(3, 2, (4,), transition=4, recurrent=4, num_flows=count).double()
+        for count in (0, 2)
+    )
+    bent.load_state_dict(plain.state_dict(), strict=False)
+    found = []
+    for program in (plain, bent):
+        torch.manual_seed(5)
+        found.append(pv.elbo(program, x))
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+    with torch.no_grad():
+        for parameter in bent.posterior.flows.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    torch.manual_seed(6)
+    chain = bent.encoder(x)
+    path = chain.rsample()
+    torch.manual_seed(6)
+    z, total, straight = bent.guess.expand(4, -1), 0.0, 0.0
+    for t in range(5):
+        step = bent.posterior(z, chain.inputs[:, t])
+        z = step.rsample()
+        total = total + step.log_prob(z)  # of its own draw: no inverse
+        straight = straight + step.base_dist.log_prob(z)
+        torch.testing.assert_close(path[:, t], z, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(chain.log_prob(path), total, rtol=1e-10, atol=1e-10)
+    assert (straight - total).abs().min() > 1e-2  # the flows do bend
+    with pytest.raises(ConfigError, match="num_flows: a mean-field guide has none"):
+        pv.models.DMM(3, 2, guide="mean_field", num_flows=1)
+
+
+def test_a_guide_with_flows_trains_as_a_graph():
+    """It is compared with eager, loss and gradients, before it is trusted."""
+    x = torch.bernoulli(torch.full((8, 3, 3), 0.5))
+    program = pv.models.DMM(3, 2, (4,), transition=4, recurrent=4, num_flows=1)
+    run = pv.fit(program, x, epochs=2, batch_size=4, compile="trace", progress=False)
+    assert run.compiled == "graph" and run.history["loss"][-1] < 10
+
+
 def test_other_shapes_are_refused():
     with pytest.raises(ConfigError, match=r"inputs: got shape \(2, 5, 1\), expected \(\*, 6, U\)"):
         Chain(walk, torch.zeros(1), 6, inputs=torch.zeros(2, 5, 1))

@@ -12,7 +12,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyro_vae.arguments import positive, typed
+from pyro_vae.arguments import integer, positive, typed
 from pyro_vae.conditionals import (
     Bernoulli,
     Combiner,
@@ -23,7 +23,7 @@ from pyro_vae.conditionals import (
 )
 from pyro_vae.distributions import Chain, Padded, RecurrentChain
 from pyro_vae.distributions.padded import kept_steps
-from pyro_vae.errors import DataError
+from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.models.networks import decoder_of
 from pyro_vae.models.zoo_program import ZooProgram, register
 from pyro_vae.nn import GRU, MLP, sizes
@@ -69,6 +69,7 @@ class DMM(SequenceProgram):
         transition: width of the networks of the transition.
         recurrent: H.
         guide: "smoothing", "filtering" or "mean_field".
+        num_flows: inverse autoregressive flows that bend each step's posterior; not of mean field.
         observation: class of `pyro_vae.conditionals`, or a `functools.partial` of one.
         data_mean: training mean of a step, shape (X,); starts the observations there.
 
@@ -94,6 +95,7 @@ class DMM(SequenceProgram):
         transition: int = 200,
         recurrent: int = 600,
         guide: Literal["smoothing", "filtering", "mean_field"] = "smoothing",
+        num_flows: int = 0,
         observation: Observation = Bernoulli,
         data_mean: Tensor | None = None,
     ) -> None:
@@ -108,6 +110,7 @@ class DMM(SequenceProgram):
             "transition": positive("transition", transition),
             "recurrent": width,
             "guide": guide,
+            "num_flows": integer("num_flows", num_flows, 0),
             "observation": observation_config(observation),
         }
         nets = (hidden, activation, "mlp", observation)
@@ -118,9 +121,11 @@ class DMM(SequenceProgram):
         readers = (GRU(*shape, reverse=reverse) for reverse in _BACKWARDS[guide])
         self.readers = nn.ModuleList(readers)
         if guide == "mean_field":
+            if num_flows:
+                raise ConfigError("num_flows: a mean-field guide has none; use smoothing")
             self.posterior: nn.Module = Gaussian(nn.Linear(2 * width, 2 * size))
         else:
-            self.posterior = Combiner(size, width)
+            self.posterior = Combiner(size, width, num_flows)
             self.guess = nn.Parameter(torch.zeros(size))
 
     def chain(self, steps: int, lengths: Tensor | None = None) -> TorchDistributionMixin:

@@ -14,7 +14,7 @@ import pyro_vae as pv
 from pyro_vae.distributions import Chain, Padded
 from pyro_vae.errors import DataError
 from pyro_vae.evaluation.step_costs import _kl_of_steps
-from pyro_vae.models import DMM
+from pyro_vae.models import DMM, VRNN
 
 REAL = Path(os.environ.get("PYRO_VAE_DATA", "nowhere"))
 
@@ -198,6 +198,17 @@ def test_the_kl_of_steps_adds_up_to_that_of_the_path(guide, padded):
     counts = (each[:, None] >= torch.arange(1, 5)).sum(0)
     whole = (terms.log_q["z"] - terms.log_p["z"]).sum()
     torch.testing.assert_close((kl * counts).sum().float(), whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", [DMM, VRNN])
+def test_paths_of_unequal_length_have_no_information_to_compare(model):
+    """Densities of five steps and of one are in other units; those of equal steps are compared."""
+    torch.manual_seed(0)
+    x, lengths = torch.bernoulli(torch.full((40, 5, 3), 0.4)), torch.randint(1, 6, (40,))
+    program = model(3, 2, (4,), recurrent=4)
+    assert pv.diagnose(program, {"x": x, "lengths": lengths}).information is None
+    found = pv.diagnose(program, x).information
+    assert -5 * found.stderr < found.lower < 3.7  # log 40
 
 
 def test_a_program_takes_batches_of_unequal_steps():

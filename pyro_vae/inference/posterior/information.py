@@ -212,7 +212,8 @@ def is_plain(latent: Latent) -> bool:
 def _is_masked(fn: Any) -> bool:
     while hasattr(fn, "reinterpreted_batch_ndims"):
         fn = fn.base_dist
-    return isinstance(fn, MaskedDistribution)
+    # A chain cuts its own steps, by the lengths of its row.
+    return isinstance(fn, MaskedDistribution) or getattr(fn, "kept", None) is not None
 
 
 def _normal_pairs(judged: Judged, drawn: _Probes, population: Batch) -> Iterator[Tensor]:

@@ -241,6 +241,23 @@ def test_every_topic_model_trains_from_the_shell(model, counts):
     assert cli.main(["topics", "run", "--samples", "3", "--rows", "1"]) == 0
 
 
+def test_sequences_from_training_to_figures_per_step(monkeypatch, capsys, tmp_path):
+    torch.manual_seed(0)
+    part = pv.data.pad([torch.bernoulli(torch.full((n, 5), 0.3)) for n in (3, 6, 2, 6, 5, 4)])
+    sets = pv.data.SequenceSets("jsb", part, part, part)
+    monkeypatch.setattr(pv.data, "load", lambda *args, **options: sets)
+    options = ("--data", "jsb", "--epochs", "1", "--batch_size", "3", "--out", "run")
+    assert train("--model", "VRNN", *options) == 0
+    assert cli.main(["evaluate", "run", "--samples", "3", "--progress", "false"]) == 0
+    assert "bound per step" in capsys.readouterr().out
+    figures = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    torch.manual_seed(0)
+    bound = pv.elbo(pv.load("run"), part, num_particles=200).sum() / -26
+    assert figures["per_step"] == pytest.approx(bound.item(), abs=5 * figures["per_step_stderr"])
+    capsys.readouterr()
+    assert "VRNN draws no images" in complaint(capsys, ["generate", "run"])
+
+
 def test_resume_ends_where_an_unbroken_run_does(capsys, tmp_path):
     every = ["--checkpoint_every", "1"]
     assert train("--out", "whole", "--epochs", "3", *every) == 0

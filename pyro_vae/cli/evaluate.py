@@ -10,7 +10,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.arguments import positive
-from pyro_vae.cli.datasets import load_data
+from pyro_vae.cli.datasets import kind_of, load_data
 from pyro_vae.cli.options import Binarisation, Split
 from pyro_vae.cli.report import say, table
 from pyro_vae.cli.runs import open_run
@@ -30,6 +30,8 @@ def evaluate(
 ) -> None:
     """Judge a run: ELBO, log-likelihood, KL and active units, also written to evaluation.json.
 
+    Sequences are judged per step too: the sum of their bounds over that of their steps.
+
     Arguments:
         run: run folder.
         data: data set; null is the one it was trained on.
@@ -45,6 +47,9 @@ def evaluate(
     count = None if rows is None else positive("rows", rows)
     x = load_data(settings).drawn(split, seed, count)
     figures = judge(program, x, samples, seed, progress)
+    if kind_of(settings["model"]) == "sequences":
+        steps = pv.per_step(program, x)
+        figures |= {"per_step": steps.bound, "per_step_stderr": steps.bound_stderr}
     told = {"data": settings["data"], "binarisation": settings["binarisation"], "split": split}
     figures = told | figures
     path = Path(run) / "evaluation.json"

@@ -32,6 +32,10 @@ def table(figures: dict[str, Any]) -> str:
         ),
         ("reconstruction", f"{figures['reconstruction']:8.2f}", "nats per datum, E_q log p(x | z)"),
     ]
+    if "per_step" in figures:
+        lines.insert(
+            1, ("bound per step", value("per_step"), "nats, minus the sum of ELBOs / steps")
+        )
     for site, kl in figures["kl"].items():
         active, units = figures["active_units"].get(site), figures["units"].get(site)
         lines.append((f"KL of {site}", f"{kl:8.2f}", "nats per datum"))

@@ -25,7 +25,7 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _DEEP = 4  # objects inside objects
 _MANY = 64  # entries of one container that are looked at
 _ALL = 10_000  # values that are looked at
-_BYTES = 1 << 16  # of one array or tensor that is compared and copied
+_BYTES = 1 << 26  # of all arrays and tensors that are compared and copied
 Place = tuple[int, str | None]  # a namespace or a cell, by identity, and the name in it
 _CODE = (FunctionType, staticmethod, classmethod, property, functools.cached_property)
 
@@ -167,7 +167,7 @@ class _Reader:
         self.cells: list[tuple[CellType, Any]] = []
         self._inputs = inputs
         self._seen: dict[int, Any] = {}  # the things too: an id may be given again
-        self._left = _ALL
+        self._left, self._bytes_left = _ALL, _BYTES
 
     def note(self, place: str, description: Any) -> None:
         """Keep a description under its place, or another where that is taken."""
@@ -305,7 +305,7 @@ class _Reader:
         if memory_of(value) in self._inputs or value.is_inference():
             return _Same(value)
         version = value._version
-        if value.numel() * value.element_size() <= _BYTES and not value.requires_grad:
+        if not value.requires_grad and self._affords(value.numel() * value.element_size()):
             copy = value.detach().clone()
 
             def back() -> None:
@@ -315,8 +315,15 @@ class _Reader:
             self.ways_back.append(back)
         return _Same(value, version)
 
+    def _affords(self, size: int) -> bool:
+        """Return whether so many bytes may be copied besides those that were."""
+        if size > self._bytes_left:
+            return False
+        self._bytes_left -= size
+        return True
+
     def _array(self, value: np.ndarray) -> Any:
-        if value.nbytes > _BYTES or value.dtype.hasobject:
+        if value.dtype.hasobject or not self._affords(value.nbytes):
             return _Same(value)
         copy = value.copy()
         if value.flags.writeable:

@@ -7,6 +7,7 @@ import random
 import warnings
 from copy import deepcopy
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -88,6 +89,23 @@ def test_a_run_by_a_right_graph_ends_as_an_eager_run(name):
 @pytest.mark.parametrize("name", ["CountsInAnObject", "SparseRows"])
 def test_a_run_that_falls_back_ends_as_an_eager_run(name):
     assert assert_same_run(EAGER[name][0], "auto").compiled.startswith("eager: ")
+
+
+class Table(Net):
+    """Counts its runs in each entry of a large table beside its tensors."""
+
+    def __init__(self, of):
+        super().__init__()
+        self.table = of(100_000)
+
+    def model(self, x):
+        self.table += 1e-3
+        super().model(x + torch.as_tensor(self.table).mean().to(x.dtype))
+
+
+@pytest.mark.parametrize("of", [np.zeros, torch.zeros])
+def test_a_large_table_is_put_back_after_each_look(of):
+    assert assert_same_run(lambda: Table(of), "auto").compiled.startswith("eager: ")
 
 
 def test_a_graph_that_traces_and_does_not_run():

@@ -21,6 +21,7 @@ from pyro_vae.arguments import shown
 from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.program.sparse_rows import SparseRows, is_sparse, sparse_rows
 
+_SIGNED = (torch.int64, torch.int32, torch.int16, torch.int8)
 Batch = Any  # Tensor | tuple[Any, ...] | dict[str, Any] | Whole; recursive types help nobody here
 
 
@@ -46,6 +47,22 @@ class Part:
 
     batch: Batch
     rows: Tensor
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a user held the arguments of a flat batch: the last of them, a constant.
+
+    Arguments:
+        spec: The containers around them.
+        words: Places of lists of words among them, numbers here, with the kind of each list.
+    """
+
+    spec: Any
+    words: Mapping[int, type]
+
+    def __hash__(self) -> int:
+        return hash((repr(self.spec), tuple(self.words.items())))
 
 
 def named_arguments_of(batch: Batch) -> Iterator[tuple[str, Any]]:
@@ -241,6 +258,8 @@ def named_arguments(
     Raises:
         DataError: The function does not take these arguments.
     """
+    if args and isinstance(args[-1], Form):  # in containers, of which the signature says nothing
+        return {f"argument_{place}": value for place, value in enumerate(args[:-1])}
     try:
         bound = inspect.signature(under_handlers(function)).bind_partial(*args, **kwargs)
     except (TypeError, ValueError) as error:
@@ -254,6 +273,8 @@ def named_arguments(
 
 def takes(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Return whether a function can be called with these arguments."""
+    if args and isinstance(args[-1], Form):
+        return True
     try:
         inspect.signature(under_handlers(function)).bind(*args, **kwargs)
     except (TypeError, ValueError):
@@ -366,11 +387,30 @@ def signature(batch: Batch) -> tuple[Any, ...]:
     return (isinstance(batch, Whole), isinstance(batch, Part), *arguments_)
 
 
+def signs_of(batch: Batch) -> tuple[str, ...] | None:
+    """Return whether none, some or all of a tensor of integers are below zero: lacking labels.
+
+    And of flags whether they are false. None where values cannot be seen (a tracer, a meta tensor).
+    """
+    found = []
+    try:
+        for _, leaf in named_leaves(batch.batch if isinstance(batch, Whole | Part) else batch):
+            if (leaf.dtype in _SIGNED or leaf.dtype == torch.bool) and leaf.numel():
+                if leaf.is_meta or type(leaf) is not Tensor:
+                    return None
+                bound = 1 if leaf.dtype == torch.bool else 0
+                lacking = int(leaf.min()) < bound
+                found.append("none" if not lacking else "all" if leaf.max() < bound else "some")
+    except RuntimeError:
+        return None
+    return tuple(found)
+
+
 def _told(leaf: Any) -> Any:
     """Return what an argument without rows tells of which sites there are; None where nothing."""
     if isinstance(leaf, PackedSequence):
         return len(leaf.batch_sizes)
-    return leaf if isinstance(leaf, bool | int | str | None) else None
+    return leaf if isinstance(leaf, bool | int | str | Form | None) else None
 
 
 class Pieces(Sequence[Batch]):
@@ -449,9 +489,18 @@ def as_argument(leaf: Any) -> Any:
         DataError: An array that is no numeric one.
     """
     array = isinstance(leaf, Tensor | list | tuple) or hasattr(leaf, "__array__")
-    if isinstance(leaf, PackedSequence) or not (array or hasattr(leaf, "toarray")):
+    if (
+        isinstance(leaf, PackedSequence)
+        or is_words(leaf)
+        or not (array or hasattr(leaf, "toarray"))
+    ):
         return leaf
     return as_rows(leaf)
+
+
+def is_words(leaf: Any) -> bool:
+    """Return whether an argument is a list of words: a constant, where it is not one a row."""
+    return isinstance(leaf, list | tuple) and bool(leaf) and all(isinstance(w, str) for w in leaf)
 
 
 def as_rows(leaf: Any) -> Tensor | SparseRows:

@@ -1,6 +1,6 @@
 """The ELBO per datum, as a number: no gradient, weights in eval mode."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,8 @@ from torch import Tensor
 
 from pyro_vae.arguments import positive
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.batch import Batch, chunks, num_rows
+from pyro_vae.program.batch import Batch, chunks, dense, num_rows
+from pyro_vae.program.joint import Joint
 from pyro_vae.program.passes import Verb, scoring
 from pyro_vae.program.program import Program
 from pyro_vae.program.terms import Terms
@@ -74,8 +75,8 @@ def elbo(
 def mean_elbo(program: Program, batch: Batch, *, size: int, batch_size: int = 1024) -> float:
     """Return the mean ELBO per datum of checked data, for a training set of ``size`` (one sync)."""
     with scoring(program):
-        pieces = passes(program, batch, batch_size)
-        values = [_per_datum(program.joint(piece, size=size).terms()) for piece in pieces]
+        joints = _joints(program, batch, size, batch_size)
+        values = [_per_datum(joint.terms()) for _, joint in joints]
     return torch.cat(values).mean().item()
 
 
@@ -84,12 +85,33 @@ def mean_bound(
 ) -> float:
     """Return minus the un-annealed loss of an objective on checked data, per datum (one sync)."""
     with scoring(program):
-        pieces = passes(program, batch, batch_size)
         losses = [
-            objective.per_datum(program.joint(piece, size=size)) * num_rows(piece)
-            for piece in pieces
+            objective.per_datum(joint) * num_rows(piece)
+            for piece, joint in _joints(program, batch, size, batch_size)
         ]
     return -(torch.stack(losses).sum() / num_rows(batch)).item()
+
+
+def _joints(
+    program: Program, batch: Batch, size: int, batch_size: int
+) -> Iterator[tuple[Batch, Joint]]:
+    """Yield the passes of checked data, all at one draw of the globals.
+
+    One pass holds all data where a bound speaks of those that a pass holds.
+    """
+    pieces = passes(program, batch, batch_size)
+    held: dict[str, Tensor] = {}
+    for place, piece in enumerate(pieces):
+        sites = program.read(piece)
+        if place == 0 and len(pieces) > 1 and sites.dependence.needs_all:
+            whole = dense(batch)
+            yield whole, program.joint(whole, size=size)
+            return
+        joint = program.joint(piece, size=size)
+        if len(pieces) > 1 and sites.global_:
+            held = {**joint.global_values(), **held}
+            joint = joint.fixing(held)
+        yield piece, joint
 
 
 def _per_datum(terms: Terms) -> Tensor:

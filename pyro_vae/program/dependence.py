@@ -1,8 +1,8 @@
 """What depends on what across the border of the data plate: read from the graphs of one draw."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,11 +15,11 @@ from torch.utils import _pytree as pytree
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.batch import Batch, arguments, cuda_devices, map_rows
+from pyro_vae.program.cuts import GUIDE, MODEL, Change
 from pyro_vae.program.handlers import Message, data_frame, innermost, sample_sites, validation
 from pyro_vae.program.joint import Joint, trace_of
 from pyro_vae.program.modules import leaves_behind
 
-MODEL, GUIDE = 0, 1  # whose density of a site a term is
 Term = tuple[int, str]
 _NO_GRAPH = (RuntimeError, ValueError, TypeError, IndexError, KeyError)  # NotImplementedError too
 
@@ -40,6 +40,9 @@ class Dependence:
             no density for them.
         informed: Global latents whose density, in the guide or in the model, depends on the rows.
         following: Global latents that the guide draws after latents inside, and given these.
+        beside: Sites of the model inside the plate whose density, for a datum, depends on the rows
+            beside it, or on their number.
+        by_count: Whether a weight, or a density of the guide, does.
     """
 
     spanning: tuple[str, ...] = ()
@@ -49,11 +52,13 @@ class Dependence:
     unscored: tuple[str, ...] = ()
     informed: tuple[str, ...] = ()
     following: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+    by_count: bool = False
 
     @property
     def needs_all(self) -> bool:
         """Whether a bound speaks of the data that one pass holds."""
-        return bool(self.found or self.informed or self.following)
+        return bool(self.found or self.informed or self.following or self.beside or self.by_count)
 
     @property
     def found(self) -> tuple[str, ...]:
@@ -72,6 +77,12 @@ class Dependence:
                 f"{verb}: site {name!r} stands outside the plate of the data and depends on their "
                 f"{what}: the data have one joint density, and none each; write it inside the "
                 "plate, a term for each datum, or use elbo"
+            )
+        for name in self.beside:
+            raise ProgramError(
+                f"{verb}: the density of site {name!r} of a datum depends on the rows beside it: "
+                "the data have one joint density, and none each; compute what all share (a mean, a "
+                "scale, a count) before, and let the functions hold it; or use elbo"
             )
 
     def require_posteriors(self, verb: str) -> None:
@@ -108,6 +119,7 @@ def dependence(
     functions: tuple[Callable[..., Any], Callable[..., Any]],
     batch: Batch,
     seen: tuple[Trace, Trace],
+    beside: Set[Change],
 ) -> Dependence:
     """Find out by two more runs, and only where ``seen`` has a term that could depend.
 
@@ -117,10 +129,18 @@ def dependence(
         functions: Model and guide, their plate under its canonical name.
         batch: Some rows.
         seen: Their traces.
+        beside: What changes of some rows where others are cut away.
     """
     rows: list[Tensor] = []
     args, kwargs = arguments(map_rows(lambda leaf: _leaf(leaf, rows), batch))
-    return _dependence(functions, args, kwargs, seen, rows, list(_other_rows(batch)))
+    densities = [change for change in beside if change.what == "density"]
+    outside = {(change.side, change.site) for change in densities if not change.inside}
+    of_model = {c.site for c in densities if c.inside and c.side == MODEL}
+    others = list(_other_rows(batch))
+    found = _dependence(functions, args, kwargs, seen, rows, others, outside)
+    by_count = any(change.inside and change.site not in of_model for change in beside)
+    by_count |= any(change.what == "weight" for change in beside)
+    return replace(found, beside=tuple(sorted(of_model)), by_count=by_count)
 
 
 def _dependence(
@@ -130,6 +150,7 @@ def _dependence(
     seen: tuple[Trace, Trace],
     rows: list[Tensor],
     others: list[Any],
+    beside: Set[Term] = frozenset(),
 ) -> Dependence:
     drawn = set(seen[1].nodes)
     inside = any(
@@ -160,7 +181,8 @@ def _dependence(
         behind = {point: list(auxiliary) for point in look.points()}
     inside_values = list(look.inside.values())
     on_latents = look.moved() | {t for t, found in reached.items() if _any(found, inside_values)}
-    on_rows = look.moved_by_rows(others) | {t for t, found in reached.items() if _any(found, rows)}
+    on_rows = {t for t, found in reached.items() if _any(found, rows)}
+    on_rows |= look.moved_by_rows(others) | (beside - on_latents)
     spanning = [name for name in names if (MODEL, name) in on_latents]
     # A global latent's prior may look at the rows: it is one density of one value all the same.
     of_rows = [name for name in names if name not in drawn and (MODEL, name) in on_rows]

@@ -1,7 +1,8 @@
 """A program: a model and a guide with their parameters, what every verb works on."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from inspect import getattr_static
 from typing import Any
 
@@ -76,6 +77,9 @@ class Program(nn.Module):
             needed where a site observes an argument, or a view or cast of one.
         dim: The dimension of the batch's tensors that counts the data (1: time comes first).
             Behind the program, and in what verbs return, the datum comes first.
+        constants: Names of the arguments that are as long as the data, and are no rows. Found out
+            where it is not told, by what happens to the numbers of a datum where the others are cut
+            away; where that leaves two readings, ``fit`` asks for it before it cuts.
 
     Raises:
         ConfigError: ``dim`` is no dimension counted from the left.
@@ -107,15 +111,17 @@ class Program(nn.Module):
         plate: str | None = None,
         observed: Mapping[str, str] | None = None,
         dim: int = 0,
+        constants: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         dim = integer("dim", dim, 0)
-        _check_options(modules, plate, observed)
+        _check_options(modules, plate, observed, constants)
         for side, function in zip(SIDES, (model, guide), strict=True):
             if not callable(function):
                 raise ProgramError(f"{side}: got {function!r}, expected a Pyro function")
         self._dim = dim
-        self._structure, self._constants = Structure(), Constants()
+        self._named_constants = constants
+        self._structure, self._constants = Structure(), Constants(constants)
         # A tuple: nn.Module must not register them twice.
         self._functions = (model, guide)
         self._called = self._of_flat_batches()
@@ -171,7 +177,7 @@ class Program(nn.Module):
         if any(new is not old for new, old in zip(origin, self._origin, strict=True)):
             self.__dict__["_origin"] = origin
             self._functions = (self._source.model, self._source.guide)
-            self._structure, self._constants = Structure(), Constants()
+            self._structure, self._constants = Structure(), Constants(self._named_constants)
             self._called = self._of_flat_batches()
             self.own.replace(self._functions)
             self.examples.forget()
@@ -272,17 +278,25 @@ class Program(nn.Module):
         if isinstance(data, list) and data and all(isinstance(each, Mapping) for each in data):
             data = join_batches([map_arguments(as_argument, each) for each in data])
         flat = self._structure.flattened(data)
-        if self._structure.opened:
-            self._called = self._of_flat_batches()
         batch = self._without_constants(adapted(flat, self.device, self.precision, self._dim))
         return self._as_example(batch) if self.examples.offered else self.reader.as_whole(batch)
 
     def _without_constants(self, batch: Batch) -> Batch:
         settled = self._constants.found or self.examples.offered or self._dim
         unknown = self.reader.fresh and not settled
-        if unknown and self._constants.find(batch, self.reader.trace_of_model):
+        reader = self.reader
+        find = partial(self._constants.find, trace=reader.trace_of_model, trying=reader.trying)
+        if unknown and find(batch, self.functions[0]):
             self._called = self._of_flat_batches()
         return self._constants.taken_out(batch)
+
+    def require_cuts(self) -> None:
+        """Refuse to cut the data where an argument may be rows or a constant.
+
+        Raises:
+            ProgramError: Names it, and how to say which.
+        """
+        self._constants.require_clear()
 
     def conform(self, batch: Batch) -> Batch:
         """Return a batch of tensors as the program takes it.
@@ -462,6 +476,9 @@ def _origin(source: Any) -> tuple[Any, Any]:
 
 @typed
 def _check_options(
-    modules: Mapping[str, nn.Module] | None, plate: str | None, observed: Mapping[str, str] | None
+    modules: Mapping[str, nn.Module] | None,
+    plate: str | None,
+    observed: Mapping[str, str] | None,
+    constants: Sequence[str] | None,
 ) -> None:
     """Refuse options of a program that are of another kind."""

@@ -15,6 +15,7 @@ from pyro_vae.errors import DataError, PyroVaeError
 from pyro_vae.program import checks
 from pyro_vae.program.batch import (
     Batch,
+    Form,
     Part,
     Whole,
     arguments,
@@ -25,10 +26,12 @@ from pyro_vae.program.batch import (
     named_arguments,
     num_rows,
     signature,
+    signs_of,
     takes,
 )
 from pyro_vae.program.counters import Counters, looks_of
 from pyro_vae.program.counts import Counts
+from pyro_vae.program.cuts import Change, Pair, changes_beside, few_of
 from pyro_vae.program.dependence import Dependence, dependence
 from pyro_vae.program.discovery import Discovery
 from pyro_vae.program.handlers import DrawnRows, is_data, sample_sites, validation
@@ -81,6 +84,7 @@ class Reader:
         self.last: Sites | None = None  # of the batch that was read last
         self._plate_before: str | None = None  # the data plate of the batch before
         self._layouts: dict[Any, Sites] = {}  # by what must stay equal of a batch
+        self._newest: dict[Any, tuple[Any, ...]] = {}  # such a key, by what needs no values
         self._whole: bool | None = None  # whether there is no plate of the data; None: not known
         self.counts = Counts()
         self._counters = Counters()
@@ -102,7 +106,7 @@ class Reader:
             DataError: Not finite, of a wrong shape, or outside an observed site's support.
             ProgramError: Model and guide disagree, or no plate holds the data, or two could.
         """
-        key = signature(batch)
+        key = self._key(batch)
         if key in self._layouts:
             self.last = self._layouts[key]
             return self.last
@@ -120,6 +124,13 @@ class Reader:
         if floats is not batch:
             self.last = self._layouts[key] = self.read(floats)
         return self.last  # type: ignore[return-value]
+
+    def _key(self, batch: Batch) -> tuple[Any, ...]:
+        """Return what a layout is kept under; of values that a tracer hides, what the last was."""
+        alike, signs = signature(batch), signs_of(batch)
+        if signs is not None:
+            self._newest[alike] = (*alike, signs)
+        return self._newest.get(alike, alike)
 
     def _read_anew(self, batch: Batch) -> Batch:
         """Read a batch; return it, or as it comes if some of its integers come as floats."""
@@ -145,7 +156,7 @@ class Reader:
             dependence=self._dependence(sites, batch, (model, guide)),
             draws_rows=sites.size is not None and bool(drawn.plates),
         )
-        key = signature(batch)
+        key = self._key(batch)
         self.last = self._layouts[key] = sites
         self._counters.meet(key, sites, looks)
         self.rows_read = num_rows(batch)
@@ -181,8 +192,18 @@ class Reader:
     def _dependence(self, sites: Sites, batch: Batch, seen: tuple[Trace, Trace]) -> Dependence:
         if checks.is_meta(batch) or isinstance(batch, Whole):
             return Dependence()
+        beside = set() if sites.size is not None else self._changes_beside(batch)
         with self.quiet(batch), validation(False):
-            return dependence(self.canonical(sites, batch), batch, seen)
+            return dependence(self.canonical(sites, batch), batch, seen, beside)
+
+    def _changes_beside(self, batch: Batch) -> set[Change]:
+        """Return what changes of some rows where others are cut away; nothing where none can be."""
+        if num_rows(batch) < 2:
+            return set()
+        few, kept = few_of(batch, num_rows(batch))
+        with self.trying(batch) as run:
+            found = changes_beside(lambda some, at: run(some, num_rows(some), at), few, kept)
+        return found or set()
 
     def _with_counts_as_floats(
         self, model: Trace, bindings: Mapping[str, Binding], batch: Batch
@@ -274,6 +295,26 @@ class Reader:
             raise DataError(f"the program does not run: {error}") from error
         return model
 
+    @contextmanager
+    def trying(self, batch: Batch) -> Iterator[Callable[[Batch, int, Mapping[str, Tensor]], Pair]]:
+        """Yield a function that runs the pair on so many rows at given latents.
+
+        Nothing is left behind of it. It raises what the program does.
+        """
+
+        def run(some: Batch, rows: int, latents: Mapping[str, Tensor]) -> Pair:
+            joint = Joint(*self._functions(some), *arguments(some))
+            pair = (joint.fixing(latents) if latents else joint).sampled_traces()
+            plate = find_plate(pair[0], rows, self._plate, self._plate_before)
+            plate = with_name_in_guide(plate, *pair, rows)
+            for trace in pair:
+                shown_canonically(trace, plate, rows)
+            return pair
+
+        self._program.own.home = self._home(batch)
+        with self.undone(), self.quiet(batch), validation(False):
+            yield run
+
     def _home(self, batch: Batch) -> torch.device:
         return device_of(batch) or self._program.device
 
@@ -335,7 +376,8 @@ class Reader:
         function = self._program.functions[0]
         names = [n for n, site in sample_sites(model) if is_data(site)]
         values = {name: model.nodes[name] for name in names}
-        keys = named_arguments(function, tuple(range(len(args))), {k: k for k in kwargs})
+        places = tuple(arg if isinstance(arg, Form) else i for i, arg in enumerate(args))
+        keys = named_arguments(function, places, {k: k for k in kwargs})
         given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
         rows = None if isinstance(batch, Whole) else num_rows(batch)
         return bindings_of(values, given, keys, self._observed, rows, plate.dim, copies)

@@ -1,7 +1,7 @@
 """Arguments that hold tensors inside containers, or words: flat tensors of rows to all verbs."""
 
 import functools
-import inspect
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -11,74 +11,80 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
-from pyro_vae.program.batch import Batch, arguments
+from pyro_vae.program.batch import Batch, Form, arguments, is_words
 
 
 class Structure:
     """How a user's arguments hold their rows, where a flat batch of tensors does not say it.
 
     A tuple, list or dict among the arguments is opened, and its tensors are the batch's. A list of
-    words becomes the numbers of its words. The program's functions get both back as they were.
+    words, one for each row, becomes the numbers of its words. The batch ends with its ``Form``, by
+    which the program's functions get both back as they were: two data of one program may have two.
     """
 
     def __init__(self) -> None:
-        self._spec: Any = None
-        self._places: frozenset[int] = frozenset()  # of lists of words among the leaves
+        self._forms: list[Form] = []  # one object for each: batches of one form are alike
         self._words: dict[str, int] = {}
-        self.opened = False  # whether the last data were of another structure than those before
 
     def flattened(self, data: Any) -> Any:
         """Return data with one tensor, or constant, for each argument; flat data as they are."""
         arguments_ = data.values() if isinstance(data, dict) else data
-        self.opened = False
         if not isinstance(data, dict | tuple | list) or isinstance(data, PackedSequence):
             return data
-        if not any(_holds_tensors(each) or _is_words(each) for each in arguments_):
+        if not any(_holds_tensors(each) or is_words(each) for each in arguments_):
             return data
         leaves, spec = pytree.tree_flatten(data, is_leaf=_is_leaf)
-        self.opened, self._spec = spec != self._spec, spec
-        self._places = frozenset(i for i, leaf in enumerate(leaves) if _is_words(leaf))
-        return tuple(self._numbers(leaf) if _is_words(leaf) else leaf for leaf in leaves)
+        rows = _rows_of(leaves)
+        words = {
+            place: type(leaf)
+            for place, leaf in enumerate(leaves)
+            if is_words(leaf) and len(leaf) == (rows or len(leaf))
+        }
+        if (
+            all(leaf is given for leaf, given in zip(leaves, arguments_, strict=False))
+            and not words
+        ):
+            return data  # a list of names beside rows is a constant
+        form = Form(spec, words)
+        if form not in self._forms:
+            self._forms.append(form)
+        flat = [
+            self._numbers(leaf) if place in words else leaf for place, leaf in enumerate(leaves)
+        ]
+        return (*flat, self._forms[self._forms.index(form)])
 
     def restored(self, batch: Batch) -> Batch:
         """Return a flat batch as the user gave it: what ``flattened`` undoes."""
-        if self._spec is None or not isinstance(batch, tuple) or len(batch) != self._leaves:
+        if not isinstance(batch, tuple) or not batch or not isinstance(batch[-1], Form):
             return batch
-        words = list(self._words)
-        leaves = [
-            [words[number] for number in leaf.tolist()]
-            if place in self._places and isinstance(leaf, Tensor)
-            else leaf
-            for place, leaf in enumerate(batch)
-        ]
-        return pytree.tree_unflatten(leaves, self._spec)
+        *leaves, form = batch
+        known = list(self._words)
+        for place, kind in form.words.items():
+            if isinstance(leaves[place], Tensor):
+                leaves[place] = kind(known[number] for number in leaves[place].tolist())
+        return pytree.tree_unflatten(leaves, form.spec)
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function of flat arguments for one of the user's; itself where all were flat."""
-        if self._spec is None:
-            return function
+        """Return a function of flat arguments for one of the user's."""
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            given = self.restored(args) if not kwargs else args
-            if given is args:
-                return function(*args, **kwargs)
-            positional, named = arguments(given)
-            return function(*positional, **named)
+            if args and isinstance(args[-1], Form):
+                args, kwargs = arguments(self.restored(args))
+            return function(*args, **kwargs)
 
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        names = [inspect.Parameter(f"argument_{i}", kind) for i in range(self._leaves)]
-        call.__signature__ = inspect.Signature(names)  # type: ignore[attr-defined]
         return call
-
-    @property
-    def _leaves(self) -> int:
-        return int(self._spec.num_leaves)
 
     def _numbers(self, words: list[str]) -> Tensor:
         for word in words:
             self._words.setdefault(word, len(self._words))
         return torch.tensor([self._words[word] for word in words])
+
+
+def _rows_of(leaves: list[Any]) -> int | None:
+    """Return the length that most arrays share; None where there is none."""
+    lengths = [len(leaf) for leaf in leaves if isinstance(leaf, Tensor | np.ndarray) and leaf.ndim]
+    return Counter(lengths).most_common(1)[0][0] if lengths else None
 
 
 def _holds_tensors(value: Any) -> bool:
@@ -89,18 +95,12 @@ def _holds_tensors(value: Any) -> bool:
     return any(isinstance(item, Tensor | np.ndarray) or _holds_tensors(item) for item in items)
 
 
-def _is_words(value: Any) -> bool:
-    return (
-        isinstance(value, list | tuple) and bool(value) and all(isinstance(w, str) for w in value)
-    )
-
-
 def _is_leaf(value: Any) -> bool:
     """Return whether a value is one argument: all but containers that hold arrays or words."""
     if isinstance(value, PackedSequence) or not isinstance(value, dict | tuple | list):
         return True
     items = value.values() if isinstance(value, dict) else value
-    return _is_words(value) or not any(
-        isinstance(item, Tensor | np.ndarray) or not _is_leaf(item) or _is_words(item)
+    return is_words(value) or not any(
+        isinstance(item, Tensor | np.ndarray) or not _is_leaf(item) or is_words(item)
         for item in items
     )

@@ -165,3 +165,63 @@ def test_constants_that_differ_between_data_are_refused():
     assert [run.history[name][0] for name in ("elbo", "valid_elbo")] == pytest.approx(expected)
     with pytest.raises(DataError, match="argument 1: got other values than before"):
         pv.fit(program, (X, level), valid=(X[:4], 50 + level), **settings)
+
+
+class Either(Pair):
+    """Takes x and t in one argument or in two."""
+
+    def model(self, rows, more=None):
+        self.flat_model(rows["x"], rows["t"] if more is None else more["t"])
+
+    def guide(self, rows, more=None):
+        self.flat_guide(rows["x"], None)
+
+
+def test_data_of_one_program_may_come_in_several_forms():
+    """Each batch is given back as it came: one form for all would swap fields, or lose some."""
+    program, plain = Either(), Pair()
+    forms = [
+        ({"x": X, "t": T},),
+        ({"t": T, "x": X},),
+        ({"x": X}, {"t": T}),
+        {"more": {"t": T}, "rows": {"x": X}},
+    ]
+    batches = [pv.Program.of(program).adapt(form) for form in forms]
+    flat = pv.Program(plain.flat_model, plain.flat_guide)
+    found = []
+    for asked, batch in [(flat, (X, T)), *((program, b) for b in batches), (program, batches[0])]:
+        torch.manual_seed(1)
+        with pv.Program.of(asked).running():
+            found.append(pv.Program.of(asked).terms(batch).log_p["x"])
+    for form in forms:
+        torch.manual_seed(1)
+        found.append(pv.log_likelihood(program, form, samples=2).log_prob)
+    for value in found[1:6]:
+        torch.testing.assert_close(value, found[0])
+    for value in found[7:]:
+        torch.testing.assert_close(value, found[6])
+    settings = {"epochs": 1, "lr": 1e-9, "progress": False, "compile": False, "seed": 0}
+    history = pv.fit(program, forms[0], valid=forms[3], **settings).history
+    expected = pv.fit(plain_program(), (X, T), valid=(X, T), **settings).history
+    assert history["valid_elbo"][0] == pytest.approx(expected["valid_elbo"][0])
+    assert history["loss"][0] == pytest.approx(expected["loss"][0])
+
+
+def plain_program():
+    pair = Pair()
+    return pv.Program(pair.flat_model, pair.flat_guide)
+
+
+def test_a_list_of_names_beside_rows_is_a_constant():
+    """Three names of two columns each, six rows: no words of rows."""
+    columns = ["age", "sex"]
+
+    def model(x, names, words=None):
+        assert names == columns or names == tuple(columns)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0, len(names)).expand([2]).to_event(1), obs=x)
+
+    expected = dist.Normal(0.0, 2.0).log_prob(X).sum(-1)
+    for data in ((X, columns), (X, tuple(columns), WORDS), {"x": X, "names": columns}):
+        program = pv.Program(model, lambda x, names, words=None: None)
+        torch.testing.assert_close(pv.elbo(program, data, batch_size=4), expected)

@@ -1,0 +1,127 @@
+"""Whether the numbers of a datum stay what they are where the rows beside it are cut away."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+
+from pyro_vae.program.batch import Batch, map_rows, num_rows
+from pyro_vae.program.handlers import Message, data_frame, sample_sites
+
+MODEL, GUIDE = 0, 1  # whose density of a site a term is
+Pair = tuple[Trace, Trace]  # of model and guide, their plate under its canonical name
+_MOST, _KEPT = 8, 2  # rows to look at, and those of them that a cut keeps
+
+
+class Change(NamedTuple):
+    """A term whose density, or weight, is another where rows beside are cut away."""
+
+    side: int
+    site: str
+    inside: bool  # the plate of the data
+    what: Literal["density", "weight"]
+
+
+def few_of(batch: Batch, rows: int) -> tuple[Batch, Tensor]:
+    """Return some rows from all over a batch, and which of them a cut keeps: the last ones.
+
+    Arguments:
+        batch: Any.
+        rows: Of what is cut; an argument of another length stays whole.
+    """
+    few = min(rows, _MOST)
+    places = torch.arange(few) * (rows - 1) // max(1, few - 1)
+    kept = torch.arange(few - max(1, min(_KEPT, few // 2)), few)
+    return map_rows(lambda leaf: leaf[places.to(leaf.device)], batch, rows), kept
+
+
+def cut_to(batch: Batch, kept: Tensor) -> Batch:
+    """Return some rows of a batch."""
+    return map_rows(lambda leaf: leaf[kept.to(leaf.device)], batch, num_rows(batch))
+
+
+def latents_cut(pair: Pair, kept: Tensor | None = None) -> dict[str, Tensor]:
+    """Return the latents of a pair of traces by site, those of the data at some rows."""
+    return {
+        name: site["value"] if kept is None else _cut(site, site["value"], kept)
+        for trace in pair
+        for name, site in sample_sites(prune_subsample_sites(trace))
+        if not site["is_observed"]
+    }
+
+
+def unlike(whole: Pair, cut: Pair, kept: Tensor | None = None) -> set[Change]:
+    """Return what a cut has changed.
+
+    Arguments:
+        whole: Traces of all rows.
+        cut: Traces of some, at the same latents.
+        kept: Which rows these are; None: all.
+
+    Raises:
+        ValueError: They have other sites.
+    """
+    found = set()
+    for side in (MODEL, GUIDE):
+        here, there = (dict(_terms(pair[side])) for pair in (whole, cut))
+        if here.keys() != there.keys():
+            raise ValueError("sites come and go with the rows")
+        for name, terms in here.items():
+            site = whole[side].nodes[name]
+            for what, before in terms.items():
+                expected = before if kept is None else _cut(site, before, kept, batch=True)
+                if not _close(expected, there[name][what]):
+                    found.add(Change(side, name, data_frame(site) is not None, what))
+    return found
+
+
+def changes_beside(
+    run: Callable[[Batch, Mapping[str, Tensor]], Pair], few: Batch, kept: Tensor
+) -> set[Change] | None:
+    """Return what changes of some rows where the others are cut away.
+
+    None where that cannot be told: the program does not run on them, or its numbers change from run
+    to run.
+
+    Arguments:
+        run: Runs the pair on a batch at given latents.
+        few: Some rows.
+        kept: Those of them that stay.
+    """
+    try:
+        whole = run(few, {})
+        found = unlike(whole, run(cut_to(few, kept), latents_cut(whole, kept)), kept)
+        if found and unlike(whole, run(few, latents_cut(whole))):
+            return None
+    except Exception:  # whatever a user's function raises on rows that it was not written for
+        return None
+    return found
+
+
+def _terms(trace: Trace) -> Iterator[tuple[str, dict[Literal["density", "weight"], Tensor]]]:
+    for name, site in sample_sites(prune_subsample_sites(trace)):
+        if site["infer"].get("_deterministic"):
+            continue
+        density = site["fn"].log_prob(site["value"])
+        weight = torch.as_tensor(site["scale"], dtype=density.dtype)
+        yield name, {"density": density, "weight": weight.expand(density.shape)}
+
+
+def _cut(site: Message, value: Tensor, kept: Tensor, batch: bool = False) -> Tensor:
+    """Return what a site has of some rows; of one outside the plate, or equal in all, the whole."""
+    frame: Any = data_frame(site)
+    if frame is None or frame.dim is None:
+        return value
+    dim = frame.dim - (0 if batch else site["fn"].event_dim)
+    if value.dim() < -dim or value.shape[dim] == 1:
+        return value
+    return value.index_select(dim, kept.to(value.device))
+
+
+def _close(one: Tensor, two: Tensor) -> bool:
+    if one.shape != two.shape:
+        one, two = torch.broadcast_tensors(one, two)
+    return torch.allclose(one.double(), two.double(), 1e-4, 1e-5, equal_nan=True)

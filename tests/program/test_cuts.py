@@ -1,0 +1,129 @@
+"""What a cut of the rows must not change: constants as long as the data, terms that count rows."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import pyro_vae as pv
+from pyro_vae.errors import DataError, ProgramError
+from pyro_vae.program.bounds import mean_elbo
+
+N = 12
+X = torch.linspace(-1.0, 2.0, N, dtype=torch.float64)
+LABELS = torch.arange(N) % 3
+RAMP = torch.linspace(0.0, 1.0, N, dtype=torch.float64)
+
+
+class Observed(torch.nn.Module):
+    """x of each datum around a mean of all arguments; no latent, so that numbers are exact."""
+
+    def __init__(self, mean):
+        super().__init__()
+        self.mean = mean
+        self.loc = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def model(self, x, labels, w):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(self.loc + self.mean(x, labels, w), 1.0), obs=x)
+
+    def guide(self, x, labels, w):
+        pass
+
+
+MEANS = {
+    "total": lambda x, labels, w: w.sum(),
+    "looked up": lambda x, labels, w: w[labels],
+    "prototypes": lambda x, labels, w: torch.cdist(x[:, None], w[:, None]).logsumexp(-1),
+    "of rows": lambda x, labels, w: w * labels,
+}
+
+
+@pytest.mark.parametrize("mean", MEANS)
+@pytest.mark.parametrize("weights", ["ones", "ramp"])
+def test_a_constant_as_long_as_the_data_stays_whole(mean, weights):
+    """Cut as rows, w.sum() is 2 under batches of 2, and 12 in truth."""
+    w = torch.ones_like(RAMP) if weights == "ones" else RAMP
+    expected = dist.Normal(MEANS[mean](X, LABELS, w), 1.0).log_prob(X)
+    program, data = Observed(MEANS[mean]), (X, LABELS, w)
+    for given in (data, dict(zip(("x", "labels", "w"), data, strict=True))):
+        torch.testing.assert_close(pv.elbo(Observed(MEANS[mean]), given, batch_size=2), expected)
+    run = pv.fit(program, data, epochs=1, batch_size=4, lr=1e-9, progress=False, compile=False)
+    assert run.history["loss"][0] == pytest.approx(-expected.mean().item())
+
+
+def test_an_argument_that_terms_outside_alone_read_is_asked_for_before_it_is_cut():
+    """All of w under batches of 4, or the sum of the rows' own: the user knows which."""
+
+    def model(x, w):
+        loc = pyro.param("loc", torch.tensor(0.5).double())
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        pyro.factor("shared", loc * w.sum())
+
+    settings = {"epochs": 1, "lr": 1e-9, "progress": False, "compile": False}
+    expected = -dist.Normal(0.5, 1.0).log_prob(X).mean().item() - 0.5 * RAMP.sum().item() / N
+    losses = []
+    for constants, size in ((None, N), (["w"], 4), ([], 4)):
+        program = pv.Program(model, lambda x, w: None, constants=constants)
+        run = pv.fit(program, (X, RAMP), batch_size=size, **settings)
+        losses.append(run.history["loss"][0])
+    assert losses[:2] == pytest.approx([expected] * 2) and losses[2] - expected > 0.1
+    program = pv.Program(model, lambda x, w: None)
+    with pytest.raises(ProgramError, match=r"'w' is as long as the data.*constants=\['w'\]"):
+        pv.fit(program, (X, RAMP), batch_size=4, **settings)
+    with pytest.raises(DataError, match=r"constants: got 'v', expected .*\['w', 'x'\]"):
+        pv.elbo(pv.Program(model, lambda x, w: None, constants=["v"]), (X, RAMP))
+
+
+def test_terms_that_count_rows_take_all_of_them():
+    """A factor of len(x) outside the plate, and a weight of 1 / len(x): 6 of each under twos."""
+
+    def model(x, power=0):
+        pyro.factor("count", torch.as_tensor(0.1 * len(x), dtype=x.dtype))
+        with pyro.plate("rows", len(x)), pyro.poutine.scale(scale=len(x) ** power):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    inside = dist.Normal(0.0, 1.0).log_prob(X)
+    for power in (0, -1.0):
+        program = pv.Program(model, lambda x, power: None)
+        found = pv.elbo(program, (X, power), batch_size=2)
+        assert found.sum().item() == pytest.approx((inside.sum() * N**power + 0.1 * N).item())
+        checked = mean_elbo(program, program.adapt((X, power)), size=N, batch_size=2)
+        assert checked == pytest.approx(found.mean().item())
+        with pytest.raises(ProgramError, match=r"'count'.* depends on their rows"):
+            pv.log_likelihood(program, (X, power))
+
+
+def test_a_density_that_depends_on_the_rows_beside_is_refused_by_name():
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(x.mean(), 1.0), obs=x)
+
+    program = pv.Program(model, lambda x: None)
+    expected = dist.Normal(X.mean(), 1.0).log_prob(X)
+    torch.testing.assert_close(pv.elbo(program, X, batch_size=2), expected)
+    with pytest.raises(ProgramError, match="'x' of a datum depends on the rows beside it"):
+        pv.log_likelihood(program, X)
+
+
+def test_validation_holds_the_globals_for_all_its_passes():
+    """Two globals, one for each pass, would halve the variance of the mean over the data."""
+
+    def model(x):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([1]).to_event(1))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(w[0], 1e-3), obs=x)
+
+    def guide(x):
+        pyro.sample("w", dist.Normal(0.0, torch.ones(1, dtype=x.dtype)).to_event(1))
+
+    program = pv.Program(model, guide)
+    batch = program.adapt(torch.zeros(N, dtype=torch.float64))
+    program.read(batch)
+    torch.manual_seed(0)
+    found = mean_elbo(program, batch, size=N, batch_size=2)
+    with program.running(), torch.no_grad():
+        torch.manual_seed(0)
+        whole = mean_elbo(program, batch, size=N, batch_size=N)
+    assert found == pytest.approx(whole)

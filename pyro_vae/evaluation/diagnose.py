@@ -69,19 +69,18 @@ def diagnose(
         | ELBO surgery (Hoffman & Johnson, 2016)
         | Don't Blame the ELBO! (Lucas et al., 2019), arXiv:1911.02469
     """
-    wrapped = Program.of(program)
     particles = positive("num_particles", num_particles)
     limits = {"probes": positive("probes", probes), "rows": positive("rows", rows)}
     limits["batch_size"] = positive("batch_size", batch_size)
     sums = _Sums()
     rows_at_once = limits["batch_size"]
-    passes = wrapped.passes(data, _VERB, rows=rows_at_once, particles=particles)
+    passes = Program.of(program).passes(data, _VERB, rows=rows_at_once, particles=particles)
     batch = passes.batch
     met: set[str] = set()  # latents of the passes
     with passes, _same_sites(met):
         scales: dict[str, Tensor] = {}
         for piece in passes:
-            judged = Judged(wrapped, batch, piece.globals_, rows_at_once)
+            judged = Judged(passes.program, batch, piece.globals_, rows_at_once)
             terms = piece.joint.terms(1, particles)
             _require_same(met, terms)
             if not sums.rows:
@@ -91,7 +90,7 @@ def diagnose(
             sums.add_prior(piece.joint, terms)
         if below_others(terms):
             add_marginal(sums.moments, judged, below_others(terms), scales)
-        found = information(wrapped, batch, **limits, held=piece.globals_)
+        found = information(passes.program, batch, **limits, held=piece.globals_)
     return sums.result(found)
 
 
@@ -141,10 +140,11 @@ class _Sums:
         self.rows += terms.batch_size
         self._put("reconstruction", "", terms.log_likelihood().mean((0, 1)).sum())
         conditional = below_others(terms)
-        for name, (latent, *_) in terms.latents.items():
-            kl = terms.kl(name).mean((0, 1)).double()
+        for name, value in terms.kls().items():
+            kl = value.mean((0, 1)).double()
             self._put("kl", name, kl.sum())
             self._put("square", name, kl.square().sum())
+        for name, (latent, *_) in terms.latents.items():
             try:
                 units = terms.unit_kl(name)
                 self._put("unit_kl", name, units.flatten(0, 1).mean(0).sum(0))
@@ -218,7 +218,7 @@ class _Sums:
 
     def _in_order(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return figures of sites in the order of the model, which a plot's colours follow."""
-        return {name: found[name] for name in self._of("kl") if name in found}
+        return {name: found[name] for name in self.facts["kinds"] if name in found}
 
 
 def _kind(fn: Any) -> str:

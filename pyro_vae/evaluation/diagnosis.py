@@ -18,7 +18,8 @@ class Diagnosis:
     r"""How much each latent site and unit tells of the data.
 
     Arguments:
-        kl: Per site, the mean of :math:`\log q(z \mid x) - \log p(z)`, nats per datum.
+        kl: Per site, the mean of :math:`\log q(z \mid x) - \log p(z)`, nats per datum;
+            sites that the guide draws at once (a group of an ``EasyGuide``) have one together.
         unit_kl: The same per unit, ``(Z,)``; a site whose density does not factorise is absent. A
             second plate (of T steps, say) is part of the units, ``(T, Z)``, here and below.
         variance: Per site, :math:`\mathrm{Var}_x\,\mathbb{E}_q[z \mid x]` of each unit, ``(Z,)``,

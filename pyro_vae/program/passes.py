@@ -169,14 +169,22 @@ class Passes:
         num_global_samples: int = 1,
     ) -> None:
         require_turn(verb.name)
-        self.program = program
         self.verb = verb
         self._rows = max(1, positive("batch_size", rows) // particles)
         self._particles = particles
         self._samples = positive("num_samples", num_global_samples)
         self._held = list(program.held)
         self._stack = ExitStack()
-        data = tensors_of(data)
+        self._open(program, tensors_of(data))
+        each = program.of_each_datum() if verb.guide and self.sites.dependence.joined else None
+        if each is not None:
+            self._open(each, tensors_of(data))
+        verb.require(self.sites)
+        self.program.rows.require_whole(self._first)
+
+    def _open(self, program: "Program", data: Any) -> None:
+        """Look at the first data, and read the program on them."""
+        self.program = program
         self._rest: Iterator[Any] = iter(())
         if is_stream(data):
             self._rest = map(self._checked, batches(data, self._rows))
@@ -187,8 +195,6 @@ class Passes:
         self._whole = program.rows.are_fixed(self._first)
         program.rows.require_own(self._first)
         self.sites = program.read(self._spread(self._first))
-        verb.require(self.sites)
-        program.rows.require_whole(self._first)
 
     def _checked(self, data: Any, alone: bool = False) -> Batch:
         """Return adapted data; ``alone``: all there are."""

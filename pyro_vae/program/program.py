@@ -44,6 +44,7 @@ from pyro_vae.program.reader import Reader
 from pyro_vae.program.rows import Rows
 from pyro_vae.program.sites import Sites
 from pyro_vae.program.sparse_rows import SparseRows
+from pyro_vae.program.split_guide import split
 from pyro_vae.program.streams import join_batches
 from pyro_vae.program.structure import Structure
 from pyro_vae.program.terms import Terms
@@ -120,7 +121,14 @@ class Program(nn.Module):
             if not callable(function):
                 raise ProgramError(f"{side}: got {function!r}, expected a Pyro function")
         self._dim = dim
-        self._named_constants = constants
+        self._options: dict[str, Any] = {
+            "modules": modules,
+            "plate": plate,
+            "observed": observed,
+            "dim": dim,
+            "constants": constants,
+        }
+        self._by_datum: list[Program] = []  # the same pair, its guide split by datum; no child
         self._structure, self._constants = Structure(), Constants(constants)
         # A tuple: nn.Module must not register them twice.
         self._functions = (model, guide)
@@ -177,12 +185,13 @@ class Program(nn.Module):
         if any(new is not old for new, old in zip(origin, self._origin, strict=True)):
             self.__dict__["_origin"] = origin
             self._functions = (self._source.model, self._source.guide)
-            self._structure, self._constants = Structure(), Constants(self._named_constants)
+            self._structure, self._constants = Structure(), Constants(self._options["constants"])
             self._called = self._of_flat_batches()
             self.own.replace(self._functions)
             self.examples.forget()
         elif not self.own.follow():
             return
+        self._by_datum.clear()
         self.reader.forget()
         self.examples.forget_form()
         self.rows.forget()
@@ -198,6 +207,19 @@ class Program(nn.Module):
     def functions(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """The Pyro functions ``(model, guide)``, to be called inside ``running``."""
         return self._called
+
+    def of_each_datum(self) -> "Program | None":
+        """Return the program with a guide that has a density for each datum; None: there is none.
+
+        Where that of the guide is one of all data, but a product of such (``SplitGuide``).
+        """
+        guide = split(self._functions[1])
+        if guide is None:
+            return None
+        if not self._by_datum:
+            self._by_datum.append(Program(self._functions[0], guide, **self._options))
+            self._by_datum[0].share_values(self)
+        return self._by_datum[0]
 
     def _of_flat_batches(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """Return the functions as ones of flat tensors with the datum first."""

@@ -179,6 +179,23 @@ class Terms:
             )
         return kl + self.log_q[carrier]
 
+    def kls(self) -> dict[str, Tensor]:
+        """Return the KL of each local latent, ``(S, K, B)``.
+
+        Latents that one auxiliary site of the guide draws at once have one, under all their names:
+        ``"a, b"``.
+        """
+        found: dict[str, Tensor] = {}
+        for name in self.latents:
+            carrier = self.carried.get(name)
+            drawn = [n for n in self.latents if carrier and self.carried.get(n) == carrier]
+            if len(drawn) < 2:
+                found[name] = self.kl(name)
+            elif carrier and name == drawn[0]:
+                each = [self.log_q[other] - self.log_p[other] for other in drawn]
+                found[", ".join(drawn)] = torch.stack(each).sum(0) + self.log_q[carrier]
+        return found
+
     @typed
     def unit_kl(self, site: str) -> Tensor:
         """Monte-Carlo KL of each unit of one local latent, ``(S, K, B, *units)``.

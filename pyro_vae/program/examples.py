@@ -9,7 +9,15 @@ from torch import Tensor
 
 from pyro_vae.arguments import positive
 from pyro_vae.errors import DataError, ProgramError
-from pyro_vae.program.batch import Batch, map_batch, map_rows, num_rows
+from pyro_vae.program.batch import (
+    Batch,
+    given_arguments,
+    map_batch,
+    map_rows,
+    named_arguments,
+    num_rows,
+    under_handlers,
+)
 from pyro_vae.program.checks import is_meta
 from pyro_vae.program.passes import bytes_per_row
 
@@ -111,23 +119,30 @@ class Examples:
             n: Rows.
             optional: Whether to add those too that have a default, and were observed before.
         """
-        model = self._program.functions[0]
+        model = self._program.own.functions[0]  # the user's, which takes data in their own form
+        parameters = inspect.signature(under_handlers(model)).parameters
         # The arguments alone may introduce the program: its sites are not known then.
         observed = self._program.sites.observed if optional else ()
         needed = [
             name
-            for name, parameter in inspect.signature(model).parameters.items()
+            for name, parameter in parameters.items()
             if name not in given
             and (parameter.default is parameter.empty or name in observed)
             and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
         ]
         if not needed:
             return dict(given)
-        rows = self._program.named(self.example(n))
-        missing = [name for name in needed if name not in rows]
+        example = self._program.as_given(self.example(n))
+        args, kwargs = given_arguments(example)
+        known = named_arguments(model, args, kwargs)
+        missing = [name for name in needed if name not in known]
         if missing:
             raise DataError(f"given: lacks the model's argument {missing[0]!r}, {n} rows")
-        return {**{name: rows[name] for name in needed}, **given}
+        complete = {**{name: known[name] for name in needed}, **given}
+        places = list(known)[: len(args)]
+        if kwargs or set(complete) != set(places):
+            return complete
+        return tuple(complete[name] for name in places)  # as the program has met its constants
 
     def remember(self, data: Batch) -> None:
         """Keep some rows, evenly spaced, of the largest data set seen: inputs to generate for."""

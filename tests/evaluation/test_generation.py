@@ -147,6 +147,44 @@ def test_what_is_observed_may_be_optional():
     assert (pv.generate(program, 7, given={"x": new}) - 3 * new).abs().max() < 0.1
 
 
+FORMS = {
+    "time first": (lambda x, c: (x.T, c.T), lambda c: {"c": c.T}, 1),
+    "dicts of dicts": (lambda x, c: ({"x": x}, {"in": c}), lambda c: {"c": {"in": c}}, 0),
+    "named": (lambda x, c: {"c": {"in": c}, "x": x}, lambda c: {"c": {"in": c}}, 0),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_given_inputs_are_completed_in_the_form_of_the_data(form):
+    """n = 5 rows given to a program that has seen 3 of 4 steps: x follows c."""
+    build, give, dim = FORMS[form]
+
+    def model(x, c):
+        x, c = x["x"] if isinstance(x, dict) else x, c["in"] if isinstance(c, dict) else c
+        x, c = (x.T, c.T) if dim else (x, c)
+        with pyro.plate("rows", len(c)):
+            pyro.sample("x", dist.Normal(c, 0.01).to_event(1), obs=x)
+
+    program = pv.Program(model, lambda x, c: None, dim=dim)
+    pv.elbo(program, build(torch.randn(3, 4), torch.randn(3, 4)))
+    c = torch.arange(20.0).reshape(5, 4)
+    assert (pv.generate(program, 5, given=give(c)) - c).abs().max() < 0.1
+
+
+def test_given_words_are_completed():
+    words = ["a", "bbb", "cc"]
+
+    def model(x, w):
+        lengths = torch.tensor([float(len(each)) for each in w])
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(lengths, 0.01), obs=x)
+
+    program = pv.Program(model, lambda x, w: None)
+    pv.elbo(program, (torch.ones(3), words))
+    drawn = pv.generate(program, 4, given={"w": ["dddd", "a", "bbb", "ffffff"]})
+    assert drawn.round().tolist() == [4, 1, 3, 6]
+
+
 class Measurements(nn.Module):
     """Five exchangeable measurements of each datum in a plate of their own, left of the data."""
 

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro.poutine.trace_struct import Trace
@@ -25,6 +25,16 @@ Trying = Callable[
 _MOST_AT_ONCE = 2  # constants as long as the data
 
 
+class _Place(NamedTuple):
+    """Where an argument stands in data that are a tuple, and in those that are a dict."""
+
+    position: int | None
+    name: str | None
+
+    def of(self, batch: Batch) -> Any:
+        return self.name if isinstance(batch, Mapping) else self.position
+
+
 class Constants:
     """Arguments that are taken out of the batch, and put back where the functions are called.
 
@@ -38,14 +48,14 @@ class Constants:
 
     def __init__(self, named: Sequence[str] | None = None) -> None:
         self._named = named
-        self._places: Places = ()
+        self._known: tuple[_Place, ...] = ()
         self.unclear: str | None = None  # an argument that only a term outside the plate reads
-        self._values: dict[int | str, Any] = {}
+        self._values: tuple[Any, ...] = ()
 
     @property
     def found(self) -> bool:
         """Whether there are any."""
-        return bool(self._places)
+        return bool(self._known)
 
     def find(
         self,
@@ -77,7 +87,14 @@ class Constants:
                         f"{sorted(names.values())}"
                     )
             found += tuple(place for place, name in names.items() if name in self._named)
-        self._places = tuple(place for place in _by_place(batch) if place in found)
+        order = {name: place for place, name in enumerate(_parameters(model))}
+        self._known = tuple(
+            _Place(place, names.get(place))
+            if isinstance(place, int)
+            else _Place(order.get(place), place)
+            for place in _by_place(batch)
+            if place in found
+        )
         return self.found
 
     def _of_other_lengths(self, batch: Batch, trace: Callable[[Batch], Trace]) -> Places:
@@ -151,40 +168,44 @@ class Constants:
         Raises:
             DataError: They are others than before: batches made with these are still about.
         """
-        given = _by_place(batch)
-        if not self._places or not set(self._places) <= set(given):
+        given, places = _by_place(batch), [place.of(batch) for place in self._known]
+        if not places or not set(places) <= set(given):
             return batch
-        values = {place: given[place] for place in self._places}
-        for place, value in self._values.items():
-            if not _equal(value, values[place]):
+        values = tuple(given[place] for place in places)
+        for place, before, now in zip(places, self._values, values, strict=False):
+            if not _equal(before, now):
                 raise DataError(
                     f"argument {place!r}: got other values than before, expected the same in all "
                     "data of a program: it has no rows, and none of them holds it; make a program "
                     "anew for it, pv.Program(model, guide), or give each row its own"
                 )
         self._values = values
-        return _without(batch, self._places)
+        return _without(batch, tuple(places))
 
     def put_back(self, batch: Batch) -> Batch:
         """Return a batch as it was given: what ``taken_out`` undoes."""
-        if not self._values:
-            return batch
-        return _with(batch, self._values)
+        return _with(batch, self._by_place_of(batch)) if self._values else batch
+
+    def _by_place_of(self, batch: Batch) -> dict[int | str, Any]:
+        places = (place.of(batch) for place in self._known)
+        return dict(
+            sorted(zip(places, self._values, strict=True), key=lambda pair: str(pair[0]).zfill(9))
+        )
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function of batches without the constants, for one that takes them."""
-        if not self._places:
+        if not self._known:
             return function
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            named = {
-                place: value for place, value in self._values.items() if isinstance(place, str)
-            }
-            return function(*_inserted(args, self._values), **kwargs, **named)
+            if kwargs and not args:
+                return function(**_with(kwargs, self._by_place_of(kwargs)))
+            return function(*_with(args, self._by_place_of(args)), **kwargs)
 
         parameters = list(inspect.signature(under_handlers(function)).parameters.values())
-        kept = [p for i, p in enumerate(parameters) if not {i, p.name} & set(self._places)]
+        known = {key for place in self._known for key in (place.position, place.name)}
+        kept = [p for i, p in enumerate(parameters) if not {i, p.name} & known]
         call.__signature__ = inspect.Signature(kept)  # type: ignore[attr-defined]
         return call
 
@@ -212,6 +233,10 @@ def _names(batch: Batch, model: Callable[..., Any]) -> dict[int | str, str]:
     except DataError:  # its reader says what is wrong
         return {}
     return {place: name for name, place in named.items() if isinstance(place, int)}
+
+
+def _parameters(model: Callable[..., Any]) -> list[str]:
+    return list(inspect.signature(under_handlers(model)).parameters)
 
 
 def _without(batch: Batch, places: Places) -> Batch:

@@ -25,6 +25,7 @@ class Structure:
     def __init__(self) -> None:
         self._forms: list[Form] = []  # one object for each: batches of one form are alike
         self._words: dict[str, int] = {}
+        self._names: set[tuple[str, ...]] = set()  # lists that were no words of rows once
 
     def flattened(self, data: Any) -> Any:
         """Return data with one tensor, or constant, for each argument; flat data as they are."""
@@ -35,10 +36,12 @@ class Structure:
             return data
         leaves, spec = pytree.tree_flatten(data, is_leaf=_is_leaf)
         rows = _rows_of(leaves)
+        lists = [tuple(leaf) for leaf in leaves if is_words(leaf)]
+        self._names |= {each for each in lists if len(each) != (rows or len(each))}
         words = {
             place: type(leaf)
             for place, leaf in enumerate(leaves)
-            if is_words(leaf) and len(leaf) == (rows or len(leaf))
+            if is_words(leaf) and tuple(leaf) not in self._names
         }
         if (
             all(leaf is given for leaf, given in zip(leaves, arguments_, strict=False))

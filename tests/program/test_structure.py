@@ -225,3 +225,5 @@ def test_a_list_of_names_beside_rows_is_a_constant():
     for data in ((X, columns), (X, tuple(columns), WORDS), {"x": X, "names": columns}):
         program = pv.Program(model, lambda x, names, words=None: None)
         torch.testing.assert_close(pv.elbo(program, data, batch_size=4), expected)
+        two = data.copy() | {"x": X[:2]} if isinstance(data, dict) else (X[:2], data[1])
+        torch.testing.assert_close(pv.elbo(program, two), expected[:2])

@@ -12,14 +12,17 @@ from torch import Tensor, nn
 
 from pyro_vae.arguments import integer, number, positive
 from pyro_vae.errors import DataError, ProgramError
+from pyro_vae.program import checks
 from pyro_vae.program.batch import (
     Batch,
     arguments,
-    as_tensor,
-    map_batch,
+    as_argument,
+    device_of,
+    map_arguments,
     map_rows,
     named_arguments,
     num_rows,
+    rows_of,
 )
 from pyro_vae.program.enumeration import can_be_summed
 from pyro_vae.program.log_joint import Slot, read_slots
@@ -71,11 +74,12 @@ class LocalGuide(nn.Module):
         # In a tuple: a Program is a module, whose parameters are already in the parts.
         self._alone = (Program(self._source, _prior_of(self._source), modules=dict(self.parts)),)
         self._names: tuple[str, ...] = ()
-        batch = self.alone.adapt(map_batch(as_tensor, data))
-        batch = self.named(batch)
-        self._names = tuple(batch)
+        batch = self.alone.adapt(self.named(data))
+        self._names = tuple(self.named(data))
         self._slots = self._read(batch)
-        self._example = map_rows(lambda leaf: torch.zeros_like(leaf[:1]), batch)
+        few = map_rows(lambda leaf: torch.zeros_like(leaf[:1]), batch)
+        self._example = self.alone.as_given(few)
+        self._with_rows = {name for name, leaf in batch.items() if rows_of(leaf) == num_rows(batch)}
         floats = [p.detach() for p in self.parameters() if p.is_floating_point()]
         like = floats[0] if floats else torch.empty(0)
         size = (num_rows(batch), self._slots[-1].columns.stop)
@@ -101,36 +105,37 @@ class LocalGuide(nn.Module):
         """The guide, which looks at nothing else."""
         return Rowed(self, "_guide", self._names)
 
-    def rows(self, data: Any, start: int = 0) -> dict[str, Tensor]:
+    def rows(self, data: Any, start: int = 0) -> dict[str, Any]:
         """Return training data as a batch with its rows, which begin at ``start``.
 
         Raises:
             DataError: More data than the table has rows.
         """
         batch = self.named(data)
-        count = num_rows(batch)
+        count = num_rows({name: batch[name] for name in self._with_rows & set(batch)})
         if integer("start", start, 0) + count > len(self.loc):
             raise DataError(
                 f"got rows {start} to {start + count - 1}, the table has {len(self.loc)}; give the "
                 "data that it was made for, or ask pv.infer(..., how='local') for new ones"
             )
-        row = torch.arange(start, start + count, device=next(iter(batch.values())).device)
+        row = torch.arange(start, start + count, device=device_of(batch))
         return {**batch, ROW: row}
 
-    def named(self, data: Any) -> dict[str, Tensor]:
-        """Return data as a dict by the names of the model's arguments."""
-        args, kwargs = arguments(map_batch(as_tensor, data))
+    def named(self, data: Any) -> dict[str, Any]:
+        """Return data as a dict by the names of the model's arguments, arrays as tensors."""
+        args, kwargs = arguments(map_arguments(as_argument, data))
         return named_arguments(self._source, args, kwargs)
 
     def has_rows(self, data: Any) -> bool:
         """Return whether data say which rows of the table are theirs."""
         return isinstance(data, Mapping) and ROW in data
 
-    def example(self, n: int = 2) -> dict[str, Tensor]:
-        """Return a batch of n rows of zeros, with row numbers."""
+    def example(self, n: int = 2) -> dict[str, Any]:
+        """Return a batch of n rows of zeros, with row numbers, and the constants as they are."""
         positive("n", n)
+        at = self.loc.device
         shaped = {
-            name: leaf.to(self.loc.device).expand(n, *leaf.shape[1:])
+            name: leaf.to(at).expand(n, *leaf.shape[1:]) if name in self._with_rows else leaf
             for name, leaf in self._example.items()
         }
         return {**shaped, ROW: torch.arange(n, device=self.loc.device) % len(self.loc)}
@@ -149,10 +154,10 @@ class LocalGuide(nn.Module):
 
         return build
 
-    def _model(self, row: Tensor, **batch: Tensor) -> Any:
+    def _model(self, row: Tensor, **batch: Any) -> Any:
         return self._source(**batch)
 
-    def _guide(self, row: Tensor, **batch: Tensor) -> None:
+    def _guide(self, row: Tensor, **batch: Any) -> None:
         loc, scale = self.loc.index_select(0, row), self.log_scale.index_select(0, row).exp()
         with pyro.plate("data", len(row)):
             for slot in self._slots:
@@ -173,7 +178,15 @@ class LocalGuide(nn.Module):
             )
         with self.alone.reader.quiet(few):
             model, _ = self.alone.joint(few).traces()
-        return read_slots(model)
+        slots = read_slots(model)
+        for slot in slots:
+            if checks.fixed_support(model.nodes[slot.name]["fn"]) is None:
+                raise ProgramError(
+                    f"site {slot.name!r}: its support depends on the data or on parameters, and a "
+                    "table has one for all rows; give the latent a fixed support and move it in "
+                    "the model (u on the unit interval, z = low + (high - low) * u)"
+                )
+        return slots
 
 
 class Rowed:
@@ -185,7 +198,7 @@ class Rowed:
         kinds = [(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in (*names, ROW)]
         self.__signature__ = inspect.Signature([inspect.Parameter(*kind) for kind in kinds])
 
-    def __call__(self, *args: Tensor, **kwargs: Tensor) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it on a batch with its rows."""
         bound = self.__signature__.bind(*args, **kwargs).arguments
         return getattr(self.__self__, self._function)(**bound)

@@ -6,6 +6,7 @@ On a linear-Gaussian model the best Gaussian of each datum, its bound and log p(
 import copy
 from contextlib import nullcontext
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -281,6 +282,39 @@ def test_other_inputs_and_the_other_verbs_work():
     assert run.history["loss"][-1] < run.history["loss"][0]
     assert pv.generate(table, 5, given={k: v[:5] for k, v in data.items()}).shape == (5, 6)
     assert pv.log_likelihood(table, data, samples=10).log_prob.shape == (12,)
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array])
+def test_constants_go_beside_rows_of_any_kind(kind):
+    """A flag, a number and a vector of another length: the posterior of each datum."""
+
+    def model(flag, x, scale, shift=None):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()).double(), 1.0))
+            pyro.sample("x", dist.Normal(z + shift.sum(), scale if flag else 9.0), obs=x)
+
+    x, shift = np.linspace(-3.0, 3.0, 8), torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
+    given = (True, kind(x), 0.5, shift)
+    table = LocalGuide(model, given)
+    data, optimiser = table.rows(given), table.optimiser(local_lr=0.3)
+    settings = {"epochs": 60, "batch_size": 4, "optimiser": optimiser, "seed": 0}
+    settings["objective"] = pv.ELBO(num_particles=16)
+    pv.fit(table, data, lr_schedule=pv.schedules.cosine(), **settings)
+    exact = (x - 1) / 1.25  # of variance 1 / (1 + 4)
+    assert np.abs(pv.encode(table, data).numpy() - exact).max() < 0.2
+    assert pv.log_likelihood(table, data, samples=5).log_prob.shape == (8,)
+
+
+@pytest.mark.parametrize("of_data", [True, False])
+def test_a_support_that_moves_is_refused_at_once(of_data):
+    def model(x):
+        high = x + 2 if of_data else pyro.param("high", torch.tensor(3.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Uniform(torch.zeros(()), high))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with pytest.raises(ProgramError, match="'z': its support depends on the data or on parameters"):
+        LocalGuide(model, torch.rand(8))
 
 
 def test_a_copy_has_a_table_of_its_own():

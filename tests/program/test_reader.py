@@ -396,13 +396,14 @@ def test_a_number_that_is_a_flag_is_read_anew():
 
 
 def test_a_value_that_decides_what_is_latent_is_told():
+    """A code of 9, unlike one of -1, looks like a label."""
     x, y = torch.randn(4), torch.tensor([0, 1, 0, 1])
-    program = labelled_if(lambda y, flag: bool(y.min() >= 0))
+    program = labelled_if(lambda y, flag: bool(y.max() < 9))
     pv.elbo(program, (x, y))
     for verb in (pv.elbo, pv.log_likelihood, pv.diagnose):
         with pytest.raises(ProgramError, match=r"site 'y': latent for these rows.*as\s+None"):
-            verb(program, (x, -torch.ones_like(y)))
-    pv.elbo(labelled_if(lambda y, flag: bool(y.min() >= 0)), (x, -torch.ones_like(y)))
+            verb(program, (x, torch.full_like(y, 9)))
+    pv.elbo(labelled_if(lambda y, flag: bool(y.max() < 9)), (x, torch.full_like(y, 9)))
 
 
 @pytest.mark.filterwarnings("ignore:refine")  # four steps are few

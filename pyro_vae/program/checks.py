@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence as Packed
 
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.program.batch import Batch, named_arguments_of, named_arrays, named_leaves
-from pyro_vae.program.enumeration import can_be_summed
+from pyro_vae.program.enumeration import can_be_listed, can_be_summed
 from pyro_vae.program.handlers import (
     PLATE,
     Message,
@@ -48,9 +48,12 @@ def check_pair(model: Trace, guide: Trace) -> None:
         if name not in drawn:
             if can_be_summed(site["fn"]):
                 continue
+            kind, count = distribution_name(site["fn"]), site["fn"].event_shape.numel()
+            why = f"{kind} has no finite support to sum over"
+            if can_be_listed(site["fn"]):
+                why = f"an event of {count} numbers of {kind} is not summed over, as by stock SVI"
             raise ProgramError(
-                f"site {name!r}: sampled by the model and not by the guide, and "
-                f"{distribution_name(site['fn'])} has no finite support to sum over; add "
+                f"site {name!r}: sampled by the model and not by the guide, and {why}; add "
                 f"pyro.sample({name!r}, ...) to the guide, or observe it with obs="
             )
         twin = drawn[name]

@@ -21,7 +21,6 @@ from pyro_vae.program.enumeration import (
     OwnScope,
     Reopened,
     SumOut,
-    can_be_summed,
     groups_of,
     listed,
 )
@@ -211,15 +210,13 @@ class Joint:
             scored = prune_subsample_sites(guide.get_trace(*args, **kwargs))
         return local_log_q(scored, self._layout(num_particles))
 
-    def discrete_posteriors(
-        self, values: Mapping[str, Tensor] | None = None, num_particles: int = 1
-    ) -> dict[str, Tensor]:
+    def posteriors_at(self, latents: Trace, num_particles: int = 1) -> dict[str, Tensor]:
         r"""Return :math:`p(y \mid x, z)` of each discrete latent that the guide leaves out.
 
         Other such latents are summed out of it. Weights are off, as in ``densities``.
 
         Arguments:
-            values: The local latents of the guide, ``(K, B | event)``; None draws them.
+            latents: A trace of the guide, or its values (``trace_of``).
             num_particles: K.
 
         Returns:
@@ -229,13 +226,6 @@ class Joint:
         Raises:
             ProgramError: A latent stands outside the plate of the data.
         """
-        if values is None:
-            return self.posteriors_at(self.guide_trace(num_particles), num_particles)
-        placed = {name: self.placed(value) for name, value in values.items()}
-        return self.posteriors_at(self._as_trace(placed, num_particles, True), num_particles)
-
-    def posteriors_at(self, latents: Trace, num_particles: int = 1) -> dict[str, Tensor]:
-        """Return the same at the latents of a trace of the guide."""
         found: dict[str, Tensor] = {}
         for group in groups_of(self.summed_trace(latents, num_particles)):
             found |= group.posteriors(self._layout(num_particles))
@@ -503,7 +493,7 @@ def _require_all_given(model: Trace, values: Trace) -> None:
         ProgramError: Names the site.
     """
     for name, site in sample_sites(model):
-        if not site["is_observed"] and name not in values.nodes and can_be_summed(site["fn"]):
+        if not site["is_observed"] and name not in values.nodes:
             raise ProgramError(
                 f"site {name!r}: latent for these rows, and observed in rows of the same shapes "
                 "that the program was read with; give what decides it (labels that are missing) as "

@@ -8,14 +8,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import TraceEnum_ELBO, config_enumerate
-from pyro.infer.autoguide import AutoDelta, init_to_median, init_to_value
 from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.errors import ProgramError
 from pyro_vae.inference.objectives.stock import as_objective
-from pyro_vae.program.joint import Joint
-from pyro_vae.program.log_joint import LogJoint
+from pyro_vae.program.joint import Joint, trace_of
 
 torch.manual_seed(31)
 X = torch.randn(7, dtype=torch.float64) * 1.5
@@ -24,6 +22,14 @@ EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
 def real(*shape):
     return torch.randn(*shape, dtype=torch.float64)
+
+
+def probabilities(joint, values=None, num_particles=1):
+    """Return p(y | x, z) of what is summed out, at given latents ``(K, B)`` or at a draw."""
+    if values is None:
+        return joint.posteriors_at(joint.guide_trace(num_particles), num_particles)
+    latents = trace_of({name: joint.placed(value) for name, value in values.items()})
+    return joint.posteriors_at(latents, num_particles)
 
 
 class Mixture(nn.Module):
@@ -131,7 +137,7 @@ def test_a_mixture_is_summed_whoever_marked_it(marked):
     terms = pv.Program.of(mixture).terms(X)
     assert list(terms.log_p) == ["x (c summed out)"] == list(terms.observed)
     torch.testing.assert_close(terms.log_likelihood()[0, 0].detach(), exact, **EXACT)
-    found = pv.Program.of(mixture).joint(X).discrete_posteriors()["c"]
+    found = probabilities(pv.Program.of(mixture).joint(X))["c"]
     torch.testing.assert_close(found[0], mixture.log_joint(X).softmax(0).T.detach(), **EXACT)
 
 
@@ -202,7 +208,7 @@ def test_verbs_answer_for_a_latent_under_a_sum():
 def test_the_probabilities_of_what_is_summed_out_are_bayes():
     case = Clustered()
     z = real(5, 7)
-    found = pv.Program.of(case).joint(X).discrete_posteriors({"z": z}, 5)["c"]
+    found = probabilities(pv.Program.of(case).joint(X), {"z": z}, 5)["c"]
     log_p = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).log()
     log_p = log_p + dist.Normal(case.centres, 1.0).log_prob(z[..., None])
     log_p = log_p + dist.Normal(z[..., None] + case.shift, 0.8).log_prob(X[:, None])
@@ -260,7 +266,7 @@ def test_verbs_answer_for_a_hidden_markov_model():
     torch.testing.assert_close(pv.elbo(case, batch), exact, **EXACT)
     torch.testing.assert_close(pv.elbo(case, batch, batch_size=3), exact, **EXACT)
     torch.testing.assert_close(pv.log_likelihood(case, batch, samples=3).log_prob, exact, **EXACT)
-    found = pv.Program.of(case).joint(batch).discrete_posteriors()
+    found = probabilities(pv.Program.of(case).joint(batch))
     assert found["h_1"].shape == (1, 4, 3)
     total = case.exact(*batch, torch.zeros(1, 4, dtype=torch.float64)).sum()
     # Fisher's identity: the gradient in the start's logits is the posterior less the prior.
@@ -317,7 +323,7 @@ def test_topics_are_an_explicit_sum_over_each_word(dim, num_particles):
     word = case.words.softmax(-1)[:, words]  # (topics, documents, words)
     exact = (share[..., None] * word[0] + (1 - share[..., None]) * word[1]).log().sum(-1)
     torch.testing.assert_close(terms.log_likelihood()[0], exact, **EXACT)
-    q = pv.Program.of(case).joint(words).discrete_posteriors(num_particles=num_particles)["topic"]
+    q = probabilities(pv.Program.of(case).joint(words), None, num_particles)["topic"]
     assert q.shape == (num_particles, 5, 8, 2)
     torch.testing.assert_close(q.sum(-1), torch.ones_like(q[..., 0]), **EXACT)
 
@@ -438,7 +444,7 @@ def test_latents_that_depend_on_each_other_are_one_sum_and_others_another():
     torch.testing.assert_close(
         terms.log_p["y (c summed out)"][0, 0], torch.stack(other).logsumexp(0), **EXACT
     )
-    found = pv.Program.of(case).joint((X, y)).discrete_posteriors()
+    found = probabilities(pv.Program.of(case).joint((X, y)))
     b = torch.stack(parts).unflatten(0, (2, 3)).logsumexp(0).softmax(0).T
     torch.testing.assert_close(found["b"][0], b, **EXACT)
 
@@ -546,8 +552,8 @@ def test_tiled_particles_are_summed_alike():
     log_p = joint.model_log_p({"z": z}, 3)
     for name, value in log_p.items():
         torch.testing.assert_close(terms.log_p[name][0], value, **EXACT)
-    found = tiled.joint(X).discrete_posteriors({"z": z}, 3)["c"]
-    torch.testing.assert_close(found, joint.discrete_posteriors({"z": z}, 3)["c"], **EXACT)
+    found = probabilities(tiled.joint(X), {"z": z}, 3)["c"]
+    torch.testing.assert_close(found, probabilities(joint, {"z": z}, 3)["c"], **EXACT)
 
 
 @pytest.mark.parametrize("case", [Mixture(), Clustered()], ids=["alone", "under a latent"])
@@ -559,7 +565,7 @@ def test_encode_has_the_probabilities_of_what_is_summed_out(case):
             pv.infer(case, X)
         return
     torch.testing.assert_close(codes["z"], (X / 2 + case.bias).detach(), **EXACT)
-    found = pv.Program.of(case).joint(X).discrete_posteriors({"z": codes["z"][None]})["c"]
+    found = probabilities(pv.Program.of(case).joint(X), {"z": codes["z"][None]})["c"]
     torch.testing.assert_close(codes["c"], found[0], **EXACT)
     assert pv.encode(case, X, sample=True)["c"].shape == (7,)
 
@@ -574,7 +580,7 @@ def test_draws_of_what_is_summed_out_are_from_its_posterior():
     codes.nodes["z"]["value"] = torch.full_like(x, 0.3)
     with torch.no_grad():
         drawn = joint.with_discrete(codes).nodes["c"]["value"]
-    exact = joint.discrete_posteriors({"z": torch.full_like(x[None], 0.3)})["c"][0, 0]
+    exact = probabilities(joint, {"z": torch.full_like(x[None], 0.3)})["c"][0, 0]
     share = torch.stack([(drawn == k).double().mean() for k in range(3)])
     assert ((share - exact) / (exact * (1 - exact) / 4000).sqrt()).abs().max() < 5.0
 
@@ -582,7 +588,7 @@ def test_draws_of_what_is_summed_out_are_from_its_posterior():
     rows = torch.zeros(4000, dtype=torch.long)
     batch = (sound[rows], lengths[rows])
     drawn = pv.encode(tones, batch, sample=True)
-    exact = pv.Program.of(tones).joint((sound, lengths)).discrete_posteriors()
+    exact = probabilities(pv.Program.of(tones).joint((sound, lengths)))
     for name, value in drawn.items():
         share = torch.stack([(value == k).double().mean() for k in range(3)])
         wanted = exact[name][0, 0]
@@ -658,109 +664,6 @@ def test_values_that_a_draw_hardly_shows_do_not_hide_a_sum_over_a_plate(seed):
         pv.elbo(pv.Program(model, lambda x: None), real(50, 1))
 
 
-class Flat(nn.Module):
-    """Two labels and a latent behind them, by a network of matrices alone: no further dimension."""
-
-    def __init__(self, guided=False):
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor([0.5, -1.0, 2.0, 0.7, 1.1], dtype=torch.float64))
-        self.guided = guided  # whether the guide draws the labels
-
-    def model(self, x):
-        with pyro.plate("data", len(x)):
-            share = x.new_tensor([0.2, 0.3, 0.5])
-            y = pyro.sample("y", dist.OneHotCategorical(share))
-            on = pyro.sample("on", dist.Bernoulli(0.2 + 0.5 * y[..., 0]))
-            z = pyro.sample("z", dist.Normal(0.3 * on, 1.0))
-            inputs = torch.cat([y, on.reshape(-1, 1), z.reshape(-1, 1)], 1)
-            loc = torch.mm(inputs, self.weight[:, None]).reshape(len(x))
-            pyro.sample("x", dist.Normal(loc, 0.8), obs=x)
-
-    def guide(self, x):
-        with pyro.plate("data", len(x)):
-            if self.guided:
-                pyro.sample("y", dist.OneHotCategorical(x.new_ones(3) / 3))
-                pyro.sample("on", dist.Bernoulli(0.4 + 0 * x))
-            pyro.sample("z", dist.Normal(0.2 * x, 0.9))
-
-    def parts(self, x):
-        """Return log p(y, on) and the moments of x given them, z summed out, ``(3, 2, 1)``."""
-        share = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
-        on = 0.2 + torch.tensor([0.5, 0.0, 0.0], dtype=torch.float64)
-        log_p = torch.stack([(share * (1 - on)).log(), (share * on).log()], 1)
-        flag = torch.tensor([0.0, 1.0], dtype=torch.float64)
-        loc = self.weight[:3, None] + self.weight[3] * flag + self.weight[4] * 0.3 * flag
-        return log_p[..., None], loc[..., None], flag[:, None]
-
-    def given_z(self, x, z):
-        """Return log p(y, on, z, x), ``(3, 2, *z)``."""
-        log_p, loc, flag = self.parts(x)
-        prior = dist.Normal(0.3 * flag, 1.0).log_prob(z[..., None, :]).movedim(-2, 0)
-        extra = (...,) + (None,) * (z.dim() - 1)
-        mean = loc[extra] + self.weight[4] * (z - 0.3 * flag[extra])
-        return log_p[extra] + prior + dist.Normal(mean, 0.8).log_prob(x)
-
-    def exact(self, x):
-        log_p, loc, _ = self.parts(x)
-        scale = (self.weight[4] ** 2 + 0.8**2) ** 0.5
-        return (log_p + dist.Normal(loc, scale).log_prob(x)).detach()
-
-
-@pytest.mark.parametrize("num_particles", [1, 3])
-def test_a_model_that_takes_one_value_at_a_time_is_summed_value_by_value(num_particles):
-    """Values and gradients by the sum over both labels, written by hand."""
-    case = Flat()
-    terms = pv.Program.of(case).terms(X, 1, num_particles)
-    assert list(terms.log_p) == ["z", "x (y, on summed out)"]
-    z = terms.latents["z"][0].value.reshape(num_particles, 7)
-    exact = case.given_z(X, z).flatten(0, 1).logsumexp(0)
-    torch.testing.assert_close(sum(terms.log_p.values())[0], exact, **EXACT)
-    got = torch.autograd.grad(sum(terms.log_p.values()).sum(), [case.weight])
-    torch.testing.assert_close(got, torch.autograd.grad(exact.sum(), [case.weight]), **EXACT)
-
-
-def test_labels_that_the_guide_draws_are_summed_one_by_one_where_a_verb_sums():
-    """The density that all such verbs move on, at two chains; and one verb of them to its end."""
-    case = Flat(guided=True)
-    density = LogJoint(pv.Program.of(case), X)
-    z = real(2, 7)
-    exact = case.given_z(X, z).flatten(0, 1).logsumexp(0)
-    torch.testing.assert_close(density.log_joint(z[..., None]), exact, **EXACT)
-    torch.manual_seed(11)
-    chains = pv.ais(case, X, pv.AIS(6, 32, num_leapfrog=1, pilot=10, start="prior"))
-    error = (1 / chains.ess - 1 / 32).clamp(min=1e-6).sqrt()
-    exact = case.exact(X).flatten(0, 1).logsumexp(0)
-    assert ((chains.log_prob - exact) / error).abs().max() < 5.0
-
-
-def test_what_is_summed_value_by_value_is_drawn_from_its_posterior():
-    """Relative frequencies of both labels together against Bayes' rule (|z| < 5)."""
-    case, n = Flat(), 4000
-    x = X[:1].expand(n).clone()
-    torch.manual_seed(12)
-    joint = pv.Program.of(case).joint(x)
-    with torch.no_grad():
-        complete = joint.with_discrete(joint.guide_trace(1))
-    y, on, z = (complete.nodes[name]["value"] for name in ("y", "on", "z"))
-    p = case.given_z(x, z).flatten(0, 1).softmax(0).detach()  # of each draw, (6, n)
-    seen = nn.functional.one_hot((2 * y.argmax(-1) + on).long(), 6).T
-    z_score = (seen - p).sum(1) / (p * (1 - p)).sum(1).sqrt()
-    assert z_score.abs().max() < 5.0
-    assert pv.reconstruct(case, X, mean=False).shape == X.shape
-    assert pv.encode(case, X)["y"].shape == (7, 3)
-
-
-def test_a_sum_of_too_many_values_one_by_one_is_told_so():
-    def model(x):
-        with pyro.plate("data", len(x)):
-            c = [pyro.sample(f"c{i}", dist.Bernoulli(x.new_tensor(0.4))) for i in range(8)]
-            loc = torch.cat([each.reshape(-1, 1) for each in c], 1).sum(1).reshape(len(x))
-            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
-
-    with pytest.raises(ProgramError, match=r"site 'c0', .*does not run at all of its values.*128"):
-        pv.elbo(pv.Program(model, lambda x: None), X)
-
-
 def test_plates_that_cross_have_no_known_sum():
     def model(x):
         one, two = pyro.plate("one", 2, dim=-3), pyro.plate("two", 3, dim=-2)
@@ -827,91 +730,6 @@ def test_values_that_are_impossible_have_finite_gradients():
     (got,) = torch.autograd.grad(terms.log_likelihood().sum(), [level])
     (wanted,) = torch.autograd.grad(exact.sum(), [level])
     torch.testing.assert_close(got, wanted, **EXACT)
-
-
-@config_enumerate
-def published_mixture(data):
-    """Pyro's tutorial of Gaussian mixtures, as it stands."""
-    weights = pyro.sample("weights", dist.Dirichlet(0.5 * torch.ones(2)))
-    scale = pyro.sample("scale", dist.LogNormal(0.0, 2.0))
-    with pyro.plate("components", 2):
-        locs = pyro.sample("locs", dist.Normal(0.0, 10.0))
-    with pyro.plate("data", len(data)):
-        assignment = pyro.sample("assignment", dist.Categorical(weights))
-        pyro.sample("obs", dist.Normal(locs[assignment], scale), obs=data)
-
-
-def published_chain(sequences, lengths):
-    """The first hidden Markov model of Pyro's examples."""
-    rows, _, tones = sequences.shape
-    chances = dist.Dirichlet(0.9 * torch.eye(3) + 0.1).to_event(1)
-    probs_x = pyro.sample("probs_x", chances)
-    probs_y = pyro.sample("probs_y", dist.Beta(0.1, 0.9).expand([3, tones]).to_event(2))
-    tones_plate = pyro.plate("tones", tones, dim=-1)
-    with pyro.plate("data", rows, dim=-2) as batch:
-        lengths = lengths[batch]
-        x = 0
-        for t in pyro.markov(range(int(lengths.max()))):
-            with pyro.poutine.mask(mask=(t < lengths).unsqueeze(-1)):
-                x = pyro.sample(
-                    f"x_{t}", dist.Categorical(probs_x[x]), infer={"enumerate": "parallel"}
-                )
-                with tones_plate:
-                    on = dist.Bernoulli(probs_y[x.squeeze(-1)])
-                    pyro.sample(f"y_{t}", on, obs=sequences[batch, t])
-
-
-PUBLISHED = {
-    "mixture": (published_mixture, lambda: torch.tensor([0.0, 1.0, 10.0, 11.0, 12.0]), 1, 5),
-    "chain": (
-        published_chain,
-        lambda: ((torch.rand(6, 5, 4) < 0.4).float(), torch.tensor([5, 2, 4, 5, 3, 1])),
-        2,
-        6,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_programs_run_as_they_stand(name):
-    """Equal to TraceEnum_ELBO before and after training by our default objective."""
-    model, make, nesting, rows = PUBLISHED[name]
-    torch.manual_seed(16)
-    data = make()
-    args = data if isinstance(data, tuple) else (data,)
-    names = ["weights", "scale", "locs", "probs_x", "probs_y"]
-    start = {"locs": torch.tensor([1.0, 9.0])}
-    guide = AutoDelta(
-        pyro.poutine.block(model, expose=names),
-        init_loc_fn=init_to_value(values=start, fallback=init_to_median),
-    )
-    program = pv.Program(model, guide)
-    values = [pv.elbo(program, data).sum().item()]
-    pv.fit(program, data, epochs=60, lr=0.05, batch_size=rows, progress=False)
-    values.append(pv.elbo(program, data).sum().item())
-    assert values[1] > values[0] + 3
-    with program.running(), torch.no_grad():
-        stock = TraceEnum_ELBO(max_plate_nesting=nesting).loss(model, guide, *args)
-    assert values[1] == pytest.approx(-stock, rel=1e-5)
-    codes = pv.encode(program, data)
-    first = codes if name == "mixture" else codes["x_0"]
-    torch.testing.assert_close(first.sum(-1), torch.ones(rows), rtol=0, atol=1e-4)
-    if name == "mixture":
-        near = torch.tensor([[1.0, 0.0]] * 2 + [[0.0, 1.0]] * 3)
-        torch.testing.assert_close(codes, near, rtol=0, atol=0.05)
-
-
-def test_a_minibatch_of_a_mixture_counts_as_pyro_counts_it():
-    """The globals' prior once, the rows N/B times: as data that repeat the batch."""
-    data = real(12).float() * 5
-    guide = AutoDelta(pyro.poutine.block(published_mixture, expose=["weights", "scale", "locs"]))
-    program = pv.Program(published_mixture, guide)
-    pv.elbo(program, data)
-    with program.running(), torch.no_grad():
-        ours = pv.ELBO().per_datum(program.joint(data[:4], size=12)).item() * 12
-        elbo = TraceEnum_ELBO(max_plate_nesting=1)
-        stock = elbo.loss(published_mixture, guide, data[:4].repeat(3))
-    assert ours == pytest.approx(stock, rel=1e-5)
 
 
 def test_trace_enum_elbo_is_itself_as_an_objective():

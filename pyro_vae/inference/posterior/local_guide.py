@@ -17,6 +17,7 @@ from pyro_vae.program.batch import (
     Batch,
     arguments,
     as_argument,
+    as_rows,
     device_of,
     map_arguments,
     map_rows,
@@ -123,7 +124,8 @@ class LocalGuide(nn.Module):
 
     def named(self, data: Any) -> dict[str, Any]:
         """Return data as a dict by the names of the model's arguments, arrays as tensors."""
-        args, kwargs = arguments(map_arguments(as_argument, data))
+        alone = not isinstance(data, Mapping | tuple | list)
+        args, kwargs = arguments(as_rows(data) if alone else map_arguments(as_argument, data))
         return named_arguments(self._source, args, kwargs)
 
     def has_rows(self, data: Any) -> bool:

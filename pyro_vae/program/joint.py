@@ -21,6 +21,7 @@ from pyro_vae.program.enumeration import (
     OwnScope,
     Reopened,
     SumOut,
+    can_be_listed,
     groups_of,
     listed,
 )
@@ -493,7 +494,7 @@ def _require_all_given(model: Trace, values: Trace) -> None:
         ProgramError: Names the site.
     """
     for name, site in sample_sites(model):
-        if not site["is_observed"] and name not in values.nodes:
+        if not site["is_observed"] and name not in values.nodes and can_be_listed(site["fn"]):
             raise ProgramError(
                 f"site {name!r}: latent for these rows, and observed in rows of the same shapes "
                 "that the program was read with; give what decides it (labels that are missing) as "

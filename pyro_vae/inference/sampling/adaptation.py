@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from pyro_vae.inference.sampling.hmc import HMCState, LogDensity, adapt_step_siz
 FIRST_LENGTH = 3  # leapfrog steps before their number is tuned
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _BLOCK = 20  # transitions by which one length is judged
+_AT_LEAST = 8  # a length that is tried in any case: few chains tell little by the short ones
 _SCALE_DRAWS = 64  # for a variance: the mass needs no more than 10 %
 
 
@@ -74,40 +75,59 @@ def choose_length(
     coordinates do: on a trajectory of half a turn the latter are antithetic while the energy, and
     with it the spread, hardly moves.
     """
-    chosen, best = LENGTHS[0], 0.0
+    seen = Mixing()
     for length in LENGTHS:
-        draws = []
+        draws = [state.position]
         for _ in range(_BLOCK):
             state, _ = hmc_step(state, log_density, step_size, length, inverse_mass, jitter=jitter)
             draws.append(state.position)
-        rate = mixing_rate(torch.stack(draws, 1)).item() / length
-        if rate > best:
-            chosen, best = length, rate
-        elif rate < 0.7 * best:
+        seen.add(torch.stack(draws, 1))
+        per_gradient = seen.rates() / torch.tensor(LENGTHS[: len(seen.jumps)])
+        if length >= _AT_LEAST and per_gradient[-1] < 0.7 * per_gradient.max():
             break
-    return state, chosen
+    return state, LENGTHS[int(per_gradient.argmax())]
 
 
-def mixing_rate(draws: Tensor) -> Tensor:
-    r"""Return the independent draws per transition of the slowest coordinate or square.
+class Mixing:
+    r"""Independent draws per transition of the slowest coordinate or square, by blocks of draws.
 
-    .. math:: \min_i (1 - \rho_i) / (1 + \rho_i)
+    .. math:: \min_i (1 - \rho_i) / (1 + \rho_i), \quad
+       1 - \rho_i = E[(x_i' - x_i)^2] / (2 \operatorname{Var} x_i)
 
-    with the lag-one autocorrelation, averaged over the data; negative ones count as none. Data with
-    a chain that never moved have no say.
-
-    Arguments:
-        draws: shape `(C, S, B, Z)`
+    with the variance over all blocks, which have one law: by the jumps of a block a slow coordinate
+    is told also where one datum has a few chains, whose lagged products are noise. The lag-one
+    autocorrelations are averaged over the data; negative ones count as none. Data with a chain that
+    never moved have no say.
     """
-    moved = (draws[:, 1:] != draws[:, :-1]).any(-1).any(1).all(0)
-    centred = draws - draws.mean((0, 1))
-    rates = []
-    for values in (centred, centred.square() - centred.square().mean((0, 1))):
-        lagged = (values[:, 1:] * values[:, :-1]).mean((0, 1)) / values.square().mean((0, 1))
-        share = torch.where(moved[:, None], lagged, torch.zeros_like(lagged)).sum(0) / moved.sum()
-        rho = share.clamp(min=0.0)
-        rates.append(((1.0 - rho) / (1.0 + rho)).min())
-    return torch.stack(rates).min()
+
+    def __init__(self) -> None:
+        self.jumps: list[tuple[Tensor, Tensor]] = []  # E of the squared jump, (2, B, Z); who moved
+        self._count = 0
+        self._sums: Any = 0.0  # of the coordinates
+        self._moments: Any = 0.0  # of what is centred, and its square, and their squares
+
+    def add(self, draws: Tensor) -> None:
+        """Add a block of S transitions, ``(C, 1 + S, B, Z)``."""
+        before, after = draws[:, :-1], draws[:, 1:]
+        self._count += after.shape[0] * after.shape[1]
+        self._sums = self._sums + after.sum((0, 1))
+        mean = self._sums / self._count
+        one, two = ((each - mean, (each - mean).square()) for each in (before, after))
+        jump = [(y - x).square().mean((0, 1)) for x, y in zip(one, two, strict=True)]
+        self.jumps.append((torch.stack(jump), (after != before).any(-1).any(1).all(0)))
+        moments = [torch.stack([y.sum((0, 1)), y.square().sum((0, 1))]) for y in two]
+        self._moments = self._moments + torch.stack(moments, 1)
+
+    def rates(self) -> Tensor:
+        """Return the rate of each block (one sync)."""
+        first, second = self._moments / self._count
+        twice = 2 * (second - first.square())  # (2, B, Z)
+        rates = []
+        for jump, moved in self.jumps:
+            share = torch.where(moved[:, None], (jump / twice).clamp(max=1.0), 0.0).sum(1)
+            fresh = (share / moved.sum()).nan_to_num(0.0)  # 1 - rho
+            rates.append((fresh / (2.0 - fresh)).min())
+        return torch.stack(rates).cpu()
 
 
 def start_variance(draw: Callable[[int], Tensor], chains: int) -> Tensor:

@@ -18,7 +18,7 @@ from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.inference.graphs.density_graphs import DensityGraphs
 from pyro_vae.inference.posterior.refine import HMC, Refined, refine
 from pyro_vae.inference.sampling import adaptation as tuning
-from pyro_vae.inference.sampling.diagnostics import ess
+from pyro_vae.inference.sampling.diagnostics import ess, split_rhat
 from pyro_vae.inference.sampling.hmc import hmc_init, hmc_step
 from pyro_vae.models import VAE, Autoencoder
 from pyro_vae.program.bounds import scoring
@@ -325,6 +325,34 @@ def test_the_length_is_tuned_to_the_target(spread, expected):
     assert abs(torch.stack(rates).mean().item() - 0.8) < 0.08
 
 
+def mixing_rate(draws):
+    seen = tuning.Mixing()
+    seen.add(draws)
+    return seen.rates()
+
+
+@pytest.mark.parametrize("covariance", ["narrow", "correlated"])
+def test_the_length_suits_the_chains_of_one_datum(covariance):
+    """Four chains and a mass that says nothing: the noise of few draws chose a length of 1."""
+    tables = {"narrow": [[0.0036, 0.0], [0.0, 0.09]], "correlated": [[1.0, 0.95], [0.95, 1.0]]}
+    precision = torch.tensor(tables[covariance], dtype=torch.float64).inverse()
+
+    def log_density(z):
+        return -((z @ precision) * z).sum(-1) / 2
+
+    torch.manual_seed(1)
+    state = hmc_init(log_density, torch.randn(4, 1, 2).double())
+    step, mass = torch.full((1,), 0.1).double(), torch.ones(1, 2).double()
+    tuned = tuning.warm_up(state, log_density, step, None, 200, 0.8, mass, 0.2)
+    state, draws = tuned.state, []
+    for _ in range(300):
+        state, _ = hmc_step(
+            state, log_density, tuned.step_size, tuned.num_leapfrog, mass, jitter=0.2
+        )
+        draws.append(state.position)
+    assert split_rhat(torch.stack(draws, 1)).max() < 1.05
+
+
 def test_the_mixing_rate_of_autoregressive_chains():
     """(1 - phi) / (1 + phi) of the slowest coordinate, from many rows; stuck rows have no say."""
     torch.manual_seed(0)
@@ -333,11 +361,11 @@ def test_the_mixing_rate_of_autoregressive_chains():
     for _ in range(99):
         steps.append(phi * steps[-1] + (1 - phi**2).sqrt() * torch.randn(4, 5000, 2).double())
     draws = torch.stack(steps, 1)
-    assert tuning.mixing_rate(draws).item() == pytest.approx(0.2 / 1.8, rel=0.15)
+    assert mixing_rate(draws).item() == pytest.approx(0.2 / 1.8, rel=0.15)
     stuck = draws.clone()
     stuck[0, :, :100] = 0.0
-    assert tuning.mixing_rate(stuck).item() == pytest.approx(
-        tuning.mixing_rate(draws[:, :, 100:]).item(), rel=1e-12
+    assert mixing_rate(stuck).item() == pytest.approx(
+        mixing_rate(draws[:, :, 100:]).item(), rel=1e-12
     )
 
 
@@ -346,7 +374,7 @@ def test_draws_that_change_sign_on_one_shell_do_not_mix():
     torch.manual_seed(0)
     radius = torch.randn(4, 1, 50, 2).double()
     signs = (-1.0) ** torch.arange(40).reshape(1, 40, 1, 1)
-    assert tuning.mixing_rate(radius * signs).item() < 0.05
+    assert mixing_rate(radius * signs).item() < 0.05
 
 
 def test_the_mass_is_the_inverse_of_the_guides_variance():

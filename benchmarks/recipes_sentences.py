@@ -25,7 +25,8 @@ class Cure:
 
     Arguments:
         word_dropout: Share of the words that the decoder does not see while training.
-        free_bits: Floor under the KL of each unit, nats; None: none.
+        free_bits: Floor under the KL, nats; None: none.
+        per: What has the floor: each "unit" of the code, or the whole "site".
         lagging: Whether the encoder trains ahead.
         fit: Arguments of ``pv.fit``.
         epochs: Of training.
@@ -33,6 +34,7 @@ class Cure:
 
     word_dropout: float = 0.0
     free_bits: float | None = None
+    per: str = "unit"
     lagging: bool = False
     fit: dict[str, Any] = field(default_factory=dict)
     epochs: int = EPOCHS
@@ -46,7 +48,8 @@ CURES = {
     "free_bits": Cure(free_bits=0.25),
     "cyclical": Cure(fit={"beta": pv.schedules.cyclical(cycles=4, ramp=0.5)}),
     "lagging": Cure(lagging=True, epochs=2 * EPOCHS),
-    "combined": Cure(word_dropout=0.4, free_bits=0.25),
+    "free_bits_whole": Cure(free_bits=5.0, per="site"),
+    "combined": Cure(word_dropout=0.4, free_bits=5.0, per="site"),
 }
 
 
@@ -101,7 +104,7 @@ def _trained(name: str, args: argparse.Namespace, coco: pv.data.SequenceSets) ->
     if cure.lagging:
         objective = pv.Lagging({key: x[:500] for key, x in coco.valid.items()}, inner=5)
     if cure.free_bits is not None:
-        objective = pv.FreeBits(cure.free_bits)
+        objective = pv.FreeBits(cure.free_bits, per=cure.per)
     run = train(
         name,
         args,

@@ -84,6 +84,7 @@ def test_help_tells_each_option_its_meaning_and_its_default(command, capsys):
         (["train", "--hidden", "[8,x]"], "hidden"),
         (["train", "--lr", "-1"], "lr"),
         (["train", "--beta", "-1"], "beta"),
+        (["train", "--momentum", "1"], "momentum"),
         (["train", "--warmup", "2"], "over"),
         (["train", "--latent_dim", "0"], "latent_dim"),
         (["train", "--device", "abacus"], "abacus"),
@@ -169,7 +170,8 @@ def counts(tmp_path):
 def test_topics_of_a_file_from_training_to_their_words(counts, capsys, tmp_path):
     """Sparse and dense rows are the same data, and the figures are those of the verbs."""
     options = ("--data", "rows.npz", "--vocab", "words.txt", "--out", "rows")
-    assert train("--model", "ProdLDA", *options) == 0
+    assert train("--model", "ProdLDA", "--momentum", "0.99", *options) == 0
+    assert "0.99,\n" in (tmp_path / "rows" / "config.json").read_text()
     assert "12 documents have no words" in capsys.readouterr().out
     shown = []
     for name in ("dense", "rows"):

@@ -475,9 +475,11 @@ class CausalBlock(nn.Module):
 def _places(h: Tensor) -> Tensor:
     """Return sines and cosines of the number of a step, (T, H), of steps (*, T, H)."""
     steps, size = h.shape[-2:]
-    rates = torch.arange(0, size, 2, device=h.device, dtype=h.dtype) * (-math.log(1e4) / size)
-    angles = torch.arange(steps, device=h.device, dtype=h.dtype).unsqueeze(-1) * rates.exp()
-    return torch.cat([angles.sin(), angles.cos()], -1)
+    # Short floats do not tell step 300 from 301.
+    like: Any = {"device": h.device, "dtype": torch.promote_types(h.dtype, torch.float32)}
+    rates = torch.arange(0, size, 2, **like) * (-math.log(1e4) / size)
+    angles = torch.arange(steps, **like).unsqueeze(-1) * rates.exp()
+    return torch.cat([angles.sin(), angles.cos()], -1).to(h.dtype)
 
 
 def _leading(x: Tensor, event: tuple[int, ...]) -> torch.Size:

@@ -1724,8 +1724,8 @@ BUGS = [
     Bug(
         "temperature upside down",
         "distributions/sentence.py",
-        "else logits / self.temperature",
-        "else logits * self.temperature",
+        "keepdim=True)) / self.temperature",
+        "keepdim=True)) * self.temperature",
         "tests/models/test_sentences.py::test_draws_and_greedy_paths_go_step_by_step[gru]",
     ),
     Bug(

@@ -5,7 +5,16 @@ import torch
 from torch import nn
 
 from pyro_vae.errors import ConfigError, DataError
-from pyro_vae.nn import ACTIVATIONS, GRU, MLP, BatchNorm, ConvDecoder, ConvEncoder, OneHot
+from pyro_vae.nn import (
+    ACTIVATIONS,
+    GRU,
+    MLP,
+    BatchNorm,
+    ConvDecoder,
+    ConvEncoder,
+    OneHot,
+    Transformer,
+)
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 
@@ -171,3 +180,10 @@ def test_a_gru_goes_on_from_a_state():
         gru(x, start=torch.zeros(4))
     with pytest.raises(DataError, match="expected as many"):
         gru.step(torch.zeros(3, 4), x[:, 0])
+
+
+def test_steps_far_out_have_places_of_their_own_in_short_floats():
+    net, zeros = Transformer(2, 8, depth=1), torch.zeros(1, 600, 2)
+    net.blocks = torch.nn.ModuleList()
+    far, near = net(zeros), net.bfloat16()(zeros.bfloat16())
+    torch.testing.assert_close(near.float(), far, rtol=0.0, atol=0.05)

@@ -158,7 +158,10 @@ class Sentence(Expandable):
         return given.reshape(-1, given.shape[-1])
 
     def _tempered(self, logits: Tensor) -> Tensor:
-        return logits if self.temperature == 1 else logits / self.temperature
+        if self.temperature == 1:
+            return logits
+        # The largest is 0: no temperature makes it infinite.
+        return (logits - logits.amax(-1, keepdim=True)) / self.temperature
 
 
 def _drawn(logits: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ class WordDecoder(nn.Module):
         self.word_dropout = number("word_dropout", word_dropout, "[0, 1]")
         never = torch.zeros(words)
         never[[PAD, START]] = -torch.inf  # no sentence has these words
-        self.register_buffer("never", never, persistent=False)
+        self.register_buffer("never", never)
 
     def forward(self, words: Tensor, z: Tensor | None = None) -> Tensor:
         """Map sentences (N, T), and codes (N, Z), to logits (N, T, V)."""
@@ -158,6 +158,6 @@ class WordEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> TorchDistributionMixin:
         """Return q(z | x) of sentences (N, T)."""
-        seen = self.embed(x.clamp(0, self.words - 1))
+        seen = self.embed(x.long().clamp(0, self.words - 1))
         states = self.gru(seen, (x != PAD).sum(-1))  # beyond its length a sentence stands still
         return self.posterior(states[:, -1])

@@ -110,6 +110,7 @@ def test_draws_and_greedy_paths_go_step_by_step(network):
         assert path.tolist() == x[0].tolist()
     cold = program.sentences(T, z, temperature=1e-3).sample()
     assert torch.equal(cold, greedy) and not cold.requires_grad
+    assert torch.equal(program.sentences(T, z, temperature=1e-30).sample(), greedy)
 
 
 def test_words_are_dropped_in_training_and_from_what_the_decoder_sees_alone():
@@ -196,6 +197,8 @@ def test_verbs_take_sentences():
     middle = program.sentences(T, codes.lerp(codes.flip(0), 0.5)).greedy()
     assert torch.equal(between[:, 1], middle)
     assert program.sentences(T).support.check(pv.generate(program, 50)).all()
+    for short in (torch.uint8, torch.int32):
+        assert torch.equal(pv.encode(program, X.to(short)), codes)
     found = pv.diagnose(program, DATA)
     assert found.total_kl >= 0
     refined = pv.refine(program, DATA, pv.HMC(steps=8, warmup=8, chains=2, num_leapfrog=2))

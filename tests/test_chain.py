@@ -327,6 +327,27 @@ def test_what_is_no_number_in_the_padding_reaches_no_gradient():
             assert torch.equal(*grads)
 
 
+@pytest.mark.parametrize("of_numbers", [True, False])
+def test_a_path_that_would_run_on_to_infinity_behind_its_end_has_the_gradient_of_what_is_kept(
+    of_numbers,
+):
+    """Two steps of nine: the third would be exp(exp(..)), and 0 times its derivative is NaN."""
+    scale = torch.tensor(0.5, dtype=F64, requires_grad=True)
+    first = torch.zeros(2, 1, dtype=F64)
+    first = first if of_numbers else dist.Normal(first, 1.0).to_event(1)
+    found = []
+    for steps, lengths in ((9, torch.tensor([2, 2])), (2, None)):
+
+        def transition(z):
+            return dist.Normal((z + 3).exp() * scale, 1.0).to_event(1)
+
+        torch.manual_seed(0)
+        z = Chain(transition, first, steps, lengths=lengths).rsample()
+        found.append((z[:, :2], *torch.autograd.grad(z.sum(), scale)))
+    for mine, exact in zip(*found, strict=True):
+        assert torch.equal(mine, exact)
+
+
 def test_a_chain_that_starts_from_numbers_has_the_support_of_its_transition():
     """Counts are drawn without a gradient, and positive states are walked on their own scale."""
     counts = Chain(lambda c: dist.Poisson(1 + c).to_event(1), torch.zeros(2), 4)

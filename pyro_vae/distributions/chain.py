@@ -174,26 +174,37 @@ class Chain(Expandable):
         return self._draw(torch.Size(sample_shape), lambda given: given.sample())
 
     def _draw(self, sample_shape: torch.Size, take: Callable[[Any], Tensor]) -> Tensor:
-        batch = sample_shape + self.batch_shape
+        batch, kept = sample_shape + self.batch_shape, self.kept
         inputs = []
         if self.inputs is not None:
             inputs = [self.inputs.expand(*batch, *self.inputs.shape[-2:]).movedim(-2, 0)]
+        if kept is not None:
+            shape = (*batch, *kept.shape[-self.event_dim :])
+            inputs.append(kept.expand(shape).movedim(-self.event_dim, 0))
 
         def step(state: Tensor, *given: Tensor) -> Tensor:
+            if kept is not None:
+                # Behind its end a path stays near its start: where it ran on to infinity, the
+                # gradient of what is kept would be 0 times infinity.
+                *given, inside = given  # type: ignore[assignment]
+                state = torch.where(inside, state, start)
             return take(expanded(self.transition(state, *given), batch))
 
+        start = (
+            self.initial.expand(batch + self.state_shape)
+            if isinstance(self.initial, Tensor)
+            else take(expanded(self.initial, batch))
+        )
         if isinstance(self.initial, Tensor):
-            start = self.initial.expand(batch + self.state_shape)
             path = scan(step, start, inputs, steps=self.event_shape[0])
         else:
-            start = take(expanded(self.initial, batch))
             path = start.unsqueeze(0)
             if self.event_shape[0] > 1:
                 later = [each[1:] for each in inputs]
                 rest = scan(step, start, later, steps=self.event_shape[0] - 1)
                 path = torch.cat([path, rest])
         path = path.movedim(0, -self.event_dim)
-        return path if self.kept is None else torch.where(self.kept, path, torch.zeros_like(path))
+        return path if kept is None else torch.where(kept, path, torch.zeros_like(path))
 
     def _of_all_steps(self, value: Tensor) -> Tensor:
         time, steps = -self.event_dim, self.event_shape[0]

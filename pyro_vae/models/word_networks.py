@@ -78,8 +78,6 @@ class WordDecoder(nn.Module):
         torch.Size([5, 4, 9])
     """
 
-    never: Tensor
-
     def __init__(
         self,
         words: int,
@@ -100,9 +98,6 @@ class WordDecoder(nn.Module):
         self.output = nn.Linear(hidden, words)
         self.dropout = nn.Dropout(number("dropout", dropout, "[0, 1)"))
         self.word_dropout = number("word_dropout", word_dropout, "[0, 1]")
-        never = torch.zeros(words)
-        never[[PAD, START]] = -torch.inf  # no sentence has these words
-        self.register_buffer("never", never)
 
     def forward(self, words: Tensor, z: Tensor | None = None) -> Tensor:
         """Map sentences (N, T), and codes (N, Z), to logits (N, T, V)."""
@@ -129,7 +124,9 @@ class WordDecoder(nn.Module):
         return torch.cat([seen, z.unsqueeze(1).expand(-1, seen.shape[1], -1)], -1)
 
     def _logits(self, h: Tensor) -> Tensor:
-        bias = self.output.bias + self.never
+        number = torch.arange(self.words, device=h.device)
+        never = (number == PAD) | (number == START)
+        bias = self.output.bias.masked_fill(never, -torch.inf)
         return nn.functional.linear(self.dropout(h), self.output.weight, bias)
 
 

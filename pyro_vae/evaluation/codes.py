@@ -93,7 +93,8 @@ def reconstruct(program: Any, data: Any, *, mean: bool = True) -> Values:
     Arguments:
         program: Anything with ``.model`` and ``.guide``.
         data: One row per datum, ``(N, ...)``, or a ``Dataset``, a ``DataLoader``, batches to come.
-        mean: Return the mean of p(x | z) at the code; False draws both.
+        mean: Return the mean of p(x | z) at the code (sentences are decoded greedily); False draws
+            both.
 
     Returns:
         ``(N, *plates, *event)``; a dict by site where the model observes several.
@@ -123,7 +124,7 @@ def interpolate(program: Any, first: Any, second: Any, *, steps: int = 8) -> Val
         steps: Points on each line, both ends included; at least 2.
 
     Returns:
-        Means of p(x | z), ``(N, steps, *plates, *event)``.
+        Means of p(x | z), ``(N, steps, *plates, *event)``; sentences are decoded greedily.
 
     Raises:
         ConfigError: Fewer than two steps.

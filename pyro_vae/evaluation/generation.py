@@ -50,7 +50,8 @@ def generate(program: Any, n: int, *, given: Any = None, mean: bool = False) -> 
             values are ignored, or a dict of arguments by name, which may leave out what is
             observed. Without it the inputs are rows drawn at random from the data that the program
             has seen (up to a thousand rows of the largest set are remembered).
-        mean: Return the mean of p(x | z) at the drawn latents, not a draw (smoother pictures).
+        mean: Return the mean of p(x | z) at the drawn latents, not a draw (smoother pictures);
+            sentences are decoded greedily.
 
     Returns:
         ``(n, *plates, *event)``; a dict by site where the model observes several.

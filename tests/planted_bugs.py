@@ -1763,4 +1763,71 @@ BUGS = [
         "        if True:\n",
         "tests/test_nn.py::test_a_gru_goes_on_from_a_state",
     ),
+    # Chains with a memory, steps, files of counts
+    Bug(
+        "a memory of the wrong steps",
+        "distributions/recurrent_chain.py",
+        "each.movedim(-2, 0)[:-1]",
+        "each.movedim(-2, 0)[1:]",
+        "tests/test_recurrent_chain.py::test_the_recurrent_model_is_a_site_for_each_step[elbo]",
+    ),
+    Bug(
+        "a memory drawn with the state before",
+        "distributions/recurrent_chain.py",
+        "self.cell(memory, state, *given)",
+        "self.cell(memory, carry[..., :size], *given)",
+        "tests/test_recurrent_chain.py::test_the_recurrent_model_is_a_site_for_each_step[elbo]",
+    ),
+    Bug(
+        "a memory of the padding",
+        "models/sequences.py",
+        "x = torch.where(kept, x, torch.zeros_like(x))",
+        "x = torch.where(kept, x, x)",
+        "tests/test_recurrent_chain.py::test_a_padded_batch_is_its_sequences_one_by_one"
+        "_whatever_stands_there",
+    ),
+    Bug(
+        "the KL of steps over one sequence too few",
+        "evaluation/step_costs.py",
+        "(lengths >= order.unsqueeze(-1))",
+        "(lengths > order.unsqueeze(-1))",
+        "tests/test_sequence_data.py::test_the_kl_of_steps_adds_up_to_that_of_the_path"
+        "[True-smoothing]",
+    ),
+    Bug(
+        "densities of unequal lengths compared",
+        "inference/posterior/information.py",
+        ' or getattr(fn, "kept", None) is not None',
+        "",
+        "tests/test_sequence_data.py::test_paths_of_unequal_length_have_no_information_to"
+        "_compare[DMM]",
+    ),
+    Bug(
+        "a step that writes to memory it shares",
+        "scan.py",
+        "if not shares and overload is not None:",
+        "if overload is not None:",
+        "tests/test_scan.py::test_a_step_that_no_graph_can_hold_is_refused",
+    ),
+    Bug(
+        "flows that are left out of a density",
+        "conditionals/states.py",
+        "        if not self.flows:\n            return gaussian",
+        "        if h.dim() > 2 or not self.flows:\n            return gaussian",
+        "tests/test_chain.py::test_flows_bend_the_posterior_of_each_step",
+    ),
+    Bug(
+        "columns of counts read as rows",
+        "data/count_files.py",
+        'if kind not in (b"csr", "csr") or not',
+        "if not",
+        "tests/test_cli.py::test_bad_files_of_counts",
+    ),
+    Bug(
+        "halves of documents that are all of them",
+        "data/count_files.py",
+        "second = rows - first",
+        "second = rows",
+        "tests/test_corpora.py::test_halves_of_documents_share_their_words",
+    ),
 ]

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 
 import pyro_vae as pv
 from pyro_vae.data.corpora import CORPORA
+from pyro_vae.data.count_files import halves
 from pyro_vae.errors import DataError
 
 REAL = Path(os.environ.get("PYRO_VAE_DATA", "nowhere"))
@@ -70,6 +72,19 @@ def test_a_corpus_has_no_binarisation_and_no_download(tmp_path):
         pv.data.load("20news", binarisation="static", root=written(tmp_path))
     with pytest.raises(DataError, match=r"20news_etm\.npz.*PYRO_VAE_DATA"):
         pv.data.load("20news_etm", root=tmp_path)
+
+
+def test_halves_of_documents_share_their_words():
+    """Each word is in one of them, about as often in the first; sparse rows are as dense ones."""
+    torch.manual_seed(0)
+    rows = torch.poisson(torch.full((300, 6), 3.0))
+    rows[:10] = torch.eye(10)[:, :6]  # a single word, or none: no halves
+    first, second = halves(rows, 1)
+    assert torch.equal(first + second, rows[10:]) and first.sum(-1).min() > 0 < second.sum(-1).min()
+    total = rows[10:].sum()
+    assert abs(first.sum() - total / 2) < 5 * (total / 4) ** 0.5  # false alarm 6e-7
+    parts = [torch.from_numpy(part.toarray()) for part in halves(csr_matrix(rows.numpy()), 1)]
+    assert torch.equal(sum(parts), rows[10:]) and min(p.sum(-1).min() for p in parts) > 0
 
 
 @pytest.mark.data

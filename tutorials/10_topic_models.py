@@ -228,6 +228,12 @@ print(pv.topics(text_model, counts, vocabulary=vocabulary, num_words=6))
 pv.plots.topic_words(text_model.topics(), vocabulary, num_words=6)
 
 # %% [markdown]
+# From the shell, with these two written to files (`scipy.sparse.save_npz("counts.npz", counts)`,
+# and the vocabulary one word a line):
+#
+#     pyro-vae train --model LDA --data counts.npz --vocab words.txt --latent_dim 6
+#     pyro-vae topics runs/lda-counts
+#
 # ## What to take away
 #
 # - A topic model is a program like any other: `fit`, `log_likelihood`, `refine` and `save` know

@@ -75,7 +75,7 @@ def train(
         epochs: passes over the training data.
         batch_size: data per step.
         lr: learning rate of Adam.
-        momentum: first beta of Adam; at 0.99 the topics of ProdLDA stay apart.
+        momentum: first beta of Adam; the published recipe of ProdLDA takes 0.99.
         lr_schedule: constant, or a half cosine down to 2 % of lr.
         beta: weight of the KL.
         warmup: share of the run over which the KL weight rises from 0 to beta.

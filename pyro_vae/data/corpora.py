@@ -25,7 +25,7 @@ class Corpus:
 
     Arguments:
         name: the data set.
-        train: float32 whole numbers, shape `(N, V)`; no row is empty.
+        train: float32 whole numbers, shape `(N, V)`, sparse where the file is; no row is empty.
         valid: as ``train``.
         test: as ``train``.
         vocabulary: the V words, in the order of the columns.

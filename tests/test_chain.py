@@ -327,6 +327,34 @@ def test_what_is_no_number_in_the_padding_reaches_no_gradient():
             assert torch.equal(*grads)
 
 
+def test_data_may_hold_anything_behind_their_lengths():
+    """NaN as padding, in training and in every verb; before its end it is refused."""
+    lengths = torch.tensor([2, 5, 3, 1])
+    x = torch.randn(4, 5, 1, dtype=F64, generator=torch.Generator().manual_seed(0))
+    behind = (torch.arange(5) >= lengths[:, None])[..., None]
+
+    def model(x, lengths):
+        rate = pyro.param("rate", torch.tensor(0.5, dtype=F64))
+        with pyro.plate("data", len(x)):
+            start = torch.zeros(1, dtype=F64)
+            walk = lambda z: dist.Normal(rate * z, 1.0).to_event(1)  # noqa: E731
+            pyro.sample("x", Chain(walk, start, 5, lengths=lengths), obs=x)
+
+    found = []
+    for fill in (0.0, torch.nan):
+        program = pv.Program(model, lambda x, lengths: None)
+        data = (x.masked_fill(behind, fill), lengths)
+        bounds = pv.elbo(program, data)
+        settings = {"epochs": 1, "batch_size": 2, "seed": 0, "progress": False, "compile": False}
+        run = pv.fit(program, data, **settings)
+        found.append((bounds, torch.as_tensor(run.history["loss"])))
+    for mine, exact in zip(*found, strict=True):
+        assert torch.equal(mine, exact)
+    x[2, 1] = torch.nan
+    with pytest.raises(DataError, match="nan in row 2"):
+        pv.elbo(pv.Program(model, lambda x, lengths: None), (x, lengths))
+
+
 @pytest.mark.parametrize("of_numbers", [True, False])
 def test_a_path_that_would_run_on_to_infinity_behind_its_end_has_the_gradient_of_what_is_kept(
     of_numbers,

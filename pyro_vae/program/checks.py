@@ -152,7 +152,7 @@ def check_values(model: Trace, warned: set[str], first_row: int = 0) -> None:
         fn, value = site["fn"], site["value"]
         check_shape(name, site)
         support = support_of(fn)
-        if support is None or site["mask"] is not None or value.device.type == "meta":
+        if _is_masked(site) or value.device.type == "meta":
             continue
         if is_unvalidated(fn):
             if name not in warned and not bool(support.check(value).all()):
@@ -180,8 +180,13 @@ def check_shape(name: str, site: Message) -> None:
 
 def is_unchecked(site: Message) -> bool:
     """Return whether an observed value may lie anywhere: masked, or taken at its author's word."""
-    masked = site["mask"] is not None or support_of(site["fn"]) is None
-    return masked or is_unvalidated(site["fn"])
+    return _is_masked(site) or is_unvalidated(site["fn"])
+
+
+def _is_masked(site: Message) -> bool:
+    """Return whether a part of a value may lie anywhere: under a mask, or behind its lengths."""
+    behind = getattr(innermost(site["fn"]), "kept", None) is not None
+    return site["mask"] is not None or behind or support_of(site["fn"]) is None
 
 
 def is_unvalidated(fn: Any) -> bool:

@@ -27,6 +27,7 @@ from pyro_vae.program.batch import (
 )
 from pyro_vae.program.enumeration import can_be_summed
 from pyro_vae.program.log_joint import Slot, read_slots
+from pyro_vae.program.masks import without_masks
 from pyro_vae.program.modules import owners
 from pyro_vae.program.program import Program
 
@@ -182,7 +183,7 @@ class LocalGuide(nn.Module):
             model, _ = self.alone.joint(few).traces()
         slots = read_slots(model)
         for slot in slots:
-            if checks.fixed_support(model.nodes[slot.name]["fn"]) is None:
+            if checks.fixed_support(without_masks(model.nodes[slot.name]["fn"])) is None:
                 raise ProgramError(
                     f"site {slot.name!r}: its support depends on the data or on parameters, and a "
                     "table has one for all rows; give the latent a fixed support and move it in "

@@ -305,6 +305,16 @@ def test_constants_go_beside_rows_of_any_kind(kind):
     assert pv.log_likelihood(table, data, samples=5).log_prob.shape == (8,)
 
 
+def test_a_masked_latent_has_a_support_like_any():
+    def model(x, there):
+        with pyro.plate("data", len(x)):
+            rate = pyro.sample("rate", dist.Gamma(torch.ones(2), 1.0).mask(there).to_event(1))
+            pyro.sample("x", dist.Normal(rate, 1.0).mask(there).to_event(1), obs=x)
+
+    data = (torch.rand(4, 2), torch.tensor([[True, False]] * 4))
+    assert len(LocalGuide(model, data).loc) == 4
+
+
 @pytest.mark.parametrize("of_data", [True, False])
 def test_a_support_that_moves_is_refused_at_once(of_data):
     def model(x):

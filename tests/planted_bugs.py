@@ -1772,10 +1772,18 @@ BUGS = [
         "tests/test_recurrent_chain.py::test_the_recurrent_model_is_a_site_for_each_step[elbo]",
     ),
     Bug(
+        "a memory that runs on behind the end",
+        "distributions/recurrent_chain.py",
+        "torch.where(given[-1], memory, self.memory), given[:-1]",
+        "memory, given[:-1]",
+        "tests/test_recurrent_chain.py::test_a_memory_that_would_run_on_to_infinity"
+        "_has_the_gradient_of_what_is_kept",
+    ),
+    Bug(
         "a memory drawn with the state before",
         "distributions/recurrent_chain.py",
-        "self.cell(memory, state, *given)",
-        "self.cell(memory, carry[..., :size], *given)",
+        "torch.cat([state, self.cell(memory, state, *given)], -1)",
+        "torch.cat([state, self.cell(memory, carry[..., :size], *given)], -1)",
         "tests/test_recurrent_chain.py::test_the_recurrent_model_is_a_site_for_each_step[elbo]",
     ),
     Bug(

@@ -40,6 +40,27 @@ def test_a_memory_of_the_last_state_is_a_chain():
         torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-12)
 
 
+def test_a_memory_that_would_run_on_to_infinity_has_the_gradient_of_what_is_kept():
+    """Two steps of nine: behind them the memory would be exp(exp(..)), in a draw and a density."""
+    scale = torch.tensor(0.5, dtype=F64, requires_grad=True)
+    found = []
+    for steps, lengths in ((9, torch.tensor([2, 2])), (2, None)):
+        chain = RecurrentChain(
+            lambda h: dist.Normal(h * scale, 1.0).to_event(1),
+            lambda h, z: (h + 3).exp() * scale + z,
+            torch.zeros(1, dtype=F64),
+            1,
+            steps,
+            lengths=lengths,
+        )
+        torch.manual_seed(0)
+        z = chain.expand((2,)).rsample()
+        total = z.sum() + chain.log_prob(z).sum()
+        found.append((z[:, :2], *torch.autograd.grad(total, scale)))
+    for ours, exact in zip(*found, strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-12, atol=0)
+
+
 class PerStep(VRNN):
     """The same model and guide with a site for each step, and a loop."""
 

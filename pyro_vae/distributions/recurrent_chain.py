@@ -95,27 +95,48 @@ class RecurrentChain(Chain):
             value = finite_behind(value, self.kept)
         batch = value.shape[:-2]
         start = self.memory.expand(*batch, -1)
-        past = [each.movedim(-2, 0)[:-1] for each in (value, *self._inputs_of(batch))]
+        past = [each.movedim(-2, 0)[:-1] for each in (value, *self._of_steps(batch))]
+
+        def step(memory: Tensor, state: Tensor, *given: Tensor) -> Tensor:
+            memory, given = self._inside(memory, given)
+            return self.cell(memory, state, *given)
+
         path = start.unsqueeze(0)
         if self.event_shape[0] > 1:
-            path = torch.cat([path, scan(self.cell, start, past)])
+            path = torch.cat([path, scan(step, start, past)])
         return path.movedim(0, -2)
 
     def _draw(self, sample_shape: torch.Size, take: Callable[[Any], Tensor]) -> Tensor:
         batch, size = sample_shape + self.batch_shape, self.event_shape[-1]
 
         def step(carry: Tensor, *given: Tensor) -> Tensor:
-            memory = carry[..., size:]
+            memory, given = self._inside(carry[..., size:], given)
             state = take(expanded(self.state(memory, *given), batch))
             return torch.cat([state, self.cell(memory, state, *given)], -1)
 
         start = torch.cat([self.initial, self.memory]).expand(*batch, -1)
-        inputs = [each.movedim(-2, 0) for each in self._inputs_of(batch)]
+        inputs = [each.movedim(-2, 0) for each in self._of_steps(batch)]
         path = scan(step, start, inputs, steps=self.event_shape[0]).movedim(0, -2)[..., :size]
         return path if self.kept is None else torch.where(self.kept, path, torch.zeros_like(path))
 
     def _of_all_steps(self, value: Tensor) -> Tensor:
         return self.state(self.memories(value), *self._inputs_of(value.shape[:-2])).log_prob(value)
+
+    def _of_steps(self, batch: torch.Size) -> list[Tensor]:
+        """Return what a step is given: its inputs, and whether it counts where some do not."""
+        kept = [] if self.kept is None else [self.kept.expand(*batch, *self.kept.shape[-2:])]
+        return [*self._inputs_of(batch), *kept]
+
+    def _inside(
+        self, memory: Tensor, given: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the memory and the inputs of a step; behind the end, the first memory.
+
+        Where it ran on to infinity there, the gradient of what is kept would be 0 times infinity.
+        """
+        if self.kept is None:
+            return memory, given
+        return torch.where(given[-1], memory, self.memory), given[:-1]
 
     def _inputs_of(self, batch: torch.Size) -> list[Tensor]:
         if self.inputs is None:

@@ -151,21 +151,29 @@ def interpolate(program: Any, first: Any, second: Any, *, steps: int = 8) -> Val
 def _line(start: Pass, end: Pass, steps: int) -> dict[str, Tensor]:
     """Return the points between the data of two passes, ``(B, steps, ...)`` by observed site."""
     a, b = (_means(piece) for piece in (start, end))
-    if a.keys() != b.keys():
-        raise ProgramError(
-            f"interpolate: the first data have the sites {sorted(a)}, the second {sorted(b)}; give "
-            "both the same inputs"
-        )
+    _require_alike("have", a, b)
     points = []
     for t in torch.linspace(0, 1, steps).tolist():
         codes = trace_of({name: torch.lerp(value, b[name], t) for name, value in a.items()})
         points.append(decoded(start if t <= 0.5 else end, codes, mean=True))
-    if points[0].keys() != points[-1].keys():
-        raise ProgramError(
-            f"interpolate: the first data observe the sites {sorted(points[0])}, the second "
-            f"{sorted(points[-1])}; give both the same inputs"
-        )
+    _require_alike("observe", points[0], points[-1])
     return {name: torch.stack([p[name] for p in points], dim=1) for name in points[0]}
+
+
+def _require_alike(verb: str, first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    """Refuse the two ends of a line whose sites are others, or of other shapes."""
+    if first.keys() != second.keys():
+        raise ProgramError(
+            f"interpolate: the first data {verb} the sites {sorted(first)}, the second "
+            f"{sorted(second)}; give both the same inputs"
+        )
+    for name, value in first.items():
+        if value.shape != second[name].shape:
+            raise ProgramError(
+                f"interpolate: site {name!r} has shape {tuple(value.shape)} at the first data and "
+                f"{tuple(second[name].shape)} at the second; pad sequences to one length, both in "
+                "one call of pv.data.pad or Vocabulary.numbers"
+            )
 
 
 def _means(piece: Pass) -> dict[str, Tensor]:

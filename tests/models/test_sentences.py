@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 import pyro_vae as pv
 from pyro_vae.distributions import Sentence
-from pyro_vae.errors import ConfigError, DataError
+from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.models import SentenceLM, SentenceVAE
 from pyro_vae.models.word_networks import WordDecoder
 from pyro_vae.words import END, PAD, START, UNKNOWN
@@ -197,6 +197,9 @@ def test_verbs_take_sentences():
     middle = program.sentences(T, codes.lerp(codes.flip(0), 0.5)).greedy()
     assert torch.equal(between[:, 1], middle)
     assert program.sentences(T).support.check(pv.generate(program, 50)).all()
+    longer = torch.nn.functional.pad(X[[1]], (0, 1))
+    with pytest.raises(ProgramError, match=r"shape \(1, 4\) at the first data and \(1, 5\) at"):
+        pv.interpolate(program, X[[2]], longer, steps=2)
     for short in (torch.uint8, torch.int32):
         assert torch.equal(pv.encode(program, X.to(short)), codes)
     found = pv.diagnose(program, DATA)

@@ -37,8 +37,10 @@ FORMAT = "pyro_vae bundle"
 VERSION = 1
 RESTORE = "restore the file from a copy, or load an older checkpoint"
 MAX_HEADER_BYTES = 10**8  # safetensors' own limit
-# Of the JSON: Python takes up to 26 times its bytes. A larger file may hold an eighth of itself.
-MAX_META_BYTES, META_SHARE = 2**20, 8
+# What JSON may take in memory once it is read, besides twice the file.
+SPARE_BYTES = 2**24
+# At most, for each sign of it in a text: an object, a list, and what stands in them.
+_MEMORY_OF = {b"{": 240, b"[": 72, b",": 60, b":": 60}
 MAX_DEPTH = 32  # of lists and dicts in the JSON
 MAX_AXES = 64  # of a tensor: torch's own limit
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -205,9 +207,10 @@ def _render(meta: Any, where: str) -> str:
     return text
 
 
-def _most_metadata(size: int) -> int:
-    """Return how many bytes of a file may be metadata."""
-    return max(MAX_META_BYTES, size // META_SHARE)
+def _too_costly(text: bytes, size: int) -> bool:
+    """Return whether JSON beside so many bytes of tensors may take far more memory than both."""
+    cost = len(text) + sum(each * text.count(sign) for sign, each in _MEMORY_OF.items())
+    return cost > 2 * (len(text) + size) + SPARE_BYTES
 
 
 def _with_metadata(plain: memoryview, metadata: dict[str, str], where: str) -> bytes:
@@ -220,10 +223,10 @@ def _with_metadata(plain: memoryview, metadata: dict[str, str], where: str) -> b
     length = struct.unpack("<Q", plain[:8])[0]
     tensors = bytes(plain[8 : 8 + length]).strip()[1:]  # less the opening brace
     entries = json.dumps({**metadata, "sha256": _BLANK.decode()}, separators=(",", ":"))
-    if len(entries) > _most_metadata(len(plain)):
+    if _too_costly(_METADATA + entries.encode(), len(plain)):
         raise CheckpointError(
-            f"{where}: meta takes {len(entries)} bytes beside {len(plain)} of tensors, at most "
-            f"{_most_metadata(len(plain))} can be read back; keep long lists of numbers as tensors"
+            f"{where}: meta has {entries.count(',')} entries beside {len(plain)} bytes of tensors, "
+            "which no reader accepts; keep long lists of numbers as tensors"
         )
     comma = b"" if tensors == b"}" else b","
     header = _METADATA + entries.encode() + comma + tensors
@@ -236,7 +239,9 @@ def _read_meta(path: Path, data: bytes) -> dict[str, Any]:
     length = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 0
     if not 0 < length <= min(len(data) - 8, MAX_HEADER_BYTES):
         raise _damaged(path, f"not a safetensors file, or truncated ({len(data)} bytes)")
-    header = _metadata(path, data[8 : 8 + min(length, _most_metadata(len(data)))])
+    seal = _SEAL.search(data, 8, 8 + length)
+    end = 8 + length if seal is None else seal.end() + 1  # the seal is the last of its entries
+    header = _metadata(path, data[8:end], len(data) - end)
     if header.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a file of this library (no 'format': {FORMAT!r})")
     version = header.get("version")
@@ -245,7 +250,6 @@ def _read_meta(path: Path, data: bytes) -> dict[str, Any]:
             f"{path}: format version {version!r}, this pyro_vae reads {VERSION}; update it, or "
             f"{RESTORE}"
         )
-    seal = _SEAL.search(data, 8, 8 + length)
     if seal is None or seal[1] != str(header.get("sha256")).encode():
         raise _damaged(path, "it has no SHA-256")
     view, hashed = memoryview(data), hashlib.sha256()
@@ -259,17 +263,19 @@ def _read_meta(path: Path, data: bytes) -> dict[str, Any]:
     return meta
 
 
-def _metadata(path: Path, header: bytes) -> dict[str, Any]:
-    """Return the first entry of the start of a header; a million more would cost memory.
+def _metadata(path: Path, header: bytes, size: int) -> dict[str, Any]:
+    """Return the first entry of a header; a stranger's can have a million more, which cost memory.
 
     Whoever writes such a file with its metadata elsewhere breaks the hash, and is not read.
     """
     if not header.startswith(_METADATA):
         return {}
+    if _too_costly(header, size):
+        raise _damaged(path, "its JSON would take far more memory than the file")
     try:
         found, _ = json.JSONDecoder(
             object_pairs_hook=_no_duplicates, parse_constant=_no_constant
-        ).raw_decode(header[len(_METADATA) :].decode(errors="replace").lstrip())
+        ).raw_decode(header[len(_METADATA) :].decode().lstrip())
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"not valid JSON ({_first_line(error)})") from None
     return found if isinstance(found, dict) else {}

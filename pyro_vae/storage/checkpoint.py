@@ -94,14 +94,16 @@ class Checkpoint:
                 tensors[f"{name}.{key}"] = value.clone()
         for key, value in (best or {}).items():
             tensors[f"best.{key}"] = value
-        for name, column in history.arrays().items():
+        columns = history.arrays()
+        for name, column in columns.items():
             tensors[f"history.{name}"] = torch.from_numpy(column).double()
         names, states = parameter_names(modules), []
         for index, optimiser in enumerate(optimisers):
             values, state = take_state(optimiser, names, f"optimiser{index}")
             tensors |= values
             states.append(state)
-        return cls(tensors, {**progress.as_json(), "optimisers": states})
+        meta = {**progress.as_json(), "columns": list(columns), "optimisers": states}
+        return cls(tensors, meta)
 
     def check(self, folder: Path) -> None:
         """Try to make the file, and write nothing.
@@ -151,7 +153,7 @@ def read_checkpoint(
     """
     tensors, meta, where = _read_newest(folder)
     progress = Progress.from_json(meta, where)
-    history = _history(_part(tensors, "history."), progress.epoch, where)
+    history = _history(_part(tensors, "history."), meta.get("columns"), progress.epoch, where)
     states = {name: _part(tensors, f"{name}.") for name in modules}
     # Pyro's TraceGraph_ELBO makes them as it runs: this program has not made its own yet.
     averages = {k: v for k, v in states["program"].items() if k.startswith(_AVERAGES)}
@@ -176,17 +178,29 @@ def read_checkpoint(
     return best, progress, history, changes
 
 
-def _history(columns: Mapping[str, Tensor], epochs: int, where: str) -> History:
+def _history(columns: Mapping[str, Tensor], names: Any, epochs: int, where: str) -> History:
     """Return a run's history from its columns, of one length: a row for each epoch at most.
+
+    Arguments:
+        columns: By name; a file holds them in an order of its own.
+        names: In the order of the run.
+        epochs: Of the run, so far.
+        where: The file, for messages.
 
     Raises:
         CheckpointError: They are others.
     """
     rows = {len(column) if column.dim() == 1 else -1 for column in columns.values()}
     doubles = all(column.dtype == torch.float64 for column in columns.values())
+    named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not named or len(names) != len(columns) or set(names) != set(columns):
+        raise CheckpointError(
+            f"{where}: its record of the run has other columns than it names (an older version's "
+            "has none); start the run anew, or resume with the version that began it"
+        )
     if not doubles or len(rows) > 1 or not all(0 <= count <= epochs for count in rows):
         raise CheckpointError(f"{where}: its record of the run is malformed")
-    return History.of_columns({name: column.cpu().numpy() for name, column in columns.items()})
+    return History.of_columns({name: columns[name].cpu().numpy() for name in names})
 
 
 def take_averages(program: Any, averages: Mapping[str, Tensor]) -> None:

@@ -16,11 +16,13 @@ class History:
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
+        self._first: list[str] = []  # columns that come first, whatever the rows have
 
     @classmethod
     def of_columns(cls, columns: Mapping[str, np.ndarray]) -> "History":
         """Return the history that has these arrays; of a row, what is not NaN."""
         history = cls()
+        history._first = list(columns)
         for values in zip(*columns.values(), strict=True):
             row = zip(columns, map(float, values), strict=True)
             history.append({name: value for name, value in row if not math.isnan(value)})
@@ -46,4 +48,4 @@ class History:
         atomic_write_text(path, text.getvalue())
 
     def _columns(self) -> list[str]:
-        return list(dict.fromkeys(name for row in self.rows for name in row))
+        return list(dict.fromkeys([*self._first, *(name for row in self.rows for name in row)]))

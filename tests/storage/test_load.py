@@ -281,7 +281,7 @@ def test_what_the_first_run_makes_is_loaded_before_it(tmp_path):
         for parameter in program.parameters():
             parameter += 0.37
     expected = pv.elbo(program, x)
-    again = pv.Program(*program.functions)  # to which the network was always there
+    again = pv.Program(*program._functions)  # to which the network was always there
     again.read(x)
     again.load_state_dict(program.state_dict())
     pv.save(again, tmp_path)

@@ -68,6 +68,7 @@ def test_layers_in_another_order_keep_their_moments(order, optimiser, tmp_path):
     pv.fit(Pair(), X, epochs=3, out=tmp_path, **settings)
     again = pv.fit(Pair(order), X, epochs=6, out=tmp_path, resume=True, **settings)
     np.testing.assert_allclose(again.history["loss"], whole.history["loss"], rtol=1e-5)
+    assert list(again.history) == list(whole.history)
 
 
 def forge(folder, change):
@@ -108,6 +109,8 @@ FORGERIES = {
     ),
     "history of one value": lambda t, m: t.update({"history.loss": torch.tensor(1.0).double()}),
     "history of uneven columns": lambda t, m: t.update({"history.loss": t["history.loss"][:0]}),
+    "history in JSON": lambda t, m: m.update(columns=None, history=[{"loss": 1.0}]),
+    "history under other names": lambda t, m: m.update(columns=m["columns"][1:]),
     "history of integers": lambda t, m: t.update({"history.loss": t["history.loss"].long()}),
     "settings null": lambda t, m: m.update(settings=None),
     "best a word": lambda t, m: m.update(best_elbo="high"),

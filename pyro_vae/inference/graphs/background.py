@@ -171,8 +171,10 @@ class Elsewhere:
         lifted, self._held = with_constants_as_inputs(graph)
         self._inputs = [*self._held, *inputs]
         write_graph(self._folder, lifted, self._inputs)
+        # What a graph leaves open, its noise among it, is of that type.
+        default = str(torch.get_default_dtype()).removeprefix("torch.")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(self._folder), str(nice), str(os.getpid())],
+            [sys.executable, "-m", __name__, *map(str, (self._folder, nice, os.getpid(), default))],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -270,6 +272,7 @@ if __name__ == "__main__":
     home, parent = Path(sys.argv[1]), int(sys.argv[3])
     if os.name != "nt":  # where a process is not told who its parent is
         threading.Thread(target=_outlive, args=(parent, home), daemon=True).start()
+    torch.set_default_dtype(getattr(torch, sys.argv[4]))
     save_compiled(*read_graph(home), home / "compiled")
     (home / _DONE).touch()
     while True:  # until the parent ends this process, or the watch over it does

@@ -200,7 +200,7 @@ class CompiledLoss:
         free = tuple([parameter.requires_grad for parameter in self.step.trained])
         if self._looking:
             self._look()
-        modes = self.program.training, self.step.flags(), free
+        modes = self.program.training, self.step.flags(), free, torch.get_default_dtype()
         key = (rows, fixed, kind(weights), size, modes)
         traced = self._graphs.get(key)
         if traced is None:

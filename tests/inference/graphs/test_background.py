@@ -159,9 +159,21 @@ def test_a_graph_survives_the_way_to_the_other_process(tmp_path):
 
 @pytest.mark.slow
 def test_the_other_process_compiles():
-    """Loading takes no compiler: a file, no cache whose key another process could miss."""
-    graph = graph_of(lambda x: (x.exp() * torch.randn(2, 3), x.sum()), X)
-    child = background.Elsewhere(graph, [X], nice=0)  # the machine may be busy
+    """Loading takes no compiler: a file, no cache whose key another process could miss.
+
+    The noise is of the default type, which is another one here than there.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        graph = graph_of(lambda x: (x.exp() * torch.randn(2, 3), x.sum()), X)
+        child = background.Elsewhere(graph, [X], nice=0)  # the machine may be busy
+        assert_compiled(child, graph)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def assert_compiled(child, graph):
     start = time.monotonic()
     while child.poll() is None and time.monotonic() < start + 300:
         time.sleep(0.1)

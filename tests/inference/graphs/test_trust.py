@@ -494,3 +494,26 @@ def test_what_drifts_is_not_taken_for_rounding(monkeypatch):
     with pytest.warns(UserWarning, match="differ at equal noise"):
         run, _ = trained(built(Drifting), "trace", transform=transform)
     assert run.compiled.startswith("eager")
+
+
+class WithoutType(Net):
+    """Its noise is of PyTorch's default type."""
+
+    def odd(self, mean, x):
+        return mean * self.w * torch.rand(len(x), 1)
+
+
+def test_a_graph_serves_one_default_type():
+    """A noise of another type is other noise."""
+    program, batch = Program.of(built(WithoutType)), data(ROWS)
+    program.read(batch)
+    compiled = CompiledLoss(pv.ELBO().per_datum, program)
+    before = torch.get_default_dtype()
+    try:
+        for dtype in (torch.float32, torch.float64):
+            torch.set_default_dtype(dtype)
+            found = step(program, lambda: compiled(batch), 0)
+            same_step(found, step(program, lambda: pv.ELBO().per_datum(program.joint(batch)), 0))
+    finally:
+        torch.set_default_dtype(before)
+    assert compiled.num_graphs == 2

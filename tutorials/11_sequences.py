@@ -183,7 +183,7 @@ for name, program in models.items():
 
 # %%
 for name, row in recorded("dmm_").items():
-    if name.endswith("_jsb"):
+    if "importance_sampling" in row["details"]:
         tight = row["details"]["importance_sampling"]
         print(f"{name:<16} bound {row['value']:.2f} ± {row['stderr']:.2f}, likelihood {tight:.2f}")
 

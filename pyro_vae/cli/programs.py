@@ -10,8 +10,8 @@ from pyro_vae.cli.options import MODELS, OBSERVATIONS
 from pyro_vae.errors import ConfigError
 
 
-def build_program(settings: dict[str, Any], data: DataSet) -> Any:
-    """Return a new program of the size of the data; raise `ConfigError` for options it lacks."""
+def check_options(settings: dict[str, Any]) -> None:
+    """Raise `ConfigError` for an option that the model of a run lacks: before data are loaded."""
     model, kind = settings["model"], kind_of(settings["model"])
     fixed = {"observation": None, "posterior": "Gaussian"} if model != "VAE" else {}
     fixed |= {"network": "mlp"} if kind != "images" or model == "LinearVAE" else {}
@@ -19,6 +19,11 @@ def build_program(settings: dict[str, Any], data: DataSet) -> Any:
     for name, default in fixed.items():
         if settings.get(name, default) != default:
             raise ConfigError(f"{name}: {model} has no choice of it; leave --{name} out")
+
+
+def build_program(settings: dict[str, Any], data: DataSet) -> Any:
+    """Return a new program of the size of the data."""
+    model, kind = settings["model"], kind_of(settings["model"])
     hidden = settings["hidden"]
     hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
     source, latent_dim = data.source, settings["latent_dim"]

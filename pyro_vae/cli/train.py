@@ -17,7 +17,7 @@ from pyro_vae.cli.options import (
     Observation,
     Posterior,
 )
-from pyro_vae.cli.programs import build_program
+from pyro_vae.cli.programs import build_program, check_options
 from pyro_vae.cli.report import say
 from pyro_vae.cli.runs import check_same_run, fresh_folder, record
 from pyro_vae.errors import ConfigError
@@ -95,6 +95,7 @@ def train(
         if out is None:
             raise ConfigError("resume: needs the run folder, --out")
         check_same_run(folder, settings, renew=resume == "settings")
+    check_options(settings)
     loaded = load_data(settings)
     torch.manual_seed(seed)
     program = build_program(settings, loaded)

@@ -15,6 +15,7 @@ from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.program import checks
 from pyro_vae.program.batch import (
     Batch,
+    Whole,
     arguments,
     as_argument,
     as_rows,
@@ -77,6 +78,11 @@ class LocalGuide(nn.Module):
         self._alone = (Program(self._source, _prior_of(self._source), modules=dict(self.parts)),)
         self._names: tuple[str, ...] = ()
         batch = self.alone.adapt(self.named(data))
+        if isinstance(batch, Whole):
+            raise ProgramError(
+                "model: no plate of it has a row for each datum, so that no latent is a datum's "
+                "own; use an autoguide of pyro.infer.autoguide"
+            )
         self._names = tuple(self.named(data))
         self._slots = self._read(batch)
         few = map_rows(lambda leaf: torch.zeros_like(leaf[:1]), batch)

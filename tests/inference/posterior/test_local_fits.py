@@ -372,6 +372,15 @@ def test_a_table_runs_on_the_meta_device():
     assert terms.log_weight.shape == (1, 2, 3) and terms.log_weight.is_meta
 
 
+def test_a_model_without_rows_has_no_table():
+    def model(x):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(mean, 1.0).expand([len(x)]).to_event(1), obs=x)
+
+    with pytest.raises(ProgramError, match="no plate of it has a row for each datum"):
+        pv.LocalGuide(model, torch.randn(5))
+
+
 def test_misuse_of_a_table_is_refused():
     x, linear = turned()
     table = LocalGuide(linear, x)

@@ -271,9 +271,14 @@ def _by_place(batch: Batch) -> dict[int | str, Any]:
 
 def _equal(one: Any, two: Any) -> bool:
     """Return whether two constants are one, or the same numbers."""
-    if one is two or not isinstance(one, Tensor) or not isinstance(two, Tensor):
-        return one is two
-    return one.shape == two.shape and torch.equal(one, two.to(one))
+    if one is two:
+        return True
+    if not isinstance(one, Tensor) or not isinstance(two, Tensor):
+        # Numbers and words; of other things, nobody knows what equal means.
+        return isinstance(one, int | float | str) and type(one) is type(two) and one == two
+    if one.shape != two.shape or not one.is_floating_point():
+        return one.shape == two.shape and torch.equal(one, two.to(one))
+    return torch.allclose(one, two.to(one), rtol=0.0, atol=0.0, equal_nan=True)
 
 
 def _rows(batch: Batch) -> int | None:

@@ -60,8 +60,8 @@ def summed_one_by_one(
     """Return the trace that ``SumOut`` would: the model's densities at all values of its latents.
 
     The model runs once for each combination of values, and the densities stand side by side in
-    dimensions of their own. Every site behind a latent is taken to depend on it, but for one of an
-    inner plate that it does not stand in: there its values tell.
+    dimensions of their own. Every site behind a latent is taken to depend on it: that none of some
+    values shows it does not prove the contrary.
 
     Arguments:
         model: With latents in it that have no value.
@@ -142,37 +142,12 @@ def _stacked(
         if data_frame(site) is None and all(torch.equal(found[0], each) for each in found[1:]):
             continue  # outside the plate: it would make one sum of those of the data
         at_all = _in_dimensions(name, found, counts[:before], -1 - first_dim)
-        inner = [k for k in range(before) if _in_more_plates(first.nodes[names[k]], site)]
-        at_all, ids = _narrowed(at_all, inner, first_dim, before)
-        infer = {**site["infer"], "_dim_to_id": ids}
+        infer = {**site["infer"], "_dim_to_id": {first_dim - k: k for k in range(before)}}
         if name in sizes:
             infer["_enumerate_dim"] = first_dim - names.index(name)
         here: Message = {**told[0], "infer": infer, "at_all": at_all}
         stacked.nodes[name] = here
     return stacked
-
-
-def _in_more_plates(latent: Message, site: Message) -> bool:
-    """Return whether a latent stands in a plate that a site does not."""
-    around = {frame.name for frame in site["cond_indep_stack"]}
-    return any(frame.name not in around for frame in latent["cond_indep_stack"])
-
-
-def _narrowed(
-    at_all: Tensor, inner: list[int], first_dim: int, count: int
-) -> tuple[Tensor, dict[int, int]]:
-    """Return densities without the values of latents in inner plates, where these tell nothing.
-
-    A site that comes after an inner plate follows its latents, and depends on none of them; one
-    that does would make one sum of all, and is refused.
-    """
-    ids = {first_dim - k: k for k in range(count)}
-    for k in inner:
-        one = at_all.narrow(first_dim - k, 0, 1)
-        if torch.equal(one.expand_as(at_all), at_all):
-            at_all = one
-            del ids[first_dim - k]
-    return at_all, ids
 
 
 def _masks_move(sites: list[Message]) -> bool:

@@ -119,8 +119,11 @@ def test_a_sum_of_too_many_values_one_by_one_is_told_so():
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_a_site_may_come_after_a_plate_whose_latents_it_does_not_follow(after):
-    """A class with three words below it, and a measurement of the class before or after these."""
+def test_a_site_after_an_inner_plate_is_refused_and_one_before_it_is_summed(after):
+    """A class with three words below it, and a measurement of the class before or after these.
+
+    That a site after them does not follow the words shows at some values, and proves nothing.
+    """
     p, rows = X.new_tensor([0.3, 0.7]), X.new_tensor([[0.2, 0.5, 0.3], [0.6, 0.1, 0.3]])
     means = X.new_tensor([-1.0, 0.5, 2.0])
     centres = X.new_tensor([0.4, -1.3]).requires_grad_()
@@ -143,6 +146,10 @@ def test_a_site_may_come_after_a_plate_whose_latents_it_does_not_follow(after):
     exact = p.log()[:, None] + of_words + dist.Normal(centres[:, None], 1.0).log_prob(v[:, 0])
     exact = exact.logsumexp(0)
     program = pv.Program(model, lambda words, v: None)
+    if after:
+        with pytest.raises(ProgramError, match="hence summed out"):
+            pv.elbo(program, (words, v))
+        return
     torch.testing.assert_close(pv.elbo(program, (words, v)), exact.detach(), **EXACT)
     found = sum(program.terms((words, v)).log_p.values()).sum()
     got, wanted = (torch.autograd.grad(total, centres)[0] for total in (found, exact.sum()))

@@ -197,6 +197,7 @@ def test_inference_has_four_rooms():
 
 def run(code):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     ).stdout
@@ -244,12 +245,16 @@ def test_importing_changes_nothing():
 
 @pytest.mark.slow
 def test_importing_costs_little_more_than_pyro():
-    """CPU time beyond that of Pyro in the same fresh process, in one of eight on a busy machine."""
+    """CPU time beyond that of Pyro in the same fresh process, in one of three.
+
+    As an installed package costs: its bytecode is there. Compiling it costs twice as much.
+    """
     code = (
         "import time, pyro; of_pyro = time.process_time(); import pyro_vae; "
         "print(time.process_time() / of_pyro)"
     )
-    assert any(float(run(code)) <= 1.3 for _ in range(8))
+    run(code)
+    assert any(float(run(code)) <= 1.2 for _ in range(3))
 
 
 def test_the_public_names_exist():

@@ -22,7 +22,7 @@ Places = tuple[int | str, ...]  # positions, or names
 Trying = Callable[
     [Batch], AbstractContextManager[Callable[[Batch, int, Mapping[str, Tensor]], Pair]]
 ]
-_MOST_AT_ONCE = 2  # constants as long as the data
+_MOST_AT_ONCE = 3  # constants as long as the data
 
 
 class _Place(NamedTuple):
@@ -214,10 +214,10 @@ def _changes(batch: Batch, places: Places, trying: Trying) -> set[Change] | None
     """Return what cuts change of the rows that stay, some arguments kept whole."""
     whole = {place: leaf for place, leaf in _by_place(batch).items() if place in places}
     rest = _without(batch, places)
-    few, kept = few_of(rest, num_rows(rest))
+    few, cuts = few_of(rest, num_rows(rest))
     with trying(batch) as run:
         found = changes_beside(
-            lambda some, latents: run(_with(some, whole), num_rows(some), latents), few, kept
+            lambda some, latents: run(_with(some, whole), num_rows(some), latents), few, cuts
         )
     return found
 

@@ -1,6 +1,6 @@
 """Whether the numbers of a datum stay what they are where the rows beside it are cut away."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -8,12 +8,13 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyro_vae.program.batch import Batch, map_rows, num_rows
+from pyro_vae.program.batch import Batch, map_rows, named_leaves, num_rows
 from pyro_vae.program.handlers import Message, data_frame, sample_sites
 
 MODEL, GUIDE = 0, 1  # whose density of a site a term is
 Pair = tuple[Trace, Trace]  # of model and guide, their plate under its canonical name
-_MOST, _KEPT = 8, 2  # rows to look at, and those of them that a cut keeps
+_MOST = 8  # rows from all over a batch to look at
+_SMALL = 1 << 20  # numbers of an argument of which the extreme rows are looked at, too
 
 
 class Change(NamedTuple):
@@ -25,17 +26,38 @@ class Change(NamedTuple):
     what: Literal["density", "weight"]
 
 
-def few_of(batch: Batch, rows: int) -> tuple[Batch, Tensor]:
-    """Return some rows from all over a batch, and which of them a cut keeps: the last ones.
+def few_of(batch: Batch, rows: int) -> tuple[Batch, list[Tensor]]:
+    """Return some rows of a batch, and the cuts of them: two halves, and two rows.
+
+    They stand all over it; those that are the largest or smallest of an argument are among them,
+    since a label that is rare, or the extreme of all, may be all that shows what the others are.
+    The two rows have the largest labels: few of a table are too few for these.
 
     Arguments:
         batch: Any.
         rows: Of what is cut; an argument of another length stays whole.
     """
     few = min(rows, _MOST)
-    places = torch.arange(few) * (rows - 1) // max(1, few - 1)
-    kept = torch.arange(few - max(1, min(_KEPT, few // 2)), few)
-    return map_rows(lambda leaf: leaf[places.to(leaf.device)], batch, rows), kept
+    spread = [int(place) for place in torch.arange(few) * (rows - 1) // max(1, few - 1)]
+    largest, smallest = _extremes(batch, rows)
+    places = sorted({*spread, *largest, *smallest})
+    chosen, numbers = torch.tensor(places), torch.arange(len(places))
+    cuts = [numbers[::2], numbers[1::2]] if len(places) > 1 else [numbers]
+    if len(places) > 4:
+        two = list(dict.fromkeys([*largest, *reversed(places)]))[:2]
+        cuts.append(torch.tensor(sorted(places.index(place) for place in two)))
+    return map_rows(lambda leaf: leaf[chosen.to(leaf.device)], batch, rows), cuts
+
+
+def _extremes(batch: Batch, rows: int) -> tuple[list[int], list[int]]:
+    """Return the rows in which each argument is largest, integers first, and is smallest."""
+    leaves = [leaf for _, leaf in named_leaves(batch) if leaf.dim() and len(leaf) == rows]
+    fit = [leaf for leaf in leaves if 0 < leaf.numel() <= _SMALL and not leaf.is_complex()]
+    sums = [
+        leaf.detach().reshape(rows, -1).double().sum(-1)
+        for leaf in sorted(fit, key=lambda leaf: leaf.is_floating_point())
+    ]
+    return [int(each.argmax()) for each in sums], [int(each.argmin()) for each in sums]
 
 
 def cut_to(batch: Batch, kept: Tensor) -> Batch:
@@ -79,7 +101,7 @@ def unlike(whole: Pair, cut: Pair, kept: Tensor | None = None) -> set[Change]:
 
 
 def changes_beside(
-    run: Callable[[Batch, Mapping[str, Tensor]], Pair], few: Batch, kept: Tensor
+    run: Callable[[Batch, Mapping[str, Tensor]], Pair], few: Batch, cuts: Sequence[Tensor]
 ) -> set[Change] | None:
     """Return what changes of some rows where the others are cut away.
 
@@ -89,11 +111,13 @@ def changes_beside(
     Arguments:
         run: Runs the pair on a batch at given latents.
         few: Some rows.
-        kept: Those of them that stay.
+        cuts: Those of them that stay, one cut after the other.
     """
     try:
         whole = run(few, {})
-        found = unlike(whole, run(cut_to(few, kept), latents_cut(whole, kept)), kept)
+        found: set[Change] = set()
+        for kept in cuts:
+            found |= unlike(whole, run(cut_to(few, kept), latents_cut(whole, kept)), kept)
         if found and unlike(whole, run(few, latents_cut(whole))):
             return None
     except Exception:  # whatever a user's function raises on rows that it was not written for

@@ -200,9 +200,9 @@ class Reader:
         """Return what changes of some rows where others are cut away; nothing where none can be."""
         if num_rows(batch) < 2:
             return set()
-        few, kept = few_of(batch, num_rows(batch))
+        few, cuts = few_of(batch, num_rows(batch))
         with self.trying(batch) as run:
-            found = changes_beside(lambda some, at: run(some, num_rows(some), at), few, kept)
+            found = changes_beside(lambda some, at: run(some, num_rows(some), at), few, cuts)
         return found or set()
 
     def _with_counts_as_floats(

@@ -52,6 +52,49 @@ def test_a_constant_as_long_as_the_data_stays_whole(mean, weights):
     assert run.history["loss"][0] == pytest.approx(-expected.mean().item())
 
 
+FEW = torch.where(torch.isin(torch.arange(N), torch.tensor([2, 5])), 1, 0)
+FIRST = torch.where(torch.arange(N) < 4, torch.arange(N), -1)
+HIGH = torch.where(torch.arange(N) == 5, 5.0, 1.0).double()
+RARE = {
+    "few rows tell": (lambda x, labels, w: w.sum() * labels, FEW, RAMP),
+    "rows in front tell": (lambda x, labels, w: w[labels.clamp(0)] * (labels >= 0), FIRST, RAMP),
+    "the largest": (lambda x, labels, w: w.max().expand(len(x)), LABELS, RAMP),
+    "one of them": (lambda x, labels, w: w.max().expand(len(x)), LABELS, HIGH),
+}
+
+
+@pytest.mark.parametrize("case", RARE)
+def test_a_constant_is_told_wherever_the_rows_stand_that_show_it(case):
+    """Of two rows at the end that a cut keeps, none need to be among them."""
+    mean, labels, w = RARE[case]
+    expected = dist.Normal(mean(X, labels, w), 1.0).log_prob(X)
+    torch.testing.assert_close(pv.elbo(Observed(mean), (X, labels, w), batch_size=2), expected)
+    run = pv.fit(
+        Observed(mean),
+        (X, labels, w),
+        epochs=1,
+        batch_size=4,
+        lr=1e-9,
+        progress=False,
+        compile=False,
+    )
+    assert run.history["loss"][0] == pytest.approx(-expected.mean().item())
+
+
+def test_three_constants_as_long_as_the_data_stay_whole():
+    def model(x, a, b, c):
+        loc = pyro.param("loc", torch.zeros((), dtype=torch.float64))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(loc + a.sum() + b.max() - c.sum(), 1.0), obs=x)
+
+    data = (X, RAMP, 2 + RAMP.flip(0), RAMP**2)
+    mean = data[1].sum() + data[2].max() - data[3].sum()
+    expected = dist.Normal(mean, 1.0).log_prob(X)
+    program = pv.Program(model, lambda *data: None)
+    run = pv.fit(program, data, epochs=1, batch_size=4, lr=1e-9, progress=False, compile=False)
+    assert run.history["loss"][0] == pytest.approx(-expected.mean().item())
+
+
 def test_an_argument_that_terms_outside_alone_read_is_asked_for_before_it_is_cut():
     """All of w under batches of 4, or the sum of the rows' own: the user knows which."""
 

@@ -46,7 +46,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in options.only.split(","):
         found = measure(
-            kind_of(name), seconds=options.seconds, seed=options.seed, folder=options.out
+            kind_of(name), seconds=options.seconds, seed=options.seed, folder=options.out.resolve()
         )
         print(f"{name}: {found['value']:.0f} {found['unit']}; {found['details']['total']}")
         for line in found["details"]["faults"]:

@@ -9,7 +9,9 @@ other error, more than `LIMIT` CPU seconds, or a tensor that is empty or NaN.
 import contextlib
 import inspect
 import io
+import os
 import signal
+import tempfile
 import traceback
 import types
 import warnings
@@ -267,7 +269,24 @@ def calls(door: Door, room: Room, pairs: Iterable[tuple[str, str]]) -> Iterator[
         yield Call(f"{door.name}({name} = {value})", what, said)
 
 
+@contextlib.contextmanager
+def _elsewhere() -> Iterator[None]:
+    """Work in a folder of its own: a word is a folder to `save`."""
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as home:
+        os.chdir(home)
+        try:
+            yield
+        finally:
+            os.chdir(before)
+
+
 def _trials(first: int, seed: int) -> Iterator[Trial]:
+    with _elsewhere():
+        yield from _of_doors(first)
+
+
+def _of_doors(first: int) -> Iterator[Trial]:
     count = 0
     for door in doors():
         room = Room()  # a call that trains, or resets weights, is not felt at the next door

@@ -182,7 +182,31 @@ def test_the_kl_of_steps_is_that_of_the_path_step_by_step():
     assert pv.per_step(pv.models.VAE((4, 1), 2, (4,)), torch.zeros(3, 4, 1)).kl is None
 
 
-@pytest.mark.parametrize("guide", ["smoothing", "filtering", "mean_field"])
+GUIDES = {  # at step 1 of 4: which steps of x a factor depends on, and whether on the state before
+    "smoothing": ([False, True, True, True], True),
+    "filtering": ([True, True, False, False], True),
+    "mean_field": ([True, True, True, True], False),
+    "filtering_mean_field": ([True, True, False, False], False),
+}
+
+
+@pytest.mark.parametrize(("guide", "expected"), GUIDES.items())
+def test_a_guide_of_states_reads_what_its_name_says(guide, expected):
+    """By the gradient of the density of one step."""
+    torch.manual_seed(0)
+    program = DMM(5, 2, (4,), transition=4, recurrent=4, guide=guide)
+    x, path = torch.rand(1, 4, 5, requires_grad=True), torch.randn(1, 4, 2, requires_grad=True)
+    q = program.encoder(x)
+    if isinstance(q, Chain):
+        one = q.step_log_prob(path)[0, 1]
+    else:
+        one = q.base_dist.log_prob(path)[0, 1].sum()
+    seen, before = torch.autograd.grad(one, (x, path))
+    assert (seen[0].abs().sum(-1) > 0).tolist() == expected[0]
+    assert (before[0].abs().sum(-1) > 0).tolist() == [expected[1], True, False, False]
+
+
+@pytest.mark.parametrize("guide", GUIDES)
 @pytest.mark.parametrize("padded", [True, False])
 def test_the_kl_of_steps_adds_up_to_that_of_the_path(guide, padded):
     torch.manual_seed(0)

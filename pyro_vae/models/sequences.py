@@ -28,8 +28,14 @@ from pyro_vae.models.networks import decoder_of
 from pyro_vae.models.zoo_program import ZooProgram, register
 from pyro_vae.nn import GRU, MLP, sizes
 
-# Which ways a guide reads.
-_BACKWARDS = {"smoothing": (True,), "filtering": (False,), "mean_field": (False, True)}
+# Which ways a guide reads, and which guides forget the state before.
+_BACKWARDS = {
+    "smoothing": (True,),
+    "filtering": (False,),
+    "mean_field": (False, True),
+    "filtering_mean_field": (False,),
+}
+_MEAN_FIELD = ("mean_field", "filtering_mean_field")
 
 
 class SequenceProgram(ZooProgram):
@@ -59,7 +65,8 @@ class DMM(SequenceProgram):
     Site `z` is the whole path, event (T, Z), and `x` the sequence. What a step of the guide knows
     of the observations, h_t, comes from a recurrent network: those from t on ("smoothing", the form
     of the exact posterior), those up to t ("filtering"), or all, but not the state before
-    ("mean_field").
+    ("mean_field"). The fourth guide reads as "filtering" does and forgets as "mean_field" does:
+    q(z_t | x_1, ..., x_t) ("filtering_mean_field").
 
     Arguments:
         data_dim: X.
@@ -68,7 +75,7 @@ class DMM(SequenceProgram):
         activation: name in `pyro_vae.nn.ACTIVATIONS`.
         transition: width of the networks of the transition.
         recurrent: H.
-        guide: "smoothing", "filtering" or "mean_field".
+        guide: "smoothing", "filtering", "mean_field" or "filtering_mean_field".
         num_flows: inverse autoregressive flows that bend each step's posterior; not of mean field.
         observation: class of `pyro_vae.conditionals`, or a `functools.partial` of one.
         data_mean: training mean of a step, shape (X,); starts the observations there.
@@ -94,7 +101,9 @@ class DMM(SequenceProgram):
         activation: str = "relu",
         transition: int = 200,
         recurrent: int = 600,
-        guide: Literal["smoothing", "filtering", "mean_field"] = "smoothing",
+        guide: Literal[
+            "smoothing", "filtering", "mean_field", "filtering_mean_field"
+        ] = "smoothing",
         num_flows: int = 0,
         observation: Observation = Bernoulli,
         data_mean: Tensor | None = None,
@@ -120,10 +129,10 @@ class DMM(SequenceProgram):
         shape = self.data_shape[0], width
         readers = (GRU(*shape, reverse=reverse) for reverse in _BACKWARDS[guide])
         self.readers = nn.ModuleList(readers)
-        if guide == "mean_field":
+        if guide in _MEAN_FIELD:
             if num_flows:
                 raise ConfigError("num_flows: a mean-field guide has none; use smoothing")
-            self.posterior: nn.Module = Gaussian(nn.Linear(2 * width, 2 * size))
+            self.posterior: nn.Module = Gaussian(nn.Linear(len(self.readers) * width, 2 * size))
         else:
             self.posterior = Combiner(size, width, num_flows)
             self.guess = nn.Parameter(torch.zeros(size))
@@ -135,7 +144,7 @@ class DMM(SequenceProgram):
     def encoder(self, x: Tensor, lengths: Tensor | None = None) -> TorchDistributionMixin:
         """Return q(z | x) of sequences (B, T, X), event (T, Z)."""
         read = torch.cat([reader(x, lengths) for reader in self.readers], -1)  # (B, T, H)
-        if self.how == "mean_field":
+        if self.how in _MEAN_FIELD:
             return _steps(self.posterior(read), lengths)
         return Chain(self.posterior, self.guess, x.shape[1], inputs=read, lengths=lengths)
 

@@ -1,6 +1,7 @@
 """Corpora from files of sparse counts."""
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,41 @@ def test_a_corpus_has_no_binarisation_and_no_download(tmp_path):
         pv.data.load("20news", binarisation="static", root=written(tmp_path))
     with pytest.raises(DataError, match=r"20news_etm\.npz.*PYRO_VAE_DATA"):
         pv.data.load("20news_etm", root=tmp_path)
+
+
+@pytest.fixture
+def reuters(tmp_path, monkeypatch):
+    """A package of the name and the files of the real one, whose code must not run."""
+    files = tmp_path / "lda" / "tests"
+    files.mkdir(parents=True)
+    (tmp_path / "lda" / "__init__.py").write_text("raise AssertionError")
+    lines = [f"2 {i % 3}:{i + 1} 3:1" for i in range(40)] + ["0"]
+    (files / "reuters.ldac").write_text("\n".join(lines))
+    (files / "reuters.tokens").write_text("a\nb\nc\nd\n")
+    monkeypatch.delenv("PYRO_VAE_DATA", raising=False)
+    monkeypatch.delitem(sys.modules, "lda", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return files
+
+
+def test_a_corpus_comes_with_an_extra(reuters, tmp_path):
+    corpus = pv.data.load("reuters")
+    assert corpus.vocabulary == ("a", "b", "c", "d") and corpus.dropped["train"] == 1
+    assert corpus.test.tolist() == [[10, 0, 0, 1], [0, 0, 30, 1]]
+    assert corpus.valid.tolist() == [[0, 20, 0, 1], [40, 0, 0, 1]] and len(corpus.train) == 36
+    (tmp_path / "own").mkdir()
+    for file in reuters.iterdir():
+        file.rename(tmp_path / "own" / file.name)
+    assert torch.equal(pv.data.load("reuters", root=tmp_path / "own").train, corpus.train)
+    with pytest.raises(DataError, match=r"no installed package lda.*pyro-vae\[reuters\]"):
+        pv.data.load("reuters")
+
+
+@pytest.mark.parametrize("line", ["1 4:1", "2 0:1", "1 0:0", "1 0:x", "1 -1:2", "2 0:1 0:2", ""])
+def test_a_line_that_is_no_document_is_named(reuters, line):
+    (reuters / "reuters.ldac").write_text(f"1 0:1\n{line}\n1 0:1")
+    with pytest.raises(DataError, match=r"reuters\.ldac: got .* in line 2, expected the number"):
+        pv.data.load("reuters")
 
 
 def test_halves_of_documents_share_their_words():

@@ -209,7 +209,8 @@ figure.tight_layout()
 #
 # From strings to counts is scikit-learn's part. The texts here are those that it ships with: the
 # descriptions of its data sets, a paragraph each. They are few, and the topics are what one may
-# expect of so little text; for a real corpus see `pv.data.load("20news")`.
+# expect of so little text. Real corpora are `pv.data.load("reuters")`, which comes with
+# `pip install 'pyro-vae[reuters]'`, and `pv.data.load("20news")`.
 
 # %%
 names = ("breast_cancer", "diabetes", "digits", "iris", "linnerud", "wine")
@@ -233,6 +234,8 @@ pv.plots.topic_words(text_model.topics(), vocabulary, num_words=6)
 #
 #     pyro-vae train --model LDA --data counts.npz --vocab words.txt --latent_dim 6
 #     pyro-vae topics runs/lda-counts
+#
+# or, on the news articles, `pyro-vae train --model LDA --data reuters --latent_dim 20`.
 #
 # ## What to take away
 #

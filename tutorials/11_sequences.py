@@ -121,6 +121,8 @@ pv.plots.piano_rolls({f"piece {row}": piece(test, row) for row in range(3)})
 # | `"smoothing"` | $z_{t-1}$, and $x_t, \dots, x_T$ through a backward GRU | nothing |
 # | `"filtering"` | $z_{t-1}$, and $x_1, \dots, x_t$ | the future |
 # | `"mean_field"` | all of x, not $z_{t-1}$ | the ties between states |
+#
+# (`"filtering_mean_field"` lacks both: it reads $x_1, \dots, x_t$ and not $z_{t-1}$.)
 
 
 # %%

@@ -9,13 +9,13 @@ import torch
 import pyro_vae as pv
 from pyro_vae.cli.options import DOCUMENTS, SEQUENCES, Binarisation
 from pyro_vae.cli.report import say
-from pyro_vae.data.corpora import CORPORA
+from pyro_vae.data import catalogue
 from pyro_vae.data.count_files import read_counts
 from pyro_vae.errors import ConfigError, DataError
 
 SETS = {
     "images": ("digits", "mnist", "mnist_static", "fashion_mnist"),
-    "documents": tuple(CORPORA),
+    "documents": catalogue.DOCUMENTS,
     "sequences": ("jsb",),
 }
 
@@ -66,7 +66,7 @@ def load_data(settings: dict[str, Any]) -> DataSet:
         DataError: No data set of that name, and no file.
     """
     kind, name, words = kind_of(settings["model"]), settings["data"], settings.get("vocab")
-    if words and (kind != "documents" or name in CORPORA):
+    if words and (kind != "documents" or name in catalogue.DOCUMENTS):
         raise ConfigError(f"vocab: got {words!r}, expected none: only files of counts need one")
     if name in SETS[kind]:
         chosen = None if settings["binarisation"] == "none" else settings["binarisation"]

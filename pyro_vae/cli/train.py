@@ -57,8 +57,9 @@ def train(
     Arguments:
         model: what is modelled: images by the first three, counts of words by the next five,
             sequences by the last two.
-        data: data set: digits, mnist, mnist_static or fashion_mnist; 20news, 20news_etm, or a
-            file .npz of counts, as scipy.sparse.save_npz writes it or with an array x; jsb.
+        data: data set: digits, mnist, mnist_static or fashion_mnist; 20news, 20news_etm,
+            reuters (of the extra of that name), or a file .npz of counts, as
+            scipy.sparse.save_npz writes it or with an array x; jsb.
         vocab: text file of the words of a file of counts, one a line; null numbers them.
         binarisation: none keeps grey levels; null is static for mnist_static, dynamic for other
             images of a VAE, none otherwise.

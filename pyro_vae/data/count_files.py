@@ -31,7 +31,20 @@ def read_counts(path: Path, vocabulary: Path | None = None) -> Corpus:
     """
     arrays = _arrays(path)
     rows = _sparse(path, arrays) if "indptr" in arrays else _dense(path, arrays)
-    words = _words(vocabulary, rows.shape[1])
+    return divided(path, rows, _words(vocabulary, rows.shape[1]))
+
+
+def divided(path: Path, rows: Any, words: tuple[str, ...]) -> Corpus:
+    """Return documents in splits: every 20th validates, and the tenth after it tests.
+
+    Arguments:
+        path: file of the documents.
+        rows: counts ``(N, V)``, a tensor or sparse rows of scipy.
+        words: the V words.
+
+    Raises:
+        DataError: Too few documents have words.
+    """
     turn = np.arange(rows.shape[0]) % _EVERY
     splits = {"valid": turn == _EVERY - 1, "test": turn == _EVERY // 2 - 1}
     splits["train"] = ~(splits["valid"] | splits["test"])

@@ -16,17 +16,28 @@ from pyro_vae.storage.atomic import atomic_write_bytes
 ENVIRONMENT = "PYRO_VAE_DATA"
 
 
+def folder_of(root: str | os.PathLike[str] | None) -> Path | None:
+    """Return the folder of data files that was given, or is in the environment; None: neither.
+
+    Raises:
+        DataError: There is no such folder.
+    """
+    folder = root if root is not None else os.environ.get(ENVIRONMENT)
+    if not folder:
+        return None
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        source = "root" if root is not None else f"${ENVIRONMENT}"
+        raise DataError(f"{source} is {str(path)!r}, which is not a folder; correct it")
+    return path
+
+
 def locate(name: str, root: str | os.PathLike[str] | None, suffix: str = ".npz") -> Path:
     """Return the file of a data set: from the folder, the cache or a download."""
-    folder = root if root is not None else os.environ.get(ENVIRONMENT)
-    if folder:
-        folder = Path(folder).expanduser()
-        if not folder.is_dir():
-            source = "root" if root is not None else f"${ENVIRONMENT}"
-            raise DataError(f"{source} is {str(folder)!r}, which is not a folder; correct it")
-        # A dangling link or a folder of that name is reported, not passed over.
-        if os.path.lexists(folder / f"{name}{suffix}"):
-            return folder / f"{name}{suffix}"
+    folder = folder_of(root)
+    # A dangling link or a folder of that name is reported, not passed over.
+    if folder is not None and os.path.lexists(folder / f"{name}{suffix}"):
+        return folder / f"{name}{suffix}"
     import pooch  # only those without the files need it
 
     cache = Path(root).expanduser() if root is not None else Path(pooch.os_cache("pyro_vae"))

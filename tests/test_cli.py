@@ -96,7 +96,10 @@ def test_help_tells_each_option_its_meaning_and_its_default(command, capsys):
         (["train", "--config", "absent.yaml"], "absent.yaml"),
         (["train", "--model", "ProdLDA"], "digits is no set of documents, which ProdLDA models"),
         (["train", "--model", "LDA", "--data", "absent.npz"], "absent.npz: no such file"),
-        (["train", "--model", "LDA", "--data", "none"], "choose 20news, 20news_etm, reuters or a file .npz"),
+        (
+            ["train", "--model", "LDA", "--data", "none"],
+            "choose 20news, 20news_etm, reuters or a file .npz",
+        ),
         (["train", "--data", "20news"], "no set of images"),
         (["train", "--vocab", "words.txt"], "vocab"),
         (["train", "--model", "DMM", "--data", "jsb", "--network", "conv"], "network: DMM"),

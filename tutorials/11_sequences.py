@@ -181,13 +181,14 @@ for name, program in models.items():
 # %% [markdown]
 # These are short runs on the beginnings of the pieces. What this project has measured on the whole
 # data set (Krishnan et al., 2017, print 7.03 for smoothing, 7.52 for filtering, 7.10 for mean
-# field, with larger networks):
+# field, with larger networks). Each thing that a guide lacks costs: beside the guide that reads the
+# past alone and forgets the state before, filtering gains a quarter of a nat per step.
 
 # %%
 for name, row in recorded("dmm_").items():
     if "importance_sampling" in row["details"]:
         tight = row["details"]["importance_sampling"]
-        print(f"{name:<16} bound {row['value']:.2f} ± {row['stderr']:.2f}, likelihood {tight:.2f}")
+        print(f"{name:<24} bound {row['value']:.2f} ± {row['stderr']:.2f}, likelihood {tight:.2f}")
 
 # %% [markdown]
 # How much does the latent of each step tell? The KL of a path is a sum over its steps,

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -44,7 +45,7 @@ def test_the_dicts_of_names_are_the_choices():
         (options.Observation, options.OBSERVATIONS),
     ):
         assert set(get_args(kind)) == set(names)
-    assert set().union(*datasets.SETS.values()) == {*pv.data.NAMES} - {"coco_captions"}
+    assert set().union(*datasets.SETS.values()) == {*pv.data.NAMES}
     assert get_args(options.Binarisation) == (*pv.data.BINARISATIONS, "none")
 
 
@@ -199,7 +200,7 @@ def test_topics_of_a_file_from_training_to_their_words(counts, capsys, tmp_path)
     assert (tmp_path / "rows" / "topics.png").read_bytes().startswith(b"\x89PNG")
     assert cli.main(["evaluate", "rows", "--samples", "3", "--progress", "false"]) == 0
     capsys.readouterr()
-    assert "ProdLDA draws no images" in complaint(capsys, ["generate", "rows"])
+    assert "ProdLDA draws counts" in complaint(capsys, ["generate", "rows"])
 
 
 @pytest.mark.parametrize(
@@ -260,7 +261,47 @@ def test_sequences_from_training_to_figures_per_step(monkeypatch, capsys, tmp_pa
     bound = pv.elbo(pv.load("run"), part, num_particles=200).sum() / -26
     assert figures["per_step"] == pytest.approx(bound.item(), abs=5 * figures["per_step_stderr"])
     capsys.readouterr()
-    assert "VRNN draws no images" in complaint(capsys, ["generate", "run"])
+    assert cli.main(["generate", "run", "-n", "8"]) == 0
+    with np.load("run/samples.npz") as arrays:
+        rolls, lengths = torch.tensor(arrays["rolls"]), arrays["lengths"].tolist()
+    assert rolls.shape == (8, 6, 5) and lengths == [3, 6, 2, 6, 5, 4, 3, 6]
+    kept = torch.arange(6) < torch.tensor(lengths)[:, None]
+    assert ((rolls > 0) & (rolls < 1)).all(-1).equal(kept)  # means; nothing behind the lengths
+    assert (tmp_path / "run" / "samples.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_sentences_of_a_file_from_training_to_text(capsys, tmp_path):
+    """The words of a run are its own, whatever data it is asked about."""
+    torch.manual_seed(0)
+    words = [["the", "a"], ["cat", "dog", "cow"], ["sees", "hears"], ["it", "me"]]
+    lines = [" ".join(w[int(torch.randint(len(w), ()))] for w in words) for _ in range(100)]
+    (tmp_path / "lines.txt").write_text("\n\n".join(lines))
+    (tmp_path / "other.txt").write_text("\n".join(["me hears cat", "zebra it"] * 10))
+    for model in ("SentenceVAE", "SentenceLM"):
+        assert train("--model", model, "--data", "lines.txt", "--out", model) == 0
+        arguments = ["evaluate", model, "--data", "other.txt", "--samples", "2"]
+        assert cli.main([*arguments, "--progress", "false"]) == 0
+        said = capsys.readouterr().out
+        assert "bound per step" in said and ("KL of z" in said) == (model == "SentenceVAE")
+    known = pv.data.Vocabulary(Path("SentenceLM/vocabulary.txt").read_text().split())
+    assert known[4:] == tuple(sorted(word for each in words for word in each))
+    figures = json.loads((tmp_path / "SentenceLM" / "evaluation.json").read_text())
+    x = known.numbers(["zebra it"])  # the tenth of twenty lines; zebra is <unk>
+    exact = pv.log_likelihood(pv.load("SentenceLM"), x, samples=1).log_prob
+    assert figures["log_likelihood"] == pytest.approx(exact.item())
+    assert figures["per_step"] == pytest.approx(-exact.item() / 3)
+    assert cli.main(["generate", "SentenceVAE", "-n", "5"]) == 0
+    drawn = (tmp_path / "SentenceVAE" / "samples.txt").read_text()
+    assert drawn in capsys.readouterr().out and drawn.count("\n") == 5
+    assert set(drawn.split()) <= {*known}
+    for changed, message in (
+        (["--hidden", "[3,4]"], "expected one width for SentenceVAE"),
+        (["--data", "absent.txt"], "absent.txt: no such file"),
+        (["--vocab", "lines.txt"], "twice"),
+        (["--data", "jsb"], "jsb is no set of sentences"),
+    ):
+        arguments = ["train", *SMALL, "--model", "SentenceVAE", "--data", "lines.txt", *changed]
+        assert message in complaint(capsys, arguments)
 
 
 def test_resume_ends_where_an_unbroken_run_does(capsys, tmp_path):

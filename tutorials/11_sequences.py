@@ -448,6 +448,12 @@ scene = [
 pv.plots.latent_map(pv.encode(alive, test_text), scene, title="Codes of sentences, by scene")
 
 # %% [markdown]
+# From the shell, with a sentence on each line of a file:
+#
+#     pyro-vae train --model SentenceVAE --data lines.txt --objective target_kl --nats 5
+#     pyro-vae evaluate runs/sentencevae-lines
+#     pyro-vae generate runs/sentencevae-lines -n 10
+#
 # ## What to take away
 #
 # - A path of latents is one site: the program does not grow with the sequence, and any verb works.

@@ -74,6 +74,8 @@ def _parser() -> ArgumentParser:
         skipped: set[str | int] = {"n"} if name == "generate" else set()
         sub.add_function_arguments(function, as_positional=True, skip=skipped)
         if skipped:
-            sub.add_argument("-n", "--n", type=int, default=64, help="number of images.")
+            sub.add_argument(
+                "-n", "--n", type=int, default=64, help="number of images, chorales or sentences."
+            )
         commands.add_subcommand(name, sub, help=title)
     return parser

@@ -1,4 +1,4 @@
-"""The data that the settings of a run ask for: images, documents or sequences."""
+"""The data that the settings of a run ask for: images, documents, sequences or sentences."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,17 +7,20 @@ from typing import Any
 import torch
 
 import pyro_vae as pv
-from pyro_vae.cli.options import DOCUMENTS, SEQUENCES, Binarisation
+from pyro_vae.cli.options import DOCUMENTS, SENTENCES, SEQUENCES, Binarisation
 from pyro_vae.cli.report import say
 from pyro_vae.data import catalogue
 from pyro_vae.data.count_files import read_counts
+from pyro_vae.data.line_files import read_lines, read_words
 from pyro_vae.errors import ConfigError, DataError
 
 SETS = {
     "images": ("digits", "mnist", "mnist_static", "fashion_mnist"),
     "documents": catalogue.DOCUMENTS,
     "sequences": ("jsb",),
+    "sentences": ("coco_captions",),
 }
+_FILES = {"documents": ".npz", "sentences": ".txt"}  # of a user's own
 
 
 @dataclass(frozen=True)
@@ -66,20 +69,28 @@ def load_data(settings: dict[str, Any]) -> DataSet:
         DataError: No data set of that name, and no file.
     """
     kind, name, words = kind_of(settings["model"]), settings["data"], settings.get("vocab")
-    if words and (kind != "documents" or name in catalogue.DOCUMENTS):
-        raise ConfigError(f"vocab: got {words!r}, expected none: only files of counts need one")
+    suffix = _FILES.get(kind)
+    if words and (suffix is None or (kind == "documents" and name in catalogue.DOCUMENTS)):
+        raise ConfigError(
+            f"vocab: got {words!r}, expected none: only files of counts and of sentences have one"
+        )
     if name in SETS[kind]:
         chosen = None if settings["binarisation"] == "none" else settings["binarisation"]
         source: Any = pv.data.load(name, binarisation=chosen, seed=settings["seed"])
+        if words and source.vocabulary != read_words(Path(words)):
+            raise ConfigError(f"data: the words of {name} are not those of {words}")
         return DataSet(source, settings.get("network", "mlp"))
-    known = ", ".join(SETS[kind]) + (" or a file .npz" if kind == "documents" else "")
+    known = ", ".join(SETS[kind]) + (f" or a file {suffix}" if suffix else "")
     if any(name in names for names in SETS.values()):
         raise ConfigError(
             f"data: {name} is no set of {kind}, which {settings['model']} models; choose {known}"
         )
-    if kind != "documents" or not name.endswith(".npz"):
+    if suffix is None or not name.endswith(suffix):
         raise DataError(f"data: unknown data set {name!r}; choose {known}")
-    source = read_counts(Path(name), Path(words) if words else None)
+    path, vocabulary = Path(name), Path(words) if words else None
+    if kind == "sentences":
+        return DataSet(read_lines(path, vocabulary))
+    source = read_counts(path, vocabulary)
     gone = sum(source.dropped.values())
     if gone:
         say(f"{name}: {gone} documents have no words and are left out")
@@ -87,8 +98,9 @@ def load_data(settings: dict[str, Any]) -> DataSet:
 
 
 def kind_of(model: str) -> str:
-    """Return what a model is of: "images", "documents" or "sequences"."""
-    return "documents" if model in DOCUMENTS else "sequences" if model in SEQUENCES else "images"
+    """Return what a model is of: "images", "documents", "sequences" or "sentences"."""
+    kinds = {"documents": DOCUMENTS, "sequences": SEQUENCES, "sentences": SENTENCES}
+    return next((kind for kind, models in kinds.items() if model in models), "images")
 
 
 def default_binarisation(model: str, data: str) -> Binarisation:

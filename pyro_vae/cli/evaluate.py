@@ -30,7 +30,8 @@ def evaluate(
 ) -> None:
     """Judge a run: ELBO, log-likelihood, KL and active units, also written to evaluation.json.
 
-    Sequences are judged per step too: the sum of their bounds over that of their steps.
+    Sequences are judged per step too, and sentences per word: the sum of their bounds over that of
+    their steps.
 
     Arguments:
         run: run folder.
@@ -47,9 +48,10 @@ def evaluate(
     count = None if rows is None else positive("rows", rows)
     x = load_data(settings).drawn(split, seed, count)
     figures = judge(program, x, samples, seed, progress)
-    if kind_of(settings["model"]) == "sequences":
+    if kind_of(settings["model"]) in ("sequences", "sentences"):
         steps = pv.per_step(program, x)
-        figures |= {"per_step": steps.bound, "per_step_stderr": steps.bound_stderr}
+        error = steps.bound_stderr if figures["rows"] > 1 else None
+        figures |= {"per_step": steps.bound, "per_step_stderr": error}
     told = {"data": settings["data"], "binarisation": settings["binarisation"], "split": split}
     figures = told | figures
     path = Path(run) / "evaluation.json"
@@ -94,9 +96,9 @@ def judge(program: Any, x: Any, samples: int, seed: int, progress: bool) -> dict
     start = time.perf_counter()
     torch.manual_seed(seed)
     scored = pv.log_likelihood(program, x, samples=samples, progress=progress)
-    elbo, found = pv.elbo(program, x), pv.diagnose(program, x)
+    elbo = pv.elbo(program, x)
     error = float(elbo.std()) / math.sqrt(len(elbo)) if len(elbo) > 1 else None
-    return {
+    figures: dict[str, Any] = {
         "rows": len(elbo),
         "elbo": float(elbo.mean()),
         "elbo_stderr": error,
@@ -104,10 +106,14 @@ def judge(program: Any, x: Any, samples: int, seed: int, progress: bool) -> dict
         "log_likelihood_stderr": scored.stderr if len(elbo) > 1 else None,
         "samples": samples,
         "median_ess": float(scored.ess.median()),
-        "kl": found.kl,
-        "active_units": found.active_units,
-        "units": {site: value.numel() for site, value in found.variance.items()},
-        "reconstruction": found.reconstruction,
         "seed": seed,
-        "seconds": time.perf_counter() - start,
     }
+    if pv.Program.of(program).sites.local:  # a language model has none
+        found = pv.diagnose(program, x)
+        figures |= {
+            "kl": found.kl,
+            "active_units": found.active_units,
+            "units": {site: value.numel() for site, value in found.variance.items()},
+            "reconstruction": found.reconstruction,
+        }
+    return figures | {"seconds": time.perf_counter() - start}

@@ -8,34 +8,65 @@ import numpy as np
 import torch
 
 import pyro_vae as pv
-from pyro_vae.cli.datasets import kind_of
+from pyro_vae.arguments import positive
+from pyro_vae.cli.datasets import kind_of, load_data
 from pyro_vae.cli.report import say
 from pyro_vae.cli.runs import open_run
 from pyro_vae.errors import ConfigError
-from pyro_vae.storage.atomic import atomic_write_bytes
+from pyro_vae.storage.atomic import atomic_write_bytes, atomic_write_text
+
+_SHOWN = 6  # piano rolls in one picture
 
 
-def generate(run: str, n: int = 64, mean: bool = True, seed: int = 0, device: str = "auto") -> None:
-    """Draw images from a trained model: samples.png and samples.npz in its run folder.
+def generate(
+    run: str, n: int = 64, mean: bool | None = None, seed: int = 0, device: str = "auto"
+) -> None:
+    """Draw images, chorales or sentences from a trained model into its run folder.
+
+    Images and piano rolls are written to samples.png and samples.npz, sentences to samples.txt.
+    Sequences get the lengths of the first test data.
 
     Arguments:
         run: run folder.
-        n: number of images.
-        mean: the means of p(x | z); false draws from it.
+        n: number of images, chorales or sentences.
+        mean: the means of p(x | z), and the likeliest words; false draws from it. Null is false for
+            sentences, true for all else.
         seed: of the draws.
         device: auto, cpu, cuda or cuda:N.
     """
     program, settings = open_run(run, device)
-    if kind_of(settings["model"]) != "images":
-        raise ConfigError(f"generate: {settings['model']} draws no images; use pyro_vae.generate")
+    kind = kind_of(settings["model"])
+    if kind == "documents":
+        raise ConfigError(f"generate: {settings['model']} draws counts; use pyro_vae.generate")
+    mean = kind != "sentences" if mean is None else mean
+    source = None if kind == "images" else load_data(settings).source
+    inputs = None if source is None else _inputs(source.test, positive("n", n))
     torch.manual_seed(seed)
-    drawn: Any = pv.generate(program, n, mean=mean)
-    shape = (1, 8, 8) if settings["data"] == "digits" else (1, 28, 28)
-    images = drawn.cpu().reshape(n, *shape)
-    folder = Path(run)
-    pv.plots.save(pv.plots.samples(images, title=sample_title(n, mean)), folder / "samples.png")
-    _write_npz(folder / "samples.npz", images)
+    drawn: Any = pv.generate(program, n, given=inputs, mean=mean)
+    folder, drawn = Path(run), drawn.cpu()
+    if kind == "sentences":
+        text = "\n".join(source.vocabulary.text(drawn))  # type: ignore[union-attr]
+        atomic_write_text(folder / "samples.txt", text + "\n")
+        say(f"{text}\n\nwritten to {folder / 'samples.txt'}")
+        return
+    if inputs is None:
+        shape = (1, 8, 8) if settings["data"] == "digits" else (1, 28, 28)
+        arrays = {"images": drawn.reshape(n, *shape)}
+        figure = pv.plots.samples(arrays["images"], title=sample_title(n, mean))
+    else:
+        arrays = {"rolls": drawn, "lengths": inputs["lengths"]}
+        rolls = zip(drawn[:_SHOWN], inputs["lengths"].tolist(), strict=False)
+        named = {f"{row + 1}": roll[:length] for row, (roll, length) in enumerate(rolls)}
+        figure = pv.plots.piano_rolls(named, title=sample_title(len(named), mean))
+    pv.plots.save(figure, folder / "samples.png")
+    _write_npz(folder / "samples.npz", arrays)
     say(f"written to {folder / 'samples.png'} and {folder / 'samples.npz'}")
+
+
+def _inputs(test: dict[str, torch.Tensor], n: int) -> dict[str, torch.Tensor]:
+    """Return n rows, of which only the lengths count: those of the test data, again and again."""
+    rows = torch.arange(n) % len(test["lengths"])
+    return {name: x[rows] for name, x in test.items()}
 
 
 def sample_title(n: int, mean: bool) -> str:
@@ -43,7 +74,8 @@ def sample_title(n: int, mean: bool) -> str:
     return f"{n} draws from the prior" + (", decoded to E[x | z]" if mean else "")
 
 
-def _write_npz(path: Path, images: torch.Tensor) -> None:
+def _write_npz(path: Path, arrays: dict[str, torch.Tensor]) -> None:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, images=images.numpy())
+    columns: dict[str, Any] = {name: x.numpy() for name, x in arrays.items()}
+    np.savez_compressed(buffer, **columns)
     atomic_write_bytes(path, buffer.getvalue())

@@ -18,7 +18,11 @@ DOCUMENTS: dict[str, Callable[..., Any]] = {
     "LDA": pv.models.LDA,
 }
 SEQUENCES: dict[str, Callable[..., Any]] = {"DMM": pv.models.DMM, "VRNN": pv.models.VRNN}
-MODELS = {**IMAGES, **DOCUMENTS, **SEQUENCES}
+SENTENCES: dict[str, Callable[..., Any]] = {
+    "SentenceVAE": pv.models.SentenceVAE,
+    "SentenceLM": pv.models.SentenceLM,
+}
+MODELS = {**IMAGES, **DOCUMENTS, **SEQUENCES, **SENTENCES}
 OBSERVATIONS: dict[str, Any] = {
     name: getattr(pv.conditionals, name)
     for name in ("Bernoulli", "Gaussian", "IsotropicGaussian", "DiscretisedLogistic")
@@ -33,7 +37,18 @@ OBJECTIVES: dict[str, Callable[[int, float, Any], Any]] = {
     "lagging": lambda particles, nats, valid: pv.Lagging(valid),
 }
 Model = Literal[
-    "VAE", "LinearVAE", "Autoencoder", "NVDM", "GSM", "ProdLDA", "ETM", "LDA", "DMM", "VRNN"
+    "VAE",
+    "LinearVAE",
+    "Autoencoder",
+    "NVDM",
+    "GSM",
+    "ProdLDA",
+    "ETM",
+    "LDA",
+    "DMM",
+    "VRNN",
+    "SentenceVAE",
+    "SentenceLM",
 ]
 Objective = Literal["elbo", "analytic_elbo", "iwae", "free_bits", "target_kl", "lagging"]
 Posterior = Literal[

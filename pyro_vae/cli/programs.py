@@ -16,6 +16,8 @@ def check_options(settings: dict[str, Any]) -> None:
     fixed = {"observation": None, "posterior": "Gaussian"} if model != "VAE" else {}
     fixed |= {"network": "mlp"} if kind != "images" or model == "LinearVAE" else {}
     fixed |= {"binarisation": "none"} if kind != "images" else {}
+    if kind == "sentences" and len(_widths(settings)) != 1:
+        raise ConfigError(f"hidden: got {settings['hidden']}, expected one width for {model}")
     for name, default in fixed.items():
         if settings.get(name, default) != default:
             raise ConfigError(f"{name}: {model} has no choice of it; leave --{name} out")
@@ -24,11 +26,13 @@ def check_options(settings: dict[str, Any]) -> None:
 def build_program(settings: dict[str, Any], data: DataSet) -> Any:
     """Return a new program of the size of the data."""
     model, kind = settings["model"], kind_of(settings["model"])
-    hidden = settings["hidden"]
-    hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
+    hidden = _widths(settings)
     source, latent_dim = data.source, settings["latent_dim"]
     if kind == "documents":
         return MODELS[model](len(source.vocabulary), latent_dim, hidden)
+    if kind == "sentences":
+        code = {} if model == "SentenceLM" else {"latent_dim": latent_dim}
+        return MODELS[model](len(source.vocabulary), **code, hidden=hidden[0])
     if kind == "sequences":
         x, lengths = source.train["x"], source.train["lengths"]
         mean = x.sum((0, 1)) / lengths.sum()
@@ -47,6 +51,11 @@ def build_program(settings: dict[str, Any], data: DataSet) -> Any:
         options["posterior"] = getattr(pv.conditionals, settings.get("posterior", "Gaussian"))
     size: Any = source.shape if settings["network"] == "conv" else math.prod(source.shape)
     return MODELS[model](size, latent_dim, **options)
+
+
+def _widths(settings: dict[str, Any]) -> tuple[int, ...]:
+    hidden = settings["hidden"]
+    return (hidden,) if isinstance(hidden, int) else tuple(hidden)
 
 
 def _observation(name: str, data: str) -> Any:

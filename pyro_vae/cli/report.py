@@ -30,13 +30,15 @@ def table(figures: dict[str, Any]) -> str:
             value("log_likelihood"),
             f"nats per datum, K = {figures['samples']}",
         ),
-        ("reconstruction", f"{figures['reconstruction']:8.2f}", "nats per datum, E_q log p(x | z)"),
     ]
+    if "reconstruction" in figures:
+        told = f"{figures['reconstruction']:8.2f}"
+        lines.append(("reconstruction", told, "nats per datum, E_q log p(x | z)"))
     if "per_step" in figures:
         lines.insert(
             1, ("bound per step", value("per_step"), "nats, minus the sum of ELBOs / steps")
         )
-    for site, kl in figures["kl"].items():
+    for site, kl in figures.get("kl", {}).items():
         active, units = figures["active_units"].get(site), figures["units"].get(site)
         lines.append((f"KL of {site}", f"{kl:8.2f}", "nats per datum"))
         if units is not None:

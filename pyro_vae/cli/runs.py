@@ -1,6 +1,7 @@
 """Run folders: making one, going on in one, and opening what lies there."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from pyro_vae.errors import ConfigError
 from pyro_vae.storage.atomic import atomic_write_text
 
 SETTINGS = "train.json"  # what `train` was asked for; itself a file for --config
+VOCABULARY = "vocabulary.txt"  # the words of sentences by number, without which a run is mute
 # What `--resume settings` lets differ, beside these.
 _RENEWABLE = {"lr", "lr_schedule", "beta", "warmup", "clip_norm"}
 # Not part of what a run is; a continuation may choose them anew.
@@ -25,8 +27,16 @@ def fresh_folder(folder: Path) -> Path:
     return path
 
 
-def record(run: Any, settings: dict[str, Any]) -> None:
-    """Write the settings once the run folder is there, and when a continuation changes some."""
+def record(run: Any, settings: dict[str, Any], words: Sequence[str] = ()) -> None:
+    """Write the settings once the run folder is there, and when a continuation changes some.
+
+    Arguments:
+        run: what `fit` hands its callbacks.
+        settings: of the run.
+        words: those of its sentences.
+    """
+    if words and not (run.folder / VOCABULARY).exists():
+        atomic_write_text(run.folder / VOCABULARY, "\n".join(words) + "\n")
     path = run.folder / SETTINGS
     kept = {k: v for k, v in settings.items() if k not in _FREE}
     text = json.dumps(kept, indent=2) + "\n"
@@ -66,7 +76,12 @@ def check_same_run(folder: Path, settings: dict[str, Any], *, renew: bool = Fals
 
 
 def open_run(run: str, device: str, **changed: Any) -> tuple[Any, dict[str, Any]]:
-    """Return the program of a run and its settings, with those that are not None changed."""
+    """Return the program of a run and its settings, with those that are not None changed.
+
+    The words of sentences are those of the run, whatever the data.
+    """
     where, settings = resolve_device(device), read_settings(Path(run))
+    if (Path(run) / VOCABULARY).exists():
+        settings["vocab"] = str(Path(run) / VOCABULARY)
     program = pv.load(run, device=where)
     return program, settings | {k: v for k, v in changed.items() if v is not None}

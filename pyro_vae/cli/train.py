@@ -56,16 +56,18 @@ def train(
 
     Arguments:
         model: what is modelled: images by the first three, counts of words by the next five,
-            sequences by the last two.
+            chorales by DMM and VRNN, sentences by the last two.
         data: data set: digits, mnist, mnist_static or fashion_mnist; 20news, 20news_etm,
             reuters (of the extra of that name), or a file .npz of counts, as
-            scipy.sparse.save_npz writes it or with an array x; jsb.
-        vocab: text file of the words of a file of counts, one a line; null numbers them.
+            scipy.sparse.save_npz writes it or with an array x; jsb; coco_captions, or a file .txt
+            of sentences, one a line.
+        vocab: text file of words, one a line: those of a file of counts (null numbers them), or
+            those that are known in sentences (null are those that training lines have three times).
         binarisation: none keeps grey levels; null is static for mnist_static, dynamic for other
             images of a VAE, none otherwise.
         latent_dim: latent units, or topics.
         hidden: widths of the encoder's hidden layers, as 400 or [200,200]; mirrored by a VAE's
-            decoder.
+            decoder; one width for sentences.
         network: kind of encoder and decoder (conv: hidden are channels).
         observation: p(x | z) of a VAE; null is Bernoulli for binary data, Gaussian for grey levels.
         posterior: q(z | x) of a VAE; the last three commit nats by construction.
@@ -100,6 +102,7 @@ def train(
     loaded = load_data(settings)
     torch.manual_seed(seed)
     program = build_program(settings, loaded)
+    words = loaded.source.vocabulary if kind_of(model) == "sentences" else ()
     train, size = loaded.batches(batch_size)
     run = pv.fit(
         program,
@@ -115,7 +118,7 @@ def train(
         clip_norm=clip_norm,
         patience=patience,
         transform=loaded.transform,
-        callbacks=[lambda run: record(run, settings)],
+        callbacks=[lambda run: record(run, settings, words)],
         seed=seed,
         device=device,
         out=folder,

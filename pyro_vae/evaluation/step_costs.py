@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import DataError
 from pyro_vae.evaluation.likelihood import log_likelihood
+from pyro_vae.evaluation.standard_errors import mean_and_error, ratio_and_error
 from pyro_vae.program.batch import as_tensor
 from pyro_vae.program.bounds import elbo
 from pyro_vae.program.passes import Verb
@@ -21,7 +22,9 @@ _KL = Verb("per_step", prior=True)
 
 @dataclass(frozen=True)
 class PerStep:
-    r"""What sequences cost, nats per step, smaller is better; standard errors over sequences.
+    r"""What sequences cost, nats per step, smaller is better.
+
+    Standard errors are over sequences; that of a single one is NaN.
 
     The literature of polyphonic music gives these three without saying which: each has a name here.
 
@@ -71,15 +74,13 @@ def per_step(
     lengths = _lengths(data)
     bound = elbo(program, data, num_particles=positive("num_particles", num_particles))
     cost = -bound.double().cpu()
-    each = cost / lengths
     likelihood: tuple[Any, Any] = (None, None)
     if samples is not None:
         scored = log_likelihood(program, data, samples=positive("samples", samples)).log_prob
-        likelihood = _ratio(-scored.double().cpu(), lengths)
+        likelihood = _numbers(ratio_and_error(-scored.double().cpu(), lengths))
     return PerStep(
-        *_ratio(cost, lengths),
-        each.mean().item(),
-        (each.std() / len(each) ** 0.5).item(),
+        *_numbers(ratio_and_error(cost, lengths)),
+        *_numbers(mean_and_error(cost / lengths)),
         *likelihood,
         _kl_of_steps(program, data, lengths),
     )
@@ -134,8 +135,6 @@ def _lengths(data: Any) -> Tensor:
     return lengths
 
 
-def _ratio(cost: Tensor, lengths: Tensor) -> tuple[float, float]:
-    """Return the ratio of two sums over sequences, and its standard error."""
-    ratio = cost.sum() / lengths.sum()
-    error = (cost - ratio * lengths).std() / lengths.mean() / len(cost) ** 0.5
-    return ratio.item(), error.item()
+def _numbers(found: tuple[Tensor, Tensor]) -> tuple[float, float]:
+    value, error = found
+    return value.item(), error.item()

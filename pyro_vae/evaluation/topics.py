@@ -3,7 +3,6 @@
 Shapes: N documents, V words, K topics, T top words.
 """
 
-import math
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.evaluation.codes import encode
 from pyro_vae.evaluation.likelihood import log_likelihood
+from pyro_vae.evaluation.standard_errors import mean_and_error, ratio_and_error
 from pyro_vae.program.batch import as_rows, chunks
 from pyro_vae.program.bounds import elbo
 from pyro_vae.program.modules import evaluating
@@ -50,7 +50,7 @@ class Topics:
     @property
     def stderr(self) -> float:
         """Standard error of the mean over the topics; NaN for a single one."""
-        return (_spread(self.npmi) / math.sqrt(len(self.npmi))).item()
+        return mean_and_error(self.npmi)[1].item()
 
     def __repr__(self) -> str:
         head = (
@@ -253,19 +253,11 @@ def _diversity(beta: Tensor) -> float:
 
 def _perplexity(cost: Tensor, lengths: Tensor) -> Perplexity:
     """Return both perplexities of documents that cost so many nats."""
-    count = len(cost)
-    each = cost / lengths
-    mean, ratio = each.mean(), cost.sum() / lengths.sum()
-    mean_error = _spread(each) / count**0.5
-    ratio_error = _spread(cost - ratio * lengths) / lengths.mean() / count**0.5
+    mean, mean_error = mean_and_error(cost / lengths)
+    ratio, ratio_error = ratio_and_error(cost, lengths)
     return Perplexity(
         per_document=mean.exp().item(),
         per_document_stderr=(mean.exp() * mean_error).item(),
         corpus=ratio.exp().item(),
         corpus_stderr=(ratio.exp() * ratio_error).item(),
     )
-
-
-def _spread(values: Tensor) -> Tensor:
-    """Return the standard deviation; NaN of a single value."""
-    return values.std() if len(values) > 1 else values.new_tensor(torch.nan)

@@ -203,6 +203,14 @@ def test_topics_of_a_file_from_training_to_their_words(counts, capsys, tmp_path)
     assert "ProdLDA draws counts" in complaint(capsys, ["generate", "rows"])
 
 
+COMPRESSED = {
+    "data": np.ones(40),
+    "indices": np.zeros(40, int),
+    "indptr": np.arange(41),
+    "shape": np.array([40, 3]),
+}
+
+
 @pytest.mark.parametrize(
     ("arrays", "vocabulary", "said"),
     [
@@ -215,6 +223,8 @@ def test_topics_of_a_file_from_training_to_their_words(counts, capsys, tmp_path)
         ({"x": np.ones((40, 3))}, "one\ntwo\n", "got 2 words, expected 3"),
         ({"x": np.eye(40)[:, :3]}, None, "got 3 documents with words"),
         ({"x": np.array([None])}, None, "not a sound .npz file"),
+        (COMPRESSED | {"shape": np.array([40, 10**9])}, None, "got 1000000000 words"),
+        (COMPRESSED | {"format": np.array(["csr", "csr"])}, None, "expected x.tocsr()"),
         (sparse.csc_matrix(np.ones((3, 3))), None, "expected x.tocsr()"),
     ],
 )
@@ -234,7 +244,8 @@ def test_bad_files_of_counts(arrays, vocabulary, said, capsys, tmp_path):
 
 def test_a_damaged_file_of_counts_is_named(counts, capsys, tmp_path):
     whole = (tmp_path / "rows.npz").read_bytes()
-    for damaged in (whole[: len(whole) // 2], b"", b"PK no"):
+    deflated = whole[:60] + b"\xff" * 30 + whole[90:]
+    for damaged in (whole[: len(whole) // 2], deflated, b"", b"PK no"):
         (tmp_path / "rows.npz").write_bytes(damaged)
         arguments = ["train", *SMALL, "--model", "LDA", "--data", "rows.npz"]
         assert "rows.npz: not a sound .npz file" in complaint(capsys, arguments)

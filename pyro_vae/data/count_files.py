@@ -1,6 +1,7 @@
 """Documents of a user's own file. Shapes: N documents, V words."""
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from pyro_vae.data.corpora import Corpus
 from pyro_vae.errors import DataError
 
 _SPARSE = ("data", "indices", "indptr", "shape", "format")
+_MOST_WORDS = 10**7  # that are numbered; each costs 60 bytes
 _EVERY = 20  # one document of so many validates, another one tests
 
 
@@ -31,7 +33,7 @@ def read_counts(path: Path, vocabulary: Path | None = None) -> Corpus:
     """
     arrays = _arrays(path)
     rows = _sparse(path, arrays) if "indptr" in arrays else _dense(path, arrays)
-    return divided(path, rows, _words(vocabulary, rows.shape[1]))
+    return divided(path, rows, _words(vocabulary, rows.shape[1], path))
 
 
 def divided(path: Path, rows: Any, words: tuple[str, ...]) -> Corpus:
@@ -70,7 +72,9 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         raise DataError(f"{path}: no such file") from None
     except DataError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+    except MemoryError:
+        raise DataError(f"{path}: it claims more numbers than the memory holds") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{path}: not a sound .npz file ({reason})") from None
 
@@ -78,7 +82,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 def _sparse(path: Path, arrays: dict[str, np.ndarray]) -> Any:
     from scipy import sparse  # scikit-learn brings it, and only such files need it
 
-    kind = arrays["format"].item() if "format" in arrays else b"csr"
+    kind = arrays["format"].tolist() if "format" in arrays else b"csr"
     if kind not in (b"csr", "csr") or not set(_SPARSE[:4]) <= set(arrays):
         raise DataError(f"{path}: got {kind!r} with {sorted(arrays)}, expected x.tocsr()")
     try:
@@ -111,7 +115,9 @@ def _counts(path: Path, values: np.ndarray) -> np.ndarray:
     return values.astype(np.float32)
 
 
-def _words(path: Path | None, count: int) -> tuple[str, ...]:
+def _words(path: Path | None, count: int, data: Path) -> tuple[str, ...]:
+    if path is None and count > _MOST_WORDS:
+        raise DataError(f"{data}: got {count} words, expected a vocabulary of so many")
     if path is None:
         return tuple(map(str, range(count)))
     try:

@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.distributions.transforms import AffineTransform
 
 import pyro_vae as pv
 from pyro_vae.distributions import Chain, Padded
@@ -180,6 +181,15 @@ def test_the_kl_of_steps_is_that_of_the_path_step_by_step():
     error = (kl - u**2 / 2) / (u.abs() / torch.tensor([300.0, 200, 200, 100]).sqrt())
     assert error[[1, 3]].abs().max() < 5  # false alarm 1e-6
     assert pv.per_step(pv.models.VAE((4, 1), 2, (4,)), torch.zeros(3, 4, 1)).kl is None
+
+    def skewed(x, lengths):
+        with pyro.plate("data", len(x)):
+            whole = dist.Normal(torch.zeros(4, 1), 1.0).to_event(2)
+            pyro.sample(
+                "z", dist.TransformedDistribution(whole, [AffineTransform(u[:, None], 2.0)])
+            )
+
+    assert pv.per_step(pv.Program(model, skewed), data).kl is None  # one density of a path
 
 
 GUIDES = {  # at step 1 of 4: which steps of x a factor depends on, and whether on the state before

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Independent
 
 from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import DataError
@@ -87,13 +88,16 @@ def per_step(
 
 
 def _kl_of_steps(program: Any, data: Any, lengths: Tensor) -> Tensor | None:
-    """Return the mean KL of each step of the paths, (T,), at one draw; None without paths."""
+    """Return the mean KL of each step of the paths, (T,), at one draw.
+
+    None without paths, and where a guide has one density of a whole path.
+    """
     total = torch.zeros(())
     with Program.of(program).passes(data, _KL) as passes:
         for piece in passes:
             latents = [draws[0] for draws in piece.joint.terms().latents.values()]
             paths = [each for each in latents if _is_path(each.prior)]
-            if not paths:
+            if not paths or not all(_has_steps(path.posterior) for path in paths):
                 return None
             for path in paths:
                 cost = _of_steps(path.posterior, path.value) - _of_steps(path.prior, path.value)
@@ -104,6 +108,13 @@ def _kl_of_steps(program: Any, data: Any, lengths: Tensor) -> Tensor | None:
 
 def _is_path(fn: Any) -> bool:
     return hasattr(fn, "step_log_prob")
+
+
+def _has_steps(fn: Any) -> bool:
+    """Return whether a distribution of paths is independent over the steps, or a path itself."""
+    if isinstance(fn, Independent):
+        return len(fn.base_dist.event_shape) < len(fn.event_shape)
+    return _is_path(fn)
 
 
 def _of_steps(fn: Any, path: Tensor) -> Tensor:

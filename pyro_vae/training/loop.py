@@ -182,7 +182,8 @@ class Loop:
         try:
             so_far = self._so_far()
             before = trainable_parts(self.wrapped) if self.callbacks else []
-            answers = [bool(callback(so_far)) for callback in self.callbacks]  # all are asked
+            with torch.enable_grad():  # one that turns gradients off has them back afterwards
+                answers = [bool(callback(so_far)) for callback in self.callbacks]  # all are asked
             self._freeze(before)
             self.stopped = self.world.any(any(answers))
             if answers:

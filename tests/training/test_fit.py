@@ -178,6 +178,17 @@ def test_callbacks_see_the_run_and_stop_it():
     assert calls == [(1, 2), (2, 4)] and run.stopped_early and len(run.history["loss"]) == 2
 
 
+def test_a_callback_that_turns_gradients_off_stops_no_training():
+    def callback(run):
+        torch.set_grad_enabled(False)
+
+    try:
+        run = pv.fit(linear(), X, epochs=3, batch_size=25, callbacks=[callback])
+        assert torch.is_grad_enabled() and len(set(run.history["loss"])) == 3
+    finally:
+        torch.set_grad_enabled(True)
+
+
 # -- optimisation ------------------------------------------------------------------------------
 
 

@@ -201,4 +201,5 @@ def _pyro_names(program: Program, batch: Batch) -> dict[int, str]:
     with _Names() as names:
         program.reader.look(batch)
     own = {id(p): name.removeprefix("parts.") for name, p in program.named_parameters()}
-    return own | names.found
+    # Statements that other batches bring are known by name as well.
+    return own | program.own.stated() | names.found

@@ -8,11 +8,13 @@ import pytest
 import torch
 from pyro.optim import SGD
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae as pv
 from pyro_vae.inference.graphs.compiled_loss import Mode
 
 ROWS = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+BATCHES = DataLoader(TensorDataset(ROWS), batch_size=8)  # of 8, 8 and 4 rows
 RATES = {"sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1), "adam": None}
 
 
@@ -53,8 +55,8 @@ class Net(nn.Module):
 def trained(made: str, early: bool, mode: Mode, optimiser: object) -> dict[str, Tensor]:
     torch.manual_seed(0)
     program = pv.Program.of(Net(made, early))
-    options = {"batch_size": 8, "progress": False, "device": "cpu"}
-    pv.fit(program, ROWS, epochs=3, compile=mode, optimiser=optimiser, **options)
+    options = {"progress": False, "device": "cpu"}
+    pv.fit(program, BATCHES, epochs=3, compile=mode, optimiser=optimiser, **options)
     return {name: value.clone() for name, value in program.state_dict().items()}
 
 
@@ -101,6 +103,6 @@ def test_the_best_weights_return_into_a_program_that_has_grown_since(
             net.enc.weight.add_(100.0)  # the epochs to come are worse
 
     options = {"batch_size": 8, "progress": False, "device": "cpu", "compile": False}
-    run = pv.fit(net, ROWS, valid=ROWS, epochs=3, callbacks=[callback], **options)
+    run = pv.fit(net, BATCHES, valid=ROWS, epochs=3, callbacks=[callback], **options)
     assert run.best_epoch == 1
     torch.testing.assert_close(dict(net.dec.state_dict()), best)

@@ -30,6 +30,50 @@ BUGS = [
         "tests/program/test_program.py::test_global_weights_count_once_per_data_set",
     ),
     Bug(
+        "a sum over the rows outside the plate counted as one of a part",
+        "program/handlers.py",
+        'msg["scale"] * (self.size / self.rows)',
+        'msg["scale"]',
+        "tests/program/test_cuts.py"
+        "::test_a_sum_over_the_rows_outside_their_plate_counts_as_one_of_all_in_minibatches",
+    ),
+    Bug(
+        "a program settled by its first rows",
+        "program/reader.py",
+        "        more = self._contrasts.more_in(batch)\n",
+        "        more = False\n",
+        "tests/program/test_cuts.py::test_a_look_at_rows_that_are_equal_settles_no_dependence",
+    ),
+    Bug(
+        "constants settled by the first rows",
+        "program/constants.py",
+        "return self._contrasts.more_in(batch)",
+        "return False",
+        "tests/program/test_cuts.py::test_a_look_at_rows_that_are_equal_settles_no_constants",
+    ),
+    Bug(
+        "weights at zero while the rows are cut",
+        "program/modules.py",
+        "        value[zero] = (0.1",
+        "        zero = (0.1",
+        "tests/program/test_cuts.py::test_a_weight_that_starts_at_zero_hides_no_mean_of_all_rows",
+    ),
+    Bug(
+        "a weight left off zero",
+        "program/modules.py",
+        "            value[zero] = before",
+        "            pass",
+        "tests/program/test_cuts.py::test_a_weight_that_starts_at_zero_hides_no_mean_of_all_rows",
+    ),
+    Bug(
+        "a mean taken for a sum over the rows",
+        "program/cuts.py",
+        'and _close(terms["density"], sum(',
+        'or _close(terms["density"], sum(',
+        "tests/program/test_cuts.py"
+        "::test_what_is_another_function_of_a_part_trains_on_all_data_at_once",
+    ),
+    Bug(
         "tiled rows counted K times",
         "program/terms.py",
         "draw.batch_size = frame.size // layout.tiles",

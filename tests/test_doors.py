@@ -152,7 +152,7 @@ def test_a_side_that_stops_sampling(side, mode):
     """Without the guide's draw, z would come from the prior, and training would go on."""
     match = f"site 'z': the {side} has stopped sampling it"
     with pytest.raises(ProgramError, match=match):
-        pv.fit(Fading(side, 12), torch.randn(16, 6), epochs=8, batch_size=4, compile=mode)
+        pv.fit(Fading(side, 40), torch.randn(16, 6), epochs=15, batch_size=4, compile=mode)
 
 
 @pytest.mark.parametrize("extra", [False, True])

@@ -16,6 +16,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.utils import _pytree as pytree
 
 from pyro_vae.arguments import shown
 from pyro_vae.errors import ConfigError, DataError
@@ -60,6 +61,16 @@ class Form:
 
     spec: Any
     words: Mapping[int, type]
+
+    @functools.cached_property
+    def paths(self) -> tuple[tuple[Any, ...], ...]:
+        """Where each argument stands: its place or name, and the keys inside its containers."""
+        tree = pytree.tree_unflatten(range(self.spec.num_leaves), self.spec)
+        paths: Any = [path for path, _ in pytree.tree_flatten_with_path(tree)[0]]
+        return tuple(
+            (first.idx if isinstance(first, pytree.SequenceKey) else first.key, *map(str, rest))
+            for first, *rest in paths
+        )
 
     def __hash__(self) -> int:
         return hash((repr(self.spec), tuple(self.words.items())))
@@ -404,6 +415,12 @@ def signs_of(batch: Batch) -> tuple[str, ...] | None:
     except RuntimeError:
         return None
     return tuple(found)
+
+
+def told_by(batch: Batch) -> tuple[tuple[str, Any], ...]:
+    """Return what the arguments without rows tell of which sites there are, by name."""
+    kinds = Tensor | SparseRows | PackedSequence
+    return tuple((n, _told(leaf)) for n, leaf in constants(batch) if not isinstance(leaf, kinds))
 
 
 def _told(leaf: Any) -> Any:

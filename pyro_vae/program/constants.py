@@ -5,34 +5,26 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from pyro_vae.errors import DataError, ProgramError
+from pyro_vae.errors import DataError
 from pyro_vae.program.batch import Batch, Form, named_arguments, num_rows, rows_of, under_handlers
 from pyro_vae.program.checks import is_meta
+from pyro_vae.program.contrasts import Contrasts
 from pyro_vae.program.cuts import Change, Pair, changes_beside, few_of
 from pyro_vae.program.handlers import observes, sample_sites
 
 Places = tuple[int | str, ...]  # positions, or names
+Path = tuple[Any, ...]  # of an argument in containers: its own name, then keys
 Trying = Callable[
     [Batch], AbstractContextManager[Callable[[Batch, int, Mapping[str, Tensor]], Pair]]
 ]
 _MOST_AT_ONCE = 3  # constants as long as the data
-
-
-class _Place(NamedTuple):
-    """Where an argument stands in data that are a tuple, and in those that are a dict."""
-
-    position: int | None
-    name: str | None
-
-    def of(self, batch: Batch) -> Any:
-        return self.name if isinstance(batch, Mapping) else self.position
 
 
 class Constants:
@@ -48,14 +40,15 @@ class Constants:
 
     def __init__(self, named: Sequence[str] | None = None) -> None:
         self._named = named
-        self._known: tuple[_Place, ...] = ()
-        self.unclear: str | None = None  # an argument that only a term outside the plate reads
+        self._known: tuple[Path, ...] = ()
+        self._parameters: list[str] = []  # of the model
+        self.unclear: str | None = None  # one that only a term outside the plate reads, or none
+        self._contrasts = Contrasts()  # of the rows that told which there are
         self._values: tuple[Any, ...] = ()
 
-    @property
-    def found(self) -> bool:
-        """Whether there are any."""
-        return bool(self._known)
+    def told_more(self, batch: Batch) -> bool:
+        """Return whether a batch may show constants that none before it has shown."""
+        return self._contrasts.more_in(batch)
 
     def find(
         self,
@@ -64,7 +57,7 @@ class Constants:
         trace: Callable[[Batch], Trace],
         trying: Trying,
     ) -> bool:
-        """Look for constants; return whether there are some.
+        """Look for constants besides those that are known; return whether there are some.
 
         Arguments:
             batch: All arguments.
@@ -75,8 +68,13 @@ class Constants:
         Raises:
             DataError: The batch lacks one that the user has named.
         """
-        found = self._of_other_lengths(batch, trace)
-        names = _names(batch, model)
+        self._contrasts.meet(batch)
+        known, values = self._known, self._values
+        self._known, self._values = (), ()  # the functions take all arguments inside
+        self._parameters = _parameters(model)
+        paths, names = self._paths(batch), _names(batch, model)
+        before = tuple(place for place, path in paths.items() if path in known)
+        found = tuple(dict.fromkeys((*before, *self._of_other_lengths(batch, trace))))
         if self._named is None:
             found += self._of_equal_length(batch, found, names, trying)
         else:
@@ -87,15 +85,26 @@ class Constants:
                         f"{sorted(names.values())}"
                     )
             found += tuple(place for place, name in names.items() if name in self._named)
-        order = {name: place for place, name in enumerate(_parameters(model))}
-        self._known = tuple(
-            _Place(place, names.get(place))
-            if isinstance(place, int)
-            else _Place(order.get(place), place)
-            for place in _by_place(batch)
-            if place in found
-        )
-        return self.found
+        if set(found) <= set(before):
+            self._known, self._values = known, values
+            return False
+        self._known = tuple(path for place, path in paths.items() if place in found)
+        return True
+
+    def _paths(self, batch: Batch) -> dict[int | str, Path]:
+        """Return where a user holds each argument, by its place: the same in any form of data."""
+        if isinstance(batch, Mapping):
+            return {name: (name,) for name in batch}
+        form = _form_of(batch)
+        if form is not None:
+            return {place: self._path_of(*path) for place, path in enumerate(form.paths)}
+        return {place: self._path_of(place) for place in range(len(_by_place(batch)))}
+
+    def _path_of(self, first: Any, *rest: Any) -> Path:
+        """Return a path that begins with the name of an argument, where it has one."""
+        if isinstance(first, int) and first < len(self._parameters):
+            return (self._parameters[first], *rest)
+        return (first, *rest)
 
     def _of_other_lengths(self, batch: Batch, trace: Callable[[Batch], Trace]) -> Places:
         lengths = {place: rows_of(leaf) for place, leaf in _by_place(batch).items()}
@@ -148,49 +157,44 @@ class Constants:
                 return ()
         return ()
 
-    def require_clear(self) -> None:
-        """Refuse to cut an argument that may be a constant.
-
-        Raises:
-            ProgramError: Only a term outside the plate of the data reads it.
-        """
-        if self.unclear is not None:
-            raise ProgramError(
-                f"argument {self.unclear!r} is as long as the data, and only terms outside their "
-                "plate read it: in minibatches they would see a part of it; say that it is a "
-                f"constant, Program(..., constants=[{self.unclear!r}]), or that it has rows which "
-                "may be cut, Program(..., constants=[]), or train on all data at once"
-            )
-
     def taken_out(self, batch: Batch) -> Batch:
         """Return a batch without the constants, which are kept for the functions.
 
         Raises:
             DataError: They are others than before: batches made with these are still about.
         """
-        given, places = _by_place(batch), [place.of(batch) for place in self._known]
-        if not places or not set(places) <= set(given):
+        given = _by_place(batch)
+        places = {path: place for place, path in self._paths(batch).items() if place in given}
+        missing = [path for path in self._known if path not in places]
+        if missing and _form_of(batch) is not None:
+            raise DataError(
+                f"argument {_shown(missing[0])!r}: got data that hold no such, expected it in all "
+                "data of a program: it has no rows; give all data in one form"
+            )
+        if missing or not self._known:
             return batch
-        values = tuple(given[place] for place in places)
-        for place, before, now in zip(places, self._values, values, strict=False):
+        values = tuple(given[places[path]] for path in self._known)
+        for path, before, now in zip(self._known, self._values, values, strict=False):
             if not _equal(before, now):
                 raise DataError(
-                    f"argument {place!r}: got other values than before, expected the same in all "
-                    "data of a program: it has no rows, and none of them holds it; make a program "
-                    "anew for it, pv.Program(model, guide), or give each row its own"
+                    f"argument {_shown(path)!r}: got other values than before, expected the same "
+                    "in all data of a program: it has no rows, and none of them holds it; make a "
+                    "program anew for it, pv.Program(model, guide), or give each row its own"
                 )
         self._values = values
-        return _without(batch, tuple(places))
+        return _without(batch, tuple(places[path] for path in self._known))
 
     def put_back(self, batch: Batch) -> Batch:
         """Return a batch as it was given: what ``taken_out`` undoes."""
         return _with(batch, self._by_place_of(batch)) if self._values else batch
 
     def _by_place_of(self, batch: Batch) -> dict[int | str, Any]:
-        places = (place.of(batch) for place in self._known)
-        return dict(
-            sorted(zip(places, self._values, strict=True), key=lambda pair: str(pair[0]).zfill(9))
-        )
+        values = dict(zip(self._known, self._values, strict=True))
+        if isinstance(batch, Mapping):
+            return {name: value for (name, *_), value in values.items()}
+        whole = batch if _form_of(batch) is not None else (*batch, *self._values)
+        places = self._paths(whole).items()
+        return {place: values[path] for place, path in places if path in values}
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function of batches without the constants, for one that takes them."""
@@ -204,7 +208,7 @@ class Constants:
             return function(*_with(args, self._by_place_of(args)), **kwargs)
 
         parameters = list(inspect.signature(under_handlers(function)).parameters.values())
-        known = {key for place in self._known for key in (place.position, place.name)}
+        known = {path[0] for path in self._known if len(path) == 1}
         kept = [p for i, p in enumerate(parameters) if not {i, p.name} & known]
         call.__signature__ = inspect.Signature(kept)  # type: ignore[attr-defined]
         return call
@@ -215,7 +219,7 @@ def _changes(batch: Batch, places: Places, trying: Trying) -> set[Change] | None
     whole = {place: leaf for place, leaf in _by_place(batch).items() if place in places}
     rest = _without(batch, places)
     few, cuts = few_of(rest, num_rows(rest))
-    with trying(batch) as run:
+    with trying(_with(few, whole)) as run:
         found = changes_beside(
             lambda some, latents: run(_with(some, whole), num_rows(some), latents), few, cuts
         )
@@ -259,6 +263,15 @@ def _inserted(args: tuple[Any, ...], values: Mapping[int | str, Any]) -> tuple[A
         if isinstance(place, int):
             rest.insert(place, value)
     return tuple(rest)
+
+
+def _shown(path: Path) -> Any:
+    return path[0] if len(path) == 1 else "".join(map(str, path))
+
+
+def _form_of(batch: Batch) -> Form | None:
+    last = batch[-1] if isinstance(batch, tuple) and batch else None
+    return last if isinstance(last, Form) else None
 
 
 def _by_place(batch: Batch) -> dict[int | str, Any]:

@@ -4,15 +4,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
+from pyro.distributions import Delta
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyro_vae.program.batch import Batch, map_rows, named_leaves, num_rows
-from pyro_vae.program.handlers import Message, data_frame, sample_sites
+from pyro_vae.program.batch import Batch, map_batch, map_rows, named_leaves, num_rows
+from pyro_vae.program.handlers import Message, data_frame, innermost, sample_sites
 
 MODEL, GUIDE = 0, 1  # whose density of a site a term is
+Rounding = Mapping[tuple[int, str], Tensor]  # of densities, by side and site
 Pair = tuple[Trace, Trace]  # of model and guide, their plate under its canonical name
+_ROUNDINGS = 100  # what one rounding of the arguments does, so many times, is no dependence
 _MOST = 8  # rows from all over a batch to look at
 _SMALL = 1 << 20  # numbers of an argument of which the extreme rows are looked at, too
 
@@ -75,13 +78,16 @@ def latents_cut(pair: Pair, kept: Tensor | None = None) -> dict[str, Tensor]:
     }
 
 
-def unlike(whole: Pair, cut: Pair, kept: Tensor | None = None) -> set[Change]:
+def unlike(
+    whole: Pair, cut: Pair, kept: Tensor | None = None, rounding: Rounding | None = None
+) -> set[Change]:
     """Return what a cut has changed.
 
     Arguments:
         whole: Traces of all rows.
         cut: Traces of some, at the same latents.
         kept: Which rows these are; None: all.
+        rounding: How much of each density is rounding; None: little.
 
     Raises:
         ValueError: They have other sites.
@@ -94,8 +100,13 @@ def unlike(whole: Pair, cut: Pair, kept: Tensor | None = None) -> set[Change]:
         for name, terms in here.items():
             site = whole[side].nodes[name]
             for what, before in terms.items():
-                expected = before if kept is None else _cut(site, before, kept, batch=True)
-                if not _close(expected, there[name][what]):
+                slack = (rounding or {}).get((side, name), torch.zeros(()))
+                if kept is not None:
+                    before, slack = (
+                        _cut(site, value, kept, batch=True) if value.dim() else value
+                        for value in (before, slack)
+                    )
+                if not _close(before, there[name][what], slack):
                     found.add(Change(side, name, data_frame(site) is not None, what))
     return found
 
@@ -115,23 +126,81 @@ def changes_beside(
     """
     try:
         whole = run(few, {})
-        found: set[Change] = set()
-        for kept in cuts:
-            found |= unlike(whole, run(cut_to(few, kept), latents_cut(whole, kept)), kept)
-        if found and unlike(whole, run(few, latents_cut(whole))):
+        pieces = [(kept, run(cut_to(few, kept), latents_cut(whole, kept))) for kept in cuts]
+        if not any(unlike(whole, piece, kept) for kept, piece in pieces):
+            return set()
+        if unlike(whole, run(few, latents_cut(whole))):
             return None
+        latents = {name: _rounded(value) for name, value in latents_cut(whole).items()}
+        rounding = _rounding(whole, run(map_batch(_rounded, few), latents))
     except Exception:  # whatever a user's function raises on rows that it was not written for
         return None
-    return found
+    return {each for kept, piece in pieces for each in unlike(whole, piece, kept, rounding)}
+
+
+def _rounded(value: Tensor) -> Tensor:
+    """Return numbers as one more rounding leaves them; whole ones, which may be labels, stay."""
+    if not value.is_floating_point():
+        return value
+    noise = torch.rand(value.shape, generator=torch.Generator().manual_seed(0)) - 0.5
+    moved = value * (1 + 8 * torch.finfo(value.dtype).eps * noise.to(value))
+    return torch.where(value == value.round(), value, moved)
+
+
+def _rounding(whole: Pair, rounded: Pair) -> Rounding:
+    """Return how much of each density may differ by rounding: matrix products of other rows do."""
+    return {
+        (side, name): _ROUNDINGS * _spread(terms["density"], there[name]["density"])
+        for side in (MODEL, GUIDE)
+        for there in (dict(_terms(rounded[side])),)
+        for name, terms in _terms(whole[side])
+    }
+
+
+def sums_of_rows(
+    run: Callable[[Batch, Mapping[str, Tensor]], Pair], few: Batch
+) -> set[tuple[int, str]]:
+    """Return the terms outside the plate that are sums over the rows: those of two parts add up.
+
+    Arguments:
+        run: Runs the pair on a batch at given latents.
+        few: Some rows, which the program has run on.
+    """
+    numbers = torch.arange(num_rows(few))
+    parts = [numbers[numbers % 3 == 0], numbers[numbers % 3 != 0]]  # no mean of two is one of all
+    whole = run(few, {})
+    cut = [run(cut_to(few, kept), latents_cut(whole, kept)) for kept in parts if len(kept)]
+    return {
+        (side, name)
+        for side in (MODEL, GUIDE)
+        for name, terms in _terms(whole[side])
+        if data_frame(whole[side].nodes[name]) is None
+        and _close(terms["density"], sum(dict(_terms(p[side]))[name]["density"] for p in cut))
+    }
+
+
+def _spread(one: Tensor, two: Tensor) -> Tensor:
+    """Return how far two densities differ, in each row and in the middle one, whichever is more."""
+    far = (one - two).abs().nan_to_num(torch.inf)
+    return far.maximum(far.median())
 
 
 def _terms(trace: Trace) -> Iterator[tuple[str, dict[Literal["density", "weight"], Tensor]]]:
     for name, site in sample_sites(prune_subsample_sites(trace)):
         if site["infer"].get("_deterministic"):
             continue
-        density = site["fn"].log_prob(site["value"])
+        density = _density(site)
         weight = torch.as_tensor(site["scale"], dtype=density.dtype)
         yield name, {"density": density, "weight": weight.expand(density.shape)}
+
+
+def _density(site: Message) -> Tensor:
+    """Return the log density of a site; of a point mass, which has none, where it is."""
+    point = innermost(site["fn"])
+    if isinstance(point, Delta):
+        return point.v.reshape((*site["fn"].batch_shape, -1)).sum(-1)
+    density: Tensor = site["fn"].log_prob(site["value"])
+    return density
 
 
 def _cut(site: Message, value: Tensor, kept: Tensor, batch: bool = False) -> Tensor:
@@ -145,7 +214,9 @@ def _cut(site: Message, value: Tensor, kept: Tensor, batch: bool = False) -> Ten
     return value.index_select(dim, kept.to(value.device))
 
 
-def _close(one: Tensor, two: Tensor) -> bool:
+def _close(one: Tensor, two: Any, slack: Any = 0.0) -> bool:
     if one.shape != two.shape:
         one, two = torch.broadcast_tensors(one, two)
-    return torch.allclose(one.double(), two.double(), 1e-4, 1e-5, equal_nan=True)
+    one, two = one.double(), two.double()
+    near = (one - two).abs() <= 1e-5 + 1e-4 * two.abs() + slack
+    return bool((near | (one == two) | (one.isnan() & two.isnan())).all())

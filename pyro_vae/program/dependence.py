@@ -1,8 +1,9 @@
 """What depends on what across the border of the data plate: read from the graphs of one draw."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -30,8 +31,9 @@ class Dependence:
 
     Arguments:
         spanning: Sites outside the plate whose density depends on latents inside it.
-        of_rows: Observed sites and factors of the model outside the plate that depend on the rows
-            of the batch, and on no latent inside.
+        of_rows: Observed sites and factors outside the plate that depend on the rows of the batch,
+            and on no latent inside.
+        sums: Those of both that are sums over the rows: a minibatch has B of N of their terms.
         carried: Latents of a datum that are transforms of an auxiliary site of the guide, by name:
             that site has their density.
         joined: Auxiliary sites of the guide outside the plate that latents of the data are
@@ -42,23 +44,74 @@ class Dependence:
         following: Global latents that the guide draws after latents inside, and given these.
         beside: Sites of the model inside the plate whose density, for a datum, depends on the rows
             beside it, or on their number.
-        by_count: Whether a weight, or a density of the guide, does.
+        beside_in_guide: Sites of the guide inside the plate whose density does.
+        by_count: Sites inside the plate whose weight does.
     """
 
     spanning: tuple[str, ...] = ()
     of_rows: tuple[str, ...] = ()
+    sums: tuple[str, ...] = ()
     carried: Mapping[str, str] = field(default_factory=dict)
     joined: tuple[str, ...] = ()
     unscored: tuple[str, ...] = ()
     informed: tuple[str, ...] = ()
     following: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
-    by_count: bool = False
+    beside_in_guide: tuple[str, ...] = ()
+    by_count: tuple[str, ...] = ()
 
     @property
     def needs_all(self) -> bool:
         """Whether a bound speaks of the data that one pass holds."""
-        return bool(self.found or self.informed or self.following or self.beside or self.by_count)
+        beside = self.beside or self.beside_in_guide or self.by_count
+        return bool(self.found or self.informed or self.following or beside)
+
+    def joined_with(self, other: "Dependence") -> "Dependence":
+        """Return what two looks at one structure have found together."""
+        found = {
+            each.name: tuple(dict.fromkeys(getattr(self, each.name) + getattr(other, each.name)))
+            for each in fields(self)
+            if each.name != "carried"
+        }
+        spanning = set(found["spanning"])
+        found["of_rows"] = tuple(name for name in found["of_rows"] if name not in spanning)
+        both = [set(each.found) - set(each.sums) for each in (self, other)]
+        found["sums"] = tuple(name for name in found["sums"] if name not in both[0] | both[1])
+        return Dependence(**found, carried={**self.carried, **other.carried})
+
+    def require_parts(self, rows: int, total: int, argument: str | None) -> None:
+        """Refuse to train on parts of the data what is another function of a part.
+
+        Arguments:
+            rows: Of a part.
+            total: N.
+            argument: One that may have no rows.
+
+        Raises:
+            ProgramError: Names the site.
+        """
+        outside = tuple(name for name in self.found if name not in self.sums)
+        inside = self.beside + self.beside_in_guide
+        for name in (*outside, *inside):
+            what = (
+                "depends on the rows beside a datum"
+                if name in inside
+                else "stands outside the plate of the data and is no sum over their rows"
+            )
+            raise ProgramError(
+                f"batch_size: got {rows}, expected {total} (all data at once): the density of site "
+                f"{name!r} {what}, so that each part of the data would have another model. Compute "
+                "what all data share (a mean, a count) before, and let the functions hold it; if "
+                "it comes from an argument that is as long as the data and has no rows, name that: "
+                f"Program(..., constants=[{argument or 'its name'!r}]); or, where each batch is "
+                "meant to stand alone, give a DataLoader"
+            )
+        if self.by_count:
+            warnings.warn(
+                f"the weight of site {self.by_count[0]!r} depends on the number of rows: training "
+                f"sees that of {rows}, and elbo that of all {total}",
+                stacklevel=2,
+            )
 
     @property
     def found(self) -> tuple[str, ...]:
@@ -120,6 +173,7 @@ def dependence(
     batch: Batch,
     seen: tuple[Trace, Trace],
     beside: Set[Change],
+    sums: Set[Term],
 ) -> Dependence:
     """Find out by two more runs, and only where ``seen`` has a term that could depend.
 
@@ -130,17 +184,25 @@ def dependence(
         batch: Some rows.
         seen: Their traces.
         beside: What changes of some rows where others are cut away.
+        sums: Terms outside the plate that are sums over the rows.
     """
     rows: list[Tensor] = []
     args, kwargs = arguments(map_rows(lambda leaf: _leaf(leaf, rows), batch))
     densities = [change for change in beside if change.what == "density"]
     outside = {(change.side, change.site) for change in densities if not change.inside}
-    of_model = {c.site for c in densities if c.inside and c.side == MODEL}
+    inside = [
+        tuple(sorted({c.site for c in densities if c.inside and c.side == side}))
+        for side in (MODEL, GUIDE)
+    ]
     others = list(_other_rows(batch))
     found = _dependence(functions, args, kwargs, seen, rows, others, outside)
-    by_count = any(change.inside and change.site not in of_model for change in beside)
-    by_count |= any(change.what == "weight" for change in beside)
-    return replace(found, beside=tuple(sorted(of_model)), by_count=by_count)
+    return replace(
+        found,
+        sums=tuple(name for name in found.found if {(MODEL, name), (GUIDE, name)} & sums),
+        beside=inside[MODEL],
+        beside_in_guide=tuple(name for name in inside[GUIDE] if name not in inside[MODEL]),
+        by_count=tuple(sorted({change.site for change in beside if change.what == "weight"})),
+    )
 
 
 def _dependence(
@@ -152,7 +214,7 @@ def _dependence(
     others: list[Any],
     beside: Set[Term] = frozenset(),
 ) -> Dependence:
-    drawn = set(seen[1].nodes)
+    drawn = {name for name, site in sample_sites(seen[1]) if not site["is_observed"]}
     inside = any(
         data_frame(s) is not None and not s["is_observed"] for _, s in sample_sites(seen[1])
     )
@@ -183,19 +245,23 @@ def _dependence(
     on_latents = look.moved() | {t for t, found in reached.items() if _any(found, inside_values)}
     on_rows = {t for t, found in reached.items() if _any(found, rows)}
     on_rows |= look.moved_by_rows(others) | (beside - on_latents)
-    spanning = [name for name in names if (MODEL, name) in on_latents]
+    spanning = [
+        name
+        for name in names
+        if (MODEL, name) in on_latents or (name not in drawn and (GUIDE, name) in on_latents)
+    ]
     # A global latent's prior may look at the rows: it is one density of one value all the same.
-    of_rows = [name for name in names if name not in drawn and (MODEL, name) in on_rows]
+    of_rows = [n for n in names if n not in drawn and {(MODEL, n), (GUIDE, n)} & on_rows]
     carried = {z: a for z, found in behind.items() for a in found if auxiliary[a]}
     joined = {a: None for found in behind.values() for a in found if not auxiliary[a]}
     return Dependence(
         tuple(spanning),
         tuple(n for n in of_rows if n not in spanning),
-        carried,
-        tuple(joined),
-        tuple(a for a, local in auxiliary.items() if local and a not in carried.values()),
-        tuple(n for n in globals_ if {(MODEL, n), (GUIDE, n)} & on_rows),
-        tuple(n for n in globals_ if (GUIDE, n) in on_latents),
+        carried=carried,
+        joined=tuple(joined),
+        unscored=tuple(a for a, local in auxiliary.items() if local and a not in carried.values()),
+        informed=tuple(n for n in globals_ if {(MODEL, n), (GUIDE, n)} & on_rows),
+        following=tuple(n for n in globals_ if (GUIDE, n) in on_latents),
     )
 
 
@@ -251,7 +317,7 @@ class _Look:
 
     Arguments:
         functions: Model and guide.
-        names: Sites of the model whose terms are looked at.
+        names: Sites outside the plate whose terms are looked at.
         globals_: Latents outside the plate, whose terms in both are.
         args, kwargs: What they are called with.
     """
@@ -260,8 +326,8 @@ class _Look:
         self, functions: Any, names: list[str], globals_: list[str], args: Any, kwargs: Any
     ) -> None:
         self.functions, self.arguments = functions, (args, kwargs)
-        self.asked = [(MODEL, name) for name in dict.fromkeys([*names, *globals_])]
-        self.asked += [(GUIDE, name) for name in globals_]
+        asked = dict.fromkeys([*names, *globals_])
+        self.asked = [(side, name) for side in (MODEL, GUIDE) for name in asked]
         self.values, self.inside = _cut(poutine.trace(functions[1]).get_trace(*args, **kwargs))
         self.traces = self._scored(self.values)
 

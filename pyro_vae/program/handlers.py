@@ -155,13 +155,20 @@ class DatasetSize(Messenger):
     """Scale the sites of the plate ``"data"`` by N/B: the minibatch stands for N data.
 
     A program that subsamples its plate itself has done so already, and is left alone.
+
+    Arguments:
+        size: N.
+        rows: B.
+        sums: Sites outside the plate that are sums over its rows: they are scaled likewise.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, rows: int, sums: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self.size = size
+        self.size, self.rows, self.sums = size, rows, sums
 
     def _pyro_sample(self, msg: Message) -> None:
+        if msg["name"] in self.sums:
+            msg["scale"] = msg["scale"] * (self.size / self.rows)
         frame = data_frame(msg)
         if frame is None or frame.full_size != frame.size:
             return

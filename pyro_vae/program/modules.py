@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pyro_vae.program.object_graph import PROGRAM, reachable
@@ -109,6 +110,26 @@ def frozen_parts(module: nn.Module) -> list[nn.Module]:
 def trainable_parts(module: nn.Module) -> list[nn.Module]:
     """Return the parts with a weight that is trained."""
     return [part for part in module.modules() if any(p.requires_grad for p in part.parameters())]
+
+
+@contextmanager
+def off_zero(module: nn.Module) -> Iterator[None]:
+    """Move the numbers among the parameters that are zero inside a block, and put them back.
+
+    A weight that starts at zero hides what it multiplies.
+    """
+    # Not detach: a graph that is about counts the versions of its parameters.
+    values = [p.data for p in module.parameters() if p.is_floating_point() and not p.is_meta]
+    places = [(value, value == 0) for value in values]
+    held = [(value, zero, value[zero]) for value, zero in places if bool(zero.any())]
+    generator = torch.Generator().manual_seed(0)
+    for value, zero, before in held:
+        value[zero] = (0.1 + 0.1 * torch.rand(len(before), generator=generator)).to(value)
+    try:
+        yield
+    finally:
+        for value, zero, before in held:
+            value[zero] = before
 
 
 @contextmanager

@@ -191,6 +191,10 @@ class Program(nn.Module):
             self.examples.forget()
         elif not self.own.follow():
             return
+        self._forget()
+
+    def _forget(self) -> None:
+        """Find out anew what the functions do with a batch."""
         self._by_datum.clear()
         self.reader.forget()
         self.examples.forget_form()
@@ -304,21 +308,29 @@ class Program(nn.Module):
         return self._as_example(batch) if self.examples.offered else self.reader.as_whole(batch)
 
     def _without_constants(self, batch: Batch) -> Batch:
-        settled = self._constants.found or self.examples.offered or self._dim
-        unknown = self.reader.fresh and not settled
-        reader = self.reader
-        find = partial(self._constants.find, trace=reader.trace_of_model, trying=reader.trying)
-        if unknown and find(batch, self.functions[0]):
-            self._called = self._of_flat_batches()
-        return self._constants.taken_out(batch)
+        reader, constants = self.reader, self._constants
+        unknown = reader.fresh or constants.told_more(batch)
+        if unknown and not (self.examples.offered or self._dim):
+            find = partial(constants.find, trace=reader.trace_of_model, trying=reader.trying)
+            if find(batch, self._functions[0]):
+                self._called = self._of_flat_batches()
+                self._forget()
+        return constants.taken_out(batch)
 
-    def require_cuts(self) -> None:
-        """Refuse to cut the data where an argument may be rows or a constant.
+    def require_parts(self, data: Batch | None, first: Batch, total: int) -> None:
+        """Refuse to train on parts of the data where these are another model's.
+
+        Arguments:
+            data: All; some from all over it are read. None: they cannot be read.
+            first: A part.
+            total: N.
 
         Raises:
-            ProgramError: Names it, and how to say which.
+            ProgramError: Names the site.
         """
-        self._constants.require_clear()
+        if data is not None:
+            self.reader.look_over(data)
+        self.reader.require_parts(first, total, self._constants.unclear)
 
     def conform(self, batch: Batch) -> Batch:
         """Return a batch of tensors as the program takes it.
@@ -407,7 +419,8 @@ class Program(nn.Module):
         if sites.size is not None:
             covered = sites.size
         elif size is not None and sites.outside:
-            model, guide = DatasetSize(size)(model), DatasetSize(size)(guide)
+            scaled = DatasetSize(size, covered, sites.dependence.sums)
+            model, guide = scaled(model), scaled(guide)
             covered = size
         if beta is not None:
             model, guide = ScaleLatents(beta)(model), ScaleLatents(beta)(guide)

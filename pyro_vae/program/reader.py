@@ -11,7 +11,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_vae.errors import DataError, PyroVaeError
+from pyro_vae.errors import DataError, ProgramError, PyroVaeError
 from pyro_vae.program import checks
 from pyro_vae.program.batch import (
     Batch,
@@ -28,16 +28,18 @@ from pyro_vae.program.batch import (
     signature,
     signs_of,
     takes,
+    told_by,
 )
+from pyro_vae.program.contrasts import Contrasts
 from pyro_vae.program.counters import Counters, looks_of
 from pyro_vae.program.counts import Counts
-from pyro_vae.program.cuts import Change, Pair, changes_beside, few_of
-from pyro_vae.program.dependence import Dependence, dependence
+from pyro_vae.program.cuts import Change, Pair, changes_beside, few_of, sums_of_rows
+from pyro_vae.program.dependence import Dependence, Term, dependence
 from pyro_vae.program.discovery import Discovery
 from pyro_vae.program.handlers import DrawnRows, is_data, sample_sites, validation
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.masks import is_masked
-from pyro_vae.program.modules import evaluating, leaves_behind
+from pyro_vae.program.modules import evaluating, leaves_behind, off_zero
 from pyro_vae.program.numbered import LookUps, forget_plates, guides_undone, numbered
 from pyro_vae.program.observed import Binding, Copies, bindings_of
 from pyro_vae.program.plates import (
@@ -85,6 +87,8 @@ class Reader:
         self._plate_before: str | None = None  # the data plate of the batch before
         self._layouts: dict[Any, Sites] = {}  # by what must stay equal of a batch
         self._newest: dict[Any, tuple[Any, ...]] = {}  # such a key, by what needs no values
+        self._contrasts = Contrasts()  # of the rows that layouts were read from
+        self._dependences: dict[Any, Dependence] = {}  # found so far, by what the sites are
         self._whole: bool | None = None  # whether there is no plate of the data; None: not known
         self.counts = Counts()
         self._counters = Counters()
@@ -107,18 +111,24 @@ class Reader:
             ProgramError: Model and guide disagree, or no plate holds the data, or two could.
         """
         key = self._key(batch)
-        if key in self._layouts:
+        more = self._contrasts.more_in(batch)
+        if key in self._layouts and not more:
             self.last = self._layouts[key]
             return self.last
-        likely = self._counters.candidate(key)
+        likely = None if more else self._counters.candidate(key)
         if likely is not None and self._counters.confirmed(key, batch, self._run_once(batch)):
             self.last = likely
             return likely
         precision = self._program.precision
         try:
             floats = self._read_anew(batch)
-        except DataError:
-            if not self.counts.try_floats(batch, precision, self.read):
+        except (DataError, ProgramError) as error:
+            if key in self._layouts:  # known, and no look at the rest of it
+                self._contrasts.meet(batch)
+                self.last = self._layouts[key]
+                return self.last
+            refused = isinstance(error, ProgramError)
+            if refused or not self.counts.try_floats(batch, precision, self.read):
                 raise
             floats = self.counts.as_floats(batch, precision)
         if floats is not batch:
@@ -156,6 +166,9 @@ class Reader:
             dependence=self._dependence(sites, batch, (model, guide)),
             draws_rows=sites.size is not None and bool(drawn.plates),
         )
+        if self._contrasts.more_in(batch):
+            self._layouts = {}  # those were read from rows that told less
+            self._contrasts.meet(batch)
         key = self._key(batch)
         self.last = self._layouts[key] = sites
         self._counters.meet(key, sites, looks)
@@ -192,18 +205,49 @@ class Reader:
     def _dependence(self, sites: Sites, batch: Batch, seen: tuple[Trace, Trace]) -> Dependence:
         if checks.is_meta(batch) or isinstance(batch, Whole):
             return Dependence()
-        beside = set() if sites.size is not None else self._changes_beside(batch)
-        with self.quiet(batch), validation(False):
-            return dependence(self.canonical(sites, batch), batch, seen, beside)
+        beside, sums = (set(), set()) if sites.size is not None else self._changes_beside(batch)
+        with self.quiet(batch), validation(False), off_zero(self._program):
+            found = dependence(self.canonical(sites, batch), batch, seen, beside, sums)
+        # A fact about these sites, whichever rows have shown it.
+        named = (sites.observed, sites.local, sites.global_, sites.enumerated)
+        kind = (isinstance(batch, Part), *named, told_by(batch))
+        self._dependences[kind] = self._dependences.get(kind, found).joined_with(found)
+        return self._dependences[kind]
 
-    def _changes_beside(self, batch: Batch) -> set[Change]:
-        """Return what changes of some rows where others are cut away; nothing where none can be."""
+    def _changes_beside(self, batch: Batch) -> tuple[set[Change], set[Term]]:
+        """Return what changes of some rows where others are cut away; nothing where none can be.
+
+        And which terms outside the plate are sums over the rows.
+        """
         if num_rows(batch) < 2:
-            return set()
+            return set(), set()
         few, cuts = few_of(batch, num_rows(batch))
-        with self.trying(batch) as run:
-            found = changes_beside(lambda some, at: run(some, num_rows(some), at), few, cuts)
-        return found or set()
+        with self.trying(few) as run_at:
+            run = lambda some, at: run_at(some, num_rows(some), at)  # noqa: E731
+            found = changes_beside(run, few, cuts) or set()
+            outside = any(not change.inside for change in found)
+            return found, sums_of_rows(run, few) if outside else set()
+
+    def look_over(self, data: Batch) -> None:
+        """Read some rows from all over a data set: its first ones may tell less."""
+        few, _ = few_of(data, num_rows(data))
+        self._contrasts = Contrasts()
+        self.read(few)
+
+    def require_parts(self, first: Batch, total: int, argument: str | None) -> None:
+        """Refuse to train on parts of the data where these are another model's.
+
+        Arguments:
+            first: One.
+            total: N.
+            argument: One that may have no rows.
+
+        Raises:
+            ProgramError: Names the site.
+        """
+        for (numbered_, *_), found in self._dependences.items():
+            if numbered_ == isinstance(first, Part):
+                found.require_parts(num_rows(first), total, argument)
 
     def _with_counts_as_floats(
         self, model: Trace, bindings: Mapping[str, Binding], batch: Batch
@@ -299,7 +343,11 @@ class Reader:
     def trying(self, batch: Batch) -> Iterator[Callable[[Batch, int, Mapping[str, Tensor]], Pair]]:
         """Yield a function that runs the pair on so many rows at given latents.
 
-        Nothing is left behind of it. It raises what the program does.
+        Nothing is left behind of it. It raises what the program does. Weights are off zero, so that
+        none hides what it multiplies.
+
+        Arguments:
+            batch: Some rows, for a first look.
         """
 
         def run(some: Batch, rows: int, latents: Mapping[str, Tensor]) -> Pair:
@@ -313,7 +361,11 @@ class Reader:
 
         self._program.own.home = self._home(batch)
         with self.undone(), self.quiet(batch), validation(False):
-            yield run
+            if self.fresh:  # a first run makes parameters
+                with suppress(Exception):
+                    run(batch, num_rows(batch), {})
+            with off_zero(self._program):
+                yield run
 
     def _home(self, batch: Batch) -> torch.device:
         return device_of(batch) or self._program.device

@@ -303,8 +303,6 @@ def _require_whole_batches(
     """
     fixed = program.rows.are_fixed(first)  # found out here in any case: verbs ask for it later
     whole = isinstance(feed, TensorFeed) and feed.batch_size >= feed.size and world.size == 1
-    if isinstance(feed, TensorFeed) and not whole:
-        program.require_cuts()
     numbered = isinstance(first, Part) and world.size == 1
     own = fixed or program.rows.total is not None
     if not isinstance(first, Part) and feed.size > num_rows(first):
@@ -376,6 +374,8 @@ def _prepare_data(
             program.check(feed.data)
         else:
             check_finite(feed.data)
+        if num_rows(first) < feed.size:
+            program.require_parts(feed.data if transform is None else None, first, feed.size)
     known = feed.data if isinstance(feed, TensorFeed) and transform is None else first
     program.examples.remember(known)
     if valid is None:

@@ -1,9 +1,12 @@
 """What a cut of the rows must not change: constants as long as the data, terms that count rows."""
 
+import functools
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae as pv
 from pyro_vae.errors import DataError, ProgramError
@@ -95,25 +98,25 @@ def test_three_constants_as_long_as_the_data_stay_whole():
     assert run.history["loss"][0] == pytest.approx(-expected.mean().item())
 
 
-def test_an_argument_that_terms_outside_alone_read_is_asked_for_before_it_is_cut():
-    """All of w under batches of 4, or the sum of the rows' own: the user knows which."""
+def test_an_argument_that_terms_outside_alone_read_is_asked_for_unless_they_are_sums():
+    """A constant and N/B of the rows' own give one sum; of a mean, the user knows which."""
 
-    def model(x, w):
+    def model(x, w, of=torch.sum):
         loc = pyro.param("loc", torch.tensor(0.5).double())
         with pyro.plate("rows", len(x)):
             pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
-        pyro.factor("shared", loc * w.sum())
+        pyro.factor("shared", loc * of(w))
 
     settings = {"epochs": 1, "lr": 1e-9, "progress": False, "compile": False}
     expected = -dist.Normal(0.5, 1.0).log_prob(X).mean().item() - 0.5 * RAMP.sum().item() / N
     losses = []
-    for constants, size in ((None, N), (["w"], 4), ([], 4)):
+    for constants, size in ((None, N), (["w"], 4), ([], 4), (None, 4)):
         program = pv.Program(model, lambda x, w: None, constants=constants)
         run = pv.fit(program, (X, RAMP), batch_size=size, **settings)
         losses.append(run.history["loss"][0])
-    assert losses[:2] == pytest.approx([expected] * 2) and losses[2] - expected > 0.1
-    program = pv.Program(model, lambda x, w: None)
-    with pytest.raises(ProgramError, match=r"'w' is as long as the data.*constants=\['w'\]"):
+    assert losses == pytest.approx([expected] * 4)
+    program = pv.Program(functools.partial(model, of=torch.mean), lambda x, w: None)
+    with pytest.raises(ProgramError, match=r"'shared' .* no sum .*constants=\['w'\]"):
         pv.fit(program, (X, RAMP), batch_size=4, **settings)
     with pytest.raises(DataError, match=r"constants: got 'v', expected .*\['w', 'x'\]"):
         pv.elbo(pv.Program(model, lambda x, w: None, constants=["v"]), (X, RAMP))
@@ -170,3 +173,127 @@ def test_validation_holds_the_globals_for_all_its_passes():
         torch.manual_seed(0)
         whole = mean_elbo(program, batch, size=N, batch_size=N)
     assert found == pytest.approx(whole)
+
+
+@pytest.mark.parametrize("told_less", ["labels", "w", "x"])
+def test_a_look_at_rows_that_are_equal_settles_no_constants(told_less):
+    """What multiplies a zero, or is the mean of equal rows, shows itself in later data."""
+    data = {"x": X, "labels": LABELS, "w": RAMP + 0.5}
+    program = Observed(lambda x, labels, w: w.mean() * labels)
+    pv.elbo(program, data | {told_less: torch.zeros_like(data[told_less])}, batch_size=2)
+    expected = dist.Normal(data["w"].mean() * LABELS, 1.0).log_prob(X)
+    given = data if told_less != "w" else tuple(data.values())
+    torch.testing.assert_close(pv.elbo(program, given, batch_size=2), expected)
+    run = pv.fit(program, given, epochs=1, batch_size=4, lr=1e-9, progress=False, compile=False)
+    assert run.history["loss"][0] == pytest.approx(-expected.mean().item())
+
+
+@pytest.mark.parametrize("first", [0.0, 3.0])
+def test_a_look_at_rows_that_are_equal_settles_no_dependence(first):
+    def model(x, weight):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(weight * x.mean(), 1.0), obs=x)
+
+    program = pv.Program(model, lambda x, weight: None)
+    pv.elbo(program, (torch.full_like(X, first), 1.0), batch_size=2)
+    pv.elbo(program, (X, 0.0), batch_size=2)
+    for weight in (1.0, torch.tensor(1.0)):
+        expected = dist.Normal(X.mean(), 1.0).log_prob(X)
+        torch.testing.assert_close(pv.elbo(program, (X, weight), batch_size=2), expected)
+
+
+def test_a_weight_that_starts_at_zero_hides_no_mean_of_all_rows():
+    def model(x):
+        weight = pyro.param("weight", torch.zeros((), dtype=torch.float64))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(weight * x.mean(), 1.0), obs=x)
+
+    program = pv.Program(model, lambda x: None)
+    with pytest.raises(ProgramError, match="'x' depends on the rows beside"):
+        pv.fit(program, X, batch_size=4, epochs=1)
+    assert program.values["weight"].item() == 0.0
+
+
+SUMS = {
+    "of arguments": (lambda x, z: (x + 1).sum(), None),
+    "of latents": (lambda x, z: -(z**2 * x).sum(), None),
+    "in the guide": (None, lambda x, z: (0.3 * x).sum()),
+}
+
+
+@pytest.mark.parametrize("compile", [False, "trace"])
+@pytest.mark.parametrize("case", SUMS)
+def test_a_sum_over_the_rows_outside_their_plate_counts_as_one_of_all_in_minibatches(case, compile):
+    """The mean of the losses of batches of 4 is that of all rows, where the latents are fixed."""
+    in_model, in_guide = SUMS[case]
+
+    def model(x):
+        weight = pyro.param("weight", torch.tensor(0.5, dtype=torch.float64))
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        if in_model is not None:
+            pyro.factor("sum", weight * in_model(x, z))
+
+    def guide(x):
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Delta(0.5 * x))
+        if in_guide is not None:
+            weight = pyro.param("weight", torch.tensor(0.5, dtype=torch.float64))
+            pyro.factor("sum", weight * in_guide(x, z), has_rsample=True)
+
+    def trained(size):
+        program = pv.Program(model, guide)
+        run = pv.fit(
+            program,
+            X,
+            epochs=1,
+            batch_size=size,
+            lr=1e-7,
+            optimiser=torch.optim.SGD,
+            progress=False,
+            compile=compile,
+        )
+        return run.history["loss"][0], (program.values["weight"].item() - 0.5) / run.steps
+
+    whole, parts = trained(N), trained(4)
+    sign = 1 if in_model is not None else -1
+    term = sign * (in_model or in_guide)(X, 0.5 * X) / N
+    assert parts[0] == pytest.approx(whole[0], rel=1e-6)
+    assert [whole[1], parts[1]] == pytest.approx([1e-7 * term.item()] * 2, rel=1e-5)
+
+
+NO_SUMS = {
+    "a mean outside": ({"outside": lambda x: x.mean()}, "'f' .* no sum"),
+    "a square of a sum": ({"outside": lambda x: x.sum() ** 2}, "'f' .* no sum"),
+    "a mean in the guide": ({"of_guide": lambda x: x.mean()}, "'f' .* no sum"),
+    "a count inside": ({"mean": lambda x: x / len(x)}, "'x' depends on the rows beside"),
+    "a mean inside": ({"mean": lambda x: x.mean()}, "'x' depends on the rows beside"),
+    "a posterior": ({"posterior": lambda x: x - x.mean()}, "'z' depends on the rows beside"),
+}
+
+
+@pytest.mark.parametrize("case", NO_SUMS)
+def test_what_is_another_function_of_a_part_trains_on_all_data_at_once(case):
+    options, told = NO_SUMS[case]
+    mean, posterior = (options.get(key, lambda x: 0 * x) for key in ("mean", "posterior"))
+
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z + mean(x), 1.0), obs=x)
+        if "outside" in options:
+            pyro.factor("f", options["outside"](x))
+
+    def guide(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(posterior(x), pyro.param("scale", torch.tensor(0.7))))
+        if "of_guide" in options:
+            pyro.factor("f", options["of_guide"](x), has_rsample=True)
+
+    settings = {"epochs": 1, "progress": False, "compile": False}
+    with pytest.raises(ProgramError, match=f"batch_size: got 4, expected 12 .*{told}"):
+        pv.fit(pv.Program(model, guide), X, batch_size=4, **settings)
+    assert pv.fit(pv.Program(model, guide), X, batch_size=N, **settings).steps == 1
+    batches = DataLoader(TensorDataset(X), batch_size=4)
+    assert pv.fit(pv.Program(model, guide), batches, **settings).steps == 3

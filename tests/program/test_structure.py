@@ -142,7 +142,8 @@ def test_tensors_that_are_no_rows_are_told_by_the_plate(form):
         program = pv.Program(model, guide) if bound else case
         given = rows if bound else data
         bounds = pv.elbo(program, given, batch_size=4)
-        run = pv.fit(program, given, epochs=1, batch_size=2, progress=False, compile=False, seed=0)
+        size = len(X) if form == "one" else 2  # T[: len(x)] is of no shuffled batch
+        run = pv.fit(program, given, epochs=1, batch_size=size, progress=False, compile=False)
         drawn = pv.generate(program, 4)
         drawn = drawn["x"] if isinstance(drawn, dict) else drawn
         found.append((bounds, torch.as_tensor(run.history["loss"]), case.weight.detach(), drawn))
@@ -163,8 +164,22 @@ def test_constants_that_differ_between_data_are_refused():
     run = pv.fit(program, (X, level), valid=(X[:4], level.clone()), **settings)
     expected = [dist.Normal(0.6, 1.0).log_prob(x[:, 0]).mean().item() for x in (X, X[:4])]
     assert [run.history[name][0] for name in ("elbo", "valid_elbo")] == pytest.approx(expected)
-    with pytest.raises(DataError, match="argument 1: got other values than before"):
+    with pytest.raises(DataError, match="argument 'level': got other values than before"):
         pv.fit(program, (X, level), valid=(X[:4], 50 + level), **settings)
+
+
+def test_a_constant_in_a_container_is_found_in_any_order_of_it():
+    def model(d):
+        with pyro.plate("data", len(d["x"])):
+            pyro.sample("x", dist.Normal(d["level"].sum() * d["x"], 1.0), obs=d["x"])
+
+    x, level = X[:, 0], torch.tensor([0.1, 0.2, 0.3])
+    program = pv.Program(model, lambda d: None)
+    expected = dist.Normal(0.6 * x, 1.0).log_prob(x)
+    for data in ({"x": x, "level": level}, {"level": level.clone(), "x": x}):
+        torch.testing.assert_close(pv.elbo(program, (data,)), expected)
+    with pytest.raises(DataError, match=r"argument \"d\['level'\]\": .* in one form"):
+        pv.elbo(program, ({"x": x, "scale": level},))
 
 
 class Either(Pair):

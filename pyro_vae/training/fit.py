@@ -126,8 +126,10 @@ def fit(
         epochs: Passes over the data.
         batch_size: B, of all devices together; a last batch of one row, which has no variance for
             batch normalisation, is joined to the one before, and a program without a plate of the
-            data takes all of them at each step. A ``DataLoader`` brings its own, and is run by
-            every process, which keeps its rows; one with a ``DistributedSampler`` brings its share.
+            data takes all of them at each step. In a batch, what stands outside the plate counts
+            once, and as N/B where it is a sum over the rows. A ``DataLoader`` brings its own, each
+            taken as it is, and is run by every process, which keeps its rows; one with a
+            ``DistributedSampler`` brings its share.
         lr: Learning rate of the default optimiser, Adam.
         optimiser: In place of it: a factory ``parameters -> torch.optim.Optimizer``; a class of
             ``torch.optim``, which gets ``lr``; a torch optimizer over the program's parameters,
@@ -182,7 +184,8 @@ def fit(
             that cannot be is a warning); the program holds what it should all the same.
         ProcessError: Another process of the group has failed; names it and its error. A later
             ``fit`` of all processes begins anew.
-        ProgramError: Several devices, for a program that draws its own minibatch.
+        ProgramError: Several devices, for a program that draws its own minibatch; or parts of
+            tensors, for one whose densities are other functions of a part (a mean, a count).
     """
     world = join(devices, device)
     learning = torch.inference_mode(False), torch.enable_grad()

@@ -3,6 +3,7 @@
 from pyro_vae import conditionals, data, distributions, errors, models, nn, plots
 from pyro_vae._version import __version__
 from pyro_vae.evaluation.annealed_likelihood import AIS, AnnealedLikelihood, Sandwich, ais, bdmc
+from pyro_vae.evaluation.classify import Classes, classify
 from pyro_vae.evaluation.codebook_usage import CodeUsage, code_usage
 from pyro_vae.evaluation.codes import encode, interpolate, reconstruct
 from pyro_vae.evaluation.diagnose import Diagnosis, diagnose
@@ -18,6 +19,7 @@ from pyro_vae.inference.objectives.elbo import ELBO, AnalyticELBO
 from pyro_vae.inference.objectives.hmc_refined import HMCRefined
 from pyro_vae.inference.objectives.importance_weighted import IWAE, Renyi
 from pyro_vae.inference.objectives.kl_control import FreeBits, TargetKL
+from pyro_vae.inference.objectives.labelled import SemiSupervised
 from pyro_vae.inference.objectives.lagging import Lagging
 from pyro_vae.inference.objectives.objective import Objective, TermsObjective, Update
 from pyro_vae.inference.objectives.pathwise import STL, DReG
@@ -50,6 +52,7 @@ __all__ = [
     "VQ",
     "AnalyticELBO",
     "AnnealedLikelihood",
+    "Classes",
     "CodeUsage",
     "CollapseMonitor",
     "CompiledLoss",
@@ -74,6 +77,7 @@ __all__ = [
     "ReweightedWakeSleep",
     "Run",
     "Sandwich",
+    "SemiSupervised",
     "TargetKL",
     "Terms",
     "TermsObjective",
@@ -82,6 +86,7 @@ __all__ = [
     "__version__",
     "ais",
     "bdmc",
+    "classify",
     "code_usage",
     "completion",
     "conditionals",

@@ -53,6 +53,10 @@ class Room:
         return pv.models.VQVAE(6, 4, 2, (4,), network="mlp", positions=2, prior="uniform")
 
     @functools.cached_property
+    def m2(self) -> Any:
+        return pv.models.M2(6, 3, 2, (4,))
+
+    @functools.cached_property
     def gsm(self) -> Any:
         return pv.models.GSM(6, 2, (4,))
 
@@ -152,6 +156,7 @@ GOOD: dict[str, Callable[[Room], Any]] = {
     "nats": lambda room: 0.5,
     "progress": lambda room: False,
     "words": lambda room: 6,
+    "labels": lambda room: torch.zeros(8).long(),
 }
 
 _CONV: Mapping[str, Callable[[Room], Any]] = {
@@ -240,6 +245,7 @@ OF: dict[str, Mapping[str, Callable[[Room], Any]]] = {
         "data": lambda room: {"x": torch.zeros(4, 3, 2), "lengths": torch.tensor([3, 1, 2, 3])},
         "batch_size": lambda room: 2,
     },
+    "data.mixed": {"batch_size": lambda room: 4, "share": lambda room: 0.5},
     "data.pad": {"sequences": lambda room: [torch.zeros(3, 2), torch.zeros(1, 2)]},
     "data.Vocabulary": {"words": lambda room: pv.data.Vocabulary.of(["a"], least=1)},
     "data.Vocabulary.of": {"lines": lambda room: ["a", "a cat"], "least": lambda room: 1},
@@ -279,6 +285,8 @@ OF: dict[str, Mapping[str, Callable[[Room], Any]]] = {
     "distributions.Sentence.log_prob": {"value": lambda room: torch.tensor([4, 5, 3])},
     "distributions.CodeSequence": {"net": lambda room: coins, "length": lambda room: 3},
     "distributions.CodeSequence.log_prob": {"value": lambda room: torch.ones(3).long()},
+    "distributions.GivenLabel": {"label": lambda room: torch.tensor([2, 0])},
+    "distributions.GivenLabel.log_prob": {"value": lambda room: torch.tensor([2, -1])},
     "distributions.FlatSequence": {
         "sequence": lambda room: pv.distributions.AR1(torch.tensor(0.5), 3, 2)
     },
@@ -296,6 +304,7 @@ OF: dict[str, Mapping[str, Callable[[Room], Any]]] = {
     "distributions.StraightThrough": {"encoded": lambda room: torch.zeros(3, 2, 2)},
     "distributions.StraightThrough.log_prob": {"value": lambda room: torch.zeros(3, 2, 2)},
     "distributions.StraightThrough.numbers": {"value": lambda room: torch.zeros(3, 2, 2)},
+    "classify": {"program": lambda room: room.m2},
     "completion": {
         "program": lambda room: room.gsm,
         "seen": lambda room: room.x,
@@ -310,6 +319,9 @@ OF: dict[str, Mapping[str, Callable[[Room], Any]]] = {
     "models.DEF": {"hidden": lambda room: (4,), "observation": lambda room: "bernoulli"},
     "models.DMM": {"hidden": lambda room: (4,)},
     "models.VRNN": {"hidden": lambda room: (4,)},
+    "models.ConditionalVAE": {"hidden": lambda room: (4,), "num_classes": lambda room: 3},
+    "models.M2": {"hidden": lambda room: (4,)},
+    "models.Resampled.mean": {"x": lambda room: room.x},
     "models.SBN": {"latent_dims": lambda room: (3,)},
     "models.VAE": {"hidden": lambda room: (4,)},
     "models.Autoencoder": {"hidden": lambda room: (4,)},
@@ -382,6 +394,7 @@ OF: dict[str, Mapping[str, Callable[[Room], Any]]] = {
 
 # Results and records of the library: how one is had, so that its methods can be called.
 MADE: dict[str, Callable[[Room], Any]] = {
+    "Classes": lambda room: pv.classify(room.m2, room.x),
     "Terms": lambda room: pv.Program.of(room.vae).terms(room.x),
     "Refined": lambda room: pv.refine(room.vae, room.x, room.hmc, compile=False),
     "RefinedGlobals": lambda room: pv.refine(room.globals_, room.x, room.hmc, compile=False),
@@ -397,6 +410,7 @@ MADE: dict[str, Callable[[Room], Any]] = {
 # Records that verbs return, whose constructors nobody calls with values of their own.
 RECORDS = {
     "AnnealedLikelihood",
+    "Classes",
     "CodeUsage",
     "Diagnosis",
     "Gaps",
@@ -443,6 +457,13 @@ INNER = {
     "guide_of": "as forward",
     "decoder": "as forward",
     "encoder": "as forward",
+    "features": "as forward",
+    "label_logits": "as forward",
+    "given_logits": "as forward",
+    "log_prior": "as forward",
+    "models.ConditionalVAE.prior": "as forward",
+    "reads": "verbs call it, on what a user gives them",
+    "blank": "as reads",
     "weight_prior": "as forward",
     "weight_posterior": "as forward",
     "models.TopDownVAE.prior": "as forward",

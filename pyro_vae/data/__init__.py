@@ -6,6 +6,7 @@ Nothing here is shipped: ``digits`` comes with scikit-learn, the others from
 
 from pyro_vae.data.catalogue import BINARISATIONS, NAMES, load
 from pyro_vae.data.corpora import Corpus
+from pyro_vae.data.mixed import mixed
 from pyro_vae.data.readers import read_idx, read_npz
 from pyro_vae.data.sequence_sets import SequenceSets, bucketed, pad
 from pyro_vae.data.splits import Splits
@@ -20,6 +21,7 @@ __all__ = [
     "Vocabulary",
     "bucketed",
     "load",
+    "mixed",
     "pad",
     "read_idx",
     "read_npz",

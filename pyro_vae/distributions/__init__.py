@@ -10,6 +10,7 @@ from pyro_vae.distributions.code_sequence import CodeSequence
 from pyro_vae.distributions.codebook_vectors import Quantised, StraightThrough, nearest
 from pyro_vae.distributions.discretised_logistic import DiscretisedLogistic
 from pyro_vae.distributions.flow_gaussian import FlowGaussian
+from pyro_vae.distributions.given_label import GivenLabel
 from pyro_vae.distributions.mixture import Mixture
 from pyro_vae.distributions.no_prior import NoPrior
 from pyro_vae.distributions.padded import Padded
@@ -28,6 +29,7 @@ __all__ = [
     "DiscretisedLogistic",
     "FlatSequence",
     "FlowGaussian",
+    "GivenLabel",
     "Mixture",
     "NoPrior",
     "Padded",

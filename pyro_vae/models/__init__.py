@@ -2,10 +2,12 @@
 
 from pyro_vae.models.autoencoder import Autoencoder
 from pyro_vae.models.bayesian import BayesianVAE
+from pyro_vae.models.conditional_vae import ConditionalVAE
 from pyro_vae.models.deep_exponential import DEF
 from pyro_vae.models.ladder import HierarchicalVAE, LadderVAE
 from pyro_vae.models.linear import LinearVAE
 from pyro_vae.models.sbn import SBN
+from pyro_vae.models.semi_supervised import M2, Resampled
 from pyro_vae.models.sentences import SentenceLM, SentenceVAE
 from pyro_vae.models.sequences import DMM, VRNN
 from pyro_vae.models.top_down import TopDownVAE
@@ -19,6 +21,7 @@ __all__ = [
     "ETM",
     "GSM",
     "LDA",
+    "M2",
     "NVDM",
     "SBN",
     "VAE",
@@ -26,10 +29,12 @@ __all__ = [
     "VRNN",
     "Autoencoder",
     "BayesianVAE",
+    "ConditionalVAE",
     "HierarchicalVAE",
     "LadderVAE",
     "LinearVAE",
     "ProdLDA",
+    "Resampled",
     "SentenceLM",
     "SentenceVAE",
     "TopDownVAE",

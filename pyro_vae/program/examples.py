@@ -91,6 +91,8 @@ class Examples:
         positive("n", n)
         if self.offered:
             return self._program.source.example(n)
+        if self._first_rows is None and hasattr(self._program.source, "blank"):
+            return self._program.source.blank(n)  # one of several forms that it takes
         if self._first_rows is None:
             raise ProgramError(
                 "this program has seen no data yet; call program.read(batch) first, or give rows "

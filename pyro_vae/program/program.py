@@ -301,6 +301,8 @@ class Program(nn.Module):
         if isinstance(data, Part):  # of the program's own rows
             return Part(self.as_tensors(data.batch), data.rows.to(self.device))
         data = data.batch if isinstance(data, Whole) else data
+        reads = getattr(self.source, "reads", None)
+        data = data if reads is None else reads(data)
         if isinstance(data, list) and data and all(isinstance(each, Mapping) for each in data):
             data = join_batches([map_arguments(as_argument, each) for each in data])
         flat = self._structure.flattened(data)

@@ -1,0 +1,156 @@
+"""Labels of data: probabilities of what a model sums out. Shapes: N data, K classes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.arguments import positive, typed
+from pyro_vae.errors import DataError, ProgramError
+from pyro_vae.inference.sampling.importance_weights import log_mean_exp
+from pyro_vae.program.batch import arguments
+from pyro_vae.program.passes import Pass, Verb, runs
+from pyro_vae.program.program import Program
+from pyro_vae.program.terms import stack
+
+_ROWS_PER_PASS = 4096
+_DATA_PER_PASS = 256
+_VERB = Verb("classify", prior=True, each=True, guide="weight")
+
+
+@dataclass(frozen=True, repr=False)
+class Classes:
+    """The label of each datum, as far as a model knows it.
+
+    Arguments:
+        probabilities: p(y | x), ``(N, K)``.
+        log_likelihood: log p(x) by the same draws, ``(N,)``, nats; None of a classifier alone.
+        ess: Effective sample size of the weights of each datum, ``(N,)``; None likewise.
+    """
+
+    probabilities: Tensor
+    log_likelihood: Tensor | None = None
+    ess: Tensor | None = None
+
+    @property
+    def predicted(self) -> Tensor:
+        """The most probable class of each datum, ``(N,)``."""
+        return self.probabilities.argmax(-1)
+
+    @typed
+    def accuracy(self, labels: Tensor) -> float:
+        """Return the share of data whose most probable class is the true one."""
+        return (self.predicted == self._true(labels)).double().mean().item()
+
+    @typed
+    def predictive(self, labels: Tensor) -> float:
+        """Return the predictive likelihood: the mean of log p(y | x) at the true labels, nats."""
+        true = self._true(labels).unsqueeze(-1)
+        return self.probabilities.gather(-1, true).log().double().mean().item()
+
+    def _true(self, labels: Tensor) -> Tensor:
+        count, classes = self.probabilities.shape
+        wrong = labels.shape != (count,) or labels.is_floating_point()
+        if wrong or bool(((labels < 0) | (labels >= classes)).any()):
+            raise DataError(
+                f"labels: got a tensor of shape {tuple(labels.shape)} and type {labels.dtype}, "
+                f"expected a whole number from 0 to {classes - 1} for each of {count} data"
+            )
+        return labels.to(self.probabilities.device)
+
+    def __repr__(self) -> str:
+        count, classes = self.probabilities.shape
+        sure = self.probabilities.amax(-1).mean().item()
+        more = ""
+        if self.log_likelihood is not None and self.ess is not None:
+            mean, ess = self.log_likelihood.mean().item(), self.ess.median().item()
+            more = f", log p(x) {mean:.4f} nats, median ess={ess:.1f}"
+        return f"Classes({count} data, {classes} classes, mean confidence {sure:.3f}{more})"
+
+
+@typed
+def classify(
+    program: Any, data: Any, *, samples: int | None = None, site: str | None = None
+) -> Classes:
+    r"""Return the probability of each label of each datum.
+
+    .. math:: p(y \mid x) \approx \sum_k \tilde w_k \, p(y \mid x, z_k), \quad
+        \tilde w_k \propto \frac{p(x, z_k)}{q(z_k \mid x)}, \quad z_k \sim q(z \mid x)
+
+    Labels that are given are kept: leave them out of the data to ask what the model says.
+
+    Arguments:
+        program: Anything whose guide leaves a discrete latent out, as `pv.models.M2`.
+        data: One row per datum, ``(N, ...)``, or a ``Dataset``, a ``DataLoader``, batches to come.
+        samples: K, importance samples per datum; None asks the program's own classifier q(y | x),
+            where it has one (``label_logits``): a network, fast, and no answer of the model.
+        site: The latent that is asked for, where several are left out.
+
+    Returns:
+        Probabilities, with log p(x) and the effective sample size where the model is asked.
+
+    Raises:
+        DataError: Data that the program cannot take.
+        ProgramError: No discrete latent is summed out, or several and none is named; or no
+            classifier.
+    """
+    wrapped = Program.of(program)
+    if samples is None and not hasattr(wrapped.source, "label_logits"):
+        raise ProgramError(
+            f"classify: {type(wrapped.source).__name__} has no classifier (label_logits(x)); give "
+            "samples=100 to ask the model by importance sampling"
+        )
+    count = 1 if samples is None else positive("samples", samples)
+    parts: list[tuple[Tensor, ...]] = []
+    with wrapped.passes(data, _VERB, rows=_DATA_PER_PASS) as passes:
+        for piece in passes:
+            if samples is None:
+                parts.append((_by_classifier(wrapped.source, piece),))
+            else:
+                parts.append(_by_model(piece, count, site))
+    return Classes(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _by_classifier(source: Any, piece: Pass) -> Tensor:
+    args, kwargs = arguments(piece.batch)
+    given = dict(zip(("x", "label"), args, strict=False)) | kwargs
+    logits = source.label_logits(given["x"])
+    return source.given_logits(logits, given.get("label")).softmax(-1)
+
+
+def _by_model(piece: Pass, count: int, site: str | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return p(y | x), (B, K), log p(x) and the effective sample size, (B,) each."""
+    name = _site(piece, site)
+    joint = piece.joint.densities()
+    weights: list[Tensor] = []
+    found: list[Tensor] = []
+    for size in runs(count, joint, piece.batch, _ROWS_PER_PASS):
+        model, guide = joint.traces(size)
+        weights.append(stack([joint.scored(model, guide, size)]).log_weight[0])  # (k, B)
+        found.append(joint.posteriors_at(guide, size)[name])  # (k, B, K)
+    if found[0].dim() != 3:
+        raise ProgramError(
+            f"classify: site {name!r} stands in a plate inside that of the data: a datum has many"
+        )
+    log_weight = torch.cat(weights)
+    share = log_weight.softmax(0)
+    probabilities = (share.unsqueeze(-1) * torch.cat(found)).sum(0)
+    probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+    return probabilities, log_mean_exp(log_weight, dim=0), 1 / share.square().sum(0)
+
+
+def _site(piece: Pass, site: str | None) -> str:
+    summed = piece.sites.enumerated
+    if not summed:
+        drawn = piece.sites.discrete
+        fix = f"; leave {drawn[0]!r} out of the guide" if drawn else "; use pv.models.M2"
+        raise ProgramError(f"classify: no discrete latent is summed out of the model{fix}")
+    if site is None and len(summed) > 1:
+        raise ProgramError(
+            f"classify: got several latents that are summed out, {', '.join(summed)}; say which: "
+            f"site={summed[0]!r}"
+        )
+    if site is not None and site not in summed:
+        raise ProgramError(f"site: got {site!r}, expected one of {', '.join(summed)}")
+    return site or summed[0]

@@ -1,0 +1,277 @@
+"""VAEs of data given labels or covariates. Shapes: B batch, Z latent, C condition, * leading dims.
+
+The condition is an input, never a site: a likelihood is that of x given it, and `generate` takes it
+by ``given``, datum by datum.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from pyro_vae.arguments import positive, typed
+from pyro_vae.conditionals import (
+    Bernoulli,
+    Categorical,
+    Gaussian,
+    Observation,
+    observation,
+    observation_config,
+    widen,
+)
+from pyro_vae.errors import ConfigError, DataError
+from pyro_vae.models.zoo_program import ZooProgram, plain, register
+from pyro_vae.nn import MLP, OneHot, Shape, activation_layer, as_shape, sizes
+
+
+class Joined(nn.Module):
+    """A perceptron of two vectors, of which each may lack leading dims that the other has.
+
+    The first layer is a sum of two: what does not depend on the second vector is computed once.
+
+    Arguments:
+        one, other: sizes of the vectors.
+        out: output event shape.
+        hidden: widths of the hidden layers, at least one.
+        activation: name in `pyro_vae.nn.ACTIVATIONS`.
+    """
+
+    def __init__(
+        self, one: int, other: int, out: Shape, hidden: Sequence[int], activation: str
+    ) -> None:
+        super().__init__()
+        if not hidden:
+            raise ConfigError("hidden: got (), expected at least one width")
+        width, *rest = sizes("hidden", hidden)
+        joint = nn.Linear(one + other, width)  # starts as one layer of both would
+        self.first, self.second = nn.Linear(one, width), nn.Linear(other, width, bias=False)
+        with torch.no_grad():
+            self.first.weight.copy_(joint.weight[:, :one])
+            self.first.bias.copy_(joint.bias)
+            self.second.weight.copy_(joint.weight[:, one:])
+        self.activation = activation_layer(activation)
+        self.rest = MLP(width, out, rest, activation=activation)
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        """Map (*, one) and (*, other) to (*, out)."""
+        return self.rest(self.activation(self.first(one) + self.second(other)))
+
+
+@typed
+class ConditionalVAE(ZooProgram):
+    r"""A VAE of x given a condition c: a label, or covariates.
+
+    .. math:: z \sim p(z \mid c), \quad x \sim p(x \mid z, c), \quad q(z \mid x, c)
+
+    Batches are pairs (x, c): class numbers 0..K-1 of shape (B), or covariates of shape
+    (B | covariates).
+
+    Arguments:
+        data_dim: shape of one datum.
+        latent_dim: number Z of latent units.
+        hidden: widths of the hidden layers of all networks, at least one.
+        num_classes: K, where the condition is a label.
+        covariates: shape of a condition of real numbers, in its place.
+        activation: name in `pyro_vae.nn.ACTIVATIONS`.
+        observation: class of `pyro_vae.conditionals`, or a `functools.partial` of one.
+        prior: "conditional" learns p(z | c) by a network; "standard" is N(0, I) whatever c is.
+        decoder: "both" decodes z and c; "latent" z alone: all that c says of x then goes through
+            the prior.
+
+    Raises:
+        ConfigError: both kinds of condition or none; or neither prior nor decoder depends on it.
+
+    References:
+        Learning structured output representation using deep conditional generative models (Sohn et
+        al., 2015).
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> vae = ConditionalVAE(784, 20, num_classes=10)
+        >>> pv.generate(vae, 3, given={"c": torch.tensor([7, 7, 1])}).shape
+        torch.Size([3, 784])
+    """
+
+    kind = "conditional_vae"
+    example: Any = None  # pairs, by place or by name
+
+    def __init__(
+        self,
+        data_dim: Shape,
+        latent_dim: int,
+        hidden: Sequence[int] = (400,),
+        *,
+        num_classes: int | None = None,
+        covariates: Shape | None = None,
+        activation: str = "relu",
+        observation: Observation = Bernoulli,
+        prior: Literal["conditional", "standard"] = "conditional",
+        decoder: Literal["both", "latent"] = "both",
+    ) -> None:
+        super().__init__(data_dim)
+        if (num_classes is None) == (covariates is None):
+            raise ConfigError(
+                f"num_classes={num_classes!r} and covariates={covariates!r}; expected one of them: "
+                "the number of labels, or the shape of a condition of real numbers"
+            )
+        if prior == "standard" and decoder == "latent":
+            raise ConfigError(
+                'prior="standard" and decoder="latent": nothing depends on the condition; take '
+                'prior="conditional" or decoder="both"'
+            )
+        self.latent_dim = positive("latent_dim", latent_dim)
+        self.num_classes = None if num_classes is None else positive("num_classes", num_classes)
+        self.covariates = () if covariates is None else as_shape("covariates", covariates)
+        self.config = {
+            "data_dim": plain(self.data_shape),
+            "latent_dim": self.latent_dim,
+            "hidden": list(sizes("hidden", hidden)),
+            "num_classes": self.num_classes,
+            "covariates": plain(self.covariates) if self.covariates else None,
+            "activation": activation,
+            "observation": observation_config(observation),
+            "prior": prior,
+            "decoder": decoder,
+        }
+        size = self.num_classes or math.prod(self.covariates)
+        self.encoder = _Encoder(self.data_shape, size, latent_dim, hidden, activation, observation)
+        self.decoder = _Decoder(
+            self.data_shape,
+            size if decoder == "both" else 0,
+            latent_dim,
+            tuple(hidden)[::-1],
+            activation,
+            observation,
+        )
+        learned = prior == "conditional"
+        net = MLP(size, 2 * latent_dim, hidden, activation=activation) if learned else None
+        self.prior_net = Gaussian(net) if net is not None else None
+
+    def blank(self, n: int) -> tuple[Tensor, Tensor]:
+        """Return n rows of zeros under conditions of zeros."""
+        x = ZooProgram.example(self, n)
+        if self.num_classes is None:
+            return x, x.new_zeros(n, *self.covariates)
+        return x, torch.zeros(n, dtype=torch.long, device=x.device)
+
+    def reads(self, data: Any) -> Any:
+        """Return data as they are; raises `DataError` for a class number out of range."""
+        c = data.get("c") if isinstance(data, dict) else data[1] if _is_pair(data) else None
+        if self.num_classes is not None and c is not None:
+            require_classes("c", c, self.num_classes, 0)
+        return data
+
+    def features(self, c: Tensor) -> Tensor:
+        """Return a condition as a vector, (*, C): one-hot where it is a label."""
+        if self.num_classes is None:
+            return c.flatten(-len(self.covariates)).to(self.origin.dtype)
+        return one_hot(c, self.num_classes, self.origin.dtype)
+
+    def prior(self, features: Tensor) -> TorchDistributionMixin:
+        """Return p(z | c) of conditions as vectors, event (Z,)."""
+        if self.prior_net is not None:
+            return self.prior_net(features)
+        zero = self.origin.expand(self.latent_dim)
+        return dist.Normal(zero, torch.ones_like(zero)).to_event(1)
+
+    def model(self, x: Tensor, c: Tensor) -> Tensor:
+        """Draw z and observe x, shape (B | data), given c."""
+        register(self)
+        with pyro.plate("data", len(x)):
+            features = self.features(c)
+            z = pyro.sample("z", self.prior(features))  # (B | Z)
+            return pyro.sample("x", self.decoder(z, features), obs=x)  # (B | data)
+
+    def guide(self, x: Tensor, c: Tensor) -> None:
+        """Draw z from the encoder's Gaussian."""
+        register(self)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.encoder(x, self.features(c)))  # (B | Z)
+
+
+class _Encoder(nn.Module):
+    """q(z | x, c): a diagonal Gaussian."""
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        condition: int,
+        latent_dim: int,
+        hidden: Sequence[int],
+        activation: str,
+        spec: Observation,
+    ) -> None:
+        super().__init__()
+        chosen, options = observation(spec)
+        self.event_dim, width = len(shape), 1
+        self.spread: nn.Module = nn.Identity()
+        if chosen is Categorical:  # a class number is a name, not a quantity
+            width = chosen.width(**options)
+            self.spread = OneHot(options["num_classes"], len(shape))
+        net = Joined(width * math.prod(shape), condition, 2 * latent_dim, hidden, activation)
+        self.joined, self.gaussian = net, Gaussian(nn.Identity())
+
+    def forward(self, x: Tensor, features: Tensor) -> TorchDistributionMixin:
+        """Return q(z | x, c) of data (*, data) and conditions (*, C), event (Z,)."""
+        flat = self.spread(x).flatten(-self.event_dim).to(features.dtype)
+        return self.gaussian(self.joined(flat, features))
+
+
+class _Decoder(nn.Module):
+    """p(x | z, c), or p(x | z) where the condition has size 0."""
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        condition: int,
+        latent_dim: int,
+        hidden: Sequence[int],
+        activation: str,
+        spec: Observation,
+    ) -> None:
+        super().__init__()
+        chosen, options = observation(spec)
+        out = widen(shape, chosen.width(**options))
+        self.sees = bool(condition)
+        if self.sees:
+            self.net: nn.Module = Joined(latent_dim, condition, out, hidden, activation)
+        else:
+            self.net = MLP(latent_dim, out, hidden, activation=activation)
+        self.of = chosen(nn.Identity(), event_dim=len(shape), **options)
+
+    def forward(self, z: Tensor, features: Tensor) -> TorchDistributionMixin:
+        """Return p(x | z, c) of codes (*, Z) and conditions (*, C), event one datum."""
+        return self.of(self.net(z, features) if self.sees else self.net(z))
+
+
+def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+    """Return labels (*) as vectors (*, K); those out of range as zeros."""
+    return (labels.unsqueeze(-1) == torch.arange(num_classes, device=labels.device)).to(dtype)
+
+
+def require_classes(name: str, labels: Any, num_classes: int, least: int) -> None:
+    """Refuse labels that are none.
+
+    Raises:
+        DataError: one is not whole, below ``least`` or not below K; names its row.
+    """
+    values = torch.as_tensor(labels)
+    if values.is_meta or not values.numel():
+        return
+    wrong = (values < least) | (values >= num_classes) | (values != values.floor())
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0, 0]) if values.dim() else 0
+        missing = " (-1 where it is not known)" if least < 0 else ""
+        raise DataError(
+            f"{name}: got class {values[wrong].flatten()[0].item():g} in row {row}, expected whole "
+            f"numbers from 0 to {num_classes - 1}{missing}"
+        )
+
+
+def _is_pair(data: Any) -> bool:
+    return isinstance(data, tuple | list) and len(data) == 2

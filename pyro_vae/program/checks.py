@@ -24,6 +24,7 @@ from pyro_vae.program.handlers import (
     is_open_chain,
     sample_sites,
 )
+from pyro_vae.program.masks import kept_units
 from pyro_vae.program.plates import data_dim
 
 _LARGE = 30.0  # root mean square of a column beyond which it counts as not scaled
@@ -140,8 +141,9 @@ def check_real(batch: Batch) -> None:
 def check_values(model: Trace, warned: set[str], first_row: int = 0) -> None:
     """Require that each observed value has its distribution's shape and lies in its support.
 
-    A distribution with ``validate_args=False`` is taken at its author's word, with one warning:
-    ``warned`` holds the sites that have had theirs.
+    What a mask takes out (a step behind its sequence's end) may lie anywhere. A distribution with
+    ``validate_args=False`` is taken at its author's word, with one warning: ``warned`` holds the
+    sites that have had theirs.
 
     Raises:
         DataError: Names the site, the row, the value, and the fix.
@@ -151,16 +153,18 @@ def check_values(model: Trace, warned: set[str], first_row: int = 0) -> None:
             continue
         fn, value = site["fn"], site["value"]
         check_shape(name, site)
-        support = support_of(fn)
-        if _is_masked(site) or value.device.type == "meta":
+        support = written_support(fn)
+        kept = kept_units(fn, site["mask"], value.device)
+        elsewhere = kept is not None and kept.shape != value.shape  # more steps than it draws
+        if support is None or elsewhere or value.device.type == "meta":
             continue
         if is_unvalidated(fn):
-            if name not in warned and not bool(support.check(value).all()):
+            if name not in warned and not bool(_lies_in(support, value, kept).all()):
                 warned.add(name)
                 _warn_of_unvalidated(name, fn)
         else:
             kind, dim = distribution_name(fn), data_dim(site)
-            check_support(name, support, kind, value, first_row, dim)
+            check_support(name, support, kind, value, first_row, dim, kept)
 
 
 def check_shape(name: str, site: Message) -> None:
@@ -179,14 +183,8 @@ def check_shape(name: str, site: Message) -> None:
 
 
 def is_unchecked(site: Message) -> bool:
-    """Return whether an observed value may lie anywhere: masked, or taken at its author's word."""
-    return _is_masked(site) or is_unvalidated(site["fn"])
-
-
-def _is_masked(site: Message) -> bool:
-    """Return whether a part of a value may lie anywhere: under a mask, or behind its lengths."""
-    behind = getattr(innermost(site["fn"]), "kept", None) is not None
-    return site["mask"] is not None or behind or support_of(site["fn"]) is None
+    """Return whether an observed value may lie anywhere, or is taken at its author's word."""
+    return written_support(site["fn"]) is None or is_unvalidated(site["fn"])
 
 
 def is_unvalidated(fn: Any) -> bool:
@@ -214,6 +212,11 @@ def support_of(fn: Any) -> Any:
         if type(base).__name__ == "MaskedDistribution":
             return None
         base = base.base_dist
+    return written_support(fn)
+
+
+def written_support(fn: Any) -> Any:
+    """Return the support of a distribution, masked or not; None where nobody wrote it down."""
     try:
         return fn.support
     except NotImplementedError:
@@ -222,9 +225,12 @@ def support_of(fn: Any) -> Any:
 
 def fixed_support(fn: Any) -> Any:
     """Return the support where it does not depend on parameters or on a mask, else None."""
+    return None if support_of(fn) is None else support_of_all(fn)
+
+
+def support_of_all(fn: Any) -> Any:
+    """Return the support where it does not depend on parameters, masked or not, else None."""
     base = innermost(fn)
-    if support_of(fn) is None:
-        return None
     # A class attribute is one constraint for all parameters; a property depends on them. That of a
     # transform is the range of the transform.
     fixed = vars(torch.distributions.TransformedDistribution)["support"]
@@ -237,7 +243,13 @@ def fixed_support(fn: Any) -> Any:
 
 
 def check_support(
-    site: str, support: Any, distribution: str, value: Tensor, first_row: int = 0, dim: int = -1
+    site: str,
+    support: Any,
+    distribution: str,
+    value: Tensor,
+    first_row: int = 0,
+    dim: int = -1,
+    kept: Tensor | None = None,
 ) -> None:
     """Require that every row of a value lies in a support (one device sync).
 
@@ -247,11 +259,12 @@ def check_support(
         value: ``batch | event``.
         first_row: The number of its first row.
         dim: The dimension of the rows in its batch shape, counted from the right.
+        kept: Which units of the value count, in its shape; None: all.
 
     Raises:
         DataError: Names the site, the row, the value, and the fix.
     """
-    inside = support.check(value)
+    inside = _lies_in(support, value, kept)
     if bool(inside.all()):
         return
     if inside.dim() < -dim:  # one datum without a dimension of its own
@@ -259,11 +272,9 @@ def check_support(
         inside, value = inside.reshape(lacking + inside.shape), value.reshape(lacking + value.shape)
     rows = inside.movedim(dim, 0)
     row = int((~rows.reshape(len(rows), -1).all(-1)).nonzero()[0])
-    base = support
-    while hasattr(base, "base_constraint"):
-        base = base.base_constraint
+    base = _innermost_of(support)
     axis = value.dim() - support.event_dim + dim
-    element = base.check(value)
+    element = _units_in(base, value, kept)
     picked = value.movedim(axis, 0)[row].flatten()
     if element.shape == value.shape:
         picked = picked[~element.movedim(axis, 0)[row].flatten()]
@@ -272,6 +283,31 @@ def check_support(
         f"site {site!r}: value {worst:g} in row {first_row + row} is outside the support "
         f"({base}) of {distribution}; {_remedy(distribution, worst)}"
     )
+
+
+def _lies_in(support: Any, value: Tensor, kept: Tensor | None) -> Tensor:
+    """Return which draws lie in a support, as far as their units count, shape ``batch``."""
+    if kept is None:
+        return support.check(value)
+    base = _innermost_of(support)
+    units = _units_in(base, value, kept)
+    dims = support.event_dim - base.event_dim
+    return units.flatten(units.dim() - dims).all(-1) if dims else units
+
+
+def _units_in(base: Any, value: Tensor, kept: Tensor | None) -> Tensor:
+    """Return which units lie in their support, or do not count."""
+    inside = base.check(value)
+    if kept is None:
+        return inside
+    counts = kept.flatten(value.dim() - base.event_dim).any(-1) if base.event_dim else kept
+    return inside | ~counts
+
+
+def _innermost_of(support: Any) -> Any:
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support
 
 
 def _remedy(distribution: str, value: float) -> str:

@@ -18,6 +18,7 @@ from pyro_vae.program.batch import (
     num_rows,
 )
 from pyro_vae.program.handlers import data_frame, is_data, sample_sites
+from pyro_vae.program.masks import kept_units
 from pyro_vae.program.passes import BYTES_PER_PASS, bytes_per_row
 
 if TYPE_CHECKING:
@@ -141,14 +142,19 @@ class Rows:
             binding = sites.bindings.get(name)
             if not is_data(site) or checks.is_unchecked(site):
                 continue
-            support = checks.fixed_support(site["fn"])
+            support = checks.support_of_all(site["fn"])
             if support is None or binding is None or binding.computed:
                 moving = True
                 continue
             kind = checks.distribution_name(site["fn"])
+            masked = kept_units(site["fn"], site["mask"], site["value"].device) is not None
             for index, piece in enumerate(chunks(data, rows)):
                 value = binding.of(*arguments(piece))
-                checks.check_support(name, support, kind, value, index * rows, sites.data_dim)
+                if not masked:
+                    checks.check_support(name, support, kind, value, index * rows, sites.data_dim)
+                elif not bool(support.check(value).all()):
+                    moving = True  # it may lie where the mask of those rows takes it out
+                    break
         if moving and num_rows(data) == head:
             checks.check_values(model, self._reader.warned)
         elif moving:

@@ -11,6 +11,8 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 
 import pyro_vae as pv
+from pyro_vae.distributions import Padded
+from pyro_vae.errors import DataError
 from pyro_vae.inference.graphs.density_graphs import DensityGraphs
 from pyro_vae.program.log_joint import LogJoint
 from pyro_vae.program.passes import scoring
@@ -214,3 +216,31 @@ def test_weights_that_cannot_leave_it_out_are_refused(kind):
     message = {"joint": "a part of what MultivariateNormal", "own mask": "masked in the guide and"}
     with pytest.raises(pv.errors.ProgramError, match="'z': .*" + message.get(kind, "'z_unconst")):
         pv.log_likelihood(pv.Program(inside, guide), BATCH, samples=3)
+
+
+@pytest.mark.parametrize("how", ["handler", "distribution", "lengths"])
+def test_data_lie_in_the_support_wherever_no_mask_takes_them_out(how):
+    """Behind a mask a value may be anything, in front of it a count of 2 is no Bernoulli draw."""
+
+    def model(x, kept):
+        rate = pyro.param("rate", torch.tensor(0.3, dtype=torch.float64))
+        steps = dist.Bernoulli(rate).expand(x.shape)
+        with pyro.plate("data", len(x)):
+            if how == "handler":
+                with pyro.plate("time", x.shape[1], dim=-2), poutine.mask(mask=kept.T):
+                    pyro.sample("x", dist.Bernoulli(rate), obs=x.T)
+                return
+            fn = steps.mask(kept).to_event(1) if how == "distribution" else None
+            pyro.sample("x", fn or Padded(steps, kept.sum(-1)), obs=x)
+
+    program = pv.Program(model, lambda x, kept: None)
+    kept = torch.arange(4) < torch.tensor([3, 1, 4, 2, 4, 4])[:, None]
+    x = torch.where(kept, 1.0, 7.0).double()
+    exact = kept.sum(-1) * torch.tensor(0.3).double().log()
+    torch.testing.assert_close(pv.elbo(program, (x, kept)), exact)
+    run = {"epochs": 1, "batch_size": 2, "compile": False, "progress": False}
+    pv.fit(program, (x, kept), **run)
+    x[4, 1] = 2.0
+    for verb in (pv.elbo, lambda *args: pv.fit(*args, **run)):
+        with pytest.raises(DataError, match=r"value 2 in row 4 is outside the support \(Bool"):
+            verb(pv.Program(model, lambda x, kept: None), (x, kept))

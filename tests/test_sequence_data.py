@@ -1,6 +1,7 @@
 """Sequences from files, padded, and dealt out in batches of about one length."""
 
 import gzip
+import math
 import os
 from pathlib import Path
 
@@ -258,6 +259,15 @@ def test_a_program_takes_batches_of_unequal_steps():
             pv.elbo(DMM(5, 2), {"x": x, "lengths": torch.full((8,), wrong)})
     with pytest.raises(DataError, match=r"expected sequences \(B, T, 5\)"):
         pv.elbo(DMM(5, 2), torch.zeros(3, 5))
+    for odd in (lengths > 3, lengths[:, None]):
+        with pytest.raises(DataError, match=r"lengths: got .*expected how many steps.*\(8,\)"):
+            pv.elbo(DMM(5, 2), {"x": x, "lengths": odd})
+    with pytest.raises(DataError, match="of some steps"):
+        pv.elbo(VRNN(5, 2), x[:, :0])
+    for odd in ((x, lengths), [x], {"x": x, "lengths": None}):
+        with pytest.raises(DataError, match="or x alone where"):
+            pv.per_step(program, odd)
+    assert math.isnan(pv.per_step(program, x[:1]).bound_stderr)
 
 
 @pytest.mark.data

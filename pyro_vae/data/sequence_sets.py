@@ -103,7 +103,7 @@ def bucketed(
     """
     size, most = positive("batch_size", batch_size), positive("widths", widths)
     seed = None if seed is None else integer("seed", seed, 0)
-    if set(data) != {"x", "lengths"} or len(data["x"]) != len(data["lengths"]):
+    if set(data) != {"x", "lengths"} or data["lengths"].shape != data["x"].shape[:1]:
         shapes = {name: tuple(leaf.shape) for name, leaf in data.items()}
         raise DataError(f"data: got {shapes}, expected x (N, T, *units) and lengths (N)")
     x, lengths = data["x"], data["lengths"]

@@ -37,6 +37,7 @@ class BagOfWords(Expandable):
     arg_constraints = {"logits": constraints.independent(constraints.real, 1)}  # noqa: RUF012
     support = constraints.independent(constraints.nonnegative_integer, 1)
     batched = ("logits", "total_count")
+    scores_words_as_they_stand = True  # what `perplexity` asks for
 
     def __init__(
         self,

@@ -69,6 +69,7 @@ class Sentence(Expandable):
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+    pads_behind_its_end = True  # a step is no word there: whoever counts words asks
 
     def __init__(
         self,

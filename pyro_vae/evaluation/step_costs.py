@@ -11,12 +11,14 @@ from torch.distributions import Independent
 from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import DataError
 from pyro_vae.evaluation.likelihood import log_likelihood
+from pyro_vae.evaluation.observed_kinds import observed_kinds
 from pyro_vae.evaluation.standard_errors import mean_and_error, ratio_and_error
 from pyro_vae.program.batch import as_tensor
 from pyro_vae.program.bounds import elbo
 from pyro_vae.program.passes import Verb
 from pyro_vae.program.program import Program
 from pyro_vae.threads import require_turn
+from pyro_vae.words import PAD
 
 _KL = Verb("per_step", prior=True)
 
@@ -73,6 +75,7 @@ def per_step(
     """
     require_turn("per_step")
     lengths = _lengths(data)
+    _require_lengths_of_sentences(program, data)
     bound = elbo(program, data, num_particles=positive("num_particles", num_particles))
     cost = -bound.double().cpu()
     likelihood: tuple[Any, Any] = (None, None)
@@ -128,8 +131,13 @@ def _of_steps(fn: Any, path: Tensor) -> Tensor:
 
 def _lengths(data: Any) -> Tensor:
     named = isinstance(data, Mapping)
-    if named and not {"x", "lengths"} <= set(data):
-        raise DataError(f"data: got {sorted(data)}, expected x (N, T, *units) and lengths (N)")
+    lacks = named and any(data.get(name) is None for name in ("x", "lengths"))
+    if lacks or not (named or hasattr(data, "shape")):
+        got = sorted(data) if named else type(data).__name__
+        raise DataError(
+            f'data: got {got}, expected {{"x": (N, T, *units), "lengths": (N)}}, or x alone where '
+            "all sequences have T steps"
+        )
     x = as_tensor(data["x"] if named else data)
     if x.dim() < 2:
         raise DataError(f"data: got x of shape {tuple(x.shape)}, expected (N, T, *units)")
@@ -144,6 +152,17 @@ def _lengths(data: Any) -> Tensor:
             f"number from 1 to {x.shape[1]} for each of {len(x)} sequences"
         )
     return lengths
+
+
+def _require_lengths_of_sentences(program: Any, data: Any) -> None:
+    """Refuse sentences alone with <pad> behind their ends, each of which would count as a word."""
+    if isinstance(data, Mapping) or not bool((as_tensor(data) == PAD).any()):
+        return
+    kinds = observed_kinds(program, data[:1], "per_step").values()
+    if any(getattr(kind, "pads_behind_its_end", False) for kind in kinds):
+        raise DataError(
+            'data: got sentences with <pad> behind their ends, expected {"x": ..., "lengths": ...}'
+        )
 
 
 def _numbers(found: tuple[Tensor, Tensor]) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 Shapes: N documents, V words, K topics, T top words.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.evaluation.codes import encode
 from pyro_vae.evaluation.likelihood import log_likelihood
+from pyro_vae.evaluation.observed_kinds import observed_kinds
 from pyro_vae.evaluation.standard_errors import mean_and_error, ratio_and_error
 from pyro_vae.program.batch import as_rows, chunks
 from pyro_vae.program.bounds import elbo
@@ -112,7 +113,7 @@ def topics(
 
     Raises:
         ConfigError: Fewer than two words.
-        DataError: A reference or a vocabulary of another number of words.
+        DataError: A reference or a vocabulary of another number of words, or what are no counts.
         ProgramError: The program has no topics.
 
     References:
@@ -133,13 +134,15 @@ def topics(
             f"reference: got shape {tuple(reference.shape)}, expected counts (N, {words}) of the "
             "model's words"
         )
+    if words < 2:
+        raise ProgramError("topics: the model knows a single word; coherence is of pairs")
     names = [str(v) for v in (range(words) if vocabulary is None else vocabulary)]
     if len(names) != words:
         raise DataError(f"vocabulary: got {len(names)} words, expected {words}")
     top = beta.topk(min(num_words, words), dim=1).indices
     asked, places = top.unique(return_inverse=True)
     present = torch.cat(
-        [piece[:, asked.to(piece.device)] > 0 for piece in chunks(reference, _ROWS_PER_PASS)]
+        [piece[:, asked.to(piece.device)] > 0 for piece in _pieces("reference", reference)]
     ).to(beta.device)
     return Topics(
         words=[[names[i] for i in row] for row in top.tolist()],
@@ -161,16 +164,18 @@ def perplexity(program: Any, data: Any, *, samples: int | None = None) -> Perple
             perplexity. A number takes ``log_likelihood`` with as many samples: lower, and tighter.
 
     Raises:
-        DataError: A document without words, or counts of another shape.
+        DataError: A document without words, or what are no whole counts (N, V).
+        ProgramError: The program scores something else than the words as they stand.
     """
     require_turn("perplexity")
     counts = as_rows(data)
-    if len(counts.shape) != 2:
+    if len(counts.shape) != 2 or not len(counts):
         raise DataError(f"perplexity: got counts of shape {tuple(counts.shape)}, expected (N, V)")
-    lengths = _lengths(counts)
+    lengths = _lengths("perplexity", counts)
     empty = (lengths == 0).nonzero()[:, 0]
     if len(empty):
         raise DataError(f"perplexity: documents {empty[:5].tolist()} have no words; leave them out")
+    _require_bags(program, counts)
     if samples is None:
         bound = elbo(program, counts)
     else:
@@ -193,13 +198,13 @@ def completion(program: Any, seen: Any, held_out: Any) -> Perplexity:
         held_out: Counts of the second parts, ``(N, V)``, no row empty.
 
     Raises:
-        DataError: Parts of different shapes, or one without words.
+        DataError: Parts of different shapes, one without words, or what are no whole counts.
         ProgramError: The program has no decoder of codes.
     """
     require_turn("completion")
     seen, held_out = as_rows(seen), as_rows(held_out)
-    fit = seen.shape == held_out.shape and len(seen.shape) == 2
-    lengths = _lengths(held_out) if fit else torch.zeros(1)
+    fit = seen.shape == held_out.shape and len(seen.shape) == 2 and len(seen)
+    lengths = _lengths("held_out", held_out) if fit else torch.zeros(1)
     if not bool((lengths > 0).all()):
         raise DataError(
             f"got {tuple(seen.shape)} seen and {tuple(held_out.shape)} held out, expected two "
@@ -230,9 +235,41 @@ def _source(program: Any) -> Any:
     return source
 
 
-def _lengths(counts: Tensor | SparseRows) -> Tensor:
+def _require_bags(program: Any, counts: Tensor | SparseRows) -> None:
+    """Refuse a program whose observation is no bag of words, by a look at one document."""
+    for name, kind in observed_kinds(program, counts[:1], "perplexity").items():
+        if not getattr(kind, "scores_words_as_they_stand", False):
+            raise ProgramError(
+                f"perplexity: site {name!r} is {kind.__name__}, expected "
+                "pv.distributions.BagOfWords, the probability of the words in the order in which "
+                "they stand (dist.Multinomial adds a coefficient, by which perplexities differ)"
+            )
+
+
+def _lengths(what: str, counts: Tensor | SparseRows) -> Tensor:
     """Return the number of words of each document, (N,)."""
-    return torch.cat([piece.sum(-1).double() for piece in chunks(counts, _ROWS_PER_PASS)])
+    pieces = _pieces(what, counts, whole=True)
+    return torch.cat([piece.sum(-1).double() for piece in pieces])
+
+
+def _pieces(what: str, counts: Tensor | SparseRows, *, whole: bool = False) -> Iterator[Tensor]:
+    """Yield documents a few at a time, and refuse what are no counts.
+
+    Raises:
+        DataError: A value that is not finite, below 0, or not whole where that is asked.
+    """
+    for index, piece in enumerate(chunks(counts, _ROWS_PER_PASS)):
+        sound = piece.isfinite() & (piece >= 0)
+        if whole and piece.is_floating_point():
+            sound &= piece == piece.floor()
+        if not bool(sound.all()):
+            row = int((~sound.all(-1)).nonzero()[0])
+            value = piece[row][~sound[row]][0].item()
+            raise DataError(
+                f"{what}: value {value:g} in row {index * _ROWS_PER_PASS + row}, expected counts "
+                f"of words, {'whole numbers ' if whole else ''}from 0 up"
+            )
+        yield piece
 
 
 def _npmi(present: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ class SentenceProgram(ZooProgram):
         super().__init__(integer("words", words, len(SPECIAL) + 1))
         self.words = int(words)
 
+    @typed
     def sentences(
         self, steps: int, z: Tensor | None = None, *, temperature: float = 1.0
     ) -> Sentence:
@@ -39,7 +40,14 @@ class SentenceProgram(ZooProgram):
             steps: T.
             z: codes (* | Z); None where the program has none.
             temperature: below 1 likely words get likelier.
+
+        Raises:
+            DataError: Codes of another size, or codes where the program has none.
         """
+        size = getattr(self, "latent_dim", None)
+        if z is not None and z.shape[-1:] != (size,):
+            expected = "None: the program has no codes" if size is None else f"codes (*, {size})"
+            raise DataError(f"z: got {shown(z)}, expected {expected}")
         return Sentence(self.decoder, steps, z, temperature=temperature)
 
     def _require(self, x: Tensor, lengths: Tensor | None) -> None:

@@ -12,7 +12,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyro_vae.arguments import integer, positive, typed
+from pyro_vae.arguments import integer, positive, shown, typed
 from pyro_vae.conditionals import (
     Bernoulli,
     Combiner,
@@ -43,15 +43,22 @@ class SequenceProgram(ZooProgram):
 
     example: Any = None  # how many steps there are is a matter of the data
 
-    def _checked(self, x: Tensor) -> Tensor:
+    def _checked(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         """Return sequences in the program's precision.
 
         Raises:
-            DataError: Another shape than (B, T, X).
+            DataError: Another shape than (B, T, X), no steps, or lengths that are no numbers (B).
         """
-        if x.dim() != 2 + len(self.data_shape) or x.shape[2:] != self.data_shape:
+        if x.dim() != 2 + len(self.data_shape) or x.shape[2:] != self.data_shape or not x.shape[1]:
             shape = ", ".join(map(str, self.data_shape))
-            raise DataError(f"x: got shape {tuple(x.shape)}, expected sequences (B, T, {shape})")
+            raise DataError(
+                f"x: got shape {tuple(x.shape)}, expected sequences (B, T, {shape}) of some steps"
+            )
+        if lengths is not None and (lengths.shape != x.shape[:1] or lengths.dtype == torch.bool):
+            raise DataError(
+                f"lengths: got {shown(lengths)}, expected how many steps each of the {len(x)} "
+                f"sequences has, ({len(x)},)"
+            )
         return x.to(self.origin.dtype)
 
 
@@ -151,7 +158,7 @@ class DMM(SequenceProgram):
     def model(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Draw the states and observe the sequences x, (B, T | X)."""
         register(self)
-        x = self._checked(x)
+        x = self._checked(x, lengths)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", self.chain(x.shape[1], lengths))  # (B | T, Z)
             return pyro.sample("x", _steps(self.decoder(z), lengths), obs=x)
@@ -159,7 +166,7 @@ class DMM(SequenceProgram):
     def guide(self, x: Tensor, lengths: Tensor | None = None) -> None:
         """Draw the states from the guide's chain."""
         register(self)
-        x = self._checked(x)
+        x = self._checked(x, lengths)
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.encoder(x, lengths))
 
@@ -246,7 +253,7 @@ class VRNN(SequenceProgram):
     def model(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Draw the states and observe the sequences x, (B, T | X)."""
         register(self)
-        x = self._checked(x)
+        x = self._checked(x, lengths)
         chain = self._prior(x, lengths)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", chain)  # (B | T, Z)
@@ -256,7 +263,7 @@ class VRNN(SequenceProgram):
     def guide(self, x: Tensor, lengths: Tensor | None = None) -> None:
         """Draw the states, each from what came before and its own step."""
         register(self)
-        x = self._checked(x)
+        x = self._checked(x, lengths)
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.encoder(x, lengths))
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pyro_vae.arguments import integer, number, positive, typed
 from pyro_vae.distributions import BagOfWords
+from pyro_vae.errors import DataError
 from pyro_vae.models.topic_networks import (
     DocumentEncoder,
     EmbeddedTopics,
@@ -35,6 +36,22 @@ class Documents(ZooProgram):
     def example(self, n: int = 2) -> Tensor:
         """Return n documents that have each word once, shape (n | V)."""
         return super().example(n) + 1
+
+    def _checked(self, x: Tensor) -> Tensor:
+        """Return counts in the program's precision.
+
+        Raises:
+            DataError: A count below 0, of which the encoder has no logarithm.
+        """
+        x = x.to(self.origin.dtype)
+        validating = torch.distributions.Distribution._validate_args and not x.is_meta
+        if validating and bool((x < 0).any()):  # waits for the device: the first time is enough
+            row = int((x < 0).any(-1).nonzero()[0])
+            raise DataError(
+                f"x: got {x[row].min().item():g} in row {row}, expected counts of words, whole "
+                "numbers from 0 up"
+            )
+        return x
 
 
 class TopicModel(Documents, OneLatent):
@@ -79,7 +96,7 @@ class TopicModel(Documents, OneLatent):
     def model(self, x: Tensor) -> Tensor:
         """Draw a code and observe the counts of words x, shape (B | V)."""
         register(self)
-        x = x.to(self.origin.dtype)
+        x = self._checked(x)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", self.prior())  # (B | K)
             document = BagOfWords(self.decoder(z), total_count=x.sum(-1))
@@ -89,7 +106,7 @@ class TopicModel(Documents, OneLatent):
         """Draw a code from the encoder's Gaussian."""
         register(self)
         with pyro.plate("data", len(x)):
-            pyro.sample("z", self.encoder(x.to(self.origin.dtype)))
+            pyro.sample("z", self.encoder(self._checked(x)))
 
     def topics(self) -> Tensor:
         """Return the distribution of words of each topic, shape (K, V): of a document of it alone.
@@ -354,7 +371,7 @@ class LDA(Documents):
     def model(self, x: Tensor) -> Tensor:
         """Draw topics and shares, and observe the counts of words x, shape (B | V)."""
         register(self)
-        x = x.to(self.origin.dtype)
+        x = self._checked(x)
         like_topics, like_shares = torch.ones_like(self.log_topics), x.new_ones(self.latent_dim)
         eta, alpha = self.config["topic_concentration"], self.config["concentration"]
         beta = pyro.sample("topics", dist.Dirichlet(eta * like_topics).to_event(1))  # (K, V)
@@ -368,7 +385,7 @@ class LDA(Documents):
         register(self)
         pyro.sample("topics", dist.Dirichlet(self.log_topics.exp()).to_event(1))
         with pyro.plate("data", len(x)):
-            pyro.sample("z", self.encoder(x.to(self.origin.dtype)))
+            pyro.sample("z", self.encoder(self._checked(x)))
 
 
 def _config(words: int, num_topics: int, hidden: Sequence[int], activation: str) -> dict[str, Any]:

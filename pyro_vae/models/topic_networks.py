@@ -177,4 +177,4 @@ def _checked(embeddings: Tensor, words: int) -> Tensor:
             f"embeddings: got shape {tuple(embeddings.shape)}, expected finite vectors of the "
             f"{words} words, one row each"
         )
-    return embeddings.detach().clone()
+    return embeddings.detach().to(torch.get_default_dtype()).clone()

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.utils.rnn import PackedSequence as Packed
 
+from pyro_vae.arguments import shown
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.program.batch import Batch, named_arguments_of, named_arrays, named_leaves
 from pyro_vae.program.enumeration import can_be_listed, can_be_summed
@@ -109,6 +110,11 @@ def check_example(batch: Batch, example: Batch) -> None:
         DataError: Another structure, or another shape after the first dimension.
     """
     got, expected = dict(named_arrays(batch)), dict(named_leaves(example))
+    if not got:
+        raise DataError(
+            f"batch: got {shown(batch)}, expected numbers; of text, counts of words "
+            "(scikit-learn's CountVectorizer) or numbers of words (pv.data.Vocabulary)"
+        )
     if got.keys() != expected.keys():
         surplus = ""
         if len(got) > len(expected) == 1:

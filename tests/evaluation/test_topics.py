@@ -3,7 +3,10 @@
 import itertools
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
+import scipy.sparse
 import torch
 
 import pyro_vae as pv
@@ -113,6 +116,32 @@ def test_completion_predicts_from_the_mean_code():
     log_p = (shares @ PROGRAM.topics()).log()
     expected = (-(held * log_p).sum(-1) / held.sum(-1)).mean().exp().item()
     assert found.per_document == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, 0.5])
+def test_what_are_no_counts_is_refused_and_named(value):
+    wrong = X.clone()
+    wrong[3, 2] = value
+    sparse = scipy.sparse.csr_matrix(wrong.numpy())
+    for rows in (wrong, sparse):
+        verbs = [lambda: pv.completion(PROGRAM, X, rows), lambda: pv.perplexity(PROGRAM, rows)]  # noqa: B023
+        if value != 0.5:  # whether a document has a word is known of a weight too
+            verbs += [lambda: pv.topics(PROGRAM, rows), lambda: pv.encode(PROGRAM, rows)]  # noqa: B023
+        for verb in verbs:
+            with pytest.raises(DataError, match=rf"{value:g} in row 3.*expected"):
+                verb()
+
+
+def test_a_perplexity_is_of_words_as_they_stand():
+    """A multinomial coefficient would pass for a better model."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+            pyro.sample("x", dist.Multinomial(5, logits=PROGRAM.decoder(z)), obs=x)
+
+    with pytest.raises(ProgramError, match=r"site 'x' is Multinomial, expected .*BagOfWords"):
+        pv.perplexity(pv.Program(model, PROGRAM.guide), torch.ones(4, 5))
 
 
 def test_what_cannot_be_asked_is_told():

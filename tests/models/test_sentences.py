@@ -235,5 +235,9 @@ def test_what_is_no_sentence_is_refused():
         SentenceVAE(9, decoder="transformer", hidden=6)
     with pytest.raises(ConfigError, match="temperature"):
         program.sentences(3, temperature=0.0)
+    with pytest.raises(DataError, match=r"z: got .*\(2, 3\).*expected codes \(\*, 2\)"):
+        pv.models.SentenceVAE(9, 2).sentences(5, torch.zeros(2, 3))
+    with pytest.raises(DataError, match=r"sentences with <pad>.*lengths"):
+        pv.per_step(pv.models.SentenceLM(9), torch.tensor([[4, 5, 3], [4, 3, 0]]))
     with pytest.raises(DataError, match=r"expected whole numbers of shape \(\*, 4\)"):
         Sentence(WordDecoder(V), 4).log_prob(torch.ones(2, 3).long())

@@ -187,6 +187,11 @@ def test_a_topic_is_a_document_of_it_alone(build):
     torch.testing.assert_close(program.train().topics(), alone)
 
 
+def test_text_is_no_batch():
+    with pytest.raises(DataError, match=r"got \('a cat', 'a dog'\), expected numbers.*Vocabulary"):
+        pv.elbo(NVDM(6, 2, (4,)), ["a cat", "a dog"])
+
+
 def test_embeddings_that_are_given_stand_still():
     words = torch.randn(6, 4)
     program = ETM(6, 2, (4,), embeddings=words)

@@ -76,6 +76,20 @@ def test_latent_map_of_two_dimensions_shows_the_codes_themselves():
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("$z_1$", "$z_2$")
 
 
+def test_documents_of_the_same_topics_are_drawn_near_each_other():
+    """Two kinds of documents apart: each point has its nearest neighbour among its own."""
+    kind = torch.arange(24) % 2
+    shares = torch.full((24, 3), 0.05) + 0.85 * torch.eye(3)[kind]
+    shares = shares + 0.01 * torch.rand(24, 3, generator=torch.Generator().manual_seed(0))
+    (axes,) = plots.documents(shares, kind).axes
+    points = torch.cat([torch.tensor(each.get_offsets()) for each in axes.collections])
+    apart = torch.cdist(points, points).fill_diagonal_(torch.inf)
+    assert ((apart.argmin(1) < 12) == (torch.arange(24) < 12)).all() and points.shape == (24, 2)
+    for wrong, labels in ((shares[:4], None), (-shares, None), (shares, kind[:3])):
+        with pytest.raises(DataError, match=r"expected \("):
+            plots.documents(wrong, labels)
+
+
 def test_latent_map_of_more_is_their_principal_components_and_says_so():
     torch.manual_seed(0)
     codes = torch.randn(50, 4, dtype=torch.float64) * torch.tensor([1.0, 3.0, 0.1, 0.2])

@@ -205,6 +205,18 @@ axis.set(xlabel="true share", ylabel="share found", title=f"correlation {correla
 figure.tight_layout()
 
 # %% [markdown]
+# All of them at once: documents in the plane, those of similar shares near each other, coloured by
+# the bar that each has most of. The models have seen no label.
+
+# %%
+with torch.no_grad():
+    shares = models["ProdLDA"].proportions(pv.encode(models["ProdLDA"], test))
+labels = [f"{'row' if bar < SIDE else 'column'} {bar % SIDE}" for bar in truth.argmax(1).tolist()]
+pv.plots.documents(
+    shares, labels, title="Documents by ProdLDA's topics, coloured by their main bar"
+)
+
+# %% [markdown]
 # ## 5. Text
 #
 # From strings to counts is scikit-learn's part. The texts here are those that it ships with: the

@@ -358,6 +358,7 @@ OF: dict[str, Mapping[str, Callable[[Room], Any]]] = {
     "plots.curves": {"history": lambda room: HISTORY},
     "plots.piano_rolls": {"rolls": lambda room: {"data": room.x}},
     "plots.step_kl": {"curves": lambda room: {"dmm": torch.ones(3)}},
+    "plots.documents": {"shares": lambda room: torch.eye(6)},
     "plots.diagnosis": {"found": lambda room: pv.diagnose(room.vae, room.x, probes=5)},
     "plots.gaps": {
         "measured": lambda room: pv.gaps(

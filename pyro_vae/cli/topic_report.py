@@ -15,6 +15,8 @@ from pyro_vae.data.count_files import halves
 from pyro_vae.errors import ConfigError
 from pyro_vae.storage.atomic import atomic_write_text
 
+_FEWEST, _SHOWN = 5, 2000  # documents in the plane
+
 
 def topics(
     run: str,
@@ -28,7 +30,8 @@ def topics(
 ) -> None:
     """Show the topics of a run, and judge them: coherence, diversity and perplexities.
 
-    Written besides to topics.json and topics.png. Coherence is NPMI by the training documents;
+    Written besides to topics.json and topics.png, and documents.png where the documents have
+    labels: some of them in the plane. Coherence is NPMI by the training documents;
     completion predicts a half of each test document from the other.
 
     Arguments:
@@ -76,7 +79,16 @@ def topics(
     with torch.no_grad():
         figure = pv.plots.topic_words(program.eval().topics(), vocabulary)
     pv.plots.save(figure, path.with_suffix(".png"))
-    say(f"{found!r}\n\n{_table(figures)}\nwritten to {path} and {path.with_suffix('.png').name}")
+    written = [path.with_suffix(".png").name]
+    labels = loaded.source.labels.get("test")
+    if labels is not None and test.shape[0] >= _FEWEST:
+        with torch.no_grad():
+            every = -(-test.shape[0] // _SHOWN)  # files are sorted by label
+            shares = program.proportions(pv.encode(program, test[::every]))
+        figure = pv.plots.documents(shares, labels[: test.shape[0] : every], seed=seed)
+        pv.plots.save(figure, path.with_name("documents.png"))
+        written.append("documents.png")
+    say(f"{found!r}\n\n{_table(figures)}\nwritten to {path}, {', '.join(written)}")
 
 
 def _table(figures: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ settings are never touched, so these work in scripts, notebooks and threads alik
 
 from pyro_vae.plots.collapse import collapse_curves, cures, diagnosis
 from pyro_vae.plots.curves import curves
+from pyro_vae.plots.documents import documents
 from pyro_vae.plots.figure_files import save
 from pyro_vae.plots.images import interpolations, reconstructions, samples
 from pyro_vae.plots.inference_gaps import gaps
@@ -22,6 +23,7 @@ __all__ = [
     "cures",
     "curves",
     "diagnosis",
+    "documents",
     "gaps",
     "interpolations",
     "latent_map",

@@ -35,6 +35,23 @@ def latent_map(
         DataError: fewer than two codes, or as many labels as there are not codes.
     """
     points, names = _plane(codes)
+    return scatter(points, names, labels, title or "Posterior means of the test data")
+
+
+def scatter(
+    points: np.ndarray, names: tuple[str, str], labels: ArrayLike | None, title: str
+) -> Figure:
+    """Draw points, coloured and named by label.
+
+    Arguments:
+        points: ``(N, 2)``.
+        names: of the axes.
+        labels: ``(N,)``, or ``None``.
+        title: of the figure.
+
+    Raises:
+        DataError: as many labels as there are not points.
+    """
     groups = _groups(labels, len(points))
     figure = new_figure(6.0, 5.4)
     axes = figure.add_subplot()
@@ -56,7 +73,7 @@ def latent_map(
     axes.set(xlabel=names[0], ylabel=names[1])
     axes.set_aspect("equal", adjustable="datalim")
     plain_axes(axes)
-    set_title(axes, title or "Posterior means of the test data")
+    set_title(axes, title)
     return figure
 
 

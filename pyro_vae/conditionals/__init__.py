@@ -13,6 +13,7 @@ from pyro_vae.conditionals.continuous import Gaussian, IsotropicGaussian, Point,
 from pyro_vae.conditionals.discrete import Bernoulli, Categorical, DiscretisedLogistic
 from pyro_vae.conditionals.flows import InverseAutoregressiveFlow, PlanarFlow, SplineFlow
 from pyro_vae.conditionals.made import MADE
+from pyro_vae.conditionals.noise_fed import NoiseFed
 from pyro_vae.conditionals.noncollapsing import (
     BatchNormGaussian,
     DeltaGaussian,
@@ -57,6 +58,7 @@ __all__ = [
     "IsotropicGaussian",
     "LowRankGaussian",
     "Mixture",
+    "NoiseFed",
     "Observation",
     "PlanarFlow",
     "Point",

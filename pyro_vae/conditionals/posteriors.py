@@ -15,6 +15,7 @@ from pyro_vae.arguments import positive, typed
 from pyro_vae.conditionals.conditional import ReturnsDistribution
 from pyro_vae.conditionals.continuous import Gaussian
 from pyro_vae.conditionals.flows import InverseAutoregressiveFlow, PlanarFlow, SplineFlow
+from pyro_vae.conditionals.noise_fed import NoiseFed
 from pyro_vae.conditionals.noncollapsing import (
     BatchNormGaussian,
     DeltaGaussian,
@@ -117,6 +118,7 @@ POSTERIORS: dict[str, type[Any]] = {
         BatchNormGaussian,
         DeltaGaussian,
         FixedScaleGaussian,
+        NoiseFed,
     )
 }
 

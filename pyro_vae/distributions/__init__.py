@@ -11,6 +11,7 @@ from pyro_vae.distributions.codebook_vectors import Quantised, StraightThrough, 
 from pyro_vae.distributions.discretised_logistic import DiscretisedLogistic
 from pyro_vae.distributions.flow_gaussian import FlowGaussian
 from pyro_vae.distributions.given_label import GivenLabel
+from pyro_vae.distributions.implicit import Implicit
 from pyro_vae.distributions.mixture import Mixture
 from pyro_vae.distributions.no_prior import NoPrior
 from pyro_vae.distributions.padded import Padded
@@ -30,6 +31,7 @@ __all__ = [
     "FlatSequence",
     "FlowGaussian",
     "GivenLabel",
+    "Implicit",
     "Mixture",
     "NoPrior",
     "Padded",

@@ -36,7 +36,8 @@ class VAE(OneLatent):
             distribution of z.
         posterior: Gaussian (diagonal), LowRankGaussian, FullGaussian, PlanarFlow,
             InverseAutoregressiveFlow, SplineFlow of `pyro_vae.conditionals`; against collapse
-            BatchNormGaussian, DeltaGaussian, FixedScaleGaussian; or a partial of one.
+            BatchNormGaussian, DeltaGaussian, FixedScaleGaussian; without a density, for `pv.AVB`,
+            NoiseFed; or a partial of one.
         encoder: module (*, data) -> distribution of z, event (Z,), in place of the built one.
         decoder: module (*, Z) -> distribution of x, event one datum, in place of the built one.
         data_mean: training mean, shape of one datum; starts the decoder's output there.

@@ -71,6 +71,11 @@ def check_pair(model: Trace, guide: Trace) -> None:
                 f"{'guide' if data_frame(site) is None else 'model'} only; put both inside or out"
             )
     for name, site in drawn.items():
+        if data_frame(site) is None and not has_density(site["fn"]):
+            raise ProgramError(
+                f"site {name!r}: implicit in the guide, and outside the plate of the data; an "
+                "implicit latent is one of each datum: write it inside the plate"
+            )
         if not site["infer"].get("is_auxiliary") and name not in model.nodes:
             raise ProgramError(
                 f"site {name!r}: sampled by the guide and not by the model; remove it, or mark it "
@@ -349,6 +354,11 @@ def is_point_mass(fn: Any) -> bool:
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return isinstance(fn, Delta) or getattr(fn, "point_mass", False)
+
+
+def has_density(fn: Any) -> bool:
+    """Return whether a distribution knows its density: an implicit one has draws alone."""
+    return bool(getattr(innermost(fn), "has_density", True))
 
 
 def unscaled(batch: Batch) -> str:

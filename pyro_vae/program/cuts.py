@@ -10,6 +10,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_vae.program.batch import Batch, map_batch, map_rows, named_leaves, num_rows
+from pyro_vae.program.checks import has_density
 from pyro_vae.program.handlers import Message, data_frame, innermost, sample_sites
 
 MODEL, GUIDE = 0, 1  # whose density of a site a term is
@@ -187,7 +188,7 @@ def _spread(one: Tensor, two: Tensor) -> Tensor:
 
 def _terms(trace: Trace) -> Iterator[tuple[str, dict[Literal["density", "weight"], Tensor]]]:
     for name, site in sample_sites(prune_subsample_sites(trace)):
-        if site["infer"].get("_deterministic"):
+        if site["infer"].get("_deterministic") or not has_density(site["fn"]):
             continue
         density = _density(site)
         weight = torch.as_tensor(site["scale"], dtype=density.dtype)

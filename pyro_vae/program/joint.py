@@ -407,6 +407,24 @@ class Joint:
                 _require_all_given(model, guide)
             return model, prune_subsample_sites(guide)
 
+    def prior_trace(self) -> Trace:
+        """Return the trace of the model at latents of its own: from the prior, not of the data."""
+        trace = poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
+        return prune_subsample_sites(trace)
+
+    def model_terms(self, model: Trace, guide: Trace) -> Terms:
+        """Return the log densities of the model at one draw of the guide, whose own stay unasked.
+
+        Arguments:
+            model, guide: As ``traces`` returns them; of the guide its factors count.
+        """
+        require_pair(model, guide, self._held)
+        factors = guide.copy()
+        for name, site in sample_sites(guide):
+            if not site["is_observed"]:
+                factors.remove_node(name)
+        return stack([read(model, factors, self._layout(1), self._size)])
+
     def sampled_traces(self) -> tuple[Trace, Trace]:
         """Return the same of one particle, latents that the guide leaves out drawn as well."""
         guide = self._sample(self.args, self.kwargs)

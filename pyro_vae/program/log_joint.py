@@ -185,6 +185,7 @@ class LogJoint:
             if site["infer"].get("is_auxiliary") and not site["is_observed"]
         ]
         self.summed = sites.discrete  # of the guide's latents
+        self._implicit = sites.implicit
         self._points = [s.name for s in self.slots if checks.is_point_mass(drawn[s.name]["fn"])]
         self._scored = [s.name for s in self.slots if self._scores_masked(s.name, drawn[s.name])]
         self._model_at: tuple[Any, dict[str, Tensor], Tensor] | None = None
@@ -227,6 +228,7 @@ class LogJoint:
         densities._joint = joint.densities()
         densities._masks = masks_of(model, densities.slots)
         densities.auxiliary, densities.summed, densities._points = [], (), []
+        densities._implicit = ()
         densities._scored = []
         densities._model_at = None
         return densities
@@ -398,7 +400,7 @@ class LogJoint:
     @property
     def has_guide_density(self) -> bool:
         """Whether the guide has a known density at any latents."""
-        return not (self.auxiliary or self.summed or self._points or self._scored)
+        return not (self.auxiliary or self.summed or self._points or self._scored or self._implicit)
 
     def _scores_masked(self, name: str, drawn: Any) -> bool:
         """Return whether the guide scores what a mask of the model takes out."""
@@ -414,6 +416,11 @@ class LogJoint:
                 f"site {self._scored[0]!r}: masked in the model and not in the guide, whose "
                 "density counts values that have none; put the same mask around the guide's site "
                 "(.mask(m), poutine.mask), or start from the prior"
+            )
+        if self._implicit:
+            raise ProgramError(
+                f"site {self._implicit[0]!r}: implicit in the guide, which has no density to leave "
+                "from; start from the prior"
             )
         if self._points:
             raise ProgramError(

@@ -197,6 +197,7 @@ class Reader:
         with self.undone(), suppress(ValueError, NotImplementedError):  # all of ours are such
             model, guide = self._run_once(batch)
             sites = [site for trace in (model, guide) for _, site in sample_sites(trace)]
+            sites = [site for site in sites if checks.has_density(site["fn"])]
             terms = [scale_and_mask(s["fn"].log_prob(s["value"]), 1.0, s["mask"]) for s in sites]
             masked = any(is_masked(s) for _, s in sample_sites(model) if s["is_observed"])
             found = masked and all(bool(torch.isfinite(term).all()) for term in terms)
@@ -440,7 +441,11 @@ class Reader:
         with self.quiet(batch), torch.enable_grad(), validation(False):
             model, guide = Joint(*self._functions(batch), args, kwargs).sampled_traces()
             terms = [
-                site["fn"].log_prob(site["value"]).sum()
+                (
+                    site["fn"].log_prob(site["value"])
+                    if checks.has_density(site["fn"])
+                    else site["value"]
+                ).sum()
                 for trace in (model, guide)
                 for _, site in sample_sites(trace)
             ]

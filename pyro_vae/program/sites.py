@@ -40,6 +40,7 @@ class Sites:
         plate: The data plate as the program has it.
         bindings: Where the observed values come from, by site.
         dependence: What the plate does not keep apart.
+        implicit: Local latents of which the guide has draws and no density.
     """
 
     observed: tuple[str, ...]
@@ -58,6 +59,7 @@ class Sites:
     plate: DataPlate = field(default_factory=lambda: DataPlate(PLATE, -1))
     bindings: Mapping[str, Binding] = field(default_factory=dict)
     dependence: Dependence = field(default_factory=Dependence)
+    implicit: tuple[str, ...] = ()
 
     @property
     def continuous(self) -> tuple[str, ...]:
@@ -139,4 +141,5 @@ def read_sites(
         data_dim=dim,
         plate=plate,
         bindings=bindings,
+        implicit=tuple(n for n in local if not checks.has_density(guide.nodes[n]["fn"])),
     )

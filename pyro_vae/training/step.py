@@ -1,7 +1,7 @@
 """One training step: the updates of an objective, each checked before it moves a weight."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -187,8 +187,10 @@ class Stepper:
                 base = group["lr"] / (before or 1.0)
             group |= {"lr": base * multiplier, _BASE: base, _VALUE: multiplier}
 
-    def step(self, batch: Batch, beta: Beta | None) -> list[Tensor]:
+    def step(self, batch: Batch, beta: Beta | None) -> list[Tensor | None]:
         """Apply all updates to one batch and return their losses, detached, on the device.
+
+        That of one left out is that of another with the same loss, or None.
 
         Raises:
             TrainingDiverged: A loss or gradient is not finite; that update moved no weight and no
@@ -204,12 +206,17 @@ class Stepper:
             raise ConfigError(
                 "objective: none of its updates is due, expected at least one a batch"
             )
-        other = next(iter(made.values()))
-        losses = [made.get(index, other) for index in range(len(self.updates))]
+        losses = [self._loss_of(index, made) for index in range(len(self.updates))]
         self._unchecked += 1
         if self._deferred and self._unchecked >= CHECK_EVERY:
             self.check(batch)
         return losses
+
+    def _loss_of(self, index: int, made: Mapping[int, Tensor]) -> Tensor | None:
+        """Return the loss of an update on this batch, or of another one with the same loss."""
+        wanted = self.updates[index].loss
+        alike = (loss for i, loss in made.items() if self.updates[i].loss == wanted)
+        return made.get(index, next(alike, None))
 
     def doubt(self) -> None:
         """Compare graphs with the program again: a callback may have changed what is no tensor.

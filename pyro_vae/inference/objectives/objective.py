@@ -29,8 +29,9 @@ class Update:
         optimiser: Makes its optimiser; None takes that of ``pv.fit``.
         repeats: Steps of this update per batch.
         name: How the history calls its loss.
-        due: Asked once per batch, in order: whether the update is to be made; None always. The
-            loss of one left out is reported as that of another. At least one must be due.
+        due: Asked once per batch, in order: whether the update is to be made; None always. At
+            least one must be due. The history has the mean loss over the batches on which it was
+            made (NaN on none), or on which another update with the same loss was.
     """
 
     loss: Callable[[Joint], Tensor]

@@ -27,6 +27,7 @@ from pyro_vae.program.whole import require_rows
 from pyro_vae.storage.random_state import seeded_outside_torch
 from pyro_vae.storage.run_folder import RunFolder
 from pyro_vae.threads import one_thread
+from pyro_vae.training.averaged_weights import AveragedWeights
 from pyro_vae.training.feed import LoaderFeed, TensorFeed, gather, make_feed
 from pyro_vae.training.loop import Loop, Run
 from pyro_vae.training.optimizers import as_factory
@@ -62,6 +63,7 @@ def fit(
     optimiser: Any = None,
     lr_schedule: Schedule | float = 1.0,
     clip_norm: float | None = None,
+    ema: float | None = None,
     beta: float | Schedule | Mapping[str, float | Schedule] = 1.0,
     patience: int | None = None,
     transform: Callable[[Batch], Batch] | None = None,
@@ -82,12 +84,14 @@ def fit(
        [\log p_\theta(x_n \mid z) - \beta\,(\log q_\phi(z \mid x_n) - \log p_\theta(z))]
 
     Columns of the history, per epoch: ``loss`` is the mean over the data of what was minimised.
-    ``elbo`` is minus the loss where the objective is the ELBO and beta is 1 (then over all data,
-    in train mode, while the weights moved); in all other cases it is the un-annealed ELBO after the
-    epoch, in eval mode, on the first 1024 training rows (of a loader: on one batch), with the same
-    noise each epoch. ``valid_elbo`` is that of all validation data; ``valid_bound``, for IWAE and
-    its like, the objective's own bound there (``valid_objective`` where it is none). ``beta`` (or
-    one ``beta[site]`` each) and ``lr`` are those at the end of the epoch.
+    ``elbo`` is minus the loss where the objective is the ELBO, beta is 1 and there is no ``ema``
+    (then over all data, in train mode, while the weights moved); in all other cases it is the
+    un-annealed ELBO after the epoch, in eval mode, on the first 1024 training rows (of a loader: on
+    one batch), with the same noise each epoch. A guide without a density has none. An update that
+    is left out of some batches (a critic held back) has its mean over the others. ``valid_elbo`` is
+    that of all validation data; ``valid_bound``, for IWAE and its like, the objective's own bound
+    there (``valid_objective`` where it is none). ``beta`` (or one ``beta[site]`` each) and ``lr``
+    are those at the end of the epoch.
 
     The modules run in train mode within an epoch and in eval mode between two; afterwards, and
     after an error, each is in the mode in which it was found (``pv.load`` leaves eval mode). A part
@@ -137,6 +141,9 @@ def fit(
         lr_schedule: Multiplier of the learning rate, a function of the progress in [0, 1]. A rate
             that a callback or a scheduler of ``torch.optim`` sets is the one that it multiplies.
         clip_norm: Largest global norm of the gradient.
+        ema: Decay, in (0, 1), of a moving average of the weights over the steps (0.999, say). What
+            is judged after each epoch, and what the program holds in the end, is then the average
+            (``run.judged``); training goes on from the weights themselves, which callbacks see.
         beta: KL weight: a number (0 is allowed), a function of the progress (``pv.schedules``), or
             one of these per latent site.
         patience: Epochs without a better validation ELBO after which to stop.
@@ -200,6 +207,7 @@ def fit(
         moved = _conformed(wrapped, transform and of_arguments(transform))
         feed, first, judged = _prepare_data(wrapped, data, valid, batch_size, moved, world)
         weights = beta_schedule(beta, wrapped.sites.local)
+        average = None if ema is None else AveragedWeights(wrapped, ema)
         rates = as_schedule("lr_schedule", lr_schedule)
         factory = as_factory(adam(lr) if optimiser is None else optimiser, wrapped, first, lr)
         chosen = as_objective(objective)
@@ -221,6 +229,7 @@ def fit(
         if folder is not None or world.size > 1:
             settings |= record_data(wrapped, feed, judged, transform, precision, seed)
             settings |= record_steps(stepper, chosen, beta, lr_schedule, clip_norm)
+            settings["ema"] = None if average is None else average.decay
         if isinstance(feed, LoaderFeed) or moved or any(map(is_of_a_user, (beta, lr_schedule))):
             stepper.watch()
         loop = Loop(
@@ -244,6 +253,7 @@ def fit(
             renew=resume == "settings",
             world=world,
             precision=contexts(wrapped, precision, first),
+            average=average,
         )
         with seeded(wrapped.device, seed), seeded_outside_torch(world.seed(seed)):
             return loop.run()

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from pyro_vae.device import seeded
 from pyro_vae.errors import DataError, TrainingDiverged
 from pyro_vae.inference.objectives.elbo import ELBO
-from pyro_vae.inference.objectives.objective import Objective, TermsObjective
+from pyro_vae.inference.objectives.objective import Objective
 from pyro_vae.program.batch import Batch
 from pyro_vae.program.bounds import mean_bound, mean_elbo
 from pyro_vae.program.handlers import Beta, validation
@@ -28,6 +28,7 @@ from pyro_vae.storage.history import History
 from pyro_vae.storage.random_state import seed_outside_torch
 from pyro_vae.storage.run_folder import RunFolder
 from pyro_vae.storage.save import save, state_modules
+from pyro_vae.training.averaged_weights import AveragedWeights
 from pyro_vae.training.feed import LoaderFeed, TensorFeed
 from pyro_vae.training.parallel import World
 from pyro_vae.training.schedules import Schedule
@@ -55,6 +56,8 @@ class Run:
         rank: Which of the processes that trained together this one is; 0 writes the files.
         world_size: How many they were.
         compiled: What ran the steps: ``"graph"``, or ``"eager"``, with the reason if there is one.
+        judged: Which weights were judged, and are the program's now: ``"weights"``, those of the
+            steps, or ``"ema of decay 0.999"``, their moving average.
     """
 
     program: Any
@@ -67,6 +70,7 @@ class Run:
     rank: int = 0
     world_size: int = 1
     compiled: str = "eager"
+    judged: str = "weights"
 
     def __repr__(self) -> str:
         last = {k: float(v[-1]) for k, v in self.history.items() if len(v)}
@@ -98,6 +102,7 @@ class Loop:
     renew: bool
     world: World
     precision: Callable[[], AbstractContextManager[None]]
+    average: AveragedWeights | None = None
 
     def __post_init__(self) -> None:
         self.history = History()
@@ -137,7 +142,12 @@ class Loop:
             "patience": self.patience,
             **shared_settings(self.settings, self.feed),
         }
-        self.world.start(state_modules(self.wrapped, self.objective), facts)
+        self.world.start(self._modules(), facts)
+
+    def _modules(self) -> dict[str, nn.Module]:
+        """Return what has a state of its own: the program, the objective, the averaged weights."""
+        average = {} if self.average is None else {"average": self.average}
+        return state_modules(self.wrapped, self.objective) | average
 
     def _train_and_leave(self) -> Exception | None:
         """Train, and leave the run behind however it ends; return the error of a last write.
@@ -171,11 +181,12 @@ class Loop:
         row: dict[str, float] = {"epoch": float(self.epoch)}
         names = [update.name for update in self.stepper.updates]
         row |= dict(zip(names, torch.stack(losses).tolist(), strict=True))  # one sync per epoch
-        row |= self._judge(row.get("loss", math.nan))
+        with nullcontext() if self.average is None else self.average.in_place():
+            row |= self._judge(row.get("loss", math.nan))
+            self._remember_best(row)
         row["lr"] = float(self.stepper.optimisers[0].param_groups[0]["lr"])
         row["seconds"] = time.perf_counter() - start
         self.history.append(row)
-        self._remember_best(row)
         bar.set_postfix({k: f"{row[k]:.2f}" for k in ("elbo", "valid_elbo") if k in row})
         if self.writes is not None:
             self.writes.log(row, self.epoch)
@@ -219,8 +230,7 @@ class Loop:
 
     def _steps(self, bar: Any) -> list[Tensor]:
         """Train for one epoch and return the mean losses per datum, on the device."""
-        totals: list[Tensor] | None = None
-        rows = 0.0
+        sums = _Means(len(self.stepper.updates))
         total = max(1, self.epochs * len(self.feed) - 1)
         # Tensors were checked as a whole; what a loader yields or a transform makes is new here.
         made = isinstance(self.feed, LoaderFeed) or self.transform is not None
@@ -242,27 +252,19 @@ class Loop:
                 self.stepper.set_lr(self.lr_schedule(progress))
                 with self.world.together():
                     losses = self.stepper.step(batch, self.beta(progress))
-                size = self.world.rows(batch)
-                rows += size
-                if totals is None:
-                    totals = [loss * size for loss in losses]
-                else:
-                    for sum_, loss in zip(totals, losses, strict=True):
-                        sum_.add_(loss, alpha=size)
+                sums.add(losses, self.world.rows(batch))
                 self.steps += 1
+                if self.average is not None:
+                    self.average.follow(self.steps)
                 if not self.moved:
                     self._start()
                 if self.writes is not None:
                     self.writes.beat()
                 bar.update()
-        assert totals is not None  # a feed has at least one batch
         with self.wrapped.running():
             self.stepper.check(batch)  # before any weight is judged or kept
         self.wrapped.eval()
-        if self.world.size == 1:
-            return [value / rows for value in totals]
-        *sums, count = self.world.sum(torch.stack([*totals, totals[0].new_tensor(rows)]))
-        return [value / count for value in sums]
+        return sums.over(self.world)
 
     def _start(self) -> None:
         """Write the configuration once a step has succeeded: what fails before leaves no folder.
@@ -276,16 +278,22 @@ class Loop:
         self.moved = True
 
     def _judge(self, loss: float) -> dict[str, float]:
-        """Measure the un-annealed ELBO on training and validation data, in eval mode."""
-        row = {"elbo": -loss}
+        """Measure the un-annealed ELBO on training and validation data, in eval mode.
+
+        A guide without a density has none: the objective's own measure is all there is.
+        """
         beta = self.beta(self.steps / max(1, self.epochs * len(self.feed)))
-        if beta is not None or not isinstance(self.objective, ELBO):
+        implicit = bool(self.wrapped.sites.implicit)
+        row = {} if implicit else {"elbo": -loss}
+        told = isinstance(self.objective, ELBO) and beta is None and self.average is None
+        if not implicit and not told:
             sample = self.feed.sample(_JUDGED_ROWS)
             sample = self.transform(sample) if self.transform is not None else sample
             own = isinstance(self.feed, LoaderFeed) and self.feed.sharded
             row["elbo"] = self._mean_elbo(sample, own=own)
         if self.valid is not None:
-            row["valid_elbo"] = self._mean_elbo(self.valid)
+            if not implicit:
+                row["valid_elbo"] = self._mean_elbo(self.valid)
             if self._has_own_bound():
                 row[self._own_name] = self._mean_elbo(self.valid, self.objective)
         if isinstance(beta, Mapping):
@@ -297,7 +305,8 @@ class Loop:
         return "valid_bound" if getattr(self.objective, "is_bound", True) else "valid_objective"
 
     def _has_own_bound(self) -> bool:
-        return isinstance(self.objective, TermsObjective) and not isinstance(self.objective, ELBO)
+        own = callable(getattr(self.objective, "per_datum", None))
+        return own and not isinstance(self.objective, ELBO)
 
     def _mean_elbo(self, batch: Batch, objective: Any = None, *, own: bool = False) -> float:
         # The same noise each epoch: epochs are compared, and training does not depend on judging.
@@ -313,7 +322,7 @@ class Loop:
         if self.valid is None:
             return
         # An objective of its own is judged by itself: IWAE does not raise the ELBO.
-        score = row.get(self._own_name, row["valid_elbo"])
+        score = row[self._own_name] if self._own_name in row else row["valid_elbo"]
         if score > self.best_elbo:
             self.best_elbo, self.best_epoch = score, self.epoch
             self.best = {k: v.clone() for k, v in self.wrapped.state_dict().items()}
@@ -333,6 +342,7 @@ class Loop:
             rank=self.world.rank,
             world_size=self.world.size,
             compiled=self.stepper.compiled,
+            judged="weights" if self.average is None else f"ema of decay {self.average.decay:g}",
         )
 
     # -- what a continuation needs ---------------------------------------------------------------
@@ -350,7 +360,7 @@ class Loop:
             best_elbo=self.best_elbo,
             settings=self.settings,
         )
-        modules = state_modules(self.wrapped, self.objective)
+        modules = self._modules()
         optimisers, device = self.stepper.optimisers, self.wrapped.device
         own = self.feed.generators
         return Checkpoint.take(modules, optimisers, self.best, progress, self.history, device, own)
@@ -370,6 +380,8 @@ class Loop:
             now = self.wrapped.state_dict()  # a part that has come since keeps what it has
             known = {k: v for k, v in self.best.items() if k in now and v.shape == now[k].shape}
             self.wrapped.load_state_dict({**now, **known})
+        elif self.average is not None:
+            self.average.put_in()
         folder, checkpoint = self.writes, self.checkpoint
         if folder is None:
             return None
@@ -397,7 +409,7 @@ class Loop:
         if self.folder is None or not self.folder.has_checkpoint:
             return
         device = self.wrapped.device
-        modules = state_modules(self.wrapped, self.objective)
+        modules = self._modules()
         path, optimisers = self.folder.path, self.stepper.optimisers
         best, progress, self.history, self.changes = read_checkpoint(
             path,
@@ -415,6 +427,37 @@ class Loop:
             # A score on other rows is no measure for what comes, nor are weights chosen by it.
             self.best, self.best_epoch, self.best_elbo = None, self.epoch, -math.inf
         self.changes = [f"epoch {self.epoch}: {change}" for change in self.changes]
+
+
+class _Means:
+    """The mean loss of each update over the rows on which it was made, on the device.
+
+    Arguments:
+        updates: How many there are.
+    """
+
+    def __init__(self, updates: int) -> None:
+        self.totals: list[Tensor | None] = [None] * updates
+        self.rows = [0.0] * updates
+
+    def add(self, losses: list[Tensor | None], rows: float) -> None:
+        """Take in the losses of one batch; None of an update that was left out."""
+        for index, loss in enumerate(losses):
+            if loss is None:
+                continue
+            total = self.totals[index]
+            self.rows[index] += rows
+            self.totals[index] = loss * rows if total is None else total.add_(loss, alpha=rows)
+
+    def over(self, world: World) -> list[Tensor]:
+        """Return the means over all processes; NaN of an update that none has made."""
+        like = next(total for total in self.totals if total is not None)  # at least one batch
+        totals = [like.new_zeros(()) if total is None else total for total in self.totals]
+        rows = [like.new_tensor(count) for count in self.rows]
+        if world.size == 1:
+            return [total / count for total, count in zip(totals, rows, strict=True)]
+        summed = world.sum(torch.stack([*totals, *rows]))
+        return list(summed[: len(totals)] / summed[len(totals) :])
 
 
 def first_error(writes: Iterable[Callable[[], Any]]) -> Exception | None:

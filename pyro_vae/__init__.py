@@ -7,6 +7,7 @@ from pyro_vae.evaluation.classify import Classes, classify
 from pyro_vae.evaluation.codebook_usage import CodeUsage, code_usage
 from pyro_vae.evaluation.codes import encode, interpolate, reconstruct
 from pyro_vae.evaluation.diagnose import Diagnosis, diagnose
+from pyro_vae.evaluation.feature_space import FeatureDistances, feature_distances
 from pyro_vae.evaluation.fitted_likelihood import fitted_log_likelihood
 from pyro_vae.evaluation.gaps import Gaps, gaps
 from pyro_vae.evaluation.generation import generate
@@ -15,6 +16,9 @@ from pyro_vae.evaluation.monitor import CollapseMonitor
 from pyro_vae.evaluation.step_costs import PerStep, per_step
 from pyro_vae.evaluation.topics import Perplexity, Topics, completion, perplexity, topics
 from pyro_vae.inference.graphs.compiled_loss import CompiledLoss
+from pyro_vae.inference.objectives.adversarial_bayes import AVB
+from pyro_vae.inference.objectives.aggregated_posterior import AAE, WAE
+from pyro_vae.inference.objectives.critics_of_data import VAEGAN, LatentAutoencoder
 from pyro_vae.inference.objectives.elbo import ELBO, AnalyticELBO
 from pyro_vae.inference.objectives.hmc_refined import HMCRefined
 from pyro_vae.inference.objectives.importance_weighted import IWAE, Renyi
@@ -41,15 +45,19 @@ from pyro_vae.training import schedules
 from pyro_vae.training.fit import Run, fit
 
 __all__ = [
+    "AAE",
     "AIS",
+    "AVB",
     "ELBO",
     "HMC",
     "IWAE",
     "NVIL",
     "RLOO",
     "STL",
+    "VAEGAN",
     "VIMCO",
     "VQ",
+    "WAE",
     "AnalyticELBO",
     "AnnealedLikelihood",
     "Classes",
@@ -59,11 +67,13 @@ __all__ = [
     "DReG",
     "Diagnosis",
     "DisARM",
+    "FeatureDistances",
     "FreeBits",
     "Gaps",
     "HMCRefined",
     "Joint",
     "Lagging",
+    "LatentAutoencoder",
     "Local",
     "LocalGuide",
     "LogLikelihood",
@@ -96,6 +106,7 @@ __all__ = [
     "elbo",
     "encode",
     "errors",
+    "feature_distances",
     "fit",
     "fitted_log_likelihood",
     "gaps",

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import programs
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 import pyro_vae as pv
 
@@ -24,6 +25,27 @@ def log_mean(log_weight: Tensor) -> Tensor:
 def renyi(alpha: float) -> Callable[[Tensor], Tensor]:
     """Return the bound of order alpha as a function of K log weights."""
     return lambda log_weight: log_mean((1 - alpha) * log_weight) / (1 - alpha)
+
+
+class AnySize(nn.Module):
+    """A critic of codes, of codes of data, or of data, of whatever size they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gains = nn.Parameter(torch.tensor([0.3, -0.2, 0.4]))
+
+    def see(self, x: Tensor) -> Tensor:
+        """Return features of data, (B, D)."""
+        return torch.tanh(self.gains[0] * x.reshape(len(x), -1) + self.gains[1])
+
+    def judge(self, features: Tensor) -> Tensor:
+        """Return a number for each row of features."""
+        return self.gains[2] * features.sum(-1)
+
+    def forward(self, z: Tensor, x: Tensor | None = None) -> Tensor:
+        """Return a number for each row."""
+        told = self.judge(self.see(z))
+        return told if x is None else told * (1 + x.reshape(len(x), -1).sum(-1))
 
 
 @dataclass(frozen=True)
@@ -72,6 +94,14 @@ TABLE = {
     "target KL": Row(lambda k, s: pv.TargetKL(1.0, num_particles=k)),
     "quantised": Row(lambda k, s: pv.VQ(num_particles=k), latents="codes"),
     "lagging": Row(lambda k, s: pv.Lagging(programs.binary(20), inner=2)),
+    "AVB": Row(lambda k, s: pv.AVB(AnySize(), moments=3), has_globals=False),
+    "AVB prior": Row(lambda k, s: pv.AVB(AnySize(), contrast="prior"), has_globals=False),
+    "AAE": Row(lambda k, s: pv.AAE(AnySize()), has_globals=False),
+    "WAE": Row(lambda k, s: pv.WAE(), has_globals=False),
+    "VAE/GAN": Row(lambda k, s: pv.VAEGAN(AnySize(), gamma=0.5), has_globals=False),
+    "latent autoencoder": Row(
+        lambda k, s: pv.LatentAutoencoder(AnySize(), kl_weight=0.1), has_globals=False
+    ),
     "HMC-refined": Row(lambda k, s: pv.HMCRefined(2, num_particles=k), has_globals=False),
 }
 

@@ -902,9 +902,8 @@ BUGS = [
     Bug(
         "a ragged batch counts as a whole one",
         "training/loop.py",
-        "                rows += size\n",
-        "                rows += size\n"
-        "                size = float(self.feed.batch_size or size)\n",
+        "sums.add(losses, self.world.rows(batch))",
+        "sums.add(losses, float(self.feed.batch_size or self.world.rows(batch)))",
         "tests/training/test_fit.py::test_a_ragged_batch_counts_by_its_rows",
     ),
     Bug(
@@ -938,7 +937,7 @@ BUGS = [
     Bug(
         "the score is the ELBO for every objective",
         "training/loop.py",
-        'score = row.get(self._own_name, row["valid_elbo"])',
+        'score = row[self._own_name] if self._own_name in row else row["valid_elbo"]',
         'score = row["valid_elbo"]',
         "tests/training/test_fit.py::test_the_best_epoch_is_that_of_the_objectives_own_score",
     ),
@@ -1881,5 +1880,70 @@ BUGS = [
         "second = rows - first",
         "second = rows",
         "tests/test_corpora.py::test_halves_of_documents_share_their_words",
+    ),
+    # Objectives with a critic
+    Bug(
+        "the critic of two kinds of draws with the wrong sign",
+        "inference/objectives/adversarial.py",
+        "softplus(-ours).mean() + softplus(theirs).mean()",
+        "softplus(ours).mean() + softplus(-theirs).mean()",
+        "tests/inference/objectives/test_adversarial.py::test_the_step_of_avb_is_the_one_by_hand[adaptive]",
+    ),
+    Bug(
+        "a critic's draws that are not detached",
+        "inference/objectives/aggregated_posterior.py",
+        "        with torch.no_grad():\n            guide, prior",
+        "        with torch.enable_grad():\n            guide, prior",
+        "tests/inference/objectives/test_adversarial.py::test_the_step_of_the_adversarial_autoencoder_is_the_one_by_hand",
+    ),
+    Bug(
+        "moments of the contrast that are not detached",
+        "inference/objectives/adversarial_bayes.py",
+        "    @torch.no_grad()\n    def _moments",
+        "    def _moments",
+        "tests/inference/objectives/test_adversarial.py::test_the_step_of_avb_is_the_one_by_hand[adaptive]",
+    ),
+    Bug(
+        "prior and posterior exchanged before a critic",
+        "inference/objectives/aggregated_posterior.py",
+        "for t in (guide, prior))",
+        "for t in (prior, guide))",
+        "tests/inference/objectives/test_adversarial.py::test_the_step_of_the_adversarial_autoencoder_is_the_one_by_hand",
+    ),
+    Bug(
+        "the program's step by a critic of before",
+        "inference/objectives/adversarial_bayes.py",
+        "ratio = self.critic(z, data_of(joint))",
+        "kept = vars(self).setdefault('_kept', __import__('copy').deepcopy(self.critic))\n"
+        "            ratio = kept(z, data_of(joint))",
+        "tests/inference/objectives/test_adversarial.py::test_the_step_of_avb_is_the_one_by_hand[prior]",
+    ),
+    Bug(
+        "the game of VAE/GAN reaches the encoder",
+        "inference/objectives/critics_of_data.py",
+        "model, guide, _ = joint.cut_traces()\n        x, made",
+        "model, guide = joint.traces()\n        x, made",
+        "tests/inference/objectives/test_adversarial.py::test_the_gradients_of_vae_gan_go_where_they_should",
+    ),
+    Bug(
+        "a discrepancy with a bias",
+        "inference/objectives/aggregated_posterior.py",
+        "    return (kernel.sum() - kernel.diagonal().sum()) / (rows * (rows - 1))",
+        "    return kernel.sum() / rows**2",
+        "tests/inference/objectives/test_adversarial.py::test_the_discrepancy_has_no_bias",
+    ),
+    Bug(
+        "a critic that joins in twice after a resume",
+        "inference/objectives/critics_of_data.py",
+        "self.batches.add_(1).clamp_(max=self.start + 1)",
+        "self.batches.add_(1)",
+        "tests/inference/objectives/test_adversarial_runs.py::test_a_resumed_run_is_bit_identical[LatentAutoencoder]",
+    ),
+    Bug(
+        "an implicit guide taken for one with a density",
+        "distributions/implicit.py",
+        "    has_density = False",
+        "    has_density = True",
+        "tests/inference/objectives/test_adversarial_runs.py::test_likelihoods_of_an_implicit_guide_are_right",
     ),
 ]

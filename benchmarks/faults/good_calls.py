@@ -49,6 +49,10 @@ class Room:
         return pv.models.VAE(6, 2, (4,))
 
     @functools.cached_property
+    def judge(self) -> Any:
+        return pv.nn.ConvCritic((1, 2, 3), (2,))
+
+    @functools.cached_property
     def vqvae(self) -> Any:
         return pv.models.VQVAE(6, 4, 2, (4,), network="mlp", positions=2, prior="uniform")
 
@@ -157,6 +161,8 @@ GOOD: dict[str, Callable[[Room], Any]] = {
     "progress": lambda room: False,
     "words": lambda room: 6,
     "labels": lambda room: torch.zeros(8).long(),
+    "critic": lambda room: pv.nn.Critic(2),
+    "features": lambda room: 4,
 }
 
 _CONV: Mapping[str, Callable[[Room], Any]] = {
@@ -179,6 +185,12 @@ OF: dict[str, Mapping[str, Callable[[Room], Any]]] = {
         "loss": lambda room: pv.ELBO().per_datum,
         "program": lambda room: pv.Program.of(room.vae),
     },
+    "VAEGAN": {"critic": lambda room: room.judge, "features": lambda room: nn.Identity()},
+    "LatentAutoencoder": {
+        "critic": lambda room: room.judge,
+        "features": lambda room: nn.Identity(),
+    },
+    "feature_distances": {"features": lambda room: nn.Identity()},
     "Update": {
         "loss": lambda room: pv.ELBO().per_datum,
         "parameters": lambda room: tuple(room.vae.parameters()),
@@ -276,6 +288,11 @@ OF: dict[str, Mapping[str, Callable[[Room], Any]]] = {
     "distributions.RecurrentChain.memories": {"value": lambda room: torch.zeros(3, 2)},
     "distributions.RecurrentChain.log_prob": {"value": lambda room: torch.zeros(3, 2)},
     "distributions.RecurrentChain.step_log_prob": {"value": lambda room: torch.zeros(3, 2)},
+    "distributions.Implicit": {
+        "noise": lambda room: dist.Normal(torch.zeros(3, 2), 1.0).to_event(1),
+        "function": lambda room: torch.tanh,
+        "event_shape": lambda room: (2,),
+    },
     "distributions.Padded": {
         "steps": lambda room: dist.Normal(torch.zeros(4, 3), 1.0),
         "lengths": lambda room: torch.tensor([3, 1, 0, 2]),
@@ -339,6 +356,11 @@ OF: dict[str, Mapping[str, Callable[[Room], Any]]] = {
     "nn.sizes": {"name": lambda room: "hidden", "values": lambda room: (3,)},
     "nn.as_shape": {"name": lambda room: "in_shape", "value": lambda room: (3,)},
     "nn.image_shape": {"name": lambda room: "in_shape", "value": lambda room: (1, 8, 8)},
+    "nn.ConvCritic": {"in_shape": lambda room: (1, 8, 8), "channels": lambda room: (2,)},
+    "nn.ConvCritic.forward": {"x": lambda room: torch.zeros(2, 1, 8, 8)},
+    "nn.ConvCritic.see": {"x": lambda room: torch.zeros(2, 1, 8, 8)},
+    "nn.Critic.forward": {"z": lambda room: torch.zeros(8, 2)},
+    "nn.InnerProductCritic.forward": {"z": lambda room: torch.zeros(8, 2)},
     "nn.ConvEncoder": _CONV,
     "nn.ConvDecoder": {"out_shape": lambda room: (1, 8, 8), "channels": lambda room: (3, 2)},
     "nn.ConvEncoder.forward": {"x": lambda room: torch.zeros(2, 1, 8, 8)},
@@ -412,6 +434,7 @@ MADE: dict[str, Callable[[Room], Any]] = {
 RECORDS = {
     "AnnealedLikelihood",
     "Classes",
+    "FeatureDistances",
     "CodeUsage",
     "Diagnosis",
     "Gaps",
@@ -446,6 +469,10 @@ INNER = {
     "bound": "as loss_of",
     "particle_weights": "as loss_of",
     "after_epoch": "a run calls it",
+    "critic_loss": "as loss_of",
+    "critic_update": "as loss_of",
+    "encoder_loss": "as loss_of",
+    "decoder_loss": "as loss_of",
     "loss": "the contract of pyro.infer.ELBO: called by stock SVI",
     "loss_and_grads": "as loss",
     "differentiable_loss": "as loss",
@@ -474,6 +501,8 @@ INNER = {
     "doubt": "as give_up",
     "prepare": "as give_up",
     "conditionals.Categorical.output_bias": "refuses always",
+    "distributions.Implicit.log_prob": "refuses always",
+    "nn.ConvCritic.judge": "takes what see returns",
     "Joint": "a program makes it; its methods take traces of the library",
     **dict.fromkeys(
         [

@@ -103,7 +103,8 @@ PLAIN = {
 OBJECTIVES = {
     name: PLAIN.get(name) or row.build(4, 1)
     for name, row in TABLE.items()
-    if row.latents in ("paths", "any") and name != "lagging"  # which has several updates
+    # Of these two the guide, or the decoder, has an update of its own, and here no parameter.
+    if row.latents in ("paths", "any") and name not in ("lagging", "VAE/GAN")
 }
 
 
@@ -131,7 +132,7 @@ def test_every_objective_bears_the_loss_and_its_gradient(objective):
         program = pv.Program(model, each)
         program.read(X)
         with program.running():
-            (update,) = objective.updates(program)
+            update = objective.updates(program)[-1]
             torch.manual_seed(5)
             found.append(update.loss(program.joint(X)))
     torch.testing.assert_close(found[0] - found[1], 1.5 * LOSS.mean(), rtol=1e-9, atol=1e-9)

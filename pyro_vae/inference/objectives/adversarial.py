@@ -1,0 +1,168 @@
+"""Objectives with a critic: what they have in common, and the codes that a critic sees."""
+
+import math
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from pyro_vae.arguments import positive
+from pyro_vae.errors import ProgramError
+from pyro_vae.inference.objectives.objective import OptimiserFactory, Update, require_rows
+from pyro_vae.program.batch import named_leaves, num_rows
+from pyro_vae.program.handlers import data_frame, sample_sites
+from pyro_vae.program.joint import Joint
+from pyro_vae.program.plates import of_datum
+from pyro_vae.program.program import Program
+from pyro_vae.program.site_densities import kl_weight
+from pyro_vae.program.terms import Terms
+
+_WON = 0.07  # share of the loss of a critic that knows nothing, below which it has won
+
+
+class Adversarial(nn.Module):
+    """An objective with a critic: its update, then that of the program.
+
+    The critic is a part of the objective, and so of the checkpoints of ``fit``.
+
+    Arguments:
+        critic: What is told apart; moved to the program's device and precision.
+        critic_steps: Steps of the critic per step of the program.
+        critic_optimiser: Makes the critic's optimiser; None takes that of ``fit``.
+    """
+
+    is_bound = False
+    draw = math.log(4)  # loss of a critic that cannot tell anything apart
+
+    def __init__(
+        self,
+        critic: nn.Module,
+        critic_steps: int = 1,
+        critic_optimiser: OptimiserFactory | None = None,
+    ) -> None:
+        super().__init__()
+        self.critic = critic
+        self.critic_steps = positive("critic_steps", critic_steps)
+        self.critic_optimiser = critic_optimiser
+        self._warned = False
+
+    def critic_loss(self, joint: Joint) -> Tensor:
+        """Return the critic's loss on one batch; nothing in it depends on the program's weights."""
+        raise NotImplementedError
+
+    def critic_update(self, program: Program, **more: Any) -> Update:
+        """Return the critic's update, the critic where the program is."""
+        self.to(device=program.device, dtype=program.precision)
+        return Update(
+            self.critic_loss,
+            tuple(self.critic.parameters()),
+            optimiser=self.critic_optimiser,
+            repeats=self.critic_steps,
+            name="critic",
+            **more,
+        )
+
+    def after_epoch(self, run: Any) -> None:
+        """Say once where the critic has won (``fit`` calls it)."""
+        loss = float(run.history["critic"][-1])
+        if loss < _WON * self.draw and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{type(self).__name__}: the critic has won: its loss was {loss:.3g} over an epoch "
+                f"({self.draw:.3g}: it knows nothing), and what it tells apart without a doubt it "
+                "does not teach; give it a lower rate (critic_optimiser), fewer critic_steps or "
+                "spectral_norm=True",
+                UserWarning,
+                stacklevel=2,
+            )
+
+
+def told_apart(ours: Tensor, theirs: Tensor) -> Tensor:
+    r"""Return the loss of a critic of two kinds of draws, whose optimum is their log ratio.
+
+    .. math:: -\mathbb{E}_q \log \sigma(T) - \mathbb{E}_p \log \sigma(-T),
+       \qquad T^* = \log q - \log p
+
+    Arguments:
+        ours: T at draws of q, any shape.
+        theirs: T at draws of p.
+    """
+    return softplus(-ours).mean() + softplus(theirs).mean()
+
+
+def rows_of(joint: Joint) -> int:
+    """Return B."""
+    return num_rows([*joint.args, *joint.kwargs.values()])
+
+
+def data_of(joint: Joint) -> Tensor:
+    """Return the batch as a critic sees it: its one tensor, or ``(B, D)`` of all of them."""
+    leaves = [leaf for _, leaf in named_leaves([*joint.args, *joint.kwargs.values()])]
+    if len(leaves) == 1:
+        return leaves[0]
+    floats = [leaf for leaf in leaves if leaf.is_floating_point()]
+    dtype = floats[0].dtype if floats else torch.get_default_dtype()
+    return torch.cat([leaf.reshape(rows_of(joint), -1).to(dtype) for leaf in leaves], -1)
+
+
+def latents_of(guide: Trace, objective: str) -> list[str]:
+    """Return the latents of one datum, in the order of drawing.
+
+    Raises:
+        ProgramError: The program has a global latent, none of a datum, or one whose draws have no
+            path for a gradient.
+    """
+    found = []
+    for name, site in sample_sites(guide):
+        if site["is_observed"] or site_is_subsample(site) or site["infer"].get("is_auxiliary"):
+            continue
+        if data_frame(site) is None:
+            raise ProgramError(f"{objective}: site {name!r} is global; use ELBO")
+        if not site["fn"].has_rsample:
+            raise ProgramError(
+                f"{objective}: site {name!r} has no reparametrised sampler; use ELBO or RLOO"
+            )
+        found.append(name)
+    if not found:
+        raise ProgramError(f"{objective}: the guide draws no latent of a datum; use ELBO")
+    return found
+
+
+def codes(trace: Trace, names: Iterable[str], rows: int, num_particles: int = 1) -> Tensor:
+    """Return the latents of each datum as one vector, ``(K, B, Z)``."""
+    found = []
+    for name in names:
+        site: Any = trace.nodes[name]
+        value = of_datum(site, site["value"], rows, num_particles)
+        found.append(value.reshape(num_particles, rows, -1))
+    return torch.cat(found, -1)
+
+
+def kl_weight_of(model: Trace, guide: Trace, names: Iterable[str], objective: str) -> Any:
+    """Return the one KL weight of some latents.
+
+    Raises:
+        ProgramError: They have several, or stand under a mask or under other weights.
+    """
+    weights = {name: kl_weight(model.nodes[name], guide.nodes[name]) for name in names}
+    first = next(iter(weights.values()))
+    for name, weight in weights.items():
+        same = weight is first or (not isinstance(weight, Tensor) and weight == first)
+        if weight is None or not same:
+            raise ProgramError(
+                f"{objective}: site {name!r} stands under a mask or a weight of its own; a critic "
+                "of all latents takes one beta for them, and no mask"
+            )
+    return first
+
+
+def terms_of(joint: Joint, model: Trace, guide: Trace) -> Terms:
+    """Return the log densities of the model at a draw of the guide, of each datum alone."""
+    terms = joint.model_terms(model, guide)
+    require_rows(terms)
+    return terms

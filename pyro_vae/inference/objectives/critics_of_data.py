@@ -1,0 +1,308 @@
+"""Autoencoders whose decoders a critic of the data judges: VAE/GAN, and latent autoencoders."""
+
+import math
+from typing import Any
+
+import torch
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor, nn
+from torch.nn.functional import relu, softplus
+
+from pyro_vae.arguments import integer, number, typed
+from pyro_vae.errors import ProgramError
+from pyro_vae.inference.objectives.adversarial import Adversarial, latents_of, rows_of, terms_of
+from pyro_vae.inference.objectives.objective import (
+    OptimiserFactory,
+    Update,
+    require_rows,
+    with_globals,
+)
+from pyro_vae.program.checks import distribution_name
+from pyro_vae.program.handlers import is_data, sample_sites, validation
+from pyro_vae.program.joint import Joint
+from pyro_vae.program.plates import of_datum
+from pyro_vae.program.program import Program
+from pyro_vae.program.terms import Terms, stack
+
+
+@typed
+class VAEGAN(Adversarial):
+    r"""A variational autoencoder whose reconstructions are compared in the features of a critic.
+
+    .. math:: \text{encoder: } \mathrm{KL} + L, \quad
+       \text{decoder: } \gamma L - (1 - \gamma) \log \sigma(T(\tilde x)), \quad
+       L = \tfrac12 \|f(x) - f(\hat x)\|^2, \\
+       \text{critic: } -\log \sigma(T(x)) - \log \sigma(-T(\tilde x))
+
+    with f the critic's features, :math:`\hat x` the mean of p(x | z) at z from the guide, and
+    :math:`\tilde x` that and the same at z from the prior, in equal parts. No gradient of the
+    critic's game reaches the encoder, none of L the critic. The decoder is what the mean of the
+    observed site depends on; a scale of it that is learned stands still.
+
+    Balance: a critic of which one cost is below ``equilibrium`` − ``margin`` is not trained on the
+    next batch, a decoder against a critic of which one is above their sum is not; if that leaves
+    neither, both are. (In the paper the costs are those of the batch itself, and the decoder's term
+    is the critic's cost with its sign changed, which has the same aim and less slope.)
+
+    Arguments:
+        critic: Images ``(B | data)`` to ``(B,)`` or ``(B, h, w)``, as ``pv.nn.ConvCritic``; it has
+            ``see(x)``, the features f, and ``judge(f)``, T.
+        features: In place of ``critic.see`` in L: any module of data.
+        gamma: γ in [0, 1].
+        equilibrium: The cost about which the balance holds both; log 2 knows nothing.
+        margin: Half the width of the balance; infinite always trains both.
+        critic_optimiser: Makes the critic's optimiser; None takes that of ``fit``.
+
+    Raises:
+        ConfigError: An argument out of range.
+        ProgramError: The model observes several sites, or one without a mean; a latent is global.
+
+    References:
+        | Autoencoding beyond pixels using a learned similarity metric (Larsen et al., 2016),
+          arXiv:1512.09300
+    """
+
+    costs: Tensor
+
+    def __init__(
+        self,
+        critic: nn.Module,
+        *,
+        features: nn.Module | None = None,
+        gamma: float = 0.01,
+        equilibrium: float = 0.68,
+        margin: float = 0.4,
+        critic_optimiser: OptimiserFactory | None = None,
+    ) -> None:
+        super().__init__(critic, 1, critic_optimiser)
+        self.features = features
+        self.gamma = number("gamma", gamma, "[0, 1]")
+        self.equilibrium = number("equilibrium", equilibrium, "(0, inf)")
+        self.margin = number("margin", margin, "[0, inf]")
+        # In the state, so that a resumed run goes on alike.
+        self.register_buffer("costs", torch.full((2,), math.log(2)))
+        self._decoder_is_due = True
+
+    def updates(self, program: Program) -> list[Update]:
+        """Return the updates of the critic, the encoder and the decoder."""
+        decoder = decoder_parameters(program)
+        known = {id(parameter) for parameter in decoder}
+        encoder = tuple(p for p in program.parameters() if id(p) not in known)
+        return [
+            self.critic_update(program, due=self._critic_is_due),
+            Update(self.encoder_loss, encoder, name="loss"),
+            Update(self.decoder_loss, decoder, name="decoder", due=lambda: self._decoder_is_due),
+        ]
+
+    def _critic_is_due(self) -> bool:
+        costs = self.costs.tolist()
+        critic = min(costs) >= self.equilibrium - self.margin
+        decoder = max(costs) <= self.equilibrium + self.margin
+        neither = not (critic or decoder)
+        self._decoder_is_due = decoder or neither
+        return critic or neither
+
+    def critic_loss(self, joint: Joint) -> Tensor:
+        """Return the critic's loss at the data, at their reconstructions and at new ones."""
+        with torch.no_grad():
+            x, made = data_and_mean(joint.traces()[0], joint)
+            drawn = data_and_mean(joint.prior_trace(), joint)[1]
+        return self._costs(*self.critic(torch.cat([x, made, drawn])).chunk(3))
+
+    def encoder_loss(self, joint: Joint) -> Tensor:
+        """Return the KL and the distance of the features, per datum."""
+        model, guide = joint.traces()
+        latents_of(guide, "VAEGAN")
+        terms = stack([joint.scored(model, guide, 1)])
+        require_rows(terms)
+        x, made = data_and_mean(model, joint)
+        return self._distance(x, made) - with_globals(-kl_of(terms), terms)
+
+    def decoder_loss(self, joint: Joint) -> Tensor:
+        """Return what moves the decoder, at codes that are constants, per datum."""
+        model, guide, _ = joint.cut_traces()
+        x, made = data_and_mean(model, joint)
+        drawn = data_and_mean(joint.prior_trace(), joint)[1]
+        told = self.critic(torch.cat([x, made, drawn])).chunk(3)
+        self._costs(*told)
+        deceived = (softplus(-told[1]).mean() + softplus(-told[2]).mean()) / 2
+        loss = self.gamma * self._distance(x, made) + (1 - self.gamma) * deceived
+        return -with_globals(-loss, terms_of(joint, model, guide))
+
+    def _distance(self, x: Tensor, made: Tensor) -> Tensor:
+        """Return half the squared distance of the features, the mean over the data."""
+        see: Any = self.critic.see if self.features is None else self.features
+        return (see(x) - see(made)).square().sum() / (2 * len(x))
+
+    def _costs(self, real: Tensor, made: Tensor, drawn: Tensor) -> Tensor:
+        """Return the critic's loss, and note its two costs for the balance."""
+        costs = softplus(-real).mean(), (softplus(made).mean() + softplus(drawn).mean()) / 2
+        self.costs.copy_(torch.stack(costs).detach())
+        return costs[0] + costs[1]
+
+
+@typed
+class LatentAutoencoder(Adversarial):
+    r"""The autoencoder of latent diffusion: a code that is barely regularised, and sharp images.
+
+    .. math:: -\mathbb{E}_q[\log p(x \mid z)] + a\,\|f(x) - f(\hat x)\|^2 + b\,\mathrm{KL}
+       - c\, w\, T(\hat x), \qquad
+       w = \frac{\|\nabla_z (\text{the first two})\|}{\|\nabla_z T(\hat x)\|}
+
+    with :math:`\hat x` the mean of p(x | z) and T a critic of patches under the hinge loss, which
+    joins in after ``start`` batches. The weight w, a constant to the gradient, keeps the critic's
+    pull in proportion (in the source by the gradients in the decoder's last layer, here by those in
+    the code). The pixel loss is the program's own observation: a Laplace is the absolute error.
+
+    Arguments:
+        critic: T, images ``(B | data)`` to ``(B,)`` or ``(B, h, w)``, as
+            ``pv.nn.ConvCritic(..., patches=True)``.
+        features: f, any module of data, which stands still; None: no such term.
+        kl_weight: b.
+        feature_weight: a.
+        critic_weight: c.
+        start: Batches before the critic joins in.
+        critic_optimiser: Makes the critic's optimiser; None takes that of ``fit``.
+
+    Raises:
+        ConfigError: An argument out of range.
+        ProgramError: The model observes several sites, or one without a mean; a latent is global.
+
+    References:
+        | High-Resolution Image Synthesis with Latent Diffusion Models (Rombach et al., 2022),
+          arXiv:2112.10752
+        | Taming Transformers for High-Resolution Image Synthesis (Esser et al., 2021),
+          arXiv:2012.09841
+    """
+
+    draw = 1.0
+    batches: Tensor
+
+    def __init__(
+        self,
+        critic: nn.Module,
+        *,
+        features: nn.Module | None = None,
+        kl_weight: float = 1e-6,
+        feature_weight: float = 1.0,
+        critic_weight: float = 0.5,
+        start: int = 0,
+        critic_optimiser: OptimiserFactory | None = None,
+    ) -> None:
+        super().__init__(critic, 1, critic_optimiser)
+        self.features = features
+        self.kl_weight = number("kl_weight", kl_weight, "[0, inf)")
+        self.feature_weight = number("feature_weight", feature_weight, "[0, inf)")
+        self.critic_weight = number("critic_weight", critic_weight, "[0, inf)")
+        self.start = integer("start", start, 0)
+        # In the state, so that a resumed run goes on alike.
+        self.register_buffer("batches", torch.zeros(1))
+        self._joined = False
+
+    def updates(self, program: Program) -> list[Update]:
+        """Return the critic's update, due once it joins in, and that of the program."""
+        return [
+            self.critic_update(program, due=self._critic_is_due),
+            Update(self.per_datum, tuple(program.parameters())),
+        ]
+
+    def _critic_is_due(self) -> bool:
+        if not self._joined:  # one look at the device per batch, and none afterwards
+            self.batches.add_(1).clamp_(max=self.start + 1)
+            self._joined = self.batches.item() > self.start
+        return self._joined
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._joined = False
+
+    def critic_loss(self, joint: Joint) -> Tensor:
+        """Return the hinge loss of the critic at the data and at their reconstructions."""
+        with torch.no_grad():
+            x, made = data_and_mean(joint.traces()[0], joint)
+        real, told = self.critic(torch.cat([x, made])).chunk(2)
+        return (relu(1 - real).mean() + relu(1 + told).mean()) / 2
+
+    def per_datum(self, joint: Joint) -> Tensor:
+        """Return the program's loss in nats per datum; judged, that without the critic."""
+        model, guide = joint.traces()
+        names = latents_of(guide, "LatentAutoencoder")
+        terms = stack([joint.scored(model, guide, 1)])
+        require_rows(terms)
+        x, made = data_and_mean(model, joint)
+        loss = -terms.log_likelihood().mean()
+        if self.features is not None:
+            apart = (self.features(x) - self.features(made)).square().sum() / len(x)
+            loss = loss + self.feature_weight * apart
+        whole = loss - with_globals(-self.kl_weight * kl_of(terms), terms)
+        if not torch.is_grad_enabled():
+            return whole
+        told = -self.critic(made).mean()
+        latents: Any = [guide.nodes[name]["value"] for name in names]
+        joined = (self.batches > self.start).to(told.dtype).squeeze()
+        return whole + self.critic_weight * joined * _proportion(loss, told, latents) * told
+
+
+def _proportion(loss: Tensor, told: Tensor, latents: list[Tensor]) -> Tensor:
+    """Return how much larger one gradient in the latents is than another: a constant.
+
+    1 where the latents have none: an encoder that stands still.
+    """
+    moved = [z for z in latents if z.requires_grad]
+    if not moved:
+        return loss.new_ones(())
+    one, two = (_slope(each, moved) for each in (loss, told))
+    return (one / (two + 1e-4)).clamp(0.0, 1e4).detach()
+
+
+def _slope(value: Tensor, latents: list[Tensor]) -> Tensor:
+    grads = torch.autograd.grad(value, latents, retain_graph=True, allow_unused=True)
+    squares = [grad.square().sum() for grad in grads if grad is not None]
+    return torch.stack([value.new_zeros(()), *squares]).sum().sqrt()
+
+
+def kl_of(terms: Terms) -> Tensor:
+    """Return the KL of all latents at one draw, the mean over the data."""
+    log_p: Any = sum(terms.log_p[name] for name in terms.latents)
+    return (terms.log_q_total() - log_p).mean()
+
+
+def data_and_mean(model: Trace, joint: Joint) -> tuple[Tensor, Tensor]:
+    """Return the data of the one observed site and their mean under the model, ``(B | data)``.
+
+    Raises:
+        ProgramError: The model observes several sites, or one whose distribution has no mean.
+    """
+    seen = [(name, site) for name, site in sample_sites(model) if is_data(site)]
+    if len(seen) != 1:
+        raise ProgramError(
+            f"a critic of the data sees one observed site, got {[name for name, _ in seen]}; "
+            "observe one, or use ELBO"
+        )
+    name, site = seen[0]
+    try:
+        mean = site["fn"].mean
+    except NotImplementedError as error:
+        raise ProgramError(
+            f"site {name!r}: {distribution_name(site['fn'])} has no mean for a critic to see; use "
+            "Bernoulli, Gaussian or another observation that has one"
+        ) from error
+    rows = rows_of(joint)
+    x, mean = (of_datum(site, value, rows)[0] for value in (site["value"], mean))
+    return x.to(mean.dtype), mean
+
+
+def decoder_parameters(program: Program) -> tuple[nn.Parameter, ...]:
+    """Return the parameters that the mean of the observed site depends on, at given latents."""
+    batch = program.examples.example(2)
+    trained = [p for p in program.parameters() if p.requires_grad]
+    with program.reader.quiet(batch), torch.enable_grad(), validation(False):
+        joint = program.joint(batch)
+        model, guide, _ = joint.cut_traces()
+        latents_of(guide, "VAEGAN")
+        mean = data_and_mean(model, joint)[1].sum()
+        grads = torch.autograd.grad(mean, trained, allow_unused=True)
+    found = tuple(p for p, grad in zip(trained, grads, strict=True) if grad is not None)
+    if not found:
+        raise ProgramError("the mean of the observed site depends on no parameter to train")
+    return found

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import recipes_adversarial
 import recipes_def
 import recipes_ladder
 import recipes_lda
@@ -141,6 +142,7 @@ EXPERIMENTS: dict[str, Callable[[str, argparse.Namespace], Result]] = {
     "iwae5_mnist_static": iwae5_mnist_static,
     "iwae5_gain_mnist_static": iwae5_gain_mnist_static,
     "ais_mnist_static": ais_mnist_static,
+    **recipes_adversarial.EXPERIMENTS,
     **recipes_priors.EXPERIMENTS,
     **recipes_sbn.EXPERIMENTS,
     **recipes_def.EXPERIMENTS,

@@ -115,7 +115,7 @@ def exact_moments(program: Posterior) -> Tensor:
         seen = torch.cat([z, z.square().sum(-1, keepdim=True)], -1)
         mean = (weight * seen).sum(0)
         return torch.stack([mean, (weight * (seen - mean).square()).sum(0).sqrt()])
-    settings = pv.HMC(steps=4000, warmup=1000, chains=8, num_leapfrog=10, start="prior")
+    settings = pv.HMC(4000, 2000, chains=8, num_leapfrog=16, target_accept=0.95, start="prior")
     found = pv.refine(program, torch.zeros(2, 1), settings)
     assert float(found.rhat.max()) < 1.01, "the chains have not mixed"
     draws: Any = found.samples["z"]

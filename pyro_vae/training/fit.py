@@ -13,6 +13,7 @@ from pyro_vae.arguments import integer, number, positive, typed
 from pyro_vae.device import seeded
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.graphs.compiled_loss import Mode
+from pyro_vae.inference.objectives.objective import Objective
 from pyro_vae.inference.objectives.stock import as_objective
 from pyro_vae.program.batch import (
     Batch,
@@ -200,19 +201,16 @@ def fit(
         epochs, batch_size = positive("epochs", epochs), positive("batch_size", batch_size)
         patience, checkpoint_every = _counts(patience=patience, checkpoint_every=checkpoint_every)
         seed = integer("seed", seed, 0)
-        _check_arguments(clip_norm, patience, valid, out, checkpoint_every, resume)
+        _check_arguments(clip_norm, ema, patience, valid, out, checkpoint_every, resume)
         wrapped = Program.of(program)
         wrapped.to(world.device)
         convert(wrapped, precision)
         moved = _conformed(wrapped, transform and of_arguments(transform))
         feed, first, judged = _prepare_data(wrapped, data, valid, batch_size, moved, world)
         weights = beta_schedule(beta, wrapped.sites.local)
-        average = None if ema is None else AveragedWeights(wrapped, ema)
         rates = as_schedule("lr_schedule", lr_schedule)
         factory = as_factory(adam(lr) if optimiser is None else optimiser, wrapped, first, lr)
-        chosen = as_objective(objective)
-        if isinstance(chosen, nn.Module):
-            chosen.to(wrapped.device)
+        chosen = _on(wrapped.device, as_objective(objective))
         folder = RunFolder.open(out, bool(resume)) if out is not None else None
         world.wait()  # none writes into a folder that another has yet to look at
         stepper = Stepper(
@@ -228,8 +226,7 @@ def fit(
         settings: dict[str, Any] = {}
         if folder is not None or world.size > 1:
             settings |= record_data(wrapped, feed, judged, transform, precision, seed)
-            settings |= record_steps(stepper, chosen, beta, lr_schedule, clip_norm)
-            settings["ema"] = None if average is None else average.decay
+            settings |= record_steps(stepper, chosen, beta, lr_schedule, clip_norm, ema)
         if isinstance(feed, LoaderFeed) or moved or any(map(is_of_a_user, (beta, lr_schedule))):
             stepper.watch()
         loop = Loop(
@@ -253,10 +250,15 @@ def fit(
             renew=resume == "settings",
             world=world,
             precision=contexts(wrapped, precision, first),
-            average=average,
+            average=None if ema is None else AveragedWeights(wrapped, ema),
         )
         with seeded(wrapped.device, seed), seeded_outside_torch(world.seed(seed)):
             return loop.run()
+
+
+def _on(device: torch.device, objective: Objective) -> Objective:
+    """Return an objective whose own parameters and state, if any, are on the device."""
+    return objective.to(device) if isinstance(objective, nn.Module) else objective
 
 
 def _counts(**numbers: int | None) -> list[int | None]:
@@ -266,6 +268,7 @@ def _counts(**numbers: int | None) -> list[int | None]:
 
 def _check_arguments(
     clip_norm: float | None,
+    ema: float | None,
     patience: int | None,
     valid: Any,
     out: Any,
@@ -274,6 +277,8 @@ def _check_arguments(
 ) -> None:
     if clip_norm is not None:
         number("clip_norm", clip_norm, "(0, inf)")
+    if ema is not None:
+        number("ema", ema, "(0, 1)")
     if checkpoint_every is not None and out is None:
         raise ConfigError("checkpoint_every: needs a run folder, out=...")
     if resume not in (False, True, "settings"):

@@ -116,6 +116,7 @@ def record_steps(
     beta: KLWeight,
     lr_schedule: float | Schedule,
     clip_norm: float | None,
+    ema: float | None = None,
 ) -> dict[str, Any]:
     """Return what the steps of a run are, as JSON gives it back: a continuation must share it."""
     rates = [[float(lr) for lr in base] for base in stepper.base_lrs]
@@ -130,6 +131,7 @@ def record_steps(
         if weights is not None
         else describe_schedule(beta),
         "clip_norm": None if clip_norm is None else float(clip_norm),
+        "ema": None if ema is None else float(ema),
     }
 
 

@@ -1,10 +1,11 @@
 """Whether the numbers of a datum stay what they are where the rows beside it are cut away."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from pyro.distributions import Delta
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
@@ -14,7 +15,9 @@ from pyro_vae.program.checks import has_density
 from pyro_vae.program.handlers import Message, data_frame, innermost, sample_sites
 
 MODEL, GUIDE = 0, 1  # whose density of a site a term is
-Rounding = Mapping[tuple[int, str], Tensor]  # of densities, by side and site
+Term = tuple[int, str]  # the density of a site, of a side
+Kind = Literal["sum", "mean", "other"]  # what a term is of the rows
+Rounding = Mapping[Term, Tensor]  # of densities
 Pair = tuple[Trace, Trace]  # of model and guide, their plate under its canonical name
 _ROUNDINGS = 100  # what one rounding of the arguments does, so many times, is no dependence
 _MOST = 8  # rows from all over a batch to look at
@@ -96,10 +99,12 @@ def unlike(
     found = set()
     for side in (MODEL, GUIDE):
         here, there = (dict(_terms(pair[side])) for pair in (whole, cut))
-        if here.keys() != there.keys():
-            raise ValueError("sites come and go with the rows")
-        for name, terms in here.items():
-            site = whole[side].nodes[name]
+        for name in here.keys() ^ there.keys():
+            if data_frame((whole if name in here else cut)[side].nodes[name]) is not None:
+                raise ValueError("sites come and go with the rows")
+            found.add(Change(side, name, False, "density"))
+        for name in here.keys() & there.keys():
+            site, terms = whole[side].nodes[name], here[name]
             for what, before in terms.items():
                 slack = (rounding or {}).get((side, name), torch.zeros(()))
                 if kept is not None:
@@ -155,28 +160,47 @@ def _rounding(whole: Pair, rounded: Pair) -> Rounding:
         for side in (MODEL, GUIDE)
         for there in (dict(_terms(rounded[side])),)
         for name, terms in _terms(whole[side])
+        if name in there
     }
 
 
-def sums_of_rows(
-    run: Callable[[Batch, Mapping[str, Tensor]], Pair], few: Batch
-) -> set[tuple[int, str]]:
-    """Return the terms outside the plate that are sums over the rows: those of two parts add up.
+def kinds_of_terms(
+    run: Callable[[Batch, Mapping[str, Tensor]], Pair], few: Batch, terms: Collection[Term]
+) -> dict[Term, Kind]:
+    """Return which terms outside the plate are sums over the rows, or means: by those of two parts.
+
+    Nothing where the program does not run on these.
 
     Arguments:
         run: Runs the pair on a batch at given latents.
         few: Some rows, which the program has run on.
+        terms: Those that change where rows are cut away.
     """
     numbers = torch.arange(num_rows(few))
-    parts = [numbers[numbers % 3 == 0], numbers[numbers % 3 != 0]]  # no mean of two is one of all
-    whole = run(few, {})
-    cut = [run(cut_to(few, kept), latents_cut(whole, kept)) for kept in parts if len(kept)]
+    parts = [numbers[numbers % 3 == 0], numbers[numbers % 3 != 0]]  # of two lengths
+    try:
+        whole = run(few, {})
+        cut = [run(cut_to(few, kept), latents_cut(whole, kept)) for kept in parts]
+        total, pieces = _outside(whole), [_outside(piece) for piece in cut]
+    except Exception:  # as in changes_beside
+        return {}
+    found: dict[Term, Kind] = {}
+    for term in terms:
+        values = [piece.get(term, torch.zeros(())) for piece in pieces]
+        mean = sum(v * (len(kept) / len(numbers)) for v, kept in zip(values, parts, strict=True))
+        here = total.get(term, torch.zeros(()))
+        is_sum, is_mean = _close(here, sum(values)), _close(here, mean)
+        found[term] = "sum" if is_sum else "mean" if is_mean else "other"
+    return found
+
+
+def _outside(pair: Pair) -> dict[Term, Tensor]:
+    """Return the terms outside the plate, with their weights."""
     return {
-        (side, name)
+        (side, name): (terms["density"] * terms["weight"]).sum()
         for side in (MODEL, GUIDE)
-        for name, terms in _terms(whole[side])
-        if data_frame(whole[side].nodes[name]) is None
-        and _close(terms["density"], sum(dict(_terms(p[side]))[name]["density"] for p in cut))
+        for name, terms in _terms(pair[side])
+        if data_frame(pair[side].nodes[name]) is None
     }
 
 
@@ -200,7 +224,7 @@ def _density(site: Message) -> Tensor:
     point = innermost(site["fn"])
     if isinstance(point, Delta):
         return point.v.reshape((*site["fn"].batch_shape, -1)).sum(-1)
-    density: Tensor = site["fn"].log_prob(site["value"])
+    density: Tensor = scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
     return density
 
 

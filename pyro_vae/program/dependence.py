@@ -16,13 +16,17 @@ from torch.utils import _pytree as pytree
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.batch import Batch, arguments, cuda_devices, map_rows
-from pyro_vae.program.cuts import GUIDE, MODEL, Change
-from pyro_vae.program.handlers import Message, data_frame, innermost, sample_sites, validation
+from pyro_vae.program.cuts import GUIDE, MODEL, Change, Kind, Term
+from pyro_vae.program.handlers import (
+    FAILURES,
+    Message,
+    data_frame,
+    innermost,
+    sample_sites,
+    validation,
+)
 from pyro_vae.program.joint import Joint, trace_of
 from pyro_vae.program.modules import leaves_behind
-
-Term = tuple[int, str]
-_NO_GRAPH = (RuntimeError, ValueError, TypeError, IndexError, KeyError)  # NotImplementedError too
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Dependence:
         of_rows: Observed sites and factors outside the plate that depend on the rows of the batch,
             and on no latent inside.
         sums: Those of both that are sums over the rows: a minibatch has B of N of their terms.
+        means: Those that are means of the rows: that of a minibatch is one of all on average.
+        no_sums: Those that are neither.
         carried: Latents of a datum that are transforms of an auxiliary site of the guide, by name:
             that site has their density.
         joined: Auxiliary sites of the guide outside the plate that latents of the data are
@@ -51,6 +57,8 @@ class Dependence:
     spanning: tuple[str, ...] = ()
     of_rows: tuple[str, ...] = ()
     sums: tuple[str, ...] = ()
+    means: tuple[str, ...] = ()
+    no_sums: tuple[str, ...] = ()
     carried: Mapping[str, str] = field(default_factory=dict)
     joined: tuple[str, ...] = ()
     unscored: tuple[str, ...] = ()
@@ -75,8 +83,8 @@ class Dependence:
         }
         spanning = set(found["spanning"])
         found["of_rows"] = tuple(name for name in found["of_rows"] if name not in spanning)
-        both = [set(each.found) - set(each.sums) for each in (self, other)]
-        found["sums"] = tuple(name for name in found["sums"] if name not in both[0] | both[1])
+        others = {*found["means"], *found["no_sums"]}
+        found["sums"] = tuple(name for name in found["sums"] if name not in others)
         return Dependence(**found, carried={**self.carried, **other.carried})
 
     def require_parts(self, rows: int, total: int, argument: str | None) -> None:
@@ -90,12 +98,10 @@ class Dependence:
         Raises:
             ProgramError: Names the site.
         """
-        outside = tuple(name for name in self.found if name not in self.sums)
-        inside = self.beside + self.beside_in_guide
-        for name in (*outside, *inside):
+        for name in (*self.no_sums, *self.beside):
             what = (
                 "depends on the rows beside a datum"
-                if name in inside
+                if name in self.beside
                 else "stands outside the plate of the data and is no sum over their rows"
             )
             raise ProgramError(
@@ -106,12 +112,19 @@ class Dependence:
                 f"Program(..., constants=[{argument or 'its name'!r}]); or, where each batch is "
                 "meant to stand alone, give a DataLoader"
             )
-        if self.by_count:
-            warnings.warn(
-                f"the weight of site {self.by_count[0]!r} depends on the number of rows: training "
-                f"sees that of {rows}, and elbo that of all {total}",
-                stacklevel=2,
-            )
+        untold = [name for name in self.found if name not in self.sums + self.means]
+        reasons = {
+            "its density in the guide depends on the rows beside a datum": self.beside_in_guide,
+            "its weight depends on the number of rows": self.by_count,
+            "it depends on rows or latents of the data, and stands outside their plate": untold,
+        }
+        for reason, names in reasons.items():
+            for name in names[:1]:
+                warnings.warn(
+                    f"site {name!r}: {reason}; training sees what it is of {rows} rows, and elbo "
+                    f"what it is of all {total}",
+                    stacklevel=2,
+                )
 
     @property
     def found(self) -> tuple[str, ...]:
@@ -173,7 +186,7 @@ def dependence(
     batch: Batch,
     seen: tuple[Trace, Trace],
     beside: Set[Change],
-    sums: Set[Term],
+    kinds: Mapping[Term, Kind],
 ) -> Dependence:
     """Find out by two more runs, and only where ``seen`` has a term that could depend.
 
@@ -184,7 +197,7 @@ def dependence(
         batch: Some rows.
         seen: Their traces.
         beside: What changes of some rows where others are cut away.
-        sums: Terms outside the plate that are sums over the rows.
+        kinds: What terms outside the plate are of the rows, where it is known.
     """
     rows: list[Tensor] = []
     args, kwargs = arguments(map_rows(lambda leaf: _leaf(leaf, rows), batch))
@@ -196,12 +209,18 @@ def dependence(
     ]
     others = list(_other_rows(batch))
     found = _dependence(functions, args, kwargs, seen, rows, others, outside)
+    by_kind = {
+        kind: tuple(name for (_, name), k in kinds.items() if k == kind and name in found.found)
+        for kind in ("sum", "mean", "other")
+    }
     return replace(
         found,
-        sums=tuple(name for name in found.found if {(MODEL, name), (GUIDE, name)} & sums),
+        sums=by_kind["sum"],
+        means=by_kind["mean"],
+        no_sums=by_kind["other"],
         beside=inside[MODEL],
         beside_in_guide=tuple(name for name in inside[GUIDE] if name not in inside[MODEL]),
-        by_count=tuple(sorted({change.site for change in beside if change.what == "weight"})),
+        by_count=tuple(sorted({c.site for c in beside if c.what == "weight" and c.inside})),
     )
 
 
@@ -236,7 +255,7 @@ def _dependence(
         with torch.enable_grad():
             look = _Look(functions, names, globals_, args, kwargs)
             reached, behind = look.reached(), look.behind(auxiliary)
-    except _NO_GRAPH:
+    except FAILURES:
         # A program that leaves torch takes no values with a gradient: their numbers tell.
         args, kwargs = pytree.tree_map_only(Tensor, torch.detach, (args, kwargs))
         look, reached = _Look(functions, names, globals_, args, kwargs), {}
@@ -345,7 +364,7 @@ class _Look:
         for side, name in self.asked:
             if name in traces[side].nodes:
                 # A flow may have a density at its own draws alone.
-                with suppress(*(_NO_GRAPH if side == GUIDE else ())):
+                with suppress(*(FAILURES if side == GUIDE else ())):
                     found[side, name] = _term(traces[side].nodes[name])
         return found
 

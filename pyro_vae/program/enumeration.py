@@ -19,7 +19,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.handlers import PLATE, Message, data_frame, sample_sites
+from pyro_vae.program.handlers import FAILURES, PLATE, Message, data_frame, sample_sites
 from pyro_vae.program.log_einsum import ExactLogRing
 from pyro_vae.program.plates import data_dim
 from pyro_vae.program.site_densities import Layout, call, handler_scale
@@ -65,7 +65,7 @@ class SumOut(EnumMessenger):
         try:
             with self:
                 return poutine.trace(model).get_trace(*args, **kwargs)
-        except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError) as error:
+        except FAILURES as error:
             if not self.names or isinstance(error, ProgramError):
                 raise
             raise ProgramError(

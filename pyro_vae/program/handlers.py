@@ -21,6 +21,8 @@ from torch import Tensor
 PLATE = "data"
 Message = Any  # one site of a trace; Pyro types it by a TypedDict whose entries are all optional
 _from_store = pyro.get_param_store().get_param  # what a pyro.param statement calls
+# What a user's function may raise on rows that it was not written for.
+FAILURES = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AssertionError)
 Beta = float | Tensor | Mapping[str, float | Tensor]
 
 

@@ -113,20 +113,22 @@ def trainable_parts(module: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def off_zero(module: nn.Module) -> Iterator[None]:
-    """Move the numbers among the parameters that are zero inside a block, and put them back.
+def off_zero(module: nn.Module) -> Iterator[bool]:
+    """Move the numbers among the parameters that are near zero inside a block, and put them back.
 
-    A weight that starts at zero hides what it multiplies.
+    A weight that starts at zero hides what it multiplies. Yields whether there are some.
     """
     # Not detach: a graph that is about counts the versions of its parameters.
     values = [p.data for p in module.parameters() if p.is_floating_point() and not p.is_meta]
-    places = [(value, value == 0) for value in values]
+    places = [(value, value.abs() < 1e-3) for value in values]
     held = [(value, zero, value[zero]) for value, zero in places if bool(zero.any())]
     generator = torch.Generator().manual_seed(0)
     for value, zero, before in held:
-        value[zero] = (0.1 + 0.1 * torch.rand(len(before), generator=generator)).to(value)
+        signs = torch.randint(0, 2, (len(before),), generator=generator) * 2 - 1
+        size = 0.1 / (value.shape[-1] if value.dim() else 1) ** 0.5  # a sum of many stays small
+        value[zero] = (size * signs * (1 + torch.rand(len(before), generator=generator))).to(value)
     try:
-        yield
+        yield bool(held)
     finally:
         for value, zero, before in held:
             value[zero] = before

@@ -13,7 +13,7 @@ from pyro_vae.errors import ProgramError
 from pyro_vae.program.batch import Batch, Part, arguments, map_rows, num_rows
 from pyro_vae.program.checks import is_point_mass
 from pyro_vae.program.enumeration import can_be_listed, groups_of, listed
-from pyro_vae.program.handlers import Message, data_frame, sample_sites
+from pyro_vae.program.handlers import FAILURES, Message, data_frame, sample_sites
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.numbered import forget_plates
 from pyro_vae.program.one_by_one import NotOneByOne
@@ -94,7 +94,7 @@ def takes_copies(
     joint = _pair(model, guide, batch, sites, one_by_one, tiled=True)
     try:
         traces = joint.traces(2)
-    except (RuntimeError, ValueError, IndexError, TypeError):
+    except FAILURES:
         return False
     finally:
         forget_plates(parts)
@@ -196,7 +196,7 @@ def sums_one_by_one(
             require_sums(model, guide, batch, sites, left_out, one_by_one=True)
         except NotOneByOne as error:
             raise ProgramError(f"{at_once}; nor does it one by one: {error}") from error
-        except (RuntimeError, ValueError, IndexError, TypeError):
+        except FAILURES:
             raise at_once from None
         return True
     return False
@@ -206,7 +206,7 @@ def _runs(joint: Joint) -> bool:
     """Return whether a program runs, and can be scored, on a part of its batch."""
     try:
         joint.terms()
-    except (RuntimeError, ValueError, IndexError, TypeError):
+    except FAILURES:
         return False
     return True
 
@@ -230,7 +230,7 @@ def _agree(joint: Joint, sites: Sites) -> bool:
             if not _close(together, alone, k):
                 return False
         return _guides_agree(joint, guide_of_two, sites)
-    except (RuntimeError, ValueError, IndexError, TypeError):
+    except FAILURES:
         return False
 
 

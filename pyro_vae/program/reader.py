@@ -1,7 +1,7 @@
 """Reading a pair: one trace of model and guide tells the sites of a batch, once per structure."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +33,10 @@ from pyro_vae.program.batch import (
 from pyro_vae.program.contrasts import Contrasts
 from pyro_vae.program.counters import Counters, looks_of
 from pyro_vae.program.counts import Counts
-from pyro_vae.program.cuts import Change, Pair, changes_beside, few_of, sums_of_rows
-from pyro_vae.program.dependence import Dependence, Term, dependence
+from pyro_vae.program.cuts import Change, Kind, Pair, Term, changes_beside, few_of, kinds_of_terms
+from pyro_vae.program.dependence import Dependence, dependence
 from pyro_vae.program.discovery import Discovery
-from pyro_vae.program.handlers import DrawnRows, is_data, sample_sites, validation
+from pyro_vae.program.handlers import FAILURES, DrawnRows, is_data, sample_sites, validation
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.masks import is_masked
 from pyro_vae.program.modules import evaluating, leaves_behind, off_zero
@@ -206,34 +206,58 @@ class Reader:
     def _dependence(self, sites: Sites, batch: Batch, seen: tuple[Trace, Trace]) -> Dependence:
         if checks.is_meta(batch) or isinstance(batch, Whole):
             return Dependence()
-        beside, sums = (set(), set()) if sites.size is not None else self._changes_beside(batch)
-        with self.quiet(batch), validation(False), off_zero(self._program):
-            found = dependence(self.canonical(sites, batch), batch, seen, beside, sums)
+        beside, kinds = (set(), {}) if sites.size is not None else self._changes_beside(batch)
+        functions = self.canonical(sites, batch)
+        runs = Joint(*functions, *arguments(batch)).sampled_traces
+        with self.quiet(batch), validation(False), self._off_zero(runs):
+            found = dependence(functions, batch, seen, beside, kinds)
         # A fact about these sites, whichever rows have shown it.
         named = (sites.observed, sites.local, sites.global_, sites.enumerated)
         kind = (isinstance(batch, Part), *named, told_by(batch))
         self._dependences[kind] = self._dependences.get(kind, found).joined_with(found)
         return self._dependences[kind]
 
-    def _changes_beside(self, batch: Batch) -> tuple[set[Change], set[Term]]:
+    @contextmanager
+    def _off_zero(self, runs: Callable[[], Any]) -> Iterator[None]:
+        """Have the weights off zero inside, so that none hides what it multiplies.
+
+        Arguments:
+            runs: A run of the program; where it fails at such weights, they stay as they are.
+        """
+        with ExitStack() as stack:
+            if stack.enter_context(off_zero(self._program)):
+                try:
+                    runs()
+                except Exception:  # a covariance, for one, is none any more
+                    stack.close()
+            yield
+
+    def _changes_beside(self, batch: Batch) -> tuple[set[Change], dict[Term, Kind]]:
         """Return what changes of some rows where others are cut away; nothing where none can be.
 
-        And which terms outside the plate are sums over the rows.
+        And what terms outside the plate are of the rows.
         """
         if num_rows(batch) < 2:
-            return set(), set()
+            return set(), {}
         few, cuts = few_of(batch, num_rows(batch))
         with self.trying(few) as run_at:
             run = lambda some, at: run_at(some, num_rows(some), at)  # noqa: E731
             found = changes_beside(run, few, cuts) or set()
-            outside = any(not change.inside for change in found)
-            return found, sums_of_rows(run, few) if outside else set()
+            outside = {(change.side, change.site) for change in found if not change.inside}
+            return found, kinds_of_terms(run, few, outside) if outside else {}
 
     def look_over(self, data: Batch) -> None:
-        """Read some rows from all over a data set: its first ones may tell less."""
+        """Read some rows from all over a data set: its first ones may tell less.
+
+        What was found before is forgotten: a flag, or an attribute, may have been another.
+        """
         few, _ = few_of(data, num_rows(data))
-        self._contrasts = Contrasts()
-        self.read(few)
+        before = self.last, self._layouts
+        self._contrasts, self._dependences, self._layouts = Contrasts(), {}, {}
+        try:
+            self.read(few)
+        except (DataError, ProgramError):  # it takes no such number of rows
+            self.last, self._layouts = before
 
     def require_parts(self, first: Batch, total: int, argument: str | None) -> None:
         """Refuse to train on parts of the data where these are another model's.
@@ -344,8 +368,7 @@ class Reader:
     def trying(self, batch: Batch) -> Iterator[Callable[[Batch, int, Mapping[str, Tensor]], Pair]]:
         """Yield a function that runs the pair on so many rows at given latents.
 
-        Nothing is left behind of it. It raises what the program does. Weights are off zero, so that
-        none hides what it multiplies.
+        Nothing is left behind of it. It raises what the program does. Weights are off zero.
 
         Arguments:
             batch: Some rows, for a first look.
@@ -365,7 +388,7 @@ class Reader:
             if self.fresh:  # a first run makes parameters
                 with suppress(Exception):
                     run(batch, num_rows(batch), {})
-            with off_zero(self._program):
+            with self._off_zero(lambda: run(batch, num_rows(batch), {})):
                 yield run
 
     def _home(self, batch: Batch) -> torch.device:
@@ -391,7 +414,7 @@ class Reader:
             # The watch inside: handlers are one list of all threads.
             with self.quiet(batch), validation(not checks.is_meta(batch)), watch or nullcontext():
                 return Joint(*self._functions(batch), args, kwargs).sampled_traces()
-        except (RuntimeError, ValueError, TypeError, IndexError, ArithmeticError) as error:
+        except FAILURES as error:
             forget_plates(self._program.own.parts)
             if isinstance(error, PyroVaeError):
                 raise

@@ -68,28 +68,40 @@ class Constants:
         Raises:
             DataError: The batch lacks one that the user has named.
         """
-        self._contrasts.meet(batch)
         known, values = self._known, self._values
         self._known, self._values = (), ()  # the functions take all arguments inside
         self._parameters = _parameters(model)
-        paths, names = self._paths(batch), _names(batch, model)
+        paths = self._paths(batch)
         before = tuple(place for place, path in paths.items() if path in known)
-        found = tuple(dict.fromkeys((*before, *self._of_other_lengths(batch, trace))))
-        if self._named is None:
-            found += self._of_equal_length(batch, found, names, trying)
-        else:
-            for name in self._named:
-                if name not in names.values():
-                    raise DataError(
-                        f"constants: got {name!r}, expected an argument of the model, one of "
-                        f"{sorted(names.values())}"
-                    )
-            found += tuple(place for place, name in names.items() if name in self._named)
-        if set(found) <= set(before):
+        try:
+            found = dict.fromkeys((*before, *self._of_other_lengths(batch, trace)))
+            found |= dict.fromkeys(self._told_or_seen(batch, model, tuple(found), trying))
+        finally:
             self._known, self._values = known, values
+        self._contrasts.meet(batch)
+        if set(found) <= set(before):
             return False
-        self._known = tuple(path for place, path in paths.items() if place in found)
+        self._known, self._values = tuple(p for place, p in paths.items() if place in found), ()
         return True
+
+    def _told_or_seen(
+        self, batch: Batch, model: Callable[..., Any], known: Places, trying: Trying
+    ) -> Places:
+        """Return constants as long as the data: those that the user names, or else that cuts show.
+
+        Raises:
+            DataError: The batch lacks one that the user has named.
+        """
+        names = _names(batch, model)
+        if self._named is None:
+            return self._of_equal_length(batch, known, names, trying)
+        for name in self._named:
+            if name not in names.values():
+                raise DataError(
+                    f"constants: got {name!r}, expected an argument of the model, one of "
+                    f"{sorted(names.values())}"
+                )
+        return tuple(place for place, name in names.items() if name in self._named)
 
     def _paths(self, batch: Batch) -> dict[int | str, Path]:
         """Return where a user holds each argument, by its place: the same in any form of data."""

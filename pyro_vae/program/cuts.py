@@ -19,6 +19,7 @@ Term = tuple[int, str]  # the density of a site, of a side
 Kind = Literal["sum", "mean", "other"]  # what a term is of the rows
 Rounding = Mapping[Term, Tensor]  # of densities
 Pair = tuple[Trace, Trace]  # of model and guide, their plate under its canonical name
+PairOf = Callable[[Batch, Mapping[str, Tensor]], Pair]  # some rows, latents
 _ROUNDINGS = 100  # what one rounding of the arguments does, so many times, is no dependence
 _MOST = 8  # rows from all over a batch to look at
 _SMALL = 1 << 20  # numbers of an argument of which the extreme rows are looked at, too
@@ -117,9 +118,7 @@ def unlike(
     return found
 
 
-def changes_beside(
-    run: Callable[[Batch, Mapping[str, Tensor]], Pair], few: Batch, cuts: Sequence[Tensor]
-) -> set[Change] | None:
+def changes_beside(run: PairOf, few: Batch, cuts: Sequence[Tensor]) -> set[Change] | None:
     """Return what changes of some rows where the others are cut away.
 
     None where that cannot be told: the program does not run on them, or its numbers change from run
@@ -164,9 +163,7 @@ def _rounding(whole: Pair, rounded: Pair) -> Rounding:
     }
 
 
-def kinds_of_terms(
-    run: Callable[[Batch, Mapping[str, Tensor]], Pair], few: Batch, terms: Collection[Term]
-) -> dict[Term, Kind]:
+def kinds_of_terms(run: PairOf, few: Batch, terms: Collection[Term]) -> dict[Term, Kind]:
     """Return which terms outside the plate are sums over the rows, or means: by those of two parts.
 
     Nothing where the program does not run on these.

@@ -317,22 +317,8 @@ class Program(nn.Module):
             if find(batch, self._functions[0]):
                 self._called = self._of_flat_batches()
                 self._forget()
+            reader.unclear = constants.unclear
         return constants.taken_out(batch)
-
-    def require_parts(self, data: Batch | None, first: Batch, total: int) -> None:
-        """Refuse to train on parts of the data where these are another model's.
-
-        Arguments:
-            data: All; some from all over it are read. None: they cannot be read.
-            first: A part.
-            total: N.
-
-        Raises:
-            ProgramError: Names the site.
-        """
-        if data is not None:
-            self.reader.look_over(data)
-        self.reader.require_parts(first, total, self._constants.unclear)
 
     def conform(self, batch: Batch) -> Batch:
         """Return a batch of tensors as the program takes it.

@@ -33,7 +33,16 @@ from pyro_vae.program.batch import (
 from pyro_vae.program.contrasts import Contrasts
 from pyro_vae.program.counters import Counters, looks_of
 from pyro_vae.program.counts import Counts
-from pyro_vae.program.cuts import Change, Kind, Pair, Term, changes_beside, few_of, kinds_of_terms
+from pyro_vae.program.cuts import (
+    Change,
+    Kind,
+    Pair,
+    PairOf,
+    Term,
+    changes_beside,
+    few_of,
+    kinds_of_terms,
+)
 from pyro_vae.program.dependence import Dependence, dependence
 from pyro_vae.program.discovery import Discovery
 from pyro_vae.program.handlers import FAILURES, DrawnRows, is_data, sample_sites, validation
@@ -58,6 +67,9 @@ if TYPE_CHECKING:
     from pyro_vae.program.program import Program
 
 
+PairOfRows = Callable[[Batch, int, Mapping[str, Tensor]], Pair]  # a batch, its rows, latents
+
+
 class _Undone(Exception):
     """Ends a run of the model that leaves no parameter behind."""
 
@@ -79,6 +91,7 @@ class Reader:
         self._observed = dict(observed or {})
         self.warned: set[str] = set()  # sites with a warning of unvalidated values
         self.rows_read = 1
+        self.unclear: str | None = None  # an argument that may have no rows
         self.forget()
 
     def forget(self) -> None:
@@ -218,33 +231,47 @@ class Reader:
         return self._dependences[kind]
 
     @contextmanager
-    def _off_zero(self, runs: Callable[[], Any]) -> Iterator[None]:
-        """Have the weights off zero inside, so that none hides what it multiplies.
+    def _off_zero(self, runs: Callable[[], Any]) -> Iterator[bool]:
+        """Have the weights off zero inside, so that none hides what it multiplies; yield if so.
 
         Arguments:
             runs: A run of the program; where it fails at such weights, they stay as they are.
         """
         with ExitStack() as stack:
-            if stack.enter_context(off_zero(self._program)):
+            moved = stack.enter_context(off_zero(self._program))
+            if moved:
                 try:
                     runs()
                 except Exception:  # a covariance, for one, is none any more
                     stack.close()
-            yield
+                    moved = False
+            yield moved
 
     def _changes_beside(self, batch: Batch) -> tuple[set[Change], dict[Term, Kind]]:
         """Return what changes of some rows where others are cut away; nothing where none can be.
 
-        And what terms outside the plate are of the rows.
+        And what terms outside the plate are of the rows. Looked at with the weights as they are,
+        and off zero.
         """
         if num_rows(batch) < 2:
             return set(), {}
         few, cuts = few_of(batch, num_rows(batch))
-        with self.trying(few) as run_at:
-            run = lambda some, at: run_at(some, num_rows(some), at)  # noqa: E731
+        changes: set[Change] = set()
+        kinds: dict[Term, Kind] = {}
+
+        def look(run: PairOf) -> None:
             found = changes_beside(run, few, cuts) or set()
             outside = {(change.side, change.site) for change in found if not change.inside}
-            return found, kinds_of_terms(run, few, outside) if outside else {}
+            changes.update(found)
+            kinds.update(kinds_of_terms(run, few, outside) if outside else {})
+
+        with self._running(few) as run_rows:
+            run: PairOf = lambda some, at: run_rows(some, num_rows(some), at)  # noqa: E731
+            look(run)
+            with self._off_zero(lambda: run(few, {})) as moved:
+                if moved:
+                    look(run)
+        return changes, kinds
 
     def look_over(self, data: Batch) -> None:
         """Read some rows from all over a data set: its first ones may tell less.
@@ -259,20 +286,19 @@ class Reader:
         except (DataError, ProgramError):  # it takes no such number of rows
             self.last, self._layouts = before
 
-    def require_parts(self, first: Batch, total: int, argument: str | None) -> None:
+    def require_parts(self, first: Batch, total: int) -> None:
         """Refuse to train on parts of the data where these are another model's.
 
         Arguments:
             first: One.
             total: N.
-            argument: One that may have no rows.
 
         Raises:
             ProgramError: Names the site.
         """
         for (numbered_, *_), found in self._dependences.items():
             if numbered_ == isinstance(first, Part):
-                found.require_parts(num_rows(first), total, argument)
+                found.require_parts(num_rows(first), total, self.unclear)
 
     def _with_counts_as_floats(
         self, model: Trace, bindings: Mapping[str, Binding], batch: Batch
@@ -348,7 +374,7 @@ class Reader:
         return Whole(batch) if self._whole else batch
 
     def trace_of_model(self, batch: Batch) -> Trace:
-        """Run the pair, leave no parameter behind, and return the trace of the model.
+        """PairOf the pair, leave no parameter behind, and return the trace of the model.
 
         Raises:
             DataError: It does not run.
@@ -365,14 +391,23 @@ class Reader:
         return model
 
     @contextmanager
-    def trying(self, batch: Batch) -> Iterator[Callable[[Batch, int, Mapping[str, Tensor]], Pair]]:
-        """Yield a function that runs the pair on so many rows at given latents.
+    def trying(self, batch: Batch) -> Iterator[PairOfRows]:
+        """Yield a function that runs the pair on so many rows at given latents, weights off zero.
 
-        Nothing is left behind of it. It raises what the program does. Weights are off zero.
+        Nothing is left behind of it. It raises what the program does.
 
         Arguments:
             batch: Some rows, for a first look.
         """
+        with self._running(batch) as run:
+            with suppress(Exception):  # a first run makes parameters
+                run(batch, num_rows(batch), {})
+            with self._off_zero(lambda: run(batch, num_rows(batch), {})):
+                yield run
+
+    @contextmanager
+    def _running(self, batch: Batch) -> Iterator[PairOfRows]:
+        """Yield what ``trying`` does, with the weights as they are."""
 
         def run(some: Batch, rows: int, latents: Mapping[str, Tensor]) -> Pair:
             joint = Joint(*self._functions(some), *arguments(some))
@@ -385,18 +420,14 @@ class Reader:
 
         self._program.own.home = self._home(batch)
         with self.undone(), self.quiet(batch), validation(False):
-            if self.fresh:  # a first run makes parameters
-                with suppress(Exception):
-                    run(batch, num_rows(batch), {})
-            with self._off_zero(lambda: run(batch, num_rows(batch), {})):
-                yield run
+            yield run
 
     def _home(self, batch: Batch) -> torch.device:
         return device_of(batch) or self._program.device
 
     @contextmanager
     def quiet(self, batch: Batch) -> Iterator[None]:
-        """Run inside with weights in eval mode, no gradient, and the random state put back."""
+        """PairOf inside with weights in eval mode, no gradient, and the random state put back."""
         with (
             self._program.running(),
             evaluating(self._program),
@@ -459,7 +490,7 @@ class Reader:
         return bindings_of(values, given, keys, self._observed, rows, plate.dim, copies)
 
     def _leaves(self, batch: Batch) -> list[Tensor]:
-        """Run the functions once and return the leaf tensors that their densities depend on."""
+        """PairOf the functions once and return the leaf tensors that their densities depend on."""
         args, kwargs = arguments(map_batch(torch.detach, batch))
         with self.quiet(batch), torch.enable_grad(), validation(False):
             model, guide = Joint(*self._functions(batch), args, kwargs).sampled_traces()

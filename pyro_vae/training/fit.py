@@ -393,7 +393,9 @@ def _prepare_data(
         else:
             check_finite(feed.data)
         if num_rows(first) < feed.size:
-            program.require_parts(feed.data if transform is None else None, first, feed.size)
+            if transform is None:
+                program.reader.look_over(feed.data)
+            program.reader.require_parts(first, feed.size)
     known = feed.data if isinstance(feed, TensorFeed) and transform is None else first
     program.examples.remember(known)
     if valid is None:

@@ -362,3 +362,15 @@ def test_a_mask_that_reads_the_rows_beside_takes_all_of_them():
     torch.testing.assert_close(pv.elbo(program, X, batch_size=2), expected)
     with pytest.raises(ProgramError, match="'x' depends on the rows beside"):
         pv.fit(program, X, batch_size=4, epochs=1)
+
+
+def test_a_call_with_another_name_leaves_the_next_one_right():
+    def model(x, w):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(w.sum(), 1.0), obs=x)
+
+    program, data = pv.Program(model, lambda x, w: None, constants=["w"]), {"x": X, "w": RAMP}
+    first = pv.elbo(program, data)
+    with pytest.raises(DataError, match="got 'w', expected an argument of the model"):
+        pv.elbo(program, {"x": X, "W": RAMP})
+    torch.testing.assert_close(pv.elbo(program, data), first)

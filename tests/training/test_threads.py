@@ -56,7 +56,7 @@ VERBS = {
     "reconstruct": lambda p, folder: pv.reconstruct(p, X),
     "refine": lambda p, folder: pv.refine(p, X),
     "save": lambda p, folder: pv.save(p, folder),
-    "classify": lambda p, folder: pv.classify(p, X),
+    "classify": lambda p, folder: pv.classify(p, X, samples=2),
     "feature_distances": lambda p, folder: pv.feature_distances(p, X, lambda x: x),
     "code_usage": lambda p, folder: pv.code_usage(p, X),
     "topics": lambda p, folder: pv.topics(p, X),

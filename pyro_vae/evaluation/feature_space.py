@@ -12,6 +12,7 @@ from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.evaluation.codes import reconstruct
 from pyro_vae.evaluation.generation import generate
 from pyro_vae.program.program import Program
+from pyro_vae.threads import require_turn
 
 _ROWS_PER_PASS = 1024
 
@@ -65,6 +66,7 @@ def feature_distances(
     References:
         | GANs Trained by a Two Time-Scale Update Rule (Heusel et al., 2017), arXiv:1706.08500
     """
+    require_turn("feature_distances")
     count = len(data) if n is None else positive("n", n)
     if min(len(data), count) < 2:
         raise DataError(f"data: got {min(len(data), count)} rows, expected at least 2")

@@ -400,3 +400,31 @@ def test_cures_of_collapse_train_from_the_shell(objective, tmp_path):
     options = ("--objective", objective, "--nats", "0.25", "--posterior", "DeltaGaussian")
     assert train("--out", "run", *options) == 0
     assert type(pv.load(tmp_path / "run").encoder).__name__ == "DeltaGaussian"
+
+
+@pytest.mark.parametrize(
+    ("objective", "options", "column"),
+    [
+        ("aae", (), "valid_elbo"),
+        ("wae", (), "valid_elbo"),
+        ("avb", ("--posterior", "NoiseFed"), "valid_objective"),
+        ("vaegan", ("--binarisation", "none"), "valid_elbo"),
+    ],
+)
+def test_objectives_with_a_critic_train_from_the_shell(objective, options, column, tmp_path):
+    assert train("--out", "run", "--objective", objective, *options) == 0
+    history = (tmp_path / "run" / "history.csv").read_text().splitlines()[0]
+    assert column in history and ("critic" in history) == (objective != "wae")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--objective", "vaegan"), "--binarisation none"),
+        (("--posterior", "NoiseFed"), "use --objective avb"),
+        (("--objective", "aae", "--model", "NVDM", "--data", "20news"), "takes models of images"),
+    ],
+)
+def test_objectives_that_do_not_go_with_a_model_are_told(options, said, capsys):
+    assert train("--out", "run", *options) != 0
+    assert said in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """What the options choose from, by the names they have on the command line."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -27,15 +28,30 @@ OBSERVATIONS: dict[str, Any] = {
     name: getattr(pv.conditionals, name)
     for name in ("Bernoulli", "Gaussian", "IsotropicGaussian", "DiscretisedLogistic")
 }
-# From the particles, the nats, and held-out data.
-OBJECTIVES: dict[str, Callable[[int, float, Any], Any]] = {
-    "elbo": lambda particles, nats, valid: pv.ELBO(particles),
-    "analytic_elbo": lambda particles, nats, valid: pv.AnalyticELBO(particles),
-    "iwae": lambda particles, nats, valid: pv.IWAE(particles),
-    "free_bits": lambda particles, nats, valid: pv.FreeBits(nats, num_particles=particles),
-    "target_kl": lambda particles, nats, valid: pv.TargetKL(nats, num_particles=particles),
-    "lagging": lambda particles, nats, valid: pv.Lagging(valid),
+# From the settings of a run and held-out data.
+OBJECTIVES: dict[str, Callable[[dict[str, Any], Any], Any]] = {
+    "elbo": lambda run, valid: pv.ELBO(run["num_particles"]),
+    "analytic_elbo": lambda run, valid: pv.AnalyticELBO(run["num_particles"]),
+    "iwae": lambda run, valid: pv.IWAE(run["num_particles"]),
+    "free_bits": lambda run, valid: pv.FreeBits(run["nats"], num_particles=run["num_particles"]),
+    "target_kl": lambda run, valid: pv.TargetKL(run["nats"], num_particles=run["num_particles"]),
+    "lagging": lambda run, valid: pv.Lagging(valid),
+    "aae": lambda run, valid: pv.AAE(pv.nn.Critic(run["latent_dim"])),
+    "wae": lambda run, valid: pv.WAE(),
+    "avb": lambda run, valid: pv.AVB(
+        pv.nn.InnerProductCritic(run["latent_dim"], math.prod(valid.shape[1:]))
+    ),
+    "vaegan": lambda run, valid: pv.VAEGAN(pv.nn.ConvCritic(_plane(valid.shape[1:]))),
 }
+ADVERSARIAL = ("aae", "wae", "avb", "vaegan")
+
+
+def _plane(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of an image of which all pixels are in one row: those here are square."""
+    side = math.isqrt(shape[0])
+    return shape if len(shape) == 3 else (1, side, side)
+
+
 Model = Literal[
     "VAE",
     "LinearVAE",
@@ -50,7 +66,18 @@ Model = Literal[
     "SentenceVAE",
     "SentenceLM",
 ]
-Objective = Literal["elbo", "analytic_elbo", "iwae", "free_bits", "target_kl", "lagging"]
+Objective = Literal[
+    "elbo",
+    "analytic_elbo",
+    "iwae",
+    "free_bits",
+    "target_kl",
+    "lagging",
+    "aae",
+    "wae",
+    "avb",
+    "vaegan",
+]
 Posterior = Literal[
     "Gaussian",
     "FullGaussian",
@@ -61,6 +88,7 @@ Posterior = Literal[
     "BatchNormGaussian",
     "DeltaGaussian",
     "FixedScaleGaussian",
+    "NoiseFed",
 ]
 Observation = Literal["Bernoulli", "Gaussian", "IsotropicGaussian", "DiscretisedLogistic"]
 Binarisation = Literal["static", "dynamic", "threshold", "none"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyro_vae as pv
 from pyro_vae.cli.datasets import DataSet, kind_of
-from pyro_vae.cli.options import MODELS, OBSERVATIONS
+from pyro_vae.cli.options import ADVERSARIAL, MODELS, OBSERVATIONS
 from pyro_vae.errors import ConfigError
 
 
@@ -18,9 +18,26 @@ def check_options(settings: dict[str, Any]) -> None:
     fixed |= {"binarisation": "none"} if kind != "images" else {}
     if kind == "sentences" and len(_widths(settings)) != 1:
         raise ConfigError(f"hidden: got {settings['hidden']}, expected one width for {model}")
+    _check_objective(settings, kind)
     for name, default in fixed.items():
         if settings.get(name, default) != default:
             raise ConfigError(f"{name}: {model} has no choice of it; leave --{name} out")
+
+
+def _check_objective(settings: dict[str, Any], kind: str) -> None:
+    """Raise `ConfigError` for an objective that does not go with the model or its data."""
+    objective = settings.get("objective", "elbo")
+    if objective in ADVERSARIAL and kind != "images":
+        raise ConfigError(f"objective: {objective} takes models of images, got a model of {kind}")
+    if objective == "vaegan" and settings["binarisation"] != "none":
+        raise ConfigError(
+            "objective: a critic tells binary images from grey means at once; give vaegan the grey "
+            "levels, --binarisation none"
+        )
+    if settings.get("posterior") == "NoiseFed" and objective not in ADVERSARIAL[:3]:
+        raise ConfigError(
+            f"posterior: NoiseFed has no density, which {objective} needs; use --objective avb"
+        )
 
 
 def build_program(settings: dict[str, Any], data: DataSet) -> Any:

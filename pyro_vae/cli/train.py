@@ -71,8 +71,9 @@ def train(
         network: kind of encoder and decoder (conv: hidden are channels).
         observation: p(x | z) of a VAE; null is Bernoulli for binary data, Gaussian for grey levels.
         posterior: q(z | x) of a VAE; the last three commit nats by construction.
-        objective: what is maximised; analytic_elbo has less noise, the last three keep the
-            posterior from collapsing.
+        objective: what is maximised; analytic_elbo has less noise, free_bits, target_kl and lagging
+            keep the posterior from collapsing; aae and wae hold the codes of all data to the prior,
+            avb trains the posterior NoiseFed, vaegan compares images by a critic's features.
         nats: KL per unit that free_bits leaves free, or the whole KL that target_kl holds.
         num_particles: draws per datum behind the bound.
         epochs: passes over the training data.
@@ -108,7 +109,7 @@ def train(
         program,
         train,
         valid=loaded.rows("valid"),
-        objective=OBJECTIVES[objective](num_particles, nats, loaded.drawn("valid", seed, 1000)),
+        objective=OBJECTIVES[objective](settings, loaded.drawn("valid", seed, 1000)),
         epochs=epochs,
         **size,
         lr=lr,
@@ -127,12 +128,18 @@ def train(
         progress=progress,
     )
     pv.plots.save(pv.plots.curves(run.history), folder / "curves.png")
-    best = run.history["valid_elbo"][run.best_epoch - 1]
-    say(f"best epoch {run.best_epoch}: validation ELBO {best:.2f} nats per datum")
+    say(f"best epoch {run.best_epoch}: {_best(run)} nats per datum")
     say(f"run folder: {folder}")
     if model != "Autoencoder":
         verb = "topics" if kind_of(model) == "documents" else "evaluate"
         say(f"next:       pyro-vae {verb} {folder}")
+
+
+def _best(run: pv.Run) -> str:
+    """Return what the best epoch is worth; a guide without a density has no ELBO."""
+    bound = "valid_elbo" in run.history
+    value = run.history["valid_elbo" if bound else "valid_objective"][run.best_epoch - 1]
+    return f"validation {'ELBO' if bound else 'objective'} {value:.2f}"
 
 
 def _adam(lr: float, momentum: float) -> Any:

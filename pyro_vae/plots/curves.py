@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
 def curves(history: Mapping[str, ArrayLike], *, title: str | None = None) -> Figure:
     """Draw training and validation ELBO beside the loss, with the KL weight where it varies.
 
+    Without an ELBO, which a guide without a density has not, the critic's loss stands in its place.
     The first epochs, far below the rest, may lie outside the axes.
 
     Arguments:
@@ -40,10 +41,15 @@ def curves(history: Mapping[str, ArrayLike], *, title: str | None = None) -> Fig
         )
     figure = new_figure(8.4, 3.6)
     left, right = figure.subplots(1, 2)
-    _lines(left, epoch, columns, (("elbo", "training"), ("valid_elbo", "validation")))
-    left.set(xlabel="epoch", ylabel="ELBO (nats per datum)")
-    _mark_best(left, epoch, columns.get("valid_elbo"))
-    set_title(left, title or "Evidence lower bound")
+    if {"elbo", "valid_elbo"} & set(columns) or "critic" not in columns:
+        _lines(left, epoch, columns, (("elbo", "training"), ("valid_elbo", "validation")))
+        left.set(xlabel="epoch", ylabel="ELBO (nats per datum)")
+        _mark_best(left, epoch, columns.get("valid_elbo"))
+        set_title(left, title or "Evidence lower bound")
+    else:
+        _lines(left, epoch, columns, (("critic", "critic"),))
+        left.set(xlabel="epoch", ylabel="loss of the critic")
+        set_title(left, title or "Critic")
     _lines(right, epoch, columns, (("loss", "loss"),))
     right.set(xlabel="epoch", ylabel="loss (nats per datum)")
     set_title(right, "Loss, minimised")

@@ -136,8 +136,7 @@ def avb_posterior(name: str, args: argparse.Namespace) -> Result:
     objective = pv.AVB(
         critic,
         contrast="prior" if plane else "adaptive",
-        moments=32,
-        critic_steps=2,
+        critic_steps=2 if plane else 4,
         critic_optimiser=adam(1e-3, betas=(0.5, 0.999)),
     )
     run = train(
@@ -146,7 +145,7 @@ def avb_posterior(name: str, args: argparse.Namespace) -> Result:
         program,
         torch.zeros(50 * ROWS, 1),
         objective=objective,
-        epochs=120,
+        epochs=120 if plane else 200,
         batch_size=ROWS,
         optimiser=adam(5e-4, betas=(0.5, 0.999)),
         lr_schedule=pv.schedules.cosine(1.0, 0.01),

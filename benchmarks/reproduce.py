@@ -169,7 +169,8 @@ def main() -> None:
     args = parser.parse_args()
     result = EXPERIMENTS[args.name](args.name, args)
     print(result.write())
-    print(f"{result.value:.3f} ± {result.stderr:.3f} {result.unit} (published {result.published})")
+    error = "" if result.stderr is None else f" ± {result.stderr:.3f}"
+    print(f"{result.value:.3f}{error} {result.unit} (published {result.published})")
 
 
 if __name__ == "__main__":

@@ -248,7 +248,7 @@ class Stepper:
         reasons = [c.reason for c in self._compiled if c is not None and c.reason is not None]
         if reasons:
             return f"eager: {reasons[0]}"
-        return "eager" if None in self._compiled else "graph"
+        return "graph" if all(c is not None and c.num_graphs for c in self._compiled) else "eager"
 
     def check(self, batch: Batch) -> None:
         """Hand the last gradients out, and read the deferred check's flag, if any (one sync).

@@ -45,6 +45,9 @@ _MANY_SHAPES, _MANY_VALUES = 16, 4
 # Steps between two changes of a program by other code, below which it runs eagerly: a trace costs
 # what it saves in some hundred steps.
 _WORTH_ANEW, _CHANGES = 100, 4
+# A program of so many sites (one for each step of a sequence) takes a hundred of its own steps to
+# trace, which so many steps of one shape save; a shape has to be met so often before it counts.
+_MANY_SITES, _WORTH_MANY, _MET = 20, 250, 8
 _HARMLESS = 4  # changes of one value that changed no graph: then it is left to the longer looks
 
 
@@ -101,6 +104,8 @@ class CompiledLoss:
         self.step = ProgramStep(loss, program, objective, parameters)
         self._graphs: dict[Any, Traced] = {}
         self._background = Background(steps) if mode == "auto" else None
+        self._steps = steps
+        self._met: Counter[Any] = Counter()  # signatures that ran eagerly so far
         self._jitter = random.Random(0)  # of its own: no comparison at the end of every epoch
         self._looking = False
         self._watching = False
@@ -204,6 +209,8 @@ class CompiledLoss:
         key = (rows, fixed, kind(weights), size, modes)
         traced = self._graphs.get(key)
         if traced is None:
+            if not self._is_worth(key):
+                return None
             try:
                 self._refuse_many(key)
                 traced = self._graphs[key] = self._trace(Call(batch, weights, size))
@@ -223,6 +230,20 @@ class CompiledLoss:
         if self._background is not None:
             traced.runs_by(self._background.choose(traced.graph, traced.run, inputs))
         return Prepared(traced, inputs)
+
+    def _is_worth(self, key: Any) -> bool:
+        """Return whether the steps to come on a signature pay for its trace: asked in "auto" alone.
+
+        How many they will be is told by its share of the steps so far.
+        """
+        sites = self.program.reader.last
+        few = sites is None or len(sites.observed) + len(sites.local) < _MANY_SITES
+        if few or self.mode != "auto":
+            return True
+        self._met[key] += 1
+        done = self._calls + self._met.total()
+        to_come = self._met[key] / done * (self._steps - done)
+        return self._met[key] >= _MET and to_come >= _WORTH_MANY
 
     def _refuse_many(self, key: Any) -> None:
         """Refuse one more graph where those before were hardly used."""

@@ -5,6 +5,8 @@ from contextlib import nullcontext
 
 import numpy as np
 import programs
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from objective_table import TABLE
@@ -13,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import pyro_vae as pv
 from pyro_vae.errors import ConfigError
+from pyro_vae.inference.graphs import compiled_loss
 from pyro_vae.inference.graphs.bindings import direct
 from pyro_vae.inference.graphs.compiled_loss import CompiledLoss
 from pyro_vae.inference.graphs.flat_inputs import same_layout
@@ -367,6 +370,39 @@ def test_auto_is_quiet_about_a_program_that_cannot_be_traced():
     compiled = CompiledLoss(pv.ELBO().per_datum, program, mode="auto", steps=1000)
     run(lambda: compiled(data), program, list(program.parameters()))
     assert "programs.py" in compiled.reason
+
+
+def test_auto_traces_a_program_of_many_sites_where_the_steps_of_a_shape_pay_for_it(monkeypatch):
+    """A trace of a site per step costs as long as two hundred steps save."""
+    monkeypatch.setattr(compiled_loss, "_MANY_SITES", 3)
+
+    def model(x):
+        rate, z = pyro.param("rate", torch.tensor(0.5)), 0.0
+        with pyro.plate("data", len(x)):
+            for t in range(x.shape[1]):
+                z = pyro.sample(f"z_{t}", dist.Normal(rate * z, 1.0).expand([len(x)]))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
+
+    def guide(x):
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("data", len(x)):
+            for t in range(x.shape[1]):
+                pyro.sample(f"z_{t}", dist.Normal(loc, 1.0).expand([len(x)]))
+
+    found = {}
+    for steps, often in ((200, 10), (2000, 10), (2000, 1)):
+        program = Program(model, guide)
+        rare, common = torch.zeros(3, 2), torch.zeros(4, 2)
+        for x in (rare, common):
+            program.read(x)
+        compiled = CompiledLoss(pv.ELBO().per_datum, program, mode="auto", steps=steps)
+        program.train()
+        with program.running(), validation(False):
+            for x in (common,) * 10 + (rare,) * often:
+                compiled(x)
+        found[steps, often] = compiled.num_graphs
+        assert compiled.reason is None
+    assert found == {(200, 10): 0, (2000, 10): 2, (2000, 1): 1}
 
 
 class Ones(nn.Module):

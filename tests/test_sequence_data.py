@@ -236,6 +236,42 @@ def test_the_kl_of_steps_adds_up_to_that_of_the_path(guide, padded):
 
 
 @pytest.mark.parametrize("model", [DMM, VRNN])
+def test_a_continuation_goes_on_from_what_each_sequence_holds(model, monkeypatch):
+    """With draws at their means: a padded batch is its sequences one by one, step by step."""
+    torch.manual_seed(0)
+    program = model(3, 2, (4,), recurrent=4).double()
+    for name in ("rsample", "sample"):
+        monkeypatch.setattr(
+            dist.Normal, name, lambda self, shape=(): self.loc.expand(self._extended_shape(shape))
+        )
+    struck = lambda self, shape=(): (self.probs > 0.5).double()  # noqa: E731
+    monkeypatch.setattr(dist.Bernoulli, "sample", struck)
+    lengths = torch.tensor([5, 2, 0, 3])
+    x = torch.bernoulli(torch.full((4, 5, 3), 0.5)).double()
+    x[1, 2:] = torch.nan  # behind its end
+    found = program.continuation(x, 4, lengths, mean=True)
+    assert found["lengths"].tolist() == [9, 6, 4, 7] and found["x"].shape == (4, 9, 3)
+    for row, length in enumerate(lengths.tolist()):
+        assert torch.equal(found["x"][row, :length], x[row, :length])
+        assert (found["x"][row, length + 4 :] == 0).all()
+        if length:
+            alone = program.continuation(x[row : row + 1, :length], 4, mean=True)["x"][0]
+            torch.testing.assert_close(found["x"][row, : length + 4], alone)
+    with torch.no_grad():
+        if model is DMM:
+            z = program.encoder(x[:1]).sample()[0, -1]
+            for step in range(5, 9):
+                z = program.transition(z).base_dist.loc
+                torch.testing.assert_close(found["x"][0, step], program.decoder(z).mean)
+        else:  # the empty sequence begins as the memory does
+            h = program.memory.start
+            z = program.prior(h).base_dist.loc
+            torch.testing.assert_close(found["x"][2, 0], program.decoder(torch.cat([z, h])).mean)
+    with pytest.raises(pv.errors.ConfigError, match="lengths: got 6"):
+        program.continuation(x, 4, lengths + 1)
+
+
+@pytest.mark.parametrize("model", [DMM, VRNN])
 def test_paths_of_unequal_length_have_no_information_to_compare(model):
     """Densities of five steps and of one are in other units; those of equal steps are compared."""
     torch.manual_seed(0)

@@ -205,15 +205,23 @@ pv.plots.step_kl({name: each.kl for name, each in found.items()})
 # ## 4. Hear what it has learned
 #
 # A reconstruction goes through a draw of the path; a sample draws the path from the prior. `given`
-# says how many steps a piece has: what is observed in it is ignored.
+# says how many steps a piece has: what is observed in it is ignored. A continuation takes a piece
+# up to its middle: the guide says where its states are there, and the model goes on.
 
 # %%
 torch.manual_seed(1)
 some = {key: value[:1] for key, value in test.items()}
 rebuilt = {"x": pv.reconstruct(models["smoothing"], some), "lengths": some["lengths"]}
 drawn = {"x": pv.generate(models["smoothing"], 1, given=some), "lengths": some["lengths"]}
+half = int(some["lengths"]) // 2
+gone_on = models["smoothing"].continuation(some["x"][:, :half], int(some["lengths"]) - half)
 pv.plots.piano_rolls(
-    {"data": piece(some, 0), "reconstruction": piece(rebuilt, 0), "sample": piece(drawn, 0)}
+    {
+        "data": piece(some, 0),
+        "reconstruction": piece(rebuilt, 0),
+        "sample": piece(drawn, 0),
+        f"from step {half + 1} on drawn": piece(gone_on, 0),
+    }
 )
 
 # %% [markdown]

@@ -336,6 +336,13 @@ OF: dict[str, Mapping[str, Callable[[Room], Any]]] = {
     "models.DEF": {"hidden": lambda room: (4,), "observation": lambda room: "bernoulli"},
     "models.DMM": {"hidden": lambda room: (4,)},
     "models.VRNN": {"hidden": lambda room: (4,)},
+    **{
+        f"models.{name}.continuation": {
+            "x": lambda room: torch.zeros(4, 3, 6),
+            "lengths": lambda room: torch.tensor([3, 1, 2, 3]),
+        }
+        for name in ("DMM", "VRNN")
+    },
     "models.ConditionalVAE": {"hidden": lambda room: (4,), "num_classes": lambda room: 3},
     "models.M2": {"hidden": lambda room: (4,)},
     "models.Resampled.mean": {"x": lambda room: room.x},

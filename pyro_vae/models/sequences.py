@@ -22,7 +22,7 @@ from pyro_vae.conditionals import (
     observation_config,
 )
 from pyro_vae.distributions import Chain, Padded, RecurrentChain
-from pyro_vae.distributions.padded import kept_steps
+from pyro_vae.distributions.padded import kept_steps, require_lengths
 from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.models.networks import decoder_of
 from pyro_vae.models.zoo_program import ZooProgram, register
@@ -60,6 +60,51 @@ class SequenceProgram(ZooProgram):
                 f"sequences has, ({len(x)},)"
             )
         return x.to(self.origin.dtype)
+
+    @typed
+    @torch.no_grad()
+    def continuation(
+        self, x: Tensor, steps: int, lengths: Tensor | None = None, *, mean: bool = False
+    ) -> dict[str, Tensor]:
+        r"""Return sequences with steps drawn behind their ends, given what they hold so far.
+
+        .. math:: z_{1:L} \sim q(z \mid x_{1:L}), \quad
+            z_{L+1:L+S},\ x_{L+1:L+S} \sim p(\cdot \mid z_{1:L}, x_{1:L})
+
+        Arguments:
+            x: the sequences, (B, T, X).
+            steps: S, how many to draw behind each.
+            lengths: L of each, (B); None: T of all.
+            mean: give the means of the drawn steps, at drawn states.
+
+        Returns:
+            ``{"x": (B, T + S, X), "lengths": L + S}``: the steps of the data as they are, the drawn
+            ones behind them, and zeros.
+
+        Raises:
+            DataError: Another shape than (B, T, X), or lengths that are none of them.
+
+        Example:
+            >>> dmm = DMM(3, 2, (4,), transition=4, recurrent=4)
+            >>> dmm.continuation(torch.zeros(2, 5, 3), 4)["lengths"]
+            tensor([9, 9])
+        """
+        x = self._checked(x, lengths)
+        count, total = len(x), x.shape[1]
+        if lengths is None:
+            lengths = torch.full((count,), total, device=x.device)
+        require_lengths(lengths, total)
+        lengths = lengths.long()
+        x = torch.where(kept_steps(lengths, total).unsqueeze(-1), x, torch.zeros_like(x))
+        drawn = self._drawn_behind(x, lengths, positive("steps", steps), mean=mean)
+        places = lengths.unsqueeze(-1) + torch.arange(drawn.shape[1], device=x.device)
+        whole = torch.cat([x, torch.zeros_like(drawn)], 1)
+        whole.scatter_(1, places.unsqueeze(-1).expand_as(drawn), drawn)
+        return {"x": whole, "lengths": lengths + drawn.shape[1]}
+
+    def _drawn_behind(self, x: Tensor, lengths: Tensor, steps: int, *, mean: bool) -> Tensor:
+        """Return the steps behind the ends of sequences (B, T, X), shape (B, S, X)."""
+        raise NotImplementedError
 
 
 @typed
@@ -154,6 +199,13 @@ class DMM(SequenceProgram):
         if self.how in _MEAN_FIELD:
             return _steps(self.posterior(read), lengths)
         return Chain(self.posterior, self.guess, x.shape[1], inputs=read, lengths=lengths)
+
+    def _drawn_behind(self, x: Tensor, lengths: Tensor, steps: int, *, mean: bool) -> Tensor:
+        path = self.encoder(x, lengths).sample()
+        path = torch.cat([self.start.expand(len(x), 1, -1), path], 1)
+        last = path[torch.arange(len(x), device=x.device), lengths]  # (B, Z)
+        observed = self.decoder(Chain(self.transition, last, steps).sample())
+        return observed.mean if mean else observed.sample()
 
     def model(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Draw the states and observe the sequences x, (B, T | X)."""
@@ -266,6 +318,22 @@ class VRNN(SequenceProgram):
         x = self._checked(x, lengths)
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.encoder(x, lengths))
+
+    def _drawn_behind(self, x: Tensor, lengths: Tensor, steps: int, *, mean: bool) -> Tensor:
+        chain = self.encoder(x, lengths)
+        path = chain.sample()
+        rows, last = torch.arange(len(x), device=x.device), (lengths - 1).clamp(min=0)
+        seen = self.of_x(x[rows, last]).relu()
+        h = self._cell(chain.memories(path)[rows, last], path[rows, last], seen)
+        h = torch.where((lengths > 0).unsqueeze(-1), h, self.memory.start)
+        found = []
+        for _ in range(steps):
+            z = self.prior(h).sample()
+            observed = self.decoder(torch.cat([z, h], -1))
+            drawn = observed.sample()
+            found.append(observed.mean if mean else drawn)
+            h = self._cell(h, z, self.of_x(drawn).relu())
+        return torch.stack(found, 1)
 
     def _path(self, state: Any, x: Tensor, lengths: Tensor | None) -> RecurrentChain:
         if lengths is not None:  # what stands in the padding may be anything, NaN too

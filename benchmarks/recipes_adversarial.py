@@ -127,15 +127,10 @@ def avb_posterior(name: str, args: argparse.Namespace) -> Result:
     density = DENSITIES[name.removeprefix("avb_")]
     torch.manual_seed(args.seed)
     program = Posterior(*density)
-    plane = program.latent_dim == 2  # heavy tails there, many dimensions here
-    critic = (
-        LogDensity(program.latent_dim, program.scale)
-        if plane
-        else pv.nn.Critic(program.latent_dim, 1, (128, 128))
-    )
+    plane = program.latent_dim == 2
     objective = pv.AVB(
-        critic,
-        contrast="prior" if plane else "adaptive",
+        LogDensity(program.latent_dim, program.scale),
+        contrast="prior",
         critic_steps=2 if plane else 4,
         critic_optimiser=adam(1e-3, betas=(0.5, 0.999)),
     )

@@ -140,7 +140,7 @@ def avb_posterior(name: str, args: argparse.Namespace) -> Result:
         program,
         torch.zeros(50 * ROWS, 1),
         objective=objective,
-        epochs=120 if plane else 200,
+        epochs=120 if plane else 500,
         batch_size=ROWS,
         optimiser=adam(5e-4, betas=(0.5, 0.999)),
         lr_schedule=pv.schedules.cosine(1.0, 0.01),

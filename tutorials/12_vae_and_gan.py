@@ -142,6 +142,9 @@ for axis, (name, z) in zip(axes, made.items(), strict=True):
 plt.show()
 
 # %% [markdown]
+# The bend is there, with its length; across it the draws lie closer than the true ones, for a ridge
+# is the hardest thing for a critic to tell from a line.
+#
 # What needs the density of such a guide says so, and names the ways out: `pv.elbo` and
 # `pv.log_likelihood` have no answer, `pv.ais` (from the prior) and `pv.fitted_log_likelihood` (from
 # HMC draws) have one, and `pv.refine` starts its chains at the guide's draws.

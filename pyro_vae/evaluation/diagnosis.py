@@ -105,9 +105,10 @@ class Diagnosis:
         return verdicts.as_dict(self)
 
     def __repr__(self) -> str:
-        sites = ", ".join(
-            f"{name}: {kl:.3f} nats, {self.active_units.get(name, 0)} of "
-            f"{self.variance[name].numel() if name in self.variance else '?'} units active"
-            for name, kl in self.kl.items()
-        )
+        active = self.active_units  # known of sites whose means are
+        units = {
+            name: f", {active[name]} of {each.numel()} units active"
+            for name, each in self.variance.items()
+        }
+        sites = ", ".join(f"{k}: {kl:.3f} nats{units.get(k, '')}" for k, kl in self.kl.items())
         return f"Diagnosis({sites}; reconstruction {self.reconstruction:.3f} nats)"

@@ -23,6 +23,8 @@ def verdict(found: Any) -> str:
         silent = ", ".join(found.collapsed)
         carried = sum(found.kl[name] for name in found.collapsed)
         head = f"Partly collapsed: {silent} carry {carried:.2f} nats together."
+    elif gain < DEAF:
+        head = "Unheard: the code costs nats that the decoder does not use."
     elif any(_idle(found, name) for name in sites):
         head = "Alive, with idle units."
     else:

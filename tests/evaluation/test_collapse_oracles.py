@@ -159,6 +159,10 @@ def test_a_verdict_names_what_collapsed_and_what_helps():
     for cure in ("FreeBits", "TargetKL", "Lagging", "BatchNormGaussian", "skip", "schedules"):
         assert cure in text
     assert max(map(len, text.splitlines())) <= 100
+    deaf = optimum(x, 0.1, 4)
+    with torch.no_grad():
+        deaf.weight.zero_()
+    assert pv.diagnose(deaf, x).verdict.startswith("Unheard: the code costs nats")
     alive = pv.diagnose(optimum(x, 0.1, 4), x)
     assert alive.collapsed == () and alive.verdict.startswith("Alive.")
     idle = pv.diagnose(optimum(x, 1.0, 6), x)

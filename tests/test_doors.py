@@ -25,7 +25,6 @@ ANYTHING = {
     "conditionals.FixedScaleGaussian.outputs(scale",
     "conditionals.IsotropicGaussian.output_bias(scale",
     "conditionals.IsotropicGaussian.width(scale",
-    *(f"conditionals.NoiseFed.outputs({name}" for name in ("hidden", "noise_dim")),
 }
 DOORS = {door.name: door for door in doors()}
 # Of all values, which the benchmark puts in: a stranger, a word, no number, another shape.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pyro_vae.arguments import positive, typed
 from pyro_vae.conditionals.conditional import ReturnsDistribution
 from pyro_vae.distributions import Implicit
-from pyro_vae.nn import MLP
+from pyro_vae.nn import MLP, sizes
 
 
 @typed
@@ -58,6 +58,9 @@ class NoiseFed(ReturnsDistribution):
         hidden: Sequence[int] = (64, 64),
     ) -> int:
         """Return the number of network outputs."""
+        for name, size in (("latent_dim", latent_dim), ("noise_dim", noise_dim)):
+            positive(name, size)
+        sizes("hidden", hidden)
         return positive("features", features)
 
     def forward(self, x: Tensor) -> Implicit:

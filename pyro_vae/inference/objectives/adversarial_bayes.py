@@ -35,7 +35,9 @@ class AVB(Adversarial):
     with r the contrast: the prior, or (adaptive) the Gaussian with the mean and variance of
     q(z | x), which lies nearer. Its moments come from draws of the guide and are constants; the
     critic then sees :math:`(z - \mu(x)) / \sigma(x)`. Few draws leave noise in the moments, and
-    the KL comes out too small, by about Z / (2 M) nats.
+    the KL comes out too small, by about Z / (2 M) nats. Far from all draws a network is a straight
+    line, which can pay a guide for outliers (the loss then falls without end, or the moments grow);
+    against a prior N(0, I) the cure is a critic that has its tails: T(z) + ||z||² / 2.
 
     The guide may be any whose latents have a reparametrised sampler: one of
     ``pv.distributions.Implicit`` (``posterior=pv.conditionals.NoiseFed``), a function of auxiliary

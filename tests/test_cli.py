@@ -286,7 +286,7 @@ def test_sentences_of_a_file_from_training_to_text(capsys, tmp_path):
     torch.manual_seed(0)
     words = [["the", "a"], ["cat", "dog", "cow"], ["sees", "hears"], ["it", "me"]]
     lines = [" ".join(w[int(torch.randint(len(w), ()))] for w in words) for _ in range(100)]
-    (tmp_path / "lines.txt").write_text("\n\n".join(lines))
+    (tmp_path / "lines.txt").write_text("\n\n".join(lines), encoding="utf-8-sig")
     (tmp_path / "other.txt").write_text("\n".join(["me hears cat", "zebra it"] * 10))
     for model in ("SentenceVAE", "SentenceLM"):
         assert train("--model", model, "--data", "lines.txt", "--out", model) == 0

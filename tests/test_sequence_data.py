@@ -269,6 +269,9 @@ def test_a_continuation_goes_on_from_what_each_sequence_holds(model, monkeypatch
             torch.testing.assert_close(found["x"][2, 0], program.decoder(torch.cat([z, h])).mean)
     with pytest.raises(pv.errors.ConfigError, match="lengths: got 6"):
         program.continuation(x, 4, lengths + 1)
+    for odd, match in ((x, "not finite"), (x[2:] + 2, r"in row 0, step 0, expected .*Boolean")):
+        with pytest.raises(DataError, match=match):
+            program.continuation(odd, 4)
 
 
 @pytest.mark.parametrize("model", [DMM, VRNN])

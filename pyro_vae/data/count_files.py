@@ -121,7 +121,7 @@ def _words(path: Path | None, count: int, data: Path) -> tuple[str, ...]:
     if path is None:
         return tuple(map(str, range(count)))
     try:
-        words = tuple(path.read_text(encoding="utf-8").splitlines())
+        words = tuple(path.read_text(encoding="utf-8-sig").splitlines())
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as text ({error})") from None
     if len(words) != count:

@@ -82,7 +82,9 @@ class SequenceProgram(ZooProgram):
             ones behind them, and zeros.
 
         Raises:
-            DataError: Another shape than (B, T, X), or lengths that are none of them.
+            DataError: Another shape than (B, T, X), or steps that are not finite or none of the
+                observations.
+            ConfigError: Lengths that are none.
 
         Example:
             >>> dmm = DMM(3, 2, (4,), transition=4, recurrent=4)
@@ -95,7 +97,10 @@ class SequenceProgram(ZooProgram):
             lengths = torch.full((count,), total, device=x.device)
         require_lengths(lengths, total)
         lengths = lengths.long()
-        x = torch.where(kept_steps(lengths, total).unsqueeze(-1), x, torch.zeros_like(x))
+        kept = kept_steps(lengths, total)
+        x = torch.where(kept.unsqueeze(-1), x, torch.zeros_like(x))
+        if not bool(x.isfinite().all()):
+            raise DataError("x: got steps that are not finite, expected numbers up to each length")
         drawn = self._drawn_behind(x, lengths, positive("steps", steps), mean=mean)
         places = lengths.unsqueeze(-1) + torch.arange(drawn.shape[1], device=x.device)
         whole = torch.cat([x, torch.zeros_like(drawn)], 1)
@@ -105,6 +110,16 @@ class SequenceProgram(ZooProgram):
     def _drawn_behind(self, x: Tensor, lengths: Tensor, steps: int, *, mean: bool) -> Tensor:
         """Return the steps behind the ends of sequences (B, T, X), shape (B, S, X)."""
         raise NotImplementedError
+
+    def _require_observable(self, x: Tensor, lengths: Tensor, like: TorchDistributionMixin) -> None:
+        """Refuse steps that the observations, of which `like` is one, never are."""
+        wrong = kept_steps(lengths, x.shape[1]) & ~like.support.check(x)
+        if bool(wrong.any()):
+            row, step = wrong.nonzero()[0].tolist()
+            raise DataError(
+                f"x: got {x[row, step].tolist()} in row {row}, step {step}, expected what lies in "
+                f"{like.support}"
+            )
 
 
 @typed
@@ -205,6 +220,7 @@ class DMM(SequenceProgram):
         path = torch.cat([self.start.expand(len(x), 1, -1), path], 1)
         last = path[torch.arange(len(x), device=x.device), lengths]  # (B, Z)
         observed = self.decoder(Chain(self.transition, last, steps).sample())
+        self._require_observable(x, lengths, observed)
         return observed.mean if mean else observed.sample()
 
     def model(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -326,10 +342,12 @@ class VRNN(SequenceProgram):
         seen = self.of_x(x[rows, last]).relu()
         h = self._cell(chain.memories(path)[rows, last], path[rows, last], seen)
         h = torch.where((lengths > 0).unsqueeze(-1), h, self.memory.start)
-        found = []
+        found: list[Tensor] = []
         for _ in range(steps):
             z = self.prior(h).sample()
             observed = self.decoder(torch.cat([z, h], -1))
+            if not found:
+                self._require_observable(x, lengths, observed)
             drawn = observed.sample()
             found.append(observed.mean if mean else drawn)
             h = self._cell(h, z, self.of_x(drawn).relu())

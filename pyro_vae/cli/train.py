@@ -128,15 +128,16 @@ def train(
         progress=progress,
     )
     pv.plots.save(pv.plots.curves(run.history), folder / "curves.png")
-    say(f"best epoch {run.best_epoch}: {_best(run)} nats per datum")
+    kept = "last" if objective in ("aae", "avb", "vaegan") else "best"
+    say(f"{kept} epoch {run.best_epoch}: {_judged(run)} nats per datum")
     say(f"run folder: {folder}")
     if model != "Autoencoder":
         verb = "topics" if kind_of(model) == "documents" else "evaluate"
         say(f"next:       pyro-vae {verb} {folder}")
 
 
-def _best(run: pv.Run) -> str:
-    """Return what the best epoch is worth; a guide without a density has no ELBO."""
+def _judged(run: pv.Run) -> str:
+    """Return what the epoch that is kept is worth; a guide without a density has no ELBO."""
     bound = "valid_elbo" in run.history
     value = run.history["valid_elbo" if bound else "valid_objective"][run.best_epoch - 1]
     return f"validation {'ELBO' if bound else 'objective'} {value:.2f}"

@@ -125,7 +125,7 @@ def fit(
             yields or ``transform`` makes, batch by batch in the first epoch.
         valid: Validation data, in any of these forms: its un-annealed ELBO is measured each epoch,
             and the weights of the best epoch are kept (best by the objective's own bound, where it
-            is another).
+            is another; under a critic that moves with them no epoch is: the last are kept).
         objective: An objective or any ``pyro.infer.ELBO``; None is ``pv.ELBO()``, which any program
             admits. ``pv.AnalyticELBO()`` is the same bound, with less noise where a KL is known.
         epochs: Passes over the data.
@@ -210,7 +210,7 @@ def fit(
         weights = beta_schedule(beta, wrapped.sites.local)
         rates = as_schedule("lr_schedule", lr_schedule)
         factory = as_factory(adam(lr) if optimiser is None else optimiser, wrapped, first, lr)
-        chosen = _on(wrapped.device, as_objective(objective))
+        chosen = _chosen(objective, patience, wrapped.device)
         folder = RunFolder.open(out, bool(resume)) if out is not None else None
         world.wait()  # none writes into a folder that another has yet to look at
         stepper = Stepper(
@@ -256,9 +256,19 @@ def fit(
             return loop.run()
 
 
-def _on(device: torch.device, objective: Objective) -> Objective:
-    """Return an objective whose own parameters and state, if any, are on the device."""
-    return objective.to(device) if isinstance(objective, nn.Module) else objective
+def _chosen(objective: Any, patience: int | None, device: torch.device) -> Objective:
+    """Return the objective, its own parameters and state on the device.
+
+    Raises:
+        ConfigError: Patience, where no epoch is better than another.
+    """
+    chosen = as_objective(objective)
+    if patience is not None and not getattr(chosen, "ranks_epochs", True):
+        raise ConfigError(
+            f"patience: {type(chosen).__name__} plays against a critic that moves, so that its "
+            "figures of two epochs do not compare; leave patience out (the last weights are kept)"
+        )
+    return chosen.to(device) if isinstance(chosen, nn.Module) else chosen
 
 
 def _counts(**numbers: int | None) -> list[int | None]:

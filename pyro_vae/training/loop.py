@@ -319,7 +319,7 @@ class Loop:
             return self.world.mean(value)
 
     def _remember_best(self, row: dict[str, float]) -> None:
-        if self.valid is None:
+        if self.valid is None or not getattr(self.objective, "ranks_epochs", True):
             return
         # An objective of its own is judged by itself: IWAE does not raise the ELBO.
         score = row[self._own_name] if self._own_name in row else row["valid_elbo"]

@@ -37,6 +37,7 @@ class Adversarial(nn.Module):
     """
 
     is_bound = False
+    ranks_epochs = False  # the critic moves: what it says of two epochs does not compare
     draw = math.log(4)  # loss of a critic that cannot tell anything apart
 
     def __init__(

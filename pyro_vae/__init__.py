@@ -11,6 +11,7 @@ from pyro_vae.evaluation.feature_space import FeatureDistances, feature_distance
 from pyro_vae.evaluation.fitted_likelihood import fitted_log_likelihood
 from pyro_vae.evaluation.gaps import Gaps, gaps
 from pyro_vae.evaluation.generation import generate
+from pyro_vae.evaluation.impute import Imputed, impute
 from pyro_vae.evaluation.likelihood import LogLikelihood, log_likelihood
 from pyro_vae.evaluation.monitor import CollapseMonitor
 from pyro_vae.evaluation.step_costs import PerStep, per_step
@@ -21,7 +22,7 @@ from pyro_vae.inference.objectives.aggregated_posterior import AAE, WAE
 from pyro_vae.inference.objectives.critics_of_data import VAEGAN, LatentAutoencoder
 from pyro_vae.inference.objectives.elbo import ELBO, AnalyticELBO
 from pyro_vae.inference.objectives.hmc_refined import HMCRefined
-from pyro_vae.inference.objectives.importance_weighted import IWAE, Renyi
+from pyro_vae.inference.objectives.importance_weighted import IWAE, MIWAE, Renyi
 from pyro_vae.inference.objectives.kl_control import FreeBits, TargetKL
 from pyro_vae.inference.objectives.labelled import SemiSupervised
 from pyro_vae.inference.objectives.lagging import Lagging
@@ -51,6 +52,7 @@ __all__ = [
     "ELBO",
     "HMC",
     "IWAE",
+    "MIWAE",
     "NVIL",
     "RLOO",
     "STL",
@@ -71,6 +73,7 @@ __all__ = [
     "FreeBits",
     "Gaps",
     "HMCRefined",
+    "Imputed",
     "Joint",
     "Lagging",
     "LatentAutoencoder",
@@ -111,6 +114,7 @@ __all__ = [
     "fitted_log_likelihood",
     "gaps",
     "generate",
+    "impute",
     "infer",
     "interpolate",
     "load",

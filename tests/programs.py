@@ -20,6 +20,7 @@ from pyro_vae.conditionals import (
     AR1Prior,
     BatchNormGaussian,
     Categorical,
+    Column,
     DeltaGaussian,
     DiscretisedLogistic,
     FlowPrior,
@@ -52,6 +53,7 @@ from pyro_vae.models import (
     LinearVAE,
     ProdLDA,
     SentenceVAE,
+    TableVAE,
     TopDownVAE,
 )
 
@@ -321,6 +323,25 @@ def counts(n: int) -> Tensor:
     return (7 * binary(n) + torch.arange(n)[:, None] % 3).float()
 
 
+COLUMNS = [
+    Column("a", "real"),
+    Column("b", "count"),
+    Column("c", "categorical", categories=("x", "y", "z")),
+    Column("d", "ordinal", categories=(1, 2, 3)),
+    Column("e", "positive", "gamma"),
+    Column("f", "censored", low=-1.0),
+]
+
+
+def table(n: int) -> Tensor:
+    """Return rows of cells of these columns in two clusters, the last row but one all there."""
+    cluster = torch.arange(n) % 2
+    rows = torch.stack([2.0 * cluster - 1, 4.0 * cluster, 2.0 * cluster, 2.0 * cluster], -1)
+    rest = torch.stack([1.0 + cluster, 2.0 * cluster - 1], -1)
+    holes = torch.arange(n * 6).reshape(n, 6) % 11 == 3
+    return torch.cat([rows, rest], -1).masked_fill(holes, torch.nan)
+
+
 def documents(n: int) -> Tensor:
     """Return counts of six words: each document has 3 to 5 words of one half of them, six times."""
     half = torch.arange(n)[:, None] % 2
@@ -486,6 +507,7 @@ CASES = {
     "vrnn": _zoo(lambda: VRNN(3, 2, (8,), features=4, recurrent=8), _rolls),
     "conditional": _zoo(lambda: ConditionalVAE(6, 2, (8,), num_classes=3), _labelled),
     "m2": _zoo(lambda: M2(6, 3, 2, (8,)), binary),
+    "table": _zoo(lambda: TableVAE(COLUMNS, 2, (8,)), table),
     "labelled": Case(Labelled, _labelled),
     "sequences": Case(Sequences, _sequences),
     "bayesian": Case(BayesianDecoder, real),

@@ -57,6 +57,10 @@ class Room:
         return pv.models.VQVAE(6, 4, 2, (4,), network="mlp", positions=2, prior="uniform")
 
     @functools.cached_property
+    def holes(self) -> Any:
+        return pv.models.VAE(6, 2, (4,), missing="nan")
+
+    @functools.cached_property
     def m2(self) -> Any:
         return pv.models.M2(6, 3, 2, (4,))
 
@@ -117,6 +121,7 @@ def walk(z: Tensor) -> Any:
     return dist.Normal(z, 1.0).to_event(1)
 
 
+COLUMNS = [pv.conditionals.Column(name, "real") for name in "abcdef"]
 AXIS = np.linspace(-4, 4, 41)
 HISTORY = {name: np.arange(1.0, 4.0) for name in ("epoch", "loss", "elbo", "kl[z]", "active[z]")}
 
@@ -346,6 +351,28 @@ OF: dict[str, Mapping[str, Callable[[Room], Any]]] = {
     "models.ConditionalVAE": {"hidden": lambda room: (4,), "num_classes": lambda room: 3},
     "models.M2": {"hidden": lambda room: (4,)},
     "models.Resampled.mean": {"x": lambda room: room.x},
+    "models.TableVAE": {
+        "table": lambda room: COLUMNS,
+        "kinds": lambda room: None,
+        "hidden": lambda room: (4,),
+    },
+    "impute": {"program": lambda room: room.holes, "samples": lambda room: 4},
+    "conditionals.Column": {"name": lambda room: "age", "kind": lambda room: "count"},
+    "conditionals.LearnedConstant.forward": {"observed": lambda room: torch.ones(8, 6).bool()},
+    "distributions.Incomplete": {
+        "datum": lambda room: walk(torch.zeros(3, 2)),
+        "observed": lambda room: torch.ones(3, 2).bool(),
+    },
+    "distributions.Incomplete.log_prob": {"value": lambda room: torch.zeros(3, 2)},
+    "distributions.CensoredNormal": {
+        "low": lambda room: torch.zeros(3, 2),
+        "high": lambda room: torch.ones(3, 2),
+    },
+    "distributions.CensoredNormal.log_prob": {"value": lambda room: torch.zeros(3, 2)},
+    "distributions.Columns": {
+        "parts": lambda room: [(torch.arange(2), dist.Normal(torch.zeros(3, 2), 1.0))],
+        "size": lambda room: 2,
+    },
     "models.SBN": {"latent_dims": lambda room: (3,)},
     "models.VAE": {"hidden": lambda room: (4,)},
     "models.Autoencoder": {"hidden": lambda room: (4,)},
@@ -445,6 +472,7 @@ RECORDS = {
     "CodeUsage",
     "Diagnosis",
     "Gaps",
+    "Imputed",
     "Perplexity",
     "Topics",
     "data.Corpus",
@@ -499,6 +527,16 @@ INNER = {
     "models.ConditionalVAE.prior": "as forward",
     "reads": "verbs call it, on what a user gives them",
     "blank": "as reads",
+    "shows": "as reads",
+    "completes": "as reads",
+    "shown": "as reads",
+    "there": "as forward",
+    "known": "as forward",
+    "statistics": "impute calls it",
+    "of_statistics": "as statistics",
+    "cell_log_prob": "as statistics",
+    "filled": "as statistics",
+    "standardised": "a program calls it",
     "weight_prior": "as forward",
     "weight_posterior": "as forward",
     "models.TopDownVAE.prior": "as forward",

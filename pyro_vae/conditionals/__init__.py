@@ -9,9 +9,11 @@ parameter; `width(**options)` is that number, so that a program can size a netwo
 """
 
 from pyro_vae.conditionals.ar1_prior import AR1Prior
+from pyro_vae.conditionals.column_kinds import Column
 from pyro_vae.conditionals.continuous import Gaussian, IsotropicGaussian, Point, SquaredError
 from pyro_vae.conditionals.discrete import Bernoulli, Categorical, DiscretisedLogistic
 from pyro_vae.conditionals.flows import InverseAutoregressiveFlow, PlanarFlow, SplineFlow
+from pyro_vae.conditionals.imputation import LearnedConstant, SetEncoding, ZeroImputation
 from pyro_vae.conditionals.made import MADE
 from pyro_vae.conditionals.noise_fed import NoiseFed
 from pyro_vae.conditionals.noncollapsing import (
@@ -45,6 +47,7 @@ __all__ = [
     "BatchNormGaussian",
     "Bernoulli",
     "Categorical",
+    "Column",
     "Combiner",
     "DeltaGaussian",
     "DiscretisedLogistic",
@@ -56,16 +59,19 @@ __all__ = [
     "GaussianMixture",
     "InverseAutoregressiveFlow",
     "IsotropicGaussian",
+    "LearnedConstant",
     "LowRankGaussian",
     "Mixture",
     "NoiseFed",
     "Observation",
     "PlanarFlow",
     "Point",
+    "SetEncoding",
     "SplineFlow",
     "SquaredError",
     "StandardNormal",
     "VampPrior",
+    "ZeroImputation",
     "bounded",
     "observation",
     "observation_config",

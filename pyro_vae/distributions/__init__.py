@@ -5,13 +5,16 @@ from pyro_vae.distributions.autoregressive_bernoulli import AutoregressiveBernou
 from pyro_vae.distributions.autoregressive_bits import AutoregressiveBits
 from pyro_vae.distributions.bag_of_words import BagOfWords
 from pyro_vae.distributions.bernoulli_array import BernoulliArray
+from pyro_vae.distributions.censored_normal import CensoredNormal
 from pyro_vae.distributions.chain import Chain
 from pyro_vae.distributions.code_sequence import CodeSequence
 from pyro_vae.distributions.codebook_vectors import Quantised, StraightThrough, nearest
+from pyro_vae.distributions.columns import Columns
 from pyro_vae.distributions.discretised_logistic import DiscretisedLogistic
 from pyro_vae.distributions.flow_gaussian import FlowGaussian
 from pyro_vae.distributions.given_label import GivenLabel
 from pyro_vae.distributions.implicit import Implicit
+from pyro_vae.distributions.incomplete import Incomplete
 from pyro_vae.distributions.mixture import Mixture
 from pyro_vae.distributions.no_prior import NoPrior
 from pyro_vae.distributions.padded import Padded
@@ -25,13 +28,16 @@ __all__ = [
     "AutoregressiveBits",
     "BagOfWords",
     "BernoulliArray",
+    "CensoredNormal",
     "Chain",
     "CodeSequence",
+    "Columns",
     "DiscretisedLogistic",
     "FlatSequence",
     "FlowGaussian",
     "GivenLabel",
     "Implicit",
+    "Incomplete",
     "Mixture",
     "NoPrior",
     "Padded",

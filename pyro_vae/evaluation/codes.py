@@ -93,8 +93,8 @@ def reconstruct(program: Any, data: Any, *, mean: bool = True) -> Values:
     Arguments:
         program: Anything with ``.model`` and ``.guide``.
         data: One row per datum, ``(N, ...)``, or a ``Dataset``, a ``DataLoader``, batches to come.
-        mean: Return the mean of p(x | z) at the code (sentences are decoded greedily); False draws
-            both.
+        mean: Return the mean of p(x | z) at the code, the mode where values are names (sentences
+            are decoded greedily); False draws both.
 
     Returns:
         ``(N, *plates, *event)``; a dict by site where the model observes several.
@@ -106,7 +106,7 @@ def reconstruct(program: Any, data: Any, *, mean: bool = True) -> Values:
     with Program.of(program).passes(data, _RECONSTRUCT, rows=_ROWS_PER_PASS) as passes:
         for piece in passes:
             pieces.append(decoded(piece, _codes(piece, mean=mean), mean=mean))
-    return join("reconstruct", pieces)
+    return Program.of(program).shown(join("reconstruct", pieces), like=data)
 
 
 def interpolate(program: Any, first: Any, second: Any, *, steps: int = 8) -> Values:

@@ -75,7 +75,7 @@ def generate(program: Any, n: int, *, given: Any = None, mean: bool = False) -> 
             for _ in range(times):
                 pieces += [_observed(wrapped, piece, mean=mean) for piece in passes]
             held = passes.draws
-    drawn = join("generate", pieces)
+    drawn = wrapped.shown(join("generate", pieces), like=given)
     return {k: v[:n] for k, v in drawn.items()} if isinstance(drawn, dict) else drawn[:n]
 
 

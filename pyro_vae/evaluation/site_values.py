@@ -10,7 +10,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vae.program.checks import is_discrete
-from pyro_vae.program.handlers import DrawnData, data_frame, sample_sites
+from pyro_vae.program.handlers import DrawnData, data_frame, innermost, sample_sites
 from pyro_vae.program.joining import Values, join_sites, single
 from pyro_vae.program.passes import Pass
 from pyro_vae.program.plates import of_datum
@@ -55,9 +55,18 @@ def known_mean(fn: Any) -> Tensor | None:
     return mean if known and (mean.is_meta or not bool(torch.isnan(mean).all())) else None
 
 
+def known_mode(fn: Any) -> Tensor | None:
+    """Return the most probable value of a distribution of names or ranks; None of any other."""
+    inner = innermost(getattr(fn, "datum", fn))
+    if not isinstance(inner, torch.distributions.Categorical):
+        return None
+    return inner.mode if inner.mode.shape == fn.batch_shape + fn.event_shape else None
+
+
 def mean_or_value(site: Any) -> Tensor:
-    """Return the mean of a site's distribution; its value where no mean is known."""
+    """Return the mean of a site's distribution, or the mode; its value where none is known."""
     mean = known_mean(site["fn"])
+    mean = known_mode(site["fn"]) if mean is None else mean
     return site["value"] if mean is None else mean
 
 

@@ -10,6 +10,7 @@ from pyro_vae.models.sbn import SBN
 from pyro_vae.models.semi_supervised import M2, Resampled
 from pyro_vae.models.sentences import SentenceLM, SentenceVAE
 from pyro_vae.models.sequences import DMM, VRNN
+from pyro_vae.models.table_vae import TableVAE
 from pyro_vae.models.top_down import TopDownVAE
 from pyro_vae.models.topic_models import ETM, GSM, LDA, NVDM, ProdLDA
 from pyro_vae.models.vae import VAE
@@ -37,5 +38,6 @@ __all__ = [
     "Resampled",
     "SentenceLM",
     "SentenceVAE",
+    "TableVAE",
     "TopDownVAE",
 ]

@@ -67,7 +67,7 @@ class BayesianVAE(VAE):
             torch.full_like(weight, float(scale)).log() for weight in self.decoder.parameters()
         )
 
-    def model(self, x: Tensor) -> Tensor:
+    def model(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
         """Draw the decoder, then z; observe x, shape (B | data)."""
         register(self)
         weights = {}
@@ -76,9 +76,10 @@ class BayesianVAE(VAE):
             weights[name] = pyro.sample(f"decoder.{name}", prior.to_event(loc.dim()))
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", self.prior())  # (B | Z)
-            return pyro.sample("x", functional_call(self.decoder, weights, (z,)), obs=x)
+            datum = functional_call(self.decoder, weights, (z,))
+            return pyro.sample("x", self.there(datum, x, observed), obs=x)
 
-    def guide(self, x: Tensor) -> None:
+    def guide(self, x: Tensor, observed: Tensor | None = None) -> None:
         """Draw the decoder from q(θ), and z from q(z | x)."""
         register(self)
         pairs = zip(self.decoder.named_parameters(), self.log_scales, strict=True)
@@ -86,4 +87,4 @@ class BayesianVAE(VAE):
             posterior = dist.Normal(loc, bounded(log_scale).exp())
             pyro.sample(f"decoder.{name}", posterior.to_event(loc.dim()))
         with pyro.plate("data", len(x)):
-            pyro.sample("z", self.encoder(x))
+            pyro.sample("z", self.encoder(self.known(x, observed)))

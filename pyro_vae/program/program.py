@@ -309,6 +309,19 @@ class Program(nn.Module):
         batch = self._without_constants(adapted(flat, self.device, self.precision, self._dim))
         return self._as_example(batch) if self.examples.offered else self.reader.as_whole(batch)
 
+    def shown(self, values: Any, like: Any = None) -> Any:
+        """Return what a verb answers as its user has data: a data frame where they are one.
+
+        Arguments:
+            values: Of the observed site, ``(N, *event)``, or by site.
+            like: The data that the verb was given; None where it was given none.
+        """
+        shows = getattr(self.source, "shows", None)
+        if shows is None or not isinstance(values, Tensor):
+            return values
+        framed = hasattr(like, "columns") or (like is None and self.source.shows_frames)
+        return shows(values) if framed else values
+
     def _without_constants(self, batch: Batch) -> Batch:
         reader, constants = self.reader, self._constants
         unknown = reader.fresh or constants.told_more(batch)

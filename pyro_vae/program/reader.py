@@ -211,7 +211,13 @@ class Reader:
             model, guide = self._run_once(batch)
             sites = [site for trace in (model, guide) for _, site in sample_sites(trace)]
             sites = [site for site in sites if checks.has_density(site["fn"])]
-            terms = [scale_and_mask(s["fn"].log_prob(s["value"]), 1.0, s["mask"]) for s in sites]
+            # What cells with holes hold is looked at by their support, later.
+            terms = [
+                s["fn"].filled(s["value"])
+                if hasattr(s["fn"], "filled")
+                else scale_and_mask(s["fn"].log_prob(s["value"]), 1.0, s["mask"])
+                for s in sites
+            ]
             masked = any(is_masked(s) for _, s in sample_sites(model) if s["is_observed"])
             found = masked and all(bool(torch.isfinite(term).all()) for term in terms)
         return found

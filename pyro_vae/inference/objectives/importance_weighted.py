@@ -35,6 +35,28 @@ class IWAE(TermsObjective):
         return -with_globals(log_mean_exp(terms.log_weight, dim=1).mean(), terms)
 
 
+class MIWAE(IWAE):
+    r"""The importance-weighted bound of data with missing cells: that of the observed ones.
+
+    .. math:: \frac1N \sum_n \mathbb{E} \log \frac1K \sum_k
+       \frac{p(x_{n,o}, z_{nk})}{q(z_{nk} \mid x_{n,o})}
+
+    The formula is that of ``IWAE``: what is missing is no part of the model's density. Cells must
+    be missing at random.
+
+    Arguments:
+        num_particles: K.
+        num_samples: S, draws of the global latents.
+
+    Raises:
+        ProgramError: A latent has no reparametrised sampler.
+
+    References:
+        | MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets (Mattei &
+          Frellsen, 2019), arXiv:1812.02633
+    """
+
+
 class Renyi(TermsObjective):
     r"""The variational Rényi bound; α → 1 is the ELBO, α = 0 is IWAE.
 

@@ -1,0 +1,241 @@
+"""Columns of a table by kind, and how numbers of a network become their distributions.
+
+Shapes: * leading dims, n columns of one distribution, K categories of the largest among them.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.arguments import number, typed
+from pyro_vae.conditionals.outputs import bounded
+from pyro_vae.distributions import CensoredNormal
+from pyro_vae.errors import ConfigError
+
+# The distributions of each kind; the first is the default.
+KINDS = {
+    "real": ("normal", "student_t"),
+    "positive": ("lognormal", "gamma"),
+    "count": ("negative_binomial", "poisson", "zero_inflated_negative_binomial"),
+    "categorical": ("categorical",),
+    "ordinal": ("ordered_logit",),
+    "censored": ("censored_normal",),
+}
+_FLOOR = 1e-2  # least scale of a standardised cell: repeated values would have infinite density
+
+
+@typed
+@dataclass(frozen=True)
+class Column:
+    """One column of a table.
+
+    Arguments:
+        name: as in the table.
+        kind: "real", "positive", "count", "categorical", "ordinal" or "censored".
+        distribution: "normal" or "student_t"; "lognormal" or "gamma"; "negative_binomial",
+            "poisson" or "zero_inflated_negative_binomial"; "" is the first of its kind.
+        categories: of a categorical or ordinal column, in their order; cells hold their places.
+        low, high: limits of a censored column, in the table's units; None where there is none.
+        center, scale: what cells are standardised by: mean and standard deviation of the observed
+            ones, of their logarithms where positive, of log(1 + x) where counts.
+        dtype: how a table shows it; "" as numbers.
+
+    Raises:
+        ConfigError: an unknown kind or distribution, or fewer than two categories.
+    """
+
+    name: str
+    kind: str
+    distribution: str = ""
+    categories: tuple[Any, ...] | list[Any] = ()
+    low: float | None = None
+    high: float | None = None
+    center: float = 0.0
+    scale: float = 1.0
+    dtype: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ConfigError(
+                f"column {self.name!r}: kind {self.kind!r}; expected one of {', '.join(KINDS)}"
+            )
+        if not self.distribution:
+            object.__setattr__(self, "distribution", KINDS[self.kind][0])
+        if self.distribution not in KINDS[self.kind]:
+            raise ConfigError(
+                f"column {self.name!r}: distribution {self.distribution!r} of a {self.kind} "
+                f"column; expected one of {', '.join(KINDS[self.kind])}"
+            )
+        number("center", self.center, "(-inf, inf)")
+        number("scale", self.scale, "(0, inf)")
+        for side, limit in (("low", self.low), ("high", self.high)):
+            if limit is not None:
+                number(side, limit, "(-inf, inf)")
+        if not isinstance(self.categories, tuple | list):
+            raise ConfigError(f"categories: got {self.categories!r}, expected a tuple of them")
+        if self.named and len(self.categories) < 2:
+            raise ConfigError(
+                f"column {self.name!r}: got {len(self.categories)} categories, expected at least 2"
+            )
+
+    @property
+    def named(self) -> bool:
+        """Whether cells are names, or ranks, and no quantities."""
+        return self.kind in ("categorical", "ordinal")
+
+    @property
+    def shifted(self) -> bool:
+        """Whether cells are kept standardised."""
+        return self.kind in ("real", "censored")
+
+    def standardised(self, value: float | None, infinite: float) -> float:
+        """Return a limit in units of the kept cells."""
+        return infinite if value is None else (value - self.center) / self.scale
+
+
+class ColumnGroup(nn.Module):
+    """The columns of one distribution: their parameters from a network, and features of cells.
+
+    Arguments:
+        distribution: a name in `KINDS`.
+        places: of the columns in the table.
+        columns: the columns.
+    """
+
+    places: Tensor
+    center: Tensor
+    scale: Tensor
+    low: Tensor
+    high: Tensor
+    allowed: Tensor
+
+    def __init__(self, distribution: str, places: Sequence[int], columns: Sequence[Column]) -> None:
+        super().__init__()
+        self.distribution, self.count = distribution, len(columns)
+        self.classes = max(len(column.categories) for column in columns)
+        self.width = _WIDTHS.get(distribution, self.classes)  # numbers of the network per column
+        self.named, self.logs = columns[0].named, columns[0].kind in ("positive", "count")
+        self.counts = columns[0].kind == "count"
+        self._hold("places", torch.tensor(places))
+        self._hold("center", torch.tensor([column.center for column in columns]))
+        self._hold("scale", torch.tensor([column.scale for column in columns]))
+        self._hold("low", torch.tensor([c.standardised(c.low, -math.inf) for c in columns]))
+        self._hold("high", torch.tensor([c.standardised(c.high, math.inf) for c in columns]))
+        sizes = torch.tensor([max(1, len(column.categories)) for column in columns])
+        self._hold("allowed", torch.arange(max(1, self.classes)) < sizes[:, None])
+        if distribution == "ordered_logit":  # widths between cut points, after a softplus
+            self.steps = nn.Parameter(torch.zeros(self.count, max(1, self.classes - 2)))
+
+    def _hold(self, name: str, value: Tensor) -> None:
+        self.register_buffer(name, value, persistent=False)
+
+    @property
+    def features(self) -> int:
+        """Numbers that an encoder gets of these columns."""
+        return self.count * (self.classes if self.named else 1)
+
+    def encoded(self, cells: Tensor, observed: Tensor) -> Tensor:
+        """Return features (*, features) of cells (*, n); zeros where they are missing."""
+        if self.named:
+            places = torch.arange(self.classes, device=cells.device)
+            hot = (cells.unsqueeze(-1) == places) & observed.unsqueeze(-1)
+            return hot.to(cells.dtype).flatten(-2)
+        known = torch.where(observed, cells, torch.ones_like(cells))
+        if self.counts:
+            known = (known.log1p() - self.center) / self.scale
+        elif self.logs:
+            known = known.log() / self.scale
+        return torch.where(observed, known, torch.zeros_like(known))
+
+    def forward(self, numbers: Tensor) -> Any:
+        """Return the distribution of cells, batch (*, n), from a network's numbers (*, n width)."""
+        each = numbers.unflatten(-1, (self.count, self.width))
+        return _BUILDERS[self.distribution](self, each)
+
+    def rate(self, number: Tensor) -> Tensor:
+        """Return the mean of a count or a positive number from what a network says of it."""
+        center = self.center if self.counts else torch.zeros_like(self.center)
+        return (center + self.scale * bounded(number)).clamp(max=60.0).exp()
+
+
+def _scale(number: Tensor) -> Tensor:
+    return _FLOOR + bounded(number).exp()
+
+
+def _normal(group: ColumnGroup, p: Tensor) -> Any:
+    return dist.Normal(p[..., 0], _scale(p[..., 1]))
+
+
+def _student_t(group: ColumnGroup, p: Tensor) -> Any:
+    return dist.StudentT(3 + nn.functional.softplus(p[..., 2]), p[..., 0], _scale(p[..., 1]))
+
+
+def _lognormal(group: ColumnGroup, p: Tensor) -> Any:
+    return dist.LogNormal(group.scale * p[..., 0], group.scale * _scale(p[..., 1]))
+
+
+def _gamma(group: ColumnGroup, p: Tensor) -> Any:
+    shape = bounded(p[..., 1]).exp()
+    return dist.Gamma(shape, shape / group.rate(p[..., 0]))
+
+
+def _poisson(group: ColumnGroup, p: Tensor) -> Any:
+    return dist.Poisson(group.rate(p[..., 0]))
+
+
+def _negative_binomial(group: ColumnGroup, p: Tensor) -> Any:
+    count = bounded(p[..., 1]).exp()
+    return dist.NegativeBinomial(count, logits=group.rate(p[..., 0]).log() - count.log())
+
+
+def _zero_inflated(group: ColumnGroup, p: Tensor) -> Any:
+    count = bounded(p[..., 1]).exp()
+    logits = group.rate(p[..., 0]).log() - count.log()
+    return dist.ZeroInflatedNegativeBinomial(count, logits=logits, gate_logits=p[..., 2])
+
+
+def _categorical(group: ColumnGroup, p: Tensor) -> Any:
+    return dist.Categorical(logits=p.masked_fill(~group.allowed, -1e30))
+
+
+def _ordered_logit(group: ColumnGroup, p: Tensor) -> Any:
+    widths = nn.functional.softplus(group.steps + 0.5)
+    inner = nn.functional.pad(widths.cumsum(-1), (1, 0))[:, : group.classes - 1]
+    cuts = inner - inner.mean(-1, keepdim=True)
+    # A column of fewer categories has its further cuts out of reach.
+    cuts = torch.where(group.allowed[:, 1:], cuts, cuts + 1e4)
+    return dist.OrderedLogistic(p[..., 0], cuts)
+
+
+def _censored(group: ColumnGroup, p: Tensor) -> Any:
+    return CensoredNormal(p[..., 0], _scale(p[..., 1]), group.low, group.high)
+
+
+_BUILDERS: dict[str, Callable[[ColumnGroup, Tensor], Any]] = {
+    "normal": _normal,
+    "student_t": _student_t,
+    "lognormal": _lognormal,
+    "gamma": _gamma,
+    "poisson": _poisson,
+    "negative_binomial": _negative_binomial,
+    "zero_inflated_negative_binomial": _zero_inflated,
+    "categorical": _categorical,
+    "ordered_logit": _ordered_logit,
+    "censored_normal": _censored,
+}
+_WIDTHS = {
+    "normal": 2,
+    "student_t": 3,
+    "lognormal": 2,
+    "gamma": 2,
+    "poisson": 1,
+    "negative_binomial": 2,
+    "zero_inflated_negative_binomial": 3,
+    "ordered_logit": 1,
+    "censored_normal": 2,
+}

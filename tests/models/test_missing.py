@@ -1,0 +1,207 @@
+"""Missing cells: the likelihood of the others, exactly, and what is filled in."""
+
+import math
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+import pyro_vae as pv
+from pyro_vae.conditionals import Categorical, FullGaussian, Gaussian, VampPrior
+from pyro_vae.distributions import Incomplete
+from pyro_vae.errors import ConfigError, DataError, ProgramError
+from pyro_vae.models import VAE
+
+EXACT = {"rtol": 1e-9, "atol": 1e-9}
+
+
+class Factors(nn.Module):
+    """Factor analysis, x ~ N(W z, s²), of which cells may be NaN; the guide is the posterior."""
+
+    def __init__(self, loading, variance):
+        super().__init__()
+        self.loading, self.variance = loading, variance
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(self.loading.shape[1]), 1.0).to_event(1))
+            cells = dist.Normal(z @ self.loading.T, self.variance.sqrt()).to_event(1)
+            pyro.sample("x", Incomplete(cells, ~x.isnan()), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            weight = (~x.isnan()).double() / self.variance
+            by_cell = torch.einsum("nd,dk,dl->nkl", weight, self.loading, self.loading)
+            covariance = torch.linalg.inv(torch.eye(self.loading.shape[1]).double() + by_cell)
+            loc = torch.einsum("nkl,dl,nd->nk", covariance, self.loading, weight * x.nan_to_num())
+            pyro.sample("z", dist.MultivariateNormal(loc, covariance))
+
+
+def factors():
+    torch.manual_seed(3)
+    return Factors(torch.randn(4, 2).double(), torch.rand(4).double() + 0.3)
+
+
+X = torch.tensor(
+    [[0.7, math.nan, -1.1, 0.2], [math.nan, 0.4, math.nan, 1.0], [0.1, 0.2, 0.3, 0.4]],
+    dtype=torch.float64,
+)
+
+
+def conditional(program, x):
+    """log p of the observed cells, and mean and covariance of the others, of a Gaussian row."""
+    whole = program.loading @ program.loading.T + program.variance.diag()
+    seen = ~x.isnan()
+    s_oo, s_mo = whole[seen][:, seen], whole[~seen][:, seen]
+    log_p = dist.MultivariateNormal(torch.zeros(int(seen.sum())).double(), s_oo).log_prob(x[seen])
+    gain = s_mo @ torch.linalg.inv(s_oo)
+    return log_p, gain @ x[seen], whole[~seen][:, ~seen] - gain @ s_mo.T
+
+
+def test_factor_analysis_with_holes_is_a_marginal_gaussian():
+    """Likelihood and bound exactly; means, their errors and draws within five errors."""
+    program = factors()
+    exact = [conditional(program, row) for row in X]
+    log_p = torch.stack([each[0] for each in exact])
+    torch.testing.assert_close(pv.elbo(program, X), log_p, **EXACT)
+    torch.testing.assert_close(pv.log_likelihood(program, X, samples=3).log_prob, log_p, **EXACT)
+    torch.manual_seed(0)
+    found = pv.impute(program, X, samples=3000)
+    assert torch.equal(found.missing, X.isnan())
+    torch.testing.assert_close(found.ess, torch.full((3,), 3000.0).double())
+    for row, (_, mean, covariance) in enumerate(exact):
+        seen = ~X[row].isnan()
+        assert torch.equal(found.values[row][seen], X[row][seen])
+        assert (found.stderr[row][seen] == 0).all()
+        error = found.stderr[row][~seen]
+        assert ((found.values[row][~seen] - mean).abs() < 5 * error).all()
+        assert (error < covariance.diagonal().sqrt() / 3000**0.5).all()  # the code's share of it
+    many = pv.impute(program, X[:1].expand(2000, 4), how="sample", samples=30).values[:, 1]
+    _, mean, covariance = exact[0]
+    z = (many.mean() - mean) / (covariance[0, 0] / 2000) ** 0.5
+    spread = (many.var() / covariance[0, 0] - 1) / (2 / 2000) ** 0.5
+    assert z.abs() < 5 and spread.abs() < 5
+
+
+def test_the_demo_of_miwae_reaches_its_exact_values():
+    """x ~ N(0, [[2, 1], [1, 2]]), the first cell missing with p = 1/2, by the exact guide.
+
+    E log p(x_o) = -2.576348 and a mean squared error of 3/2; 20,000 rows, five standard errors.
+    """
+    loading = torch.ones(2, 1).double()
+    program = Factors(loading, torch.ones(2).double())
+    torch.manual_seed(1)
+    x = torch.randn(20_000, 1).double() + torch.randn(20_000, 2).double()
+    truth = x[:, 0].clone()
+    holes = torch.rand(len(x)) < 0.5
+    x[holes, 0] = math.nan
+    bound = pv.elbo(program, x)
+    assert (bound.mean() + 2.576348).abs() < 5 * bound.std() / len(x) ** 0.5
+    found = pv.impute(program, x, samples=20).values[holes, 0]
+    square = (found - truth[holes]).square()
+    floor = 1.5 + 0.5 / 20 * 0.5  # of twenty draws, the variance of the code's mean besides
+    assert (square.mean() - floor).abs() < 5 * square.std() / len(square) ** 0.5
+
+
+def test_the_objective_is_that_of_the_observed_cells():
+    """MIWAE at the same noise as a VAE of the observed cells alone: value and gradients."""
+    torch.manual_seed(5)
+    whole = VAE(4, 2, (6,), observation=Gaussian, missing="nan").double()
+    x = X[1:2]
+    losses = []
+    for program, rows in ((whole, x), (Part(whole), x.nan_to_num())):
+        wrapped = pv.Program.of(program)
+        with wrapped.running():
+            torch.manual_seed(6)
+            losses.append(pv.MIWAE(5).per_datum(wrapped.joint(rows)))
+    torch.testing.assert_close(*losses, **EXACT)
+    parameters = list(whole.parameters())
+    grads = [torch.autograd.grad(loss, parameters) for loss in losses]
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, **EXACT)
+        assert one.isfinite().all()
+
+
+class Part(nn.Module):
+    """The second and fourth cell of a VAE, as if there were no others."""
+
+    def __init__(self, whole):
+        super().__init__()
+        self.whole = whole
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", self.whole.prior())
+            base = self.whole.decoder(z).base_dist
+            cells = dist.Normal(base.loc[..., [1, 3]], base.scale[..., [1, 3]])
+            pyro.sample("x", cells.to_event(1), obs=x[:, [1, 3]].clone())
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.whole.encoder(x))
+
+
+@pytest.mark.parametrize("imputation", ["zero", "constant", "set"])
+def test_what_is_missing_changes_nothing(imputation):
+    """A mask and NaN say the same; values behind a mask count nowhere; training runs as a graph."""
+    torch.manual_seed(7)
+    vae = VAE(4, 2, (6,), missing="nan", imputation=imputation).double()
+    x = (torch.rand(12, 4) < 0.5).double()
+    observed = torch.rand(12, 4) < 0.7
+    holes = torch.where(observed, x, torch.nan)
+
+    def score(data):
+        torch.manual_seed(8)
+        return pv.elbo(vae, data)
+
+    torch.testing.assert_close(score((x, observed)), score(holes), **EXACT)
+    other = torch.where(observed, x, 1 - x)
+    torch.testing.assert_close(score((other, observed)), score(holes), **EXACT)
+    assert not torch.equal(score(x), score(holes))
+    run = pv.fit(vae, holes, objective=pv.MIWAE(3), epochs=2, batch_size=6, compile="trace")
+    assert run.compiled == "graph"
+    assert pv.generate(vae, 3).isfinite().all() and pv.reconstruct(vae, holes).isfinite().all()
+    found = pv.impute(vae, holes, samples=20)
+    assert found.values.isfinite().all() and torch.equal(found.values[observed], x[observed])
+    grey = torch.where(observed, 0.3, torch.nan)
+    with pytest.raises(DataError, match=r"value 0.3 in row [01] is outside the support"):
+        pv.elbo(vae, grey.double())
+
+
+def test_names_are_filled_in_by_the_most_probable():
+    """The mode of the averaged probabilities; reconstructions of names are modes, never draws."""
+    torch.manual_seed(9)
+    observation = partial(Categorical, num_classes=3)
+    vae = VAE(2, 1, (6,), observation=observation, missing="nan").double()
+    x = torch.tensor([[0.0, math.nan], [2.0, 1.0], [math.nan, 1.0]]).double()
+    found = pv.impute(vae, x, samples=500)
+    by_hand = vae.decoder(torch.zeros(1, 1).double()).base_dist.probs
+    assert set(found.values.flatten().tolist()) <= {0.0, 1.0, 2.0}
+    assert found.stderr[0, 1].isnan() and by_hand.shape == (1, 2, 3)
+    plain = VAE(2, 1, (6,), observation=observation)
+    names = torch.tensor([[0, 1], [2, 2]])
+    first = pv.reconstruct(plain, names)
+    torch.testing.assert_close(
+        first, plain.decoder(pv.encode(plain, names)).base_dist.probs.argmax(-1)
+    )
+
+
+def test_what_cannot_be_filled_in_is_told():
+    x = torch.zeros(3, 4)
+    with pytest.raises(ProgramError, match="no missing cells: the model masks none"):
+        pv.impute(VAE(4, 2, (6,)), x, samples=3)
+    with pytest.raises(ConfigError, match="imputation='set' is for data with holes"):
+        VAE(4, 2, (6,), imputation="set")
+    with pytest.raises(ConfigError, match="VampPrior has data for its encoder"):
+        VAE(4, 2, (6,), missing="nan", imputation="set", prior=VampPrior)
+    with pytest.raises(ConfigError, match="cells depend on each other"):
+        Incomplete(dist.MultivariateNormal(torch.zeros(2), torch.eye(2)), torch.ones(2).bool())
+    posterior = VAE(4, 2, (6,), missing="nan", posterior=FullGaussian)
+    rows = torch.full((2, 4), torch.nan)  # all cells of a row may lack: log p of nothing is 0
+    assert pv.log_likelihood(posterior, rows, samples=3).log_prob.isfinite().all()
+    wild = x.index_fill(0, torch.tensor(1), math.inf)
+    with pytest.raises(DataError, match=r"inf in row 1"):
+        pv.elbo(VAE(4, 2, (6,), missing="nan", observation=Gaussian), wild)

@@ -1,0 +1,219 @@
+"""Tables of mixed columns: densities that sum to one, frames in and out, bad cells by name."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pyro.distributions as dist
+import pytest
+import torch
+
+import pyro_vae as pv
+from pyro_vae.conditionals import Column
+from pyro_vae.conditionals.column_kinds import KINDS, ColumnGroup
+from pyro_vae.distributions import CensoredNormal, Columns
+from pyro_vae.errors import ConfigError, DataError
+from pyro_vae.models import TableVAE
+
+NAMES = ("low", "mid", "high", "top")
+EVERY = [(kind, name) for kind, names in KINDS.items() for name in names]
+
+
+def group(kind, name):
+    """Two columns of one distribution at random parameters: of four categories, and of three."""
+    torch.manual_seed(2)
+    limits = {"low": -1.0, "high": 2.0} if kind == "censored" else {}
+    columns = [
+        Column("a", kind, name, categories=NAMES if "al" in kind[-2:] else (), **limits),
+        Column("b", kind, name, categories=NAMES[:3] if "al" in kind[-2:] else (), scale=0.5),
+    ]
+    if kind == "real":
+        columns = [Column("a", kind, name), Column("b", kind, name, scale=0.5)]
+    made = ColumnGroup(name, [0, 1], columns).double()
+    return made(0.7 * torch.randn(2 * made.width).double())
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY, ids=[name for _, name in EVERY])
+def test_each_column_is_a_distribution(kind, name):
+    """Mass by sum, density by the trapezoid rule; its mean, where it has one, likewise."""
+    found = group(kind, name)
+    assert found.batch_shape == (2,)
+    if kind in ("categorical", "ordinal"):
+        mass = found.log_prob(torch.arange(4.0).double()[:, None].expand(4, 2)).exp()
+        torch.testing.assert_close(mass.sum(0), torch.ones(2).double(), rtol=0, atol=1e-9)
+        assert mass[3, 1] < 1e-12  # the second column has three categories
+        return
+    if kind == "count":
+        x = torch.arange(4000.0).double()[:, None].expand(-1, 2)
+        mass = found.log_prob(x).exp()
+        torch.testing.assert_close(mass.sum(0), torch.ones(2).double(), rtol=0, atol=1e-6)
+        torch.testing.assert_close((mass * x).sum(0), found.mean, rtol=1e-4, atol=0)
+        return
+    if kind == "positive":
+        logs = torch.linspace(-90, 12, 200_001).double()[:, None].expand(-1, 2)
+        x, weight = logs.exp(), logs.exp()
+    else:
+        low, high = (-1.0, 2.0) if kind == "censored" else (-400.0, 400.0)
+        x = torch.linspace(low, high, 400_001).double()[:, None].expand(-1, 2)
+        weight = torch.ones_like(x)
+    if kind == "censored":  # the second column has no limits
+        inside = CensoredNormal(found.loc, found.scale, found.low * math.inf, found.high * math.inf)
+        total = torch.trapezoid(inside.log_prob(x).exp(), x, dim=0)[0]
+        ends = found.log_prob(torch.tensor([[-1.0, 0.0], [2.0, 0.0]]).double())[:, 0].exp()
+        assert (total + ends.sum()).item() == pytest.approx(1, abs=1e-8)
+        first = torch.trapezoid(x * inside.log_prob(x).exp(), x, dim=0)[0]
+        assert (first - ends[0] + 2 * ends[1]).item() == pytest.approx(found.mean[0].item(), 1e-6)
+        torch.testing.assert_close(found.mean[1], found.loc[1])
+        return
+    density = found.log_prob(x).exp()
+    path = x if kind == "real" else x.log()
+    total = torch.trapezoid(density * weight, path, dim=0)
+    torch.testing.assert_close(total, torch.ones(2).double(), rtol=0, atol=1e-5)
+    first = torch.trapezoid(density * weight * x, path, dim=0)
+    torch.testing.assert_close(first, found.mean, rtol=1e-3, atol=1e-3)
+
+
+def test_a_negative_binomial_is_a_poisson_of_a_gamma():
+    """By quadrature over the rate; and the zero-inflated one without its gate."""
+    found = group("count", "negative_binomial")
+    logs = torch.linspace(-40, 8, 40_001).double()[:, None]
+    shape, scale = found.total_count, found.logits.exp()
+    x = torch.arange(6.0).double()
+    for value in x:
+        density = dist.Gamma(shape, 1 / scale).log_prob(logs.exp()) + logs
+        both = (density + dist.Poisson(logs.exp()).log_prob(value)).exp()
+        torch.testing.assert_close(
+            torch.trapezoid(both, logs, dim=0), found.log_prob(value).exp(), rtol=1e-6, atol=1e-9
+        )
+    zinb = dist.ZeroInflatedNegativeBinomial(
+        shape, logits=found.logits, gate_logits=-40.0 + 0 * shape
+    )
+    torch.testing.assert_close(zinb.log_prob(x[:, None]), found.log_prob(x[:, None]))
+
+
+def frame(rows=60):
+    """Two clusters, a dtype of each kind, no hole."""
+    rng = np.random.default_rng(3)
+    group = np.arange(rows) % 2
+    return pd.DataFrame(
+        {
+            "height": 1.7e9 + 10 * group + rng.normal(size=rows),  # no float32 can tell these apart
+            "visits": rng.poisson(1 + 4 * group),
+            "income": np.exp(8 + group + 0.1 * rng.normal(size=rows)),
+            "colour": np.where(group == 1, "red", "blue"),
+            "grade": pd.Categorical.from_codes(group + 1, NAMES, ordered=True),
+            "member": group == 1,
+            "dose": np.clip(rng.normal(size=rows), -0.5, 0.5),
+        }
+    )
+
+
+KINDS_OF = {
+    "income": "positive",
+    "dose": {"kind": "censored", "low": -0.5, "high": 0.5},
+}
+
+
+def holed(table):
+    """The same with holes in each column, whole numbers in a type that knows them."""
+    table = table.astype({"visits": "Int64", "member": "boolean"})
+    for place, name in enumerate(table.columns):
+        table.loc[place::9, name] = pd.NA if str(table[name].dtype) != "float64" else np.nan
+    return table
+
+
+def test_frames_go_in_and_come_out(tmp_path):
+    whole = frame()
+    torch.manual_seed(1)
+    vae = TableVAE(whole, 2, (16,), kinds=KINDS_OF)
+    assert [c.kind for c in vae.columns] == [
+        *("real", "count", "positive", "categorical", "ordinal", "categorical", "censored")
+    ]
+    cells = vae.reads(whole)
+    pd.testing.assert_frame_equal(vae.shows(cells), whole, rtol=1e-6)
+    assert abs(cells[:, 0].mean()) < 1e-5 and abs(cells[:, 0].std(correction=0) - 1) < 1e-5
+    run = pv.fit(vae, holed(whole), objective=pv.MIWAE(5), epochs=40, batch_size=20, lr=0.02)
+    assert run.compiled == "graph"
+    for made in (pv.generate(vae, 5), pv.reconstruct(vae, whole[:5])):
+        assert (made.dtypes == whole.dtypes).all() and len(made) == 5
+    torch.manual_seed(2)
+    one = pv.elbo(vae, whole)
+    torch.manual_seed(2)
+    torch.testing.assert_close(pv.elbo(vae, whole[whole.columns[::-1]]), one)  # by name
+    table = holed(whole)
+    found = pv.impute(vae, table, samples=50)
+    assert not found.values.isna().any().any() and (found.values.dtypes == whole.dtypes).all()
+    for name in whole.columns:
+        there = ~table[name].isna()
+        assert (found.values[name][there] == whole[name][there]).all()
+    gone = table["colour"].isna()
+    assert (found.values["colour"][gone] == whole["colour"][gone]).mean() > 0.8  # two clusters
+    pv.save(vae, tmp_path)
+    again = pv.load(tmp_path)
+    torch.manual_seed(2)
+    torch.testing.assert_close(pv.elbo(again, whole), one)
+    assert (pv.generate(again, 3).dtypes == whole.dtypes).all()
+
+
+def test_a_table_of_reals_is_the_vae_with_holes():
+    """The density of each cell, and nothing for those that lack."""
+    torch.manual_seed(4)
+    vae = TableVAE([Column("a", "real"), Column("b", "count", "poisson")], 1, (4,)).double()
+    x = torch.tensor([[0.3, 2.0], [math.nan, 1.0], [math.nan, math.nan]]).double()
+    z = torch.randn(3, 1).double()
+    row = vae.decoder(z)
+    assert isinstance(row, Columns) and row.mean.shape == (3, 2)
+    (_, normal), (_, poisson) = row.parts
+    known = x.nan_to_num()
+    exact = normal.log_prob(known[:, :1])[:, 0] * torch.tensor([1.0, 0.0, 0.0]).double()
+    exact = exact + poisson.log_prob(known[:, 1:])[:, 0] * torch.tensor([1.0, 1.0, 0.0]).double()
+    trace = pv.distributions.Incomplete(row, ~x.isnan()).log_prob(x)
+    torch.testing.assert_close(trace, exact)
+
+
+BAD = {
+    "unseen category": ({"colour": "purple"}, r"column 'colour': got 'purple' in row 3, expected"),
+    "infinite": ({"height": math.inf}, r"column 'height': got inf in row 3, expected finite"),
+    "not positive": ({"income": 0.0}, r"column 'income': got 0 in row 3, expected positive"),
+    "no whole number": ({"visits": 1.5}, r"column 'visits': got 1.5 in row 3, expected whole"),
+    "text": ({"height": "tall"}, r"column 'height': got cells of type .*, expected numbers"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_cell_is_named_with_its_column(kind):
+    cells, said = BAD[kind]
+    vae, table = TableVAE(frame(), 2, (4,), kinds=KINDS_OF), frame(6).astype(object)
+    for name, value in cells.items():
+        table.loc[3, name] = value
+    with pytest.raises(DataError, match=said):
+        pv.elbo(vae, table)
+
+
+def test_a_bad_table_is_named_with_its_column():
+    vae, table = TableVAE(frame(), 2, (4,), kinds=KINDS_OF), frame()
+    with pytest.raises(DataError, match="column 'dose' is missing"):
+        pv.elbo(vae, table.drop(columns="dose"))
+    with pytest.raises(DataError, match="column 'new' is new"):
+        pv.elbo(vae, table.assign(new=1))
+    with pytest.raises(DataError, match="column 'colour': got 7 in row 0, expected the place"):
+        pv.elbo(vae, torch.full((2, 7), 7.0))
+    for column, said in ((1.0, "all observed cells are"), (np.nan, "all cells are missing")):
+        with pytest.raises(DataError, match=f"column 'height': {said}"):
+            TableVAE(table.assign(height=column))
+    with pytest.raises(ConfigError, match="no column 'weight'"):
+        TableVAE(table, kinds={"weight": "real"})
+    with pytest.raises(ConfigError, match="column 'height' of kind 'gauss'"):
+        TableVAE(table, kinds={"height": "gauss"})
+    with pytest.raises(ConfigError, match="distribution 'gamma' of a real column"):
+        Column("a", "real", "gamma")
+    empty = table.assign(height=np.nan)  # a column that lacks in new data is no error
+    assert pv.elbo(vae, empty).isfinite().all()
+
+
+def test_a_limit_that_is_not_there_leaves_gradients_finite():
+    loc, scale = torch.tensor(0.3, requires_grad=True), torch.tensor(0.8, requires_grad=True)
+    limits = torch.tensor([-1.0, -math.inf]), torch.tensor([math.inf, 1.0])
+    found = CensoredNormal(loc, scale, *limits)
+    total = found.log_prob(torch.tensor([-1.0, 0.2])).sum() + found.mean.sum()
+    assert all(g.isfinite() for g in torch.autograd.grad(total, (loc, scale)))

@@ -18,6 +18,7 @@ import recipes_priors
 import recipes_sbn
 import recipes_sentences
 import recipes_sequences
+import recipes_tables
 import recipes_topics
 import recipes_vq
 import torch
@@ -147,6 +148,7 @@ EXPERIMENTS: dict[str, Callable[[str, argparse.Namespace], Result]] = {
     **recipes_sbn.EXPERIMENTS,
     **recipes_def.EXPERIMENTS,
     **recipes_ladder.EXPERIMENTS,
+    **recipes_tables.EXPERIMENTS,
     **recipes_vq.EXPERIMENTS,
     **recipes_sequences.EXPERIMENTS,
     **recipes_sentences.EXPERIMENTS,

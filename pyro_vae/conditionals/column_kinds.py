@@ -176,7 +176,9 @@ def _student_t(group: ColumnGroup, p: Tensor) -> Any:
 
 
 def _lognormal(group: ColumnGroup, p: Tensor) -> Any:
-    return dist.LogNormal(group.scale * p[..., 0], group.scale * _scale(p[..., 1]))
+    # At most three times the spread of all cells: the mean grows with the square of the scale.
+    scale = _FLOOR + 3 * torch.sigmoid(p[..., 1] - math.log(2))
+    return dist.LogNormal(group.scale * p[..., 0], group.scale * scale)
 
 
 def _gamma(group: ColumnGroup, p: Tensor) -> Any:

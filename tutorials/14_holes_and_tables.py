@@ -1,0 +1,190 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Holes and mixed tables
+#
+# Tables have columns of different kinds, and cells that nobody filled in. A VAE takes both: each
+# column gets a distribution of its own, and what is missing is no part of the likelihood,
+#
+# $$\log p(x_o) = \log \int p(z) \prod_{d\ \text{observed}} p_d(x_d \mid z)\, dz.$$
+#
+# That is right where cells are missing at random: whether a cell is missing may depend on what is
+# seen, not on the cell itself.
+#
+# You should have seen tutorial 01; tables need `pip install -e ".[tables]"`. The full run takes
+# about a minute on one CPU core.
+
+# %%
+import os
+import sys
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import torch
+
+import pyro_vae as pv
+
+# In a notebook figures appear below their cell; as a plain script, draw, but open no window.
+NOTEBOOK = "ipykernel" in sys.modules
+plt.switch_backend("module://matplotlib_inline.backend_inline" if NOTEBOOK else "agg")
+
+SMOKE = bool(os.environ.get("PYRO_VAE_SMOKE"))  # a short run, to test that everything works
+EPOCHS = 2 if SMOKE else 60
+
+# %% [markdown]
+# ## 1. A table whose truth is known
+#
+# Three groups of people, six columns of six kinds. Then a fifth of all cells goes.
+
+# %%
+rng = np.random.default_rng(0)
+rows = 300 if SMOKE else 1500
+group = rng.integers(3, size=rows)
+whole = pd.DataFrame(
+    {
+        "height": rng.normal(165 + 8 * group, 5),
+        "income": np.exp(rng.normal(10 + 0.5 * group, 0.3)),
+        "visits": rng.poisson(1 + 3 * group),
+        "town": np.array(["Ayr", "Bonn", "Como"])[(group + (rng.random(rows) < 0.1)) % 3],
+        "grade": pd.Categorical.from_codes(
+            np.clip(group + rng.integers(0, 2, rows), 0, 3), ["D", "C", "B", "A"], ordered=True
+        ),
+        "dose": np.clip(rng.normal(0.5 * group, 0.5), 0, None),  # nothing below 0 is measured
+    }
+)
+holes = pd.DataFrame(rng.random(whole.shape) < 0.2, columns=whole.columns)
+table = whole.mask(holes)
+table.head()
+
+# %% [markdown]
+# ## 2. From a frame to a program
+#
+# Strings are categories and whole numbers are counts; what a dtype does not tell is said by
+# `kinds`. Scales and categories are those of the observed cells. `MIWAE` is the importance-weighted
+# bound of these cells alone.
+
+# %%
+kinds = {"income": "positive", "visits": "count", "dose": {"kind": "censored", "low": 0.0}}
+torch.manual_seed(0)
+program = pv.models.TableVAE(table, 3, (64,), kinds=kinds)
+for column in program.columns:
+    print(f"{column.name:8s} {column.kind:12s} {column.distribution}")
+settings = {"epochs": EPOCHS, "lr": 3e-3, "batch_size": 100, "device": "cpu", "progress": False}
+run = pv.fit(program, table, objective=pv.MIWAE(10), **settings)
+
+# %% [markdown]
+# Verbs take frames, by the names of their columns, and answer with frames of the same dtypes.
+
+# %%
+print(pv.log_likelihood(program, table, samples=100))
+made = pv.generate(program, rows)
+made.head()
+
+# %%
+figure, axes = plt.subplots(1, 6, figsize=(13, 2.2))
+for axis, name in zip(axes, whole.columns, strict=True):
+    if whole[name].dtype.kind in "if":
+        span = np.linspace(*np.nanquantile(whole[name], [0.0, 0.995]), 20)
+        axis.hist([whole[name], made[name]], bins=span, label=["data", "generated"])
+    else:
+        shares = [frame[name].value_counts(sort=False, normalize=True) for frame in (whole, made)]
+        pd.concat(shares, axis=1, keys=["data", "generated"]).plot.bar(ax=axis, legend=False, rot=0)
+    axis.set(title=name, yticks=[], xlabel="")
+axes[0].legend(fontsize=7)
+figure.suptitle("marginals of the columns, data and generated", y=1.1)
+
+# %% [markdown]
+# ## 3. Filling in
+#
+# `impute` weighs draws of the code by how well they explain the observed cells. The mean is the
+# best guess in squared error; names get the most probable one. `ess` says how many draws counted.
+
+# %%
+filled = pv.impute(program, table, samples=100)
+print(filled)
+figure, axes = plt.subplots(1, 2, figsize=(7, 3))
+for axis, name in zip(axes, ("height", "income"), strict=True):
+    gone = holes[name]
+    truth, guess = whole[name][gone], filled.values[name][gone]
+    axis.scatter(truth, guess, s=6, alpha=0.5)
+    axis.axline((truth.mean(), truth.mean()), slope=1, color="0.5", lw=1)
+    axis.set(title=f"{name}: imputed against true", xlabel="true", ylabel="imputed")
+    left = ((guess - truth) ** 2).mean() / ((truth - table[name].mean()) ** 2).mean()
+    print(f"{name}: {left:.0%} of the squared error that the column's mean makes")
+for name in ("town", "grade"):
+    gone = holes[name]
+    right = (filled.values[name][gone].astype(str) == whole[name][gone].astype(str)).mean()
+    common = (whole[name][gone].astype(str) == str(table[name].mode()[0])).mean()
+    print(f"{name}: {right:.0%} right, by the most frequent value {common:.0%}")
+figure.tight_layout()
+
+# %% [markdown]
+# A mean is no datum: filled-in means have too little spread. `how="sample"` draws the missing cells
+# together, given the others; several such tables show how uncertain an analysis is (multiple
+# imputation).
+
+# %%
+gone = holes["height"]
+draws = pv.impute(program, table, how="sample", samples=100).values["height"][gone]
+print(f"spread of the true heights   {whole['height'][gone].std():.2f}")
+print(f"spread of the means          {filled.values['height'][gone].std():.2f}")
+print(f"spread of the draws          {draws.std():.2f}")
+
+# %% [markdown]
+# ## 4. The same in your own program: counts with a size factor
+#
+# Any program may have holes: put `Incomplete` around a distribution of independent cells. Here are
+# counts of events in ten cells under a negative binomial whose mean is a share of the row's total,
+# as for the genes of a cell (scVI).
+
+
+# %%
+class Counts(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.share = pv.nn.MLP(2, 10, (32,))
+        self.log_dispersion = torch.nn.Parameter(torch.zeros(10))
+        self.code = pv.conditionals.Gaussian(pv.nn.MLP(10, 4, (32,)))
+
+    def model(self, x, size):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            mean, count = size[:, None] * self.share(z).softmax(-1), self.log_dispersion.exp()
+            cells = dist.NegativeBinomial(count, logits=(mean / count).log()).to_event(1)
+            seen = pv.distributions.Incomplete(cells, ~x.isnan())
+            pyro.sample("x", seen, obs=x)
+
+    def guide(self, x, size):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.code(x.nan_to_num().log1p()))
+
+
+torch.manual_seed(1)
+profile = torch.softmax(2 * torch.randn(3, 10), -1)[torch.as_tensor(group)]
+size = torch.as_tensor(rng.integers(50, 200, rows)).float()
+counts = torch.poisson(size[:, None] * profile)
+x = torch.where(torch.rand(rows, 10) < 0.1, torch.nan, counts)
+cells = Counts()
+pv.fit(cells, (x, size), objective=pv.MIWAE(5), **settings)
+guess = pv.impute(cells, (x, size), samples=100)
+new = guess.missing
+error = (guess.values - counts)[new].square().mean().sqrt()
+plain = (counts.mean(0).expand_as(counts) - counts)[new].square().mean().sqrt()
+print(f"error of imputed counts {error:.1f}, of the columns' means {plain:.1f}")
+
+# %% [markdown]
+# **To take away.** Score what is there, and nothing else; give each column its own distribution;
+# fill in by weights, and say how many draws stand behind a guess.

@@ -57,7 +57,7 @@ class Row:
         inner: Its bound of each datum as a function of the K log weights; None: it is no such.
         is_gradient: Whether its gradient at given noise is that of ``inner``.
         latents: What it trains: "paths" (a reparametrised sampler), "bits" (Bernoulli), "any",
-            or "codes" (a quantised latent).
+            "codes" (a quantised latent) or "labels" (summed out where they lack).
         has_globals: Whether it takes global latents.
         sticks: Whether it leaves out the score of log q.
     """
@@ -74,6 +74,7 @@ TABLE = {
     "ELBO": Row(pv.ELBO, mean, latents="any"),
     "analytic": Row(pv.AnalyticELBO),
     "IWAE": Row(pv.IWAE, log_mean),
+    "MIWAE": Row(pv.MIWAE, log_mean),
     "Rényi 0.5": Row(lambda k, s: pv.Renyi(0.5, k, s), renyi(0.5)),
     "Rényi -1": Row(lambda k, s: pv.Renyi(-1.0, k, s), renyi(-1.0)),
     "Rényi 1": Row(lambda k, s: pv.Renyi(1, k, s), mean),
@@ -92,6 +93,7 @@ TABLE = {
     ),
     "free bits": Row(lambda k, s: pv.FreeBits(0.1, num_particles=k)),
     "target KL": Row(lambda k, s: pv.TargetKL(1.0, num_particles=k)),
+    "semi-supervised": Row(lambda k, s: pv.SemiSupervised(1.0), latents="labels"),
     "quantised": Row(lambda k, s: pv.VQ(num_particles=k), latents="codes"),
     "lagging": Row(lambda k, s: pv.Lagging(programs.binary(20), inner=2)),
     "AVB": Row(lambda k, s: pv.AVB(AnySize(), moments=3), has_globals=False),

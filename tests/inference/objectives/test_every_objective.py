@@ -13,7 +13,8 @@ import pyro_vae as pv
 every = pytest.mark.parametrize("name", TABLE)
 N = 7  # data; a batch has 3 of them
 X = torch.linspace(-1.0, 2.0, 3, dtype=torch.float64)
-PROGRAMS = {"paths": "vae", "any": "vae", "bits": "sbn", "codes": "vq"}
+PROGRAMS = {"paths": "vae", "any": "vae", "bits": "sbn", "codes": "vq", "labels": "m2"}
+OF_ANY_PROGRAM = [n for n, row in TABLE.items() if row.latents not in ("codes", "labels")]
 
 
 class Ridge(nn.Module):
@@ -92,7 +93,7 @@ def test_updates_are_finite_and_reach_all_parameters(name):
     assert {id(p) for p in program.parameters()} <= reached
 
 
-@pytest.mark.parametrize("name", [n for n, row in TABLE.items() if row.latents != "codes"])
+@pytest.mark.parametrize("name", OF_ANY_PROGRAM)
 def test_a_factor_on_no_datum_bears_one_over_n(name):
     """Value and gradient, with and without it at the same noise: λθ²/N and 2λθ/N."""
     row, weight = TABLE[name], 50.0
@@ -107,9 +108,7 @@ def test_a_factor_on_no_datum_bears_one_over_n(name):
 
 
 @pytest.mark.parametrize("samples", [1, 3])
-@pytest.mark.parametrize(
-    "name", [n for n, row in TABLE.items() if row.latents != "codes" and row.has_globals]
-)
+@pytest.mark.parametrize("name", [n for n in OF_ANY_PROGRAM if TABLE[n].has_globals])
 def test_the_globals_bear_one_over_n(name, samples):
     """Gradients in the prior's mean and, through w, in the guide's, at the w that was drawn."""
     row = TABLE[name]

@@ -245,7 +245,7 @@ def test_replace_puts_a_dream_into_the_batch(name):
     program = pv.Program.of(CASES[name].build())
     batch = CASES[name].data(5)
     seen = program.read(batch).binding("x")
-    dream = seen.of(*arguments(batch)) * 0 + 1
+    dream = torch.ones_like(seen.of(*arguments(batch)))
     replaced = program.replace(batch, {"x": dream})
     assert type(replaced) is type(batch)
     assert torch.equal(seen.of(*arguments(replaced)), dream)

@@ -58,6 +58,7 @@ VERBS = {
     "save": lambda p, folder: pv.save(p, folder),
     "classify": lambda p, folder: pv.classify(p, X, samples=2),
     "feature_distances": lambda p, folder: pv.feature_distances(p, X, lambda x: x),
+    "impute": lambda p, folder: pv.impute(p, X, samples=3),
     "code_usage": lambda p, folder: pv.code_usage(p, X),
     "topics": lambda p, folder: pv.topics(p, X),
     "perplexity": lambda p, folder: pv.perplexity(p, X),

@@ -70,7 +70,7 @@ def test_every_public_objective_has_a_row():
     public = [getattr(pv, name) for name in pv.__all__]
     assert kinds == {
         kind for kind in public if isinstance(kind, type) and hasattr(kind, "updates")
-    } - {pv.Objective, pv.TermsObjective, pv.SemiSupervised}  # of labels: tests/models/test_labels
+    } - {pv.Objective, pv.TermsObjective}
 
 
 @every

@@ -57,15 +57,22 @@ def few_of(batch: Batch, rows: int) -> tuple[Batch, list[Tensor]]:
     return map_rows(lambda leaf: leaf[chosen.to(leaf.device)], batch, rows), cuts
 
 
+def halves_of(batch: Batch) -> tuple[Batch, list[Tensor]]:
+    """Return all rows of a batch and their two halves, for a program that takes no few rows."""
+    numbers = torch.arange(num_rows(batch))
+    return batch, [numbers[::2], numbers[1::2]]
+
+
 def _extremes(batch: Batch, rows: int) -> tuple[list[int], list[int]]:
-    """Return the rows in which each argument is largest, integers first, and is smallest."""
+    """Return the two rows in which each argument is largest, integers first, and the smallest."""
     leaves = [leaf for _, leaf in named_leaves(batch) if leaf.dim() and len(leaf) == rows]
     fit = [leaf for leaf in leaves if 0 < leaf.numel() <= _SMALL and not leaf.is_complex()]
     sums = [
         leaf.detach().reshape(rows, -1).double().sum(-1)
         for leaf in sorted(fit, key=lambda leaf: leaf.is_floating_point())
     ]
-    return [int(each.argmax()) for each in sums], [int(each.argmin()) for each in sums]
+    largest = [place for each in sums for place in each.topk(min(2, rows)).indices.tolist()]
+    return largest, [int(each.argmin()) for each in sums]
 
 
 def cut_to(batch: Batch, kept: Tensor) -> Batch:
@@ -166,7 +173,8 @@ def _rounding(whole: Pair, rounded: Pair) -> Rounding:
 def kinds_of_terms(run: PairOf, few: Batch, terms: Collection[Term]) -> dict[Term, Kind]:
     """Return which terms outside the plate are sums over the rows, or means: by those of two parts.
 
-    Nothing where the program does not run on these.
+    Nothing where the program does not run on these, or all of a sum comes from one of them: so does
+    the mean of one row.
 
     Arguments:
         run: Runs the pair on a batch at given latents.
@@ -187,7 +195,8 @@ def kinds_of_terms(run: PairOf, few: Batch, terms: Collection[Term]) -> dict[Ter
         mean = sum(v * (len(kept) / len(numbers)) for v, kept in zip(values, parts, strict=True))
         here = total.get(term, torch.zeros(()))
         is_sum, is_mean = _close(here, sum(values)), _close(here, mean)
-        found[term] = "sum" if is_sum else "mean" if is_mean else "other"
+        if not is_sum or all(bool(value != 0) for value in values):
+            found[term] = "sum" if is_sum else "mean" if is_mean else "other"
     return found
 
 

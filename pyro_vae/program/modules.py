@@ -2,11 +2,13 @@
 
 import functools
 import inspect
+import random
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -110,6 +112,17 @@ def frozen_parts(module: nn.Module) -> list[nn.Module]:
 def trainable_parts(module: nn.Module) -> list[nn.Module]:
     """Return the parts with a weight that is trained."""
     return [part for part in module.modules() if any(p.requires_grad for p in part.parameters())]
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Put the global generators of NumPy and Python back, on leaving, to what they were."""
+    numpy, python = np.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(numpy)  # noqa: NPY002
+        random.setstate(python)
 
 
 @contextmanager

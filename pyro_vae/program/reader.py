@@ -41,6 +41,7 @@ from pyro_vae.program.cuts import (
     Term,
     changes_beside,
     few_of,
+    halves_of,
     kinds_of_terms,
 )
 from pyro_vae.program.dependence import Dependence, dependence
@@ -48,7 +49,7 @@ from pyro_vae.program.discovery import Discovery
 from pyro_vae.program.handlers import FAILURES, DrawnRows, is_data, sample_sites, validation
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.masks import is_masked
-from pyro_vae.program.modules import evaluating, leaves_behind, off_zero
+from pyro_vae.program.modules import evaluating, generators_kept, leaves_behind, off_zero
 from pyro_vae.program.numbered import LookUps, forget_plates, guides_undone, numbered
 from pyro_vae.program.observed import Binding, Copies, bindings_of
 from pyro_vae.program.plates import (
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from pyro_vae.program.program import Program
 
 
+_MOST_ROWS = 1024  # of a batch that is cut into halves
 PairOfRows = Callable[[Batch, int, Mapping[str, Tensor]], Pair]  # a batch, its rows, latents
 
 
@@ -261,12 +263,18 @@ class Reader:
         """
         if num_rows(batch) < 2:
             return set(), {}
-        few, cuts = few_of(batch, num_rows(batch))
+        rows = num_rows(batch)
+        few, cuts = few_of(batch, rows)
         changes: set[Change] = set()
         kinds: dict[Term, Kind] = {}
 
         def look(run: PairOf) -> None:
-            found = changes_beside(run, few, cuts) or set()
+            nonlocal few, cuts
+            found = changes_beside(run, few, cuts)
+            if found is None and num_rows(few) < rows <= _MOST_ROWS:
+                few, cuts = halves_of(batch)
+                found = changes_beside(run, few, cuts)
+            found = found or set()
             outside = {(change.side, change.site) for change in found if not change.inside}
             changes.update(found)
             kinds.update(kinds_of_terms(run, few, outside) if outside else {})
@@ -285,12 +293,12 @@ class Reader:
         What was found before is forgotten: a flag, or an attribute, may have been another.
         """
         few, _ = few_of(data, num_rows(data))
-        before = self.last, self._layouts
+        before = self.last, self._layouts, self._contrasts, self._dependences
         self._contrasts, self._dependences, self._layouts = Contrasts(), {}, {}
         try:
             self.read(few)
         except (DataError, ProgramError):  # it takes no such number of rows
-            self.last, self._layouts = before
+            self.last, self._layouts, self._contrasts, self._dependences = before
 
     def require_parts(self, first: Batch, total: int) -> None:
         """Refuse to train on parts of the data where these are another model's.
@@ -302,6 +310,7 @@ class Reader:
         Raises:
             ProgramError: Names the site.
         """
+        self.read(first)  # anew, after a look all over
         for (numbered_, *_), found in self._dependences.items():
             if numbered_ == isinstance(first, Part):
                 found.require_parts(num_rows(first), total, self.unclear)
@@ -437,6 +446,7 @@ class Reader:
         with (
             self._program.running(),
             evaluating(self._program),
+            generators_kept(),
             torch.random.fork_rng(cuda_devices(batch)),
             torch.no_grad(),
         ):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import CheckpointError
+from pyro_vae.program.modules import generators_kept
 
 _NUMPY_WORDS, _PYTHON_WORDS = 624, 625
 _OWN = "loader"
@@ -79,13 +80,9 @@ def seed_outside_torch(seed: int) -> None:
 @contextmanager
 def seeded_outside_torch(seed: int) -> Iterator[None]:
     """Seed the global generators of NumPy and Python inside a block, and put both back."""
-    numpy, python = np.random.get_state(), random.getstate()
-    seed_outside_torch(seed)
-    try:
+    with generators_kept():
+        seed_outside_torch(seed)
         yield
-    finally:
-        np.random.set_state(numpy)
-        random.setstate(python)
 
 
 def _numpy_state() -> Tensor | None:

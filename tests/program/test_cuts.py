@@ -374,3 +374,53 @@ def test_a_call_with_another_name_leaves_the_next_one_right():
     with pytest.raises(DataError, match="got 'w', expected an argument of the model"):
         pv.elbo(program, {"x": X, "W": RAMP})
     torch.testing.assert_close(pv.elbo(program, data), first)
+
+
+RARE_LABELS = torch.full((48,), -1).index_fill(0, torch.tensor([9, 22, 30, 41]), 1)
+
+
+@pytest.mark.parametrize(("of", "seen"), [(torch.mean, "refused"), (torch.sum, "scaled")])
+def test_a_term_of_few_labelled_rows_is_a_sum_only_where_two_of_them_say_so(of, seen):
+    """With one labelled row among those looked at, a mean and a sum are one."""
+    x = torch.linspace(-1.0, 2.0, 48, dtype=torch.float64)
+
+    def model(x, labels):
+        weight = pyro.param("weight", torch.tensor(0.5, dtype=torch.float64))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(weight, 1.0), obs=x)
+        if (labels >= 0).any():
+            pyro.factor("known", -of((x[labels >= 0] - weight) ** 2))
+
+    settings = {"epochs": 1, "lr": 1e-9, "progress": False, "compile": False}
+    program = pv.Program(model, lambda x, labels: None)
+    if seen == "refused":
+        with pytest.raises(ProgramError, match=r"'known' .* no sum"):
+            pv.fit(program, (x, RARE_LABELS), batch_size=24, **settings)
+        return
+    whole, parts = (
+        pv.fit(program, (x, RARE_LABELS), batch_size=size, **settings).history["loss"][0]
+        for size in (48, 24)
+    )
+    assert parts == pytest.approx(whole, rel=1e-6)
+
+
+@pytest.mark.parametrize("error", [ValueError, AssertionError])
+def test_programs_that_take_no_few_rows_are_looked_at_in_halves(error):
+    def model(x, inside):
+        if len(x) < 16:
+            raise error("too few")
+        weight = pyro.param("weight", torch.tensor(0.5, dtype=torch.float64))
+        mean = x.mean() if inside else 0.0
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(weight + mean, 1.0), obs=x)
+        pyro.factor("sum", weight * x.sum())
+
+    x = torch.linspace(-1.0, 2.0, 160, dtype=torch.float64)
+    settings = {"epochs": 1, "lr": 1e-9, "progress": False, "compile": False}
+    with pytest.raises(ProgramError, match="'x' depends on the rows beside"):
+        pv.fit(pv.Program(model, lambda x, inside: None), (x, True), batch_size=40, **settings)
+    whole, parts = (
+        pv.fit(pv.Program(model, lambda x, inside: None), (x, False), batch_size=size, **settings)
+        for size in (160, 40)
+    )
+    assert parts.history["loss"][0] == pytest.approx(whole.history["loss"][0], rel=1e-6)

@@ -56,15 +56,14 @@ def observed(name, data):
     return data[0] if isinstance(data, tuple) else data["x"] if isinstance(data, dict) else data
 
 
-@dtypes
 @every
-def test_trains_under_fit(name, dtype, device):
-    program, data = made(name, device, dtype)
+def test_trains_under_fit(name, device):
+    """One of each kind as a graph of two equal batches, in single precision; the others eagerly."""
+    graph = name in AS_A_GRAPH
+    program, data = made(name, device, torch.float32 if graph else torch.float64)
     pv.Program.of(program).read(data)
     before = weights(program)
-    mode, rows = False, 20
-    if dtype == torch.float32:  # one graph, of two equal batches
-        mode, rows = "auto" if name in AS_A_GRAPH else False, N // 2
+    mode, rows = ("auto", N // 2) if graph else (False, 20)
     run = pv.fit(program, data, epochs=25, batch_size=rows, lr=0.02, device=device, compile=mode)
     after = weights(program)
     assert run.program is program
@@ -236,9 +235,9 @@ def test_runs_on_cuda(name):
 
 @pytest.mark.filterwarnings("ignore:Pyro's parameter store holds other values")
 @every
-@pytest.mark.parametrize("validate", [True, False])
-def test_verbs_leave_the_surroundings_as_found(name, validate, device, store, tmp_path):
+def test_verbs_leave_the_surroundings_as_found(name, device, store, tmp_path):
     program, data = made(name, device)
+    validate = list(CASES).index(name) % 2 == 0  # each finds it on, or off
     with pyro.validation_enabled(validate):
         for key in ("loading", "labelled$$$encode.0.weight", "decoder$$$0.weight"):
             pyro.param(key, torch.full((2,), 7.0))  # a user's own values under the same names
@@ -259,7 +258,7 @@ def test_verbs_leave_the_surroundings_as_found(name, validate, device, store, tm
 
 
 @every
-@pytest.mark.parametrize("beta", [0.0, 0.25, 4.0, torch.tensor(0.5)], ids=str)
+@pytest.mark.parametrize("beta", [0.0, torch.tensor(0.5)], ids=str)
 def test_beta_equals_the_hand_written_loss(name, beta, device):
     program, data = made(name, device)
     wrapped = pv.Program.of(program)

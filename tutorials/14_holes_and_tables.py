@@ -122,6 +122,7 @@ for axis, name in zip(axes, ("height", "income"), strict=True):
     axis.scatter(truth, guess, s=6, alpha=0.5)
     axis.axline((truth.mean(), truth.mean()), slope=1, color="0.5", lw=1)
     axis.set(title=f"{name}: imputed against true", xlabel="true", ylabel="imputed")
+    axis.locator_params(axis="x", nbins=4)
     left = ((guess - truth) ** 2).mean() / ((truth - table[name].mean()) ** 2).mean()
     print(f"{name}: {left:.0%} of the squared error that the column's mean makes")
 for name in ("town", "grade"):

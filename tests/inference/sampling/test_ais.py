@@ -238,7 +238,7 @@ def test_weights_are_unbiased_and_sandwich_the_evidence(family: str) -> None:
 
 @pytest.mark.parametrize(
     ("family", "most", "chains"),
-    [("gaussians", 400, 500), ("mixtures", 200, 2000), ("bernoullis", 200, 2000)],
+    [("mixtures", 200, 2000), ("bernoullis", 200, 2000)],
 )
 def test_gap_shrinks_with_temperatures(family: str, most: int, chains: int) -> None:
     """The gap between reverse and forward means falls as 1 / T, to below 0.1 nat.

@@ -961,7 +961,8 @@ BUGS = [
         "program/parameters.py",
         "            self.version += 1\n\n    def take_average",
         "            pass\n\n    def take_average",
-        "tests/training/test_late_parameters.py::test_what_comes_late_is_trained[pyro.param-False]",
+        "tests/training/test_late_parameters.py"
+        "::test_what_comes_with_a_later_run_of_equal_batches_is_trained",
     ),
     Bug(
         "a graph is blind to what changes in the midst of an epoch",

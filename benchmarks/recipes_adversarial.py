@@ -417,7 +417,9 @@ def fashion_arm(name: str, args: argparse.Namespace, objective: Any) -> Result:
         data=found.data.numpy(),
     )
     made: Any = pv.generate(vae, 64, mean=True)
-    pv.plots.save(pv.plots.samples(made.clamp(0, 1)), args.out / name / "samples.png")
+    title = f"{type(objective).__name__}: samples from the prior"
+    sheet = pv.plots.samples(made.clamp(0, 1), title=title)
+    pv.plots.save(sheet, args.out / name / "samples.png")
     figure = pv.plots.reconstructions(test[:24], pv.reconstruct(vae, test[:24]).clamp(0, 1))
     pv.plots.save(figure, args.out / name / "reconstructions.png")
     return Result(

@@ -170,7 +170,7 @@ def _rounding(whole: Pair, rounded: Pair) -> Rounding:
     }
 
 
-def kinds_of_terms(run: PairOf, few: Batch, terms: Collection[Term]) -> dict[Term, Kind]:
+def kinds_of_terms(run: PairOf, few: Batch, terms: Collection[Term]) -> set[tuple[Term, Kind]]:
     """Return which terms outside the plate are sums over the rows, or means: by those of two parts.
 
     Nothing where the program does not run on these, or all of a sum comes from one of them: so does
@@ -188,15 +188,15 @@ def kinds_of_terms(run: PairOf, few: Batch, terms: Collection[Term]) -> dict[Ter
         cut = [run(cut_to(few, kept), latents_cut(whole, kept)) for kept in parts]
         total, pieces = _outside(whole), [_outside(piece) for piece in cut]
     except Exception:  # as in changes_beside
-        return {}
-    found: dict[Term, Kind] = {}
+        return set()
+    found: set[tuple[Term, Kind]] = set()
     for term in terms:
         values = [piece.get(term, torch.zeros(())) for piece in pieces]
         mean = sum(v * (len(kept) / len(numbers)) for v, kept in zip(values, parts, strict=True))
         here = total.get(term, torch.zeros(()))
         is_sum, is_mean = _close(here, sum(values)), _close(here, mean)
         if not is_sum or all(bool(value != 0) for value in values):
-            found[term] = "sum" if is_sum else "mean" if is_mean else "other"
+            found.add((term, "sum" if is_sum else "mean" if is_mean else "other"))
     return found
 
 

@@ -37,9 +37,9 @@ class Dependence:
         spanning: Sites outside the plate whose density depends on latents inside it.
         of_rows: Observed sites and factors outside the plate that depend on the rows of the batch,
             and on no latent inside.
-        sums: Those of both that are sums over the rows: a minibatch has B of N of their terms.
-        means: Those that are means of the rows: that of a minibatch is one of all on average.
-        no_sums: Those that are neither.
+        sums: Those of both that a look has found to be sums over the rows.
+        means: Those that one has found to be means of them.
+        no_sums: Those that one has found to be neither.
         carried: Latents of a datum that are transforms of an auxiliary site of the guide, by name:
             that site has their density.
         joined: Auxiliary sites of the guide outside the plate that latents of the data are
@@ -74,6 +74,16 @@ class Dependence:
         beside = self.beside or self.beside_in_guide or self.by_count
         return bool(self.found or self.informed or self.following or beside)
 
+    @property
+    def scaled(self) -> tuple[str, ...]:
+        """Sums over the rows, whatever the look: a minibatch has B of N of their terms."""
+        return tuple(n for n in self.sums if n not in self.means + self.no_sums)
+
+    @property
+    def untold(self) -> tuple[str, ...]:
+        """Terms outside the plate that are sums to one look and means to another, or to none."""
+        return tuple(n for n in self.found if (n in self.sums) == (n in self.means))
+
     def joined_with(self, other: "Dependence") -> "Dependence":
         """Return what two looks at one structure have found together."""
         found = {
@@ -83,8 +93,6 @@ class Dependence:
         }
         spanning = set(found["spanning"])
         found["of_rows"] = tuple(name for name in found["of_rows"] if name not in spanning)
-        others = {*found["means"], *found["no_sums"]}
-        found["sums"] = tuple(name for name in found["sums"] if name not in others)
         return Dependence(**found, carried={**self.carried, **other.carried})
 
     def require_parts(self, rows: int, total: int, argument: str | None) -> None:
@@ -112,11 +120,10 @@ class Dependence:
                 f"Program(..., constants=[{argument or 'its name'!r}]); or, where each batch is "
                 "meant to stand alone, give a DataLoader"
             )
-        untold = [name for name in self.found if name not in self.sums + self.means]
         reasons = {
             "its density in the guide depends on the rows beside a datum": self.beside_in_guide,
             "its weight depends on the number of rows": self.by_count,
-            "it depends on rows or latents of the data, and stands outside their plate": untold,
+            "it depends on rows of the data, and stands outside their plate": self.untold,
         }
         for reason, names in reasons.items():
             for name in names[:1]:
@@ -186,7 +193,7 @@ def dependence(
     batch: Batch,
     seen: tuple[Trace, Trace],
     beside: Set[Change],
-    kinds: Mapping[Term, Kind],
+    kinds: Set[tuple[Term, Kind]],
 ) -> Dependence:
     """Find out by two more runs, and only where ``seen`` has a term that could depend.
 
@@ -210,7 +217,7 @@ def dependence(
     others = list(_other_rows(batch))
     found = _dependence(functions, args, kwargs, seen, rows, others, outside)
     by_kind = {
-        kind: tuple(name for (_, name), k in kinds.items() if k == kind and name in found.found)
+        kind: tuple(sorted({n for (_, n), k in kinds if k == kind and n in found.found}))
         for kind in ("sum", "mean", "other")
     }
     return replace(

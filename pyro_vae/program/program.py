@@ -420,7 +420,7 @@ class Program(nn.Module):
         if sites.size is not None:
             covered = sites.size
         elif size is not None and sites.outside:
-            scaled = DatasetSize(size, covered, sites.dependence.sums)
+            scaled = DatasetSize(size, covered, sites.dependence.scaled)
             model, guide = scaled(model), scaled(guide)
             covered = size
         if beta is not None:

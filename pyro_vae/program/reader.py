@@ -227,7 +227,7 @@ class Reader:
     def _dependence(self, sites: Sites, batch: Batch, seen: tuple[Trace, Trace]) -> Dependence:
         if checks.is_meta(batch) or isinstance(batch, Whole):
             return Dependence()
-        beside, kinds = (set(), {}) if sites.size is not None else self._changes_beside(batch)
+        beside, kinds = (set(), set()) if sites.size is not None else self._changes_beside(batch)
         functions = self.canonical(sites, batch)
         runs = Joint(*functions, *arguments(batch)).sampled_traces
         with self.quiet(batch), validation(False), self._off_zero(runs):
@@ -255,18 +255,18 @@ class Reader:
                     moved = False
             yield moved
 
-    def _changes_beside(self, batch: Batch) -> tuple[set[Change], dict[Term, Kind]]:
+    def _changes_beside(self, batch: Batch) -> tuple[set[Change], set[tuple[Term, Kind]]]:
         """Return what changes of some rows where others are cut away; nothing where none can be.
 
         And what terms outside the plate are of the rows. Looked at with the weights as they are,
         and off zero.
         """
         if num_rows(batch) < 2:
-            return set(), {}
+            return set(), set()
         rows = num_rows(batch)
         few, cuts = few_of(batch, rows)
         changes: set[Change] = set()
-        kinds: dict[Term, Kind] = {}
+        kinds: set[tuple[Term, Kind]] = set()
 
         def look(run: PairOf) -> None:
             nonlocal few, cuts
@@ -277,7 +277,7 @@ class Reader:
             found = found or set()
             outside = {(change.side, change.site) for change in found if not change.inside}
             changes.update(found)
-            kinds.update(kinds_of_terms(run, few, outside) if outside else {})
+            kinds.update(kinds_of_terms(run, few, outside) if outside else ())
 
         with self._running(few) as run_rows:
             run: PairOf = lambda some, at: run_rows(some, num_rows(some), at)  # noqa: E731

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import pyro_vae as pv
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.program.bounds import mean_elbo
+from pyro_vae.program.dependence import Dependence
 
 N = 12
 X = torch.linspace(-1.0, 2.0, N, dtype=torch.float64)
@@ -424,3 +425,16 @@ def test_programs_that_take_no_few_rows_are_looked_at_in_halves(error):
         for size in (160, 40)
     )
     assert parts.history["loss"][0] == pytest.approx(whole.history["loss"][0], rel=1e-6)
+
+
+def test_a_term_that_is_a_sum_to_one_look_and_a_mean_to_another_is_told_of():
+    sum_, mean, neither = (
+        Dependence(of_rows=("f",), **{kind: ("f",)}) for kind in ("sums", "means", "no_sums")
+    )
+    assert sum_.joined_with(sum_).scaled == ("f",)
+    assert sum_.joined_with(mean).scaled == mean.joined_with(sum_).scaled == ()
+    with pytest.warns(UserWarning, match="'f': it depends on rows"):
+        sum_.joined_with(mean).require_parts(4, 12, None)
+    for one, two in ((sum_, neither), (neither, sum_)):
+        with pytest.raises(ProgramError, match=r"'f' .* no sum"):
+            one.joined_with(two).require_parts(4, 12, None)

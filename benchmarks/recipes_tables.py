@@ -166,19 +166,24 @@ def _frame(data: str) -> tuple[pd.DataFrame, dict[str, Any]]:
             text = pd.Series([None if np.isnan(v) else f"{v:g}" for v in x])
             columns[name] = pd.Categorical(text, names, ordered=kind == "ordinal")
         else:
-            columns[name] = x.astype(int) if kind == "count" else x
-            # One that is called positive and has zeros is a real one.
-            kinds[name] = {"pos": "positive"}.get(kind, kind) if np.nanmin(x) > 0 else "real"
-            kinds[name] = "count" if kind == "count" else kinds[name]
+            whole = bool((x == np.round(x)).all())
+            columns[name] = x.astype(int) if whole and np.nanmin(x) >= 0 else x
+            if kind == "pos" and np.nanmin(x) > 0:
+                kinds[name] = "positive"
+            elif kind == "pos":  # most gains are none
+                kinds[name] = {"kind": "count", "distribution": "zero_inflated_negative_binomial"}
     return pd.DataFrame(columns), kinds
 
 
 def _as_measured(made: pd.DataFrame, real: pd.DataFrame) -> pd.DataFrame:
-    """Return rows with numbers of as many decimals as the real ones have."""
-    places = {}
+    """Return rows with numbers of as many decimals as the real ones have, none rounded to zero."""
+    rounded = made.copy()
     for name in real.select_dtypes("float"):
-        places[name] = next(d for d in range(12) if np.allclose(real[name], real[name].round(d)))
-    return made.round(places)
+        places = next(d for d in range(12) if np.allclose(real[name], real[name].round(d)))
+        rounded[name] = made[name].round(places)
+        if real[name].min() > 0:
+            rounded[name] = rounded[name].clip(lower=real[name].min())
+    return rounded
 
 
 def _auc(program: Any, one: pd.DataFrame, other: pd.DataFrame, seed: int) -> tuple[float, float]:

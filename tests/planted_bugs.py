@@ -1947,4 +1947,55 @@ BUGS = [
         "    has_density = True",
         "tests/inference/objectives/test_adversarial_runs.py::test_likelihoods_of_an_implicit_guide_are_right",
     ),
+    Bug(
+        "an expert that lacks is heard",
+        "conditionals/experts.py",
+        "scale.pow(-2).masked_fill(~there.unsqueeze(-1), 0.0)",
+        "scale.pow(-2)",
+        "tests/models/test_multimodal.py::test_a_modality_that_lacks_drops_out",
+    ),
+    Bug(
+        "a product of experts without its prior",
+        "conditionals/experts.py",
+        "total = 1 + precision.sum(-2)",
+        "total = precision.sum(-2)",
+        "tests/models/test_multimodal.py::test_a_product_of_experts_is_the_posterior",
+    ),
+    Bug(
+        "a mixture of experts with its prior always",
+        "conditionals/experts.py",
+        "none = ~there.any(-1, keepdim=True)",
+        "none = there.any(-1, keepdim=True)",
+        "tests/models/test_multimodal.py::test_a_mixture_of_experts_has_its_own_bound",
+    ),
+    Bug(
+        "draws of a mixture cut off from its components",
+        "distributions/fixed_mixture.py",
+        "self.component_distribution.rsample(shape)",
+        "self.component_distribution.sample(shape)",
+        "tests/models/test_multimodal.py::test_draws_of_a_mixture_carry_its_gradient",
+    ),
+    Bug(
+        "each site filled in at another label",
+        "evaluation/given_code.py",
+        "picked = picks[latent].reshape(weight.shape[1:])",
+        "picked = Categorical(weight.movedim(0, -1)).sample()",
+        "tests/models/test_missing.py::test_a_label_that_is_summed_out_fills_in_several_sites",
+    ),
+    Bug(
+        "labels of a hole by their prior",
+        "evaluation/given_code.py",
+        "self.posteriors = joint.posteriors_at(guide, particles)",
+        "self.posteriors = {n: torch.ones_like(p) / p.shape[-1]\n"
+        "            for n, p in joint.posteriors_at(guide, particles).items()}",
+        "tests/models/test_missing.py::test_a_label_that_is_summed_out_fills_in_several_sites",
+    ),
+    Bug(
+        "rounding inside products not looked at",
+        "program/cuts.py",
+        "        if func in _PRODUCTS:\n",
+        "        if False:\n",
+        "tests/program/test_cuts.py"
+        "::test_large_terms_that_cancel_are_no_dependence_on_the_rows_beside",
+    ),
 ]

@@ -51,6 +51,7 @@ from pyro_vae.models import (
     HierarchicalVAE,
     LadderVAE,
     LinearVAE,
+    MultimodalVAE,
     ProdLDA,
     SentenceVAE,
     TableVAE,
@@ -377,6 +378,12 @@ def _labelled(n: int) -> tuple[Tensor, Tensor]:
     return binary(n), torch.arange(n) % 3
 
 
+def _two_modalities(n: int) -> dict[str, Tensor]:
+    x, lacks = binary(n), torch.arange(n)[:, None] % 3
+    side = x[:, :3].masked_fill(lacks == 1, torch.nan)
+    return {"x": x.masked_fill(lacks == 2, torch.nan), "side": side}
+
+
 def _sequences(n: int) -> dict[str, Tensor]:
     return {"x": real(n, (5,)), "lengths": torch.arange(n) % 6}  # some rows are wholly masked
 
@@ -508,6 +515,9 @@ CASES = {
     "conditional": _zoo(lambda: ConditionalVAE(6, 2, (8,), num_classes=3), _labelled),
     "m2": _zoo(lambda: M2(6, 3, 2, (8,)), binary),
     "table": _zoo(lambda: TableVAE(COLUMNS, 2, (8,)), table),
+    "multimodal": _zoo(
+        lambda: MultimodalVAE({"x": 6, "side": 3}, 2, (8,), guide="mixture"), _two_modalities
+    ),
     "labelled": Case(Labelled, _labelled),
     "sequences": Case(Sequences, _sequences),
     "bayesian": Case(BayesianDecoder, real),

@@ -12,6 +12,7 @@ from pyro_vae.conditionals.ar1_prior import AR1Prior
 from pyro_vae.conditionals.column_kinds import Column
 from pyro_vae.conditionals.continuous import Gaussian, IsotropicGaussian, Point, SquaredError
 from pyro_vae.conditionals.discrete import Bernoulli, Categorical, DiscretisedLogistic
+from pyro_vae.conditionals.experts import MixtureOfExperts, ProductOfExperts
 from pyro_vae.conditionals.flows import InverseAutoregressiveFlow, PlanarFlow, SplineFlow
 from pyro_vae.conditionals.imputation import LearnedConstant, SetEncoding, ZeroImputation
 from pyro_vae.conditionals.made import MADE
@@ -62,10 +63,12 @@ __all__ = [
     "LearnedConstant",
     "LowRankGaussian",
     "Mixture",
+    "MixtureOfExperts",
     "NoiseFed",
     "Observation",
     "PlanarFlow",
     "Point",
+    "ProductOfExperts",
     "SetEncoding",
     "SplineFlow",
     "SquaredError",

@@ -11,6 +11,7 @@ from pyro_vae.distributions.code_sequence import CodeSequence
 from pyro_vae.distributions.codebook_vectors import Quantised, StraightThrough, nearest
 from pyro_vae.distributions.columns import Columns
 from pyro_vae.distributions.discretised_logistic import DiscretisedLogistic
+from pyro_vae.distributions.fixed_mixture import FixedMixture
 from pyro_vae.distributions.flow_gaussian import FlowGaussian
 from pyro_vae.distributions.given_label import GivenLabel
 from pyro_vae.distributions.implicit import Implicit
@@ -33,6 +34,7 @@ __all__ = [
     "CodeSequence",
     "Columns",
     "DiscretisedLogistic",
+    "FixedMixture",
     "FlatSequence",
     "FlowGaussian",
     "GivenLabel",

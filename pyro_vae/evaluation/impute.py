@@ -8,9 +8,10 @@ from torch import Tensor
 
 from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import ProgramError
+from pyro_vae.evaluation.given_code import GivenCode
 from pyro_vae.evaluation.site_values import known_mean
 from pyro_vae.program.handlers import innermost
-from pyro_vae.program.masks import kept_units
+from pyro_vae.program.joining import join_sites, single
 from pyro_vae.program.passes import Pass, Verb, runs
 from pyro_vae.program.plates import of_datum
 from pyro_vae.program.program import Program
@@ -26,7 +27,8 @@ class Imputed:
     """Data with their missing cells filled in.
 
     Arguments:
-        values: The data, ``(N, *event)``, or a data frame: observed cells as they were given.
+        values: The data, ``(N, *event)``, or a data frame: observed cells as they were given. Where
+            several sites are observed, this and the next two are dicts by site.
         missing: Which cells were missing, ``(N, *event)``.
         stderr: Standard error, by the sampling, of each mean that was filled in, in the units of
             the program's cells; 0 at observed cells, NaN where names were filled in, or draws.
@@ -35,14 +37,16 @@ class Imputed:
     """
 
     values: Any
-    missing: Tensor
-    stderr: Tensor
+    missing: Any
+    stderr: Any
     ess: Tensor
     samples: int
 
     def __repr__(self) -> str:
+        missing = self.missing.values() if isinstance(self.missing, dict) else [self.missing]
+        cells = sum(int(each.sum()) for each in missing)
         return (
-            f"Imputed({len(self.ess)} data, {int(self.missing.sum())} cells filled in, "
+            f"Imputed({len(self.ess)} data, {cells} cells filled in, "
             f"samples={self.samples}, median ess={self.ess.median().item():.1f})"
         )
 
@@ -59,21 +63,23 @@ def impute(
     A cell without a mean (a category, a rank) gets its most probable value: that of the averaged
     probabilities. With ``how="sample"`` a code is picked by its weight, and all missing cells are
     drawn at it: one draw of :math:`p(x_m \mid x_o)`, exact as K grows. Missing is what the model
-    masks.
+    masks. A latent that is summed out (a label) is summed out here too, and drawn given the code
+    for a draw; `pv.classify` says what it is.
 
     Arguments:
-        program: Anything that masks cells of its one observed site: ``VAE(missing="nan")``,
-            ``TableVAE``, or a distribution under ``.mask``.
+        program: Anything that masks cells of what it observes: ``VAE(missing="nan")``,
+            ``TableVAE``, ``MultimodalVAE``, or a distribution under ``.mask``.
         data: One row per datum with holes, in any form that the program takes.
         how: "mean" or "sample" (a program's draws come from torch's global generator).
         samples: K.
 
     Returns:
-        The data, and how far to trust what is new in them.
+        The data, and how far to trust what is new in them; by site where several are observed.
 
     Raises:
         DataError: Data that the program cannot take.
-        ProgramError: The program masks nothing, observes several sites, or sums a latent out.
+        ProgramError: The program masks nothing, or a masked site depends on several latents that
+            are summed out.
 
     References:
         | MIWAE (Mattei & Frellsen, 2019), arXiv:1812.02633
@@ -84,81 +90,59 @@ def impute(
     with wrapped.passes(data, _VERB, rows=_DATA_PER_PASS) as passes:
         for piece in passes:
             parts.append(_filled(piece, count, how))
-    values, missing, stderr, ess = (torch.cat(each) for each in zip(*parts, strict=True))
+    values, missing, stderr = (
+        single(join_sites("impute", list(each))) for each in list(zip(*parts, strict=True))[:3]
+    )
     completes: Any = getattr(wrapped.source, "completes", None)
     if completes is not None and hasattr(data, "columns"):
         values = completes(data, values, missing)
-    return Imputed(values, missing, stderr, ess, count)
+    return Imputed(values, missing, stderr, torch.cat([part[3] for part in parts]), count)
 
 
-def _filled(piece: Pass, count: int, how: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return values, what was missing, errors of what is new, and sample sizes of a pass."""
-    site = _site(piece)
-    joint, mean, drawn = piece.joint.densities(), _Mean(), _Drawn()
+def _filled(piece: Pass, count: int, how: str) -> tuple[Any, Any, Any, Tensor]:
+    """Return values, what was missing, errors of what is new, by site, and sample sizes."""
+    joint, drawn = piece.joint.densities(), _Drawn()
+    means: dict[str, _Mean] = {}
     for size in runs(count, joint, piece.batch, _ROWS_PER_PASS):
         model, guide = joint.traces(size)
         log_weight = stack([joint.scored(model, guide, size)]).log_weight[0]  # (k, B)
-        found: Any = model.nodes[site]
-        mean.add(log_weight, _statistics(found, len(piece), size))
+        given_code = GivenCode(piece, joint, model, guide, size)
+        kept = given_code.kept()
+        for name in kept:
+            mean = given_code.mean(name, *_statistics(model.nodes[name]["fn"]))
+            means.setdefault(name, _Mean()).add(log_weight, mean)
         if how == "sample":
-            value = found["fn"].sample()
-            drawn.add(log_weight, of_datum(found, value, len(piece), size))
-    kept = kept_units(found["fn"], found["mask"], log_weight.device)
-    if kept is None:
-        raise ProgramError(
-            f"impute: site {site!r} has no missing cells: the model masks none of them; use "
-            'VAE(missing="nan"), TableVAE, or .mask around its distribution'
-        )
-    kept = of_datum(found, kept, len(piece), size if kept.shape[0] == size > 1 else 1)[0]
-    given = of_datum(found, found["value"], len(piece))[0]
-    error = mean.error() if how == "mean" else torch.full_like(mean.value(), torch.nan)
-    new = drawn.value if how == "sample" else _values(found, mean.value())
-    error = error if error.shape == given.shape else torch.full_like(given, torch.nan)
-    zero = torch.zeros_like(error)
-    return (
-        torch.where(kept, given, new.to(given.dtype)),
-        ~kept,
-        torch.where(kept, zero, error),
-        mean.ess(),
-    )
+            drawn.add(log_weight, given_code.draws(list(kept)))
+    values, missing, errors = {}, {}, {}
+    for name in piece.sites.observed:
+        site: Any = model.nodes[name]
+        given = of_datum(site, site["value"], len(piece))[0]
+        values[name], missing[name] = given, torch.zeros_like(given, dtype=torch.bool)
+        errors[name] = torch.zeros_like(given, dtype=log_weight.dtype)
+        if name in kept:
+            error = means[name].error()
+            known = how == "mean" and error.shape == given.shape
+            error = error if known else torch.full_like(errors[name], torch.nan)
+            new = drawn.value[name] if how == "sample" else _values(site, means[name].value())
+            values[name] = torch.where(kept[name], given, new.to(given.dtype))
+            missing[name], errors[name] = ~kept[name], error.masked_fill(kept[name], 0.0)
+    return values, missing, errors, means[next(iter(kept))].ess()
 
 
-def _site(piece: Pass) -> str:
-    sites = piece.sites
-    if sites.enumerated or len(sites.observed) != 1:
-        which = sites.enumerated or sites.observed
-        raise ProgramError(
-            f"impute: got {', '.join(which)} {'summed out' if sites.enumerated else 'observed'}, "
-            "expected one observed site and no sum; let the guide draw the latent, or ask for the "
-            "sites one by one"
-        )
-    return sites.observed[0]
-
-
-def _statistics(site: Any, rows: int, particles: int) -> Tensor:
-    """Return what is averaged over codes, (k, B, S): means, or probabilities of classes."""
-    fn = site["fn"]
+def _statistics(fn: Any) -> tuple[Tensor, int]:
+    """Return what is averaged over codes, means or probabilities of classes, and its event dims."""
     datum = getattr(fn, "datum", fn)
     if hasattr(datum, "statistics"):
-        return _first(datum.statistics(), 1, rows, particles)
-    mean = known_mean(fn)
-    if _classes(fn) is not None:
-        probs = _classes(fn).probs
-        return _first(probs, 1 + len(fn.event_shape), rows, particles)
+        return datum.statistics(), 1
+    mean, classes = known_mean(fn), _classes(fn)
+    if classes is not None:
+        return classes.probs, 1 + len(fn.event_shape)
     if mean is None:
         raise ProgramError(
             f'impute: {type(innermost(fn)).__name__} has no mean; take how="sample", or another '
             "distribution of the cells"
         )
-    return of_datum(site, mean, rows, particles)
-
-
-def _first(value: Tensor, event: int, rows: int, particles: int) -> Tensor:
-    """Return a statistic (*, B | event) as (k, B, *event)."""
-    tail = value.shape[value.dim() - event :]
-    return value.expand(*(particles,) * (particles > 1), *value.shape[-1 - event :]).reshape(
-        -1, rows, *tail
-    )
+    return mean, len(fn.event_shape)
 
 
 def _values(site: Any, mean: Tensor) -> Tensor:
@@ -217,17 +201,18 @@ class _Drawn:
 
     def __init__(self) -> None:
         self.best: Tensor | None = None
+        self.value: dict[str, Tensor] = {}
 
-    def add(self, log_weight: Tensor, value: Tensor) -> None:
-        """Take in log weights (k, B) and values (k or 1, B, *event)."""
+    def add(self, log_weight: Tensor, values: dict[str, Tensor]) -> None:
+        """Take in log weights (k, B) and values (k, B, *event) by site, all at the same codes."""
         noise = -torch.empty_like(log_weight).exponential_().log()
         best, place = (log_weight + noise).max(0)
-        value = value.expand(len(log_weight), *value.shape[1:])
-        index = place.reshape(1, -1, *(1,) * (value.dim() - 2)).expand(1, *value.shape[1:])
-        picked = value.gather(0, index)[0]
-        if self.best is None:
-            self.best, self.value = best, picked
-            return
-        better = best > self.best
-        self.value = torch.where(better.reshape(-1, *(1,) * (picked.dim() - 1)), picked, self.value)
-        self.best = torch.maximum(self.best, best)
+        rows = torch.arange(len(place), device=place.device)
+        picked = {name: value[place, rows] for name, value in values.items()}
+        if self.best is not None:
+            better = best > self.best
+            for name, value in picked.items():
+                mine = better.reshape(-1, *(1,) * (value.dim() - 1))
+                picked[name] = torch.where(mine, value, self.value[name])
+            best = torch.maximum(self.best, best)
+        self.best, self.value = best, picked

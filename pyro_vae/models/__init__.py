@@ -6,6 +6,7 @@ from pyro_vae.models.conditional_vae import ConditionalVAE
 from pyro_vae.models.deep_exponential import DEF
 from pyro_vae.models.ladder import HierarchicalVAE, LadderVAE
 from pyro_vae.models.linear import LinearVAE
+from pyro_vae.models.multimodal import MultimodalVAE
 from pyro_vae.models.sbn import SBN
 from pyro_vae.models.semi_supervised import M2, Resampled
 from pyro_vae.models.sentences import SentenceLM, SentenceVAE
@@ -34,6 +35,7 @@ __all__ = [
     "HierarchicalVAE",
     "LadderVAE",
     "LinearVAE",
+    "MultimodalVAE",
     "ProdLDA",
     "Resampled",
     "SentenceLM",

@@ -9,6 +9,8 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_vae.program.batch import Batch, map_batch, map_rows, named_leaves, num_rows
 from pyro_vae.program.checks import has_density
@@ -21,6 +23,13 @@ Rounding = Mapping[Term, Tensor]  # of densities
 Pair = tuple[Trace, Trace]  # of model and guide, their plate under its canonical name
 PairOf = Callable[[Batch, Mapping[str, Tensor]], Pair]  # some rows, latents
 _ROUNDINGS = 100  # what one rounding of the arguments does, so many times, is no dependence
+_PRODUCTS = {
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten.baddbmm.default,
+    torch.ops.aten.convolution.default,
+}
 _MOST = 8  # rows from all over a batch to look at
 _SMALL = 1 << 20  # numbers of an argument of which the extreme rows are looked at, too
 
@@ -144,7 +153,8 @@ def changes_beside(run: PairOf, few: Batch, cuts: Sequence[Tensor]) -> set[Chang
         if unlike(whole, run(few, latents_cut(whole))):
             return None
         latents = {name: _rounded(value) for name, value in latents_cut(whole).items()}
-        rounding = _rounding(whole, run(map_batch(_rounded, few), latents))
+        with RoundedProducts():
+            rounding = _rounding(whole, run(map_batch(_rounded, few), latents))
     except Exception:  # whatever a user's function raises on rows that it was not written for
         return None
     return {each for kept, piece in pieces for each in unlike(whole, piece, kept, rounding)}
@@ -154,9 +164,28 @@ def _rounded(value: Tensor) -> Tensor:
     """Return numbers as one more rounding leaves them; whole ones, which may be labels, stay."""
     if not value.is_floating_point():
         return value
+    return torch.where(value == value.round(), value, _moved(value))
+
+
+def _moved(value: Tensor) -> Tensor:
+    """Return numbers a rounding or two away."""
     noise = torch.rand(value.shape, generator=torch.Generator().manual_seed(0)) - 0.5
-    moved = value * (1 + 8 * torch.finfo(value.dtype).eps * noise.to(value))
-    return torch.where(value == value.round(), value, moved)
+    return value * (1 + 8 * torch.finfo(value.dtype).eps * noise.to(value))
+
+
+class RoundedProducts(TorchDispatchMode):
+    """Round what matrix products multiply once more.
+
+    Their large terms may cancel: then a sum in another order, as for another number of rows, is far
+    from the one before, though what goes into the network has hardly moved.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in _PRODUCTS:
+            args = pytree.tree_map_only(Tensor, _moved, args)
+        return func(*args, **(kwargs or {}))
 
 
 def _rounding(whole: Pair, rounded: Pair) -> Rounding:

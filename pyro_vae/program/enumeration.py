@@ -400,6 +400,28 @@ def _enumerated_ids(site: Message) -> frozenset[int]:
     return frozenset(id_ for dim, id_ in ids.items() if len(shape) >= -dim and shape[dim] > 1)
 
 
+def summed_around(model: Trace, name: str) -> dict[str, int]:
+    """Return the enumerated latents that a site's distribution depends on, each with its dimension.
+
+    Raises:
+        ProgramError: The model takes their values one at a time: the site shows one of them alone.
+    """
+    site: Any = model.nodes[name]
+    ids, shape = site["infer"].get("_dim_to_id", {}), site["fn"].batch_shape
+    if "at_all" in site:
+        raise ProgramError(
+            f"site {name!r}: its distribution is known at one value at a time of what is summed "
+            "out; let the guide draw the latent"
+        )
+    own = {
+        each["infer"]["_dim_to_id"][each["infer"]["_enumerate_dim"]]: latent
+        for latent, each in sample_sites(model)
+        if is_enumerated(each)
+    }
+    there = {dim: id_ for dim, id_ in ids.items() if len(shape) >= -dim and shape[dim] > 1}
+    return {own[id_]: dim for dim, id_ in there.items() if id_ in own}
+
+
 def log_density(name: str, site: Message, summed: bool) -> Tensor:
     """Return the log density of a site, without weights, and without a mask where it is summed."""
     if "at_all" in site:  # as the model said at each value alone

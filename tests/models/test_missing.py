@@ -205,3 +205,53 @@ def test_what_cannot_be_filled_in_is_told():
     wild = x.index_fill(0, torch.tensor(1), math.inf)
     with pytest.raises(DataError, match=r"inf in row 1"):
         pv.elbo(VAE(4, 2, (6,), missing="nan", observation=Gaussian), wild)
+
+
+class Clusters(nn.Module):
+    """Two sites around the centre of a cluster, which is summed out, and a common shift z."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = torch.tensor([[-2.0, 0.0], [1.0, 3.0], [0.0, -2.0]]).double()
+        self.share = torch.tensor([0.2, 0.5, 0.3]).double()
+
+    def model(self, x, u):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(self.share))
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            centre = self.loc[y] + z[..., None]
+            cells = dist.Normal(centre, 0.5).to_event(1)
+            pyro.sample("x", Incomplete(cells, ~x.isnan()), obs=x)
+            both = dist.Normal(centre.sum(-1, keepdim=True), 1.0).to_event(1)
+            pyro.sample("u", Incomplete(both, ~u.isnan()), obs=u)
+
+    def guide(self, x, u):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+
+
+def test_a_label_that_is_summed_out_fills_in_several_sites():
+    """Means, and draws with their covariance across the sites, against a grid of z; |z| < 5."""
+    program = Clusters()
+    grid = torch.linspace(-8.0, 8.0, 4001).double()
+    centre = program.loc[:, None, :] + grid[:, None]  # (label, z, cell)
+    log_p = program.share.log()[:, None] + dist.Normal(0 * grid, 1.0).log_prob(grid)
+    log_p = log_p + dist.Normal(centre[..., 0], 0.5).log_prob(torch.tensor(0.3).double())
+    weight = log_p.flatten().softmax(0).reshape(log_p.shape)
+    two = torch.stack([centre[..., 1], centre.sum(-1)], -1)  # what is missing, given both latents
+    mean = (weight[..., None] * two).sum((0, 1))
+    spread = (weight[..., None, None] * (two - mean)[..., None] * (two - mean)[..., None, :]).sum(
+        (0, 1)
+    ) + torch.diag(torch.tensor([0.25, 1.0]).double())
+    x = torch.tensor([[0.3, math.nan]]).double()
+    u = torch.full((1, 1), math.nan).double()
+    torch.manual_seed(2)
+    found = pv.impute(program, (x, u), samples=4000)
+    filled = torch.stack([found.values["x"][0, 1], found.values["u"][0, 0]])
+    error = torch.stack([found.stderr["x"][0, 1], found.stderr["u"][0, 0]])
+    assert ((filled - mean).abs() < 5 * error).all() and found.missing["x"].tolist() == [[0, 1]]
+    many = pv.impute(program, (x.expand(1500, 2), u.expand(1500, 1)), how="sample", samples=60)
+    drawn = torch.cat([many.values["x"][:, 1:], many.values["u"]], -1)
+    assert ((drawn.mean(0) - mean).abs() < 5 * (spread.diagonal() / 1500).sqrt()).all()
+    products = (drawn - mean)[:, :1] * (drawn - mean)[:, 1:]
+    assert abs(products.mean() - spread[0, 1]) < 5 * products.std() / 1500**0.5

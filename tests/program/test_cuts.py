@@ -438,3 +438,36 @@ def test_a_term_that_is_a_sum_to_one_look_and_a_mean_to_another_is_told_of():
     for one, two in ((sum_, neither), (neither, sum_)):
         with pytest.raises(ProgramError, match=r"'f' .* no sum"):
             one.joined_with(two).require_parts(4, 12, None)
+
+
+class Cancelling(torch.nn.Module):
+    """Large terms that cancel, summed in another order where rows are few, as kernels do."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        first, second = (torch.randn(size, generator=generator) for size in ((2, 64), (64, 1)))
+        self.first = torch.nn.Parameter(torch.cat([first, first], -1))
+        self.second = torch.nn.Parameter(3e3 * torch.cat([second, -second]))
+
+    def loc(self, z):
+        order = (
+            torch.arange(128) if z.shape[-2] > 6 else torch.arange(128).reshape(2, 64).T.flatten()
+        )
+        return torch.tanh(1e7 * z @ self.first)[..., order] @ self.second[order]
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.loc(z), 1e-2).to_event(1), obs=x[:, 2:])
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, :2], 1e-6).to_event(1))
+
+
+def test_large_terms_that_cancel_are_no_dependence_on_the_rows_beside():
+    """In single precision the order of such a sum moves a density by more than what goes in."""
+    torch.manual_seed(0)
+    x = torch.randn(40, 3).sign() * 0.02
+    assert pv.log_likelihood(Cancelling(), x, samples=2).log_prob.shape == (40,)

@@ -30,6 +30,7 @@ X = torch.linspace(-1, 1, 42, dtype=torch.float64).reshape(7, 6)
 
 # A prior or a posterior that does not factorise has no density per unit.
 WITHOUT_UNITS = {
+    "multimodal",
     "dmm",
     "dmm_filtering",
     "dmm_mean_field",

@@ -128,6 +128,7 @@ class ColumnGroup(nn.Module):
         self._hold("high", torch.tensor([c.standardised(c.high, math.inf) for c in columns]))
         sizes = torch.tensor([max(1, len(column.categories)) for column in columns])
         self._hold("allowed", torch.arange(max(1, self.classes)) < sizes[:, None])
+        self.ragged = len(set(sizes.tolist())) > 1  # some have fewer categories than others
         if distribution == "ordered_logit":  # widths between cut points, after a softplus
             self.steps = nn.Parameter(torch.zeros(self.count, max(1, self.classes - 2)))
 
@@ -202,15 +203,15 @@ def _zero_inflated(group: ColumnGroup, p: Tensor) -> Any:
 
 
 def _categorical(group: ColumnGroup, p: Tensor) -> Any:
-    return dist.Categorical(logits=p.masked_fill(~group.allowed, -1e30))
+    return dist.Categorical(logits=p.masked_fill(~group.allowed, -1e30) if group.ragged else p)
 
 
 def _ordered_logit(group: ColumnGroup, p: Tensor) -> Any:
     widths = nn.functional.softplus(group.steps + 0.5)
     inner = nn.functional.pad(widths.cumsum(-1), (1, 0))[:, : group.classes - 1]
     cuts = inner - inner.mean(-1, keepdim=True)
-    # A column of fewer categories has its further cuts out of reach.
-    cuts = torch.where(group.allowed[:, 1:], cuts, cuts + 1e4)
+    if group.ragged:  # a column of fewer categories has its further cuts out of reach
+        cuts = torch.where(group.allowed[:, 1:], cuts, cuts + 1e4)
     return dist.OrderedLogistic(p[..., 0], cuts)
 
 

@@ -85,7 +85,9 @@ class Columns(TorchDistribution):
 
     def cell_log_prob(self, value: Tensor) -> Tensor:
         """Return the log density of each cell, (batch | D), nats."""
-        return self._together([each.log_prob(value[..., places]) for places, each in self.parts])
+        return self._together(
+            [each.log_prob(value.index_select(-1, places)) for places, each in self.parts]
+        )
 
     @typed
     def log_prob(self, value: Tensor) -> Tensor:

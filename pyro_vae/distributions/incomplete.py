@@ -56,7 +56,7 @@ class Incomplete(Expandable):
                 f"datum: got {type(datum).__name__}, whose cells depend on each other: the density "
                 "of some of them is not known; use an observation of independent cells"
             )
-        self.datum = datum
+        self.datum, self.observed = datum, observed
         shape = datum.batch_shape + datum.event_shape
         try:
             self.kept = observed.expand(shape)
@@ -87,10 +87,13 @@ class Incomplete(Expandable):
         return self.datum.mode
 
     def filled(self, value: Tensor) -> Tensor:
-        """Return a value with something possible in the place of what is missing."""
+        """Return a value with something possible in the place of what is missing.
+
+        Not expanded to the batch: many particles share their data.
+        """
         if hasattr(self.datum, "filled"):
-            return self.datum.filled(value, self.kept)
-        return torch.where(self.kept, value, torch.ones_like(value))
+            return self.datum.filled(value, self.observed)
+        return torch.where(self.observed, value, torch.ones_like(value))
 
     @typed
     def log_prob(self, value: Tensor) -> Tensor:

@@ -165,7 +165,10 @@ class TableVAE(OneLatent):
     def encoder(self, x: Tensor) -> TorchDistributionMixin:
         """Return q(z | x) of the observed cells of rows (*, D), event (Z,)."""
         observed = ~x.isnan()
-        features = [g.encoded(x[..., g.places], observed[..., g.places]) for g in self._groups]
+        features = [
+            g.encoded(x.index_select(-1, g.places), observed.index_select(-1, g.places))
+            for g in self._groups
+        ]
         return self.encode(torch.cat([*features, observed.to(features[0].dtype)], -1))
 
     def model(self, x: Tensor) -> Tensor:

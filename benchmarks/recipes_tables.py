@@ -242,12 +242,16 @@ def _mean_or_mode(columns: list[Column], seen: Tensor) -> Tensor:
 
 
 def _iterative(columns: list[Column], seen: Tensor, seed: int) -> Tensor:
-    """Chained regressions on standardised columns, categories one-hot."""
+    """Chained regressions on standardised columns, and on a category's dummies but the first.
+
+    All dummies of a column sum to one: each would be regressed on its own siblings, whose means
+    fill the same holes, and stay at its mean.
+    """
     parts, sizes = [], []
     for d, column in enumerate(columns):
         cells = seen[:, d : d + 1]
         if column.kind == "categorical":
-            hot = (cells == torch.arange(len(column.categories))).float()
+            hot = (cells == torch.arange(1, len(column.categories))).float()
             parts.append(hot.masked_fill(cells.isnan(), torch.nan))
         else:
             parts.append((cells - cells.nanmean()) / cells[~cells.isnan()].std())
@@ -258,7 +262,8 @@ def _iterative(columns: list[Column], seen: Tensor, seed: int) -> Tensor:
     for d, (column, part) in enumerate(zip(columns, done.split(sizes, 1), strict=True)):
         known = seen[:, d][~seen[:, d].isnan()]
         if column.kind == "categorical":
-            filled.append(part.argmax(1).to(seen.dtype))
+            every = torch.cat([1 - part.sum(1, keepdim=True), part], 1)
+            filled.append(every.argmax(1).to(seen.dtype))
         else:
             filled.append((part[:, 0] * known.std() + known.mean()).to(seen.dtype))
     return torch.stack(filled, 1)

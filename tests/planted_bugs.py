@@ -1998,4 +1998,18 @@ BUGS = [
         "tests/program/test_cuts.py"
         "::test_large_terms_that_cancel_are_no_dependence_on_the_rows_beside",
     ),
+    Bug(
+        "whole numbers with holes read as real ones",
+        "data/table_files.py",
+        'read(path, dtype_backend="numpy_nullable")',
+        "read(path)",
+        "tests/test_cli.py::test_a_table_from_training_to_filled_cells",
+    ),
+    Bug(
+        "a shell's table split by nothing",
+        "data/table_files.py",
+        "kept = (turn != _EVERY - 1) & (turn != _EVERY // 2 - 1)",
+        "kept = turn >= 0",
+        "tests/test_cli.py::test_rows_of_a_table_are_split_once",
+    ),
 ]

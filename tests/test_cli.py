@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import sparse
@@ -16,6 +17,7 @@ from scipy import sparse
 import pyro_vae as pv
 from pyro_vae import cli
 from pyro_vae.cli import datasets, options, runs
+from pyro_vae.data.table_files import split_table
 
 SMALL = ["--latent_dim", "2", "--hidden", "8", "--device", "cpu", "--progress", "false"]
 
@@ -428,3 +430,103 @@ def test_objectives_with_a_critic_train_from_the_shell(objective, options, colum
 def test_objectives_that_do_not_go_with_a_model_are_told(options, said, capsys):
     assert train("--out", "run", *options) != 0
     assert said in capsys.readouterr().err
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Write a table of two groups with holes, and return it whole."""
+    rng, group = np.random.default_rng(0), np.arange(80) % 2
+    whole = pd.DataFrame(
+        {
+            "height": (160 + 20 * group + rng.normal(size=80)).round(1),
+            "visits": rng.poisson(1 + 6 * group),
+            "income": np.exp(7 + group).round(2) + rng.integers(0, 9, 80),
+            "town": np.where(group == 1, "Bonn", "Ayr"),
+            "member": group == 1,
+        }
+    )
+    holes = np.random.default_rng(1).random(whole.shape) < 0.1
+    table = whole.astype({"visits": "Int64", "member": "boolean"}).mask(holes)
+    table.to_csv(tmp_path / "table.csv", index=False)
+    return table
+
+
+def test_a_table_from_training_to_filled_cells(table, capsys, tmp_path):
+    kinds = ["--kinds", '{"income": "positive"}']
+    assert train("--data", "table.csv", "--out", "run", *kinds, "--objective", "iwae") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for kind in ("height real (normal)", "visits count (", "income positive (", "member categ"):
+        assert kind in said
+    assert "town categorical (categorical, 2 categories)" in said
+    few = table[table.columns[::-1]][:9]  # by their names
+    few.to_csv("few.csv", index=False)
+    assert cli.main(["impute", "run", "few.csv", "--samples", "20", "--device", "cpu"]) == 0
+    assert f"{int(few['town'].isna().sum())} filled in" in capsys.readouterr().out
+    filled = pd.read_csv(tmp_path / "run" / "filled.csv")
+    assert list(filled.columns) == list(few.columns) and not filled.isna().any().any()
+    for name in few.columns:
+        there = ~few[name].isna()
+        assert (filled[name][there] == few[name][there]).all()
+    assert filled["visits"].dtype.kind == "i"
+    assert cli.main(["generate", "run", "-n", "5", "--device", "cpu"]) == 0
+    assert pd.read_csv(tmp_path / "run" / "samples.csv").shape == (5, 5)
+    options = ["--samples", "4", "--device", "cpu", "--progress", "false"]
+    assert cli.main(["evaluate", "run", *options]) == 0
+    capsys.readouterr()
+    bad = {
+        "column 'town': got 'Rome' in row 2": few.assign(town=["Ayr", "Ayr", "Rome"] * 3),
+        "column 'income' is missing": few.drop(columns="income"),
+        "column 'income': got -1 in row 0": few.assign(income=-1.0),
+        "column 'height': got cells of type": few.assign(height="tall"),
+    }
+    for text, frame in bad.items():
+        frame.to_csv("bad.csv", index=False)
+        assert text in complaint(capsys, ["impute", "run", "bad.csv"])
+    few.assign(**dict.fromkeys(few.columns, np.nan)).to_csv("none.csv", index=False)
+    assert cli.main(["impute", "run", "none.csv", "--samples", "5", "--out", "all.csv"]) == 0
+    assert not pd.read_csv("all.csv").isna().any().any()  # nothing is known: the prior's means
+
+
+def test_rows_of_a_table_are_split_once():
+    Path("rows.csv").write_text("a,b\n" + "".join(f"{n},{n % 3}\n" for n in range(50)))
+    found = split_table(Path("rows.csv"))
+    parts = [found.train["a"], found.valid["a"], found.test["a"]]
+    assert sorted(pd.concat(parts)) == list(range(50))
+    assert list(parts[1]) == [19, 39] and list(parts[2]) == [9, 29, 49]
+
+
+@pytest.mark.parametrize(
+    ("column", "options", "said"),
+    [
+        ({"height": np.nan}, [], "column 'height': all cells are missing; leave it out"),
+        ({"height": 1.5}, [], "column 'height': all observed cells are 1.5"),
+        ({"height": np.inf}, [], "column 'height': all observed cells are inf"),
+        ({}, ["--kinds", '{"weight": "real"}'], "kinds: no column 'weight'"),
+        ({}, ["--kinds", '{"town": "count"}'], "column 'town': got cells of type"),
+        ({}, ["--model", "VAE"], "digits, mnist"),
+        ({}, ["--vocab", "words.txt"], "vocab: got 'words.txt', expected none"),
+    ],
+)
+def test_bad_tables_are_told_by_their_column(table, column, options, said, capsys):
+    table.assign(**column).to_csv("table.csv", index=False)
+    assert said in complaint(capsys, ["train", *SMALL, "--data", "table.csv", *options])
+
+
+def test_files_that_are_no_tables_are_told(capsys):
+    Path("empty.csv").write_text("")
+    Path("names.csv").write_text("a,b\n")
+    Path("few.csv").write_text("a,b\n1,2\n3,4\n")
+    Path("bytes.csv").write_bytes(b"\xff\xfe\x00a,b\n" * 30)
+    Path("table.parquet").write_bytes(b"PAR1")
+    for name, said in {
+        "absent.csv": "absent.csv: no such file",
+        "empty.csv": "empty.csv: cannot be read as a table",
+        "names.csv": "names.csv: got no rows",
+        "few.csv": "few.csv: got 2 rows, expected at least 20",
+        "bytes.csv": "bytes.csv: cannot be read as a table",
+        "table.parquet": "table.parquet: ",
+    }.items():
+        assert said in complaint(capsys, ["train", *SMALL, "--data", name])
+    assert "kinds: VAE has no columns" in complaint(
+        capsys, ["train", *SMALL, "--kinds", '{"a": "real"}']
+    )

@@ -1,4 +1,5 @@
-"""The command line: ``pyro-vae train | evaluate | generate | diagnose | topics | demo``.
+"""The command line: ``pyro-vae train | evaluate | generate | impute | diagnose | topics |
+demo``.
 
 The options, their defaults and their help are the signatures and docstrings of the functions that
 COMMANDS names. Exit codes: 0 done, 1 a failure while running, 2 bad input, which costs one line on
@@ -12,7 +13,7 @@ from typing import NoReturn
 from jsonargparse import ArgumentParser, Namespace
 
 import pyro_vae as pv
-from pyro_vae.cli import demo, evaluate, generate, topic_report, train
+from pyro_vae.cli import demo, evaluate, fill_table, generate, topic_report, train
 from pyro_vae.cli.report import complain
 from pyro_vae.errors import PyroVaeError
 
@@ -20,6 +21,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train.train,
     "evaluate": evaluate.evaluate,
     "generate": generate.generate,
+    "impute": fill_table.impute,
     "diagnose": evaluate.diagnose,
     "topics": topic_report.topics,
     "demo": demo.demo,
@@ -75,7 +77,11 @@ def _parser() -> ArgumentParser:
         sub.add_function_arguments(function, as_positional=True, skip=skipped)
         if skipped:
             sub.add_argument(
-                "-n", "--n", type=int, default=64, help="number of images, chorales or sentences."
+                "-n",
+                "--n",
+                type=int,
+                default=64,
+                help="number of images, chorales, sentences or rows.",
             )
         commands.add_subcommand(name, sub, help=title)
     return parser

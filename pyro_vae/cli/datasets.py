@@ -1,4 +1,4 @@
-"""The data that the settings of a run ask for: images, documents, sequences or sentences."""
+"""The data that a run asks for: images, documents, sequences, sentences or tables."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,11 +7,12 @@ from typing import Any
 import torch
 
 import pyro_vae as pv
-from pyro_vae.cli.options import DOCUMENTS, SENTENCES, SEQUENCES, Binarisation
+from pyro_vae.cli.options import DOCUMENTS, SENTENCES, SEQUENCES, TABLES, Binarisation, Model
 from pyro_vae.cli.report import say
 from pyro_vae.data import catalogue
 from pyro_vae.data.count_files import read_counts
 from pyro_vae.data.line_files import read_lines, read_words
+from pyro_vae.data.table_files import SUFFIXES, split_table
 from pyro_vae.errors import ConfigError, DataError
 
 SETS = {
@@ -19,8 +20,9 @@ SETS = {
     "documents": catalogue.DOCUMENTS,
     "sequences": ("jsb",),
     "sentences": ("coco_captions",),
+    "tables": (),
 }
-_FILES = {"documents": ".npz", "sentences": ".txt"}  # of a user's own
+_FILES = {"documents": (".npz",), "sentences": (".txt",), "tables": SUFFIXES}  # of a user's own
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class DataSet:
     """Data as `fit` and the other verbs take them.
 
     Arguments:
-        source: a `Splits`, a `Corpus` or a `SequenceSets`.
+        source: a `Splits`, a `Corpus`, a `SequenceSets` or a `Table`.
         network: "conv" takes images, all else takes rows.
     """
 
@@ -69,8 +71,9 @@ def load_data(settings: dict[str, Any]) -> DataSet:
         DataError: No data set of that name, and no file.
     """
     kind, name, words = kind_of(settings["model"]), settings["data"], settings.get("vocab")
-    suffix = _FILES.get(kind)
-    if words and (suffix is None or (kind == "documents" and name in catalogue.DOCUMENTS)):
+    suffixes = _FILES.get(kind, ())
+    own = kind in ("documents", "sentences") and name not in catalogue.DOCUMENTS
+    if words and not own:
         raise ConfigError(
             f"vocab: got {words!r}, expected none: only files of counts and of sentences have one"
         )
@@ -80,14 +83,17 @@ def load_data(settings: dict[str, Any]) -> DataSet:
         if words and source.vocabulary != read_words(Path(words)):
             raise ConfigError(f"data: the words of {name} are not those of {words}")
         return DataSet(source, settings.get("network", "mlp"))
-    known = ", ".join(SETS[kind]) + (f" or a file {suffix}" if suffix else "")
+    files = " or a file " + " or ".join(suffixes) if suffixes else ""
+    known = (", ".join(SETS[kind]) + files).removeprefix(" or ")
     if any(name in names for names in SETS.values()):
         raise ConfigError(
             f"data: {name} is no set of {kind}, which {settings['model']} models; choose {known}"
         )
-    if suffix is None or not name.endswith(suffix):
+    if not name.endswith(suffixes or ("\0",)):
         raise DataError(f"data: unknown data set {name!r}; choose {known}")
     path, vocabulary = Path(name), Path(words) if words else None
+    if kind == "tables":
+        return DataSet(split_table(path))
     if kind == "sentences":
         return DataSet(read_lines(path, vocabulary))
     source = read_counts(path, vocabulary)
@@ -98,9 +104,19 @@ def load_data(settings: dict[str, Any]) -> DataSet:
 
 
 def kind_of(model: str) -> str:
-    """Return what a model is of: "images", "documents", "sequences" or "sentences"."""
-    kinds = {"documents": DOCUMENTS, "sequences": SEQUENCES, "sentences": SENTENCES}
+    """Return what a model is of: "images", "documents", "sequences", "sentences" or "tables"."""
+    kinds = {
+        "documents": DOCUMENTS,
+        "sequences": SEQUENCES,
+        "sentences": SENTENCES,
+        "tables": TABLES,
+    }
     return next((kind for kind, models in kinds.items() if model in models), "images")
+
+
+def default_model(data: str) -> Model:
+    """Return the model of a run that names none."""
+    return "TableVAE" if data.endswith(SUFFIXES) else "VAE"
 
 
 def default_binarisation(model: str, data: str) -> Binarisation:

@@ -21,16 +21,17 @@ _SHOWN = 6  # piano rolls in one picture
 def generate(
     run: str, n: int = 64, mean: bool | None = None, seed: int = 0, device: str = "auto"
 ) -> None:
-    """Draw images, chorales or sentences from a trained model into its run folder.
+    """Draw images, chorales, sentences or rows from a trained model into its run folder.
 
-    Images and piano rolls are written to samples.png and samples.npz, sentences to samples.txt.
+    Images and piano rolls are written to samples.png and samples.npz, sentences to samples.txt, the
+    rows of a table to samples.csv.
     Sequences get the lengths of the first test data.
 
     Arguments:
         run: run folder.
-        n: number of images, chorales or sentences.
+        n: number of images, chorales, sentences or rows.
         mean: the means of p(x | z), and the likeliest words; false draws from it. Null is false for
-            sentences, true for all else.
+            sentences and tables, true for all else.
         seed: of the draws.
         device: auto, cpu, cuda or cuda:N.
     """
@@ -38,12 +39,17 @@ def generate(
     kind = kind_of(settings["model"])
     if kind == "documents":
         raise ConfigError(f"generate: {settings['model']} draws counts; use pyro_vae.generate")
-    mean = kind != "sentences" if mean is None else mean
-    source = None if kind == "images" else load_data(settings).source
+    mean = kind not in ("sentences", "tables") if mean is None else mean
+    source = None if kind in ("images", "tables") else load_data(settings).source
     inputs = None if source is None else _inputs(source.test, positive("n", n))
     torch.manual_seed(seed)
     drawn: Any = pv.generate(program, n, given=inputs, mean=mean)
-    folder, drawn = Path(run), drawn.cpu()
+    folder = Path(run)
+    if kind == "tables":
+        atomic_write_text(folder / "samples.csv", drawn.to_csv(index=False))
+        say(f"{drawn.head()}\n\nwritten to {folder / 'samples.csv'}")
+        return
+    drawn = drawn.cpu()
     if kind == "sentences":
         text = "\n".join(source.vocabulary.text(drawn))  # type: ignore[union-attr]
         atomic_write_text(folder / "samples.txt", text + "\n")

@@ -23,7 +23,8 @@ SENTENCES: dict[str, Callable[..., Any]] = {
     "SentenceVAE": pv.models.SentenceVAE,
     "SentenceLM": pv.models.SentenceLM,
 }
-MODELS = {**IMAGES, **DOCUMENTS, **SEQUENCES, **SENTENCES}
+TABLES: dict[str, Callable[..., Any]] = {"TableVAE": pv.models.TableVAE}
+MODELS = {**IMAGES, **DOCUMENTS, **SEQUENCES, **SENTENCES, **TABLES}
 OBSERVATIONS: dict[str, Any] = {
     name: getattr(pv.conditionals, name)
     for name in ("Bernoulli", "Gaussian", "IsotropicGaussian", "DiscretisedLogistic")
@@ -65,6 +66,7 @@ Model = Literal[
     "VRNN",
     "SentenceVAE",
     "SentenceLM",
+    "TableVAE",
 ]
 Objective = Literal[
     "elbo",

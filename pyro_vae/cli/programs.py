@@ -16,6 +16,8 @@ def check_options(settings: dict[str, Any]) -> None:
     fixed = {"observation": None, "posterior": "Gaussian"} if model != "VAE" else {}
     fixed |= {"network": "mlp"} if kind != "images" or model == "LinearVAE" else {}
     fixed |= {"binarisation": "none"} if kind != "images" else {}
+    if settings.get("kinds") and kind != "tables":
+        raise ConfigError(f"kinds: {model} has no columns; leave --kinds out")
     if kind == "sentences" and len(_widths(settings)) != 1:
         raise ConfigError(f"hidden: got {settings['hidden']}, expected one width for {model}")
     _check_objective(settings, kind)
@@ -45,6 +47,9 @@ def build_program(settings: dict[str, Any], data: DataSet) -> Any:
     model, kind = settings["model"], kind_of(settings["model"])
     hidden = _widths(settings)
     source, latent_dim = data.source, settings["latent_dim"]
+    if kind == "tables":
+        kinds = settings.get("kinds")
+        return MODELS[model](source.whole, latent_dim, hidden, kinds=kinds)
     if kind == "documents":
         return MODELS[model](len(source.vocabulary), latent_dim, hidden)
     if kind == "sentences":

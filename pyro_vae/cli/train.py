@@ -8,7 +8,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.arguments import number
-from pyro_vae.cli.datasets import default_binarisation, kind_of, load_data
+from pyro_vae.cli.datasets import default_binarisation, default_model, kind_of, load_data
 from pyro_vae.cli.options import (
     OBJECTIVES,
     Binarisation,
@@ -24,9 +24,10 @@ from pyro_vae.errors import ConfigError
 
 
 def train(
-    model: Model = "VAE",
+    model: Model | None = None,
     data: str = "digits",
     vocab: str | None = None,
+    kinds: dict[str, Any] | None = None,
     binarisation: Binarisation | None = None,
     latent_dim: int = 20,
     hidden: int | tuple[int, ...] = (400,),
@@ -56,13 +57,17 @@ def train(
 
     Arguments:
         model: what is modelled: images by the first three, counts of words by the next five,
-            chorales by DMM and VRNN, sentences by the last two.
+            chorales by DMM and VRNN, sentences by the next two, a table by TableVAE;
+            null is TableVAE for a file .csv or .parquet, VAE for all else.
         data: data set: digits, mnist, mnist_static or fashion_mnist; 20news, 20news_etm,
             reuters (of the extra of that name), or a file .npz of counts, as
             scipy.sparse.save_npz writes it or with an array x; jsb; coco_captions, or a file .txt
-            of sentences, one a line.
+            of sentences, one a line; a table, .csv or .parquet (needs pyarrow).
         vocab: text file of words, one a line: those of a file of counts (null numbers them), or
             those that are known in sentences (null are those that training lines have three times).
+        kinds: kinds of a table's columns by name, where they do not show: real, positive, count,
+            categorical, ordinal or censored, or a dict of `Column`'s arguments. Strings are
+            categorical, whole numbers from 0 counts, other numbers real.
         binarisation: none keeps grey levels; null is static for mnist_static, dynamic for other
             images of a VAE, none otherwise.
         latent_dim: latent units, or topics.
@@ -93,6 +98,7 @@ def train(
         progress: show a progress bar.
     """
     settings = {k: v for k, v in locals().items() if k != "settings"}
+    settings["model"] = model = model or default_model(data)
     settings["binarisation"] = binarisation = binarisation or default_binarisation(model, data)
     folder = Path(out) if out else fresh_folder(Path("runs") / f"{model.lower()}-{Path(data).stem}")
     if resume:
@@ -103,6 +109,9 @@ def train(
     loaded = load_data(settings)
     torch.manual_seed(seed)
     program = build_program(settings, loaded)
+    for column in getattr(program, "columns", ()):
+        named = f", {len(column.categories)} categories" if column.named else ""
+        say(f"  {column.name:<24}{column.kind} ({column.distribution}{named})")
     words = loaded.source.vocabulary if kind_of(model) == "sentences" else ()
     train, size = loaded.batches(batch_size)
     run = pv.fit(
@@ -132,7 +141,7 @@ def train(
     say(f"{kept} epoch {run.best_epoch}: {_judged(run)} nats per datum")
     say(f"run folder: {folder}")
     if model != "Autoencoder":
-        verb = "topics" if kind_of(model) == "documents" else "evaluate"
+        verb = {"documents": "topics"}.get(kind_of(model), "evaluate")
         say(f"next:       pyro-vae {verb} {folder}")
 
 

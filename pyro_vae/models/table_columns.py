@@ -36,19 +36,19 @@ def columns_of(frame: Any, kinds: Mapping[str, Any] | None) -> list[Column]:
 
 
 def _column(name: Any, series: Any, asked: Any) -> Column:
+    present = series[~series.isna()]
+    if not len(present):
+        raise DataError(f"column {name!r}: all cells are missing; leave it out")
     options: dict[str, Any] = dict(asked) if isinstance(asked, Mapping) else {"kind": asked}
     kind = options.pop("kind", None) or _kind_of(series)
     if kind not in KINDS:
         raise ConfigError(
             f"kinds: column {name!r} of kind {kind!r}; expected one of {', '.join(KINDS)}"
         )
-    present = series[~series.isna()]
-    if not len(present):
-        raise DataError(f"column {name!r}: all cells are missing; leave it out")
     if len(present.unique()) == 1:
         raise DataError(
-            f"column {name!r}: all observed cells are {present.iloc[0]!r}, of which there is "
-            "nothing to learn; leave it out"
+            f"column {name!r}: all observed cells are {_plain(present.iloc[0])!r}, of which there "
+            "is nothing to learn; leave it out"
         )
     text = {"name": str(name), "kind": kind, "dtype": str(series.dtype), **options}
     if kind in ("categorical", "ordinal"):

@@ -1,0 +1,51 @@
+"""``pyro-vae impute``."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+import pyro_vae as pv
+from pyro_vae.cli.datasets import kind_of
+from pyro_vae.cli.report import say
+from pyro_vae.cli.runs import open_run
+from pyro_vae.data.table_files import read_table
+from pyro_vae.errors import ConfigError
+from pyro_vae.storage.atomic import atomic_write_text
+
+
+def impute(
+    run: str,
+    table: str,
+    out: str | None = None,
+    how: Literal["mean", "sample"] = "mean",
+    samples: int = 1000,
+    seed: int = 0,
+    device: str = "auto",
+) -> None:
+    """Fill in the missing cells of a table, given the others.
+
+    Columns go by their names, in any order; observed cells stay as they are.
+
+    Arguments:
+        run: run folder of a TableVAE.
+        table: file .csv or .parquet with the columns of the training; empty cells are missing.
+        out: file .csv to write; null is filled.csv in the run folder.
+        how: mean fills in the best guess, of names the most probable; sample draws what is missing.
+        samples: importance samples per row.
+        seed: of the samples.
+        device: auto, cpu, cuda or cuda:N.
+    """
+    program, settings = open_run(run, device)
+    if kind_of(settings["model"]) != "tables":
+        raise ConfigError(f"{run}: got a {settings['model']}, expected a TableVAE")
+    frame = read_table(Path(table))
+    torch.manual_seed(seed)
+    found = pv.impute(program, frame, how=how, samples=samples)
+    path = Path(run) / "filled.csv" if out is None else Path(out)
+    atomic_write_text(path, found.values.to_csv(index=False))
+    cells = found.missing.sum(0).tolist()
+    for name, count in zip([column.name for column in program.columns], cells, strict=True):
+        say(f"  {name:<24}{count:6d} filled in")
+    say(f"{len(frame)} rows, median of {found.ess.median():.0f} effective samples of {samples}")
+    say(f"written to {path}")

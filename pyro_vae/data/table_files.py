@@ -1,0 +1,85 @@
+"""Tables of a user's own file. Shapes: N rows, D columns."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyro_vae.errors import ConfigError, DataError
+
+SUFFIXES = (".csv", ".parquet")
+_EVERY = 20  # one row of so many validates, another one tests
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table in splits.
+
+    Arguments:
+        whole: all rows, a pandas data frame, of which the others are parts.
+    """
+
+    whole: Any
+
+    @property
+    def train(self) -> Any:
+        """The rows to train on."""
+        return self._part(None)
+
+    @property
+    def valid(self) -> Any:
+        """Every 20th row."""
+        return self._part(_EVERY - 1)
+
+    @property
+    def test(self) -> Any:
+        """The tenth row after each of these."""
+        return self._part(_EVERY // 2 - 1)
+
+    def _part(self, place: int | None) -> Any:
+        turn = np.arange(len(self.whole)) % _EVERY
+        kept = turn == place
+        if place is None:
+            kept = (turn != _EVERY - 1) & (turn != _EVERY // 2 - 1)
+        return self.whole[kept].reset_index(drop=True)
+
+
+def read_table(path: Path) -> Any:
+    """Return a file as a pandas data frame: whole numbers with holes stay whole.
+
+    Arguments:
+        path: a file .csv with a line of names, or .parquet (which needs pyarrow).
+
+    Raises:
+        ConfigError: pandas, or for .parquet pyarrow, is not installed.
+        DataError: The file is missing or no such thing, or has no rows.
+    """
+    try:
+        import pandas as pd
+    except ImportError:
+        raise ConfigError(f'{path}: tables need pandas; pip install "pyro_vae[tables]"') from None
+    read = pd.read_parquet if path.suffix == ".parquet" else pd.read_csv
+    try:
+        frame = read(path, dtype_backend="numpy_nullable")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except ImportError:
+        raise ConfigError(f"{path}: files .parquet need pyarrow; pip install pyarrow") from None
+    except (OSError, ValueError) as error:  # of a parser, or of what is no text
+        raise DataError(f"{path}: cannot be read as a table ({error})") from None
+    if not len(frame):
+        raise DataError(f"{path}: got no rows, expected at least one below the names of columns")
+    return frame
+
+
+def split_table(path: Path) -> Table:
+    """Return a table whose every 20th row validates, and the tenth after it tests.
+
+    Raises:
+        DataError: The file is no table, or has too few rows.
+    """
+    frame = read_table(path)
+    if len(frame) < _EVERY:
+        raise DataError(f"{path}: got {len(frame)} rows, expected at least {_EVERY}")
+    return Table(frame)

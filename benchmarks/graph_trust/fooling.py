@@ -64,11 +64,16 @@ class Net(nn.Module):
             pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
 
 
+def batches() -> DataLoader[Any]:
+    """Return the rows in batches that come as they are: each may have a density of its own."""
+    return DataLoader(TensorDataset(rows()), batch_size=10, shuffle=True)
+
+
 def fooling(**settings: Any) -> Callable[[type[Net]], type[Net]]:
     """Put a class into the table."""
 
     def put(kind: type[Net]) -> type[Net]:
-        FOOLING[kind.__name__] = Subject(kind, rows, **settings)
+        FOOLING[kind.__name__] = Subject(kind, **{"data": rows, **settings})
         return kind
 
     return put
@@ -93,7 +98,7 @@ def at_epochs(change: Change, *epochs: int) -> Callable[[Any], dict[str, Any]]:
 # -- values that leave PyTorch -------------------------------------------------------------------
 
 
-@fooling()
+@fooling(data=batches)
 class RareOutlierByNumpy(Net):
     def odd(self, mean: Tensor, x: Tensor) -> Tensor:
         return mean * self.w + 0.3 * float((np.abs(x.numpy()) > 8).any())
@@ -115,7 +120,7 @@ class TableByItem(Net):
         return mean * self.w * torch.tensor(scales)[:, None]
 
 
-@fooling()
+@fooling(data=batches)
 class TableByList(Net):
     def odd(self, mean: Tensor, x: Tensor) -> Tensor:
         counts = x[:, 0].long().tolist()
@@ -132,7 +137,7 @@ class NumpyTableByRow(Net):
         return mean * self.w + torch.as_tensor(self.table[labels], dtype=x.dtype)[:, None]
 
 
-@fooling()
+@fooling(data=batches)
 class ByDLPack(Net):
     def odd(self, mean: Tensor, x: Tensor) -> Tensor:
         return mean * self.w + 0.2 * float(np.from_dlpack(x).max() > 8)
@@ -141,26 +146,26 @@ class ByDLPack(Net):
 # -- branches and shapes by values ---------------------------------------------------------------
 
 
-@fooling()
+@fooling(data=batches)
 class BranchOnTheMean(Net):
     def odd(self, mean: Tensor, x: Tensor) -> Tensor:
         return mean * self.w if x.mean() > 0.3 else mean
 
 
-@fooling()
+@fooling(data=batches)
 class BranchOnEqual(Net):
     def odd(self, mean: Tensor, x: Tensor) -> Tensor:
         small = x.clamp(-8, 8)
         return mean * self.w if torch.equal(x, small) else mean
 
 
-@fooling()
+@fooling(data=batches)
 class BranchOnAllClose(Net):
     def odd(self, mean: Tensor, x: Tensor) -> Tensor:
         return mean * self.w if torch.allclose(x, x.clamp(-8, 8)) else mean
 
 
-@fooling()
+@fooling(data=batches)
 class BranchOnNonzero(Net):
     def odd(self, mean: Tensor, x: Tensor) -> Tensor:
         return mean if torch.is_nonzero((x > 8).sum()) else mean * self.w
@@ -172,13 +177,13 @@ class BranchByTheWeights(Net):
         return mean * self.w if bool((self.w > 0.45).all()) else mean
 
 
-@fooling()
+@fooling(data=batches)
 class UniqueValues(Net):
     def odd(self, mean: Tensor, x: Tensor) -> Tensor:
         return mean * self.w + 0.1 * len(torch.unique(x[:, 0]))
 
 
-@fooling()
+@fooling(data=batches)
 class Selected(Net):
     def odd(self, mean: Tensor, x: Tensor) -> Tensor:
         return mean * self.w + x[x > 1.5].sum() / len(x)
@@ -209,7 +214,7 @@ class MaskByValues(Net):
             pyro.sample("x", usual.to_event(1), obs=x)
 
 
-@fooling()
+@fooling(data=batches)
 class NumbersOfTheBatch(Net):
     """Mean, length, order, extremes and distinct values, all in PyTorch."""
 
@@ -378,7 +383,7 @@ class FirstBatchIsKept(Net):
         return mean * self.w + self.first
 
 
-@fooling()
+@fooling(data=batches)
 class CacheByLength(Net):
     def build(self) -> None:
         self.grids: dict[int, Tensor] = {}

@@ -28,8 +28,9 @@ dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=st
 every = pytest.mark.parametrize("name", CASES)
 generative = pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.has_prior])
 N = 48
-# One program of each kind trains as a graph: the steps of every program's graph are compared with
-# eager ones in test_compiled_loss, and its parts (priors, flows, observations) know of no training.
+# One program of each kind trains as a graph and has its surroundings looked at: the steps of every
+# program's graph are compared with eager ones in test_compiled_loss, and its parts (priors, flows,
+# observations) know of no training.
 AS_A_GRAPH = {
     *("vae", "vae_conv", "vae_made", "regularised", "bayesian", "hierarchical", "sbn", "vq_conv"),
     *("def_table", "lda", "sequences", "functions", "pyroparam", "labelled", "tutorial"),
@@ -240,7 +241,7 @@ def test_runs_on_cuda(name):
 
 
 @pytest.mark.filterwarnings("ignore:Pyro's parameter store holds other values")
-@every
+@pytest.mark.parametrize("name", sorted(AS_A_GRAPH))
 def test_verbs_leave_the_surroundings_as_found(name, device, store, tmp_path):
     program, data = made(name, device)
     validate = list(CASES).index(name) % 2 == 0  # each finds it on, or off

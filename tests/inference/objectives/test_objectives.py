@@ -228,8 +228,10 @@ def data(rows: int) -> Tensor:
     return 2 * torch.randn(rows, 4, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("beta", [None, 0.3, 0.0, "tensor", "by site"])
-@pytest.mark.parametrize(("num_samples", "num_particles"), [(1, 2), (3, 5)])
+@pytest.mark.parametrize(
+    ("beta", "num_samples", "num_particles"),
+    [(None, 1, 2), (None, 3, 5), (0.3, 3, 5), (0.0, 1, 2), ("tensor", 1, 2), ("by site", 3, 5)],
+)
 @pytest.mark.parametrize(
     ("name", "where"),
     [

@@ -12,6 +12,7 @@ from typing import Any
 
 import recipes_adversarial
 import recipes_def
+import recipes_labels
 import recipes_ladder
 import recipes_lda
 import recipes_priors
@@ -148,6 +149,7 @@ EXPERIMENTS: dict[str, Callable[[str, argparse.Namespace], Result]] = {
     **recipes_sbn.EXPERIMENTS,
     **recipes_def.EXPERIMENTS,
     **recipes_ladder.EXPERIMENTS,
+    **recipes_labels.EXPERIMENTS,
     **recipes_tables.EXPERIMENTS,
     **recipes_vq.EXPERIMENTS,
     **recipes_sequences.EXPERIMENTS,

@@ -79,7 +79,9 @@ class Counts:
         Returns:
             Whether that helps: of one argument, or of all.
         """
-        keys = [key for key, leaf in _by_key(batch).items() if _is_integer(leaf)]
+        flag = torch.bool  # no count: what a program says of flags is meant
+        leaves = _by_key(batch).items()
+        keys = [key for key, leaf in leaves if _is_integer(leaf) and leaf.dtype != flag]
         before = set(self._keys)
         for some in [*({key} for key in keys), set(keys)]:
             self._keys = before | some

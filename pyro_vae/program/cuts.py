@@ -32,6 +32,7 @@ _PRODUCTS = {
 }
 _MOST = 8  # rows from all over a batch to look at
 _SMALL = 1 << 20  # numbers of an argument of which the extreme rows are looked at, too
+_CODES = 16  # values of an argument of integers of which rows of each are looked at
 
 
 class Change(NamedTuple):
@@ -40,15 +41,15 @@ class Change(NamedTuple):
     side: int
     site: str
     inside: bool  # the plate of the data
-    what: Literal["density", "weight"]
+    what: Literal["density", "weight", "shape"]  # the last of a latent
 
 
 def few_of(batch: Batch, rows: int) -> tuple[Batch, list[Tensor]]:
     """Return some rows of a batch, and the cuts of them: two halves, and two rows.
 
     They stand all over it; those that are the largest or smallest of an argument are among them,
-    since a label that is rare, or the extreme of all, may be all that shows what the others are.
-    The two rows have the largest labels: few of a table are too few for these.
+    and two of each label, since one that is rare, or the extreme of all, may be all that shows what
+    the others are. The two rows have the largest labels: few of a table are too few for these.
 
     Arguments:
         batch: Any.
@@ -66,22 +67,32 @@ def few_of(batch: Batch, rows: int) -> tuple[Batch, list[Tensor]]:
     return map_rows(lambda leaf: leaf[chosen.to(leaf.device)], batch, rows), cuts
 
 
-def halves_of(batch: Batch) -> tuple[Batch, list[Tensor]]:
-    """Return all rows of a batch and their two halves, for a program that takes no few rows."""
-    numbers = torch.arange(num_rows(batch))
-    return batch, [numbers[::2], numbers[1::2]]
+def parts_of(rows: int) -> Iterator[list[Tensor]]:
+    """Yield pairs of parts of so many rows, for a program that takes no few: it may take these."""
+    numbers = torch.arange(rows)
+    yield [numbers[::2], numbers[1::2]]
+    for count in (2, 3, 4, 5):
+        if rows > count:
+            yield [numbers[: rows // count], numbers[rows // count :]]
 
 
 def _extremes(batch: Batch, rows: int) -> tuple[list[int], list[int]]:
-    """Return the two rows in which each argument is largest, integers first, and the smallest."""
+    """Return the two rows in which each argument is largest, integers first, and others.
+
+    These are the two in which it is smallest, and two of each integer, where these are few.
+    """
     leaves = [leaf for _, leaf in named_leaves(batch) if leaf.dim() and len(leaf) == rows]
     fit = [leaf for leaf in leaves if 0 < leaf.numel() <= _SMALL and not leaf.is_complex()]
-    sums = [
-        leaf.detach().reshape(rows, -1).double().sum(-1)
-        for leaf in sorted(fit, key=lambda leaf: leaf.is_floating_point())
-    ]
-    largest = [place for each in sums for place in each.topk(min(2, rows)).indices.tolist()]
-    return largest, [int(each.argmin()) for each in sums]
+    two = min(2, rows)
+    largest, others = [], []
+    for leaf in sorted(fit, key=lambda leaf: leaf.is_floating_point()):
+        sums = leaf.detach().reshape(rows, -1).double().sum(-1)
+        largest += sums.topk(two).indices.tolist()
+        others += (-sums).topk(two).indices.tolist()
+        codes = sums[:0] if leaf.is_floating_point() else sums.unique()
+        if len(codes) <= _CODES:
+            others += [int(n) for code in codes for n in (sums == code).nonzero()[:two, 0]]
+    return largest, others
 
 
 def cut_to(batch: Batch, kept: Tensor) -> Batch:
@@ -100,7 +111,12 @@ def latents_cut(pair: Pair, kept: Tensor | None = None) -> dict[str, Tensor]:
 
 
 def unlike(
-    whole: Pair, cut: Pair, kept: Tensor | None = None, rounding: Rounding | None = None
+    whole: Pair,
+    cut: Pair,
+    kept: Tensor | None = None,
+    rounding: Rounding | None = None,
+    *,
+    both: bool = False,
 ) -> set[Change]:
     """Return what a cut has changed.
 
@@ -109,6 +125,7 @@ def unlike(
         cut: Traces of some, at the same latents.
         kept: Which rows these are; None: all.
         rounding: How much of each density is rounding; None: little.
+        both: The second traces have all rows, too: those that are kept are compared.
 
     Raises:
         ValueError: They have other sites.
@@ -121,16 +138,46 @@ def unlike(
                 raise ValueError("sites come and go with the rows")
             found.add(Change(side, name, False, "density"))
         for name in here.keys() & there.keys():
-            site, terms = whole[side].nodes[name], here[name]
-            for what, before in terms.items():
+            site = whole[side].nodes[name]
+            inside = data_frame(site) is not None
+            for what, before in here[name].items():
+                after = there[name][what]
                 slack = (rounding or {}).get((side, name), torch.zeros(()))
                 if kept is not None:
-                    before, slack = (
-                        _cut(site, value, kept, batch=True) if value.dim() else value
-                        for value in (before, slack)
+                    before, slack, after = (
+                        _cut(site, value, kept, batch=True) if value.dim() and cuts else value
+                        for value, cuts in ((before, True), (slack, True), (after, both))
                     )
-                if not _close(before, there[name][what], slack):
-                    found.add(Change(side, name, data_frame(site) is not None, what))
+                # Terms of another plate of as many rows are as many as the rows.
+                other = not inside and before.shape != after.shape
+                if other or not _close(before, after, slack):
+                    found.add(Change(side, name, inside, what))
+    return found
+
+
+def changes_by_others(run: PairOf, few: Batch) -> set[Change]:
+    """Return what changes inside the plate where the other rows, as many, are other ones.
+
+    For a program that draws numbers of its own: as many rows have the same ones.
+
+    Arguments:
+        run: Runs the pair on a batch at given latents.
+        few: Some rows.
+    """
+    numbers = torch.arange(num_rows(few))
+    found: set[Change] = set()
+    try:
+        whole = run(few, {})
+        latents = latents_cut(whole)
+        if unlike(whole, run(few, latents)):
+            return found
+        for kept, row in ((numbers[::2], 0), (numbers[1::2], -1)):
+            index = numbers.clone()
+            index[numbers % 2 != kept[0]] = numbers[row]
+            piece = run(cut_to(few, index), latents)
+            found |= {each for each in unlike(whole, piece, kept, both=True) if each.inside}
+    except Exception:  # as in changes_beside
+        return set()
     return found
 
 
@@ -138,7 +185,7 @@ def changes_beside(run: PairOf, few: Batch, cuts: Sequence[Tensor]) -> set[Chang
     """Return what changes of some rows where the others are cut away.
 
     None where that cannot be told: the program does not run on them, or its numbers change from run
-    to run.
+    to run. Latents outside the plate whose shape follows the rows can not be given to a cut.
 
     Arguments:
         run: Runs the pair on a batch at given latents.
@@ -147,6 +194,9 @@ def changes_beside(run: PairOf, few: Batch, cuts: Sequence[Tensor]) -> set[Chang
     """
     try:
         whole = run(few, {})
+        followers = _followers(whole, run(cut_to(few, cuts[0]), {}))
+        if followers:
+            return followers
         pieces = [(kept, run(cut_to(few, kept), latents_cut(whole, kept))) for kept in cuts]
         if not any(unlike(whole, piece, kept) for kept, piece in pieces):
             return set()
@@ -158,6 +208,19 @@ def changes_beside(run: PairOf, few: Batch, cuts: Sequence[Tensor]) -> set[Chang
     except Exception:  # whatever a user's function raises on rows that it was not written for
         return None
     return {each for kept, piece in pieces for each in unlike(whole, piece, kept, rounding)}
+
+
+def _followers(whole: Pair, cut: Pair) -> set[Change]:
+    """Return the latents outside the plate that have another shape for fewer rows."""
+    return {
+        Change(side, name, False, "shape")
+        for side in (MODEL, GUIDE)
+        for name, site in sample_sites(prune_subsample_sites(whole[side]))
+        if not (site["is_observed"] or site["infer"].get("_deterministic"))
+        and data_frame(site) is None
+        and name in cut[side].nodes
+        and cut[side].nodes[name]["value"].shape != site["value"].shape
+    }
 
 
 def _rounded(value: Tensor) -> Tensor:
@@ -210,23 +273,41 @@ def kinds_of_terms(run: PairOf, few: Batch, terms: Collection[Term]) -> set[tupl
         few: Some rows, which the program has run on.
         terms: Those that change where rows are cut away.
     """
-    numbers = torch.arange(num_rows(few))
-    parts = [numbers[numbers % 3 == 0], numbers[numbers % 3 != 0]]  # of two lengths
+    numbers, left = torch.arange(num_rows(few)), set(terms)
+    found: set[tuple[Term, Kind]] = set()
     try:
         whole = run(few, {})
-        cut = [run(cut_to(few, kept), latents_cut(whole, kept)) for kept in parts]
-        total, pieces = _outside(whole), [_outside(piece) for piece in cut]
+        total = _outside(whole)
+        moved = {name: _rounded(value) for name, value in latents_cut(whole).items()}
+        rounded = _outside(run(map_batch(_rounded, few), moved))
+        for first in (numbers % 3 == 0, numbers % 2 == 0, numbers < len(numbers) // 2):
+            parts = [numbers[first], numbers[~first]]
+            pieces = [_outside(run(cut_to(few, kept), latents_cut(whole, kept))) for kept in parts]
+            shares = [len(kept) / len(numbers) for kept in parts]
+            for term in tuple(left):
+                values = [piece.get(term, torch.zeros(())).double() for piece in pieces]
+                here, near = (each.get(term, torch.zeros(())) for each in (total, rounded))
+                kind = _kind(here, values, shares, near)
+                if kind is not None:
+                    found.add((term, kind))
+                    left.remove(term)
     except Exception:  # as in changes_beside
-        return set()
-    found: set[tuple[Term, Kind]] = set()
-    for term in terms:
-        values = [piece.get(term, torch.zeros(())) for piece in pieces]
-        mean = sum(v * (len(kept) / len(numbers)) for v, kept in zip(values, parts, strict=True))
-        here = total.get(term, torch.zeros(()))
-        is_sum, is_mean = _close(here, sum(values)), _close(here, mean)
-        if not is_sum or all(bool(value != 0) for value in values):
-            found.add((term, "sum" if is_sum else "mean" if is_mean else "other"))
+        return found
     return found
+
+
+def _kind(here: Tensor, values: list[Tensor], shares: list[float], near: Tensor) -> Kind | None:
+    """Return what a term is of those of two parts; None where one of these has all of a sum.
+
+    A penalty beside a sum of many rows is small: no more than rounding may be apart.
+    """
+    size = sum((value.abs() for value in values), here.double().abs())
+    slack = 4 * (here - near).abs().double() + 32 * torch.finfo(here.dtype).eps * size
+    mean = sum(value * share for value, share in zip(values, shares, strict=True))
+    is_sum, is_mean = ((here.double() - all_).abs() <= slack for all_ in (sum(values), mean))
+    if not bool(is_sum):
+        return "mean" if bool(is_mean) else "other"
+    return "sum" if all(bool(value != 0) for value in values) else None
 
 
 def _outside(pair: Pair) -> dict[Term, Tensor]:

@@ -47,6 +47,8 @@ class Dependence:
         unscored: Auxiliary sites of the guide inside the plate that carry no latent: the model has
             no density for them.
         informed: Global latents whose density, in the guide or in the model, depends on the rows.
+        priors: Those whose density in the model does.
+        unplated: Latents outside the plate that are as many as the rows.
         following: Global latents that the guide draws after latents inside, and given these.
         beside: Sites of the model inside the plate whose density, for a datum, depends on the rows
             beside it, or on their number.
@@ -63,6 +65,8 @@ class Dependence:
     joined: tuple[str, ...] = ()
     unscored: tuple[str, ...] = ()
     informed: tuple[str, ...] = ()
+    priors: tuple[str, ...] = ()
+    unplated: tuple[str, ...] = ()
     following: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     beside_in_guide: tuple[str, ...] = ()
@@ -106,24 +110,32 @@ class Dependence:
         Raises:
             ProgramError: Names the site.
         """
-        for name in (*self.no_sums, *self.beside):
-            what = (
-                "depends on the rows beside a datum"
-                if name in self.beside
-                else "stands outside the plate of the data and is no sum over their rows"
-            )
+        for name in self.unplated:
             raise ProgramError(
-                f"batch_size: got {rows}, expected {total} (all data at once): the density of site "
-                f"{name!r} {what}, so that each part of the data would have another model. Compute "
-                "what all data share (a mean, a count) before, and let the functions hold it; if "
-                "it comes from an argument that is as long as the data and has no rows, name that: "
-                f"Program(..., constants=[{argument or 'its name'!r}]); or, where each batch is "
-                "meant to stand alone, give a DataLoader"
+                f"batch_size: got {rows}, expected {total} (all data at once): latent {name!r} "
+                "stands outside the plate of the data and is as many as its rows, so that a "
+                "batch has a part of its prior, and N / B times that of the data; draw it inside "
+                "the plate of the data, or give a DataLoader, whose batches stand alone"
             )
         reasons = {
+            "depends on the rows beside a datum": self.beside,
+            "is of a latent of all data, and depends on their rows": self.priors,
+            "stands outside the plate of the data and is no sum over their rows": self.no_sums,
+            "stands outside the plate of the data and depends on rows of them": self.untold,
+        }
+        for what, names in reasons.items():
+            for name in names[:1]:
+                raise ProgramError(
+                    f"batch_size: got {rows}, expected {total} (all data at once): the density of "
+                    f"site {name!r} {what}, so that each part of the data would have another "
+                    "model. Compute what all data share (a mean, a count) before, and let the "
+                    f"functions hold it{_constants(argument)}; or, where each batch is meant to "
+                    "stand alone, give a DataLoader"
+                )
+        reasons = {
             "its density in the guide depends on the rows beside a datum": self.beside_in_guide,
+            "its density in the guide depends on the rows": self.informed,
             "its weight depends on the number of rows": self.by_count,
-            "it depends on rows of the data, and stands outside their plate": self.untold,
         }
         for reason, names in reasons.items():
             for name in names[:1]:
@@ -209,7 +221,11 @@ def dependence(
     rows: list[Tensor] = []
     args, kwargs = arguments(map_rows(lambda leaf: _leaf(leaf, rows), batch))
     densities = [change for change in beside if change.what == "density"]
-    outside = {(change.side, change.site) for change in densities if not change.inside}
+    latents = {name for name, site in sample_sites(seen[1]) if not site["is_observed"]}
+    weights = {c for c in beside if c.what == "weight"}
+    # The weight of a term outside is a factor of it; that of a latent leaves its density.
+    terms = {c for c in weights if not c.inside and c.site not in latents}
+    outside = {(c.side, c.site) for c in {*densities, *terms} if not c.inside}
     inside = [
         tuple(sorted({c.site for c in densities if c.inside and c.side == side}))
         for side in (MODEL, GUIDE)
@@ -227,7 +243,8 @@ def dependence(
         no_sums=by_kind["other"],
         beside=inside[MODEL],
         beside_in_guide=tuple(name for name in inside[GUIDE] if name not in inside[MODEL]),
-        by_count=tuple(sorted({c.site for c in beside if c.what == "weight" and c.inside})),
+        unplated=tuple(sorted({c.site for c in beside if c.what == "shape"})),
+        by_count=tuple(sorted({c.site for c in weights - terms})),
     )
 
 
@@ -287,6 +304,7 @@ def _dependence(
         joined=tuple(joined),
         unscored=tuple(a for a, local in auxiliary.items() if local and a not in carried.values()),
         informed=tuple(n for n in globals_ if {(MODEL, n), (GUIDE, n)} & on_rows),
+        priors=tuple(n for n in globals_ if (MODEL, n) in on_rows),
         following=tuple(n for n in globals_ if (GUIDE, n) in on_latents),
     )
 
@@ -297,6 +315,16 @@ def dependence_of(joint: Joint) -> Dependence:
     devices = cuda_devices([*joint.args, *joint.kwargs.values()])
     with torch.no_grad(), torch.random.fork_rng(devices), validation(False):
         return _dependence((joint.model, joint.guide), *batch, joint.sampled_traces(), [], [])
+
+
+def _constants(argument: str | None) -> str:
+    """Return how an argument that may have no rows is named, where there is one."""
+    if argument is None:
+        return ""
+    return (
+        "; if it comes from an argument that is as long as the data and has no rows, name that: "
+        f"Program(..., constants=[{argument!r}])"
+    )
 
 
 def _is_term(site: Message, *, latents: bool) -> bool:

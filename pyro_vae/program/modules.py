@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pyro_vae.program.object_graph import PROGRAM, reachable
 
@@ -123,6 +124,24 @@ def generators_kept() -> Iterator[None]:
     finally:
         np.random.set_state(numpy)  # noqa: NPY002
         random.setstate(python)
+
+
+_SMALL = 1 << 20  # numbers of a buffer that is copied, to be put back
+
+
+@contextmanager
+def buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Put small buffers that a program writes into, as a counter of its calls, back on leaving."""
+    made = [b for b in module.buffers() if not (is_lazy(b) or b.is_meta)]
+    small = [b for b in made if b.numel() <= _SMALL]
+    held = [(buffer, buffer._version, buffer.detach().clone()) for buffer in small]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, version, before in held:
+                if buffer._version != version:
+                    buffer.copy_(before)
 
 
 @contextmanager

@@ -1,11 +1,13 @@
 """Reading a pair: one trace of model and guide tells the sites of a batch, once per structure."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pyro import set_rng_seed
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
@@ -40,16 +42,23 @@ from pyro_vae.program.cuts import (
     PairOf,
     Term,
     changes_beside,
+    changes_by_others,
     few_of,
-    halves_of,
     kinds_of_terms,
+    parts_of,
 )
 from pyro_vae.program.dependence import Dependence, dependence
 from pyro_vae.program.discovery import Discovery
 from pyro_vae.program.handlers import FAILURES, DrawnRows, is_data, sample_sites, validation
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.masks import is_masked
-from pyro_vae.program.modules import evaluating, generators_kept, leaves_behind, off_zero
+from pyro_vae.program.modules import (
+    buffers_kept,
+    evaluating,
+    generators_kept,
+    leaves_behind,
+    off_zero,
+)
 from pyro_vae.program.numbered import LookUps, forget_plates, guides_undone, numbered
 from pyro_vae.program.observed import Binding, Copies, bindings_of
 from pyro_vae.program.plates import (
@@ -68,8 +77,16 @@ if TYPE_CHECKING:
     from pyro_vae.program.program import Program
 
 
-_MOST_ROWS = 1024  # of a batch that is cut into halves
+_MOST_ROWS = 1 << 14  # of a batch that is cut into parts
 PairOfRows = Callable[[Batch, int, Mapping[str, Tensor]], Pair]  # a batch, its rows, latents
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Drop a program's own warnings of rows that no user has given."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 class _Undone(Exception):
@@ -272,9 +289,11 @@ class Reader:
             nonlocal few, cuts
             found = changes_beside(run, few, cuts)
             if found is None and num_rows(few) < rows <= _MOST_ROWS:
-                few, cuts = halves_of(batch)
-                found = changes_beside(run, few, cuts)
-            found = found or set()
+                for parts in parts_of(rows):
+                    found = changes_beside(run, batch, parts) if found is None else found
+                few = few if found is None else batch
+            if found is None:  # its numbers change from run to run
+                found = changes_by_others(run, few)
             outside = {(change.side, change.site) for change in found if not change.inside}
             changes.update(found)
             kinds.update(kinds_of_terms(run, few, outside) if outside else ())
@@ -287,16 +306,22 @@ class Reader:
                     look(run)
         return changes, kinds
 
-    def look_over(self, data: Batch) -> None:
+    def look_over(self, data: Batch, transform: Callable[[Batch], Batch] | None = None) -> None:
         """Read some rows from all over a data set: its first ones may tell less.
 
         What was found before is forgotten: a flag, or an attribute, may have been another.
+
+        Arguments:
+            data: All rows.
+            transform: What makes batches of them.
         """
         few, _ = few_of(data, num_rows(data))
+        few = few if transform is None else transform(few)
         before = self.last, self._layouts, self._contrasts, self._dependences
         self._contrasts, self._dependences, self._layouts = Contrasts(), {}, {}
         try:
-            self.read(few)
+            with silent():
+                self.read(few)
         except (DataError, ProgramError):  # it takes no such number of rows
             self.last, self._layouts, self._contrasts, self._dependences = before
 
@@ -356,13 +381,14 @@ class Reader:
             few: Rows on which the program runs.
             total: N.
         """
-        model, guide = self._run_once(few)
+        with silent():
+            model, guide = self._run_once(few)
         plate = self._find_plate(model, guide, few)
         args, kwargs = arguments(few)
         count = num_rows(few)
         rows = torch.arange(total - count, total, device=self._home(few))
         run = numbered(self._program.functions[1], plate.name, total, rows, any_size=True)
-        with self.quiet(few), validation(False), LookUps(rows, total) as seen:
+        with self.quiet(few), validation(False), silent(), LookUps(rows, total) as seen:
             with suppress(Exception):  # it may index the few rows as well
                 run(*args, **kwargs)
             forget_plates(self._program.own.parts)
@@ -378,7 +404,8 @@ class Reader:
 
     def look(self, batch: Batch) -> tuple[Trace, Trace]:
         """Trace model and guide once: in eval mode, no gradient, and no random number used up."""
-        model, guide = self._run_once(batch)
+        with silent():
+            model, guide = self._run_once(batch)
         self._show(model, guide, self._find_plate(model, guide, batch), batch)
         return model, guide
 
@@ -389,7 +416,7 @@ class Reader:
         return Whole(batch) if self._whole else batch
 
     def trace_of_model(self, batch: Batch) -> Trace:
-        """PairOf the pair, leave no parameter behind, and return the trace of the model.
+        """Run the pair, leave no parameter behind, and return the trace of the model.
 
         Raises:
             DataError: It does not run.
@@ -425,6 +452,7 @@ class Reader:
         """Yield what ``trying`` does, with the weights as they are."""
 
         def run(some: Batch, rows: int, latents: Mapping[str, Tensor]) -> Pair:
+            set_rng_seed(0)  # for noise of its own, which would hide what the rows do
             joint = Joint(*self._functions(some), *arguments(some))
             pair = (joint.fixing(latents) if latents else joint).sampled_traces()
             plate = find_plate(pair[0], rows, self._plate, self._plate_before)
@@ -434,7 +462,7 @@ class Reader:
             return pair
 
         self._program.own.home = self._home(batch)
-        with self.undone(), self.quiet(batch), validation(False):
+        with self.undone(), self.quiet(batch), validation(False), silent():
             yield run
 
     def _home(self, batch: Batch) -> torch.device:
@@ -442,10 +470,11 @@ class Reader:
 
     @contextmanager
     def quiet(self, batch: Batch) -> Iterator[None]:
-        """PairOf inside with weights in eval mode, no gradient, and the random state put back."""
+        """Run inside with weights in eval mode, no gradient, and the random state put back."""
         with (
             self._program.running(),
             evaluating(self._program),
+            buffers_kept(self._program),
             generators_kept(),
             torch.random.fork_rng(cuda_devices(batch)),
             torch.no_grad(),
@@ -506,7 +535,7 @@ class Reader:
         return bindings_of(values, given, keys, self._observed, rows, plate.dim, copies)
 
     def _leaves(self, batch: Batch) -> list[Tensor]:
-        """PairOf the functions once and return the leaf tensors that their densities depend on."""
+        """Run the functions once and return the leaf tensors that their densities depend on."""
         args, kwargs = arguments(map_batch(torch.detach, batch))
         with self.quiet(batch), torch.enable_grad(), validation(False):
             model, guide = Joint(*self._functions(batch), args, kwargs).sampled_traces()

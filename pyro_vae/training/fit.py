@@ -403,8 +403,8 @@ def _prepare_data(
         else:
             check_finite(feed.data)
         if num_rows(first) < feed.size:
-            if transform is None:
-                program.reader.look_over(feed.data)
+            with torch.random.fork_rng(cuda), seeded_outside_torch(0):
+                program.reader.look_over(feed.data, transform)
             program.reader.require_parts(first, feed.size)
     known = feed.data if isinstance(feed, TensorFeed) and transform is None else first
     program.examples.remember(known)

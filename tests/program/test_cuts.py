@@ -433,7 +433,7 @@ def test_a_term_that_is_a_sum_to_one_look_and_a_mean_to_another_is_told_of():
     )
     assert sum_.joined_with(sum_).scaled == ("f",)
     assert sum_.joined_with(mean).scaled == mean.joined_with(sum_).scaled == ()
-    with pytest.warns(UserWarning, match="'f': it depends on rows"):
+    with pytest.raises(ProgramError, match=r"'f' stands outside the plate .* depends on rows"):
         sum_.joined_with(mean).require_parts(4, 12, None)
     for one, two in ((sum_, neither), (neither, sum_)):
         with pytest.raises(ProgramError, match=r"'f' .* no sum"):

@@ -279,7 +279,8 @@ def kinds_of_terms(run: PairOf, few: Batch, terms: Collection[Term]) -> set[tupl
         whole = run(few, {})
         total = _outside(whole)
         moved = {name: _rounded(value) for name, value in latents_cut(whole).items()}
-        rounded = _outside(run(map_batch(_rounded, few), moved))
+        with RoundedProducts():
+            rounded = _outside(run(map_batch(_rounded, few), moved))
         for first in (numbers % 3 == 0, numbers % 2 == 0, numbers < len(numbers) // 2):
             parts = [numbers[first], numbers[~first]]
             pieces = [_outside(run(cut_to(few, kept), latents_cut(whole, kept))) for kept in parts]

@@ -40,7 +40,7 @@ from pyro_vae.program.object_graph import PROGRAM
 from pyro_vae.program.parameters import Parameters, read_store, with_expected
 from pyro_vae.program.particles import sums_one_by_one, takes_copies, takes_particles
 from pyro_vae.program.passes import Passes, Verb
-from pyro_vae.program.reader import Reader
+from pyro_vae.program.reader import Reader, silent
 from pyro_vae.program.rows import Rows
 from pyro_vae.program.sites import Sites
 from pyro_vae.program.sparse_rows import SparseRows
@@ -494,7 +494,7 @@ class Program(nn.Module):
             if checks.is_meta(batch):
                 return False, False, False  # no values to compare
             program = (*self.reader.canonical(sites, batch), batch, sites)
-            with self.reader.quiet(batch), validation(False):
+            with self.reader.quiet(batch), validation(False), silent():
                 one = bool(sites.enumerated) and sums_one_by_one(*program)
                 takes = takes_particles(*program, self.parts, one_by_one=one)
                 copies = takes or sites.size is None

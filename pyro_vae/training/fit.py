@@ -403,8 +403,10 @@ def _prepare_data(
         else:
             check_finite(feed.data)
         if num_rows(first) < feed.size:
-            with torch.random.fork_rng(cuda), seeded_outside_torch(0):
-                program.reader.look_over(feed.data, transform)
+            # A transform is asked once more only where a term could read the rows it makes.
+            if transform is None or program.sites.outside:
+                with torch.random.fork_rng(cuda), seeded_outside_torch(0):
+                    program.reader.look_over(feed.data, transform)
             program.reader.require_parts(first, feed.size)
     known = feed.data if isinstance(feed, TensorFeed) and transform is None else first
     program.examples.remember(known)

@@ -212,15 +212,18 @@ def changes_beside(run: PairOf, few: Batch, cuts: Sequence[Tensor]) -> set[Chang
 
 def _followers(whole: Pair, cut: Pair) -> set[Change]:
     """Return the latents outside the plate that have another shape for fewer rows."""
-    return {
-        Change(side, name, False, "shape")
-        for side in (MODEL, GUIDE)
-        for name, site in sample_sites(prune_subsample_sites(whole[side]))
-        if not (site["is_observed"] or site["infer"].get("_deterministic"))
-        and data_frame(site) is None
-        and name in cut[side].nodes
-        and cut[side].nodes[name]["value"].shape != site["value"].shape
-    }
+    here, there = (
+        {
+            (side, name): site["value"].shape
+            for side in (MODEL, GUIDE)
+            for name, site in sample_sites(prune_subsample_sites(pair[side]))
+            if not (site["is_observed"] or site["infer"].get("_deterministic"))
+            and data_frame(site) is None
+        }
+        for pair in (whole, cut)
+    )
+    both = here.keys() & there.keys()
+    return {Change(*term, False, "shape") for term in both if there[term] != here[term]}
 
 
 def _rounded(value: Tensor) -> Tensor:

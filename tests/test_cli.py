@@ -17,6 +17,7 @@ from scipy import sparse
 import pyro_vae as pv
 from pyro_vae import cli
 from pyro_vae.cli import datasets, options, runs
+from pyro_vae.data.count_files import read_counts, read_vocabulary
 from pyro_vae.data.table_files import split_table
 
 SMALL = ["--latent_dim", "2", "--hidden", "8", "--device", "cpu", "--progress", "false"]
@@ -170,7 +171,40 @@ def counts(tmp_path):
     (tmp_path / "words.txt").write_text("ant\nbee\ncat\nmusik\nnoise\nsöng\n", encoding="utf-8")
     np.savez(tmp_path / "dense.npz", x=x.numpy().astype(np.uint8))
     sparse.save_npz(tmp_path / "rows.npz", sparse.csr_matrix(x.numpy()))
+    sparse.save_npz(tmp_path / "places.npz", sparse.coo_array(x.numpy()))
+    sparse.save_npz(tmp_path / "columns.npz", sparse.csc_matrix(x.numpy()))
     return x
+
+
+def test_counts_are_the_same_in_whatever_form_scipy_wrote_them(counts):
+    whole = read_counts(Path("dense.npz"))
+    for name in ("rows", "places", "columns"):
+        found = read_counts(Path(f"{name}.npz"))
+        for split in ("train", "valid", "test"):
+            assert np.array_equal(getattr(found, split).toarray(), getattr(whole, split))
+
+
+def test_a_run_of_documents_knows_its_words(counts, capsys, tmp_path):
+    """The columns mean what they meant in training, whatever has become of the file of words."""
+    words = (tmp_path / "words.txt").read_text(encoding="utf-8")
+    np.savez("dense.npz", x=counts[counts.sum(-1) > 0].numpy())
+    sparse.save_npz("rows.npz", sparse.csr_matrix(counts[counts.sum(-1) > 0].numpy()))
+    options = ("--model", "GSM", "--data", "rows.npz", "--vocab", "words.txt", "--out", "run")
+    assert train(*options, "--checkpoint_every", "1") == 0
+    assert cli.main(["topics", "run"]) == 0
+    first = (tmp_path / "run" / "topics.json").read_text()
+    (tmp_path / "words.txt").write_text(words.replace("bee", "wasp"), encoding="utf-8")
+    capsys.readouterr()
+    said = "got 'wasp' as word 1, but the run in run was trained with 'bee'"
+    assert said in complaint(capsys, ["topics", "run", "--vocab", "words.txt"])
+    again = ["train", *SMALL, *options, "--epochs", "3", "--resume", "true"]
+    assert said in complaint(capsys, again)
+    assert cli.main(["topics", "run", "--data", "dense.npz"]) == 0
+    assert (tmp_path / "run" / "topics.json").read_text().replace("dense", "rows") == first
+    # A form feed, or a line break of other systems, is no end of a word.
+    (tmp_path / "words.txt").write_bytes("\r\n".join(words.split()).replace("a", "\x0c").encode())
+    odd = words.replace("a", "\x0c").strip("\n").split("\n")
+    assert read_vocabulary(tmp_path / "words.txt") == (*odd,)
 
 
 def test_topics_of_a_file_from_training_to_their_words(counts, capsys, tmp_path):
@@ -210,6 +244,7 @@ COMPRESSED = {
     "indices": np.zeros(40, int),
     "indptr": np.arange(41),
     "shape": np.array([40, 3]),
+    "format": np.array("csr"),
 }
 
 
@@ -225,9 +260,11 @@ COMPRESSED = {
         ({"x": np.ones((40, 3))}, "one\ntwo\n", "got 2 words, expected 3"),
         ({"x": np.eye(40)[:, :3]}, None, "got 3 documents with words"),
         ({"x": np.array([None])}, None, "not a sound .npz file"),
+        ({"x": np.ones((40, 3))}, "one\ntwo\none\n", "got 'one' twice"),
         (COMPRESSED | {"shape": np.array([40, 10**9])}, None, "got 1000000000 words"),
-        (COMPRESSED | {"format": np.array(["csr", "csr"])}, None, "expected x.tocsr()"),
-        (sparse.csc_matrix(np.ones((3, 3))), None, "expected x.tocsr()"),
+        (COMPRESSED | {"format": np.array(["csr", "csr"])}, None, "not a sound .npz file"),
+        (COMPRESSED | {"format": "csc", "shape": [3, 40]}, None, "got 1 documents with words"),
+        (COMPRESSED | {"format": "csc", "shape": [3, 40], "indices": [9] * 40}, None, "not a"),
     ],
 )
 def test_bad_files_of_counts(arrays, vocabulary, said, capsys, tmp_path):

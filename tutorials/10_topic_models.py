@@ -158,6 +158,9 @@ for name, program in models.items():
 # - **completion**: one half of each document given the other, at the mean code and without a KL. It
 #   is a prediction, and no bound.
 #
+# The topics of `LDA` are latent too. They are held at draws from the guide: what they themselves
+# cost was paid in training, and is in the figure of no test document.
+#
 # A bound makes the first two pessimistic; `samples=` takes importance sampling instead. The
 # reference is the best that anybody could do who knows topics *and* shares.
 

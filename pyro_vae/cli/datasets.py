@@ -10,7 +10,7 @@ import pyro_vae as pv
 from pyro_vae.cli.options import DOCUMENTS, SENTENCES, SEQUENCES, TABLES, Binarisation, Model
 from pyro_vae.cli.report import say
 from pyro_vae.data import catalogue
-from pyro_vae.data.count_files import read_counts
+from pyro_vae.data.count_files import read_counts, read_vocabulary
 from pyro_vae.data.line_files import read_lines, read_words
 from pyro_vae.data.table_files import SUFFIXES, split_table
 from pyro_vae.errors import ConfigError, DataError
@@ -32,10 +32,12 @@ class DataSet:
     Arguments:
         source: a `Splits`, a `Corpus`, a `SequenceSets` or a `Table`.
         network: "conv" takes images, all else takes rows.
+        words: of sentences or documents; empty where those are only numbered.
     """
 
     source: Any
     network: str = "mlp"
+    words: tuple[str, ...] = ()
 
     @property
     def transform(self) -> Any:
@@ -72,17 +74,19 @@ def load_data(settings: dict[str, Any]) -> DataSet:
     """
     kind, name, words = kind_of(settings["model"]), settings["data"], settings.get("vocab")
     suffixes = _FILES.get(kind, ())
-    own = kind in ("documents", "sentences") and name not in catalogue.DOCUMENTS
-    if words and not own:
+    worded = kind in ("documents", "sentences")
+    if words and not worded:
         raise ConfigError(
             f"vocab: got {words!r}, expected none: only files of counts and of sentences have one"
         )
     if name in SETS[kind]:
         chosen = None if settings["binarisation"] == "none" else settings["binarisation"]
         source: Any = pv.data.load(name, binarisation=chosen, seed=settings["seed"])
-        if words and source.vocabulary != read_words(Path(words)):
+        spoken = source.vocabulary if worded else ()
+        read = read_words if kind == "sentences" else read_vocabulary
+        if words and spoken != read(Path(words)):
             raise ConfigError(f"data: the words of {name} are not those of {words}")
-        return DataSet(source, settings.get("network", "mlp"))
+        return DataSet(source, settings.get("network", "mlp"), words=spoken)
     files = " or a file " + " or ".join(suffixes) if suffixes else ""
     known = (", ".join(SETS[kind]) + files).removeprefix(" or ")
     if any(name in names for names in SETS.values()):
@@ -95,12 +99,13 @@ def load_data(settings: dict[str, Any]) -> DataSet:
     if kind == "tables":
         return DataSet(split_table(path))
     if kind == "sentences":
-        return DataSet(read_lines(path, vocabulary))
+        source = read_lines(path, vocabulary)
+        return DataSet(source, words=source.vocabulary)
     source = read_counts(path, vocabulary)
     gone = sum(source.dropped.values())
     if gone:
         say(f"{name}: {gone} documents have no words and are left out")
-    return DataSet(source)
+    return DataSet(source, words=source.vocabulary if words else ())
 
 
 def kind_of(model: str) -> str:

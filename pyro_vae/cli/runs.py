@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from pyro_vae.errors import ConfigError
 from pyro_vae.storage.atomic import atomic_write_text
 
 SETTINGS = "train.json"  # what `train` was asked for; itself a file for --config
-VOCABULARY = "vocabulary.txt"  # the words of sentences by number, without which a run is mute
+VOCABULARY = "vocabulary.txt"  # the words by number, without which a run is mute
 # What `--resume settings` lets differ, beside these.
 _RENEWABLE = {"lr", "lr_schedule", "beta", "warmup", "clip_norm"}
 # Not part of what a run is; a continuation may choose them anew.
@@ -33,7 +34,7 @@ def record(run: Any, settings: dict[str, Any], words: Sequence[str] = ()) -> Non
     Arguments:
         run: what `fit` hands its callbacks.
         settings: of the run.
-        words: those of its sentences.
+        words: those of its sentences or documents; none where they are only numbered.
     """
     if words and not (run.folder / VOCABULARY).exists():
         atomic_write_text(run.folder / VOCABULARY, "\n".join(words) + "\n")
@@ -75,10 +76,30 @@ def check_same_run(folder: Path, settings: dict[str, Any], *, renew: bool = Fals
             )
 
 
+def check_words(folder: Path, words: Sequence[str]) -> None:
+    """Require the words of a run, where it has recorded some: by number, they are what it learnt.
+
+    Arguments:
+        folder: of the run.
+        words: of the data.
+    """
+    path = folder / VOCABULARY
+    if not path.exists():
+        return
+    known = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    if list(words) != known:
+        pairs = enumerate(zip_longest(words, known))
+        place, (got, expected) = next(each for each in pairs if each[1][0] != each[1][1])
+        raise ConfigError(
+            f"vocab: got {got!r} as word {place}, but the run in {folder} was trained with "
+            f"{expected!r} ({path}); its own words are taken where --vocab is left out"
+        )
+
+
 def open_run(run: str, device: str, **changed: Any) -> tuple[Any, dict[str, Any]]:
     """Return the program of a run and its settings, with those that are not None changed.
 
-    The words of sentences are those of the run, whatever the data.
+    The words of sentences and documents are those of the run, whatever the data.
     """
     where, settings = resolve_device(device), read_settings(Path(run))
     if (Path(run) / VOCABULARY).exists():

@@ -10,7 +10,7 @@ import pyro_vae as pv
 from pyro_vae.arguments import positive
 from pyro_vae.cli.datasets import kind_of, load_data
 from pyro_vae.cli.report import say
-from pyro_vae.cli.runs import open_run
+from pyro_vae.cli.runs import check_words, open_run
 from pyro_vae.data.count_files import halves
 from pyro_vae.errors import ConfigError
 from pyro_vae.storage.atomic import atomic_write_text
@@ -37,7 +37,7 @@ def topics(
     Arguments:
         run: run folder of a topic model.
         data: documents; null are those that it was trained on.
-        vocab: text file of their words; null is that of the training.
+        vocab: text file of their words, which must be those of the training; null takes these.
         rows: only so many test documents from the start; null is all.
         words: top words of each topic, at least 2.
         samples: importance samples per document behind the perplexities; null takes the bound.
@@ -48,6 +48,7 @@ def topics(
     if kind_of(settings["model"]) != "documents":
         raise ConfigError(f"{run}: got a {settings['model']}, expected a topic model")
     loaded = load_data(settings)
+    check_words(Path(run), loaded.words)
     test = loaded.rows("test", None if rows is None else positive("rows", rows))
     vocabulary = loaded.source.vocabulary
     found = pv.topics(program, loaded.rows("train"), vocabulary=vocabulary, num_words=words)

@@ -19,7 +19,7 @@ from pyro_vae.cli.options import (
 )
 from pyro_vae.cli.programs import build_program, check_options
 from pyro_vae.cli.report import say
-from pyro_vae.cli.runs import check_same_run, fresh_folder, record
+from pyro_vae.cli.runs import check_same_run, check_words, fresh_folder, record
 from pyro_vae.errors import ConfigError
 
 
@@ -112,7 +112,9 @@ def train(
     for column in getattr(program, "columns", ()):
         named = f", {len(column.categories)} categories" if column.named else ""
         say(f"  {column.name:<24}{column.kind} ({column.distribution}{named})")
-    words = loaded.source.vocabulary if kind_of(model) == "sentences" else ()
+    words = loaded.words
+    if resume:
+        check_words(folder, words)
     train, size = loaded.batches(batch_size)
     run = pv.fit(
         program,

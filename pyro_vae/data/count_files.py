@@ -1,10 +1,11 @@
 """Documents of a user's own file. Shapes: N documents, V words."""
 
-import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ import torch
 from pyro_vae.data.corpora import Corpus
 from pyro_vae.errors import DataError
 
-_SPARSE = ("data", "indices", "indptr", "shape", "format")
+_UNREADABLE = (OSError, ValueError, TypeError, EOFError, RuntimeError, BadZipFile, zlib.error)
 _MOST_WORDS = 10**7  # that are numbered; each costs 60 bytes
 _EVERY = 20  # one document of so many validates, another one tests
 
@@ -23,16 +24,15 @@ def read_counts(path: Path, vocabulary: Path | None = None) -> Corpus:
     Documents without words are left out, and counted by split.
 
     Arguments:
-        path: ``scipy.sparse.save_npz`` wrote it in compressed rows (the rows then stay sparse), or
-            it has one dense array ``x``; counts ``(N, V)``.
+        path: ``scipy.sparse.save_npz`` wrote it, in any format (the rows then stay sparse), or it
+            has one dense array ``x``; counts ``(N, V)``.
         vocabulary: a text file of the V words, one a line; None numbers them.
 
     Raises:
         DataError: A file is missing or no such thing, counts that are not whole or below 0, another
-            number of words, or too few documents.
+            number of words, one that comes twice, or too few documents.
     """
-    arrays = _arrays(path)
-    rows = _sparse(path, arrays) if "indptr" in arrays else _dense(path, arrays)
+    rows = _rows(path)
     return divided(path, rows, _words(vocabulary, rows.shape[1], path))
 
 
@@ -61,40 +61,33 @@ def divided(path: Path, rows: Any, words: tuple[str, ...]) -> Corpus:
     return Corpus(path.stem, **parts, vocabulary=words, dropped=gone)
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
+def _rows(path: Path) -> Any:
+    """Return the counts of a file, a tensor or compressed rows of scipy."""
+    from scipy import sparse  # scikit-learn brings it, and only such files need it
+
     try:
         with open(path, "rb") as stream:
             file = np.load(stream, allow_pickle=False)
             if not isinstance(file, Mapping):
                 raise DataError(f"{path}: got one array alone, expected an .npz file")
-            return {name: file[name] for name in file if name in ("x", *_SPARSE)}
+            if "format" not in file:
+                return _dense(path, {name: file[name] for name in file if name == "x"})
+        found = sparse.load_npz(path)
+        if hasattr(found, "check_format"):  # else a column beyond V is written beside the memory
+            found.check_format(full_check=True)
+        found.data = _counts(path, found.data)
+        rows = sparse.csr_matrix(found)
+        rows.sum_duplicates()
+        return rows
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except DataError:
         raise
     except MemoryError:
         raise DataError(f"{path}: it claims more numbers than the memory holds") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+    except _UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{path}: not a sound .npz file ({reason})") from None
-
-
-def _sparse(path: Path, arrays: dict[str, np.ndarray]) -> Any:
-    from scipy import sparse  # scikit-learn brings it, and only such files need it
-
-    kind = arrays["format"].tolist() if "format" in arrays else b"csr"
-    if kind not in (b"csr", "csr") or not set(_SPARSE[:4]) <= set(arrays):
-        raise DataError(f"{path}: got {kind!r} with {sorted(arrays)}, expected x.tocsr()")
-    try:
-        rows = sparse.csr_matrix(
-            (_counts(path, arrays["data"]), arrays["indices"], arrays["indptr"]),
-            shape=tuple(arrays["shape"].tolist()),
-        )
-        rows.check_format(full_check=True)
-        rows.sum_duplicates()
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path}: no sparse rows ({error})") from None
-    return rows
 
 
 def _dense(path: Path, arrays: dict[str, np.ndarray]) -> torch.Tensor:
@@ -120,14 +113,29 @@ def _words(path: Path | None, count: int, data: Path) -> tuple[str, ...]:
         raise DataError(f"{data}: got {count} words, expected a vocabulary of so many")
     if path is None:
         return tuple(map(str, range(count)))
-    try:
-        words = tuple(path.read_text(encoding="utf-8-sig").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as text ({error})") from None
+    words = read_vocabulary(path)
     if len(words) != count:
         raise DataError(
             f"{path}: got {len(words)} words, expected {count}, one a line, as the counts have"
         )
+    return words
+
+
+def read_vocabulary(path: Path) -> tuple[str, ...]:
+    """Return the words of a text file, one a line, in the order of the columns of counts.
+
+    Raises:
+        DataError: The file is missing or no text, or a word comes twice.
+    """
+    try:
+        # Not splitlines, which also breaks at what may stand in a word.
+        lines = path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as text ({error})") from None
+    words = tuple(line.strip(" \t") for line in lines)
+    if len(set(words)) < len(words):
+        twice, _ = Counter(words).most_common(1)[0]
+        raise DataError(f"{path}: got {twice!r} twice, expected each word once, one a line")
     return words
 
 

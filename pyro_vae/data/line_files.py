@@ -23,7 +23,7 @@ def read_lines(path: Path, words: Path | None = None) -> SequenceSets:
     Raises:
         DataError: A file is missing or no text, or there are too few lines or words.
     """
-    lines = [line for line in _text(path).splitlines() if line.strip()]
+    lines = [line for line in _text(path).split("\n") if line.strip()]
     if len(lines) < _EVERY:
         raise DataError(f"{path}: got {len(lines)} lines with text, expected at least {_EVERY}")
     parts: dict[str, list[str]] = {"train": [], "valid": [], "test": []}

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.arguments import positive, typed
+from pyro_vae.arguments import positive, shown, typed
 from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.evaluation.codes import encode
 from pyro_vae.evaluation.likelihood import log_likelihood
 from pyro_vae.evaluation.observed_kinds import observed_kinds
 from pyro_vae.evaluation.standard_errors import mean_and_error, ratio_and_error
 from pyro_vae.program.batch import as_rows, chunks
-from pyro_vae.program.bounds import elbo
+from pyro_vae.program.bounds import elbo_given_globals
 from pyro_vae.program.modules import evaluating
 from pyro_vae.program.program import Program
 from pyro_vae.program.sparse_rows import SparseRows
@@ -114,7 +114,7 @@ def topics(
     Raises:
         ConfigError: Fewer than two words.
         DataError: A reference or a vocabulary of another number of words, or what are no counts.
-        ProgramError: The program has no topics.
+        ProgramError: The program has no topics, or some that are not finite.
 
     References:
         | Automatic evaluation of topic coherence (Newman et al., 2010)
@@ -128,7 +128,8 @@ def topics(
     resting = evaluating(source) if isinstance(source, nn.Module) else nullcontext()
     with resting, torch.no_grad():
         beta = source.topics()
-    words, reference = beta.shape[1], as_rows(reference)
+    _require_topics(beta)
+    words, reference = beta.shape[1], _rows("reference", reference)
     if len(reference.shape) != 2 or reference.shape[1] != words or not len(reference):
         raise DataError(
             f"reference: got shape {tuple(reference.shape)}, expected counts (N, {words}) of the "
@@ -156,19 +157,22 @@ def topics(
 def perplexity(program: Any, data: Any, *, samples: int | None = None) -> Perplexity:
     """Return the perplexities of documents, from the bound or from importance sampling.
 
+    Global latents (the topics of `LDA`) are held at ten draws from the guide, what was learnt of
+    them: their KL is in no document's figure, which does not depend on how many are asked.
+
     Arguments:
         program: A topic model: its observation is scored without a multinomial coefficient
             (``BagOfWords``).
         data: Counts of words, ``(N, V)``, dense or sparse, no row empty.
-        samples: None takes the ELBO at one draw, as the literature does: an upper bound of the
-            perplexity. A number takes ``log_likelihood`` with as many samples: lower, and tighter.
+        samples: None takes the ELBO at one draw of the code, as the literature does: an upper bound
+            of the perplexity. A number takes ``log_likelihood`` with as many samples: tighter.
 
     Raises:
         DataError: A document without words, or what are no whole counts (N, V).
         ProgramError: The program scores something else than the words as they stand.
     """
     require_turn("perplexity")
-    counts = as_rows(data)
+    counts = _rows("data", data)
     if len(counts.shape) != 2 or not len(counts):
         raise DataError(f"perplexity: got counts of shape {tuple(counts.shape)}, expected (N, V)")
     lengths = _lengths("perplexity", counts)
@@ -177,7 +181,7 @@ def perplexity(program: Any, data: Any, *, samples: int | None = None) -> Perple
         raise DataError(f"perplexity: documents {empty[:5].tolist()} have no words; leave them out")
     _require_bags(program, counts)
     if samples is None:
-        bound = elbo(program, counts)
+        bound = elbo_given_globals(program, counts)
     else:
         bound = log_likelihood(program, counts, samples=positive("samples", samples)).log_prob
     return _perplexity(-bound.double().cpu(), lengths.cpu())
@@ -202,7 +206,7 @@ def completion(program: Any, seen: Any, held_out: Any) -> Perplexity:
         ProgramError: The program has no decoder of codes.
     """
     require_turn("completion")
-    seen, held_out = as_rows(seen), as_rows(held_out)
+    seen, held_out = _rows("seen", seen), _rows("held_out", held_out)
     fit = seen.shape == held_out.shape and len(seen.shape) == 2 and len(seen)
     lengths = _lengths("held_out", held_out) if fit else torch.zeros(1)
     if not bool((lengths > 0).all()):
@@ -233,6 +237,36 @@ def _source(program: Any) -> Any:
             "distribution of words of each topic, (K, V)"
         )
     return source
+
+
+def _require_topics(beta: Any) -> None:
+    """Refuse what are no topics: top words can be taken of NaN, too."""
+    if not isinstance(beta, Tensor) or beta.dim() != 2:
+        raise ProgramError(f"topics(): got {shown(beta)}, expected a tensor (K, V)")
+    wrong = (~beta.isfinite()).any(1).nonzero().flatten().tolist()
+    if wrong:
+        raise ProgramError(
+            f"topics: {len(wrong)} of {len(beta)} topics (first: {wrong[0]}) have words of a "
+            "probability that is not finite; the training has diverged: train anew with a lower "
+            "lr, or with clip_norm="
+        )
+
+
+def _rows(name: str, data: Any) -> Tensor | SparseRows:
+    """Return documents as rows.
+
+    Raises:
+        DataError: No array.
+    """
+    if hasattr(data, "dtype"):
+        return as_rows(data)  # which knows what is wrong with an array
+    try:
+        return as_rows(data)
+    except DataError:
+        raise DataError(
+            f"{name}: got a {type(data).__name__}, expected one array of counts of words (N, V), "
+            "dense or sparse; of a corpus one of its parts (corpus.test), of batches torch.cat"
+        ) from None
 
 
 def _require_bags(program: Any, counts: Tensor | SparseRows) -> None:

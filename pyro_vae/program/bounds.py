@@ -48,6 +48,32 @@ def elbo(
         DataError: Data that the program cannot take.
         ProgramError: A latent that is summed out couples the data, and a pass holds a part of them.
     """
+    values, of_globals = _parts(program, data, num_particles, num_samples, batch_size)
+    return values + of_globals
+
+
+def elbo_given_globals(program: Any, data: Any, *, num_samples: int = 10) -> Tensor:
+    r"""Estimate the lower bound of each datum given the globals, whose own KL is in no datum's.
+
+    .. math:: \mathbb{E}_{q(w)} \mathbb{E}_{q(z \mid x)} \log \frac{p(x, z \mid w)}{q(z \mid x)}
+
+    What the data share divided by their number would depend on how many are asked.
+
+    Arguments:
+        program: Anything with ``.model`` and ``.guide``.
+        data: One row per datum, ``(N, ...)``.
+        num_samples: S draws of the globals, the same for all data.
+
+    Returns:
+        ``(N,)``, nats.
+    """
+    return _parts(program, data, 1, num_samples, 1024)[0]
+
+
+def _parts(
+    program: Any, data: Any, num_particles: int, num_samples: int, batch_size: int
+) -> tuple[Tensor, Tensor | float]:
+    """Return what each datum bears alone, ``(N,)``, and its part of what all share."""
     count = positive("num_particles", num_particles)
     samples = positive("num_samples", num_samples)
     parts: list[Tensor] = []
@@ -69,7 +95,7 @@ def elbo(
             parts.append(torch.stack([each.signal.mean((0, 1)) for each in terms]).mean(0))
             shared = shared or [_of_globals(each) for each in terms]  # of every pass the same
         values = torch.cat(parts)
-        return values + sum(shared) / len(shared) / (passes.sites.size or len(values))
+        return values, sum(shared) / len(shared) / (passes.sites.size or len(values))
 
 
 def mean_elbo(program: Program, batch: Batch, *, size: int, batch_size: int = 1024) -> float:

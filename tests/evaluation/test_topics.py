@@ -8,8 +8,10 @@ import pyro.distributions as dist
 import pytest
 import scipy.sparse
 import torch
+from torch.utils.data import DataLoader
 
 import pyro_vae as pv
+from pyro_vae.distributions import BagOfWords
 from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.models import GSM, NVDM, LinearVAE
 
@@ -91,6 +93,25 @@ def test_perplexities_are_those_of_the_bound():
     assert "per_document=" in repr(tight)
 
 
+@pytest.mark.parametrize("samples", [None, 3])
+@pytest.mark.parametrize("times", [1, 4])
+def test_a_perplexity_does_not_depend_on_how_many_documents_are_asked(samples, times):
+    """The topic is a global latent, all but certain in the guide: its KL is 14 nats."""
+    logits = torch.tensor([1.0, 0.0, -1.0, 0.5, 0.2])
+
+    def model(x):
+        topic = pyro.sample("topic", dist.Normal(torch.zeros(5), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", BagOfWords(topic, total_count=x.sum(-1)), obs=x)
+
+    def guide(x):
+        pyro.sample("topic", dist.Normal(logits, 1e-6).to_event(1))
+
+    found = pv.perplexity(pv.Program(model, guide), X[:3].repeat(times, 1), samples=samples)
+    cost = -(X[:3] * logits.log_softmax(-1)).sum(-1) / X[:3].sum(-1)
+    assert found.per_document == pytest.approx(cost.mean().exp().item(), rel=1e-4)
+
+
 def test_errors_of_the_corpus_perplexity_cover_the_spread_over_corpora():
     """200 corpora of 30 documents: the stated error is theirs within 25 % (5 s. e. of a spread)."""
     torch.manual_seed(2)
@@ -159,3 +180,20 @@ def test_what_cannot_be_asked_is_told():
         pv.completion(PROGRAM, X[:3], X[:4])
     with pytest.raises(DataError, match="two parts of the same documents"):
         pv.completion(NVDM(5, 2), X[:3], 0 * X[:3])
+
+
+@pytest.mark.parametrize("data", [None, "words", {"x": X}, [X, X[:2]], DataLoader(X)], ids=type)
+def test_what_is_no_array_of_documents_is_told(data):
+    for name, verb in (
+        ("reference", lambda: pv.topics(PROGRAM, data)),
+        ("data", lambda: pv.perplexity(PROGRAM, data)),
+        ("seen", lambda: pv.completion(PROGRAM, data, X)),
+    ):
+        with pytest.raises(DataError, match=rf"^{name}: got .*expected one array.*corpus\.test"):
+            verb()
+
+
+def test_topics_that_are_not_finite_are_none():
+    program = with_topics([[0.4, 0.3, 0.2, 0.06, 0.04], [0.1, math.nan, 0.04, 0.25, 0.35]])
+    with pytest.raises(ProgramError, match=r"1 of 2 topics \(first: 1\).*not finite.*diverged"):
+        pv.topics(program, X)

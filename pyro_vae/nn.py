@@ -519,7 +519,8 @@ class GRU(nn.Module):
         kept = []
         if lengths is not None:
             number = torch.arange(len(steps), device=x.device)
-            kept = [(number.reshape(-1, *(1,) * lengths.dim()) < lengths).unsqueeze(-1)]
+            places = number.reshape(-1, *(1,) * lengths.dim())
+            kept = [(places < lengths.long()).unsqueeze(-1)]  # of bfloat16, 257 would be 256
             # What stands in the padding may be anything, NaN too.
             steps = torch.where(kept[0], steps, torch.zeros_like(steps))
         if start is None:

@@ -1915,6 +1915,28 @@ BUGS = [
         "tests/test_chain.py::test_flows_bend_the_posterior_of_each_step",
     ),
     Bug(
+        "lengths looked at in some rows",
+        "models/sequences.py",
+        "        require_lengths(lengths, steps[0])",
+        "        pass",
+        "tests/test_sequence_data.py::test_a_length_that_is_none_is_refused_wherever_it_stands",
+    ),
+    Bug(
+        "what documents share, divided by how many are asked",
+        "evaluation/topics.py",
+        "        bound = elbo_given_globals(program, counts)",
+        "        from pyro_vae import elbo\n        bound = elbo(program, counts)",
+        "tests/evaluation/test_topics.py"
+        "::test_a_perplexity_does_not_depend_on_how_many_documents_are_asked",
+    ),
+    Bug(
+        "draws that go on behind the end",
+        "program/log_joint.py",
+        "if slot.name in self._ends:",
+        "if False:",
+        "tests/test_sequence_data.py::test_posterior_draws_end_where_their_sequences_do",
+    ),
+    Bug(
         "a word of two columns",
         "data/count_files.py",
         "    if len(set(words)) < len(words):",

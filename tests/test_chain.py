@@ -11,7 +11,9 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.distributions import Chain, Padded
+from pyro_vae.distributions.padded import kept_steps
 from pyro_vae.errors import ConfigError, DataError
+from pyro_vae.nn import GRU
 
 T, C, Q, R, DRIFT = 25, 0.5, 10.0, 20.0, 0.05  # z_t ~ N(z_{t-1} + b, Q), x_t ~ N(c z_t, R)
 F64 = torch.float64
@@ -299,9 +301,31 @@ def test_lengths_that_are_none_are_refused_or_poison_the_density(wrong):
     ):
         with pytest.raises(ConfigError, match=rf"lengths: got {wrong}.*from 0 to the 6 steps"):
             build()
-    if wrong != 2.5:
-        chain = Chain(walk, torch.zeros(1), 6, lengths=lengths, validate_args=False)
-        assert chain.log_prob(torch.zeros(2, 6, 1)).isfinite().tolist() == [True, False]
+    for density in (
+        Chain(walk, torch.zeros(1), 6, lengths=lengths, validate_args=False),
+        Padded(rows, lengths, 1, validate_args=False).expand((2,)),
+    ):
+        assert density.log_prob(torch.zeros(2, 6, 1)).isfinite().tolist() == [True, False]
+
+
+def test_lengths_of_few_bits_lose_no_step():
+    """Of bfloat16, 258 is a number and 257 is none."""
+    lengths = torch.tensor([258.0], dtype=torch.bfloat16)
+    assert kept_steps(lengths, 300).sum() == 258
+    reader, x = GRU(1, 2), torch.randn(1, 300, 1)
+    assert torch.equal(reader(x, lengths), reader(x, lengths.long()))
+
+
+@pytest.mark.parametrize("validate", [True, False])
+def test_classes_and_counts_may_be_missing_behind_a_length(validate):
+    lengths = torch.tensor([2, 0])
+    logits = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    for steps in (dist.Categorical(logits=logits), dist.Poisson(logits[..., 0].exp())):
+        inside = torch.tensor([[1, 2, 0], [0, 0, 0]])
+        x = Padded(steps, lengths, validate_args=validate)
+        found = x.log_prob(inside.where(torch.arange(3) < lengths[:, None], -1))
+        expected = steps.log_prob(inside)[0, :2].sum()
+        torch.testing.assert_close(found, torch.stack([expected, torch.tensor(0.0)]))
 
 
 def test_what_is_no_number_in_the_padding_reaches_no_gradient():
@@ -429,6 +453,8 @@ def test_a_guide_with_flows_trains_as_a_graph():
     program = pv.models.DMM(3, 2, (4,), transition=4, recurrent=4, num_flows=1)
     run = pv.fit(program, x, epochs=2, batch_size=4, compile="trace", progress=False)
     assert run.compiled == "graph" and run.history["loss"][-1] < 10
+    with torch.device("meta"):  # as a program is built that takes its weights from a file
+        assert pv.models.DMM(3, 2, (4,), num_flows=1).start.is_meta
 
 
 def test_other_shapes_are_refused():

@@ -11,6 +11,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch.distributions.transforms import AffineTransform
+from torch.nn.utils.rnn import pack_sequence
+from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae as pv
 from pyro_vae.distributions import Chain, Padded
@@ -298,15 +300,50 @@ def test_a_program_takes_batches_of_unequal_steps():
             pv.elbo(DMM(5, 2), {"x": x, "lengths": torch.full((8,), wrong)})
     with pytest.raises(DataError, match=r"expected sequences \(B, T, 5\)"):
         pv.elbo(DMM(5, 2), torch.zeros(3, 5))
-    for odd in (lengths > 3, lengths[:, None]):
+    for odd in (lengths > 3, lengths[:, None], 9):
         with pytest.raises(DataError, match=r"lengths: got .*expected how many steps.*\(8,\)"):
             pv.elbo(DMM(5, 2), {"x": x, "lengths": odd})
     with pytest.raises(DataError, match="of some steps"):
         pv.elbo(VRNN(5, 2), x[:, :0])
+    with pytest.raises(DataError, match=r"got PackedSequence.*pad_packed_sequence"):
+        pv.elbo(VRNN(5, 2), pack_sequence(list(x)))
     for odd in ((x, lengths), [x], {"x": x, "lengths": None}):
         with pytest.raises(DataError, match="or x alone where"):
             pv.per_step(program, odd)
     assert math.isnan(pv.per_step(program, x[:1]).bound_stderr)
+
+
+@pytest.mark.parametrize("wrong", [12.0, -1.0, 2.5])
+def test_a_length_that_is_none_is_refused_wherever_it_stands(wrong):
+    """In a row that no look at the first ones sees, in data, in a stream, and by `fit`."""
+    torch.manual_seed(0)
+    x, lengths = torch.bernoulli(torch.full((40, 9, 5), 0.4)), torch.randint(1, 10, (40,)).float()
+    lengths[35] = wrong
+    program, message = DMM(5, 2, (4,), transition=4, recurrent=4), rf"got {wrong}.*to the 9 steps"
+    data, rows = {"x": x, "lengths": lengths}, TensorDataset(x, lengths)
+    for verb in (
+        lambda: pv.elbo(program, data, batch_size=8),
+        lambda: pv.encode(program, (x, lengths.numpy())),
+        lambda: pv.elbo(program, DataLoader(rows, batch_size=8)),
+        lambda: pv.fit(program, data, epochs=1, batch_size=8, compile="trace", progress=False),
+        lambda: pv.fit(program, DataLoader(rows, 8), epochs=1, compile=False, progress=False),
+    ):
+        with pytest.raises(pv.errors.ConfigError, match=message):
+            verb()
+
+
+@pytest.mark.filterwarnings("ignore:refine")  # short chains
+@pytest.mark.parametrize("model", [DMM, VRNN])
+def test_posterior_draws_end_where_their_sequences_do(model):
+    torch.manual_seed(0)
+    options = {"transition": 4} if model is DMM else {"features": 3}
+    program = model(5, 2, (4,), recurrent=4, **options)
+    lengths = torch.tensor([2, 3])
+    data = {"x": torch.bernoulli(torch.full((2, 3, 5), 0.3)), "lengths": lengths}
+    found = pv.refine(program, data, pv.HMC(steps=3, warmup=2, chains=2))
+    inside = (torch.arange(3) < lengths[:, None])[..., None].expand(2, 3, 2)
+    assert (found.samples["z"] != 0).all((0, 1)).equal(inside)
+    assert (found.scale > 0).equal(inside)
 
 
 @pytest.mark.data

@@ -70,10 +70,13 @@ class AutoregressiveFlow(nn.Module):
         network: Callable[..., Any] = partial(AutoRegressiveNN, latent_dim)
         if context_dim:
             network = partial(ConditionalAutoRegressiveNN, latent_dim, context_dim)
-        order = torch.tensor(self.order)
-        self.network: nn.Module = network(
-            list(widths), param_dims=counts, permutation=order, nonlinearity=nn.ELU()
-        )
+        place = torch.get_default_device()
+        with torch.device("cpu"):  # it asks its masks for numbers, which the meta device has not
+            order = torch.tensor(self.order)
+            made = network(
+                list(widths), param_dims=counts, permutation=order, nonlinearity=nn.ELU()
+            )
+        self.network: nn.Module = made.to(place)
         for parameter in self.network.get_submodule(f"layers.{len(widths)}").parameters():
             nn.init.zeros_(parameter)
 

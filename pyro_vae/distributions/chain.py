@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_vae.arguments import positive, typed
 from pyro_vae.distributions.expandable import Expandable
-from pyro_vae.distributions.padded import finite_behind, kept_steps, require_lengths
+from pyro_vae.distributions.padded import finite_behind, kept_steps, none_of_them, require_lengths
 from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.scan import scan
 
@@ -144,7 +144,7 @@ class Chain(Expandable):
             return self._of_all_steps(value)
         log_prob = self._of_all_steps(finite_behind(value, units))
         kept = kept_steps(self.lengths, steps)
-        none = (self.lengths < 0) | (self.lengths > steps)
+        none = none_of_them(self.lengths, steps)
         beyond = log_prob.new_zeros(()).masked_fill(none, torch.nan).unsqueeze(-1)
         return torch.where(kept & ~none.unsqueeze(-1), log_prob, beyond)
 

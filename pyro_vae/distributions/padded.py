@@ -20,7 +20,13 @@ def kept_steps(lengths: Tensor, steps: int) -> Tensor:
         tensor([[ True,  True, False],
                 [False, False, False]])
     """
-    return torch.arange(steps, device=lengths.device) < lengths.unsqueeze(-1)
+    # As integers: of bfloat16, step 257 would be step 256.
+    return torch.arange(steps, device=lengths.device) < lengths.long().unsqueeze(-1)
+
+
+def none_of_them(lengths: Tensor, steps: int) -> Tensor:
+    """Return which lengths, (*), are none of T steps."""
+    return ~((lengths >= 0) & (lengths <= steps) & (lengths == lengths.floor()))
 
 
 def finite_behind(value: Tensor, kept: Tensor) -> Tensor:
@@ -38,7 +44,7 @@ def require_lengths(lengths: Tensor, steps: int) -> None:
     Raises:
         ConfigError: One is not whole, is below 0, or is beyond the T steps of the array.
     """
-    wrong = ~((lengths >= 0) & (lengths <= steps) & (lengths == lengths.floor()))
+    wrong = none_of_them(lengths, steps)
     if bool(wrong.any()):
         raise ConfigError(
             f"lengths: got {lengths[wrong].flatten()[0].item()}, expected whole numbers from 0 to "
@@ -60,7 +66,8 @@ class Padded(dist.Independent):
         units: number of dims of a step that are in the batch of `steps`: 0 or 1.
 
     Raises:
-        ConfigError: A length is none, where arguments are validated.
+        ConfigError: A length is none, where arguments are validated (elsewhere the log density of
+            that sequence is NaN).
 
     Example:
         >>> rolls = dist.Bernoulli(torch.full((2, 3, 4), 0.5))
@@ -93,6 +100,8 @@ class Padded(dist.Independent):
         kept = kept.reshape(kept.shape + (1,) * units)
         super().__init__(steps.mask(kept), 1 + units, validate_args=validate_args)
         self._kept = kept.reshape(kept.shape + (1,) * len(steps.event_shape))
+        self._whole = not steps.event_shape and _is_discrete(steps)
+        self._none = none_of_them(lengths, steps.batch_shape[time])
         if self._validate_args:
             require_lengths(lengths, steps.batch_shape[time])
 
@@ -116,7 +125,8 @@ class Padded(dist.Independent):
                 f"value: got shape {tuple(value.shape)}, expected (*, "
                 f"{', '.join(map(str, self.event_shape))})"
             )
-        return super().log_prob(finite_behind(value, self._kept))
+        log_prob = super().log_prob(self._inert(value))
+        return log_prob.masked_fill(self._none, torch.nan)
 
     @property
     def mean(self) -> Tensor:
@@ -131,8 +141,21 @@ class Padded(dist.Independent):
     def expand(self, batch_shape, _instance=None):  # type: ignore[no-untyped-def]
         """Return the same distribution for another batch."""
         new = super().expand(batch_shape, self._get_checked_instance(Padded, _instance))
-        new._kept = self._kept
+        new._kept, new._none, new._whole = self._kept, self._none, self._whole
         return new
+
+    def _inert(self, value: Tensor) -> Tensor:
+        """Return a value with what counts nowhere such that its steps can be scored."""
+        if self._whole:  # a class of -1 is often what stands there, and has no probability
+            return torch.where(self._kept, value, torch.zeros_like(value))
+        return finite_behind(value, self._kept)
 
     def _cut(self, value: Tensor) -> Tensor:
         return torch.where(self._kept, value, torch.zeros_like(value))
+
+
+def _is_discrete(steps: TorchDistributionMixin) -> bool:
+    try:
+        return bool(getattr(steps.support, "is_discrete", False))
+    except NotImplementedError:  # it does not say
+        return False

@@ -28,6 +28,7 @@ class _Word(constraints.Constraint):
 
     def check(self, value: Tensor) -> Tensor:
         """Return which words of sentences, (*, T), stand where they may."""
+        value = value.long()  # of eight bits, V may be beyond the largest number
         last = (value == END).long()
         behind = last.cumsum(-1) > last
         known = (value >= 0) & (value < self.words) & (value != START)

@@ -3,7 +3,7 @@
 Shapes: B sequences, T steps, X one observation, Z one state, H one encoding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -43,18 +43,47 @@ class SequenceProgram(ZooProgram):
 
     example: Any = None  # how many steps there are is a matter of the data
 
+    def reads(self, data: Any) -> Any:
+        """Return data as they are, their lengths as whole numbers.
+
+        A look at a batch asks some rows; here all of them are there. Floats would come in the
+        program's precision, and of bfloat16 257 is 256.
+
+        Raises:
+            ConfigError: A length is none, in whatever row.
+        """
+        if isinstance(data, list) and data and all(isinstance(each, Mapping) for each in data):
+            return [self.reads(each) for each in data]
+        pair = isinstance(data, tuple | list) and len(data) == 2
+        named = isinstance(data, Mapping) and {"x", "lengths"} <= data.keys()
+        x, lengths = data if pair else (data["x"], data["lengths"]) if named else (None, None)
+        steps, kind = getattr(x, "shape", ())[1:2], getattr(lengths, "dtype", None)
+        if not steps or kind is None or getattr(lengths, "ndim", 0) != 1:
+            return data  # what else they are is told where they are made tensors
+        lengths = torch.as_tensor(lengths)
+        if lengths.is_meta or lengths.dtype == torch.bool:
+            return data
+        require_lengths(lengths, steps[0])
+        return (x, lengths.long()) if pair else {**data, "lengths": lengths.long()}
+
     def _checked(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         """Return sequences in the program's precision.
 
         Raises:
             DataError: Another shape than (B, T, X), no steps, or lengths that are no numbers (B).
         """
+        if not isinstance(x, Tensor):
+            raise DataError(
+                f"x: got {type(x).__name__}, expected a tensor (B, T, X); of a PackedSequence, "
+                "pad_packed_sequence(x, batch_first=True) gives it and the lengths"
+            )
         if x.dim() != 2 + len(self.data_shape) or x.shape[2:] != self.data_shape or not x.shape[1]:
             shape = ", ".join(map(str, self.data_shape))
             raise DataError(
                 f"x: got shape {tuple(x.shape)}, expected sequences (B, T, {shape}) of some steps"
             )
-        if lengths is not None and (lengths.shape != x.shape[:1] or lengths.dtype == torch.bool):
+        given = lengths is None or (isinstance(lengths, Tensor) and lengths.shape == x.shape[:1])
+        if not given or (lengths is not None and lengths.dtype == torch.bool):
             raise DataError(
                 f"lengths: got {shown(lengths)}, expected how many steps each of the {len(x)} "
                 f"sequences has, ({len(x)},)"

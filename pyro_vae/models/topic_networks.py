@@ -172,7 +172,8 @@ class Normalised(nn.Module):
 
 
 def _checked(embeddings: Tensor, words: int) -> Tensor:
-    if embeddings.dim() != 2 or len(embeddings) != words or not bool(embeddings.isfinite().all()):
+    fits = embeddings.dim() == 2 and len(embeddings) == words
+    if not fits or not (embeddings.is_meta or bool(embeddings.isfinite().all())):
         raise DataError(
             f"embeddings: got shape {tuple(embeddings.shape)}, expected finite vectors of the "
             f"{words} words, one row each"

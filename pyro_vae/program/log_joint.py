@@ -174,7 +174,7 @@ class LogJoint:
             globals_ = {name: drawn[name]["value"] for name in sites.global_}
         self.globals_ = globals_
         self.rows = num_rows(batch)
-        self._masks = masks_of(model, self.slots)
+        self._masks, self._ends = masks_of(model, self.slots), ends_of(model, self.slots)
         first: Any = model.nodes[self.slots[0].name]
         self._zero: Tensor = first["value"].new_zeros(())
         self._program = program
@@ -208,8 +208,9 @@ class LogJoint:
         other._joint = self._hold(self._program.summed_joint(batch))
         if self._masks:  # those of the other rows; at zero, so that no noise is drawn
             origin = self._zero.new_zeros(1, other.rows, self.dim)
-            values = other.placed(other.unpack(origin))
-            other._masks = masks_of(other._joint.model_trace(values, 1, placed=True), self.slots)
+            values = other.placed(other._values(origin)[0])
+            model = other._joint.model_trace(values, 1, placed=True)
+            other._masks, other._ends = masks_of(model, self.slots), ends_of(model, self.slots)
         return other
 
     def _hold(self, joint: Joint) -> Joint:
@@ -227,6 +228,7 @@ class LogJoint:
         densities.rows = num_rows([*joint.args, *joint.kwargs.values()])
         densities._joint = joint.densities()
         densities._masks = masks_of(model, densities.slots)
+        densities._ends = ends_of(model, densities.slots)
         densities.auxiliary, densities.summed, densities._points = [], (), []
         densities._implicit = ()
         densities._scored = []
@@ -325,8 +327,16 @@ class LogJoint:
         return torch.cat(parts, -1)
 
     def unpack(self, u: Tensor) -> dict[str, Tensor]:
-        """Return the latents of unconstrained vectors, by site, ``(C, B | event)``."""
-        return self._values(u)[0]
+        """Return the latents of unconstrained vectors, by site, ``(C, B | event)``.
+
+        Behind the end of a sequence they are 0, as a draw is there.
+        """
+        values = self._values(u)[0]
+        for slot in self.slots:
+            if slot.name in self._ends:
+                inside = slot.of_datum(self._ends[slot.name], len(u), self.rows)
+                values[slot.name] = torch.where(inside, values[slot.name], self._zero)
+        return values
 
     def log_jacobian(self, u: Tensor) -> Tensor:
         r"""Return :math:`\log |dz/du|`, ``(C, B)``."""
@@ -474,6 +484,16 @@ def masks_of(model: Trace, slots: list[Slot]) -> dict[str, Tensor]:
         kept = kept_units(site["fn"], site["mask"], site["value"].device)
         if kept is not None:
             found[slot.name] = kept
+    return found
+
+
+def ends_of(model: Trace, slots: list[Slot]) -> dict[str, Tensor]:
+    """Return which parts of each latent stand before its sequence's end, of chains of lengths."""
+    found = {}
+    for slot in slots:
+        fn: Any = model.nodes[slot.name]["fn"]
+        if getattr(fn, "kept", None) is not None:
+            found[slot.name] = fn.kept.expand(fn.batch_shape + fn.event_shape)
     return found
 
 

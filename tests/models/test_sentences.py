@@ -208,6 +208,17 @@ def test_verbs_take_sentences():
     assert refined.mean.shape == (5, 2)
 
 
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16])
+def test_words_may_come_in_few_bits(kind):
+    """A vocabulary of 300 does not fit into them, and the words that are used do."""
+    net = SentenceLM(300, embedding=4, hidden=8).decoder
+    x = torch.tensor([[120, 200, 3, 0]])
+    expected = Sentence(net, 4, validate_args=False).log_prob(x)
+    for validate in (True, False):
+        found = Sentence(net, 4, validate_args=validate).log_prob(x.to(kind))
+        assert torch.equal(found, expected) and found.isfinite().all()
+
+
 def test_what_is_no_sentence_is_refused():
     program = vae()
     for x, told in (

@@ -198,6 +198,8 @@ def test_embeddings_that_are_given_stand_still():
     x = torch.randint(0, 3, (12, 6)).float()
     pv.fit(program, x, epochs=2, batch_size=6, progress=False)
     assert torch.equal(program.decoder.words_of_topics.words, words)
+    with torch.device("meta"):  # as a program is built that takes its weights from a file
+        assert ETM(6, 2, (4,), embeddings=torch.zeros(6, 4)).topics().is_meta
     for wrong in (words[:5], words[0], words * math.nan):
         with pytest.raises(DataError, match="finite vectors of the 6 words"):
             ETM(6, 2, (4,), embeddings=wrong)

@@ -1,5 +1,6 @@
 """Whether the numbers of a datum stay what they are where the rows beside it are cut away."""
 
+import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +23,7 @@ Kind = Literal["sum", "mean", "other"]  # what a term is of the rows
 Rounding = Mapping[Term, Tensor]  # of densities
 Pair = tuple[Trace, Trace]  # of model and guide, their plate under its canonical name
 PairOf = Callable[[Batch, Mapping[str, Tensor]], Pair]  # some rows, latents
+_TRIES = 4
 _ROUNDINGS = 100  # what one rounding of the arguments does, so many times, is no dependence
 _PRODUCTS = {
     torch.ops.aten.mm.default,
@@ -202,9 +204,7 @@ def changes_beside(run: PairOf, few: Batch, cuts: Sequence[Tensor]) -> set[Chang
             return set()
         if unlike(whole, run(few, latents_cut(whole))):
             return None
-        latents = {name: _rounded(value) for name, value in latents_cut(whole).items()}
-        with RoundedProducts():
-            rounding = _rounding(whole, run(map_batch(_rounded, few), latents))
+        rounding = _rounding(whole, [_run_rounded(run, few, whole, s) for s in range(_TRIES)])
     except Exception:  # whatever a user's function raises on rows that it was not written for
         return None
     return {each for kept, piece in pieces for each in unlike(whole, piece, kept, rounding)}
@@ -226,16 +226,24 @@ def _followers(whole: Pair, cut: Pair) -> set[Change]:
     return {Change(*term, False, "shape") for term in both if there[term] != here[term]}
 
 
-def _rounded(value: Tensor) -> Tensor:
+def _run_rounded(run: PairOf, few: Batch, whole: Pair, seed: int) -> Pair:
+    """Run the pair where arguments, latents and what is multiplied are rounded once more."""
+    rounded = functools.partial(_rounded, seed=seed)
+    latents = {name: rounded(value) for name, value in latents_cut(whole).items()}
+    with RoundedProducts(seed):
+        return run(map_batch(rounded, few), latents)
+
+
+def _rounded(value: Tensor, seed: int) -> Tensor:
     """Return numbers as one more rounding leaves them; whole ones, which may be labels, stay."""
     if not value.is_floating_point():
         return value
-    return torch.where(value == value.round(), value, _moved(value))
+    return torch.where(value == value.round(), value, _moved(value, seed))
 
 
-def _moved(value: Tensor) -> Tensor:
+def _moved(value: Tensor, seed: int) -> Tensor:
     """Return numbers a rounding or two away."""
-    noise = torch.rand(value.shape, generator=torch.Generator().manual_seed(0)) - 0.5
+    noise = torch.rand(value.shape, generator=torch.Generator().manual_seed(seed)) - 0.5
     return value * (1 + 8 * torch.finfo(value.dtype).eps * noise.to(value))
 
 
@@ -244,24 +252,38 @@ class RoundedProducts(TorchDispatchMode):
 
     Their large terms may cancel: then a sum in another order, as for another number of rows, is far
     from the one before, though what goes into the network has hardly moved.
+
+    Arguments:
+        seed: of the roundings.
     """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.seed = seed
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if func in _PRODUCTS:
-            args = pytree.tree_map_only(Tensor, _moved, args)
+            moved = functools.partial(_moved, seed=self.seed)
+            args = pytree.tree_map_only(Tensor, moved, args)
         return func(*args, **(kwargs or {}))
 
 
-def _rounding(whole: Pair, rounded: Pair) -> Rounding:
-    """Return how much of each density may differ by rounding: matrix products of other rows do."""
+def _rounding(whole: Pair, rounded: Sequence[Pair]) -> Rounding:
+    """Return how much of each density may differ by rounding: matrix products of other rows do.
+
+    The most of several tries: one of them alone may move a density by next to nothing.
+    """
+    tries = [[dict(_terms(each[side])) for each in rounded] for side in (MODEL, GUIDE)]
     return {
-        (side, name): _ROUNDINGS * _spread(terms["density"], there[name]["density"])
+        (side, name): _ROUNDINGS
+        * torch.stack(
+            [_spread(terms["density"], there[name]["density"]) for there in tries[side]]
+        ).amax(0)
         for side in (MODEL, GUIDE)
-        for there in (dict(_terms(rounded[side])),)
         for name, terms in _terms(whole[side])
-        if name in there
+        if all(name in there for there in tries[side])
     }
 
 
@@ -281,9 +303,7 @@ def kinds_of_terms(run: PairOf, few: Batch, terms: Collection[Term]) -> set[tupl
     try:
         whole = run(few, {})
         total = _outside(whole)
-        moved = {name: _rounded(value) for name, value in latents_cut(whole).items()}
-        with RoundedProducts():
-            rounded = _outside(run(map_batch(_rounded, few), moved))
+        rounded = _outside(_run_rounded(run, few, whole, 0))
         for first in (numbers % 3 == 0, numbers % 2 == 0, numbers < len(numbers) // 2):
             parts = [numbers[first], numbers[~first]]
             pieces = [_outside(run(cut_to(few, kept), latents_cut(whole, kept))) for kept in parts]

@@ -180,6 +180,38 @@ def test_cures_are_ranked_with_their_kl() -> None:
     assert axes.yaxis_inverted()
 
 
+def widths_in_inches(figure):
+    """Draw, and return the widths of the panels and of their titles, and the ends of all texts."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure).draw()
+    boxes = [axes.get_window_extent() for axes in figure.axes if axes.axison]
+    titles = [axes._left_title.get_window_extent() for axes in figure.axes if axes.axison]
+    extents = [*titles, *([figure._suptitle.get_window_extent()] if figure._suptitle else [])]
+    return [np.array([box.width for box in each]) / figure.dpi for each in (boxes, titles)], [
+        box.x1 / figure.dpi for box in extents
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_long_words_leave_room_for_bars_and_titles(count):
+    names = ["internationalization", "electroencephalograph", "a" * 60, "the"]
+    figure = plots.topic_words(torch.full((count, 4), 0.25), names)
+    assert figure.axes[0].get_yticklabels()[2].get_text() == "a" * 23 + "…"
+    (panels, _), ends = widths_in_inches(figure)
+    assert panels.min() > 0.9 and max(ends) <= figure.get_figwidth()
+
+
+def test_names_of_short_rolls_stand_over_their_own():
+    names = ("a chorale", *(f"reconstruction {i}" for i in range(8)))
+    rolls = {name: torch.zeros(9 if i else 129, 88) for i, name in enumerate(names)}
+    figure = plots.piano_rolls(rolls)
+    (panels, titles), _ = widths_in_inches(figure)
+    assert (titles <= panels + 0.05).all()
+    ticks = [tick for axes in figure.axes for tick in axes.get_xticks()]
+    assert all(tick == int(tick) for tick in ticks)
+
+
 def test_piano_rolls_show_the_keys_that_are_struck_and_name_each_c():
     data, model = torch.zeros(6, 88), torch.full((4, 88), 0.05)
     data[2, 39] = data[5, 43] = 1  # C4 is the 39th key above the lowest A
@@ -199,6 +231,8 @@ def test_the_kl_of_steps_is_a_line_for_each_model():
     assert [line.get_label() for line in axes.lines] == ["smoothing", "filtering"]
     assert axes.lines[0].get_xydata().tolist() == [[1, 0.5], [2, 0.2]]
     assert axes.get_ylabel() == "KL (nats)" and axes.get_ylim()[0] == 0
+    line = plots.step_kl({"one step": [0.5]}).axes[0].lines[0]
+    assert line.get_marker() == "o"  # of one point there is no line
 
 
 def test_words_of_topics_stand_by_their_probability():

@@ -44,9 +44,12 @@ def piano_rolls(
     heard = np.flatnonzero(np.concatenate(list(each.values())).max(0) > _HEARD)
     low, high = (heard[0], heard[-1]) if len(heard) else (0, keys.pop() - 1)
     lengths = [len(roll) for roll in each.values()]
-    width = min(14.0, max(3.0 * len(each), 0.05 * sum(lengths) + 1.5))
-    figure = new_figure(width, 1.2 + 0.055 * max(12, high - low))
-    grid = {"width_ratios": [max(length, max(lengths) / 4) for length in lengths]}
+    least = max(1.4, 0.105 * max(map(len, each)))  # inches: no panel is narrower than its name
+    whole = min(14.0, max(3.0 * len(each), 0.05 * sum(lengths) + 1.5))
+    rest = max(0.0, whole - least * len(each)) / sum(lengths)
+    widths = [least + rest * length for length in lengths]
+    figure = new_figure(sum(widths), 1.2 + 0.055 * max(12, high - low))
+    grid = {"width_ratios": widths}
     panels = figure.subplots(1, len(each), squeeze=False, sharey=True, gridspec_kw=grid)[0]
     for place, (axes, (name, roll)) in enumerate(zip(panels, each.items(), strict=True)):
         extent = (0.5, len(roll) + 0.5, low - 0.5, high + 0.5)
@@ -54,6 +57,7 @@ def piano_rolls(
         axes.imshow(
             shown, cmap="gray_r", vmin=0, vmax=1, aspect="auto", origin="lower", extent=extent
         )
+        axes.locator_params(axis="x", integer=True)
         axes.set_xlabel("step", fontsize=9, color=INK)
         plain_axes(axes)
         set_title(axes, name)
@@ -84,8 +88,11 @@ def step_kl(curves: Mapping[str, Any], *, title: str | None = None) -> Figure:
         if kl.ndim != 1 or not kl.size or not np.isfinite(kl).all():
             raise DataError(f"{name}: got shape {kl.shape}, expected (T,), finite")
         colour = PALETTE[place % len(PALETTE)]
-        axes.plot(np.arange(1, len(kl) + 1), kl, color=colour, label=name, linewidth=1.3)
+        dot = "o" if len(kl) == 1 else ""  # of one point there is no line
+        steps = np.arange(1, len(kl) + 1)
+        axes.plot(steps, kl, color=colour, label=name, linewidth=1.3, marker=dot)
     axes.set(xlabel="step", ylabel="KL (nats)")
+    axes.locator_params(axis="x", integer=True)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     plain_axes(axes)
     axes.legend(frameon=False, fontsize=9)

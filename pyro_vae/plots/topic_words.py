@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.figure import Figure
 
 _COLUMNS = 5
+_LETTERS = 24  # of a word, at most
 
 
 @typed
@@ -48,20 +49,29 @@ def topic_words(
     shown = min(positive("num_words", num_words), size)
     columns = min(_COLUMNS, count)
     rows = math.ceil(count / columns)
-    figure = new_figure(2.2 * columns, rows * (0.17 * shown + 0.6) + 0.4)
+    order = np.argsort(-shares, axis=1, kind="stable")[:, :shown]
+    labels = [[_shortened(names[word]) for word in top] for top in order]
+    longest = max(len(label) for row in labels for label in row)
+    text = title or f"The {shown} most probable words of each topic"
+    # Inches: bars of one width beside the longest word, in letters of 9 points; the title has 11.
+    width = max((1.3 + 0.075 * longest) * columns, 0.2 + 0.08 * len(text))
+    figure = new_figure(width, rows * (0.17 * shown + 0.6) + 0.4)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flat
     for place, axes in enumerate(panels):
         if place >= count:
             axes.set_axis_off()
             continue
-        top = np.argsort(-shares[place], kind="stable")[:shown]
-        axes.barh(range(shown), shares[place, top], color=PALETTE[3])
-        axes.set_yticks(range(shown), [names[word] for word in top])
+        axes.barh(range(shown), shares[place, order[place]], color=PALETTE[3])
+        axes.set_yticks(range(shown), labels[place])
+        axes.locator_params(axis="x", nbins=3)
         axes.invert_yaxis()
         plain_axes(axes)
         set_title(axes, f"topic {place}")
         axes.tick_params(labelbottom=place + columns >= count)  # no panel stands below
-    text = title or f"The {shown} most probable words of each topic"
     figure.suptitle(text, fontsize=11, color=INK, x=0.01, ha="left")
     figure.supxlabel("probability of the word", fontsize=9, color=INK)
     return figure
+
+
+def _shortened(word: str) -> str:
+    return word if len(word) <= _LETTERS else f"{word[: _LETTERS - 1]}…"

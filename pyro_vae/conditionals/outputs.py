@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import DataError
@@ -27,7 +27,8 @@ def bounded(log_scale: Tensor) -> Tensor:
     Its slope is continuous and never zero, so that a unit driven outside can come back (under a
     clamp it could not); scales stay in (8e-7, 1.2e6), where float32 densities and KLs are finite.
     """
-    inside = log_scale.clamp(-LOG_SCALE_LIMIT, LOG_SCALE_LIMIT)
+    # As clamp, with one operation in its gradient in place of four.
+    inside = nn.functional.hardtanh(log_scale, -LOG_SCALE_LIMIT, LOG_SCALE_LIMIT)
     excess = log_scale - inside
     return inside + excess / (1 + excess.abs() / LOG_SCALE_LIMIT)
 

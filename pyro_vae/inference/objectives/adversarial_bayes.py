@@ -4,7 +4,6 @@ from typing import Any, Literal
 
 import torch
 from pyro.distributions import Normal
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from pyro_vae.arguments import positive, typed
@@ -28,16 +27,18 @@ from pyro_vae.program.program import Program
 class AVB(Adversarial):
     r"""The ELBO of an implicit guide, whose log density a critic estimates.
 
-    .. math:: \mathbb{E}_q[\log p(x, z) - \log r(z) - T(z, x)], \qquad
-       T = \arg\min\; -\mathbb{E}_q \log \sigma(T) - \mathbb{E}_r \log \sigma(-T)
-       = \log q(z \mid x) - \log r(z)
+    .. math:: \mathbb{E}_q[\log p(x, z) - U(z, x)], \qquad
+       U = \arg\min\; -\mathbb{E}_q \log \sigma(T) - \mathbb{E}_r \log \sigma(-T)
+       = \log q(z \mid x), \quad T = U(z, x) - \log r(z)
 
-    with r the contrast: the prior, or (adaptive) the Gaussian with the mean and variance of
-    q(z | x), which lies nearer. Its moments come from draws of the guide and are constants; the
-    critic then sees :math:`(z - \mu(x)) / \sigma(x)`. Few draws leave noise in the moments, and
-    the KL comes out too small, by about Z / (2 M) nats. Far from all draws a network is a straight
-    line, which can pay a guide for outliers (the loss then falls without end, or the moments grow);
-    against a prior N(0, I) the cure is a critic that has its tails: T(z) + ||z||² / 2.
+    with r the contrast. The adaptive one is the Gaussian with the mean and variance of q(z | x),
+    from M draws of the guide: the critic is U, sees z as it is, and is told log r. Its optimum does
+    not depend on M, nor on r; a contrast that lies near makes it easier to find. Under the contrast
+    with the prior, r = p(z), whose density cancels, the critic is T itself: log q - log p.
+
+    Far from all draws a network is a straight line. The joint density keeps outliers in check under
+    the adaptive contrast; under a prior N(0, I) T may pay for them (the loss falls without end):
+    the cure is a critic that has the tails of the prior, T(z) + ||z||² / 2.
 
     The guide may be any whose latents have a reparametrised sampler: one of
     ``pv.distributions.Implicit`` (``posterior=pv.conditionals.NoiseFed``), a function of auxiliary
@@ -45,10 +46,10 @@ class AVB(Adversarial):
     ``pv.fitted_log_likelihood``. The model's prior need not have draws under the adaptive contrast.
 
     Arguments:
-        critic: T, a module of codes ``(B, Z)`` and of the batch ``(B, ...)`` to ``(B,)``, as
+        critic: U or T, a module of codes ``(B, Z)`` and of the batch ``(B, ...)`` to ``(B,)``, as
             ``pv.nn.Critic(Z, data_dim)``; a batch of several tensors comes as ``(B, D)``.
         contrast: ``"adaptive"`` or ``"prior"``.
-        moments: M, draws of the guide behind the moments of the adaptive contrast.
+        moments: M, draws of the guide behind the moments of the adaptive contrast, at least 2.
         critic_steps: Steps of the critic per step of the program.
         critic_optimiser: Makes the critic's optimiser; None takes that of ``fit``.
 
@@ -83,17 +84,12 @@ class AVB(Adversarial):
         """Return the critic's loss at draws of the guide and of the contrast."""
         with torch.no_grad():
             guide = joint.guide_trace(1)
-            prior = joint.prior_trace() if self.contrast == "prior" else None
             names = latents_of(guide, "AVB")
             z = codes(guide, names, rows_of(joint))[0]
-            if prior is None:
-                mean, scale = self._moments(joint, names)
-                z, other = (z - mean) / scale, torch.randn_like(z)
-            else:
-                other = codes(prior, names, rows_of(joint))[0]
+            other, known = self._contrasted(joint, names, z)
         x = data_of(joint)
-        at_both = self.critic(torch.cat([z, other]), torch.cat([x, x]))
-        return told_apart(*at_both.split(len(z)))
+        told = self.critic(torch.cat([z, other]), torch.cat([x, x])) - known
+        return told_apart(*told.split(len(z)))
 
     def per_datum(self, joint: Joint) -> Tensor:
         """Return minus the ELBO per datum, by the critic as it stands."""
@@ -101,21 +97,20 @@ class AVB(Adversarial):
         names = latents_of(guide, "AVB")
         terms = terms_of(joint, model, guide)
         weight = kl_weight_of(model, guide, names, "AVB")
-        z = codes(guide, names, rows_of(joint))[0]
         log_p: Any = sum(terms.log_p.values())
-        if self.contrast == "adaptive":
-            mean, scale = self._moments(joint, names)
-            log_r = Normal(mean, scale).log_prob(z).sum(-1)
-            ratio = log_r + self.critic((z - mean) / scale, data_of(joint))
-        else:
+        if self.contrast == "prior":  # its density is a part of what the critic tells
             log_p = log_p - sum(terms.log_p[name] for name in names)
-            ratio = self.critic(z, data_of(joint))
-        return -with_globals((log_p - weight * ratio).mean(), terms)
+        told = self.critic(codes(guide, names, rows_of(joint))[0], data_of(joint))
+        return -with_globals((log_p - weight * told).mean(), terms)
 
-    @torch.no_grad()
-    def _moments(self, joint: Joint, names: list[str]) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of the codes of each datum, ``(B, Z)``."""
-        drawn: Trace = joint.guide_trace(self.moments)
-        z = codes(drawn, names, rows_of(joint), self.moments)
-        tiny = torch.finfo(z.dtype).eps ** 0.5
-        return z.mean(0), z.std(0).clamp(min=tiny)
+    def _contrasted(
+        self, joint: Joint, names: list[str], z: Tensor
+    ) -> tuple[Tensor, Tensor | float]:
+        """Return draws of the contrast, and its log density at z and at them where it is told."""
+        if self.contrast == "prior":
+            return codes(joint.prior_trace(), names, rows_of(joint))[0], 0.0
+        drawn = codes(joint.guide_trace(self.moments), names, rows_of(joint), self.moments)
+        mean, scale = drawn.mean(0), drawn.std(0).clamp(min=torch.finfo(z.dtype).eps ** 0.5)
+        other = mean + scale * torch.randn_like(z)
+        near = Normal(mean, scale)
+        return other, torch.cat([near.log_prob(each).sum(-1) for each in (z, other)])

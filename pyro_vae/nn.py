@@ -308,12 +308,21 @@ class Critic(nn.Module):
     ) -> None:
         super().__init__()
         size = 0 if data_dim is None else math.prod(as_shape("data_dim", data_dim))
+        self.sees_data = data_dim is not None
         self.net = MLP(positive("latent_dim", latent_dim) + size, 1, hidden, activation=activation)
         if spectral_norm:
             self.apply(_bounded)
 
     def forward(self, z: Tensor, x: Tensor | None = None) -> Tensor:
-        """Map codes (B, Z), and data (B | data) where it sees them, to (B,)."""
+        """Map codes (B, Z), and data (B | data) where it sees them, to (B,).
+
+        Raises:
+            ConfigError: Data for a critic of codes alone, or none for one of both.
+        """
+        if self.sees_data != (x is not None):
+            got, need = ("codes alone", "Z, data_dim") if x is None else ("codes and data", "Z")
+            advice = f"Critic({'Z' if x is None else 'Z, data_dim'})"
+            raise ConfigError(f"Critic({need}): got {got}; make it as pv.nn.{advice}")
         if x is None:
             return self.net(z).squeeze(-1)
         rows = len(_flat(z))

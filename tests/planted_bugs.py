@@ -1989,7 +1989,7 @@ BUGS = [
     Bug(
         "the program's step by a critic of before",
         "inference/objectives/adversarial_bayes.py",
-        "told = self.critic(codes(guide, names, rows_of(joint))[0], data_of(joint))",
+        "told = self.told(codes(guide, names, rows_of(joint))[0], data_of(joint))",
         "kept = vars(self).setdefault('_kept', __import__('copy').deepcopy(self.critic))\n"
         "        told = kept(codes(guide, names, rows_of(joint))[0], data_of(joint))",
         "tests/inference/objectives/test_adversarial.py::test_the_step_of_avb_is_the_one_by_hand[prior]",

@@ -68,8 +68,20 @@ class Implicit(Expandable):
         return constraints.independent(constraints.real, len(self.event_shape))
 
     def rsample(self, sample_shape: torch.Size | Sequence[int] = torch.Size()) -> Tensor:  # noqa: B008
-        """Draw, shape (sample_shape, batch | event)."""
-        return self.function(self.noise.rsample(torch.Size(sample_shape)))
+        """Draw, shape (sample_shape, batch | event).
+
+        Raises:
+            ProgramError: The function makes another event than it was said to.
+        """
+        shape = torch.Size(sample_shape)
+        made = self.function(self.noise.rsample(shape))
+        if made.shape != shape + self.batch_shape + self.event_shape:
+            raise ProgramError(
+                f"function: got draws of shape {tuple(made.shape)}, expected "
+                f"{tuple(shape + self.batch_shape + self.event_shape)}: (* | event) of noise "
+                f"(* | noise), with event_shape={tuple(self.event_shape)}"
+            )
+        return made
 
     @typed
     def log_prob(self, value: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pyro.distributions import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
@@ -96,3 +97,11 @@ def is_plain(site: Message) -> bool:
     """Return whether neither a weight nor a mask changes the log density of a site."""
     scale = handler_scale(site)
     return site["mask"] is None and isinstance(scale, int | float) and abs(scale - 1) < 1e-9
+
+
+def is_masked(fn: Any) -> bool:
+    """Return whether a mask lies within a distribution."""
+    while hasattr(fn, "reinterpreted_batch_ndims"):
+        fn = fn.base_dist
+    # A chain cuts its own steps, by the lengths of its row.
+    return isinstance(fn, MaskedDistribution) or getattr(fn, "kept", None) is not None

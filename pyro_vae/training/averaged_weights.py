@@ -66,10 +66,11 @@ class AveragedWeights(nn.Module):
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Let the program have the averages inside, and its own weights again afterwards."""
-        own = [weight.detach().clone() for weight in self._find()[1]]
+        weights = self._find()[1]  # one that comes inside has no weight of before
+        own = [weight.detach().clone() for weight in weights]
         self.put_in()
         try:
             yield
         finally:
             with torch.no_grad():
-                torch._foreach_copy_(self._find()[1], own)
+                torch._foreach_copy_(weights, own)

@@ -113,6 +113,7 @@ class Loop:
         self.best: dict[str, Tensor] | None = None
         self.frozen = frozen_parts(self.wrapped)
         self.stopped = False  # by a callback; patience is worked out from the epochs
+        self.told_of_nan = False
         self.moved = False  # whether this call has taken a step
         self.checkpoint: Checkpoint | None = None
         self.changes: list[str] = []  # what this continuation was asked to do otherwise
@@ -310,7 +311,9 @@ class Loop:
 
     def _mean_elbo(self, batch: Batch, objective: Any = None, *, own: bool = False) -> float:
         # The same noise each epoch: epochs are compared, and training does not depend on judging.
-        with seeded(self.wrapped.device, self.world.seed(self.seed)):
+        with seeded(self.wrapped.device, self.world.seed(self.seed)), modes_kept(objective):
+            if isinstance(objective, nn.Module):
+                objective.eval()  # a critic's own moments must not follow the validation rows
             part: Any = self.world.part(batch) if own else self.world.share(batch)
             if objective is not None:
                 value = mean_bound(self.wrapped, part, objective, size=self.feed.size)
@@ -322,7 +325,16 @@ class Loop:
         if self.valid is None or not getattr(self.objective, "ranks_epochs", True):
             return
         # An objective of its own is judged by itself: IWAE does not raise the ELBO.
-        score = row[self._own_name] if self._own_name in row else row["valid_elbo"]
+        name = self._own_name if self._own_name in row else "valid_elbo"
+        score = row[name]
+        if math.isnan(score) and not self.told_of_nan:
+            self.told_of_nan = True
+            warnings.warn(
+                f"valid: {name} of epoch {self.epoch} is nan, and such an epoch can not be the "
+                "best; look at the validation rows, and at what the program makes of them",
+                UserWarning,
+                stacklevel=2,
+            )
         if score > self.best_elbo:
             self.best_elbo, self.best_epoch = score, self.epoch
             self.best = {k: v.clone() for k, v in self.wrapped.state_dict().items()}

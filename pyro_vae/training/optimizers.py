@@ -43,18 +43,27 @@ def as_factory(optimiser: Any, program: Program, batch: Batch, lr: float) -> Opt
     """
     if isinstance(optimiser, type) and issubclass(optimiser, torch.optim.Optimizer):
         kind: Any = optimiser
-        return _checked(partial(kind, lr=lr))
+        return checked(partial(kind, lr=lr))
     if isinstance(optimiser, torch.optim.Optimizer):
         return _ready(optimiser)
     if isinstance(optimiser, PyroOptim):
-        return _checked(_from_pyro(optimiser, program, batch))
+        return checked(_from_pyro(optimiser, program, batch))
     if callable(optimiser) and not isinstance(optimiser, LRScheduler):
-        return _checked(optimiser)
+        return checked(optimiser)
     raise ConfigError(f"optimiser: got {optimiser!r}, expected {_FORMS}")
 
 
-def _checked(factory: Callable[..., Any]) -> OptimiserFactory:
-    """Return a factory that says so where what it makes is no optimizer, or one of another kind."""
+def checked(factory: Callable[..., Any]) -> OptimiserFactory:
+    """Return a factory that says so where what it makes is no optimizer, or one of another kind.
+
+    Raises:
+        ConfigError: It is an optimizer of Pyro's, which goes by names of a program's parameters.
+    """
+    if isinstance(factory, PyroOptim):
+        raise ConfigError(
+            "optimiser: got a pyro.optim optimizer for an update of an objective, expected a "
+            "factory, as functools.partial(torch.optim.Adam, lr=1e-3)"
+        )
 
     def make(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         trained = list(parameters)
@@ -85,7 +94,7 @@ def _ready(optimizer: torch.optim.Optimizer) -> OptimiserFactory:
         taken.append(True)
         return optimizer
 
-    return _checked(make)
+    return checked(make)
 
 
 def _require_known(optimizer: torch.optim.Optimizer, trained: Iterable[nn.Parameter]) -> None:

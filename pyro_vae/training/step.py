@@ -19,7 +19,7 @@ from pyro_vae.program.handlers import Beta
 from pyro_vae.program.modules import leaves_behind
 from pyro_vae.program.program import Program
 from pyro_vae.training.adam import Adam
-from pyro_vae.training.optimizers import join
+from pyro_vae.training.optimizers import checked, join
 
 # Steps between two looks at the flag of a deferred check: one sync each.
 CHECK_EVERY = 100
@@ -73,7 +73,7 @@ class Stepper:
         self._known = {id(p): p for p in program.parameters()}
         self._check_trained()
         self.optimisers = [
-            (update.optimiser or optimiser)(parameters)
+            (checked(update.optimiser) if update.optimiser else optimiser)(parameters)
             for update, parameters in zip(self.updates, self.trained, strict=True)
         ]
         self.base_lrs = [[group["lr"] for group in o.param_groups] for o in self.optimisers]

@@ -2,6 +2,7 @@
 
 import functools
 
+import pyro
 import pytest
 import torch
 
@@ -76,3 +77,26 @@ def test_a_resumed_run_keeps_its_average(tmp_path):
 def test_a_decay_out_of_range_is_refused(decay):
     with pytest.raises(ConfigError, match="ema: got"):
         fit(build(), epochs=1, ema=decay)
+
+
+def test_a_parameter_that_comes_while_judging_leaves_the_trained_weights():
+    """The program gets its own weights back, and the newcomer is averaged from then on."""
+    ends = []
+
+    def model(vae, x):
+        if len(x) == 5:  # the validation rows
+            pyro.param("late", torch.zeros((), dtype=torch.float64))
+        vae.model(x)
+
+    for valid in (None, X[:5]):
+        vae = build()
+        pyro.clear_param_store()
+        program = pv.Program(functools.partial(model, vae), vae.guide, modules={"vae": vae})
+        seen = []
+        pv.fit(
+            program, X, batch_size=8, epochs=2, ema=0.9, valid=valid, optimiser=SGD,
+            objective=pv.AnalyticELBO(), progress=False, compile=False,
+            callbacks=[lambda run, vae=vae, seen=seen: seen.append(weights(vae))],
+        )  # fmt: skip
+        ends.append(seen[-1])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))

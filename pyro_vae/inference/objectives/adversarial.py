@@ -1,5 +1,6 @@
 """Objectives with a critic: what they have in common, and the codes that a critic sees."""
 
+import inspect
 import math
 import warnings
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyro_vae.arguments import positive
-from pyro_vae.errors import ProgramError
+from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.objectives.objective import OptimiserFactory, Update, require_rows
 from pyro_vae.program.batch import named_leaves, num_rows
 from pyro_vae.program.handlers import data_frame, sample_sites
@@ -39,6 +40,8 @@ class Adversarial(nn.Module):
     is_bound = False
     ranks_epochs = False  # the critic moves: what it says of two epochs does not compare
     draw = math.log(4)  # loss of a critic that cannot tell anything apart
+    seen: tuple[str, ...] = ("codes",)  # what the critic is given
+    example = "pv.nn.Critic(Z)"
 
     def __init__(
         self,
@@ -48,9 +51,47 @@ class Adversarial(nn.Module):
     ) -> None:
         super().__init__()
         self.critic = critic
+        self._require_kind()
         self.critic_steps = positive("critic_steps", critic_steps)
         self.critic_optimiser = critic_optimiser
         self._warned = False
+
+    def _require_kind(self) -> None:
+        """Refuse a critic that takes other arguments."""
+        takes = inspect.signature(self.critic.forward)
+        try:
+            takes.bind(*self.seen)
+        except TypeError as error:
+            raise ConfigError(
+                f"critic: got {type(self.critic).__name__}, which takes {tuple(takes.parameters)}; "
+                f"{type(self).__name__} gives it {' and '.join(self.seen)}; use one like "
+                f"{self.example}"
+            ) from error
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse the call of ``pyro.infer.SVI``, which has one loss.
+
+        Raises:
+            ProgramError: Always.
+        """
+        raise ProgramError(
+            f"{type(self).__name__} trains a critic besides, which no pyro.infer.SVI does; use "
+            "pv.fit(program, data, objective=...)"
+        )
+
+    def told(self, *seen: Tensor) -> Tensor:
+        """Return what the critic says of codes, ``(B,)``.
+
+        Raises:
+            ConfigError: It does not say one number of each.
+        """
+        told = self.critic(*seen)
+        if told.numel() != len(seen[0]):
+            raise ConfigError(
+                f"critic: {type(self.critic).__name__} answers a tensor of shape "
+                f"{tuple(told.shape)} to {len(seen[0])} codes, expected one number of each"
+            )
+        return told.reshape(-1)
 
     def critic_loss(self, joint: Joint) -> Tensor:
         """Return the critic's loss on one batch; nothing in it depends on the program's weights."""
@@ -103,27 +144,36 @@ def rows_of(joint: Joint) -> int:
 
 def data_of(joint: Joint) -> Tensor:
     """Return the batch as a critic sees it: its one tensor, or ``(B, D)`` of all of them."""
-    leaves = [leaf for _, leaf in named_leaves([*joint.args, *joint.kwargs.values()])]
+    rows = rows_of(joint)
+    named = named_leaves([*joint.args, *joint.kwargs.values()])
+    leaves = [leaf for _, leaf in named if leaf.dim() and len(leaf) == rows]  # no constants
     if len(leaves) == 1:
         return leaves[0]
     floats = [leaf for leaf in leaves if leaf.is_floating_point()]
     dtype = floats[0].dtype if floats else torch.get_default_dtype()
-    return torch.cat([leaf.reshape(rows_of(joint), -1).to(dtype) for leaf in leaves], -1)
+    return torch.cat([leaf.reshape(rows, -1).to(dtype) for leaf in leaves], -1)
 
 
-def latents_of(guide: Trace, objective: str) -> list[str]:
+def latents_of(joint: Joint, guide: Trace, objective: str) -> list[str]:
     """Return the latents of one datum, in the order of drawing.
 
     Raises:
         ProgramError: The program has a global latent, none of a datum, or one whose draws have no
-            path for a gradient.
+            path for a gradient; or its plate holds a part of the batch.
     """
-    found = []
+    found, rows = [], rows_of(joint)
     for name, site in sample_sites(guide):
         if site["is_observed"] or site_is_subsample(site) or site["infer"].get("is_auxiliary"):
             continue
-        if data_frame(site) is None:
+        frame = data_frame(site)
+        if frame is None:
             raise ProgramError(f"{objective}: site {name!r} is global; use ELBO")
+        if frame.size != rows:
+            raise ProgramError(
+                f"{objective}: the plate of site {name!r} draws {frame.size} of the {rows} rows of "
+                "a batch, and a critic sees all of them; leave subsample_size out, and give "
+                "batch_size to pv.fit"
+            )
         if not site["fn"].has_rsample:
             raise ProgramError(
                 f"{objective}: site {name!r} has no reparametrised sampler; use ELBO or RLOO"

@@ -61,6 +61,9 @@ class AVB(Adversarial):
         | Adversarial Variational Bayes (Mescheder et al., 2017), arXiv:1701.04722
     """
 
+    seen = ("codes", "data")
+    example = "pv.nn.Critic(Z, data_dim)"
+
     def __init__(
         self,
         critic: nn.Module,
@@ -84,23 +87,23 @@ class AVB(Adversarial):
         """Return the critic's loss at draws of the guide and of the contrast."""
         with torch.no_grad():
             guide = joint.guide_trace(1)
-            names = latents_of(guide, "AVB")
+            names = latents_of(joint, guide, "AVB")
             z = codes(guide, names, rows_of(joint))[0]
             other, known = self._contrasted(joint, names, z)
         x = data_of(joint)
-        told = self.critic(torch.cat([z, other]), torch.cat([x, x])) - known
+        told = self.told(torch.cat([z, other]), torch.cat([x, x])) - known
         return told_apart(*told.split(len(z)))
 
     def per_datum(self, joint: Joint) -> Tensor:
         """Return minus the ELBO per datum, by the critic as it stands."""
         model, guide = joint.traces()
-        names = latents_of(guide, "AVB")
+        names = latents_of(joint, guide, "AVB")
         terms = terms_of(joint, model, guide)
         weight = kl_weight_of(model, guide, names, "AVB")
         log_p: Any = sum(terms.log_p.values())
         if self.contrast == "prior":  # its density is a part of what the critic tells
             log_p = log_p - sum(terms.log_p[name] for name in names)
-        told = self.critic(codes(guide, names, rows_of(joint))[0], data_of(joint))
+        told = self.told(codes(guide, names, rows_of(joint))[0], data_of(joint))
         return -with_globals((log_p - weight * told).mean(), terms)
 
     def _contrasted(

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyro_vae.arguments import number, typed
+from pyro_vae.errors import DataError
 from pyro_vae.inference.objectives.adversarial import (
     Adversarial,
     codes,
@@ -67,18 +68,18 @@ class AAE(Adversarial):
         """Return the critic's loss at codes of the data and at draws of the prior."""
         with torch.no_grad():
             guide, prior = joint.guide_trace(1), joint.prior_trace()
-            names = latents_of(guide, "AAE")
+            names = latents_of(joint, guide, "AAE")
             ours, theirs = (codes(t, names, rows_of(joint))[0] for t in (guide, prior))
-        at_both = self.critic(torch.cat([ours, theirs]))
+        at_both = self.told(torch.cat([ours, theirs]))
         return told_apart(*at_both.split(len(ours)))
 
     def per_datum(self, joint: Joint) -> Tensor:
         """Return the reconstruction's loss and what it takes to deceive the critic, per datum."""
         model, guide = joint.traces()
-        names = latents_of(guide, "AAE")
+        names = latents_of(joint, guide, "AAE")
         terms = terms_of(joint, model, guide)
         weight = self.weight * kl_weight_of(model, guide, names, "AAE")
-        told = softplus(self.critic(codes(guide, names, rows_of(joint))[0])).mean()
+        told = softplus(self.told(codes(guide, names, rows_of(joint))[0])).mean()
         return weight * told - with_globals(terms.log_likelihood().mean(), terms)
 
 
@@ -115,9 +116,18 @@ class WAE:
         return [Update(self.per_datum, tuple(program.parameters()))]
 
     def per_datum(self, joint: Joint) -> Tensor:
-        """Return the reconstruction's loss and the discrepancy, per datum."""
+        """Return the reconstruction's loss and the discrepancy, per datum.
+
+        Raises:
+            DataError: A batch of one row.
+        """
+        if rows_of(joint) < 2:
+            raise DataError(
+                "WAE: got a batch of one row, expected at least 2: the kernel compares pairs; "
+                "choose a batch_size that leaves no single row, or drop_last=True of a DataLoader"
+            )
         model, guide = joint.traces()
-        names = latents_of(guide, "WAE")
+        names = latents_of(joint, guide, "WAE")
         terms = terms_of(joint, model, guide)
         weight = self.weight * kl_weight_of(model, guide, names, "WAE")
         with torch.no_grad():

@@ -1,6 +1,7 @@
 """Autoencoders whose decoders a critic of the data judges: VAE/GAN, and latent autoencoders."""
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -9,19 +10,28 @@ from torch import Tensor, nn
 from torch.nn.functional import relu, softplus
 
 from pyro_vae.arguments import integer, number, typed
-from pyro_vae.errors import ProgramError
-from pyro_vae.inference.objectives.adversarial import Adversarial, latents_of, rows_of, terms_of
+from pyro_vae.errors import ConfigError, ProgramError
+from pyro_vae.inference.objectives.adversarial import (
+    Adversarial,
+    codes,
+    kl_weight_of,
+    latents_of,
+    rows_of,
+    terms_of,
+)
 from pyro_vae.inference.objectives.objective import (
     OptimiserFactory,
     Update,
     require_rows,
     with_globals,
 )
+from pyro_vae.program.batch import Batch
 from pyro_vae.program.checks import distribution_name
 from pyro_vae.program.handlers import is_data, sample_sites, validation
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.plates import of_datum
 from pyro_vae.program.program import Program
+from pyro_vae.program.site_densities import is_masked, is_plain
 from pyro_vae.program.terms import Terms, stack
 
 
@@ -63,6 +73,8 @@ class VAEGAN(Adversarial):
     """
 
     costs: Tensor
+    seen = ("data",)
+    example = "pv.nn.ConvCritic(shape)"
 
     def __init__(
         self,
@@ -76,6 +88,11 @@ class VAEGAN(Adversarial):
     ) -> None:
         super().__init__(critic, 1, critic_optimiser)
         self.features = features
+        if features is None and not callable(getattr(critic, "see", None)):
+            raise ConfigError(
+                f"critic: got {type(critic).__name__}, expected one with see(x), the features of "
+                "data, as pv.nn.ConvCritic; or give features="
+            )
         self.gamma = number("gamma", gamma, "[0, 1]")
         self.equilibrium = number("equilibrium", equilibrium, "(0, inf)")
         self.margin = number("margin", margin, "[0, inf]")
@@ -84,8 +101,13 @@ class VAEGAN(Adversarial):
         self._decoder_is_due = True
 
     def updates(self, program: Program) -> list[Update]:
-        """Return the updates of the critic, the encoder and the decoder."""
-        decoder = decoder_parameters(program)
+        """Return the updates of the critic, the encoder and the decoder.
+
+        Raises:
+            ProgramError: A parameter stands in both model and guide.
+        """
+        decoder = decoder_parameters(program, "VAEGAN")
+        _require_apart(program, decoder)
         known = {id(parameter) for parameter in decoder}
         encoder = tuple(p for p in program.parameters() if id(p) not in known)
         return [
@@ -112,7 +134,7 @@ class VAEGAN(Adversarial):
     def encoder_loss(self, joint: Joint) -> Tensor:
         """Return the KL and the distance of the features, per datum."""
         model, guide = joint.traces()
-        latents_of(guide, "VAEGAN")
+        kl_weight_of(model, guide, latents_of(joint, guide, "VAEGAN"), "VAEGAN")
         terms = stack([joint.scored(model, guide, 1)])
         require_rows(terms)
         x, made = data_and_mean(model, joint)
@@ -131,7 +153,7 @@ class VAEGAN(Adversarial):
 
     def _distance(self, x: Tensor, made: Tensor) -> Tensor:
         """Return half the squared distance of the features, the mean over the data."""
-        see: Any = self.critic.see if self.features is None else self.features
+        see: Any = self.critic.see if self.features is None else standing(self.features)
         return (see(x) - see(made)).square().sum() / (2 * len(x))
 
     def _costs(self, real: Tensor, made: Tensor, drawn: Tensor) -> Tensor:
@@ -177,6 +199,8 @@ class LatentAutoencoder(Adversarial):
 
     draw = 1.0
     batches: Tensor
+    seen = ("data",)
+    example = "pv.nn.ConvCritic(shape, patches=True)"
 
     def __init__(
         self,
@@ -196,11 +220,12 @@ class LatentAutoencoder(Adversarial):
         self.critic_weight = number("critic_weight", critic_weight, "[0, inf)")
         self.start = integer("start", start, 0)
         # In the state, so that a resumed run goes on alike.
-        self.register_buffer("batches", torch.zeros(1))
+        self.register_buffer("batches", torch.zeros(1, dtype=torch.int64))
         self._joined = False
 
     def updates(self, program: Program) -> list[Update]:
         """Return the critic's update, due once it joins in, and that of the program."""
+        decoder_parameters(program, "LatentAutoencoder")
         return [
             self.critic_update(program, due=self._critic_is_due),
             Update(self.per_datum, tuple(program.parameters())),
@@ -226,21 +251,25 @@ class LatentAutoencoder(Adversarial):
     def per_datum(self, joint: Joint) -> Tensor:
         """Return the program's loss in nats per datum; judged, that without the critic."""
         model, guide = joint.traces()
-        names = latents_of(guide, "LatentAutoencoder")
+        names = latents_of(joint, guide, "LatentAutoencoder")
+        kl_weight_of(model, guide, names, "LatentAutoencoder")
         terms = stack([joint.scored(model, guide, 1)])
         require_rows(terms)
         x, made = data_and_mean(model, joint)
         loss = -terms.log_likelihood().mean()
         if self.features is not None:
-            apart = (self.features(x) - self.features(made)).square().sum() / len(x)
+            see = standing(self.features)
+            apart = (see(x) - see(made)).square().sum() / len(x)
             loss = loss + self.feature_weight * apart
         whole = loss - with_globals(-self.kl_weight * kl_of(terms), terms)
         if not torch.is_grad_enabled():
             return whole
-        told = -self.critic(made).mean()
+        # Chosen before and after: what a critic says that has not joined in may be infinite.
+        joined = (self.batches > self.start).squeeze()
+        told = -self.critic(torch.where(joined, made, made.detach())).mean()
         latents: Any = [guide.nodes[name]["value"] for name in names]
-        joined = (self.batches > self.start).to(told.dtype).squeeze()
-        return whole + self.critic_weight * joined * _proportion(loss, told, latents) * told
+        pull = self.critic_weight * _proportion(loss, told, latents) * told
+        return whole + torch.where(joined, pull, 0.0)
 
 
 def _proportion(loss: Tensor, told: Tensor, latents: list[Tensor]) -> Tensor:
@@ -271,38 +300,101 @@ def data_and_mean(model: Trace, joint: Joint) -> tuple[Tensor, Tensor]:
     """Return the data of the one observed site and their mean under the model, ``(B | data)``.
 
     Raises:
-        ProgramError: The model observes several sites, or one whose distribution has no mean.
+        ProgramError: The model observes several sites, or one under a mask or a weight, or whose
+            distribution has no mean.
     """
+    name, site = _observed(model)
+    if not is_plain(site) or is_masked(site["fn"]):
+        raise ProgramError(
+            f"site {name!r} stands under a mask or a weight, and a critic of the data sees all of "
+            "them alike; leave it out, or use ELBO"
+        )
+    try:
+        mean = site["fn"].mean
+    except NotImplementedError as error:
+        raise _no_mean(name, site) from error
+    rows = rows_of(joint)
+    x, mean = (of_datum(site, value, rows)[0] for value in (site["value"], mean))
+    return x.to(mean.dtype), mean
+
+
+def _observed(model: Trace) -> tuple[str, Any]:
+    """Return name and site of the one observation."""
     seen = [(name, site) for name, site in sample_sites(model) if is_data(site)]
     if len(seen) != 1:
         raise ProgramError(
             f"a critic of the data sees one observed site, got {[name for name, _ in seen]}; "
             "observe one, or use ELBO"
         )
-    name, site = seen[0]
-    try:
-        mean = site["fn"].mean
-    except NotImplementedError as error:
-        raise ProgramError(
-            f"site {name!r}: {distribution_name(site['fn'])} has no mean for a critic to see; use "
-            "Bernoulli, Gaussian or another observation that has one"
-        ) from error
-    rows = rows_of(joint)
-    x, mean = (of_datum(site, value, rows)[0] for value in (site["value"], mean))
-    return x.to(mean.dtype), mean
+    return seen[0]
 
 
-def decoder_parameters(program: Program) -> tuple[nn.Parameter, ...]:
-    """Return the parameters that the mean of the observed site depends on, at given latents."""
-    batch = program.examples.example(2)
-    trained = [p for p in program.parameters() if p.requires_grad]
+def _no_mean(name: str, site: Any) -> ProgramError:
+    return ProgramError(
+        f"site {name!r}: {distribution_name(site['fn'])} has no mean for a critic to see; use "
+        "Bernoulli, Gaussian or another observation that has one"
+    )
+
+
+def standing(features: nn.Module) -> nn.Module:
+    """Return a network that stands still: no moments follow its inputs, nothing is left out."""
+    return features.eval() if features.training else features
+
+
+def _example(program: Program) -> Batch:
+    """Return as many rows as the program has read: a factor of each row has that many."""
+    return program.rows.stood_in(program.examples.example(program.reader.rows_read))
+
+
+def decoder_parameters(program: Program, objective: str) -> tuple[nn.Parameter, ...]:
+    """Return the parameters that the mean of the observed site depends on, at given latents.
+
+    Raises:
+        ProgramError: There are none, or no such mean.
+    """
+    batch = _example(program)
     with program.reader.quiet(batch), torch.enable_grad(), validation(False):
+        if program.sites.enumerated:
+            raise ProgramError(
+                f"{objective}: site {program.sites.enumerated[0]!r} is summed out, and a critic "
+                "sees one reconstruction of a datum; use ELBO"
+            )
         joint = program.joint(batch)
         model, guide, _ = joint.cut_traces()
-        latents_of(guide, "VAEGAN")
-        mean = data_and_mean(model, joint)[1].sum()
-        grads = torch.autograd.grad(mean, trained, allow_unused=True)
-    found = tuple(p for p, grad in zip(trained, grads, strict=True) if grad is not None)
+        kl_weight_of(model, guide, latents_of(joint, guide, objective), objective)
+        mean = data_and_mean(model, joint)[1]
+        if not (mean.is_meta or mean.isfinite().any()):
+            raise _no_mean(*_observed(model))
+        found = _behind(mean, program.parameters())
     if not found:
         raise ProgramError("the mean of the observed site depends on no parameter to train")
     return found
+
+
+def _require_apart(program: Program, decoder: Sequence[nn.Parameter]) -> None:
+    """Refuse a parameter of the decoder that the guide has, too: its parts have two losses.
+
+    Raises:
+        ProgramError: Names it.
+    """
+    batch = _example(program)
+    with program.reader.quiet(batch), torch.enable_grad(), validation(False):
+        joint = program.joint(batch)
+        guide = joint.guide_trace(1)
+        z = codes(guide, latents_of(joint, guide, "VAEGAN"), rows_of(joint))
+        shared = _behind(z, decoder)
+    if shared:
+        name = next(n for n, p in program.named_parameters() if p is shared[0])
+        raise ProgramError(
+            f"VAEGAN: parameter {name!r} stands in both model and guide, which have losses of "
+            "their own; give each a parameter, or use ELBO or LatentAutoencoder"
+        )
+
+
+def _behind(value: Tensor, parameters: Iterable[nn.Parameter]) -> tuple[nn.Parameter, ...]:
+    """Return the parameters that a value depends on."""
+    trained = [p for p in parameters if p.requires_grad]
+    if not (trained and value.requires_grad):
+        return ()
+    grads = torch.autograd.grad(value.sum(), trained, allow_unused=True)
+    return tuple(p for p, grad in zip(trained, grads, strict=True) if grad is not None)

@@ -962,8 +962,8 @@ BUGS = [
     Bug(
         "judged with other noise each epoch",
         "training/loop.py",
-        "with seeded(self.wrapped.device, self.world.seed(self.seed)):",
-        "with seeded(self.wrapped.device, self.world.seed(self.seed) + self.epoch):",
+        "with seeded(self.wrapped.device, self.world.seed(self.seed)), modes_kept",
+        "with seeded(self.wrapped.device, self.world.seed(self.seed) + self.epoch), modes_kept",
         "tests/training/test_fit.py::test_weights_that_stand_still_are_judged_alike",
     ),
     Bug(
@@ -983,7 +983,7 @@ BUGS = [
     Bug(
         "the score is the ELBO for every objective",
         "training/loop.py",
-        'score = row[self._own_name] if self._own_name in row else row["valid_elbo"]',
+        "score = row[name]",
         'score = row["valid_elbo"]',
         "tests/training/test_fit.py::test_the_best_epoch_is_that_of_the_objectives_own_score",
     ),
@@ -1894,7 +1894,7 @@ BUGS = [
     ),
     Bug(
         "densities of unequal lengths compared",
-        "inference/posterior/information.py",
+        "program/site_densities.py",
         ' or getattr(fn, "kept", None) is not None',
         "",
         "tests/test_sequence_data.py::test_paths_of_unequal_length_have_no_information_to"
@@ -2007,6 +2007,13 @@ BUGS = [
         "    return (kernel.sum() - kernel.diagonal().sum()) / (rows * (rows - 1))",
         "    return kernel.sum() / rows**2",
         "tests/inference/objectives/test_adversarial.py::test_the_discrepancy_has_no_bias",
+    ),
+    Bug(
+        "critics moved by the rows that they are judged on",
+        "training/loop.py",
+        "objective.eval()",
+        "objective.train()",
+        "tests/inference/objectives/test_adversarial_edges.py::test_judging_moves_no_critic",
     ),
     Bug(
         "a critic that joins in twice after a resume",

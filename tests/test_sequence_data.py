@@ -219,6 +219,32 @@ def test_a_guide_of_states_reads_what_its_name_says(guide, expected):
     assert (before[0].abs().sum(-1) > 0).tolist() == [expected[1], True, False, False]
 
 
+@pytest.mark.parametrize(("guide", "flows"), [*((guide, 0) for guide in GUIDES), ("smoothing", 1)])
+def test_a_padded_batch_of_states_is_its_sequences_one_by_one(guide, flows):
+    """Loss and gradients at given paths, through the networks that read the sequences."""
+    torch.manual_seed(0)
+    program = DMM(5, 2, (4,), transition=4, recurrent=4, guide=guide, num_flows=flows).double()
+    with torch.no_grad():
+        for parameter in program.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    lengths = torch.tensor([4, 1, 3])
+    x = torch.bernoulli(torch.full((3, 4, 5), 0.3, dtype=torch.float64))
+    x[torch.arange(4) >= lengths[:, None]] = math.nan
+    z = program.encoder(x, lengths).sample().detach()
+
+    def loss(x, lengths, z):
+        each = Padded(program.decoder(z), lengths) if lengths is not None else program.decoder(z)
+        seen = each.log_prob(x) if lengths is not None else each.to_event(1).log_prob(x)
+        prior = program.chain(x.shape[1], lengths).log_prob(z)
+        return (seen + prior - program.encoder(x, lengths).log_prob(z)).sum()
+
+    whole = loss(x, lengths, z)
+    alone = sum(loss(x[i, None, :n], None, z[i, None, :n]) for i, n in enumerate(lengths.tolist()))
+    weights = [each for each in program.parameters() if each.requires_grad]
+    ours, theirs = (torch.autograd.grad(each, weights) for each in (whole, alone))
+    torch.testing.assert_close((whole, *ours), (alone, *theirs), rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("guide", GUIDES)
 @pytest.mark.parametrize("padded", [True, False])
 def test_the_kl_of_steps_adds_up_to_that_of_the_path(guide, padded):

@@ -161,8 +161,9 @@ def test_what_is_missing_changes_nothing(imputation):
     other = torch.where(observed, x, 1 - x)
     torch.testing.assert_close(score((other, observed)), score(holes), **EXACT)
     assert not torch.equal(score(x), score(holes))
-    run = pv.fit(vae, holes, objective=pv.MIWAE(3), epochs=2, batch_size=6, compile="trace")
-    assert run.compiled == "graph"
+    mode = "trace" if imputation == "set" else False  # of the others the mask alone is new
+    run = pv.fit(vae, holes, objective=pv.MIWAE(3), epochs=2, batch_size=6, compile=mode)
+    assert run.compiled == ("graph" if mode else "eager")
     assert pv.generate(vae, 3).isfinite().all() and pv.reconstruct(vae, holes).isfinite().all()
     found = pv.impute(vae, holes, samples=20)
     assert found.values.isfinite().all() and torch.equal(found.values[observed], x[observed])

@@ -69,11 +69,11 @@ def prodlda_20news(name: str, args: argparse.Namespace) -> Result:
             **{f"{key}_normalised": value for key, value in topics.items()},
             "perplexity_per_document": bound.per_document,
         },
-        unit="NPMI of ten top words by raw weights, mean of 50 topics (by `pv.topics`, of documents "
-        "of one topic: {npmi:.3f}, diversity {diversity:.2f})".format(**topics),
-        estimator="top words by the decoder's weights, as in the paper's code; pv.topics takes those "
-        "of a document of one topic, normalised (details); co-occurrence in the training documents; "
-        "the standard error is over topics",
+        unit="NPMI of ten top words by raw weights, mean of 50 topics (by `pv.topics`, of "
+        "documents of one topic: {npmi:.3f}, diversity {diversity:.2f})".format(**topics),
+        estimator="top words by the decoder's weights, as in the paper's code; pv.topics takes "
+        "those of a document of one topic, normalised (details); co-occurrence in the training "
+        "documents; the standard error is over topics",
         published=f".24 with another reference corpus ({SRIVASTAVA})",
         target=">= .22",
     )

@@ -256,3 +256,21 @@ def test_a_label_that_is_summed_out_fills_in_several_sites():
     assert ((drawn.mean(0) - mean).abs() < 5 * (spread.diagonal() / 1500).sqrt()).all()
     products = (drawn - mean)[:, :1] * (drawn - mean)[:, 1:]
     assert abs(products.mean() - spread[0, 1]) < 5 * products.std() / 1500**0.5
+
+
+class Crossed(Clusters):
+    """The centre depends on two latents that are summed out."""
+
+    def model(self, x, u):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(self.share))
+            w = pyro.sample("w", dist.Bernoulli(torch.tensor(0.4).double()))
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            cells = dist.Normal(self.loc[y] + (z + w)[..., None], 0.5).to_event(1)
+            pyro.sample("x", Incomplete(cells, ~x.isnan()), obs=x)
+
+
+def test_several_labels_around_a_hole_are_told():
+    x = torch.tensor([[0.3, math.nan]]).double()
+    with pytest.raises(ProgramError, match=r"impute: x depends on several latents.*w, y; let the"):
+        pv.impute(Crossed(), (x, x), samples=3)

@@ -16,6 +16,7 @@ from pyro_vae.evaluation.likelihood import LogLikelihood, log_likelihood
 from pyro_vae.evaluation.monitor import CollapseMonitor
 from pyro_vae.evaluation.step_costs import PerStep, per_step
 from pyro_vae.evaluation.topics import Perplexity, Topics, completion, perplexity, topics
+from pyro_vae.evaluation.two_samples import AggregatedPosterior, aggregated_posterior
 from pyro_vae.inference.graphs.compiled_loss import CompiledLoss
 from pyro_vae.inference.objectives.adversarial_bayes import AVB
 from pyro_vae.inference.objectives.aggregated_posterior import AAE, WAE
@@ -60,6 +61,7 @@ __all__ = [
     "VIMCO",
     "VQ",
     "WAE",
+    "AggregatedPosterior",
     "AnalyticELBO",
     "AnnealedLikelihood",
     "Classes",
@@ -97,6 +99,7 @@ __all__ = [
     "Topics",
     "Update",
     "__version__",
+    "aggregated_posterior",
     "ais",
     "bdmc",
     "classify",

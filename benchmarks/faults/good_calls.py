@@ -195,6 +195,7 @@ OF: dict[str, Mapping[str, Callable[[Room], Any]]] = {
         "critic": lambda room: room.judge,
         "features": lambda room: nn.Identity(),
     },
+    "aggregated_posterior": {"num_steps": lambda room: 2},
     "feature_distances": {"features": lambda room: nn.Identity()},
     "Update": {
         "loss": lambda room: pv.ELBO().per_datum,
@@ -479,6 +480,7 @@ MADE: dict[str, Callable[[Room], Any]] = {
 RECORDS = {
     "AnnealedLikelihood",
     "Classes",
+    "AggregatedPosterior",
     "FeatureDistances",
     "CodeUsage",
     "Diagnosis",

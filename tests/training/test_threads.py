@@ -57,6 +57,7 @@ VERBS = {
     "refine": lambda p, folder: pv.refine(p, X),
     "save": lambda p, folder: pv.save(p, folder),
     "classify": lambda p, folder: pv.classify(p, X, samples=2),
+    "aggregated_posterior": lambda p, folder: pv.aggregated_posterior(p, X),
     "feature_distances": lambda p, folder: pv.feature_distances(p, X, lambda x: x),
     "impute": lambda p, folder: pv.impute(p, X, samples=3),
     "code_usage": lambda p, folder: pv.code_usage(p, X),

@@ -1,0 +1,68 @@
+"""The aggregated posterior against the prior, where their ratio is known: N(1, 1/4) and N(0, 1)."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+import pyro_vae as pv
+from pyro_vae.errors import DataError, ProgramError
+
+X = torch.zeros(3000, 1, dtype=torch.float64)
+
+
+def program(mean=1.0, scale=0.5):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x + mean, scale).to_event(1))
+
+    return pv.Program(model, guide)
+
+
+class Exact(nn.Module):
+    """The log ratio."""
+
+    def forward(self, z):
+        ratio = dist.Normal(1.0, 0.5).log_prob(z) - dist.Normal(0.0, 1.0).log_prob(z)
+        return ratio.squeeze(-1)
+
+
+def test_the_best_critic_has_the_loss_that_is_known():
+    """.938327 and a KL of .818147 (|z| < 5); moments of both sides."""
+    torch.manual_seed(0)
+    found = pv.aggregated_posterior(program(), X, Exact())
+    assert abs(found.loss - 0.938327) < 5 * found.stderr
+    assert found.stderr < 0.03
+    spread = Exact()(found.codes).std().item() / 1500**0.5
+    assert abs(found.kl - 0.818147) < 5 * spread
+    assert found.mean_gap.item() == pytest.approx(1.0, abs=5 * (1.25 / 3000) ** 0.5)
+    assert found.covariance_gap.item() == pytest.approx(-0.75, abs=5 * (2.2 / 3000) ** 0.5)
+
+
+def test_a_fresh_critic_finds_the_ratio_and_none_where_there_is_none():
+    """Where both are one no loss on new codes lies below log 4 (|z| < 5)."""
+    torch.manual_seed(1)
+    critic = pv.nn.Critic(1, hidden=(16, 16))
+    before = [p.clone() for p in critic.parameters()]
+    found = pv.aggregated_posterior(program(), X, critic, num_steps=200)
+    assert abs(found.loss - 0.938327) < 5 * found.stderr
+    assert all(torch.equal(p, q) for p, q in zip(critic.parameters(), before, strict=True))
+    same = pv.aggregated_posterior(program(0.0, 1.0), X, num_steps=40)
+    assert same.loss > math.log(4) - 5 * same.stderr - 1e-9
+    assert same.loss == pytest.approx(same.equal, abs=0.05)
+    assert "of 1.3863" in repr(same)
+
+
+def test_what_has_no_codes_to_tell_apart_is_refused():
+    with pytest.raises(DataError, match="data: got 3 rows, expected at least 4"):
+        pv.aggregated_posterior(program(), X[:3])
+    with pytest.raises(ProgramError, match="'z1' has no reparametrised sampler"):
+        pv.aggregated_posterior(pv.models.SBN(4, (2,)), torch.zeros(8, 4))

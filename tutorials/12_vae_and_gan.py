@@ -79,7 +79,8 @@ plt.show()
 # %% [markdown]
 # It is right where both have draws, and anything elsewhere: a critic must be asked where it has
 # been. Hence the *adaptive contrast* of `pv.AVB`: the guide is told apart not from the prior but
-# from a Gaussian with the guide's own mean and variance, which lies close by.
+# from a Gaussian with the guide's own mean and variance, which lies close by and whose density is
+# known, so that the critic is left with the guide's log density itself.
 #
 # ## 2. A posterior that no Gaussian fits
 #
@@ -142,8 +143,8 @@ for axis, (name, z) in zip(axes, made.items(), strict=True):
 plt.show()
 
 # %% [markdown]
-# The bend is there, with its length; across it the draws lie closer than the true ones, for a ridge
-# is the hardest thing for a critic to tell from a line.
+# The bend is there, and about as wide as it should be. How far its two arms reach is the hardest for
+# a game to find: few draws go there, and there the critic has seen little.
 #
 # What needs the density of such a guide says so, and names the ways out: `pv.elbo` and
 # `pv.log_likelihood` have no answer, `pv.ais` (from the prior) and `pv.fitted_log_likelihood` (from
@@ -161,7 +162,9 @@ print(pv.fitted_log_likelihood(free, x.repeat(2, 1), samples=500, warmup=50, dra
 #
 # An adversarial autoencoder holds the *aggregated* posterior, the codes of all data together, to a
 # prior: any that can be drawn from. Here ten Gaussians like the leaves of a flower; the encoder is
-# a point mass, and there is no KL.
+# a point mass, and there is no KL. How well it holds is asked of a fresh critic, which learns on
+# half of the codes to tell them from draws of the prior, and is scored on the other half
+# (`pv.aggregated_posterior`): its loss is log 4 = 1.3863 where it finds no difference.
 
 
 # %%
@@ -205,10 +208,11 @@ run = pv.fit(
     lr_schedule=pv.schedules.cosine(1.0, 0.05),
     progress=False,
 )
-print(f"critic {run.history['critic'][-1]:.3f} of 1.386")
+found = pv.aggregated_posterior(aae, grey)
+print(found)
+print("means apart", [f"{gap:.2f}" for gap in found.mean_gap])
 
-with torch.no_grad():
-    codes, drawn = pv.encode(aae, grey), aae.prior().sample((len(grey),))
+codes, drawn = pv.encode(aae, grey), found.prior
 figure, axes = plt.subplots(1, 2, figsize=(8, 4), layout="constrained", sharex=True, sharey=True)
 axes[0].scatter(*drawn.T, s=3, color=GREY)
 axes[1].scatter(*codes.T, s=3, c=digits.labels["train"], cmap="tab10")

@@ -233,7 +233,7 @@ def _changes(batch: Batch, places: Places, trying: Trying) -> set[Change] | None
     few, cuts = few_of(rest, num_rows(rest))
     with trying(_with(few, whole)) as run:
         found = changes_beside(
-            lambda some, latents: run(_with(some, whole), num_rows(some), latents), few, cuts
+            lambda some, *more: run(_with(some, whole), num_rows(some), *more), few, cuts
         )
     return found
 

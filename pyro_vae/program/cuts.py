@@ -22,7 +22,7 @@ Term = tuple[int, str]  # the density of a site, of a side
 Kind = Literal["sum", "mean", "other"]  # what a term is of the rows
 Rounding = Mapping[Term, Tensor]  # of densities
 Pair = tuple[Trace, Trace]  # of model and guide, their plate under its canonical name
-PairOf = Callable[[Batch, Mapping[str, Tensor]], Pair]  # some rows, latents
+PairOf = Callable[..., Pair]  # some rows, latents, and a seed of what else is random: 0
 _TRIES = 4
 _ROUNDINGS = 100  # what one rounding of the arguments does, so many times, is no dependence
 _PRODUCTS = {
@@ -202,7 +202,7 @@ def changes_beside(run: PairOf, few: Batch, cuts: Sequence[Tensor]) -> set[Chang
         pieces = [(kept, run(cut_to(few, kept), latents_cut(whole, kept))) for kept in cuts]
         if not any(unlike(whole, piece, kept) for kept, piece in pieces):
             return set()
-        if unlike(whole, run(few, latents_cut(whole))):
+        if unlike(whole, run(few, latents_cut(whole), 1)):  # noise, of which a cut has another part
             return None
         rounding = _rounding(whole, [_run_rounded(run, few, whole, s) for s in range(_TRIES)])
     except Exception:  # whatever a user's function raises on rows that it was not written for

@@ -78,7 +78,7 @@ if TYPE_CHECKING:
 
 
 _MOST_ROWS = 1 << 14  # of a batch that is cut into parts
-PairOfRows = Callable[[Batch, int, Mapping[str, Tensor]], Pair]  # a batch, its rows, latents
+PairOfRows = Callable[..., Pair]  # a batch, the number of its rows, latents, a seed
 
 
 @contextmanager
@@ -299,7 +299,7 @@ class Reader:
             kinds.update(kinds_of_terms(run, few, outside) if outside else ())
 
         with self._running(few) as run_rows:
-            run: PairOf = lambda some, at: run_rows(some, num_rows(some), at)  # noqa: E731
+            run: PairOf = lambda some, *more: run_rows(some, num_rows(some), *more)  # noqa: E731
             look(run)
             with self._off_zero(lambda: run(few, {})) as moved:
                 if moved:
@@ -451,8 +451,8 @@ class Reader:
     def _running(self, batch: Batch) -> Iterator[PairOfRows]:
         """Yield what ``trying`` does, with the weights as they are."""
 
-        def run(some: Batch, rows: int, latents: Mapping[str, Tensor]) -> Pair:
-            set_rng_seed(0)  # for noise of its own, which would hide what the rows do
+        def run(some: Batch, rows: int, latents: Mapping[str, Tensor], seed: int = 0) -> Pair:
+            set_rng_seed(seed)  # noise of the program's own would hide what the rows do
             joint = Joint(*self._functions(some), *arguments(some))
             pair = (joint.fixing(latents) if latents else joint).sampled_traces()
             plate = find_plate(pair[0], rows, self._plate, self._plate_before)

@@ -197,13 +197,22 @@ def test_a_guide_that_reads_the_rows_trains_with_a_warning():
         trained(Around(model, guide))
 
 
-def test_noise_of_a_programs_own_is_no_reason_to_refuse():
-    def more(x, w):
-        return w + 0.0 * torch.randn_like(x) + 0.1 * x
+def test_noise_of_a_programs_own_is_no_reason_to_refuse_or_to_warn():
+    """Of fewer rows it is other noise; as of an encoder, or a decoder, of noisy data."""
+
+    class Denoising(Around):
+        def model(self, x):
+            with pyro.plate("rows", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("obs", dist.Normal(self.w * z + 0.3 * torch.randn_like(x), 1.0), obs=x)
+
+        def guide(self, x):
+            with pyro.plate("rows", len(x)):
+                pyro.sample("z", dist.Normal(x + 0.3 * torch.randn_like(x), 1.0))
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        trained(Around(more))
+        trained(Denoising())
 
 
 class Counting(Around):

@@ -92,8 +92,8 @@ BUGS = [
     Bug(
         "latents in a plate of their own trained in minibatches",
         "program/cuts.py",
-        "        if followers:\n            return followers",
-        "        if followers:\n            return set()",
+        "return _followers(run, few, cuts[0]) or None",
+        "return None",
         "tests/program/test_cuts_of_odd_programs.py"
         "::test_latents_outside_the_plate_that_are_as_many_as_the_rows_are_refused",
     ),

@@ -196,9 +196,6 @@ def changes_beside(run: PairOf, few: Batch, cuts: Sequence[Tensor]) -> set[Chang
     """
     try:
         whole = run(few, {})
-        followers = _followers(whole, run(cut_to(few, cuts[0]), {}))
-        if followers:
-            return followers
         pieces = [(kept, run(cut_to(few, kept), latents_cut(whole, kept))) for kept in cuts]
         if not any(unlike(whole, piece, kept) for kept, piece in pieces):
             return set()
@@ -206,22 +203,25 @@ def changes_beside(run: PairOf, few: Batch, cuts: Sequence[Tensor]) -> set[Chang
             return None
         rounding = _rounding(whole, [_run_rounded(run, few, whole, s) for s in range(_TRIES)])
     except Exception:  # whatever a user's function raises on rows that it was not written for
-        return None
+        return _followers(run, few, cuts[0]) or None
     return {each for kept, piece in pieces for each in unlike(whole, piece, kept, rounding)}
 
 
-def _followers(whole: Pair, cut: Pair) -> set[Change]:
+def _followers(run: PairOf, few: Batch, kept: Tensor) -> set[Change]:
     """Return the latents outside the plate that have another shape for fewer rows."""
-    here, there = (
-        {
-            (side, name): site["value"].shape
-            for side in (MODEL, GUIDE)
-            for name, site in sample_sites(prune_subsample_sites(pair[side]))
-            if not (site["is_observed"] or site["infer"].get("_deterministic"))
-            and data_frame(site) is None
-        }
-        for pair in (whole, cut)
-    )
+    try:
+        here, there = (
+            {
+                (side, name): site["value"].shape
+                for side, trace in enumerate(run(rows, {}))
+                for name, site in sample_sites(prune_subsample_sites(trace))
+                if not (site["is_observed"] or site["infer"].get("_deterministic"))
+                and data_frame(site) is None
+            }
+            for rows in (few, cut_to(few, kept))
+        )
+    except Exception:  # as in changes_beside
+        return set()
     both = here.keys() & there.keys()
     return {Change(*term, False, "shape") for term in both if there[term] != here[term]}
 

@@ -40,6 +40,7 @@ class Dependence:
         sums: Those of both that a look has found to be sums over the rows.
         means: Those that one has found to be means of them.
         no_sums: Those that one has found to be neither.
+        restless: Those of both that are another number at each run: noise, or a counter of calls.
         carried: Latents of a datum that are transforms of an auxiliary site of the guide, by name:
             that site has their density.
         joined: Auxiliary sites of the guide outside the plate that latents of the data are
@@ -61,6 +62,7 @@ class Dependence:
     sums: tuple[str, ...] = ()
     means: tuple[str, ...] = ()
     no_sums: tuple[str, ...] = ()
+    restless: tuple[str, ...] = ()
     carried: Mapping[str, str] = field(default_factory=dict)
     joined: tuple[str, ...] = ()
     unscored: tuple[str, ...] = ()
@@ -121,7 +123,9 @@ class Dependence:
             "depends on the rows beside a datum": self.beside,
             "is of a latent of all data, and depends on their rows": self.priors,
             "stands outside the plate of the data and is no sum over their rows": self.no_sums,
-            "stands outside the plate of the data and depends on rows of them": self.untold,
+            "stands outside the plate of the data and depends on rows of them": tuple(
+                name for name in self.untold if name not in self.restless
+            ),
         }
         for what, names in reasons.items():
             for name in names[:1]:
@@ -136,6 +140,8 @@ class Dependence:
             "its density in the guide depends on the rows beside a datum": self.beside_in_guide,
             "its density in the guide depends on the rows": self.informed,
             "its weight depends on the number of rows": self.by_count,
+            "it stands outside the plate of the data, and is another number at each run, so that "
+            "it cannot be told whether it depends on the rows": self.restless,
         }
         for reason, names in reasons.items():
             for name in names[:1]:
@@ -278,11 +284,13 @@ def _dependence(
     try:
         with torch.enable_grad():
             look = _Look(functions, names, globals_, args, kwargs)
+            restless = look.restless()
             reached, behind = look.reached(), look.behind(auxiliary)
     except FAILURES:
         # A program that leaves torch takes no values with a gradient: their numbers tell.
         args, kwargs = pytree.tree_map_only(Tensor, torch.detach, (args, kwargs))
         look, reached = _Look(functions, names, globals_, args, kwargs), {}
+        restless = look.restless()
         behind = {point: list(auxiliary) for point in look.points()}
     inside_values = list(look.inside.values())
     on_latents = look.moved() | {t for t, found in reached.items() if _any(found, inside_values)}
@@ -300,6 +308,7 @@ def _dependence(
     return Dependence(
         tuple(spanning),
         tuple(n for n in of_rows if n not in spanning),
+        restless=tuple(n for n in names if {(MODEL, n), (GUIDE, n)} & restless),
         carried=carried,
         joined=tuple(joined),
         unscored=tuple(a for a, local in auxiliary.items() if local and a not in carried.values()),
@@ -406,6 +415,10 @@ class _Look:
     def reached(self) -> dict[Term, list[Tensor]]:
         """Return the leaves that each term depends on."""
         return {term: leaves_behind(value) for term, value in self._terms(self.traces).items()}
+
+    def restless(self) -> set[Term]:
+        """Return the terms that change from run to run at the same latents and rows."""
+        return _changed(self._terms(self._scored(self.values)), self._terms(self.traces))
 
     def points(self) -> dict[str, Any]:
         """Return the guide's point masses inside the plate."""

@@ -143,8 +143,8 @@ for axis, (name, z) in zip(axes, made.items(), strict=True):
 plt.show()
 
 # %% [markdown]
-# The bend is there, and about as wide as it should be. How far its two arms reach is the hardest for
-# a game to find: few draws go there, and there the critic has seen little.
+# The bend is there, and about as wide as it should be. How far its two arms reach is the hardest
+# for a game to find: few draws go there, and there the critic has seen little.
 #
 # What needs the density of such a guide says so, and names the ways out: `pv.elbo` and
 # `pv.log_likelihood` have no answer, `pv.ais` (from the prior) and `pv.fitted_log_likelihood` (from

@@ -225,7 +225,7 @@ class LatentAutoencoder(Adversarial):
 
     def updates(self, program: Program) -> list[Update]:
         """Return the critic's update, due once it joins in, and that of the program."""
-        decoder_parameters(program, "LatentAutoencoder")
+        _parameters_of_mean(program, "LatentAutoencoder")
         return [
             self.critic_update(program, due=self._critic_is_due),
             Update(self.per_datum, tuple(program.parameters())),
@@ -352,6 +352,18 @@ def decoder_parameters(program: Program, objective: str) -> tuple[nn.Parameter, 
     Raises:
         ProgramError: There are none, or no such mean.
     """
+    found = _parameters_of_mean(program, objective)
+    if not found:
+        raise ProgramError("the mean of the observed site depends on no parameter to train")
+    return found
+
+
+def _parameters_of_mean(program: Program, objective: str) -> tuple[nn.Parameter, ...]:
+    """Return the same, or none.
+
+    Raises:
+        ProgramError: The observed site has no mean that a critic could see.
+    """
     batch = _example(program)
     with program.reader.quiet(batch), torch.enable_grad(), validation(False):
         if program.sites.enumerated:
@@ -365,10 +377,7 @@ def decoder_parameters(program: Program, objective: str) -> tuple[nn.Parameter, 
         mean = data_and_mean(model, joint)[1]
         if not (mean.is_meta or mean.isfinite().any()):
             raise _no_mean(*_observed(model))
-        found = _behind(mean, program.parameters())
-    if not found:
-        raise ProgramError("the mean of the observed site depends on no parameter to train")
-    return found
+        return _behind(mean, program.parameters())
 
 
 def _require_apart(program: Program, decoder: Sequence[nn.Parameter]) -> None:

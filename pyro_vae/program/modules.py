@@ -3,7 +3,7 @@
 import functools
 import inspect
 import random
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
@@ -154,24 +154,6 @@ def buffers_kept(module: nn.Module) -> Iterator[None]:
             for buffer, version, before in held:
                 if buffer._version != version:
                     buffer.copy_(before)
-
-
-@contextmanager
-def counters_kept(owners: Iterable[object]) -> Iterator[None]:
-    """Put numbers among the attributes of objects, as a counter of calls, back on leaving.
-
-    Flags stay: they say of what has been made that it is there.
-    """
-    held = [(owner.__dict__, _numbers(owner.__dict__)) for owner in owners]
-    try:
-        yield
-    finally:
-        for attributes, before in held:
-            attributes.update(before)
-
-
-def _numbers(attributes: Mapping[str, Any]) -> dict[str, int | float]:
-    return {name: value for name, value in attributes.items() if type(value) in (int, float)}
 
 
 @contextmanager

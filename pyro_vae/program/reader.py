@@ -53,7 +53,6 @@ from pyro_vae.program.joint import Joint
 from pyro_vae.program.masks import is_masked
 from pyro_vae.program.modules import (
     buffers_kept,
-    counters_kept,
     evaluating,
     generators_kept,
     leaves_behind,
@@ -469,12 +468,6 @@ class Reader:
     def _home(self, batch: Batch) -> torch.device:
         return device_of(batch) or self._program.device
 
-    def _owners(self) -> list[object]:
-        """Return the objects whose attributes model and guide may count their calls in."""
-        bound = (getattr(function, "__self__", None) for function in self._program.functions)
-        found = [*self._program.modules(), *bound]
-        return list({id(owner): owner for owner in found if hasattr(owner, "__dict__")}.values())
-
     @contextmanager
     def quiet(self, batch: Batch) -> Iterator[None]:
         """Run inside with weights in eval mode, no gradient, and the random state put back."""
@@ -482,7 +475,6 @@ class Reader:
             self._program.running(),
             evaluating(self._program),
             buffers_kept(self._program),
-            counters_kept(self._owners()),
             generators_kept(),
             torch.random.fork_rng(cuda_devices(batch)),
             torch.no_grad(),

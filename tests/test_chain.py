@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -314,6 +315,30 @@ def test_lengths_of_few_bits_lose_no_step():
     assert kept_steps(lengths, 300).sum() == 258
     reader, x = GRU(1, 2), torch.randn(1, 300, 1)
     assert torch.equal(reader(x, lengths), reader(x, lengths.long()))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.uint16, torch.float16])
+def test_lengths_of_any_type_of_numbers_count_as_whole_ones_do(dtype):
+    """As bytes, 300 steps are 44."""
+    rows = dist.Normal(torch.zeros(2, 300, 1), 1.0)
+    lengths = torch.tensor([100, 3])
+    expected = Padded(rows, lengths, 1).log_prob(torch.ones(2, 300, 1))
+    for validate in (True, False):
+        found = Padded(rows, lengths.to(dtype), 1, validate_args=validate)
+        torch.testing.assert_close(found.log_prob(torch.ones(2, 300, 1)), expected)
+
+
+@pytest.mark.parametrize(
+    "lengths", [np.array([5, 3], dtype=kind) for kind in ("uint16", ">i8", "int8")], ids=str
+)
+def test_a_model_takes_lengths_of_numpy(lengths):
+    model = pv.models.DMM(2, 2)
+    x = torch.zeros(2, 6, 2)
+    found = []
+    for given in (torch.tensor([5, 3]), lengths):
+        torch.manual_seed(0)
+        found.append(pv.elbo(model, {"x": x, "lengths": given}))
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("validate", [True, False])

@@ -13,7 +13,10 @@ import torch
 from pyro_vae.data.corpora import Corpus
 from pyro_vae.errors import DataError
 
-_UNREADABLE = (OSError, ValueError, TypeError, EOFError, RuntimeError, BadZipFile, zlib.error)
+_UNREADABLE = (
+    *(OSError, ValueError, TypeError, EOFError, RuntimeError, BadZipFile, zlib.error),
+    *(KeyError, AttributeError, OverflowError),  # a part lacks, or is another thing
+)
 _MOST_WORDS = 10**7  # that are numbered; each costs 60 bytes
 _EVERY = 20  # one document of so many validates, another one tests
 
@@ -70,7 +73,7 @@ def _rows(path: Path) -> Any:
             file = np.load(stream, allow_pickle=False)
             if not isinstance(file, Mapping):
                 raise DataError(f"{path}: got one array alone, expected an .npz file")
-            if "format" not in file:
+            if "x" in file or "format" not in file:
                 return _dense(path, {name: file[name] for name in file if name == "x"})
         found = sparse.load_npz(path)
         if hasattr(found, "check_format"):  # else a column beyond V is written beside the memory

@@ -26,7 +26,8 @@ def kept_steps(lengths: Tensor, steps: int) -> Tensor:
 
 def none_of_them(lengths: Tensor, steps: int) -> Tensor:
     """Return which lengths, (*), are none of T steps."""
-    return ~((lengths >= 0) & (lengths <= steps) & (lengths == lengths.floor()))
+    whole = lengths.long()  # T may be no number of a type of 8 bits
+    return ~((whole >= 0) & (whole <= steps) & (whole.double() == lengths.double()))
 
 
 def finite_behind(value: Tensor, kept: Tensor) -> Tensor:

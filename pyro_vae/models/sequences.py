@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import pyro
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -60,7 +61,11 @@ class SequenceProgram(ZooProgram):
         steps, kind = getattr(x, "shape", ())[1:2], getattr(lengths, "dtype", None)
         if not steps or kind is None or getattr(lengths, "ndim", 0) != 1:
             return data  # what else they are is told where they are made tensors
-        lengths = torch.as_tensor(lengths)
+        if not isinstance(lengths, Tensor):
+            plain = np.asarray(lengths)
+            if isinstance(lengths, np.ma.MaskedArray) or plain.dtype.kind not in "iuf":
+                return data
+            lengths = torch.from_numpy(plain.astype("f8" if plain.dtype.kind == "f" else "i8"))
         if lengths.is_meta or lengths.dtype == torch.bool:
             return data
         require_lengths(lengths, steps[0])

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -202,9 +203,9 @@ def changes_beside(run: PairOf, few: Batch, cuts: Sequence[Tensor]) -> set[Chang
         if unlike(whole, run(few, latents_cut(whole), 1)):  # noise, of which a cut has another part
             return None
         rounding = _rounding(whole, [_run_rounded(run, few, whole, s) for s in range(_TRIES)])
+        return {each for kept, piece in pieces for each in unlike(whole, piece, kept, rounding)}
     except Exception:  # whatever a user's function raises on rows that it was not written for
         return _followers(run, few, cuts[0]) or None
-    return {each for kept, piece in pieces for each in unlike(whole, piece, kept, rounding)}
 
 
 def _followers(run: PairOf, few: Batch, kept: Tensor) -> set[Change]:
@@ -236,13 +237,13 @@ def _run_rounded(run: PairOf, few: Batch, whole: Pair, seed: int) -> Pair:
 
 def _rounded(value: Tensor, seed: int) -> Tensor:
     """Return numbers as one more rounding leaves them; whole ones, which may be labels, stay."""
-    if not value.is_floating_point():
-        return value
     return torch.where(value == value.round(), value, _moved(value, seed))
 
 
 def _moved(value: Tensor, seed: int) -> Tensor:
-    """Return numbers a rounding or two away."""
+    """Return numbers a rounding or two away; whole ones as they are."""
+    if not value.is_floating_point():
+        return value
     noise = torch.rand(value.shape, generator=torch.Generator().manual_seed(seed)) - 0.5
     return value * (1 + 8 * torch.finfo(value.dtype).eps * noise.to(value))
 
@@ -300,7 +301,7 @@ def kinds_of_terms(run: PairOf, few: Batch, terms: Collection[Term]) -> set[tupl
     """
     numbers, left = torch.arange(num_rows(few)), set(terms)
     found: set[tuple[Term, Kind]] = set()
-    try:
+    with suppress(Exception):  # as in changes_beside
         whole = run(few, {})
         total = _outside(whole)
         rounded = _outside(_run_rounded(run, few, whole, 0))
@@ -315,8 +316,6 @@ def kinds_of_terms(run: PairOf, few: Batch, terms: Collection[Term]) -> set[tupl
                 if kind is not None:
                     found.add((term, kind))
                     left.remove(term)
-    except Exception:  # as in changes_beside
-        return found
     return found
 
 

@@ -289,8 +289,8 @@ class Reader:
             nonlocal few, cuts
             found = changes_beside(run, few, cuts)
             if found is None and num_rows(few) < rows <= _MOST_ROWS:
-                for parts in parts_of(rows):
-                    found = changes_beside(run, batch, parts) if found is None else found
+                told = (changes_beside(run, batch, parts) for parts in parts_of(rows))
+                found = next((each for each in told if each is not None), None)
                 few = few if found is None else batch
             if found is None:  # its numbers change from run to run
                 found = changes_by_others(run, few)
@@ -316,7 +316,11 @@ class Reader:
             transform: What makes batches of them.
         """
         few, _ = few_of(data, num_rows(data))
-        few = few if transform is None else transform(few)
+        if transform is not None:
+            try:
+                few = transform(few)
+            except Exception:  # it is written for batches of one size, say
+                return
         before = self.last, self._layouts, self._contrasts, self._dependences
         self._contrasts, self._dependences, self._layouts = Contrasts(), {}, {}
         try:
@@ -462,7 +466,9 @@ class Reader:
             return pair
 
         self._program.own.home = self._home(batch)
-        with self.undone(), self.quiet(batch), validation(False), silent():
+        cards = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+        every_card = torch.random.fork_rng(cards)  # all are seeded
+        with self.undone(), every_card, self.quiet(batch), validation(False), silent():
             yield run
 
     def _home(self, batch: Batch) -> torch.device:

@@ -99,7 +99,7 @@ def is_plain(site: Message) -> bool:
     return site["mask"] is None and isinstance(scale, int | float) and abs(scale - 1) < 1e-9
 
 
-def is_masked(fn: Any) -> bool:
+def masked_inside(fn: Any) -> bool:
     """Return whether a mask lies within a distribution."""
     while hasattr(fn, "reinterpreted_batch_ndims"):
         fn = fn.base_dist

@@ -186,6 +186,35 @@ def test_a_transform_hides_no_rows_that_tell():
         trained(Around(more), (X, labels), transform=lambda batch: batch)
 
 
+def test_a_transform_of_one_batch_size_is_asked_for_no_other():
+    """A look at fewer rows ends in no raw error."""
+    mask = torch.ones(B, dtype=torch.float64)
+    trained(Around(factor(lambda x, w: -(w**2))), transform=lambda x: x * mask)
+
+
+def test_sites_that_come_with_the_rows_hide_no_mean_of_them():
+    """The second cut has other sites than all rows: a refusal, and no raw error."""
+
+    class Often(Around):
+        def model(self, x):
+            with pyro.plate("rows", len(x)):
+                pyro.sample("obs", dist.Normal(self.w + x.mean(), 1.0), obs=x)
+                if len(x) > 3:
+                    pyro.sample("often", dist.Normal(self.w, 1.0), obs=x)
+
+    with pytest.raises(ProgramError, match="all data at once"):
+        trained(Often())
+
+
+def test_a_sum_of_a_product_of_whole_numbers_is_one():
+    def more(x, w, labels):
+        twice = (labels.unsqueeze(-1) @ torch.tensor([[2]])).squeeze(-1)
+        pyro.factor("k", -w * (twice * x).sum())
+
+    found = trained(Around(more), (X, LABELS))
+    assert found == pytest.approx(of_all(Around(more), X, LABELS), rel=1e-5)
+
+
 def test_a_guide_that_reads_the_rows_trains_with_a_warning():
     def model(x, w):
         return pyro.sample("b", dist.Normal(torch.zeros(()), 2.0)) + w

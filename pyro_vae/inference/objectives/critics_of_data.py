@@ -31,7 +31,7 @@ from pyro_vae.program.handlers import is_data, sample_sites, validation
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.plates import of_datum
 from pyro_vae.program.program import Program
-from pyro_vae.program.site_densities import is_masked, is_plain
+from pyro_vae.program.site_densities import is_plain, masked_inside
 from pyro_vae.program.terms import Terms, stack
 
 
@@ -304,7 +304,7 @@ def data_and_mean(model: Trace, joint: Joint) -> tuple[Tensor, Tensor]:
             distribution has no mean.
     """
     name, site = _observed(model)
-    if not is_plain(site) or is_masked(site["fn"]):
+    if not is_plain(site) or masked_inside(site["fn"]):
         raise ProgramError(
             f"site {name!r} stands under a mask or a weight, and a critic of the data sees all of "
             "them alike; leave it out, or use ELBO"

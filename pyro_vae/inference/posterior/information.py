@@ -18,7 +18,7 @@ from pyro_vae.program.handlers import data_frame, sample_sites
 from pyro_vae.program.judged import Judged
 from pyro_vae.program.plates import by_plates, data_dim, inner_plates, of_datum
 from pyro_vae.program.program import Program
-from pyro_vae.program.site_densities import is_masked
+from pyro_vae.program.site_densities import masked_inside
 from pyro_vae.program.terms import Latent
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -206,7 +206,7 @@ def _probe(judged: Judged, batch: Batch) -> _Probes | None:
 
 def is_plain(latent: Latent) -> bool:
     """Return whether no mask and no weight changes a latent's densities, from outside or inside."""
-    return latent.plain and not any(is_masked(fn) for fn in (latent.prior, latent.posterior))
+    return latent.plain and not any(masked_inside(fn) for fn in (latent.prior, latent.posterior))
 
 
 def _normal_pairs(judged: Judged, drawn: _Probes, population: Batch) -> Iterator[Tensor]:

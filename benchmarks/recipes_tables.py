@@ -78,17 +78,7 @@ def _one_mask(name: str, args: argparse.Namespace, data: str, mask: str) -> dict
     seen = truth.masked_fill(missing, torch.nan)
     torch.manual_seed(args.seed)
     program = pv.models.TableVAE(columns, 8, (128,))
-    run = train(
-        name,
-        args,
-        program,
-        seen,
-        epochs=EPOCHS[data],
-        objective=pv.MIWAE(10),
-        batch_size=128,
-        lr=2e-3,
-        lr_schedule=pv.schedules.cosine(1.0, 0.02),
-    )
+    run = train_table(name, args, program, seen, data)
     torch.manual_seed(args.seed)
     found = pv.impute(program, seen, samples=args.samples)
     filled = {
@@ -104,6 +94,21 @@ def _one_mask(name: str, args: argparse.Namespace, data: str, mask: str) -> dict
     }
 
 
+def train_table(name: str, args: argparse.Namespace, program: Any, rows: Any, data: str) -> Any:
+    """Train a program of a table, whatever is asked of it afterwards."""
+    return train(
+        name,
+        args,
+        program,
+        rows,
+        epochs=EPOCHS[data],
+        objective=pv.MIWAE(10),
+        batch_size=128,
+        lr=2e-3,
+        lr_schedule=pv.schedules.cosine(1.0, 0.02),
+    )
+
+
 def two_samples(name: str, args: argparse.Namespace, data: str) -> Result:
     """A classifier that tells generated rows from held-out ones: 0.5 where it cannot."""
     start = time.perf_counter()
@@ -114,17 +119,7 @@ def two_samples(name: str, args: argparse.Namespace, data: str) -> Result:
     )
     torch.manual_seed(args.seed)
     program = pv.models.TableVAE(rest, 8, (128,), kinds=kinds)
-    run = train(
-        name,
-        args,
-        program,
-        rest,
-        epochs=EPOCHS[data],
-        objective=pv.MIWAE(10),
-        batch_size=128,
-        lr=2e-3,
-        lr_schedule=pv.schedules.cosine(1.0, 0.02),
-    )
+    run = train_table(name, args, program, rest, data)
     torch.manual_seed(args.seed)
     count, generator = len(held_out), np.random.default_rng(args.seed)
     made = pv.generate(program, count)

@@ -320,9 +320,8 @@ class Critic(nn.Module):
             ConfigError: Data for a critic of codes alone, or none for one of both.
         """
         if self.sees_data != (x is not None):
-            got, need = ("codes alone", "Z, data_dim") if x is None else ("codes and data", "Z")
-            advice = f"Critic({'Z' if x is None else 'Z, data_dim'})"
-            raise ConfigError(f"Critic({need}): got {got}; make it as pv.nn.{advice}")
+            got, fit = ("codes alone", "Z") if x is None else ("codes and data", "Z, data_dim")
+            raise ConfigError(f"critic: got {got}; make it as pv.nn.Critic({fit})")
         if x is None:
             return self.net(z).squeeze(-1)
         rows = len(_flat(z))

@@ -48,6 +48,18 @@ class AnySize(nn.Module):
         return told if x is None else told * (1 + x.reshape(len(x), -1).sum(-1))
 
 
+class Scores(nn.Module):
+    """A critic of data of four numbers, which are no images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.see, self.judge = nn.Sequential(nn.Linear(4, 3), nn.Tanh()), nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a number for each row."""
+        return self.judge(self.see(x)).squeeze(-1)
+
+
 @dataclass(frozen=True)
 class Row:
     """One objective.

@@ -93,7 +93,7 @@ def load_data(settings: dict[str, Any]) -> DataSet:
         raise ConfigError(
             f"data: {name} is no set of {kind}, which {settings['model']} models; choose {known}"
         )
-    if not name.endswith(suffixes or ("\0",)):
+    if not name.endswith(suffixes):
         raise DataError(f"data: unknown data set {name!r}; choose {known}")
     path, vocabulary = Path(name), Path(words) if words else None
     if kind == "tables":

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from pyro_vae.data.corpora import Corpus
+from pyro_vae.data.splits import EVERY, by_turns
 from pyro_vae.errors import DataError
 
 _UNREADABLE = (
@@ -18,7 +19,6 @@ _UNREADABLE = (
     *(KeyError, AttributeError, OverflowError),  # a part lacks, or is another thing
 )
 _MOST_WORDS = 10**7  # that are numbered; each costs 60 bytes
-_EVERY = 20  # one document of so many validates, another one tests
 
 
 def read_counts(path: Path, vocabulary: Path | None = None) -> Corpus:
@@ -50,15 +50,13 @@ def divided(path: Path, rows: Any, words: tuple[str, ...]) -> Corpus:
     Raises:
         DataError: Too few documents have words.
     """
-    turn = np.arange(rows.shape[0]) % _EVERY
-    splits = {"valid": turn == _EVERY - 1, "test": turn == _EVERY // 2 - 1}
-    splits["train"] = ~(splits["valid"] | splits["test"])
+    splits = by_turns(rows.shape[0])
     full = torch.as_tensor(rows.sum(1)).flatten().numpy() > 0
     parts: dict[str, Any] = {split: rows[chosen & full] for split, chosen in splits.items()}
     if not all(part.shape[0] for part in parts.values()):
         raise DataError(
             f"{path}: got {int(full.sum())} documents with words, expected some to train on, to "
-            f"validate and to test with: at least {_EVERY}"
+            f"validate and to test with: at least {EVERY}"
         )
     gone = {split: int((chosen & ~full).sum()) for split, chosen in splits.items()}
     return Corpus(path.stem, **parts, vocabulary=words, dropped=gone)

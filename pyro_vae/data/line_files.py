@@ -1,13 +1,13 @@
 """Sentences of a user's own file of text. Shapes: N sentences, T words of the longest."""
 
+from itertools import compress
 from pathlib import Path
 
 from pyro_vae.data.sequence_sets import SequenceSets
+from pyro_vae.data.splits import EVERY, by_turns
 from pyro_vae.data.vocabulary import Vocabulary
 from pyro_vae.errors import DataError
 from pyro_vae.words import SPECIAL
-
-_EVERY = 20  # one line of so many validates, another one tests
 
 
 def read_lines(path: Path, words: Path | None = None) -> SequenceSets:
@@ -24,13 +24,9 @@ def read_lines(path: Path, words: Path | None = None) -> SequenceSets:
         DataError: A file is missing or no text, or there are too few lines or words.
     """
     lines = [line for line in _text(path).split("\n") if line.strip()]
-    if len(lines) < _EVERY:
-        raise DataError(f"{path}: got {len(lines)} lines with text, expected at least {_EVERY}")
-    parts: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
-    for turn, line in enumerate(lines):
-        place = turn % _EVERY
-        split = {_EVERY - 1: "valid", _EVERY // 2 - 1: "test"}.get(place, "train")
-        parts[split].append(line)
+    if len(lines) < EVERY:
+        raise DataError(f"{path}: got {len(lines)} lines with text, expected at least {EVERY}")
+    parts = {split: list(compress(lines, chosen)) for split, chosen in by_turns(len(lines)).items()}
     vocabulary = Vocabulary.of(parts["train"]) if words is None else read_words(words)
     numbers = {split: vocabulary.numbers(part) for split, part in parts.items()}
     return SequenceSets(path.stem, **numbers, vocabulary=vocabulary)

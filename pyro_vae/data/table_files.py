@@ -4,12 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from pyro_vae.data.splits import EVERY, by_turns
 from pyro_vae.errors import ConfigError, DataError
 
 SUFFIXES = (".csv", ".parquet")
-_EVERY = 20  # one row of so many validates, another one tests
 
 
 @dataclass(frozen=True)
@@ -25,24 +23,20 @@ class Table:
     @property
     def train(self) -> Any:
         """The rows to train on."""
-        return self._part(None)
+        return self._part("train")
 
     @property
     def valid(self) -> Any:
         """Every 20th row."""
-        return self._part(_EVERY - 1)
+        return self._part("valid")
 
     @property
     def test(self) -> Any:
         """The tenth row after each of these."""
-        return self._part(_EVERY // 2 - 1)
+        return self._part("test")
 
-    def _part(self, place: int | None) -> Any:
-        turn = np.arange(len(self.whole)) % _EVERY
-        kept = turn == place
-        if place is None:
-            kept = (turn != _EVERY - 1) & (turn != _EVERY // 2 - 1)
-        return self.whole[kept].reset_index(drop=True)
+    def _part(self, split: str) -> Any:
+        return self.whole[by_turns(len(self.whole))[split]].reset_index(drop=True)
 
 
 def read_table(path: Path) -> Any:
@@ -80,6 +74,6 @@ def split_table(path: Path) -> Table:
         DataError: The file is no table, or has too few rows.
     """
     frame = read_table(path)
-    if len(frame) < _EVERY:
-        raise DataError(f"{path}: got {len(frame)} rows, expected at least {_EVERY}")
+    if len(frame) < EVERY:
+        raise DataError(f"{path}: got {len(frame)} rows, expected at least {EVERY}")
     return Table(frame)

@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from objective_table import Scores
 from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
@@ -19,17 +20,6 @@ from pyro_vae.inference.objectives.critics_of_data import decoder_parameters
 
 D = torch.float64
 X = torch.rand(20, 4, generator=torch.Generator().manual_seed(3), dtype=D)
-
-
-class Scores(nn.Module):
-    """A critic of data that are no images."""
-
-    def __init__(self):
-        super().__init__()
-        self.see, self.judge = nn.Sequential(nn.Linear(4, 3), nn.Tanh()), nn.Linear(3, 1)
-
-    def forward(self, x):
-        return self.judge(self.see(x)).squeeze(-1)
 
 
 OBJECTIVES = {

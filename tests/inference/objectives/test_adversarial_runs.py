@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from objective_table import Scores
 from torch import nn
 
 import pyro_vae as pv
@@ -17,17 +18,6 @@ from pyro_vae.program.handlers import validation
 
 X = torch.rand(20, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 FEW = functools.partial(NoiseFed, noise_dim=2, features=3, hidden=(3,))
-
-
-class Scores(nn.Module):
-    """A critic of data that are no images."""
-
-    def __init__(self):
-        super().__init__()
-        self.see, self.judge = nn.Sequential(nn.Linear(4, 3), nn.Tanh()), nn.Linear(3, 1)
-
-    def forward(self, x):
-        return self.judge(self.see(x)).squeeze(-1)
 
 
 OBJECTIVES = {

@@ -32,8 +32,8 @@ N = 48
 # program's graph are compared with eager ones in test_compiled_loss, and its parts (priors, flows,
 # observations) know of no training.
 AS_A_GRAPH = {
-    *("vae", "vae_conv", "vae_made", "regularised", "bayesian", "hierarchical", "sbn", "vq_conv"),
-    *("def_table", "lda", "sequences", "functions", "pyroparam", "labelled", "tutorial"),
+    *("vae", "vae_conv", "regularised", "hierarchical", "sbn", "vq_conv"),
+    *("lda", "functions", "pyroparam", "tutorial"),
 }
 
 
@@ -70,13 +70,13 @@ def test_trains_under_fit(name, device):
     pv.Program.of(program).read(data)
     before = weights(program)
     mode, rows = ("auto", N // 2) if graph else (False, 20)
-    run = pv.fit(program, data, epochs=25, batch_size=rows, lr=0.02, device=device, compile=mode)
+    run = pv.fit(program, data, epochs=15, batch_size=rows, lr=0.02, device=device, compile=mode)
     after = weights(program)
     assert run.program is program
     assert all(not torch.equal(before[key], after[key]) for key in before), "a weight stood still"
     assert all(value.dtype == before[key].dtype for key, value in after.items())
     losses = run.history["loss"]
-    assert np.isfinite(losses).all() and losses[-5:].mean() < 0.95 * losses[:2].mean()
+    assert np.isfinite(losses).all() and losses[-4:].mean() < 0.95 * losses[:2].mean()
 
 
 @pytest.mark.filterwarnings("ignore:Found vars in model but not guide")  # drawn from the prior
@@ -98,17 +98,17 @@ def test_trains_under_stock_svi(name, device, store):
 
 @dtypes
 @generative
-@pytest.mark.parametrize("mean", [False, True])
-def test_generates(name, mean, dtype, device):
+def test_generates(name, dtype, device):
     program, data = made(name, device, dtype, 5)
     pv.Program.of(program).read(data)
     x = observed(name, data)
-    with_inputs = shown(name, pv.generate(program, 5, given=data, mean=mean))
-    free = shown(name, pv.generate(program, 7, mean=mean))
-    assert with_inputs.shape == x.shape and free.shape == (7, *x.shape[1:])
-    assert free.dtype == x.dtype and free.device.type == device.type
-    assert torch.isfinite(free).all() and torch.isfinite(with_inputs).all()
-    if not mean and name in ("vae", "vae_conv", "labelled", "regularised", "tutorial"):
+    for mean in (True, False):
+        with_inputs = shown(name, pv.generate(program, 5, given=data, mean=mean))
+        free = shown(name, pv.generate(program, 7, mean=mean))
+        assert with_inputs.shape == x.shape and free.shape == (7, *x.shape[1:])
+        assert free.dtype == x.dtype and free.device.type == device.type
+        assert torch.isfinite(free).all() and torch.isfinite(with_inputs).all()
+    if name in ("vae", "vae_conv", "labelled", "regularised", "tutorial"):
         assert set(free.unique().tolist()) <= {0.0, 1.0}
     again = shown(name, pv.generate(program, 7))
     assert not torch.equal(free, again) or "categorical" in name

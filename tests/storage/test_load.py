@@ -36,9 +36,9 @@ def encoded(program, x):
     return torch.cat(list(codes.values()), -1) if isinstance(codes, dict) else codes
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", ZOO)
-def test_the_zoo_is_rebuilt_bit_for_bit(name, dtype, tmp_path):
+def test_the_zoo_is_rebuilt_bit_for_bit(name, tmp_path):
+    dtype = (torch.float32, torch.float64)[ZOO.index(name) % 2]  # no class has a rule of its own
     program = CASES[name].build().to(dtype)
     assert pv.save(program, tmp_path / "deep" / "folder") == tmp_path / "deep" / "folder"
     loaded = pv.load(tmp_path / "deep" / "folder")

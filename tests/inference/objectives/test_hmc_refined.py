@@ -343,9 +343,8 @@ def test_traced_equals_eager(dtype):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on loading Inductor
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_the_compiled_graph_moves_the_step_size(dtype):
-    program, x = small_vae(dtype)
+def test_the_compiled_graph_moves_the_step_size():
+    program, x = small_vae(torch.float32)
     objective = HMCRefined(1, num_leapfrog=1, target_accept=0.8)
     compiled(objective, program, x, True, calls=2)
     moved = objective.log_step_size.item() - math.log(0.3)

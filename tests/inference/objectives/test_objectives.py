@@ -26,7 +26,12 @@ ROWS = of_log_weights()
 DTYPES = [torch.float64, torch.float32]
 N = 12
 # A batch of 1, 5 and all N rows, of three sizes of datum and latent: no code knows both.
-SHAPES = [(1, 2, 1), (5, 20, 4), (N, 100, 16)]
+# In both precisions at the middle size only: no formula asks for the precision.
+SHAPES = [
+    (1, 2, 1, torch.float64),
+    *((5, 20, 4, dtype) for dtype in DTYPES),
+    (N, 100, 16, torch.float32),
+]
 
 objectives = pytest.mark.parametrize("name", ROWS)
 with_and_without_global = pytest.mark.parametrize(
@@ -57,8 +62,7 @@ def exact_loss(oracle, program, x, rows, size):
     return -(shifted.log_prob(x)[rows].mean() + program.log_prob_offset() / size)
 
 
-@exact_dtypes
-@pytest.mark.parametrize(("rows", "data_dim", "latent_dim"), SHAPES)
+@pytest.mark.parametrize(("rows", "data_dim", "latent_dim", "dtype"), SHAPES)
 @pytest.mark.parametrize("num_particles", [1, 33])
 @with_and_without_global
 def test_zero_variance(name, rows, has_global, num_particles, data_dim, latent_dim, dtype):

@@ -33,17 +33,14 @@ class Discovery:
         """Find out what is used inside this block; an error in it leaves nothing behind."""
         discovery = Discovery(own)
         store = dict(pyro.get_param_store().named_parameters())
-        values, parts, found = set(own.values), set(own.parts), list(own.found)
+        values, put_back = set(own.values), own.remembered()
         own.watch = discovery._watch
         discovery._know_parts()
         try:
             yield discovery
             discovery._finish(values, store)
         except BaseException:
-            for home, kept in ((own.values, values), (own.parts, parts)):
-                for name in set(home) - kept:
-                    del home[name]
-            own.found = found
+            put_back()
             raise
         finally:
             own.watch = None

@@ -1,8 +1,7 @@
 """Guides with a factor for each datum, on some of the data: plates of full size, by row numbers."""
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from pyro.contrib.easyguide import EasyGuide
@@ -109,21 +108,21 @@ class LookUps(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@contextmanager
-def guides_undone(module: nn.Module) -> Iterator[None]:
-    """Put Pyro's automatic guides back, on leaving, to what they were: they keep their first rows.
+def guides_remembered(module: nn.Module) -> Callable[[], None]:
+    """Return a function that makes Pyro's automatic guides as they are: they keep their first rows.
 
     Arguments:
         module: Holds them.
     """
     guides = [part for part in module.modules() if isinstance(part, AutoGuide | EasyGuide)]
     before = [{key: _copied(value) for key, value in vars(part).items()} for part in guides]
-    try:
-        yield
-    finally:
+
+    def put_back() -> None:
         for part, state in zip(guides, before, strict=True):
             vars(part).clear()
             vars(part).update(state)
+
+    return put_back
 
 
 def _copied(value: Any) -> Any:

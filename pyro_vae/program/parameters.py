@@ -127,6 +127,23 @@ class Parameters:
         self.frozen, self._stated = {}, set()
         self._at_first = set(self.part_tensors())
 
+    def remembered(self) -> Callable[[], None]:
+        """Return a function that puts back which parameters and parts there are now."""
+        homes: tuple[Any, ...] = (self.values, self.parts, self._constraints, self._names)
+        homes += (self.store, self.expected)
+        contents = [list(home.items()) for home in homes]
+        own = self.fresh, self.found[:], {*self.outdated}, {**self.frozen}, {*self._stated}
+        reached = self._reached
+
+        def put_back() -> None:
+            for home, before in zip(homes, contents, strict=True):
+                home.clear()
+                home.update(before)
+            self.fresh, self.found, self.outdated, self.frozen, self._stated = own
+            self._reached = reached
+
+        return put_back
+
     # -- while the functions run -----------------------------------------------------------------
 
     @contextmanager

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_vae.arguments import positive
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.batch import Batch, Part, chunks, dense, map_rows, named_arrays, num_rows
+from pyro_vae.program.first_call import forgotten_on_error
 from pyro_vae.program.handlers import validation
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.modules import evaluating
@@ -174,13 +175,15 @@ class Passes:
         self._particles = particles
         self._samples = positive("num_samples", num_global_samples)
         self._held = list(program.held)
-        self._stack = ExitStack()
-        self._open(program, tensors_of(data))
-        each = program.of_each_datum() if verb.guide and self.sites.dependence.joined else None
-        if each is not None:
-            self._open(each, tensors_of(data))
-        verb.require(self.sites)
-        self.program.rows.require_whole(self._first)
+        with ExitStack() as stack:
+            stack.enter_context(forgotten_on_error(program))
+            self._open(program, tensors_of(data))
+            each = program.of_each_datum() if verb.guide and self.sites.dependence.joined else None
+            if each is not None:
+                self._open(each, tensors_of(data))
+            verb.require(self.sites)
+            self.program.rows.require_whole(self._first)
+            self._stack = stack.pop_all()  # a stream may fail later
 
     def _open(self, program: "Program", data: Any) -> None:
         """Look at the first data, and read the program on them."""
@@ -250,8 +253,8 @@ class Passes:
         self._stack.enter_context(scoring(self.program))
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
     def __iter__(self) -> Iterator[Pass]:
         start = 0

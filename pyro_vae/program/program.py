@@ -28,6 +28,7 @@ from pyro_vae.program.batch import (
 )
 from pyro_vae.program.constants import Constants
 from pyro_vae.program.examples import Examples
+from pyro_vae.program.first_call import forgotten_on_error
 from pyro_vae.program.handlers import (
     Beta,
     DatasetSize,
@@ -185,12 +186,16 @@ class Program(nn.Module):
         if any(new is not old for new, old in zip(origin, self._origin, strict=True)):
             self.__dict__["_origin"] = origin
             self._functions = (self._source.model, self._source.guide)
-            self._structure, self._constants = Structure(), Constants(self._options["constants"])
-            self._called = self._of_flat_batches()
             self.own.replace(self._functions)
             self.examples.forget()
-        elif not self.own.follow():
-            return
+            self.start_anew()
+        elif self.own.follow():
+            self._forget()
+
+    def start_anew(self) -> None:
+        """Find out anew which arguments the functions take, and what they do with a batch."""
+        self._structure, self._constants = Structure(), Constants(self._options["constants"])
+        self._called = self._of_flat_batches()
         self._forget()
 
     def _forget(self) -> None:
@@ -262,11 +267,15 @@ class Program(nn.Module):
             DataError: Not finite, of a wrong shape, or outside an observed site's support.
             ProgramError: Model and guide disagree, or no plate holds the data, or two could.
         """
-        return self.reader.read(batch)
+        if not self.reader.fresh:
+            return self.reader.read(batch)
+        with forgotten_on_error(self):
+            return self.reader.read(batch)
 
     def check(self, data: Batch, rows: int = 8192, first_rows: int = 1) -> None:
         """Check every row of a data set; see ``Rows.check``."""
-        self.rows.check(data, rows, first_rows)
+        with forgotten_on_error(self):
+            self.rows.check(data, rows, first_rows)
 
     @property
     def device(self) -> torch.device:

@@ -59,7 +59,7 @@ from pyro_vae.program.modules import (
     off_zero,
     seed_generators,
 )
-from pyro_vae.program.numbered import LookUps, forget_plates, guides_undone, numbered
+from pyro_vae.program.numbered import LookUps, forget_plates, guides_remembered, numbered
 from pyro_vae.program.observed import Binding, Copies, bindings_of
 from pyro_vae.program.plates import (
     AroundOne,
@@ -401,9 +401,12 @@ class Reader:
     @contextmanager
     def undone(self) -> Iterator[None]:
         """Leave nothing behind of what runs inside: no parameter, and no first rows of a guide."""
-        parts = self._program.own.parts
-        with suppress(_Undone), guides_undone(parts), Discovery.during(self._program.own):
-            yield
+        put_back = guides_remembered(self._program.own.parts)
+        with suppress(_Undone), Discovery.during(self._program.own):
+            try:
+                yield
+            finally:
+                put_back()
             raise _Undone
 
     def look(self, batch: Batch) -> tuple[Trace, Trace]:

@@ -23,6 +23,7 @@ from pyro_vae.program.batch import (
     num_rows,
     of_arguments,
 )
+from pyro_vae.program.first_call import forgotten_on_error
 from pyro_vae.program.program import Program
 from pyro_vae.program.whole import require_rows
 from pyro_vae.storage.random_state import seeded_outside_torch
@@ -206,7 +207,8 @@ def fit(
         wrapped.to(world.device)
         convert(wrapped, precision)
         moved = _conformed(wrapped, transform and of_arguments(transform))
-        feed, first, judged = _prepare_data(wrapped, data, valid, batch_size, moved, world)
+        with forgotten_on_error(wrapped):
+            feed, first, judged = _prepare_data(wrapped, data, valid, batch_size, moved, world)
         weights = beta_schedule(beta, wrapped.sites.local)
         rates = as_schedule("lr_schedule", lr_schedule)
         factory = as_factory(adam(lr) if optimiser is None else optimiser, wrapped, first, lr)

@@ -1,0 +1,32 @@
+"""A call that fails teaches nothing: its data may have been the wrong ones."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pyro_vae.program.numbered import guides_remembered
+
+if TYPE_CHECKING:
+    from pyro_vae.program.program import Program
+
+
+@contextmanager
+def forgotten_on_error(program: "Program") -> Iterator[None]:
+    """Leave a program as it was where this block raises: as new, where it was new.
+
+    A new one drops what its functions made of the block's data (parameters with a row for each
+    datum, the latents that an autoguide has found) and what was found out about them.
+    """
+    new = program.reader.fresh
+    learnt = {part: dict(vars(part)) for part in (program.rows, program.examples)}
+    made = [program.own.remembered(), guides_remembered(program.own.parts)] if new else []
+    try:
+        yield
+    except Exception:
+        for part, before in learnt.items():
+            vars(part).update(before)
+        for put_back in made:
+            put_back()
+        if new:
+            program.start_anew()
+        raise

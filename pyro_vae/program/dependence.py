@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -27,6 +27,8 @@ from pyro_vae.program.handlers import (
 )
 from pyro_vae.program.joint import Joint, trace_of
 from pyro_vae.program.modules import leaves_behind
+
+Alike = Callable[[], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,7 @@ def dependence(
     seen: tuple[Trace, Trace],
     beside: Set[Change],
     kinds: Set[tuple[Term, Kind]],
+    alike: Alike = nullcontext,
 ) -> Dependence:
     """Find out by two more runs, and only where ``seen`` has a term that could depend.
 
@@ -223,6 +226,7 @@ def dependence(
         seen: Their traces.
         beside: What changes of some rows where others are cut away.
         kinds: What terms outside the plate are of the rows, where it is known.
+        alike: Has runs begin from one state of what the program counts.
     """
     rows: list[Tensor] = []
     args, kwargs = arguments(map_rows(lambda leaf: _leaf(leaf, rows), batch))
@@ -237,7 +241,7 @@ def dependence(
         for side in (MODEL, GUIDE)
     ]
     others = list(_other_rows(batch))
-    found = _dependence(functions, args, kwargs, seen, rows, others, outside)
+    found = _dependence(functions, args, kwargs, seen, rows, others, outside, alike)
     by_kind = {
         kind: tuple(sorted({n for (_, n), k in kinds if k == kind and n in found.found}))
         for kind in ("sum", "mean", "other")
@@ -262,6 +266,7 @@ def _dependence(
     rows: list[Tensor],
     others: list[Any],
     beside: Set[Term] = frozenset(),
+    alike: Alike = nullcontext,
 ) -> Dependence:
     drawn = {name for name, site in sample_sites(seen[1]) if not site["is_observed"]}
     inside = any(
@@ -283,13 +288,13 @@ def _dependence(
         return Dependence()
     try:
         with torch.enable_grad():
-            look = _Look(functions, names, globals_, args, kwargs)
+            look = _Look(functions, names, globals_, args, kwargs, alike)
             restless = look.restless()
             reached, behind = look.reached(), look.behind(auxiliary)
     except FAILURES:
         # A program that leaves torch takes no values with a gradient: their numbers tell.
         args, kwargs = pytree.tree_map_only(Tensor, torch.detach, (args, kwargs))
-        look, reached = _Look(functions, names, globals_, args, kwargs), {}
+        look, reached = _Look(functions, names, globals_, args, kwargs, alike), {}
         restless = set()
         with suppress(Exception):  # it may not be scored again
             restless = look.restless()
@@ -385,24 +390,33 @@ class _Look:
         names: Sites outside the plate whose terms are looked at.
         globals_: Latents outside the plate, whose terms in both are.
         args, kwargs: What they are called with.
+        alike: Has runs begin from one state of what the program counts.
     """
 
     def __init__(
-        self, functions: Any, names: list[str], globals_: list[str], args: Any, kwargs: Any
+        self,
+        functions: Any,
+        names: list[str],
+        globals_: list[str],
+        args: Any,
+        kwargs: Any,
+        alike: Alike,
     ) -> None:
-        self.functions, self.arguments = functions, (args, kwargs)
+        self.functions, self.arguments, self.alike = functions, (args, kwargs), alike
         asked = dict.fromkeys([*names, *globals_])
         self.asked = [(side, name) for side in (MODEL, GUIDE) for name in asked]
-        self.values, self.inside = _cut(poutine.trace(functions[1]).get_trace(*args, **kwargs))
+        with alike():
+            self.values, self.inside = _cut(poutine.trace(functions[1]).get_trace(*args, **kwargs))
         self.traces = self._scored(self.values)
 
     def _scored(self, values: dict[str, Tensor]) -> tuple[Trace, Trace]:
         args, kwargs = self.arguments
         fixed = trace_of(values)
-        model, guide = (
-            poutine.trace(poutine.replay(function, trace=fixed)).get_trace(*args, **kwargs)
-            for function in self.functions
-        )
+        with self.alike():  # the guide first, as in a step: the model may read what it has kept
+            guide, model = (
+                poutine.trace(poutine.replay(function, trace=fixed)).get_trace(*args, **kwargs)
+                for function in self.functions[::-1]
+            )
         return model, guide
 
     def _terms(self, traces: tuple[Trace, Trace]) -> dict[Term, Tensor]:
@@ -448,7 +462,8 @@ class _Look:
         held = {n: value for n, value in (model | self.values).items() if n not in self.inside}
         args, kwargs = self.arguments
         guide = poutine.trace(poutine.replay(self.functions[1], trace=trace_of(held)))
-        again, _ = _cut(guide.get_trace(*args, **kwargs))
+        with self.alike():
+            again, _ = _cut(guide.get_trace(*args, **kwargs))
         return _changed(self._terms(self._scored(held | again)), self._terms(self.traces))
 
     def moved_by_rows(self, others: Iterable[Any]) -> set[Term]:
@@ -470,7 +485,7 @@ class _Look:
         """Draw the latents inside at some rows; from one random state at each call."""
         args, kwargs = given
         outside = {name: v for name, v in self.values.items() if name not in self.inside}
-        with torch.random.fork_rng(cuda_devices([*args, *kwargs.values()])):
+        with torch.random.fork_rng(cuda_devices([*args, *kwargs.values()])), self.alike():
             guide = poutine.trace(poutine.replay(self.functions[1], trace=trace_of(outside)))
             latents = guide.get_trace(*args, **kwargs)
             model = poutine.trace(poutine.replay(self.functions[0], trace=latents))

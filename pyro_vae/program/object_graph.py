@@ -53,24 +53,41 @@ def empty_globals(*functions: Any) -> frozenset[str]:
     return frozenset(search.empty)
 
 
+def holders(*functions: Any) -> list[Any]:
+    """Return what functions can reach and that may hold values, the functions themselves too.
+
+    Followed is what ``reachable`` follows.
+    """
+    search = _Search()
+    for function in functions:
+        search.push("", function)
+    deque(search.run(), maxlen=0)
+    return list(search.met.values())
+
+
+def names_loaded(function: FunctionType) -> frozenset[str]:
+    """Return the globals that the code of a function reads."""
+    return frozenset(_names_of(function.__code__)[0])
+
+
 class _Search:
     """A breadth-first walk over objects; each is visited once."""
 
     def __init__(self) -> None:
         self._queue: deque[tuple[str, Any]] = deque()
-        self._seen: dict[int, Any] = {}  # the objects too: an id may be given again
+        self.met: dict[int, Any] = {}  # the objects too: an id may be given again
         self._classes: set[int] = set()
         self._mentioned: set[str] = set()
         self._waiting: dict[str, list[tuple[str, Any]]] = {}
         self.empty: set[str] = set()
 
     def push(self, path: str, value: Any) -> None:
-        if type(value) not in _ATOMS and id(value) not in self._seen:
-            self._seen[id(value)] = value
+        if type(value) not in _ATOMS and id(value) not in self.met:
+            self.met[id(value)] = value
             self._queue.append((path, value))
 
     def run(self) -> Iterator[tuple[str, nn.Module]]:
-        while self._queue and len(self._seen) < _MOST_OBJECTS:
+        while self._queue and len(self.met) < _MOST_OBJECTS:
             path, value = self._queue.popleft()
             if issubclass(type(value), nn.Module):  # isinstance would ask the object
                 path = path or type(value).__name__
@@ -148,7 +165,7 @@ class _Search:
     def _module(self, path: str, module: nn.Module) -> None:
         """Follow what a user's module holds besides its registered parts."""
         for name, part in module.named_modules():
-            self._seen[id(part)] = part
+            self.met[id(part)] = part
             if installed(type(part).__module__):
                 continue
             inside = _join(path, name)

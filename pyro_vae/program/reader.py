@@ -61,6 +61,7 @@ from pyro_vae.program.modules import (
 )
 from pyro_vae.program.numbered import LookUps, forget_plates, guides_remembered, numbered
 from pyro_vae.program.observed import Binding, Copies, bindings_of
+from pyro_vae.program.own_numbers import OwnNumbers
 from pyro_vae.program.plates import (
     AroundOne,
     Canonical,
@@ -124,6 +125,7 @@ class Reader:
         self._whole: bool | None = None  # whether there is no plate of the data; None: not known
         self.counts = Counts()
         self._counters = Counters()
+        self._own_numbers: OwnNumbers | None = None
 
     @property
     def fresh(self) -> bool:
@@ -248,7 +250,7 @@ class Reader:
         functions = self.canonical(sites, batch)
         runs = Joint(*functions, *arguments(batch)).sampled_traces
         with self.quiet(batch), validation(False), self._off_zero(runs):
-            found = dependence(functions, batch, seen, beside, kinds)
+            found = dependence(functions, batch, seen, beside, kinds, self._memory_kept)
         # A fact about these sites, whichever rows have shown it.
         named = (sites.observed, sites.local, sites.global_, sites.enumerated)
         kind = (isinstance(batch, Part), *named, told_by(batch))
@@ -461,7 +463,8 @@ class Reader:
         def run(some: Batch, rows: int, latents: Mapping[str, Tensor], seed: int = 0) -> Pair:
             seed_generators(seed)  # noise of the program's own would hide what the rows do
             joint = Joint(*self._functions(some), *arguments(some))
-            pair = (joint.fixing(latents) if latents else joint).sampled_traces()
+            with self._memory_kept():  # a count of calls is equal in all runs
+                pair = (joint.fixing(latents) if latents else joint).sampled_traces()
             plate = find_plate(pair[0], rows, self._plate, self._plate_before)
             plate = with_name_in_guide(plate, *pair, rows)
             for trace in pair:
@@ -483,11 +486,19 @@ class Reader:
         with (
             self._program.running(),
             evaluating(self._program),
-            buffers_kept(self._program),
+            self._memory_kept(),
             generators_kept(),
             torch.random.fork_rng(cuda_devices(batch)),
             torch.no_grad(),
         ):
+            yield
+
+    @contextmanager
+    def _memory_kept(self) -> Iterator[None]:
+        """Put what the program counts, in buffers or in Python, back on leaving."""
+        if self._own_numbers is None:
+            self._own_numbers = OwnNumbers(*self._program.functions)
+        with buffers_kept(self._program), self._own_numbers.kept():
             yield
 
     def _run_once(self, batch: Batch, watch: Messenger | None = None) -> tuple[Trace, Trace]:

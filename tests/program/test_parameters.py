@@ -263,4 +263,4 @@ def test_a_search_asks_no_object_and_looks_at_few():
     search = object_graph._Search()
     search.push("", function)
     assert [name for name, _ in search.run()] == ["deep_0_0_net"]
-    assert len(search._seen) < 2 * object_graph._MOST_OBJECTS
+    assert len(search.met) < 2 * object_graph._MOST_OBJECTS

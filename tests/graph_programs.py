@@ -265,7 +265,8 @@ class SpectralNorm(Net):
 
 # -- state ---------------------------------------------------------------------------------------
 
-STATE = "changes at each run|two graphs|is written to|draws from Python"
+# Which of these comes first hangs on the number of runs that went before.
+STATE = "changes at each run|two graphs|is written to|draws from Python|differ at equal noise"
 
 
 @right_only_eagerly(STATE)

@@ -30,7 +30,10 @@ class OwnNumbers:
 
     def __init__(self, *functions: Callable[..., Any]) -> None:
         self._functions = functions
-        self._find()
+        self._homes: list[_Home] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:  # a copy looks in the functions of its own
+        return {"_functions": self._functions, "_homes": None}
 
     def _find(self) -> None:
         """Look for what the functions hold now."""
@@ -41,12 +44,12 @@ class OwnNumbers:
         self._built = self._entries(_is_built)
 
     def _sizes_now(self) -> list[int]:
-        return [len(home) for home in self._homes]
+        return [len(home) for home in self._homes or ()]
 
     def _entries(self, wanted: Callable[[Any], bool]) -> list[_Entry]:
         return [
             (home, key, value)
-            for home in self._homes
+            for home in self._homes or ()
             for key, value in home.entries()
             if wanted(value)
         ]
@@ -58,7 +61,7 @@ class OwnNumbers:
         None are put back where networks, flags or functions have come or gone meanwhile: numbers
         may be sizes of these, and a program that forgets some of what it has built builds it anew.
         """
-        if self._sizes != self._sizes_now():
+        if self._homes is None or self._sizes != self._sizes_now():
             self._find()
         before = [(home, key, home.get(key)) for home, key, _ in self._numbers]
         try:

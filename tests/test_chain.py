@@ -217,7 +217,7 @@ def pair():
     return (
         one,
         other,
-        {"x": torch.where(Padded(dist.Normal(x, 1), lengths, 1)._kept, x, 0), "lengths": lengths},
+        {"x": torch.where(Padded(dist.Normal(x, 1), lengths, 1).kept, x, 0), "lengths": lengths},
     )
 
 
@@ -341,16 +341,47 @@ def test_a_model_takes_lengths_of_numpy(lengths):
     torch.testing.assert_close(*found)
 
 
+W = torch.randn(2, 3, 4, dtype=F64, generator=torch.Generator().manual_seed(0))
+STEPS = {
+    "classes": (lambda w: dist.Categorical(logits=w), -1),
+    "counts": (lambda w: dist.Poisson(w[..., 0].exp()), -1),
+    "one-hot": (lambda w: dist.OneHotCategorical(logits=w), 0),
+    "positive": (lambda w: dist.LogNormal(w[..., 0], 1.0), 0),
+    "shares": (lambda w: dist.Dirichlet(w.exp()), 0),
+    "bounded": (lambda w: dist.Uniform(1 + w[..., 0].exp(), 9.0), 0),
+}
+
+
 @pytest.mark.parametrize("validate", [True, False])
-def test_classes_and_counts_may_be_missing_behind_a_length(validate):
-    lengths = torch.tensor([2, 0])
-    logits = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
-    for steps in (dist.Categorical(logits=logits), dist.Poisson(logits[..., 0].exp())):
-        inside = torch.tensor([[1, 2, 0], [0, 0, 0]])
-        x = Padded(steps, lengths, validate_args=validate)
-        found = x.log_prob(inside.where(torch.arange(3) < lengths[:, None], -1))
-        expected = steps.log_prob(inside)[0, :2].sum()
-        torch.testing.assert_close(found, torch.stack([expected, torch.tensor(0.0)]))
+@pytest.mark.parametrize("kind", STEPS)
+def test_what_stands_behind_a_length_needs_no_probability(kind, validate):
+    """Not its own zeros, which a draw has there; nor do they reach the gradient."""
+    (build, filler), lengths = STEPS[kind], torch.tensor([2, 0])
+    w = W.clone().requires_grad_()
+    x = Padded(build(w), lengths, validate_args=validate)
+    drawn = x.sample()
+    inside = x.kept.expand_as(drawn)
+    assert (drawn[~inside] == 0).all() and not inside[1].any()
+    found = x.log_prob(drawn.where(inside, filler))
+    expected = build(w[0, :2]).log_prob(drawn[0, :2]).sum()
+    torch.testing.assert_close(found, torch.stack([expected, 0 * expected]))
+    grads = [torch.autograd.grad(each, w)[0] for each in (found.sum(), expected)]
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("validate", [True, False])
+def test_a_chain_of_positive_states_scores_its_own_draws(validate):
+    scale, lengths = torch.tensor(0.7, dtype=F64, requires_grad=True), torch.tensor([2, 4])
+    step = lambda z: dist.LogNormal(scale * z.log(), scale).to_event(1)  # noqa: E731
+    start = torch.ones(1, dtype=F64)
+    chain = Chain(step, start, 4, lengths=lengths, validate_args=validate)
+    z = chain.sample()
+    assert (z[0, 2:] == 0).all()
+    alone = [Chain(step, start, n).log_prob(z[i, :n]) for i, n in enumerate(lengths.tolist())]
+    found, expected = chain.log_prob(z), torch.stack(alone)
+    torch.testing.assert_close(found, expected)
+    grads = [torch.autograd.grad(each.sum(), scale)[0] for each in (found, expected)]
+    torch.testing.assert_close(*grads)
 
 
 def test_what_is_no_number_in_the_padding_reaches_no_gradient():

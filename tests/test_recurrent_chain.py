@@ -132,7 +132,7 @@ def test_a_padded_batch_is_its_sequences_one_by_one_whatever_stands_there(pair):
         for whole, chain in ((prior, program._prior), (guide, program.encoder)):
             exact = chain(alone[0], None).log_prob(alone[1]) if n else torch.zeros(1, dtype=F64)
             torch.testing.assert_close(whole[i : i + 1], exact, rtol=1e-10, atol=1e-10)
-    kept = Padded(dist.Normal(x, 1), lengths, 1)._kept
+    kept = Padded(dist.Normal(x, 1), lengths, 1).kept
     holed = {"x": torch.where(kept, x, torch.nan), "lengths": lengths}
     for ours, theirs in zip(
         *(loss_and_grads(program, rows, pv.ELBO()) for rows in (holed, batch)), strict=True

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from pyro_vae.arguments import positive, typed
 from pyro_vae.distributions.expandable import Expandable
-from pyro_vae.distributions.padded import finite_behind, kept_steps, none_of_them, require_lengths
+from pyro_vae.distributions.padded import (
+    inert_behind,
+    kept_steps,
+    none_of_them,
+    possible_value,
+    require_lengths,
+)
 from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.scan import scan
 
@@ -139,14 +145,23 @@ class Chain(Expandable):
             DataError: Paths of another shape.
         """
         self._require_paths(value)
-        steps, units = self.event_shape[0], self.kept
-        if self.lengths is None or units is None:
+        steps = self.event_shape[0]
+        if self.lengths is None:
             return self._of_all_steps(value)
-        log_prob = self._of_all_steps(finite_behind(value, units))
+        log_prob = self._of_all_steps(self._inert(value))
         kept = kept_steps(self.lengths, steps)
         none = none_of_them(self.lengths, steps)
         beyond = log_prob.new_zeros(()).masked_fill(none, torch.nan).unsqueeze(-1)
         return torch.where(kept & ~none.unsqueeze(-1), log_prob, beyond)
+
+    def _inert(self, value: Tensor) -> Tensor:
+        """Return paths with what counts nowhere such that it can be scored."""
+        if self.kept is None:
+            return value
+        possible = possible_value(self._first_step, value)
+        if possible is not None and possible.dim() > len(self.state_shape):
+            possible = possible.unsqueeze(-self.event_dim)
+        return inert_behind(value, self.kept, possible)
 
     def _require_paths(self, value: Tensor) -> None:
         if value.shape[value.dim() - self.event_dim :] != self.event_shape:
@@ -157,8 +172,7 @@ class Chain(Expandable):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density of paths (*, T, Z), shape (*), nats."""
-        if self.kept is not None:
-            value = finite_behind(value, self.kept)
+        value = self._inert(value)
         if self._validate_args:
             self._validate_sample(value)
         log_prob = self.step_log_prob(value).sum(-1)

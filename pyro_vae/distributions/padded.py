@@ -1,11 +1,14 @@
 """Sequences of unequal length in one array. Shapes: * batch, T steps of the array, D units."""
 
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
+from torch.distributions import biject_to, constraints
 
 from pyro_vae.arguments import integer, typed
 from pyro_vae.errors import ConfigError, DataError
@@ -30,12 +33,37 @@ def none_of_them(lengths: Tensor, steps: int) -> Tensor:
     return ~((whole >= 0) & (whole <= steps) & (whole.double() == lengths.double()))
 
 
-def finite_behind(value: Tensor, kept: Tensor) -> Tensor:
-    """Return a value with 0 in the place of NaN and infinities that are not kept.
+def inert_behind(value: Tensor, kept: Tensor, possible: Tensor | None) -> Tensor:
+    """Return a value with something that can be scored in the place of what is not kept.
 
-    They count nowhere, but a gradient times 0 is NaN there.
+    It counts nowhere, but 0 may lie outside the support, and a gradient times 0 be NaN.
+
+    Arguments:
+        value: Shape (*, T | event).
+        kept: Which parts count; broadcasts to it.
+        possible: As ``possible_value`` says; broadcasts to it.
     """
-    return torch.where(kept | value.isfinite(), value, torch.zeros_like(value))
+    if possible is None:
+        return torch.where(kept | value.isfinite(), value, torch.zeros_like(value))
+    return torch.where(kept, value, possible)
+
+
+def possible_value(steps: TorchDistributionMixin, like: Tensor) -> Tensor | None:
+    """Return a value of the support, (batch | event); None where all are, or none is known."""
+    with suppress(NotImplementedError):
+        support: Any = steps.support
+        inner = support
+        while hasattr(inner, "base_constraint"):
+            inner = inner.base_constraint
+        if inner is constraints.one_hot:
+            return torch.eye(steps.event_shape[-1], dtype=like.dtype, device=like.device)[0]
+        if support.is_discrete:
+            return like.new_zeros(()) + getattr(inner, "lower_bound", 0)
+        if inner is not constraints.real:
+            transform = biject_to(support)
+            base = transform.inverse_shape(steps.batch_shape + steps.event_shape)
+            return transform(like.new_zeros(base))
+    return None
 
 
 @typed
@@ -59,7 +87,7 @@ class Padded(dist.Independent):
 
     .. math:: \log p(x) = \sum_{t \le L} \log p_t(x_t)
 
-    Beyond its length a draw is 0, and so is the mean.
+    Beyond its length a draw is 0, and so is the mean; what stands there is not scored.
 
     Arguments:
         steps: distribution of the steps, batch (*, T), or (*, T, D) where units are independent.
@@ -100,8 +128,8 @@ class Padded(dist.Independent):
         kept = kept_steps(lengths, steps.batch_shape[time])
         kept = kept.reshape(kept.shape + (1,) * units)
         super().__init__(steps.mask(kept), 1 + units, validate_args=validate_args)
-        self._kept = kept.reshape(kept.shape + (1,) * len(steps.event_shape))
-        self._whole = not steps.event_shape and _is_discrete(steps)
+        #: Which steps no length takes out, shape (*, T, 1...) to broadcast.
+        self.kept = kept.reshape(kept.shape + (1,) * len(steps.event_shape))
         self._none = none_of_them(lengths, steps.batch_shape[time])
         if self._validate_args:
             require_lengths(lengths, steps.batch_shape[time])
@@ -126,7 +154,9 @@ class Padded(dist.Independent):
                 f"value: got shape {tuple(value.shape)}, expected (*, "
                 f"{', '.join(map(str, self.event_shape))})"
             )
-        log_prob = super().log_prob(self._inert(value))
+        masked: Any = self.base_dist
+        possible = possible_value(masked.base_dist, value)
+        log_prob = super().log_prob(inert_behind(value, self.kept, possible))
         return log_prob.masked_fill(self._none, torch.nan)
 
     @property
@@ -142,21 +172,8 @@ class Padded(dist.Independent):
     def expand(self, batch_shape, _instance=None):  # type: ignore[no-untyped-def]
         """Return the same distribution for another batch."""
         new = super().expand(batch_shape, self._get_checked_instance(Padded, _instance))
-        new._kept, new._none, new._whole = self._kept, self._none, self._whole
+        new.kept, new._none = self.kept, self._none
         return new
 
-    def _inert(self, value: Tensor) -> Tensor:
-        """Return a value with what counts nowhere such that its steps can be scored."""
-        if self._whole:  # a class of -1 is often what stands there, and has no probability
-            return torch.where(self._kept, value, torch.zeros_like(value))
-        return finite_behind(value, self._kept)
-
     def _cut(self, value: Tensor) -> Tensor:
-        return torch.where(self._kept, value, torch.zeros_like(value))
-
-
-def _is_discrete(steps: TorchDistributionMixin) -> bool:
-    try:
-        return bool(getattr(steps.support, "is_discrete", False))
-    except NotImplementedError:  # it does not say
-        return False
+        return torch.where(self.kept, value, torch.zeros_like(value))

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from pyro_vae.arguments import positive, typed
 from pyro_vae.distributions.chain import Chain, expanded
-from pyro_vae.distributions.padded import finite_behind
 from pyro_vae.scan import scan
 
 
@@ -91,8 +90,7 @@ class RecurrentChain(Chain):
             DataError: Paths of another shape.
         """
         self._require_paths(value)
-        if self.kept is not None:
-            value = finite_behind(value, self.kept)
+        value = self._inert(value)
         batch = value.shape[:-2]
         start = self.memory.expand(*batch, -1)
         past = [each.movedim(-2, 0)[:-1] for each in (value, *self._of_steps(batch))]

@@ -488,12 +488,15 @@ def masks_of(model: Trace, slots: list[Slot]) -> dict[str, Tensor]:
 
 
 def ends_of(model: Trace, slots: list[Slot]) -> dict[str, Tensor]:
-    """Return which parts of each latent stand before its sequence's end, of chains of lengths."""
+    """Return which parts of each latent stand before its sequence's end, where it has one."""
     found = {}
     for slot in slots:
-        fn: Any = model.nodes[slot.name]["fn"]
+        outer: Any = model.nodes[slot.name]["fn"]
+        fn = outer
+        while not hasattr(fn, "kept") and hasattr(fn, "base_dist"):
+            fn = fn.base_dist
         if getattr(fn, "kept", None) is not None:
-            found[slot.name] = fn.kept.expand(fn.batch_shape + fn.event_shape)
+            found[slot.name] = fn.kept.expand(outer.batch_shape + outer.event_shape)
     return found
 
 

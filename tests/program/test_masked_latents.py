@@ -136,6 +136,25 @@ def test_refined_draws(model):
     assert (scale - 1).abs()[~M].max() < 0.15  # there they are draws of N(0, 1)
 
 
+@pytest.mark.filterwarnings("ignore:refine")  # two draws mix nothing
+def test_draws_of_a_posterior_are_0_behind_the_end():
+    """As those of the prior are: refined, and fitted."""
+
+    def padded(x, m):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", Padded(dist.LogNormal(0 * x, S2**0.5), m.sum(-1)))
+            pyro.sample(
+                "x", dist.Normal(y.clamp(min=1e-9).log(), V**0.5).mask(m).to_event(1), obs=x
+            )
+
+    program = pv.Program(padded, guide_of(positive))
+    chains = pv.HMC(steps=2, warmup=2, chains=1, num_leapfrog=1)
+    refined = pv.refine(program, BATCH, chains, compile=False).samples["y"]
+    fitted = pv.infer(program, BATCH, how="local", settings=pv.Local(2)).sample(2)
+    for draws in (refined, fitted):
+        assert torch.equal(draws != 0, M.expand_as(draws))
+
+
 @pytest.mark.parametrize(
     ("model", "start"), [(inside, "prior"), (plated, "prior"), (positive, "guide")]
 )

@@ -1798,14 +1798,14 @@ BUGS = [
     ),
     Bug(
         "batch norm of one row in training",
-        "nn.py",
+        "nn/layers.py",
         "if self.training and len(x) == 1:",
         "if False:",
         "tests/test_nn.py::test_a_lone_row_is_normalised_by_running_moments_and_moves_none",
     ),
     Bug(
         "classes beside each other",
-        "nn.py",
+        "nn/layers.py",
         "return hot.flatten(-self.event_dim - 1, -self.event_dim)",
         "return hot.movedim(-self.event_dim - 1, "
         "-self.event_dim).flatten(-self.event_dim - 1, -self.event_dim)",
@@ -1813,7 +1813,7 @@ BUGS = [
     ),
     Bug(
         "dropout never on",
-        "nn.py",
+        "nn/layers.py",
         "layers.append(nn.Dropout(dropout))",
         "layers.append(nn.Identity())",
         "tests/test_nn.py::test_dropout_acts_in_training_only",
@@ -1869,7 +1869,7 @@ BUGS = [
     ),
     Bug(
         "a GRU starts over",
-        "nn.py",
+        "nn/steps.py",
         "        if start is None:\n",
         "        if True:\n",
         "tests/test_nn.py::test_a_gru_goes_on_from_a_state",

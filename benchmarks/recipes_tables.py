@@ -22,7 +22,7 @@ from pyro_vae.conditionals import Column
 from pyro_vae.data.sources import locate
 
 NAZABAL = "Nazabal et al. (2018), arXiv:1807.03653: another error, not comparable"
-MASKS = {"wine": (1, 2, 3), "adult": (1,)}
+MASKS = {"wine": (1, 2, 3), "adult": (1, 2, 3)}
 EPOCHS = {"wine": 100, "adult": 60}
 
 

@@ -34,72 +34,72 @@ BUGS = [
         "program/handlers.py",
         'msg["scale"] * (self.size / self.rows)',
         'msg["scale"]',
-        "tests/program/test_cuts.py"
+        "tests/program/looks/test_cuts.py"
         "::test_a_sum_over_the_rows_outside_their_plate_counts_as_one_of_all_in_minibatches",
     ),
     Bug(
         "calls counted by looks",
-        "program/own_numbers.py",
+        "program/looks/own_numbers.py",
         "                self._put_back(moved)\n",
         "                pass\n",
-        "tests/program/test_own_numbers.py::test_the_first_step_is_the_first_call",
+        "tests/program/looks/test_own_numbers.py::test_the_first_step_is_the_first_call",
     ),
     Bug(
         "a count put back without the network that it counts",
-        "program/own_numbers.py",
+        "program/looks/own_numbers.py",
         "not _same(self._built, self._entries(_is_built))",
         "False",
-        "tests/program/test_own_numbers.py::test_what_a_first_call_builds_is_built_once_and_trained",
+        "tests/program/looks/test_own_numbers.py::test_what_a_first_call_builds_is_built_once_and_trained",
     ),
     Bug(
         "a count of calls that goes on between the runs of a look",
-        "program/reader.py",
-        "            with self._memory_kept():  # a count",
+        "program/looks/quiet_runs.py",
+        "            with self.memory_kept():  # a count",
         "            with nullcontext():  # a count",
-        "tests/program/test_own_numbers.py::test_a_count_hides_no_density_that_reads_the_rows_beside",
+        "tests/program/looks/test_own_numbers.py::test_a_count_hides_no_density_that_reads_the_rows_beside",
     ),
     Bug(
         "a program settled by its first rows",
         "program/reader.py",
         "        more = self._contrasts.more_in(batch)\n",
         "        more = False\n",
-        "tests/program/test_cuts.py::test_a_look_at_rows_that_are_equal_settles_no_dependence",
+        "tests/program/looks/test_cuts.py::test_a_look_at_rows_that_are_equal_settles_no_dependence",
     ),
     Bug(
         "constants settled by the first rows",
         "program/constants.py",
         "return self._contrasts.more_in(batch)",
         "return False",
-        "tests/program/test_cuts.py::test_a_look_at_rows_that_are_equal_settles_no_constants",
+        "tests/program/looks/test_cuts.py::test_a_look_at_rows_that_are_equal_settles_no_constants",
     ),
     Bug(
         "weights at zero while the rows are cut",
         "program/modules.py",
         "        value[zero] = (size",
         "        zero = (size",
-        "tests/program/test_cuts.py::test_a_weight_that_starts_at_zero_hides_no_mean_of_all_rows",
+        "tests/program/looks/test_cuts.py::test_a_weight_that_starts_at_zero_hides_no_mean_of_all_rows",
     ),
     Bug(
         "a weight left off zero",
         "program/modules.py",
         "            value[zero] = before",
         "            pass",
-        "tests/program/test_cuts.py::test_a_weight_that_starts_at_zero_hides_no_mean_of_all_rows",
+        "tests/program/looks/test_cuts.py::test_a_weight_that_starts_at_zero_hides_no_mean_of_all_rows",
     ),
     Bug(
         "whatever stands outside the plate taken for a sum over the rows",
-        "program/cuts.py",
+        "program/looks/cuts.py",
         "is_sum, is_mean = ((here.double() - all_).abs() <= slack for all_ in (sum(values), mean))",
         "is_sum, is_mean = torch.tensor(True), torch.tensor(False)",
-        "tests/program/test_cuts.py"
+        "tests/program/looks/test_cuts.py"
         "::test_what_is_another_function_of_a_part_trains_on_all_data_at_once",
     ),
     Bug(
         "a small penalty beside a large sum lost in what counts as rounding",
-        "program/cuts.py",
+        "program/looks/cuts.py",
         "32 * torch.finfo(here.dtype).eps * size",
         "1e-4 * size",
-        "tests/program/test_cuts_of_odd_programs.py"
+        "tests/program/looks/test_cuts_of_odd_programs.py"
         "::test_what_is_another_function_of_a_part_is_refused",
     ),
     Bug(
@@ -107,37 +107,37 @@ BUGS = [
         "program/reader.py",
         "found = changes_by_others(run, few)",
         "found = set()",
-        "tests/program/test_cuts_of_odd_programs.py"
+        "tests/program/looks/test_cuts_of_odd_programs.py"
         "::test_what_is_another_function_of_a_part_is_refused",
     ),
     Bug(
         "latents in a plate of their own trained in minibatches",
-        "program/cuts.py",
+        "program/looks/cuts.py",
         "return _followers(run, few, cuts[0]) or None",
         "return None",
-        "tests/program/test_cuts_of_odd_programs.py"
+        "tests/program/looks/test_cuts_of_odd_programs.py"
         "::test_latents_outside_the_plate_that_are_as_many_as_the_rows_are_refused",
     ),
     Bug(
         "the weight of a term outside the plate not asked for",
-        "program/dependence.py",
+        "program/looks/dependence.py",
         "c.site not in latents}",
         "False}",
-        "tests/program/test_cuts_of_odd_programs.py::test_a_sum_counts_for_all_rows",
+        "tests/program/looks/test_cuts_of_odd_programs.py::test_a_sum_counts_for_all_rows",
     ),
     Bug(
         "no rows but the first looked at behind a transform",
         "training/fit.py",
         "if transform is None or program.sites.outside:",
         "if transform is None:",
-        "tests/program/test_cuts_of_odd_programs.py::test_a_transform_hides_no_rows_that_tell",
+        "tests/program/looks/test_cuts_of_odd_programs.py::test_a_transform_hides_no_rows_that_tell",
     ),
     Bug(
         "buffers left as looks wrote them",
         "program/modules.py",
         "if buffer._version != version:",
         "if False:",
-        "tests/program/test_cuts_of_odd_programs.py"
+        "tests/program/looks/test_cuts_of_odd_programs.py"
         "::test_a_look_counts_no_call_and_passes_no_warning_on",
     ),
     Bug(
@@ -2095,10 +2095,10 @@ BUGS = [
     ),
     Bug(
         "rounding inside products not looked at",
-        "program/cuts.py",
+        "program/looks/cuts.py",
         "        if func in _PRODUCTS:\n",
         "        if False:\n",
-        "tests/program/test_cuts.py"
+        "tests/program/looks/test_cuts.py"
         "::test_large_terms_that_cancel_are_no_dependence_on_the_rows_beside",
     ),
     Bug(

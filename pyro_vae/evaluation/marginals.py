@@ -121,7 +121,7 @@ def prior_variances(judged: Judged, terms: Terms) -> dict[str, Tensor]:
             closed[name] = own[0].mean(0)
     if not drawn:
         return closed
-    with judged.program.reader.quiet(judged.batch):
+    with judged.program.reader.runs.quiet(judged.batch):
         return closed | _variances_of_draws(judged, {n: terms.latents[n][0] for n in drawn})
 
 

@@ -15,9 +15,9 @@ from torch.nn.utils.rnn import PackedSequence
 from pyro_vae.errors import DataError
 from pyro_vae.program.batch import Batch, Form, named_arguments, num_rows, rows_of, under_handlers
 from pyro_vae.program.checks import is_meta
-from pyro_vae.program.contrasts import Contrasts
-from pyro_vae.program.cuts import Change, Pair, changes_beside, few_of
 from pyro_vae.program.handlers import observes, sample_sites
+from pyro_vae.program.looks.contrasts import Contrasts
+from pyro_vae.program.looks.cuts import Change, Pair, changes_beside, few_of
 
 Places = tuple[int | str, ...]  # positions, or names
 Path = tuple[Any, ...]  # of an argument in containers: its own name, then keys

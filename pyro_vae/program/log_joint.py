@@ -16,10 +16,10 @@ from torch.distributions.transforms import IndependentTransform, identity_transf
 from pyro_vae.errors import ProgramError
 from pyro_vae.program import checks
 from pyro_vae.program.batch import Batch, num_rows
-from pyro_vae.program.dependence import Dependence
 from pyro_vae.program.enumeration import groups_of, is_enumerated
 from pyro_vae.program.handlers import data_frame, sample_sites
 from pyro_vae.program.joint import Joint
+from pyro_vae.program.looks.dependence import Dependence
 from pyro_vae.program.masks import kept_units
 from pyro_vae.program.passes import Verb
 from pyro_vae.program.plates import by_datum, data_dim, inner_plates

@@ -37,11 +37,12 @@ from pyro_vae.program.handlers import (
     validation,
 )
 from pyro_vae.program.joint import Joint
+from pyro_vae.program.looks.quiet_runs import silent
 from pyro_vae.program.object_graph import PROGRAM
 from pyro_vae.program.parameters import Parameters, read_store, with_expected
 from pyro_vae.program.particles import sums_one_by_one, takes_copies, takes_particles
 from pyro_vae.program.passes import Passes, Verb
-from pyro_vae.program.reader import Reader, silent
+from pyro_vae.program.reader import Reader
 from pyro_vae.program.rows import Rows
 from pyro_vae.program.sites import Sites
 from pyro_vae.program.sparse_rows import SparseRows
@@ -335,7 +336,9 @@ class Program(nn.Module):
         reader, constants = self.reader, self._constants
         unknown = reader.fresh or constants.told_more(batch)
         if unknown and not (self.examples.offered or self._dim):
-            find = partial(constants.find, trace=reader.trace_of_model, trying=reader.trying)
+            find = partial(
+                constants.find, trace=reader.runs.trace_of_model, trying=reader.runs.trying
+            )
             if find(batch, self._functions[0]):
                 self._called = self._of_flat_batches()
                 self._forget()
@@ -483,7 +486,7 @@ class Program(nn.Module):
         key = (sites.observed, sites.local, sites.global_)
         if sites.discrete and key not in self._summable and not checks.is_meta(batch):
             functions = self.reader.canonical(sites, batch)
-            with self.reader.quiet(batch), validation(False):
+            with self.reader.runs.quiet(batch), validation(False):
                 self._summable[key] = sums_one_by_one(*functions, batch, sites, sites.discrete)
         return joint.summing(sites.discrete, one_by_one=self._summable.get(key, False))
 
@@ -503,7 +506,7 @@ class Program(nn.Module):
             if checks.is_meta(batch):
                 return False, False, False  # no values to compare
             program = (*self.reader.canonical(sites, batch), batch, sites)
-            with self.reader.quiet(batch), validation(False), silent():
+            with self.reader.runs.quiet(batch), validation(False), silent():
                 one = bool(sites.enumerated) and sums_one_by_one(*program)
                 takes = takes_particles(*program, self.parts, one_by_one=one)
                 copies = takes or sites.size is None

@@ -1,18 +1,16 @@
 """Reading a pair: one trace of model and guide tells the sites of a batch, once per structure."""
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_vae.errors import DataError, ProgramError, PyroVaeError
+from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.program import checks
 from pyro_vae.program.batch import (
     Batch,
@@ -21,23 +19,22 @@ from pyro_vae.program.batch import (
     Whole,
     arguments,
     check_finite,
-    cuda_devices,
-    device_of,
     map_batch,
     named_arguments,
     num_rows,
     signature,
     signs_of,
-    takes,
     told_by,
 )
-from pyro_vae.program.contrasts import Contrasts
 from pyro_vae.program.counters import Counters, looks_of
 from pyro_vae.program.counts import Counts
-from pyro_vae.program.cuts import (
+from pyro_vae.program.discovery import Discovery
+from pyro_vae.program.handlers import DrawnRows, is_data, sample_sites, validation
+from pyro_vae.program.joint import Joint
+from pyro_vae.program.looks.contrasts import Contrasts
+from pyro_vae.program.looks.cuts import (
     Change,
     Kind,
-    Pair,
     PairOf,
     Term,
     changes_beside,
@@ -46,22 +43,14 @@ from pyro_vae.program.cuts import (
     kinds_of_terms,
     parts_of,
 )
-from pyro_vae.program.dependence import Dependence, dependence
-from pyro_vae.program.discovery import Discovery
-from pyro_vae.program.handlers import FAILURES, DrawnRows, is_data, sample_sites, validation
-from pyro_vae.program.joint import Joint
+from pyro_vae.program.looks.dependence import Dependence, dependence
+from pyro_vae.program.looks.quiet_runs import Runs, silent
 from pyro_vae.program.masks import is_masked
 from pyro_vae.program.modules import (
-    buffers_kept,
-    evaluating,
-    generators_kept,
     leaves_behind,
-    off_zero,
-    seed_generators,
 )
-from pyro_vae.program.numbered import LookUps, forget_plates, guides_remembered, numbered
+from pyro_vae.program.numbered import LookUps, forget_plates, numbered
 from pyro_vae.program.observed import Binding, Copies, bindings_of
-from pyro_vae.program.own_numbers import OwnNumbers
 from pyro_vae.program.plates import (
     AroundOne,
     Canonical,
@@ -79,19 +68,6 @@ if TYPE_CHECKING:
 
 
 _MOST_ROWS = 1 << 14  # of a batch that is cut into parts
-PairOfRows = Callable[..., Pair]  # a batch, the number of its rows, latents, a seed
-
-
-@contextmanager
-def silent() -> Iterator[None]:
-    """Drop a program's own warnings of rows that no user has given."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-class _Undone(Exception):
-    """Ends a run of the model that leaves no parameter behind."""
 
 
 class Reader:
@@ -108,6 +84,7 @@ class Reader:
     ) -> None:
         self._program = program
         self._plate = plate
+        self.runs = Runs(program, plate)
         self._observed = dict(observed or {})
         self.warned: set[str] = set()  # sites with a warning of unvalidated values
         self.rows_read = 1
@@ -117,7 +94,7 @@ class Reader:
     def forget(self) -> None:
         """Read anew: model or guide has been replaced."""
         self.last: Sites | None = None  # of the batch that was read last
-        self._plate_before: str | None = None  # the data plate of the batch before
+        self.runs.forget()
         self._layouts: dict[Any, Sites] = {}  # by what must stay equal of a batch
         self._newest: dict[Any, tuple[Any, ...]] = {}  # such a key, by what needs no values
         self._contrasts = Contrasts()  # of the rows that layouts were read from
@@ -125,7 +102,6 @@ class Reader:
         self._whole: bool | None = None  # whether there is no plate of the data; None: not known
         self.counts = Counts()
         self._counters = Counters()
-        self._own_numbers: OwnNumbers | None = None
 
     @property
     def fresh(self) -> bool:
@@ -150,7 +126,7 @@ class Reader:
             self.last = self._layouts[key]
             return self.last
         likely = None if more else self._counters.candidate(key)
-        if likely is not None and self._counters.confirmed(key, batch, self._run_once(batch)):
+        if likely is not None and self._counters.confirmed(key, batch, self.runs.once(batch)):
             self.last = likely
             return likely
         precision = self._program.precision
@@ -181,7 +157,7 @@ class Reader:
         self.require_finite(batch)
         with Discovery.during(self._program.own) as discovery, Copies() as copies:
             drawn = DrawnRows()
-            model, guide = self._run_once(batch, drawn)
+            model, guide = self.runs.once(batch, drawn)
             looks = looks_of((model, guide))
             plate = self._find_plate(model, guide, batch)
             self._show(model, guide, plate, batch)
@@ -193,7 +169,7 @@ class Reader:
             checks.check_values(model, self.warned)
             discovery.hold_used(lambda: self._leaves(batch))
         self._program.examples.meet(batch)
-        self._plate_before = plate.name
+        self.runs.plate_before = plate.name
         sites = read_sites(model, guide, plate, bindings)
         sites = replace(
             sites,
@@ -228,8 +204,8 @@ class Reader:
         One without a mask may have made a number of it by accident: ``NaN > 0.5`` is false.
         """
         found = False
-        with self.undone(), suppress(ValueError, NotImplementedError):  # all of ours are such
-            model, guide = self._run_once(batch)
+        with self.runs.undone(), suppress(ValueError, NotImplementedError):  # all of ours are such
+            model, guide = self.runs.once(batch)
             sites = [site for trace in (model, guide) for _, site in sample_sites(trace)]
             sites = [site for site in sites if checks.has_density(site["fn"])]
             # What cells with holes hold is looked at by their support, later.
@@ -248,31 +224,14 @@ class Reader:
             return Dependence()
         beside, kinds = (set(), set()) if sites.size is not None else self._changes_beside(batch)
         functions = self.canonical(sites, batch)
-        runs = Joint(*functions, *arguments(batch)).sampled_traces
-        with self.quiet(batch), validation(False), self._off_zero(runs):
-            found = dependence(functions, batch, seen, beside, kinds, self._memory_kept)
+        both = Joint(*functions, *arguments(batch)).sampled_traces
+        with self.runs.quiet(batch), validation(False), self.runs.off_zero(both):
+            found = dependence(functions, batch, seen, beside, kinds, self.runs.memory_kept)
         # A fact about these sites, whichever rows have shown it.
         named = (sites.observed, sites.local, sites.global_, sites.enumerated)
         kind = (isinstance(batch, Part), *named, told_by(batch))
         self._dependences[kind] = self._dependences.get(kind, found).joined_with(found)
         return self._dependences[kind]
-
-    @contextmanager
-    def _off_zero(self, runs: Callable[[], Any]) -> Iterator[bool]:
-        """Have the weights off zero inside, so that none hides what it multiplies; yield if so.
-
-        Arguments:
-            runs: A run of the program; where it fails at such weights, they stay as they are.
-        """
-        with ExitStack() as stack:
-            moved = stack.enter_context(off_zero(self._program))
-            if moved:
-                try:
-                    runs()
-                except Exception:  # a covariance, for one, is none any more
-                    stack.close()
-                    moved = False
-            yield moved
 
     def _changes_beside(self, batch: Batch) -> tuple[set[Change], set[tuple[Term, Kind]]]:
         """Return what changes of some rows where others are cut away; nothing where none can be.
@@ -300,10 +259,10 @@ class Reader:
             changes.update(found)
             kinds.update(kinds_of_terms(run, few, outside) if outside else ())
 
-        with self._running(few) as run_rows:
+        with self.runs.running(few) as run_rows:
             run: PairOf = lambda some, *more: run_rows(some, num_rows(some), *more)  # noqa: E731
             look(run)
-            with self._off_zero(lambda: run(few, {})) as moved:
+            with self.runs.off_zero(lambda: run(few, {})) as moved:
                 if moved:
                     look(run)
         return changes, kinds
@@ -351,34 +310,23 @@ class Reader:
     ) -> Batch:
         """Return the batch as it comes once it is known which of its integers are counts."""
         observed = [(name, site) for name, site in sample_sites(model) if is_data(site)]
-        with self.quiet(batch), validation(False):
+        with self.runs.quiet(batch), validation(False):
             candidates = self.counts.candidates(observed, bindings, batch)
         precision = self._program.precision
-        self.counts.settle(candidates, batch, precision, self._run_once)
+        self.counts.settle(candidates, batch, precision, self.runs.once)
         return self.counts.as_floats(batch, precision)
 
     def canonical(
         self, sites: Sites, batch: Batch
     ) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """Return model and guide with the data plate under its canonical name and size."""
-        model, guide = self._functions(batch)
+        model, guide = self.runs.functions(batch)
         if sites.plate.canonical:
             return model, guide
         if isinstance(sites.plate, OneDatum):
             return AroundOne(sites.plate)(model), AroundOne(sites.plate)(guide)
         handler = Canonical(sites.plate, num_rows(batch))
         return handler(model), handler(guide)
-
-    def _functions(self, batch: Batch) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """Return model and guide as they run on a batch: on their own rows where it has numbers."""
-        model, guide = self._program.functions
-        if not isinstance(batch, Part) or self._plate_before is None:
-            return model, guide
-        name, total = self._plate_before, self._program.rows.total or num_rows(batch)
-        return (
-            numbered(model, name, total, batch.rows, any_size=False),
-            numbered(guide, name, total, batch.rows, any_size=True),
-        )
 
     def goes_by_number(self, few: Batch, total: int) -> bool:
         """Return whether the guide looks up what it has of N data by the plate's row numbers.
@@ -388,151 +336,37 @@ class Reader:
             total: N.
         """
         with silent():
-            model, guide = self._run_once(few)
+            model, guide = self.runs.once(few)
         plate = self._find_plate(model, guide, few)
         args, kwargs = arguments(few)
         count = num_rows(few)
-        rows = torch.arange(total - count, total, device=self._home(few))
+        rows = torch.arange(total - count, total, device=self.runs.home(few))
         run = numbered(self._program.functions[1], plate.name, total, rows, any_size=True)
-        with self.quiet(few), validation(False), silent(), LookUps(rows, total) as seen:
+        with self.runs.quiet(few), validation(False), silent(), LookUps(rows, total) as seen:
             with suppress(Exception):  # it may index the few rows as well
                 run(*args, **kwargs)
             forget_plates(self._program.own.parts)
         return seen.found
 
-    @contextmanager
-    def undone(self) -> Iterator[None]:
-        """Leave nothing behind of what runs inside: no parameter, and no first rows of a guide."""
-        put_back = guides_remembered(self._program.own.parts)
-        with suppress(_Undone), Discovery.during(self._program.own):
-            try:
-                yield
-            finally:
-                put_back()
-            raise _Undone
-
     def look(self, batch: Batch) -> tuple[Trace, Trace]:
         """Trace model and guide once: in eval mode, no gradient, and no random number used up."""
         with silent():
-            model, guide = self._run_once(batch)
+            model, guide = self.runs.once(batch)
         self._show(model, guide, self._find_plate(model, guide, batch), batch)
         return model, guide
 
     def as_whole(self, batch: Batch) -> Batch:
         """Return a batch as one datum, never to be cut, where no plate holds the data."""
         if self._whole is None and self.fresh and not checks.is_meta(batch):
-            self._whole = is_whole(self.trace_of_model, batch, self._plate)
+            self._whole = is_whole(self.runs.trace_of_model, batch, self._plate)
         return Whole(batch) if self._whole else batch
-
-    def trace_of_model(self, batch: Batch) -> Trace:
-        """Run the pair, leave no parameter behind, and return the trace of the model.
-
-        Raises:
-            DataError: It does not run.
-        """
-        args, kwargs = arguments(batch)
-        self._program.own.home = self._home(batch)
-        try:
-            with self.undone(), self.quiet(batch), validation(False):
-                # The guide first, as always: a cache may fill in the order of its questions.
-                model, _ = Joint(*self._program.functions, args, kwargs).sampled_traces()
-        except Exception as error:
-            forget_plates(self._program.own.parts)
-            raise DataError(f"the program does not run: {error}") from error
-        return model
-
-    @contextmanager
-    def trying(self, batch: Batch) -> Iterator[PairOfRows]:
-        """Yield a function that runs the pair on so many rows at given latents, weights off zero.
-
-        Nothing is left behind of it. It raises what the program does.
-
-        Arguments:
-            batch: Some rows, for a first look.
-        """
-        with self._running(batch) as run:
-            with suppress(Exception):  # a first run makes parameters
-                run(batch, num_rows(batch), {})
-            with self._off_zero(lambda: run(batch, num_rows(batch), {})):
-                yield run
-
-    @contextmanager
-    def _running(self, batch: Batch) -> Iterator[PairOfRows]:
-        """Yield what ``trying`` does, with the weights as they are."""
-
-        def run(some: Batch, rows: int, latents: Mapping[str, Tensor], seed: int = 0) -> Pair:
-            seed_generators(seed)  # noise of the program's own would hide what the rows do
-            joint = Joint(*self._functions(some), *arguments(some))
-            with self._memory_kept():  # a count of calls is equal in all runs
-                pair = (joint.fixing(latents) if latents else joint).sampled_traces()
-            plate = find_plate(pair[0], rows, self._plate, self._plate_before)
-            plate = with_name_in_guide(plate, *pair, rows)
-            for trace in pair:
-                shown_canonically(trace, plate, rows)
-            return pair
-
-        self._program.own.home = self._home(batch)
-        cards = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-        every_card = torch.random.fork_rng(cards)  # all are seeded
-        with self.undone(), every_card, self.quiet(batch), validation(False), silent():
-            yield run
-
-    def _home(self, batch: Batch) -> torch.device:
-        return device_of(batch) or self._program.device
-
-    @contextmanager
-    def quiet(self, batch: Batch) -> Iterator[None]:
-        """Run inside with weights in eval mode, no gradient, and the random state put back."""
-        with (
-            self._program.running(),
-            evaluating(self._program),
-            self._memory_kept(),
-            generators_kept(),
-            torch.random.fork_rng(cuda_devices(batch)),
-            torch.no_grad(),
-        ):
-            yield
-
-    @contextmanager
-    def _memory_kept(self) -> Iterator[None]:
-        """Put what the program counts, in buffers or in Python, back on leaving."""
-        if self._own_numbers is None:
-            self._own_numbers = OwnNumbers(*self._program.functions)
-        with buffers_kept(self._program), self._own_numbers.kept():
-            yield
-
-    def _run_once(self, batch: Batch, watch: Messenger | None = None) -> tuple[Trace, Trace]:
-        """Trace the functions as they are, their plates under their own names, under a watch."""
-        checks.check_real(batch)
-        args, kwargs = arguments(batch)
-        self._program.own.home = self._home(batch)
-        try:
-            # The watch inside: handlers are one list of all threads.
-            with self.quiet(batch), validation(not checks.is_meta(batch)), watch or nullcontext():
-                return Joint(*self._functions(batch), args, kwargs).sampled_traces()
-        except FAILURES as error:
-            forget_plates(self._program.own.parts)
-            if isinstance(error, PyroVaeError):
-                raise
-            reason, broken, _ = str(error).partition(", but found invalid values")  # all of them
-            hint = f"; {checks.SURPLUS}" if self._has_surplus(args, kwargs) else ""
-            hint += f". {checks.unscaled(batch)}" if broken else ""
-            raise DataError(
-                f"the program cannot take this batch ({checks.shapes(batch)}): {reason}{hint}"
-                f"{checks.padding_left(batch)}"
-            ) from error
-
-    def _has_surplus(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-        """Return whether the model takes the first argument, and not all of them."""
-        model = self._program.functions[0]
-        return not takes(model, args, kwargs) and takes(model, args[:1], {})
 
     def _find_plate(self, model: Trace, guide: Trace, batch: Batch) -> DataPlate:
         if isinstance(batch, Whole):
             require_plates(model, guide)
             return one_datum(model, guide)
         try:
-            plate = find_plate(model, num_rows(batch), self._plate, self._plate_before)
+            plate = find_plate(model, num_rows(batch), self._plate, self.runs.plate_before)
         except DataError as error:
             raise DataError(f"{error}; got {checks.shapes(batch)}") from None
         return with_name_in_guide(plate, model, guide, num_rows(batch))
@@ -557,8 +391,8 @@ class Reader:
     def _leaves(self, batch: Batch) -> list[Tensor]:
         """Run the functions once and return the leaf tensors that their densities depend on."""
         args, kwargs = arguments(map_batch(torch.detach, batch))
-        with self.quiet(batch), torch.enable_grad(), validation(False):
-            model, guide = Joint(*self._functions(batch), args, kwargs).sampled_traces()
+        with self.runs.quiet(batch), torch.enable_grad(), validation(False):
+            model, guide = Joint(*self.runs.functions(batch), args, kwargs).sampled_traces()
             terms = [
                 (
                     site["fn"].log_prob(site["value"])

@@ -105,7 +105,7 @@ class Rows:
         """Return whether the program runs on two rows, then on three, and goes by their numbers."""
         few = [map_rows(lambda leaf, n=n: leaf[:n], data) for n in (2, 3)]  # type: ignore[misc]
         taken = by_number = False
-        with self._reader.undone():
+        with self._reader.runs.undone():
             taken = all(self._take(each) for each in few)
             by_number = taken and self._reader.goes_by_number(few[1], total)
         return taken, by_number

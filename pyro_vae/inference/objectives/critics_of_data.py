@@ -365,7 +365,7 @@ def _parameters_of_mean(program: Program, objective: str) -> tuple[nn.Parameter,
         ProgramError: The observed site has no mean that a critic could see.
     """
     batch = _example(program)
-    with program.reader.quiet(batch), torch.enable_grad(), validation(False):
+    with program.reader.runs.quiet(batch), torch.enable_grad(), validation(False):
         if program.sites.enumerated:
             raise ProgramError(
                 f"{objective}: site {program.sites.enumerated[0]!r} is summed out, and a critic "
@@ -387,7 +387,7 @@ def _require_apart(program: Program, decoder: Sequence[nn.Parameter]) -> None:
         ProgramError: Names it.
     """
     batch = _example(program)
-    with program.reader.quiet(batch), torch.enable_grad(), validation(False):
+    with program.reader.runs.quiet(batch), torch.enable_grad(), validation(False):
         joint = program.joint(batch)
         guide = joint.guide_trace(1)
         z = codes(guide, latents_of(joint, guide, "VAEGAN"), rows_of(joint))

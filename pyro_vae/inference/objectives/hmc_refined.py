@@ -135,7 +135,7 @@ class HMCRefined(nn.Module):
             raise ProgramError(f"HMCRefined: site {program.sites.global_[0]!r} is global; use ELBO")
         # As many rows as were read: a guide with a factor per datum takes no others.
         example = program.examples.example(program.reader.rows_read)
-        with program.reader.quiet(example), scoring(program):
+        with program.reader.runs.quiet(example), scoring(program):
             densities = LogJoint(program, example)
             latent = program.joint(example).guide_values(1)[densities.slots[0].name]
         # A step size of one dim takes part in type promotion, and a table takes no other type.

@@ -128,7 +128,7 @@ def encoder_parameters(program: Program) -> tuple[nn.Parameter, ...]:
     """Return the parameters that the guide trains and the model's log density does not."""
     batch = program.examples.example(2)
     trained = [p for p in program.parameters() if p.requires_grad]
-    with program.reader.quiet(batch), torch.enable_grad(), validation(False):
+    with program.reader.runs.quiet(batch), torch.enable_grad(), validation(False):
         model, guide, _ = program.joint(batch).cut_traces(1)
         model.compute_log_prob()
         guide.compute_log_prob()

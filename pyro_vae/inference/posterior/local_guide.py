@@ -185,7 +185,7 @@ class LocalGuide(nn.Module):
                 "the program has plates nested in 'data'; give its latents an event dimension in "
                 "place of the plate (.to_event)"
             )
-        with self.alone.reader.quiet(few):
+        with self.alone.reader.runs.quiet(few):
             model, _ = self.alone.joint(few).traces()
         slots = read_slots(model)
         for slot in slots:

@@ -16,7 +16,6 @@ from torch.utils import _pytree as pytree
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.batch import Batch, arguments, cuda_devices, map_rows
-from pyro_vae.program.cuts import GUIDE, MODEL, Change, Kind, Term
 from pyro_vae.program.handlers import (
     FAILURES,
     Message,
@@ -26,6 +25,7 @@ from pyro_vae.program.handlers import (
     validation,
 )
 from pyro_vae.program.joint import Joint, trace_of
+from pyro_vae.program.looks.cuts import GUIDE, MODEL, Change, Kind, Term
 from pyro_vae.program.modules import leaves_behind
 
 Alike = Callable[[], AbstractContextManager[Any]]

@@ -1,0 +1,215 @@
+"""Runs of a program that are looks at it: quiet ones, which leave nothing behind."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from pyro_vae.errors import DataError, PyroVaeError
+from pyro_vae.program import checks
+from pyro_vae.program.batch import (
+    Batch,
+    Part,
+    arguments,
+    cuda_devices,
+    device_of,
+    num_rows,
+    takes,
+)
+from pyro_vae.program.discovery import Discovery
+from pyro_vae.program.handlers import FAILURES, validation
+from pyro_vae.program.joint import Joint
+from pyro_vae.program.looks.cuts import Pair
+from pyro_vae.program.looks.own_numbers import OwnNumbers
+from pyro_vae.program.modules import (
+    buffers_kept,
+    evaluating,
+    generators_kept,
+    off_zero,
+    seed_generators,
+)
+from pyro_vae.program.numbered import forget_plates, guides_remembered, numbered
+from pyro_vae.program.plates import find_plate, shown_canonically, with_name_in_guide
+
+if TYPE_CHECKING:
+    from pyro_vae.program.program import Program
+
+PairOfRows = Callable[..., Pair]  # a batch, the number of its rows, latents, a seed
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Drop a program's own warnings of rows that no user has given."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class _Undone(Exception):
+    """Ends a run of the model that leaves no parameter behind."""
+
+
+class Runs:
+    """Runs a program in eval mode, without gradients, and puts what it moves back.
+
+    Arguments:
+        program: Its functions and parameters.
+        plate: Name of the plate that holds the data, where the user tells it.
+    """
+
+    def __init__(self, program: "Program", plate: str | None) -> None:
+        self._program, self.plate = program, plate
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew: model or guide has been replaced."""
+        self.plate_before: str | None = None  # the data plate of the batch before
+        self._own_numbers: OwnNumbers | None = None
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """Leave nothing behind of what runs inside: no parameter, and no first rows of a guide."""
+        put_back = guides_remembered(self._program.own.parts)
+        with suppress(_Undone), Discovery.during(self._program.own):
+            try:
+                yield
+            finally:
+                put_back()
+            raise _Undone
+
+    def trace_of_model(self, batch: Batch) -> Trace:
+        """Run the pair, leave no parameter behind, and return the trace of the model.
+
+        Raises:
+            DataError: It does not run.
+        """
+        args, kwargs = arguments(batch)
+        self._program.own.home = self.home(batch)
+        try:
+            with self.undone(), self.quiet(batch), validation(False):
+                # The guide first, as always: a cache may fill in the order of its questions.
+                model, _ = Joint(*self._program.functions, args, kwargs).sampled_traces()
+        except Exception as error:
+            forget_plates(self._program.own.parts)
+            raise DataError(f"the program does not run: {error}") from error
+        return model
+
+    @contextmanager
+    def quiet(self, batch: Batch) -> Iterator[None]:
+        """Run inside with weights in eval mode, no gradient, and the random state put back."""
+        with (
+            self._program.running(),
+            evaluating(self._program),
+            self.memory_kept(),
+            generators_kept(),
+            torch.random.fork_rng(cuda_devices(batch)),
+            torch.no_grad(),
+        ):
+            yield
+
+    @contextmanager
+    def memory_kept(self) -> Iterator[None]:
+        """Put what the program counts, in buffers or in Python, back on leaving."""
+        if self._own_numbers is None:
+            self._own_numbers = OwnNumbers(*self._program.functions)
+        with buffers_kept(self._program), self._own_numbers.kept():
+            yield
+
+    def once(self, batch: Batch, watch: Messenger | None = None) -> tuple[Trace, Trace]:
+        """Trace the functions as they are, their plates under their own names, under a watch."""
+        checks.check_real(batch)
+        args, kwargs = arguments(batch)
+        self._program.own.home = self.home(batch)
+        try:
+            # The watch inside: handlers are one list of all threads.
+            with self.quiet(batch), validation(not checks.is_meta(batch)), watch or nullcontext():
+                return Joint(*self.functions(batch), args, kwargs).sampled_traces()
+        except FAILURES as error:
+            forget_plates(self._program.own.parts)
+            if isinstance(error, PyroVaeError):
+                raise
+            reason, broken, _ = str(error).partition(", but found invalid values")  # all of them
+            hint = f"; {checks.SURPLUS}" if self._has_surplus(args, kwargs) else ""
+            hint += f". {checks.unscaled(batch)}" if broken else ""
+            raise DataError(
+                f"the program cannot take this batch ({checks.shapes(batch)}): {reason}{hint}"
+                f"{checks.padding_left(batch)}"
+            ) from error
+
+    def _has_surplus(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Return whether the model takes the first argument, and not all of them."""
+        model = self._program.functions[0]
+        return not takes(model, args, kwargs) and takes(model, args[:1], {})
+
+    @contextmanager
+    def trying(self, batch: Batch) -> Iterator[PairOfRows]:
+        """Yield a function that runs the pair on so many rows at given latents, weights off zero.
+
+        Nothing is left behind of it. It raises what the program does.
+
+        Arguments:
+            batch: Some rows, for a first look.
+        """
+        with self.running(batch) as run:
+            with suppress(Exception):  # a first run makes parameters
+                run(batch, num_rows(batch), {})
+            with self.off_zero(lambda: run(batch, num_rows(batch), {})):
+                yield run
+
+    @contextmanager
+    def running(self, batch: Batch) -> Iterator[PairOfRows]:
+        """Yield what ``trying`` does, with the weights as they are."""
+
+        def run(some: Batch, rows: int, latents: Mapping[str, Tensor], seed: int = 0) -> Pair:
+            seed_generators(seed)  # noise of the program's own would hide what the rows do
+            joint = Joint(*self.functions(some), *arguments(some))
+            with self.memory_kept():  # a count of calls is equal in all runs
+                pair = (joint.fixing(latents) if latents else joint).sampled_traces()
+            plate = find_plate(pair[0], rows, self.plate, self.plate_before)
+            plate = with_name_in_guide(plate, *pair, rows)
+            for trace in pair:
+                shown_canonically(trace, plate, rows)
+            return pair
+
+        self._program.own.home = self.home(batch)
+        cards = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+        every_card = torch.random.fork_rng(cards)  # all are seeded
+        with self.undone(), every_card, self.quiet(batch), validation(False), silent():
+            yield run
+
+    @contextmanager
+    def off_zero(self, runs: Callable[[], Any]) -> Iterator[bool]:
+        """Have the weights off zero inside, so that none hides what it multiplies; yield if so.
+
+        Arguments:
+            runs: A run of the program; where it fails at such weights, they stay as they are.
+        """
+        with ExitStack() as stack:
+            moved = stack.enter_context(off_zero(self._program))
+            if moved:
+                try:
+                    runs()
+                except Exception:  # a covariance, for one, is none any more
+                    stack.close()
+                    moved = False
+            yield moved
+
+    def functions(self, batch: Batch) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """Return model and guide as they run on a batch: on their own rows where it has numbers."""
+        model, guide = self._program.functions
+        if not isinstance(batch, Part) or self.plate_before is None:
+            return model, guide
+        name, total = self.plate_before, self._program.rows.total or num_rows(batch)
+        return (
+            numbered(model, name, total, batch.rows, any_size=False),
+            numbered(guide, name, total, batch.rows, any_size=True),
+        )
+
+    def home(self, batch: Batch) -> torch.device:
+        """Return the device of a batch, or of the program where the batch has none."""
+        return device_of(batch) or self._program.device

@@ -27,7 +27,8 @@ def direct(graph: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
     quick = GraphModule(graph, copy)
     _keep_constants(quick)
     for node in copy.nodes:
-        if node.op == "call_function" and isinstance(node.target, OpOverload):
+        known = node.op == "call_function" and isinstance(node.target, OpOverload)
+        if known and not any(_skips(argument) for argument in node.args):
             node.target = _binding(node.target)
     quick.recompile()
     return quick.forward if _agree(quick, graph, inputs) else graph.forward
@@ -45,6 +46,11 @@ def _keep_constants(graph: GraphModule) -> None:
         with graph.graph.inserting_before(node):
             node.replace_all_uses_with(graph.graph.get_attr(name))
     graph.graph.eliminate_dead_code()
+
+
+def _skips(argument: Any) -> bool:
+    """Return whether an argument is an index that leaves out a dim: a binding takes no such list."""
+    return isinstance(argument, list | tuple) and None in argument
 
 
 def _binding(target: OpOverload) -> Callable[..., Any]:
@@ -65,7 +71,7 @@ def _agree(one: GraphModule, other: GraphModule, inputs: Sequence[Tensor]) -> bo
         copies = [leaf.clone() for leaf in inputs]
         with torch.random.fork_rng(list({leaf.device for leaf in inputs if leaf.is_cuda})):
             try:
-                results.append([*graph(*copies), *copies])
+                results.append([*graph.forward(*copies), *copies])  # a call would print its errors
             except (RuntimeError, TypeError, AttributeError):
                 return False
     if inputs[0].device.type == "meta":

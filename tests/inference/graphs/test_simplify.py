@@ -107,3 +107,18 @@ def test_direct_bindings_are_tried_before_they_are_trusted(monkeypatch):
     assert torch.equal(quick(A, B)[0], A * B) and quick.__self__ is not graph
     monkeypatch.setattr("pyro_vae.inference.graphs.bindings._binding", lambda target: torch.add)
     assert direct(graph, (A, B)).__self__ is graph
+
+
+def test_the_gradient_of_some_columns_runs_by_direct_bindings_and_prints_nothing(capfd):
+    """Its index leaves out the rows, which the binding of ``index_put`` takes no list with."""
+    columns = torch.tensor([0, 2])
+
+    def function(a, b):
+        leaf = a.detach().requires_grad_()
+        return torch.autograd.grad((leaf[:, columns] * b[:, columns]).sum(), [leaf])
+
+    expected, got, graph = both(function, A, B)
+    quick = direct(graph, (A, B))
+    assert torch.equal(expected[0], got[0]) and torch.equal(quick(A, B)[0], got[0])
+    assert quick.__self__ is not graph
+    assert not any(capfd.readouterr())

@@ -134,8 +134,9 @@ def by_hand(name: str, x: Tensor) -> Callable[[], object]:
         with torch.no_grad():
             z = sampled()[0]
         made, drawn = vae.decoder.net(torch.cat([z, torch.randn_like(z)])).chunk(2)
-        fake, new = critic(torch.cat([made, drawn])).chunk(2)
-        apart = (critic.see(x) - critic.see(made)).square().sum() / (2 * len(x))
+        seen = critic.see(torch.cat([made, drawn]))
+        fake, new = critic.judge(seen).chunk(2)
+        apart = (critic.see(x) - seen[: len(x)]).square().sum() / (2 * len(x))
         game = (softplus(-fake).mean() + softplus(-new).mean()) / 2
         moved(decoder, GAMMA * apart + (1 - GAMMA) * game)
         return loss, told

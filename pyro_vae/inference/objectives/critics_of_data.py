@@ -25,6 +25,7 @@ from pyro_vae.inference.objectives.objective import (
     require_rows,
     with_globals,
 )
+from pyro_vae.nn import ConvCritic
 from pyro_vae.program.batch import Batch
 from pyro_vae.program.checks import distribution_name
 from pyro_vae.program.handlers import is_data, sample_sites, validation
@@ -145,16 +146,28 @@ class VAEGAN(Adversarial):
         model, guide, _ = joint.cut_traces()
         x, made = data_and_mean(model, joint)
         drawn = data_and_mean(joint.prior_trace(), joint)[1]
-        told = self.critic(torch.cat([x, made, drawn])).chunk(3)
+        apart, told = self._compared(x, made, drawn)
         self._costs(*told)
         deceived = (softplus(-told[1]).mean() + softplus(-told[2]).mean()) / 2
-        loss = self.gamma * self._distance(x, made) + (1 - self.gamma) * deceived
+        loss = self.gamma * apart + (1 - self.gamma) * deceived
         return -with_globals(-loss, terms_of(joint, model, guide))
+
+    def _compared(
+        self, x: Tensor, made: Tensor, drawn: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the distance of the features, and what the critic says of each of the three."""
+        critic: Any = self.critic
+        # A user's own forward may do more than judge what is seen.
+        if self.features is not None or type(critic).forward is not ConvCritic.forward:
+            return self._distance(x, made), critic(torch.cat([x, made, drawn])).chunk(3)
+        real, seen = critic.see(x), critic.see(torch.cat([made, drawn]))  # once, for both ends
+        told = critic.judge(real), *critic.judge(seen).chunk(2)
+        return _half_square(real - seen[: len(x)]), told
 
     def _distance(self, x: Tensor, made: Tensor) -> Tensor:
         """Return half the squared distance of the features, the mean over the data."""
         see: Any = self.critic.see if self.features is None else standing(self.features)
-        return (see(x) - see(made)).square().sum() / (2 * len(x))
+        return _half_square(see(x) - see(made))
 
     def _costs(self, real: Tensor, made: Tensor, drawn: Tensor) -> Tensor:
         """Return the critic's loss, and note its two costs for the balance."""
@@ -288,6 +301,11 @@ def _slope(value: Tensor, latents: list[Tensor]) -> Tensor:
     grads = torch.autograd.grad(value, latents, retain_graph=True, allow_unused=True)
     squares = [grad.square().sum() for grad in grads if grad is not None]
     return torch.stack([value.new_zeros(()), *squares]).sum().sqrt()
+
+
+def _half_square(apart: Tensor) -> Tensor:
+    """Return half the squared length of each row, the mean over the rows."""
+    return apart.square().sum() / (2 * len(apart))
 
 
 def kl_of(terms: Terms) -> Tensor:

@@ -5,15 +5,13 @@ AAE, AVB and VAE/GAN on 784-dimensional data, traced, to ``results/adversarial_s
 """
 
 import math
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
 import torch
-from paired import interleaved, ratios
-from results import Result
+from paired import slowest_beside_hand
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -167,36 +165,19 @@ def by_hand(name: str, x: Tensor) -> Callable[[], object]:
 
 def main() -> None:
     """Measure, and write the figure."""
-    start = time.perf_counter()
     x = (torch.rand(BATCH, 784, generator=torch.Generator().manual_seed(0)) < 0.3).float()
     works: dict[str, Callable[[], object]] = {}
     for name in NAMES:
         works |= {f"{name}, by hand": by_hand(name, x), name: ours(name, x)}
-    for work in works.values():
-        for _ in range(WARM // STEPS):
-            work()
-    times = interleaved(works, BLOCKS)
-    found = {name: ratios(times[name], times[f"{name}, by hand"]) for name in NAMES}
-    slowest = max(found.values(), key=lambda each: each["cpu"].median)["cpu"]
-    result = Result(
-        name="adversarial_step",
-        value=slowest.median,
-        stderr=slowest.stderr,
+    slowest_beside_hand(
+        "adversarial_step",
+        works,
+        steps=STEPS,
+        blocks=BLOCKS,
+        warm=WARM,
         unit="times the hand-written step of critic and program, the slowest of three",
-        estimator=f"median ratio of processor times over {BLOCKS} interleaved blocks of {STEPS} "
-        "steps, traced",
-        published="none",
-        target="<= 1.0",
         data="none: random bits, B = 128, 784-300-300-8",
-        binarisation="none",
-        seed=0,
-        seconds=time.perf_counter() - start,
-        details={
-            name: {clock: vars(ratio) for clock, ratio in each.items()}
-            for name, each in found.items()
-        },
     )
-    print(result.write(), {name: each["cpu"] for name, each in found.items()})
 
 
 if __name__ == "__main__":

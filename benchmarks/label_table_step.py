@@ -6,12 +6,10 @@ label of M2 summed out and a table of six kinds of columns, to ``results/label_t
 
 import itertools
 import math
-import time
 from collections.abc import Callable
 
 import torch
-from paired import interleaved, ratios
-from results import Result
+from paired import slowest_beside_hand
 from torch import Tensor, nn
 from torch.nn.functional import (
     binary_cross_entropy_with_logits,
@@ -170,7 +168,7 @@ def table_by_hand(x: Tensor) -> Callable[[], object]:
 
 def main() -> None:
     """Measure, and write the figure."""
-    start, generator = time.perf_counter(), torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     x = (torch.rand(BATCH, 784, generator=generator) < 0.3).float()
     label = torch.where(torch.arange(BATCH) < LABELLED, torch.arange(BATCH) % LABELS, -1)
     table = torch.rand(ROWS, len(TABLE), generator=generator)
@@ -185,32 +183,16 @@ def main() -> None:
         "TableVAE, by hand": table_by_hand(table),
         "TableVAE": ours(rows, pv.MIWAE(PARTICLES), table),
     }
-    for work in works.values():
-        for _ in range(WARM // STEPS):
-            work()
-    times = interleaved(works, BLOCKS)
-    found = {name: ratios(times[name], times[f"{name}, by hand"]) for name in ("M2", "TableVAE")}
-    slowest = max(found.values(), key=lambda each: each["cpu"].median)["cpu"]
-    result = Result(
-        name="label_table_step",
-        value=slowest.median,
-        stderr=slowest.stderr,
+    slowest_beside_hand(
+        "label_table_step",
+        works,
+        steps=STEPS,
+        blocks=BLOCKS,
+        warm=WARM,
         unit="times the hand-written step, the slower of M2 (label summed out) and TableVAE",
-        estimator=f"median ratio of processor times over {BLOCKS} interleaved blocks of {STEPS} "
-        "steps, traced",
-        published="none",
-        target="<= 1.0",
         data=f"none: random bits, B = {BATCH}, {LABELLED} labelled, 784-500-{LATENT}, {LABELS} "
         f"labels; random cells of {len(TABLE)} columns, B = {ROWS}, K = {PARTICLES}",
-        binarisation="none",
-        seed=0,
-        seconds=time.perf_counter() - start,
-        details={
-            name: {clock: vars(ratio) for clock, ratio in each.items()}
-            for name, each in found.items()
-        },
     )
-    print(result.write(), {name: each["cpu"] for name, each in found.items()})
 
 
 if __name__ == "__main__":

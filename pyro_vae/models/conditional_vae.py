@@ -139,14 +139,14 @@ class ConditionalVAE(ZooProgram):
             "decoder": decoder,
         }
         size = self.num_classes or math.prod(self.covariates)
-        self.encoder = _Encoder(self.data_shape, size, latent_dim, hidden, activation, observation)
-        self.decoder = _Decoder(
+        self.encoder, self.decoder = _networks(
             self.data_shape,
-            size if decoder == "both" else 0,
+            size,
             latent_dim,
-            tuple(hidden)[::-1],
+            tuple(hidden),
             activation,
             observation,
+            sees=decoder == "both",
         )
         learned = prior == "conditional"
         net = MLP(size, 2 * latent_dim, hidden, activation=activation) if learned else None
@@ -197,24 +197,10 @@ class ConditionalVAE(ZooProgram):
 class _Encoder(nn.Module):
     """q(z | x, c): a diagonal Gaussian."""
 
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        condition: int,
-        latent_dim: int,
-        hidden: Sequence[int],
-        activation: str,
-        spec: Observation,
-    ) -> None:
+    def __init__(self, spread: nn.Module, joined: Joined, event_dim: int) -> None:
         super().__init__()
-        chosen, options = observation(spec)
-        self.event_dim, width = len(shape), 1
-        self.spread: nn.Module = nn.Identity()
-        if chosen is Categorical:  # a class number is a name, not a quantity
-            width = chosen.width(**options)
-            self.spread = OneHot(options["num_classes"], len(shape))
-        net = Joined(width * math.prod(shape), condition, 2 * latent_dim, hidden, activation)
-        self.joined, self.gaussian = net, Gaussian(nn.Identity())
+        self.event_dim, self.spread, self.joined = event_dim, spread, joined
+        self.gaussian = Gaussian(nn.Identity())
 
     def forward(self, x: Tensor, features: Tensor) -> TorchDistributionMixin:
         """Return q(z | x, c) of data (*, data) and conditions (*, C), event (Z,)."""
@@ -223,30 +209,42 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """p(x | z, c), or p(x | z) where the condition has size 0."""
+    """p(x | z, c), or p(x | z) where the network sees no condition."""
 
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        condition: int,
-        latent_dim: int,
-        hidden: Sequence[int],
-        activation: str,
-        spec: Observation,
-    ) -> None:
+    def __init__(self, net: nn.Module, of: nn.Module) -> None:
         super().__init__()
-        chosen, options = observation(spec)
-        out = widen(shape, chosen.width(**options))
-        self.sees = bool(condition)
-        if self.sees:
-            self.net: nn.Module = Joined(latent_dim, condition, out, hidden, activation)
-        else:
-            self.net = MLP(latent_dim, out, hidden, activation=activation)
-        self.of = chosen(nn.Identity(), event_dim=len(shape), **options)
+        self.net, self.of = net, of
 
     def forward(self, z: Tensor, features: Tensor) -> TorchDistributionMixin:
         """Return p(x | z, c) of codes (*, Z) and conditions (*, C), event one datum."""
-        return self.of(self.net(z, features) if self.sees else self.net(z))
+        return self.of(self.net(z, features) if isinstance(self.net, Joined) else self.net(z))
+
+
+def _networks(
+    shape: tuple[int, ...],
+    condition: int,
+    latent_dim: int,
+    hidden: tuple[int, ...],
+    activation: str,
+    spec: Observation,
+    *,
+    sees: bool,
+) -> tuple[_Encoder, _Decoder]:
+    """Return q(z | x, c), and p(x | z, c) or, where the decoder sees no condition, p(x | z)."""
+    chosen, options = observation(spec)
+    numbers, event_dim = chosen.width(**options), len(shape)
+    named = chosen is Categorical  # a class number is a name, not a quantity
+    spread = OneHot(options["num_classes"], event_dim) if named else nn.Identity()
+    size = (numbers if named else 1) * math.prod(shape)
+    joined = Joined(size, condition, 2 * latent_dim, hidden, activation)
+    out, back = widen(shape, numbers), hidden[::-1]
+    net = (
+        Joined(latent_dim, condition, out, back, activation)
+        if sees
+        else MLP(latent_dim, out, back, activation=activation)
+    )
+    of = chosen(nn.Identity(), event_dim=event_dim, **options)
+    return _Encoder(spread, joined, event_dim), _Decoder(net, of)
 
 
 def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:

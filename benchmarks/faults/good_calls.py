@@ -549,7 +549,7 @@ INNER = {
     "known": "as forward",
     "statistics": "impute calls it",
     "of_statistics": "as statistics",
-    "cell_log_prob": "as statistics",
+    "observed_log_prob": "Incomplete calls it",
     "filled": "as statistics",
     "standardised": "a program calls it",
     "weight_prior": "as forward",

@@ -146,22 +146,21 @@ class ColumnGroup(nn.Module):
             places = torch.arange(self.classes, device=cells.device)
             hot = (cells.unsqueeze(-1) == places) & observed.unsqueeze(-1)
             return hot.to(cells.dtype).flatten(-2)
-        known = torch.where(observed, cells, torch.ones_like(cells))
-        if self.counts:
-            known = (known.log1p() - self.center) / self.scale
-        elif self.logs:
-            known = known.log() / self.scale
-        return torch.where(observed, known, torch.zeros_like(known))
+        if self.logs:
+            known = torch.where(observed, cells, torch.ones_like(cells))
+            known = known.log1p() - self.center if self.counts else known.log()
+            cells = known / self.scale
+        return torch.where(observed, cells, torch.zeros_like(cells))
 
     def forward(self, numbers: Tensor) -> Any:
         """Return the distribution of cells, batch (*, n), from a network's numbers (*, n width)."""
         each = numbers.unflatten(-1, (self.count, self.width))
         return _BUILDERS[self.distribution](self, each)
 
-    def rate(self, number: Tensor) -> Tensor:
-        """Return the mean of a count or a positive number from what a network says of it."""
-        center = self.center if self.counts else torch.zeros_like(self.center)
-        return (center + self.scale * bounded(number)).clamp(max=60.0).exp()
+    def log_mean(self, number: Tensor) -> Tensor:
+        """Return the log mean of a count or a positive number from a network's bounded number."""
+        scaled = self.scale * number
+        return (self.center + scaled if self.counts else scaled).clamp(max=60.0)
 
 
 def _scale(number: Tensor) -> Tensor:
@@ -169,37 +168,40 @@ def _scale(number: Tensor) -> Tensor:
 
 
 def _normal(group: ColumnGroup, p: Tensor) -> Any:
-    return dist.Normal(p[..., 0], _scale(p[..., 1]))
+    loc, spread = p.unbind(-1)
+    return dist.Normal(loc, _scale(spread))
 
 
 def _student_t(group: ColumnGroup, p: Tensor) -> Any:
-    return dist.StudentT(3 + nn.functional.softplus(p[..., 2]), p[..., 0], _scale(p[..., 1]))
+    loc, spread, freedom = p.unbind(-1)
+    return dist.StudentT(3 + nn.functional.softplus(freedom), loc, _scale(spread))
 
 
 def _lognormal(group: ColumnGroup, p: Tensor) -> Any:
     # At most three times the spread of all cells: the mean grows with the square of the scale.
-    scale = _FLOOR + 3 * torch.sigmoid(p[..., 1] - math.log(2))
-    return dist.LogNormal(group.scale * p[..., 0], group.scale * scale)
+    loc, spread = p.unbind(-1)
+    scale = _FLOOR + 3 * torch.sigmoid(spread - math.log(2))
+    return dist.LogNormal(group.scale * loc, group.scale * scale)
 
 
 def _gamma(group: ColumnGroup, p: Tensor) -> Any:
-    shape = bounded(p[..., 1]).exp()
-    return dist.Gamma(shape, shape / group.rate(p[..., 0]))
+    mean, log_shape = bounded(p).unbind(-1)
+    return dist.Gamma(log_shape.exp(), (log_shape - group.log_mean(mean)).exp())
 
 
 def _poisson(group: ColumnGroup, p: Tensor) -> Any:
-    return dist.Poisson(group.rate(p[..., 0]))
+    return dist.Poisson(group.log_mean(bounded(p.squeeze(-1))).exp())
 
 
 def _negative_binomial(group: ColumnGroup, p: Tensor) -> Any:
-    count = bounded(p[..., 1]).exp()
-    return dist.NegativeBinomial(count, logits=group.rate(p[..., 0]).log() - count.log())
+    mean, log_count = bounded(p).unbind(-1)
+    return dist.NegativeBinomial(log_count.exp(), logits=group.log_mean(mean) - log_count)
 
 
 def _zero_inflated(group: ColumnGroup, p: Tensor) -> Any:
-    count = bounded(p[..., 1]).exp()
-    logits = group.rate(p[..., 0]).log() - count.log()
-    return dist.ZeroInflatedNegativeBinomial(count, logits=logits, gate_logits=p[..., 2])
+    mean, log_count = bounded(p[..., :2]).unbind(-1)
+    logits = group.log_mean(mean) - log_count
+    return dist.ZeroInflatedNegativeBinomial(log_count.exp(), logits=logits, gate_logits=p[..., 2])
 
 
 def _categorical(group: ColumnGroup, p: Tensor) -> Any:
@@ -212,11 +214,15 @@ def _ordered_logit(group: ColumnGroup, p: Tensor) -> Any:
     cuts = inner - inner.mean(-1, keepdim=True)
     if group.ragged:  # a column of fewer categories has its further cuts out of reach
         cuts = torch.where(group.allowed[:, 1:], cuts, cuts + 1e4)
-    return dist.OrderedLogistic(p[..., 0], cuts)
+    # The masses of dist.OrderedLogistic, which writes them in place: twice the work in a graph.
+    below = torch.sigmoid(cuts - p)
+    edge = torch.zeros_like(below[..., :1])
+    return dist.Categorical(torch.diff(below, prepend=edge, append=edge + 1))
 
 
 def _censored(group: ColumnGroup, p: Tensor) -> Any:
-    return CensoredNormal(p[..., 0], _scale(p[..., 1]), group.low, group.high)
+    loc, spread = p.unbind(-1)
+    return CensoredNormal(loc, _scale(spread), group.low, group.high)
 
 
 _BUILDERS: dict[str, Callable[[ColumnGroup, Tensor], Any]] = {

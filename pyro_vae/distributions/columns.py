@@ -83,24 +83,24 @@ class Columns(TorchDistribution):
             ]
         )
 
-    def cell_log_prob(self, value: Tensor) -> Tensor:
-        """Return the log density of each cell, (batch | D), nats."""
-        return self._together(
-            [each.log_prob(value.index_select(-1, places)) for places, each in self.parts]
-        )
+    def observed_log_prob(self, value: Tensor, observed: Tensor) -> Tensor:
+        """Return the log density of the observed cells (*, D) of rows, shape (*), nats."""
+        cells = torch.cat(self._log_probs(self.filled(value, observed)), -1)
+        there = observed.index_select(-1, self._places())
+        return torch.where(there, cells, torch.zeros_like(cells)).sum(-1)
 
     @typed
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density of rows (*, D), shape (*), nats."""
         require_event(value, self.event_shape)
-        return self.cell_log_prob(value).sum(-1)
+        return torch.cat(self._log_probs(value), -1).sum(-1)
 
     def filled(self, value: Tensor, kept: Tensor) -> Tensor:
         """Return a row with something possible in the place of what is missing."""
         one = torch.ones_like(value)
-        for places, each in self.parts:
-            if _named(each):
-                one = one.index_fill(-1, places, 0.0)
+        named = [places for places, each in self.parts if _named(each)]
+        if named:
+            one = one.index_fill(-1, torch.cat(named), 0.0)
         return torch.where(kept, value, one)
 
     @torch.no_grad()
@@ -121,8 +121,16 @@ class Columns(TorchDistribution):
 
     def _together(self, pieces: list[Tensor]) -> Tensor:
         """Return what the parts say of their columns in the order of the table."""
-        order = torch.cat([places for places, _ in self.parts]).argsort()
-        return torch.cat(pieces, -1).index_select(-1, order)
+        return torch.cat(pieces, -1).index_select(-1, self._places().argsort())
+
+    def _log_probs(self, value: Tensor) -> list[Tensor]:
+        """Return the log density of the cells of each part."""
+        cells = value.index_select(-1, self._places()).split([len(p) for p, _ in self.parts], -1)
+        return [each.log_prob(own) for (_, each), own in zip(self.parts, cells, strict=True)]
+
+    def _places(self) -> Tensor:
+        """Return the places of the columns in the order of the parts, (D,)."""
+        return torch.cat([places for places, _ in self.parts])
 
 
 def require_event(value: Tensor, event: torch.Size) -> None:

@@ -25,7 +25,7 @@ class Incomplete(Expandable):
 
     Arguments:
         datum: distribution of the whole datum, made by ``to_event``, or one with
-            ``cell_log_prob``.
+            ``observed_log_prob(value, observed)`` of its own.
         observed: which cells are, shape (batch | event).
 
     Raises:
@@ -51,7 +51,7 @@ class Incomplete(Expandable):
     ) -> None:
         base: Any = getattr(datum, "base_dist", None)
         factorised = hasattr(datum, "reinterpreted_batch_ndims") and not base.event_shape
-        if not hasattr(datum, "cell_log_prob") and not factorised:
+        if not hasattr(datum, "observed_log_prob") and not factorised:
             raise ConfigError(
                 f"datum: got {type(datum).__name__}, whose cells depend on each other: the density "
                 "of some of them is not known; use an observation of independent cells"
@@ -99,12 +99,11 @@ class Incomplete(Expandable):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density of the observed cells, shape (batch), nats."""
         require_event(value, self.event_shape)
-        filled, dims = self.filled(value), len(self.event_shape)
-        if hasattr(self.datum, "cell_log_prob"):
-            cells = self.datum.cell_log_prob(filled)
-        else:
-            cells = self.datum.base_dist.log_prob(filled)
-        return torch.where(self.kept, cells, torch.zeros_like(cells)).flatten(-dims).sum(-1)
+        if hasattr(self.datum, "observed_log_prob"):
+            return self.datum.observed_log_prob(value, self.observed)
+        cells = self.datum.base_dist.log_prob(self.filled(value))
+        kept = torch.where(self.kept, cells, torch.zeros_like(cells))
+        return kept.flatten(-len(self.event_shape)).sum(-1)
 
     def rsample(self, sample_shape: torch.Size | Sequence[int] = torch.Size()) -> Tensor:  # noqa: B008
         """Return complete data, shape (sample, batch | event)."""

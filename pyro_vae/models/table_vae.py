@@ -164,11 +164,15 @@ class TableVAE(OneLatent):
 
     def encoder(self, x: Tensor) -> TorchDistributionMixin:
         """Return q(z | x) of the observed cells of rows (*, D), event (Z,)."""
+        order, counts = torch.cat([g.places for g in self._groups]), [g.count for g in self._groups]
         observed = ~x.isnan()
-        features = [
-            g.encoded(x.index_select(-1, g.places), observed.index_select(-1, g.places))
-            for g in self._groups
-        ]
+        pieces = zip(
+            self._groups,
+            x.index_select(-1, order).split(counts, -1),
+            observed.index_select(-1, order).split(counts, -1),
+            strict=True,
+        )
+        features = [group.encoded(own, there) for group, own, there in pieces]
         return self.encode(torch.cat([*features, observed.to(features[0].dtype)], -1))
 
     def model(self, x: Tensor) -> Tensor:

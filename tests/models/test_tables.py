@@ -73,6 +73,21 @@ def test_each_column_is_a_distribution(kind, name):
     torch.testing.assert_close(first, found.mean, rtol=1e-3, atol=1e-3)
 
 
+def test_ranks_have_the_masses_of_an_ordered_logit():
+    """And its slopes, at a place for each of three rows."""
+    made = ColumnGroup("ordered_logit", [0], [Column("a", "ordinal", categories=NAMES)]).double()
+    place = torch.tensor([[-3.0], [0.2], [1.7]]).double().requires_grad_()
+    widths = torch.nn.functional.softplus(made.steps + 0.5)[0]
+    cuts = torch.cat([widths[:0].new_zeros(1), widths.cumsum(0)])
+    theirs = dist.OrderedLogistic(place, (cuts - cuts.mean()).expand(3, 1, 3))
+    rank = torch.tensor([[0.0], [2.0], [3.0]]).double()
+    pairs = [each.log_prob(rank) for each in (made(place), theirs)]
+    torch.testing.assert_close(*pairs)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(each.sum(), [place, made.steps]) for each in pairs)
+    )
+
+
 def test_a_negative_binomial_is_a_poisson_of_a_gamma():
     """By quadrature over the rate; and the zero-inflated one without its gate."""
     found = group("count", "negative_binomial")
@@ -158,17 +173,21 @@ def test_frames_go_in_and_come_out(tmp_path):
 def test_a_table_of_reals_is_the_vae_with_holes():
     """The density of each cell, and nothing for those that lack."""
     torch.manual_seed(4)
-    vae = TableVAE([Column("a", "real"), Column("b", "count", "poisson")], 1, (4,)).double()
-    x = torch.tensor([[0.3, 2.0], [math.nan, 1.0], [math.nan, math.nan]]).double()
+    columns = [Column("a", "real"), Column("b", "count", "poisson"), Column("c", "real")]
+    vae = TableVAE(columns, 1, (4,)).double()  # whose groups are a with c, and b
+    x = torch.tensor([[0.3, 2.0, math.nan], [math.nan, 1.0, 0.7], [math.nan] * 3]).double()
     z = torch.randn(3, 1).double()
     row = vae.decoder(z)
-    assert isinstance(row, Columns) and row.mean.shape == (3, 2)
+    assert isinstance(row, Columns) and row.mean.shape == (3, 3)
     (_, normal), (_, poisson) = row.parts
     known = x.nan_to_num()
-    exact = normal.log_prob(known[:, :1])[:, 0] * torch.tensor([1.0, 0.0, 0.0]).double()
-    exact = exact + poisson.log_prob(known[:, 1:])[:, 0] * torch.tensor([1.0, 1.0, 0.0]).double()
+    reals = normal.log_prob(known[:, [0, 2]])
+    counts = poisson.log_prob(known[:, 1:2])
+    exact = torch.stack([reals[0, 0] + counts[0, 0], reals[1, 1] + counts[1, 0], 0 * z[0, 0]])
     trace = pv.distributions.Incomplete(row, ~x.isnan()).log_prob(x)
     torch.testing.assert_close(trace, exact)
+    whole = reals.sum(-1) + counts[:, 0]
+    torch.testing.assert_close(row.log_prob(known), whole)
 
 
 BAD = {

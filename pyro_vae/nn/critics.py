@@ -178,6 +178,9 @@ class ConvCritic(nn.Module):
         """Map images (B | data) to (B,), or (B, h, w) of patches."""
         return self.judge(self.see(x))
 
+    # So that a step that asks for both see(x) and this may make the features once.
+    forward.judges_what_it_sees = True  # type: ignore[attr-defined]
+
 
 def _bounded(layer: nn.Module) -> None:
     if isinstance(layer, nn.Linear | nn.Conv2d):

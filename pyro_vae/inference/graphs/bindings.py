@@ -49,7 +49,7 @@ def _keep_constants(graph: GraphModule) -> None:
 
 
 def _skips(argument: Any) -> bool:
-    """Return whether an argument is an index that leaves out a dim: a binding takes no such list."""
+    """Return whether an argument is an index that skips a dim: a binding takes no such list."""
     return isinstance(argument, list | tuple) and None in argument
 
 

@@ -25,7 +25,6 @@ from pyro_vae.inference.objectives.objective import (
     require_rows,
     with_globals,
 )
-from pyro_vae.nn import ConvCritic
 from pyro_vae.program.batch import Batch
 from pyro_vae.program.checks import distribution_name
 from pyro_vae.program.handlers import is_data, sample_sites, validation
@@ -157,8 +156,9 @@ class VAEGAN(Adversarial):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the distance of the features, and what the critic says of each of the three."""
         critic: Any = self.critic
-        # A user's own forward may do more than judge what is seen.
-        if self.features is not None or type(critic).forward is not ConvCritic.forward:
+        # Another forward may do more than judge what is seen.
+        shares = getattr(type(critic).forward, "judges_what_it_sees", False)
+        if self.features is not None or not shares:
             return self._distance(x, made), critic(torch.cat([x, made, drawn])).chunk(3)
         real, seen = critic.see(x), critic.see(torch.cat([made, drawn]))  # once, for both ends
         told = critic.judge(real), *critic.judge(seen).chunk(2)

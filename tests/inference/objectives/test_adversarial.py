@@ -356,10 +356,22 @@ def test_with_the_identity_for_features_vae_gan_is_the_gaussian_vae():
             torch.testing.assert_close(mine, its, rtol=1e-10, atol=1e-10)
 
 
-def test_the_loss_of_the_decoder_is_the_one_by_hand():
+class Contrasts(pv.nn.ConvCritic):
+    """A critic that does more than judge the features of what it is given."""
+
+    def forward(self, x):
+        return super().forward(x.square()) + 0.3
+
+
+@pytest.mark.parametrize(("kind", "seen"), [(pv.nn.ConvCritic, 2), (Contrasts, 3)])
+def test_the_loss_of_the_decoder_is_the_one_by_hand(kind, seen):
     vae, program, x = images()
-    critic = pv.nn.ConvCritic((1, 8, 8), (4, 4))
+    critic, calls = kind((1, 8, 8), (4, 4)), []
+    critic.convolutions.register_forward_hook(lambda *_: calls.append(1))
     ours = at(pv.VAEGAN(critic, gamma=0.3).updates(program)[2], program, x)
+    assert (
+        len(calls) == seen
+    )  # features are made once, where it is known what else is asked of them
     torch.manual_seed(7)
     made = vae.decoder(vae.encoder(x).sample()).mean
     drawn = vae.decoder(torch.randn(10, 2, dtype=torch.float64)).mean

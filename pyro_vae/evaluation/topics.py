@@ -17,11 +17,12 @@ from pyro_vae.evaluation.codes import encode
 from pyro_vae.evaluation.likelihood import log_likelihood
 from pyro_vae.evaluation.observed_kinds import observed_kinds
 from pyro_vae.evaluation.standard_errors import mean_and_error, ratio_and_error
-from pyro_vae.program.batch import as_rows, chunks
+from pyro_vae.program.batch import as_rows, chunks, dense
 from pyro_vae.program.bounds import elbo_given_globals
 from pyro_vae.program.modules import evaluating
 from pyro_vae.program.program import Program
 from pyro_vae.program.sparse_rows import SparseRows
+from pyro_vae.program.streams import batches, is_stream, join_batches, tensors_of
 from pyro_vae.threads import require_turn
 
 _ROWS_PER_PASS = 512
@@ -163,7 +164,7 @@ def perplexity(program: Any, data: Any, *, samples: int | None = None) -> Perple
     Arguments:
         program: A topic model: its observation is scored without a multinomial coefficient
             (``BagOfWords``).
-        data: Counts of words, ``(N, V)``, dense or sparse, no row empty.
+        data: Counts of words, ``(N, V)``, dense or sparse, no row empty; or batches of them.
         samples: None takes the ELBO at one draw of the code, as the literature does: an upper bound
             of the perplexity. A number takes ``log_likelihood`` with as many samples: tighter.
 
@@ -253,20 +254,21 @@ def _require_topics(beta: Any) -> None:
 
 
 def _rows(name: str, data: Any) -> Tensor | SparseRows:
-    """Return documents as rows.
+    """Return documents as rows, those of a stream joined.
 
     Raises:
-        DataError: No array.
+        DataError: No array, or a list, which verbs take for several arguments.
     """
+    data = tensors_of(data)
+    if is_stream(data):
+        data = join_batches([dense(as_rows(each)) for each in batches(data, _ROWS_PER_PASS)])
     if hasattr(data, "dtype"):
         return as_rows(data)  # which knows what is wrong with an array
-    try:
-        return as_rows(data)
-    except DataError:
-        raise DataError(
-            f"{name}: got a {type(data).__name__}, expected one array of counts of words (N, V), "
-            "dense or sparse; of a corpus one of its parts (corpus.test), of batches torch.cat"
-        ) from None
+    raise DataError(
+        f"{name}: got a {type(data).__name__}, expected one array of counts of words (N, V), dense "
+        "or sparse: of rows np.stack(x), of batches torch.cat or an iterator, of a corpus one of "
+        "its parts (corpus.test)"
+    )
 
 
 def _require_bags(program: Any, counts: Tensor | SparseRows) -> None:

@@ -23,6 +23,7 @@ class Counts:
 
     def __init__(self) -> None:
         self._keys: set[Key] = set()
+        self._trying = False
 
     def candidates(
         self, sites: Iterable[tuple[str, Message]], bindings: Mapping[str, Binding], batch: Batch
@@ -79,6 +80,8 @@ class Counts:
         Returns:
             Whether that helps: of one argument, or of all.
         """
+        if self._trying:
+            return False  # of n arguments, 2^n choices
         flag = torch.bool  # no count: what a program says of flags is meant
         leaves = _by_key(batch).items()
         keys = [key for key, leaf in leaves if _is_integer(leaf) and leaf.dtype != flag]
@@ -87,10 +90,13 @@ class Counts:
             self._keys = before | some
             if self._keys == before:
                 continue
+            self._trying = True
             try:
                 run(self.as_floats(batch, dtype))
             except (DataError, ProgramError):
                 continue
+            finally:
+                self._trying = False
             return True
         self._keys = before
         return False

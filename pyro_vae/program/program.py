@@ -1,7 +1,7 @@
 """A program: a model and a guide with their parameters, what every verb works on."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from inspect import getattr_static
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.arguments import integer, positive, typed
-from pyro_vae.errors import ProgramError
+from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.program import checks
 from pyro_vae.program.adapt import adapted
 from pyro_vae.program.batch import (
@@ -18,11 +18,9 @@ from pyro_vae.program.batch import (
     Part,
     Whole,
     arguments,
-    as_argument,
     as_batch,
     datum_at,
     datum_moved,
-    map_arguments,
     named_arguments,
     num_rows,
 )
@@ -37,6 +35,7 @@ from pyro_vae.program.handlers import (
     validation,
 )
 from pyro_vae.program.joint import Joint
+from pyro_vae.program.listed_batches import joined
 from pyro_vae.program.looks.quiet_runs import silent
 from pyro_vae.program.object_graph import PROGRAM
 from pyro_vae.program.parameters import Parameters, read_store, with_expected
@@ -47,7 +46,6 @@ from pyro_vae.program.rows import Rows
 from pyro_vae.program.sites import Sites
 from pyro_vae.program.sparse_rows import SparseRows
 from pyro_vae.program.split_guide import split
-from pyro_vae.program.streams import join_batches
 from pyro_vae.program.structure import Structure
 from pyro_vae.program.terms import Terms
 from pyro_vae.threads import one_thread
@@ -292,7 +290,7 @@ class Program(nn.Module):
     def adapt(self, data: Any) -> Batch:
         """Return data as a batch with the datum first, tensors on the program's device.
 
-        A list of dicts is batches, and they are joined to one.
+        A list of batches (dicts, or tuples of the model's arguments) is joined to one.
         Floats come in the program's precision, and so do integers that a density over floats
         observes (counts under Poisson); what is no array stays as it is.
 
@@ -313,9 +311,7 @@ class Program(nn.Module):
         data = data.batch if isinstance(data, Whole) else data
         reads = getattr(self.source, "reads", None)
         data = data if reads is None else reads(data)
-        if isinstance(data, list) and data and all(isinstance(each, Mapping) for each in data):
-            data = join_batches([map_arguments(as_argument, each) for each in data])
-        flat = self._structure.flattened(data)
+        flat = self._structure.flattened(joined(data, self._functions[0], self._runs_on))
         batch = self._without_constants(adapted(flat, self.device, self.precision, self._dim))
         return self._as_example(batch) if self.examples.offered else self.reader.as_whole(batch)
 
@@ -331,6 +327,14 @@ class Program(nn.Module):
             return values
         framed = hasattr(like, "columns") or (like is None and self.source.shows_frames)
         return shows(values) if framed else values
+
+    def _runs_on(self, data: Any) -> bool:
+        """Return whether the functions run on data in a form that may be meant otherwise."""
+        flat = self._structure.flattened(data)
+        with suppress(DataError):
+            self.reader.trace_of_model(adapted(flat, self.device, self.precision, self._dim))
+            return True
+        return False
 
     def _without_constants(self, batch: Batch) -> Batch:
         reader, constants = self.reader, self._constants

@@ -182,7 +182,7 @@ def test_what_cannot_be_asked_is_told():
         pv.completion(NVDM(5, 2), X[:3], 0 * X[:3])
 
 
-@pytest.mark.parametrize("data", [None, "words", {"x": X}, [X, X[:2]], DataLoader(X)], ids=type)
+@pytest.mark.parametrize("data", [None, "words", {"x": X}, [X, X[:2]], list(X)], ids=type)
 def test_what_is_no_array_of_documents_is_told(data):
     for name, verb in (
         ("reference", lambda: pv.topics(PROGRAM, data)),
@@ -191,6 +191,19 @@ def test_what_is_no_array_of_documents_is_told(data):
     ):
         with pytest.raises(DataError, match=rf"^{name}: got .*expected one array.*corpus\.test"):
             verb()
+
+
+def test_one_rule_says_which_data_are_documents():
+    """A list of rows looks like several arguments; batches to come are joined."""
+    for verb in (pv.perplexity, pv.elbo):
+        with pytest.raises(DataError, match=r"np\.stack"):
+            verb(PROGRAM, list(X))
+    answers = []
+    for data in (X, DataLoader(X, batch_size=16, shuffle=True), iter([X[:9], X[9:]])):
+        torch.manual_seed(0)
+        answers.append(pv.perplexity(PROGRAM, data))
+    assert answers[0] == answers[1] == answers[2]
+    assert len(pv.elbo(PROGRAM, iter([X[:9], X[9:]]))) == len(X)
 
 
 def test_topics_that_are_not_finite_are_none():

@@ -152,3 +152,70 @@ def test_verbs_that_need_all_data_gather_a_stream():
     torch.testing.assert_close(streamed, whole)
     found = pv.infer(program, DataLoader(TensorDataset(x), batch_size=8))
     assert found.sample(2).shape == (2, 30)
+
+
+class Labelled(nn.Module):
+    """x_n ~ N(z_n + y_n, 1) with a class y_n, and a count that may come as integers."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(0.3))
+
+    def model(self, x, y):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z + y, 1.0), obs=x)
+
+    def guide(self, x, y):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.gain * (x - y), 1.0))
+
+
+class OfContainers(Labelled):
+    """The same of two containers, of which the first counts."""
+
+    def model(self, first, second):
+        super().model(*first)
+
+    def guide(self, first, second):
+        super().guide(*first)
+
+
+Y = torch.arange(7) % 3
+PAIR = (torch.linspace(-2, 2, 7), Y)
+LISTS = {
+    "two": [(PAIR[0][:4], Y[:4]), (PAIR[0][4:], Y[4:])],
+    "three": [(PAIR[0][i : i + 3], Y[i : i + 3]) for i in (0, 3, 6)],
+    "one": [PAIR],
+    "lists": [[PAIR[0][:4].numpy(), Y[:4]], [PAIR[0][4:].numpy(), Y[4:]]],
+}
+
+
+@pytest.mark.parametrize("form", LISTS)
+def test_a_list_of_pairs_is_batches(form):
+    """Of two, each looks like an argument: the program does not run on them."""
+    answers = []
+    for data in (PAIR, LISTS[form]):
+        torch.manual_seed(0)
+        answers.append(pv.elbo(Labelled(), data))
+    assert torch.equal(*answers)
+
+
+def test_a_list_of_containers_is_the_arguments_that_the_program_runs_on():
+    answers = []
+    for data in ((PAIR, PAIR), [PAIR, PAIR]):
+        torch.manual_seed(0)
+        answers.append(pv.elbo(OfContainers(), data))
+    assert torch.equal(*answers) and len(answers[0]) == 7
+
+
+def test_a_list_of_data_one_by_one_is_refused_and_not_searched_for_hours():
+    """Each of its classes may be meant as a float: of n of them are 2^n choices."""
+    items = list(zip(*PAIR, strict=True))
+    with pytest.raises(DataError, match="a list of 7 data, one by one"):
+        pv.elbo(Labelled(), items)
+    calls = []
+    program = pv.Program(lambda x: calls.append(1), lambda x: None)
+    with pytest.raises(DataError):
+        pv.elbo(program, [torch.tensor([n, n]) for n in range(9)])
+    assert len(calls) < 60

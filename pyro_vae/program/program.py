@@ -332,7 +332,7 @@ class Program(nn.Module):
         """Return whether the functions run on data in a form that may be meant otherwise."""
         flat = self._structure.flattened(data)
         with suppress(DataError):
-            self.reader.trace_of_model(adapted(flat, self.device, self.precision, self._dim))
+            self.reader.runs.trace_of_model(adapted(flat, self.device, self.precision, self._dim))
             return True
         return False
 

@@ -53,6 +53,7 @@ from pyro_vae.models import (
     LinearVAE,
     MultimodalVAE,
     ProdLDA,
+    SentenceLM,
     SentenceVAE,
     TableVAE,
     TopDownVAE,
@@ -324,6 +325,7 @@ def counts(n: int) -> Tensor:
     return (7 * binary(n) + torch.arange(n)[:, None] % 3).float()
 
 
+WORD_VECTORS = torch.randn(6, 4, generator=torch.Generator().manual_seed(8))
 COLUMNS = [
     Column("a", "real"),
     Column("b", "count"),
@@ -364,6 +366,7 @@ class Case:
         data: Makes a batch of n rows.
         observed: Its observed site.
         has_prior: Whether it can be generated from and has a likelihood.
+        has_latent: Whether its guide draws anything.
         rebuilt: Whether ``pv.load`` rebuilds it without ``into``.
     """
 
@@ -371,6 +374,7 @@ class Case:
     data: Callable[[int], Any]
     observed: str = "x"
     has_prior: bool = True
+    has_latent: bool = True
     rebuilt: bool = False
 
 
@@ -503,6 +507,7 @@ CASES = {
     "gsm": _zoo(lambda: GSM(6, 2, (8,)), documents),
     "prodlda": _zoo(lambda: ProdLDA(6, 2, (8,), dropout=0.2), documents),
     "etm": _zoo(lambda: ETM(6, 2, (8,), embedding_dim=4), documents),
+    "etm_given": Case(lambda: ETM(6, 2, (8,), embeddings=WORD_VECTORS), documents),
     "lda": _zoo(lambda: LDA(6, 2, (8,), concentration=1.0), documents),
     "dmm": _zoo(lambda: _dmm("smoothing"), _rolls),
     "dmm_filtering": _zoo(lambda: _dmm("filtering"), _rolls),
@@ -511,6 +516,7 @@ CASES = {
     "sentences_transformer": _zoo(
         lambda: _sentence_vae("transformer"), lambda n: _captions(n)["x"]
     ),
+    "sentences_lm": _zoo(lambda: SentenceLM(6, embedding=4, hidden=8), _captions, has_latent=False),
     "vrnn": _zoo(lambda: VRNN(3, 2, (8,), features=4, recurrent=8), _rolls),
     "conditional": _zoo(lambda: ConditionalVAE(6, 2, (8,), num_classes=3), _labelled),
     "m2": _zoo(lambda: M2(6, 3, 2, (8,)), binary),

@@ -130,6 +130,10 @@ def test_reconstructs_and_encodes(name, device):
     program, data = made(name, device)
     x = observed(name, data)
     assert shown(name, pv.reconstruct(program, data)).shape == x.shape
+    if not CASES[name].has_latent:
+        with pytest.raises(ProgramError, match="no local latent"):
+            pv.encode(program, data)
+        return
     codes = pv.encode(program, data)
     if isinstance(codes, dict):  # of several layers, each at draws of those that came before
         assert all(len(code) == N and torch.isfinite(code).all() for code in codes.values())

@@ -92,7 +92,7 @@ class EmbeddedTopics(nn.Module):
             size = positive("embedding_dim", embedding_dim)
             self.words = nn.Parameter(torch.randn(words, size) / size**0.5)
         else:
-            self.words = nn.Parameter(_checked(embeddings, words), requires_grad=False)
+            self.register_buffer("words", _checked(embeddings, words))
         size = self.words.shape[1]
         self.vectors = nn.Parameter(torch.randn(num_topics, size) / size**0.5)
 

@@ -47,7 +47,8 @@ def test_the_zoo_is_rebuilt_bit_for_bit(name, tmp_path):
     assert {v.dtype for v in loaded.state_dict().values() if v.is_floating_point()} == {dtype}
     assert not loaded.training
     x = pv.Program.of(loaded).adapt(CASES[name].data(5))
-    assert torch.equal(encoded(loaded, x), encoded(program.eval(), x))
+    answer = encoded if CASES[name].has_latent else pv.elbo
+    assert torch.equal(answer(loaded, x), answer(program.eval(), x))
 
 
 @pytest.mark.parametrize("name", [n for n in CASES if n not in ZOO])
@@ -67,7 +68,8 @@ def test_users_programs_are_filled(name, read_first, tmp_path):
     assert torch.equal(pv.encode(other, data), pv.encode(program, data))
     pv.fit(other, data, epochs=1, lr=0.05)  # what was loaded trains
     moved = state(other)
-    assert not any(torch.equal(moved[k], v) for k, v in state(program).items() if v.dim())
+    weights = dict(pv.Program.of(program).named_parameters())
+    assert not any(torch.equal(moved[k], v) for k, v in weights.items() if v.dim())
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pyro_vae as pv
 from pyro_vae.errors import ConfigError
 from pyro_vae.training.precision import find_networks, mixed
 
-WITHOUT = ("pyroparam", "functions", "linear", "linear_full", "def_table")
+WITHOUT = ("pyroparam", "functions", "linear", "linear_full", "def_table", "sentences_lm")
 WITH_NETWORKS = [name for name in CASES if name not in WITHOUT]
 # Rejection samplers: how many random numbers they take depends on the parameters.
 UNEQUAL_NOISE = ("def_gamma", "def_poisson")

@@ -127,7 +127,7 @@ LOOPS = {"vrnn", "sentences_gru"}
 DISCRETE = {"sbn", "sbn_autoregressive", "def_poisson", "vq", "vq_conv"}
 
 
-@pytest.mark.parametrize("name", sorted(set(CASES) - DISCRETE - {"autoencoder"}))
+@pytest.mark.parametrize("name", sorted(set(CASES) - DISCRETE - {"autoencoder", "sentences_lm"}))
 def test_every_program_runs_and_traced_equals_eager(name):
     """In float32, at equal seeds, bit for bit; a loop within a density is so but for rounding."""
     same = functools.partial(torch.allclose, atol=1e-3) if name in LOOPS else torch.equal

@@ -206,7 +206,9 @@ class ProdLDA(TopicModel):
     The prior is the Laplace approximation of a symmetric Dirichlet on the shares in the softmax
     basis: mean 0, variance :math:`(1 - 1/K) / \alpha`. Batch normalisation of the heads and of the
     logits, and dropout of the shares, keep the topics apart; train with Adam at lr 2e-3 and a first
-    beta of 0.99.
+    beta of 0.99. `topics()` normalises: words of a document of one topic, by which `pv.topics`
+    ranks them. The paper's code ranks them by the raw weights W, so that its coherence is of other
+    words and another figure (on 20 Newsgroups .225 by weights, .200 by `pv.topics`).
 
     Arguments:
         words: vocabulary size V.

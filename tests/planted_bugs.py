@@ -38,6 +38,21 @@ BUGS = [
         "::test_a_sum_over_the_rows_outside_their_plate_counts_as_one_of_all_in_minibatches",
     ),
     Bug(
+        "parameters with gaps in their memory",
+        "program/modules.py",
+        "            if stride != filled:\n",
+        "            if False:\n",
+        "tests/training/test_dense_parameters.py"
+        "::test_they_take_the_steps_of_dense_ones_and_write_nowhere_else",
+    ),
+    Bug(
+        "a copy that trains the networks of the first",
+        "program/program.py",
+        "            _refuse_shared(self, twin)\n",
+        "            pass\n",
+        "tests/program/test_copies.py::test_functions_that_hold_networks_themselves_are_not_copied",
+    ),
+    Bug(
         "calls counted by looks",
         "program/looks/own_numbers.py",
         "                self._put_back(moved)\n",

@@ -156,12 +156,34 @@ def buffers_kept(module: nn.Module) -> Iterator[None]:
                     buffer.copy_(before)
 
 
+def make_dense(parameters: Iterable[Tensor]) -> None:
+    """Give memory of their own to parameters that are a slice of another tensor, or expanded.
+
+    Pyro's store does so too. The kernels of optimizers walk from a parameter's first number on.
+    """
+    for parameter in parameters:
+        if not (is_lazy(parameter) or parameter.is_sparse or _is_dense(parameter)):
+            parameter.data = parameter.data.contiguous()
+
+
+def _is_dense(value: Tensor) -> bool:
+    """Return whether each number has a place of its own, with none between them."""
+    filled = 1
+    for stride, size in sorted(zip(value.stride(), value.shape, strict=True)):
+        if size != 1:
+            if stride != filled:
+                return False
+            filled *= size
+    return True
+
+
 @contextmanager
 def off_zero(module: nn.Module) -> Iterator[bool]:
     """Move the numbers among the parameters that are near zero inside a block, and put them back.
 
     A weight that starts at zero hides what it multiplies. Yields whether there are some.
     """
+    make_dense(module.parameters())
     # Not detach: a graph that is about counts the versions of its parameters.
     values = [p.data for p in module.parameters() if p.is_floating_point() and not p.is_meta]
     places = [(value, value.abs() < 1e-3) for value in values]

@@ -1,5 +1,6 @@
 """A program: a model and a guide with their parameters, what every verb works on."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -37,6 +38,7 @@ from pyro_vae.program.handlers import (
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.listed_batches import joined
 from pyro_vae.program.looks.quiet_runs import silent
+from pyro_vae.program.modules import owners
 from pyro_vae.program.object_graph import PROGRAM
 from pyro_vae.program.parameters import Parameters, read_store, with_expected
 from pyro_vae.program.particles import sums_one_by_one, takes_copies, takes_particles
@@ -205,6 +207,21 @@ class Program(nn.Module):
         self.rows.forget()
         self._particles.clear()
         self._summable.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the functions that are made of others: a copy makes them of its own."""
+        return {key: value for key, value in self.__dict__.items() if key != "_called"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._called = self._of_flat_batches()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Program":
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        if self._source is None:  # an object's copy shares what the object shares
+            _refuse_shared(self, twin)
+        return twin
 
     @property
     def source(self) -> Any:
@@ -518,6 +535,19 @@ class Program(nn.Module):
                     copies = takes_copies(*program, self.parts, one_by_one=one)
             self._particles[key] = not takes, not copies, one
         return self._particles[key]
+
+
+def _refuse_shared(program: Program, twin: Program) -> None:
+    """Refuse a copy whose functions use the networks of what it is a copy of."""
+    mine = {id(module) for module in owners(*program._functions).values()}
+    for name, module in owners(*twin._functions).items():
+        if id(module) in mine and any(True for _ in module.parameters()):
+            raise ProgramError(
+                f"copy: the functions hold the network {name!r} themselves (in a closure or a "
+                "global), so that a copy would train the same one; write model and guide as "
+                "methods of an nn.Module and copy that, or keep weights by copying "
+                "program.state_dict()"
+            )
 
 
 def _origin(source: Any) -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ from pyro_vae.inference.objectives.objective import Objective, OptimiserFactory,
 from pyro_vae.program.batch import Batch, named_leaves
 from pyro_vae.program.checks import unscaled
 from pyro_vae.program.handlers import Beta
-from pyro_vae.program.modules import leaves_behind
+from pyro_vae.program.modules import leaves_behind, make_dense
 from pyro_vae.program.program import Program
 from pyro_vae.training.adam import Adam
 from pyro_vae.training.optimizers import checked, join
@@ -71,6 +71,7 @@ class Stepper:
         hidden = program.own.frozen
         self.trained = [[p for p in u.parameters if id(p) not in hidden] for u in self.updates]
         self._known = {id(p): p for p in program.parameters()}
+        make_dense(p for trained in self.trained for p in trained)
         self._check_trained()
         self.optimisers = [
             (checked(update.optimiser) if update.optimiser else optimiser)(parameters)
@@ -133,6 +134,7 @@ class Stepper:
         for index, update in enumerate(self._objective.updates(self.program)):
             known = {id(parameter) for parameter in self.trained[index]} | hidden.keys()
             new = [parameter for parameter in update.parameters if id(parameter) not in known]
+            make_dense(new)
             self.trained[index] += new
             join(self.optimisers[index], new)
             self._schedule_new()

@@ -1,6 +1,5 @@
 """Files for programs whose parameters the first run will make."""
 
-import copy
 import functools
 
 import pyro
@@ -138,11 +137,3 @@ def test_a_file_of_other_sites_is_refused_by_the_first_run(tmp_path):
 def test_a_lazy_layer_without_values_is_not_saved(tmp_path):
     with pytest.raises(CheckpointError, match=r"lazy layer has no values.*program.read\(batch\)"):
         pv.save(LazyLayers(), tmp_path)
-
-
-def test_a_copy_has_parameters_of_its_own():
-    program = cached_networks()
-    program.read(data())
-    twin = copy.deepcopy(program)
-    assert twin.own.parts is twin.parts and twin.own.values is twin.values
-    assert {id(p) for p in twin.parameters()}.isdisjoint({id(p) for p in program.parameters()})

@@ -29,15 +29,15 @@ class OwnNumbers:
     """
 
     def __init__(self, *functions: Callable[..., Any]) -> None:
-        self._functions = functions
+        self.functions = functions
         self._homes: list[_Home] | None = None
 
-    def __getstate__(self) -> dict[str, Any]:  # a copy looks in the functions of its own
-        return {"_functions": self._functions, "_homes": None}
+    def __getstate__(self) -> dict[str, Any]:  # cells of closures cannot be copied
+        return {"functions": (), "_homes": None}
 
     def _find(self) -> None:
         """Look for what the functions hold now."""
-        found = list(holders(*self._functions))
+        found = list(holders(*self.functions))
         self._homes = [home for thing in found for home in _homes_of(thing)]
         self._sizes = self._sizes_now()
         self._numbers = self._entries(_is_number)

@@ -115,8 +115,9 @@ class Runs:
     @contextmanager
     def memory_kept(self) -> Iterator[None]:
         """Put what the program counts, in buffers or in Python, back on leaving."""
-        if self._own_numbers is None:
-            self._own_numbers = OwnNumbers(*self._program.functions)
+        functions = self._program.functions
+        if self._own_numbers is None or self._own_numbers.functions != functions:
+            self._own_numbers = OwnNumbers(*functions)
         with buffers_kept(self._program), self._own_numbers.kept():
             yield
 

@@ -7,6 +7,7 @@ so that a bound lies below the likelihood.
 
 import argparse
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -554,6 +555,23 @@ def factors() -> Pair:
     return Pair(_plain, guide, x, log_prob=marginal(x), weighted=True)
 
 
+def factor_of_data() -> Pair:
+    """A likelihood of one's own, as a factor in the plate: the model observes nothing."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            squares = (x - z[..., None] * A).square().sum(-1)
+            pyro.factor("reconstruction", -0.5 * squares - math.log(2 * math.pi))
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", wide(x))
+
+    x = rows_of_two()
+    return Pair(model, guide, x, log_prob=marginal(x))
+
+
 def regression() -> Pair:
     """Globals alone, mean field made by Pyro; two arguments, one observed under another name."""
 
@@ -741,6 +759,7 @@ PAIRS: dict[str, Callable[[], Pair]] = {
     "topics": topics,
     "weighted": weighted,
     "factors": factors,
+    "factor_of_data": factor_of_data,
     "regression": regression,
     "maximum_likelihood": maximum_likelihood,
     "maximum_a_posteriori": maximum_a_posteriori,

@@ -31,8 +31,8 @@ _ENCODE = Verb(
     summed=True,
     guide="posterior",
 )
-_RECONSTRUCT = Verb("reconstruct")
-_INTERPOLATE = Verb("interpolate", local="there are no codes to go between")
+_RECONSTRUCT = Verb("reconstruct", draws=True)
+_INTERPOLATE = Verb("interpolate", local="there are no codes to go between", draws=True)
 
 
 @typed

@@ -19,7 +19,7 @@ from pyro_vae.program.terms import stack
 
 _ROWS_PER_PASS = 4096
 _DATA_PER_PASS = 256
-_VERB = Verb("impute", prior=True, each=True, guide="weight")
+_VERB = Verb("impute", prior=True, draws=True, each=True, guide="weight")
 
 
 @dataclass(frozen=True, repr=False)

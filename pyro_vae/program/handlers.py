@@ -48,6 +48,12 @@ def observes(site: Message) -> bool:
     )
 
 
+def scoring_data(model: Trace) -> list[Message]:
+    """Return the sites of a model that observe data; where none does, its factors do."""
+    sites = [site for _, site in sample_sites(model) if not site["infer"].get("_deterministic")]
+    return [s for s in sites if observes(s)] or [s for s in sites if s["is_observed"]]
+
+
 def is_data(site: Message) -> bool:
     """Return whether a site of the model observes data: in the plate, neither factor nor value."""
     return observes(site) and data_frame(site) is not None

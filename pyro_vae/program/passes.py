@@ -40,6 +40,7 @@ class Verb:
         continuous: Whether local latents must be continuous; what to use where they are not.
         globals_: Why the verb takes no global latents, and what to do; empty where it takes them.
         simulates: Whether the data are no data, but inputs to simulate some for.
+        draws: Whether it returns draws or means of what the model observes.
         summed: Whether latents that are summed out count among those of a datum.
         sums: Whether it sums over the discrete latents of the guide too, those of few values.
         each: Whether it speaks of each datum alone, by a density of its own.
@@ -53,6 +54,7 @@ class Verb:
     continuous: str = ""
     globals_: str = ""
     simulates: bool = False
+    draws: bool = False
     summed: bool = False
     sums: bool = False
     each: bool = False
@@ -70,6 +72,11 @@ class Verb:
             sites.dependence.require_posteriors(self.name)
         if self.guide == "weight":
             sites.dependence.require_weights(self.name)
+        if (self.simulates or self.draws) and not sites.observed:
+            raise ProgramError(
+                f"{self.name}: the model observes no site: data that enter by pyro.factor alone "
+                "cannot be drawn; write pyro.sample(name, distribution, obs=x)"
+            )
         if self.prior and sites.priorless:
             raise ProgramError(
                 f"{self.name}: site {sites.priorless[0]!r} has no prior (an autoencoder is no "

@@ -10,7 +10,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vae.errors import DataError, ProgramError
-from pyro_vae.program.handlers import PLATE, Message, data_frame, observes, sample_sites
+from pyro_vae.program.handlers import PLATE, Message, data_frame, sample_sites, scoring_data
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Canonical(Messenger):
 def find_plate(model: Trace, rows: int, wanted: str | None, before: str | None = None) -> DataPlate:
     """Return the plate that holds the data, read from a model's trace.
 
-    It encloses an observed site, and its rows are those of the batch: the one that is asked for,
+    It encloses an observed site (or a factor, where none is observed), and its rows are those of the batch: the one that is asked for,
     else one called ``"data"``, else the only candidate, whatever its name and dimension.
 
     Arguments:
@@ -133,10 +133,7 @@ def find_plate(model: Trace, rows: int, wanted: str | None, before: str | None =
         DataError: It has another number of rows than the batch.
     """
     around = {
-        frame.name: frame
-        for _, site in sample_sites(model)
-        if observes(site)
-        for frame in site["cond_indep_stack"]
+        frame.name: frame for site in scoring_data(model) for frame in site["cond_indep_stack"]
     }
     loops = [name for name, frame in around.items() if frame.dim is None]
     frames = {name: frame for name, frame in around.items() if frame.dim is not None}

@@ -12,7 +12,7 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.program.batch import Batch, Whole, arguments, map_rows, named_arrays, num_rows
 from pyro_vae.program.checks import check_shape
-from pyro_vae.program.handlers import PLATE, Message, observes, sample_sites
+from pyro_vae.program.handlers import PLATE, Message, observes, sample_sites, scoring_data
 from pyro_vae.program.plates import NoDataPlate, OneDatum, find_plate
 from pyro_vae.program.terms import nesting
 
@@ -115,7 +115,7 @@ def _has_plate(model: Trace, wanted: str | None, rows: int) -> bool:
 
 def _plateless(model: Trace) -> bool:
     """Return whether nothing observed stands in a vectorised plate."""
-    frames = [f for _, site in sample_sites(model) if observes(site) for f in _frames(site)]
+    frames = [frame for site in scoring_data(model) for frame in _frames(site)]
     return not frames
 
 

@@ -6,7 +6,6 @@ Noise is part of the data, so that numbers can be compared to the last digits.
 
 import json
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -283,7 +282,13 @@ def scenarios(rank: int, folder: Path) -> dict[str, Any]:
         "tensors": seen(data(25)),
         "loader": seen(DataLoader(TensorDataset(*data(25)), batch_size=8, shuffle=True)),
         "dealt": seen(_dealt(rank)),
-        "uneven": uneven(rank),
+        "uneven": exact(
+            False, None, DataLoader(Shard(20, *[(0, 12), (12, 20)][rank]), 4), beta=0.5
+        ),
+        "sampler": exact(False, None, sharding(rank, 20), epochs=1, beta=0.5),
+        "doubled": error(lambda: fit(Known(), Rows(rank), size=20)),
+        "judged apart": fit(Known(), data(16), optimiser=frozen, valid=DataLoader(Rows(rank), 4)),
+        "judged": fit(Known(), data(16), optimiser=frozen, valid=DataLoader(Rows(0), 4)),
         "shards": exact(
             False,
             None,
@@ -309,6 +314,16 @@ def scenarios(rank: int, folder: Path) -> dict[str, Any]:
     return found
 
 
+class Rows(IterableDataset):
+    """All rows, in an order of each process's own."""
+
+    def __init__(self, rank: int) -> None:
+        self.order = range(20)[:: 1 - 2 * rank]
+
+    def __iter__(self) -> Any:
+        return ((x[i], eps[i]) for x, eps in [data(20)] for i in self.order)
+
+
 class Shard(IterableDataset):
     """The rows of one process, as a reader of many files gives them; N is of all."""
 
@@ -322,12 +337,14 @@ class Shard(IterableDataset):
         yield from zip(*(leaf[slice(*self.places)] for leaf in data(self.total)), strict=True)
 
 
-def uneven(rank: int) -> dict[str, Any]:
-    """Train on three batches in one process and two in the other."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        epochs = seen(DataLoader(Shard(20, *[(0, 12), (12, 20)][rank]), batch_size=4))
-    return {"epochs": epochs, "said": [str(each.message) for each in caught]}
+def uneven(rank: int) -> DataLoader:
+    """Return three batches in one process and two in the other."""
+    return DataLoader(Shard(20, *[(0, 12), (12, 20)][rank]), batch_size=4)
+
+
+def sharding(rank: int, rows: int) -> DataLoader:
+    """Return a loader whose own sampler deals the rows out: each process sees every other one."""
+    return DataLoader(TensorDataset(*data(rows)), batch_size=4, sampler=range(rank, rows, 2))
 
 
 def _dealt(rank: int) -> DataLoader:

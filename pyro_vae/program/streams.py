@@ -33,10 +33,17 @@ _ARRAYS = (Tensor, np.ndarray, Mapping, list, tuple, str, bytes, memoryview, Pac
 
 def is_stream(data: Any) -> bool:
     """Return whether data are batches to come, and not a batch."""
-    if isinstance(data, Dataset | DataLoader):
+    if isinstance(data, Dataset | DataLoader) or is_table(data):
         return True
     array = hasattr(data, "__array__") or hasattr(data, "toarray")
     return isinstance(data, Iterable) and not isinstance(data, _ARRAYS) and not array
+
+
+def is_table(data: Any) -> bool:
+    """Return whether data are a data set of rows by number: torch's, or one of its protocol."""
+    if isinstance(data, Dataset):
+        return not isinstance(data, IterableDataset)
+    return hasattr(data, "__getitems__") and hasattr(data, "__len__")
 
 
 def tensors_of(data: Any) -> Any:
@@ -92,10 +99,19 @@ def told_unmade() -> Iterator[None]:
 def _iterate(data: Any, rows: int) -> Iterable[Any]:
     if isinstance(data, DataLoader):
         return _in_order(data)
-    if isinstance(data, Dataset):
-        if not isinstance(data, IterableDataset) and len(data) == 0:  # type: ignore[arg-type]
-            raise DataError("got no data (0 rows), expected at least one row")
-        return DataLoader(data, batch_size=rows, generator=torch.Generator())
+    if isinstance(data, IterableDataset) or is_table(data):
+        return DataLoader(filled(data), batch_size=rows, generator=torch.Generator())
+    return data
+
+
+def filled(data: Any) -> Any:
+    """Return a data set that has rows, or does not tell how many.
+
+    Raises:
+        DataError: It has none.
+    """
+    if is_table(data) and len(data) == 0:
+        raise DataError("got no data (0 rows), expected at least one row")
     return data
 
 

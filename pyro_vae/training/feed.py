@@ -1,26 +1,37 @@
 """Batches for training: tensors on the device by index, or a loader's."""
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
-from pyro_vae.errors import DataError
+from pyro_vae.arguments import positive
+from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.program.batch import Batch, dense, map_batch, map_rows, num_rows
 from pyro_vae.program.program import Program
 from pyro_vae.program.sparse_rows import SparseRows
-from pyro_vae.program.streams import join_batches, single, told_unmade
+from pyro_vae.program.streams import (
+    filled,
+    is_stream,
+    is_table,
+    join_batches,
+    single,
+    tensors_of,
+    told_unmade,
+)
 from pyro_vae.training.parallel import World
 
 # Beyond this share of a GPU's free memory the data stay on the host and travel batch by batch.
 _DEVICE_SHARE = 0.5
 
 _END = object()  # what an exhausted loader answers
+
+Size = int | Literal["count", "any"]
+ANY: Literal["any"] = "any"  # N, where nobody asks for it
 
 
 class TensorFeed:
@@ -84,25 +95,22 @@ class LoaderFeed:
     together.
 
     Arguments:
-        loader: A loader over a data set of known length.
+        loader: A loader over a data set, or over batches to come.
         adapt: Turns what the loader yields into a batch.
         world: The processes that train together; None is this one alone. Each runs the loader,
             in the same order, and keeps its rows; a ``DistributedSampler`` has dealt them already,
-            and so has a stream whose first batch is not the same in all. The length of such a
-            stream is that of all processes; an epoch ends where the first has no more.
+            and so has a loader whose first batch is not the same in all. The length of such a
+            stream is that of all processes; an epoch ends where none has more.
+        size: N, where the data set does not tell; ``"count"`` reads them once to count their rows.
     """
 
     def __init__(
-        self, loader: DataLoader, adapt: Callable[[Any], Batch], world: World | None = None
+        self,
+        loader: DataLoader,
+        adapt: Callable[[Any], Batch],
+        world: World | None = None,
+        size: Size | None = None,
     ) -> None:
-        try:
-            self.size = len(loader.dataset)  # type: ignore[arg-type]
-        except TypeError as error:
-            raise DataError(
-                "the DataLoader's data set has no length; N is needed for the N/B scale"
-            ) from error
-        if self.size == 0:
-            raise DataError("got no data (0 rows), expected at least one row")
         self.loader = loader
         self.batch_size = loader.batch_size
         self.adapt = adapt
@@ -111,14 +119,62 @@ class LoaderFeed:
         self.stream = isinstance(loader.dataset, IterableDataset)
         self.sharded = False  # known from the first batch
         self._first: Batch | None = None
+        self._checked = False
+        self.size = self._total(size)
+
+    def _total(self, told: Size | None) -> int:
+        """Return N, from the data set or from the user."""
+        try:
+            own = len(self.loader.dataset)  # type: ignore[arg-type]
+        except TypeError:
+            own = None
+        if own == 0:
+            raise DataError("got no data (0 rows), expected at least one row")
+        if own is not None:
+            return _agreed(told, own)
+        if told is None:
+            raise DataError(
+                "got a stream that does not tell its length, and N is needed for the N/B scale; "
+                'pass size=N, or size="count" to have its rows counted before training'
+            )
+        return self._count() if told == "count" else int(told if told != ANY else 0)
+
+    def _count(self) -> int:
+        """Read a stream once, and return the rows of all processes."""
+        self.first()
+        with _kept(self.generators):
+            own = sum(num_rows(batch) for batch in self._whole(0))
+        return int(self.world.sum(torch.tensor(float(own)).double())) if self.sharded else own
+
+    def require_all_rows(self, seen: float) -> None:
+        """Refuse, once, a stream that had other rows than N in its first epoch.
+
+        Arguments:
+            seen: Rows of that epoch, in this process.
+
+        Raises:
+            DataError: Fewer or more; in all processes.
+        """
+        if self._checked or not (self.stream or self.sharded):
+            return
+        self._checked = True
+        found = round(self.world.sum(torch.tensor(seen).double()).item())
+        dropped = (self.batch_size or 1) * self.world.size if self.loader.drop_last else 1
+        if not self.size - dropped < found <= self.size:
+            raise DataError(
+                f"data: an epoch had {found} rows over {self.world.size} processes, and N is "
+                f"{self.size}; let every row come once an epoch, and size= be their number"
+            )
 
     def __len__(self) -> int:
         loader, size = self.loader, self.loader.batch_size
+        if self.stream or self.sharded:
+            rows = -(-self.size // self.world.size) if self.sharded else self.size
+            size = size or num_rows(self.first())
+            return max(1, rows // size) if loader.drop_last else len(batch_sizes(rows, size))
         if size is None or loader.drop_last:
             return len(loader)
-        rows = self.size if self.stream else len(loader.sampler)  # type: ignore[arg-type]
-        if self.sharded:
-            return len(batch_sizes(-(-rows // self.world.size), size))
+        rows = len(loader.sampler)  # type: ignore[arg-type]
         return len(loader) - (-(-rows // size) - len(batch_sizes(rows, size)))
 
     @property
@@ -140,19 +196,14 @@ class LoaderFeed:
             yield from map(self.world.own if self.dealt else self.world.share, batches)
 
     def _parts(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield this process's own batches, until some process has no more."""
+        """Yield this process's own batches until none has more; one without is of weight 0."""
+        latest = self.first()
         while True:
             batch = next(batches, None)
-            part = self.world.part(batch)
-            if part is None:
-                break
-            yield part
-        if batch is not None:
-            warnings.warn(
-                f"data: the stream of process {self.world.rank} has more batches than that of "
-                "another, and they are left out; give each process as many rows",
-                stacklevel=2,
-            )
+            if not self.world.part(batch):
+                return
+            latest = latest if batch is None else batch
+            yield latest
 
     def _whole(self, seed: int) -> Iterator[Batch]:
         """Yield the batches as the loader makes them."""
@@ -171,16 +222,15 @@ class LoaderFeed:
         """Return a copy of one batch, to look at."""
         if self._first is None:
             self._first = self._look()
-            self.sharded = self.stream and not self.world.same(self._first)
+            self.sharded = not self.dealt and not self.world.same(self._first)
         return map_batch(torch.clone, self._first)
 
     def _look(self) -> Batch:
         """Return a batch; the loader's own generator is put back."""
-        own = self.loader.generator
-        before = own.get_state() if own is not None else None
-        batch = next(self._whole(0))
-        if own is not None:
-            own.set_state(before)
+        with _kept(self.generators):
+            batch = next(self._whole(0), None)
+        if batch is None:
+            raise DataError("got no data (the stream yields nothing), expected batches")
         return batch
 
     def sample(self, rows: int) -> Batch:
@@ -245,8 +295,9 @@ def make_feed(
     shuffle: bool = True,
     world: World | None = None,
     adapt: Callable[[Any], Batch] | None = None,
+    size: Size | None = None,
 ) -> TensorFeed | LoaderFeed:
-    """Return the feed for tensors, arrays, a ``Dataset`` or a ``DataLoader``.
+    """Return the feed for tensors, arrays, data sets, loaders and other iterables of batches.
 
     Arguments:
         program: What the batches are for.
@@ -255,35 +306,84 @@ def make_feed(
         shuffle: Whether a data set is read in an order of the seed.
         world: The processes that train together; None is this one alone.
         adapt: Turns data into a batch; None is what the program takes as it is.
+        size: N, of a stream that does not tell; ``"count"`` has its rows counted.
 
     Raises:
-        DataError: No data, or data that cannot be read.
+        ConfigError: N is told, and the data have other rows.
+        DataError: No data, data that cannot be read, or a stream of unknown length.
     """
     adapt = adapt or program.adapt
-    if isinstance(data, TensorDataset):
-        data = data.tensors if len(data.tensors) > 1 else data.tensors[0]
-    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        if len(data) == 0:  # type: ignore[arg-type]
-            raise DataError("got no data (0 rows), expected at least one row")
-        data = DataLoader(data, batch_size=batch_size, shuffle=shuffle)
+    size = size if size in (None, "count", ANY) else positive("size", size)
+    data = _as_loader(tensors_of(data), batch_size, shuffle)
     if isinstance(data, DataLoader):
-        return LoaderFeed(data, lambda batch: adapt(single(batch)), world)
+        return LoaderFeed(data, lambda batch: adapt(single(batch)), world, size)
     batch = adapt(data)
     if adapt == program.adapt:  # it is what the program takes: no transform is to come
         batch = program.rows.numbered(batch)
-    return TensorFeed(batch, batch_size, program.device, world)
+    feed = TensorFeed(batch, batch_size, program.device, world)
+    _agreed(size, feed.size)
+    return feed
 
 
-def gather(program: Program, data: Any, batch_size: int) -> Batch:
-    """Return data of any form that a feed is made of as one batch.
+def gather(feed: TensorFeed | LoaderFeed) -> Batch:
+    """Return the data of a feed as one batch, on its device.
 
     Raises:
-        DataError: No data, data that cannot be read, or batches that do not fit together.
+        DataError: Batches that do not fit together.
     """
-    feed = make_feed(program, data, batch_size, shuffle=False)
     if isinstance(feed, TensorFeed):
-        return map_batch(lambda leaf: leaf.to(program.device), feed.data)
+        return map_batch(lambda leaf: leaf.to(feed.device), feed.data)
     return join_batches(list(feed.epoch(0)))
+
+
+def _as_loader(data: Any, batch_size: int, shuffle: bool) -> Any:
+    """Return data that come batch by batch as a loader, and other data as they are."""
+    if isinstance(data, DataLoader) or not is_stream(data):
+        return data
+    if is_table(data):
+        return DataLoader(filled(data), batch_size=batch_size, shuffle=shuffle)
+    if isinstance(data, IterableDataset):
+        return DataLoader(data, batch_size=batch_size)
+    return DataLoader(_Batches(data), batch_size=None, collate_fn=lambda batch: batch)
+
+
+class _Batches(IterableDataset):
+    """Batches of an iterable that begins anew each time.
+
+    Raises:
+        DataError: It is an iterator.
+    """
+
+    def __init__(self, source: Iterable[Any]) -> None:
+        if isinstance(source, Iterator):
+            raise DataError(
+                f"got {type(source).__name__}, an iterator, which can be read once, and an epoch "
+                "reads all batches anew; give an object whose __iter__ makes a new iterator"
+            )
+        self.source = source
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.source)
+
+
+def _agreed(told: Size | None, own: int) -> int:
+    """Return N as the data tell it.
+
+    Raises:
+        ConfigError: The user tells another.
+    """
+    if told not in (None, "count", ANY, own):
+        raise ConfigError(f"size: got {told}, and the data have {own} rows; leave size out")
+    return own
+
+
+@contextmanager
+def _kept(generators: Sequence[torch.Generator]) -> Iterator[None]:
+    """Put generators back to where they stand."""
+    before = [generator.get_state() for generator in generators]
+    yield
+    for generator, state in zip(generators, before, strict=True):
+        generator.set_state(state)
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """``pv.fit``: stochastic variational inference for any program, from data to judged weights."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -30,7 +31,7 @@ from pyro_vae.storage.random_state import seeded_outside_torch
 from pyro_vae.storage.run_folder import RunFolder
 from pyro_vae.threads import one_thread
 from pyro_vae.training.averaged_weights import AveragedWeights
-from pyro_vae.training.feed import LoaderFeed, TensorFeed, gather, make_feed
+from pyro_vae.training.feed import LoaderFeed, Size, TensorFeed, make_feed
 from pyro_vae.training.loop import Loop, Run
 from pyro_vae.training.optimizers import as_factory
 from pyro_vae.training.parallel import Devices, World, join
@@ -47,6 +48,7 @@ from pyro_vae.training.settings import (
 from pyro_vae.training.step import Stepper
 from pyro_vae.training.surroundings import surroundings_kept
 from pyro_vae.training.termination import terminated_softly
+from pyro_vae.training.validation import Validation
 
 __all__ = ["Run", "adam", "fit"]
 
@@ -70,6 +72,7 @@ def fit(
     patience: int | None = None,
     transform: Callable[[Batch], Batch] | None = None,
     callbacks: Iterable[Callable[[Run], Any]] = (),
+    size: int | Literal["count"] | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
     devices: Devices = "auto",
@@ -121,10 +124,14 @@ def fit(
         program: Anything with ``.model`` and ``.guide``; functions: ``pv.Program(model, guide)``.
         data: Training data, one row per datum: tensor, array, tuple or dict of them, ``Dataset``,
             or ``DataLoader``; sparse matrices of scipy or torch, whose rows become dense batch by
-            batch; ``()`` where model and guide take no arguments. Tensors that fit are
-            kept on the device and indexed there. They are checked before training; what a loader
-            yields or ``transform`` makes, batch by batch in the first epoch.
-        valid: Validation data, in any of these forms: its un-annealed ELBO is measured each epoch,
+            batch; an ``IterableDataset`` of rows, or any object whose ``__iter__`` yields the
+            batches of an epoch (no iterator, which can be read once); ``()`` where model and guide
+            take no arguments. Tensors that fit are kept on the device and indexed there; one that
+            maps a file in the program's precision (``np.load(mmap_mode="r")``) is not read whole.
+            They are checked before training; what a loader yields or ``transform`` makes, batch by
+            batch in the first epoch.
+        valid: Validation data, in any of these forms (of a stream, rows of one pass are in memory
+            at a time): its un-annealed ELBO is measured each epoch,
             and the weights of the best epoch are kept (best by the objective's own bound, where it
             is another; under a critic that moves with them no epoch is: the last are kept).
         objective: An objective or any ``pyro.infer.ELBO``; None is ``pv.ELBO()``, which any program
@@ -152,6 +159,8 @@ def fit(
         transform: Applied to each batch on the device (``torch.bernoulli``: dynamic binarisation;
             ``lambda batch: batch[0]``: images without their labels); to ``data`` alone.
         callbacks: Called with the ``Run`` so far after each epoch; a true answer stops the run.
+        size: N, of a stream that does not tell it: rows of an epoch, of all devices together.
+            ``"count"`` reads the stream once before training. An epoch of other rows stops the run.
         seed: Of noise and order; the global random state is left as found.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
         devices: ``"auto"``: those that torchrun started the script on, else one. A number starts
@@ -197,8 +206,7 @@ def fit(
             tensors, for one whose densities are other functions of a part (a mean, a count).
     """
     world = join(devices, device)
-    learning = torch.inference_mode(False), torch.enable_grad()
-    with world.guarded(), terminated_softly(), surroundings_kept(), learning[0], learning[1]:
+    with _training(world):
         epochs, batch_size = positive("epochs", epochs), positive("batch_size", batch_size)
         patience, checkpoint_every = _counts(patience=patience, checkpoint_every=checkpoint_every)
         seed = integer("seed", seed, 0)
@@ -208,7 +216,8 @@ def fit(
         convert(wrapped, precision)
         moved = _conformed(wrapped, transform and of_arguments(transform))
         with forgotten_on_error(wrapped):
-            feed, first, judged = _prepare_data(wrapped, data, valid, batch_size, moved, world)
+            feed, first = _prepare_data(wrapped, data, batch_size, moved, world, size)
+            judged = _prepare_valid(wrapped, valid, batch_size, feed, world)
         weights = beta_schedule(beta, wrapped.sites.local)
         rates = as_schedule("lr_schedule", lr_schedule)
         factory = as_factory(adam(lr) if optimiser is None else optimiser, wrapped, first, lr)
@@ -258,6 +267,14 @@ def fit(
             return loop.run()
 
 
+@contextmanager
+def _training(world: World) -> Iterator[None]:
+    """Take gradients inside, end with the other processes, and leave the process as it was."""
+    kept = world.guarded(), terminated_softly(), surroundings_kept()
+    with kept[0], kept[1], kept[2], torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
 def _chosen(objective: Any, patience: int | None, device: torch.device) -> Objective:
     """Return the objective, its own parameters and state on the device.
 
@@ -301,17 +318,10 @@ def _check_arguments(
         raise ConfigError("patience: early stopping needs validation data, valid=...")
 
 
-def _check_shares(
-    program: Program, feed: TensorFeed | LoaderFeed, valid: Any, world: World
-) -> None:
+def _check_shares(program: Program, feed: TensorFeed | LoaderFeed, world: World) -> None:
     """Refuse what several processes cannot deal out among themselves."""
     if world.size == 1:
         return
-    if isinstance(valid, DataLoader) and isinstance(valid.sampler, DistributedSampler):
-        raise ConfigError(
-            "valid: got a loader with a DistributedSampler, expected all validation data in each "
-            "process; pv.fit deals the rows out"
-        )
     if program.sites.size is not None:
         raise ProgramError(
             f"devices: this program draws its own minibatch, which {world.size} processes cannot "
@@ -375,14 +385,14 @@ def _conformed(
 def _prepare_data(
     program: Program,
     data: Any,
-    valid: Any,
     batch_size: int,
     transform: Callable[[Batch], Batch] | None,
     world: World,
-) -> tuple[TensorFeed | LoaderFeed, Batch, Batch | None]:
-    """Check all data before anything changes; return the feed, a first and the valid batch."""
+    size: Size | None,
+) -> tuple[TensorFeed | LoaderFeed, Batch]:
+    """Check all data before anything changes; return the feed and a first batch."""
     adapt = program.adapt if transform is None else program.as_tensors
-    feed = make_feed(program, data, batch_size, world=world, adapt=adapt)
+    feed = make_feed(program, data, batch_size, world=world, adapt=adapt, size=size)
     cuda = [program.device] if program.device.type == "cuda" else []
     with torch.random.fork_rng(cuda), seeded_outside_torch(0):
         first = feed.first()
@@ -396,9 +406,9 @@ def _prepare_data(
             first = program.conform(first)
             program.read(first)
             if transform is None:
-                feed = make_feed(program, data, batch_size, world=world)
+                feed = make_feed(program, data, batch_size, world=world, size=feed.size)
         _require_whole_batches(program, first, feed, world)
-    _check_shares(program, feed, valid, world)
+    _check_shares(program, feed, world)
     if isinstance(feed, TensorFeed):
         if transform is None:
             program.check(feed.data)
@@ -412,9 +422,21 @@ def _prepare_data(
             program.reader.require_parts(first, feed.size)
     known = feed.data if isinstance(feed, TensorFeed) and transform is None else first
     program.examples.remember(known)
+    return feed, first
+
+
+def _prepare_valid(
+    program: Program, valid: Any, batch_size: int, feed: TensorFeed | LoaderFeed, world: World
+) -> Validation | None:
+    """Check validation data before anything changes, those of a stream by their first batch."""
     if valid is None:
-        return feed, first, None
-    judged = gather(program, valid, batch_size)
-    _require_own(program, judged, feed)
-    program.check(judged)
-    return feed, first, judged
+        return None
+    dealt = isinstance(valid, DataLoader) and isinstance(valid.sampler, DistributedSampler)
+    if dealt and world.size > 1:
+        raise ConfigError(
+            "valid: got a loader with a DistributedSampler, expected all validation data in each "
+            "process; pv.fit deals the rows out"
+        )
+    judged = Validation(program, valid, batch_size, world)
+    _require_own(program, judged.first, feed)
+    return judged

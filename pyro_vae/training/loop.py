@@ -18,7 +18,7 @@ from pyro_vae.device import seeded
 from pyro_vae.errors import DataError, TrainingDiverged
 from pyro_vae.inference.objectives.elbo import ELBO
 from pyro_vae.inference.objectives.objective import Objective
-from pyro_vae.program.batch import Batch
+from pyro_vae.program.batch import Batch, num_rows
 from pyro_vae.program.bounds import mean_bound, mean_elbo
 from pyro_vae.program.handlers import Beta, validation
 from pyro_vae.program.modules import frozen_parts, trainable_parts
@@ -34,6 +34,7 @@ from pyro_vae.training.parallel import World
 from pyro_vae.training.schedules import Schedule
 from pyro_vae.training.settings import shared_settings
 from pyro_vae.training.step import Stepper
+from pyro_vae.training.validation import Validation
 
 # Training rows on which the un-annealed ELBO is measured where the loss does not tell it.
 _JUDGED_ROWS = 1024
@@ -85,7 +86,7 @@ class Loop:
     program: Any
     wrapped: Program
     feed: TensorFeed | LoaderFeed
-    valid: Batch | None
+    valid: Validation | None
     objective: Objective
     stepper: Stepper
     epochs: int
@@ -141,7 +142,7 @@ class Loop:
             "epochs done": self.epoch,
             "seed": self.seed,
             "patience": self.patience,
-            **shared_settings(self.settings, self.feed),
+            **shared_settings(self.settings, self.feed, self.valid),
         }
         self.world.start(self._modules(), facts)
 
@@ -231,7 +232,7 @@ class Loop:
 
     def _steps(self, bar: Any) -> list[Tensor]:
         """Train for one epoch and return the mean losses per datum, on the device."""
-        sums = _Means(len(self.stepper.updates))
+        sums, seen = _Means(len(self.stepper.updates)), 0.0
         total = max(1, self.epochs * len(self.feed) - 1)
         # Tensors were checked as a whole; what a loader yields or a transform makes is new here.
         made = isinstance(self.feed, LoaderFeed) or self.transform is not None
@@ -254,6 +255,7 @@ class Loop:
                 with self.world.together():
                     losses = self.stepper.step(batch, self.beta(progress))
                 sums.add(losses, self.world.rows(batch))
+                seen += self.world.rows(batch)
                 self.steps += 1
                 if self.average is not None:
                     self.average.follow(self.steps)
@@ -264,6 +266,8 @@ class Loop:
                 bar.update()
         with self.wrapped.running():
             self.stepper.check(batch)  # before any weight is judged or kept
+        if isinstance(self.feed, LoaderFeed):
+            self.feed.require_all_rows(seen)
         self.wrapped.eval()
         return sums.over(self.world)
 
@@ -290,13 +294,12 @@ class Loop:
         if not implicit and not told:
             sample = self.feed.sample(_JUDGED_ROWS)
             sample = self.transform(sample) if self.transform is not None else sample
-            own = isinstance(self.feed, LoaderFeed) and self.feed.sharded
-            row["elbo"] = self._mean_elbo(sample, own=own)
+            row["elbo"] = self._mean_elbo([self._own_part(sample)])
         if self.valid is not None:
             if not implicit:
-                row["valid_elbo"] = self._mean_elbo(self.valid)
+                row["valid_elbo"] = self._mean_elbo(self.valid.pieces())
             if self._has_own_bound():
-                row[self._own_name] = self._mean_elbo(self.valid, self.objective)
+                row[self._own_name] = self._mean_elbo(self.valid.pieces(), self.objective)
         if isinstance(beta, Mapping):
             return row | {f"beta[{site}]": float(value) for site, value in beta.items()}
         return row | {"beta": 1.0 if beta is None else float(beta)}
@@ -309,17 +312,28 @@ class Loop:
         own = callable(getattr(self.objective, "per_datum", None))
         return own and not isinstance(self.objective, ELBO)
 
-    def _mean_elbo(self, batch: Batch, objective: Any = None, *, own: bool = False) -> float:
+    def _own_part(self, sample: Batch) -> tuple[Batch, float]:
+        """Return this process's rows of a sample, and for how many of all they stand."""
+        if isinstance(self.feed, LoaderFeed) and self.feed.sharded:
+            return sample, num_rows(sample)
+        part = self.world.share(sample)
+        return part, self.world.rows(part)
+
+    def _mean_elbo(self, pieces: Iterable[tuple[Batch, float]], objective: Any = None) -> float:
+        """Return the mean over the rows of all processes, in eval mode."""
+        total = torch.zeros(2, dtype=torch.float64)
         # The same noise each epoch: epochs are compared, and training does not depend on judging.
         with seeded(self.wrapped.device, self.world.seed(self.seed)), modes_kept(objective):
             if isinstance(objective, nn.Module):
                 objective.eval()  # a critic's own moments must not follow the validation rows
-            part: Any = self.world.part(batch) if own else self.world.share(batch)
-            if objective is not None:
-                value = mean_bound(self.wrapped, part, objective, size=self.feed.size)
-            else:
-                value = mean_elbo(self.wrapped, part, size=self.feed.size)
-            return self.world.mean(value)
+            for part, rows in pieces:
+                if objective is not None:
+                    value = mean_bound(self.wrapped, part, objective, size=self.feed.size)
+                else:
+                    value = mean_elbo(self.wrapped, part, size=self.feed.size)
+                total += torch.tensor([value * rows, rows], dtype=torch.float64)
+        total = self.world.sum(total)
+        return (total[0] / total[1]).item()
 
     def _remember_best(self, row: dict[str, float]) -> None:
         if self.valid is None or not getattr(self.objective, "ranks_epochs", True):

@@ -50,9 +50,9 @@ class World:
         """Return a batch that is this process's already, as large as those of the others."""
         return batch
 
-    def part(self, batch: Batch | None) -> Batch | None:
-        """Return a batch of this process's own, of any size; None once a process has no more."""
-        return batch
+    def part(self, batch: Batch | None) -> bool:
+        """Weigh a batch of this process's own, of any size, None: none; return whether any has."""
+        return batch is not None
 
     def same(self, batch: Batch) -> bool:
         """Return whether all processes hold this batch."""
@@ -138,16 +138,14 @@ class Group(World):
         self._weight, self._total = 1.0 / self.size, self.size * num_rows(batch)
         return batch
 
-    def part(self, batch: Batch | None) -> Batch | None:
-        """Return the batch, with the weight that its rows have among those of all processes."""
+    def part(self, batch: Batch | None) -> bool:
+        """Give a batch the weight that its rows have among those of all processes: none, 0."""
         counts = torch.zeros(self.size, dtype=torch.float64)
         counts[self.rank] = 0 if batch is None else num_rows(batch)
         counts = self.sum(counts)
-        if not bool(counts.all()):
-            return None
         self._total = int(counts.sum())
-        self._weight = float(counts[self.rank]) / self._total
-        return batch
+        self._weight = float(counts[self.rank]) / max(1, self._total)
+        return self._total > 0
 
     def same(self, batch: Batch) -> bool:
         """Return whether all processes hold this batch, to the bit."""

@@ -10,7 +10,6 @@ from torch import Tensor
 from pyro_vae.arguments import number
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.objectives.objective import OptimiserFactory, TermsObjective
-from pyro_vae.program.batch import Batch
 from pyro_vae.program.handlers import Beta
 from pyro_vae.program.program import Program
 from pyro_vae.storage.optimiser_state import plain
@@ -25,6 +24,7 @@ from pyro_vae.training.fingerprints import (
 )
 from pyro_vae.training.schedules import Schedule, as_schedule
 from pyro_vae.training.step import Stepper
+from pyro_vae.training.validation import Validation
 
 KLWeight = float | Schedule | Mapping[str, float | Schedule]
 # Pyro works this one out from the first batch.
@@ -86,7 +86,7 @@ def is_of_a_user(setting: Any) -> bool:
 def record_data(
     program: Program,
     feed: TensorFeed | LoaderFeed,
-    valid: Batch | None,
+    valid: Validation | None,
     transform: Any,
     precision: str | None,
     seed: int,
@@ -102,7 +102,7 @@ def record_data(
         "batches": len(feed),
         "data": feed.size,
         "rows": describe_data(feed),
-        "valid": None if valid is None else describe_rows(valid),
+        "valid": None if valid is None else valid.describe(),
         "precision": precision,
         "seed": seed,
         "transform": describe_function(transform),
@@ -135,13 +135,16 @@ def record_steps(
     }
 
 
-def shared_settings(settings: Mapping[str, Any], feed: TensorFeed | LoaderFeed) -> dict[str, Any]:
+def shared_settings(
+    settings: Mapping[str, Any], feed: TensorFeed | LoaderFeed, valid: Validation | None
+) -> dict[str, Any]:
     """Return the settings that processes which train together must have in common.
 
     Left out are functions, which may hold a rank, and a loader's rows, which may be dealt out.
     """
     apart = {"transform", "architecture", "seed", "batch_size", "batches", "data"}
     apart |= {"rows"} if isinstance(feed, LoaderFeed) else set()
+    apart |= {"valid"} if valid is not None and valid.apart else set()
     shared = {name: value for name, value in settings.items() if name not in apart}
     parts = settings.get("architecture", {})
     return {**shared, "config": parts.get("config"), "modules": parts.get("modules")}

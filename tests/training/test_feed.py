@@ -234,7 +234,7 @@ class Endless(IterableDataset):
     [
         (ROWS[:0], "no data"),
         (DataLoader(TensorDataset(ROWS[:0])), "no data"),
-        (DataLoader(Endless()), "no length"),
+        (DataLoader(Endless()), "does not tell its length"),
         ((ROWS, ROWS[:3]), "equal numbers of rows"),
         ({}, "equal numbers of rows|no data"),
         ("digits", "numeric array"),

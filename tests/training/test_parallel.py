@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import two_processes
+from torch.utils.data import DataLoader, TensorDataset
 from two_processes import Known, Normed, data, exact, fit, frozen, seen
 
 import pyro_vae as pv
@@ -152,13 +153,33 @@ def test_a_stream_that_all_processes_read_is_shared(both):
         assert sorted([*first, *second]) == whole
 
 
-def test_shards_of_unequal_length_end_together(both):
-    column = data(20)[0][:, 0]
-    expected = [sorted(column[:8].tolist()), sorted(column[12:].tolist())]
+PIECES = {  # the rows of each step, of all processes together
+    "uneven": [[0, 1, 2, 3, 12, 13, 14, 15], [4, 5, 6, 7, 16, 17, 18, 19], [8, 9, 10, 11]],
+    "sampler": [[*range(8)], [*range(8, 16)], [*range(16, 20)]],
+}
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_rows_that_are_dealt_already_are_all_trained_on(both, name):
+    """Of shards of 12 and 8 rows, and by a sampler of the user's that takes every other row."""
+    loader = DataLoader(TensorDataset(*data(20)), batch_sampler=PIECES[name])
+    alone = exact(False, None, loader, epochs=2 if name == "uneven" else 1, beta=0.5)
     for rank in (0, 1):
-        assert both[rank]["uneven"]["epochs"] == [expected[rank]] * 2
-    assert "process 0 has more batches" in " ".join(both[0]["uneven"]["said"])
-    assert not any("more batches" in said for said in both[1]["uneven"]["said"])
+        found = both[rank][name]
+        close({**found, "history": {}}, {**alone, "history": {}})
+        close(found["history"]["loss"], alone["history"]["loss"])
+
+
+def test_rows_that_all_processes_train_on_are_counted(both):
+    assert all("had 40 rows over 2 processes, and N is 20" in found["doubled"] for found in both)
+
+
+def test_validation_rows_are_shared_or_dealt_already(both):
+    """In another order in each process they are taken as dealt, twice: the mean is the same."""
+    alone = fit(Known(), data(16), optimiser=frozen, valid=data(20))
+    for found in both:
+        close(found["judged"], alone)
+        close(found["judged apart"], alone)
 
 
 def test_each_process_draws_noise_of_its_own_and_the_seeds(both):

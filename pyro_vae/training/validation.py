@@ -1,0 +1,93 @@
+"""Validation rows: a batch in memory, or a stream that is read anew each time it is judged."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pyro_vae.errors import DataError
+from pyro_vae.program.batch import Batch, chunks, num_rows
+from pyro_vae.program.passes import BYTES_PER_PASS, bytes_per_row
+from pyro_vae.program.program import Program
+from pyro_vae.program.streams import join_batches
+from pyro_vae.training.feed import ANY, TensorFeed, gather, make_feed
+from pyro_vae.training.fingerprints import describe_data, describe_rows
+from pyro_vae.training.parallel import World
+
+_ROWS = 1024  # of a piece: as many as a pass over rows in memory has
+
+
+class Validation:
+    """The rows that epochs are judged on, never more of a stream in memory than one pass holds.
+
+    Rows in memory are checked at once, those of a stream as they come for the first time. Latents
+    that couple all rows need them in memory: such a program has them gathered.
+
+    Arguments:
+        program: What is judged.
+        data: In any form that ``fit`` takes; a stream is read in its own order.
+        batch_size: Rows of a batch, where the data do not say.
+        world: The processes that judge together, each its rows.
+
+    Raises:
+        DataError: Data that the program cannot take.
+    """
+
+    def __init__(self, program: Program, data: Any, batch_size: int, world: World) -> None:
+        self._program, self._world = program, world
+        self.feed = make_feed(program, data, batch_size, shuffle=False, size=ANY)
+        together = program.sites.dependence.needs_all or program.rows.total is not None
+        in_memory = isinstance(self.feed, TensorFeed) or together
+        self._all = gather(self.feed) if in_memory else None
+        self.apart = not in_memory and not world.same(self.first)
+        self._checked = 0  # rows of a stream
+        program.check(self.first)
+
+    @property
+    def first(self) -> Batch:
+        """The rows, or a batch of a stream, to look at."""
+        return self.feed.first() if self._all is None else self._all
+
+    def describe(self) -> dict[str, Any]:
+        """Return shapes, types and a hash of a few rows."""
+        return describe_data(self.feed) if self._all is None else describe_rows(self._all)
+
+    def pieces(self) -> Iterator[tuple[Batch, float]]:
+        """Yield this process's rows, and for how many of all together they stand."""
+        if self._all is not None:
+            yield self._shared(self._all)
+            return
+        start = 0
+        for piece in _of_a_pass(self.feed.epoch(0)):
+            if start >= self._checked:
+                self._program.check(piece)
+            start += num_rows(piece)
+            yield (piece, num_rows(piece)) if self.apart else self._shared(piece)
+        self._checked = max(start, self._checked)
+
+    def _shared(self, batch: Batch) -> tuple[Batch, float]:
+        part = self._world.share(batch)
+        return part, self._world.rows(part)
+
+
+def _of_a_pass(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield the rows of batches in other batches, of as many rows as a pass holds.
+
+    Those that do not fit together (sequences of other lengths) stay as they come.
+    """
+    held: list[Batch] = []
+    for batch in batches:
+        held.append(batch)
+        most = max(1, min(_ROWS, BYTES_PER_PASS // bytes_per_row(batch)))
+        if sum(map(num_rows, held)) < most:
+            continue
+        *full, last = (piece for each in _joined(held) for piece in chunks(each, most))
+        yield from full
+        held = [last]
+    if held:
+        yield from _joined(held)
+
+
+def _joined(batches: list[Batch]) -> list[Batch]:
+    try:
+        return [join_batches(batches)]
+    except DataError:
+        return batches

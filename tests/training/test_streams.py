@@ -1,0 +1,154 @@
+"""Data that come batch by batch: the steps of a loader over the same rows, and N as it is."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
+from two_processes import Known, data, fit, numbers
+
+import pyro_vae as pv
+from pyro_vae.errors import ConfigError, DataError
+
+N, B = 22, 8
+
+
+class Batches:
+    """A reader of files, say: it begins anew each time it is asked."""
+
+    def __iter__(self):
+        return iter(zip(*(leaf.split(B) for leaf in data(N)), strict=True))
+
+
+class Rows(IterableDataset):
+    """The same, row by row."""
+
+    def __iter__(self):
+        return iter(zip(*data(N), strict=True))
+
+
+class Counted(Rows):
+    def __len__(self):
+        return N
+
+
+class Table:
+    """A data set of rows that inherits nothing: torch's protocol of one that fetches many."""
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, index):
+        return tuple(leaf[index] for leaf in data(N))
+
+    def __getitems__(self, index):
+        return [self[each] for each in index]
+
+    def __iter__(self):
+        return (self[index] for index in range(N))
+
+
+# What is given, and the arguments that it needs; all in the order of the rows.
+STREAMS = {
+    "batches": (Batches, {"size": N}),
+    "counted batches": (Batches, {"size": "count"}),
+    "rows": (Rows, {"size": N}),
+    "a loader of rows": (lambda: DataLoader(Rows(), batch_size=B), {"size": "count"}),
+    "rows that tell N": (Counted, {}),
+    "rows that tell N, told again": (Counted, {"size": N}),
+}
+
+
+def of_loader(**options):
+    return fit(Known(), DataLoader(TensorDataset(*data(N)), batch_size=B), **options)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """Return what a loader over all rows leaves, with a global weight: a wrong N would show."""
+    return of_loader(valid=DataLoader(TensorDataset(*data(13)), batch_size=4))
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_a_stream_trains_as_a_loader_over_its_rows(kind, expected):
+    make, options = STREAMS[kind]
+    found = fit(
+        Known(), make(), valid=DataLoader(TensorDataset(*data(13)), batch_size=4), **options
+    )
+    assert found == expected
+
+
+def test_another_n_is_another_run(expected):
+    assert fit(Known(), Rows(), size=N, epochs=1)["state"] != expected["state"]
+
+
+def test_a_table_of_rows_is_shuffled_as_a_data_set():
+    program = Known()
+    rows = Subset(TensorDataset(*data(N)), range(N))
+    run = pv.fit(program, rows, epochs=2, batch_size=B, device="cpu")
+    other = Known()
+    again = pv.fit(other, Table(), epochs=2, batch_size=B, device="cpu")
+    assert numbers(run, program) == numbers(again, other)
+    assert torch.equal(pv.elbo(other, Table()), pv.elbo(other, TensorDataset(*data(N))))
+
+
+@pytest.mark.parametrize("rows", [N - 4, N + 4])
+def test_a_stream_of_other_rows_than_it_should_have_stops_after_one_epoch(rows):
+    program = Known()
+    with pytest.raises(DataError, match=f"{N} rows.*{rows}"):
+        fit(program, Batches(), size=rows, epochs=3)
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "kind", "said"),
+    [
+        (Batches, {}, DataError, "size=N"),
+        (Rows, {}, DataError, 'size="count"'),
+        (lambda: iter(Batches()), {"size": N}, DataError, "once"),
+        (Counted, {"size": N + 1}, ConfigError, f"{N + 1}.*{N}"),
+        (lambda: data(N), {"size": N + 1}, ConfigError, f"{N + 1}.*{N}"),
+        (Batches, {"size": 0}, ConfigError, "at least 1"),
+    ],
+)
+def test_what_a_stream_lacks_is_told(given, options, kind, said):
+    with pytest.raises(kind, match=said):
+        fit(Known(), given(), **options)
+
+
+def test_validation_batches_are_judged_as_the_same_rows_in_memory(expected):
+    whole = of_loader(valid=data(13))
+    assert whole["history"] == expected["history"]
+
+
+def test_a_resumed_run_over_a_stream_is_the_straight_one(tmp_path):
+    straight = fit(Known(), Batches(), size=N, epochs=3, valid=Batches())
+    fit(Known(), Batches(), size=N, epochs=2, out=tmp_path, valid=Batches())
+    again = fit(Known(), Batches(), size=N, epochs=3, out=tmp_path, resume=True, valid=Batches())
+    assert again == straight
+
+
+class Large:
+    """Rows made as they are asked for, which would fill 100 MB together; it watches the memory."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __iter__(self):
+        for seed in range(24):
+            self.seen.append(private_megabytes())
+            yield torch.full((1024, 1024), seed / 24)
+
+
+def private_megabytes():
+    """Return the resident memory of this process that is no file's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def test_neither_training_nor_validation_holds_a_stream():
+    program, train, valid = pv.models.LinearVAE(1024, 1), Large(), Large()
+    run = pv.fit(program, train, size=24 * 1024, valid=valid, epochs=1, device="cpu")
+    assert np.isfinite(run.history["valid_elbo"]).all() and run.steps == 24
+    for seen in (train.seen[5:], valid.seen[5:]):
+        assert len(seen) >= 19 and max(seen) - min(seen) < 50

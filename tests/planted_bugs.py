@@ -53,6 +53,21 @@ BUGS = [
         "tests/program/test_copies.py::test_functions_that_hold_networks_themselves_are_not_copied",
     ),
     Bug(
+        "row numbers of a program's own overruled",
+        "program/numbered.py",
+        "        if asked and subsample is None:",
+        "        if asked:",
+        "tests/program/test_row_numbers.py"
+        "::test_row_numbers_that_are_an_argument_are_the_programs_own",
+    ),
+    Bug(
+        "factors that hold no data",
+        "program/handlers.py",
+        '    return [s for s in sites if observes(s)] or [s for s in sites if s["is_observed"]]\n',
+        "    return [s for s in sites if observes(s)]\n",
+        "tests/program/test_published.py::test_the_bound_is_that_of_pyro[factor_of_data]",
+    ),
+    Bug(
         "calls counted by looks",
         "program/looks/own_numbers.py",
         "                self._put_back(moved)\n",

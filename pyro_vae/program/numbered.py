@@ -48,10 +48,18 @@ class Numbered(Messenger):
         SubsampleMessenger._subsample = self._before  # type: ignore[method-assign]
         return super().__exit__(*error)
 
-    def _rows_of(self, name: str, size: int | None = None, *args: Any, **kwargs: Any) -> Any:
-        if name == self.name and size is not None and (self.any_size or size == self.total):
+    def _rows_of(
+        self,
+        name: str,
+        size: int | None = None,
+        subsample_size: int | None = None,
+        subsample: Any = None,
+        *more: Any,
+    ) -> Any:
+        asked = name == self.name and size is not None and (self.any_size or size == self.total)
+        if asked and subsample is None:  # numbers that the program gives are its own
             return self.total, len(self.rows), self.rows
-        return _subsample(name, size, *args, **kwargs)
+        return _subsample(name, size, subsample_size, subsample, *more)
 
     def _pyro_sample(self, msg: Message) -> None:
         if site_is_subsample(msg):

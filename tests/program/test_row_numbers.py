@@ -223,3 +223,39 @@ def test_validation_data_that_have_no_factors_are_refused():
         pv.fit(pv.Program(model, looked_up), X, valid=X.flip(0), epochs=1, progress=False)
     run = pv.fit(pv.Program(model, looked_up), X, valid=X.clone(), epochs=1, progress=False)
     assert run.history["valid_elbo"].shape == (1,)
+
+
+def indexed_by_an_argument(how):
+    """Row i of the data is datum idx[i], of which the guide has a location."""
+
+    def plate(idx):
+        return pyro.plate("data", 12, subsample=idx)
+
+    def model(x, idx):
+        with plate(idx):
+            z = pyro.sample("z", dist.Normal(0.0, 10.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x, idx):
+        locs = pyro.param("locs", torch.zeros(12))
+        with plate(idx) as rows:
+            pyro.sample("z", dist.Delta(locs[rows]))
+
+    if how == "autoguide":
+        guide = AutoDelta(model, create_plates=lambda x, idx: plate(idx))
+    return pv.Program(model, guide)
+
+
+@pytest.mark.filterwarnings("ignore:site 'x'. its weight depends on the number of rows")
+@pytest.mark.parametrize("feed", ["tensors", "loader"])
+@pytest.mark.parametrize("how", ["autoguide", "by hand"])
+def test_row_numbers_that_are_an_argument_are_the_programs_own(how, feed):
+    idx = torch.randperm(12)
+    x = idx.float() * 3
+    program = indexed_by_an_argument(how)
+    data = (x, idx)
+    if feed == "loader":
+        data = DataLoader(TensorDataset(x, idx), batch_size=4)
+    pv.fit(program, data, epochs=200, batch_size=4, lr=0.3, progress=False, compile=False)
+    (locs,) = [p for p in program.parameters() if p.numel() == 12]
+    assert (locs - torch.arange(12) * 3 / 1.01).abs().max() < 0.2

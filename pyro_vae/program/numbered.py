@@ -41,7 +41,7 @@ class Numbered(Messenger):
 
     def __enter__(self) -> "Numbered":
         self._before = vars(SubsampleMessenger)["_subsample"]
-        SubsampleMessenger._subsample = staticmethod(self._rows_of)  # type: ignore[method-assign]
+        SubsampleMessenger._subsample = staticmethod(self._rows_of)  # type: ignore[assignment]
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> Any:

@@ -117,8 +117,9 @@ class Canonical(Messenger):
 def find_plate(model: Trace, rows: int, wanted: str | None, before: str | None = None) -> DataPlate:
     """Return the plate that holds the data, read from a model's trace.
 
-    It encloses an observed site (or a factor, where none is observed), and its rows are those of the batch: the one that is asked for,
-    else one called ``"data"``, else the only candidate, whatever its name and dimension.
+    It encloses an observed site, or a factor where none is observed, and its rows are those of the
+    batch: the one that is asked for, else one called ``"data"``, else the only candidate, whatever
+    its name and dimension.
 
     Arguments:
         model: As the program's own functions left it.

@@ -247,8 +247,10 @@ def indexed_by_an_argument(how):
 
 
 @pytest.mark.filterwarnings("ignore:site 'x'. its weight depends on the number of rows")
-@pytest.mark.parametrize("feed", ["tensors", "loader"])
-@pytest.mark.parametrize("how", ["autoguide", "by hand"])
+# Pyro's own plate takes a permutation of all rows for all in their order: no case of its guides.
+@pytest.mark.parametrize(
+    ("how", "feed"), [("autoguide", "loader"), ("by hand", "loader"), ("by hand", "tensors")]
+)
 def test_row_numbers_that_are_an_argument_are_the_programs_own(how, feed):
     idx = torch.randperm(12)
     x = idx.float() * 3

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pyro_vae.errors import DataError
@@ -27,6 +28,8 @@ def joined(data: Any, model: Callable[..., Any], runs: Callable[[Batch], bool]) 
     """
     if not isinstance(data, list) or not data:
         return data
+    if all(isinstance(each, Tensor) and not each.dim() for each in data):  # as of coin flips
+        return data if takes(model, tuple(data), {}) else torch.stack(data)
     if all(isinstance(each, Mapping) for each in data):
         return join_batches([map_arguments(as_argument, each) for each in data])
     if not all(isinstance(each, tuple | list) and _has_array(each) for each in data):

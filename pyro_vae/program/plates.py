@@ -104,6 +104,8 @@ class Canonical(Messenger):
     def _pyro_sample(self, msg: Message) -> None:
         if site_is_subsample(msg):
             return
+        if not self.plate.sized:
+            fill(msg)
         msg["cond_indep_stack"] = self.plate.frames(msg["cond_indep_stack"], self._rows_of(msg))
 
     def _rows_of(self, msg: Message) -> int:
@@ -203,8 +205,29 @@ def shown_canonically(trace: Trace, plate: DataPlate, rows: int) -> Trace:
             site["cond_indep_stack"] = plate.around(site)
     elif not plate.canonical:
         for _, site in sample_sites(trace):
+            if not plate.sized:
+                fill(site)
             site["cond_indep_stack"] = plate.frames(site["cond_indep_stack"], rows)
     return trace
+
+
+def fill(site: Message) -> None:
+    """Give what is observed in a plate without a size a distribution for each of its values.
+
+    Pyro expands distributions to the size of a plate alone; one is scored at all values otherwise.
+    """
+    fn, value = site["fn"], site["value"]
+    if not site["is_observed"] or value is None or all(f.size != -1 for f in _frames_of(site)):
+        return
+    shape = value.shape[: value.dim() - fn.event_dim]
+    pairs = zip(reversed(fn.batch_shape), reversed(shape), strict=False)
+    wider = len(shape) >= len(fn.batch_shape) and all(own in (1, seen) for own, seen in pairs)
+    if wider and shape != fn.batch_shape:
+        site["fn"] = fn.expand(shape)
+
+
+def _frames_of(site: Message) -> list[Any]:
+    return [frame for frame in site["cond_indep_stack"] if frame.dim is not None]
 
 
 def inner_plates(site: Message) -> tuple[int, ...]:

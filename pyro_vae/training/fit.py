@@ -161,7 +161,8 @@ def fit(
         callbacks: Called with the ``Run`` so far after each epoch; a true answer stops the run.
         size: N, of a stream that does not tell it: rows of an epoch, of all devices together.
             ``"count"`` reads the stream once before training. An epoch of other rows stops the run.
-        seed: Of noise and order; the global random state is left as found.
+        seed: Of noise and order, and beside the global random state of the starting values that a
+            program's first run draws; the global random state is left as found.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
         devices: ``"auto"``: those that torchrun started the script on, else one. A number starts
             the script once more for each further device of this machine.
@@ -216,7 +217,7 @@ def fit(
         convert(wrapped, precision)
         moved = _conformed(wrapped, transform and of_arguments(transform))
         with forgotten_on_error(wrapped):
-            feed, first = _prepare_data(wrapped, data, batch_size, moved, world, size)
+            feed, first = _prepare_data(wrapped, data, batch_size, moved, world, size, seed)
             judged = _prepare_valid(wrapped, valid, batch_size, feed, world)
         weights = beta_schedule(beta, wrapped.sites.local)
         rates = as_schedule("lr_schedule", lr_schedule)
@@ -389,12 +390,15 @@ def _prepare_data(
     transform: Callable[[Batch], Batch] | None,
     world: World,
     size: Size | None,
+    seed: int,
 ) -> tuple[TensorFeed | LoaderFeed, Batch]:
     """Check all data before anything changes; return the feed and a first batch."""
     adapt = program.adapt if transform is None else program.as_tensors
     feed = make_feed(program, data, batch_size, world=world, adapt=adapt, size=size)
     cuda = [program.device] if program.device.type == "cuda" else []
-    with torch.random.fork_rng(cuda), seeded_outside_torch(0):
+    # Starting values that a first run draws are others in each restart.
+    start = seeded(program.device, _start(seed)) if seed else torch.random.fork_rng(cuda)
+    with start, seeded_outside_torch(0):
         first = feed.first()
         first = transform(first) if transform is not None else first
         if isinstance(feed, LoaderFeed) or world.size > 1:
@@ -423,6 +427,12 @@ def _prepare_data(
     known = feed.data if isinstance(feed, TensorFeed) and transform is None else first
     program.examples.remember(known)
     return feed, first
+
+
+def _start(seed: int) -> int:
+    """Return a seed that hangs on the global random state too, which stays as it is."""
+    with torch.random.fork_rng([]):
+        return int(torch.randint(2**31, ())) ^ seed
 
 
 def _prepare_valid(

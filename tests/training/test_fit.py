@@ -10,6 +10,7 @@ import pytest
 import torch
 from oracles import PPCA, ExactPPCA
 from programs import CASES, mlp
+from pyro.infer.autoguide import AutoDelta, init_to_sample
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -277,6 +278,27 @@ def test_beta_of_an_unknown_site_is_refused():
 
 
 # -- seeds -------------------------------------------------------------------------------------
+
+
+def test_restarts_by_seed_start_elsewhere():
+    """Where the first run draws the starting values; the state of the global generator counts."""
+
+    def model(x):
+        loc = pyro.sample("loc", dist.Normal(torch.zeros(3), 5.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc.mean(), 1.0), obs=x)
+
+    starts = []
+    for state, seed in ((1, 0), (1, 3), (1, 4), (1, 4), (2, 4)):
+        guide = AutoDelta(model, init_loc_fn=init_to_sample)
+        torch.manual_seed(state)
+        pv.fit(pv.Program(model, guide), torch.ones(4), epochs=1, lr=1e-12, seed=seed)
+        starts.append(tuple(guide.loc.tolist()))
+    assert starts[2] == starts[3] and len(set(starts)) == 4
+    torch.manual_seed(1)
+    stock = AutoDelta(model, init_loc_fn=init_to_sample)
+    stock(torch.ones(4))
+    assert starts[0] == pytest.approx(tuple(stock.loc.tolist()), abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["vae", "regularised", "functions", "bayesian"])

@@ -280,7 +280,7 @@ def test_beta_of_an_unknown_site_is_refused():
 # -- seeds -------------------------------------------------------------------------------------
 
 
-def test_restarts_by_seed_start_elsewhere():
+def test_restarts_by_seed_start_elsewhere(store):
     """Where the first run draws the starting values; the state of the global generator counts."""
 
     def model(x):
@@ -299,6 +299,7 @@ def test_restarts_by_seed_start_elsewhere():
     stock = AutoDelta(model, init_loc_fn=init_to_sample)
     stock(torch.ones(4))
     assert starts[0] == pytest.approx(tuple(stock.loc.tolist()), abs=1e-6)
+    store.clear()
 
 
 @pytest.mark.parametrize("name", ["vae", "regularised", "functions", "bayesian"])

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.program import checks
@@ -185,6 +186,20 @@ class Rows:
             self._fixed = not self._take(map_rows(lambda leaf: leaf[:half], batch))
         return bool(self._fixed)
 
+    def per_datum(self) -> bool:
+        """Return whether some parameter could be a factor of each row that the program was read on.
+
+        One that is fixed to a number of rows without such has its batch size written in.
+        """
+        rows = self._reader.rows_read
+        layers = {
+            id(parameter)
+            for part in self._program.modules()
+            if type(part).__module__.startswith("torch.nn.modules") and not _looks_up(part)
+            for parameter in part.parameters(recurse=False)
+        }
+        return any(rows in p.shape for p in self._program.parameters() if id(p) not in layers)
+
     @property
     def fixed_to(self) -> int | None:
         """The number of rows that the program takes, none more or less; None where any."""
@@ -199,10 +214,15 @@ class Rows:
         rows = num_rows(batch)
         own = self.total or self.fixed_to or rows
         if rows != own and not isinstance(batch, Part):
+            why = (
+                "a guide with one factor per datum answers for the rows that it was trained on, "
+                "all of them, as tensors"
+                if self.per_datum()
+                else "it runs on no other number; write len(x) where it has its batch size, or "
+                "give parts of that many rows"
+            )
             raise DataError(
-                f"got {rows} rows, expected the {own} that the program was first read with: a "
-                "guide with one factor per datum answers for the rows that it was trained on, all "
-                "of them, as tensors"
+                f"got {rows} rows, expected the {own} that the program was first read with: {why}"
             )
 
     def _take(self, batch: Batch) -> bool:
@@ -230,3 +250,8 @@ class Rows:
                 "its own minibatch, so no verb can answer for each row; give it a plate of len(x) "
                 "and let pv.fit make the minibatches"
             )
+
+
+def _looks_up(part: nn.Module) -> bool:
+    """Return whether a layer may have a row of weights for each datum."""
+    return isinstance(part, nn.Embedding | nn.EmbeddingBag | nn.ParameterList | nn.ParameterDict)

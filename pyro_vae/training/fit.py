@@ -345,7 +345,7 @@ def _require_whole_batches(
     fixed = program.rows.are_fixed(first)  # found out here in any case: verbs ask for it later
     whole = isinstance(feed, TensorFeed) and feed.batch_size >= feed.size and world.size == 1
     numbered = isinstance(first, Part) and world.size == 1
-    own = fixed or program.rows.total is not None
+    own = (fixed and program.rows.per_datum()) or program.rows.total is not None
     if not isinstance(first, Part) and feed.size > num_rows(first):
         own = own or program.rows.go_by_number(first, feed.size)
     if own and not (whole or numbered):

@@ -261,3 +261,35 @@ def test_row_numbers_that_are_an_argument_are_the_programs_own(how, feed):
     pv.fit(program, data, epochs=200, batch_size=4, lr=0.3, progress=False, compile=False)
     (locs,) = [p for p in program.parameters() if p.numel() == 12]
     assert (locs - torch.arange(12) * 3 / 1.01).abs().max() < 0.2
+
+
+def test_a_batch_size_that_is_written_in_trains_from_batches_of_it():
+    """It is no guide with a factor per datum; a layer as wide as the batch is none either."""
+
+    class Written(torch.nn.Module):
+        def __init__(self, rows):
+            super().__init__()
+            self.encode, self.rows = torch.nn.Linear(1, 4), rows
+            self.mean = torch.nn.Linear(4, 1)
+
+        def model(self, x):
+            with pyro.plate("data", self.rows or len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(self.rows or len(x)), 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        def guide(self, x):
+            with pyro.plate("data", self.rows or len(x)):
+                h = torch.tanh(self.encode(x[:, None]))
+                pyro.sample("z", dist.Normal(self.mean(h)[:, 0], 1.0))
+
+    weights = []
+    for rows in (4, None):
+        torch.manual_seed(0)
+        program = Written(rows)
+        feed = DataLoader(torch.arange(11.0) / 5, batch_size=4, drop_last=True)
+        pv.fit(program, feed, epochs=3, lr=0.05, progress=False, compile=False)
+        weights.append(torch.cat([p.detach().flatten() for p in program.parameters()]))
+        if rows:
+            with pytest.raises(DataError, match="got 6 rows, expected the 4 .* its batch size"):
+                pv.elbo(program, X[:6])
+    assert torch.equal(*weights)

@@ -16,7 +16,12 @@ from pyro_vae.storage.bundle import bundle_path, check_state, read_bundle, seria
 from pyro_vae.storage.differences import check_settings, renewed_options
 from pyro_vae.storage.history import History
 from pyro_vae.storage.optimiser_state import fit_state, parameter_names, take_state
-from pyro_vae.storage.random_state import check_random_state, set_random_state, take_random_state
+from pyro_vae.storage.random_state import (
+    check_random_state,
+    loader_states,
+    set_random_state,
+    take_random_state,
+)
 
 NAME = "checkpoint"
 _AVERAGES = f"values.{AVERAGES}"
@@ -32,6 +37,9 @@ class Progress:
     best_epoch: int
     best_elbo: float
     settings: dict[str, Any]
+    position: int = 0  # batches of the running epoch that are done
+    seen: float = 0.0  # rows of these, in this process
+    rows: tuple[float, ...] = ()  # of these, under the mean loss of each update
 
     def as_json(self) -> dict[str, Any]:
         """Return a dict that JSON can hold."""
@@ -50,6 +58,9 @@ class Progress:
             all(_is_count(found.get(name)) for name in ("epoch", "steps", "best_epoch"))
             and (best is None or _is_number(best))
             and isinstance(settings, dict)
+            and _is_count(found.get("position", 0))
+            and isinstance(found.get("rows", []), list)
+            and all(map(_is_number, (found.get("seen", 0.0), *found.get("rows", []))))
         )
         if not sane:
             raise CheckpointError(f"{where}: its record of the run is malformed")
@@ -59,6 +70,9 @@ class Progress:
             best_epoch=found["best_epoch"],
             best_elbo=-math.inf if best is None else float(best),
             settings=found["settings"],
+            position=found.get("position", 0),
+            seen=float(found.get("seen", 0.0)),
+            rows=tuple(found.get("rows", ())),
         )
 
 
@@ -78,17 +92,23 @@ class Checkpoint:
         progress: Progress,
         history: History,
         device: torch.device,
-        generators: Sequence[torch.Generator] = (),
+        generators: Sequence[Tensor] = (),
+        losses: Mapping[int, Tensor] | None = None,
     ) -> "Checkpoint":
         """Copy weights, optimiser states and random states (the device's and the loader's too).
+
+        Of a loader's generators the states are those at the beginning of the epoch, from where its
+        batches are read anew. ``losses`` are sums over the running epoch, by update.
 
         The history is kept as tensors: JSON would take 26 times its bytes to read.
 
         Raises:
             CheckpointError: An optimiser has a state that a file cannot hold.
         """
-        random = take_random_state(device, generators)
+        random = take_random_state(device) | loader_states(generators)
         tensors = {f"rng.{name}": state for name, state in random.items()}
+        for index, loss in (losses or {}).items():
+            tensors[f"losses.{index}"] = loss.clone()
         for name, module in modules.items():
             for key, value in module.state_dict().items():
                 tensors[f"{name}.{key}"] = value.clone()
@@ -132,7 +152,7 @@ def read_checkpoint(
     *,
     renew: bool = False,
     generators: Sequence[torch.Generator] = (),
-) -> tuple[dict[str, Tensor], Progress, History, list[str]]:
+) -> tuple[dict[str, Tensor], Progress, History, list[str], dict[int, Tensor]]:
     """Put a checkpoint's weights, optimiser states and random states back.
 
     Arguments:
@@ -144,8 +164,8 @@ def read_checkpoint(
         generators: Those of a loader.
 
     Returns:
-        The best weights so far, how far the run has come, its history, and the settings that
-        differ.
+        The best weights so far, how far the run has come, its history, the settings that differ,
+        and the sums of losses over the running epoch, by update.
 
     Raises:
         CheckpointError: Missing, damaged, or of another program; nothing is changed then.
@@ -165,6 +185,7 @@ def read_checkpoint(
     if best:
         made = {key: value for key, value in best.items() if key.startswith(_AVERAGES)}
         check_state({**modules["program"].state_dict(), **made}, best, where)
+    losses = _losses(_part(tensors, "losses."), progress, where)
     random = _part(tensors, "rng.")
     check_random_state(random, where)
     renewed = renewed_options(settings, progress.settings) if renew else frozenset()
@@ -175,7 +196,19 @@ def read_checkpoint(
     for optimiser, state in zip(optimisers, fitted, strict=True):
         optimiser.load_state_dict(state)
     set_random_state(random, device, generators)
-    return best, progress, history, changes
+    return best, progress, history, changes, losses
+
+
+def _losses(found: Mapping[str, Tensor], progress: Progress, where: str) -> dict[int, Tensor]:
+    """Return the sums of losses of a running epoch, by update.
+
+    Raises:
+        CheckpointError: They are none.
+    """
+    known = {str(index): index for index in range(len(progress.rows))}
+    if set(found) - set(known) or any(loss.dim() for loss in found.values()):
+        raise CheckpointError(f"{where}: its record of the running epoch is malformed")
+    return {known[name]: loss for name, loss in found.items()}
 
 
 def _history(columns: Mapping[str, Tensor], names: Any, epochs: int, where: str) -> History:

@@ -19,21 +19,22 @@ _NUMPY_WORDS, _PYTHON_WORDS = 624, 625
 _OWN = "loader"
 
 
-def take_random_state(
-    device: torch.device, own: Sequence[torch.Generator] = ()
-) -> dict[str, Tensor]:
-    """Return the states of all generators, as tensors that a file can hold.
+def take_random_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of the global generators, as tensors that a file can hold.
 
     Arguments:
         device: Whose generator draws the noise.
-        own: Those of a loader.
     """
     states = {"cpu": torch.get_rng_state(), "python": _python_state()}
-    states |= {f"{_OWN}{index}": each.get_state() for index, each in enumerate(own)}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
     numpy = _numpy_state()
     return states if numpy is None else {**states, "numpy": numpy}
+
+
+def loader_states(states: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return the states of a loader's generators under the names that a file has for them."""
+    return {f"{_OWN}{index}": state for index, state in enumerate(states)}
 
 
 def set_random_state(

@@ -32,6 +32,7 @@ from pyro_vae.storage.run_folder import RunFolder
 from pyro_vae.threads import one_thread
 from pyro_vae.training.averaged_weights import AveragedWeights
 from pyro_vae.training.feed import LoaderFeed, Size, TensorFeed, make_feed
+from pyro_vae.training.limits import Limits
 from pyro_vae.training.loop import Loop, Run
 from pyro_vae.training.optimizers import as_factory
 from pyro_vae.training.parallel import Devices, World, join
@@ -61,7 +62,7 @@ def fit(
     *,
     valid: Any = None,
     objective: Any = None,
-    epochs: int = 10,
+    epochs: int | None = None,
     batch_size: int = 128,
     lr: float = 1e-3,
     optimiser: Any = None,
@@ -80,7 +81,11 @@ def fit(
     compile: Mode = "auto",
     out: str | os.PathLike[str] | None = None,
     checkpoint_every: int | None = None,
+    checkpoint_steps: int | None = None,
+    checkpoint_minutes: float | None = 10.0,
     resume: bool | str = False,
+    max_steps: int | None = None,
+    max_minutes: float | None = None,
     progress: bool = True,
 ) -> Run:
     r"""Train a program by stochastic variational inference.
@@ -103,9 +108,10 @@ def fit(
     that was found in eval mode with no weight to train (``part.requires_grad_(False).eval()``) is
     frozen: its dropout stays off and its running statistics stand still. Under
     a graph, the parameters' ``.grad`` are set after the last step of each epoch, and hooks on them
-    count from the next epoch on. Ctrl-C, SIGTERM, divergence or any other error puts the best
-    weights so far into the program (without ``valid`` it stays as it is), saves it and a checkpoint
-    of the last whole epoch into ``out``, and goes on to the caller. A side log never stops a run.
+    count from the next epoch on. Ctrl-C, SIGTERM, SIGUSR1, divergence or any other error puts the
+    best weights so far into the program (without ``valid`` it stays as it is), saves it and a
+    checkpoint into ``out`` (of the last whole epoch, or of the last within one), and goes on to the
+    caller. A side log never stops a run.
 
     Data-parallel: ``torchrun --nproc-per-node=8 train.py`` runs a script, unchanged, on 8 devices.
     Each process sees its rows of every batch, draws noise of its own, and takes the same step:
@@ -136,7 +142,7 @@ def fit(
             is another; under a critic that moves with them no epoch is: the last are kept).
         objective: An objective or any ``pyro.infer.ELBO``; None is ``pv.ELBO()``, which any program
             admits. ``pv.AnalyticELBO()`` is the same bound, with less noise where a KL is known.
-        epochs: Passes over the data.
+        epochs: Passes over the data; None are 10, or what ``max_steps`` takes.
         batch_size: B, of all devices together; a last batch of one row, which has no variance for
             batch normalisation, is joined to the one before, and a program without a plate of the
             data takes all of them at each step. In a batch, what stands outside the plate counts
@@ -177,15 +183,24 @@ def fit(
         out: Run folder: ``config.json``, weights, ``history.csv``, TensorBoard events, checkpoints.
         checkpoint_every: Epochs between checkpoints in ``out``; there is one at the end in any
             case.
+        checkpoint_steps, checkpoint_minutes: Steps and minutes between them, within epochs too.
+            What a run that is killed has lost is what came after the last. The batches of the
+            running epoch that are done are read once more by a continuation, and not trained on.
         resume: Go on from the checkpoint in ``out``, if there is one, with the program, data and
-            settings that it was started with (``epochs``, ``patience``, ``callbacks``, ``device``
-            and ``devices`` are free; what differs is named); bit-identical on as many CPU processes
+            settings that it was started with (``epochs``, ``max_steps``, ``patience``,
+            ``callbacks``, ``device`` and ``devices`` are free; what differs is named);
+            bit-identical on as many CPU processes
             (in ``compile="auto"``, up to where a compiled graph took over), where noise comes from
-            the global generators of torch, NumPy or Python, or a loader's own. ``"settings"`` lets
+            the global generators of torch, NumPy or Python, or a loader's own. Within an epoch that
+            needs data that come in the same order again (a loader whose data set draws from NumPy's
+            generator does not), and one process: several draw other noise. ``"settings"`` lets
             learning rate, schedules, KL weight, clipping, the optimiser's options, ``transform``,
             ``valid`` and parts without weights differ, and writes down in ``config.json`` what did;
             the best weights under another ``transform`` or ``valid`` are forgotten. A finished run
             is returned at once; one that a callback stopped goes on.
+        max_steps: Steps of the whole run, after which it ends, within an epoch too: that epoch is
+            judged as it is, and a continuation of more steps goes on with its other batches.
+        max_minutes: Likewise, minutes of this call.
         progress: Show a progress bar.
 
     Raises:
@@ -208,10 +223,10 @@ def fit(
     """
     world = join(devices, device)
     with _training(world):
-        epochs, batch_size = positive("epochs", epochs), positive("batch_size", batch_size)
-        patience, checkpoint_every = _counts(patience=patience, checkpoint_every=checkpoint_every)
-        seed = integer("seed", seed, 0)
-        _check_arguments(clip_norm, ema, patience, valid, out, checkpoint_every, resume)
+        every = checkpoint_every, checkpoint_steps, checkpoint_minutes
+        limits = Limits(epochs, patience, max_steps, max_minutes, *every, out=out)
+        batch_size, seed = positive("batch_size", batch_size), integer("seed", seed, 0)
+        _check_arguments(clip_norm, ema, patience, valid, out, resume)
         wrapped = Program.of(program)
         wrapped.to(world.device)
         convert(wrapped, precision)
@@ -220,11 +235,9 @@ def fit(
             feed, first = _prepare_data(wrapped, data, batch_size, moved, world, size, seed)
             judged = _prepare_valid(wrapped, valid, batch_size, feed, world)
         weights = beta_schedule(beta, wrapped.sites.local)
-        rates = as_schedule("lr_schedule", lr_schedule)
         factory = as_factory(adam(lr) if optimiser is None else optimiser, wrapped, first, lr)
         chosen = _chosen(objective, patience, wrapped.device)
-        folder = RunFolder.open(out, bool(resume)) if out is not None else None
-        world.wait()  # none writes into a folder that another has yet to look at
+        folder = _folder(out, bool(resume), world)
         stepper = Stepper(
             wrapped,
             chosen,
@@ -232,7 +245,7 @@ def fit(
             clip_norm=clip_norm,
             size=feed.size,
             compile=compile,
-            steps=epochs * len(feed),
+            steps=limits.steps(len(feed)),
             reduce=world.reduce if world.size > 1 else None,
         )
         settings: dict[str, Any] = {}
@@ -248,15 +261,13 @@ def fit(
             valid=judged,
             objective=chosen,
             stepper=stepper,
-            epochs=epochs,
-            lr_schedule=rates,
+            lr_schedule=as_schedule("lr_schedule", lr_schedule),
             beta=weights,
-            patience=patience,
             transform=moved,
             callbacks=(*own_callback(chosen), *callbacks),
             seed=seed,
             folder=folder,
-            checkpoint_every=checkpoint_every,
+            limits=limits,
             progress=progress,
             settings=settings,
             renew=resume == "settings",
@@ -276,6 +287,13 @@ def _training(world: World) -> Iterator[None]:
         yield
 
 
+def _folder(out: str | os.PathLike[str] | None, resume: bool, world: World) -> RunFolder | None:
+    """Return the run folder, which no process writes into before all have looked at it."""
+    folder = None if out is None else RunFolder.open(out, resume)
+    world.wait()
+    return folder
+
+
 def _chosen(objective: Any, patience: int | None, device: torch.device) -> Objective:
     """Return the objective, its own parameters and state on the device.
 
@@ -291,26 +309,18 @@ def _chosen(objective: Any, patience: int | None, device: torch.device) -> Objec
     return chosen.to(device) if isinstance(chosen, nn.Module) else chosen
 
 
-def _counts(**numbers: int | None) -> list[int | None]:
-    """Return numbers that are absent or integers of at least 1."""
-    return [None if n is None else positive(name, n) for name, n in numbers.items()]
-
-
 def _check_arguments(
     clip_norm: float | None,
     ema: float | None,
     patience: int | None,
     valid: Any,
     out: Any,
-    checkpoint_every: int | None,
     resume: bool | str,
 ) -> None:
     if clip_norm is not None:
         number("clip_norm", clip_norm, "(0, inf)")
     if ema is not None:
         number("ema", ema, "(0, 1)")
-    if checkpoint_every is not None and out is None:
-        raise ConfigError("checkpoint_every: needs a run folder, out=...")
     if resume not in (False, True, "settings"):
         raise ConfigError(f"resume: got {resume!r}, expected True, False or 'settings'")
     if resume and out is None:

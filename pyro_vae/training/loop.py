@@ -1,6 +1,7 @@
 """The epochs of a run: train, judge, remember the best, keep what a continuation needs."""
 
 import math
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,11 +26,16 @@ from pyro_vae.program.modules import frozen_parts, trainable_parts
 from pyro_vae.program.program import Program
 from pyro_vae.storage.checkpoint import Checkpoint, Progress, read_checkpoint
 from pyro_vae.storage.history import History
-from pyro_vae.storage.random_state import seed_outside_torch
+from pyro_vae.storage.random_state import (
+    seed_outside_torch,
+    set_random_state,
+    take_random_state,
+)
 from pyro_vae.storage.run_folder import RunFolder
 from pyro_vae.storage.save import save, state_modules
 from pyro_vae.training.averaged_weights import AveragedWeights
 from pyro_vae.training.feed import LoaderFeed, TensorFeed
+from pyro_vae.training.limits import Limits
 from pyro_vae.training.parallel import World
 from pyro_vae.training.schedules import Schedule
 from pyro_vae.training.settings import shared_settings
@@ -89,15 +95,13 @@ class Loop:
     valid: Validation | None
     objective: Objective
     stepper: Stepper
-    epochs: int
     lr_schedule: Schedule
     beta: Callable[[float], Beta | None]
-    patience: int | None
     transform: Callable[[Batch], Batch] | None
     callbacks: tuple[Callable[[Run], Any], ...]
     seed: int
     folder: RunFolder | None
-    checkpoint_every: int | None
+    limits: Limits
     progress: bool
     settings: dict[str, Any]
     renew: bool
@@ -116,7 +120,11 @@ class Loop:
         self.stopped = False  # by a callback; patience is worked out from the epochs
         self.told_of_nan = False
         self.moved = False  # whether this call has taken a step
+        self.position, self.seen = 0, 0.0  # batches and rows of the running epoch that are done
+        self.sums: _Means | None = None  # of the running epoch
+        self.cut = False  # whether steps or minutes have ended the run within an epoch
         self.checkpoint: Checkpoint | None = None
+        self.starts: list[Tensor] = []  # of the loader's generators, where the epoch begins
         self.changes: list[str] = []  # what this continuation was asked to do otherwise
         # All processes know the folder, to resume from; one writes.
         self.writes = self.folder if self.world.main else None
@@ -138,10 +146,11 @@ class Loop:
             "rows of data": self.feed.size,
             "batch size": self.feed.batch_size or 0,
             "batches": len(self.feed),
-            "epochs": self.epochs,
-            "epochs done": self.epoch,
+            "epochs": self.limits.epochs,
+            "steps": self.limits.max_steps,
+            "steps done": self.steps,
             "seed": self.seed,
-            "patience": self.patience,
+            "patience": self.limits.patience,
             **shared_settings(self.settings, self.feed, self.valid),
         }
         self.world.start(self._modules(), facts)
@@ -167,18 +176,31 @@ class Loop:
                 warnings.warn(f"out: the ended run was not saved: {failed}", stacklevel=2)
             elif isinstance(error, TrainingDiverged):
                 error.args = (f"{error}{self._remedy()}",)
+            elif not isinstance(error, Exception):  # Ctrl-C, a signal
+                self._say_how_to_go_on()
             raise
 
     def _train(self) -> None:
-        total, shown = self.epochs * len(self.feed), self.progress and self.world.main
+        shown = self.progress and self.world.main
         self._keep()
-        with tqdm(total=total, initial=self.steps, disable=not shown, unit="step") as bar:
-            while self.epoch < self.epochs and not (self.stopped or self._out_of_patience()):
+        with tqdm(total=self._total, initial=self.steps, disable=not shown, unit="step") as bar:
+            while self.epoch < self.limits.epochs and not self._ended():
                 self._epoch(bar)
+
+    @property
+    def _total(self) -> int:
+        """The steps of the whole run."""
+        return self.limits.steps(len(self.feed))
+
+    def _ended(self) -> bool:
+        early = self.stopped or self.cut or self._out_of_patience()
+        return early or (self.position == 0 and self.limits.spent(self.steps, self.world))
 
     def _epoch(self, bar: Any) -> None:
         start = time.perf_counter()
         losses = self._steps(bar)
+        if not self.cut:
+            self.position, self.seen, self.sums = 0, 0.0, None
         self.epoch += 1
         row: dict[str, float] = {"epoch": float(self.epoch)}
         names = [update.name for update in self.stepper.updates]
@@ -204,17 +226,22 @@ class Loop:
             elif self.stepper.watched:
                 self.stepper.look()
         finally:
-            self._keep()  # after the callbacks: one may draw random numbers
-        if self.checkpoint_every and self.epoch % self.checkpoint_every == 0:
-            try:
-                self._write()
-            except OSError as error:  # the disk may have room again when the run ends
-                warnings.warn(
-                    f"out: the checkpoint of epoch {self.epoch} was not written ({error}); the run "
-                    "goes on, and the checkpoint before it stays",
-                    UserWarning,
-                    stacklevel=2,
-                )
+            if not self.cut:  # a continuation of a cut epoch has yet to judge it
+                self._keep()  # after the callbacks: one may draw random numbers
+        if not self.cut and self.limits.after_epoch(self.epoch):
+            self._write_if_possible(f"epoch {self.epoch}")
+
+    def _write_if_possible(self, when: str) -> None:
+        self.limits.written()
+        try:
+            self._write()
+        except OSError as error:  # the disk may have room again when the run ends
+            warnings.warn(
+                f"out: the checkpoint of {when} was not written ({error}); the run "
+                "goes on, and the checkpoint before it stays",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def _freeze(self, before: list[nn.Module]) -> None:
         """Keep what a callback has frozen in eval mode, and let what it has thawed go.
@@ -232,19 +259,17 @@ class Loop:
 
     def _steps(self, bar: Any) -> list[Tensor]:
         """Train for one epoch and return the mean losses per datum, on the device."""
-        sums, seen = _Means(len(self.stepper.updates)), 0.0
-        total = max(1, self.epochs * len(self.feed) - 1)
+        sums = self.sums = self.sums or _Means(len(self.stepper.updates))
+        total, batch = max(1, self._total - 1), None
         # Tensors were checked as a whole; what a loader yields or a transform makes is new here.
         made = isinstance(self.feed, LoaderFeed) or self.transform is not None
         unseen = made and not self.moved
         self.wrapped.train()
         for part in self.frozen:
             part.training = False
-        self.world.reseed(self.seed, self.epoch)
-        if self.world.size > 1:
-            seed_outside_torch(self.world.seed(self.seed, self.epoch))
+        batches = self._batches()
         with self.wrapped.running(), validation(False), self.precision(), _lone_rows_told():
-            for batch in self.feed.epoch(_epoch_seed(self.seed, self.epoch)):
+            for batch in batches:
                 if self.transform is not None:
                     batch = self.transform(batch)
                 if unseen:
@@ -255,21 +280,49 @@ class Loop:
                 with self.world.together():
                     losses = self.stepper.step(batch, self.beta(progress))
                 sums.add(losses, self.world.rows(batch))
-                seen += self.world.rows(batch)
-                self.steps += 1
+                self.seen += self.world.rows(batch)
+                self.steps, self.position = self.steps + 1, self.position + 1
                 if self.average is not None:
                     self.average.follow(self.steps)
                 if not self.moved:
                     self._start()
+                bar.update()
                 if self.writes is not None:
                     self.writes.beat()
-                bar.update()
-        with self.wrapped.running():
-            self.stepper.check(batch)  # before any weight is judged or kept
-        if isinstance(self.feed, LoaderFeed):
-            self.feed.require_all_rows(seen)
+                    if self.limits.within_epoch(self.steps):
+                        self.stepper.check(batch)
+                        self._keep()
+                        self._write_if_possible(f"step {self.steps}")
+            if batch is not None:
+                self.stepper.check(batch)  # before any weight is judged or kept
+            if self.cut:
+                self._keep()
+        if isinstance(self.feed, LoaderFeed) and not self.cut:
+            self.feed.require_all_rows(self.seen)
         self.wrapped.eval()
         return sums.over(self.world)
+
+    def _batches(self) -> Iterator[Batch]:
+        """Yield what is left of the epoch, until the run has spent its steps or minutes.
+
+        The batches that are done are read once more, for a feed is known by its beginning; what
+        draws from the global generators meanwhile leaves them as they were.
+        """
+        words = (self.epoch, self.position) if self.position else (self.epoch,)
+        self.world.reseed(self.seed, *words)
+        if self.world.size > 1:
+            seed_outside_torch(self.world.seed(self.seed, *words))
+        batches = self.feed.epoch(_epoch_seed(self.seed, self.epoch))
+        if self.position:
+            state = take_random_state(self.wrapped.device)
+            for _ in zip(range(self.position), batches, strict=False):
+                pass
+            set_random_state(state, self.wrapped.device)
+        for batch in batches:
+            if self.limits.spent(self.steps, self.world):
+                self.cut = True
+                return
+            yield batch
 
     def _start(self) -> None:
         """Write the configuration once a step has succeeded: what fails before leaves no folder.
@@ -278,7 +331,7 @@ class Loop:
         """
         if self.writes is not None:
             self._take().check(self.writes.path)
-            settings = {"epochs": self.epochs, **self.settings}
+            settings = {"epochs": self.limits.epochs, **self.settings}
             self.writes.write_config(self.wrapped, settings, self.changes)
         self.moved = True
 
@@ -287,7 +340,7 @@ class Loop:
 
         A guide without a density has none: the objective's own measure is all there is.
         """
-        beta = self.beta(self.steps / max(1, self.epochs * len(self.feed)))
+        beta = self.beta(min(1.0, self.steps / max(1, self._total)))
         implicit = bool(self.wrapped.sites.implicit)
         row = {} if implicit else {"elbo": -loss}
         told = isinstance(self.objective, ELBO) and beta is None and self.average is None
@@ -354,7 +407,8 @@ class Loop:
             self.best = {k: v.clone() for k, v in self.wrapped.state_dict().items()}
 
     def _out_of_patience(self) -> bool:
-        return self.patience is not None and self.epoch - self.best_epoch >= self.patience
+        patience = self.limits.patience
+        return patience is not None and self.epoch - self.best_epoch >= patience
 
     def _so_far(self) -> Run:
         return Run(
@@ -364,7 +418,7 @@ class Loop:
             steps=self.steps,
             device=self.wrapped.device,
             folder=self.folder.path if self.folder else None,
-            stopped_early=self.stopped or self._out_of_patience(),
+            stopped_early=self.stopped or self.cut or self._out_of_patience(),
             rank=self.world.rank,
             world_size=self.world.size,
             compiled=self.stepper.compiled,
@@ -374,7 +428,7 @@ class Loop:
     # -- what a continuation needs ---------------------------------------------------------------
 
     def _keep(self) -> None:
-        """Copy the state between two epochs: an interrupt inside one goes back to it."""
+        """Copy the state between two steps: an interrupt goes back to it."""
         if self.writes is not None:
             self.checkpoint = self._take()
 
@@ -385,11 +439,19 @@ class Loop:
             best_epoch=self.best_epoch,
             best_elbo=self.best_elbo,
             settings=self.settings,
+            position=self.position,
+            seen=self.seen,
+            rows=tuple(self.sums.rows) if self.position and self.sums else (),
         )
         modules = self._modules()
         optimisers, device = self.stepper.optimisers, self.wrapped.device
-        own = self.feed.generators
-        return Checkpoint.take(modules, optimisers, self.best, progress, self.history, device, own)
+        if not self.position:
+            self.starts = [generator.get_state() for generator in self.feed.generators]
+        totals = self.sums.totals if self.position and self.sums else []
+        losses = {index: loss for index, loss in enumerate(totals) if loss is not None}
+        return Checkpoint.take(
+            modules, optimisers, self.best, progress, self.history, device, self.starts, losses
+        )
 
     def _write(self) -> None:
         if self.writes is not None and self.checkpoint is not None:
@@ -421,6 +483,15 @@ class Loop:
             return None  # no step was taken, here or before: there is no run to leave behind
         return first_error(writes)
 
+    def _say_how_to_go_on(self) -> None:
+        """Say so where no warning can: one that is an error would hide what ends the run."""
+        if self.writes is None or self.checkpoint is None or not self.moved:
+            return
+        sys.stderr.write(
+            f"the run was ended in step {self.steps + 1}; {self.writes.path} holds a checkpoint "
+            f"of step {self.checkpoint.meta['steps']}: go on by pv.fit(..., resume=True)\n"
+        )
+
     def _remedy(self) -> str:
         """Return what has been kept of a run that diverged, and how it may go on."""
         kept = f". The best weights, of epoch {self.best_epoch}, are back" if self.best else ""
@@ -437,7 +508,7 @@ class Loop:
         device = self.wrapped.device
         modules = self._modules()
         path, optimisers = self.folder.path, self.stepper.optimisers
-        best, progress, self.history, self.changes = read_checkpoint(
+        best, progress, self.history, self.changes, losses = read_checkpoint(
             path,
             modules,
             optimisers,
@@ -448,6 +519,14 @@ class Loop:
         )
         self.best = {k: v.to(device) for k, v in best.items()} or None
         self.epoch, self.steps = progress.epoch, progress.steps
+        self.position, self.seen = progress.position, progress.seen
+        self.starts = [generator.get_state() for generator in self.feed.generators]
+        if self.position:
+            self.sums = _Means(len(self.stepper.updates))
+            self.sums.rows = list(progress.rows)
+            self.sums.totals = [
+                losses[i].to(device) if i in losses else None for i in range(len(self.sums.totals))
+            ]
         self.best_epoch, self.best_elbo = progress.best_epoch, progress.best_elbo
         if any(change.startswith(("valid", "transform")) for change in self.changes):
             # A score on other rows is no measure for what comes, nor are weights chosen by it.

@@ -66,7 +66,7 @@ class World:
         """Return a seed for noise that no other process draws."""
         return seed
 
-    def reseed(self, seed: int, epoch: int) -> None:
+    def reseed(self, seed: int, *words: int) -> None:
         """Start an epoch's noise anew where a checkpoint cannot hold every process's generator."""
 
     def guarded(self) -> AbstractContextManager[None]:
@@ -165,9 +165,9 @@ class Group(World):
         # Never 0 at the end: numpy's seed sequences do not tell [1] from [1, 0].
         return int(np.random.SeedSequence([seed, *words, self.rank + 1]).generate_state(1)[0])
 
-    def reseed(self, seed: int, epoch: int) -> None:
+    def reseed(self, seed: int, *words: int) -> None:
         """Seed this process's noise for one epoch, so that a resumed run draws the same."""
-        number = self.seed(seed, epoch)
+        number = self.seed(seed, *words)
         torch.default_generator.manual_seed(number)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(number)

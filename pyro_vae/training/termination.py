@@ -1,29 +1,42 @@
-"""SIGTERM ends a run as Ctrl-C does: what it has learnt is saved first."""
+"""SIGTERM and SIGUSR1 end a run as Ctrl-C does: what it has learnt is saved first."""
 
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
+
+# Batch systems and containers send the first some seconds before they kill, Slurm the other before
+# it takes a machine back (--signal=USR1@60). Windows has none of that name.
+_SENT = ("SIGTERM", "SIGUSR1")
 
 
 @contextmanager
 def terminated_softly() -> Iterator[None]:
-    """Turn SIGTERM into ``SystemExit`` inside a block, where nobody else has a use for it.
+    """Turn these signals into ``SystemExit`` inside a block, where nobody else has a use for them.
 
-    Batch systems and containers send it, some seconds before they kill. Python lets only the main
-    thread set a handler; in others, and under a handler of the user's, nothing changes.
+    Python lets only the main thread set a handler; in others, and under a handler of the user's,
+    nothing changes.
     """
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    with ExitStack() as stack:
+        if threading.current_thread() is threading.main_thread():
+            for name in _SENT:
+                if hasattr(signal, name):
+                    stack.enter_context(_handled(getattr(signal, name)))
+        yield
+
+
+@contextmanager
+def _handled(number: signal.Signals) -> Iterator[None]:
+    if signal.getsignal(number) is not signal.SIG_DFL:
         yield
         return
-    signal.signal(signal.SIGTERM, _exit)
+    signal.signal(number, _exit)
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGTERM) is _exit:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if signal.getsignal(number) is _exit:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _exit(number: int, frame: FrameType | None) -> None:

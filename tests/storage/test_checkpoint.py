@@ -303,18 +303,19 @@ def test_the_best_weights_so_far_stay_the_best_after_a_resume(tmp_path):
     assert all(torch.equal(v, seen[0][k]) for k, v in program.state_dict().items())
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, SystemExit])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, "SIGTERM", "SIGUSR1"])
 def test_an_interrupted_run_is_saved_with_its_best_weights(error, tmp_path):
     """No checkpoint was asked for; the folder has one all the same, and the best program.
 
-    ``SystemExit`` is what SIGTERM becomes while a run trains, and at no other time.
+    ``SystemExit`` is what the signals become while a run trains, and at no other time.
     """
+    sent, error = (error, SystemExit) if isinstance(error, str) else (None, error)
     data, seen = CASES["vae"].data(30), []
 
     def callback(run):
         seen.append({k: v.clone() for k, v in run.program.state_dict().items()})
-        if len(seen) == 8 and error is SystemExit:
-            signal.raise_signal(signal.SIGTERM)
+        if len(seen) == 8 and sent:
+            signal.raise_signal(getattr(signal, sent))
         if len(seen) == 8:
             raise error
 
@@ -322,7 +323,7 @@ def test_an_interrupted_run_is_saved_with_its_best_weights(error, tmp_path):
     settings = {"valid": 1 - data[:9], "lr": 0.3, "batch_size": 8, "out": tmp_path, "epochs": 9}
     with pytest.raises(error):
         pv.fit(program, data, callbacks=[callback], **settings)
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.Signals[sent or "SIGTERM"]) is signal.SIG_DFL
     again = pv.fit(build("vae"), data, resume=True, **settings)
     best = int(np.argmax(again.history["valid_elbo"][:8]))
     assert best < 7  # it learns the opposite of what it is judged on

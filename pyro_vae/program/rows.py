@@ -187,7 +187,7 @@ class Rows:
         return bool(self._fixed)
 
     def per_datum(self) -> bool:
-        """Return whether some parameter could be a factor of each row that the program was read on.
+        """Return whether the guide may have a factor of each row that the program was read on.
 
         One that is fixed to a number of rows without such has its batch size written in.
         """
@@ -198,7 +198,8 @@ class Rows:
             if type(part).__module__.startswith("torch.nn.modules") and not _looks_up(part)
             for parameter in part.parameters(recurse=False)
         }
-        return any(rows in p.shape for p in self._program.parameters() if id(p) not in layers)
+        own = (p for p in self._program.parameters() if id(p) not in layers)
+        return self.total is not None or any(rows in p.shape for p in own)
 
     @property
     def fixed_to(self) -> int | None:

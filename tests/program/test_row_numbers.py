@@ -290,6 +290,6 @@ def test_a_batch_size_that_is_written_in_trains_from_batches_of_it():
         pv.fit(program, feed, epochs=3, lr=0.05, progress=False, compile=False)
         weights.append(torch.cat([p.detach().flatten() for p in program.parameters()]))
         if rows:
-            with pytest.raises(DataError, match="got 6 rows, expected the 4 .* its batch size"):
+            with pytest.raises(DataError, match=r"got 6 rows, expected the 4 .* its batch size"):
                 pv.elbo(program, X[:6])
     assert torch.equal(*weights)

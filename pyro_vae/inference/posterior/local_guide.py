@@ -74,8 +74,7 @@ class LocalGuide(nn.Module):
         if not callable(self._source):
             raise ProgramError(f"model: got {model!r}, expected a Pyro function or a program")
         self.parts = nn.ModuleDict(owners(self._source))
-        # In a tuple: a Program is a module, whose parameters are already in the parts.
-        self._alone = (Program(self._source, _prior_of(self._source), modules=dict(self.parts)),)
+        self._alone = self._without_rows()
         self._names: tuple[str, ...] = ()
         batch = self.alone.adapt(self.named(data))
         if isinstance(batch, Whole):
@@ -93,6 +92,18 @@ class LocalGuide(nn.Module):
         size = (num_rows(batch), self._slots[-1].columns.stop)
         self.loc = nn.Parameter(like.new_zeros(size))
         self.log_scale = nn.Parameter(like.new_full(size, scale).log())
+
+    def _without_rows(self) -> tuple[Program]:
+        # In a tuple: a Program is a module, whose parameters are already in the parts.
+        return (Program(self._source, _prior_of(self._source), modules=dict(self.parts)),)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is made of the model: a copy makes it of its own."""
+        return {key: value for key, value in self.__dict__.items() if key != "_alone"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._alone = self._without_rows()
 
     @property
     def alone(self) -> Program:

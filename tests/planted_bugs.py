@@ -68,6 +68,13 @@ BUGS = [
         "tests/program/test_published.py::test_the_bound_is_that_of_pyro[factor_of_data]",
     ),
     Bug(
+        "N of all items where a sampler deals some",
+        "training/feed.py",
+        "[0 if by_sampler else 1 :]",
+        "[1:]",
+        "tests/training/test_feed.py::test_the_size_is_the_rows_of_an_epoch",
+    ),
+    Bug(
         "calls counted by looks",
         "program/looks/own_numbers.py",
         "                self._put_back(moved)\n",

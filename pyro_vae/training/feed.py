@@ -123,13 +123,12 @@ class LoaderFeed:
         self.size = self._total(size)
 
     def _total(self, told: Size | None) -> int:
-        """Return N, from the data set or from the user."""
-        try:
-            own = len(self.loader.dataset)  # type: ignore[arg-type]
-        except TypeError:
-            own = None
+        """Return N, from the sampler, the data set or the user."""
+        own = self._items()
         if own == 0:
             raise DataError("got no data (0 rows), expected at least one row")
+        if own is not None and not self._deals_rows(own):
+            return int(told) if isinstance(told, int) else self._count()
         if own is not None:
             return _agreed(told, own)
         if told is None:
@@ -138,6 +137,21 @@ class LoaderFeed:
                 'pass size=N, or size="count" to have its rows counted before training'
             )
         return self._count() if told == "count" else int(told if told != ANY else 0)
+
+    def _items(self) -> int | None:
+        """Return how many items an epoch has, where that is known: those that a sampler deals."""
+        by_sampler = self.loader.batch_size is not None and not (self.dealt or self.stream)
+        for source in (self.loader.sampler, self.loader.dataset)[0 if by_sampler else 1 :]:
+            with suppress(TypeError):
+                return len(source)  # type: ignore[arg-type]
+        return None
+
+    def _deals_rows(self, items: int) -> bool:
+        """Return whether an item of the data set is a row, and no batch that somebody made."""
+        by_rows = self.loader.batch_size is None and self.loader.batch_sampler is not None
+        if by_rows or self.dealt or self.stream:
+            return True
+        return num_rows(self.first()) == min(self.loader.batch_size or 1, items)
 
     def _count(self) -> int:
         """Read a stream once, and return the rows of all processes."""
@@ -242,11 +256,12 @@ class LoaderFeed:
 
         The caller puts the random state back; whatever the data set raises is raised.
         """
-        data, count = self.loader.dataset, min(rows, self.size)
-        if self.stream:
+        data: Any = self.loader.dataset
+        if self.stream or self.loader.batch_sampler is None:
             return self._look()
-        places = torch.linspace(0, self.size - 1, count, dtype=torch.float64).long().tolist()
-        return dense(self.adapt(self.loader.collate_fn([data[place] for place in places])))
+        places = torch.linspace(0, len(data) - 1, min(rows, len(data)), dtype=torch.float64)
+        items = [data[place] for place in places.long().tolist()]
+        return dense(self.adapt(self.loader.collate_fn(items)))
 
 
 def batch_sizes(rows: int, size: int) -> list[int]:

@@ -6,9 +6,19 @@ import pyro.distributions as dist
 import pytest
 import torch
 from programs import CASES
+from pyro.infer.autoguide import AutoDelta, init_to_value
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence, unpack_sequence
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 from torch.utils.data.distributed import DistributedSampler
 
 import pyro_vae as pv
@@ -53,6 +63,42 @@ def test_every_row_once_an_epoch(form, size):
     rows = torch.cat(batches)
     assert rows.dtype == torch.float32
     assert torch.equal(rows[rows[:, 0].argsort()], ROWS)
+
+
+BATCHES = [ROWS[i : i + 5] for i in range(0, N, 5)]
+SOME = [1, 4, 9, 16, 22]
+COUNTED = {
+    "a part": (5, DataLoader(ROWS, batch_size=2, sampler=SubsetRandomSampler(SOME))),
+    "draws": (7, DataLoader(ROWS, batch_size=2, sampler=WeightedRandomSampler([1.0] * N, 7))),
+    "batches": (N, DataLoader(BATCHES, batch_size=None)),
+    "one batch each": (N, DataLoader(BATCHES, batch_size=1, collate_fn=lambda items: items[0])),
+    "crops": (2 * N, DataLoader(ROWS, 5, collate_fn=lambda items: torch.stack(items * 2))),
+    "own batches": (N, DataLoader(ROWS, batch_sampler=BatchSampler(range(N), 4, drop_last=False))),
+}
+
+
+@pytest.mark.parametrize("form", COUNTED)
+def test_the_size_is_the_rows_of_an_epoch(form):
+    size, loader = COUNTED[form]
+    feed = make_feed(program(), loader, 3)
+    assert feed.size == size == sum(len(batch) for batch in feed.epoch(0))
+
+
+@pytest.mark.parametrize("form", ["a part", "batches"])
+def test_globals_weigh_as_beside_the_rows_of_an_epoch(form):
+    """The exact mean of w under a tight prior, at N rows: another N moves it far."""
+
+    def model(x):
+        w = pyro.sample("w", dist.Normal(0.0, 0.5))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(w, 1.0), obs=x[:, 0] / 50)
+
+    guide = AutoDelta(model, init_loc_fn=init_to_value(values={"w": torch.zeros(())}))
+    seen = ROWS[SOME] if form == "a part" else ROWS
+    exact = (seen[:, 0] / 50).sum().item() / (len(seen) + 4)
+    program = pv.Program(model, guide)
+    pv.fit(program, COUNTED[form][1], epochs=100, lr=0.05, lr_schedule=lambda t: (1 - t) ** 2)
+    assert program.parts["AutoDelta"].w.item() == pytest.approx(exact, rel=0.02)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -1048,15 +1048,15 @@ BUGS = [
     Bug(
         "buffers of a diverged step stay",
         "training/step.py",
-        "                part._buffers[name] = buffer\n            restore(buffers, copies)\n",
-        "                pass\n",
+        "            part._buffers[name] = buffer\n        restore(buffers, copies)\n",
+        "            pass\n",
         "tests/training/test_fit.py::test_divergence_leaves_the_buffers_as_before_the_step[False]",
     ),
     Bug(
         "a buffer that is replaced stays after a diverged step",
         "training/step.py",
-        "                part._buffers[name] = buffer\n",
-        "                pass\n",
+        "            part._buffers[name] = buffer\n",
+        "            pass\n",
         "tests/training/test_steps_under_other_code.py::test_a_step_that_diverges_leaves_a_buffer_"
         "that_is_replaced_as_it_was",
     ),
@@ -1184,6 +1184,14 @@ BUGS = [
         "    set_random_state(random, device, generators)\n",
         "    pass\n",
         "tests/storage/test_checkpoint.py::test_resumed_is_bit_identical[plain-1]",
+    ),
+    Bug(
+        "parts of a batch weigh the same whatever their rows",
+        "training/step.py",
+        "            share = num_rows(part) / rows\n",
+        "            share = 1 / self.accumulate\n",
+        "tests/training/test_accumulation.py::"
+        "test_the_gradients_are_those_of_the_whole_batch[3-tensors, ragged]",
     ),
     Bug(
         "a resumed epoch begins anew",

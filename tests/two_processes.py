@@ -271,11 +271,21 @@ def resumed(folder: Path) -> dict[str, Any]:
     }
 
 
+def cut(folder: Path) -> dict[str, Any]:
+    """End a run within its second epoch and go on with it; beside it, one that is not ended."""
+    program = Known()
+    fit(program, data(30), out=folder / "cut", max_steps=6)
+    again = fit(program, data(30), out=folder / "cut", resume=True)
+    return {"straight": fit(Known(), data(30)), "resumed": again}
+
+
 def scenarios(rank: int, folder: Path) -> dict[str, Any]:
     """Run everything; the same calls in the same order in each process."""
     found: dict[str, Any] = {
         "eager": exact(False, 23, clip_norm=0.4),
         "trace": exact("trace", 25),
+        "accumulated": exact(False, 23, clip_norm=0.4, accumulate=2),
+        "cut": cut(folder),
         "iwae": exact(False, 23, objective=pv.IWAE(2), beta=0.5),
         "spread": fit(Known(seed=rank), data(16), optimiser=frozen),
         "normed": fit(Normed(), data(27)[0], optimiser=frozen),

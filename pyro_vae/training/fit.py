@@ -19,6 +19,7 @@ from pyro_vae.inference.objectives.stock import as_objective
 from pyro_vae.program.batch import (
     Batch,
     Part,
+    Whole,
     check_finite,
     named_leaves,
     num_rows,
@@ -46,7 +47,7 @@ from pyro_vae.training.settings import (
     record_data,
     record_steps,
 )
-from pyro_vae.training.step import Stepper
+from pyro_vae.training.step import Stepper, parts_of
 from pyro_vae.training.surroundings import surroundings_kept
 from pyro_vae.training.termination import terminated_softly
 from pyro_vae.training.validation import Validation
@@ -64,6 +65,7 @@ def fit(
     objective: Any = None,
     epochs: int | None = None,
     batch_size: int = 128,
+    accumulate: int = 1,
     lr: float = 1e-3,
     optimiser: Any = None,
     lr_schedule: Schedule | float = 1.0,
@@ -149,6 +151,10 @@ def fit(
             once, and as N/B where it is a sum over the rows. A ``DataLoader`` brings its own, each
             taken as it is, and is run by every process, which keeps its rows; one with a
             ``DistributedSampler`` brings its share.
+        accumulate: Parts in which each batch passes, one after another, for one step: what is held
+            for its gradient is a part's alone, and the step is that of the whole batch (each part
+            draws noise of its own; batch normalisation, and objectives that compare the rows of a
+            batch, see those of a part).
         lr: Learning rate of the default optimiser, Adam.
         optimiser: In place of it: a factory ``parameters -> torch.optim.Optimizer``; a class of
             ``torch.optim``, which gets ``lr``; a torch optimizer over the program's parameters,
@@ -226,6 +232,7 @@ def fit(
         every = checkpoint_every, checkpoint_steps, checkpoint_minutes
         limits = Limits(epochs, patience, max_steps, max_minutes, *every, out=out)
         batch_size, seed = positive("batch_size", batch_size), integer("seed", seed, 0)
+        accumulate = positive("accumulate", accumulate)
         _check_arguments(clip_norm, ema, patience, valid, out, resume)
         wrapped = Program.of(program)
         wrapped.to(world.device)
@@ -234,6 +241,7 @@ def fit(
         with forgotten_on_error(wrapped):
             feed, first = _prepare_data(wrapped, data, batch_size, moved, world, size, seed)
             judged = _prepare_valid(wrapped, valid, batch_size, feed, world)
+            _check_parts(wrapped, first, feed.size, accumulate)
         weights = beta_schedule(beta, wrapped.sites.local)
         factory = as_factory(adam(lr) if optimiser is None else optimiser, wrapped, first, lr)
         chosen = _chosen(objective, patience, wrapped.device)
@@ -247,6 +255,7 @@ def fit(
             compile=compile,
             steps=limits.steps(len(feed)),
             reduce=world.reduce if world.size > 1 else None,
+            accumulate=accumulate,
         )
         settings: dict[str, Any] = {}
         if folder is not None or world.size > 1:
@@ -343,6 +352,23 @@ def _check_shares(program: Program, feed: TensorFeed | LoaderFeed, world: World)
             f"batch_size: got {feed.batch_size} rows for {world.size} devices, expected at least "
             f"{2 * world.size}: it counts the rows of all together"
         )
+
+
+def _check_parts(program: Program, first: Batch, size: int, count: int) -> None:
+    """Refuse programs of whose batches no part can be taken."""
+    if count == 1:
+        return
+    fixed = program.rows.are_fixed(first) and not isinstance(first, Part)
+    if isinstance(first, Whole) or program.sites.size is not None or fixed:
+        reason = "is one datum, which is never cut"
+        if program.sites.size is not None:
+            reason = "draws its own minibatch"
+        elif fixed:
+            reason = "has one factor per datum, found by its place in the batch"
+        raise ProgramError(
+            f"accumulate: got {count}, and the program {reason}; leave accumulate out"
+        )
+    program.reader.require_parts(next(parts_of(first, count)), size)
 
 
 def _require_whole_batches(

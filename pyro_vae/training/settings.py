@@ -132,6 +132,8 @@ def record_steps(
         else describe_schedule(beta),
         "clip_norm": None if clip_norm is None else float(clip_norm),
         "ema": None if ema is None else float(ema),
+        # Absent where it is 1: runs of before have none.
+        **({"accumulate": stepper.accumulate} if stepper.accumulate > 1 else {}),
     }
 
 

@@ -1,7 +1,8 @@
 """One training step: the updates of an objective, each checked before it moves a weight."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from pyro_vae.inference.graphs.compiled_loss import CompiledLoss, Mode, check_mo
 from pyro_vae.inference.graphs.flat_inputs import global_norm
 from pyro_vae.inference.graphs.graph_step import Prepared, Traced
 from pyro_vae.inference.objectives.objective import Objective, OptimiserFactory, Update
-from pyro_vae.program.batch import Batch, named_leaves
+from pyro_vae.program.batch import Batch, map_rows, named_leaves, num_rows
 from pyro_vae.program.checks import unscaled
 from pyro_vae.program.handlers import Beta
 from pyro_vae.program.modules import leaves_behind, make_dense
@@ -46,6 +47,7 @@ class Stepper:
             ``"auto"`` decides by the steps to come.
         steps: Steps to come, as far as is known.
         reduce: Averages tensors over processes, in place: the loss and the gradients of an update.
+        accumulate: Parts in which a batch passes, one after another, for one step.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Stepper:
         compile: Mode = False,
         steps: int = 0,
         reduce: Callable[[list[Tensor]], None] | None = None,
+        accumulate: int = 1,
     ) -> None:
         self.program = program
         keep_freed_memory(program.device)
@@ -83,6 +86,7 @@ class Stepper:
         self.clip_norm = clip_norm
         self.size = size
         self.reduce = reduce
+        self.accumulate = accumulate
         # With several updates, one must not leave gradients on another's parameters.
         self._alone = len(self.updates) == 1
         self._homes = self._find_buffers()
@@ -122,7 +126,7 @@ class Stepper:
 
     def _find_direct(self) -> list[bool]:
         """Return which optimisers may be given a graph's gradients."""
-        alone = self.clip_norm is None and self.reduce is None
+        alone = self.clip_norm is None and self.reduce is None and self.accumulate == 1
         pairs = zip(self.optimisers, self.trained, strict=True)
         return [alone and _takes(optimiser, own) for optimiser, own in pairs]
 
@@ -203,7 +207,8 @@ class Stepper:
             if update.due is not None and not update.due():
                 continue
             for _ in range(update.repeats):
-                made[index] = self._update(index, batch, beta)
+                whole = self._update if self.accumulate == 1 else self._update_in_parts
+                made[index] = whole(index, batch, beta)
         if not made:
             raise ConfigError(
                 "objective: none of its updates is due, expected at least one a batch"
@@ -294,7 +299,7 @@ class Stepper:
         homes = [] if step else [(part, name, part._buffers[name]) for part, name in self._homes]
         direct = self._direct[index] and step is not None and not step.traced.hooked
         self._latest.pop(index, None)  # their memory serves the next ones
-        try:
+        with _put_back_on_error(buffers, copies, homes):
             if step is None:
                 loss = self._backward(index, batch, beta)
                 norm = None
@@ -309,21 +314,69 @@ class Stepper:
                 norm = self._reduced_norm(index, loss)
             if not self._deferred:
                 self._require_finite(loss, norm, index, batch)
-        except BaseException:
-            for part, name, buffer in homes:  # it may have been replaced by another tensor
-                part._buffers[name] = buffer
-            restore(buffers, copies)
-            raise
         if self._deferred:
             self._flag(loss + norm, index, buffers, copies)
-        if self.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.trained[index], self.clip_norm, norm)
         if direct:
             traced, grads = self._latest[index]
             optimiser.move(traced.trained, grads)  # type: ignore[attr-defined]
         else:
-            optimiser.step()
+            self._move(index, norm)
         return loss
+
+    def _move(self, index: int, norm: Tensor) -> None:
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.trained[index], self.clip_norm, norm)
+        self.optimisers[index].step()
+
+    def _update_in_parts(self, index: int, batch: Batch, beta: Beta | None) -> Tensor:
+        r"""Apply one update by the gradient of a batch in parts.
+
+        .. math:: g = \sum_i \frac{B_i}{B}\, g_i
+        """
+        buffers = self._buffers()
+        copies = [buffer.clone() for buffer in buffers]
+        homes = [(part, name, part._buffers[name]) for part, name in self._homes]
+        with _put_back_on_error(buffers, copies, homes):
+            loss = self._accumulated(index, batch, beta)
+            norm = self._reduced_norm(index, loss)
+            if not self._deferred:
+                self._require_finite(loss, norm, index, batch)
+        if self._deferred:
+            self._flag(loss + norm, index, buffers, copies)
+        self._move(index, norm)
+        return loss
+
+    def _accumulated(self, index: int, batch: Batch, beta: Beta | None) -> Tensor:
+        """Set the gradients of a batch from those of its parts; return its loss, detached."""
+        sums: dict[nn.Parameter, Tensor] = {}
+        loss, rows = torch.zeros((), device=self.program.device), num_rows(batch)
+        for part in parts_of(batch, self.accumulate):
+            share = num_rows(part) / rows
+            loss = loss + share * self._gradients(index, part, beta)
+            for parameter in self.trained[index]:
+                if parameter.grad is not None:
+                    grad = share * parameter.grad
+                    sums[parameter] = sums[parameter] + grad if parameter in sums else grad
+        for parameter in self.trained[index]:
+            parameter.grad = sums.get(parameter)
+        return loss
+
+    def _gradients(self, index: int, batch: Batch, beta: Beta | None) -> Tensor:
+        """Set the gradients of one update, by its graph or without; return its loss, detached."""
+        compiled = self._compiled[index]
+        step = compiled.prepare(batch, beta=beta, size=self.size) if compiled else None
+        if self._version != self.program.own.version:
+            self._grow()
+            return self._gradients(index, batch, beta)
+        if step is None or compiled is None:
+            return self._backward(index, batch, beta)
+        copies = [buffer.clone() for buffer in step.moving]
+        try:
+            return step.backward()[0]
+        except Exception as error:
+            restore(step.moving, copies)
+            compiled.give_up(error)
+            return self._gradients(index, batch, beta)
 
     def _run(self, index: int, step: Prepared, direct: bool) -> tuple[Tensor, Tensor]:
         """Make the gradients of one update by its graph; return its loss and their norm.
@@ -408,6 +461,31 @@ def _takes(optimiser: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> 
     """Return whether an optimiser may be given a graph's gradients: ours, over all parameters."""
     owned = [id(p) for group in optimiser.param_groups for p in group["params"]]
     return type(optimiser) is Adam and owned == [id(p) for p in parameters]
+
+
+def parts_of(batch: Batch, count: int) -> Iterator[Batch]:
+    """Yield a batch in parts, as equal as can be, of at least two rows (batch norm needs two)."""
+    rows = num_rows(batch)
+    count = max(1, min(count, rows // 2))
+    for place in range(count):
+        start, stop = place * rows // count, (place + 1) * rows // count
+        yield map_rows(lambda leaf, start=start, stop=stop: leaf[start:stop], batch)  # type: ignore[misc]
+
+
+@contextmanager
+def _put_back_on_error(
+    buffers: Sequence[Tensor],
+    copies: Sequence[Tensor],
+    homes: Sequence[tuple[nn.Module, str, Tensor | None]],
+) -> Iterator[None]:
+    """Leave buffers as they were, each in its place, where the block fails."""
+    try:
+        yield
+    except BaseException:
+        for part, name, buffer in homes:  # it may have been replaced by another tensor
+            part._buffers[name] = buffer
+        restore(buffers, copies)
+        raise
 
 
 def restore(buffers: Sequence[Tensor], copies: Sequence[Tensor]) -> None:

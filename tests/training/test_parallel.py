@@ -68,6 +68,7 @@ def close(found, expected):
 
 ALONE = {
     "eager": lambda: exact(False, 23, clip_norm=0.4),  # shares of 4, 4 and 3 + 4 rows
+    "accumulated": lambda: exact(False, 23, clip_norm=0.4),  # in one part
     "trace": lambda: exact("trace", 25),  # the last batch has one row: both take it whole
     # Shares of 5 and 6 rows; the un-annealed ELBO is measured on the loader's batch.
     "ragged loader": lambda: exact(False, None, epochs=1, beta=0.5),
@@ -93,7 +94,7 @@ def test_clipping_was_at_work():
 
 
 def test_all_processes_hold_the_same_bits(both):
-    for name in (*ALONE, "normed", "spread", "stopped", "patience"):
+    for name in (*ALONE, "normed", "spread", "stopped", "patience", "cut"):
         assert both[0][name] == both[1][name], name
     assert both[0]["resumed"] == both[1]["resumed"]
 
@@ -205,6 +206,11 @@ def test_a_callback_of_any_process_stops_all(both):
 
 def test_patience_ends_all(both):
     assert all(len(found["patience"]["history"]["loss"]) == 3 for found in both)
+
+
+def test_a_run_that_is_cut_within_an_epoch_goes_on_with_it(both):
+    assert both[0]["cut"]["resumed"] == both[0]["cut"]["straight"]
+    assert both[0]["cut"]["straight"]["steps"] == 8
 
 
 def test_a_resumed_run_is_the_straight_one(both):

@@ -75,6 +75,22 @@ BUGS = [
         "tests/training/test_feed.py::test_the_size_is_the_rows_of_an_epoch",
     ),
     Bug(
+        "batches of a loader beside N data",
+        "program/program.py",
+        "found.of_each_batch if self.batches_alone else found.scaled",
+        "found.scaled",
+        "tests/program/looks/test_batches_of_loaders.py"
+        "::test_a_function_of_a_batch_outside_the_plate_weighs_as_in_a_step_of_stock_svi",
+    ),
+    Bug(
+        "N over B twice",
+        "program/handlers.py",
+        '        if msg["name"] not in self.done:\n',
+        "        if True:\n",
+        "tests/program/looks/test_batches_of_loaders.py"
+        "::test_a_program_that_scales_by_its_own_n_over_b_is_scaled_once",
+    ),
+    Bug(
         "calls counted by looks",
         "program/looks/own_numbers.py",
         "                self._put_back(moved)\n",

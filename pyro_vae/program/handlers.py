@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -168,11 +168,14 @@ class DatasetSize(Messenger):
         size: N.
         rows: B.
         sums: Sites outside the plate that are sums over its rows: they are scaled likewise.
+        done: Sites of the plate that the program has scaled so itself.
     """
 
-    def __init__(self, size: int, rows: int, sums: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, size: int, rows: int, sums: Container[str] = (), done: Container[str] = ()
+    ) -> None:
         super().__init__()
-        self.size, self.rows, self.sums = size, rows, sums
+        self.size, self.rows, self.sums, self.done = size, rows, sums, done
 
     def _pyro_sample(self, msg: Message) -> None:
         if msg["name"] in self.sums:
@@ -183,7 +186,8 @@ class DatasetSize(Messenger):
         msg["cond_indep_stack"] = tuple(
             f._replace(full_size=self.size) if f is frame else f for f in msg["cond_indep_stack"]
         )
-        msg["scale"] = msg["scale"] * (self.size / frame.size)
+        if msg["name"] not in self.done:
+            msg["scale"] = msg["scale"] * (self.size / frame.size)
 
 
 class ScaleLatents(Messenger):

@@ -147,6 +147,7 @@ class Program(nn.Module):
         self.rows = Rows(self, self.reader)
         self._summable: dict[Any, bool] = {}  # by layout: one value at a time, or all at once
         self._place = torch.device("cpu")
+        self.batches_alone = False  # as those of a loader, in training
         self.held: list[dict[str, Tensor]] = []  # draws of the globals, inside passes.holding
 
     @staticmethod
@@ -452,8 +453,10 @@ class Program(nn.Module):
         covered = num_rows(batch)
         if sites.size is not None:
             covered = sites.size
-        elif size is not None and sites.outside:
-            scaled = DatasetSize(size, covered, sites.dependence.scaled)
+        elif size is not None and (sites.outside or sites.dependence.scaled_itself(size)):
+            found = sites.dependence
+            sums = found.of_each_batch if self.batches_alone else found.scaled
+            scaled = DatasetSize(size, covered, sums, found.scaled_itself(size))
             model, guide = scaled(model), scaled(guide)
             covered = size
         if beta is not None:

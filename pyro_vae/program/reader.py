@@ -305,6 +305,16 @@ class Reader:
             if numbered_ == isinstance(first, Part):
                 found.require_parts(num_rows(first), total, self.unclear)
 
+    def tell_of_batches(self, first: Batch, total: int) -> None:
+        """Warn of what weighs otherwise in a loader's batches than in steps of stock SVI.
+
+        Arguments:
+            first: One.
+            total: N.
+        """
+        for found in self._dependences.values():
+            found.tell_of_batches(num_rows(first), total)
+
     def _with_counts_as_floats(
         self, model: Trace, bindings: Mapping[str, Binding], batch: Batch
     ) -> Batch:

@@ -149,8 +149,9 @@ def fit(
             batch normalisation, is joined to the one before, and a program without a plate of the
             data takes all of them at each step. In a batch, what stands outside the plate counts
             once, and as N/B where it is a sum over the rows. A ``DataLoader`` brings its own, each
-            taken as it is, and is run by every process, which keeps its rows; one with a
-            ``DistributedSampler`` brings its share.
+            taken alone: what stands outside the plate and depends on its rows counts as they do,
+            but for a mean, which counts once (a warning says so). It is run by every process, which
+            keeps its rows; one with a ``DistributedSampler`` brings its share.
         accumulate: Parts in which each batch passes, one after another, for one step: what is held
             for its gradient is a part's alone, and the step is that of the whole batch (each part
             draws noise of its own; batch normalisation, and objectives that compare the rows of a
@@ -449,6 +450,9 @@ def _prepare_data(
                 feed = make_feed(program, data, batch_size, world=world, size=feed.size)
         _require_whole_batches(program, first, feed, world)
     _check_shares(program, feed, world)
+    program.batches_alone = isinstance(feed, LoaderFeed)
+    if isinstance(feed, LoaderFeed):
+        program.reader.tell_of_batches(first, feed.size)
     if isinstance(feed, TensorFeed):
         if transform is None:
             program.check(feed.data)

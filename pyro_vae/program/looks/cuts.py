@@ -144,6 +144,8 @@ def unlike(
             site = whole[side].nodes[name]
             inside = data_frame(site) is not None
             for what, before in here[name].items():
+                if what == "weight" and inside and _subsamples(cut[side].nodes[name]):
+                    continue  # the plate's own N/B
                 after = there[name][what]
                 slack = (rounding or {}).get((side, name), torch.zeros(()))
                 if kept is not None:
@@ -156,6 +158,12 @@ def unlike(
                 if other or not _close(before, after, slack):
                     found.add(Change(side, name, inside, what))
     return found
+
+
+def _subsamples(site: Message) -> bool:
+    """Return whether the plate of the data says that it has some of N rows."""
+    frame = data_frame(site)
+    return frame is not None and frame.full_size != frame.size
 
 
 def changes_by_others(run: PairOf, few: Batch) -> set[Change]:

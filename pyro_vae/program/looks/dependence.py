@@ -57,6 +57,7 @@ class Dependence:
             beside it, or on their number.
         beside_in_guide: Sites of the guide inside the plate whose density does.
         by_count: Sites inside the plate whose weight does.
+        counted: Such weights times the number of rows: N where a program scales by N/B itself.
     """
 
     spanning: tuple[str, ...] = ()
@@ -75,6 +76,7 @@ class Dependence:
     beside: tuple[str, ...] = ()
     beside_in_guide: tuple[str, ...] = ()
     by_count: tuple[str, ...] = ()
+    counted: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def needs_all(self) -> bool:
@@ -88,6 +90,20 @@ class Dependence:
         return tuple(n for n in self.sums if n not in self.means + self.no_sums)
 
     @property
+    def of_each_batch(self) -> tuple[str, ...]:
+        """What weighs as the data do where each batch stands alone: all but means of the rows."""
+        untold = tuple(name for name in self.untold if name not in self.restless)
+        return tuple(dict.fromkeys((*self.scaled, *self.no_sums, *untold, *self.unplated)))
+
+    def scaled_itself(self, size: int) -> frozenset[str]:
+        """Return the sites that the program weighs by N/B itself.
+
+        Arguments:
+            size: N.
+        """
+        return frozenset(n for n, total in self.counted.items() if abs(total - size) < 1e-4 * size)
+
+    @property
     def untold(self) -> tuple[str, ...]:
         """Terms outside the plate that are sums to one look and means to another, or to none."""
         return tuple(n for n in self.found if (n in self.sums) == (n in self.means))
@@ -97,11 +113,14 @@ class Dependence:
         found = {
             each.name: tuple(dict.fromkeys(getattr(self, each.name) + getattr(other, each.name)))
             for each in fields(self)
-            if each.name != "carried"
+            if each.name not in ("carried", "counted")
         }
         spanning = set(found["spanning"])
         found["of_rows"] = tuple(name for name in found["of_rows"] if name not in spanning)
-        return Dependence(**found, carried={**self.carried, **other.carried})
+        carried, counted = (
+            {**getattr(self, name), **getattr(other, name)} for name in ("carried", "counted")
+        )
+        return Dependence(**found, carried=carried, counted=counted)
 
     def require_parts(self, rows: int, total: int, argument: str | None) -> None:
         """Refuse to train on parts of the data what is another function of a part.
@@ -141,7 +160,9 @@ class Dependence:
         reasons = {
             "its density in the guide depends on the rows beside a datum": self.beside_in_guide,
             "its density in the guide depends on the rows": self.informed,
-            "its weight depends on the number of rows": self.by_count,
+            "its weight depends on the number of rows": tuple(
+                name for name in self.by_count if name not in self.scaled_itself(total)
+            ),
             "it stands outside the plate of the data, and is another number at each run, so that "
             "it cannot be told whether it depends on the rows": self.restless,
         }
@@ -152,6 +173,30 @@ class Dependence:
                     f"what it is of all {total}",
                     stacklevel=2,
                 )
+
+    def tell_of_batches(self, rows: int, total: int) -> None:
+        """Warn of what weighs otherwise in a loader's batches than in steps of stock SVI.
+
+        Arguments:
+            rows: Of a batch.
+            total: N.
+        """
+        if rows == total:
+            return
+        for name in [name for name in self.means if name not in (*self.sums, *self.no_sums)][:1]:
+            warnings.warn(
+                f"site {name!r}: it stands outside the plate of the data and is a mean over the "
+                f"rows of a batch; it counts once beside all {total} data, as from tensors, where "
+                f"steps of stock SVI count it once beside the {rows} of each batch: multiply it "
+                "by N / B if that is meant",
+                stacklevel=2,
+            )
+        for name in [n for n in self.by_count if n not in self.scaled_itself(total)][:1]:
+            warnings.warn(
+                f"site {name!r}: its weight depends on the number of rows, and fit multiplies it "
+                "by N / B, whatever it is",
+                stacklevel=2,
+            )
 
     @property
     def found(self) -> tuple[str, ...]:
@@ -242,6 +287,7 @@ def dependence(
     ]
     others = list(_other_rows(batch))
     found = _dependence(functions, args, kwargs, seen, rows, others, outside, alike)
+    by_count = tuple(sorted({c.site for c in weights - terms}))
     by_kind = {
         kind: tuple(sorted({n for (_, n), k in kinds if k == kind and n in found.found}))
         for kind in ("sum", "mean", "other")
@@ -254,7 +300,8 @@ def dependence(
         beside=inside[MODEL],
         beside_in_guide=tuple(name for name in inside[GUIDE] if name not in inside[MODEL]),
         unplated=tuple(sorted({c.site for c in beside if c.what == "shape"})),
-        by_count=tuple(sorted({c.site for c in weights - terms})),
+        by_count=by_count,
+        counted=_counted(seen[MODEL], by_count),
     )
 
 
@@ -331,6 +378,19 @@ def dependence_of(joint: Joint) -> Dependence:
     devices = cuda_devices([*joint.args, *joint.kwargs.values()])
     with torch.no_grad(), torch.random.fork_rng(devices), validation(False):
         return _dependence((joint.model, joint.guide), *batch, joint.sampled_traces(), [], [])
+
+
+def _counted(model: Trace, names: Iterable[str]) -> dict[str, float]:
+    """Return the weights of sites times the rows of their plate, where each is one number."""
+    found = {}
+    for name in names:
+        if name not in model.nodes:
+            continue
+        site = model.nodes[name]
+        frame = data_frame(site)
+        if frame is not None and torch.as_tensor(site["scale"]).numel() == 1:
+            found[name] = float(site["scale"]) * frame.size
+    return found
 
 
 def _constants(argument: str | None) -> str:

@@ -1,0 +1,135 @@
+"""Batches of a loader stand alone, as in steps of stock SVI; what all data share counts once."""
+
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch import nn
+from torch.utils.data import DataLoader
+
+import pyro_vae as pv
+
+N, B = 24, 4
+X = torch.linspace(-1.0, 2.0, N, dtype=torch.float64) ** 2
+MOVED = 1e-9
+
+
+class Rows(nn.Module):
+    """Rows around w, with a prior on w, and what a function adds.
+
+    Arguments:
+        around: Holds the rows, of their number.
+        more: Called with rows and w, outside the plate.
+    """
+
+    def __init__(self, around=lambda rows: poutine.scale(scale=1.0), more=lambda x, w: None):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+        self.around, self.more = around, more
+
+    def model(self, x):
+        w = pyro.sample("w", dist.Normal(self.w.new_zeros(()), 0.3))
+        self.more(x, w)
+        with self.around(len(x)), pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+    def guide(self, x):
+        pyro.sample("w", dist.Delta(self.w))
+
+
+def trained(program, data):
+    """Return the epoch's loss and the mean of the steps' gradients, at a rate of nothing."""
+    before = program.w.item()
+    run = pv.fit(
+        program,
+        data,
+        epochs=1,
+        batch_size=B,
+        optimiser=lambda p: torch.optim.SGD(p, lr=MOVED),
+        progress=False,
+        compile=False,
+    )
+    return run.history["loss"][0], (before - program.w.item()) / MOVED / (N // B)
+
+
+def expected(terms):
+    """Return the same of a loss per datum that a function of batch and w says."""
+    w = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    prior = -dist.Normal(0.0, 0.3).log_prob(w) / N
+    loss = prior + sum(terms(x, w) for x in X.split(B)) / (N // B)
+    (slope,) = torch.autograd.grad(loss, [w])
+    return loss.item(), slope.item()
+
+
+def nll(x, w):
+    return -dist.Normal(w, 1.0).log_prob(x).mean()
+
+
+def penalty(x, w):
+    return 50 * (x.mean() * w) ** 2
+
+
+def loader():
+    return DataLoader(X, batch_size=B)
+
+
+def test_a_function_of_a_batch_outside_the_plate_weighs_as_in_a_step_of_stock_svi():
+    program = Rows(more=lambda x, w: pyro.factor("penalty", -penalty(x, w)))
+    found = trained(program, loader())
+    assert found == pytest.approx(expected(lambda x, w: nll(x, w) + penalty(x, w) / B), rel=1e-5)
+
+
+def test_a_mean_of_a_batch_counts_once_beside_all_data_and_is_told_of():
+    def more(x, w):
+        pyro.factor("mean", -(x * w).mean())
+
+    with pytest.warns(UserWarning, match="'mean': .* it counts once beside all 24 data"):
+        found = trained(Rows(more=more), loader())
+    assert found == pytest.approx(expected(lambda x, w: nll(x, w) + (x * w).mean() / N), rel=1e-5)
+
+
+@pytest.mark.parametrize("feed", [loader, lambda: X], ids=["loader", "tensors"])
+def test_a_program_that_scales_by_its_own_n_over_b_is_scaled_once(feed):
+    program = Rows(around=lambda rows: poutine.scale(scale=N / rows))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = trained(program, feed())
+    assert found == pytest.approx(expected(nll), rel=1e-5)
+
+
+def test_another_weight_that_hangs_on_the_rows_is_told_of():
+    program = Rows(around=lambda rows: poutine.scale(scale=7.0 / rows))
+    with pytest.warns(UserWarning, match="'x': its weight depends on the number of rows"):
+        trained(program, loader())
+
+
+def test_latents_in_a_plate_of_another_name_weigh_as_the_rows_of_a_batch():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+
+        def model(self, x):
+            with pyro.plate("latents", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+            with pyro.plate("rows", len(x)):
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        def guide(self, x):
+            with pyro.plate("latents", len(x)):
+                pyro.sample("z", dist.Delta(self.w * x))
+
+    def terms(x, w):
+        z = w * x
+        prior = dist.Normal(0.0, 1.0).log_prob(z)
+        return -(prior + dist.Normal(z, 1.0).log_prob(x)).mean()
+
+    loss, slope = expected(terms)
+    w = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    prior = -dist.Normal(0.0, 0.3).log_prob(w) / N  # which this program has not
+    (of_prior,) = torch.autograd.grad(prior, [w])
+    found = trained(Two(), loader())
+    assert found == pytest.approx((loss - prior.item(), slope - of_prior.item()), rel=1e-5)

@@ -296,6 +296,7 @@ def scenarios(rank: int, folder: Path) -> dict[str, Any]:
             False, None, DataLoader(Shard(20, *[(0, 12), (12, 20)][rank]), 4), beta=0.5
         ),
         "sampler": exact(False, None, sharding(rank, 20), epochs=1, beta=0.5),
+        "two orders": error(lambda: fit(Known(), orders(rank))),
         "doubled": error(lambda: fit(Known(), Rows(rank), size=20)),
         "judged apart": fit(Known(), data(16), optimiser=frozen, valid=DataLoader(Rows(rank), 4)),
         "judged": fit(Known(), data(16), optimiser=frozen, valid=DataLoader(Rows(0), 4)),
@@ -350,6 +351,12 @@ class Shard(IterableDataset):
 def uneven(rank: int) -> DataLoader:
     """Return three batches in one process and two in the other."""
     return DataLoader(Shard(20, *[(0, 12), (12, 20)][rank]), batch_size=4)
+
+
+def orders(rank: int) -> DataLoader:
+    """Return a loader whose sampler deals all rows, in an order of each process's own."""
+    rows = range(20)[:: 1 - 2 * rank]
+    return DataLoader(TensorDataset(*data(20)), batch_size=4, sampler=rows)
 
 
 def sharding(rank: int, rows: int) -> DataLoader:

@@ -130,13 +130,29 @@ class LoaderFeed:
         if own is not None and not self._deals_rows(own):
             return int(told) if isinstance(told, int) else self._count()
         if own is not None:
-            return _agreed(told, own)
+            return _agreed(told, self._of_all(own) if self.sharded and not self.stream else own)
         if told is None:
             raise DataError(
                 "got a stream that does not tell its length, and N is needed for the N/B scale; "
                 'pass size=N, or size="count" to have its rows counted before training'
             )
         return self._count() if told == "count" else int(told if told != ANY else 0)
+
+    def _of_all(self, own: int) -> int:
+        """Return the rows that the samplers of all processes deal, each its own.
+
+        Raises:
+            DataError: They are more than there are: processes deal the same ones.
+        """
+        dealt = round(self.world.sum(torch.tensor(float(own)).double()).item())
+        there = len(self.loader.dataset)  # type: ignore[arg-type]
+        if dealt > there:
+            raise DataError(
+                f"data: the samplers of {self.world.size} processes deal {dealt} rows in other "
+                f"orders, and the data set has {there}; use a DistributedSampler, or one order in "
+                "all (pv.fit then deals the rows out)"
+            )
+        return dealt
 
     def _items(self) -> int | None:
         """Return how many items an epoch has, where that is known: those that a sampler deals."""

@@ -115,7 +115,8 @@ def fit(
     checkpoint into ``out`` (of the last whole epoch, or of the last within one), and goes on to the
     caller. A side log never stops a run.
 
-    Data-parallel: ``torchrun --nproc-per-node=8 train.py`` runs a script, unchanged, on 8 devices.
+    Data-parallel: ``torchrun --nproc-per-node=8 train.py`` (``srun --ntasks-per-node=8 python
+    train.py`` under Slurm) runs a script, unchanged, on 8 devices.
     Each process sees its rows of every batch, draws noise of its own, and takes the same step:
     ``batch_size`` is that of all together, and with it the course of the training. Weights are
     those of rank 0 at the start; buffers that move (batch norm) are averaged at each step. Every
@@ -177,8 +178,9 @@ def fit(
         seed: Of noise and order, and beside the global random state of the starting values that a
             program's first run draws; the global random state is left as found.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
-        devices: ``"auto"``: those that torchrun started the script on, else one. A number starts
-            the script once more for each further device of this machine.
+        devices: ``"auto"``: those that torchrun or Slurm's srun started the script on, else one. A
+            number starts the script once more for each further device of this machine; 1 is this
+            process alone, also beside others of a Slurm or MPI job.
         precision: None leaves the parameters as they are; ``"32-true"`` and ``"64-true"`` convert
             them. ``"bf16-mixed"`` runs the torch modules that map tensors to tensors under bfloat16
             autocast in training steps; parameters, densities and sums stay in float32.

@@ -21,6 +21,7 @@ from pyro_vae.program.batch import Batch, map_rows, named_leaves, num_rows
 from pyro_vae.program.sparse_rows import SparseRows
 
 Devices = int | Literal["auto"]
+_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # what Open MPI and MPICH tell a process
 _WORD = timedelta(seconds=5)  # for the word of a process that has just failed
 
 
@@ -364,8 +365,9 @@ def join(devices: Devices, device: str | torch.device) -> World:
     """Return this process alone, or the group that it is started in or starts.
 
     Arguments:
-        devices: ``"auto"``: the processes that torchrun started, else one. A number: the processes
-            of this machine; where none were started, Fabric runs the script once in each.
+        devices: ``"auto"``: the processes that torchrun or srun started, else one. A number: the
+            processes of this machine; where none were started, Fabric runs the script once in each;
+            1 is this process alone, also beside others of a Slurm or MPI job.
         device: As for ``resolve_device``; of a group without a number, each takes its own.
 
     Raises:
@@ -373,6 +375,11 @@ def join(devices: Devices, device: str | torch.device) -> World:
         DeviceError: Fewer CUDA devices than processes.
     """
     wanted = devices if devices == "auto" else positive("devices", devices)
+    by_torch = torch_dist.is_available() and (
+        torch_dist.is_torchelastic_launched() or torch_dist.is_initialized()
+    )
+    if wanted == 1 and not by_torch:
+        return World(resolve_device(device))
     nodes, here = _started()
     if wanted not in ("auto", here) and (nodes, here) != (1, 1):
         raise ConfigError(
@@ -390,9 +397,46 @@ def _started() -> tuple[int, int]:
     if torch_dist.is_available() and torch_dist.is_torchelastic_launched():
         world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
         return world // local, local
+    by_slurm = _started_by_slurm()
+    if by_slurm is not None:
+        return by_slurm
     if torch_dist.is_available() and torch_dist.is_initialized():
         return 1, torch_dist.get_world_size()
+    size = max(int(os.environ.get(name, "1")) for name in _MPI)
+    if size > 1:
+        raise ConfigError(
+            f"devices: this script was started by MPI in {size} processes, which pv.fit does not "
+            "join; start it by torchrun or srun, or pass devices=1 to train in each alone"
+        )
     return 1, 1
+
+
+def _started_by_slurm() -> tuple[int, int] | None:
+    """Return the numbers of machines and of processes on each of a Slurm step, or None.
+
+    Raises:
+        ConfigError: A job of several tasks whose script no srun has started, or of other numbers
+            of tasks on its machines.
+    """
+    given = os.environ
+    tasks = int(given.get("SLURM_STEP_NUM_TASKS") or given.get("SLURM_NTASKS") or 1)
+    if tasks == 1 or given.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+        return None
+    if not {"SLURM_STEP_ID", "SLURM_STEPID", "SLURM_STEP_NUM_TASKS"} & given.keys():
+        raise ConfigError(
+            f"devices: this is a Slurm job of {tasks} tasks, and no srun has started the script in "
+            "each; start it by `srun python ...`, or pass devices=1 to train in this process alone"
+        )
+    nodes = int(given.get("SLURM_STEP_NUM_NODES") or given.get("SLURM_NNODES") or 1)
+    if tasks % nodes:
+        raise ConfigError(
+            f"devices: srun has started {tasks} processes on {nodes} machines, expected as many on "
+            "each; pass --ntasks-per-node to sbatch"
+        )
+    # What Fabric's environment of Slurm reads; srun sets the second only where it was asked for.
+    given.setdefault("SLURM_NTASKS", str(tasks))
+    given.setdefault("SLURM_NTASKS_PER_NODE", str(tasks // nodes))
+    return nodes, tasks // nodes
 
 
 def _kind(device: str | torch.device, processes: int) -> str:
@@ -418,7 +462,8 @@ def _launch(kind: str, local: int, nodes: int) -> torch.device:
     if torch_dist.is_initialized():  # by the user: to launch would run the script once more in each
         place = int(os.environ.get("LOCAL_RANK", torch_dist.get_rank() % local))
         return torch.device(kind, place) if kind == "cuda" else torch.device(kind)
-    if "LOCAL_RANK" not in os.environ and not hasattr(__main__, "__file__"):
+    started = {"LOCAL_RANK", "SLURM_LOCALID"} & os.environ.keys()
+    if not started and not hasattr(__main__, "__file__"):
         raise ConfigError(
             f"devices: got {local}, which runs the script once per device, and there is no script; "
             "put the code into a file (a notebook has one process)"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -173,6 +174,7 @@ def test_rows_that_are_dealt_already_are_all_trained_on(both, name):
 
 def test_rows_that_all_processes_train_on_are_counted(both):
     assert all("had 40 rows over 2 processes, and N is 20" in found["doubled"] for found in both)
+    assert all("2 processes deal 40 rows in other orders" in found["two orders"] for found in both)
 
 
 def test_validation_rows_are_shared_or_dealt_already(both):
@@ -311,6 +313,80 @@ def test_processes_that_the_user_has_connected_start_no_others(monkeypatch, tmp_
     finally:
         monkeypatch.undo()
         torch.distributed.destroy_process_group()
+
+
+SRUN = {
+    "SLURM_JOB_ID": "77",
+    "SLURM_JOB_NAME": "train",
+    "SLURM_STEP_ID": "0",
+    "SLURM_NTASKS": "2",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_NUM_NODES": "1",
+    "SLURM_NODEID": "0",
+    "MASTER_ADDR": "127.0.0.1",
+}
+JOIN = """
+from pyro_vae.training.parallel import join
+world = join("auto", "cpu")
+open(f"{world.rank}.txt", "w").write(f"{world.size} {world.any(world.rank == 1)}")
+"""
+
+
+def test_the_processes_of_srun_join_one_group(tmp_path):
+    (tmp_path / "train.py").write_text(JOIN)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    started = [
+        subprocess.Popen(
+            [sys.executable, "train.py"],
+            env={
+                **os.environ,
+                **SRUN,
+                "SLURM_PROCID": rank,
+                "SLURM_LOCALID": rank,
+                "MASTER_PORT": port,
+                "PYTHONPATH": str(ROOT),
+            },
+            cwd=tmp_path,
+        )
+        for rank in "01"
+    ]
+    assert [each.wait(timeout=120) for each in started] == [0, 0]
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in "01"] == ["2 True"] * 2
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"SLURM_NTASKS": "4"}, "a Slurm job of 4 tasks, and no srun has started.*devices=1"),
+        ({**SRUN, "SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_NUM_NODES": "2"}, "3 processes on 2"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "started by MPI in 2 processes.*devices=1"),
+    ],
+)
+def test_a_job_that_cannot_be_joined_is_refused_and_one_process_trains_alone(
+    given, said, monkeypatch
+):
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=said):
+        parallel.join("auto", "cpu")
+    assert type(parallel.join(1, "cpu")) is parallel.World
+
+
+def test_slurm_over_many_machines_is_read(monkeypatch):
+    """Four machines with eight tasks; a shell within a job is one process."""
+    asked = []
+    monkeypatch.setattr(parallel, "_launch", lambda *a: asked.append(a) or torch.device("cpu"))
+    monkeypatch.setattr(parallel, "Group", lambda device: device)
+    steps = {"SLURM_STEP_NUM_TASKS": "32", "SLURM_STEP_NUM_NODES": "4", "SLURM_NTASKS": "32"}
+    for name, value in {**SRUN, **steps}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "8")
+    parallel.join("auto", "cpu")
+    assert asked == [("cpu", 8, 4)]
+    monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
+    assert type(parallel.join("auto", "cpu")) is parallel.World
 
 
 def test_without_a_script_there_is_nothing_to_start(monkeypatch):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from paired import slowest_beside_hand
+from beside_hand import slowest_beside_hand
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 

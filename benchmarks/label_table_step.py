@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from paired import slowest_beside_hand
+from beside_hand import slowest_beside_hand
 from torch import Tensor, nn
 from torch.nn.functional import (
     binary_cross_entropy_with_logits,

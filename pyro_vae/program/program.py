@@ -24,6 +24,7 @@ from pyro_vae.program.batch import (
     datum_moved,
     named_arguments,
     num_rows,
+    takes,
 )
 from pyro_vae.program.constants import Constants
 from pyro_vae.program.examples import Examples
@@ -132,6 +133,7 @@ class Program(nn.Module):
         }
         self._by_datum: list[Program] = []  # the same pair, its guide split by datum; no child
         self._structure, self._constants = Structure(), Constants(constants)
+        self._one_argument: dict[Any, bool] = {}  # by form, whether containers are one argument
         # A tuple: nn.Module must not register them twice.
         self._functions = (model, guide)
         self._called = self._of_flat_batches()
@@ -198,6 +200,7 @@ class Program(nn.Module):
         """Find out anew which arguments the functions take, and what they do with a batch."""
         self._structure, self._constants = Structure(), Constants(self._options["constants"])
         self._called = self._of_flat_batches()
+        self._one_argument.clear()
         self._forget()
 
     def _forget(self) -> None:
@@ -329,7 +332,8 @@ class Program(nn.Module):
         data = data.batch if isinstance(data, Whole) else data
         reads = getattr(self.source, "reads", None)
         data = data if reads is None else reads(data)
-        flat = self._structure.flattened(joined(data, self._functions[0], self._runs_on))
+        whole = self._as_one_argument(joined(data, self._functions[0], self._runs_on))
+        flat = self._structure.flattened(whole)
         batch = self._without_constants(adapted(flat, self.device, self.precision, self._dim))
         return self._as_example(batch) if self.examples.offered else self.reader.as_whole(batch)
 
@@ -353,6 +357,23 @@ class Program(nn.Module):
             self.reader.runs.trace_of_model(adapted(flat, self.device, self.precision, self._dim))
             return True
         return False
+
+    def _as_one_argument(self, data: Any) -> Any:
+        """Return a dict or a tuple as the one argument of functions that take it whole.
+
+        As ``svi.step(batch)`` gives it to ``def model(batch)``: where it cannot be their arguments,
+        and they run on it.
+        """
+        if not isinstance(data, Mapping | tuple | list) or not len(data):
+            return data
+        args, kwargs = ((), data) if isinstance(data, Mapping) else (tuple(data), {})
+        model = self._functions[0]
+        if takes(model, args, kwargs) or not takes(model, (data,), {}):
+            return data
+        form = (type(data), *(data if isinstance(data, Mapping) else (len(data),)))
+        if form not in self._one_argument:
+            self._one_argument[form] = self._runs_on((data,))
+        return (data,) if self._one_argument[form] else data
 
     def _without_constants(self, batch: Batch) -> Batch:
         reader, constants = self.reader, self._constants

@@ -133,8 +133,8 @@ class LoaderFeed:
             return _agreed(told, self._of_all(own) if self.sharded and not self.stream else own)
         if told is None:
             raise DataError(
-                "got a stream that does not tell its length, and N is needed for the N/B scale; "
-                'pass size=N, or size="count" to have its rows counted before training'
+                "got a stream, expected one that tells its length, since N is needed for the N/B "
+                'scale; pass size=N, or size="count" to have its rows counted before training'
             )
         return self._count() if told == "count" else int(told if told != ANY else 0)
 

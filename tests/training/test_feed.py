@@ -287,7 +287,7 @@ class Endless(IterableDataset):
     [
         (ROWS[:0], "no data"),
         (DataLoader(TensorDataset(ROWS[:0])), "no data"),
-        (DataLoader(Endless()), "does not tell its length"),
+        (DataLoader(Endless()), "expected one that tells its length"),
         ((ROWS, ROWS[:3]), "equal numbers of rows"),
         ({}, "equal numbers of rows|no data"),
         ("digits", "numeric array"),

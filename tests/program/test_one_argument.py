@@ -1,0 +1,92 @@
+"""Functions of one argument that is a dict or a pair, as a loader yields them."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import pyro_vae as pv
+from pyro_vae.errors import DataError
+
+N = 11
+X = torch.linspace(-1.0, 2.0, 2 * N).reshape(N, 2) ** 2
+Y = torch.arange(N) % 3
+ITEMS = [{"image": x, "label": y} for x, y in zip(X, Y, strict=True)]
+
+
+class Plain(nn.Module):
+    """Of two arguments."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encode, self.decode = nn.Linear(2, 2), nn.Linear(4, 2)
+
+    def model(self, image, label):
+        with pyro.plate("rows", len(image)):
+            z = pyro.sample("z", dist.Normal(image.new_zeros(len(image), 1), 1.0).to_event(1))
+            hot = nn.functional.one_hot(label, 3).to(z)
+            loc = self.decode(torch.cat([z, hot], -1))
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=image)
+
+    def guide(self, image, label):
+        with pyro.plate("rows", len(image)):
+            loc, scale = self.encode(image).split(1, -1)
+            pyro.sample("z", dist.Normal(loc, scale.exp()).to_event(1))
+
+
+class OfDict(Plain):
+    def model(self, batch):
+        super().model(batch["image"], batch["label"])
+
+    def guide(self, batch):
+        super().guide(batch["image"], batch["label"])
+
+
+class OfPair(Plain):
+    def model(self, batch):
+        image, label = batch
+        super().model(image, label)
+
+    def guide(self, batch):
+        super().guide(*batch)
+
+
+FORMS = {
+    "dict": (OfDict, {"image": X, "label": Y}, lambda: DataLoader(ITEMS, batch_size=4)),
+    "pair": (OfPair, (X, Y), lambda: DataLoader(TensorDataset(X, Y), batch_size=4)),
+}
+
+
+def weights_of(program, data):
+    pv.fit(program, data, epochs=2, batch_size=4, lr=0.05, progress=False, compile=False)
+    return torch.cat([p.detach().flatten() for p in program.parameters()])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_they_are_given_the_batch_whole(form):
+    build, tensors, loader = FORMS[form]
+    torch.testing.assert_close(weights_of(build(), tensors), weights_of(Plain(), (X, Y)))
+    plain = DataLoader(TensorDataset(X, Y), batch_size=4)
+    torch.testing.assert_close(weights_of(build(), loader()), weights_of(Plain(), plain))
+    program, plain = build(), Plain()
+    torch.manual_seed(1)
+    bound = pv.elbo(program, tensors)
+    torch.manual_seed(1)
+    torch.testing.assert_close(bound, pv.elbo(plain, (X, Y)))
+    assert pv.log_likelihood(program, tensors, samples=3).log_prob.shape == (N,)
+    assert pv.encode(program, tensors).shape == (N, 1)
+
+
+def test_labels_that_no_function_takes_are_told_as_before():
+    class OfImages(Plain):
+        def model(self, image):
+            super().model(image, Y[: len(image)])
+
+        def guide(self, image):
+            super().guide(image, None)
+
+    with pytest.raises(DataError, match=r"takes|arguments"):
+        pv.fit(OfImages(), DataLoader(TensorDataset(X, Y), batch_size=4), epochs=1)

@@ -31,16 +31,17 @@ class RunFolder:
     Arguments:
         path: Made where absent, when there is something to write.
         resume: Whether the run in it goes on.
+        events: Whether TensorBoard gets the history.
     """
 
-    def __init__(self, path: Path, resume: bool) -> None:
+    def __init__(self, path: Path, resume: bool, events: bool = True) -> None:
         self.path = path
         self.resume = resume
-        self._events = Events(path)
+        self._events = Events(path) if events else None
         self._lock = FolderLock(path)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], resume: bool) -> "RunFolder":
+    def open(cls, path: str | os.PathLike[str], resume: bool, events: bool = True) -> "RunFolder":
         """Return the folder, absent, empty or with the run to go on with; nothing is written.
 
         Raises:
@@ -50,7 +51,7 @@ class RunFolder:
         folder = local_path("out", path)
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"out: {folder} is a file, expected a folder")
-        found = cls(folder, resume)
+        found = cls(folder, resume, events)
         found._require_free()
         return found
 
@@ -74,7 +75,8 @@ class RunFolder:
                 raise
 
     def _leave(self) -> None:
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
         self._lock.release()
 
     @property
@@ -103,7 +105,8 @@ class RunFolder:
 
     def log(self, row: dict[str, float], step: int) -> None:
         """Send one row to TensorBoard."""
-        self._events.log(row, step)
+        if self._events is not None:
+            self._events.log(row, step)
 
     def beat(self) -> None:
         """Show other processes that the run is alive."""

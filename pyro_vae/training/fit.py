@@ -28,6 +28,7 @@ from pyro_vae.program.batch import (
 from pyro_vae.program.first_call import forgotten_on_error
 from pyro_vae.program.program import Program
 from pyro_vae.program.whole import require_rows
+from pyro_vae.storage.loggers import Loggers
 from pyro_vae.storage.random_state import seeded_outside_torch
 from pyro_vae.storage.run_folder import RunFolder
 from pyro_vae.threads import one_thread
@@ -82,6 +83,7 @@ def fit(
     precision: Precision = None,
     compile: Mode = "auto",
     out: str | os.PathLike[str] | None = None,
+    logger: Any = None,
     checkpoint_every: int | None = None,
     checkpoint_steps: int | None = None,
     checkpoint_minutes: float | None = 10.0,
@@ -190,6 +192,10 @@ def fit(
             ``"auto"`` traces, and where a minute or more is to go another process compiles; the
             faster graph stays. False runs model and guide at each step.
         out: Run folder: ``config.json``, weights, ``history.csv``, TensorBoard events, checkpoints.
+        logger: In place of TensorBoard's events, with ``out`` or without: a logger of
+            ``lightning_fabric.loggers`` (or any with ``log_metrics(metrics, step)``), or a list of
+            them. Each gets the settings and the rows of the history, by epoch; one that fails is
+            warned of, and gets no more.
         checkpoint_every: Epochs between checkpoints in ``out``; there is one at the end in any
             case.
         checkpoint_steps, checkpoint_minutes: Steps and minutes between them, within epochs too.
@@ -248,7 +254,7 @@ def fit(
         weights = beta_schedule(beta, wrapped.sites.local)
         factory = as_factory(adam(lr) if optimiser is None else optimiser, wrapped, first, lr)
         chosen = _chosen(objective, patience, wrapped.device)
-        folder = _folder(out, bool(resume), world)
+        folder = _folder(out, bool(resume), world, events=logger is None)
         stepper = Stepper(
             wrapped,
             chosen,
@@ -261,7 +267,7 @@ def fit(
             accumulate=accumulate,
         )
         settings: dict[str, Any] = {}
-        if folder is not None or world.size > 1:
+        if folder is not None or logger is not None or world.size > 1:
             settings |= record_data(wrapped, feed, judged, transform, precision, seed)
             settings |= record_steps(stepper, chosen, beta, lr_schedule, clip_norm, ema)
         if isinstance(feed, LoaderFeed) or moved or any(map(is_of_a_user, (beta, lr_schedule))):
@@ -280,6 +286,7 @@ def fit(
             seed=seed,
             folder=folder,
             limits=limits,
+            loggers=Loggers(logger if world.main else None),
             progress=progress,
             settings=settings,
             renew=resume == "settings",
@@ -299,9 +306,11 @@ def _training(world: World) -> Iterator[None]:
         yield
 
 
-def _folder(out: str | os.PathLike[str] | None, resume: bool, world: World) -> RunFolder | None:
+def _folder(
+    out: str | os.PathLike[str] | None, resume: bool, world: World, *, events: bool
+) -> RunFolder | None:
     """Return the run folder, which no process writes into before all have looked at it."""
-    folder = None if out is None else RunFolder.open(out, resume)
+    folder = None if out is None else RunFolder.open(out, resume, events)
     world.wait()
     return folder
 

@@ -26,6 +26,7 @@ from pyro_vae.program.modules import frozen_parts, trainable_parts
 from pyro_vae.program.program import Program
 from pyro_vae.storage.checkpoint import Checkpoint, Progress, read_checkpoint
 from pyro_vae.storage.history import History
+from pyro_vae.storage.loggers import Loggers
 from pyro_vae.storage.random_state import (
     seed_outside_torch,
     set_random_state,
@@ -102,6 +103,7 @@ class Loop:
     seed: int
     folder: RunFolder | None
     limits: Limits
+    loggers: Loggers
     progress: bool
     settings: dict[str, Any]
     renew: bool
@@ -132,7 +134,8 @@ class Loop:
     def run(self) -> Run:
         """Train to the last epoch, or until patience or a callback ends it."""
         held = nullcontext() if self.writes is None else self.writes.held()
-        with held, modes_kept(self.wrapped, self.objective):
+        telling = self.loggers.opened(self.settings)
+        with held, modes_kept(self.wrapped, self.objective), telling:
             self._resume()  # first: a checkpoint that does not fit must leave the folder as it is
             self._start_together()
             error = self._train_and_leave()
@@ -212,6 +215,7 @@ class Loop:
         row["seconds"] = time.perf_counter() - start
         self.history.append(row)
         bar.set_postfix({k: f"{row[k]:.2f}" for k in ("elbo", "valid_elbo") if k in row})
+        self.loggers.log(row, self.epoch)
         if self.writes is not None:
             self.writes.log(row, self.epoch)
         try:

@@ -91,6 +91,22 @@ BUGS = [
         "::test_a_program_that_scales_by_its_own_n_over_b_is_scaled_once",
     ),
     Bug(
+        "N over B twice, written in",
+        "program/looks/dependence.py",
+        "    alike = len(one) == 1 and not one & {1.0, None}\n",
+        "    alike = False\n",
+        "tests/program/looks/test_batches_of_loaders.py"
+        "::test_a_program_with_its_n_over_b_written_in_is_scaled_once[loader]",
+    ),
+    Bug(
+        "noise that hides what a term is of the rows",
+        "program/reader.py",
+        "                    run = with_equal_noise(run, few)\n",
+        "                    pass\n",
+        "tests/program/looks/test_batches_of_loaders.py"
+        "::test_noise_does_not_hide_what_a_term_is_of_the_rows[sum]",
+    ),
+    Bug(
         "calls counted by looks",
         "program/looks/own_numbers.py",
         "                self._put_back(moved)\n",

@@ -42,6 +42,7 @@ from pyro_vae.program.looks.cuts import (
     few_of,
     kinds_of_terms,
     parts_of,
+    with_equal_noise,
 )
 from pyro_vae.program.looks.dependence import Dependence, dependence
 from pyro_vae.program.looks.quiet_runs import Runs, silent
@@ -255,6 +256,9 @@ class Reader:
                 few = few if found is None else batch
             if found is None:  # its numbers change from run to run
                 found = changes_by_others(run, few)
+                with suppress(Exception):  # as in changes_beside
+                    run = with_equal_noise(run, few)
+                found |= {c for c in changes_beside(run, few, cuts) or () if not c.inside}
             outside = {(change.side, change.site) for change in found if not change.inside}
             changes.update(found)
             kinds.update(kinds_of_terms(run, few, outside) if outside else ())

@@ -33,6 +33,7 @@ _PRODUCTS = {
     torch.ops.aten.baddbmm.default,
     torch.ops.aten.convolution.default,
 }
+_DRAWN = 0.3  # for normal and uniform numbers alike
 _MOST = 8  # rows from all over a batch to look at
 _SMALL = 1 << 20  # numbers of an argument of which the extreme rows are looked at, too
 _CODES = 16  # values of an argument of integers of which rows of each are looked at
@@ -277,6 +278,42 @@ class RoundedProducts(TorchDispatchMode):
             moved = functools.partial(_moved, seed=self.seed)
             args = pytree.tree_map_only(Tensor, moved, args)
         return func(*args, **(kwargs or {}))
+
+
+class EqualNoise(TorchDispatchMode):
+    """Draw one number for all: a cut of the rows has then its part of the noise.
+
+    Rows in a random order begin with the last: beside each stands another.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        drawn = func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded in func.tags and isinstance(drawn, Tensor):
+            if drawn.is_floating_point():
+                drawn.fill_(_DRAWN)
+            elif func.overloadpacket is torch.ops.aten.randperm:
+                drawn.copy_(torch.arange(len(drawn)).roll(1))
+            else:
+                drawn.zero_()
+        return drawn
+
+
+def with_equal_noise(run: PairOf, few: Batch) -> PairOf:
+    """Return runs of a pair that draw one number for all that is noise, but for the latents.
+
+    Arguments:
+        run: Runs the pair on a batch at given latents.
+        few: Some rows, whose latents stand where none are given.
+    """
+    drawn = latents_cut(run(few, {}))
+
+    def steady(some: Batch, latents: Mapping[str, Tensor], *more: Any) -> Pair:
+        with EqualNoise():
+            return run(some, latents or drawn, *more)
+
+    return steady
 
 
 def _rounding(whole: Pair, rounded: Sequence[Pair]) -> Rounding:

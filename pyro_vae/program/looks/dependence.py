@@ -57,7 +57,8 @@ class Dependence:
             beside it, or on their number.
         beside_in_guide: Sites of the guide inside the plate whose density does.
         by_count: Sites inside the plate whose weight does.
-        counted: Such weights times the number of rows: N where a program scales by N/B itself.
+        counted: Such weights, and one of all that is inside, times the rows of each batch looked
+            at: N among them where a program scales by N/B itself.
     """
 
     spanning: tuple[str, ...] = ()
@@ -76,7 +77,7 @@ class Dependence:
     beside: tuple[str, ...] = ()
     beside_in_guide: tuple[str, ...] = ()
     by_count: tuple[str, ...] = ()
-    counted: Mapping[str, float] = field(default_factory=dict)
+    counted: tuple[tuple[str, float], ...] = ()
 
     @property
     def needs_all(self) -> bool:
@@ -101,26 +102,29 @@ class Dependence:
         Arguments:
             size: N.
         """
-        return frozenset(n for n, total in self.counted.items() if abs(total - size) < 1e-4 * size)
+        return frozenset(n for n, total in self.counted if abs(total - size) < 1e-4 * size)
 
     @property
     def untold(self) -> tuple[str, ...]:
         """Terms outside the plate that are sums to one look and means to another, or to none."""
         return tuple(n for n in self.found if (n in self.sums) == (n in self.means))
 
+    @property
+    def unclear(self) -> tuple[str, ...]:
+        """Terms of noise of which no look has told what they are of the rows."""
+        told = (*self.sums, *self.means, *self.no_sums)
+        return tuple(name for name in self.restless if name not in told)
+
     def joined_with(self, other: "Dependence") -> "Dependence":
         """Return what two looks at one structure have found together."""
         found = {
             each.name: tuple(dict.fromkeys(getattr(self, each.name) + getattr(other, each.name)))
             for each in fields(self)
-            if each.name not in ("carried", "counted")
+            if each.name != "carried"
         }
         spanning = set(found["spanning"])
         found["of_rows"] = tuple(name for name in found["of_rows"] if name not in spanning)
-        carried, counted = (
-            {**getattr(self, name), **getattr(other, name)} for name in ("carried", "counted")
-        )
-        return Dependence(**found, carried=carried, counted=counted)
+        return Dependence(**found, carried={**self.carried, **other.carried})
 
     def require_parts(self, rows: int, total: int, argument: str | None) -> None:
         """Refuse to train on parts of the data what is another function of a part.
@@ -164,7 +168,7 @@ class Dependence:
                 name for name in self.by_count if name not in self.scaled_itself(total)
             ),
             "it stands outside the plate of the data, and is another number at each run, so that "
-            "it cannot be told whether it depends on the rows": self.restless,
+            "it cannot be told whether it depends on the rows": self.unclear,
         }
         for reason, names in reasons.items():
             for name in names[:1]:
@@ -195,6 +199,14 @@ class Dependence:
             warnings.warn(
                 f"site {name!r}: its weight depends on the number of rows, and fit multiplies it "
                 "by N / B, whatever it is",
+                stacklevel=2,
+            )
+        for name in self.unclear[:1]:
+            warnings.warn(
+                f"site {name!r}: it stands outside the plate of the data, and is another number at "
+                "each run, so that it cannot be told whether it depends on the rows; it counts "
+                f"once beside all {total} data, and not beside the {rows} of each batch: multiply "
+                "it by N / B if that is meant, or draw its noise from torch",
                 stacklevel=2,
             )
 
@@ -301,7 +313,7 @@ def dependence(
         beside_in_guide=tuple(name for name in inside[GUIDE] if name not in inside[MODEL]),
         unplated=tuple(sorted({c.site for c in beside if c.what == "shape"})),
         by_count=by_count,
-        counted=_counted(seen[MODEL], by_count),
+        counted=_counted(seen, by_count),
     )
 
 
@@ -380,17 +392,24 @@ def dependence_of(joint: Joint) -> Dependence:
         return _dependence((joint.model, joint.guide), *batch, joint.sampled_traces(), [], [])
 
 
-def _counted(model: Trace, names: Iterable[str]) -> dict[str, float]:
-    """Return the weights of sites times the rows of their plate, where each is one number."""
-    found = {}
-    for name in names:
-        if name not in model.nodes:
-            continue
-        site = model.nodes[name]
-        frame = data_frame(site)
-        if frame is not None and torch.as_tensor(site["scale"]).numel() == 1:
-            found[name] = float(site["scale"]) * frame.size
-    return found
+def _counted(seen: tuple[Trace, Trace], names: Iterable[str]) -> tuple[tuple[str, float], ...]:
+    """Return weights of sites times the rows of their plate: of some names, or of all if equal.
+
+    One weight of all that is inside may be N/B for a B that is written into the program.
+    """
+    found: dict[tuple[str, int], tuple[int, Tensor]] = {}
+    for trace in seen:
+        for name, site in sample_sites(prune_subsample_sites(trace)):
+            frame, weight = data_frame(site), torch.as_tensor(site["scale"])
+            if frame is not None and frame.full_size == frame.size:
+                found[name, len(found)] = frame.size, weight
+    one = {float(weight) if weight.numel() == 1 else None for _, weight in found.values()}
+    alike = len(one) == 1 and not one & {1.0, None}
+    return tuple(
+        (name, float(weight) * rows)
+        for (name, _), (rows, weight) in found.items()
+        if weight.numel() == 1 and (alike or name in names)
+    )
 
 
 def _constants(argument: str | None) -> str:

@@ -2,6 +2,7 @@
 
 import warnings
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -98,6 +99,48 @@ def test_a_program_that_scales_by_its_own_n_over_b_is_scaled_once(feed):
         warnings.simplefilter("error")
         found = trained(program, feed())
     assert found == pytest.approx(expected(nll), rel=1e-5)
+
+
+@pytest.mark.parametrize("feed", [loader, lambda: X], ids=["loader", "tensors"])
+def test_a_program_with_its_n_over_b_written_in_is_scaled_once(feed):
+    program = Rows(around=lambda rows: poutine.scale(scale=N / B))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = trained(program, feed())
+    assert found == pytest.approx(expected(nll), rel=1e-5)
+
+
+def test_a_weight_of_all_rows_that_is_another_number_stays():
+    program = Rows(around=lambda rows: poutine.scale(scale=2.0))
+    assert trained(program, loader()) == pytest.approx(
+        expected(lambda x, w: 2 * nll(x, w)), rel=1e-5
+    )
+
+
+NOISY = {
+    "function": lambda x, w: 50 * (x.mean() * w) ** 2 + torch.randn_like(x).mean(),
+    "sum": lambda x, w: (x * w + torch.randn_like(x)).sum(),
+    "shuffled": lambda x, w: x.mean() * w + (x * x[torch.randperm(len(x))]).mean(),
+}
+
+
+@pytest.mark.parametrize("kind", NOISY)
+def test_noise_does_not_hide_what_a_term_is_of_the_rows(kind):
+    """The noise has no part in the slope: that is exact."""
+    term = NOISY[kind]
+    program = Rows(more=lambda x, w: pyro.factor("noisy", -term(x, w)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, slope = trained(program, loader())
+    assert slope == pytest.approx(expected(lambda x, w: nll(x, w) + term(x, w) / B)[1], rel=1e-5)
+
+
+def test_noise_that_torch_does_not_draw_is_told_of():
+    def more(x, w):
+        pyro.factor("noisy", (x * w + np.random.randn()).sum())  # noqa: NPY002
+
+    with pytest.warns(UserWarning, match="'noisy': .* counts once beside all 24 data"):
+        trained(Rows(more=more), loader())
 
 
 def test_another_weight_that_hangs_on_the_rows_is_told_of():

@@ -18,7 +18,7 @@ from pyro_vae.program.handlers import validation
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.modules import evaluating
 from pyro_vae.program.sites import Sites
-from pyro_vae.program.streams import batches, is_stream, join_batches, tensors_of
+from pyro_vae.program.streams import batches, by_rows, is_stream, join_batches, tensors_of
 from pyro_vae.program.whole import require_rows
 from pyro_vae.threads import require_turn
 
@@ -184,10 +184,10 @@ class Passes:
         self._held = list(program.held)
         with ExitStack() as stack:
             stack.enter_context(forgotten_on_error(program))
-            self._open(program, tensors_of(data))
+            self._open(program, by_rows(tensors_of(data), program.row_precision))
             each = program.of_each_datum() if verb.guide and self.sites.dependence.joined else None
             if each is not None:
-                self._open(each, tensors_of(data))
+                self._open(each, by_rows(tensors_of(data), each.row_precision))
             verb.require(self.sites)
             self.program.rows.require_whole(self._first)
             self._stack = stack.pop_all()  # a stream may fail later

@@ -415,6 +415,11 @@ class Program(nn.Module):
         """Return the dtype of the program's parameters; None where none is a float."""
         return next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
 
+    @property
+    def row_precision(self) -> torch.dtype | None:
+        """Return the dtype to which rows are converted; None where the data come otherwise."""
+        return None if self._dim else self.precision
+
     def as_given(self, batch: Batch) -> Batch:
         """Return a batch as a user gives it, its datum in the program's own dimension."""
         return self._structure.restored(datum_at(self._dim, self._constants.put_back(batch)))

@@ -53,6 +53,32 @@ def tensors_of(data: Any) -> Any:
     return data
 
 
+def by_rows(data: Any, precision: torch.dtype | None) -> Any:
+    """Return arrays that map files, of another type than a program's, as a data set of their rows.
+
+    As a batch they would be converted whole, and all in memory. Other data are as they were.
+    """
+    leaves = [leaf for _, leaf in named_arguments_of(data)]
+    mapped = [leaf for leaf in leaves if isinstance(leaf, np.memmap) and leaf.ndim]
+    if precision is None or all(str(precision) == f"torch.{leaf.dtype}" for leaf in mapped):
+        return data
+    alike = {len(leaf) if isinstance(leaf, np.ndarray) and leaf.ndim else 0 for leaf in leaves}
+    return _Rows(data, len(mapped[0])) if alike == {len(mapped[0])} else data
+
+
+class _Rows(Dataset):
+    """The rows of one array, or of a tuple or dict of them."""
+
+    def __init__(self, data: Any, rows: int) -> None:
+        self._data, self._rows = data, rows
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getitem__(self, place: int) -> Any:
+        return map_arguments(lambda leaf: np.array(leaf[place]), self._data)
+
+
 def batches(data: Any, rows: int) -> Iterator[Any]:
     """Yield the batches of a stream, as they come; no number of torch's global generator is used.
 

@@ -15,6 +15,7 @@ from pyro_vae.program.batch import Batch, dense, map_batch, map_rows, num_rows
 from pyro_vae.program.program import Program
 from pyro_vae.program.sparse_rows import SparseRows
 from pyro_vae.program.streams import (
+    by_rows,
     filled,
     is_stream,
     is_table,
@@ -345,7 +346,8 @@ def make_feed(
     """
     adapt = adapt or program.adapt
     size = size if size in (None, "count", ANY) else positive("size", size)
-    data = _as_loader(tensors_of(data), batch_size, shuffle)
+    data = by_rows(tensors_of(data), program.row_precision)
+    data = _as_loader(data, batch_size, shuffle)
     if isinstance(data, DataLoader):
         return LoaderFeed(data, lambda batch: adapt(single(batch)), world, size)
     batch = adapt(data)

@@ -137,8 +137,9 @@ def fit(
             or ``DataLoader``; sparse matrices of scipy or torch, whose rows become dense batch by
             batch; an ``IterableDataset`` of rows, or any object whose ``__iter__`` yields the
             batches of an epoch (no iterator, which can be read once); ``()`` where model and guide
-            take no arguments. Tensors that fit are kept on the device and indexed there; one that
-            maps a file in the program's precision (``np.load(mmap_mode="r")``) is not read whole.
+            take no arguments. Tensors that fit are kept on the device and indexed there; an
+            array that maps a file (``np.load(mmap_mode="r")``) is not read whole: in the program's
+            precision it is indexed as it is, and in another its rows come as a ``Dataset``'s.
             They are checked before training; what a loader yields or ``transform`` makes, batch by
             batch in the first epoch.
         valid: Validation data, in any of these forms (of a stream, rows of one pass are in memory

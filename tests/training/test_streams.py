@@ -152,3 +152,52 @@ def test_neither_training_nor_validation_holds_a_stream():
     assert np.isfinite(run.history["valid_elbo"]).all() and run.steps == 24
     for seen in (train.seen[5:], valid.seen[5:]):
         assert len(seen) >= 19 and max(seen) - min(seen) < 50
+
+
+# -- arrays that map files: converted a batch at a time, for training and for verbs -------------
+
+ROWS, WIDTH = 24 * 1024, 1024  # 24 MB of bytes, 96 MB of floats
+
+
+class Watched(pv.models.LinearVAE):
+    """It notes the memory at each pass."""
+
+    def model(self, x):
+        self.seen = [*getattr(self, "seen", []), private_megabytes()]
+        super().model(x)
+
+
+@pytest.fixture
+def mapped(tmp_path):
+    path = tmp_path / "bytes.npy"
+    np.lib.format.open_memmap(path, "w+", np.uint8, (ROWS, WIDTH)).flush()  # zeros take no space
+    return np.load(path, mmap_mode="r")
+
+
+def test_bytes_of_a_file_are_never_floats_all_at_once(mapped):
+    program = Watched(WIDTH, 1)
+    options = {"device": "cpu", "compile": False, "batch_size": 64, "epochs": 1}
+    pv.fit(program, np.array(mapped[:1024]), valid=mapped[:512], **options)  # what torch loads
+    program.seen = [private_megabytes()]
+    pv.fit(program, mapped, max_steps=10, valid=mapped[:512], **options)
+    pv.elbo(program, mapped, batch_size=256)
+    assert len(program.seen) > 100 and max(program.seen) - min(program.seen) < 50
+
+
+def test_they_train_as_a_data_set_of_their_rows(tmp_path):
+    x = torch.rand(22, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    np.save(tmp_path / "x.npy", x.numpy())
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+
+    def train(data):
+        torch.manual_seed(0)
+        program = pv.models.LinearVAE(4, 2)
+        run = pv.fit(program, data, epochs=2, batch_size=8, device="cpu", valid=x.float())
+        torch.manual_seed(1)
+        return numbers(run, program), pv.elbo(program, x.float()), program
+
+    expected, elbo, program = train(Subset(TensorDataset(x.float()), range(22)))
+    found, again, _ = train(mapped)
+    assert found == expected and torch.equal(elbo, again)
+    torch.manual_seed(1)
+    assert torch.equal(pv.elbo(program, mapped), elbo)

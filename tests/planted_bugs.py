@@ -107,6 +107,14 @@ BUGS = [
         "::test_noise_does_not_hide_what_a_term_is_of_the_rows[sum]",
     ),
     Bug(
+        "a part of a batch refused as a batch of the data",
+        "program/looks/dependence.py",
+        "        return (*self.unplated, *self.beside, *self.priors, *self.no_sums, *untold)\n",
+        "        return ()\n",
+        "tests/training/test_accumulation.py"
+        "::test_what_cannot_be_cut_is_refused[function_of_batch]",
+    ),
+    Bug(
         "calls counted by looks",
         "program/looks/own_numbers.py",
         "                self._put_back(moved)\n",

@@ -381,7 +381,16 @@ def _check_parts(program: Program, first: Batch, size: int, count: int) -> None:
         raise ProgramError(
             f"accumulate: got {count}, and the program {reason}; leave accumulate out"
         )
-    program.reader.require_parts(next(parts_of(first, count)), size)
+    try:
+        program.reader.require_parts(next(parts_of(first, count)), size)
+    except ProgramError as error:
+        names = program.sites.dependence.of_parts
+        if not names:
+            raise
+        raise ProgramError(
+            f"accumulate: got {count}, and a part of a batch has another model than the batch: "
+            f"the density of site {names[0]!r} is no sum over the rows; leave accumulate out"
+        ) from error
 
 
 def _require_whole_batches(

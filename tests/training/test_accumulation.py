@@ -106,12 +106,29 @@ class Together:
         pyro.sample("loc", dist.Normal(pyro.param("m", torch.tensor(0.0)), 1.0))
 
 
+class Moments(Together):
+    """Looks at the mean of a batch."""
+
+    def model(self, x):
+        pyro.factor("moment", -(x.mean() ** 2))
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+
+MOMENTS = DataLoader(torch.arange(16.0), batch_size=8)
+
+
 @pytest.mark.parametrize(
     ("program", "batch", "parts", "kind", "said"),
     [
         (Known, data(16), 0, ConfigError, "accumulate: got 0, expected an integer of at least 1"),
         (Subsampling, data(16), 2, ProgramError, "accumulate.*own minibatch"),
         (Together, data(16)[0].float(), 2, ProgramError, "accumulate.*never cut"),
+        pytest.param(
+            *(Moments, MOMENTS, 2, ProgramError, "'moment' is no sum.*leave accumulate out"),
+            id="function_of_batch",
+        ),
     ],
 )
 def test_what_cannot_be_cut_is_refused(program, batch, parts, kind, said):

@@ -110,6 +110,12 @@ class Dependence:
         return tuple(n for n in self.found if (n in self.sums) == (n in self.means))
 
     @property
+    def of_parts(self) -> tuple[str, ...]:
+        """Sites for which ``require_parts`` refuses: of a part of the data they are others."""
+        untold = tuple(name for name in self.untold if name not in self.restless)
+        return (*self.unplated, *self.beside, *self.priors, *self.no_sums, *untold)
+
+    @property
     def unclear(self) -> tuple[str, ...]:
         """Terms of noise of which no look has told what they are of the rows."""
         told = (*self.sums, *self.means, *self.no_sums)

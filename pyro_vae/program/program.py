@@ -34,6 +34,7 @@ from pyro_vae.program.handlers import (
     DatasetSize,
     ScaleLatents,
     denormals_flushed,
+    scoring_data,
     validation,
 )
 from pyro_vae.program.joint import Joint
@@ -351,11 +352,11 @@ class Program(nn.Module):
         return shows(values) if framed else values
 
     def _runs_on(self, data: Any) -> bool:
-        """Return whether the functions run on data in a form that may be meant otherwise."""
+        """Return whether the functions score data in a form that may be meant otherwise."""
         flat = self._structure.flattened(data)
         with suppress(DataError):
-            self.reader.runs.trace_of_model(adapted(flat, self.device, self.precision, self._dim))
-            return True
+            batch = adapted(flat, self.device, self.precision, self._dim)
+            return bool(scoring_data(self.reader.runs.trace_of_model(batch)))
         return False
 
     def _as_one_argument(self, data: Any) -> Any:

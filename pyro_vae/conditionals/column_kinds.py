@@ -122,10 +122,14 @@ class ColumnGroup(nn.Module):
         self.named, self.logs = columns[0].named, columns[0].kind in ("positive", "count")
         self.counts = columns[0].kind == "count"
         self._hold("places", torch.tensor(places))
-        self._hold("center", torch.tensor([column.center for column in columns]))
-        self._hold("scale", torch.tensor([column.scale for column in columns]))
-        self._hold("low", torch.tensor([c.standardised(c.low, -math.inf) for c in columns]))
-        self._hold("high", torch.tensor([c.standardised(c.high, math.inf) for c in columns]))
+        self.exact = {  # a tensor of a narrower type would round them for good
+            "center": [column.center for column in columns],
+            "scale": [column.scale for column in columns],
+            "low": [c.standardised(c.low, -math.inf) for c in columns],
+            "high": [c.standardised(c.high, math.inf) for c in columns],
+        }
+        for name, values in self.exact.items():
+            self._hold(name, torch.tensor(values))
         sizes = torch.tensor([max(1, len(column.categories)) for column in columns])
         self._hold("allowed", torch.arange(max(1, self.classes)) < sizes[:, None])
         self.ragged = len(set(sizes.tolist())) > 1  # some have fewer categories than others
@@ -134,6 +138,15 @@ class ColumnGroup(nn.Module):
 
     def _hold(self, name: str, value: Tensor) -> None:
         self.register_buffer(name, value, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ColumnGroup":
+        """Convert; what is rounded is rounded once, as cells are: a limit stays where they lie."""
+        before = self.center.dtype
+        super()._apply(fn, recurse)
+        if self.center.dtype != before:
+            for name, values in self.exact.items():
+                self._hold(name, self.center.new_tensor(values))
+        return self
 
     @property
     def features(self) -> int:

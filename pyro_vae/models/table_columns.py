@@ -195,19 +195,38 @@ def _series(column: Column, values: np.ndarray) -> Any:
                 values = np.where(np.abs(values - limit) < 1e-5 * column.scale, limit, values)
     elif column.kind == "positive":
         values = values * np.exp(column.center)
-    whole = column.dtype.lower().startswith(("int", "uint"))
-    return _as(np.round(values) if whole else values, column)
+    ends = _ends(column.dtype)
+    return _as(values if ends is None else np.clip(np.round(values), *ends), column)
+
+
+def _ends(dtype: str) -> tuple[float, float] | None:
+    """Return the least and the greatest number of a type of whole numbers, as floats within it."""
+    name = dtype.lower()
+    if name.startswith("bool"):
+        return 0.0, 1.0
+    if not name.startswith(("int", "uint")):
+        return None
+    info = np.iinfo(name)
+    greatest = float(info.max)
+    return float(info.min), greatest if int(greatest) <= info.max else np.nextafter(greatest, 0)
 
 
 def _as(values: Any, column: Column) -> Any:
-    """Return a column in the table's type; cells that lack keep it from being of whole numbers."""
+    """Return a column in the table's type, or as it is where a cell would not stay what it is."""
     import pandas as pd
 
     if column.dtype == "category":
         ordered = column.kind == "ordinal"
         return pd.Series(pd.Categorical(list(values), list(column.categories), ordered=ordered))
     series = pd.Series(values, dtype=object if column.named else None)
-    return series if not column.dtype or series.isna().any() else series.astype(column.dtype)
+    if not column.dtype or series.isna().any():
+        return series
+    ends = None if column.named else _ends(column.dtype)
+    if ends is not None:
+        numbers = series.to_numpy(dtype=np.float64)
+        if (numbers != np.clip(np.round(numbers), *ends)).any():
+            return pd.Series(numbers)
+    return series.astype(column.dtype)
 
 
 def _plain(value: Any) -> Any:

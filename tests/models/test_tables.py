@@ -213,6 +213,25 @@ def test_a_limit_is_a_mass_in_every_precision(tmp_path):
         assert torch.equal(same.decoder(z).log_prob(same.reads(table)), exact)
 
 
+WHOLE = [("int8", "count"), ("uint8", "real"), ("UInt8", "real"), ("int64", "real")]
+
+
+@pytest.mark.parametrize(("dtype", "kind"), WHOLE)
+def test_whole_numbers_stay_within_their_type(dtype, kind):
+    """What is drawn beyond a type's ends is at them, and no number is cut that a table holds."""
+    table = pd.DataFrame({"a": pd.Series([1, 2, 4, 5], dtype=dtype), "b": [0.0, 1.0, 2.0, 3.0]})
+    vae = TableVAE(table, 1, (4,), kinds={"a": kind})
+    ends = np.iinfo(dtype.lower())
+    shown = vae.shows(torch.tensor([[1e30, 0.0], [1.0, 0.0], [-1e30, 0.0]]).double())["a"]
+    assert shown.dtype == table["a"].dtype and shown[2] == ends.min
+    assert shown[0] >= ends.max * (1 - 1e-12)
+    other = pd.DataFrame({"a": [2.0, np.nan, 300.0], "b": 0.0})
+    if kind == "real":
+        other.loc[0, "a"] = 2.5
+    filled = pv.impute(vae, other, samples=3).values["a"]
+    assert filled[0] == other["a"][0] and filled[2] == 300 and filled[1] == round(filled[1])
+
+
 BAD = {
     "unseen category": ({"colour": "purple"}, r"column 'colour': got 'purple' in row 3, expected"),
     "infinite": ({"height": math.inf}, r"column 'height': got inf in row 3, expected finite"),

@@ -161,14 +161,15 @@ def kept_cells(column: Column, values: np.ndarray) -> np.ndarray:
     return values / np.exp(column.center) if column.kind == "positive" else values
 
 
-def frame_of(cells: Tensor, columns: Sequence[Column]) -> Any:
-    """Return cells (N, D) as a data frame of the dtypes that the table had."""
+def frame_of(cells: Tensor, columns: Sequence[Column], index: Any = None) -> Any:
+    """Return cells (N, D) as a data frame of the dtypes that the table had, and of its index."""
     import pandas as pd  # an extra: who asks for a frame has it
 
     values = cells.detach().cpu().double().numpy()
-    return pd.DataFrame(
+    made = pd.DataFrame(
         {column.name: _series(column, values[:, place]) for place, column in enumerate(columns)}
     )
+    return made if index is None else made.set_axis(index)
 
 
 def completed(data: Any, cells: Tensor, missing: Tensor, columns: Sequence[Column]) -> Any:

@@ -125,9 +125,15 @@ class TableVAE(OneLatent):
             self._require(torch.as_tensor(data))
         return data
 
-    def shows(self, cells: Any) -> Any:
-        """Return cells (N, D) as a data frame of the table's dtypes, categories by their names."""
-        return frame_of(cells, self.columns)
+    def shows(self, cells: Any, like: Any = None) -> Any:
+        """Return cells (N, D) as a data frame of the table's dtypes, categories by their names.
+
+        Arguments:
+            cells: as kept.
+            like: a frame of as many rows, whose index is kept.
+        """
+        aligned = is_frame(like) and len(like) == len(cells)
+        return frame_of(cells, self.columns, like.index if aligned else None)
 
     def completes(self, data: Any, cells: Tensor, missing: Tensor) -> Any:
         """Return a data frame with its missing cells filled in."""

@@ -349,7 +349,7 @@ class Program(nn.Module):
         if shows is None or not isinstance(values, Tensor):
             return values
         framed = hasattr(like, "columns") or (like is None and self.source.shows_frames)
-        return shows(values) if framed else values
+        return shows(values, like) if framed else values
 
     def _runs_on(self, data: Any) -> bool:
         """Return whether the functions score data in a form that may be meant otherwise."""

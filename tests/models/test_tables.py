@@ -149,6 +149,7 @@ def test_frames_go_in_and_come_out(tmp_path):
     assert abs(cells[:, 0].mean()) < 1e-5 and abs(cells[:, 0].std(correction=0) - 1) < 1e-5
     run = pv.fit(vae, holed(whole), objective=pv.MIWAE(5), epochs=40, batch_size=20, lr=0.02)
     assert run.compiled == "graph"
+    assert pv.reconstruct(vae, whole[8:3:-1]).index.tolist() == [8, 7, 6, 5, 4]
     for made in (pv.generate(vae, 5), pv.reconstruct(vae, whole[:5])):
         assert (made.dtypes == whole.dtypes).all() and len(made) == 5
     torch.manual_seed(2)

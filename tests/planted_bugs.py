@@ -63,8 +63,8 @@ BUGS = [
     Bug(
         "factors that hold no data",
         "program/handlers.py",
-        '    return [s for s in sites if observes(s)] or [s for s in sites if s["is_observed"]]\n',
-        "    return [s for s in sites if observes(s)]\n",
+        "for each in (observed, factors) if any",
+        "for each in (observed,) if any",
         "tests/program/test_published.py::test_the_bound_is_that_of_pyro[factor_of_data]",
     ),
     Bug(
@@ -85,7 +85,7 @@ BUGS = [
     Bug(
         "N over B twice",
         "program/handlers.py",
-        '        if msg["name"] not in self.done:\n',
+        "        if not self.done:\n",
         "        if True:\n",
         "tests/program/looks/test_batches_of_loaders.py"
         "::test_a_program_that_scales_by_its_own_n_over_b_is_scaled_once",

@@ -22,7 +22,7 @@ from pyro_vae.program.bounds import elbo_given_globals
 from pyro_vae.program.modules import evaluating
 from pyro_vae.program.program import Program
 from pyro_vae.program.sparse_rows import SparseRows
-from pyro_vae.program.streams import batches, is_stream, join_batches, tensors_of
+from pyro_vae.program.streams import batches, is_stream, join_batches, single, tensors_of
 from pyro_vae.threads import require_turn
 
 _ROWS_PER_PASS = 512
@@ -261,7 +261,9 @@ def _rows(name: str, data: Any) -> Tensor | SparseRows:
     """
     data = tensors_of(data)
     if is_stream(data):
-        data = join_batches([dense(as_rows(each)) for each in batches(data, _ROWS_PER_PASS)])
+        data = join_batches(
+            [dense(as_rows(single(each))) for each in batches(data, _ROWS_PER_PASS)]
+        )
     if hasattr(data, "dtype"):
         return as_rows(data)  # which knows what is wrong with an array
     raise DataError(

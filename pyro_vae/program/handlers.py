@@ -49,9 +49,16 @@ def observes(site: Message) -> bool:
 
 
 def scoring_data(model: Trace) -> list[Message]:
-    """Return the sites of a model that observe data; where none does, its factors do."""
+    """Return the sites of a model that observe data; where none does in a plate, its factors do."""
     sites = [site for _, site in sample_sites(model) if not site["infer"].get("_deterministic")]
-    return [s for s in sites if observes(s)] or [s for s in sites if s["is_observed"]]
+    observed = [site for site in sites if observes(site)]
+    factors = [site for site in sites if site["is_observed"] and not observes(site)]
+    inside = next((each for each in (observed, factors) if any(map(_in_a_plate, each))), None)
+    return inside or observed or factors
+
+
+def _in_a_plate(site: Message) -> bool:
+    return any(frame.dim is not None for frame in site["cond_indep_stack"])
 
 
 def is_data(site: Message) -> bool:
@@ -168,11 +175,11 @@ class DatasetSize(Messenger):
         size: N.
         rows: B.
         sums: Sites outside the plate that are sums over its rows: they are scaled likewise.
-        done: Sites of the plate that the program has scaled so itself.
+        done: Whether the program has scaled sites of the plate so itself: then as it has, no more.
     """
 
     def __init__(
-        self, size: int, rows: int, sums: Container[str] = (), done: Container[str] = ()
+        self, size: int, rows: int, sums: Container[str] = (), *, done: bool = False
     ) -> None:
         super().__init__()
         self.size, self.rows, self.sums, self.done = size, rows, sums, done
@@ -186,7 +193,7 @@ class DatasetSize(Messenger):
         msg["cond_indep_stack"] = tuple(
             f._replace(full_size=self.size) if f is frame else f for f in msg["cond_indep_stack"]
         )
-        if msg["name"] not in self.done:
+        if not self.done:
             msg["scale"] = msg["scale"] * (self.size / frame.size)
 
 

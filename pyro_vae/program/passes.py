@@ -197,7 +197,7 @@ class Passes:
         self.program = program
         self._rest: Iterator[Any] = iter(())
         if is_stream(data):
-            self._rest = map(self._checked, batches(data, self._rows))
+            self._rest = map(self._checked, map(program.unwrapped, batches(data, self._rows)))
             self._first = next(self._rest)
             require_rows(self._first)
         else:

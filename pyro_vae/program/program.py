@@ -52,6 +52,7 @@ from pyro_vae.program.sparse_rows import SparseRows
 from pyro_vae.program.split_guide import split
 from pyro_vae.program.structure import Structure
 from pyro_vae.program.terms import Terms
+from pyro_vae.program.whole import plate_follows
 from pyro_vae.threads import one_thread
 
 SIDES = ("model", "guide")
@@ -369,12 +370,28 @@ class Program(nn.Module):
             return data
         args, kwargs = ((), data) if isinstance(data, Mapping) else (tuple(data), {})
         model = self._functions[0]
-        if takes(model, args, kwargs) or not takes(model, (data,), {}):
+        flat = takes(model, args, kwargs)  # one thing in a container may be meant either way
+        if (flat and len(data) > 1) or not takes(model, (data,), {}):
             return data
         form = (type(data), *(data if isinstance(data, Mapping) else (len(data),)))
         if form not in self._one_argument:
-            self._one_argument[form] = self._runs_on((data,))
+            whole = self._runs_on((data,))
+            self._one_argument[form] = whole and not (flat and self._plate_follows(data))
         return (data,) if self._one_argument[form] else data
+
+    def unwrapped(self, batch: Any) -> Any:
+        """Return what a loader's list of one tensor holds; the list, for functions that open it."""
+        if not isinstance(batch, tuple | list) or len(batch) != 1:
+            return batch
+        whole = self._as_one_argument(batch)
+        return batch[0] if whole is batch else whole
+
+    def _plate_follows(self, data: Any) -> bool:
+        """Return whether the functions run on few of the rows, in a plate of as many."""
+        flat = adapted(self._structure.flattened(data), self.device, self.precision, self._dim)
+        with suppress(DataError):
+            return plate_follows(self.reader.runs.trace_of_model, flat, self._options["plate"])
+        return False
 
     def _without_constants(self, batch: Batch) -> Batch:
         reader, constants = self.reader, self._constants
@@ -483,7 +500,7 @@ class Program(nn.Module):
         elif size is not None and (sites.outside or sites.dependence.scaled_itself(size)):
             found = sites.dependence
             sums = found.of_each_batch if self.batches_alone else found.scaled
-            scaled = DatasetSize(size, covered, sums, found.scaled_itself(size))
+            scaled = DatasetSize(size, covered, sums, done=bool(found.scaled_itself(size)))
             model, guide = scaled(model), scaled(guide)
             covered = size
         if beta is not None:

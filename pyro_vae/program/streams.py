@@ -99,7 +99,7 @@ def batches(data: Any, rows: int) -> Iterator[Any]:
         if batch is _END:
             break
         count += 1
-        yield single(batch)
+        yield batch
     if count == 0:
         raise DataError(f"got no data ({type(data).__name__} yields nothing), expected batches")
 

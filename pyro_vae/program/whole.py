@@ -55,6 +55,18 @@ def is_whole(trace: Callable[[Batch], Trace], batch: Batch, wanted: str | None) 
     return bool(rows or not any(True for _ in named_arrays(batch)) or _plateless(model))
 
 
+def plate_follows(trace: Callable[[Batch], Trace], batch: Batch, wanted: str | None) -> bool:
+    """Return whether a plate of the model has as many rows as it is given, whatever their number.
+
+    Arguments:
+        trace, batch, wanted: As in ``is_whole``.
+
+    Raises:
+        DataError: The program does not run on so few.
+    """
+    return all(_has_plate(trace(few), wanted, n) for n, few in _few(batch, num_rows(batch)))
+
+
 def one_datum(model: Trace, guide: Trace) -> OneDatum:
     """Return the plate of one row that stands around what a whole program observes."""
     drawn = frozenset(name for name, _ in sample_sites(guide))

@@ -20,7 +20,6 @@ from pyro_vae.program.streams import (
     is_stream,
     is_table,
     join_batches,
-    single,
     tensors_of,
     told_unmade,
 )
@@ -157,11 +156,21 @@ class LoaderFeed:
 
     def _items(self) -> int | None:
         """Return how many items an epoch has, where that is known: those that a sampler deals."""
+        batches = self._own_batches()
+        if batches is not None:
+            with _kept(self.generators), torch.random.fork_rng([]):
+                return sum(map(len, batches))
         by_sampler = self.loader.batch_size is not None and not (self.dealt or self.stream)
         for source in (self.loader.sampler, self.loader.dataset)[0 if by_sampler else 1 :]:
             with suppress(TypeError):
                 return len(source)  # type: ignore[arg-type]
         return None
+
+    def _own_batches(self) -> Any:
+        """Return a user's sampler of batches, where it can be read without using it up."""
+        own: Any = self.loader.batch_sampler if self.loader.batch_size is None else None
+        known = own is None or self.stream or self.world.size > 1
+        return None if known or iter(own) is own else own
 
     def _deals_rows(self, items: int) -> bool:
         """Return whether an item of the data set is a row, and no batch that somebody made."""
@@ -349,7 +358,7 @@ def make_feed(
     data = by_rows(tensors_of(data), program.row_precision)
     data = _as_loader(data, batch_size, shuffle)
     if isinstance(data, DataLoader):
-        return LoaderFeed(data, lambda batch: adapt(single(batch)), world, size)
+        return LoaderFeed(data, lambda batch: adapt(program.unwrapped(batch)), world, size)
     batch = adapt(data)
     if adapt == program.adapt:  # it is what the program takes: no transform is to come
         batch = program.rows.numbered(batch)

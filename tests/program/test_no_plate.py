@@ -212,3 +212,19 @@ def test_values_in_no_plate_are_refused_as_by_stock_svi():
 def test_a_value_outside_its_support_is_named():
     with pytest.raises(DataError, match=r"flip_2.*value 7"):
         pv.elbo(pv.Program(coins, coins_guide), torch.tensor([1.0, 0.0, 7.0]))
+
+
+def test_a_number_observed_outside_hides_no_factors_of_the_rows():
+    def model(x):
+        w = pyro.param("w", torch.tensor(0.5))
+        pyro.sample("pseudo", dist.Normal(w, 1.0), obs=torch.zeros(()))
+        with pyro.plate("rows", len(x)):
+            pyro.factor("likelihood", -((x - w) ** 2))
+
+    x = torch.linspace(-1.0, 2.0, 12)
+    program = pv.Program(model, lambda x: None)
+    still = {"optimiser": lambda p: torch.optim.SGD(p, lr=1e-12), "progress": False}
+    run = pv.fit(program, x, epochs=1, batch_size=4, **still)
+    once = -dist.Normal(0.5, 1.0).log_prob(torch.zeros(())).item() / 12
+    assert run.history["loss"][0] == pytest.approx(((x - 0.5) ** 2).mean().item() + once, rel=1e-5)
+    assert pv.elbo(program, x).shape == (12,)

@@ -80,6 +80,26 @@ def test_they_are_given_the_batch_whole(form):
     assert pv.encode(program, tensors).shape == (N, 1)
 
 
+@pytest.mark.parametrize("width", [2, 4])
+@pytest.mark.parametrize("opened", [False, True])
+def test_one_tensor_in_a_container_is_what_the_functions_take_it_for(opened, width):
+    """Of a batch of 4 rows; a first row of 4 numbers looks like 4 rows of one."""
+    x = torch.linspace(-1.0, 2.0, 12 * width).reshape(12, width) ** 2
+
+    def model(batch):
+        w = pyro.param("w", torch.zeros(()))
+        rows = batch[0] if opened else batch
+        with pyro.plate("rows", len(rows)):
+            event = dist.Normal(w, 1.0).expand(rows.shape[1:])
+            pyro.sample("x", event.to_event(rows.dim() - 1), obs=rows)
+
+    program = pv.Program(model, lambda batch: None)
+    still = {"optimiser": lambda p: torch.optim.SGD(p, lr=1e-12), "progress": False}
+    run = pv.fit(program, DataLoader(TensorDataset(x), batch_size=4), epochs=1, **still)
+    exact = -dist.Normal(0.0, 1.0).log_prob(x).sum(-1).mean().item()
+    assert run.history["loss"][0] == pytest.approx(exact, rel=1e-5)
+
+
 def test_labels_that_no_function_takes_are_told_as_before():
     class OfImages(Plain):
         def model(self, image):

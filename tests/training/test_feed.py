@@ -73,6 +73,7 @@ COUNTED = {
     "batches": (N, DataLoader(BATCHES, batch_size=None)),
     "one batch each": (N, DataLoader(BATCHES, batch_size=1, collate_fn=lambda items: items[0])),
     "crops": (2 * N, DataLoader(ROWS, 5, collate_fn=lambda items: torch.stack(items * 2))),
+    "batches of a part": (9, DataLoader(ROWS, batch_sampler=[[0, 1, 2], [3, 4], [5, 6, 7, 8]])),
     "own batches": (N, DataLoader(ROWS, batch_sampler=BatchSampler(range(N), 4, drop_last=False))),
 }
 

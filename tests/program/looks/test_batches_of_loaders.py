@@ -143,6 +143,31 @@ def test_noise_that_torch_does_not_draw_is_told_of():
         trained(Rows(more=more), loader())
 
 
+@pytest.mark.parametrize("feed", [loader, lambda: X], ids=["loader", "tensors"])
+def test_a_likelihood_alone_that_is_scaled_by_n_over_b_keeps_its_weight(feed):
+    """Against the KL of each datum, as in a step of stock SVI: the optimum is 6 / 7, not .5."""
+
+    class Alone(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+
+        def model(self, x):
+            with pyro.plate("rows", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+                with poutine.scale(scale=N / len(x)):
+                    pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        def guide(self, x):
+            with pyro.plate("rows", len(x)):
+                pyro.sample("z", dist.Delta(self.w * x))
+
+    program = Alone()
+    settings = {"optimiser": lambda p: torch.optim.SGD(p, lr=0.05), "progress": False}
+    pv.fit(program, feed(), epochs=60, batch_size=B, compile=False, **settings)
+    assert program.w.item() == pytest.approx(6 / 7, abs=0.02)
+
+
 def test_another_weight_that_hangs_on_the_rows_is_told_of():
     program = Rows(around=lambda rows: poutine.scale(scale=7.0 / rows))
     with pytest.warns(UserWarning, match="'x': its weight depends on the number of rows"):

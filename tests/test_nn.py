@@ -10,6 +10,7 @@ from pyro_vae.nn import (
     GRU,
     MLP,
     BatchNorm,
+    ConvCritic,
     ConvDecoder,
     ConvEncoder,
     OneHot,
@@ -187,3 +188,7 @@ def test_steps_far_out_have_places_of_their_own_in_short_floats():
     net.blocks = torch.nn.ModuleList()
     far, near = net(zeros), net.bfloat16()(zeros.bfloat16())
     torch.testing.assert_close(near.float(), far, rtol=0.0, atol=0.05)
+
+
+def test_a_critic_of_no_rows_has_no_logits():
+    assert ConvCritic((1, 8, 8), (4, 4))(torch.zeros(0, 1, 8, 8)).shape[0] == 0

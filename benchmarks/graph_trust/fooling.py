@@ -307,7 +307,7 @@ class CountsInAGlobal(Net):
         return mean * self.w if STATE.calls < 30 else mean
 
 
-@fooling()
+@fooling(data=batches)
 class KeepsARunningMean(Net):
     def build(self) -> None:
         self.total = torch.zeros(D)

@@ -1,5 +1,6 @@
 """Sizes and shapes as arguments, and the shapes of what goes into a network."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -64,4 +65,4 @@ def flat_rows(x: Tensor, rows: int | None = None) -> Tensor:
     if not known:
         expected = "one row per datum" if rows is None else f"{rows} rows, one for each code"
         raise DataError(f"network input: got {shown(x)}, expected a tensor of {expected}")
-    return x.reshape(len(x), -1)
+    return x.reshape(len(x), math.prod(x.shape[1:]))  # of no rows -1 tells nothing

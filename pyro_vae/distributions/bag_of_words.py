@@ -87,7 +87,8 @@ class BagOfWords(Expandable):
         """Return the log-probability of the words in the order in which they stand, (batch)."""
         if self._validate_args:
             self._validate_sample(value)
-        return (value * self.logits.log_softmax(-1)).sum(-1)
+        logits = self.logits.log_softmax(-1)  # of a word that cannot be, -inf
+        return torch.where(value == 0, logits.new_zeros(()), value * logits).sum(-1)
 
     @torch.no_grad()
     def sample(self, sample_shape: torch.Size | Sequence[int] = torch.Size()) -> Tensor:  # noqa: B008

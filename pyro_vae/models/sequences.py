@@ -53,7 +53,8 @@ class SequenceProgram(ZooProgram):
         Raises:
             ConfigError: A length is none, in whatever row.
         """
-        if isinstance(data, list) and data and all(isinstance(each, Mapping) for each in data):
+        pieces = isinstance(data, list) and bool(data)
+        if pieces and all(isinstance(each, Mapping | tuple) for each in data):
             return [self.reads(each) for each in data]
         pair = isinstance(data, tuple | list) and len(data) == 2
         named = isinstance(data, Mapping) and {"x", "lengths"} <= data.keys()

@@ -165,27 +165,57 @@ def single(batch: Any) -> Any:
 
 
 def join_batches(pieces: list[Batch]) -> Batch:
-    """Return batches as one; tensors that are no rows, and other arguments, are the first's.
+    """Return batches as one; what has no rows is the same in all, and stays as it is.
 
     Raises:
-        DataError: They do not fit together.
+        DataError: They do not fit together; names the argument.
     """
     if not pieces:
         raise DataError("got no data (nothing is left to read), expected batches")
-    arguments = [dict(named_arguments_of(piece)) for piece in pieces]
-    rows = num_rows(pieces[0])
+    given = [dict(named_arguments_of(piece)) for piece in pieces]
+    for names in given[1:]:
+        if names.keys() != given[0].keys():
+            raise DataError(
+                f"the batches do not fit together: got arguments {sorted(names)} after "
+                f"{sorted(given[0])}, expected the same in each"
+            )
+    rows = [num_rows(piece) for piece in pieces]
+    try:
+        whole = iter([_joined(name, [each[name] for each in given], rows) for name in given[0]])
+    except (RuntimeError, TypeError) as error:
+        raise DataError(f"the batches do not fit together: {error}") from error
+    return map_arguments(lambda leaf: next(whole), pieces[0])
 
-    def joined(name: str, leaf: Any) -> Any:
-        if rows_of(leaf) != rows:
-            return leaf
-        parts = [each[name] for each in arguments]
-        if isinstance(leaf, PackedSequence):
+
+def _joined(name: str, parts: list[Any], rows: list[int]) -> Any:
+    """Return an argument of several batches as one.
+
+    Arguments:
+        name: Its name.
+        parts: It, of each batch.
+        rows: Of each batch. One tensor in all batches is a constant, however long.
+    """
+    one = len(parts) > 1 and all(_is_same_memory(part, parts[0]) for part in parts)
+    if not one and [rows_of(part) for part in parts] == rows:
+        if isinstance(parts[0], PackedSequence):
             steps = [row for part in parts for row in unpack_sequence(part)]
             return pack_sequence(steps, enforce_sorted=False)
         return torch.cat(parts)
+    if all(_equal(part, parts[0]) for part in parts[1:]):
+        return parts[0]
+    raise DataError(
+        f"the batches do not fit together: argument {name!r} has not a row for each of their "
+        f"{sum(rows)} data, and is another in each; expected rows, or one value (None too) in all"
+    )
 
-    try:
-        whole = iter([joined(name, leaf) for name, leaf in arguments[0].items()])
-    except (RuntimeError, TypeError, KeyError) as error:
-        raise DataError(f"the batches do not fit together: {error}") from error
-    return map_arguments(lambda leaf: next(whole), pieces[0])
+
+def _is_same_memory(one: Any, other: Any) -> bool:
+    tensors = isinstance(one, Tensor) and isinstance(other, Tensor)
+    return tensors and one.data_ptr() == other.data_ptr() and one.shape == other.shape
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Return whether two constants are the same."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    return one is other or (type(one) is type(other) and bool(one == other))

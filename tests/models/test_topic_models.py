@@ -203,3 +203,16 @@ def test_embeddings_that_are_given_stand_still():
     for wrong in (words[:5], words[0], words * math.nan):
         with pytest.raises(DataError, match="finite vectors of the 6 words"):
             ETM(6, 2, (4,), embeddings=wrong)
+
+
+def test_words_that_cannot_be_and_are_not_there_score_nothing():
+    logits = torch.tensor([0.3, -torch.inf, -0.2], dtype=torch.float64, requires_grad=True)
+    words = torch.tensor([2.0, 0.0, 1.0], dtype=torch.float64)
+    found = BagOfWords(logits, validate_args=False).log_prob(words)
+    assert found.item() == pytest.approx(
+        (words[[0, 2]] * logits[[0, 2]].log_softmax(-1)).sum().item()
+    )
+    (grad,) = torch.autograd.grad(found, [logits])
+    assert grad.isfinite().all() and grad[1] == 0
+    there = BagOfWords(logits, validate_args=False).log_prob(torch.ones_like(words))
+    assert there.item() == -torch.inf

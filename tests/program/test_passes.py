@@ -219,3 +219,36 @@ def test_a_list_of_data_one_by_one_is_refused_and_not_searched_for_hours():
     with pytest.raises(DataError):
         pv.elbo(program, [torch.tensor([n, n]) for n in range(9)])
     assert len(calls) < 60
+
+
+def shifted():
+    """Rows around a latent and the sum of weights that are no rows."""
+
+    def model(x, w):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z if w is None else z + w.sum(), 1.0), obs=x)
+
+    def guide(x, w):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(x / 3))
+
+    return pv.Program(model, guide)
+
+
+def test_a_constant_as_long_as_the_batches_of_a_list_is_one():
+    x, w = torch.linspace(-1.0, 1.0, 9), torch.tensor([1.0, 2.0, 3.0])
+    pieces = [(x[i : i + 3], w) for i in (0, 3, 6)]
+    exact = pv.elbo(shifted(), (x, w))
+    for data in (pieces, [{"x": a, "w": b} for a, b in pieces], iter(pieces)):
+        torch.testing.assert_close(pv.elbo(shifted(), data), exact)
+
+
+@pytest.mark.parametrize("weights", [(None, torch.ones(())), (torch.ones(()), torch.zeros(()))])
+def test_what_differs_between_the_batches_of_a_list_and_is_no_row_is_refused(weights):
+    x = torch.linspace(-1.0, 1.0, 6)
+    pieces = [{"x": x[:3], "w": weights[0]}, {"x": x[3:], "w": weights[1]}]
+    with pytest.raises(DataError, match="argument 'w' has not a row for each of their 6 data"):
+        pv.elbo(shifted(), pieces)
+    with pytest.raises(DataError, match=r"got arguments \['w', 'x'\] after \['x'\]"):
+        pv.elbo(shifted(), [{"x": x[:3]}, pieces[1]])

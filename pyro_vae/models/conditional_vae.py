@@ -5,9 +5,10 @@ by ``given``, datum by datum.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -160,11 +161,8 @@ class ConditionalVAE(ZooProgram):
         return x, torch.zeros(n, dtype=torch.long, device=x.device)
 
     def reads(self, data: Any) -> Any:
-        """Return data as they are; raises `DataError` for a class number out of range."""
-        c = data.get("c") if isinstance(data, dict) else data[1] if _is_pair(data) else None
-        if self.num_classes is not None and c is not None:
-            require_classes("c", c, self.num_classes, 0)
-        return data
+        """Return data, labels as whole numbers; raises `DataError` for a class out of range."""
+        return data if self.num_classes is None else with_classes(data, "c", self.num_classes, 0)
 
     def features(self, c: Tensor) -> Tensor:
         """Return a condition as a vector, (*, C): one-hot where it is a label."""
@@ -261,6 +259,7 @@ def require_classes(name: str, labels: Any, num_classes: int, least: int) -> Non
     values = torch.as_tensor(labels)
     if values.is_meta or not values.numel():
         return
+    values = values if values.is_floating_point() else values.long()
     wrong = (values < least) | (values >= num_classes) | (values != values.floor())
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0, 0]) if values.dim() else 0
@@ -271,5 +270,31 @@ def require_classes(name: str, labels: Any, num_classes: int, least: int) -> Non
         )
 
 
-def _is_pair(data: Any) -> bool:
-    return isinstance(data, tuple | list) and len(data) == 2
+def with_classes(data: Any, name: str, num_classes: int, least: int) -> Any:
+    """Return a batch, or a list of them, with its labels as whole numbers.
+
+    Raises:
+        DataError: one is out of range; names its row.
+    """
+    if isinstance(data, Mapping):
+        label = data.get(name)
+        return data if label is None else {**data, name: _whole(name, label, num_classes, least)}
+    if isinstance(data, list) and data and all(map(_is_batch, data)):
+        return [with_classes(each, name, num_classes, least) for each in data]
+    if isinstance(data, tuple | list) and len(data) == 2 and data[1] is not None:
+        pair = (data[0], _whole(name, data[1], num_classes, least))
+        kind: Any = type(data)
+        return kind(*pair) if hasattr(data, "_fields") else kind(pair)
+    return data
+
+
+def _whole(name: str, labels: Any, num_classes: int, least: int) -> Any:
+    require_classes(name, labels, num_classes, least)
+    values = torch.as_tensor(labels)
+    return labels if values.is_meta else values.long()
+
+
+def _is_batch(each: Any) -> bool:
+    parts = each.values() if isinstance(each, Mapping) else each
+    batch = isinstance(each, Mapping | tuple | list)
+    return batch and any(isinstance(part, Tensor | np.ndarray) for part in parts)

@@ -13,7 +13,7 @@ from pyro_vae.arguments import integer, typed
 from pyro_vae.conditionals import Bernoulli, Observation
 from pyro_vae.distributions import GivenLabel
 from pyro_vae.errors import ConfigError
-from pyro_vae.models.conditional_vae import ConditionalVAE, one_hot, require_classes
+from pyro_vae.models.conditional_vae import ConditionalVAE, one_hot, with_classes
 from pyro_vae.models.zoo_program import ZooProgram, plain, register
 from pyro_vae.nn import MLP, Shape, sizes
 
@@ -98,12 +98,8 @@ class M2(ZooProgram):
         return ZooProgram.example(self, n)
 
     def reads(self, data: Any) -> Any:
-        """Return data as they are; raises `DataError` for a class number out of range."""
-        pair = isinstance(data, tuple | list) and len(data) == 2
-        label = data.get("label") if isinstance(data, dict) else data[1] if pair else None
-        if label is not None:
-            require_classes("label", label, self.num_classes, -1)
-        return data
+        """Return data, labels as whole numbers; raises `DataError` for a class out of range."""
+        return with_classes(data, "label", self.num_classes, -1)
 
     def log_prior(self) -> Tensor:
         """Return log p(y) of each label, (K,)."""

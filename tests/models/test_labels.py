@@ -201,6 +201,26 @@ def test_a_class_out_of_range_is_named(place):
         pv.elbo(conditional, (x, torch.tensor([0, -1, 2])))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.bool, torch.float32])
+def test_labels_of_any_type_are_whole_numbers(dtype):
+    """And a list of two batches is their rows together, as one of three is."""
+    program, conditional = M2(2, 3, 1, (4,)), ConditionalVAE(2, 1, (4,), num_classes=3)
+    x, y = torch.rand(4, 2).round(), torch.tensor([1, 0, 1, 1])
+    for one in (program, conditional):
+        found = []
+        for data in ((x, y), (x, y.to(dtype)), [(x[:2], y[:2].to(dtype)), (x[2:], y[2:])]):
+            torch.manual_seed(0)
+            found.append(pv.elbo(one, data))
+        assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+        with pytest.raises(DataError, match="got class 3 in row 1"):
+            pv.elbo(one, [(x[:2], y[:2] + 3 * torch.arange(2)), (x[2:], y[2:])])
+    objective = pv.SemiSupervised(2.0)
+    run = pv.fit(program, (x, y.to(dtype)), objective=objective, epochs=1, compile=False)
+    assert run.steps == 1
+    with pytest.raises(DataError, match="got class 255 in row 0"):
+        pv.elbo(program, (x, torch.full((4,), 255, dtype=torch.uint8)))
+
+
 def test_a_condition_that_nothing_depends_on_is_refused():
     with pytest.raises(ConfigError, match="expected one of them"):
         ConditionalVAE(2, 1)

@@ -1,11 +1,12 @@
 """How far what a program makes lies from the data, in the features of a network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import DataError, ProgramError
@@ -56,7 +57,7 @@ def feature_distances(
     Arguments:
         program: Anything with ``.model`` and ``.guide``, with one observed site.
         data: One row per datum, ``(N, ...)``.
-        features: f, ``(B, ...)`` to ``(B, F)``, in eval mode.
+        features: f, ``(B, ...)`` to ``(B, F)``; a module runs in eval mode.
         n: New data; None: N.
 
     Raises:
@@ -82,7 +83,24 @@ def feature_distances(
 
 @torch.no_grad()
 def _seen(features: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return torch.cat([features(piece).flatten(1) for piece in x.split(_ROWS_PER_PASS)]).double()
+    with _evaluating(features):
+        pieces = [features(piece).flatten(1) for piece in x.split(_ROWS_PER_PASS)]
+    return torch.cat(pieces).double()
+
+
+@contextmanager
+def _evaluating(features: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Put a network, or that of a method, in eval mode: dropout would make each distance noise."""
+    owner = getattr(features, "__self__", features)
+    modules = list(owner.modules()) if isinstance(owner, nn.Module) else []
+    training = [module for module in modules if module.training]
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:

@@ -66,3 +66,13 @@ def test_what_has_no_codes_to_tell_apart_is_refused():
         pv.aggregated_posterior(program(), X[:3])
     with pytest.raises(ProgramError, match="'z1' has no reparametrised sampler"):
         pv.aggregated_posterior(pv.models.SBN(4, (2,)), torch.zeros(8, 4))
+
+
+def test_features_are_seen_in_eval_mode():
+    """Whatever mode their network stands in, which it keeps part by part."""
+    net = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2))
+    net[1].eval()
+    x = torch.rand(6, 3).round()
+    found = pv.feature_distances(pv.models.VAE(3, 1, (4,)), x, net)
+    assert [part.training for part in net] == [True, False, True] and net.training
+    torch.testing.assert_close(found.data, net.eval()(x).double())

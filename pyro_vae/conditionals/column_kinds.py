@@ -227,10 +227,16 @@ def _ordered_logit(group: ColumnGroup, p: Tensor) -> Any:
     cuts = inner - inner.mean(-1, keepdim=True)
     if group.ragged:  # a column of fewer categories has its further cuts out of reach
         cuts = torch.where(group.allowed[:, 1:], cuts, cuts + 1e4)
-    # The masses of dist.OrderedLogistic, which writes them in place: twice the work in a graph.
-    below = torch.sigmoid(cuts - p)
-    edge = torch.zeros_like(below[..., :1])
-    return dist.Categorical(torch.diff(below, prepend=edge, append=edge + 1))
+    # The masses of dist.OrderedLogistic, whose differences are 0 far out:
+    # log(s(b) - s(a)) = log s(b) + log s(-a) + log(1 - exp(a - b)), with s the logistic function.
+    gaps = -torch.expm1(-widths[:, : group.classes - 2])
+    gaps = gaps.clamp(min=torch.finfo(gaps.dtype).tiny).log()  # 0 where two cut points meet
+    if group.ragged:
+        gaps = torch.where(group.allowed[:, 2:], gaps, torch.zeros_like(gaps))
+    pad, apart = nn.functional.pad, cuts - p
+    below = nn.functional.logsigmoid(apart)
+    above = below - apart  # log s(-a)
+    return dist.Categorical(logits=pad(below, (0, 1)) + pad(gaps, (1, 1)) + pad(above, (1, 0)))
 
 
 def _censored(group: ColumnGroup, p: Tensor) -> Any:

@@ -88,6 +88,26 @@ def test_ranks_have_the_masses_of_an_ordered_logit():
     )
 
 
+def test_ranks_far_out_keep_their_mass_and_slope():
+    """In float32 as in double precision, where a difference of two masses is 0 or rounds to one."""
+    columns = [Column("a", "ordinal", categories=NAMES), Column("b", "ordinal", categories=(0, 1))]
+    made = ColumnGroup("ordered_logit", [0, 1], columns)
+    rank = torch.tensor([[0], [1], [2], [3]]).expand(4, 2).clamp(max=torch.tensor([3, 1]))
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        group, place = made.to(dtype), torch.tensor([[60.0, 40.0]], dtype=dtype).requires_grad_()
+        mass = group(place.expand(4, 2)).log_prob(rank)
+        found.append([mass.double(), *torch.autograd.grad(mass.sum(), [place, group.steps])])
+    assert (found[0][0][0] < -40).all()
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one.double(), other.double(), rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        made.steps[0, 0] = -1e4  # two cut points meet
+    mass = made.float()(torch.zeros(4, 2)).log_prob(rank)
+    assert mass.isfinite().all() and mass[1, 0] < -80
+    assert torch.autograd.grad(mass.sum(), made.steps)[0].isfinite().all()
+
+
 def test_a_negative_binomial_is_a_poisson_of_a_gamma():
     """By quadrature over the rate; and the zero-inflated one without its gate."""
     found = group("count", "negative_binomial")

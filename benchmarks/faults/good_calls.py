@@ -549,6 +549,7 @@ INNER = {
     "known": "as forward",
     "statistics": "impute calls it",
     "of_statistics": "as statistics",
+    "errors_of_statistics": "as statistics",
     "observed_log_prob": "Incomplete calls it",
     "filled": "as statistics",
     "standardised": "a program calls it",

@@ -46,7 +46,8 @@ class Column:
         dtype: how a table shows it; "" as numbers.
 
     Raises:
-        ConfigError: an unknown kind or distribution, or fewer than two categories.
+        ConfigError: an unknown kind or distribution; fewer than two categories, one twice, or one
+            that is no text, number or truth value; low not below high.
     """
 
     name: str
@@ -76,8 +77,24 @@ class Column:
         for side, limit in (("low", self.low), ("high", self.high)):
             if limit is not None:
                 number(side, limit, "(-inf, inf)")
+        if None not in (self.low, self.high) and self.low >= self.high:  # type: ignore[operator]
+            raise ConfigError(
+                f"column {self.name!r}: got low {self.low:g} and high {self.high:g}, expected low "
+                "below high"
+            )
         if not isinstance(self.categories, tuple | list):
             raise ConfigError(f"categories: got {self.categories!r}, expected a tuple of them")
+        for category in self.categories:
+            if not isinstance(category, str | int | float):
+                raise ConfigError(
+                    f"column {self.name!r}: got the category {category!r} of type "
+                    f"{type(category).__name__}, which no file of a program can hold; expected "
+                    f"text, numbers or truth values: table[{self.name!r}].astype(str)"
+                )
+        if len(set(self.categories)) < len(self.categories):
+            raise ConfigError(
+                f"column {self.name!r}: got categories {list(self.categories)}, expected each once"
+            )
         if self.named and len(self.categories) < 2:
             raise ConfigError(
                 f"column {self.name!r}: got {len(self.categories)} categories, expected at least 2"

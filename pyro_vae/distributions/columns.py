@@ -1,6 +1,6 @@
 """A row of a table whose columns have distributions of their own. Shapes: batch | D columns."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -71,6 +71,13 @@ class Columns(TorchDistribution):
 
     def of_statistics(self, statistics: Tensor) -> Tensor:
         """Return the row that averaged statistics (*, S) stand for, (*, D)."""
+        return self._of_statistics(statistics, lambda classes: classes.argmax(-1))
+
+    def errors_of_statistics(self, statistics: Tensor) -> Tensor:
+        """Return their errors (*, S) by column, (*, D); NaN where its values are names."""
+        return self._of_statistics(statistics, lambda classes: classes[..., 0] * torch.nan)
+
+    def _of_statistics(self, statistics: Tensor, of_classes: Callable[[Tensor], Tensor]) -> Tensor:
         widths = [
             len(places) * (each.probs.shape[-1] if _named(each) else 1)
             for places, each in self.parts
@@ -78,7 +85,7 @@ class Columns(TorchDistribution):
         pieces = zip(self.parts, statistics.split(widths, -1), strict=True)
         return self._together(
             [
-                s.unflatten(-1, (len(p), -1)).argmax(-1).to(s.dtype) if _named(each) else s
+                of_classes(s.unflatten(-1, (len(p), -1))).to(s.dtype) if _named(each) else s
                 for (p, each), s in pieces
             ]
         )

@@ -120,7 +120,7 @@ def _filled(piece: Pass, count: int, how: str) -> tuple[Any, Any, Any, Tensor]:
         values[name], missing[name] = given, torch.zeros_like(given, dtype=torch.bool)
         errors[name] = torch.zeros_like(given, dtype=log_weight.dtype)
         if name in kept:
-            error = means[name].error()
+            error = _errors(site, means[name].error())
             known = how == "mean" and error.shape == given.shape
             error = error if known else torch.full_like(errors[name], torch.nan)
             new = drawn.value[name] if how == "sample" else _values(site, means[name].value())
@@ -151,6 +151,12 @@ def _values(site: Any, mean: Tensor) -> Tensor:
     if hasattr(datum, "of_statistics"):
         return datum.of_statistics(mean)
     return mean.argmax(-1) if _classes(site["fn"]) is not None else mean
+
+
+def _errors(site: Any, error: Tensor) -> Tensor:
+    """Return the errors of values that averaged statistics stand for, (B, *event)."""
+    datum = getattr(site["fn"], "datum", site["fn"])
+    return datum.errors_of_statistics(error) if hasattr(datum, "of_statistics") else error
 
 
 def _classes(fn: Any) -> Any:

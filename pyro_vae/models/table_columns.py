@@ -13,6 +13,8 @@ from torch import Tensor
 from pyro_vae.conditionals.column_kinds import KINDS, Column
 from pyro_vae.errors import ConfigError, DataError
 
+_OPTIONS = ("distribution", "categories", "low", "high")  # of a column, beside its kind
+
 
 def is_frame(data: Any) -> bool:
     """Return whether data are a pandas data frame, without importing pandas."""
@@ -41,6 +43,11 @@ def _column(name: Any, series: Any, asked: Any) -> Column:
         raise DataError(f"column {name!r}: all cells are missing; leave it out")
     options: dict[str, Any] = dict(asked) if isinstance(asked, Mapping) else {"kind": asked}
     kind = options.pop("kind", None) or _kind_of(series)
+    unknown = [option for option in options if option not in _OPTIONS]
+    if unknown:
+        raise ConfigError(
+            f"kinds: column {name!r} with {unknown[0]!r}; expected kind, {', '.join(_OPTIONS)}"
+        )
     if kind not in KINDS:
         raise ConfigError(
             f"kinds: column {name!r} of kind {kind!r}; expected one of {', '.join(KINDS)}"
@@ -55,7 +62,9 @@ def _column(name: Any, series: Any, asked: Any) -> Column:
         listed = getattr(getattr(series, "cat", None), "categories", None)
         found = list(listed) if listed is not None else sorted(present.unique(), key=_rank)
         given = options.get("categories")
-        text["categories"] = tuple(_plain(c) for c in (given or found))
+        if isinstance(given, str):
+            raise ConfigError(f"kinds: column {name!r}: categories {given!r}; expected a list")
+        text["categories"] = tuple(_plain(c) for c in (found if given is None else given))
         return Column(**text)
     values = _numbers(str(name), kind, series)
     known = values[~np.isnan(values)]

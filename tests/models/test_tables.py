@@ -253,6 +253,48 @@ def test_whole_numbers_stay_within_their_type(dtype, kind):
     assert filled[0] == other["a"][0] and filled[2] == 300 and filled[1] == round(filled[1])
 
 
+def test_numbers_beside_names_have_errors():
+    """The stated error is the spread over 400 equal rows, to five errors; names have none."""
+    torch.manual_seed(2)
+    table = pd.DataFrame(
+        {"a": ["x", "y"] * 3, "b": [0.0, 1, 2, 3, 4, 5], "c": [1.0, 0, 0, 1, 2, 2]}
+    )
+    vae = TableVAE(table, 1, (4,))
+    with torch.no_grad():  # the guide is the prior: no weight rules
+        for parameter in vae.encode.parameters():
+            parameter.zero_()
+    holes = pd.DataFrame({"a": [None] * 400, "b": [1.0] * 400, "c": [np.nan] * 400})
+    torch.manual_seed(3)
+    found = pv.impute(vae, holes, samples=200)
+    assert found.stderr[:, 0].isnan().all() and (found.stderr[:, 1] == 0).all()
+    spread = found.values["c"].std() / vae.columns[2].scale
+    ratio = found.stderr[:, 2].square().mean().sqrt().item() / spread
+    assert abs(ratio - 1) < 5 / 800**0.5
+
+
+WRONG = {
+    "limits": ({"kind": "censored", "low": 4.0, "high": 0.0}, "low 4 and high 0, expected low"),
+    "twice": ({"kind": "ordinal", "categories": [0, 1, 0]}, "expected each once"),
+    "option": ({"kind": "censored", "lo": 1.0}, "'a' with 'lo'; expected kind, distribution"),
+    "intervals": ({"kind": "ordinal", "categories": [pd.Interval(0, 1), 1]}, r"astype\(str\)"),
+    "text": ({"kind": "ordinal", "categories": "01"}, "expected a list"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_column_is_refused(case):
+    kinds, said = WRONG[case]
+    with pytest.raises(ConfigError, match=said):
+        TableVAE(pd.DataFrame({"a": [0, 1, 1], "b": [0.5, 1, 2]}), 1, kinds={"a": kinds})
+
+
+def test_categories_come_as_any_array():
+    table = pd.DataFrame({"a": ["u", "v", "v"], "b": [0.5, 1, 2]})
+    for names in (np.array(["v", "u"]), pd.Index(["v", "u"])):
+        vae = TableVAE(table, 1, kinds={"a": {"kind": "ordinal", "categories": names}})
+        assert vae.columns[0].categories == ("v", "u")
+
+
 BAD = {
     "unseen category": ({"colour": "purple"}, r"column 'colour': got 'purple' in row 3, expected"),
     "infinite": ({"height": math.inf}, r"column 'height': got inf in row 3, expected finite"),

@@ -572,7 +572,7 @@ INNER = {
                 *("as_given", "as_tensors", "check", "completed", "conform", "is_fixed", "look"),
                 *("named", "observations"),
                 *("passes", "quiet", "remember", "replace", "require_own_rows", "require_whole"),
-                *("share_values", "tiled", "to"),
+                *("share_values", "tiled", "to", "unwrapped"),
             )
         ],
         "verbs call it, on what they have checked",

@@ -357,7 +357,8 @@ class Program(nn.Module):
         flat = self._structure.flattened(data)
         with suppress(DataError):
             batch = adapted(flat, self.device, self.precision, self._dim)
-            return bool(scoring_data(self.reader.runs.trace_of_model(batch)))
+            seen = scoring_data(self.reader.runs.trace_of_model(batch))  # which is not scored
+            return bool(seen) and all(isinstance(site["value"], Tensor) for site in seen)
         return False
 
     def _as_one_argument(self, data: Any) -> Any:

@@ -349,6 +349,10 @@ STEPS = {
     "positive": (lambda w: dist.LogNormal(w[..., 0], 1.0), 0),
     "shares": (lambda w: dist.Dirichlet(w.exp()), 0),
     "bounded": (lambda w: dist.Uniform(1 + w[..., 0].exp(), 9.0), 0),
+    "mixed": (
+        lambda w: dist.MixtureSameFamily(dist.Categorical(logits=w), dist.Gamma(w.exp() + 1, 1.0)),
+        0,
+    ),
 }
 
 
@@ -520,3 +524,28 @@ def test_other_shapes_are_refused():
         Chain(walk, torch.zeros(1), 6).step_log_prob(torch.zeros(2, 1, 1))
     with pytest.raises(ConfigError, match=r"steps: got a distribution of batch shape \(\)"):
         Padded(dist.Normal(0.0, 1.0), torch.tensor(3))
+
+
+@pytest.mark.parametrize("lengths", [None, torch.tensor([2, 4])])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_chain_of_bounded_states_scores_its_own_draws(first, lengths):
+    """The bounds of a step are those of each step, and hold no time themselves."""
+
+    def step(z):
+        return dist.Uniform(0 * z + torch.tensor([1.0, 4.0, 6.0]), 0 * z + 8.0).to_event(1)
+
+    start = torch.zeros(2, 3)
+    chain = Chain(step, step(start) if first else start, 4, lengths=lengths, validate_args=True)
+    steps = torch.full((2,), 4) if lengths is None else lengths
+    found = chain.log_prob(chain.sample())
+    torch.testing.assert_close(found, -steps * math.log(7 * 4 * 2))
+    transform = torch.distributions.biject_to(chain.support)
+    torch.testing.assert_close(
+        transform(torch.zeros(2, 4, 3)), torch.tensor([4.5, 6.0, 7.0]).expand(2, 4, 3)
+    )
+    outside = chain.sample()
+    outside[0, 1, 2] = 5.5
+    with pytest.raises(ValueError, match="support"):
+        chain.log_prob(outside)
+    free = Chain(lambda z: dist.Normal(z, 1.0).to_event(1), start, 4).support
+    assert free.base_constraint.base_constraint is torch.distributions.constraints.real

@@ -1,6 +1,7 @@
 """A Markov chain over time as one site. Shapes: * batch, T steps, Z one state, U one input."""
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -111,7 +112,8 @@ class Chain(Expandable):
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
         """That of a state, for each step: it must be the same at any state before it."""
-        return constraints.independent(self._first_step.support, 1)
+        state = _at_each_step(self._first_step.support, len(self.state_shape))
+        return constraints.independent(state, 1)
 
     @property
     def _first_step(self) -> TorchDistributionMixin:
@@ -238,3 +240,17 @@ class Chain(Expandable):
 
 def expanded(given: TorchDistributionMixin, batch: torch.Size) -> TorchDistributionMixin:
     return given if given.batch_shape == batch else given.expand(batch)
+
+
+def _at_each_step(support: Any, events: int) -> Any:
+    """Return the support of a state, of so many dims, with bounds that broadcast over time."""
+    if not isinstance(support, constraints.Constraint):
+        bound = isinstance(support, Tensor) and support.dim() > events
+        return support.unsqueeze(-1 - events) if bound else support
+    given = getattr(support, "__dict__", {})
+    parts = {name: _at_each_step(part, events) for name, part in given.items()}
+    if all(parts[name] is part for name, part in given.items()):
+        return support  # `constraints.real` is known by identity
+    new = copy(support)
+    vars(new).update(parts)
+    return new

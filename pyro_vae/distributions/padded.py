@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import MixtureSameFamily, biject_to, constraints
 
 from pyro_vae.arguments import integer, typed
 from pyro_vae.errors import ConfigError, DataError
@@ -50,6 +50,13 @@ def inert_behind(value: Tensor, kept: Tensor, possible: Tensor | None) -> Tensor
 
 def possible_value(steps: TorchDistributionMixin, like: Tensor) -> Tensor | None:
     """Return a value of the support, (batch | event); None where all are, or none is known."""
+    if isinstance(steps, dist.Independent):
+        return possible_value(steps.base_dist, like)
+    if isinstance(steps, MixtureSameFamily):  # torch knows no bijection to its support
+        possible, events = possible_value(steps.component_distribution, like), steps.event_shape
+        if possible is None or possible.dim() <= len(events):
+            return possible
+        return possible.select(-1 - len(events), 0)
     with suppress(NotImplementedError):
         support: Any = steps.support
         inner = support

@@ -3,7 +3,7 @@
 Shapes: N documents, V words, K topics, T top words.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -262,7 +262,7 @@ def _rows(name: str, data: Any) -> Tensor | SparseRows:
     data = tensors_of(data)
     if is_stream(data):
         data = join_batches(
-            [dense(as_rows(single(each))) for each in batches(data, _ROWS_PER_PASS)]
+            [dense(as_rows(_alone(name, each))) for each in batches(data, _ROWS_PER_PASS)]
         )
     if hasattr(data, "dtype"):
         return as_rows(data)  # which knows what is wrong with an array
@@ -271,6 +271,21 @@ def _rows(name: str, data: Any) -> Tensor | SparseRows:
         "or sparse: of rows np.stack(x), of batches torch.cat or an iterator, of a corpus one of "
         "its parts (corpus.test)"
     )
+
+
+def _alone(name: str, batch: Any) -> Any:
+    """Return the counts of a batch, which must hold nothing else.
+
+    Raises:
+        DataError: It is a tuple, a list or a dict of several.
+    """
+    counts = single(batch)
+    if isinstance(counts, Mapping | tuple | list):
+        raise DataError(
+            f"{name}: a batch holds {len(counts)} arguments, expected counts of words (N, V) "
+            "alone; of (counts, labels) give (x for x, *_ in loader), of dicts (x['x'] for x in it)"
+        )
+    return counts
 
 
 def _require_bags(program: Any, counts: Tensor | SparseRows) -> None:

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import scipy.sparse
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae as pv
 from pyro_vae.distributions import BagOfWords
@@ -191,6 +191,13 @@ def test_what_is_no_array_of_documents_is_told(data):
     ):
         with pytest.raises(DataError, match=rf"^{name}: got .*expected one array.*corpus\.test"):
             verb()
+
+
+def test_batches_of_counts_and_labels_are_told_apart():
+    loader = DataLoader(TensorDataset(X, torch.zeros(len(X))), batch_size=16)
+    for batches in (loader, iter([{"x": X, "label": X[:, 0]}])):
+        with pytest.raises(DataError, match=r"^data: a batch holds 2 arguments.*for x, \*_ in"):
+            pv.perplexity(PROGRAM, batches)
 
 
 def test_one_rule_says_which_data_are_documents():

@@ -24,7 +24,9 @@ from pyro_vae.errors import ProgramError
 from pyro_vae.program.batch import arguments, map_batch, num_rows
 from pyro_vae.program.handlers import ScaleLatents, validation
 
-dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+# Each program in one of the two precisions by turn: none has a rule of its own for them.
+DTYPES = {n: (torch.float32, torch.float64)[i % 2] for i, n in enumerate(CASES)}
+BETAS = {n: (0.0, torch.tensor(0.5))[i % 2] for i, n in enumerate(CASES)}
 every = pytest.mark.parametrize("name", CASES)
 generative = pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.has_prior])
 N = 48
@@ -96,10 +98,9 @@ def test_trains_under_stock_svi(name, device, store):
     store.clear()
 
 
-@dtypes
 @generative
-def test_generates(name, dtype, device):
-    program, data = made(name, device, dtype, 5)
+def test_generates(name, device):
+    program, data = made(name, device, DTYPES[name], 5)
     pv.Program.of(program).read(data)
     x = observed(name, data)
     for mean in (True, False):
@@ -144,9 +145,9 @@ def test_reconstructs_and_encodes(name, device):
     assert torch.equal(codes, pv.encode(program, data)) != drawn  # the mean: no noise
 
 
-@dtypes
 @generative
-def test_is_scored(name, dtype, device):
+def test_is_scored(name, device):
+    dtype = DTYPES[name]
     program, data = made(name, device, dtype, 24)
     estimate = pv.log_likelihood(program, data, samples=20, num_samples=2)
     assert estimate.log_prob.shape == (24,) and estimate.log_prob.dtype == dtype
@@ -219,11 +220,10 @@ def test_saved_and_loaded_has_the_same_likelihood(name, device, tmp_path):
         assert torch.equal(score(other), expected)
 
 
-@dtypes
 @pytest.mark.parametrize("name", sorted(set(CASES) - {"lda"}))  # torch draws no meta Dirichlet
-def test_runs_on_the_meta_device(name, dtype):
+def test_runs_on_the_meta_device(name):
     """A host tensor made on the side would raise here, as it would on CUDA."""
-    program, data = made(name, "meta", dtype)
+    program, data = made(name, "meta", DTYPES[name])
     args, kwargs = arguments(data)
     wrapped = pv.Program.of(program)
     with validation(False), wrapped.running():
@@ -269,8 +269,8 @@ def test_verbs_leave_the_surroundings_as_found(name, device, store, tmp_path):
 
 
 @every
-@pytest.mark.parametrize("beta", [0.0, torch.tensor(0.5)], ids=str)
-def test_beta_equals_the_hand_written_loss(name, beta, device):
+def test_beta_equals_the_hand_written_loss(name, device):
+    beta = BETAS[name]
     program, data = made(name, device)
     wrapped = pv.Program.of(program)
     wrapped.eval()

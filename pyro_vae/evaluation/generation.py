@@ -21,7 +21,15 @@ from pyro_vae.evaluation.site_values import (
     join,
     values_of,
 )
-from pyro_vae.program.batch import Batch, Whole, map_rows, num_rows
+from pyro_vae.program.batch import (
+    Batch,
+    Form,
+    Whole,
+    arguments,
+    map_rows,
+    named_arguments,
+    num_rows,
+)
 from pyro_vae.program.handlers import DrawnData
 from pyro_vae.program.passes import Pass, Verb, holding
 from pyro_vae.program.program import Program
@@ -58,7 +66,7 @@ def generate(program: Any, n: int, *, given: Any = None, mean: bool = False) -> 
 
     Raises:
         ConfigError: n below 1.
-        DataError: ``given`` has another number of rows.
+        DataError: ``given`` has another number of rows, or names some of what is observed alone.
         ProgramError: The program has no prior, or has seen no data and is given none.
     """
     require_turn("generate")  # the inputs may be drawn
@@ -163,4 +171,24 @@ def inputs(program: Program, n: int, given: Any) -> Batch:
         program.read(program.adapt(batch))
     except ProgramError:  # what is observed may be optional, and no latent of the guide's
         batch = program.examples.completed(given, n, optional=True)
+    _require_an_input(program, given, batch)
     return batch
+
+
+def _require_an_input(program: Program, given: Mapping[str, Any], batch: Batch) -> None:
+    """Refuse some of what the model observes in place of inputs: it would be drawn all the same.
+
+    Raises:
+        DataError: Names it.
+    """
+    args, kwargs = arguments(program.adapt(batch))
+    places = tuple(each if isinstance(each, Form) else i for i, each in enumerate(args))
+    names = named_arguments(program.own.functions[0], places, {key: key for key in kwargs})
+    keys = {binding.key for binding in program.sites.bindings.values()}
+    observed = {name for name, key in names.items() if key in keys}
+    if given and given.keys() < observed:
+        raise DataError(
+            f"given: got {sorted(given)} alone, which the model observes, so that it is drawn and "
+            "conditions nothing; give what the model takes as an input, or ask one that takes it "
+            "so (of M2, m2.conditional with given={'c': ...})"
+        )

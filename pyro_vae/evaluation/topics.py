@@ -226,7 +226,9 @@ def completion(program: Any, seen: Any, held_out: Any) -> Perplexity:
         parts = chunks(held_out, _ROWS_PER_PASS)
         for z, x in zip(codes.split(_ROWS_PER_PASS), parts, strict=True):
             logits = decoder(z)
-            scores.append((x.to(logits) * logits.log_softmax(-1)).sum(-1))
+            words = x.to(logits)
+            terms = words * logits.log_softmax(-1)  # NaN of a word that cannot be and is not there
+            scores.append(terms.masked_fill(words == 0, 0.0).sum(-1))
     return _perplexity(-torch.cat(scores).double().cpu(), lengths.cpu())
 
 

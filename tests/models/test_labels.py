@@ -273,3 +273,13 @@ def test_labels_teach_a_classifier_and_codes_are_drawn_anew():
     assert not any(p.requires_grad for p in below.parameters())
     with pytest.raises(ConfigError, match="with an encoder"):
         Resampled(torch.nn.Linear(2, 2))
+
+
+def test_a_label_that_is_observed_is_no_input_to_generate_for():
+    m2 = M2(6, 3, 2, hidden=(4,))
+    with pytest.raises(DataError, match=r"got \['label'\] alone, which the model observes"):
+        pv.generate(m2, 4, given={"label": torch.zeros(4, dtype=torch.long)})
+    assert pv.generate(m2.conditional, 4, given={"c": torch.zeros(4, dtype=torch.long)}).shape == (
+        4,
+        6,
+    )

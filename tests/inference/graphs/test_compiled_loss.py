@@ -72,7 +72,7 @@ def assert_same(ours, theirs):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-def check(program, data, objective, beta, mode="trace"):
+def check(program, data, objective, beta, mode="trace", seeds=3):
     """Compare the compiled loss with the eager one at several seeds: noise is drawn anew."""
     program.read(data)  # plain functions have no parameters before they have run
     program.train()
@@ -80,7 +80,7 @@ def check(program, data, objective, beta, mode="trace"):
     compiled = CompiledLoss(update.loss, program, objective=objective, mode=mode)
     parameters = [p for p in update.parameters if p.requires_grad]
     losses = set()
-    for seed in range(3):
+    for seed in range(seeds):
         state = {k: v.clone() for k, v in program.state_dict().items()}
 
         def eager():
@@ -129,8 +129,8 @@ def test_every_program(name):
     torch.manual_seed(0)
     program = Program.of(case.build()).double()
     data = program.adapt(case.data(12))
-    losses = check(program, data, pv.ELBO(), 0.3)
-    assert len(losses) == 3 or name in (
+    losses = check(program, data, pv.ELBO(), 0.3, seeds=2)
+    assert len(losses) == 2 or name in (
         "autoencoder",
         "vq_conv",
         "sentences_lm",

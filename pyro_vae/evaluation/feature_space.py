@@ -1,7 +1,7 @@
 """How far what a program makes lies from the data, in the features of a network."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.evaluation.codes import reconstruct
 from pyro_vae.evaluation.generation import generate
+from pyro_vae.program.modules import evaluating
 from pyro_vae.program.program import Program
 from pyro_vae.threads import require_turn
 
@@ -83,24 +84,11 @@ def feature_distances(
 
 @torch.no_grad()
 def _seen(features: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    with _evaluating(features):
+    owner = getattr(features, "__self__", features)
+    # Dropout would make each distance noise.
+    with evaluating(owner) if isinstance(owner, nn.Module) else nullcontext():
         pieces = [features(piece).flatten(1) for piece in x.split(_ROWS_PER_PASS)]
     return torch.cat(pieces).double()
-
-
-@contextmanager
-def _evaluating(features: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Put a network, or that of a method, in eval mode: dropout would make each distance noise."""
-    owner = getattr(features, "__self__", features)
-    modules = list(owner.modules()) if isinstance(owner, nn.Module) else []
-    training = [module for module in modules if module.training]
-    try:
-        for module in modules:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:

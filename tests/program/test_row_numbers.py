@@ -246,7 +246,6 @@ def indexed_by_an_argument(how):
     return pv.Program(model, guide)
 
 
-@pytest.mark.filterwarnings("ignore:site 'x'. its weight depends on the number of rows")
 # Pyro's own plate takes a permutation of all rows for all in their order: no case of its guides.
 @pytest.mark.parametrize(
     ("how", "feed"), [("autoguide", "loader"), ("by hand", "loader"), ("by hand", "tensors")]

@@ -41,6 +41,31 @@ class Rows(nn.Module):
         pyro.sample("w", dist.Delta(self.w))
 
 
+class Latents(nn.Module):
+    """A latent for each row, at w times it in the guide.
+
+    Arguments:
+        plate: Of the latents; that of the data is "rows".
+        around: Holds the likelihood, of the number of rows.
+    """
+
+    def __init__(self, plate="rows", around=lambda rows: poutine.scale(scale=1.0)):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+        self.plate, self.around = plate, around
+
+    def model(self, x):
+        rows = pyro.plate("rows", len(x))
+        with rows if self.plate == "rows" else pyro.plate(self.plate, len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+        with rows, self.around(len(x)):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(self, x):
+        with pyro.plate(self.plate, len(x)):
+            pyro.sample("z", dist.Delta(self.w * x))
+
+
 def trained(program, data):
     """Return the epoch's loss and the mean of the steps' gradients, at a rate of nothing."""
     before = program.w.item()
@@ -147,22 +172,7 @@ def test_noise_that_torch_does_not_draw_is_told_of():
 def test_a_likelihood_alone_that_is_scaled_by_n_over_b_keeps_its_weight(feed):
     """Against the KL of each datum, as in a step of stock SVI: the optimum is 6 / 7, not .5."""
 
-    class Alone(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.w = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
-
-        def model(self, x):
-            with pyro.plate("rows", len(x)):
-                z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
-                with poutine.scale(scale=N / len(x)):
-                    pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-        def guide(self, x):
-            with pyro.plate("rows", len(x)):
-                pyro.sample("z", dist.Delta(self.w * x))
-
-    program = Alone()
+    program = Latents(around=lambda rows: poutine.scale(scale=N / rows))
     settings = {"optimiser": lambda p: torch.optim.SGD(p, lr=0.05), "progress": False}
     pv.fit(program, feed(), epochs=60, batch_size=B, compile=False, **settings)
     assert program.w.item() == pytest.approx(6 / 7, abs=0.02)
@@ -175,21 +185,6 @@ def test_another_weight_that_hangs_on_the_rows_is_told_of():
 
 
 def test_latents_in_a_plate_of_another_name_weigh_as_the_rows_of_a_batch():
-    class Two(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.w = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
-
-        def model(self, x):
-            with pyro.plate("latents", len(x)):
-                z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
-            with pyro.plate("rows", len(x)):
-                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-        def guide(self, x):
-            with pyro.plate("latents", len(x)):
-                pyro.sample("z", dist.Delta(self.w * x))
-
     def terms(x, w):
         z = w * x
         prior = dist.Normal(0.0, 1.0).log_prob(z)
@@ -199,5 +194,5 @@ def test_latents_in_a_plate_of_another_name_weigh_as_the_rows_of_a_batch():
     w = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     prior = -dist.Normal(0.0, 0.3).log_prob(w) / N  # which this program has not
     (of_prior,) = torch.autograd.grad(prior, [w])
-    found = trained(Two(), loader())
+    found = trained(Latents(plate="latents"), loader())
     assert found == pytest.approx((loss - prior.item(), slope - of_prior.item()), rel=1e-5)

@@ -84,7 +84,6 @@ class Reader:
         self, program: "Program", plate: str | None, observed: Mapping[str, str] | None
     ) -> None:
         self._program = program
-        self._plate = plate
         self.runs = Runs(program, plate)
         self._observed = dict(observed or {})
         self.warned: set[str] = set()  # sites with a warning of unvalidated values
@@ -372,7 +371,7 @@ class Reader:
     def as_whole(self, batch: Batch) -> Batch:
         """Return a batch as one datum, never to be cut, where no plate holds the data."""
         if self._whole is None and self.fresh and not checks.is_meta(batch):
-            self._whole = is_whole(self.runs.trace_of_model, batch, self._plate)
+            self._whole = is_whole(self.runs.trace_of_model, batch, self.runs.plate)
         return Whole(batch) if self._whole else batch
 
     def _find_plate(self, model: Trace, guide: Trace, batch: Batch) -> DataPlate:
@@ -380,7 +379,7 @@ class Reader:
             require_plates(model, guide)
             return one_datum(model, guide)
         try:
-            plate = find_plate(model, num_rows(batch), self._plate, self.runs.plate_before)
+            plate = find_plate(model, num_rows(batch), self.runs.plate, self.runs.plate_before)
         except DataError as error:
             raise DataError(f"{error}; got {checks.shapes(batch)}") from None
         return with_name_in_guide(plate, model, guide, num_rows(batch))

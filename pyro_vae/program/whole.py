@@ -35,7 +35,7 @@ def is_whole(trace: Callable[[Batch], Trace], batch: Batch, wanted: str | None) 
     except DataError:
         rows = 0  # arguments of several lengths, or none at all
     try:
-        if rows and all(_has_plate(trace(few), wanted, n) for n, few in _few(batch, rows)):
+        if rows and plate_follows(trace, batch, wanted):
             return False
     except DataError:
         if sum(leaf.numel() * leaf.element_size() for _, leaf in named_arrays(batch)) > _LARGEST:

@@ -93,8 +93,7 @@ class Dependence:
     @property
     def of_each_batch(self) -> tuple[str, ...]:
         """What weighs as the data do where each batch stands alone: all but means of the rows."""
-        untold = tuple(name for name in self.untold if name not in self.restless)
-        return tuple(dict.fromkeys((*self.scaled, *self.no_sums, *untold, *self.unplated)))
+        return tuple(dict.fromkeys((*self.scaled, *self.no_sums, *self.untold, *self.unplated)))
 
     def scaled_itself(self, size: int) -> frozenset[str]:
         """Return the sites that the program weighs by N/B itself.
@@ -106,14 +105,14 @@ class Dependence:
 
     @property
     def untold(self) -> tuple[str, ...]:
-        """Terms outside the plate that are sums to one look and means to another, or to none."""
-        return tuple(n for n in self.found if (n in self.sums) == (n in self.means))
+        """Terms outside that are sums to one look and means to another, or to none, but noise."""
+        found = (name for name in self.found if name not in self.restless)
+        return tuple(n for n in found if (n in self.sums) == (n in self.means))
 
     @property
     def of_parts(self) -> tuple[str, ...]:
         """Sites for which ``require_parts`` refuses: of a part of the data they are others."""
-        untold = tuple(name for name in self.untold if name not in self.restless)
-        return (*self.unplated, *self.beside, *self.priors, *self.no_sums, *untold)
+        return (*self.unplated, *self.beside, *self.priors, *self.no_sums, *self.untold)
 
     @property
     def unclear(self) -> tuple[str, ...]:
@@ -154,9 +153,7 @@ class Dependence:
             "depends on the rows beside a datum": self.beside,
             "is of a latent of all data, and depends on their rows": self.priors,
             "stands outside the plate of the data and is no sum over their rows": self.no_sums,
-            "stands outside the plate of the data and depends on rows of them": tuple(
-                name for name in self.untold if name not in self.restless
-            ),
+            "stands outside the plate of the data and depends on rows of them": self.untold,
         }
         for what, names in reasons.items():
             for name in names[:1]:

@@ -143,11 +143,11 @@ def by_hand(name: str, x: Tensor) -> Callable[[], object]:
         torch.optim.Adam(part.parameters(), 1e-3, fused=True) for part in (vae.encoder, vae.decoder)
     )
 
-    def moved(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
-        trained = [p for group in optimiser.param_groups for p in group["params"]]
+    def moved(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
         for parameter, grad in zip(trained, torch.autograd.grad(loss, trained), strict=True):
             parameter.grad = grad
-        optimiser.step()
+        optimizer.step()
 
     step = {"AAE": aae, "AVB": avb, "VAEGAN": vaegan}[name]
 

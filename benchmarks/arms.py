@@ -12,7 +12,7 @@ from torch import Tensor
 
 import pyro_vae as pv
 
-STATIC = {"data": "mnist_static", "binarisation": "static (Larochelle)"}
+STATIC = {"data": "mnist_static", "binarization": "static (Larochelle)"}
 
 
 def train(
@@ -65,7 +65,7 @@ def score(
     start = time.perf_counter()
     judged = test if judged is None else judged
     torch.manual_seed(args.seed)
-    scored = pv.log_likelihood(program, test, samples=args.samples, progress=args.progress)
+    scored = pv.log_likelihood(program, test, num_particles=args.samples, progress=args.progress)
     diagnosis = pv.diagnose(program, judged, num_particles=num_particles)
     training = float(run.history["seconds"].sum())
     seconds = training + time.perf_counter() - start
@@ -109,7 +109,9 @@ def gain(
     for arm in arms:
         torch.manual_seed(args.seed)
         program = pv.load(args.out / arm, device=args.device)
-        scored = pv.log_likelihood(program, test, samples=args.samples, progress=args.progress)
+        scored = pv.log_likelihood(
+            program, test, num_particles=args.samples, progress=args.progress
+        )
         scores.append(scored.log_prob)
     difference = scores[1] - scores[0]
     return Result(

@@ -68,7 +68,7 @@ def main() -> None:
         published="-",
         target="<= 1.03",
         data="made-up binary data, VAE 784-400-20, batch 128",
-        binarisation="none",
+        binarization="none",
         seed=0,
         seconds=time.perf_counter() - start,
         details={**details, "cores": os.cpu_count()},

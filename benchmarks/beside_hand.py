@@ -46,7 +46,7 @@ def slowest_beside_hand(
         published="none",
         target="<= 1.0",
         data=data,
-        binarisation="none",
+        binarization="none",
         seed=0,
         seconds=time.perf_counter() - start,
         details={

@@ -117,7 +117,7 @@ def arm(program: str, name: str, args: argparse.Namespace) -> Result:
     torch.manual_seed(args.seed)
     test = data.test[: args.rows]
     diagnosis = pv.diagnose(trained, test)
-    scored = pv.log_likelihood(trained, test, samples=args.samples, progress=args.progress)
+    scored = pv.log_likelihood(trained, test, num_particles=args.samples, progress=args.progress)
     told = diagnosis.information
     return Result(
         name=label,
@@ -129,7 +129,7 @@ def arm(program: str, name: str, args: argparse.Namespace) -> Result:
         target="made: plain collapses (KL < 0.1); at least five cures bring KL >= 5 and 5 active "
         "units at an NLL at most 0.5 above it",
         data="mnist_static",
-        binarisation="static (Larochelle)",
+        binarization="static (Larochelle)",
         seed=args.seed,
         seconds=float(run.history["seconds"].sum()),
         details={
@@ -183,7 +183,7 @@ def cost(args: argparse.Namespace) -> Result:
         published="none",
         target="< 1",
         data="mnist_static",
-        binarisation="static (Larochelle)",
+        binarization="static (Larochelle)",
         seed=0,
         seconds=diagnosis,
         details={"diagnosis_seconds": times, "epoch_seconds": epochs},

@@ -153,7 +153,7 @@ def main() -> None:
         published="",
         target="<= 1.0; compiled <= 0.2 of stock SVI with a site per step",
         data=f"made-up piano rolls, {SIZES}, batch {BATCH}",
-        binarisation="",
+        binarization="",
         seed=0,
         seconds=time.perf_counter() - begun,
         device=f"cpu, {torch.get_num_threads()} thread",

@@ -159,7 +159,7 @@ def write(
         published="",
         target="<= 1.05 eager, 1.00 compiled",
         data=f"made-up binary data, batch {BATCH}",
-        binarisation="",
+        binarization="",
         seed=0,
         seconds=seconds,
         details={"the largest": f"{name}, {mode}", "ratios": every},

@@ -1,4 +1,4 @@
-"""What ``pv.fit`` costs over a bare loop: same loss, optimiser and batches (784-400-20, B = 128).
+"""What ``pv.fit`` costs over a bare loop: same loss, optimizer and batches (784-400-20, B = 128).
 
 ``OMP_NUM_THREADS=1 python benchmarks/fit_overhead.py`` writes ``results/fit_overhead.json``.
 """
@@ -26,15 +26,15 @@ def bare_loop(x: torch.Tensor) -> float:
     torch.manual_seed(0)
     vae = pv.models.VAE(784, 20, hidden=(400,))
     loss_of = pv.ELBO()
-    optimiser = torch.optim.Adam(vae.parameters(), lr=1e-3, fused=True)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=1e-3, fused=True)
     start = time.perf_counter()
     pyro.clear_param_store()
     with pyro.validation_enabled(False):
         for index in torch.randperm(len(x)).split(BATCH):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss = loss_of.differentiable_loss(vae.model, vae.guide, x[index]) / BATCH
             loss.backward()
-            optimiser.step()
+            optimizer.step()
     pyro.clear_param_store()
     return time.perf_counter() - start
 
@@ -61,7 +61,7 @@ def main() -> None:
         published="",
         target="<= 1.15",
         data="made-up binary images, 784-400-20, batch 128",
-        binarisation="",
+        binarization="",
         seed=0,
         seconds=time.perf_counter() - start,
         device=f"cpu, {torch.get_num_threads()} thread",

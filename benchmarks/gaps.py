@@ -40,7 +40,7 @@ def result(found: Gaps, args: argparse.Namespace, seconds: float) -> Result:
         published=PUBLISHED,
         target="recorded beside the published gaps",
         data=args.data,
-        binarisation=args.binarisation,
+        binarization=args.binarization,
         seed=args.seed,
         seconds=seconds,
         details={
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="run folder of a trained program")
     parser.add_argument("--name", default="gaps_fashion", help="name of the result file")
     parser.add_argument("--data", default="fashion_mnist", help="as for pv.data.load")
-    parser.add_argument("--binarisation", default="threshold", help="as for pv.data.load")
+    parser.add_argument("--binarization", default="threshold", help="as for pv.data.load")
     parser.add_argument("--rows", type=int, default=200, help="test images")
     parser.add_argument("--samples", type=int, default=5000, help="draws behind each bound")
     parser.add_argument("--particles", type=int, default=16, help="draws per step of the local q")
@@ -83,22 +83,22 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=FOLDER, help="folder of the JSON file")
     args = parser.parse_args()
     program = loaded(args.run)
-    test = pv.data.load(args.data, binarisation=args.binarisation).test[: args.rows]
+    test = pv.data.load(args.data, binarization=args.binarization).test[: args.rows]
     torch.manual_seed(args.seed)
     start = time.perf_counter()
     found = gaps(
         program,
         test,
         local=Local(
-            steps=args.steps,
-            particles=args.particles,
+            num_steps=args.steps,
+            num_particles=args.particles,
             patience=args.patience,
             full_covariance=args.full,
         ),
         annealed=pv.AIS(
             num_temperatures=args.temperatures, chains=args.chains, num_leapfrog=args.leapfrog
         ),
-        samples=args.samples,
+        num_particles=args.samples,
         progress=True,
     )
     print(found.table())

@@ -41,7 +41,7 @@ class SeparateGaussian(nn.Module):
 
 def images() -> tuple[Tensor, Tensor]:
     """Return the 60,000 training and the 10,000 test images, grey > 0.5."""
-    data = pv.data.load("fashion_mnist", binarisation="threshold")
+    data = pv.data.load("fashion_mnist", binarization="threshold")
     return torch.cat([data.train, data.valid]), data.test
 
 
@@ -67,7 +67,7 @@ def train(args: argparse.Namespace, arm: str) -> tuple[pv.models.VAE, pv.Run]:
         objective=chosen,
         epochs=args.epochs,
         batch_size=100,
-        optimiser=partial(torch.optim.Adam, lr=1e-3, fused=True),
+        optimizer=partial(torch.optim.Adam, lr=1e-3, fused=True),
         lr_schedule=pv.schedules.cosine(1.0, 0.02),
         seed=args.seed,
         out=args.out / f"hmc_refined_{arm}",
@@ -98,7 +98,7 @@ def score(args: argparse.Namespace, arm: str) -> tuple[pv.LogLikelihood, dict[st
     start = time.perf_counter()
     torch.manual_seed(args.seed)
     scored = fitted_log_likelihood(
-        vae, test, samples=args.samples, full=True, progress=args.progress
+        vae, test, num_particles=args.samples, full=True, progress=args.progress
     )
     seconds = float(run.history["seconds"].sum()) + time.perf_counter() - start
     details = {
@@ -123,7 +123,7 @@ def compare(args: argparse.Namespace) -> list[Result]:
     )
     common = {
         "data": "fashion_mnist",
-        "binarisation": "threshold (grey > 0.5)",
+        "binarization": "threshold (grey > 0.5)",
         "seed": args.seed,
         "estimator": estimator,
     }

@@ -1,4 +1,4 @@
-"""What a step of IWAE(K) costs over hand-written PyTorch: same net, noise, optimiser, batches.
+"""What a step of IWAE(K) costs over hand-written PyTorch: same net, noise, optimizer, batches.
 
 ``OMP_NUM_THREADS=1 python benchmarks/iwae_step.py`` writes ``results/iwae_step_k<K>.json``.
 """
@@ -59,22 +59,22 @@ def main() -> None:
     by_hand = HandWritten()
     program = pv.Program.of(pv.models.VAE(784, 50, hidden=(200, 200), activation="tanh"))
     loss = pv.IWAE(args.particles)
-    optimisers = [torch.optim.Adam(m.parameters(), lr=1e-4, fused=True) for m in (by_hand, program)]
+    optimizers = [torch.optim.Adam(m.parameters(), lr=1e-4, fused=True) for m in (by_hand, program)]
     program.read(x)
     program.tiled(x)
 
     def hand_block() -> None:
         for _ in range(STEPS):
-            optimisers[0].zero_grad()
+            optimizers[0].zero_grad()
             by_hand(x, args.particles).backward()
-            optimisers[0].step()
+            optimizers[0].step()
 
     def our_block() -> None:
         with program.running(), validation(False):
             for _ in range(STEPS):
-                optimisers[1].zero_grad()
+                optimizers[1].zero_grad()
                 loss.per_datum(program.joint(x)).backward()
-                optimisers[1].step()
+                optimizers[1].step()
 
     ratios = paired_ratio(our_block, hand_block, blocks=args.blocks)
     wall, cpu = ratios["wall"], ratios["cpu"]
@@ -87,7 +87,7 @@ def main() -> None:
         published="",
         target="<= 1.2",
         data="made-up binary images, 784-200-200-50, batch 100",
-        binarisation="",
+        binarization="",
         seed=0,
         seconds=time.perf_counter() - start,
         device=f"cpu, {torch.get_num_threads()} thread",

@@ -21,7 +21,7 @@ def peak(samples: int, rows: int) -> float:
     """Score static MNIST test digits with an untrained VAE and return the peak in MiB."""
     torch.manual_seed(0)
     vae = pv.models.VAE(784, 50, hidden=(200, 200), activation="tanh")
-    pv.log_likelihood(vae, pv.data.load("mnist_static").test[:rows], samples=samples)
+    pv.log_likelihood(vae, pv.data.load("mnist_static").test[:rows], num_particles=samples)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -49,7 +49,7 @@ def main() -> None:
         published="",
         target="peak independent of K",
         data="mnist_static",
-        binarisation="static (Larochelle)",
+        binarization="static (Larochelle)",
         seed=0,
         seconds=time.perf_counter() - start,
         details={f"peak_mib_k{samples}": value for samples, value in peaks.items()},

@@ -194,7 +194,7 @@ def write_figure(answers: dict[str, Any], bugs: list[Any]) -> None:
         published="–",
         target=">= 95 of at least 80",
         data="of the tests",
-        binarisation="–",
+        binarization="–",
         seed=0,
         seconds=round(sum(row["seconds"] for row in rows.values()), 1),
         details={"listed": len(bugs), "counts": counts, "bugs": rows},

@@ -79,7 +79,7 @@ def main() -> None:
         published="",
         target="< 0.1",
         data="mnist_static",
-        binarisation="static (Larochelle)",
+        binarization="static (Larochelle)",
         seed=0,
         seconds=time.perf_counter() - start,
         device="cpu, 1 thread" if args.device == "cpu" else torch.cuda.get_device_name(),

@@ -132,7 +132,7 @@ def avb_posterior(name: str, args: argparse.Namespace) -> Result:
         LogDensity(program.latent_dim, program.scale),
         contrast="prior",
         critic_steps=2 if plane else 4,
-        critic_optimiser=adam(1e-3, betas=(0.5, 0.999)),
+        critic_optimizer=adam(1e-3, betas=(0.5, 0.999)),
     )
     run = train(
         name,
@@ -142,7 +142,7 @@ def avb_posterior(name: str, args: argparse.Namespace) -> Result:
         objective=objective,
         epochs=120 if plane else 500,
         batch_size=ROWS,
-        optimiser=adam(5e-4, betas=(0.5, 0.999)),
+        optimizer=adam(5e-4, betas=(0.5, 0.999)),
         lr_schedule=pv.schedules.cosine(1.0, 0.01),
         compile="trace",
         checkpoint_every=50,
@@ -162,7 +162,7 @@ def avb_posterior(name: str, args: argparse.Namespace) -> Result:
         published=f"no figure ({MESCHEDER}, App. C: plots)",
         target="<= 0.05",
         data=name.removeprefix("avb_"),
-        binarisation="none",
+        binarization="none",
         seed=args.seed,
         seconds=float(run.history["seconds"].sum()),
         details={
@@ -217,7 +217,7 @@ def avb_toy(name: str, args: argparse.Namespace) -> Result:
                 Pairs(2, 4),
                 contrast="prior",
                 critic_steps=2,
-                critic_optimiser=adam(1e-3, betas=(0.5, 0.999)),
+                critic_optimizer=adam(1e-3, betas=(0.5, 0.999)),
             ),
         ),
     }
@@ -233,7 +233,7 @@ def avb_toy(name: str, args: argparse.Namespace) -> Result:
             objective=objective,
             epochs=200,
             batch_size=128,
-            optimiser=adam(3e-4, betas=(0.5, 0.999)),
+            optimizer=adam(3e-4, betas=(0.5, 0.999)),
             lr_schedule=pv.schedules.cosine(1.0, 0.01),
             compile="trace",
         )
@@ -248,7 +248,7 @@ def avb_toy(name: str, args: argparse.Namespace) -> Result:
         published=f"1.403; 1.568 of a VAE ({MESCHEDER}, from memory); the optimum is log 4 = 1.386",
         target="<= 1.42",
         data="four one-hot vectors",
-        binarisation="none",
+        binarization="none",
         seed=args.seed,
         seconds=seconds,
         details={
@@ -308,7 +308,7 @@ def mnist_z8(
         objective=objective,
         epochs=40,
         batch_size=128,
-        optimiser=adam(lr, betas=(0.5, 0.999)),
+        optimizer=adam(lr, betas=(0.5, 0.999)),
         lr_schedule=pv.schedules.cosine(1.0, 0.02),
         compile="trace",
         checkpoint_every=5,
@@ -328,7 +328,7 @@ def mnist_z8(
         published=f"no figure for this net; conv, z = 8: in {MESCHEDER}",
         target="recorded",
         data="mnist_static",
-        binarisation="static (Larochelle)",
+        binarization="static (Larochelle)",
         seed=args.seed,
         seconds=float(run.history["seconds"].sum()) + time.perf_counter() - start,
         details={
@@ -349,7 +349,7 @@ def vae_mnist_z8(name: str, args: argparse.Namespace) -> Result:
 def avb_mnist_z8(name: str, args: argparse.Namespace) -> Result:
     """An implicit guide by AVB, the same decoder and as many epochs."""
     rate = adam(2e-3, betas=(0.5, 0.999))
-    objective = pv.AVB(Located(8, 784), moments=16, critic_optimiser=rate)
+    objective = pv.AVB(Located(8, 784), moments=16, critic_optimizer=rate)
     posterior = partial(NoiseFed, noise_dim=32, features=128, hidden=(128, 128))
     return mnist_z8(name, args, objective, posterior, 1e-3)
 
@@ -369,7 +369,7 @@ def avb_gain_mnist_z8(name: str, args: argparse.Namespace) -> Result:
         published=f"1.7 for conv nets of 32 latents ({MESCHEDER})",
         target="recorded",
         data="mnist_static",
-        binarisation="static (Larochelle)",
+        binarization="static (Larochelle)",
         seed=args.seed,
         seconds=0.0,
     )
@@ -391,13 +391,13 @@ def classifier(folder: Path, data: Any, images: Tensor) -> nn.Module:
     seen = nn.Sequential(pv.nn.ConvEncoder(data.shape, 64, (16, 32)), nn.ReLU())
     told = nn.Linear(64, 10)
     labels = data.labels["train"][: len(images)]
-    optimiser = torch.optim.Adam([*seen.parameters(), *told.parameters()], 2e-3)
+    optimizer = torch.optim.Adam([*seen.parameters(), *told.parameters()], 2e-3)
     for _ in range(8):
         for rows in torch.randperm(len(images)).split(64):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss = nn.functional.cross_entropy(told(seen(images[rows])), labels[rows])
             loss.backward()
-            optimiser.step()
+            optimizer.step()
     return seen.eval().requires_grad_(False)
 
 
@@ -421,7 +421,7 @@ def fashion_arm(name: str, args: argparse.Namespace, objective: Any) -> Result:
         objective=objective,
         epochs=25,
         batch_size=64,
-        optimiser=adam(1e-3, betas=(0.5, 0.999)),
+        optimizer=adam(1e-3, betas=(0.5, 0.999)),
         lr_schedule=pv.schedules.cosine(1.0, 0.05),
         compile="trace",
         checkpoint_every=5,
@@ -452,7 +452,7 @@ def fashion_arm(name: str, args: argparse.Namespace, objective: Any) -> Result:
         published="no such figure",
         target="recorded",
         data="fashion_mnist, 10,000 images",
-        binarisation="none: grey levels",
+        binarization="none: grey levels",
         seed=args.seed,
         seconds=float(run.history["seconds"].sum()) + time.perf_counter() - start,
         details={
@@ -473,7 +473,7 @@ def vaegan_fashion_features(name: str, args: argparse.Namespace) -> Result:
     """The same net by VAE/GAN."""
     critic = pv.nn.ConvCritic((1, 28, 28), (16, 32))
     rate = adam(5e-4, betas=(0.5, 0.999))
-    return fashion_arm(name, args, pv.VAEGAN(critic, gamma=GAMMA, critic_optimiser=rate))
+    return fashion_arm(name, args, pv.VAEGAN(critic, gamma=GAMMA, critic_optimizer=rate))
 
 
 def vaegan_gain_fashion_features(name: str, args: argparse.Namespace) -> Result:
@@ -497,7 +497,7 @@ def vaegan_gain_fashion_features(name: str, args: argparse.Namespace) -> Result:
         published="no such figure",
         target="< 0",
         data="fashion_mnist, 10,000 images",
-        binarisation="none: grey levels",
+        binarization="none: grey levels",
         seed=args.seed,
         seconds=0.0,
         details={

@@ -47,7 +47,7 @@ def def_olivetti(name: str, args: argparse.Namespace) -> Result:
         batch,
         epochs=epochs,
         batch_size=BATCH,
-        optimiser=adam(LR),
+        optimizer=adam(LR),
         lr_schedule=pv.schedules.cosine(1.0, 0.02),
         compile="trace",
         checkpoint_every=max(1, epochs // 25),
@@ -66,7 +66,7 @@ def def_olivetti(name: str, args: argparse.Namespace) -> Result:
         published=f"-6.74e6 ({RSVI})",
         target=">= -7.0e6 within 10,000 steps",
         data="olivetti",
-        binarisation="none: grey levels 0..255 as counts",
+        binarization="none: grey levels 0..255 as counts",
         seed=args.seed,
         seconds=seconds + time.perf_counter() - start,
         details={

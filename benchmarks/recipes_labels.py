@@ -78,7 +78,7 @@ def few_of_each(labels: Tensor, count: int, seed: int) -> Tensor:
 def m2_mnist(name: str, args: argparse.Namespace, count: int) -> Result:
     """M1+M2: the codes of a VAE, and an M2 over them which sums the unknown labels out."""
     start = time.process_time()
-    data = pv.data.load("mnist", binarisation="dynamic")
+    data = pv.data.load("mnist", binarization="dynamic")
     seen = codes("m1_mnist", args, data)
     labels, true = data.labels["train"], data.labels["test"]
     unknown = torch.full_like(labels, -1)
@@ -105,7 +105,7 @@ def m2_mnist(name: str, args: argparse.Namespace, count: int) -> Result:
             transform=draw_again,
         )
         torch.manual_seed(args.seed)
-        judged = pv.classify(m2, seen["test"][:, 0], samples=20)
+        judged = pv.classify(m2, seen["test"][:, 0], num_particles=20)
         network = pv.classify(m2, seen["test"][:, 0])
         found.append(
             {
@@ -127,7 +127,7 @@ def m2_mnist(name: str, args: argparse.Namespace, count: int) -> Result:
         published=f"{PYRO}; {KINGMA}",
         target={100: ">= 0.925", 3000: ">= 0.95"}[count],
         data="mnist",
-        binarisation="dynamic (M1 is trained so; its codes are of grey levels)",
+        binarization="dynamic (M1 is trained so; its codes are of grey levels)",
         seed=args.seed,
         seconds=time.process_time() - start,
         details={"labels": count, "units_of_m1": seen["train"].shape[-1], "draws": found},
@@ -218,12 +218,12 @@ def cvae_mnist_quadrant(name: str, args: argparse.Namespace) -> Result:
         objective=pv.AnalyticELBO(),
         epochs=60,
         batch_size=128,
-        optimiser=adam(1e-3),
+        optimizer=adam(1e-3),
     )
     test = pair(data.test)
     torch.manual_seed(args.seed)
     bound = pv.elbo(program, test, num_particles=10)
-    scored = pv.log_likelihood(program, test, samples=args.samples)
+    scored = pv.log_likelihood(program, test, num_particles=args.samples)
     alone = cross_entropy(net(data.test * ~hidden), data.test[:, hidden])
     return Result(
         name=name,
@@ -234,7 +234,7 @@ def cvae_mnist_quadrant(name: str, args: argparse.Namespace) -> Result:
         published="71.8; 100.4 of the predicting network alone (Pyro's example of a CVAE)",
         target="<= 73",
         data="mnist",
-        binarisation="none: grey levels as probabilities, as in print",
+        binarization="none: grey levels as probabilities, as in print",
         seed=args.seed,
         seconds=time.process_time() - start,
         details={

@@ -27,14 +27,14 @@ SONDERBY = "Sønderby et al. (2016), arXiv:1602.02282, five layers 64-32-16-8-4,
 
 DYNAMIC = {
     "data": "mnist",
-    "binarisation": "dynamic (test images drawn once)",
+    "binarization": "dynamic (test images drawn once)",
     "drawn": " drawn at random",
 }
 
 
 def _scored(name: str, args: argparse.Namespace, build: Callable[..., Any], **texts: str) -> Result:
     """Train one arm on freshly binarised digits and score it on test digits binarised once."""
-    data = pv.data.load("mnist", binarisation="dynamic", seed=args.seed)
+    data = pv.data.load("mnist", binarization="dynamic", seed=args.seed)
     torch.manual_seed(args.seed)
     program = build(784, LATENT_DIMS, HIDDEN, depth=DEPTH, data_mean=data.train.mean(0))
     run = train(
@@ -46,7 +46,7 @@ def _scored(name: str, args: argparse.Namespace, build: Callable[..., Any], **te
         transform=data.transform,
         epochs=EPOCHS,
         batch_size=BATCH,
-        optimiser=adam(LR),
+        optimizer=adam(LR),
         lr_schedule=pv.schedules.cosine(1.0, 0.01),
         beta={site: pv.schedules.linear(0.0, 1.0, over=over) for site, over in WARM_UP.items()},
         patience=40,
@@ -110,7 +110,7 @@ def hierarchical_mnist(name: str, args: argparse.Namespace) -> Result:
 
 def ladder_gain_mnist(name: str, args: argparse.Namespace) -> Result:
     """What the ladder guide buys, image by image, on the weights of the two arms."""
-    data = pv.data.load("mnist", binarisation="dynamic", seed=args.seed)
+    data = pv.data.load("mnist", binarization="dynamic", seed=args.seed)
     return gain(
         name,
         args,

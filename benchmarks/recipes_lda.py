@@ -45,7 +45,7 @@ def lda_20news_etm(name: str, args: argparse.Namespace) -> Result:
         published="no figure for 20 Newsgroups",
         target="above etm_20news_etm",
         data="20news_etm",
-        binarisation="none: counts of words, no multinomial coefficient",
+        binarization="none: counts of words, no multinomial coefficient",
         seed=args.seed,
         seconds=seconds,
         details={

@@ -47,7 +47,7 @@ def _scored(name: str, args: argparse.Namespace, texts: dict[str, str], **parts:
         valid=data.valid,
         epochs=EPOCHS,
         batch_size=BATCH,
-        optimiser=adam(LR),
+        optimizer=adam(LR),
         lr_schedule=pv.schedules.cosine(1.0, 0.02),
         beta=pv.schedules.linear(0.0, 1.0, over=WARMUP),
         patience=20,

@@ -43,7 +43,7 @@ def _scored(
         objective=objective,
         epochs=epochs,
         batch_size=BATCH,
-        optimiser=adam(lr),
+        optimizer=adam(lr),
         lr_schedule=pv.schedules.cosine(1.0, 0.02),
         patience=30,
         compile=True,

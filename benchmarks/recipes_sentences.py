@@ -86,7 +86,7 @@ def arm(name: str, args: argparse.Namespace) -> Result:
         published=f"none on this set ({BOWMAN})",
         target=target,
         data="coco_captions",
-        binarisation="none: numbers of words",
+        binarization="none: numbers of words",
         seed=args.seed,
         seconds=float(run.history["seconds"].sum()) + time.perf_counter() - start,
         details=details,
@@ -128,7 +128,7 @@ def _log_likelihood(program: Any, data: dict[str, Tensor], samples: int) -> Tens
     for width in widths.unique().tolist():
         rows = widths == width
         some = {"x": data["x"][rows, :width], "lengths": data["lengths"][rows]}
-        log_p[rows] = pv.log_likelihood(program, some, samples=samples).log_prob.double()
+        log_p[rows] = pv.log_likelihood(program, some, num_particles=samples).log_prob.double()
     return log_p
 
 

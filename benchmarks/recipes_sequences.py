@@ -28,14 +28,14 @@ def dmm_jsb(name: str, args: argparse.Namespace, guide: str, published: str, tar
         program,
         pv.data.bucketed(data.train, 20),
         epochs=EPOCHS,
-        optimiser=partial(torch.optim.AdamW, lr=3e-3, weight_decay=0.01),
+        optimizer=partial(torch.optim.AdamW, lr=3e-3, weight_decay=0.01),
         lr_schedule=pv.schedules.cosine(1.0, 0.02),
         beta=pv.schedules.linear(0.2, 1.0, over=WARM_UP),
         clip_norm=5.0,
         checkpoint_every=20,
     )
     torch.manual_seed(args.seed)
-    found = pv.per_step(program, data.test, samples=args.samples)
+    found = pv.per_step(program, data.test, likelihood_particles=args.samples)
     valid = pv.per_step(program, data.valid)
     return Result(
         name=name,
@@ -44,7 +44,7 @@ def dmm_jsb(name: str, args: argparse.Namespace, guide: str, published: str, tar
         unit="nats per step, negative bound: sum of bounds / sum of steps, (b) of the paper",
         estimator=f"-ELBO at one draw; importance sampling with K = {args.samples}; 77 sequences",
         data="jsb",
-        binarisation="none: piano rolls",
+        binarization="none: piano rolls",
         published=published,
         target=target,
         seed=args.seed,
@@ -106,7 +106,7 @@ def gain(better: str, worse: str, published: str, name: str, args: argparse.Name
         unit=f"nats per step that the {better} guide gains over {worse}",
         estimator=f"paired difference of bounds at {PARTICLES} draws, {len(rest)} test sequences",
         data="jsb",
-        binarisation="none: piano rolls",
+        binarization="none: piano rolls",
         published=published,
         target="> 0",
         seed=args.seed,

@@ -45,7 +45,7 @@ def imputation(name: str, args: argparse.Namespace, data: str, percent: int) -> 
         published=NAZABAL,
         target="below mean/mode and IterativeImputer",
         data=f"hivae_{data}, published masks {MASKS[data]} of {percent} %",
-        binarisation="none",
+        binarization="none",
         seed=args.seed,
         seconds=time.perf_counter() - start,
         details={
@@ -80,7 +80,7 @@ def _one_mask(name: str, args: argparse.Namespace, data: str, mask: str) -> dict
     program = pv.models.TableVAE(columns, 8, (128,))
     run = train_table(name, args, program, seen, data)
     torch.manual_seed(args.seed)
-    found = pv.impute(program, seen, samples=args.samples)
+    found = pv.impute(program, seen, num_particles=args.samples)
     filled = {
         "table_vae": found.values,
         "mean_or_mode": _mean_or_mode(columns, seen),
@@ -144,7 +144,7 @@ def two_samples(name: str, args: argparse.Namespace, data: str) -> Result:
         published="",
         target="0.5: cannot be told apart",
         data=f"hivae_{data} without holes of ours, {len(rest)} rows to train, {count} held out",
-        binarisation="none",
+        binarization="none",
         seed=args.seed,
         seconds=time.perf_counter() - start,
         details={

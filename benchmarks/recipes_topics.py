@@ -27,7 +27,7 @@ def nvdm_20news(name: str, args: argparse.Namespace) -> Result:
     torch.manual_seed(args.seed)
     bound = pv.perplexity(program, test)
     few = test[:1000]
-    tight = pv.perplexity(program, few, samples=1000)
+    tight = pv.perplexity(program, few, num_particles=1000)
     details = {
         **_topics(program, corpus),
         "corpus_perplexity": bound.corpus,
@@ -54,7 +54,7 @@ def prodlda_20news(name: str, args: argparse.Namespace) -> Result:
     torch.manual_seed(args.seed)
     program = pv.models.ProdLDA(len(corpus.vocabulary), NUM_TOPICS)
     # Its topics go on getting better where the bound on held-out documents no longer does.
-    options = {"optimiser": adam(2e-3, betas=(0.99, 0.999)), "batch_size": 200}
+    options = {"optimizer": adam(2e-3, betas=(0.99, 0.999)), "batch_size": 200}
     run = _trained(name, args, program, corpus, epochs=200, schedule=False, **options)
     topics = _topics(program, corpus)
     weights = pv.topics(_Weights(program.decoder.experts.weight.T), corpus.train)
@@ -86,7 +86,7 @@ def etm_20news_etm(name: str, args: argparse.Namespace) -> Result:
         raise SystemExit("the file has no halves of test documents")
     torch.manual_seed(args.seed)
     program = pv.models.ETM(len(corpus.vocabulary), NUM_TOPICS)
-    options = {"optimiser": adam(5e-3, weight_decay=1.2e-6), "batch_size": 1000}
+    options = {"optimizer": adam(5e-3, weight_decay=1.2e-6), "batch_size": 1000}
     run = _trained(name, args, program, corpus, epochs=150, schedule=False, **options)
     seen, held_out = (half[: args.rows] for half in corpus.halves)
     found = pv.completion(program, seen, held_out)
@@ -174,7 +174,7 @@ def _result(
         value=value[0],
         stderr=value[1],
         data=name.split("_", 1)[1],
-        binarisation="none: counts of words, no multinomial coefficient",
+        binarization="none: counts of words, no multinomial coefficient",
         seed=args.seed,
         seconds=float(run.history["seconds"].sum()),
         details={

@@ -69,7 +69,7 @@ def _judged(name: str, args: argparse.Namespace, vq: Any, run: Any, test: Tensor
         published=f"no figure for Fashion-MNIST ({PAPER})",
         target=">= 0.6",
         data="fashion_mnist",
-        binarisation="none: 256 grey levels, discretised logistic likelihood",
+        binarization="none: 256 grey levels, discretised logistic likelihood",
         seed=args.seed,
         seconds=training + seconds,
         details={

@@ -43,7 +43,7 @@ from pyro_vae.program.program import Program
 
 LATENT_DIM, HIDDEN = 8, 64
 DESCRIPTION = f"dreams of a VAE on digits, 64-{HIDDEN}-{LATENT_DIM}, Bernoulli"
-SETTINGS = HMC(steps=200, warmup=150, chains=4)
+SETTINGS = HMC(num_draws=200, warmup=150, chains=4)
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
@@ -53,7 +53,7 @@ Rate = dict[str, float]  # effective draws per second, by clock
 
 def trained(epochs: int) -> Any:
     """Return a VAE trained on the binarised digits."""
-    train = pv.data.load("digits", binarisation="threshold").train
+    train = pv.data.load("digits", binarization="threshold").train
     torch.manual_seed(0)
     vae = pv.models.VAE(64, LATENT_DIM, (HIDDEN,))
     pv.fit(vae, train.reshape(len(train), -1).float(), epochs=epochs, progress=False, device="cpu")
@@ -85,7 +85,7 @@ class Ours:
     def __call__(self, x: Tensor) -> Any:
         with scoring(self.program):
             joint = LogJoint(self.program, x)
-            return refine_batch(joint, x, self.settings, self.settings.steps, self.graphs)
+            return refine_batch(joint, x, self.settings, self.settings.num_draws, self.graphs)
 
     def rate(self, x: Tensor) -> tuple[Rate, Any]:
         refined, wall, cpu = timed(lambda: self(x))
@@ -100,7 +100,7 @@ class NumPyro:
         first, last = (m for m in vae.decoder.modules() if isinstance(m, torch.nn.Linear))
         tensors = {"w1": first.weight, "b1": first.bias, "w2": last.weight, "b2": last.bias}
         self.request = {name: t.detach().numpy() for name, t in tensors.items()}
-        self.request |= {k: getattr(settings, k) for k in ("warmup", "steps", "num_leapfrog")}
+        self.request |= {k: getattr(settings, k) for k in ("warmup", "num_draws", "num_leapfrog")}
         self.chains = settings.chains
         self.path = str(Path(folder) / "request.npz")
         self.process = subprocess.Popen(
@@ -171,7 +171,7 @@ def slope(sizes: list[int], seconds: list[float]) -> float:
 
 def growth(vae: Any, x: Tensor) -> dict[str, Any]:
     """Return CPU seconds against data (in batches) and against chains, and their slopes."""
-    short = replace(SETTINGS, steps=50, warmup=20, num_leapfrog=2)
+    short = replace(SETTINGS, num_draws=50, warmup=20, num_leapfrog=2)
     rows = [2000, 4000, 8000] if len(x) >= 8000 else [20, 40]
     chains = [2, 4, 8, 16]
 
@@ -193,7 +193,7 @@ def peak_memory(rows: int) -> float:
     torch.manual_seed(0)
     vae = pv.models.VAE(64, LATENT_DIM, (HIDDEN,))
     x = torch.bernoulli(torch.full((rows, 64), 0.5))
-    refine(vae, x, HMC(steps=50, warmup=10, num_leapfrog=2), keep=1)
+    refine(vae, x, HMC(num_draws=50, warmup=10, num_leapfrog=2), keep=1)
     # Not ru_maxrss: Linux hands a child its parent's peak, through fork and exec.
     status = Path("/", "proc", "self", "status").read_text()
     return float(status.split("VmHWM:")[1].split()[0]) / 1024
@@ -280,7 +280,7 @@ def results(
     common: dict[str, Any] = {
         "published": "",
         "data": DESCRIPTION,
-        "binarisation": "threshold",
+        "binarization": "threshold",
         "seed": 0,
         "seconds": 0.0,
         "command": command,

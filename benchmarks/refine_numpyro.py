@@ -62,7 +62,7 @@ def main() -> None:
         weights = {k: jnp.asarray(request[k]) for k in ("w1", "b1", "w2", "b2")}
         z, x = jnp.asarray(request["z"]), jnp.asarray(request["x"])
         if compiled is None:
-            sizes = (int(request[k]) for k in ("warmup", "steps", "num_leapfrog"))
+            sizes = (int(request[k]) for k in ("warmup", "num_draws", "num_leapfrog"))
             compiled = sampler(weights, *sizes)
         keys = jax.random.split(jax.random.PRNGKey(int(request["seed"])), z.shape[:2])
         wall, cpu = time.perf_counter(), time.process_time()

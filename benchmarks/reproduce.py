@@ -45,7 +45,7 @@ def static_mnist_vae(name: str, args: argparse.Namespace, objective: Any, **text
         objective=objective,
         epochs=200,
         batch_size=100,
-        optimiser=adam(1e-3, eps=1e-4),
+        optimizer=adam(1e-3, eps=1e-4),
         lr_schedule=pv.schedules.cosine(1.0, 0.02),
         patience=50,
         checkpoint_every=5,
@@ -107,7 +107,7 @@ def ais_mnist_static(name: str, args: argparse.Namespace) -> Result:
     test = pv.data.load("mnist_static").test[: args.rows or 1000]
     start = time.perf_counter()
     torch.manual_seed(args.seed)
-    bound = pv.log_likelihood(vae, test, samples=args.samples, progress=args.progress)
+    bound = pv.log_likelihood(vae, test, num_particles=args.samples, progress=args.progress)
     settings = pv.AIS(num_temperatures=200, chains=4, num_leapfrog=5, start="guide")
     annealed = pv.ais(vae, test, settings, progress=args.progress)
     difference = annealed.log_prob - bound.log_prob
@@ -122,7 +122,7 @@ def ais_mnist_static(name: str, args: argparse.Namespace) -> Result:
         published="Wu et al. (2017), arXiv:1611.04273: AIS -85.62 against IWAE-10k -86.90",
         target=">= 0",
         data="mnist_static",
-        binarisation="static (Larochelle)",
+        binarization="static (Larochelle)",
         seed=args.seed,
         seconds=time.perf_counter() - start,
         details={

@@ -48,7 +48,7 @@ class Result:
     published: str
     target: str
     data: str
-    binarisation: str
+    binarization: str
     seed: int
     seconds: float
     device: str = "cpu, 1 thread"

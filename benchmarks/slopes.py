@@ -99,7 +99,7 @@ def main() -> None:
         published="",
         target="<= 1.1",
         data="made-up binary data, VAE 784-400-20 (batch 128), IWAE 784-200-200-50 (batch 20)",
-        binarisation="",
+        binarization="",
         seed=0,
         seconds=time.perf_counter() - began,
         details=details,

@@ -78,7 +78,7 @@ def main() -> None:
         published="",
         target="<= 2048",
         data="simulated counts",
-        binarisation="none",
+        binarization="none",
         seed=args.seed,
         seconds=time.perf_counter() - start,
         details={

@@ -104,7 +104,7 @@ def main() -> None:
         published="",
         target="<= 0.8",
         data=f"made-up counts of {WORDS} words, {TOPICS} topics, batch {BATCH}",
-        binarisation="",
+        binarization="",
         seed=0,
         seconds=time.perf_counter() - begun,
         device=f"cpu, {torch.get_num_threads()} thread",

@@ -142,7 +142,7 @@ def result_of(rows: dict[str, Any], blocks: int, seconds: float) -> Result:
         published="",
         target="<= 0.5 where handlers dominate, else <= 1.15 of the matrix products",
         data="made-up binary data at the sizes of the recipes",
-        binarisation="",
+        binarization="",
         seed=0,
         seconds=seconds,
         device=f"cpu, {torch.get_num_threads()} thread",

@@ -92,7 +92,7 @@ TABLE = {
     "Rényi 1": Row(lambda k, s: pv.Renyi(1, k, s), mean),
     "STL": Row(pv.STL, mean, is_gradient=False, sticks=True),
     "DReG": Row(pv.DReG, log_mean, is_gradient=False, sticks=True),
-    "NVIL": Row(lambda k, s: pv.NVIL(num_particles=k, num_samples=s), mean, latents="any"),
+    "NVIL": Row(lambda k, s: pv.NVIL(num_particles=k, num_global_samples=s), mean, latents="any"),
     "RLOO": Row(lambda k, s: pv.RLOO(max(k, 2), s), mean, latents="any"),
     "VIMCO": Row(lambda k, s: pv.VIMCO(max(k, 2), s), log_mean, latents="any"),
     "DisARM": Row(lambda k, s: pv.DisARM(), latents="bits"),

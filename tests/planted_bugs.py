@@ -1214,7 +1214,7 @@ BUGS = [
     Bug(
         "Adam's moments lost on resume",
         "storage/checkpoint.py",
-        "        optimiser.load_state_dict(state)\n",
+        "        optimizer.load_state_dict(state)\n",
         "        pass\n",
         "tests/storage/test_checkpoint.py::test_resumed_is_bit_identical[plain-1]",
     ),

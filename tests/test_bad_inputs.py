@@ -47,7 +47,7 @@ VERBS = {
     "fit": lambda p, x: pv.fit(p, x, epochs=1),
     "valid": lambda p, x: pv.fit(p, ONES, valid=x, epochs=1),
     "elbo": lambda p, x: pv.elbo(p, x),
-    "log_likelihood": lambda p, x: pv.log_likelihood(p, x, samples=2),
+    "log_likelihood": lambda p, x: pv.log_likelihood(p, x, num_particles=2),
     "diagnose": lambda p, x: pv.diagnose(p, x),
     "encode": lambda p, x: pv.encode(p, x),
     "reconstruct": lambda p, x: pv.reconstruct(p, x),
@@ -192,10 +192,10 @@ def test_an_objective_class_in_place_of_an_instance():
     ("verb", "name"),
     [
         (pv.elbo, "num_particles"),
-        (pv.elbo, "num_samples"),
+        (pv.elbo, "num_global_samples"),
         (pv.elbo, "batch_size"),
-        (pv.log_likelihood, "samples"),
-        (pv.log_likelihood, "num_samples"),
+        (pv.log_likelihood, "num_particles"),
+        (pv.log_likelihood, "num_global_samples"),
         (pv.diagnose, "num_particles"),
     ],
 )

@@ -111,7 +111,7 @@ def test_a_smoothing_guide_reaches_the_filter_of_kalman_in_every_draw():
     x = drawn(50)
     program = pv.Program(linear_model, smoothing_guide)
     torch.testing.assert_close(pv.elbo(program, x), kalman(x), rtol=1e-12, atol=1e-10)
-    found = pv.log_likelihood(program, x, samples=5).log_prob
+    found = pv.log_likelihood(program, x, num_particles=5).log_prob
     torch.testing.assert_close(found, kalman(x), rtol=1e-12, atol=1e-10)
     assert exact_nll() == pytest.approx(3.0820201, abs=1e-7)
 

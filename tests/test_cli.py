@@ -49,7 +49,7 @@ def test_the_dicts_of_names_are_the_choices():
     ):
         assert set(get_args(kind)) == set(names)
     assert set().union(*datasets.SETS.values()) == {*pv.data.NAMES}
-    assert get_args(options.Binarisation) == (*pv.data.BINARISATIONS, "none")
+    assert get_args(options.Binarization) == (*pv.data.BINARISATIONS, "none")
 
 
 def test_help_names_every_command(capsys):
@@ -84,7 +84,7 @@ def test_help_tells_each_option_its_meaning_and_its_default(command, capsys):
         (["train", "--epochs", "0"], "epochs"),
         (["train", "--model", "GAN"], "GAN"),
         (["train", "--data", "cifar"], "cifar"),
-        (["train", "--binarisation", "maybe"], "maybe"),
+        (["train", "--binarization", "maybe"], "maybe"),
         (["train", "--hidden", "[8,x]"], "hidden"),
         (["train", "--lr", "-1"], "lr"),
         (["train", "--beta", "-1"], "beta"),
@@ -94,7 +94,7 @@ def test_help_tells_each_option_its_meaning_and_its_default(command, capsys):
         (["train", "--device", "abacus"], "abacus"),
         (["train", "--num_particles", "0"], "num_particles"),
         (["train", "--resume", "true"], "--out"),
-        (["train", "--binarisation", "none", "--observation", "Bernoulli"], "site 'x'"),
+        (["train", "--binarization", "none", "--observation", "Bernoulli"], "site 'x'"),
         (["train", "--model", "LinearVAE", "--observation", "Gaussian"], "observation"),
         (["train", "--model", "LinearVAE", "--network", "conv"], "network"),
         (["train", "--config", "absent.yaml"], "absent.yaml"),
@@ -127,15 +127,15 @@ def test_a_run_from_training_to_pictures(capsys, tmp_path):
     assert expected <= names and "tensorboard" in names
     assert "run folder: run" in capsys.readouterr().out
 
-    options = ["--samples", "8", "--device", "cpu", "--progress", "false"]
+    options = ["--num_particles", "8", "--device", "cpu", "--progress", "false"]
     assert cli.main(["evaluate", "run", "--rows", "40", *options]) == 0
     table = capsys.readouterr().out
     figures = json.loads((run / "evaluation.json").read_text())
     # The figures are those of the verbs, on the same data.
     vae = pv.load(run)
-    x = pv.data.load("digits", binarisation="dynamic").test[:40]
+    x = pv.data.load("digits", binarization="dynamic").test[:40]
     torch.manual_seed(0)
-    expected = pv.log_likelihood(vae, x, samples=8)
+    expected = pv.log_likelihood(vae, x, num_particles=8)
     assert figures["log_likelihood"] == expected.mean
     assert figures["log_likelihood_stderr"] == expected.stderr
     assert figures["elbo"] <= figures["log_likelihood"]
@@ -234,7 +234,7 @@ def test_topics_of_a_file_from_training_to_their_words(counts, capsys, tmp_path)
     assert figures["perplexity_corpus_stderr"] == pytest.approx(bound.corpus_stderr, rel=1e-4)
     assert 1 < figures["completion_per_document"] < 20
     assert (tmp_path / "rows" / "topics.png").read_bytes().startswith(b"\x89PNG")
-    assert cli.main(["evaluate", "rows", "--samples", "3", "--progress", "false"]) == 0
+    assert cli.main(["evaluate", "rows", "--num_particles", "3", "--progress", "false"]) == 0
     capsys.readouterr()
     assert "ProdLDA draws counts" in complaint(capsys, ["generate", "rows"])
 
@@ -296,7 +296,7 @@ def test_a_damaged_file_of_counts_is_named(counts, capsys, tmp_path):
 def test_every_topic_model_trains_from_the_shell(model, counts):
     options = ("--objective", "analytic_elbo") if model != "LDA" else ()
     assert train("--model", model, "--data", "rows.npz", "--out", "run", *options) == 0
-    assert cli.main(["topics", "run", "--samples", "3", "--rows", "1"]) == 0
+    assert cli.main(["topics", "run", "--num_particles", "3", "--rows", "1"]) == 0
 
 
 def test_sequences_from_training_to_figures_per_step(monkeypatch, capsys, tmp_path):
@@ -306,7 +306,7 @@ def test_sequences_from_training_to_figures_per_step(monkeypatch, capsys, tmp_pa
     monkeypatch.setattr(pv.data, "load", lambda *args, **options: sets)
     options = ("--data", "jsb", "--epochs", "1", "--batch_size", "3", "--out", "run")
     assert train("--model", "VRNN", *options) == 0
-    assert cli.main(["evaluate", "run", "--samples", "3", "--progress", "false"]) == 0
+    assert cli.main(["evaluate", "run", "--num_particles", "3", "--progress", "false"]) == 0
     assert "bound per step" in capsys.readouterr().out
     figures = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     torch.manual_seed(0)
@@ -331,7 +331,7 @@ def test_sentences_of_a_file_from_training_to_text(capsys, tmp_path):
     (tmp_path / "other.txt").write_text("\n".join(["me hears cat", "zebra it"] * 10))
     for model in ("SentenceVAE", "SentenceLM"):
         assert train("--model", model, "--data", "lines.txt", "--out", model) == 0
-        arguments = ["evaluate", model, "--data", "other.txt", "--samples", "2"]
+        arguments = ["evaluate", model, "--data", "other.txt", "--num_particles", "2"]
         assert cli.main([*arguments, "--progress", "false"]) == 0
         said = capsys.readouterr().out
         assert "bound per step" in said and ("KL of z" in said) == (model == "SentenceVAE")
@@ -339,7 +339,7 @@ def test_sentences_of_a_file_from_training_to_text(capsys, tmp_path):
     assert known[4:] == tuple(sorted(word for each in words for word in each))
     figures = json.loads((tmp_path / "SentenceLM" / "evaluation.json").read_text())
     x = known.numbers(["zebra it"])  # the tenth of twenty lines; zebra is <unk>
-    exact = pv.log_likelihood(pv.load("SentenceLM"), x, samples=1).log_prob
+    exact = pv.log_likelihood(pv.load("SentenceLM"), x, num_particles=1).log_prob
     assert figures["log_likelihood"] == pytest.approx(exact.item())
     assert figures["per_step"] == pytest.approx(-exact.item() / 3)
     assert cli.main(["generate", "SentenceVAE", "-n", "5"]) == 0
@@ -393,12 +393,12 @@ def test_a_config_file_sets_options_and_a_run_leaves_one(tmp_path):
 @pytest.mark.parametrize("observation", list(options.OBSERVATIONS))
 def test_every_observation_trains_on_the_data_it_is_for(observation):
     kind = "threshold" if observation == "Bernoulli" else "none"
-    assert train("--observation", observation, "--binarisation", kind, "--out", "run") == 0
+    assert train("--observation", observation, "--binarization", kind, "--out", "run") == 0
 
 
 def test_convolutions_and_the_autoencoder(capsys, tmp_path):
     assert train("--network", "conv", "--out", "conv") == 0
-    assert cli.main(["evaluate", "conv", "--rows", "9", "--samples", "2"]) == 0
+    assert cli.main(["evaluate", "conv", "--rows", "9", "--num_particles", "2"]) == 0
     assert train("--model", "Autoencoder") == 0
     assert (tmp_path / "runs" / "autoencoder-digits" / "program.safetensors").exists()
     capsys.readouterr()
@@ -407,7 +407,7 @@ def test_convolutions_and_the_autoencoder(capsys, tmp_path):
 
 
 def test_the_demo_draws_four_figures_and_never_overwrites(capsys, tmp_path):
-    options = ["--epochs", "1", "--samples", "4", "--device", "cpu", "--progress", "false"]
+    options = ["--epochs", "1", "--num_particles", "4", "--device", "cpu", "--progress", "false"]
     assert cli.main(["demo", *options]) == 0
     text = capsys.readouterr().out
     for name in ("samples", "reconstructions", "latent_map", "curves"):
@@ -449,7 +449,7 @@ def test_cures_of_collapse_train_from_the_shell(objective, tmp_path):
         ("aae", (), "valid_elbo"),
         ("wae", (), "valid_elbo"),
         ("avb", ("--posterior", "NoiseFed"), "valid_objective"),
-        ("vaegan", ("--binarisation", "none"), "valid_elbo"),
+        ("vaegan", ("--binarization", "none"), "valid_elbo"),
     ],
 )
 def test_objectives_with_a_critic_train_from_the_shell(objective, options, column, tmp_path):
@@ -461,7 +461,7 @@ def test_objectives_with_a_critic_train_from_the_shell(objective, options, colum
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--objective", "vaegan"), "--binarisation none"),
+        (("--objective", "vaegan"), "--binarization none"),
         (("--posterior", "NoiseFed"), "use --objective avb"),
         (("--objective", "aae", "--model", "NVDM", "--data", "20news"), "takes models of images"),
     ],
@@ -499,7 +499,7 @@ def test_a_table_from_training_to_filled_cells(table, capsys, tmp_path):
     assert "town categorical (categorical, 2 categories)" in said
     few = table[table.columns[::-1]][:9]  # by their names
     few.to_csv("few.csv", index=False)
-    assert cli.main(["impute", "run", "few.csv", "--samples", "20", "--device", "cpu"]) == 0
+    assert cli.main(["impute", "run", "few.csv", "--num_particles", "20", "--device", "cpu"]) == 0
     assert f"{int(few['town'].isna().sum())} filled in" in capsys.readouterr().out
     filled = pd.read_csv(tmp_path / "run" / "filled.csv")
     assert list(filled.columns) == list(few.columns) and not filled.isna().any().any()
@@ -509,7 +509,7 @@ def test_a_table_from_training_to_filled_cells(table, capsys, tmp_path):
     assert filled["visits"].dtype.kind == "i"
     assert cli.main(["generate", "run", "-n", "5", "--device", "cpu"]) == 0
     assert pd.read_csv(tmp_path / "run" / "samples.csv").shape == (5, 5)
-    options = ["--samples", "4", "--device", "cpu", "--progress", "false"]
+    options = ["--num_particles", "4", "--device", "cpu", "--progress", "false"]
     assert cli.main(["evaluate", "run", *options]) == 0
     capsys.readouterr()
     bad = {
@@ -522,7 +522,7 @@ def test_a_table_from_training_to_filled_cells(table, capsys, tmp_path):
         frame.to_csv("bad.csv", index=False)
         assert text in complaint(capsys, ["impute", "run", "bad.csv"])
     few.assign(**dict.fromkeys(few.columns, np.nan)).to_csv("none.csv", index=False)
-    assert cli.main(["impute", "run", "none.csv", "--samples", "5", "--out", "all.csv"]) == 0
+    assert cli.main(["impute", "run", "none.csv", "--num_particles", "5", "--out", "all.csv"]) == 0
     assert not pd.read_csv("all.csv").isna().any().any()  # nothing is known: the prior's means
 
 

@@ -119,7 +119,7 @@ def test_an_autoencoder_refuses_what_needs_a_prior(device):
     program, data = made("autoencoder", device)
     for verb in (
         functools.partial(pv.generate, program, 3),
-        functools.partial(pv.log_likelihood, program, data, samples=2),
+        functools.partial(pv.log_likelihood, program, data, num_particles=2),
         functools.partial(pv.diagnose, program, data),
     ):
         with pytest.raises(ProgramError, match="'z' has no prior"):
@@ -149,7 +149,7 @@ def test_reconstructs_and_encodes(name, device):
 def test_is_scored(name, device):
     dtype = DTYPES[name]
     program, data = made(name, device, dtype, 24)
-    estimate = pv.log_likelihood(program, data, samples=20, num_samples=2)
+    estimate = pv.log_likelihood(program, data, num_particles=20, num_global_samples=2)
     assert estimate.log_prob.shape == (24,) and estimate.log_prob.dtype == dtype
     assert torch.isfinite(estimate.log_prob).all()
     bound = pv.elbo(program, data)
@@ -163,7 +163,7 @@ def test_one_importance_sample_is_the_elbo(name, device):
     wrapped = pv.Program.of(program)
     wrapped.read(data)
     torch.manual_seed(7)
-    one = pv.log_likelihood(program, data, samples=1, num_samples=1).log_prob
+    one = pv.log_likelihood(program, data, num_particles=1, num_global_samples=1).log_prob
     torch.manual_seed(7)
     if not wrapped.sites.global_:
         torch.testing.assert_close(pv.elbo(program, data), one, rtol=1e-12, atol=1e-12)
@@ -207,7 +207,7 @@ def test_saved_and_loaded_has_the_same_likelihood(name, device, tmp_path):
 
     def score(some):
         torch.manual_seed(3)
-        return pv.log_likelihood(some, data, samples=4).log_prob
+        return pv.log_likelihood(some, data, num_particles=4).log_prob
 
     expected = score(program)
     pv.save(program, tmp_path)
@@ -259,7 +259,7 @@ def test_verbs_leave_the_surroundings_as_found(name, device, store, tmp_path):
         pv.reconstruct(program, data)
         pv.interpolate(program, data, data, steps=2)
         if CASES[name].has_prior:
-            pv.log_likelihood(program, data, samples=3)
+            pv.log_likelihood(program, data, num_particles=3)
             pv.generate(program, 2)
             pv.diagnose(program, data)
         pv.save(program, tmp_path)

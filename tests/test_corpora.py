@@ -68,9 +68,9 @@ def test_a_file_that_is_no_corpus_is_named(tmp_path, changes):
         pv.data.load("20news", root=written(tmp_path, **changes))
 
 
-def test_a_corpus_has_no_binarisation_and_no_download(tmp_path):
+def test_a_corpus_has_no_binarization_and_no_download(tmp_path):
     with pytest.raises(DataError, match=r"counts of words.*'static'"):
-        pv.data.load("20news", binarisation="static", root=written(tmp_path))
+        pv.data.load("20news", binarization="static", root=written(tmp_path))
     with pytest.raises(DataError, match=r"20news_etm\.npz.*PYRO_VAE_DATA"):
         pv.data.load("20news_etm", root=tmp_path)
 

@@ -1,4 +1,4 @@
-"""Data sets by name: exact values of small made-up files, explicit binarisation, hostile files."""
+"""Data sets by name: exact values of small made-up files, explicit binarization, hostile files."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_digits_are_all_there_once() -> None:
 
     d = data.load("digits")
     assert (len(d.train), len(d.valid), len(d.test)) == (1297, 250, 250)
-    assert d.shape == (1, 8, 8) and d.binarisation is None and d.transform is None
+    assert d.shape == (1, 8, 8) and d.binarization is None and d.transform is None
     assert {x.dtype for x in (d.train, d.valid, d.test)} == {torch.float32}
     got = np.concatenate([d.train, d.valid, d.test]) * 16
     labels = np.concatenate([d.labels[split] for split in ("train", "valid", "test")])
@@ -104,14 +104,14 @@ def test_images_undo_the_flattening(folder: Path) -> None:
 
 def test_static_file_is_read_as_published_with_its_test_set_shuffled(folder: Path) -> None:
     d = data.load("mnist_static")
-    assert d.binarisation == "static" and d.transform is None
+    assert d.binarization == "static" and d.transform is None
     assert torch.equal(d.train, torch.from_numpy(STATIC["x_train"]).flatten(1).float())
     assert torch.equal(d.valid, torch.from_numpy(STATIC["x_valid"]).flatten(1).float())
     assert not torch.equal(d.labels["test"], d.labels["test"].sort().values)
     rows = {(bytes(x), int(y)) for x, y in zip(STATIC["x_test"], STATIC["y_test"], strict=True)}
     got = zip(d.test.to(torch.uint8).numpy(), d.labels["test"], strict=True)
     assert {(bytes(x), int(y)) for x, y in got} == rows
-    assert torch.equal(d.test, data.load("mnist_static", seed=5, binarisation="static").test)
+    assert torch.equal(d.test, data.load("mnist_static", seed=5, binarization="static").test)
 
 
 def test_static_file_without_labels(folder: Path) -> None:
@@ -120,17 +120,17 @@ def test_static_file_without_labels(folder: Path) -> None:
     assert data.load("mnist_static").labels == {}
 
 
-# -- Binarisation ----------------------------------------------------------------------------------
+# -- Binarization ----------------------------------------------------------------------------------
 
 
 def test_threshold_is_at_one_half(folder: Path) -> None:
-    d = data.load("mnist", binarisation="threshold")
+    d = data.load("mnist", binarization="threshold")
     np.testing.assert_array_equal(d.test, MNIST["x_test"].reshape(6, 784) >= 128)
     assert d.test.dtype is torch.float32 and d.transform is None
 
 
 def test_static_draw_is_fixed_by_its_seed(folder: Path) -> None:
-    a, b, c = (data.load("mnist", binarisation="static", seed=s) for s in (3, 3, 4))
+    a, b, c = (data.load("mnist", binarization="static", seed=s) for s in (3, 3, 4))
     for split in ("train", "valid", "test"):
         x = getattr(a, split)
         assert set(x.unique().tolist()) == {0.0, 1.0}
@@ -140,8 +140,8 @@ def test_static_draw_is_fixed_by_its_seed(folder: Path) -> None:
 
 def test_dynamic_keeps_grey_for_training_only(folder: Path) -> None:
     grey = data.load("mnist")
-    static = data.load("mnist", binarisation="static", seed=3)
-    d = data.load("mnist", binarisation="dynamic", seed=3)
+    static = data.load("mnist", binarization="static", seed=3)
+    d = data.load("mnist", binarization="dynamic", seed=3)
     assert torch.equal(d.train, grey.train)
     assert torch.equal(d.valid, static.valid) and torch.equal(d.test, static.test)
     assert d.transform is not None
@@ -152,7 +152,7 @@ def test_dynamic_keeps_grey_for_training_only(folder: Path) -> None:
 
 def test_draws_have_the_grey_level_as_their_mean() -> None:
     """The sum of 1797 x 64 pixels has a known variance: |z| < 5 fails for 6 seeds in 10^7."""
-    grey, drawn = data.load("digits"), data.load("digits", binarisation="static")
+    grey, drawn = data.load("digits"), data.load("digits", binarization="static")
     p = torch.cat([grey.train, grey.valid, grey.test]).double()
     x = torch.cat([drawn.train, drawn.valid, drawn.test]).double()
     z = (x - p).sum() / (p * (1 - p)).sum().sqrt()
@@ -160,22 +160,22 @@ def test_draws_have_the_grey_level_as_their_mean() -> None:
     assert torch.equal(x[p == 0], p[p == 0]) and torch.equal(x[p == 1], p[p == 1])
 
 
-@pytest.mark.parametrize("binarisation", [None, "static", "dynamic", "threshold"])
-def test_global_random_state_is_left_alone(binarisation: str | None) -> None:
+@pytest.mark.parametrize("binarization", [None, "static", "dynamic", "threshold"])
+def test_global_random_state_is_left_alone(binarization: str | None) -> None:
     torch.manual_seed(7)
     before, numpy_before = torch.get_rng_state(), pickle.dumps(np.random.get_state())  # noqa: NPY002
-    first = data.load("digits", binarisation=binarisation)
+    first = data.load("digits", binarization=binarization)
     assert torch.equal(torch.get_rng_state(), before)
     assert pickle.dumps(np.random.get_state()) == numpy_before  # noqa: NPY002
     torch.manual_seed(8)
-    assert torch.equal(first.test, data.load("digits", binarisation=binarisation).test)
+    assert torch.equal(first.test, data.load("digits", binarization=binarization).test)
 
 
 def test_repr_is_one_line_without_data() -> None:
-    text = repr(data.load("digits", binarisation="dynamic"))
+    text = repr(data.load("digits", binarization="dynamic"))
     assert (
         text
-        == "Splits('digits', train=1297, valid=250, test=250, (1, 8, 8), binarisation='dynamic')"
+        == "Splits('digits', train=1297, valid=250, test=250, (1, 8, 8), binarization='dynamic')"
     )
 
 
@@ -193,15 +193,15 @@ def test_a_name_is_no_path(name: str) -> None:
         data.load(name)
 
 
-def test_unknown_binarisation_lists_the_known() -> None:
+def test_unknown_binarization_lists_the_known() -> None:
     with pytest.raises(DataError, match="'binary'; choose None or static, dynamic, threshold"):
-        data.load("digits", binarisation="binary")
+        data.load("digits", binarization="binary")
 
 
-@pytest.mark.parametrize("binarisation", ["dynamic", "threshold"])
-def test_static_file_cannot_be_binarised_again(folder: Path, binarisation: str) -> None:
+@pytest.mark.parametrize("binarization", ["dynamic", "threshold"])
+def test_static_file_cannot_be_binarised_again(folder: Path, binarization: str) -> None:
     with pytest.raises(DataError, match="binary as published"):
-        data.load("mnist_static", binarisation=binarisation)
+        data.load("mnist_static", binarization=binarization)
 
 
 # -- Hostile files ---------------------------------------------------------------------------------

@@ -164,5 +164,5 @@ def test_an_optimizer_over_other_parameters(extra):
         return torch.optim.Adam([*(parameters if extra else ()), *other.parameters()])
 
     program = pv.models.VAE(6, 2, (4,))
-    with pytest.raises(ConfigError, match=r"optimiser: 2 of .* not trained .*\(3, 3\)"):
-        pv.fit(program, torch.ones(8, 6), epochs=1, optimiser=factory)
+    with pytest.raises(ConfigError, match=r"optimizer: 2 of .* not trained .*\(3, 3\)"):
+        pv.fit(program, torch.ones(8, 6), epochs=1, optimizer=factory)

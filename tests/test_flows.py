@@ -188,7 +188,7 @@ def test_a_draw_is_scored_without_an_inverse(name, monkeypatch):
     pv.elbo(vae, x, num_particles=2)
     for kind in (Planar, Affine, Spline):
         monkeypatch.setattr(kind, "_inverse", refuse)
-    assert pv.log_likelihood(vae, x, samples=6).log_prob.isfinite().all()
+    assert pv.log_likelihood(vae, x, num_particles=6).log_prob.isfinite().all()
     for mode in (False, "trace"):
         assert pv.fit(vae, x, epochs=1, compile=mode).history["loss"][0] > 0
 

@@ -19,7 +19,7 @@ FIELDS = {
     "published",
     "target",
     "data",
-    "binarisation",
+    "binarization",
     "seed",
     "seconds",
     "device",

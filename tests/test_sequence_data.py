@@ -70,8 +70,8 @@ def test_captions_keep_the_words_that_come_three_times(tmp_path):
         2,
     ]
     assert len(coco.train["x"]) == 2 and len(coco.valid["x"]) == 1000
-    with pytest.raises(DataError, match=r"sequences, got binarisation"):
-        pv.data.load("coco_captions", binarisation="static", root=tmp_path)
+    with pytest.raises(DataError, match=r"sequences, got binarization"):
+        pv.data.load("coco_captions", binarization="static", root=tmp_path)
     (tmp_path / "coco_captions.test.txt.gz").write_bytes(b"plain")
     with pytest.raises(DataError, match=r"no gzip-compressed text"):
         pv.data.load("coco_captions", root=tmp_path)
@@ -146,7 +146,7 @@ def test_costs_per_step_are_the_three_of_the_literature():
     torch.manual_seed(1)
     bound = pv.elbo(program, data).double()
     torch.manual_seed(1)
-    found = pv.per_step(program, data, samples=400)
+    found = pv.per_step(program, data, likelihood_particles=400)
     assert found.bound == pytest.approx(-bound.sum().item() / 8)
     assert found.mean_of_sequences == pytest.approx(-(bound / lengths).mean().item())
     assert found.likelihood < found.bound + 3 * found.bound_stderr
@@ -366,7 +366,7 @@ def test_posterior_draws_end_where_their_sequences_do(model):
     program = model(5, 2, (4,), recurrent=4, **options)
     lengths = torch.tensor([2, 3])
     data = {"x": torch.bernoulli(torch.full((2, 3, 5), 0.3)), "lengths": lengths}
-    found = pv.refine(program, data, pv.HMC(steps=3, warmup=2, chains=2))
+    found = pv.refine(program, data, pv.HMC(num_draws=3, warmup=2, chains=2))
     inside = (torch.arange(3) < lengths[:, None])[..., None].expand(2, 3, 2)
     assert (found.samples["z"] != 0).all((0, 1)).equal(inside)
     assert (found.scale > 0).equal(inside)

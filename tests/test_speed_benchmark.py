@@ -75,7 +75,7 @@ def uncompiled(speed, case):
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_variants_take_the_same_steps(speed, kind):
-    """Same weights, noise and optimiser: equal losses along four steps, hence equal gradients.
+    """Same weights, noise and optimizer: equal losses along four steps, hence equal gradients.
 
     The benchmark's own check of the losses, draw by draw, sees the same afterwards. Stock Pyro sums
     the loss over the batch, and Adam's eps of 1e-8 does not scale with it; its JIT draws noise
@@ -89,7 +89,7 @@ def test_all_variants_take_the_same_steps(speed, kind):
     for name, variant in built.items():
         if name in case.stock:
             speed.checks.losses(variant, data[0], 1)
-            variant.optimiser.optim_objs.clear()
+            variant.optimizer.optim_objs.clear()
         variant.set_lr(1e-2)
         path = []
         with variant.running():

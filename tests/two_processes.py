@@ -99,12 +99,12 @@ def data(rows: int) -> tuple[Tensor, Tensor]:
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:
-    """Return an optimiser under which a wrong scale of the gradient shows."""
+    """Return an optimizer under which a wrong scale of the gradient shows."""
     return torch.optim.SGD(parameters, lr=0.02)
 
 
 def frozen(parameters: Any) -> torch.optim.Optimizer:
-    """Return an optimiser that moves nothing."""
+    """Return an optimizer that moves nothing."""
     return torch.optim.SGD(parameters, lr=0.0)
 
 
@@ -117,7 +117,7 @@ def numbers(run: Any, program: Any) -> dict[str, Any]:
 
 def fit(program: Any, batch: Any, **options: Any) -> dict[str, Any]:
     """Train and return the numbers."""
-    options = {"epochs": 2, "batch_size": 8, "optimiser": sgd, "device": "cpu", **options}
+    options = {"epochs": 2, "batch_size": 8, "optimizer": sgd, "device": "cpu", **options}
     return numbers(pv.fit(program, batch, progress=False, **options), program)
 
 
@@ -128,14 +128,14 @@ def exact(
     grads: list[Any] = []
     program = Known()
 
-    def optimiser(parameters: Any) -> torch.optim.Optimizer:
+    def optimizer(parameters: Any) -> torch.optim.Optimizer:
         made = sgd(parameters)
         made.register_step_pre_hook(
             lambda *_: grads.append({n: p.grad.tolist() for n, p in program.named_parameters()})
         )
         return made
 
-    options = {"valid": data(13), "compile": compile, "optimiser": optimiser, **options}
+    options = {"valid": data(13), "compile": compile, "optimizer": optimizer, **options}
     loader = loader or DataLoader(TensorDataset(*data(11)), batch_size=11)
     batch = data(rows) if rows else loader
     return {**fit(program, batch, **options), "grads": grads}
@@ -157,7 +157,7 @@ def seen(batch: Any, batch_size: int = 8) -> list[list[float]]:
         Known(),
         batch,
         transform=look,
-        optimiser=frozen,
+        optimizer=frozen,
         batch_size=batch_size,
         callbacks=[lambda _: rows.append([])],
     )
@@ -172,7 +172,7 @@ def noise() -> list[float]:
         drawn.append(torch.rand(()).item())
         return batch
 
-    fit(Known(), data(16), transform=look, optimiser=frozen)
+    fit(Known(), data(16), transform=look, optimizer=frozen)
     return drawn[2:]  # the first two are looks at the data, before the run
 
 
@@ -201,8 +201,8 @@ def diverged(rank: int) -> dict[str, Any]:
 
 
 DIFFERENT = {
-    "lr": [{"optimiser": None, "lr": 0.01}, {"optimiser": None, "lr": 0.02}],
-    "optimiser_options[0]": [{"optimiser": torch.optim.Adam}, {"optimiser": torch.optim.AdamW}],
+    "lr": [{"optimizer": None, "lr": 0.01}, {"optimizer": None, "lr": 0.02}],
+    "optimizer_options[0]": [{"optimizer": torch.optim.Adam}, {"optimizer": torch.optim.AdamW}],
     "lr_schedule.schedule": [
         {"lr_schedule": lambda t: 1 - t},
         {"lr_schedule": lambda t: 1 - t / 2},
@@ -287,8 +287,8 @@ def scenarios(rank: int, folder: Path) -> dict[str, Any]:
         "accumulated": exact(False, 23, clip_norm=0.4, accumulate=2),
         "cut": cut(folder),
         "iwae": exact(False, 23, objective=pv.IWAE(2), beta=0.5),
-        "spread": fit(Known(seed=rank), data(16), optimiser=frozen),
-        "normed": fit(Normed(), data(27)[0], optimiser=frozen),
+        "spread": fit(Known(seed=rank), data(16), optimizer=frozen),
+        "normed": fit(Normed(), data(27)[0], optimizer=frozen),
         "tensors": seen(data(25)),
         "loader": seen(DataLoader(TensorDataset(*data(25)), batch_size=8, shuffle=True)),
         "dealt": seen(_dealt(rank)),
@@ -298,8 +298,8 @@ def scenarios(rank: int, folder: Path) -> dict[str, Any]:
         "sampler": exact(False, None, sharding(rank, 20), epochs=1, beta=0.5),
         "two orders": error(lambda: fit(Known(), orders(rank))),
         "doubled": error(lambda: fit(Known(), Rows(rank), size=20)),
-        "judged apart": fit(Known(), data(16), optimiser=frozen, valid=DataLoader(Rows(rank), 4)),
-        "judged": fit(Known(), data(16), optimiser=frozen, valid=DataLoader(Rows(0), 4)),
+        "judged apart": fit(Known(), data(16), optimizer=frozen, valid=DataLoader(Rows(rank), 4)),
+        "judged": fit(Known(), data(16), optimizer=frozen, valid=DataLoader(Rows(0), 4)),
         "shards": exact(
             False,
             None,
@@ -312,7 +312,7 @@ def scenarios(rank: int, folder: Path) -> dict[str, Any]:
         "diverged": diverged(rank),
         "resumed": resumed(folder),
         "stopped": fit(Known(), data(16), epochs=9, callbacks=[lambda run: rank == 1]),
-        "patience": fit(Known(), data(16), epochs=9, valid=data(9), patience=2, optimiser=frozen),
+        "patience": fit(Known(), data(16), epochs=9, valid=data(9), patience=2, optimizer=frozen),
         "rows differ": error(lambda: fit(Known(), data(16 + rank))),
         "different": different(rank),
         "failed": failed(rank),

@@ -54,7 +54,7 @@ BLUE, RED = "#332288", "#CC6677"
 # below, the same digits before and after. Step back from the screen, and they read better.)
 
 # %%
-digits = pv.data.load("digits", binarisation="threshold")
+digits = pv.data.load("digits", binarization="threshold")
 train, valid, test = digits.train, digits.valid, digits.test
 print(digits)
 print("one batch:", tuple(train[:BATCH].shape), "pixel values:", train.unique().tolist())
@@ -379,7 +379,7 @@ for axes in (left, right):
 # %% [markdown]
 # ## 6. Training with stock Pyro
 #
-# `pyro.infer.SVI` needs the two functions, an optimiser and a loss. Pyro keeps all parameters in
+# `pyro.infer.SVI` needs the two functions, an optimizer and a loss. Pyro keeps all parameters in
 # one **global store**, under the names given to `pyro.module`. We clear it first: running the model
 # for the shapes and losses above has already put weights there.
 
@@ -404,7 +404,7 @@ print(
 
 # %% [markdown]
 # Why care about the store? Build new networks and go on without clearing it, and the store still
-# answers with the *old* tensors: the optimiser moves those, and the new networks never learn.
+# answers with the *old* tensors: the optimizer moves those, and the new networks never learn.
 
 # %%
 encoder, decoder = new_networks()
@@ -513,7 +513,7 @@ pv.plots.interpolations(pv.interpolate(vae, test[:5], test[5:10], steps=10))
 
 # %%
 torch.manual_seed(6)
-likelihood = pv.log_likelihood(vae, test, samples=IMPORTANCE)
+likelihood = pv.log_likelihood(vae, test, num_particles=IMPORTANCE)
 bound = pv.elbo(vae, test, num_particles=100)
 print(likelihood)
 print(f"log-likelihood  {likelihood.mean:.2f} ± {likelihood.stderr:.2f} nats per digit")

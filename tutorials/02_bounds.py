@@ -269,7 +269,7 @@ print("width  true k   PSIS k (median)   ESS of K   KL(q || p)   error of the es
 for width in widths:
     torch.manual_seed(1)
     model = spoil(width)
-    likelihood = pv.log_likelihood(model, test, samples=DRAWS)
+    likelihood = pv.log_likelihood(model, test, num_particles=DRAWS)
     shapes[width] = likelihood.psis_k
     divergence = (exact - pv.elbo(model, test, num_particles=500)).mean()
     print(
@@ -367,7 +367,7 @@ right.text(TEMPERATURES[0] * 1.1, -0.45, "forward AIS: lower bound", color=BLUE,
 # once, with $K = 1$, 5 and 50, because section 5 needs them; here we judge the first.
 
 # %%
-binary = pv.data.load("digits", binarisation="threshold")
+binary = pv.data.load("digits", binarization="threshold")
 
 
 def train_vae(k):
@@ -436,7 +436,7 @@ axes.set_title("A VAE's bounds on the same simulated digits", loc="left")
 
 # %%
 torch.manual_seed(4)
-scores = {k: pv.log_likelihood(vae, binary.test, samples=DRAWS) for k, vae in vaes.items()}
+scores = {k: pv.log_likelihood(vae, binary.test, num_particles=DRAWS) for k, vae in vaes.items()}
 print("  K   test ELBO   test log-likelihood   minus that of K = 1   k > 0.7   ESS of K")
 for k, vae in vaes.items():
     score = scores[k]
@@ -660,12 +660,12 @@ def bit_gradients(objective, repeats):
 torch.manual_seed(7)
 baseline = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
 nvil = pv.NVIL(baseline, num_particles=2)
-optimiser = torch.optim.Adam(nvil.parameters(), lr=1e-2)
+optimizer = torch.optim.Adam(nvil.parameters(), lr=1e-2)
 for _ in range(5 if SMOKE else 400):
     batch = binary.train[torch.randint(len(binary.train), (128,))]
-    optimiser.zero_grad()
+    optimizer.zero_grad()
     (nvil.differentiable_loss(model, guide, batch) / len(batch)).backward()
-    optimiser.step()
+    optimizer.step()
 nvil.eval()
 
 estimators = {
@@ -778,7 +778,7 @@ for name, objective in own.items():
         lr=3e-3,
         progress=False,
     )
-    score = pv.log_likelihood(model_of, test, samples=1000)
+    score = pv.log_likelihood(model_of, test, num_particles=1000)
     bound = pv.elbo(model_of, test, num_particles=100).mean().item()
     truth = model_of.marginal().log_prob(test).mean().item()
     print(f"{name:<11} {truth:>28.2f} {bound:>19.2f} {score.ess.median():>13.0f}")

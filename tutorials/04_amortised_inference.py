@@ -55,10 +55,10 @@ BLUE, RED, GREEN, SAND, GREY = "#332288", "#CC6677", "#117733", "#DDAA33", "#777
 # - **A network**: $q(z_n) = N(\mu_\phi(x_n), \sigma_\phi(x_n))$. One $\phi$ serves all data.
 # - **A table**: $q(z_n) = N(\mu_n, \sigma_n)$, one row of parameters per training datum. This is
 #   SVI as it was before encoders. `pv.LocalGuide` takes any model and gives it such a table; its
-#   batches carry the row numbers, and its optimiser leaves the rows at rest that a batch lacks.
+#   batches carry the row numbers, and its optimizer leaves the rows at rest that a batch lacks.
 
 # %%
-digits = pv.data.load("digits", binarisation="threshold")
+digits = pv.data.load("digits", binarization="threshold")
 train, test = digits.train, digits.test[:DIGITS]
 
 torch.manual_seed(0)
@@ -69,7 +69,7 @@ torch.manual_seed(0)
 twin = pv.models.VAE(64, LATENT, hidden=(HIDDEN,))  # the same decoder; its encoder is never asked
 table = pv.LocalGuide(twin, train)
 tabled = pv.fit(
-    table, table.rows(train), epochs=EPOCHS, optimiser=table.optimiser(lr=2e-3), progress=False
+    table, table.rows(train), epochs=EPOCHS, optimizer=table.optimizer(lr=2e-3), progress=False
 )
 
 for name, run in (("network", network), ("table", tabled)):
@@ -117,7 +117,7 @@ axes.set_title("The same decoder, trained with two kinds of q", loc="left")
 ways = {
     "amortised": {},
     "semi": {},
-    "local": {"settings": pv.Local(steps=CLIMB, start="prior")},
+    "local": {"settings": pv.Local(num_steps=CLIMB, start="prior")},
 }
 bounds, seconds, posteriors = {}, {}, {}
 for how, settings in ways.items():
@@ -146,7 +146,7 @@ climbs = {"prior": [], "guide": []}
 for start, found in climbs.items():
     for steps in counts:
         torch.manual_seed(2)
-        settings = pv.Local(steps=steps, start=start, patience=None)
+        settings = pv.Local(num_steps=steps, start=start, patience=None)
         posterior = pv.infer(vae, test, how="local", settings=settings)
         found.append(posterior.log_weight(DRAWS // 4).mean().item())
 
@@ -208,9 +208,9 @@ with torch.no_grad():  # turn the latent space: p(x) stays, the posterior leaves
     precision = linear.weight.mT @ linear.weight + linear.log_scale.mul(2).exp() * torch.eye(LATENT)
     known = 0.5 * (precision.diagonal().log().sum() - torch.logdet(precision)).item()
 
-climb = pv.Local(steps=CLIMB)
+climb = pv.Local(num_steps=CLIMB)
 checked = pv.gaps(
-    linear, grey.test[:DIGITS].double(), local=climb, annealed=ANNEALED, samples=DRAWS
+    linear, grey.test[:DIGITS].double(), local=climb, annealed=ANNEALED, num_particles=DRAWS
 )
 print(checked.table())
 print(f"exact: approximation gap {known:.3f}, amortisation gap 0")
@@ -225,7 +225,7 @@ assert SMOKE or abs(checked.mean["approximation"] - known) < 0.1
 torch.manual_seed(0)
 early = pv.models.VAE(64, LATENT, hidden=(HIDDEN,))
 pv.fit(early, train, epochs=max(1, EPOCHS // 6), lr=2e-3, progress=False)
-full = pv.Local(steps=CLIMB, full_covariance=True)
+full = pv.Local(num_steps=CLIMB, full_covariance=True)
 measured = {}
 for name, program, best in (
     ("early, diagonal q*", early, climb),
@@ -233,7 +233,7 @@ for name, program, best in (
     ("late, full q*", vae, full),
 ):
     torch.manual_seed(3)
-    measured[name] = pv.gaps(program, test, local=best, annealed=ANNEALED, samples=DRAWS)
+    measured[name] = pv.gaps(program, test, local=best, annealed=ANNEALED, num_particles=DRAWS)
     print(f"{name}: {measured[name]}")
 print("\nlate, diagonal q*, in full:")
 print(measured["late, diagonal q*"].table())
@@ -308,7 +308,7 @@ right.axis("off")
 
 # %%
 torch.manual_seed(4)
-without = pv.infer(table, test, how="local", settings=pv.Local(steps=CLIMB, start="prior"))
+without = pv.infer(table, test, how="local", settings=pv.Local(num_steps=CLIMB, start="prior"))
 print(f"trained with the network: {bounds['local'].mean():.2f} nats at the best local q")
 print(f"trained with a table:     {without.log_weight(DRAWS).mean():.2f} nats at the best local q")
 

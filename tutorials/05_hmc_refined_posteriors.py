@@ -113,7 +113,7 @@ def refine(data, start, **settings):
     """Return the refined posteriors of all data, and the warning where there was one."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        hmc = pv.HMC(**{"steps": STEPS, "warmup": WARMUP, "chains": 8, **settings}, start=start)
+        hmc = pv.HMC(**{"num_draws": STEPS, "warmup": WARMUP, "chains": 8, **settings}, start=start)
         refined = pv.refine(bent, data, hmc)
     return refined, [str(warning.message) for warning in caught]
 
@@ -221,7 +221,7 @@ for row in range(3):
         x[row : row + 1],
         "guide",
         num_leapfrog=5,
-        steps=steps,
+        num_draws=steps,
         chains=CROWD,
         warmup=0,
         step_size=0.5,
@@ -277,7 +277,7 @@ print(f"mean {posterior.mean[0].tolist()}, a draw {posterior.sample()[0, 0].toli
 # takes longer, so the ELBO has a second arm, of three times the epochs.
 
 # %%
-digits = pv.data.load("digits", binarisation="threshold")
+digits = pv.data.load("digits", binarization="threshold")
 train, test = digits.train, digits.test[:DIGITS]
 arms = {
     "ELBO": (pv.ELBO(), DIGIT_EPOCHS),
@@ -291,7 +291,9 @@ for name, (objective, epochs) in arms.items():
     vae = pv.models.VAE(64, 8, hidden=(64,), data_mean=train.mean(0))
     run = pv.fit(vae, train, objective=objective, epochs=epochs, lr=2e-3, progress=False)
     torch.manual_seed(1)
-    scores[name] = pv.fitted_log_likelihood(vae, test, samples=SAMPLES, warmup=DRAWS, draws=DRAWS)
+    scores[name] = pv.fitted_log_likelihood(
+        vae, test, num_particles=SAMPLES, warmup=DRAWS, num_draws=DRAWS
+    )
     elbo = pv.elbo(vae, test, num_particles=DRAWS).mean()
     print(
         f"{name:<17} {run.history['seconds'].sum():8.1f}  {scores[name].mean:14.2f}  "

@@ -170,7 +170,7 @@ axes.set_title("The product stands nearer to the surer of the two", loc="left", 
 # %%
 shares = {"z1": 0.1, "z2": 0.4, "z3": 0.6}  # of the run
 WARM_UP = {site: pv.schedules.linear(0.0, 1.0, over=share) for site, share in shares.items()}
-digits = pv.data.load("digits", binarisation="threshold")
+digits = pv.data.load("digits", binarization="threshold")
 train, valid, test = digits.train[: 256 if SMOKE else None], digits.valid, digits.test
 
 
@@ -211,7 +211,7 @@ print({name: sum(p.numel() for p in vae.parameters()) for name, vae in vaes.item
 torch.manual_seed(1)
 found = {name: pv.diagnose(vae, test, num_particles=20) for name, vae in vaes.items()}
 for name, vae in vaes.items():
-    score = pv.log_likelihood(vae, test, samples=SAMPLES)
+    score = pv.log_likelihood(vae, test, num_particles=SAMPLES)
     bound = pv.elbo(vae, test, num_particles=20).mean()
     print(f"{name:<10} ELBO {bound:.2f}, log-likelihood {score.mean:.2f} ± {score.stderr:.2f}")
     for site, units in found[name].unit_kl.items():

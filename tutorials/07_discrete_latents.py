@@ -57,7 +57,7 @@ COLOURS = ("#777777", "#DDAA33", "#CC6677", "#117733", "#332288")
 # `pv.generate` do not know that its latents are bits. What changes is the objective.
 
 # %%
-digits = pv.data.load("digits", binarisation="threshold")
+digits = pv.data.load("digits", binarization="threshold")
 train, valid, test = digits.train, digits.valid, digits.test
 
 
@@ -138,7 +138,7 @@ for (name, objective), colour in zip(estimators.items(), COLOURS, strict=True):
         progress=False,
     )
     torch.manual_seed(1)
-    scored = pv.log_likelihood(sbn, test, samples=SAMPLES)
+    scored = pv.log_likelihood(sbn, test, num_particles=SAMPLES)
     print(f"{name:<15} log p(x) {scored.mean:.2f} ± {scored.stderr:.2f} nats per test digit")
     axes.plot(run.history["epoch"], run.history["valid_elbo"], color=colour, lw=1.6, label=name)
 axes.set(xlabel="epoch", ylabel="validation ELBO, nats per digit")

@@ -138,7 +138,7 @@ run = pv.fit(model, train, lr=0.01, **options)
 @torch.no_grad()
 def held_out(program, x):
     """Return the bound per datum of new data, at draws of the weights, and its standard error."""
-    terms = pv.Program.of(program).terms(x, num_samples=DRAWS)
+    terms = pv.Program.of(program).terms(x, num_global_samples=DRAWS)
     per_datum = terms.log_weight.mean((0, 1))
     return per_datum.mean().item(), (per_datum.std() / len(x) ** 0.5).item()
 
@@ -207,7 +207,7 @@ table = pv.models.DEF(64, (30, 8), shape=0.3, num_data=len(train), data_mean=tra
 rows = table.rows(train)
 tabled = pv.fit(table, rows, lr=0.02, **options)
 for name, program, batch in (("encoder", model, train), ("table", table, rows)):
-    bound = pv.elbo(program, batch, num_samples=DRAWS).mean()
+    bound = pv.elbo(program, batch, num_global_samples=DRAWS).mean()
     size = sum(p.numel() for key, p in program.named_parameters() if "weight_" not in key)
     print(f"{name:<8} training ELBO {bound:.1f} nats per digit, {size:,} parameters of q(z)")
 
@@ -262,7 +262,7 @@ for weights, (seen, unseen) in results.items():
 # learnt, one bound for all.
 
 # %%
-bits = pv.data.load("digits", binarisation="threshold")
+bits = pv.data.load("digits", binarization="threshold")
 for build in (pv.models.VAE, pv.models.BayesianVAE):
     torch.manual_seed(4)
     vae = build(64, 4, hidden=(64,))

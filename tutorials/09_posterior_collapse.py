@@ -42,7 +42,7 @@ SMOKE = bool(os.environ.get("PYRO_VAE_SMOKE"))  # a short run, to test that ever
 EPOCHS = 3 if SMOKE else 150
 LATENT, HIDDEN = 10, (64,)
 
-digits = pv.data.load("digits", binarisation="threshold")
+digits = pv.data.load("digits", binarization="threshold")
 train, valid, test = digits.train, digits.valid, digits.test
 print(digits)
 
@@ -173,7 +173,7 @@ print(f"{'':<14}{'NLL':>7}{'KL':>7}{'MI':>7}{'active':>8}{'accuracy':>10}")
 for name, vae in cured.items():
     torch.manual_seed(0)
     found = pv.diagnose(vae, test)
-    nll = -pv.log_likelihood(vae, test, samples=20 if SMOKE else 500).mean
+    nll = -pv.log_likelihood(vae, test, num_particles=20 if SMOKE else 500).mean
     arms[name] = (found.total_kl, nll)
     told = found.information.lower
     active = f"{found.active_units['z']}/{LATENT}"

@@ -172,7 +172,7 @@ print(f"with topics and shares known: {known.mean().exp():.2f}; guessing: {SIDE 
 print("model     bound         importance    completion    NPMI")
 for name, program in models.items():
     torch.manual_seed(0)
-    bound, tight = pv.perplexity(program, test), pv.perplexity(program, test, samples=200)
+    bound, tight = pv.perplexity(program, test), pv.perplexity(program, test, num_particles=200)
     rest = pv.completion(program, half[kept], (test - half)[kept])
     words = pv.topics(program, test, num_words=SIDE)
     print(

@@ -171,7 +171,7 @@ found = {}
 print(f"{'guide':<12}{'bound':>14}{'mean of sequences':>20}{'likelihood':>16}")
 for name, program in models.items():
     torch.manual_seed(0)
-    found[name] = each = pv.per_step(program, test, samples=20 if SMOKE else 200)
+    found[name] = each = pv.per_step(program, test, likelihood_particles=20 if SMOKE else 200)
     print(
         f"{name:<12}{each.bound:>8.2f} ± {each.bound_stderr:.2f}"
         f"{each.mean_of_sequences:>13.2f} ± {each.mean_of_sequences_stderr:.2f}"
@@ -235,7 +235,7 @@ pv.plots.piano_rolls(
 
 # %%
 program = models["mean_field"]
-hmc = pv.HMC(steps=20 if SMOKE else 300, warmup=10 if SMOKE else 200, chains=2, num_leapfrog=10)
+hmc = pv.HMC(num_draws=20 if SMOKE else 300, warmup=10 if SMOKE else 200, chains=2, num_leapfrog=10)
 torch.manual_seed(2)
 with warnings.catch_warnings():
     warnings.simplefilter("ignore" if SMOKE else "default")  # a few steps do not mix
@@ -379,7 +379,7 @@ arms = {
 
 # %%
 exact = -torch.tensor(test_log_p)
-known = -pv.log_likelihood(language_model, test_text, samples=1).mean
+known = -pv.log_likelihood(language_model, test_text, num_particles=1).mean
 print(f"{'':<18}{'NLL':>7}{'KL':>7}{'MI':>7}   nats per sentence")
 print(f"{'the grammar':<18}{exact.mean():>7.2f}")
 print(f"{'language model':<18}{known:>7.2f}")
@@ -387,7 +387,7 @@ judged = {}
 for name, vae in arms.items():
     torch.manual_seed(0)
     seen = pv.diagnose(vae, test_text)
-    nll = -pv.log_likelihood(vae, test_text, samples=10 if SMOKE else 200).mean
+    nll = -pv.log_likelihood(vae, test_text, num_particles=10 if SMOKE else 200).mean
     judged[name] = (max(seen.total_kl, 0.0), nll)
     told = seen.information.lower
     print(f"{name:<18}{nll:>7.2f}{max(seen.total_kl, 0.0):>7.2f}{told:>7.2f}")

@@ -56,12 +56,12 @@ rate = functools.partial(torch.optim.Adam, betas=(0.5, 0.999))  # less momentum:
 torch.manual_seed(0)
 q, p = dist.Normal(1.0, 0.5), dist.Normal(0.0, 1.0)
 critic = pv.nn.Critic(1, hidden=(32, 32))
-optimiser = torch.optim.Adam(critic.parameters(), 5e-3)
+optimizer = torch.optim.Adam(critic.parameters(), 5e-3)
 for _ in range(STEPS):
-    optimiser.zero_grad()
+    optimizer.zero_grad()
     ours, theirs = q.sample((500, 1)), p.sample((500, 1))
     (softplus(-critic(ours)).mean() + softplus(critic(theirs)).mean()).backward()
-    optimiser.step()
+    optimizer.step()
 
 ours, theirs = q.sample((20_000, 1)), p.sample((20_000, 1))
 with torch.no_grad():
@@ -109,14 +109,14 @@ free = pv.models.VAE(
 data = pv.generate(gaussian, 2048)
 pv.fit(gaussian, data, epochs=min(EPOCHS, 60), lr=3e-3, progress=False)
 objective = pv.AVB(
-    pv.nn.Critic(2, 1, (64, 64)), critic_steps=2, critic_optimiser=functools.partial(rate, lr=2e-3)
+    pv.nn.Critic(2, 1, (64, 64)), critic_steps=2, critic_optimizer=functools.partial(rate, lr=2e-3)
 )
 run = pv.fit(
     free,
     data,
     objective=objective,
     epochs=EPOCHS,
-    optimiser=functools.partial(rate, lr=1e-3),
+    optimizer=functools.partial(rate, lr=1e-3),
     lr_schedule=pv.schedules.cosine(1.0, 0.02),
     compile="trace",
     progress=False,
@@ -155,7 +155,11 @@ try:
     pv.log_likelihood(free, x)
 except pv.errors.ProgramError as error:
     print(error)
-print(pv.fitted_log_likelihood(free, x.repeat(2, 1), samples=500, warmup=50, draws=50, full=True))
+print(
+    pv.fitted_log_likelihood(
+        free, x.repeat(2, 1), num_particles=500, warmup=50, num_draws=50, full=True
+    )
+)
 
 # %% [markdown]
 # ## 3. Codes as a whole
@@ -196,7 +200,7 @@ aae = pv.models.VAE(
     decoder=pv.conditionals.IsotropicGaussian(pv.nn.MLP(2, 64, (128, 128)), scale=0.25),
 )
 objective = pv.AAE(
-    pv.nn.Critic(2, hidden=(64, 64)), weight=20.0, critic_optimiser=functools.partial(rate, lr=2e-3)
+    pv.nn.Critic(2, hidden=(64, 64)), weight=20.0, critic_optimizer=functools.partial(rate, lr=2e-3)
 )
 run = pv.fit(
     aae,
@@ -252,20 +256,20 @@ def conv():
 torch.manual_seed(0)
 seen = nn.Sequential(pv.nn.ConvEncoder((1, 8, 8), 32, (8, 16)), nn.ReLU())
 classes = nn.Linear(32, 10)
-optimiser = torch.optim.Adam([*seen.parameters(), *classes.parameters()], 5e-3)
+optimizer = torch.optim.Adam([*seen.parameters(), *classes.parameters()], 5e-3)
 for _ in range(1 if SMOKE else 15):
     for rows in torch.randperm(len(images)).split(64):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         told = classes(seen(images[rows]))
         nn.functional.cross_entropy(told, digits.labels["train"][rows]).backward()
-        optimiser.step()
+        optimizer.step()
 
 arms = {
     "VAE": pv.AnalyticELBO(),
     "VAE/GAN": pv.VAEGAN(
         pv.nn.ConvCritic((1, 8, 8), (16, 32)),
         gamma=0.1,
-        critic_optimiser=functools.partial(rate, lr=1e-3),
+        critic_optimizer=functools.partial(rate, lr=1e-3),
     ),
 }
 nets = {}
@@ -277,7 +281,7 @@ for name, objective in arms.items():
         objective=objective,
         epochs=IMAGE_EPOCHS,
         batch_size=64,
-        optimiser=functools.partial(rate, lr=1e-3),
+        optimizer=functools.partial(rate, lr=1e-3),
         ema=0.99,
         compile="trace",
         progress=False,

@@ -38,7 +38,7 @@ plt.switch_backend("module://matplotlib_inline.backend_inline" if NOTEBOOK else 
 
 SMOKE = bool(os.environ.get("PYRO_VAE_SMOKE"))  # a short run, to test that everything works
 EPOCHS = 2 if SMOKE else 60
-digits = pv.data.load("digits", binarisation="threshold")  # 8 x 8 pixels, 0 or 1
+digits = pv.data.load("digits", binarization="threshold")  # 8 x 8 pixels, 0 or 1
 x, y = digits.train, digits.labels["train"]
 x_test, y_test = digits.test, digits.labels["test"]
 
@@ -79,7 +79,9 @@ grid(samples.reshape(10, 8, 64).transpose(0, 1).reshape(80, 64), 10, "one column
 # %%
 per_class = torch.stack(
     [
-        pv.log_likelihood(given_class, (x_test, torch.full_like(y_test, c)), samples=30).log_prob
+        pv.log_likelihood(
+            given_class, (x_test, torch.full_like(y_test, c)), num_particles=30
+        ).log_prob
         for c in range(10)
     ]
 )
@@ -115,7 +117,7 @@ grid(torch.cat(completed), 10, "digits, what is seen of them, three completions"
 # %%
 pair = (x_test[:, ~seen], x_test[:, seen])
 print(f"-ELBO {-pv.elbo(quarters, pair).mean():.2f} nats")
-print(f"-log p(x | c) {-pv.log_likelihood(quarters, pair, samples=200).mean:.2f} nats")
+print(f"-log p(x | c) {-pv.log_likelihood(quarters, pair, num_particles=200).mean:.2f} nats")
 
 # %% [markdown]
 # ## 3. A hundred labels
@@ -150,7 +152,7 @@ for _ in range(20 if SMOKE else 300):
     optimizer.step()
 baseline = (alone(x_test).argmax(-1) == y_test).float().mean()
 by_network = pv.classify(m2, x_test)
-by_model = pv.classify(m2, x_test, samples=30)
+by_model = pv.classify(m2, x_test, num_particles=30)
 print(f"a hundred labels alone   {baseline:.1%}")
 print(f"M2, its classifier       {by_network.accuracy(y_test):.1%}")
 print(f"M2, the model by Bayes   {by_model.accuracy(y_test):.1%}")

@@ -90,7 +90,7 @@ run = pv.fit(program, table, objective=pv.MIWAE(10), **settings)
 # Verbs take frames, by the names of their columns, and answer with frames of the same dtypes.
 
 # %%
-print(pv.log_likelihood(program, table, samples=100))
+print(pv.log_likelihood(program, table, num_particles=100))
 made = pv.generate(program, rows)
 made.head()
 
@@ -114,7 +114,7 @@ figure.suptitle("marginals of the columns, data and generated", y=1.1)
 # best guess in squared error; names get the most probable one. `ess` says how many draws counted.
 
 # %%
-filled = pv.impute(program, table, samples=100)
+filled = pv.impute(program, table, num_particles=100)
 print(filled)
 figure, axes = plt.subplots(1, 2, figsize=(7, 3))
 for axis, name in zip(axes, ("height", "income"), strict=True):
@@ -140,7 +140,7 @@ figure.tight_layout()
 
 # %%
 gone = holes["height"]
-draws = pv.impute(program, table, how="sample", samples=100).values["height"][gone]
+draws = pv.impute(program, table, how="sample", num_particles=100).values["height"][gone]
 print(f"spread of the true heights   {whole['height'][gone].std():.2f}")
 print(f"spread of the means          {filled.values['height'][gone].std():.2f}")
 print(f"spread of the draws          {draws.std():.2f}")
@@ -181,7 +181,7 @@ counts = torch.poisson(size[:, None] * profile)
 x = torch.where(torch.rand(rows, 10) < 0.1, torch.nan, counts)
 cells = Counts()
 pv.fit(cells, (x, size), objective=pv.MIWAE(5), **settings)
-guess = pv.impute(cells, (x, size), samples=100)
+guess = pv.impute(cells, (x, size), num_particles=100)
 new = guess.missing
 error = (guess.values - counts)[new].square().mean().sqrt()
 plain = (counts.mean(0).expand_as(counts) - counts)[new].square().mean().sqrt()
@@ -229,11 +229,11 @@ pv.fit(several, halves("train", 1 / 3), **settings)
 # %%
 test = halves("test", 0.0)
 for seen in (("left",), ("right",), ("left", "right")):
-    found = pv.impute(several, {name: test[name] for name in seen}, samples=100)
+    found = pv.impute(several, {name: test[name] for name in seen}, num_particles=100)
     right = (found.values["label"] == test["label"]).float().mean()
     print(f"label right given {' and '.join(seen):16s} {right:.0%}")
 some = {"left": test["left"][:8], "label": test["label"][:8]}
-drawn = pv.impute(several, some, samples=200).values["right"]
+drawn = pv.impute(several, some, num_particles=200).values["right"]
 figure, axes = plt.subplots(2, 8, figsize=(8, 2.4))
 for column in range(8):
     left = test["left"][column].reshape(8, 4)

@@ -193,13 +193,15 @@ def verbs(room: Any) -> dict[str, Callable[[Any, Any, Any], Any]]:
         "fit, valid": lambda p, x, good: pv.fit(p, good, valid=x, **once),
         "fit, trace": lambda p, x, good: pv.fit(p, x, **{**once, "compile": "trace"}),
         "elbo": lambda p, x, good: pv.elbo(p, x),
-        "log_likelihood": lambda p, x, good: pv.log_likelihood(p, x, samples=2),
+        "log_likelihood": lambda p, x, good: pv.log_likelihood(p, x, num_particles=2),
         "fitted_log_likelihood": lambda p, x, good: pv.fitted_log_likelihood(
-            p, x, samples=8, warmup=2, draws=4, num_leapfrog=1
+            p, x, num_particles=8, warmup=2, num_draws=4, num_leapfrog=1
         ),
         "ais": lambda p, x, good: pv.ais(p, x, room.short),
         "bdmc": lambda p, x, good: pv.bdmc(p, 4, room.short, given=x),
-        "gaps": lambda p, x, good: pv.gaps(p, x, local=room.local, annealed=room.short, samples=2),
+        "gaps": lambda p, x, good: pv.gaps(
+            p, x, local=room.local, annealed=room.short, num_particles=2
+        ),
         "diagnose": lambda p, x, good: pv.diagnose(p, x, probes=4),
         "encode": lambda p, x, good: pv.encode(p, x),
         "reconstruct": lambda p, x, good: pv.reconstruct(p, x),

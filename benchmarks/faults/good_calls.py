@@ -41,8 +41,8 @@ class Room:
         self.folder = Path(tempfile.mkdtemp(prefix="bad-calls-"))
         self.x = torch.bernoulli(torch.full((8, 6), 0.5))
         self.short = pv.AIS(num_temperatures=3, chains=2, num_leapfrog=1, pilot=4)
-        self.hmc = pv.HMC(steps=4, warmup=4, chains=2, num_leapfrog=2)
-        self.local = pv.Local(steps=2, particles=2)
+        self.hmc = pv.HMC(num_draws=4, warmup=4, chains=2, num_leapfrog=2)
+        self.local = pv.Local(num_steps=2, num_particles=2)
 
     @functools.cached_property
     def vae(self) -> Any:
@@ -216,18 +216,18 @@ OF: dict[str, Mapping[str, Callable[[Room], Any]]] = {
         "device": lambda room: "cpu",
     },
     "fitted_log_likelihood": {
-        "samples": lambda room: 8,
+        "num_particles": lambda room: 8,
         "warmup": lambda room: 2,
-        "draws": lambda room: 4,
+        "num_draws": lambda room: 4,
         "num_leapfrog": lambda room: 1,
     },
     "gaps": {
         "local": lambda room: room.local,
         "annealed": lambda room: room.short,
-        "samples": lambda room: 4,
+        "num_particles": lambda room: 4,
     },
     "infer": {"how": lambda room: "local", "settings": lambda room: room.local},
-    "log_likelihood": {"samples": lambda room: 4},
+    "log_likelihood": {"num_particles": lambda room: 4},
     "refine": {"settings": lambda room: room.hmc, "compile": lambda room: False},
     "reconstruct": {"mean": lambda room: True},
     "generate": {"mean": lambda room: True},
@@ -368,7 +368,7 @@ OF: dict[str, Mapping[str, Callable[[Room], Any]]] = {
         "mixture_distribution": lambda room: dist.Categorical(torch.ones(3)),
         "component_distribution": lambda room: components(),
     },
-    "impute": {"program": lambda room: room.holes, "samples": lambda room: 4},
+    "impute": {"program": lambda room: room.holes, "num_particles": lambda room: 4},
     "conditionals.Column": {"name": lambda room: "age", "kind": lambda room: "count"},
     "conditionals.LearnedConstant.forward": {"observed": lambda room: torch.ones(8, 6).bool()},
     "distributions.Incomplete": {
@@ -430,7 +430,7 @@ OF: dict[str, Mapping[str, Callable[[Room], Any]]] = {
     "plots.diagnosis": {"found": lambda room: pv.diagnose(room.vae, room.x, probes=5)},
     "plots.gaps": {
         "measured": lambda room: pv.gaps(
-            room.vae, room.x, local=room.local, annealed=room.short, samples=4
+            room.vae, room.x, local=room.local, annealed=room.short, num_particles=4
         )
     },
     "plots.interpolations": {"images": lambda room: torch.zeros(2, 3, 8, 8)},

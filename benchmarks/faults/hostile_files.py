@@ -216,15 +216,15 @@ _CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 _CHECKPOINTS: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
-    "no optimiser": lambda t, m: m.pop("optimisers"),
-    "optimisers null": lambda t, m: m.update(optimisers=[None]),
-    "optimisers 10^4": lambda t, m: m.update(optimisers=m["optimisers"] * 10**4),
-    "groups null": lambda t, m: m["optimisers"][0].update(groups=None),
-    "groups twice": lambda t, m: m["optimisers"][0].update(groups=m["optimisers"][0]["groups"] * 2),
-    "options null": lambda t, m: m["optimisers"][0]["groups"][0].update(options=None),
-    "lr words": lambda t, m: m["optimisers"][0]["groups"][0]["options"].update(lr="fast"),
-    "lr 10^300": lambda t, m: m["optimisers"][0]["groups"][0]["options"].update(lr=10**300),
-    "betas short": lambda t, m: m["optimisers"][0]["groups"][0]["options"].update(betas=[0.9]),
+    "no optimizer": lambda t, m: m.pop("optimizers"),
+    "optimizers null": lambda t, m: m.update(optimizers=[None]),
+    "optimizers 10^4": lambda t, m: m.update(optimizers=m["optimizers"] * 10**4),
+    "groups null": lambda t, m: m["optimizers"][0].update(groups=None),
+    "groups twice": lambda t, m: m["optimizers"][0].update(groups=m["optimizers"][0]["groups"] * 2),
+    "options null": lambda t, m: m["optimizers"][0]["groups"][0].update(options=None),
+    "lr words": lambda t, m: m["optimizers"][0]["groups"][0]["options"].update(lr="fast"),
+    "lr 10^300": lambda t, m: m["optimizers"][0]["groups"][0]["options"].update(lr=10**300),
+    "betas short": lambda t, m: m["optimizers"][0]["groups"][0]["options"].update(betas=[0.9]),
     "epoch negative": lambda t, m: m.update(epoch=-1),
     "epoch 2^70": lambda t, m: m.update(epoch=2**70),
     "epoch words": lambda t, m: m.update(epoch="3"),
@@ -264,11 +264,11 @@ _JSON: dict[str, bytes] = {
     "a list": b"[]",
     "deep": b'{"a":' * 10**5,
     "not UTF-8": b"\xff\xfe",
-    "NaN": b'{"pid": NaN, "host": NaN, "data": NaN, "binarisation": NaN, "seed": NaN}',
-    "types": b'{"pid": [], "host": {}, "data": [], "binarisation": 3, "seed": "x"}',
-    "paths": b'{"pid": 1, "host": "../..", "data": "../../etc", "binarisation": "", "seed": 0}',
+    "NaN": b'{"pid": NaN, "host": NaN, "data": NaN, "binarization": NaN, "seed": NaN}',
+    "types": b'{"pid": [], "host": {}, "data": [], "binarization": 3, "seed": "x"}',
+    "paths": b'{"pid": 1, "host": "../..", "data": "../../etc", "binarization": "", "seed": 0}',
     "long number": b'{"pid": ' + b"9" * 10**4 + b', "host": "vm"}',
-    "negative": b'{"pid": -1, "host": "vm", "data": "digits", "binarisation": "none", "seed": -1}',
+    "negative": b'{"pid": -1, "host": "vm", "data": "digits", "binarization": "none", "seed": -1}',
 }
 
 

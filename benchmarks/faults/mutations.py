@@ -52,14 +52,14 @@ class _Files:
             self.made.append(torch.optim.Adam(parameters, lr=0.01))
             return self.made[-1]
 
-        pv.fit(self.program, _X, epochs=2, optimiser=adam, out=folder, **options)
+        pv.fit(self.program, _X, epochs=2, optimizer=adam, out=folder, **options)
         self.wrapped = Program.of(self.program)
         self.loaded, self.filled = 0, pv.models.VAE(4, 2, (3,))
         self.bundles = {
             name: read_bundle(folder, name, allow_nonfinite=True)
             for name in ("program", "checkpoint")
         }
-        settings = {"data": "digits", "binarisation": "none", "seed": 0, "hidden": [400], "lr": 0.1}
+        settings = {"data": "digits", "binarization": "none", "seed": 0, "hidden": [400], "lr": 0.1}
         (folder / "train.json").write_text(json.dumps(settings, indent=2))
         self.bytes = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
         self.bytes["lock.json"] = b'{"pid": 99999999, "host": "vm", "start": "1", "id": "a"}'
@@ -87,11 +87,11 @@ class _Files:
         modules = state_modules(self.wrapped, None)
         settings = self.bundles["checkpoint"][1]["settings"]
         before = {k: v.clone() for k, v in self.wrapped.state_dict().items()}
-        optimiser = torch.optim.Adam(self.wrapped.parameters(), lr=0.01)
+        optimizer = torch.optim.Adam(self.wrapped.parameters(), lr=0.01)
         random_state = torch.get_rng_state()
         try:
-            read_checkpoint(self.folder, modules, [optimiser], settings, torch.device("cpu"))
-            self._step(optimiser)
+            read_checkpoint(self.folder, modules, [optimizer], settings, torch.device("cpu"))
+            self._step(optimizer)
         except PyroVaeError:
             if any(not torch.equal(v, before[k]) for k, v in self.wrapped.state_dict().items()):
                 raise AssertionError("a refused file has changed the program") from None
@@ -101,11 +101,11 @@ class _Files:
         finally:
             self.wrapped.load_state_dict(before)
 
-    def _step(self, optimiser: torch.optim.Optimizer) -> None:
+    def _step(self, optimizer: torch.optim.Optimizer) -> None:
         """Let the kernels see the state that was read: a wrong shape would be memory of others."""
         for parameter in self.wrapped.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        optimiser.step()
+        optimizer.step()
 
     def settings(self) -> None:
         read_settings(self.folder)
@@ -308,7 +308,7 @@ MUTATIONS = Kind(
     how="a program, a checkpoint and the JSON beside them with one damage drawn at random (in "
     "bytes, in the safetensors header, in the JSON, in a tensor), most of them sealed with the "
     "right hash, through pv.load, pv.load(into=), the reader of checkpoints and a step of its "
-    "optimiser, the settings of the command line, and the lock; raw: an error of another "
+    "optimizer, the settings of the command line, and the lock; raw: an error of another "
     "library, code that runs, or memory beyond 4 x the file and 32 MiB; wrong: a refused file has "
     "changed something",
     trials=_trials,

@@ -34,7 +34,7 @@ _Outcome = tuple[pv.Run, list[Any]]
 
 
 def _plans() -> list[tuple[str, str, Any, str, int]]:
-    """Return objective, optimiser, mode, and where a run is stopped, all of them.
+    """Return objective, optimizer, mode, and where a run is stopped, all of them.
 
     In an order in which every objective has been stopped before one is stopped again.
     """
@@ -62,15 +62,15 @@ class _Stop:
 
 
 def _fit(
-    name: str, optimiser: str, mode: Any, folder: Path | None, kind: str = "", at: int = 0
+    name: str, optimizer: str, mode: Any, folder: Path | None, kind: str = "", at: int = 0
 ) -> _Outcome | None:
-    """Train one objective, to its end or to a stop (then None); its optimisers go along."""
+    """Train one objective, to its end or to a stop (then None); its optimizers go along."""
     row, case = TABLE[name], CASES[_PROGRAMS[TABLE[name].latents]]
     torch.manual_seed(1)
     program, made = case.build(), []
 
     def factory(parameters: Any) -> Any:
-        made.append((_OPTIMISERS[optimiser] or partial(torch.optim.Adam, lr=0.01))(parameters))
+        made.append((_OPTIMISERS[optimizer] or partial(torch.optim.Adam, lr=0.01))(parameters))
         return made[-1]
 
     callbacks: list[Callable[[Any], Any]] = []
@@ -85,7 +85,7 @@ def _fit(
             objective=row.build(2, 1),
             epochs=EPOCHS,
             batch_size=BATCH,
-            optimiser=factory,
+            optimizer=factory,
             beta=1.0,
             transform=_Stop(at if kind == "step" else 0),
             callbacks=callbacks,
@@ -102,8 +102,8 @@ def _fit(
 def _trials(first: int, seed: int) -> Iterator[Trial]:
     warnings.simplefilter("ignore")
     straight: dict[Any, Any] = {}
-    for name, optimiser, mode, kind, at in _plans()[first:]:
-        key = (name, optimiser, mode)
+    for name, optimizer, mode, kind, at in _plans()[first:]:
+        key = (name, optimizer, mode)
         try:
             if key not in straight:
                 straight[key] = _fit(*key, None)
@@ -126,8 +126,8 @@ def _stop(key: Any, kind: str, at: int, straight: Any) -> Trial:
 
 
 def _differences(first: _Outcome, second: _Outcome) -> Iterator[str]:
-    """Yield what differs between two runs: weights, history, states of the optimisers."""
-    (run, optimisers), (other, others) = first, second
+    """Yield what differs between two runs: weights, history, states of the optimizers."""
+    (run, optimizers), (other, others) = first, second
     here, there = (pv.Program.of(each.program).state_dict() for each in (run, other))
     yield from (key for key in here if not torch.equal(here[key], there[key]))
     for column in run.history.keys() - {"seconds"}:
@@ -135,21 +135,21 @@ def _differences(first: _Outcome, second: _Outcome) -> Iterator[str]:
             yield f"history {column}"
     if (run.best_epoch, run.steps) != (other.best_epoch, other.steps):
         yield "best epoch or steps"
-    for mine, yours in zip(optimisers, others, strict=True):
+    for mine, yours in zip(optimizers, others, strict=True):
         before, after = (each.state_dict()["state"] for each in (mine, yours))
         for number, entries in before.items():
             for entry, value in entries.items():
                 if not torch.equal(torch.as_tensor(value), torch.as_tensor(after[number][entry])):
-                    yield f"optimiser {entry}"
+                    yield f"optimizer {entry}"
 
 
 STOPS = Kind(
     name="stops",
     unit="stops of runs",
     target=len(_plans()),
-    how=f"every objective of tests/objective_table.py x {len(_OPTIMISERS)} optimisers x eager and "
+    how=f"every objective of tests/objective_table.py x {len(_OPTIMISERS)} optimizers x eager and "
     "traced, stopped by a callback after each epoch and by Ctrl-C in steps (with Adam in each), "
-    "then gone on with to the end; weights, history and optimiser states are compared bit by bit "
+    "then gone on with to the end; weights, history and optimizer states are compared bit by bit "
     "with a straight run",
     trials=_trials,
 )

@@ -115,7 +115,7 @@ def _write(
         published="",
         target="0",
         data="made up",
-        binarisation="",
+        binarization="",
         seed=seed,
         seconds=seconds,
         details={"total": total, "counts": counts, "faults": faults},

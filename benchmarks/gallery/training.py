@@ -91,7 +91,7 @@ def _fit(made: Made, objective: Callable[[], Any] | None, size: int, seed: int) 
         epochs=1,
         batch_size=size,
         lr=LR,
-        optimiser=torch.optim.SGD,
+        optimizer=torch.optim.SGD,
         seed=100 + seed,
         progress=False,
         compile=False,

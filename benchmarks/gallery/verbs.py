@@ -112,14 +112,14 @@ def log_likelihood(bench: Bench) -> bool:
     """At one sample the estimate is the ELBO in expectation; at more it lies above."""
     subject, program = bench.aligned()
     bounds = _bounds(subject)
-    answer = pv.log_likelihood(program, subject.data, samples=64, num_samples=2)
+    answer = pv.log_likelihood(program, subject.data, num_particles=64, num_global_samples=2)
     if answer.log_prob.shape != (subject.rows,):
         raise Disagreement(f"shape {tuple(answer.log_prob.shape)}, expected ({subject.rows},)")
     _finite(answer.log_prob)
     if program.sites.global_:
         return False  # given the globals: no number of stock Pyro's
     single = [
-        pv.log_likelihood(program, subject.data, samples=1, num_samples=1).mean
+        pv.log_likelihood(program, subject.data, num_particles=1, num_global_samples=1).mean
         for _ in range(REPEATS)
     ]
     agree("log_likelihood of one sample", single, bounds)
@@ -173,7 +173,7 @@ def diagnose(bench: Bench) -> bool:
 
 def refine(bench: Bench) -> bool:
     subject, program = bench.aligned()
-    settings = pv.HMC(steps=6, warmup=6, chains=2, num_leapfrog=2)
+    settings = pv.HMC(num_draws=6, warmup=6, chains=2, num_leapfrog=2)
     refined = pv.refine(program, subject.data, settings, compile=False)
     if not refined.samples:
         raise Disagreement("no draws of any site")
@@ -192,7 +192,7 @@ def infer(bench: Bench) -> bool:
 def gaps(bench: Bench) -> bool:
     subject, program = bench.aligned()
     bounds = _bounds(subject)
-    answer = pv.gaps(program, subject.data, local=_local(), annealed=_annealing(), samples=16)
+    answer = pv.gaps(program, subject.data, local=_local(), annealed=_annealing(), num_particles=16)
     _finite([answer.log_prob, answer.local_elbo, answer.elbo])
     if program.sites.global_:
         return False  # given the globals: no number of stock Pyro's
@@ -314,7 +314,7 @@ def _annealing() -> pv.AIS:
 
 
 def _local() -> pv.Local:
-    return pv.Local(steps=10, particles=2)
+    return pv.Local(num_steps=10, num_particles=2)
 
 
 VERBS: dict[str, Callable[[Bench], bool]] = {

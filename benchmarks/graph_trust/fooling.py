@@ -612,7 +612,7 @@ def _twin(net: Any) -> None:
 
 @fooling(options=at_epochs(_twin, 4))
 class DecoderIsReplacedByItsCopy(Net):
-    """Equal numbers at first; but the optimiser moves the weights of the old one."""
+    """Equal numbers at first; but the optimizer moves the weights of the old one."""
 
 
 def _other_parameter(net: Any) -> None:

@@ -47,7 +47,7 @@ def write(
         published="-",
         target="0",
         data="made up, of the shapes of each program",
-        binarisation="none",
+        binarization="none",
         seed=0,
         seconds=sum(answer["cpu_seconds"] for answer in told),
         details={

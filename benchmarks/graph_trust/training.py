@@ -61,7 +61,7 @@ def train(subject: Subject, mode: Any) -> Trained:
                     program,
                     data,
                     epochs=subject.epochs,
-                    optimiser=_sgd,
+                    optimizer=_sgd,
                     compile=mode,
                     progress=False,
                     device="cpu",
@@ -81,7 +81,7 @@ def train(subject: Subject, mode: Any) -> Trained:
 
 
 def _sgd(parameters: Any) -> torch.optim.Optimizer:
-    """Return an optimiser under which a difference of gradients stays what it is."""
+    """Return an optimizer under which a difference of gradients stays what it is."""
     return torch.optim.SGD(parameters, lr=1e-3)
 
 

@@ -107,7 +107,7 @@ def bare_epoch(case: Case, mode: Any, data: Tensor, device: str) -> Callable[[],
     (update,) = as_objective(case.objective()).updates(program)
     parameters = [p for p in update.parameters if p.requires_grad]
     loss = pv.CompiledLoss(update.loss, program, parameters=parameters, mode=mode)
-    optimiser = adam(1e-3)(parameters)
+    optimizer = adam(1e-3)(parameters)
 
     def work() -> None:
         program.train()
@@ -116,7 +116,7 @@ def bare_epoch(case: Case, mode: Any, data: Tensor, device: str) -> Callable[[],
                 prepared = loss.prepare(data.index_select(0, index), size=len(data))
                 assert prepared is not None  # else the program could not be traced
                 prepared.backward()
-                optimiser.step()
+                optimizer.step()
             synchronise(device)
 
     return work

@@ -348,7 +348,7 @@ def result_of(
         published="",
         target="<= 1.0",
         data=f"made-up binary data, {case.about}",
-        binarisation="",
+        binarization="",
         seed=0,
         seconds=seconds,
         device=f"cpu, {threads}" if settings.device == "cpu" else settings.device,

@@ -41,8 +41,8 @@ class Worker:
         self.batches = [jax.numpy.asarray(x) for x in data]
         self.stacked = jax.numpy.asarray(data)
         model, guide = program(case, weights)
-        optimiser = numpyro.optim.Adam(1e-3)
-        self.svi = numpyro.infer.SVI(model, guide, optimiser, objective(case))
+        optimizer = numpyro.optim.Adam(1e-3)
+        self.svi = numpyro.infer.SVI(model, guide, optimizer, objective(case))
         self.first = self.svi.init(jax.random.PRNGKey(0), self.batches[0])
         self.states = {"jit": self.first, "scan": self.first}
         self.update = jax.jit(self.svi.update)

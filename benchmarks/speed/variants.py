@@ -35,7 +35,7 @@ class Variant(Protocol):
         """Return the context that steps need."""
 
     def step(self, x: Tensor) -> Any:
-        """Take one optimiser step and return the loss before it, per datum."""
+        """Take one optimizer step and return the loss before it, per datum."""
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate (0: the weights stay)."""
@@ -46,21 +46,21 @@ class ByHand:
 
     def __init__(self, case: Case, compiled: bool, device: str = "cpu") -> None:
         module, _ = case.twins(device)
-        self.optimiser = fastest_adam(module.parameters())
+        self.optimizer = fastest_adam(module.parameters())
         self.loss = compiled_by_hand(module, device) if compiled else module
 
     def running(self) -> Any:
         return ExitStack()
 
     def step(self, x: Tensor) -> Tensor:
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         loss = self.loss(x)
         loss.backward()
-        self.optimiser.step()
+        self.optimizer.step()
         return loss.detach()
 
     def set_lr(self, lr: float) -> None:
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = lr
 
 
@@ -87,12 +87,12 @@ def _adam_seconds(parameters: list[Any], fused: bool) -> float:
     copies = [p.detach().clone().requires_grad_() for p in parameters]
     for copy in copies:
         copy.grad = torch.ones_like(copy)
-    optimiser = torch.optim.Adam(copies, lr=LR, fused=fused, foreach=not fused)
-    optimiser.step()
+    optimizer = torch.optim.Adam(copies, lr=LR, fused=fused, foreach=not fused)
+    optimizer.step()
     taken = []
     for _ in range(10):
         before = time.perf_counter()
-        optimiser.step()
+        optimizer.step()
         synchronise(copies[0].device.type)
         taken.append(time.perf_counter() - before)
     return min(taken)
@@ -104,15 +104,15 @@ class CUDAGraphByHand:
     def __init__(self, case: Case, device: str = "cuda") -> None:
         module, _ = case.twins(device)
         lr = torch.zeros((), device=device)  # captured by address: filled, it takes effect
-        self.optimiser = torch.optim.Adam(module.parameters(), lr=lr, fused=True, capturable=True)
+        self.optimizer = torch.optim.Adam(module.parameters(), lr=lr, fused=True, capturable=True)
         self.x = case.data(1, device)[0]
         self._warm_up(module)
         self.graph = torch.cuda.CUDAGraph()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         with torch.cuda.graph(self.graph):
             self.loss = module(self.x)
             self.loss.backward()
-            self.optimiser.step()
+            self.optimizer.step()
 
     def _warm_up(self, module: Any) -> None:
         """Run a few steps at lr 0 beside the main stream, as capturing asks for."""
@@ -120,9 +120,9 @@ class CUDAGraphByHand:
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):
-                self.optimiser.zero_grad(set_to_none=True)
+                self.optimizer.zero_grad(set_to_none=True)
                 module(self.x).backward()
-                self.optimiser.step()
+                self.optimizer.step()
         torch.cuda.current_stream().wait_stream(side)
 
     def running(self) -> Any:
@@ -134,20 +134,20 @@ class CUDAGraphByHand:
         return self.loss.detach()
 
     def set_lr(self, lr: float) -> None:
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"].fill_(lr)
 
 
 class Stock:
-    """Pyro's own SVI with its own optimiser wrapper; validation off, which is the faster."""
+    """Pyro's own SVI with its own optimizer wrapper; validation off, which is the faster."""
 
     def __init__(
         self, case: Case, loss: Callable[[], pyro.infer.ELBO], device: str = "cpu"
     ) -> None:
         _, program = case.twins(device)
         wrappers: Any = pyro.optim  # made at run time, one for each of torch.optim
-        self.optimiser = wrappers.Adam({"lr": LR, "fused": True})
-        self.svi = pyro.infer.SVI(program.model, program.guide, self.optimiser, loss())
+        self.optimizer = wrappers.Adam({"lr": LR, "fused": True})
+        self.svi = pyro.infer.SVI(program.model, program.guide, self.optimizer, loss())
         self.store: Any = {"params": {}, "constraints": {}}
 
     @contextmanager
@@ -159,9 +159,9 @@ class Stock:
         return self.svi.step(x) / len(x)
 
     def set_lr(self, lr: float) -> None:
-        self.optimiser.pt_optim_args["lr"] = lr  # of the optimisers that it makes at first sight
-        for optimiser in self.optimiser.optim_objs.values():
-            for group in optimiser.param_groups:
+        self.optimizer.pt_optim_args["lr"] = lr  # of the optimizers that it makes at first sight
+        for optimizer in self.optimizer.optim_objs.values():
+            for group in optimizer.param_groups:
                 group["lr"] = lr
 
 

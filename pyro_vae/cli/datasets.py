@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import pyro_vae as pv
-from pyro_vae.cli.options import DOCUMENTS, SENTENCES, SEQUENCES, TABLES, Binarisation, Model
+from pyro_vae.cli.options import DOCUMENTS, SENTENCES, SEQUENCES, TABLES, Binarization, Model
 from pyro_vae.cli.report import say
 from pyro_vae.data import catalogue
 from pyro_vae.data.count_files import read_counts, read_vocabulary
@@ -80,8 +80,8 @@ def load_data(settings: dict[str, Any]) -> DataSet:
             f"vocab: got {words!r}, expected none: only files of counts and of sentences have one"
         )
     if name in SETS[kind]:
-        chosen = None if settings["binarisation"] == "none" else settings["binarisation"]
-        source: Any = pv.data.load(name, binarisation=chosen, seed=settings["seed"])
+        chosen = None if settings["binarization"] == "none" else settings["binarization"]
+        source: Any = pv.data.load(name, binarization=chosen, seed=settings["seed"])
         spoken = source.vocabulary if worded else ()
         read = read_words if kind == "sentences" else read_vocabulary
         if words and spoken != read(Path(words)):
@@ -124,8 +124,8 @@ def default_model(data: str) -> Model:
     return "TableVAE" if data.endswith(SUFFIXES) else "VAE"
 
 
-def default_binarisation(model: str, data: str) -> Binarisation:
-    """Return the binarisation of a run that names none."""
+def default_binarization(model: str, data: str) -> Binarization:
+    """Return the binarization of a run that names none."""
     if data == "mnist_static":
         return "static"
     return "dynamic" if model == "VAE" else "none"

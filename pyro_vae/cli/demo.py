@@ -22,7 +22,7 @@ def demo(
     out: str | None = None,
     epochs: int = 50,
     latent_dim: int = 2,
-    samples: int = 1000,
+    num_particles: int = 1000,
     seed: int = 0,
     device: str = "auto",
     progress: bool = True,
@@ -33,14 +33,14 @@ def demo(
         out: run folder; null is a fresh one, runs/demo.
         epochs: passes over the training data.
         latent_dim: latent units; two can be drawn as they are.
-        samples: importance samples per datum behind the log-likelihood.
+        num_particles: importance samples per datum behind the log-likelihood.
         seed: of weights, noise and order.
         device: auto, cpu, cuda or cuda:N.
         progress: show a progress bar.
     """
     start = time.perf_counter()
     folder = Path(out) if out else fresh_folder(Path("runs") / "demo")
-    settings: dict[str, Any] = {"model": "VAE", "data": "digits", "binarisation": "threshold"}
+    settings: dict[str, Any] = {"model": "VAE", "data": "digits", "binarization": "threshold"}
     settings |= {"latent_dim": latent_dim, "hidden": (256, 128), "network": "mlp", "epochs": epochs}
     settings |= {"observation": "Bernoulli", "batch_size": 64, "lr": 3e-3, "seed": seed}
     settings |= {"lr_schedule": "cosine", "warmup": 0.2}
@@ -65,8 +65,8 @@ def demo(
         out=folder,
         progress=progress,
     )
-    figures = {"data": "digits", "binarisation": "threshold", "split": "test"}
-    figures |= judge(vae, splits.test, samples, seed, progress)
+    figures = {"data": "digits", "binarization": "threshold", "split": "test"}
+    figures |= judge(vae, splits.test, num_particles, seed, progress)
     atomic_write_text(folder / "evaluation.json", json.dumps(figures, indent=2) + "\n")
     drawn = _draw(vae, splits, run, folder, seed)
     say("\n" + table(figures))

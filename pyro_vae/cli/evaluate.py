@@ -11,7 +11,7 @@ import torch
 import pyro_vae as pv
 from pyro_vae.arguments import positive
 from pyro_vae.cli.datasets import kind_of, load_data
-from pyro_vae.cli.options import Binarisation, Split
+from pyro_vae.cli.options import Binarization, Split
 from pyro_vae.cli.report import say, table
 from pyro_vae.cli.runs import open_run
 from pyro_vae.storage.atomic import atomic_write_text
@@ -20,10 +20,10 @@ from pyro_vae.storage.atomic import atomic_write_text
 def evaluate(
     run: str,
     data: str | None = None,
-    binarisation: Binarisation | None = None,
+    binarization: Binarization | None = None,
     split: Split = "test",
     rows: int | None = None,
-    samples: int = 1000,
+    num_particles: int = 1000,
     seed: int = 0,
     device: str = "auto",
     progress: bool = True,
@@ -36,23 +36,23 @@ def evaluate(
     Arguments:
         run: run folder.
         data: data set; null is the one it was trained on.
-        binarisation: null is that of the training.
+        binarization: null is that of the training.
         split: which part of the data.
         rows: only so many data from the start; null is all.
-        samples: importance samples per datum behind the log-likelihood.
+        num_particles: importance samples per datum behind the log-likelihood.
         seed: of the estimates.
         device: auto, cpu, cuda or cuda:N.
         progress: show a progress bar.
     """
-    program, settings = open_run(run, device, data=data, binarisation=binarisation)
+    program, settings = open_run(run, device, data=data, binarization=binarization)
     count = None if rows is None else positive("rows", rows)
     x = load_data(settings).drawn(split, seed, count)
-    figures = judge(program, x, samples, seed, progress)
+    figures = judge(program, x, num_particles, seed, progress)
     if kind_of(settings["model"]) in ("sequences", "sentences"):
         steps = pv.per_step(program, x)
         error = steps.bound_stderr if figures["rows"] > 1 else None
         figures |= {"per_step": steps.bound, "per_step_stderr": error}
-    told = {"data": settings["data"], "binarisation": settings["binarisation"], "split": split}
+    told = {"data": settings["data"], "binarization": settings["binarization"], "split": split}
     figures = told | figures
     path = Path(run) / "evaluation.json"
     atomic_write_text(path, json.dumps(figures, indent=2, allow_nan=False) + "\n")
@@ -91,11 +91,11 @@ def diagnose(
     say(f"\nwritten to {path} and {path.with_suffix('.png').name}")
 
 
-def judge(program: Any, x: Any, samples: int, seed: int, progress: bool) -> dict[str, Any]:
+def judge(program: Any, x: Any, num_particles: int, seed: int, progress: bool) -> dict[str, Any]:
     """Return the figures of one evaluation, ready for JSON."""
     start = time.perf_counter()
     torch.manual_seed(seed)
-    scored = pv.log_likelihood(program, x, samples=samples, progress=progress)
+    scored = pv.log_likelihood(program, x, num_particles=num_particles, progress=progress)
     elbo = pv.elbo(program, x)
     error = float(elbo.std()) / math.sqrt(len(elbo)) if len(elbo) > 1 else None
     figures: dict[str, Any] = {
@@ -104,7 +104,7 @@ def judge(program: Any, x: Any, samples: int, seed: int, progress: bool) -> dict
         "elbo_stderr": error,
         "log_likelihood": scored.mean,
         "log_likelihood_stderr": scored.stderr if len(elbo) > 1 else None,
-        "samples": samples,
+        "num_particles": num_particles,
         "median_ess": float(scored.ess.median()),
         "seed": seed,
     }

@@ -19,7 +19,7 @@ def impute(
     table: str,
     out: str | None = None,
     how: Literal["mean", "sample"] = "mean",
-    samples: int = 1000,
+    num_particles: int = 1000,
     seed: int = 0,
     device: str = "auto",
 ) -> None:
@@ -32,7 +32,7 @@ def impute(
         table: file .csv or .parquet with the columns of the training; empty cells are missing.
         out: file .csv to write; null is filled.csv in the run folder.
         how: mean fills in the best guess, of names the most probable; sample draws what is missing.
-        samples: importance samples per row.
+        num_particles: importance samples per row.
         seed: of the samples.
         device: auto, cpu, cuda or cuda:N.
     """
@@ -41,11 +41,14 @@ def impute(
         raise ConfigError(f"{run}: got a {settings['model']}, expected a TableVAE")
     frame = read_table(Path(table))
     torch.manual_seed(seed)
-    found = pv.impute(program, frame, how=how, samples=samples)
+    found = pv.impute(program, frame, how=how, num_particles=num_particles)
     path = Path(run) / "filled.csv" if out is None else Path(out)
     atomic_write_text(path, found.values.to_csv(index=False))
     cells = found.missing.sum(0).tolist()
     for name, count in zip([column.name for column in program.columns], cells, strict=True):
         say(f"  {name:<24}{count:6d} filled in")
-    say(f"{len(frame)} rows, median of {found.ess.median():.0f} effective samples of {samples}")
+    say(
+        f"{len(frame)} rows, median of {found.ess.median():.0f} effective samples "
+        f"of {num_particles}"
+    )
     say(f"written to {path}")

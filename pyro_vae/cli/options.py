@@ -93,5 +93,5 @@ Posterior = Literal[
     "NoiseFed",
 ]
 Observation = Literal["Bernoulli", "Gaussian", "IsotropicGaussian", "DiscretisedLogistic"]
-Binarisation = Literal["static", "dynamic", "threshold", "none"]
+Binarization = Literal["static", "dynamic", "threshold", "none"]
 Split = Literal["train", "valid", "test"]

@@ -15,7 +15,7 @@ def check_options(settings: dict[str, Any]) -> None:
     model, kind = settings["model"], kind_of(settings["model"])
     fixed = {"observation": None, "posterior": "Gaussian"} if model != "VAE" else {}
     fixed |= {"network": "mlp"} if kind != "images" or model == "LinearVAE" else {}
-    fixed |= {"binarisation": "none"} if kind != "images" else {}
+    fixed |= {"binarization": "none"} if kind != "images" else {}
     if settings.get("kinds") and kind != "tables":
         raise ConfigError(f"kinds: {model} has no columns; leave --kinds out")
     if kind == "sentences" and len(_widths(settings)) != 1:
@@ -31,10 +31,10 @@ def _check_objective(settings: dict[str, Any], kind: str) -> None:
     objective = settings.get("objective", "elbo")
     if objective in ADVERSARIAL and kind != "images":
         raise ConfigError(f"objective: {objective} takes models of images, got a model of {kind}")
-    if objective == "vaegan" and settings["binarisation"] != "none":
+    if objective == "vaegan" and settings["binarization"] != "none":
         raise ConfigError(
             "objective: a critic tells binary images from grey means at once; give vaegan the grey "
-            "levels, --binarisation none"
+            "levels, --binarization none"
         )
     if settings.get("posterior") == "NoiseFed" and objective not in ADVERSARIAL[:3]:
         raise ConfigError(
@@ -67,7 +67,7 @@ def build_program(settings: dict[str, Any], data: DataSet) -> Any:
         "data_mean": data.rows("train").mean(0),
     }
     if model == "VAE":
-        grey = settings["binarisation"] == "none"
+        grey = settings["binarization"] == "none"
         chosen = settings["observation"] or ("Gaussian" if grey else "Bernoulli")
         options["observation"] = _observation(chosen, settings["data"])
         options["posterior"] = getattr(pv.conditionals, settings.get("posterior", "Gaussian"))

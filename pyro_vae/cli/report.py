@@ -22,13 +22,13 @@ def table(figures: dict[str, Any]) -> str:
         error = figures[f"{name}_stderr"]
         return f"{figures[name]:8.2f}" + ("" if error is None else f" ± {error:.2f}")
 
-    heading = "{data}, {split} split, {rows} data, binarisation {binarisation}".format(**figures)
+    heading = "{data}, {split} split, {rows} data, binarization {binarization}".format(**figures)
     lines = [
         ("ELBO", value("elbo"), "nats per datum"),
         (
             "log-likelihood",
             value("log_likelihood"),
-            f"nats per datum, K = {figures['samples']}",
+            f"nats per datum, K = {figures['num_particles']}",
         ),
     ]
     if "reconstruction" in figures:

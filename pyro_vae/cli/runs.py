@@ -54,7 +54,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{folder}: no run of `pyro-vae train` ({SETTINGS} is missing)") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(found, dict) or not {"model", "data", "binarisation", "seed"} <= set(found):
+    if not isinstance(found, dict) or not {"model", "data", "binarization", "seed"} <= set(found):
         raise ConfigError(f"{path}: not the settings of a run")
     return found
 

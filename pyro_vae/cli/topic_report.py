@@ -24,7 +24,7 @@ def topics(
     vocab: str | None = None,
     rows: int | None = None,
     words: int = 10,
-    samples: int | None = None,
+    num_particles: int | None = None,
     seed: int = 0,
     device: str = "auto",
 ) -> None:
@@ -40,7 +40,7 @@ def topics(
         vocab: text file of their words, which must be those of the training; null takes these.
         rows: only so many test documents from the start; null is all.
         words: top words of each topic, at least 2.
-        samples: importance samples per document behind the perplexities; null takes the bound.
+        num_particles: importance samples per document; null takes the bound.
         seed: of the estimates, and of the halves where the data have none.
         device: auto, cpu, cuda or cuda:N.
     """
@@ -53,7 +53,7 @@ def topics(
     vocabulary = loaded.source.vocabulary
     found = pv.topics(program, loaded.rows("train"), vocabulary=vocabulary, num_words=words)
     torch.manual_seed(seed)
-    judged = pv.perplexity(program, test, samples=samples)
+    judged = pv.perplexity(program, test, num_particles=num_particles)
     seen, held_out = loaded.source.halves or halves(test, seed)
     completed = pv.completion(program, seen[:rows], held_out[:rows])
     figures: dict[str, Any] = {
@@ -62,7 +62,9 @@ def topics(
         "npmi": found.coherence,
         "npmi_stderr": found.stderr,
         "diversity": found.diversity,
-        "estimator": "the bound" if samples is None else f"{samples} importance samples",
+        "estimator": "the bound"
+        if num_particles is None
+        else f"{num_particles} importance samples",
         "perplexity_per_document": judged.per_document,
         "perplexity_per_document_stderr": judged.per_document_stderr,
         "perplexity_corpus": judged.corpus,

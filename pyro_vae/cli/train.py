@@ -8,10 +8,10 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.arguments import number
-from pyro_vae.cli.datasets import default_binarisation, default_model, kind_of, load_data
+from pyro_vae.cli.datasets import default_binarization, default_model, kind_of, load_data
 from pyro_vae.cli.options import (
     OBJECTIVES,
-    Binarisation,
+    Binarization,
     Model,
     Objective,
     Observation,
@@ -28,7 +28,7 @@ def train(
     data: str = "digits",
     vocab: str | None = None,
     kinds: dict[str, Any] | None = None,
-    binarisation: Binarisation | None = None,
+    binarization: Binarization | None = None,
     latent_dim: int = 20,
     hidden: int | tuple[int, ...] = (400,),
     network: Literal["mlp", "conv"] = "mlp",
@@ -68,7 +68,7 @@ def train(
         kinds: kinds of a table's columns by name, where they do not show: real, positive, count,
             categorical, ordinal or censored, or a dict of `Column`'s arguments. Strings are
             categorical, whole numbers from 0 counts, other numbers real.
-        binarisation: none keeps grey levels; null is static for mnist_static, dynamic for other
+        binarization: none keeps grey levels; null is static for mnist_static, dynamic for other
             images of a VAE, none otherwise.
         latent_dim: latent units, or topics.
         hidden: widths of the encoder's hidden layers, as 400 or [200,200]; mirrored by a VAE's
@@ -90,7 +90,7 @@ def train(
         warmup: share of the run over which the KL weight rises from 0 to beta.
         clip_norm: largest norm of the gradient; null clips nothing.
         patience: epochs without a better validation ELBO after which to stop; null never stops.
-        seed: of weights, noise, order and binarisation.
+        seed: of weights, noise, order and binarization.
         device: auto, cpu, cuda or cuda:N.
         out: run folder; null is a fresh one below runs.
         resume: go on from the checkpoint in out; settings lets lr, beta and the like differ.
@@ -99,7 +99,7 @@ def train(
     """
     settings = {k: v for k, v in locals().items() if k != "settings"}
     settings["model"] = model = model or default_model(data)
-    settings["binarisation"] = binarisation = binarisation or default_binarisation(model, data)
+    settings["binarization"] = binarization = binarization or default_binarization(model, data)
     folder = Path(out) if out else fresh_folder(Path("runs") / f"{model.lower()}-{Path(data).stem}")
     if resume:
         if out is None:
@@ -124,7 +124,7 @@ def train(
         epochs=epochs,
         **size,
         lr=lr,
-        optimiser=_adam(lr, number("momentum", momentum, "[0, 1)")),
+        optimizer=_adam(lr, number("momentum", momentum, "[0, 1)")),
         lr_schedule=pv.schedules.cosine(1.0, 0.02) if lr_schedule == "cosine" else 1.0,
         beta=pv.schedules.linear(0.0, beta, over=warmup) if warmup else beta,
         clip_norm=clip_norm,

@@ -1,4 +1,4 @@
-"""Data sets by name, as tensors with named splits and an explicit binarisation.
+"""Data sets by name, as tensors with named splits and an explicit binarization.
 
 Nothing here is shipped: ``digits`` comes with scikit-learn, the others from
 ``$PYRO_VAE_DATA/<name>.npz``, the cache, or a download whose SHA-256 is known.

@@ -1,4 +1,4 @@
-"""The data sets by name, and their binarisations."""
+"""The data sets by name, and their binarizations."""
 
 import os
 from typing import Any, Literal, overload
@@ -35,7 +35,7 @@ def load(  # type: ignore[overload-overlap]
 def load(
     name: str,
     *,
-    binarisation: str | None = None,
+    binarization: str | None = None,
     seed: int = 0,
     root: str | os.PathLike[str] | None = None,
 ) -> Splits: ...
@@ -45,7 +45,7 @@ def load(
 def load(
     name: str,
     *,
-    binarisation: str | None = None,
+    binarization: str | None = None,
     seed: int = 0,
     root: str | os.PathLike[str] | None = None,
 ) -> Any:
@@ -69,19 +69,19 @@ def load(
     (``Corpus``), the others images (``Splits``).
 
     The shuffles are fixed: ``seed`` moves no datum from one split to another.
-    Binarisations: ``"static"`` is one Bernoulli draw with the grey levels as probabilities, fixed
+    Binarizations: ``"static"`` is one Bernoulli draw with the grey levels as probabilities, fixed
     by ``seed`` (for ``mnist_static`` it is the published draw, which is another one, and the only
     one there); ``"dynamic"`` keeps the training split grey with ``transform`` drawing each batch
     afresh, and fixes validation and test as ``"static"`` does; ``"threshold"`` is grey >= 0.5.
 
     Arguments:
         name: as above.
-        binarisation: as above, or ``None`` for grey levels in [0, 1].
+        binarization: as above, or ``None`` for grey levels in [0, 1].
         seed: of the fixed draws.
         root: folder of ``<name>.npz``, in place of ``$PYRO_VAE_DATA`` and of the cache.
 
     Raises:
-        DataError: unknown name or binarisation, file unusable, or data not to be had.
+        DataError: unknown name or binarization, file unusable, or data not to be had.
 
     References:
         | On the quantitative analysis of deep belief networks (Salakhutdinov and Murray, 2008)
@@ -93,41 +93,41 @@ def load(
           al., 2012), arXiv:1206.6392
 
     Example:
-        >>> load("digits", binarisation="threshold")
-        Splits('digits', train=1297, valid=250, test=250, (1, 8, 8), binarisation='threshold')
+        >>> load("digits", binarization="threshold")
+        Splits('digits', train=1297, valid=250, test=250, (1, 8, 8), binarization='threshold')
     """
     integer("seed", seed, 0)
     if name not in NAMES:
         raise DataError(f"unknown data set {name!r}; choose one of {', '.join(NAMES)}")
-    if binarisation is not None and binarisation not in BINARISATIONS:
+    if binarization is not None and binarization not in BINARISATIONS:
         raise DataError(
-            f"unknown binarisation {binarisation!r}; choose None or {', '.join(BINARISATIONS)}"
+            f"unknown binarization {binarization!r}; choose None or {', '.join(BINARISATIONS)}"
         )
     if name in DOCUMENTS:
-        if binarisation is not None:
-            raise DataError(f"{name} has counts of words, got binarisation={binarisation!r}")
+        if binarization is not None:
+            raise DataError(f"{name} has counts of words, got binarization={binarization!r}")
         if name == REUTERS:
             return read_reuters(root)
         return read_corpus(name, locate(CORPORA[name][0], root))
     if name in ("jsb", "coco_captions"):
-        if binarisation is not None:
-            raise DataError(f"{name} has sequences, got binarisation={binarisation!r}")
+        if binarization is not None:
+            raise DataError(f"{name} has sequences, got binarization={binarization!r}")
         if name == "jsb":
             return read_rolls(name, locate("jsb_chorales", root))
         return read_captions(
             name, *(locate(f"{name}.{s}", root, ".txt.gz") for s in ("train", "test"))
         )
     if name == "mnist_static":
-        if binarisation in ("dynamic", "threshold"):
+        if binarization in ("dynamic", "threshold"):
             raise DataError(
-                f"mnist_static is binary as published, got binarisation={binarisation!r}; "
+                f"mnist_static is binary as published, got binarization={binarization!r}; "
                 "leave it out, or load 'mnist'"
             )
         x, labels, shape = mnist_static(locate(name, root))
-        binarisation = "static"
+        binarization = "static"
     else:
         grey, labels, shape = digits() if name == "digits" else train_and_test(locate(name, root))
-        x = _binarise(grey, binarisation, seed)
+        x = _binarise(grey, binarization, seed)
     return Splits(
         name,
         x["train"],
@@ -135,20 +135,20 @@ def load(
         x["test"],
         shape,
         labels=labels,
-        binarisation=binarisation,
-        transform=torch.bernoulli if binarisation == "dynamic" else None,
+        binarization=binarization,
+        transform=torch.bernoulli if binarization == "dynamic" else None,
         seed=seed,
     )
 
 
-def _binarise(grey: dict[str, Tensor], binarisation: str | None, seed: int) -> dict[str, Tensor]:
-    if binarisation is None:
+def _binarise(grey: dict[str, Tensor], binarization: str | None, seed: int) -> dict[str, Tensor]:
+    if binarization is None:
         return grey
-    if binarisation == "threshold":
+    if binarization == "threshold":
         return {split: (x >= 0.5).float() for split, x in grey.items()}
     generator = torch.Generator().manual_seed(seed)
     # In this order, so that static and dynamic share validation and test draws.
     drawn = {s: torch.bernoulli(grey[s], generator=generator) for s in ("test", "valid")}
-    if binarisation == "dynamic":
+    if binarization == "dynamic":
         return {"train": grey["train"], **drawn}
     return {"train": torch.bernoulli(grey["train"], generator=generator), **drawn}

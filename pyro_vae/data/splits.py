@@ -29,14 +29,14 @@ class Splits:
 
     Arguments:
         name: the data set.
-        train: float32, shape `(N, D)`: in {0, 1}, or grey levels in [0, 1] (binarisation ``None``,
+        train: float32, shape `(N, D)`: in {0, 1}, or grey levels in [0, 1] (binarization ``None``,
             and the training split of ``"dynamic"``).
         valid: as ``train``; binary whenever the data are binarised.
         test: as ``valid``.
         shape: of one image, `(C, H, W)`.
         labels: int64 classes, shape `(N)`, by split; empty where the source has none.
-        binarisation: ``"static"``, ``"dynamic"``, ``"threshold"`` or ``None``. State it with every
-            figure in nats: figures of different binarisations cannot be compared.
+        binarization: ``"static"``, ``"dynamic"``, ``"threshold"`` or ``None``. State it with every
+            figure in nats: figures of different binarizations cannot be compared.
         transform: what ``pv.fit(..., transform=)`` applies to each training batch; ``None`` unless
             dynamic.
         seed: of the fixed Bernoulli draws.
@@ -48,7 +48,7 @@ class Splits:
     test: Tensor
     shape: tuple[int, int, int]
     labels: Mapping[str, Tensor] = field(default_factory=dict)
-    binarisation: str | None = None
+    binarization: str | None = None
     transform: Callable[[Tensor], Tensor] | None = None
     seed: int = 0
 
@@ -64,7 +64,7 @@ class Splits:
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{s}={len(getattr(self, s))}" for s in ("train", "valid", "test"))
-        return f"Splits({self.name!r}, {sizes}, {self.shape}, binarisation={self.binarisation!r})"
+        return f"Splits({self.name!r}, {sizes}, {self.shape}, binarization={self.binarization!r})"
 
 
 _Source = tuple[dict[str, Tensor], dict[str, Tensor], tuple[int, int, int]]

@@ -71,7 +71,7 @@ class Classes:
 
 @typed
 def classify(
-    program: Any, data: Any, *, samples: int | None = None, site: str | None = None
+    program: Any, data: Any, *, num_particles: int | None = None, site: str | None = None
 ) -> Classes:
     r"""Return the probability of each label of each datum.
 
@@ -83,8 +83,9 @@ def classify(
     Arguments:
         program: Anything whose guide leaves a discrete latent out, as `pv.models.M2`.
         data: One row per datum, ``(N, ...)``, or a ``Dataset``, a ``DataLoader``, batches to come.
-        samples: K, importance samples per datum; None asks the program's own classifier q(y | x),
-            where it has one (``label_logits``): a network, fast, and no answer of the model.
+        num_particles: K, importance samples per datum; None asks the program's own classifier
+            q(y | x), where it has one (``label_logits``): a network, fast, and no answer of the
+            model.
         site: The latent that is asked for, where several are left out.
 
     Returns:
@@ -96,16 +97,16 @@ def classify(
             classifier.
     """
     wrapped = Program.of(program)
-    if samples is None and not hasattr(wrapped.source, "label_logits"):
+    if num_particles is None and not hasattr(wrapped.source, "label_logits"):
         raise ProgramError(
             f"classify: {type(wrapped.source).__name__} has no classifier (label_logits(x)); give "
             "samples=100 to ask the model by importance sampling"
         )
-    count = 1 if samples is None else positive("samples", samples)
+    count = 1 if num_particles is None else positive("num_particles", num_particles)
     parts: list[tuple[Tensor, ...]] = []
     with wrapped.passes(data, _VERB, rows=_DATA_PER_PASS) as passes:
         for piece in passes:
-            if samples is None:
+            if num_particles is None:
                 parts.append((_by_classifier(wrapped.source, piece),))
             else:
                 parts.append(_by_model(piece, count, site))

@@ -36,9 +36,9 @@ def fitted_log_likelihood(
     program: Any,
     data: Any,
     *,
-    samples: int = 20_000,
+    num_particles: int = 20_000,
     warmup: int = 300,
-    draws: int = 300,
+    num_draws: int = 300,
     num_leapfrog: int = 5,
     widen: float = 1.2,
     full: bool = False,
@@ -58,13 +58,13 @@ def fitted_log_likelihood(
     Arguments:
         program: Anything with ``.model`` and ``.guide`` and continuous local latents.
         data: One row per datum, ``(N, ...)``.
-        samples: K, importance samples per datum.
+        num_particles: K, importance samples per datum.
         warmup: Transitions that adapt the step size and are dropped.
-        draws: Transitions that the Gaussian is fitted to.
+        num_draws: Transitions that the Gaussian is fitted to.
         num_leapfrog: Leapfrog steps per transition.
         widen: c, by which the standard deviation is widened: tails must be covered.
-        full: Fit a full covariance, for correlated posteriors; ``draws`` should then be many times
-            the number of latents.
+        full: Fit a full covariance, for correlated posteriors; ``num_draws`` should then be many
+            times the number of latents.
         batch_size: Data per pass; bounds the memory.
         progress: Show a progress bar.
 
@@ -80,23 +80,30 @@ def fitted_log_likelihood(
         | A Contrastive Divergence for Combining Variational Inference and MCMC
           (Ruiz & Titsias, 2019), arXiv:1905.04062 (300 + 300 transitions, K = 20,000, c = 1.2)
     """
-    sizes = {"samples": samples, "warmup": warmup, "draws": draws, "num_leapfrog": num_leapfrog}
+    sizes = {
+        "num_particles": num_particles,
+        "warmup": warmup,
+        "num_draws": num_draws,
+        "num_leapfrog": num_leapfrog,
+    }
     for name, value in sizes.items():
         positive(name, value)
-    if draws < 2:
-        raise ConfigError(f"draws: got {draws}, expected at least 2: a variance is fitted to them")
+    if num_draws < 2:
+        raise ConfigError(
+            f"num_draws: got {num_draws}, expected at least 2: a variance is fitted to them"
+        )
     widen = number("widen", widen, "(0, inf)")
     folded = []
     with Program.of(program).passes(data, _VERB, rows=batch_size) as passes:
         for piece in tqdm(passes, disable=not progress, leave=False):
             densities = LogJoint(passes.program, piece.batch)
             densities.require_line("fitted_log_likelihood")
-            moments = _sample(densities, warmup, draws, num_leapfrog)
+            moments = _sample(densities, warmup, num_draws, num_leapfrog)
             kept = densities.kept()
             proposal = _fit(moments, widen, full).masked(None if kept is None else kept[0])
-            folded.append(_weigh(densities, proposal, samples, piece.batch))
+            folded.append(_weigh(densities, proposal, num_particles, piece.batch))
     log_prob, ess, psis_k = (torch.cat(parts) for parts in zip(*folded, strict=True))
-    return LogLikelihood(log_prob, ess, psis_k, samples)
+    return LogLikelihood(log_prob, ess, psis_k, num_particles)
 
 
 @dataclass
@@ -115,7 +122,7 @@ class _Moments:
         self.scatter = self.scatter + before.unsqueeze(-1) * (u - self.mean).unsqueeze(-2)
 
 
-def _sample(densities: LogJoint, warmup: int, draws: int, num_leapfrog: int) -> _Moments:
+def _sample(densities: LogJoint, warmup: int, num_draws: int, num_leapfrog: int) -> _Moments:
     """Run one chain per datum from the guide; return the moments of its draws."""
     guide = densities.draw_guide(_GUIDE_DRAWS)
     variance = guide.var(0)
@@ -133,7 +140,7 @@ def _sample(densities: LogJoint, warmup: int, draws: int, num_leapfrog: int) -> 
     )
     size, dim = guide.shape[1:]
     moments = _Moments(0, guide.new_zeros(size, dim), guide.new_zeros(size, dim, dim))
-    for _ in range(draws):
+    for _ in range(num_draws):
         state, _ = hmc_step(
             state, densities.log_joint, step_size, num_leapfrog, inverse_mass, jitter=_JITTER
         )
@@ -166,12 +173,12 @@ def _fit(moments: _Moments, widen: float, full: bool) -> Gaussians:
 
 
 def _weigh(
-    densities: LogJoint, proposal: Gaussians, samples: int, batch: Batch
+    densities: LogJoint, proposal: Gaussians, num_particles: int, batch: Batch
 ) -> tuple[Tensor, ...]:
     """Fold the log weights of one batch, chunk by chunk, into an estimate per datum."""
     running = RunningWeights()
-    for size in runs(samples, densities.joint, batch, _ROWS_PER_PASS):
+    for size in runs(num_particles, densities.joint, batch, _ROWS_PER_PASS):
         noise = proposal.standard_noise(size)
         weight = densities.log_joint(proposal.place(noise)) - proposal.log_prob(noise)
-        running.add(weight, total=samples)
+        running.add(weight, total=num_particles)
     return running.log_mean(), running.ess(), running.psis_k()

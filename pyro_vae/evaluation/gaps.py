@@ -137,7 +137,7 @@ def gaps(
     *,
     local: Local | None = None,
     annealed: AIS | None = None,
-    samples: int = 1000,
+    num_particles: int = 1000,
     progress: bool = False,
 ) -> Gaps:
     r"""Measure how much of the bound the guide's family loses, and how much its network.
@@ -157,7 +157,7 @@ def gaps(
         data: One row per datum, ``(N, ...)``.
         local: How the best local q is found; None: ``pv.Local()``.
         annealed: Settings of AIS; None: ``pv.AIS()``.
-        samples: Draws behind each ELBO and each importance-sampling estimate.
+        num_particles: Draws behind each ELBO and each importance-sampling estimate.
         progress: Show a progress bar.
 
     Returns:
@@ -173,41 +173,43 @@ def gaps(
         | Inference Suboptimality in Variational Autoencoders (Cremer et al., 2018),
           arXiv:1801.03558
     """
-    if positive("samples", samples) < 2:
-        raise ConfigError(f"samples: got {samples}, expected at least 2 for a standard error")
+    if positive("num_particles", num_particles) < 2:
+        raise ConfigError(
+            f"num_particles: got {num_particles}, expected at least 2 for a standard error"
+        )
     settings = local or Local()
     parts = []
     with Program.of(program).passes(data, _VERB, rows=_DATA_PER_PASS) as passes:
         for piece in tqdm(passes, disable=not progress, unit="batch", leave=False):
             given = passes.program.as_given(piece.batch)
             with holding(passes.program, passes.draws):
-                parts.append(_measure(passes.program, given, settings, annealed, samples))
+                parts.append(_measure(passes.program, given, settings, annealed, num_particles))
     return _gaps({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 
 def _measure(
-    program: Program, batch: Batch, local: Local, annealed: AIS | None, samples: int
+    program: Program, batch: Batch, local: Local, annealed: AIS | None, num_particles: int
 ) -> dict[str, Tensor]:
     """Return the bounds of one batch and their noise, by name, ``(B,)`` each."""
     best = infer(program, batch, how="local", settings=local)
     chains = ais(program, batch, annealed)
     return {
-        **_bounds(GUIDE, infer(program, batch), samples),
-        **_bounds(LOCAL, best, samples),
+        **_bounds(GUIDE, infer(program, batch), num_particles),
+        **_bounds(LOCAL, best, num_particles),
         ANNEALED: chains.log_prob,
         f"{ANNEALED}, noise": relative_error(chains.ess, chains.samples),
         "steps": best.steps,  # type: ignore[attr-defined]
     }
 
 
-def _bounds(name: str, posterior: Any, samples: int) -> dict[str, Tensor]:
+def _bounds(name: str, posterior: Any, num_particles: int) -> dict[str, Tensor]:
     """Return the ELBO and the estimate of log p(x) of one q, with their errors."""
-    log_weight = posterior.log_weight(samples)
+    log_weight = posterior.log_weight(num_particles)
     return {
         f"elbo, {name}": log_weight.mean(0),
-        f"elbo, {name}, noise": log_weight.std(0) / math.sqrt(samples),
+        f"elbo, {name}, noise": log_weight.std(0) / math.sqrt(num_particles),
         name: log_mean_exp(log_weight, 0),
-        f"{name}, noise": relative_error(effective_sample_size(log_weight, 0), samples),
+        f"{name}, noise": relative_error(effective_sample_size(log_weight, 0), num_particles),
     }
 
 

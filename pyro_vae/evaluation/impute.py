@@ -33,27 +33,27 @@ class Imputed:
         stderr: Standard error, by the sampling, of each mean that was filled in, in the units of
             the program's cells; 0 at observed cells, NaN where names were filled in, or draws.
         ess: Effective sample size of the weights of each datum, ``(N,)``, between 1 and K.
-        samples: K.
+        num_particles: K.
     """
 
     values: Any
     missing: Any
     stderr: Any
     ess: Tensor
-    samples: int
+    num_particles: int
 
     def __repr__(self) -> str:
         missing = self.missing.values() if isinstance(self.missing, dict) else [self.missing]
         cells = sum(int(each.sum()) for each in missing)
         return (
             f"Imputed({len(self.ess)} data, {cells} cells filled in, "
-            f"samples={self.samples}, median ess={self.ess.median().item():.1f})"
+            f"num_particles={self.num_particles}, median ess={self.ess.median().item():.1f})"
         )
 
 
 @typed
 def impute(
-    program: Any, data: Any, *, how: Literal["mean", "sample"] = "mean", samples: int = 1000
+    program: Any, data: Any, *, how: Literal["mean", "sample"] = "mean", num_particles: int = 1000
 ) -> Imputed:
     r"""Fill in missing cells, given the observed ones, by self-normalised importance sampling.
 
@@ -71,7 +71,7 @@ def impute(
             ``TableVAE``, ``MultimodalVAE``, or a distribution under ``.mask``.
         data: One row per datum with holes, in any form that the program takes.
         how: "mean" or "sample" (a program's draws come from torch's global generator).
-        samples: K.
+        num_particles: K.
 
     Returns:
         The data, and how far to trust what is new in them; by site where several are observed.
@@ -84,7 +84,7 @@ def impute(
     References:
         | MIWAE (Mattei & Frellsen, 2019), arXiv:1812.02633
     """
-    count = positive("samples", samples)
+    count = positive("num_particles", num_particles)
     wrapped = Program.of(program)
     parts = []
     with wrapped.passes(data, _VERB, rows=_DATA_PER_PASS) as passes:

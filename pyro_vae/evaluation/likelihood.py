@@ -113,8 +113,8 @@ def log_likelihood(
     program: Any,
     data: Any,
     *,
-    samples: int = 5000,
-    num_samples: int = 10,
+    num_particles: int = 5000,
+    num_global_samples: int = 10,
     progress: bool = False,
 ) -> LogLikelihood:
     r"""Estimate the log-likelihood of each datum by importance sampling from the guide.
@@ -135,8 +135,8 @@ def log_likelihood(
     Arguments:
         program: Anything with ``.model`` and ``.guide``; weights run in eval mode.
         data: One row per datum, ``(N, ...)``, or a ``Dataset``, a ``DataLoader``, batches to come.
-        samples: K, importance samples per datum (per draw of the globals).
-        num_samples: S, draws of the global latents, where there are any.
+        num_particles: K, importance samples per datum (per draw of the globals).
+        num_global_samples: S, draws of the global latents, where there are any.
         progress: Show a progress bar.
 
     Returns:
@@ -150,8 +150,8 @@ def log_likelihood(
     References:
         | Importance Weighted Autoencoders (Burda et al., 2016), arXiv:1509.00519
     """
-    count = positive("samples", samples)
-    draws = positive("num_samples", num_samples)
+    count = positive("num_particles", num_particles)
+    draws = positive("num_global_samples", num_global_samples)
     folded = []
     with Program.of(program).passes(
         data, _VERB, rows=_DATA_PER_PASS, num_global_samples=draws

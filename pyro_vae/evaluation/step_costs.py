@@ -54,7 +54,7 @@ class PerStep:
 
 @typed
 def per_step(
-    program: Any, data: Any, *, samples: int | None = None, num_particles: int = 1
+    program: Any, data: Any, *, likelihood_particles: int | None = None, num_particles: int = 1
 ) -> PerStep:
     """Return what sequences cost per step, by the bound and by importance sampling.
 
@@ -62,7 +62,7 @@ def per_step(
         program: A model of sequences.
         data: ``{"x": (N, T, *units), "lengths": (N)}`` with lengths of at least 1; or ``x`` alone,
             where all sequences have T steps.
-        samples: How many samples each likelihood takes; None: no likelihood.
+        likelihood_particles: How many samples each likelihood takes; None: no likelihood.
         num_particles: Draws of which the bound is the mean.
 
     Raises:
@@ -79,8 +79,10 @@ def per_step(
     bound = elbo(program, data, num_particles=positive("num_particles", num_particles))
     cost = -bound.double().cpu()
     likelihood: tuple[Any, Any] = (None, None)
-    if samples is not None:
-        scored = log_likelihood(program, data, samples=positive("samples", samples)).log_prob
+    if likelihood_particles is not None:
+        scored = log_likelihood(
+            program, data, num_particles=positive("likelihood_particles", likelihood_particles)
+        ).log_prob
         likelihood = _numbers(ratio_and_error(-scored.double().cpu(), lengths))
     return PerStep(
         *_numbers(ratio_and_error(cost, lengths)),

@@ -155,7 +155,7 @@ def topics(
 
 
 @typed
-def perplexity(program: Any, data: Any, *, samples: int | None = None) -> Perplexity:
+def perplexity(program: Any, data: Any, *, num_particles: int | None = None) -> Perplexity:
     """Return the perplexities of documents, from the bound or from importance sampling.
 
     Global latents (the topics of `LDA`) are held at ten draws from the guide, what was learnt of
@@ -165,8 +165,8 @@ def perplexity(program: Any, data: Any, *, samples: int | None = None) -> Perple
         program: A topic model: its observation is scored without a multinomial coefficient
             (``BagOfWords``).
         data: Counts of words, ``(N, V)``, dense or sparse, no row empty; or batches of them.
-        samples: None takes the ELBO at one draw of the code, as the literature does: an upper bound
-            of the perplexity. A number takes ``log_likelihood`` with as many samples: tighter.
+        num_particles: None takes the ELBO at one draw of the code, as the literature does: an
+            upper bound of the perplexity. A number takes ``log_likelihood`` with as many: tighter.
 
     Raises:
         DataError: A document without words, or what are no whole counts (N, V).
@@ -181,10 +181,12 @@ def perplexity(program: Any, data: Any, *, samples: int | None = None) -> Perple
     if len(empty):
         raise DataError(f"perplexity: documents {empty[:5].tolist()} have no words; leave them out")
     _require_bags(program, counts)
-    if samples is None:
+    if num_particles is None:
         bound = elbo_given_globals(program, counts)
     else:
-        bound = log_likelihood(program, counts, samples=positive("samples", samples)).log_prob
+        bound = log_likelihood(
+            program, counts, num_particles=positive("num_particles", num_particles)
+        ).log_prob
     return _perplexity(-bound.double().cpu(), lengths.cpu())
 
 

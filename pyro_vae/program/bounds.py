@@ -18,7 +18,12 @@ _ELBO = Verb("elbo")
 
 
 def elbo(
-    program: Any, data: Any, *, num_particles: int = 1, num_samples: int = 1, batch_size: int = 1024
+    program: Any,
+    data: Any,
+    *,
+    num_particles: int = 1,
+    num_global_samples: int = 1,
+    batch_size: int = 1024,
 ) -> Tensor:
     r"""Estimate the evidence lower bound of each datum.
 
@@ -38,7 +43,7 @@ def elbo(
         program: Anything with ``.model`` and ``.guide``.
         data: One row per datum, ``(N, ...)``, or a ``Dataset``, a ``DataLoader``, batches to come.
         num_particles: K draws of the local latents.
-        num_samples: S draws of the global latents.
+        num_global_samples: S draws of the global latents.
         batch_size: Particles times rows per pass; bounds the memory.
 
     Returns:
@@ -48,11 +53,11 @@ def elbo(
         DataError: Data that the program cannot take.
         ProgramError: A latent that is summed out couples the data, and a pass holds a part of them.
     """
-    values, of_globals = _parts(program, data, num_particles, num_samples, batch_size)
+    values, of_globals = _parts(program, data, num_particles, num_global_samples, batch_size)
     return values + of_globals
 
 
-def elbo_given_globals(program: Any, data: Any, *, num_samples: int = 10) -> Tensor:
+def elbo_given_globals(program: Any, data: Any, *, num_global_samples: int = 10) -> Tensor:
     r"""Estimate the lower bound of each datum given the globals, whose own KL is in no datum's.
 
     .. math:: \mathbb{E}_{q(w)} \mathbb{E}_{q(z \mid x)} \log \frac{p(x, z \mid w)}{q(z \mid x)}
@@ -62,20 +67,20 @@ def elbo_given_globals(program: Any, data: Any, *, num_samples: int = 10) -> Ten
     Arguments:
         program: Anything with ``.model`` and ``.guide``.
         data: One row per datum, ``(N, ...)``.
-        num_samples: S draws of the globals, the same for all data.
+        num_global_samples: S draws of the globals, the same for all data.
 
     Returns:
         ``(N,)``, nats.
     """
-    return _parts(program, data, 1, num_samples, 1024)[0]
+    return _parts(program, data, 1, num_global_samples, 1024)[0]
 
 
 def _parts(
-    program: Any, data: Any, num_particles: int, num_samples: int, batch_size: int
+    program: Any, data: Any, num_particles: int, num_global_samples: int, batch_size: int
 ) -> tuple[Tensor, Tensor | float]:
     """Return what each datum bears alone, ``(N,)``, and its part of what all share."""
     count = positive("num_particles", num_particles)
-    samples = positive("num_samples", num_samples)
+    samples = positive("num_global_samples", num_global_samples)
     parts: list[Tensor] = []
     shared: list[Tensor | float] = []
     with Program.of(program).passes(

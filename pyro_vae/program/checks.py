@@ -324,7 +324,7 @@ def _innermost_of(support: Any) -> Any:
 def _remedy(distribution: str, value: float) -> str:
     if "Bernoulli" in distribution and 0 < value < 1:
         return (
-            "binarise the grey values (pv.data.load(..., binarisation='dynamic')), or use "
+            "binarise the grey values (pv.data.load(..., binarization='dynamic')), or use "
             "observation=Gaussian"
         )
     if "Discretised" in distribution and value > 1:

@@ -137,28 +137,30 @@ class Joint:
         self._data_dim = data_dim(local[0]) if local else -1
         return self._num_plates, self._data_dim
 
-    def terms(self, num_samples: int = 1, num_particles: int = 1) -> Terms:
+    def terms(self, num_global_samples: int = 1, num_particles: int = 1) -> Terms:
         """Draw S sets of globals and K particles of the locals, and return their log densities.
 
         Where a site outside the plate depends on latents inside it, each particle has its own
         density there: the terms are then of ``(S K, 1, B)``.
         """
         draws = []
-        for _ in range(num_samples):  # no comprehension: few frames lie above a user's own
+        for _ in range(num_global_samples):  # no comprehension: few frames lie above a user's own
             if (self.spanning or self.following) and num_particles > 1:
                 draws += self._one_by_one(num_particles)
             else:
                 draws.append(self.scored(*self.traces(num_particles), num_particles))
         return stack(draws)
 
-    def leaf_terms(self, num_samples: int = 1, num_particles: int = 1) -> tuple[Terms, list[Leaf]]:
+    def leaf_terms(
+        self, num_global_samples: int = 1, num_particles: int = 1
+    ) -> tuple[Terms, list[Leaf]]:
         """Return the terms at draws cut off from the guide, and the draws, attached and cut off.
 
         The terms' gradient stops at each leaf: what flows into a guide's parameters through its
         sampler is left to the caller, who multiplies a leaf's gradient with the attached value.
         """
         draws, leaves = [], []
-        for _ in range(num_samples):
+        for _ in range(num_global_samples):
             cut, found = _cut(self.guide_trace(num_particles))
             leaves += found
             draws.append(self._read_at(cut, num_particles))

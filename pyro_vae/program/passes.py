@@ -180,7 +180,7 @@ class Passes:
         self.verb = verb
         self._rows = max(1, positive("batch_size", rows) // particles)
         self._particles = particles
-        self._samples = positive("num_samples", num_global_samples)
+        self._samples = positive("num_global_samples", num_global_samples)
         self._held = list(program.held)
         with ExitStack() as stack:
             stack.enter_context(forgotten_on_error(program))

@@ -527,19 +527,24 @@ class Program(nn.Module):
         )
 
     def terms(
-        self, batch: Batch, num_samples: int = 1, num_particles: int = 1, *, size: int | None = None
+        self,
+        batch: Batch,
+        num_global_samples: int = 1,
+        num_particles: int = 1,
+        *,
+        size: int | None = None,
     ) -> Terms:
         """Draw S sets of globals and K particles of the locals, and return their log densities.
 
         Arguments:
             batch: One row per datum.
-            num_samples: S.
+            num_global_samples: S.
             num_particles: K.
             size: N, where the batch is part of a data set and there are global sites.
         """
         with self.running():
             joint = self.joint(batch, size=size)
-            samples = positive("num_samples", num_samples)
+            samples = positive("num_global_samples", num_global_samples)
             return joint.terms(samples, positive("num_particles", num_particles))
 
     def summed_joint(self, batch: Batch) -> Joint:

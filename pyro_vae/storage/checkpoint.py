@@ -15,7 +15,7 @@ from pyro_vae.program.parameters import AVERAGES
 from pyro_vae.storage.bundle import bundle_path, check_state, read_bundle, serialise, write_bundle
 from pyro_vae.storage.differences import check_settings, renewed_options
 from pyro_vae.storage.history import History
-from pyro_vae.storage.optimiser_state import fit_state, parameter_names, take_state
+from pyro_vae.storage.optimizer_state import fit_state, parameter_names, take_state
 from pyro_vae.storage.random_state import (
     check_random_state,
     loader_states,
@@ -87,7 +87,7 @@ class Checkpoint:
     def take(
         cls,
         modules: dict[str, nn.Module],
-        optimisers: list[torch.optim.Optimizer],
+        optimizers: list[torch.optim.Optimizer],
         best: dict[str, Tensor] | None,
         progress: Progress,
         history: History,
@@ -95,7 +95,7 @@ class Checkpoint:
         generators: Sequence[Tensor] = (),
         losses: Mapping[int, Tensor] | None = None,
     ) -> "Checkpoint":
-        """Copy weights, optimiser states and random states (the device's and the loader's too).
+        """Copy weights, optimizer states and random states (the device's and the loader's too).
 
         Of a loader's generators the states are those at the beginning of the epoch, from where its
         batches are read anew. ``losses`` are sums over the running epoch, by update.
@@ -103,7 +103,7 @@ class Checkpoint:
         The history is kept as tensors: JSON would take 26 times its bytes to read.
 
         Raises:
-            CheckpointError: An optimiser has a state that a file cannot hold.
+            CheckpointError: An optimizer has a state that a file cannot hold.
         """
         random = take_random_state(device) | loader_states(generators)
         tensors = {f"rng.{name}": state for name, state in random.items()}
@@ -118,11 +118,11 @@ class Checkpoint:
         for name, column in columns.items():
             tensors[f"history.{name}"] = torch.from_numpy(column).double()
         names, states = parameter_names(modules), []
-        for index, optimiser in enumerate(optimisers):
-            values, state = take_state(optimiser, names, f"optimiser{index}")
+        for index, optimizer in enumerate(optimizers):
+            values, state = take_state(optimizer, names, f"optimizer{index}")
             tensors |= values
             states.append(state)
-        meta = {**progress.as_json(), "columns": list(columns), "optimisers": states}
+        meta = {**progress.as_json(), "columns": list(columns), "optimizers": states}
         return cls(tensors, meta)
 
     def check(self, folder: Path) -> None:
@@ -146,18 +146,18 @@ def has_checkpoint(folder: Path) -> bool:
 def read_checkpoint(
     folder: Path,
     modules: dict[str, nn.Module],
-    optimisers: list[torch.optim.Optimizer],
+    optimizers: list[torch.optim.Optimizer],
     settings: dict[str, Any],
     device: torch.device,
     *,
     renew: bool = False,
     generators: Sequence[torch.Generator] = (),
 ) -> tuple[dict[str, Tensor], Progress, History, list[str], dict[int, Tensor]]:
-    """Put a checkpoint's weights, optimiser states and random states back.
+    """Put a checkpoint's weights, optimizer states and random states back.
 
     Arguments:
         folder: The run folder.
-        modules, optimisers: What is filled; optimiser states go by the names of parameters.
+        modules, optimizers: What is filled; optimizer states go by the names of parameters.
         settings: What must be equal for the run to be the same.
         device: Whose random state is put back.
         renew: Let the settings of a step (learning rate, clipping, ...) differ.
@@ -189,12 +189,12 @@ def read_checkpoint(
     random = _part(tensors, "rng.")
     check_random_state(random, where)
     renewed = renewed_options(settings, progress.settings) if renew else frozenset()
-    fitted = _fit_optimisers(modules, optimisers, tensors, meta, where, renewed)
+    fitted = _fit_optimizers(modules, optimizers, tensors, meta, where, renewed)
     take_averages(modules["program"], averages)
     for name, module in modules.items():
         module.load_state_dict(states[name])
-    for optimiser, state in zip(optimisers, fitted, strict=True):
-        optimiser.load_state_dict(state)
+    for optimizer, state in zip(optimizers, fitted, strict=True):
+        optimizer.load_state_dict(state)
     set_random_state(random, device, generators)
     return best, progress, history, changes, losses
 
@@ -246,31 +246,31 @@ def _late(module: str, averages: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return averages if module == "program" else {}
 
 
-def _fit_optimisers(
+def _fit_optimizers(
     modules: dict[str, nn.Module],
-    optimisers: list[torch.optim.Optimizer],
+    optimizers: list[torch.optim.Optimizer],
     tensors: Mapping[str, Tensor],
     meta: Mapping[str, Any],
     where: str,
     renewed: frozenset[str],
 ) -> list[dict[str, Any]]:
-    names, saved = parameter_names(modules), meta.get("optimisers")
-    if not isinstance(saved, list) or len(saved) != len(optimisers):
+    names, saved = parameter_names(modules), meta.get("optimizers")
+    if not isinstance(saved, list) or len(saved) != len(optimizers):
         count = len(saved) if isinstance(saved, list) else "no"
         raise CheckpointError(
-            f"{where}: holds {count} optimisers, this run has {len(optimisers)}; resume with the "
-            "objective and the optimiser that started the run"
+            f"{where}: holds {count} optimizers, this run has {len(optimizers)}; resume with the "
+            "objective and the optimizer that started the run"
         )
     try:
         return [
-            fit_state(optimiser, state, _part(tensors, f"optimiser{index}/"), names, where, renewed)
-            for index, (optimiser, state) in enumerate(zip(optimisers, saved, strict=True))
+            fit_state(optimizer, state, _part(tensors, f"optimizer{index}/"), names, where, renewed)
+            for index, (optimizer, state) in enumerate(zip(optimizers, saved, strict=True))
         ]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
         # Entries of other kinds than were written: no writer of ours, whatever the hash says.
-        raise CheckpointError(f"{where}: its optimiser state is malformed ({error!r})") from None
+        raise CheckpointError(f"{where}: its optimizer state is malformed ({error!r})") from None
 
 
 def _read_newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:

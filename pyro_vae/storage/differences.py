@@ -12,7 +12,7 @@ RENEWABLE = {
     "lr_schedule",
     "beta",
     "clip_norm",
-    "optimiser_options",
+    "optimizer_options",
     "transform",
     "valid",
     "architecture",
@@ -49,11 +49,11 @@ def check_settings(
 
 
 def renewed_options(settings: Mapping[str, Any], before: Mapping[str, Any]) -> frozenset[str]:
-    """Return the options of the optimisers to which this run gives another first value."""
+    """Return the options of the optimizers to which this run gives another first value."""
     found: set[str] = set()
     if any(differences(before.get("lr"), settings.get("lr"), "lr")):
         found |= _LIKE_LR
-    pairs = (before.get("optimiser_options"), settings.get("optimiser_options"))
+    pairs = (before.get("optimizer_options"), settings.get("optimizer_options"))
     for line in differences(*pairs, ""):
         found.add(line.split(" = ")[0].rsplit(".", 1)[-1].split("[")[0])
     return frozenset(found)

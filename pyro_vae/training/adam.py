@@ -116,11 +116,11 @@ def _require_real(parameters: list[nn.Parameter], grads: list[Tensor]) -> None:
         shape = tuple(parameter.shape)
         if grad.is_sparse:
             raise ConfigError(
-                f"optimiser: got a sparse gradient for a parameter of shape {shape}, expected "
+                f"optimizer: got a sparse gradient for a parameter of shape {shape}, expected "
                 "dense ones for Adam; set sparse=False in its nn.Embedding, or give torch.optim.SGD"
             )
         if parameter.is_complex():
             raise ConfigError(
-                f"optimiser: got a complex parameter of shape {shape}, expected real ones for the "
-                "default; give optimiser=torch.optim.Adam"
+                f"optimizer: got a complex parameter of shape {shape}, expected real ones for the "
+                "default; give optimizer=torch.optim.Adam"
             )

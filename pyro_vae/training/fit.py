@@ -68,7 +68,7 @@ def fit(
     batch_size: int = 128,
     accumulate: int = 1,
     lr: float = 1e-3,
-    optimiser: Any = None,
+    optimizer: Any = None,
     lr_schedule: Schedule | float = 1.0,
     clip_norm: float | None = None,
     ema: float | None = None,
@@ -160,8 +160,8 @@ def fit(
             for its gradient is a part's alone, and the step is that of the whole batch (each part
             draws noise of its own; batch normalisation, and objectives that compare the rows of a
             batch, see those of a part).
-        lr: Learning rate of the default optimiser, Adam.
-        optimiser: In place of it: a factory ``parameters -> torch.optim.Optimizer``; a class of
+        lr: Learning rate of the default optimizer, Adam.
+        optimizer: In place of it: a factory ``parameters -> torch.optim.Optimizer``; a class of
             ``torch.optim``, which gets ``lr``; a torch optimizer over the program's parameters,
             used as it is; a ``pyro.optim`` optimizer, with its clipping and functions of names.
         lr_schedule: Multiplier of the learning rate, a function of the progress in [0, 1]. A rate
@@ -173,7 +173,7 @@ def fit(
         beta: KL weight: a number (0 is allowed), a function of the progress (``pv.schedules``), or
             one of these per latent site.
         patience: Epochs without a better validation ELBO after which to stop.
-        transform: Applied to each batch on the device (``torch.bernoulli``: dynamic binarisation;
+        transform: Applied to each batch on the device (``torch.bernoulli``: dynamic binarization;
             ``lambda batch: batch[0]``: images without their labels); to ``data`` alone.
         callbacks: Called with the ``Run`` so far after each epoch; a true answer stops the run.
         size: N, of a stream that does not tell it: rows of an epoch, of all devices together.
@@ -210,7 +210,7 @@ def fit(
             the global generators of torch, NumPy or Python, or a loader's own. Within an epoch that
             needs data that come in the same order again (a loader whose data set draws from NumPy's
             generator does not), and one process: several draw other noise. ``"settings"`` lets
-            learning rate, schedules, KL weight, clipping, the optimiser's options, ``transform``,
+            learning rate, schedules, KL weight, clipping, the optimizer's options, ``transform``,
             ``valid`` and parts without weights differ, and writes down in ``config.json`` what did;
             the best weights under another ``transform`` or ``valid`` are forgotten. A finished run
             is returned at once; one that a callback stopped goes on.
@@ -227,7 +227,7 @@ def fit(
             schedule with a value below zero or not finite.
         TrainingDiverged: A loss or gradient is not finite; weights and buffers are the best so far,
             or without ``valid`` those before that update.
-        CheckpointError: The checkpoint in ``out`` is damaged or does not fit, or the optimiser has
+        CheckpointError: The checkpoint in ``out`` is damaged or does not fit, or the optimizer has
             a state that no file can hold (found at the first step).
         DeviceError: The device is not there.
         OSError: ``out`` cannot be written when the run begins or ends (in between, a checkpoint
@@ -253,7 +253,7 @@ def fit(
             judged = _prepare_valid(wrapped, valid, batch_size, feed, world)
             _check_parts(wrapped, first, feed.size, accumulate)
         weights = beta_schedule(beta, wrapped.sites.local)
-        factory = as_factory(adam(lr) if optimiser is None else optimiser, wrapped, first, lr)
+        factory = as_factory(adam(lr) if optimizer is None else optimizer, wrapped, first, lr)
         chosen = _chosen(objective, patience, wrapped.device)
         folder = _folder(out, bool(resume), world, events=logger is None)
         stepper = Stepper(

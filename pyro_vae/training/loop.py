@@ -57,7 +57,7 @@ class Run:
         history: One array per column (``epoch``, ``loss``, ``elbo``, ``valid_elbo``, ``beta`` or
             ``beta[site]``, ``lr``, ``seconds``), in nats per datum where they are bounds.
         best_epoch: The epoch whose weights the program holds.
-        steps: Optimiser steps taken.
+        steps: Optimizer steps taken.
         device: Where it trained.
         folder: The run folder, if any.
         stopped_early: Whether patience or a callback ended it.
@@ -211,7 +211,7 @@ class Loop:
         with nullcontext() if self.average is None else self.average.in_place():
             row |= self._judge(row.get("loss", math.nan))
             self._remember_best(row)
-        row["lr"] = float(self.stepper.optimisers[0].param_groups[0]["lr"])
+        row["lr"] = float(self.stepper.optimizers[0].param_groups[0]["lr"])
         row["seconds"] = time.perf_counter() - start
         self.history.append(row)
         bar.set_postfix({k: f"{row[k]:.2f}" for k in ("elbo", "valid_elbo") if k in row})
@@ -448,13 +448,13 @@ class Loop:
             rows=tuple(self.sums.rows) if self.position and self.sums else (),
         )
         modules = self._modules()
-        optimisers, device = self.stepper.optimisers, self.wrapped.device
+        optimizers, device = self.stepper.optimizers, self.wrapped.device
         if not self.position:
             self.starts = [generator.get_state() for generator in self.feed.generators]
         totals = self.sums.totals if self.position and self.sums else []
         losses = {index: loss for index, loss in enumerate(totals) if loss is not None}
         return Checkpoint.take(
-            modules, optimisers, self.best, progress, self.history, device, self.starts, losses
+            modules, optimizers, self.best, progress, self.history, device, self.starts, losses
         )
 
     def _write(self) -> None:
@@ -511,11 +511,11 @@ class Loop:
             return
         device = self.wrapped.device
         modules = self._modules()
-        path, optimisers = self.folder.path, self.stepper.optimisers
+        path, optimizers = self.folder.path, self.stepper.optimizers
         best, progress, self.history, self.changes, losses = read_checkpoint(
             path,
             modules,
-            optimisers,
+            optimizers,
             self.settings,
             device,
             renew=self.renew,

@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae.errors import ConfigError
-from pyro_vae.inference.objectives.objective import OptimiserFactory
+from pyro_vae.inference.objectives.objective import OptimizerFactory
 from pyro_vae.program.batch import Batch
 from pyro_vae.program.program import Program
 
@@ -27,11 +27,11 @@ _FORMS = (
 )
 
 
-def as_factory(optimiser: Any, program: Program, batch: Batch, lr: float) -> OptimiserFactory:
+def as_factory(optimizer: Any, program: Program, batch: Batch, lr: float) -> OptimizerFactory:
     """Return any form of an optimizer as a factory.
 
     Arguments:
-        optimiser: A factory (a ``functools.partial`` of a class, say); a class, which gets ``lr``;
+        optimizer: A factory (a ``functools.partial`` of a class, say); a class, which gets ``lr``;
             a ``torch.optim.Optimizer`` over parameters of the program, used as it is; a
             ``pyro.optim`` optimizer, whose arguments may be functions of Pyro's parameter names.
         program: What is trained.
@@ -41,19 +41,19 @@ def as_factory(optimiser: Any, program: Program, batch: Batch, lr: float) -> Opt
     Raises:
         ConfigError: None of these, or a kind that steps in another way.
     """
-    if isinstance(optimiser, type) and issubclass(optimiser, torch.optim.Optimizer):
-        kind: Any = optimiser
+    if isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer):
+        kind: Any = optimizer
         return checked(partial(kind, lr=lr))
-    if isinstance(optimiser, torch.optim.Optimizer):
-        return _ready(optimiser)
-    if isinstance(optimiser, PyroOptim):
-        return checked(_from_pyro(optimiser, program, batch))
-    if callable(optimiser) and not isinstance(optimiser, LRScheduler):
-        return checked(optimiser)
-    raise ConfigError(f"optimiser: got {optimiser!r}, expected {_FORMS}")
+    if isinstance(optimizer, torch.optim.Optimizer):
+        return _ready(optimizer)
+    if isinstance(optimizer, PyroOptim):
+        return checked(_from_pyro(optimizer, program, batch))
+    if callable(optimizer) and not isinstance(optimizer, LRScheduler):
+        return checked(optimizer)
+    raise ConfigError(f"optimizer: got {optimizer!r}, expected {_FORMS}")
 
 
-def checked(factory: Callable[..., Any]) -> OptimiserFactory:
+def checked(factory: Callable[..., Any]) -> OptimizerFactory:
     """Return a factory that says so where what it makes is no optimizer, or one of another kind.
 
     Raises:
@@ -61,7 +61,7 @@ def checked(factory: Callable[..., Any]) -> OptimiserFactory:
     """
     if isinstance(factory, PyroOptim):
         raise ConfigError(
-            "optimiser: got a pyro.optim optimizer for an update of an objective, expected a "
+            "optimizer: got a pyro.optim optimizer for an update of an objective, expected a "
             "factory, as functools.partial(torch.optim.Adam, lr=1e-3)"
         )
 
@@ -69,10 +69,10 @@ def checked(factory: Callable[..., Any]) -> OptimiserFactory:
         trained = list(parameters)
         made = factory(trained)
         if isinstance(made, torch.optim.LBFGS):
-            raise ConfigError("optimiser: LBFGS steps by a line search, expected one without")
+            raise ConfigError("optimizer: LBFGS steps by a line search, expected one without")
         if not isinstance(made, torch.optim.Optimizer):
             raise ConfigError(
-                f"optimiser: the factory made {type(made).__name__}, expected a "
+                f"optimizer: the factory made {type(made).__name__}, expected a "
                 "torch.optim.Optimizer"
             )
         _require_known(made, trained)
@@ -81,14 +81,14 @@ def checked(factory: Callable[..., Any]) -> OptimiserFactory:
     return make
 
 
-def _ready(optimizer: torch.optim.Optimizer) -> OptimiserFactory:
+def _ready(optimizer: torch.optim.Optimizer) -> OptimizerFactory:
     """Return a factory that answers once with an optimizer that is there already."""
     taken: list[bool] = []
 
     def make(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         if taken:
             raise ConfigError(
-                "optimiser: this objective makes several updates, each with an optimizer of its "
+                "optimizer: this objective makes several updates, each with an optimizer of its "
                 "own; give a factory"
             )
         taken.append(True)
@@ -108,23 +108,23 @@ def _require_known(optimizer: torch.optim.Optimizer, trained: Iterable[nn.Parame
     ]
     if strange:
         raise ConfigError(
-            f"optimiser: {len(strange)} of the optimizer's parameters are not trained by this "
+            f"optimizer: {len(strange)} of the optimizer's parameters are not trained by this "
             f"update of the run (the first: {strange[0]}); make it over the program's parameters, "
             "once all of them are there; an objective of several updates takes a factory, which "
             "gets those of each"
         )
 
 
-def _from_pyro(optimizer: PyroOptim, program: Program, batch: Batch) -> OptimiserFactory:
+def _from_pyro(optimizer: PyroOptim, program: Program, batch: Batch) -> OptimizerFactory:
     """Return the factory of one torch optimizer that steps as Pyro's one per parameter do."""
     if type(optimizer) is not PyroOptim:
         raise ConfigError(
-            f"optimiser: got {type(optimizer).__name__}, which steps in a way of its own; give the "
+            f"optimizer: got {type(optimizer).__name__}, which steps in a way of its own; give the "
             "pyro.optim optimizer inside it, and the schedule as lr_schedule="
         )
     if optimizer._state_waiting_to_be_consumed:
         raise ConfigError(
-            "optimiser: this pyro.optim optimizer holds a loaded state; resume a run by "
+            "optimizer: this pyro.optim optimizer holds a loaded state; resume a run by "
             "pv.fit(..., out=, resume=True)"
         )
 

@@ -1,4 +1,4 @@
-"""What a run was asked for: KL weights and optimisers from arguments, and the record of it all."""
+"""What a run was asked for: KL weights and optimizers from arguments, and the record of it all."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -9,10 +9,10 @@ from torch import Tensor
 
 from pyro_vae.arguments import number
 from pyro_vae.errors import ConfigError
-from pyro_vae.inference.objectives.objective import OptimiserFactory, TermsObjective
+from pyro_vae.inference.objectives.objective import OptimizerFactory, TermsObjective
 from pyro_vae.program.handlers import Beta
 from pyro_vae.program.program import Program
-from pyro_vae.storage.optimiser_state import plain
+from pyro_vae.storage.optimizer_state import plain
 from pyro_vae.training.adam import Adam
 from pyro_vae.training.feed import LoaderFeed, TensorFeed
 from pyro_vae.training.fingerprints import (
@@ -44,8 +44,8 @@ _NO_OPTION = {
 }
 
 
-def adam(lr: float) -> OptimiserFactory:
-    """Return the factory of the default optimiser, Adam in one fused kernel.
+def adam(lr: float) -> OptimizerFactory:
+    """Return the factory of the default optimizer, Adam in one fused kernel.
 
     Raises:
         ConfigError: A learning rate that is not positive.
@@ -123,9 +123,9 @@ def record_steps(
     weights = beta.items() if isinstance(beta, Mapping) else None
     return {
         "objective": objective_name(objective),
-        "optimiser": ", ".join(type(optimiser).__name__ for optimiser in stepper.optimisers),
+        "optimizer": ", ".join(type(optimizer).__name__ for optimizer in stepper.optimizers),
         "lr": rates[0][0] if len(rates) == len(rates[0]) == 1 else rates,
-        "optimiser_options": [_options(optimiser) for optimiser in stepper.optimisers],
+        "optimizer_options": [_options(optimizer) for optimizer in stepper.optimizers],
         "lr_schedule": describe_schedule(lr_schedule),
         "beta": {site: describe_schedule(b) for site, b in weights}
         if weights is not None
@@ -152,11 +152,11 @@ def shared_settings(
     return {**shared, "config": parts.get("config"), "modules": parts.get("modules")}
 
 
-def _options(optimiser: Any) -> list[dict[str, Any]]:
+def _options(optimizer: Any) -> list[dict[str, Any]]:
     """Return the options of each parameter group that say how it steps."""
     return [
         {name: plain(name, value) for name, value in group.items() if name not in _NO_OPTION}
-        for group in optimiser.param_groups
+        for group in optimizer.param_groups
     ]
 
 

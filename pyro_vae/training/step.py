@@ -13,7 +13,7 @@ from pyro_vae.errors import ConfigError, TrainingDiverged
 from pyro_vae.inference.graphs.compiled_loss import CompiledLoss, Mode, check_mode
 from pyro_vae.inference.graphs.flat_inputs import global_norm
 from pyro_vae.inference.graphs.graph_step import Prepared, Traced
-from pyro_vae.inference.objectives.objective import Objective, OptimiserFactory, Update
+from pyro_vae.inference.objectives.objective import Objective, OptimizerFactory, Update
 from pyro_vae.program.batch import Batch, map_rows, named_leaves, num_rows
 from pyro_vae.program.checks import unscaled
 from pyro_vae.program.handlers import Beta
@@ -31,16 +31,16 @@ _BASE, _VALUE = "scheduled_lr", "schedule"
 
 
 class Stepper:
-    """An objective's updates with their optimisers.
+    """An objective's updates with their optimizers.
 
     No update with a loss or gradient that is not finite moves a weight or a buffer. On the CPU that
     is looked at before each update. On CUDA looking would stall the device, so a flag there makes
-    the fused optimisers skip that update and all that follow, until ``check`` reads it.
+    the fused optimizers skip that update and all that follow, until ``check`` reads it.
 
     Arguments:
         program: What is trained.
         objective: Where the updates come from.
-        optimiser: Factory for the updates that bring none of their own.
+        optimizer: Factory for the updates that bring none of their own.
         clip_norm: Largest global norm of an update's gradient; None does not clip.
         size: N, the data of the training set.
         compile: False runs the program at each step; ``"trace"`` and True run its graph;
@@ -54,7 +54,7 @@ class Stepper:
         self,
         program: Program,
         objective: Objective,
-        optimiser: OptimiserFactory,
+        optimizer: OptimizerFactory,
         *,
         clip_norm: float | None,
         size: int,
@@ -76,11 +76,11 @@ class Stepper:
         self._known = {id(p): p for p in program.parameters()}
         make_dense(p for trained in self.trained for p in trained)
         self._check_trained()
-        self.optimisers = [
-            (checked(update.optimiser) if update.optimiser else optimiser)(parameters)
+        self.optimizers = [
+            (checked(update.optimizer) if update.optimizer else optimizer)(parameters)
             for update, parameters in zip(self.updates, self.trained, strict=True)
         ]
-        self.base_lrs = [[group["lr"] for group in o.param_groups] for o in self.optimisers]
+        self.base_lrs = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
         self._multiplier: float | None = None
         self._schedule_new()
         self.clip_norm = clip_norm
@@ -108,7 +108,7 @@ class Stepper:
         self._direct = self._find_direct()
         self._latest: dict[int, tuple[Traced, list[Tensor]]] = {}
         self._deferred = program.device.type == "cuda" and all(
-            getattr(optimiser, "_step_supports_amp_scaling", False) for optimiser in self.optimisers
+            getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in self.optimizers
         )
         self._broken: Tensor | None = None  # on the device: 1 once an update was not finite
         self._unchecked = 0
@@ -125,10 +125,10 @@ class Stepper:
         ]
 
     def _find_direct(self) -> list[bool]:
-        """Return which optimisers may be given a graph's gradients."""
+        """Return which optimizers may be given a graph's gradients."""
         alone = self.clip_norm is None and self.reduce is None and self.accumulate == 1
-        pairs = zip(self.optimisers, self.trained, strict=True)
-        return [alone and _takes(optimiser, own) for optimiser, own in pairs]
+        pairs = zip(self.optimizers, self.trained, strict=True)
+        return [alone and _takes(optimizer, own) for optimizer, own in pairs]
 
     def _grow(self) -> None:
         """Train the parameters that a batch of another structure has brought, as stock SVI does."""
@@ -140,7 +140,7 @@ class Stepper:
             new = [parameter for parameter in update.parameters if id(parameter) not in known]
             make_dense(new)
             self.trained[index] += new
-            join(self.optimisers[index], new)
+            join(self.optimizers[index], new)
             self._schedule_new()
             compiled = self._compiled[index]
             if compiled is not None:
@@ -168,7 +168,7 @@ class Stepper:
 
     def _groups(self) -> list[tuple[dict[str, Any], Any]]:
         """Return all parameter groups, each with its first learning rate."""
-        groups = [group for optimiser in self.optimisers for group in optimiser.param_groups]
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         return [(group, group.get(_BASE, group["lr"])) for group in groups]
 
     def _schedule_new(self) -> None:
@@ -289,7 +289,7 @@ class Stepper:
                 )
 
     def _update(self, index: int, batch: Batch, beta: Beta | None) -> Tensor:
-        compiled, optimiser = self._compiled[index], self.optimisers[index]
+        compiled, optimizer = self._compiled[index], self.optimizers[index]
         step = compiled.prepare(batch, beta=beta, size=self.size) if compiled else None
         if self._version != self.program.own.version:  # the look before a trace has found more
             self._grow()
@@ -318,7 +318,7 @@ class Stepper:
             self._flag(loss + norm, index, buffers, copies)
         if direct:
             traced, grads = self._latest[index]
-            optimiser.move(traced.trained, grads)  # type: ignore[attr-defined]
+            optimizer.move(traced.trained, grads)  # type: ignore[attr-defined]
         else:
             self._move(index, norm)
         return loss
@@ -326,7 +326,7 @@ class Stepper:
     def _move(self, index: int, norm: Tensor) -> None:
         if self.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.trained[index], self.clip_norm, norm)
-        self.optimisers[index].step()
+        self.optimizers[index].step()
 
     def _update_in_parts(self, index: int, batch: Batch, beta: Beta | None) -> Tensor:
         r"""Apply one update by the gradient of a batch in parts.
@@ -381,7 +381,7 @@ class Stepper:
     def _run(self, index: int, step: Prepared, direct: bool) -> tuple[Tensor, Tensor]:
         """Make the gradients of one update by its graph; return its loss and their norm.
 
-        Where the optimiser alone sees them they are not set on the parameters, which costs a tenth
+        Where the optimizer alone sees them they are not set on the parameters, which costs a tenth
         of a small step: ``hand_out`` does it.
         """
         if not direct:
@@ -433,14 +433,14 @@ class Stepper:
             )
 
     def _flag(self, value: Tensor, index: int, buffers: list[Tensor], copies: list[Tensor]) -> None:
-        """Mark a value that is not finite on the device, where the optimisers see it."""
+        """Mark a value that is not finite on the device, where the optimizers see it."""
         broken = (~torch.isfinite(value)).to(torch.float32)
         self._broken = broken if self._broken is None else torch.maximum(self._broken, broken)
         for buffer, copy in zip(buffers, copies, strict=True):
             buffer.copy_(torch.where(self._broken.bool(), copy, buffer))
-        optimiser: Any = self.optimisers[index]
-        optimiser.grad_scale = None
-        optimiser.found_inf = self._broken  # what a gradient scaler sets: the fused step skips
+        optimizer: Any = self.optimizers[index]
+        optimizer.grad_scale = None
+        optimizer.found_inf = self._broken  # what a gradient scaler sets: the fused step skips
 
     def _advice(self, batch: Batch) -> str:
         site = first_bad_site(self.program, batch) or self._first_bad_gradient()
@@ -457,10 +457,10 @@ class Stepper:
         return None
 
 
-def _takes(optimiser: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> bool:
-    """Return whether an optimiser may be given a graph's gradients: ours, over all parameters."""
-    owned = [id(p) for group in optimiser.param_groups for p in group["params"]]
-    return type(optimiser) is Adam and owned == [id(p) for p in parameters]
+def _takes(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> bool:
+    """Return whether an optimizer may be given a graph's gradients: ours, over all parameters."""
+    owned = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    return type(optimizer) is Adam and owned == [id(p) for p in parameters]
 
 
 def parts_of(batch: Batch, count: int) -> Iterator[Batch]:

@@ -47,7 +47,7 @@ def test_every_objective_that_is_advised_gives_a_loss(name):
     for call in re.findall(r"pv\.schedules\.\w+\([^()]*\)", " ".join(advice)):
         assert 0 <= eval(call, {"pv": pv})(0.5) <= 1
     if "how=" in " ".join(advice):
-        settings = pv.Local(steps=2)
+        settings = pv.Local(num_steps=2)
         pv.infer(program, data, how="semi", settings=settings)
 
 

@@ -17,7 +17,7 @@ import pyro_vae as pv
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.evaluation.fitted_likelihood import _fit, _Moments, fitted_log_likelihood
 
-QUICK = {"samples": 2000, "warmup": 60, "draws": 60}
+QUICK = {"num_particles": 2000, "warmup": 60, "num_draws": 60}
 
 
 def largest_z(result, exact):
@@ -47,7 +47,7 @@ def test_ppca(program, full):
     assert not bool((result.psis_k > 0.7).any())
     if program is Misled:
         torch.manual_seed(0)
-        own = pv.log_likelihood(program(oracle), x, samples=2000)
+        own = pv.log_likelihood(program(oracle), x, num_particles=2000)
         assert (own.log_prob < oracle.log_prob(x) - 5).all()
 
 
@@ -89,7 +89,7 @@ def test_data_are_cut_into_passes():
     x = oracle.sample(7)
     torch.manual_seed(0)
     result = fitted_log_likelihood(
-        ExactPPCA(oracle), x, batch_size=3, samples=500, warmup=20, draws=20
+        ExactPPCA(oracle), x, batch_size=3, num_particles=500, warmup=20, num_draws=20
     )
     assert len(result.log_prob) == len(result.ess) == len(result.psis_k) == 7
     assert largest_z(result, oracle.log_prob(x)) < 5
@@ -98,7 +98,7 @@ def test_data_are_cut_into_passes():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"samples": 0}, {"warmup": 0}, {"draws": 1}, {"num_leapfrog": 0}, {"widen": -1.0}],
+    [{"num_particles": 0}, {"warmup": 0}, {"num_draws": 1}, {"num_leapfrog": 0}, {"widen": -1.0}],
     ids=str,
 )
 def test_settings_out_of_range(settings):

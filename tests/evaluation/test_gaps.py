@@ -61,9 +61,9 @@ def z_score(values, mean, noise):
 def test_the_best_guide_pays_for_its_family_only():
     x, linear = turned()
     exact = linear.marginal().log_prob(x).detach()
-    measured = gaps(linear, x, annealed=ANNEALED, samples=4000)
+    measured = gaps(linear, x, annealed=ANNEALED, num_particles=4000)
     assert abs(z_score(measured.elbo, (exact - family_gap(linear)).mean(), measured.noise)) < 5
-    # A climb of its own can only lose what its optimiser leaves: below 1e-3 nats.
+    # A climb of its own can only lose what its optimizer leaves: below 1e-3 nats.
     miss = z_score(measured.local_elbo + 1e-3, (exact - family_gap(linear)).mean(), measured.noise)
     assert miss > -5
     noise = (measured.noise.square() + measured.local_noise.square()).sqrt()
@@ -79,7 +79,7 @@ def test_a_spoiled_guide_pays_for_its_network_too():
         linear.recognition.mul_(0.6)
         linear.log_diagonal.add_(0.4)
     total = encoder_gap(linear, x)
-    measured = gaps(linear, x, annealed=ANNEALED, samples=4000)
+    measured = gaps(linear, x, annealed=ANNEALED, num_particles=4000)
     exact = linear.marginal().log_prob(x).detach()
     assert abs(z_score(exact - measured.elbo, total.mean(), measured.noise)) < 5
     assert measured.mean["amortisation"] == pytest.approx(
@@ -94,7 +94,7 @@ def test_a_family_that_holds_the_posterior_has_no_gap_left():
     x, linear = turned(n=20)
     exact = linear.marginal().log_prob(x).detach()
     best = Local(full_covariance=True)
-    measured = gaps(linear, x, local=best, annealed=ANNEALED, samples=500)
+    measured = gaps(linear, x, local=best, annealed=ANNEALED, num_particles=500)
     torch.testing.assert_close(measured.local_elbo, exact, rtol=0, atol=1e-6)
     torch.testing.assert_close(measured.estimators[module.LOCAL], exact, rtol=0, atol=1e-6)
     assert measured.log_prob.mean() >= exact.mean() - 1e-6  # the best of them is no worse
@@ -107,7 +107,9 @@ def test_a_family_that_holds_the_posterior_has_no_gap_left():
 def test_the_parts_add_up_and_the_table_says_so(monkeypatch):
     monkeypatch.setattr(module, "_DATA_PER_PASS", 4)  # several passes
     x, linear = turned(n=10)
-    measured = gaps(linear, x, annealed=ANNEALED, samples=50, local=Local(steps=50, patience=None))
+    measured = gaps(
+        linear, x, annealed=ANNEALED, num_particles=50, local=Local(num_steps=50, patience=None)
+    )
     torch.testing.assert_close(measured.approximation + measured.amortisation, measured.total)
     torch.testing.assert_close(measured.log_prob, measured.estimators[measured.estimator])
     assert measured.log_prob.mean() == max(v.mean() for v in measured.estimators.values())
@@ -144,7 +146,7 @@ def test_all_bounds_are_conditional_on_one_draw_of_the_globals():
 
     torch.manual_seed(4)
     x = torch.randn(12, dtype=torch.float64)
-    found = gaps(pv.Program(common_mean, guide), x, local=Local(steps=200), annealed=ANNEALED)
+    found = gaps(pv.Program(common_mean, guide), x, local=Local(num_steps=200), annealed=ANNEALED)
     exact = kl_divergence(dist.Normal(0.0, 0.9), dist.Normal(0.0, 0.5**0.5)).item()
     noise = (found.noise**2 + found.log_prob_noise**2).sqrt()
     assert abs(z_score(found.total, exact, noise)) < 5.0
@@ -154,7 +156,7 @@ def test_all_bounds_are_conditional_on_one_draw_of_the_globals():
 def test_what_has_no_gap_per_datum_is_refused():
     x, linear = turned()
     with pytest.raises(ConfigError, match="at least 2"):
-        gaps(linear, x[:4], samples=1)
+        gaps(linear, x[:4], num_particles=1)
 
 
 class Measured:
@@ -212,7 +214,7 @@ class Known(torch.nn.Module):
 
 def test_exact_weights_have_no_noise():
     x = torch.linspace(-1, 2, 12, dtype=torch.float64)[:, None]
-    measured = gaps(Known(math.sqrt(0.5)), x, annealed=ANNEALED, samples=100)
+    measured = gaps(Known(math.sqrt(0.5)), x, annealed=ANNEALED, num_particles=100)
     for noise in (measured.log_prob_noise, measured.noise):
         assert noise.max() < 1e-6
 
@@ -225,7 +227,7 @@ def test_the_noise_is_that_of_the_estimate_that_was_chosen():
     x, samples = torch.linspace(-1, 2, 40, dtype=torch.float64)[:, None], 2000
     of_elbo = Known(0.1).noise(samples)[1]
     torch.manual_seed(0)
-    measured = gaps(Known(0.1), x, annealed=ANNEALED, samples=samples)
+    measured = gaps(Known(0.1), x, annealed=ANNEALED, num_particles=samples)
     assert measured.estimator == module.LOCAL  # few draws of the guide see the posterior's tails
     assert measured.log_prob_noise.max() < 1e-3
     assert measured.local_noise.max() < 1e-3
@@ -237,7 +239,7 @@ def test_the_noise_of_importance_weights_is_the_closed_form():
     of_log_prob, _ = Known(1.1).noise(samples)
     torch.manual_seed(0)
     still = Local(1, lr=1e-9)  # the local q is the guide
-    measured = gaps(Known(1.1), x, annealed=ANNEALED, samples=samples, local=still)
+    measured = gaps(Known(1.1), x, annealed=ANNEALED, num_particles=samples, local=still)
     assert measured.estimator in (module.LOCAL, module.GUIDE)
     assert measured.log_prob_noise.mean().item() == pytest.approx(of_log_prob, rel=0.05)
 
@@ -256,9 +258,9 @@ def test_data_whose_first_dimension_is_time_are_turned_once():
         with pyro.plate("data", x.shape[1]):
             pyro.sample("z", dist.Normal(x.sum(0) / 4, 0.5))
 
-    short = Local(steps=2, particles=2)
+    short = Local(num_steps=2, num_particles=2)
     program = pv.Program(model, guide, dim=1)
-    measured = gaps(program, x, local=short, annealed=ANNEALED, samples=2)
+    measured = gaps(program, x, local=short, annealed=ANNEALED, num_particles=2)
     covariance = torch.eye(3, dtype=torch.float64) + 1
     exact = dist.MultivariateNormal(x.new_zeros(3), covariance).log_prob(x.T)
     torch.testing.assert_close(measured.elbo, exact, rtol=1e-10, atol=1e-10)

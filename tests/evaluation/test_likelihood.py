@@ -65,7 +65,7 @@ def test_small_passes_equal_large_ones(rows, monkeypatch):
     x = oracle.sample(30)
     monkeypatch.setattr(likelihood, "_ROWS_PER_PASS", rows)
     monkeypatch.setattr(likelihood, "_DATA_PER_PASS", 7)
-    estimate = pv.log_likelihood(ExactPPCA(oracle), x, samples=33)
+    estimate = pv.log_likelihood(ExactPPCA(oracle), x, num_particles=33)
     torch.testing.assert_close(estimate.log_prob, oracle.log_prob(x), rtol=1e-10, atol=1e-10)
     assert estimate.samples == 33
 
@@ -74,11 +74,11 @@ def test_memory_does_not_grow_with_the_samples():
     largest = []
     for samples in (500, 5_000, 50_000):
         program = Scaled(1.2)
-        pv.log_likelihood(program, X[:3], samples=samples)
+        pv.log_likelihood(program, X[:3], num_particles=samples)
         largest.append(program.largest)
     assert largest[1] == largest[2] <= likelihood._ROWS_PER_PASS + 3
     program = Scaled(1.2)
-    pv.log_likelihood(program, X.repeat(50, 1), samples=200)
+    pv.log_likelihood(program, X.repeat(50, 1), num_particles=200)
     assert program.largest <= likelihood._ROWS_PER_PASS
 
 
@@ -86,7 +86,7 @@ def test_memory_does_not_grow_with_the_samples():
 def test_estimate_and_ess_of_a_wide_guide(factor):
     """|z| < 5 (false alarm 6e-7 per datum): weights have finite variance, known in closed form."""
     samples = 20_000
-    estimate = pv.log_likelihood(Scaled(factor), X, samples=samples)
+    estimate = pv.log_likelihood(Scaled(factor), X, num_particles=samples)
     second_moment = factor / math.sqrt(2 - 1 / factor**2)  # E_q w² over (E_q w)²
     deviation = math.sqrt((second_moment - 1) / samples)
     z = (estimate.log_prob - Scaled.exact(X)) / deviation
@@ -100,7 +100,7 @@ def test_estimate_and_ess_of_a_wide_guide(factor):
 @pytest.mark.parametrize("factor", [0.8, 0.6, 0.4])
 def test_pareto_shape_of_a_narrow_guide(factor):
     """The weights' tail index is 1 - c²; the mean over 40 data of its estimate is near it."""
-    estimate = pv.log_likelihood(Scaled(factor), X, samples=20_000)
+    estimate = pv.log_likelihood(Scaled(factor), X, num_particles=20_000)
     assert estimate.psis_k.mean().item() == pytest.approx(1 - factor**2, abs=0.12)
     assert (estimate.untrusted > 0.5) == (1 - factor**2 > 0.75)
     assert (estimate.ess < 20_000 * (1 - (1 - factor**2) / 4)).all()
@@ -109,12 +109,12 @@ def test_pareto_shape_of_a_narrow_guide(factor):
 def test_more_samples_tighten_the_bound():
     program = Scaled(0.5)
     means = [pv.elbo(program, X).mean().item()]
-    means += [pv.log_likelihood(program, X, samples=k).mean for k in (10, 100, 5000)]
+    means += [pv.log_likelihood(program, X, num_particles=k).mean for k in (10, 100, 5000)]
     assert means == sorted(means) and means[-1] < Scaled.exact(X).mean().item() + 0.05
 
 
 def test_one_sample_has_no_spread():
-    estimate = pv.log_likelihood(Scaled(1.5), X, samples=1)
+    estimate = pv.log_likelihood(Scaled(1.5), X, num_particles=1)
     assert (estimate.ess - 1).abs().max() < 1e-9 and torch.isinf(estimate.psis_k).all()
 
 
@@ -150,7 +150,7 @@ class Offset(nn.Module):
 def test_globals_are_averaged_inside_the_logarithm():
     """log E_q(w) p(x | w) = log N(x; m, 2 + s²); each datum within 5 standard errors."""
     program, draws = Offset(), 1000
-    estimate = pv.log_likelihood(program, X[:5], samples=1, num_samples=draws)
+    estimate = pv.log_likelihood(program, X[:5], num_particles=1, num_global_samples=draws)
     exact = dist.Normal(0.3, (2 + 0.25) ** 0.5).log_prob(X[:5, 0])
     w = 0.3 + 0.5 * torch.randn(100_000, dtype=torch.float64)
     spread = dist.Normal(w, 2**0.5).log_prob(X[:5]).exp()
@@ -158,7 +158,7 @@ def test_globals_are_averaged_inside_the_logarithm():
     assert ((estimate.log_prob - exact) / error).abs().max() < 5
     assert estimate.samples == draws
     # One draw at K = 3 is exact given w, and tells nothing of the spread between draws.
-    again = pv.log_likelihood(program, X[:5], samples=3, num_samples=1)
+    again = pv.log_likelihood(program, X[:5], num_particles=3, num_global_samples=1)
     assert again.ess.isnan().all() and math.isnan(again.stderr)
     # Three particles that weigh the same count as one: the spread is that of the globals alone.
     exact_ess = 1 / ((spread.var(1) / spread.mean(1) ** 2) / draws)
@@ -175,7 +175,7 @@ def test_the_stated_errors_cover_the_draws_of_the_globals():
     inside = torch.zeros(2)
     for seed in range(100):
         torch.manual_seed(seed)
-        found = pv.log_likelihood(program, x, samples=20, num_samples=25)
+        found = pv.log_likelihood(program, x, num_particles=20, num_global_samples=25)
         assert (found.ess < 500).all()
         over_data = found.log_prob.var() / len(x)
         shared = (found.stderr**2 - over_data.item()) ** 0.5
@@ -187,9 +187,9 @@ def test_the_stated_errors_cover_the_draws_of_the_globals():
 def test_the_tail_of_all_weights_is_kept():
     """The Pareto shape is the larger of that of all S K weights and that of the S means."""
     program = Offset()
-    few = pv.log_likelihood(program, X[:3], samples=50, num_samples=4)
+    few = pv.log_likelihood(program, X[:3], num_particles=50, num_global_samples=4)
     assert few.psis_k.isinf().all() and math.isnan(few.untrusted)  # of four draws nothing is known
-    many = pv.log_likelihood(program, X[:3], samples=1, num_samples=400)
+    many = pv.log_likelihood(program, X[:3], num_particles=1, num_global_samples=400)
     assert many.psis_k.isfinite().all()
     assert (many.psis_k >= psis_k(many.by_global, 0) - 1e-9).all()
 
@@ -219,7 +219,7 @@ def test_likelihood_without_local_latents():
     """log E_q(w) p(y | w) = log N(y; 0.5 x, 0.25 + 0.01 x²), within five stated errors."""
     x = torch.linspace(-2, 2, 200, dtype=torch.float64)
     y = x + 0.1
-    found = pv.log_likelihood(Regression(), (x, y), num_samples=400)
+    found = pv.log_likelihood(Regression(), (x, y), num_global_samples=400)
     exact = dist.Normal(0.5 * x, (0.25 + 0.01 * x**2).sqrt()).log_prob(y)
     assert ((found.log_prob - exact) / found.noise).abs().max() < 5
     assert found.samples == 400 and len(found.by_global) == 400
@@ -262,7 +262,7 @@ def test_weights_run_in_eval_mode_and_go_back():
     program.train()
     x = CASES["regularised"].data(8)
     buffers = {k: v.clone() for k, v in program.named_buffers()}
-    pv.log_likelihood(program, x, samples=4)
+    pv.log_likelihood(program, x, num_particles=4)
     pv.elbo(program, x)
     assert all(torch.equal(v, buffers[k]) for k, v in program.named_buffers())
     assert all(part.training for part in program.modules())

@@ -41,7 +41,7 @@ ANNEALED = pv.AIS(num_temperatures=4, chains=8, num_leapfrog=2, pilot=60)
 
 
 def likelihood():
-    found = pv.log_likelihood(pv.Program(model, guide), X, samples=100)
+    found = pv.log_likelihood(pv.Program(model, guide), X, num_particles=100)
     return [(found.log_prob, found.noise, EXACT)]
 
 
@@ -52,14 +52,14 @@ def annealed():
 
 def fitted():
     found = pv.fitted_log_likelihood(
-        pv.Program(model, guide), X, samples=100, warmup=100, draws=100
+        pv.Program(model, guide), X, num_particles=100, warmup=100, num_draws=100
     )
     return [(found.log_prob, found.noise, EXACT)]
 
 
 def gaps():
     local = pv.Local(20)
-    found = pv.gaps(pv.Program(model, guide), X, annealed=ANNEALED, local=local, samples=100)
+    found = pv.gaps(pv.Program(model, guide), X, annealed=ANNEALED, local=local, num_particles=100)
     return [(found.log_prob, found.log_prob_noise, EXACT), (found.elbo, found.noise, BOUND)]
 
 

@@ -86,9 +86,9 @@ def test_perplexities_are_those_of_the_bound():
     error = (cost / length).std() / 30**0.5 * found.per_document
     assert found.per_document_stderr == pytest.approx(error.item())
     torch.manual_seed(1)
-    tight = pv.perplexity(PROGRAM, x, samples=50)
+    tight = pv.perplexity(PROGRAM, x, num_particles=50)
     torch.manual_seed(1)
-    cost = -pv.log_likelihood(PROGRAM, x, samples=50).log_prob.double()
+    cost = -pv.log_likelihood(PROGRAM, x, num_particles=50).log_prob.double()
     assert tight.corpus == pytest.approx((cost.sum() / length.sum()).exp().item())
     assert "per_document=" in repr(tight)
 
@@ -107,7 +107,7 @@ def test_a_perplexity_does_not_depend_on_how_many_documents_are_asked(samples, t
     def guide(x):
         pyro.sample("topic", dist.Normal(logits, 1e-6).to_event(1))
 
-    found = pv.perplexity(pv.Program(model, guide), X[:3].repeat(times, 1), samples=samples)
+    found = pv.perplexity(pv.Program(model, guide), X[:3].repeat(times, 1), num_particles=samples)
     cost = -(X[:3] * logits.log_softmax(-1)).sum(-1) / X[:3].sum(-1)
     assert found.per_document == pytest.approx(cost.mean().exp().item(), rel=1e-4)
 

@@ -50,9 +50,9 @@ def test_a_label_that_lacks_is_summed_out_as_quadrature_has_it():
         LABELS >= 0, exact.gather(1, LABELS.clamp(min=0)[:, None])[:, 0], exact.logsumexp(1)
     )
     torch.manual_seed(0)
-    found = pv.log_likelihood(program, (X, LABELS), samples=2000)
+    found = pv.log_likelihood(program, (X, LABELS), num_particles=2000)
     assert ((found.log_prob - wanted) / found.noise.clamp(min=1e-6)).abs().max() < 5
-    alone = pv.log_likelihood(program, X, samples=2000)
+    alone = pv.log_likelihood(program, X, num_particles=2000)
     assert ((alone.log_prob - exact.logsumexp(1)) / alone.noise).abs().max() < 5
     assert (pv.elbo(program, (X, LABELS), num_particles=500) < wanted + 0.02).all()
 
@@ -61,10 +61,10 @@ def test_probabilities_of_labels_are_bayes():
     program = m2()
     exact = by_quadrature(program, X)
     torch.manual_seed(1)
-    found = pv.classify(program, X, samples=2000)
+    found = pv.classify(program, X, num_particles=2000)
     torch.testing.assert_close(found.probabilities, exact.softmax(1), rtol=0.0, atol=0.05)
     torch.testing.assert_close(found.log_likelihood, exact.logsumexp(1), rtol=0.0, atol=0.1)
-    given = pv.classify(program, (X, LABELS), samples=5).probabilities
+    given = pv.classify(program, (X, LABELS), num_particles=5).probabilities
     assert given[0].tolist() == [0.0, 0.0, 1.0] and given[2].tolist() == [1.0, 0.0, 0.0]
     fast = pv.classify(program, (X, LABELS)).probabilities
     torch.testing.assert_close(fast[[1, 3]], program.classifier(X).softmax(1)[[1, 3]].detach())
@@ -87,7 +87,9 @@ def test_hmc_runs_over_codes_with_the_label_summed_out():
         ).softmax(0)
     mean = (weight * grid[..., 0]).sum(0)
     torch.manual_seed(2)
-    drawn = pv.refine(program, (X, LABELS), pv.HMC(steps=150, warmup=100, chains=6, num_leapfrog=4))
+    drawn = pv.refine(
+        program, (X, LABELS), pv.HMC(num_draws=150, warmup=100, chains=6, num_leapfrog=4)
+    )
     error = drawn.scale[:, 0] / drawn.ess.reshape(-1).sqrt()
     assert ((drawn.mean[:, 0] - mean) / error).abs().max() < 5
 
@@ -167,7 +169,7 @@ def test_a_linear_conditional_vae_is_a_gaussian():
     exact = dist.MultivariateNormal((c @ a)[:, None] * b, covariance).log_prob(X)
     torch.testing.assert_close(pv.elbo(program, (X, c)), exact, **EXACT)
     torch.testing.assert_close(
-        pv.log_likelihood(program, (X, c), samples=3).log_prob, exact, **EXACT
+        pv.log_likelihood(program, (X, c), num_particles=3).log_prob, exact, **EXACT
     )
 
 
@@ -227,7 +229,7 @@ def test_a_condition_that_nothing_depends_on_is_refused():
     with pytest.raises(ConfigError, match="nothing depends on the condition"):
         ConditionalVAE(2, 1, num_classes=2, prior="standard", decoder="latent")
     with pytest.raises(ProgramError, match="no discrete latent is summed out"):
-        pv.classify(pv.models.VAE(2, 1, (4,)), torch.zeros(3, 2), samples=3)
+        pv.classify(pv.models.VAE(2, 1, (4,)), torch.zeros(3, 2), num_particles=3)
     with pytest.raises(ProgramError, match="no classifier"):
         pv.classify(pv.models.VAE(2, 1, (4,)), torch.zeros(3, 2))
 

@@ -67,9 +67,11 @@ def test_factor_analysis_with_holes_is_a_marginal_gaussian():
     exact = [conditional(program, row) for row in X]
     log_p = torch.stack([each[0] for each in exact])
     torch.testing.assert_close(pv.elbo(program, X), log_p, **EXACT)
-    torch.testing.assert_close(pv.log_likelihood(program, X, samples=3).log_prob, log_p, **EXACT)
+    torch.testing.assert_close(
+        pv.log_likelihood(program, X, num_particles=3).log_prob, log_p, **EXACT
+    )
     torch.manual_seed(0)
-    found = pv.impute(program, X, samples=3000)
+    found = pv.impute(program, X, num_particles=3000)
     assert torch.equal(found.missing, X.isnan())
     torch.testing.assert_close(found.ess, torch.full((3,), 3000.0).double())
     for row, (_, mean, covariance) in enumerate(exact):
@@ -79,7 +81,7 @@ def test_factor_analysis_with_holes_is_a_marginal_gaussian():
         error = found.stderr[row][~seen]
         assert ((found.values[row][~seen] - mean).abs() < 5 * error).all()
         assert (error < covariance.diagonal().sqrt() / 3000**0.5).all()  # the code's share of it
-    many = pv.impute(program, X[:1].expand(2000, 4), how="sample", samples=30).values[:, 1]
+    many = pv.impute(program, X[:1].expand(2000, 4), how="sample", num_particles=30).values[:, 1]
     _, mean, covariance = exact[0]
     z = (many.mean() - mean) / (covariance[0, 0] / 2000) ** 0.5
     spread = (many.var() / covariance[0, 0] - 1) / (2 / 2000) ** 0.5
@@ -100,7 +102,7 @@ def test_the_demo_of_miwae_reaches_its_exact_values():
     x[holes, 0] = math.nan
     bound = pv.elbo(program, x)
     assert (bound.mean() + 2.576348).abs() < 5 * bound.std() / len(x) ** 0.5
-    found = pv.impute(program, x, samples=20).values[holes, 0]
+    found = pv.impute(program, x, num_particles=20).values[holes, 0]
     square = (found - truth[holes]).square()
     floor = 1.5 + 0.5 / 20 * 0.5  # of twenty draws, the variance of the code's mean besides
     assert (square.mean() - floor).abs() < 5 * square.std() / len(square) ** 0.5
@@ -165,7 +167,7 @@ def test_what_is_missing_changes_nothing(imputation):
     run = pv.fit(vae, holes, objective=pv.MIWAE(3), epochs=2, batch_size=6, compile=mode)
     assert run.compiled == ("graph" if mode else "eager")
     assert pv.generate(vae, 3).isfinite().all() and pv.reconstruct(vae, holes).isfinite().all()
-    found = pv.impute(vae, holes, samples=20)
+    found = pv.impute(vae, holes, num_particles=20)
     assert found.values.isfinite().all() and torch.equal(found.values[observed], x[observed])
     grey = torch.where(observed, 0.3, torch.nan)
     with pytest.raises(DataError, match=r"value 0.3 in row [01] is outside the support"):
@@ -178,7 +180,7 @@ def test_names_are_filled_in_by_the_most_probable():
     observation = partial(Categorical, num_classes=3)
     vae = VAE(2, 1, (6,), observation=observation, missing="nan").double()
     x = torch.tensor([[0.0, math.nan], [2.0, 1.0], [math.nan, 1.0]]).double()
-    found = pv.impute(vae, x, samples=500)
+    found = pv.impute(vae, x, num_particles=500)
     by_hand = vae.decoder(torch.zeros(1, 1).double()).base_dist.probs
     assert set(found.values.flatten().tolist()) <= {0.0, 1.0, 2.0}
     assert found.stderr[0, 1].isnan() and by_hand.shape == (1, 2, 3)
@@ -193,7 +195,7 @@ def test_names_are_filled_in_by_the_most_probable():
 def test_what_cannot_be_filled_in_is_told():
     x = torch.zeros(3, 4)
     with pytest.raises(ProgramError, match="no missing cells: the model masks none"):
-        pv.impute(VAE(4, 2, (6,)), x, samples=3)
+        pv.impute(VAE(4, 2, (6,)), x, num_particles=3)
     with pytest.raises(ConfigError, match="imputation='set' is for data with holes"):
         VAE(4, 2, (6,), imputation="set")
     with pytest.raises(ConfigError, match="VampPrior has data for its encoder"):
@@ -202,7 +204,7 @@ def test_what_cannot_be_filled_in_is_told():
         Incomplete(dist.MultivariateNormal(torch.zeros(2), torch.eye(2)), torch.ones(2).bool())
     posterior = VAE(4, 2, (6,), missing="nan", posterior=FullGaussian)
     rows = torch.full((2, 4), torch.nan)  # all cells of a row may lack: log p of nothing is 0
-    assert pv.log_likelihood(posterior, rows, samples=3).log_prob.isfinite().all()
+    assert pv.log_likelihood(posterior, rows, num_particles=3).log_prob.isfinite().all()
     wild = x.index_fill(0, torch.tensor(1), math.inf)
     with pytest.raises(DataError, match=r"inf in row 1"):
         pv.elbo(VAE(4, 2, (6,), missing="nan", observation=Gaussian), wild)
@@ -247,11 +249,13 @@ def test_a_label_that_is_summed_out_fills_in_several_sites():
     x = torch.tensor([[0.3, math.nan]]).double()
     u = torch.full((1, 1), math.nan).double()
     torch.manual_seed(2)
-    found = pv.impute(program, (x, u), samples=4000)
+    found = pv.impute(program, (x, u), num_particles=4000)
     filled = torch.stack([found.values["x"][0, 1], found.values["u"][0, 0]])
     error = torch.stack([found.stderr["x"][0, 1], found.stderr["u"][0, 0]])
     assert ((filled - mean).abs() < 5 * error).all() and found.missing["x"].tolist() == [[0, 1]]
-    many = pv.impute(program, (x.expand(1500, 2), u.expand(1500, 1)), how="sample", samples=60)
+    many = pv.impute(
+        program, (x.expand(1500, 2), u.expand(1500, 1)), how="sample", num_particles=60
+    )
     drawn = torch.cat([many.values["x"][:, 1:], many.values["u"]], -1)
     assert ((drawn.mean(0) - mean).abs() < 5 * (spread.diagonal() / 1500).sqrt()).all()
     products = (drawn - mean)[:, :1] * (drawn - mean)[:, 1:]
@@ -273,4 +277,4 @@ class Crossed(Clusters):
 def test_several_labels_around_a_hole_are_told():
     x = torch.tensor([[0.3, math.nan]]).double()
     with pytest.raises(ProgramError, match=r"impute: x depends on several latents.*w, y; let the"):
-        pv.impute(Crossed(), (x, x), samples=3)
+        pv.impute(Crossed(), (x, x), num_particles=3)

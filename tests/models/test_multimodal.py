@@ -47,7 +47,7 @@ def test_a_product_of_experts_is_the_posterior():
     vae = linear("product")
     q = vae.encoder(*vae.cells(A, B)).base_dist
     assert q.loc.item() == pytest.approx(1.0) and q.variance.item() == pytest.approx(0.25)
-    for found in (pv.elbo(vae, (A, B)), pv.log_likelihood(vae, (A, B), samples=3).log_prob):
+    for found in (pv.elbo(vae, (A, B)), pv.log_likelihood(vae, (A, B), num_particles=3).log_prob):
         assert found.item() == pytest.approx(-3.1844506567, abs=1e-9)
 
 
@@ -69,11 +69,11 @@ def test_a_modality_that_lacks_drops_out(how):
     if how == "NaN":
         data = tuple(x.expand(200, 1) for x in data)
         torch.manual_seed(0)
-        found = pv.impute(vae, data, samples=40)
+        found = pv.impute(vae, data, num_particles=40)
         assert torch.equal(found.values["a"], data[0]) and not found.missing["a"].any()
         assert found.missing["b"].all() and (found.stderr["a"] == 0).all()
         assert ((found.values["b"] - 1).abs() < 5 * found.stderr["b"]).all()
-        drawn = pv.impute(vae, data, how="sample", samples=10).values["b"]
+        drawn = pv.impute(vae, data, how="sample", num_particles=10).values["b"]
         assert abs(drawn.mean() - 1) < 5 * (1 / 200) ** 0.5
         assert abs(drawn.var() - 1) < 5 * (2 / 200) ** 0.5
 
@@ -135,7 +135,7 @@ def test_what_lacks_trains_nothing(tmp_path):
     run = pv.fit(vae, holed, objective=pv.MIWAE(3), epochs=2, batch_size=6, compile="trace")
     assert run.compiled == "graph"
     assert all(p.isfinite().all() for p in vae.parameters())
-    found = pv.impute(vae, holed, samples=20).values
+    found = pv.impute(vae, holed, num_particles=20).values
     assert set(found["label"].unique().tolist()) <= {0.0, 1.0, 2.0}
     assert torch.equal(found["image"][there[:, 0]], image[there[:, 0]])
     pv.save(vae, tmp_path)

@@ -188,7 +188,7 @@ def test_learns_what_the_prior_of_one_bit_cannot():
     torch.manual_seed(0)
     sbn = SBN(6, (1,))
     pv.fit(sbn, x, objective=pv.VIMCO(4), epochs=120, batch_size=80, lr=0.1, compile="trace")
-    assert pv.log_likelihood(sbn, x, samples=20).mean > math.log(0.5) - 0.2
+    assert pv.log_likelihood(sbn, x, num_particles=20).mean > math.log(0.5) - 0.2
 
 
 def test_the_mean_centres_the_guide_and_starts_the_output(tmp_path):

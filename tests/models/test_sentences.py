@@ -143,7 +143,7 @@ def test_words_are_dropped_in_training_and_from_what_the_decoder_sees_alone():
 def test_a_language_model_knows_its_likelihood(network):
     program = lm(network)
     exact = program.sentences(T).log_prob(X)
-    found = pv.log_likelihood(program, DATA, samples=3)
+    found = pv.log_likelihood(program, DATA, num_particles=3)
     torch.testing.assert_close(found.log_prob, exact, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(pv.elbo(program, DATA), exact, rtol=1e-12, atol=1e-12)
     run = pv.fit(program, DATA, epochs=12, batch_size=5, lr=0.05, progress=False)
@@ -204,7 +204,7 @@ def test_verbs_take_sentences():
         assert torch.equal(pv.encode(program, X.to(short)), codes)
     found = pv.diagnose(program, DATA)
     assert found.total_kl >= 0
-    refined = pv.refine(program, DATA, pv.HMC(steps=8, warmup=8, chains=2, num_leapfrog=2))
+    refined = pv.refine(program, DATA, pv.HMC(num_draws=8, warmup=8, chains=2, num_leapfrog=2))
     assert refined.mean.shape == (5, 2)
 
 

@@ -177,7 +177,7 @@ def test_frames_go_in_and_come_out(tmp_path):
     torch.manual_seed(2)
     torch.testing.assert_close(pv.elbo(vae, whole[whole.columns[::-1]]), one)  # by name
     table = holed(whole)
-    found = pv.impute(vae, table, samples=50)
+    found = pv.impute(vae, table, num_particles=50)
     assert not found.values.isna().any().any() and (found.values.dtypes == whole.dtypes).all()
     for name in whole.columns:
         there = ~table[name].isna()
@@ -249,7 +249,7 @@ def test_whole_numbers_stay_within_their_type(dtype, kind):
     other = pd.DataFrame({"a": [2.0, np.nan, 300.0], "b": 0.0})
     if kind == "real":
         other.loc[0, "a"] = 2.5
-    filled = pv.impute(vae, other, samples=3).values["a"]
+    filled = pv.impute(vae, other, num_particles=3).values["a"]
     assert filled[0] == other["a"][0] and filled[2] == 300 and filled[1] == round(filled[1])
 
 
@@ -265,7 +265,7 @@ def test_numbers_beside_names_have_errors():
             parameter.zero_()
     holes = pd.DataFrame({"a": [None] * 400, "b": [1.0] * 400, "c": [np.nan] * 400})
     torch.manual_seed(3)
-    found = pv.impute(vae, holes, samples=200)
+    found = pv.impute(vae, holes, num_particles=200)
     assert found.stderr[:, 0].isnan().all() and (found.stderr[:, 1] == 0).all()
     spread = found.values["c"].std() / vae.columns[2].scale
     ratio = found.stderr[:, 2].square().mean().sqrt().item() / spread

@@ -76,7 +76,7 @@ def test_the_likelihood_of_a_document_is_exact(name):
     exact = by_quadrature(log_words, scale)
     if printed is not None:
         assert exact.item() == pytest.approx(printed, abs=1e-9)
-    found = pv.log_likelihood(program, COUNTS, samples=20_000)
+    found = pv.log_likelihood(program, COUNTS, num_particles=20_000)
     assert abs(found.log_prob - exact) < 5 / found.ess.sqrt()
     assert found.ess > 1000
 
@@ -99,7 +99,7 @@ def test_the_likelihood_under_dirichlet_shares_is_exact():
     exact = (((shares @ BETA).log() @ COUNTS[0]).exp().mean()).log()
     assert exact.item() == pytest.approx(-4.6785812856, abs=1e-9)
     torch.testing.assert_close(program.topics(), BETA, rtol=0, atol=1e-9)
-    found = pv.log_likelihood(program, COUNTS, samples=20_000, num_samples=20)
+    found = pv.log_likelihood(program, COUNTS, num_particles=20_000, num_global_samples=20)
     assert abs(found.log_prob - exact) < 5 * found.noise.clamp(min=1e-3)
 
 
@@ -163,7 +163,7 @@ def test_integer_counts_are_counts(build):
         ours = pv.elbo(program, x)
         torch.manual_seed(4)
         torch.testing.assert_close(ours, pv.elbo(program, x.float()))
-    assert pv.log_likelihood(program, x[:1], samples=4000).log_prob.abs() < 0.2
+    assert pv.log_likelihood(program, x[:1], num_particles=4000).log_prob.abs() < 0.2
 
 
 def test_topics_and_shares_are_distributions():

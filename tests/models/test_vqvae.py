@@ -257,13 +257,13 @@ def test_the_autoregressive_prior_learns_a_joint_exactly():
     torch.manual_seed(4)
     prior = AutoregressiveCodes(3, 3, width=16, depth=1).double()
     target = (1.5 * torch.randn(27, dtype=torch.float64)).softmax(0)
-    optimiser = torch.optim.Adam(prior.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(prior.parameters(), lr=0.01)
     for step in range(400):
-        optimiser.param_groups[0]["lr"] = 0.01 * (1 - step / 400)
-        optimiser.zero_grad()
+        optimizer.param_groups[0]["lr"] = 0.01 * (1 - step / 400)
+        optimizer.zero_grad()
         loss = -(target * prior().log_prob(STATES)).sum()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     assert 0 <= loss.item() - torch.special.entr(target).sum().item() < 1e-3  # the KL, in nats
 
 
@@ -359,7 +359,7 @@ def test_a_likelihood_under_a_point_mass_says_that_it_is_a_bound():
     with torch.no_grad():
         z = vq.codebook.vectors[codes][:, None]
         exact = (vq.decoder(z).log_prob(x) - 2 * math.log(4)).logsumexp(0)
-    found = pv.log_likelihood(vq, x, samples=200)
+    found = pv.log_likelihood(vq, x, num_particles=200)
     torch.testing.assert_close(found.log_prob, pv.elbo(vq, x))
     assert (found.log_prob < exact - 0.1).all()
     assert (found.ess == 1).all() and math.isnan(found.untrusted)

@@ -52,7 +52,7 @@ def answers(kind, x):
     loss = pv.fit(program, x, epochs=2, batch_size=3, progress=False).history["loss"]
     return {
         "loss": torch.as_tensor(loss),
-        "likelihood": pv.log_likelihood(program, x, samples=5).log_prob,
+        "likelihood": pv.log_likelihood(program, x, num_particles=5).log_prob,
         "elbo": pv.elbo(program, x),
         "codes": pv.encode(program, x),
         "generated": pv.generate(program, 5),
@@ -109,7 +109,7 @@ def test_what_is_an_index_a_class_or_a_mask_stays_as_it_is():
     data = {"x": ROWS, "y": ROWS[:, 0].clamp(max=1), "mask": ROWS > 0}
     program = Words()
     pv.fit(program, data, epochs=2, batch_size=3, progress=False)
-    assert np.isfinite(pv.log_likelihood(program, data, samples=3).mean)
+    assert np.isfinite(pv.log_likelihood(program, data, num_particles=3).mean)
 
 
 def test_a_column_of_a_table_of_integers_stays():

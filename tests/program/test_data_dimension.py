@@ -67,11 +67,13 @@ def test_densities_units_and_kl_are_the_same():
 
 VERBS = {
     "elbo": lambda p: pv.elbo(p, X, num_particles=3),
-    "log_likelihood": lambda p: pv.log_likelihood(p, X, samples=20).log_prob,
+    "log_likelihood": lambda p: pv.log_likelihood(p, X, num_particles=20).log_prob,
     "ais": lambda p: pv.ais(p, X, pv.AIS(5, 3, pilot=10)).log_prob,
-    "fitted": lambda p: pv.fitted_log_likelihood(p, X, samples=50, warmup=10, draws=10).log_prob,
+    "fitted": lambda p: (
+        pv.fitted_log_likelihood(p, X, num_particles=50, warmup=10, num_draws=10).log_prob
+    ),
     "refine": lambda p: pv.refine(p, X, pv.HMC(20, 10, 2, num_leapfrog=2)).mean,
-    "local": lambda p: pv.infer(p, X, how="local", settings=pv.Local(steps=20)).mean,
+    "local": lambda p: pv.infer(p, X, how="local", settings=pv.Local(num_steps=20)).mean,
     "encode": lambda p: pv.encode(p, X),
     "reconstruct": lambda p: pv.reconstruct(p, X),
     "variances": lambda p: pv.diagnose(p, X).variance["z"],

@@ -107,13 +107,13 @@ def test_enumerated_latents_are_judged_by_their_sum():
         x,
         valid=x,
         objective=TraceEnum_ELBO(max_plate_nesting=1),
-        optimiser=lambda p: torch.optim.SGD(p, lr=1e-12),
+        optimizer=lambda p: torch.optim.SGD(p, lr=1e-12),
         epochs=1,
         progress=False,
     )
     assert run.history["valid_elbo"][0] == pytest.approx(exact.item(), rel=1e-6)
     for objective in (None, TraceEnum_ELBO(max_plate_nesting=1)):
-        settings = {"objective": objective, "optimiser": lambda p: torch.optim.SGD(p, lr=1e-12)}
+        settings = {"objective": objective, "optimizer": lambda p: torch.optim.SGD(p, lr=1e-12)}
         run = pv.fit(mixture, x, **settings, epochs=1, progress=False)
         assert run.history["loss"][0] == pytest.approx(-exact.item(), rel=1e-6)
 
@@ -327,7 +327,7 @@ def test_a_program_of_a_fixed_number_of_rows_takes_one_particle_at_a_time():
 
     program = pv.Program(model, guide)
     exact = dist.Normal(0.0, 2**0.5).log_prob(x)
-    found = pv.log_likelihood(program, (x, 3), samples=5)
+    found = pv.log_likelihood(program, (x, 3), num_particles=5)
     torch.testing.assert_close(found.log_prob, exact)
     torch.testing.assert_close(pv.infer(program, (x, 3)).log_weight(4), exact.expand(4, 3))
     with pytest.raises(ProgramError, match="K > 1 particles"):

@@ -133,7 +133,9 @@ def test_a_mixture_is_summed_whoever_marked_it(marked):
     mixture = Mixture(marked)
     exact = mixture.log_joint(X).logsumexp(0).detach()
     torch.testing.assert_close(pv.elbo(mixture, X, num_particles=3), exact, **EXACT)
-    torch.testing.assert_close(pv.log_likelihood(mixture, X, samples=4).log_prob, exact, **EXACT)
+    torch.testing.assert_close(
+        pv.log_likelihood(mixture, X, num_particles=4).log_prob, exact, **EXACT
+    )
     terms = pv.Program.of(mixture).terms(X)
     assert list(terms.log_p) == ["x (c summed out)"] == list(terms.observed)
     torch.testing.assert_close(terms.log_likelihood()[0, 0].detach(), exact, **EXACT)
@@ -182,13 +184,15 @@ def test_verbs_answer_for_a_latent_under_a_sum():
     joint = case.exact(X).detach()
     exact = joint.logsumexp(0)
     torch.manual_seed(3)
-    found = pv.log_likelihood(case, X, samples=20_000)
+    found = pv.log_likelihood(case, X, num_particles=20_000)
     assert ((found.log_prob - exact).abs() * found.ess.sqrt()).max() < 5.0
     for start in ("guide", "prior"):
         chains = pv.ais(case, X, pv.AIS(30, 16, num_leapfrog=2, start=start, pilot=60))
         error = (1 / chains.ess - 1 / 16).clamp(min=1e-6).sqrt()
         assert ((chains.log_prob - exact) / (error + 0.05)).abs().max() < 5.0
-    fitted = pv.fitted_log_likelihood(case, X, samples=8000, warmup=60, draws=60, num_leapfrog=2)
+    fitted = pv.fitted_log_likelihood(
+        case, X, num_particles=8000, warmup=60, num_draws=60, num_leapfrog=2
+    )
     assert ((fitted.log_prob - exact).abs() * fitted.ess.sqrt()).max() < 5.0
     sandwich = pv.bdmc(case, 6, pv.AIS(30, 16, num_leapfrog=2, pilot=60), given=X[:6])
     simulated = case.exact(sandwich.data).logsumexp(0)
@@ -197,9 +201,9 @@ def test_verbs_answer_for_a_latent_under_a_sum():
     gain = 1 / (1 + 0.8**2)
     parts = case.centres[:, None] + gain * (X - (case.centres + case.shift)[:, None])
     mean = (weights * parts).sum(0).detach()
-    drawn = pv.refine(case, X, pv.HMC(steps=150, warmup=100, chains=8, num_leapfrog=3))
+    drawn = pv.refine(case, X, pv.HMC(num_draws=150, warmup=100, chains=8, num_leapfrog=3))
     assert ((drawn.mean - mean) / (drawn.scale / drawn.ess.sqrt())).abs().max() < 5.0
-    local = pv.infer(case, X, how="local", settings=pv.Local(steps=300))
+    local = pv.infer(case, X, how="local", settings=pv.Local(num_steps=300))
     assert (local.log_weight(2000).mean(0) < exact + 0.05).all()
     report = pv.diagnose(case, X)
     assert report.kl["z"] > 0 and math.isfinite(report.prior_reconstruction)
@@ -265,7 +269,9 @@ def test_verbs_answer_for_a_hidden_markov_model():
     exact = case.exact(*batch, torch.zeros(1, 4, dtype=torch.float64))[0].detach()
     torch.testing.assert_close(pv.elbo(case, batch), exact, **EXACT)
     torch.testing.assert_close(pv.elbo(case, batch, batch_size=3), exact, **EXACT)
-    torch.testing.assert_close(pv.log_likelihood(case, batch, samples=3).log_prob, exact, **EXACT)
+    torch.testing.assert_close(
+        pv.log_likelihood(case, batch, num_particles=3).log_prob, exact, **EXACT
+    )
     found = probabilities(pv.Program.of(case).joint(batch))
     assert found["h_1"].shape == (1, 4, 3)
     total = case.exact(*batch, torch.zeros(1, 4, dtype=torch.float64)).sum()
@@ -283,10 +289,10 @@ def test_hmc_runs_over_the_continuous_latents_of_a_hidden_markov_model():
     exact = log_p.logsumexp(0) + math.log(8 / 4000)
     mean = (log_p.softmax(0) * grid).sum(0)
     torch.manual_seed(7)
-    drawn = pv.refine(case, batch, pv.HMC(steps=150, warmup=100, chains=4, num_leapfrog=3))
+    drawn = pv.refine(case, batch, pv.HMC(num_draws=150, warmup=100, chains=4, num_leapfrog=3))
     error = drawn.scale / drawn.ess.sqrt()
     assert ((drawn.mean - mean) / error).abs().max() < 5.0
-    found = pv.log_likelihood(case, batch, samples=4000)
+    found = pv.log_likelihood(case, batch, num_particles=4000)
     assert ((found.log_prob - exact).abs() * found.ess.sqrt()).max() < 5.0
 
 
@@ -332,7 +338,7 @@ def test_topics_are_an_explicit_sum_over_each_word(dim, num_particles):
 def test_hmc_runs_over_the_shares_of_topics(dim):
     case, words = Topics(dim), torch.randint(6, (5, 8))
     torch.manual_seed(8)
-    drawn = pv.refine(case, words, pv.HMC(steps=200, warmup=100, num_leapfrog=3))
+    drawn = pv.refine(case, words, pv.HMC(num_draws=200, warmup=100, num_leapfrog=3))
     assert drawn.mean.shape == (5,) and drawn.mixed.all()
 
 
@@ -396,8 +402,8 @@ def test_a_label_that_the_guide_draws_is_sampled_without_bias():
     torch.manual_seed(9)
     sampled, summed = Semi(guided=True), Semi()
     summed.load_state_dict(sampled.state_dict())
-    one = pv.log_likelihood(sampled, {"x": PIXELS}, samples=20_000)
-    two = pv.log_likelihood(summed, {"x": PIXELS}, samples=20_000)
+    one = pv.log_likelihood(sampled, {"x": PIXELS}, num_particles=20_000)
+    two = pv.log_likelihood(summed, {"x": PIXELS}, num_particles=20_000)
     error = (1 / one.ess + 1 / two.ess).sqrt()
     assert ((one.log_prob - two.log_prob) / error).abs().max() < 5.0
     estimate = pv.elbo(sampled, {"x": PIXELS}, num_particles=20_000)
@@ -512,7 +518,7 @@ def test_weights_of_a_whole_datum_stay_outside_its_sum(weight):
     for name, value in plain.log_p.items():
         torch.testing.assert_close(weighed.log_p[name], weight * value, **EXACT)
     torch.manual_seed(12)
-    found = pv.log_likelihood(Weighed(weight), X, samples=4000)
+    found = pv.log_likelihood(Weighed(weight), X, num_particles=4000)
     exact = Weighed().exact(X).logsumexp(0).detach()
     assert ((found.log_prob - exact).abs() * found.ess.sqrt()).max() < 5.0
     with pytest.raises(ProgramError, match="different poutine"):
@@ -778,14 +784,14 @@ def test_a_table_of_gaussians_serves_a_latent_under_a_sum():
     pv.fit(
         table,
         table.rows(X),
-        optimiser=table.optimiser(lr=0.05),
+        optimizer=table.optimizer(lr=0.05),
         objective=pv.STL(8),
         epochs=150,
         progress=False,
     )
     bound = pv.elbo(table, table.rows(X), num_particles=2000)
     assert (bound < exact + 0.05).all() and (bound > exact - 0.4).all()
-    local = pv.infer(table, X[:3], how="local", settings=pv.Local(steps=300))
+    local = pv.infer(table, X[:3], how="local", settings=pv.Local(num_steps=300))
     assert (local.log_weight(2000).mean(0) > exact[:3] - 0.4).all()
 
 
@@ -815,5 +821,5 @@ def test_steps_of_the_model_count_and_not_those_of_the_guide(stepwise_guide):
         p = start[path[0]] * moves[path[0], path[1]] * moves[path[1], path[2]]
         means = 2.0 * x.new_tensor(path) + shifts
         total = total + p * dist.Normal(means, 1.0).log_prob(x).sum(-1).exp()
-    got = pv.log_likelihood(pv.Program(model, guide), x, samples=1).log_prob
+    got = pv.log_likelihood(pv.Program(model, guide), x, num_particles=1).log_prob
     torch.testing.assert_close(got, total.log(), **EXACT)

@@ -189,7 +189,7 @@ def test_a_discrete_latent_learns_from_the_factor():
 def test_elbo_counts_factors_and_likelihoods_do_not():
     program = constant(LOSS)
     torch.testing.assert_close(pv.elbo(program, X, num_particles=3), EXACT - LOSS)
-    torch.testing.assert_close(pv.log_likelihood(program, X, samples=50).log_prob, EXACT)
+    torch.testing.assert_close(pv.log_likelihood(program, X, num_particles=50).log_prob, EXACT)
     torch.testing.assert_close(pv.ais(program, X, pv.AIS(5, 2, pilot=10)).log_prob, EXACT)
     posterior = pv.infer(program, X)
     torch.testing.assert_close(posterior.log_weight(4), EXACT.expand(4, 9))
@@ -204,7 +204,7 @@ def test_a_factor_that_may_be_a_density_is_not_guessed_at():
     for verb in (pv.log_likelihood, pv.ais, lambda p, x: pv.infer(p, x).log_weight(2)):
         with pytest.raises(ProgramError, match=r"site 'loss'.*has_rsample"):
             verb(program, X)
-    drawn = pv.refine(program, X[:3], pv.HMC(steps=300, warmup=100))  # no density of q in it
+    drawn = pv.refine(program, X[:3], pv.HMC(num_draws=300, warmup=100))  # no density of q in it
     assert (drawn.scale - 0.5**0.5).abs().max() < 0.1
 
 
@@ -216,12 +216,12 @@ def test_auxiliary_sites_of_the_guide_do_not_stop_hmc():
 
     program = pv.Program(constant(LOSS).functions[0], guide)
     torch.manual_seed(8)
-    drawn = pv.refine(program, X, pv.HMC(steps=400, warmup=200, chains=8))
+    drawn = pv.refine(program, X, pv.HMC(num_draws=400, warmup=200, chains=8))
     assert drawn.mixed.all()
     error = drawn.scale / (2 * drawn.ess).sqrt()
     assert ((drawn.scale - 0.5**0.5) / error).abs().max() < 5.0
-    short = {"warmup": 60, "draws": 60, "num_leapfrog": 2}
-    fitted = pv.fitted_log_likelihood(program, X, samples=4000, **short)
+    short = {"warmup": 60, "num_draws": 60, "num_leapfrog": 2}
+    fitted = pv.fitted_log_likelihood(program, X, num_particles=4000, **short)
     assert (fitted.log_prob - EXACT).abs().max() < 5 / fitted.ess.min().sqrt()
     local = pv.infer(program, X, how="local")
     torch.testing.assert_close(local.mean, X / 2, rtol=0, atol=1e-2)
@@ -281,7 +281,7 @@ def test_a_factor_of_the_guide_outside_the_plate_counts_once_per_data_set():
     program = pv.Program(constant(LOSS).functions[0], guide)
     torch.testing.assert_close(pv.elbo(program, X), EXACT - 2.0)
     torch.testing.assert_close(pv.elbo(program, X, batch_size=2), EXACT - 2.0)
-    assert pv.log_likelihood(program, X, samples=5).mean == pytest.approx(EXACT.mean().item())
+    assert pv.log_likelihood(program, X, num_particles=5).mean == pytest.approx(EXACT.mean().item())
     stock = Trace_ELBO().loss(*program.functions, X)
     assert stock == pytest.approx(18.0 - EXACT.sum().item(), rel=1e-6)
 

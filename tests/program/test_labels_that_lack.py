@@ -41,7 +41,7 @@ def test_labels_may_lack_in_either_order(order):
     for y in (*order, *order):
         log_p, probabilities = exact(y)
         torch.manual_seed(0)
-        found = pv.log_likelihood(program, (X, y), samples=2000)
+        found = pv.log_likelihood(program, (X, y), num_particles=2000)
         error = (found.log_prob - log_p).abs() / found.stderr
         assert error.max() < 5 and (found.log_prob - log_p).abs().max() < 0.3
         codes = pv.encode(program, (X, y))

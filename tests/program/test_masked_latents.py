@@ -69,7 +69,11 @@ def mean_of(x):
     return x * S2 / (S2 + V)
 
 
-SHORT = {"warmup": 60, "draws": 60, "num_leapfrog": 2}  # of the chains that a proposal is fitted to
+SHORT = {
+    "warmup": 60,
+    "num_draws": 60,
+    "num_leapfrog": 2,
+}  # of the chains that a proposal is fitted to
 models = pytest.mark.parametrize("model", [inside, positive, plated])
 
 
@@ -81,7 +85,7 @@ def program_of(model):
 def test_fitted_likelihood(model):
     """|z| < 5 in each datum, by the noise that the effective sample sizes state."""
     torch.manual_seed(0)
-    found = pv.fitted_log_likelihood(program_of(model), BATCH, samples=4000, **SHORT)
+    found = pv.fitted_log_likelihood(program_of(model), BATCH, num_particles=4000, **SHORT)
     noise = (1 / found.ess - 1 / 4000).clamp(min=1e-12).sqrt()
     assert ((found.log_prob - EXACT).abs() < 5 * noise + 1e-6).all()
     assert found.log_prob[2].item() == pytest.approx(0.0, abs=1e-9)  # a datum without a step
@@ -116,7 +120,7 @@ def test_gaps(model):
     torch.manual_seed(2)
     annealed = pv.AIS(num_temperatures=40, chains=16, num_leapfrog=2, pilot=80)
     local = pv.Local(400)
-    found = pv.gaps(program_of(model), BATCH, annealed=annealed, samples=2000, local=local)
+    found = pv.gaps(program_of(model), BATCH, annealed=annealed, num_particles=2000, local=local)
     for estimate in found.estimators.values():
         torch.testing.assert_close(estimate, EXACT, rtol=0, atol=0.15)
     torch.testing.assert_close(found.local_elbo, EXACT, rtol=0, atol=0.01)
@@ -126,7 +130,7 @@ def test_gaps(model):
 def test_refined_draws(model):
     """Moments of 8,000 draws or so, and R-hat of the steps that there are."""
     torch.manual_seed(4)
-    found = pv.refine(program_of(model), BATCH, pv.HMC(steps=500, warmup=150, num_leapfrog=4))
+    found = pv.refine(program_of(model), BATCH, pv.HMC(num_draws=500, warmup=150, num_leapfrog=4))
     assert bool(found.mixed.all()), found.rhat
     draws = next(iter(found.samples.values()))
     draws = draws.log() if model is positive else draws
@@ -148,7 +152,7 @@ def test_draws_of_a_posterior_are_0_behind_the_end():
             )
 
     program = pv.Program(padded, guide_of(positive))
-    chains = pv.HMC(steps=2, warmup=2, chains=1, num_leapfrog=1)
+    chains = pv.HMC(num_draws=2, warmup=2, chains=1, num_leapfrog=1)
     refined = pv.refine(program, BATCH, chains, compile=False).samples["y"]
     fitted = pv.infer(program, BATCH, how="local", settings=pv.Local(2)).sample(2)
     for draws in (refined, fitted):
@@ -214,7 +218,7 @@ def test_weights_leave_out_what_the_guide_scores_and_the_model_masks(model):
         with pyro.plate("data", len(x)):
             pyro.sample(name, kind(loc, scale).to_event(1))
 
-    found = pv.log_likelihood(pv.Program(model, guide), BATCH, samples=3)
+    found = pv.log_likelihood(pv.Program(model, guide), BATCH, num_particles=3)
     torch.testing.assert_close(found.log_prob, EXACT, rtol=0, atol=1e-6)
     torch.testing.assert_close(found.ess, torch.full_like(EXACT, 3.0))
 
@@ -234,7 +238,7 @@ def test_weights_that_cannot_leave_it_out_are_refused(kind):
     guide = AutoNormal(inside) if kind == "AutoNormal" else guide
     message = {"joint": "a part of what MultivariateNormal", "own mask": "masked in the guide and"}
     with pytest.raises(pv.errors.ProgramError, match="'z': .*" + message.get(kind, "'z_unconst")):
-        pv.log_likelihood(pv.Program(inside, guide), BATCH, samples=3)
+        pv.log_likelihood(pv.Program(inside, guide), BATCH, num_particles=3)
 
 
 @pytest.mark.parametrize("how", ["handler", "distribution", "lengths"])

@@ -74,7 +74,7 @@ def test_a_likelihood_sums_what_the_model_draws(model, drawn):
     torch.testing.assert_close(sums, EXACT, rtol=1e-6, atol=1e-6)
     if not drawn:
         torch.manual_seed(1)
-        weighed = pv.log_likelihood(program, X, samples=2000)
+        weighed = pv.log_likelihood(program, X, num_particles=2000)
         assert ((weighed.log_prob - EXACT).abs() * weighed.ess.sqrt()).max() < 5.0
 
 
@@ -131,8 +131,8 @@ def test_an_event_of_few_values_is_summed_in_a_program_of_one_particle():
         sums = density.log_joint(grid).logsumexp(0) + 2 * math.log(12 / 16)
     torch.testing.assert_close(sums, exact, rtol=1e-4, atol=1e-4)
     torch.manual_seed(4)
-    q = pv.infer(program, (X, 4), how="semi", settings=pv.Local(steps=2, particles=2))
+    q = pv.infer(program, (X, 4), how="semi", settings=pv.Local(num_steps=2, num_particles=2))
     assert q.mean.shape == (4, 2) and bool(q.log_weight(2).isfinite().all())
     assert math.isfinite(pv.diagnose(program, (X, 4), probes=2).kl["z"])
-    few = pv.HMC(steps=4, warmup=2, chains=2, num_leapfrog=2)
+    few = pv.HMC(num_draws=4, warmup=2, chains=2, num_leapfrog=2)
     assert pv.refine(program, (X, 4), few, compile=False).mean.shape == (4, 2)

@@ -123,7 +123,7 @@ def test_loss_and_gradients_are_those_of_trace_elbo(name, store):
 def test_the_bound_at_the_exact_posterior_is_the_evidence():
     program = pv.Program(regression, lambda x, y: pyro.sample("w", posterior()))
     assert pv.elbo(program, (X, Y)).item() == pytest.approx(evidence().item(), abs=1e-4)
-    kernel = pv.HMC(steps=60, warmup=30, chains=2, num_leapfrog=3)
+    kernel = pv.HMC(num_draws=60, warmup=30, chains=2, num_leapfrog=3)
     drawn = pv.refine(program, (X, Y), kernel, compile=False)
     error = posterior().stddev / drawn.ess["w"].sqrt()
     assert ((drawn.means["w"] - posterior().mean) / error).abs().max() < 5.0  # 1e-6 a figure
@@ -223,7 +223,7 @@ def test_a_number_observed_outside_hides_no_factors_of_the_rows():
 
     x = torch.linspace(-1.0, 2.0, 12)
     program = pv.Program(model, lambda x: None)
-    still = {"optimiser": lambda p: torch.optim.SGD(p, lr=1e-12), "progress": False}
+    still = {"optimizer": lambda p: torch.optim.SGD(p, lr=1e-12), "progress": False}
     run = pv.fit(program, x, epochs=1, batch_size=4, **still)
     once = -dist.Normal(0.5, 1.0).log_prob(torch.zeros(())).item() / 12
     assert run.history["loss"][0] == pytest.approx(((x - 0.5) ** 2).mean().item() + once, rel=1e-5)

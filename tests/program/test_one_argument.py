@@ -76,7 +76,7 @@ def test_they_are_given_the_batch_whole(form):
     bound = pv.elbo(program, tensors)
     torch.manual_seed(1)
     torch.testing.assert_close(bound, pv.elbo(plain, (X, Y)))
-    assert pv.log_likelihood(program, tensors, samples=3).log_prob.shape == (N,)
+    assert pv.log_likelihood(program, tensors, num_particles=3).log_prob.shape == (N,)
     assert pv.encode(program, tensors).shape == (N, 1)
 
 
@@ -94,7 +94,7 @@ def test_one_tensor_in_a_container_is_what_the_functions_take_it_for(opened, wid
             pyro.sample("x", event.to_event(rows.dim() - 1), obs=rows)
 
     program = pv.Program(model, lambda batch: None)
-    still = {"optimiser": lambda p: torch.optim.SGD(p, lr=1e-12), "progress": False}
+    still = {"optimizer": lambda p: torch.optim.SGD(p, lr=1e-12), "progress": False}
     run = pv.fit(program, DataLoader(TensorDataset(x), batch_size=4), epochs=1, **still)
     exact = -dist.Normal(0.0, 1.0).log_prob(x).sum(-1).mean().item()
     assert run.history["loss"][0] == pytest.approx(exact, rel=1e-5)

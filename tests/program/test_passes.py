@@ -45,7 +45,7 @@ def test_elbo_of_the_globals_is_exact():
     program, x = Shared(), torch.linspace(-1, 1, 30)
     for batch_size in (7, 1000):
         torch.manual_seed(5)
-        bound = pv.elbo(program, x, num_samples=3, batch_size=batch_size)
+        bound = pv.elbo(program, x, num_global_samples=3, batch_size=batch_size)
         torch.manual_seed(5)
         wrapped = pv.Program.of(program)
         with torch.no_grad(), wrapped.running():
@@ -58,7 +58,9 @@ def test_elbo_of_the_globals_is_exact():
 
 def test_likelihoods_hold_the_draws_of_the_globals():
     """The guide's z is exact given w: data of one value have one likelihood, in any pass."""
-    found = pv.log_likelihood(Shared(), torch.full((150,), 1.5), samples=1, num_samples=2)
+    found = pv.log_likelihood(
+        Shared(), torch.full((150,), 1.5), num_particles=1, num_global_samples=2
+    )
     exact = found.log_prob[:1].expand(150)
     torch.testing.assert_close(found.log_prob, exact, rtol=0, atol=1e-5)
 

@@ -97,14 +97,14 @@ def test_reading_uses_no_random_number_and_no_gradient():
 
 @pytest.mark.parametrize("name", CASES)
 def test_terms_have_the_shape_s_k_b(name):
-    num_samples, num_particles = 2, 3
+    num_global_samples, num_particles = 2, 3
     program = pv.Program.of(CASES[name].build())
     batch = CASES[name].data(5)
-    terms = program.terms(batch, num_samples, num_particles, size=50)
-    shape = (num_samples, num_particles, 5)
+    terms = program.terms(batch, num_global_samples, num_particles, size=50)
+    shape = (num_global_samples, num_particles, 5)
     assert terms.log_weight.shape == terms.log_likelihood().shape == shape
     assert {v.shape for v in (*terms.log_p.values(), *terms.log_q.values())} == {shape}
-    assert {v.shape for v in terms.global_log_p.values()} <= {(num_samples,)}
+    assert {v.shape for v in terms.global_log_p.values()} <= {(num_global_samples,)}
     names = {name.removesuffix(" (y summed out)") for name in terms.log_p}
     assert names == {*program.sites.local, *program.sites.observed}
     has_global = bool(program.sites.global_)
@@ -234,7 +234,7 @@ def test_tiles_where_a_model_does_not_broadcast(build, tiled):
         exact = dist.Normal(net(z), 1.0).log_prob(X).sum(-1)
     torch.testing.assert_close(terms.log_p["x"][0].detach(), exact)
     torch.testing.assert_close(terms.log_q["z"][0], dist.Normal(X[:, :2], 0.1).log_prob(z).sum(-1))
-    estimate = pv.log_likelihood(program, X, samples=9)
+    estimate = pv.log_likelihood(program, X, num_particles=9)
     assert estimate.log_prob.shape == (7,) and torch.isfinite(estimate.log_prob).all()
 
 

@@ -65,7 +65,7 @@ def test_the_bound_is_that_of_pyro(name):
 @pytest.mark.parametrize("name", EXACT)
 def test_the_likelihood_of_each_datum_is_exact(name):
     pair, program = made(name)
-    answer = pv.log_likelihood(program, pair.data, samples=4000, num_samples=1)
+    answer = pv.log_likelihood(program, pair.data, num_particles=4000, num_global_samples=1)
     # The relative variance of the weights is below 1: 5 standard errors of their mean.
     assert (answer.log_prob - pair.log_prob).abs().max() < 0.08
 
@@ -110,22 +110,22 @@ def save_and_load(program, pair):
 
 
 ANNEALING = pv.AIS(num_temperatures=4, chains=2, num_leapfrog=1, pilot=8)
-LOCAL = pv.Local(steps=4, particles=2)
+LOCAL = pv.Local(num_steps=4, num_particles=2)
 VERBS = {
     "elbo": lambda p, pair: pv.elbo(p, pair.data),
-    "log_likelihood": lambda p, pair: pv.log_likelihood(p, pair.data, samples=8).log_prob,
+    "log_likelihood": lambda p, pair: pv.log_likelihood(p, pair.data, num_particles=8).log_prob,
     "ais": lambda p, pair: pv.ais(p, pair.data, ANNEALING).log_prob,
     "bdmc": lambda p, pair: pv.bdmc(p, pair.rows, ANNEALING, given=pair.data).lower,
     "diagnose": lambda p, pair: pv.diagnose(p, pair.data, probes=2),
     "refine": lambda p, pair: (
         pv.refine(
-            p, pair.data, pv.HMC(steps=4, warmup=4, chains=2, num_leapfrog=1), compile=False
+            p, pair.data, pv.HMC(num_draws=4, warmup=4, chains=2, num_leapfrog=1), compile=False
         ).means
     ),
     "amortised": lambda p, pair: pv.infer(p, pair.data).sample(2),
     "semi": lambda p, pair: pv.infer(p, pair.data, how="semi", settings=LOCAL).sample(2),
     "gaps": lambda p, pair: (
-        pv.gaps(p, pair.data, local=LOCAL, annealed=ANNEALING, samples=4).log_prob
+        pv.gaps(p, pair.data, local=LOCAL, annealed=ANNEALING, num_particles=4).log_prob
     ),
     "generate": lambda p, pair: pv.generate(p, pair.rows, given=pair.data),
     "reconstruct": lambda p, pair: pv.reconstruct(p, pair.data),

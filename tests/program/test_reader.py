@@ -69,7 +69,7 @@ def test_the_data_plate_has_any_name_and_may_have_no_size(kind):
     )
     # The guide's scale is exact but for rounding, its shift is not: importance weights mend it.
     exact = dist.Normal(0.0, 2**0.5).log_prob(x)
-    found = pv.log_likelihood(program, x, samples=20_000)
+    found = pv.log_likelihood(program, x, num_particles=20_000)
     error = (found.log_prob - exact).abs()
     assert (error < 5 * (found.ess.reciprocal()).sqrt()).all()  # |z| < 5, seven data
     assert pv.generate(program, 5).shape == (5,)
@@ -151,7 +151,7 @@ def test_the_datum_may_stand_in_another_dimension():
         stock_elbo(time_first, time_first_guide, x), abs=1e-4
     )
     exact = dist.MultivariateNormal(torch.zeros(4), torch.eye(4) + 1).log_prob(x.T)
-    found = pv.log_likelihood(program, x, samples=4000)
+    found = pv.log_likelihood(program, x, num_particles=4000)
     assert (found.log_prob - exact).abs().max() < 0.05
     assert pv.reconstruct(program, x).shape == (9, 4) and pv.generate(program, 5).shape == (5, 4)
     run = pv.fit(program, torch.randn(4, 40), epochs=3, batch_size=10)
@@ -275,7 +275,7 @@ def test_factors_of_data_are_trained_on_their_own_rows(build, size):
         codes = pv.encode(program, x)
     assert (codes - x / 2).abs().max() < 0.25
     exact = dist.Normal(0.0, 2**0.5).log_prob(x)
-    found = pv.log_likelihood(program, x, samples=2000)
+    found = pv.log_likelihood(program, x, num_particles=2000)
     assert (found.log_prob - exact).abs().max() < 0.1
     with pytest.raises(DataError, match="one factor per datum"):
         pv.elbo(program, x[:7])
@@ -298,7 +298,7 @@ def test_verbs_speak_of_the_sites_of_their_own_batch():
     program = pv.Program(steps, steps_guide)
     exact = dist.Normal(0.0, 2**0.5).log_prob(x) * (torch.arange(4) < n[:, None])
     for rows in (slice(0, 30), slice(0, 10), slice(20, 30)):
-        found = pv.log_likelihood(program, (x[rows], n[rows]), samples=20)
+        found = pv.log_likelihood(program, (x[rows], n[rows]), num_particles=20)
         assert torch.allclose(found.log_prob, exact[rows].sum(-1), atol=1e-4)
         assert len(pv.encode(program, (x[rows], n[rows]))) == int(n[rows].max())
     with pytest.raises(ProgramError, match=r"diagnose: site 'z_.' is drawn for some rows"):
@@ -389,7 +389,7 @@ def test_a_number_that_is_a_flag_is_read_anew():
     x, y = torch.randn(4), torch.tensor([0, 1, 0, 1])
     program = labelled_if(lambda y, flag: flag == 1)
     pv.elbo(program, (x, y, 1))
-    found = pv.log_likelihood(program, (x, y, 0), samples=20_000)
+    found = pv.log_likelihood(program, (x, y, 0), num_particles=20_000)
     parts = [math.log(p) + dist.Normal(m, 2**0.5).log_prob(x) for p, m in ((0.3, 0.0), (0.7, 3.0))]
     exact = torch.logaddexp(*parts)
     assert ((found.log_prob - exact).abs() * found.ess.sqrt()).max() < 5.0
@@ -411,7 +411,7 @@ def test_a_value_that_decides_what_is_latent_is_told():
 def test_a_step_that_some_rows_lack_is_refined_for_the_others(lengths):
     x, n = torch.randn(8, 3), torch.tensor(lengths)
     program = pv.Program(steps, steps_guide)
-    settings = pv.HMC(steps=4, warmup=4, num_leapfrog=2, chains=2)
+    settings = pv.HMC(num_draws=4, warmup=4, num_leapfrog=2, chains=2)
     drawn = pv.refine(program, (x, n), settings, batch_size=8, compile=False)
     assert sorted(drawn.means) == ["z_0", "z_1", "z_2"]
     longest = n.reshape(2, 4).amax(1).repeat_interleave(4)  # of each pass
@@ -423,7 +423,7 @@ def test_a_step_that_some_rows_lack_is_refined_for_the_others(lengths):
 
 def test_local_fits_of_other_latents_are_refused_before_the_second():
     n = torch.cat([torch.full((256,), 1), torch.full((256,), 3)])
-    program, few = pv.Program(steps, steps_guide), pv.Local(steps=3)
+    program, few = pv.Program(steps, steps_guide), pv.Local(num_steps=3)
     with pytest.raises(ProgramError, match=r"local: got latents \['z_1', 'z_2'\]"):
         pv.infer(program, (torch.randn(512, 3), n), how="local", settings=few)
 
@@ -444,7 +444,7 @@ def test_the_guide_may_call_the_plate_by_another_name(sized):
     exact = dist.Normal(0.0, 2**0.5).log_prob(x)
     program = pv.Program(model, guide)
     torch.testing.assert_close(pv.elbo(program, x, num_particles=3), exact)
-    torch.testing.assert_close(pv.log_likelihood(program, x, samples=5).log_prob, exact)
+    torch.testing.assert_close(pv.log_likelihood(program, x, num_particles=5).log_prob, exact)
     torch.testing.assert_close(pv.ais(program, x, pv.AIS(3, 2, pilot=8)).log_prob, exact)
     torch.testing.assert_close(pv.encode(program, x[:7]), x[:7] / 2)
     assert pv.fit(program, x, epochs=1, batch_size=10, progress=False).steps == 2

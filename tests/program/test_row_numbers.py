@@ -177,7 +177,7 @@ def test_verbs_cut_the_rows_of_a_pass():
     program = pv.Program(local, guide)
     exact = dist.Normal(0.0, 2**0.5).log_prob(X)
     torch.testing.assert_close(pv.elbo(program, X, batch_size=3), exact)
-    torch.testing.assert_close(pv.log_likelihood(program, X, samples=3).log_prob, exact)
+    torch.testing.assert_close(pv.log_likelihood(program, X, num_particles=3).log_prob, exact)
     torch.testing.assert_close(pv.encode(program, X), X / 2)
     with pytest.raises(DataError, match=r"got 5 rows, expected the 8 .*one factor per datum"):
         pv.elbo(program, X[:5])

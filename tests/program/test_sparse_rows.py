@@ -54,7 +54,7 @@ def test_a_sparse_fit_is_the_dense_fit_to_the_bit(kind, data):
 
 ANSWERS = {
     "elbo": pv.elbo,
-    "likelihood": lambda m, x: pv.log_likelihood(m, x, samples=5).log_prob,
+    "likelihood": lambda m, x: pv.log_likelihood(m, x, num_particles=5).log_prob,
     "codes": pv.encode,
     "reconstruction": pv.reconstruct,
     "perplexity": lambda m, x: torch.tensor(pv.perplexity(m, x).per_document),
@@ -62,9 +62,9 @@ ANSWERS = {
     "coherence": lambda m, x: pv.topics(m, x, num_words=4).npmi,
     "kl": lambda m, x: pv.diagnose(m, x).unit_kl["z"],
     "refined": lambda m, x: (
-        pv.refine(m, x, pv.HMC(steps=6, warmup=3, chains=2), progress=False).mean
+        pv.refine(m, x, pv.HMC(num_draws=6, warmup=3, chains=2), progress=False).mean
     ),
-    "fitted": lambda m, x: pv.infer(m, x, how="local", settings=pv.Local(steps=3)).mean,
+    "fitted": lambda m, x: pv.infer(m, x, how="local", settings=pv.Local(num_steps=3)).mean,
     "line": lambda m, x: pv.interpolate(m, x[:2], x[2:4], steps=3),
     "dreamt": lambda m, x: (pv.elbo(m, x), pv.generate(m, 5))[1],
 }

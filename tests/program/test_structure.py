@@ -54,7 +54,7 @@ def test_containers_are_opened_and_given_back():
     answers = []
     for asked, data in ((program, nested()), (plain, (X, T))):
         torch.manual_seed(1)
-        found = pv.log_likelihood(asked, data, samples=8).log_prob
+        found = pv.log_likelihood(asked, data, num_particles=8).log_prob
         answers.append((found, pv.encode(asked, data), pv.reconstruct(asked, data)["t"]))
     for ours, theirs in zip(*answers, strict=True):
         torch.testing.assert_close(ours, theirs)
@@ -210,7 +210,7 @@ def test_data_of_one_program_may_come_in_several_forms():
             found.append(pv.Program.of(asked).terms(batch).log_p["x"])
     for form in forms:
         torch.manual_seed(1)
-        found.append(pv.log_likelihood(program, form, samples=2).log_prob)
+        found.append(pv.log_likelihood(program, form, num_particles=2).log_prob)
     for value in found[1:6]:
         torch.testing.assert_close(value, found[0])
     for value in found[7:]:

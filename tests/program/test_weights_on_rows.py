@@ -19,7 +19,11 @@ from pyro_vae.errors import DataError
 torch.manual_seed(21)
 X = torch.randn(8, dtype=torch.float64) * 2**0.5
 EXACT = dist.Normal(torch.zeros(8, dtype=torch.float64), 2**0.5).log_prob(X)
-SHORT = {"warmup": 60, "draws": 60, "num_leapfrog": 2}  # of the chains that a proposal is fitted to
+SHORT = {
+    "warmup": 60,
+    "num_draws": 60,
+    "num_leapfrog": 2,
+}  # of the chains that a proposal is fitted to
 ROWS = torch.linspace(0.2, 3.0, 8, dtype=torch.float64)
 
 
@@ -54,10 +58,10 @@ CASES = {
 def test_likelihoods_are_those_of_the_unweighted_model(name):
     program = weighted(**CASES[name])
     torch.manual_seed(1)
-    torch.testing.assert_close(pv.log_likelihood(program, X, samples=40).log_prob, EXACT)
+    torch.testing.assert_close(pv.log_likelihood(program, X, num_particles=40).log_prob, EXACT)
     torch.testing.assert_close(pv.ais(program, X, pv.AIS(5, 3, pilot=10)).log_prob, EXACT)
     torch.testing.assert_close(pv.infer(program, X).log_weight(3), EXACT.expand(3, 8))
-    found = pv.fitted_log_likelihood(program, X, samples=4000, **SHORT)
+    found = pv.fitted_log_likelihood(program, X, num_particles=4000, **SHORT)
     assert (found.log_prob - EXACT).abs().max() < 5 / found.ess.min().sqrt()
     sandwich = pv.bdmc(program, 8, pv.AIS(5, 3, pilot=10), given=X)
     simulated = dist.Normal(0.0, 2**0.5).log_prob(sandwich.data)
@@ -69,7 +73,7 @@ def test_likelihoods_are_those_of_the_unweighted_model(name):
 def test_posteriors_are_those_of_the_unweighted_model(name):
     program = weighted(**CASES[name], scale=1.5)
     torch.manual_seed(2)
-    drawn = pv.refine(program, X, pv.HMC(steps=200, warmup=100, chains=8))
+    drawn = pv.refine(program, X, pv.HMC(num_draws=200, warmup=100, chains=8))
     error = drawn.scale / (2 * drawn.ess).sqrt()
     assert ((drawn.scale - 0.5**0.5) / error).abs().max() < 5.0
     local = pv.infer(program, X, how="local")

@@ -16,7 +16,7 @@ ADAM = functools.partial(torch.optim.Adam, lr=0.01)
 
 
 class Adams:
-    """An optimiser factory that keeps hold of the optimisers it made."""
+    """An optimizer factory that keeps hold of the optimizers it made."""
 
     def __init__(self, kind=ADAM):
         self.kind, self.made = kind, []
@@ -52,7 +52,7 @@ VARIANTS = {
 
 
 def train(variant, folder=None, *, interrupt=None, in_step=None, resume=False, epochs=EPOCHS):
-    """Run one variant, to its end or to an interrupt; return weights, optimiser and history."""
+    """Run one variant, to its end or to an interrupt; return weights, optimizer and history."""
     name, options = VARIANTS[variant]
     options = dict(options)
     data = CASES[name].data(30)
@@ -81,7 +81,7 @@ def train(variant, folder=None, *, interrupt=None, in_step=None, resume=False, e
             valid=valid,
             epochs=epochs,
             batch_size=8,
-            optimiser=adams,
+            optimizer=adams,
             callbacks=[callback],
             out=folder,
             checkpoint_every=1 if folder else None,
@@ -95,14 +95,14 @@ def train(variant, folder=None, *, interrupt=None, in_step=None, resume=False, e
 
 
 def assert_identical(expected, got):
-    (weights, optimiser, run), (weights_, optimiser_, run_) = expected, got
+    (weights, optimizer, run), (weights_, optimizer_, run_) = expected, got
     assert weights.keys() == weights_.keys()
     assert all(torch.equal(weights[k], weights_[k]) for k in weights)
-    assert optimiser["param_groups"] == optimiser_["param_groups"]
-    assert optimiser["state"].keys() == optimiser_["state"].keys()
-    for number, entries in optimiser["state"].items():
+    assert optimizer["param_groups"] == optimizer_["param_groups"]
+    assert optimizer["state"].keys() == optimizer_["state"].keys()
+    for number, entries in optimizer["state"].items():
         for key, value in entries.items():
-            other = optimiser_["state"][number][key]
+            other = optimizer_["state"][number][key]
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(other)), (number, key)
     assert run.history.keys() == run_.history.keys()
     for column in run.history.keys() - {"seconds"}:
@@ -236,7 +236,7 @@ CHANGES = {
     "lr_schedule": {"lr_schedule": 0.5},
     "batch_size": {"batch_size": 15},
     "clip_norm": {"clip_norm": 1.0},
-    "optimiser": {"optimiser": functools.partial(torch.optim.SGD, lr=1e-3)},
+    "optimizer": {"optimizer": functools.partial(torch.optim.SGD, lr=1e-3)},
     "transform": {"transform": binarise},
     "seed": {"seed": 4},
 }
@@ -280,7 +280,7 @@ def test_a_trained_program_without_a_checkpoint_is_not_trained_over(tmp_path):
 
 def test_a_run_that_a_callback_stopped_goes_on(tmp_path):
     expected = train("plain")
-    settings = {"epochs": EPOCHS, "batch_size": 8, "optimiser": Adams(), "out": tmp_path}
+    settings = {"epochs": EPOCHS, "batch_size": 8, "optimizer": Adams(), "out": tmp_path}
     stopped = pv.fit(build("vae"), CASES["vae"].data(30), callbacks=[lambda run: True], **settings)
     assert stopped.stopped_early and len(stopped.history["loss"]) == 1
     assert_identical(expected, train("plain", tmp_path, resume=True))

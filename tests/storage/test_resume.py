@@ -59,11 +59,11 @@ ADAMS = [
 ]
 
 
-@pytest.mark.parametrize("optimiser", ADAMS)
+@pytest.mark.parametrize("optimizer", ADAMS)
 @pytest.mark.parametrize("order", [("left", "right", "enc"), ("enc", "right", "left")])
-def test_layers_in_another_order_keep_their_moments(order, optimiser, tmp_path):
+def test_layers_in_another_order_keep_their_moments(order, optimizer, tmp_path):
     """The gradients of the two decoders differ by a factor of 30: exchanged moments would show."""
-    settings = {"batch_size": 16, "optimiser": optimiser, "compile": False, "progress": False}
+    settings = {"batch_size": 16, "optimizer": optimizer, "compile": False, "progress": False}
     whole = pv.fit(Pair(), X, epochs=6, **settings)
     pv.fit(Pair(), X, epochs=3, out=tmp_path, **settings)
     again = pv.fit(Pair(order), X, epochs=6, out=tmp_path, resume=True, **settings)
@@ -80,7 +80,7 @@ def forge(folder, change):
 
 
 def entry(tensors, kind):
-    return next(key for key in tensors if key.startswith(f"optimiser0/{kind}/"))
+    return next(key for key in tensors if key.startswith(f"optimizer0/{kind}/"))
 
 
 FORGERIES = {
@@ -90,18 +90,18 @@ FORGERIES = {
     ),
     "moment missing": lambda t, m: t.pop(entry(t, "exp_avg_sq")),
     "step of many": lambda t, m: t.update({entry(t, "step"): torch.ones(7)}),
-    "stranger": lambda t, m: t.update({"optimiser0/exp_avg/program.no.such": torch.zeros(2)}),
-    "no optimiser": lambda t, m: m.pop("optimisers"),
-    "optimiser null": lambda t, m: m.update(optimisers=[None]),
-    "groups null": lambda t, m: m["optimisers"][0].update(groups=None),
-    "options null": lambda t, m: m["optimisers"][0]["groups"][0].update(options=None),
-    "betas a word": lambda t, m: m["optimisers"][0]["groups"][0]["options"].update(betas="ab"),
-    "lr beyond float32": lambda t, m: m["optimisers"][0]["groups"][0]["options"].update(lr=1e200),
-    "lr a list": lambda t, m: m["optimisers"][0]["groups"][0]["options"].update(lr=[1]),
-    "scalars a list": lambda t, m: m["optimisers"][0].update(scalars=[1]),
+    "stranger": lambda t, m: t.update({"optimizer0/exp_avg/program.no.such": torch.zeros(2)}),
+    "no optimizer": lambda t, m: m.pop("optimizers"),
+    "optimizer null": lambda t, m: m.update(optimizers=[None]),
+    "groups null": lambda t, m: m["optimizers"][0].update(groups=None),
+    "options null": lambda t, m: m["optimizers"][0]["groups"][0].update(options=None),
+    "betas a word": lambda t, m: m["optimizers"][0]["groups"][0]["options"].update(betas="ab"),
+    "lr beyond float32": lambda t, m: m["optimizers"][0]["groups"][0]["options"].update(lr=1e200),
+    "lr a list": lambda t, m: m["optimizers"][0]["groups"][0]["options"].update(lr=[1]),
+    "scalars a list": lambda t, m: m["optimizers"][0].update(scalars=[1]),
     "epoch a word": lambda t, m: m.update(epoch="3"),
     "steps negative": lambda t, m: m.update(steps=-1),
-    "eps beyond all floats": lambda t, m: m["optimisers"][0]["groups"][0]["options"].update(
+    "eps beyond all floats": lambda t, m: m["optimizers"][0]["groups"][0]["options"].update(
         eps=2**70
     ),
     "history longer than the run": lambda t, m: t.update(
@@ -235,9 +235,9 @@ DIFFERENCES = {
     "transform": ({"transform": noisy}, {"transform": halved}, r"transform\.name"),
     "held number": ({"transform": scaled(0.5)}, {"transform": scaled(0.75)}, r"transform\.python"),
     "betas": (
-        {"optimiser": functools.partial(torch.optim.Adam, lr=1e-3)},
-        {"optimiser": functools.partial(torch.optim.Adam, lr=1e-3, betas=(0.5, 0.9))},
-        r"optimiser_options.*betas = \[0\.9, 0\.999\], this run \[0\.5, 0\.9\]",
+        {"optimizer": functools.partial(torch.optim.Adam, lr=1e-3)},
+        {"optimizer": functools.partial(torch.optim.Adam, lr=1e-3, betas=(0.5, 0.9))},
+        r"optimizer_options.*betas = \[0\.9, 0\.999\], this run \[0\.5, 0\.9\]",
     ),
 }
 

@@ -21,18 +21,18 @@ def pair(options):
     )
 
 
-def train(net, optimiser, steps, start=0, spare=(), skip=()):
+def train(net, optimizer, steps, start=0, spare=(), skip=()):
     """Train; in the steps ``spare`` the first layer has no gradient."""
     for step in range(start, start + steps):
         torch.manual_seed(step)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         net(torch.randn(5, 3)).square().sum().backward()
         if step in spare:
             net[0].weight.grad = net[0].bias.grad = None
-        optimiser.grad_scale = None
-        optimiser.found_inf = torch.tensor(1.0 if step in skip else 0.0) if skip else None
-        optimiser.param_groups[0]["lr"] = 1e-2 / (step + 1)
-        optimiser.step()
+        optimizer.grad_scale = None
+        optimizer.found_inf = torch.tensor(1.0 if step in skip else 0.0) if skip else None
+        optimizer.param_groups[0]["lr"] = 1e-2 / (step + 1)
+        optimizer.step()
 
 
 def same(one, other):
@@ -51,8 +51,8 @@ def same(one, other):
 @pytest.mark.parametrize("event", [{}, {"spare": (2, 3)}, {"skip": (1, 4)}])
 def test_the_same_steps(options, event):
     ours, theirs = pair(options)
-    for net, optimiser in (ours, theirs):
-        train(net, optimiser, 6, **event)
+    for net, optimizer in (ours, theirs):
+        train(net, optimizer, 6, **event)
     same(ours, theirs)
 
 
@@ -62,18 +62,18 @@ def test_states_go_over_to_the_other(direction):
     train(*one, 3)
     other[0].load_state_dict(one[0].state_dict())
     other[1].load_state_dict(copy.deepcopy(one[1].state_dict()))
-    for net, optimiser in (one, other):
-        train(net, optimiser, 3, start=3)
+    for net, optimizer in (one, other):
+        train(net, optimizer, 3, start=3)
     same(one, other)
 
 
 def test_weights_that_were_moved_to_other_memory_still_train():
     ours, theirs = pair({})
-    for net, optimiser in (ours, theirs):
-        train(net, optimiser, 2)
+    for net, optimizer in (ours, theirs):
+        train(net, optimizer, 2)
         for parameter in net.parameters():
             parameter.data = parameter.data.clone()
-        train(net, optimiser, 2, start=2)
+        train(net, optimizer, 2, start=2)
     same(ours, theirs)
 
 
@@ -83,23 +83,23 @@ def test_nothing_to_move():
 
 def test_nothing_to_move_is_no_step():
     weight = nn.Parameter(torch.ones(2))
-    optimiser = Adam([weight], lr=1e-2)
-    optimiser.move([], [])
-    assert torch.equal(weight, torch.ones(2)) and not optimiser.state
+    optimizer = Adam([weight], lr=1e-2)
+    optimizer.move([], [])
+    assert torch.equal(weight, torch.ones(2)) and not optimizer.state
 
 
 def test_a_state_that_is_loaded_again_replaces_the_one_at_work():
     weight, ends = nn.Parameter(torch.ones(3)), []
-    optimiser = Adam([weight], lr=0.1)
+    optimizer = Adam([weight], lr=0.1)
     for grad in (1.0, -2.0):
         weight.grad = torch.full((3,), grad)
-        optimiser.step()
-    kept, before = copy.deepcopy(optimiser.state_dict()), weight.detach().clone()
+        optimizer.step()
+    kept, before = copy.deepcopy(optimizer.state_dict()), weight.detach().clone()
     for _ in range(2):
-        optimiser.load_state_dict(copy.deepcopy(kept))
+        optimizer.load_state_dict(copy.deepcopy(kept))
         weight.data.copy_(before)
         for grad in (0.5, 3.0):
             weight.grad = torch.full((3,), grad)
-            optimiser.step()
+            optimizer.step()
         ends.append(weight.detach().clone())
     assert torch.equal(*ends)

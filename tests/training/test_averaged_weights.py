@@ -19,7 +19,7 @@ def build():
 
 
 def fit(vae, **settings):
-    options = {"batch_size": 8, "optimiser": SGD, "progress": False, "compile": False}
+    options = {"batch_size": 8, "optimizer": SGD, "progress": False, "compile": False}
     return pv.fit(vae, X, **{**options, "objective": pv.AnalyticELBO(), **settings})
 
 
@@ -94,7 +94,7 @@ def test_a_parameter_that_comes_while_judging_leaves_the_trained_weights():
         program = pv.Program(functools.partial(model, vae), vae.guide, modules={"vae": vae})
         seen = []
         pv.fit(
-            program, X, batch_size=8, epochs=2, ema=0.9, valid=valid, optimiser=SGD,
+            program, X, batch_size=8, epochs=2, ema=0.9, valid=valid, optimizer=SGD,
             objective=pv.AnalyticELBO(), progress=False, compile=False,
             callbacks=[lambda run, vae=vae, seen=seen: seen.append(weights(vae))],
         )  # fmt: skip

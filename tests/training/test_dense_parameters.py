@@ -39,13 +39,13 @@ class Rows(nn.Module):
 @pytest.mark.parametrize("kind", KINDS)
 def test_they_take_the_steps_of_dense_ones_and_write_nowhere_else(kind, steps):
     x = torch.linspace(-2.0, 2.0, 48).reshape(12, 4) ** 3
-    optimiser, mode = STEPS[steps]
+    optimizer, mode = STEPS[steps]
     table = TABLE.clone()
     w = KINDS[kind](table)
     found = []
     for start in (w.clone(memory_format=torch.contiguous_format), w):
         program = Rows(start)
-        options = {"optimiser": optimiser, "lr": 0.05, "compile": mode}
+        options = {"optimizer": optimizer, "lr": 0.05, "compile": mode}
         pv.fit(program, x, epochs=3, batch_size=5, progress=False, **options)
         found.append(program.w.detach().clone())
     assert not torch.equal(found[0], w)

@@ -35,25 +35,25 @@ def same(a, b):
 
 
 class Recorder:
-    """An optimiser factory that keeps every learning rate, gradient norm and weight."""
+    """An optimizer factory that keeps every learning rate, gradient norm and weight."""
 
     def __init__(self, lr=0.01):
         self.lr, self.rates, self.norms, self.weights = lr, [], [], []
 
     def __call__(self, parameters):
         parameters = list(parameters)
-        optimiser = torch.optim.SGD(parameters, lr=self.lr)
+        optimizer = torch.optim.SGD(parameters, lr=self.lr)
 
-        def before(optimiser, args, kwargs):
-            self.rates.append(optimiser.param_groups[0]["lr"])
+        def before(optimizer, args, kwargs):
+            self.rates.append(optimizer.param_groups[0]["lr"])
             norms = [p.grad.norm() for p in parameters if p.grad is not None]
             self.norms.append(torch.stack(norms).norm().item())
 
-        optimiser.register_step_pre_hook(before)
-        optimiser.register_step_post_hook(
+        optimizer.register_step_pre_hook(before)
+        optimizer.register_step_post_hook(
             lambda *_: self.weights.append([p.detach().clone() for p in parameters])
         )
-        return optimiser
+        return optimizer
 
 
 # -- history ----------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def test_without_validation_the_last_weights_stay():
 def test_losses_of_an_exact_program_are_exact():
     """Zero variance: each epoch's loss is -log p(x) whatever the order, weighted per batch."""
     program = ExactPPCA(ORACLE)
-    run = pv.fit(program, X, valid=X[:7], epochs=2, batch_size=25, optimiser=Recorder(lr=0.0))
+    run = pv.fit(program, X, valid=X[:7], epochs=2, batch_size=25, optimizer=Recorder(lr=0.0))
     np.testing.assert_allclose(-run.history["loss"], ORACLE.log_prob(X).mean(), rtol=1e-10)
     np.testing.assert_allclose(run.history["valid_elbo"], ORACLE.log_prob(X[:7]).mean(), rtol=1e-10)
 
@@ -101,7 +101,7 @@ def test_each_epoch_has_an_order_of_its_own():
 @pytest.mark.parametrize("beta", [0.0, 0.5, 2.0])
 def test_elbo_is_logged_without_the_annealing(beta):
     program = ExactPPCA(ORACLE)
-    run = pv.fit(program, X, epochs=1, beta=beta, optimiser=Recorder(lr=0.0))
+    run = pv.fit(program, X, epochs=1, beta=beta, optimizer=Recorder(lr=0.0))
     np.testing.assert_allclose(run.history["elbo"], ORACLE.log_prob(X).mean(), rtol=1e-10)
     assert run.history["beta"].tolist() == [beta]
     expected = ORACLE.log_prob(X).mean() + (1 - beta) * ORACLE.kl(X).mean()
@@ -160,7 +160,7 @@ def test_the_best_weights_are_kept():
 def test_early_stopping(patience):
     program = ExactPPCA(ORACLE)
     run = pv.fit(
-        program, X, valid=X, epochs=50, patience=patience, optimiser=Recorder(lr=0.0)
+        program, X, valid=X, epochs=50, patience=patience, optimizer=Recorder(lr=0.0)
     )  # nothing moves, the first epoch is the best
     epochs = len(run.history["epoch"])
     ties = np.maximum.accumulate(run.history["valid_elbo"])
@@ -196,8 +196,8 @@ def test_a_callback_that_turns_gradients_off_stops_no_training():
 @pytest.mark.parametrize("clip_norm", [0.05, 1e6])
 def test_clipping_is_global(clip_norm):
     free, clipped = Recorder(0.0), Recorder(0.0)
-    pv.fit(linear(), X, epochs=2, batch_size=10, optimiser=free)
-    pv.fit(linear(), X, epochs=2, batch_size=10, optimiser=clipped, clip_norm=clip_norm)
+    pv.fit(linear(), X, epochs=2, batch_size=10, optimizer=free)
+    pv.fit(linear(), X, epochs=2, batch_size=10, optimizer=clipped, clip_norm=clip_norm)
     for norm, limited in zip(free.norms, clipped.norms, strict=True):
         assert limited == pytest.approx(min(norm, clip_norm), rel=1e-4)
 
@@ -209,7 +209,7 @@ def test_the_learning_rate_follows_its_schedule():
         X,
         epochs=3,
         batch_size=10,
-        optimiser=recorder,
+        optimizer=recorder,
         lr_schedule=pv.schedules.linear(1.0, 0.0),
     )
     expected = 0.02 * np.linspace(1, 0, 15)
@@ -384,7 +384,7 @@ def test_divergence_stops_before_the_step(kind, match, step):
     program, recorder = Fragile(kind, step), Recorder(lr=0.01)
     initial = [p.detach().clone() for p in program.parameters()]
     with pytest.raises(TrainingDiverged, match=match):
-        pv.fit(program, X, epochs=4, batch_size=20, optimiser=recorder)
+        pv.fit(program, X, epochs=4, batch_size=20, optimizer=recorder)
     assert len(recorder.weights) == step - 1
     before = recorder.weights[-1] if recorder.weights else initial
     assert all(torch.equal(a, b) for a, b in zip(before, program.parameters(), strict=True))
@@ -454,13 +454,13 @@ def test_a_refused_run_makes_no_folder(meta, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-# -- optimisers and objectives -----------------------------------------------------------------
+# -- optimizers and objectives -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad])
-def test_any_torch_optimiser(kind):
+def test_any_torch_optimizer(kind):
     program = linear()
-    run = pv.fit(program, X, epochs=10, optimiser=lambda ps: kind(ps, lr=0.02))
+    run = pv.fit(program, X, epochs=10, optimizer=lambda ps: kind(ps, lr=0.02))
     assert run.history["loss"][-1] < run.history["loss"][0]
 
 
@@ -562,9 +562,9 @@ class Failing:
     def updates(self, program):
         if self.when == "updates":
             raise RuntimeError("no")
-        return pv.ELBO().updates(program) if self.when == "optimiser" else [self]
+        return pv.ELBO().updates(program) if self.when == "optimizer" else [self]
 
-    name, repeats, optimiser, due = "loss", 1, None, None
+    name, repeats, optimizer, due = "loss", 1, None, None
 
     @property
     def parameters(self):
@@ -574,15 +574,15 @@ class Failing:
         raise RuntimeError("no")
 
 
-@pytest.mark.parametrize("when", ["updates", "optimiser", "step"])
+@pytest.mark.parametrize("when", ["updates", "optimizer", "step"])
 def test_an_objective_that_fails_at_once_leaves_no_folder(when, tmp_path):
-    def optimiser(parameters):
-        if when == "optimiser":
+    def optimizer(parameters):
+        if when == "optimizer":
             raise RuntimeError("no")
         return torch.optim.SGD(parameters, lr=0.1)
 
     with pytest.raises(RuntimeError, match="no"):
-        pv.fit(linear(), X, objective=Failing(when), optimiser=optimiser, out=tmp_path / "run")
+        pv.fit(linear(), X, objective=Failing(when), optimizer=optimizer, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -591,7 +591,7 @@ def test_an_objective_that_fails_at_once_leaves_no_folder(when, tmp_path):
 
 def test_a_ragged_batch_counts_by_its_rows():
     """Zero variance: the loss is the mean of -log p(x) over 50 data in batches of 20, 20, 10."""
-    run = pv.fit(ExactPPCA(ORACLE), X, epochs=2, batch_size=20, optimiser=Recorder(lr=0.0))
+    run = pv.fit(ExactPPCA(ORACLE), X, epochs=2, batch_size=20, optimizer=Recorder(lr=0.0))
     np.testing.assert_allclose(-run.history["loss"], ORACLE.log_prob(X).mean(), rtol=1e-10)
 
 

@@ -278,7 +278,7 @@ def test_the_first_error_is_the_one_that_is_shown(tmp_path, monkeypatch):
 
 
 class Odd(torch.optim.SGD):
-    """An optimiser with a state that no file can hold, from its second step on."""
+    """An optimizer with a state that no file can hold, from its second step on."""
 
     def step(self, closure=None):
         super().step(closure)
@@ -294,7 +294,7 @@ def test_what_cannot_be_saved_is_found_at_the_first_step(tmp_path):
         calls.append(1)
         return x
 
-    settings = {**FAST, "transform": transform, "optimiser": lambda ps: Odd(ps, lr=0.1)}
+    settings = {**FAST, "transform": transform, "optimizer": lambda ps: Odd(ps, lr=0.1)}
     with pytest.raises(CheckpointError, match="its 'history' is a set, which a checkpoint cannot"):
         pv.fit(build(), X, out=tmp_path / "run", **settings)
     assert len(calls) == 2  # one to look at, one step
@@ -306,7 +306,7 @@ def test_a_rate_in_a_tensor_is_saved_and_resumed(tmp_path):
     def adam(parameters):
         return torch.optim.Adam(parameters, lr=torch.tensor(0.02))
 
-    settings = {**FAST, "optimiser": adam}
+    settings = {**FAST, "optimizer": adam}
     whole = pv.fit(build(), X, **settings)
     pv.fit(build(), X, out=tmp_path, **{**settings, "epochs": 2})
     again = pv.fit(build(), X, out=tmp_path, resume=True, **settings)

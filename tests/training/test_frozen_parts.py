@@ -92,7 +92,7 @@ def test_parts_of_a_frozen_part_are_frozen():
 def test_a_callback_thaws_a_part(compile, ready):
     net, seen = Net(), []
     net.dec.requires_grad_(False)
-    optimiser = torch.optim.SGD(net.parameters(), lr=1e-2) if ready else None
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-2) if ready else None
 
     def thaw(run):
         seen.append(net.dec[-1].bias.detach().clone())
@@ -104,7 +104,7 @@ def test_a_callback_thaws_a_part(compile, ready):
         X,
         epochs=20,
         batch_size=32,
-        optimiser=optimiser,
+        optimizer=optimizer,
         callbacks=[thaw],
         compile=compile,
         progress=False,

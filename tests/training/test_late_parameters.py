@@ -52,11 +52,11 @@ class Net(nn.Module):
             pyro.sample("z", dist.Normal(self.enc(x), 1.0).to_event(1))
 
 
-def trained(made: str, early: bool, mode: Mode, optimiser: object) -> dict[str, Tensor]:
+def trained(made: str, early: bool, mode: Mode, optimizer: object) -> dict[str, Tensor]:
     torch.manual_seed(0)
     program = pv.Program.of(Net(made, early))
     options = {"progress": False, "device": "cpu"}
-    pv.fit(program, BATCHES, epochs=3, compile=mode, optimiser=optimiser, **options)
+    pv.fit(program, BATCHES, epochs=3, compile=mode, optimizer=optimizer, **options)
     return {name: value.clone() for name, value in program.state_dict().items()}
 
 

@@ -51,10 +51,10 @@ def stock(optim, steps, net=None):
         return [*(p.detach().clone() for p in net.parameters()), pyro.param("shift").detach()]
 
 
-def ours(optimiser, steps, net=None, **options):
+def ours(optimizer, steps, net=None, **options):
     net = net or Net()
-    made = optimiser(net) if isinstance(optimiser, Over) else optimiser
-    pv.fit(net, X, epochs=steps, batch_size=N, optimiser=made, progress=False, **options)
+    made = optimizer(net) if isinstance(optimizer, Over) else optimizer
+    pv.fit(net, X, epochs=steps, batch_size=N, optimizer=made, progress=False, **options)
     program = pv.Program.of(net)
     shift = dict(program.named_parameters())["values.shift"]
     return [*(p.detach().clone() for p in net.parameters()), shift.detach().clone()]
@@ -133,8 +133,8 @@ TORCH = {
 
 @pytest.mark.parametrize("form", TORCH)
 def test_torch_optimizers_step_as_by_hand(form):
-    optimiser, options = TORCH[form]
-    same(ours(optimiser, 5, **options), stock(pyro.optim.SGD({"lr": 0.1}), 5))
+    optimizer, options = TORCH[form]
+    same(ours(optimizer, 5, **options), stock(pyro.optim.SGD({"lr": 0.1}), 5))
 
 
 def test_a_ready_optimizer_over_some_parameters_moves_these_alone():
@@ -146,7 +146,7 @@ def test_a_ready_optimizer_over_some_parameters_moves_these_alone():
 
 
 @pytest.mark.parametrize(
-    ("optimiser", "objective", "match"),
+    ("optimizer", "objective", "match"),
     [
         (torch.optim.SGD(nn.Linear(4, 5).parameters()), None, r"2 of .* of shape \(5, 4\)"),
         (
@@ -167,12 +167,12 @@ def test_a_ready_optimizer_over_some_parameters_moves_these_alone():
     ],
     ids=["strange", "scheduler", "lbfgs", "none", "text", "two updates"],
 )
-def test_what_is_refused_says_why(optimiser, objective, match):
+def test_what_is_refused_says_why(optimizer, objective, match):
     net = programs.CASES["vae"].build()
-    if isinstance(optimiser, Over):
-        optimiser = optimiser.make(net.parameters())
+    if isinstance(optimizer, Over):
+        optimizer = optimizer.make(net.parameters())
     with pytest.raises(ConfigError, match=match):
-        pv.fit(net, programs.binary(20), optimiser=optimiser, objective=objective, progress=False)
+        pv.fit(net, programs.binary(20), optimizer=optimizer, objective=objective, progress=False)
 
 
 class Scheduling:
@@ -200,7 +200,7 @@ def rates_and_weights(compile, callback, schedule, epochs=4, out=None, resume=Fa
         programs.binary(64),
         epochs=epochs,
         batch_size=16,
-        optimiser=optimizer,
+        optimizer=optimizer,
         lr_schedule=schedule,
         callbacks=[look],
         compile=compile,

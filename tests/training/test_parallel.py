@@ -110,7 +110,7 @@ def test_all_start_from_the_weights_of_the_first(both):
 
 def test_running_statistics_are_those_of_all_rows(both):
     """Means to the last digits; a variance within shares lacks what lies between their means."""
-    alone = fit(Normed(), data(27)[0], optimiser=frozen)["state"]
+    alone = fit(Normed(), data(27)[0], optimizer=frozen)["state"]
     for found in both:
         state = found["normed"]["state"]
         for key, value in alone.items():
@@ -179,7 +179,7 @@ def test_rows_that_all_processes_train_on_are_counted(both):
 
 def test_validation_rows_are_shared_or_dealt_already(both):
     """In another order in each process they are taken as dealt, twice: the mean is the same."""
-    alone = fit(Known(), data(16), optimiser=frozen, valid=data(20))
+    alone = fit(Known(), data(16), optimizer=frozen, valid=data(20))
     for found in both:
         close(found["judged"], alone)
         close(found["judged apart"], alone)

@@ -231,7 +231,7 @@ def test_judging_is_in_full_precision():
     x = CASES["vae"].data(40)
     still = lambda parameters: torch.optim.SGD(parameters, lr=0.0)  # noqa: E731
     runs = [
-        pv.fit(vae, x, valid=x, epochs=1, optimiser=still, precision=precision)
+        pv.fit(vae, x, valid=x, epochs=1, optimizer=still, precision=precision)
         for precision in (None, "bf16-mixed")
     ]
     assert runs[0].history["valid_elbo"] == runs[1].history["valid_elbo"]

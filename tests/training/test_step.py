@@ -26,7 +26,7 @@ def build(compile=False, deferred=True, clip_norm=3.0):
 
 
 def state(program, stepper):
-    moments = [v for o in stepper.optimisers for s in o.state.values() for v in s.values()]
+    moments = [v for o in stepper.optimizers for s in o.state.values() for v in s.values()]
     return [v.clone() for v in [*program.state_dict().values(), *moments]]
 
 
@@ -86,7 +86,7 @@ def test_processes_agree_on_loss_and_gradient():
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))  # a zero gradient
 
 
-def test_an_optimiser_that_cannot_skip_is_checked_at_once():
+def test_an_optimizer_that_cannot_skip_is_checked_at_once():
     program, _, data = build()
     stepper = Stepper(program, pv.ELBO(), torch.optim.SGD, clip_norm=None, size=12)
     assert not stepper._deferred
@@ -127,7 +127,7 @@ def test_gradients_of_an_earlier_step_are_not_handed_out():
 
 
 @pytest.mark.parametrize("mode", [False, "trace"])
-def test_an_optimiser_of_some_parameters_moves_no_others(mode, tmp_path):
+def test_an_optimizer_of_some_parameters_moves_no_others(mode, tmp_path):
     vae = pv.models.VAE(6, 2, hidden=(4,))
     x = programs.binary(12)[:, :6]
     before = {name: value.clone() for name, value in vae.named_parameters()}
@@ -138,7 +138,7 @@ def test_an_optimiser_of_some_parameters_moves_no_others(mode, tmp_path):
     pv.fit(
         vae,
         x,
-        optimiser=weights_alone,
+        optimizer=weights_alone,
         epochs=2,
         compile=mode,
         out=tmp_path / "run",
@@ -149,7 +149,7 @@ def test_an_optimiser_of_some_parameters_moves_no_others(mode, tmp_path):
     assert moved == {name for name, value in before.items() if value.dim() > 1}
 
 
-def test_an_optimiser_derived_from_ours_takes_its_own_steps():
+def test_an_optimizer_derived_from_ours_takes_its_own_steps():
     calls = []
 
     class Counting(Adam):
@@ -159,7 +159,7 @@ def test_an_optimiser_derived_from_ours_takes_its_own_steps():
 
     vae = pv.models.VAE(6, 2, hidden=(4,))
     x = programs.binary(12)[:, :6]
-    run = pv.fit(vae, x, optimiser=Counting, compile="trace", device="cpu", progress=False)
+    run = pv.fit(vae, x, optimizer=Counting, compile="trace", device="cpu", progress=False)
     assert len(calls) == run.steps
 
 

@@ -164,9 +164,9 @@ class Complex(Net):
 def test_what_adams_kernel_cannot_move_is_refused_with_the_cure(
     kind: type[Net], got: str, cure: type[torch.optim.Optimizer]
 ) -> None:
-    with pytest.raises(ConfigError, match=f"optimiser: got {got}.*torch.optim.{cure.__name__}"):
+    with pytest.raises(ConfigError, match=f"optimizer: got {got}.*torch.optim.{cure.__name__}"):
         fit(kind(), False)
-    fit(kind(), False, optimiser=cure)
+    fit(kind(), False, optimizer=cure)
 
 
 class NeverDue(pv.ELBO):

@@ -87,7 +87,7 @@ def dense_rows(leaf: Tensor) -> Tensor:
 def same_layout(grad: Tensor, parameter: Tensor) -> bool:
     """Return whether two tensors of one shape lie alike in memory.
 
-    A fused optimiser walks through both by address: a gradient laid out otherwise moves the wrong
+    A fused optimizer walks through both by address: a gradient laid out otherwise moves the wrong
     weights. Autograd sees to it; kernels of convolutions, and the compiler, choose as they like.
     """
     sides = zip(parameter.shape, grad.stride(), parameter.stride(), strict=True)

@@ -14,7 +14,7 @@ from torch.nn.functional import softplus
 
 from pyro_vae.arguments import positive
 from pyro_vae.errors import ConfigError, ProgramError
-from pyro_vae.inference.objectives.objective import OptimiserFactory, Update, require_rows
+from pyro_vae.inference.objectives.objective import OptimizerFactory, Update, require_rows
 from pyro_vae.program.batch import named_leaves, num_rows
 from pyro_vae.program.handlers import data_frame, sample_sites
 from pyro_vae.program.joint import Joint
@@ -34,7 +34,7 @@ class Adversarial(nn.Module):
     Arguments:
         critic: What is told apart; moved to the program's device and precision.
         critic_steps: Steps of the critic per step of the program.
-        critic_optimiser: Makes the critic's optimiser; None takes that of ``fit``.
+        critic_optimizer: Makes the critic's optimizer; None takes that of ``fit``.
     """
 
     is_bound = False
@@ -47,13 +47,13 @@ class Adversarial(nn.Module):
         self,
         critic: nn.Module,
         critic_steps: int = 1,
-        critic_optimiser: OptimiserFactory | None = None,
+        critic_optimizer: OptimizerFactory | None = None,
     ) -> None:
         super().__init__()
         self.critic = critic
         self._require_kind()
         self.critic_steps = positive("critic_steps", critic_steps)
-        self.critic_optimiser = critic_optimiser
+        self.critic_optimizer = critic_optimizer
         self._warned = False
 
     def _require_kind(self) -> None:
@@ -103,7 +103,7 @@ class Adversarial(nn.Module):
         return Update(
             self.critic_loss,
             tuple(self.critic.parameters()),
-            optimiser=self.critic_optimiser,
+            optimizer=self.critic_optimizer,
             repeats=self.critic_steps,
             name="critic",
             **more,
@@ -117,7 +117,7 @@ class Adversarial(nn.Module):
             warnings.warn(
                 f"{type(self).__name__}: the critic has won: its loss was {loss:.3g} over an epoch "
                 f"({self.draw:.3g}: it knows nothing), and what it tells apart without a doubt it "
-                "does not teach; give it a lower rate (critic_optimiser), fewer critic_steps or "
+                "does not teach; give it a lower rate (critic_optimizer), fewer critic_steps or "
                 "spectral_norm=True",
                 UserWarning,
                 stacklevel=2,

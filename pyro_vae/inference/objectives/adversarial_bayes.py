@@ -18,7 +18,7 @@ from pyro_vae.inference.objectives.adversarial import (
     terms_of,
     told_apart,
 )
-from pyro_vae.inference.objectives.objective import OptimiserFactory, Update, with_globals
+from pyro_vae.inference.objectives.objective import OptimizerFactory, Update, with_globals
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.program import Program
 
@@ -51,7 +51,7 @@ class AVB(Adversarial):
         contrast: ``"adaptive"`` or ``"prior"``.
         moments: M, draws of the guide behind the moments of the adaptive contrast, at least 2.
         critic_steps: Steps of the critic per step of the program.
-        critic_optimiser: Makes the critic's optimiser; None takes that of ``fit``.
+        critic_optimizer: Makes the critic's optimizer; None takes that of ``fit``.
 
     Raises:
         ConfigError: An argument out of range.
@@ -71,9 +71,9 @@ class AVB(Adversarial):
         contrast: Literal["adaptive", "prior"] = "adaptive",
         moments: int = 16,
         critic_steps: int = 1,
-        critic_optimiser: OptimiserFactory | None = None,
+        critic_optimizer: OptimizerFactory | None = None,
     ) -> None:
-        super().__init__(critic, critic_steps, critic_optimiser)
+        super().__init__(critic, critic_steps, critic_optimizer)
         self.contrast = contrast
         self.moments = positive("moments", moments)
         if contrast == "adaptive" and self.moments < 2:

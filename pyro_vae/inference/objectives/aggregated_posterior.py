@@ -17,7 +17,7 @@ from pyro_vae.inference.objectives.adversarial import (
     terms_of,
     told_apart,
 )
-from pyro_vae.inference.objectives.objective import OptimiserFactory, Update, with_globals
+from pyro_vae.inference.objectives.objective import OptimizerFactory, Update, with_globals
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.program import Program
 
@@ -39,7 +39,7 @@ class AAE(Adversarial):
         critic: T, a module of codes ``(B, Z)`` to ``(B,)``, as ``pv.nn.Critic(Z)``.
         weight: λ, nats.
         critic_steps: Steps of the critic per step of the program.
-        critic_optimiser: Makes the critic's optimiser; None takes that of ``fit``.
+        critic_optimizer: Makes the critic's optimizer; None takes that of ``fit``.
 
     Raises:
         ConfigError: A weight that is not positive.
@@ -55,9 +55,9 @@ class AAE(Adversarial):
         *,
         weight: float = 1.0,
         critic_steps: int = 1,
-        critic_optimiser: OptimiserFactory | None = None,
+        critic_optimizer: OptimizerFactory | None = None,
     ) -> None:
-        super().__init__(critic, critic_steps, critic_optimiser)
+        super().__init__(critic, critic_steps, critic_optimizer)
         self.weight = number("weight", weight, "(0, inf)")
 
     def updates(self, program: Program) -> list[Update]:

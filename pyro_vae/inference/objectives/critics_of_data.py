@@ -20,7 +20,7 @@ from pyro_vae.inference.objectives.adversarial import (
     terms_of,
 )
 from pyro_vae.inference.objectives.objective import (
-    OptimiserFactory,
+    OptimizerFactory,
     Update,
     require_rows,
     with_globals,
@@ -61,7 +61,7 @@ class VAEGAN(Adversarial):
         gamma: γ in [0, 1].
         equilibrium: The cost about which the balance holds both; log 2 knows nothing.
         margin: Half the width of the balance; infinite always trains both.
-        critic_optimiser: Makes the critic's optimiser; None takes that of ``fit``.
+        critic_optimizer: Makes the critic's optimizer; None takes that of ``fit``.
 
     Raises:
         ConfigError: An argument out of range.
@@ -84,9 +84,9 @@ class VAEGAN(Adversarial):
         gamma: float = 0.01,
         equilibrium: float = 0.68,
         margin: float = 0.4,
-        critic_optimiser: OptimiserFactory | None = None,
+        critic_optimizer: OptimizerFactory | None = None,
     ) -> None:
-        super().__init__(critic, 1, critic_optimiser)
+        super().__init__(critic, 1, critic_optimizer)
         self.features = features
         if features is None and not callable(getattr(critic, "see", None)):
             raise ConfigError(
@@ -197,7 +197,7 @@ class LatentAutoencoder(Adversarial):
         feature_weight: a.
         critic_weight: c.
         start: Batches before the critic joins in.
-        critic_optimiser: Makes the critic's optimiser; None takes that of ``fit``.
+        critic_optimizer: Makes the critic's optimizer; None takes that of ``fit``.
 
     Raises:
         ConfigError: An argument out of range.
@@ -224,9 +224,9 @@ class LatentAutoencoder(Adversarial):
         feature_weight: float = 1.0,
         critic_weight: float = 0.5,
         start: int = 0,
-        critic_optimiser: OptimiserFactory | None = None,
+        critic_optimizer: OptimizerFactory | None = None,
     ) -> None:
-        super().__init__(critic, 1, critic_optimiser)
+        super().__init__(critic, 1, critic_optimizer)
         self.features = features
         self.kl_weight = number("kl_weight", kl_weight, "[0, inf)")
         self.feature_weight = number("feature_weight", feature_weight, "[0, inf)")

@@ -25,7 +25,7 @@ class ELBO(TermsObjective):
 
     Arguments:
         num_particles: K, draws of the local latents per datum, in one pass.
-        num_samples: S, draws of the global latents, in a loop.
+        num_global_samples: S, draws of the global latents, in a loop.
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014), arXiv:1312.6114
@@ -74,7 +74,7 @@ class AnalyticELBO(TermsObjective):
     training that can decide whether a code comes to life or collapses.
 
     Arguments:
-        num_particles, num_samples: As for ``ELBO``.
+        num_particles, num_global_samples: As for ``ELBO``.
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014), arXiv:1312.6114, App. B

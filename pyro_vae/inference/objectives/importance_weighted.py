@@ -20,7 +20,7 @@ class IWAE(TermsObjective):
 
     Arguments:
         num_particles: K; 1 is the ELBO.
-        num_samples: S, draws of the global latents.
+        num_global_samples: S, draws of the global latents.
 
     Raises:
         ProgramError: A latent has no reparametrised sampler (see ``VIMCO``).
@@ -46,7 +46,7 @@ class MIWAE(IWAE):
 
     Arguments:
         num_particles: K.
-        num_samples: S, draws of the global latents.
+        num_global_samples: S, draws of the global latents.
 
     Raises:
         ProgramError: A latent has no reparametrised sampler.
@@ -68,7 +68,7 @@ class Renyi(TermsObjective):
     Arguments:
         alpha: α, any finite number.
         num_particles: K.
-        num_samples: S, draws of the global latents.
+        num_global_samples: S, draws of the global latents.
 
     Raises:
         ConfigError: α is not finite.
@@ -78,8 +78,8 @@ class Renyi(TermsObjective):
         | Rényi Divergence Variational Inference (Li & Turner, 2016), arXiv:1602.02311
     """
 
-    def __init__(self, alpha: float, num_particles: int = 5, num_samples: int = 1) -> None:
-        super().__init__(num_particles, num_samples)
+    def __init__(self, alpha: float, num_particles: int = 5, num_global_samples: int = 1) -> None:
+        super().__init__(num_particles, num_global_samples)
         self.alpha = number("alpha", alpha, "(-inf, inf)")
 
     def loss_of(self, terms: Terms) -> Tensor:

@@ -29,7 +29,7 @@ class Lagging(nn.Module):
     A decoder that runs ahead of its encoder learns to do without the code. After each epoch the
     mutual information of data and code is measured on held-out data; the first time that it falls,
     once there is any (two standard errors above 0), the encoder has caught up, and plain training
-    goes on. The encoder is what trains log q but not log p(x, z) at fixed z; it has an optimiser
+    goes on. The encoder is what trains log q but not log p(x, z) at fixed z; it has an optimizer
     state for each of the two kinds of step. (In the paper the inner loop ends when its loss stalls;
     here its length is fixed.)
 

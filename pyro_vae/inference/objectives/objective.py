@@ -15,18 +15,18 @@ from pyro_vae.program.looks.dependence import Dependence, dependence_of
 from pyro_vae.program.program import Program
 from pyro_vae.program.terms import Terms
 
-OptimiserFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 @typed
 @dataclass(frozen=True)
 class Update:
-    """One optimiser step of a training step: what to minimise, over which parameters.
+    """One optimizer step of a training step: what to minimise, over which parameters.
 
     Arguments:
         loss: Maps model and guide on one batch to a scalar in nats per datum.
         parameters: What this update moves.
-        optimiser: Makes its optimiser; None takes that of ``pv.fit``.
+        optimizer: Makes its optimizer; None takes that of ``pv.fit``.
         repeats: Steps of this update per batch.
         name: How the history calls its loss.
         due: Asked once per batch, in order: whether the update is to be made; None always. At
@@ -36,7 +36,7 @@ class Update:
 
     loss: Callable[[Joint], Tensor]
     parameters: tuple[nn.Parameter, ...]
-    optimiser: OptimiserFactory | None = None
+    optimizer: OptimizerFactory | None = None
     repeats: int = 1
     name: str = "loss"
     due: Callable[[], bool] | None = None
@@ -69,7 +69,7 @@ class TermsObjective(pyro.infer.ELBO):
 
     Arguments:
         num_particles: K, draws of the local latents per datum, in one pass.
-        num_samples: S, draws of the global latents, in a loop.
+        num_global_samples: S, draws of the global latents, in a loop.
 
     Raises:
         ConfigError: A count below 1.
@@ -78,9 +78,9 @@ class TermsObjective(pyro.infer.ELBO):
     averages = False  # whether the loss is a mean over particles, so that it takes a joint density
     is_bound = True  # whether minus the loss lies below log p(x)
 
-    def __init__(self, num_particles: int = 1, num_samples: int = 1) -> None:
+    def __init__(self, num_particles: int = 1, num_global_samples: int = 1) -> None:
         super().__init__(num_particles=positive("num_particles", num_particles))
-        self.num_samples = positive("num_samples", num_samples)
+        self.num_global_samples = positive("num_global_samples", num_global_samples)
         self._num_plates: int | None = None
         self._looked_at: Any = None
         self._dependence = Dependence()
@@ -91,7 +91,7 @@ class TermsObjective(pyro.infer.ELBO):
 
     def loss_of_joint(self, joint: Joint) -> tuple[Tensor, int]:
         """Return the loss per datum for model and guide on one batch, and N."""
-        terms = joint.terms(self.num_samples, self.num_particles)
+        terms = joint.terms(self.num_global_samples, self.num_particles)
         return self.loss_of(terms), terms.size
 
     def per_datum(self, joint: Joint) -> Tensor:

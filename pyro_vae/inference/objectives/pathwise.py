@@ -32,9 +32,9 @@ class _PathObjective(TermsObjective):
     def loss_of_joint(self, joint: Joint) -> tuple[Tensor, int]:
         """Return the loss per datum, and N."""
         if not torch.is_grad_enabled():
-            terms = joint.terms(self.num_samples, self.num_particles)
+            terms = joint.terms(self.num_global_samples, self.num_particles)
             return -self.bound(terms), terms.size
-        terms, leaves = joint.leaf_terms(self.num_samples, self.num_particles)
+        terms, leaves = joint.leaf_terms(self.num_global_samples, self.num_particles)
         require_paths(terms, type(self).__name__)
         value = self.bound(terms).detach()
         v, u = self.particle_weights(terms.log_weight.detach())
@@ -63,7 +63,7 @@ class STL(_PathObjective):
 
     Arguments:
         num_particles: K.
-        num_samples: S, draws of the global latents.
+        num_global_samples: S, draws of the global latents.
 
     References:
         | Sticking the Landing (Roeder et al., 2017), arXiv:1703.09194
@@ -91,7 +91,7 @@ class DReG(_PathObjective):
 
     Arguments:
         num_particles: K.
-        num_samples: S, draws of the global latents.
+        num_global_samples: S, draws of the global latents.
 
     References:
         | Doubly Reparameterized Gradient Estimators (Tucker et al., 2019), arXiv:1810.04152
@@ -99,8 +99,8 @@ class DReG(_PathObjective):
 
     trades_score = True
 
-    def __init__(self, num_particles: int = 5, num_samples: int = 1) -> None:
-        super().__init__(num_particles, num_samples)
+    def __init__(self, num_particles: int = 5, num_global_samples: int = 1) -> None:
+        super().__init__(num_particles, num_global_samples)
 
     def bound(self, terms: Terms) -> Tensor:
         """Return the importance-weighted bound per datum."""

@@ -40,7 +40,7 @@ class NVIL(nn.Module, TermsObjective):
         baseline: Network C of the model's arguments, to ``(B,)`` or ``(B, 1)``; None has no
             input-dependent part.
         decay: Of the running mean and variance, in [0, 1).
-        num_particles, num_samples: As for ``ELBO``.
+        num_particles, num_global_samples: As for ``ELBO``.
 
     Raises:
         ConfigError: ``decay`` out of range.
@@ -60,10 +60,10 @@ class NVIL(nn.Module, TermsObjective):
         *,
         decay: float = 0.9,
         num_particles: int = 1,
-        num_samples: int = 1,
+        num_global_samples: int = 1,
     ) -> None:
         nn.Module.__init__(self)
-        TermsObjective.__init__(self, num_particles, num_samples)
+        TermsObjective.__init__(self, num_particles, num_global_samples)
         self.baseline = baseline
         self.decay = number("decay", decay, "[0, 1)")
         self.register_buffer("mean", torch.zeros(()))
@@ -79,7 +79,7 @@ class NVIL(nn.Module, TermsObjective):
 
     def loss_of_joint(self, joint: Joint) -> tuple[Tensor, int]:
         """Return the loss per datum, and N."""
-        terms = joint.terms(self.num_samples, self.num_particles)
+        terms = joint.terms(self.num_global_samples, self.num_particles)
         value = elbo_of(terms)
         if not terms.score or not torch.is_grad_enabled():
             return -value, terms.size
@@ -121,14 +121,14 @@ class RLOO(TermsObjective):
 
     Arguments:
         num_particles: K, at least 2.
-        num_samples: S, draws of the global latents.
+        num_global_samples: S, draws of the global latents.
 
     References:
         | Buy 4 REINFORCE Samples, Get a Baseline for Free! (Kool et al., 2019)
     """
 
-    def __init__(self, num_particles: int = 2, num_samples: int = 1) -> None:
-        super().__init__(num_particles, num_samples)
+    def __init__(self, num_particles: int = 2, num_global_samples: int = 1) -> None:
+        super().__init__(num_particles, num_global_samples)
         _at_least_two(num_particles)
 
     def loss_of(self, terms: Terms) -> Tensor:
@@ -152,14 +152,14 @@ class VIMCO(TermsObjective):
 
     Arguments:
         num_particles: K, at least 2.
-        num_samples: S, draws of the global latents.
+        num_global_samples: S, draws of the global latents.
 
     References:
         | Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016), arXiv:1602.06725
     """
 
-    def __init__(self, num_particles: int = 5, num_samples: int = 1) -> None:
-        super().__init__(num_particles, num_samples)
+    def __init__(self, num_particles: int = 5, num_global_samples: int = 1) -> None:
+        super().__init__(num_particles, num_global_samples)
         _at_least_two(num_particles)
 
     def loss_of(self, terms: Terms) -> Tensor:

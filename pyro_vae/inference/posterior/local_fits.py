@@ -48,14 +48,14 @@ class Local:
        [\log p(x_n, z(u)) + \log |dz/du| - \log q_n(u)]
 
     Arguments:
-        steps: Steps of Adam, at most.
-        particles: K, draws per datum and step.
+        num_steps: Steps of Adam, at most.
+        num_particles: K, draws per datum and step.
         lr: First learning rate, in standard deviations of the datum's Gaussian.
         full_covariance: Let L be a whole lower triangle; else it is diagonal.
         start: ``"guide"``: the guide's moments (semi-amortised); ``"prior"``: the prior's.
         patience: A datum's learning rate falls when its bound has not risen for so many windows of
             50 steps, and at the fifth time the datum is done. None, or fewer steps than that takes
-            to happen once: exactly ``steps`` steps at a rate that falls linearly to zero.
+            to happen once: exactly ``num_steps`` steps at a rate that falls linearly to zero.
         stick: Leave out the score of q, whose mean is zero, so that the noise of the gradient
             vanishes where q is exact (sticking the landing); False takes the entropy's gradient in
             closed form.
@@ -68,8 +68,8 @@ class Local:
         | Sticking the Landing (Roeder et al., 2017), arXiv:1703.09194
     """
 
-    steps: int = 3000
-    particles: int = 16
+    num_steps: int = 3000
+    num_particles: int = 16
     lr: float = 0.1
     full_covariance: bool = False
     start: Start = "guide"
@@ -79,10 +79,10 @@ class Local:
     @property
     def judged(self) -> bool:
         """Whether the run is long enough for rates to fall where a bound stands still."""
-        return self.patience is not None and self.steps > _WINDOW * (1 + self.patience)
+        return self.patience is not None and self.num_steps > _WINDOW * (1 + self.patience)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "particles"):
+        for name in ("num_steps", "num_particles"):
             positive(name, getattr(self, name))
         if self.patience is not None:
             positive("patience", self.patience)
@@ -91,9 +91,9 @@ class Local:
             raise ConfigError(f"start: got {self.start!r}, expected 'guide' or 'prior'")
 
 
-def semi(steps: int = _SEMI_STEPS, *, full_covariance: bool = False) -> Local:
+def semi(num_steps: int = _SEMI_STEPS, *, full_covariance: bool = False) -> Local:
     """Return the settings of semi-amortised inference: a few steps from the guide."""
-    return Local(steps=steps, full_covariance=full_covariance, patience=None)
+    return Local(num_steps=num_steps, full_covariance=full_covariance, patience=None)
 
 
 def fit_local(
@@ -107,11 +107,11 @@ def fit_local(
         settings: How to climb.
         progress: Show a progress bar.
     """
-    pieces = bounds.passes(program, batch, max(1, _ROWS_PER_PASS // settings.particles))
+    pieces = bounds.passes(program, batch, max(1, _ROWS_PER_PASS // settings.num_particles))
     fitted, steps, reached = [], [], []
     held: Mapping[str, Tensor] | None = program.held[0] if program.held else None
     first: dict[str, int] | None = None
-    graphs = DensityGraphs("trace" if settings.steps > _WINDOW else False)  # it must pay first
+    graphs = DensityGraphs("trace" if settings.num_steps > _WINDOW else False)  # it must pay first
     with scoring(program):
         for piece in tqdm(pieces, disable=not progress, unit="batch", leave=False):
             climb = _Climb(program, piece, settings, graphs, held)
@@ -207,7 +207,7 @@ class _Climb:
                 self._narrow(~done)
 
     def _windows(self) -> Iterator[int]:
-        total = self.settings.steps
+        total = self.settings.num_steps
         if not self.settings.judged:  # the answer is the mean over the last quarter
             yield from (n for n in (total - max(1, total // 4), max(1, total // 4)) if n)
             return
@@ -233,7 +233,7 @@ class _Climb:
 
     def _traced(self) -> LogDensity:
         """Return the log joint as a graph; where there is none, it runs eagerly without a word."""
-        start = self.q.loc.expand(self.settings.particles, *self.q.loc.shape)
+        start = self.q.loc.expand(self.settings.num_particles, *self.q.loc.shape)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "compile: the log joint cannot be traced")
             return self.graphs.density(self.density, self.batch, start)
@@ -241,14 +241,14 @@ class _Climb:
     def _step(self, density: LogDensity, unit: Tensor) -> Tensor:
         """Move the Gaussians once; return the bound per datum before it."""
         q = self.q
-        noise = q.standard_noise(self.settings.particles)
+        noise = q.standard_noise(self.settings.num_particles)
         log_joint, slope = log_prob_and_grad(density, q.place(noise))
         grads = self._gradients(slope, noise, unit)
         self.taken += 1
         moves = [self._adam(*pair) for pair in zip(grads, self.moments, strict=True)]
         rate = self.rate
         if not self.settings.judged:
-            rate = rate * (1 - (self.taken - 1) / self.settings.steps)
+            rate = rate * (1 - (self.taken - 1) / self.settings.num_steps)
         # A datum without a finite slope stands still, and moves no other.
         sound = torch.stack([g.flatten(1).isfinite().all(1) for g in grads]).all(0)
         rate = torch.where(sound, rate, torch.zeros_like(rate))[:, None]

@@ -42,12 +42,12 @@ class LocalGuide(nn.Module):
        \quad (\mu_n, \log \sigma_n) \text{ the n-th row of a table}
 
     A batch is a dict: the model's arguments by name, and ``row``, the rows of the table. Train it
-    with an optimiser that leaves the rows at rest that a batch does not hold:
+    with an optimizer that leaves the rows at rest that a batch does not hold:
 
     >>> import torch, pyro_vae as pv
     >>> x = torch.randn(20, 5, dtype=torch.float64)
     >>> local = LocalGuide(pv.models.LinearVAE(5, 2).double(), x)
-    >>> run = pv.fit(local, local.rows(x), optimiser=local.optimiser(), progress=False)
+    >>> run = pv.fit(local, local.rows(x), optimizer=local.optimizer(), progress=False)
     >>> pv.elbo(local, local.rows(x)).shape
     torch.Size([20])
     >>> pv.infer(local, torch.randn(3, 5), how="local").mean.shape  # new data have no row
@@ -160,8 +160,8 @@ class LocalGuide(nn.Module):
         }
         return {**shaped, ROW: torch.arange(n, device=self.loc.device) % len(self.loc)}
 
-    def optimiser(self, lr: float = 1e-3, local_lr: float = 0.1) -> Callable[..., "RowAdam"]:
-        """Return the optimiser for ``pv.fit``: Adam for the model, row by row for the table."""
+    def optimizer(self, lr: float = 1e-3, local_lr: float = 0.1) -> Callable[..., "RowAdam"]:
+        """Return the optimizer for ``pv.fit``: Adam for the model, row by row for the table."""
         lr = number("lr", lr, "(0, inf)")
         local_lr = number("local_lr", local_lr, "(0, inf)")
 

@@ -48,7 +48,7 @@ class HMC:
     the inverse of the start's variance there. One leapfrog step is MALA.
 
     Arguments:
-        steps: Draws kept per chain, one per transition.
+        num_draws: Draws kept per chain, one per transition.
         warmup: Transitions before them, in which the step size adapts; 0 keeps ``step_size``.
         chains: C, per datum.
         num_leapfrog: Leapfrog steps per transition; None: what mixes fastest per gradient, found in
@@ -68,7 +68,7 @@ class HMC:
         | MCMC using Hamiltonian dynamics (Neal, 2011), arXiv:1206.1901
     """
 
-    steps: int = 500
+    num_draws: int = 500
     warmup: int = 300
     chains: int = 4
     num_leapfrog: int | None = None
@@ -79,7 +79,7 @@ class HMC:
     start: Literal["guide", "prior"] = "guide"
 
     def __post_init__(self) -> None:
-        counts = {"steps": self.steps, "chains": self.chains}
+        counts = {"num_draws": self.num_draws, "chains": self.chains}
         if self.num_leapfrog is not None:
             counts["num_leapfrog"] = self.num_leapfrog
         if integer("warmup", self.warmup, 0) == 0 and self.num_leapfrog is None:
@@ -208,7 +208,7 @@ def refine(
         | Learning Deep Latent Gaussian Models with Markov Chain Monte Carlo (Hoffman, 2017)
     """
     chosen = settings or HMC()
-    kept = min(chosen.steps, chosen.steps if keep is None else positive("keep", keep))
+    kept = min(chosen.num_draws, chosen.num_draws if keep is None else positive("keep", keep))
     graphs = DensityGraphs(compile)
     parts: list[Refined] = []
     shapes: dict[str, torch.Size] = {}
@@ -224,7 +224,7 @@ def refine(
             parts.append(refine_batch(joint, piece.batch, chosen, kept, graphs))
             chosen = replace(chosen, num_leapfrog=parts[0].num_leapfrog)
     refined = _join(parts)
-    _warn(refined, chosen.steps * chosen.chains)
+    _warn(refined, chosen.num_draws * chosen.chains)
     return refined
 
 
@@ -257,7 +257,7 @@ def refine_batch(
         scales={name: _scale(value) for name, value in values.items()},
         rhat=rhat,
         ess=ess,
-        acceptance=run.accept.mean(0) / settings.steps,
+        acceptance=run.accept.mean(0) / settings.num_draws,
         divergences=run.diverged.sum(0),
         step_size=run.step.expand(run.accept.shape[1]),
         num_leapfrog=run.num_leapfrog,
@@ -294,10 +294,10 @@ def _run_chains(
         inverse_mass,
         settings.jitter,
     )
-    draws = start.new_empty(settings.chains, settings.steps, *start.shape[1:])
+    draws = start.new_empty(settings.chains, settings.num_draws, *start.shape[1:])
     accept = torch.zeros_like(state.log_prob)
     diverged = torch.zeros_like(accept, dtype=torch.long)
-    for index in range(settings.steps):
+    for index in range(settings.num_draws):
         state, info = hmc_step(
             state, density, step, num_leapfrog, inverse_mass, jitter=settings.jitter
         )
@@ -308,7 +308,7 @@ def _run_chains(
 
 def _places(settings: HMC, keep: int, draws: Tensor) -> Tensor:
     """Return which draws are kept, evenly spaced."""
-    return torch.arange(1, keep + 1, device=draws.device) * settings.steps // keep - 1
+    return torch.arange(1, keep + 1, device=draws.device) * settings.num_draws // keep - 1
 
 
 def _refine_globals(
@@ -323,7 +323,7 @@ def _refine_globals(
 
     draw = density.draw_guide if settings.start == "guide" else density.draw_prior
     run = _run_chains(draw, at, settings)
-    transitions = settings.steps * settings.chains
+    transitions = settings.num_draws * settings.chains
     refined = summarise(
         density,
         run.draws,
@@ -338,8 +338,8 @@ def _refine_globals(
         warnings.warn(
             f"refine: the global latents have R-hat {refined.worst_rhat:.3f}"
             f"{f' and {refined.divergences} divergent transitions' if lost else ''}; their draws "
-            "are not to be trusted: run longer (warmup, steps), with more leapfrog steps, or with "
-            "a higher target_accept",
+            "are not to be trusted: run longer (warmup, num_draws), with more leapfrog steps, or "
+            "with a higher target_accept",
             UserWarning,
             stacklevel=4,
         )
@@ -426,7 +426,7 @@ def _warn(refined: Refined, transitions: int) -> None:
     if complaints:
         warnings.warn(
             f"refine: {'; '.join(complaints)}; their draws are not to be trusted: run longer "
-            "(warmup, steps), with more leapfrog steps, or with a higher target_accept",
+            "(warmup, num_draws), with more leapfrog steps, or with a higher target_accept",
             UserWarning,
             stacklevel=4,
         )

@@ -109,14 +109,14 @@ CONVOLUTIONS = {
     [("vae", "trace"), ("vq", "trace"), pytest.param("vae", True, marks=pytest.mark.slow)],
 )
 def test_convolutions_in_float32_train_as_they_do_eagerly(name, mode):
-    """Their kernels lay gradients out by channels; a fused optimiser goes by addresses."""
+    """Their kernels lay gradients out by channels; a fused optimizer goes by addresses."""
     x = programs.binary(32, (1, 12, 12))
     weights = {}
     for compile in (False, mode):
         torch.manual_seed(0)
         program = CONVOLUTIONS[name]()
         objective = pv.VQ() if name == "vq" else pv.ELBO()
-        options = {"optimiser": lambda p: torch.optim.Adam(p, 1e-2, fused=True), "progress": False}
+        options = {"optimizer": lambda p: torch.optim.Adam(p, 1e-2, fused=True), "progress": False}
         pv.fit(program, x, epochs=3, objective=objective, compile=compile, **options)
         weights[compile] = [p.detach().clone() for p in program.parameters()]
         assert all(same_layout(p.grad, p) for p in program.parameters())
@@ -540,12 +540,12 @@ def test_what_a_callback_changes_is_noticed():
     torch.testing.assert_close(*ends)
 
 
-@pytest.mark.parametrize("optimiser", [None, torch.optim.SGD])
-def test_a_gradient_left_from_elsewhere_moves_nothing(optimiser):
+@pytest.mark.parametrize("optimizer", [None, torch.optim.SGD])
+def test_a_gradient_left_from_elsewhere_moves_nothing(optimizer):
     program = Ones(lambda p, x: p.loc)
     program.head = nn.Parameter(torch.ones(3))
     program.head.grad = torch.ones(3)
-    pv.fit(program, programs.binary(32), epochs=3, compile="trace", optimiser=optimiser)
+    pv.fit(program, programs.binary(32), epochs=3, compile="trace", optimizer=optimizer)
     assert torch.equal(program.head, torch.ones(3))
 
 

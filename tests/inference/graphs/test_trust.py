@@ -64,8 +64,8 @@ def trained(program, mode, transform=None, callbacks=(), epochs=15, **options):
     random.seed(2)
     rows = data(dtype=next(program.parameters()).dtype)
     setting = {"epochs": epochs, "batch_size": ROWS, "progress": False, "device": "cpu"}
-    optimiser = functools.partial(torch.optim.SGD, lr=1e-3)
-    setting |= {"optimiser": optimiser, "transform": transform, "callbacks": callbacks}
+    optimizer = functools.partial(torch.optim.SGD, lr=1e-3)
+    setting |= {"optimizer": optimizer, "transform": transform, "callbacks": callbacks}
     run = pv.fit(program, rows, compile=mode, **setting | options)
     return run, {k: v.clone() for k, v in program.state_dict().items()}
 
@@ -320,7 +320,7 @@ def same_value(net):
     ],
 )
 def test_what_other_code_changes_between_steps_counts(kind, change, by):
-    """Also where the next batch does not show it, or where only an optimiser could tell."""
+    """Also where the next batch does not show it, or where only an optimizer could tell."""
     seen = {}
     for mode in (False, "trace"):
         _, seen[mode] = trained(built(kind), mode, epochs=4, **by(change))

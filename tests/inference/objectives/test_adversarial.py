@@ -93,16 +93,16 @@ def test_a_critic_reaches_the_log_ratio(make):
     x = torch.zeros(4000, dtype=torch.float64)
     program = read(Pair(), x)
     (update, _) = make(critic).updates(program)
-    optimiser = torch.optim.LBFGS(critic.parameters(), max_iter=60, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(critic.parameters(), max_iter=60, line_search_fn="strong_wolfe")
 
     def evaluate():
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = at(update, program, x)
         loss.backward()
         return loss
 
     for _ in range(3):
-        optimiser.step(evaluate)
+        optimizer.step(evaluate)
     assert evaluate().item() == pytest.approx(0.938327, abs=2e-4)
     z = Even(torch.ones(4000, dtype=torch.float64), 0.5).sample()[:, None]
     told = critic(z, None if make is pv.AAE else x)
@@ -141,7 +141,7 @@ def test_avb_finds_the_posterior_of_an_implicit_guide(contrast):
     x = 2**0.5 * torch.randn(2000, 1, dtype=torch.float64)
     guide, critic = Bent(), Quadratic(2)
     objective = pv.AVB(critic, contrast=contrast, moments=4, critic_steps=6)
-    rate = {"optimiser": functools.partial(torch.optim.Adam, lr=0.03, betas=(0.5, 0.99))}
+    rate = {"optimizer": functools.partial(torch.optim.Adam, lr=0.03, betas=(0.5, 0.99))}
     schedule = pv.schedules.cosine(1.0, 0.02)
     run = pv.fit(
         guide, x, objective=objective, epochs=15, batch_size=200, lr_schedule=schedule,
@@ -215,7 +215,7 @@ def test_a_linear_autoencoder_reaches_whitened_principal_components(kind):
     linear = pv.models.VAE(4, 2, (), encoder=Point(nn.Linear(4, 2)), observation=SquaredError)
     rate = functools.partial(torch.optim.Adam, lr=5e-3, betas=(0.5, 0.9))
     make = {
-        "AAE": lambda: pv.AAE(pv.nn.Critic(2, hidden=(16, 16)), critic_optimiser=rate),
+        "AAE": lambda: pv.AAE(pv.nn.Critic(2, hidden=(16, 16)), critic_optimizer=rate),
         "WAE": lambda: pv.WAE(10.0),
     }
     run = pv.fit(

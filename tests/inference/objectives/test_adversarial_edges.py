@@ -168,7 +168,7 @@ WRONG = {
     "AAE with data": (lambda: pv.AAE(pv.nn.Critic(2, 4)), r"make it as pv.nn.Critic\(Z\)"),
     "two numbers": (lambda: pv.AAE(nn.Linear(2, 2)), r"Linear answers a tensor of shape \(20, 2\)"),
     "Pyro's": (
-        lambda: pv.AAE(pv.nn.Critic(2), critic_optimiser=pyro.optim.Adam({"lr": 0.1})),
+        lambda: pv.AAE(pv.nn.Critic(2), critic_optimizer=pyro.optim.Adam({"lr": 0.1})),
         "got a pyro.optim optimizer for an update",
     ),
 }

@@ -123,7 +123,7 @@ def test_a_critic_that_has_won_is_told_of_once():
         warnings.simplefilter("always")
         pv.fit(vae, X, objective=pv.AAE(Certain()), epochs=3, lr=1e-6, progress=False)
     (said,) = [str(each.message) for each in told if "has won" in str(each.message)]
-    assert said.startswith("AAE: the critic has won") and "critic_optimiser" in said
+    assert said.startswith("AAE: the critic has won") and "critic_optimizer" in said
 
 
 def test_the_last_weights_of_a_game_are_kept():
@@ -164,7 +164,7 @@ def implicit():
 
 ASKED = {
     "elbo": lambda vae: pv.elbo(vae, X),
-    "log_likelihood": lambda vae: pv.log_likelihood(vae, X, samples=5),
+    "log_likelihood": lambda vae: pv.log_likelihood(vae, X, num_particles=5),
     "diagnose": lambda vae: pv.diagnose(vae, X, probes=3),
     "log_prob": lambda vae: pv.infer(vae, X).log_prob({"z": torch.zeros(1, 20, 2)}),
     "fit": lambda vae: pv.fit(vae, X, epochs=1, progress=False),
@@ -188,7 +188,7 @@ def test_what_needs_draws_alone_answers(implicit):
     assert pv.encode(implicit, X).shape == (20, 2)
     assert pv.reconstruct(implicit, X).shape == (20, 4)
     assert pv.generate(implicit, 3).shape == (3, 4)
-    settings = pv.HMC(steps=3, warmup=3, chains=2, num_leapfrog=1)
+    settings = pv.HMC(num_draws=3, warmup=3, chains=2, num_leapfrog=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # so few draws have not mixed
         refined = pv.refine(implicit, X[:2], settings, compile=False)
@@ -213,7 +213,9 @@ def test_likelihoods_of_an_implicit_guide_are_right():
     exact = dist.Normal(0.0, 2**0.5).log_prob(x).squeeze(-1)
     torch.manual_seed(0)
     annealed = pv.ais(program, x, pv.AIS(num_temperatures=30, chains=60, num_leapfrog=2, pilot=30))
-    fitted = pv.fitted_log_likelihood(program, x, samples=2000, warmup=40, draws=60, num_leapfrog=2)
+    fitted = pv.fitted_log_likelihood(
+        program, x, num_particles=2000, warmup=40, num_draws=60, num_leapfrog=2
+    )
     for found in (annealed, fitted):
         assert ((found.log_prob - exact).abs() < 5 * found.noise + 1e-3).all()
 

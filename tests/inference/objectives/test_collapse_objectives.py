@@ -114,7 +114,7 @@ def test_the_decoder_waits_while_the_encoder_trains_ahead(monkeypatch):
 
     x = case.data(60)
     pv.fit(program, x, objective=pv.Lagging(x, inner=3), epochs=4, batch_size=10, progress=False,
-           optimiser=lambda p: Spy(p, lr=0.01))  # fmt: skip
+           optimizer=lambda p: Spy(p, lr=0.01))  # fmt: skip
     assert moves == [4, 4, 4, 8] * 6
     assert not torch.equal(last["decoder"], program.decoder.net.output.bias)
 

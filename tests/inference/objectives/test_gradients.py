@@ -199,12 +199,14 @@ class SharedMean(nn.Module):
             pyro.sample("z", dist.Normal(self.gain * (x - w), self.log_scale.exp()))
 
 
-@pytest.mark.parametrize(("num_samples", "num_particles"), [(1, 1), (1, 8), (3, 4)])
+@pytest.mark.parametrize(("num_global_samples", "num_particles"), [(1, 1), (1, 8), (3, 4)])
 @pytest.mark.parametrize("name", PATHS)
-def test_guide_gradient_vanishes_at_the_posterior_with_a_global(name, num_samples, num_particles):
+def test_guide_gradient_vanishes_at_the_posterior_with_a_global(
+    name, num_global_samples, num_particles
+):
     x = torch.randn(7, dtype=torch.float64)
     program = SharedMean(x)
-    loss_on(program, x, PATHS[name](num_particles, num_samples)).backward()
+    loss_on(program, x, PATHS[name](num_particles, num_global_samples)).backward()
     assert max(p.grad.abs().max().item() for p in program.parameters()) < 1e-10
 
 
@@ -441,12 +443,12 @@ VARIANCES = [
 def test_variance_is_reduced(name, toy, better, worse, record_property):
     """Ratio of the summed variances of the guide's gradient, near the posterior; on the record."""
     params = leaves(toy.params(0))
-    optimiser = torch.optim.Adam([p for n, p in params.items() if n.startswith("q_")], lr=0.05)
+    optimizer = torch.optim.Adam([p for n, p in params.items() if n.startswith("q_")], lr=0.05)
     for _ in range(150):  # the exact ELBO, so that the guide is the best of its family
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         log_weight, mass = toy.log_weight(params, X)
         (-(mass.exp() * log_weight).sum()).backward()
-        optimiser.step()
+        optimizer.step()
     ratio = guide_variance(better(), toy, params) / guide_variance(worse(), toy, params)
     record_property(f"variance ratio {name}", ratio)
     print(f"variance ratio {name}: {ratio:.3g}")

@@ -208,12 +208,12 @@ class Recorded(nn.Module):
             drawn["z"] = pyro.sample("z", dist.Normal(loc, self.spread.exp()).to_event(1))
         self.drawn.append(drawn)
 
-    def formula(self, x: Tensor, size: int, beta: float, inner, num_samples: int) -> Tensor:
+    def formula(self, x: Tensor, size: int, beta: float, inner, num_global_samples: int) -> Tensor:
         """Return the loss per datum at the recorded draws, written out without Pyro."""
         total = x.new_zeros(())
         # Objectives that cut the draws run the guide a second time, at the same values.
-        unique = self.drawn[:: len(self.drawn) // num_samples]
-        assert len(unique) == num_samples
+        unique = self.drawn[:: len(self.drawn) // num_global_samples]
+        assert len(unique) == num_global_samples
         for drawn in unique:
             z, w = drawn["z"].reshape(-1, len(x), 2), drawn.get("w", self.loc)
             half = x.new_full((), math.log(0.5))
@@ -224,7 +224,7 @@ class Recorded(nn.Module):
             if self.has_global:
                 shared = normal(w, torch.zeros_like(w)) - normal(w, self.loc, self.log_scale)
                 total = total + shared.sum() / size
-        return -total / num_samples
+        return -total / num_global_samples
 
 
 def data(rows: int) -> Tensor:
@@ -233,7 +233,7 @@ def data(rows: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("beta", "num_samples", "num_particles"),
+    ("beta", "num_global_samples", "num_particles"),
     [(None, 1, 2), (None, 3, 5), (0.3, 3, 5), (0.0, 1, 2), ("tensor", 1, 2), ("by site", 3, 5)],
 )
 @pytest.mark.parametrize(
@@ -245,13 +245,13 @@ def data(rows: int) -> Tensor:
         if w == "local" or row.has_globals
     ],
 )
-def test_formula_on_replayed_draws(name, where, num_samples, num_particles, beta):
+def test_formula_on_replayed_draws(name, where, num_global_samples, num_particles, beta):
     """Value, and gradient where it is that of the formula: N/B, 1/N, S, K and beta to rounding.
 
     With beta, a scaled site keeps its weight in the local sum and global sites keep 1.
     """
     if not ROWS[name].has_globals:
-        num_samples = 1
+        num_global_samples = 1
     x, rows = data(10), torch.tensor([4, 1, 9])
     program = Recorded(where != "local", rows if where == "own plate" else None)
     batch = x[:3] if where == "batch" else x
@@ -265,7 +265,7 @@ def test_formula_on_replayed_draws(name, where, num_samples, num_particles, beta
         ),
     )
     weight = {None: 1.0, "tensor": 0.3, "by site": 0.7}.get(beta, beta)
-    objective = ROWS[name].build(num_particles, num_samples)
+    objective = ROWS[name].build(num_particles, num_global_samples)
     if name == "wake-sleep":
         objective = pv.ReweightedWakeSleep(num_particles)
     joint.num_plates  # noqa: B018 - it looks once, before the record starts
@@ -273,7 +273,7 @@ def test_formula_on_replayed_draws(name, where, num_samples, num_particles, beta
     with wrapped.running():
         loss = objective.per_datum(joint)
     seen = x[rows] if where == "own plate" else batch
-    expected = program.formula(seen, 10, weight, ROWS[name].inner, num_samples)
+    expected = program.formula(seen, 10, weight, ROWS[name].inner, num_global_samples)
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
     if ROWS[name].is_gradient:
         parameters = [p for _, p in program.named_parameters()]

@@ -39,7 +39,7 @@ def assert_exact(actual, expected, dtype):
 def test_log_likelihood(num, data_dim, latent_dim, num_particles, dtype):
     oracle, program = build(data_dim, latent_dim, dtype)
     x = oracle.sample(num).to(dtype)
-    estimate = pv.log_likelihood(program, x, samples=num_particles)
+    estimate = pv.log_likelihood(program, x, num_particles=num_particles)
     assert_exact(estimate.log_prob, oracle.log_prob(x), dtype)
     assert (estimate.ess > 0.99 * num_particles).all()
     if num_particles >= 64:
@@ -60,15 +60,17 @@ def test_elbo(batch_size, data_dim, latent_dim, num_particles, dtype):
 @exact_dtypes
 @pytest.mark.parametrize("objective", [pv.ELBO, pv.IWAE])
 @pytest.mark.parametrize("has_global", [False, True])
-@pytest.mark.parametrize(("num_samples", "num_particles"), [(1, 1), (3, 7), (1, 64)])
+@pytest.mark.parametrize(("num_global_samples", "num_particles"), [(1, 1), (3, 7), (1, 64)])
 @pytest.mark.parametrize("num", [1, 5, 20])
-def test_loss_of_a_minibatch(num, num_samples, num_particles, has_global, objective, dtype):
+def test_loss_of_a_minibatch(num, num_global_samples, num_particles, has_global, objective, dtype):
     """N = 20: a batch of B rows bears its own log p(x) on average, and 1/N of the global KL."""
     oracle, program = build(6, 2, dtype, has_global=has_global)
     x = oracle.sample(20).to(dtype)
     wrapped = pv.Program.of(program)
     with wrapped.running():
-        loss = objective(num_particles, num_samples).per_datum(wrapped.joint(x[:num], size=20))
+        loss = objective(num_particles, num_global_samples).per_datum(
+            wrapped.joint(x[:num], size=20)
+        )
     exact = oracle.log_prob(x)
     if has_global:
         exact = shifted(oracle, program).log_prob(x)
@@ -87,10 +89,10 @@ def test_global_site(num_particles, dtype):
     shared = program.log_prob_offset() / 13
     for batch_size in (4, 13):
         value = pv.elbo(
-            program, x, num_particles=num_particles, num_samples=2, batch_size=batch_size
+            program, x, num_particles=num_particles, num_global_samples=2, batch_size=batch_size
         )
         assert_exact(value, exact + shared, dtype)
-    estimate = pv.log_likelihood(program, x, samples=num_particles, num_samples=3)
+    estimate = pv.log_likelihood(program, x, num_particles=num_particles, num_global_samples=3)
     assert_exact(estimate.log_prob, exact, dtype)  # log E_q(w) p(x | w): no KL of w
 
 

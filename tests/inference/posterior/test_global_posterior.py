@@ -41,7 +41,7 @@ def exact():
 def test_draws_have_the_exact_posteriors_moments():
     """|z| < 5 in each mean and variance, at the stated sample sizes (false alarm 3e-6)."""
     torch.manual_seed(0)
-    found = pv.refine(Regression(), (X, Y), pv.HMC(steps=400))
+    found = pv.refine(Regression(), (X, Y), pv.HMC(num_draws=400))
     loc, covariance = exact()
     scale, ess = covariance.diagonal().sqrt(), found.ess["weights"]
     assert found.samples["weights"].shape == (4, 400, 2) and found.mixed
@@ -86,7 +86,7 @@ def test_a_constrained_global_and_a_stream():
     torch.manual_seed(0)
     x = torch.poisson(torch.full((45,), 3.0))
     loader = DataLoader(TensorDataset(x), batch_size=10)
-    found = pv.refine(pv.Program(model, guide), loader, pv.HMC(steps=150, warmup=150))
+    found = pv.refine(pv.Program(model, guide), loader, pv.HMC(num_draws=150, warmup=150))
     posterior = dist.Gamma(2 + x.sum(), 46.0)
     z = (found.means["rate"] - posterior.mean) / posterior.stddev * found.ess["rate"].sqrt()
     assert z.abs() < 5 and (found.samples["rate"] > 0).all()
@@ -94,7 +94,7 @@ def test_a_constrained_global_and_a_stream():
 
 def test_short_chains_are_named_and_programs_without_latents_refused():
     with pytest.warns(UserWarning, match="the global latents have R-hat"):
-        pv.refine(Regression(), (X, Y), pv.HMC(steps=6, warmup=2, num_leapfrog=1))
+        pv.refine(Regression(), (X, Y), pv.HMC(num_draws=6, warmup=2, num_leapfrog=1))
 
     def model(x):
         loc = pyro.param("loc", torch.zeros(()))
@@ -161,4 +161,4 @@ def test_a_support_that_moves_with_another_global_is_refused():
         pyro.sample("b", dist.Uniform(0.0, a))
 
     with pytest.raises(ProgramError, match=r"site 'b': the support of Uniform depends"):
-        pv.refine(pv.Program(model, guide), torch.ones(2), pv.HMC(steps=4, warmup=4))
+        pv.refine(pv.Program(model, guide), torch.ones(2), pv.HMC(num_draws=4, warmup=4))

@@ -32,9 +32,9 @@ from pyro_vae.models import LinearVAE
 
 QUICK = {
     "amortised": None,
-    "semi": Local(steps=10, particles=4, patience=None),
-    "local": Local(steps=30, particles=4, start="prior"),
-    "hmc": HMC(steps=10, warmup=10, chains=2, num_leapfrog=2),
+    "semi": Local(num_steps=10, num_particles=4, patience=None),
+    "local": Local(num_steps=30, num_particles=4, start="prior"),
+    "hmc": HMC(num_draws=10, warmup=10, chains=2, num_leapfrog=2),
 }
 
 
@@ -72,7 +72,7 @@ def test_mean_draws_and_density_are_those_of_the_exact_posterior(how):
 
 def test_hmc_draws_from_the_exact_posterior():
     x, program = linear(n=8)
-    found = infer(program, x, how="hmc", settings=HMC(steps=400, warmup=100))
+    found = infer(program, x, how="hmc", settings=HMC(num_draws=400, warmup=100))
     error = found.scale / found.ess[:, None].sqrt()
     z = (found.mean - program.posterior(x).mean.detach()) / error
     assert z.abs().max() < 5
@@ -273,7 +273,7 @@ class Steps(nn.Module):
 def test_the_datum_comes_first_under_a_second_plate(how, rows):
     torch.manual_seed(0)
     x = torch.randn(rows, 3, dtype=torch.float64)
-    climb = Local(steps=800, patience=None) if how == "local" else None
+    climb = Local(num_steps=800, patience=None) if how == "local" else None
     found = infer(Steps(), x, how=how, settings=climb)
     assert found.sample(4).shape == (4, rows, 3) and found.mean.shape == (rows, 3)
     torch.testing.assert_close(found.mean, x / 2, rtol=0, atol=0.02 if how == "local" else 1e-6)
@@ -316,7 +316,7 @@ def test_angles_have_draws_and_no_gaussian():
         with pytest.raises(ProgramError, match=r"site 'z' is an angle.*refine"):
             infer(program, x, how=how)
     with pytest.raises(ProgramError, match="site 'z' is an angle"):
-        pv.fitted_log_likelihood(program, x, samples=10, warmup=2, draws=2)
+        pv.fitted_log_likelihood(program, x, num_particles=10, warmup=2, num_draws=2)
 
 
 def test_nothing_is_inferred_without_local_latents():
@@ -360,5 +360,5 @@ def test_all_data_of_a_guide_of_factors_are_worked_on_at_once():
 
     program = pv.Program(model, guide)
     torch.testing.assert_close(pv.infer(program, x).mean, program.values["loc"].detach())
-    fitted = pv.infer(program, x, how="local", settings=pv.Local(steps=80, particles=4))
+    fitted = pv.infer(program, x, how="local", settings=pv.Local(num_steps=80, num_particles=4))
     torch.testing.assert_close(fitted.mean, x / 2, rtol=0.0, atol=0.1)

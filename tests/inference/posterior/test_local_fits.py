@@ -106,8 +106,8 @@ def test_few_steps_from_the_guide_close_most_of_the_distance():
     x, linear = turned()
     with torch.no_grad():
         linear.log_diagonal.add_(0.5)
-    before = divergence(fitted(linear, x, steps=1, lr=1e-9, patience=None).gaussians, linear, x)
-    after = divergence(fitted(linear, x, steps=20, patience=None).gaussians, linear, x)
+    before = divergence(fitted(linear, x, num_steps=1, lr=1e-9, patience=None).gaussians, linear, x)
+    after = divergence(fitted(linear, x, num_steps=20, patience=None).gaussians, linear, x)
     best = family_gap(linear)
     assert (after.mean() - best) < 0.2 * (before.mean() - best)
 
@@ -117,14 +117,14 @@ def test_a_full_guide_is_taken_over_with_its_covariance():
     full = LinearVAE(6, 3, full_covariance=True).double()
     full.load_state_dict(linear.state_dict(), strict=False)
     full.match_posterior()
-    found = fitted(full, x, steps=1, lr=1e-9, patience=None, full_covariance=True)
+    found = fitted(full, x, num_steps=1, lr=1e-9, patience=None, full_covariance=True)
     assert divergence(found.gaussians, full, x).max() < 1e-12
 
 
 def test_each_datum_stops_by_itself_and_data_are_worked_on_piece_by_piece(monkeypatch):
     x, linear = turned(n=30)
     monkeypatch.setattr(local, "_ROWS_PER_PASS", 7 * 8)
-    found = fitted(linear, x, particles=8)
+    found = fitted(linear, x, num_particles=8)
     assert found.gaussians.loc.shape == (30, 3)
     assert len(found.steps.unique()) > 1 and int(found.steps.max()) < 3000
     excess = divergence(found.gaussians, linear, x) - family_gap(linear)
@@ -134,15 +134,15 @@ def test_each_datum_stops_by_itself_and_data_are_worked_on_piece_by_piece(monkey
 def test_a_short_run_comes_to_rest_as_a_long_one_does():
     """Forty steps at one rate would average the way up; their rate falls to zero instead."""
     x, linear = turned(n=5)
-    start = divergence(fitted(linear, x, steps=1, lr=1e-9, start="prior").gaussians, linear, x)
-    found = divergence(fitted(linear, x, steps=140, start="prior").gaussians, linear, x)
+    start = divergence(fitted(linear, x, num_steps=1, lr=1e-9, start="prior").gaussians, linear, x)
+    found = divergence(fitted(linear, x, num_steps=140, start="prior").gaussians, linear, x)
     excess = found - family_gap(linear)
     assert excess.mean() < 0.01 * start.mean()
 
 
 def test_no_datum_runs_past_the_last_step():
     x, linear = turned(n=5)
-    assert fitted(linear, x, steps=70).steps.tolist() == [70] * 5
+    assert fitted(linear, x, num_steps=70).steps.tolist() == [70] * 5
 
 
 class Fragile(nn.Module):
@@ -167,7 +167,7 @@ def test_a_datum_without_a_density_stands_still_and_moves_no_other():
     for x, context in ((good, nullcontext()), (bad, pytest.warns(UserWarning, match="rows 1"))):
         torch.manual_seed(3)
         with context:
-            tables.append(fit_local(program, x, Local(steps=200, patience=None)).gaussians)
+            tables.append(fit_local(program, x, Local(num_steps=200, patience=None)).gaussians)
     assert torch.equal(tables[0].loc[[0, 2]], tables[1].loc[[0, 2]])
     assert tables[1].loc[1].item() == 0 and tables[1].log_diagonal[1].item() == 0
     torch.testing.assert_close(tables[0].loc[:, 0], good / 2, rtol=0, atol=0.1)
@@ -206,13 +206,16 @@ def test_constrained_and_dependent_latents_reach_log_p_with_no_variance():
 def test_global_latents_are_held_at_one_draw():
     x = torch.randn(12, 6)
     torch.manual_seed(0)
-    posterior = infer(BayesianDecoder(), x, how="local", settings=Local(steps=100, start="prior"))
+    posterior = infer(
+        BayesianDecoder(), x, how="local", settings=Local(num_steps=100, start="prior")
+    )
     assert posterior.log_weight(3).isfinite().all()
     assert posterior._globals["weight"].shape == (2, 6)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"steps": 0}, {"particles": 0}, {"patience": 0}, {"lr": 0.0}, {"start": "middle"}]
+    "wrong",
+    [{"num_steps": 0}, {"num_particles": 0}, {"patience": 0}, {"lr": 0.0}, {"start": "middle"}],
 )
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
@@ -234,7 +237,7 @@ def test_a_model_trained_with_a_table_reaches_the_likelihood_of_pca():
         epochs=400,
         batch_size=30,
         objective=pv.STL(),
-        optimiser=table.optimiser(lr=0.05),
+        optimizer=table.optimizer(lr=0.05),
         lr_schedule=pv.schedules.cosine(1.0, 0.01),
         compile="trace",
     )
@@ -262,8 +265,8 @@ def test_the_values_of_param_statements_are_trained_and_used_for_new_data():
 
     x = 3.0 * torch.randn(50, generator=torch.Generator().manual_seed(0))
     table = LocalGuide(model, x)
-    optimiser = table.optimiser(lr=0.05)
-    pv.fit(table, table.rows(x), epochs=100, batch_size=50, optimiser=optimiser)
+    optimizer = table.optimizer(lr=0.05)
+    pv.fit(table, table.rows(x), epochs=100, batch_size=50, optimizer=optimizer)
     width = Program.of(table).values["width"].exp().item()
     assert width > 2
     new = torch.tensor([1.0, -2.0])
@@ -277,11 +280,11 @@ def test_other_inputs_and_the_other_verbs_work():
     table = LocalGuide(Labelled(), (x, y))
     data = table.rows((x, y))
     assert list(data) == ["x", "y", "row"]
-    optimiser = table.optimiser(lr=0.02)
-    run = pv.fit(table, data, epochs=20, batch_size=4, optimiser=optimiser)
+    optimizer = table.optimizer(lr=0.02)
+    run = pv.fit(table, data, epochs=20, batch_size=4, optimizer=optimizer)
     assert run.history["loss"][-1] < run.history["loss"][0]
     assert pv.generate(table, 5, given={k: v[:5] for k, v in data.items()}).shape == (5, 6)
-    assert pv.log_likelihood(table, data, samples=10).log_prob.shape == (12,)
+    assert pv.log_likelihood(table, data, num_particles=10).log_prob.shape == (12,)
 
 
 @pytest.mark.parametrize("kind", [torch.tensor, np.array])
@@ -296,13 +299,13 @@ def test_constants_go_beside_rows_of_any_kind(kind):
     x, shift = np.linspace(-3.0, 3.0, 8), torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
     given = (True, kind(x), 0.5, shift)
     table = LocalGuide(model, given)
-    data, optimiser = table.rows(given), table.optimiser(local_lr=0.3)
-    settings = {"epochs": 60, "batch_size": 4, "optimiser": optimiser, "seed": 0}
+    data, optimizer = table.rows(given), table.optimizer(local_lr=0.3)
+    settings = {"epochs": 60, "batch_size": 4, "optimizer": optimizer, "seed": 0}
     settings["objective"] = pv.ELBO(num_particles=16)
     pv.fit(table, data, lr_schedule=pv.schedules.cosine(), **settings)
     exact = (x - 1) / 1.25  # of variance 1 / (1 + 4)
     assert np.abs(pv.encode(table, data).numpy() - exact).max() < 0.2
-    assert pv.log_likelihood(table, data, samples=5).log_prob.shape == (8,)
+    assert pv.log_likelihood(table, data, num_particles=5).log_prob.shape == (8,)
 
 
 def test_a_masked_latent_has_a_support_like_any():
@@ -331,14 +334,14 @@ def test_a_copy_has_a_table_of_its_own():
     x, linear = turned()
     table = LocalGuide(linear, x)
     twin = copy.deepcopy(table)
-    pv.fit(twin, twin.rows(x), epochs=1, optimiser=twin.optimiser())
+    pv.fit(twin, twin.rows(x), epochs=1, optimizer=twin.optimizer())
     assert table.loc.eq(0).all() and twin.loc.ne(0).all()
 
 
 def test_a_table_is_saved_and_loaded_into_another(tmp_path):
     x, linear = turned()
     table = LocalGuide(linear, x)
-    pv.fit(table, table.rows(x), epochs=1, optimiser=table.optimiser())
+    pv.fit(table, table.rows(x), epochs=1, optimizer=table.optimizer())
     pv.save(table, tmp_path / "run")
     twin = LocalGuide(LinearVAE(6, 3).double(), x)
     pv.load(tmp_path / "run", into=twin)
@@ -351,13 +354,13 @@ def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(tmp_path):
     for table, plan in ((whole, [4]), (halves, [2, 4])):
         for epochs in plan:
             out = tmp_path / str(len(plan))
-            optimiser = table.optimiser()
+            optimizer = table.optimizer()
             pv.fit(
                 table,
                 table.rows(x),
                 epochs=epochs,
                 batch_size=16,
-                optimiser=optimiser,
+                optimizer=optimizer,
                 out=out,
                 resume=True,
             )
@@ -398,9 +401,9 @@ def test_rows_with_a_gradient_move_as_under_adam_and_the_others_rest():
     row_adam, adam = RowAdam([ours], lr=0.1), torch.optim.Adam([theirs], lr=0.1)
     for _ in range(4):
         grad = torch.randn(5, 3, dtype=torch.float64)
-        for parameter, optimiser in ((ours, row_adam), (theirs, adam)):
+        for parameter, optimizer in ((ours, row_adam), (theirs, adam)):
             parameter.grad = grad.clone()
-            optimiser.step()
+            optimizer.step()
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     rested = ours.detach().clone()
     ours.grad = torch.zeros_like(ours)
@@ -470,7 +473,7 @@ def test_data_without_a_finite_bound_are_named_in_one_warning():
     program = Program.of(Started(lambda x: dist.Normal(x / 2, 0.5**0.5).to_event(1)))
     program.check(x[::2])
     with pytest.warns(UserWarning, match=r"1 of 3 data .* rows 1;") as caught:
-        found = fit_local(program, x, Local(steps=60))
+        found = fit_local(program, x, Local(num_steps=60))
     assert len(caught) == 1
     torch.testing.assert_close(found.gaussians.loc[::2], x[::2] / 2, rtol=0, atol=1e-2)
 

@@ -25,7 +25,7 @@ from pyro_vae.program.bounds import scoring
 from pyro_vae.program.log_joint import LogJoint
 from pyro_vae.program.program import Program
 
-SHORT = HMC(steps=12, warmup=6, chains=3, num_leapfrog=2)
+SHORT = HMC(num_draws=12, warmup=6, chains=3, num_leapfrog=2)
 FIELDS = ("rhat", "ess", "acceptance", "divergences", "step_size")
 
 
@@ -68,7 +68,7 @@ def test_the_exact_posterior_is_reached_from_a_wrong_guide(scale, settings):
     oracle = PPCA.random(6, 3)
     x = oracle.sample(10)
     torch.manual_seed(0)
-    chosen = HMC(steps=200, warmup=120, **settings)
+    chosen = HMC(num_draws=200, warmup=120, **settings)
     refined = quietly(Wrong(oracle, scale), x, chosen)
     mean, covariance = oracle.posterior(x)
     assert not refined.divergences.any() and (refined.rhat < 1.15).all()
@@ -108,7 +108,7 @@ def test_several_sites_constrained_supports_and_inputs():
     """
     x, y = torch.linspace(-2, 2, 6).double(), torch.arange(6).double() % 2
     torch.manual_seed(0)
-    refined = refine(Layered(), (x, y), HMC(steps=400, warmup=200))
+    refined = refine(Layered(), (x, y), HMC(num_draws=400, warmup=200))
     assert set(refined.samples) == {"top", "z"}
     assert refined.samples["z"].shape == (4, 400, 6, 2)
     assert refined.samples["top"].shape == (4, 400, 6) and (refined.samples["top"] > 0).all()
@@ -183,7 +183,7 @@ def test_global_latents_are_held_at_one_draw_for_all_batches():
 
     x = torch.arange(8.0).double()
     torch.manual_seed(0)
-    settings = HMC(steps=20, warmup=100, chains=2, num_leapfrog=3)
+    settings = HMC(num_draws=20, warmup=100, chains=2, num_leapfrog=3)
     shift = quietly(Global(), x, settings, batch_size=4).mean - x
     assert shift.abs().min() > 1 and shift.std() < 0.05
 
@@ -261,7 +261,7 @@ def test_a_datum_of_nan_density_is_named_and_leaves_the_others_bit_identical(onl
     clean = torch.linspace(-1, 1, 12).double()
     poisoned = clean.clone()
     poisoned[9] = 100.0
-    settings = HMC(steps=60, warmup=40, num_leapfrog=length)
+    settings = HMC(num_draws=60, warmup=40, num_leapfrog=length)
     torch.manual_seed(0)
     sound = quietly(Rows(only_half), clean, settings)
     torch.manual_seed(0)
@@ -293,7 +293,7 @@ def test_one_warning_names_what_did_not_mix():
     x = torch.tensor([0.0, 100.0, 100.0], dtype=torch.float64)
     torch.manual_seed(0)
     with pytest.warns(UserWarning, match=r"R-hat above 1.05") as caught:
-        refined = refine(TwoModes(), x, HMC(steps=100, warmup=100, chains=8))
+        refined = refine(TwoModes(), x, HMC(num_draws=100, warmup=100, chains=8))
     assert len(caught) == 1 and "in 2 of 3 data: rows 1, 2;" in str(caught[0].message)
     assert refined.mixed.tolist() == [True, False, False]
     assert "2 data not mixed" in repr(refined)
@@ -472,7 +472,7 @@ def test_what_cannot_be_traced_runs_eagerly_with_one_warning():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"steps": 0},
+        {"num_draws": 0},
         {"warmup": -1},
         {"warmup": 0},
         {"chains": 0},
@@ -520,7 +520,7 @@ def test_discrete_latents_are_refused():
 
 def test_it_runs_on_meta():
     program = VAE(6, 2, (8,)).to("meta")
-    settings = HMC(steps=2, warmup=1, chains=2)
+    settings = HMC(num_draws=2, warmup=1, chains=2)
     refined = refine(program, torch.zeros(5, 6, device="meta"), settings, batch_size=4)
     assert refined.mean.shape == (5, 2) and refined.rhat.shape == (5,)
     assert refined.sample(3).is_meta
@@ -593,7 +593,7 @@ def test_an_angle_is_drawn_on_its_circle():
 
     torch.manual_seed(0)
     x = torch.tensor([-1.5, 0.2], dtype=torch.float64)
-    found = refine(Program(model, guide), x, HMC(steps=1000))
+    found = refine(Program(model, guide), x, HMC(num_draws=1000))
     z = found.samples["z"]
     assert found.mixed.all() and z.abs().max() <= math.pi
     grid = torch.linspace(-math.pi, math.pi, 20_001, dtype=torch.float64)[:, None]
@@ -618,6 +618,6 @@ def test_latents_of_another_shape_in_a_later_pass_are_refused_before_its_chains(
             pyro.sample("z", dist.Normal(x / 2, 0.7).to_event(1))
 
     stream = iter([torch.zeros(3, 4), torch.zeros(3, 2)])
-    settings = HMC(steps=4, warmup=0, num_leapfrog=2)
+    settings = HMC(num_draws=4, warmup=0, num_leapfrog=2)
     with pytest.raises(ProgramError, match=r"refine: site 'z'.*\(4,\) and \(2,\)"):
         refine(Program(model, guide), stream, settings, compile=False)

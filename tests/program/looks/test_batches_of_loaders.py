@@ -74,7 +74,7 @@ def trained(program, data):
         data,
         epochs=1,
         batch_size=B,
-        optimiser=lambda p: torch.optim.SGD(p, lr=MOVED),
+        optimizer=lambda p: torch.optim.SGD(p, lr=MOVED),
         progress=False,
         compile=False,
     )
@@ -173,7 +173,7 @@ def test_a_likelihood_alone_that_is_scaled_by_n_over_b_keeps_its_weight(feed):
     """Against the KL of each datum, as in a step of stock SVI: the optimum is 6 / 7, not .5."""
 
     program = Latents(around=lambda rows: poutine.scale(scale=N / rows))
-    settings = {"optimiser": lambda p: torch.optim.SGD(p, lr=0.05), "progress": False}
+    settings = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.05), "progress": False}
     pv.fit(program, feed(), epochs=60, batch_size=B, compile=False, **settings)
     assert program.w.item() == pytest.approx(6 / 7, abs=0.02)
 

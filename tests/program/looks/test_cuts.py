@@ -253,7 +253,7 @@ def test_a_sum_over_the_rows_outside_their_plate_counts_as_one_of_all_in_minibat
             epochs=1,
             batch_size=size,
             lr=1e-7,
-            optimiser=torch.optim.SGD,
+            optimizer=torch.optim.SGD,
             progress=False,
             compile=compile,
         )
@@ -471,4 +471,4 @@ def test_large_terms_that_cancel_are_no_dependence_on_the_rows_beside():
     """In single precision the order of such a sum moves a density by more than what goes in."""
     torch.manual_seed(0)
     x = torch.randn(40, 3).sign() * 0.02
-    assert pv.log_likelihood(Cancelling(), x, samples=2).log_prob.shape == (40,)
+    assert pv.log_likelihood(Cancelling(), x, num_particles=2).log_prob.shape == (40,)

@@ -44,7 +44,7 @@ def trained(program, data=X, **options):
         data,
         epochs=1,
         batch_size=B,
-        optimiser=lambda p: torch.optim.SGD(p, lr=moved),
+        optimizer=lambda p: torch.optim.SGD(p, lr=moved),
         progress=False,
         compile=False,
         **options,

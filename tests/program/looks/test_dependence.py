@@ -85,9 +85,9 @@ def test_gradients_of_particles_are_those_of_stock_svi():
 
 
 VERBS = {
-    "log_likelihood": lambda p, x: pv.log_likelihood(p, x, samples=4),
+    "log_likelihood": lambda p, x: pv.log_likelihood(p, x, num_particles=4),
     "ais": lambda p, x: pv.ais(p, x, pv.AIS(num_temperatures=3, pilot=3)),
-    "refine": lambda p, x: pv.refine(p, x, pv.HMC(steps=4, warmup=4)),
+    "refine": lambda p, x: pv.refine(p, x, pv.HMC(num_draws=4, warmup=4)),
     "infer": lambda p, x: pv.infer(p, x, how="local"),
     "log_weight": lambda p, x: pv.infer(p, x).log_weight(3),
     "gaps": lambda p, x: pv.gaps(p, x),
@@ -147,7 +147,7 @@ def test_a_term_outside_that_looks_at_rows_by_no_gradient_counts_once_in_any_pas
         found = pv.elbo(program, (x, y), batch_size=rows).sum()
         assert found.item() == pytest.approx(right.item()), rows
     with pytest.raises(ProgramError, match=r"log_likelihood: site 'count'.* depends on their rows"):
-        pv.log_likelihood(program, (x, y), samples=3)
+        pv.log_likelihood(program, (x, y), num_particles=3)
 
 
 class Shift:
@@ -193,7 +193,9 @@ def test_the_guide_may_draw_a_global_that_depends_on_the_data_or_their_latents(n
     for particles, rows in ((1, 100), (1, 2), (3, 100), (1, 1)):
         torch.manual_seed(0)
         program = pv.Program(pair.model, pair.guide)
-        found = pv.elbo(program, x, num_samples=300, num_particles=particles, batch_size=rows)
+        found = pv.elbo(
+            program, x, num_global_samples=300, num_particles=particles, batch_size=rows
+        )
         # One draw of the sum has a standard deviation below 2.2 nats; false alarms: |z| < 5.
         assert found.sum().item() == pytest.approx(right, abs=5 * 2.2 / 300**0.5), (particles, rows)
 
@@ -223,7 +225,7 @@ def test_a_term_outside_that_looks_at_parameters_alone_stops_nothing():
 
     program = pv.Program(model, Tied("factor").guide)
     assert not program.read(torch.randn(ROWS)).dependence.found
-    pv.log_likelihood(program, torch.randn(ROWS), samples=5)
+    pv.log_likelihood(program, torch.randn(ROWS), num_particles=5)
 
 
 def test_a_guide_that_mixes_particles_is_found_out():
@@ -267,7 +269,7 @@ def exact(kind, x):
 def test_an_autoguide_with_a_density_of_each_datum_is_no_point_mass(kind):
     x = torch.linspace(-1, 2, ROWS)
     program = exact(kind, x)
-    found = pv.log_likelihood(program, x, samples=50)
+    found = pv.log_likelihood(program, x, num_particles=50)
     assert found.ess.tolist() == pytest.approx([50.0] * ROWS, rel=1e-3)
     assert found.log_prob.tolist() == pytest.approx(
         dist.Normal(0.0, 2**0.5).log_prob(x).tolist(), rel=1e-4
@@ -278,7 +280,9 @@ def test_an_autoguide_with_a_density_of_each_datum_is_no_point_mass(kind):
         kl.mean().item(), abs=0.08
     )
     assert pv.encode(program, x).tolist() == pytest.approx((x / 2).tolist(), abs=1e-6)
-    gaps = pv.gaps(program, x, local=pv.Local(steps=5), annealed=pv.AIS(3, pilot=2), samples=9)
+    gaps = pv.gaps(
+        program, x, local=pv.Local(num_steps=5), annealed=pv.AIS(3, pilot=2), num_particles=9
+    )
     assert gaps.elbo.tolist() == pytest.approx(found.log_prob.tolist(), rel=1e-4)
 
 
@@ -341,7 +345,7 @@ def test_a_diagonal_normal_over_constrained_latents_of_two_plates_is_split_exact
         density = each.nodes[f"{name}_unconstrained"]["fn"].log_prob(free[f"{name}_unconstrained"])
         assert density.shape == {"scale": (), "share": (ROWS,), "rate": (2, ROWS)}[name]
     program = pv.Program(model, guide)
-    found = pv.log_likelihood(program, x, samples=20, num_samples=2)
+    found = pv.log_likelihood(program, x, num_particles=20, num_global_samples=2)
     assert found.log_prob.shape == (ROWS,) and found.ess.max() < 40
     codes = pv.encode(program, x)
     assert codes["share"].shape == (ROWS, 3) and codes["rate"].shape == (ROWS, 2)
@@ -353,7 +357,7 @@ def test_an_autoguide_with_one_site_of_all_data_has_no_density_of_each():
     evidence = dist.Normal(0.0, 2**0.5).log_prob(x).mean().item()
     assert pv.elbo(program, x).mean().item() == pytest.approx(evidence, rel=1e-4)
     for verb, ask in {
-        "log_likelihood": lambda: pv.log_likelihood(program, x, samples=3),
+        "log_likelihood": lambda: pv.log_likelihood(program, x, num_particles=3),
         "log_weight": lambda: pv.infer(program, x).log_weight(3),
         "diagnose": lambda: pv.diagnose(program, x),
         "gaps": lambda: pv.gaps(program, x),
@@ -374,7 +378,7 @@ def test_noise_of_the_guide_that_the_model_does_not_score_gives_no_weights():
     x = torch.linspace(-1, 2, ROWS)
     program = pv.Program(conjugate, guide)
     for verb, ask in {
-        "log_likelihood": lambda: pv.log_likelihood(program, x, samples=3),
+        "log_likelihood": lambda: pv.log_likelihood(program, x, num_particles=3),
         "log_weight": lambda: pv.infer(program, x).log_weight(3),
         "gaps": lambda: pv.gaps(program, x),
     }.items():

@@ -115,7 +115,7 @@ def test_the_first_step_is_the_first_call(place):
     global counted
     counted = 0
     settings = {"epochs": EPOCHS, "batch_size": B, "progress": False, "compile": False}
-    still = {"optimiser": lambda p: torch.optim.SGD(p, lr=1e-12), **settings}
+    still = {"optimizer": lambda p: torch.optim.SGD(p, lr=1e-12), **settings}
     count = PLACES[place]()
     program = Annealed(count)
     run = pv.fit(program, X, **still)

@@ -1,4 +1,4 @@
-"""The state of optimisers by the names of the parameters: order and shape cannot mix it up."""
+"""The state of optimizers by the names of the parameters: order and shape cannot mix it up."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,18 +30,18 @@ def parameter_names(modules: Mapping[str, nn.Module]) -> dict[int, str]:
 
 
 def take_state(
-    optimiser: torch.optim.Optimizer, names: Mapping[int, str], prefix: str
+    optimizer: torch.optim.Optimizer, names: Mapping[int, str], prefix: str
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return copies of an optimiser's tensors by name, and the rest of its state for JSON.
+    """Return copies of an optimizer's tensors by name, and the rest of its state for JSON.
 
     Raises:
         CheckpointError: An option or an entry that a file cannot hold.
     """
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, dict[str, Any]] = {}
-    named = _named(optimiser, names)
+    named = _named(optimizer, names)
     for name, parameter in named.items():
-        for entry, value in optimiser.state.get(parameter, {}).items():
+        for entry, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 tensors[f"{prefix}/{entry}/{name}"] = value.clone()
             else:
@@ -52,23 +52,23 @@ def take_state(
             "params": [numbers[id(parameter)] for parameter in group["params"]],
             "options": {k: plain(k, v) for k, v in group.items() if k != "params"},
         }
-        for group in optimiser.param_groups
+        for group in optimizer.param_groups
     ]
-    return tensors, {"kind": type(optimiser).__name__, "groups": groups, "scalars": scalars}
+    return tensors, {"kind": type(optimizer).__name__, "groups": groups, "scalars": scalars}
 
 
 def fit_state(
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     saved: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     names: Mapping[int, str],
     where: str,
     renewed: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
-    """Return what ``optimiser.load_state_dict`` takes, once all of it is known to fit.
+    """Return what ``optimizer.load_state_dict`` takes, once all of it is known to fit.
 
     Arguments:
-        optimiser: The one to be filled; it is not changed.
+        optimizer: The one to be filled; it is not changed.
         saved, tensors: What ``take_state`` returned, ``tensors`` by ``entry/name``.
         names: ``parameter_names`` of this run.
         where: The file, for messages.
@@ -77,30 +77,30 @@ def fit_state(
     Raises:
         CheckpointError: Other parameters, groups, shapes or entries.
     """
-    if saved["kind"] != type(optimiser).__name__:
+    if saved["kind"] != type(optimizer).__name__:
         raise CheckpointError(
             f"{where}: holds the state of {saved['kind']}, this run has "
-            f"{type(optimiser).__name__}; resume with the optimiser that started the run"
+            f"{type(optimizer).__name__}; resume with the optimizer that started the run"
         )
-    named = _named(optimiser, names)
-    groups = _fit_groups(optimiser, saved["groups"], named, where, renewed)
+    named = _named(optimizer, names)
+    groups = _fit_groups(optimizer, saved["groups"], named, where, renewed)
     state: dict[str, dict[str, Any]] = {}
     for key, value in tensors.items():
         entry, name = key.split("/", 1)
         if name not in named:
-            raise CheckpointError(f"{where}: optimiser state of {name!r}, which is not trained")
-        _check_entry(optimiser, entry, value, named[name], f"{where}: {entry} of {name!r}")
+            raise CheckpointError(f"{where}: optimizer state of {name!r}, which is not trained")
+        _check_entry(optimizer, entry, value, named[name], f"{where}: {entry} of {name!r}")
         state.setdefault(name, {})[entry] = value
     for entry, values in saved["scalars"].items():
         for name, value in values.items():
             if name not in named or not _is_plain(value):
                 raise CheckpointError(
-                    f"{where}: optimiser state {entry!r} of {name!r} is malformed"
+                    f"{where}: optimizer state {entry!r} of {name!r} is malformed"
                 )
             state.setdefault(name, {})[entry] = value
     for kind, needed in _KERNELS.items():
-        if isinstance(optimiser, kind):
-            _check_complete(optimiser, state, needed, named, where)
+        if isinstance(optimizer, kind):
+            _check_complete(optimizer, state, needed, named, where)
     numbers = {name: number for number, name in enumerate(named)}
     return {
         "state": {numbers[name]: entries for name, entries in state.items()},
@@ -121,42 +121,42 @@ def plain(name: str, value: Any) -> Any:
     if isinstance(value, _PLAIN):
         return value
     raise CheckpointError(
-        f"optimiser: its {name!r} is a {type(value).__name__}, which a checkpoint cannot hold; "
-        "expected a number, a word or a list of them. Train without out=, or with another optimiser"
+        f"optimizer: its {name!r} is a {type(value).__name__}, which a checkpoint cannot hold; "
+        "expected a number, a word or a list of them. Train without out=, or with another optimizer"
     )
 
 
-def _named(optimiser: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, nn.Parameter]:
-    """Return the optimiser's parameters in its own order; strangers are numbered."""
+def _named(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, nn.Parameter]:
+    """Return the optimizer's parameters in its own order; strangers are numbered."""
     found: dict[str, nn.Parameter] = {}
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         for parameter in group["params"]:
             found[names.get(id(parameter), f"unnamed.{len(found)}")] = parameter
     return found
 
 
 def _fit_groups(
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     saved: list[Any],
     named: Mapping[str, nn.Parameter],
     where: str,
     renewed: frozenset[str],
 ) -> list[dict[str, Any]]:
     numbers = {id(parameter): (i, name) for i, (name, parameter) in enumerate(named.items())}
-    if len(saved) != len(optimiser.param_groups):
+    if len(saved) != len(optimizer.param_groups):
         raise CheckpointError(
             f"{where}: holds {len(saved)} parameter groups, this run has "
-            f"{len(optimiser.param_groups)}; resume with the optimiser that started the run"
+            f"{len(optimizer.param_groups)}; resume with the optimizer that started the run"
         )
     groups = []
-    for index, (before, group) in enumerate(zip(saved, optimiser.param_groups, strict=True)):
+    for index, (before, group) in enumerate(zip(saved, optimizer.param_groups, strict=True)):
         here = {numbers[id(parameter)][1] for parameter in group["params"]}
         strange = sorted(here.symmetric_difference(before["params"]))
         if strange:
             raise CheckpointError(
-                f"{where}: parameter group {index} of the optimiser holds other parameters than "
+                f"{where}: parameter group {index} of the optimizer holds other parameters than "
                 f"this run's ({', '.join(map(repr, strange[:4]))}); resume with the program and "
-                "the optimiser that started the run"
+                "the optimizer that started the run"
             )
         fitted = {k: v for k, v in group.items() if k != "params"}
         for option, value in before["options"].items():
@@ -168,7 +168,7 @@ def _fit_groups(
 
 
 def _like(now: Any, value: Any, where: str) -> Any:
-    """Return a saved option in the form that the optimiser keeps it in."""
+    """Return a saved option in the form that the optimizer keeps it in."""
     if isinstance(now, Tensor):
         fits = _is_plain(value) and isinstance(value, int | float)
         value = torch.full_like(now, value) if fits else value
@@ -196,12 +196,12 @@ def _is_plain(value: Any) -> bool:
 
 
 def _check_entry(
-    optimiser: torch.optim.Optimizer, entry: str, value: Tensor, parameter: Tensor, where: str
+    optimizer: torch.optim.Optimizer, entry: str, value: Tensor, parameter: Tensor, where: str
 ) -> None:
     expected = torch.Size() if entry == "step" else parameter.shape
-    if isinstance(optimiser, tuple(_KERNELS)):
+    if isinstance(optimizer, tuple(_KERNELS)):
         fits = value.shape == expected
-    elif type(optimiser).__module__.startswith("torch.optim"):
+    elif type(optimizer).__module__.startswith("torch.optim"):
         sizes = zip(reversed(value.shape), reversed(parameter.shape), strict=False)  # factored too
         fits = value.dim() <= parameter.dim() and all(a in (1, b) for a, b in sizes)
     else:
@@ -214,17 +214,17 @@ def _check_entry(
 
 
 def _check_complete(
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     state: Mapping[str, Mapping[str, Any]],
     needed: set[str],
     named: Mapping[str, nn.Parameter],
     where: str,
 ) -> None:
-    amsgrad = {id(p) for g in optimiser.param_groups if g.get("amsgrad") for p in g["params"]}
+    amsgrad = {id(p) for g in optimizer.param_groups if g.get("amsgrad") for p in g["params"]}
     for name, entries in state.items():
         wanted = needed | ({"max_exp_avg_sq"} if id(named[name]) in amsgrad else set())
         absent = [entry for entry in wanted if not isinstance(entries.get(entry), Tensor)]
         if absent:
             raise CheckpointError(
-                f"{where}: the optimiser state of {name!r} has no {' and no '.join(sorted(absent))}"
+                f"{where}: the optimizer state of {name!r} has no {' and no '.join(sorted(absent))}"
             )

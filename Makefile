@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test pytest lint tables clean
+.PHONY: demo test pytest lint tables docs links clean
 
 demo: $(VENV)/.base
 	$(BIN)/pyro-vae demo
@@ -28,6 +28,15 @@ lint: $(VENV)/.dev
 tables: $(VENV)/.dev
 	$(BIN)/python benchmarks/tables.py
 
+# The site, in docs/_build/html. A warning is an error: a docstring that does not render, a page that
+# no page lists, a link within the site that leads nowhere.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
+# Links to other sites, over the network.
+links: $(VENV)/.docs
+	$(BIN)/python -m sphinx -q -b linkcheck docs docs/_build/linkcheck
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -40,5 +49,9 @@ $(VENV)/.dev: $(BIN)/python setup.cfg
 	$(BIN)/pip install -q $(if $(TORCH),"$(TORCH)") -e ".[test]"
 	touch $(VENV)/.base $@
 
+$(VENV)/.docs: $(BIN)/python setup.cfg
+	$(BIN)/pip install -q $(if $(TORCH),"$(TORCH)") -e ".[docs]"
+	touch $(VENV)/.base $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info runs
+	rm -rf $(VENV) build docs/_build *.egg-info runs

@@ -46,6 +46,13 @@ def observation(spec: Observation) -> tuple[type[Any], dict[str, Any]]:
 
 
 def observation_config(spec: Observation) -> dict[str, Any]:
-    """Return an observation as {"name", "options"}, which JSON can hold and `observation` reads."""
+    """Return an observation as {"name", "options"}, which JSON can hold and `observation` reads.
+
+    Arguments:
+        spec: A class of this module, a `functools.partial` of one, or such a dict.
+
+    Raises:
+        ConfigError: Anything else.
+    """
     observation(spec)
     return choice_config("observation", OBSERVATIONS, spec)

@@ -13,7 +13,22 @@ LOG_SCALE_LIMIT = 7.0
 
 @typed
 def widen(shape: Sequence[int], width: int) -> tuple[int, ...]:
-    """Return the network's output shape for data of `shape` at `width` outputs per dimension."""
+    """Return the output shape of a network that feeds a conditional.
+
+    Arguments:
+        shape: of one datum, (D,) or (C, H, W).
+        width: outputs for each dimension, as the conditional's `width()` says.
+
+    Returns:
+        (width D,) or (width C, H, W).
+
+    Raises:
+        ConfigError: A shape or a width that is none.
+
+    Example:
+        >>> widen((3, 28, 28), 2)
+        (6, 28, 28)
+    """
     first, *rest = as_shape("shape", shape)
     return (first * positive("width", width), *rest)
 
@@ -26,6 +41,9 @@ def bounded(log_scale: Tensor) -> Tensor:
 
     Its slope is continuous and never zero, so that a unit driven outside can come back (under a
     clamp it could not); scales stay in (8e-7, 1.2e6), where float32 densities and KLs are finite.
+
+    Arguments:
+        log_scale: s, any shape.
     """
     # As clamp, with one operation in its gradient in place of four.
     inside = nn.functional.hardtanh(log_scale, -LOG_SCALE_LIMIT, LOG_SCALE_LIMIT)

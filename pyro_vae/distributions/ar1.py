@@ -86,7 +86,11 @@ class AR1(Expandable):
 
 @typed
 class FlatSequence(Expandable):
-    """A distribution of sequences (T, D) as one of vectors (T D,)."""
+    """A distribution of sequences (T, D) as one of vectors (T D,).
+
+    Arguments:
+        sequence: the distribution of event shape (T, D).
+    """
 
     arg_constraints = {}  # noqa: RUF012
     batched = ("sequence",)

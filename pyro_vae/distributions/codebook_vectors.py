@@ -25,7 +25,15 @@ class _Codes(constraints.Constraint):
 
 @typed
 def nearest(value: Tensor, vectors: Tensor) -> Tensor:
-    """Return the numbers of the nearest codes, (*, D) and (K, D) to (*)."""
+    """Return the number of the nearest code of each vector, shape (*).
+
+    Arguments:
+        value: vectors, shape (*, D).
+        vectors: the codes, shape (K, D).
+
+    Raises:
+        DataError: Shapes that do not fit, or no codes.
+    """
     if vectors.dim() != 2 or value.shape[-1:] != vectors.shape[1:] or not len(vectors):
         raise DataError(
             f"got codes of shape {tuple(value.shape)} and a codebook of shape "

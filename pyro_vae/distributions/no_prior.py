@@ -20,6 +20,7 @@ class NoPrior(Expandable):
 
     Arguments:
         event_shape: shape of one z.
+        batch_shape: shape of independent ones.
 
     Raises:
         ProgramError: when sampled.

@@ -46,6 +46,12 @@ class AnnealedLikelihood(LogLikelihood):
     ``psis_k`` is NaN where the chains are too few to show a tail (fewer than about twenty).
 
     Arguments:
+        log_prob: Log mean of the weights of the chains, per datum, ``(N,)``, nats; a lower bound of
+            log p(x) in expectation.
+        ess: Effective sample size of those weights, per datum, ``(N,)``.
+        psis_k: Pareto shape of their tail, per datum, ``(N,)``.
+        samples: Chains of each datum.
+        by_global: None: chains move the global latents too.
         acceptance: Mean acceptance of the transitions per datum, ``(N,)``.
     """
 

@@ -26,12 +26,12 @@ class AggregatedPosterior:
     """Codes of all data together against draws of the prior.
 
     Arguments:
-        loss: Two-sample loss of the critic on codes that it was not trained on; ``equal``, log 4,
-            where nothing tells the two apart.
+        loss: Two-sample loss of the critic on codes that it was not trained on.
         stderr: Standard error of the loss.
         kl: Mean of its log ratio at these codes, nats: KL(q(z) || p(z)) as far as it knows.
         codes: One draw of the guide for each datum, ``(N, Z)``.
         prior: As many draws of the prior.
+        equal: The loss where nothing tells the two apart, log 4.
     """
 
     loss: float

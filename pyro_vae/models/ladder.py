@@ -108,7 +108,15 @@ class LadderVAE(Chain):
     paper its evidence alone is the posterior): for a linear model the guide is then exact. Train
     with a warm-up to keep all layers active, slower higher up: `beta={"z1": ..., "z2": ...}`.
 
-    Arguments: those of `HierarchicalVAE`.
+    Arguments:
+        data_dim: shape of one datum, as 784 or (1, 28, 28).
+        latent_dims: units Z_l of each layer, the data side first.
+        hidden: width of the networks at each layer, the data side first.
+        depth: hidden layers of each network.
+        activation: name in `pyro_vae.nn.ACTIVATIONS`.
+        batch_norm: normalise the hidden units.
+        observation: class of `pyro_vae.conditionals`, or a `functools.partial` of one.
+        data_mean: training mean, shape of one datum; starts the decoder's output there.
 
     References:
         Ladder variational autoencoders (Sønderby et al., 2016), arXiv:1602.02282.

@@ -22,7 +22,14 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 @typed
 def activation_layer(name: str) -> nn.Module:
-    """Return a new activation layer by its name; raises `ConfigError` for an unknown name."""
+    """Return a new activation layer.
+
+    Arguments:
+        name: key of `ACTIVATIONS`.
+
+    Raises:
+        ConfigError: An unknown name.
+    """
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ConfigError(f"activation={name!r} is unknown; use one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]()
@@ -31,7 +38,7 @@ def activation_layer(name: str) -> nn.Module:
 class BatchNorm(nn.BatchNorm1d):
     """Batch normalisation that takes a batch of one row, which has no variance, by running moments.
 
-    The last batch of an epoch may be one row.
+    The last batch of an epoch may be one row. Arguments are those of `torch.nn.BatchNorm1d`.
 
     Example:
         >>> BatchNorm(3)(torch.ones(1, 3)).shape

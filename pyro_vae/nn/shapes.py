@@ -15,7 +15,15 @@ Shape = int | Sequence[int]
 
 @typed
 def sizes(name: str, values: Any) -> tuple[int, ...]:
-    """Return a new tuple of positive ints (may be empty); raises `ConfigError` otherwise."""
+    """Return a new tuple of positive integers, which may be empty.
+
+    Arguments:
+        name: What an error calls them.
+        values: Any sequence, array or tensor of them.
+
+    Raises:
+        ConfigError: Anything else.
+    """
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise ConfigError(f"{name}={values!r}; expected a sequence of whole numbers, as in (400,)")
     if isinstance(values, Tensor):
@@ -25,7 +33,15 @@ def sizes(name: str, values: Any) -> tuple[int, ...]:
 
 @typed
 def as_shape(name: str, value: Any) -> tuple[int, ...]:
-    """Return an event shape from 784 or (1, 28, 28); raises `ConfigError` otherwise."""
+    """Return the shape of one datum as a tuple.
+
+    Arguments:
+        name: What an error calls it.
+        value: A size as 784, or a shape as (1, 28, 28).
+
+    Raises:
+        ConfigError: Anything else, and no size at all.
+    """
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         return (positive(name, value),)
     shape = sizes(name, value)
@@ -36,7 +52,15 @@ def as_shape(name: str, value: Any) -> tuple[int, ...]:
 
 @typed
 def image_shape(name: str, value: Any) -> tuple[int, int, int]:
-    """Return (C, H, W); raises `ConfigError` otherwise."""
+    """Return the shape of an image, (C, H, W).
+
+    Arguments:
+        name: What an error calls it.
+        value: Three sizes.
+
+    Raises:
+        ConfigError: Anything else.
+    """
     shape = as_shape(name, value)
     if len(shape) != 3:
         raise ConfigError(

@@ -35,6 +35,10 @@ def cosine(start: float = 1.0, end: float = 0.0, *, over: float = 1.0) -> Schedu
 
     .. math:: end + (start - end)\\,(1 + \\cos(\\pi t / over)) / 2
 
+    Arguments:
+        start, end: First and last value.
+        over: Share of the run that the way down takes, in (0, 1].
+
     References:
         | SGDR: Stochastic Gradient Descent with Warm Restarts (Loshchilov & Hutter, 2017),
           arXiv:1608.03983
@@ -98,6 +102,10 @@ def _ends(start: float, end: float) -> tuple[float, float]:
 @typed
 def as_schedule(name: str, value: float | Schedule) -> Schedule:
     """Return a schedule for a number or a callable, whose values are checked as they are asked for.
+
+    Arguments:
+        name: What an error calls it.
+        value: A number of at least 0, or a function of the progress in [0, 1].
 
     Raises:
         ConfigError: Neither, or a number below zero or not finite; from the schedule: the progress

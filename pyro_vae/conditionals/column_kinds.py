@@ -35,7 +35,7 @@ class Column:
     """One column of a table.
 
     Arguments:
-        name: as in the table.
+        name: as in the table, text or a number.
         kind: "real", "positive", "count", "categorical", "ordinal" or "censored".
         distribution: "normal" or "student_t"; "lognormal" or "gamma"; "negative_binomial",
             "poisson" or "zero_inflated_negative_binomial"; "" is the first of its kind.
@@ -47,10 +47,11 @@ class Column:
 
     Raises:
         ConfigError: an unknown kind or distribution; fewer than two categories, one twice, or one
-            that is no text, number or truth value; low not below high.
+            that is no text, number or truth value; low not below high, or no limit of a censored
+            column; categories or limits of a column that has none.
     """
 
-    name: str
+    name: str | int
     kind: str
     distribution: str = ""
     categories: tuple[Any, ...] | list[Any] = ()
@@ -72,11 +73,11 @@ class Column:
                 f"column {self.name!r}: distribution {self.distribution!r} of a {self.kind} "
                 f"column; expected one of {', '.join(KINDS[self.kind])}"
             )
-        number("center", self.center, "(-inf, inf)")
-        number("scale", self.scale, "(0, inf)")
+        number(f"column {self.name!r}: center", self.center, "(-inf, inf)")
+        number(f"column {self.name!r}: scale", self.scale, "(0, inf)")
         for side, limit in (("low", self.low), ("high", self.high)):
             if limit is not None:
-                number(side, limit, "(-inf, inf)")
+                number(f"column {self.name!r}: {side}", limit, "(-inf, inf)")
         if None not in (self.low, self.high) and self.low >= self.high:  # type: ignore[operator]
             raise ConfigError(
                 f"column {self.name!r}: got low {self.low:g} and high {self.high:g}, expected low "
@@ -84,6 +85,7 @@ class Column:
             )
         if not isinstance(self.categories, tuple | list):
             raise ConfigError(f"categories: got {self.categories!r}, expected a tuple of them")
+        self._require_own()
         for category in self.categories:
             if not isinstance(category, str | int | float):
                 raise ConfigError(
@@ -98,6 +100,25 @@ class Column:
         if self.named and len(self.categories) < 2:
             raise ConfigError(
                 f"column {self.name!r}: got {len(self.categories)} categories, expected at least 2"
+            )
+
+    def _require_own(self) -> None:
+        """Refuse limits or categories that a column of the kind has not, or lacks."""
+        own = {
+            "categories": (self.categories or None, self.named),
+            "low": (self.low, self.kind == "censored"),
+            "high": (self.high, self.kind == "censored"),
+        }
+        for name, (value, fits) in own.items():
+            if value is not None and not fits:
+                raise ConfigError(
+                    f"column {self.name!r}: got {name}={value!r} of a {self.kind} column, which "
+                    f"has no {name}; leave it out, or say another kind"
+                )
+        if self.kind == "censored" and self.low is None and self.high is None:
+            raise ConfigError(
+                f"column {self.name!r}: a censored column without low and high; give one of them, "
+                "or take the kind 'real'"
             )
 
     @property
@@ -243,7 +264,7 @@ def _ordered_logit(group: ColumnGroup, p: Tensor) -> Any:
     inner = nn.functional.pad(widths.cumsum(-1), (1, 0))[:, : group.classes - 1]
     cuts = inner - inner.mean(-1, keepdim=True)
     if group.ragged:  # a column of fewer categories has its further cuts out of reach
-        cuts = torch.where(group.allowed[:, 1:], cuts, cuts + 1e4)
+        cuts = torch.where(group.allowed[:, 1:], cuts, cuts + 1e30)
     # The masses of dist.OrderedLogistic, whose differences are 0 far out:
     # log(s(b) - s(a)) = log s(b) + log s(-a) + log(1 - exp(a - b)), with s the logistic function.
     gaps = -torch.expm1(-widths[:, : group.classes - 2])

@@ -3,7 +3,11 @@
 pandas is imported by whoever has a frame; nothing here needs it before.
 """
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from decimal import Decimal
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -17,8 +21,9 @@ _OPTIONS = ("distribution", "categories", "low", "high")  # of a column, beside 
 
 
 def is_frame(data: Any) -> bool:
-    """Return whether data are a pandas data frame, without importing pandas."""
-    return type(data).__name__ == "DataFrame" and hasattr(data, "columns")
+    """Return whether data are a pandas data frame, or a kind of one, without importing pandas."""
+    bases = ((base.__name__, base.__module__.split(".")[0]) for base in type(data).__mro__)
+    return ("DataFrame", "pandas") in bases
 
 
 def columns_of(frame: Any, kinds: Mapping[str, Any] | None) -> list[Column]:
@@ -32,9 +37,17 @@ def columns_of(frame: Any, kinds: Mapping[str, Any] | None) -> list[Column]:
     unknown = [name for name in kinds if name not in list(frame.columns)]
     if unknown:
         raise ConfigError(f"kinds: no column {unknown[0]!r}; expected {list(frame.columns)}")
-    if len(set(frame.columns)) < len(frame.columns):
-        raise DataError(f"got columns {list(frame.columns)}, expected each name once")
-    return [_column(name, frame[name], kinds.get(name)) for name in frame.columns]
+    series = _by_name(frame)
+    return [_column(name, series[str(name)], kinds.get(name)) for name in frame.columns]
+
+
+def _by_name(frame: Any) -> dict[str, Any]:
+    """Return the columns of a frame by their names as text, as a file has them."""
+    names = [str(name) for name in frame.columns]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise DataError(f"got two columns {twice[0]!r}, expected each name once")
+    return {name: frame[own] for name, own in zip(names, frame.columns, strict=True)}
 
 
 def _column(name: Any, series: Any, asked: Any) -> Column:
@@ -42,7 +55,8 @@ def _column(name: Any, series: Any, asked: Any) -> Column:
     if not len(present):
         raise DataError(f"column {name!r}: all cells are missing; leave it out")
     options: dict[str, Any] = dict(asked) if isinstance(asked, Mapping) else {"kind": asked}
-    kind = options.pop("kind", None) or _kind_of(series)
+    chosen = options.pop("kind", None)
+    kind = chosen or _kind_of(series, present)
     unknown = [option for option in options if option not in _OPTIONS]
     if unknown:
         raise ConfigError(
@@ -52,43 +66,95 @@ def _column(name: Any, series: Any, asked: Any) -> Column:
         raise ConfigError(
             f"kinds: column {name!r} of kind {kind!r}; expected one of {', '.join(KINDS)}"
         )
-    if len(present.unique()) == 1:
-        raise DataError(
-            f"column {name!r}: all observed cells are {_plain(present.iloc[0])!r}, of which there "
-            "is nothing to learn; leave it out"
-        )
-    text = {"name": str(name), "kind": kind, "dtype": str(series.dtype), **options}
+    found = _different(name, present)
+    if len(found) == 1:
+        raise _of_one_value(name, f"{_plain(found[0])!r}")
+    own = name if isinstance(name, int) else str(name)
+    text = {"name": own, "kind": kind, "dtype": str(series.dtype), **options}
     if kind in ("categorical", "ordinal"):
         listed = getattr(getattr(series, "cat", None), "categories", None)
-        found = list(listed) if listed is not None else sorted(present.unique(), key=_rank)
         given = options.get("categories")
         if isinstance(given, str):
             raise ConfigError(f"kinds: column {name!r}: categories {given!r}; expected a list")
-        text["categories"] = tuple(_plain(c) for c in (found if given is None else given))
-        return Column(**text)
-    values = _numbers(str(name), kind, series)
+        names = sorted(found, key=_rank) if listed is None else list(listed)
+        text["categories"] = tuple(_plain(c) for c in (names if given is None else given))
+        column = Column(**text)
+        if chosen is None and listed is None:
+            _tell_of_many(name, len(found), len(present))
+        return column
+    return _scaled(Column(**text), series)
+
+
+def _scaled(column: Column, series: Any) -> Column:
+    """Return a column with the center and the scale of its observed cells."""
+    values = _numbers(column, series)
     known = values[~np.isnan(values)]
-    logs = {"positive": np.log, "count": np.log1p}.get(kind)
+    if column.kind == "censored":  # what stands for a cell beyond a limit says nothing of others
+        known = np.clip(known, column.low, column.high)
+        if known.min() == known.max():
+            raise _of_one_value(column.name, f"{known[0]:g}, where the limits are regarded")
+    logs = {"positive": np.log, "count": np.log1p}.get(column.kind)
     known = known if logs is None else logs(known)
-    return Column(**text, center=float(known.mean()), scale=float(known.std()) or 1.0)
+    with np.errstate(over="ignore"):  # told by the column
+        return replace(column, center=float(known.mean()), scale=float(known.std()) or 1.0)
 
 
-def _kind_of(series: Any) -> str:
-    """Return the kind that a dtype suggests: whole numbers from 0 are counts, floats are real."""
+def _of_one_value(name: Any, value: str) -> DataError:
+    return DataError(
+        f"column {name!r}: all observed cells are {value}, of which there is nothing to learn; "
+        "leave it out"
+    )
+
+
+def _different(name: Any, present: Any) -> list[Any]:
+    """Return the different cells of a column."""
+    try:
+        return list(present.unique())
+    except TypeError:
+        raise DataError(
+            f"column {name!r}: got cells of type {type(present.iloc[0]).__name__}, expected "
+            "numbers or categories"
+        ) from None
+
+
+def _tell_of_many(name: Any, categories: int, cells: int) -> None:
+    """Warn of text that names nearly each row, or is numbers."""
+    if categories > max(20, cells // 2):
+        warnings.warn(
+            f"column {name!r}: got {categories} categories in {cells} cells. Make numbers of text "
+            f"(pd.to_numeric(table[{name!r}])), leave out what names each row, or say "
+            f"kinds={{{name!r}: 'categorical'}}",
+            stacklevel=2,
+        )
+
+
+def _kind_of(series: Any, present: Any) -> str:
+    """Return the kind that cells suggest: whole numbers from 0 are counts, others are real."""
     dtype = series.dtype
     if str(dtype) == "category":
         return "ordinal" if dtype.ordered else "categorical"
+    _require_plain(series.name, dtype)
     letter = getattr(dtype, "kind", "O")
-    if letter in "iu":
-        return "count" if series.min() >= 0 else "real"
     if letter == "f":
         return "real"
-    if letter in "mMc":
+    objects = str(dtype) == "object" and all(map(_is_number, present))
+    if letter in "iu" or (objects and all(isinstance(cell, Integral) for cell in present)):
+        return "count" if present.min() >= 0 else "real"
+    return "real" if objects else "categorical"
+
+
+def _is_number(cell: Any) -> bool:
+    return isinstance(cell, Real | Decimal) and not isinstance(cell, bool | np.bool_)
+
+
+def _require_plain(name: Any, dtype: Any) -> None:
+    """Refuse dates, spans of time and complex numbers, whose parts or units are not said."""
+    held = getattr(getattr(dtype, "categories", None), "dtype", dtype)
+    if getattr(held, "kind", "O") in "mMc":
         raise DataError(
-            f"column {series.name!r}: got {dtype}, expected numbers or categories; convert it, as "
-            "to days since a date"
+            f"column {name!r}: got {held}, expected numbers or categories; convert it, as to days "
+            "since a date"
         )
-    return "categorical"
 
 
 def cells_of(frame: Any, columns: Sequence[Column], dtype: torch.dtype) -> Tensor:
@@ -97,16 +163,15 @@ def cells_of(frame: Any, columns: Sequence[Column], dtype: torch.dtype) -> Tenso
     Raises:
         DataError: Names the column, the row and the value.
     """
-    have, want = [str(c) for c in frame.columns], [c.name for c in columns]
-    lacking = [name for name in want if name not in have]
-    surplus = [name for name in have if name not in want]
+    series, want = _by_name(frame), [str(c.name) for c in columns]
+    lacking = [name for name in want if name not in series]
+    surplus = [name for name in series if name not in want]
     if lacking or surplus:
         said = f"column {lacking[0]!r} is missing" if lacking else f"column {surplus[0]!r} is new"
         raise DataError(f"{said}; expected {want}")
     if not len(frame):
         raise DataError("got no data (0 rows), expected at least one row")
-    series = {str(name): frame[name] for name in frame.columns}
-    cells = [_cells(column, series[column.name]) for column in columns]
+    cells = [_cells(column, series[name]) for column, name in zip(columns, want, strict=True)]
     return torch.as_tensor(np.stack(cells, 1)).to(dtype)
 
 
@@ -118,7 +183,8 @@ def _cells(column: Column, series: Any) -> np.ndarray:
         for row, value in enumerate(series):
             if missing[row]:
                 continue
-            place = places.get(_plain(value))
+            plain = _plain(value)
+            place = places.get(plain) if isinstance(plain, Hashable) else None
             if place is None:
                 raise DataError(
                     f"column {column.name!r}: got {value!r} in row {row}, expected one of "
@@ -126,22 +192,23 @@ def _cells(column: Column, series: Any) -> np.ndarray:
                 )
             found[row] = place
         return found
-    return kept_cells(column, _numbers(column.name, column.kind, series))
+    return kept_cells(column, _numbers(column, series))
 
 
-def _numbers(name: str, kind: str, series: Any) -> np.ndarray:
+def _numbers(column: Column, series: Any) -> np.ndarray:
+    _require_plain(column.name, series.dtype)
     try:
         values = series.to_numpy(dtype=np.float64, na_value=np.nan)
     except (TypeError, ValueError) as error:
         raise DataError(
-            f"column {name!r}: got cells of type {series.dtype}, expected numbers of a {kind} "
-            f"column ({error})"
+            f"column {column.name!r}: got cells of type {series.dtype}, expected numbers of a "
+            f"{column.kind} column ({error})"
         ) from error
-    require_possible(name, kind, values)
+    require_possible(column.name, column.kind, values)
     return values
 
 
-def require_possible(name: str, kind: str, values: np.ndarray) -> None:
+def require_possible(name: str | int, kind: str, values: np.ndarray) -> None:
     """Refuse infinite cells, and those that no column of the kind has.
 
     Raises:
@@ -185,7 +252,7 @@ def completed(data: Any, cells: Tensor, missing: Tensor, columns: Sequence[Colum
     """Return a data frame with its missing cells filled in, the others as they stand."""
     made, frame = frame_of(cells, columns), data.copy()
     for place, column in enumerate(columns):
-        name = next(name for name in data.columns if str(name) == column.name)
+        name = next(name for name in data.columns if str(name) == str(column.name))
         holes = missing[:, place].cpu().numpy()
         if holes.any():
             new = made[column.name].to_numpy(dtype=object)
@@ -206,7 +273,10 @@ def _series(column: Column, values: np.ndarray) -> Any:
     elif column.kind == "positive":
         values = values * np.exp(column.center)
     ends = _ends(column.dtype)
-    return _as(values if ends is None else np.clip(np.round(values), *ends), column)
+    if ends is None:
+        return _as(values, column)
+    least = max(ends[0], 1.0) if column.kind == "positive" else ends[0]
+    return _as(np.clip(np.round(values), least, ends[1]), column)
 
 
 def _ends(dtype: str) -> tuple[float, float] | None:

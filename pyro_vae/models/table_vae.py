@@ -46,7 +46,7 @@ class TableVAE(OneLatent):
         latent_dim: number Z of latent units.
         hidden: widths of the encoder's hidden layers; the decoder mirrors them.
         kinds: kind by name of column, or a dict of its `Column` arguments, where a frame does not
-            tell: its strings are categorical, whole numbers from 0 counts, other numbers real.
+            tell: text is categorical, whole numbers from 0 are counts, other numbers real.
         activation: name in `pyro_vae.nn.ACTIVATIONS`.
 
     Raises:
@@ -113,15 +113,20 @@ class TableVAE(OneLatent):
         return x + torch.tensor(ones).to(x)
 
     def reads(self, data: Any) -> Any:
-        """Return cells (N, D) of a data frame, or a tensor of them as it is.
+        """Return cells (N, D) of a data frame or a list of them, or a tensor of them as it is.
 
         Raises:
             DataError: Names the column, the row and the value.
         """
         if is_frame(data):
             return cells_of(data, self.columns, self.origin.dtype).to(self.origin.device)
-        array = isinstance(data, Tensor | np.ndarray) and len(data.shape) == 2
-        if array and data.shape[1] == len(self.columns):
+        if isinstance(data, Mapping):
+            return {name: self.reads(part) for name, part in data.items()}
+        if isinstance(data, tuple | list) and any(map(is_frame, data)):
+            parts = [self.reads(part) for part in data]
+            return torch.cat(parts) if isinstance(data, list) else tuple(parts)
+        array = isinstance(data, Tensor) or (isinstance(data, np.ndarray) and data.dtype != object)
+        if array and data.shape[1:] == (len(self.columns),):
             self._require(torch.as_tensor(data))
         return data
 

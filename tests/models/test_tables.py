@@ -1,6 +1,7 @@
 """Tables of mixed columns: densities that sum to one, frames in and out, bad cells by name."""
 
 import math
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -22,13 +23,12 @@ EVERY = [(kind, name) for kind, names in KINDS.items() for name in names]
 def group(kind, name):
     """Two columns of one distribution at random parameters: of four categories, and of three."""
     torch.manual_seed(2)
-    limits = {"low": -1.0, "high": 2.0} if kind == "censored" else {}
+    censored, named = kind == "censored", kind in ("categorical", "ordinal")
+    limits = ({"low": -1.0, "high": 2.0}, {"low": -1e6}) if censored else ({}, {})
     columns = [
-        Column("a", kind, name, categories=NAMES if "al" in kind[-2:] else (), **limits),
-        Column("b", kind, name, categories=NAMES[:3] if "al" in kind[-2:] else (), scale=0.5),
+        Column("a", kind, name, categories=NAMES if named else (), **limits[0]),
+        Column("b", kind, name, categories=NAMES[:3] if named else (), scale=0.5, **limits[1]),
     ]
-    if kind == "real":
-        columns = [Column("a", kind, name), Column("b", kind, name, scale=0.5)]
     made = ColumnGroup(name, [0, 1], columns).double()
     return made(0.7 * torch.randn(2 * made.width).double())
 
@@ -56,7 +56,7 @@ def test_each_column_is_a_distribution(kind, name):
         low, high = (-1.0, 2.0) if kind == "censored" else (-400.0, 400.0)
         x = torch.linspace(low, high, 400_001).double()[:, None].expand(-1, 2)
         weight = torch.ones_like(x)
-    if kind == "censored":  # the second column has no limits
+    if kind == "censored":  # the limit of the second column is far out
         inside = CensoredNormal(found.loc, found.scale, found.low * math.inf, found.high * math.inf)
         total = torch.trapezoid(inside.log_prob(x).exp(), x, dim=0)[0]
         ends = found.log_prob(torch.tensor([[-1.0, 0.0], [2.0, 0.0]]).double())[:, 0].exp()
@@ -101,6 +101,7 @@ def test_ranks_far_out_keep_their_mass_and_slope():
     assert (found[0][0][0] < -40).all()
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one.double(), other.double(), rtol=1e-5, atol=1e-6)
+    assert made(torch.full((2,), 1e5).double()).probs[1].tolist() == [0, 1, 0, 0]
     with torch.no_grad():
         made.steps[0, 0] = -1e4  # two cut points meet
     mass = made.float()(torch.zeros(4, 2)).log_prob(rank)
@@ -272,9 +273,88 @@ def test_numbers_beside_names_have_errors():
     assert abs(ratio - 1) < 5 / 800**0.5
 
 
+def test_numbers_of_an_object_column_are_numbers():
+    """Whole ones from 0 are counts, others real; rows with names of their own are told of."""
+    holes = [None, np.nan, pd.NA]
+    table = pd.DataFrame(
+        {
+            "a": pd.Series([*holes, 3, np.int8(0), 2] * 4, dtype=object),
+            "b": pd.Series([*holes, 3, -0.5, Decimal(1)] * 4, dtype=object),
+            "c": pd.Series([*holes, 3, "0", 2] * 4, dtype=object),
+            "d": pd.Series([*holes, True, False, True] * 4, dtype=object),
+        }
+    )
+    vae = TableVAE(table, 1, (4,))
+    assert [c.kind for c in vae.columns] == ["count", "real", "categorical", "categorical"]
+    numbers = table[["a", "b"]].mask(table.isna(), np.nan).astype("float64")
+    same = TableVAE(table.assign(**numbers), 1, kinds={"a": "count"})
+    assert [(c.center, c.scale) for c in vae.columns] == [(c.center, c.scale) for c in same.columns]
+    torch.testing.assert_close(vae.reads(table), same.reads(table), equal_nan=True)
+    assert set(map(str, pv.generate(vae, 3).dtypes)) == {"object"}
+    table = pd.DataFrame({"a": [f"{row / 7}" for row in range(25)], "b": np.arange(25.0)})
+    with pytest.warns(UserWarning, match=r"column 'a': got 25 categories in 25 cells.*to_numeric"):
+        TableVAE(table, 1)
+    TableVAE(table, 1, kinds={"a": "categorical"})
+
+
+def test_a_scale_is_that_of_the_cells_between_the_limits():
+    """What stands for a cell beyond a limit says nothing of the others."""
+    rng = np.random.default_rng(1)
+    table = pd.DataFrame({"a": np.clip(rng.normal(size=50), -1, None), "b": rng.normal(size=50)})
+    kinds = {"a": {"kind": "censored", "low": -1.0}}
+    marked = table.assign(a=table["a"].where(table["a"] > -1, -999.0))
+    vaes = [TableVAE(each, 1, kinds=kinds) for each in (table, marked)]
+    assert vaes[0].columns == vaes[1].columns
+    torch.testing.assert_close(vaes[0].reads(table), vaes[1].reads(marked))
+    with pytest.raises(DataError, match="column 'a': all observed cells are 5"):
+        TableVAE(table, kinds={"a": {"kind": "censored", "low": 5.0}})
+
+
+def test_positive_whole_numbers_are_drawn_from_one():
+    table = pd.DataFrame({"a": [1, 2, 4, 90], "b": [0.0, 1.0, 2.0, 3.0]})
+    vae = TableVAE(table, 1, (4,), kinds={"a": "positive"})
+    shown = vae.shows(torch.tensor([[1e-9, 0.0], [1.0, 0.0]]))
+    assert shown["a"].tolist() == [1, 5] and vae.reads(shown).isfinite().all()
+
+
+def test_names_of_columns_may_be_numbers(tmp_path):
+    """As those of a frame of an array; two that differ in their type alone are refused."""
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(9, 2)))
+    vae = TableVAE(table, 1, (4,))
+    pv.save(vae, tmp_path)
+    for program in (vae, pv.load(tmp_path)):
+        assert pv.generate(program, 2).columns.tolist() == [0, 1]
+    text = table.rename(columns=str)  # as a file has them
+    torch.testing.assert_close(vae.reads(text), vae.reads(table))
+    for wrong in (text.rename(columns={"1": 0}), text.rename(columns={"1": "0"})):
+        for verb in (TableVAE, vae.reads):
+            with pytest.raises(DataError, match="got two columns '0', expected each name once"):
+                verb(wrong)
+
+
+def test_frames_come_in_containers_and_as_subclasses():
+    table = frame(20)
+    vae = TableVAE(table, 2, (4,), kinds=KINDS_OF)
+    kind = type("GeoDataFrame", (pd.DataFrame,), {})
+    exact = vae.reads(table)
+    for given in (kind(table), [table[:7], table[7:]]):
+        assert torch.equal(vae.reads(given), exact)
+    assert torch.equal(vae.reads((table,))[0], exact)
+    assert torch.equal(vae.reads({"x": table})["x"], exact)
+    made = pv.reconstruct(vae, kind(table))
+    assert (made.dtypes == table.dtypes).all() and pv.elbo(vae, [table[:7], table[7:]]).shape == (
+        20,
+    )
+    with pytest.raises(DataError, match="got ndarray, expected a tensor or a numeric array"):
+        pv.elbo(vae, table.to_numpy())
+
+
 WRONG = {
     "limits": ({"kind": "censored", "low": 4.0, "high": 0.0}, "low 4 and high 0, expected low"),
     "twice": ({"kind": "ordinal", "categories": [0, 1, 0]}, "expected each once"),
+    "no limit": ("censored", "'a': a censored column without low and high"),
+    "low": ({"kind": "count", "low": 0.0}, "'a': got low=0.0 of a count column"),
+    "names": ({"kind": "real", "categories": [1, 2]}, r"'a': got categories=.* of a real column"),
     "option": ({"kind": "censored", "lo": 1.0}, "'a' with 'lo'; expected kind, distribution"),
     "intervals": ({"kind": "ordinal", "categories": [pd.Interval(0, 1), 1]}, r"astype\(str\)"),
     "text": ({"kind": "ordinal", "categories": "01"}, "expected a list"),
@@ -301,6 +381,7 @@ BAD = {
     "not positive": ({"income": 0.0}, r"column 'income': got 0 in row 3, expected positive"),
     "no whole number": ({"visits": 1.5}, r"column 'visits': got 1.5 in row 3, expected whole"),
     "text": ({"height": "tall"}, r"column 'height': got cells of type .*, expected numbers"),
+    "no name": ({"colour": ["red"]}, r"column 'colour': got \['red'\] in row 3, expected one of"),
 }
 
 
@@ -309,7 +390,7 @@ def test_a_bad_cell_is_named_with_its_column(kind):
     cells, said = BAD[kind]
     vae, table = TableVAE(frame(), 2, (4,), kinds=KINDS_OF), frame(6).astype(object)
     for name, value in cells.items():
-        table.loc[3, name] = value
+        table.at[3, name] = value
     with pytest.raises(DataError, match=said):
         pv.elbo(vae, table)
 
@@ -331,6 +412,18 @@ def test_a_bad_table_is_named_with_its_column():
         TableVAE(table, kinds={"height": "gauss"})
     with pytest.raises(ConfigError, match="distribution 'gamma' of a real column"):
         Column("a", "real", "gamma")
+    days = pd.date_range("2020", periods=60)
+    for cells in (days, days - days[0], days.to_period("D"), 1j * np.arange(60)):
+        other = table.assign(height=cells)
+        for asked in ({}, {"height": "real"}):
+            with pytest.raises((DataError, ConfigError), match="column 'height': got"):
+                TableVAE(other, kinds=asked)
+        with pytest.raises(DataError, match=r"column 'height': got .*expected numbers"):
+            pv.elbo(vae, other)
+    with pytest.raises(
+        DataError, match="column 'height': got cells of type list, expected numbers"
+    ):
+        TableVAE(table.assign(height=[[1], [2]] * 30))
     empty = table.assign(height=np.nan)  # a column that lacks in new data is no error
     assert pv.elbo(vae, empty).isfinite().all()
 

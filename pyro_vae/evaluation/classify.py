@@ -126,7 +126,7 @@ def _by_model(piece: Pass, count: int, site: str | None) -> tuple[Tensor, Tensor
     joint = piece.joint.densities()
     weights: list[Tensor] = []
     found: list[Tensor] = []
-    for size in runs(count, joint, piece.batch, _ROWS_PER_PASS):
+    for size in runs(count, joint, piece, _ROWS_PER_PASS):
         model, guide = joint.traces(size)
         weights.append(stack([joint.scored(model, guide, size)]).log_weight[0])  # (k, B)
         found.append(joint.posteriors_at(guide, size)[name])  # (k, B, K)

@@ -12,9 +12,8 @@ from pyro_vae.errors import ConfigError
 from pyro_vae.evaluation.likelihood import LogLikelihood, RunningWeights
 from pyro_vae.inference.posterior.gaussians import Gaussians
 from pyro_vae.inference.sampling.hmc import adapt_step_size, hmc_init, hmc_step
-from pyro_vae.program.batch import Batch
 from pyro_vae.program.log_joint import LogJoint
-from pyro_vae.program.passes import Verb, runs
+from pyro_vae.program.passes import Pass, Verb, runs
 from pyro_vae.program.program import Program
 
 # Particle rows per pass through the model, as in `likelihood`: they fit a CPU's cache.
@@ -101,7 +100,7 @@ def fitted_log_likelihood(
             moments = _sample(densities, warmup, num_draws, num_leapfrog)
             kept = densities.kept()
             proposal = _fit(moments, widen, full).masked(None if kept is None else kept[0])
-            folded.append(_weigh(densities, proposal, num_particles, piece.batch))
+            folded.append(_weigh(densities, proposal, num_particles, piece))
     log_prob, ess, psis_k = (torch.cat(parts) for parts in zip(*folded, strict=True))
     return LogLikelihood(log_prob, ess, psis_k, num_particles)
 
@@ -173,11 +172,11 @@ def _fit(moments: _Moments, widen: float, full: bool) -> Gaussians:
 
 
 def _weigh(
-    densities: LogJoint, proposal: Gaussians, num_particles: int, batch: Batch
+    densities: LogJoint, proposal: Gaussians, num_particles: int, piece: Pass
 ) -> tuple[Tensor, ...]:
     """Fold the log weights of one batch, chunk by chunk, into an estimate per datum."""
     running = RunningWeights()
-    for size in runs(num_particles, densities.joint, batch, _ROWS_PER_PASS):
+    for size in runs(num_particles, densities.joint, piece, _ROWS_PER_PASS):
         noise = proposal.standard_noise(size)
         weight = densities.log_joint(proposal.place(noise)) - proposal.log_prob(noise)
         running.add(weight, total=num_particles)

@@ -103,7 +103,7 @@ def _filled(piece: Pass, count: int, how: str) -> tuple[Any, Any, Any, Tensor]:
     """Return values, what was missing, errors of what is new, by site, and sample sizes."""
     joint, drawn = piece.joint.densities(), _Drawn()
     means: dict[str, _Mean] = {}
-    for size in runs(count, joint, piece.batch, _ROWS_PER_PASS):
+    for size in runs(count, joint, piece, _ROWS_PER_PASS):
         model, guide = joint.traces(size)
         log_weight = stack([joint.scored(model, guide, size)]).log_weight[0]  # (k, B)
         given_code = GivenCode(piece, joint, model, guide, size)

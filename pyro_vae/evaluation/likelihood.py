@@ -172,7 +172,7 @@ def _fold(piece: Pass, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     for joint in piece.joints:
         densities = joint.densities()
         sums = []
-        for size in runs(count, joint, piece.batch, _ROWS_PER_PASS):
+        for size in runs(count, joint, piece, _ROWS_PER_PASS):
             terms = densities.terms(1, size)
             running.add(terms.log_weight[0], total=total)
             sums.append(terms.log_weight[0].logsumexp(0))

@@ -10,7 +10,7 @@ from pyro_vae.arguments import positive
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.batch import Batch, chunks, dense, num_rows
 from pyro_vae.program.joint import Joint
-from pyro_vae.program.passes import Verb, scoring
+from pyro_vae.program.passes import Verb, most_rows, scoring
 from pyro_vae.program.program import Program
 from pyro_vae.program.terms import Terms
 
@@ -156,8 +156,17 @@ def _of_globals(terms: Terms) -> Tensor | float:
     return weight.mean() if isinstance(weight, Tensor) else 0.0
 
 
-def passes(program: Program, batch: Batch, batch_size: int) -> Sequence[Batch]:
-    """Cut data into batches, or leave it whole where the program fixes its own batch size."""
+def passes(
+    program: Program, batch: Batch, batch_size: int, *, particles: int = 1
+) -> Sequence[Batch]:
+    """Cut data into batches, or leave it whole where the program fixes its own batch size.
+
+    Arguments:
+        program: What runs on them.
+        batch: Checked data.
+        batch_size: Rows of one, at most.
+        particles: Draws that stand side by side for each row; they count towards its bytes.
+    """
     if program.sites.size is not None or program.rows.are_fixed(batch):
         return [batch]
-    return chunks(batch, positive("batch_size", batch_size))
+    return chunks(batch, most_rows(program, batch, positive("batch_size", batch_size), particles))

@@ -121,6 +121,7 @@ class Pass:
         joints: Model and guide on it, one pair for each draw of the globals.
         free: The pair that draws the globals itself.
         draws: The draws of the globals, by site; empty where there are none.
+        row_bytes: The memory of a row, or of the widest tensor that the program makes of it.
     """
 
     batch: Batch
@@ -129,6 +130,7 @@ class Pass:
     joints: list[Joint]
     free: Joint
     draws: list[dict[str, Tensor]]
+    row_bytes: int
 
     @property
     def joint(self) -> Joint:
@@ -276,11 +278,12 @@ class Passes:
         """Return the program on some rows, the globals held at the draws of this call."""
         joint = self.program.joint(piece)
         sites = self.program.read(piece)
+        rows, width = rows or slice(0, num_rows(piece)), _row_bytes(self.program, piece)
         if not sites.global_:
-            return Pass(piece, rows or slice(0, num_rows(piece)), sites, [joint], joint, [])
+            return Pass(piece, rows, sites, [joint], joint, [], width)
         self._hold(joint, sites)
         joints = [joint.fixing(held) for held in self._held]
-        return Pass(piece, rows or slice(0, num_rows(piece)), sites, joints, joint, self._held)
+        return Pass(piece, rows, sites, joints, joint, self._held, width)
 
     def _hold(self, joint: Joint, sites: Sites) -> None:
         """Draw the globals not held yet, from the guide on the first rows that have them.
@@ -314,9 +317,9 @@ class Passes:
 
     def _rows_of(self, batch: Batch) -> int:
         """Return the rows of one pass at most."""
-        bound = BYTES_PER_PASS // (self._particles * bytes_per_row(batch))
+        rows = most_rows(self.program, batch, self._rows, self._particles)
         own = self.program.rows.total if isinstance(batch, Part) else None
-        return max(1, min(self._rows, bound, own or bound))
+        return min(rows, own or rows)
 
 
 @contextmanager
@@ -334,17 +337,33 @@ def holding(program: "Program", draws: list[dict[str, Tensor]]) -> Iterator[None
         program.held = before
 
 
-def runs(count: int, joint: Joint, batch: Batch, rows: int) -> list[int]:
+def runs(count: int, joint: Joint, piece: Pass, rows: int) -> list[int]:
     """Return K particles as runs of at most so many particle rows, bounded in bytes too."""
     if joint.alone:
         return [1] * count
-    here = num_rows(batch)
-    most = max(1, min(rows // here, BYTES_PER_PASS // (here * bytes_per_row(batch))))
+    most = max(1, min(rows, BYTES_PER_PASS // piece.row_bytes) // len(piece))
     return [min(most, count - start) for start in range(0, count, most)]
 
 
+def most_rows(program: "Program", batch: Batch, rows: int, particles: int = 1) -> int:
+    """Return the rows of one pass, at most so many, bounded in bytes too.
+
+    Arguments:
+        program: What runs on them.
+        batch: Some data.
+        rows: The bound on rows.
+        particles: Draws that stand side by side for each row.
+    """
+    return max(1, min(rows, BYTES_PER_PASS // (particles * _row_bytes(program, batch))))
+
+
+def _row_bytes(program: "Program", batch: Batch) -> int:
+    """Return the memory of a row, or of the widest tensor that a program makes of it."""
+    return max(bytes_per_row(batch), program.reader.row_bytes.of(batch))
+
+
 def bytes_per_row(batch: Batch) -> int:
-    """Return the memory of one row, at least 1."""
+    """Return the memory of the data of one row, at least 1."""
     whole = sum(leaf.numel() * leaf.element_size() for _, leaf in named_arrays(batch))
     return max(1, whole // num_rows(batch))
 

@@ -61,6 +61,7 @@ from pyro_vae.program.plates import (
     shown_canonically,
     with_name_in_guide,
 )
+from pyro_vae.program.row_bytes import RowBytes
 from pyro_vae.program.sites import Sites, read_sites
 from pyro_vae.program.whole import is_whole, one_datum, require_plates
 
@@ -89,6 +90,7 @@ class Reader:
         self.warned: set[str] = set()  # sites with a warning of unvalidated values
         self.rows_read = 1
         self.unclear: str | None = None  # an argument that may have no rows
+        self.row_bytes = RowBytes(self.runs, self._takes_any_rows)
         self.forget()
 
     def forget(self) -> None:
@@ -102,11 +104,19 @@ class Reader:
         self._whole: bool | None = None  # whether there is no plate of the data; None: not known
         self.counts = Counts()
         self._counters = Counters()
+        self.row_bytes.forget()
 
     @property
     def fresh(self) -> bool:
         """Whether no batch has been read."""
         return not self._layouts
+
+    def _takes_any_rows(self, batch: Batch) -> bool:
+        """Return whether the program is known to run on other rows than those it was read on."""
+        if self.fresh:
+            return self._program.rows.fixed is False
+        subsampled = self.last is not None and self.last.size is not None
+        return not subsampled and not self._program.rows.are_fixed(batch)
 
     @property
     def sites(self) -> Sites:

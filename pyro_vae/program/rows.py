@@ -20,7 +20,7 @@ from pyro_vae.program.batch import (
 )
 from pyro_vae.program.handlers import data_frame, is_data, sample_sites
 from pyro_vae.program.masks import kept_units
-from pyro_vae.program.passes import BYTES_PER_PASS, bytes_per_row
+from pyro_vae.program.passes import BYTES_PER_PASS, bytes_per_row, most_rows
 
 if TYPE_CHECKING:
     from pyro_vae.program.program import Program
@@ -159,7 +159,7 @@ class Rows:
         if moving and num_rows(data) == head:
             checks.check_values(model, self._reader.warned)
         elif moving:
-            size = max(rows, head)
+            size = max(min(rows, most_rows(self._program, data, rows)), head)
             for index, piece in enumerate(chunks(data, size)):
                 model, _ = self._reader.look(piece)
                 checks.check_values(model, self._reader.warned, index * size)
@@ -200,6 +200,11 @@ class Rows:
         }
         own = (p for p in self._program.parameters() if id(p) not in layers)
         return self.total is not None or any(rows in p.shape for p in own)
+
+    @property
+    def fixed(self) -> bool | None:
+        """Whether the program runs on the rows alone that it was read with; None: not known."""
+        return self._fixed
 
     @property
     def fixed_to(self) -> int | None:

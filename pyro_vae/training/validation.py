@@ -5,7 +5,7 @@ from typing import Any
 
 from pyro_vae.errors import DataError
 from pyro_vae.program.batch import Batch, chunks, num_rows
-from pyro_vae.program.passes import BYTES_PER_PASS, bytes_per_row
+from pyro_vae.program.passes import most_rows
 from pyro_vae.program.program import Program
 from pyro_vae.program.streams import join_batches
 from pyro_vae.training.feed import ANY, TensorFeed, gather, make_feed
@@ -56,7 +56,7 @@ class Validation:
             yield self._shared(self._all)
             return
         start = 0
-        for piece in _of_a_pass(self.feed.epoch(0)):
+        for piece in _of_a_pass(self._program, self.feed.epoch(0)):
             if start >= self._checked:
                 self._program.check(piece)
             start += num_rows(piece)
@@ -68,7 +68,7 @@ class Validation:
         return part, self._world.rows(part)
 
 
-def _of_a_pass(batches: Iterator[Batch]) -> Iterator[Batch]:
+def _of_a_pass(program: Program, batches: Iterator[Batch]) -> Iterator[Batch]:
     """Yield the rows of batches in other batches, of as many rows as a pass holds.
 
     Those that do not fit together (sequences of other lengths) stay as they come.
@@ -76,7 +76,7 @@ def _of_a_pass(batches: Iterator[Batch]) -> Iterator[Batch]:
     held: list[Batch] = []
     for batch in batches:
         held.append(batch)
-        most = max(1, min(_ROWS, BYTES_PER_PASS // bytes_per_row(batch)))
+        most = most_rows(program, batch, _ROWS)
         if sum(map(num_rows, held)) < most:
             continue
         *full, last = (piece for each in _joined(held) for piece in chunks(each, most))

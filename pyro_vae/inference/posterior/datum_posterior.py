@@ -113,7 +113,7 @@ class PassPosterior:
             return [(joint, 1) for joint in piece.joints]
         if piece.sites.dependence.joined:
             return [(piece.joint, 1)] * n  # K particles share one value of such a site
-        return [(piece.joint, k) for k in runs(n, piece.joint, piece.batch, _ROWS_PER_PASS)]
+        return [(piece.joint, k) for k in runs(n, piece.joint, piece, _ROWS_PER_PASS)]
 
     def _answer(self, n: int, draw: Callable[..., dict[str, Tensor]]) -> Values:
         pieces = []

@@ -107,7 +107,8 @@ def fit_local(
         settings: How to climb.
         progress: Show a progress bar.
     """
-    pieces = bounds.passes(program, batch, max(1, _ROWS_PER_PASS // settings.num_particles))
+    rows, draws = max(1, _ROWS_PER_PASS // settings.num_particles), settings.num_particles
+    pieces = bounds.passes(program, batch, rows, particles=draws)
     fitted, steps, reached = [], [], []
     held: Mapping[str, Tensor] | None = program.held[0] if program.held else None
     first: dict[str, int] | None = None

@@ -83,6 +83,22 @@ BUGS = [
         "::test_a_function_of_a_batch_outside_the_plate_weighs_as_in_a_step_of_stock_svi",
     ),
     Bug(
+        "a weight of one at all rows taken for N over B",
+        "program/looks/dependence.py",
+        "if is_so and name not in others)",
+        "if is_so)",
+        "tests/program/looks/test_batches_of_loaders.py"
+        "::test_a_weight_that_is_one_at_all_rows_is_not_n_over_b",
+    ),
+    Bug(
+        "a prior that weighs B over N is scaled away",
+        "program/looks/dependence.py",
+        "found += [(name, rows / weight, rows) for name, weight in outside.items() if weight]",
+        "pass",
+        "tests/program/looks/test_batches_of_loaders.py"
+        "::test_a_prior_that_weighs_one_over_the_number_of_batches_has_its_balance",
+    ),
+    Bug(
         "N over B twice",
         "program/handlers.py",
         "        if not self.done:\n",

@@ -302,6 +302,9 @@ class Reader:
                 self.read(few)
         except (DataError, ProgramError):  # it takes no such number of rows
             self.last, self._layouts, self._contrasts, self._dependences = before
+        else:  # a weight times so few rows may be N by chance
+            named = self._dependences.items()
+            self._dependences = {kind: replace(found, counted=()) for kind, found in named}
 
     def require_parts(self, first: Batch, total: int) -> None:
         """Refuse to train on parts of the data where these are another model's.

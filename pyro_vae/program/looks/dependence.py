@@ -58,7 +58,8 @@ class Dependence:
         beside_in_guide: Sites of the guide inside the plate whose density does.
         by_count: Sites inside the plate whose weight does.
         counted: Such weights, and one of all that is inside, times the rows of each batch looked
-            at: N among them where a program scales by N/B itself.
+            at: N among them (or all rows of as many batches) where a program scales by N/B itself.
+            Or these rows by the one weight of all global latents, where the data have none: B/N.
     """
 
     spanning: tuple[str, ...] = ()
@@ -77,7 +78,7 @@ class Dependence:
     beside: tuple[str, ...] = ()
     beside_in_guide: tuple[str, ...] = ()
     by_count: tuple[str, ...] = ()
-    counted: tuple[tuple[str, float], ...] = ()
+    counted: tuple[tuple[str, float, int], ...] = ()
 
     @property
     def needs_all(self) -> bool:
@@ -101,7 +102,12 @@ class Dependence:
         Arguments:
             size: N.
         """
-        return frozenset(n for n, total in self.counted if abs(total - size) < 1e-4 * size)
+        is_size = [
+            (name, any(abs(total - all_) < 1e-4 * size for all_ in (size, -(-size // rows) * rows)))
+            for name, total, rows in self.counted
+        ]
+        others = {name for name, is_so in is_size if not is_so and name in self.by_count}
+        return frozenset(name for name, is_so in is_size if is_so and name not in others)
 
     @property
     def untold(self) -> tuple[str, ...]:
@@ -200,8 +206,8 @@ class Dependence:
             )
         for name in [n for n in self.by_count if n not in self.scaled_itself(total)][:1]:
             warnings.warn(
-                f"site {name!r}: its weight depends on the number of rows, and fit multiplies it "
-                "by N / B, whatever it is",
+                f"site {name!r}: its weight depends on the number of rows, and fit multiplies what "
+                "the plate holds by N / B, whatever it is",
                 stacklevel=2,
             )
         for name in self.unclear[:1]:
@@ -395,24 +401,31 @@ def dependence_of(joint: Joint) -> Dependence:
         return _dependence((joint.model, joint.guide), *batch, joint.sampled_traces(), [], [])
 
 
-def _counted(seen: tuple[Trace, Trace], names: Iterable[str]) -> tuple[tuple[str, float], ...]:
+def _counted(
+    seen: tuple[Trace, Trace], names: Iterable[str]
+) -> tuple[tuple[str, float, int], ...]:
     """Return weights of sites times the rows of their plate: of some names, or of all if equal.
 
-    One weight of all that is inside may be N/B for a B that is written into the program.
+    One weight of all that is inside may be N/B for a B that is written into the program, and one of
+    all global latents B/N.
     """
-    found: dict[tuple[str, int], tuple[int, Tensor]] = {}
+    inside: list[tuple[str, int, float | None]] = []
+    outside: dict[str, float | None] = {}
     for trace in seen:
         for name, site in sample_sites(prune_subsample_sites(trace)):
-            frame, weight = data_frame(site), torch.as_tensor(site["scale"])
+            frame, scale = data_frame(site), torch.as_tensor(site["scale"])
+            weight = float(scale) if scale.numel() == 1 else None
             if frame is not None and frame.full_size == frame.size:
-                found[name, len(found)] = frame.size, weight
-    one = {float(weight) if weight.numel() == 1 else None for _, weight in found.values()}
+                inside.append((name, frame.size, weight))
+            elif _is_global(site):
+                outside[name] = weight if outside.get(name, weight) == weight else None
+    one, other = {weight for *_, weight in inside}, set(outside.values())
     alike = len(one) == 1 and not one & {1.0, None}
-    return tuple(
-        (name, float(weight) * rows)
-        for (name, _), (rows, weight) in found.items()
-        if weight.numel() == 1 and (alike or name in names)
-    )
+    found = [(n, w * rows, rows) for n, rows, w in inside if w is not None and (alike or n in names)]
+    if one == {1.0} and len(other) == 1 and not other & {1.0, None}:
+        rows = inside[0][1]
+        found += [(name, rows / weight, rows) for name, weight in outside.items() if weight]
+    return tuple(found)
 
 
 def _constants(argument: str | None) -> str:

@@ -12,6 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import pyro_vae as pv
+from pyro_vae.program.batch import num_rows
+from pyro_vae.program.looks.cuts import few_of
 
 N, B = 24, 4
 X = torch.linspace(-1.0, 2.0, N, dtype=torch.float64) ** 2
@@ -140,6 +142,48 @@ def test_a_weight_of_all_rows_that_is_another_number_stays():
     assert trained(program, loader()) == pytest.approx(
         expected(lambda x, w: 2 * nll(x, w)), rel=1e-5
     )
+
+
+def test_a_weight_that_is_one_at_all_rows_is_not_n_over_b():
+    program = Rows(around=lambda rows: poutine.scale(scale=rows / N))
+    pv.elbo(program, X)
+    with pytest.warns(UserWarning, match="'x': its weight depends on the number of rows"):
+        found = trained(program, loader())
+    assert found == pytest.approx(expected(lambda x, w: nll(x, w) * B / N), rel=1e-5)
+
+
+def test_a_weight_that_is_n_over_the_rows_of_a_look_is_not_n_over_b():
+    weight = N / num_rows(few_of(X, N)[0])
+    program = Rows(around=lambda rows: poutine.scale(scale=weight))
+    assert trained(program, X) == pytest.approx(
+        expected(lambda x, w: weight * nll(x, w)), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("feed", [loader, lambda: X], ids=["loader", "tensors"])
+@pytest.mark.parametrize("size", [B, 5])
+def test_a_prior_that_weighs_one_over_the_number_of_batches_has_its_balance(size, feed):
+    """Of 24 rows in batches of 5, there are 5."""
+
+    class Weighed(Rows):
+        def model(self, x):
+            with poutine.scale(scale=1 / len(X.split(size))):
+                w = pyro.sample("w", dist.Normal(self.w.new_zeros(()), 0.3))
+            with pyro.plate("rows", len(x)):
+                pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+        def guide(self, x):
+            with poutine.scale(scale=1 / len(X.split(size))):
+                super().guide(x)
+
+    program = Weighed()
+    data = DataLoader(X, batch_size=size) if feed is loader else X
+    still = {"optimizer": lambda p: torch.optim.SGD(p, lr=MOVED), "progress": False}
+    pv.fit(program, data, epochs=1, batch_size=size, compile=False, **still)
+    w = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    terms = dist.Normal(0.0, 0.3).log_prob(w) + dist.Normal(w, 1.0).log_prob(X).sum()
+    (slope,) = torch.autograd.grad(terms / N, [w])
+    assert (program.w.item() - 0.5) / MOVED == pytest.approx(slope.item(), rel=1e-5)
 
 
 NOISY = {

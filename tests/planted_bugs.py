@@ -99,6 +99,13 @@ BUGS = [
         "::test_a_prior_that_weighs_one_over_the_number_of_batches_has_its_balance",
     ),
     Bug(
+        "a list of two pairs taken for one pair",
+        "program/listed_batches.py",
+        "        if listed or not one or len(",
+        "        if len(data) == 2 or listed or not one or len(",
+        "tests/program/test_one_argument.py::test_a_list_of_pairs_is_one_of_batches",
+    ),
+    Bug(
         "N over B twice",
         "program/handlers.py",
         "        if not self.done:\n",

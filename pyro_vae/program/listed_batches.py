@@ -16,7 +16,8 @@ def joined(data: Any, model: Callable[..., Any], runs: Callable[[Batch], bool]) 
     """Return a list of batches (dicts; tuples or lists of a model's arguments) as one batch.
 
     Other data as they are. Where the list itself could be the arguments too, which are containers
-    then, the program is run: they are, if it runs on them.
+    then, the program is run: they are, if it runs on them. So it is where a model takes one
+    argument, which may be a batch, or the list.
 
     Arguments:
         data: Of any form.
@@ -24,22 +25,45 @@ def joined(data: Any, model: Callable[..., Any], runs: Callable[[Batch], bool]) 
         runs: Whether the program runs on a batch.
 
     Raises:
-        DataError: Batches that do not fit together, or data one by one.
+        DataError: Batches that do not fit together, data one by one, or tensors that may be either.
     """
     if not isinstance(data, list) or not data:
         return data
+    listed = takes(model, tuple(data), {})
     if all(isinstance(each, Tensor) and not each.dim() for each in data):  # as of coin flips
-        return data if takes(model, tuple(data), {}) else torch.stack(data)
+        return data if listed else torch.stack(data)
     if all(isinstance(each, Mapping) for each in data):
         return join_batches([map_arguments(as_argument, each) for each in data])
+    one = takes(model, (data,), {})  # the list may be one argument
+    if all(isinstance(each, Tensor) for each in data):
+        if one and not listed and _of_one_shape(data) and not runs((data,)):
+            raise DataError(
+                f"got a list of {len(data)} tensors, of which each may be a batch or a datum; give "
+                "torch.cat(data) if these are batches, torch.stack(data) if each is a datum, and "
+                "the one that the program is for (transform=lambda batch: batch[0] in pv.fit) if "
+                "they are several arguments"
+            )
+        return data
     if not all(isinstance(each, tuple | list) and _has_array(each) for each in data):
         return data
     if not all(takes(model, tuple(each), {}) for each in data):
-        return data
-    if takes(model, tuple(data), {}) and runs(data):
+        if listed or not one or len({(type(each), len(each)) for each in data}) > 1:
+            return data
+        if runs((data,)):
+            return data
+    elif listed and runs(data):
         return data
     _require_batches(data)
-    return join_batches([map_arguments(as_argument, tuple(each)) for each in data])
+    return _as_first(data[0], join_batches([map_arguments(as_argument, tuple(e)) for e in data]))
+
+
+def _of_one_shape(tensors: list[Tensor]) -> bool:
+    return len({tensor.shape[1:] for tensor in tensors}) == 1
+
+
+def _as_first(first: Any, batch: tuple[Any, ...]) -> Any:
+    """Return a batch in the class of the first one, where its parts have names."""
+    return first._make(batch) if hasattr(first, "_make") else batch
 
 
 def _has_array(items: Any) -> bool:

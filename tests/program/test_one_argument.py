@@ -1,5 +1,7 @@
 """Functions of one argument that is a dict or a pair, as a loader yields them."""
 
+from collections import namedtuple
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -98,6 +100,43 @@ def test_one_tensor_in_a_container_is_what_the_functions_take_it_for(opened, wid
     run = pv.fit(program, DataLoader(TensorDataset(x), batch_size=4), epochs=1, **still)
     exact = -dist.Normal(0.0, 1.0).log_prob(x).sum(-1).mean().item()
     assert run.history["loss"][0] == pytest.approx(exact, rel=1e-5)
+
+
+class OfNames(Plain):
+    def model(self, batch):
+        super().model(batch.image, batch.label)
+
+    def guide(self, batch):
+        super().guide(batch.image, batch.label)
+
+
+Named = namedtuple("Named", ["image", "label"])
+
+
+@pytest.mark.parametrize("kind", [tuple, list, Named._make])
+@pytest.mark.parametrize("size", [4, 6])  # of eleven rows: three batches, or two, as a pair has
+def test_a_list_of_pairs_is_one_of_batches(size, kind):
+    batches = [kind(rows) for rows in zip(X.split(size), Y.split(size), strict=True)]
+    torch.manual_seed(1)
+    bound = pv.elbo(OfPair() if kind in (tuple, list) else OfNames(), batches)
+    torch.manual_seed(1)
+    torch.testing.assert_close(bound, pv.elbo(Plain(), (X, Y)))
+
+
+def test_a_list_of_tensors_is_one_argument_or_refused():
+    class OfViews(OfPair):
+        def model(self, views):
+            super().model((views[0] + views[1], Y))
+
+        def guide(self, views):
+            super().guide((views[0] + views[1], Y))
+
+    torch.manual_seed(1)
+    bound = pv.elbo(OfViews(), [X, 2 * X])
+    torch.manual_seed(1)
+    torch.testing.assert_close(bound, pv.elbo(Plain(), (3 * X, Y)))
+    with pytest.raises(DataError, match=r"torch.cat\(data\) if these are batches"):
+        pv.elbo(OfPair(), list(X.split(4)))
 
 
 def test_labels_that_no_function_takes_are_told_as_before():

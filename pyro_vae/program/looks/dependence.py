@@ -401,9 +401,7 @@ def dependence_of(joint: Joint) -> Dependence:
         return _dependence((joint.model, joint.guide), *batch, joint.sampled_traces(), [], [])
 
 
-def _counted(
-    seen: tuple[Trace, Trace], names: Iterable[str]
-) -> tuple[tuple[str, float, int], ...]:
+def _counted(seen: tuple[Trace, Trace], names: Iterable[str]) -> tuple[tuple[str, float, int], ...]:
     """Return weights of sites times the rows of their plate: of some names, or of all if equal.
 
     One weight of all that is inside may be N/B for a B that is written into the program, and one of
@@ -421,7 +419,8 @@ def _counted(
                 outside[name] = weight if outside.get(name, weight) == weight else None
     one, other = {weight for *_, weight in inside}, set(outside.values())
     alike = len(one) == 1 and not one & {1.0, None}
-    found = [(n, w * rows, rows) for n, rows, w in inside if w is not None and (alike or n in names)]
+    asked = [each for each in inside if alike or each[0] in names]
+    found = [(name, weight * rows, rows) for name, rows, weight in asked if weight is not None]
     if one == {1.0} and len(other) == 1 and not other & {1.0, None}:
         rows = inside[0][1]
         found += [(name, rows / weight, rows) for name, weight in outside.items() if weight]

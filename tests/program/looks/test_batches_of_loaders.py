@@ -155,9 +155,7 @@ def test_a_weight_that_is_one_at_all_rows_is_not_n_over_b():
 def test_a_weight_that_is_n_over_the_rows_of_a_look_is_not_n_over_b():
     weight = N / num_rows(few_of(X, N)[0])
     program = Rows(around=lambda rows: poutine.scale(scale=weight))
-    assert trained(program, X) == pytest.approx(
-        expected(lambda x, w: weight * nll(x, w)), rel=1e-5
-    )
+    assert trained(program, X) == pytest.approx(expected(lambda x, w: weight * nll(x, w)), rel=1e-5)
 
 
 @pytest.mark.parametrize("feed", [loader, lambda: X], ids=["loader", "tensors"])

@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
+# Bytecode is written where a module is first imported: pip would compile all of torch, most of it for nothing.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test pytest lint tables docs links clean
 
@@ -42,11 +44,11 @@ $(BIN)/python:
 
 # One call each: pip resolves, and builds the project, once a call.
 $(VENV)/.base: $(BIN)/python setup.cfg
-	$(BIN)/pip install -q $(if $(TORCH),"$(TORCH)") -e .
+	$(BIN)/pip install -q --no-compile $(if $(TORCH),"$(TORCH)") -e .
 	touch $@
 
 $(VENV)/.dev: $(BIN)/python setup.cfg
-	$(BIN)/pip install -q $(if $(TORCH),"$(TORCH)") -e ".[test]"
+	$(BIN)/pip install -q --no-compile $(if $(TORCH),"$(TORCH)") -e ".[test]"
 	touch $(VENV)/.base $@
 
 $(VENV)/.docs: $(BIN)/python setup.cfg

@@ -72,13 +72,13 @@ def test_trains_under_fit(name, device):
     pv.Program.of(program).read(data)
     before = weights(program)
     mode, rows = ("auto", N // 2) if graph else (False, 20)
-    run = pv.fit(program, data, epochs=15, batch_size=rows, lr=0.02, device=device, compile=mode)
+    run = pv.fit(program, data, epochs=10, batch_size=rows, lr=0.03, device=device, compile=mode)
     after = weights(program)
     assert run.program is program
     assert all(not torch.equal(before[key], after[key]) for key in before), "a weight stood still"
     assert all(value.dtype == before[key].dtype for key, value in after.items())
     losses = run.history["loss"]
-    assert np.isfinite(losses).all() and losses[-4:].mean() < 0.95 * losses[:2].mean()
+    assert np.isfinite(losses).all() and losses[-3:].mean() < 0.95 * losses[:2].mean()
 
 
 @pytest.mark.filterwarnings("ignore:Found vars in model but not guide")  # drawn from the prior
@@ -89,8 +89,8 @@ def test_trains_under_stock_svi(name, device, store):
     svi = SVI(program.model, program.guide, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO())
     first = svi.step(*args, **kwargs)
     before = {key: value.detach().clone() for key, value in store.items()}
-    losses = [svi.step(*args, **kwargs) for _ in range(40)]
-    assert sum(losses[-10:]) / 10 < 0.95 * first
+    losses = [svi.step(*args, **kwargs) for _ in range(25)]
+    assert sum(losses[-8:]) / 8 < 0.95 * first
     assert before and all(not torch.equal(before[key], store[key]) for key in before)
     if isinstance(program, nn.Module):  # what SVI trained is the program's own weights
         trained = sum(p.numel() for p in program.parameters())
@@ -203,7 +203,13 @@ def test_particles_equal_a_loop(name, device):
 @generative
 def test_saved_and_loaded_has_the_same_likelihood(name, device, tmp_path):
     program, data = made(name, device)
-    pv.fit(program, data, epochs=2, device=device)
+    if name in AS_A_GRAPH:
+        pv.fit(program, data, epochs=2, device=device)
+    else:
+        pv.Program.of(program).read(data)
+        with torch.no_grad():
+            for weight in pv.Program.of(program).parameters():  # not those it starts with
+                weight.mul_(1.01)
 
     def score(some):
         torch.manual_seed(3)

@@ -171,7 +171,8 @@ axes.set_title("The product stands nearer to the surer of the two", loc="left", 
 shares = {"z1": 0.1, "z2": 0.4, "z3": 0.6}  # of the run
 WARM_UP = {site: pv.schedules.linear(0.0, 1.0, over=share) for site, share in shares.items()}
 digits = pv.data.load("digits", binarization="threshold")
-train, valid, test = digits.train[: 256 if SMOKE else None], digits.valid, digits.test
+train, valid = digits.train[: 128 if SMOKE else None], digits.valid
+test = digits.test[: 60 if SMOKE else None]
 
 
 def trained(kind, latent_dims, hidden, beta):

@@ -314,8 +314,8 @@ def sentences(count, seed):
     return zip(*(sentence(generator) for _ in range(count)), strict=True)
 
 
-lines, _ = sentences(300 if SMOKE else 4000, seed=1)
-test_lines, test_log_p = sentences(100 if SMOKE else 500, seed=2)
+lines, _ = sentences(120 if SMOKE else 4000, seed=1)
+test_lines, test_log_p = sentences(40 if SMOKE else 500, seed=2)
 words = pv.data.Vocabulary.of(list(lines), least=1)
 text, test_text = words.numbers(list(lines)), words.numbers(list(test_lines))
 print(f"{len(words)} words; for example: {lines[0]}.")

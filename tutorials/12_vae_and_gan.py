@@ -241,7 +241,7 @@ plt.show()
 # but each other.
 
 # %%
-images = grey.reshape(-1, 1, 8, 8)
+images = grey.reshape(-1, 1, 8, 8)[: 256 if SMOKE else None]
 test = digits.test.reshape(-1, 1, 8, 8)
 
 

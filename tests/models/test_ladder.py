@@ -246,9 +246,9 @@ def deep(kind, **options):
 def test_twelve_layers_train_in_float32(kind, large):
     """Also on data far from any prior: loss and gradient stay finite, and the loss falls."""
     vae, x = deep(kind, observation=Gaussian), large * real(32)
-    run = pv.fit(vae, x, epochs=20, batch_size=32, lr=3e-3, clip_norm=100.0, compile=False)
+    run = pv.fit(vae, x, epochs=12, batch_size=32, lr=5e-3, clip_norm=100.0, compile=False)
     losses = run.history["loss"]
-    assert np.isfinite(losses).all() and losses[-5:].mean() < losses[:5].mean()
+    assert np.isfinite(losses).all() and losses[-3:].mean() < losses[:3].mean()
     assert torch.isfinite(pv.elbo(vae, x)).all()
     for seed in range(2):
         torch.manual_seed(seed)

@@ -18,7 +18,7 @@ from pyro_vae.errors import PyroVaeError
 
 every = pytest.mark.parametrize("name", PAIRS)
 EXACT = [name for name, build in PAIRS.items() if build().log_prob is not None]
-REPEATS = 48
+REPEATS = 32
 pytestmark = [
     pytest.mark.filterwarnings("ignore:refine"),  # a few transitions only
     pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites"),

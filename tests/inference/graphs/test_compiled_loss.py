@@ -227,7 +227,7 @@ def test_an_unknown_mode():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vae", "regularised", "bayesian"])
+@pytest.mark.parametrize("name", ["regularised", "bayesian"])
 def test_inductor_gives_the_eager_numbers_at_equal_noise(name):
     """Binary data; dropout and batch norm; a global latent with N/B: all numbers, and buffers."""
     case = programs.CASES[name]

@@ -938,9 +938,24 @@ BUGS = [
         "_many_data_its_batch_stands",
     ),
     Bug(
+        "a graph is kept though the program's Python has changed",
+        "inference/graphs/kept_graphs.py",
+        "if same and state.change_since(kept.state) is None:",
+        "if same:",
+        "tests/inference/graphs/test_kept_graphs.py::test_python_that_shows_in_rare_rows_"
+        "alone_is_seen",
+    ),
+    Bug(
+        "a graph is kept for another loss",
+        "inference/graphs/kept_graphs.py",
+        "kept.layout == layout and kept.course.same_as(course)",
+        "kept.layout == layout",
+        "tests/inference/graphs/test_kept_graphs.py::test_another_loss_is_another_graph",
+    ),
+    Bug(
         "a graph is not tried on other rows",
         "inference/graphs/compiled_loss.py",
-        "        step.require_equal_elsewhere(traced, call, course)\n",
+        "        step.require_equal_elsewhere(traced, call, kept.course)\n",
         "",
         "tests/inference/graphs/test_trust.py::test_comparisons_are_few",
     ),

@@ -13,7 +13,14 @@ from pyro_vae.arguments import integer, typed
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.graphs.background import Background
 from pyro_vae.inference.graphs.bindings import direct
-from pyro_vae.inference.graphs.comparison import Call, Outcome, reason_of, same_graph
+from pyro_vae.inference.graphs.comparison import (
+    Call,
+    Homes,
+    Outcome,
+    reason_of,
+    refuse_constants,
+    same_graph,
+)
 from pyro_vae.inference.graphs.course import Course
 from pyro_vae.inference.graphs.flat_inputs import (
     GraphLoss,
@@ -26,6 +33,7 @@ from pyro_vae.inference.graphs.flat_inputs import (
 )
 from pyro_vae.inference.graphs.graph_step import Prepared, Traced, held, hooked
 from pyro_vae.inference.graphs.inductor import compile_graph
+from pyro_vae.inference.graphs.kept_graphs import Kept, KeptGraphs
 from pyro_vae.inference.graphs.program_step import Loss, ProgramStep
 from pyro_vae.inference.graphs.python_state import Place, PythonState
 from pyro_vae.inference.graphs.simplify import written_inputs
@@ -103,6 +111,7 @@ class CompiledLoss:
         self.program = program
         self.step = ProgramStep(loss, program, objective, parameters)
         self._graphs: dict[Any, Traced] = {}
+        self._kept = KeptGraphs.of(program)
         self._background = Background(steps) if mode == "auto" else None
         self._steps = steps
         self._met: Counter[Any] = Counter()  # signatures that ran eagerly so far
@@ -289,34 +298,56 @@ class CompiledLoss:
         course = Course()
         exact = step.eager(call, homes, course)  # what it keeps from its first run, it has now
         state = step.python_state()
-        graph, reached = step.trace(call, homes)
-        written = written_inputs(graph)
+        layout = step.layout(call, homes)
+        known = self._kept.find(layout, course, state)
+        if known is not None:
+            try:
+                return self._proved(known, call, homes, exact, state)
+            except RuntimeError:  # the courses are equal, and the graphs are not
+                self._kept.forget(known.graph)
+        graph, reached = step.graph(call, homes)
         plain = normed(direct(graph, [leaf.detach() for leaf in step.inputs(call, homes)]))
+        kept = Kept(layout, course, state, graph, reached, plain)
+        traced = self._proved(kept, call, homes, exact, state)
+        self._kept.add(kept)
+        return traced
+
+    def _proved(
+        self, kept: Kept, call: Call, homes: Homes, exact: Outcome, state: PythonState
+    ) -> Traced:
+        """Return a graph with its inputs, compared with the program here and on other rows.
+
+        Raises:
+            RuntimeError: They differ, or a tensor of the graph is no input and has to be one.
+        """
+        step, graph = self.step, kept.graph
+        refuse_constants(graph, step.inputs(call, homes))
+        written = written_inputs(graph)
         wanted = step.wanted()
-        trained = [wanted[index] for index in reached]
+        trained = [wanted[index] for index in kept.reached]
         chosen = {id(parameter) for parameter in trained}
         traced = Traced(
             graph=graph,
-            run=plain,
-            plain=plain,
+            run=kept.plain,
+            plain=kept.plain,
             homes=homes,
             trained=trained,
-            places=reached,
+            places=kept.reached,
             still=[parameter for parameter in step.trained if id(parameter) not in chosen],
             written=written,
             moving=[index for index in written if index < len(homes)],
             hooked=hooked(trained),
             held=held(homes),
             state=state,
-            compared=[plain],
+            compared=[kept.plain],
         )
-        step.require_equal_elsewhere(traced, call, course)
+        step.require_equal_elsewhere(traced, call, kept.course)
         step.require_equal(traced, call, exact)
         step.refuse_changes(state)
-        self._compile(traced, call, exact)
+        self._compile(traced, kept, call, exact)
         return traced
 
-    def _compile(self, traced: Traced, call: Call, exact: Outcome) -> None:
+    def _compile(self, traced: Traced, kept: Kept, call: Call, exact: Outcome) -> None:
         """Let a graph run through the compiler, where that was asked for and gives its numbers."""
         flat = [leaf.detach() for leaf in self.step.inputs(call, traced.homes)]
         # Inductor loses what is written to a double of no dimension (PyTorch 2.13).
@@ -324,8 +355,9 @@ class CompiledLoss:
             self._background = None
         elif self.mode is True and self._retraced <= _RECOMPILED:
             try:
-                traced.run = compile_graph(traced.graph, flat)
+                traced.run = kept.compiled or compile_graph(traced.graph, flat)
                 self.step.require_equal(traced, call, exact)
+                kept.compiled = traced.run
             except Exception as error:  # no C++ compiler, say
                 traced.run = traced.plain
                 warnings.warn(
@@ -354,6 +386,7 @@ class CompiledLoss:
                     why = f"other code changed the program {self._retraced} times in {self._calls}"
                     self.give_up(RuntimeError(f"{why} steps; pass what changes as a tensor"))
             else:
+                self._kept.forget(traced.graph)
                 self.give_up(error, aloud=None if early else True)
             return False
         finally:

@@ -55,6 +55,10 @@ class Course(TorchDispatchMode):
             and all(a.equals(b) for a, b in zip(mine, its, strict=True))
         )
 
+    def constants(self) -> list[Tensor]:
+        """Return the tensors that no operation has made and that are no inputs."""
+        return [constant.tensor for constant in self._constants]
+
     def _describe(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             place = self._known.get(value)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -16,7 +17,6 @@ from pyro_vae.inference.graphs.comparison import (
     graph_outcome,
     move,
     other_rows,
-    refuse_constants,
     refuse_second_trace,
     round_otherwise,
     same_numbers,
@@ -103,6 +103,18 @@ class ProgramStep:
         held = [home[name] for home, name in homes]
         return [*held, *leaves_of(call.batch), *flat_weights(call.weights)]
 
+    def layout(self, call: Call, homes: Homes) -> Any:
+        """Return how the inputs of a graph lie in memory, and by which of them it differentiates.
+
+        Together with the operations of a step (`Course`) that makes up its graph.
+        """
+        inputs = self.inputs(call, homes)
+        places = {id(leaf): place for place, leaf in enumerate(inputs)}
+        lie = [(leaf.shape, leaf.stride(), leaf.dtype, leaf.device) for leaf in inputs]
+        wanted = [places[id(parameter)] for parameter in self.wanted()]
+        compiled_for = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+        return lie, wanted, torch.get_default_dtype(), compiled_for
+
     def eager(self, call: Call, homes: Homes, course: Course | None = None) -> Outcome:
         """Take the step by the program itself, and undo it; a course writes it down."""
         with self.program.running(), validation(False):
@@ -112,16 +124,6 @@ class ProgramStep:
         """Return the step's graph, and the places of the parameters that it has gradients for."""
         with self.program.running(), validation(False):
             return trace_step(self.loss_on, call, homes, self.wanted())
-
-    def trace(self, call: Call, homes: Homes) -> tuple[GraphModule, list[int]]:
-        """Return ``graph``.
-
-        Raises:
-            RuntimeError: A tensor in it is no input and has to be one.
-        """
-        graph, reached = self.graph(call, homes)
-        refuse_constants(graph, self.inputs(call, homes))
-        return graph, reached
 
     def require_equal(self, traced: Traced, call: Call, exact: Outcome) -> None:
         """Compare a graph with what its program gave at equal noise; nothing moves.

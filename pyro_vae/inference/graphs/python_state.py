@@ -68,6 +68,7 @@ class PythonState:
         self._ways_back = reader.ways_back
         self._watched, self._cells = reader.watched, reader.cells
         self.iterators = reader.iterators
+        self.size = reader.size  # bytes of arrays and tensors that are no inputs
 
     def change_since(self, before: "PythonState") -> str | None:
         """Return the first place whose value is another than before, or None."""
@@ -168,6 +169,7 @@ class _Reader:
         self._inputs = inputs
         self._seen: dict[int, Any] = {}  # the things too: an id may be given again
         self._left, self._bytes_left = _ALL, _BYTES
+        self.size = 0
 
     def note(self, place: str, description: Any) -> None:
         """Keep a description under its place, or another where that is taken."""
@@ -304,8 +306,8 @@ class _Reader:
     def _tensor(self, value: Tensor) -> Any:
         if memory_of(value) in self._inputs or value.is_inference():
             return _Same(value)
-        version = value._version
-        if not value.requires_grad and self._affords(value.numel() * value.element_size()):
+        version, size = value._version, value.numel() * value.element_size()
+        if self._affords(size) and not value.requires_grad:
             copy = value.detach().clone()
 
             def back() -> None:
@@ -317,6 +319,7 @@ class _Reader:
 
     def _affords(self, size: int) -> bool:
         """Return whether so many bytes may be copied besides those that were."""
+        self.size += size
         if size > self._bytes_left:
             return False
         self._bytes_left -= size

@@ -170,6 +170,7 @@ class Elsewhere:
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         lifted, self._held = with_constants_as_inputs(graph)
         self._inputs = [*self._held, *inputs]
+        self._written = written_inputs(lifted)
         write_graph(self._folder, lifted, self._inputs)
         # What a graph leaves open, its noise among it, is of that type.
         default = str(torch.get_default_dtype()).removeprefix("torch.")
@@ -195,7 +196,7 @@ class Elsewhere:
 
     def load(self) -> FlatStep:
         """Return the compiled graph, and end the process."""
-        compiled = load_compiled(self._folder / "compiled", self._inputs)
+        compiled = load_compiled(self._folder / "compiled", self._inputs, self._written)
         self._end()
         held = self._held
         return (lambda *flat: compiled(*held, *flat)) if held else compiled

@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 
 from pyro_vae.inference.graphs.flat_inputs import FlatStep
 from pyro_vae.inference.graphs.lowering import lowered
+from pyro_vae.inference.graphs.simplify import written_inputs
 
 
 def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> FlatStep:
@@ -38,7 +39,7 @@ def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> FlatStep:
     shapes = [mode.from_tensor(leaf.detach(), static_shapes=True) for leaf in inputs]
     with torch.no_grad(), tracing(TracingContext(mode)):
         run = inductor(lowered(graph, inputs), shapes, config_patches=_options(inputs))
-    return _marked(run) if _on_cuda(inputs) else run
+    return _marked(run) if _on_cuda(inputs) else _bare(run, inputs, written_inputs(graph))
 
 
 def save_compiled(graph: GraphModule, inputs: Sequence[Tensor], path: Path) -> None:
@@ -57,10 +58,50 @@ def save_compiled(graph: GraphModule, inputs: Sequence[Tensor], path: Path) -> N
     compiled.save(path=str(path), format="binary")
 
 
-def load_compiled(path: Path, inputs: Sequence[Tensor]) -> FlatStep:
-    """Load what ``save_compiled`` wrote: a matter of milliseconds."""
+def load_compiled(path: Path, inputs: Sequence[Tensor], written: Sequence[int]) -> FlatStep:
+    """Load what ``save_compiled`` wrote: a matter of milliseconds.
+
+    Arguments:
+        path: The file.
+        inputs: As it was compiled for.
+        written: The positions of those that the graph writes to.
+    """
     artifact = _quietly("torch._inductor").CompiledArtifact.load(path=str(path), format="binary")
-    return _marked(artifact) if _on_cuda(inputs) else artifact
+    return _marked(artifact) if _on_cuda(inputs) else _bare(artifact, inputs, written)
+
+
+def _bare(run: FlatStep, inputs: Sequence[Tensor], written: Sequence[int]) -> FlatStep:
+    """Return compiled code without the functions that AOTAutograd puts around it.
+
+    They take a tenth of a small step. One run tells whether they pass inputs and results on as they
+    are; where they do more, they stay.
+    """
+    kind: Any = _quietly("torch._inductor.output_code").CompiledFxGraph
+    call, met = kind.__call__, []
+
+    def note(code: Any, given: list[Tensor]) -> Any:
+        taken = list(given)  # the code empties the list
+        results = call(code, given)
+        met.append((code, taken, list(results)))
+        return results
+
+    copies = [leaf.detach() for leaf in inputs]
+    for index in written:
+        copies[index] = copies[index].clone()
+    kind.__call__ = note
+    try:
+        with torch.random.fork_rng([]), torch.no_grad():
+            results = run(*copies)
+    finally:
+        kind.__call__ = call
+    if len(met) != 1 or not (_same(met[0][1], copies) and _same(met[0][2], results)):
+        return run
+    code = met[0][0].current_callable
+    return lambda *flat: code(list(flat))
+
+
+def _same(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
 
 
 def _quietly(module: str) -> Any:

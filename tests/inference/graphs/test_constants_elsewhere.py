@@ -34,7 +34,8 @@ def test_the_other_process_gets_a_graph_without_constants(monkeypatch: Any) -> N
     monkeypatch.setattr(background, "_end", lambda process: None)
     seen = []
 
-    def load(path: Path, inputs: list[Tensor]) -> Any:
+    def load(path: Path, inputs: list[Tensor], written: list[int]) -> Any:
+        assert not written
         graph, there = background.read_graph(path.parent)
         assert not graph.graph.find_nodes(op="get_attr")
         shapes = json.loads((path.parent / "inputs.json").read_text())

@@ -1,0 +1,57 @@
+"""Compiled code is called without wrappers where these add nothing."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from pyro_vae.inference.graphs import inductor
+
+
+class Code:
+    """Stands for the compiler's own class: the code takes a list, and empties it."""
+
+    def current_callable(self, given):
+        w, x = given
+        given.clear()
+        w.add_(1)
+        return [w * x + torch.rand(()), w.sum()]
+
+    def __call__(self, given):
+        return self.current_callable(given)
+
+
+def twice(w, x):
+    return [a + b for a, b in zip(Code()([w.clone(), x]), Code()([w, x]), strict=True)]
+
+
+WRAPPERS = {
+    "adds nothing": lambda w, x: tuple(Code()([w, x])),
+    "copies an input": lambda w, x: tuple(Code()([w, x.clone()])),
+    "changes a result": lambda w, x: (Code()([w, x])[0] * 2, w.sum()),
+    "gives fewer": lambda w, x: Code()([w, x])[:1],
+    "runs it twice": twice,
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_what_a_wrapper_does_is_not_left_out(name, monkeypatch):
+    monkeypatch.setattr(inductor, "_quietly", lambda _: SimpleNamespace(CompiledFxGraph=Code))
+    run, w, x = WRAPPERS[name], torch.ones(2), torch.tensor([2.0, 3.0])
+    torch.manual_seed(0)
+    bare = inductor._bare(run, [w, x], [0])
+    assert torch.equal(w, torch.ones(2))
+    assert (bare is run) == (name != "adds nothing")
+    results = []
+    for function in (run, bare):
+        torch.manual_seed(0)
+        own = w.clone()
+        results.append([*function(own, x), own])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_no_noise_is_taken_by_the_look(monkeypatch):
+    monkeypatch.setattr(inductor, "_quietly", lambda _: SimpleNamespace(CompiledFxGraph=Code))
+    before = torch.get_rng_state()
+    inductor._bare(WRAPPERS["adds nothing"], [torch.ones(2), torch.ones(2)], [0])
+    assert torch.equal(torch.get_rng_state(), before)

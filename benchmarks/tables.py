@@ -1,6 +1,7 @@
 """The results tables, made from ``benchmarks/results/*.json``: no figure typed by hand.
 
-The README shows the headlines and the speed of a step, ``benchmarks/README.md`` every figure.
+The README shows the headlines and the speed of a step, ``benchmarks/README.md`` every figure, the
+pages of the site those of one kind.
 
 ``python benchmarks/tables.py`` rewrites them; ``--check`` exits with 1 where they are stale.
 """
@@ -30,7 +31,7 @@ def table(results: list[dict[str, Any]], folder: str) -> str:
         "|---|---|---|---|---|",
     ]
     for row in results:
-        value, error = _to_its_error(row["value"], row["stderr"])
+        value, error = to_its_error(row["value"], row["stderr"])
         lines.append(
             f"| [{row['name']}]({folder}/{row['name']}.json): {row['unit']} | "
             f"**{value}**{error} | {row['target']} | {_short(row['published'])} | "
@@ -112,7 +113,7 @@ def _median(rows: dict[str, Any], names: list[str]) -> str:
     return f"{found[0]:.2f}" if found else "–"
 
 
-def _to_its_error(value: float, error: float | None) -> tuple[str, str]:
+def to_its_error(value: float, error: float | None) -> tuple[str, str]:
     """Return a figure and its error, both to the error's second digit."""
     if not error:
         return _figure(value), ""
@@ -200,7 +201,48 @@ def rendered(page: str, folder: str) -> str:
     return f"{before}{BEGIN}\n{shown}\n{END}{after}"
 
 
-PAGES = {"README.md": "benchmarks/results", "benchmarks/README.md": "results"}
+# Of the pages of the site: what a figure is about, by its name; all else is about quality.
+KINDS = {
+    "reliability": r"faults_|graph_trust|planted_bugs|gallery|precision_",
+    "cost": r".*_step|iwae_step|step_|fit_overhead|auto_mode|slopes|likelihood_memory|refine_|"
+    r"sparse_documents|zoo_steps|collapse_diagnosis_cost",
+    "quality": "",
+}
+ONE_TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+
+
+def table_of(name: str, folder: str) -> str:
+    """Return one table of the site: ``speed``, ``zoo``, ``collapse``, or figures of a kind."""
+    results = rows()
+    speed = [row for row in results if row["name"].startswith("speed_")]
+    arms = [r for r in results if r["name"].startswith("collapse_") and "cure" in r["details"]]
+    arms.sort(key=lambda row: (row["details"]["program"], row["value"]))
+    if name == "speed":
+        return speed_table(speed, folder)
+    if name == "collapse":
+        return collapse_table(arms)
+    if name == "zoo":
+        return zoo_table(next(r["details"]["rows"] for r in results if r["name"] == "zoo_steps"))
+    others = [row for row in results if row not in speed and row not in arms]
+    return table([row for row in others if kind_of(row["name"]) == name], folder)
+
+
+def kind_of(name: str) -> str:
+    """Return what a figure is about."""
+    return next(kind for kind, pattern in KINDS.items() if re.match(pattern, name))
+
+
+def with_tables(page: str, folder: str) -> str:
+    """Return a page of the site with each table made anew, between the markers that name it."""
+    return ONE_TABLE.sub(lambda f: f"{f[1]}\n{table_of(f[2], folder)}\n\n{f[3]}", page)
+
+
+PAGES = {
+    "README.md": (rendered, "benchmarks/results"),
+    "benchmarks/README.md": (rendered, "results"),
+    "docs/results.md": (with_tables, "../benchmarks/results"),
+    "docs/speed.md": (with_tables, "../benchmarks/results"),
+}
 
 
 def main() -> None:
@@ -208,9 +250,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    for name, folder in PAGES.items():
+    for name, (made, folder) in PAGES.items():
         old = (ROOT / name).read_text()
-        new = rendered(old, folder)
+        new = made(old, folder)
         if args.check and new != old:
             sys.exit(f"{name}: the results table is stale; run python benchmarks/tables.py")
         (ROOT / name).write_text(new)

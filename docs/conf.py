@@ -3,9 +3,10 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # docstrings.py
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]  # docstrings.py, and benchmarks
 
-import pyro_vae
+import pyro_vae  # noqa: E402
 
 project = "pyro_vae"
 author = "The pyro_vae authors"

@@ -6,6 +6,7 @@ class, where the site has the public name; and ``pv.fit(...)`` in prose becomes 
 """
 
 import inspect
+import json
 import re
 from functools import cache
 from typing import Any
@@ -17,9 +18,10 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
-from sphinx.util.docutils import SphinxDirective
+from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 import pyro_vae
+from benchmarks import tables
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,21 @@ def entry(path: str) -> list[str]:
     if place != path:
         return [f".. py:{kind}:: {path}", "   :no-index:", "", f"   See :py:obj:`{place}`.", ""]
     return [f".. auto{kind}:: {path}", ""]
+
+
+class Figure(SphinxRole):
+    """``{result}`NAME```: a figure and its error, from ``benchmarks/results/NAME.json``."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        path = tables.FOLDER / f"{self.text}.json"
+        self.env.note_dependency(str(path))
+        row = json.loads(path.read_text())
+        value, error = tables.to_its_error(row["value"], row["stderr"])
+        shown = nodes.inline("", f"{value}{error}".replace("-", "−"))
+        link = nodes.reference("", "", internal=True, reftitle=row["unit"])
+        link["refuri"] = self.env.app.builder.get_relative_uri(self.env.docname, "results")
+        link += shown
+        return [link], []
 
 
 # Of a line: what is no prose. A bar that begins one begins a line of its own on the page.
@@ -141,6 +158,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Register the parts."""
     app.setup_extension("sphinx.ext.autodoc")
     app.add_directive("public", Public)
+    app.add_role("result", Figure())
     app.connect("autodoc-process-docstring", mend, priority=400)  # before napoleon's
     app.connect("missing-reference", resolve)
     app.add_post_transform(LinkedCode)

@@ -77,6 +77,8 @@ def tidied(notebook: Any) -> Any:
     }
     for number, cell in enumerate(notebook.cells):
         cell.id, cell.metadata = f"cell-{number}", {}
+        if cell.cell_type == "code":  # what goes to stderr names folders of this machine
+            cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
         for output in cell.get("outputs", []):
             pictures = output.get("data", {})
             if "image/png" in pictures:

@@ -7,18 +7,27 @@ import inspect
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyro
 import pytest
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS))
 
+import pages  # noqa: E402
 from public_names import everything, is_documented  # noqa: E402
+
+import pyro_vae as pv  # noqa: E402
 
 PUBLIC = everything()
 DOCUMENTED = {path: value for path, value in PUBLIC.items() if is_documented(value)}
+WITH_CODE = {
+    folder: [p for p in pages.PAGES if p.parent.name == folder and pages.blocks(p)]
+    for folder in ("guide", "models")
+}
 SECTIONS = ["Arguments", "Returns", "Raises", "References", "Example"]
 
 
@@ -85,3 +94,74 @@ def test_a_docstring_of_another_layout_is_found() -> None:
         """
 
     assert len(faults(planted)) == 3
+
+
+# What the code of a guide asks for, made small.
+SMALL: dict[str, dict[str, Any]] = {
+    "fit": {"max_steps": 2, "compile": False, "progress": False},
+    "log_likelihood": {"num_particles": 3},
+    "diagnose": {"probes": 4, "rows": 20},
+    "HMC": {"num_draws": 4, "warmup": 4, "chains": 2, "num_leapfrog": 2},
+}
+
+
+def smaller(given: Any, few: dict[str, Any]) -> Any:
+    return lambda *args, **kwargs: given(*args, **{**kwargs, **few})
+
+
+def bound_alone(given: Any) -> Any:
+    """Return a stand-in that takes what a function takes, and does nothing."""
+
+    def take(*args: Any, **kwargs: Any) -> Any:
+        inspect.signature(given).bind(*args, **kwargs)
+        return SimpleNamespace(history={"elbo": [0.0]})
+
+    return take
+
+
+def run(page: Path) -> dict[str, Any]:
+    names: dict[str, Any] = {}
+    for block in pages.blocks(page):
+        exec(compile(block, page.name, "exec"), names)
+    return names
+
+
+@pytest.mark.filterwarnings("ignore:refine:UserWarning")  # too short to mix
+@pytest.mark.parametrize("page", WITH_CODE["guide"], ids=lambda p: p.stem)
+def test_the_code_of_a_guide_runs(
+    page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, few in SMALL.items():
+        monkeypatch.setattr(pv, name, smaller(getattr(pv, name), few))
+    monkeypatch.chdir(tmp_path)
+    run(page)
+    pyro.clear_param_store()
+
+
+@pytest.mark.parametrize("page", WITH_CODE["models"], ids=lambda p: p.stem)
+def test_the_code_of_a_model_runs_without_training(
+    page: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained in full by ``docs/pages.py``, which makes what the page shows."""
+    for name in ("log_likelihood", "diagnose"):
+        monkeypatch.setattr(pv, name, bound_alone(getattr(pv, name)))
+    learns_length = page.stem.startswith("sentence")  # of what it generates
+    fit = smaller(pv.fit, SMALL["fit"]) if learns_length else bound_alone(pv.fit)
+    monkeypatch.setattr(pv, "fit", fit)
+    monkeypatch.setattr(pv, "impute", smaller(pv.impute, {"num_particles": 3}))
+    names = run(page)
+    assert ("figure" in names) == (f"figures/{page.stem}.png" in page.read_text())
+
+
+def test_pictures_are_small_and_shown() -> None:
+    pictures = [*DOCS.glob("figures/*.png")]
+    text = "".join(page.read_text() for page in pages.PAGES)
+    assert pictures
+    assert all(path.stat().st_size <= 100_000 for path in pictures)
+    assert all(f"figures/{path.name}" in text for path in pictures)
+
+
+def test_every_model_has_a_page() -> None:
+    told = "".join(path.read_text() for path in (DOCS / "models").glob("*.md"))
+    missing = [name for name in pv.models.__all__ if f"API: `pv.models.{name}`" not in told]
+    assert missing == ["Resampled"]  # beside M2

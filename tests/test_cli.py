@@ -199,8 +199,8 @@ def test_a_run_of_documents_knows_its_words(counts, capsys, tmp_path):
     assert said in complaint(capsys, ["topics", "run", "--vocab", "words.txt"])
     again = ["train", *SMALL, *options, "--epochs", "3", "--resume", "true"]
     assert said in complaint(capsys, again)
-    assert cli.main(["topics", "run", "--data", "dense.npz"]) == 0
-    assert (tmp_path / "run" / "topics.json").read_text().replace("dense", "rows") == first
+    assert cli.main(["topics", "run", "--data", "rows.npz"]) == 0
+    assert (tmp_path / "run" / "topics.json").read_text() == first
     # A form feed, or a line break of other systems, is no end of a word.
     (tmp_path / "words.txt").write_bytes("\r\n".join(words.split()).replace("a", "\x0c").encode())
     odd = words.replace("a", "\x0c").strip("\n").split("\n")
@@ -215,9 +215,16 @@ def test_topics_of_a_file_from_training_to_their_words(counts, capsys, tmp_path)
     assert "12 documents have no words" in capsys.readouterr().out
     shown = []
     for name in ("dense", "rows"):
-        assert cli.main(["topics", "rows", "--words", "3", "--data", f"{name}.npz"]) == 0
+        np.savez(f"{name}_again.npz", **np.load(f"{name}.npz"))
+        assert cli.main(["topics", "rows", "--words", "3", "--data", f"{name}_again.npz"]) == 0
         shown.append(capsys.readouterr().out.replace("dense", "rows"))
     assert shown[0] == shown[1] and "söng" in shown[0]
+    assert not (tmp_path / "rows" / "topics.json").exists()  # other documents: files of their own
+    judged = json.loads((tmp_path / "rows" / "topics_rows_again.json").read_text())
+    assert judged["documents"] == int((counts.sum(-1) > 0).sum())
+    assert (tmp_path / "rows" / "topics_dense_again.png").exists()
+    assert cli.main(["topics", "rows", "--words", "3"]) == 0
+    capsys.readouterr()
     figures = json.loads((tmp_path / "rows" / "topics.json").read_text())
     program, full = pv.load(tmp_path / "rows"), counts.sum(-1) > 0
     turn = torch.arange(120) % 20

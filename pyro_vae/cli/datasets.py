@@ -10,7 +10,7 @@ import pyro_vae as pv
 from pyro_vae.cli.options import DOCUMENTS, SENTENCES, SEQUENCES, TABLES, Binarization, Model
 from pyro_vae.cli.report import say
 from pyro_vae.data import catalogue
-from pyro_vae.data.count_files import read_counts, read_vocabulary
+from pyro_vae.data.count_files import read_counts, read_vocabulary, read_whole
 from pyro_vae.data.line_files import read_lines, read_words
 from pyro_vae.data.table_files import SUFFIXES, split_table
 from pyro_vae.errors import ConfigError, DataError
@@ -65,8 +65,12 @@ class DataSet:
         return self.transform(x)  # what is binary already stays as it is
 
 
-def load_data(settings: dict[str, Any]) -> DataSet:
+def load_data(settings: dict[str, Any], *, whole: bool = False) -> DataSet:
     """Return the data of a run.
+
+    Arguments:
+        settings: of the run.
+        whole: take a file of documents undivided; other data come in their splits all the same.
 
     Raises:
         ConfigError: The model is none of such data.
@@ -101,7 +105,7 @@ def load_data(settings: dict[str, Any]) -> DataSet:
     if kind == "sentences":
         source = read_lines(path, vocabulary)
         return DataSet(source, words=source.vocabulary)
-    source = read_counts(path, vocabulary)
+    source = (read_whole if whole else read_counts)(path, vocabulary)
     gone = sum(source.dropped.values())
     if gone:
         say(f"{name}: {gone} documents have no words and are left out")

@@ -32,11 +32,12 @@ def topics(
 
     Written besides to topics.json and topics.png, and documents.png where the documents have
     labels: some of them in the plane. Coherence is NPMI by the training documents;
-    completion predicts a half of each test document from the other.
+    completion predicts a half of each test document from the other. A file of other documents is
+    judged by all of them, coherence too, and has its name in those of the files written.
 
     Arguments:
         run: run folder of a topic model.
-        data: documents; null are those that it was trained on.
+        data: other documents to judge by; null are those that it was trained on.
         vocab: text file of their words, which must be those of the training; null takes these.
         rows: only so many test documents from the start; null is all.
         words: top words of each topic, at least 2.
@@ -44,10 +45,12 @@ def topics(
         seed: of the estimates, and of the halves where the data have none.
         device: auto, cpu, cuda or cuda:N.
     """
-    program, settings = open_run(run, device, data=data, vocab=vocab)
+    program, settings = open_run(run, device, vocab=vocab)
+    other = data is not None and data != settings["data"]
+    settings |= {"data": data} if other else {}
     if kind_of(settings["model"]) != "documents":
         raise ConfigError(f"{run}: got a {settings['model']}, expected a topic model")
-    loaded = load_data(settings)
+    loaded = load_data(settings, whole=other)
     check_words(Path(run), loaded.words)
     test = loaded.rows("test", None if rows is None else positive("rows", rows))
     vocabulary = loaded.source.vocabulary
@@ -76,7 +79,8 @@ def topics(
         "npmi_of_topics": found.npmi.tolist(),
         "words": found.words,
     }
-    path = Path(run) / "topics.json"
+    end = f"_{loaded.source.name}" if other else ""
+    path = Path(run) / f"topics{end}.json"
     known = {k: None if v != v else v for k, v in figures.items()}  # the error of one alone is NaN
     atomic_write_text(path, json.dumps(known, indent=2, allow_nan=False) + "\n")
     with torch.no_grad():
@@ -89,8 +93,8 @@ def topics(
             every = -(-test.shape[0] // _SHOWN)  # files are sorted by label
             shares = program.proportions(pv.encode(program, test[::every]))
         figure = pv.plots.documents(shares, labels[: test.shape[0] : every], seed=seed)
-        pv.plots.save(figure, path.with_name("documents.png"))
-        written.append("documents.png")
+        pv.plots.save(figure, path.with_name(f"documents{end}.png"))
+        written.append(f"documents{end}.png")
     say(f"{found!r}\n\n{_table(figures)}\nwritten to {path}, {', '.join(written)}")
 
 

@@ -39,6 +39,31 @@ def read_counts(path: Path, vocabulary: Path | None = None) -> Corpus:
     return divided(path, rows, _words(vocabulary, rows.shape[1], path))
 
 
+def read_whole(path: Path, vocabulary: Path | None = None) -> Corpus:
+    """Return the documents of a file undivided, to judge a model by: each split has all of them.
+
+    Arguments:
+        path: As for ``read_counts``.
+        vocabulary: As for ``read_counts``.
+
+    Raises:
+        DataError: As for ``read_counts``; no document has words.
+    """
+    rows = _rows(path)
+    words = _words(vocabulary, rows.shape[1], path)
+    full = _with_words(rows)
+    if not full.any():
+        raise DataError(f"{path}: got no document with words, expected some to judge by")
+    kept = rows[full]
+    gone = {"test": int((~full).sum())}
+    return Corpus(path.stem, kept, kept, kept, vocabulary=words, dropped=gone)
+
+
+def _with_words(rows: Any) -> np.ndarray:
+    """Return which documents have words, ``(N,)``."""
+    return torch.as_tensor(rows.sum(1)).flatten().numpy() > 0
+
+
 def divided(path: Path, rows: Any, words: tuple[str, ...]) -> Corpus:
     """Return documents in splits: every 20th validates, and the tenth after it tests.
 
@@ -51,7 +76,7 @@ def divided(path: Path, rows: Any, words: tuple[str, ...]) -> Corpus:
         DataError: Too few documents have words.
     """
     splits = by_turns(rows.shape[0])
-    full = torch.as_tensor(rows.sum(1)).flatten().numpy() > 0
+    full = _with_words(rows)
     parts: dict[str, Any] = {split: rows[chosen & full] for split, chosen in splits.items()}
     if not all(part.shape[0] for part in parts.values()):
         raise DataError(

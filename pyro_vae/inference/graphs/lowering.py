@@ -26,7 +26,6 @@ def lowered(graph: GraphModule, inputs: Sequence[Tensor]) -> GraphModule:
     loss, *grads = results
     copy.output((loss, _norm(copy, loss, grads), *grads))
     if all(leaf.device.type == "cpu" for leaf in inputs):
-        _separate_biases(copy)
         _shorten(copy)
         _reshape(copy)
     copy.eliminate_dead_code()
@@ -43,40 +42,6 @@ def _norm(graph: Graph, loss: Node, grads: list[Node]) -> Node:
     if total is None:
         return call(aten.zeros_like.default, (loss,))
     return call(aten.sqrt.default, (total,))
-
-
-def _separate_biases(graph: Graph) -> None:
-    """Make ``x W' + b`` a product and a sum, which joins the activation that follows.
-
-    PyTorch's ``addmm`` on the CPU first fills the result with b: one pass over memory more.
-    """
-    call = graph.call_function
-    for node in list(graph.nodes):
-        with graph.inserting_before(node):
-            parts = _affine(graph, node)
-            if parts is None:
-                continue
-            x, transposed, bias = parts
-            product = call(aten.mm.default, (x, transposed))
-            # Less the negated: what reads ``mm + b`` the compiler would turn back into ``addmm``.
-            new = call(aten.sub.Tensor, (product, call(aten.neg.default, (bias,))))
-            new.meta = node.meta
-        node.replace_all_uses_with(new)
-
-
-def _affine(graph: Graph, node: Node) -> tuple[Any, Any, Any] | None:
-    """Return the factors and the bias of a linear layer in full precision, or None."""
-    if _dtype(node) not in (torch.float32, torch.float64):
-        return None  # rounded to bfloat16 twice, it would be another number
-    if node.target is aten.addmm.default and len(node.args) == 3 and not node.kwargs:
-        bias, x, transposed = node.args
-        return x, transposed, bias
-    if node.target is aten.linear.default and len(node.args) == 3:
-        if len(node.meta["tensor_meta"].shape) != 2:
-            return None
-        x, weight, bias = node.args
-        return x, graph.call_function(aten.t.default, (weight,)), bias
-    return None
 
 
 def _shorten(graph: Graph) -> None:

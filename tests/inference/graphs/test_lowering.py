@@ -39,34 +39,23 @@ def targets(graph):
     return [node.target for node in graph.graph.nodes]
 
 
-@pytest.mark.parametrize("rows", [(), (3,)])
-def test_a_linear_layer_is_a_product_and_a_sum(rows):
+def test_the_norm_of_the_gradients_comes_with_them():
     torch.manual_seed(0)
-    inputs = [torch.randn(*rows, 4, 5), torch.randn(6, 5), torch.randn(6)]
+    inputs = [torch.randn(3, 4, 5), torch.randn(6, 5), torch.randn(6)]
     graph = gradients(lambda x, w, b: linear(x, w, b).tanh(), *inputs)
-    assert {aten.linear.default, aten.addmm.default} & set(targets(graph))
-    low = lowered(graph, inputs)
-    assert not {aten.linear.default, aten.addmm.default} & set(targets(low))
     loss, *grads = graph(*inputs)
-    low_loss, norm, *low_grads = low(*inputs)
+    low_loss, norm, *low_grads = lowered(graph, inputs)(*inputs)
     torch.testing.assert_close(low_loss, loss, rtol=1e-5, atol=0)
     torch.testing.assert_close(low_grads, grads, rtol=1e-5, atol=1e-5)
     exact = torch.linalg.vector_norm(torch.cat([grad.flatten() for grad in grads]))
     torch.testing.assert_close(norm, exact, rtol=1e-5, atol=0)
 
 
-def test_half_precision_keeps_its_one_rounding():
-    inputs = [torch.randn(4, 5), torch.randn(6, 5), torch.randn(6)]
-    low = [leaf.bfloat16() for leaf in inputs]
-    graph = gradients(lambda x, w, b: linear(x, w, b).float(), *low)
-    assert aten.linear.default in targets(lowered(graph, low))
-
-
-def test_a_gpu_compiler_gets_linear_layers_whole():
+def test_a_gpu_compiler_gets_long_functions_whole():
     inputs = [torch.randn(4, 5), torch.randn(6, 5), torch.randn(6)]
     graph = gradients(lambda x, w, b: linear(x, w, b).tanh(), *inputs)
-    low = lowered(graph, [leaf.to("meta") for leaf in inputs])
-    assert aten.linear.default in targets(low)
+    assert aten.tanh.default in targets(lowered(graph, [leaf.to("meta") for leaf in inputs]))
+    assert aten.tanh.default not in targets(lowered(graph, inputs))
 
 
 def test_the_graph_itself_stays():
@@ -146,8 +135,8 @@ def test_a_decoder_of_logits_is_shortened_to_the_end():
 
     inputs = [torch.randn(4, 5), torch.randn(6, 5), torch.randn(6), torch.rand(4, 6)]
     low = lowered(gradients(loss, *inputs), inputs)
-    slow = {aten.linear.default, aten.addmm.default, aten.sigmoid.default}
-    assert not {*slow, aten.binary_cross_entropy_with_logits.default} & set(targets(low))
+    slow = {aten.sigmoid.default, aten.binary_cross_entropy_with_logits.default}
+    assert not slow & set(targets(low))
 
 
 def test_one_of_two_sigmoids_that_is_written_to_stays_another():

@@ -19,10 +19,13 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from PIL import Image
 
+import pyro_vae
+
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = sorted((ROOT / "tutorials").glob("*.py"))
 FOLDER = ROOT / "docs" / "tutorials"
 LARGEST = 1_500_000  # bytes of a notebook
+PARTS_OF_A_FIGURE = ("Text(", "[Text(", "<matplotlib", "[<matplotlib")
 COLOURS = 256  # of a figure's palette: a third of the bytes
 
 
@@ -74,16 +77,25 @@ def tidied(notebook: Any) -> Any:
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
+        "pyro_vae": pyro_vae.__version__,
     }
     for number, cell in enumerate(notebook.cells):
         cell.id, cell.metadata = f"cell-{number}", {}
-        if cell.cell_type == "code":  # what goes to stderr names folders of this machine
-            cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if not is_noise(out)]
         for output in cell.get("outputs", []):
             pictures = output.get("data", {})
             if "image/png" in pictures:
                 pictures["image/png"] = smaller(pictures["image/png"])
     return notebook
+
+
+def is_noise(output: Any) -> bool:
+    """Return whether an output says nothing: stderr, or the name of a part of a figure."""
+    if output.get("name") == "stderr":
+        return True  # it names folders of this machine
+    shown = output.get("data", {})
+    return set(shown) == {"text/plain"} and shown["text/plain"].startswith(PARTS_OF_A_FIGURE)
 
 
 def smaller(png: str) -> str:

@@ -165,3 +165,52 @@ def test_every_model_has_a_page() -> None:
     told = "".join(path.read_text() for path in (DOCS / "models").glob("*.md"))
     missing = [name for name in pv.models.__all__ if f"API: `pv.models.{name}`" not in told]
     assert missing == ["Resampled"]  # beside M2
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda p: p.stem)
+def test_links_and_names_lead_somewhere(page: Path) -> None:
+    """Within the repository; `make links` asks the network for the others."""
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#\s]+)", text)
+    inside = [link for link in links if not re.match(r"https?:", link)]
+    assert [link for link in inside if not (page.parent / link).exists()] == []
+    names = re.findall(r"`pv((?:\.[A-Za-z]\w*)+)", text)
+    assert [name for name in names if not leads_somewhere(name)] == []
+
+
+def leads_somewhere(dotted: str) -> bool:
+    value: Any = pv
+    for name in dotted.strip(".").split("."):
+        if not hasattr(value, name):
+            return False
+        value = getattr(value, name)
+    return True
+
+
+@pytest.mark.parametrize("text", sorted((ROOT / "tutorials").glob("*.py")), ids=lambda p: p.stem)
+def test_a_notebook_is_in_step_with_its_tutorial(text: Path) -> None:
+    """Of the same cells, run with this version; ``python docs/notebooks.py`` makes it anew."""
+    pytest.importorskip("jupytext", reason="needs the extra 'tutorials'")
+    import nbformat
+    import notebooks
+
+    assert notebooks.in_step(text)
+    path = notebooks.FOLDER / text.with_suffix(".ipynb").name
+    assert path.stat().st_size <= notebooks.LARGEST
+    book = nbformat.read(path, as_version=4)
+    assert book.metadata["pyro_vae"] == pv.__version__
+    shown = [out for cell in book.cells for out in cell.get("outputs", [])]
+    assert any("image/png" in out.get("data", {}) for out in shown)
+    assert not any(out.output_type == "error" or out.get("name") == "stderr" for out in shown)
+
+
+def test_a_notebook_of_another_text_is_out_of_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("jupytext", reason="needs the extra 'tutorials'")
+    import notebooks
+
+    text = notebooks.TEXTS[0]
+    other = tmp_path / text.name
+    other.write_text(text.read_text() + "\n# %%\nprint('more')\n")
+    assert notebooks.in_step(text) and not notebooks.in_step(other)

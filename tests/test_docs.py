@@ -81,6 +81,15 @@ def test_a_docstring_is_of_the_one_layout(name: str) -> None:
     assert not faults(DOCUMENTED[name])
 
 
+def test_what_checks_its_arguments_says_what_it_raises() -> None:
+    """Every verb, model and schedule."""
+    verbs = {n: v for n, v in DOCUMENTED.items() if n.count(".") == 1 and not inspect.isclass(v)}
+    rooms = ("pyro_vae.models.", "pyro_vae.schedules.")
+    asked = verbs | {name: v for name, v in DOCUMENTED.items() if name.startswith(rooms)}
+    silent = [name for name, value in asked.items() if "Raises:" not in value.__doc__]
+    assert silent == ["pyro_vae.models.Resampled"]
+
+
 def test_a_docstring_of_another_layout_is_found() -> None:
     def planted(x: int, y: int) -> None:
         """Add

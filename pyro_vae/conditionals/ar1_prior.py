@@ -21,6 +21,9 @@ class AR1Prior(nn.Module):
         steps: T.
         correlation: α of neighbouring steps, in (-1, 1).
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     Example:
         >>> AR1Prior((784,), 14, steps=7, correlation=0.8)().sample((3,)).shape
         torch.Size([3, 14])

@@ -24,6 +24,9 @@ class Gaussian(Conditional):
         net: network that gives loc, then log-scale.
         event_dim: number of dims of one datum.
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     Example:
         >>> net = nn.Linear(2, 3 * Gaussian.width())
         >>> x = Gaussian(net)(torch.zeros(5, 2))
@@ -57,6 +60,9 @@ class IsotropicGaussian(Conditional):
         scale: σ, a standard deviation in units of the data; where it starts if it is learned.
         learn_scale: make log σ a parameter.
         event_dim: number of dims of one datum.
+
+    Raises:
+        ConfigError: an argument out of its range.
 
     Example:
         >>> IsotropicGaussian(nn.Identity(), scale=0.5)(torch.zeros(3)).variance
@@ -110,6 +116,9 @@ class SquaredError(Conditional):
         net: network that gives the prediction.
         event_dim: number of dims of one datum.
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     Example:
         >>> SquaredError(nn.Identity())(torch.zeros(2)).log_prob(torch.ones(2))
         tensor(-2.)
@@ -125,6 +134,9 @@ class Point(Conditional):
     Arguments:
         net: network that gives the point.
         event_dim: number of dims of one point.
+
+    Raises:
+        ConfigError: an argument out of its range.
 
     Example:
         >>> Point(nn.Identity())(torch.ones(2)).log_prob(torch.ones(2))

@@ -21,6 +21,9 @@ class Bernoulli(Conditional):
         net: network that gives the logits.
         event_dim: number of dims of one datum.
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     Example:
         >>> x = Bernoulli(nn.Linear(2, 3))(torch.zeros(5, 2))
         >>> x.batch_shape, x.event_shape
@@ -46,6 +49,9 @@ class Categorical(Conditional):
         net: network that gives the logits, class by class: (K D,) or (K C, H, W).
         num_classes: number K of categories.
         event_dim: number of dims of one datum.
+
+    Raises:
+        ConfigError: an argument out of its range.
 
     Example:
         >>> net = nn.Linear(2, 3 * Categorical.width(num_classes=4))
@@ -89,6 +95,9 @@ class DiscretisedLogistic(Conditional):
         net: network that gives the centres, then the log-scales.
         levels: number L of grey levels.
         event_dim: number of dims of one datum.
+
+    Raises:
+        ConfigError: an argument out of its range.
 
     Example:
         >>> net = nn.Linear(2, 3 * DiscretisedLogistic.width())

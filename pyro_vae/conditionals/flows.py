@@ -138,6 +138,9 @@ class PlanarFlow(FlowPosterior):
         latent_dim: number Z of latent units.
         num_flows: number of planar maps.
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     References:
         Variational inference with normalizing flows (Rezende and Mohamed, 2015), arXiv:1505.05770.
 

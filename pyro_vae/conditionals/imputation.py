@@ -16,6 +16,9 @@ class ZeroImputation(nn.Module):
     Arguments:
         data_shape: shape of one datum.
         fill: what stands there, as 0.
+
+    Raises:
+        ConfigError: an argument out of its range.
     """
 
     def __init__(self, data_shape: Sequence[int], fill: float = 0.0) -> None:
@@ -59,6 +62,9 @@ class SetEncoding(nn.Module):
         data_shape: shape of one datum.
         width: F.
         embedding: size of the vector e_d of a cell.
+
+    Raises:
+        ConfigError: an argument out of its range.
 
     References:
         EDDI: efficient dynamic discovery of high-value information with partial VAE (Ma et al.,

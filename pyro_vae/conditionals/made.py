@@ -74,6 +74,9 @@ class MADE(Conditional):
         input_dropout: share of pixels hidden from it while training, in [0, 1).
         event_dim: number of dims of one datum.
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     References:
         MADE: masked autoencoder for distribution estimation (Germain et al., 2015),
         arXiv:1502.03509; Generating sentences from a continuous space (Bowman et al., 2016),

@@ -27,6 +27,9 @@ class NoiseFed(ReturnsDistribution):
         features: size of h.
         hidden: widths of the hidden layers of f.
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     References:
         Adversarial Variational Bayes (Mescheder et al., 2017), arXiv:1701.04722.
 

@@ -29,6 +29,9 @@ class FixedScaleGaussian(ReturnsDistribution):
         latent_dim: number Z of latent units.
         scale: s, a standard deviation other than 1; the further from it, the higher the floor.
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     Example:
         >>> q = FixedScaleGaussian(nn.Identity(), 2, scale=0.5)
         >>> q(torch.zeros(5, 2)).variance[0], round(q.floor, 3)
@@ -72,6 +75,9 @@ class DeltaGaussian(ReturnsDistribution):
         latent_dim: number Z of latent units.
         delta: δ, the committed rate, nats per unit.
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     References:
         Preventing posterior collapse with delta-VAEs (Razavi et al., 2019), arXiv:1901.03416.
 
@@ -114,6 +120,9 @@ class BatchNormGaussian(ReturnsDistribution):
         net: network (*, data) -> (*, 2 Z): m, log σ.
         latent_dim: number Z of latent units.
         gain: γ.
+
+    Raises:
+        ConfigError: an argument out of its range.
 
     References:
         A batch normalized inference network keeps the KL vanishing away (Zhu et al., 2020),

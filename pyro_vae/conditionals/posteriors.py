@@ -39,6 +39,9 @@ class LowRankGaussian(ReturnsDistribution):
         latent_dim: number Z of latent units.
         rank: R.
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     Example:
         >>> q = LowRankGaussian(nn.Linear(6, LowRankGaussian.outputs(3, rank=1)), 3, rank=1)
         >>> q(torch.zeros(5, 6)).covariance_matrix.shape
@@ -75,6 +78,9 @@ class FullGaussian(ReturnsDistribution):
     Arguments:
         net: network (*, data) -> (*, outputs): μ, s, L below its diagonal by rows.
         latent_dim: number Z of latent units.
+
+    Raises:
+        ConfigError: an argument out of its range.
 
     Example:
         >>> q = FullGaussian(nn.Linear(6, FullGaussian.outputs(3)), 3)

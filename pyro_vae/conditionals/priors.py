@@ -29,6 +29,9 @@ class StandardNormal(nn.Module):
         data_shape: shape of one datum (no part of this prior).
         latent_dim: number Z of latent units.
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     Example:
         >>> StandardNormal((784,), 2)().event_shape
         torch.Size([2])
@@ -59,6 +62,9 @@ class GaussianMixture(nn.Module):
         data_shape: shape of one datum (no part of this prior).
         latent_dim: number Z of latent units.
         num_components: K.
+
+    Raises:
+        ConfigError: an argument out of its range.
 
     Example:
         >>> GaussianMixture((784,), 2, num_components=5)().sample((3,)).shape
@@ -93,6 +99,9 @@ class VampPrior(nn.Module):
         latent_dim: number Z of latent units (the encoder knows it).
         num_components: K, number of pseudo-inputs.
         unit_interval: clip pseudo-inputs to [0, 1], for pixels; else they are any real numbers.
+
+    Raises:
+        ConfigError: an argument out of its range.
 
     References:
         VAE with a VampPrior (Tomczak and Welling, 2018), arXiv:1705.07120.
@@ -163,6 +172,9 @@ class FlowPrior(nn.Module):
         transform: "affine" or "spline" (rational quadratic, on [-5, 5]).
         hidden: widths of each map's masked network, at least Z.
         num_bins: bins of a spline.
+
+    Raises:
+        ConfigError: an argument out of its range.
 
     References:
         Masked autoregressive flow for density estimation (Papamakarios et al., 2017),

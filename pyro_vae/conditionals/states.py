@@ -31,6 +31,9 @@ class GatedTransition(_Gaussian):
         latent_dim: Z.
         hidden: width of both networks' hidden layers.
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     References:
         Structured inference networks for nonlinear state space models (Krishnan et al., 2017),
         arXiv:1609.09869.
@@ -72,6 +75,9 @@ class Combiner(_Gaussian):
         latent_dim: Z; with flows at least 2.
         hidden: H.
         num_flows: number of inverse autoregressive flows.
+
+    Raises:
+        ConfigError: an argument out of its range.
 
     References:
         | Structured inference networks for nonlinear state space models (Krishnan et al., 2017),

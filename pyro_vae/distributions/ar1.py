@@ -27,6 +27,9 @@ class AR1(Expandable):
         steps: T.
         units: D.
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     References:
         Preventing posterior collapse with delta-VAEs (Razavi et al., 2019), arXiv:1901.03416.
 

@@ -27,6 +27,9 @@ class AutoregressiveBernoulli(Expandable):
         network: x -> y, (*, D) to (*, D), output d blind to the inputs from d on; with `draw`.
         event_dim: number of dims of one datum.
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     Example:
         >>> from pyro_vae.conditionals.made import MaskedNetwork
         >>> p = AutoregressiveBernoulli(torch.zeros(4), MaskedNetwork(4, 8))

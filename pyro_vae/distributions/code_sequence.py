@@ -27,6 +27,9 @@ class CodeSequence(Expandable):
             (N, i + 1, K), where i < P.
         length: P.
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     References:
         Pixel recurrent neural networks (van den Oord et al., 2016), arXiv:1601.06759.
 

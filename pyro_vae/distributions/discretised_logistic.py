@@ -47,6 +47,9 @@ class DiscretisedLogistic(Expandable):
         scale: scale s of the logistic (its standard deviation is π s / √3), positive.
         levels: number L of grey levels, at least 2.
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     References:
         Improving variational inference with inverse autoregressive flow (Kingma et al., 2016),
         arXiv:1606.04934; PixelCNN++ (Salimans et al., 2017), arXiv:1701.05517.

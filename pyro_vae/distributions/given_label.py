@@ -26,6 +26,9 @@ class GivenLabel(Expandable):
         label: y, whole numbers, shape (*).
         num_classes: K.
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     Example:
         >>> GivenLabel(torch.tensor([2, 2]), 3).log_prob(torch.tensor([2, -1]))
         tensor([0., 0.])

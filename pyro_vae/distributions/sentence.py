@@ -60,6 +60,9 @@ class Sentence(Expandable):
         context: z, shape (* | Z), or None.
         temperature: τ; below 1 likely words get likelier.
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     References:
         Generating sentences from a continuous space (Bowman et al., 2016), arXiv:1511.06349.
 

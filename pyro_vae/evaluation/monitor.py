@@ -25,6 +25,9 @@ class CollapseMonitor:
         every: Epochs between two diagnoses.
         probes: Draws of z behind the mutual information.
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     Example:
         >>> import torch, pyro_vae as pv
         >>> x, monitor = torch.ones(8, 4), CollapseMonitor(torch.ones(8, 4))

@@ -31,6 +31,9 @@ class Autoencoder(OneLatent):
         network: "mlp", or "conv" for images (C, H, W).
         data_mean: training mean, shape of one datum; starts the decoder's output there.
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     References:
         Reducing the dimensionality of data with neural networks (Hinton and Salakhutdinov, 2006).
 

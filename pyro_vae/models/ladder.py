@@ -64,6 +64,9 @@ class HierarchicalVAE(Chain):
         observation: class of `pyro_vae.conditionals`, or a `functools.partial` of one.
         data_mean: training mean, shape of one datum; starts the decoder's output there.
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     References:
         Stochastic backpropagation (Rezende et al., 2014), arXiv:1401.4082;
         Importance weighted autoencoders (Burda et al., 2016), arXiv:1509.00519.
@@ -117,6 +120,9 @@ class LadderVAE(Chain):
         batch_norm: normalise the hidden units.
         observation: class of `pyro_vae.conditionals`, or a `functools.partial` of one.
         data_mean: training mean, shape of one datum; starts the decoder's output there.
+
+    Raises:
+        ConfigError: an argument out of its range.
 
     References:
         Ladder variational autoencoders (Sønderby et al., 2016), arXiv:1602.02282.

@@ -28,6 +28,9 @@ class LinearVAE(OneLatent):
         latent_dim: number Z of latent units.
         full_covariance: give q a full covariance.
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     References:
         Probabilistic principal component analysis (Tipping and Bishop, 1999); Don't blame the ELBO!
         A linear VAE perspective on posterior collapse (Lucas et al., 2019), arXiv:1911.02469.

@@ -40,6 +40,9 @@ class M2(ZooProgram):
         prior: "standard" is N(0, I); "conditional" learns p(z | y).
         dropout: of the classifier, a probability in [0, 1).
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     References:
         Semi-supervised learning with deep generative models (Kingma et al., 2014), arXiv:1406.5298.
 

@@ -101,6 +101,9 @@ class SentenceVAE(SentenceProgram):
         dropout: of what the decoder sees and of its hidden units, while training, in [0, 1).
         word_dropout: probability that a word that the decoder sees is <unk>, while training.
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     References:
         Generating sentences from a continuous space (Bowman et al., 2016), arXiv:1511.06349.
 
@@ -165,6 +168,9 @@ class SentenceLM(SentenceProgram):
         hidden: width of the network; of a transformer, a multiple of 4.
         dropout: of embedded words and of hidden units, while training, in [0, 1).
         word_dropout: probability that a word seen is <unk>, while training.
+
+    Raises:
+        ConfigError: an argument out of its range.
 
     References:
         Recurrent neural network based language model (Mikolov et al., 2010).

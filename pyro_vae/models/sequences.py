@@ -182,6 +182,9 @@ class DMM(SequenceProgram):
         observation: class of `pyro_vae.conditionals`, or a `functools.partial` of one.
         data_mean: training mean of a step, shape (X,); starts the observations there.
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     References:
         Structured inference networks for nonlinear state space models (Krishnan et al., 2017),
         arXiv:1609.09869.
@@ -295,6 +298,9 @@ class VRNN(SequenceProgram):
         recurrent: H, size of the memory.
         observation: class of `pyro_vae.conditionals`, or a `functools.partial` of one.
         data_mean: training mean of a step, shape (X,); starts the observations there.
+
+    Raises:
+        ConfigError: an argument out of its range.
 
     References:
         A recurrent latent variable model for sequential data (Chung et al., 2015),

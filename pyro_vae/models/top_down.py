@@ -35,6 +35,9 @@ class TopDownVAE(Layers):
         observation: class of `pyro_vae.conditionals`, or a `functools.partial` of one.
         data_mean: training mean, shape of one datum; starts the decoder's output there.
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     References:
         Improving variational inference with inverse autoregressive flow (Kingma et al., 2016),
         arXiv:1606.04934, appendix C; Very deep VAEs (Child, 2021), arXiv:2011.10650.

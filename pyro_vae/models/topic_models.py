@@ -132,6 +132,9 @@ class NVDM(TopicModel):
         hidden: widths of the encoder.
         activation: name in `pyro_vae.nn.ACTIVATIONS`.
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     References:
         Neural variational inference for text processing (Miao et al., 2016), arXiv:1511.06038.
 
@@ -168,6 +171,9 @@ class GSM(TopicModel):
         num_topics: K.
         hidden: widths of the encoder.
         activation: name in `pyro_vae.nn.ACTIVATIONS`.
+
+    Raises:
+        ConfigError: an argument out of its range.
 
     References:
         Discovering discrete latent topics with neural variational inference (Miao et al., 2017),
@@ -217,6 +223,9 @@ class ProdLDA(TopicModel):
         activation: name in `pyro_vae.nn.ACTIVATIONS`.
         dropout: probability of dropping a hidden unit or a share while training, in [0, 1).
         concentration: α of the Dirichlet.
+
+    Raises:
+        ConfigError: an argument out of its range.
 
     References:
         Autoencoding variational inference for topic models (Srivastava and Sutton, 2017),
@@ -320,6 +329,9 @@ class LDA(Documents):
         activation: name in `pyro_vae.nn.ACTIVATIONS`.
         concentration: α of the shares.
         topic_concentration: η of the topics.
+
+    Raises:
+        ConfigError: an argument out of its range.
 
     References:
         Latent Dirichlet allocation (Blei et al., 2003); Autoencoding variational inference for

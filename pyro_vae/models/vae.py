@@ -59,6 +59,9 @@ class VAE(OneLatent):
         imputation: what the encoder gets for them: "zero"; "constant", a learned number for each
             cell; "set", the observed cells as a set.
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     References:
         Auto-encoding variational Bayes (Kingma and Welling, 2013), arXiv:1312.6114;
         Stochastic backpropagation (Rezende et al., 2014), arXiv:1401.4082.

@@ -20,6 +20,9 @@ class ConvEncoder(nn.Module):
         channels: channels of each convolution.
         activation: name in `ACTIVATIONS`; "tanh" starts Glorot-uniform, as in `MLP`.
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     Example:
         >>> ConvEncoder((1, 28, 28), 20)(torch.zeros(5, 1, 28, 28)).shape
         torch.Size([5, 20])
@@ -67,6 +70,9 @@ class ConvDecoder(nn.Module):
         out_shape: image shape (C, H, W).
         channels: channels of each hidden layer, the coarsest first.
         activation: name in `ACTIVATIONS`; "tanh" starts Glorot-uniform, as in `MLP`.
+
+    Raises:
+        ConfigError: an argument out of its range.
 
     Example:
         >>> ConvDecoder(20, (1, 28, 28))(torch.zeros(5, 20)).shape

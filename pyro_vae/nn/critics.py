@@ -25,6 +25,9 @@ class Critic(nn.Module):
         spectral_norm: hold the largest singular value of each layer at 1, by
             `torch.nn.utils.parametrizations.spectral_norm` (Miyato et al., 2018, arXiv:1802.05957).
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     Example:
         >>> Critic(2, (1, 28, 28))(torch.zeros(5, 2), torch.zeros(5, 1, 28, 28)).shape
         torch.Size([5])
@@ -75,6 +78,9 @@ class InnerProductCritic(nn.Module):
         activation: name in `ACTIVATIONS`.
         spectral_norm: as for `Critic`.
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     References:
         Adversarial Variational Bayes (Mescheder et al., 2017), arXiv:1701.04722.
 
@@ -120,6 +126,9 @@ class ConvCritic(nn.Module):
             for the whole image.
         activation: name in `ACTIVATIONS`.
         spectral_norm: as for `Critic`.
+
+    Raises:
+        ConfigError: an argument out of its range.
 
     References:
         Image-to-Image Translation with Conditional Adversarial Networks (Isola et al., 2017),

@@ -86,6 +86,9 @@ class MLP(nn.Module):
         batch_norm: normalise hidden units over all leading dims, before the activation.
         residual: after each hidden layer, a residual block that starts as the identity.
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     Example:
         >>> MLP((1, 28, 28), 20, hidden=(400,))(torch.zeros(5, 1, 28, 28)).shape
         torch.Size([5, 20])
@@ -149,6 +152,9 @@ class OneHot(nn.Module):
     Arguments:
         num_classes: K.
         event_dim: number of dims of one datum; its first dim is widened.
+
+    Raises:
+        ConfigError: an argument out of its range.
 
     Example:
         >>> OneHot(3)(torch.tensor([[0, 2]]))

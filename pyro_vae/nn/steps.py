@@ -27,6 +27,9 @@ class GRU(nn.Module):
         hidden: H.
         reverse: read from the last step to the first, so that h_t knows x_t, x_{t+1}, ...
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     References:
         Learning phrase representations using RNN encoder-decoder for statistical machine
         translation (Cho et al., 2014), arXiv:1406.1078.
@@ -105,6 +108,9 @@ class Transformer(nn.Module):
         depth: how often attention and a perceptron of width 2 H follow each other.
         heads: attention heads.
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     References:
         Attention is all you need (Vaswani et al., 2017), arXiv:1706.03762.
 
@@ -142,6 +148,9 @@ class CausalBlock(nn.Module):
     Arguments:
         width: of a step.
         heads: attention heads; the width is a multiple of it.
+
+    Raises:
+        ConfigError: an argument out of its range.
 
     Example:
         >>> CausalBlock(8, 4)(torch.zeros(2, 3, 8)).shape

@@ -21,6 +21,9 @@ def linear(start: float = 0.0, end: float = 1.0, *, over: float = 1.0) -> Schedu
         start, end: First and last value.
         over: Share of the run that the ramp takes, in (0, 1].
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     >>> schedule = linear(0.0, 1.0, over=0.5)
     >>> schedule(0.0), schedule(0.25), schedule(0.8)
     (0.0, 0.5, 1.0)
@@ -38,6 +41,9 @@ def cosine(start: float = 1.0, end: float = 0.0, *, over: float = 1.0) -> Schedu
     Arguments:
         start, end: First and last value.
         over: Share of the run that the way down takes, in (0, 1].
+
+    Raises:
+        ConfigError: an argument out of its range.
 
     References:
         | SGDR: Stochastic Gradient Descent with Warm Restarts (Loshchilov & Hutter, 2017),
@@ -61,6 +67,9 @@ def sigmoid(
         centre: Progress at which half of the way is done.
         width: Progress over which the log-odds grow by one.
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     >>> sigmoid(centre=0.3)(0.3)
     0.5
     """
@@ -80,6 +89,9 @@ def cyclical(
         start, end: First and last value of each ramp.
         cycles: Number of cycles.
         ramp: Share of a cycle that the ramp takes, in (0, 1].
+
+    Raises:
+        ConfigError: an argument out of its range.
 
     >>> [cyclical(cycles=2)(t) for t in (0.0, 0.125, 0.25, 0.49, 0.5, 1.0)]
     [0.0, 0.5, 1.0, 1.0, 0.0, 1.0]

@@ -27,6 +27,9 @@ class ELBO(TermsObjective):
         num_particles: K, draws of the local latents per datum, in one pass.
         num_global_samples: S, draws of the global latents, in a loop.
 
+    Raises:
+        ConfigError: A count below 1.
+
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014), arXiv:1312.6114
         | Black Box Variational Inference (Ranganath et al., 2014), arXiv:1401.0118
@@ -75,6 +78,9 @@ class AnalyticELBO(TermsObjective):
 
     Arguments:
         num_particles, num_global_samples: As for ``ELBO``.
+
+    Raises:
+        ConfigError: A count below 1.
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014), arXiv:1312.6114, App. B

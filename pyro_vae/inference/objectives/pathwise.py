@@ -65,6 +65,10 @@ class STL(_PathObjective):
         num_particles: K.
         num_global_samples: S, draws of the global latents.
 
+    Raises:
+        ConfigError: A count below 1.
+        ProgramError: A latent without a reparametrised sampler.
+
     References:
         | Sticking the Landing (Roeder et al., 2017), arXiv:1703.09194
     """
@@ -92,6 +96,10 @@ class DReG(_PathObjective):
     Arguments:
         num_particles: K.
         num_global_samples: S, draws of the global latents.
+
+    Raises:
+        ConfigError: A count below 1.
+        ProgramError: A latent without a reparametrised sampler.
 
     References:
         | Doubly Reparameterized Gradient Estimators (Tucker et al., 2019), arXiv:1810.04152

@@ -123,6 +123,9 @@ class RLOO(TermsObjective):
         num_particles: K, at least 2.
         num_global_samples: S, draws of the global latents.
 
+    Raises:
+        ConfigError: A count below 1.
+
     References:
         | Buy 4 REINFORCE Samples, Get a Baseline for Free! (Kool et al., 2019)
     """
@@ -153,6 +156,9 @@ class VIMCO(TermsObjective):
     Arguments:
         num_particles: K, at least 2.
         num_global_samples: S, draws of the global latents.
+
+    Raises:
+        ConfigError: A count below 1.
 
     References:
         | Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016), arXiv:1602.06725

@@ -155,9 +155,11 @@ def find_plate(model: Trace, rows: int, wanted: str | None, before: str | None =
         name = _only(fitting, sorted(frames), rows)
     frame = frames[name]
     if frame.size not in (-1, rows) and frame.full_size == frame.size:
+        others = [n for n, each in frames.items() if each.size == rows and wanted is None]
+        hint = f", or say which plate holds the data: Program(..., plate={others[0]!r})"
         raise DataError(
             f"plate {name!r} has {frame.size} rows, the batch {rows}; the first dimension of each "
-            "tensor is the datum"
+            f"tensor is the datum{hint if others else ''}"
         )
     return DataPlate(name, frame.dim, sized=frame.size != -1)
 

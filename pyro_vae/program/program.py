@@ -64,7 +64,8 @@ class Program(nn.Module):
     Anything with ``.model`` and ``.guide`` is read by ``Program.of``; two plain Pyro functions are
     wrapped by ``Program(model, guide)``. Parameters come from the modules that own the functions or
     are used by them, and from ``pyro.param`` and ``pyro.module`` statements, which are answered
-    from the program's own tensors: the global parameter store is never touched.
+    from the program's own tensors: the global parameter store is never touched. A second program of
+    the same two functions has tensors of its own for these, and starts anew: keep the trained one.
 
     Arguments:
         model, guide: Pyro functions of the batch (a tensor is one argument, a tuple positional

@@ -2232,6 +2232,13 @@ BUGS = [
         "tests/models/test_missing.py::test_a_label_that_is_summed_out_fills_in_several_sites",
     ),
     Bug(
+        "an error of what is filled in by one draw alone",
+        "evaluation/impute.py",
+        "        alone = (self.heaviest - linear / first[self.tail]).square()",
+        "        alone = (self.heaviest - mean).square()",
+        "tests/evaluation/test_stated_errors.py::test_errors_of_what_is_filled_in_cover_the_truth",
+    ),
+    Bug(
         "two columns of one name",
         "models/table_columns.py",
         "    if twice:",

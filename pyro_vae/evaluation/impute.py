@@ -1,5 +1,6 @@
 """Missing cells, given those that are there. Shapes: N data, K draws of the code."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,8 +32,11 @@ class Imputed:
             several sites are observed, this and the next two are dicts by site.
         missing: Which cells were missing, ``(N, *event)``.
         stderr: Standard error, by the sampling, of each mean that was filled in, in the units of
-            the program's cells; 0 at observed cells, NaN where names were filled in, or draws.
-        ess: Effective sample size of the weights of each datum, ``(N,)``, between 1 and K.
+            the program's cells (the jackknife's); 0 at observed cells, NaN where names were filled
+            in, or draws, or where a single draw has all weight.
+        ess: Effective sample size of the weights of each datum, ``(N,)``, between 1 and K. Holes
+            that are filled in by fewer than 10 (and than K/10) are warned of. A guide that misses
+            part of the posterior may have more, and still be off.
         num_particles: K.
     """
 
@@ -96,7 +100,24 @@ def impute(
     completes: Any = getattr(wrapped.source, "completes", None)
     if completes is not None and hasattr(data, "columns"):
         values = completes(data, values, missing)
-    return Imputed(values, missing, stderr, torch.cat([part[3] for part in parts]), count)
+    ess = torch.cat([part[3] for part in parts])
+    _tell_of_few(ess, missing, count)
+    return Imputed(values, missing, stderr, ess, count)
+
+
+def _tell_of_few(ess: Tensor, missing: Any, count: int) -> None:
+    """Warn of rows that are filled in by few of many draws."""
+    sites = missing.values() if isinstance(missing, dict) else [missing]
+    holes = torch.stack([each.reshape(len(ess), -1).any(-1) for each in sites]).any(0)
+    few = (holes & (10 * ess < min(100, count))).nonzero().flatten().tolist()
+    if few:
+        rows = ", ".join(map(str, few[:5])) + ", ..." * (len(few) > 5)
+        warnings.warn(
+            f"impute: {len(few)} of {len(ess)} rows ({rows}) are filled in by fewer than "
+            f"{min(10.0, count / 10):g} of {count} draws in effect (Imputed.ess): values and "
+            "errors are rough there; give more num_particles, or train the guide longer",
+            stacklevel=4,
+        )
 
 
 def _filled(piece: Pass, count: int, how: str) -> tuple[Any, Any, Any, Tensor]:
@@ -166,19 +187,34 @@ def _classes(fn: Any) -> Any:
 
 
 class _Mean:
-    """Sums of weights times values, of a stream of them: no draw is kept."""
+    """Sums of weights times values, of a stream of them; the heaviest draw is kept apart.
+
+    The heaviest has weight 1, and values are differences to the first draw: a spread that is small
+    beside them is not rounded away.
+    """
+
+    start: Tensor
+    heaviest: Tensor
+    sums: list[Tensor]
 
     def __init__(self) -> None:
         self.top: Tensor | None = None
 
     def add(self, log_weight: Tensor, value: Tensor) -> None:
         """Take in log weights (k, B) and values (k, B, *event)."""
-        top = log_weight.amax(0)
         if self.top is None:
-            self.top, self.sums = top, [torch.zeros(())] * 5
-        shrink = (self.top - torch.maximum(self.top, top)).exp()
-        self.top = torch.maximum(self.top, top)
-        w = (log_weight - self.top).exp()
+            self.start, self.sums = value[0], [torch.zeros(())] * 5
+            before = log_weight.new_full(log_weight.shape[1:], -torch.inf)
+        else:
+            before, held = self.top, self.heaviest + self.start
+            log_weight = torch.cat([before.unsqueeze(0), log_weight])
+            value = torch.cat([held.unsqueeze(0), value])
+        value = value - self.start
+        self.top, place = log_weight.max(0)
+        rows = torch.arange(len(place), device=place.device)
+        self.heaviest = value[place, rows]
+        w = (log_weight - self.top).exp().index_put((place, rows), log_weight.new_zeros(()))
+        shrink = (before - self.top).exp()
         tail = (..., *(None,) * (value.dim() - 2))
         v, s = w[tail], shrink[tail]
         new = [w.sum(0), w.square().sum(0), (v * value).sum(0)]
@@ -189,17 +225,28 @@ class _Mean:
 
     def value(self) -> Tensor:
         """Return the self-normalised mean, (B, *event)."""
-        return self.sums[2] / self.sums[0][self.tail]
+        return self.start + self._mean()
+
+    def _mean(self) -> Tensor:
+        return (self.heaviest + self.sums[2]) / (1 + self.sums[0])[self.tail]
 
     def ess(self) -> Tensor:
-        return self.sums[0].square() / self.sums[1]
+        return (1 + self.sums[0]).square() / (1 + self.sums[1])
 
     def error(self) -> Tensor:
-        r"""Return :math:`\sqrt{\sum_k \tilde w_k^2 (m_k - \bar m)^2}`, the delta method's error."""
-        first, square, _, linear, quadratic = self.sums
-        mean = self.value()
-        spread = quadratic - 2 * mean * linear + mean.square() * square[self.tail]
-        return spread.clamp(min=0).sqrt() / first[self.tail]
+        r"""Return the jackknife's error, :math:`\sqrt{\sum_k \tilde w_k^2 (m_k - \bar m_{-k})^2}`.
+
+        Where one draw has nearly all weight, that is how far it lies from the mean of the others;
+        the error of the delta method, by :math:`m_k - \bar m`, would be 0. The mean without the
+        heaviest is exact, and that without another at most as far as a weight of
+        :math:`\min(\tilde w, 1 - \tilde w)` has it, with w the heaviest. NaN of a single draw.
+        """
+        first, square, linear, flat, quadratic = self.sums
+        mean, share = self._mean(), 1 / (1 + first)
+        others = quadratic - 2 * mean * flat + mean.square() * square[self.tail]
+        others = others.clamp(min=0) / (1 - torch.minimum(share, 1 - share))[self.tail].square()
+        alone = (self.heaviest - linear / first[self.tail]).square()
+        return (alone + others).sqrt() * share[self.tail]
 
 
 class _Drawn:

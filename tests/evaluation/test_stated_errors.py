@@ -5,6 +5,7 @@ share of 95 % over 200 leaves the interval with probability below 0.5 %.
 """
 
 import math
+from contextlib import nullcontext
 
 import pyro
 import pyro.distributions as dist
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import pyro_vae as pv
+from pyro_vae.distributions import Incomplete
 
 S, SD, ROWS = 0.7, 0.75, 200
 ROW = torch.tensor([0.9, -1.4], dtype=torch.float64)
@@ -69,3 +71,41 @@ def test_stated_errors_cover_the_truth(verb):
     for estimate, error, truth in verb():
         inside = ((estimate - truth).abs() < 2 * error).double().mean().item()
         assert 0.9 <= inside <= 0.99, inside
+
+
+class Shifted:
+    """Two cells at z, of which one is seen to `scale`; the guide is the prior, and far wider."""
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            loc = torch.stack([z, 1000 + z], -1)
+            cells = dist.Normal(loc, x.new_tensor([self.scale, 0.1])).to_event(1)
+            pyro.sample("x", Incomplete(cells, ~x.isnan()), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+
+
+@pytest.mark.parametrize(("scale", "low", "high"), [(0.3, 0.92, 0.99), (0.03, 0.83, 0.95)])
+def test_errors_of_what_is_filled_in_cover_the_truth(scale, low, high):
+    """Also where 100 draws are 2.7 in effect, which is told of; by the delta method .70 did."""
+    x = torch.tensor([1.0, math.nan]).expand(1000, 2)
+    torch.manual_seed(0)
+    program = pv.Program.of(Shifted(scale))
+    told = (
+        pytest.warns(
+            UserWarning, match=r"of 1000 rows \(0, 1, .*\.\.\.\) are filled in by fewer than 10"
+        )
+        if scale < 0.1
+        else nullcontext()
+    )
+    with told:
+        found = pv.impute(program, x, num_particles=100)
+    off = (found.values[:, 1] - 1000 - 1 / (1 + scale**2)).abs()
+    assert low < (off < 2 * found.stderr[:, 1]).double().mean() < high
+    assert pv.impute(program, x[:3], num_particles=1).stderr[:, 1].isnan().all()

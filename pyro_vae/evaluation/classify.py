@@ -57,7 +57,7 @@ class Classes:
                 f"labels: got a tensor of shape {tuple(labels.shape)} and type {labels.dtype}, "
                 f"expected a whole number from 0 to {classes - 1} for each of {count} data"
             )
-        return labels.to(self.probabilities.device)
+        return labels.to(self.probabilities.device, torch.long)
 
     def __repr__(self) -> str:
         count, classes = self.probabilities.shape
@@ -100,7 +100,7 @@ def classify(
     if num_particles is None and not hasattr(wrapped.source, "label_logits"):
         raise ProgramError(
             f"classify: {type(wrapped.source).__name__} has no classifier (label_logits(x)); give "
-            "samples=100 to ask the model by importance sampling"
+            "num_particles=100 to ask the model by importance sampling"
         )
     count = 1 if num_particles is None else positive("num_particles", num_particles)
     parts: list[tuple[Tensor, ...]] = []

@@ -250,13 +250,12 @@ def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
     return (labels.unsqueeze(-1) == torch.arange(num_classes, device=labels.device)).to(dtype)
 
 
-def require_classes(name: str, labels: Any, num_classes: int, least: int) -> None:
+def require_classes(name: str, values: Tensor, num_classes: int, least: int) -> None:
     """Refuse labels that are none.
 
     Raises:
         DataError: one is not whole, below ``least`` or not below K; names its row.
     """
-    values = torch.as_tensor(labels)
     if values.is_meta or not values.numel():
         return
     values = values if values.is_floating_point() else values.long()
@@ -273,15 +272,22 @@ def require_classes(name: str, labels: Any, num_classes: int, least: int) -> Non
 def with_classes(data: Any, name: str, num_classes: int, least: int) -> Any:
     """Return a batch, or a list of them, with its labels as whole numbers.
 
+    Arguments:
+        data: pairs (x, labels), or dicts.
+        name: of the labels.
+        num_classes: K.
+        least: 0, or -1 where labels may lack.
+
     Raises:
-        DataError: one is out of range; names its row.
+        DataError: one is out of range, or no number; names its row.
     """
     if isinstance(data, Mapping):
-        label = data.get(name)
-        return data if label is None else {**data, name: _whole(name, label, num_classes, least)}
+        if name not in data:
+            return data
+        return {**data, name: _whole(name, data[name], num_classes, least)}
     if isinstance(data, list) and data and all(map(_is_batch, data)):
         return [with_classes(each, name, num_classes, least) for each in data]
-    if isinstance(data, tuple | list) and len(data) == 2 and data[1] is not None:
+    if isinstance(data, tuple | list) and len(data) == 2:
         pair = (data[0], _whole(name, data[1], num_classes, least))
         kind: Any = type(data)
         return kind(*pair) if hasattr(data, "_fields") else kind(pair)
@@ -289,8 +295,18 @@ def with_classes(data: Any, name: str, num_classes: int, least: int) -> Any:
 
 
 def _whole(name: str, labels: Any, num_classes: int, least: int) -> Any:
-    require_classes(name, labels, num_classes, least)
-    values = torch.as_tensor(labels)
+    if labels is None and least < 0:
+        return None
+    try:
+        if hasattr(labels, "to_numpy"):  # a column of a data frame
+            labels = labels.to_numpy(dtype=np.float64, copy=True, na_value=np.nan)
+        values = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"{name}: got {type(labels).__name__}, expected class numbers from 0 to "
+            f"{num_classes - 1} ({error}); names have theirs by pd.factorize(labels)[0]"
+        ) from error
+    require_classes(name, values, num_classes, least)
     return labels if values.is_meta else values.long()
 
 

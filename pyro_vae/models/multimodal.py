@@ -121,6 +121,11 @@ class MultimodalVAE(ZooProgram):
             got = f"{unknown[0]!r}" if unknown else f"{len(data)} arguments, {len(known)} tensors"
             raise DataError(f"got {got}, expected modalities {list(self.shapes)}, at least one")
         rows, mask = len(known[0]), given.get(_MASK)
+        if mask is not None and mask.shape[1:] != (len(self.shapes),):
+            raise DataError(
+                f"{_MASK}: got shape {tuple(mask.shape)}, expected {(rows, len(self.shapes))}: a "
+                f"column for each of {list(self.shapes)}"
+            )
         whole, there = {}, {}
         for place, (name, shape) in enumerate(self.shapes.items()):
             x = given.get(name)

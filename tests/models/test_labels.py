@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pyro.distributions as dist
 import pytest
 import torch
@@ -221,6 +222,28 @@ def test_labels_of_any_type_are_whole_numbers(dtype):
     assert run.steps == 1
     with pytest.raises(DataError, match="got class 255 in row 0"):
         pv.elbo(program, (x, torch.full((4,), 255, dtype=torch.uint8)))
+
+
+def test_labels_come_as_a_column_of_a_data_frame():
+    """By place, whatever the index; a hole is no class, and names are none."""
+    x, y = torch.rand(4, 2).round(), torch.tensor([1, 0, 2, 1])
+    column = pd.Series(y.numpy(), index=[7, 5, 3, 1])
+    for program in (M2(2, 3, 1, (4,)), ConditionalVAE(2, 1, (4,), num_classes=3)):
+        found = []
+        for labels in (y, column, column.astype("Int64"), column.astype("category")):
+            torch.manual_seed(0)
+            found.append(pv.elbo(program, (x, labels)))
+        assert all(torch.equal(each, found[0]) for each in found)
+        for labels in (column.astype("Int64").mask(column == 0), column.where(column > 0)):
+            with pytest.raises(DataError, match="got class nan in row 1"):
+                pv.elbo(program, (x, labels))
+        for names in (column.astype(str) + "st", ["a", "b", "c", "d"]):
+            with pytest.raises(DataError, match=r"expected class numbers .*pd\.factorize"):
+                pv.elbo(program, (x, names))
+    with pytest.raises(DataError, match="c: got NoneType, expected class numbers"):
+        pv.elbo(program, (x, None))
+    found = pv.classify(M2(2, 3, 1, (4,)), x)
+    assert found.predictive(y.to(torch.uint8)) == found.predictive(y)
 
 
 def test_a_condition_that_nothing_depends_on_is_refused():

@@ -154,3 +154,10 @@ def test_what_is_no_modality_is_told():
     for kind in (ProductOfExperts, MixtureOfExperts):
         with pytest.raises(ConfigError, match="experts: got none"):
             kind([])
+
+
+def test_a_mask_of_other_modalities_is_refused():
+    vae, x = MultimodalVAE({"a": 2, "b": 2}, 1, (4,)), torch.zeros(3, 2)
+    for columns in (1, 3):
+        with pytest.raises(DataError, match=r"observed: got shape .*expected \(3, 2\)"):
+            pv.elbo(vae, {"a": x, "b": x, "observed": torch.ones(3, columns)})

@@ -158,6 +158,7 @@ def holed(table):
     return table
 
 
+@pytest.mark.filterwarnings("ignore:impute. .* are filled in by fewer")
 def test_frames_go_in_and_come_out(tmp_path):
     whole = frame()
     torch.manual_seed(1)

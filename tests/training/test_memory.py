@@ -1,10 +1,14 @@
-"""Memory of a step is kept for the next one."""
+"""Memory of a step is kept for the next one, and that of a run is given back."""
 
+import gc
 import platform
 import subprocess
 import sys
 
 import pytest
+import torch
+
+import pyro_vae as pv
 
 FAULTS = """
 import resource
@@ -34,3 +38,14 @@ def test_freed_memory_is_taken_again_without_page_faults():
     if before < 1000:
         pytest.skip("few faults either way: huge pages, or another allocator")
     assert after < before / 100
+
+
+def test_nothing_grows_from_one_run_of_a_program_to_the_next():
+    program = pv.models.VAE(6, 2, hidden=(4,))
+    counts = []
+    for runs in (3, 5):
+        for _ in range(runs):
+            pv.fit(program, torch.ones(8, 6), max_steps=2, compile="trace", progress=False)
+        gc.collect()
+        counts.append(len(gc.get_objects()))
+    assert counts[1] - counts[0] < 5

@@ -45,6 +45,7 @@ from pyro_vae.storage.load import load
 from pyro_vae.storage.save import save
 from pyro_vae.training import schedules
 from pyro_vae.training.fit import Run, fit
+from pyro_vae.training.shared_verbs import across_ranks
 
 __all__ = [
     "AAE",
@@ -99,6 +100,7 @@ __all__ = [
     "Topics",
     "Update",
     "__version__",
+    "across_ranks",
     "aggregated_posterior",
     "ais",
     "bdmc",

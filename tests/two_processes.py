@@ -6,6 +6,7 @@ Noise is part of the data, so that numbers can be compared to the last digits.
 
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -271,6 +272,49 @@ def resumed(folder: Path) -> dict[str, Any]:
     }
 
 
+class Level(nn.Module):
+    """A global level above a latent of each datum: both draw noise of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(0.6, dtype=torch.float64))
+
+    def model(self, x: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(x.new_zeros(()), 1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(w + x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        pyro.sample("w", dist.Normal(x.new_ones(()), 0.3))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.gain * x, 0.6))
+
+
+def judged(rank: int) -> dict[str, Any]:
+    """Return what verbs answer that several processes share, in passes of 16 or 64 rows."""
+    torch.manual_seed(5 + rank)  # the noise is that of the first
+    program, x = Level(), data(150)[0][:, 0].contiguous()
+    rows = DataLoader(TensorDataset(x), batch_size=16)
+    short = pv.AIS(3, chains=2, num_leapfrog=2, pilot=4)
+    verbs: dict[str, Callable[[], Tensor]] = {
+        "elbo": lambda: pv.elbo(program, x, batch_size=16),
+        "log_likelihood": lambda: pv.log_likelihood(program, x, num_particles=9).log_prob,
+        "ais": lambda: pv.ais(program, rows, short).log_prob,
+        "refine": lambda: pv.refine(
+            program, rows, pv.HMC(num_draws=4, warmup=4, chains=2), compile=False
+        ).samples["z"],
+        "encode": lambda: pv.encode(program, rows, sample=True),  # type: ignore[dict-item,return-value]
+        "diagnose": lambda: torch.tensor(pv.diagnose(program, x, batch_size=16).kl["z"]),
+    }
+    with pv.across_ranks("cpu"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of chains that are too short
+        found: dict[str, Any] = {name: verb().tolist() for name, verb in verbs.items()}
+        found["again"] = verbs["elbo"]().tolist()
+        found["apart"] = error(lambda: pv.elbo(program, x[rank:]))
+    return found
+
+
 def cut(folder: Path) -> dict[str, Any]:
     """End a run within its second epoch and go on with it; beside it, one that is not ended."""
     program = Known()
@@ -286,6 +330,7 @@ def scenarios(rank: int, folder: Path) -> dict[str, Any]:
         "trace": exact("trace", 25),
         "accumulated": exact(False, 23, clip_norm=0.4, accumulate=2),
         "cut": cut(folder),
+        "verbs": judged(rank),
         "iwae": exact(False, 23, objective=pv.IWAE(2), beta=0.5),
         "spread": fit(Known(seed=rank), data(16), optimizer=frozen),
         "normed": fit(Normed(), data(27)[0], optimizer=frozen),

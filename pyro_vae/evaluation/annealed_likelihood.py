@@ -168,20 +168,19 @@ def ais(
           arXiv:1611.04273
     """
     chosen = settings or AIS()
-    logs, rates = [], []
     with Program.of(program).passes(
         data, _AIS, rows=_ROWS_PER_PASS, particles=chosen.chains
     ) as passes:
-        for piece in tqdm(passes, disable=not progress, unit="batch", leave=False):
+
+        def annealed(piece: Pass) -> tuple[Tensor, Tensor]:
             if not piece.sites.continuous:
                 exact = log_evidence(passes.program, piece.batch, piece.globals_)
-                logs.append(exact.expand(chosen.chains, -1))
-                rates.append(torch.ones_like(exact))
-                continue
+                return exact.expand(chosen.chains, -1), torch.ones_like(exact)
             density = LogJoint(passes.program, piece.batch, piece.globals_)
             forward = _Path(density, chosen).forward()
-            logs.append(forward.log_weight)
-            rates.append(forward.accept_rate)
+            return forward.log_weight, forward.accept_rate
+
+        logs, rates = zip(*passes.map(annealed, progress=progress), strict=True)
     log_weight = torch.cat(logs, 1)
     return AnnealedLikelihood(
         log_prob=log_mean_exp(log_weight, 0),

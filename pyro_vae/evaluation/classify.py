@@ -103,13 +103,14 @@ def classify(
             "num_particles=100 to ask the model by importance sampling"
         )
     count = 1 if num_particles is None else positive("num_particles", num_particles)
-    parts: list[tuple[Tensor, ...]] = []
+
+    def of(piece: Pass) -> tuple[Tensor, ...]:
+        if num_particles is None:
+            return (_by_classifier(wrapped.source, piece),)
+        return _by_model(piece, count, site)
+
     with wrapped.passes(data, _VERB, rows=_DATA_PER_PASS) as passes:
-        for piece in passes:
-            if num_particles is None:
-                parts.append((_by_classifier(wrapped.source, piece),))
-            else:
-                parts.append(_by_model(piece, count, site))
+        parts = passes.map(of)
     return Classes(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 

@@ -58,15 +58,14 @@ def encode(program: Any, data: Any, *, sample: bool = False) -> Values:
         ProgramError: The program has no local latent; or one outside the plate of the data is
             summed out.
     """
-    pieces = []
+
+    def of(piece: Pass) -> dict[str, Tensor]:
+        codes = _codes(piece, mean=not sample)
+        found = values_of(codes, latent_names(codes), len(piece), mean=not sample)
+        return found | (_discrete(piece, codes, sample=sample) if piece.sites.enumerated else {})
+
     with Program.of(program).passes(data, _ENCODE, rows=_ROWS_PER_PASS) as passes:
-        for piece in passes:
-            codes = _codes(piece, mean=not sample)
-            names = latent_names(codes)
-            pieces.append(values_of(codes, names, len(piece), mean=not sample))
-            if piece.sites.enumerated:
-                pieces[-1] |= _discrete(piece, codes, sample=sample)
-    return join("encode", pieces)
+        return join("encode", passes.map(of))
 
 
 def _discrete(piece: Pass, codes: Trace, *, sample: bool) -> dict[str, Tensor]:
@@ -102,10 +101,8 @@ def reconstruct(program: Any, data: Any, *, mean: bool = True) -> Values:
     Raises:
         DataError: Data that the program cannot take.
     """
-    pieces = []
     with Program.of(program).passes(data, _RECONSTRUCT, rows=_ROWS_PER_PASS) as passes:
-        for piece in passes:
-            pieces.append(decoded(piece, _codes(piece, mean=mean), mean=mean))
+        pieces = passes.map(lambda piece: decoded(piece, _codes(piece, mean=mean), mean=mean))
     return Program.of(program).shown(join("reconstruct", pieces), like=data)
 
 

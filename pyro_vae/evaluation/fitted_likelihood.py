@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pyro_vae.arguments import number, positive, typed
 from pyro_vae.errors import ConfigError
@@ -92,15 +91,17 @@ def fitted_log_likelihood(
             f"num_draws: got {num_draws}, expected at least 2: a variance is fitted to them"
         )
     widen = number("widen", widen, "(0, inf)")
-    folded = []
     with Program.of(program).passes(data, _VERB, rows=batch_size) as passes:
-        for piece in tqdm(passes, disable=not progress, leave=False):
+
+        def weighed(piece: Pass) -> tuple[Tensor, ...]:
             densities = LogJoint(passes.program, piece.batch)
             densities.require_line("fitted_log_likelihood")
             moments = _sample(densities, warmup, num_draws, num_leapfrog)
             kept = densities.kept()
             proposal = _fit(moments, widen, full).masked(None if kept is None else kept[0])
-            folded.append(_weigh(densities, proposal, num_particles, piece))
+            return _weigh(densities, proposal, num_particles, piece)
+
+        folded = passes.map(weighed, progress=progress)
     log_prob, ess, psis_k = (torch.cat(parts) for parts in zip(*folded, strict=True))
     return LogLikelihood(log_prob, ess, psis_k, num_particles)
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import ConfigError
@@ -16,7 +15,7 @@ from pyro_vae.inference.posterior.infer import infer
 from pyro_vae.inference.posterior.local_fits import Local
 from pyro_vae.inference.sampling.importance_weights import effective_sample_size, log_mean_exp
 from pyro_vae.program.batch import Batch
-from pyro_vae.program.passes import Verb, holding
+from pyro_vae.program.passes import Pass, Verb, holding
 from pyro_vae.program.program import Program
 
 GUIDE = "importance sampling, guide"
@@ -178,12 +177,14 @@ def gaps(
             f"num_particles: got {num_particles}, expected at least 2 for a standard error"
         )
     settings = local or Local()
-    parts = []
     with Program.of(program).passes(data, _VERB, rows=_DATA_PER_PASS) as passes:
-        for piece in tqdm(passes, disable=not progress, unit="batch", leave=False):
+
+        def measured(piece: Pass) -> dict[str, Tensor]:
             given = passes.program.as_given(piece.batch)
             with holding(passes.program, passes.draws):
-                parts.append(_measure(passes.program, given, settings, annealed, num_particles))
+                return _measure(passes.program, given, settings, annealed, num_particles)
+
+        parts = passes.map(measured, progress=progress)
     return _gaps({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 

@@ -90,10 +90,8 @@ def impute(
     """
     count = positive("num_particles", num_particles)
     wrapped = Program.of(program)
-    parts = []
     with wrapped.passes(data, _VERB, rows=_DATA_PER_PASS) as passes:
-        for piece in passes:
-            parts.append(_filled(piece, count, how))
+        parts = passes.map(lambda piece: _filled(piece, count, how))
     values, missing, stderr = (
         single(join_sites("impute", list(each))) for each in list(zip(*parts, strict=True))[:3]
     )

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pyro_vae.arguments import positive, typed
 from pyro_vae.inference.sampling.importance_weights import (
@@ -152,14 +151,12 @@ def log_likelihood(
     """
     count = positive("num_particles", num_particles)
     draws = positive("num_global_samples", num_global_samples)
-    folded = []
     with Program.of(program).passes(
         data, _VERB, rows=_DATA_PER_PASS, num_global_samples=draws
     ) as passes:
         count = count if passes.sites.local else 1  # without locals all particles are one
-        for piece in tqdm(passes, disable=not progress, unit="batch", leave=False):
-            folded.append(_fold(piece, count))
-        total = count * len(piece.joints)
+        folded = passes.map(lambda piece: _fold(piece, count), progress=progress)
+        total = count * max(1, len(passes.draws))
         shared = bool(passes.sites.global_)
     log_prob, ess, psis_k, means = (torch.cat(parts, -1) for parts in zip(*folded, strict=True))
     return LogLikelihood(log_prob, ess, psis_k, total, by_global=means if shared else None)

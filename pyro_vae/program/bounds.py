@@ -10,7 +10,7 @@ from pyro_vae.arguments import positive
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.batch import Batch, chunks, dense, num_rows
 from pyro_vae.program.joint import Joint
-from pyro_vae.program.passes import Verb, most_rows, scoring
+from pyro_vae.program.passes import Pass, Verb, most_rows, scoring
 from pyro_vae.program.program import Program
 from pyro_vae.program.terms import Terms
 
@@ -81,13 +81,12 @@ def _parts(
     """Return what each datum bears alone, ``(N,)``, and its part of what all share."""
     count = positive("num_particles", num_particles)
     samples = positive("num_global_samples", num_global_samples)
-    parts: list[Tensor] = []
-    shared: list[Tensor | float] = []
     with Program.of(program).passes(
         data, _ELBO, rows=batch_size, particles=count, num_global_samples=samples
     ) as passes:
         dependence = passes.sites.dependence
-        for piece in passes.together() if dependence.needs_all else passes:
+
+        def parts(piece: Pass) -> tuple[Tensor, Tensor | float]:
             if dependence.following:  # each draw of these globals goes with its own of the latents
                 terms = [piece.free.terms(samples, count)]
             else:
@@ -97,10 +96,14 @@ def _parts(
                     f"elbo: site {terms[0].coupled[0]!r} is summed out for all data at once; let "
                     f"one pass hold them: batch_size={count * passes.total}"
                 )
-            parts.append(torch.stack([each.signal.mean((0, 1)) for each in terms]).mean(0))
-            shared = shared or [_of_globals(each) for each in terms]  # of every pass the same
-        values = torch.cat(parts)
-        return values, sum(shared) / len(shared) / (passes.sites.size or len(values))
+            values = torch.stack([each.signal.mean((0, 1)) for each in terms]).mean(0)
+            return values, sum(_of_globals(each) for each in terms) / len(terms)
+
+        together = dependence.needs_all
+        found = [*map(parts, passes.together())] if together else passes.map(parts)
+        values = torch.cat([own for own, _ in found])
+        shared = found[0][1]  # of every pass the same
+        return values, shared / (passes.sites.size or len(values))
 
 
 def mean_elbo(program: Program, batch: Batch, *, size: int, batch_size: int = 1024) -> float:

@@ -1,14 +1,16 @@
 """The one door of every verb: data checked, globals held, passes bounded in rows and in bytes."""
 
 import copy
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from pyro_vae.arguments import positive
 from pyro_vae.errors import ProgramError
@@ -17,6 +19,7 @@ from pyro_vae.program.first_call import forgotten_on_error
 from pyro_vae.program.handlers import validation
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.modules import evaluating
+from pyro_vae.program.ranks import Ranks, ranks, require_equal, shared_out
 from pyro_vae.program.sites import Sites
 from pyro_vae.program.streams import batches, by_rows, is_stream, join_batches, tensors_of
 from pyro_vae.program.whole import require_rows
@@ -25,6 +28,7 @@ from pyro_vae.threads import require_turn
 if TYPE_CHECKING:
     from pyro_vae.program.program import Program
 
+T = TypeVar("T")
 BYTES_PER_PASS = 1 << 26  # of data, all particles counted: a row of an image can be a megabyte
 
 
@@ -274,6 +278,33 @@ class Passes:
                 yield self.on(piece, slice(start, end))
                 start = end
 
+    def map(
+        self, function: Callable[[Pass], T], *, progress: bool = False, lead: bool = False
+    ) -> list[T]:
+        """Return a function of each pass, in their order; processes share them out.
+
+        Arguments:
+            function: Of one pass.
+            progress: Show a progress bar.
+            lead: Whether the function keeps something of the first pass for the others.
+        """
+        pieces = iter(tqdm(self, disable=not progress, unit="batch", leave=False))
+        among = ranks()
+        if among is None:
+            return [function(piece) for piece in pieces]
+        require_equal(among, self._facts(among))
+        return shared_out(among, pieces, function, lead=lead)
+
+    def _facts(self, among: Ranks) -> dict[str, str]:
+        """Return what must be equal in all processes, hashed."""
+        some = dict(named_arrays(self._spread(self._first)))
+        sizes = f"{self._rows} {self._particles} {self._samples} {num_rows(self._first)}"
+        return {
+            "the verb": f"{self.verb.name} {sizes}",
+            "the data": _digest(some),
+            "the weights": _digest(self.program.state_dict()),
+        }
+
     def on(self, piece: Batch, rows: slice | None = None) -> Pass:
         """Return the program on some rows, the globals held at the draws of this call."""
         joint = self.program.joint(piece)
@@ -320,6 +351,15 @@ class Passes:
         rows = most_rows(self.program, batch, self._rows, self._particles)
         own = self.program.rows.total if isinstance(batch, Part) else None
         return min(rows, own or rows)
+
+
+def _digest(tensors: dict[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for name, value in tensors.items():
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        flat = value.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -96,6 +96,10 @@ class World:
         """Return whether the flag is true in some process."""
         return flag
 
+    def gather(self, mine: bytes) -> list[bytes]:
+        """Return what each process gives, by rank."""
+        return [mine]
+
     def wait(self) -> None:
         """Wait until all processes are here."""
 
@@ -284,15 +288,19 @@ class Group(World):
 
     def _gather(self, text: str) -> list[str]:
         """Return the texts of all processes, by rank."""
-        mine = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)
+        return [each.decode() for each in self.gather(text.encode())]
+
+    def gather(self, mine: bytes) -> list[bytes]:
+        """Return what each process gives, by rank."""
+        own = torch.frombuffer(bytearray(mine), dtype=torch.uint8).to(self.device)
         sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.size)]
-        self._lines.call(torch_dist.all_gather, sizes, torch.full_like(sizes[0], len(mine)))
+        self._lines.call(torch_dist.all_gather, sizes, torch.full_like(sizes[0], len(own)))
         longest = max(int(size) for size in sizes)
-        found = [mine.new_zeros(longest) for _ in sizes]
-        padded = nn.functional.pad(mine, (0, longest - len(mine)))
+        found = [own.new_zeros(longest) for _ in sizes]
+        padded = nn.functional.pad(own, (0, longest - len(own)))
         self._lines.call(torch_dist.all_gather, found, padded)
         pairs = zip(found, sizes, strict=True)
-        return [bytes(each[: int(size)].tolist()).decode() for each, size in pairs]
+        return [each[: int(size)].cpu().numpy().tobytes() for each, size in pairs]
 
 
 class _Lines:

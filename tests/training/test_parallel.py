@@ -11,7 +11,7 @@ import pytest
 import torch
 import two_processes
 from torch.utils.data import DataLoader, TensorDataset
-from two_processes import Known, Normed, data, exact, fit, frozen, seen
+from two_processes import Known, Normed, data, exact, fit, frozen, judged, seen
 
 import pyro_vae as pv
 from pyro_vae.errors import ConfigError, DeviceError
@@ -183,6 +183,15 @@ def test_validation_rows_are_shared_or_dealt_already(both):
     for found in both:
         close(found["judged"], alone)
         close(found["judged apart"], alone)
+
+
+def test_verbs_are_answered_together_as_by_one_process(both):
+    """Each pass has noise of its own; a global level is held for all of them."""
+    alone = judged(0)
+    for found in both:
+        assert found["verbs"].pop("apart").startswith("DataError: across_ranks: the 2 processes")
+        close(found["verbs"], {name: value for name, value in alone.items() if name != "apart"})
+    assert alone["elbo"] != alone["again"]
 
 
 def test_each_process_draws_noise_of_its_own_and_the_seeds(both):

@@ -7,7 +7,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pyro_vae.arguments import integer, number, positive, typed
 from pyro_vae.errors import ConfigError, ProgramError
@@ -24,7 +23,7 @@ from pyro_vae.inference.sampling.hmc import LogDensity, hmc_init, hmc_step
 from pyro_vae.program.batch import Batch
 from pyro_vae.program.joining import Values, join_sites, single
 from pyro_vae.program.log_joint import LogJoint
-from pyro_vae.program.passes import Passes, Verb
+from pyro_vae.program.passes import Pass, Passes, Verb
 from pyro_vae.program.program import Program
 
 DIVERGENT_LIMIT = 0.01  # share of a datum's transitions above which it is named
@@ -210,7 +209,6 @@ def refine(
     chosen = settings or HMC()
     kept = min(chosen.num_draws, chosen.num_draws if keep is None else positive("keep", keep))
     graphs = DensityGraphs(compile)
-    parts: list[Refined] = []
     shapes: dict[str, torch.Size] = {}
     with Program.of(program).passes(
         data, _REFINE, rows=batch_size, particles=chosen.chains
@@ -218,11 +216,16 @@ def refine(
         if not passes.sites.continuous:
             rows = max(1, batch_size // chosen.chains)
             return _refine_globals(passes, chosen, kept, graphs, rows)
-        for piece in tqdm(passes, disable=not progress, leave=False):
+
+        def part_of(piece: Pass) -> dict[str, Any]:
+            nonlocal chosen
             joint = LogJoint(passes.program, piece.batch, piece.globals_)
             _require_alike(shapes, joint)
-            parts.append(refine_batch(joint, piece.batch, chosen, kept, graphs))
-            chosen = replace(chosen, num_leapfrog=parts[0].num_leapfrog)
+            part = refine_batch(joint, piece.batch, chosen, kept, graphs)
+            chosen = replace(chosen, num_leapfrog=part.num_leapfrog)  # the first has chosen it
+            return vars(part)
+
+        parts = [Refined(**each) for each in passes.map(part_of, progress=progress, lead=True)]
     refined = _join(parts)
     _warn(refined, chosen.num_draws * chosen.chains)
     return refined

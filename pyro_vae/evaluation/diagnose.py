@@ -22,13 +22,16 @@ from pyro_vae.evaluation.moments import Moments
 from pyro_vae.inference.objectives.elbo import analytic_sites
 from pyro_vae.inference.posterior.information import Information, information, is_plain
 from pyro_vae.program import checks
+from pyro_vae.program.batch import num_rows
 from pyro_vae.program.handlers import is_data, sample_sites
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.judged import Judged
 from pyro_vae.program.passes import Pass, Verb
 from pyro_vae.program.program import Program
+from pyro_vae.program.streams import SpreadRows
 from pyro_vae.program.terms import Terms
 
+_LOOKED_AT = 2048  # rows, at least, where the data have so many
 _VERB = Verb(
     "diagnose",
     prior=True,
@@ -55,7 +58,8 @@ def diagnose(
 
     Arguments:
         program: Anything with ``.model`` and ``.guide``.
-        data: One row per datum, ``(N, ...)``.
+        data: One row per datum, ``(N, ...)``, or a ``Dataset``, a ``DataLoader``, batches to come:
+            of a long stream rows from all over it are held, 256 MiB of them at most.
         num_particles: Draws per datum behind the KL estimates.
         probes: Draws of z behind the mutual information.
         rows: Data that the aggregate posterior is made of, at most.
@@ -75,19 +79,25 @@ def diagnose(
     sums = _Sums()
     rows_at_once = limits["batch_size"]
     passes = Program.of(program).passes(data, _VERB, rows=rows_at_once, particles=particles)
-    batch = passes.batch
+    batch = passes.beginning(max(limits["rows"], _LOOKED_AT))
+    held = SpreadRows(num_rows(batch))
+    long = passes.goes_on
     met: set[str] = set()  # latents of the passes
     with passes, _same_sites(met):
         scales: dict[str, Tensor] = {}
         for piece in passes:
-            judged = Judged(passes.program, batch, piece.globals_, rows_at_once)
             terms = piece.joint.terms(1, particles)
             _require_same(met, terms)
             if not sums.rows:
-                scales = prior_variances(judged, terms)
+                first = Judged(passes.program, batch, piece.globals_, rows_at_once)
+                scales = prior_variances(first, terms)
                 sums.note(piece, terms)
             sums.add(terms, scales)
             sums.add_prior(piece.joint, terms)
+            if long:
+                held.add(piece.batch)
+        batch = held.joined() if long else batch
+        judged = Judged(passes.program, batch, piece.globals_, rows_at_once)
         if below_others(terms):
             add_marginal(sums.moments, judged, below_others(terms), scales)
         found = information(passes.program, batch, **limits, held=piece.globals_)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pyro_vae.program.program import Program
 
 T = TypeVar("T")
+_BYTES_HELD = 1 << 28  # of a stream, at most, where a verb needs rows from all over it
 BYTES_PER_PASS = 1 << 26  # of data, all particles counted: a row of an image can be a megabyte
 
 
@@ -233,6 +234,28 @@ class Passes:
         if rest:
             self._first = join_batches([self._first, *rest])
             self._rest = iter(())
+        return self._first
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a stream has rows beyond those in memory."""
+        following = next(self._rest, None)
+        if following is not None:
+            self._rest = chain([following], self._rest)
+        return following is not None
+
+    def beginning(self, rows: int) -> Batch:
+        """Return all data in memory, or of a stream so many of its first rows, bounded in bytes.
+
+        What a stream has beyond them is still to come.
+        """
+        held, count = [self._first], num_rows(self._first)
+        most = min(rows, _BYTES_HELD // bytes_per_row(self._first))
+        while count < most and (batch := next(self._rest, None)) is not None:
+            held.append(batch)
+            count += num_rows(batch)
+        if len(held) > 1:
+            self._first = join_batches(held)
         return self._first
 
     @property

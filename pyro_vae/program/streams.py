@@ -22,6 +22,7 @@ from pyro_vae.errors import DataError, PyroVaeError
 from pyro_vae.program.batch import (
     Batch,
     map_arguments,
+    map_rows,
     named_arguments_of,
     num_rows,
     rows_of,
@@ -185,6 +186,38 @@ def join_batches(pieces: list[Batch]) -> Batch:
     except (RuntimeError, TypeError) as error:
         raise DataError(f"the batches do not fit together: {error}") from error
     return map_arguments(lambda leaf: next(whole), pieces[0])
+
+
+class SpreadRows:
+    """Rows from all over a stream, evenly spaced: every one of a short stream.
+
+    Arguments:
+        most: How many are held, at most.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._every, self._seen = most, 1, 0
+        self._held: list[Batch] = []
+
+    def add(self, batch: Batch) -> None:
+        """Hold every so manieth row of a batch; twice as few where they have become too many."""
+        rows = num_rows(batch)
+        first = -self._seen % self._every
+        self._seen += rows
+        if first < rows:
+            self._held.append(_picked(batch, torch.arange(first, rows, self._every)))
+        while sum(map(num_rows, self._held)) > self._most:
+            whole = self.joined()
+            self._held = [_picked(whole, torch.arange(0, num_rows(whole), 2))]
+            self._every *= 2
+
+    def joined(self) -> Batch:
+        """Return the rows that are held."""
+        return join_batches(self._held)
+
+
+def _picked(batch: Batch, places: Tensor) -> Batch:
+    return map_rows(lambda leaf: leaf[places.to(leaf.device)], batch)
 
 
 def _joined(name: str, parts: list[Any], rows: list[int]) -> Any:

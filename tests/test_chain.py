@@ -349,6 +349,12 @@ STEPS = {
     "positive": (lambda w: dist.LogNormal(w[..., 0], 1.0), 0),
     "shares": (lambda w: dist.Dirichlet(w.exp()), 0),
     "bounded": (lambda w: dist.Uniform(1 + w[..., 0].exp(), 9.0), 0),
+    "shifted": (
+        lambda w: dist.TransformedDistribution(
+            dist.Exponential(w[..., 0].exp()), [torch.distributions.AffineTransform(3.0, 2.0)]
+        ),
+        0,
+    ),
     "mixed": (
         lambda w: dist.MixtureSameFamily(dist.Categorical(logits=w), dist.Gamma(w.exp() + 1, 1.0)),
         0,

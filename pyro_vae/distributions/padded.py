@@ -8,7 +8,12 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
-from torch.distributions import MixtureSameFamily, biject_to, constraints
+from torch.distributions import (
+    MixtureSameFamily,
+    TransformedDistribution,
+    biject_to,
+    constraints,
+)
 
 from pyro_vae.arguments import integer, typed
 from pyro_vae.errors import ConfigError, DataError
@@ -57,6 +62,12 @@ def possible_value(steps: TorchDistributionMixin, like: Tensor) -> Tensor | None
         if possible is None or possible.dim() <= len(events):
             return possible
         return possible.select(-1 - len(events), 0)
+    if isinstance(steps, TransformedDistribution):  # a shift of what is positive says it is real
+        possible = possible_value(steps.base_dist, like)
+        if possible is not None:
+            for transform in steps.transforms:
+                possible = transform(possible)
+            return possible
     with suppress(NotImplementedError):
         support: Any = steps.support
         inner = support

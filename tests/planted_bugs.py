@@ -308,8 +308,8 @@ BUGS = [
     Bug(
         "elbo at the first draw of the globals",
         "program/bounds.py",
-        "parts.append(torch.stack([each.signal.mean((0, 1)) for each in terms]).mean(0))",
-        "parts.append(terms[0].signal.mean((0, 1)))",
+        "values = torch.stack([each.signal.mean((0, 1)) for each in terms]).mean(0)",
+        "values = terms[0].signal.mean((0, 1))",
         "tests/program/test_passes.py::test_elbo_of_the_globals_is_exact",
     ),
     Bug(
@@ -845,8 +845,8 @@ BUGS = [
     Bug(
         "acceptance over the chains summed",
         "inference/posterior/refine.py",
-        "acceptance=run.accept.mean(0) / settings.steps",
-        "acceptance=run.accept.sum(0) / settings.steps",
+        "acceptance=run.accept.mean(0) / settings.num_draws",
+        "acceptance=run.accept.sum(0) / settings.num_draws",
         "tests/inference/posterior/test_refine.py::test_every_program_runs_and_tr"
         "aced_equals_eager[bayesian]",
     ),
@@ -1391,9 +1391,9 @@ BUGS = [
     Bug(
         "globals drawn anew in each chunk of log_likelihood",
         "evaluation/likelihood.py",
-        "folded.append(_fold(piece, count))",
-        "folded.append(_fold(passes.again(rows=64, "
-        "num_global_samples=draws).on(piece.batch), count))",
+        "passes.map(lambda piece: _fold(piece, count), progress=progress)",
+        "passes.map(lambda piece: _fold(passes.again(rows=64, num_global_samples=draws)"
+        ".on(piece.batch), count))",
         "tests/program/test_passes.py::test_likelihoods_hold_the_draws_of_the_globals",
     ),
     Bug(
@@ -1406,10 +1406,9 @@ BUGS = [
     Bug(
         "globals drawn anew in each chunk of reconstruct",
         "evaluation/codes.py",
-        "pieces.append(decoded(piece, _codes(piece, mean=mean), mean=mean))",
-        "piece = passes.again(rows=9).on(piece.batch)\n"
-        "            pieces.append(decoded(piece, _codes(piece, mean=mean), "
-        "mean=mean))",
+        "pieces = passes.map(lambda piece: decoded(piece, _codes(piece, mean=mean), mean=mean))",
+        "fresh = [passes.again(rows=9).on(piece.batch) for piece in passes]\n"
+        "        pieces = [decoded(each, _codes(each, mean=mean), mean=mean) for each in fresh]",
         "tests/evaluation/test_generation.py::test_globals_are_held_for_all_rows_of_a_call",
     ),
     Bug(

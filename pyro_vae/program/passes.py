@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
 from pyro_vae.arguments import positive
@@ -149,6 +150,15 @@ class Pass:
 
     def __len__(self) -> int:
         return self.rows.stop - self.rows.start
+
+
+def _moved(answer: T) -> T:
+    """Return a pass's answer in memory taken after what the pass itself held was given back.
+
+    Else each answer lies in the midst of that, and the next pass finds no room there: a long stream
+    fragments the heap.
+    """
+    return pytree.tree_map_only(Tensor, torch.clone, answer)
 
 
 class Passes:
@@ -314,7 +324,7 @@ class Passes:
         pieces = iter(tqdm(self, disable=not progress, unit="batch", leave=False))
         among = ranks()
         if among is None:
-            return [function(piece) for piece in pieces]
+            return [_moved(function(piece)) for piece in pieces]
         require_equal(among, self._facts(among))
         return shared_out(among, pieces, function, lead=lead)
 

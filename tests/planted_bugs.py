@@ -99,13 +99,6 @@ BUGS = [
         "::test_a_prior_that_weighs_one_over_the_number_of_batches_has_its_balance",
     ),
     Bug(
-        "arrays that looks write to",
-        "program/looks/own_numbers.py",
-        "                for array, values in written:\n",
-        "                for array, values in []:\n",
-        "tests/program/looks/test_own_numbers.py::test_the_first_step_is_the_first_call",
-    ),
-    Bug(
         "a list of two pairs taken for one pair",
         "program/listed_batches.py",
         "        if listed or not one or len(",

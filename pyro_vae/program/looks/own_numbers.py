@@ -1,13 +1,11 @@
 """Numbers that a program keeps in Python from call to call, as a count of its calls."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import CellType, FunctionType, SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from pyro_vae.program.object_graph import PROGRAM, holders, installed, names_loaded
@@ -17,7 +15,6 @@ _FLAGS = (bool, type(None), str, bytes)
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _ABSENT = object()
 _MANY = 64
-_SMALL = 4096  # numbers of an array that may be statistics, and no data
 _Entry = tuple["_Home", Any, Any]  # where a value stands, under which key, and the value
 
 
@@ -25,8 +22,7 @@ class OwnNumbers:
     """The numbers and tensors that functions hold beside their parameters: a way to put them back.
 
     They stand among the attributes of modules and other objects, in closures, globals, lists and
-    dictionaries, and in small arrays and tensors that are written in place. A weight that a count
-    of calls anneals depends on them.
+    dictionaries. A weight that a count of calls anneals depends on them.
 
     Arguments:
         functions: Model and guide.
@@ -46,8 +42,6 @@ class OwnNumbers:
         self._sizes = self._sizes_now()
         self._numbers = self._entries(_is_number)
         self._built = self._entries(_is_built)
-        own = [value for *_, value in self._numbers]
-        self._arrays = [thing for thing in (*found, *own) if _is_small_array(thing)]
 
     def _sizes_now(self) -> list[int]:
         return [len(home) for home in self._homes or ()]
@@ -70,20 +64,15 @@ class OwnNumbers:
         if self._homes is None or self._sizes != self._sizes_now():
             self._find()
         before = [(home, key, home.get(key)) for home, key, _ in self._numbers]
-        arrays = [(array, _copy(array)) for array in self._arrays]
         try:
             yield
         finally:
-            written = [each for each in arrays if not _is_equal(*each)]
             moved = [entry for entry in before if entry[0].get(entry[1]) is not entry[2]]
             more = self._sizes != self._sizes_now()
-            changed = moved or more or written
-            if changed and not _same(self._built, self._entries(_is_built)):
+            if (moved or more) and not _same(self._built, self._entries(_is_built)):
                 self._find()
-            elif changed:
+            elif moved or more:
                 self._put_back(moved)
-                for array, values in written:
-                    _write(array, values)
 
     def _put_back(self, moved: list[_Entry]) -> None:
         known = {(id(home), key) for home, key, _ in self._numbers}
@@ -171,7 +160,7 @@ def _homes_of(thing: Any) -> Iterator[_Home]:
             yield from (_Cell(cell) for cell in thing.__closure__ or ())
             yield _Home(thing.__globals__, names_loaded(thing))
             yield _Home(vars(thing))
-    elif type(thing) in (dict, list, Counter):
+    elif type(thing) in (dict, list):
         yield from [_Home(thing)] if len(thing) <= _MANY else []  # longer ones are data
     elif type(thing) is SimpleNamespace or not installed(type(thing).__module__):
         try:
@@ -186,30 +175,6 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, Tensor):
         return not (isinstance(value, nn.Parameter) or (value.requires_grad and value.is_leaf))
     return type(value) in _NUMBERS or isinstance(value, np.generic)
-
-
-def _is_small_array(thing: Any) -> bool:
-    """Return whether a thing is an array or a tensor of few numbers, which looks may write to."""
-    if type(thing) is np.ndarray:
-        return thing.dtype.kind in "iuf" and thing.size <= _SMALL and thing.flags.writeable
-    plain = type(thing) is Tensor and not thing.is_meta and not thing.is_inference()
-    return plain and thing.layout == torch.strided and thing.numel() <= _SMALL
-
-
-def _copy(array: Any) -> Any:
-    return array.copy() if isinstance(array, np.ndarray) else array.detach().clone()
-
-
-def _is_equal(array: Any, values: Any) -> bool:
-    equal = np.array_equal if isinstance(array, np.ndarray) else torch.equal
-    return bool(equal(array, values))
-
-
-def _write(array: Any, values: Any) -> None:
-    if isinstance(array, np.ndarray):
-        np.copyto(array, values)
-    else:
-        array.detach().copy_(values)
 
 
 def _is_built(value: Any) -> bool:

@@ -17,6 +17,7 @@ from pyro_vae.errors import ConfigError, DataError, ProgramError
 ANYTHING = {
     "CollapseMonitor(data",
     "CompiledLoss(objective",
+    "across_ranks(device",  # a block: it says so where it is entered
     "Lagging(data",
     *(f"conditionals.MADE.{name}" for name in ("width(hidden", "width(input_dropout")),
     *(f"conditionals.MADE.output_bias({name}" for name in ("hidden", "input_dropout")),

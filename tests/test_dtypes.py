@@ -59,7 +59,7 @@ REFUSED = {
     "records": (np.zeros(12, dtype=[("a", "f4"), ("b", "f4")]), "numeric array"),
     "frame of strings": (Frame(N.astype(str).astype(object)), "numeric array"),
     "jagged": (torch.nested.nested_tensor(list(X), layout=torch.jagged), "to_padded_tensor"),
-    "rows": (list(X), "np.stack"),
+    "rows": (list(X), "torch.stack"),
     "ragged": ([[0.0, 1.0], [1.0]], "expected"),
     "range": (range(12), "expected"),
     "nothing": (None, "numeric array"),

@@ -58,8 +58,9 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         "OMP_NUM_THREADS": "1",
         "IPYTHONDIR": str(home / "ipython"),  # no start-up files or history of this machine
         "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
-        # tqdm's, where ipywidgets is not installed; any other warning fails the test below.
-        "PYTHONWARNINGS": "ignore:IProgress not found",
+        # tqdm's, where ipywidgets is not installed, and of guides trained for a moment; any other
+        # warning fails the test below.
+        "PYTHONWARNINGS": "ignore:IProgress not found,ignore:impute",
     }
     client = nbclient.NotebookClient(
         nbformat.v4.new_notebook(),

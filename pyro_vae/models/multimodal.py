@@ -55,7 +55,7 @@ class MultimodalVAE(ZooProgram):
     Example:
         >>> import pyro_vae as pv
         >>> vae = MultimodalVAE({"left": 392, "right": 392}, 20)
-        >>> pv.impute(vae, {"left": torch.zeros(3, 392)}, samples=5).values["right"].shape
+        >>> pv.impute(vae, {"left": torch.zeros(3, 392)}, num_particles=5).values["right"].shape
         torch.Size([3, 392])
     """
 

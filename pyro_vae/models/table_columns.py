@@ -295,11 +295,11 @@ def _as(values: Any, column: Column) -> Any:
     """Return a column in the table's type, or as it is where a cell would not stay what it is."""
     import pandas as pd
 
-    if column.dtype == "category":
+    if column.dtype == "category" and column.named:
         ordered = column.kind == "ordinal"
         return pd.Series(pd.Categorical(list(values), list(column.categories), ordered=ordered))
     series = pd.Series(values, dtype=object if column.named else None)
-    if not column.dtype or series.isna().any():
+    if column.dtype in (None, "", "category") or series.isna().any():
         return series
     ends = None if column.named else _ends(column.dtype)
     if ends is not None:

@@ -156,10 +156,10 @@ def find_plate(model: Trace, rows: int, wanted: str | None, before: str | None =
     frame = frames[name]
     if frame.size not in (-1, rows) and frame.full_size == frame.size:
         others = [n for n, each in frames.items() if each.size == rows and wanted is None]
-        hint = f", or say which plate holds the data: Program(..., plate={others[0]!r})"
+        ways = [f", or say which plate holds the data: Program(..., plate={n!r})" for n in others]
         raise DataError(
             f"plate {name!r} has {frame.size} rows, the batch {rows}; the first dimension of each "
-            f"tensor is the datum{hint if others else ''}"
+            f"tensor is the datum{''.join(ways[:1])}"
         )
     return DataPlate(name, frame.dim, sized=frame.size != -1)
 

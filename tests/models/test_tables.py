@@ -435,3 +435,10 @@ def test_a_limit_that_is_not_there_leaves_gradients_finite():
     found = CensoredNormal(loc, scale, *limits)
     total = found.log_prob(torch.tensor([-1.0, 0.2])).sum() + found.mean.sum()
     assert all(g.isfinite() for g in torch.autograd.grad(total, (loc, scale)))
+
+
+def test_a_category_that_is_taken_as_a_number_comes_back_as_numbers():
+    frame = pd.DataFrame({"y": range(6), "a": pd.Series([3, 7, 1, 3, 7, 1]).astype("category")})
+    vae = pv.models.TableVAE(frame, 1, (4,), kinds={"a": "count"})
+    assert pv.generate(vae, 5)["a"].notna().all()
+    assert pv.impute(vae, frame, num_particles=3).values["a"].tolist() == [3, 7, 1, 3, 7, 1]

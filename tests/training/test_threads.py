@@ -70,7 +70,7 @@ VERBS = {
 
 def test_every_verb_of_another_thread_is_refused_while_a_run_trains(tmp_path):
     """And none of them has moved a generator or a weight."""
-    lower = {name for name in pv.__all__ if name[0].islower()}
+    lower = {name for name in pv.__all__ if name[0].islower()} - {"across_ranks"}  # no verb
     assert {name for name in lower if inspect.isfunction(getattr(pv, name))} == VERBS.keys()
     other, trained = build(5), build(2)
     pv.elbo(other, X)

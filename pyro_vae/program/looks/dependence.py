@@ -415,7 +415,8 @@ def _counted(seen: tuple[Trace, Trace], names: Iterable[str]) -> tuple[tuple[str
             weight = float(scale) if scale.numel() == 1 else None
             if frame is not None and frame.full_size == frame.size:
                 inside.append((name, frame.size, weight))
-            elif _is_global(site):
+            elif _is_global(site) and not isinstance(innermost(site["fn"]), Delta):
+                # A point mass weighs nothing, whatever its weight: the prior's own is what counts.
                 outside[name] = weight if outside.get(name, weight) == weight else None
     one, other = {weight for *_, weight in inside}, set(outside.values())
     alike = len(one) == 1 and not one & {1.0, None}

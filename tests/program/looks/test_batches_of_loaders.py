@@ -159,9 +159,10 @@ def test_a_weight_that_is_n_over_the_rows_of_a_look_is_not_n_over_b():
 
 
 @pytest.mark.parametrize("feed", [loader, lambda: X], ids=["loader", "tensors"])
+@pytest.mark.parametrize("of_guide", [True, False])
 @pytest.mark.parametrize("size", [B, 5])
-def test_a_prior_that_weighs_one_over_the_number_of_batches_has_its_balance(size, feed):
-    """Of 24 rows in batches of 5, there are 5."""
+def test_a_prior_that_weighs_one_over_the_number_of_batches_has_its_balance(size, of_guide, feed):
+    """Of 24 rows in batches of 5, there are 5. A point mass in the guide weighs nothing itself."""
 
     class Weighed(Rows):
         def model(self, x):
@@ -171,7 +172,7 @@ def test_a_prior_that_weighs_one_over_the_number_of_batches_has_its_balance(size
                 pyro.sample("x", dist.Normal(w, 1.0), obs=x)
 
         def guide(self, x):
-            with poutine.scale(scale=1 / len(X.split(size))):
+            with poutine.scale(scale=1 / len(X.split(size)) if of_guide else 1.0):
                 super().guide(x)
 
     program = Weighed()

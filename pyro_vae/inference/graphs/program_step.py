@@ -22,7 +22,7 @@ from pyro_vae.inference.graphs.comparison import (
     same_numbers,
     undone,
 )
-from pyro_vae.inference.graphs.course import Course
+from pyro_vae.inference.graphs.course import Course, memory_of
 from pyro_vae.inference.graphs.flat_inputs import flat_weights, leaves_of
 from pyro_vae.inference.graphs.graph_step import Traced
 from pyro_vae.inference.graphs.python_state import PythonState
@@ -110,9 +110,18 @@ class ProgramStep:
         """
         inputs = self.inputs(call, homes)
         places = {id(leaf): place for place, leaf in enumerate(inputs)}
-        lie = [(leaf.shape, leaf.stride(), leaf.dtype, leaf.device) for leaf in inputs]
+        shapes = [(t.shape, t.stride(), t.storage_offset(), t.dtype, t.device) for t in inputs]
+        homes_of: dict[Any, int] = {}  # inputs that share memory are told by the first of them
+        lie = [
+            (*described, homes_of.setdefault(memory_of(leaf), place))
+            for place, (leaf, described) in enumerate(zip(inputs, shapes, strict=True))
+        ]
         wanted = [places[id(parameter)] for parameter in self.wanted()]
-        compiled_for = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+        compiled_for = (
+            torch.get_num_threads(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.get_float32_matmul_precision(),
+        )
         return lie, wanted, torch.get_default_dtype(), compiled_for
 
     def eager(self, call: Call, homes: Homes, course: Course | None = None) -> Outcome:

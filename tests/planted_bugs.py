@@ -85,18 +85,34 @@ BUGS = [
     Bug(
         "a weight of one at all rows taken for N over B",
         "program/looks/dependence.py",
-        "if is_so and name not in others)",
-        "if is_so)",
+        "(all(found) if name in self.by_count else any(found))",
+        "any(found)",
         "tests/program/looks/test_batches_of_loaders.py"
         "::test_a_weight_that_is_one_at_all_rows_is_not_n_over_b",
     ),
     Bug(
         "a prior that weighs B over N is scaled away",
         "program/looks/dependence.py",
-        "found += [(name, rows / weight, rows) for name, weight in outside.items() if weight]",
+        "found += [Counted(n, weight, rows, False) for n, weight in outside.items() if weight]",
         "pass",
         "tests/program/looks/test_batches_of_loaders.py"
         "::test_a_prior_that_weighs_one_over_the_number_of_batches_has_its_balance",
+    ),
+    Bug(
+        "a constant that was N over B in another fit",
+        "program/looks/dependence.py",
+        "if each.site in self.by_count or each.rows == rows)",
+        "if True)",
+        "tests/program/looks/test_batches_of_loaders.py"
+        "::test_a_constant_is_n_over_b_of_one_batch_size_alone",
+    ),
+    Bug(
+        "a sum scaled once more where the program has scaled it",
+        "program/program.py",
+        "() if own else sums",
+        "sums",
+        "tests/program/looks/test_batches_of_loaders.py"
+        "::test_a_sum_beside_rows_that_a_program_scales_itself_is_as_in_a_step_of_stock_svi",
     ),
     Bug(
         "a list of two pairs taken for one pair",
@@ -119,7 +135,7 @@ BUGS = [
         "    alike = len(one) == 1 and not one & {1.0, None}\n",
         "    alike = False\n",
         "tests/program/looks/test_batches_of_loaders.py"
-        "::test_a_program_with_its_n_over_b_written_in_is_scaled_once[loader]",
+        "::test_a_program_with_its_n_over_b_written_in_is_scaled_once_and_told[loader]",
     ),
     Bug(
         "noise that hides what a term is of the rows",

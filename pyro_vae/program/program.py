@@ -499,10 +499,13 @@ class Program(nn.Module):
         covered = num_rows(batch)
         if sites.size is not None:
             covered = sites.size
+        elif size is not None and sites.dependence.weighed_beside(size, covered):
+            covered = sites.dependence.weighed_beside(size, covered)
         elif size is not None and (sites.outside or sites.dependence.scaled_itself(size)):
             found = sites.dependence
+            own = bool(found.scaled_itself(size))  # then its step is as stock SVI takes it
             sums = found.of_each_batch if self.batches_alone else found.scaled
-            scaled = DatasetSize(size, covered, sums, done=bool(found.scaled_itself(size)))
+            scaled = DatasetSize(size, covered, () if own else sums, done=own)
             model, guide = scaled(model), scaled(guide)
             covered = size
         if beta is not None:

@@ -39,6 +39,7 @@ from pyro_vae.program.looks.cuts import (
     Term,
     changes_beside,
     changes_by_others,
+    cut_to,
     few_of,
     kinds_of_terms,
     parts_of,
@@ -237,11 +238,23 @@ class Reader:
         both = Joint(*functions, *arguments(batch)).sampled_traces
         with self.runs.quiet(batch), validation(False), self.runs.off_zero(both):
             found = dependence(functions, batch, seen, beside, kinds, self.runs.memory_kept)
+        if found.counted and num_rows(batch) > 1:
+            found = self._with_part(found, batch)
         # A fact about these sites, whichever rows have shown it.
         named = (sites.observed, sites.local, sites.global_, sites.enumerated)
         kind = (isinstance(batch, Part), *named, told_by(batch))
         self._dependences[kind] = self._dependences.get(kind, found).joined_with(found)
         return self._dependences[kind]
+
+    def _with_part(self, found: Dependence, batch: Batch) -> Dependence:
+        """Return what is known once fewer rows have told which weights depend on their number."""
+        few = cut_to(batch, torch.arange(num_rows(batch) // 2))
+        with (
+            suppress(Exception),
+            self.runs.running(few) as run,
+        ):  # whatever a user's function raises
+            return found.with_part(run(few, num_rows(few), {}))
+        return found
 
     def _changes_beside(self, batch: Batch) -> tuple[set[Change], set[tuple[Term, Kind]]]:
         """Return what changes of some rows where others are cut away; nothing where none can be.
@@ -316,10 +329,11 @@ class Reader:
         Raises:
             ProgramError: Names the site.
         """
-        self.read(first)  # anew, after a look all over
+        self._begin_with(first)  # anew, after a look all over
         for (numbered_, *_), found in self._dependences.items():
             if numbered_ == isinstance(first, Part):
                 found.require_parts(num_rows(first), total, self.unclear)
+                found.tell_of_constants(num_rows(first), total)
 
     def tell_of_batches(self, first: Batch, total: int) -> None:
         """Warn of what weighs otherwise in a loader's batches than in steps of stock SVI.
@@ -328,8 +342,17 @@ class Reader:
             first: One.
             total: N.
         """
+        self._begin_with(first)
         for found in self._dependences.values():
             found.tell_of_batches(num_rows(first), total)
+            found.tell_of_constants(num_rows(first), total)
+
+    def _begin_with(self, first: Batch) -> None:
+        """Read a first batch, and forget which constants were N/B in batches of another size."""
+        named = {kind: found.at(num_rows(first)) for kind, found in self._dependences.items()}
+        if named != self._dependences:
+            self._layouts, self._dependences = {}, named
+        self.read(first)
 
     def _with_counts_as_floats(
         self, model: Trace, bindings: Mapping[str, Binding], batch: Batch

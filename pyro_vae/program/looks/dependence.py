@@ -1,10 +1,10 @@
 """What depends on what across the border of the data plate: read from the graphs of one draw."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Set
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
@@ -29,6 +29,32 @@ from pyro_vae.program.looks.cuts import GUIDE, MODEL, Change, Kind, Term
 from pyro_vae.program.modules import leaves_behind
 
 Alike = Callable[[], AbstractContextManager[Any]]
+
+
+class Counted(NamedTuple):
+    """The weight of a site in a batch that was looked at.
+
+    Arguments:
+        site: Its name.
+        weight: One number.
+        rows: Of the batch.
+        inside: The plate of the data; else it is a global latent.
+    """
+
+    site: str
+    weight: float
+    rows: int
+    inside: bool
+
+    def is_of(self, size: int) -> bool:
+        """Return whether the weight is N/B, or B/N outside, or so of the number of batches.
+
+        Arguments:
+            size: N.
+        """
+        total = self.weight * self.rows if self.inside else self.rows / self.weight
+        batches = {size // self.rows, -(-size // self.rows)}
+        return any(abs(total - n) < 1e-4 * size for n in (size, *(m * self.rows for m in batches)))
 
 
 @dataclass(frozen=True)
@@ -56,10 +82,10 @@ class Dependence:
         beside: Sites of the model inside the plate whose density, for a datum, depends on the rows
             beside it, or on their number.
         beside_in_guide: Sites of the guide inside the plate whose density does.
-        by_count: Sites inside the plate whose weight does.
+        by_count: Sites inside the plate, and global latents, whose weight does.
         counted: Such weights, and one of all that is inside, times the rows of each batch looked
-            at: N among them (or all rows of as many batches) where a program scales by N/B itself.
-            Or these rows by the one weight of all global latents, where the data have none: B/N.
+            at: N always (or all rows of as many batches) where a program scales by N/B itself. Or
+            these rows by the one weight of all global latents, where the data have none: B/N.
     """
 
     spanning: tuple[str, ...] = ()
@@ -78,7 +104,7 @@ class Dependence:
     beside: tuple[str, ...] = ()
     beside_in_guide: tuple[str, ...] = ()
     by_count: tuple[str, ...] = ()
-    counted: tuple[tuple[str, float, int], ...] = ()
+    counted: tuple[Counted, ...] = ()
 
     @property
     def needs_all(self) -> bool:
@@ -102,12 +128,56 @@ class Dependence:
         Arguments:
             size: N.
         """
-        is_size = [
-            (name, any(abs(total - all_) < 1e-4 * size for all_ in (size, -(-size // rows) * rows)))
-            for name, total, rows in self.counted
-        ]
-        others = {name for name, is_so in is_size if not is_so and name in self.by_count}
-        return frozenset(name for name, is_so in is_size if is_so and name not in others)
+        looks: dict[str, list[bool]] = {}
+        for each in self.counted:
+            looks.setdefault(each.site, []).append(each.is_of(size))
+        return frozenset(
+            name
+            for name, found in looks.items()
+            if (all(found) if name in self.by_count else any(found))
+        )
+
+    def weighed_beside(self, size: int, rows: int) -> int:
+        """Return the rows beside which the program weighs its global latents by B/N itself.
+
+        Arguments:
+            size: N.
+            rows: Of the batch at hand.
+
+        Returns:
+            B; 0 where it does not.
+        """
+        own = self.scaled_itself(size)
+        outside = [each for each in self.counted if not each.inside and each.site in own]
+        found = [each for each in outside if each.is_of(size)]
+        constant = [each.rows for each in found if each.site not in self.by_count]
+        return constant[0] if constant else rows * bool(found)
+
+    def written_in(self, size: int) -> frozenset[str]:
+        """Return those of ``scaled_itself`` whose weight is a constant, in batches of one B alone.
+
+        Arguments:
+            size: N.
+        """
+        return self.scaled_itself(size) - set(self.by_count)
+
+    def at(self, rows: int) -> "Dependence":
+        """Return what is known of batches of so many rows: a constant is N/B of one B alone."""
+        counted = (each for each in self.counted if each.site in self.by_count or each.rows == rows)
+        return replace(self, counted=tuple(counted))
+
+    def with_part(self, part: tuple[Trace, Trace]) -> "Dependence":
+        """Return what is known once a run on a part of the batch tells weights of its rows.
+
+        Arguments:
+            part: Its traces.
+        """
+        counted = _counted(part, {each.site for each in self.counted})
+        whole, fewer = _weights(self.counted), _weights(counted)
+        moved = {n for n in whole if not whole[n].allclose(fewer.get(n, whole[n]))}
+        by_count = tuple(dict.fromkeys((*self.by_count, *sorted(moved))))
+        more = tuple(each for each in counted if each.site in by_count)
+        return replace(self, by_count=by_count, counted=self.counted + more)
 
     @property
     def untold(self) -> tuple[str, ...]:
@@ -187,6 +257,25 @@ class Dependence:
                     stacklevel=2,
                 )
 
+    def tell_of_constants(self, rows: int, total: int) -> None:
+        """Warn of a constant that is N/B: nothing tells whether the program means N/B by it.
+
+        Arguments:
+            rows: B, of a batch.
+            total: N.
+        """
+        if rows == total:
+            return
+        for each in [each for each in self.counted if each.site in self.written_in(total)][:1]:
+            ratio, way_out = ("N / B", "N / len(x)") if each.inside else ("B / N", "len(x) / N")
+            warnings.warn(
+                f"site {each.site!r}: its weight is {each.weight:.6g} for any number of rows, and "
+                f"so is {ratio} (batches of {rows}, N = {total}): it is taken for the program's "
+                f"own {ratio}, and fit multiplies nothing by N / B. If it is that, write {way_out} "
+                "for rows x; if it is a weight of its own, give another batch_size",
+                stacklevel=2,
+            )
+
     def tell_of_batches(self, rows: int, total: int) -> None:
         """Warn of what weighs otherwise in a loader's batches than in steps of stock SVI.
 
@@ -194,7 +283,7 @@ class Dependence:
             rows: Of a batch.
             total: N.
         """
-        if rows == total:
+        if rows == total or self.scaled_itself(total):  # it takes the program's own steps
             return
         for name in [name for name in self.means if name not in (*self.sums, *self.no_sums)][:1]:
             warnings.warn(
@@ -204,7 +293,7 @@ class Dependence:
                 "by N / B if that is meant",
                 stacklevel=2,
             )
-        for name in [n for n in self.by_count if n not in self.scaled_itself(total)][:1]:
+        for name in self.by_count[:1]:
             warnings.warn(
                 f"site {name!r}: its weight depends on the number of rows, and fit multiplies what "
                 "the plate holds by N / B, whatever it is",
@@ -401,8 +490,8 @@ def dependence_of(joint: Joint) -> Dependence:
         return _dependence((joint.model, joint.guide), *batch, joint.sampled_traces(), [], [])
 
 
-def _counted(seen: tuple[Trace, Trace], names: Iterable[str]) -> tuple[tuple[str, float, int], ...]:
-    """Return weights of sites times the rows of their plate: of some names, or of all if equal.
+def _counted(seen: tuple[Trace, Trace], names: Container[str]) -> tuple[Counted, ...]:
+    """Return weights of sites: of some names, or of all inside the plate if they are equal.
 
     One weight of all that is inside may be N/B for a B that is written into the program, and one of
     all global latents B/N.
@@ -421,11 +510,19 @@ def _counted(seen: tuple[Trace, Trace], names: Iterable[str]) -> tuple[tuple[str
     one, other = {weight for *_, weight in inside}, set(outside.values())
     alike = len(one) == 1 and not one & {1.0, None}
     asked = [each for each in inside if alike or each[0] in names]
-    found = [(name, weight * rows, rows) for name, rows, weight in asked if weight is not None]
+    found = [Counted(n, weight, rows, True) for n, rows, weight in asked if weight is not None]
     if one == {1.0} and len(other) == 1 and not other & {1.0, None}:
         rows = inside[0][1]
-        found += [(name, rows / weight, rows) for name, weight in outside.items() if weight]
+        found += [Counted(n, weight, rows, False) for n, weight in outside.items() if weight]
     return tuple(found)
+
+
+def _weights(counted: Iterable[Counted]) -> dict[str, Tensor]:
+    """Return the weights of each site, in model and guide."""
+    found: dict[str, list[float]] = {}
+    for each in counted:
+        found.setdefault(each.site, []).append(each.weight)
+    return {name: torch.tensor(weights) for name, weights in found.items()}
 
 
 def _constants(argument: str | None) -> str:

@@ -12,12 +12,18 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import pyro_vae as pv
+from pyro_vae.errors import ProgramError
 from pyro_vae.program.batch import num_rows
 from pyro_vae.program.looks.cuts import few_of
 
 N, B = 24, 4
 X = torch.linspace(-1.0, 2.0, N, dtype=torch.float64) ** 2
 MOVED = 1e-9
+STILL = {
+    "optimizer": lambda p: torch.optim.SGD(p, lr=MOVED),
+    "progress": False,
+    "compile": False,
+}
 
 
 class Rows(nn.Module):
@@ -71,15 +77,7 @@ class Latents(nn.Module):
 def trained(program, data):
     """Return the epoch's loss and the mean of the steps' gradients, at a rate of nothing."""
     before = program.w.item()
-    run = pv.fit(
-        program,
-        data,
-        epochs=1,
-        batch_size=B,
-        optimizer=lambda p: torch.optim.SGD(p, lr=MOVED),
-        progress=False,
-        compile=False,
-    )
+    run = pv.fit(program, data, epochs=1, batch_size=B, **STILL)
     return run.history["loss"][0], (before - program.w.item()) / MOVED / (N // B)
 
 
@@ -129,12 +127,40 @@ def test_a_program_that_scales_by_its_own_n_over_b_is_scaled_once(feed):
 
 
 @pytest.mark.parametrize("feed", [loader, lambda: X], ids=["loader", "tensors"])
-def test_a_program_with_its_n_over_b_written_in_is_scaled_once(feed):
+def test_a_program_with_its_n_over_b_written_in_is_scaled_once_and_told(feed):
     program = Rows(around=lambda rows: poutine.scale(scale=N / B))
+    with pytest.warns(UserWarning, match="'x': its weight is 6 for any number of rows.*N / len"):
+        found = trained(program, feed())
+    assert found == pytest.approx(expected(nll), rel=1e-5)
+
+
+@pytest.mark.parametrize("feed", [loader, lambda: X], ids=["loader", "tensors"])
+def test_a_constant_is_n_over_b_of_one_batch_size_alone(feed):
+    program = Rows(around=lambda rows: poutine.scale(scale=N / (2 * B)))
+    with pytest.warns(UserWarning, match="any number of rows"):
+        pv.fit(program, X, epochs=1, batch_size=2 * B, **STILL)
+    program.w.data.fill_(0.5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = trained(program, feed())
-    assert found == pytest.approx(expected(nll), rel=1e-5)
+    assert found == pytest.approx(expected(lambda x, w: 3 * nll(x, w)), rel=1e-5)
+
+
+def test_a_weight_of_the_number_of_rows_is_not_n_over_b_where_it_is_its_square_root():
+    program = Rows(around=lambda rows: poutine.scale(scale=rows))
+    few, w = X[: B * B], torch.tensor(0.5, dtype=torch.float64)
+    loss = B * nll(few, w) - dist.Normal(0.0, 0.3).log_prob(w) / len(few)
+    with pytest.warns(UserWarning, match="'x': its weight depends on the number of rows"):
+        assert trained(program, few)[0] == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_no_part_of_a_batch_goes_alone_where_n_over_b_is_written_in():
+    program = Rows(around=lambda rows: poutine.scale(scale=N / B))
+    with (
+        pytest.warns(UserWarning, match="any number of rows"),
+        pytest.raises(ProgramError, match="accumulate: got 2, and the weight of site 'x'"),
+    ):
+        pv.fit(program, X, epochs=1, batch_size=B, accumulate=2, progress=False)
 
 
 def test_a_weight_of_all_rows_that_is_another_number_stays():
@@ -158,31 +184,63 @@ def test_a_weight_that_is_n_over_the_rows_of_a_look_is_not_n_over_b():
     assert trained(program, X) == pytest.approx(expected(lambda x, w: weight * nll(x, w)), rel=1e-5)
 
 
-@pytest.mark.parametrize("feed", [loader, lambda: X], ids=["loader", "tensors"])
 @pytest.mark.parametrize("of_guide", [True, False])
-@pytest.mark.parametrize("size", [B, 5])
-def test_a_prior_that_weighs_one_over_the_number_of_batches_has_its_balance(size, of_guide, feed):
+@pytest.mark.parametrize(("size", "shuffled"), [(B, True), (B, False), (5, False)])
+def test_a_prior_that_weighs_one_over_the_number_of_batches_has_its_balance(
+    size, shuffled, of_guide
+):
     """Of 24 rows in batches of 5, there are 5. A point mass in the guide weighs nothing itself."""
+    share = 1 / len(X.split(size))
 
     class Weighed(Rows):
         def model(self, x):
-            with poutine.scale(scale=1 / len(X.split(size))):
+            with poutine.scale(scale=share):
                 w = pyro.sample("w", dist.Normal(self.w.new_zeros(()), 0.3))
             with pyro.plate("rows", len(x)):
                 pyro.sample("x", dist.Normal(w, 1.0), obs=x)
 
         def guide(self, x):
-            with poutine.scale(scale=1 / len(X.split(size)) if of_guide else 1.0):
+            with poutine.scale(scale=share if of_guide else 1.0):
                 super().guide(x)
 
     program = Weighed()
-    data = DataLoader(X, batch_size=size) if feed is loader else X
-    still = {"optimizer": lambda p: torch.optim.SGD(p, lr=MOVED), "progress": False}
-    pv.fit(program, data, epochs=1, batch_size=size, compile=False, **still)
+    data = X if shuffled else DataLoader(X, batch_size=size)
+    with pytest.warns(UserWarning, match="'w': its weight is 0.* for any number.*len.x. / N"):
+        run = pv.fit(program, data, epochs=1, batch_size=size, **STILL)
     w = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
-    terms = dist.Normal(0.0, 0.3).log_prob(w) + dist.Normal(w, 1.0).log_prob(X).sum()
-    (slope,) = torch.autograd.grad(terms / N, [w])
-    assert (program.w.item() - 0.5) / MOVED == pytest.approx(slope.item(), rel=1e-5)
+    prior = -share / size * dist.Normal(0.0, 0.3).log_prob(w)  # a step of stock SVI, per row
+    loss = torch.stack([prior + nll(x, w) for x in X.split(size)])
+    (slope,) = torch.autograd.grad(loss.sum(), [w])
+    assert (program.w.item() - 0.5) / MOVED == pytest.approx(-slope.item(), rel=1e-5)
+    if size == B:
+        assert run.history["loss"][0] == pytest.approx(loss.mean().item(), rel=1e-5)
+
+
+OWN = {  # weights of rows and of a sum beside them
+    "of rows": lambda rows: (N / rows, N / rows),
+    "constants": lambda rows: (N / B, N / B),
+    "beside a prior": lambda rows: (1.0, 1.0),
+    "of the plate alone": lambda rows: (N / rows, 1.0),
+}
+
+
+@pytest.mark.filterwarnings("ignore:site .* any number of rows")
+@pytest.mark.parametrize("feed", [loader, lambda: X], ids=["loader", "tensors"])
+@pytest.mark.parametrize("kind", OWN)
+def test_a_sum_beside_rows_that_a_program_scales_itself_is_as_in_a_step_of_stock_svi(kind, feed):
+    class Sum(Rows):
+        def model(self, x):
+            of_rows, of_sum = OWN[kind](len(x))
+            with poutine.scale(scale=B / N if kind == "beside a prior" else 1.0):
+                w = pyro.sample("w", dist.Normal(self.w.new_zeros(()), 0.3))
+            with poutine.scale(scale=of_sum):
+                pyro.factor("sum", -(x * w).sum())
+            with poutine.scale(scale=of_rows), pyro.plate("rows", len(x)):
+                pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+    of_rows, of_sum = OWN[kind](B)
+    wanted = expected(lambda x, w: nll(x, w) + of_sum / of_rows * (x * w).mean())
+    assert trained(Sum(), feed()) == pytest.approx(wanted, rel=1e-5)
 
 
 NOISY = {

@@ -26,9 +26,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The README tables, made anew from benchmarks/results/*.json.
+# The tables and the chart of speed, made anew from benchmarks/results/*.json.
 tables: $(VENV)/.dev
 	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/front_page.py
 
 # The site, in docs/_build/html. A warning is an error: a docstring that does not render, a page that
 # no page lists, a link within the site that leads nowhere.

@@ -1,7 +1,7 @@
 """The results tables, made from ``benchmarks/results/*.json``: no figure typed by hand.
 
-The README shows the headlines and the speed of a step, ``benchmarks/README.md`` every figure, the
-pages of the site those of one kind.
+The README shows what ``front_page.py`` names, ``benchmarks/README.md`` every figure, the pages of
+the site those of one kind.
 
 ``python benchmarks/tables.py`` rewrites them; ``--check`` exits with 1 where they are stale.
 """
@@ -11,10 +11,15 @@ import json
 import math
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import front_page  # noqa: E402
+
 FOLDER = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
@@ -160,18 +165,15 @@ def collapse_table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-# What the README shows of the figures, in this order; the rest stands in benchmarks/README.md.
-HEADLINES = (
-    "vae_mnist_static",
-    "iwae5_mnist_static",
-    "hmc_gain_fashion_threshold",
-    "ladder_mnist",
-    "vampprior_gain_mnist_static",
-    "sbn_nonlinear_mnist_static",
-    "def_olivetti",
-    "refine_over_pyro_hmc",
-    "refine_over_numpyro",
-)
+def headlines(results: list[dict[str, Any]], folder: str) -> str:
+    """Return the Markdown table of the front page: what was measured beside what is published."""
+    named = {row["name"]: row for row in results}
+    lines = ["| | here | published |", "|---|---:|---|"]
+    for name, words in front_page.HEADLINES.items():
+        value, error = to_its_error(named[name]["value"], named[name]["stderr"])
+        printed = _short(named[name]["published"])
+        lines.append(f"| [{words}]({folder}/{name}.json) | {value}{error} | {printed} |")
+    return "\n".join(lines)
 
 
 def rendered(page: str, folder: str) -> str:
@@ -188,16 +190,9 @@ def rendered(page: str, folder: str) -> str:
     arms = [r for r in results if r["name"].startswith("collapse_") and "cure" in r["details"]]
     arms.sort(key=lambda row: (row["details"]["program"], row["value"]))
     others = [row for row in results if row not in speed and row not in arms]
-    if folder.startswith("benchmarks"):
-        named = {row["name"]: row for row in others}
-        shown = table([named[name] for name in HEADLINES if name in named], folder)
-        shown += f"\n\n{speed_table(speed, folder)}"
-        strong = [row for row in arms if row["details"]["program"] == "made"]
-        shown += f"\n\n{collapse_table(strong)}"
-    else:
-        shown = f"{table(others, folder)}\n\n{collapse_table(arms)}"
-        zoo = [row for row in others if row["name"] == "zoo_steps"]
-        shown += "".join(f"\n\n{zoo_table(row['details']['rows'])}" for row in zoo)
+    shown = f"{table(others, folder)}\n\n{collapse_table(arms)}"
+    zoo = [row for row in others if row["name"] == "zoo_steps"]
+    shown += "".join(f"\n\n{zoo_table(row['details']['rows'])}" for row in zoo)
     return f"{before}{BEGIN}\n{shown}\n{END}{after}"
 
 
@@ -208,12 +203,20 @@ KINDS = {
     r"sparse_documents|zoo_steps|collapse_diagnosis_cost",
     "quality": "",
 }
+FRONT: dict[str, Callable[[list[dict[str, Any]], str], str]] = {
+    "reasons": lambda results, folder: front_page.reasons({row["name"]: row for row in results}),
+    "headlines": headlines,
+    "models": lambda results, folder: front_page.papers(front_page.MODELS, "models"),
+    "objectives": lambda results, folder: front_page.papers(front_page.OBJECTIVES, "inference"),
+}
 ONE_TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
 def table_of(name: str, folder: str) -> str:
-    """Return one table of the site: ``speed``, ``zoo``, ``collapse``, or figures of a kind."""
+    """Return one table of a page: by its name, else the figures of a kind."""
     results = rows()
+    if name in FRONT:
+        return FRONT[name](results, folder)
     speed = [row for row in results if row["name"].startswith("speed_")]
     arms = [r for r in results if r["name"].startswith("collapse_") and "cure" in r["details"]]
     arms.sort(key=lambda row: (row["details"]["program"], row["value"]))
@@ -234,28 +237,34 @@ def kind_of(name: str) -> str:
 
 def with_tables(page: str, folder: str) -> str:
     """Return a page of the site with each table made anew, between the markers that name it."""
-    return ONE_TABLE.sub(lambda f: f"{f[1]}\n{table_of(f[2], folder)}\n\n{f[3]}", page)
+    gap = "" if folder.startswith("benchmarks") else "\n"  # the README has few lines
+    return ONE_TABLE.sub(lambda f: f"{f[1]}{gap}{table_of(f[2], folder)}\n{gap}{f[3]}", page)
 
 
 PAGES = {
-    "README.md": (rendered, "benchmarks/results"),
+    "README.md": (with_tables, "benchmarks/results"),
     "benchmarks/README.md": (rendered, "results"),
     "docs/results.md": (with_tables, "../benchmarks/results"),
     "docs/speed.md": (with_tables, "../benchmarks/results"),
 }
 
 
+def stale() -> dict[str, str]:
+    """Return the pages whose tables are not those of the results, made anew."""
+    old = {name: (ROOT / name).read_text() for name in PAGES}
+    new = {name: made(old[name], folder) for name, (made, folder) in PAGES.items()}
+    return {name: text for name, text in new.items() if text != old[name]}
+
+
 def main() -> None:
     """Rewrite or check the pages."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
-    args = parser.parse_args()
-    for name, (made, folder) in PAGES.items():
-        old = (ROOT / name).read_text()
-        new = made(old, folder)
-        if args.check and new != old:
-            sys.exit(f"{name}: the results table is stale; run python benchmarks/tables.py")
-        (ROOT / name).write_text(new)
+    pages = stale()
+    if parser.parse_args().check and pages:
+        sys.exit(f"{', '.join(pages)}: stale tables; run python benchmarks/tables.py")
+    for name, text in pages.items():
+        (ROOT / name).write_text(text)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+import pyro_vae as pv
+from benchmarks import front_page, tables
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
@@ -46,20 +48,17 @@ def test_a_result_says_how_it_was_measured(path: Path) -> None:
 
 
 def test_the_tables_are_made_from_the_files() -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "tables.py"), "--check"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert not tables.stale(), "run python benchmarks/tables.py"
 
 
-def test_the_readme_is_short() -> None:
-    before, rest = (ROOT / "README.md").read_text().split("<!-- results -->")
-    written = before + rest.split("<!-- /results -->")[1]  # the tables are made, not written
-    assert len(written.splitlines()) <= 140
+def test_the_chart_is_drawn_from_the_files() -> None:
+    """Its file says of which figures; ``python benchmarks/front_page.py`` draws it anew."""
+    assert Image.open(front_page.CHART).text["Description"] == front_page.fingerprint()
 
 
-def test_every_public_name_is_in_the_readme_or_a_tutorial() -> None:
-    import pyro_vae as pv
-
-    told = (ROOT / "README.md").read_text()
-    told += "".join(path.read_text() for path in (ROOT / "tutorials").glob("*.py"))
-    assert [name for name in pv.__all__ if not re.search(rf"\b{name}\b", told)] == ["__version__"]
+def test_the_front_page_names_every_model_and_every_objective() -> None:
+    reference = (ROOT / "docs" / "api" / "objectives.md").read_text()
+    blocks = re.findall(r"public:: pyro_vae\n((?: {3}.+\n)+)", reference)
+    assert sorted(sum(front_page.OBJECTIVES.values(), ())) == sorted(" ".join(blocks).split())
+    models = [name for name in pv.models.__all__ if name != "Resampled"]  # beside M2
+    assert sorted(sum(front_page.MODELS.values(), ())) == sorted(models)

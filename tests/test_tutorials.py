@@ -157,16 +157,11 @@ def test_names_no_path_of_a_machine(path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("readme", ["README.md", "tutorials/README.md"])
 @every_tutorial
-def test_is_listed(path: Path, readme: str) -> None:
-    text = (ROOT / readme).read_text(encoding="utf-8")
-    link = f"tutorials/{path.name}" if readme == "README.md" else path.name
-    assert f"({link})" in text, f"{readme} does not link to {link}"
+def test_is_listed(path: Path) -> None:
+    assert f"({path.name})" in (ROOT / "tutorials" / "README.md").read_text(encoding="utf-8")
 
 
-def test_readmes_list_no_tutorial_that_is_gone() -> None:
-    for readme in ("README.md", "tutorials/README.md"):
-        text = (ROOT / readme).read_text(encoding="utf-8")
-        linked = re.findall(r"\((?:tutorials/)?(\d\d_\w+\.(?:py|ipynb))\)", text)
-        assert set(linked) <= set(NAMES), readme
+def test_the_list_has_no_tutorial_that_is_gone() -> None:
+    text = (ROOT / "tutorials" / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"\((\d\d_\w+\.(?:py|ipynb))\)", text)) <= set(NAMES)

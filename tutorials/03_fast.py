@@ -17,7 +17,7 @@
 # travels through a stack of them. That is what lets one `model` be trained, replayed, conditioned
 # and scored without being rewritten, and on a small network it takes longer than the arithmetic.
 # But the handlers do the same thing at every step. This tutorial shows how `pv.fit` runs them once,
-# what is left after that, what breaks it, and how to read the speed table of the README.
+# what is left after that, what breaks it, and how to read the speed table of the docs.
 #
 # You should have seen tutorial 01. The full run takes two or three minutes on one CPU core.
 
@@ -172,7 +172,7 @@ plt.show()
 # %% [markdown]
 # The gap between the lines is what handlers cost: about constant, so it counts where networks are
 # small or layers many, and fades where matrix products take the time. That is how to read the table
-# in the README: look at the column of matrix products first. A program that spends nine tenths of
+# in the docs: look at the column of matrix products first. A program that spends nine tenths of
 # its step in them cannot get much faster than it is, by any library.
 #
 # ## 4. What breaks it

@@ -326,7 +326,7 @@ class Passes:
         if among is None:
             return [_moved(function(piece)) for piece in pieces]
         require_equal(among, self._facts(among))
-        return shared_out(among, pieces, function, lead=lead)
+        return shared_out(among, pieces, lambda piece: _moved(function(piece)), lead=lead)
 
     def _facts(self, among: Ranks) -> dict[str, str]:
         """Return what must be equal in all processes, hashed."""

@@ -17,6 +17,7 @@ from torch.utils.data import (
     SequentialSampler,
     TensorDataset,
 )
+from torch.utils.data.distributed import DistributedSampler
 
 from pyro_vae.errors import DataError, PyroVaeError
 from pyro_vae.program.batch import (
@@ -29,6 +30,7 @@ from pyro_vae.program.batch import (
 )
 
 _END = object()  # what an exhausted stream answers
+_OF_ALL = (RandomSampler, SequentialSampler, DistributedSampler)  # these pick every row
 _ARRAYS = (Tensor, np.ndarray, Mapping, list, tuple, str, bytes, memoryview, PackedSequence)
 
 
@@ -144,12 +146,13 @@ def filled(data: Any) -> Any:
 
 def _in_order(loader: DataLoader) -> DataLoader:
     """Return a loader of the same batches, in the order of the data set where it has one."""
-    plain = isinstance(loader.sampler, RandomSampler | SequentialSampler)
-    if not plain or type(loader.batch_sampler) is not BatchSampler:
+    by_batches: Any = loader.batch_sampler
+    known = by_batches is None or type(by_batches) is BatchSampler
+    if not known or not isinstance(getattr(by_batches, "sampler", loader.sampler), _OF_ALL):
         return loader
     return DataLoader(
         loader.dataset,
-        batch_size=loader.batch_size,
+        batch_size=getattr(by_batches, "batch_size", None),
         collate_fn=loader.collate_fn,
         num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,

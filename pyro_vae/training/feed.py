@@ -1,9 +1,12 @@
 """Batches for training: tensors on the device by index, or a loader's."""
 
+import itertools
+import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -12,6 +15,7 @@ from torch.utils.data.distributed import DistributedSampler
 from pyro_vae.arguments import positive
 from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.program.batch import Batch, dense, map_batch, map_rows, num_rows
+from pyro_vae.program.modules import generators_kept
 from pyro_vae.program.program import Program
 from pyro_vae.program.sparse_rows import SparseRows
 from pyro_vae.program.streams import (
@@ -23,6 +27,7 @@ from pyro_vae.program.streams import (
     tensors_of,
     told_unmade,
 )
+from pyro_vae.storage.random_state import seeded_outside_torch
 from pyro_vae.training.parallel import World
 
 # Beyond this share of a GPU's free memory the data stay on the host and travel batch by batch.
@@ -115,11 +120,16 @@ class LoaderFeed:
         self.batch_size = loader.batch_size
         self.adapt = adapt
         self.world = world or World(torch.device("cpu"))
-        self.dealt = isinstance(loader.sampler, DistributedSampler)
+        self.sampler = _row_sampler(loader)
+        self.dealt = isinstance(self.sampler, DistributedSampler) and self.world.size > 1
+        if self.dealt:
+            _require_share(self.sampler, self.world)
         self.stream = isinstance(loader.dataset, IterableDataset)
         self.sharded = False  # known from the first batch
         self._first: Batch | None = None
         self._checked = False
+        if self.world.size > 1:
+            self.first()
         self.size = self._total(size)
 
     def _total(self, told: Size | None) -> int:
@@ -130,7 +140,7 @@ class LoaderFeed:
         if own is not None and not self._deals_rows(own):
             return int(told) if isinstance(told, int) else self._count()
         if own is not None:
-            return _agreed(told, self._of_all(own) if self.sharded and not self.stream else own)
+            return own if told == ANY else _agreed(told, self._of_all(own))
         if told is None:
             raise DataError(
                 "got a stream, expected one that tells its length, since N is needed for the N/B "
@@ -139,18 +149,20 @@ class LoaderFeed:
         return self._count() if told == "count" else int(told if told != ANY else 0)
 
     def _of_all(self, own: int) -> int:
-        """Return the rows that the samplers of all processes deal, each its own.
+        """Return the rows of an epoch, where the samplers of all processes deal each its own.
 
         Raises:
             DataError: They are more than there are: processes deal the same ones.
         """
+        if self.stream or not self.sharded:
+            return own
         dealt = round(self.world.sum(torch.tensor(float(own)).double()).item())
         there = len(self.loader.dataset)  # type: ignore[arg-type]
         if dealt > there:
             raise DataError(
                 f"data: the samplers of {self.world.size} processes deal {dealt} rows in other "
-                f"orders, and the data set has {there}; use a DistributedSampler, or one order in "
-                "all (pv.fit then deals the rows out)"
+                f"orders, and the data set has {there}; give all of them the whole data set, in "
+                "one order (pv.fit deals the rows out) or with a DistributedSampler"
             )
         return dealt
 
@@ -158,7 +170,7 @@ class LoaderFeed:
         """Return how many items an epoch has, where that is known: those that a sampler deals."""
         batches = self._own_batches()
         if batches is not None:
-            with _kept(self.generators), torch.random.fork_rng([]):
+            with _kept(self.generators), torch.random.fork_rng([]), generators_kept():
                 return sum(map(len, batches))
         by_sampler = self.loader.batch_size is not None and not (self.dealt or self.stream)
         for source in (self.loader.sampler, self.loader.dataset)[0 if by_sampler else 1 :]:
@@ -169,7 +181,7 @@ class LoaderFeed:
     def _own_batches(self) -> Any:
         """Return a user's sampler of batches, where it can be read without using it up."""
         own: Any = self.loader.batch_sampler if self.loader.batch_size is None else None
-        known = own is None or self.stream or self.world.size > 1
+        known = own is None or self.stream or self.dealt
         return None if known or iter(own) is own else own
 
     def _deals_rows(self, items: int) -> bool:
@@ -195,9 +207,10 @@ class LoaderFeed:
         Raises:
             DataError: Fewer or more; in all processes.
         """
-        if self._checked or not (self.stream or self.sharded):
-            return
+        known = self._checked or not (self.stream or self.sharded)
         self._checked = True
+        if known:
+            return
         found = round(self.world.sum(torch.tensor(seen).double()).item())
         dropped = (self.batch_size or 1) * self.world.size if self.loader.drop_last else 1
         if not self.size - dropped < found <= self.size:
@@ -220,7 +233,7 @@ class LoaderFeed:
     @property
     def generators(self) -> Sequence[torch.Generator]:
         """The generators that the loader or its sampler draws from, which a checkpoint holds."""
-        own = (self.loader.generator, getattr(self.loader.sampler, "generator", None))
+        own = (self.loader.generator, getattr(self.sampler, "generator", None))
         return [each for each in dict.fromkeys(own) if isinstance(each, torch.Generator)]
 
     def epoch(self, seed: int) -> Iterator[Batch]:
@@ -229,11 +242,35 @@ class LoaderFeed:
         Sampler and data set draw from a stream of their own: what training draws in between
         changes no order.
         """
-        batches = with_last_joined(self._whole(seed))
+        batches = self.whole(seed)
         if self.sharded:
             yield from self._parts(batches)
+        elif self.dealt:
+            yield from map(self.world.own, batches)
         else:
-            yield from map(self.world.own if self.dealt else self.world.share, batches)
+            yield from map(self.world.share, self._alike(batches))
+
+    def whole(self, seed: int) -> Iterator[Batch]:
+        """Yield the batches that this process reads, those of the others among them or not."""
+        return with_last_joined(self._whole(seed))
+
+    def _alike(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield batches that all processes hold: all of a first epoch are compared, later one.
+
+        Raises:
+            DataError: They hold others; in all processes.
+        """
+        for number in itertools.count():
+            batch = next(batches, None)
+            if not ((self._checked and number) or self.world.same(batch)):
+                raise DataError(
+                    f"data: batch {number} is another in each of {self.world.size} processes, and "
+                    "the first was the same in all; give all of them all rows in one order, or "
+                    "rows of their own from the first batch on"
+                )
+            if batch is None:
+                return
+            yield batch
 
     def _parts(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield this process's own batches until none has more; one without is of weight 0."""
@@ -247,12 +284,13 @@ class LoaderFeed:
 
     def _whole(self, seed: int) -> Iterator[Batch]:
         """Yield the batches as the loader makes them."""
-        if isinstance(self.loader.sampler, DistributedSampler):
-            self.loader.sampler.set_epoch(seed)
-        with _stream(torch.Generator().manual_seed(seed).get_state()) as stream:
+        if isinstance(self.sampler, DistributedSampler):
+            self.sampler.set_epoch(seed)
+        draws = _Draws(seed) if self.world.size == 1 else _SharedDraws(seed)
+        with draws.continued():
             batches = iter(self.loader)
         while True:
-            with _stream(stream[0]) as stream, told_unmade():
+            with draws.continued(), told_unmade():
                 batch = next(batches, _END)
             if batch is _END:
                 return
@@ -375,7 +413,7 @@ def gather(feed: TensorFeed | LoaderFeed) -> Batch:
     """
     if isinstance(feed, TensorFeed):
         return map_batch(lambda leaf: leaf.to(feed.device), feed.data)
-    return join_batches(list(feed.epoch(0)))
+    return join_batches(list(feed.whole(0)))
 
 
 def _as_loader(data: Any, batch_size: int, shuffle: bool) -> Any:
@@ -428,18 +466,60 @@ def _kept(generators: Sequence[torch.Generator]) -> Iterator[None]:
         generator.set_state(state)
 
 
-@contextmanager
-def _stream(state: Tensor) -> Iterator[list[Tensor]]:
-    """Draw from another stream of the CPU's generator inside; the list ends with where it stands.
+class _Draws:
+    """A stream of torch's random numbers, drawn from by and by, beside the global one."""
 
-    Yields:
-        One state, set on leaving the block.
+    def __init__(self, seed: int) -> None:
+        self._torch = torch.Generator().manual_seed(seed).get_state()
+
+    @contextmanager
+    def continued(self) -> Iterator[None]:
+        """Draw on from where the stream stands inside; the global generators do not move."""
+        with torch.random.fork_rng([]):
+            torch.set_rng_state(self._torch)
+            yield
+            self._torch = torch.get_rng_state()
+
+
+class _SharedDraws(_Draws):
+    """NumPy's and Python's too: processes whose own differ read a loader in one order."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        with seeded_outside_torch(seed):
+            self._note()
+
+    def _note(self) -> None:
+        self._outside = np.random.get_state(), random.getstate()  # noqa: NPY002
+
+    @contextmanager
+    def continued(self) -> Iterator[None]:
+        """Draw on from where the streams stand inside; the global generators do not move."""
+        with super().continued(), generators_kept():
+            numpy, python = self._outside
+            np.random.set_state(numpy)  # noqa: NPY002
+            random.setstate(python)
+            yield
+            self._note()
+
+
+def _row_sampler(loader: DataLoader) -> Any:
+    """Return what picks the rows of a loader, behind a sampler of batches too."""
+    by_batches = loader.batch_sampler if loader.batch_size is None else None
+    return getattr(by_batches, "sampler", loader.sampler)
+
+
+def _require_share(sampler: DistributedSampler, world: World) -> None:
+    """Refuse a sampler that deals to another number of processes, or to another of them.
+
+    Raises:
+        ConfigError: Some rows would be left out, or come twice.
     """
-    reached: list[Tensor] = []
-    with torch.random.fork_rng([]):
-        torch.set_rng_state(state)
-        yield reached
-        reached.append(torch.get_rng_state())
+    if (sampler.rank, sampler.num_replicas) != (world.rank, world.size):
+        raise ConfigError(
+            f"data: got a DistributedSampler for process {sampler.rank} of {sampler.num_replicas} "
+            f"in process {world.rank} of {world.size}; leave num_replicas and rank out"
+        )
 
 
 def _fits(data: Batch, device: torch.device) -> bool:

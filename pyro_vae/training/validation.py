@@ -8,7 +8,7 @@ from pyro_vae.program.batch import Batch, chunks, num_rows
 from pyro_vae.program.passes import most_rows
 from pyro_vae.program.program import Program
 from pyro_vae.program.streams import join_batches
-from pyro_vae.training.feed import ANY, TensorFeed, gather, make_feed
+from pyro_vae.training.feed import ANY, LoaderFeed, TensorFeed, gather, make_feed
 from pyro_vae.training.fingerprints import describe_data, describe_rows
 from pyro_vae.training.parallel import World
 
@@ -33,11 +33,12 @@ class Validation:
 
     def __init__(self, program: Program, data: Any, batch_size: int, world: World) -> None:
         self._program, self._world = program, world
-        self.feed = make_feed(program, data, batch_size, shuffle=False, size=ANY)
+        self.feed = make_feed(program, data, batch_size, shuffle=False, world=world, size=ANY)
         together = program.sites.dependence.needs_all or program.rows.total is not None
         in_memory = isinstance(self.feed, TensorFeed) or together
         self._all = gather(self.feed) if in_memory else None
-        self.apart = not in_memory and not world.same(self.first)
+        self.feed.first()  # which tells whether each process reads rows of its own
+        self.apart = isinstance(self.feed, LoaderFeed) and self.feed.sharded
         self._checked = 0  # rows of a stream
         program.check(self.first)
 
@@ -53,17 +54,20 @@ class Validation:
     def pieces(self) -> Iterator[tuple[Batch, float]]:
         """Yield this process's rows, and for how many of all together they stand."""
         if self._all is not None:
-            yield self._shared(self._all)
+            yield self._own(self._all)
             return
+        assert isinstance(self.feed, LoaderFeed)  # tensors are in memory
         start = 0
-        for piece in _of_a_pass(self._program, self.feed.epoch(0)):
+        for piece in _of_a_pass(self._program, self.feed.whole(0)):
             if start >= self._checked:
                 self._program.check(piece)
             start += num_rows(piece)
-            yield (piece, num_rows(piece)) if self.apart else self._shared(piece)
+            yield self._own(piece)
         self._checked = max(start, self._checked)
 
-    def _shared(self, batch: Batch) -> tuple[Batch, float]:
+    def _own(self, batch: Batch) -> tuple[Batch, float]:
+        if self.apart:
+            return batch, num_rows(batch)
         part = self._world.share(batch)
         return part, self._world.rows(part)
 

@@ -5,7 +5,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset, TensorDataset
+from torch.utils.data.distributed import DistributedSampler
 
 import pyro_vae as pv
 from pyro_vae.errors import DataError
@@ -76,6 +77,11 @@ def _forms():
         "subset": Subset(data, range(50)),
         "loader": DataLoader(data, batch_size=8),
         "shuffled loader": DataLoader(data, batch_size=8, shuffle=True, drop_last=True),
+        "loader of own batches": DataLoader(
+            data, batch_sampler=BatchSampler(RandomSampler(data), 8, drop_last=True)
+        ),
+        "shuffled batches": DataLoader(ROWS.split(11), batch_size=None, shuffle=True),
+        "dealt loader": DataLoader(data, 8, sampler=DistributedSampler(data, 2, 0)),
         "generator": (ROWS[i : i + 11] for i in range(0, 50, 11)),
         "array": ROWS.numpy(),
     }
@@ -114,6 +120,14 @@ def test_the_size_of_passes_changes_no_answer(bound, monkeypatch):
     assert max(seen) <= 7 and len(seen) >= 3 * 8
     for first, second in zip(whole, cut, strict=True):
         torch.testing.assert_close(first, second)
+
+
+def test_the_answer_of_a_pass_holds_no_memory_of_it():
+    """A view of what a pass makes would keep all of it until a long stream ends."""
+    program = pv.Program.of(pv.models.VAE(6, 2, (8,)))
+    with program.passes(ROWS, Verb("sum"), rows=25) as found:
+        answers = found.map(lambda piece: {"first": piece.batch.repeat(100, 1)[:1]})
+    assert [each["first"].untyped_storage().nbytes() for each in answers] == [24, 24]
 
 
 def test_particles_are_bounded_in_bytes(monkeypatch):

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import pyro_vae as pv
 from pyro_vae.distributions import Chain, Padded
 from pyro_vae.errors import DataError
-from pyro_vae.evaluation.step_costs import _kl_of_steps
+from pyro_vae.evaluation.step_costs import _kl_of_steps, _Read
 from pyro_vae.models import DMM, VRNN
 
 REAL = Path(os.environ.get("PYRO_VAE_DATA", "nowhere"))
@@ -158,6 +158,31 @@ def test_costs_per_step_are_the_three_of_the_literature():
             pv.per_step(program, wrong)
 
 
+def test_costs_per_step_of_a_stream_are_those_of_its_sequences_together():
+    """Batches that are padded to the longest of their own."""
+    lengths = torch.tensor([2, 1, 2, 4, 3, 3])
+    torch.manual_seed(0)
+    x = torch.bernoulli(torch.full((6, 4, 5), 0.3))
+    program = DMM(5, 2, (4,), transition=4, recurrent=4)
+    parts = [{"x": x[:3, :2], "lengths": lengths[:3]}, {"x": x[3:], "lengths": lengths[3:]}]
+    loader = DataLoader(parts, batch_size=None)
+    pv.Program.of(program).read(parts[0])
+    torch.manual_seed(1)
+    found = pv.per_step(program, loader, likelihood_particles=3)
+    torch.manual_seed(1)
+    bound = torch.cat([pv.elbo(program, part) for part in parts]).double()
+    likelihoods = [pv.log_likelihood(program, part, num_particles=3).log_prob for part in parts]
+    kls = [_kl_of_steps(program, _Read(program, part)) for part in parts]
+    assert found.bound == pytest.approx(-bound.sum().item() / 15)
+    assert found.mean_of_sequences == pytest.approx(-(bound / lengths).mean().item())
+    assert found.likelihood == pytest.approx(-torch.cat(likelihoods).sum().item() / 15)
+    sums = torch.tensor([3.0, 2.0, 0.0, 0.0]) * torch.nn.functional.pad(kls[0], (0, 2))
+    sums = sums + torch.tensor([3.0, 3.0, 3.0, 1.0]) * kls[1]
+    torch.testing.assert_close(found.kl * torch.tensor([6.0, 5.0, 3.0, 1.0]), sums)
+    with pytest.raises(DataError, match="an iterator, which can be read once"):
+        pv.per_step(program, iter(parts))
+
+
 def test_the_kl_of_steps_is_that_of_the_path_step_by_step():
     """Where the guide is the prior, a step tells nothing."""
     lengths, u = torch.tensor([4, 1, 3]).repeat(100), torch.tensor([0.0, 1.0, 0.0, -2.0])
@@ -254,7 +279,7 @@ def test_the_kl_of_steps_adds_up_to_that_of_the_path(guide, padded):
     program = pv.Program.of(DMM(5, 2, (4,), transition=4, recurrent=4, guide=guide))
     each = lengths if padded else torch.full((3,), 4)
     torch.manual_seed(1)
-    kl = _kl_of_steps(program, data, each.double())
+    kl = _kl_of_steps(program, _Read(program, data))
     torch.manual_seed(1)
     with torch.no_grad(), program.running():
         terms = program.joint(program.adapt(data)).terms()

@@ -1,12 +1,13 @@
 """How well sequences are predicted, in nats per step. Shapes: N sequences, T steps."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Independent
+from torch.nn.functional import pad
 
 from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import DataError
@@ -17,10 +18,12 @@ from pyro_vae.program.batch import as_tensor
 from pyro_vae.program.bounds import elbo
 from pyro_vae.program.passes import Verb
 from pyro_vae.program.program import Program
+from pyro_vae.program.streams import batches, is_stream, single
 from pyro_vae.threads import require_turn
 from pyro_vae.words import PAD
 
 _KL = Verb("per_step", prior=True)
+_ROWS = 1024  # of a batch, where the data do not say
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ def per_step(
     Arguments:
         program: A model of sequences.
         data: ``{"x": (N, T, *units), "lengths": (N)}`` with lengths of at least 1; or ``x`` alone,
-            where all sequences have T steps.
+            where all sequences have T steps; or batches of either (a ``DataLoader``, an iterable),
+            each with a T of its own, which are read anew for each of the figures.
         likelihood_particles: How many samples each likelihood takes; None: no likelihood.
         num_particles: Draws of which the bound is the mean.
 
@@ -74,31 +78,66 @@ def per_step(
         ``mean_of_sequences`` its {c}.
     """
     require_turn("per_step")
-    lengths = _lengths(data)
-    _require_lengths_of_sentences(program, data)
-    bound = elbo(program, data, num_particles=positive("num_particles", num_particles))
-    cost = -bound.double().cpu()
+    read = _Read(program, data)
+    bound = elbo(program, read.data, num_particles=positive("num_particles", num_particles))
+    cost, lengths = -bound.double().cpu(), read.lengths
     likelihood: tuple[Any, Any] = (None, None)
     if likelihood_particles is not None:
         scored = log_likelihood(
-            program, data, num_particles=positive("likelihood_particles", likelihood_particles)
+            program, read.data, num_particles=positive("likelihood_particles", likelihood_particles)
         ).log_prob
-        likelihood = _numbers(ratio_and_error(-scored.double().cpu(), lengths))
+        likelihood = _numbers(ratio_and_error(-scored.double().cpu(), read.lengths))
     return PerStep(
         *_numbers(ratio_and_error(cost, lengths)),
         *_numbers(mean_and_error(cost / lengths)),
         *likelihood,
-        _kl_of_steps(program, data, lengths),
+        _kl_of_steps(program, read),
     )
 
 
-def _kl_of_steps(program: Any, data: Any, lengths: Tensor) -> Tensor | None:
+class _Read:
+    """Sequences, and the lengths of those that a verb has read.
+
+    Arguments:
+        program: What is asked.
+        data: In memory, or batches to come.
+
+    Raises:
+        DataError: An iterator, or while it is read: other data than ``per_step`` takes.
+    """
+
+    def __init__(self, program: Any, data: Any) -> None:
+        if isinstance(data, Iterator):
+            raise DataError(
+                f"data: got {type(data).__name__}, an iterator, which can be read once; give an "
+                "object whose __iter__ makes a new iterator"
+            )
+        self._program, self._batches = program, data
+        self._lengths: list[Tensor] = []
+        self.data = self if is_stream(data) else self._noted(data)
+
+    def __iter__(self) -> Iterator[Any]:
+        self._lengths = []
+        return map(self._noted, map(single, batches(self._batches, _ROWS)))
+
+    def _noted(self, batch: Any) -> Any:
+        self._lengths.append(_lengths(batch))
+        _require_lengths_of_sentences(self._program, batch)
+        return batch
+
+    @property
+    def lengths(self) -> Tensor:
+        """The steps of each sequence, ``(N,)``."""
+        return torch.cat(self._lengths)
+
+
+def _kl_of_steps(program: Any, read: _Read) -> Tensor | None:
     """Return the mean KL of each step of the paths, (T,), at one draw.
 
     None without paths, and where a guide has one density of a whole path.
     """
-    total = torch.zeros(())
-    with Program.of(program).passes(data, _KL) as passes:
+    total = torch.zeros(0, dtype=torch.float64)
+    with Program.of(program).passes(read.data, _KL) as passes:
         for piece in passes:
             latents = [draws[0] for draws in piece.joint.terms().latents.values()]
             paths = [each for each in latents if _is_path(each.prior)]
@@ -106,9 +145,12 @@ def _kl_of_steps(program: Any, data: Any, lengths: Tensor) -> Tensor | None:
                 return None
             for path in paths:
                 cost = _of_steps(path.posterior, path.value) - _of_steps(path.prior, path.value)
-                total = total + cost.flatten(0, -2).sum(0).double().cpu()
+                cost = cost.flatten(0, -2).sum(0).double().cpu()
+                longest = max(len(total), len(cost))
+                total, cost = (pad(each, (0, longest - len(each))) for each in (total, cost))
+                total = total + cost
     order = torch.arange(1, len(total) + 1)
-    return total / (lengths >= order.unsqueeze(-1)).sum(-1).clamp(min=1)
+    return total / (read.lengths >= order.unsqueeze(-1)).sum(-1).clamp(min=1)
 
 
 def _is_path(fn: Any) -> bool:

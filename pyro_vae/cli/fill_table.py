@@ -45,7 +45,7 @@ def impute(
     path = Path(run) / "filled.csv" if out is None else Path(out)
     atomic_write_text(path, found.values.to_csv(index=False))
     cells = found.missing.sum(0).tolist()
-    for name, count in zip([column.name for column in program.columns], cells, strict=True):
+    for name, count in zip(frame.columns, cells, strict=True):
         say(f"  {name:<24}{count:6d} filled in")
     say(
         f"{len(frame)} rows, median of {found.ess.median():.0f} effective samples "

@@ -35,7 +35,7 @@ class Column:
     """One column of a table.
 
     Arguments:
-        name: as in the table, text or a number.
+        name: as in the table, text or a number; a tuple of them where columns have levels.
         kind: "real", "positive", "count", "categorical", "ordinal" or "censored".
         distribution: "normal" or "student_t"; "lognormal" or "gamma"; "negative_binomial",
             "poisson" or "zero_inflated_negative_binomial"; "" is the first of its kind.
@@ -47,11 +47,11 @@ class Column:
 
     Raises:
         ConfigError: an unknown kind or distribution; fewer than two categories, one twice, or one
-            that is no text, number or truth value; low not below high, or no limit of a censored
-            column; categories or limits of a column that has none.
+            that is no text, finite number or truth value; low not below high, or no limit of a
+            censored column; categories or limits of a column that has none.
     """
 
-    name: str | int
+    name: str | int | tuple[Any, ...] | list[Any]
     kind: str
     distribution: str = ""
     categories: tuple[Any, ...] | list[Any] = ()
@@ -62,6 +62,8 @@ class Column:
     dtype: str = ""
 
     def __post_init__(self) -> None:
+        if isinstance(self.name, list):  # as a file has a tuple
+            object.__setattr__(self, "name", tuple(self.name))
         if self.kind not in KINDS:
             raise ConfigError(
                 f"column {self.name!r}: kind {self.kind!r}; expected one of {', '.join(KINDS)}"
@@ -87,11 +89,12 @@ class Column:
             raise ConfigError(f"categories: got {self.categories!r}, expected a tuple of them")
         self._require_own()
         for category in self.categories:
-            if not isinstance(category, str | int | float):
+            finite = not isinstance(category, float) or math.isfinite(category)
+            if not isinstance(category, str | int | float) or not finite:
                 raise ConfigError(
                     f"column {self.name!r}: got the category {category!r} of type "
                     f"{type(category).__name__}, which no file of a program can hold; expected "
-                    f"text, numbers or truth values: table[{self.name!r}].astype(str)"
+                    f"text, finite numbers or truth values: table[{self.name!r}].astype(str)"
                 )
         if len(set(self.categories)) < len(self.categories):
             raise ConfigError(

@@ -31,7 +31,7 @@ _ENCODE = Verb(
     summed=True,
     guide="posterior",
 )
-_RECONSTRUCT = Verb("reconstruct", draws=True)
+_RECONSTRUCT = Verb("reconstruct", draws=True, answers=True)
 _INTERPOLATE = Verb("interpolate", local="there are no codes to go between", draws=True)
 
 
@@ -103,7 +103,7 @@ def reconstruct(program: Any, data: Any, *, mean: bool = True) -> Values:
     """
     with Program.of(program).passes(data, _RECONSTRUCT, rows=_ROWS_PER_PASS) as passes:
         pieces = passes.map(lambda piece: decoded(piece, _codes(piece, mean=mean), mean=mean))
-    return Program.of(program).shown(join("reconstruct", pieces), like=data)
+    return Program.of(program).shown(join("reconstruct", pieces), like=passes.frames)
 
 
 def interpolate(program: Any, first: Any, second: Any, *, steps: int = 8) -> Values:

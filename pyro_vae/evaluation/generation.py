@@ -34,7 +34,7 @@ from pyro_vae.program.handlers import DrawnData
 from pyro_vae.program.passes import Pass, Verb, holding
 from pyro_vae.program.program import Program
 from pyro_vae.program.roles import latent_names, observed_names
-from pyro_vae.program.streams import join_batches
+from pyro_vae.program.streams import frames_of, join_batches
 from pyro_vae.threads import require_turn
 
 _ROWS_PER_PASS = 1024
@@ -83,7 +83,9 @@ def generate(program: Any, n: int, *, given: Any = None, mean: bool = False) -> 
             for _ in range(times):
                 pieces += [_observed(wrapped, piece, mean=mean) for piece in passes]
             held = passes.draws
-    drawn = wrapped.shown(join("generate", pieces), like=given)
+    drawn = wrapped.shown(
+        join("generate", pieces), like=None if given is None else frames_of(given)
+    )
     return {k: v[:n] for k, v in drawn.items()} if isinstance(drawn, dict) else drawn[:n]
 
 

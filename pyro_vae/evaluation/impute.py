@@ -20,7 +20,7 @@ from pyro_vae.program.terms import stack
 
 _ROWS_PER_PASS = 4096
 _DATA_PER_PASS = 256
-_VERB = Verb("impute", prior=True, draws=True, each=True, guide="weight")
+_VERB = Verb("impute", prior=True, draws=True, each=True, guide="weight", answers=True)
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,7 +30,7 @@ class Imputed:
     Arguments:
         values: The data, ``(N, *event)``, or a data frame: observed cells as they were given. Where
             several sites are observed, this and the next two are dicts by site.
-        missing: Which cells were missing, ``(N, *event)``.
+        missing: Which cells were missing, ``(N, *event)``; of a data frame, in its order.
         stderr: Standard error, by the sampling, of each mean that was filled in, in the units of
             the program's cells (the jackknife's); 0 at observed cells, NaN where names were filled
             in, or draws, or where a single draw has all weight.
@@ -73,7 +73,8 @@ def impute(
     Arguments:
         program: Anything that masks cells of what it observes: ``VAE(missing="nan")``,
             ``TableVAE``, ``MultimodalVAE``, or a distribution under ``.mask``.
-        data: One row per datum with holes, in any form that the program takes.
+        data: One row per datum with holes, in any form that the program takes; of data frames to
+            come, all are kept.
         how: "mean" or "sample" (a program's draws come from torch's global generator).
         num_particles: K.
 
@@ -95,11 +96,11 @@ def impute(
     values, missing, stderr = (
         single(join_sites("impute", list(each))) for each in list(zip(*parts, strict=True))[:3]
     )
-    completes: Any = getattr(wrapped.source, "completes", None)
-    if completes is not None and hasattr(data, "columns"):
-        values = completes(data, values, missing)
     ess = torch.cat([part[3] for part in parts])
     _tell_of_few(ess, missing, count)
+    completes: Any = getattr(wrapped.source, "completes", None)
+    if completes is not None and passes.frames:
+        values, (missing, stderr) = completes(passes.frames, values, missing, stderr)
     return Imputed(values, missing, stderr, ess, count)
 
 

@@ -26,6 +26,7 @@ from pyro_vae.conditionals import (
     widen,
 )
 from pyro_vae.errors import ConfigError, DataError
+from pyro_vae.models.plain_cells import require_plain
 from pyro_vae.models.zoo_program import ZooProgram, plain, register
 from pyro_vae.nn import MLP, OneHot, Shape, activation_layer, as_shape, sizes
 
@@ -299,6 +300,7 @@ def _whole(name: str, labels: Any, num_classes: int, least: int) -> Any:
         return None
     try:
         if hasattr(labels, "to_numpy"):  # a column of a data frame
+            require_plain(name, labels)
             labels = labels.to_numpy(dtype=np.float64, copy=True, na_value=np.nan)
         values = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -306,6 +308,8 @@ def _whole(name: str, labels: Any, num_classes: int, least: int) -> Any:
             f"{name}: got {type(labels).__name__}, expected class numbers from 0 to "
             f"{num_classes - 1} ({error}); names have theirs by pd.factorize(labels)[0]"
         ) from error
+    if values.is_complex():
+        raise DataError(f"{name}: got complex numbers, expected class numbers")
     require_classes(name, values, num_classes, least)
     return labels if values.is_meta else values.long()
 

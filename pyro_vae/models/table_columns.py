@@ -3,11 +3,11 @@
 pandas is imported by whoever has a frame; nothing here needs it before.
 """
 
+import re
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from decimal import Decimal
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,9 @@ from torch import Tensor
 
 from pyro_vae.conditionals.column_kinds import KINDS, Column
 from pyro_vae.errors import ConfigError, DataError
+from pyro_vae.models.plain_cells import is_number, plain, require_plain
 
+_WHOLE = re.compile(r"(?:sparse\[)?(bool|u?int\d+)")  # Int8, int8[pyarrow], Sparse[int8, 0]
 _OPTIONS = ("distribution", "categories", "low", "high")  # of a column, beside its kind
 
 
@@ -26,7 +28,7 @@ def is_frame(data: Any) -> bool:
     return ("DataFrame", "pandas") in bases
 
 
-def columns_of(frame: Any, kinds: Mapping[str, Any] | None) -> list[Column]:
+def columns_of(frame: Any, kinds: Mapping[Any, Any] | None) -> list[Column]:
     """Return the columns of a frame: their kinds, categories and scales, of observed cells only.
 
     Raises:
@@ -43,11 +45,21 @@ def columns_of(frame: Any, kinds: Mapping[str, Any] | None) -> list[Column]:
 
 def _by_name(frame: Any) -> dict[str, Any]:
     """Return the columns of a frame by their names as text, as a file has them."""
-    names = [str(name) for name in frame.columns]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise DataError(f"got two columns {twice[0]!r}, expected each name once")
-    return {name: frame[own] for name, own in zip(names, frame.columns, strict=True)}
+    names = list(frame.columns)
+    require_different(names)
+    return {str(name): frame.iloc[:, place] for place, name in enumerate(names)}
+
+
+def require_different(names: Sequence[Any]) -> None:
+    """Refuse names of columns that are equal, or the same as text: a file could not tell them.
+
+    Raises:
+        DataError: Names one.
+    """
+    for alike in (names, [str(name) for name in names]):
+        twice = [name for name in alike if alike.count(name) > 1]
+        if twice:
+            raise DataError(f"got two columns {str(twice[0])!r}, expected each name once")
 
 
 def _column(name: Any, series: Any, asked: Any) -> Column:
@@ -56,6 +68,7 @@ def _column(name: Any, series: Any, asked: Any) -> Column:
         raise DataError(f"column {name!r}: all cells are missing; leave it out")
     options: dict[str, Any] = dict(asked) if isinstance(asked, Mapping) else {"kind": asked}
     chosen = options.pop("kind", None)
+    require_plain(f"column {name!r}", series)
     kind = chosen or _kind_of(series, present)
     unknown = [option for option in options if option not in _OPTIONS]
     if unknown:
@@ -68,21 +81,43 @@ def _column(name: Any, series: Any, asked: Any) -> Column:
         )
     found = _different(name, present)
     if len(found) == 1:
-        raise _of_one_value(name, f"{_plain(found[0])!r}")
-    own = name if isinstance(name, int) else str(name)
-    text = {"name": own, "kind": kind, "dtype": str(series.dtype), **options}
+        raise _of_one_value(name, f"{plain(found[0])!r}")
+    text = {"name": _own(name), "kind": kind, "dtype": str(series.dtype), **options}
     if kind in ("categorical", "ordinal"):
         listed = getattr(getattr(series, "cat", None), "categories", None)
         given = options.get("categories")
         if isinstance(given, str):
             raise ConfigError(f"kinds: column {name!r}: categories {given!r}; expected a list")
         names = sorted(found, key=_rank) if listed is None else list(listed)
-        text["categories"] = tuple(_plain(c) for c in (names if given is None else given))
+        text["categories"] = tuple(plain(c) for c in (names if given is None else given))
+        if kind == "ordinal" and given is None and not getattr(series.dtype, "ordered", False):
+            _require_order(name, text["categories"])
         column = Column(**text)
         if chosen is None and listed is None:
             _tell_of_many(name, len(found), len(present))
         return column
     return _scaled(Column(**text), series)
+
+
+def _own(name: Any) -> Any:
+    """Return a name as a file keeps it: that of a column of several levels is a tuple."""
+    if isinstance(name, tuple) and all(isinstance(level, str | int) for level in name):
+        return name
+    return name if isinstance(name, int) else str(name)
+
+
+def _require_order(name: Any, found: tuple[Any, ...]) -> None:
+    """Refuse ranks whose order nobody has said: that of numbers is known, the alphabet's is none.
+
+    Raises:
+        ConfigError: Shows how to say it.
+    """
+    if not all(isinstance(category, int | float) for category in found):
+        raise ConfigError(
+            f"kinds: column {name!r} has ranks that are text, whose order the table does not tell; "
+            f"give kinds={{{name!r}: {{'kind': 'ordinal', 'categories': {list(found)}}}}}, lowest "
+            "first"
+        )
 
 
 def _scaled(column: Column, series: Any) -> Column:
@@ -110,7 +145,7 @@ def _different(name: Any, present: Any) -> list[Any]:
     """Return the different cells of a column."""
     try:
         return list(present.unique())
-    except TypeError:
+    except (TypeError, NotImplementedError):
         raise DataError(
             f"column {name!r}: got cells of type {type(present.iloc[0]).__name__}, expected "
             "numbers or categories"
@@ -133,28 +168,13 @@ def _kind_of(series: Any, present: Any) -> str:
     dtype = series.dtype
     if str(dtype) == "category":
         return "ordinal" if dtype.ordered else "categorical"
-    _require_plain(series.name, dtype)
     letter = getattr(dtype, "kind", "O")
     if letter == "f":
         return "real"
-    objects = str(dtype) == "object" and all(map(_is_number, present))
+    objects = letter == "O" and all(map(is_number, present))
     if letter in "iu" or (objects and all(isinstance(cell, Integral) for cell in present)):
         return "count" if present.min() >= 0 else "real"
     return "real" if objects else "categorical"
-
-
-def _is_number(cell: Any) -> bool:
-    return isinstance(cell, Real | Decimal) and not isinstance(cell, bool | np.bool_)
-
-
-def _require_plain(name: Any, dtype: Any) -> None:
-    """Refuse dates, spans of time and complex numbers, whose parts or units are not said."""
-    held = getattr(getattr(dtype, "categories", None), "dtype", dtype)
-    if getattr(held, "kind", "O") in "mMc":
-        raise DataError(
-            f"column {name!r}: got {held}, expected numbers or categories; convert it, as to days "
-            "since a date"
-        )
 
 
 def cells_of(frame: Any, columns: Sequence[Column], dtype: torch.dtype) -> Tensor:
@@ -176,6 +196,7 @@ def cells_of(frame: Any, columns: Sequence[Column], dtype: torch.dtype) -> Tenso
 
 
 def _cells(column: Column, series: Any) -> np.ndarray:
+    require_plain(f"column {column.name!r}", series)
     if column.named:
         places = {category: place for place, category in enumerate(column.categories)}
         missing = series.isna().to_numpy()
@@ -183,8 +204,8 @@ def _cells(column: Column, series: Any) -> np.ndarray:
         for row, value in enumerate(series):
             if missing[row]:
                 continue
-            plain = _plain(value)
-            place = places.get(plain) if isinstance(plain, Hashable) else None
+            name = plain(value)
+            place = places.get(name) if isinstance(name, Hashable) else None
             if place is None:
                 raise DataError(
                     f"column {column.name!r}: got {value!r} in row {row}, expected one of "
@@ -196,7 +217,6 @@ def _cells(column: Column, series: Any) -> np.ndarray:
 
 
 def _numbers(column: Column, series: Any) -> np.ndarray:
-    _require_plain(column.name, series.dtype)
     try:
         values = series.to_numpy(dtype=np.float64, na_value=np.nan)
     except (TypeError, ValueError) as error:
@@ -208,7 +228,7 @@ def _numbers(column: Column, series: Any) -> np.ndarray:
     return values
 
 
-def require_possible(name: str | int, kind: str, values: np.ndarray) -> None:
+def require_possible(name: Any, kind: str, values: np.ndarray) -> None:
     """Refuse infinite cells, and those that no column of the kind has.
 
     Raises:
@@ -248,8 +268,25 @@ def frame_of(cells: Tensor, columns: Sequence[Column], index: Any = None) -> Any
     return made if index is None else made.set_axis(index)
 
 
-def completed(data: Any, cells: Tensor, missing: Tensor, columns: Sequence[Column]) -> Any:
-    """Return a data frame with its missing cells filled in, the others as they stand."""
+def index_of(frames: Sequence[Any]) -> Any:
+    """Return the index of the rows of several data frames, one after the other."""
+    first, *rest = (frame.index for frame in frames)
+    return first.append(rest) if rest else first
+
+
+def completed(
+    frames: Sequence[Any], cells: Tensor, missing: Tensor, columns: Sequence[Column]
+) -> Any:
+    """Return data frames as one, their missing cells filled in, the others as they stand."""
+    import pandas as pd  # an extra: who has a frame has it
+
+    sizes = [len(frame) for frame in frames]
+    parts = zip(frames, cells.split(sizes), missing.split(sizes), strict=True)
+    whole = [_completed(*part, columns) for part in parts]
+    return whole[0] if len(whole) == 1 else pd.concat(whole)
+
+
+def _completed(data: Any, cells: Tensor, missing: Tensor, columns: Sequence[Column]) -> Any:
     made, frame = frame_of(cells, columns), data.copy()
     for place, column in enumerate(columns):
         name = next(name for name in data.columns if str(name) == str(column.name))
@@ -281,12 +318,12 @@ def _series(column: Column, values: np.ndarray) -> Any:
 
 def _ends(dtype: str) -> tuple[float, float] | None:
     """Return the least and the greatest number of a type of whole numbers, as floats within it."""
-    name = dtype.lower()
-    if name.startswith("bool"):
-        return 0.0, 1.0
-    if not name.startswith(("int", "uint")):
+    found = _WHOLE.match(dtype.lower())
+    if found is None:
         return None
-    info = np.iinfo(name)
+    if found[1] == "bool":
+        return 0.0, 1.0
+    info = np.iinfo(found[1])
     greatest = float(info.max)
     return float(info.min), greatest if int(greatest) <= info.max else np.nextafter(greatest, 0)
 
@@ -306,12 +343,10 @@ def _as(values: Any, column: Column) -> Any:
         numbers = series.to_numpy(dtype=np.float64)
         if (numbers != np.clip(np.round(numbers), *ends)).any():
             return pd.Series(numbers)
-    return series.astype(column.dtype)
-
-
-def _plain(value: Any) -> Any:
-    """Return a category as JSON keeps it."""
-    return value.item() if isinstance(value, np.generic) else value
+    try:
+        return series.astype(column.dtype)
+    except (TypeError, NotImplementedError):  # a type with parts of its own, which no text tells
+        return series if column.named else series.astype(np.float64)
 
 
 def _rank(value: Any) -> tuple[str, Any]:

@@ -21,7 +21,9 @@ from pyro_vae.models.table_columns import (
     columns_of,
     completed,
     frame_of,
+    index_of,
     is_frame,
+    require_different,
     require_possible,
 )
 from pyro_vae.models.zoo_program import OneLatent, register
@@ -46,7 +48,8 @@ class TableVAE(OneLatent):
         latent_dim: number Z of latent units.
         hidden: widths of the encoder's hidden layers; the decoder mirrors them.
         kinds: kind by name of column, or a dict of its `Column` arguments, where a frame does not
-            tell: text is categorical, whole numbers from 0 are counts, other numbers real.
+            tell: text is categorical, whole numbers from 0 are counts, other numbers real. Ranks of
+            text are given with their categories, lowest first.
         activation: name in `pyro_vae.nn.ACTIVATIONS`.
 
     Raises:
@@ -71,7 +74,7 @@ class TableVAE(OneLatent):
         latent_dim: int = 10,
         hidden: Sequence[int] = (128,),
         *,
-        kinds: Mapping[str, Any] | None = None,
+        kinds: Mapping[Any, Any] | None = None,
         activation: str = "relu",
     ) -> None:
         self_columns = _columns(table, kinds)
@@ -135,14 +138,25 @@ class TableVAE(OneLatent):
 
         Arguments:
             cells: as kept.
-            like: a frame of as many rows, whose index is kept.
+            like: frames of as many rows, whose index is kept.
         """
-        aligned = is_frame(like) and len(like) == len(cells)
-        return frame_of(cells, self.columns, like.index if aligned else None)
+        index = index_of(like) if like and sum(map(len, like)) == len(cells) else None
+        return frame_of(cells, self.columns, index)
 
-    def completes(self, data: Any, cells: Tensor, missing: Tensor) -> Any:
-        """Return a data frame with its missing cells filled in."""
-        return completed(data, cells, missing, self.columns)
+    def completes(
+        self, frames: Sequence[Any], cells: Tensor, *each: Tensor
+    ) -> tuple[Any, tuple[Tensor, ...]]:
+        """Return data frames as one, filled in, and what is said of each cell in its order.
+
+        Arguments:
+            frames: with missing cells.
+            cells: filled in, (N, D), as kept.
+            each: which cells were missing, and more tensors of the shape of the cells.
+        """
+        places = {str(column.name): place for place, column in enumerate(self.columns)}
+        order = [places[str(name)] for name in frames[0].columns]
+        filled = completed(frames, cells, each[0], self.columns)
+        return filled, tuple(one[:, order] for one in each)
 
     def _require(self, cells: Tensor) -> None:
         if cells.is_meta:
@@ -194,7 +208,7 @@ class TableVAE(OneLatent):
             return pyro.sample("x", Incomplete(self.decoder(z), ~x.isnan()), obs=x)  # (B | D)
 
 
-def _columns(table: Any, kinds: Mapping[str, Any] | None) -> list[Column]:
+def _columns(table: Any, kinds: Mapping[Any, Any] | None) -> list[Column]:
     if is_frame(table):
         return columns_of(table, kinds)
     if kinds is not None:
@@ -207,6 +221,5 @@ def _columns(table: Any, kinds: Mapping[str, Any] | None) -> list[Column]:
         found = [c if isinstance(c, Column) else Column(**c) for c in table]
     except TypeError as error:
         raise ConfigError(f"table: expected a list of Column ({error})") from error
-    if len({column.name for column in found}) < len(found):
-        raise ConfigError("table: two columns have one name; expected each name once")
+    require_different([column.name for column in found])
     return found

@@ -22,7 +22,14 @@ from pyro_vae.program.joint import Joint
 from pyro_vae.program.modules import evaluating
 from pyro_vae.program.ranks import Ranks, ranks, require_equal, shared_out
 from pyro_vae.program.sites import Sites
-from pyro_vae.program.streams import batches, by_rows, is_stream, join_batches, tensors_of
+from pyro_vae.program.streams import (
+    batches,
+    by_rows,
+    frames_of,
+    is_stream,
+    join_batches,
+    tensors_of,
+)
 from pyro_vae.program.whole import require_rows
 from pyro_vae.threads import require_turn
 
@@ -47,6 +54,7 @@ class Verb:
         globals_: Why the verb takes no global latents, and what to do; empty where it takes them.
         simulates: Whether the data are no data, but inputs to simulate some for.
         draws: Whether it returns draws or means of what the model observes.
+        answers: Whether it answers a row for each datum in the form of the data.
         summed: Whether latents that are summed out count among those of a datum.
         sums: Whether it sums over the discrete latents of the guide too, those of few values.
         each: Whether it speaks of each datum alone, by a density of its own.
@@ -61,6 +69,7 @@ class Verb:
     globals_: str = ""
     simulates: bool = False
     draws: bool = False
+    answers: bool = False
     summed: bool = False
     sums: bool = False
     each: bool = False
@@ -212,6 +221,7 @@ class Passes:
     def _open(self, program: "Program", data: Any) -> None:
         """Look at the first data, and read the program on them."""
         self.program = program
+        self.frames: list[Any] = []  # data frames as they were given, for a verb that answers so
         self._rest: Iterator[Any] = iter(())
         if is_stream(data):
             self._rest = map(self._checked, map(program.unwrapped, batches(data, self._rows)))
@@ -225,6 +235,7 @@ class Passes:
 
     def _checked(self, data: Any, alone: bool = False) -> Batch:
         """Return adapted data; ``alone``: all there are."""
+        self.frames += frames_of(data) if self.verb.answers else []
         batch = self.program.adapt(data)
         batch = batch if alone else dense(batch)  # of a stream, it is no more than a batch
         if self.verb.simulates:

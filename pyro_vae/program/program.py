@@ -340,17 +340,18 @@ class Program(nn.Module):
         batch = self._without_constants(adapted(flat, self.device, self.precision, self._dim))
         return self._as_example(batch) if self.examples.offered else self.reader.as_whole(batch)
 
-    def shown(self, values: Any, like: Any = None) -> Any:
+    def shown(self, values: Any, like: Sequence[Any] | None = None) -> Any:
         """Return what a verb answers as its user has data: a data frame where they are one.
 
         Arguments:
             values: Of the observed site, ``(N, *event)``, or by site.
-            like: The data that the verb was given; None where it was given none.
+            like: The data frames that the verb was given, none of other data; None where it was
+                given no data.
         """
         shows = getattr(self.source, "shows", None)
         if shows is None or not isinstance(values, Tensor):
             return values
-        framed = hasattr(like, "columns") or (like is None and self.source.shows_frames)
+        framed = self.source.shows_frames if like is None else like
         return shows(values, like) if framed else values
 
     def _runs_on(self, data: Any) -> bool:

@@ -49,6 +49,13 @@ def is_table(data: Any) -> bool:
     return hasattr(data, "__getitems__") and hasattr(data, "__len__")
 
 
+def frames_of(data: Any) -> list[Any]:
+    """Return the data frames that data are, alone or in one container; else none."""
+    given = tuple(data.values()) if isinstance(data, Mapping) else data
+    held = list(given) if isinstance(given, list | tuple) else [given]
+    return held if all(hasattr(each, "columns") for each in held) else []
+
+
 def tensors_of(data: Any) -> Any:
     """Return the tensors behind a ``TensorDataset``, other data as they are."""
     if isinstance(data, TensorDataset):

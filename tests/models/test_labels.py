@@ -237,6 +237,13 @@ def test_labels_come_as_a_column_of_a_data_frame():
         for labels in (column.astype("Int64").mask(column == 0), column.where(column > 0)):
             with pytest.raises(DataError, match="got class nan in row 1"):
                 pv.elbo(program, (x, labels))
+        numbers = [2, 0, 1, 0]
+        for odd in (True, np.timedelta64(1, "s"), np.complex64(1)):
+            strange = pd.Series([odd, *numbers[1:]], dtype=object)
+            with pytest.raises(DataError, match=r"got (True beside 1|timedelta64|complex64)"):
+                pv.elbo(program, (x, strange))
+        with pytest.raises(DataError, match="got complex numbers"):
+            pv.elbo(program, (x, torch.tensor(numbers) + 0j))
         for names in (column.astype(str) + "st", ["a", "b", "c", "d"]):
             with pytest.raises(DataError, match=r"expected class numbers .*pd\.factorize"):
                 pv.elbo(program, (x, names))

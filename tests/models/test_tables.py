@@ -237,6 +237,7 @@ def test_a_limit_is_a_mass_in_every_precision(tmp_path):
 
 
 WHOLE = [("int8", "count"), ("uint8", "real"), ("UInt8", "real"), ("int64", "real")]
+WHOLE += [("Sparse[int8, 0]", "real")]
 
 
 @pytest.mark.parametrize(("dtype", "kind"), WHOLE)
@@ -244,7 +245,7 @@ def test_whole_numbers_stay_within_their_type(dtype, kind):
     """What is drawn beyond a type's ends is at them, and no number is cut that a table holds."""
     table = pd.DataFrame({"a": pd.Series([1, 2, 4, 5], dtype=dtype), "b": [0.0, 1.0, 2.0, 3.0]})
     vae = TableVAE(table, 1, (4,), kinds={"a": kind})
-    ends = np.iinfo(dtype.lower())
+    ends = np.iinfo(dtype.lower().removeprefix("sparse[").removesuffix(", 0]"))
     shown = vae.shows(torch.tensor([[1e30, 0.0], [1.0, 0.0], [-1e30, 0.0]]).double())["a"]
     assert shown.dtype == table["a"].dtype and shown[2] == ends.min
     assert shown[0] >= ends.max * (1 - 1e-12)
@@ -327,10 +328,64 @@ def test_names_of_columns_may_be_numbers(tmp_path):
         assert pv.generate(program, 2).columns.tolist() == [0, 1]
     text = table.rename(columns=str)  # as a file has them
     torch.testing.assert_close(vae.reads(text), vae.reads(table))
+    with pytest.raises(DataError, match="got two columns '1', expected each name once"):
+        TableVAE([Column(1, "real"), Column("1", "real")])
+    with pytest.raises(DataError, match="got two columns '1', expected each name once"):
+        TableVAE(table.set_axis([1, True], axis=1))
     for wrong in (text.rename(columns={"1": 0}), text.rename(columns={"1": "0"})):
         for verb in (TableVAE, vae.reads):
             with pytest.raises(DataError, match="got two columns '0', expected each name once"):
                 verb(wrong)
+
+
+def test_names_of_columns_may_have_levels(tmp_path):
+    levels = pd.MultiIndex.from_tuples([("a", 1), ("a", 2), ("b", 1)])
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(9, 3)), columns=levels)
+    vae = TableVAE(table, 1, (4,), kinds={("b", 1): "real"})
+    pv.save(vae, tmp_path)
+    for program in (vae, pv.load(tmp_path)):
+        assert pv.generate(program, 2).columns.equals(levels)
+        pd.testing.assert_frame_equal(program.shows(program.reads(table)), table, atol=1e-6)
+    holed = table.mask(np.arange(27).reshape(9, 3) % 5 == 0)
+    filled = pv.impute(vae, holed, num_particles=3).values
+    assert filled.columns.equals(levels) and filled.notna().all(axis=None)
+
+
+@pytest.mark.filterwarnings("ignore:impute. .* are filled in by fewer")
+def test_what_is_filled_in_stands_in_the_order_of_the_frame():
+    """Of a frame whose columns stand in another order than those of the table."""
+    torch.manual_seed(3)
+    vae, table = TableVAE(frame(30), 2, (4,), kinds=KINDS_OF), frame(30)[::-1]
+    table["height"] = table["height"].where(table["height"] < 1.7e9 + 5)
+    order = ["visits", "dose", "height", "grade", "member", "income", "colour"]
+    torch.manual_seed(4)
+    found, exact = pv.impute(vae, table[order], num_particles=5), table[order].isna().to_numpy()
+    assert found.values.columns.tolist() == order and found.values.index.equals(table.index)
+    assert (found.missing.numpy() == exact).all() and (found.stderr.numpy() > 0).sum() == 15
+    assert (found.stderr.numpy()[~exact] == 0).all()
+    for parts in ([table[order][:9], table[9:]], iter([table[order][:9], table[9:]])):
+        torch.manual_seed(4)
+        same = pv.impute(vae, parts, num_particles=5)
+        assert torch.equal(same.missing, found.missing)
+        assert same.values.drop(columns="height").equals(found.values.drop(columns="height"))
+    assert pv.reconstruct(vae, iter([table[:9], table[9:]])).index.equals(table.index)
+    assert isinstance(pv.reconstruct(vae, iter([vae.reads(table)])), torch.Tensor)
+
+
+def test_numbers_of_arrow_stay_within_their_type():
+    pytest.importorskip("pyarrow")
+    types = ["int8[pyarrow]", "uint16[pyarrow]", "double[pyarrow]", "bool[pyarrow]"]
+    table = pd.DataFrame(
+        {"a": [1, 2, 1, 1], "b": [0, 9, 8, 4], "c": [0.5, 1, 2, 4], "d": [True] * 4}
+    )
+    table.loc[0, "d"] = False
+    table = table.astype(dict(zip(table.columns, types, strict=True)))
+    vae = TableVAE(table, 1, (4,), kinds={"a": "real"})
+    assert [c.kind for c in vae.columns] == ["real", "count", "real", "categorical"]
+    shown = vae.shows(torch.tensor([[1e30, 1e30, 0.0, 1.0], [-1e30, 1.0, 0.0, 0.0]]))
+    assert (shown.dtypes == table.dtypes).all()
+    assert shown["a"].tolist() == [127, -128] and shown["b"].tolist() == [65535, 1]
+    assert shown["d"].tolist() == [True, False]
 
 
 def test_frames_come_in_containers_and_as_subclasses():
@@ -356,6 +411,8 @@ WRONG = {
     "no limit": ("censored", "'a': a censored column without low and high"),
     "low": ({"kind": "count", "low": 0.0}, "'a': got low=0.0 of a count column"),
     "names": ({"kind": "real", "categories": [1, 2]}, r"'a': got categories=.* of a real column"),
+    "ranks": ({"kind": "ordinal"}, r"column 'c' has ranks .* 'categories': \['hi', 'lo'\]"),
+    "infinite": ({"kind": "ordinal", "categories": [0, 1, math.inf]}, "'a': got the category inf"),
     "option": ({"kind": "censored", "lo": 1.0}, "'a' with 'lo'; expected kind, distribution"),
     "intervals": ({"kind": "ordinal", "categories": [pd.Interval(0, 1), 1]}, r"astype\(str\)"),
     "text": ({"kind": "ordinal", "categories": "01"}, "expected a list"),
@@ -365,8 +422,9 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_column_is_refused(case):
     kinds, said = WRONG[case]
+    table = pd.DataFrame({"a": [0, 1, 1], "b": [0.5, 1, 2], "c": ["lo", "hi", "lo"]})
     with pytest.raises(ConfigError, match=said):
-        TableVAE(pd.DataFrame({"a": [0, 1, 1], "b": [0.5, 1, 2]}), 1, kinds={"a": kinds})
+        TableVAE(table, 1, kinds={"c" if case == "ranks" else "a": kinds})
 
 
 def test_categories_come_as_any_array():
@@ -425,6 +483,15 @@ def test_a_bad_table_is_named_with_its_column():
         DataError, match="column 'height': got cells of type list, expected numbers"
     ):
         TableVAE(table.assign(height=[[1], [2]] * 30))
+    for cell in (np.datetime64(3, "ns"), np.timedelta64(2, "s"), np.complex64(1 + 2j), np.True_):
+        said = "True beside 1" if cell is np.True_ else type(cell).__name__
+        for column in ("height", "colour"):
+            other = table.assign(**{column: pd.Series([cell, 1, 0, 3] * 15, dtype=object)})
+            for asked in ({}, {column: "real"}, {column: "categorical"}):
+                with pytest.raises(DataError, match=f"column '{column}': got {said}"):
+                    TableVAE(other, kinds=asked)
+            with pytest.raises(DataError, match=f"column '{column}': got {said}"):
+                pv.elbo(vae, other)
     empty = table.assign(height=np.nan)  # a column that lacks in new data is no error
     assert pv.elbo(vae, empty).isfinite().all()
 

@@ -190,12 +190,32 @@ def join_batches(pieces: list[Batch]) -> Batch:
                 f"the batches do not fit together: got arguments {sorted(names)} after "
                 f"{sorted(given[0])}, expected the same in each"
             )
-    rows = [num_rows(piece) for piece in pieces]
+    rows = _rows_of_each(pieces, given)
     try:
         whole = iter([_joined(name, [each[name] for each in given], rows) for name in given[0]])
     except (RuntimeError, TypeError) as error:
         raise DataError(f"the batches do not fit together: {error}") from error
     return map_arguments(lambda leaf: next(whole), pieces[0])
+
+
+def _rows_of_each(pieces: list[Batch], given: list[dict[str, Any]]) -> list[int]:
+    """Return the rows of each batch; beside a constant, they are what differs between batches.
+
+    Raises:
+        DataError: Arguments of several lengths may be the rows.
+    """
+    try:
+        return [num_rows(piece) for piece in pieces]
+    except DataError:
+        lengths = {name: tuple(rows_of(each[name]) for each in given) for name in given[0]}
+        told = {
+            found
+            for name, found in lengths.items()
+            if None not in found and not all(_equal(each[name], given[0][name]) for each in given)
+        }
+        if len(told) != 1:
+            raise
+        return list(told.pop())  # type: ignore[arg-type]
 
 
 class SpreadRows:

@@ -123,6 +123,29 @@ def test_a_list_of_pairs_is_one_of_batches(size, kind):
     torch.testing.assert_close(bound, pv.elbo(Plain(), (X, Y)))
 
 
+@pytest.mark.parametrize("rows", [(4, 5), (4, 4)])
+def test_a_constant_beside_batches_of_a_list_is_no_row(rows):
+    """Three scales beside four rows: what is another in each batch are the rows."""
+
+    class Scaled(Plain):
+        def model(self, image, scale):
+            with pyro.plate("rows", len(image)):
+                z = pyro.sample("z", dist.Normal(0.0, scale).to_event(1))
+                pyro.sample("x", dist.Normal(z[..., :2], 1.0).to_event(1), obs=image)
+
+        def guide(self, image, scale):
+            with pyro.plate("rows", len(image)):
+                loc = nn.functional.pad(self.encode(image), (0, 1))
+                pyro.sample("z", dist.Normal(loc, scale).to_event(1))
+
+    scale, x = torch.tensor([0.5, 1.0, 2.0]), X[: sum(rows)]
+    found = []
+    for data in ((x, scale), [(part, scale.clone()) for part in x.split(rows)]):
+        torch.manual_seed(1)
+        found.append(pv.elbo(Scaled(), data))
+    torch.testing.assert_close(*found)
+
+
 def test_a_list_of_tensors_is_one_argument_or_refused():
     class OfViews(OfPair):
         def model(self, views):

@@ -338,6 +338,34 @@ def test_paths_of_unequal_length_have_no_information_to_compare(model):
     assert -5 * found.stderr < found.lower < 3.7  # log 40
 
 
+@pytest.mark.parametrize("model", [DMM, VRNN])
+def test_a_list_of_batches_of_unequal_steps_is_one_with_lengths(model):
+    torch.manual_seed(0)
+    x = torch.bernoulli(torch.full((7, 5, 3), 0.4))
+    lengths = torch.tensor([3, 1, 3, 5, 2, 5, 4])
+    x = x * (torch.arange(5) < lengths[:, None]).unsqueeze(-1)
+    parts = [(x[:3, :3], lengths[:3]), (x[3:], lengths[3:])]
+    whole = [(part,) for part, _ in parts]
+    program = model(3, 2, (4,), recurrent=4)
+    for data, exact in (
+        (parts, lengths),
+        ([{"x": each, "lengths": own.numpy()} for each, own in parts], lengths),
+        ([each for (each,) in whole], torch.tensor([3, 3, 3, 5, 5, 5, 5])),
+        (whole, torch.tensor([3, 3, 3, 5, 5, 5, 5])),
+    ):
+        read = program.reads(data)
+        assert torch.equal(read["x"], x) and torch.equal(read["lengths"], exact)
+    torch.manual_seed(1)
+    found = pv.elbo(program, parts)
+    torch.manual_seed(1)
+    torch.testing.assert_close(found, pv.elbo(program, {"x": x, "lengths": lengths}))
+    assert pv.fit(program, parts, epochs=1, batch_size=4).steps == 2
+    with pytest.raises(
+        DataError, match=r"'x' has data of shape \(3, 3\) and \(5, 3\).*pv.data.pad"
+    ):
+        pv.diagnose(program, iter([{"x": each} for (each,) in whole]))
+
+
 def test_a_program_takes_batches_of_unequal_steps():
     torch.manual_seed(0)
     lengths = torch.tensor([3, 9, 2, 8, 9, 1, 4, 9])

@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_vae.arguments import integer, positive, shown, typed
 from pyro_vae.distributions import Sentence
 from pyro_vae.errors import DataError
+from pyro_vae.models.unequal_steps import padded_to_one
 from pyro_vae.models.word_networks import WordDecoder, WordEncoder
 from pyro_vae.models.zoo_program import ZooProgram, register
 from pyro_vae.words import PAD, SPECIAL
@@ -29,6 +30,10 @@ class SentenceProgram(ZooProgram):
     def __init__(self, words: int) -> None:
         super().__init__(integer("words", words, len(SPECIAL) + 1))
         self.words = int(words)
+
+    def reads(self, data: Any) -> Any:
+        """Return data as they are; a list of batches of unequal T as one."""
+        return padded_to_one(data, 2, told=False)
 
     @typed
     def sentences(

@@ -26,6 +26,7 @@ from pyro_vae.distributions import Chain, Padded, RecurrentChain
 from pyro_vae.distributions.padded import kept_steps, require_lengths
 from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.models.networks import decoder_of
+from pyro_vae.models.unequal_steps import padded_to_one
 from pyro_vae.models.zoo_program import ZooProgram, register
 from pyro_vae.nn import GRU, MLP, sizes
 
@@ -45,7 +46,7 @@ class SequenceProgram(ZooProgram):
     example: Any = None  # how many steps there are is a matter of the data
 
     def reads(self, data: Any) -> Any:
-        """Return data as they are, their lengths as whole numbers.
+        """Return data as they are, lengths as whole numbers; a list of unequal T as one batch.
 
         A look at a batch asks some rows; here all of them are there. Floats would come in the
         program's precision, and of bfloat16 257 is 256.
@@ -55,7 +56,8 @@ class SequenceProgram(ZooProgram):
         """
         pieces = isinstance(data, list) and bool(data)
         if pieces and all(isinstance(each, Mapping | tuple) for each in data):
-            return [self.reads(each) for each in data]
+            data = [self.reads(each) for each in data]
+        data = padded_to_one(data, 2 + len(self.data_shape), told=True)
         pair = isinstance(data, tuple | list) and len(data) == 2
         named = isinstance(data, Mapping) and {"x", "lengths"} <= data.keys()
         x, lengths = data if pair else (data["x"], data["lengths"]) if named else (None, None)

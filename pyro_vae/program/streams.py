@@ -263,6 +263,13 @@ def _joined(name: str, parts: list[Any], rows: list[int]) -> Any:
         if isinstance(parts[0], PackedSequence):
             steps = [row for part in parts for row in unpack_sequence(part)]
             return pack_sequence(steps, enforce_sorted=False)
+        shapes = sorted({tuple(part.shape[1:]) for part in parts})
+        if len(shapes) > 1:
+            raise DataError(
+                f"the batches do not fit together: argument {name!r} has data of shape {shapes[0]} "
+                f"and {shapes[1]}, expected one; pad sequences to one length (pv.data.pad), or ask "
+                "for each batch alone"
+            )
         return torch.cat(parts)
     if all(_equal(part, parts[0]) for part in parts[1:]):
         return parts[0]

@@ -185,6 +185,19 @@ def test_a_graph_has_the_loss_and_the_gradients_of_eager_steps(network):
         torch.testing.assert_close(eager, graph, rtol=1e-8, atol=1e-9)
 
 
+def test_a_list_of_batches_of_unequal_words_is_its_sentences_one_by_one():
+    torch.manual_seed(0)
+    program = SentenceLM(V, embedding=3, hidden=8)
+    exact = torch.cat([pv.elbo(program, x[None]) for x in (X[1], X[2], X[0], X[4])])
+    for parts in (
+        [X[1:3, :2], X[[0, 4]]],
+        [(X[1:3, :2], DATA["lengths"][1:3]), (X[[0, 4]], DATA["lengths"][[0, 4]])],
+    ):
+        torch.testing.assert_close(pv.elbo(program, parts), exact)
+    with pytest.raises(DataError, match=r"got \[5, 4, 0, 0\] in row 0"):  # is cut, and goes on
+        pv.elbo(program, [torch.tensor([[5, 4]]), X])
+
+
 @pytest.mark.filterwarnings("ignore:refine")  # short chains
 def test_verbs_take_sentences():
     program = vae().float()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.arguments import positive, typed
+from pyro_vae.frames import to_frame
 from pyro_vae.inference.sampling.importance_weights import (
     pareto_k_of_tail,
     psis_k,
@@ -50,6 +51,15 @@ class LogLikelihood:
     psis_k: Tensor
     samples: int
     by_global: Tensor | None = field(default=None, kw_only=True)
+
+    def to_pandas(self) -> Any:
+        """Return ``log_prob``, ``noise``, ``ess`` and ``psis_k``, a row per datum.
+
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        names = ("log_prob", "noise", "ess", "psis_k")
+        return to_frame({name: getattr(self, name) for name in names}, "datum")
 
     @property
     def mean(self) -> float:

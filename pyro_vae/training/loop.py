@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from pyro_vae.device import seeded
 from pyro_vae.errors import DataError, TrainingDiverged
+from pyro_vae.frames import to_frame
 from pyro_vae.inference.objectives.elbo import ELBO
 from pyro_vae.inference.objectives.objective import Objective
 from pyro_vae.program.batch import Batch, num_rows
@@ -79,6 +80,14 @@ class Run:
     world_size: int = 1
     compiled: str = "eager"
     judged: str = "weights"
+
+    def to_pandas(self) -> Any:
+        """Return the history, a row per epoch.
+
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        return to_frame(self.history, "epoch")
 
     def __repr__(self) -> str:
         last = {k: float(v[-1]) for k, v in self.history.items() if len(v)}

@@ -16,6 +16,7 @@ from torch.distributions import Transform
 
 from pyro_vae.arguments import positive
 from pyro_vae.errors import ProgramError
+from pyro_vae.frames import to_dataset
 from pyro_vae.inference.graphs.density_graphs import DensityGraphs
 from pyro_vae.inference.sampling.diagnostics import RHAT_LIMIT, rhat_and_ess
 from pyro_vae.inference.sampling.hmc import LogDensity, log_prob_and_grad
@@ -256,6 +257,16 @@ class RefinedGlobals:
     def mixed(self) -> bool:
         """Whether every R-hat is at most 1.05."""
         return self.worst_rhat <= RHAT_LIMIT  # False for NaN
+
+    def to_xarray(self) -> Any:
+        """Return the kept draws as an ``xarray.Dataset``, which ArviZ takes.
+
+        Axes of a site: ``chain``, ``draw``, then those of its event.
+
+        Raises:
+            ConfigError: xarray is not installed.
+        """
+        return to_dataset(self.samples, "chain", "draw")
 
     def __repr__(self) -> str:
         chains, draws = next(iter(self.samples.values())).shape[:2]

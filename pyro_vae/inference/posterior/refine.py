@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_vae.arguments import integer, number, positive, typed
 from pyro_vae.errors import ConfigError, ProgramError
+from pyro_vae.frames import to_dataset, to_frame
 from pyro_vae.inference.graphs.compiled_loss import Mode
 from pyro_vae.inference.graphs.density_graphs import DensityGraphs
 from pyro_vae.inference.posterior.global_posterior import (
@@ -145,6 +146,25 @@ class Refined:
     def mixed(self) -> Tensor:
         """Whether each datum's R-hat is at most 1.05, ``(N,)``."""
         return self.rhat <= RHAT_LIMIT  # False for NaN
+
+    def to_xarray(self) -> Any:
+        """Return the kept draws as an ``xarray.Dataset``, which ArviZ takes.
+
+        Axes of a site: ``chain``, ``draw``, ``datum``, then those of its event.
+
+        Raises:
+            ConfigError: xarray is not installed.
+        """
+        return to_dataset(self.samples, "chain", "draw", "datum")
+
+    def to_pandas(self) -> Any:
+        """Return R-hat, sample size, acceptance, divergences and step size, a row per datum.
+
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        names = ("rhat", "ess", "acceptance", "divergences", "step_size")
+        return to_frame({name: getattr(self, name) for name in names}, "datum")
 
     def __repr__(self) -> str:
         chains, draws, rows = next(iter(self.samples.values())).shape[:3]

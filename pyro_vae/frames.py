@@ -1,7 +1,6 @@
 """Answers as data frames of pandas and data sets of xarray, which whoever asks for them has."""
 
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,10 @@ def to_frame(columns: Mapping[str, Any], index: str) -> Any:
     Raises:
         ConfigError: pandas is not installed.
     """
-    pandas = _imported("pandas")
+    try:
+        import pandas
+    except ImportError:
+        raise _missing("pandas") from None
     frame = pandas.DataFrame({name: _array(values) for name, values in columns.items()})
     return frame.set_index(index) if index in columns else frame.rename_axis(index)
 
@@ -37,7 +39,10 @@ def to_dataset(draws: Mapping[str, Tensor], *axes: str) -> Any:
     Raises:
         ConfigError: xarray is not installed.
     """
-    xarray = _imported("xarray")
+    try:
+        import xarray
+    except ImportError:
+        raise _missing("xarray") from None
     variables = {}
     for site, values in draws.items():
         event = (f"{site}_dim_{axis}" for axis in range(values.dim() - len(axes)))
@@ -50,8 +55,5 @@ def _array(values: Any) -> np.ndarray:
     return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
 
 
-def _imported(name: str) -> ModuleType:
-    try:
-        return __import__(name)
-    except ImportError:
-        raise ConfigError(f'{name}: it is not installed; pip install "pyro-vae[frames]"') from None
+def _missing(library: str) -> ConfigError:
+    return ConfigError(f'{library}: it is not installed; pip install "pyro-vae[frames]"')

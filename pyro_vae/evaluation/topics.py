@@ -305,26 +305,27 @@ def _require_bags(program: Any, counts: Tensor | SparseRows) -> None:
 
 def _lengths(what: str, counts: Tensor | SparseRows) -> Tensor:
     """Return the number of words of each document, (N,)."""
-    pieces = _pieces(what, counts, whole=True)
+    pieces = _pieces(what, counts)
     return torch.cat([piece.sum(-1).double() for piece in pieces])
 
 
-def _pieces(what: str, counts: Tensor | SparseRows, *, whole: bool = False) -> Iterator[Tensor]:
+def _pieces(what: str, counts: Tensor | SparseRows) -> Iterator[Tensor]:
     """Yield documents a few at a time, and refuse what are no counts.
 
     Raises:
-        DataError: A value that is not finite, below 0, or not whole where that is asked.
+        DataError: A value that is not finite, below 0, or not whole.
     """
     for index, piece in enumerate(chunks(counts, _ROWS_PER_PASS)):
         sound = piece.isfinite() & (piece >= 0)
-        if whole and piece.is_floating_point():
+        if piece.is_floating_point():
             sound &= piece == piece.floor()
         if not bool(sound.all()):
             row = int((~sound.all(-1)).nonzero()[0])
             value = piece[row][~sound[row]][0].item()
             raise DataError(
                 f"{what}: value {value:g} in row {index * _ROWS_PER_PASS + row}, expected counts "
-                f"of words, {'whole numbers ' if whole else ''}from 0 up"
+                "of words, whole numbers from 0 up; of weights (tf-idf), x > 0 says which words a "
+                "document has"
             )
         yield piece
 

@@ -170,6 +170,8 @@ def test_what_cannot_be_asked_is_told():
         pv.topics(LinearVAE(5, 2), X)
     with pytest.raises(ConfigError, match="num_words: got 1"):
         pv.topics(PROGRAM, X, num_words=1)
+    with pytest.raises(DataError, match=r"reference: value 0.5 in row 1, .* x > 0 says which"):
+        pv.topics(PROGRAM, torch.tensor([[1.0, 0, 2, 0, 1], [0, 0.5, 0, 1, 1]]))
     with pytest.raises(DataError, match=r"reference: got shape \(40, 4\).*\(N, 5\)"):
         pv.topics(PROGRAM, X[:, :4])
     with pytest.raises(DataError, match="vocabulary: got 2 words, expected 5"):

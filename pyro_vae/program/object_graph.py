@@ -196,6 +196,7 @@ class _Search:
         for base in kind.__mro__:
             if id(base) not in self._classes and not installed(base.__module__):
                 self._classes.add(id(base))
+                self.met[id(base)] = base
                 self._wait(path, vars(base))
 
     def _wait(self, path: str, names: Any) -> None:

@@ -165,6 +165,10 @@ class Reader:
 
     def _read_anew(self, batch: Batch) -> Batch:
         """Read a batch; return it, or as it comes if some of its integers come as floats."""
+        with self.runs.memory_kept():
+            return self._read_in_turn(batch)
+
+    def _read_in_turn(self, batch: Batch) -> Batch:
         self.require_finite(batch)
         with Discovery.during(self._program.own) as discovery, Copies() as copies:
             drawn = DrawnRows()

@@ -25,7 +25,6 @@ from pyro_vae.program.discovery import Discovery
 from pyro_vae.program.handlers import FAILURES, validation
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.looks.cuts import Pair
-from pyro_vae.program.looks.own_numbers import OwnNumbers
 from pyro_vae.program.modules import (
     buffers_kept,
     evaluating,
@@ -34,7 +33,9 @@ from pyro_vae.program.modules import (
     seed_generators,
 )
 from pyro_vae.program.numbered import forget_plates, guides_remembered, numbered
+from pyro_vae.program.own_state import OwnState
 from pyro_vae.program.plates import find_plate, shown_canonically, with_name_in_guide
+from pyro_vae.threads import one_thread
 
 if TYPE_CHECKING:
     from pyro_vae.program.program import Program
@@ -69,7 +70,7 @@ class Runs:
     def forget(self) -> None:
         """Begin anew: model or guide has been replaced."""
         self.plate_before: str | None = None  # the data plate of the batch before
-        self._own_numbers: OwnNumbers | None = None
+        self._own_state: OwnState | None = None
 
     @contextmanager
     def undone(self) -> Iterator[None]:
@@ -114,22 +115,26 @@ class Runs:
 
     @contextmanager
     def memory_kept(self) -> Iterator[None]:
-        """Put what the program counts, in buffers or in Python, back on leaving."""
-        functions = self._program.functions
-        if self._own_numbers is None or self._own_numbers.functions != functions:
-            self._own_numbers = OwnNumbers(*functions)
-        with buffers_kept(self._program), self._own_numbers.kept():
+        """Put what the program keeps from call to call back on leaving (``OwnState.kept``)."""
+        with one_thread("program"), buffers_kept(self._program), self._state().kept():
             yield
+
+    def _state(self) -> OwnState:
+        functions = self._program.functions
+        if self._own_state is None or self._own_state.functions != functions:
+            self._own_state = OwnState(*functions)
+        return self._own_state
 
     def once(self, batch: Batch, watch: Messenger | None = None) -> tuple[Trace, Trace]:
         """Trace the functions as they are, their plates under their own names, under a watch."""
         checks.check_real(batch)
         args, kwargs = arguments(batch)
         self._program.own.home = self.home(batch)
+        before = self._state().settled
         try:
-            # The watch inside: handlers are one list of all threads.
-            with self.quiet(batch), validation(not checks.is_meta(batch)), watch or nullcontext():
-                return Joint(*self.functions(batch), args, kwargs).sampled_traces()
+            pair, settled = self._watched(batch, watch), self._state().settled
+            # A first call that has left something for others is no such as these.
+            return self._watched(batch, watch) if settled != before else pair
         except FAILURES as error:
             forget_plates(self._program.own.parts)
             if isinstance(error, PyroVaeError):
@@ -141,6 +146,12 @@ class Runs:
                 f"the program cannot take this batch ({checks.shapes(batch)}): {reason}{hint}"
                 f"{checks.padding_left(batch)}"
             ) from error
+
+    def _watched(self, batch: Batch, watch: Messenger | None) -> tuple[Trace, Trace]:
+        """Trace the functions, under a watch inside: handlers are one list of all threads."""
+        valid = validation(not checks.is_meta(batch))
+        with self.quiet(batch), valid, watch or nullcontext():
+            return Joint(*self.functions(batch), *arguments(batch)).sampled_traces()
 
     def _has_surplus(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Return whether the model takes the first argument, and not all of them."""

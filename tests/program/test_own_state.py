@@ -1,0 +1,325 @@
+"""Programs that count their own calls: looks at them count none, and see one state of theirs."""
+
+import itertools
+import types
+from collections import Counter, OrderedDict, defaultdict, deque
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch import nn
+from torch.utils.data import DataLoader
+
+import pyro_vae as pv
+from pyro_vae.errors import ProgramError
+
+N, B, EPOCHS = 12, 3, 2
+X = torch.linspace(-1.0, 2.0, N, dtype=torch.float64) ** 2
+counted = 0  # calls of a program that counts in a global
+
+
+class Annealed(nn.Module):
+    """Rows around w, with a penalty of w whose weight grows from call to call.
+
+    Arguments:
+        count: Counts one call more, and returns how many there were.
+    """
+
+    of_all = 0
+
+    def __init__(self, count):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones((), dtype=torch.float64))
+        self.count = count
+
+    def model(self, x):
+        pyro.factor("penalty", -self.count(self) * self.w**2)
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(self.w, 1.0), obs=x)
+
+    def guide(self, x):
+        pass
+
+
+def in_a_global(_):
+    global counted
+    counted += 1
+    return counted
+
+
+def in_a_class_attribute(program):
+    program.calls = getattr(program, "calls", 0) + 1
+    return program.calls
+
+
+def in_a_tensor(program):
+    program.tensor = getattr(program, "tensor", torch.zeros(())) + 1
+    return program.tensor.item()
+
+
+def in_a_buffer_set_anew(program):
+    if not hasattr(program, "buffer"):
+        program.register_buffer("buffer", torch.zeros(()))
+    program.buffer = program.buffer + 1
+    return program.buffer.item()
+
+
+def in_a_variable_of_the_class(program):
+    type(program).of_all += 1
+    return type(program).of_all
+
+
+def made():
+    """Return functions that count in a closure, a container or an object, by name."""
+    calls, kept, listed, named = 0, types.SimpleNamespace(calls=0), [0], {"calls": 0}
+    default, counter, ordered = defaultdict(int), Counter(), OrderedDict(a=0)
+    queue, array, tensor = deque([0], maxlen=3), np.zeros(2, np.int64), torch.zeros(2)
+    pair, numbers, seen, table = ((0,), 1), itertools.count(1), set(), {"of": (0, np.zeros(1))}
+    numpy_own, torch_own = np.random.default_rng(0), torch.Generator().manual_seed(0)
+
+    class Own:
+        calls = 0
+
+    class Slotted:
+        __slots__ = ("calls",)
+
+    class Listed(list):
+        pass
+
+    own, slotted, listed_own = Own(), Slotted(), Listed([0])
+    slotted.calls = 0
+
+    def in_a_closure(_):
+        nonlocal calls
+        calls += 1
+        return calls
+
+    def in_a_list(_):
+        listed[0] += 1
+        return listed[0]
+
+    def in_a_list_that_grows(_):
+        listed.append(0.5)
+        return len(listed) - 1
+
+    def in_a_dictionary(_):
+        named["calls"] += 1
+        return named["calls"]
+
+    def in_a_namespace(_):
+        kept.calls += 1
+        return kept.calls
+
+    def in_an_object(_):
+        own.calls += 1
+        return own.calls
+
+    def in_a_default(_):
+        default["calls"] += 1
+        return default["calls"]
+
+    def in_a_counter(_):
+        counter.update(["calls"])
+        return counter["calls"]
+
+    def in_an_ordered_dictionary(_):
+        ordered["a"] += 1
+        return ordered["a"]
+
+    def in_a_deque(_):
+        queue.append(queue[-1] + 1)
+        return queue[-1]
+
+    def in_an_array(_):
+        array[0] += 1
+        return int(array[0])
+
+    def in_a_tensor_written_in_place(_):
+        tensor[0] += 1
+        return tensor[0].item()
+
+    def in_a_tuple(_):
+        nonlocal pair
+        pair = ((pair[0][0] + 1,), 1)
+        return pair[0][0]
+
+    def in_an_iterator(_):
+        return next(numbers)
+
+    def in_a_set(_):
+        seen.add(len(seen))
+        return len(seen)
+
+    def in_slots(_):
+        slotted.calls += 1
+        return slotted.calls
+
+    def in_a_list_of_ones_own(_):
+        listed_own[0] += 1
+        return listed_own[0]
+
+    def in_a_tuple_with_an_array(_):
+        count, held = table["of"]
+        held += 1
+        table["of"] = (count + 1, held)
+        assert held[0] == count + 1
+        return count + 1
+
+    def in_a_flag(_):
+        kept.word = getattr(kept, "word", "") + "a"
+        return len(kept.word)
+
+    def in_generators(program):
+        drawn = [numpy_own.random(), torch.rand((), generator=torch_own).item()]
+        again = np.random.default_rng(0).random(100), torch.Generator().manual_seed(0)
+        torch_again = torch.rand(100, generator=again[1])
+        count = [int(np.argwhere(again[0] == drawn[0])[0, 0])]
+        assert drawn[1] == torch_again[count[0]].item()
+        return count[0] + 1
+
+    return {f.__name__: f for f in locals().values() if isinstance(f, types.FunctionType)}
+
+
+PLACES = {
+    **{f.__name__: lambda f=f: f for f in (in_a_global, in_a_class_attribute, in_a_tensor)},
+    "in_a_buffer_set_anew": lambda: in_a_buffer_set_anew,
+    "in_a_variable_of_the_class": lambda: in_a_variable_of_the_class,
+    **{name: lambda name=name: made()[name] for name in made()},
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_first_step_is_the_first_call(place):
+    """Losses are those of a loop that calls the program once a step."""
+    global counted
+    counted = Annealed.of_all = 0
+    settings = {"epochs": EPOCHS, "batch_size": B, "progress": False, "compile": False}
+    still = {"optimizer": lambda p: torch.optim.SGD(p, lr=1e-12), **settings}
+    count = PLACES[place]()
+    program = Annealed(count)
+    run = pv.fit(program, X, **still)
+    steps = N // B
+    rows = -dist.Normal(1.0, 1.0).log_prob(X).mean().item()
+    weights = [sum(range(e * steps + 1, (e + 1) * steps + 1)) / steps for e in range(EPOCHS)]
+    assert list(run.history["loss"]) == pytest.approx([rows + w / N for w in weights], rel=1e-9)
+    assert count(program) == EPOCHS * steps + 1
+
+
+def test_what_a_first_call_builds_is_built_once_and_trained():
+    """A number tells the program that its network is there: put back, it would be built anew."""
+
+    class Lazy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.width, self.made = 0, []
+
+        def model(self, x):
+            if self.width == 0:
+                self.width = 1
+                self.made.append(nn.Linear(1, 1).double())
+            net = pyro.module("net", self.made[-1])
+            with pyro.plate("rows", len(x)):
+                pyro.sample("x", dist.Normal(net(x[:, None] ** 0)[:, 0], 1.0), obs=x)
+
+        def guide(self, x):
+            pass
+
+    program = Lazy()
+    pv.Program(program.model, program.guide).read(X)
+    assert len(program.made) == 1
+    pv.fit(program, X, epochs=40, batch_size=B, lr=0.1, progress=False, compile=False)
+    assert len(program.made) == 1
+    net = program.made[0]
+    assert (net.weight + net.bias).item() == pytest.approx(X.mean().item(), abs=0.3)
+
+
+class Centred(nn.Module):
+    """Rows around w and a statistic of those of the first call.
+
+    Arguments:
+        statistic: Called with the program and rows.
+    """
+
+    def __init__(self, statistic):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones((), dtype=torch.float64))
+        self.statistic, self.mean, self.cache, self.ready = statistic, None, {}, False
+        self.array = np.zeros(1)
+        self.register_buffer("buffer", torch.zeros((), dtype=torch.float64))
+
+    def model(self, x):
+        mean = self.statistic(self, x)
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(self.w + mean, 1.0), obs=x)
+
+    def guide(self, x):
+        pass
+
+
+def in_an_attribute(program, x):
+    if program.mean is None:
+        program.mean = x.mean()
+    return program.mean
+
+
+def in_a_cache(program, x):
+    if "mean" not in program.cache:
+        program.cache["mean"] = x.mean()
+    return program.cache["mean"]
+
+
+def in_an_array_with_a_flag(program, x):
+    if not program.ready:
+        program.array[0], program.ready = x.mean().item(), True
+    return float(program.array[0])
+
+
+def in_a_buffer_with_a_flag(program, x):
+    if not program.ready:
+        program.buffer.copy_(x.mean())
+        program.ready = True
+    return program.buffer
+
+
+def in_a_running_buffer(program, x):
+    program.buffer.mul_(0.5).add_(0.5 * x.mean())
+    return program.buffer.clone()
+
+
+STATISTICS = [
+    in_an_attribute,
+    in_a_cache,
+    in_an_array_with_a_flag,
+    in_a_buffer_with_a_flag,
+    in_a_running_buffer,
+]
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_what_a_first_call_keeps_of_its_rows_is_of_the_first_batch(statistic):
+    """Losses are those of a loop that calls the program once a step."""
+    program, alike = Centred(statistic), Centred(statistic)
+    still = {"optimizer": lambda p: torch.optim.SGD(p, lr=1e-12), "progress": False}
+    run = pv.fit(program, DataLoader(X, batch_size=B), epochs=1, compile=False, **still)
+    losses = [-poutine.trace(alike.model).get_trace(x).log_prob_sum() / B for x in X.split(B)]
+    assert run.history["loss"][0] == pytest.approx(sum(losses).item() * B / N, rel=1e-9)
+
+
+@pytest.mark.parametrize("statistic", [in_an_attribute, in_a_cache])
+def test_what_a_first_call_keeps_of_its_rows_is_a_constant_of_others(statistic):
+    """Batches of tensors would be refused where each had its own mean."""
+    pv.fit(Centred(statistic), X, epochs=1, batch_size=B, progress=False, compile=False)
+
+
+def test_a_count_hides_no_density_that_reads_the_rows_beside():
+    class Both(Annealed):
+        def model(self, x):
+            scale = 1 + 1 / self.count(self)
+            with pyro.plate("rows", len(x)):
+                pyro.sample("x", dist.Normal(self.w * x.mean(), scale), obs=x)
+
+    with pytest.raises(ProgramError, match="all data at once"):
+        pv.fit(Both(made()["in_a_list"]), X, epochs=1, batch_size=B, progress=False)

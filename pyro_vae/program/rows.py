@@ -1,8 +1,10 @@
 """The rows that a program takes: within the support, and its own alone where it has some."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from pyro.poutine.trace_struct import Trace
 from torch import nn
 
 from pyro_vae.errors import DataError, ProgramError
@@ -17,16 +19,72 @@ from pyro_vae.program.batch import (
     device_of,
     map_rows,
     num_rows,
+    signature,
 )
+from pyro_vae.program.counters import looks_of
 from pyro_vae.program.handlers import data_frame, is_data, sample_sites
 from pyro_vae.program.masks import kept_units
+from pyro_vae.program.observed import Binding
 from pyro_vae.program.passes import BYTES_PER_PASS, bytes_per_row, most_rows
+from pyro_vae.program.sites import Sites
 
 if TYPE_CHECKING:
     from pyro_vae.program.program import Program
     from pyro_vae.program.reader import Reader
 
 _FEWEST = 4  # rows of a data set that minibatches are made of
+_ENOUGH = 3  # batches of one form, after which no more is asked for the supports of its sites
+
+
+class _Support(NamedTuple):
+    """Where the values of an observed site lie, whatever the parameters."""
+
+    site: str
+    support: Any
+    kind: str
+    binding: Binding
+    masked: bool
+
+
+class _Supports:
+    """The supports of observed sites by the form of a batch.
+
+    Sites may come and go with the values of a batch: the first few of a form are all looked at.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Any, tuple[Any, list[_Support | None], int]] = {}
+
+    def of(
+        self, batch: Batch, look: Callable[[], tuple[Trace, Trace]], sites: Sites
+    ) -> list[_Support | None]:
+        """Return the supports; None of a site whose own depends on parameters, or on all data.
+
+        Arguments:
+            batch: Some rows.
+            look: Traces model and guide on them.
+            sites: Theirs.
+        """
+        key = signature(batch)
+        looks, found, count = self._known.get(key, (None, [], 0))
+        if count < _ENOUGH:
+            traces = look()
+            same = looks == looks_of(traces)
+            found = list(_supports(traces[0], sites))
+            self._known[key] = looks_of(traces), found, count + 1 if same else 1
+        return found
+
+
+def _supports(model: Trace, sites: Sites) -> Iterator[_Support | None]:
+    for name, site in sample_sites(model):
+        if not is_data(site) or checks.is_unchecked(site):
+            continue
+        support, binding = checks.support_of_all(site["fn"]), sites.bindings.get(name)
+        if support is None or binding is None or binding.computed:
+            yield None
+            continue
+        masked = kept_units(site["fn"], site["mask"], site["value"].device) is not None
+        yield _Support(name, support, checks.distribution_name(site["fn"]), binding, masked)
 
 
 class Rows:
@@ -43,10 +101,12 @@ class Rows:
         self._fixed: bool | None = None  # to the rows that the program was read with
         self._settled = False  # whether it is known if the guide has a factor for each datum
         self.total: int | None = None  # N, where parts of the program's own rows go by number
+        self._supports = _Supports()
 
     def forget(self) -> None:
         """Find out anew: model or guide has been replaced."""
         self._fixed, self._settled, self.total = None, False, None
+        self._supports = _Supports()
 
     def numbered(self, data: Batch) -> Batch:
         """Return all data, with their row numbers where the guide has a factor for each datum.
@@ -137,28 +197,19 @@ class Rows:
         sites = self._reader.read(first)
         if checks.is_meta(data) or sites.size is not None:
             return
-        model, _ = self._reader.look(first)
-        moving = False  # whether a support has to be asked of the model, batch by batch
-        for name, site in sample_sites(model):  # sites may come and go with the values of a batch
-            binding = sites.bindings.get(name)
-            if not is_data(site) or checks.is_unchecked(site):
-                continue
-            support = checks.support_of_all(site["fn"])
-            if support is None or binding is None or binding.computed:
-                moving = True
-                continue
-            kind = checks.distribution_name(site["fn"])
-            masked = kept_units(site["fn"], site["mask"], site["value"].device) is not None
+        supports = self._supports.of(first, lambda: self._reader.look(first), sites)
+        moving = None in supports  # whether a support has to be asked of the model, batch by batch
+        for each in (support for support in supports if support is not None):
             for index, piece in enumerate(chunks(data, rows)):
-                value = binding.of(*arguments(piece))
-                if not masked:
-                    checks.check_support(name, support, kind, value, index * rows, sites.data_dim)
-                elif not bool(support.check(value).all()):
+                value = each.binding.of(*arguments(piece))
+                if not each.masked:
+                    checks.check_support(
+                        each.site, each.support, each.kind, value, index * rows, sites.data_dim
+                    )
+                elif not bool(each.support.check(value).all()):
                     moving = True  # it may lie where the mask of those rows takes it out
                     break
-        if moving and num_rows(data) == head:
-            checks.check_values(model, self._reader.warned)
-        elif moving:
+        if moving:
             size = max(min(rows, most_rows(self._program, data, rows)), head)
             for index, piece in enumerate(chunks(data, size)):
                 model, _ = self._reader.look(piece)

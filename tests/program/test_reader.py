@@ -355,6 +355,38 @@ def test_a_bad_row_is_numbered_in_the_data_and_not_in_a_chunk():
         program.check(x, rows=8)
 
 
+def test_batches_of_one_form_are_looked_at_until_three_are_alike():
+    """What depends on parameters is asked of the model each time."""
+    looks = []
+
+    def model(x, label):
+        looks.append(len(x))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=z.sum(-1)), obs=x)
+            if (x == 1).all():
+                pyro.sample("label", dist.Bernoulli(logits=z[:, 0]), obs=label)
+
+    def guide(x, label):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+    program, x = pv.Program(model, guide), torch.arange(8.0) % 2
+    grey = torch.full((8,), 0.5)
+    program.read((x, x))
+    for _ in range(2):
+        program.check((x, grey))
+    with pytest.raises(DataError, match=r"'label': value 0.5 in row 0"):
+        program.check((torch.ones(8), grey))
+    for _ in range(3):
+        program.check((x, grey))
+    looks.clear()
+    program.check((1 - x, grey))
+    assert not looks
+    with pytest.raises(DataError, match=r"'x': value 0.5 in row 0 is outside"):
+        program.check((grey, grey))
+
+
 def test_factors_of_data_are_refused_on_several_processes():
     """Each would fit factors of the places in its share, and their mean belongs to no datum."""
     x = torch.randn(24)

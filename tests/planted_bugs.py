@@ -970,6 +970,14 @@ BUGS = [
         "_many_data_its_batch_stands",
     ),
     Bug(
+        "a graph is kept though the program reads values in Python by now",
+        "inference/graphs/course.py",
+        "            self._course.note(WAYS_OUT[func], args[0])\n",
+        "            pass\n",
+        "tests/inference/graphs/test_kept_graphs.py::test_python_that_shows_in_rare_rows_"
+        "alone_is_seen[tolist]",
+    ),
+    Bug(
         "a graph is kept for another loss",
         "inference/graphs/kept_graphs.py",
         "kept.layout == layout and kept.course.same_as(course)",

@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 from pyro_vae.inference.graphs.aliases import Aliases
 from pyro_vae.inference.graphs.course import Course
 from pyro_vae.inference.graphs.flat_inputs import FlatStep, flat_weights, leaves_of
+from pyro_vae.inference.graphs.python_state import drawn_elsewhere
 from pyro_vae.program.batch import Batch, cuda_devices, map_batch, map_rows, num_rows
 
 # Of the program's own rounding errors, as one other rounding of its weights shows them: these vary
@@ -89,11 +90,14 @@ def eager_outcome(
     if course is not None:
         held = [home[key] for home, key in homes]
         course.take([*held, *leaves_of(rows), *flat_weights(call.weights)])
+    drawn = get_rng_state()
     with undone(homes, trained), torch.enable_grad(), course or nullcontext():
         loss = loss_on(rows, call.weights, call.size)
         grads = torch.autograd.grad(loss, list(trained), allow_unused=True)
         held = [home[key].detach().clone() for home, key in homes]
         noise = torch.get_rng_state()
+        if course is not None and drawn_elsewhere(drawn, get_rng_state()):
+            course.note("draws from Python or NumPy")
     return Outcome(loss.detach(), list(grads), [*held, *leaves_of(rows)], noise)
 
 

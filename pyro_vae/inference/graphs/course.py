@@ -1,21 +1,30 @@
 """The operations of one run of a program, in their order, to be compared with those of another."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+# How values leave PyTorch without an operation.
+WAYS_OUT = {
+    Tensor.numpy: ".numpy()",
+    Tensor.tolist: ".tolist()",
+    Tensor.__array__: "NumPy",
+    Tensor.__dlpack__: "DLPack",
+}
 _BYTES = 1 << 16  # of a constant that is copied; a larger one is told by its identity
 
 
 class Course(TorchDispatchMode):
     """Writes down what runs inside: each operation, what its arguments come from, its numbers.
 
-    Two runs of a program that keeps nothing outside its tensors are equal in this, whatever the
-    rows and weights, at a fiftieth of the price of a trace.
+    What leaves PyTorch is written down too: Python may do with it what it likes. Two runs of a
+    program that keeps nothing outside its tensors are equal in this, whatever the rows and weights,
+    at a fiftieth of the price of a trace.
     """
 
     def __init__(self) -> None:
@@ -24,6 +33,15 @@ class Course(TorchDispatchMode):
         self._constants: list[_Constant] = []
         self._known = WeakTensorKeyDictionary()
         self._memory: dict[int, int] = {}
+        self._way_out = _WayOut(self)
+
+    def __enter__(self) -> "Course":
+        self._way_out.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._way_out.__exit__(*error)
 
     def take(self, inputs: Iterable[Tensor]) -> None:
         """Take tensors for inputs, which may hold other values in another run."""
@@ -45,6 +63,10 @@ class Course(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 self._known[tensor] = (place, index)
         return result
+
+    def note(self, event: Any, *about: Any) -> None:
+        """Write down what is no operation."""
+        self._steps.append((event, self._describe(about)))
 
     def same_as(self, other: "Course") -> bool:
         """Return whether two runs have the same operations with the same constants."""
@@ -77,6 +99,21 @@ class Course(TorchDispatchMode):
             place = ("view", place, value.storage_offset(), value.shape, value.stride())
         self._known[value] = place
         return place
+
+
+class _WayOut(TorchFunctionMode):
+    """Tells a course of values that leave PyTorch."""
+
+    def __init__(self, course: Course) -> None:
+        super().__init__()
+        self._course = course
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        if func in WAYS_OUT:
+            self._course.note(WAYS_OUT[func], args[0])
+        return func(*args, **(kwargs or {}))
 
 
 class _Constant(NamedTuple):

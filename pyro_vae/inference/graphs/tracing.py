@@ -11,6 +11,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 from torch.overrides import TorchFunctionMode
 
 from pyro_vae.inference.graphs.comparison import Call, Homes, undone
+from pyro_vae.inference.graphs.course import WAYS_OUT
 from pyro_vae.inference.graphs.flat_inputs import flat_weights, leaves_of, unflat
 from pyro_vae.inference.graphs.make_graph import make_graph
 from pyro_vae.inference.graphs.python_state import drawn_elsewhere
@@ -64,14 +65,6 @@ def trace_step(
     return simplify(graph, [leaf.detach() for leaf in flat]), reached
 
 
-_WAYS_OUT = {
-    torch.Tensor.numpy: ".numpy()",
-    torch.Tensor.tolist: ".tolist()",
-    torch.Tensor.__array__: "NumPy",
-    torch.Tensor.__dlpack__: "DLPack",
-}
-
-
 class _StayInTorch(TorchFunctionMode):
     """Refuses to take values out of tensors that follow from inputs: they would stand still.
 
@@ -81,7 +74,7 @@ class _StayInTorch(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        way = _WAYS_OUT.get(func)
+        way = WAYS_OUT.get(func)
         if way is not None and _follows_from_inputs(args[0]):
             raise RuntimeError(
                 f"values leave PyTorch through {way} and would stand still in a graph; stay in "

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from unittest import mock
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -48,6 +49,8 @@ COUNTS: dict[str, Callable[[Tensor], Tensor]] = {
     "another weight": lambda x: [WEIGHT, OTHER][next(runs) % 2] * x,
     "another operand": lambda x: WEIGHT * [x.exp(), x.sin()][next(runs) % 2],
     "another order": lambda x: (WEIGHT * x).exp() - [x.cos(), x.sin()][next(runs) % 2],
+    "values in a list": lambda x: [WEIGHT * x, next(runs) % 2 and x.tolist()][0],
+    "values in NumPy's array": lambda x: [WEIGHT * x, next(runs) % 2 and np.from_dlpack(x)][0],
     "one step more": lambda x: WEIGHT * x if next(runs) % 2 else WEIGHT * x * 1,
 }
 

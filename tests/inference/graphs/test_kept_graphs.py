@@ -2,8 +2,8 @@
 
 import copy
 import pickle
+import random
 
-import numpy as np
 import pytest
 import torch
 from graph_programs import D, Net, built, data
@@ -11,6 +11,7 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.inference.graphs import compiled_loss, kept_graphs, program_step
+from pyro_vae.inference.graphs.python_state import PythonState
 
 SCALE, ROW = 1.0, 47
 
@@ -20,12 +21,13 @@ class Odd(Net):
 
     def build(self):
         self.drop, self.act, self.extra = nn.Dropout(0.5), nn.Tanh(), nn.Linear(D, D)
-        self.rare, self.factor = False, 1.0
+        self.rare, self.factor = None, 1.0
 
     def odd(self, mean, x):
         mean = self.act(self.drop(mean * self.w)) * self.factor * SCALE + self.extra(mean)
-        rare = (x.numpy() > 50).any(1).astype(float) if self.rare else np.zeros(len(x))
-        return mean + torch.as_tensor(rare).to(x)[:, None]
+        if self.rare and self.rare(x):  # for rows that come later than any comparison
+            mean = mean + (x > 50).any(1)[:, None]
+        return mean
 
 
 @pytest.fixture
@@ -63,11 +65,6 @@ def change_number(program):
     program.factor = 2.0
 
 
-def read_by_numpy(program):
-    """Rows like this one come later than any comparison: the Python alone tells."""
-    program.rare = True
-
-
 CHANGES = (change_rate, change_part, freeze, tie)
 
 
@@ -100,15 +97,26 @@ def test_a_global_of_the_program_counts(traces, monkeypatch):
     assert len(traces) == 2
 
 
-def test_python_that_shows_in_rare_rows_alone_is_seen():
+RARE = {
+    "numpy": lambda x: (x.numpy() > 50).any(),
+    "tolist": lambda x: any(value > 50 for row in x.tolist() for value in row),
+    "draws": lambda x: random.random() < 0.3,
+}
+
+
+@pytest.mark.parametrize("way", RARE)
+def test_python_that_shows_in_rare_rows_alone_is_seen(way, monkeypatch):
+    """Also where no look at the program finds what asks for it."""
+    monkeypatch.setattr(PythonState, "change_since", lambda *_: None)
     found, exact = built(Odd), built(Odd)
     x = data()
     x[ROW] = 60.0  # in the third batch: the first two are compared
     states = []
     for program, mode in ((found, "trace"), (exact, False)):
         fit(program, mode, batch_size=16)
-        read_by_numpy(program)
-        with pytest.warns(UserWarning, match="numpy") if mode else torch.no_grad():
+        program.rare = RARE[way]
+        random.seed(0)
+        with pytest.warns(UserWarning, match=way) if mode else torch.no_grad():
             states.append(fit(program, mode, x, batch_size=16))
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
 

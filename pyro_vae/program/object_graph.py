@@ -5,11 +5,12 @@ import functools
 import inspect
 import sys
 import sysconfig
-from collections import OrderedDict, deque
+from collections import ChainMap, OrderedDict, UserDict, UserList, deque
 from collections.abc import Iterator
 from itertools import islice
 from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
@@ -22,7 +23,9 @@ _MOST_ITEMS = 1024  # of a container: longer ones hold data
 _ATOMS = frozenset(
     (int, float, complex, str, bytes, bool, type(None), range, slice, Tensor, nn.Parameter)
 )
-_OF_LIBRARIES = (functools.partial, SimpleNamespace, Messenger, Distribution, Transform)
+# Containers of the standard library that hold their entries in an attribute.
+KEEPERS = (UserDict, UserList, ChainMap, WeakKeyDictionary, WeakValueDictionary)
+_OF_LIBRARIES = (functools.partial, SimpleNamespace, Messenger, Distribution, Transform, *KEEPERS)
 _INSTALLED = tuple(
     {sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")}
 )

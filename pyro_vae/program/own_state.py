@@ -5,10 +5,11 @@ import inspect
 import itertools
 import operator
 import random
+import warnings
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import FunctionType, ModuleType, SimpleNamespace
+from types import FunctionType, GeneratorType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,13 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
-from pyro_vae.program.object_graph import PROGRAM, holders, installed, names_loaded
+from pyro_vae.program.object_graph import KEEPERS, PROGRAM, holders, installed, names_loaded
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) | {PROGRAM}
 _DICTS = (dict, defaultdict, Counter, OrderedDict)
 _MANY = 1 << 14  # entries of a container: longer ones are data
 _SMALL = 1 << 20  # numbers of a tensor that is copied
-_FEW = 1 << 13  # of an array, which has no version: it is compared after each run
+_FEW = 1 << 17  # of an array, which has no version: it is compared after each run
 _CODE = (FunctionType, staticmethod, classmethod, property)
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 _State = tuple[tuple[Any, ...], tuple[Any, ...]]  # keys and values
@@ -200,7 +201,7 @@ class _Entries(_Home):
 
 
 class _Items(_Home):
-    """The items of a list or a deque."""
+    """The items of a list, a deque or a bytearray."""
 
     def state(self) -> _State:
         return (), tuple(self._owner)
@@ -296,7 +297,7 @@ def _homes_of(thing: Any) -> Iterator[_Home]:
             yield from map(_Cell, thing.__closure__ or ())
             yield _Names(thing.__globals__, names_loaded(thing))
             yield _Names(vars(thing))
-    elif kind in (*_DICTS, list, deque, set):
+    elif kind in (*_DICTS, list, deque, bytearray, set):
         if len(thing) <= _MANY:
             yield (_Entries if kind in _DICTS else _Members if kind is set else _Items)(thing)
     elif kind is ModuleType:
@@ -305,7 +306,7 @@ def _homes_of(thing: Any) -> Iterator[_Home]:
     elif issubclass(kind, type):
         if not installed(thing.__module__):
             yield _OfClass(thing)
-    elif kind is SimpleNamespace or not installed(kind.__module__):
+    elif kind in (SimpleNamespace, *KEEPERS) or not installed(kind.__module__):
         yield from _homes_of_object(thing)
 
 
@@ -426,15 +427,38 @@ class _Generator:
             value.set_state(copy)
 
 
+class _Suspended:
+    """A generator function that is under way: nothing moves it back."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def copy(self) -> Any:
+        frame = self._value.gi_frame
+        return None if frame is None else (frame.f_lasti, *map(id, frame.f_locals.values()))
+
+    def same(self, copy: Any) -> bool:
+        return bool(self.copy() == copy)
+
+    def put(self, *_: Any) -> None:
+        warnings.warn(
+            f"the program draws on a generator, {self._value.__name__}(), which runs that look at "
+            "the program have moved on, and nothing moves back; keep a number, or itertools.count",
+            stacklevel=2,
+        )
+
+
 def _content_of(value: Any) -> Any:
     """Return what is written to a thing in place, where it is small enough to be copied."""
     if isinstance(value, Tensor):
         plain = type(value) is Tensor and not (value.is_inference() or value.is_meta)
         plain = plain and value.layout == torch.strided and not _is_weight(value)
         return _Written(value) if plain and value.numel() <= _SMALL else None
-    if type(value) is np.ndarray:
+    if isinstance(value, np.ndarray):
         fit = value.size <= _FEW and value.flags.writeable and not value.dtype.hasobject
-        return _Array(value) if fit else None
+        return _Array(value.view(np.ndarray)) if fit else None
     if type(value) is itertools.count:
         return _Count(value)
+    if isinstance(value, GeneratorType):
+        return _Suspended(value)
     return _Generator(value) if isinstance(value, _GENERATORS) else None

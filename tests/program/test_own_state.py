@@ -2,7 +2,7 @@
 
 import itertools
 import types
-from collections import Counter, OrderedDict, defaultdict, deque
+from collections import Counter, OrderedDict, UserDict, defaultdict, deque
 
 import numpy as np
 import pyro
@@ -78,6 +78,7 @@ def made():
     default, counter, ordered = defaultdict(int), Counter(), OrderedDict(a=0)
     queue, array, tensor = deque([0], maxlen=3), np.zeros(2, np.int64), torch.zeros(2)
     pair, numbers, seen, table = ((0,), 1), itertools.count(1), set(), {"of": (0, np.zeros(1))}
+    users, large, octets = UserDict(calls=0), np.zeros(100_000), bytearray(1)
     numpy_own, torch_own = np.random.default_rng(0), torch.Generator().manual_seed(0)
 
     class Own:
@@ -168,6 +169,18 @@ def made():
         assert held[0] == count + 1
         return count + 1
 
+    def in_a_dictionary_of_users(_):
+        users["calls"] += 1
+        return users["calls"]
+
+    def in_a_large_array(_):
+        large[-1] += 1
+        return int(large[-1])
+
+    def in_bytes(_):
+        octets[0] += 1
+        return octets[0]
+
     def in_a_flag(_):
         kept.word = getattr(kept, "word", "") + "a"
         return len(kept.word)
@@ -206,6 +219,13 @@ def test_the_first_step_is_the_first_call(place):
     weights = [sum(range(e * steps + 1, (e + 1) * steps + 1)) / steps for e in range(EPOCHS)]
     assert list(run.history["loss"]) == pytest.approx([rows + w / N for w in weights], rel=1e-9)
     assert count(program) == EPOCHS * steps + 1
+
+
+def test_a_generator_that_looks_move_on_is_told_of():
+    numbers = (n for n in range(1, 1000))
+
+    with pytest.warns(UserWarning, match="draws on a generator, <genexpr>.*keep a number"):
+        pv.Program(Annealed(lambda _: next(numbers)).model, lambda x: None).read(X)
 
 
 def test_what_a_first_call_builds_is_built_once_and_trained():

@@ -1,5 +1,6 @@
 """A list of batches, made into one: it looks like the arguments of a function, which may be two."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,7 +34,9 @@ def joined(data: Any, model: Callable[..., Any], runs: Callable[[Batch], bool]) 
     if all(isinstance(each, Tensor) and not each.dim() for each in data):  # as of coin flips
         return data if listed else torch.stack(data)
     if all(isinstance(each, Mapping) for each in data):
-        return join_batches([map_arguments(as_argument, each) for each in data])
+        dicts = [map_arguments(as_argument, each) for each in data]
+        _tell_of_copies(dicts)
+        return join_batches(dicts)
     one = takes(model, (data,), {})  # the list may be one argument
     if all(isinstance(each, Tensor) for each in data):
         if one and not listed and _of_one_shape(data) and not runs((data,)):
@@ -54,7 +57,42 @@ def joined(data: Any, model: Callable[..., Any], runs: Callable[[Batch], bool]) 
     elif listed and runs(data):
         return data
     _require_batches(data)
-    return _as_first(data[0], join_batches([map_arguments(as_argument, tuple(e)) for e in data]))
+    batches = [map_arguments(as_argument, tuple(each)) for each in data]
+    _tell_of_copies(batches)
+    return _as_first(data[0], join_batches(batches))
+
+
+def _tell_of_copies(batches: list[Any]) -> None:
+    """Warn of tensors as long as the batches with the same numbers in each: constants, or rows."""
+    given = [each if isinstance(each, Mapping) else dict(enumerate(each)) for each in batches]
+    columns = {name: [each.get(name) for each in given] for name in given[0]}
+    copies = {name for name, column in columns.items() if _are_copies(column)}
+    rows = {_length(column[0]) for name, column in columns.items() if name not in copies} - {None}
+    for name in columns:
+        if name in copies and _length(columns[name][0]) in rows:
+            warnings.warn(
+                f"argument {name!r} has the same numbers in each of {len(batches)} batches, and is "
+                "taken for rows, since it is as long as they are; if it is a constant, put one "
+                "tensor (the same object) into all of them",
+                stacklevel=2,
+            )
+
+
+def _are_copies(column: list[Any]) -> bool:
+    """Return whether an argument of each batch is another tensor, of the same numbers."""
+    first, *others = column
+    return (
+        bool(others)
+        and isinstance(first, Tensor)
+        and all(
+            isinstance(each, Tensor) and each.data_ptr() != first.data_ptr() and each.equal(first)
+            for each in others
+        )
+    )
+
+
+def _length(item: Any) -> int | None:
+    return len(item) if isinstance(item, Tensor) and item.dim() else None
 
 
 def _of_one_shape(tensors: list[Tensor]) -> bool:
@@ -78,7 +116,8 @@ def _require_batches(data: list[Any]) -> None:
             raise DataError(
                 f"got a list of {len(data)} data, one by one, expected arrays with a row for each, "
                 "or batches of them; give a DataLoader of the list, or stack it: "
-                "tuple(map(torch.as_tensor, map(np.stack, zip(*data))))"
+                "tuple(map(torch.as_tensor, map(np.stack, zip(*data)))); if these are batches, "
+                "give each row its own number: one that differs between them is no constant"
             )
 
 

@@ -274,6 +274,14 @@ def test_a_constant_as_long_as_the_batches_of_a_list_is_one():
         torch.testing.assert_close(pv.elbo(shifted(), data), exact)
 
 
+def test_an_equal_copy_as_long_as_the_batches_of_a_list_is_told_of():
+    x, w = torch.linspace(-1.0, 1.0, 9), torch.tensor([1.0, 2.0, 3.0])
+    pieces = [(x[i : i + 3], w.clone()) for i in (0, 3, 6)]
+    for name, data in ((1, pieces), ("w", [{"x": a, "w": b} for a, b in pieces])):
+        with pytest.warns(UserWarning, match=f"argument {name!r} has the same numbers"):
+            pv.elbo(shifted(), data)
+
+
 @pytest.mark.parametrize("weights", [(None, torch.ones(())), (torch.ones(()), torch.zeros(()))])
 def test_what_differs_between_the_batches_of_a_list_and_is_no_row_is_refused(weights):
     x = torch.linspace(-1.0, 1.0, 6)

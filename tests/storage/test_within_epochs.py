@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from objective_table import AnySize
 from torch.utils.data import DataLoader, TensorDataset
 from two_processes import numbers
 
@@ -120,6 +121,21 @@ def test_a_bound_on_steps_cuts_an_epoch_and_a_continuation_goes_on_with_it(feed,
     assert train(feed, out=tmp_path, max_steps=4, resume=True, **flat) == cut  # it is finished
     assert train(feed, out=tmp_path, max_steps=7, resume=True, **flat)["steps"] == 7
     assert train(feed, out=tmp_path, resume=True, **flat) == straight
+
+
+def test_a_critic_goes_on_within_an_epoch(tmp_path):
+    """With its optimizer, its moving moments and its part of the running means."""
+
+    def game(**options):
+        objective = pv.AVB(AnySize(), moments=3)
+        found = train(objective=objective, lr_schedule=1.0, **options)
+        return found, [value.tolist() for value in objective.state_dict().values()]
+
+    straight, critic = game()
+    cut, of_cut = game(out=tmp_path, max_steps=4)
+    assert game(out=tmp_path, resume=True) == (straight, critic)
+    assert cut["steps"] == 4 and of_cut != critic
+    assert {"loss", "critic"} <= {column.split("_")[0] for column in straight["history"]}
 
 
 def test_steps_bound_a_run_at_the_end_of_an_epoch_and_lift_the_bound_on_epochs():

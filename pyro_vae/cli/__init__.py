@@ -1,5 +1,5 @@
-"""The command line: ``pyro-vae train | evaluate | generate | impute | diagnose | topics |
-demo``.
+"""The command line: ``pyro-vae train | evaluate | generate | impute | diagnose | refine |
+compare | topics | demo``.
 
 The options, their defaults and their help are the signatures and docstrings of the functions that
 COMMANDS names. Exit codes: 0 done, 1 a failure while running, 2 bad input, which costs one line on
@@ -7,14 +7,15 @@ stderr.
 """
 
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 import pyro_vae as pv
-from pyro_vae.cli import demo, evaluate, fill_table, generate, topic_report, train
-from pyro_vae.cli.report import complain
+from pyro_vae.cli import compare, demo, evaluate, fill_table, generate, refine, topic_report, train
+from pyro_vae.cli.report import complain, warn
 from pyro_vae.errors import PyroVaeError
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -23,6 +24,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate.generate,
     "impute": fill_table.impute,
     "diagnose": evaluate.diagnose,
+    "refine": refine.refine,
+    "compare": compare.compare,
     "topics": topic_report.topics,
     "demo": demo.demo,
 }
@@ -34,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # One flag for all commands, wherever it stands; the parser only documents it.
     debug = "--debug" in arguments
+    if arguments[:1] == ["train"] and len(arguments) > 1 and not arguments[1].startswith("-"):
+        arguments.insert(1, "--model")  # pyro-vae train my_program.py:Clicks
     try:
         parsed = parser.parse_args([a for a in arguments if a != "--debug"])
         return _run(COMMANDS[parsed.command], parsed[parsed.command], debug)
@@ -44,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(command: Callable[..., None], values: Namespace, debug: bool) -> int:
     options = {k: v for k, v in values.as_dict().items() if k not in ("config", "debug")}
     try:
-        command(**options)
+        with warnings.catch_warnings():
+            warnings.showwarning = warn  # type: ignore[assignment]
+            command(**options)
     except KeyboardInterrupt:
         return complain("interrupted", 130)
     except Exception as error:
@@ -66,6 +73,7 @@ class _Parser(ArgumentParser):
 
 
 def _parser() -> ArgumentParser:
+    set_parsing_settings(add_print_completion_argument=True)  # of shells, where shtab is installed
     parser = _Parser(prog="pyro-vae", description=pv.__doc__, version=pv.__version__)
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
     for name, function in COMMANDS.items():
@@ -74,8 +82,11 @@ def _parser() -> ArgumentParser:
         sub.add_argument("--config", action="config", help="YAML or JSON file with options.")
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error.")
         skipped: set[str | int] = {"n"} if name == "generate" else set()
+        if name == "compare":  # as many as there are
+            skipped = {"runs"}
+            sub.add_argument("runs", nargs="+", help="run folders, two or more, of the same data.")
         sub.add_function_arguments(function, as_positional=True, skip=skipped)
-        if skipped:
+        if name == "generate":
             sub.add_argument(
                 "-n",
                 "--n",

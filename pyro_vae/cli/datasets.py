@@ -7,9 +7,18 @@ from typing import Any
 import torch
 
 import pyro_vae as pv
-from pyro_vae.cli.options import DOCUMENTS, SENTENCES, SEQUENCES, TABLES, Binarization, Model
+from pyro_vae.cli.options import (
+    DOCUMENTS,
+    LABELLED,
+    SENTENCES,
+    SEQUENCES,
+    TABLES,
+    Binarization,
+)
+from pyro_vae.cli.own_program import is_own
 from pyro_vae.cli.report import say
 from pyro_vae.data import catalogue
+from pyro_vae.data.array_files import READERS, read_arrays
 from pyro_vae.data.count_files import read_counts, read_vocabulary, read_whole
 from pyro_vae.data.line_files import read_lines, read_words
 from pyro_vae.data.table_files import SUFFIXES, split_table
@@ -22,7 +31,12 @@ SETS = {
     "sentences": ("coco_captions",),
     "tables": (),
 }
-_FILES = {"documents": (".npz",), "sentences": (".txt",), "tables": SUFFIXES}  # of a user's own
+_FILES = {
+    "images": (*READERS,),
+    "documents": (".npz",),
+    "sentences": (".txt",),
+    "tables": SUFFIXES,
+}  # of a user's own
 
 
 @dataclass(frozen=True)
@@ -30,14 +44,16 @@ class DataSet:
     """Data as `fit` and the other verbs take them.
 
     Arguments:
-        source: a `Splits`, a `Corpus`, a `SequenceSets` or a `Table`.
+        source: a `Splits`, a `Corpus`, a `SequenceSets`, a `Table` or `Arrays`.
         network: "conv" takes images, all else takes rows.
         words: of sentences or documents; empty where those are only numbered.
+        label: the argument that takes the labels of images; None leaves these out.
     """
 
     source: Any
     network: str = "mlp"
     words: tuple[str, ...] = ()
+    label: str | None = None
 
     @property
     def transform(self) -> Any:
@@ -46,9 +62,13 @@ class DataSet:
 
     def rows(self, split: str, count: int | None = None) -> Any:
         """Return the data of a split, or the first of them."""
-        x = getattr(self.source, split)
+        x: Any = getattr(self.source, split)
         x = {k: v[:count] for k, v in x.items()} if isinstance(x, dict) else x[:count]
-        return self.source.images(x) if self.network == "conv" else x
+        if self.network == "conv" and isinstance(self.source, pv.data.Splits):
+            x = self.source.images(x)
+        if self.label is not None:
+            return {"x": x, self.label: self.source.labels[split][:count]}
+        return x
 
     def batches(self, size: int) -> tuple[Any, dict[str, Any]]:
         """Return the training data as `fit` takes them, and its option of the size of batches."""
@@ -76,7 +96,7 @@ def load_data(settings: dict[str, Any], *, whole: bool = False) -> DataSet:
         ConfigError: The model is none of such data.
         DataError: No data set of that name, and no file.
     """
-    kind, name, words = kind_of(settings["model"]), settings["data"], settings.get("vocab")
+    kind, name, words = kind_of(settings["model"]), str(settings["data"]), settings.get("vocab")
     suffixes = _FILES.get(kind, ())
     worded = kind in ("documents", "sentences")
     if words and not worded:
@@ -90,7 +110,10 @@ def load_data(settings: dict[str, Any], *, whole: bool = False) -> DataSet:
         read = read_words if kind == "sentences" else read_vocabulary
         if words and spoken != read(Path(words)):
             raise ConfigError(f"data: the words of {name} are not those of {words}")
-        return DataSet(source, settings.get("network", "mlp"), words=spoken)
+        label = LABELLED.get(settings["model"]) if getattr(source, "labels", None) else None
+        return DataSet(source, settings.get("network", "mlp"), words=spoken, label=label)
+    if kind == "images" and (Path(name).is_dir() or name.endswith(suffixes)):
+        return DataSet(read_arrays(Path(name)), settings.get("network", "mlp"))
     files = " or a file " + " or ".join(suffixes) if suffixes else ""
     known = (", ".join(SETS[kind]) + files).removeprefix(" or ")
     if any(name in names for names in SETS.values()):
@@ -113,7 +136,10 @@ def load_data(settings: dict[str, Any], *, whole: bool = False) -> DataSet:
 
 
 def kind_of(model: str) -> str:
-    """Return what a model is of: "images", "documents", "sequences", "sentences" or "tables"."""
+    """Return what a model is of: "documents", "sequences", "sentences" or "tables".
+
+    All others, and the user's own programs, are of "images": arrays of a file, or a named set.
+    """
     kinds = {
         "documents": DOCUMENTS,
         "sequences": SEQUENCES,
@@ -123,13 +149,16 @@ def kind_of(model: str) -> str:
     return next((kind for kind, models in kinds.items() if model in models), "images")
 
 
-def default_model(data: str) -> Model:
+def default_model(data: str) -> str:
     """Return the model of a run that names none."""
-    return "TableVAE" if data.endswith(SUFFIXES) else "VAE"
+    return "TableVAE" if data.endswith((".csv", ".parquet")) else "VAE"
 
 
 def default_binarization(model: str, data: str) -> Binarization:
-    """Return the binarization of a run that names none."""
+    """Return the binarization of a run that names none: a file is taken as it is."""
     if data == "mnist_static":
         return "static"
-    return "dynamic" if model == "VAE" else "none"
+    grey = data not in SETS["images"] or kind_of(model) != "images" or is_own(model)
+    if grey or model in ("LinearVAE", "Autoencoder"):
+        return "none"
+    return "threshold" if model in LABELLED else "dynamic"

@@ -13,6 +13,7 @@ from pyro_vae.cli.evaluate import judge
 from pyro_vae.cli.generate import sample_title
 from pyro_vae.cli.programs import build_program
 from pyro_vae.cli.report import say, table
+from pyro_vae.cli.report_file import write_report
 from pyro_vae.cli.runs import fresh_folder, record
 from pyro_vae.device import resolve_device
 from pyro_vae.storage.atomic import atomic_write_text
@@ -69,10 +70,12 @@ def demo(
     figures |= judge(vae, splits.test, num_particles, seed, progress)
     atomic_write_text(folder / "evaluation.json", json.dumps(figures, indent=2) + "\n")
     drawn = _draw(vae, splits, run, folder, seed)
+    write_report(folder)
     say("\n" + table(figures))
     say(f"\n{folder} holds, after {time.perf_counter() - start:.0f} seconds:")
     say(f"  pictures         {', '.join(drawn)}")
     say("  numbers          history.csv, evaluation.json, tensorboard/")
+    say("  in one page      report.html")
     say("  the model        config.json and program.safetensors")
     say("\nNext:")
     say(f'  python -c "import pyro_vae as pv; print(pv.load({str(folder)!r}))"')

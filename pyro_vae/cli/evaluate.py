@@ -13,6 +13,7 @@ from pyro_vae.arguments import positive
 from pyro_vae.cli.datasets import kind_of, load_data
 from pyro_vae.cli.options import Binarization, Split
 from pyro_vae.cli.report import say, table
+from pyro_vae.cli.report_file import write_report
 from pyro_vae.cli.runs import open_run
 from pyro_vae.storage.atomic import atomic_write_text
 
@@ -56,6 +57,7 @@ def evaluate(
     figures = told | figures
     path = Path(run) / "evaluation.json"
     atomic_write_text(path, json.dumps(figures, indent=2, allow_nan=False) + "\n")
+    write_report(Path(run))
     say(table(figures))
     say(f"written to {path}")
 
@@ -88,6 +90,7 @@ def diagnose(
     path = Path(run) / "diagnosis.json"
     atomic_write_text(path, json.dumps(found.as_dict(), indent=2, allow_nan=False) + "\n")
     pv.plots.save(pv.plots.diagnosis(found), path.with_suffix(".png"))
+    write_report(Path(run))
     say(f"\nwritten to {path} and {path.with_suffix('.png').name}")
 
 

@@ -9,8 +9,9 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.arguments import positive
-from pyro_vae.cli.datasets import kind_of, load_data
+from pyro_vae.cli.datasets import SETS, kind_of, load_data
 from pyro_vae.cli.report import say
+from pyro_vae.cli.report_file import write_report
 from pyro_vae.cli.runs import open_run
 from pyro_vae.errors import ConfigError
 from pyro_vae.storage.atomic import atomic_write_bytes, atomic_write_text
@@ -39,9 +40,12 @@ def generate(
     kind = kind_of(settings["model"])
     if kind == "documents":
         raise ConfigError(f"generate: {settings['model']} draws counts; use pyro_vae.generate")
+    own = kind == "images" and settings["data"] not in SETS["images"]
     mean = kind not in ("sentences", "tables") if mean is None else mean
     source = None if kind in ("images", "tables") else load_data(settings).source
     inputs = None if source is None else _inputs(source.test, positive("n", n))
+    if own:  # a program of the user's own learns its sizes from rows
+        pv.Program.of(program).read(load_data(settings).drawn("train", seed, 2))
     torch.manual_seed(seed)
     drawn: Any = pv.generate(program, n, given=inputs, mean=mean)
     folder = Path(run)
@@ -49,11 +53,14 @@ def generate(
         atomic_write_text(folder / "samples.csv", drawn.to_csv(index=False))
         say(f"{drawn.head()}\n\nwritten to {folder / 'samples.csv'}")
         return
-    drawn = drawn.cpu()
+    drawn = drawn.cpu() if isinstance(drawn, torch.Tensor) else drawn
     if kind == "sentences":
         text = "\n".join(source.vocabulary.text(drawn))  # type: ignore[union-attr]
         atomic_write_text(folder / "samples.txt", text + "\n")
         say(f"{text}\n\nwritten to {folder / 'samples.txt'}")
+        return
+    if own:
+        _write_own(folder, drawn, sample_title(n, mean))
         return
     if inputs is None:
         shape = (1, 8, 8) if settings["data"] == "digits" else (1, 28, 28)
@@ -66,6 +73,7 @@ def generate(
         figure = pv.plots.piano_rolls(named, title=sample_title(len(named), mean))
     pv.plots.save(figure, folder / "samples.png")
     _write_npz(folder / "samples.npz", arrays)
+    write_report(folder)
     say(f"written to {folder / 'samples.png'} and {folder / 'samples.npz'}")
 
 
@@ -78,6 +86,19 @@ def _inputs(test: dict[str, torch.Tensor], n: int) -> dict[str, torch.Tensor]:
 def sample_title(n: int, mean: bool) -> str:
     """Return the title of a figure of draws."""
     return f"{n} draws from the prior" + (", decoded to E[x | z]" if mean else "")
+
+
+def _write_own(folder: Path, drawn: Any, title: str) -> None:
+    """Write the rows of a user's own data by site, and a picture where they are images."""
+    arrays = drawn if isinstance(drawn, dict) else {"x": drawn}
+    _write_npz(folder / "samples.npz", {name: x.cpu() for name, x in arrays.items()})
+    written = f"{folder / 'samples.npz'}"
+    pictures = [x for x in arrays.values() if x.ndim == 4 and x.shape[1] in (1, 3)]
+    if pictures:
+        pv.plots.save(pv.plots.samples(pictures[0], title=title), folder / "samples.png")
+        written += " and samples.png"
+    write_report(folder)
+    say(f"written to {written}")
 
 
 def _write_npz(path: Path, arrays: dict[str, torch.Tensor]) -> None:

@@ -11,6 +11,15 @@ IMAGES: dict[str, Callable[..., Any]] = {
     "LinearVAE": pv.models.LinearVAE,
     "Autoencoder": pv.models.Autoencoder,
 }
+# Built from their signatures: what --options names, and what the data say.
+BY_SIGNATURE: dict[str, Callable[..., Any]] = {
+    name: getattr(pv.models, name)
+    for name in (
+        *("HierarchicalVAE", "LadderVAE", "TopDownVAE", "BayesianVAE", "VQVAE", "SBN", "DEF"),
+        *("ConditionalVAE", "M2", "MultimodalVAE"),
+    )
+}
+LABELLED = {"ConditionalVAE": "c", "M2": "label"}  # and the argument that takes the labels
 DOCUMENTS: dict[str, Callable[..., Any]] = {
     "NVDM": pv.models.NVDM,
     "GSM": pv.models.GSM,
@@ -24,18 +33,25 @@ SENTENCES: dict[str, Callable[..., Any]] = {
     "SentenceLM": pv.models.SentenceLM,
 }
 TABLES: dict[str, Callable[..., Any]] = {"TableVAE": pv.models.TableVAE}
-MODELS = {**IMAGES, **DOCUMENTS, **SEQUENCES, **SENTENCES, **TABLES}
+MODELS = {**IMAGES, **BY_SIGNATURE, **DOCUMENTS, **SEQUENCES, **SENTENCES, **TABLES}
 OBSERVATIONS: dict[str, Any] = {
     name: getattr(pv.conditionals, name)
     for name in ("Bernoulli", "Gaussian", "IsotropicGaussian", "DiscretisedLogistic")
 }
 # From the settings of a run and held-out data.
 OBJECTIVES: dict[str, Callable[[dict[str, Any], Any], Any]] = {
-    "elbo": lambda run, valid: pv.ELBO(run["num_particles"]),
-    "analytic_elbo": lambda run, valid: pv.AnalyticELBO(run["num_particles"]),
-    "iwae": lambda run, valid: pv.IWAE(run["num_particles"]),
-    "free_bits": lambda run, valid: pv.FreeBits(run["nats"], num_particles=run["num_particles"]),
-    "target_kl": lambda run, valid: pv.TargetKL(run["nats"], num_particles=run["num_particles"]),
+    "elbo": lambda run, valid: pv.ELBO(**_particles(run)),
+    "analytic_elbo": lambda run, valid: pv.AnalyticELBO(**_particles(run)),
+    "iwae": lambda run, valid: pv.IWAE(**_particles(run)),
+    "free_bits": lambda run, valid: pv.FreeBits(run["nats"], **_particles(run)),
+    "target_kl": lambda run, valid: pv.TargetKL(run["nats"], **_particles(run)),
+    "stl": lambda run, valid: pv.STL(**_particles(run)),
+    "dreg": lambda run, valid: pv.DReG(**_particles(run)),
+    "rloo": lambda run, valid: pv.RLOO(**_particles(run)),
+    "vimco": lambda run, valid: pv.VIMCO(**_particles(run)),
+    "disarm": lambda run, valid: pv.DisARM(),
+    "reweighted_wake_sleep": lambda run, valid: pv.ReweightedWakeSleep(**_particles(run)),
+    "vq": lambda run, valid: pv.VQ(),
     "lagging": lambda run, valid: pv.Lagging(valid),
     "aae": lambda run, valid: pv.AAE(pv.nn.Critic(run["latent_dim"])),
     "wae": lambda run, valid: pv.WAE(),
@@ -44,7 +60,13 @@ OBJECTIVES: dict[str, Callable[[dict[str, Any], Any], Any]] = {
     ),
     "vaegan": lambda run, valid: pv.VAEGAN(pv.nn.ConvCritic(_plane(valid.shape[1:]))),
 }
+DEFAULT = {"VQVAE": "vq", "SBN": "disarm"}  # objective of a model, where it is not elbo
 ADVERSARIAL = ("aae", "wae", "avb", "vaegan")
+
+
+def _particles(run: dict[str, Any]) -> dict[str, Any]:
+    """Return the option of the draws per datum, where a run names them."""
+    return {} if run["num_particles"] is None else {"num_particles": run["num_particles"]}
 
 
 def _plane(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -53,27 +75,19 @@ def _plane(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape if len(shape) == 3 else (1, side, side)
 
 
-Model = Literal[
-    "VAE",
-    "LinearVAE",
-    "Autoencoder",
-    "NVDM",
-    "GSM",
-    "ProdLDA",
-    "ETM",
-    "LDA",
-    "DMM",
-    "VRNN",
-    "SentenceVAE",
-    "SentenceLM",
-    "TableVAE",
-]
 Objective = Literal[
     "elbo",
     "analytic_elbo",
     "iwae",
     "free_bits",
     "target_kl",
+    "stl",
+    "dreg",
+    "rloo",
+    "vimco",
+    "disarm",
+    "reweighted_wake_sleep",
+    "vq",
     "lagging",
     "aae",
     "wae",

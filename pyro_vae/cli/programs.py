@@ -1,20 +1,28 @@
 """The program that the settings of a run ask for."""
 
-import math
+import inspect
 from functools import partial
 from typing import Any
 
+import torch
+
 import pyro_vae as pv
 from pyro_vae.cli.datasets import DataSet, kind_of
-from pyro_vae.cli.options import ADVERSARIAL, MODELS, OBSERVATIONS
+from pyro_vae.cli.options import ADVERSARIAL, BY_SIGNATURE, IMAGES, MODELS, OBSERVATIONS
+from pyro_vae.cli.own_program import called, is_own, own_program
 from pyro_vae.errors import ConfigError
 
 
 def check_options(settings: dict[str, Any]) -> None:
     """Raise `ConfigError` for an option that the model of a run lacks: before data are loaded."""
     model, kind = settings["model"], kind_of(settings["model"])
+    if model not in MODELS and not is_own(model):
+        raise ConfigError(
+            f"model: got {model!r}, expected FILE.py:NAME or one of {', '.join(MODELS)}"
+        )
     fixed = {"observation": None, "posterior": "Gaussian"} if model != "VAE" else {}
-    fixed |= {"network": "mlp"} if kind != "images" or model == "LinearVAE" else {}
+    fixed |= {"network": "mlp"} if model not in ("VAE", "Autoencoder", "VQVAE") else {}
+    fixed |= {"latent_dim": None, "hidden": None} if is_own(model) else {}
     fixed |= {"binarization": "none"} if kind != "images" else {}
     if settings.get("kinds") and kind != "tables":
         raise ConfigError(f"kinds: {model} has no columns; leave --kinds out")
@@ -23,14 +31,18 @@ def check_options(settings: dict[str, Any]) -> None:
     _check_objective(settings, kind)
     for name, default in fixed.items():
         if settings.get(name, default) != default:
-            raise ConfigError(f"{name}: {model} has no choice of it; leave --{name} out")
+            hint = f", or give --options.{name}" if model in BY_SIGNATURE or is_own(model) else ""
+            raise ConfigError(f"{name}: {model} has no choice of it; leave --{name} out{hint}")
 
 
 def _check_objective(settings: dict[str, Any], kind: str) -> None:
     """Raise `ConfigError` for an objective that does not go with the model or its data."""
-    objective = settings.get("objective", "elbo")
-    if objective in ADVERSARIAL and kind != "images":
-        raise ConfigError(f"objective: {objective} takes models of images, got a model of {kind}")
+    objective = settings.get("objective") or "elbo"
+    if objective in ADVERSARIAL and settings["model"] not in IMAGES:
+        raise ConfigError(
+            f"objective: {objective} takes models of images ({', '.join(IMAGES)}), "
+            f"got {settings['model']}"
+        )
     if objective == "vaegan" and settings["binarization"] != "none":
         raise ConfigError(
             "objective: a critic tells binary images from grey means at once; give vaegan the grey "
@@ -44,35 +56,54 @@ def _check_objective(settings: dict[str, Any], kind: str) -> None:
 
 def build_program(settings: dict[str, Any], data: DataSet) -> Any:
     """Return a new program of the size of the data."""
+    model, options = settings["model"], dict(settings.get("options") or {})
+    if is_own(model):
+        return own_program(model, options)
+    known = _signature(model)
+    said = {name: value for name, value in _said(settings, data).items() if name in known}
+    for name, value in options.items():
+        by_class = name in known and inspect.isclass(known[name].default)
+        options[name] = getattr(pv.conditionals, str(value), value) if by_class else value
+    return called(MODELS[model], said | options, model)
+
+
+def _signature(model: str) -> Any:
+    """Return the parameters of a model; those of `VAE` where it hands them on."""
+    found = dict(inspect.signature(MODELS[model]).parameters)
+    return (
+        dict(inspect.signature(pv.models.VAE).parameters) | found if "options" in found else found
+    )
+
+
+def _said(settings: dict[str, Any], data: DataSet) -> dict[str, Any]:
+    """Return the arguments that data and short options say, for all models together."""
     model, kind = settings["model"], kind_of(settings["model"])
-    hidden = _widths(settings)
-    source, latent_dim = data.source, settings["latent_dim"]
+    latent_dim, hidden = settings.get("latent_dim"), settings.get("hidden")
+    said: dict[str, Any] = {}
+    if latent_dim is not None:
+        said |= {"latent_dim": latent_dim, "num_topics": latent_dim}
+    if hidden is not None:
+        said["hidden"] = _widths(settings)[0] if kind == "sentences" else _widths(settings)
     if kind == "tables":
-        kinds = settings.get("kinds")
-        return MODELS[model](source.whole, latent_dim, hidden, kinds=kinds)
-    if kind == "documents":
-        return MODELS[model](len(source.vocabulary), latent_dim, hidden)
-    if kind == "sentences":
-        code = {} if model == "SentenceLM" else {"latent_dim": latent_dim}
-        return MODELS[model](len(source.vocabulary), **code, hidden=hidden[0])
+        return said | {"table": data.source.whole, "kinds": settings.get("kinds")}
+    if kind in ("documents", "sentences"):
+        return said | {"words": len(data.source.vocabulary)}
+    rows = data.rows("train")
     if kind == "sequences":
-        x, lengths = source.train["x"], source.train["lengths"]
-        mean = x.sum((0, 1)) / lengths.sum()
-        return MODELS[model](x.shape[-1], latent_dim, hidden, data_mean=mean)
-    if model == "LinearVAE":
-        return MODELS[model](math.prod(source.shape), latent_dim)
-    options: dict[str, Any] = {
-        "hidden": hidden,
-        "network": settings["network"],
-        "data_mean": data.rows("train").mean(0),
-    }
+        mean = rows["x"].sum((0, 1)) / rows["lengths"].sum()
+        return said | {"data_dim": rows["x"].shape[-1], "data_mean": mean}
+    x = rows if isinstance(rows, torch.Tensor) else rows.get("x", next(iter(rows.values())))
+    said |= {"data_dim": x.shape[-1] if x.ndim == 2 else tuple(x.shape[1:])}
+    said |= {"data_mean": x.mean(0), "network": settings["network"]}
+    if data.label:
+        said["num_classes"] = int(rows[data.label].max()) + 1
     if model == "VAE":
-        grey = settings["binarization"] == "none"
-        chosen = settings["observation"] or ("Gaussian" if grey else "Bernoulli")
-        options["observation"] = _observation(chosen, settings["data"])
-        options["posterior"] = getattr(pv.conditionals, settings.get("posterior", "Gaussian"))
-    size: Any = source.shape if settings["network"] == "conv" else math.prod(source.shape)
-    return MODELS[model](size, latent_dim, **options)
+        said["posterior"] = getattr(pv.conditionals, settings.get("posterior", "Gaussian"))
+    if model != "DEF":
+        binary = settings["binarization"] != "none" or bool(((x == 0) | (x == 1)).all())
+        chosen = settings["observation"] or ("Bernoulli" if binary else "Gaussian")
+        said["observation"] = _observation(chosen, settings["data"])
+    return said
 
 
 def _widths(settings: dict[str, Any]) -> tuple[int, ...]:

@@ -10,6 +10,11 @@ def complain(message: str, code: int) -> int:
     return code
 
 
+def warn(message: Any, *where: Any) -> None:
+    """Write a warning as one line; a `warnings.showwarning`."""
+    print(f"pyro-vae: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
 def say(text: str) -> None:
     """Write to stdout at once."""
     print(text, flush=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyro_vae as pv
+from pyro_vae.cli.own_program import is_own, own_program
 from pyro_vae.device import resolve_device
 from pyro_vae.errors import ConfigError
 from pyro_vae.storage.atomic import atomic_write_text
@@ -104,5 +105,9 @@ def open_run(run: str, device: str, **changed: Any) -> tuple[Any, dict[str, Any]
     where, settings = resolve_device(device), read_settings(Path(run))
     if (Path(run) / VOCABULARY).exists():
         settings["vocab"] = str(Path(run) / VOCABULARY)
-    program = pv.load(run, device=where)
+    into = None
+    if is_own(settings["model"]):
+        into = own_program(settings["model"], dict(settings.get("options") or {}))
+    program = pv.load(run, into=into, device=where)
+    pv.Program.of(program).to(where)
     return program, settings | {k: v for k, v in changed.items() if v is not None}

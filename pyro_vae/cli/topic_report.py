@@ -10,6 +10,7 @@ import pyro_vae as pv
 from pyro_vae.arguments import positive
 from pyro_vae.cli.datasets import kind_of, load_data
 from pyro_vae.cli.report import say
+from pyro_vae.cli.report_file import write_report
 from pyro_vae.cli.runs import check_words, open_run
 from pyro_vae.data.count_files import halves
 from pyro_vae.errors import ConfigError
@@ -95,6 +96,7 @@ def topics(
         figure = pv.plots.documents(shares, labels[: test.shape[0] : every], seed=seed)
         pv.plots.save(figure, path.with_name(f"documents{end}.png"))
         written.append(f"documents{end}.png")
+    write_report(Path(run))
     say(f"{found!r}\n\n{_table(figures)}\nwritten to {path}, {', '.join(written)}")
 
 

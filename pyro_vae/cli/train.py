@@ -10,33 +10,37 @@ import pyro_vae as pv
 from pyro_vae.arguments import number
 from pyro_vae.cli.datasets import default_binarization, default_model, kind_of, load_data
 from pyro_vae.cli.options import (
+    BY_SIGNATURE,
+    DEFAULT,
+    MODELS,
     OBJECTIVES,
     Binarization,
-    Model,
     Objective,
     Observation,
     Posterior,
 )
 from pyro_vae.cli.programs import build_program, check_options
 from pyro_vae.cli.report import say
+from pyro_vae.cli.report_file import write_report
 from pyro_vae.cli.runs import check_same_run, check_words, fresh_folder, record
 from pyro_vae.errors import ConfigError
 
 
 def train(
-    model: Model | None = None,
+    model: str | None = None,
+    options: dict[str, Any] | None = None,
     data: str = "digits",
     vocab: str | None = None,
     kinds: dict[str, Any] | None = None,
     binarization: Binarization | None = None,
-    latent_dim: int = 20,
-    hidden: int | tuple[int, ...] = (400,),
-    network: Literal["mlp", "conv"] = "mlp",
+    latent_dim: int | None = None,
+    hidden: int | tuple[int, ...] | None = None,
+    network: Literal["mlp", "conv"] | None = None,
     observation: Observation | None = None,
     posterior: Posterior = "Gaussian",
-    objective: Objective = "elbo",
+    objective: Objective | None = None,
     nats: float = 0.5,
-    num_particles: int = 1,
+    num_particles: int | None = None,
     epochs: int = 50,
     batch_size: int = 128,
     lr: float = 1e-3,
@@ -56,31 +60,38 @@ def train(
     """Train a model and write a run folder.
 
     Arguments:
-        model: what is modelled: images by the first three, counts of words by the next five,
-            chorales by DMM and VRNN, sentences by the next two, a table by TableVAE;
-            null is TableVAE for a file .csv or .parquet, VAE for all else.
-        data: data set: digits, mnist, mnist_static or fashion_mnist; 20news, 20news_etm,
-            reuters (of the extra of that name), or a file .npz of counts, as
-            scipy.sparse.save_npz writes it or with an array x; jsb; coco_captions, or a file .txt
-            of sentences, one a line; a table, .csv or .parquet (needs pyarrow).
+        model: a program of your own, as my_program.py:Clicks (a class, a function that returns a
+            program, or a program), or a name of pyro_vae.models; may stand first, without --model.
+            Null is TableVAE for a file .csv or .parquet, VAE for all else.
+        options: arguments of the model's constructor, each as --options.NAME VALUE.
+        data: data set: digits, mnist, mnist_static or fashion_mnist, or a file of arrays for these
+            models and for your own: .npz (arrays by the names of the model's arguments), .npy, .pt,
+            .csv, .parquet (needs pyarrow) or a folder of images. For topic models 20news,
+            20news_etm, reuters (of the extra of that name), or a file .npz of counts, as
+            scipy.sparse.save_npz writes it or with an array x; for DMM and VRNN jsb; for sentences
+            coco_captions, or a file .txt, one a line; for TableVAE .csv or .parquet. Of a file
+            every 20th row validates, and the tenth after it tests.
         vocab: text file of words, one a line: those of a file of counts (null numbers them), or
             those that are known in sentences (null are those that training lines have three times).
         kinds: kinds of a table's columns by name, where they do not show: real, positive, count,
             categorical, ordinal or censored, or a dict of `Column`'s arguments. Strings are
             categorical, whole numbers from 0 counts, other numbers real.
-        binarization: none keeps grey levels; null is static for mnist_static, dynamic for other
-            images of a VAE, none otherwise.
-        latent_dim: latent units, or topics.
+        binarization: none keeps grey levels; null is none for a file, LinearVAE and Autoencoder,
+            static for mnist_static, threshold for other images with labels, dynamic without.
+        latent_dim: latent units, or topics; null is 20, or what the model's constructor has.
         hidden: widths of the encoder's hidden layers, as 400 or [200,200]; mirrored by a VAE's
-            decoder; one width for sentences.
-        network: kind of encoder and decoder (conv: hidden are channels).
+            decoder; one width for sentences; null is 400, or what the model's constructor has.
+        network: kind of encoder and decoder (conv: hidden are channels); null is conv for VQVAE,
+            mlp for all else.
         observation: p(x | z) of a VAE; null is Bernoulli for binary data, Gaussian for grey levels.
         posterior: q(z | x) of a VAE; the last three commit nats by construction.
-        objective: what is maximised; analytic_elbo has less noise, free_bits, target_kl and lagging
-            keep the posterior from collapsing; aae and wae hold the codes of all data to the prior,
+        objective: what is maximised; null is vq for VQVAE, disarm for SBN, elbo for all else.
+            rloo, vimco, disarm and reweighted_wake_sleep take discrete latents; analytic_elbo has
+            less noise, free_bits, target_kl and lagging keep the posterior from collapsing; aae and
+            wae hold the codes of all data to the prior,
             avb trains the posterior NoiseFed, vaegan compares images by a critic's features.
         nats: KL per unit that free_bits leaves free, or the whole KL that target_kl holds.
-        num_particles: draws per datum behind the bound.
+        num_particles: draws per datum behind the bound; null is what the objective has.
         epochs: passes over the training data.
         batch_size: data per step.
         lr: learning rate of Adam.
@@ -99,8 +110,14 @@ def train(
     """
     settings = {k: v for k, v in locals().items() if k != "settings"}
     settings["model"] = model = model or default_model(data)
+    settings["network"] = network or ("conv" if model == "VQVAE" else "mlp")
+    settings["objective"] = chosen = objective or DEFAULT.get(model, "elbo")
+    if model in MODELS and model not in BY_SIGNATURE:
+        settings["latent_dim"] = latent_dim = 20 if latent_dim is None else latent_dim
+        settings["hidden"] = (400,) if hidden is None else hidden
     settings["binarization"] = binarization = binarization or default_binarization(model, data)
-    folder = Path(out) if out else fresh_folder(Path("runs") / f"{model.lower()}-{Path(data).stem}")
+    called = model.rpartition(":")[2].removesuffix(".py").rpartition("/")[2].lower()
+    folder = Path(out) if out else fresh_folder(Path("runs") / f"{called}-{Path(data).stem}")
     if resume:
         if out is None:
             raise ConfigError("resume: needs the run folder, --out")
@@ -120,7 +137,7 @@ def train(
         program,
         train,
         valid=loaded.rows("valid"),
-        objective=OBJECTIVES[objective](settings, loaded.drawn("valid", seed, 1000)),
+        objective=OBJECTIVES[chosen](settings, loaded.drawn("valid", seed, 1000)),
         epochs=epochs,
         **size,
         lr=lr,
@@ -139,7 +156,8 @@ def train(
         progress=progress,
     )
     pv.plots.save(pv.plots.curves(run.history), folder / "curves.png")
-    kept = "last" if objective in ("aae", "avb", "vaegan") else "best"
+    write_report(folder)
+    kept = "last" if chosen in ("aae", "avb", "vaegan") else "best"
     say(f"{kept} epoch {run.best_epoch}: {_judged(run)} nats per datum")
     say(f"run folder: {folder}")
     if model != "Autoencoder":

@@ -14,7 +14,7 @@ from pyro_vae.data.corpora import Corpus
 from pyro_vae.data.splits import EVERY, by_turns
 from pyro_vae.errors import DataError
 
-_UNREADABLE = (
+UNREADABLE = (
     *(OSError, ValueError, TypeError, EOFError, RuntimeError, BadZipFile, zlib.error),
     *(KeyError, AttributeError, OverflowError),  # a part lacks, or is another thing
 )
@@ -111,7 +111,7 @@ def _rows(path: Path) -> Any:
         raise
     except MemoryError:
         raise DataError(f"{path}: it claims more numbers than the memory holds") from None
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{path}: not a sound .npz file ({reason})") from None
 

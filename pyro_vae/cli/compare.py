@@ -1,0 +1,125 @@
+"""``pyro-vae compare``."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pyro_vae as pv
+from pyro_vae.arguments import positive
+from pyro_vae.cli.datasets import load_data
+from pyro_vae.cli.options import Split
+from pyro_vae.cli.report import say
+from pyro_vae.cli.runs import fresh_folder, open_run
+from pyro_vae.errors import ConfigError
+from pyro_vae.storage.atomic import atomic_write_text
+
+
+def compare(
+    runs: list[str],
+    split: Split = "test",
+    rows: int | None = None,
+    num_particles: int = 1000,
+    seed: int = 0,
+    device: str = "auto",
+    out: str | None = None,
+    progress: bool = True,
+) -> None:
+    """Compare runs on the same data: likelihoods, and paired differences to the best of them.
+
+    Written to compare.json and compare.png.
+
+    Arguments:
+        runs: run folders, two or more, trained on the same data with the same binarization.
+        split: which part of the data.
+        rows: only so many data from the start; null is all.
+        num_particles: importance samples per datum behind the log-likelihood.
+        seed: of the estimates, the same for each run.
+        device: auto, cpu, cuda or cuda:N.
+        out: folder to write to; null is a fresh one, runs/compare.
+        progress: show a progress bar.
+    """
+    if len(runs) < 2 or len({str(Path(run)) for run in runs}) < len(runs):
+        raise ConfigError(f"runs: got {', '.join(runs)}, expected two or more different folders")
+    count = None if rows is None else positive("rows", rows)
+    opened = {run: open_run(run, device) for run in runs}
+    same = {(settings["data"], settings["binarization"]) for _, settings in opened.values()}
+    if len(same) > 1:
+        told = "; ".join(f"{data}, binarization {kind}" for data, kind in sorted(same))
+        raise ConfigError(f"runs: got runs of {told}; their likelihoods cannot be compared")
+    scored = {}
+    for run, (program, settings) in opened.items():
+        x = load_data(settings).drawn(split, seed, count)
+        torch.manual_seed(seed)
+        scored[run] = pv.log_likelihood(program, x, num_particles=num_particles, progress=progress)
+    found = paired({run: each.log_prob.double().cpu() for run, each in scored.items()})
+    for run, row in found.items():
+        row["model"] = opened[run][1]["model"]
+        row["share_k_above_0.7"] = None if math.isnan(u := scored[run].untrusted) else u
+    (data, binarization) = next(iter(same))
+    head = {"data": data, "binarization": binarization, "split": split, "seed": seed}
+    head |= {"num_particles": num_particles, "rows": len(next(iter(scored.values())).log_prob)}
+    folder = Path(out) if out else fresh_folder(Path("runs") / "compare")
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(head | {"runs": found}, indent=2, allow_nan=False) + "\n"
+    atomic_write_text(folder / "compare.json", text)
+    pv.plots.save(_figure(found), folder / "compare.png")
+    say(_table(head, found))
+    say(f"written to {folder / 'compare.json'} and compare.png")
+
+
+def paired(log_probs: dict[str, torch.Tensor]) -> dict[str, dict[str, Any]]:
+    """Return means, and paired differences to the best run, each with its error; best first.
+
+    Arguments:
+        log_probs: log p(x) by run, ``(N,)``, of the same data.
+    """
+    order = sorted(log_probs, key=lambda run: -log_probs[run].mean())
+    best = log_probs[order[0]]
+
+    def error(values: torch.Tensor) -> float | None:
+        return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else None
+
+    return {
+        run: {
+            "log_likelihood": float(log_probs[run].mean()),
+            "log_likelihood_stderr": error(log_probs[run]),
+            "difference": float((log_probs[run] - best).mean()),
+            "difference_stderr": error(log_probs[run] - best),
+        }
+        for run in order
+    }
+
+
+def _table(head: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
+    def value(row: dict[str, Any], name: str) -> str:
+        error = row[f"{name}_stderr"]
+        return f"{row[name]:.2f}" + ("" if error is None else f" ± {error:.2f}")
+
+    title = "{data}, {split} split, {rows} data, binarization {binarization}, K = {num_particles}"
+    lines = [title.format(**head), f"  {'log-likelihood':<20}{'behind the best':<20}run"]
+    for run, row in found.items():
+        behind = "best" if run == next(iter(found)) else value(row, "difference")
+        lines.append(f"  {value(row, 'log_likelihood'):<20}{behind:<20}{run} ({row['model']})")
+    return "\n".join([*lines, "nats per datum; differences are paired, datum by datum"])
+
+
+def _figure(found: dict[str, dict[str, Any]]) -> Any:
+    """Return the differences with two standard errors, best run on top."""
+    from pyro_vae.plots.style import PALETTE, new_figure, plain_axes, set_title
+
+    figure = new_figure(6.4, 1.3 + 0.34 * len(found))
+    axes = figure.add_subplot()
+    means = [row["difference"] for row in found.values()]
+    errors = [2 * (row["difference_stderr"] or 0.0) for row in found.values()]
+    places = range(len(found))
+    axes.errorbar(means, places, xerr=errors, fmt="o", color=PALETTE[0], capsize=3)
+    axes.axvline(0.0, color="#8a8a8a", lw=0.8, ls=":")
+    axes.set_yticks(places, [run if len(run) <= 40 else f"…{run[-39:]}" for run in found])
+    axes.set_ylim(len(found) - 0.5, -0.5)
+    axes.set_xlabel("log-likelihood behind the best, nats per datum (bars: two standard errors)")
+    plain_axes(axes)
+    set_title(axes, "")
+    return figure

@@ -1,0 +1,90 @@
+"""The user's own program: ``my_program.py:Clicks``."""
+
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyro_vae as pv
+from pyro_vae.errors import ConfigError
+
+
+def is_own(model: str) -> bool:
+    """Return whether a model is a file of the user's, in place of a name of `pv.models`."""
+    return ".py" in model
+
+
+def own_program(model: str, options: dict[str, Any]) -> Any:
+    """Return a new program.
+
+    Arguments:
+        model: ``file.py:name``, a class, a function that returns a program, or a program;
+            ``file.py`` alone has functions `model` and `guide`.
+        options: arguments of the class or function.
+
+    Raises:
+        ConfigError: no such file or name, a file that fails, options that are not in the signature,
+            or no program.
+    """
+    file, _, name = model.partition(":")
+    module = _module(Path(file), model)
+    if not name:
+        pair: list[Any] = [getattr(module, side, None) for side in ("model", "guide")]
+        if not all(map(callable, pair)):
+            raise ConfigError(f"{file}: has no functions model and guide; name one, as {file}:Name")
+        return pv.Program(*pair)
+    if not hasattr(module, name):
+        raise ConfigError(f"{file}: has no {name!r}; it defines {_defined(module)}")
+    value = getattr(module, name)
+    made = inspect.isclass(value) or inspect.isroutine(value)
+    if options and not made:
+        raise ConfigError(f"options: {model} is a program already, and takes none")
+    program = called(value, options, model) if made else value
+    if not (
+        callable(getattr(program, "model", None)) and callable(getattr(program, "guide", None))
+    ):
+        raise ConfigError(
+            f"{model}: got {type(program).__name__}, expected an object with model and guide"
+        )
+    return program
+
+
+def called(factory: Any, options: dict[str, Any], named: str) -> Any:
+    """Return what a class or function makes of options, which its signature must have."""
+    if not callable(factory):
+        raise ConfigError(f"{named}: got {type(factory).__name__}, expected a class or a program")
+    signature = inspect.signature(factory)
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        known = ", ".join(signature.parameters) or "no options"
+        raise ConfigError(f"options: {named}: {error}; it takes {known}") from None
+    return factory(**options)
+
+
+def _module(path: Path, named: str) -> Any:
+    """Run a file and return its module; its neighbours can be imported."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file, of the program {named}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path}: got no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"{path}: fails with {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(path.resolve().parent))
+    return module
+
+
+def _defined(module: Any) -> str:
+    mine = [
+        name
+        for name, value in vars(module).items()
+        if getattr(value, "__module__", None) == module.__name__ and name[0] != "_"
+    ]
+    return ", ".join(mine) or "nothing"

@@ -1,0 +1,73 @@
+"""``pyro-vae refine``."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import pyro_vae as pv
+from pyro_vae.arguments import positive
+from pyro_vae.cli.datasets import load_data
+from pyro_vae.cli.options import Split
+from pyro_vae.cli.report import say
+from pyro_vae.cli.report_file import write_report
+from pyro_vae.cli.runs import open_run
+from pyro_vae.storage.atomic import atomic_write_bytes, atomic_write_text
+
+
+def refine(
+    run: str,
+    data: str | None = None,
+    split: Split = "test",
+    rows: int = 16,
+    num_draws: int = 500,
+    warmup: int = 300,
+    chains: int = 4,
+    seed: int = 0,
+    device: str = "auto",
+    progress: bool = True,
+) -> None:
+    """Draw from the posterior of each datum by HMC chains that start at the guide.
+
+    Draws are written to refined.npz (by site; chains, draws, data), figures to refined.json.
+
+    Arguments:
+        run: run folder.
+        data: data set or file; null is the one it was trained on.
+        split: which part of the data.
+        rows: only so many data from the start.
+        num_draws: draws kept per chain.
+        warmup: transitions before them.
+        chains: chains per datum.
+        seed: of the chains.
+        device: auto, cpu, cuda or cuda:N.
+        progress: show a progress bar.
+    """
+    program, settings = open_run(run, device, data=data)
+    x = load_data(settings).drawn(split, seed, positive("rows", rows))
+    torch.manual_seed(seed)
+    chosen = pv.HMC(num_draws=num_draws, warmup=warmup, chains=chains)
+    found: Any = pv.refine(program, x, chosen, progress=progress)
+    rhat, ess = (np.atleast_1d(torch.as_tensor(v).cpu().numpy()) for v in (found.rhat, found.ess))
+    figures: dict[str, Any] = {
+        "rows": len(x) if isinstance(x, torch.Tensor) else rows,
+        "num_draws": num_draws,
+        "chains": chains,
+        "median_rhat": float(np.median(rhat)),
+        "median_ess": float(np.median(ess)),
+        "not_mixed": int((~(rhat <= 1.05)).sum()),
+        "seed": seed,
+    }
+    path = Path(run) / "refined.json"
+    told = {"data": settings["data"], "split": split}
+    told |= {k: v if np.isfinite(v) else None for k, v in figures.items()}
+    buffer = io.BytesIO()
+    samples: dict[str, Any] = {k: v.cpu().numpy() for k, v in found.samples.items()}
+    np.savez_compressed(buffer, **samples)
+    atomic_write_bytes(path.with_suffix(".npz"), buffer.getvalue())
+    atomic_write_text(path, json.dumps(told, indent=2, allow_nan=False) + "\n")
+    write_report(Path(run))
+    say(f"{found!r}\nwritten to {path} and {path.with_suffix('.npz').name}")

@@ -1,0 +1,166 @@
+"""Arrays of a user's own file, as the arguments of a program. Shapes: N rows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError  # what torch.load raises
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.data.count_files import UNREADABLE
+from pyro_vae.data.splits import EVERY, by_turns
+from pyro_vae.data.table_files import read_table
+from pyro_vae.errors import ConfigError, DataError
+
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff")
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """Rows of a file in splits: every 20th validates, and the tenth after it tests.
+
+    Arguments:
+        whole: one tensor, or tensors by the name of the program's argument, ``(N, ...)``.
+    """
+
+    whole: Tensor | dict[str, Tensor]
+
+    @property
+    def train(self) -> Any:
+        """The rows to train on."""
+        return self._part("train")
+
+    @property
+    def valid(self) -> Any:
+        """Every 20th row."""
+        return self._part("valid")
+
+    @property
+    def test(self) -> Any:
+        """The tenth row after each of these."""
+        return self._part("test")
+
+    def _part(self, split: str) -> Any:
+        whole = self.whole
+        first = whole if isinstance(whole, Tensor) else next(iter(whole.values()))
+        rows = torch.from_numpy(by_turns(len(first))[split])
+        return whole[rows] if isinstance(whole, Tensor) else {k: v[rows] for k, v in whole.items()}
+
+
+def read_arrays(path: Path) -> Arrays:
+    """Return what a file holds, or a folder of images.
+
+    Numbers become floats of torch's default type, but for a column of whole numbers beside other
+    arrays, ``(N,)``, which are labels.
+
+    Arguments:
+        path: ``.npz`` (arrays by name, or what ``scipy.sparse.save_npz`` writes), ``.npy``,
+            ``.pt`` (a tensor, or a dict of tensors; loading runs no code), ``.csv`` or ``.parquet``
+            (numbers; all columns are one array), or a folder of images of one size, which
+            become ``(N, C, H, W)`` in [0, 1], in the order of their names.
+
+    Raises:
+        ConfigError: A package that reads such files is not installed.
+        DataError: No such file, an unsound one, arrays that are no numbers or of unequal lengths,
+            or too few rows.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    read = _images if path.is_dir() else READERS.get(path.suffix)
+    if read is None:
+        known = ", ".join(READERS)
+        raise DataError(
+            f"{path}: got a file {path.suffix!r}, expected {known} or a folder of images"
+        )
+    try:
+        found = read(path)
+    except (DataError, ConfigError):
+        raise
+    except MemoryError:
+        raise DataError(f"{path}: it claims more numbers than the memory holds") from None
+    except (*UNREADABLE, UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path}: not a sound file {path.suffix} ({reason})") from None
+    return Arrays(_checked(path, found))
+
+
+def _checked(path: Path, found: Any) -> Tensor | dict[str, Tensor]:
+    """Return tensors of equally many rows; a file of one array is one tensor."""
+    named = found if isinstance(found, Mapping) else {"x": found}
+    alone = len(named) == 1
+    tensors = {str(k): _tensor(path, str(k), value, alone) for k, value in named.items()}
+    lengths = {name: len(value) for name, value in tensors.items()}
+    if len(set(lengths.values())) != 1:
+        raise DataError(f"{path}: got arrays of {lengths or 'no'} rows, expected as many in each")
+    rows = next(iter(lengths.values()))
+    if rows < EVERY:
+        raise DataError(f"{path}: got {rows} rows, expected at least {EVERY}")
+    return tensors if len(tensors) > 1 or set(tensors) != {"x"} else tensors["x"]
+
+
+def _tensor(path: Path, name: str, value: Any, alone: bool) -> Tensor:
+    if not isinstance(value, Tensor):
+        value = np.asarray(value)
+        if value.dtype.kind not in "fiub":
+            raise DataError(f"{path}: {name} holds values of type {value.dtype}, expected numbers")
+        value = torch.from_numpy(np.ascontiguousarray(value, value.dtype.newbyteorder("=")))
+    if not value.ndim:
+        raise DataError(f"{path}: {name} is a single number, expected rows")
+    label = value.ndim == 1 and not alone and not value.is_floating_point()
+    return value.to(torch.int64 if label else torch.get_default_dtype())
+
+
+def _npz(path: Path) -> Any:
+    with np.load(path, allow_pickle=False) as file:
+        if "format" in file and "shape" in file:
+            from scipy import sparse
+
+            return sparse.load_npz(path).toarray().astype(np.float32)
+        return {name: file[name] for name in file.files}
+
+
+def _npy(path: Path) -> Any:
+    return np.load(path, allow_pickle=False)
+
+
+def _pt(path: Path) -> Any:
+    found = torch.load(path, map_location="cpu", weights_only=True)
+    values = list(found.values()) if isinstance(found, Mapping) else [found]
+    if not values or not all(isinstance(value, Tensor) for value in values):
+        raise DataError(
+            f"{path}: got {type(found).__name__}, expected a tensor or a dict of tensors"
+        )
+    return found
+
+
+def _table(path: Path) -> Any:
+    frame = read_table(path)
+    odd = [name for name in frame.columns if frame[name].dtype.kind not in "fiub"]
+    if odd:
+        raise DataError(f"{path}: column {odd[0]!r} holds no numbers; TableVAE takes such tables")
+    return frame.to_numpy(np.float32, na_value=np.nan)
+
+
+def _images(path: Path) -> Any:
+    from PIL import Image  # matplotlib brings it
+
+    files = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
+    if not files:
+        raise DataError(f"{path}: got a folder without images, expected {', '.join(PICTURES)}")
+    pictures = []
+    for file in files:
+        with Image.open(file) as image:
+            mode = "L" if image.mode in ("1", "L", "I", "I;16", "F") else "RGB"
+            pictures.append(np.asarray(image.convert(mode), np.float32) / 255)
+        if pictures[-1].shape != pictures[0].shape:
+            raise DataError(
+                f"{file}: got {pictures[-1].shape}, expected {pictures[0].shape} as {files[0].name}"
+            )
+    stack = np.stack(pictures)
+    return stack[:, None] if stack.ndim == 3 else stack.transpose(0, 3, 1, 2)
+
+
+READERS = {".npz": _npz, ".npy": _npy, ".pt": _pt, ".csv": _table, ".parquet": _table}

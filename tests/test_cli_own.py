@@ -1,0 +1,186 @@
+"""The command line for work of one's own: programs of a file, arrays of a file, comparisons."""
+
+import base64
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pyro_vae import cli
+from pyro_vae.cli.compare import paired
+from pyro_vae.data.array_files import read_arrays
+from pyro_vae.storage.bundle import read_bundle
+
+PROGRAM = """
+import pyro, pyro.distributions as dist, torch
+
+class Clicks(torch.nn.Module):
+    def __init__(self, latent_dim=2):
+        super().__init__()
+        self.rate, self.code = torch.nn.Linear(latent_dim, 5), torch.nn.Linear(5, 2 * latent_dim)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(self.rate.in_features), 1.0).to_event(1))
+            pyro.sample("x", dist.Poisson(self.rate(z).exp()).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            loc, log_scale = self.code(x.log1p()).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+made = Clicks(3)
+model, guide = made.model, made.guide
+half = torch.nn.Linear(2, 2)
+
+def broken():
+    return half
+"""
+FEW = ["--epochs", "1", "--checkpoint_every", "null"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A folder with a program, and the same counts in each kind of file."""
+    monkeypatch.chdir(tmp_path)
+    state = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    x = torch.poisson(torch.full((40, 5), 2.0))
+    Path("own.py").write_text(PROGRAM)
+    Path("syntax.py").write_text("def (")
+    np.savez("counts.npz", x=x.numpy().astype(np.uint16))
+    np.savez("two.npz", x=(x > 1).numpy(), c=np.arange(40) % 3)
+    np.savez("ragged.npz", x=np.ones((40, 2)), y=np.ones((30, 2)))
+    np.savez("words.npz", x=np.full((40, 2), "a"))
+    np.savez("few.npz", x=np.ones((4, 2)))
+    Path("torn.npz").write_bytes(b"PK no")
+    np.save("counts.npy", x.numpy())
+    np.save("bits.npy", (x > 1).numpy())
+    torch.save(x.double(), "counts.pt")
+    lines = [",".join("abcde"), *(",".join(str(int(v)) for v in row) for row in x)]
+    Path("counts.csv").write_text("\n".join(lines))
+    Path("images").mkdir()
+    for n in range(20):
+        Image.fromarray(np.full((4, 4), n * 12, np.uint8)).save(f"images/{n:02d}.png")
+    yield tmp_path
+    torch.random.set_rng_state(state)
+
+
+def run(line, *more):
+    quiet = line.split()[0] in ("train", "evaluate", "refine", "compare")
+    return cli.main([*line.split(), *more, *(["--progress", "false"] if quiet else [])])
+
+
+@pytest.mark.parametrize(
+    ("line", "latents"),
+    [
+        ("own.py:Clicks --data counts.npz", 2),
+        ("own.py:Clicks --data counts.npy --options.latent_dim 1", 1),
+        ("own.py:made --data counts.pt", 3),
+        ("own.py --data counts.csv", 3),
+        ("VAE --data images --hidden 3 --latent_dim 2", None),
+        ("LadderVAE --data bits.npy --options.latent_dims [3,2] --options.hidden [8,4]", None),
+        ("M2 --latent_dim 2 --hidden 4", None),
+        ("SBN --data bits.npy --options.latent_dims [3]", None),
+        ("DEF --data counts.npy --options.latent_dims [3,2] --hidden [4]", None),
+    ],
+)
+def test_a_program_trains_by_name(line, latents):
+    assert run(f"train {line} --out run", *FEW) == 0
+    names = {path.name for path in Path("run").iterdir()}
+    assert {"config.json", "train.json", "program.safetensors", "report.html"} <= names
+    tensors, _ = read_bundle("run", "program", torch.device("cpu"))
+    rates = [value.shape for name, value in tensors.items() if name.endswith("rate.weight")]
+    assert rates == ([] if latents is None else [(5, latents)])
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("train absent.py:A", "absent.py: no such file"),
+        ("train own.py:Nope --data counts.npy", "has no 'Nope'; it defines Clicks"),
+        ("train own.py:half --data counts.npy", "got Linear, expected an object with model"),
+        ("train own.py:broken --data counts.npy", "got Linear, expected an object with model"),
+        ("train syntax.py:A --data counts.npy", "syntax.py: fails with SyntaxError"),
+        ("train own.py:Clicks --options.width 3", "unexpected keyword argument 'width'; it takes"),
+        ("train own.py:made --options.latent_dim 3", "is a program already, and takes none"),
+        ("train own.py:Clicks --hidden 3", "or give --options.hidden"),
+        ("train own.py:Clicks --data absent.npz", "absent.npz: no such file"),
+        ("train own.py:Clicks --data ragged.npz", "arrays of {'x': 40, 'y': 30} rows"),
+        ("train own.py:Clicks --data words.npz", "expected numbers"),
+        ("train own.py:Clicks --data few.npz", "got 4 rows, expected at least 20"),
+        ("train own.py:Clicks --data torn.npz", "torn.npz: not a sound file"),
+        ("train own.py:Clicks --data own.py", "unknown data set 'own.py'; choose digits"),
+        ("train MultimodalVAE --data two.npz", "missing a required argument: 'modalities'"),
+        ("train Nonesuch", "got 'Nonesuch', expected FILE.py:NAME or one of VAE"),
+        ("refine absent", "absent: no run of"),
+        ("compare absent", "expected two or more"),
+        ("compare absent other", "absent: no run of"),
+        ("compare", "runs"),
+    ],
+)
+def test_bad_lines_are_told_in_one(line, said, capsys):
+    assert run(line) == 2
+    out, err = capsys.readouterr()
+    assert said in err and err.startswith("pyro-vae: error: ") and err.count("\n") == 1
+    assert out == "" and not list(Path().rglob("program*"))
+
+
+@pytest.mark.filterwarnings("default:refine")
+def test_own_runs_are_judged_refined_drawn_and_compared(capsys):
+    for name, options in {"a": "", "b": "--options.latent_dim 1"}.items():
+        assert run(f"train own.py:Clicks --data counts.npz --out {name} {options}", *FEW) == 0
+    assert run("evaluate a --num_particles 5 --split train") == 0
+    assert run("diagnose a") == 0
+    assert run("refine a --rows 2 --num_draws 4 --warmup 4 --chains 3") == 0
+    warned = capsys.readouterr().err  # too short to mix
+    assert warned.startswith("pyro-vae: warning: refine: R-hat") and warned.count("\n") == 1
+    assert run("generate a -n 7") == 0
+    with np.load("a/samples.npz") as arrays:
+        assert arrays["x"].shape == (7, 5)
+    with np.load("a/refined.npz") as arrays:
+        assert arrays["z"].shape == (3, 4, 2, 2)
+    page = Path("a/report.html").read_text()
+    pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert {base64.b64decode(picture)[:4] for picture in pictures} == {b"\x89PNG"}
+    assert len(pictures) == 2 and "http" not in page and "log likelihood" in page
+    capsys.readouterr()
+    assert run("compare a b --num_particles 5 --out both --split valid") == 0
+    assert "best" in capsys.readouterr().out and Path("both/compare.png").stat().st_size > 3000
+    rows = json.loads(Path("both/compare.json").read_text())["runs"]
+    first, last = rows.values()
+    assert last["difference"] == pytest.approx(last["log_likelihood"] - first["log_likelihood"])
+    assert run("train own.py:Clicks --data counts.npy --out c", *FEW) == 0
+    assert run("compare a c") == 2
+    assert "their likelihoods cannot be compared" in capsys.readouterr().err
+
+
+def test_differences_are_paired():
+    """What all data share is no error of the difference."""
+    shared = torch.tensor([0.0, -100.0, 100.0, 7.0])
+    found = paired({"worse": shared - 1.0, "better": shared})
+    assert list(found) == ["better", "worse"]
+    assert found["worse"]["difference"] == -1.0 and found["worse"]["difference_stderr"] == 0.0
+    assert found["worse"]["log_likelihood_stderr"] > 30
+
+
+def test_files_of_one_array_hold_the_same_rows():
+    whole = read_arrays(Path("counts.npz")).whole
+    for name in ("counts.npy", "counts.pt", "counts.csv"):
+        assert torch.equal(read_arrays(Path(name)).whole, whole)
+    two = read_arrays(Path("two.npz"))
+    assert two.whole["c"].dtype == torch.int64 and two.whole["x"].dtype == torch.float32
+    assert two.test["c"].tolist() == [0, 2] and len(two.train["x"]) == 36
+    images = read_arrays(Path("images")).whole
+    assert images.shape == (20, 1, 4, 4) and images[2].unique().item() == pytest.approx(24 / 255)
+
+
+def test_a_config_is_printed_and_read(capsys):
+    assert run("train own.py:Clicks --data counts.npz --print_config") == 0
+    Path("a.yaml").write_text(capsys.readouterr().out)
+    assert cli.main(["train", "--config", "a.yaml", "--out", "run", *FEW]) == 0
+    assert json.loads(Path("run/train.json").read_text())["model"] == "own.py:Clicks"

@@ -58,6 +58,7 @@ def folder(tmp_path, monkeypatch):
     np.savez("words.npz", x=np.full((40, 2), "a"))
     np.savez("few.npz", x=np.ones((4, 2)))
     Path("torn.npz").write_bytes(b"PK no")
+    Path("torn.pt").write_bytes(b"PK no")
     np.save("counts.npy", x.numpy())
     np.save("bits.npy", (x > 1).numpy())
     torch.save(x.double(), "counts.pt")
@@ -114,6 +115,7 @@ def test_a_program_trains_by_name(line, latents):
         ("train own.py:Clicks --data words.npz", "expected numbers"),
         ("train own.py:Clicks --data few.npz", "got 4 rows, expected at least 20"),
         ("train own.py:Clicks --data torn.npz", "torn.npz: not a sound file"),
+        ("train own.py:Clicks --data torn.pt", "torn.pt: not a sound file"),
         ("train own.py:Clicks --data own.py", "unknown data set 'own.py'; choose digits"),
         ("train MultimodalVAE --data two.npz", "missing a required argument: 'modalities'"),
         ("train Nonesuch", "got 'Nonesuch', expected FILE.py:NAME or one of VAE"),

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError  # what torch.load raises
 from typing import Any
 
 import numpy as np
@@ -81,7 +80,7 @@ def read_arrays(path: Path) -> Arrays:
         raise
     except MemoryError:
         raise DataError(f"{path}: it claims more numbers than the memory holds") from None
-    except (*UNREADABLE, UnpicklingError) as error:
+    except UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{path}: not a sound file {path.suffix} ({reason})") from None
     return Arrays(_checked(path, found))
@@ -127,7 +126,10 @@ def _npy(path: Path) -> Any:
 
 
 def _pt(path: Path) -> Any:
-    found = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of a file from anywhere
+        raise ValueError(str(error).splitlines()[0]) from None
     values = list(found.values()) if isinstance(found, Mapping) else [found]
     if not values or not all(isinstance(value, Tensor) for value in values):
         raise DataError(

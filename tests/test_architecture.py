@@ -151,7 +151,10 @@ def test_no_module_runs_foreign_code(module):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             assert called not in ("eval", "exec", "compile", "__import__"), called
-            assert called not in ("torch.load", "torch.save", "pyro.clear_param_store"), called
+            if called == "torch.load":  # a file that the user names: tensors alone
+                assert module == "pyro_vae.data.array_files"
+                assert "weights_only=True" in ast.unparse(node)
+            assert called not in ("torch.save", "pyro.clear_param_store"), called
             assert not called.endswith(("param_store.load", "load_module")), called
             pickles = [k for k in node.keywords if k.arg == "allow_pickle"]
             assert all(ast.unparse(k.value) == "False" for k in pickles)

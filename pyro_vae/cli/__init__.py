@@ -14,7 +14,16 @@ from typing import NoReturn
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 import pyro_vae as pv
-from pyro_vae.cli import compare, demo, evaluate, fill_table, generate, refine, topic_report, train
+from pyro_vae.cli import (
+    compare,
+    demo,
+    evaluate,
+    fill_table,
+    generate,
+    refine_run,
+    topic_report,
+    train,
+)
 from pyro_vae.cli.report import complain, warn
 from pyro_vae.errors import PyroVaeError
 
@@ -24,7 +33,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate.generate,
     "impute": fill_table.impute,
     "diagnose": evaluate.diagnose,
-    "refine": refine.refine,
+    "refine": refine_run.refine,
     "compare": compare.compare,
     "topics": topic_report.topics,
     "demo": demo.demo,

@@ -45,7 +45,7 @@ $(BIN)/python:
 
 # One call each: pip resolves, and builds the project, once a call.
 $(VENV)/.base: $(BIN)/python setup.cfg
-	$(BIN)/pip install -q --no-compile $(if $(TORCH),"$(TORCH)") -e .
+	$(BIN)/pip install -q --no-compile $(if $(TORCH),"$(TORCH)") -e ".[cli,data]"
 	touch $@
 
 $(VENV)/.dev: $(BIN)/python setup.cfg

@@ -11,7 +11,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+try:
+    from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+except ImportError:
+    sys.exit("pyro-vae: error: it needs jsonargparse; pip install 'pyro-vae[cli]'")
 
 import pyro_vae as pv
 from pyro_vae.cli import (

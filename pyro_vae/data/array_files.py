@@ -13,6 +13,7 @@ from pyro_vae.data.count_files import UNREADABLE
 from pyro_vae.data.splits import EVERY, by_turns
 from pyro_vae.data.table_files import read_table
 from pyro_vae.errors import ConfigError, DataError
+from pyro_vae.extras import extra
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -115,7 +116,8 @@ def _tensor(path: Path, name: str, value: Any, alone: bool) -> Tensor:
 def _npz(path: Path) -> Any:
     with np.load(path, allow_pickle=False) as file:
         if "format" in file and "shape" in file:
-            from scipy import sparse
+            with extra("data", f"{path}: such a file"):
+                from scipy import sparse
 
             return sparse.load_npz(path).toarray().astype(np.float32)
         return {name: file[name] for name in file.files}

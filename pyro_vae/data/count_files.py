@@ -13,6 +13,7 @@ import torch
 from pyro_vae.data.corpora import Corpus
 from pyro_vae.data.splits import EVERY, by_turns
 from pyro_vae.errors import DataError
+from pyro_vae.extras import extra
 
 UNREADABLE = (
     *(OSError, ValueError, TypeError, EOFError, RuntimeError, BadZipFile, zlib.error),
@@ -89,7 +90,8 @@ def divided(path: Path, rows: Any, words: tuple[str, ...]) -> Corpus:
 
 def _rows(path: Path) -> Any:
     """Return the counts of a file, a tensor or compressed rows of scipy."""
-    from scipy import sparse  # scikit-learn brings it, and only such files need it
+    with extra("data", f"{path}: such a file"):
+        from scipy import sparse  # scikit-learn brings it, and only such files need it
 
     try:
         with open(path, "rb") as stream:

@@ -11,6 +11,7 @@ import numpy as np
 
 from pyro_vae.data.readers import Arrays, read_idx
 from pyro_vae.errors import DataError
+from pyro_vae.extras import extra
 from pyro_vae.storage.atomic import atomic_write_bytes
 
 ENVIRONMENT = "PYRO_VAE_DATA"
@@ -38,7 +39,8 @@ def locate(name: str, root: str | os.PathLike[str] | None, suffix: str = ".npz")
     # A dangling link or a folder of that name is reported, not passed over.
     if folder is not None and os.path.lexists(folder / f"{name}{suffix}"):
         return folder / f"{name}{suffix}"
-    import pooch  # only those without the files need it
+    with extra("data", f"{name}: the cache"):
+        import pooch  # only those without the files need it
 
     cache = Path(root).expanduser() if root is not None else Path(pooch.os_cache("pyro_vae"))
     path = cache / f"{name}{suffix}"

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_vae.arguments import typed
 from pyro_vae.data.readers import Arrays, read_npz
 from pyro_vae.errors import DataError
+from pyro_vae.extras import extra
 
 EVERY = 20  # one of so many data of a user's own file validates, another one tests
 
@@ -72,7 +73,8 @@ _Source = tuple[dict[str, Tensor], dict[str, Tensor], tuple[int, int, int]]
 
 def digits() -> _Source:
     """Return images, labels and image shape of scikit-learn's digits."""
-    from sklearn.datasets import load_digits  # slow to import, and only this needs it
+    with extra("data", "digits"):
+        from sklearn.datasets import load_digits  # slow to import, and only this needs it
 
     bunch = load_digits()
     x = torch.as_tensor(bunch.data, dtype=torch.float32) / 16

@@ -1,13 +1,18 @@
 """What a diagnosis of posterior collapse holds."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from pyro_vae.evaluation import verdicts
 from pyro_vae.evaluation.codebook_usage import CodeUsage
 from pyro_vae.inference.posterior.information import Information
+
+if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
+    from matplotlib.figure import Figure
 
 ACTIVE = 0.01  # Burda et al. (2016), §5: a unit is active where Var_x E_q[z | x] exceeds this
 ACTIVE_KL = 0.01  # the criterion by KL, nats
@@ -99,6 +104,12 @@ class Diagnosis:
     def report(self) -> str:
         """Return all of it as text: the verdict, a row per site, information, cures."""
         return verdicts.report(self)
+
+    def plot(self) -> Figure:
+        """Draw the units and what they tell: `pyro_vae.plots.diagnosis`."""
+        from pyro_vae.plots.collapse import diagnosis
+
+        return diagnosis(self)
 
     def as_dict(self) -> dict[str, Any]:
         """Return all of it as JSON can hold it."""

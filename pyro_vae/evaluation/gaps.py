@@ -1,8 +1,10 @@
 """What inference costs: the gaps between log p(x), the best local bound and the guide's own."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +19,9 @@ from pyro_vae.inference.sampling.importance_weights import effective_sample_size
 from pyro_vae.program.batch import Batch
 from pyro_vae.program.passes import Pass, Verb, holding
 from pyro_vae.program.program import Program
+
+if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
+    from matplotlib.figure import Figure
 
 GUIDE = "importance sampling, guide"
 LOCAL = "importance sampling, local q"
@@ -77,6 +82,12 @@ class Gaps:
     def total(self) -> Tensor:
         """The sum of both, KL(q(z | x) || p(z | x)), ``(N,)``."""
         return self.log_prob - self.elbo
+
+    def plot(self) -> Figure:
+        """Draw the gaps: `pyro_vae.plots.gaps`."""
+        from pyro_vae.plots.inference_gaps import gaps
+
+        return gaps(self)
 
     @property
     def sound(self) -> Tensor:

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from pyro_vae.arguments import integer, typed
 from pyro_vae.errors import DataError
+from pyro_vae.extras import extra
 from pyro_vae.plots.latent import scatter
 from pyro_vae.plots.style import numbers
 
@@ -51,7 +52,8 @@ def documents(
         raise DataError(
             f"shares: got shape {theta.shape}, expected (N, K), finite, from 0 up, N at least 5"
         )
-    from sklearn.manifold import TSNE  # slow to import, and only this needs it
+    with extra("data", "plots.documents"):
+        from sklearn.manifold import TSNE  # slow to import, and only this needs it
 
     near = min(_PERPLEXITY, (len(theta) - 1) / 3)
     seed = integer("seed", seed, 0)

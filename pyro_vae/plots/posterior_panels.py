@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
 
 _MASSES = (0.99, 0.9, 0.5)  # of the regions that are shaded
 _SHADES = ("#ececec", "#d2d2d2", "#b0b0b0")
+_COLUMNS = 5
 _MOST_DRAWS = 1000  # per panel: more would hide the contours
 _TURN = np.linspace(0, 2 * np.pi, 200)
 
@@ -66,9 +67,13 @@ def posterior(
         raise DataError(f"names: got {list(names)}, expected two, of the axes")
     if titles is not None and len(titles) != count:
         raise DataError(f"got {len(titles)} titles, expected {count}: one per panel")
-    figure = new_figure(3.6 * count + 0.4, 3.8)
-    panels = np.atleast_1d(figure.subplots(1, count))
-    for index, axes in enumerate(panels):
+    columns = min(count, _COLUMNS)
+    rows = -(-count // columns)
+    figure = new_figure(3.6 * columns + 0.4, 3.4 * rows + 0.4)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels[count:]:
+        axes.set_axis_off()
+    for index, axes in enumerate(panels[:count]):
         _regions(axes, x, y, surfaces[index])
         _overlay(axes, {k: v[index] for k, v in points.items()}, dots=True)
         shown = {k: _ellipse(k, mean[index], cov[index]) for k, (mean, cov) in ellipses.items()}
@@ -76,7 +81,8 @@ def posterior(
         axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]), xlabel=names[0])
         plain_axes(axes)
         set_title(axes, titles[index] if titles else "")
-    panels[0].set_ylabel(names[1])
+    for axes in panels[:count:columns]:
+        axes.set_ylabel(names[1])
     _legend(figure, panels[0])
     return figure
 

@@ -1,5 +1,6 @@
 """TensorBoard events, written at once and by no thread: nothing here can stop or hang a run."""
 
+import importlib.util
 import math
 import time
 import warnings
@@ -11,7 +12,9 @@ from pyro_vae.storage.atomic import host
 
 
 class Events:
-    """A file of events in ``tensorboard/``; its first failure is a warning, and its end.
+    """A file of events in ``tensorboard/``, where TensorBoard is installed.
+
+    Its first failure is a warning, and its end.
 
     Arguments:
         folder: The run folder.
@@ -21,7 +24,7 @@ class Events:
         self.folder = folder / "tensorboard"
         self._stream: Any = None
         self._records: Any = None
-        self._failed = False
+        self._failed = importlib.util.find_spec("tensorboard") is None  # an extra
 
     def log(self, row: Mapping[str, float], step: int) -> None:
         """Write one row; not TensorBoard's own writer, whose queue can hang at an interrupt."""

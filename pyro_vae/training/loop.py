@@ -1,5 +1,7 @@
 """The epochs of a run: train, judge, remember the best, keep what a continuation needs."""
 
+from __future__ import annotations
+
 import math
 import sys
 import time
@@ -8,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -43,6 +45,9 @@ from pyro_vae.training.schedules import Schedule
 from pyro_vae.training.settings import shared_settings
 from pyro_vae.training.step import Stepper
 from pyro_vae.training.validation import Validation
+
+if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
+    from matplotlib.figure import Figure
 
 # Training rows on which the un-annealed ELBO is measured where the loss does not tell it.
 _JUDGED_ROWS = 1024
@@ -80,6 +85,12 @@ class Run:
     world_size: int = 1
     compiled: str = "eager"
     judged: str = "weights"
+
+    def plot(self) -> Figure:
+        """Draw the history: `pyro_vae.plots.curves`."""
+        from pyro_vae.plots.curves import curves
+
+        return curves(self.history)
 
     def to_pandas(self) -> Any:
         """Return the history, a row per epoch.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pyro_vae.arguments import positive
 from pyro_vae.device import resolve_device
 from pyro_vae.errors import ConfigError, DeviceError, ProcessError
+from pyro_vae.extras import extra
 from pyro_vae.program.batch import Batch, map_rows, named_leaves, num_rows
 from pyro_vae.program.sparse_rows import SparseRows
 
@@ -477,7 +478,8 @@ def _launch(kind: str, local: int, nodes: int) -> torch.device:
             "put the code into a file (a notebook has one process)"
         )
     # Here, not at the top: importing it takes longer than a small run.
-    from lightning_fabric import Fabric
+    with extra("devices", "devices"):
+        from lightning_fabric import Fabric
 
     fabric: Any = Fabric(accelerator=kind, devices=local, num_nodes=nodes, strategy="ddp")
     fabric.launch()

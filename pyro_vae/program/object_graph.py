@@ -1,8 +1,10 @@
 """The networks that can be reached from Pyro functions: a search of what the functions refer to."""
 
+import argparse
 import dis
 import functools
 import inspect
+import queue
 import sys
 import sysconfig
 from collections import ChainMap, OrderedDict, UserDict, UserList, deque
@@ -23,9 +25,12 @@ _MOST_ITEMS = 1024  # of a container: longer ones hold data
 _ATOMS = frozenset(
     (int, float, complex, str, bytes, bool, type(None), range, slice, Tensor, nn.Parameter)
 )
-# Containers of the standard library that hold their entries in an attribute.
-KEEPERS = (UserDict, UserList, ChainMap, WeakKeyDictionary, WeakValueDictionary)
-_OF_LIBRARIES = (functools.partial, SimpleNamespace, Messenger, Distribution, Transform, *KEEPERS)
+# Namespaces and containers of Python whose attributes are a user's values.
+NAMESPACES = (
+    *(SimpleNamespace, argparse.Namespace, UserDict, UserList, ChainMap, queue.Queue),
+    *(WeakKeyDictionary, WeakValueDictionary),
+)
+_OF_LIBRARIES = (functools.partial, *NAMESPACES, Messenger, Distribution, Transform)
 _INSTALLED = tuple(
     {sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")}
 )

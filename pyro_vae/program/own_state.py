@@ -9,7 +9,7 @@ import warnings
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import FunctionType, GeneratorType, ModuleType, SimpleNamespace
+from types import FunctionType, GeneratorType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,13 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
-from pyro_vae.program.object_graph import KEEPERS, PROGRAM, holders, installed, names_loaded
+from pyro_vae.program.object_graph import (
+    NAMESPACES,
+    PROGRAM,
+    holders,
+    installed,
+    names_loaded,
+)
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) | {PROGRAM}
 _DICTS = (dict, defaultdict, Counter, OrderedDict)
@@ -306,7 +312,7 @@ def _homes_of(thing: Any) -> Iterator[_Home]:
     elif issubclass(kind, type):
         if not installed(thing.__module__):
             yield _OfClass(thing)
-    elif kind in (SimpleNamespace, *KEEPERS) or not installed(kind.__module__):
+    elif kind in NAMESPACES or not installed(kind.__module__):
         yield from _homes_of_object(thing)
 
 

@@ -1,8 +1,11 @@
 """Programs that count their own calls: looks at them count none, and see one state of theirs."""
 
+import argparse
 import itertools
 import types
-from collections import Counter, OrderedDict, UserDict, defaultdict, deque
+import weakref
+from collections import ChainMap, Counter, OrderedDict, UserDict, defaultdict, deque
+from queue import Queue
 
 import numpy as np
 import pyro
@@ -78,8 +81,12 @@ def made():
     default, counter, ordered = defaultdict(int), Counter(), OrderedDict(a=0)
     queue, array, tensor = deque([0], maxlen=3), np.zeros(2, np.int64), torch.zeros(2)
     pair, numbers, seen, table = ((0,), 1), itertools.count(1), set(), {"of": (0, np.zeros(1))}
-    users, large, octets = UserDict(calls=0), np.zeros(100_000), bytearray(1)
+    large, octets = np.zeros(100_000), bytearray(1)
     numpy_own, torch_own = np.random.default_rng(0), torch.Generator().manual_seed(0)
+
+    arguments, chained, user = argparse.Namespace(calls=0), ChainMap({}, {"a": 0}), UserDict(a=0)
+    waiting, weak = Queue(), weakref.WeakKeyDictionary()
+    waiting.queue.extend(range(1, 50))
 
     class Own:
         calls = 0
@@ -154,6 +161,25 @@ def made():
         seen.add(len(seen))
         return len(seen)
 
+    def in_arguments_of_a_script(_):
+        arguments.calls += 1
+        return arguments.calls
+
+    def in_a_chain_of_dictionaries(_):
+        chained["a"] += 1
+        return chained["a"]
+
+    def in_a_dictionary_of_users(_):
+        user["a"] += 1
+        return user["a"]
+
+    def in_a_queue_of_threads(_):
+        return waiting.get(timeout=1)
+
+    def in_weak_keys(program):
+        weak[program] = weak.get(program, 0) + 1
+        return weak[program]
+
     def in_slots(_):
         slotted.calls += 1
         return slotted.calls
@@ -168,10 +194,6 @@ def made():
         table["of"] = (count + 1, held)
         assert held[0] == count + 1
         return count + 1
-
-    def in_a_dictionary_of_users(_):
-        users["calls"] += 1
-        return users["calls"]
 
     def in_a_large_array(_):
         large[-1] += 1

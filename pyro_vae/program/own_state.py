@@ -91,9 +91,9 @@ class _Holders:
         values = [value for _, values in self.states for value in values]
         values += [each for thing in things if type(thing) is tuple for each in thing]
         weights = [value for value in values if _is_weight(value)]
-        self.weights = list({id(weight): weight for weight in weights}.values())
+        self.weights = list({id(w): w for w in weights if not _is_state(w)}.values())
         self.built = {id(t) for t in things if issubclass(type(t), nn.Module)}
-        self.built |= {id(weight) for weight in self.weights}
+        self.built |= {id(weight) for weight in weights}
         inside = {id(value): value for value in (*things, *values)}
         self.contents = [made for value in inside.values() if (made := _content_of(value))]
 
@@ -202,8 +202,9 @@ class _Entries(_Home):
         return tuple(self._owner), tuple(self._owner.values())
 
     def put(self, keys: tuple[Any, ...], values: tuple[Any, ...]) -> None:
-        self._owner.clear()
-        self._owner.update(dict(zip(keys, values, strict=True)))
+        kind = OrderedDict if isinstance(self._owner, OrderedDict) else dict  # a user's may do more
+        kind.clear(self._owner)
+        kind.update(self._owner, zip(keys, values, strict=True))
 
 
 class _Items(_Home):
@@ -343,27 +344,45 @@ def _is_weight(value: Any) -> bool:
     return isinstance(value, nn.Parameter) or (value.requires_grad and value.is_leaf)
 
 
+def _is_state(value: Tensor) -> bool:
+    """Return whether a tensor that is written to is put back: no weight, or a frozen one."""
+    if is_lazy(value) or value.is_inference() or value.is_meta:
+        return False
+    plain = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided
+    plain = plain and torch._debug_has_internal_overlap(value) != 1  # else its base is written to
+    weight = _is_weight(value) and value.requires_grad
+    return plain and not weight and value.numel() <= _SMALL
+
+
 def _version(weight: Any) -> int:
     """Return how often a weight has been written to."""
     return -1 if is_lazy(weight) or weight.is_inference() else weight._version
 
 
 class _Written:
-    """A tensor, copied once for each of its versions."""
+    """A tensor, copied once for each of its versions.
+
+    A small one is compared as well: ``.data`` and NumPy write to it without a new version.
+    """
 
     def __init__(self, value: Tensor) -> None:
         self._value = value
+        self._small = value.numel() <= _FEW and value.device.type == "cpu"
         self._copy: tuple[int, Tensor] = (-1, value)
 
     def copy(self) -> Any:
         """Return what it holds."""
-        if self._copy[0] != self._value._version:
+        if not self.same(self._copy):
             self._copy = self._value._version, self._value.detach().clone()
         return self._copy
 
     def same(self, copy: Any) -> bool:
         """Return whether it still holds what a copy does."""
-        return bool(self._value._version == copy[0])
+        value, (version, was) = self._value.detach(), copy
+        if version != value._version:
+            return False
+        alike = (value.shape, value.dtype) == (was.shape, was.dtype)
+        return not self._small or (alike and _equal(value, was))
 
     def put(self, copy: Any, _: list[_Home]) -> None:
         """Put a copy back."""
@@ -454,12 +473,15 @@ class _Suspended:
         )
 
 
+def _equal(one: Tensor, two: Tensor) -> bool:
+    """Return whether two tensors of one shape hold the same, NaN at equal places too."""
+    return torch.equal(one, two) or bool(((one == two) | (one != one) & (two != two)).all())
+
+
 def _content_of(value: Any) -> Any:
     """Return what is written to a thing in place, where it is small enough to be copied."""
     if isinstance(value, Tensor):
-        plain = type(value) is Tensor and not (value.is_inference() or value.is_meta)
-        plain = plain and value.layout == torch.strided and not _is_weight(value)
-        return _Written(value) if plain and value.numel() <= _SMALL else None
+        return _Written(value) if _is_state(value) else None
     if isinstance(value, np.ndarray):
         fit = value.size <= _FEW and value.flags.writeable and not value.dtype.hasobject
         return _Array(value.view(np.ndarray)) if fit else None

@@ -82,6 +82,8 @@ def made():
     queue, array, tensor = deque([0], maxlen=3), np.zeros(2, np.int64), torch.zeros(2)
     pair, numbers, seen, table = ((0,), 1), itertools.count(1), set(), {"of": (0, np.zeros(1))}
     large, octets = np.zeros(100_000), bytearray(1)
+    base, frozen = torch.zeros(1), nn.Parameter(torch.zeros(1), requires_grad=False)
+    seen_thrice = base.expand(3)
     numpy_own, torch_own = np.random.default_rng(0), torch.Generator().manual_seed(0)
 
     arguments, chained, user = argparse.Namespace(calls=0), ChainMap({}, {"a": 0}), UserDict(a=0)
@@ -148,6 +150,18 @@ def made():
     def in_a_tensor_written_in_place(_):
         tensor[0] += 1
         return tensor[0].item()
+
+    def in_data_of_a_tensor(_):
+        tensor.data[0] += 1
+        return tensor[0].item()
+
+    def in_a_frozen_weight(_):
+        frozen.add_(1)
+        return frozen.item()
+
+    def in_a_tensor_that_another_expands(_):
+        base.add_(1)
+        return seen_thrice[2].item()
 
     def in_a_tuple(_):
         nonlocal pair

@@ -386,7 +386,10 @@ class _Written:
 
     def put(self, copy: Any, _: list[_Home]) -> None:
         """Put a copy back."""
-        self._value.detach().copy_(copy[1])
+        if self._value.shape == copy[1].shape:
+            self._value.detach().copy_(copy[1])
+        else:  # set through ``.data``
+            self._value.data = copy[1].clone()
 
 
 class _Array:

@@ -47,6 +47,7 @@ def test_a_right_graph_has_every_gradient(name):
     assert compiled.reason is None and compiled.num_graphs == 1
 
 
+@pytest.mark.filterwarnings("ignore:the program draws on a generator")
 @pytest.mark.parametrize("name", EAGER)
 def test_what_a_graph_cannot_do_runs_eagerly_with_its_reason(name):
     """What was tried has left nothing behind: a count in Python goes on from where it was."""

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pyro_vae.errors import ConfigError
+from pyro_vae.extras import extra
 
 
 def to_frame(columns: Mapping[str, Any], index: str) -> Any:
@@ -19,10 +19,8 @@ def to_frame(columns: Mapping[str, Any], index: str) -> Any:
     Raises:
         ConfigError: pandas is not installed.
     """
-    try:
+    with extra("frames", "to_pandas"):
         import pandas
-    except ImportError:
-        raise _missing("pandas") from None
     frame = pandas.DataFrame({name: _array(values) for name, values in columns.items()})
     return frame.set_index(index) if index in columns else frame.rename_axis(index)
 
@@ -39,10 +37,8 @@ def to_dataset(draws: Mapping[str, Tensor], *axes: str) -> Any:
     Raises:
         ConfigError: xarray is not installed.
     """
-    try:
+    with extra("frames", "to_xarray"):
         import xarray
-    except ImportError:
-        raise _missing("xarray") from None
     variables = {}
     for site, values in draws.items():
         event = (f"{site}_dim_{axis}" for axis in range(values.dim() - len(axes)))
@@ -53,7 +49,3 @@ def to_dataset(draws: Mapping[str, Tensor], *axes: str) -> Any:
 
 def _array(values: Any) -> np.ndarray:
     return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
-
-
-def _missing(library: str) -> ConfigError:
-    return ConfigError(f'{library}: it is not installed; pip install "pyro-vae[frames]"')

@@ -6,6 +6,7 @@ from typing import Any
 
 from pyro_vae.data.splits import EVERY, by_turns
 from pyro_vae.errors import ConfigError, DataError
+from pyro_vae.extras import extra
 
 SUFFIXES = (".csv", ".parquet")
 
@@ -49,10 +50,8 @@ def read_table(path: Path) -> Any:
         ConfigError: pandas, or for .parquet pyarrow, is not installed.
         DataError: The file is missing or no such thing, or has no rows.
     """
-    try:
+    with extra("tables", f"{path}: a table"):
         import pandas as pd
-    except ImportError:
-        raise ConfigError(f'{path}: tables need pandas; pip install "pyro_vae[tables]"') from None
     read = pd.read_parquet if path.suffix == ".parquet" else pd.read_csv
     try:
         frame = read(path, dtype_backend="numpy_nullable")

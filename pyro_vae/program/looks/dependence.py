@@ -270,8 +270,9 @@ class Dependence:
             ratio, way_out = ("N / B", "N / len(x)") if each.inside else ("B / N", "len(x) / N")
             warnings.warn(
                 f"site {each.site!r}: its weight is {each.weight:.6g} for any number of rows, and "
-                f"so is {ratio} (batches of {rows}, N = {total}): it is taken for the program's "
-                f"own {ratio}, and fit multiplies nothing by N / B. If it is that, write {way_out} "
+                f"so is {ratio}, exactly or in whole batches (of {rows}, N = {total}): it is taken "
+                f"for the program's own, and fit multiplies nothing by N / B. If it is, write "
+                f"{way_out} "
                 "for rows x; if it is a weight of its own, give another batch_size",
                 stacklevel=2,
             )

@@ -131,6 +131,14 @@ BUGS = [
         "::test_a_program_that_scales_by_its_own_n_over_b_is_scaled_once",
     ),
     Bug(
+        "N over B twice, as a weight of each row",
+        "program/looks/dependence.py",
+        "return float(first) if bool((scale == first).all()) else None",
+        "return float(first) if scale.numel() == 1 else None",
+        "tests/program/looks/test_batches_of_loaders.py"
+        "::test_a_program_that_scales_by_its_own_n_over_b_is_scaled_once[tensors-<lambda>1]",
+    ),
+    Bug(
         "N over B twice, written in",
         "program/looks/dependence.py",
         "    alike = len(one) == 1 and not one & {1.0, None}\n",

@@ -501,8 +501,7 @@ def _counted(seen: tuple[Trace, Trace], names: Container[str]) -> tuple[Counted,
     outside: dict[str, float | None] = {}
     for trace in seen:
         for name, site in sample_sites(prune_subsample_sites(trace)):
-            frame, scale = data_frame(site), torch.as_tensor(site["scale"])
-            weight = float(scale) if scale.numel() == 1 else None
+            frame, weight = data_frame(site), _one_number(torch.as_tensor(site["scale"]))
             if frame is not None and frame.full_size == frame.size:
                 inside.append((name, frame.size, weight))
             elif _is_global(site) and not isinstance(innermost(site["fn"]), Delta):
@@ -516,6 +515,14 @@ def _counted(seen: tuple[Trace, Trace], names: Container[str]) -> tuple[Counted,
         rows = inside[0][1]
         found += [Counted(n, weight, rows, False) for n, weight in outside.items() if weight]
     return tuple(found)
+
+
+def _one_number(scale: Tensor) -> float | None:
+    """Return what a weight is for all rows, if it is one number."""
+    if scale.is_meta or not scale.numel():
+        return None
+    first = scale.flatten()[0]
+    return float(first) if bool((scale == first).all()) else None
 
 
 def _weights(counted: Iterable[Counted]) -> dict[str, Tensor]:

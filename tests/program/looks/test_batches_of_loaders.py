@@ -117,9 +117,10 @@ def test_a_mean_of_a_batch_counts_once_beside_all_data_and_is_told_of():
     assert found == pytest.approx(expected(lambda x, w: nll(x, w) + (x * w).mean() / N), rel=1e-5)
 
 
+@pytest.mark.parametrize("of_rows", [lambda w, _: w, lambda w, b: torch.full((b,), w)])
 @pytest.mark.parametrize("feed", [loader, lambda: X], ids=["loader", "tensors"])
-def test_a_program_that_scales_by_its_own_n_over_b_is_scaled_once(feed):
-    program = Rows(around=lambda rows: poutine.scale(scale=N / rows))
+def test_a_program_that_scales_by_its_own_n_over_b_is_scaled_once(feed, of_rows):
+    program = Rows(around=lambda rows: poutine.scale(scale=of_rows(N / rows, rows)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = trained(program, feed())

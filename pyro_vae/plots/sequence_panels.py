@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_COLUMNS = 4
 _HEARD = 0.1  # a key below it in every step is cut off at the border
 
 
@@ -23,7 +24,7 @@ _HEARD = 0.1  # a key below it in every step is cut off at the border
 def piano_rolls(
     rolls: Mapping[str, Any], *, lowest_key: int = 21, title: str | None = None
 ) -> Figure:
-    """Draw sequences of keys side by side: steps to the right, pitch upwards, black where struck.
+    """Draw sequences of keys, four in a line: steps to the right, pitch upwards, black if struck.
 
     Arguments:
         rolls: by name (data, reconstruction, sample), ``(T, K)`` of values in [0, 1]; T may differ.
@@ -43,26 +44,18 @@ def piano_rolls(
     lowest = integer("lowest_key", lowest_key, 0)
     heard = np.flatnonzero(np.concatenate(list(each.values())).max(0) > _HEARD)
     low, high = (heard[0], heard[-1]) if len(heard) else (0, keys.pop() - 1)
-    lengths = [len(roll) for roll in each.values()]
-    least = max(1.4, 0.105 * max(map(len, each)))  # inches: no panel is narrower than its name
-    whole = min(14.0, max(3.0 * len(each), 0.05 * sum(lengths) + 1.5))
-    rest = max(0.0, whole - least * len(each)) / sum(lengths)
-    widths = [least + rest * length for length in lengths]
-    figure = new_figure(sum(widths), 1.2 + 0.055 * max(12, high - low))
-    grid = {"width_ratios": widths}
-    panels = figure.subplots(1, len(each), squeeze=False, sharey=True, gridspec_kw=grid)[0]
-    for place, (axes, (name, roll)) in enumerate(zip(panels, each.items(), strict=True)):
-        extent = (0.5, len(roll) + 0.5, low - 0.5, high + 0.5)
-        shown = roll[:, low : high + 1].T
-        axes.imshow(
-            shown, cmap="gray_r", vmin=0, vmax=1, aspect="auto", origin="lower", extent=extent
-        )
-        axes.locator_params(axis="x", integer=True)
-        axes.set_xlabel("step", fontsize=9, color=INK)
-        plain_axes(axes)
-        set_title(axes, name)
-        if place == 0:
-            _name_pitches(axes, lowest, low, high)
+    names = list(each)
+    lines = [names[start : start + _COLUMNS] for start in range(0, len(names), _COLUMNS)]
+    widths = [_widths(line, [len(each[name]) for name in line]) for line in lines]
+    height = 1.2 + 0.055 * max(12, high - low)
+    figure = new_figure(max(map(sum, widths)), height * len(lines))
+    parts = figure.subfigures(len(lines), 1, squeeze=False)[:, 0]
+    for part, line, width in zip(parts, lines, widths, strict=True):
+        grid = {"width_ratios": width}
+        panels = part.subplots(1, len(line), squeeze=False, sharey=True, gridspec_kw=grid)[0]
+        for axes, name in zip(panels, line, strict=True):
+            _draw_roll(axes, name, each[name], low, high)
+        _name_pitches(panels[0], lowest, low, high)
     if title is not None:
         figure.suptitle(title, fontsize=11, color=INK, x=0.01, ha="left")
     return figure
@@ -98,6 +91,24 @@ def step_kl(curves: Mapping[str, Any], *, title: str | None = None) -> Figure:
     axes.legend(frameon=False, fontsize=9)
     set_title(axes, title or "What the latent of each step tells")
     return figure
+
+
+def _widths(names: list[str], lengths: list[int]) -> list[float]:
+    """Return the widths of panels side by side, inches: none is narrower than its name."""
+    least = max(1.4, 0.105 * max(map(len, names)))
+    whole = min(14.0, max(3.0 * len(names), 0.05 * sum(lengths) + 1.5))
+    rest = max(0.0, whole - least * len(names)) / sum(lengths)
+    return [least + rest * length for length in lengths]
+
+
+def _draw_roll(axes: Axes, name: str, roll: np.ndarray, low: int, high: int) -> None:
+    extent = (0.5, len(roll) + 0.5, low - 0.5, high + 0.5)
+    shown = roll[:, low : high + 1].T
+    axes.imshow(shown, cmap="gray_r", vmin=0, vmax=1, aspect="auto", origin="lower", extent=extent)
+    axes.locator_params(axis="x", integer=True)
+    axes.set_xlabel("step", fontsize=9, color=INK)
+    plain_axes(axes)
+    set_title(axes, name)
 
 
 def _roll(name: str, values: ArrayLike) -> np.ndarray:

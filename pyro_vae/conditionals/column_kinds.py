@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,13 @@ class Column:
     def __post_init__(self) -> None:
         if isinstance(self.name, list):  # as a file has a tuple
             object.__setattr__(self, "name", tuple(self.name))
+        levels = self.name if isinstance(self.name, tuple) else (self.name,)
+        for level in levels:
+            if not isinstance(level, str | int | float | np.generic):
+                raise ConfigError(
+                    f"column {self.name!r}: got a name of type {type(level).__name__}, expected "
+                    "text or a number, or a tuple of them"
+                )
         if self.kind not in KINDS:
             raise ConfigError(
                 f"column {self.name!r}: kind {self.kind!r}; expected one of {', '.join(KINDS)}"

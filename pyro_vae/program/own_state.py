@@ -1,6 +1,8 @@
 """What a program keeps from call to call beside its weights, in Python and in place: a way back."""
 
 import ast
+import dis
+import functools
 import inspect
 import itertools
 import operator
@@ -59,9 +61,10 @@ class OwnState:
         """Leave what the functions hold, on leaving, as if none had run inside.
 
         All of it is put back, or nothing: a flag tells what a cache holds. Nothing is where a
-        network or a weight has come meanwhile, or has been written to: made anew, it would be
-        another one. Of blocks inside this one, what the first run leaves stays for the others: they
-        find what a second call does.
+        network or a weight has come meanwhile, or has been written to (made anew, it would be
+        another one), or where a library has set a part up, as an EasyGuide its frames. Of blocks
+        inside this one, what the first run leaves stays for the others: they find what a second
+        call does.
         """
         if self._all is None or self._all.moved():
             self._all = _Holders(holders(*self.functions))
@@ -136,6 +139,8 @@ class _Moment:
         if self._versions != list(map(_version, self._all.weights)):
             return True
         gone = [v for _, (_, now), (_, was) in others for v in was if not any(v is w for w in now)]
+        if any(isinstance(h, _Names) and h.prepared(now, was) for h, now, was in others):
+            return True
         known = self._all.built
         if any(id(value) in known for value in gone):
             return True
@@ -178,9 +183,19 @@ class _Home:
 class _Names(_Home):
     """The variables of a namespace, those of some names alone or all that are a user's."""
 
-    def __init__(self, owner: dict[str, Any], names: frozenset[str] | None = None) -> None:
+    def __init__(
+        self,
+        owner: dict[str, Any],
+        names: frozenset[str] | None = None,
+        libraries: frozenset[str] = frozenset(),
+    ) -> None:
         super().__init__(owner)
-        self._names = names
+        self._names, self._libraries = names, libraries
+
+    def prepared(self, one: _State, two: _State) -> bool:
+        """Return whether what library code writes differs between two states."""
+        mine, its = (dict(zip(*state, strict=True)) for state in (one, two))
+        return any(mine.get(name) is not its.get(name) for name in self._libraries)
 
     def state(self) -> _State:
         if self._names is not None:
@@ -294,11 +309,11 @@ class _OfClass(_Home):
 
 def _homes_of(thing: Any) -> Iterator[_Home]:
     """Yield where a thing that a search has met may keep values."""
-    kind = type(thing)
+    kind: Any = type(thing)
     if issubclass(kind, nn.Module):  # isinstance would ask the object
         yield from (_Entries(part) for part in (thing._parameters, thing._buffers, thing._modules))
         if not installed(kind.__module__):
-            yield _Names(vars(thing))
+            yield _Names(vars(thing), libraries=_written_by_libraries(kind))
     elif kind is FunctionType:
         if not installed(thing.__module__ or ""):
             yield from map(_Cell, thing.__closure__ or ())
@@ -331,6 +346,15 @@ def _homes_of_object(thing: Any) -> Iterator[_Home]:
     for base in (dict, list, set, deque):
         if isinstance(thing, base) and len(thing) <= _MANY:
             yield {dict: _Entries, set: _Members}.get(base, _Items)(thing)
+
+
+@functools.cache
+def _written_by_libraries(kind: type) -> frozenset[str]:
+    """Return the attributes that library code writes to a user's class: an EasyGuide's frames."""
+    bases = [base for base in kind.__mro__ if installed(base.__module__)]
+    functions = [f for base in bases for f in vars(base).values() if isinstance(f, FunctionType)]
+    found = (each for f in functions for each in dis.get_instructions(f))
+    return frozenset(str(each.argval) for each in found if each.opname == "STORE_ATTR")
 
 
 def _is_own(name: str) -> bool:

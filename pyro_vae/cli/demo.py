@@ -74,14 +74,16 @@ def demo(
     say("\n" + table(figures))
     say(f"\n{folder} holds, after {time.perf_counter() - start:.0f} seconds:")
     say(f"  pictures         {', '.join(drawn)}")
-    say("  numbers          history.csv, evaluation.json, tensorboard/")
+    events = (folder / "tensorboard").exists()  # where that extra is installed
+    say(f"  numbers          history.csv, evaluation.json{', tensorboard/' * events}")
     say("  in one page      report.html")
     say("  the model        config.json and program.safetensors")
     say("\nNext:")
     say(f'  python -c "import pyro_vae as pv; print(pv.load({str(folder)!r}))"')
     say(f"  pyro-vae generate {folder} -n 100")
     say("  pyro-vae train --data mnist --latent_dim 20 --epochs 20")
-    say(f"  tensorboard --logdir {folder.parent}")
+    if events:
+        say(f"  tensorboard --logdir {folder.parent}")
 
 
 def _draw(vae: Any, splits: pv.data.Splits, run: Any, folder: Path, seed: int) -> list[str]:

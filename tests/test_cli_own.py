@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import sparse
 
 from pyro_vae import cli
 from pyro_vae.cli.compare import paired
@@ -40,6 +41,25 @@ half = torch.nn.Linear(2, 2)
 def broken():
     return half
 """
+GLOBALS = """
+from __future__ import annotations
+from dataclasses import dataclass
+import pyro, pyro.distributions as dist, torch
+
+@dataclass
+class Prior:
+    scale: float = 1.0
+
+def model(x):
+    w = pyro.sample("w", dist.Normal(torch.zeros(5), Prior().scale).to_event(1))
+    b = pyro.sample("b", dist.Normal(torch.zeros(()), 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Poisson((w + b).exp()).to_event(1), obs=x)
+
+def guide(x):
+    pyro.sample("w", dist.Normal(pyro.param("loc", torch.zeros(5)), 0.1).to_event(1))
+    pyro.sample("b", dist.Normal(torch.zeros(()), 0.1))
+"""
 FEW = ["--epochs", "1", "--checkpoint_every", "null"]
 
 
@@ -51,9 +71,13 @@ def folder(tmp_path, monkeypatch):
     torch.manual_seed(0)
     x = torch.poisson(torch.full((40, 5), 2.0))
     Path("own.py").write_text(PROGRAM)
+    Path("globals.py").write_text(GLOBALS)
     Path("syntax.py").write_text("def (")
     np.savez("counts.npz", x=x.numpy().astype(np.uint16))
     np.savez("two.npz", x=(x > 1).numpy(), c=np.arange(40) % 3)
+    beyond = sparse.csr_matrix(np.eye(40, 5, dtype=np.float32))
+    beyond.indices[0] = 10**6  # of 5 columns
+    sparse.save_npz("beyond.npz", beyond)
     np.savez("ragged.npz", x=np.ones((40, 2)), y=np.ones((30, 2)))
     np.savez("words.npz", x=np.full((40, 2), "a"))
     np.savez("few.npz", x=np.ones((4, 2)))
@@ -114,8 +138,9 @@ def test_a_program_trains_by_name(line, latents):
         ("train own.py:Clicks --data ragged.npz", "arrays of {'x': 40, 'y': 30} rows"),
         ("train own.py:Clicks --data words.npz", "expected numbers"),
         ("train own.py:Clicks --data few.npz", "got 4 rows, expected at least 20"),
-        ("train own.py:Clicks --data torn.npz", "torn.npz: not a sound file"),
-        ("train own.py:Clicks --data torn.pt", "torn.pt: not a sound file"),
+        ("train own.py:Clicks --data torn.npz", "torn.npz: not a sound .npz file"),
+        ("train own.py:Clicks --data beyond.npz", "beyond.npz: not a sound .npz file"),
+        ("train own.py:Clicks --data torn.pt", "torn.pt: not a sound .pt file"),
         ("train own.py:Clicks --data own.py", "unknown data set 'own.py'; choose digits"),
         ("train MultimodalVAE --data two.npz", "missing a required argument: 'modalities'"),
         ("train Nonesuch", "got 'Nonesuch', expected FILE.py:NAME or one of VAE"),
@@ -159,6 +184,16 @@ def test_own_runs_are_judged_refined_drawn_and_compared(capsys):
     assert run("train own.py:Clicks --data counts.npy --out c", *FEW) == 0
     assert run("compare a c") == 2
     assert "their likelihoods cannot be compared" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("default:refine")
+def test_globals_of_a_file_with_annotations_as_text_are_refined():
+    assert run("train globals.py --data counts.npy --out run", *FEW) == 0
+    assert run("refine run --num_draws 4 --warmup 4 --chains 2") == 0
+    with np.load("run/refined.npz") as arrays:
+        assert arrays["w"].shape == (2, 4, 5) and arrays["b"].shape == (2, 4)
+    told = json.loads(Path("run/refined.json").read_text())
+    assert told["rows"] == 2 and told["not_mixed"] in (0, 1)  # of 40: 2 test
 
 
 def test_differences_are_paired():

@@ -71,10 +71,13 @@ def _module(path: Path, named: str) -> Any:
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path}: got no Python file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(spec.name, module)  # where dataclasses look for their annotations
     sys.path.insert(0, str(path.resolve().parent))
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        if sys.modules.get(spec.name) is module:
+            del sys.modules[spec.name]
         raise ConfigError(f"{path}: fails with {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(path.resolve().parent))

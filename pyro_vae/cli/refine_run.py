@@ -51,14 +51,14 @@ def refine(
     torch.manual_seed(seed)
     chosen = pv.HMC(num_draws=num_draws, warmup=warmup, chains=chains)
     found: Any = pv.refine(program, x, chosen, progress=progress)
-    rhat, ess = (np.atleast_1d(torch.as_tensor(v).cpu().numpy()) for v in (found.rhat, found.ess))
+    rhat, ess = (_numbers(each) for each in (found.rhat, found.ess))
     figures: dict[str, Any] = {
-        "rows": len(x) if isinstance(x, torch.Tensor) else rows,
+        "rows": len(next(iter(x.values())) if isinstance(x, dict) else x),
         "num_draws": num_draws,
         "chains": chains,
         "median_rhat": float(np.median(rhat)),
         "median_ess": float(np.median(ess)),
-        "not_mixed": int((~(rhat <= 1.05)).sum()),
+        "not_mixed": int(np.sum(np.logical_not(_numbers(found.mixed)))),
         "seed": seed,
     }
     path = Path(run) / "refined.json"
@@ -71,3 +71,9 @@ def refine(
     atomic_write_text(path, json.dumps(told, indent=2, allow_nan=False) + "\n")
     write_report(Path(run))
     say(f"{found!r}\nwritten to {path} and {path.with_suffix('.npz').name}")
+
+
+def _numbers(answer: Any) -> np.ndarray:
+    """Return what is said of each datum, or of each coordinate of the globals, ``(N,)``."""
+    parts = answer.values() if isinstance(answer, dict) else [answer]
+    return np.concatenate([np.ravel(torch.as_tensor(part).cpu().numpy()) for part in parts])

@@ -9,39 +9,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.data.count_files import UNREADABLE
-from pyro_vae.data.splits import EVERY, by_turns
+from pyro_vae.data.count_files import load_sparse, sound_file
+from pyro_vae.data.splits import EVERY, ByTurns, by_turns
 from pyro_vae.data.table_files import read_table
-from pyro_vae.errors import ConfigError, DataError
-from pyro_vae.extras import extra
+from pyro_vae.errors import DataError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff")
 
 
 @dataclass(frozen=True, eq=False)
-class Arrays:
-    """Rows of a file in splits: every 20th validates, and the tenth after it tests.
+class Arrays(ByTurns):
+    """Rows of a file in splits.
 
     Arguments:
         whole: one tensor, or tensors by the name of the program's argument, ``(N, ...)``.
     """
 
     whole: Tensor | dict[str, Tensor]
-
-    @property
-    def train(self) -> Any:
-        """The rows to train on."""
-        return self._part("train")
-
-    @property
-    def valid(self) -> Any:
-        """Every 20th row."""
-        return self._part("valid")
-
-    @property
-    def test(self) -> Any:
-        """The tenth row after each of these."""
-        return self._part("test")
 
     def _part(self, split: str) -> Any:
         whole = self.whole
@@ -75,15 +59,8 @@ def read_arrays(path: Path) -> Arrays:
         raise DataError(
             f"{path}: got a file {path.suffix!r}, expected {known} or a folder of images"
         )
-    try:
+    with sound_file(path):
         found = read(path)
-    except (DataError, ConfigError):
-        raise
-    except MemoryError:
-        raise DataError(f"{path}: it claims more numbers than the memory holds") from None
-    except UNREADABLE as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path}: not a sound file {path.suffix} ({reason})") from None
     return Arrays(_checked(path, found))
 
 
@@ -116,10 +93,7 @@ def _tensor(path: Path, name: str, value: Any, alone: bool) -> Tensor:
 def _npz(path: Path) -> Any:
     with np.load(path, allow_pickle=False) as file:
         if "format" in file and "shape" in file:
-            with extra("data", f"{path}: such a file"):
-                from scipy import sparse
-
-            return sparse.load_npz(path).toarray().astype(np.float32)
+            return load_sparse(path).toarray().astype(np.float32)
         return {name: file[name] for name in file.files}
 
 

@@ -2,7 +2,8 @@
 
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -12,10 +13,10 @@ import torch
 
 from pyro_vae.data.corpora import Corpus
 from pyro_vae.data.splits import EVERY, by_turns
-from pyro_vae.errors import DataError
+from pyro_vae.errors import DataError, PyroVaeError
 from pyro_vae.extras import extra
 
-UNREADABLE = (
+_UNREADABLE = (
     *(OSError, ValueError, TypeError, EOFError, RuntimeError, BadZipFile, zlib.error),
     *(KeyError, AttributeError, OverflowError),  # a part lacks, or is another thing
 )
@@ -90,32 +91,54 @@ def divided(path: Path, rows: Any, words: tuple[str, ...]) -> Corpus:
 
 def _rows(path: Path) -> Any:
     """Return the counts of a file, a tensor or compressed rows of scipy."""
-    with extra("data", f"{path}: such a file"):
-        from scipy import sparse  # scikit-learn brings it, and only such files need it
-
-    try:
+    with sound_file(path):
         with open(path, "rb") as stream:
             file = np.load(stream, allow_pickle=False)
             if not isinstance(file, Mapping):
                 raise DataError(f"{path}: got one array alone, expected an .npz file")
             if "x" in file or "format" not in file:
                 return _dense(path, {name: file[name] for name in file if name == "x"})
-        found = sparse.load_npz(path)
-        if hasattr(found, "check_format"):  # else a column beyond V is written beside the memory
-            found.check_format(full_check=True)
+        found = load_sparse(path)
         found.data = _counts(path, found.data)
-        rows = sparse.csr_matrix(found)
+        rows = found.tocsr()
         rows.sum_duplicates()
         return rows
+
+
+def load_sparse(path: Path) -> Any:
+    """Return what ``scipy.sparse.save_npz`` wrote, each of its places within the matrix.
+
+    Raises:
+        ConfigError: scipy is not installed.
+        ValueError: A place is not; scipy would write beside the memory.
+    """
+    with extra("data", f"{path}: such a file"):
+        from scipy import sparse  # scikit-learn brings it, and only such files need it
+
+    found = sparse.load_npz(path)
+    if hasattr(found, "check_format"):
+        found.check_format(full_check=True)
+    return found
+
+
+@contextmanager
+def sound_file(path: Path) -> Iterator[None]:
+    """Say of a file which reading fails inside that it is not sound.
+
+    Raises:
+        DataError: Names the file.
+    """
+    try:
+        yield
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except DataError:
+    except PyroVaeError:
         raise
     except MemoryError:
         raise DataError(f"{path}: it claims more numbers than the memory holds") from None
-    except UNREADABLE as error:
+    except _UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path}: not a sound .npz file ({reason})") from None
+        raise DataError(f"{path}: not a sound {path.suffix} file ({reason})") from None
 
 
 def _dense(path: Path, arrays: dict[str, np.ndarray]) -> torch.Tensor:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.data.splits import EVERY, by_turns
+from pyro_vae.data.splits import EVERY, ByTurns, by_turns
 from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.extras import extra
 
@@ -12,7 +12,7 @@ SUFFIXES = (".csv", ".parquet")
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(ByTurns):
     """A table in splits.
 
     Arguments:
@@ -20,21 +20,6 @@ class Table:
     """
 
     whole: Any
-
-    @property
-    def train(self) -> Any:
-        """The rows to train on."""
-        return self._part("train")
-
-    @property
-    def valid(self) -> Any:
-        """Every 20th row."""
-        return self._part("valid")
-
-    @property
-    def test(self) -> Any:
-        """The tenth row after each of these."""
-        return self._part("test")
 
     def _part(self, split: str) -> Any:
         return self.whole[by_turns(len(self.whole))[split]].reset_index(drop=True)

@@ -445,7 +445,10 @@ class _Count:
         return repr(self._value) == str(copy)
 
     def put(self, copy: Any, homes: list[_Home]) -> None:
-        start, *step = ast.literal_eval(f"[{copy[6:-1]}]")  # of "count(2)", or "count(2, 3)"
+        try:
+            start, *step = ast.literal_eval(f"[{copy[6:-1]}]")  # of "count(2)", or "count(2, 3)"
+        except ValueError:  # fractions, infinity
+            return _tell_of_what_moves("an itertools.count of no plain numbers")
         fresh = itertools.count(start, *step)
         for home in homes:
             home.replace(self._value, fresh)
@@ -493,11 +496,15 @@ class _Suspended:
         return bool(self.copy() == copy)
 
     def put(self, *_: Any) -> None:
-        warnings.warn(
-            f"the program draws on a generator, {self._value.__name__}(), which runs that look at "
-            "the program have moved on, and nothing moves back; keep a number, or itertools.count",
-            stacklevel=2,
-        )
+        _tell_of_what_moves(f"a generator, {self._value.__name__}()")
+
+
+def _tell_of_what_moves(iterator: str) -> None:
+    warnings.warn(
+        f"the program draws on {iterator}, which runs that look at the program have moved on, and "
+        "nothing moves back; keep a number, or an itertools.count of plain ones",
+        stacklevel=3,
+    )
 
 
 def _equal(one: Tensor, two: Tensor) -> bool:

@@ -5,6 +5,7 @@ import itertools
 import types
 import weakref
 from collections import ChainMap, Counter, OrderedDict, UserDict, defaultdict, deque
+from fractions import Fraction
 from queue import Queue
 
 import numpy as np
@@ -257,11 +258,16 @@ def test_the_first_step_is_the_first_call(place):
     assert count(program) == EPOCHS * steps + 1
 
 
-def test_a_generator_that_looks_move_on_is_told_of():
-    numbers = (n for n in range(1, 1000))
-
-    with pytest.warns(UserWarning, match="draws on a generator, <genexpr>.*keep a number"):
-        pv.Program(Annealed(lambda _: next(numbers)).model, lambda x: None).read(X)
+@pytest.mark.parametrize(
+    ("numbers", "named"),
+    [
+        ((n for n in range(1, 1000)), "a generator, <genexpr>"),
+        (itertools.count(Fraction(1, 2)), "an itertools.count of no plain numbers"),
+    ],
+)
+def test_an_iterator_that_looks_move_on_is_told_of(numbers, named):
+    with pytest.warns(UserWarning, match=f"draws on {named}.*keep a number"):
+        pv.Program(Annealed(lambda _: float(next(numbers))).model, lambda x: None).read(X)
 
 
 def test_what_a_first_call_builds_is_built_once_and_trained():

@@ -1,9 +1,10 @@
 """Planted bugs: each goes into a copy of the package, and the test named beside it must fail.
 
-``python -m benchmarks.planted_bugs [--only WORD ...] [--again]``. The list is
-``tests/planted_bugs.py``. One process imports torch, Pyro and pytest once; each bug is a fork of it
-that imports the changed copy and runs one test. Answers are kept in ``results/planted_bugs.json``,
-by files of tests: a second call runs what has none, or one of another state of its two files.
+``python -m benchmarks.planted_bugs [--only WORD ...] [--again]``. The lists are
+``tests/planted_bugs``, a file for each room. One process imports torch, Pyro and pytest once; each
+bug is a fork of it that imports the changed copy and runs one test. Answers are kept in
+``results/planted_bugs.json``, by files of tests: a second call runs what has none, or one of
+another state of its two files.
 """
 
 import argparse

@@ -1,0 +1,523 @@
+"""Known bugs of `pyro_vae/program`."""
+
+from planted_bugs.bug import Bug
+
+BUGS = [
+    Bug(
+        "globals drawn anew in each chunk",
+        "program/passes.py",
+        "self._held = self._held or [{} for _ in range(self._samples)]",
+        "self._held = [{} for _ in range(self._samples)]",
+        "tests/program/test_passes.py::test_elbo_holds_one_draw_of_the_globals",
+    ),
+    Bug(
+        "N/B upside down",
+        "program/handlers.py",
+        'msg["scale"] * (self.size / frame.size)',
+        'msg["scale"] * (frame.size / self.size)',
+        "tests/program/test_program.py::test_global_weights_count_once_per_data_set",
+    ),
+    Bug(
+        "a sum over the rows outside the plate counted as one of a part",
+        "program/handlers.py",
+        'msg["scale"] * (self.size / self.rows)',
+        'msg["scale"]',
+        "tests/program/looks/test_cuts.py"
+        "::test_a_sum_over_the_rows_outside_their_plate_counts_as_one_of_all_in_minibatches",
+    ),
+    Bug(
+        "parameters with gaps in their memory",
+        "program/modules.py",
+        "            if stride != filled:\n",
+        "            if False:\n",
+        "tests/training/test_dense_parameters.py"
+        "::test_they_take_the_steps_of_dense_ones_and_write_nowhere_else",
+    ),
+    Bug(
+        "a copy that trains the networks of the first",
+        "program/program.py",
+        "            _refuse_shared(self, twin)\n",
+        "            pass\n",
+        "tests/program/test_copies.py::test_functions_that_hold_networks_themselves_are_not_copied",
+    ),
+    Bug(
+        "row numbers of a program's own overruled",
+        "program/numbered.py",
+        "        if asked and subsample is None:",
+        "        if asked:",
+        "tests/program/test_row_numbers.py"
+        "::test_row_numbers_that_are_an_argument_are_the_programs_own",
+    ),
+    Bug(
+        "factors that hold no data",
+        "program/handlers.py",
+        "(observed, factors) if any(map(_in_a_plate, each))), None)\n"
+        "    return inside or observed or factors",
+        "(observed,) if any(map(_in_a_plate, each))), None)\n    return inside or observed",
+        "tests/program/test_published.py::test_the_bound_is_that_of_pyro[factor_of_data]",
+    ),
+    Bug(
+        "batches of a loader beside N data",
+        "program/program.py",
+        "found.of_each_batch if self.batches_alone else found.scaled",
+        "found.scaled",
+        "tests/program/looks/test_batches_of_loaders.py"
+        "::test_a_function_of_a_batch_outside_the_plate_weighs_as_in_a_step_of_stock_svi",
+    ),
+    Bug(
+        "a weight of one at all rows taken for N over B",
+        "program/looks/dependence.py",
+        "(all(found) if name in self.by_count else any(found))",
+        "any(found)",
+        "tests/program/looks/test_batches_of_loaders.py"
+        "::test_a_weight_that_is_one_at_all_rows_is_not_n_over_b",
+    ),
+    Bug(
+        "a prior that weighs B over N is scaled away",
+        "program/looks/dependence.py",
+        "found += [Counted(n, weight, rows, False) for n, weight in outside.items() if weight]",
+        "pass",
+        "tests/program/looks/test_batches_of_loaders.py"
+        "::test_a_prior_that_weighs_one_over_the_number_of_batches_has_its_balance",
+    ),
+    Bug(
+        "a constant that was N over B in another fit",
+        "program/looks/dependence.py",
+        "if each.site in self.by_count or each.rows == rows)",
+        "if True)",
+        "tests/program/looks/test_batches_of_loaders.py"
+        "::test_a_constant_is_n_over_b_of_one_batch_size_alone",
+    ),
+    Bug(
+        "a sum scaled once more where the program has scaled it",
+        "program/program.py",
+        "() if own else sums",
+        "sums",
+        "tests/program/looks/test_batches_of_loaders.py"
+        "::test_a_sum_beside_rows_that_a_program_scales_itself_is_as_in_a_step_of_stock_svi",
+    ),
+    Bug(
+        "a list of two pairs taken for one pair",
+        "program/listed_batches.py",
+        "        if listed or not one or len(",
+        "        if len(data) == 2 or listed or not one or len(",
+        "tests/program/test_one_argument.py::test_a_list_of_pairs_is_one_of_batches",
+    ),
+    Bug(
+        "N over B twice",
+        "program/handlers.py",
+        "        if not self.done:\n",
+        "        if True:\n",
+        "tests/program/looks/test_batches_of_loaders.py"
+        "::test_a_program_that_scales_by_its_own_n_over_b_is_scaled_once",
+    ),
+    Bug(
+        "what a library has set up put back in part",
+        "program/own_state.py",
+        "return any(mine.get(name) is not its.get(name) for name in self._libraries)",
+        "return False",
+        "tests/program/test_row_numbers.py"
+        "::test_loss_and_every_row_of_the_gradient_are_those_of_stock_svi[easy]",
+    ),
+    Bug(
+        "N over B twice, as a weight of each row",
+        "program/looks/dependence.py",
+        "return float(first) if bool((scale == first).all()) else None",
+        "return float(first) if scale.numel() == 1 else None",
+        "tests/program/looks/test_batches_of_loaders.py"
+        "::test_a_program_that_scales_by_its_own_n_over_b_is_scaled_once[tensors-<lambda>1]",
+    ),
+    Bug(
+        "N over B twice, written in",
+        "program/looks/dependence.py",
+        "    alike = len(one) == 1 and not one & {1.0, None}\n",
+        "    alike = False\n",
+        "tests/program/looks/test_batches_of_loaders.py"
+        "::test_a_program_with_its_n_over_b_written_in_is_scaled_once_and_told[loader]",
+    ),
+    Bug(
+        "noise that hides what a term is of the rows",
+        "program/reader.py",
+        "                    run = with_equal_noise(run, few)\n",
+        "                    pass\n",
+        "tests/program/looks/test_batches_of_loaders.py"
+        "::test_noise_does_not_hide_what_a_term_is_of_the_rows[sum]",
+    ),
+    Bug(
+        "a part of a batch refused as a batch of the data",
+        "program/looks/dependence.py",
+        "return (*self.unplated, *self.beside",
+        "return () and (*self.unplated, *self.beside",
+        "tests/training/test_accumulation.py"
+        "::test_what_cannot_be_cut_is_refused[function_of_batch]",
+    ),
+    Bug(
+        "calls counted by looks",
+        "program/own_state.py",
+        "            home.put(*was)\n",
+        "            pass\n",
+        "tests/program/test_own_state.py::test_the_first_step_is_the_first_call[in_slots]",
+    ),
+    Bug(
+        "calls counted by looks in arguments of a script",
+        "program/own_state.py",
+        "    elif kind in NAMESPACES or not",
+        "    elif not",
+        "tests/program/test_own_state.py"
+        "::test_the_first_step_is_the_first_call[in_arguments_of_a_script]",
+    ),
+    Bug(
+        "tensors that looks write to through data",
+        "program/own_state.py",
+        "        return not self._small or (alike",
+        "        return True or (alike",
+        "tests/program/test_own_state.py"
+        "::test_the_first_step_is_the_first_call[in_data_of_a_tensor]",
+    ),
+    Bug(
+        "arrays that looks write to",
+        "program/own_state.py",
+        "            content.put(copy, self._all.homes)\n",
+        "            pass\n",
+        "tests/program/test_own_state.py::test_the_first_step_is_the_first_call[in_an_array]",
+    ),
+    Bug(
+        "a flag put back where later looks find what the first has left",
+        "program/own_state.py",
+        "            if settled or not ended or",
+        "            if True or not ended or",
+        "tests/program/test_own_state.py"
+        "::test_what_a_first_call_keeps_of_its_rows_is_a_constant_of_others[in_an_attribute]",
+    ),
+    Bug(
+        "a count put back without the network that it counts",
+        "program/own_state.py",
+        "if not (others or written) or self._built(others):",
+        "if not (others or written):",
+        "tests/program/test_own_state.py::test_what_a_first_call_builds_is_built_once_and_trained",
+    ),
+    Bug(
+        "a count of calls that goes on between the runs of a look",
+        "program/looks/quiet_runs.py",
+        "            with self.memory_kept():  # a count",
+        "            with nullcontext():  # a count",
+        "tests/program/test_own_state.py::test_a_count_hides_no_density_that_reads_the_rows_beside",
+    ),
+    Bug(
+        "a program settled by its first rows",
+        "program/reader.py",
+        "        more = self._contrasts.more_in(batch)\n",
+        "        more = False\n",
+        "tests/program/looks/test_cuts.py::test_a_look_at_rows_that_are_equal_settles_no_dependence",
+    ),
+    Bug(
+        "constants settled by the first rows",
+        "program/constants.py",
+        "return self._contrasts.more_in(batch)",
+        "return False",
+        "tests/program/looks/test_cuts.py::test_a_look_at_rows_that_are_equal_settles_no_constants",
+    ),
+    Bug(
+        "weights at zero while the rows are cut",
+        "program/modules.py",
+        "        value[zero] = (size",
+        "        zero = (size",
+        "tests/program/looks/test_cuts.py::test_a_weight_that_starts_at_zero_hides_no_mean_of_all_rows",
+    ),
+    Bug(
+        "a weight left off zero",
+        "program/modules.py",
+        "            value[zero] = before",
+        "            pass",
+        "tests/program/looks/test_cuts.py::test_a_weight_that_starts_at_zero_hides_no_mean_of_all_rows",
+    ),
+    Bug(
+        "whatever stands outside the plate taken for a sum over the rows",
+        "program/looks/cuts.py",
+        "is_sum, is_mean = ((here.double() - all_).abs() <= slack for all_ in (sum(values), mean))",
+        "is_sum, is_mean = torch.tensor(True), torch.tensor(False)",
+        "tests/program/looks/test_cuts.py"
+        "::test_what_is_another_function_of_a_part_trains_on_all_data_at_once",
+    ),
+    Bug(
+        "a small penalty beside a large sum lost in what counts as rounding",
+        "program/looks/cuts.py",
+        "32 * torch.finfo(here.dtype).eps * size",
+        "1e-4 * size",
+        "tests/program/looks/test_cuts_of_odd_programs.py"
+        "::test_what_is_another_function_of_a_part_is_refused",
+    ),
+    Bug(
+        "a mean of all rows hidden by noise of a program's own",
+        "program/reader.py",
+        "found = changes_by_others(run, few)",
+        "found = set()",
+        "tests/program/looks/test_cuts_of_odd_programs.py"
+        "::test_what_is_another_function_of_a_part_is_refused",
+    ),
+    Bug(
+        "latents in a plate of their own trained in minibatches",
+        "program/looks/cuts.py",
+        "return _followers(run, few, cuts[0]) or None",
+        "return None",
+        "tests/program/looks/test_cuts_of_odd_programs.py"
+        "::test_latents_outside_the_plate_that_are_as_many_as_the_rows_are_refused",
+    ),
+    Bug(
+        "the weight of a term outside the plate not asked for",
+        "program/looks/dependence.py",
+        "c.site not in latents}",
+        "False}",
+        "tests/program/looks/test_cuts_of_odd_programs.py::test_a_sum_counts_for_all_rows",
+    ),
+    Bug(
+        "buffers left as looks wrote them",
+        "program/modules.py",
+        "if buffer._version != version:",
+        "if False:",
+        "tests/program/looks/test_cuts_of_odd_programs.py"
+        "::test_a_look_counts_no_call_and_passes_no_warning_on",
+    ),
+    Bug(
+        "tiled rows counted K times",
+        "program/terms.py",
+        "draw.batch_size = frame.size // layout.tiles",
+        "draw.batch_size = frame.size",
+        "tests/program/test_edge_programs.py::test_a_tiled_program_keeps_its_n[49]",
+    ),
+    Bug(
+        "tiles read in the other order",
+        "program/site_densities.py",
+        "return value.reshape(self.tiles, -1)",
+        "return value.reshape(-1, self.tiles).mT",
+        "tests/program/test_program.py::test_tiles_where_a_model_does_not_broadcast[build1-True]",
+    ),
+    Bug(
+        "a score under the weights of handlers",
+        "program/terms.py",
+        "scores[name] = summed(parts.score_function, 1.0)",
+        "scores[name] = summed(parts.score_function, handler_scale(site))",
+        "tests/inference/objectives/test_gradients.py::test_mean_gradient_under_a"
+        "_kl_weight[ELBO, bits-0.3]",
+    ),
+    Bug(
+        "the entropy of sites without a path",
+        "program/terms.py",
+        "        draw.no_path += (name,)",
+        "        pass",
+        "tests/program/test_program.py::test_score_terms_stand_for_what_has_no_path",
+    ),
+    Bug(
+        "rows of passes that all begin at 0",
+        "program/passes.py",
+        "                start = end\n",
+        "                pass\n",
+        "tests/program/test_passes.py::test_the_size_of_passes_changes_no_answer[rows]",
+    ),
+    Bug(
+        "S equal draws of the globals",
+        "program/passes.py",
+        "self._held = [{**joint.global_values(), **held} for held in self._held]",
+        "one = joint.global_values()\n"
+        "            self._held = [{**one, **held} for held in self._held]",
+        "tests/program/test_passes.py::test_elbo_of_the_globals_is_exact",
+    ),
+    Bug(
+        "verbs in train mode",
+        "program/passes.py",
+        "with program.running(), evaluating(program), torch.no_grad(), validation(False):",
+        "with program.running(), torch.no_grad(), validation(False):",
+        "tests/evaluation/test_likelihood.py::test_weights_run_in_eval_mode_and_go_back",
+    ),
+    Bug(
+        "the globals of elbo not per N",
+        "program/bounds.py",
+        "/ (passes.sites.size or len(values))",
+        "/ 1",
+        "tests/program/test_passes.py::test_elbo_of_the_globals_is_exact",
+    ),
+    Bug(
+        "elbo at the first draw of the globals",
+        "program/bounds.py",
+        "values = torch.stack([each.signal.mean((0, 1)) for each in terms]).mean(0)",
+        "values = terms[0].signal.mean((0, 1))",
+        "tests/program/test_passes.py::test_elbo_of_the_globals_is_exact",
+    ),
+    Bug(
+        "a sum not split by the chain rule",
+        "program/terms.py",
+        "draw.log_p[group.label] = group.weigh(total - known, layout, group.observed)",
+        "draw.log_p[group.label] = group.weigh(total, layout, group.observed)",
+        "tests/program/test_enumeration.py::test_a_latent_under_a_sum_keeps_its_own_density",
+    ),
+    Bug(
+        "no Jacobian in the log joint",
+        "program/log_joint.py",
+        "return sum(log_p.values()) + jacobian + self.log_masked(u)",
+        "return sum(log_p.values()) + self.log_masked(u)",
+        "tests/program/test_log_joint.py::test_densities_on_constrained_supports[Constrained-1]",
+    ),
+    Bug(
+        "no Jacobian in the guide's density",
+        "program/log_joint.py",
+        "return sum(log_q.values()) + jacobian + self.log_masked(u)",
+        "return sum(log_q.values()) + self.log_masked(u)",
+        "tests/program/test_log_joint.py::test_densities_on_constrained_supports[Constrained-1]",
+    ),
+    Bug(
+        "a density kept for a tensor that was written to",
+        "program/log_joint.py",
+        "key = (u._version, u.requires_grad and torch.is_grad_enabled())",
+        "key = (0, u.requires_grad and torch.is_grad_enabled())",
+        "tests/program/test_log_joint.py::test_one_model_pass_serves_prior_and_jo"
+        "int_and_never_a_changed_vector",
+    ),
+    Bug(
+        "masks of the first rows",
+        "program/log_joint.py",
+        "if self._masks:  # those of the other rows; at zero, so that no noise is drawn",
+        "if False:",
+        "tests/program/test_masked_latents.py::test_the_traced_density_reads_the_mask_of_its_rows",
+    ),
+    Bug(
+        "chains that take the weights of a program",
+        "program/log_joint.py",
+        "joint = program.summed_joint(batch).observing(observed or {})\n        with",
+        "joint = program.joint(batch).observing(observed or {})\n        with",
+        "tests/program/test_weights_on_rows.py::test_likelihoods_are_those_of_the"
+        "_unweighted_model[normalising factor]",
+    ),
+    Bug(
+        "particles placed among the rows in the wrong order",
+        "program/joint.py",
+        "return value.movedim(0, axis).flatten(axis, axis + 1)",
+        "return value.movedim(0, axis + 1).flatten(axis, axis + 1)",
+        "tests/program/test_log_joint.py::test_densities_on_constrained_supports[Tiled-3]",
+    ),
+    Bug(
+        "dreams scored at the real data",
+        "program/joint.py",
+        "args, kwargs = self._replace(self.args, self.kwargs, values)",
+        "args, kwargs = self.args, self.kwargs",
+        "tests/program/test_program.py::test_a_dream_is_scored_at_its_own_data",
+    ),
+    Bug(
+        "a parameter outside its bounds",
+        "program/parameters.py",
+        "value = transform_to(self._constraints.setdefault(key, constraint))(unconstrained)",
+        "value = unconstrained.view_as(unconstrained)",
+        "tests/program/test_program.py::test_constrained_parameters_stay_inside_and_train",
+    ),
+    Bug(
+        "a KL weight on observed sites",
+        "program/handlers.py",
+        'if msg["is_observed"] or data_frame(msg) is None:\n            return\n        beta',
+        "if data_frame(msg) is None:\n            return\n        beta",
+        "tests/test_contract.py::test_beta_equals_the_hand_written_loss[vae]",
+    ),
+    Bug(
+        "a KL weight on the globals",
+        "program/handlers.py",
+        'if msg["is_observed"] or data_frame(msg) is None:\n            return\n        beta',
+        'if msg["is_observed"]:\n            return\n        beta',
+        "tests/program/test_program.py::test_a_kl_weight_leaves_the_globals_and_the_data_alone",
+    ),
+    Bug(
+        "a KL weight on the model only",
+        "program/program.py",
+        "ScaleLatents(beta)(model), ScaleLatents(beta)(guide)",
+        "ScaleLatents(beta)(model), guide",
+        "tests/program/test_program.py::test_a_kl_weight_leaves_the_globals_and_the_data_alone",
+    ),
+    Bug(
+        "N/B squared",
+        "program/site_densities.py",
+        "            scale = scale / (frame.full_size / frame.size)",
+        "            pass",
+        "tests/inference/objectives/test_objectives.py::test_zero_variance_of_a_p"
+        "rogram_that_subsamples",
+    ),
+    Bug(
+        "a dream written over the whole argument",
+        "program/observed.py",
+        "        changed = base.clone(memory_format=torch.contiguous_format)\n",
+        "        changed = torch.zeros_like(base, memory_format=torch.contiguous_format)\n",
+        "tests/program/test_reader.py::test_a_plate_left_of_another_and_views_of_an_argument",
+    ),
+    Bug(
+        "an offset left out of a view",
+        "program/observed.py",
+        "dense.storage_offset() + self.offset",
+        "dense.storage_offset()",
+        "tests/program/test_reader.py::test_a_plate_left_of_another_and_views_of_an_argument",
+    ),
+    Bug(
+        "aggregate posterior from the first rows",
+        "program/judged.py",
+        "order = torch.randperm(num_rows(self.batch), device=device_of(self.batch))[:rows]",
+        "order = torch.arange(num_rows(self.batch), device=device_of(self.batch))[:rows]",
+        "tests/evaluation/test_collapse_information.py::test_sorted_data_tell_wha"
+        "t_shuffled_data_tell",
+    ),
+    Bug(
+        "a parameter that comes late is not trained",
+        "program/parameters.py",
+        "            self.version += 1\n\n    def take_average",
+        "            pass\n\n    def take_average",
+        "tests/training/test_late_parameters.py"
+        "::test_what_comes_with_a_later_run_of_equal_batches_is_trained",
+    ),
+    Bug(
+        "answers of passes that keep the memory of a pass",
+        "program/passes.py",
+        "[_moved(function(piece)) for piece in pieces]",
+        "[function(piece) for piece in pieces]",
+        "tests/program/test_passes.py::test_the_answer_of_a_pass_holds_no_memory_of_it",
+    ),
+    Bug(
+        "marginal moments from the first rows",
+        "program/judged.py",
+        "order = torch.randperm(num_rows(self.batch), device=device_of(self.batch))[:rows]",
+        "order = torch.arange(num_rows(self.batch), device=device_of(self.batch))[:rows]",
+        "tests/evaluation/test_collapse_layers.py::test_moments_of_sorted_data_ar"
+        "e_those_of_shuffled_data",
+    ),
+    Bug(
+        "a latent scored where it is not there, summed value by value",
+        "program/one_by_one.py",
+        "if as_drawn and name not in sizes and _masks_move(told):",
+        "if not as_drawn and name not in sizes and _masks_move(told):",
+        "tests/program/test_masks_of_summed_latents.py::test_a_likelihood_sums_what_the_model_draws"
+        "[False-flat]",
+    ),
+    Bug(
+        "codes of rows in another order",
+        "program/joining.py",
+        "torch.cat([p[name] if name in p else",
+        "torch.cat([p[name].flip(dim) if name in p else",
+        "tests/evaluation/test_generation.py::test_codes_are_the_posterior_means",
+    ),
+    Bug(
+        "densities of unequal lengths compared",
+        "program/site_densities.py",
+        ' or getattr(fn, "kept", None) is not None',
+        "",
+        "tests/test_sequence_data.py::test_paths_of_unequal_length_have_no_information_to"
+        "_compare[DMM]",
+    ),
+    Bug(
+        "draws that go on behind the end",
+        "program/log_joint.py",
+        "if slot.name in self._ends:",
+        "if False:",
+        "tests/test_sequence_data.py::test_posterior_draws_end_where_their_sequences_do",
+    ),
+    Bug(
+        "rounding inside products not looked at",
+        "program/looks/cuts.py",
+        "        if func in _PRODUCTS:\n",
+        "        if False:\n",
+        "tests/program/looks/test_cuts.py"
+        "::test_large_terms_that_cancel_are_no_dependence_on_the_rows_beside",
+    ),
+]

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import (
     disable_proxy_modes_tracing,
     get_proxy_mode,
     make_fx,
 )
+
+from pyro_vae.torch_private import OpOverload, overload_name, schema
 
 aten = torch.ops.aten
 Step = Callable[..., Tensor]
@@ -253,7 +254,7 @@ def _take_noise(body: Graph, node: Node) -> list[Any]:
     how: Any = _DRAWS.get(node.target)
     source = node.args[0] if node.args else None
     if isinstance(source, Node) and source.target in _EMPTY and not node.kwargs:
-        name = node.target._schema.name.removeprefix("aten::")
+        name = schema(node.target).name.removeprefix("aten::")
         if not any(isinstance(each, Node) for each in node.args[1:]):
             how = (name, node.args[1:])
     if how is None:
@@ -279,23 +280,23 @@ def _write_anew(body: Graph) -> None:
     One that may share memory with another stays as it is.
     """
     for node in body.nodes:
-        if not isinstance(node.target, OpOverload) or not node.target._schema.is_mutable:
+        if not isinstance(node.target, OpOverload) or not schema(node.target).is_mutable:
             continue
         written: Any = node.args[0] if node.args else None
         ours = isinstance(written, Node) and isinstance(written.target, OpOverload)
         if not ours or len(written.users) > 1:
             continue
-        shares = any(result.alias_info for result in written.target._schema.returns)
-        name = node.target._schema.name.removeprefix("aten::")
+        shares = any(result.alias_info for result in schema(written.target).returns)
+        name = schema(node.target).name.removeprefix("aten::")
         other = getattr(aten, name.removesuffix("_"), None) if name.endswith("_") else None
-        overload = getattr(other, node.target._overloadname, None)
+        overload = getattr(other, overload_name(node.target), None)
         if not shares and overload is not None:
             node.target = overload
 
 
 def _refuse_writing(body: Graph) -> None:
     for node in body.nodes:
-        if isinstance(node.target, OpOverload) and node.target._schema.is_mutable:
+        if isinstance(node.target, OpOverload) and schema(node.target).is_mutable:
             raise RuntimeError(f"a step of a loop writes to a tensor by {node.target}")
 
 

@@ -18,7 +18,7 @@ MODULES = {
 }
 LEAVES = {
     *("errors", "arguments", "device", "extras", "frames", "scan", "threads", "words"),
-    "_version",
+    *("torch_private", "_version"),
 }
 # What each room may import besides itself and the leaves; "inference" has rooms of its own.
 ALLOWED = {
@@ -29,6 +29,7 @@ ALLOWED = {
     "frames": set(),
     "scan": set(),
     "threads": set(),
+    "torch_private": set(),
     "words": set(),
     "_version": set(),
     "nn": set(),

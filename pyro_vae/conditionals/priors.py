@@ -7,7 +7,6 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyro_vae.arguments import number, positive, typed
 from pyro_vae.conditionals.ar1_prior import AR1Prior
@@ -17,6 +16,7 @@ from pyro_vae.conditionals.registry import choice_config, choose
 from pyro_vae.distributions import Mixture
 from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.nn import OneHot, sizes
+from pyro_vae.torch_private import BatchNorm
 
 Prior = Callable[..., nn.Module] | Mapping[str, Any] | nn.Module
 
@@ -252,7 +252,7 @@ def _check_encoder(encoder: nn.Module) -> None:
             "prior: a VampPrior learns pseudo-inputs by gradient, which class numbers do not have; "
             "use GaussianMixture or FlowPrior with categories"
         )
-    if any(isinstance(module, _BatchNorm) for module in encoder.modules()):
+    if any(isinstance(module, BatchNorm) for module in encoder.modules()):
         raise ConfigError(
             "prior: a VampPrior sends its pseudo-inputs through the encoder, whose batch norm "
             "would mix their moments with those of the data; use an encoder without it"

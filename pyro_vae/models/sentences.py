@@ -18,6 +18,7 @@ from pyro_vae.errors import DataError
 from pyro_vae.models.unequal_steps import padded_to_one
 from pyro_vae.models.word_networks import WordDecoder, WordEncoder
 from pyro_vae.models.zoo_program import ZooProgram, register
+from pyro_vae.torch_private import validates_values
 from pyro_vae.words import PAD, SPECIAL
 
 
@@ -66,7 +67,7 @@ class SentenceProgram(ZooProgram):
                 f"x: got {shown(x)}, expected sentences as numbers of words, whole numbers (B, T); "
                 "pv.data.Vocabulary makes them of text"
             )
-        if not torch.distributions.Distribution._validate_args or x.is_meta:
+        if not validates_values() or x.is_meta:
             return  # what follows waits for the device: the first time is enough
         support = self.sentences(x.shape[1]).support
         wrong = ~support.check(x)

@@ -27,6 +27,7 @@ from pyro_vae.models.topic_networks import (
 )
 from pyro_vae.models.zoo_program import OneLatent, ZooProgram, register
 from pyro_vae.nn import MLP, sizes
+from pyro_vae.torch_private import validates_values
 
 
 @typed
@@ -44,7 +45,7 @@ class Documents(ZooProgram):
             DataError: A count below 0, of which the encoder has no logarithm.
         """
         x = x.to(self.origin.dtype)
-        validating = torch.distributions.Distribution._validate_args and not x.is_meta
+        validating = validates_values() and not x.is_meta
         if validating and bool((x < 0).any()):  # waits for the device: the first time is enough
             row = int((x < 0).any(-1).nonzero()[0])
             raise DataError(

@@ -16,6 +16,7 @@ from pyro_vae.program.batch import (
     named_arrays,
 )
 from pyro_vae.program.sparse_rows import SparseRows
+from pyro_vae.torch_private import storage_address
 
 
 def adapted(data: Any, device: torch.device, dtype: torch.dtype | None, dim: int = 0) -> Batch:
@@ -42,7 +43,7 @@ def adapted(data: Any, device: torch.device, dtype: torch.dtype | None, dim: int
         if isinstance(leaf, SparseRows):
             return leaf
         # Observed sites are told by the memory that they look at: each argument has its own.
-        memory = int(leaf.untyped_storage()._cdata)
+        memory = storage_address(leaf)
         leaf = leaf.clone() if memory in seen else leaf
         seen.add(memory)
         return leaf

@@ -16,11 +16,11 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
-from torch.utils import _pytree as pytree
 
 from pyro_vae.arguments import shown
 from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.program.sparse_rows import SparseRows, is_sparse, sparse_rows
+from pyro_vae.torch_private import pytree
 
 _SIGNED = (torch.int64, torch.int32, torch.int16, torch.int8)
 Batch = Any  # Tensor | tuple[Any, ...] | dict[str, Any] | Whole; recursive types help nobody here

@@ -24,6 +24,7 @@ from pyro_vae.program.masks import kept_units
 from pyro_vae.program.passes import Verb
 from pyro_vae.program.plates import by_datum, data_dim, inner_plates
 from pyro_vae.program.program import Program
+from pyro_vae.torch_private import version_of
 
 _SAMPLING = Verb(
     "sampling the posterior",
@@ -377,7 +378,7 @@ class LogJoint:
     def _model(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         # A path between prior and posterior asks for both at one point: one pass serves both.
         # The same tensor written to since, or asked for with another gradient mode, is another.
-        key = (u._version, u.requires_grad and torch.is_grad_enabled())
+        key = (version_of(u), u.requires_grad and torch.is_grad_enabled())
         if self._model_at is None or self._model_at[0][0] is not u or self._model_at[0][1] != key:
             values, jacobian = self._values(u)
             log_p = self._log_p(values, len(u))

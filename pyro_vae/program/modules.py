@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pyro_vae.program.object_graph import PROGRAM, reachable
+from pyro_vae.torch_private import version_of
 
 
 def owners(*functions: Any, given: Iterable[nn.Module] = ()) -> dict[str, nn.Module]:
@@ -146,13 +147,13 @@ def buffers_kept(module: nn.Module) -> Iterator[None]:
     """Put small buffers that a program writes into, as a counter of its calls, back on leaving."""
     made = [b for b in module.buffers() if not (is_lazy(b) or b.is_meta)]
     small = [b for b in made if b.numel() <= _SMALL]
-    held = [(buffer, buffer._version, buffer.detach().clone()) for buffer in small]
+    held = [(buffer, version_of(buffer), buffer.detach().clone()) for buffer in small]
     try:
         yield
     finally:
         with torch.no_grad():
             for buffer, version, before in held:
-                if buffer._version != version:
+                if version_of(buffer) != version:
                     buffer.copy_(before)
 
 

@@ -11,10 +11,10 @@ from pyro.poutine.subsample_messenger import SubsampleMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from pyro_vae.program.batch import num_rows
 from pyro_vae.program.handlers import Message
+from pyro_vae.torch_private import pytree
 
 _subsample = SubsampleMessenger._subsample  # what Pyro asks for the rows of a plate
 
@@ -110,7 +110,7 @@ class LookUps(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run a function of torch, and look at its arguments."""
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if any(leaf is self.rows for leaf in tensors):
             self.found |= any(leaf.dim() and len(leaf) == self.total for leaf in tensors)
         return func(*args, **(kwargs or {}))

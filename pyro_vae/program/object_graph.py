@@ -18,6 +18,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
+from pyro_vae.torch_private import MODULE_TABLES
+
 # The key under which an object keeps the program that was read from it.
 PROGRAM = "_pyro_vae_program"
 _MOST_OBJECTS = 5_000  # what lies behind so many is found when it is used
@@ -178,7 +180,7 @@ class _Search:
                 continue
             inside = _join(path, name)
             for key, value in list(vars(part).items()):
-                if key not in ("_modules", "_parameters", "_buffers", PROGRAM):
+                if key not in (*MODULE_TABLES, PROGRAM):
                     self.push(_join(inside, key), value)
             self._class(inside, type(part))
 

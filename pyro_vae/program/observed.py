@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.batch import named_arguments
+from pyro_vae.torch_private import storage_address
 
 Key = int | str  # of an argument: its position, or its keyword
 
@@ -113,13 +114,15 @@ class Copies(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run a function of torch, and note where it only copies."""
         result = func(*args, **(kwargs or {}))
-        if func in _COPIES and isinstance(result, Tensor) and _memory(result) != _memory(args[0]):
-            self._sources[_memory(result)] = (result, args[0])  # kept alive: memory is reused
+        if func in _COPIES and isinstance(result, Tensor):
+            address = storage_address(result)
+            if address != storage_address(args[0]):
+                self._sources[address] = (result, args[0])  # kept alive: memory is reused
         return result
 
     def source(self, value: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return ``(copy, original)`` where a value lies in the memory of a copy."""
-        return self._sources.get(_memory(value))
+        return self._sources.get(storage_address(value))
 
 
 def replaced_by_name(
@@ -224,13 +227,8 @@ def _reads(binding: Binding, argument: Tensor, value: Tensor) -> bool:
     return value.is_meta or torch.equal(binding.read(argument), value)
 
 
-def _memory(value: Tensor) -> int:
-    """Return what identifies a tensor's storage, with data or without."""
-    return int(value.untyped_storage()._cdata)
-
-
 def _shares(value: Tensor, argument: Tensor) -> bool:
-    return _memory(value) == _memory(argument) and value.dtype == argument.dtype
+    return storage_address(value) == storage_address(argument) and value.dtype == argument.dtype
 
 
 def _view(value: Tensor, base: Tensor, rows: int | None, row_dim: int) -> View | None:

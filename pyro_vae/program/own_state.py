@@ -27,6 +27,7 @@ from pyro_vae.program.object_graph import (
     installed,
     names_loaded,
 )
+from pyro_vae.torch_private import overlaps_itself, version_of
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) | {PROGRAM}
 _DICTS = (dict, defaultdict, Counter, OrderedDict)
@@ -373,14 +374,14 @@ def _is_state(value: Tensor) -> bool:
     if is_lazy(value) or value.is_inference() or value.is_meta:
         return False
     plain = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided
-    plain = plain and torch._debug_has_internal_overlap(value) != 1  # else its base is written to
+    plain = plain and not overlaps_itself(value)  # else its base is written to
     weight = _is_weight(value) and value.requires_grad
     return plain and not weight and value.numel() <= _SMALL
 
 
 def _version(weight: Any) -> int:
     """Return how often a weight has been written to."""
-    return -1 if is_lazy(weight) or weight.is_inference() else weight._version
+    return -1 if is_lazy(weight) else version_of(weight)
 
 
 class _Written:
@@ -397,13 +398,13 @@ class _Written:
     def copy(self) -> Any:
         """Return what it holds."""
         if not self.same(self._copy):
-            self._copy = self._value._version, self._value.detach().clone()
+            self._copy = version_of(self._value), self._value.detach().clone()
         return self._copy
 
     def same(self, copy: Any) -> bool:
         """Return whether it still holds what a copy does."""
         value, (version, was) = self._value.detach(), copy
-        if version != value._version:
+        if version != version_of(value):
             return False
         alike = (value.shape, value.dtype) == (was.shape, was.dtype)
         return not self._small or (alike and _equal(value, was))

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
 from pyro_vae.arguments import positive
@@ -32,6 +31,7 @@ from pyro_vae.program.streams import (
 )
 from pyro_vae.program.whole import require_rows
 from pyro_vae.threads import require_turn
+from pyro_vae.torch_private import pytree
 
 if TYPE_CHECKING:
     from pyro_vae.program.program import Program

@@ -54,6 +54,7 @@ from pyro_vae.program.structure import Structure
 from pyro_vae.program.terms import Terms
 from pyro_vae.program.whole import plate_follows
 from pyro_vae.threads import one_thread
+from pyro_vae.torch_private import device_of_to
 
 SIDES = ("model", "guide")
 
@@ -307,7 +308,7 @@ class Program(nn.Module):
 
     def to(self, *args: Any, **kwargs: Any) -> "Program":
         """Move the parameters, and remember where those that ``pyro.param`` still makes belong."""
-        device = torch._C._nn._parse_to(*args, **kwargs)[0]
+        device = device_of_to(*args, **kwargs)
         self._place = device if device is not None else self._place
         return super().to(*args, **kwargs)
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from pyro_vae.device import seeded
 from pyro_vae.errors import DataError
+from pyro_vae.torch_private import pytree
 
 T = TypeVar("T")
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_vae.program import checks
 from pyro_vae.program.batch import Batch, Whole, device_of, map_rows, num_rows, signature
 from pyro_vae.program.handlers import sample_sites
 from pyro_vae.program.looks.quiet_runs import Runs
+from pyro_vae.torch_private import TorchDispatchMode
 
 _ROWS = 13  # of a look: a number that seldom divides the widths of a network
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils import _pytree as pytree
 
 from pyro_vae.program.batch import Batch, Form, arguments, is_words
+from pyro_vae.torch_private import pytree
 
 
 class Structure:

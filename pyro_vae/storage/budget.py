@@ -6,10 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from pyro_vae.errors import CheckpointError
+from pyro_vae.torch_private import TorchDispatchMode, pytree, schema
 
 # Values that building may draw per value that is kept (initial weights, masks, temporaries), and
 # what the smallest program may use beside.
@@ -43,7 +42,7 @@ class Budget(TorchDispatchMode):
         Raises:
             CheckpointError: There is one.
         """
-        for value in tree_leaves(config):
+        for value in pytree.tree_leaves(config):
             if isinstance(value, int) and abs(value) > self.held + 1000:
                 raise self._refusal(f"{value} of something")
 
@@ -66,7 +65,7 @@ class Budget(TorchDispatchMode):
 
     def _count_values(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
         shadows: list[Tensor] = []
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
 
         def shadow(leaf: Any) -> Any:
             if isinstance(leaf, Tensor):
@@ -76,15 +75,15 @@ class Budget(TorchDispatchMode):
                 return shadows[-1]
             return torch.device("meta") if isinstance(leaf, torch.device) else leaf
 
-        named = {argument.name for argument in func._schema.arguments}
-        meta = tree_map(shadow, kwargs)
+        named = {argument.name for argument in schema(func).arguments}
+        meta = pytree.tree_map(shadow, kwargs)
         if not given and "device" in named:
             meta["device"] = torch.device("meta")
         try:
-            result = func(*tree_map(shadow, args), **meta)
+            result = func(*pytree.tree_map(shadow, args), **meta)
         except (RuntimeError, NotImplementedError):
             return  # it depends on values, and gives no more of them than it is given
-        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        made = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
         known = {id(leaf) for leaf in shadows}
         self.values -= sum(leaf.numel() for leaf in made if id(leaf) not in known)
         if self.values < 0:

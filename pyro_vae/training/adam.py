@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.errors import ConfigError
+from pyro_vae.torch_private import fused_adam_
 
 
 class Adam(torch.optim.Adam):
@@ -52,7 +53,7 @@ class Adam(torch.optim.Adam):
         moved, means, squares, steps = self._lists
         beta1, beta2 = group["betas"]
         with torch.no_grad():
-            torch._fused_adam_(
+            fused_adam_(
                 moved,
                 grads,
                 means,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pyro_vae.arguments import number
 from pyro_vae.program.program import Program
+from pyro_vae.torch_private import foreach_copy_, foreach_lerp_
 
 
 class AveragedWeights(nn.Module):
@@ -55,13 +56,13 @@ class AveragedWeights(nn.Module):
     def follow(self, steps: int) -> None:
         """Take in the weights after so many steps."""
         averages, weights = self._find()
-        torch._foreach_lerp_(averages, weights, 1 - min(self.decay, (1 + steps) / (10 + steps)))
+        foreach_lerp_(averages, weights, 1 - min(self.decay, (1 + steps) / (10 + steps)))
 
     @torch.no_grad()
     def put_in(self) -> None:
         """Write the averages into the program."""
         averages, weights = self._find()
-        torch._foreach_copy_(weights, averages)
+        foreach_copy_(weights, averages)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -73,4 +74,4 @@ class AveragedWeights(nn.Module):
             yield
         finally:
             with torch.no_grad():
-                torch._foreach_copy_(weights, own)
+                foreach_copy_(weights, own)

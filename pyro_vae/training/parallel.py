@@ -20,6 +20,7 @@ from pyro_vae.errors import ConfigError, DeviceError, ProcessError
 from pyro_vae.extras import extra
 from pyro_vae.program.batch import Batch, map_rows, named_leaves, num_rows
 from pyro_vae.program.sparse_rows import SparseRows
+from pyro_vae.torch_private import default_store
 
 Devices = int | Literal["auto"]
 _MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # what Open MPI and MPICH tell a process
@@ -318,7 +319,7 @@ class _Lines:
         _Lines._opened += 1
         self._key = f"pyro_vae/error/{_Lines._opened}"
         # The one place, public or not, where a process can leave word for another.
-        self._store = torch_dist.distributed_c10d._get_default_store()
+        self._store = default_store()
 
     @classmethod
     def open(cls) -> "_Lines":

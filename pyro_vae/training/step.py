@@ -19,6 +19,7 @@ from pyro_vae.program.checks import unscaled
 from pyro_vae.program.handlers import Beta
 from pyro_vae.program.modules import leaves_behind, make_dense
 from pyro_vae.program.program import Program
+from pyro_vae.torch_private import skips_by_found_inf
 from pyro_vae.training.adam import Adam
 from pyro_vae.training.optimizers import checked, join
 
@@ -108,7 +109,7 @@ class Stepper:
         self._direct = self._find_direct()
         self._latest: dict[int, tuple[Traced, list[Tensor]]] = {}
         self._deferred = program.device.type == "cuda" and all(
-            getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in self.optimizers
+            skips_by_found_inf(optimizer) for optimizer in self.optimizers
         )
         self._broken: Tensor | None = None  # on the device: 1 once an update was not finite
         self._unchecked = 0

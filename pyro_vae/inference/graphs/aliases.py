@@ -2,8 +2,9 @@
 
 import operator
 
-from torch._ops import OpOverload
 from torch.fx import Graph, Node
+
+from pyro_vae.torch_private import OpOverload, schema
 
 # Batch norm updates its running statistics and does not say so in its schema.
 UNDECLARED = dict.fromkeys(
@@ -43,8 +44,8 @@ def _aliased(node: Node) -> list[tuple[Node, bool]]:
     if not isinstance(node.target, OpOverload):
         return []
     found: list[tuple[Node, bool]] = []
-    hidden = UNDECLARED.get(node.target._schema.name, ())
-    for index, argument in enumerate(node.target._schema.arguments):
+    hidden = UNDECLARED.get(schema(node.target).name, ())
+    for index, argument in enumerate(schema(node.target).arguments):
         alias = argument.alias_info
         write = argument.name in hidden or (alias is not None and alias.is_write)
         if alias is None and not write:

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule
 
 from pyro_vae.inference.graphs.aliases import Aliases
 from pyro_vae.inference.graphs.simplify import aten
+from pyro_vae.torch_private import OpOverload, native_functions, schema
 
 
 def direct(graph: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
@@ -54,11 +54,11 @@ def _skips(argument: Any) -> bool:
 
 
 def _binding(target: OpOverload) -> Callable[..., Any]:
-    namespace, _, name = target._schema.name.partition("::")
+    namespace, _, name = schema(target).name.partition("::")
     if namespace != "aten":
         return target
     # Not torch.Tensor: some of its methods are Python, of another meaning (Tensor.index).
-    for home in (torch._C._VariableFunctions, torch._C._nn, torch._C.TensorBase):
+    for home in native_functions():
         if hasattr(home, name):
             return getattr(home, name)
     return target

@@ -15,6 +15,7 @@ from pyro_vae.inference.graphs.course import Course
 from pyro_vae.inference.graphs.flat_inputs import FlatStep, flat_weights, leaves_of
 from pyro_vae.inference.graphs.python_state import drawn_elsewhere
 from pyro_vae.program.batch import Batch, cuda_devices, map_batch, map_rows, num_rows
+from pyro_vae.torch_private import gradient_hooks
 
 # Of the program's own rounding errors, as one other rounding of its weights shows them: these vary
 # by some times, and a graph that is wrong differs by more digits than one.
@@ -62,7 +63,7 @@ def undone(homes: Homes, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     tensors = [home[key] for home, key in homes]
     copies = [tensor.detach().clone() for tensor in tensors]
     drawn = get_rng_state()
-    hooks = [(p._backward_hooks, dict(p._backward_hooks)) for p in parameters if p._backward_hooks]
+    hooks = [(hooks, dict(hooks)) for hooks in map(gradient_hooks, parameters) if hooks]
     for registered, _ in hooks:
         registered.clear()
     try:

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from pyro_vae.torch_private import TorchDispatchMode, version_of
 
 # How values leave PyTorch without an operation.
 WAYS_OUT = {
@@ -124,8 +125,7 @@ class _Constant(NamedTuple):
     @classmethod
     def of(cls, tensor: Tensor) -> "_Constant":
         small = tensor.numel() * tensor.element_size() <= _BYTES
-        version = 0 if tensor.is_inference() else tensor._version
-        return cls(tensor, version, tensor.detach().clone() if small else None)
+        return cls(tensor, version_of(tensor), tensor.detach().clone() if small else None)
 
     def equals(self, other: "_Constant") -> bool:
         if self.tensor is other.tensor and self.version == other.version:

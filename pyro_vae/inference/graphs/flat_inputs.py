@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from pyro_vae.program.batch import Batch, Part, Whole, named_leaves
 from pyro_vae.program.handlers import Beta
+from pyro_vae.torch_private import foreach_norm
 
 # Maps flat inputs (parameters, buffers, rows, KL weights) to (loss, norm of gradients, *gradients).
 FlatStep = Callable[..., tuple[Tensor, ...]]
@@ -22,10 +23,10 @@ def global_norm(grads: list[Tensor]) -> Tensor:
     What ``torch.nn.utils.get_total_norm`` does, without its grouping: that costs a small step.
     """
     try:
-        norms = torch._foreach_norm(grads)
+        norms = foreach_norm(grads)
     except NotImplementedError:  # sparse rows of an embedding
         grads = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
-        norms = torch._foreach_norm(grads)
+        norms = foreach_norm(grads)
     return torch.linalg.vector_norm(torch.stack(norms))
 
 

@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 from pyro_vae.inference.graphs.comparison import Homes
 from pyro_vae.inference.graphs.flat_inputs import FlatStep, GraphLoss, global_norm, same_layout
 from pyro_vae.inference.graphs.python_state import PythonState
+from pyro_vae.torch_private import has_gradient_hooks
 
 
 @dataclass
@@ -132,7 +133,7 @@ class Prepared(NamedTuple):
 
 def hooked(parameters: Iterable[nn.Parameter]) -> bool:
     """Return whether one of the parameters has hooks that wait for its gradient."""
-    return any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters)
+    return any(map(has_gradient_hooks, parameters))
 
 
 def held(homes: Homes) -> list[object]:

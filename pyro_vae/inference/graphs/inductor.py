@@ -1,8 +1,6 @@
 """The compiler: a traced graph of flat tensors through TorchInductor."""
 
-import warnings
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from torch.fx import GraphModule
 from pyro_vae.inference.graphs.flat_inputs import FlatStep
 from pyro_vae.inference.graphs.lowering import lowered
 from pyro_vae.inference.graphs.simplify import written_inputs
+from pyro_vae.torch_private import FakeTensorMode, TracingContext, compiler, tracing
 
 
 def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> FlatStep:
@@ -28,12 +27,10 @@ def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> FlatStep:
         graph: What ``simplify`` returned.
         inputs: Tensors of the shapes, strides and devices to come.
     """
-    # Seconds to import: only where they are used.
-    from torch._guards import TracingContext, tracing
-    from torch._subclasses import FakeTensorMode
+    # A second to import: only where it is used.
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    inductor = _quietly("torch._inductor.compile_fx").compile_fx
+    inductor = compiler("compile_fx").compile_fx
     # Inductor's cache wants a context for symbolic shapes; ours are numbers.
     mode = FakeTensorMode(shape_env=ShapeEnv())
     shapes = [mode.from_tensor(leaf.detach(), static_shapes=True) for leaf in inputs]
@@ -47,7 +44,7 @@ def save_compiled(graph: GraphModule, inputs: Sequence[Tensor], path: Path) -> N
 
     The file holds code: load it only where you made it.
     """
-    inductor: Any = _quietly("torch._inductor")
+    inductor: Any = compiler()
     with torch.no_grad():
         compiled = inductor.standalone_compile(
             lowered(graph, inputs),
@@ -66,7 +63,7 @@ def load_compiled(path: Path, inputs: Sequence[Tensor], written: Sequence[int]) 
         inputs: As it was compiled for.
         written: The positions of those that the graph writes to.
     """
-    artifact = _quietly("torch._inductor").CompiledArtifact.load(path=str(path), format="binary")
+    artifact = compiler().CompiledArtifact.load(path=str(path), format="binary")
     return _marked(artifact) if _on_cuda(inputs) else _bare(artifact, inputs, written)
 
 
@@ -76,7 +73,7 @@ def _bare(run: FlatStep, inputs: Sequence[Tensor], written: Sequence[int]) -> Fl
     They take a tenth of a small step. One run tells whether they pass inputs and results on as they
     are; where they do more, they stay.
     """
-    kind: Any = _quietly("torch._inductor.output_code").CompiledFxGraph
+    kind: Any = compiler("output_code").CompiledFxGraph
     call, met = kind.__call__, []
 
     def note(code: Any, given: list[Tensor]) -> Any:
@@ -102,13 +99,6 @@ def _bare(run: FlatStep, inputs: Sequence[Tensor], written: Sequence[int]) -> Fl
 
 def _same(one: Sequence[Any], other: Sequence[Any]) -> bool:
     return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
-
-
-def _quietly(module: str) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's own, on import
-        import_module("torch._inductor.compile_fx")  # what the others import when they run
-        return import_module(module)
 
 
 def _on_cuda(inputs: Sequence[Tensor]) -> bool:

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch._guards import TracingContext, tracing
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_vae.torch_private import FakeTensorMode, TracingContext, tracing
 
 
 def make_graph(function: Callable[..., Any], *inputs: Any) -> GraphModule:

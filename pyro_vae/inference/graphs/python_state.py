@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pyro_vae.inference.graphs.course import memory_of
 from pyro_vae.program.object_graph import installed
+from pyro_vae.torch_private import MODULE_HOOKS, version_of
 
 _LIBRARIES = ("torch", "pyro", "numpy", "pyro_vae")
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, np.generic)
@@ -131,8 +132,7 @@ def _classes(kind: type) -> list[type]:
 
 
 def _hooks(part: nn.Module) -> list[Any]:
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return [hook for kind in kinds for hook in getattr(part, kind, {}).values()]
+    return [hook for kind in MODULE_HOOKS for hook in getattr(part, kind, {}).values()]
 
 
 def _is_library(thing: Any) -> bool:
@@ -306,12 +306,12 @@ class _Reader:
     def _tensor(self, value: Tensor) -> Any:
         if memory_of(value) in self._inputs or value.is_inference():
             return _Same(value)
-        version, size = value._version, value.numel() * value.element_size()
+        version, size = version_of(value), value.numel() * value.element_size()
         if self._affords(size) and not value.requires_grad:
             copy = value.detach().clone()
 
             def back() -> None:
-                if value._version != version:
+                if version_of(value) != version:
                     value.detach().copy_(copy)
 
             self.ways_back.append(back)

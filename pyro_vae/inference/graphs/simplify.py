@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
 
 from pyro_vae.inference.graphs.aliases import UNDECLARED, Aliases
+from pyro_vae.torch_private import OpOverload, schema
 
 aten = torch.ops.aten
 
@@ -74,8 +74,8 @@ def _pure(node: Node) -> bool:
         return True
     return (
         isinstance(target, OpOverload)
-        and not target._schema.is_mutable
-        and target._schema.name not in UNDECLARED
+        and not schema(target).is_mutable
+        and schema(target).name not in UNDECLARED
         and torch.Tag.nondeterministic_seeded not in target.tags
         and target not in (aten.empty.memory_format, aten.empty_like.default)
     )

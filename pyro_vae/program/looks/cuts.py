@@ -11,12 +11,11 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_vae.program.batch import Batch, map_batch, map_rows, named_leaves, num_rows
 from pyro_vae.program.checks import has_density
 from pyro_vae.program.handlers import Message, data_frame, innermost, sample_sites
+from pyro_vae.torch_private import TorchDispatchMode, pytree
 
 MODEL, GUIDE = 0, 1  # whose density of a site a term is
 Term = tuple[int, str]  # the density of a site, of a side

@@ -12,7 +12,6 @@ from pyro.distributions import Delta
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.batch import Batch, arguments, cuda_devices, map_rows
@@ -27,6 +26,7 @@ from pyro_vae.program.handlers import (
 from pyro_vae.program.joint import Joint, trace_of
 from pyro_vae.program.looks.cuts import GUIDE, MODEL, Change, Kind, Term
 from pyro_vae.program.modules import leaves_behind
+from pyro_vae.torch_private import pytree
 
 Alike = Callable[[], AbstractContextManager[Any]]
 

@@ -1,0 +1,144 @@
+"""The private names of PyTorch that this project uses, and what each stands for.
+
+No other module names one (a test sees to it): what a new release of PyTorch moves is mended here.
+``tests/test_torch_private.py`` checks what each does. Not counted: ``_validate_sample``,
+``_extended_shape`` and ``_get_checked_instance``, through which PyTorch's own distributions are
+extended.
+"""
+
+import warnings
+from collections.abc import MutableMapping
+from importlib import import_module
+from typing import Any
+
+import torch
+import torch.distributed as torch_dist
+from torch import Tensor, nn
+
+# The context that tells a tracer which FakeTensorMode to note shapes with.
+from torch._guards import TracingContext as TracingContext
+from torch._guards import tracing as tracing
+
+# An operator with one signature: the target of a node of a traced graph.
+from torch._ops import OpOverload as OpOverload
+
+# Tensors of a shape without numbers, for tracers and compilers.
+from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
+
+# What all batch normalisations are.
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+
+# Nested lists, tuples and dicts as a list of leaves and a structure, with the user's own classes.
+from torch.utils import _pytree as pytree
+
+# Sees every operator that runs inside.
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+
+__all__ = [
+    "MODULE_HOOKS",
+    "MODULE_TABLES",
+    "BatchNorm",
+    "FakeTensorMode",
+    "OpOverload",
+    "TorchDispatchMode",
+    "TracingContext",
+    "compiler",
+    "default_store",
+    "device_of_to",
+    "foreach_copy_",
+    "foreach_lerp_",
+    "foreach_norm",
+    "fused_adam_",
+    "gradient_hooks",
+    "has_gradient_hooks",
+    "native_functions",
+    "overlaps_itself",
+    "overload_name",
+    "pytree",
+    "schema",
+    "skips_by_found_inf",
+    "storage_address",
+    "tracing",
+    "validates_values",
+    "version_of",
+]
+
+# Where a module keeps its parts and parameters, and the hooks that a user gave it.
+MODULE_TABLES = ("_modules", "_parameters", "_buffers")
+MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+# One kernel for a list of tensors: ``torch.nn.utils`` and ``torch.optim`` call these too.
+foreach_copy_ = torch._foreach_copy_
+foreach_lerp_ = torch._foreach_lerp_
+foreach_norm = torch._foreach_norm
+fused_adam_ = torch._fused_adam_
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return how often a tensor has been written to, as autograd counts it; 0 if it does not."""
+    return 0 if tensor.is_inference() else int(tensor._version)
+
+
+def storage_address(tensor: Tensor) -> int:
+    """Return what identifies a tensor's storage, with data or without (on ``meta``)."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def overlaps_itself(tensor: Tensor) -> bool:
+    """Return whether two places of a tensor certainly share memory (``expand``)."""
+    return torch._debug_has_internal_overlap(tensor) == 1
+
+
+def gradient_hooks(parameter: Tensor) -> MutableMapping[int, Any]:
+    """Return the hooks that see a tensor's gradient, by their numbers."""
+    hooks = parameter._backward_hooks
+    return {} if hooks is None else hooks
+
+
+def has_gradient_hooks(parameter: nn.Parameter) -> bool:
+    """Return whether hooks wait for a parameter's gradient, before or after it is added."""
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
+
+
+def schema(operator: OpOverload) -> Any:
+    """Return the signature of an operator: name, arguments, results, what it writes to."""
+    return operator._schema
+
+
+def overload_name(operator: OpOverload) -> str:
+    """Return which of the signatures of an operator this is: ``"Tensor"``."""
+    return str(operator._overloadname)
+
+
+def native_functions() -> tuple[Any, ...]:
+    """Return where PyTorch keeps the C functions behind ``torch.add``, ``F.linear``, ``x.add``."""
+    return torch._C._VariableFunctions, torch._C._nn, torch._C.TensorBase
+
+
+def device_of_to(*args: Any, **kwargs: Any) -> torch.device | None:
+    """Return the device that arguments of ``nn.Module.to`` name, if they name one."""
+    device: torch.device | None = torch._C._nn._parse_to(*args, **kwargs)[0]
+    return device
+
+
+def skips_by_found_inf(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether an optimizer leaves out a step on the device where ``found_inf`` is 1."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def default_store() -> Any:
+    """Return the store of the default process group: where one rank can leave word for another."""
+    return torch_dist.distributed_c10d._get_default_store()
+
+
+def validates_values() -> bool:
+    """Return whether distributions made now check their values: ``validate_args`` as a default."""
+    return bool(torch.distributions.Distribution._validate_args)
+
+
+def compiler(module: str = "") -> Any:
+    """Return TorchInductor, or a module of it; takes seconds at first."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's own, on import
+        import_module("torch._inductor.compile_fx")  # what the others import when they run
+        return import_module(f"torch._inductor.{module}" if module else "torch._inductor")

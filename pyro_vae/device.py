@@ -40,17 +40,6 @@ def seeded(device: torch.device, seed: int) -> Iterator[None]:
         yield
 
 
-def keep_freed_memory(device: torch.device) -> None:
-    """Let the C library keep what one step frees for the next: up to a tenth of its time.
-
-    glibc maps large blocks anew each time, and their pages are cleared at first touch. Once a
-    mapped block has been freed, blocks up to its size (32 MiB at most) come from the heap, which
-    keeps up to twice as much (mallopt(3)). Nothing is written to this one.
-    """
-    if device.type == "cpu":
-        torch.empty(31 * 2**20, dtype=torch.uint8, device=device)
-
-
 def _available() -> str:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return ", ".join(["auto", "cpu", *(f"cuda:{index}" for index in range(count))])

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.device import keep_freed_memory
 from pyro_vae.errors import ConfigError, TrainingDiverged
 from pyro_vae.inference.graphs.compiled_loss import CompiledLoss, Mode, check_mode
 from pyro_vae.inference.graphs.flat_inputs import global_norm
@@ -65,7 +64,6 @@ class Stepper:
         accumulate: int = 1,
     ) -> None:
         self.program = program
-        keep_freed_memory(program.device)
         self._objective = objective
         self._version = program.own.version
         self.updates: Sequence[Update] = objective.updates(program)

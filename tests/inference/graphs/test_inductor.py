@@ -36,7 +36,7 @@ WRAPPERS = {
 
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_what_a_wrapper_does_is_not_left_out(name, monkeypatch):
-    monkeypatch.setattr(inductor, "_quietly", lambda _: SimpleNamespace(CompiledFxGraph=Code))
+    monkeypatch.setattr(inductor, "compiler", lambda _: SimpleNamespace(CompiledFxGraph=Code))
     run, w, x = WRAPPERS[name], torch.ones(2), torch.tensor([2.0, 3.0])
     torch.manual_seed(0)
     bare = inductor._bare(run, [w, x], [0])
@@ -51,7 +51,7 @@ def test_what_a_wrapper_does_is_not_left_out(name, monkeypatch):
 
 
 def test_no_noise_is_taken_by_the_look(monkeypatch):
-    monkeypatch.setattr(inductor, "_quietly", lambda _: SimpleNamespace(CompiledFxGraph=Code))
+    monkeypatch.setattr(inductor, "compiler", lambda _: SimpleNamespace(CompiledFxGraph=Code))
     before = torch.get_rng_state()
     inductor._bare(WRAPPERS["adds nothing"], [torch.ones(2), torch.ones(2)], [0])
     assert torch.equal(torch.get_rng_state(), before)

@@ -273,7 +273,7 @@ BUGS = [
     Bug(
         "buffers left as looks wrote them",
         "program/modules.py",
-        "if buffer._version != version:",
+        "if version_of(buffer) != version:",
         "if False:",
         "tests/program/looks/test_cuts_of_odd_programs.py"
         "::test_a_look_counts_no_call_and_passes_no_warning_on",
@@ -367,7 +367,7 @@ BUGS = [
     Bug(
         "a density kept for a tensor that was written to",
         "program/log_joint.py",
-        "key = (u._version, u.requires_grad and torch.is_grad_enabled())",
+        "key = (version_of(u), u.requires_grad and torch.is_grad_enabled())",
         "key = (0, u.requires_grad and torch.is_grad_enabled())",
         "tests/program/test_log_joint.py::test_one_model_pass_serves_prior_and_jo"
         "int_and_never_a_changed_vector",

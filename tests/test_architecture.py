@@ -39,7 +39,7 @@ ALLOWED = {
     "program": set(),
     "inference.sampling": set(),
     "inference.graphs": {"program", "inference.sampling"},
-    "inference.posterior": {"program", "inference.sampling", "inference.graphs"},
+    "inference.posterior": {"program", "inference.sampling", "inference.graphs", "plots"},
     "inference.objectives": {"program", "inference.sampling", "inference.posterior"},
     "storage": {"program", "models"},
     "training": {

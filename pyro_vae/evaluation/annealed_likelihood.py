@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +31,9 @@ from pyro_vae.program.log_joint import LogJoint, log_evidence
 from pyro_vae.program.passes import Pass, Verb
 from pyro_vae.program.program import Program
 from pyro_vae.threads import require_turn
+
+if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
+    from matplotlib.figure import Figure
 
 Start = Literal["guide", "prior"]
 _ROWS_PER_PASS = 4096  # chains times data: bounds the memory
@@ -86,6 +89,12 @@ class Sandwich:
     def gap(self) -> float:
         """Mean of upper minus lower, nats per datum."""
         return (self.upper - self.lower).mean().item()
+
+    def plot(self) -> "Figure":
+        """Draw both bounds against each other, and the gap between them."""
+        from pyro_vae.plots import answers
+
+        return answers.sandwich(self)
 
     def __repr__(self) -> str:
         return (

@@ -1,7 +1,7 @@
 """Labels of data: probabilities of what a model sums out. Shapes: N data, K classes."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from pyro_vae.program.batch import arguments
 from pyro_vae.program.passes import Pass, Verb, runs
 from pyro_vae.program.program import Program
 from pyro_vae.program.terms import stack
+
+if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
+    from matplotlib.figure import Figure
 
 _ROWS_PER_PASS = 4096
 _DATA_PER_PASS = 256
@@ -58,6 +61,12 @@ class Classes:
                 f"expected a whole number from 0 to {classes - 1} for each of {count} data"
             )
         return labels.to(self.probabilities.device, torch.long)
+
+    def plot(self) -> "Figure":
+        """Draw how many data each class has, and how sure the model is of it."""
+        from pyro_vae.plots import answers
+
+        return answers.classes(self)
 
     def __repr__(self) -> str:
         count, classes = self.probabilities.shape

@@ -1,7 +1,7 @@
 """How much of a codebook is in use."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro import poutine
@@ -11,6 +11,9 @@ from pyro_vae.errors import ProgramError
 from pyro_vae.program.handlers import sample_sites
 from pyro_vae.program.passes import Verb
 from pyro_vae.program.program import Program
+
+if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
+    from matplotlib.figure import Figure
 
 _VERB = Verb("code_usage", local="it needs a program with a codebook, as pv.models.VQVAE")
 
@@ -40,6 +43,12 @@ class CodeUsage:
         r""":math:`\exp(-\sum_k f_k \log f_k)` of the frequencies: K if all are equal."""
         share = self.counts / self.counts.sum()
         return float(torch.special.entr(share).sum().exp())
+
+    def plot(self) -> "Figure":
+        """Draw how often each code is used, most used first."""
+        from pyro_vae.plots import answers
+
+        return answers.codes(self)
 
     def __repr__(self) -> str:
         return (

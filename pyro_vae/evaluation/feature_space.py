@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from pyro_vae.evaluation.generation import generate
 from pyro_vae.program.modules import evaluating
 from pyro_vae.program.program import Program
 from pyro_vae.threads import require_turn
+
+if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
+    from matplotlib.figure import Figure
 
 _ROWS_PER_PASS = 1024
 
@@ -34,6 +37,12 @@ class FeatureDistances:
     frechet: float
     made: Tensor
     data: Tensor
+
+    def plot(self) -> "Figure":
+        """Draw the distances of reconstructions, and the features of both sides."""
+        from pyro_vae.plots import answers
+
+        return answers.features(self)
 
     def __repr__(self) -> str:
         return (

@@ -2,7 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from pyro_vae.program.passes import Pass, Verb, runs
 from pyro_vae.program.plates import of_datum
 from pyro_vae.program.program import Program
 from pyro_vae.program.terms import stack
+
+if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
+    from matplotlib.figure import Figure
 
 _ROWS_PER_PASS = 4096
 _DATA_PER_PASS = 256
@@ -45,6 +48,12 @@ class Imputed:
     stderr: Any
     ess: Tensor
     num_particles: int
+
+    def plot(self) -> "Figure":
+        """Draw the errors of the cells that were filled in, and the draws behind each datum."""
+        from pyro_vae.plots import answers
+
+        return answers.imputed(self)
 
     def __repr__(self) -> str:
         missing = self.missing.values() if isinstance(self.missing, dict) else [self.missing]

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from pyro_vae.inference.sampling.importance_weights import (
 from pyro_vae.program import checks
 from pyro_vae.program.passes import Pass, Verb, runs
 from pyro_vae.program.program import Program
+
+if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
+    from matplotlib.figure import Figure
 
 # Particle rows (data times particles) per pass through the model: small enough for a CPU's cache,
 # large enough to keep it busy; the memory of an evaluation is bounded by it, whatever N and K are.
@@ -96,6 +99,12 @@ class LogLikelihood:
         if not bool(torch.isfinite(self.psis_k).any()):
             return math.nan
         return (self.psis_k > 0.7).double().mean().item()
+
+    def plot(self) -> "Figure":
+        """Draw log p(x), effective sample size and Pareto shape over the data."""
+        from pyro_vae.plots import answers
+
+        return answers.likelihood(self)
 
     def __repr__(self) -> str:
         # Too few samples tell nothing of the tail: the shape is infinite then, and not shown.

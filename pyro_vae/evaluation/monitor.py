@@ -1,7 +1,7 @@
 """A callback that watches for posterior collapse while a program trains."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.utils.data import default_convert
@@ -11,6 +11,9 @@ from pyro_vae.device import seeded
 from pyro_vae.evaluation.diagnose import Diagnosis, diagnose
 from pyro_vae.program.program import Program
 from pyro_vae.program.streams import join_batches
+
+if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
+    from matplotlib.figure import Figure
 
 
 class CollapseMonitor:
@@ -67,6 +70,12 @@ class CollapseMonitor:
         names = dict.fromkeys(name for row in rows for name in row)
         columns = {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
         return {"epoch": np.array(self.epochs, dtype=float)} | columns
+
+    def plot(self) -> "Figure":
+        """Draw what was seen: `pyro_vae.plots.collapse_curves`."""
+        from pyro_vae.plots.collapse import collapse_curves
+
+        return collapse_curves(self.history)
 
 
 def _row(found: Diagnosis) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from pyro_vae.program.program import Program
 from pyro_vae.program.streams import batches, is_stream, single
 from pyro_vae.threads import require_turn
 from pyro_vae.words import PAD
+
+if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
+    from matplotlib.figure import Figure
 
 _KL = Verb("per_step", prior=True)
 _ROWS = 1024  # of a batch, where the data do not say
@@ -53,6 +56,12 @@ class PerStep:
     likelihood: float | None = None
     likelihood_stderr: float | None = None
     kl: Tensor | None = None
+
+    def plot(self) -> "Figure":
+        """Draw the KL of each step, or where there is none the costs of a step."""
+        from pyro_vae.plots import answers
+
+        return answers.steps(self)
 
 
 @typed

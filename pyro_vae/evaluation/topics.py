@@ -6,7 +6,7 @@ Shapes: N documents, V words, K topics, T top words.
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from pyro_vae.program.program import Program
 from pyro_vae.program.sparse_rows import SparseRows
 from pyro_vae.program.streams import batches, is_stream, join_batches, single, tensors_of
 from pyro_vae.threads import require_turn
+
+if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
+    from matplotlib.figure import Figure
 
 _ROWS_PER_PASS = 512
 
@@ -54,6 +57,12 @@ class Topics:
         """Standard error of the mean over the topics; NaN for a single one."""
         return mean_and_error(self.npmi)[1].item()
 
+    def plot(self) -> "Figure":
+        """Draw the coherence of each topic, best first; of many the fifteen best and worst."""
+        from pyro_vae.plots import answers
+
+        return answers.coherence(self)
+
     def __repr__(self) -> str:
         head = (
             f"Topics(num_topics={len(self.words)}, npmi={self.coherence:.3f} ± {self.stderr:.3f}, "
@@ -80,6 +89,12 @@ class Perplexity:
     per_document_stderr: float
     corpus: float
     corpus_stderr: float
+
+    def plot(self) -> "Figure":
+        """Draw both perplexities with their errors."""
+        from pyro_vae.plots import answers
+
+        return answers.perplexity(self)
 
     def __repr__(self) -> str:
         return (

@@ -3,7 +3,7 @@
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from pyro_vae.inference.objectives.adversarial import codes, latents_of, told_ap
 from pyro_vae.program.passes import Verb
 from pyro_vae.program.program import Program
 from pyro_vae.threads import require_turn
+
+if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
+    from matplotlib.figure import Figure
 
 _VERB = Verb("aggregated_posterior")
 _ROWS_PER_PASS = 1024
@@ -52,6 +55,12 @@ class AggregatedPosterior:
         size = self.codes.shape[1]
         ours, theirs = (torch.cov(each.T).reshape(size, size) for each in (self.codes, self.prior))
         return ours - theirs
+
+    def plot(self) -> "Figure":
+        """Draw the codes of all data over draws of the prior."""
+        from pyro_vae.plots import answers
+
+        return answers.aggregated(self)
 
     def __repr__(self) -> str:
         return (

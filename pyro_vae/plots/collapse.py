@@ -9,13 +9,32 @@ import numpy as np
 
 from pyro_vae.arguments import typed
 from pyro_vae.errors import DataError
-from pyro_vae.plots.style import FAINT, INK, PALETTE, as_array, new_figure, plain_axes, set_title
+from pyro_vae.plots.style import (
+    FAINT,
+    INK,
+    MOST,
+    PALETTE,
+    Room,
+    as_array,
+    colours,
+    first_of,
+    head_title,
+    legend,
+    new_figure,
+    panel_rows,
+    plain_axes,
+    rows_of,
+    set_title,
+    shortened,
+    text_width,
+)
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _ACTIVE = 0.01  # the threshold of both criteria
+_LETTERS = 30  # of the name of a cure, at most
 
 
 @typed
@@ -35,36 +54,36 @@ def diagnosis(found: Any, *, title: str | None = None) -> Figure:
         raise DataError("got a diagnosis without a site, expected the result of pv.diagnose")
     figure = new_figure(11.5, 3.6)
     left, middle, right = figure.subplots(1, 3)
-    _units(left, found.unit_kl or {n: np.array([v]) for n, v in found.kl.items()})
+    names = dict.fromkeys([*found.kl, *found.unit_kl, *found.variance, *found.histogram])
+    shades = dict(zip(names, colours(len(names)), strict=True))
+    _units(left, found.unit_kl or {n: np.array([v]) for n, v in found.kl.items()}, shades)
     left.set(xlabel="unit, sorted", ylabel="KL (nats)")
     set_title(left, title or found.verdict.split(". ")[0].split(": ")[0])
-    _units(middle, found.variance)
+    _units(middle, found.variance, shades)
     middle.set(xlabel="unit, sorted", ylabel="variance of E[z | x] over the data")
     set_title(middle, "Active units: above the line")
-    _histogram(right, found.histogram)
+    _histogram(right, found.histogram, shades)
     set_title(right, "A collapsed unit stands at 1")
+    if len(names) > 1:
+        legend(left, owner=right if len(names) > 4 else left)
     return figure
 
 
-def _units(axes: Axes, values: Mapping[str, Any]) -> None:
-    for index, (name, value) in enumerate(values.items()):
+def _units(axes: Axes, values: Mapping[str, Any], shades: Mapping[str, Any]) -> None:
+    for name, value in values.items():
         shown = np.sort(as_array(value).ravel())[::-1]
         places = np.arange(1, len(shown) + 1)
-        axes.plot(
-            places, np.maximum(shown, 1e-5), "o-", ms=3, lw=1, color=_colour(index), label=name
-        )
+        axes.plot(places, np.maximum(shown, 1e-5), "o-", ms=3, lw=1, color=shades[name], label=name)
     axes.axhline(_ACTIVE, color=FAINT, lw=1, ls="--")
     axes.set_yscale("log")
     plain_axes(axes)
-    if len(values) > 1:
-        axes.legend(frameon=False, fontsize=8)
 
 
-def _histogram(axes: Axes, histogram: Mapping[str, Any]) -> None:
-    for index, (name, counts) in enumerate(histogram.items()):
+def _histogram(axes: Axes, histogram: Mapping[str, Any], shades: Mapping[str, Any]) -> None:
+    for name, counts in histogram.items():
         share = as_array(counts) / max(1, as_array(counts).sum())
         edges = np.linspace(0, 1.2, len(share) + 1)
-        axes.stairs(share, edges, color=_colour(index), lw=1.5, label=name)
+        axes.stairs(share, edges, color=shades[name], lw=1.5, label=name)
     axes.set(xlabel="variance of q(z | x) over the prior's", ylabel="share", ylim=(0, None))
     plain_axes(axes)
 
@@ -84,27 +103,30 @@ def collapse_curves(history: Mapping[str, Any]) -> Figure:
         raise DataError("got an empty history, expected that of a pv.CollapseMonitor after a run")
     figure = new_figure(9.2, 3.6)
     left, right = figure.subplots(1, 2)
+    dot = "o" if len(epochs) == 1 else ""  # a line of one point is invisible
     nats = {
         "kl": "KL",
         "information": "mutual information",
         "marginal_kl": "KL(q(z) || p(z)), at most",
     }
-    for index, (name, label) in enumerate(nats.items()):
+    for (name, label), colour in zip(nats.items(), PALETTE, strict=False):
         if name in history and np.isfinite(as_array(history[name])).any():
-            left.plot(epochs, as_array(history[name]), color=_colour(index), label=label)
+            left.plot(epochs, as_array(history[name]), color=colour, label=label, marker=dot)
     units = [name for name in history if name.startswith("active")]
-    for index, name in enumerate(units):
-        right.plot(epochs, as_array(history[name]), color=_colour(index), label=name)
+    for name, colour in zip(units, colours(len(units)), strict=True):
+        right.plot(epochs, as_array(history[name]), color=colour, label=name, marker=dot)
     left.set(xlabel="epoch", ylabel="nats")
     right.set(xlabel="epoch", ylabel="active units")
     right.locator_params("y", integer=True)
+    for axes in (left, right):
+        axes.locator_params("x", integer=True)
     for axes in (left, right):  # a collapsed run is flat: its noise must not fill the panel
         axes.set_ylim(min(0.0, axes.get_ylim()[0]), max(1.0, axes.get_ylim()[1]))
     set_title(left, "What the code tells")
     set_title(right, "Units in use")
-    left.legend(frameon=False, fontsize=9)
+    legend(left)
     if len(units) > 1:
-        right.legend(frameon=False, fontsize=9)
+        legend(right)
     for axes in (left, right):
         plain_axes(axes)
     return figure
@@ -113,6 +135,8 @@ def collapse_curves(history: Mapping[str, Any]) -> Figure:
 @typed
 def cures(arms: Mapping[str, Mapping[str, tuple[float, float]]]) -> Figure:
     """Draw cures side by side, best first: negative log-likelihood, with the KL beside each dot.
+
+    Of more than 60 programs the first 60 are drawn, and the title says so.
 
     Arguments:
         arms: (KL, negative log-likelihood) by program and cure; the cure "plain" is drawn as the
@@ -123,16 +147,18 @@ def cures(arms: Mapping[str, Mapping[str, tuple[float, float]]]) -> Figure:
     """
     if not arms:
         raise DataError("got no arms, expected (KL, NLL) by program and cure")
-    columns = min(2, len(arms))
-    lines = -(-len(arms) // columns)
-    rows = max(len(points) for points in arms.values())
-    figure = new_figure(5.6 * columns, (0.9 + 0.26 * rows) * lines)
-    panels = np.ravel(figure.subplots(lines, columns))
-    for axes in panels[len(arms) :]:
-        axes.remove()
-    for axes, (program, points) in zip(panels, arms.items(), strict=False):
+    shown = dict(list(arms.items())[:MOST])
+    rows = max(len(points) for points in shown.values())
+    names = {shortened(name, _LETTERS) for points in shown.values() for name in points}
+    longest = max(map(text_width, names), default=0.0)
+    text = first_of(len(arms), "programs")
+    room = Room(0.25 + longest, 0.2, 0.5, 0.3, head=0.3 if text else 0.0)
+    figure, panels = panel_rows(rows_of(len(shown), 2, 4.2), 0.1 + 0.26 * rows, room)
+    for axes, (program, points) in zip(panels, shown.items(), strict=True):
         _ranked(axes, points)
-        set_title(axes, program)
+        set_title(axes, program, 4.2)
+    if text:
+        head_title(figure, text)
     return figure
 
 
@@ -143,7 +169,7 @@ def _ranked(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
         kl, nll = points[name]
         if name == "plain":
             axes.axvline(nll, color=FAINT, lw=1, ls="--")
-        axes.plot(nll, height, "o", color=INK if name == "plain" else _colour(0))
+        axes.plot(nll, height, "o", color=INK if name == "plain" else PALETTE[0])
         text = f"KL {round(kl, 1) + 0.0:.1f}" if kl < 1e4 else f"KL {kl:.0e}"
         axes.annotate(
             text,
@@ -152,13 +178,11 @@ def _ranked(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
             textcoords="offset points",
             va="center",
             fontsize=8,
+            color=INK,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},  # over the line of "plain"
         )
-    axes.set(xlabel="negative log-likelihood (nats)", yticks=range(len(names)), yticklabels=names)
+    axes.set(xlabel="negative log-likelihood (nats)")
+    axes.set_yticks(range(len(names)), [shortened(name, _LETTERS) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.margins(x=0.2)
     plain_axes(axes)
-
-
-def _colour(index: int) -> str:
-    return PALETTE[index % (len(PALETTE) - 1)]

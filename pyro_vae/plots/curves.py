@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from pyro_vae.arguments import typed
 from pyro_vae.errors import DataError
-from pyro_vae.plots.style import FAINT, PALETTE, new_figure, numbers, plain_axes, set_title
+from pyro_vae.plots.style import FAINT, PALETTE, legend, new_figure, numbers, plain_axes, set_title
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.axes import Axes
@@ -56,8 +56,7 @@ def curves(history: Mapping[str, ArrayLike], *, title: str | None = None) -> Fig
     beta = columns.get("beta")
     if beta is not None and np.ptp(beta[np.isfinite(beta)]) > 0:
         _beta_axis(right, epoch, beta)
-    if left.get_legend_handles_labels()[0]:
-        left.legend(frameon=False, loc="lower right")
+    legend(left, loc="lower right", fontsize=10)
     return figure
 
 
@@ -75,6 +74,7 @@ def _lines(
             drawn.append(columns[column])
     axes.grid(axis="y", color="#e6e6e6", lw=0.7)
     axes.set_axisbelow(True)
+    axes.locator_params("x", integer=True)
     plain_axes(axes)
     if drawn:
         _zoom(axes, np.concatenate(list(_settled(drawn))))

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import DataError
-from pyro_vae.plots.style import FAINT, as_array, new_figure, numbers, set_title
+from pyro_vae.plots.style import FAINT, LETTER, as_array, new_figure, numbers, set_title
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.axes import Axes
@@ -163,4 +163,5 @@ def _fit(
     width = columns * (1 + _GAP) - _GAP + left
     height = (rows * (1 + _GAP) - _GAP) * _ratio(pixels)
     axes.set(xlim=(-left, width - left), ylim=(height, 0), aspect="equal")
-    figure.set_size_inches(max(2.6, width * _INCH) + 0.1, height * _INCH + 0.4)
+    text = LETTER * len(axes.get_title(loc="left"))
+    figure.set_size_inches(max(text, width * _INCH) + 0.1, height * _INCH + 0.4)

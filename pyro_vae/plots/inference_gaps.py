@@ -9,13 +9,29 @@ import numpy as np
 
 from pyro_vae.arguments import shown, typed
 from pyro_vae.errors import DataError
-from pyro_vae.plots.style import FAINT, INK, PALETTE, as_array, new_figure, plain_axes, set_title
+from pyro_vae.plots.style import (
+    FAINT,
+    INK,
+    MOST,
+    PALETTE,
+    as_array,
+    colours,
+    first_of,
+    legend,
+    new_figure,
+    plain_axes,
+    set_title,
+    shortened,
+    text_width,
+)
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _FAMILY, _NETWORK = PALETTE[4], PALETTE[0]
+_LETTERS = 30  # of a name, at most
+_SQUARE = 6  # results, from which on the panel of the data is square
 
 
 @typed
@@ -25,6 +41,8 @@ def gaps(measured: Any, *, title: str | None = None) -> Figure:
     A dot right of the dashed diagonal has lost more to the family of q, one left of it more to the
     network.
 
+    Of more than 60 results the first 60 are drawn, and the title says so.
+
     Arguments:
         measured: one result of ``pv.gaps``, or several by name, a row each.
         title: ``None``: the default one.
@@ -33,15 +51,21 @@ def gaps(measured: Any, *, title: str | None = None) -> Figure:
         DataError: nothing to draw, or gaps that are not finite.
     """
     rows = measured if isinstance(measured, Mapping) else {"": measured}
-    values = {name: _read(name, row) for name, row in rows.items()}
-    if not values:
+    if not rows:
         raise DataError("got no gaps, expected one result of pv.gaps or several by name")
-    figure = new_figure(9.2, max(3.4, 1.6 + 0.5 * len(values)))
+    values = {name: _read(name, row) for name, row in list(rows.items())[:MOST]}
+    longest = max(text_width(shortened(name, _LETTERS)) for name in values)
+    beside = 2.0 * longest if len(values) > 4 else longest  # left of the bars, right of the data
+    figure = new_figure(8.8 + beside, max(3.4, 1.6 + 0.5 * len(values)))
     left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
     _bars(left, values)
     set_title(left, title or "Where the bound is lost")
     _scatter(right, values)
     set_title(right, "Datum by datum")
+    if len(values) > _SQUARE:  # as high as the bars the panel would be a strip
+        right.set(box_aspect=1, anchor="N")
+    if len(rows) > MOST:
+        figure.suptitle(first_of(len(rows), "results"), fontsize=11, color=INK, x=0.01, ha="left")
     return figure
 
 
@@ -66,23 +90,29 @@ def _bars(axes: Axes, values: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> No
         axes.errorbar(total.mean(), place, xerr=error, color=INK, lw=1.2, capsize=3)
         label = f" {approximation.mean():.2f} + {amortisation.mean():.2f} = {total.mean():.2f}"
         axes.annotate(
-            label, (total.mean() + error, place), (4, 0), textcoords="offset points", va="center"
+            label,
+            (total.mean() + error, place),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+            color=INK,
         )
     axes.barh(0, 0, color=_FAMILY, label="approximation: the family of q")
     axes.barh(0, 0, color=_NETWORK, label="amortisation: the network")
-    axes.set_yticks(places, list(values))
+    axes.set_yticks(places, [shortened(name, _LETTERS) for name in values])
     axes.set_ylim(-0.6, len(values) - 0.4)
     axes.margins(x=0.6)
     axes.set_xlabel("nats below log p(x), mean over the data")
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=2)
+    below = -0.8 / axes.get_figure().get_figheight()  # of the panel
+    legend(axes, loc="upper center", bbox_to_anchor=(0.5, below), ncols=2, fontsize=10)
     plain_axes(axes)
 
 
 def _scatter(axes: Axes, values: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    shown = PALETTE[1:4] + PALETTE[5:]
-    for index, (name, (approximation, amortisation)) in enumerate(values.items()):
+    few = PALETTE[1:4] + PALETTE[5:]  # the bars have the other two
+    shown = few[: len(values)] if len(values) <= len(few) else colours(len(values))
+    for (name, (approximation, amortisation)), colour in zip(values.items(), shown, strict=True):
         size = min(18.0, max(4.0, 4000 / len(approximation)))
-        colour = shown[index % len(shown)]
         axes.scatter(
             approximation, amortisation, s=size, color=colour, alpha=0.7, lw=0, label=name or None
         )
@@ -92,4 +122,4 @@ def _scatter(axes: Axes, values: Mapping[str, tuple[np.ndarray, np.ndarray]]) ->
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     plain_axes(axes)
     if len(values) > 1:
-        axes.legend(frameon=False, markerscale=1.5, handletextpad=0.1)
+        legend(axes, markerscale=1.5, handletextpad=0.1)

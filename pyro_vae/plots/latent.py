@@ -11,11 +11,26 @@ from numpy.typing import ArrayLike
 
 from pyro_vae.arguments import typed
 from pyro_vae.errors import DataError
-from pyro_vae.plots.style import PALETTE, as_array, new_figure, numbers, plain_axes, set_title
+from pyro_vae.plots.style import (
+    PALETTE,
+    as_array,
+    colours,
+    legend,
+    new_figure,
+    numbers,
+    plain_axes,
+    set_title,
+    shortened,
+    text_width,
+)
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_NAMED = 30  # groups whose names stand among the points
+_SHORT = 12  # letters of such a name, at most
+_LETTERS = 32  # of a name beside the points, at most
 
 
 @typed
@@ -34,7 +49,7 @@ def latent_map(
     Raises:
         DataError: fewer than two codes, or as many labels as there are not codes.
     """
-    points, names = _plane(codes)
+    points, names = plane(codes)
     return scatter(points, names, labels, title or "Posterior means of the test data")
 
 
@@ -53,23 +68,19 @@ def scatter(
         DataError: as many labels as there are not points.
     """
     groups = _groups(labels, len(points))
-    figure = new_figure(6.0, 5.4)
+    longest = max((text_width(shortened(name, _LETTERS)) for name, _ in groups), default=0.0)
+    figure = new_figure(5.4 + longest, 5.4)
     axes = figure.add_subplot()
-    colours = _colours(len(groups))
+    shades = colours(len(groups))
     size = min(22.0, max(3.0, 15000 / len(points)))
-    for (name, chosen), colour in zip(groups, colours, strict=True):
+    for (name, chosen), colour in zip(groups, shades, strict=True):
         x, y = points[chosen].T
         axes.scatter(x, y, s=size, color=colour, alpha=0.75, linewidths=0, label=name)
     if groups[0][0]:
-        _name_groups(axes, points, groups, colours)
-        axes.legend(
-            *(axes.get_legend_handles_labels()),
-            loc="center left",
-            bbox_to_anchor=(1.0, 0.5),
-            frameon=False,
-            handletextpad=0.2,
-            markerscale=math.sqrt(22 / size),
-        )
+        _name_groups(axes, points, groups, shades)
+        bigger = math.sqrt(22 / size)
+        side = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+        legend(axes, **side, fontsize=10, handletextpad=0.2, markerscale=bigger)
     axes.set(xlabel=names[0], ylabel=names[1])
     axes.set_aspect("equal", adjustable="datalim")
     plain_axes(axes)
@@ -77,7 +88,7 @@ def scatter(
     return figure
 
 
-def _plane(codes: ArrayLike) -> tuple[np.ndarray, tuple[str, str]]:
+def plane(codes: ArrayLike) -> tuple[np.ndarray, tuple[str, str]]:
     """Return ``(N, 2)`` coordinates and the names of their axes."""
     z = torch.as_tensor(numbers("codes", codes))
     if z.dim() != 2 or len(z) < 2 or not z.shape[1] or not z.isfinite().all():
@@ -104,22 +115,16 @@ def _groups(labels: ArrayLike | None, n: int) -> list[tuple[str, np.ndarray]]:
 
 
 def _name_groups(
-    axes: Axes, points: np.ndarray, groups: list[tuple[str, np.ndarray]], colours: list[Any]
+    axes: Axes, points: np.ndarray, groups: list[tuple[str, np.ndarray]], shades: list[Any]
 ) -> None:
     """Write each label at the median of its points: colour alone does not tell ten apart."""
     from matplotlib.patheffects import withStroke
 
+    if len(groups) > _NAMED or max(len(name) for name, _ in groups) > _SHORT:
+        return  # the names would hide the points, and each other
     size = 14 if len(groups) <= len(PALETTE) else 9
-    for (name, chosen), colour in zip(groups, colours, strict=True):
+    for (name, chosen), colour in zip(groups, shades, strict=True):
         x, y = np.median(points[chosen], axis=0)
         outline = [withStroke(linewidth=3, foreground="white")]
         style: dict[str, Any] = {"ha": "center", "va": "center", "path_effects": outline}
         axes.text(x, y, name, fontsize=size, fontweight="bold", color=colour, **style)
-
-
-def _colours(n: int) -> list[Any]:
-    if n <= len(PALETTE):
-        return list(PALETTE[:n])
-    from matplotlib import colormaps
-
-    return [colormaps["viridis"](i / (n - 1)) for i in range(n)]

@@ -10,7 +10,20 @@ from numpy.typing import ArrayLike
 
 from pyro_vae.arguments import typed
 from pyro_vae.errors import DataError
-from pyro_vae.plots.style import INK, PALETTE, new_figure, numbers, plain_axes, set_title
+from pyro_vae.plots.style import (
+    MOST,
+    PALETTE,
+    Room,
+    first_of,
+    head_title,
+    legend,
+    numbers,
+    panel_rows,
+    plain_axes,
+    rows_of,
+    set_title,
+    text_width,
+)
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.axes import Axes
@@ -19,6 +32,7 @@ if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
 _MASSES = (0.99, 0.9, 0.5)  # of the regions that are shaded
 _SHADES = ("#ececec", "#d2d2d2", "#b0b0b0")
 _COLUMNS = 5
+_LETTERS = 32  # of a name below the panels
 _MOST_DRAWS = 1000  # per panel: more would hide the contours
 _TURN = np.linspace(0, 2 * np.pi, 200)
 
@@ -36,6 +50,8 @@ def posterior(
     r"""Shade a density's 50, 90 and 99 % regions; over them Gaussians and draws.
 
     .. math:: \{z : p(z) \ge c\}, \quad \int_{p \ge c} p(z) \, dz \in \{0.5, 0.9, 0.99\}
+
+    Of more than 60 panels the first 60 are drawn, and the title says so.
 
     Arguments:
         log_density: log p up to a constant at each point of the grid, ``(P, X, Y)`` or ``(X, Y)``.
@@ -67,23 +83,28 @@ def posterior(
         raise DataError(f"names: got {list(names)}, expected two, of the axes")
     if titles is not None and len(titles) != count:
         raise DataError(f"got {len(titles)} titles, expected {count}: one per panel")
-    columns = min(count, _COLUMNS)
-    rows = -(-count // columns)
-    figure = new_figure(3.6 * columns + 0.4, 3.4 * rows + 0.4)
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in panels[count:]:
-        axes.set_axis_off()
-    for index, axes in enumerate(panels[:count]):
+    drawn = min(count, MOST)
+    names_of = [*points, *ellipses]
+    longest = max((text_width(name[:_LETTERS]) for name in names_of), default=0.0)
+    abreast = max(1, int(3.6 * min(drawn, _COLUMNS) / (longest + 0.7)))
+    foot = 0.22 * -(-len(names_of) // abreast) + 0.1 if names_of else 0.0
+    text = first_of(count, "panels")
+    room = Room(0.55, 0.15, 0.5, 0.32, head=0.3 if text else 0.0, foot=foot)
+    figure, panels = panel_rows(rows_of(drawn, _COLUMNS, 2.9), 2.6, room)
+    for index, axes in enumerate(panels):
         _regions(axes, x, y, surfaces[index])
         _overlay(axes, {k: v[index] for k, v in points.items()}, dots=True)
         shown = {k: _ellipse(k, mean[index], cov[index]) for k, (mean, cov) in ellipses.items()}
         _overlay(axes, shown, dots=False, first=len(points))
         axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]), xlabel=names[0])
         plain_axes(axes)
-        set_title(axes, titles[index] if titles else "")
-    for axes in panels[:count:columns]:
+        set_title(axes, titles[index] if titles else "", 3.4)
+    for axes in panels[::_COLUMNS]:
         axes.set_ylabel(names[1])
-    _legend(figure, panels[0])
+    if text:
+        head_title(figure, text)
+    below = {"loc": "lower center", "bbox_to_anchor": (0.5, 0.0)}
+    legend(panels[0], owner=figure, **below, ncols=abreast, markerscale=4)
     return figure
 
 
@@ -149,19 +170,3 @@ def _points(name: str, values: Any, count: int) -> np.ndarray:
     if array.ndim != 3 or array.shape[::2] != (count, 2) or not array.shape[1]:
         raise DataError(f"draws {name!r} have shape {array.shape}, expected ({count}, n, 2)")
     return array
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    if not labels:
-        return
-    figure.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        ncols=len(labels),
-        frameon=False,
-        labelcolor=INK,
-        fontsize=9,
-        markerscale=4,
-    )

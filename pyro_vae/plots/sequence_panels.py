@@ -10,13 +10,27 @@ from numpy.typing import ArrayLike
 
 from pyro_vae.arguments import integer, typed
 from pyro_vae.errors import DataError
-from pyro_vae.plots.style import INK, PALETTE, new_figure, numbers, plain_axes, set_title
+from pyro_vae.plots.style import (
+    INK,
+    MOST,
+    Room,
+    colours,
+    first_of,
+    head_title,
+    legend,
+    new_figure,
+    numbers,
+    panel_rows,
+    plain_axes,
+    set_title,
+)
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _COLUMNS = 4
+_WIDEST = 3.0  # inches that a long name gets; the rest of it is cut
 _HEARD = 0.1  # a key below it in every step is cut off at the border
 
 
@@ -25,6 +39,8 @@ def piano_rolls(
     rolls: Mapping[str, Any], *, lowest_key: int = 21, title: str | None = None
 ) -> Figure:
     """Draw sequences of keys, four in a line: steps to the right, pitch upwards, black if struck.
+
+    Of more than 60 rolls the first 60 are drawn, and the title says so.
 
     Arguments:
         rolls: by name (data, reconstruction, sample), ``(T, K)`` of values in [0, 1]; T may differ.
@@ -44,20 +60,20 @@ def piano_rolls(
     lowest = integer("lowest_key", lowest_key, 0)
     heard = np.flatnonzero(np.concatenate(list(each.values())).max(0) > _HEARD)
     low, high = (heard[0], heard[-1]) if len(heard) else (0, keys.pop() - 1)
-    names = list(each)
+    names = list(each)[:MOST]
     lines = [names[start : start + _COLUMNS] for start in range(0, len(names), _COLUMNS)]
     widths = [_widths(line, [len(each[name]) for name in line]) for line in lines]
-    height = 1.2 + 0.055 * max(12, high - low)
-    figure = new_figure(max(map(sum, widths)), height * len(lines))
-    parts = figure.subfigures(len(lines), 1, squeeze=False)[:, 0]
-    for part, line, width in zip(parts, lines, widths, strict=True):
-        grid = {"width_ratios": width}
-        panels = part.subplots(1, len(line), squeeze=False, sharey=True, gridspec_kw=grid)[0]
-        for axes, name in zip(panels, line, strict=True):
-            _draw_roll(axes, name, each[name], low, high)
-        _name_pitches(panels[0], lowest, low, high)
-    if title is not None:
-        figure.suptitle(title, fontsize=11, color=INK, x=0.01, ha="left")
+    text = ". ".join(filter(None, (title, first_of(len(each), "rolls"))))
+    room = Room(0.4, 0.15, 0.5, 0.3, head=0.3 if text else 0.0)
+    figure, panels = panel_rows(widths, 0.4 + 0.055 * max(12, high - low), room)
+    flat = [width for line in widths for width in line]
+    for place, (axes, name) in enumerate(zip(panels, names, strict=True)):
+        _draw_roll(axes, each[name], low, high)
+        set_title(axes, name, flat[place])
+        _name_pitches(axes, lowest, low, high)
+        axes.tick_params(labelleft=place % _COLUMNS == 0)
+    if text:
+        head_title(figure, text)
     return figure
 
 
@@ -76,11 +92,10 @@ def step_kl(curves: Mapping[str, Any], *, title: str | None = None) -> Figure:
         raise DataError("curves: got none, expected at least one")
     figure = new_figure(6.4, 3.4)
     axes = figure.add_subplot()
-    for place, (name, curve) in enumerate(curves.items()):
+    for (name, curve), colour in zip(curves.items(), colours(len(curves)), strict=True):
         kl = numbers(name, curve)
         if kl.ndim != 1 or not kl.size or not np.isfinite(kl).all():
             raise DataError(f"{name}: got shape {kl.shape}, expected (T,), finite")
-        colour = PALETTE[place % len(PALETTE)]
         dot = "o" if len(kl) == 1 else ""  # of one point there is no line
         steps = np.arange(1, len(kl) + 1)
         axes.plot(steps, kl, color=colour, label=name, linewidth=1.3, marker=dot)
@@ -88,27 +103,26 @@ def step_kl(curves: Mapping[str, Any], *, title: str | None = None) -> Figure:
     axes.locator_params(axis="x", integer=True)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     plain_axes(axes)
-    axes.legend(frameon=False, fontsize=9)
+    legend(axes)
     set_title(axes, title or "What the latent of each step tells")
     return figure
 
 
 def _widths(names: list[str], lengths: list[int]) -> list[float]:
-    """Return the widths of panels side by side, inches: none is narrower than its name."""
-    least = max(1.4, 0.105 * max(map(len, names)))
+    """Return the widths of panels side by side, inches: none is narrower than most names."""
+    least = min(_WIDEST, max(1.4, 0.105 * max(map(len, names))))
     whole = min(14.0, max(3.0 * len(names), 0.05 * sum(lengths) + 1.5))
     rest = max(0.0, whole - least * len(names)) / sum(lengths)
     return [least + rest * length for length in lengths]
 
 
-def _draw_roll(axes: Axes, name: str, roll: np.ndarray, low: int, high: int) -> None:
+def _draw_roll(axes: Axes, roll: np.ndarray, low: int, high: int) -> None:
     extent = (0.5, len(roll) + 0.5, low - 0.5, high + 0.5)
     shown = roll[:, low : high + 1].T
     axes.imshow(shown, cmap="gray_r", vmin=0, vmax=1, aspect="auto", origin="lower", extent=extent)
     axes.locator_params(axis="x", integer=True)
     axes.set_xlabel("step", fontsize=9, color=INK)
     plain_axes(axes)
-    set_title(axes, name)
 
 
 def _roll(name: str, values: ArrayLike) -> np.ndarray:

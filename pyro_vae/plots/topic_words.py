@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,22 @@ from numpy.typing import ArrayLike
 
 from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import DataError
-from pyro_vae.plots.style import INK, PALETTE, new_figure, numbers, plain_axes, set_title
+from pyro_vae.plots.style import (
+    INK,
+    LETTER,
+    MOST,
+    PALETTE,
+    Room,
+    first_of,
+    head_title,
+    numbers,
+    panel_rows,
+    plain_axes,
+    rows_of,
+    set_title,
+    shortened,
+    text_width,
+)
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.figure import Figure
@@ -30,6 +44,8 @@ def topic_words(
 ) -> Figure:
     """Draw the most probable words of each topic, one panel each, on one scale of probability.
 
+    Of more than 60 topics the first 60 are drawn, and the title says so.
+
     Arguments:
         topics: distributions of words, ``(K, V)``, as ``program.topics()`` gives them.
         vocabulary: the V words; ``None`` numbers them.
@@ -42,36 +58,38 @@ def topic_words(
     shares = numbers("topics", topics)
     if shares.ndim != 2 or not shares.size or not np.isfinite(shares).all():
         raise DataError(f"topics have shape {shares.shape}; expected (K, V), finite")
-    count, size = shares.shape
+    every, size = shares.shape
     names = [str(word) for word in (range(size) if vocabulary is None else vocabulary)]
     if len(names) != size:
         raise DataError(f"vocabulary: got {len(names)} words, expected {size}")
     shown = min(positive("num_words", num_words), size)
-    columns = min(_COLUMNS, count)
-    rows = math.ceil(count / columns)
-    order = np.argsort(-shares, axis=1, kind="stable")[:, :shown]
-    labels = [[_shortened(names[word]) for word in top] for top in order]
-    longest = max(len(label) for row in labels for label in row)
+    count = min(every, MOST)
+    order = np.argsort(-shares[:count], axis=1, kind="stable")[:, :shown]
+    labels = [[shortened(names[word], _LETTERS) for word in top] for top in order]
+    longest = max(text_width(label) for row in labels for label in row)
     text = title or f"The {shown} most probable words of each topic"
-    # Inches: bars of one width beside the longest word, in letters of 9 points; the title has 11.
-    width = max((1.3 + 0.075 * longest) * columns, 0.2 + 0.08 * len(text))
-    figure = new_figure(width, rows * (0.17 * shown + 0.6) + 0.4)
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flat
+    text = ". ".join(filter(None, (text, first_of(every, "topics"))))
+    widths = rows_of(count, _COLUMNS, 1.1)
+    # A row is as wide as the title at least.
+    spare = (LETTER * len(text) + 0.2) / len(widths[0]) - 1.1 - longest - 0.25
+    room = Room(longest + 0.15, 0.1 + max(0.0, spare), 0.22, 0.28, head=0.3, foot=0.25)
+    figure, panels = panel_rows(widths, 0.17 * shown + 0.1, room)
+    highest = 1.05 * max(shares[place, top].max() for place, top in enumerate(order))
     for place, axes in enumerate(panels):
-        if place >= count:
-            axes.set_axis_off()
-            continue
         axes.barh(range(shown), shares[place, order[place]], color=PALETTE[3])
         axes.set_yticks(range(shown), labels[place])
+        axes.set_xlim(0, highest)
         axes.locator_params(axis="x", nbins=3)
         axes.invert_yaxis()
         plain_axes(axes)
         set_title(axes, f"topic {place}")
-        axes.tick_params(labelbottom=place + columns >= count)  # no panel stands below
-    figure.suptitle(text, fontsize=11, color=INK, x=0.01, ha="left")
-    figure.supxlabel("probability of the word", fontsize=9, color=INK)
+        axes.tick_params(labelbottom=place + _COLUMNS >= count)  # no panel stands below
+    head_title(figure, text)
+    figure.supxlabel(
+        "probability of the word",
+        fontsize=9,
+        color=INK,
+        y=0.05 / figure.get_figheight(),
+        va="bottom",
+    )
     return figure
-
-
-def _shortened(word: str) -> str:
-    return word if len(word) <= _LETTERS else f"{word[: _LETTERS - 1]}…"

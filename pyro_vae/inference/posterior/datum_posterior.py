@@ -1,7 +1,7 @@
 """Posteriors per datum: the guide's, and a fitted Gaussian's. Shapes: n draws, N data."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from pyro.poutine.util import site_is_subsample
@@ -20,6 +20,9 @@ from pyro_vae.program.log_joint import LogJoint
 from pyro_vae.program.passes import Pass, Passes, runs, scoring
 from pyro_vae.program.plates import inner_plates, of_datum
 from pyro_vae.program.roles import latent_names
+
+if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
+    from matplotlib.figure import Figure
 
 _ROWS_PER_PASS = 4096  # draws times data: bounds the memory
 _ROWS_LOOKED_AT = 1024  # for the shapes of the sites
@@ -41,6 +44,10 @@ class Posterior(Protocol):
 
     def log_prob(self, values: Any) -> Tensor:
         """Return the log density of latents ``(n, N, ...)``, ``(n, N)``, nats."""
+        ...
+
+    def plot(self) -> "Figure":
+        """Draw the posteriors."""
         ...
 
 
@@ -149,6 +156,12 @@ class PassPosterior:
                     f"(n, {', '.join(map(str, (len(self), *event)))}), as sample(n) returns them"
                 )
         return given
+
+    def plot(self) -> "Figure":
+        """Draw the posterior means of all data in the plane."""
+        from pyro_vae.plots import answers
+
+        return answers.posterior_of_data(self)
 
 
 class Amortised(PassPosterior):

@@ -7,7 +7,7 @@ are ``(C, 1 | Z)``.
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro import poutine
@@ -26,6 +26,9 @@ from pyro_vae.program.handlers import sample_sites
 from pyro_vae.program.log_joint import Wrapped, transform_of
 from pyro_vae.program.passes import Passes
 from pyro_vae.program.program import Program
+
+if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -267,6 +270,12 @@ class RefinedGlobals:
             ConfigError: xarray is not installed.
         """
         return to_dataset(self.samples, "chain", "draw")
+
+    def plot(self) -> "Figure":
+        """Draw mean and deviation of each coordinate, and the chains of the worst."""
+        from pyro_vae.plots import answers
+
+        return answers.chains_of_globals(self)
 
     def __repr__(self) -> str:
         chains, draws = next(iter(self.samples.values())).shape[:2]

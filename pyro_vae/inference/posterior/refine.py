@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from pyro_vae.program.joining import Values, join_sites, single
 from pyro_vae.program.log_joint import LogJoint
 from pyro_vae.program.passes import Pass, Passes, Verb
 from pyro_vae.program.program import Program
+
+if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
+    from matplotlib.figure import Figure
 
 DIVERGENT_LIMIT = 0.01  # share of a datum's transitions above which it is named
 _NAMED_ROWS = 10  # in a warning
@@ -165,6 +168,12 @@ class Refined:
         """
         names = ("rhat", "ess", "acceptance", "divergences", "step_size")
         return to_frame({name: getattr(self, name) for name in names}, "datum")
+
+    def plot(self) -> "Figure":
+        """Draw R-hat and sample size over the data, and the chains of the worst datum."""
+        from pyro_vae.plots import answers
+
+        return answers.chains_of_data(self)
 
     def __repr__(self) -> str:
         chains, draws, rows = next(iter(self.samples.values())).shape[:3]

@@ -1,0 +1,201 @@
+"""One figure for each answer of a verb; `plot` of the answer calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pyro_vae.plots.latent import latent_map
+from pyro_vae.plots.panels import bars, clouds, ranges, row, spread, traces
+from pyro_vae.plots.sequence_panels import step_kl
+from pyro_vae.plots.style import (
+    FAINT,
+    PALETTE,
+    as_array,
+    new_figure,
+    plain_axes,
+    set_title,
+    shortened,
+)
+
+if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
+    from matplotlib.figure import Figure
+
+_TRUSTED = 0.7  # Pareto shapes above are not (Vehtari et al., 2015)
+_MIXED = 1.05  # R-hat above is of chains that have not mixed
+_FEW = 10  # effective draws: a mean over fewer is warned of
+_SHOWN = 15  # topics or coordinates of either end that a figure has room for
+
+
+def likelihood(found: Any) -> Figure:
+    """Draw log p(x), effective sample size and Pareto shape over the data."""
+    figure, (left, middle, right) = row(3)
+    spread(left, found.log_prob, "log p(x), nats", f"Mean {found.mean:.2f} nats")
+    spread(middle, found.ess, "effective sample size", f"Of {found.samples} draws")
+    spread(right, found.psis_k, "Pareto shape k", "Not to be trusted: above 0.7", _TRUSTED)
+    return figure
+
+
+def sandwich(found: Any) -> Figure:
+    """Draw both bounds of log p(x) against each other, and the gap between them."""
+    figure, (left, right) = row(2)
+    lower, upper = as_array(found.lower), as_array(found.upper)
+    left.scatter(lower, upper, s=14, color=PALETTE[0], alpha=0.7, lw=0)
+    left.axline((float(lower.mean()), float(lower.mean())), slope=1, color=FAINT, lw=1, ls="--")
+    left.set(xlabel="lower bound, nats", ylabel="upper bound, nats")
+    plain_axes(left)
+    set_title(left, "log p(x) lies between")
+    spread(right, upper - lower, "upper minus lower, nats", f"Mean gap {found.gap:.3f} nats", 0.0)
+    return figure
+
+
+def classes(found: Any) -> Figure:
+    """Draw how many data each class has, and how sure the model is of it."""
+    figure, (left, right) = row(2)
+    count = found.probabilities.shape[1]
+    share = torch.bincount(found.predicted, minlength=count) / len(found.probabilities)
+    bars(left, share, "most probable class", "Classes of the data")
+    sure = found.probabilities.amax(-1)
+    spread(right, sure, "p(y | x) of that class", f"Mean confidence {sure.mean().item():.3f}")
+    return figure
+
+
+def codes(found: Any) -> Figure:
+    """Draw how often each code is used, most used first."""
+    figure, (axes,) = row(1, width=5.2)
+    share = np.sort(as_array(found.counts))[::-1] / max(1, int(found.counts.sum()))
+    title = f"{found.used} of {found.num_codes} codes used, perplexity {found.perplexity:.1f}"
+    bars(axes, share, "code, most used first", title, 1 / found.num_codes)
+    return figure
+
+
+def imputed(found: Any) -> Figure:
+    """Draw the errors of the cells that were filled in, and the draws behind each datum."""
+    figure, (left, right) = row(2)
+    pairs = (
+        [(found.stderr[site], cells) for site, cells in found.missing.items()]
+        if isinstance(found.missing, dict)
+        else [(found.stderr, found.missing)]
+    )
+    errors = [as_array(error).astype(float)[as_array(cells).astype(bool)] for error, cells in pairs]
+    filled = np.concatenate(errors)
+    spread(left, filled, "standard error of a filled cell", f"{len(filled)} cells filled in")
+    left.set_ylabel("cells")
+    label = f"effective draws of {found.num_particles}"
+    spread(right, found.ess, label, f"Too few: below {_FEW}", _FEW)
+    return figure
+
+
+def coherence(found: Any) -> Figure:
+    """Draw the coherence of each topic, best first; of many the fifteen best and worst."""
+    order = found.npmi.argsort(descending=True).tolist()
+    shown = order if len(order) <= 2 * _SHOWN else [*order[:_SHOWN], *order[-_SHOWN:]]
+    figure = new_figure(8.4, 1.0 + 0.22 * len(shown))
+    axes = figure.add_subplot()
+    axes.barh(range(len(shown)), found.npmi[shown].tolist(), color=PALETTE[3])
+    names = [shortened(f"{' '.join(found.words[k])}   {k}", 60) for k in shown]
+    axes.set_yticks(range(len(shown)), names)
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.set_xlabel("NPMI")
+    plain_axes(axes)
+    left_out = len(order) - len(shown)
+    more = f"; {left_out} between not shown" if left_out else ""
+    set_title(axes, f"Coherence {found.coherence:.3f}, diversity {found.diversity:.2f}{more}")
+    return figure
+
+
+def perplexity(found: Any) -> Figure:
+    """Draw both perplexities with their errors."""
+    figure, (axes,) = row(1, width=5.2, height=1.8)
+    rows = {
+        "per document": (found.per_document, found.per_document_stderr),
+        "of the corpus": (found.corpus, found.corpus_stderr),
+    }
+    ranges(axes, rows, "perplexity", "Smaller is better")
+    return figure
+
+
+def steps(found: Any) -> Figure:
+    """Draw the KL of each step, or where there is none the costs of a step."""
+    if found.kl is not None:
+        return step_kl({"KL": found.kl}, title=f"{found.bound:.3f} nats per step by the bound")
+    figure, (axes,) = row(1, width=5.2, height=2.2)
+    rows = {
+        "bound": (found.bound, found.bound_stderr),
+        "mean of sequences": (found.mean_of_sequences, found.mean_of_sequences_stderr),
+        "likelihood": (found.likelihood, found.likelihood_stderr),
+    }
+    known = {name: pair for name, pair in rows.items() if pair[0] is not None}
+    ranges(axes, known, "nats per step", "Smaller is better")
+    return figure
+
+
+def features(found: Any) -> Figure:
+    """Draw the distances of reconstructions, and the features of data and of what was made."""
+    figure, (left, right) = row(2)
+    distance = found.reconstruction
+    label = "squared distance of a reconstruction"
+    spread(left, distance, label, f"Mean {distance.mean().item():.4g}")
+    pair = {"made": found.made, "data": found.data}
+    clouds(right, pair, f"Fréchet distance {found.frechet:.4g}")
+    return figure
+
+
+def aggregated(found: Any) -> Figure:
+    """Draw the codes of all data over draws of the prior."""
+    figure, (axes,) = row(1, width=5.4, height=4.8)
+    title = f"Loss of the critic {found.loss:.3f}; equal at {found.equal:.3f}"
+    clouds(axes, {"codes": found.codes, "prior": found.prior}, title)
+    return figure
+
+
+def posterior_of_data(found: Any) -> Figure:
+    """Draw the posterior means of all data in the plane."""
+    mean = found.mean
+    each = mean.values() if isinstance(mean, Mapping) else [mean]
+    return latent_map(torch.cat([part.flatten(1) for part in each], 1), title="Posterior means")
+
+
+def chains_of_data(found: Any) -> Figure:
+    """Draw R-hat and sample size over the data, and the chains of the datum that mixed worst."""
+    figure, (left, middle, right) = row(3)
+    spread(left, found.rhat, "R-hat", f"Not mixed: above {_MIXED}", _MIXED)
+    spread(middle, found.ess, "effective draws", "Of each datum")
+    worst = int(found.rhat.nan_to_num(torch.inf).argmax())
+    site, draws = next(iter(found.samples.items()))
+    chains = draws[:, :, worst].reshape(*draws.shape[:2], -1)
+    unit = _least_settled(chains)
+    traces(right, chains[..., unit], f"{site}, unit {unit}", f"The worst datum, {worst}")
+    return figure
+
+
+def chains_of_globals(found: Any) -> Figure:
+    """Draw mean and deviation of each coordinate, worst R-hat first, and the worst one's chains."""
+    rhat = torch.cat([each.reshape(-1) for each in found.rhat.values()])
+    mean, scale = (
+        torch.cat([each.reshape(-1) for each in part.values()])
+        for part in (found.means, found.scales)
+    )
+    draws = torch.cat([each.reshape(*each.shape[:2], -1) for each in found.samples.values()], -1)
+    names = [
+        f"{site}[{place}]" if each.numel() > 1 else site
+        for site, each in found.means.items()
+        for place in range(each.numel())
+    ]
+    order = rhat.nan_to_num(torch.inf).argsort(descending=True).tolist()
+    shown = order[: 2 * _SHOWN]
+    figure, (left, right) = row(2, height=1.4 + 0.22 * max(9, len(shown)))
+    rows = {f"{names[k]}  {rhat[k].item():.3f}": (mean[k].item(), scale[k].item()) for k in shown}
+    more = f"; {len(order) - len(shown)} more" if len(order) > len(shown) else ""
+    ranges(left, rows, "mean ± deviation", f"R-hat, worst first{more}")
+    traces(right, draws[..., shown[0]], names[shown[0]], "Its chains")
+    return figure
+
+
+def _least_settled(chains: torch.Tensor) -> int:
+    """Return the unit whose chains have means the farthest apart, ``(C, S, D)``."""
+    apart = chains.mean(1).std(0, correction=0) / chains.std((0, 1), correction=0)
+    return int(apart.nan_to_num(0.0).argmax())

@@ -5,6 +5,7 @@
 """
 
 import builtins
+import difflib
 import functools
 import inspect
 import operator
@@ -136,6 +137,7 @@ def typed(what: T) -> T:
 
     Raises:
         ConfigError: At a call: names the argument, what it got and what it expects.
+        TypeError: At a call: an argument that is not there, or one too many without its name.
 
     Example:
         >>> @typed
@@ -150,20 +152,81 @@ def typed(what: T) -> T:
         constructor.__init__ = typed(constructor.__init__)
         return what
     function: Any = what
-    names = list(inspect.signature(function).parameters)
+    places = _Places.of(function)
     kinds: dict[str, _Kind] = {}
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
         if not kinds:  # at the first call, when all that annotations name is there
             kinds.update(_kinds(function))
-        for name, value in chain(zip(names, args, strict=False), kwargs.items()):
+        places.require(args, kwargs)
+        for name, value in chain(zip(places.first, args, strict=False), kwargs.items()):
             kind = kinds.get(name)
             if kind is not None and not kind.fits(value):
                 raise ConfigError(f"{name}: got {shown(value)}, expected {kind.words}")
         return function(*args, **kwargs)
 
     return checked  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class _Places:
+    """What the arguments of a function are called.
+
+    Arguments:
+        function: its name.
+        first: those that may stand without a name.
+        named: those that may not.
+        any_number: whether as many as one likes stand without a name.
+        any_name: whether names of any kind are taken.
+    """
+
+    function: str
+    first: tuple[str, ...]
+    named: tuple[str, ...]
+    any_number: bool
+    any_name: bool
+
+    @classmethod
+    def of(cls, function: Any) -> "_Places":
+        found = inspect.signature(function).parameters
+        kinds = {name: parameter.kind for name, parameter in found.items()}
+        first = [n for n, kind in kinds.items() if kind <= kind.POSITIONAL_OR_KEYWORD]
+        named = [n for n, kind in kinds.items() if kind is kind.KEYWORD_ONLY]
+        every = kinds.values()
+        return cls(
+            function.__qualname__.removesuffix(".__init__"),
+            tuple(first),
+            tuple(named),
+            inspect.Parameter.VAR_POSITIONAL in every,
+            inspect.Parameter.VAR_KEYWORD in every,
+        )
+
+    def require(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Refuse what Python refuses as well, and say what the arguments are called."""
+        if len(args) > len(self.first) and not self.any_number:
+            raise TypeError(f"{self.function}() {self._too_many(len(args))}")
+        for name in kwargs:
+            if not self.any_name and name not in self.first and name not in self.named:
+                raise TypeError(
+                    f"{self.function}() got an unexpected argument {name!r}; {self._near(name)}"
+                )
+
+    def _too_many(self, count: int) -> str:
+        own = self.first[:1] == ("self",)
+        first = self.first[own:]
+        write = f"; write the names of the others, as in {self.named[0]}=..." if self.named else ""
+        return (
+            f"got {count - own} arguments without a name, expected {len(first)} at most "
+            f"({', '.join(first)}){write}"
+        )
+
+    def _near(self, name: str) -> str:
+        names = [each for each in (*self.first, *self.named) if each != "self"]
+        near = difflib.get_close_matches(name, names, n=2)
+        if near:
+            return f"did you mean {' or '.join(near)}?"
+        return f"expected one of {', '.join(names)}"
 
 
 def _kinds(function: Any) -> dict[str, _Kind]:
@@ -196,7 +259,7 @@ def _kind(annotation: Any) -> _Kind | None:
     known = isinstance(origin, type) and origin not in (object, int, float, torch.device)
     if not known or origin.__module__.split(".")[0] not in ("pyro_vae", "pyro", "torch"):
         return None
-    return _Kind(f"a {origin.__name__}", lambda value: isinstance(value, origin))
+    return _Kind(f"an instance of {origin.__name__}", lambda value: isinstance(value, origin))
 
 
 def _union(members: tuple[Any, ...]) -> _Kind | None:
@@ -243,8 +306,13 @@ def _sequence(origin: Any, inner: list[Any]) -> _Kind:
         again = isinstance(value, Sequence)  # and not an iterator, which can be read but once
         return element is None or not again or all(map(element.fits, value))
 
-    of = "numbers" if numbers else element.words if element is not None else ""
+    of = "numbers" if numbers else _plural(element.words) if element is not None else ""
     return _Kind(f"a sequence{f' of {of}' if of else ''}", fits)
+
+
+def _plural(words: str) -> str:
+    one, _, name = words.partition(" ")
+    return f"{name}s" if one == "a" and " " not in name else words
 
 
 def _mapping(inner: tuple[Any, ...]) -> _Kind:

@@ -3,16 +3,13 @@
 import math
 
 import numpy as np
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
 from conftest import differences, random_state, surroundings
 from programs import CASES
-from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.errors import ConfigError, DataError, DeviceError, ProgramError, PyroVaeError
+from pyro_vae.errors import ConfigError, DataError, DeviceError, PyroVaeError
 
 ONES = torch.ones(10, 6)
 
@@ -105,59 +102,6 @@ def test_wrong_features_of_a_users_program():
     refuses(program, lambda: pv.fit(program, bad), DataError, match)
 
 
-# -- programs -----------------------------------------------------------------------------------
-
-
-def pair(model_sites=("z",), guide_sites=("z",), *, event=2, plate="data", dim=None, where="in"):
-    """Return a program with one thing wrong."""
-
-    def draw(x, site, size):
-        pyro.sample(site, dist.Normal(x.new_zeros(size), 1.0).to_event(1))
-
-    def model(x):
-        if where == "out":
-            draw(x, "z", 2)
-        with pyro.plate(plate, len(x), dim=dim):
-            for site in model_sites if where == "in" else ():
-                draw(x, site, 2)
-            loc = x.new_zeros(x.shape) if dim is None else x.new_zeros(len(x), 1, x.shape[1])
-            value = x if dim is None else x[:, None]
-            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=value)
-
-    def guide(x):
-        with pyro.plate(plate, len(x), dim=dim):
-            for site in guide_sites:
-                draw(x, site, event)
-
-    return pv.Program(model, guide)
-
-
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"guide_sites": ()}, r"site 'z': sampled by the model and not by the guide, and .* add"),
-        ({"guide_sites": ("z", "u")}, r"site 'u': sampled by the guide and not by the model"),
-        ({"event": 3}, r"site 'z': the guide's event shape is \(3,\), the model's \(2,\)"),
-        ({"where": "out"}, r"site 'z': inside the plate 'data' in the guide only"),
-    ],
-)
-def test_programs(options, match):
-    program = pair(**options)
-    refuses(program, lambda: pv.fit(program, ONES), PyroVaeError, match)
-
-
-@pytest.mark.parametrize("thing", [None, 3, nn.Linear(2, 2), "vae", torch.zeros(3)])
-def test_what_is_no_program(thing):
-    with pytest.raises(ProgramError, match=r"without \.model"):
-        pv.elbo(thing, ONES)
-
-
-@pytest.mark.parametrize("functions", [(None, lambda x: x), (lambda x: x, 3)])
-def test_what_is_no_pair_of_functions(functions):
-    with pytest.raises(ProgramError, match="expected a Pyro function"):
-        pv.Program(*functions)
-
-
 # -- arguments ----------------------------------------------------------------------------------
 
 ARGUMENTS = {
@@ -180,11 +124,6 @@ ARGUMENTS = {
 def test_arguments_of_fit(name, value):
     program = pv.models.VAE(6, 2, (8,))
     refuses(program, lambda: pv.fit(program, ONES, **{name: value}), ConfigError, name)
-
-
-def test_an_objective_class_in_place_of_an_instance():
-    program = pv.models.VAE(6, 2, (8,))
-    refuses(program, lambda: pv.fit(program, ONES, objective=pv.ELBO), ConfigError, "instance")
 
 
 @pytest.mark.parametrize("count", [0, -3, 1.5, True, "many"])
@@ -236,12 +175,6 @@ def test_folders(what, tmp_path):
     match = "is a file" if what == "file" else "holds another run; choose a new folder"
     refuses(program, lambda: pv.fit(program, ONES, out=out), ConfigError, match)
     assert what == "run" or out.read_text() == "mine"
-
-
-def test_nothing_to_train():
-    program = pv.models.VAE(6, 2, (8,)).requires_grad_(False)
-    match = r"no trainable parameters.*requires_grad_\(True\)"
-    refuses(program, lambda: pv.fit(program, ONES), ConfigError, match)
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8])

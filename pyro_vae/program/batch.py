@@ -6,6 +6,7 @@ A tensor is one argument, a tuple positional arguments, a dict keywords. Argumen
 
 import functools
 import inspect
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -495,7 +496,7 @@ def check_finite(batch: Batch, first_row: int = 0) -> None:
             raise DataError(
                 f"{name}: value {leaf[where].item()} in row {first_row + where[0]} (position "
                 f"{list(where[1:])}), expected finite numbers; drop or impute the row, or let the "
-                "model put a number in its place, under a mask"
+                "model put a number in its place, under a mask (models.VAE(missing='nan') does)"
             )
 
 
@@ -552,9 +553,9 @@ def as_tensor(leaf: Any) -> Tensor:
         try:
             tensor = torch.as_tensor(_numeric(leaf))
         except (TypeError, ValueError, RuntimeError) as error:
-            fix = "; convert it: x.astype('float32')" if hasattr(leaf, "astype") else ""
             raise DataError(
-                f"got {type(leaf).__name__}, expected a tensor or a numeric array: {error}{fix}"
+                f"got {type(leaf).__name__}, expected a tensor or a numeric array; "
+                f"{_made_numeric(leaf, error)}"
             ) from error
     if tensor.is_nested or tensor.layout != torch.strided:
         raise DataError(
@@ -566,6 +567,15 @@ def as_tensor(leaf: Any) -> Tensor:
             "got complex numbers, expected real ones; pass real and imaginary part as columns"
         )
     return tensor
+
+
+def _made_numeric(leaf: Any, error: Exception) -> str:
+    """Return what makes numbers of a leaf that holds none."""
+    if isinstance(leaf, str | bytes | os.PathLike):
+        return f"read the file first, as in np.load({leaf!r})"
+    if hasattr(leaf, "astype"):
+        return "convert it: x.astype('float32')"
+    return f"convert it with torch.as_tensor ({str(error).partition('. The only')[0]})"
 
 
 def _numeric(leaf: Any) -> Any:

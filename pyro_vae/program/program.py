@@ -166,6 +166,12 @@ class Program(nn.Module):
         if isinstance(program, Program):
             program.follow()
             return program
+        if isinstance(program, type):
+            raise ProgramError(
+                f"got the class {program.__name__}, which takes no attributes, expected an "
+                f"instance of it, {program.__name__}(...); of static functions make a program "
+                "once: program = pv.Program(it.model, it.guide)"
+            )
         for side in SIDES:
             if not callable(getattr(program, side, None)):
                 raise ProgramError(
@@ -174,8 +180,8 @@ class Program(nn.Module):
                 )
         if not isinstance(getattr(program, "__dict__", None), dict):
             raise ProgramError(
-                f"got {type(program).__name__}, which takes no attributes (a class, a namedtuple, "
-                "slots), so that nothing can be kept of it between calls; make a program of its "
+                f"got {type(program).__name__}, which takes no attributes (a namedtuple, slots), "
+                "so that nothing can be kept of it between calls; make a program of its "
                 "functions once: program = pv.Program(it.model, it.guide)"
             )
         known = program.__dict__.get(PROGRAM)

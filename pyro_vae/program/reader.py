@@ -64,7 +64,7 @@ from pyro_vae.program.plates import (
 )
 from pyro_vae.program.row_bytes import RowBytes
 from pyro_vae.program.sites import Sites, read_sites
-from pyro_vae.program.whole import is_whole, one_datum, require_plates
+from pyro_vae.program.whole import is_whole, one_datum, require_observed, require_plates
 
 if TYPE_CHECKING:
     from pyro_vae.program.program import Program
@@ -417,6 +417,7 @@ class Reader:
     def _find_plate(self, model: Trace, guide: Trace, batch: Batch) -> DataPlate:
         if isinstance(batch, Whole):
             require_plates(model, guide)
+            require_observed(model, batch)
             return one_datum(model, guide)
         try:
             plate = find_plate(model, num_rows(batch), self.runs.plate, self.runs.plate_before)

@@ -95,6 +95,19 @@ def require_plates(*traces: Trace) -> None:
                 )
 
 
+def require_observed(model: Trace, batch: Batch) -> None:
+    """Require of a program that is given data that it observes some, or scores them by a factor.
+
+    Raises:
+        ProgramError: It does neither: its bounds would be of no data at all.
+    """
+    if any(True for _ in named_arrays(batch)) and not scoring_data(model):
+        raise ProgramError(
+            "the model is given data and observes none; write obs= in the pyro.sample of what is "
+            "observed, as in pyro.sample('x', ..., obs=x)"
+        )
+
+
 def require_rows(batch: Batch) -> None:
     """Refuse a part of the data of a program that has no plate for them.
 

@@ -406,6 +406,10 @@ def _read_bytes(path: Path) -> bytes:
         raise
     except FileNotFoundError:
         raise CheckpointError(f"{path}: {_why_absent(path)}") from None
+    except NotADirectoryError:
+        raise CheckpointError(
+            f"{path.parent}: is a file, expected the folder that pv.save or pv.fit(out=) wrote"
+        ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"{path}: cannot be read ({reason}); check the path") from None

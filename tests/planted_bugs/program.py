@@ -11,6 +11,13 @@ BUGS = [
         "tests/program/test_passes.py::test_elbo_holds_one_draw_of_the_globals",
     ),
     Bug(
+        "a model that is given data and observes none",
+        "program/whole.py",
+        "and not scoring_data(model):",
+        "and False:",
+        "tests/test_wrong_calls.py::test_a_wrong_call_is_told_in_a_sentence[nothing observed]",
+    ),
+    Bug(
         "N/B upside down",
         "program/handlers.py",
         'msg["scale"] * (self.size / frame.size)',

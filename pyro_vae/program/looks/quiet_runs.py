@@ -140,6 +140,7 @@ class Runs:
             if isinstance(error, PyroVaeError):
                 raise
             reason, broken, _ = str(error).partition(", but found invalid values")  # all of them
+            reason = reason.partition("\n")[0]  # Pyro adds a table of shapes
             hint = f"; {checks.SURPLUS}" if self._has_surplus(args, kwargs) else ""
             hint += f". {checks.unscaled(batch)}" if broken else ""
             raise DataError(

@@ -1,0 +1,251 @@
+"""Sixty wrong calls, as people write them: each ends in one sentence with what was got, what is
+expected and what to do, by an error of ours or Python's own of a call that does not fit."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pyro_vae as pv
+from pyro_vae import conditionals, distributions, models, plots
+from pyro_vae.errors import PyroVaeError
+
+X = torch.ones(10, 6)
+
+
+def vae(**options: Any) -> Any:
+    return models.VAE(6, 2, (4,), **options)
+
+
+def spoiled(value: float) -> Tensor:
+    x = torch.zeros(10, 6)
+    x[7, 2] = value
+    return x
+
+
+def normal(site: str, x: Tensor, size: int = 2, **options: Any) -> Tensor:
+    return pyro.sample(site, dist.Normal(x.new_zeros(size), 1.0).to_event(1), **options)
+
+
+def pair(
+    model_sites: tuple[str, ...] = ("z",), guide_sites: tuple[str, ...] = ("z",), **options: Any
+):
+    """Return a program whose sides draw these sites, with one more thing wrong by an option."""
+    event, observed, inside = (
+        options.get(k, v) for k, v in (("event", 2), ("observed", True), ("inside", True))
+    )
+
+    def model(x: Tensor) -> None:
+        for site in model_sites if not inside else ():
+            normal(site, x)
+        with pyro.plate("data", len(x)):
+            for site in model_sites if inside else ():
+                normal(site, x)
+            if observed:
+                normal("x", x, 6, obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            for site in guide_sites:
+                normal(site, x, event)
+
+    return pv.Program(model, guide)
+
+
+def broken(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        normal("x", x, 6, obs=x @ torch.ones(7, 2))
+
+
+def nothing(x: Tensor) -> None:
+    pass
+
+
+def unpicklable(name: str) -> Path:
+    Path(name).write_bytes(pickle.dumps({"weights": 1}))
+    return Path(name)
+
+
+def written(name: str) -> str:
+    Path(name).write_text("mine")
+    return name
+
+
+def fit(data: Any = X, **options: Any) -> Any:
+    return pv.fit(vae(), data, **{"epochs": 1, "compile": False, **options})
+
+
+CALLS: dict[str, tuple[Callable[[], Any], str]] = {
+    # what is no program
+    "a class in place of a model": (
+        lambda: pv.fit(models.VAE, X),
+        "got the class VAE, .*expected an instance",
+    ),
+    "a network": (lambda: pv.fit(nn.Linear(6, 2), X), r"without \.model"),
+    "a model alone": (lambda: pv.Program(nothing), "guide"),
+    "a guide by its name": (lambda: pv.Program(nothing, "auto"), "expected a Pyro function"),
+    "a guide that forgets a site": (
+        lambda: pv.elbo(pair(guide_sites=()), X),
+        "site 'z': sampled by the model and not by the guide",
+    ),
+    "a guide with a site more": (
+        lambda: pv.elbo(pair(guide_sites=("z", "u")), X),
+        "site 'u': sampled by the guide and not by the model",
+    ),
+    "sides of different widths": (
+        lambda: pv.elbo(pair(event=3), X),
+        r"site 'z': the guide's event shape is \(3,\), the model's \(2,\)",
+    ),
+    "a latent outside the plate": (
+        lambda: pv.elbo(pair(inside=False), X),
+        "site 'z': inside the plate 'data' in the guide only",
+    ),
+    "nothing observed": (
+        lambda: pv.elbo(pair(observed=False), X),
+        "given data and observes none; write obs=",
+    ),
+    "an error within the model": (
+        lambda: pv.elbo(pv.Program(broken, nothing), X),
+        "cannot take this batch",
+    ),
+    # data
+    "no data": (lambda: pv.fit(vae()), "data"),
+    "None": (lambda: fit(None), "numeric array"),
+    "a file's name": (lambda: fit("digits.csv"), "numeric array"),
+    "NaN": (lambda: fit(spoiled(torch.nan)), "nan in row 7.*drop or impute"),
+    "pixels up to 255": (
+        lambda: fit(spoiled(255.0)),
+        r"site 'x': value 255 in row 7.*scale to \[0, 1\]",
+    ),
+    "grey pixels": (lambda: fit(spoiled(0.4)), "site 'x': value 0.4 in row 7.*binarise"),
+    "one datum": (lambda: fit(X[0]), r"site 'x': got shape \(6,\), expected \(B, 6\).*x\[None\]"),
+    "no rows": (lambda: fit(X[:0]), "no data"),
+    "data and labels": (lambda: fit((X, X)), r"expected \['batch'\]"),
+    "rows of unequal lengths": (lambda: fit([[1.0, 0.0], [1.0]]), "expected"),
+    "validation data of another width": (
+        lambda: fit(valid=X[:, :5]),
+        r"got shape \(10, 5\), expected \(B, 6\)",
+    ),
+    "labels as fractions": (
+        lambda: pv.fit(models.M2(6, 3, 2, (4,)), (X, torch.full((10,), 0.5))),
+        "label|y",
+    ),
+    "documents with fractions": (lambda: pv.fit(models.ProdLDA(6, 2, (4,)), X / 2), "whole|0.5"),
+    "lengths beyond the steps": (
+        lambda: pv.elbo(
+            models.DMM(6, 2, (4,)), {"x": torch.ones(2, 3, 6), "lengths": torch.tensor([3, 4])}
+        ),
+        "lengths",
+    ),
+    "an unknown data set": (lambda: pv.data.load("mnits"), "mnits.*choose"),
+    # arguments of fit
+    "a British spelling": (
+        lambda: fit(optimiser=torch.optim.Adam),
+        "optimiser.*did you mean.*optimizer",
+    ),
+    "no epochs": (lambda: fit(epochs=0), "epochs: got 0, expected an integer of at least 1"),
+    "a rate as text": (lambda: fit(lr="1e-3"), "lr: got '1e-3', expected a positive number"),
+    "an optimizer's name": (lambda: fit(optimizer="adam"), "optimizer: got 'adam', expected"),
+    "an optimizer of other weights": (
+        lambda: fit(optimizer=torch.optim.Adam(nn.Linear(2, 2).parameters())),
+        "optimizer: 2 of",
+    ),
+    "an objective's name": (lambda: fit(objective="elbo"), "objective: got 'elbo', expected"),
+    "an objective's class": (lambda: fit(objective=pv.ELBO), "objective: .*instance"),
+    "beta of no site": (lambda: fit(beta={"w": 1.0}), "beta.*'w'.*'?z'?"),
+    "patience without validation": (lambda: fit(patience=3), "patience.*valid"),
+    "a callback out of its list": (
+        lambda: fit(callbacks=print),
+        r"callbacks: got .*print.*, expected a sequence of functions",
+    ),
+    "a transform's name": (
+        lambda: fit(transform="dynamic"),
+        "transform: got 'dynamic', expected a function",
+    ),
+    "a device of another library": (lambda: fit(device="gpu"), "device: got 'gpu'.*auto, cpu"),
+    "a folder that is a file": (lambda: fit(out=written("notes.txt")), "notes.txt.* is a file"),
+    "to go on from nowhere": (lambda: fit(resume=True), "resume.*out"),
+    "a frozen program": (
+        lambda: pv.fit(vae().requires_grad_(False), X),
+        r"no trainable parameters.*requires_grad_\(True\)",
+    ),
+    # judging, refining, generating
+    "no particles": (
+        lambda: pv.log_likelihood(vae(), X, num_particles=0),
+        "num_particles: got 0, expected an integer of at least 1",
+    ),
+    "the likelihood of an autoencoder": (
+        lambda: pv.log_likelihood(models.Autoencoder(6, 2, (4,)), X),
+        "prior",
+    ),
+    "HMC as a dict": (
+        lambda: pv.refine(vae(), X, {"num_draws": 10}),
+        "settings: got .*, expected an instance of HMC",
+    ),
+    "HMC's class": (lambda: pv.refine(vae(), X, pv.HMC), "settings: got .*, expected"),
+    "an unknown way to infer": (
+        lambda: pv.infer(vae(), X, how="mcmc"),
+        "how: got 'mcmc', expected one of",
+    ),
+    "a number of images in words": (
+        lambda: pv.generate(vae(), "ten"),
+        "n: got 'ten', expected an integer of at least 1",
+    ),
+    "lines between unequal data": (lambda: pv.interpolate(vae(), X, X[:3]), "10.*3"),
+    "classes of a model without labels": (lambda: pv.classify(vae(), X), "label|class"),
+    "topics of a model of images": (lambda: pv.topics(vae(), X), "topic"),
+    "holes where none are known": (lambda: pv.impute(vae(), spoiled(torch.nan)), "missing='nan'"),
+    # files
+    "a run that is not there": (lambda: pv.load("absent"), "absent"),
+    "a pickle": (
+        lambda: pv.load(unpicklable("weights.pt: is a file, expected the folder")),
+        "weights.pt",
+    ),
+    # parts and pictures
+    "a distribution's name": (lambda: vae(observation="bernouli"), "bernouli.*expected|choose"),
+    "lengths that are fractions": (
+        lambda: distributions.Padded(dist.Normal(torch.zeros(4, 3), 1.0), torch.rand(4)),
+        "lengths",
+    ),
+    "a picture of a table": (lambda: plots.samples(torch.zeros(3, 7)), r"\(3, 7\)"),
+    "a format of no picture": (
+        lambda: plots.save(plots.curves({"epoch": [1.0], "loss": [1.0]}), "a.jpog"),
+        "unknown format 'jpog'",
+    ),
+    "a column of no kind": (
+        lambda: conditionals.Column("age", "integer"),
+        "kind 'integer'; expected one of",
+    ),
+    "too many positions": (
+        lambda: pv.fit(vae(), X, pv.IWAE(5)),
+        "got 3 arguments without a name, expected 2 at most .*valid=",
+    ),
+    "a number of no name": (
+        lambda: pv.log_likelihood(vae(), X, num_samples=5),
+        "num_samples.*num_particles",
+    ),
+    "text as words": (lambda: pv.topics(models.LDA(6, 2), X, vocabulary="words"), "vocabulary"),
+}
+
+
+def test_they_are_sixty():
+    assert len(CALLS) == 60
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_wrong_call_is_told_in_a_sentence(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call, words = CALLS[name]
+    with pytest.raises((PyroVaeError, TypeError), match=words) as caught:
+        call()
+    said = str(caught.value)
+    assert "\n" not in said and len(said) < 400
+    if not isinstance(caught.value, PyroVaeError):  # a call that does not fit, told at the door
+        doors = ("arguments.py", "contextlib.py", "test_wrong_calls.py")
+        assert "argument" in said and caught.traceback[-1].path.name in doors

@@ -41,6 +41,7 @@ from pyro_vae.program.bounds import elbo
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.program import Program
 from pyro_vae.program.terms import Terms
+from pyro_vae.storage.hub import push_to_hub
 from pyro_vae.storage.load import load
 from pyro_vae.storage.save import save
 from pyro_vae.training import schedules
@@ -129,6 +130,7 @@ __all__ = [
     "per_step",
     "perplexity",
     "plots",
+    "push_to_hub",
     "reconstruct",
     "refine",
     "save",

@@ -558,6 +558,7 @@ INNER = {
     "models.TopDownVAE.prior": "as forward",
     "models.LadderVAE.prior": "as forward",
     "models.HierarchicalVAE.prior": "as forward",
+    "push_to_hub": "the network is behind it",
     "give_up": "a compiled loss calls it of itself",
     "doubt": "as give_up",
     "prepare": "as give_up",

@@ -14,6 +14,7 @@ from pyro_vae.errors import CheckpointError
 from pyro_vae.program.program import Program
 from pyro_vae.storage.budget import Budget
 from pyro_vae.storage.bundle import bundle_path, check_state, read_bundle
+from pyro_vae.storage.hub import ADDRESS, fetched
 from pyro_vae.storage.paths import local_path
 from pyro_vae.storage.save import NAME
 from pyro_vae.threads import one_thread
@@ -30,7 +31,8 @@ def load(
     is bounded by the number of its values.
 
     Arguments:
-        folder: Where it was saved.
+        folder: Where it was saved; or ``"hf://owner/name"`` (``@tag`` behind it), a repository of
+            the Hugging Face Hub (extra ``hub``).
         into: Your own program, built as it was when it was saved: its weights are replaced. A
             program of ``pv.models`` is rebuilt from its configuration without it.
         device: Where a rebuilt program goes: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
@@ -41,8 +43,10 @@ def load(
     Raises:
         CheckpointError: Missing, damaged or foreign files, or weights that do not fit ``into``,
             which is unchanged then.
+        ConfigError: An address of another store.
     """
-    folder = local_path("folder", folder)
+    at_hub = isinstance(folder, str) and folder.startswith(ADDRESS)
+    folder = fetched(str(folder)) if at_hub else local_path("folder", folder)
     where = str(bundle_path(folder, NAME))
     if into is None:
         home = resolve_device(device)

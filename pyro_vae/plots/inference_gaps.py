@@ -58,7 +58,7 @@ def gaps(measured: Any, *, title: str | None = None) -> Figure:
     beside = 2.0 * longest if len(values) > 4 else longest  # left of the bars, right of the data
     figure = new_figure(8.8 + beside, max(3.4, 1.6 + 0.5 * len(values)))
     left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
-    _bars(left, values)
+    _bars(left, values, below=-0.8 / figure.get_figheight())
     set_title(left, title or "Where the bound is lost")
     _scatter(right, values)
     set_title(right, "Datum by datum")
@@ -78,7 +78,7 @@ def _read(name: str, measured: Any) -> tuple[np.ndarray, np.ndarray]:
     return pair
 
 
-def _bars(axes: Axes, values: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+def _bars(axes: Axes, values: Mapping[str, tuple[np.ndarray, np.ndarray]], *, below: float) -> None:
     places = np.arange(len(values))[::-1]
     for place, (approximation, amortisation) in zip(places, values.values(), strict=True):
         start = 0.0
@@ -103,7 +103,6 @@ def _bars(axes: Axes, values: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> No
     axes.set_ylim(-0.6, len(values) - 0.4)
     axes.margins(x=0.6)
     axes.set_xlabel("nats below log p(x), mean over the data")
-    below = -0.8 / axes.get_figure().get_figheight()  # of the panel
     legend(axes, loc="upper center", bbox_to_anchor=(0.5, below), ncols=2, fontsize=10)
     plain_axes(axes)
 

@@ -89,7 +89,9 @@ def clouds(axes: Axes, pair: Mapping[str, Any], title: str) -> None:
     parts = np.split(points, [len(sets[0])])
     for name, part, colour in reversed(list(zip(pair, parts, PALETTE, strict=False))):
         shown = part[:: -(-len(part) // _POINTS)]
-        axes.scatter(*shown.T, s=8, color=colour, alpha=0.5, linewidths=0, label=name)
+        axes.scatter(
+            shown[:, 0], shown[:, 1], s=8, color=colour, alpha=0.5, linewidths=0, label=name
+        )
     axes.set(xlabel=names[0], ylabel=names[1])
     legend(axes, markerscale=2)
     _finish(axes, title)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,9 +30,7 @@ _LEGEND_LETTERS = 32  # of a line of a legend, at most
 MOST = 60  # panels of a figure: more cannot be looked at, and take long
 
 
-def new_figure(
-    width: float, height: float, layout: Literal["constrained", "none"] = "constrained"
-) -> Figure:
+def new_figure(width: float, height: float, layout: Any = "constrained") -> Figure:
     """Return an empty figure that pyplot does not know of; sizes in inches."""
     from matplotlib.figure import Figure
 

@@ -263,8 +263,8 @@ class Reader:
     def _changes_beside(self, batch: Batch) -> tuple[set[Change], set[tuple[Term, Kind]]]:
         """Return what changes of some rows where others are cut away; nothing where none can be.
 
-        And what terms outside the plate are of the rows. Looked at with the weights as they are,
-        and off zero.
+        And what terms outside the plate are of the rows. Looked at with the weights off zero, which
+        hides what it multiplies; as they are where that tells nothing.
         """
         if num_rows(batch) < 2:
             return set(), set()
@@ -273,13 +273,14 @@ class Reader:
         changes: set[Change] = set()
         kinds: set[tuple[Term, Kind]] = set()
 
-        def look(run: PairOf) -> None:
+        def look(run: PairOf) -> bool:
             nonlocal few, cuts
             found = changes_beside(run, few, cuts)
             if found is None and num_rows(few) < rows <= _MOST_ROWS:
                 told = (changes_beside(run, batch, parts) for parts in parts_of(rows))
                 found = next((each for each in told if each is not None), None)
                 few = few if found is None else batch
+            plain = found is not None
             if found is None:  # its numbers change from run to run
                 found = changes_by_others(run, few)
                 with suppress(Exception):  # as in changes_beside
@@ -288,13 +289,14 @@ class Reader:
             outside = {(change.side, change.site) for change in found if not change.inside}
             changes.update(found)
             kinds.update(kinds_of_terms(run, few, outside) if outside else ())
+            return plain
 
         with self.runs.running(few) as run_rows:
             run: PairOf = lambda some, *more: run_rows(some, num_rows(some), *more)  # noqa: E731
-            look(run)
             with self.runs.off_zero(lambda: run(few, {})) as moved:
-                if moved:
-                    look(run)
+                told = moved and look(run)
+            if not told:  # off zero is where most can be told: else as the weights are
+                look(run)
         return changes, kinds
 
     def look_over(self, data: Batch, transform: Callable[[Batch], Batch] | None = None) -> None:

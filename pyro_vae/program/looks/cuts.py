@@ -103,6 +103,11 @@ def cut_to(batch: Batch, kept: Tensor) -> Batch:
     return map_rows(lambda leaf: leaf[kept.to(leaf.device)], batch, num_rows(batch))
 
 
+def has_nan(pair: Pair) -> bool:
+    """Return whether a density of a pair of traces is no number somewhere."""
+    return any(bool(terms["density"].isnan().any()) for each in pair for _, terms in _terms(each))
+
+
 def latents_cut(pair: Pair, kept: Tensor | None = None) -> dict[str, Tensor]:
     """Return the latents of a pair of traces by site, those of the data at some rows."""
     return {

@@ -24,7 +24,7 @@ from pyro_vae.program.batch import (
 from pyro_vae.program.discovery import Discovery
 from pyro_vae.program.handlers import FAILURES, validation
 from pyro_vae.program.joint import Joint
-from pyro_vae.program.looks.cuts import Pair
+from pyro_vae.program.looks.cuts import Pair, has_nan
 from pyro_vae.program.modules import (
     buffers_kept,
     evaluating,
@@ -196,20 +196,22 @@ class Runs:
             yield run
 
     @contextmanager
-    def off_zero(self, runs: Callable[[], Any]) -> Iterator[bool]:
+    def off_zero(self, runs: Callable[[], Pair]) -> Iterator[bool]:
         """Have the weights off zero inside, so that none hides what it multiplies; yield if so.
 
         Arguments:
-            runs: A run of the program; where it fails at such weights, they stay as they are.
+            runs: A run of the program; where it fails at such weights, or a density is NaN, they
+                stay as they are.
         """
         with ExitStack() as stack:
             moved = stack.enter_context(off_zero(self._program))
             if moved:
                 try:
-                    runs()
+                    moved = not has_nan(runs())
                 except Exception:  # a covariance, for one, is none any more
-                    stack.close()
                     moved = False
+                if not moved:
+                    stack.close()
             yield moved
 
     def functions(self, batch: Batch) -> tuple[Callable[..., Any], Callable[..., Any]]:

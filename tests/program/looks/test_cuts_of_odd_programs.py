@@ -291,3 +291,14 @@ def test_flags_that_a_program_refuses_are_refused_each_time():
     for _ in range(3):
         with pytest.raises(DataError, match="got flags"):
             pv.elbo(program, (X, X > 0))
+
+
+def test_weights_that_are_no_number_off_zero_are_looked_at_as_they_are():
+    class Edge(Around):
+        def __init__(self):
+            super().__init__(lambda x, w: x.mean() + w + 0 * torch.log(0.01 - self.s.abs()))
+            self.s = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    program = pv.Program.of(Edge())
+    program.read(X)
+    assert program.sites.dependence.beside == ("obs",)

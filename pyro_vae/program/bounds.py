@@ -109,7 +109,7 @@ def _parts(
 def mean_elbo(program: Program, batch: Batch, *, size: int, batch_size: int = 1024) -> float:
     """Return the mean ELBO per datum of checked data, for a training set of ``size`` (one sync)."""
     with scoring(program):
-        joints = _joints(program, batch, size, batch_size)
+        joints = _joints(program, batch, size, batch_size, judged=True)
         values = [_per_datum(joint.terms()) for _, joint in joints]
     return torch.cat(values).mean().item()
 
@@ -123,13 +123,13 @@ def mean_bound(
     with scoring(program):
         losses = [
             objective.per_datum(joint) * num_rows(piece)
-            for piece, joint in _joints(program, batch, size, batch_size)
+            for piece, joint in _joints(program, batch, size, batch_size, judged=True)
         ]
     return -(torch.stack(losses).sum() / num_rows(batch)).item()
 
 
 def _joints(
-    program: Program, batch: Batch, size: int, batch_size: int
+    program: Program, batch: Batch, size: int, batch_size: int, *, judged: bool = False
 ) -> Iterator[tuple[Batch, Joint]]:
     """Yield the passes of checked data, all at one draw of the globals.
 
@@ -141,9 +141,9 @@ def _joints(
         sites = program.read(piece)
         if place == 0 and len(pieces) > 1 and sites.dependence.needs_all:
             whole = dense(batch)
-            yield whole, program.joint(whole, size=size)
+            yield whole, program.joint(whole, size=size, judged=judged)
             return
-        joint = program.joint(piece, size=size)
+        joint = program.joint(piece, size=size, judged=judged)
         if len(pieces) > 1 and sites.global_:
             held = {**joint.global_values(), **held}
             joint = joint.fixing(held)

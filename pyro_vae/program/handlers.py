@@ -197,6 +197,22 @@ class DatasetSize(Messenger):
             msg["scale"] = msg["scale"] * (self.size / frame.size)
 
 
+class ScaledRows(Messenger):
+    """Weigh all sites of the plate ``"data"``.
+
+    Arguments:
+        weight: One number.
+    """
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if data_frame(msg) is not None:
+            msg["scale"] = msg["scale"] * self.weight
+
+
 class ScaleLatents(Messenger):
     r"""Weigh the KL term of each local latent by β, in model and guide alike.
 

@@ -19,7 +19,8 @@ from pyro_vae.program.batch import Batch, num_rows
 from pyro_vae.program.enumeration import groups_of, is_enumerated
 from pyro_vae.program.handlers import data_frame, sample_sites
 from pyro_vae.program.joint import Joint
-from pyro_vae.program.looks.dependence import Dependence
+from pyro_vae.program.looks.findings import Dependence
+from pyro_vae.program.looks.refusals import require_each
 from pyro_vae.program.masks import kept_units
 from pyro_vae.program.passes import Verb
 from pyro_vae.program.plates import by_datum, data_dim, inner_plates
@@ -223,7 +224,7 @@ class LogJoint:
 
         For a training step: no further trace, no check, nothing that a tracer cannot follow.
         """
-        Dependence(joint.spanning).require_each(_SAMPLING.name)
+        require_each(Dependence(joint.spanning), _SAMPLING.name)
         densities = cls.__new__(cls)
         densities.slots = read_slots(model)
         densities.rows = num_rows([*joint.args, *joint.kwargs.values()])

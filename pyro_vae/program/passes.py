@@ -18,6 +18,7 @@ from pyro_vae.program.batch import Batch, Part, chunks, dense, map_rows, named_a
 from pyro_vae.program.first_call import forgotten_on_error
 from pyro_vae.program.handlers import validation
 from pyro_vae.program.joint import Joint
+from pyro_vae.program.looks.refusals import require_each, require_posteriors, require_weights
 from pyro_vae.program.modules import evaluating
 from pyro_vae.program.ranks import Ranks, ranks, require_equal, shared_out
 from pyro_vae.program.sites import Sites
@@ -82,11 +83,11 @@ class Verb:
             ProgramError: Names the site, the reason and the way out.
         """
         if self.each:
-            sites.dependence.require_each(self.name)
+            require_each(sites.dependence, self.name)
         if self.guide:
-            sites.dependence.require_posteriors(self.name)
+            require_posteriors(sites.dependence, self.name)
         if self.guide == "weight":
-            sites.dependence.require_weights(self.name)
+            require_weights(sites.dependence, self.name)
         if (self.simulates or self.draws) and not sites.observed:
             raise ProgramError(
                 f"{self.name}: the model observes no site: data that enter by pyro.factor alone "

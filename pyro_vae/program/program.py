@@ -32,6 +32,7 @@ from pyro_vae.program.first_call import forgotten_on_error
 from pyro_vae.program.handlers import (
     Beta,
     DatasetSize,
+    ScaledRows,
     ScaleLatents,
     denormals_flushed,
     scoring_data,
@@ -493,13 +494,22 @@ class Program(nn.Module):
     # -- numbers ---------------------------------------------------------------------------------
 
     @typed
-    def joint(self, batch: Batch, *, beta: Beta | None = None, size: int | None = None) -> Joint:
+    def joint(
+        self,
+        batch: Batch,
+        *,
+        beta: Beta | None = None,
+        size: int | None = None,
+        judged: bool = False,
+    ) -> Joint:
         """Return model and guide on one batch, under a KL weight and for a data set of N rows.
 
         Arguments:
             batch: One row per datum.
             beta: KL weight of the local latents (``ScaleLatents``); None adds no handler.
             size: N, used where there are global sites; None: the bound speaks of this batch alone.
+            judged: Whether the batch is none of training: its rows may be more or less than those
+                for which the program has N/B written in.
         """
         size = None if size is None else positive("size", size)
         sites = self.read(batch)
@@ -516,6 +526,10 @@ class Program(nn.Module):
             scaled = DatasetSize(size, covered, () if own else sums, done=own)
             model, guide = scaled(model), scaled(guide)
             covered = size
+        written = sites.dependence.written_for(size) if judged and size is not None else 0
+        if written:
+            weighed = ScaledRows(written / num_rows(batch))
+            model, guide = weighed(model), weighed(guide)
         if beta is not None:
             model, guide = ScaleLatents(beta)(model), ScaleLatents(beta)(guide)
         args, kwargs = arguments(batch)

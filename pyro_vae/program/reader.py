@@ -45,8 +45,10 @@ from pyro_vae.program.looks.cuts import (
     parts_of,
     with_equal_noise,
 )
-from pyro_vae.program.looks.dependence import Dependence, dependence
+from pyro_vae.program.looks.dependence import dependence
+from pyro_vae.program.looks.findings import Dependence
 from pyro_vae.program.looks.quiet_runs import Runs, silent
+from pyro_vae.program.looks.refusals import require_parts, tell_of_batches, tell_of_constants
 from pyro_vae.program.masks import is_masked
 from pyro_vae.program.modules import (
     leaves_behind,
@@ -338,8 +340,8 @@ class Reader:
         self._begin_with(first)  # anew, after a look all over
         for (numbered_, *_), found in self._dependences.items():
             if numbered_ == isinstance(first, Part):
-                found.require_parts(num_rows(first), total, self.unclear)
-                found.tell_of_constants(num_rows(first), total)
+                require_parts(found, num_rows(first), total, self.unclear)
+                tell_of_constants(found, num_rows(first), total)
 
     def tell_of_batches(self, first: Batch, total: int) -> None:
         """Warn of what weighs otherwise in a loader's batches than in steps of stock SVI.
@@ -350,8 +352,8 @@ class Reader:
         """
         self._begin_with(first)
         for found in self._dependences.values():
-            found.tell_of_batches(num_rows(first), total)
-            found.tell_of_constants(num_rows(first), total)
+            tell_of_batches(found, num_rows(first), total)
+            tell_of_constants(found, num_rows(first), total)
 
     def _begin_with(self, first: Batch) -> None:
         """Read a first batch, and forget which constants were N/B in batches of another size."""

@@ -11,7 +11,7 @@ from pyro_vae.errors import ProgramError
 from pyro_vae.program import checks
 from pyro_vae.program.enumeration import can_be_listed, can_be_summed
 from pyro_vae.program.handlers import PLATE, data_frame, is_data, sample_sites
-from pyro_vae.program.looks.dependence import Dependence
+from pyro_vae.program.looks.findings import Dependence
 from pyro_vae.program.observed import Binding
 from pyro_vae.program.plates import DataPlate, data_dim
 from pyro_vae.program.terms import nesting

@@ -17,6 +17,7 @@ from pyro_vae.program.handlers import sample_sites
 from pyro_vae.program.joining import Values, join_sites, single
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.log_joint import LogJoint
+from pyro_vae.program.looks.refusals import require_each, require_weights
 from pyro_vae.program.passes import Pass, Passes, runs, scoring
 from pyro_vae.program.plates import inner_plates, of_datum
 from pyro_vae.program.roles import latent_names
@@ -230,8 +231,8 @@ class Amortised(PassPosterior):
         return _mean(name, sites[name]["fn"])
 
     def _weigh(self, joint: Joint, piece: Pass, n: int) -> Tensor:
-        piece.sites.dependence.require_each("log_weight")
-        piece.sites.dependence.require_weights("log_weight")
+        require_each(piece.sites.dependence, "log_weight")
+        require_weights(piece.sites.dependence, "log_weight")
         return joint.densities().terms(1, n).log_weight[0]
 
     def _score(self, piece: Pass, values: dict[str, Tensor]) -> Tensor:

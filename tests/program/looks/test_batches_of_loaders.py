@@ -135,6 +135,37 @@ def test_a_program_with_its_n_over_b_written_in_is_scaled_once_and_told(feed):
     assert found == pytest.approx(expected(nll), rel=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:site .* any number of rows")
+@pytest.mark.parametrize(("of_rows", "of_prior"), [(N / B, 1.0), (1.0, B / N)])
+def test_validation_data_weigh_as_many_as_they_are_where_n_over_b_is_written_in(of_rows, of_prior):
+    class Weighed(Rows):
+        def model(self, x):
+            with poutine.scale(scale=of_prior):
+                w = pyro.sample("w", dist.Normal(self.w.new_zeros(()), 0.3))
+            with poutine.scale(scale=of_rows), pyro.plate("rows", len(x)):
+                pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+    valid = X[: 2 * B + 1] + 0.3
+    run = pv.fit(Weighed(), X, valid=valid, epochs=1, batch_size=B, **STILL)
+    w = torch.tensor(0.5, dtype=torch.float64)
+    exact = -nll(valid, w) + dist.Normal(0.0, 0.3).log_prob(w) / N
+    assert run.history["valid_elbo"][0] == pytest.approx(exact.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("rows", [26, 27])
+def test_a_number_of_batches_over_the_rows_is_n_over_b_in_a_last_batch_too(rows):
+    """Of 26 rows in batches of 4, there are 7, which stand for 28."""
+    x, batches = torch.linspace(-1.0, 2.0, rows, dtype=torch.float64), -(-rows // B)
+    program = Rows(around=lambda few: poutine.scale(scale=batches * B / few))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run = pv.fit(program, DataLoader(x, batch_size=B), epochs=1, **STILL)
+    w = torch.tensor(0.5, dtype=torch.float64)
+    prior = -dist.Normal(0.0, 0.3).log_prob(w)
+    steps = [(batches * B * nll(few, w) + prior) / rows * len(few) for few in x.split(B)]
+    assert run.history["loss"][0] == pytest.approx(sum(steps).item() / rows, rel=1e-6)
+
+
 @pytest.mark.parametrize("feed", [loader, lambda: X], ids=["loader", "tensors"])
 def test_a_constant_is_n_over_b_of_one_batch_size_alone(feed):
     program = Rows(around=lambda rows: poutine.scale(scale=N / (2 * B)))

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import pyro_vae as pv
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.program.bounds import mean_elbo
-from pyro_vae.program.looks.dependence import Dependence
+from pyro_vae.program.looks.findings import Dependence
+from pyro_vae.program.looks.refusals import require_parts
 
 N = 12
 X = torch.linspace(-1.0, 2.0, N, dtype=torch.float64)
@@ -435,10 +436,10 @@ def test_a_term_that_is_a_sum_to_one_look_and_a_mean_to_another_is_told_of():
     assert sum_.joined_with(sum_).scaled == ("f",)
     assert sum_.joined_with(mean).scaled == mean.joined_with(sum_).scaled == ()
     with pytest.raises(ProgramError, match=r"'f' stands outside the plate .* depends on rows"):
-        sum_.joined_with(mean).require_parts(4, 12, None)
+        require_parts(sum_.joined_with(mean), 4, 12, None)
     for one, two in ((sum_, neither), (neither, sum_)):
         with pytest.raises(ProgramError, match=r"'f' .* no sum"):
-            one.joined_with(two).require_parts(4, 12, None)
+            require_parts(one.joined_with(two), 4, 12, None)
 
 
 class Cancelling(torch.nn.Module):

@@ -213,7 +213,7 @@ class Constants:
         if not self._known:
             return function
 
-        @functools.wraps(function)
+        @functools.wraps(function, updated=())  # a module has attributes
         def call(*args: Any, **kwargs: Any) -> Any:
             if kwargs and not args:
                 return function(**_with(kwargs, self._by_place_of(kwargs)))

@@ -7,10 +7,19 @@ import inspect
 import queue
 import sys
 import sysconfig
+import threading
 from collections import ChainMap, OrderedDict, UserDict, UserList, deque
 from collections.abc import Iterator
 from itertools import islice
-from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from types import (
+    BuiltinMethodType,
+    CodeType,
+    FunctionType,
+    MethodType,
+    MethodWrapperType,
+    ModuleType,
+    SimpleNamespace,
+)
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -18,7 +27,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
-from pyro_vae.torch_private import MODULE_TABLES
+from pyro_vae.torch_private import MODULE_HOOKS, MODULE_TABLES
 
 # The key under which an object keeps the program that was read from it.
 PROGRAM = "_pyro_vae_program"
@@ -32,7 +41,10 @@ NAMESPACES = (
     *(SimpleNamespace, argparse.Namespace, UserDict, UserList, ChainMap, queue.Queue),
     *(WeakKeyDictionary, WeakValueDictionary),
 )
-_OF_LIBRARIES = (functools.partial, *NAMESPACES, Messenger, Distribution, Transform)
+_OF_LIBRARIES = (
+    *(functools.partial, threading.local, *NAMESPACES),
+    *(Messenger, Distribution, Transform),
+)
 _INSTALLED = tuple(
     {sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")}
 )
@@ -118,7 +130,7 @@ class _Search:
         elif issubclass(kind, dict | list | tuple | deque):
             if len(value) <= _MOST_ITEMS:
                 self._container(path, value)
-        elif kind is BuiltinMethodType:  # {}.get, say
+        elif kind in (BuiltinMethodType, MethodWrapperType):  # {}.get, or [].__iter__, say
             self.push(path, value.__self__)
         elif kind in (staticmethod, classmethod):
             self.push(path, value.__func__)
@@ -176,6 +188,8 @@ class _Search:
         """Follow what a user's module holds besides its registered parts."""
         for name, part in module.named_modules():
             self.met[id(part)] = part
+            for hook in (h for kind in MODULE_HOOKS for h in getattr(part, kind, {}).values()):
+                self.push("", hook)
             if installed(type(part).__module__):
                 continue
             inside = _join(path, name)
@@ -259,6 +273,8 @@ def _join(path: str, key: Any) -> str:
 def _attributes(value: Any) -> dict[str, Any]:
     """Return an object's own attributes, without running any of its code."""
     try:
+        if issubclass(type(value), threading.local):  # it has one for each thread
+            return dict(vars(value))
         return dict(object.__getattribute__(value, "__dict__"))
     except (AttributeError, TypeError):
         return {}

@@ -70,7 +70,7 @@ class Structure:
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function of flat arguments for one of the user's."""
 
-        @functools.wraps(function)
+        @functools.wraps(function, updated=())  # a module has attributes
         def call(*args: Any, **kwargs: Any) -> Any:
             if args and isinstance(args[-1], Form):
                 args, kwargs = arguments(self.restored(args))

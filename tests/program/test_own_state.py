@@ -1,10 +1,14 @@
 """Programs that count their own calls: looks at them count none, and see one state of theirs."""
 
 import argparse
+import functools
 import itertools
+import threading
 import types
+import warnings
 import weakref
 from collections import ChainMap, Counter, OrderedDict, UserDict, defaultdict, deque
+from contextvars import ContextVar
 from fractions import Fraction
 from queue import Queue
 
@@ -14,6 +18,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer.autoguide import AutoNormal
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -37,7 +42,8 @@ class Annealed(nn.Module):
     def __init__(self, count):
         super().__init__()
         self.w = nn.Parameter(torch.ones((), dtype=torch.float64))
-        self.count = count
+        self.count, self.layer = count, nn.Identity()
+        self.layer.register_forward_hook(counting())
 
     def model(self, x):
         pyro.factor("penalty", -self.count(self) * self.w**2)
@@ -46,6 +52,18 @@ class Annealed(nn.Module):
 
     def guide(self, x):
         pass
+
+
+def counting():
+    """Return a hook that counts its calls, and gives their number."""
+    calls = 0
+
+    def hook(*_):
+        nonlocal calls
+        calls += 1
+        return torch.tensor(float(calls), dtype=torch.float64)
+
+    return hook
 
 
 def in_a_global(_):
@@ -89,6 +107,13 @@ def made():
 
     arguments, chained, user = argparse.Namespace(calls=0), ChainMap({}, {"a": 0}), UserDict(a=0)
     waiting, weak = Queue(), weakref.WeakKeyDictionary()
+    cycle, listed_once = itertools.cycle(range(1, 99)), iter(range(1, 99))
+    generated, fractions = (n for n in range(1, 99)), itertools.count(Fraction(1))
+    bound, partial = itertools.count(1).__next__, functools.partial(next, itertools.count(1))
+    held_in_a_tuple, thread = (itertools.count(1), 0), threading.local()
+    context, many = ContextVar("calls", default=0), [0] * 20_000
+    thread.calls = 0
+    context.set(0)
     waiting.queue.extend(range(1, 50))
 
     class Own:
@@ -222,6 +247,49 @@ def made():
         kept.word = getattr(kept, "word", "") + "a"
         return len(kept.word)
 
+    def in_a_cycle(_):
+        return next(cycle)
+
+    def in_an_iterator_of_a_list(_):
+        return next(listed_once)
+
+    def in_a_generator(_):
+        return next(generated)
+
+    def in_a_count_of_fractions(_):
+        return float(next(fractions))
+
+    def in_next_of_an_iterator(_):
+        return bound()
+
+    def in_an_argument_of_partial(_):
+        return partial()
+
+    def in_an_iterator_in_a_tuple(_):
+        return next(held_in_a_tuple[0])
+
+    def in_a_default_argument(_, numbers=itertools.count(1)):  # noqa: B008
+        return next(numbers)
+
+    def in_a_local_of_the_thread(_):
+        thread.calls += 1
+        return thread.calls
+
+    def in_a_variable_of_the_context(_):
+        context.set(context.get() + 1)
+        return context.get()
+
+    def in_a_long_list_that_grows(_):
+        many.append(0)
+        return len(many) - 20_000
+
+    def in_an_attribute_of_a_layer(program):
+        program.layer.calls = getattr(program.layer, "calls", 0) + 1
+        return program.layer.calls
+
+    def in_a_hook_of_a_layer(program):
+        return int(program.layer(torch.zeros(())))
+
     def in_generators(program):
         drawn = [numpy_own.random(), torch.rand((), generator=torch_own).item()]
         again = np.random.default_rng(0).random(100), torch.Generator().manual_seed(0)
@@ -258,16 +326,70 @@ def test_the_first_step_is_the_first_call(place):
     assert count(program) == EPOCHS * steps + 1
 
 
-@pytest.mark.parametrize(
-    ("numbers", "named"),
-    [
-        ((n for n in range(1, 1000)), "a generator, <genexpr>"),
-        (itertools.count(Fraction(1, 2)), "an itertools.count of no plain numbers"),
-    ],
-)
-def test_an_iterator_that_looks_move_on_is_told_of(numbers, named):
-    with pytest.warns(UserWarning, match=f"draws on {named}.*keep a number"):
-        pv.Program(Annealed(lambda _: float(next(numbers))).model, lambda x: None).read(X)
+def test_places_are_put_back_after_a_trace_too():
+    """All at once: a program that no graph can stand for runs eagerly, and as often as it steps."""
+    names = [n for n in made() if n not in ("in_a_queue_of_threads", "in_generators")]
+    run = {}
+    for mode in (False, "trace"):
+        counts = [made()[name] for name in names]
+        program = Annealed(lambda self, counts=counts: sum(count(self) for count in counts))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore" if mode else "error")
+            run[mode] = pv.fit(program, X, epochs=1, batch_size=B, progress=False, compile=mode)
+        found = {name: count(program) for name, count in zip(names, counts, strict=True)}
+        assert found == dict.fromkeys(names, N // B + 1)
+    assert run["trace"].compiled.startswith("eager: ")
+    assert list(run["trace"].history["loss"]) == list(run[False].history["loss"])
+
+
+def test_a_generator_that_looks_move_on_is_told_of_where_it_writes_elsewhere():
+    kept = types.SimpleNamespace(calls=0)
+
+    def numbers():
+        while True:
+            kept.calls += 1
+            yield kept.calls
+
+    schedule = numbers()
+    with pytest.warns(UserWarning, match="draws on an iterator, numbers, .*keep a number"):
+        pv.Program(Annealed(lambda _: next(schedule)).model, lambda x: None).read(X)
+
+
+def test_a_large_tensor_that_looks_write_to_is_told_of():
+    program = Annealed(lambda self: float(self.bank.add_(1.0)[0]))
+    program.bank = torch.zeros(2**20 + 1)
+    with pytest.warns(UserWarning, match="a tensor of 1,048,577 numbers .*if self.training"):
+        pv.Program(program.model, program.guide).read(X)
+
+
+def test_a_count_beside_a_network_that_is_built_late_is_told_of():
+    def count(program):
+        program.calls = getattr(program, "calls", 0) + 1
+        if not hasattr(program, "net"):
+            program.net = nn.Linear(1, 1)
+        return program.calls
+
+    with pytest.warns(UserWarning, match="'calls', .* is ahead by the runs"):
+        pv.fit(Annealed(count), X, epochs=1, batch_size=B, progress=False, compile=False)
+
+
+@pytest.mark.parametrize("guide", ["lazy layer", "autoguide"])
+def test_what_a_library_builds_late_stays_and_counts_are_put_back(guide):
+    class Lazy(Annealed):
+        def model(self, x):
+            pyro.sample("z", dist.Normal(self.layer(x.new_ones(1, 1)).sum(), 1.0))
+            super().model(x)
+
+        def guide(self, x):
+            pyro.sample("z", dist.Normal(self.w, 1.0))
+
+    program = pair = Lazy(in_a_class_attribute)
+    if guide == "lazy layer":
+        program.layer = nn.LazyLinear(1, dtype=torch.float64)
+    else:
+        pair = pv.Program(program.model, AutoNormal(program.model))
+    pv.fit(pair, X, epochs=EPOCHS, batch_size=B, progress=False, compile=False)
+    assert program.calls == EPOCHS * N // B
 
 
 def test_what_a_first_call_builds_is_built_once_and_trained():
@@ -311,6 +433,8 @@ class Centred(nn.Module):
         self.statistic, self.mean, self.cache, self.ready = statistic, None, {}, False
         self.array = np.zeros(1)
         self.register_buffer("buffer", torch.zeros((), dtype=torch.float64))
+        self.shift = nn.Parameter(torch.zeros((), dtype=torch.float64))
+        self.cached = functools.lru_cache(lambda: self.now.mean())
 
     def model(self, x):
         mean = self.statistic(self, x)
@@ -346,6 +470,20 @@ def in_a_buffer_with_a_flag(program, x):
     return program.buffer
 
 
+def in_weights_with_a_flag(program, x):
+    """As ActNorm starts."""
+    if not program.ready:
+        with torch.no_grad():
+            program.shift.copy_(x.mean())
+        program.ready = True
+    return program.shift
+
+
+def in_a_cache_of_functools(program, x):
+    program.now = x
+    return program.cached()
+
+
 def in_a_running_buffer(program, x):
     program.buffer.mul_(0.5).add_(0.5 * x.mean())
     return program.buffer.clone()
@@ -356,6 +494,8 @@ STATISTICS = [
     in_a_cache,
     in_an_array_with_a_flag,
     in_a_buffer_with_a_flag,
+    in_weights_with_a_flag,
+    in_a_cache_of_functools,
     in_a_running_buffer,
 ]
 

@@ -285,12 +285,14 @@ class CompiledLoss:
         Where it does not, what the program keeps in Python is as before.
         """
         self.program.joint(call.batch, beta=call.weights, size=call.size)  # looks, outside a graph
-        before = self.step.python_state()
+        before = self.step.moment()
         try:
             return self._trusted(call)
         except BaseException:
-            before.put_back()
+            before.put_back(trained=True)
             raise
+        finally:
+            before.let_go()
 
     def _trusted(self, call: Call) -> Traced:
         step = self.step
@@ -369,7 +371,7 @@ class CompiledLoss:
     def _still_right(self, key: Any, traced: Traced, call: Call) -> bool:
         """Compare a graph with its program; False: it is to be traced anew, or was given up."""
         early, changed = traced.gap == 1.0, traced.doubted
-        state: PythonState | None = None
+        before = self.step.moment()
         try:
             state = self.step.python_state()
             changed = changed or state.change_since(traced.state) is not None  # by a transform, say
@@ -390,8 +392,8 @@ class CompiledLoss:
                 self.give_up(error, aloud=None if early else True)
             return False
         finally:
-            if state is not None:  # the graph's step is the one that counts
-                state.put_back()
+            before.put_back(trained=True)  # the graph's step is the one that counts
+            before.let_go()
         self._harmless.update(self._moved)
         traced.hooked = hooked(traced.trained)
         if not traced.doubted:

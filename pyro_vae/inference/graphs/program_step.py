@@ -30,6 +30,7 @@ from pyro_vae.inference.graphs.tracing import trace_step
 from pyro_vae.program.batch import Batch, named_leaves
 from pyro_vae.program.handlers import validation
 from pyro_vae.program.joint import Joint
+from pyro_vae.program.memory.own_state import Moment, OwnState
 from pyro_vae.program.program import Program
 
 Loss = Callable[[Joint], Tensor]
@@ -222,6 +223,10 @@ class ProgramStep:
                 "state in Python (a buffer counts)"
             )
         return state
+
+    def moment(self) -> Moment:
+        """Return what the program and the loss keep now, with a way back to it."""
+        return OwnState(*self.program.functions, self.loss).moment()
 
     def refuse_changes(self, before: PythonState) -> None:
         """Refuse a program that keeps something in Python from run to run.

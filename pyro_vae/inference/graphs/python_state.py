@@ -1,4 +1,4 @@
-"""What a program keeps in Python beside its tensors: counters, lists, generators, caches."""
+"""What a program keeps in Python beside its tensors, described: what has changed since."""
 
 import functools
 import inspect
@@ -7,7 +7,7 @@ import itertools
 import operator
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.inference.graphs.course import memory_of
+from pyro_vae.program.memory.iterators import Retold
 from pyro_vae.program.object_graph import installed
 from pyro_vae.torch_private import MODULE_HOOKS, version_of
 
@@ -32,7 +33,7 @@ _CODE = (FunctionType, staticmethod, classmethod, property, functools.cached_pro
 
 
 class PythonState:
-    """What a program keeps in Python at one moment: what changed since, and the way back.
+    """What a program keeps in Python at one moment, and what has changed since.
 
     Attributes of the modules, of their classes and of the functions' owners, and the variables
     around the functions. Code of PyTorch, Pyro and this library is taken to keep its state in
@@ -52,7 +53,7 @@ class PythonState:
                 continue
             own = dict(_own(part))
             if not library:
-                reader.keep_entries(vars(part), own)
+                reader.watch(vars(part), own)
             for key, value in own.items():
                 reader.note_iterator(key, value)
                 reader.note(f"{name}.{key}".lstrip("."), reader.describe(value, _DEEP))
@@ -66,7 +67,6 @@ class PythonState:
             for place, description in reader.around(function, _DEEP).items():
                 reader.note(place, description)
         self._places = reader.places
-        self._ways_back = reader.ways_back
         self._watched, self._cells = reader.watched, reader.cells
         self.iterators = reader.iterators
         self.size = reader.size  # bytes of arrays and tensors that are no inputs
@@ -98,11 +98,6 @@ class PythonState:
             for cell, value in self._cells
             if (now := cell.cell_contents) is not value and now != value
         ]
-
-    def put_back(self) -> None:
-        """Put values back as they were at this moment."""
-        for way_back in self._ways_back:
-            way_back()
 
 
 _ABSENT = object()
@@ -162,7 +157,6 @@ class _Reader:
 
     def __init__(self, inputs: Set[int]) -> None:
         self.places: dict[str, Any] = {}
-        self.ways_back: list[Callable[[], Any]] = []
         self.iterators: list[str] = []
         self.watched: list[tuple[int, Mapping[str, Any], str, Any]] = []
         self.cells: list[tuple[CellType, Any]] = []
@@ -187,19 +181,6 @@ class _Reader:
             if isinstance(value, _PLAIN)
         ]
 
-    def keep_entries(self, home: MutableMapping[str, Any], before: Mapping[str, Any]) -> None:
-        """Remember some entries of a namespace, and that there were no others of that kind."""
-        every, before = frozenset(home), dict(before)
-        self.watch(home, before)
-
-        def back() -> None:
-            for name in [name for name in home if name not in every]:
-                if not name.startswith("_pyro"):
-                    del home[name]
-            home.update(before)
-
-        self.ways_back.append(back)
-
     def _first(self, thing: Any) -> bool:
         """Return whether a thing is met for the first time."""
         new = id(thing) not in self._seen
@@ -221,31 +202,20 @@ class _Reader:
         found[f"code of {function.__name__}"] = _Same(function.__code__)
         if _is_library(function) or not self._first(function):
             return found
-        self.keep_entries(vars(function), vars(function))
+        self.watch(vars(function), dict(vars(function)))
         found |= {name: self.describe(v, depth) for name, v in vars(function).items()}
         try:
             names = inspect.getclosurevars(function)
         except (TypeError, ValueError):  # a cell that is still empty
             return found
-        self._keep_variables(function, names.globals)
+        self.watch(function.__globals__, names.globals)
+        contents = [(cell, cell.cell_contents) for cell in function.__closure__ or ()]
+        self.cells += [(cell, value) for cell, value in contents if isinstance(value, _PLAIN)]
         for name, value in {**names.globals, **names.nonlocals}.items():
             if not isinstance(value, BuiltinFunctionType):
                 found[name] = self.describe(value, depth)
                 self.note_iterator(name, value)
         return found
-
-    def _keep_variables(self, function: FunctionType, names: Mapping[str, Any]) -> None:
-        home, cells = function.__globals__, function.__closure__ or ()
-        contents = [(cell, cell.cell_contents) for cell in cells]
-        self.watch(home, names)
-        self.cells += [(cell, value) for cell, value in contents if isinstance(value, _PLAIN)]
-
-        def back() -> None:
-            home.update(names)
-            for cell, value in contents:
-                cell.cell_contents = value
-
-        self.ways_back.append(back)
 
     def of_class(self, kind: type, depth: int) -> dict[str, Any]:
         """Return what a user's class and its bases hold, and what their methods use."""
@@ -259,26 +229,8 @@ class _Reader:
                     found[f"{each.__name__}.{name}"] = self.around(inner, depth)
                 elif not isinstance(value, _CODE) and not name.startswith("__"):
                     found[f"{each.__name__}.{name}"] = self.describe(value, depth)
-                    self._keep_attribute(each, name, value)
                     self.watch(vars(each), {name: value}, each)
         return found
-
-    def _keep_attribute(self, owner: Any, name: str, value: Any) -> None:
-        """Remember an attribute; it is set only where it is another one: some cannot be."""
-
-        def back() -> None:
-            if inspect.getattr_static(owner, name, None) is not value:
-                setattr(owner, name, value)
-
-        if not inspect.ismemberdescriptor(value) and not inspect.isgetsetdescriptor(value):
-            self.ways_back.append(back)
-
-    def _keep_slot(self, owner: Any, name: str, value: Any) -> None:
-        def back() -> None:
-            if getattr(owner, name, None) is not value:
-                setattr(owner, name, value)
-
-        self.ways_back.append(back)
 
     def describe(self, value: Any, depth: int) -> Any:
         """Return a description of a value, down to some depth."""
@@ -306,32 +258,15 @@ class _Reader:
     def _tensor(self, value: Tensor) -> Any:
         if memory_of(value) in self._inputs or value.is_inference():
             return _Same(value)
-        version, size = version_of(value), value.numel() * value.element_size()
-        if self._affords(size) and not value.requires_grad:
-            copy = value.detach().clone()
-
-            def back() -> None:
-                if version_of(value) != version:
-                    value.detach().copy_(copy)
-
-            self.ways_back.append(back)
-        return _Same(value, version)
-
-    def _affords(self, size: int) -> bool:
-        """Return whether so many bytes may be copied besides those that were."""
-        self.size += size
-        if size > self._bytes_left:
-            return False
-        self._bytes_left -= size
-        return True
+        self.size += value.numel() * value.element_size()
+        return _Same(value, version_of(value))
 
     def _array(self, value: np.ndarray) -> Any:
-        if value.dtype.hasobject or not self._affords(value.nbytes):
+        self.size += value.nbytes
+        if value.dtype.hasobject or value.nbytes > self._bytes_left:
             return _Same(value)
-        copy = value.copy()
-        if value.flags.writeable:
-            self.ways_back.append(functools.partial(np.copyto, value, copy))
-        return copy.tobytes()
+        self._bytes_left -= value.nbytes
+        return value.tobytes()
 
     def _namespace(self, value: Any, depth: int) -> Any:
         """Return what a user's module or class holds that is plain."""
@@ -340,8 +275,6 @@ class _Reader:
         if installed(value.__name__) or not depth or not self._first(value):
             return None
         plain = {k: v for k, v in vars(value).items() if isinstance(v, _PLAIN) and k[:2] != "__"}
-        for name, entry in plain.items():
-            self._keep_attribute(value, name, entry)
         self.watch(vars(value), plain)
         return {name: repr(entry) for name, entry in plain.items()}
 
@@ -349,49 +282,28 @@ class _Reader:
         """Return the state of a random generator."""
         if isinstance(value, torch.Generator):
             state = value.get_state()
-            self.ways_back.append(functools.partial(value.set_state, state))
             return state.numpy().tobytes() if not state.is_cuda else repr(state)
         if isinstance(value, np.random.Generator):
-            bits = value.bit_generator
-            self.ways_back.append(functools.partial(setattr, bits, "state", bits.state))
-            return repr(bits.state)
+            return repr(value.bit_generator.state)
         if isinstance(value, np.random.RandomState):
-            self.ways_back.append(functools.partial(value.set_state, value.get_state()))
             return repr(value.get_state())
-        self.ways_back.append(functools.partial(value.setstate, value.getstate()))
         return value.getstate()
 
     def _inside(self, value: Any, depth: int) -> Any:
         if isinstance(value, Mapping):
             items = list(value.items())[:_MANY] if depth else []
-            if type(value) is dict and depth and len(value) <= _MANY:
-                self._keep_contents(value, dict(value), value.update)
             for key, entry in items:
                 self.note_iterator(str(_label(key)), entry)
             return len(value), [(_label(k), self.describe(v, depth - 1)) for k, v in items]
         if isinstance(value, list | tuple | deque):
             ends = [value[-1]] if len(value) > _MANY else []
             items = [*itertools.islice(value, _MANY), *ends] if depth else []
-            if isinstance(value, list | deque) and depth:
-                self._keep_contents(value, list(value), value.extend)
             return len(value), [self.describe(item, depth - 1) for item in items]
         if isinstance(value, Set):
-            if isinstance(value, set):
-                self._keep_contents(value, set(value), value.update)
             return len(value)
         if _is_library(type(value)) or not depth:
             return type(value).__name__
         return self._object(value, depth)
-
-    def _keep_contents(self, value: Any, copy: Any, fill: Callable[[Any], Any]) -> None:
-        def back() -> None:
-            if len(value) != len(copy) or any(
-                a is not b for a, b in zip(_entries(value), _entries(copy), strict=True)
-            ):
-                value.clear()
-                fill(copy)
-
-        self.ways_back.append(back)
 
     def _object(self, value: Any, depth: int) -> Any:
         """Return the attributes of an object of a user's class, in a dictionary or in slots."""
@@ -399,13 +311,12 @@ class _Reader:
             return type(value).__name__
         own = dict(vars(value)) if hasattr(value, "__dict__") else {}
         if own:
-            self.keep_entries(vars(value), own)
+            self.watch(vars(value), own)
         for each in _classes(type(value)):
             slots = vars(each).get("__slots__", ())
             for slot in (slots,) if isinstance(slots, str) else slots:
                 if hasattr(value, slot) and slot not in ("__dict__", "__weakref__"):
                     own[slot] = getattr(value, slot)
-                    self._keep_slot(value, slot, own[slot])
         for name, entry in own.items():
             self.note_iterator(name, entry)
         of_class = self.of_class(type(value), depth - 1)
@@ -417,16 +328,15 @@ class _Reader:
         Files are no more than written to, and one at its end (of networks that are made, say) stays
         there.
         """
+        if getattr(value, "__name__", "") == "__next__":
+            value = getattr(value, "__self__", value)
         known = isinstance(value, io.IOBase | type) or _is_library(type(value))
+        known = known and not isinstance(value, Retold)
         if hasattr(value, "__next__") and not known and operator.length_hint(value, 1):
             self.iterators.append(place)
 
 
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
-
-
-def _entries(value: Any) -> Any:
-    return value.values() if isinstance(value, dict) else value
 
 
 def _label(key: Any) -> Any:

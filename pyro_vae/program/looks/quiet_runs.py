@@ -25,6 +25,7 @@ from pyro_vae.program.discovery import Discovery
 from pyro_vae.program.handlers import FAILURES, validation
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.looks.cuts import Pair, has_nan
+from pyro_vae.program.memory.own_state import OwnState
 from pyro_vae.program.modules import (
     buffers_kept,
     evaluating,
@@ -33,7 +34,6 @@ from pyro_vae.program.modules import (
     seed_generators,
 )
 from pyro_vae.program.numbered import forget_plates, guides_remembered, numbered
-from pyro_vae.program.own_state import OwnState
 from pyro_vae.program.plates import find_plate, shown_canonically, with_name_in_guide
 from pyro_vae.threads import one_thread
 

@@ -1,0 +1,175 @@
+"""What a program keeps from call to call beside its weights, in Python and in place: a way back."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pyro.poutine.runtime import _PYRO_STACK
+from torch import nn
+
+from pyro_vae.program.memory.contents import content_of, is_as_before, is_state, is_weight, version
+from pyro_vae.program.memory.iterators import Retold, with_retold
+from pyro_vae.program.memory.value_places import Names, homes_of, numbers_moved
+from pyro_vae.program.object_graph import holders
+
+
+class OwnState:
+    """What functions hold beside their weights: counters, caches, flags, lists, generators.
+
+    It stands among the attributes of modules, of other objects and of their classes, in slots,
+    closures, globals and containers, in small arrays and tensors that are written in place, and
+    in iterators.
+
+    Arguments:
+        functions: Model and guide.
+    """
+
+    def __init__(self, *functions: Callable[..., Any]) -> None:
+        self.functions = functions
+        self._all: _Holders | None = None
+        self._depth, self.settled = 0, False
+        self._ahead: set[str] = set()  # numbers that a block has moved and could not put back
+
+    def __getstate__(self) -> dict[str, Any]:  # cells of closures cannot be copied
+        return {**vars(OwnState()), "functions": ()}
+
+    def moment(self) -> "Moment":
+        """Return what the functions hold now."""
+        if self._all is None or self._all.moved():
+            self._all = _Holders(holders(*self.functions))
+        return Moment(self._all, anew=self._depth == 0)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Leave what the functions hold, on leaving, as if none had run inside.
+
+        All of it is put back, or nothing: a flag tells what a cache holds. Nothing is where a
+        network or a weight has come meanwhile, or a large one has been written to (made anew, it
+        would be another one), or where a library has set a part up, as an EasyGuide its frames. Of
+        blocks
+        inside this one, what the first run leaves stays for the others: they find what a second
+        call does.
+        """
+        before = self.moment()
+        settled = self.settled if self._depth else False
+        self.settled, self._depth = settled, self._depth + 1
+        ended = False
+        try:
+            yield
+            ended = True
+        finally:
+            self._depth -= 1
+            if settled or not ended or self._depth == 0:
+                self._put_back(before)
+                self.settled = settled
+            elif before.moved():
+                self.settled = True
+            if self._depth == 0:
+                before.let_go()
+
+    def _put_back(self, before: "Moment") -> None:
+        if not before.put_back():
+            self._ahead |= before.numbers
+        elif again := self._ahead & before.numbers:  # each call moves them
+            _tell_of_counts(again)
+            self._ahead -= again
+
+
+class _Holders:
+    """Where values stand, and what is written in place, among the things that a walk has met."""
+
+    def __init__(self, things: list[Any]) -> None:
+        own = [thing for thing in things if thing is not _PYRO_STACK]
+        self.homes = [home for thing in own for home in homes_of(thing)]
+        made: dict[int, Retold] = {}
+        for home in self.homes:
+            home.exchange(lambda value: with_retold(value, made))
+        self.states = [home.state() for home in self.homes]
+        values = [value for _, values in self.states for value in values]
+        values += [each for thing in things if type(thing) is tuple for each in thing]
+        weights = [value for value in values if is_weight(value)]
+        self.weights = list({id(w): w for w in weights if not is_state(w)}.values())
+        self.built = {id(t) for t in things if issubclass(type(t), nn.Module)}
+        self.built |= {id(weight) for weight in weights}
+        inside = {id(value): value for value in (*things, *values, *made.values())}
+        found = map(content_of, inside.values())
+        self.contents = [content for content in found if content is not None]
+
+    def moved(self) -> bool:
+        """Return whether a value is another than when the walk met it."""
+        pairs = zip(self.homes, self.states, strict=True)
+        return not all(home.same(home.state(), state) for home, state in pairs)
+
+
+class Moment:
+    """All of this at one moment.
+
+    Arguments:
+        all_: Where it stands.
+        anew: Whether other code has run since the one before.
+    """
+
+    def __init__(self, all_: _Holders, *, anew: bool) -> None:
+        self._all = all_
+        for content in all_.contents if anew else ():
+            content.hold()
+        self._contents = [(content, content.copy()) for content in all_.contents]
+        self.numbers: set[str] = set()  # the names of those that were others when it was put back
+        self._versions = list(map(version, all_.weights))
+
+    def moved(self) -> bool:
+        """Return whether something is another now."""
+        return self._all.moved() or any(not c.same(copy) for c, copy in self._contents)
+
+    def put_back(self, *, trained: bool = False) -> bool:
+        """Put all back, unless a network or a weight has come, or a large one has been written to.
+
+        Arguments:
+            trained: Whether weights may have been written to, by others, who put them back.
+
+        Returns:
+            Whether all is as before.
+        """
+        pairs = zip(self._all.homes, self._all.states, strict=True)
+        others = [(h, now, was) for h, was in pairs if not h.same(now := h.state(), was)]
+        self.numbers = {name for _, now, was in others for name in numbers_moved(now, was)}
+        written = [(c, copy) for c, copy in self._contents if not c.same(copy)]
+        if not (others or written):
+            return True
+        if self._built(others, trained):
+            return False
+        for home, _, was in others:
+            home.put(*was)
+        for content, copy in written:
+            content.put(copy)
+        return True
+
+    def let_go(self) -> None:
+        """Let the program go on from here."""
+        for content, _ in self._contents:
+            content.let_go()
+
+    def _built(self, others: list[Any], trained: bool) -> bool:
+        """Return whether networks or weights are others than at this moment."""
+        if not trained and not all(map(is_as_before, self._all.weights, self._versions)):
+            return True
+        gone = [v for _, (_, now), (_, was) in others for v in was if not any(v is w for w in now)]
+        if any(isinstance(h, Names) and h.prepared(now, was) for h, now, was in others):
+            return True
+        known = self._all.built
+        if any(id(value) in known for value in gone):
+            return True
+        new = [v for _, (_, now), (_, was) in others for v in now if not any(v is w for w in was)]
+        found = _Holders([*holders(*new), *new]).built | {id(v) for v in new if is_weight(v)}
+        return not found <= known
+
+
+def _tell_of_counts(names: set[str]) -> None:
+    for name in sorted(names)[:1]:
+        warnings.warn(
+            f"{name!r}, which each call of the program moves on, is ahead by the runs that have "
+            "looked at the program: the first of them has built a network, or written to a large "
+            "weight, so that nothing could be put back; build networks before, as in __init__",
+            stacklevel=3,
+        )

@@ -22,6 +22,7 @@ KINDS = {
     "calls": ("bad_calls", "CALLS"),
     "data": ("bad_data", "BAD_DATA"),
     "ranks": ("ranks", "RANKS"),
+    "restarts": ("restarted_ranks", "RESTARTS"),
 }
 
 

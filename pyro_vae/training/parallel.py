@@ -21,6 +21,7 @@ from pyro_vae.extras import extra
 from pyro_vae.program.batch import Batch, map_rows, named_leaves, num_rows
 from pyro_vae.program.sparse_rows import SparseRows
 from pyro_vae.torch_private import default_store
+from pyro_vae.training.torchrun import connect
 
 Devices = int | Literal["auto"]
 _MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # what Open MPI and MPICH tell a process
@@ -482,6 +483,7 @@ def _launch(kind: str, local: int, nodes: int) -> torch.device:
     with extra("devices", "devices"):
         from lightning_fabric import Fabric
 
+    connect(kind)
     fabric: Any = Fabric(accelerator=kind, devices=local, num_nodes=nodes, strategy="ddp")
     fabric.launch()
     return fabric.device

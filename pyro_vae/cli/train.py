@@ -24,6 +24,7 @@ from pyro_vae.cli.report import say
 from pyro_vae.cli.report_file import write_report
 from pyro_vae.cli.runs import check_same_run, check_words, fresh_folder, record
 from pyro_vae.errors import ConfigError
+from pyro_vae.storage.paths import local_path
 
 
 def train(
@@ -117,7 +118,8 @@ def train(
         settings["hidden"] = (400,) if hidden is None else hidden
     settings["binarization"] = binarization = binarization or default_binarization(model, data)
     called = model.rpartition(":")[2].removesuffix(".py").rpartition("/")[2].lower()
-    folder = Path(out) if out else fresh_folder(Path("runs") / f"{called}-{Path(data).stem}")
+    fresh = Path("runs") / f"{called}-{Path(data).stem}"
+    folder = local_path("out", out) if out else fresh_folder(fresh)
     if resume:
         if out is None:
             raise ConfigError("resume: needs the run folder, --out")

@@ -1,7 +1,9 @@
 """Reading a saved program back."""
 
 import os
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from pyro_vae.storage.budget import Budget
 from pyro_vae.storage.bundle import bundle_path, check_state, read_bundle
 from pyro_vae.storage.hub import ADDRESS, fetched
 from pyro_vae.storage.paths import local_path
+from pyro_vae.storage.remote import RemoteFolder, is_address
 from pyro_vae.storage.save import NAME
 from pyro_vae.threads import one_thread
 
@@ -32,7 +35,8 @@ def load(
 
     Arguments:
         folder: Where it was saved; or ``"hf://owner/name"`` (``@tag`` behind it), a repository of
-            the Hugging Face Hub (extra ``hub``).
+            the Hugging Face Hub (extra ``hub``); or another address that fsspec opens
+            (``"s3://bucket/run"``, extra ``remote``).
         into: Your own program, built as it was when it was saved: its weights are replaced. A
             program of ``pv.models`` is rebuilt from its configuration without it.
         device: Where a rebuilt program goes: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
@@ -43,10 +47,22 @@ def load(
     Raises:
         CheckpointError: Missing, damaged or foreign files, or weights that do not fit ``into``,
             which is unchanged then.
-        ConfigError: An address of another store.
+        ConfigError: An address that cannot be opened.
+        OSError: The store of an address does not answer.
     """
-    at_hub = isinstance(folder, str) and folder.startswith(ADDRESS)
-    folder = fetched(str(folder)) if at_hub else local_path("folder", folder)
+    if isinstance(folder, str) and folder.startswith(ADDRESS):
+        return _load(fetched(folder), into, device)
+    if is_address(folder):
+        with tempfile.TemporaryDirectory(prefix="pyro_vae-") as copy:
+            file = bundle_path(copy, NAME)
+            RemoteFolder("folder", os.fspath(folder)).read(Path(copy), only=[file.name])
+            if not file.exists():
+                raise CheckpointError(f"{os.fspath(folder)}: holds no saved program")
+            return _load(Path(copy), into, device)
+    return _load(local_path("folder", folder), into, device)
+
+
+def _load(folder: Path, into: Any, device: str | torch.device) -> Any:
     where = str(bundle_path(folder, NAME))
     if into is None:
         home = resolve_device(device)

@@ -12,7 +12,7 @@ from pyro_vae.storage.atomic import host, is_running
 
 NAME = "lock.json"
 BEAT = 30.0  # seconds between two signs of life
-_ours: set[str] = set()  # the locks that runs of this process hold, or are about to
+held_here: set[str] = set()  # the locks that runs of this process hold, or are about to
 STALE = 3600.0  # seconds without one, after which a run on another machine counts as dead
 
 
@@ -40,11 +40,11 @@ class FolderLock:
             {
                 "pid": os.getpid(),
                 "host": host(),
-                "start": _start(os.getpid()),
+                "start": start_of(os.getpid()),
                 "id": secrets.token_hex(8),
             }
         )
-        _ours.add(self._text)
+        held_here.add(self._text)
         for _ in range(3):
             if self._create():
                 return
@@ -63,7 +63,7 @@ class FolderLock:
 
     def release(self) -> None:
         """Remove the lock, and the folders that were made for it and are empty."""
-        _ours.discard(self._text)
+        held_here.discard(self._text)
         with contextlib.suppress(OSError):
             if self.path.read_text(encoding="utf-8", errors="replace") == self._text:
                 self.path.unlink()
@@ -102,10 +102,10 @@ class FolderLock:
             age = time.time() - self.path.stat().st_mtime
         except FileNotFoundError:
             return
-        owner = _owner(text)
+        owner = owner_of(text)
         if owner is None and age < BEAT:  # just being written, perhaps
             raise self._refusal("another process", age)
-        if owner is not None and self._alive(owner, age, text):
+        if owner is not None and self.is_alive(owner, age, text):
             raise self._refusal(f"process {owner['pid']} on {owner['host']}", age)
         moved = self.path.with_name(f".{NAME}.{secrets.token_hex(4)}.tmp")
         with contextlib.suppress(FileNotFoundError):
@@ -123,17 +123,19 @@ class FolderLock:
         )
 
     @staticmethod
-    def _alive(owner: dict[str, object], age: float, text: str) -> bool:
+    def is_alive(owner: dict[str, object], age: float, text: str) -> bool:
         pid, start = owner["pid"], owner.get("start")
         if owner["host"] != host() or not isinstance(pid, int):
             return age < STALE
         if pid == os.getpid():
-            return text in _ours  # else an interrupt ended a run just before it gave its lock up
+            return (
+                text in held_here
+            )  # else an interrupt ended a run just before it gave its lock up
         # The number of a dead process may be given out again: then the start is another.
-        return is_running(pid) and (start is None or _start(pid) in (None, start))
+        return is_running(pid) and (start is None or start_of(pid) in (None, start))
 
 
-def _owner(text: str) -> dict[str, object] | None:
+def owner_of(text: str) -> dict[str, object] | None:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -141,7 +143,7 @@ def _owner(text: str) -> dict[str, object] | None:
     return found if isinstance(found, dict) and {"pid", "host"} <= found.keys() else None
 
 
-def _start(pid: int) -> str | None:
+def start_of(pid: int) -> str | None:
     """Return when a process was started, in a form of this machine's own; None if it hides it."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")

@@ -21,7 +21,7 @@ def local_path(argument: str, path: str | os.PathLike[str]) -> Path:
         raise ConfigError(f"{argument}: got {path!r}, expected the path of a folder")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
         raise ConfigError(
-            f"{argument}: got {text!r}, expected a folder of this machine; mount the store, or "
-            "write to a folder here and copy it there afterwards"
+            f"{argument}: got {text!r}, expected a folder of this machine (pv.fit, pv.save and "
+            "pv.load take addresses too, as protocol://path)"
         )
     return Path(text).expanduser()

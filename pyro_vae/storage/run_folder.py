@@ -1,4 +1,7 @@
-"""The run folder: configuration, history, TensorBoard events, checkpoints and weights."""
+"""The run folder: configuration, history, TensorBoard events, checkpoints and weights.
+
+One at an address has a copy here, into which all is written, and from which it is published.
+"""
 
 import json
 import os
@@ -21,6 +24,8 @@ from pyro_vae.storage.events import Events
 from pyro_vae.storage.history import History
 from pyro_vae.storage.lock import FolderLock
 from pyro_vae.storage.paths import local_path
+from pyro_vae.storage.remote import RemoteFolder, is_address
+from pyro_vae.storage.remote_lock import RemoteLock
 from pyro_vae.storage.save import NAME as PROGRAM
 from pyro_vae.storage.save import describe
 
@@ -32,26 +37,34 @@ class RunFolder:
         path: Made where absent, when there is something to write.
         resume: Whether the run in it goes on.
         events: Whether TensorBoard gets the history.
+        remote: What ``path`` is a copy of, if anything.
     """
 
-    def __init__(self, path: Path, resume: bool, events: bool = True) -> None:
+    def __init__(
+        self, path: Path, resume: bool, events: bool = True, remote: RemoteFolder | None = None
+    ) -> None:
         self.path = path
+        self.name: Path | str = path if remote is None else remote.address
         self.resume = resume
+        self._remote = remote
         self._events = Events(path) if events else None
-        self._lock = FolderLock(path)
+        self._lock: FolderLock | RemoteLock
+        self._lock = FolderLock(path) if remote is None else RemoteLock(remote)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], resume: bool, events: bool = True) -> "RunFolder":
         """Return the folder, absent, empty or with the run to go on with; nothing is written.
 
         Raises:
-            ConfigError: It is a file or an address, or holds another run, or one that cannot be
-                gone on with.
+            ConfigError: It is a file, or an address that cannot be opened, or holds another run, or
+                one that cannot be gone on with.
+            OSError: The store of an address does not answer.
         """
-        folder = local_path("out", path)
+        remote = RemoteFolder("out", os.fspath(path)) if is_address(path) else None
+        folder = local_path("out", path) if remote is None else remote.copy()
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"out: {folder} is a file, expected a folder")
-        found = cls(folder, resume, events)
+        found = cls(folder, resume, events, remote)
         found._require_free()
         return found
 
@@ -66,6 +79,8 @@ class RunFolder:
         try:
             self._lock.acquire()
             self._require_free()  # looked at again: it may have been taken since
+            if self._remote is not None and self._remote.newest() != self._remote.number:
+                raise ConfigError(f"out: another run has just written to {self.name}; start anew")
             yield
         finally:
             try:
@@ -112,6 +127,17 @@ class RunFolder:
         """Show other processes that the run is alive."""
         self._lock.beat()
 
+    def publish(self) -> None:
+        """Send what has been written here to the address, if there is one.
+
+        Raises:
+            ConfigError: Another run has taken the folder.
+            OSError: The store failed; what was there is intact.
+        """
+        if self._remote is not None and isinstance(self._lock, RemoteLock):
+            self._lock.require()
+            self._remote.write(self.path, tidy=True)
+
     def write_history(self, history: History) -> None:
         """Write the history, for people."""
         if history.rows:
@@ -121,12 +147,12 @@ class RunFolder:
         folder = self.path
         if (folder / "config.json").exists() and not self.resume:
             raise ConfigError(
-                f"out: {folder} holds another run; choose a new folder, or pass resume=True"
+                f"out: {self.name} holds another run; choose a new folder, or pass resume=True"
             )
         if self.resume and not self.has_checkpoint and bundle_path(folder, PROGRAM).exists():
             raise ConfigError(
-                f"resume: {folder} holds a trained program and no checkpoint to go on from; choose "
-                "a new folder (pv.load reads the program)"
+                f"resume: {self.name} holds a trained program and no checkpoint to go on from; "
+                "choose a new folder (pv.load reads the program)"
             )
 
 

@@ -1,6 +1,7 @@
 """Writing a program: its weights and what rebuilds it, never code."""
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pyro_vae.arguments import typed
 from pyro_vae.program.program import Program
 from pyro_vae.storage.bundle import write_bundle
 from pyro_vae.storage.paths import local_path
+from pyro_vae.storage.remote import RemoteFolder, is_address
 from pyro_vae.threads import one_thread
 
 NAME = "program"
@@ -19,22 +21,31 @@ NAME = "program"
 
 @typed
 @one_thread("save")
-def save(program: Any, folder: str | os.PathLike[str]) -> Path:
+def save(program: Any, folder: str | os.PathLike[str]) -> Path | str:
     """Write a program's weights and configuration into one safetensors file, with its SHA-256.
 
     Arguments:
         program: Anything with ``.model`` and ``.guide``.
-        folder: Made where absent; a program saved there before is replaced in one step.
+        folder: Made where absent; a program saved there before is replaced in one step. Also an
+            address that fsspec opens (``"s3://bucket/run"``).
 
     Returns:
         The folder.
 
     Raises:
         CheckpointError: A weight is not finite.
+        ConfigError: No folder, or an address that cannot be opened.
         OSError: Disk full, no permission; what was there is intact.
     """
     wrapped = Program.of(program)
     meta = {"version": __version__, **describe(wrapped)}
+    if is_address(folder):
+        address = os.fspath(folder)
+        remote = RemoteFolder("folder", address)
+        with tempfile.TemporaryDirectory(prefix="pyro_vae-") as copy:
+            write_bundle(copy, NAME, wrapped.state_dict(), meta)
+            remote.write(Path(copy))
+        return address
     home = local_path("folder", folder)
     write_bundle(home, NAME, wrapped.state_dict(), meta)
     return home

@@ -22,7 +22,7 @@ from pyro_vae.errors import DataError, TrainingDiverged
 from pyro_vae.frames import to_frame
 from pyro_vae.inference.objectives.elbo import ELBO
 from pyro_vae.inference.objectives.objective import Objective
-from pyro_vae.program.batch import Batch, num_rows
+from pyro_vae.program.batch import Batch, map_batch, num_rows
 from pyro_vae.program.bounds import mean_bound, mean_elbo
 from pyro_vae.program.handlers import Beta, validation
 from pyro_vae.program.modules import frozen_parts, trainable_parts
@@ -65,7 +65,7 @@ class Run:
         best_epoch: The epoch whose weights the program holds.
         steps: Optimizer steps taken.
         device: Where it trained.
-        folder: The run folder, if any.
+        folder: The run folder, if any; text where it is an address.
         stopped_early: Whether patience or a callback ended it.
         rank: Which of the processes that trained together this one is; 0 writes the files.
         world_size: How many they were.
@@ -79,7 +79,7 @@ class Run:
     best_epoch: int
     steps: int
     device: torch.device
-    folder: Path | None = None
+    folder: Path | str | None = None
     stopped_early: bool = False
     rank: int = 0
     world_size: int = 1
@@ -295,7 +295,7 @@ class Loop:
         with self.wrapped.running(), validation(False), self.precision(), _lone_rows_told():
             for batch in batches:
                 if self.transform is not None:
-                    batch = self.transform(batch)
+                    batch = self.transform(self._own_copy(batch))
                 if unseen:
                     self.wrapped.read(batch)
                     self.wrapped.check(batch)
@@ -325,6 +325,11 @@ class Loop:
             self.feed.require_all_rows(self.seen)
         self.wrapped.eval()
         return sums.over(self.world)
+
+    def _own_copy(self, batch: Batch) -> Batch:
+        """Return what a transform in place may write to: a loader's batch may be the caller's."""
+        made = isinstance(self.feed, LoaderFeed)
+        return map_batch(torch.clone, batch) if made else batch
 
     def _batches(self) -> Iterator[Batch]:
         """Yield what is left of the epoch, until the run has spent its steps or minutes.
@@ -357,6 +362,7 @@ class Loop:
             self._take().check(self.writes.path)
             settings = {"epochs": self.limits.epochs, **self.settings}
             self.writes.write_config(self.wrapped, settings, self.changes)
+            self.writes.publish()
         self.moved = True
 
     def _judge(self, loss: float) -> dict[str, float]:
@@ -441,7 +447,7 @@ class Loop:
             best_epoch=self.best_epoch,
             steps=self.steps,
             device=self.wrapped.device,
-            folder=self.folder.path if self.folder else None,
+            folder=self.folder.name if self.folder else None,
             stopped_early=self.stopped or self.cut or self._out_of_patience(),
             rank=self.world.rank,
             world_size=self.world.size,
@@ -481,6 +487,7 @@ class Loop:
         if self.writes is not None and self.checkpoint is not None:
             self.checkpoint.write(self.writes.path)
             self.writes.write_history(self.history)
+            self.writes.publish()
 
     def _leave_behind(self) -> Exception | None:
         """Leave the best weights in the program, then in the folder, with a checkpoint beside.
@@ -505,14 +512,14 @@ class Loop:
             ]
         elif not folder.has_checkpoint:
             return None  # no step was taken, here or before: there is no run to leave behind
-        return first_error(writes)
+        return first_error([*writes, folder.publish])
 
     def _say_how_to_go_on(self) -> None:
         """Say so where no warning can: one that is an error would hide what ends the run."""
         if self.writes is None or self.checkpoint is None or not self.moved:
             return
         sys.stderr.write(
-            f"the run was ended in step {self.steps + 1}; {self.writes.path} holds a checkpoint "
+            f"the run was ended in step {self.steps + 1}; {self.writes.name} holds a checkpoint "
             f"of step {self.checkpoint.meta['steps']}: go on by pv.fit(..., resume=True)\n"
         )
 
@@ -521,7 +528,7 @@ class Loop:
         kept = f". The best weights, of epoch {self.best_epoch}, are back" if self.best else ""
         if self.writes is not None and self.writes.has_checkpoint:
             kept += (
-                f". {self.writes.path} holds a checkpoint of epoch {self.epoch}: go on from there "
+                f". {self.writes.name} holds a checkpoint of epoch {self.epoch}: go on from there "
                 "by pv.fit(..., resume='settings') with a lower lr or a clip_norm"
             )
         return kept

@@ -4,6 +4,13 @@ from planted_bugs.bug import Bug
 
 BUGS = [
     Bug(
+        "contents at an address are not verified",
+        "storage/remote.py",
+        'if _digest(path) != held.partition(".")[0]:',
+        "if False:",
+        "tests/storage/test_remote.py::test_a_damaged_content_gives_way_to_the_list_before",
+    ),
+    Bug(
         "Adam's moments lost on resume",
         "storage/checkpoint.py",
         "        optimizer.load_state_dict(state)\n",

@@ -241,9 +241,9 @@ def test_paths_of_users(tmp_path, monkeypatch):
     program = pv.models.VAE(6, 2, (8,))
     assert pv.save(program, "~/models/a") == tmp_path / "models" / "a"
     assert same(state(pv.load("~/models/a")), state(program))
-    with pytest.raises(ConfigError, match=r"folder: got 's3://b/a', expected a folder of this"):
-        pv.save(program, "s3://b/a")
-    with pytest.raises(ConfigError, match="folder: got 'gs://b/a'"):
+    with pytest.raises(ConfigError, match=r"folder: got 's3:/b/a', expected a folder of this"):
+        pv.save(program, "s3:/b/a")
+    with pytest.raises(ConfigError, match="folder: got 'gs://b/a', which cannot be opened"):
         pv.load("gs://b/a")
 
 

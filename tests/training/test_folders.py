@@ -54,7 +54,7 @@ class Watch:
 
 
 def owner(folder, **changes):
-    text = {"pid": os.getpid(), "host": host(), "start": lock._start(os.getpid()), "id": "a"}
+    text = {"pid": os.getpid(), "host": host(), "start": lock.start_of(os.getpid()), "id": "a"}
     folder.mkdir(exist_ok=True)
     (folder / "lock.json").write_text(json.dumps({**text, **changes}))
 
@@ -68,7 +68,7 @@ def dead_pid():
 def test_a_folder_in_use_is_refused_by_the_name_of_its_owner(tmp_path):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
-        owner(tmp_path / "run", pid=child.pid, start=lock._start(child.pid))
+        owner(tmp_path / "run", pid=child.pid, start=lock.start_of(child.pid))
         program = build()
         before = weights(program)
         for resume in (False, True):
@@ -313,7 +313,7 @@ def test_a_rate_in_a_tensor_is_saved_and_resumed(tmp_path):
     np.testing.assert_array_equal(whole.history["loss"], again.history["loss"])
 
 
-@pytest.mark.parametrize("out", ["s3://bucket/run", "gs://a", "hdfs://a/b", "", 3])
+@pytest.mark.parametrize("out", ["s3:/bucket/run", "", 3])
 def test_what_is_no_folder_of_this_machine_is_refused_in_a_sentence(out):
     with pytest.raises(ConfigError, match=r"out: got .*, expected (a folder|the path|text)"):
         pv.fit(build(), X, out=out, **FAST)

@@ -1,0 +1,88 @@
+"""The lock of a run folder at an address: an object that names the process that writes there."""
+
+import contextlib
+import json
+import os
+import secrets
+import time
+
+from pyro_vae.errors import ConfigError
+from pyro_vae.storage.atomic import host
+from pyro_vae.storage.lock import NAME, FolderLock, held_here, owner_of, start_of
+from pyro_vae.storage.remote import RemoteFolder
+
+BEAT = 300.0  # seconds between two signs of life: each is a request
+
+
+class RemoteLock:
+    """A lock that holds unless two runs begin within the same moment; then one stops at a beat.
+
+    Object stores have no step that makes an object where there is none.
+
+    Arguments:
+        folder: What is locked.
+    """
+
+    def __init__(self, folder: RemoteFolder) -> None:
+        self._folder = folder
+        self._id = secrets.token_hex(8)
+        self._last = 0.0
+
+    def acquire(self) -> None:
+        """Take the lock, also from a process that is dead.
+
+        Raises:
+            ConfigError: Another run holds it; it is named.
+            OSError: The store cannot be written.
+        """
+        text = self._folder.text()
+        owner = owner_of(text) if text is not None else None
+        if owner is not None:
+            beat = owner.get("beat")
+            age = time.time() - beat if isinstance(beat, int | float) else 0.0
+            if FolderLock.is_alive(owner, age, str(owner.get("id"))):
+                raise ConfigError(
+                    f"out: {self._folder.address} is in use by process {owner['pid']} on "
+                    f"{owner['host']}, whose last sign of life is {max(age, 0.0):.0f} s old; "
+                    f"choose another folder, or wait for that run (if it is dead, remove {NAME})"
+                )
+        held_here.add(self._id)
+        self._write()
+        self.require()
+
+    def beat(self) -> None:
+        """Give a sign of life, if the last is old enough.
+
+        Raises:
+            ConfigError: Another run has taken the lock.
+        """
+        if time.monotonic() - self._last > BEAT:
+            with contextlib.suppress(OSError):
+                self.require()
+                self._write()
+
+    def require(self) -> None:
+        """Require the lock to be this run's still.
+
+        Raises:
+            ConfigError: It is another's.
+        """
+        owner = owner_of(self._folder.text() or "")
+        if owner is not None and owner.get("id") != self._id:
+            raise ConfigError(
+                f"out: process {owner['pid']} on {owner['host']} has begun a run in "
+                f"{self._folder.address} as well; choose another folder for one of the two"
+            )
+
+    def release(self) -> None:
+        """Remove the lock."""
+        held_here.discard(self._id)
+        with contextlib.suppress(OSError):
+            owner = owner_of(self._folder.text() or "")
+            if owner is not None and owner.get("id") == self._id:
+                self._folder.put_text(None)
+
+    def _write(self) -> None:
+        mine = {"pid": os.getpid(), "host": host(), "start": start_of(os.getpid()), "id": self._id}
+        self._folder.put_text(json.dumps({**mine, "beat": time.time()}))
+        self._last = time.monotonic()

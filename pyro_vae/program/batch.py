@@ -6,6 +6,7 @@ A tensor is one argument, a tuple positional arguments, a dict keywords. Argumen
 
 import functools
 import inspect
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -489,6 +490,8 @@ def check_finite(batch: Batch, first_row: int = 0) -> None:
             row = leaf.first_infinite()
             if row is not None:
                 check_finite({name: leaf[row : row + 1]}, first_row + row)
+            continue
+        if math.isfinite(float(leaf.sum())):  # one pass; a sum that overflows is looked at again
             continue
         finite = torch.isfinite(leaf)
         if not bool(finite.all()):

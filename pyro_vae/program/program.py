@@ -406,8 +406,8 @@ class Program(nn.Module):
 
     def _without_constants(self, batch: Batch) -> Batch:
         reader, constants = self.reader, self._constants
-        unknown = reader.fresh or constants.told_more(batch)
-        if unknown and not (self.examples.offered or self._dim):
+        told = bool(self.examples.offered or self._dim)
+        if not told and (reader.fresh or constants.told_more(batch)):
             find = partial(
                 constants.find, trace=reader.runs.trace_of_model, trying=reader.runs.trying
             )

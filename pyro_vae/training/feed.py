@@ -1,6 +1,7 @@
 """Batches for training: tensors on the device by index, or a loader's."""
 
 import itertools
+import operator
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -34,6 +35,7 @@ from pyro_vae.training.parallel import World
 _DEVICE_SHARE = 0.5
 
 _END = object()  # what an exhausted loader answers
+_MANY = 2**22  # places in a data set that are counted at once
 
 Size = int | Literal["count", "any"]
 ANY: Literal["any"] = "any"  # N, where nobody asks for it
@@ -131,6 +133,7 @@ class LoaderFeed:
         if self.world.size > 1:
             self.first()
         self.size = self._total(size)
+        self._require_apart()
 
     def _total(self, told: Size | None) -> int:
         """Return N, from the sampler, the data set or the user."""
@@ -165,6 +168,52 @@ class LoaderFeed:
                 "one order (pv.fit deals the rows out) or with a DistributedSampler"
             )
         return dealt
+
+    def _require_apart(self) -> None:
+        """Refuse samplers that deal one place of the data set to several processes.
+
+        Of a stream this cannot be told: its rows have no numbers, and equal ones may be two data.
+
+        Raises:
+            DataError: They do; in all processes.
+        """
+        if self.stream or not self.sharded:
+            return
+        dealt, there = self._places(), len(self.loader.dataset)  # type: ignore[arg-type]
+        told = self.world.gather(str(there if dealt is not None else "unread").encode())
+        if dealt is None or len(set(told)) > 1:
+            return
+        for start in range(0, there, _MANY):
+            own = torch.zeros(min(_MANY, there - start))
+            own[dealt[(dealt >= start) & (dealt < start + _MANY)] - start] = 1
+            found = self.world.sum(own)
+            places = (found > 1).nonzero().flatten()
+            if len(places):
+                first = int(places[0])
+                raise DataError(
+                    f"data: the samplers of {int(found[first])} processes deal row {start + first} "
+                    f"(and {len(places) - 1} others so); let their parts not overlap, or give all "
+                    "processes the whole data set in one order (pv.fit deals the rows out)"
+                )
+
+    def _places(self) -> Tensor | None:
+        """Return what this process's sampler deals, where it can be read without using it up.
+
+        Draws with replacement are no parts of the data.
+        """
+        loader, places = self.loader, self._own_batches()
+        if places is not None:
+            places = itertools.chain.from_iterable(places)
+        elif loader.batch_size is not None or loader.batch_sampler is None:
+            own: Any = loader.sampler
+            with suppress(TypeError):
+                places = None if iter(own) is own else itertools.islice(own, len(own))
+        if places is None or getattr(self.sampler, "replacement", False):
+            return None
+        draws = _SharedDraws(0)  # as in an epoch: parts of an order that all share
+        with _kept(self.generators), draws.continued(), suppress(TypeError):
+            return torch.from_numpy(np.fromiter(map(operator.index, places), np.int64))
+        return None
 
     def _items(self) -> int | None:
         """Return how many items an epoch has, where that is known: those that a sampler deals."""
@@ -252,7 +301,8 @@ class LoaderFeed:
 
     def whole(self, seed: int) -> Iterator[Batch]:
         """Yield the batches that this process reads, those of the others among them or not."""
-        return with_last_joined(self._whole(seed))
+        alone = not (self.sharded or self.dealt)
+        return with_last_joined(self._whole(seed), self.size if alone else 0)
 
     def _alike(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield batches that all processes hold: all of a first epoch are compared, later one.
@@ -342,13 +392,24 @@ def batch_sizes(rows: int, size: int) -> list[int]:
     return sizes
 
 
-def with_last_joined(batches: Iterable[Batch]) -> Iterator[Batch]:
+def with_last_joined(batches: Iterable[Batch], total: int = 0) -> Iterator[Batch]:
     """Yield batches; a last one of one row is joined to the one before, where the two fit.
 
     Those that are held back are copies: a loader may fill one buffer again and again.
+
+    Arguments:
+        batches: Of an epoch.
+        total: Its rows; 0 where they are not known, and each batch is held back until it is clear
+            that it is not one before the last row.
     """
     held: list[Batch] = []
+    seen = 0
     for batch in batches:
+        with suppress(DataError):  # a transform may have to make rows of it first
+            seen += num_rows(batch)
+        if total and not held and seen != total - 1:
+            yield batch
+            continue
         held.append(map_batch(torch.clone, batch))
         if len(held) > 2:
             yield held.pop(0)
@@ -475,10 +536,13 @@ class _Draws:
     @contextmanager
     def continued(self) -> Iterator[None]:
         """Draw on from where the stream stands inside; the global generators do not move."""
-        with torch.random.fork_rng([]):
-            torch.set_rng_state(self._torch)
+        before = torch.get_rng_state()  # by hand: fork_rng takes three times as long
+        torch.set_rng_state(self._torch)
+        try:
             yield
             self._torch = torch.get_rng_state()
+        finally:
+            torch.set_rng_state(before)
 
 
 class _SharedDraws(_Draws):

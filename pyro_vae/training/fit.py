@@ -155,7 +155,8 @@ def fit(
             once, and as N/B where it is a sum over the rows. A ``DataLoader`` brings its own, each
             taken alone: what stands outside the plate and depends on its rows counts as they do,
             but for a mean, which counts once (a warning says so). It is run by every process, which
-            keeps its rows; one with a ``DistributedSampler`` brings its share.
+            keeps its rows; one whose sampler deals each process other rows brings its share. A row
+            that two samplers deal stops the run; of streams the number of rows alone is checked.
         accumulate: Parts in which each batch passes, one after another, for one step: what is held
             for its gradient is a part's alone, and the step is that of the whole batch (each part
             draws noise of its own; batch normalisation, and objectives that compare the rows of a
@@ -193,6 +194,8 @@ def fit(
             ``"auto"`` traces, and where a minute or more is to go another process compiles; the
             faster graph stays. False runs model and guide at each step.
         out: Run folder: ``config.json``, weights, ``history.csv``, TensorBoard events, checkpoints.
+            Or an address that fsspec opens (``"s3://bucket/run"``, extra ``remote``): the run
+            writes to a temporary folder, of which each checkpoint is published as a whole.
         logger: In place of TensorBoard's events, with ``out`` or without: a logger of
             ``lightning_fabric.loggers`` (or any with ``log_metrics(metrics, step)``), or a list of
             them. Each gets the settings and the rows of the history, by epoch; one that fails is

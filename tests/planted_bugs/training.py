@@ -4,6 +4,22 @@ from planted_bugs.bug import Bug
 
 BUGS = [
     Bug(
+        "restarted processes look for the dead ones",
+        "training/torchrun.py",
+        "    if not (shared and",
+        "    if True or not (shared and",
+        "tests/training/test_restarts.py"
+        "::test_processes_that_torchrun_starts_anew_go_on_with_the_run",
+    ),
+    Bug(
+        "rows dealt to two processes count twice",
+        "training/feed.py",
+        "        self._require_apart()\n",
+        "",
+        "tests/training/test_loaders_of_ranks.py"
+        "::test_rows_that_are_left_out_or_doubled_stop_all[2-parts that overlap]",
+    ),
+    Bug(
         "N of all items where a sampler deals some",
         "training/feed.py",
         "[0 if by_sampler else 1 :]",

@@ -151,6 +151,16 @@ TOLD = {  # rows that are left out or come twice, and what is said of them
         lambda rank, size: DataLoader(Subset(ROWS, places(rank, size)), 8),
         "give all of them the whole data set",
     ),
+    "parts that overlap": (
+        lambda rank, size: DataLoader(
+            ROWS, 4, sampler=SubsetRandomSampler(range(rank * N // 8, rank * N // 8 + N // size))
+        ),
+        f"processes deal row {N // 8} (and ",
+    ),
+    "batches that overlap": (
+        lambda rank, size: DataLoader(ROWS, batch_sampler=[[rank, 20], [9 + rank]]),
+        "processes deal row 20 (and 0 others",
+    ),
     "stream that loses rows": (
         lambda rank, size: DataLoader(Some(places(rank, size)[:-2]), 8),
         "rows over",
@@ -168,6 +178,13 @@ TOLD = {  # rows that are left out or come twice, and what is said of them
         "batch 1 is another",
     ),
 }
+
+
+def drawn(rank, size):
+    """Return a loader of draws with replacement, which are no parts of the data."""
+    generator = torch.Generator().manual_seed(rank)
+    draws = WeightedRandomSampler([1.0] * N, N // size, generator=generator)
+    return DataLoader(ROWS, 6, sampler=draws)
 
 
 def weights(given, rank):
@@ -211,7 +228,7 @@ def found(request, tmp_path_factory):
             name: error(lambda make=make: weights(make(rank, size), rank))
             for name, (make, _) in TOLD.items()
         }
-        return {**rows, **told}
+        return {**rows, **told, "drawn": weights(drawn(rank, size), rank)["N"]}
 
     return connected(size, train, tmp_path_factory.mktemp("ranks"))
 
@@ -235,3 +252,8 @@ def test_every_row_counts_once_an_epoch(name, found):
 def test_rows_that_are_left_out_or_doubled_stop_all(name, found):
     for each in found:
         assert TOLD[name][1] in each[name]
+
+
+@forks
+def test_draws_with_replacement_may_be_of_one_row(found):
+    assert [each["drawn"] for each in found] == [N] * len(found)

@@ -131,6 +131,8 @@ def to_its_error(value: float, error: float | None) -> tuple[str, str]:
 
 
 def _figure(value: float) -> str:
+    if 0 < abs(value) < 0.0005:
+        return f"{value:.0e}"
     return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
 
 

@@ -320,27 +320,16 @@ def scenarios(rank: int, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {
         "eager": exact(False, 23, clip_norm=0.4),
         "trace": exact("trace", 25),
-        "accumulated": exact(False, 23, clip_norm=0.4, accumulate=2),
         "cut": cut(folder),
         "verbs": judged(rank),
         "iwae": exact(False, 23, objective=pv.IWAE(2), beta=0.5),
         "spread": fit(Known(seed=rank), data(16), optimizer=frozen),
         "normed": fit(Normed(), data(27)[0], optimizer=frozen),
         "dealt": seen(_dealt(rank)),
-        "uneven": exact(
-            False, None, DataLoader(Shard(20, *[(0, 12), (12, 20)][rank]), 4), beta=0.5
-        ),
         "sampler": exact(False, None, sharding(rank, 20), epochs=1, beta=0.5),
         "doubled": error(lambda: fit(Known(), Rows(rank), size=20)),
         "judged apart": fit(Known(), data(16), optimizer=frozen, valid=DataLoader(Rows(rank), 4)),
         "judged": fit(Known(), data(16), optimizer=frozen, valid=DataLoader(Rows(0), 4)),
-        "shards": exact(
-            False,
-            None,
-            DataLoader(Shard(11, *[(0, 7), (7, 11)][rank]), batch_size=7),
-            epochs=1,
-            beta=0.5,
-        ),
         "noise": [noise(), noise()],
         "diverged": diverged(rank),
         "resumed": resumed(folder),
@@ -379,11 +368,6 @@ class Shard(IterableDataset):
 
     def __iter__(self) -> Any:
         yield from zip(*(leaf[slice(*self.places)] for leaf in data(self.total)), strict=True)
-
-
-def uneven(rank: int) -> DataLoader:
-    """Return three batches in one process and two in the other."""
-    return DataLoader(Shard(20, *[(0, 12), (12, 20)][rank]), batch_size=4)
 
 
 def sharding(rank: int, rows: int) -> DataLoader:

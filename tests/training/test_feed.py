@@ -23,7 +23,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 import pyro_vae as pv
 from pyro_vae.errors import DataError
-from pyro_vae.program.batch import named_leaves, num_rows
+from pyro_vae.program.batch import check_finite, named_leaves, num_rows
 from pyro_vae.training.feed import TensorFeed, make_feed, with_last_joined
 
 N = 23
@@ -329,11 +329,21 @@ def test_the_order_of_a_loader_does_not_depend_on_what_training_draws(form):
     assert len(one) == len(seven) and all(map(torch.equal, one, seven))
 
 
-def test_a_transform_in_place_does_not_reach_the_callers_data():
+@pytest.mark.parametrize("form", [lambda x: x, lambda x: DataLoader(x.split(5), batch_size=None)])
+def test_a_transform_in_place_does_not_reach_the_callers_data(form):
     x = CASES["vae"].data(10)
-    before = x.clone()
-    pv.fit(CASES["vae"].build(), x, epochs=1, beta=0.5, transform=lambda batch: batch.mul_(0.0))
+    before, build = x.clone(), CASES["vae"].build
+    pv.fit(build(), form(x), epochs=1, beta=0.5, transform=lambda batch: batch.mul_(0.0))
     assert torch.equal(x, before)
+
+
+def test_finite_numbers_whose_sum_is_not_are_data():
+    large = torch.full((4, 2), 3e38)
+    check_finite(large)
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        large[3, 1] = bad
+        with pytest.raises(DataError, match=r"row 3 \(position \[1\]\), expected finite numbers"):
+            check_finite(large)
 
 
 @pytest.mark.parametrize("form", ["tensor_dataset", "dataset", "loader", "numpy"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import two_processes
+from forked import connected, forks
 from torch.utils.data import DataLoader, TensorDataset
 from two_processes import Known, Normed, data, exact, fit, frozen, judged
 
@@ -278,21 +279,25 @@ def test_one_process_starts_nothing(monkeypatch, devices):
     assert type(world) is parallel.World and world.size == 1 and world.main
 
 
+@forks
 def test_processes_that_the_user_has_connected_start_no_others(monkeypatch, tmp_path):
-    """Without torchrun nothing in the environment tells of them; to start more would never end."""
+    """Without torchrun nothing in the environment tells of them; to start more would never end.
+
+    In a fork: one of a process that has had connections of gloo itself can make none.
+    """
 
     def fabric(**options):
         raise AssertionError(f"started with {options}")
 
+    def joined(rank):
+        own = torch.distributed.get_world_size
+        torch.distributed.get_world_size = lambda *_: 2
+        size = parallel.join("auto", "cpu").size
+        torch.distributed.get_world_size = own
+        return size
+
     monkeypatch.setattr("lightning_fabric.Fabric", fabric)
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-        assert parallel.join("auto", "cpu").size == 2
-    finally:
-        monkeypatch.undo()
-        torch.distributed.destroy_process_group()
+    assert connected(1, joined, tmp_path) == [2]
 
 
 SRUN = {

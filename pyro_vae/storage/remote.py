@@ -189,10 +189,11 @@ class RemoteFolder:
 
 
 def is_address(path: Any) -> bool:
-    """Return whether a path is one that fsspec opens, not one of this machine."""
+    """Return whether a path is one that fsspec opens, not one of this machine or of the Hub."""
     with contextlib.suppress(TypeError):
         path = os.fspath(path)
-    return isinstance(path, str) and re.match(r"[A-Za-z][A-Za-z0-9+.:-]+://.", path) is not None
+    address = r"(?!hf:)[A-Za-z][A-Za-z0-9+.:-]+://."
+    return isinstance(path, str) and re.match(address, path) is not None
 
 
 def _opened(argument: str, address: str) -> tuple[Any, str]:

@@ -313,7 +313,7 @@ def test_a_rate_in_a_tensor_is_saved_and_resumed(tmp_path):
     np.testing.assert_array_equal(whole.history["loss"], again.history["loss"])
 
 
-@pytest.mark.parametrize("out", ["s3:/bucket/run", "", 3])
+@pytest.mark.parametrize("out", ["s3:/bucket/run", "hf://a/run", "", 3])
 def test_what_is_no_folder_of_this_machine_is_refused_in_a_sentence(out):
     with pytest.raises(ConfigError, match=r"out: got .*, expected (a folder|the path|text)"):
         pv.fit(build(), X, out=out, **FAST)

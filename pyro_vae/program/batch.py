@@ -491,8 +491,8 @@ def check_finite(batch: Batch, first_row: int = 0) -> None:
             if row is not None:
                 check_finite({name: leaf[row : row + 1]}, first_row + row)
             continue
-        if math.isfinite(float(leaf.sum())):  # one pass; a sum that overflows is looked at again
-            continue
+        if math.isfinite(float(leaf.detach().sum())):
+            continue  # one pass over the rows; of a sum that overflows each number is looked at
         finite = torch.isfinite(leaf)
         if not bool(finite.all()):
             where = tuple((~finite).nonzero()[0].tolist())

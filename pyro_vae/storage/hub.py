@@ -15,12 +15,14 @@ from pyro_vae.extras import extra
 from pyro_vae.program.program import Program
 from pyro_vae.storage.bundle import bundle_path
 from pyro_vae.storage.save import NAME, describe, save
+from pyro_vae.threads import one_thread
 
 ADDRESS = "hf://"
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @typed
+@one_thread("push_to_hub")
 def push_to_hub(
     program: Any, repo: str, *results: Any, private: bool = False, token: str | None = None
 ) -> str:

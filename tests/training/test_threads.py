@@ -53,6 +53,7 @@ VERBS = {
     "interpolate": lambda p, folder: pv.interpolate(p, X, X.flip(0)),
     "load": lambda p, folder: pv.load(folder),
     "log_likelihood": lambda p, folder: pv.log_likelihood(p, X),
+    "push_to_hub": lambda p, folder: pv.push_to_hub(p, "owner/name"),
     "reconstruct": lambda p, folder: pv.reconstruct(p, X),
     "refine": lambda p, folder: pv.refine(p, X),
     "save": lambda p, folder: pv.save(p, folder),

@@ -148,7 +148,7 @@ def test_a_lagging_run_goes_on_where_it_was_stopped(tmp_path, compile):
 
 def test_lagging_refuses_what_it_cannot_do():
     x = CASES["vae"].data(8)
-    with pytest.raises(ConfigError, match="expected a TermsObjective"):
+    with pytest.raises(ConfigError, match="expected an instance of TermsObjective"):
         pv.Lagging(x, objective=object())
     with pytest.raises(ConfigError, match="inner"):
         pv.Lagging(x, inner=0)

@@ -67,7 +67,7 @@ class RemoteFolder:
                 for number in reversed(numbers):
                     files = self._files(number)
                     if files is not None and self._fetched(files, into, only):
-                        self.number = number
+                        self.number = numbers[-1]  # the newest, whole or not: the next one follows
                         return
         if numbers:
             raise CheckpointError(
@@ -85,8 +85,7 @@ class RemoteFolder:
         Raises:
             OSError: The store failed; what was there is intact, and the folder here is kept.
         """
-        if self._kept is not None:
-            self._kept.detach()
+        self.keep_copy()
         with self._told("written", f"; its files are in {folder}"):
             numbers = self._numbers()
             before = next(filter(None, map(self._files, reversed(numbers))), {})
@@ -101,6 +100,11 @@ class RemoteFolder:
         if tidy:
             with contextlib.suppress(Exception):  # what is left over does no harm
                 self._tidy(files, before)
+
+    def keep_copy(self) -> None:
+        """Keep the copy here though this process ends, until it is written."""
+        if self._kept is not None:
+            self._kept.detach()
 
     def newest(self) -> int:
         """Return the number of the newest list, 0 where there is none."""
@@ -161,7 +165,8 @@ class RemoteFolder:
 
     def _put(self, path: Path, known: set[str]) -> str:
         """Write a content, where the lists do not know it, and return its object."""
-        held = _digest(path) + (path.suffix if path.suffix.isascii() else "")
+        plain = re.fullmatch(r"\.[A-Za-z0-9]{1,16}", path.suffix)  # of events it is the host's name
+        held = _digest(path) + (path.suffix if plain else "")
         if held not in known:
             self._store.makedirs(f"{self._root}/files", exist_ok=True)
             self._store.put_file(str(path), f"{self._root}/files/{held}")

@@ -57,6 +57,7 @@ class RemoteLock:
             ConfigError: Another run has taken the lock.
         """
         if time.monotonic() - self._last > BEAT:
+            self._last = time.monotonic()  # a store that is away is not asked at each step
             with contextlib.suppress(OSError):
                 self.require()
                 self._write()

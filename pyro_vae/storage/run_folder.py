@@ -135,7 +135,11 @@ class RunFolder:
             OSError: The store failed; what was there is intact.
         """
         if self._remote is not None and isinstance(self._lock, RemoteLock):
-            self._lock.require()
+            self._remote.keep_copy()
+            try:
+                self._lock.require()
+            except (OSError, ConfigError) as error:
+                raise type(error)(f"{error}; its files are in {self.path}") from error
             self._remote.write(self.path, tidy=True)
 
     def write_history(self, history: History) -> None:

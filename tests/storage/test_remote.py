@@ -179,9 +179,12 @@ def test_a_run_whose_folder_is_taken_stops():
     taken = [lambda run: lock()]
     with (
         pytest.warns(UserWarning, match="the ended run was not saved"),
-        pytest.raises(ConfigError, match="has begun a run in memory://bucket/run as well"),
+        pytest.raises(ConfigError, match="has begun a run in memory://bucket/run as well") as told,
     ):
         fit(out="memory://bucket/run", callbacks=taken, checkpoint_every=1)
+    home = str(told.value).partition("its files are in ")[2]
+    assert os.listdir(home)  # what was trained is not lost with the place
+    shutil.rmtree(home)
 
 
 def test_a_store_that_fails_is_a_warning_on_the_way_and_an_error_in_the_end(monkeypatch):
@@ -204,3 +207,19 @@ def test_a_store_that_fails_is_a_warning_on_the_way_and_an_error_in_the_end(monk
 def test_what_cannot_be_opened_is_refused_in_a_sentence(out):
     with pytest.raises(ConfigError, match=r"out: got '.*', which cannot be opened \("):
         fit(out=out)
+
+
+def test_a_file_named_after_a_host_is_of_a_list_that_is_read(tmp_path):
+    (tmp_path / "events.out.gpu-node-1").write_text("of TensorBoard")
+    RemoteFolder("out", "memory://bucket/run").write(tmp_path)
+    RemoteFolder("out", "memory://bucket/run").read(again := tmp_path / "again")
+    assert (again / "events.out.gpu-node-1").read_text() == "of TensorBoard"
+
+
+def test_a_run_goes_on_past_a_list_that_was_never_finished():
+    out = "memory://bucket/run"
+    fit(out=out, epochs=1)
+    store = fsspec.filesystem("memory")
+    newest = max(store.glob("/bucket/run/list-*.json"))
+    store.pipe_file(newest.replace(newest[-13:-5], "00000099"), store.cat_file(newest)[:20])
+    assert fit(out=out, resume=True).steps == fit().steps

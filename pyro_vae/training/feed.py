@@ -408,7 +408,7 @@ def with_last_joined(batches: Iterable[Batch], total: int = 0) -> Iterator[Batch
         with suppress(DataError):  # a transform may have to make rows of it first
             seen += num_rows(batch)
         if total and not held and seen != total - 1:
-            yield batch
+            yield map_batch(torch.clone, batch)  # a program may write to it, a loader fill it anew
             continue
         held.append(map_batch(torch.clone, batch))
         if len(held) > 2:

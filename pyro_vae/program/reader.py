@@ -297,7 +297,8 @@ class Reader:
             run: PairOf = lambda some, *more: run_rows(some, num_rows(some), *more)  # noqa: E731
             with self.runs.off_zero(lambda: run(few, {})) as moved:
                 told = moved and look(run)
-            if not told:  # off zero is where most can be told: else as the weights are
+            # Off zero is where most shows; a gate that is open at zero alone, as they are.
+            if not told or (moved and changes_beside(run, few, cuts[:1])):
                 look(run)
         return changes, kinds
 

@@ -191,7 +191,7 @@ BUGS = [
     Bug(
         "values of an iterator that a look has drawn",
         "program/memory/iterators.py",
-        "        self.place = copy\n",
+        "        self.place = place\n",
         "        pass\n",
         "tests/program/test_own_state.py::test_the_first_step_is_the_first_call[in_a_cycle]",
     ),

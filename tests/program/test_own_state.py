@@ -109,6 +109,7 @@ def made():
     waiting, weak = Queue(), weakref.WeakKeyDictionary()
     cycle, listed_once = itertools.cycle(range(1, 99)), iter(range(1, 99))
     generated, fractions = (n for n in range(1, 99)), itertools.count(Fraction(1))
+    mapped = map(abs, itertools.count(1))
     bound, partial = itertools.count(1).__next__, functools.partial(next, itertools.count(1))
     held_in_a_tuple, thread = (itertools.count(1), 0), threading.local()
     context, many = ContextVar("calls", default=0), [0] * 20_000
@@ -125,6 +126,15 @@ def made():
     class Listed(list):
         pass
 
+    class Clock:
+        calls = 0
+
+        def __call__(self):
+            self.calls += 1
+            return self.calls
+
+    clock = Clock()
+    ticks = iter(clock, None)
     own, slotted, listed_own = Own(), Slotted(), Listed([0])
     slotted.calls = 0
 
@@ -258,6 +268,15 @@ def made():
 
     def in_a_count_of_fractions(_):
         return float(next(fractions))
+
+    def in_an_iterator_of_a_function_that_counts(_):
+        return next(ticks) + 0 * clock.calls
+
+    def in_a_map(_):
+        return next(mapped)
+
+    def in_a_keyword_of_ones_own(_, *, numbers=itertools.count(1)):  # noqa: B008
+        return next(numbers)
 
     def in_next_of_an_iterator(_):
         return bound()

@@ -1,21 +1,27 @@
 """Iterators that a program draws on: what a look has drawn comes once more."""
 
+import copy
 import dis
 import io
 import warnings
 from collections import deque
+from collections.abc import Callable
+from itertools import islice
 from operator import length_hint
 from types import GeneratorType, MethodWrapperType
 from typing import Any
 
 from pyro_vae.program.object_graph import installed
 
+_OF_A_FUNCTION = type(iter(int, 1))
+
 
 class Retold:
     """Stands in the place of an iterator, which nothing moves back, and gives its values.
 
     Inside looks it keeps what it has given, so that these can begin anew; outside, it gives what
-    is left of that first.
+    is left of that first. Of a source whose values come of what is put back (a generator that
+    counts in an attribute of the program), what was kept is dropped: it gives them again.
 
     Arguments:
         source: The iterator.
@@ -24,23 +30,45 @@ class Retold:
     def __init__(self, source: Any) -> None:
         self.source, self.place, self.kept = source, 0, True
         self._values: deque[Any] = deque()
+        # Starts a check of whether what looks put back moves: told by whoever puts it back.
+        self.watch: Callable[[], Callable[[], bool]] | None = None
+        self._repeats = False  # a draw has moved some of it: the source gives its values again
 
     def __iter__(self) -> "Retold":
         return self
 
     def __next__(self) -> Any:
         if self.place == len(self._values):
+            moved = self.watch() if self.kept and self.watch else None
             self._values.append(next(self.source))
+            self._repeats = self._repeats or (moved is not None and moved())
         if not self.kept:
             return self._values.popleft()
         self.place += 1
         return self._values[self.place - 1]
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "watch": None}
+
+    def __copy__(self) -> "Retold":
+        """Return a copy that stands where this one does, and draws for itself."""
+        other = Retold(copy.copy(self.source))
+        other._values.extend(islice(self._values, self.place, None))
+        other.kept = False
+        return other
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __bool__(self) -> bool:
+        return True
+
     def __length_hint__(self) -> int:
         return len(self._values) - self.place + length_hint(self.source, 1)
 
     def __getattr__(self, name: str) -> Any:
-        if name[:2] == "__" or name == "source":  # asked for by copies, say
+        hidden = name[:2] == "__" and name not in ("__name__", "__qualname__")
+        if hidden or name == "source":  # asked for by copies, say
             raise AttributeError(name)
         if name in ("send", "throw"):
             self._tell()
@@ -50,14 +78,18 @@ class Retold:
         """Return how far it is."""
         return self.place
 
-    def same(self, copy: int) -> bool:
+    def same(self, place: int) -> bool:
         """Return whether it is there still."""
-        return self.place == copy
+        return self.place == place
 
-    def put(self, copy: int) -> None:
+    def put(self, place: int) -> None:
         """Go back to a place."""
-        self.place = copy
-        if isinstance(self.source, GeneratorType) and _stores(self.source):
+        self.place = place
+        while self._repeats and len(self._values) > place:
+            self._values.pop()
+        stores = isinstance(self.source, GeneratorType) and _stores(self.source)
+        # ``iter(function, end)`` has no place of its own: it is where the function is.
+        if stores or (self._repeats and not isinstance(self.source, _OF_A_FUNCTION)):
             self._tell()
 
     def hold(self) -> None:

@@ -95,6 +95,20 @@ class _Holders:
         inside = {id(value): value for value in (*things, *values, *made.values())}
         found = map(content_of, inside.values())
         self.contents = [content for content in found if content is not None]
+        for each in self.contents:
+            if isinstance(each, Retold):
+                each.watch = self._watch
+
+    def _watch(self) -> Callable[[], bool]:
+        """Return a function that tells whether anything but an iterator has moved since."""
+        states = [(home, home.state()) for home in self.homes]
+        copies = [(c, c.copy()) for c in self.contents if not isinstance(c, Retold)]
+        return lambda: (
+            not (
+                all(home.same(home.state(), was) for home, was in states)
+                and all(content.same(copy) for content, copy in copies)
+            )
+        )
 
     def moved(self) -> bool:
         """Return whether a value is another than when the walk met it."""

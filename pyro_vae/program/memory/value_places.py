@@ -268,6 +268,8 @@ def homes_of(thing: Any) -> Iterator[_Home]:
             yield Names(thing.__globals__, names_loaded(thing))
             yield Names(vars(thing))
             yield _Slots(thing, ["__defaults__"])
+            if thing.__kwdefaults__:
+                yield _Entries(thing.__kwdefaults__)
     elif kind in (*_DICTS, list, deque, bytearray, set):
         if len(thing) <= MANY:
             yield (_Entries if kind in _DICTS else _Members if kind is set else _Items)(thing)

@@ -302,3 +302,14 @@ def test_weights_that_are_no_number_off_zero_are_looked_at_as_they_are():
     program = pv.Program.of(Edge())
     program.read(X)
     assert program.sites.dependence.beside == ("obs",)
+
+
+def test_a_gate_that_is_open_at_zero_alone_is_seen():
+    class Gated(Around):
+        def __init__(self):
+            super().__init__(lambda x, w: w + (self.a >= 0) * (self.a <= 0) * x.mean() + 0 * self.a)
+            self.a = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    program = pv.Program.of(Gated())
+    program.read(X)
+    assert program.sites.dependence.beside == ("obs",)

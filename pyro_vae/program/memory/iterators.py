@@ -61,7 +61,7 @@ class Retold:
         return len(self.source)
 
     def __bool__(self) -> bool:
-        return True
+        return True  # as an iterator's, though it may have a length
 
     def __length_hint__(self) -> int:
         return len(self._values) - self.place + length_hint(self.source, 1)

@@ -38,6 +38,7 @@ class OwnState:
         """Return what the functions hold now."""
         if self._all is None or self._all.moved():
             self._all = _Holders(holders(*self.functions))
+            self._all.watch_iterators()
         return Moment(self._all, anew=self._depth == 0)
 
     @contextmanager
@@ -46,10 +47,9 @@ class OwnState:
 
         All of it is put back, or nothing: a flag tells what a cache holds. Nothing is where a
         network or a weight has come meanwhile, or a large one has been written to (made anew, it
-        would be another one), or where a library has set a part up, as an EasyGuide its frames. Of
-        blocks
-        inside this one, what the first run leaves stays for the others: they find what a second
-        call does.
+        would be another one), or where a library has set a part up, as an EasyGuide its frames.
+        Of blocks inside this one, what the first run leaves stays for the others: they find what
+        a second call does.
         """
         before = self.moment()
         settled = self.settled if self._depth else False
@@ -95,19 +95,20 @@ class _Holders:
         inside = {id(value): value for value in (*things, *values, *made.values())}
         found = map(content_of, inside.values())
         self.contents = [content for content in found if content is not None]
-        for each in self.contents:
-            if isinstance(each, Retold):
-                each.watch = self._watch
+
+    def watch_iterators(self) -> None:
+        """Have each iterator note whether a draw from it moves what is put back."""
+        for content in self.contents:
+            if isinstance(content, Retold):
+                content.watch = self._watch
 
     def _watch(self) -> Callable[[], bool]:
         """Return a function that tells whether anything but an iterator has moved since."""
         states = [(home, home.state()) for home in self.homes]
         copies = [(c, c.copy()) for c in self.contents if not isinstance(c, Retold)]
         return lambda: (
-            not (
-                all(home.same(home.state(), was) for home, was in states)
-                and all(content.same(copy) for content, copy in copies)
-            )
+            any(not home.same(home.state(), was) for home, was in states)
+            or any(not content.same(copy) for content, copy in copies)
         )
 
     def moved(self) -> bool:

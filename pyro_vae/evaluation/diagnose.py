@@ -22,7 +22,6 @@ from pyro_vae.evaluation.moments import Moments
 from pyro_vae.inference.objectives.elbo import analytic_sites
 from pyro_vae.inference.posterior.information import Information, information, is_plain
 from pyro_vae.program import checks
-from pyro_vae.program.batch import num_rows
 from pyro_vae.program.handlers import is_data, sample_sites
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.judged import Judged
@@ -59,7 +58,7 @@ def diagnose(
     Arguments:
         program: Anything with ``.model`` and ``.guide``.
         data: One row per datum, ``(N, ...)``, or a ``Dataset``, a ``DataLoader``, batches to come:
-            of a long stream rows from all over it are held, 256 MiB of them at most.
+            of a long stream rows from all over it are held, 128 MiB of them at most.
         num_particles: Draws per datum behind the KL estimates.
         probes: Draws of z behind the mutual information.
         rows: Data that the aggregate posterior is made of, at most.
@@ -79,8 +78,8 @@ def diagnose(
     sums = _Sums()
     rows_at_once = limits["batch_size"]
     passes = Program.of(program).passes(data, _VERB, rows=rows_at_once, particles=particles)
-    batch = passes.beginning(max(limits["rows"], _LOOKED_AT))
-    held = SpreadRows(num_rows(batch))
+    batch = passes.beginning(_LOOKED_AT)
+    held = SpreadRows(passes.rows_held(max(limits["rows"], _LOOKED_AT)))
     long = passes.goes_on
     met: set[str] = set()  # latents of the passes
     with passes, _same_sites(met):
@@ -96,7 +95,9 @@ def diagnose(
             sums.add_prior(piece.joint, terms)
             if long:
                 held.add(piece.batch)
-        batch = held.joined() if long else batch
+        if long:
+            batch = held.joined()
+            del held
         judged = Judged(passes.program, batch, piece.globals_, rows_at_once)
         if below_others(terms):
             add_marginal(sums.moments, judged, below_others(terms), scales)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pyro_vae.program.program import Program
 
 T = TypeVar("T")
-_BYTES_HELD = 1 << 28  # of a stream, at most, where a verb needs rows from all over it
+_BYTES_HELD = 1 << 27  # of a stream, at most, where a verb needs rows from all over it
 BYTES_PER_PASS = 1 << 26  # of data, all particles counted: a row of an image can be a megabyte
 
 
@@ -272,13 +272,17 @@ class Passes:
         What a stream has beyond them is still to come.
         """
         held, count = [self._first], num_rows(self._first)
-        most = min(rows, _BYTES_HELD // bytes_per_row(self._first))
+        most = self.rows_held(rows)
         while count < most and (batch := next(self._rest, None)) is not None:
             held.append(batch)
             count += num_rows(batch)
         if len(held) > 1:
             self._first = join_batches(held)
         return self._first
+
+    def rows_held(self, rows: int) -> int:
+        """Return how many rows of a stream may be held for a verb that asks for so many."""
+        return min(rows, _BYTES_HELD // bytes_per_row(self._first))
 
     @property
     def draws(self) -> list[dict[str, Tensor]]:

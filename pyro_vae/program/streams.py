@@ -237,9 +237,19 @@ class SpreadRows:
         if first < rows:
             self._held.append(_picked(batch, torch.arange(first, rows, self._every)))
         while sum(map(num_rows, self._held)) > self._most:
-            whole = self.joined()
-            self._held = [_picked(whole, torch.arange(0, num_rows(whole), 2))]
             self._every *= 2
+            self._thin()
+
+    def _thin(self) -> None:
+        """Let go of every other row, batch by batch: all of them are never held twice."""
+        thinned, seen = [], 0
+        while self._held:
+            batch = self._held.pop(0)
+            places = torch.arange(seen % 2, num_rows(batch), 2)
+            seen += num_rows(batch)
+            if len(places):
+                thinned.append(_picked(batch, places))
+        self._held = thinned
 
     def joined(self) -> Batch:
         """Return the rows that are held."""

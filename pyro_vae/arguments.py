@@ -111,10 +111,10 @@ def shaped(name: str, value: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def shown(value: Any) -> str:
-    """Return a value as a message shows it: short, a tensor by its shape."""
+    """Return a value as a message shows it: short, on one line, a tensor by its shape."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)} and type {value.dtype}"
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 

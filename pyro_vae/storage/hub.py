@@ -50,7 +50,8 @@ def push_to_hub(
     if not _REPO.fullmatch(repo):
         raise ConfigError(f"repo: got {repo!r}, expected 'owner/name'")
     for result in results:
-        if not hasattr(result, "plot"):
+        # A data frame has an attribute of this name too.
+        if not (type(result).__module__.startswith("pyro_vae.") and hasattr(result, "plot")):
             raise ConfigError(f"results: got {shown(result)}, expected answers of verbs")
     with extra("hub", "push_to_hub"):
         from huggingface_hub import HfApi
@@ -61,7 +62,10 @@ def push_to_hub(
         with _told(ADDRESS + repo):
             hub.create_repo(repo, private=private, exist_ok=True)
             message = f"Save {repo} by pyro_vae {__version__}"
-            hub.upload_folder(repo_id=repo, folder_path=home, commit_message=message)
+            # Pictures of an older card go with it.
+            hub.upload_folder(
+                repo_id=repo, folder_path=home, commit_message=message, delete_patterns=["*.png"]
+            )
     return ADDRESS + repo
 
 

@@ -4,6 +4,7 @@ import shutil
 import sys
 from types import SimpleNamespace
 
+import pandas
 import pytest
 import torch
 
@@ -25,8 +26,11 @@ def hub(monkeypatch, tmp_path):
             assert exist_ok and not private and self.token == "t"
             (tmp_path / repo_id).mkdir(parents=True, exist_ok=True)
 
-        def upload_folder(self, *, repo_id, folder_path, commit_message):
+        def upload_folder(self, *, repo_id, folder_path, commit_message, delete_patterns):
             assert "pyro_vae" in commit_message
+            for pattern in delete_patterns:
+                for old in (tmp_path / repo_id).glob(pattern):
+                    old.unlink()
             shutil.copytree(folder_path, tmp_path / repo_id, dirs_exist_ok=True)
 
     def snapshot_download(repo_id, *, revision=None, allow_patterns=None):
@@ -54,6 +58,8 @@ def test_what_is_pushed_comes_back_with_a_card(hub):
     for picture in ("run-0.png", "loglikelihood-1.png"):
         assert f"({picture})" in card
         assert (hub / "me" / "digits" / picture).read_bytes().startswith(b"\x89PNG")
+    pv.push_to_hub(vae, "me/digits", found, token="t")
+    assert [path.name for path in (hub / "me" / "digits").glob("*.png")] == ["loglikelihood-0.png"]
 
 
 def test_a_program_of_ones_own_is_loaded_into_one(hub):
@@ -76,8 +82,9 @@ def test_what_the_hub_says_is_one_sentence(hub):
     with pytest.raises(CheckpointError, match=r"^hf://me/none: OSError: 404 .*me/none$") as caught:
         pv.load("hf://me/none")
     assert "\n" not in str(caught.value)
-    with pytest.raises(ConfigError, match="results: got 3, expected answers of verbs"):
-        pv.push_to_hub(pv.models.VAE(6, 2, (4,)), "me/digits", 3)
+    for result in (3, pandas.DataFrame({"a": [1, 2]})):
+        with pytest.raises(ConfigError, match="results: got .* expected answers of verbs"):
+            pv.push_to_hub(pv.models.VAE(6, 2, (4,)), "me/digits", result)
 
 
 def test_without_the_client_the_extra_is_named(monkeypatch):

@@ -20,8 +20,10 @@ def local_path(argument: str, path: str | os.PathLike[str]) -> Path:
     if not isinstance(text, str) or "\0" in text or not text:
         raise ConfigError(f"{argument}: got {path!r}, expected the path of a folder")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
-        raise ConfigError(
-            f"{argument}: got {text!r}, expected a folder of this machine (pv.fit, pv.save and "
-            "pv.load take addresses too, as protocol://path)"
+        way_out = (
+            "; pv.push_to_hub writes to the Hub, and pv.load reads hf://owner/name"
+            if text.startswith("hf:")
+            else " (pv.fit, pv.save and pv.load take addresses too, as s3://bucket/run)"
         )
+        raise ConfigError(f"{argument}: got {text!r}, expected a folder of this machine{way_out}")
     return Path(text).expanduser()

@@ -76,6 +76,8 @@ def test_other_names_are_refused(repo):
         pv.push_to_hub(pv.models.VAE(6, 2, (4,)), repo)
     with pytest.raises(ConfigError, match="owner/name"):
         pv.load(f"hf://{repo}")
+    with pytest.raises(ConfigError, match=r"folder: got 'hf://.*; pv\.push_to_hub writes to the"):
+        pv.save(pv.models.VAE(6, 2, (4,)), f"hf://{repo}")
 
 
 def test_what_the_hub_says_is_one_sentence(hub):

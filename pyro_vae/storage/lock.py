@@ -14,6 +14,9 @@ NAME = "lock.json"
 BEAT = 30.0  # seconds between two signs of life
 held_here: set[str] = set()  # the locks that runs of this process hold, or are about to
 STALE = 3600.0  # seconds without one, after which a run on another machine counts as dead
+# The same of a run under this host's name that this machine cannot look for: it was restarted
+# meanwhile, or the run is in another container, or on a machine of the same name.
+UNSEEN = 600.0
 
 
 class FolderLock:
@@ -36,14 +39,7 @@ class FolderLock:
             ConfigError: Another run holds it; it is named.
         """
         self._make_folder(self.path.parent)
-        self._text = json.dumps(
-            {
-                "pid": os.getpid(),
-                "host": host(),
-                "start": start_of(os.getpid()),
-                "id": secrets.token_hex(8),
-            }
-        )
+        self._text = json.dumps(here() | {"id": secrets.token_hex(8)})
         held_here.add(self._text)
         for _ in range(3):
             if self._create():
@@ -127,6 +123,8 @@ class FolderLock:
         pid, start = owner["pid"], owner.get("start")
         if owner["host"] != host() or not isinstance(pid, int):
             return age < STALE
+        if owner.get("processes") not in (None, processes()):
+            return age < UNSEEN
         if pid == os.getpid():
             return (
                 text in held_here
@@ -141,6 +139,21 @@ def owner_of(text: str) -> dict[str, object] | None:
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and {"pid", "host"} <= found.keys() else None
+
+
+def here() -> dict[str, object]:
+    """Return what names this process, among all that may reach a folder."""
+    pid = os.getpid()
+    return {"pid": pid, "host": host(), "processes": processes(), "start": start_of(pid)}
+
+
+def processes() -> str | None:
+    """Return what numbers the processes that this one sees: a start of a machine, a container."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
 
 
 def start_of(pid: int) -> str | None:

@@ -2,13 +2,11 @@
 
 import contextlib
 import json
-import os
 import secrets
 import time
 
 from pyro_vae.errors import ConfigError
-from pyro_vae.storage.atomic import host
-from pyro_vae.storage.lock import NAME, FolderLock, held_here, owner_of, start_of
+from pyro_vae.storage.lock import NAME, FolderLock, held_here, here, owner_of
 from pyro_vae.storage.remote import RemoteFolder
 
 BEAT = 300.0  # seconds between two signs of life: each is a request
@@ -84,6 +82,5 @@ class RemoteLock:
                 self._folder.put_text(None)
 
     def _write(self) -> None:
-        mine = {"pid": os.getpid(), "host": host(), "start": start_of(os.getpid()), "id": self._id}
-        self._folder.put_text(json.dumps({**mine, "beat": time.time()}))
+        self._folder.put_text(json.dumps(here() | {"id": self._id, "beat": time.time()}))
         self._last = time.monotonic()

@@ -79,7 +79,9 @@ def test_a_folder_in_use_is_refused_by_the_name_of_its_owner(tmp_path):
         child.communicate(b"\n")
 
 
-@pytest.mark.parametrize("kind", ["dead", "given out again", "own", "old host", "damaged"])
+@pytest.mark.parametrize(
+    "kind", ["dead", "given out again", "own", "old host", "before a restart", "damaged"]
+)
 def test_a_stale_lock_is_recovered(kind, tmp_path):
     folder = tmp_path / "run"
     changes = {
@@ -87,13 +89,14 @@ def test_a_stale_lock_is_recovered(kind, tmp_path):
         "given out again": {"pid": 1, "start": "1"},
         "own": {},  # an interrupt ended a run of this process in the midst of giving it up
         "old host": {"host": "elsewhere"},
+        "before a restart": {"processes": "others", "pid": 1},
         "damaged": {},
     }[kind]
     owner(folder, **changes)
     if kind == "damaged":
         (folder / "lock.json").write_text('{"pid": ')
-    if kind in ("old host", "damaged"):
-        old = time.time() - 2 * lock.STALE
+    if kind in ("old host", "before a restart", "damaged"):
+        old = time.time() - 2 * (lock.UNSEEN if kind == "before a restart" else lock.STALE)
         os.utime(folder / "lock.json", (old, old))
     pv.fit(build(), X, out=folder, **FAST)
     assert not (folder / "lock.json").exists() and not list(folder.glob(".*"))
@@ -110,6 +113,14 @@ def test_a_fresh_lock_of_another_host_holds(tmp_path):
     owner(tmp_path / "run", host="elsewhere", pid=1)
     with pytest.raises(ConfigError, match="in use by process 1 on elsewhere"):
         pv.fit(build(), X, out=tmp_path / "run", **FAST)
+
+
+def test_a_fresh_lock_of_another_container_of_this_name_holds(tmp_path):
+    """Its processes cannot be looked for here: of the same number there is none, or another."""
+    for pid in (dead_pid(), os.getppid(), os.getpid()):
+        owner(tmp_path / "run", processes="others", pid=pid)
+        with pytest.raises(ConfigError, match=f"in use by process {pid} on {host()}"):
+            pv.fit(build(), X, out=tmp_path / "run", **FAST)
 
 
 def test_of_many_who_find_a_stale_lock_one_gets_it(tmp_path):

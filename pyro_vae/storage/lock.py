@@ -17,6 +17,7 @@ STALE = 3600.0  # seconds without one, after which a run on another machine coun
 # The same of a run under this host's name that this machine cannot look for: it was restarted
 # meanwhile, or the run is in another container, or on a machine of the same name.
 UNSEEN = 600.0
+_PROC = Path("/proc")
 
 
 class FolderLock:
@@ -150,8 +151,8 @@ def here() -> dict[str, object]:
 def processes() -> str | None:
     """Return what numbers the processes that this one sees: a start of a machine, a container."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+        boot = (_PROC / "sys" / "kernel" / "random" / "boot_id").read_text(encoding="utf-8")
+        return f"{boot.strip()} {os.readlink(_PROC / 'self' / 'ns' / 'pid')}"
     except OSError:
         return None
 
@@ -159,7 +160,7 @@ def processes() -> str | None:
 def start_of(pid: int) -> str | None:
     """Return when a process was started, in a form of this machine's own; None if it hides it."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        text = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
         return text.rsplit(")", 1)[1].split()[19]
     except (OSError, IndexError):
         return None

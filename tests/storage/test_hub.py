@@ -85,7 +85,7 @@ def test_what_the_hub_says_is_one_sentence(hub):
         pv.load("hf://me/none")
     assert "\n" not in str(caught.value)
     for result in (3, pandas.DataFrame({"a": [1, 2]})):
-        with pytest.raises(ConfigError, match="results: got .* expected answers of verbs"):
+        with pytest.raises(ConfigError, match=r"results: got .* expected answers of verbs"):
             pv.push_to_hub(pv.models.VAE(6, 2, (4,)), "me/digits", result)
 
 

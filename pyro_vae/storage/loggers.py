@@ -39,7 +39,7 @@ class Loggers:
         Arguments:
             settings: As JSON holds them.
         """
-        self._each(lambda logger: _told(logger, "log_hyperparams", dict(settings)))
+        self._each(lambda logger: _told(logger, "log_hyperparams", _as_parameters(settings)))
         status = "failed"
         try:
             yield
@@ -65,6 +65,16 @@ class Loggers:
                     UserWarning,
                     stacklevel=2,
                 )
+
+
+def _as_parameters(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without what tells programs and rows apart: it is long, and hashes mostly.
+
+    MLflow refuses all of them for one name that is empty, as that of a root module is.
+    """
+    config = settings.get("architecture", {}).get("config")
+    left = {name: value for name, value in settings.items() if name not in ("rows", "architecture")}
+    return {**left, "config": config}
 
 
 def _told(logger: Any, method: str, *arguments: Any) -> None:

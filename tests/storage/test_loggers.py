@@ -67,6 +67,21 @@ def test_several_loggers_take_the_place_of_the_events(tmp_path):
     assert (tmp_path / "other" / "tensorboard").exists()
 
 
+def names(settings):
+    """Return the names of settings as MLflow and W&B make them of nested ones."""
+    for name, value in settings.items():
+        nested = names(value) if isinstance(value, dict) else ()
+        yield from (f"{name}/{each}" for each in nested) if nested else (name,)
+
+
+def test_settings_come_to_a_logger_by_names_that_it_takes():
+    full = Full()
+    train(logger=full)
+    told = set(names(full.calls[0]))
+    assert {"lr", "batch_size", "config/latent_dim", "config/posterior/name"} <= told
+    assert not [n for n in told if not all(n.split("/")) or n.startswith(("rows", "architecture"))]
+
+
 def test_a_logger_that_fails_is_told_of_once_and_the_run_goes_on():
     full = Full()
     with pytest.warns(UserWarning, match=r"Full gets no more rows \(OSError: no route") as told:

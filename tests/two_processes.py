@@ -323,6 +323,7 @@ def scenarios(rank: int, folder: Path) -> dict[str, Any]:
         "cut": cut(folder),
         "verbs": judged(rank),
         "iwae": exact(False, 23, objective=pv.IWAE(2), beta=0.5),
+        "bfloat16": exact("trace", 8, epochs=1, reduce_dtype=torch.bfloat16),
         "spread": fit(Known(seed=rank), data(16), optimizer=frozen),
         "normed": fit(Normed(), data(27)[0], optimizer=frozen),
         "dealt": seen(_dealt(rank)),

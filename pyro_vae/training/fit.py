@@ -81,6 +81,7 @@ def fit(
     device: str | torch.device = "auto",
     devices: Devices = "auto",
     precision: Precision = None,
+    reduce_dtype: torch.dtype | None = None,
     compile: Mode = "auto",
     out: str | os.PathLike[str] | None = None,
     logger: Any = None,
@@ -188,6 +189,8 @@ def fit(
         precision: None leaves the parameters as they are; ``"32-true"`` and ``"64-true"`` convert
             them. ``"bf16-mixed"`` runs the torch modules that map tensors to tensors under bfloat16
             autocast in training steps; parameters, densities and sums stay in float32.
+        reduce_dtype: In which gradients are sent and summed over processes; None: their own.
+            ``torch.bfloat16`` moves half the bytes of float32, and leaves 8 bits of each gradient.
         compile: ``"trace"`` runs model and guide once per batch shape and from then on the tensor
             graph that they left, with equal numbers; True also compiles the graph (Inductor; the
             first step of each shape waits for the compiler; numbers equal up to rounding).
@@ -267,13 +270,14 @@ def fit(
             size=feed.size,
             compile=compile,
             steps=limits.steps(len(feed)),
-            reduce=world.reduce if world.size > 1 else None,
+            reduce=world.reducing(reduce_dtype),
             accumulate=accumulate,
         )
         settings: dict[str, Any] = {}
         if folder is not None or logger is not None or world.size > 1:
             settings |= record_data(wrapped, feed, judged, transform, precision, seed)
-            settings |= record_steps(stepper, chosen, beta, lr_schedule, clip_norm, ema)
+            options = clip_norm, ema, reduce_dtype
+            settings |= record_steps(stepper, chosen, beta, lr_schedule, *options)
         if isinstance(feed, LoaderFeed) or moved or any(map(is_of_a_user, (beta, lr_schedule))):
             stepper.watch()
         loop = Loop(

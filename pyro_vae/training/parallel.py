@@ -14,7 +14,7 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor, nn
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import positive, shown
 from pyro_vae.device import resolve_device
 from pyro_vae.errors import ConfigError, DeviceError, ProcessError
 from pyro_vae.extras import extra
@@ -23,6 +23,7 @@ from pyro_vae.program.sparse_rows import SparseRows
 from pyro_vae.torch_private import default_store
 from pyro_vae.training.torchrun import connect
 
+Reduce = Callable[[list[Tensor]], None]
 Devices = int | Literal["auto"]
 _MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # what Open MPI and MPICH tell a process
 _WORD = timedelta(seconds=5)  # for the word of a process that has just failed
@@ -80,8 +81,20 @@ class World:
     def start(self, modules: Mapping[str, nn.Module], facts: Mapping[str, Any]) -> None:
         """Begin with equal weights, on equal terms."""
 
-    def reduce(self, tensors: list[Tensor]) -> None:
-        """Replace per-datum losses and gradients, in place, by those of the whole batch."""
+    def reducing(self, dtype: torch.dtype | None) -> Reduce | None:
+        """Return what replaces a loss, and its gradients after it, by those of the whole batch.
+
+        Arguments:
+            dtype: In which the gradients are sent and summed; None: their own.
+
+        Raises:
+            ConfigError: Another type than one of these.
+        """
+        if dtype not in (None, torch.bfloat16, torch.float32):
+            raise ConfigError(
+                f"reduce_dtype: got {shown(dtype)}, expected None, torch.bfloat16 or torch.float32"
+            )
+        return None
 
     def together(self) -> AbstractContextManager[None]:
         """Make the buffers that the block moves equal again on leaving it."""
@@ -218,11 +231,27 @@ class Group(World):
             if buffer is not None and buffer.is_floating_point()
         ]
 
-    def reduce(self, tensors: list[Tensor]) -> None:
-        """Replace losses and gradients by those of the whole batch, in one collective."""
+    def reducing(self, dtype: torch.dtype | None) -> Reduce | None:
+        """Return what averages a loss and its gradients over the processes."""
+        super().reducing(dtype)
+
+        def reduce(tensors: list[Tensor]) -> None:
+            self.reduce(tensors[:1])
+            if len(tensors) > 1:
+                self.reduce(tensors[1:], dtype)
+
+        return self.reduce if dtype is None else reduce
+
+    def reduce(self, tensors: list[Tensor], dtype: torch.dtype | None = None) -> None:
+        """Replace losses and gradients by those of the whole batch, in one collective.
+
+        Arguments:
+            tensors: They, of this process's rows.
+            dtype: In which they are sent and summed; None: their own.
+        """
         # Not fabric.all_reduce: it puts a barrier before each sum.
         flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
-        flat.mul_(self._weight)
+        flat = flat.mul_(self._weight).to(dtype)
         self._lines.call(torch_dist.all_reduce, flat)
         pieces = flat.split([tensor.numel() for tensor in tensors])
         with torch.no_grad():

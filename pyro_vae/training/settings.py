@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyro_vae.arguments import number
@@ -117,6 +118,7 @@ def record_steps(
     lr_schedule: float | Schedule,
     clip_norm: float | None,
     ema: float | None = None,
+    reduce_dtype: torch.dtype | None = None,
 ) -> dict[str, Any]:
     """Return what the steps of a run are, as JSON gives it back: a continuation must share it."""
     rates = [[float(lr) for lr in base] for base in stepper.base_lrs]
@@ -132,8 +134,9 @@ def record_steps(
         else describe_schedule(beta),
         "clip_norm": None if clip_norm is None else float(clip_norm),
         "ema": None if ema is None else float(ema),
-        # Absent where it is 1: runs of before have none.
+        # Absent where they do nothing: runs of before have none.
         **({"accumulate": stepper.accumulate} if stepper.accumulate > 1 else {}),
+        **({} if reduce_dtype is None else {"reduce_dtype": str(reduce_dtype)}),
     }
 
 

@@ -86,6 +86,23 @@ def test_gradients_weights_and_history_are_those_of_one_process(both, name):
         close(found[name], alone)
 
 
+def test_gradients_are_summed_in_bfloat16_and_the_loss_is_not(both):
+    alone = exact("trace", 8, epochs=1)
+    for found in both:
+        assert found["bfloat16"]["history"]["loss"] == pytest.approx(
+            alone["history"]["loss"], rel=1e-12
+        )
+        for name, grad in alone["grads"][0].items():
+            new, old = (torch.tensor(g) for g in (found["bfloat16"]["grads"][0][name], grad))
+            assert torch.equal(new.bfloat16().to(new.dtype), new), "not summed in bfloat16"
+            assert 0 < (new - old).abs().max() < 2**-7 * old.abs().max()
+
+
+def test_another_type_of_the_sums_is_refused():
+    with pytest.raises(ConfigError, match=r"reduce_dtype: got torch.float16, expected None, torch"):
+        fit(Known(), data(8), reduce_dtype=torch.float16)
+
+
 def test_clipping_was_at_work():
     norms = [
         torch.cat([torch.tensor(grad).flatten() for grad in step.values()]).norm().item()
@@ -95,7 +112,7 @@ def test_clipping_was_at_work():
 
 
 def test_all_processes_hold_the_same_bits(both):
-    for name in (*ALONE, "normed", "spread", "stopped", "patience", "cut"):
+    for name in (*ALONE, "bfloat16", "normed", "spread", "stopped", "patience", "cut"):
         assert both[0][name] == both[1][name], name
     assert both[0]["resumed"] == both[1]["resumed"]
 

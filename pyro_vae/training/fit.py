@@ -250,8 +250,7 @@ def fit(
         batch_size, seed = positive("batch_size", batch_size), integer("seed", seed, 0)
         accumulate = positive("accumulate", accumulate)
         _check_arguments(clip_norm, ema, patience, valid, out, resume)
-        wrapped = Program.of(program)
-        wrapped.to(world.device)
+        wrapped = Program.of(program).to(world.device)
         convert(wrapped, precision)
         moved = _conformed(wrapped, transform and of_arguments(transform))
         with forgotten_on_error(wrapped):
@@ -276,8 +275,9 @@ def fit(
         settings: dict[str, Any] = {}
         if folder is not None or logger is not None or world.size > 1:
             settings |= record_data(wrapped, feed, judged, transform, precision, seed)
-            options = clip_norm, ema, reduce_dtype
-            settings |= record_steps(stepper, chosen, beta, lr_schedule, *options)
+            settings |= record_steps(
+                stepper, chosen, beta, lr_schedule, clip_norm, ema, reduce_dtype
+            )
         if isinstance(feed, LoaderFeed) or moved or any(map(is_of_a_user, (beta, lr_schedule))):
             stepper.watch()
         loop = Loop(

@@ -275,9 +275,7 @@ def fit(
         settings: dict[str, Any] = {}
         if folder is not None or logger is not None or world.size > 1:
             settings |= record_data(wrapped, feed, judged, transform, precision, seed)
-            settings |= record_steps(
-                stepper, chosen, beta, lr_schedule, clip_norm, ema, reduce_dtype
-            )
+            settings |= record_steps(stepper, chosen, beta, lr_schedule, ema, reduce_dtype)
         if isinstance(feed, LoaderFeed) or moved or any(map(is_of_a_user, (beta, lr_schedule))):
             stepper.watch()
         loop = Loop(

@@ -116,9 +116,8 @@ def record_steps(
     objective: Any,
     beta: KLWeight,
     lr_schedule: float | Schedule,
-    clip_norm: float | None,
-    ema: float | None = None,
-    reduce_dtype: torch.dtype | None = None,
+    ema: float | None,
+    reduce_dtype: torch.dtype | None,
 ) -> dict[str, Any]:
     """Return what the steps of a run are, as JSON gives it back: a continuation must share it."""
     rates = [[float(lr) for lr in base] for base in stepper.base_lrs]
@@ -132,7 +131,7 @@ def record_steps(
         "beta": {site: describe_schedule(b) for site, b in weights}
         if weights is not None
         else describe_schedule(beta),
-        "clip_norm": None if clip_norm is None else float(clip_norm),
+        "clip_norm": None if stepper.clip_norm is None else float(stepper.clip_norm),
         "ema": None if ema is None else float(ema),
         # Absent where they do nothing: runs of before have none.
         **({"accumulate": stepper.accumulate} if stepper.accumulate > 1 else {}),

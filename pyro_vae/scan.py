@@ -177,6 +177,7 @@ class _Parts:
     def __init__(self, graph: GraphModule, stepped: int) -> None:
         _write_anew(graph.graph)
         _refuse_writing(graph.graph)
+        _flatten_anew(graph.graph)
         kinds = _kinds(graph.graph, stepped)
         places = graph.graph.find_nodes(op="placeholder")
         result = _result(graph.graph)
@@ -298,6 +299,13 @@ def _refuse_writing(body: Graph) -> None:
     for node in body.nodes:
         if isinstance(node.target, OpOverload) and schema(node.target).is_mutable:
             raise RuntimeError(f"a step of a loop writes to a tensor by {node.target}")
+
+
+def _flatten_anew(body: Graph) -> None:
+    """Let views copy where they must: other steps may lie in memory otherwise than the recorded."""
+    for node in body.nodes:
+        if node.target is aten.view.default:
+            node.target = aten.reshape.default
 
 
 def _kinds(body: Graph, stepped: int) -> dict[Node, int]:
@@ -436,6 +444,7 @@ _BINDINGS = (
         "mm",
         "mul",
         "neg",
+        "reshape",
         "rsqrt",
         "sigmoid",
     ),

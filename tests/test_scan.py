@@ -131,3 +131,24 @@ def test_a_step_may_write_to_what_it_has_made_for_that():
 def test_a_step_that_no_graph_can_hold_is_refused(step, message):
     with pytest.raises(RuntimeError, match=message):
         make_fx(lambda c: scan(step, c, steps=3))(torch.zeros(2))
+
+
+def test_a_step_may_flatten_what_lies_in_memory_otherwise_than_at_the_first_step():
+    """Draws that share their inputs, and gradients that come from a transposed path."""
+    torch.manual_seed(0)
+    weight = torch.randn(Z, Z, dtype=torch.float64, requires_grad=True)
+    inputs = torch.randn(5, B, Z, dtype=torch.float64, requires_grad=True)
+
+    def loss(inputs, weight):
+        def step(z, u):
+            return nn.functional.linear(z + nn.functional.linear(u, weight), weight).tanh()
+
+        start = inputs.new_zeros(2, B, Z)
+        path = scan(step, start, [inputs.unsqueeze(1).expand(5, 2, B, Z)])
+        scale = torch.arange(1.0, 5 * 2 * B * Z + 1, dtype=torch.float64).reshape(Z, B, 2, 5)
+        total = (path.permute(3, 2, 1, 0) * scale).sum()
+        return path, *torch.autograd.grad(total, [inputs, weight])
+
+    eager, traced, _ = outcomes(loss, [inputs, weight])
+    for exact, found in zip(eager, traced, strict=True):
+        torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-12)

@@ -128,6 +128,7 @@ class LoaderFeed:
             _require_share(self.sampler, self.world)
         self.stream = isinstance(loader.dataset, IterableDataset)
         self.sharded = False  # known from the first batch
+        self._filled = 0  # rows that the samplers of all processes deal a second time
         self._first: Batch | None = None
         self._checked = False
         if self.world.size > 1:
@@ -154,6 +155,9 @@ class LoaderFeed:
     def _of_all(self, own: int) -> int:
         """Return the rows of an epoch, where the samplers of all processes deal each its own.
 
+        Samplers that fill their parts up to one length, as a DistributedSampler does, deal fewer
+        rows twice than there are processes.
+
         Raises:
             DataError: They are more than there are: processes deal the same ones.
         """
@@ -161,13 +165,14 @@ class LoaderFeed:
             return own
         dealt = round(self.world.sum(torch.tensor(float(own)).double()).item())
         there = len(self.loader.dataset)  # type: ignore[arg-type]
-        if dealt > there:
+        self._filled = max(0, dealt - there)
+        if self._filled >= self.world.size:
             raise DataError(
                 f"data: the samplers of {self.world.size} processes deal {dealt} rows in other "
                 f"orders, and the data set has {there}; give all of them the whole data set, in "
                 "one order (pv.fit deals the rows out) or with a DistributedSampler"
             )
-        return dealt
+        return dealt - self._filled
 
     def _require_apart(self) -> None:
         """Refuse samplers that deal one place of the data set to several processes.
@@ -183,18 +188,22 @@ class LoaderFeed:
         told = self.world.gather(str(there if dealt is not None else "unread").encode())
         if dealt is None or len(set(told)) > 1:
             return
+        left_out, doubled, first = 0, 0, ""
         for start in range(0, there, _MANY):
             own = torch.zeros(min(_MANY, there - start))
             own[dealt[(dealt >= start) & (dealt < start + _MANY)] - start] = 1
             found = self.world.sum(own)
-            places = (found > 1).nonzero().flatten()
-            if len(places):
-                first = int(places[0])
-                raise DataError(
-                    f"data: the samplers of {int(found[first])} processes deal row {start + first} "
-                    f"(and {len(places) - 1} others so); let their parts not overlap, or give all "
-                    "processes the whole data set in one order (pv.fit deals the rows out)"
-                )
+            left_out += int((found == 0).sum())
+            places = (found > 1).nonzero().flatten().tolist()
+            doubled += len(places)
+            if places and not first:
+                first = f"{int(found[places[0]])} processes deal row {start + places[0]}"
+        if first and (left_out or doubled > self._filled):
+            raise DataError(
+                f"data: the samplers of {first} (and {doubled - 1} others so); let their parts not "
+                "overlap, or give all processes the whole data set in one order (pv.fit deals the "
+                "rows out)"
+            )
 
     def _places(self) -> Tensor | None:
         """Return what this process's sampler deals, where it can be read without using it up.
@@ -262,7 +271,7 @@ class LoaderFeed:
             return
         found = round(self.world.sum(torch.tensor(seen).double()).item())
         dropped = (self.batch_size or 1) * self.world.size if self.loader.drop_last else 1
-        if not self.size - dropped < found <= self.size:
+        if not self.size - dropped < found <= self.size + self._filled:
             raise DataError(
                 f"data: an epoch had {found} rows over {self.world.size} processes, and N is "
                 f"{self.size}; let every row come once an epoch, and size= be their number"

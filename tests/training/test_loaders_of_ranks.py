@@ -126,6 +126,16 @@ LOADERS = {  # of the rank and the number of processes: the data, and N where it
     "own batches": lambda rank, size: Read(batches, rank, size),
     "named batches": lambda rank, size: Read(named),
 }
+
+
+def filled(rank, size, left_out=0):
+    """Return a loader of N - 1 rows whose sampler begins anew: all parts are of one length."""
+    rows, own = Subset(ROWS, range(N - 1)), places(rank, size)
+    return DataLoader(
+        rows, 5, sampler=SubsetRandomSampler([max(p % (N - 1), left_out) for p in own])
+    )
+
+
 TOLD = {  # rows that are left out or come twice, and what is said of them
     "a DistributedSampler for others": (
         lambda rank, size: DataLoader(ROWS, 6, sampler=DistributedSampler(ROWS, 2 * size, rank)),
@@ -156,6 +166,10 @@ TOLD = {  # rows that are left out or come twice, and what is said of them
             ROWS, 4, sampler=SubsetRandomSampler(range(rank * N // 8, rank * N // 8 + N // size))
         ),
         f"processes deal row {N // 8} (and ",
+    ),
+    "parts filled up, and a row left out": (
+        lambda rank, size: filled(rank, size, left_out=1),
+        "processes deal row 1 (and 0 others",
     ),
     "batches that overlap": (
         lambda rank, size: DataLoader(ROWS, batch_sampler=[[rank, 20], [9 + rank]]),
@@ -228,7 +242,8 @@ def found(request, tmp_path_factory):
             name: error(lambda make=make: weights(make(rank, size), rank))
             for name, (make, _) in TOLD.items()
         }
-        return {**rows, **told, "drawn": weights(drawn(rank, size), rank)["N"]}
+        more = weights(filled(rank, size), rank), weights(drawn(rank, size), rank)["N"]
+        return {**rows, **told, "filled": more[0], "drawn": more[1]}
 
     return connected(size, train, tmp_path_factory.mktemp("ranks"))
 
@@ -252,6 +267,14 @@ def test_every_row_counts_once_an_epoch(name, found):
 def test_rows_that_are_left_out_or_doubled_stop_all(name, found):
     for each in found:
         assert TOLD[name][1] in each[name]
+
+
+@forks
+def test_parts_may_be_filled_up_to_one_length(found):
+    """As those of a DistributedSampler are, by other samplers that the field uses."""
+    whole = sum(each["filled"]["weights"] for each in found)
+    assert np.allclose(whole, [[2.0, *[1.0] * (N - 2), 0.0]] * 2)
+    assert [each["filled"]["N"] for each in found] == [N - 1] * len(found)
 
 
 @forks

@@ -277,7 +277,10 @@ class Program(nn.Module):
             ConfigError: Another thread of this process trains.
         """
         with one_thread("program"), denormals_flushed(), self.own.answering():
-            yield
+            try:
+                yield
+            finally:
+                self.reader.runs.release_iterators()
 
     def share_values(self, other: "Program") -> None:
         """Answer ``pyro.param`` statements with another program's values from now on."""

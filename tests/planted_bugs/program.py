@@ -196,6 +196,27 @@ BUGS = [
         "tests/program/test_own_state.py::test_the_first_step_is_the_first_call[in_a_cycle]",
     ),
     Bug(
+        "a buffer that an iterator fills given as it is now",
+        "program/memory/own_state.py",
+        "                    _put(content, copy)\n",
+        "                    pass\n",
+        "tests/program/test_iterators.py::test_steps_see_what_those_of_a_plain_loop_see",
+    ),
+    Bug(
+        "a value of an iterator without what the draw has moved",
+        "program/memory/own_state.py",
+        "home.put(*moved_since(home.state(), was, now))",
+        "pass",
+        "tests/program/test_iterators.py::test_steps_see_what_those_of_a_plain_loop_see",
+    ),
+    Bug(
+        "a stand-in left in the place of an iterator",
+        "program/memory/own_state.py",
+        "home.exchange(lambda value: exchanged(value, source_of))",
+        "pass",
+        "tests/program/test_iterators.py::test_steps_see_what_those_of_a_plain_loop_see",
+    ),
+    Bug(
         "a cache that holds what a look has put there",
         "program/memory/value_places.py",
         "            self._owner.cache_clear()\n",

@@ -361,19 +361,6 @@ def test_places_are_put_back_after_a_trace_too():
     assert list(run["trace"].history["loss"]) == list(run[False].history["loss"])
 
 
-def test_a_generator_that_looks_move_on_is_told_of_where_it_writes_elsewhere():
-    kept = types.SimpleNamespace(calls=0)
-
-    def numbers():
-        while True:
-            kept.calls += 1
-            yield kept.calls
-
-    schedule = numbers()
-    with pytest.warns(UserWarning, match="draws on an iterator, numbers, .*keep a number"):
-        pv.Program(Annealed(lambda _: next(schedule)).model, lambda x: None).read(X)
-
-
 def test_a_large_tensor_that_looks_write_to_is_told_of():
     program = Annealed(lambda self: float(self.bank.add_(1.0)[0]))
     program.bank = torch.zeros(2**20 + 1)

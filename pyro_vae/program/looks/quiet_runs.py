@@ -119,6 +119,11 @@ class Runs:
         with one_thread("program"), buffers_kept(self._program), self._state().kept():
             yield
 
+    def release_iterators(self) -> None:
+        """Let go of iterators of which looks have drawn no more than steps since."""
+        if self._own_state is not None:
+            self._own_state.release()
+
     def _state(self) -> OwnState:
         functions = self._program.functions
         if self._own_state is None or self._own_state.functions != functions:

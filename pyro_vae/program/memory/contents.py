@@ -108,6 +108,14 @@ class _Written(_Content):
             self._value.data = copy[1].clone()
 
 
+class _Given(_Written):
+    """One that an iterator gives: compared at any size, for the source may fill it by NumPy."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__(value)
+        self._small = True
+
+
 class _Array(_Content):
     """A NumPy array."""
 
@@ -196,3 +204,13 @@ def content_of(value: Any) -> Any:
     if isinstance(value, dict | list | deque) and len(value) > MANY:
         return _Long(value)
     return _Generator(value) if isinstance(value, _GENERATORS) else None
+
+
+def content_given(value: Any) -> Any:
+    """Return what a tensor or an array holds that an iterator gives, whatever its size."""
+    if isinstance(value, Tensor):
+        whole = value if value._base is None or _is_plain(value) else value._base  # of an expanded
+        return _Given(whole) if _is_plain(whole) and not whole.requires_grad else None
+    if isinstance(value, np.ndarray) and value.flags.writeable and not value.dtype.hasobject:
+        return _Array(value.view(np.ndarray))
+    return None

@@ -8,9 +8,23 @@ from typing import Any
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import nn
 
-from pyro_vae.program.memory.contents import content_of, is_as_before, is_state, is_weight, version
-from pyro_vae.program.memory.iterators import Retold, with_retold
-from pyro_vae.program.memory.value_places import Names, homes_of, numbers_moved
+from pyro_vae.program.memory.contents import (
+    content_given,
+    content_of,
+    is_as_before,
+    is_state,
+    is_weight,
+    version,
+)
+from pyro_vae.program.memory.iterators import (
+    Retold,
+    exchanged,
+    keeps,
+    parts_of,
+    source_of,
+    stand_in,
+)
+from pyro_vae.program.memory.value_places import Names, homes_of, moved_since, numbers_moved
 from pyro_vae.program.object_graph import holders
 
 
@@ -67,6 +81,12 @@ class OwnState:
                 self.settled = True
             if self._depth == 0:
                 before.let_go()
+                self.release()
+
+    def release(self) -> None:
+        """Put each iterator back in its place of which nothing lies ahead."""
+        if self._depth == 0 and self._all is not None and self._all.release():
+            self._all = None
 
     def _put_back(self, before: "Moment") -> None:
         if not before.put_back():
@@ -84,10 +104,10 @@ class _Holders:
         self.homes = [home for thing in own for home in homes_of(thing)]
         made: dict[int, Retold] = {}
         for home in self.homes:
-            home.exchange(lambda value: with_retold(value, made))
+            home.exchange(lambda value: exchanged(value, lambda each: stand_in(each, made)))
         self.states = [home.state() for home in self.homes]
         values = [value for _, values in self.states for value in values]
-        values += [each for thing in things if type(thing) is tuple for each in thing]
+        values += [each for thing in things if isinstance(thing, tuple) for each in thing]
         weights = [value for value in values if is_weight(value)]
         self.weights = list({id(w): w for w in weights if not is_state(w)}.values())
         self.built = {id(t) for t in things if issubclass(type(t), nn.Module)}
@@ -95,21 +115,48 @@ class _Holders:
         inside = {id(value): value for value in (*things, *values, *made.values())}
         found = map(content_of, inside.values())
         self.contents = [content for content in found if content is not None]
+        self.retold = [content for content in self.contents if type(content) is Retold]
 
     def watch_iterators(self) -> None:
-        """Have each iterator note whether a draw from it moves what is put back."""
-        for content in self.contents:
-            if isinstance(content, Retold):
-                content.watch = self._watch
+        """Have each iterator note what a draw from it moves."""
+        for each in self.retold:
+            each.watch = self._watch
 
-    def _watch(self) -> Callable[[], bool]:
-        """Return a function that tells whether anything but an iterator has moved since."""
+    def _watch(self) -> Callable[[Any], Callable[[], None]]:
+        """Begin a note of what a draw moves: return a function of the value that it gives.
+
+        This one ends the note, and returns a function that leaves all as the draw has left it.
+        """
         states = [(home, home.state()) for home in self.homes]
-        copies = [(c, c.copy()) for c in self.contents if not isinstance(c, Retold)]
-        return lambda: (
-            any(not home.same(home.state(), was) for home, was in states)
-            or any(not content.same(copy) for content, copy in copies)
-        )
+        copies = [(c, c.copy()) for c in self.contents if type(c) is not Retold]
+        known = {id(value) for _, values in self.states for value in values}
+
+        def drawn(value: Any) -> Callable[[], None]:
+            pairs = [(home, was, home.state()) for home, was in states]
+            homes = [(home, was, now) for home, was, now in pairs if not home.same(was, now)]
+            parts = [each for each in parts_of(value) if id(each) not in known]
+            given = [home for each in parts if keeps(each) for home in homes_of(each)]
+            homes += [(home, ((), ()), home.state()) for home in given]
+            contents = [c for c, copy in copies if not c.same(copy)]
+            contents += [c for c in map(content_given, parts) if c is not None]
+            left = [(content, content.copy()) for content in contents]
+
+            def again() -> None:
+                for home, was, now in homes:
+                    home.put(*moved_since(home.state(), was, now))
+                for content, copy in left:
+                    _put(content, copy)
+
+            return again
+
+        return drawn
+
+    def release(self) -> bool:
+        """Put each iterator back of which nothing lies ahead; return whether there was one."""
+        drained = any(not each.ahead for each in self.retold)
+        for home in self.homes if drained else ():
+            home.exchange(lambda value: exchanged(value, source_of))
+        return drained
 
     def moved(self) -> bool:
         """Return whether a value is another than when the walk met it."""
@@ -178,6 +225,11 @@ class Moment:
         new = [v for _, (_, now), (_, was) in others for v in now if not any(v is w for w in was)]
         found = _Holders([*holders(*new), *new]).built | {id(v) for v in new if is_weight(v)}
         return not found <= known
+
+
+def _put(content: Any, copy: Any) -> None:
+    if not content.same(copy):
+        content.put(copy)
 
 
 def _tell_of_counts(names: set[str]) -> None:

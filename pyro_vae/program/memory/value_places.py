@@ -250,6 +250,16 @@ def numbers_moved(now: _State, before: _State) -> set[str]:
     }
 
 
+def moved_since(current: _State, before: _State, after: _State) -> _State:
+    """Return the current state of a place with what differs between two others as after it."""
+    if any(len(keys) != len(values) for keys, values in (current, before, after)):
+        return after  # a list, say, as a whole
+    now, was, then = (dict(zip(*state, strict=True)) for state in (current, before, after))
+    kept = {name: value for name, value in now.items() if name in then or name not in was}
+    kept |= {k: v for k, v in then.items() if k not in was or v is not was[k]}
+    return tuple(kept), tuple(kept.values())
+
+
 def homes_of(thing: Any) -> Iterator[_Home]:
     """Yield where a thing that a search has met may keep values."""
     kind: Any = type(thing)

@@ -5,7 +5,7 @@ by ``given``, datum by datum.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -162,8 +162,23 @@ class ConditionalVAE(ZooProgram):
         return x, torch.zeros(n, dtype=torch.long, device=x.device)
 
     def reads(self, data: Any) -> Any:
-        """Return data, labels as whole numbers; raises `DataError` for a class out of range."""
-        return data if self.num_classes is None else with_classes(data, "c", self.num_classes, 0)
+        """Return data, labels as whole numbers.
+
+        Raises:
+            DataError: a class out of range, or covariates of another shape.
+        """
+        if self.num_classes is None:
+            return _with(data, "c", self._covariates)
+        return with_classes(data, "c", self.num_classes, 0)
+
+    def _covariates(self, c: Any) -> Any:
+        """Return covariates as they are; a vector of them would be the condition of all rows."""
+        if c is None or (hasattr(c, "shape") and tuple(c.shape[1:]) != self.covariates):
+            got = "None" if c is None else f"shape {tuple(c.shape)}"
+            raise DataError(
+                f"c: got {got}, expected covariates (N, {', '.join(map(str, self.covariates))})"
+            )
+        return c
 
     def features(self, c: Tensor) -> Tensor:
         """Return a condition as a vector, (*, C): one-hot where it is a label."""
@@ -280,16 +295,19 @@ def with_classes(data: Any, name: str, num_classes: int, least: int) -> Any:
         least: 0, or -1 where labels may lack.
 
     Raises:
-        DataError: one is out of range, or no number; names its row.
+        DataError: one is out of range, or no number; names its row. Or a row has several.
     """
+    return _with(data, name, lambda labels: _whole(name, labels, num_classes, least))
+
+
+def _with(data: Any, name: str, change: Callable[[Any], Any]) -> Any:
+    """Return a batch, or a list of them, with its second argument changed."""
     if isinstance(data, Mapping):
-        if name not in data:
-            return data
-        return {**data, name: _whole(name, data[name], num_classes, least)}
+        return {**data, name: change(data[name])} if name in data else data
     if isinstance(data, list) and data and all(map(_is_batch, data)):
-        return [with_classes(each, name, num_classes, least) for each in data]
+        return [_with(each, name, change) for each in data]
     if isinstance(data, tuple | list) and len(data) == 2:
-        pair = (data[0], _whole(name, data[1], num_classes, least))
+        pair = (data[0], change(data[1]))
         kind: Any = type(data)
         return kind(*pair) if hasattr(data, "_fields") else kind(pair)
     return data
@@ -299,7 +317,9 @@ def _whole(name: str, labels: Any, num_classes: int, least: int) -> Any:
     if labels is None and least < 0:
         return None
     try:
-        if hasattr(labels, "to_numpy"):  # a column of a data frame
+        if hasattr(labels, "columns"):  # a data frame
+            raise TypeError("pass one column of the data frame, as table['label']")
+        if hasattr(labels, "to_numpy"):  # a column of one
             require_plain(name, labels)
             labels = labels.to_numpy(dtype=np.float64, copy=True, na_value=np.nan)
         values = torch.as_tensor(labels)
@@ -310,6 +330,11 @@ def _whole(name: str, labels: Any, num_classes: int, least: int) -> Any:
         ) from error
     if values.is_complex():
         raise DataError(f"{name}: got complex numbers, expected class numbers")
+    if values.dim() > 1:
+        raise DataError(
+            f"{name}: got labels of shape {tuple(values.shape)}, expected one class number in each "
+            "row, (N): take labels.argmax(-1) of one-hot vectors, labels[:, 0] of a column"
+        )
     require_classes(name, values, num_classes, least)
     return labels if values.is_meta else values.long()
 

@@ -111,7 +111,7 @@ class MultimodalVAE(ZooProgram):
         """Return the data of each modality, (B | data), NaN where all lack, and what is there.
 
         Raises:
-            DataError: an unknown modality, or none that is there.
+            DataError: an unknown modality, none that is there, or one of another shape.
         """
         names = [*self.shapes, _MASK]
         given = dict(zip(names, data, strict=False)) | named
@@ -121,7 +121,7 @@ class MultimodalVAE(ZooProgram):
             got = f"{unknown[0]!r}" if unknown else f"{len(data)} arguments, {len(known)} tensors"
             raise DataError(f"got {got}, expected modalities {list(self.shapes)}, at least one")
         rows, mask = len(known[0]), given.get(_MASK)
-        if mask is not None and mask.shape[1:] != (len(self.shapes),):
+        if mask is not None and mask.shape != (rows, len(self.shapes)):
             raise DataError(
                 f"{_MASK}: got shape {tuple(mask.shape)}, expected {(rows, len(self.shapes))}: a "
                 f"column for each of {list(self.shapes)}"
@@ -131,6 +131,11 @@ class MultimodalVAE(ZooProgram):
             x = given.get(name)
             if x is None:
                 x = self.origin.new_full((rows, *shape), torch.nan)
+            if x.shape != (rows, *shape):
+                raise DataError(
+                    f"{name}: got shape {tuple(x.shape)}, expected {(rows, *shape)}: a datum of "
+                    f"shape {shape} in each row"
+                )
             seen = ~x.isnan()
             if mask is not None:
                 seen = seen & mask[:, place].bool().reshape(-1, *(1,) * len(shape))

@@ -23,7 +23,7 @@ from pyro_vae.conditionals.posteriors import POSTERIORS, Posterior, posterior_of
 from pyro_vae.conditionals.priors import PRIORS, Prior, StandardNormal, prior_config, prior_of
 from pyro_vae.conditionals.registry import choice_config, choose
 from pyro_vae.distributions import Incomplete
-from pyro_vae.errors import ConfigError
+from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.models.networks import decoder_of, encoder_net, shared_config
 from pyro_vae.models.zoo_program import OneLatent, ZooProgram, register
 from pyro_vae.nn import Shape
@@ -160,8 +160,19 @@ class VAE(OneLatent):
 
 
 def _observed(x: Tensor, observed: Tensor | None) -> Tensor:
-    """Return which cells are there: what a mask says, and no NaN."""
-    return ~x.isnan() if observed is None else observed.bool() & ~x.isnan()
+    """Return which cells are there: what a mask says, and no NaN.
+
+    Raises:
+        DataError: the mask has another shape than the data.
+    """
+    if observed is None:
+        return ~x.isnan()
+    if observed.shape != x.shape:  # (B) would be taken for one cell of each datum where B is D
+        raise DataError(
+            f"observed: got shape {tuple(observed.shape)}, expected {tuple(x.shape)}, that of the "
+            "data: True where a cell is there"
+        )
+    return observed.bool() & ~x.isnan()
 
 
 def _imputation(how: str, shape: Sequence[int], spec: Observation, prior: Prior) -> Any:

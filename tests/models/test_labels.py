@@ -253,6 +253,21 @@ def test_labels_come_as_a_column_of_a_data_frame():
     assert found.predictive(y.to(torch.uint8)) == found.predictive(y)
 
 
+def test_a_row_has_one_class_number_or_one_vector_of_covariates():
+    """A vector of two numbers would be the covariates of both rows."""
+    x, y = torch.zeros(2, 2), torch.tensor([0, 1])
+    for program in (M2(2, 2, 1, (4,)), ConditionalVAE(2, 1, (4,), num_classes=2)):
+        for labels in (torch.eye(2), y[:, None]):
+            with pytest.raises(DataError, match=r"got labels of shape .*labels\.argmax\(-1\)"):
+                pv.elbo(program, (x, labels))
+        with pytest.raises(DataError, match=r"got DataFrame, .*one column of the data frame"):
+            pv.elbo(program, (x, pd.DataFrame({"y": y.numpy()})))
+    program = ConditionalVAE(2, 1, (4,), covariates=2)
+    for c in (torch.ones(2), torch.ones(2, 3), None):
+        with pytest.raises(DataError, match=r"c: got .*, expected covariates \(N, 2\)"):
+            pv.elbo(program, (x, c))
+
+
 def test_a_condition_that_nothing_depends_on_is_refused():
     with pytest.raises(ConfigError, match="expected one of them"):
         ConditionalVAE(2, 1)

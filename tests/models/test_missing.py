@@ -213,6 +213,14 @@ def test_what_cannot_be_filled_in_is_told():
         pv.elbo(VAE(4, 2, (6,), missing="nan", observation=Gaussian), wild)
 
 
+def test_a_mask_of_another_shape_is_refused():
+    """One mark for each of as many rows as cells would be taken for one for each cell."""
+    x = torch.zeros(4, 4)
+    for shape in ((4,), (4, 1)):
+        with pytest.raises(DataError, match=r"observed: got shape .*expected \(4, 4\)"):
+            pv.elbo(VAE(4, 1, (4,), missing="nan"), (x, torch.ones(shape).bool()))
+
+
 class Clusters(nn.Module):
     """Two sites around the centre of a cluster, which is summed out, and a common shift z."""
 

@@ -158,6 +158,8 @@ def test_what_is_no_modality_is_told():
 
 def test_a_mask_of_other_modalities_is_refused():
     vae, x = MultimodalVAE({"a": 2, "b": 2}, 1, (4,)), torch.zeros(3, 2)
-    for columns in (1, 3):
+    for shape in ((3, 1), (3, 3), (1, 2)):
         with pytest.raises(DataError, match=r"observed: got shape .*expected \(3, 2\)"):
-            pv.elbo(vae, {"a": x, "b": x, "observed": torch.ones(3, columns)})
+            vae.cells(x, x, torch.ones(shape))
+    with pytest.raises(DataError, match=r"b: got shape \(3,\), expected \(3, 2\)"):
+        pv.elbo(vae, (x, x[:, 0]))

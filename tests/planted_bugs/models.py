@@ -211,4 +211,11 @@ BUGS = [
         "each",
         "tests/models/test_tables.py::test_what_is_filled_in_stands_in_the_order_of_the_frame",
     ),
+    Bug(
+        "marks of rows as marks of cells",
+        "models/vae.py",
+        "observed.shape != x.shape",
+        "False",
+        "tests/models/test_missing.py::test_a_mask_of_another_shape_is_refused",
+    ),
 ]

@@ -23,11 +23,8 @@ from pyro_vae.evaluation.site_values import (
 )
 from pyro_vae.program.batch import (
     Batch,
-    Form,
     Whole,
-    arguments,
     map_rows,
-    named_arguments,
     num_rows,
 )
 from pyro_vae.program.handlers import DrawnData
@@ -166,6 +163,7 @@ def inputs(program: Program, n: int, given: Any) -> Batch:
     rows = num_rows(adapted)
     if rows != n and not isinstance(adapted, Whole):
         raise DataError(f"given: got {rows} rows, expected n = {n}")
+    given = given if isinstance(given, Mapping) else program.examples.by_name(given)
     if not isinstance(given, Mapping):
         return given
     batch = program.examples.completed(given, n)
@@ -183,12 +181,7 @@ def _require_an_input(program: Program, given: Mapping[str, Any], batch: Batch) 
     Raises:
         DataError: Names it.
     """
-    args, kwargs = arguments(program.adapt(batch))
-    places = tuple(each if isinstance(each, Form) else i for i, each in enumerate(args))
-    names = named_arguments(program.own.functions[0], places, {key: key for key in kwargs})
-    keys = {binding.key for binding in program.sites.bindings.values()}
-    observed = {name for name, key in names.items() if key in keys}
-    if given and given.keys() < observed:
+    if given and given.keys() < program.examples.observed(program.adapt(batch)):
         raise DataError(
             f"given: got {sorted(given)} alone, which the model observes, so that it is drawn and "
             "conditions nothing; give what the model takes as an input, or ask one that takes it "

@@ -11,6 +11,7 @@ from pyro_vae.arguments import positive
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.program.batch import (
     Batch,
+    Form,
     given_arguments,
     map_batch,
     map_rows,
@@ -111,6 +112,15 @@ class Examples:
             return self.example(n)
         return self._picked(known, torch.randint(num_rows(known), (n,)))
 
+    def by_name(self, given: Batch) -> Batch:
+        """Return arguments by name where they lack some that the data seen have; else as given."""
+        if self._first_rows is None or not isinstance(given, tuple | Tensor):
+            return given
+        model = self._program.own.functions[0]
+        seen = named_arguments(model, *given_arguments(self._program.as_given(self._first_rows)))
+        named = named_arguments(model, *given_arguments(given))
+        return named if named.keys() < seen.keys() else given
+
     def completed(self, given: Mapping[str, Any], n: int, optional: bool = False) -> Batch:
         """Return arguments by name with those added, n rows, that the model needs and observes.
 
@@ -124,7 +134,7 @@ class Examples:
         model = self._program.own.functions[0]  # the user's, which takes data in their own form
         parameters = inspect.signature(under_handlers(model)).parameters
         # The arguments alone may introduce the program: its sites are not known then.
-        observed = self._program.sites.observed if optional else ()
+        observed = self.observed(self.example()) if optional else set()
         needed = [
             name
             for name, parameter in parameters.items()
@@ -145,6 +155,15 @@ class Examples:
         if kwargs or set(complete) != set(places):
             return complete
         return tuple(complete[name] for name in places)  # as the program has met its constants
+
+    def observed(self, batch: Batch) -> set[str]:
+        """Return the arguments of a batch that the model observes, by name."""
+        args, kwargs = given_arguments(batch)
+        places = tuple(each if isinstance(each, Form) else i for i, each in enumerate(args))
+        model = self._program.own.functions[0]
+        names = named_arguments(model, places, {key: key for key in kwargs})
+        keys = {binding.key for binding in self._program.sites.bindings.values()}
+        return {name for name, key in names.items() if key in keys}
 
     def remember(self, data: Batch) -> None:
         """Keep some rows, evenly spaced, of the largest data set seen: inputs to generate for."""

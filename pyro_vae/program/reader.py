@@ -420,9 +420,11 @@ class Reader:
         return Whole(batch) if self._whole else batch
 
     def _find_plate(self, model: Trace, guide: Trace, batch: Batch) -> DataPlate:
-        if isinstance(batch, Whole):
+        whole = isinstance(batch, Whole)
+        if whole:
             require_plates(model, guide)
-            require_observed(model, batch)
+        require_observed(model, batch, self._program.functions[0])
+        if whole:
             return one_datum(model, guide)
         try:
             plate = find_plate(model, num_rows(batch), self.runs.plate, self.runs.plate_before)

@@ -4,13 +4,25 @@ Such a program (a Gaussian process, a regression with ``.to_event(1)``, a loop o
 one datum: its latents are global, its batch is never cut, and its numbers are those of all data.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 
 from pyro_vae.errors import DataError, ProgramError
-from pyro_vae.program.batch import Batch, Whole, arguments, map_rows, named_arrays, num_rows
+from pyro_vae.program.batch import (
+    Batch,
+    Whole,
+    arguments,
+    given_arguments,
+    map_rows,
+    named_arguments,
+    named_arrays,
+    num_rows,
+    under_handlers,
+)
 from pyro_vae.program.checks import check_shape
 from pyro_vae.program.handlers import PLATE, Message, observes, sample_sites, scoring_data
 from pyro_vae.program.plates import NoDataPlate, OneDatum, find_plate
@@ -95,17 +107,33 @@ def require_plates(*traces: Trace) -> None:
                 )
 
 
-def require_observed(model: Trace, batch: Batch) -> None:
+def require_observed(model: Trace, batch: Batch, function: Callable[..., Any]) -> None:
     """Require of a program that is given data that it observes some, or scores them by a factor.
+
+    Arguments:
+        model: A trace of it.
+        batch: The data.
+        function: The model.
 
     Raises:
         ProgramError: It does neither: its bounds would be of no data at all.
     """
-    if any(True for _ in named_arrays(batch)) and not scoring_data(model):
-        raise ProgramError(
-            "the model is given data and observes none; write obs= in the pyro.sample of what is "
-            "observed, as in pyro.sample('x', ..., obs=x)"
-        )
+    if not any(True for _ in named_arrays(batch)) or scoring_data(model):
+        return
+    left = _left_out(batch, function)
+    way_out = (
+        f"give {left[0]!r} too, which is None where it is left out"
+        if left
+        else "write obs= in the pyro.sample of what is observed, as in pyro.sample('x', ..., obs=x)"
+    )
+    raise ProgramError(f"the model is given data and observes none; {way_out}")
+
+
+def _left_out(batch: Batch, function: Callable[..., Any]) -> list[str]:
+    """Return the arguments of a function that are None by default, and not given."""
+    given = named_arguments(function, *given_arguments(batch))
+    parameters = inspect.signature(under_handlers(function)).parameters
+    return [name for name, p in parameters.items() if p.default is None and name not in given]
 
 
 def require_rows(batch: Batch) -> None:

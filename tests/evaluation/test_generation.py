@@ -139,12 +139,17 @@ def test_what_is_observed_may_be_optional():
     def model(x, y=None):
         slope = pyro.param("slope", torch.tensor(3.0))
         with pyro.plate("data", len(x)):
-            pyro.sample("y", dist.Normal(slope * x, 0.01), obs=y)
+            pyro.sample("height", dist.Normal(slope * x, 0.01), obs=y)
 
     program, x = pv.Program(model, lambda x, y=None: None), torch.randn(40)
-    pv.elbo(program, (x, 3 * x))
     new = torch.linspace(5, 6, 7)
-    assert (pv.generate(program, 7, given={"x": new}) - 3 * new).abs().max() < 0.1
+    with pytest.raises(ProgramError, match="observes none; give 'y' too, which is None"):
+        pv.generate(program, 7, given=(new,))
+    pv.elbo(program, (x, 3 * x))
+    for given in ({"x": new}, (new,), new):
+        assert (pv.generate(program, 7, given=given) - 3 * new).abs().max() < 0.1
+    with pytest.raises(ProgramError, match="observes none; give 'y' too, which is None"):
+        pv.elbo(program, x)
 
 
 FORMS = {

@@ -302,10 +302,26 @@ class Reader:
                 look(run)
         return changes, kinds
 
+    def read_anew(self, batch: Batch) -> Sites:
+        """Read a batch with no regard to what is known: an attribute may have been another.
+
+        Raises:
+            DataError, ProgramError: As ``read``; then all is as before.
+        """
+        names = "last", "_layouts", "_contrasts", "_dependences", "_counters"
+        before = {name: getattr(self, name) for name in names}
+        self._contrasts, self._dependences, self._layouts = Contrasts(), {}, {}
+        self._counters = Counters()
+        try:
+            return self.read(batch)
+        except (DataError, ProgramError):
+            vars(self).update(before)
+            raise
+
     def look_over(self, data: Batch, transform: Callable[[Batch], Batch] | None = None) -> None:
         """Read some rows from all over a data set: its first ones may tell less.
 
-        What was found before is forgotten: a flag, or an attribute, may have been another.
+        What was found before is forgotten (``read_anew``).
 
         Arguments:
             data: All rows.
@@ -317,13 +333,11 @@ class Reader:
                 few = transform(few)
             except Exception:  # it is written for batches of one size, say
                 return
-        before = self.last, self._layouts, self._contrasts, self._dependences
-        self._contrasts, self._dependences, self._layouts = Contrasts(), {}, {}
         try:
             with silent():
-                self.read(few)
+                self.read_anew(few)
         except (DataError, ProgramError):  # it takes no such number of rows
-            self.last, self._layouts, self._contrasts, self._dependences = before
+            pass
         else:  # a weight times so few rows may be N by chance
             named = self._dependences.items()
             self._dependences = {kind: replace(found, counted=()) for kind, found in named}

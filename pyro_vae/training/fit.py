@@ -473,6 +473,8 @@ def _prepare_data(
             require_rows(first)
         if not program.reader.fresh:  # factors that fit no part are told before shapes that differ
             _require_whole_batches(program, first, feed, world)
+        if isinstance(feed, LoaderFeed) and not program.reader.fresh:
+            program.reader.read_anew(first)  # as tensors are looked over anew
         program.read(first)
         if program.conform(first) is not first:  # counts, which the program takes as floats
             first = program.conform(first)

@@ -119,6 +119,14 @@ BUGS = [
         "::test_a_program_that_scales_by_its_own_n_over_b_is_scaled_once",
     ),
     Bug(
+        "the N that an earlier fit was told",
+        "training/fit.py",
+        "            program.reader.read_anew(first)  # as",
+        "            pass  # as",
+        "tests/program/looks/test_batches_of_loaders.py"
+        "::test_the_n_of_another_fit_is_read_anew[loader]",
+    ),
+    Bug(
         "what a library has set up put back in part",
         "program/memory/value_places.py",
         "return any(mine.get(name) is not its.get(name) for name in self._libraries)",

@@ -128,6 +128,18 @@ def test_a_program_that_scales_by_its_own_n_over_b_is_scaled_once(feed, of_rows)
 
 
 @pytest.mark.parametrize("feed", [loader, lambda: X], ids=["loader", "tensors"])
+def test_the_n_of_another_fit_is_read_anew(feed):
+    number = 2 * N
+    program = Rows(around=lambda rows: poutine.scale(scale=number / rows))
+    pv.fit(program, DataLoader(X.repeat(2), batch_size=B), epochs=1, **STILL)
+    number = N
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = trained(program, feed())
+    assert found == pytest.approx(expected(nll), rel=1e-5)
+
+
+@pytest.mark.parametrize("feed", [loader, lambda: X], ids=["loader", "tensors"])
 def test_a_program_with_its_n_over_b_written_in_is_scaled_once_and_told(feed):
     program = Rows(around=lambda rows: poutine.scale(scale=N / B))
     with pytest.warns(UserWarning, match="'x': its weight is 6 for any number of rows.*N / len"):

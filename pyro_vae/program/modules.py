@@ -4,7 +4,7 @@ import functools
 import inspect
 import random
 from collections.abc import Container, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import MethodType
 from typing import Any
 
@@ -201,13 +201,22 @@ def off_zero(module: nn.Module) -> Iterator[bool]:
             value[zero] = before
 
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> AbstractContextManager[None]:
     """Put a module into eval mode inside a block, and each of its parts back as it was."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
+    return _in_mode(module, False)
+
+
+def training(module: nn.Module) -> AbstractContextManager[None]:
+    """Put a module into train mode inside a block, and each of its parts back as it was."""
+    return _in_mode(module, True)
+
+
+@contextmanager
+def _in_mode(module: nn.Module, mode: bool) -> Iterator[None]:
+    others = [part for part in module.modules() if part.training is not mode]
+    module.train(mode)
     try:
         yield
     finally:
-        for part in training:
-            part.training = True
+        for part in others:
+            part.training = not mode

@@ -92,6 +92,11 @@ def names_loaded(function: FunctionType) -> frozenset[str]:
     return frozenset(_names_of(function.__code__)[0])
 
 
+def names_mentioned(function: FunctionType) -> frozenset[str]:
+    """Return all names in the code of a function: globals, attributes, methods."""
+    return _names_of(function.__code__)[1]
+
+
 class _Search:
     """A breadth-first walk over objects; each is visited once."""
 

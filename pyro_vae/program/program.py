@@ -517,13 +517,13 @@ class Program(nn.Module):
         size = None if size is None else positive("size", size)
         sites = self.read(batch)
         model, guide = self.reader.canonical(sites, batch)
-        covered = num_rows(batch)
+        covered, found = num_rows(batch), sites.dependence
+        found = self.reader.in_training(found) if self.training else found
         if sites.size is not None:
             covered = sites.size
-        elif size is not None and sites.dependence.weighed_beside(size, covered):
-            covered = sites.dependence.weighed_beside(size, covered)
-        elif size is not None and (sites.outside or sites.dependence.scaled_itself(size)):
-            found = sites.dependence
+        elif size is not None and found.weighed_beside(size, covered):
+            covered = found.weighed_beside(size, covered)
+        elif size is not None and (sites.outside or found.scaled_itself(size)):
             own = bool(found.scaled_itself(size))  # then its step is as stock SVI takes it
             sums = found.of_each_batch if self.batches_alone else found.scaled
             scaled = DatasetSize(size, covered, () if own else sums, done=own)

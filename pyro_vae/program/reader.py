@@ -47,6 +47,7 @@ from pyro_vae.program.looks.cuts import (
 )
 from pyro_vae.program.looks.dependence import dependence
 from pyro_vae.program.looks.findings import Dependence
+from pyro_vae.program.looks.in_training import of_training
 from pyro_vae.program.looks.quiet_runs import Runs, silent
 from pyro_vae.program.looks.refusals import require_parts, tell_of_batches, tell_of_constants
 from pyro_vae.program.masks import is_masked
@@ -105,6 +106,7 @@ class Reader:
         self._contrasts = Contrasts()  # of the rows that layouts were read from
         self._dependences: dict[Any, Dependence] = {}  # found so far, by what the sites are
         self._whole: bool | None = None  # whether there is no plate of the data; None: not known
+        self._weights: dict[str, Any] | None = None  # in train mode, where they are others there
         self.counts = Counts()
         self._counters = Counters()
         self.row_bytes.forget()
@@ -352,11 +354,11 @@ class Reader:
         Raises:
             ProgramError: Names the site.
         """
-        self._begin_with(first)  # anew, after a look all over
+        self._begin_with(first, total)  # anew, after a look all over
         for (numbered_, *_), found in self._dependences.items():
             if numbered_ == isinstance(first, Part):
                 require_parts(found, num_rows(first), total, self.unclear)
-                tell_of_constants(found, num_rows(first), total)
+                tell_of_constants(self.in_training(found), num_rows(first), total)
 
     def tell_of_batches(self, first: Batch, total: int) -> None:
         """Warn of what weighs otherwise in a loader's batches than in steps of stock SVI.
@@ -365,17 +367,24 @@ class Reader:
             first: One.
             total: N.
         """
-        self._begin_with(first)
-        for found in self._dependences.values():
+        self._begin_with(first, total)
+        for found in map(self.in_training, self._dependences.values()):
             tell_of_batches(found, num_rows(first), total)
             tell_of_constants(found, num_rows(first), total)
 
-    def _begin_with(self, first: Batch) -> None:
+    def in_training(self, found: Dependence) -> Dependence:
+        """Return what is found with the weights that the program has in train mode."""
+        return found if self._weights is None else replace(found, **self._weights)
+
+    def _begin_with(self, first: Batch, total: int) -> None:
         """Read a first batch, and forget which constants were N/B in batches of another size."""
         named = {kind: found.at(num_rows(first)) for kind, found in self._dependences.items()}
         if named != self._dependences:
             self._layouts, self._dependences = {}, named
-        self.read(first)
+        found = self.read(first).dependence
+        told = of_training(self._program, first, found, total)
+        own = {"counted": told.counted, "by_count": told.by_count}
+        self._weights = None if told is found else own
 
     def _with_counts_as_floats(
         self, model: Trace, bindings: Mapping[str, Binding], batch: Batch

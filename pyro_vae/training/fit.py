@@ -386,7 +386,7 @@ def _check_parts(program: Program, first: Batch, size: int, count: int) -> None:
         raise ProgramError(
             f"accumulate: got {count}, and the program {reason}; leave accumulate out"
         )
-    for name in sorted(program.sites.dependence.written_in(size)):
+    for name in sorted(program.reader.in_training(program.sites.dependence).written_in(size)):
         raise ProgramError(
             f"accumulate: got {count}, and the weight of site {name!r} is N / B of a whole batch, "
             "for any number of rows; write N / len(x) for rows x, or leave accumulate out"

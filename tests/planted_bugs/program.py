@@ -119,6 +119,14 @@ BUGS = [
         "::test_a_program_that_scales_by_its_own_n_over_b_is_scaled_once",
     ),
     Bug(
+        "N over B twice, in train mode alone",
+        "program/looks/in_training.py",
+        "return found if told.scaled_itself(size) == found.scaled_itself(size) else told",
+        "return found",
+        "tests/program/looks/test_batches_of_loaders.py"
+        "::test_a_program_that_scales_in_training_alone_is_scaled_once[loader-False]",
+    ),
+    Bug(
         "the N that an earlier fit was told",
         "training/fit.py",
         "            program.reader.read_anew(first)  # as",

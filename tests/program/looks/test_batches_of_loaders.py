@@ -139,6 +139,30 @@ def test_the_n_of_another_fit_is_read_anew(feed):
     assert found == pytest.approx(expected(nll), rel=1e-5)
 
 
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("feed", [loader, lambda: X], ids=["loader", "tensors"])
+def test_a_program_that_scales_in_training_alone_is_scaled_once(feed, constant):
+    """And judged with the weight of N rows that it has in eval mode, as validation data are."""
+
+    class Training(Rows):
+        def model(self, x):
+            self.around = lambda rows: poutine.scale(scale=self.weight(rows))
+            super().model(x)
+
+        def weight(self, rows):
+            return N / (B if constant else rows) if self.training else 1.0
+
+    program = Training()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = trained(program, feed())
+    assert found == pytest.approx(expected(nll), rel=1e-5)
+    assert [str(each.message)[:20] for each in told] == ["site 'x': its weight"] * constant
+    w = torch.tensor(0.5, dtype=torch.float64)
+    bound = dist.Normal(0.0, 0.3).log_prob(w) / N - nll(X, w)
+    assert pv.elbo(program, X).mean().item() == pytest.approx(bound.item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("feed", [loader, lambda: X], ids=["loader", "tensors"])
 def test_a_program_with_its_n_over_b_written_in_is_scaled_once_and_told(feed):
     program = Rows(around=lambda rows: poutine.scale(scale=N / B))

@@ -1,0 +1,50 @@
+"""The weights of sites in train mode, where a program may scale by N/B in training alone."""
+
+from dataclasses import replace
+from types import FunctionType
+from typing import TYPE_CHECKING
+
+import torch
+
+from pyro_vae.program.batch import Batch, num_rows
+from pyro_vae.program.handlers import sample_sites
+from pyro_vae.program.looks.cuts import cut_to
+from pyro_vae.program.looks.findings import Dependence
+from pyro_vae.program.looks.own_weights import counted_of
+from pyro_vae.program.modules import training
+from pyro_vae.program.object_graph import holders, names_mentioned
+
+if TYPE_CHECKING:
+    from pyro_vae.program.program import Program
+
+
+def of_training(program: "Program", batch: Batch, found: Dependence, size: int) -> Dependence:
+    """Return what is found of a program, its weights as they are in train mode.
+
+    Looked at where its code reads ``training``, and kept where it scales other sites by N/B then.
+
+    Arguments:
+        program: Its functions and parameters.
+        batch: Some rows.
+        found: What looks in eval mode have found.
+        size: N.
+    """
+    if num_rows(batch) < 2 or not _asks_for_its_mode(program):
+        return found
+    few = cut_to(batch, torch.arange(num_rows(batch) // 2))
+    try:
+        with program.reader.runs.running(batch) as run, training(program):
+            whole, part = (run(some, num_rows(some), {}) for some in (batch, few))
+    except Exception:  # whatever a user's function raises on so few rows
+        return found
+    names = {name for trace in whole for name, _ in sample_sites(trace)}
+    told = Dependence(counted=counted_of(whole, names)).with_part(part)
+    own = {each.site for each in counted_of(whole, ())} | set(told.by_count)
+    counted = tuple(each for each in told.counted if each.site in own)
+    told = replace(found, by_count=told.by_count, counted=counted)
+    return found if told.scaled_itself(size) == found.scaled_itself(size) else told
+
+
+def _asks_for_its_mode(program: "Program") -> bool:
+    functions = [f for f in holders(*program.own.functions) if type(f) is FunctionType]
+    return any("training" in names_mentioned(function) for function in functions)

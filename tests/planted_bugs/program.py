@@ -226,6 +226,14 @@ BUGS = [
         "tests/program/test_iterators.py::test_steps_see_what_those_of_a_plain_loop_see",
     ),
     Bug(
+        "an iterator that is ahead beside a network built late",
+        "program/memory/own_state.py",
+        "            self._moving |= before.numbers\n",
+        "            pass\n",
+        "tests/program/test_iterators.py"
+        "::test_an_iterator_beside_a_network_that_is_built_late_is_told_of",
+    ),
+    Bug(
         "a stand-in left in the place of an iterator",
         "program/memory/own_state.py",
         "home.exchange(lambda value: exchanged(value, source_of))",

@@ -13,6 +13,7 @@ import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
 from torch import nn
+from torch.utils.data import DataLoader
 
 import pyro_vae as pv
 
@@ -243,3 +244,53 @@ def test_calls_that_are_others_than_those_of_looks_are_told_of():
     pv.Program.of(program).read(X)
     with pytest.warns(UserWarning, match="draws on an iterator, .*keep a number"):
         program.homes["it"].it.send(None)
+
+
+class Late(nn.Module):
+    """A network that the first call builds, beside an iterator."""
+
+    def __init__(self, before, beside):
+        super().__init__()
+        self.net, self.it, self.beside = None, before(), beside
+
+    def model(self, x):
+        if self.net is None:
+            self.net = nn.Linear(1, 1).double()
+            self.it = self.it or self.beside()
+        it = self.it["it"] if isinstance(self.it, dict) else self.it
+        net = pyro.module("net", self.net)
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(net(x[:, None] ** 0)[:, 0] * next(it), 1.0), obs=x)
+
+    def guide(self, x):
+        pass
+
+
+@pytest.mark.parametrize("feed", [lambda: X, lambda: DataLoader(X, batch_size=B)])
+@pytest.mark.parametrize(
+    ("before", "beside"),
+    [
+        (lambda: None, lambda: itertools.count(1)),
+        (lambda: None, lambda: {"it": itertools.count(1)}),
+        (lambda: itertools.count(1), None),
+    ],
+)
+def test_an_iterator_beside_a_network_that_is_built_late_is_told_of(before, beside, feed):
+    with pytest.warns(UserWarning, match="'count', .* is ahead by the runs"):
+        pv.fit(Late(before, beside), feed(), epochs=1, batch_size=B, progress=False, compile=False)
+
+
+def test_an_iterator_that_a_network_alone_is_built_from_is_not_told_of(recwarn):
+    sizes, nets = iter([1, 2, 3]), []
+
+    def model(x):
+        if not nets:
+            nets.append(nn.Linear(next(sizes), 1).double())
+        net = pyro.module("net", nets[0])
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(net(x[:, None] ** 0)[:, 0], 1.0), obs=x)
+
+    program = pv.Program(model, lambda x: None)
+    pv.fit(program, X, epochs=1, batch_size=B, progress=False, compile=False)
+    assert not len(recwarn)
+    assert next(sizes) == 2

@@ -4,7 +4,7 @@ import copy
 import io
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from operator import is_, length_hint
@@ -66,6 +66,11 @@ class Retold:
     def ahead(self) -> bool:
         """Whether it holds what the source has given and nobody has drawn."""
         return bool(self._draws)
+
+    @property
+    def name(self) -> str:
+        """The name of a generator, or the kind of an iterator."""
+        return str(getattr(self.source, "__name__", type(self.source).__name__))
 
     def __iter__(self) -> "Retold":
         return self
@@ -169,10 +174,10 @@ class Retold:
 
     def tell(self) -> None:
         """Warn that looks have drawn what steps then lack."""
-        name = getattr(self.source, "__name__", type(self.source).__name__)
         warnings.warn(
-            f"the program draws on an iterator, {name}, which does more than give values: runs "
-            "that look at the program have moved it on, and nothing moves it back; keep a number",
+            f"the program draws on an iterator, {self.name}, which does more than give values: "
+            "runs that look at the program have moved it on, and nothing moves it back; keep a "
+            "number",
             stacklevel=3,
         )
 
@@ -239,6 +244,14 @@ def stand_in(value: Any, known: dict[int, Retold]) -> Any:
         known: What has been made so far, by the identity of the source.
     """
     return known.setdefault(id(value), Retold(value)) if _is_iterator(value) else value
+
+
+def stand_ins(values: Iterable[Any]) -> list[Retold]:
+    """Return what would stand in the places of the iterators among some values."""
+    known: dict[int, Retold] = {}
+    for value in values:
+        exchanged(value, lambda each: stand_in(each, known))
+    return list(known.values())
 
 
 def source_of(value: Any) -> Any:

@@ -23,6 +23,7 @@ from pyro_vae.program.memory.iterators import (
     parts_of,
     source_of,
     stand_in,
+    stand_ins,
 )
 from pyro_vae.program.memory.value_places import Names, homes_of, moved_since, numbers_moved
 from pyro_vae.program.object_graph import holders
@@ -43,7 +44,10 @@ class OwnState:
         self.functions = functions
         self._all: _Holders | None = None
         self._depth, self.settled = 0, False
-        self._ahead: set[str] = set()  # numbers that a block has moved and could not put back
+        # Numbers and iterators, by name: what a block has moved and could not put back, and what
+        # others have.
+        self._ahead: set[str] = set()
+        self._moving: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:  # cells of closures cannot be copied
         return {**vars(OwnState()), "functions": ()}
@@ -89,9 +93,11 @@ class OwnState:
             self._all = None
 
     def _put_back(self, before: "Moment") -> None:
-        if not before.put_back():
+        if before.put_back():
+            self._moving |= before.numbers
+        else:
             self._ahead |= before.numbers
-        elif again := self._ahead & before.numbers:  # each call moves them
+        if again := self._ahead & self._moving:
             _tell_of_counts(again)
             self._ahead -= again
 
@@ -177,7 +183,8 @@ class Moment:
         for content in all_.contents if anew else ():
             content.hold()
         self._contents = [(content, content.copy()) for content in all_.contents]
-        self.numbers: set[str] = set()  # the names of those that were others when it was put back
+        # The names of those, and of iterators, that were others when it was put back.
+        self.numbers: set[str] = set()
         self._versions = list(map(version, all_.weights))
 
     def moved(self) -> bool:
@@ -199,6 +206,7 @@ class Moment:
         written = [(c, copy) for c, copy in self._contents if not c.same(copy)]
         if not (others or written):
             return True
+        self.numbers |= {c.name for c, _ in written if type(c) is Retold}
         if self._built(others, trained):
             return False
         for home, _, was in others:
@@ -223,8 +231,9 @@ class Moment:
         if any(id(value) in known for value in gone):
             return True
         new = [v for _, (_, now), (_, was) in others for v in now if not any(v is w for w in was)]
-        found = _Holders([*holders(*new), *new]).built | {id(v) for v in new if is_weight(v)}
-        return not found <= known
+        made = _Holders([*holders(*new), *new])
+        self.numbers |= {each.name for each in (*made.retold, *stand_ins(new))}
+        return not made.built | {id(v) for v in new if is_weight(v)} <= known
 
 
 def _put(content: Any, copy: Any) -> None:

@@ -119,7 +119,8 @@ class TargetKL(TermsObjective):
 
     Raises:
         ConfigError: A negative target or a weight that is not positive.
-        ProgramError: A latent stands under a KL weight or a mask, or has no reparametrised sampler.
+        ProgramError: A latent stands under a KL weight or a mask, or has no reparametrised sampler;
+            there is none.
 
     References:
         | Understanding Disentangling in beta-VAE (Burgess et al., 2018), arXiv:1804.03599
@@ -135,6 +136,8 @@ class TargetKL(TermsObjective):
     def loss_of(self, terms: Terms) -> Tensor:
         """Return the negative objective per datum."""
         require_paths(terms, "TargetKL")
+        if not terms.latents:
+            raise ProgramError("TargetKL: the program has no latent whose KL to hold; use ELBO")
         for name, draws in terms.latents.items():
             if not draws[0].plain:
                 raise ProgramError(

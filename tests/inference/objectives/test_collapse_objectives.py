@@ -76,6 +76,12 @@ def test_a_target_out_of_range(options):
         pv.TargetKL(**options)
 
 
+def test_a_target_of_no_latent_is_told():
+    program = pv.models.SentenceLM(6, embedding=2, hidden=4)
+    with pytest.raises(ProgramError, match="TargetKL: the program has no latent"):
+        pv.fit(program, torch.tensor([[4, 3]]), objective=pv.TargetKL(1.0), epochs=1, compile=False)
+
+
 def named(program):
     found = {id(p) for p in encoder_parameters(program)}
     return {name for name, p in program.named_parameters() if id(p) in found}

@@ -44,7 +44,7 @@ def broken():
 GLOBALS = """
 from __future__ import annotations
 from dataclasses import dataclass
-import pyro, pyro.distributions as dist, torch
+import pyro, pyro.distributions as dist, pyro_vae as pv, torch
 
 @dataclass
 class Prior:
@@ -59,6 +59,11 @@ def model(x):
 def guide(x):
     pyro.sample("w", dist.Normal(pyro.param("loc", torch.zeros(5)), 0.1).to_event(1))
     pyro.sample("b", dist.Normal(torch.zeros(()), 0.1))
+
+whole = pv.Program(model, guide)
+
+def pair():
+    return pv.Program(model, guide)
 """
 FEW = ["--epochs", "1", "--checkpoint_every", "null"]
 
@@ -128,6 +133,7 @@ def test_a_program_trains_by_name(line, latents):
     [
         ("train absent.py:A", "absent.py: no such file"),
         ("train own.py:Nope --data counts.npy", "has no 'Nope'; it defines Clicks"),
+        ("train globals.py:Nope --data counts.npy", "it defines Prior, model, guide, whole, pair"),
         ("train own.py:half --data counts.npy", "got Linear, expected an object with model"),
         ("train own.py:broken --data counts.npy", "got Linear, expected an object with model"),
         ("train syntax.py:A --data counts.npy", "syntax.py: fails with SyntaxError"),
@@ -187,8 +193,13 @@ def test_own_runs_are_judged_refined_drawn_and_compared(capsys):
 
 
 @pytest.mark.filterwarnings("default:refine")
-def test_globals_of_a_file_with_annotations_as_text_are_refined():
-    assert run("train globals.py --data counts.npy --out run", *FEW) == 0
+@pytest.mark.parametrize("name", ["whole", "pair"])
+def test_a_program_of_two_functions_is_judged_drawn_and_refined(name):
+    """Of a file with annotations as text."""
+    assert run(f"train globals.py:{name} --data counts.npy --out run", *FEW) == 0
+    assert run("evaluate run --num_particles 5") == 0 and run("generate run -n 3") == 0
+    with np.load("run/samples.npz") as arrays:
+        assert arrays["x"].shape == (3, 5)
     assert run("refine run --num_draws 4 --warmup 4 --chains 2") == 0
     with np.load("run/refined.npz") as arrays:
         assert arrays["w"].shape == (2, 4, 5) and arrays["b"].shape == (2, 4)

@@ -88,6 +88,7 @@ def _defined(module: Any) -> str:
     mine = [
         name
         for name, value in vars(module).items()
-        if getattr(value, "__module__", None) == module.__name__ and name[0] != "_"
+        if name[0] != "_"
+        and (isinstance(value, pv.Program) or getattr(value, "__module__", "") == module.__name__)
     ]
     return ", ".join(mine) or "nothing"

@@ -238,6 +238,24 @@ class Program(nn.Module):
             _refuse_shared(self, twin)
         return twin
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse another model or guide: nn.Module would keep a network beside what runs."""
+        if name in SIDES:
+            raise ProgramError(
+                f"{name}: a program's cannot be replaced; make another, pv.Program(model, guide)"
+            )
+        super().__setattr__(name, value)
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The model as it was given."""
+        return self._functions[0]
+
+    @property
+    def guide(self) -> Callable[..., Any]:
+        """The guide as it was given: of an autoguide, ``program.guide.median()``."""
+        return self._functions[1]
+
     @property
     def source(self) -> Any:
         """The object that was read as a program; the program itself for two functions."""

@@ -95,14 +95,15 @@ def describe_rows(batch: Batch) -> dict[str, Any]:
 def describe_architecture(program: Program) -> dict[str, Any]:
     """Return what weights do not tell of a program: its configuration, modules and functions."""
     source = program.source
+    model, guide = (None, None) if source is program else (source.model, source.guide)
     return {
         "config": _as_json(getattr(source, "config", None)),
         # By name: layers defined in another order are the same program.
         "modules": {
             name: _describe_module(part) for name, part in program.own.parts.named_modules()
         },
-        "model": describe_function(getattr(source, "model", None)),
-        "guide": describe_function(getattr(source, "guide", None)),
+        "model": describe_function(model),
+        "guide": describe_function(guide),
     }
 
 

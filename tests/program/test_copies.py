@@ -13,6 +13,7 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.errors import ProgramError
+from pyro_vae.training.fingerprints import describe_architecture
 
 X = torch.linspace(-1.0, 2.0, 24).reshape(12, 2) ** 2
 
@@ -124,3 +125,33 @@ def test_functions_that_hold_networks_themselves_are_not_copied():
     cached.read(data())
     with pytest.raises(ProgramError, match="copy: the functions hold the network"):
         copy.deepcopy(cached)
+
+
+def test_model_and_guide_are_those_given_and_those_of_the_copy():
+    given = Linear()
+    program = pv.Program(given.model, given.guide)
+    keys = list(program.state_dict())
+    assert program.model == given.model and program.guide == given.guide
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(program)))
+    assert twin.model.__self__ is twin.guide.__self__ is not given
+    assert list(twin.state_dict()) == keys == list(program.state_dict())
+    for value in (nn.Linear(1, 1), print):  # nn.Module would keep the first beside what runs
+        with pytest.raises(ProgramError, match="guide: a program's cannot be replaced"):
+            program.guide = value
+    held = Linear()
+    assert pv.Program.of(held).guide == held.guide
+    held.guide = Linear().guide
+    assert pv.Program.of(held).guide == held.guide
+
+
+def test_the_median_of_an_autoguide_is_at_hand():
+    def model(x):
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    program = pv.Program(model, AutoNormal(model))
+    program.read(X[:, 0])
+    assert program.guide.median()["loc"].shape == ()
+    found = describe_architecture(program)
+    assert found["model"] is found["guide"] is None  # as in runs of before, which go on

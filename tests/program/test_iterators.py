@@ -1,5 +1,6 @@
 """Programs that draw on iterators: steps see what the steps of a plain loop of stock SVI see."""
 
+import io
 import itertools
 import multiprocessing.dummy
 import sqlite3
@@ -73,6 +74,15 @@ def filling_what_numpy_shares(_):
     for n in itertools.count(1):
         buffer[0] = n * n
         yield torch.from_numpy(buffer)
+
+
+def filling_what_is_read_alone(_):
+    buffer = np.zeros(2)
+    for n in itertools.count(1):
+        buffer[0] = n * n
+        seen = buffer[:]
+        seen.flags.writeable = False
+        yield seen
 
 
 def filling_a_pair(_):
@@ -163,6 +173,7 @@ KINDS = {
     "array": (filling_an_array, lambda p: next(p.it)[0]),
     "tensor": (filling_a_tensor, lambda p: next(p.it)[0]),
     "shared": (filling_what_numpy_shares, lambda p: next(p.it)[0]),
+    "read alone": (filling_what_is_read_alone, lambda p: next(p.it)[0]),
     "pair": (filling_a_pair, lambda p: (b := next(p.it)["pair"])[0][0] + b[1]),
     "two draws": (filling_a_tensor, lambda p: next(p.it)[0].item() + 2 * next(p.it)[0].item()),
     "added to": (adding_to_a_tensor, lambda p: next(p.it)[0]),
@@ -185,6 +196,8 @@ KINDS = {
     "sent": (lambda _: begun(), lambda p: p.it.send(1)),
     "lines": (in_lines, lambda p: len(next(p.it))),
     "read lines": (in_lines, lambda p: len(p.it.readline())),
+    "text": (lambda _: io.StringIO("1\n2\n3\n" * 9), lambda p: float(next(p.it))),
+    "log": (lambda _: io.BytesIO(), lambda p: p.it.write(b"ab") + p.it.tell()),
     "bound": (lambda _: itertools.count(1).__next__, lambda p: p.it()),
 }
 

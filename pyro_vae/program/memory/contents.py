@@ -1,5 +1,6 @@
 """What is written in place: tensors, arrays, generators of random numbers, long containers."""
 
+import io
 import random
 import warnings
 from collections import deque
@@ -154,6 +155,23 @@ class _Generator(_Content):
             value.set_state(copy)
 
 
+class _InMemory(_Content):
+    """A file in memory."""
+
+    def copy(self) -> Any:
+        return self._value.tell(), self._value.getvalue()
+
+    def same(self, copy: Any) -> bool:
+        return bool(self.copy() == copy)
+
+    def put(self, copy: Any) -> None:
+        place, text = copy
+        self._value.seek(0)
+        self._value.truncate()
+        self._value.write(text)
+        self._value.seek(place)
+
+
 class _Large(_Content):
     """A tensor that is too large to be copied: it is told of."""
 
@@ -203,6 +221,8 @@ def content_of(value: Any) -> Any:
         return value
     if isinstance(value, dict | list | deque) and len(value) > MANY:
         return _Long(value)
+    if isinstance(value, io.StringIO | io.BytesIO) and not value.closed:
+        return _InMemory(value)
     return _Generator(value) if isinstance(value, _GENERATORS) else None
 
 
@@ -211,6 +231,8 @@ def content_given(value: Any) -> Any:
     if isinstance(value, Tensor):
         whole = value if value._base is None or _is_plain(value) else value._base  # of an expanded
         return _Given(whole) if _is_plain(whole) and not whole.requires_grad else None
-    if isinstance(value, np.ndarray) and value.flags.writeable and not value.dtype.hasobject:
-        return _Array(value.view(np.ndarray))
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        shown = value if value.flags.writeable else value.base  # of a view that is read alone
+        if isinstance(shown, np.ndarray) and shown.flags.writeable:
+            return _Array(shown.view(np.ndarray))
     return None

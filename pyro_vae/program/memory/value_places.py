@@ -26,6 +26,10 @@ _CODE = (FunctionType, staticmethod, classmethod, property)
 _State = tuple[tuple[Any, ...], tuple[Any, ...]]  # keys and values
 
 
+def _are(one: tuple[Any, ...], two: tuple[Any, ...]) -> bool:
+    return len(one) == len(two) and all(map(operator.is_, one, two))
+
+
 class _Home:
     """A place of values.
 
@@ -46,15 +50,13 @@ class _Home:
 
     def same(self, one: _State, two: _State) -> bool:
         """Return whether two states hold the same things."""
-        return all(
-            len(a) == len(b) and all(map(operator.is_, a, b)) for a, b in zip(one, two, strict=True)
-        )
+        return _are(one[0], two[0]) and _are(one[1], two[1])
 
     def exchange(self, change: Callable[[Any], Any]) -> None:
         """Put what a function makes of each value in its place."""
         keys, values = self.state()
         changed = tuple(map(change, values))
-        if not all(map(operator.is_, values, changed)):
+        if not _are(values, changed):
             self.put(keys, changed)
 
 

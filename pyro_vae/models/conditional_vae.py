@@ -71,7 +71,8 @@ class ConditionalVAE(ZooProgram):
     .. math:: z \sim p(z \mid c), \quad x \sim p(x \mid z, c), \quad q(z \mid x, c)
 
     Batches are pairs (x, c): class numbers 0..K-1 of shape (B), or covariates of shape
-    (B | covariates).
+    (B | covariates). `generate` without ``given`` takes the conditions of rows that it has seen;
+    of a program that has seen none, as one from a file, each class in turn, or covariates of zeros.
 
     Arguments:
         data_dim: shape of one datum.
@@ -155,11 +156,11 @@ class ConditionalVAE(ZooProgram):
         self.prior_net = Gaussian(net) if net is not None else None
 
     def blank(self, n: int) -> tuple[Tensor, Tensor]:
-        """Return n rows of zeros under conditions of zeros."""
+        """Return n rows of zeros under each class in turn, or under covariates of zeros."""
         x = ZooProgram.example(self, n)
         if self.num_classes is None:
             return x, x.new_zeros(n, *self.covariates)
-        return x, torch.zeros(n, dtype=torch.long, device=x.device)
+        return x, torch.arange(n, device=x.device) % self.num_classes
 
     def reads(self, data: Any) -> Any:
         """Return data, labels as whole numbers.

@@ -174,7 +174,7 @@ def test_a_linear_conditional_vae_is_a_gaussian():
     )
 
 
-def test_conditions_are_kept_datum_by_datum():
+def test_conditions_are_kept_datum_by_datum(tmp_path):
     """Samples, reconstructions and lines follow each row's own label."""
     program = ConditionalVAE(2, 1, (8,), num_classes=3, observation=Gaussian, prior="standard")
     with torch.no_grad():
@@ -189,6 +189,9 @@ def test_conditions_are_kept_datum_by_datum():
     line = pv.interpolate(program, (x, c), (x, c.flip(0)), steps=2)
     torch.testing.assert_close(line[:, 0], alone)
     torch.testing.assert_close(line[:, 1], alone.flip(0))
+    pv.save(program, tmp_path)  # one that has seen no data takes each class in turn
+    near = torch.cdist(pv.generate(pv.load(tmp_path), 5, mean=True), made)
+    assert c[near.argmin(1)].tolist() == [0, 1, 2, 0, 1]
 
 
 @pytest.mark.parametrize("place", [12, 3, -2, 1.5])

@@ -19,7 +19,8 @@ def mixed(first: Any, second: Any, *, batch_size: int, share: float) -> DataLoad
     new order each time. The order follows the seed of `pv.fit`.
 
     Arguments:
-        first: few data, as labelled ones: a tensor, or a tuple or dict of tensors.
+        first: few data, as labelled ones: a tensor, or a tuple or dict of tensors, arrays or
+            columns of a data frame.
         second: many data, in the same form; where labels lack they are -1.
         batch_size: B.
         share: of the first source in a batch, in (0, 1): at least one row, and one of the second.
@@ -103,7 +104,7 @@ def _leaves(source: Any) -> dict[Any, Tensor]:
     parts = source if isinstance(source, tuple | list | dict) else (source,)
     items = parts.items() if isinstance(parts, dict) else enumerate(parts)
     try:
-        found = {name: torch.as_tensor(leaf) for name, leaf in items}
+        found = {name: _tensor(leaf) for name, leaf in items}
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(
             f"got {type(source).__name__}, expected tensors of rows: {error}"
@@ -115,6 +116,16 @@ def _leaves(source: Any) -> dict[Any, Tensor]:
             "of equal numbers of rows, at least one"
         )
     return found
+
+
+def _tensor(leaf: Any) -> Tensor:
+    """Return a leaf as a tensor, a column of a data frame by place, whatever its index."""
+    if hasattr(leaf, "columns"):
+        raise TypeError(
+            "a data frame has columns of several kinds; give program.reads(frame) of a TableVAE, "
+            "frame.to_numpy() of numbers"
+        )
+    return torch.as_tensor(leaf.to_numpy(copy=True) if hasattr(leaf, "to_numpy") else leaf)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -300,6 +300,12 @@ def test_batches_of_two_sources():
         pv.data.mixed(x, x, batch_size=10, share=0.01)
     with pytest.raises(DataError, match="as in first"):
         pv.data.mixed(x, x[:, :0], batch_size=10, share=0.5)
+    column = pd.Series([3, 4, 5], index=[7, 2, 9])
+    rows, y = next(iter(pv.data.mixed((x[3:6], column), (x, 0 * x[:, 0]), batch_size=9, share=0.4)))
+    assert torch.equal(rows[:3, 0].sort().values, torch.tensor([3.0, 4, 5]))
+    assert torch.equal(rows[:4, 0], y[:4].float())
+    with pytest.raises(DataError, match=r"got DataFrame, .*program\.reads\(frame\)"):
+        pv.data.mixed(pd.DataFrame(x.numpy()), x, batch_size=10, share=0.5)
 
 
 def test_labels_teach_a_classifier_and_codes_are_drawn_anew():

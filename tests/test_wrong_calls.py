@@ -58,6 +58,17 @@ def pair(
     return pv.Program(model, guide)
 
 
+def of_eight(x: Tensor) -> None:
+    with pyro.plate("data", 8):
+        z = normal("z", x)
+        normal("x", z.repeat(1, 3), 6, obs=x)
+
+
+def flat(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(x.new_zeros(6), 1.0), obs=x)
+
+
 def broken(x: Tensor) -> None:
     with pyro.plate("data", len(x)):
         normal("x", x, 6, obs=x @ torch.ones(7, 2))
@@ -113,6 +124,14 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "an error within the model": (
         lambda: pv.elbo(pv.Program(broken, nothing), X),
         "cannot take this batch",
+    ),
+    "a plate of another size": (
+        lambda: pv.fit(pv.Program(of_eight, pair().functions[1]), X),
+        r"site \w+ dim -1, .*give the plate its rows \(pyro\.plate\('data', len\(x\)\)\)",
+    ),
+    "a datum's dimensions outside its event": (
+        lambda: pv.fit(pv.Program(flat, nothing), X),
+        r"site x dim -1, .*what is one datum of 'x' its event dimensions \(\.to_event\(1\)\)",
     ),
     # data
     "no data": (lambda: pv.fit(vae()), "data"),

@@ -78,8 +78,10 @@ def check_pair(model: Trace, guide: Trace) -> None:
             )
         if not site["infer"].get("is_auxiliary") and name not in model.nodes:
             raise ProgramError(
-                f"site {name!r}: sampled by the guide and not by the model; remove it, or mark it "
-                "with infer={'is_auxiliary': True}"
+                f"site {name!r}: sampled by the guide and not by the model; remove it, mark it "
+                "with infer={'is_auxiliary': True}, or, if it is a PyroSample attribute, which is "
+                "drawn only where its module is called, write the model as forward: "
+                "pv.Program(module, guide)"
             )
 
 

@@ -46,6 +46,7 @@ from pyro_vae.program.object_graph import PROGRAM
 from pyro_vae.program.parameters import Parameters, read_store, with_expected
 from pyro_vae.program.particles import sums_one_by_one, takes_copies, takes_particles
 from pyro_vae.program.passes import Passes, Verb
+from pyro_vae.program.prior_guide import prior_of
 from pyro_vae.program.reader import Reader
 from pyro_vae.program.rows import Rows
 from pyro_vae.program.sites import Sites
@@ -275,9 +276,19 @@ class Program(nn.Module):
         if guide is None:
             return None
         if not self._by_datum:
-            self._by_datum.append(Program(self._functions[0], guide, **self._options))
-            self._by_datum[0].share_values(self)
+            self._by_datum.append(self.under(guide, **self._options))
         return self._by_datum[0]
+
+    def under(self, guide: Callable[..., Any], **options: Any) -> "Program":
+        """Return the model under another guide, with the values of this program."""
+        other = Program(self._functions[0], guide, **options)
+        other.share_values(self)
+        return other
+
+    def under_prior(self) -> "Program":
+        """Return the model with its prior as guide: for data that the guide has no factor for."""
+        options = {**self._options, "modules": dict(self.parts)}
+        return self.under(prior_of(self._functions[0]), **options)
 
     def _of_flat_batches(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """Return the functions as ones of flat tensors with the datum first."""

@@ -10,7 +10,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_vae.errors import DataError, ProgramError
+from pyro_vae.errors import DataError, ProgramError, PyroVaeError
 from pyro_vae.program import checks
 from pyro_vae.program.batch import (
     Batch,
@@ -245,7 +245,12 @@ class Reader:
         functions = self.canonical(sites, batch)
         both = Joint(*functions, *arguments(batch)).sampled_traces
         with self.runs.quiet(batch), validation(False), self.runs.off_zero(both):
-            found = dependence(functions, batch, seen, beside, kinds, self.runs.memory_kept)
+            try:
+                found = dependence(functions, batch, seen, beside, kinds, self.runs.memory_kept)
+            except ValueError as error:  # shapes that only another number of rows shows
+                if isinstance(error, PyroVaeError):
+                    raise
+                raise self.runs.refusal(batch, error) from error
         if found.counted and num_rows(batch) > 1:
             found = self._with_part(found, batch)
         # A fact about these sites, whichever rows have shown it.

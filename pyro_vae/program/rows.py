@@ -262,6 +262,11 @@ class Rows:
         """The number of rows that the program takes, none more or less; None where any."""
         return self._reader.rows_read if self._fixed else None
 
+    def are_new(self, batch: Batch) -> bool:
+        """Return whether a guide with one factor per datum has none for rows, by their number."""
+        own = self.total or self.fixed_to
+        return own is not None and own != num_rows(batch) and self.per_datum()
+
     def require_own(self, batch: Batch) -> None:
         """Refuse other rows than those that a program is fixed to.
 
@@ -273,7 +278,13 @@ class Rows:
         if rows != own and not isinstance(batch, Part):
             why = (
                 "a guide with one factor per datum answers for the rows that it was trained on, "
-                "all of them, as tensors"
+                "all of them, as tensors; for others, "
+                + (
+                    "fit once more with them among the data"
+                    if self._reader.sites.global_
+                    else "ask pv.infer(program, rows, how='local')"
+                )
+                + ", or give a guide that reads the data"
                 if self.per_datum()
                 else "it runs on no other number; write len(x) where it has its batch size, or "
                 "give parts of that many rows"

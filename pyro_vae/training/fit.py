@@ -12,7 +12,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from pyro_vae.arguments import integer, number, positive, typed
 from pyro_vae.device import seeded
-from pyro_vae.errors import ConfigError, ProgramError
+from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.inference.graphs.compiled_loss import Mode
 from pyro_vae.inference.objectives.objective import Objective
 from pyro_vae.inference.objectives.stock import as_objective
@@ -520,6 +520,9 @@ def _prepare_valid(
             "valid: got a loader with a DistributedSampler, expected all validation data in each "
             "process; pv.fit deals the rows out"
         )
-    judged = Validation(program, valid, batch_size, world)
+    try:
+        judged = Validation(program, valid, batch_size, world)
+    except DataError as error:
+        raise DataError(f"valid: {error}") from error
     _require_own(program, judged.first, feed)
     return judged

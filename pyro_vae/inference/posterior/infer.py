@@ -11,6 +11,7 @@ from pyro_vae.inference.posterior.refine import HMC, refine
 from pyro_vae.program.batch import Batch
 from pyro_vae.program.passes import Verb
 from pyro_vae.program.program import Program
+from pyro_vae.program.streams import is_stream
 
 How = Literal["amortised", "local", "semi", "hmc"]
 _NO_LOCAL = "there is no datum's posterior to infer; refine draws the global latents"
@@ -80,7 +81,7 @@ def infer(
             f"settings: got {type(settings).__name__}, expected "
             f"{'none' if how == 'amortised' else f'pv.{wanted.__name__}(...)'} for how={how!r}"
         )
-    asked, data = _program_for(program, data)
+    asked, data = _program_for(program, data, how)
     if isinstance(settings, HMC) or how == "hmc":
         return refine(asked, data, settings, progress=progress)  # type: ignore[arg-type, return-value]
     if how == "amortised":
@@ -90,8 +91,13 @@ def infer(
     return LocalPosterior(passes, fit_local(asked, passes.batch, chosen, progress=progress))
 
 
-def _program_for(program: Any, data: Any) -> tuple[Program, Batch]:
+def _program_for(program: Any, data: Any, how: How) -> tuple[Program, Batch]:
+    """Return who answers: of rows that a guide has no factor for, the model alone."""
     source = program.source if isinstance(program, Program) else program
     if isinstance(source, LocalGuide) and not source.has_rows(data):
         return source.alone, source.named(data)
-    return Program.of(program), data
+    asked = Program.of(program)
+    alone = how in ("local", "hmc") and not is_stream(data)
+    if alone and asked.rows.are_new(asked.adapt(data)) and not asked.sites.global_:
+        return asked.under_prior(), data
+    return asked, data

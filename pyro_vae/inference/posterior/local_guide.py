@@ -7,7 +7,6 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_vae.arguments import integer, number, positive
@@ -26,10 +25,10 @@ from pyro_vae.program.batch import (
     num_rows,
     rows_of,
 )
-from pyro_vae.program.enumeration import can_be_summed
 from pyro_vae.program.log_joint import Slot, read_slots
 from pyro_vae.program.masks import without_masks
 from pyro_vae.program.modules import owners
+from pyro_vae.program.prior_guide import prior_of
 from pyro_vae.program.program import Program
 
 ROW = "row"
@@ -95,7 +94,7 @@ class LocalGuide(nn.Module):
 
     def _without_rows(self) -> tuple[Program]:
         # In a tuple: a Program is a module, whose parameters are already in the parts.
-        return (Program(self._source, _prior_of(self._source), modules=dict(self.parts)),)
+        return (Program(self._source, prior_of(self._source), modules=dict(self.parts)),)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is made of the model: a copy makes it of its own."""
@@ -311,19 +310,3 @@ def _factor(slot: Slot, loc: Tensor, scale: Tensor) -> Any:
     normal = dist.Normal(loc[:, slot.columns].reshape(shape), scale[:, slot.columns].reshape(shape))
     base = normal.to_event(len(slot.base))
     return base if slot.plain else dist.TransformedDistribution(base, [slot.transform])
-
-
-def _prior_of(model: Callable[..., Any]) -> Callable[..., None]:
-    """Return the prior as a guide: the model's draws of its latents, its data left out.
-
-    Discrete latents that can be summed out are left out too: a Gaussian stands for none of them.
-    """
-
-    def left_out(site: Any) -> bool:
-        return site["infer"].get("was_observed", False) or can_be_summed(site["fn"])
-
-    def guide(*args: Any, **kwargs: Any) -> None:
-        with poutine.block(hide_fn=left_out):
-            poutine.uncondition(model)(*args, **kwargs)
-
-    return guide

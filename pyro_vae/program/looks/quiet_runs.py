@@ -1,5 +1,6 @@
 """Runs of a program that are looks at it: quiet ones, which leave nothing behind."""
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -133,7 +134,6 @@ class Runs:
     def once(self, batch: Batch, watch: Messenger | None = None) -> tuple[Trace, Trace]:
         """Trace the functions as they are, their plates under their own names, under a watch."""
         checks.check_real(batch)
-        args, kwargs = arguments(batch)
         self._program.own.home = self.home(batch)
         before = self._state().settled
         try:
@@ -144,14 +144,20 @@ class Runs:
             forget_plates(self._program.own.parts)
             if isinstance(error, PyroVaeError):
                 raise
-            reason, broken, _ = str(error).partition(", but found invalid values")  # all of them
-            reason = reason.partition("\n")[0]  # Pyro adds a table of shapes
-            hint = f"; {checks.SURPLUS}" if self._has_surplus(args, kwargs) else ""
-            hint += f". {checks.unscaled(batch)}" if broken else ""
-            raise DataError(
-                f"the program cannot take this batch ({checks.shapes(batch)}): {reason}{hint}"
-                f"{checks.padding_left(batch)}"
-            ) from error
+            raise self.refusal(batch, error) from error
+
+    def refusal(self, batch: Batch, error: Exception) -> DataError:
+        """Return what says that the program has failed on a batch."""
+        args, kwargs = arguments(batch)
+        reason, broken, _ = str(error).partition(", but found invalid values")  # all of them
+        reason = reason.partition("\n")[0]  # Pyro adds a table of shapes
+        reason += _about_shapes(reason)
+        hint = f"; {checks.SURPLUS}" if self._has_surplus(args, kwargs) else ""
+        hint += f". {checks.unscaled(batch)}" if broken else ""
+        return DataError(
+            f"the program cannot take this batch ({checks.shapes(batch)}): {reason}{hint}"
+            f"{checks.padding_left(batch)}"
+        )
 
     def _watched(self, batch: Batch, watch: Messenger | None) -> tuple[Trace, Trace]:
         """Trace the functions, under a watch inside: handlers are one list of all threads."""
@@ -233,3 +239,17 @@ class Runs:
     def home(self, batch: Batch) -> torch.device:
         """Return the device of a batch, or of the program where the batch has none."""
         return device_of(batch) or self._program.device
+
+
+def _about_shapes(reason: str) -> str:
+    """Return what mends the two mistakes behind most errors of shapes within a plate."""
+    found = re.match(
+        r"Shape mismatch inside plate\('(\w+)'\) at site (\w+) dim -\d+, \d+ vs ", reason
+    )
+    if found is None:
+        return ""
+    plate, site = found.groups()
+    return (
+        f"; give the plate its rows (pyro.plate({plate!r}, len(x))), or what is one datum of "
+        f"{site!r} its event dimensions (.to_event(1))"
+    )

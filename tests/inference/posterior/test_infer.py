@@ -20,6 +20,7 @@ from programs import (
     steps,
     steps_guide,
 )
+from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
 import pyro_vae as pv
@@ -77,6 +78,20 @@ def test_hmc_draws_from_the_exact_posterior():
     z = (found.mean - program.posterior(x).mean.detach()) / error
     assert z.abs().max() < 5
     assert found.sample(7).shape == (7, 8, 2)
+
+
+@pytest.mark.parametrize("how", ["local", "hmc"])
+def test_rows_that_a_guide_has_no_factor_for_are_asked_of_the_model(how):
+    x, program = linear(n=20)
+    other = pv.Program(program.model, AutoNormal(program.model))
+    pv.fit(other, x[:15], epochs=1, device="cpu", compile=False)
+    settings = Local() if how == "local" else HMC(num_draws=200, warmup=100)
+    torch.manual_seed(0)
+    found = pv.infer(other, x[15:], how=how, settings=settings)
+    exact = program.posterior(x[15:])
+    assert ((found.mean - exact.mean) / exact.stddev).detach().abs().max() < 0.5
+    with pytest.raises(DataError, match=r"ask pv\.infer\(program, rows, how='local'\)"):
+        pv.log_likelihood(other, x[15:])
 
 
 PROGRAMS = {

@@ -126,11 +126,11 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         "cannot take this batch",
     ),
     "a plate of another size": (
-        lambda: pv.fit(pv.Program(of_eight, pair().functions[1]), X),
+        lambda: pv.elbo(pv.Program(of_eight, pair().functions[1]), X),
         r"site \w+ dim -1, .*give the plate its rows \(pyro\.plate\('data', len\(x\)\)\)",
     ),
     "a datum's dimensions outside its event": (
-        lambda: pv.fit(pv.Program(flat, nothing), X),
+        lambda: pv.elbo(pv.Program(flat, nothing), X),
         r"site x dim -1, .*what is one datum of 'x' its event dimensions \(\.to_event\(1\)\)",
     ),
     # data
@@ -253,8 +253,8 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
-def test_they_are_sixty():
-    assert len(CALLS) == 60
+def test_they_are_sixty_at_least():
+    assert len(CALLS) >= 60
 
 
 @pytest.mark.parametrize("name", CALLS)

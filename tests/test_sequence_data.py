@@ -129,6 +129,8 @@ def test_other_sequences_are_refused():
     for lengths in ([0, 1, 2], [1, 2, 5]):
         with pytest.raises(DataError, match=r"expected 1 to 4"):
             pv.data.bucketed({"x": x, "lengths": torch.tensor(lengths)}, 2)
+    with pytest.raises(DataError, match="got no sequences"):
+        pv.data.bucketed({"x": x[:0], "lengths": torch.ones(0)}, 2)
     with pytest.raises(DataError, match=r"expected x \(N, T, \*units\) and lengths"):
         pv.data.bucketed({"x": x, "lengths": torch.tensor([1, 2])}, 2)
     for wrong in ([torch.zeros(2, 3), torch.zeros(2, 4)], [torch.zeros(2), torch.zeros(1).long()]):

@@ -94,7 +94,7 @@ def bucketed(
         seed: of the order; None follows the run's.
 
     Raises:
-        DataError: No such pair, or a length below 1 or beyond T.
+        DataError: No such pair, no sequences, or a length below 1 or beyond T.
 
     Example:
         >>> data = {"x": torch.zeros(5, 9, 2), "lengths": torch.tensor([1, 3, 9, 8, 2])}
@@ -108,6 +108,8 @@ def bucketed(
         raise DataError(f"data: got {shapes}, expected x (N, T, *units) and lengths (N)")
     x, lengths = data["x"], data["lengths"]
     steps = x.shape[1]
+    if not len(lengths):
+        raise DataError("data: got no sequences, expected at least one")
     if not bool(((lengths >= 1) & (lengths <= steps)).all()):
         raise DataError(
             f"lengths: got {lengths.min().item()} to {lengths.max().item()}, expected 1 to "

@@ -261,8 +261,8 @@ def _source(program: Any) -> Any:
 
 def _require_topics(beta: Any) -> None:
     """Refuse what are no topics: top words can be taken of NaN, too."""
-    if not isinstance(beta, Tensor) or beta.dim() != 2:
-        raise ProgramError(f"topics(): got {shown(beta)}, expected a tensor (K, V)")
+    if not isinstance(beta, Tensor) or beta.dim() != 2 or not len(beta):
+        raise ProgramError(f"topics(): got {shown(beta)}, expected a tensor (K, V) of some topics")
     wrong = (~beta.isfinite()).any(1).nonzero().flatten().tolist()
     if wrong:
         raise ProgramError(

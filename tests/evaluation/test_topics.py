@@ -219,3 +219,10 @@ def test_topics_that_are_not_finite_are_none():
     program = with_topics([[0.4, 0.3, 0.2, 0.06, 0.04], [0.1, math.nan, 0.04, 0.25, 0.35]])
     with pytest.raises(ProgramError, match=r"1 of 2 topics \(first: 1\).*not finite.*diverged"):
         pv.topics(program, X)
+
+
+def test_a_program_without_topics_is_told():
+    program = with_topics([[0.4, 0.3, 0.2, 0.06, 0.04]])
+    program.decoder.topics = lambda: torch.ones(0, 5)
+    with pytest.raises(ProgramError, match=r"\(0, 5\).*expected a tensor \(K, V\) of some topics"):
+        pv.topics(program, X)

@@ -368,6 +368,44 @@ def test_a_list_of_batches_of_unequal_steps_is_one_with_lengths(model):
         pv.diagnose(program, iter([{"x": each} for (each,) in whole]))
 
 
+def test_a_sequence_lacks_its_holes_and_not_what_would_lie_behind_its_end():
+    """Given the code of the prior, a hole is filled with its mean; what stands elsewhere stays."""
+
+    def model(x, lengths, there):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", Chain(lambda z: dist.Normal(0 * z, 1.0).to_event(1), start, 4))
+            rolls = dist.Normal(0 * z + 0.5, 1.0).mask(there.unsqueeze(-1))
+            pyro.sample("x", Padded(rolls, lengths, 1), obs=x)
+
+    def guide(x, lengths, there):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), 4, 1), 1.0).to_event(2))
+
+    start, lengths = torch.zeros(1), torch.tensor([4, 2, 1])
+    x, there = torch.full((3, 4, 1), 7.0), torch.ones(3, 4, dtype=torch.bool)
+    there[0, 2] = there[1, 3] = False  # the second lies behind an end
+    found = pv.impute(pv.Program(model, guide), (x, lengths, there), num_particles=4)
+    assert found.missing.nonzero().tolist() == [[0, 2, 0]]
+    x[0, 2] = 0.5
+    torch.testing.assert_close(found.values, x)
+    rolls = {"x": torch.zeros(3, 4, 5), "lengths": lengths}
+    assert not pv.impute(DMM(5, 2, (4,)), rolls, num_particles=2).missing.any()
+
+
+@pytest.mark.parametrize("steps", [(4, 2), (4, 4)])
+def test_a_list_of_single_sequences_is_no_batch(steps):
+    """Two of them would be taken for sequences and their lengths."""
+    rolls, words = [torch.zeros(n, 5) for n in steps], [torch.full((n,), 4) for n in steps]
+    for program, data in ((DMM(5, 2, (4,)), rolls), (VRNN(5, 2, (4,)), rolls)):
+        with pytest.raises(DataError, match=r"list of 2 sequences.*pv\.data\.pad"):
+            pv.elbo(program, data)
+    with pytest.raises(DataError, match=r"list of 2 sequences.*pv\.data\.pad"):
+        pv.elbo(pv.models.SentenceLM(6), words)
+    for text in ("a cat", ["a cat"], ("a cat", "a dog")):
+        with pytest.raises(DataError, match=r"got text.*pv\.data\.Vocabulary\.of"):
+            pv.elbo(pv.models.SentenceVAE(6), text)
+
+
 def test_a_program_takes_batches_of_unequal_steps():
     torch.manual_seed(0)
     lengths = torch.tensor([3, 9, 2, 8, 9, 1, 4, 9])

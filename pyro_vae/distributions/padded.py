@@ -178,6 +178,11 @@ class Padded(dist.Independent):
         return log_prob.masked_fill(self._none, torch.nan)
 
     @property
+    def behind(self) -> Tensor:
+        """Which steps lie behind the end of their sequence, (*, T, 1...) to broadcast."""
+        return ~self.kept
+
+    @property
     def mean(self) -> Tensor:
         """The mean of each step, shape (* | T, D)."""
         return self._cut(super().mean)

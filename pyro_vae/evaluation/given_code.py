@@ -45,6 +45,9 @@ class GivenCode:
             site = self.model.nodes[name]
             kept = kept_units(site["fn"], site["mask"], site["value"].device)
             if kept is not None:
+                behind = getattr(site["fn"], "behind", None)
+                if behind is not None:  # a sequence has no cells there
+                    kept = kept | behind
                 found[name] = self._by_value(name, kept, len(site["fn"].event_shape))[0, 0]
         if not found:
             raise ProgramError(

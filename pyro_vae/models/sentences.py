@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_vae.arguments import integer, positive, shown, typed
 from pyro_vae.distributions import Sentence
 from pyro_vae.errors import DataError
-from pyro_vae.models.unequal_steps import padded_to_one
+from pyro_vae.models.unequal_steps import padded_to_one, require_batches
 from pyro_vae.models.word_networks import WordDecoder, WordEncoder
 from pyro_vae.models.zoo_program import ZooProgram, register
 from pyro_vae.torch_private import validates_values
@@ -33,7 +33,12 @@ class SentenceProgram(ZooProgram):
         self.words = int(words)
 
     def reads(self, data: Any) -> Any:
-        """Return data as they are; a list of batches of unequal T as one."""
+        """Return data as they are; a list of batches of unequal T as one.
+
+        Raises:
+            DataError: Text, or a list of single sentences.
+        """
+        require_batches(data, 2)
         return padded_to_one(data, 2, told=False)
 
     @typed

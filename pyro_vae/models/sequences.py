@@ -26,7 +26,7 @@ from pyro_vae.distributions import Chain, Padded, RecurrentChain
 from pyro_vae.distributions.padded import kept_steps, require_lengths
 from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.models.networks import decoder_of
-from pyro_vae.models.unequal_steps import padded_to_one
+from pyro_vae.models.unequal_steps import padded_to_one, require_batches
 from pyro_vae.models.zoo_program import ZooProgram, register
 from pyro_vae.nn import GRU, MLP, sizes
 
@@ -53,7 +53,9 @@ class SequenceProgram(ZooProgram):
 
         Raises:
             ConfigError: A length is none, in whatever row.
+            DataError: A list of single sequences.
         """
+        require_batches(data, 2 + len(self.data_shape))
         pieces = isinstance(data, list) and bool(data)
         if pieces and all(isinstance(each, Mapping | tuple) for each in data):
             data = [self.reads(each) for each in data]

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.errors import DataError
+
 
 def padded_to_one(data: Any, dim: int, *, told: bool) -> Any:
     """Return a list of batches of unequal T as one, zeros behind the shorter; other data as given.
@@ -30,6 +32,29 @@ def padded_to_one(data: Any, dim: int, *, told: bool) -> Any:
         return {"x": x}
     lengths = [torch.full(x.shape[:1], x.shape[1]) if ls is None else ls for x, ls in whole]
     return {"x": x, "lengths": torch.cat(lengths)}
+
+
+def require_batches(data: Any, dim: int) -> None:
+    """Refuse a list of single sequences, which would be taken for arguments, and one of text.
+
+    Arguments:
+        data: what a verb was given.
+        dim: dims of a batch.
+
+    Raises:
+        DataError: Says what makes a batch of it.
+    """
+    pieces = data if isinstance(data, list | tuple) else [data]
+    if pieces and all(isinstance(each, str) for each in pieces):
+        raise DataError(
+            "x: got text, expected a batch of numbers of words; of lines, "
+            "words = pv.data.Vocabulary.of(lines) and words.numbers(lines) make it"
+        )
+    if isinstance(data, list) and data and all(getattr(x, "ndim", 0) == dim - 1 for x in data):
+        raise DataError(
+            f"x: got a list of {len(data)} sequences, expected one batch; of tensors, "
+            "pv.data.pad(x) makes it, with their lengths"
+        )
 
 
 def _parts(batch: Any, dim: int) -> tuple[Tensor, Tensor | None] | None:

@@ -193,4 +193,12 @@ BUGS = [
         "        alone = (self.heaviest - mean).square()",
         "tests/evaluation/test_stated_errors.py::test_errors_of_what_is_filled_in_cover_the_truth",
     ),
+    Bug(
+        "steps behind the end of a sequence as missing cells",
+        "evaluation/given_code.py",
+        "kept = kept | behind",
+        "pass",
+        "tests/test_sequence_data.py::"
+        "test_a_sequence_lacks_its_holes_and_not_what_would_lie_behind_its_end",
+    ),
 ]

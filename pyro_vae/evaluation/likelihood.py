@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
 _ROWS_PER_PASS = 4096
 _DATA_PER_PASS = 64
 _VERB = Verb("log_likelihood", prior=True, each=True, guide="weight")
+_DRAWS_FOR_K = 21  # of the globals: five of them are the tail
 
 
 @dataclass(frozen=True, repr=False)
@@ -110,6 +111,9 @@ class LogLikelihood:
         # Too few samples tell nothing of the tail: the shape is infinite then, and not shown.
         known = bool(torch.isfinite(self.psis_k).any())
         tail = f", k > 0.7: {100 * self.untrusted:.1f} %" if known else ""
+        if not known and self.by_global is not None and len(self.by_global) < _DRAWS_FOR_K:
+            draws = len(self.by_global)
+            tail = f", k unknown ({draws} draws of the globals; {_DRAWS_FOR_K} tell it)"
         return (
             f"{type(self).__name__}(mean={self.mean:.4f} ± {self.stderr:.4f} nats, "
             f"samples={self.samples}, median ess={self.ess.median().item():.1f}{tail})"
@@ -141,6 +145,8 @@ def log_likelihood(
        \frac{p(x_n, z_{sk} \mid w_s)}{q(z_{sk} \mid x_n)}, \quad z_{sk} \sim q(z \mid x_n),\
        w_s \sim q(w)
 
+    With globals this is the predictive density of each datum, what training has left open integrated
+    over the guide, and not a share of the evidence that the ELBO bounds.
     With no local latent (a Bayesian regression) this is the mean over the S draws of the globals,
     with no latent at all (maximum likelihood) log p(x) itself. All data see the same S draws.
 

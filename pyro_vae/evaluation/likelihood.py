@@ -145,8 +145,8 @@ def log_likelihood(
        \frac{p(x_n, z_{sk} \mid w_s)}{q(z_{sk} \mid x_n)}, \quad z_{sk} \sim q(z \mid x_n),\
        w_s \sim q(w)
 
-    With globals this is the predictive density of each datum, what training has left open integrated
-    over the guide, and not a share of the evidence that the ELBO bounds.
+    With globals this is the predictive density of each datum, which is no share of the evidence
+    that the ELBO bounds.
     With no local latent (a Bayesian regression) this is the mean over the S draws of the globals,
     with no latent at all (maximum likelihood) log p(x) itself. All data see the same S draws.
 

@@ -41,6 +41,7 @@ TAKEN = {
     "scipy": scipy.sparse.csr_matrix(N),
     "scipy array": scipy.sparse.coo_array(N.astype("u2")),
     "scipy by columns": scipy.sparse.csc_matrix(N),
+    "scipy by cells": scipy.sparse.dok_matrix(N),
     "coo": X.to_sparse(),
     "backwards": N[::-1].copy()[::-1],
     "by columns": np.asfortranarray(N),

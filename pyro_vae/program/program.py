@@ -373,6 +373,8 @@ class Program(nn.Module):
         if isinstance(data, Part):  # of the program's own rows
             return Part(self.as_tensors(data.batch), data.rows.to(self.device))
         data = data.batch if isinstance(data, Whole) else data
+        if isinstance(data, dict) and hasattr(data, "tocsr"):
+            data = data.tocsr()  # a dok_matrix of scipy is a dict of its cells
         reads = getattr(self.source, "reads", None)
         data = data if reads is None else reads(data)
         whole = self._as_one_argument(joined(data, self._functions[0], self._runs_on))

@@ -137,3 +137,8 @@ __all__ = [
     "schedules",
     "topics",
 ]
+
+
+def __dir__() -> list[str]:
+    """Return what the library offers: its other files are its own business."""
+    return sorted(__all__)

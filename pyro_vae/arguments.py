@@ -13,7 +13,7 @@ import os
 import types
 from collections import ChainMap, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from itertools import chain
 from numbers import Number, Real
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -28,6 +28,26 @@ T = TypeVar("T")
 
 _LARGEST = 2**63  # integers of torch are below it
 _SHOWN = 100  # characters of a value in a message
+# What other libraries call an argument: the names that it may have here.
+_ALSO_CALLED = {
+    **dict.fromkeys(("learning_rate", "step_size"), ("lr",)),
+    **dict.fromkeys(("num_epochs", "n_epochs", "max_epochs", "nb_epochs"), ("epochs",)),
+    **dict.fromkeys(("num_steps", "num_iterations", "n_iter"), ("max_steps",)),
+    **dict.fromkeys(("early_stopping", "early_stopping_patience"), ("patience",)),
+    **dict.fromkeys(("weight_decay", "momentum", "betas", "optim"), ("optimizer",)),
+    **dict.fromkeys(("gradient_clip_val", "max_grad_norm", "grad_clip"), ("clip_norm",)),
+    **dict.fromkeys(("validation_data", "validation", "val_data"), ("valid",)),
+    **dict.fromkeys(("kl_weight", "annealing"), ("beta",)),
+    **dict.fromkeys(("loss", "loss_fn", "num_particles"), ("objective",)),
+    **dict.fromkeys(("scheduler", "lr_scheduler"), ("lr_schedule",)),
+    **dict.fromkeys(("random_state", "random_seed"), ("seed",)),
+    **dict.fromkeys(("verbose", "progress_bar"), ("progress",)),
+    **dict.fromkeys(("n_samples", "num_samples", "nsamples"), ("num_particles", "n", "num_draws")),
+    **dict.fromkeys(("warmup_steps", "num_warmup"), ("warmup",)),
+    **dict.fromkeys(("num_chains", "n_chains"), ("chains",)),
+    **dict.fromkeys(("z_dim", "n_latent", "latent_size"), ("latent_dim",)),
+    **dict.fromkeys(("input_dim", "n_input", "x_dim"), ("data_dim",)),
+}
 _IN_WORDS = {
     "(-inf, inf)": "a finite number",
     "(0, inf)": "a positive number",
@@ -179,6 +199,7 @@ class _Places:
         named: those that may not.
         any_number: whether as many as one likes stand without a name.
         any_name: whether names of any kind are taken.
+        annotations: what returns those of the arguments.
     """
 
     function: str
@@ -186,6 +207,7 @@ class _Places:
     named: tuple[str, ...]
     any_number: bool
     any_name: bool
+    annotations: Callable[[], Mapping[str, Any]]
 
     @classmethod
     def of(cls, function: Any) -> "_Places":
@@ -200,16 +222,18 @@ class _Places:
             tuple(named),
             inspect.Parameter.VAR_POSITIONAL in every,
             inspect.Parameter.VAR_KEYWORD in every,
+            functools.partial(_annotations, function),
         )
 
     def require(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Refuse what Python refuses as well, and say what the arguments are called."""
         if len(args) > len(self.first) and not self.any_number:
             raise TypeError(f"{self.function}() {self._too_many(len(args))}")
-        for name in kwargs:
+        for name, value in kwargs.items():
             if not self.any_name and name not in self.first and name not in self.named:
                 raise TypeError(
-                    f"{self.function}() got an unexpected argument {name!r}; {self._near(name)}"
+                    f"{self.function}() got an unexpected argument {name!r}; "
+                    f"{self._near(name, value)}"
                 )
 
     def _too_many(self, count: int) -> str:
@@ -221,18 +245,35 @@ class _Places:
             f"({', '.join(first)}){write}"
         )
 
-    def _near(self, name: str) -> str:
+    def _near(self, name: str, value: Any) -> str:
         names = [each for each in (*self.first, *self.named) if each != "self"]
-        near = difflib.get_close_matches(name, names, n=2)
+        spellings = (name, *_ALSO_CALLED.get(name, ()))
+        near = [each for each in spellings if each in names]
+        near = near or self._within(spellings, value) or difflib.get_close_matches(name, names, n=2)
         if near:
             return f"did you mean {' or '.join(near)}?"
         return f"expected one of {', '.join(names)}"
 
+    def _within(self, spellings: Sequence[str], value: Any) -> list[str]:
+        """Return how to say it by an argument of settings: those that have such a field."""
+        return [
+            f"{argument}=pv.{kind.__name__}({field}={shown(value)})"
+            for argument, annotation in self.annotations().items()
+            for kind in (get_args(annotation) if argument != "return" else ())
+            if isinstance(kind, type) and is_dataclass(kind)
+            for field in spellings
+            if field in inspect.signature(kind).parameters
+        ]
+
+
+def _annotations(function: Any) -> Mapping[str, Any]:
+    known = ChainMap(inspect.unwrap(function).__globals__, vars(builtins), defaultdict(lambda: Any))
+    return get_type_hints(function, localns=known)
+
 
 def _kinds(function: Any) -> dict[str, _Kind]:
     """Return what the annotations of a function say, by argument."""
-    known = ChainMap(inspect.unwrap(function).__globals__, vars(builtins), defaultdict(lambda: Any))
-    hints = get_type_hints(function, localns=known)
+    hints = _annotations(function)
     found = {"": _Kind("", lambda value: True)}  # so that it is found out once
     for name, parameter in inspect.signature(function).parameters.items():
         named = parameter.kind is not parameter.VAR_KEYWORD and name in hints

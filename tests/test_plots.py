@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+import pyro_vae as pv
 from pyro_vae import plots
 from pyro_vae.errors import ConfigError, DataError
 
@@ -137,9 +138,30 @@ def test_curves_of_one_epoch_are_visible():
     assert left.lines[0].get_marker() == "o"
 
 
+def test_a_run_is_drawn_as_its_history():
+    run = pv.Run(None, _history(np.ones(4)), 3, 4, torch.device("cpu"))
+    for figure in (plots.curves(run), run.plot()):
+        np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), [-9, -5, -4, -4.5])
+    with pytest.raises(ConfigError, match=r"history: got .*, expected a dict"):
+        plots.curves(7)
+
+
+def test_the_public_names_alone_are_listed():
+    for module in (plots, pv):
+        assert dir(module) == sorted(module.__all__)
+
+
+_PROGRAM = pv.models.VAE(4, 1, (2,))
+
+
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
+        (lambda: plots.samples(_PROGRAM), r"a program \(VAE\), .* pv.generate returns"),
+        (lambda: plots.reconstructions(_PROGRAM, 1), r"a program .* pv.reconstruct, .* returns"),
+        (lambda: plots.interpolations(_PROGRAM), r"a program .* pv.interpolate returns"),
+        (lambda: plots.latent_map(_PROGRAM, 1), r"a program .* pv.encode returns"),
+        (lambda: plots.curves({"epoch": _PROGRAM}), r"epoch: got a program .* expected numbers"),
         (lambda: plots.samples(torch.zeros(3, 7)), r"\(3, 7\)"),
         (lambda: plots.samples(torch.zeros(0, 4, 4)), "at least one"),
         (lambda: plots.samples(torch.full((1, 2, 2), torch.nan)), "NaN"),

@@ -237,7 +237,7 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a number of no name": (
         lambda: pv.log_likelihood(vae(), X, num_samples=5),
-        "num_samples.*num_particles",
+        "num_samples.*did you mean num_particles",
     ),
     "text as words": (lambda: pv.topics(models.LDA(6, 2), X, vocabulary="words"), "vocabulary"),
 }
@@ -258,3 +258,28 @@ def test_a_wrong_call_is_told_in_a_sentence(name, tmp_path, monkeypatch):
     if not isinstance(caught.value, PyroVaeError):  # a call that does not fit, told at the door
         doors = ("arguments.py", "contextlib.py", "test_wrong_calls.py")
         assert "argument" in said and caught.traceback[-1].path.name in doors
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: fit(learning_rate=1e-3), "'learning_rate'; did you mean lr"),
+        (lambda: fit(early_stopping=3), "did you mean patience"),
+        (lambda: fit(max_epochs=3), "did you mean epochs"),
+        (lambda: fit(weight_decay=0.1), "did you mean optimizer"),
+        (lambda: pv.log_likelihood(vae(), X, n_samples=5), "did you mean num_particles"),
+        (lambda: pv.generate(vae(), num_samples=5), "did you mean n"),
+        (
+            lambda: pv.refine(vae(), X, num_draws=3),
+            r"did you mean settings=pv\.HMC\(num_draws=3\)",
+        ),
+        (
+            lambda: pv.refine(vae(), X, num_samples=3),
+            r"did you mean settings=pv\.HMC\(num_draws=3\)",
+        ),
+        (lambda: pv.infer(vae(), X, num_chains=3), r"did you mean settings=pv\.HMC\(chains=3\)"),
+    ],
+)
+def test_the_name_that_other_libraries_give_an_argument_is_understood(call, words):
+    with pytest.raises(TypeError, match=f"unexpected argument .*{words}\\?$"):
+        call()

@@ -35,3 +35,8 @@ __all__ = [
     "step_kl",
     "topic_words",
 ]
+
+
+def __dir__() -> list[str]:
+    """Return the figures: files of the package bear the names of some."""
+    return sorted(__all__)

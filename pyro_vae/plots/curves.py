@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,21 +18,21 @@ if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
 
 
 @typed
-def curves(history: Mapping[str, ArrayLike], *, title: str | None = None) -> Figure:
+def curves(history: Any, *, title: str | None = None) -> Figure:
     """Draw training and validation ELBO beside the loss, with the KL weight where it varies.
 
     Without an ELBO, which a guide without a density has not, the critic's loss stands in its place.
     The first epochs, far below the rest, may lie outside the axes.
 
     Arguments:
-        history: as ``pv.fit`` returns it, with ``epoch`` and any of ``elbo``, ``valid_elbo``,
-            ``loss`` (nats per datum) and ``beta``.
+        history: a ``pv.Run``, or a dict as its ``history``: ``epoch`` with any of ``elbo``,
+            ``valid_elbo``, ``loss`` (nats per datum) and ``beta``.
         title: ``None``: the default one.
 
     Raises:
         DataError: no epochs, or none of the columns.
     """
-    columns = {name: numbers(name, column) for name, column in history.items()}
+    columns = _columns(getattr(history, "history", history))
     epoch = columns.get("epoch")
     if epoch is None or not len(epoch) or not {"elbo", "valid_elbo", "loss"} & set(columns):
         raise DataError(
@@ -58,6 +58,11 @@ def curves(history: Mapping[str, ArrayLike], *, title: str | None = None) -> Fig
         _beta_axis(right, epoch, beta)
     legend(left, loc="lower right", fontsize=10)
     return figure
+
+
+@typed
+def _columns(history: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
+    return {name: numbers(name, column) for name, column in history.items()}
 
 
 def _lines(

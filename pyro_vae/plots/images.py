@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import DataError
-from pyro_vae.plots.style import FAINT, LETTER, as_array, new_figure, numbers, set_title
+from pyro_vae.plots.style import FAINT, LETTER, new_figure, numbers, set_title
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.axes import Axes
@@ -32,7 +32,7 @@ def samples(images: ArrayLike, *, columns: int | None = None, title: str | None 
     Raises:
         DataError: not images.
     """
-    pixels = _images("images", images)
+    pixels = _images("images", images, "pv.generate")
     square = math.ceil(math.sqrt(len(pixels)))
     columns = square if columns is None else positive("columns", columns)
     figure, axes = _canvas(title or f"{len(pixels)} samples from the prior")
@@ -58,7 +58,8 @@ def reconstructions(
     Raises:
         DataError: not images, or not pairs.
     """
-    above, below = _images("originals", originals), _images("reconstructed", reconstructed)
+    above = _images("originals", originals, "pv.reconstruct, after the data,")
+    below = _images("reconstructed", reconstructed, "pv.reconstruct")
     if above.shape != below.shape:
         raise DataError(
             f"originals have shape {above.shape} and reconstructed {below.shape}; expected pairs"
@@ -93,7 +94,7 @@ def interpolations(images: ArrayLike, *, title: str | None = None) -> Figure:
     Raises:
         DataError: not rows of images.
     """
-    array = as_array(images)
+    array = numbers("images", images, "pv.interpolate")
     if array.ndim < 3 or 0 in array.shape:
         raise DataError(f"images have shape {array.shape}; expected (N, steps, H, W)")
     rows, steps = array.shape[:2]
@@ -106,9 +107,9 @@ def interpolations(images: ArrayLike, *, title: str | None = None) -> Figure:
     return figure
 
 
-def _images(name: str, values: ArrayLike) -> np.ndarray:
+def _images(name: str, values: ArrayLike, verb: str = "") -> np.ndarray:
     """Return ``(N, H, W)`` or ``(N, H, W, 3)``."""
-    array = numbers(name, values)
+    array = numbers(name, values, verb)
     if array.ndim == 2:
         side = math.isqrt(array.shape[1])
         array = array.reshape(len(array), side, side) if side**2 == array.shape[1] else array

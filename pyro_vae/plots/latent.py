@@ -90,7 +90,7 @@ def scatter(
 
 def plane(codes: ArrayLike) -> tuple[np.ndarray, tuple[str, str]]:
     """Return ``(N, 2)`` coordinates and the names of their axes."""
-    z = torch.as_tensor(numbers("codes", codes))
+    z = torch.as_tensor(numbers("codes", codes, "pv.encode"))
     if z.dim() != 2 or len(z) < 2 or not z.shape[1] or not z.isfinite().all():
         raise DataError(f"codes have shape {tuple(z.shape)}; expected (N, Z) finite, N at least 2")
     units = z.shape[1]

@@ -171,12 +171,20 @@ def as_array(values: Any) -> np.ndarray:
         raise DataError(f"got {shown(values)}, expected an array: {error}") from None
 
 
-def numbers(name: str, values: Any) -> np.ndarray:
+def numbers(name: str, values: Any, verb: str = "") -> np.ndarray:
     """Return anything array-like as an array of floats.
+
+    Arguments:
+        name: of the argument.
+        values: array-like.
+        verb: what returns such values of a program.
 
     Raises:
         DataError: Something else.
     """
+    if callable(getattr(values, "model", None)) and callable(getattr(values, "guide", None)):
+        says = f"what {verb} returns for it" if verb else "numbers"
+        raise DataError(f"{name}: got a program ({type(values).__name__}), expected {says}")
     try:
         return as_array(values).astype(float)
     except (TypeError, ValueError) as error:

@@ -90,7 +90,7 @@ class Run:
         """Draw the history: `pyro_vae.plots.curves`."""
         from pyro_vae.plots.curves import curves
 
-        return curves(self.history)
+        return curves(self)
 
     def to_pandas(self) -> Any:
         """Return the history, a row per epoch.
@@ -101,9 +101,19 @@ class Run:
         return to_frame(self.history, "epoch")
 
     def __repr__(self) -> str:
+        """Show the last epoch, what the best one is worth, and the seconds of all."""
         last = {k: float(v[-1]) for k, v in self.history.items() if len(v)}
+        if "seconds" in last:
+            last["seconds"] = float(np.nansum(self.history["seconds"]))
         numbers = ", ".join(f"{k}={v:.4g}" for k, v in last.items())
-        return f"Run(best_epoch={self.best_epoch}, steps={self.steps}, {numbers})"
+        return f"Run(best_epoch={self.best_epoch}{self._worth()}, steps={self.steps}, {numbers})"
+
+    def _worth(self) -> str:
+        """Return by what the best epoch was chosen, in brackets."""
+        chosen = [k for k in ("valid_objective", "valid_bound", "valid_elbo") if k in self.history]
+        at = np.flatnonzero(self.history.get("epoch", np.zeros(0)) == self.best_epoch)
+        named = chosen and len(at)
+        return f" ({chosen[0]}={self.history[chosen[0]][at[0]]:.4g})" if named else ""
 
 
 @dataclass

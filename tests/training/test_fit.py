@@ -154,6 +154,10 @@ def test_the_best_weights_are_kept():
     best = int(np.argmax(run.history["valid_elbo"]))
     assert run.best_epoch == best + 1 < 12  # lr = 0.5 is too much: it gets worse again
     assert same(state(program), seen[best])
+    told, seconds = repr(run), float(run.history["seconds"].sum())
+    assert f"(best_epoch={best + 1} (valid_elbo={run.history['valid_elbo'][best]:.4g})," in told
+    assert f", valid_elbo={run.history['valid_elbo'][-1]:.4g}, " in told  # of the last epoch
+    assert told.endswith(f"seconds={seconds:.4g})")
 
 
 @pytest.mark.parametrize("patience", [1, 3])

@@ -140,6 +140,7 @@ def test_a_run_from_training_to_pictures(capsys, tmp_path):
     assert (figures["rows"], figures["units"]) == (40, {"z": 2})
     for text in (f"{expected.mean:.2f} ± {expected.stderr:.2f}", "K = 8", "ELBO", "active units"):
         assert text in table
+    assert table.startswith("digits, test split, 40 data, binarization dynamic\n")
 
     assert cli.main(["generate", "run", "-n", "5", "--device", "cpu"]) == 0
     with np.load(run / "samples.npz") as arrays:

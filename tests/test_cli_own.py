@@ -167,7 +167,9 @@ def test_bad_lines_are_told_in_one(line, said, capsys):
 def test_own_runs_are_judged_refined_drawn_and_compared(capsys):
     for name, options in {"a": "", "b": "--options.latent_dim 1"}.items():
         assert run(f"train own.py:Clicks --data counts.npz --out {name} {options}", *FEW) == 0
+    capsys.readouterr()
     assert run("evaluate a --num_particles 5 --split train") == 0
+    assert capsys.readouterr().out.startswith("counts.npz, train split, 36 data\n")
     assert run("diagnose a") == 0
     assert run("refine a --rows 2 --num_draws 4 --warmup 4 --chains 3") == 0
     warned = capsys.readouterr().err  # too short to mix

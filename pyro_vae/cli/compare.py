@@ -11,7 +11,7 @@ import pyro_vae as pv
 from pyro_vae.arguments import positive
 from pyro_vae.cli.datasets import load_data
 from pyro_vae.cli.options import Split
-from pyro_vae.cli.report import say
+from pyro_vae.cli.report import heading, say
 from pyro_vae.cli.runs import fresh_folder, open_run
 from pyro_vae.errors import ConfigError
 from pyro_vae.storage.atomic import atomic_write_text
@@ -98,8 +98,8 @@ def _table(head: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
         error = row[f"{name}_stderr"]
         return f"{row[name]:.2f}" + ("" if error is None else f" ± {error:.2f}")
 
-    title = "{data}, {split} split, {rows} data, binarization {binarization}, K = {num_particles}"
-    lines = [title.format(**head), f"  {'log-likelihood':<20}{'behind the best':<20}run"]
+    title = f"{heading(head)}, K = {head['num_particles']}"
+    lines = [title, f"  {'log-likelihood':<20}{'behind the best':<20}run"]
     for run, row in found.items():
         behind = "best" if run == next(iter(found)) else value(row, "difference")
         lines.append(f"  {value(row, 'log_likelihood'):<20}{behind:<20}{run} ({row['model']})")

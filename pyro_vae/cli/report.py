@@ -20,6 +20,12 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+def heading(figures: dict[str, Any]) -> str:
+    """Return on which data figures were measured; no binarization is not worth a word."""
+    drawn = "" if figures["binarization"] == "none" else ", binarization {binarization}"
+    return f"{{data}}, {{split}} split, {{rows}} data{drawn}".format(**figures)
+
+
 def table(figures: dict[str, Any]) -> str:
     """Return the figures as a table a person reads."""
 
@@ -27,7 +33,6 @@ def table(figures: dict[str, Any]) -> str:
         error = figures[f"{name}_stderr"]
         return f"{figures[name]:8.2f}" + ("" if error is None else f" ± {error:.2f}")
 
-    heading = "{data}, {split} split, {rows} data, binarization {binarization}".format(**figures)
     lines = [
         ("ELBO", value("elbo"), "nats per datum"),
         (
@@ -55,4 +60,4 @@ def table(figures: dict[str, Any]) -> str:
                 )
             )
     body = "\n".join(f"  {name:<18}{number:<19}{note}" for name, number, note in lines)
-    return f"{heading}\n{'─' * 66}\n{body}\n{'─' * 66}"
+    return f"{heading(figures)}\n{'─' * 66}\n{body}\n{'─' * 66}"

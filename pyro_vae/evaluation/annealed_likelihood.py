@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pyro_vae.arguments import number, positive, typed
 from pyro_vae.errors import ConfigError
@@ -30,6 +29,7 @@ from pyro_vae.program.batch import Batch
 from pyro_vae.program.log_joint import LogJoint, log_evidence
 from pyro_vae.program.passes import Pass, Verb
 from pyro_vae.program.program import Program
+from pyro_vae.progress import progress_bar
 from pyro_vae.threads import require_turn
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
@@ -240,7 +240,7 @@ def bdmc(
     given = inputs(wrapped, positive("n", n), given)
     bounds, made = [], []
     with wrapped.passes(given, _BDMC, rows=_ROWS_PER_PASS, particles=chosen.chains) as passes:
-        for piece in tqdm(passes, disable=not progress, unit="batch", leave=False):
+        for piece in progress_bar(passes, shown=progress, unit="batch", leave=False):
             made.append(simulate(wrapped, piece))
             bounds.append(_both_bounds(wrapped, piece, made[-1], chosen))
     lower, upper = (torch.cat(parts) for parts in zip(*bounds, strict=True))

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pyro_vae.arguments import positive
 from pyro_vae.errors import ProgramError
@@ -31,6 +30,7 @@ from pyro_vae.program.streams import (
     tensors_of,
 )
 from pyro_vae.program.whole import require_rows
+from pyro_vae.progress import progress_bar
 from pyro_vae.threads import require_turn
 from pyro_vae.torch_private import pytree
 
@@ -337,7 +337,7 @@ class Passes:
             progress: Show a progress bar.
             lead: Whether the function keeps something of the first pass for the others.
         """
-        pieces = iter(tqdm(self, disable=not progress, unit="batch", leave=False))
+        pieces = iter(progress_bar(self, shown=progress, unit="batch", leave=False))
         among = ranks()
         if among is None:
             return [_moved(function(piece)) for piece in pieces]

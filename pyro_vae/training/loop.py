@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pyro_vae.device import seeded
 from pyro_vae.errors import DataError, TrainingDiverged
@@ -27,6 +26,7 @@ from pyro_vae.program.bounds import mean_bound, mean_elbo
 from pyro_vae.program.handlers import Beta, validation
 from pyro_vae.program.modules import frozen_parts, trainable_parts
 from pyro_vae.program.program import Program
+from pyro_vae.progress import progress_bar
 from pyro_vae.storage.checkpoint import Checkpoint, Progress, read_checkpoint
 from pyro_vae.storage.history import History
 from pyro_vae.storage.loggers import Loggers
@@ -216,7 +216,7 @@ class Loop:
     def _train(self) -> None:
         shown = self.progress and self.world.main
         self._keep()
-        with tqdm(total=self._total, initial=self.steps, disable=not shown, unit="step") as bar:
+        with progress_bar(total=self._total, initial=self.steps, shown=shown, unit="step") as bar:
             while self.epoch < self.limits.epochs and not self._ended():
                 self._epoch(bar)
 

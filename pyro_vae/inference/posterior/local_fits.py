@@ -11,7 +11,6 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pyro_vae.arguments import number, positive, typed
 from pyro_vae.errors import ConfigError, DataError, ProgramError
@@ -28,6 +27,7 @@ from pyro_vae.program.batch import Batch, map_rows
 from pyro_vae.program.bounds import scoring
 from pyro_vae.program.log_joint import LogJoint
 from pyro_vae.program.program import Program
+from pyro_vae.progress import progress_bar
 
 _ROWS_PER_PASS = 4096  # particles times data: bounds the memory
 _WINDOW = 50  # steps between two looks at a datum's progress
@@ -114,7 +114,7 @@ def fit_local(
     first: dict[str, int] | None = None
     graphs = DensityGraphs("trace" if settings.num_steps > _WINDOW else False)  # it must pay first
     with scoring(program):
-        for piece in tqdm(pieces, disable=not progress, unit="batch", leave=False):
+        for piece in progress_bar(pieces, shown=progress, unit="batch", leave=False):
             climb = _Climb(program, piece, settings, graphs, held)
             held = climb.density.globals_  # one draw of the globals for all data
             layout = {slot.name: slot.base.numel() for slot in climb.density.slots}

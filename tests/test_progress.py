@@ -1,0 +1,42 @@
+"""Progress bars: drawn where they can be redrawn."""
+
+import io
+from pathlib import Path
+
+import pytest
+
+import pyro_vae as pv
+from pyro_vae.progress import progress_bar
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class Notebook(io.StringIO):
+    __module__ = "ipykernel.iostream"
+
+
+@pytest.mark.parametrize(
+    ("stream", "drawn"), [(Terminal, True), (Notebook, True), (io.StringIO, False)]
+)
+def test_a_bar_is_drawn_on_a_terminal_and_in_a_notebook_alone(stream, drawn, monkeypatch):
+    for shown in (True, False):
+        out = stream()
+        monkeypatch.setattr("sys.stderr", out)
+        assert list(progress_bar("abc", shown=shown, unit="batch")) == ["a", "b", "c"]
+        with progress_bar(total=3, shown=shown) as bar:
+            bar.update(3)
+            bar.set_postfix({"elbo": "-1.0"})
+        assert ("3/3" in out.getvalue()) == (shown and drawn) == bool(out.getvalue())
+
+
+def test_a_process_without_stderr_shows_none(monkeypatch):
+    monkeypatch.setattr("sys.stderr", None)
+    assert list(progress_bar("abc", shown=True)) == ["a", "b", "c"]
+
+
+def test_all_bars_are_such():
+    files = Path(pv.__file__).parent.rglob("*.py")
+    assert [path.name for path in files if "tqdm" in path.read_text()] == ["progress.py"]

@@ -1,5 +1,7 @@
 """Figures: what is on them, and that nothing global moves."""
 
+from types import SimpleNamespace
+
 import matplotlib
 import numpy as np
 import pytest
@@ -136,6 +138,26 @@ def test_beta_has_an_axis_only_where_it_varies():
 def test_curves_of_one_epoch_are_visible():
     left, _ = plots.curves({"epoch": [1.0], "elbo": [-3.0], "loss": [3.0]}).axes
     assert left.lines[0].get_marker() == "o"
+    assert _ticks(left) == [1]
+
+
+def _ticks(axes):
+    low, high = axes.get_xlim()
+    return [tick for tick in axes.get_xticks() if low <= tick <= high]
+
+
+@pytest.mark.parametrize(("units", "ticks"), [(1, [1]), (2, [1, 2]), (13, None)])
+def test_few_units_of_a_diagnosis_are_points_at_whole_numbers(units, ticks):
+    values = {"z": torch.linspace(0.02, 0.09, units)}
+    found = SimpleNamespace(
+        kl={"z": 1.0}, unit_kl=values, variance=values, histogram={"z": [1, 2]}, verdict="Alive."
+    )
+    for axes in plots.diagnosis(found).axes[:2]:
+        assert axes.lines[0].get_linestyle() == ("-" if units > 12 else "None")
+        assert _ticks(axes) == ticks or (units == 13 and all(t % 1 == 0 for t in _ticks(axes)))
+        np.testing.assert_allclose(axes.lines[0].get_ydata(), values["z"].flip(0))
+        low, high = axes.get_ylim()
+        assert low < 0.01 and high >= 1.0  # so that a tick has a number
 
 
 def test_a_run_is_drawn_as_its_history():

@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.figure import Figure
 
 _ACTIVE = 0.01  # the threshold of both criteria
+_FEW = 12  # units that are points without a line
 _LETTERS = 30  # of the name of a cure, at most
 
 
@@ -70,12 +71,21 @@ def diagnosis(found: Any, *, title: str | None = None) -> Figure:
 
 
 def _units(axes: Axes, values: Mapping[str, Any], shades: Mapping[str, Any]) -> None:
+    """Draw each site's values, the largest first: points, and a line where they are many."""
     for name, value in values.items():
         shown = np.sort(as_array(value).ravel())[::-1]
-        places = np.arange(1, len(shown) + 1)
-        axes.plot(places, np.maximum(shown, 1e-5), "o-", ms=3, lw=1, color=shades[name], label=name)
+        places, few = np.arange(1, len(shown) + 1), len(shown) <= _FEW
+        style: Any = {"ms": 6, "ls": ""} if few else {"ms": 3, "lw": 1}
+        heights = np.maximum(shown, 1e-5)
+        axes.plot(places, heights, marker="o", color=shades[name], label=name, **style)
     axes.axhline(_ACTIVE, color=FAINT, lw=1, ls="--")
+    most = max((as_array(value).size for value in values.values()), default=1)
+    beside = max(0.5, 0.04 * most)
+    axes.set_xlim(1 - beside, most + beside)
+    axes.locator_params("x", integer=True, min_n_ticks=1)
     axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, _ACTIVE / 2), max(high, 1.0))  # decades, so that their ticks have names
     plain_axes(axes)
 
 
@@ -119,7 +129,7 @@ def collapse_curves(history: Mapping[str, Any]) -> Figure:
     right.set(xlabel="epoch", ylabel="active units")
     right.locator_params("y", integer=True)
     for axes in (left, right):
-        axes.locator_params("x", integer=True)
+        axes.locator_params("x", integer=True, min_n_ticks=1)
     for axes in (left, right):  # a collapsed run is flat: its noise must not fill the panel
         axes.set_ylim(min(0.0, axes.get_ylim()[0]), max(1.0, axes.get_ylim()[1]))
     set_title(left, "What the code tells")

@@ -79,7 +79,7 @@ def _lines(
             drawn.append(columns[column])
     axes.grid(axis="y", color="#e6e6e6", lw=0.7)
     axes.set_axisbelow(True)
-    axes.locator_params("x", integer=True)
+    axes.locator_params("x", integer=True, min_n_ticks=1)
     plain_axes(axes)
     if drawn:
         _zoom(axes, np.concatenate(list(_settled(drawn))))

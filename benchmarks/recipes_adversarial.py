@@ -26,7 +26,7 @@ from pyro_vae.evaluation.feature_space import frechet_distance
 
 MESCHEDER = "Mescheder et al. (2017), arXiv:1701.04722"
 GAMMA = 0.05  # of VAE/GAN: half the squared distance of 1,568 features weighs that much
-ROWS = 256  # copies of the one datum: draws of the guide in a step
+ROWS = 1024  # copies of the one datum: draws of the guide in a step
 
 
 class Posterior(nn.Module):
@@ -85,7 +85,9 @@ class LogDensity(nn.Module):
 
     def __init__(self, latent_dim: int, scale: float) -> None:
         super().__init__()
-        self.net, self.scale = pv.nn.Critic(latent_dim, hidden=(128, 128)), scale
+        # Its slope moves the guide: a smooth one.
+        self.net = pv.nn.Critic(latent_dim, hidden=(128, 128), activation="silu")
+        self.scale = scale
 
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
         """Return the log ratio to the contrast; of one datum there is no x to see."""
@@ -144,8 +146,9 @@ def avb_posterior(name: str, args: argparse.Namespace) -> Result:
         batch_size=ROWS,
         optimizer=adam(5e-4, betas=(0.5, 0.999)),
         lr_schedule=pv.schedules.cosine(1.0, 0.01),
+        ema=0.9995,  # guide and critic circle around where they would stand still
         compile="trace",
-        checkpoint_every=50,
+        checkpoint_every=20,
     )
     with torch.no_grad():
         found = moments(program.encoder(torch.zeros(400_000, 1)).sample().double())

@@ -1,6 +1,7 @@
 """Progress bars, where somebody can watch them."""
 
 import sys
+from contextlib import suppress
 from typing import Any
 
 from tqdm import tqdm
@@ -21,6 +22,7 @@ def progress_bar(items: Any = None, *, shown: bool, **options: Any) -> Any:
 
 def _redraws(stream: Any) -> bool:
     """Return whether a stream shows one line over another; that of Jupyter denies it."""
-    return bool(stream is not None and stream.isatty()) or (
-        type(stream).__module__.startswith("ipykernel.")
-    )
+    terminal = False
+    with suppress(AttributeError, ValueError):  # what takes its place may have no such, or be shut
+        terminal = stream.isatty()
+    return terminal or type(stream).__module__.startswith("ipykernel.")

@@ -32,8 +32,15 @@ def test_a_bar_is_drawn_on_a_terminal_and_in_a_notebook_alone(stream, drawn, mon
         assert ("3/3" in out.getvalue()) == (shown and drawn) == bool(out.getvalue())
 
 
-def test_a_process_without_stderr_shows_none(monkeypatch):
-    monkeypatch.setattr("sys.stderr", None)
+class Log:
+    write = flush = print
+
+
+@pytest.mark.parametrize("stream", [None, Log(), io.StringIO()], ids=["none", "log", "shut"])
+def test_a_process_without_a_terminal_shows_none(stream, monkeypatch):
+    if isinstance(stream, io.StringIO):
+        stream.close()
+    monkeypatch.setattr("sys.stderr", stream)
     assert list(progress_bar("abc", shown=True)) == ["a", "b", "c"]
 
 

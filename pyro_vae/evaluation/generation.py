@@ -181,7 +181,9 @@ def _require_an_input(program: Program, given: Mapping[str, Any], batch: Batch) 
     Raises:
         DataError: Names it.
     """
-    if given and given.keys() < program.examples.observed(program.adapt(batch)):
+    observed = program.examples.observed(program.adapt(batch))
+    others = batch.keys() - observed if isinstance(batch, Mapping) else ()
+    if given and (given.keys() < observed or (given.keys() == observed and others)):
         raise DataError(
             f"given: got {sorted(given)} alone, which the model observes, so that it is drawn and "
             "conditions nothing; give what the model takes as an input, or ask one that takes it "

@@ -282,7 +282,7 @@ class Passes:
 
     def rows_held(self, rows: int) -> int:
         """Return how many rows of a stream may be held for a verb that asks for so many."""
-        return min(rows, _BYTES_HELD // bytes_per_row(self._first))
+        return max(1, min(rows, _BYTES_HELD // bytes_per_row(self._first)))
 
     @property
     def draws(self) -> list[dict[str, Tensor]]:

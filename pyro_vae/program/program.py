@@ -249,12 +249,15 @@ class Program(nn.Module):
 
     @property
     def model(self) -> Callable[..., Any]:
-        """The model as it was given."""
+        """The model as it was given; inside ``running`` its ``pyro.param`` values are trained."""
         return self._functions[0]
 
     @property
     def guide(self) -> Callable[..., Any]:
-        """The guide as it was given: of an autoguide, ``program.guide.median()``."""
+        """The guide as it was given: of an autoguide that has met data, ``program.guide.median()``.
+
+        Outside ``with program.running():`` its ``pyro.param`` statements read Pyro's own store.
+        """
         return self._functions[1]
 
     @property

@@ -17,6 +17,7 @@ RENEWABLE = {
     "valid",
     "architecture",
 }
+_ABSENT = ("accumulate", "reduce_dtype")  # where they do nothing
 _LIKE_LR = {"lr", "scheduled_lr", "schedule"}
 
 
@@ -34,9 +35,8 @@ def check_settings(
     Raises:
         ConfigError: Something differs that must not; all of it is named.
     """
-    found = {
-        name: list(differences(before.get(name), value, name)) for name, value in settings.items()
-    }
+    names = dict.fromkeys([*settings, *(name for name in _ABSENT if name in before)])
+    found = {name: list(differences(before.get(name), settings.get(name), name)) for name in names}
     kept = [
         line for name, lines in found.items() for line in lines if not (renew and name in RENEWABLE)
     ]

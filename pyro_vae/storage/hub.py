@@ -18,6 +18,7 @@ from pyro_vae.storage.save import NAME, describe, save
 from pyro_vae.threads import one_thread
 
 ADDRESS = "hf://"
+PICTURES = "results"  # of the card; no other pictures of a repository are touched
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -64,7 +65,10 @@ def push_to_hub(
             message = f"Save {repo} by pyro_vae {__version__}"
             # Pictures of an older card go with it.
             hub.upload_folder(
-                repo_id=repo, folder_path=home, commit_message=message, delete_patterns=["*.png"]
+                repo_id=repo,
+                folder_path=home,
+                commit_message=message,
+                delete_patterns=[f"{PICTURES}/*.png"],
             )
     return ADDRESS + repo
 
@@ -111,8 +115,9 @@ def _write_card(home: Path, program: Program, repo: str, results: tuple[Any, ...
         f'program = pv.load("{ADDRESS}{repo}"{into or ")"}',
         *("```", ""),
     ]
+    (home / PICTURES).mkdir()
     for place, result in enumerate(results):
-        picture = f"{type(result).__name__.lower()}-{place}.png"
+        picture = f"{PICTURES}/{type(result).__name__.lower()}-{place}.png"
         whole = io.BytesIO()
         result.plot().savefig(whole, format="png", facecolor="white")
         (home / picture).write_bytes(whole.getvalue())

@@ -16,7 +16,7 @@ held_here: set[str] = set()  # the locks that runs of this process hold, or are 
 STALE = 3600.0  # seconds without one, after which a run on another machine counts as dead
 # The same of a run under this host's name that this machine cannot look for: it was restarted
 # meanwhile, or the run is in another container, or on a machine of the same name.
-UNSEEN = 600.0
+UNSEEN = 300.0
 _PROC = Path("/proc")
 
 
@@ -120,12 +120,12 @@ class FolderLock:
         )
 
     @staticmethod
-    def is_alive(owner: dict[str, object], age: float, text: str) -> bool:
+    def is_alive(owner: dict[str, object], age: float, text: str, unseen: float = UNSEEN) -> bool:
         pid, start = owner["pid"], owner.get("start")
         if owner["host"] != host() or not isinstance(pid, int):
             return age < STALE
         if owner.get("processes") not in (None, processes()):
-            return age < UNSEEN
+            return age < unseen
         if pid == os.getpid():
             return (
                 text in held_here

@@ -38,7 +38,7 @@ class RemoteLock:
         if owner is not None:
             beat = owner.get("beat")
             age = time.time() - beat if isinstance(beat, int | float) else 0.0
-            if FolderLock.is_alive(owner, age, str(owner.get("id"))):
+            if FolderLock.is_alive(owner, age, str(owner.get("id")), unseen=3 * BEAT):
                 raise ConfigError(
                     f"out: {self._folder.address} is in use by process {owner['pid']} on "
                     f"{owner['host']}, whose last sign of life is {max(age, 0.0):.0f} s old; "

@@ -50,3 +50,8 @@ def test_every_so_manieth_row_is_held():
             held.add(batch)
         assert held.joined().tolist() == list(range(0, rows, every))
         assert num_rows(held.joined()) <= 20
+
+
+def test_of_rows_beyond_the_bound_one_is_held(monkeypatch):
+    monkeypatch.setattr(passes, "_BYTES_HELD", 10)  # fewer bytes than a row has
+    assert diagnosed(iter(X.split(50))).rows == 300

@@ -287,6 +287,23 @@ def test_generated_rows_follow_the_seed():
     assert torch.equal(values[0], values[1]) and not torch.equal(values[0], values[2])
 
 
+def test_what_is_drawn_is_not_given_in_place_of_inputs():
+    def model(x, y=None):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(10 * z + x, 1.0), obs=y)
+
+    def guide(x, y=None):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    program, x = pv.Program(model, guide), torch.arange(20.0)
+    program.read({"x": x, "y": x + 1})
+    with pytest.raises(DataError, match=r"got \['y'\] alone, which the model observes"):
+        pv.generate(program, 3, given={"y": torch.ones(3)})
+    assert pv.generate(program, 3, given={"x": torch.ones(3)}).shape == (3,)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [

@@ -198,6 +198,14 @@ KINDS = {
     "read lines": (in_lines, lambda p: len(p.it.readline())),
     "text": (lambda _: io.StringIO("1\n2\n3\n" * 9), lambda p: float(next(p.it))),
     "log": (lambda _: io.BytesIO(), lambda p: p.it.write(b"ab") + p.it.tell()),
+    "name and place": (
+        lambda _: open(__file__, "rb"),  # noqa: SIM115
+        lambda p: len(p.it.readline()) + p.it.tell() + 1e4 * p.it.name.endswith(".py"),
+    ),
+    "a method of NumPy's": (
+        lambda _: np.random.default_rng(5).random,
+        lambda p: p.it(),
+    ),
     "bound": (lambda _: itertools.count(1).__next__, lambda p: p.it()),
 }
 

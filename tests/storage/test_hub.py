@@ -55,11 +55,13 @@ def test_what_is_pushed_comes_back_with_a_card(hub):
         assert all(torch.equal(v, back.state_dict()[k]) for k, v in vae.state_dict().items())
     card = (hub / "me" / "digits" / "README.md").read_text()
     assert repr(found) in card and 'pv.load("hf://me/digits")' in card and "`VAE`, " in card
-    for picture in ("run-0.png", "loglikelihood-1.png"):
+    for picture in ("results/run-0.png", "results/loglikelihood-1.png"):
         assert f"({picture})" in card
         assert (hub / "me" / "digits" / picture).read_bytes().startswith(b"\x89PNG")
+    (hub / "me" / "digits" / "banner.png").touch()
     pv.push_to_hub(vae, "me/digits", found, token="t")
-    assert [path.name for path in (hub / "me" / "digits").glob("*.png")] == ["loglikelihood-0.png"]
+    pictures = sorted(path.name for path in (hub / "me" / "digits").rglob("*.png"))
+    assert pictures == ["banner.png", "loglikelihood-0.png"]
 
 
 def test_a_program_of_ones_own_is_loaded_into_one(hub):

@@ -134,3 +134,12 @@ MOMENTS = DataLoader(torch.arange(16.0), batch_size=8)
 def test_what_cannot_be_cut_is_refused(program, batch, parts, kind, said):
     with pytest.raises(kind, match=said):
         pv.fit(program(), batch, epochs=1, accumulate=parts)
+
+
+@pytest.mark.parametrize("option", [{"accumulate": 2}, {"reduce_dtype": torch.bfloat16}])
+def test_a_continuation_needs_what_was_set_and_is_no_default(option, tmp_path):
+    settings = {"batch_size": 8, "device": "cpu", "progress": False, "compile": False}
+    pv.fit(Known(), data(24), epochs=1, out=tmp_path, **option, **settings)
+    with pytest.raises(ConfigError, match=f"has {next(iter(option))} = .*, this run None"):
+        pv.fit(Known(), data(24), epochs=2, out=tmp_path, resume=True, **settings)
+    pv.fit(Known(), data(24), epochs=2, out=tmp_path, resume=True, **option, **settings)

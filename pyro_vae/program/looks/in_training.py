@@ -1,5 +1,6 @@
 """The weights of sites in train mode, where a program may scale by N/B in training alone."""
 
+from contextlib import suppress
 from dataclasses import replace
 from types import FunctionType
 from typing import TYPE_CHECKING
@@ -29,16 +30,16 @@ def of_training(program: "Program", batch: Batch, found: Dependence, size: int) 
         found: What looks in eval mode have found.
         size: N.
     """
-    if num_rows(batch) < 2 or not _asks_for_its_mode(program):
+    if not _asks_for_its_mode(program):
         return found
-    few = cut_to(batch, torch.arange(num_rows(batch) // 2))
-    try:
-        with program.reader.runs.running(batch) as run, training(program):
-            whole, part = (run(some, num_rows(some), {}) for some in (batch, few))
-    except Exception:  # whatever a user's function raises on so few rows
-        return found
+    part, rows = None, num_rows(batch)
+    with program.reader.runs.running(batch) as run, training(program):
+        whole = run(batch, rows, {})
+        with suppress(Exception):  # whatever a user's function raises on so few rows
+            part = run(cut_to(batch, torch.arange(rows // 2)), rows // 2, {}) if rows > 1 else None
     names = {name for trace in whole for name, _ in sample_sites(trace)}
-    told = Dependence(counted=counted_of(whole, names)).with_part(part)
+    told = Dependence(counted=counted_of(whole, names))
+    told = told if part is None else told.with_part(part)
     own = {each.site for each in counted_of(whole, ())} | set(told.by_count)
     counted = tuple(each for each in told.counted if each.site in own)
     told = replace(found, by_count=told.by_count, counted=counted)

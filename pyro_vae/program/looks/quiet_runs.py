@@ -244,7 +244,7 @@ class Runs:
 def _about_shapes(reason: str) -> str:
     """Return what mends the two mistakes behind most errors of shapes within a plate."""
     found = re.match(
-        r"Shape mismatch inside plate\('(\w+)'\) at site (\w+) dim -\d+, \d+ vs ", reason
+        r"Shape mismatch inside plate\('(.+)'\) at site (\S+) dim -\d+, \d+ vs ", reason
     )
     if found is None:
         return ""

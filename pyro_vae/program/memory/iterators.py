@@ -52,6 +52,8 @@ class Retold:
     is left of that first. With a value comes all that the source has moved to make it: a count in
     an attribute of the program, or the one buffer that it fills again and again.
 
+    Its own names must be none that iterators have: a file has a name, and tells where it is.
+
     Arguments:
         source: The iterator.
     """
@@ -68,7 +70,7 @@ class Retold:
         return bool(self._draws)
 
     @property
-    def name(self) -> str:
+    def source_name(self) -> str:
         """The name of a generator, or the kind of an iterator."""
         return str(getattr(self.source, "__name__", type(self.source).__name__))
 
@@ -82,7 +84,7 @@ class Retold:
         """Return what a method of the source gives, or has given to a look."""
         call = name, args, kwargs
         if self.place < len(self._draws) and not _alike(call, self._draws[self.place].call):
-            self.tell()
+            self.warn_of_it()
             while len(self._draws) > self.place:
                 self._draws.pop()
         if self.place < len(self._draws):
@@ -108,7 +110,7 @@ class Retold:
         with torch.enable_grad():  # else a look would hide that a value depends on weights
             value = self._of_source(call)
         if any(isinstance(each, Tensor) and each.requires_grad for each in parts_of(value)):
-            self.tell()
+            self.warn_of_it()
         known: dict[int, Retold] = {}
         value = exchanged(value, lambda each: stand_in(each, known)) if value is not self else self
         for inner in known.values():
@@ -172,12 +174,12 @@ class Retold:
                 inner.put(0)
                 inner.let_go()
 
-    def tell(self) -> None:
+    def warn_of_it(self) -> None:
         """Warn that looks have drawn what steps then lack."""
         warnings.warn(
-            f"the program draws on an iterator, {self.name}, which does more than give values: "
-            "runs that look at the program have moved it on, and nothing moves it back; keep a "
-            "number",
+            f"the program draws on an iterator, {self.source_name}, which does more than give "
+            "values: runs that look at the program have moved it on, and nothing moves it back; "
+            "keep a number",
             stacklevel=3,
         )
 

@@ -206,7 +206,7 @@ class Moment:
         written = [(c, copy) for c, copy in self._contents if not c.same(copy)]
         if not (others or written):
             return True
-        self.numbers |= {c.name for c, _ in written if type(c) is Retold}
+        self.numbers |= {c.source_name for c, _ in written if type(c) is Retold}
         if self._built(others, trained):
             return False
         for home, _, was in others:
@@ -232,7 +232,7 @@ class Moment:
             return True
         new = [v for _, (_, now), (_, was) in others for v in now if not any(v is w for w in was)]
         made = _Holders([*holders(*new), *new])
-        self.numbers |= {each.name for each in (*made.retold, *stand_ins(new))}
+        self.numbers |= {each.source_name for each in (*made.retold, *stand_ins(new))}
         return not made.built | {id(v) for v in new if is_weight(v)} <= known
 
 

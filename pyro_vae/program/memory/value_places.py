@@ -311,7 +311,8 @@ def _of_object(thing: Any) -> Iterator[_Home]:
         name
         for base in type(thing).__mro__
         for name, value in vars(base).items()
-        if inspect.ismemberdescriptor(value) and not installed(base.__module__)
+        # Cython's functions have places of the interpreter's own, by names with underscores.
+        if inspect.ismemberdescriptor(value) and name[:2] != "__" and not installed(base.__module__)
     ]
     if slots:
         yield _Slots(thing, slots)

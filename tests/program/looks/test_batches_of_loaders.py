@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import Trace_ELBO
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -161,6 +162,30 @@ def test_a_program_that_scales_in_training_alone_is_scaled_once(feed, constant):
     w = torch.tensor(0.5, dtype=torch.float64)
     bound = dist.Normal(0.0, 0.3).log_prob(w) / N - nll(X, w)
     assert pv.elbo(program, X).mean().item() == pytest.approx(bound.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, B])
+def test_so_is_one_that_no_part_of_a_batch_tells_of(rows):
+    """A row has no half, and the program refuses that of more."""
+
+    class Training(Rows):
+        def model(self, x):
+            self.around = lambda rows: poutine.scale(scale=N / rows if self.training else 1.0)
+            if self.training and len(x) not in (rows, N):
+                raise ValueError
+            super().model(x)
+
+    program, stock = Training(), Training()
+    settings = {**STILL, "optimizer": lambda p: torch.optim.SGD(p, lr=0.01)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a weight that is the same for any number of rows
+        pv.fit(program, DataLoader(X, rows), epochs=2, **settings)
+    optimizer = torch.optim.SGD(stock.parameters(), lr=0.01)
+    for x in (*X.split(rows), *X.split(rows)):
+        optimizer.zero_grad()
+        (Trace_ELBO().differentiable_loss(stock.model, stock.guide, x) / N).backward()
+        optimizer.step()
+    torch.testing.assert_close(program.w, stock.w)
 
 
 @pytest.mark.parametrize("feed", [loader, lambda: X], ids=["loader", "tensors"])

@@ -163,16 +163,17 @@ def inputs(program: Program, n: int, given: Any) -> Batch:
     rows = num_rows(adapted)
     if rows != n and not isinstance(adapted, Whole):
         raise DataError(f"given: got {rows} rows, expected n = {n}")
-    given = given if isinstance(given, Mapping) else program.examples.by_name(given)
-    if not isinstance(given, Mapping):
+    named = given if isinstance(given, Mapping) else program.examples.by_name(given)
+    if not isinstance(named, Mapping):
         return given
-    batch = program.examples.completed(given, n)
+    batch = program.examples.completed(named, n)
     try:
         program.read(program.adapt(batch))
     except ProgramError:  # what is observed may be optional, and no latent of the guide's
-        batch = program.examples.completed(given, n, optional=True)
-    _require_an_input(program, given, batch)
-    return batch
+        batch = program.examples.completed(named, n, optional=True)
+    _require_an_input(program, named, batch)
+    whole = isinstance(batch, Mapping) and batch.keys() == named.keys()
+    return given if whole else batch  # in the form that it came in
 
 
 def _require_an_input(program: Program, given: Mapping[str, Any], batch: Batch) -> None:

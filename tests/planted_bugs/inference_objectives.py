@@ -294,4 +294,28 @@ BUGS = [
         "self.batches.add_(1)",
         "tests/inference/objectives/test_adversarial_runs.py::test_a_resumed_run_is_bit_identical[LatentAutoencoder]",
     ),
+    Bug(
+        "VAE/GAN's critic never sees new images",
+        "inference/objectives/critics_of_data.py",
+        "self.critic(torch.cat([x, made, drawn])).chunk(3)",
+        "self.critic(torch.cat([x, made, made])).chunk(3)",
+        "tests/inference/objectives/test_adversarial.py"
+        "::test_the_critic_of_vae_gan_tells_data_from_reconstructions_and_new_images",
+    ),
+    Bug(
+        "VAE/GAN's critic rewarded for data that it takes for made",
+        "inference/objectives/critics_of_data.py",
+        "costs = softplus(-real).mean()",
+        "costs = softplus(real).mean()",
+        "tests/inference/objectives/test_adversarial.py"
+        "::test_the_critic_of_vae_gan_tells_data_from_reconstructions_and_new_images",
+    ),
+    Bug(
+        "VAE/GAN's critic rewarded for what it takes for data",
+        "inference/objectives/critics_of_data.py",
+        "(softplus(made).mean() + softplus(drawn).mean()) / 2",
+        "(softplus(-made).mean() + softplus(-drawn).mean()) / 2",
+        "tests/inference/objectives/test_adversarial.py"
+        "::test_the_critic_of_vae_gan_tells_data_from_reconstructions_and_new_images",
+    ),
 ]

@@ -324,6 +324,23 @@ def images():
     return vae, read(vae, x), x
 
 
+def test_the_critic_of_vae_gan_tells_data_from_reconstructions_and_new_images():
+    """Its loss and gradients by hand, and what the balance compares: each of the three counts."""
+    vae, program, x = images()
+    objective = pv.VAEGAN(pv.nn.ConvCritic((1, 8, 8), (4, 4)))
+    update, critic = objective.updates(program)[0], objective.critic
+    loss = at(update, program, x)
+    torch.manual_seed(7)
+    made = vae.decoder(vae.encoder(x).sample()).mean.detach()
+    drawn = vae.decoder(torch.randn(len(x), 2, dtype=x.dtype)).mean.detach()
+    real = softplus(-critic(x)).mean()
+    false = (softplus(critic(made)).mean() + softplus(critic(drawn)).mean()) / 2
+    torch.testing.assert_close(loss, real + false, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(objective.costs.to(x), torch.stack([real, false]).detach())
+    grads = [torch.autograd.grad(each, [*critic.parameters()]) for each in (loss, real + false)]
+    torch.testing.assert_close(*grads, rtol=1e-10, atol=1e-12)
+
+
 def test_the_gradients_of_vae_gan_go_where_they_should():
     vae, program, x = images()
     critic = pv.nn.ConvCritic((1, 8, 8), (4, 4))

@@ -34,7 +34,10 @@ def of_training(program: "Program", batch: Batch, found: Dependence, size: int) 
         return found
     part, rows = None, num_rows(batch)
     with program.reader.runs.running(batch) as run, training(program):
-        whole = run(batch, rows, {})
+        try:
+            whole = run(batch, rows, {})
+        except Exception:  # the first step raises it, and says more
+            return found
         with suppress(Exception):  # whatever a user's function raises on so few rows
             part = run(cut_to(batch, torch.arange(rows // 2)), rows // 2, {}) if rows > 1 else None
     names = {name for trace in whole for name, _ in sample_sites(trace)}

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import front_page  # noqa: E402
+from benchmarks.gallery import report  # noqa: E402
 
 FOLDER = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
@@ -243,11 +244,17 @@ def with_tables(page: str, folder: str) -> str:
     return ONE_TABLE.sub(lambda f: f"{f[1]}{gap}{table_of(f[2], folder)}\n{gap}{f[3]}", page)
 
 
+def gallery(page: str, folder: str) -> str:
+    """Return the page of published programs, made anew as a whole."""
+    return report.page(json.loads((ROOT / folder / "gallery.json").read_text()))
+
+
 PAGES = {
     "README.md": (with_tables, "benchmarks/results"),
     "benchmarks/README.md": (rendered, "results"),
     "docs/results.md": (with_tables, "../benchmarks/results"),
     "docs/speed.md": (with_tables, "../benchmarks/results"),
+    "docs/gallery.md": (gallery, "benchmarks/results"),
 }
 
 

@@ -7,6 +7,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_vae.arguments import typed
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.handlers import sample_sites
 from pyro_vae.program.passes import Verb
@@ -57,6 +58,7 @@ class CodeUsage:
         )
 
 
+@typed
 def code_usage(program: Any, data: Any) -> CodeUsage:
     """Count how often the guide uses each code of a program's codebook.
 

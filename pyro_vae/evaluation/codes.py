@@ -106,6 +106,7 @@ def reconstruct(program: Any, data: Any, *, mean: bool = True) -> Values:
     return Program.of(program).shown(join("reconstruct", pieces), like=passes.frames)
 
 
+@typed
 def interpolate(program: Any, first: Any, second: Any, *, steps: int = 8) -> Values:
     r"""Decode the straight lines between the codes of pairs of data.
 

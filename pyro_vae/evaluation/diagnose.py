@@ -8,10 +8,11 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import ProgramError
 from pyro_vae.evaluation.codebook_usage import CodeUsage
 from pyro_vae.evaluation.diagnosis import Diagnosis
+from pyro_vae.evaluation.global_kl import GlobalKL, global_kl
 from pyro_vae.evaluation.marginals import (
     add_conditional,
     add_marginal,
@@ -39,6 +40,7 @@ _VERB = Verb(
 )
 
 
+@typed
 def diagnose(
     program: Any,
     data: Any,
@@ -51,7 +53,8 @@ def diagnose(
     r"""Look for posterior collapse: what each latent tells of the data, and what may help.
 
     The KL is estimated at draws from the guide; random numbers come from torch's global generator.
-    Global latents are held at one draw from the guide, also where z comes from the prior.
+    Global latents are held at one draw from the guide, also where z comes from the prior; their own
+    KL is that of the data set, once, and a mean over more draws.
     ``print(pv.diagnose(program, x).report())`` is the way to read it, ``pv.plots.diagnosis`` to see
     it.
 
@@ -102,7 +105,8 @@ def diagnose(
         if below_others(terms):
             add_marginal(sums.moments, judged, below_others(terms), scales)
         found = information(passes.program, batch, **limits, held=piece.globals_)
-    return sums.result(found)
+        shared = global_kl(passes.program, batch)  # last, and the other draws are as without it
+    return sums.result(found, shared)
 
 
 def _require_same(met: set[str], terms: Terms) -> None:
@@ -204,7 +208,7 @@ class _Sums:
     def _of(self, quantity: str) -> dict[str, Tensor]:
         return {site: value for (kind, site), value in self.sums.items() if kind == quantity}
 
-    def result(self, found: Information | None) -> Diagnosis:
+    def result(self, found: Information | None, shared: GlobalKL) -> Diagnosis:
         """Return the means."""
         n = self.rows
         kl = self._of("kl")
@@ -224,6 +228,8 @@ class _Sums:
             codes={name: CodeUsage(value.cpu()) for name, value in self._of("codes").items()},
             information=found,
             rows=n,
+            global_kl=shared.kl,
+            global_kl_stderr=shared.stderr,
             **self.facts,
         )
 

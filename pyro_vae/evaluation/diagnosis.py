@@ -51,6 +51,10 @@ class Diagnosis:
         observed: Per observed site, the name of the model's distribution.
         weighted: The sites that stand under a mask or a weight.
         refinable: Whether HMC can draw the latents: all continuous, local and in one plate.
+        global_kl: Per global site, the mean of :math:`\log q(w) - \log p(w)`, nats of the data set:
+            all data pay it once, and the ELBO per datum of N training data has a share 1/N of it
+            (N is seldom ``rows``). Sites that the guide draws at once have one together.
+        global_kl_stderr: Its standard error over the draws; 0 of one that is exact.
     """
 
     kl: dict[str, float]
@@ -70,10 +74,12 @@ class Diagnosis:
     observed: dict[str, str] = field(default_factory=dict)
     weighted: tuple[str, ...] = ()
     refinable: bool = False
+    global_kl: dict[str, float] = field(default_factory=dict)
+    global_kl_stderr: dict[str, float] = field(default_factory=dict)
 
     @property
     def total_kl(self) -> float:
-        """KL of all sites together, nats per datum."""
+        """KL of all sites of a datum together, nats per datum."""
         return sum(self.kl.values())
 
     @property
@@ -122,4 +128,14 @@ class Diagnosis:
             for name, each in self.variance.items()
         }
         sites = ", ".join(f"{k}: {kl:.3f} nats{units.get(k, '')}" for k, kl in self.kl.items())
-        return f"Diagnosis({sites}; reconstruction {self.reconstruction:.3f} nats)"
+        return (
+            f"Diagnosis({sites}{self._of_globals()}; reconstruction {self.reconstruction:.3f} nats)"
+        )
+
+    def _of_globals(self) -> str:
+        names = list(self.global_kl)
+        if not names:
+            return ""
+        named = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        total = sum(self.global_kl.values())
+        return f"; global {named}: {total:.3f} nats, once for all {self.rows} data"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import default_convert
 
-from pyro_vae.arguments import positive, rows
+from pyro_vae.arguments import positive, rows, typed
 from pyro_vae.device import seeded
 from pyro_vae.evaluation.diagnose import Diagnosis, diagnose
 from pyro_vae.program.program import Program
@@ -40,6 +40,7 @@ class CollapseMonitor:
         array([1., 2.])
     """
 
+    @typed
     def __init__(self, data: Any, *, every: int = 1, probes: int = 500) -> None:
         rows("data", data)
         # Each diagnosis reads the data anew, which an iterator does not allow.

@@ -186,6 +186,7 @@ def report(found: Any) -> str:
                 "-" if spread is None else f"{spread.nanmean().item():.3f}",
             )
         )
+    lines += _of_globals(found)
     lines.append("")
     lines.append(f"log p(x | z), z from the guide  {found.reconstruction:10.3f} nats")
     lines.append(f"log p(x | z), z from the prior  {found.prior_reconstruction:10.3f} nats")
@@ -199,6 +200,22 @@ def report(found: Any) -> str:
 
 
 _ROW = "{:<12}{:>10}{:>9}{:>10}{:>8}{:>9}"
+_GLOBAL_ROW = "{:<12}{:>10}{:>9}{:>18}"
+
+
+def _of_globals(found: Any) -> list[str]:
+    """Return the rows of the global latents: nats of the data set, and the share of each datum."""
+    lines = [
+        _GLOBAL_ROW.format(
+            name,
+            _unsigned(kl, 3),
+            f"{found.global_kl_stderr.get(name, math.nan):.3f}",
+            f"{kl / max(1, found.rows):.6f}",
+        )
+        for name, kl in found.global_kl.items()
+    ]
+    head = _GLOBAL_ROW.format("global", "KL, once", "±", f"each of {found.rows} data")
+    return ["", head, *lines] if lines else []
 
 
 def _wrapped(text: str, width: int = 100) -> list[str]:
@@ -238,6 +255,8 @@ def as_dict(found: Any) -> dict[str, Any]:
             "closed_form": found.closed_form,
             "weighted": found.weighted,
             "refinable": found.refinable,
+            "global_kl": found.global_kl,
+            "global_kl_stderr": found.global_kl_stderr,
             "unit_kl": found.unit_kl,
             "variance": found.variance,
             "posterior_variance": found.posterior_variance,

@@ -9,6 +9,7 @@ import numpy as np
 
 from pyro_vae.arguments import typed
 from pyro_vae.errors import DataError
+from pyro_vae.plots.panels import ranges
 from pyro_vae.plots.style import (
     FAINT,
     INK,
@@ -42,7 +43,8 @@ _LETTERS = 30  # of the name of a cure, at most
 def diagnosis(found: Any, *, title: str | None = None) -> Figure:
     """Draw a diagnosis: KL and variance of the mean per unit, histogram of posterior variances.
 
-    Posterior variances are those of q(z | x), the other latents marginalised, over the prior's.
+    Posterior variances are those of q(z | x), the other latents marginalised, over the prior's. The
+    KL of global latents has a panel of its own, where there are some.
 
     Arguments:
         found: result of ``pv.diagnose``.
@@ -53,8 +55,9 @@ def diagnosis(found: Any, *, title: str | None = None) -> Figure:
     """
     if not getattr(found, "kl", None):
         raise DataError("got a diagnosis without a site, expected the result of pv.diagnose")
-    figure = new_figure(11.5, 3.6)
-    left, middle, right = figure.subplots(1, 3)
+    shared = getattr(found, "global_kl", {})
+    figure = new_figure(15.5 if shared else 11.5, 3.6)
+    left, middle, right, *others = figure.subplots(1, 4 if shared else 3)
     names = dict.fromkeys([*found.kl, *found.unit_kl, *found.variance, *found.histogram])
     shades = dict(zip(names, colours(len(names)), strict=True))
     _units(left, found.unit_kl or {n: np.array([v]) for n, v in found.kl.items()}, shades)
@@ -65,9 +68,20 @@ def diagnosis(found: Any, *, title: str | None = None) -> Figure:
     set_title(middle, "Active units: above the line")
     _histogram(right, found.histogram, shades)
     set_title(right, "A collapsed unit stands at 1")
+    for axes in others:
+        _globals(axes, found)
     if len(names) > 1:
         legend(left, owner=right if len(names) > 4 else left)
     return figure
+
+
+def _globals(axes: Axes, found: Any) -> None:
+    """Draw the KL of the global latents, the largest first."""
+    order = sorted(found.global_kl, key=lambda name: -found.global_kl[name])[:_FEW]
+    rows = {name: (found.global_kl[name], found.global_kl_stderr[name]) for name in order}
+    most = f"The {_FEW} largest of {len(found.global_kl)} globals"
+    title = most if len(found.global_kl) > _FEW else "Global latents"
+    ranges(axes, rows, "KL, once for all data (nats)", title)
 
 
 def _units(axes: Axes, values: Mapping[str, Any], shades: Mapping[str, Any]) -> None:

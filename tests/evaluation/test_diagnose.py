@@ -2,10 +2,14 @@
 
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from oracles import PPCA, normal_kl
 from programs import CASES
+from pyro import poutine
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal, init_to_value
 
 import pyro_vae as pv
 from pyro_vae.errors import ProgramError
@@ -92,6 +96,80 @@ def test_diagnosis_of_other_programs(name, num_particles):
     assert found.unit_kl["z"].shape == found.variance["z"].shape == (2,)
     assert found.kl["z"] == pytest.approx(found.unit_kl["z"].sum().item(), rel=1e-4)
     assert math.isfinite(found.reconstruction)
+
+
+SCALE, SPREAD, LOC = 2.0, 0.5, 0.7  # of the prior, and of the guide
+
+
+def with_globals(guide_of_globals, below=False):
+    """Return a program of z ~ N(w, 1), w in R³, maybe of a scale s above; and its guide."""
+
+    def shared():
+        s = pyro.sample("s", dist.Gamma(3.0, 2.0)) if below else SCALE
+        return pyro.sample("w", dist.Normal(torch.zeros(3), s).to_event(1))
+
+    def model(x):
+        w = shared()
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(w, 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    found = guide_of_globals(shared)
+
+    def guide(x):
+        found()
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.7).to_event(1))
+
+    return pv.Program(model, guide)
+
+
+def by_hand(shared):
+    return lambda: pyro.sample("w", dist.Normal(torch.full((3,), LOC), SPREAD).to_event(1))
+
+
+def automatic(shared):
+    return AutoNormal(
+        shared, init_loc_fn=init_to_value(values={"w": torch.full((3,), LOC)}), init_scale=SPREAD
+    )
+
+
+@pytest.mark.parametrize("kind", [by_hand, automatic])
+@pytest.mark.parametrize("rows", [10, 40])
+def test_the_kl_of_a_gaussian_global_is_its_closed_form_once_for_all_data(kind, rows):
+    """Any number of data pays the same nats; each datum's share is told beside them."""
+    exact = normal_kl(torch.tensor(LOC / SCALE), torch.tensor(SPREAD / SCALE)).item() * 3
+    torch.manual_seed(0)
+    found = pv.diagnose(with_globals(kind), torch.randn(rows, 3))
+    assert found.global_kl == {"w": pytest.approx(exact, rel=1e-6)}
+    assert found.global_kl_stderr == {"w": pytest.approx(0.0, abs=1e-6)}
+    assert "w" not in found.kl and found.as_dict()["global_kl"]["w"] == found.global_kl["w"]
+    row = next(line for line in found.report().splitlines() if line.startswith("w "))
+    assert row.split() == ["w", f"{exact:.3f}", "0.000", f"{exact / rows:.6f}"]
+    assert f"global w: {exact:.3f} nats, once for all {rows} data" in repr(found)
+    panel = found.plot().axes[-1]
+    assert panel.get_xlabel() == "KL, once for all data (nats)"
+    assert [text.get_text() for text in panel.get_yticklabels()] == ["w"]
+    assert panel.lines[0].get_xdata()[0] == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", [AutoNormal, AutoMultivariateNormal])
+def test_the_kl_of_globals_that_depend_on_each_other_is_a_mean_over_draws(kind):
+    """Together they are the KL of the guide, by 400 draws of its own; |z| < 5."""
+    torch.manual_seed(1)
+    made = []
+    program = with_globals(lambda shared: made.append((shared, kind(shared))) or made[0][1], True)
+    found = pv.diagnose(program, torch.randn(12, 3))
+    assert set(found.global_kl) == ({"s", "w"} if kind is AutoNormal else {"s, w"})
+    (shared, guide), draws = made[0], []
+    with program.running():
+        for _ in range(400):
+            drawn = poutine.trace(guide).get_trace()
+            model = poutine.trace(poutine.replay(shared, trace=drawn)).get_trace()
+            draws.append((drawn.log_prob_sum() - model.log_prob_sum()).item())
+    exact = torch.tensor(draws)
+    error = math.hypot(exact.std() / 20, *found.global_kl_stderr.values())
+    assert abs(sum(found.global_kl.values()) - exact.mean()) < 5 * error
 
 
 def test_a_program_without_prior_is_refused():

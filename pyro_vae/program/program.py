@@ -111,6 +111,7 @@ class Program(nn.Module):
     ['values.loc']
     """
 
+    @typed
     def __init__(
         self,
         model: Callable[..., Any],
@@ -125,10 +126,6 @@ class Program(nn.Module):
     ) -> None:
         super().__init__()
         dim = integer("dim", dim, 0)
-        _check_options(modules, plate, observed, constants)
-        for side, function in zip(SIDES, (model, guide), strict=True):
-            if not callable(function):
-                raise ProgramError(f"{side}: got {function!r}, expected a Pyro function")
         self._dim = dim
         self._options: dict[str, Any] = {
             "modules": modules,
@@ -159,6 +156,7 @@ class Program(nn.Module):
         self.held: list[dict[str, Tensor]] = []  # draws of the globals, inside passes.holding
 
     @staticmethod
+    @typed
     def of(program: Any) -> "Program":
         """Return the ``Program`` of any object with ``.model`` and ``.guide``, one per object.
 
@@ -203,6 +201,7 @@ class Program(nn.Module):
             self.__dict__["_origin"] = origin
             self._functions = (self._source.model, self._source.guide)
             self.own.replace(self._functions)
+            self.rows.told = None
             self.examples.forget()
             self.start_anew()
         elif self.own.follow():
@@ -589,6 +588,7 @@ class Program(nn.Module):
             one_by_one=one_by_one,
         )
 
+    @typed
     def terms(
         self,
         batch: Batch,
@@ -670,13 +670,3 @@ def _origin(source: Any) -> tuple[Any, Any]:
     """Return what an object's model and guide are made from, the same at each look."""
     modules = vars(source).get("_modules", {})
     return tuple(getattr_static(source, side, modules.get(side)) for side in SIDES)
-
-
-@typed
-def _check_options(
-    modules: Mapping[str, nn.Module] | None,
-    plate: str | None,
-    observed: Mapping[str, str] | None,
-    constants: Sequence[str] | None,
-) -> None:
-    """Refuse options of a program that are of another kind."""

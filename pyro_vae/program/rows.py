@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from pyro.infer.autoguide import AutoContinuous
 from pyro.poutine.trace_struct import Trace
 from torch import nn
 
@@ -101,6 +102,7 @@ class Rows:
         self._fixed: bool | None = None  # to the rows that the program was read with
         self._settled = False  # whether it is known if the guide has a factor for each datum
         self.total: int | None = None  # N, where parts of the program's own rows go by number
+        self.told: int | None = None  # N, where a file says that the guide has a factor for each
         self._supports = _Supports()
 
     def forget(self) -> None:
@@ -118,6 +120,7 @@ class Rows:
         """
         if isinstance(data, Whole | Part) or checks.is_meta(data):
             return data
+        self.require_own(data)
         self._settle(data)
         if self.total is None:
             return data
@@ -250,7 +253,9 @@ class Rows:
             for parameter in part.parameters(recurse=False)
         }
         own = (p for p in self._program.parameters() if id(p) not in layers)
-        return self.total is not None or any(rows in p.shape for p in own)
+        joint = (part for part in self._program.modules() if isinstance(part, AutoContinuous))
+        known = self.total is not None or any(rows in p.shape for p in own)
+        return known or any(getattr(part, "latent_dim", 0) >= rows for part in joint)
 
     @property
     def fixed(self) -> bool | None:
@@ -262,10 +267,15 @@ class Rows:
         """The number of rows that the program takes, none more or less; None where any."""
         return self._reader.rows_read if self._fixed else None
 
+    @property
+    def own(self) -> int | None:
+        """The number of rows that the guide has a factor for each of; None where it has no such."""
+        found = self.told or self.total or self.fixed_to
+        return found if self.told or (found is not None and self.per_datum()) else None
+
     def are_new(self, batch: Batch) -> bool:
         """Return whether a guide with one factor per datum has none for rows, by their number."""
-        own = self.total or self.fixed_to
-        return own is not None and own != num_rows(batch) and self.per_datum()
+        return self.own is not None and self.own != num_rows(batch)
 
     def require_own(self, batch: Batch) -> None:
         """Refuse other rows than those that a program is fixed to.
@@ -274,24 +284,27 @@ class Rows:
             DataError: Their number differs.
         """
         rows = num_rows(batch)
-        own = self.total or self.fixed_to or rows
+        own = self.told or self.total or self.fixed_to or rows
         if rows != own and not isinstance(batch, Part):
             why = (
                 "a guide with one factor per datum answers for the rows that it was trained on, "
-                "all of them, as tensors; for others, "
-                + (
-                    "fit once more with them among the data"
-                    if self._reader.sites.global_
-                    else "ask pv.infer(program, rows, how='local')"
-                )
-                + ", or give a guide that reads the data"
-                if self.per_datum()
+                f"all of them, as tensors; for others, {self._for_new_rows()}, or give "
+                "a guide that reads the data"
+                if self.own is not None
                 else "it runs on no other number; write len(x) where it has its batch size, or "
                 "give parts of that many rows"
             )
             raise DataError(
                 f"got {rows} rows, expected the {own} that the program was first read with: {why}"
             )
+
+    def _for_new_rows(self) -> str:
+        """Return what to do about rows without a factor; a latent may be global."""
+        ask = "ask pv.infer(program, rows, how='local')"
+        again = "fit once more with them among the data"
+        if self._reader.last is None:
+            return f"{ask}, and with global latents {again}"
+        return again if self._reader.last.global_ else ask
 
     def _take(self, batch: Batch) -> bool:
         try:

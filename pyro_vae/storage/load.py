@@ -93,6 +93,8 @@ def _fill(
     expected = program.own.expected
     expected.update({key: tensors[key] for key in expected})
     program.load_state_dict({key: v for key, v in tensors.items() if key not in expected})
+    rows = meta.get("rows")
+    program.rows.told = rows if type(rows) is int and rows > 0 else None
     program.eval()
 
 

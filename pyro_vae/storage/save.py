@@ -61,6 +61,7 @@ def describe(program: Program) -> dict[str, Any]:
         "config": getattr(source, "config", None) if zoo else None,
         "parameters": sum(p.numel() for p in program.parameters() if not is_lazy(p)),
         "late": program.own.made_late,
+        "rows": program.rows.own,
         "dtype": str(next((p.dtype for p in program.parameters()), "none")),
     }
 

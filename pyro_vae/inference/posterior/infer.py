@@ -8,7 +8,7 @@ from pyro_vae.inference.posterior.datum_posterior import Amortised, LocalPosteri
 from pyro_vae.inference.posterior.local_fits import Local, fit_local, semi
 from pyro_vae.inference.posterior.local_guide import LocalGuide
 from pyro_vae.inference.posterior.refine import HMC, refine
-from pyro_vae.program.batch import Batch
+from pyro_vae.program.batch import Batch, map_rows
 from pyro_vae.program.passes import Verb
 from pyro_vae.program.program import Program
 from pyro_vae.program.streams import is_stream
@@ -98,6 +98,9 @@ def _program_for(program: Any, data: Any, how: How) -> tuple[Program, Batch]:
         return source.alone, source.named(data)
     asked = Program.of(program)
     alone = how in ("local", "hmc") and not is_stream(data)
-    if alone and asked.rows.are_new(asked.adapt(data)) and not asked.sites.global_:
-        return asked.under_prior(), data
+    if alone and asked.rows.are_new(asked.adapt(data)):
+        model = asked.under_prior()
+        few = map_rows(lambda leaf: leaf[:2], model.adapt(data))
+        if not model.read(few).global_:
+            return model, data
     return asked, data

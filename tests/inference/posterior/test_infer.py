@@ -20,7 +20,7 @@ from programs import (
     steps,
     steps_guide,
 )
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from torch import nn
 
 import pyro_vae as pv
@@ -92,6 +92,41 @@ def test_rows_that_a_guide_has_no_factor_for_are_asked_of_the_model(how):
     assert ((found.mean - exact.mean) / exact.stddev).detach().abs().max() < 0.5
     with pytest.raises(DataError, match=r"ask pv\.infer\(program, rows, how='local'\)"):
         pv.log_likelihood(other, x[15:])
+
+
+def factors(kind, model):
+    """Return a guide with one factor per datum, for 15 data."""
+
+    def guide(x):
+        loc = pyro.param("loc", lambda: torch.zeros(15, 2, dtype=x.dtype))
+        with pyro.plate("data", len(x)) as rows:
+            loc = loc[rows] if kind == "looked up" else loc
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+    automatic = {"AutoNormal": AutoNormal, "AutoDiagonalNormal": AutoDiagonalNormal}
+    return automatic[kind](model) if kind in automatic else guide
+
+
+@pytest.mark.parametrize("kind", ["AutoNormal", "AutoDiagonalNormal", "looked up", "whole"])
+def test_rows_without_a_factor_are_told_from_the_programs_own_right_after_loading(kind, tmp_path):
+    """What a guide knows of 15 data says nothing of 5 others, whose numbers are the first 5."""
+    x, program = linear(n=20)
+
+    def build():
+        return pv.Program(program.model, factors(kind, program.model))
+
+    saved = build()
+    pv.fit(saved, x[:15], epochs=1, device="cpu", compile=False)
+    pv.save(saved, tmp_path)
+    loaded, again = pv.load(tmp_path, into=build()), pv.load(tmp_path, into=build())
+    for verb in (pv.encode, pv.elbo, pv.encode):  # refused at each call
+        with pytest.raises(DataError, match=r"got 5 rows, .* 15 .*ask pv\.infer\(program, rows"):
+            verb(again, x[15:])
+    torch.manual_seed(0)
+    found = pv.infer(loaded, x[15:], how="local", settings=Local(num_steps=300))
+    exact = program.posterior(x[15:])
+    assert ((found.mean - exact.mean) / exact.stddev).detach().abs().max() < 0.5
+    assert torch.equal(pv.encode(loaded, x[:15]), pv.encode(saved, x[:15]))
 
 
 PROGRAMS = {

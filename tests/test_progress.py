@@ -1,9 +1,13 @@
 """Progress bars: drawn where they can be redrawn."""
 
 import io
+import warnings
 from pathlib import Path
 
+import pyro
+import pyro.distributions as dist
 import pytest
+import torch
 
 import pyro_vae as pv
 from pyro_vae.progress import progress_bar
@@ -30,6 +34,26 @@ def test_a_bar_is_drawn_on_a_terminal_and_in_a_notebook_alone(stream, drawn, mon
             bar.update(3)
             bar.set_postfix({"elbo": "-1.0"})
         assert ("3/3" in out.getvalue()) == (shown and drawn) == bool(out.getvalue())
+
+
+def test_chains_of_globals_are_shown_transition_by_transition(monkeypatch):
+    """10 in the warm-up and 20 after it, shown as they are made."""
+    out = Terminal()
+    monkeypatch.setattr("sys.stderr", out)
+    torch.manual_seed(0)
+    x = torch.randn(20)
+
+    def model(x):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    program = pv.Program(model, lambda x: pyro.sample("mean", dist.Normal(0.0, 0.2)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # so few draws mix nothing
+        settings = pv.HMC(num_draws=20, warmup=10, chains=2, num_leapfrog=2)
+        pv.refine(program, x, settings, progress=True)
+    assert "/30 [" in out.getvalue() and "transition" in out.getvalue()
 
 
 class Log:

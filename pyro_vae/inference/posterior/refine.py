@@ -26,6 +26,7 @@ from pyro_vae.program.joining import Values, join_sites, single
 from pyro_vae.program.log_joint import LogJoint
 from pyro_vae.program.passes import Pass, Passes, Verb
 from pyro_vae.program.program import Program
+from pyro_vae.progress import progress_bar
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.figure import Figure
@@ -133,6 +134,7 @@ class Refined:
         """Posterior standard deviations ``(N | event)``; a dict where there are several sites."""
         return single(self.scales)
 
+    @typed
     def sample(self, n: int = 1) -> Values:
         """Return n kept draws per datum, chosen at random: ``(n, N | event)``, or a dict by site.
 
@@ -244,7 +246,7 @@ def refine(
     ) as passes:
         if not passes.sites.continuous:
             rows = max(1, batch_size // chosen.chains)
-            return _refine_globals(passes, chosen, kept, graphs, rows)
+            return _refine_globals(passes, chosen, kept, graphs, rows, progress)
 
         def part_of(piece: Pass) -> dict[str, Any]:
             nonlocal chosen
@@ -307,9 +309,12 @@ class _Run(NamedTuple):
 
 
 def _run_chains(
-    draw: Callable[[int], Tensor], density_at: Callable[[Tensor], LogDensity], settings: HMC
+    draw: Callable[[int], Tensor],
+    density_at: Callable[[Tensor], LogDensity],
+    settings: HMC,
+    done: Callable[[], Any] = lambda: None,
 ) -> _Run:
-    """Warm up and draw, from what ``draw`` returns as starts."""
+    """Warm up and draw, from what ``draw`` returns as starts; ``done`` is told each transition."""
     start = draw(settings.chains)
     inverse_mass = start_variance(draw, settings.chains)
     density = density_at(start)
@@ -325,6 +330,7 @@ def _run_chains(
         settings.target_accept,
         inverse_mass,
         settings.jitter,
+        done,
     )
     draws = start.new_empty(settings.chains, settings.num_draws, *start.shape[1:])
     accept = torch.zeros_like(state.log_prob)
@@ -335,6 +341,7 @@ def _run_chains(
         )
         draws[:, index] = state.position
         accept, diverged = accept + info.accept_prob, diverged + info.diverged
+        done()
     return _Run(draws, accept, diverged, step, num_leapfrog)
 
 
@@ -344,7 +351,12 @@ def _places(settings: HMC, keep: int, draws: Tensor) -> Tensor:
 
 
 def _refine_globals(
-    passes: Passes, settings: HMC, keep: int, graphs: DensityGraphs, rows: int
+    passes: Passes,
+    settings: HMC,
+    keep: int,
+    graphs: DensityGraphs,
+    rows: int,
+    progress: bool,
 ) -> RefinedGlobals:
     """Run chains over the globals, which all data inform."""
     density = GlobalDensity(passes, graphs, rows)
@@ -354,7 +366,9 @@ def _refine_globals(
         return density
 
     draw = density.draw_guide if settings.start == "guide" else density.draw_prior
-    run = _run_chains(draw, at, settings)
+    count = settings.warmup + settings.num_draws
+    with progress_bar(total=count, shown=progress, unit="transition", leave=False) as bar:
+        run = _run_chains(draw, at, settings, bar.update)
     transitions = settings.num_draws * settings.chains
     refined = summarise(
         density,

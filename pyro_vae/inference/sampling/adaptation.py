@@ -33,6 +33,7 @@ def warm_up(
     target: float,
     inverse_mass: Tensor,
     jitter: float,
+    done: Callable[[], Any] = lambda: None,
 ) -> Tuned:
     """Adapt the step size and, where it is not given, the number of leapfrog steps.
 
@@ -45,13 +46,14 @@ def warm_up(
         target: acceptance probability aimed at
         inverse_mass: the diagonal of M^{-1}
         jitter: as for `hmc_step`
+        done: called after each of these transitions
     """
     if num_iterations == 0:
         return Tuned(state, step_size, num_leapfrog or FIRST_LENGTH)
 
     def adapt(state: HMCState, step: Tensor, length: int, count: int) -> tuple[HMCState, Tensor]:
         return adapt_step_size(
-            state, log_density, step, length, count, target, inverse_mass, jitter=jitter
+            state, log_density, step, length, count, target, inverse_mass, jitter=jitter, done=done
         )
 
     if num_leapfrog is None and not state.position.is_meta:

@@ -8,7 +8,7 @@ treat its rows apart (networks in eval mode) and must not raise on NaN (argument
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pyro.ops.dual_averaging import DualAveraging
@@ -238,6 +238,7 @@ def adapt_step_size(
     inverse_mass: float | Tensor = 1.0,
     generator: torch.Generator | None = None,
     jitter: float = 0.0,
+    done: Callable[[], Any] = lambda: None,
 ) -> tuple[HMCState, Tensor]:
     """Warm the chains up while their step size adapts; return the state and the frozen step.
 
@@ -251,6 +252,7 @@ def adapt_step_size(
         inverse_mass: the diagonal of M^{-1}
         generator: source of noise; torch's global one if None
         jitter: see `hmc_step`
+        done: called after each transition
 
     Raises:
         ConfigError: no leapfrog step or no iteration, so that there is nothing to adapt to.
@@ -266,4 +268,5 @@ def adapt_step_size(
             state, log_density, adaptation.next, num_steps, inverse_mass, generator, jitter
         )
         adaptation.update(info.accept_prob, target)
+        done()
     return state, adaptation.average

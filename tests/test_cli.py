@@ -56,6 +56,18 @@ def test_help_names_every_command(capsys):
     assert all(name in text for name in cli.COMMANDS)
 
 
+def test_a_reader_that_has_had_enough_ends_a_command_quietly(monkeypatch, capfd):
+    """As behind ``| head``: no traceback, and the exit code of a process that SIGPIPE ended."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as shut:
+        monkeypatch.setattr("sys.stdout", shut)
+        with pytest.raises(SystemExit, match="141"):
+            cli.main(["--help"])
+        shut.write("what Python still holds at its end goes nowhere")
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("command", list(cli.COMMANDS))
 def test_help_tells_each_option_its_meaning_and_its_default(command, capsys):
     assert cli.main([command, "--help"]) == 0

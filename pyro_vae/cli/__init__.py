@@ -27,7 +27,7 @@ from pyro_vae.cli import (
     topic_report,
     train,
 )
-from pyro_vae.cli.report import complain, warn
+from pyro_vae.cli.report import complain, say, warn
 from pyro_vae.errors import PyroVaeError
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -45,6 +45,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
+    code = _answered(argv)
+    say("", end="")  # what the help has left in the buffer
+    return code
+
+
+def _answered(argv: Sequence[str] | None) -> int:
     parser = _parser()
     arguments = list(sys.argv[1:] if argv is None else argv)
     # One flag for all commands, wherever it stands; the parser only documents it.

@@ -1,5 +1,6 @@
 """What is said: progress, the figures of a run as a table, and complaints."""
 
+import os
 import sys
 from typing import Any
 
@@ -15,9 +16,19 @@ def warn(message: Any, *where: Any) -> None:
     print(f"pyro-vae: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
-def say(text: str) -> None:
-    """Write to stdout at once."""
-    print(text, flush=True)
+def say(text: str, end: str = "\n") -> None:
+    """Write to stdout at once; end the process quietly where nobody reads on, as behind ``| head``.
+
+    Arguments:
+        text: what to write.
+        end: what follows it.
+    """
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        # Python flushes once more at its end: that must go somewhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # as the shell has it of a process that SIGPIPE ended
 
 
 def heading(figures: dict[str, Any]) -> str:

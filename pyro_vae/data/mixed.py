@@ -1,8 +1,9 @@
 """Batches of two sources at a ratio: few labelled data, many without labels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -19,8 +20,8 @@ def mixed(first: Any, second: Any, *, batch_size: int, share: float) -> DataLoad
     new order each time. The order follows the seed of `pv.fit`.
 
     Arguments:
-        first: few data, as labelled ones: a tensor, or a tuple or dict of tensors, arrays or
-            columns of a data frame.
+        first: few data, as labelled ones: a tensor, or a tuple or dict of tensors, arrays,
+            columns of a data frame or arrays of xarray.
         second: many data, in the same form; where labels lack they are -1.
         batch_size: B.
         share: of the first source in a batch, in (0, 1): at least one row, and one of the second.
@@ -76,7 +77,7 @@ class _Rows(Dataset[Any]):
         return self._in_form({n: leaf.index_select(0, index) for n, leaf in self.leaves.items()})
 
     def _in_form(self, leaves: dict[Any, Tensor]) -> Any:
-        if issubclass(self.form, dict):
+        if issubclass(self.form, Mapping):
             return leaves
         parts = tuple(leaves.values())
         return parts if issubclass(self.form, tuple | list) else parts[0]
@@ -101,8 +102,8 @@ class _TwoSources(Sampler[list[int]]):
 
 def _leaves(source: Any) -> dict[Any, Tensor]:
     """Return the tensors of a source by place or name."""
-    parts = source if isinstance(source, tuple | list | dict) else (source,)
-    items = parts.items() if isinstance(parts, dict) else enumerate(parts)
+    parts = source if isinstance(source, tuple | list | Mapping) else (source,)
+    items = parts.items() if isinstance(parts, Mapping) else enumerate(parts)
     try:
         found = {name: _tensor(leaf) for name, leaf in items}
     except (TypeError, ValueError, RuntimeError) as error:
@@ -119,13 +120,13 @@ def _leaves(source: Any) -> dict[Any, Tensor]:
 
 
 def _tensor(leaf: Any) -> Tensor:
-    """Return a leaf as a tensor, a column of a data frame by place, whatever its index."""
+    """Return a leaf as a tensor, a column of pandas or array of xarray by place, not by index."""
     if hasattr(leaf, "columns"):
         raise TypeError(
             "a data frame has columns of several kinds; give program.reads(frame) of a TableVAE, "
             "frame.to_numpy() of numbers"
         )
-    return torch.as_tensor(leaf.to_numpy(copy=True) if hasattr(leaf, "to_numpy") else leaf)
+    return torch.as_tensor(np.array(leaf) if hasattr(leaf, "to_numpy") else leaf)
 
 
 def _as_it_is(batch: Any) -> Any:

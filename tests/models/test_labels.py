@@ -304,6 +304,13 @@ def test_batches_of_two_sources():
     rows, y = next(iter(pv.data.mixed((x[3:6], column), (x, 0 * x[:, 0]), batch_size=9, share=0.4)))
     assert torch.equal(rows[:3, 0].sort().values, torch.tensor([3.0, 4, 5]))
     assert torch.equal(rows[:4, 0], y[:4].float())
+    xarray = pytest.importorskip("xarray", reason="needs the extra 'frames'")
+    array = xarray.DataArray(x[3:6].numpy(), dims=("cell", "gene"))
+    rows = next(iter(pv.data.mixed(array, x, batch_size=9, share=0.4)))
+    assert torch.equal(rows[:3, 0].sort().values, torch.tensor([3.0, 4, 5]))
+    named = xarray.Dataset({"x": array})
+    batch = next(iter(pv.data.mixed(named, {"x": x}, batch_size=9, share=0.4)))
+    assert list(batch) == ["x"] and batch["x"].shape == (9, 1)
     with pytest.raises(DataError, match=r"got DataFrame, .*program\.reads\(frame\)"):
         pv.data.mixed(pd.DataFrame(x.numpy()), x, batch_size=10, share=0.5)
 

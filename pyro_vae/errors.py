@@ -1,8 +1,17 @@
 """What can go wrong, by name; `PyroVaeError` is everything this library raises on purpose."""
 
+import re
+from typing import Any
+
+_TABLE = re.compile(r"\n\s*Trace Shapes:")
+
 
 class PyroVaeError(Exception):
     """Base of every error that pyro_vae raises on purpose."""
+
+    def __init__(self, *args: Any) -> None:
+        # Pyro makes an error of a traced function anew, with a table of shapes behind its words.
+        super().__init__(*(_TABLE.split(a)[0] if isinstance(a, str) else a for a in args))
 
 
 class DataError(PyroVaeError, ValueError):

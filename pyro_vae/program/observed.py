@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -145,6 +146,51 @@ def replaced_by_name(
             )
     positional = tuple(values.get(n, a) for n, a in zip(names, args, strict=False))
     return positional, {name: values.get(name, value) for name, value in kwargs.items()}
+
+
+class _Stand:
+    """Stands for an argument that nobody gave, whatever a model makes of it on the way."""
+
+    def __getattr__(self, name: str) -> "_Stand":
+        if name.startswith("__"):  # torch and copy look for these
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> "_Stand":
+        return self
+
+    def __getitem__(self, place: Any) -> "_Stand":
+        return self
+
+
+class _Met(Exception):
+    """Ends a run at a site that observes what stands for an argument."""
+
+
+class _Meeting(Messenger):
+    def _pyro_sample(self, message: Any) -> None:
+        if isinstance(message["value"], _Stand):
+            raise _Met
+
+
+def would_observe(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str
+) -> bool:
+    """Return whether a site of a model observes an argument that it was not given.
+
+    Arguments:
+        function: The model.
+        args, kwargs: What it was given.
+        name: The argument.
+    """
+    try:
+        with _Meeting():
+            function(*args, **{**kwargs, name: _Stand()})
+    except _Met:
+        return True
+    except Exception:  # what stands for the argument is no tensor
+        pass
+    return False
 
 
 def bindings_of(

@@ -451,7 +451,7 @@ class Reader:
         whole = isinstance(batch, Whole)
         if whole:
             require_plates(model, guide)
-        require_observed(model, batch, self._program.functions[0])
+        require_observed(model, batch, self._program.functions[0], lambda: self.runs.aside(batch))
         if whole:
             return one_datum(model, guide)
         try:

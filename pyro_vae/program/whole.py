@@ -6,6 +6,7 @@ one datum: its latents are global, its batch is never cut, and its numbers are t
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 from pyro.poutine.trace_struct import Trace
@@ -25,6 +26,7 @@ from pyro_vae.program.batch import (
 )
 from pyro_vae.program.checks import check_shape
 from pyro_vae.program.handlers import PLATE, Message, observes, sample_sites, scoring_data
+from pyro_vae.program.observed import would_observe
 from pyro_vae.program.plates import NoDataPlate, OneDatum, find_plate
 from pyro_vae.program.terms import nesting
 
@@ -107,13 +109,19 @@ def require_plates(*traces: Trace) -> None:
                 )
 
 
-def require_observed(model: Trace, batch: Batch, function: Callable[..., Any]) -> None:
+def require_observed(
+    model: Trace,
+    batch: Batch,
+    function: Callable[..., Any],
+    aside: Callable[[], AbstractContextManager[Any]],
+) -> None:
     """Require of a program that is given data that it observes some, or scores them by a factor.
 
     Arguments:
         model: A trace of it.
         batch: The data.
         function: The model.
+        aside: Runs that leave nothing behind.
 
     Raises:
         ProgramError: It does neither: its bounds would be of no data at all.
@@ -121,12 +129,21 @@ def require_observed(model: Trace, batch: Batch, function: Callable[..., Any]) -
     if not any(True for _ in named_arrays(batch)) or scoring_data(model):
         return
     left = _left_out(batch, function)
+    with aside():
+        args, kwargs = given_arguments(batch)
+        met = [name for name in left if would_observe(function, args, kwargs, name)]
     way_out = (
-        f"give {left[0]!r} too, which is None where it is left out"
-        if left
-        else "write obs= in the pyro.sample of what is observed, as in pyro.sample('x', ..., obs=x)"
+        "write obs= in the pyro.sample of what is observed, as in pyro.sample('x', ..., obs=x)"
     )
+    if met:
+        way_out = f"give {_either(met)} too, which is None where it is left out"
+    elif left:
+        way_out += f"; or give {_either(left)}, which is None here, if a site observes it"
     raise ProgramError(f"the model is given data and observes none; {way_out}")
+
+
+def _either(names: list[str]) -> str:
+    return " or ".join(map(repr, names))
 
 
 def _left_out(batch: Batch, function: Callable[..., Any]) -> list[str]:

@@ -84,6 +84,12 @@ class Runs:
                 put_back()
             raise _Undone
 
+    @contextmanager
+    def aside(self, batch: Batch) -> Iterator[None]:
+        """Run inside, quietly and unvalidated, what leaves nothing behind and warns of nothing."""
+        with self.undone(), self.quiet(batch), validation(False), silent():
+            yield
+
     def trace_of_model(self, batch: Batch) -> Trace:
         """Run the pair, leave no parameter behind, and return the trace of the model.
 

@@ -194,7 +194,7 @@ class _Places:
     """What the arguments of a function are called.
 
     Arguments:
-        function: its name.
+        function: its name; empty for a constructor, which subclasses share.
         first: those that may stand without a name.
         named: those that may not.
         any_number: whether as many as one likes stand without a name.
@@ -217,7 +217,7 @@ class _Places:
         named = [n for n, kind in kinds.items() if kind is kind.KEYWORD_ONLY]
         every = kinds.values()
         return cls(
-            function.__qualname__.removesuffix(".__init__"),
+            "" if function.__name__ in ("__init__", "__new__") else function.__qualname__,
             tuple(first),
             tuple(named),
             inspect.Parameter.VAR_POSITIONAL in every,
@@ -228,13 +228,19 @@ class _Places:
     def require(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Refuse what Python refuses as well, and say what the arguments are called."""
         if len(args) > len(self.first) and not self.any_number:
-            raise TypeError(f"{self.function}() {self._too_many(len(args))}")
+            raise TypeError(f"{self._called(args)}() {self._too_many(len(args))}")
         for name, value in kwargs.items():
             if not self.any_name and name not in self.first and name not in self.named:
                 raise TypeError(
-                    f"{self.function}() got an unexpected argument {name!r}; "
+                    f"{self._called(args)}() got an unexpected argument {name!r}; "
                     f"{self._near(name, value)}"
                 )
+
+    def _called(self, args: tuple[Any, ...]) -> str:
+        """Return what is called: of a constructor the class, which may have inherited it."""
+        if self.function or not args:
+            return self.function
+        return (args[0] if isinstance(args[0], type) else type(args[0])).__name__
 
     def _too_many(self, count: int) -> str:
         own = self.first[:1] == ("self",)
@@ -246,7 +252,7 @@ class _Places:
         )
 
     def _near(self, name: str, value: Any) -> str:
-        names = [each for each in (*self.first, *self.named) if each != "self"]
+        names = [each for each in (*self.first, *self.named) if each not in ("self", "cls")]
         spellings = (name, *_ALSO_CALLED.get(name, ()))
         near = [each for each in spellings if each in names]
         near = near or self._within(spellings, value) or difflib.get_close_matches(name, names, n=2)

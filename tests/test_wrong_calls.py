@@ -1,6 +1,7 @@
 """Sixty wrong calls, as people write them: each ends in one sentence with what was got, what is
 expected and what to do, by an error of ours or Python's own of a call that does not fit."""
 
+import inspect
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import pyro_vae as pv
+from benchmarks.faults.bad_calls import doors
 from pyro_vae import conditionals, distributions, models, plots
 from pyro_vae.errors import PyroVaeError
 
@@ -68,7 +70,25 @@ def broken(x: Tensor) -> None:
         normal("x", x, 6, obs=x @ torch.ones(7, 2))
 
 
-def nothing(x: Tensor) -> None:
+def measured(x: Tensor, mask: Any = None, heights: Any = None) -> None:
+    with pyro.plate("data", len(x)):
+        seen = None if heights is None else heights.float()[:, 0]
+        normal("y", x, 1)
+        pyro.sample("height", dist.Normal(x.sum(-1), 1.0).mask(mask is None or mask > 0), obs=seen)
+
+
+def unobserved(x: Tensor, mask: Any = None) -> None:
+    with pyro.plate("data", len(x)), pyro.poutine.mask(mask=mask is None or mask):
+        normal("x", x, 6)
+
+
+def refusing(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        steps = dist.Normal(x.new_zeros(len(x), 3), 1.0)
+        pyro.sample("x", distributions.Padded(steps, torch.rand(len(x))), obs=x[:, :3])
+
+
+def nothing(x: Tensor, *others: Any, **more: Any) -> None:
     pass
 
 
@@ -94,7 +114,10 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a network": (lambda: pv.fit(nn.Linear(6, 2), X), r"without \.model"),
     "a model alone": (lambda: pv.Program(nothing), "guide"),
-    "a guide by its name": (lambda: pv.Program(nothing, "auto"), "expected a Pyro function"),
+    "a guide by its name": (
+        lambda: pv.Program(nothing, "auto"),
+        "guide: got 'auto', expected a function",
+    ),
     "a guide that forgets a site": (
         lambda: pv.elbo(pair(guide_sites=()), X),
         "site 'z': sampled by the model and not by the guide",
@@ -114,6 +137,18 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "nothing observed": (
         lambda: pv.elbo(pair(observed=False), X),
         "given data and observes none; write obs=",
+    ),
+    "an observed argument left out, behind one that is not": (
+        lambda: pv.elbo(pv.Program(measured, nothing), X),
+        "observes none; give 'heights' too, which is None where it is left out",
+    ),
+    "nothing observed, beside an argument left out": (
+        lambda: pv.elbo(pv.Program(unobserved, nothing), X),
+        r"observes none; write obs= .*; or give 'mask', which is None here, if a site observes it",
+    ),
+    "a distribution's refusal within the model": (
+        lambda: pv.elbo(pv.Program(refusing, nothing), X),
+        "lengths",
     ),
     "an error within the model": (
         lambda: pv.elbo(pv.Program(broken, nothing), X),
@@ -269,6 +304,8 @@ def test_a_wrong_call_is_told_in_a_sentence(name, tmp_path, monkeypatch):
         (lambda: fit(weight_decay=0.1), "did you mean optimizer"),
         (lambda: pv.log_likelihood(vae(), X, n_samples=5), "did you mean num_particles"),
         (lambda: pv.generate(vae(), num_samples=5), "did you mean n"),
+        (lambda: pv.diagnose(vae(), X, n_samples=3), "did you mean num_particles"),
+        (lambda: pv.IWAE(n_samples=3), r"'n_samples'; did you mean num_particles"),
         (
             lambda: pv.refine(vae(), X, num_draws=3),
             r"did you mean settings=pv\.HMC\(num_draws=3\)",
@@ -283,3 +320,24 @@ def test_a_wrong_call_is_told_in_a_sentence(name, tmp_path, monkeypatch):
 def test_the_name_that_other_libraries_give_an_argument_is_understood(call, words):
     with pytest.raises(TypeError, match=f"unexpected argument .*{words}\\?$"):
         call()
+
+
+# Called at each step, with arguments that stand without a name: they are spared the check.
+WITHIN_STEPS = {"forward", "log_prob", "step", "see", "read", "adapt", "summed_joint", "chain"}
+
+
+def test_every_door_says_what_its_arguments_are_called():
+    """All public functions, constructors and methods but those that take any name."""
+    told = {}
+    for door in doors():
+        kinds = {p.kind for p in inspect.signature(door.function).parameters.values()}
+        name = door.name.rpartition(".")[2]
+        if inspect.Parameter.VAR_KEYWORD in kinds or name in WITHIN_STEPS:
+            continue
+        with pytest.raises(TypeError) as caught:
+            door.function(*[None] * bool(door.owner), no_such=3)
+        told[door.name] = str(caught.value)
+        known = f"{name}() got an unexpected argument 'no_such'; "
+        assert known in told[door.name] or door.owner, told[door.name]
+    raw = [text for text in told.values() if "got an unexpected argument 'no_such'; " not in text]
+    assert not raw and len(told) > 200

@@ -65,6 +65,7 @@ class Categorical(Conditional):
         self.num_classes = positive("num_classes", num_classes)
 
     @staticmethod
+    @typed
     def width(num_classes: int) -> int:  # type: ignore[override]  # has no default
         """Return the number of network outputs per data dimension."""
         return positive("num_classes", num_classes)
@@ -111,6 +112,7 @@ class DiscretisedLogistic(Conditional):
         self.levels = integer("levels", levels, 2)
 
     @staticmethod
+    @typed
     def width(levels: int = 256) -> int:
         """Return the number of network outputs per data dimension."""
         integer("levels", levels, 2)

@@ -157,6 +157,7 @@ class PlanarFlow(FlowPosterior):
         self.directions = nn.Parameter(torch.randn(num_flows, latent_dim) / latent_dim**0.5)
 
     @staticmethod
+    @typed
     def outputs(latent_dim: int, num_flows: int = 8) -> int:
         """Return the number of network outputs."""
         size = 2 * positive("latent_dim", latent_dim)

@@ -103,6 +103,7 @@ class MADE(Conditional):
         self.autoregression = MaskedNetwork(math.prod(shape), units, dropout)
 
     @staticmethod
+    @typed
     def width(hidden: int = 512, input_dropout: float = 0.0) -> int:
         """Return the number of network outputs per data dimension."""
         return 1

@@ -54,6 +54,7 @@ class NoiseFed(ReturnsDistribution):
         self.mix = MLP(positive("features", features) + noise_dim, latent_dim, tuple(hidden))
 
     @staticmethod
+    @typed
     def outputs(
         latent_dim: int,
         noise_dim: int = 16,

@@ -44,6 +44,7 @@ class FixedScaleGaussian(ReturnsDistribution):
         self.net, self.scale = net, number("scale", scale, "(0, inf)")
 
     @staticmethod
+    @typed
     def outputs(latent_dim: int, scale: float = 0.5) -> int:
         """Return the number of network outputs."""
         return positive("latent_dim", latent_dim)
@@ -94,6 +95,7 @@ class DeltaGaussian(ReturnsDistribution):
         self.log_scale = _log_scale_at(self.floor)
 
     @staticmethod
+    @typed
     def outputs(latent_dim: int, delta: float = 0.1) -> int:
         """Return the number of network outputs."""
         return 2 * positive("latent_dim", latent_dim)
@@ -141,6 +143,7 @@ class BatchNormGaussian(ReturnsDistribution):
         self.bias = nn.Parameter(torch.zeros(latent_dim))
 
     @staticmethod
+    @typed
     def outputs(latent_dim: int, gain: float = 0.5) -> int:
         """Return the number of network outputs."""
         return 2 * positive("latent_dim", latent_dim)

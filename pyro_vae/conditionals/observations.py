@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from pyro_vae.arguments import typed
 from pyro_vae.conditionals.continuous import Gaussian, IsotropicGaussian, SquaredError
 from pyro_vae.conditionals.discrete import Bernoulli, Categorical, DiscretisedLogistic
 from pyro_vae.conditionals.made import MADE
@@ -26,6 +27,7 @@ OBSERVATIONS: dict[str, type[Any]] = {
 }
 
 
+@typed
 def observation(spec: Observation) -> tuple[type[Any], dict[str, Any]]:
     """Return (class, options) of an observation of this module.
 
@@ -45,6 +47,7 @@ def observation(spec: Observation) -> tuple[type[Any], dict[str, Any]]:
     return chosen, options
 
 
+@typed
 def observation_config(spec: Observation) -> dict[str, Any]:
     """Return an observation as {"name", "options"}, which JSON can hold and `observation` reads.
 

@@ -54,6 +54,7 @@ class LowRankGaussian(ReturnsDistribution):
         self.latent_dim = positive("latent_dim", latent_dim)
 
     @staticmethod
+    @typed
     def outputs(latent_dim: int, rank: int = 1) -> int:
         """Return the number of network outputs."""
         return positive("latent_dim", latent_dim) * (2 + positive("rank", rank))
@@ -97,6 +98,7 @@ class FullGaussian(ReturnsDistribution):
         self.register_buffer("places", rows * latent_dim + columns, persistent=False)
 
     @staticmethod
+    @typed
     def outputs(latent_dim: int) -> int:
         """Return the number of network outputs."""
         size = positive("latent_dim", latent_dim)

@@ -48,6 +48,7 @@ class Vocabulary(tuple[str, ...]):
         return new
 
     @classmethod
+    @typed
     def of(cls, lines: Sequence[str], *, least: int = 3) -> "Vocabulary":
         """Return the words that come at least so many times in some lines, in alphabetical order.
 
@@ -68,6 +69,7 @@ class Vocabulary(tuple[str, ...]):
             )
         return cls((*SPECIAL, *words))
 
+    @typed
     def numbers(self, lines: Sequence[str], *, longest: int = 25) -> dict[str, Tensor]:
         """Return sentences as ``{"x": ..., "lengths": ...}``, int64 (N, T) and (N).
 

@@ -54,6 +54,7 @@ class AR1(Expandable):
         )
 
     @staticmethod
+    @typed
     def floor(correlation: float, steps: int) -> float:
         r"""Return the least KL of a posterior that factorises over the steps, nats per unit.
 

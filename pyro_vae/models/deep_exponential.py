@@ -236,6 +236,7 @@ class DEF(ZooProgram):
         start, x = integer("start", start, 0), torch.atleast_1d(x)
         return {"x": x, "row": torch.arange(start, start + len(x), device=x.device)}
 
+    @typed
     def example(self, n: int = 2) -> Tensor | dict[str, Tensor]:
         """Return a batch of n rows of zeros, shape (n | D)."""
         x = super().example(n)

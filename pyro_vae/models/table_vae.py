@@ -109,6 +109,7 @@ class TableVAE(OneLatent):
         """Whether the columns were those of a data frame."""
         return all(column.dtype for column in self.columns)
 
+    @typed
     def example(self, n: int = 2) -> Tensor:
         """Return n rows of zeros, ones where cells are positive, shape (n | D)."""
         ones = [float(column.kind == "positive") for column in self.columns]

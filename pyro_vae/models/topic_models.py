@@ -34,6 +34,7 @@ from pyro_vae.torch_private import validates_values
 class Documents(ZooProgram):
     """A program over counts of words."""
 
+    @typed
     def example(self, n: int = 2) -> Tensor:
         """Return n documents that have each word once, shape (n | V)."""
         return super().example(n) + 1

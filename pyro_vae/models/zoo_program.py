@@ -9,7 +9,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import positive, typed
 from pyro_vae.nn import Shape, as_shape
 
 _serial = itertools.count()
@@ -32,6 +32,7 @@ class ZooProgram(nn.Module):
         self.data_shape = as_shape("data_dim", data_dim)
         self.register_buffer("origin", torch.zeros(()), persistent=False)
 
+    @typed
     def example(self, n: int = 2) -> Any:
         """Return a batch of n rows of zeros, shape (n | data)."""
         return self.origin.new_zeros(positive("n", n), *self.data_shape)

@@ -28,6 +28,7 @@ class ConvEncoder(nn.Module):
         torch.Size([5, 20])
     """
 
+    @typed
     def __init__(
         self,
         in_shape: Shape,

@@ -163,6 +163,7 @@ class OneHot(nn.Module):
 
     classes: Tensor
 
+    @typed
     def __init__(self, num_classes: int, event_dim: int = 1) -> None:
         super().__init__()
         self.num_classes = positive("num_classes", num_classes)

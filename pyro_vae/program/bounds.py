@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.batch import Batch, chunks, dense, num_rows
 from pyro_vae.program.joint import Joint
@@ -17,6 +17,7 @@ from pyro_vae.program.terms import Terms
 _ELBO = Verb("elbo")
 
 
+@typed
 def elbo(
     program: Any,
     data: Any,

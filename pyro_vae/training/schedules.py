@@ -14,6 +14,7 @@ from pyro_vae.errors import ConfigError
 Schedule = Callable[[float], float]
 
 
+@typed
 def linear(start: float = 0.0, end: float = 1.0, *, over: float = 1.0) -> Schedule:
     """Go from ``start`` to ``end`` in a straight line over the first part of the run, then stay.
 
@@ -33,6 +34,7 @@ def linear(start: float = 0.0, end: float = 1.0, *, over: float = 1.0) -> Schedu
     return lambda t: start + (end - start) * min(1.0, t / over)
 
 
+@typed
 def cosine(start: float = 1.0, end: float = 0.0, *, over: float = 1.0) -> Schedule:
     """Go from ``start`` to ``end`` along half a cosine.
 
@@ -57,6 +59,7 @@ def cosine(start: float = 1.0, end: float = 0.0, *, over: float = 1.0) -> Schedu
     return lambda t: end + (start - end) * (1 + math.cos(math.pi * min(1.0, t / over))) / 2
 
 
+@typed
 def sigmoid(
     start: float = 0.0, end: float = 1.0, *, centre: float = 0.5, width: float = 0.1
 ) -> Schedule:
@@ -80,6 +83,7 @@ def sigmoid(
     return lambda t: start + (end - start) * (1 + math.tanh((t - centre) / (2 * width))) / 2
 
 
+@typed
 def cyclical(
     start: float = 0.0, end: float = 1.0, *, cycles: int = 4, ramp: float = 0.5
 ) -> Schedule:

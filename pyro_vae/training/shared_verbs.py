@@ -5,11 +5,13 @@ from contextlib import contextmanager
 
 import torch
 
+from pyro_vae.arguments import typed
 from pyro_vae.program.ranks import put_state, sharing, take_state
 from pyro_vae.training.parallel import join
 
 
 @contextmanager
+@typed
 def across_ranks(device: str | torch.device = "auto") -> Iterator[None]:
     """Have the processes of torchrun or srun answer the verbs inside this block together.
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pyro_vae.arguments import number
+from pyro_vae.arguments import number, typed
 from pyro_vae.inference.objectives.objective import TermsObjective, require_paths, with_globals
 from pyro_vae.inference.sampling.importance_weights import log_mean_exp
 from pyro_vae.program.terms import Terms
@@ -78,6 +78,7 @@ class Renyi(TermsObjective):
         | Rényi Divergence Variational Inference (Li & Turner, 2016), arXiv:1602.02311
     """
 
+    @typed
     def __init__(self, alpha: float, num_particles: int = 5, num_global_samples: int = 1) -> None:
         super().__init__(num_particles, num_global_samples)
         self.alpha = number("alpha", alpha, "(-inf, inf)")

@@ -128,6 +128,7 @@ class TargetKL(TermsObjective):
 
     is_bound = False
 
+    @typed
     def __init__(self, nats: float, *, weight: float = 1.0, num_particles: int = 1) -> None:
         super().__init__(num_particles)
         self.nats = number("nats", nats, "[0, inf)")

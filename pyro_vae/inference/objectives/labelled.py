@@ -6,7 +6,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vae.arguments import number
+from pyro_vae.arguments import number, typed
 from pyro_vae.errors import ProgramError
 from pyro_vae.inference.objectives.objective import TermsObjective, Update
 from pyro_vae.program.joint import Joint
@@ -39,6 +39,7 @@ class SemiSupervised(TermsObjective):
 
     is_bound = False
 
+    @typed
     def __init__(self, weight: float = 50.0) -> None:
         super().__init__()
         self.weight = number("weight", weight, "[0, inf)")

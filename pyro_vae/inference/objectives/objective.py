@@ -79,6 +79,7 @@ class TermsObjective(pyro.infer.ELBO):
     averages = False  # whether the loss is a mean over particles, so that it takes a joint density
     is_bound = True  # whether minus the loss lies below log p(x)
 
+    @typed
     def __init__(self, num_particles: int = 1, num_global_samples: int = 1) -> None:
         super().__init__(num_particles=positive("num_particles", num_particles))
         self.num_global_samples = positive("num_global_samples", num_global_samples)

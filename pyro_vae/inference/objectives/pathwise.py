@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.arguments import typed
 from pyro_vae.inference.objectives.elbo import elbo_of
 from pyro_vae.inference.objectives.objective import TermsObjective, require_paths, with_globals
 from pyro_vae.inference.sampling.importance_weights import log_mean_exp
@@ -107,6 +108,7 @@ class DReG(_PathObjective):
 
     trades_score = True
 
+    @typed
     def __init__(self, num_particles: int = 5, num_global_samples: int = 1) -> None:
         super().__init__(num_particles, num_global_samples)
 

@@ -130,6 +130,7 @@ class RLOO(TermsObjective):
         | Buy 4 REINFORCE Samples, Get a Baseline for Free! (Kool et al., 2019)
     """
 
+    @typed
     def __init__(self, num_particles: int = 2, num_global_samples: int = 1) -> None:
         super().__init__(num_particles, num_global_samples)
         _at_least_two(num_particles)
@@ -164,6 +165,7 @@ class VIMCO(TermsObjective):
         | Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016), arXiv:1602.06725
     """
 
+    @typed
     def __init__(self, num_particles: int = 5, num_global_samples: int = 1) -> None:
         super().__init__(num_particles, num_global_samples)
         _at_least_two(num_particles)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pyro_vae.arguments import number
+from pyro_vae.arguments import number, typed
 from pyro_vae.errors import ProgramError
 from pyro_vae.inference.objectives.elbo import ELBO
 from pyro_vae.inference.objectives.objective import TermsObjective
@@ -34,6 +34,7 @@ class VQ(TermsObjective):
         | Neural Discrete Representation Learning (van den Oord et al., 2017), arXiv:1711.00937
     """
 
+    @typed
     def __init__(
         self,
         commitment: float = 0.25,

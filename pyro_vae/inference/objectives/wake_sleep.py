@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pyro_vae.arguments import number
+from pyro_vae.arguments import number, typed
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.objectives.objective import TermsObjective, with_globals
 from pyro_vae.inference.sampling.importance_weights import log_mean_exp
@@ -32,6 +32,7 @@ class ReweightedWakeSleep(TermsObjective):
         | Reweighted Wake-Sleep (Bornschein & Bengio, 2015), arXiv:1406.2751
     """
 
+    @typed
     def __init__(self, num_particles: int = 5, *, wake: float = 1.0, sleep: float = 0.0) -> None:
         super().__init__(num_particles)
         self.wake = number("wake", wake, "[0, inf)")

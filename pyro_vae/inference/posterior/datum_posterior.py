@@ -7,7 +7,7 @@ import torch
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vae.arguments import positive, shown
+from pyro_vae.arguments import positive, shown, typed
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.inference.posterior.gaussians import Gaussians
 from pyro_vae.inference.posterior.local_fits import Fitted
@@ -71,6 +71,7 @@ class PassPosterior:
     def __len__(self) -> int:
         return num_rows(self._batch)
 
+    @typed
     def sample(self, n: int = 1) -> Values:
         """Draw n values of the latents of each datum, ``(n, N, ...)``; a dict where several.
 
@@ -78,6 +79,7 @@ class PassPosterior:
         """
         return self._answer(positive("n", n), self._draw)
 
+    @typed
     def log_weight(self, n: int = 1) -> Tensor:
         r"""Return :math:`\log p(x, z) - \log q(z)` at n draws per datum, ``(n, N)``, nats.
 

@@ -14,7 +14,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import Transform
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import ProgramError
 from pyro_vae.frames import to_dataset
 from pyro_vae.inference.graphs.density_graphs import DensityGraphs
@@ -243,6 +243,7 @@ class RefinedGlobals:
     step_size: float
     num_leapfrog: int
 
+    @typed
     def sample(self, n: int = 1) -> dict[str, Tensor]:
         """Return n kept draws, chosen at random with replacement: ``(n | event)`` by site."""
         first = next(iter(self.samples.values()))

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.arguments import integer, number, positive
+from pyro_vae.arguments import integer, number, positive, typed
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.program import checks
 from pyro_vae.program.batch import (
@@ -66,6 +66,7 @@ class LocalGuide(nn.Module):
         | Stochastic Variational Inference (Hoffman et al., 2013), arXiv:1206.7051
     """
 
+    @typed
     def __init__(self, model: Any, data: Any, *, scale: float = 1.0) -> None:
         super().__init__()
         scale = number("scale", scale, "(0, inf)")
@@ -123,6 +124,7 @@ class LocalGuide(nn.Module):
         """The guide, which looks at nothing else."""
         return Rowed(self, "_guide", self._names)
 
+    @typed
     def rows(self, data: Any, start: int = 0) -> dict[str, Any]:
         """Return training data as a batch with its rows, which begin at ``start``.
 
@@ -149,6 +151,7 @@ class LocalGuide(nn.Module):
         """Return whether data say which rows of the table are theirs."""
         return isinstance(data, Mapping) and ROW in data
 
+    @typed
     def example(self, n: int = 2) -> dict[str, Any]:
         """Return a batch of n rows of zeros, with row numbers, and the constants as they are."""
         positive("n", n)
@@ -159,6 +162,7 @@ class LocalGuide(nn.Module):
         }
         return {**shaped, ROW: torch.arange(n, device=self.loc.device) % len(self.loc)}
 
+    @typed
     def optimizer(self, lr: float = 1e-3, local_lr: float = 0.1) -> Callable[..., "RowAdam"]:
         """Return the optimizer for ``pv.fit``: Adam for the model, row by row for the table."""
         lr = number("lr", lr, "(0, inf)")

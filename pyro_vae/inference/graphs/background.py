@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule
+from torch.fx import GraphModule
 
 from pyro_vae.inference.graphs.comparison import (
     compiler_slack,
@@ -28,7 +28,11 @@ from pyro_vae.inference.graphs.comparison import (
     graph_outcome,
 )
 from pyro_vae.inference.graphs.flat_inputs import FlatStep
-from pyro_vae.inference.graphs.inductor import load_compiled, save_compiled
+from pyro_vae.inference.graphs.inductor import (
+    load_compiled,
+    save_compiled,
+    with_constants_as_inputs,
+)
 from pyro_vae.inference.graphs.make_graph import make_graph
 from pyro_vae.inference.graphs.simplify import written_inputs
 
@@ -196,10 +200,10 @@ class Elsewhere:
 
     def load(self) -> FlatStep:
         """Return the compiled graph, and end the process."""
-        compiled = load_compiled(self._folder / "compiled", self._inputs, self._written)
+        path, held = self._folder / "compiled", self._held
+        compiled = load_compiled(path, held, self._inputs[len(held) :], self._written)
         self._end()
-        held = self._held
-        return (lambda *flat: compiled(*held, *flat)) if held else compiled
+        return compiled
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -217,23 +221,6 @@ def _outlive(parent: int, folder: Path) -> None:
         time.sleep(_LOOK)
     shutil.rmtree(folder, ignore_errors=True)
     os.killpg(os.getpgid(0), signal.SIGKILL)
-
-
-def with_constants_as_inputs(graph: GraphModule) -> tuple[GraphModule, list[Tensor]]:
-    """Return a graph that takes its constants before its inputs, and the constants.
-
-    A compiled graph in a file expects them as inputs, and reads stray memory where there are none.
-    """
-    copy, held = Graph(), constants(graph)
-    copy.output(copy.graph_copy(graph.graph, {}))
-    first = next(iter(copy.nodes))
-    for name in held:
-        with copy.inserting_before(first):
-            place = copy.placeholder(f"held_{name}")
-        for node in copy.find_nodes(op="get_attr", target=name):
-            node.replace_all_uses_with(place)
-            copy.erase_node(node)
-    return GraphModule(graph, copy), list(held.values())
 
 
 def write_graph(folder: Path, graph: GraphModule, inputs: Sequence[Tensor]) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
+from pyro_vae.inference.graphs.comparison import constants
 from pyro_vae.inference.graphs.flat_inputs import FlatStep
 from pyro_vae.inference.graphs.lowering import lowered
 from pyro_vae.inference.graphs.simplify import written_inputs
@@ -33,10 +34,33 @@ def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> FlatStep:
     inductor = compiler("compile_fx").compile_fx
     # Inductor's cache wants a context for symbolic shapes; ours are numbers.
     mode = FakeTensorMode(shape_env=ShapeEnv())
-    shapes = [mode.from_tensor(leaf.detach(), static_shapes=True) for leaf in inputs]
+    lifted, held = with_constants_as_inputs(graph)
+    flat = [*held, *inputs]
+    shapes = [mode.from_tensor(leaf.detach(), static_shapes=True) for leaf in flat]
+    ready = lowered(lifted, flat)
+    for place, shape in zip(ready.graph.find_nodes(op="placeholder"), shapes, strict=True):
+        place.meta["val"] = shape  # where one place has a value, the compiler asks each for it
     with torch.no_grad(), tracing(TracingContext(mode)):
-        run = inductor(lowered(graph, inputs), shapes, config_patches=_options(inputs))
-    return _marked(run) if _on_cuda(inputs) else _bare(run, inputs, written_inputs(graph))
+        run = inductor(ready, shapes, config_patches=_options(flat))
+    return _called(run, held, inputs, written_inputs(lifted))
+
+
+def with_constants_as_inputs(graph: GraphModule) -> tuple[GraphModule, list[Tensor]]:
+    """Return a graph that takes its constants before its inputs, and the constants.
+
+    Compiled code takes them so. In a file it reads stray memory where they are not given; in this
+    process AOTAutograd gives them, which keeps its functions around each step.
+    """
+    copy, held = Graph(), constants(graph)
+    copy.output(copy.graph_copy(graph.graph, {}))
+    first = next(iter(copy.nodes))
+    for name in held:
+        with copy.inserting_before(first):
+            place = copy.placeholder(f"held_{name}")
+        for node in copy.find_nodes(op="get_attr", target=name):
+            node.replace_all_uses_with(place)
+            copy.erase_node(node)
+    return GraphModule(graph, copy), list(held.values())
 
 
 def save_compiled(graph: GraphModule, inputs: Sequence[Tensor], path: Path) -> None:
@@ -55,24 +79,39 @@ def save_compiled(graph: GraphModule, inputs: Sequence[Tensor], path: Path) -> N
     compiled.save(path=str(path), format="binary")
 
 
-def load_compiled(path: Path, inputs: Sequence[Tensor], written: Sequence[int]) -> FlatStep:
+def load_compiled(
+    path: Path, held: Sequence[Tensor], inputs: Sequence[Tensor], written: Sequence[int]
+) -> FlatStep:
     """Load what ``save_compiled`` wrote: a matter of milliseconds.
 
     Arguments:
         path: The file.
-        inputs: As it was compiled for.
-        written: The positions of those that the graph writes to.
+        held: Constants, which are the first inputs of what was compiled.
+        inputs: The others.
+        written: The positions of those, among all, that the graph writes to.
     """
     artifact = compiler().CompiledArtifact.load(path=str(path), format="binary")
-    return _marked(artifact) if _on_cuda(inputs) else _bare(artifact, inputs, written)
+    return _called(artifact, held, inputs, written)
 
 
-def _bare(run: FlatStep, inputs: Sequence[Tensor], written: Sequence[int]) -> FlatStep:
+def _called(
+    run: FlatStep, held: Sequence[Tensor], inputs: Sequence[Tensor], written: Sequence[int]
+) -> FlatStep:
+    """Return compiled code as a step calls it: with its constants, through the fewest functions."""
+    if _on_cuda([*held, *inputs]):
+        return _marked(run, held)
+    return _bare(run, held, inputs, written)
+
+
+def _bare(
+    run: FlatStep, held: Sequence[Tensor], inputs: Sequence[Tensor], written: Sequence[int]
+) -> FlatStep:
     """Return compiled code without the functions that AOTAutograd puts around it.
 
-    They take a tenth of a small step. One run tells whether they pass inputs and results on as they
-    are; where they do more, they stay.
+    They take a seventh of a small step. One run tells whether they pass inputs and results on as
+    they are; where they do more, they stay.
     """
+    held = list(held)
     kind: Any = compiler("output_code").CompiledFxGraph
     call, met = kind.__call__, []
 
@@ -82,7 +121,7 @@ def _bare(run: FlatStep, inputs: Sequence[Tensor], written: Sequence[int]) -> Fl
         met.append((code, taken, list(results)))
         return results
 
-    copies = [leaf.detach() for leaf in inputs]
+    copies = [leaf.detach() for leaf in (*held, *inputs)]
     for index in written:
         copies[index] = copies[index].clone()
     kind.__call__ = note
@@ -92,9 +131,9 @@ def _bare(run: FlatStep, inputs: Sequence[Tensor], written: Sequence[int]) -> Fl
     finally:
         kind.__call__ = call
     if len(met) != 1 or not (_same(met[0][1], copies) and _same(met[0][2], results)):
-        return run
+        return lambda *flat: run(*held, *flat)
     code = met[0][0].current_callable
-    return lambda *flat: code(list(flat))
+    return lambda *flat: code([*held, *flat])
 
 
 def _same(one: Sequence[Any], other: Sequence[Any]) -> bool:
@@ -113,10 +152,10 @@ def _options(inputs: Sequence[Tensor]) -> dict[str, Any]:
     return {"fallback_random": True, "cpp_wrapper": True, **checks}
 
 
-def _marked(run: FlatStep) -> FlatStep:
+def _marked(run: FlatStep, held: Sequence[Tensor]) -> FlatStep:
     def whole(*flat: Tensor) -> tuple[Tensor, ...]:
         torch.compiler.cudagraph_mark_step_begin()  # results of the step before may be overwritten
-        loss, norm, *grads = run(*flat)
+        loss, norm, *grads = run(*held, *flat)
         return (loss.clone(), norm.clone(), *grads)  # read after the next update of this step
 
     return whole

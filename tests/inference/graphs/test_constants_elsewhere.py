@@ -1,14 +1,17 @@
-"""A graph that is compiled by another process takes its constants as inputs."""
+"""A graph that is compiled takes its constants as inputs."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from pyro_vae.inference.graphs import background
+from pyro_vae.inference.graphs.inductor import compile_graph, with_constants_as_inputs
 from pyro_vae.inference.graphs.make_graph import make_graph
+from pyro_vae.torch_private import compiler
 
 TABLE, OTHER = torch.arange(3.0), torch.tensor(5.0)
 
@@ -22,7 +25,7 @@ INPUTS = torch.randn(3), torch.randn(3)
 
 def test_constants_become_the_first_inputs() -> None:
     graph = make_graph(step, *INPUTS)
-    lifted, held = background.with_constants_as_inputs(graph)
+    lifted, held = with_constants_as_inputs(graph)
     assert not lifted.graph.find_nodes(op="get_attr") and graph.graph.find_nodes(op="get_attr")
     assert len(lifted.graph.find_nodes(op="placeholder")) == len(held) + 2
     for mine, exact in zip(lifted(*held, *INPUTS), step(*INPUTS), strict=True):
@@ -34,17 +37,28 @@ def test_the_other_process_gets_a_graph_without_constants(monkeypatch: Any) -> N
     monkeypatch.setattr(background, "_end", lambda process: None)
     seen = []
 
-    def load(path: Path, inputs: list[Tensor], written: list[int]) -> Any:
+    def load(path: Path, held: list[Tensor], inputs: list[Tensor], written: list[int]) -> Any:
         assert not written
         graph, there = background.read_graph(path.parent)
         assert not graph.graph.find_nodes(op="get_attr")
         shapes = json.loads((path.parent / "inputs.json").read_text())
-        assert len(shapes) == len(there) == len(inputs)
-        seen.append(len(inputs))
-        return graph
+        assert len(shapes) == len(there) == len(held) + len(inputs)
+        seen.append((len(held), len(inputs)))
+        return lambda *flat: graph(*held, *flat)
 
     monkeypatch.setattr(background, "load_compiled", load)
     run = background.Elsewhere(make_graph(step, *INPUTS), INPUTS).load()
-    assert seen == [4]
+    assert seen == [(2, 2)]
     for mine, exact in zip(run(*INPUTS), step(*INPUTS), strict=True):
         torch.testing.assert_close(mine, exact)
+
+
+def test_a_compiled_step_with_constants_passes_no_wrapper(monkeypatch: Any) -> None:
+    run = compile_graph(make_graph(step, *INPUTS), INPUTS)
+    other = torch.randn(3), torch.randn(3)
+    loss, _, grad = run(*other)
+    torch.testing.assert_close((loss, grad), step(*other))
+    monkeypatch.setattr(
+        compiler("output_code").CompiledFxGraph, "__call__", lambda *_: pytest.fail("a wrapper")
+    )
+    run(*other)

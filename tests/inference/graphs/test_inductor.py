@@ -34,24 +34,33 @@ WRAPPERS = {
 }
 
 
+@pytest.mark.parametrize("held", [0, 1], ids=["inputs alone", "a constant"])
 @pytest.mark.parametrize("name", WRAPPERS)
-def test_what_a_wrapper_does_is_not_left_out(name, monkeypatch):
+def test_what_a_wrapper_does_is_not_left_out(name, held, monkeypatch):
     monkeypatch.setattr(inductor, "compiler", lambda _: SimpleNamespace(CompiledFxGraph=Code))
-    run, w, x = WRAPPERS[name], torch.ones(2), torch.tensor([2.0, 3.0])
+    calls, w, x = [], torch.ones(2), torch.tensor([2.0, 3.0])
+
+    def run(*given):
+        calls.append(given)
+        return WRAPPERS[name](*given)
+
     torch.manual_seed(0)
-    bare = inductor._bare(run, [w, x], [0])
+    bare = inductor._bare(run, [w][:held], [w, x][held:], [0])
     assert torch.equal(w, torch.ones(2))
-    assert (bare is run) == (name != "adds nothing")
+    calls.clear()
+    bare(*[w.clone(), x][held:])
+    assert bool(calls) == (name != "adds nothing")
+    w.fill_(1)
     results = []
-    for function in (run, bare):
+    for function, given in ((run, [w, x]), (bare, [w, x][held:])):
         torch.manual_seed(0)
-        own = w.clone()
-        results.append([*function(own, x), own])
+        results.append([*function(*given), w.clone()])
+        w.fill_(1)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_no_noise_is_taken_by_the_look(monkeypatch):
     monkeypatch.setattr(inductor, "compiler", lambda _: SimpleNamespace(CompiledFxGraph=Code))
     before = torch.get_rng_state()
-    inductor._bare(WRAPPERS["adds nothing"], [torch.ones(2), torch.ones(2)], [0])
+    inductor._bare(WRAPPERS["adds nothing"], [], [torch.ones(2), torch.ones(2)], [0])
     assert torch.equal(torch.get_rng_state(), before)

@@ -37,6 +37,7 @@ _ALSO_CALLED = {
     **dict.fromkeys(("weight_decay", "momentum", "betas", "optim"), ("optimizer",)),
     **dict.fromkeys(("gradient_clip_val", "max_grad_norm", "grad_clip"), ("clip_norm",)),
     **dict.fromkeys(("validation_data", "validation", "val_data"), ("valid",)),
+    **dict.fromkeys(("validation_split", "val_split", "validation_fraction"), ("valid",)),
     **dict.fromkeys(("kl_weight", "annealing"), ("beta",)),
     **dict.fromkeys(("loss", "loss_fn", "num_particles"), ("objective",)),
     **dict.fromkeys(("scheduler", "lr_scheduler"), ("lr_schedule",)),
@@ -228,7 +229,7 @@ class _Places:
     def require(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Refuse what Python refuses as well, and say what the arguments are called."""
         if len(args) > len(self.first) and not self.any_number:
-            raise TypeError(f"{self._called(args)}() {self._too_many(len(args))}")
+            raise TypeError(f"{self._called(args)}() {self._too_many(args)}")
         for name, value in kwargs.items():
             if not self.any_name and name not in self.first and name not in self.named:
                 raise TypeError(
@@ -242,10 +243,12 @@ class _Places:
             return self.function
         return (args[0] if isinstance(args[0], type) else type(args[0])).__name__
 
-    def _too_many(self, count: int) -> str:
-        own = self.first[:1] == ("self",)
+    def _too_many(self, args: tuple[Any, ...]) -> str:
+        own, count = self.first[:1] == ("self",), len(args)
         first = self.first[own:]
         write = f"; write the names of the others, as in {self.named[0]}=..." if self.named else ""
+        if first[:1] == ("program",) and all(map(inspect.isroutine, args[:2])):
+            write = "; of two functions make a program: pv.Program(model, guide)"
         return (
             f"got {count - own} arguments without a name, expected {len(first)} at most "
             f"({', '.join(first)}){write}"

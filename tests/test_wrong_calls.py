@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -82,6 +84,23 @@ def unobserved(x: Tensor, mask: Any = None) -> None:
         normal("x", x, 6)
 
 
+def labelled(x: Tensor, label: Any) -> None:
+    with pyro.plate("data", len(x)):
+        normal("x", x, 6, obs=x + nn.functional.one_hot(label, 6))
+
+
+def seen_before(x: Tensor) -> None:
+    layer = nn.Linear(6, 1)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(layer(x), 1.0).to_event(1), obs=x[:, :1])
+
+    program = pv.Program(model, nothing)
+    pv.elbo(program, X)
+    pv.elbo(program, x)
+
+
 def refusing(x: Tensor) -> None:
     with pyro.plate("data", len(x)):
         steps = dist.Normal(x.new_zeros(len(x), 3), 1.0)
@@ -149,6 +168,34 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "a distribution's refusal within the model": (
         lambda: pv.elbo(pv.Program(refusing, nothing), X),
         "lengths",
+    ),
+    "a model and a guide in place of a program": (
+        lambda: pv.fit(measured, nothing, X),
+        r"got 3 arguments .*; of two functions make a program: pv\.Program\(model, guide\)$",
+    ),
+    "one row of a program of one's own": (
+        lambda: seen_before(X[0]),
+        r"a row of batch had shape \(6,\) before, here \(\); a single row is x\[None\]",
+    ),
+    "rows of another width": (
+        lambda: seen_before(X[:, :5]),
+        r"a row of batch had shape \(6,\) before, here \(5,\)$",
+    ),
+    "words where a model wants numbers": (
+        lambda: pv.elbo(pv.Program(labelled, nothing), (X, ["a", "b"] * 5)),
+        r"gets a list of words as it was given: for numbers give np\.unique\(words",
+    ),
+    "an array of words": (
+        lambda: pv.elbo(pv.Program(labelled, nothing), (X, np.array(["a", "b"] * 5))),
+        r"got ndarray, .*; names have numbers by np\.unique\(x, return_inverse=True\)\[1\]",
+    ),
+    "a frame with a column of text": (
+        lambda: fit(pd.DataFrame({"town": ["Ayr", "Bonn"], "age": [3, 4]})),
+        r"columns 'town' have no numbers; .*pd\.factorize\(x\['town'\]\)\[0\], .*TableVAE",
+    ),
+    "a share of the data to validate on": (
+        lambda: fit(valid=0.1),
+        r"valid: got 0\.1, expected rows of their own",
     ),
     "an error within the model": (
         lambda: pv.elbo(pv.Program(broken, nothing), X),

@@ -24,6 +24,7 @@ from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.program.sparse_rows import SparseRows, is_sparse, sparse_rows
 from pyro_vae.torch_private import pytree
 
+_NUMBERS = "biuf"  # what kinds of NumPy hold real numbers
 _SIGNED = (torch.int64, torch.int32, torch.int16, torch.int8)
 Batch = Any  # Tensor | tuple[Any, ...] | dict[str, Any] | Whole; recursive types help nobody here
 
@@ -576,6 +577,14 @@ def _made_numeric(leaf: Any, error: Exception) -> str:
     """Return what makes numbers of a leaf that holds none."""
     if isinstance(leaf, str | bytes | os.PathLike):
         return f"read the file first, as in np.load({leaf!r})"
+    text = [name for name, kind in getattr(leaf, "dtypes", {}).items() if kind.kind not in _NUMBERS]
+    if text:
+        return (
+            f"columns {', '.join(map(repr, text[:3]))} have no numbers; leave them out, number them"
+            f" by pd.factorize(x[{text[0]!r}])[0], or train a models.TableVAE, which reads a frame"
+        )
+    if isinstance(leaf, np.ndarray) and leaf.size and isinstance(leaf.flat[0], str):
+        return "names have numbers by np.unique(x, return_inverse=True)[1]"
     if hasattr(leaf, "astype"):
         return "convert it: x.astype('float32')"
     return f"convert it with torch.as_tensor ({str(error).partition('. The only')[0]})"

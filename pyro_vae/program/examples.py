@@ -16,6 +16,7 @@ from pyro_vae.program.batch import (
     map_batch,
     map_rows,
     named_arguments,
+    named_leaves,
     num_rows,
     under_handlers,
 )
@@ -82,6 +83,17 @@ class Examples:
         if self._first_rows is None:
             few = map_rows(lambda leaf: leaf[:8].detach(), batch)
             self._first_rows = map_batch(torch.clone, few)
+
+    def unlike(self, batch: Batch) -> str:
+        """Return how the shape of a row differs from those seen first; else nothing."""
+        seen = {} if self._first_rows is None else dict(named_leaves(self._first_rows))
+        for name, leaf in named_leaves(batch):
+            here = tuple(leaf.shape[1:])
+            before = tuple(seen[name].shape[1:]) if name in seen else here
+            if here != before:
+                one = "; a single row is x[None]" if leaf.dim() == len(before) else ""
+                return f"; a row of {name} had shape {before} before, here {here}{one}"
+        return ""
 
     def example(self, n: int = 2) -> Batch:
         """Return n example rows: the program's own, else rows of the first batch that it saw.

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from pyro_vae.arguments import integer, number, positive, typed
+from pyro_vae.arguments import integer, is_number, number, positive, typed
 from pyro_vae.device import seeded
 from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.inference.graphs.compiled_loss import Mode
@@ -352,6 +352,11 @@ def _check_arguments(
         raise ConfigError(f"resume: got {resume!r}, expected True, False or 'settings'")
     if resume and out is None:
         raise ConfigError("resume: needs the run folder, out=...")
+    if is_number(valid):
+        raise ConfigError(
+            f"valid: got {valid!r}, expected rows of their own, as in pv.fit(program, x[100:], "
+            "valid=x[:100])"
+        )
     if patience is not None and valid is None:
         raise ConfigError("patience: early stopping needs validation data, valid=...")
 

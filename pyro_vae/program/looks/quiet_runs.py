@@ -15,6 +15,7 @@ from pyro_vae.errors import DataError, PyroVaeError
 from pyro_vae.program import checks
 from pyro_vae.program.batch import (
     Batch,
+    Form,
     Part,
     arguments,
     cuda_devices,
@@ -162,7 +163,7 @@ class Runs:
         hint += f". {checks.unscaled(batch)}" if broken else ""
         return DataError(
             f"the program cannot take this batch ({checks.shapes(batch)}): {reason}{hint}"
-            f"{checks.padding_left(batch)}"
+            f"{checks.padding_left(batch)}{self._program.examples.unlike(batch)}{_of_words(args)}"
         )
 
     def _watched(self, batch: Batch, watch: Messenger | None) -> tuple[Trace, Trace]:
@@ -245,6 +246,16 @@ class Runs:
     def home(self, batch: Batch) -> torch.device:
         """Return the device of a batch, or of the program where the batch has none."""
         return device_of(batch) or self._program.device
+
+
+def _of_words(args: tuple[Any, ...]) -> str:
+    """Return what to do where a model wants numbers for the words that it gets."""
+    if not args or not isinstance(args[-1], Form) or not args[-1].words:
+        return ""
+    return (
+        "; the model gets a list of words as it was given: for numbers give "
+        "np.unique(words, return_inverse=True)[1]"
+    )
 
 
 def _about_shapes(reason: str) -> str:

@@ -321,10 +321,15 @@ def _of_object(thing: Any) -> Iterator[_Home]:
             yield {dict: _Entries, set: _Members}.get(base, _Items)(thing)
 
 
-@functools.cache
 def _written_by_libraries(kind: type) -> frozenset[str]:
     """Return the attributes that library code writes to a user's class: an EasyGuide's frames."""
     bases = [base for base in kind.__mro__ if installed(base.__module__)]
-    functions = [f for base in bases for f in vars(base).values() if isinstance(f, FunctionType)]
+    return frozenset[str]().union(*map(_written_by, bases))
+
+
+@functools.cache
+def _written_by(kind: type) -> frozenset[str]:
+    """Return the attributes that the methods of a class write to; takes 10 ms for a module."""
+    functions = [f for f in vars(kind).values() if isinstance(f, FunctionType)]
     found = (each for f in functions for each in dis.get_instructions(f))
     return frozenset(str(each.argval) for each in found if each.opname == "STORE_ATTR")

@@ -70,6 +70,11 @@ def require_turn(verb: str) -> None:
         raise _refusal(_turn, verb, "is training")
 
 
+def another_runs() -> bool:
+    """Return whether a thread other than this one runs a program."""
+    return _turn.owner not in (None, threading.get_ident())
+
+
 def _wait(turn: _Turn, verb: str) -> None:
     start = time.monotonic()
     while not turn.lock.acquire(timeout=0.05):

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as torch_dist
-from torch import Tensor, nn
+from torch import Tensor, nn, overrides
 
 # The context that tells a tracer which FakeTensorMode to note shapes with.
 from torch._guards import TracingContext as TracingContext
@@ -51,6 +51,7 @@ __all__ = [
     "fused_adam_",
     "gradient_hooks",
     "has_gradient_hooks",
+    "leave_function_mode",
     "native_functions",
     "overlaps_itself",
     "overload_name",
@@ -119,6 +120,15 @@ def device_of_to(*args: Any, **kwargs: Any) -> torch.device | None:
     """Return the device that arguments of ``nn.Module.to`` name, if they name one."""
     device: torch.device | None = torch._C._nn._parse_to(*args, **kwargs)[0]
     return device
+
+
+def leave_function_mode(mode: overrides.TorchFunctionMode) -> None:
+    """Take a mode that has been entered off the stack, and leave those that have come upon it."""
+    above = []
+    while (top := overrides._pop_mode()) is not mode:
+        above.append(top)
+    for other in reversed(above):
+        overrides._push_mode(other)
 
 
 def skips_by_found_inf(optimizer: torch.optim.Optimizer) -> bool:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 
 import pyro_vae
 from pyro_vae import torch_private as private
@@ -149,6 +150,26 @@ def test_a_mode_sees_every_operator():
     with Names():
         torch.ones(2).sum()
     assert seen == [aten.ones.default, aten.sum.default]
+
+
+def test_a_mode_of_functions_is_taken_off_from_below_another():
+    seen = []
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            seen.append(self)
+            return function(*args, **kwargs or {})
+
+    lowest, below, above = Mode(), Mode(), Mode()
+    with lowest:
+        below.__enter__()
+        with above:
+            torch.ones(()).neg()
+            assert set(seen) == {lowest, below, above}
+            seen.clear()
+            private.leave_function_mode(below)
+            torch.ones(()).neg()
+            assert set(seen) == {lowest, above}
 
 
 def test_a_tracer_describes_nodes_in_the_context_s_mode():

@@ -38,7 +38,7 @@ _ATOMS = frozenset(
 )
 # Namespaces and containers of Python whose attributes are a user's values.
 NAMESPACES = (
-    *(SimpleNamespace, argparse.Namespace, UserDict, UserList, ChainMap, queue.Queue),
+    *(SimpleNamespace, argparse.Namespace, UserDict, UserList, ChainMap),
     *(WeakKeyDictionary, WeakValueDictionary),
 )
 _OF_LIBRARIES = (
@@ -205,6 +205,8 @@ class _Search:
 
     def _object(self, path: str, value: Any) -> None:
         kind = type(value)
+        if issubclass(kind, queue.Queue):  # its items belong to other threads too
+            return
         if installed(kind.__module__) and not issubclass(kind, _OF_LIBRARIES):
             for name in ("__wrapped__", "__self__"):  # of functools.lru_cache, of a bound function
                 self.push("", _attributes(value).get(name))

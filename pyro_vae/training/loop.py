@@ -573,6 +573,19 @@ class Loop:
             # A score on other rows is no measure for what comes, nor are weights chosen by it.
             self.best, self.best_epoch, self.best_elbo = None, self.epoch, -math.inf
         self.changes = [f"epoch {self.epoch}: {change}" for change in self.changes]
+        self._tell_of_iterators()
+
+    def _tell_of_iterators(self) -> None:
+        """Warn where a continuation draws from an iterator that no step of this process has."""
+        ahead = self.wrapped.reader.runs.iterators_ahead() if self.world.main else []
+        goes_on = 0 < self.steps < self._total and not self._out_of_patience()
+        if ahead and goes_on:
+            warnings.warn(
+                f"resume: the program draws from an iterator, {ahead[0]!r}, which no checkpoint "
+                f"holds: here it begins anew, where the run has taken {self.steps} steps; draw "
+                "before `fit` what these have drawn, or keep a number in a buffer",
+                stacklevel=2,
+            )
 
 
 class _Means:

@@ -192,7 +192,7 @@ BUGS = [
     Bug(
         "tensors that looks write to through data",
         "program/memory/contents.py",
-        "        return not self._small or (alike",
+        "        return not self._compared or (alike",
         "        return True or (alike",
         "tests/program/test_own_state.py"
         "::test_the_first_step_is_the_first_call[in_data_of_a_tensor]",
@@ -214,8 +214,8 @@ BUGS = [
     Bug(
         "a buffer that an iterator fills given as it is now",
         "program/memory/own_state.py",
-        "                    _put(content, copy)\n",
-        "                    pass\n",
+        "                _put(content, copy)\n",
+        "                pass\n",
         "tests/program/test_iterators.py::test_steps_see_what_those_of_a_plain_loop_see",
     ),
     Bug(
@@ -239,6 +239,59 @@ BUGS = [
         "home.exchange(lambda value: exchanged(value, source_of))",
         "pass",
         "tests/program/test_iterators.py::test_steps_see_what_those_of_a_plain_loop_see",
+    ),
+    Bug(
+        "steps with the noise of looks",
+        "program/memory/own_state.py",
+        "with noise.going_on(), noting_uses",
+        "with noting_uses",
+        "tests/program/test_iterators.py::test_steps_have_noise_of_their_own",
+    ),
+    Bug(
+        "noise of looks that begins anew at each draw",
+        "program/memory/noise.py",
+        "            self._states = _States.now()\n            outside.put()\n",
+        "            outside.put()\n",
+        "tests/program/test_iterators.py"
+        "::test_noise_that_looks_draw_ahead_is_distributed_as_that_of_steps",
+    ),
+    Bug(
+        "weights put back to what they were when a look drew a view of them",
+        "program/memory/own_state.py",
+        "if id(each) not in held and address_of(each) not in memory]",
+        "if id(each) not in held]",
+        "tests/program/test_iterators.py"
+        "::test_a_weight_that_an_iterator_gives_detached_is_written_to_by_no_draw",
+    ),
+    Bug(
+        "an error of an iterator that a look alone sees",
+        "program/memory/iterators.py",
+        "            return cls(error=error, trace=error.__traceback__)\n",
+        "            raise\n",
+        "tests/program/test_iterators.py::test_steps_see_what_those_of_a_plain_loop_see",
+    ),
+    Bug(
+        "a queue that looks take for theirs from the thread that fills it",
+        "program/memory/iterators.py",
+        "        if another_runs():",
+        "        if False:",
+        "tests/program/test_iterators.py::test_steps_see_what_those_of_a_plain_loop_see",
+    ),
+    Bug(
+        "a continuation that begins an iterator anew in silence",
+        "training/loop.py",
+        "        if ahead and goes_on:\n",
+        "        if False:\n",
+        "tests/program/test_iterators.py"
+        "::test_a_continuation_tells_of_an_iterator_that_begins_anew[True]",
+    ),
+    Bug(
+        "entries that looks have taken from a long container",
+        "program/memory/contents.py",
+        "        if not self.same(copy):\n",
+        "        if False:\n",
+        "tests/program/test_iterators.py"
+        "::test_a_long_container_that_looks_take_from_is_told_of[<lambda>-<lambda>-list]",
     ),
     Bug(
         "a cache that holds what a look has put there",

@@ -2,10 +2,15 @@
 
 import io
 import itertools
+import mmap
 import multiprocessing.dummy
+import queue
+import random
 import sqlite3
+import tempfile
+import threading
 import warnings
-from collections import namedtuple
+from collections import deque, namedtuple
 
 import numpy as np
 import pyro
@@ -17,6 +22,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import pyro_vae as pv
+from pyro_vae.program.memory.noise import Noise
+from pyro_vae.program.memory.own_state import OwnState
 
 N, B, EPOCHS = 12, 3, 2
 STEPS = EPOCHS * N // B
@@ -168,6 +175,78 @@ def of_a_pool(_):
     return results
 
 
+def of_a_thread(program):
+    """Numbers of a thread that waits where two are not yet taken, in what the program holds."""
+
+    def fill():
+        for n in range(1, STEPS + 3):
+            program.it.put(n)
+
+    threading.Timer(0.01, fill).start()
+    return queue.Queue(maxsize=2)
+
+
+def filled(numbers):
+    for n in range(1, STEPS + 3):
+        numbers.put(n)
+    return numbers
+
+
+def with_errors(_):
+    return map(lambda n: 60 / (n % 3), itertools.count(1))  # noqa: C417 (goes on after an error)
+
+
+def past_errors(program):
+    """Two draws and what they raise, in one number."""
+    total = 0
+    for _ in range(2):
+        try:
+            total = 10 * total + next(program.it)
+        except ZeroDivisionError:
+            total += 5000
+    return total
+
+
+def ending_in_an_error(_):
+    yield 1
+    yield 2
+    raise ValueError
+
+
+def to_the_end(program):
+    try:
+        return sum(next(program.it) for _ in range(3))
+    except (ValueError, RuntimeError) as error:
+        return 100 if isinstance(error, ValueError) else 200
+
+
+def taking_tensors(_):
+    def numbers():
+        total = 0.0
+        sent = yield
+        while True:
+            total += sent.sum().item()
+            sent = yield total
+
+    made = numbers()
+    next(made)
+    return made
+
+
+def in_a_file(mode):
+    def make(_):
+        file = tempfile.TemporaryFile("w+b")  # noqa: SIM115
+        file.write(bytes(range(1, 60)))
+        file.flush()
+        file.seek(0)
+        if mode == "r+":
+            return file
+        with file:
+            return mmap.mmap(file.fileno(), 0)
+
+    return make
+
+
 Pair = namedtuple("Pair", "numbers other")
 KINDS = {
     "array": (filling_an_array, lambda p: next(p.it)[0]),
@@ -207,6 +286,26 @@ KINDS = {
         lambda p: p.it(),
     ),
     "bound": (lambda _: itertools.count(1).__next__, lambda p: p.it()),
+    "lines of a method": (lambda home: in_lines(home).readline, lambda p: len(p.it())),
+    "queue": (of_a_thread, lambda p: p.it.get(timeout=9)),
+    "simple queue": (lambda _: filled(queue.SimpleQueue()), lambda p: p.it.get(timeout=9)),
+    "method of a queue": (lambda _: filled(queue.SimpleQueue()).get_nowait, lambda p: p.it()),
+    "queue of processes": (
+        lambda _: filled(multiprocessing.get_context("spawn").SimpleQueue()),
+        lambda p: p.it.get(),
+    ),
+    "errors": (with_errors, past_errors),
+    "ends in an error": (ending_in_an_error, to_the_end),
+    "takes tensors": (taking_tensors, lambda p: p.it.send(torch.ones(3))),
+    "weights in turn": (
+        lambda _: itertools.cycle(nn.ParameterList(torch.tensor(n) for n in (1.0, 2.0, 3.0))),
+        lambda p: next(p.it).item(),
+    ),
+    "file to be written": (in_a_file("r+"), lambda p: p.it.read(2)[1]),
+    "mapped file": (in_a_file("mmap"), lambda p: p.it.read(2)[1]),
+    "flat": (lambda _: np.arange(50.0).reshape(5, 10).flat, lambda p: next(p.it)),
+    "nditer": (lambda _: np.nditer(np.arange(50.0)), lambda p: next(p.it).item()),
+    "bits": (lambda _: np.random.PCG64(3), lambda p: p.it.random_raw() % 1000),
 }
 
 
@@ -243,7 +342,7 @@ def test_steps_see_what_those_of_a_plain_loop_see():
     }
     assert plain(one, 2) == seen
     for home in (*one.homes.values(), *two.homes.values()):
-        getattr(home.it, "close", int)()
+        getattr(getattr(home.it, "__self__", home.it), "close", int)()
 
 
 def of_weights(program):
@@ -251,13 +350,167 @@ def of_weights(program):
         yield program.w * 2
 
 
-def test_values_of_weights_are_told_of():
-    """A look draws them without a gradient, and a step would miss it."""
+def of_numbers_of_weights(program):
+    while True:
+        with torch.no_grad():
+            yield float(program.w.detach() * 2)
+
+
+def of_data_of_weights(program):
+    data = program.w.data
+    while True:
+        yield torch.stack([data, data]).sum().item()
+
+
+def of_statements(_):
+    while True:
+        yield pyro.sample("scale", dist.Normal(1.0, 0.1), obs=torch.ones(()))
+
+
+def of_parameters(_):
+    while True:
+        yield pyro.param("rate", torch.ones(()))
+
+
+def fed_by(make, draw=lambda home: torch.as_tensor(next(home.it)).item()):
     program = Fed({})
-    held = Home(lambda home: next(home.it).item())
-    program.homes["one"], held.it = held, of_weights(program)
-    with pytest.warns(UserWarning, match="draws on an iterator, of_weights, .*keep a number"):
+    held = program.homes["one"] = Home(draw)
+    held.it = make(program)
+    return program
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (of_weights, "weights in the model"),
+        (of_numbers_of_weights, "weights in the model"),
+        (of_data_of_weights, "weights in the model"),
+        (of_statements, "pyro statements: .* write them in the model"),
+        (of_parameters, "pyro statements: .* write them in the model"),
+    ],
+)
+def test_what_comes_of_weights_or_statements_is_told_of(make, words):
+    """A look draws it ahead of the steps that train the weights, and lack the statements."""
+    with pytest.warns(UserWarning, match=f"draws on an iterator, {make.__name__}, .*{words}"):
+        pv.Program.of(fed_by(make)).read(X)
+
+
+def of_shapes_of_weights(program):
+    while True:
+        yield torch.zeros_like(program.w).sum() + torch.ones(program.w.shape).sum()
+
+
+def test_what_comes_of_their_shapes_is_not(recwarn):
+    pv.Program.of(fed_by(of_shapes_of_weights)).read(X)
+    assert not len(recwarn)
+
+
+def test_a_weight_that_an_iterator_gives_detached_is_written_to_by_no_draw():
+    """It shares the memory of the weight, which a buffer that comes once more would put back."""
+
+    def weights(program):
+        while True:
+            yield program.w.detach()
+
+    program, seen = fed_by(weights, lambda home: 0 * next(home.it).item()), []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer = lambda p: torch.optim.SGD(p, lr=0.05)  # noqa: E731
+        see = lambda run: seen.append(program.w.item())  # noqa: E731
+        pv.fit(
+            program,
+            X[:B],
+            epochs=STEPS,
+            batch_size=B,
+            optimizer=optimizer,
+            callbacks=[see],
+            progress=False,
+            compile=False,
+        )
+    ways = [X[:B].mean().item() + (1 - X[:B].mean().item()) * 0.95 ** (n + 1) for n in range(STEPS)]
+    assert seen == pytest.approx(ways)
+
+
+NOISES = {
+    "torch": lambda: torch.randn(()).item(),
+    "numpy": lambda: np.random.standard_normal(),  # noqa: NPY002
+    "python": lambda: random.gauss(0.0, 1.0),
+}
+
+
+def noisy():
+    made = {name: (lambda _, draw=draw: iter(draw, None)) for name, draw in NOISES.items()}
+    return Fed({name: (make, lambda home: next(home.it)) for name, make in made.items()})
+
+
+def seeded(seed):
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    random.seed(seed)
+
+
+def test_steps_have_noise_of_their_own():
+    """Looks run under fixed seeds: of these no value comes to a step, and none comes twice."""
+    programs, outside = [noisy() for _ in range(3)], []
+    for program, seed in zip(programs, (5, 5, 6), strict=True):
+        seeded(seed)
+        for rows in (X, X[: N // 2]):
+            pv.fit(program, rows, epochs=1, batch_size=B, progress=False, compile=False)
+        outside.append([draw() for draw in NOISES.values()])
+    for seed in (0, 1):
+        seeded(seed)
+        outside += [[draw() for draw in NOISES.values()] for _ in range(50)]
+    seen = [[list(step.values()) for step in program.seen] for program in programs]
+    assert seen[0] == seen[1]
+    one_by_one = [each for step in (*seen[0], *seen[2], *outside[1:]) for each in step]
+    assert len(set(one_by_one)) == len(one_by_one) == 3 * (2 * (N + N // 2) // B + 102)
+
+
+def test_noise_that_looks_draw_ahead_is_distributed_as_that_of_steps():
+    """Mean, variance, correlations: |z| > 5 of one of 12 is a false alarm in 140,000 runs."""
+    seeded(0)
+    program, values = noisy(), []
+    state = OwnState(program.model, noise=Noise())
+    for _ in range(400):
+        with state.kept():
+            seeded(0)
+            assert [next(home.it) for home in program.homes.values()]
+        values.append([next(home.it) for home in program.homes.values()])
+        state.release()
+    z = torch.tensor(values, dtype=torch.float64)
+    sums = z, (z**2 - 1) / 2**0.5, z[1:] * z[:-1], z * z.roll(1, 1)
+    assert max((each.sum(0).abs() / len(each) ** 0.5).max().item() for each in sums) < 5
+
+
+@pytest.mark.parametrize(
+    ("make", "draw", "kind"),
+    [
+        (lambda: list(range(20_000)), lambda p: p.it.pop(), "list"),
+        (lambda: deque(range(20_000)), lambda p: p.it.popleft(), "deque"),
+        (lambda: dict.fromkeys(range(20_000), 1), lambda p: p.it.popitem()[1], "dict"),
+        (lambda: deque(range(20_000)), lambda p: p.it.rotate(1) or p.it[0], "deque"),
+    ],
+)
+def test_a_long_container_that_looks_take_from_is_told_of(make, draw, kind):
+    program = fed_by(lambda _: make(), draw)
+    with pytest.warns(UserWarning, match=f"moved a {kind} of 20,000 entries .*keep the number"):
         pv.Program.of(program).read(X)
+
+
+@pytest.mark.parametrize("anew", [True, False])
+def test_a_continuation_tells_of_an_iterator_that_begins_anew(tmp_path, anew):
+    def counting():
+        return fed_by(lambda _: itertools.count(1))
+
+    program = counting()
+    settings = {"batch_size": B, "progress": False, "compile": False, "out": tmp_path / "run"}
+    pv.fit(program, X, max_steps=5, **settings)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        pv.fit(counting() if anew else program, X, max_steps=8, resume=True, **settings)
+    words = [str(each.message) for each in told if "'count'" in str(each.message)]
+    assert len(words) == anew
+    assert all("begins anew" in each and "5 steps" in each for each in words)
 
 
 def test_calls_that_are_others_than_those_of_looks_are_told_of():

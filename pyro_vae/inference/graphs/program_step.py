@@ -226,7 +226,8 @@ class ProgramStep:
 
     def moment(self) -> Moment:
         """Return what the program and the loss keep now, with a way back to it."""
-        return OwnState(*self.program.functions, self.loss).moment()
+        noise = self.program.reader.runs.noise
+        return OwnState(*self.program.functions, self.loss, noise=noise).moment()
 
     def refuse_changes(self, before: PythonState) -> None:
         """Refuse a program that keeps something in Python from run to run.

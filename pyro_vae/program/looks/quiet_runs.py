@@ -27,6 +27,7 @@ from pyro_vae.program.discovery import Discovery
 from pyro_vae.program.handlers import FAILURES, validation
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.looks.cuts import Pair, has_nan
+from pyro_vae.program.memory.noise import Noise
 from pyro_vae.program.memory.own_state import OwnState
 from pyro_vae.program.modules import (
     buffers_kept,
@@ -66,7 +67,7 @@ class Runs:
     """
 
     def __init__(self, program: "Program", plate: str | None) -> None:
-        self._program, self.plate = program, plate
+        self._program, self.plate, self.noise = program, plate, Noise()
         self.forget()
 
     def forget(self) -> None:
@@ -132,10 +133,14 @@ class Runs:
         if self._own_state is not None:
             self._own_state.release()
 
+    def iterators_ahead(self) -> list[str]:
+        """Return the names of iterators that looks have drawn from, where no step has."""
+        return [] if self._own_state is None else self._own_state.only_looked_at()
+
     def _state(self) -> OwnState:
         functions = self._program.functions
         if self._own_state is None or self._own_state.functions != functions:
-            self._own_state = OwnState(*functions)
+            self._own_state = OwnState(*functions, noise=self.noise)
         return self._own_state
 
     def once(self, batch: Batch, watch: Messenger | None = None) -> tuple[Trace, Trace]:

@@ -1,9 +1,11 @@
 """What is written in place: tensors, arrays, generators of random numbers, long containers."""
 
 import io
+import mmap
 import random
 import warnings
 from collections import deque
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -11,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
-from pyro_vae.program.memory.iterators import Retold
+from pyro_vae.program.memory.iterators import Retold, record_of
 from pyro_vae.program.memory.value_places import MANY
 from pyro_vae.torch_private import overlaps_itself, version_of
 
 _SMALL = 1 << 20  # numbers of a tensor that is copied
 _FEW = 1 << 17  # of an array or a weight; arrays have no version: they are compared after each run
-_GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
+_OF_NUMPY = (np.random.Generator, np.random.BitGenerator)
+_GENERATORS = (random.Random, *_OF_NUMPY, np.random.RandomState, torch.Generator)
 
 
 def is_weight(value: Any) -> bool:
@@ -73,18 +76,21 @@ class _Content:
         """Put a copy back."""
         raise NotImplementedError
 
+    def tell(self) -> None:
+        """Warn of what could not be put back."""
+
 
 class _Written(_Content):
     """A tensor, copied once for each of its versions.
 
-    A small one is compared as well: ``.data`` and NumPy write to it without a new version.
+    Arguments:
+        value: The tensor.
+        compared: Whether its numbers count too: NumPy and ``.data`` write without a new version.
     """
 
-    def __init__(self, value: Tensor) -> None:
+    def __init__(self, value: Tensor, *, compared: bool) -> None:
         super().__init__(value)
-        # Weights are moved through ``.data`` by looks themselves, which put them back.
-        compared = value.device.type == "cpu" and not value.requires_grad
-        self._small = compared and value.numel() <= _FEW
+        self._compared = compared
         self.hold()
 
     def hold(self) -> None:
@@ -100,21 +106,13 @@ class _Written(_Content):
         if version != version_of(value):
             return False
         alike = (value.shape, value.dtype) == (was.shape, was.dtype)
-        return not self._small or (alike and _equal(value.detach(), was))
+        return not self._compared or (alike and _equal(value.detach(), was))
 
     def put(self, copy: Any) -> None:
         if self._value.shape == copy[1].shape:
             self._value.detach().copy_(copy[1])
         else:  # set through ``.data``
             self._value.data = copy[1].clone()
-
-
-class _Given(_Written):
-    """One that an iterator gives: compared at any size, for the source may fill it by NumPy."""
-
-    def __init__(self, value: Tensor) -> None:
-        super().__init__(value)
-        self._small = True
 
 
 class _Array(_Content):
@@ -135,8 +133,8 @@ class _Generator(_Content):
 
     def copy(self) -> Any:
         value = self._value
-        if isinstance(value, np.random.Generator):
-            return value.bit_generator.state
+        if isinstance(value, _OF_NUMPY):
+            return _bits(value).state
         if isinstance(value, random.Random):
             return value.getstate()
         return value.get_state()
@@ -147,12 +145,30 @@ class _Generator(_Content):
 
     def put(self, copy: Any) -> None:
         value = self._value
-        if isinstance(value, np.random.Generator):
-            value.bit_generator.state = copy
+        if isinstance(value, _OF_NUMPY):
+            _bits(value).state = copy
         elif isinstance(value, random.Random):
             value.setstate(copy)
         else:
             value.set_state(copy)
+
+
+def _bits(value: Any) -> Any:
+    return getattr(value, "bit_generator", value)
+
+
+class _Mapped(_Content):
+    """A file mapped to memory: where it is read next."""
+
+    def copy(self) -> Any:
+        return None if self._value.closed else self._value.tell()
+
+    def same(self, copy: Any) -> bool:
+        return bool(self.copy() == copy)
+
+    def put(self, copy: Any) -> None:
+        if not self._value.closed:
+            self._value.seek(copy or 0)
 
 
 class _InMemory(_Content):
@@ -172,8 +188,19 @@ class _InMemory(_Content):
         self._value.seek(place)
 
 
-class _Large(_Content):
-    """A tensor that is too large to be copied: it is told of."""
+class _TooLarge(_Content):
+    """What is too large to be copied: where looks have left it as another, they tell of it."""
+
+    _others = ""
+
+    def tell(self) -> None:
+        if self._others:
+            words, self._others = self._others, ""
+            warnings.warn(f"runs that look at the program have {words}", stacklevel=3)
+
+
+class _Large(_TooLarge):
+    """A tensor that is too large to be copied."""
 
     def copy(self) -> Any:
         return version_of(self._value)
@@ -182,26 +209,38 @@ class _Large(_Content):
         return version_of(self._value) == copy
 
     def put(self, copy: Any) -> None:
-        warnings.warn(
-            f"runs that look at the program have written to a tensor of {self._value.numel():,} "
-            "numbers that it holds, which is too large to be copied and put back; write to it in "
-            "train mode alone (`if self.training:`): these runs are in eval mode",
-            stacklevel=3,
+        self._others = (
+            f"written to a tensor of {self._value.numel():,} numbers that it holds, which is too "
+            "large to be copied and put back; write to it in train mode alone "
+            "(`if self.training:`): these runs are in eval mode"
         )
 
 
-class _Long(_Content):
-    """A container of many entries: what has been added at its end is taken off."""
+class _Long(_TooLarge):
+    """A container of many entries: what has been added at its end is taken off.
+
+    What else has moved is told of, as far as its length and its ends show it.
+    """
 
     def copy(self) -> Any:
-        return len(self._value)
+        value = self._value
+        if isinstance(value, set) or not value:
+            return len(value), ()
+        last = next(reversed(value)) if isinstance(value, dict) else value[-1]
+        return len(value), (next(iter(value)), last)
 
     def same(self, copy: Any) -> bool:
-        return len(self._value) <= copy
+        length, ends = self.copy()
+        return bool(length == copy[0]) and all(map(is_, ends, copy[1]))
 
     def put(self, copy: Any) -> None:
-        while len(self._value) > copy:
+        while len(self._value) > copy[0]:
             self._value.popitem() if isinstance(self._value, dict) else self._value.pop()
+        if not self.same(copy):
+            self._others = (
+                f"moved a {type(self._value).__name__} of {copy[0]:,} entries that it holds, which "
+                "is too long to be copied and put back; keep the number of the next entry"
+            )
 
 
 def _equal(one: Tensor, two: Tensor) -> bool:
@@ -212,25 +251,34 @@ def _equal(one: Tensor, two: Tensor) -> bool:
 def content_of(value: Any) -> Any:
     """Return what is written to a thing in place, where it is small enough to be copied."""
     if isinstance(value, Tensor):
-        large = _Large(value) if _is_plain(value) and not is_weight(value) else None
-        return _Written(value) if is_state(value) else large
+        if is_state(value):
+            # Weights are moved through ``.data`` by looks themselves, which put them back.
+            fit = value.device.type == "cpu" and not value.requires_grad
+            return _Written(value, compared=fit and value.numel() <= _FEW)
+        return _Large(value) if _is_plain(value) and not is_weight(value) else None
     if isinstance(value, np.ndarray):
         fit = value.size <= _FEW and value.flags.writeable and not value.dtype.hasobject
         return _Array(value.view(np.ndarray)) if fit else None
     if type(value) is Retold:
-        return value
-    if isinstance(value, dict | list | deque) and len(value) > MANY:
+        return record_of(value)
+    if isinstance(value, dict | list | deque | set) and len(value) > MANY:
         return _Long(value)
     if isinstance(value, io.StringIO | io.BytesIO) and not value.closed:
         return _InMemory(value)
+    if isinstance(value, mmap.mmap):
+        return _Mapped(value)
     return _Generator(value) if isinstance(value, _GENERATORS) else None
 
 
 def content_given(value: Any) -> Any:
-    """Return what a tensor or an array holds that an iterator gives, whatever its size."""
+    """Return what a tensor or an array holds that an iterator gives, whatever its size.
+
+    It is compared by its numbers: the source may fill it by NumPy.
+    """
     if isinstance(value, Tensor):
         whole = value if value._base is None or _is_plain(value) else value._base  # of an expanded
-        return _Given(whole) if _is_plain(whole) and not whole.requires_grad else None
+        fit = _is_plain(whole) and not whole.requires_grad
+        return _Written(whole, compared=True) if fit else None
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         shown = value if value.flags.writeable else value.base  # of a view that is read alone
         if isinstance(shown, np.ndarray) and shown.flags.writeable:

@@ -2,57 +2,92 @@
 
 import copy
 import io
+import queue
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing import queues
 from operator import is_, length_hint
-from types import MethodType, MethodWrapperType
+from types import BuiltinMethodType, MethodType, MethodWrapperType, TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.program.memory.uses import STATEMENTS, WEIGHTS
 from pyro_vae.program.object_graph import installed
+from pyro_vae.threads import another_runs
 
 _MOST_PARTS = 1 << 12  # of one value
-_Call = tuple[str, tuple[Any, ...], dict[str, Any]]
+_QUEUES = (queue.Queue, queue.SimpleQueue, queues.Queue, queues.SimpleQueue)
+_OF_ARRAYS = (np.flatiter, np.nditer)
+_OTHER_CALLS = "other calls"
+_REASONS = {
+    _OTHER_CALLS: "which does more than give values: runs that look at the program have moved it "
+    "on, and nothing moves it back; keep a number",
+    WEIGHTS: "which computes with weights: runs that look at the program have drawn ahead, and the "
+    "next steps get what came of the weights of then; have it give numbers, and compute with "
+    "weights in the model or the guide",
+    STATEMENTS: "which holds pyro statements: runs that look at the program have drawn ahead, and "
+    "the next steps lack these sites; write them in the model or the guide",
+}
+_Call = tuple[str, Any, Any]  # a method and its arguments
 
 
 @dataclass
-class _Draw:
-    """What a call of an iterator has given.
+class Draw:
+    """What has come of a call of an iterator.
 
     Arguments:
-        call: A method and its arguments.
         value: What it has returned.
+        error: What it has raised instead.
+        trace: Where it has.
         again: Leaves all that the call has moved as the call has left it.
+        uses: What it has used that is another at each call of a program.
+        call: The method and its arguments.
         inner: Iterators in the value.
     """
 
-    call: _Call
-    value: Any
+    value: Any = None
+    error: Exception | None = None
+    trace: TracebackType | None = None
     again: Callable[[], None] | None = None
-    inner: tuple["Retold", ...] = ()
+    uses: Collection[str] = ()
+    call: _Call = ("", (), {})
+    inner: tuple["Record", ...] = ()
+
+    @classmethod
+    def of(cls, make: Callable[[], Any]) -> "Draw":
+        """Return what comes of a function."""
+        try:
+            return cls(make())
+        except Exception as error:
+            return cls(error=error, trace=error.__traceback__)
+
+    def give(self) -> Any:
+        """Return the value, or raise the error."""
+        if self.error is not None:
+            raise self.error.with_traceback(self.trace)
+        return self.value
 
     def repeat(self) -> Any:
-        """Give the value once more."""
+        """Give it once more."""
         for each in self.inner:
             each.put(0)
         if self.again is not None:
             self.again()
-        return self.value
+        return self.give()
 
 
-class Retold:
-    """Stands in the place of an iterator, which nothing moves back, and gives its values.
+class Record:
+    """What looks have drawn from an iterator, which nothing moves back.
 
-    Inside looks it keeps what it has given, so that these can begin anew; outside, it gives what
-    is left of that first. With a value comes all that the source has moved to make it: a count in
-    an attribute of the program, or the one buffer that it fills again and again.
-
-    Its own names must be none that iterators have: a file has a name, and tells where it is.
+    Inside looks it keeps what the source gives, so that these can begin anew; outside, it gives
+    what is left of that first. With a value comes all that the source has moved to make it: a
+    count in an attribute of the program, or the one buffer that it fills again and again.
 
     Arguments:
         source: The iterator.
@@ -60,90 +95,74 @@ class Retold:
 
     def __init__(self, source: Any) -> None:
         self.source, self.place, self.kept = source, 0, True
-        self._draws: deque[_Draw] = deque()
-        # Starts a note of what a draw moves, set by whoever puts it back: called with the value.
-        self.watch: Callable[[], Callable[[Any], Callable[[], None]]] | None = None
+        self.stepped = False  # whether others than looks have drawn
+        self._draws: deque[Draw] = deque()
+        self._reasons: set[str] = set()  # to warn
+        # Makes a draw, and notes what that moves and uses; set by whoever puts it back.
+        self.watched: Callable[[Callable[[], Any]], Draw] = Draw.of
 
     @property
-    def ahead(self) -> bool:
-        """Whether it holds what the source has given and nobody has drawn."""
-        return bool(self._draws)
+    def ahead(self) -> int:
+        """How much it holds that the source has given and nobody has drawn."""
+        return len(self._draws) - self.place
 
     @property
-    def source_name(self) -> str:
+    def name(self) -> str:
         """The name of a generator, or the kind of an iterator."""
         return str(getattr(self.source, "__name__", type(self.source).__name__))
 
-    def __iter__(self) -> "Retold":
-        return self
-
-    def __next__(self) -> Any:
-        return self._drawn("__next__")
-
-    def _drawn(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def drawn(self, name: str, args: Any, kwargs: Any) -> Any:
         """Return what a method of the source gives, or has given to a look."""
-        call = name, args, kwargs
-        if self.place < len(self._draws) and not _alike(call, self._draws[self.place].call):
-            self.warn_of_it()
-            while len(self._draws) > self.place:
+        make = partial(getattr(self.source, name), *args, **kwargs)
+        if another_runs():  # a thread that fills a queue, say
+            return make()
+        self.stepped = self.stepped or not self.kept
+        if self.ahead and not _alike((name, args, kwargs), self._draws[self.place].call):
+            self._warn_of(_OTHER_CALLS)
+            while self.ahead:
                 self._draws.pop()
-        if self.place < len(self._draws):
-            value = self._draws[self.place].repeat()
-        elif self.kept:
-            self._draws.append(self._noted(call))
-            value = self._draws[-1].value
-        else:
-            return self._of_source(call)
+        if self.ahead:
+            draw = self._draws[self.place]
+            self._move_on()
+            return draw.repeat()
+        if not self.kept:
+            return make()
+        draw = replace(self._noted(make), call=(name, _copied(args), _copied(kwargs)))
+        self._draws.append(draw)
+        self._move_on()
+        return draw.give()
+
+    def _move_on(self) -> None:
         if self.kept:
             self.place += 1
         else:
             self._draws.popleft()
-        return value
 
-    def _of_source(self, call: _Call) -> Any:
-        name, args, kwargs = call
-        value = getattr(self.source, name)(*args, **kwargs)
-        return self if value is self.source else value
-
-    def _noted(self, call: _Call) -> _Draw:
-        moved = self.watch() if self.watch else None
-        with torch.enable_grad():  # else a look would hide that a value depends on weights
-            value = self._of_source(call)
-        if any(isinstance(each, Tensor) and each.requires_grad for each in parts_of(value)):
-            self.warn_of_it()
+    def _noted(self, make: Callable[[], Any]) -> Draw:
+        if isinstance(self.source, _QUEUES):  # moves nothing else; other threads may, meanwhile
+            return Draw.of(make)
+        draw = self.watched(make)
+        if draw.uses:
+            self._warn_of(STATEMENTS if STATEMENTS in draw.uses else WEIGHTS)
+        if draw.value is self.source:
+            return draw
         known: dict[int, Retold] = {}
-        value = exchanged(value, lambda each: stand_in(each, known)) if value is not self else self
-        for inner in known.values():
-            inner.watch = self.watch
-        return _Draw(call, value, moved and moved(value), tuple(known.values()))
+        value = exchanged(draw.value, lambda each: stand_in(each, known))
+        inner = tuple(record_of(each) for each in known.values())
+        for each in inner:
+            each.watched = self.watched
+        return replace(draw, value=value, inner=inner)
 
-    def __getstate__(self) -> dict[str, Any]:
-        ahead = [_Draw(each.call, each.value) for each in self._draws]
-        return {**vars(self), "watch": None, "_draws": deque(ahead)}
-
-    def __copy__(self) -> "Retold":
-        """Return a copy that stands where this one does, and draws for itself."""
-        other = Retold(copy.copy(self.source))
+    def twin(self) -> "Record":
+        """Return one that stands where this one does, and draws for itself."""
+        other = Record(copy.copy(self.source))
         other._draws.extend(list(self._draws)[self.place :])
         other.kept = False
         return other
 
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __bool__(self) -> bool:
-        return True  # as an iterator's, though it may have a length
-
-    def __length_hint__(self) -> int:
-        return len(self._draws) - self.place + length_hint(self.source, 1)
-
-    def __getattr__(self, name: str) -> Any:
-        hidden = name[:2] == "__" and name not in ("__name__", "__qualname__")
-        if hidden or name == "source":  # asked for by copies, say
-            raise AttributeError(name)
-        value = getattr(self.source, name)
-        mine = callable(value) and getattr(value, "__self__", None) is self.source
-        return partial(self._drawn, name) if mine else value
+    def __getstate__(self) -> dict[str, Any]:
+        ahead = [Draw(each.value, each.error, call=each.call) for each in self._draws]
+        return {**vars(self), "watched": Draw.of, "_draws": deque(ahead)}
 
     def copy(self) -> int:
         """Return how far it is."""
@@ -174,22 +193,110 @@ class Retold:
                 inner.put(0)
                 inner.let_go()
 
-    def warn_of_it(self) -> None:
-        """Warn that looks have drawn what steps then lack."""
-        warnings.warn(
-            f"the program draws on an iterator, {self.source_name}, which does more than give "
-            "values: runs that look at the program have moved it on, and nothing moves it back; "
-            "keep a number",
-            stacklevel=3,
-        )
+    def _warn_of(self, reason: str) -> None:
+        self._reasons.add(reason)
+        if not self.kept:  # looks are silent, in part
+            self.tell()
+
+    def tell(self) -> None:
+        """Warn of what looks have drawn and steps will lack."""
+        while self._reasons:
+            warnings.warn(
+                f"the program draws on an iterator, {self.name}, {_REASONS[self._reasons.pop()]}",
+                stacklevel=3,
+            )
+
+
+class Retold:
+    """Stands in the place of an iterator.
+
+    Its own names must be none that iterators have: a file has a name, and tells where it is.
+
+    Arguments:
+        record: What it gives.
+    """
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+
+    def __iter__(self) -> "Retold":
+        return self
+
+    def __next__(self) -> Any:
+        return self._drawn("__next__")
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._drawn("__getitem__", key)
+
+    def _drawn(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        value = self._record.drawn(name, args, kwargs)
+        return self if value is self._record.source else value
+
+    def __copy__(self) -> "Retold":
+        return Retold(self._record.twin())
+
+    def __len__(self) -> int:
+        return len(self._record.source)
+
+    def __bool__(self) -> bool:
+        return True  # as an iterator's, though it may have a length
+
+    def __length_hint__(self) -> int:
+        return self._record.ahead + length_hint(self._record.source, 1)
+
+    def __getattr__(self, name: str) -> Any:
+        hidden = name[:2] == "__" and name not in ("__name__", "__qualname__")
+        if hidden or name == "_record":  # asked for by copies, say
+            raise AttributeError(name)
+        source = self._record.source
+        value = getattr(source, name)
+        mine = callable(value) and getattr(value, "__self__", None) is source
+        return _Method(self, name) if mine else value
+
+
+class _Method:
+    """A method of what stands in the place of an iterator: it has the names of any method.
+
+    Arguments:
+        of: What it is of.
+        name: Of the iterator's method.
+    """
+
+    def __init__(self, of: Retold, name: str) -> None:
+        self.__self__, self.__name__ = of, name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__self__._drawn(self.__name__, *args, **kwargs)
+
+
+_METHODS = (MethodWrapperType, MethodType, BuiltinMethodType, _Method)
 
 
 def _alike(one: Any, two: Any) -> bool:
-    """Return whether two calls are the same."""
+    """Return whether two calls, or arguments, are the same."""
     try:
+        if isinstance(one, tuple | list):
+            return len(one) == len(two) and all(map(_alike, one, two))
+        if isinstance(one, dict):
+            return one.keys() == two.keys() and all(_alike(one[k], two[k]) for k in one)
+        if isinstance(one, Tensor):
+            return torch.equal(one, two)
+        if isinstance(one, np.ndarray):
+            return np.array_equal(one, two)
         return bool(one == two)
-    except Exception:  # tensors, and whatever a user's class does
+    except Exception:  # of two kinds, and whatever a user's class does
         return False
+
+
+def _copied(value: Any) -> Any:
+    """Return arguments of a call as they are now: the next may write to them."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if type(value) in (tuple, list):
+        return type(value)(map(_copied, value))
+    return {k: _copied(v) for k, v in value.items()} if type(value) is dict else value
 
 
 def parts_of(value: Any) -> Iterator[Any]:
@@ -223,7 +330,7 @@ def _inside(value: Any) -> list[Any]:
 
 
 def exchanged(value: Any, change: Callable[[Any], Any]) -> Any:
-    """Return a value with what a function makes of it, of what a tuple of it holds, or of ``next``.
+    """Return a value with what a function makes of it, of what a tuple holds, or a method is of.
 
     The same value where there is nothing to change.
     """
@@ -231,10 +338,9 @@ def exchanged(value: Any, change: Callable[[Any], Any]) -> Any:
         items = tuple(exchanged(item, change) for item in value)
         same = all(map(is_, items, value))
         return value if same else items if type(value) is tuple else value._make(items)
-    bound = isinstance(value, MethodWrapperType | MethodType)
-    if bound and value.__name__ == "__next__":
-        inner = change(value.__self__)
-        return value if inner is value.__self__ else inner.__next__
+    if isinstance(value, _METHODS):
+        of = change(value.__self__)
+        return value if of is value.__self__ else getattr(of, value.__name__)
     return change(value)
 
 
@@ -245,7 +351,7 @@ def stand_in(value: Any, known: dict[int, Retold]) -> Any:
         value: Any.
         known: What has been made so far, by the identity of the source.
     """
-    return known.setdefault(id(value), Retold(value)) if _is_iterator(value) else value
+    return known.setdefault(id(value), Retold(Record(value))) if _is_iterator(value) else value
 
 
 def stand_ins(values: Iterable[Any]) -> list[Retold]:
@@ -256,15 +362,29 @@ def stand_ins(values: Iterable[Any]) -> list[Retold]:
     return list(known.values())
 
 
+def record_of(value: Retold) -> Record:
+    """Return what stands behind what stands in the place of an iterator."""
+    return value._record
+
+
 def source_of(value: Any) -> Any:
     """Return the iterator of one that stands in its place and holds nothing of it any more."""
-    return value.source if type(value) is Retold and not value.ahead else value
+    return value._record.source if type(value) is Retold and not value._record.ahead else value
 
 
 def _is_iterator(value: Any) -> bool:
     kind = type(value)
+    if issubclass(kind, _QUEUES) or kind in _OF_ARRAYS:
+        return True
     plain = hasattr(kind, "__next__") and not hasattr(kind, "__getitem__")
-    if not plain or kind is Retold or not installed(kind.__module__):
+    if not plain or not installed(kind.__module__):
         return False
-    written = isinstance(value, io.IOBase) and (value.closed or value.writable())
-    return not written and length_hint(value, 1) > 0
+    return not _is_written_to(value) and length_hint(value, 1) > 0
+
+
+def _is_written_to(value: Any) -> bool:
+    """Return whether a value is a file that is not read, or one in memory."""
+    if not isinstance(value, io.IOBase):
+        return False
+    in_memory = isinstance(value, io.StringIO | io.BytesIO)
+    return value.closed or in_memory or (value.writable() and not value.readable())

@@ -3,10 +3,12 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+import torch
 from pyro.poutine.runtime import _PYRO_STACK
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_vae.program.memory.contents import (
     content_given,
@@ -17,14 +19,19 @@ from pyro_vae.program.memory.contents import (
     version,
 )
 from pyro_vae.program.memory.iterators import (
+    Draw,
+    Record,
     Retold,
     exchanged,
     keeps,
     parts_of,
+    record_of,
     source_of,
     stand_in,
     stand_ins,
 )
+from pyro_vae.program.memory.noise import Noise
+from pyro_vae.program.memory.uses import WEIGHTS, address_of, noting_uses
 from pyro_vae.program.memory.value_places import Names, homes_of, moved_since, numbers_moved
 from pyro_vae.program.object_graph import holders
 
@@ -38,11 +45,13 @@ class OwnState:
 
     Arguments:
         functions: Model and guide.
+        noise: In which looks draw from iterators.
     """
 
-    def __init__(self, *functions: Callable[..., Any]) -> None:
-        self.functions = functions
+    def __init__(self, *functions: Callable[..., Any], noise: Noise) -> None:
+        self.functions, self._noise = functions, noise
         self._all: _Holders | None = None
+        self._stepped = False  # whether steps have drawn from iterators
         self._depth, self.settled = 0, False
         # Numbers and iterators, by name: what a block has moved and could not put back, and what
         # others have.
@@ -50,13 +59,15 @@ class OwnState:
         self._moving: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:  # cells of closures cannot be copied
-        return {**vars(OwnState()), "functions": ()}
+        return {**vars(OwnState(noise=self._noise)), "functions": ()}
 
     def moment(self) -> "Moment":
         """Return what the functions hold now."""
+        if self._depth == 0:
+            self._noise.begin()  # the random state may be that of a look further in
         if self._all is None or self._all.moved():
             self._all = _Holders(holders(*self.functions))
-            self._all.watch_iterators()
+            self._all.watch_iterators(self._noise)
         return Moment(self._all, anew=self._depth == 0)
 
     @contextmanager
@@ -84,13 +95,22 @@ class OwnState:
             elif before.moved():
                 self.settled = True
             if self._depth == 0:
-                before.let_go()
-                self.release()
+                try:
+                    before.let_go()
+                finally:
+                    self.release()
 
     def release(self) -> None:
         """Put each iterator back in its place of which nothing lies ahead."""
-        if self._depth == 0 and self._all is not None and self._all.release():
-            self._all = None
+        if self._depth == 0 and self._all is not None:
+            self._stepped = self._stepped or any(each.stepped for each in self._all.retold)
+            if self._all.release():
+                self._all = None
+
+    def only_looked_at(self) -> list[str]:
+        """Return the names of iterators that looks have drawn from, where no step has."""
+        retold = self._all.retold if self._all and not self._stepped else []
+        return [each.name for each in retold if each.ahead and not each.stepped]
 
     def _put_back(self, before: "Moment") -> None:
         if before.put_back():
@@ -120,42 +140,46 @@ class _Holders:
         self.built |= {id(weight) for weight in weights}
         inside = {id(value): value for value in (*things, *values, *made.values())}
         found = map(content_of, inside.values())
-        self.contents = [content for content in found if content is not None]
-        self.retold = [content for content in self.contents if type(content) is Retold]
+        contents = [content for content in found if content is not None]
+        self.retold = [each for each in contents if type(each) is Record]
+        self._written = [each for each in contents if type(each) is not Record]
+        self.contents = contents
 
-    def watch_iterators(self) -> None:
-        """Have each iterator note what a draw from it moves."""
+    def watch_iterators(self, noise: Noise) -> None:
+        """Have each iterator note what a draw from it moves, and draw in a course of noise."""
         for each in self.retold:
-            each.watch = self._watch
+            each.watched = lambda make: self._watched(make, noise)
 
-    def _watch(self) -> Callable[[Any], Callable[[], None]]:
-        """Begin a note of what a draw moves: return a function of the value that it gives.
-
-        This one ends the note, and returns a function that leaves all as the draw has left it.
-        """
+    def _watched(self, make: Callable[[], Any], noise: Noise) -> Draw:
+        """Make a draw, and note what it uses and what it moves."""
         states = [(home, home.state()) for home in self.homes]
-        copies = [(c, c.copy()) for c in self.contents if type(c) is not Retold]
-        known = {id(value) for _, values in self.states for value in values}
+        copies = [(content, content.copy()) for content in self._written]
+        held = {id(value): value for _, values in self.states for value in values}
+        weights = {address_of(each) for each in held.values() if is_weight(each)} - {0}
+        # With gradients: a look would hide that a value depends on weights.
+        with noise.going_on(), noting_uses(weights) as uses, torch.enable_grad():
+            draw = Draw.of(make)
+        parts = list(parts_of(draw.value))
+        if any(isinstance(each, Tensor) and each.grad_fn is not None for each in parts):
+            uses.add(WEIGHTS)
+        # What the program holds itself is noted as such, and weights go on from here.
+        memory = {address_of(each) for each in held.values()} - {0}
+        parts = [each for each in parts if id(each) not in held and address_of(each) not in memory]
+        pairs = [(home, was, home.state()) for home, was in states]
+        homes = [(home, was, now) for home, was, now in pairs if not home.same(was, now)]
+        given = [home for each in parts if keeps(each) for home in homes_of(each)]
+        homes += [(home, ((), ()), home.state()) for home in given]
+        contents = [c for c, copy in copies if not c.same(copy)]
+        contents += [c for c in map(content_given, parts) if c is not None]
+        left = [(content, content.copy()) for content in contents]
 
-        def drawn(value: Any) -> Callable[[], None]:
-            pairs = [(home, was, home.state()) for home, was in states]
-            homes = [(home, was, now) for home, was, now in pairs if not home.same(was, now)]
-            parts = [each for each in parts_of(value) if id(each) not in known]
-            given = [home for each in parts if keeps(each) for home in homes_of(each)]
-            homes += [(home, ((), ()), home.state()) for home in given]
-            contents = [c for c, copy in copies if not c.same(copy)]
-            contents += [c for c in map(content_given, parts) if c is not None]
-            left = [(content, content.copy()) for content in contents]
+        def again() -> None:
+            for home, was, now in homes:
+                home.put(*moved_since(home.state(), was, now))
+            for content, copy in left:
+                _put(content, copy)
 
-            def again() -> None:
-                for home, was, now in homes:
-                    home.put(*moved_since(home.state(), was, now))
-                for content, copy in left:
-                    _put(content, copy)
-
-            return again
-
-        return drawn
+        return replace(draw, again=again, uses=uses)
 
     def release(self) -> bool:
         """Put each iterator back of which nothing lies ahead; return whether there was one."""
@@ -206,7 +230,7 @@ class Moment:
         written = [(c, copy) for c, copy in self._contents if not c.same(copy)]
         if not (others or written):
             return True
-        self.numbers |= {c.source_name for c, _ in written if type(c) is Retold}
+        self.numbers |= {c.name for c, _ in written if type(c) is Record}
         if self._built(others, trained):
             return False
         for home, _, was in others:
@@ -216,9 +240,11 @@ class Moment:
         return True
 
     def let_go(self) -> None:
-        """Let the program go on from here."""
+        """Let the program go on from here, and tell of what it lacks then."""
         for content, _ in self._contents:
             content.let_go()
+        for content, _ in self._contents:
+            content.tell()
 
     def _built(self, others: list[Any], trained: bool) -> bool:
         """Return whether networks or weights are others than at this moment."""
@@ -232,7 +258,8 @@ class Moment:
             return True
         new = [v for _, (_, now), (_, was) in others for v in now if not any(v is w for w in was)]
         made = _Holders([*holders(*new), *new])
-        self.numbers |= {each.source_name for each in (*made.retold, *stand_ins(new))}
+        others_made = map(record_of, stand_ins(new))
+        self.numbers |= {each.name for each in (*made.retold, *others_made)}
         return not made.built | {id(v) for v in new if is_weight(v)} <= known
 
 

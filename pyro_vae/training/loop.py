@@ -302,7 +302,13 @@ class Loop:
         for part in self.frozen:
             part.training = False
         batches = self._batches()
-        with self.wrapped.running(), validation(False), self.precision(), _lone_rows_told():
+        with (
+            self.wrapped.running(),
+            validation(False),
+            self.stepper.in_a_row(),
+            self.precision(),
+            _lone_rows_told(),
+        ):
             for batch in batches:
                 if self.transform is not None:
                     batch = self.transform(self._own_copy(batch))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ CHECK_EVERY = 100
 _WORTH_TRACING = 50
 # Under which keys a parameter group keeps the rate that a schedule multiplies, and its value.
 _BASE, _VALUE = "scheduled_lr", "schedule"
+_NOTHING_MOVES: AbstractContextManager[None] = nullcontext()
 
 
 class Stepper:
@@ -212,17 +213,17 @@ class Stepper:
             raise ConfigError(
                 "objective: none of its updates is due, expected at least one a batch"
             )
-        losses = [self._loss_of(index, made) for index in range(len(self.updates))]
+        every = range(len(self.updates))
+        losses = [made[i] if i in made else self._loss_of(i, made) for i in every]
         self._unchecked += 1
         if self._deferred and self._unchecked >= CHECK_EVERY:
             self.check(batch)
         return losses
 
     def _loss_of(self, index: int, made: Mapping[int, Tensor]) -> Tensor | None:
-        """Return the loss of an update on this batch, or of another one with the same loss."""
+        """Return the loss of another update on this batch that has the same one."""
         wanted = self.updates[index].loss
-        alike = (loss for i, loss in made.items() if self.updates[i].loss == wanted)
-        return made.get(index, next(alike, None))
+        return next((loss for i, loss in made.items() if self.updates[i].loss == wanted), None)
 
     def doubt(self) -> None:
         """Compare graphs with the program again: a callback may have changed what is no tensor.
@@ -247,6 +248,20 @@ class Stepper:
         for compiled in self._compiled:
             if compiled is not None:
                 compiled.watch()
+
+    @contextmanager
+    def in_a_row(self) -> Iterator[None]:
+        """Take steps inside that nothing but other steps comes between.
+
+        Code of others does where a transform or a loader is at work, or where an update is asked
+        whether it is due.
+        """
+        lone = self._alone and self.updates[0].due is None
+        with ExitStack() as stack:
+            for compiled in self._compiled:
+                if compiled is not None and lone and not self.watched:
+                    stack.enter_context(compiled.in_a_row())
+            yield
 
     @property
     def compiled(self) -> str:
@@ -298,7 +313,8 @@ class Stepper:
         homes = [] if step else [(part, name, part._buffers[name]) for part, name in self._homes]
         direct = self._direct[index] and step is not None and not step.traced.hooked
         self._latest.pop(index, None)  # their memory serves the next ones
-        with _put_back_on_error(buffers, copies, homes):
+        moves = bool(buffers or homes)
+        with _put_back_on_error(buffers, copies, homes) if moves else _NOTHING_MOVES:
             if step is None:
                 loss = self._backward(index, batch, beta)
                 norm = None

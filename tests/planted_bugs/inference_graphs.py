@@ -120,7 +120,7 @@ BUGS = [
     Bug(
         "a graph is blind to what changes in the midst of an epoch",
         "inference/graphs/compiled_loss.py",
-        "        self._watching = True",
+        "        self._watching, self._again = True, None",
         "        pass",
         "tests/inference/graphs/test_trust.py::test_what_other_code_changes_between_steps_counts"
         "[bound in mid-epoch]",
@@ -131,5 +131,29 @@ BUGS = [
         "self._steps == other._steps",
         "True",
         "tests/inference/graphs/test_course.py::test_what_differs_from_run_to_run_shows[a number]",
+    ),
+    Bug(
+        "a step in a row does not look at its rows",
+        "inference/graphs/compiled_loss.py",
+        "self.rows == _described(batch)",
+        "True",
+        "tests/inference/graphs/test_graph_inputs.py::test_steps_in_a_row_take_rows_and_weights_of_"
+        "their_own[fewer rows]",
+    ),
+    Bug(
+        "a step in a row has the kind of KL weight of the one before",
+        "inference/graphs/compiled_loss.py",
+        "kind(weights) == self.weights",
+        "True",
+        "tests/inference/graphs/test_graph_inputs.py::test_steps_in_a_row_take_rows_and_weights_of_"
+        "their_own[another kind of KL weight]",
+    ),
+    Bug(
+        "a graph in a row of steps is never compared again",
+        "inference/graphs/compiled_loss.py",
+        "again.traced.left > 1 and again.takes",
+        "again.takes",
+        "tests/inference/graphs/test_graph_inputs.py::test_what_is_frozen_in_a_row_of_steps_stays_"
+        "where_that_is_told",
     ),
 ]

@@ -3,8 +3,9 @@
 import random
 import warnings
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from pyro_vae.inference.graphs.flat_inputs import (
     fixed_arguments,
     flat_weights,
     kind,
+    leaves_of,
     normed,
 )
 from pyro_vae.inference.graphs.graph_step import Prepared, Traced, held, hooked
@@ -57,6 +59,32 @@ _WORTH_ANEW, _CHANGES = 100, 4
 # trace, which so many steps of one shape save; a shape has to be met so often before it counts.
 _MANY_SITES, _WORTH_MANY, _MET = 20, 250, 8
 _HARMLESS = 4  # changes of one value that changed no graph: then it is left to the longer looks
+
+
+class _Again(NamedTuple):
+    """What a step has taken, and the next one takes too where its rows are like these.
+
+    Arguments:
+        traced: The graph.
+        held: Parameters and buffers.
+        structure: Of the batch, which is tensors alone.
+        rows: Their names, shapes, strides, types and devices.
+        weights: Of what kind the KL weights are.
+        size: N.
+    """
+
+    traced: Traced
+    held: list[Tensor]
+    structure: type
+    rows: Any
+    weights: Any
+    size: int | None
+
+    def takes(self, batch: Batch, weights: Any, size: int | None) -> bool:
+        """Return whether this is what a step on these rows needs."""
+        alike = type(batch) is self.structure and self.rows == _described(batch)
+        alone = isinstance(batch, Tensor) or not fixed_arguments(batch)
+        return alike and alone and size == self.size and kind(weights) == self.weights
 
 
 @typed
@@ -111,6 +139,8 @@ class CompiledLoss:
         self.program = program
         self.step = ProgramStep(loss, program, objective, parameters)
         self._graphs: dict[Any, Traced] = {}
+        self._in_a_row = False
+        self._again: _Again | None = None  # what the next step takes, should its rows be alike
         self._kept = KeptGraphs.of(program)
         self._background = Background(steps) if mode == "auto" else None
         self._steps = steps
@@ -138,19 +168,31 @@ class CompiledLoss:
         for traced in self._graphs.values():
             traced.left, traced.doubted = 1, True
 
+    @contextmanager
+    def in_a_row(self) -> Iterator[None]:
+        """Take steps inside of which no other code runs between two: no Python of the program's.
+
+        Then nothing but the rows is looked at before each: a tenth of a small step.
+        """
+        self._in_a_row = True
+        try:
+            yield
+        finally:
+            self._in_a_row, self._again = False, None
+
     def look(self) -> None:
         """Look, before the next step, whether what the program keeps in Python has changed.
 
         For when code ran that has no business with the program: a transform, a loader.
         """
-        self._looking = True
+        self._looking, self._again = True, None
 
     def watch(self) -> None:
         """Look before each step, in short, for numbers and flags that others have changed.
 
         For runs in which other code runs between the steps: a transform, a loader.
         """
-        self._watching = True
+        self._watching, self._again = True, None
 
     def give_up(self, error: Exception, *, aloud: bool | None = None) -> None:
         """Run eagerly from now on.
@@ -161,6 +203,7 @@ class CompiledLoss:
         """
         self.reason = reason_of(error)
         self._graphs.clear()
+        self._again = None
         if self.mode != "auto" if aloud is None else aloud:
             warnings.warn(
                 f"compile: the program cannot be traced and runs eagerly: {self.reason}",
@@ -201,6 +244,12 @@ class CompiledLoss:
         if self.reason is not None:
             return None
         weights = None if beta is None else as_tensors(beta, self.program.device)
+        again, self._again = self._again, None
+        if again is not None and again.traced.left > 1 and again.takes(batch, weights, size):
+            self._again = again
+            self._calls += 1
+            again.traced.left -= 1
+            return self._prepared(again.traced, again.held, batch, weights)
         try:
             fixed = fixed_arguments(batch)
             hash(fixed)
@@ -208,9 +257,7 @@ class CompiledLoss:
             self.give_up(error)
             return None
         batch = map_batch(dense_rows, batch)
-        named = list(named_leaves(batch))
-        # Lists, not generators, on the way of each step: half the price.
-        rows = tuple([(name, x.shape, x.stride(), x.dtype, x.device) for name, x in named])
+        rows = _described(batch)
         free = tuple([parameter.requires_grad for parameter in self.step.trained])
         if self._looking:
             self._look()
@@ -235,7 +282,12 @@ class CompiledLoss:
         if traced.left == 0 and not self._still_right(key, traced, Call(batch, weights, size)):
             return self.prepare(batch, beta=beta, size=size)
         now = [home[name] for home, name in traced.homes]  # a buffer may be another one
-        inputs = [*now, *[x for _, x in named], *flat_weights(weights)]
+        if self._in_a_row and not self._watching and not fixed:
+            self._again = _Again(traced, now, type(batch), rows, kind(weights), size)
+        return self._prepared(traced, now, batch, weights)
+
+    def _prepared(self, traced: Traced, held: list[Tensor], batch: Batch, weights: Any) -> Prepared:
+        inputs = [*held, *leaves_of(batch), *flat_weights(weights)]
         if self._background is not None:
             traced.runs_by(self._background.choose(traced.graph, traced.run, inputs))
         return Prepared(traced, inputs)
@@ -415,6 +467,12 @@ class CompiledLoss:
             if not same_graph(self.step.graph(call, traced.homes)[0], traced.graph):
                 raise RuntimeError("what the program keeps in Python has changed")
             traced.state = state
+
+
+def _described(batch: Batch) -> tuple[Any, ...]:
+    # Lists, not generators, on the way of each step: half the price.
+    leaves = list(named_leaves(batch))
+    return tuple([(name, x.shape, x.stride(), x.dtype, x.device) for name, x in leaves])
 
 
 def check_mode(mode: Any) -> Mode:

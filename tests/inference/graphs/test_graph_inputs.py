@@ -1,5 +1,8 @@
 """What is an input of a graph: later parameters, numbers, arguments that are no rows."""
 
+import dataclasses
+import itertools
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -65,19 +68,20 @@ class Weighted(Net):
         super().guide(x)
 
 
-def run_of(batches):
-    """Return the weights after some steps, eagerly and traced, and the traced stepper."""
+def run_of(batches, kind=Weighted, betas=None, between=lambda step, program, stepper: None):
+    """Require equal weights after steps in a row, eager and traced; return the traced stepper."""
     ends = []
     for mode in (False, "trace"):
-        program = Program.of(built(Weighted))
+        program = Program.of(built(kind))
         program.read(batches[0])
         program.train()
         make = {"clip_norm": None, "size": 48, "compile": mode, "steps": 100}
         stepper = Stepper(program, pv.ELBO(), adam(0.01), **make)
         torch.manual_seed(0)
-        with program.running(), validation(False):
-            for batch in batches:
-                stepper.step(batch, None)
+        with program.running(), validation(False), stepper.in_a_row():
+            for step, batch in enumerate(batches):
+                between(step, program, stepper)
+                stepper.step(batch, betas and betas[step])
         ends.append([p.detach().clone() for p in program.parameters()])
     for mine, exact in zip(*reversed(ends), strict=True):
         torch.testing.assert_close(mine, exact, rtol=1e-8, atol=1e-12)
@@ -112,3 +116,54 @@ def test_a_number_passed_as_a_tensor_is_an_input():
     weights = [torch.tensor(1 / (1 + step), dtype=torch.float64) for step in range(8)]
     stepper = run_of([(rows, weight, {"shift": True}, SCALE) for weight in weights])
     assert stepper.compiled == "graph" and stepper._compiled[0].num_graphs == 1
+
+
+ROW_OF_STEPS = {
+    "fewer rows": ((12,) * 4 + (7,) * 4 + (12,) * 2, [None] * 10, 2),
+    "another kind of KL weight": (
+        (12,) * 10,
+        [None] * 3 + [0.3, 0.5, 0.7] + [{"z": 0.2}, {"z": 0.4}] + [None] * 2,
+        3,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROW_OF_STEPS)
+def test_steps_in_a_row_take_rows_and_weights_of_their_own(name):
+    sizes, betas, graphs = ROW_OF_STEPS[name]
+    rows = itertools.cycle(data().split(ROWS))
+    stepper = run_of([next(rows)[:size] for size in sizes], Net, betas)
+    assert stepper.compiled == "graph" and stepper._compiled[0].num_graphs == graphs
+    assert stepper._compiled[0]._again is None  # the row is over
+
+
+def test_what_is_frozen_in_a_row_of_steps_stays_where_that_is_told():
+    def between(step, program, stepper):
+        if step == 5:
+            next(iter(program.parameters())).requires_grad_(False)
+            stepper.doubt()
+
+    stepper = run_of(list(data().split(ROWS)) * 2, Net, between=between)
+    assert stepper._compiled[0].num_graphs == 2
+
+
+@pytest.mark.parametrize("other", ["a transform", "an update that is asked", "two updates"])
+def test_no_steps_are_in_a_row_where_other_code_runs_between_them(other):
+    program = Program.of(built(Net))
+    program.read(data(ROWS))
+    (update,) = pv.ELBO().updates(program)
+    asked = dataclasses.replace(update, due=lambda: True)
+    updates = {"an update that is asked": [asked], "two updates": [update, update]}
+
+    class Given(pv.ELBO):
+        def updates(self, program):
+            return updates.get(other, [update])
+
+    make = {"clip_norm": None, "size": 48, "compile": "trace", "steps": 100}
+    stepper = Stepper(program, Given(), adam(0.01), **make)
+    if other == "a transform":
+        stepper.watch()
+    with program.running(), validation(False), stepper.in_a_row():
+        for _ in range(3):
+            stepper.step(data(ROWS), None)
+        assert all(compiled._again is None for compiled in stepper._compiled)

@@ -273,7 +273,7 @@ BUGS = [
     Bug(
         "a queue that looks take for theirs from the thread that fills it",
         "program/memory/iterators.py",
-        "        if another_runs():",
+        "        if fills and another_runs():",
         "        if False:",
         "tests/program/test_iterators.py::test_steps_see_what_those_of_a_plain_loop_see",
     ),
@@ -284,6 +284,14 @@ BUGS = [
         "        if False:\n",
         "tests/program/test_iterators.py"
         "::test_a_continuation_tells_of_an_iterator_that_begins_anew[True]",
+    ),
+    Bug(
+        "an iterator back in its place while a trace draws from it",
+        "program/memory/iterators.py",
+        "return not (self._draws or self._looks)",
+        "return not self.ahead",
+        "tests/program/test_iterators.py"
+        "::test_steps_after_a_trace_that_fails_see_what_those_of_a_plain_loop_see",
     ),
     Bug(
         "entries that looks have taken from a long container",

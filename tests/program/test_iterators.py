@@ -345,6 +345,23 @@ def test_steps_see_what_those_of_a_plain_loop_see():
         getattr(getattr(home.it, "__self__", home.it), "close", int)()
 
 
+DEEP = {
+    "in a list": (lambda _: {"all": [itertools.count(1)]}, lambda p: next(p.it["all"][0])),
+    "bound": (lambda home: in_lines(home).readline, lambda p: len(p.it())),
+    "queue": (lambda _: [(filled(queue.SimpleQueue()), 0)], lambda p: p.it[0][0].get(timeout=9)),
+}
+
+
+def test_steps_after_a_trace_that_fails_see_what_those_of_a_plain_loop_see():
+    """The trace draws inside a look of its own, within which others begin and end."""
+    one, two = Fed(DEEP), Fed(DEEP)
+    with pytest.warns(UserWarning, match="runs eagerly"):
+        pv.fit(one, X, epochs=EPOCHS, batch_size=B, progress=False, compile="trace")
+    assert one.seen[-STEPS:] == plain(two, STEPS)
+    for home in (one.homes["bound"], two.homes["bound"]):
+        home.it.__self__.close()
+
+
 def of_weights(program):
     while True:
         yield program.w * 2
@@ -397,7 +414,8 @@ def test_what_comes_of_weights_or_statements_is_told_of(make, words):
 
 def of_shapes_of_weights(program):
     while True:
-        yield torch.zeros_like(program.w).sum() + torch.ones(program.w.shape).sum()
+        numbers = torch.ones(program.w.shape).to(program.w).expand_as(program.w)
+        yield (torch.zeros_like(program.w) + numbers).sum()
 
 
 def test_what_comes_of_their_shapes_is_not(recwarn):

@@ -96,6 +96,7 @@ class Record:
     def __init__(self, source: Any) -> None:
         self.source, self.place, self.kept = source, 0, True
         self.stepped = False  # whether others than looks have drawn
+        self._looks = 0  # that go on, one inside another
         self._draws: deque[Draw] = deque()
         self._reasons: set[str] = set()  # to warn
         # Makes a draw, and notes what that moves and uses; set by whoever puts it back.
@@ -107,6 +108,11 @@ class Record:
         return len(self._draws) - self.place
 
     @property
+    def idle(self) -> bool:
+        """Whether it holds nothing, and no look goes on that may draw."""
+        return not (self._draws or self._looks)
+
+    @property
     def name(self) -> str:
         """The name of a generator, or the kind of an iterator."""
         return str(getattr(self.source, "__name__", type(self.source).__name__))
@@ -114,7 +120,8 @@ class Record:
     def drawn(self, name: str, args: Any, kwargs: Any) -> Any:
         """Return what a method of the source gives, or has given to a look."""
         make = partial(getattr(self.source, name), *args, **kwargs)
-        if another_runs():  # a thread that fills a queue, say
+        fills = isinstance(self.source, _QUEUES) and not name.startswith("get")
+        if fills and another_runs():  # a thread of the program's
             return make()
         self.stepped = self.stepped or not self.kept
         if self.ahead and not _alike((name, args, kwargs), self._draws[self.place].call):
@@ -179,19 +186,24 @@ class Record:
     def hold(self) -> None:
         """Keep what is given from now on."""
         self.kept = True
-        for draw in self._draws:
-            for inner in draw.inner:
-                inner.hold()
+        self._looks += 1
+        for inner in self._inner() if self._looks == 1 else ():
+            inner.hold()
 
     def let_go(self) -> None:
-        """Give what lies ahead, and keep nothing of it."""
+        """Give what lies ahead, and keep nothing of it, where no look goes on around."""
+        self._looks = max(0, self._looks - 1)
+        if self._looks:
+            return
         for _ in range(self.place):
             self._draws.popleft()
         self.place, self.kept = 0, False
-        for draw in self._draws:
-            for inner in draw.inner:
-                inner.put(0)
-                inner.let_go()
+        for inner in self._inner():
+            inner.put(0)
+            inner.let_go()
+
+    def _inner(self) -> list["Record"]:
+        return [inner for draw in self._draws for inner in draw.inner]
 
     def _warn_of(self, reason: str) -> None:
         self._reasons.add(reason)
@@ -369,7 +381,7 @@ def record_of(value: Retold) -> Record:
 
 def source_of(value: Any) -> Any:
     """Return the iterator of one that stands in its place and holds nothing of it any more."""
-    return value._record.source if type(value) is Retold and not value._record.ahead else value
+    return value._record.source if type(value) is Retold and value._record.idle else value
 
 
 def _is_iterator(value: Any) -> bool:

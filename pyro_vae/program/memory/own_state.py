@@ -183,7 +183,7 @@ class _Holders:
 
     def release(self) -> bool:
         """Put each iterator back of which nothing lies ahead; return whether there was one."""
-        drained = any(not each.ahead for each in self.retold)
+        drained = any(each.idle for each in self.retold)
         for home in self.homes if drained else ():
             home.exchange(lambda value: exchanged(value, source_of))
         return drained

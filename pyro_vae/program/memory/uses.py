@@ -68,7 +68,8 @@ class _Weights(TorchFunctionMode):
         name = getattr(function, "__name__", "")
         shape_alone = name.endswith("_like") or name.startswith("new_")
         if not isinstance(value, _NO_NUMBERS) and not shape_alone:
-            used = [*args, *kwargs.values()]
+            first_alone = name == "to" or name.endswith("_as")
+            used = [*args[:1]] if first_alone else [*args, *kwargs.values()]
             used += [item for each in used if isinstance(each, list | tuple) for item in each]
             if any(address_of(each) in self._weights for each in used):
                 self._found.add(WEIGHTS)

@@ -139,6 +139,18 @@ def shown(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
+def counted(number: float | str, noun: str, nouns: str = "") -> str:
+    """Return a number of things: ``counted(1, "draw")`` is "1 draw", of 2 it is "2 draws".
+
+    Arguments:
+        number: How many; "no" too.
+        noun: What one is called.
+        nouns: What more are called, where it is not that with an s.
+    """
+    endings = {"y": f"{noun[:-1]}ies", "s": f"{noun}es", "h": f"{noun}es"}
+    return f"{number} {noun if number == 1 else nouns or endings.get(noun[-1], f'{noun}s')}"
+
+
 # -- by annotation ------------------------------------------------------------------------------
 
 
@@ -250,7 +262,7 @@ class _Places:
         if first[:1] == ("program",) and all(map(inspect.isroutine, args[:2])):
             write = "; of two functions make a program: pv.Program(model, guide)"
         return (
-            f"got {count - own} arguments without a name, expected {len(first)} at most "
+            f"got {counted(count - own, 'argument')} without a name, expected {len(first)} at most "
             f"({', '.join(first)}){write}"
         )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import pyro_vae
+from pyro_vae.arguments import counted
 
 ROOT = Path(pyro_vae.__file__).parent
 MODULES = {
@@ -271,3 +272,30 @@ def test_importing_costs_little_more_than_pyro():
 
 def test_the_public_names_exist():
     assert all(hasattr(pyro_vae, name) for name in pyro_vae.__all__)
+
+
+# Of these there may be one: `counted` says what it is called.
+MAYBE_ONE = "draws chains data rows units words cells classes categories samples lines columns"
+
+
+def test_a_number_of_things_agrees_with_its_noun():
+    """No text begins, or goes on after "got", a comma, a colon or a bracket, by `{number} rows`."""
+    nouns = "|".join([*MAYBE_ONE.split(), "documents", "globals"])
+    found = []
+    for path in MODULES.values():
+        texts = [
+            node for node in ast.walk(ast.parse(path.read_text())) if type(node) is ast.JoinedStr
+        ]
+        for text in texts:
+            parts = [
+                "\0" if isinstance(p, ast.FormattedValue) else str(p.value) for p in text.values
+            ]
+            alone = re.findall(rf"(?:^|got |[,:(] ?)\0 (?:{nouns})\b.*", "".join(parts))
+            found += [f"{path.name}:{text.lineno}: {each}" for each in alone]
+    # Of data without which nothing is told there are two; and a model draws counts.
+    more = (" data tell", " data of ", " draws counts")
+    found = [each for each in found if not any(words in each for words in more)]
+    assert not found, "\n".join(found)
+    said = [counted(n, *noun) for noun in (["draw"], ["datum", "data"], ["class"]) for n in (1, 0)]
+    assert said == ["1 draw", "0 draws", "1 datum", "0 data", "1 class", "0 classes"]
+    assert counted(2, "category") == "2 categories" and counted("no", "row") == "no rows"

@@ -223,7 +223,7 @@ def test_topics_of_a_file_from_training_to_their_words(counts, capsys, tmp_path)
     options = ("--data", "rows.npz", "--vocab", "words.txt", "--out", "rows")
     assert train("--model", "ProdLDA", "--momentum", "0.99", *options) == 0
     assert "0.99,\n" in (tmp_path / "rows" / "config.json").read_text()
-    assert "12 documents have no words" in capsys.readouterr().out
+    assert "left out 12 documents without words" in capsys.readouterr().out
     shown = []
     for name in ("dense", "rows"):
         np.savez(f"{name}_again.npz", **np.load(f"{name}.npz"))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 import pyro_vae as pv
+from pyro_vae.arguments import counted
 from pyro_vae.cli.options import (
     DOCUMENTS,
     LABELLED,
@@ -131,7 +132,7 @@ def load_data(settings: dict[str, Any], *, whole: bool = False) -> DataSet:
     source = (read_whole if whole else read_counts)(path, vocabulary)
     gone = sum(source.dropped.values())
     if gone:
-        say(f"{name}: {gone} documents have no words and are left out")
+        say(f"{name}: left out {counted(gone, 'document')} without words")
     return DataSet(source, words=source.vocabulary if words else ())
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 
 import pyro_vae as pv
+from pyro_vae.arguments import counted
 from pyro_vae.cli.datasets import kind_of
 from pyro_vae.cli.report import say
 from pyro_vae.cli.runs import open_run
@@ -48,7 +49,7 @@ def impute(
     for name, count in zip(frame.columns, cells, strict=True):
         say(f"  {name:<24}{count:6d} filled in")
     say(
-        f"{len(frame)} rows, median of {found.ess.median():.0f} effective samples "
+        f"{counted(len(frame), 'row')}, median of {found.ess.median():.0f} effective samples "
         f"of {num_particles}"
     )
     say(f"written to {path}")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 import pyro_vae as pv
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import counted, positive
 from pyro_vae.cli.datasets import SETS, kind_of, load_data
 from pyro_vae.cli.report import say
 from pyro_vae.cli.report_file import write_report
@@ -85,7 +85,7 @@ def _inputs(test: dict[str, torch.Tensor], n: int) -> dict[str, torch.Tensor]:
 
 def sample_title(n: int, mean: bool) -> str:
     """Return the title of a figure of draws."""
-    return f"{n} draws from the prior" + (", decoded to E[x | z]" if mean else "")
+    return f"{counted(n, 'draw')} from the prior" + (", decoded to E[x | z]" if mean else "")
 
 
 def _write_own(folder: Path, drawn: Any, title: str) -> None:

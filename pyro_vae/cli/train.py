@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 
 import pyro_vae as pv
-from pyro_vae.arguments import number
+from pyro_vae.arguments import counted, number
 from pyro_vae.cli.datasets import default_binarization, default_model, kind_of, load_data
 from pyro_vae.cli.options import (
     BY_SIGNATURE,
@@ -129,7 +129,7 @@ def train(
     torch.manual_seed(seed)
     program = build_program(settings, loaded)
     for column in getattr(program, "columns", ()):
-        named = f", {len(column.categories)} categories" if column.named else ""
+        named = f", {counted(len(column.categories), 'category')}" if column.named else ""
         say(f"  {column.name:<24}{column.kind} ({column.distribution}{named})")
     words = loaded.words
     if resume:

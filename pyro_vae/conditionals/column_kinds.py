@@ -13,7 +13,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.arguments import number, typed
+from pyro_vae.arguments import counted, number, typed
 from pyro_vae.conditionals.outputs import bounded
 from pyro_vae.distributions import CensoredNormal
 from pyro_vae.errors import ConfigError
@@ -110,7 +110,8 @@ class Column:
             )
         if self.named and len(self.categories) < 2:
             raise ConfigError(
-                f"column {self.name!r}: got {len(self.categories)} categories, expected at least 2"
+                f"column {self.name!r}: got {counted(len(self.categories), 'category')}, expected "
+                "at least 2"
             )
 
     def _require_own(self) -> None:

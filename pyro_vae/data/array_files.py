@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.arguments import counted
 from pyro_vae.data.count_files import load_sparse, sound_file
 from pyro_vae.data.splits import EVERY, ByTurns, by_turns
 from pyro_vae.data.table_files import read_table
@@ -74,7 +75,7 @@ def _checked(path: Path, found: Any) -> Tensor | dict[str, Tensor]:
         raise DataError(f"{path}: got arrays of {lengths or 'no'} rows, expected as many in each")
     rows = next(iter(lengths.values()))
     if rows < EVERY:
-        raise DataError(f"{path}: got {rows} rows, expected at least {EVERY}")
+        raise DataError(f"{path}: got {counted(rows, 'row')}, expected at least {EVERY}")
     return tensors if len(tensors) > 1 or set(tensors) != {"x"} else tensors["x"]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.arguments import counted
 from pyro_vae.data.readers import Arrays, read_npz
 from pyro_vae.errors import DataError
 
@@ -73,7 +74,9 @@ def read_corpus(name: str, path: Path) -> Corpus:
     labels = {s: torch.from_numpy(arrays[f"{s}_label"].astype(np.int64)) for s in kept if labelled}
     for split, label in labels.items():
         if len(label) != len(rows[split]):
-            raise DataError(f"{path}: {len(rows[split])} rows in {split}, but {len(label)} labels")
+            raise DataError(
+                f"{path}: {counted(len(rows[split]), 'row')} in {split}, but {len(label)} labels"
+            )
     gone = {split: int((~keep).sum()) for split, keep in kept.items()}
     rows = {split: x[kept[split]] for split, x in rows.items()}
     labels = {split: label[kept[split]] for split, label in labels.items()}

@@ -11,6 +11,7 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
+from pyro_vae.arguments import counted
 from pyro_vae.data.corpora import Corpus
 from pyro_vae.data.splits import EVERY, by_turns
 from pyro_vae.errors import DataError, PyroVaeError
@@ -82,8 +83,8 @@ def divided(path: Path, rows: Any, words: tuple[str, ...]) -> Corpus:
     parts: dict[str, Any] = {split: rows[chosen & full] for split, chosen in splits.items()}
     if not all(part.shape[0] for part in parts.values()):
         raise DataError(
-            f"{path}: got {int(full.sum())} documents with words, expected some to train on, to "
-            f"validate and to test with: at least {EVERY}"
+            f"{path}: got {counted(int(full.sum()), 'document')} with words, expected some to "
+            f"train on, to validate and to test with: at least {EVERY}"
         )
     gone = {split: int((chosen & ~full).sum()) for split, chosen in splits.items()}
     return Corpus(path.stem, **parts, vocabulary=words, dropped=gone)
@@ -161,13 +162,14 @@ def _counts(path: Path, values: np.ndarray) -> np.ndarray:
 
 def _words(path: Path | None, count: int, data: Path) -> tuple[str, ...]:
     if path is None and count > _MOST_WORDS:
-        raise DataError(f"{data}: got {count} words, expected a vocabulary of so many")
+        raise DataError(f"{data}: got {counted(count, 'word')}, expected a vocabulary of so many")
     if path is None:
         return tuple(map(str, range(count)))
     words = read_vocabulary(path)
     if len(words) != count:
         raise DataError(
-            f"{path}: got {len(words)} words, expected {count}, one a line, as the counts have"
+            f"{path}: got {counted(len(words), 'word')}, expected {count}, one a line, as the "
+            "counts have"
         )
     return words
 

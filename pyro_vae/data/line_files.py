@@ -3,6 +3,7 @@
 from itertools import compress
 from pathlib import Path
 
+from pyro_vae.arguments import counted
 from pyro_vae.data.sequence_sets import SequenceSets
 from pyro_vae.data.splits import EVERY, by_turns
 from pyro_vae.data.vocabulary import Vocabulary
@@ -25,7 +26,9 @@ def read_lines(path: Path, words: Path | None = None) -> SequenceSets:
     """
     lines = [line for line in _text(path).split("\n") if line.strip()]
     if len(lines) < EVERY:
-        raise DataError(f"{path}: got {len(lines)} lines with text, expected at least {EVERY}")
+        raise DataError(
+            f"{path}: got {counted(len(lines), 'line')} with text, expected at least {EVERY}"
+        )
     parts = {split: list(compress(lines, chosen)) for split, chosen in by_turns(len(lines)).items()}
     vocabulary = Vocabulary.of(parts["train"]) if words is None else read_words(words)
     numbers = {split: vocabulary.numbers(part) for split, part in parts.items()}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pyro_vae.arguments import number, positive, typed
+from pyro_vae.arguments import counted, number, positive, typed
 from pyro_vae.errors import ConfigError, DataError
 
 
@@ -40,8 +40,8 @@ def mixed(first: Any, second: Any, *, batch_size: int, share: float) -> DataLoad
     few = round(number("share", share, "(0, 1)") * positive("batch_size", batch_size))
     if not 0 < few < batch_size:
         raise ConfigError(
-            f"share={share} of batch_size={batch_size}: {few} rows of the first source, expected "
-            f"1 to {batch_size - 1}"
+            f"share={share} of batch_size={batch_size}: {counted(few, 'row')} of the first "
+            f"source, expected 1 to {batch_size - 1}"
         )
     rows = _Rows(first, second)
     return DataLoader(

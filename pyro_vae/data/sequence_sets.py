@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, TensorDataset
 
-from pyro_vae.arguments import integer, positive, shown, typed
+from pyro_vae.arguments import counted, integer, positive, shown, typed
 from pyro_vae.data.readers import read_npz
 from pyro_vae.data.vocabulary import Vocabulary
 from pyro_vae.errors import DataError
@@ -192,7 +192,8 @@ def read_captions(name: str, train: Path, test: Path) -> SequenceSets:
     kept = [[line for line in part if line.strip()] for part in lines]
     if len(kept[0]) <= _VALID or not kept[1]:
         raise DataError(
-            f"{train}: {len(kept[0])} lines, expected more than {_VALID}, and some in {test}"
+            f"{train}: {counted(len(kept[0]), 'line')}, expected more than {_VALID}, and some in "
+            f"{test}"
         )
     vocabulary = Vocabulary.of(kept[0])
     parts = {"train": kept[0][:-_VALID], "valid": kept[0][-_VALID:], "test": kept[1]}

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.arguments import typed
+from pyro_vae.arguments import counted, typed
 from pyro_vae.data.readers import Arrays, read_npz
 from pyro_vae.errors import DataError
 from pyro_vae.extras import extra
@@ -147,7 +147,7 @@ def mnist_static(path: Path) -> _Source:
 def _check_lengths(path: Path, arrays: Arrays, split: str) -> None:
     x, y = arrays[f"x_{split}"], arrays.get(f"y_{split}")
     if y is not None and len(x) != len(y):
-        raise DataError(f"{path}: {len(x)} rows in x_{split}, but {len(y)} in y_{split}")
+        raise DataError(f"{path}: {counted(len(x), 'row')} in x_{split}, but {len(y)} in y_{split}")
 
 
 def _unit(pixels: np.ndarray) -> Tensor:

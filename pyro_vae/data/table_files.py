@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyro_vae.arguments import counted
 from pyro_vae.data.splits import EVERY, ByTurns, by_turns
 from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.extras import extra
@@ -59,5 +60,5 @@ def split_table(path: Path) -> Table:
     """
     frame = read_table(path)
     if len(frame) < EVERY:
-        raise DataError(f"{path}: got {len(frame)} rows, expected at least {EVERY}")
+        raise DataError(f"{path}: got {counted(len(frame), 'row')}, expected at least {EVERY}")
     return Table(frame)

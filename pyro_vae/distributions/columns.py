@@ -8,7 +8,7 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from pyro_vae.arguments import positive, typed
+from pyro_vae.arguments import counted, positive, typed
 from pyro_vae.errors import ConfigError, DataError
 
 
@@ -48,7 +48,7 @@ class Columns(TorchDistribution):
             raise ConfigError("parts: expected pairs of places of columns, and their distribution")
         count, size = sum(len(places) for places, _ in parts), positive("size", size)
         if count != size:
-            raise ConfigError(f"parts: got {count} columns, expected size={size}")
+            raise ConfigError(f"parts: got {counted(count, 'column')}, expected size={size}")
         self.parts, self.size = list(parts), size
         batch = torch.broadcast_shapes(*(d.batch_shape[:-1] for _, d in self.parts))
         super().__init__(batch, torch.Size([size]), validate_args=validate_args)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyro_vae.arguments import positive, typed
+from pyro_vae.arguments import counted, positive, typed
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.inference.sampling.importance_weights import log_mean_exp
 from pyro_vae.program.batch import arguments
@@ -75,7 +75,10 @@ class Classes:
         if self.log_likelihood is not None and self.ess is not None:
             mean, ess = self.log_likelihood.mean().item(), self.ess.median().item()
             more = f", log p(x) {mean:.4f} nats, median ess={ess:.1f}"
-        return f"Classes({count} data, {classes} classes, mean confidence {sure:.3f}{more})"
+        return (
+            f"Classes({counted(count, 'datum', 'data')}, {counted(classes, 'class')}, mean "
+            f"confidence {sure:.3f}{more})"
+        )
 
 
 @typed

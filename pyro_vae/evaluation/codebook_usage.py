@@ -7,7 +7,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vae.arguments import typed
+from pyro_vae.arguments import counted, typed
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.handlers import sample_sites
 from pyro_vae.program.passes import Verb
@@ -53,7 +53,7 @@ class CodeUsage:
 
     def __repr__(self) -> str:
         return (
-            f"CodeUsage({self.used} of {self.num_codes} codes used, "
+            f"CodeUsage({self.used} of {counted(self.num_codes, 'code')} used, "
             f"perplexity {self.perplexity:.1f}, {self.perplexity / self.num_codes:.0%})"
         )
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from pyro_vae.arguments import counted
 from pyro_vae.evaluation import verdicts
 from pyro_vae.evaluation.codebook_usage import CodeUsage
 from pyro_vae.inference.posterior.information import Information
@@ -124,7 +125,7 @@ class Diagnosis:
     def __repr__(self) -> str:
         active = self.active_units  # known of sites whose means are
         units = {
-            name: f", {active[name]} of {each.numel()} units active"
+            name: f", {active[name]} of {counted(each.numel(), 'unit')} active"
             for name, each in self.variance.items()
         }
         sites = ", ".join(f"{k}: {kl:.3f} nats{units.get(k, '')}" for k, kl in self.kl.items())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.arguments import positive, typed
+from pyro_vae.arguments import counted, positive, typed
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.evaluation.codes import reconstruct
 from pyro_vae.evaluation.generation import generate
@@ -47,7 +47,7 @@ class FeatureDistances:
     def __repr__(self) -> str:
         return (
             f"FeatureDistances(reconstruction={self.reconstruction.mean().item():.4f}, "
-            f"frechet={self.frechet:.4f}, {len(self.data)} data)"
+            f"frechet={self.frechet:.4f}, {counted(len(self.data), 'datum', 'data')})"
         )
 
 
@@ -80,7 +80,7 @@ def feature_distances(
     require_turn("feature_distances")
     count = len(data) if n is None else positive("n", n)
     if min(len(data), count) < 2:
-        raise DataError(f"data: got {min(len(data), count)} rows, expected at least 2")
+        raise DataError(f"data: got {counted(min(len(data), count), 'row')}, expected at least 2")
     wrapped = Program.of(program)
     again, made = reconstruct(wrapped, data), generate(wrapped, count, mean=True)
     if isinstance(again, dict) or isinstance(made, dict):

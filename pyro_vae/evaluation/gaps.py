@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyro_vae.arguments import positive, typed
+from pyro_vae.arguments import counted, positive, typed
 from pyro_vae.errors import ConfigError
 from pyro_vae.evaluation.annealed_likelihood import AIS, ais
 from pyro_vae.evaluation.likelihood import relative_error
@@ -132,7 +132,8 @@ class Gaps:
         mean = self.mean
         return (
             f"Gaps(approximation={mean['approximation']:.3f}, amortisation="
-            f"{mean['amortisation']:.3f}, total={mean['total']:.3f} nats, {len(self.elbo)} data)"
+            f"{mean['amortisation']:.3f}, total={mean['total']:.3f} nats, "
+            f"{counted(len(self.elbo), 'datum', 'data')})"
         )
 
     def _rows(self) -> list[tuple[str, Tensor]]:

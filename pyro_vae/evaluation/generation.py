@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.arguments import positive, typed
+from pyro_vae.arguments import counted, positive, typed
 from pyro_vae.errors import DataError, ProgramError, PyroVaeError
 from pyro_vae.evaluation.simulation import (
     require_observed,
@@ -162,7 +162,7 @@ def inputs(program: Program, n: int, given: Any) -> Batch:
     adapted = program.adapt(given)
     rows = num_rows(adapted)
     if rows != n and not isinstance(adapted, Whole):
-        raise DataError(f"given: got {rows} rows, expected n = {n}")
+        raise DataError(f"given: got {counted(rows, 'row')}, expected n = {n}")
     named = given if isinstance(given, Mapping) else program.examples.by_name(given)
     if not isinstance(named, Mapping):
         return given

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from pyro_vae.arguments import positive, typed
+from pyro_vae.arguments import counted, positive, typed
 from pyro_vae.errors import ProgramError
 from pyro_vae.evaluation.given_code import GivenCode
 from pyro_vae.evaluation.site_values import known_mean
@@ -59,8 +59,8 @@ class Imputed:
         missing = self.missing.values() if isinstance(self.missing, dict) else [self.missing]
         cells = sum(int(each.sum()) for each in missing)
         return (
-            f"Imputed({len(self.ess)} data, {cells} cells filled in, "
-            f"num_particles={self.num_particles}, median ess={self.ess.median().item():.1f})"
+            f"Imputed({counted(len(self.ess), 'datum', 'data')}, {counted(cells, 'cell')} filled "
+            f"in, num_particles={self.num_particles}, median ess={self.ess.median().item():.1f})"
         )
 
 

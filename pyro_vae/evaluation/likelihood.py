@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyro_vae.arguments import positive, typed
+from pyro_vae.arguments import counted, positive, typed
 from pyro_vae.frames import to_frame
 from pyro_vae.inference.sampling.importance_weights import (
     pareto_k_of_tail,
@@ -113,7 +113,7 @@ class LogLikelihood:
         tail = f", k > 0.7: {100 * self.untrusted:.1f} %" if known else ""
         if not known and self.by_global is not None and len(self.by_global) < _DRAWS_FOR_K:
             draws = len(self.by_global)
-            tail = f", k unknown ({draws} draws of the globals; {_DRAWS_FOR_K} tell it)"
+            tail = f", k unknown ({counted(draws, 'draw')} of the globals; {_DRAWS_FOR_K} tell it)"
         return (
             f"{type(self).__name__}(mean={self.mean:.4f} ± {self.stderr:.4f} nats, "
             f"samples={self.samples}, median ess={self.ess.median().item():.1f}{tail})"

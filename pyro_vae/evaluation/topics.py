@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.arguments import positive, shown, typed
+from pyro_vae.arguments import counted, positive, shown, typed
 from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.evaluation.codes import encode
 from pyro_vae.evaluation.likelihood import log_likelihood
@@ -155,7 +155,7 @@ def topics(
         raise ProgramError("topics: the model knows a single word; coherence is of pairs")
     names = [str(v) for v in (range(words) if vocabulary is None else vocabulary)]
     if len(names) != words:
-        raise DataError(f"vocabulary: got {len(names)} words, expected {words}")
+        raise DataError(f"vocabulary: got {counted(len(names), 'word')}, expected {words}")
     top = beta.topk(min(num_words, words), dim=1).indices
     asked, places = top.unique(return_inverse=True)
     present = torch.cat(
@@ -301,8 +301,9 @@ def _alone(name: str, batch: Any) -> Any:
     counts = single(batch)
     if isinstance(counts, Mapping | tuple | list):
         raise DataError(
-            f"{name}: a batch holds {len(counts)} arguments, expected counts of words (N, V) "
-            "alone; of (counts, labels) give (x for x, *_ in loader), of dicts (x['x'] for x in it)"
+            f"{name}: a batch holds {counted(len(counts), 'argument')}, expected counts of words "
+            "(N, V) alone; of (counts, labels) give (x for x, *_ in loader), of dicts (x['x'] "
+            "for x in it)"
         )
     return counts
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyro_vae.arguments import integer, typed
+from pyro_vae.arguments import counted, integer, typed
 from pyro_vae.errors import DataError
 from pyro_vae.inference.objectives.adversarial import codes, latents_of, told_apart
 from pyro_vae.program.passes import Verb
@@ -65,7 +65,7 @@ class AggregatedPosterior:
     def __repr__(self) -> str:
         return (
             f"AggregatedPosterior(loss={self.loss:.4f} ± {self.stderr:.4f} of {self.equal:.4f}, "
-            f"kl={self.kl:.3f} nats, {len(self.codes)} data)"
+            f"kl={self.kl:.3f} nats, {counted(len(self.codes), 'datum', 'data')})"
         )
 
 
@@ -101,7 +101,7 @@ def aggregated_posterior(
     steps = integer("num_steps", num_steps, 0)
     ours, theirs = _drawn(Program.of(program), data)
     if len(ours) < _FEWEST:
-        raise DataError(f"data: got {len(ours)} rows, expected at least {_FEWEST}")
+        raise DataError(f"data: got {counted(len(ours), 'row')}, expected at least {_FEWEST}")
     judge = _fresh(ours.shape[1]) if critic is None else copy.deepcopy(critic)
     judge.to(ours)
     half = torch.randperm(len(ours), device=ours.device).chunk(2)

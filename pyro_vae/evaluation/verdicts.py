@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_vae.arguments import counted
+
 SILENT = 0.1  # nats; a site below it tells nothing of the data
 DEAF = 0.5  # nats; a decoder that gains less from the right code than from any does not listen
 _NORMAL = ("Normal",)
@@ -39,7 +41,10 @@ def _units(found: Any, name: str) -> str:
     kl = f"KL({name}) {_unsigned(found.kl[name])} nats"
     if name not in found.variance:
         return kl
-    return f"{found.active_units[name]} of {found.variance[name].numel()} units active, {kl}"
+    return (
+        f"{found.active_units[name]} of {counted(found.variance[name].numel(), 'unit')} active, "
+        f"{kl}"
+    )
 
 
 def _idle(found: Any, name: str) -> bool:
@@ -74,7 +79,7 @@ def _unsigned(value: float, digits: int = 2) -> str:
 
 def _alphabet(found: Any) -> list[str]:
     return [
-        f"{name}: {codes.used} of {len(codes.counts)} codes in use, "
+        f"{name}: {codes.used} of {counted(len(codes.counts), 'code')} in use, "
         f"perplexity {codes.perplexity:.1f}."
         for name, codes in found.codes.items()
     ]

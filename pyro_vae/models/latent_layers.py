@@ -15,7 +15,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyro_vae.arguments import positive, typed
+from pyro_vae.arguments import counted, positive, typed
 from pyro_vae.conditionals import Bernoulli, Gaussian, Observation, observation_config
 from pyro_vae.errors import ConfigError
 from pyro_vae.models.networks import decoder_of
@@ -82,8 +82,8 @@ class Chain(Layers):
         widths, dims = sizes("hidden", hidden), self.latent_dims
         if len(widths) != len(dims):
             raise ConfigError(
-                f"hidden={list(widths)} has {len(widths)} widths for {len(dims)} latent layers; "
-                "expected one each, the data side first"
+                f"hidden={list(widths)} has {counted(len(widths), 'width')} for {len(dims)} "
+                "latent layers; expected one each, the data side first"
             )
         options: dict[str, Any] = {"activation": activation, "batch_norm": bool(batch_norm)}
         self.config = {

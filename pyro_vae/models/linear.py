@@ -108,8 +108,8 @@ class LinearVAE(OneLatent):
         variance = values[kept:].mean() if kept < self.data_dim else values.new_zeros(())
         if not variance > 1e-12 * values[0]:
             raise DataError(
-                f"{kept} components explain all the variance of {len(x)} data of {self.data_dim} "
-                "dimensions, so σ would be 0; use a smaller latent_dim or more data"
+                f"{len(x)} data of {self.data_dim} dimensions have no variance beyond that of "
+                f"{kept} components, so σ would be 0; use a smaller latent_dim or more data"
             )
         self.weight.copy_(vectors[:, :kept] * (values[:kept] - variance).sqrt())
         self.mean.copy_(mean)

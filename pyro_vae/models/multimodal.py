@@ -9,7 +9,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyro_vae.arguments import positive, typed
+from pyro_vae.arguments import counted, positive, typed
 from pyro_vae.conditionals import Bernoulli, Gaussian, ZeroImputation, observation_config
 from pyro_vae.conditionals import observation as choose_observation
 from pyro_vae.conditionals.discrete import Categorical
@@ -118,7 +118,11 @@ class MultimodalVAE(ZooProgram):
         unknown = [name for name in given if name not in names]
         known = [x for name, x in given.items() if name != _MASK and x is not None]
         if unknown or len(data) > len(names) or not known:
-            got = f"{unknown[0]!r}" if unknown else f"{len(data)} arguments, {len(known)} tensors"
+            got = (
+                f"{unknown[0]!r}"
+                if unknown
+                else f"{counted(len(data), 'argument')}, {counted(len(known), 'tensor')}"
+            )
             raise DataError(f"got {got}, expected modalities {list(self.shapes)}, at least one")
         rows, mask = len(known[0]), given.get(_MASK)
         if mask is not None and mask.shape != (rows, len(self.shapes)):

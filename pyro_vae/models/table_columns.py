@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.arguments import counted
 from pyro_vae.conditionals.column_kinds import KINDS, Column
 from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.models.plain_cells import is_number, plain, require_plain
@@ -156,9 +157,9 @@ def _tell_of_many(name: Any, categories: int, cells: int) -> None:
     """Warn of text that names nearly each row, or is numbers."""
     if categories > max(20, cells // 2):
         warnings.warn(
-            f"column {name!r}: got {categories} categories in {cells} cells. Make numbers of text "
-            f"(pd.to_numeric(table[{name!r}])), leave out what names each row, or say "
-            f"kinds={{{name!r}: 'categorical'}}",
+            f"column {name!r}: got {counted(categories, 'category')} in {counted(cells, 'cell')}. "
+            f"Make numbers of text (pd.to_numeric(table[{name!r}])), leave out what names each "
+            f"row, or say kinds={{{name!r}: 'categorical'}}",
             stacklevel=2,
         )
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.arguments import counted
 from pyro_vae.errors import DataError
 
 
@@ -52,7 +53,7 @@ def require_batches(data: Any, dim: int) -> None:
         )
     if isinstance(data, list) and data and all(getattr(x, "ndim", 0) == dim - 1 for x in data):
         raise DataError(
-            f"x: got a list of {len(data)} sequences, expected one batch; of tensors, "
+            f"x: got a list of {counted(len(data), 'sequence')}, expected one batch; of tensors, "
             "pv.data.pad(x) makes it, with their lengths"
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.arguments import positive, shown, typed
+from pyro_vae.arguments import counted, positive, shown, typed
 from pyro_vae.errors import ConfigError, DataError
 
 Shape = int | Sequence[int]
@@ -87,6 +87,8 @@ def flat_rows(x: Tensor, rows: int | None = None) -> Tensor:
     """Return data (B | data) as (B, D); raises `DataError` for no such data, or other rows."""
     known = isinstance(x, Tensor) and x.dim() > 0 and rows in (None, len(x))
     if not known:
-        expected = "one row per datum" if rows is None else f"{rows} rows, one for each code"
+        expected = (
+            "one row per datum" if rows is None else f"{counted(rows, 'row')}, one for each code"
+        )
         raise DataError(f"network input: got {shown(x)}, expected a tensor of {expected}")
     return x.reshape(len(x), math.prod(x.shape[1:]))  # of no rows -1 tells nothing

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from pyro_vae.arguments import counted
 from pyro_vae.plots.latent import latent_map
 from pyro_vae.plots.panels import bars, clouds, ranges, row, spread, traces
 from pyro_vae.plots.sequence_panels import step_kl
@@ -34,7 +35,7 @@ def likelihood(found: Any) -> Figure:
     """Draw log p(x), effective sample size and Pareto shape over the data."""
     figure, (left, middle, right) = row(3)
     spread(left, found.log_prob, "log p(x), nats", f"Mean {found.mean:.2f} nats")
-    spread(middle, found.ess, "effective sample size", f"Of {found.samples} draws")
+    spread(middle, found.ess, "effective sample size", f"Of {counted(found.samples, 'draw')}")
     spread(right, found.psis_k, "Pareto shape k", "Not to be trusted: above 0.7", _TRUSTED)
     return figure
 
@@ -67,7 +68,10 @@ def codes(found: Any) -> Figure:
     """Draw how often each code is used, most used first."""
     figure, (axes,) = row(1, width=5.2)
     share = np.sort(as_array(found.counts))[::-1] / max(1, int(found.counts.sum()))
-    title = f"{found.used} of {found.num_codes} codes used, perplexity {found.perplexity:.1f}"
+    title = (
+        f"{found.used} of {counted(found.num_codes, 'code')} used, perplexity "
+        f"{found.perplexity:.1f}"
+    )
     bars(axes, share, "code, most used first", title, 1 / found.num_codes)
     return figure
 
@@ -82,7 +86,9 @@ def imputed(found: Any) -> Figure:
     )
     errors = [as_array(error).astype(float)[as_array(cells).astype(bool)] for error, cells in pairs]
     filled = np.concatenate(errors)
-    spread(left, filled, "standard error of a filled cell", f"{len(filled)} cells filled in")
+    spread(
+        left, filled, "standard error of a filled cell", f"{counted(len(filled), 'cell')} filled in"
+    )
     left.set_ylabel("cells")
     label = f"effective draws of {found.num_particles}"
     spread(right, found.ess, label, f"Too few: below {_FEW}", _FEW)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pyro_vae.arguments import positive, typed
+from pyro_vae.arguments import counted, positive, typed
 from pyro_vae.errors import DataError
 from pyro_vae.plots.style import FAINT, LETTER, new_figure, numbers, set_title
 
@@ -35,7 +35,7 @@ def samples(images: ArrayLike, *, columns: int | None = None, title: str | None 
     pixels = _images("images", images, "pv.generate")
     square = math.ceil(math.sqrt(len(pixels)))
     columns = square if columns is None else positive("columns", columns)
-    figure, axes = _canvas(title or f"{len(pixels)} samples from the prior")
+    figure, axes = _canvas(title or f"{counted(len(pixels), 'sample')} from the prior")
     for index, image in enumerate(pixels):
         row, column = divmod(index, columns)
         _place(axes, image, column, row)

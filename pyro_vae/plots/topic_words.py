@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pyro_vae.arguments import positive, typed
+from pyro_vae.arguments import counted, positive, typed
 from pyro_vae.errors import DataError
 from pyro_vae.plots.style import (
     INK,
@@ -61,7 +61,7 @@ def topic_words(
     every, size = shares.shape
     names = [str(word) for word in (range(size) if vocabulary is None else vocabulary)]
     if len(names) != size:
-        raise DataError(f"vocabulary: got {len(names)} words, expected {size}")
+        raise DataError(f"vocabulary: got {counted(len(names), 'word')}, expected {size}")
     shown = min(positive("num_words", num_words), size)
     count = min(every, MOST)
     order = np.argsort(-shares[:count], axis=1, kind="stable")[:, :shown]

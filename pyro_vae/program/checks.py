@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.utils.rnn import PackedSequence as Packed
 
-from pyro_vae.arguments import shown
+from pyro_vae.arguments import counted, shown
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.program.batch import Batch, named_arguments_of, named_arrays, named_leaves
 from pyro_vae.program.enumeration import can_be_listed, can_be_summed
@@ -392,8 +392,9 @@ def padding_left(batch: Batch) -> str:
     name, size = longer[0]
     return (
         f"; the model may want packed sequences as long as what is padded: these rows have "
-        f"{max(packed)} steps, {name} {size}, since they were cut from longer ones; hand over "
-        "batches that are each padded to their own longest (a DataLoader with a collate_fn)"
+        f"{counted(max(packed), 'step')}, {name} {size}, since they were cut from longer ones; "
+        "hand over batches that are each padded to their own longest (a DataLoader with a "
+        "collate_fn)"
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import counted, positive
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.program.batch import (
     Batch,
@@ -161,7 +161,9 @@ class Examples:
         known = named_arguments(model, args, kwargs)
         missing = [name for name in needed if name not in known]
         if missing:
-            raise DataError(f"given: lacks the model's argument {missing[0]!r}, {n} rows")
+            raise DataError(
+                f"given: lacks the model's argument {missing[0]!r}, {counted(n, 'row')}"
+            )
         complete = {**{name: known[name] for name in needed}, **given}
         places = list(known)[: len(args)]
         if kwargs or set(complete) != set(places):

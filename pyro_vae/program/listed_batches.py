@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.arguments import counted
 from pyro_vae.errors import DataError
 from pyro_vae.program.batch import Batch, as_argument, map_arguments, takes
 from pyro_vae.program.streams import join_batches
@@ -41,10 +42,10 @@ def joined(data: Any, model: Callable[..., Any], runs: Callable[[Batch], bool]) 
     if all(isinstance(each, Tensor) for each in data):
         if one and not listed and _of_one_shape(data) and not runs((data,)):
             raise DataError(
-                f"got a list of {len(data)} tensors, of which each may be a batch or a datum; give "
-                "torch.cat(data) if these are batches, torch.stack(data) if each is a datum, and "
-                "the one that the program is for (transform=lambda batch: batch[0] in pv.fit) if "
-                "they are several arguments"
+                f"got a list of {counted(len(data), 'tensor')}, of which each may be a batch or a "
+                "datum; give torch.cat(data) if these are batches, torch.stack(data) if each is "
+                "a datum, and the one that the program is for (transform=lambda batch: batch[0] "
+                "in pv.fit) if they are several arguments"
             )
         return data
     if not all(isinstance(each, tuple | list) and _has_array(each) for each in data):
@@ -114,10 +115,11 @@ def _require_batches(data: list[Any]) -> None:
         numbers = [each for each in column if _is_number(each)]
         if len(numbers) == len(data) and any(each != numbers[0] for each in numbers):
             raise DataError(
-                f"got a list of {len(data)} data, one by one, expected arrays with a row for each, "
-                "or batches of them; give a DataLoader of the list, or stack it: "
-                "tuple(map(torch.as_tensor, map(np.stack, zip(*data)))); if these are batches, "
-                "give each row its own number: one that differs between them is no constant"
+                f"got a list of {counted(len(data), 'datum', 'data')}, one by one, expected "
+                "arrays with a row for each, or batches of them; give a DataLoader of the list, "
+                "or stack it: tuple(map(torch.as_tensor, map(np.stack, zip(*data)))); if these "
+                "are batches, give each row its own number: one that differs between them is no "
+                "constant"
             )
 
 

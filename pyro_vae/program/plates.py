@@ -9,6 +9,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_vae.arguments import counted
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.program.handlers import PLATE, Message, data_frame, sample_sites, scoring_data
 
@@ -158,8 +159,8 @@ def find_plate(model: Trace, rows: int, wanted: str | None, before: str | None =
         others = [n for n, each in frames.items() if each.size == rows and wanted is None]
         ways = [f", or say which plate holds the data: Program(..., plate={n!r})" for n in others]
         raise DataError(
-            f"plate {name!r} has {frame.size} rows, the batch {rows}; the first dimension of each "
-            f"tensor is the datum{''.join(ways[:1])}"
+            f"plate {name!r} has {counted(frame.size, 'row')}, the batch {rows}; the first "
+            f"dimension of each tensor is the datum{''.join(ways[:1])}"
         )
     return DataPlate(name, frame.dim, sized=frame.size != -1)
 
@@ -189,13 +190,15 @@ def _frame_of(site: Message, name: str) -> bool:
 def _only(fitting: list[str], plates: list[str], rows: int) -> str:
     if len(fitting) > 1:
         raise ProgramError(
-            f"plates {sorted(fitting)} have {rows} rows each, as the batch has, and enclose an "
-            f"observed site; say which holds the data: Program(..., plate={sorted(fitting)[0]!r})"
+            f"plates {sorted(fitting)} have {counted(rows, 'row')} each, as the batch has, and "
+            "enclose an observed site; say which holds the data: Program(..., "
+            f"plate={sorted(fitting)[0]!r})"
         )
     if not fitting:
         raise NoDataPlate(
-            f"no plate of {rows} rows encloses an observed site (plates: {plates or 'none'}); "
-            f"write `with pyro.plate({PLATE!r}, len(x)):` around the sites of one datum"
+            f"no plate of {counted(rows, 'row')} encloses an observed site (plates: "
+            f"{plates or 'none'}); write `with pyro.plate({PLATE!r}, len(x)):` around the sites "
+            "of one datum"
         )
     return fitting[0]
 

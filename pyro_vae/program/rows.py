@@ -8,6 +8,7 @@ from pyro.infer.autoguide import AutoContinuous
 from pyro.poutine.trace_struct import Trace
 from torch import nn
 
+from pyro_vae.arguments import counted
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.program import checks
 from pyro_vae.program.batch import (
@@ -295,7 +296,8 @@ class Rows:
                 "give parts of that many rows"
             )
             raise DataError(
-                f"got {rows} rows, expected the {own} that the program was first read with: {why}"
+                f"got {counted(rows, 'row')}, expected the {own} that the program was first read "
+                f"with: {why}"
             )
 
     def _for_new_rows(self) -> str:

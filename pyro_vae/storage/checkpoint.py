@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.arguments import counted
 from pyro_vae.errors import CheckpointError
 from pyro_vae.program.parameters import AVERAGES
 from pyro_vae.storage.bundle import bundle_path, check_state, read_bundle, serialise, write_bundle
@@ -258,8 +259,8 @@ def _fit_optimizers(
     if not isinstance(saved, list) or len(saved) != len(optimizers):
         count = len(saved) if isinstance(saved, list) else "no"
         raise CheckpointError(
-            f"{where}: holds {count} optimizers, this run has {len(optimizers)}; resume with the "
-            "objective and the optimizer that started the run"
+            f"{where}: holds {counted(count, 'optimizer')}, this run has {len(optimizers)}; "
+            "resume with the objective and the optimizer that started the run"
         )
     try:
         return [

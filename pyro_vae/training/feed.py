@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import counted, positive
 from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.program.batch import Batch, dense, map_batch, map_rows, num_rows
 from pyro_vae.program.modules import generators_kept
@@ -273,8 +273,8 @@ class LoaderFeed:
         dropped = (self.batch_size or 1) * self.world.size if self.loader.drop_last else 1
         if not self.size - dropped < found <= self.size + self._filled:
             raise DataError(
-                f"data: an epoch had {found} rows over {self.world.size} processes, and N is "
-                f"{self.size}; let every row come once an epoch, and size= be their number"
+                f"data: an epoch had {counted(found, 'row')} over {self.world.size} processes, "
+                f"and N is {self.size}; let every row come once an epoch, and size= be their number"
             )
 
     def __len__(self) -> int:
@@ -523,7 +523,9 @@ def _agreed(told: Size | None, own: int) -> int:
         ConfigError: The user tells another.
     """
     if told not in (None, "count", ANY, own):
-        raise ConfigError(f"size: got {told}, and the data have {own} rows; leave size out")
+        raise ConfigError(
+            f"size: got {told}, and the data have {counted(own, 'row')}; leave size out"
+        )
     return own
 
 

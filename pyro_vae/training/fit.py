@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from pyro_vae.arguments import integer, is_number, number, positive, typed
+from pyro_vae.arguments import counted, integer, is_number, number, positive, typed
 from pyro_vae.device import seeded
 from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.inference.graphs.compiled_loss import Mode
@@ -372,8 +372,8 @@ def _check_shares(program: Program, feed: TensorFeed | LoaderFeed, world: World)
         )
     if isinstance(feed, TensorFeed) and feed.batch_size < 2 * world.size:
         raise ConfigError(
-            f"batch_size: got {feed.batch_size} rows for {world.size} devices, expected at least "
-            f"{2 * world.size}: it counts the rows of all together"
+            f"batch_size: got {counted(feed.batch_size, 'row')} for {world.size} devices, "
+            f"expected at least {2 * world.size}: it counts the rows of all together"
         )
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor, nn
 
-from pyro_vae.arguments import positive, shown
+from pyro_vae.arguments import counted, positive, shown
 from pyro_vae.device import resolve_device
 from pyro_vae.errors import ConfigError, DeviceError, ProcessError
 from pyro_vae.extras import extra
@@ -423,8 +423,8 @@ def join(devices: Devices, device: str | torch.device) -> World:
     nodes, here = _started()
     if wanted not in ("auto", here) and (nodes, here) != (1, 1):
         raise ConfigError(
-            f"devices: got {wanted}, this script was started in {here} processes per machine; "
-            "leave devices out"
+            f"devices: got {wanted}, this script was started in {counted(here, 'process')} per "
+            "machine; leave devices out"
         )
     local = here if wanted == "auto" else int(wanted)
     if nodes * local == 1:
@@ -470,7 +470,8 @@ def _started_by_slurm() -> tuple[int, int] | None:
     nodes = int(given.get("SLURM_STEP_NUM_NODES") or given.get("SLURM_NNODES") or 1)
     if tasks % nodes:
         raise ConfigError(
-            f"devices: srun has started {tasks} processes on {nodes} machines, expected as many on "
+            f"devices: srun has started {counted(tasks, 'process')} on "
+            f"{counted(nodes, 'machine')}, expected as many on "
             "each; pass --ntasks-per-node to sbatch"
         )
     # What Fabric's environment of Slurm reads; srun sets the second only where it was asked for.
@@ -489,7 +490,8 @@ def _kind(device: str | torch.device, processes: int) -> str:
     count = torch.cuda.device_count() if found.type == "cuda" else math.inf
     if processes > count:
         raise DeviceError(
-            f"devices: got {processes} processes, this machine has {count} CUDA devices; start "
+            f"devices: got {processes} processes, this machine has "
+            f"{counted(count, 'CUDA device')}; start "
             "fewer, or pass device='cpu'"
         )
     return found.type

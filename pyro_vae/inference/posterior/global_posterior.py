@@ -14,7 +14,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import Transform
 
-from pyro_vae.arguments import positive, typed
+from pyro_vae.arguments import counted, positive, typed
 from pyro_vae.errors import ProgramError
 from pyro_vae.frames import to_dataset
 from pyro_vae.inference.graphs.density_graphs import DensityGraphs
@@ -282,8 +282,9 @@ class RefinedGlobals:
         chains, draws = next(iter(self.samples.values())).shape[:2]
         least = min(value.min().item() for value in self.ess.values())
         return (
-            f"RefinedGlobals({', '.join(self.samples)}: {chains} chains, {draws} draws kept, "
-            f"R-hat={self.worst_rhat:.3f}, ess={least:.0f}, acceptance={self.acceptance:.2f}, "
+            f"RefinedGlobals({', '.join(self.samples)}: {counted(chains, 'chain')}, "
+            f"{counted(draws, 'draw')} kept, R-hat={self.worst_rhat:.3f}, ess={least:.0f}, "
+            f"acceptance={self.acceptance:.2f}, "
             f"divergences={self.divergences})"
         )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vae.arguments import integer, number, positive, typed
+from pyro_vae.arguments import counted, integer, number, positive, typed
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.frames import to_dataset, to_frame
 from pyro_vae.inference.graphs.compiled_loss import Mode
@@ -180,9 +180,9 @@ class Refined:
     def __repr__(self) -> str:
         chains, draws, rows = next(iter(self.samples.values())).shape[:3]
         return (
-            f"Refined({rows} data, {chains} chains, {draws} draws kept, "
-            f"{int((~self.mixed).sum())} data not mixed, "
-            f"median R-hat={self.rhat.median().item():.3f}, "
+            f"Refined({counted(rows, 'datum', 'data')}, {counted(chains, 'chain')}, "
+            f"{counted(draws, 'draw')} kept, {counted(int((~self.mixed).sum()), 'datum', 'data')} "
+            f"not mixed, median R-hat={self.rhat.median().item():.3f}, "
             f"ess={self.ess.median().item():.0f}, "
             f"acceptance={self.acceptance.mean().item():.2f}, "
             f"divergences={int(self.divergences.sum())})"
@@ -380,10 +380,11 @@ def _refine_globals(
         num_leapfrog=run.num_leapfrog,
     )
     lost = refined.divergences > DIVERGENT_LIMIT * transitions
+    divergent = counted(refined.divergences, "divergent transition")
     if lost or not refined.mixed:
         warnings.warn(
             f"refine: the global latents have R-hat {refined.worst_rhat:.3f}"
-            f"{f' and {refined.divergences} divergent transitions' if lost else ''}; their draws "
+            f"{f' and {divergent}' if lost else ''}; their draws "
             "are not to be trusted: run longer (warmup, num_draws), with more leapfrog steps, or "
             "with a higher target_accept",
             UserWarning,

@@ -2,6 +2,7 @@
 
 import warnings
 
+from pyro_vae.arguments import counted
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.looks.findings import Dependence
 
@@ -52,8 +53,8 @@ def require_parts(found: Dependence, rows: int, total: int, argument: str | None
     for reason, names in reasons.items():
         for name in names[:1]:
             warnings.warn(
-                f"site {name!r}: {reason}; training sees what it is of {rows} rows, and elbo "
-                f"what it is of all {total}",
+                f"site {name!r}: {reason}; training sees what it is of {counted(rows, 'row')}, "
+                f"and elbo what it is of all {total}",
                 stacklevel=2,
             )
 

@@ -261,6 +261,8 @@ class _Places:
         write = f"; write the names of the others, as in {self.named[0]}=..." if self.named else ""
         if first[:1] == ("program",) and all(map(inspect.isroutine, args[:2])):
             write = "; of two functions make a program: pv.Program(model, guide)"
+        elif first[1:2] == ("data",) and all(map(_is_array, args[1:])):
+            write = "; several arguments of a model go together, as a tuple: (x, y)"
         return (
             f"got {counted(count - own, 'argument')} without a name, expected {len(first)} at most "
             f"({', '.join(first)}){write}"
@@ -285,6 +287,10 @@ class _Places:
             for field in spellings
             if field in inspect.signature(kind).parameters
         ]
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, Tensor | list) or hasattr(value, "__array__")
 
 
 def _annotations(function: Any) -> Mapping[str, Any]:

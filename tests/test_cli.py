@@ -283,7 +283,7 @@ COMPRESSED = {
         (COMPRESSED | {"format": np.array(["csr", "csr"])}, None, "not a sound .npz file"),
         ({"format": "csr", "shape": [40, 3]}, None, "not a sound .npz file"),
         ({"format": 3, "shape": [40, 3]}, None, "not a sound .npz file"),
-        (COMPRESSED | {"format": "csc", "shape": [3, 40]}, None, "got 1 documents with words"),
+        (COMPRESSED | {"format": "csc", "shape": [3, 40]}, None, "got 1 document with words"),
         (COMPRESSED | {"format": "csc", "shape": [3, 40], "indices": [9] * 40}, None, "not a"),
     ],
 )

@@ -13,6 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
 import pyro_vae as pv
@@ -87,6 +88,22 @@ def unobserved(x: Tensor, mask: Any = None) -> None:
 def labelled(x: Tensor, label: Any) -> None:
     with pyro.plate("data", len(x)):
         normal("x", x, 6, obs=x + nn.functional.one_hot(label, 6))
+
+
+def negative(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(x, -x).to_event(1), obs=x)
+
+
+def fit_subsampled(batch_size: int) -> None:
+    loc = nn.Linear(1, 6)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), subsample_size=5) as rows:
+            mean = loc(x.new_ones(len(rows), 1))
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x[rows])
+
+    pv.fit(pv.Program(model, nothing), X, batch_size=batch_size, epochs=1, compile=False)
 
 
 def seen_before(x: Tensor) -> None:
@@ -172,6 +189,22 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "a model and a guide in place of a program": (
         lambda: pv.fit(measured, nothing, X),
         r"got 3 arguments .*; of two functions make a program: pv\.Program\(model, guide\)$",
+    ),
+    "several arguments of a model, one by one": (
+        lambda: pv.fit(vae(), X, X[:, 0]),
+        r"got 3 arguments .*; several arguments of a model go together, as a tuple: \(x, y\)$",
+    ),
+    "a guide's class": (
+        lambda: pv.Program(measured, AutoNormal),
+        r"guide: got the class AutoNormal, expected .* instance of the class, such as AutoNormal",
+    ),
+    "a scale that no function has made positive": (
+        lambda: pv.elbo(pv.Program(negative, nothing), X),
+        r"GreaterThan.*What a network puts out is made positive by \.exp\(\)",
+    ),
+    "a plate that draws more rows than a batch has": (
+        lambda: fit_subsampled(batch_size=7),
+        r"; leave subsample_size out and let pv\.fit make the minibatches .*batch_size=len\(x\)",
     ),
     "one row of a program of one's own": (
         lambda: seen_before(X[0]),

@@ -126,6 +126,12 @@ class Program(nn.Module):
     ) -> None:
         super().__init__()
         dim = integer("dim", dim, 0)
+        for side, function in zip(SIDES, (model, guide), strict=True):
+            if isinstance(function, type):
+                raise ProgramError(
+                    f"{side}: got the class {function.__name__}, expected a function or an "
+                    f"instance of the class, such as {function.__name__}(model)"
+                )
         self._dim = dim
         self._options: dict[str, Any] = {
             "modules": modules,

@@ -161,11 +161,12 @@ class Runs:
     def refusal(self, batch: Batch, error: Exception) -> DataError:
         """Return what says that the program has failed on a batch."""
         args, kwargs = arguments(batch)
-        reason, broken, _ = str(error).partition(", but found invalid values")  # all of them
+        # Behind these words Pyro lists all of them.
+        reason, broken, values = str(error).partition(", but found invalid values")
         reason = reason.partition("\n")[0]  # Pyro adds a table of shapes
         reason += _about_shapes(reason)
         hint = f"; {checks.SURPLUS}" if self._has_surplus(args, kwargs) else ""
-        hint += f". {checks.unscaled(batch)}" if broken else ""
+        hint += f". {_positive(reason, values) or checks.unscaled(batch)}" if broken else ""
         return DataError(
             f"the program cannot take this batch ({checks.shapes(batch)}): {reason}{hint}"
             f"{checks.padding_left(batch)}{self._program.examples.unlike(batch)}{_of_words(args)}"
@@ -253,6 +254,14 @@ class Runs:
         return device_of(batch) or self._program.device
 
 
+def _positive(reason: str, values: str) -> str:
+    """Return what makes a parameter positive where it is a negative number; else nothing."""
+    finite = not any(word in values for word in ("nan", "inf"))
+    if not finite or "GreaterThan" not in reason:
+        return ""
+    return "What a network puts out is made positive by .exp() or torch.nn.functional.softplus"
+
+
 def _of_words(args: tuple[Any, ...]) -> str:
     """Return what to do where a model wants numbers for the words that it gets."""
     if not args or not isinstance(args[-1], Form) or not args[-1].words:
@@ -264,7 +273,12 @@ def _of_words(args: tuple[Any, ...]) -> str:
 
 
 def _about_shapes(reason: str) -> str:
-    """Return what mends the two mistakes behind most errors of shapes within a plate."""
+    """Return what mends the mistakes behind most errors of shapes within a plate."""
+    if reason.startswith("subsample_size does not match"):
+        return (
+            "; leave subsample_size out and let pv.fit make the minibatches (batch_size=), or hand "
+            "over all rows at once: batch_size=len(x)"
+        )
     found = re.match(
         r"Shape mismatch inside plate\('(.+)'\) at site (\S+) dim -\d+, \d+ vs ", reason
     )

@@ -187,18 +187,19 @@ def off_zero(module: nn.Module) -> Iterator[bool]:
     make_dense(module.parameters())
     # Not detach: a graph that is about counts the versions of its parameters.
     values = [p.data for p in module.parameters() if p.is_floating_point() and not p.is_meta]
-    places = [(value, value.abs() < 1e-3) for value in values]
-    held = [(value, zero, value[zero]) for value, zero in places if bool(zero.any())]
+    flat = [(value, value.as_strided((value.numel(),), (1,))) for value in values]
+    places = [(*both, (both[1].abs() < 1e-3).nonzero()[:, 0]) for both in flat]
+    held = [(value, row, zero, row[zero]) for value, row, zero in places if len(zero)]
     generator = torch.Generator().manual_seed(0)
-    for value, zero, before in held:
-        signs = torch.randint(0, 2, (len(before),), generator=generator) * 2 - 1
+    for value, row, zero, _ in held:
+        signs = torch.randint(0, 2, (len(zero),), generator=generator) * 2 - 1
         size = 0.1 / (value.shape[-1] if value.dim() else 1) ** 0.5  # a sum of many stays small
-        value[zero] = (size * signs * (1 + torch.rand(len(before), generator=generator))).to(value)
+        row[zero] = (size * signs * (1 + torch.rand(len(zero), generator=generator))).to(value)
     try:
         yield bool(held)
     finally:
-        for value, zero, before in held:
-            value[zero] = before
+        for _, row, zero, before in held:
+            row[zero] = before
 
 
 def evaluating(module: nn.Module) -> AbstractContextManager[None]:

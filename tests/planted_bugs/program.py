@@ -411,14 +411,14 @@ BUGS = [
     Bug(
         "weights at zero while the rows are cut",
         "program/modules.py",
-        "        value[zero] = (size",
+        "        row[zero] = (size",
         "        zero = (size",
         "tests/program/looks/test_cuts.py::test_a_weight_that_starts_at_zero_hides_no_mean_of_all_rows",
     ),
     Bug(
         "a weight left off zero",
         "program/modules.py",
-        "            value[zero] = before",
+        "            row[zero] = before",
         "            pass",
         "tests/program/looks/test_cuts.py::test_a_weight_that_starts_at_zero_hides_no_mean_of_all_rows",
     ),

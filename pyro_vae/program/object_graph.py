@@ -26,6 +26,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
+from torch.quasirandom import SobolEngine
 
 from pyro_vae.torch_private import MODULE_HOOKS, MODULE_TABLES
 
@@ -36,10 +37,10 @@ _MOST_ITEMS = 1024  # of a container: longer ones hold data
 _ATOMS = frozenset(
     (int, float, complex, str, bytes, bool, type(None), range, slice, Tensor, nn.Parameter)
 )
-# Namespaces and containers of Python whose attributes are a user's values.
+# Namespaces, containers and others of libraries whose attributes are a user's values.
 NAMESPACES = (
     *(SimpleNamespace, argparse.Namespace, UserDict, UserList, ChainMap),
-    *(WeakKeyDictionary, WeakValueDictionary),
+    *(WeakKeyDictionary, WeakValueDictionary, SobolEngine),
 )
 _OF_LIBRARIES = (
     *(functools.partial, threading.local, *NAMESPACES),

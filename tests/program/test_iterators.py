@@ -19,6 +19,7 @@ import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
 from torch import nn
+from torch.quasirandom import SobolEngine
 from torch.utils.data import DataLoader
 
 import pyro_vae as pv
@@ -192,6 +193,13 @@ def filled(numbers):
     return numbers
 
 
+def of_a_pipe(program):
+    program.other, numbers = multiprocessing.Pipe()
+    for n in range(1, STEPS + 3):
+        program.other.send(n)
+    return numbers
+
+
 def with_errors(_):
     return map(lambda n: 60 / (n % 3), itertools.count(1))  # noqa: C417 (goes on after an error)
 
@@ -294,6 +302,8 @@ KINDS = {
         lambda _: filled(multiprocessing.get_context("spawn").SimpleQueue()),
         lambda p: p.it.get(),
     ),
+    "pipe": (of_a_pipe, lambda p: p.it.recv() if p.it.poll(1) else -1),
+    "quasi-random": (lambda _: SobolEngine(1), lambda p: p.it.draw(1).item()),
     "errors": (with_errors, past_errors),
     "ends in an error": (ending_in_an_error, to_the_end),
     "takes tensors": (taking_tensors, lambda p: p.it.send(torch.ones(3))),

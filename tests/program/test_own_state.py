@@ -3,10 +3,12 @@
 import argparse
 import functools
 import itertools
+import multiprocessing
 import threading
 import types
 import warnings
 import weakref
+from array import array as array_of_python
 from collections import ChainMap, Counter, OrderedDict, UserDict, defaultdict, deque
 from contextvars import ContextVar
 from fractions import Fraction
@@ -113,6 +115,8 @@ def made():
     bound, partial = itertools.count(1).__next__, functools.partial(next, itertools.count(1))
     held_in_a_tuple, thread = (itertools.count(1), 0), threading.local()
     context, many = ContextVar("calls", default=0), [0] * 20_000
+    shared, python_array = multiprocessing.Value("i", 0), array_of_python("d", [0.0])
+    view = memoryview(bytearray(20_000))
     thread.calls = 0
     context.set(0)
     waiting.queue.extend(range(1, 50))
@@ -252,6 +256,18 @@ def made():
     def in_bytes(_):
         octets[0] += 1
         return octets[0]
+
+    def in_a_value_that_processes_share(_):
+        shared.value += 1
+        return shared.value
+
+    def in_an_array_of_python(_):
+        python_array[0] += 1
+        return python_array[0]
+
+    def in_bytes_that_are_viewed(_):
+        view[0] += 1
+        return view[0]
 
     def in_a_flag(_):
         kept.word = getattr(kept, "word", "") + "a"

@@ -1,10 +1,13 @@
 """What is written in place: tensors, arrays, generators of random numbers, long containers."""
 
+import ctypes
 import io
 import mmap
 import random
 import warnings
+from array import array
 from collections import deque
+from multiprocessing.sharedctypes import SynchronizedBase
 from operator import is_
 from typing import Any
 
@@ -21,6 +24,7 @@ _SMALL = 1 << 20  # numbers of a tensor that is copied
 _FEW = 1 << 17  # of an array or a weight; arrays have no version: they are compared after each run
 _OF_NUMPY = (np.random.Generator, np.random.BitGenerator)
 _GENERATORS = (random.Random, *_OF_NUMPY, np.random.RandomState, torch.Generator)
+_VALUES_OF_C = (ctypes._SimpleCData, ctypes.Array, ctypes.Structure)
 
 
 def is_weight(value: Any) -> bool:
@@ -126,6 +130,32 @@ class _Array(_Content):
 
     def put(self, copy: Any) -> None:
         np.copyto(self._value, copy)
+
+
+class _Numbers(_Content):
+    """An array of Python's, or bytes."""
+
+    def copy(self) -> Any:
+        return self._value[:]
+
+    def same(self, copy: Any) -> bool:
+        return bytes(self._value) == bytes(copy)  # NaN equals itself
+
+    def put(self, copy: Any) -> None:
+        self._value[:] = copy
+
+
+class _OfC(_Content):
+    """A value of C: a number, an array, a structure."""
+
+    def copy(self) -> Any:
+        return bytes(self._value)
+
+    def same(self, copy: Any) -> bool:
+        return bytes(self._value) == copy
+
+    def put(self, copy: Any) -> None:
+        ctypes.memmove(ctypes.byref(self._value), copy, len(copy))
 
 
 class _Generator(_Content):
@@ -259,6 +289,12 @@ def content_of(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         fit = value.size <= _FEW and value.flags.writeable and not value.dtype.hasobject
         return _Array(value.view(np.ndarray)) if fit else None
+    if isinstance(value, memoryview | SynchronizedBase):  # of memory that other processes share
+        return content_of(value.obj if isinstance(value, memoryview) else value.get_obj())
+    if isinstance(value, array | bytearray):
+        return _Numbers(value) if len(value) <= _FEW else None
+    if isinstance(value, _VALUES_OF_C):
+        return _OfC(value) if ctypes.sizeof(value) <= _FEW else None
     if type(value) is Retold:
         return record_of(value)
     if isinstance(value, dict | list | deque | set) and len(value) > MANY:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import queues
+from multiprocessing.connection import Connection
 from operator import is_, length_hint
 from types import BuiltinMethodType, MethodType, MethodWrapperType, TracebackType
 from typing import Any
@@ -22,7 +23,8 @@ from pyro_vae.program.object_graph import installed
 from pyro_vae.threads import another_runs
 
 _MOST_PARTS = 1 << 12  # of one value
-_QUEUES = (queue.Queue, queue.SimpleQueue, queues.Queue, queues.SimpleQueue)
+_TAKING = ("get", "recv")  # what takes from a queue or a pipe, others than what fills it
+_QUEUES = (queue.Queue, queue.SimpleQueue, queues.Queue, queues.SimpleQueue, Connection)
 _OF_ARRAYS = (np.flatiter, np.nditer)
 _OTHER_CALLS = "other calls"
 _REASONS = {
@@ -120,7 +122,7 @@ class Record:
     def drawn(self, name: str, args: Any, kwargs: Any) -> Any:
         """Return what a method of the source gives, or has given to a look."""
         make = partial(getattr(self.source, name), *args, **kwargs)
-        fills = isinstance(self.source, _QUEUES) and not name.startswith("get")
+        fills = isinstance(self.source, _QUEUES) and not name.startswith(_TAKING)
         if fills and another_runs():  # a thread of the program's
             return make()
         self.stepped = self.stepped or not self.kept

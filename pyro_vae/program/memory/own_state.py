@@ -182,11 +182,14 @@ class _Holders:
         return replace(draw, again=again, uses=uses)
 
     def release(self) -> bool:
-        """Put each iterator back of which nothing lies ahead; return whether there was one."""
-        drained = any(each.idle for each in self.retold)
-        for home in self.homes if drained else ():
+        """Put each iterator back of which nothing lies ahead; return whether these are the last."""
+        waiting = [each for each in self.retold if not each.idle]
+        if len(waiting) == len(self.retold):
+            return False
+        for home in self.homes:
             home.exchange(lambda value: exchanged(value, source_of))
-        return drained
+        self.retold = waiting
+        return not waiting
 
     def moved(self) -> bool:
         """Return whether a value is another than when the walk met it."""

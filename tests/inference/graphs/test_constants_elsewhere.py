@@ -4,14 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
 from pyro_vae.inference.graphs import background
-from pyro_vae.inference.graphs.inductor import compile_graph, with_constants_as_inputs
+from pyro_vae.inference.graphs.inductor import with_constants_as_inputs
 from pyro_vae.inference.graphs.make_graph import make_graph
-from pyro_vae.torch_private import compiler
 
 TABLE, OTHER = torch.arange(3.0), torch.tensor(5.0)
 
@@ -51,14 +49,3 @@ def test_the_other_process_gets_a_graph_without_constants(monkeypatch: Any) -> N
     assert seen == [(2, 2)]
     for mine, exact in zip(run(*INPUTS), step(*INPUTS), strict=True):
         torch.testing.assert_close(mine, exact)
-
-
-def test_a_compiled_step_with_constants_passes_no_wrapper(monkeypatch: Any) -> None:
-    run = compile_graph(make_graph(step, *INPUTS), INPUTS)
-    other = torch.randn(3), torch.randn(3)
-    loss, _, grad = run(*other)
-    torch.testing.assert_close((loss, grad), step(*other))
-    monkeypatch.setattr(
-        compiler("output_code").CompiledFxGraph, "__call__", lambda *_: pytest.fail("a wrapper")
-    )
-    run(*other)

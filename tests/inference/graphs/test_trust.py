@@ -34,11 +34,13 @@ from torch.nn.utils.parametrize import remove_parametrizations
 
 import pyro_vae as pv
 from pyro_vae.inference.graphs import compiled_loss
+from pyro_vae.inference.graphs.comparison import constants
 from pyro_vae.inference.graphs.compiled_loss import CompiledLoss
 from pyro_vae.inference.graphs.flat_inputs import normed
 from pyro_vae.program.handlers import validation
 from pyro_vae.program.program import Program
 from pyro_vae.scan import scan
+from pyro_vae.torch_private import compiler
 
 
 @pytest.mark.parametrize("name", GRAPH)
@@ -418,11 +420,15 @@ class Everything(Net):
 
 
 @pytest.mark.slow
-def test_the_compiler_gives_the_same_step():
+def test_the_compiler_gives_the_same_step_and_no_wrapper_stays_around_it(monkeypatch):
     compiled = compare(Everything, True)
     assert compiled.reason is None and compiled.num_graphs == 1
     (traced,) = compiled._graphs.values()
     assert traced.run is not traced.plain
+    assert constants(traced.graph)  # which PyTorch's wrappers give, where they are no inputs
+    wrapped = compiler("output_code").CompiledFxGraph
+    monkeypatch.setattr(wrapped, "__call__", lambda *_: pytest.fail("it stays"))
+    compiled.prepare(data(ROWS)).gradients()
 
 
 def test_a_compiled_graph_of_other_numbers_is_not_run(monkeypatch):

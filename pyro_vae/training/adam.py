@@ -78,6 +78,10 @@ class Adam(torch.optim.Adam):
     def load_state_dict(self, state_dict: Any) -> None:
         """Take over a state, PyTorch's own or ours."""
         super().load_state_dict(state_dict)
+        self.forget_lists()
+
+    def forget_lists(self) -> None:
+        """Gather the lists anew at the next step: the state has been replaced."""
         self._moved = []
 
     def _fits(self, moved: list[nn.Parameter]) -> bool:

@@ -232,7 +232,7 @@ def fit(
             writing; another thread of this process is training, or in a verb for a minute; a
             schedule with a value below zero or not finite.
         TrainingDiverged: A loss or gradient is not finite; weights and buffers are the best so far,
-            or without ``valid`` those before that update.
+            or without ``valid`` those before that step.
         CheckpointError: The checkpoint in ``out`` is damaged or does not fit, or the optimizer has
             a state that no file can hold (found at the first step).
         DeviceError: The device is not there.

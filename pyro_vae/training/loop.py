@@ -384,10 +384,11 @@ class Loop:
     def _judge(self, loss: float) -> dict[str, float]:
         """Measure the un-annealed ELBO on training and validation data, in eval mode.
 
-        A guide without a density has none: the objective's own measure is all there is.
+        A guide or a prior without a density has none: the objective's own measure is all there is.
         """
         beta = self.beta(min(1.0, self.steps / max(1, self._total)))
-        implicit = bool(self.wrapped.sites.implicit)
+        sites = self.wrapped.sites
+        implicit = bool(sites.implicit or sites.implicit_prior)
         row = {} if implicit else {"elbo": -loss}
         told = isinstance(self.objective, ELBO) and beta is None and self.average is None
         if not implicit and not told:

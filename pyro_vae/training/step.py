@@ -14,13 +14,14 @@ from pyro_vae.inference.graphs.flat_inputs import global_norm
 from pyro_vae.inference.graphs.graph_step import Prepared, Traced
 from pyro_vae.inference.objectives.objective import Objective, OptimizerFactory, Update
 from pyro_vae.program.batch import Batch, map_rows, named_leaves, num_rows
-from pyro_vae.program.checks import unscaled
 from pyro_vae.program.handlers import Beta
 from pyro_vae.program.modules import leaves_behind, make_dense
 from pyro_vae.program.program import Program
 from pyro_vae.torch_private import skips_by_found_inf
 from pyro_vae.training.adam import Adam
 from pyro_vae.training.optimizers import checked, join
+from pyro_vae.training.reasons import reason
+from pyro_vae.training.undo import Buffers, Undo, put_back_on_error, restore
 
 # Steps between two looks at the flag of a deferred check: one sync each.
 CHECK_EVERY = 100
@@ -34,9 +35,10 @@ _NOTHING_MOVES: AbstractContextManager[None] = nullcontext()
 class Stepper:
     """An objective's updates with their optimizers.
 
-    No update with a loss or gradient that is not finite moves a weight or a buffer. On the CPU that
-    is looked at before each update. On CUDA looking would stall the device, so a flag there makes
-    the fused optimizers skip that update and all that follow, until ``check`` reads it.
+    No step in which a loss or gradient is not finite moves a weight or a buffer: the updates of it
+    that have passed are undone. On the CPU that is looked at before each update. On CUDA looking
+    would stall the device, so a flag there makes the fused optimizers skip that update and all that
+    follow, until ``check`` reads it.
 
     Arguments:
         program: What is trained.
@@ -111,6 +113,7 @@ class Stepper:
             skips_by_found_inf(optimizer) for optimizer in self.optimizers
         )
         self._broken: Tensor | None = None  # on the device: 1 once an update was not finite
+        self._undo = Undo()
         self._unchecked = 0
         self.watched = False  # whether other code runs between the steps
 
@@ -199,16 +202,24 @@ class Stepper:
         That of one left out is that of another with the same loss, or None.
 
         Raises:
-            TrainingDiverged: A loss or gradient is not finite; that update moved no weight and no
+            TrainingDiverged: A loss or gradient is not finite; the step moved no weight and no
                 buffer.
         """
         made: dict[int, Tensor] = {}
-        for index, update in enumerate(self.updates):
-            if update.due is not None and not update.due():
-                continue
-            for _ in range(update.repeats):
-                whole = self._update if self.accumulate == 1 else self._update_in_parts
-                made[index] = whole(index, batch, beta)
+        self._undo.begin(self._broken)
+        try:
+            for index, update in enumerate(self.updates):
+                if update.due is not None and not update.due():
+                    continue
+                for again in reversed(range(update.repeats)):
+                    self._last = again == 0 and index + 1 == len(self.updates)
+                    whole = self._update if self.accumulate == 1 else self._update_in_parts
+                    made[index] = whole(index, batch, beta)
+        except BaseException:
+            self._undo.back()
+            raise
+        if self._broken is not None:
+            self._undo.buffers_back_where(self._broken.bool())
         if not made:
             raise ConfigError(
                 "objective: none of its updates is due, expected at least one a batch"
@@ -283,9 +294,10 @@ class Stepper:
         self._unchecked = 0
         self.hand_out()
         if self._broken is not None and bool(self._broken):
+            self._undo.back()
             buffers = self._buffers()
             copies = [buffer.clone() for buffer in buffers]
-            advice = self._advice(batch)  # which runs the program once
+            advice = reason(self.program, self._objective, batch)  # which runs the program once
             restore(buffers, copies)
             raise TrainingDiverged(
                 f"a loss or gradient was not finite in the last {CHECK_EVERY} steps" + advice
@@ -313,8 +325,8 @@ class Stepper:
         homes = [] if step else [(part, name, part._buffers[name]) for part, name in self._homes]
         direct = self._direct[index] and step is not None and not step.traced.hooked
         self._latest.pop(index, None)  # their memory serves the next ones
-        moves = bool(buffers or homes)
-        with _put_back_on_error(buffers, copies, homes) if moves else _NOTHING_MOVES:
+        noted = (buffers, copies, homes)
+        with put_back_on_error(noted) if buffers or homes else _NOTHING_MOVES:
             if step is None:
                 loss = self._backward(index, batch, beta)
                 norm = None
@@ -331,12 +343,19 @@ class Stepper:
                 self._require_finite(loss, norm, index, batch)
         if self._deferred:
             self._flag(loss + norm, index, buffers, copies)
+        self._note(index, noted)
         if direct:
             traced, grads = self._latest[index]
             optimizer.move(traced.trained, grads)  # type: ignore[attr-defined]
         else:
             self._move(index, norm)
         return loss
+
+    def _note(self, index: int, buffers: Buffers) -> None:
+        """Note what was there before an update that another one follows."""
+        if not self._last:
+            self._undo.note_buffers(buffers)
+            self._undo.note(index, self.optimizers[index], self.trained[index])
 
     def _move(self, index: int, norm: Tensor) -> None:
         if self.clip_norm is not None:
@@ -351,13 +370,14 @@ class Stepper:
         buffers = self._buffers()
         copies = [buffer.clone() for buffer in buffers]
         homes = [(part, name, part._buffers[name]) for part, name in self._homes]
-        with _put_back_on_error(buffers, copies, homes):
+        with put_back_on_error((buffers, copies, homes)):
             loss = self._accumulated(index, batch, beta)
             norm = self._reduced_norm(index, loss)
             if not self._deferred:
                 self._require_finite(loss, norm, index, batch)
         if self._deferred:
             self._flag(loss + norm, index, buffers, copies)
+        self._note(index, (buffers, copies, homes))
         self._move(index, norm)
         return loss
 
@@ -444,7 +464,7 @@ class Stepper:
             self.hand_out()
             raise TrainingDiverged(
                 f"{self.updates[index].name} is {loss.item():g}, gradient norm {norm.item():g}"
-                + self._advice(batch)
+                + reason(self.program, self._objective, batch)
             )
 
     def _flag(self, value: Tensor, index: int, buffers: list[Tensor], copies: list[Tensor]) -> None:
@@ -456,20 +476,6 @@ class Stepper:
         optimizer: Any = self.optimizers[index]
         optimizer.grad_scale = None
         optimizer.found_inf = self._broken  # what a gradient scaler sets: the fused step skips
-
-    def _advice(self, batch: Batch) -> str:
-        site = first_bad_site(self.program, batch) or self._first_bad_gradient()
-        where = f" (first seen at {site})" if site else ""
-        return (
-            f"{where}; the weights are as before this step. {unscaled(batch)}Lower lr, set "
-            "clip_norm, or bound the scales of the program"
-        )
-
-    def _first_bad_gradient(self) -> str | None:
-        for name, parameter in self.program.named_parameters():
-            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
-                return f"the gradient of {name!r}"
-        return None
 
 
 def _takes(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> bool:
@@ -485,46 +491,3 @@ def parts_of(batch: Batch, count: int) -> Iterator[Batch]:
     for place in range(count):
         start, stop = place * rows // count, (place + 1) * rows // count
         yield map_rows(lambda leaf, start=start, stop=stop: leaf[start:stop], batch)  # type: ignore[misc]
-
-
-@contextmanager
-def _put_back_on_error(
-    buffers: Sequence[Tensor],
-    copies: Sequence[Tensor],
-    homes: Sequence[tuple[nn.Module, str, Tensor | None]],
-) -> Iterator[None]:
-    """Leave buffers as they were, each in its place, where the block fails."""
-    try:
-        yield
-    except BaseException:
-        for part, name, buffer in homes:  # it may have been replaced by another tensor
-            part._buffers[name] = buffer
-        restore(buffers, copies)
-        raise
-
-
-def restore(buffers: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
-    """Write copies back: running statistics must not keep a bad batch."""
-    with torch.no_grad():
-        for buffer, copy in zip(buffers, copies, strict=True):
-            buffer.copy_(copy)
-
-
-def first_bad_site(program: Program, batch: Batch) -> str | None:
-    """Return the first site whose log density is not finite, with its row, or None."""
-    try:
-        with torch.no_grad():
-            terms = program.terms(batch)
-    except (ValueError, RuntimeError) as error:
-        return str(error).splitlines()[0]
-    sides: tuple[tuple[str, dict[str, Tensor]], ...] = (
-        ("log q", terms.log_q),
-        ("log p", terms.log_p),
-    )
-    for side, values in sides:
-        for name, value in values.items():
-            bad = ~torch.isfinite(value)
-            if bool(bad.any()):
-                row = int(bad.nonzero()[0][-1])
-                return f"site {name!r}, {side} = {value[..., row].flatten()[0].item():g}, row {row}"
-    return None

@@ -86,6 +86,59 @@ def test_processes_agree_on_loss_and_gradient():
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))  # a zero gradient
 
 
+class Pair(nn.Module):
+    """Three updates, of two parameters; the last two break from a given step on."""
+
+    def __init__(self, breaks):
+        super().__init__()
+        self.critic = nn.Linear(3, 1).double()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.float64))
+        self.breaks = breaks
+
+    def whole(self, joint):
+        self.calls += 1
+        return self.critic.weight.square().sum() + self.critic.bias.square().sum()
+
+    def broken(self, joint):
+        bad = torch.where(self.calls >= self.breaks, torch.nan, 1.0)
+        return pv.ELBO().per_datum(joint) * bad
+
+    def updates(self, program):
+        own, rest = tuple(self.critic.parameters()), tuple(program.parameters())
+        return [
+            pv.Update(self.whole, own, name="critic", repeats=2),
+            pv.Update(self.broken, rest[:2], name="first"),
+            pv.Update(self.broken, rest[2:]),
+        ]
+
+
+@pytest.mark.parametrize("kind", [None, torch.optim.SGD, torch.optim.Adam])
+@pytest.mark.parametrize("breaks", [1, 5])
+def test_a_step_of_several_updates_moves_all_or_nothing(kind, breaks):
+    """Looked at before each update, or a flag on the device; at the first step, or at the third."""
+    for deferred in (False, True) if kind is None else (False,):
+        program, _, data = build()
+        torch.manual_seed(0)
+        objective, rate = Pair(breaks), {"lr": 0.1, "momentum": 0.9}
+        rate = {"lr": 0.1} if kind is torch.optim.Adam else rate
+        factory = adam(0.1) if kind is None else lambda p, rate=rate: kind(p, **rate)
+        stepper = Stepper(program, objective, factory, clip_norm=None, size=12)
+        stepper._deferred = deferred
+        train(program, stepper, [data] * (breaks // 2))
+        before = [*state(program, stepper), *map(torch.clone, objective.state_dict().values())]
+        if deferred:
+            train(program, stepper, [data] * 3)
+        with pytest.raises(TrainingDiverged):
+            stepper.check(data) if deferred else train(program, stepper, [data])
+        after = [*state(program, stepper), *objective.state_dict().values()]
+        if deferred and breaks == 1:  # a state that has been made stands at zero
+            made = after[len(list(program.state_dict())) : -3]
+            assert all(not value.any() for value in made)
+            after = [*after[: len(list(program.state_dict()))], *after[-3:]]
+        assert len(before) == len(after)
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
 def test_an_optimizer_that_cannot_skip_is_checked_at_once():
     program, _, data = build()
     stepper = Stepper(program, pv.ELBO(), torch.optim.SGD, clip_norm=None, size=12)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ class Critic(nn.Module):
         activation: name in `ACTIVATIONS`.
         spectral_norm: hold the largest singular value of each layer at 1, by
             `torch.nn.utils.parametrizations.spectral_norm` (Miyato et al., 2018, arXiv:1802.05957).
+        missing: "nan": cells of a datum that are NaN are missing; the network gets 0 for them, and
+            besides which cells are there.
 
     Raises:
         ConfigError: an argument out of its range.
@@ -41,10 +44,11 @@ class Critic(nn.Module):
         *,
         activation: str = "leaky_relu",
         spectral_norm: bool = False,
+        missing: Literal["nan"] | None = None,
     ) -> None:
         super().__init__()
-        size = 0 if data_dim is None else math.prod(as_shape("data_dim", data_dim))
-        self.sees_data = data_dim is not None
+        size = 0 if data_dim is None else _columns(data_dim, missing)
+        self.sees_data, self.missing = data_dim is not None, missing
         self.net = MLP(positive("latent_dim", latent_dim) + size, 1, hidden, activation=activation)
         if spectral_norm:
             self.apply(_bounded)
@@ -60,8 +64,8 @@ class Critic(nn.Module):
             raise ConfigError(f"critic: got {got}; make it as pv.nn.Critic({fit})")
         if x is None:
             return self.net(z).squeeze(-1)
-        rows = len(flat_rows(z))
-        return self.net(torch.cat([z, flat_rows(x, rows).to(z.dtype)], -1)).squeeze(-1)
+        x = _seen(flat_rows(x, len(flat_rows(z))).to(z.dtype), self.missing)
+        return self.net(torch.cat([z, x], -1)).squeeze(-1)
 
 
 @typed
@@ -76,7 +80,7 @@ class InnerProductCritic(nn.Module):
         features: size of s and θ.
         hidden: widths of the hidden layers of both networks.
         activation: name in `ACTIVATIONS`.
-        spectral_norm: as for `Critic`.
+        spectral_norm, missing: as for `Critic`.
 
     Raises:
         ConfigError: an argument out of its range.
@@ -98,9 +102,10 @@ class InnerProductCritic(nn.Module):
         *,
         activation: str = "leaky_relu",
         spectral_norm: bool = False,
+        missing: Literal["nan"] | None = None,
     ) -> None:
         super().__init__()
-        size = math.prod(as_shape("data_dim", data_dim))
+        size, self.missing = _columns(data_dim, missing), missing
         outputs = positive("features", features) + 1
         self.code, self.data = (
             MLP(width, outputs, hidden, activation=activation) for width in (latent_dim, size)
@@ -110,8 +115,8 @@ class InnerProductCritic(nn.Module):
 
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
         """Map codes (B, Z) and data (B | data) to (B,)."""
-        rows = len(flat_rows(z))
-        a, b = self.code(z), self.data(flat_rows(x, rows))
+        x = _seen(flat_rows(x, len(flat_rows(z))), self.missing)
+        a, b = self.code(z), self.data(x)
         return (a[:, 1:] * b[:, 1:]).sum(-1) + a[:, 0] + b[:, 0]
 
 
@@ -189,6 +194,20 @@ class ConvCritic(nn.Module):
 
     # So that a step that asks for both see(x) and this may make the features once.
     forward.judges_what_it_sees = True  # type: ignore[attr-defined]
+
+
+def _columns(data_dim: Shape, missing: str | None) -> int:
+    """Return how many numbers a network gets of a datum."""
+    size = math.prod(as_shape("data_dim", data_dim))
+    return size if missing is None else 2 * size
+
+
+def _seen(x: Tensor, missing: str | None) -> Tensor:
+    """Return what a network gets of data (B, D): with holes, 0 for them, and which are there."""
+    if missing is None:
+        return x
+    there = ~x.isnan()
+    return torch.cat([torch.where(there, x, 0.0), there.to(x.dtype)], -1)
 
 
 def _bounded(layer: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """A model and a guide on one batch, run as objectives and estimators ask for it."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -414,18 +414,17 @@ class Joint:
         trace = poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
         return prune_subsample_sites(trace)
 
-    def model_terms(self, model: Trace, guide: Trace) -> Terms:
+    def model_terms(self, model: Trace, guide: Trace, without: Collection[str] = ()) -> Terms:
         """Return the log densities of the model at one draw of the guide, whose own stay unasked.
 
         Arguments:
             model, guide: As ``traces`` returns them; of the guide its factors count.
+            without: Latents whose log densities under the model stay unasked too.
         """
         require_pair(model, guide, self._held)
-        factors = guide.copy()
-        for name, site in sample_sites(guide):
-            if not site["is_observed"]:
-                factors.remove_node(name)
-        return stack([read(model, factors, self._layout(1), self._size)])
+        drawn = [name for name, site in sample_sites(guide) if not site["is_observed"]]
+        scored, factors = _without(model, without), _without(guide, drawn)
+        return stack([read(scored, factors, self._layout(1), self._size)])
 
     def sampled_traces(self) -> tuple[Trace, Trace]:
         """Return the same of one particle, latents that the guide leaves out drawn as well."""
@@ -520,6 +519,14 @@ def _require_all_given(model: Trace, values: Trace) -> None:
                 "that the program was read with; give what decides it (labels that are missing) as "
                 "None or as a flag, which is read anew, or ask in a program made anew"
             )
+
+
+def _without(trace: Trace, names: Iterable[str]) -> Trace:
+    """Return a trace that lacks some of its sites."""
+    rest = trace.copy()
+    for name in names:
+        rest.remove_node(name)
+    return rest
 
 
 def _latent_values(trace: Trace) -> dict[str, Tensor]:

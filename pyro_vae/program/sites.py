@@ -41,6 +41,7 @@ class Sites:
         bindings: Where the observed values come from, by site.
         dependence: What the plate does not keep apart.
         implicit: Local latents of which the guide has draws and no density.
+        implicit_prior: Those of which the model has.
     """
 
     observed: tuple[str, ...]
@@ -60,6 +61,7 @@ class Sites:
     bindings: Mapping[str, Binding] = field(default_factory=dict)
     dependence: Dependence = field(default_factory=Dependence)
     implicit: tuple[str, ...] = ()
+    implicit_prior: tuple[str, ...] = ()
 
     @property
     def continuous(self) -> tuple[str, ...]:
@@ -142,4 +144,5 @@ def read_sites(
         plate=plate,
         bindings=bindings,
         implicit=tuple(n for n in local if not checks.has_density(guide.nodes[n]["fn"])),
+        implicit_prior=tuple(n for n in local if not checks.has_density(model.nodes[n]["fn"])),
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_vae.arguments import typed
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.enumeration import Group, MixedPrior, groups_of
-from pyro_vae.program.handlers import Message, data_frame, sample_sites
+from pyro_vae.program.handlers import Message, data_frame, innermost, sample_sites
 from pyro_vae.program.masks import density_of_kept
 from pyro_vae.program.plates import by_datum, data_dim, inner_plates
 from pyro_vae.program.site_densities import (
@@ -345,6 +345,7 @@ def local_log_q(trace: Trace, layout: Layout) -> dict[str, Tensor]:
 
 
 def _read_model_site(draw: Draw, name: str, site: Message, layout: Layout) -> None:
+    _require_density(name, site)
     frame, density = data_frame(site), log_prob(name, site)
     if frame is None:
         draw.global_log_p[name] = density.sum()
@@ -352,6 +353,24 @@ def _read_model_site(draw: Draw, name: str, site: Message, layout: Layout) -> No
     draw.log_p[name] = layout.per_datum(density, data_dim(site))
     if site["is_observed"]:
         draw.observed += (name,)
+
+
+def _require_density(name: str, site: Message) -> None:
+    """Refuse a prior that has draws alone to whoever asks for its density.
+
+    Raises:
+        ProgramError: Names the site, and what does with draws.
+    """
+    if not getattr(innermost(site["fn"]), "has_density", True):
+        what = "data are" if site["is_observed"] else "prior is"
+        ways = (
+            "observe a distribution that has one"
+            if site["is_observed"]
+            else "train by pv.AAE, pv.WAE or pv.AVB(critic, contrast='prior'), which do with draws "
+            "of the prior, and judge by pv.aggregated_posterior and pv.feature_distances; nobody "
+            "knows the likelihood or the ELBO of such a model"
+        )
+        raise ProgramError(f"site {name!r}: the {what} implicit, with draws and no density; {ways}")
 
 
 def _read_group(draw: Draw, group: Group, layout: Layout) -> None:

@@ -3,7 +3,8 @@
 import inspect
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -23,6 +24,13 @@ from pyro_vae.program.program import Program
 from pyro_vae.program.site_densities import kl_weight
 from pyro_vae.program.terms import Terms
 
+_CALMER = (
+    "Give the critic a lower rate (critic_optimizer), spectral_norm=True, or a bound on its scales"
+)
+_HOLES = (
+    'Missing values go to a critic that takes them, as pv.nn.Critic(..., missing="nan"); other '
+    "data that are not finite go to none"
+)
 _WON = 0.07  # share of the loss of a critic that knows nothing, below which it has won
 
 
@@ -109,6 +117,37 @@ class Adversarial(nn.Module):
             **more,
         )
 
+    @torch.no_grad()
+    def first_bad(self, joint: Joint) -> tuple[str, str] | None:
+        """Return what of the critic is not finite on a batch, and what to do; None: nothing is."""
+        kind = type(self.critic).__name__
+        for name, parameter in self.critic.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                return f"parameter {name!r} of the critic, {kind}", _CALMER
+        for given, told in self._calls(joint):
+            for what, value in zip(self.seen, given, strict=False):
+                row = _bad_row(value, rows_of(joint))
+                if row is not None:
+                    return f"the {what} that the critic, {kind}, is given: row {row}", _HOLES
+            row = _bad_row(told, rows_of(joint))
+            if row is not None:
+                return f"what the critic, {kind}, says of row {row}", _CALMER
+        return None
+
+    def _calls(self, joint: Joint) -> list[tuple[tuple[Any, ...], Any]]:
+        """Return what the critic is given for its loss, and what it answers."""
+        calls: list[tuple[tuple[Any, ...], Any]] = []
+        buffers = [(buffer, buffer.clone()) for buffer in self.buffers()]
+        hook = self.critic.register_forward_hook(lambda _, *call: calls.append(call))
+        try:
+            with suppress(ValueError, RuntimeError):  # a look after an error, and none of its own
+                self.critic_loss(joint)
+        finally:
+            hook.remove()
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        return calls
+
     def after_epoch(self, run: Any) -> None:
         """Say once where the critic has won (``fit`` calls it)."""
         loss = float(run.history["critic"][-1])
@@ -122,6 +161,14 @@ class Adversarial(nn.Module):
                 UserWarning,
                 stacklevel=2,
             )
+
+
+def _bad_row(value: Any, rows: int) -> int | None:
+    """Return the datum of the first row that is not finite; several draws follow one another."""
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        return None
+    bad = (~torch.isfinite(value)).flatten(1).any(-1) if value.dim() > 1 else ~value.isfinite()
+    return int(bad.nonzero()[0]) % rows if bool(bad.any()) else None
 
 
 def told_apart(ours: Tensor, theirs: Tensor) -> Tensor:
@@ -212,8 +259,12 @@ def kl_weight_of(model: Trace, guide: Trace, names: Iterable[str], objective: st
     return first
 
 
-def terms_of(joint: Joint, model: Trace, guide: Trace) -> Terms:
-    """Return the log densities of the model at a draw of the guide, of each datum alone."""
-    terms = joint.model_terms(model, guide)
+def terms_of(joint: Joint, model: Trace, guide: Trace, without: Collection[str] = ()) -> Terms:
+    """Return the log densities of the model at a draw of the guide, of each datum alone.
+
+    Arguments:
+        without: Latents whose prior is not asked for its density: it may have draws alone.
+    """
+    terms = joint.model_terms(model, guide, without)
     require_rows(terms)
     return terms

@@ -98,11 +98,10 @@ class AVB(Adversarial):
         """Return minus the ELBO per datum, by the critic as it stands."""
         model, guide = joint.traces()
         names = latents_of(joint, guide, "AVB")
-        terms = terms_of(joint, model, guide)
+        # The prior's density is a part of what a critic tells against it.
+        terms = terms_of(joint, model, guide, names if self.contrast == "prior" else ())
         weight = kl_weight_of(model, guide, names, "AVB")
         log_p: Any = sum(terms.log_p.values())
-        if self.contrast == "prior":  # its density is a part of what the critic tells
-            log_p = log_p - sum(terms.log_p[name] for name in names)
         told = self.told(codes(guide, names, rows_of(joint))[0], data_of(joint))
         return -with_globals((log_p - weight * told).mean(), terms)
 

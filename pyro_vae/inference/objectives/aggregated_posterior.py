@@ -77,7 +77,7 @@ class AAE(Adversarial):
         """Return the reconstruction's loss and what it takes to deceive the critic, per datum."""
         model, guide = joint.traces()
         names = latents_of(joint, guide, "AAE")
-        terms = terms_of(joint, model, guide)
+        terms = terms_of(joint, model, guide, without=names)
         weight = self.weight * kl_weight_of(model, guide, names, "AAE")
         told = softplus(self.told(codes(guide, names, rows_of(joint))[0])).mean()
         return weight * told - with_globals(terms.log_likelihood().mean(), terms)
@@ -128,7 +128,7 @@ class WAE:
             )
         model, guide = joint.traces()
         names = latents_of(joint, guide, "WAE")
-        terms = terms_of(joint, model, guide)
+        terms = terms_of(joint, model, guide, without=names)
         weight = self.weight * kl_weight_of(model, guide, names, "WAE")
         with torch.no_grad():
             theirs = codes(joint.prior_trace(), names, rows_of(joint))[0]

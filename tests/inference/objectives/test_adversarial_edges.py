@@ -15,8 +15,9 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.conditionals import IsotropicGaussian
-from pyro_vae.errors import ConfigError, DataError, ProgramError
+from pyro_vae.errors import ConfigError, DataError, ProgramError, TrainingDiverged
 from pyro_vae.inference.objectives.critics_of_data import decoder_parameters
+from pyro_vae.program.handlers import validation
 
 D = torch.float64
 X = torch.rand(20, 4, generator=torch.Generator().manual_seed(3), dtype=D)
@@ -267,6 +268,145 @@ def test_a_score_that_is_no_number_is_told_of_once():
         fit(small(), Unsure(), valid=X, epochs=3)
     said = [str(each.message) for each in told if "is nan" in str(each.message)]
     assert len(said) == 1 and said[0].startswith("valid: valid_bound of epoch 1 is nan")
+
+
+# -- priors that have draws alone ----------------------------------------------------------------
+
+
+class Prior(nn.Module):
+    """N(0, 1) in two dimensions, or the same by draws alone."""
+
+    def __init__(self, implicit):
+        super().__init__()
+        self.implicit = implicit
+
+    def forward(self, encoder):
+        plain = dist.Normal(torch.zeros(2, dtype=D), 1.0).to_event(1)
+        return pv.distributions.Implicit(plain, torch.clone, (2,)) if self.implicit else plain
+
+
+PRIOR_BY_DRAWS = {
+    "AAE": OBJECTIVES["AAE"],
+    "WAE": OBJECTIVES["WAE"],
+    "AVB": lambda: pv.AVB(pv.nn.Critic(2, 4, (5,)), contrast="prior"),
+}
+
+
+@pytest.mark.parametrize(("name", "mode"), [("AAE", "trace"), ("WAE", False), ("AVB", False)])
+def test_a_prior_by_its_draws_alone_trains_as_that_with_a_density(name, mode):
+    ends = []
+    for implicit in (False, True):
+        torch.manual_seed(0)
+        vae = pv.models.VAE(4, 2, (3,), prior=Prior(implicit), observation=IsotropicGaussian)
+        run = fit(vae.double(), PRIOR_BY_DRAWS[name](), valid=X[:6], epochs=2, compile=mode)
+        ends.append((state(vae), run.history["loss"], run.history["valid_objective"]))
+    assert equal(ends[0][0], ends[1][0])
+    assert (ends[0][1] == ends[1][1]).all() and (ends[0][2] == ends[1][2]).all()
+    assert pv.aggregated_posterior(vae, X, num_steps=2).loss > 0
+
+
+ASKED = {
+    "elbo": lambda vae: pv.elbo(vae, X),
+    "ais": lambda vae: pv.ais(vae, X[:2]),
+    "AVB": lambda vae: fit(vae, OBJECTIVES["AVB"]()),
+    "VAEGAN": lambda vae: fit(vae, OBJECTIVES["VAEGAN"]()),
+    "LatentAutoencoder": lambda vae: fit(vae, OBJECTIVES["LatentAutoencoder"]()),
+}
+
+
+@pytest.mark.parametrize("verb", ASKED)
+def test_what_needs_the_density_of_the_prior_names_what_does_not(verb):
+    vae = pv.models.VAE(4, 2, (3,), prior=Prior(True), observation=IsotropicGaussian).double()
+    with pytest.raises(ProgramError, match=r"site 'z': the prior is implicit.*pv.AAE, pv.WAE"):
+        ASKED[verb](vae)
+
+
+# -- numbers that are none -----------------------------------------------------------------------
+
+HOLES = torch.where(torch.arange(80).reshape(20, 4) % 7 == 3, torch.nan, X)
+
+
+class Exactly(nn.Module):
+    """A critic that knows log q of a Gaussian encoder, holes or none."""
+
+    def __init__(self, vae):
+        super().__init__()
+        self.known, self.level = [vae], nn.Parameter(torch.zeros((), dtype=D))
+
+    def forward(self, z, x):
+        (vae,) = self.known
+        return vae.encoder(vae.known(x, None)).log_prob(z) + self.level
+
+
+def holed():
+    torch.manual_seed(0)
+    return pv.models.VAE(4, 2, (3,), observation=IsotropicGaussian, missing="nan").double()
+
+
+def test_data_with_holes_under_avb_have_the_elbo_of_the_observed_cells():
+    vae = holed()
+    critic = Exactly(vae)
+    program = pv.Program.of(vae)
+    program.read(HOLES)
+    losses = []
+    for objective in (pv.AVB(critic), pv.STL()):
+        torch.manual_seed(5)
+        update = objective.updates(program)[-1]
+        with program.running(), validation(False):
+            losses.append(update.loss(program.joint(HOLES)))
+    torch.testing.assert_close(*losses, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [pv.nn.Critic, pv.nn.InnerProductCritic])
+def test_a_critic_of_data_with_holes_sees_which_cells_are_there(kind):
+    critic = kind(2, 4, hidden=(5,), missing="nan").double()
+    fit(holed(), pv.AVB(critic), HOLES, epochs=2)
+    z = torch.randn(20, 2, dtype=D)
+    told = critic(z, HOLES)
+    assert told.isfinite().all() and not torch.equal(told, critic(z, HOLES.nan_to_num(0.0)))
+
+
+def test_a_critic_that_takes_no_holes_is_told():
+    vae, objective = holed(), pv.AVB(pv.nn.Critic(2, 4, (5,)))
+    before = {**state(vae), **state(objective)}
+    with pytest.raises(
+        TrainingDiverged,
+        match=r"critic is nan.*the data that the critic, Critic, is given: row \d.*missing=\"nan\"",
+    ):
+        fit(vae, objective, HOLES)
+    assert equal(before, {**state(vae), **state(objective)})
+
+
+class Hollow(nn.Module):
+    """A critic whose weights are numbers, and whose answers are none."""
+
+    def __init__(self, bad):
+        super().__init__()
+        self.weight, self.bad = nn.Parameter(torch.ones(2, dtype=D)), bad
+
+    def forward(self, z, x=None):
+        return z @ self.weight + (self.bad * z[:, 0]).log().mean()
+
+
+@pytest.mark.parametrize("kind", [pv.AVB, pv.AAE])
+def test_answers_of_a_critic_that_are_no_numbers_are_its_own(kind):
+    with pytest.raises(TrainingDiverged, match="what the critic, Hollow, says of row 0"):
+        fit(small(), kind(Hollow(-0.0)))
+
+
+def test_a_part_of_the_program_that_breaks_leaves_the_critic_as_it_was():
+    """The decoder alone is broken: the critic's update passes, and is undone with its moments."""
+    for settings in ({}, {"compile": "trace"}, {"accumulate": 2}):
+        vae, objective = small(), pv.AAE(Normed(2), critic_steps=2)
+        fit(vae, objective)
+        with torch.no_grad():
+            vae.decoder.net.output.bias.fill_(1e200)
+        before = {**state(vae), **{f"critic {k}": v for k, v in state(objective).items()}}
+        with pytest.raises(TrainingDiverged, match=r"loss is inf.*site 'x', log p = -inf"):
+            fit(vae, objective, **settings)
+        after = {**state(vae), **{f"critic {k}": v for k, v in state(objective).items()}}
+        for name, value in before.items():
+            torch.testing.assert_close(after[name], value, rtol=0, atol=0, equal_nan=True)
 
 
 def test_compiled_steps_of_both_nets_are_the_eager_ones():

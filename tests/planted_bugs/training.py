@@ -143,18 +143,32 @@ BUGS = [
     ),
     Bug(
         "buffers of a diverged step stay",
-        "training/step.py",
-        "            part._buffers[name] = buffer\n        restore(buffers, copies)\n",
-        "            pass\n",
+        "training/undo.py",
+        "        part._buffers[name] = buffer\n    restore(buffers, copies)\n",
+        "        pass\n",
         "tests/training/test_fit.py::test_divergence_leaves_the_buffers_as_before_the_step[False]",
     ),
     Bug(
         "a buffer that is replaced stays after a diverged step",
-        "training/step.py",
-        "            part._buffers[name] = buffer\n",
-        "            pass\n",
+        "training/undo.py",
+        "        part._buffers[name] = buffer\n",
+        "        pass\n",
         "tests/training/test_steps_under_other_code.py::test_a_step_that_diverges_leaves_a_buffer_"
         "that_is_replaced_as_it_was",
+    ),
+    Bug(
+        "the first update of a step stays where a later one diverges",
+        "training/undo.py",
+        "            self._noted[index].put_back()\n",
+        "            pass\n",
+        "tests/training/test_step.py::test_a_step_of_several_updates_moves_all_or_nothing[5-None]",
+    ),
+    Bug(
+        "a step undone to the one before it on a device",
+        "training/step.py",
+        "self._undo.begin(self._broken)",
+        "self._undo.begin(torch.ones(()))",
+        "tests/training/test_step.py::test_a_step_of_several_updates_moves_all_or_nothing[5-None]",
     ),
     Bug(
         "frozen parts train",
@@ -235,7 +249,7 @@ BUGS = [
     Bug(
         "the step count of a resumed Adam",
         "training/adam.py",
-        "        super().load_state_dict(state_dict)\n        self._moved = []",
+        "        super().load_state_dict(state_dict)\n        self.forget_lists()",
         "        super().load_state_dict(state_dict)",
         "tests/training/test_adam.py::test_a_state_that_is_loaded_again_replaces_the_one_at_work",
     ),

@@ -517,6 +517,7 @@ INNER = {
     "bound": "as loss_of",
     "particle_weights": "as loss_of",
     "after_epoch": "a run calls it",
+    "first_bad": "as loss_of",
     "critic_loss": "as loss_of",
     "critic_update": "as loss_of",
     "encoder_loss": "as loss_of",

@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,8 @@ if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
 
 # Training rows on which the un-annealed ELBO is measured where the loss does not tell it.
 _JUDGED_ROWS = 1024
+
+_INSISTED = 3  # interrupts of the last writes that do not end them
 
 
 @dataclass
@@ -194,17 +196,14 @@ class Loop:
         return state_modules(self.wrapped, self.objective) | average
 
     def _train_and_leave(self) -> Exception | None:
-        """Train, and leave the run behind however it ends; return the error of a last write.
-
-        An interrupt that comes in the midst of the last writes begins them anew, once.
-        """
+        """Train, and leave the run behind however it ends; return the error of a last write."""
         try:
             self._train()
             if self.best is None:
                 self.best_epoch = self.epoch
             return self._leave_behind()
         except BaseException as error:
-            failed = self._leave_behind()
+            failed = self._leave_behind_all_the_same()
             if failed is not None:  # must not hide what ended the run
                 warnings.warn(f"out: the ended run was not saved: {failed}", stacklevel=2)
             elif isinstance(error, TrainingDiverged):
@@ -530,6 +529,17 @@ class Loop:
         elif not folder.has_checkpoint:
             return None  # no step was taken, here or before: there is no run to leave behind
         return first_error([*writes, folder.publish])
+
+    def _leave_behind_all_the_same(self) -> Exception | None:
+        """Leave the run behind, anew where an interrupt comes in the midst of that, a few times.
+
+        Who ends a run often says so more than once: Slurm to each process and torchrun to its own,
+        and torchrun to those that are left where one has died.
+        """
+        for _ in range(_INSISTED):
+            with suppress(KeyboardInterrupt, SystemExit):  # the error under way ends the run
+                return self._leave_behind()
+        return self._leave_behind()
 
     def _say_how_to_go_on(self) -> None:
         """Say so where no warning can: one that is an error would hide what ends the run."""

@@ -270,6 +270,27 @@ def test_an_interrupted_last_write_is_made_anew(tmp_path, monkeypatch, place):
     assert read_bundle(tmp_path, "checkpoint", allow_nonfinite=True)[1]["epoch"] == 4
 
 
+@pytest.mark.parametrize("ends", [[KeyboardInterrupt, SystemExit], [ZeroDivisionError, SystemExit]])
+def test_a_run_that_is_ended_more_than_once_is_written_down(tmp_path, monkeypatch, ends):
+    """As by Slurm and by torchrun, or by torchrun where another process has died."""
+    first, write = ends.pop(0), checkpoint.write_bundle
+    ends.append(KeyboardInterrupt)
+
+    def interrupted(*args, **kwargs):
+        if ends:
+            raise ends.pop(0)
+        write(*args, **kwargs)
+
+    def end():
+        monkeypatch.setattr(checkpoint, "write_bundle", interrupted)
+        raise first
+
+    with pytest.raises(first):
+        pv.fit(build(), X, out=tmp_path, callbacks=[Watch(3, end)], **FAST)
+    assert not ends and not (tmp_path / lock.NAME).exists()
+    assert read_bundle(tmp_path, "checkpoint", allow_nonfinite=True)[1]["epoch"] == 3
+
+
 def test_the_first_error_is_the_one_that_is_shown(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise Full(28, "No space left on device")

@@ -1,14 +1,14 @@
 """One training step: the updates of an objective, each checked before it moves a weight."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.errors import ConfigError, TrainingDiverged
+from pyro_vae.errors import ConfigError, ProgramError, TrainingDiverged
 from pyro_vae.inference.graphs.compiled_loss import CompiledLoss, Mode, check_mode
 from pyro_vae.inference.graphs.flat_inputs import global_norm
 from pyro_vae.inference.graphs.graph_step import Prepared, Traced
@@ -20,6 +20,7 @@ from pyro_vae.program.program import Program
 from pyro_vae.torch_private import skips_by_found_inf
 from pyro_vae.training.adam import Adam
 from pyro_vae.training.optimizers import checked, join
+from pyro_vae.training.parallel import Reduce
 from pyro_vae.training.reasons import reason
 from pyro_vae.training.undo import Buffers, Undo, put_back_on_error, restore
 
@@ -63,7 +64,7 @@ class Stepper:
         size: int,
         compile: Mode = False,
         steps: int = 0,
-        reduce: Callable[[list[Tensor]], None] | None = None,
+        reduce: Reduce | None = None,
         accumulate: int = 1,
     ) -> None:
         self.program = program
@@ -133,14 +134,23 @@ class Stepper:
         pairs = zip(self.optimizers, self.trained, strict=True)
         return [alone and _takes(optimizer, own) for optimizer, own in pairs]
 
-    def _grow(self) -> None:
-        """Train the parameters that a batch of another structure has brought, as stock SVI does."""
+    def _grow(self, *, everywhere: bool = False) -> None:
+        """Train the parameters that a batch of another structure has brought, as stock SVI does.
+
+        Arguments:
+            everywhere: Whether all processes have them, at equal values.
+
+        Raises:
+            ProgramError: They have not, for all that is known.
+        """
         self._version = self.program.own.version
         self._known = {id(p): p for p in self.program.parameters()}
         hidden = self.program.own.frozen
         for index, update in enumerate(self._objective.updates(self.program)):
             known = {id(parameter) for parameter in self.trained[index]} | hidden.keys()
             new = [parameter for parameter in update.parameters if id(parameter) not in known]
+            if new and self.reduce is not None and not everywhere:
+                self._refuse_late(new)
             make_dense(new)
             self.trained[index] += new
             join(self.optimizers[index], new)
@@ -151,6 +161,17 @@ class Stepper:
                 compiled.step.forget_parts()
         self._homes = self._find_buffers()
         self._direct = self._find_direct()
+
+    def _refuse_late(self, new: list[nn.Parameter]) -> None:
+        """Refuse parameters of which other processes may know nothing, or have another value."""
+        late = {id(parameter) for parameter in new}
+        named = ((n.removeprefix("values."), p) for n, p in self.program.named_parameters())
+        names = [name for name, parameter in named if id(parameter) in late] or ["of the objective"]
+        raise ProgramError(
+            f"devices: parameter {names[0]!r} has come within the run, and several "
+            "processes train those that all have from the start; run the program once on a batch "
+            "that brings it before pv.fit, or train on one device"
+        )
 
     def _look_behind(self, loss: Tensor, batch: Batch) -> None:
         """Train the tensors behind a loss that are met twice and that nothing holds.
@@ -439,11 +460,13 @@ class Stepper:
     def _backward(self, index: int, batch: Batch, beta: Beta | None) -> Tensor:
         """Set the gradients of one update by the program itself; return its loss, detached."""
         loss = self.updates[index].loss(self.program.joint(batch, beta=beta, size=self.size))
+        if self._version != self.program.own.version:
+            self._grow()
         if self._looks:
             self._looks -= 1
             self._look_behind(loss, batch)
-        if self._version != self.program.own.version:
-            self._grow()
+        if self._version != self.program.own.version:  # what the loss has held all along
+            self._grow(everywhere=True)
         trained = [parameter for parameter in self.trained[index] if parameter.requires_grad]
         for parameter in self.trained[index]:
             parameter.grad = None
@@ -453,10 +476,29 @@ class Stepper:
 
     def _reduced_norm(self, index: int, loss: Tensor) -> Tensor:
         """Average loss and gradients over the processes, in place; return the gradients' norm."""
-        grads = [p.grad for p in self.trained[index] if p.grad is not None]
         if self.reduce is not None:
-            self.reduce([loss, *grads])
+            self._average(loss, self.trained[index], self.reduce)
+        grads = [p.grad for p in self.trained[index] if p.grad is not None]
         return global_norm(grads) if grads else torch.zeros_like(loss)
+
+    @staticmethod
+    def _average(loss: Tensor, trained: list[nn.Parameter], reduce: Reduce) -> None:
+        """Average a loss and gradients over the processes.
+
+        All send the gradient of each parameter, zero where their rows do not reach it. One that no
+        process has reached keeps none, as in one process.
+        """
+        moving = [parameter for parameter in trained if parameter.requires_grad]
+        absent = [place for place, parameter in enumerate(moving) if parameter.grad is None]
+        reached = loss.new_ones(len(moving))
+        for place in absent:
+            reached[place] = 0.0
+            moving[place].grad = torch.zeros_like(moving[place])
+        grads = [parameter.grad for parameter in moving if parameter.grad is not None]
+        reduce([loss, reached, *grads])
+        for place in absent:
+            if not reached[place]:
+                moving[place].grad = None
 
     def _require_finite(self, loss: Tensor, norm: Tensor, index: int, batch: Batch) -> None:
         # A sync, for free on the CPU: nothing may be written before the numbers are known.

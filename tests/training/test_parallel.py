@@ -399,7 +399,7 @@ def test_without_a_script_there_is_nothing_to_start(monkeypatch):
 
 @pytest.mark.parametrize(
     ("device", "message"),
-    [("cuda:0", "each of which takes its own"), ("cuda", "this machine has 1 CUDA devices")],
+    [("cuda:0", "each of which takes its own"), ("cuda", "this machine has 1 CUDA device;")],
 )
 def test_more_processes_than_devices(monkeypatch, device, message):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -51,12 +51,32 @@ class FolderLock:
         )
 
     def beat(self) -> None:
-        """Give a sign of life, if the last is old enough."""
+        """Give a sign of life, if the last is old enough.
+
+        Raises:
+            ConfigError: Another run has taken the lock.
+        """
         now = time.monotonic()
         if now - self._last > BEAT:
             self._last = now
+            self.require()
             with contextlib.suppress(OSError):
                 os.utime(self.path)
+
+    def require(self) -> None:
+        """Require the lock to be this run's still: one that was long silent may have lost it.
+
+        Raises:
+            ConfigError: It is another's.
+        """
+        with contextlib.suppress(OSError):  # it was removed, or the disk is away
+            text = self.path.read_text(encoding="utf-8", errors="replace")
+            owner = owner_of(text)
+            if owner is not None and text != self._text:
+                raise ConfigError(
+                    f"out: process {owner['pid']} on {owner['host']} has begun a run in "
+                    f"{self.path.parent} as well; choose another folder for one of the two"
+                )
 
     def release(self) -> None:
         """Remove the lock, and the folders that were made for it and are empty."""

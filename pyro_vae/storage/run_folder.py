@@ -124,8 +124,21 @@ class RunFolder:
             self._events.log(row, step)
 
     def beat(self) -> None:
-        """Show other processes that the run is alive."""
+        """Show other processes that the run is alive.
+
+        Raises:
+            ConfigError: Another run has taken the folder.
+        """
         self._lock.beat()
+
+    def require(self) -> None:
+        """Require the folder to be this run's still, before it is written to.
+
+        Raises:
+            ConfigError: Another run has taken it.
+        """
+        if self._remote is None:  # one at an address has a copy of its own: `publish` looks
+            self._lock.require()
 
     def publish(self) -> None:
         """Send what has been written here to the address, if there is one.

@@ -426,6 +426,8 @@ class Loop:
             if isinstance(objective, nn.Module):
                 objective.eval()  # a critic's own moments must not follow the validation rows
             for part, rows in pieces:
+                if self.writes is not None:
+                    self.writes.beat()
                 if objective is not None:
                     value = mean_bound(self.wrapped, part, objective, size=self.feed.size)
                 else:
@@ -501,6 +503,7 @@ class Loop:
 
     def _write(self) -> None:
         if self.writes is not None and self.checkpoint is not None:
+            self.writes.require()
             self.checkpoint.write(self.writes.path)
             self.writes.write_history(self.history)
             self.writes.publish()
@@ -528,7 +531,7 @@ class Loop:
             ]
         elif not folder.has_checkpoint:
             return None  # no step was taken, here or before: there is no run to leave behind
-        return first_error([*writes, folder.publish])
+        return first_error([folder.require]) or first_error([*writes, folder.publish])
 
     def _leave_behind_all_the_same(self) -> Exception | None:
         """Leave the run behind, anew where an interrupt comes in the midst of that, a few times.

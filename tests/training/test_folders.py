@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -156,6 +157,22 @@ def test_the_lock_shows_signs_of_life_and_goes_with_the_run(tmp_path, monkeypatc
     pv.fit(build(), X, out=tmp_path, callbacks=[lambda run: look()], **FAST)
     assert beats == sorted(set(beats)) and len(beats) == 4
     assert not (tmp_path / "lock.json").exists()
+
+
+@pytest.mark.parametrize("beat", [0.0, 99.0])
+def test_a_run_whose_folder_another_has_taken_writes_no_more(beat, tmp_path, monkeypatch):
+    """As it may where a run shows no sign of life for an hour, in a callback say."""
+    monkeypatch.setattr(lock, "BEAT", beat)
+    pv.fit(build(), X, out=tmp_path, **{**FAST, "epochs": 1})
+    before = (tmp_path / "checkpoint.safetensors").read_bytes()
+    program, taken = build(), Watch(2, lambda: owner(tmp_path, host="elsewhere", pid=7))
+    with (
+        pytest.warns(UserWarning, match="was not saved") if not beat else nullcontext(),
+        pytest.raises(ConfigError, match=r"out: process 7 on elsewhere has begun a run in"),
+    ):
+        pv.fit(program, X, out=tmp_path, resume=True, callbacks=[taken], **FAST)
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+    assert json.loads((tmp_path / "lock.json").read_text())["pid"] == 7
 
 
 # -- the disk --------------------------------------------------------------------------------------

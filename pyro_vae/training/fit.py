@@ -260,6 +260,7 @@ def fit(
         weights = beta_schedule(beta, wrapped.sites.local)
         factory = as_factory(adam(lr) if optimizer is None else optimizer, wrapped, first, lr)
         chosen = _chosen(objective, patience, wrapped.device)
+        _check_alone(chosen, world)
         folder = _folder(out, bool(resume), world, events=logger is None)
         stepper = Stepper(
             wrapped,
@@ -374,6 +375,15 @@ def _check_shares(program: Program, feed: TensorFeed | LoaderFeed, world: World)
         raise ConfigError(
             f"batch_size: got {counted(feed.batch_size, 'row')} for {world.size} devices, "
             f"expected at least {2 * world.size}: it counts the rows of all together"
+        )
+
+
+def _check_alone(objective: Objective, world: World) -> None:
+    """Refuse state of each datum, of which each process would move some and average all."""
+    if world.size > 1 and getattr(objective, "of_each_datum", False):
+        raise ConfigError(
+            f"objective: {objective!r} keeps a state for each datum, which {world.size} processes "
+            "cannot share; train on one device, or without it (persistent=0)"
         )
 
 

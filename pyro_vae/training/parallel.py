@@ -187,7 +187,11 @@ class Group(World):
         return int(np.random.SeedSequence([seed, *words, self.rank + 1]).generate_state(1)[0])
 
     def reseed(self, seed: int, *words: int) -> None:
-        """Seed this process's noise for one epoch, so that a resumed run draws the same."""
+        """Seed this process's noise for one epoch, so that a resumed run draws the same.
+
+        Buffers that move are looked for anew: a part may have been thawed, a critic have joined in.
+        """
+        self._moving = None
         number = self.seed(seed, *words)
         torch.default_generator.manual_seed(number)
         if self.device.type == "cuda":
@@ -270,7 +274,8 @@ class Group(World):
         yield
         if self._moving is None:
             self._moving = watched = self._find_moving(before)
-            before = [before[index] for index in watched]
+            # Whole: one that began to move within the epoch before is another in each process.
+            before = [torch.zeros_like(before[index]) for index in watched]
         if not watched:
             return
         after = [self._buffer(index) for index in watched]

@@ -72,8 +72,8 @@ class HMCRefined(nn.Module):
             -134 after 16,800 iterations) where 0.8 did not (-121).
         num_particles: Chains per datum, and draws behind the ELBO.
         use_mass: False sets the mass to 1, and the step size in units of the latents.
-        persistent: N, the rows of the training set, for one table ``(K, N, Z)`` of chains; 0 starts
-            each chain from the guide.
+        persistent: N, the rows of the training set, for one table ``(K, N, Z)`` of chains, on one
+            device; 0 starts each chain from the guide.
 
     Raises:
         ConfigError: An argument out of range.
@@ -115,6 +115,11 @@ class HMCRefined(nn.Module):
         # One dim each: Inductor loses what is written to a float64 buffer of none (torch 2.13).
         self.register_buffer("log_step_size", torch.full((1,), math.log(step_size)))
         self.register_buffer("acceptance", torch.ones(1))
+
+    @property
+    def of_each_datum(self) -> bool:
+        """Whether it keeps a state for each datum, as one process can."""
+        return self.persistent > 0
 
     def updates(self, program: Program) -> list[Update]:
         """Return the one update, over all parameters of the program.

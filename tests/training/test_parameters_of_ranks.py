@@ -1,0 +1,115 @@
+"""What moves in the rows of one process alone, or from some moment on: parameters and buffers."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from forked import connected, forks
+from torch import nn
+from two_processes import error
+
+import pyro_vae as pv
+
+X = torch.randn(16, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+X[:, 0] = X[:, 0].abs() * torch.tensor([-1.0] * 8 + [1.0] * 8)  # a half for each process
+
+
+class Switched(nn.Module):
+    """A decoder for the rows of each sign, and one for none, each used where there are such rows.
+
+    Arguments:
+        last: Outputs of the second, which are another number or the same.
+        late: Whether rows above zero make a parameter besides.
+    """
+
+    def __init__(self, last: int = 3, late: bool = False) -> None:
+        super().__init__()
+        self.late = late
+        self.gains = nn.ParameterList(
+            torch.full(shape, 0.3, dtype=torch.float64) for shape in ((3,), (last,), (2,))
+        )
+
+    def loc(self, z: torch.Tensor, rows: torch.Tensor, place: int) -> torch.Tensor:
+        gain = self.gains[place] if rows.any() else z.new_zeros(1)
+        return torch.where(rows[:, None], gain.mean() * z, 0.0)
+
+    def model(self, x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(3), 1.0).to_event(1))
+            sides = (x[:, 0] < 0, x[:, 0] > 0, x[:, 0] == 0)
+            loc = sum(self.loc(z, rows, place) for place, rows in enumerate(sides))
+            if self.late and self.training and sides[1].any():
+                loc = loc + pyro.param("late", torch.zeros(3, dtype=torch.float64))
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    def guide(self, x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(x / 2, event_dim=1))
+
+
+def trained(last: int) -> list[list[float]]:
+    """Return the parameters after steps with momentum, which a gradient of zero would move."""
+    program = Switched(last)
+    pv.fit(
+        program,
+        X,
+        batch_size=16,
+        epochs=3,
+        compile=False,
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, 0.1),
+        device="cpu",
+        progress=False,
+    )
+    return [gain.tolist() for gain in program.gains]
+
+
+class Counting(Switched):
+    """It follows the mean of its rows from the second step of the second epoch on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3, dtype=torch.float64))
+        self.steps = 0
+
+    def model(self, x: torch.Tensor) -> None:
+        self.steps += self.training
+        if self.training and self.steps > 6:
+            self.mean += 0.1 * (x.mean(0) - self.mean)
+        super().model(x)
+
+
+def mean() -> list[float]:
+    """Return the running mean after three epochs of four steps."""
+    program = Counting()
+    options = {"batch_size": 4, "epochs": 3, "compile": False, "progress": False}
+    pv.fit(program, X, device="cpu", **options)
+    return program.mean.tolist()
+
+
+def late() -> str:
+    return error(lambda: pv.fit(Switched(late=True), X, epochs=2, device="cpu", progress=False))
+
+
+def chains() -> str:
+    kept = pv.HMCRefined(persistent=16)
+    return error(lambda: pv.fit(Switched(), X, objective=kept, device="cpu", progress=False))
+
+
+@forks
+def test_gradients_go_to_their_own_parameters(tmp_path):
+    """By place they met others' where these had as many numbers, else the processes hung.
+
+    And buffers that begin to move late are those of all rows.
+    """
+    alone = [trained(3), trained(2)]  # first: what is loaded on first use is loaded once
+    found = connected(
+        2, lambda rank: ([trained(3), trained(2)], late(), mean(), chains()), tmp_path
+    )
+    for place, expected in enumerate(alone):
+        for steps, *_ in found:
+            assert steps[place] == [pytest.approx(each, rel=1e-12) for each in expected]
+        assert expected[2] == [0.3] * 2 and expected[0] != expected[1]
+    assert "parameter 'late' has come within the run" in found[1][1]
+    assert found[0][1].startswith("ProcessError: process 1: ProgramError: devices: parameter")
+    assert found[0][2] == found[1][2] == pytest.approx(mean(), rel=1e-12)
+    assert all("keeps a state for each datum" in each[3] for each in found)

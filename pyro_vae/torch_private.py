@@ -7,7 +7,7 @@ extended.
 """
 
 import warnings
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from importlib import import_module
 from typing import Any
 
@@ -94,6 +94,12 @@ def gradient_hooks(parameter: Tensor) -> MutableMapping[int, Any]:
     """Return the hooks that see a tensor's gradient, by their numbers."""
     hooks = parameter._backward_hooks
     return {} if hooks is None else hooks
+
+
+def step_hooks(optimizer: torch.optim.Optimizer) -> list[Callable[..., Any]]:
+    """Return the hooks that run before and after each step of an optimizer."""
+    kinds = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
+    return [hook for kind in kinds for hook in kind.values()]
 
 
 def has_gradient_hooks(parameter: nn.Parameter) -> bool:

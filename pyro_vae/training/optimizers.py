@@ -19,7 +19,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.objectives.objective import OptimizerFactory
 from pyro_vae.program.batch import Batch
+from pyro_vae.program.object_graph import installed
 from pyro_vae.program.program import Program
+from pyro_vae.torch_private import step_hooks
 
 _FORMS = (
     "a factory parameters -> torch.optim.Optimizer, a class of torch.optim, a torch optimizer over "
@@ -157,6 +159,13 @@ def _from_pyro(optimizer: PyroOptim, program: Program, batch: Batch) -> Optimize
         return made
 
     return make
+
+
+def runs_others(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether a step runs code from outside of libraries: of a hook, of its own class."""
+    steps = [type(optimizer), *step_hooks(optimizer), vars(optimizer).get("step", checked)]
+    # A partial has a module of its class alone.
+    return not all(installed(getattr(each, "func", each).__module__) for each in steps)
 
 
 def join(optimizer: torch.optim.Optimizer, late: Iterable[nn.Parameter]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pyro_vae.errors import ConfigError, ProgramError, TrainingDiverged
 from pyro_vae.inference.graphs.compiled_loss import CompiledLoss, Mode, check_mode
 from pyro_vae.inference.graphs.flat_inputs import global_norm
-from pyro_vae.inference.graphs.graph_step import Prepared, Traced
+from pyro_vae.inference.graphs.graph_step import Prepared, Traced, hooked
 from pyro_vae.inference.objectives.objective import Objective, OptimizerFactory, Update
 from pyro_vae.program.batch import Batch, map_rows, named_leaves, num_rows
 from pyro_vae.program.handlers import Beta
@@ -19,7 +19,7 @@ from pyro_vae.program.modules import leaves_behind, make_dense
 from pyro_vae.program.program import Program
 from pyro_vae.torch_private import skips_by_found_inf
 from pyro_vae.training.adam import Adam
-from pyro_vae.training.optimizers import checked, join
+from pyro_vae.training.optimizers import checked, join, runs_others
 from pyro_vae.training.parallel import Reduce
 from pyro_vae.training.reasons import reason
 from pyro_vae.training.undo import Buffers, Undo, put_back_on_error, restore
@@ -285,15 +285,20 @@ class Stepper:
     def in_a_row(self) -> Iterator[None]:
         """Take steps inside that nothing but other steps comes between.
 
-        Code of others does where a transform or a loader is at work, or where an update is asked
-        whether it is due.
+        Code of others does where a transform or a loader is at work, where an update is asked
+        whether it is due, or where hooks wait for a step or a gradient.
         """
+        if not self.watched and self._runs_others():
+            self.watch()
         lone = self._alone and self.updates[0].due is None
         with ExitStack() as stack:
             for compiled in self._compiled:
                 if compiled is not None and lone and not self.watched:
                     stack.enter_context(compiled.in_a_row())
             yield
+
+    def _runs_others(self) -> bool:
+        return any(map(hooked, self.trained)) or any(map(runs_others, self.optimizers))
 
     @property
     def compiled(self) -> str:

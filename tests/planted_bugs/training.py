@@ -282,6 +282,14 @@ BUGS = [
         "tests/training/test_precision.py::test_an_error_leaves_the_modules_as_they_were",
     ),
     Bug(
+        "steps in a row though code of a user's runs between them",
+        "training/step.py",
+        "if not self.watched and self._runs_others():",
+        "if False:",
+        "tests/inference/graphs/test_trust.py::test_what_other_code_changes_between_steps_counts"
+        "[frozen by an optimizer]",
+    ),
+    Bug(
         "parts of a batch weigh the same whatever their rows",
         "training/step.py",
         "            share = num_rows(part) / rows\n",

@@ -250,6 +250,45 @@ def by_schedule(change, setting):
 CHANGING = [None]
 
 
+def by_hook(change):
+    """A hook on steps of the optimizer, in mid-epoch."""
+    calls = itertools.count()
+
+    def make(parameters):
+        optimizer = torch.optim.SGD(parameters, lr=1e-3)
+        optimizer.register_step_post_hook(
+            lambda *_: change(CHANGING[0]) if next(calls) == 9 else None
+        )
+        return optimizer
+
+    return {"optimizer": make}
+
+
+def by_step(change):
+    """An optimizer whose steps do more than move weights."""
+    calls = itertools.count()
+
+    class Steps(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            if next(calls) == 9:
+                change(CHANGING[0])
+
+    return {"optimizer": functools.partial(Steps, lr=1e-3)}
+
+
+def by_gradient(change):
+    """A hook that sees the gradient of a weight."""
+    calls = itertools.count()
+
+    def callback(run):
+        if len(run.history["epoch"]) == 1:
+            hook = lambda _: change(CHANGING[0]) if next(calls) == 5 else None  # noqa: E731
+            CHANGING[0].w.register_hook(hook)
+
+    return {"callbacks": [callback]}
+
+
 class Bounded(Net):
     """A bound that no row meets but one, which is in one batch of four."""
 
@@ -303,6 +342,9 @@ def same_value(net):
                 functools.partial(by_schedule, setting="beta"),
             )
         ),
+        (Bounded, lambda net: setattr(net, "bound", -1.0), by_hook),
+        (Bounded, lambda net: setattr(net, "bound", -1.0), by_gradient),
+        (Bounded, lambda net: net.dec.requires_grad_(False), by_step),
         (Switched, lambda net: setattr(net, "shape", lambda mean: mean.tanh()), by_callback),
         (Anchored, lambda net: net.anchor.fill_(0.7), by_callback),
         (Net, twin, by_callback),
@@ -315,6 +357,9 @@ def same_value(net):
         "bound in mid-epoch",
         "bound by lr_schedule",
         "bound by beta",
+        "bound by a hook of the optimizer",
+        "bound by a hook of a weight",
+        "frozen by an optimizer",
         "function",
         "tensor",
         "part",

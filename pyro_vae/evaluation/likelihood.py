@@ -1,10 +1,12 @@
 """Log-likelihood by importance sampling, per datum, with evidence of its own quality."""
 
 import math
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pyro.distributions import Delta
 from torch import Tensor
 
 from pyro_vae.arguments import counted, positive, typed
@@ -15,8 +17,10 @@ from pyro_vae.inference.sampling.importance_weights import (
     tail_length,
 )
 from pyro_vae.program import checks
+from pyro_vae.program.handlers import innermost
 from pyro_vae.program.passes import Pass, Verb, runs
 from pyro_vae.program.program import Program
+from pyro_vae.program.terms import Latent
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.figure import Figure
@@ -152,7 +156,8 @@ def log_likelihood(
 
     Values that the model masks have no density: that of the guide is left out for them too.
     Under a guide that is a point mass (a VQ-VAE) this is the ELBO, whatever K: such an estimate has
-    an effective sample size of 1. Memory is bounded whatever N and K: particles are
+    an effective sample size of 1, and where the latent has a density (AutoDelta) it is no bound of
+    log p(x): a warning says so. Memory is bounded whatever N and K: particles are
     drawn in chunks and folded into running sums.
     Random numbers come from torch's global generator.
 
@@ -180,15 +185,35 @@ def log_likelihood(
         data, _VERB, rows=_DATA_PER_PASS, num_global_samples=draws
     ) as passes:
         count = count if passes.sites.local else 1  # without locals all particles are one
-        folded = passes.map(lambda piece: _fold(piece, count), progress=progress)
+        points: set[str] = set()
+        folded = passes.map(lambda piece: _fold(piece, count, points), progress=progress)
         total = count * max(1, len(passes.draws))
         shared = bool(passes.sites.global_)
+    _tell_of_points(points)
     log_prob, ess, psis_k, means = (torch.cat(parts, -1) for parts in zip(*folded, strict=True))
     return LogLikelihood(log_prob, ess, psis_k, total, by_global=means if shared else None)
 
 
-def _fold(piece: Pass, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return a batch's estimate, its sample size and shape, ``(B,)``, and means ``(S, B)``."""
+def _tell_of_points(names: set[str]) -> None:
+    """Warn of latents with a density of which the guide has one point: p(x, z) there is no mass."""
+    for name in sorted(names):
+        warnings.warn(
+            f"log_likelihood: site {name!r}: the guide is a point mass and the prior a density, so "
+            "that this is log p(x, z) at one z, neither log p(x) nor a bound of it; use "
+            "pv.fitted_log_likelihood(program, data), which asks the model alone, or a guide with "
+            "a spread (AutoNormal)",
+            stacklevel=4,
+        )
+
+
+def _fold(piece: Pass, count: int, points: set[str]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return a batch's estimate, its sample size and shape, ``(B,)``, and means ``(S, B)``.
+
+    Arguments:
+        piece: The batch.
+        count: K.
+        points: Takes the names of latents with a density whose posterior is one point.
+    """
     running = RunningWeights()
     means, total = [], count * len(piece.joints)
     for joint in piece.joints:
@@ -201,6 +226,7 @@ def _fold(piece: Pass, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         means.append(torch.stack(sums).logsumexp(0) - math.log(count))
     by_global = torch.stack(means)
     own = {name: draws for name, draws in terms.latents.items() if name not in terms.carried}
+    points |= {name for name, (draw, *_) in own.items() if _is_point_of_density(draw)}
     if any(checks.is_point_mass(draw[0].posterior) for draw in own.values()):
         # All draws are one, and tell nothing of the mass elsewhere: a bound, however many.
         one = torch.ones_like(by_global[0])
@@ -211,6 +237,12 @@ def _fold(piece: Pass, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         # A tail of weights that share one draw of the globals says nothing of other draws.
         shape = torch.maximum(shape, psis_k(by_global, 0))
     return running.log_mean(), ess, shape, by_global
+
+
+def _is_point_of_density(latent: Latent) -> bool:
+    prior = latent.prior
+    density = not (checks.is_discrete(prior) or checks.is_point_mass(prior))
+    return density and isinstance(innermost(latent.posterior), Delta)
 
 
 def _sample_size_of_draws(means: Tensor, total: int) -> Tensor:

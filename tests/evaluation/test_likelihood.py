@@ -229,6 +229,23 @@ def test_likelihood_without_local_latents():
     assert point.samples == 1 and (point.noise == 0).all()
 
 
+def test_a_point_of_a_density_is_told_of_as_no_bound():
+    """log p(x, z) at the mode is log p(x) + log p(z | x), of which the second may have any sign."""
+
+    class Mode(Scaled):
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Delta(x[:, 0] / 2))
+
+    mode = Mode(1.0)
+    with pytest.warns(UserWarning, match="site 'z': the guide is a point mass .*neither log p"):
+        found = pv.log_likelihood(mode, X, num_particles=3)
+    height = dist.Normal(0.0, 0.5**0.5).log_prob(torch.zeros((), dtype=torch.float64))
+    torch.testing.assert_close(found.log_prob, Scaled.exact(X) + height)
+    asked = pv.fitted_log_likelihood(mode, X, num_particles=500)  # the way that the warning names
+    assert ((asked.log_prob - Scaled.exact(X)).abs() < 5 * asked.noise + 1e-3).all()
+
+
 @pytest.mark.parametrize("name", ["labelled", "sequences", "regularised"])
 def test_data_do_not_see_each_other(name):
     """A datum's estimate does not depend on who shares its batch: log p of one row, exactly."""

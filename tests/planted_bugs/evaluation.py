@@ -6,9 +6,9 @@ BUGS = [
     Bug(
         "globals drawn anew in each chunk of log_likelihood",
         "evaluation/likelihood.py",
-        "passes.map(lambda piece: _fold(piece, count), progress=progress)",
+        "passes.map(lambda piece: _fold(piece, count, points), progress=progress)",
         "passes.map(lambda piece: _fold(passes.again(rows=64, num_global_samples=draws)"
-        ".on(piece.batch), count))",
+        ".on(piece.batch), count, points))",
         "tests/program/test_passes.py::test_likelihoods_hold_the_draws_of_the_globals",
     ),
     Bug(

@@ -284,9 +284,9 @@ def by_datum(
     own = sorted((data, *plates))
     value = value.squeeze(tuple(1 + depth + dim for dim in range(-depth, 0) if dim not in own))
     axis = 1 + own.index(data)
-    if value.shape[axis] == rows:
+    if value.shape[axis] in (1, rows):  # one for all data, in a plate without a size
         value = value.movedim(axis, 1)
-        return value.expand(num_particles, *value.shape[1:])
+        return value.expand(num_particles, rows, *value.shape[2:])
     tiled = value.squeeze(0).unflatten(axis - 1, (num_particles, rows))
     return tiled.movedim((axis - 1, axis), (0, 1))
 

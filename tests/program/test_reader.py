@@ -76,6 +76,22 @@ def test_the_data_plate_has_any_name_and_may_have_no_size(kind):
     assert torch.allclose(pv.encode(program, x), x / 2 + 0.3)
 
 
+def test_a_prior_of_one_value_in_a_plate_without_a_size_is_diagnosed():
+    """The prior's variance of 4 is that of each datum: q(z | x) has an eighth of it."""
+
+    def model(x):
+        with pyro.plate("data"):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 2.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data"):
+            pyro.sample("z", dist.Normal(x, 0.5**0.5).to_event(1))
+
+    found = pv.diagnose(pv.Program(model, guide), torch.linspace(-2, 2, 9)[:, None])
+    assert found.posterior_variance["z"].item() == pytest.approx(0.5 / 4)
+
+
 def test_minibatches_of_a_plate_without_a_size_train_as_stock_pyro():
     """One step of SGD on one batch: the gradient is stock's, at equal noise."""
     torch.manual_seed(0)

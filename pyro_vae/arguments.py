@@ -43,6 +43,8 @@ _ALSO_CALLED = {
     **dict.fromkeys(("scheduler", "lr_scheduler"), ("lr_schedule",)),
     **dict.fromkeys(("random_state", "random_seed"), ("seed",)),
     **dict.fromkeys(("verbose", "progress_bar"), ("progress",)),
+    **dict.fromkeys(("gpu", "gpus", "use_gpu", "cuda", "use_cuda", "accelerator"), ("device",)),
+    **dict.fromkeys(("train_data", "train_loader", "dataloader"), ("data",)),
     **dict.fromkeys(("n_samples", "num_samples", "nsamples"), ("num_particles", "n", "num_draws")),
     **dict.fromkeys(("warmup_steps", "num_warmup"), ("warmup",)),
     **dict.fromkeys(("num_chains", "n_chains"), ("chains",)),
@@ -129,6 +131,11 @@ def shaped(name: str, value: Tensor, shape: Sequence[int]) -> Tensor:
     if tuple(value.shape) != tuple(shape):
         raise ConfigError(f"{name}: got shape {tuple(value.shape)}, expected {tuple(shape)}")
     return value
+
+
+def also_called(name: str) -> tuple[str, ...]:
+    """Return what an argument of other libraries may be called here."""
+    return _ALSO_CALLED.get(name, ())
 
 
 def shown(value: Any) -> str:
@@ -270,7 +277,7 @@ class _Places:
 
     def _near(self, name: str, value: Any) -> str:
         names = [each for each in (*self.first, *self.named) if each not in ("self", "cls")]
-        spellings = (name, *_ALSO_CALLED.get(name, ()))
+        spellings = (name, *also_called(name))
         near = [each for each in spellings if each in names]
         near = near or self._within(spellings, value) or difflib.get_close_matches(name, names, n=2)
         if near:

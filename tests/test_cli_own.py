@@ -140,6 +140,8 @@ def test_a_program_trains_by_name(line, latents):
         ("train own.py:Clicks --options.width 3", "unexpected keyword argument 'width'; it takes"),
         ("train own.py:made --options.latent_dim 3", "is a program already, and takes none"),
         ("train own.py:Clicks --hidden 3", "or give --options.hidden"),
+        ("train own.py:Clicks", "cannot be multiplied (1297x64 and 5x4); these are digits, the"),
+        ("train own.py:Clicks --learning_rate 0.1", "--learning_rate 0.1; did you mean --lr?"),
         ("train own.py:Clicks --data absent.npz", "absent.npz: no such file"),
         ("train own.py:Clicks --data ragged.npz", "arrays of {'x': 40, 'y': 30} rows"),
         ("train own.py:Clicks --data words.npz", "expected numbers"),

@@ -6,6 +6,7 @@ COMMANDS names. Exit codes: 0 done, 1 a failure while running, 2 bad input, whic
 stderr.
 """
 
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ except ImportError:
     sys.exit("pyro-vae: error: it needs jsonargparse; pip install 'pyro-vae[cli]'")
 
 import pyro_vae as pv
+from pyro_vae.arguments import also_called
 from pyro_vae.cli import (
     compare,
     demo,
@@ -87,7 +89,9 @@ class _Parser(ArgumentParser):
     """A parser whose complaints are one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        sys.exit(complain(message, 2))
+        unknown = re.match(r"unrecognized arguments: --(\w+)", message)
+        near = also_called(unknown[1]) if unknown else ()
+        sys.exit(complain(message + (f"; did you mean --{near[0]}?" if near else ""), 2))
 
 
 def _parser() -> ArgumentParser:

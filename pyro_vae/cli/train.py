@@ -1,5 +1,7 @@
 """``pyro-vae train``."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,11 +21,12 @@ from pyro_vae.cli.options import (
     Observation,
     Posterior,
 )
+from pyro_vae.cli.own_program import is_own
 from pyro_vae.cli.programs import build_program, check_options
 from pyro_vae.cli.report import say
 from pyro_vae.cli.report_file import write_report
 from pyro_vae.cli.runs import check_same_run, check_words, fresh_folder, record
-from pyro_vae.errors import ConfigError
+from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.storage.paths import local_path
 
 
@@ -135,28 +138,29 @@ def train(
     if resume:
         check_words(folder, words)
     train, size = loaded.batches(batch_size)
-    run = pv.fit(
-        program,
-        train,
-        valid=loaded.rows("valid"),
-        objective=OBJECTIVES[chosen](settings, loaded.drawn("valid", seed, 1000)),
-        epochs=epochs,
-        **size,
-        lr=lr,
-        optimizer=_adam(lr, number("momentum", momentum, "[0, 1)")),
-        lr_schedule=pv.schedules.cosine(1.0, 0.02) if lr_schedule == "cosine" else 1.0,
-        beta=pv.schedules.linear(0.0, beta, over=warmup) if warmup else beta,
-        clip_norm=clip_norm,
-        patience=patience,
-        transform=loaded.transform,
-        callbacks=[lambda run: record(run, settings, words)],
-        seed=seed,
-        device=device,
-        out=folder,
-        checkpoint_every=checkpoint_every,
-        resume=resume,
-        progress=progress,
-    )
+    with _told_of_digits(model, data):
+        run = pv.fit(
+            program,
+            train,
+            valid=loaded.rows("valid"),
+            objective=OBJECTIVES[chosen](settings, loaded.drawn("valid", seed, 1000)),
+            epochs=epochs,
+            **size,
+            lr=lr,
+            optimizer=_adam(lr, number("momentum", momentum, "[0, 1)")),
+            lr_schedule=pv.schedules.cosine(1.0, 0.02) if lr_schedule == "cosine" else 1.0,
+            beta=pv.schedules.linear(0.0, beta, over=warmup) if warmup else beta,
+            clip_norm=clip_norm,
+            patience=patience,
+            transform=loaded.transform,
+            callbacks=[lambda run: record(run, settings, words)],
+            seed=seed,
+            device=device,
+            out=folder,
+            checkpoint_every=checkpoint_every,
+            resume=resume,
+            progress=progress,
+        )
     pv.plots.save(pv.plots.curves(run.history), folder / "curves.png")
     write_report(folder)
     kept = "last" if chosen in ("aae", "avb", "vaegan") else "best"
@@ -165,6 +169,17 @@ def train(
     if model != "Autoencoder":
         verb = {"documents": "topics"}.get(kind_of(model), "evaluate")
         say(f"next:       pyro-vae {verb} {folder}")
+
+
+@contextmanager
+def _told_of_digits(model: str, data: str) -> Iterator[None]:
+    """Say which data those are that a program of the user's refuses, where none were named."""
+    try:
+        yield
+    except DataError as error:
+        if is_own(model) and data == "digits":
+            raise DataError(f"{error}; these are digits, the default of --data") from error
+        raise
 
 
 def _judged(run: pv.Run) -> str:

@@ -164,7 +164,8 @@ class RunFolder:
         folder = self.path
         if (folder / "config.json").exists() and not self.resume:
             raise ConfigError(
-                f"out: {self.name} holds another run; choose a new folder, or pass resume=True"
+                f"out: {self.name} holds another run; choose a new folder, or go on in it by "
+                "resume=True (pyro-vae train: --resume true)"
             )
         if self.resume and not self.has_checkpoint and bundle_path(folder, PROGRAM).exists():
             raise ConfigError(

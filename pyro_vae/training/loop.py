@@ -550,7 +550,8 @@ class Loop:
             return
         sys.stderr.write(
             f"the run was ended in step {self.steps + 1}; {self.writes.name} holds a checkpoint "
-            f"of step {self.checkpoint.meta['steps']}: go on by pv.fit(..., resume=True)\n"
+            f"of step {self.checkpoint.meta['steps']}: go on by pv.fit(..., resume=True), "
+            "or pyro-vae train ... --resume true\n"
         )
 
     def _remedy(self) -> str:

@@ -95,11 +95,11 @@ def negative(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(x, -x).to_event(1), obs=x)
 
 
-def fit_subsampled(batch_size: int) -> None:
+def fit_subsampled(batch_size: int, size: int | None = None) -> None:
     loc = nn.Linear(1, 6)
 
     def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x), subsample_size=5) as rows:
+        with pyro.plate("data", size or len(x), subsample_size=5) as rows:
             mean = loc(x.new_ones(len(rows), 1))
             pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x[rows])
 
@@ -116,6 +116,29 @@ def seen_before(x: Tensor) -> None:
     program = pv.Program(model, nothing)
     pv.elbo(program, X)
     pv.elbo(program, x)
+
+
+def with_holes(x: Tensor) -> None:
+    layer = nn.Linear(6, 1)
+
+    def model(x: Tensor) -> None:
+        mean = layer(x.nan_to_num())
+        with pyro.plate("data", len(x)):
+            seen = dist.Normal(mean, 1.0).mask(~x[:, :1].isnan()).to_event(1)
+            pyro.sample("x", seen, obs=x[:, :1].nan_to_num())
+
+    program = pv.Program(model, nothing)
+    pv.elbo(program, spoiled(torch.nan))
+    pv.elbo(program, x)
+
+
+def counts(x: Tensor) -> None:
+    mean = COUNTS(x)
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Poisson(mean.exp()).to_event(1), obs=x[:, :1])
+
+
+COUNTS = nn.Linear(6, 1)
 
 
 def refusing(x: Tensor) -> None:
@@ -136,6 +159,22 @@ def unpicklable(name: str) -> Path:
 def written(name: str) -> str:
     Path(name).write_text("mine")
     return name
+
+
+class OwnObjective(pv.TermsObjective):
+    """Returns of the terms what it is given to make of them."""
+
+    def __init__(self, loss: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self._loss = loss
+
+    def loss_of(self, terms: Any) -> Any:
+        return self._loss(terms)
+
+
+class Updates:
+    def updates(self, program: Any) -> Any:
+        return [lambda joint: joint]
 
 
 def fit(data: Any = X, **options: Any) -> Any:
@@ -214,6 +253,18 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: seen_before(X[:, :5]),
         r"a row of batch had shape \(6,\) before, here \(5,\)$",
     ),
+    "rows of another width, with holes": (
+        lambda: with_holes(spoiled(torch.nan)[5:, :5]),
+        r"a row of batch had shape \(6,\) before, here \(5,\)$",
+    ),
+    "whole numbers where a network wants floats": (
+        lambda: pv.elbo(pv.Program(counts, nothing), X.long()),
+        r"; batch has whole numbers, and networks take floats: \.float\(\)$",
+    ),
+    "a plate that numbers all rows, and a batch of some": (
+        lambda: fit_subsampled(batch_size=7, size=10),
+        r"is out of bounds .*observe x in place of x\[i\], and let pv\.fit make the minibatches",
+    ),
     "words where a model wants numbers": (
         lambda: pv.elbo(pv.Program(labelled, nothing), (X, ["a", "b"] * 5)),
         r"gets a list of words as it was given: for numbers give np\.unique\(words",
@@ -282,6 +333,26 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "an objective's name": (lambda: fit(objective="elbo"), "objective: got 'elbo', expected"),
     "an objective's class": (lambda: fit(objective=pv.ELBO), "objective: .*instance"),
+    "a loss for each datum": (
+        lambda: fit(objective=OwnObjective(lambda terms: -terms.log_weight)),
+        r"update 'loss' returned a tensor of shape \(1, 1, 10\) .*one number .*\.mean\(\)",
+    ),
+    "a loss that is not returned": (
+        lambda: fit(objective=OwnObjective(lambda terms: None)),
+        "update 'loss' returned None for a loss, expected one number in nats per datum$",
+    ),
+    "a loss without a gradient": (
+        lambda: fit(objective=OwnObjective(lambda terms: -terms.log_weight.mean().detach())),
+        r"returned a loss without a gradient, .*\.detach\(\)",
+    ),
+    "an objective without a loss": (
+        lambda: fit(objective=pv.TermsObjective()),
+        r"TermsObjective defines no loss_of\(self, terms\), expected one that returns",
+    ),
+    "an objective whose updates are none": (
+        lambda: fit(objective=Updates()),
+        r"Updates\.updates\(program\) returned \[<function .*expected a list of pv\.Update",
+    ),
     "beta of no site": (lambda: fit(beta={"w": 1.0}), "beta.*'w'.*'?z'?"),
     "patience without validation": (lambda: fit(patience=3), "patience.*valid"),
     "a callback out of its list": (
@@ -382,6 +453,8 @@ def test_a_wrong_call_is_told_in_a_sentence(name, tmp_path, monkeypatch):
         (lambda: fit(early_stopping=3), "did you mean patience"),
         (lambda: fit(max_epochs=3), "did you mean epochs"),
         (lambda: fit(weight_decay=0.1), "did you mean optimizer"),
+        (lambda: fit(use_gpu=True), "did you mean device"),
+        (lambda: fit(train_loader=X), "did you mean data"),
         (lambda: pv.log_likelihood(vae(), X, n_samples=5), "did you mean num_particles"),
         (lambda: pv.generate(vae(), num_samples=5), "did you mean n"),
         (lambda: pv.diagnose(vae(), X, n_samples=3), "did you mean num_particles"),

@@ -500,7 +500,8 @@ def check_finite(batch: Batch, first_row: int = 0) -> None:
             raise DataError(
                 f"{name}: value {leaf[where].item()} in row {first_row + where[0]} (position "
                 f"{list(where[1:])}), expected finite numbers; drop or impute the row, or let the "
-                "model put a number in its place, under a mask (models.VAE(missing='nan') does)"
+                "program put a number in its place (x.nan_to_num()), the model under a mask "
+                "(.mask(~x.isnan()); models.VAE(missing='nan') does)"
             )
 
 

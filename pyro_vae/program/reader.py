@@ -213,9 +213,16 @@ class Reader:
         """
         try:
             check_finite(batch, first_row)
-        except DataError:
-            if not self._scores_finite(batch):
-                raise
+        except DataError as error:
+            spoiled = error
+        else:
+            return
+        if self._scores_finite(batch):
+            return
+        if self._program.examples.unlike(batch):  # which may be all that is wrong
+            with self.runs.undone():
+                self.runs.once(batch)
+        raise spoiled
 
     def _scores_finite(self, batch: Batch) -> bool:
         """Return whether a program that masks data runs, and all its densities are numbers.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.arguments import shown
 from pyro_vae.errors import ConfigError, ProgramError, TrainingDiverged
 from pyro_vae.inference.graphs.compiled_loss import CompiledLoss, Mode, check_mode
 from pyro_vae.inference.graphs.flat_inputs import global_norm
@@ -70,7 +71,7 @@ class Stepper:
         self.program = program
         self._objective = objective
         self._version = program.own.version
-        self.updates: Sequence[Update] = objective.updates(program)
+        self.updates = _updates_of(objective, program)
         self._looks = 2 * len(self.updates)
         self._met: dict[int, Tensor] = {}
         # Those that require no gradient now too: a callback may thaw them.
@@ -330,8 +331,6 @@ class Stepper:
             )
 
     def _check_trained(self) -> None:
-        if not self.updates:
-            raise ConfigError("objective: it has no update, expected at least one to train by")
         for update, parameters in zip(self.updates, self.trained, strict=True):
             if not any(parameter.requires_grad for parameter in parameters):
                 raise ConfigError(
@@ -465,6 +464,7 @@ class Stepper:
     def _backward(self, index: int, batch: Batch, beta: Beta | None) -> Tensor:
         """Set the gradients of one update by the program itself; return its loss, detached."""
         loss = self.updates[index].loss(self.program.joint(batch, beta=beta, size=self.size))
+        _require_loss(self.updates[index].name, loss)
         if self._version != self.program.own.version:
             self._grow()
         if self._looks:
@@ -538,3 +538,41 @@ def parts_of(batch: Batch, count: int) -> Iterator[Batch]:
     for place in range(count):
         start, stop = place * rows // count, (place + 1) * rows // count
         yield map_rows(lambda leaf, start=start, stop=stop: leaf[start:stop], batch)  # type: ignore[misc]
+
+
+def _updates_of(objective: Objective, program: Program) -> Sequence[Update]:
+    """Return the updates of a training step.
+
+    Raises:
+        ConfigError: None, or something else.
+    """
+    updates = objective.updates(program)
+    parts = ("loss", "parameters")  # anything with them will do
+    made = isinstance(updates, Sequence) and all(hasattr(u, p) for u in updates for p in parts)
+    if not made:
+        raise ConfigError(
+            f"objective: {type(objective).__name__}.updates(program) returned {shown(updates)}, "
+            "expected a list of pv.Update(loss, parameters)"
+        )
+    if not updates:
+        raise ConfigError("objective: it has no update, expected at least one to train by")
+    return updates
+
+
+def _require_loss(name: str, loss: Any) -> None:
+    """Refuse what no gradient can be taken of.
+
+    Raises:
+        ConfigError: No number, or one in which no parameter stands.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        mean = ", such as its .mean()" if isinstance(loss, Tensor) else ""
+        raise ConfigError(
+            f"objective: update {name!r} returned {shown(loss)} for a loss, expected one number in "
+            f"nats per datum{mean}"
+        )
+    if not loss.requires_grad:
+        raise ConfigError(
+            f"objective: update {name!r} returned a loss without a gradient, expected one in which "
+            "parameters stand; make it of the terms, without .item(), .detach() or torch.no_grad()"
+        )

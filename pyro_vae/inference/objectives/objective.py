@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.arguments import positive, typed
-from pyro_vae.errors import ProgramError
+from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.looks.dependence import dependence_of
 from pyro_vae.program.looks.findings import Dependence
@@ -89,7 +89,10 @@ class TermsObjective(pyro.infer.ELBO):
 
     def loss_of(self, terms: Terms) -> Tensor:
         """Return the loss in nats per datum; its gradient is the estimator's."""
-        raise NotImplementedError
+        raise ConfigError(
+            f"objective: {type(self).__name__} defines no loss_of(self, terms), expected one that "
+            "returns the loss in nats per datum"
+        )
 
     def loss_of_joint(self, joint: Joint) -> tuple[Tensor, int]:
         """Return the loss per datum for model and guide on one batch, and N."""

@@ -20,6 +20,7 @@ from pyro_vae.program.batch import (
     arguments,
     cuda_devices,
     device_of,
+    named_leaves,
     num_rows,
     takes,
 )
@@ -169,7 +170,8 @@ class Runs:
         hint += f". {_positive(reason, values) or checks.unscaled(batch)}" if broken else ""
         return DataError(
             f"the program cannot take this batch ({checks.shapes(batch)}): {reason}{hint}"
-            f"{checks.padding_left(batch)}{self._program.examples.unlike(batch)}{_of_words(args)}"
+            f"{checks.padding_left(batch)}{_about_numbers(reason, batch)}"
+            f"{self._program.examples.unlike(batch)}{_of_words(args)}"
         )
 
     def _watched(self, batch: Batch, watch: Messenger | None) -> tuple[Trace, Trace]:
@@ -262,6 +264,14 @@ def _positive(reason: str, values: str) -> str:
     return "What a network puts out is made positive by .exp() or torch.nn.functional.softplus"
 
 
+def _about_numbers(reason: str, batch: Batch) -> str:
+    """Return what to do where a network wants floats for the whole numbers that it gets."""
+    whole = [name for name, leaf in named_leaves(batch) if not leaf.is_floating_point()]
+    if not whole or not re.search(r"same dtype|expected .*type", reason):
+        return ""
+    return f"; {whole[0]} has whole numbers, and networks take floats: .float()"
+
+
 def _of_words(args: tuple[Any, ...]) -> str:
     """Return what to do where a model wants numbers for the words that it gets."""
     if not args or not isinstance(args[-1], Form) or not args[-1].words:
@@ -278,6 +288,11 @@ def _about_shapes(reason: str) -> str:
         return (
             "; leave subsample_size out and let pv.fit make the minibatches (batch_size=), or hand "
             "over all rows at once: batch_size=len(x)"
+        )
+    if re.match(r"index \d+ is out of bounds for dimension 0 with size", reason):
+        return (
+            "; where a plate draws the numbers of rows (subsample_size=), leave that out, observe "
+            "x in place of x[i], and let pv.fit make the minibatches (batch_size=)"
         )
     found = re.match(
         r"Shape mismatch inside plate\('(.+)'\) at site (\S+) dim -\d+, \d+ vs ", reason

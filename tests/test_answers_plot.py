@@ -135,6 +135,7 @@ def test_a_monitor_draws_what_it_saw():
     x, monitor = torch.ones(8, 4), pv.CollapseMonitor(torch.ones(8, 4), probes=5)
     pv.fit(pv.models.VAE(4, 2, (3,)), x, epochs=1, callbacks=[monitor], compile=False)
     assert monitor.plot().axes[0].lines
+    assert repr(monitor).startswith("CollapseMonitor(1 diagnosis, last Diagnosis(z: ")
 
 
 def test_errors_of_several_sites_and_of_data_frames_are_drawn():

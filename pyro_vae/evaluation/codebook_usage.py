@@ -12,6 +12,7 @@ from pyro_vae.errors import ProgramError
 from pyro_vae.program.handlers import sample_sites
 from pyro_vae.program.passes import Verb
 from pyro_vae.program.program import Program
+from pyro_vae.program.roles import latent_names
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.figure import Figure
@@ -87,6 +88,6 @@ def _count(trace: Any) -> Tensor:
             numbers = site["fn"].numbers(site["value"]).flatten()
             return torch.bincount(numbers, minlength=site["fn"].num_codes).double()
     raise ProgramError(
-        f"code_usage: none of {[name for name, _ in sample_sites(trace)]} is quantised; it needs a "
+        f"code_usage: none of {latent_names(trace)} is quantised; it needs a "
         "program with a codebook, as pv.models.VQVAE"
     )

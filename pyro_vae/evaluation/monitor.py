@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import default_convert
 
-from pyro_vae.arguments import positive, rows, typed
+from pyro_vae.arguments import counted, positive, rows, typed
 from pyro_vae.device import seeded
 from pyro_vae.evaluation.diagnose import Diagnosis, diagnose
 from pyro_vae.program.program import Program
@@ -51,6 +51,11 @@ class CollapseMonitor:
         self.probes = positive("probes", probes)
         self.epochs: list[int] = []
         self.diagnoses: list[Diagnosis] = []
+
+    def __repr__(self) -> str:
+        last = f", last {self.diagnoses[-1]}" if self.diagnoses else ""
+        seen = counted(len(self.diagnoses), "diagnosis", "diagnoses")
+        return f"{type(self).__name__}({seen}{last})"
 
     def __call__(self, run: Any) -> None:
         """Diagnose the program as it is."""

@@ -71,6 +71,11 @@ class PassPosterior:
     def __len__(self) -> int:
         return num_rows(self._batch)
 
+    def __repr__(self) -> str:
+        sites = ", ".join(self._sites)
+        asked = ".mean, .sample(n), .log_prob(values), .log_weight(n)"
+        return f"{type(self).__name__}({sites} of {len(self)} data: {asked})"
+
     @typed
     def sample(self, n: int = 1) -> Values:
         """Draw n values of the latents of each datum, ``(n, N, ...)``; a dict where several.

@@ -60,6 +60,7 @@ def test_mean_draws_and_density_are_those_of_the_exact_posterior(how):
     torch.testing.assert_close(found.mean, mean, rtol=0, atol=1e-9 if how == "amortised" else 1e-3)
     drawn = found.sample(4000)
     assert drawn.shape == (4000, 20, 2)
+    assert "(z of 20 data: .mean, .sample(n), .log_prob(values), .log_weight(n))" in repr(found)
     average, error = moments(drawn, 4000)
     assert ((average - found.mean) / error).abs().max() < 5
     spread = exact.covariance_matrix.diagonal(dim1=-2, dim2=-1).detach()

@@ -53,7 +53,7 @@ ANSWERS = {
     "Perplexity": pv.Perplexity(800.0, 9.0, 700.0, torch.nan),
     "PerStep": pv.PerStep(3.0, 0.1, 2.0, 0.1, kl=ROW),
     "FeatureDistances": pv.FeatureDistances(ROW, 0.3, LATENT, LATENT + 1),
-    "AggregatedPosterior": pv.AggregatedPosterior(1.0, 0.1, 0.5, LATENT, LATENT + 1),
+    "AggregatedPosterior": pv.AggregatedPosterior(1.0, 0.1, 0.5, LATENT, LATENT + 1, 0.9),
     "Refined": refined({"z": DRAWS}),
     "RefinedGlobals": refined_globals({"w": DRAWS, "b": DRAWS[..., 0, 0]}),
     "Amortised": _Posterior(LATENT),

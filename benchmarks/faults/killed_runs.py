@@ -60,17 +60,27 @@ def _trials(signals: list[signal.Signals]) -> Any:
         with tempfile.TemporaryDirectory() as home:
             for number in range(first, 10**9):
                 rng = random.Random(f"{seed}/{number}")
-                plan, sent = rng.choice(list(_RUNS)), rng.choice(signals)
-                folder = Path(home) / plan
-                yield _end_one(plan, folder, sent, rng.uniform(0.0, 0.5), straight[plan])
+                plan, sent = rng.choice(list(_RUNS)), [rng.choice(signals)]
+                folder, delay = Path(home) / plan, rng.uniform(0.0, 0.5)
+                if sent[0] is not signal.SIGKILL and rng.random() < 0.5:
+                    sent.append(rng.choice(signals))
+                yield _end_one(plan, folder, sent, (delay, rng.uniform(0.0, 0.02)), straight[plan])
 
     return trials
 
 
 def _end_one(
-    plan: str, folder: Path, sent: signal.Signals, delay: float, straight: _Straight
+    plan: str,
+    folder: Path,
+    sent: list[signal.Signals],
+    delays: tuple[float, float],
+    straight: _Straight,
 ) -> Trial:
-    """Go on with the run of a folder, end it after a delay, and look at what is left."""
+    """Go on with the run of a folder, end it after a delay, and look at what is left.
+
+    One that is ended twice, as by Slurm and by torchrun, has no checkpoint on the way.
+    """
+    every = 1 if len(sent) == 1 else None
 
     def action(say: Say) -> None:
         say("begun")
@@ -78,23 +88,25 @@ def _end_one(
             plan,
             out=folder,
             resume=True,
+            checkpoint_every=every,
             callbacks=[lambda run: say(str(len(run.history["loss"])))],
         )
 
-    group = f"{plan}, {sent.name}"
+    group = f"{plan}, {' and '.join(each.name for each in sent)}"
     child = Forked(action)
     child.read(_SLOW)  # it has begun
-    if not child.ends_within(delay):
-        child.send(sent)
+    for each, delay in zip(sent, delays, strict=False):
+        if not child.ends_within(delay):
+            child.send(each)
     if not child.wait(_SLOW):
         return Trial(group, "raw", "hung")
-    ended = child.code == 0 or child.code == -sent or _is_end(child.error, sent)
+    ended = child.code == 0 or any(child.code == -s or _is_end(child.error, s) for s in sent)
     if not ended:
         shutil.rmtree(folder)
         return Trial(group, "raw", f"ended with {child.error}")
     reached = [int(line) for line in child.lines if line.isdigit()]
     trial = _look(group, folder, max(reached, default=0), straight)
-    gentle = sent is not signal.SIGKILL
+    gentle = sent[0] is not signal.SIGKILL
     if trial.verdict == "ok" and gentle and (folder / "lock.json").exists():
         trial = Trial(group, "lost", "the lock is still there")
     if child.code == 0 or trial.verdict != "ok":
@@ -151,6 +163,7 @@ SIGNALS = Kind(
     name="signals",
     unit="SIGINTs and SIGTERMs of a run",
     target=1000,
-    how="as the kills; besides, the process must end by itself and leave no lock",
+    how="as the kills, half of them ended twice with no checkpoint on the way; besides, the "
+    "process must end by itself and leave no lock",
     trials=_trials([signal.SIGINT, signal.SIGTERM]),
 )

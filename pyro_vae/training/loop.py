@@ -203,7 +203,10 @@ class Loop:
                 self.best_epoch = self.epoch
             return self._leave_behind()
         except BaseException as error:
-            failed = self._leave_behind_all_the_same()
+            try:  # at once: an interrupt that came in the midst of another one is raised here
+                failed = self._leave_behind()
+            except (KeyboardInterrupt, SystemExit):
+                failed = self._leave_behind_all_the_same()
             if failed is not None:  # must not hide what ended the run
                 warnings.warn(f"out: the ended run was not saved: {failed}", stacklevel=2)
             elif isinstance(error, TrainingDiverged):

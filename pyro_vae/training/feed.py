@@ -129,6 +129,7 @@ class LoaderFeed:
         self.stream = isinstance(loader.dataset, IterableDataset)
         self.sharded = False  # known from the first batch
         self._filled = 0  # rows that the samplers of all processes deal a second time
+        self._apart = False  # whether each process has a data set of its own
         self._first: Batch | None = None
         self._checked = False
         if self.world.size > 1:
@@ -144,7 +145,7 @@ class LoaderFeed:
         if own is not None and not self._deals_rows(own):
             return int(told) if isinstance(told, int) else self._count()
         if own is not None:
-            return own if told == ANY else _agreed(told, self._of_all(own))
+            return own if told == ANY else _agreed(told, self._of_all(own, told))
         if told is None:
             raise DataError(
                 "got a stream, expected one that tells its length, since N is needed for the N/B "
@@ -152,11 +153,12 @@ class LoaderFeed:
             )
         return self._count() if told == "count" else int(told if told != ANY else 0)
 
-    def _of_all(self, own: int) -> int:
+    def _of_all(self, own: int, told: Size | None) -> int:
         """Return the rows of an epoch, where the samplers of all processes deal each its own.
 
         Samplers that fill their parts up to one length, as a DistributedSampler does, deal fewer
-        rows twice than there are processes.
+        rows twice than there are processes. Where N is told, and is what all deal together,
+        each process may have a data set of its own.
 
         Raises:
             DataError: They are more than there are: processes deal the same ones.
@@ -166,11 +168,15 @@ class LoaderFeed:
         dealt = round(self.world.sum(torch.tensor(float(own)).double()).item())
         there = len(self.loader.dataset)  # type: ignore[arg-type]
         self._filled = max(0, dealt - there)
-        if self._filled >= self.world.size:
+        self._apart = dealt == told and dealt > there  # said to be so: it cannot be seen
+        if self._apart:
+            self._filled = 0
+        elif self._filled >= self.world.size:
             raise DataError(
                 f"data: the samplers of {self.world.size} processes deal {dealt} rows in other "
                 f"orders, and the data set has {there}; give all of them the whole data set, in "
-                "one order (pv.fit deals the rows out) or with a DistributedSampler"
+                "one order (pv.fit deals the rows out) or with a DistributedSampler; where each "
+                f"process has a data set of its own, say so by size={dealt}"
             )
         return dealt - self._filled
 
@@ -182,7 +188,7 @@ class LoaderFeed:
         Raises:
             DataError: They do; in all processes.
         """
-        if self.stream or not self.sharded:
+        if self.stream or self._apart or not self.sharded:
             return
         dealt, there = self._places(), len(self.loader.dataset)  # type: ignore[arg-type]
         told = self.world.gather(str(there if dealt is not None else "unread").encode())
@@ -343,8 +349,9 @@ class LoaderFeed:
 
     def _whole(self, seed: int) -> Iterator[Batch]:
         """Yield the batches as the loader makes them."""
-        if isinstance(self.sampler, DistributedSampler):
-            self.sampler.set_epoch(seed)
+        for part in (self.sampler, self.loader.batch_sampler, self.loader.dataset):
+            if callable(begin := getattr(part, "set_epoch", None)):
+                begin(seed)  # else its order is that of the first epoch
         draws = _Draws(seed) if self.world.size == 1 else _SharedDraws(seed)
         with draws.continued():
             batches = iter(self.loader)

@@ -121,6 +121,52 @@ def test_the_order_is_the_seeds(form):
     assert torch.equal(before, torch.get_rng_state())
 
 
+class Ordered:
+    """Deals rows in an order of its epoch's own, as samplers for several processes do."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return 12
+
+    def __iter__(self):
+        order = torch.Generator().manual_seed(self.epoch)
+        return iter(torch.randperm(12, generator=order).tolist())
+
+
+class OrderedBatches(Ordered):
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        order = list(super().__iter__())
+        return iter([order[start : start + 4] for start in range(0, 12, 4)])
+
+
+class OrderedStream(Ordered, IterableDataset):
+    def __iter__(self):
+        return ((torch.full((6,), float(row)),) for row in super().__iter__())
+
+
+ROWS_OF_12 = TensorDataset(torch.arange(12.0)[:, None].expand(12, 6))
+WITH_EPOCHS = {
+    "a sampler": lambda: DataLoader(ROWS_OF_12, 4, sampler=Ordered()),
+    "a sampler of batches": lambda: DataLoader(ROWS_OF_12, batch_sampler=OrderedBatches()),
+    "a stream": lambda: DataLoader(OrderedStream(), 4),
+}
+
+
+@pytest.mark.parametrize("name", WITH_EPOCHS)
+def test_what_has_an_order_of_each_epoch_is_told_the_epoch(name):
+    feed = make_feed(pv.Program.of(CASES["vae"].build()), WITH_EPOCHS[name](), 4, size=12)
+    orders = [torch.cat(list(feed.epoch(epoch)))[:, 0].tolist() for epoch in (1, 2, 1)]
+    assert orders[0] == orders[2] != orders[1]
+    assert all(sorted(order) == list(range(12)) for order in orders)
+
+
 @pytest.mark.parametrize("name", ["labelled", "sequences"])
 @pytest.mark.parametrize("form", ["batch", "numpy", "tensor_dataset"])
 def test_structures_keep_their_rows_together(name, form):

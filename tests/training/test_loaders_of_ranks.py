@@ -194,6 +194,11 @@ TOLD = {  # rows that are left out or come twice, and what is said of them
 }
 
 
+def of_its_own(rank, size):
+    """Return a loader over a data set that this process alone has, as Hugging Face splits them."""
+    return DataLoader(Subset(ROWS, places(rank, size)), 5, shuffle=True)
+
+
 def drawn(rank, size):
     """Return a loader of draws with replacement, which are no parts of the data."""
     generator = torch.Generator().manual_seed(rank)
@@ -201,13 +206,14 @@ def drawn(rank, size):
     return DataLoader(ROWS, 6, sampler=draws)
 
 
-def weights(given, rank):
+def weights(given, rank, told=None):
     """Return how much each row counts in this process, epoch by epoch: shares of 1, or 0."""
     known = isinstance(given, tuple) or not isinstance(_rows_of(given), IterableDataset)
+    told = told if known else N
     world, index = Group(torch.device("cpu")), {x: i for i, x in enumerate(X[0][:, 0].tolist())}
     found = np.zeros((2, N))
     with world.guarded():
-        feed = make_feed(PROGRAM, given, 9, world=world, size=None if known else N)
+        feed = make_feed(PROGRAM, given, 9, world=world, size=told)
         for epoch in (0, 1):
             seed_outside_torch(rank)  # noise is each process's own
             total = 0.0
@@ -243,7 +249,8 @@ def found(request, tmp_path_factory):
             for name, (make, _) in TOLD.items()
         }
         more = weights(filled(rank, size), rank), weights(drawn(rank, size), rank)["N"]
-        return {**rows, **told, "filled": more[0], "drawn": more[1]}
+        own = weights(of_its_own(rank, size), rank, told=N)
+        return {**rows, **told, "filled": more[0], "drawn": more[1], "of its own": own}
 
     return connected(size, train, tmp_path_factory.mktemp("ranks"))
 
@@ -275,6 +282,14 @@ def test_parts_may_be_filled_up_to_one_length(found):
     whole = sum(each["filled"]["weights"] for each in found)
     assert np.allclose(whole, [[2.0, *[1.0] * (N - 2), 0.0]] * 2)
     assert [each["filled"]["N"] for each in found] == [N - 1] * len(found)
+
+
+@forks
+def test_each_process_may_have_a_data_set_of_its_own_where_that_is_told(found):
+    assert np.allclose(sum(each["of its own"]["weights"] for each in found), 1.0)
+    assert [each["of its own"]["N"] for each in found] == [N] * len(found)
+    for each in found:
+        assert f"say so by size={N}" in each["part of one's own"]
 
 
 @forks

@@ -232,6 +232,7 @@ class Stepper:
         try:
             for index, update in enumerate(self.updates):
                 if update.due is not None and not update.due():
+                    self._note_left_out(index)
                     continue
                 for again in reversed(range(update.repeats)):
                     self._last = again == 0 and index + 1 == len(self.updates)
@@ -241,7 +242,7 @@ class Stepper:
             self._undo.back()
             raise
         if self._broken is not None:
-            self._undo.buffers_back_where(self._broken.bool())
+            self._undo.buffers_back_where(self._broken)
         if not made:
             raise ConfigError(
                 "objective: none of its updates is due, expected at least one a batch"
@@ -380,6 +381,11 @@ class Stepper:
         """Note what was there before an update that another one follows."""
         if not self._last:
             self._undo.note_buffers(buffers)
+            self._undo.note(index, self.optimizers[index], self.trained[index])
+
+    def _note_left_out(self, index: int) -> None:
+        """Keep what an update has noted, if a step that it was a part of may have failed."""
+        if self._deferred and not self._alone:
             self._undo.note(index, self.optimizers[index], self.trained[index])
 
     def _move(self, index: int, norm: Tensor) -> None:

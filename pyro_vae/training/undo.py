@@ -34,7 +34,7 @@ class Undo:
         """
         self._now.clear()
         self._buffers.clear()
-        self._broken = None if broken is None else broken.bool()
+        self._broken = broken
 
     def note(
         self, index: int, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]
@@ -62,7 +62,7 @@ class Undo:
         """Put the buffers back where a flag on the device is set."""
         for buffers, copies, _ in reversed(self._buffers):
             for buffer, copy in zip(buffers, copies, strict=True):
-                buffer.copy_(torch.where(broken, copy, buffer))
+                buffer.copy_(torch.where(broken.bool(), copy, buffer))
 
 
 class _Before:
@@ -91,7 +91,7 @@ class _Before:
         copies = {kind: torch.cat(each) for kind, each in _by_kind(moved).items()}
         if broken is not None and _begins_with(moved, self._moved):
             copies = {
-                kind: torch.where(broken, _longer(self._copies.get(kind), new), new)
+                kind: torch.where(broken.bool(), _longer(self._copies.get(kind), new), new)
                 for kind, new in copies.items()
             }
         self._moved, self._copies = moved, copies

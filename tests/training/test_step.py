@@ -88,10 +88,11 @@ def test_processes_agree_on_loss_and_gradient():
 
 
 class Pair(nn.Module):
-    """Three updates, of two parameters; the last two break from a given step on."""
+    """Three updates; the last two break from a given call on, the first is not due after it."""
 
     def __init__(self, breaks):
         super().__init__()
+        self.left = breaks // 2 + 1
         self.critic = nn.Linear(3, 1).double()
         self.register_buffer("calls", torch.zeros((), dtype=torch.float64))
         self.breaks = breaks
@@ -104,10 +105,14 @@ class Pair(nn.Module):
         bad = torch.where(self.calls >= self.breaks, torch.nan, 1.0)
         return pv.ELBO().per_datum(joint) * bad
 
+    def is_due(self):
+        self.left -= 1
+        return self.left >= 0
+
     def updates(self, program):
         own, rest = tuple(self.critic.parameters()), tuple(program.parameters())
         return [
-            pv.Update(self.whole, own, name="critic", repeats=2),
+            pv.Update(self.whole, own, name="critic", repeats=2, due=self.is_due),
             pv.Update(self.broken, rest[:2], name="first"),
             pv.Update(self.broken, rest[2:]),
         ]

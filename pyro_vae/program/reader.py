@@ -67,6 +67,7 @@ from pyro_vae.program.plates import (
 )
 from pyro_vae.program.row_bytes import RowBytes
 from pyro_vae.program.sites import Sites, read_sites
+from pyro_vae.program.terms import nesting
 from pyro_vae.program.whole import is_whole, one_datum, require_observed, require_plates
 
 if TYPE_CHECKING:
@@ -456,8 +457,8 @@ class Reader:
 
     def _find_plate(self, model: Trace, guide: Trace, batch: Batch) -> DataPlate:
         whole = isinstance(batch, Whole)
-        if whole:
-            require_plates(model, guide)
+        # What stands left of all plates is of no datum, though there be as many rows as features.
+        require_plates(model, guide, left_of=0 if whole else nesting(model, guide))
         require_observed(model, batch, self._program.functions[0], lambda: self.runs.aside(batch))
         if whole:
             return one_datum(model, guide)

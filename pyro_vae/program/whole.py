@@ -87,8 +87,12 @@ def one_datum(model: Trace, guide: Trace) -> OneDatum:
     return OneDatum(PLATE, -1 - _depth(model, guide), outside=drawn)
 
 
-def require_plates(*traces: Trace) -> None:
+def require_plates(*traces: Trace, left_of: int = 0) -> None:
     """Require that each dimension of a site's batch shape belongs to a plate, as stock SVI does.
+
+    Arguments:
+        traces: Of model and guide.
+        left_of: Ask it of the sites in a plate alone, and of their dimensions beyond this many.
 
     Raises:
         ProgramError: Names the site and the way out.
@@ -98,8 +102,10 @@ def require_plates(*traces: Trace) -> None:
             if site["infer"].get("_deterministic"):
                 continue
             dims = {frame.dim for frame in site["cond_indep_stack"]}
+            if left_of and not dims:
+                continue
             shape = _batch_shape(site)
-            loose = [d for d in range(-len(shape), 0) if shape[d] > 1 and d not in dims]
+            loose = [d for d in range(-len(shape), -left_of) if shape[d] > 1 and d not in dims]
             if loose:
                 raise ProgramError(
                     f"site {name!r}: {shape[loose[-1]]} values stand in no plate (batch shape "

@@ -209,6 +209,23 @@ def test_values_in_no_plate_are_refused_as_by_stock_svi():
         pv.elbo(pv.Program(model, guide), Y)
 
 
+def test_as_many_rows_as_features_do_not_hide_a_forgotten_to_event():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    square = torch.zeros(5, 5)
+    with pytest.raises(ValueError, match="invalid log_prob shape"):
+        Trace_ELBO().loss(model, guide, square)
+    with pytest.raises(ProgramError, match=r"site 'x': 5 values stand in no plate .*to_event"):
+        pv.elbo(pv.Program(model, guide), square)
+
+
 def test_a_value_outside_its_support_is_named():
     with pytest.raises(DataError, match=r"flip_2.*value 7"):
         pv.elbo(pv.Program(coins, coins_guide), torch.tensor([1.0, 0.0, 7.0]))

@@ -33,6 +33,10 @@ SURPLUS = (
     "take what the program is for: transform=lambda batch: batch[0] in pv.fit, (x for x, y in "
     "loader) elsewhere"
 )
+SURPLUS_OF_VALID = (  # transform goes to the training data alone
+    "give it what the program is for: valid=valid[0] of a tuple, valid=torch.cat([x for x, y in "
+    "loader]) of a loader"
+)
 
 
 def check_pair(model: Trace, guide: Trace) -> None:
@@ -326,8 +330,8 @@ def _innermost_of(support: Any) -> Any:
 def _remedy(distribution: str, value: float) -> str:
     if "Bernoulli" in distribution and 0 < value < 1:
         return (
-            "binarise the grey values (pv.data.load(..., binarization='dynamic')), or use "
-            "observation=Gaussian"
+            "binarise the grey values (x.bernoulli(); transform=torch.bernoulli in pv.fit; "
+            "pv.data.load(..., binarization='dynamic')), or use observation=Gaussian"
         )
     if "Discretised" in distribution and value > 1:
         return "scale grey levels to [0, 1]: divide bytes by 255"

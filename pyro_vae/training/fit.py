@@ -25,6 +25,7 @@ from pyro_vae.program.batch import (
     num_rows,
     of_arguments,
 )
+from pyro_vae.program.checks import SURPLUS, SURPLUS_OF_VALID
 from pyro_vae.program.first_call import forgotten_on_error
 from pyro_vae.program.program import Program
 from pyro_vae.program.whole import require_rows
@@ -350,7 +351,10 @@ def _check_arguments(
     if ema is not None:
         number("ema", ema, "(0, 1)")
     if resume not in (False, True, "settings"):
-        raise ConfigError(f"resume: got {resume!r}, expected True, False or 'settings'")
+        raise ConfigError(
+            f"resume: got {resume!r}, expected True, False or 'settings'; the folder of the run is "
+            "out=..."
+        )
     if resume and out is None:
         raise ConfigError("resume: needs the run folder, out=...")
     if is_number(valid):
@@ -538,6 +542,7 @@ def _prepare_valid(
     try:
         judged = Validation(program, valid, batch_size, world)
     except DataError as error:
-        raise DataError(f"valid: {error}") from error
+        told = str(error).replace(SURPLUS, SURPLUS_OF_VALID)
+        raise DataError(f"valid: {told}") from error
     _require_own(program, judged.first, feed)
     return judged

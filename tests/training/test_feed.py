@@ -318,6 +318,9 @@ def test_labels_that_a_program_does_not_take_are_told_with_the_remedy(form):
             with pytest.raises(DataError, match=r"transform=lambda batch: batch\[0\]"):
                 call(program, LABELLED[form]())
     program = pv.models.VAE(6, 2, (8,))
+    with pytest.raises(DataError, match=r"valid: .*torch\.cat\(\[x for x, y in loader\]\)") as told:
+        pv.fit(program, IMAGES, valid=LABELLED[form]())
+    assert "transform" not in str(told.value)
     alone = (batch[0] for batch in DataLoader(TensorDataset(IMAGES, IMAGES), batch_size=5))
     assert pv.elbo(program, alone).shape == (N,)
     with pytest.raises(DataError, match=r"expected \(B, 6\)"):

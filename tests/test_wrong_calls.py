@@ -331,7 +331,14 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: fit(optimizer=torch.optim.Adam(nn.Linear(2, 2).parameters())),
         "optimizer: 2 of",
     ),
-    "an objective's name": (lambda: fit(objective="elbo"), "objective: got 'elbo', expected"),
+    "an objective's name": (
+        lambda: fit(objective="iwae"),
+        r"objective: got 'iwae', expected an instance of an objective, as pv\.IWAE\(5\)",
+    ),
+    "a warm-up counted in epochs": (
+        lambda: fit(beta=pv.schedules.linear(over=3)),
+        r"over: got 3, expected a number in \(0, 1\]: a share of the run",
+    ),
     "an objective's class": (lambda: fit(objective=pv.ELBO), "objective: .*instance"),
     "a loss for each datum": (
         lambda: fit(objective=OwnObjective(lambda terms: -terms.log_weight)),

@@ -30,7 +30,7 @@ def linear(start: float = 0.0, end: float = 1.0, *, over: float = 1.0) -> Schedu
     (0.0, 0.5, 1.0)
     """
     start, end = _ends(start, end)
-    number("over", over, "(0, 1]")
+    _over(over)
     return lambda t: start + (end - start) * min(1.0, t / over)
 
 
@@ -55,7 +55,7 @@ def cosine(start: float = 1.0, end: float = 0.0, *, over: float = 1.0) -> Schedu
     0.5
     """
     start, end = _ends(start, end)
-    number("over", over, "(0, 1]")
+    _over(over)
     return lambda t: end + (start - end) * (1 + math.cos(math.pi * min(1.0, t / over))) / 2
 
 
@@ -109,6 +109,13 @@ def cyclical(
         return start + (end - start) * min(1.0, phase / ramp)
 
     return value
+
+
+def _over(over: float) -> None:
+    try:
+        number("over", over, "(0, 1]")
+    except ConfigError as error:
+        raise ConfigError(f"{error}: a share of the run, 0.3 for 3 of 10 epochs") from None
 
 
 def _ends(start: float, end: float) -> tuple[float, float]:

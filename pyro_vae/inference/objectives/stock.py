@@ -114,6 +114,6 @@ def as_objective(objective: Any) -> Objective:
     if isinstance(objective, pyro.infer.ELBO):
         return StockObjective(_without_jit(objective))
     raise ConfigError(
-        f"objective: got {objective!r}, expected an instance of a pyro.infer.ELBO or an object "
-        "with .updates(program)"
+        f"objective: got {objective!r}, expected an instance of an objective, as pv.IWAE(5), or "
+        "of a pyro.infer.ELBO, or an object with .updates(program)"
     )

@@ -395,6 +395,19 @@ def test_a_count_beside_a_network_that_is_built_late_is_told_of():
         pv.fit(Annealed(count), X, epochs=1, batch_size=B, progress=False, compile=False)
 
 
+def test_a_count_in_a_buffer_beside_a_network_that_is_built_late_is_put_back():
+    def count(program):
+        program.calls += 1
+        if not hasattr(program, "net"):
+            program.net = nn.Linear(1, 1)
+        return 1.0
+
+    program = Annealed(count)
+    program.register_buffer("calls", torch.zeros((), dtype=torch.long))
+    pv.fit(program, X, epochs=EPOCHS, batch_size=B, progress=False, compile=False)
+    assert program.calls == EPOCHS * N // B
+
+
 @pytest.mark.parametrize("guide", ["lazy layer", "autoguide"])
 def test_what_a_library_builds_late_stays_and_counts_are_put_back(guide):
     class Lazy(Annealed):

@@ -229,7 +229,15 @@ def test_a_number_of_batches_over_the_rows_is_n_over_b_in_a_last_batch_too(rows)
 
 @pytest.mark.parametrize("feed", [loader, lambda: X], ids=["loader", "tensors"])
 def test_a_constant_is_n_over_b_of_one_batch_size_alone(feed):
-    program = Rows(around=lambda rows: poutine.scale(scale=N / (2 * B)))
+    """Also where no look at rows from all over begins anew: the program takes no odd number."""
+
+    class Pairs(Rows):
+        def model(self, x):
+            x.reshape(-1, 2)
+            super().model(x)
+
+    assert num_rows(few_of(X, N)[0]) % 2 == 1
+    program = Pairs(around=lambda rows: poutine.scale(scale=N / (2 * B)))
     with pytest.warns(UserWarning, match="any number of rows"):
         pv.fit(program, X, epochs=1, batch_size=2 * B, **STILL)
     program.w.data.fill_(0.5)

@@ -99,14 +99,16 @@ class Copy:
 
 
 def import_all(log: Path) -> None:
-    """Import what a run has imported, but the package and the tests; each fork has it then."""
-    own = {path.stem for path in (ROOT / "tests").rglob("*.py")} | {PACKAGE, "tests", "__main__"}
+    """Import what a run has imported, but the package and what uses it; each fork has it then."""
+    own = {path.stem for path in (ROOT / "tests").rglob("*.py")}
+    own |= {PACKAGE, "tests", "benchmarks", "__main__"}
     for line in log.read_text().splitlines():
         word, _, name = line.partition(" ")
         # The compiler starts threads, which a fork must not have.
         if word == "module" and name.split(".")[0] not in own and "_inductor" not in name:
             with suppress(Exception):  # a module that only its parent imports
                 importlib.import_module(name)
+    assert PACKAGE not in sys.modules, "forks would test this copy of it"
 
 
 def state_of(bug: Any) -> str:

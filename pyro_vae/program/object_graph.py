@@ -1,12 +1,15 @@
 """The networks that can be reached from Pyro functions: a search of what the functions refer to."""
 
 import argparse
+import asyncio
 import dis
 import functools
+import gc
 import inspect
 import queue
 import sys
 import sysconfig
+import tempfile
 import threading
 from collections import ChainMap, OrderedDict, UserDict, UserList, deque
 from collections.abc import Iterator
@@ -15,6 +18,7 @@ from types import (
     BuiltinMethodType,
     CodeType,
     FunctionType,
+    MappingProxyType,
     MethodType,
     MethodWrapperType,
     ModuleType,
@@ -41,6 +45,7 @@ _ATOMS = frozenset(
 NAMESPACES = (
     *(SimpleNamespace, argparse.Namespace, UserDict, UserList, ChainMap),
     *(WeakKeyDictionary, WeakValueDictionary, SobolEngine),
+    *(asyncio.Queue, asyncio.LifoQueue, asyncio.PriorityQueue, tempfile._TemporaryFileWrapper),
 )
 _OF_LIBRARIES = (
     *(functools.partial, threading.local, *NAMESPACES),
@@ -133,9 +138,11 @@ class _Search:
             self.push("", value.__func__)
         elif issubclass(kind, functools.partial):
             self._partial(path, value)
-        elif issubclass(kind, dict | list | tuple | deque):
+        elif issubclass(kind, dict | list | tuple | deque | set | frozenset):
             if len(value) <= _MOST_ITEMS:
                 self._container(path, value)
+        elif kind is MappingProxyType:
+            self.push(path, gc.get_referents(value)[0])
         elif kind in (BuiltinMethodType, MethodWrapperType):  # {}.get, or [].__iter__, say
             self.push(path, value.__self__)
         elif kind in (staticmethod, classmethod):

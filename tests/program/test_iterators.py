@@ -1,5 +1,6 @@
 """Programs that draw on iterators: steps see what the steps of a plain loop of stock SVI see."""
 
+import asyncio
 import io
 import itertools
 import mmap
@@ -11,6 +12,7 @@ import tempfile
 import threading
 import warnings
 from collections import deque, namedtuple
+from types import GeneratorType, MappingProxyType
 
 import numpy as np
 import pyro
@@ -187,9 +189,9 @@ def of_a_thread(program):
     return queue.Queue(maxsize=2)
 
 
-def filled(numbers):
-    for n in range(1, STEPS + 3):
-        numbers.put(n)
+def filled(numbers, put="put"):
+    for n in range(1, 2 * STEPS + 6):
+        getattr(numbers, put)(n)
     return numbers
 
 
@@ -255,6 +257,44 @@ def in_a_file(mode):
     return make
 
 
+def of_a_source(home):
+    """A generator that asks the program for its source at each draw."""
+    home.source = iter(range(1, 90))
+
+    def squares():
+        while True:
+            yield next(home.source) ** 2
+
+    return squares()
+
+
+def of_a_file_with_a_name(_):
+    file = tempfile.NamedTemporaryFile("w+")  # noqa: SIM115
+    file.write("".join(f"{n}\n" for n in range(90)))
+    file.seek(0)
+    file.readline()
+    return file
+
+
+def counting_errors(_):
+    errors = 0
+    while True:
+        try:
+            yield errors
+        except KeyError as error:
+            errors += error.args[0]
+
+
+def after_an_error(home):
+    next(home.it)
+    home.calls += 1
+    return home.it.throw(KeyError(home.calls))
+
+
+async def one_of(numbers):
+    return await numbers.get()
+
+
 Pair = namedtuple("Pair", "numbers other")
 KINDS = {
     "array": (filling_an_array, lambda p: next(p.it)[0]),
@@ -297,6 +337,29 @@ KINDS = {
     "lines of a method": (lambda home: in_lines(home).readline, lambda p: len(p.it())),
     "queue": (of_a_thread, lambda p: p.it.get(timeout=9)),
     "simple queue": (lambda _: filled(queue.SimpleQueue()), lambda p: p.it.get(timeout=9)),
+    "queue of a loop": (
+        lambda _: filled(asyncio.Queue(), "put_nowait"),
+        lambda p: p.it.get_nowait() + 100 * asyncio.run(one_of(p.it)),
+    ),
+    "of a source": (of_a_source, lambda p: next(p.it)),
+    "beside its source": (of_a_source, lambda p: next(p.it) + 10_000 * next(p.source)),
+    "in a set": (
+        lambda _: frozenset([itertools.count(1)]),
+        lambda p: next(next(iter(p.it))),
+    ),
+    "in a dictionary to be read": (
+        lambda _: MappingProxyType({"all": [itertools.count(1)]}),
+        lambda p: next(p.it["all"][0]),
+    ),
+    "told by its kind": (
+        lambda _: (n for n in range(1, 90)),
+        lambda p: next(p.it) + 100 * isinstance(p.it, GeneratorType),
+    ),
+    "errors that are thrown": (counting_errors, after_an_error),
+    "file with a name": (
+        of_a_file_with_a_name,
+        lambda p: int(p.it.readline()) + 100 * p.it.name.startswith("/"),
+    ),
     "method of a queue": (lambda _: filled(queue.SimpleQueue()).get_nowait, lambda p: p.it()),
     "queue of processes": (
         lambda _: filled(multiprocessing.get_context("spawn").SimpleQueue()),

@@ -95,6 +95,8 @@ class Record:
         source: The iterator.
     """
 
+    _drawing = False  # whether one of all draws inside a look
+
     def __init__(self, source: Any) -> None:
         self.source, self.place, self.kept = source, 0, True
         self.stepped = False  # whether others than looks have drawn
@@ -126,6 +128,8 @@ class Record:
         if fills and another_runs():  # a thread of the program's
             return make()
         self.stepped = self.stepped or not self.kept
+        if self.kept and Record._drawing:  # what another iterator draws has gone into its values
+            return make()
         if self.ahead and not _alike((name, args, kwargs), self._draws[self.place].call):
             self._warn_of(_OTHER_CALLS)
             while self.ahead:
@@ -150,7 +154,11 @@ class Record:
     def _noted(self, make: Callable[[], Any]) -> Draw:
         if isinstance(self.source, _QUEUES):  # moves nothing else; other threads may, meanwhile
             return Draw.of(make)
-        draw = self.watched(make)
+        Record._drawing = True
+        try:
+            draw = self.watched(make)
+        finally:
+            Record._drawing = False
         if draw.uses:
             self._warn_of(STATEMENTS if STATEMENTS in draw.uses else WEIGHTS)
         if draw.value is self.source:
@@ -233,6 +241,13 @@ class Retold:
     def __init__(self, record: Record) -> None:
         self._record = record
 
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return type(self._record.source)  # which a program may ask for
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Retold, (self._record,)
+
     def __iter__(self) -> "Retold":
         return self
 
@@ -293,6 +308,8 @@ def _alike(one: Any, two: Any) -> bool:
             return len(one) == len(two) and all(map(_alike, one, two))
         if isinstance(one, dict):
             return one.keys() == two.keys() and all(_alike(one[k], two[k]) for k in one)
+        if isinstance(one, BaseException):
+            return type(one) is type(two) and _alike(one.args, two.args)
         if isinstance(one, Tensor):
             return torch.equal(one, two)
         if isinstance(one, np.ndarray):
@@ -348,10 +365,10 @@ def exchanged(value: Any, change: Callable[[Any], Any]) -> Any:
 
     The same value where there is nothing to change.
     """
-    if type(value) is tuple or hasattr(type(value), "_make"):
+    if type(value) in (tuple, frozenset) or hasattr(type(value), "_make"):
         items = tuple(exchanged(item, change) for item in value)
         same = all(map(is_, items, value))
-        return value if same else items if type(value) is tuple else value._make(items)
+        return value if same else getattr(value, "_make", type(value))(items)
     if isinstance(value, _METHODS):
         of = change(value.__self__)
         return value if of is value.__self__ else getattr(of, value.__name__)

@@ -13,6 +13,7 @@ from pyro_vae.torch_private import foreach_lerp_
 _BATCH, _WIDTH, _LOOKS, _HELD = 256, 32, 40, 0.2
 _RATE, _DECAY, _AVERAGE = 1e-2, 1e-2, 0.98
 _SHRUNK = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8)
+_MOST = 1e6  # nats: a code in the tails of a spike has a finite gradient
 
 
 class Sight:
@@ -41,7 +42,9 @@ class Sight:
 
     def ratio(self, z: Tensor) -> Tensor:
         """Map codes ``(B, Z)`` to g, ``(B,)``."""
-        return z.new_zeros(len(z)) if self.q is None or self.p is None else self.q(z) - self.p(z)
+        if self.q is None or self.p is None:
+            return z.new_zeros(len(z))
+        return (self.q(z) - self.p(z)).clamp(-_MOST, _MOST)
 
     @torch.no_grad()
     def __call__(self, z: Tensor) -> Tensor:

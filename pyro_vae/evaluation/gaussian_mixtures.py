@@ -32,7 +32,7 @@ class GaussianMixture:
 
     def __call__(self, z: Tensor) -> Tensor:
         """Map draws ``(B, Z)`` to ``(B,)``."""
-        return self.parts(z).logsumexp(0)
+        return torch.cat([self.parts(some).logsumexp(0) for some in z.split(_MOST)])
 
 
 def moments(draws: Tensor) -> tuple[Tensor, Tensor]:

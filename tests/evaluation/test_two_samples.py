@@ -153,6 +153,12 @@ def test_too_few_codes_are_said_to_be():
     assert found.too_few and "so few codes leave open" in repr(found)
 
 
+def test_codes_that_are_all_one_are_told_apart_without_a_doubt():
+    """Their density is infinite: neither loss is to become NaN by it."""
+    found = pv.aggregated_posterior(program(0.0, 1e-200), X[:64], num_steps=50)
+    assert found.loss < 1e-3 and found.floor < 1e-3 and found.kl > 100
+
+
 def test_what_has_no_codes_to_tell_apart_is_refused():
     with pytest.raises(DataError, match="data: got 3 rows, expected at least 8"):
         pv.aggregated_posterior(program(), X[:3])

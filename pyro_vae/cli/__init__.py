@@ -89,6 +89,15 @@ class _Parser(ArgumentParser):
     """A parser whose complaints are one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        word = re.search(  # words, and nothing but words: other kinds are left to the parser
+            r'"([\w.]+)":.*Subtypes: \[typing\.Literal\[([^\]]*)\], <class .NoneType.>\]'
+            r".*value: (.*)",
+            message,
+            re.DOTALL,
+        )
+        if word:
+            key, words, got = word.groups()
+            sys.exit(complain(f"{key}: got {got!r}, expected one of {words}", 2))
         unknown = re.match(r"unrecognized arguments: --(\w+)", message)
         near = also_called(unknown[1]) if unknown else ()
         sys.exit(complain(message + (f"; did you mean --{near[0]}?" if near else ""), 2))

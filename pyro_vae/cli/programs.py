@@ -17,8 +17,10 @@ def check_options(settings: dict[str, Any]) -> None:
     """Raise `ConfigError` for an option that the model of a run lacks: before data are loaded."""
     model, kind = settings["model"], kind_of(settings["model"])
     if model not in MODELS and not is_own(model):
+        meant = [name for name in MODELS if name.lower() == model.lower()]
         raise ConfigError(
             f"model: got {model!r}, expected FILE.py:NAME or one of {', '.join(MODELS)}"
+            + "".join(f"; did you mean {name}?" for name in meant)
         )
     fixed = {"observation": None, "posterior": "Gaussian"} if model != "VAE" else {}
     fixed |= {"network": "mlp"} if model not in ("VAE", "Autoencoder", "VQVAE") else {}

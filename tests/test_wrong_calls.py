@@ -326,6 +326,10 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "no epochs": (lambda: fit(epochs=0), "epochs: got 0, expected an integer of at least 1"),
     "a rate as text": (lambda: fit(lr="1e-3"), "lr: got '1e-3', expected a positive number"),
+    "a scheduler of torch": (
+        lambda: fit(lr_schedule=torch.optim.lr_scheduler.StepLR),
+        r"lr_schedule: got the class StepLR, expected .*pv\.schedules",
+    ),
     "an optimizer's name": (lambda: fit(optimizer="adam"), "optimizer: got 'adam', expected"),
     "an optimizer of other weights": (
         lambda: fit(optimizer=torch.optim.Adam(nn.Linear(2, 2).parameters())),

@@ -134,6 +134,11 @@ def as_schedule(name: str, value: float | Schedule) -> Schedule:
         ConfigError: Neither, or a number below zero or not finite; from the schedule: the progress
             at which its value is one.
     """
+    if isinstance(value, type):  # a scheduler of torch.optim
+        raise ConfigError(
+            f"{name}: got the class {value.__name__}, expected a number or a function of the "
+            "progress in [0, 1], as pv.schedules.cosine()"
+        )
     if callable(value):
         return partial(_checked, name, value)
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:

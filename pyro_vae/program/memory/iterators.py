@@ -95,11 +95,12 @@ class Record:
         source: The iterator.
     """
 
-    _drawing = False  # whether one of all draws inside a look
+    _drawing = False  # whether one of all, older than the look, draws inside a look
 
     def __init__(self, source: Any) -> None:
         self.source, self.place, self.kept = source, 0, True
         self.stepped = False  # whether others than looks have drawn
+        self._older = False  # than the look that runs: one made inside a look ends with it
         self._looks = 0  # that go on, one inside another
         self._draws: deque[Draw] = deque()
         self._reasons: set[str] = set()  # to warn
@@ -154,11 +155,11 @@ class Record:
     def _noted(self, make: Callable[[], Any]) -> Draw:
         if isinstance(self.source, _QUEUES):  # moves nothing else; other threads may, meanwhile
             return Draw.of(make)
-        Record._drawing = True
+        before, Record._drawing = Record._drawing, Record._drawing or self._older
         try:
             draw = self.watched(make)
         finally:
-            Record._drawing = False
+            Record._drawing = before
         if draw.uses:
             self._warn_of(STATEMENTS if STATEMENTS in draw.uses else WEIGHTS)
         if draw.value is self.source:
@@ -195,7 +196,7 @@ class Record:
 
     def hold(self) -> None:
         """Keep what is given from now on."""
-        self.kept = True
+        self.kept = self._older = True
         self._looks += 1
         for inner in self._inner() if self._looks == 1 else ():
             inner.hold()

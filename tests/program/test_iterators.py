@@ -25,6 +25,7 @@ from torch.quasirandom import SobolEngine
 from torch.utils.data import DataLoader
 
 import pyro_vae as pv
+from pyro_vae.program.memory.iterators import exchanged
 from pyro_vae.program.memory.noise import Noise
 from pyro_vae.program.memory.own_state import OwnState
 
@@ -665,3 +666,15 @@ def test_an_iterator_that_a_network_alone_is_built_from_is_not_told_of(recwarn):
     pv.fit(program, X, epochs=1, batch_size=B, progress=False, compile=False)
     assert not len(recwarn)
     assert next(sizes) == 2
+
+
+class WithAMethodOfNamedTuples:
+    """A class of a user's, and ours of parameters, may have one of this name too."""
+
+    def _make(self):
+        raise AssertionError("nobody asks")
+
+
+def test_only_a_named_tuple_is_taken_for_one():
+    value = WithAMethodOfNamedTuples()
+    assert exchanged(value, lambda each: each) is value

@@ -366,7 +366,8 @@ def exchanged(value: Any, change: Callable[[Any], Any]) -> Any:
 
     The same value where there is nothing to change.
     """
-    if type(value) in (tuple, frozenset) or hasattr(type(value), "_make"):
+    named = issubclass(type(value), tuple) and hasattr(type(value), "_make")
+    if named or type(value) in (tuple, frozenset):
         items = tuple(exchanged(item, change) for item in value)
         same = all(map(is_, items, value))
         return value if same else getattr(value, "_make", type(value))(items)

@@ -204,7 +204,7 @@ def test_a_diagnosis_is_json_and_a_figure(name):
     again = json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert again["kl"] == found.kl and again["verdict"] == found.verdict
     drawn = plots.diagnosis(found)
-    assert len(drawn.axes) == 3
+    assert len(drawn.axes) == 3 + bool(found.global_kl)
     drawn.canvas.draw()
 
 

@@ -310,7 +310,7 @@ def test_other_data(kind):
 @pytest.mark.parametrize(
     ("build", "match"),
     [
-        (lambda: LadderVAE(6, (3, 2), (8,)), r"hidden=\[8\] has 1 widths for 2 latent layers"),
+        (lambda: LadderVAE(6, (3, 2), (8,)), r"hidden=\[8\] has 1 width for 2 latent layers"),
         (lambda: HierarchicalVAE(6, (), ()), r"latent_dims=\(\) is empty"),
         (lambda: LadderVAE(6, (3, 2), (8, 8), depth=0), "depth: got 0, expected an integer"),
         (lambda: TopDownVAE(6, (3, 2), hidden=0), "hidden: got 0, expected an integer"),

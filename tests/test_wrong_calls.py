@@ -343,6 +343,14 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: fit(beta=pv.schedules.linear(over=3)),
         r"over: got 3, expected a number in \(0, 1\]: a share of the run",
     ),
+    "a warm-up that is a function of the epoch": (
+        lambda: fit(beta={"z": lambda epoch: min(1.0, epoch / 10)}),
+        r"beta\['z'\]: got a function of 'epoch', expected one of the progress t",
+    ),
+    "a learning rate that is a function of the step": (
+        lambda: fit(None, lr_schedule=lambda step: 0.99**step),
+        r"lr_schedule: got a function of 'step', .*t \* steps",
+    ),
     "an objective's class": (lambda: fit(objective=pv.ELBO), "objective: .*instance"),
     "a loss for each datum": (
         lambda: fit(objective=OwnObjective(lambda terms: -terms.log_weight)),

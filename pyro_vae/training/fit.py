@@ -42,8 +42,10 @@ from pyro_vae.training.parallel import Devices, World, join
 from pyro_vae.training.precision import Precision, contexts, convert
 from pyro_vae.training.schedules import Schedule, as_schedule
 from pyro_vae.training.settings import (
+    KLWeight,
     adam,
     beta_schedule,
+    check_schedules,
     is_of_a_user,
     own_callback,
     record_data,
@@ -173,8 +175,9 @@ def fit(
         ema: Decay, in (0, 1), of a moving average of the weights over the steps (0.999, say). What
             is judged after each epoch, and what the program holds in the end, is then the average
             (``run.judged``); training goes on from the weights themselves, which callbacks see.
-        beta: KL weight: a number (0 is allowed), a function of the progress (``pv.schedules``), or
-            one of these per latent site.
+        beta: KL weight: a number (0 is allowed), a function of the progress t in [0, 1]
+            (``pv.schedules``; ``lambda t: min(1.0, t * epochs / 10)`` rises over 10 epochs), or one
+            of these per latent site.
         patience: Epochs without a better validation ELBO after which to stop.
         transform: Applied to each batch on the device (``torch.bernoulli``: dynamic binarization;
             ``lambda batch: batch[0]``: images without their labels); to ``data`` alone.
@@ -231,7 +234,7 @@ def fit(
             a loader yielded before the bad one).
         ConfigError: An argument out of range; ``out`` holds another run, or one that a process is
             writing; another thread of this process is training, or in a verb for a minute; a
-            schedule with a value below zero or not finite.
+            schedule with a value below zero or not finite, or one of epochs or steps.
         TrainingDiverged: A loss or gradient is not finite; weights and buffers are the best so far,
             or without ``valid`` those before that step.
         CheckpointError: The checkpoint in ``out`` is damaged or does not fit, or the optimizer has
@@ -250,7 +253,7 @@ def fit(
         limits = Limits(epochs, patience, max_steps, max_minutes, *every, out=out)
         batch_size, seed = positive("batch_size", batch_size), integer("seed", seed, 0)
         accumulate = positive("accumulate", accumulate)
-        _check_arguments(clip_norm, ema, patience, valid, out, resume)
+        _check_arguments(clip_norm, ema, patience, valid, out, resume, beta, lr_schedule)
         wrapped = Program.of(program).to(world.device)
         convert(wrapped, precision)
         moved = _conformed(wrapped, transform and of_arguments(transform))
@@ -345,7 +348,10 @@ def _check_arguments(
     valid: Any,
     out: Any,
     resume: bool | str,
+    beta: KLWeight,
+    lr_schedule: Schedule | float,
 ) -> None:
+    check_schedules(beta, lr_schedule)
     if clip_norm is not None:
         number("clip_norm", clip_norm, "(0, inf)")
     if ema is not None:

@@ -1,6 +1,7 @@
 r"""Schedules: functions of the training progress t in [0, 1], for KL weights and learning rates.
 
-Anything callable as ``schedule(t) -> float`` serves; a float is a constant schedule.
+Anything callable as ``schedule(t) -> float`` serves; a float is a constant schedule. A function of
+epochs or steps is refused by the name of its argument: write ``t * epochs`` for the epoch.
 """
 
 import math
@@ -10,6 +11,7 @@ from numbers import Real
 
 from pyro_vae.arguments import number, positive, typed
 from pyro_vae.errors import ConfigError
+from pyro_vae.training.schedule_arguments import require_progress
 
 Schedule = Callable[[float], float]
 
@@ -131,8 +133,8 @@ def as_schedule(name: str, value: float | Schedule) -> Schedule:
         value: A number of at least 0, or a function of the progress in [0, 1].
 
     Raises:
-        ConfigError: Neither, or a number below zero or not finite; from the schedule: the progress
-            at which its value is one.
+        ConfigError: Neither, or a number below zero or not finite, or a function of epochs or
+            steps; from the schedule: the progress at which its value is one.
     """
     if isinstance(value, type):  # a scheduler of torch.optim
         raise ConfigError(
@@ -140,6 +142,7 @@ def as_schedule(name: str, value: float | Schedule) -> Schedule:
             "progress in [0, 1], as pv.schedules.cosine()"
         )
     if callable(value):
+        require_progress(name, value)
         return partial(_checked, name, value)
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
         raise ConfigError(f"{name}: got {value!r}, expected a number of at least 0 or a schedule")

@@ -23,6 +23,7 @@ from pyro_vae.training.fingerprints import (
     describe_rows,
     describe_schedule,
 )
+from pyro_vae.training.schedule_arguments import warn_of_counts
 from pyro_vae.training.schedules import Schedule, as_schedule
 from pyro_vae.training.step import Stepper
 from pyro_vae.training.validation import Validation
@@ -52,6 +53,22 @@ def adam(lr: float) -> OptimizerFactory:
         ConfigError: A learning rate that is not positive.
     """
     return partial(Adam, lr=number("lr", lr, "(0, inf)"))
+
+
+def check_schedules(beta: KLWeight, lr_schedule: float | Schedule) -> None:
+    """Look at the schedules of a run before anything is read.
+
+    Raises:
+        ConfigError: A number below zero, or a function of another thing than the progress.
+    """
+    given: dict[str, Any] = {"lr_schedule": lr_schedule}
+    if isinstance(beta, Mapping):
+        given |= {f"beta[{site!r}]": weight for site, weight in beta.items()}
+    else:
+        given["beta"] = beta
+    for name, value in given.items():
+        as_schedule(name, value)
+        warn_of_counts(name, value)
 
 
 def beta_schedule(beta: KLWeight, sites: tuple[str, ...]) -> Callable[[float], Beta | None]:

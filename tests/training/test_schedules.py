@@ -1,12 +1,14 @@
 """Schedules at their ends, in between, and against bad arguments."""
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import pytest
 
 from pyro_vae.errors import ConfigError
 from pyro_vae.training import schedules
+from pyro_vae.training.schedule_arguments import warn_of_counts
 from pyro_vae.training.schedules import as_schedule
 
 GRID = [i / 200 for i in range(201)]
@@ -66,6 +68,43 @@ def test_cyclical_repeats(cycles):
 def test_bad_arguments_are_refused(make):
     with pytest.raises(ConfigError, match="got"):
         make()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        (lambda epoch: min(1.0, epoch / 10), r"of 'epoch', expected .* progress t.* t \* epochs"),
+        (lambda global_step: 1.0, r"of 'global_step', .*t \* steps"),
+        (lambda e: 0.95**e, "of 'e'"),
+        (lambda epoch, step: 1.0, "of 2 arguments"),
+        (lambda: 1.0, "of 0 arguments"),
+    ],
+)
+def test_a_function_of_epochs_is_refused(schedule, said):
+    with pytest.raises(ConfigError, match=said):
+        as_schedule("beta", schedule)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda t: t,
+        lambda x, epochs=9: x,
+        lambda epoch_share: 1,
+        partial(lambda t, n: t, n=2),
+        math.exp,
+    ],
+)
+def test_a_function_of_the_progress_is_taken(schedule, recwarn):
+    assert as_schedule("beta", schedule)(0.25) == schedule(0.25)
+    warn_of_counts("beta", schedule)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("schedule", [lambda x: min(1.0, x / 10), lambda x: float(x >= 5)])
+def test_a_warm_up_that_no_run_ends_is_told(schedule):
+    with pytest.warns(UserWarning, match=r"beta: .* and to 1 beyond it; .*t \* epochs"):
+        warn_of_counts("beta", schedule)
 
 
 @pytest.mark.parametrize("value", [0, 0.0, 1, 2.5])

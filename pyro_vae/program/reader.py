@@ -50,6 +50,7 @@ from pyro_vae.program.looks.findings import Dependence
 from pyro_vae.program.looks.in_training import of_training
 from pyro_vae.program.looks.quiet_runs import Runs, silent
 from pyro_vae.program.looks.refusals import require_parts, tell_of_batches, tell_of_constants
+from pyro_vae.program.looks.rows_as_events import warn_of_rows_as_events
 from pyro_vae.program.masks import is_masked
 from pyro_vae.program.modules import (
     leaves_behind,
@@ -453,6 +454,8 @@ class Reader:
         """Return a batch as one datum, never to be cut, where no plate holds the data."""
         if self._whole is None and self.fresh and not checks.is_meta(batch):
             self._whole = is_whole(self.runs.trace_of_model, batch, self.runs.plate)
+            if self._whole:
+                warn_of_rows_as_events(self.runs, batch)
         return Whole(batch) if self._whole else batch
 
     def _find_plate(self, model: Trace, guide: Trace, batch: Batch) -> DataPlate:

@@ -245,3 +245,51 @@ def test_a_number_observed_outside_hides_no_factors_of_the_rows():
     once = -dist.Normal(0.5, 1.0).log_prob(torch.zeros(())).item() / 12
     assert run.history["loss"][0] == pytest.approx(((x - 0.5) ** 2).mean().item() + once, rel=1e-5)
     assert pv.elbo(program, x).shape == (12,)
+
+
+def autoencoder(steps=None, size=None):
+    """Return a program whose rows are all in one event: apart, or a walk over ``steps``."""
+    decoder, encoder = torch.nn.Linear(2, 3), torch.nn.Linear(3, 2)
+
+    def model(x):
+        z = pyro.sample("z", dist.Normal(torch.zeros(size or len(x), 2), 1.0).to_event(2))
+        mean = decoder(z if steps is None else z.cumsum(0))
+        pyro.sample("x", dist.Normal(mean, 1.0).to_event(2), obs=x)
+
+    def guide(x):
+        pyro.sample("z", dist.Normal(encoder(x), 0.5).to_event(2))
+
+    return pv.Program(model, guide)
+
+
+def square_regression():
+    """Return a program of as many weights as rows."""
+
+    def model(xy):
+        w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(xy[:, :3] @ w, 1.0).to_event(1), obs=xy[:, 3])
+
+    return pv.Program(
+        model, lambda xy: pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    )
+
+
+@pytest.mark.parametrize("size", [None, 6])
+def test_rows_that_an_event_holds_by_mistake_are_told_once(size):
+    program, x = autoencoder(size=size), torch.randn(6, 3)
+    match = r"site 'x': its event holds all 6 rows, and so does that of latent 'z'.*pyro.plate"
+    with pytest.warns(UserWarning, match=match):
+        pv.elbo(program, x)
+    pv.elbo(program, x)
+
+
+@pytest.mark.parametrize("name", ["weights", "walk", "few rows", "gplvm"])
+def test_a_datum_of_several_rows_is_no_mistake(name):
+    """Each warning is an error in tests."""
+    program, data = {
+        "weights": (square_regression(), torch.randn(3, 4)),
+        "walk": (autoencoder("all"), torch.randn(6, 3)),
+        "few rows": (autoencoder(), torch.randn(2, 3)),
+        "gplvm": (gplvm(), ()),
+    }[name]
+    assert pv.elbo(program, data).shape == (1,)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -253,9 +254,12 @@ class Reader:
         beside, kinds = (set(), set()) if sites.size is not None else self._changes_beside(batch)
         functions = self.canonical(sites, batch)
         both = Joint(*functions, *arguments(batch)).sampled_traces
-        with self.runs.quiet(batch), validation(False), self.runs.off_zero(both):
+        off_zero = partial(self.runs.off_zero, both)
+        with self.runs.quiet(batch), validation(False):
             try:
-                found = dependence(functions, batch, seen, beside, kinds, self.runs.memory_kept)
+                found = dependence(
+                    functions, batch, seen, beside, kinds, self.runs.memory_kept, off_zero
+                )
             except ValueError as error:  # shapes that only another number of rows shows
                 if isinstance(error, PyroVaeError):
                     raise

@@ -522,3 +522,19 @@ def test_an_object_that_takes_no_attributes_is_told():
     ):
         with pytest.raises(ProgramError, match=r"takes no attributes.*pv\.Program\(it\.model"):
             pv.elbo(thing, (torch.zeros(2, 1), torch.ones(2, dtype=torch.long)))
+
+
+def test_a_program_with_nothing_outside_its_plate_runs_few_times_on_all_rows():
+    """Where nothing could depend on what is across the border, no run looks for it."""
+    program, rows, found = Shifted(lambda x: pyro.plate("data", len(x))), 64, []
+    program.shift.data.zero_()  # moved off zero where a run looks for what it hides
+    seen = nn.Identity()
+    pair = pv.Program(program.model, lambda x: program.guide(seen(x)))
+
+    def note(module, given, _):
+        if module is seen:
+            found.append(len(given[0]))
+
+    with torch.nn.modules.module.register_module_forward_hook(note):
+        pair.read(torch.randn(rows))
+    assert found.count(rows) == 2  # the sites, and the weights that each side uses

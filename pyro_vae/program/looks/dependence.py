@@ -29,6 +29,8 @@ from pyro_vae.program.modules import leaves_behind
 from pyro_vae.torch_private import pytree
 
 Alike = Callable[[], AbstractContextManager[Any]]
+# Terms outside the plate, latents of the guide, auxiliary ones (inside the plate?), globals.
+_Looked = tuple[list[str], set[str], dict[str, bool], list[str]]
 
 
 def dependence(
@@ -38,6 +40,7 @@ def dependence(
     beside: Set[Change],
     kinds: Set[tuple[Term, Kind]],
     alike: Alike = nullcontext,
+    looking: Alike = nullcontext,
 ) -> Dependence:
     """Find out by two more runs, and only where ``seen`` has a term that could depend.
 
@@ -50,6 +53,7 @@ def dependence(
         beside: What changes of some rows where others are cut away.
         kinds: What terms outside the plate are of the rows, where it is known.
         alike: Has runs begin from one state of what the program counts.
+        looking: Has these runs inside.
     """
     rows: list[Tensor] = []
     args, kwargs = arguments(map_rows(lambda leaf: _leaf(leaf, rows), batch))
@@ -64,7 +68,11 @@ def dependence(
         for side in (MODEL, GUIDE)
     ]
     others = list(_other_rows(batch))
-    found = _dependence(functions, args, kwargs, seen, rows, others, outside, alike)
+    looked = _looked_at(seen)
+    found = Dependence()
+    if looked:
+        with looking():
+            found = _dependence(functions, args, kwargs, looked, rows, others, outside, alike)
     by_count = tuple(sorted({c.site for c in weights - terms}))
     by_kind = {
         kind: tuple(sorted({n for (_, n), k in kinds if k == kind and n in found.found}))
@@ -83,16 +91,8 @@ def dependence(
     )
 
 
-def _dependence(
-    functions: tuple[Callable[..., Any], Callable[..., Any]],
-    args: Any,
-    kwargs: Any,
-    seen: tuple[Trace, Trace],
-    rows: list[Tensor],
-    others: list[Any],
-    beside: Set[Term] = frozenset(),
-    alike: Alike = nullcontext,
-) -> Dependence:
+def _looked_at(seen: tuple[Trace, Trace]) -> _Looked | None:
+    """Return what could depend on something across the border; None where nothing can."""
     drawn = {name for name, site in sample_sites(seen[1]) if not site["is_observed"]}
     inside = any(
         data_frame(s) is not None and not s["is_observed"] for _, s in sample_sites(seen[1])
@@ -109,8 +109,20 @@ def _dependence(
         if site["infer"].get("is_auxiliary") and not site["is_observed"]
     }
     globals_ = [name for name, site in sample_sites(seen[1]) if is_global(site)]
-    if not names and not auxiliary and not globals_:
-        return Dependence()
+    return (names, drawn, auxiliary, globals_) if names or auxiliary or globals_ else None
+
+
+def _dependence(
+    functions: tuple[Callable[..., Any], Callable[..., Any]],
+    args: Any,
+    kwargs: Any,
+    looked: _Looked,
+    rows: list[Tensor],
+    others: list[Any],
+    beside: Set[Term] = frozenset(),
+    alike: Alike = nullcontext,
+) -> Dependence:
+    names, drawn, auxiliary, globals_ = looked
     try:
         with torch.enable_grad():
             look = _Look(functions, names, globals_, args, kwargs, alike)
@@ -155,7 +167,10 @@ def dependence_of(joint: Joint) -> Dependence:
     batch = (joint.args, joint.kwargs)
     devices = cuda_devices([*joint.args, *joint.kwargs.values()])
     with torch.no_grad(), torch.random.fork_rng(devices), validation(False):
-        return _dependence((joint.model, joint.guide), *batch, joint.sampled_traces(), [], [])
+        looked = _looked_at(joint.sampled_traces())
+        if not looked:
+            return Dependence()
+        return _dependence((joint.model, joint.guide), *batch, looked, [], [])
 
 
 def _is_term(site: Message, *, latents: bool) -> bool:

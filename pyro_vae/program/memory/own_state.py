@@ -194,7 +194,7 @@ class _Holders:
     def moved(self) -> bool:
         """Return whether a value is another than when the walk met it."""
         pairs = zip(self.homes, self.states, strict=True)
-        return not all(home.same(home.state(), state) for home, state in pairs)
+        return not all(home.stands(state) for home, state in pairs)
 
 
 class Moment:

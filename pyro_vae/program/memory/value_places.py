@@ -52,6 +52,10 @@ class _Home:
         """Return whether two states hold the same things."""
         return _are(one[0], two[0]) and _are(one[1], two[1])
 
+    def stands(self, state: _State) -> bool:
+        """Return whether a state is the one that it has now."""
+        return self.same(self.state(), state)
+
     def exchange(self, change: Callable[[Any], Any]) -> None:
         """Put what a function makes of each value in its place."""
         keys, values = self.state()
@@ -104,6 +108,10 @@ class _Entries(_Home):
 
     def state(self) -> _State:
         return tuple(self._owner), tuple(self._owner.values())
+
+    def stands(self, state: _State) -> bool:
+        # Most places are tables of a module with nothing in them, and are asked at each look.
+        return not state[0] if not self._owner else super().stands(state)
 
     def put(self, keys: tuple[Any, ...], values: tuple[Any, ...]) -> None:
         kind = OrderedDict if isinstance(self._owner, OrderedDict) else dict  # a user's may do more

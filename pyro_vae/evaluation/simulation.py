@@ -1,6 +1,7 @@
 """Data drawn from a model that may read the argument which it observes."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ def simulated(program: Program, piece: Pass, draw: Draw) -> tuple[Trace, Batch]:
 
     Step t stands after t rounds: these are the draws that a loop over the steps makes. A model that
     reads nothing of it is run twice, and no number changes. Rounds end where none brings a further
-    value to rest.
+    value to rest. From the third on they begin from one state of what the program keeps from call
+    to call: a scale that counts calls never stands.
 
     Arguments:
         program: Of the model.
@@ -50,14 +52,21 @@ def simulated(program: Program, piece: Pass, draw: Draw) -> tuple[Trace, Batch]:
     values = values_at(trace, names)
     rounds = left = 2 + sum(value.numel() for value in values.values()) // len(piece)
     most = 0
+    alike: Callable[[], AbstractContextManager[None]] = nullcontext
     while left:
-        _set_random_state(start, devices)
         batch = program.replace(piece.batch, values)
-        trace = _run(_on(program, piece, batch), draw)
+
+        def run(batch: Batch = batch) -> Trace:
+            _set_random_state(start, devices)
+            return _run(_on(program, piece, batch), draw)
+
+        with alike():
+            trace = run()
         again = values_at(trace, names)
         standing = torch.cat([_same(again[name], values[name]) for name in names])
         if standing.all():
-            return trace, batch
+            return (trace if alike is nullcontext else run()), batch  # and the program goes on
+        alike = program.reader.runs.memory_kept
         # A sampler that uses up a number of random numbers of its own moves the rows behind it.
         stand = int(standing.int().cumprod(0).sum())
         most, left = max(most, stand), rounds if stand > most else left - 1
@@ -90,7 +99,7 @@ def require_unread(program: Program, piece: Pass, draw: Draw) -> None:
     name, batch = moved
     found = []
     for rows in (piece.batch, batch):
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(devices), program.reader.runs.memory_kept():
             found.append(values_at(_run(_on(program, piece, rows), draw), [name])[name])
     if not bool(_same(*found).all()):
         raise ProgramError(

@@ -1,5 +1,7 @@
 """Generation, reconstruction, codes and interpolation against a linear model's closed forms."""
 
+import itertools
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -440,6 +442,40 @@ def test_a_model_whose_draws_never_rest_is_refused():
     pv.elbo(program, torch.randn(4, 3))
     with pytest.raises(ProgramError, match=r"'x': its distribution depends on its own value"):
         pv.generate(program, 5)
+
+
+class ByCalls(nn.Module):
+    """Each step is the one before plus what this call of the model is told."""
+
+    def __init__(self, observed):
+        super().__init__()
+        self.observed, self.calls, self.from_iterator = observed, 0, itertools.count(1)
+
+    def model(self, x):
+        self.calls += 1
+        told = self.calls + 1000 * next(self.from_iterator)
+        before = torch.cat([x.new_zeros(len(x), 1), x[:, :-1]], 1)
+        loc = before + told if self.observed == "argument" else 0 * x + told
+        with pyro.plate("data", len(x)):
+            y = x if self.observed == "argument" else x / 10
+            pyro.sample("x", dist.Normal(loc, 1e-3).to_event(1), obs=y)
+
+    def guide(self, x):
+        pass
+
+
+@pytest.mark.parametrize("observed", ["argument", "computed value"])
+def test_a_model_that_counts_its_calls_is_drawn_from_at_one_count(observed):
+    """All steps are those of one call, and the next draw is one of a later call."""
+    program = pv.Program((counting := ByCalls(observed)).model, counting.guide)
+    pv.elbo(program, torch.zeros(4, STEPS))
+    first, second = pv.generate(program, 4), pv.generate(program, 4)
+    steps = torch.arange(1.0, STEPS + 1) if observed == "argument" else torch.ones(STEPS)
+    for drawn in (first, second):
+        told = drawn[:, :1].round()
+        assert ((drawn / steps - told).abs() < 0.02).all() and (told == told[0]).all()
+        assert told[0] % 1000 == told[0] // 1000  # count and iterator are of the same call
+    assert second[0, 0] > first[0, 0]
 
 
 def test_a_value_that_the_model_computes_is_observed_in_its_place():

@@ -50,7 +50,12 @@ from pyro_vae.program.looks.dependence import dependence
 from pyro_vae.program.looks.findings import Dependence
 from pyro_vae.program.looks.in_training import of_training
 from pyro_vae.program.looks.quiet_runs import Runs, silent
-from pyro_vae.program.looks.refusals import require_parts, tell_of_batches, tell_of_constants
+from pyro_vae.program.looks.refusals import (
+    require_parts,
+    tell_of_batches,
+    tell_of_constants,
+    tell_of_moving,
+)
 from pyro_vae.program.looks.rows_as_events import warn_of_rows_as_events
 from pyro_vae.program.masks import is_masked
 from pyro_vae.program.modules import (
@@ -108,6 +113,7 @@ class Reader:
         self._newest: dict[Any, tuple[Any, ...]] = {}  # such a key, by what needs no values
         self._contrasts = Contrasts()  # of the rows that layouts were read from
         self._dependences: dict[Any, Dependence] = {}  # found so far, by what the sites are
+        self._run_again = False  # from one state, to see whether it is equal
         self._whole: bool | None = None  # whether there is no plate of the data; None: not known
         self._weights: dict[str, Any] | None = None  # in train mode, where they are others there
         self.counts = Counts()
@@ -205,6 +211,9 @@ class Reader:
         self.last = self._layouts[key] = sites
         self._counters.meet(key, sites, looks)
         self.rows_read = num_rows(batch)
+        if not self._run_again:
+            self._run_again = True
+            tell_of_moving(self.runs.moving(batch))
         return batch
 
     def require_finite(self, batch: Batch, first_row: int = 0) -> None:

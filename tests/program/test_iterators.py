@@ -5,12 +5,15 @@ import io
 import itertools
 import mmap
 import multiprocessing.dummy
+import os
 import queue
 import random
+import re
 import sqlite3
 import tempfile
 import threading
 import warnings
+import weakref
 from collections import deque, namedtuple
 from types import GeneratorType, MappingProxyType
 
@@ -591,8 +594,64 @@ def test_noise_that_looks_draw_ahead_is_distributed_as_that_of_steps():
 )
 def test_a_long_container_that_looks_take_from_is_told_of(make, draw, kind):
     program = fed_by(lambda _: make(), draw)
-    with pytest.warns(UserWarning, match=f"moved a {kind} of 20,000 entries .*keep the number"):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         pv.Program.of(program).read(X)
+    words = "\n".join(str(each.message) for each in told)
+    assert re.search(f"moved a {kind} of 20,000 entries .*keep the number", words)
+
+
+async def of_a_loop():
+    for n in itertools.count(1):
+        yield n
+
+
+HELD = (n for n in itertools.count(1))  # by this module, which no function of the program reads
+MOVED_ON = {
+    "a generator of asyncio": (of_a_loop(), lambda it: asyncio.run(anext(it))),
+    "the number of a file": (os.open(__file__, os.O_RDONLY), lambda it: os.read(it, 1)[0]),
+    "a weak reference": (weakref.ref(HELD), lambda it: next(it())),
+    "an object of a library": (
+        np.random.SeedSequence(0),
+        lambda it: np.random.default_rng(it.spawn(1)[0]).random(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MOVED_ON)
+def test_what_no_look_puts_back_is_told_of(name):
+    held, draw = MOVED_ON[name]
+
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(0.0, 1.0 + draw(held)), obs=x)
+
+    with pytest.warns(UserWarning, match="site 'x' is another at each run"):
+        pv.Program(model, lambda x: None).read(X)
+
+
+class DrawsInTraining(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w, self.it = nn.Parameter(torch.ones((), dtype=torch.float64)), of_a_loop()
+
+    def model(self, x):
+        drawn = asyncio.run(anext(self.it)) if self.training else 1
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(self.w, 1.0 + drawn), obs=x)
+
+    def guide(self, x):
+        pass
+
+
+def test_what_is_drawn_in_training_alone_is_told_of():
+    """By what looks at weights in train mode, and by a trace that fails."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        pv.fit(DrawsInTraining(), X, epochs=1, batch_size=B, progress=False, compile="trace")
+    words = "\n".join(str(each.message) for each in told)
+    assert "site 'x' is another at each run" in words
+    assert "run twice on a batch from one state, has two numbers in the loss" in words
 
 
 @pytest.mark.parametrize("anew", [True, False])

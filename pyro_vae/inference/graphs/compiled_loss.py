@@ -340,11 +340,23 @@ class CompiledLoss:
         before = self.step.moment()
         try:
             return self._trusted(call)
-        except BaseException:
+        except BaseException as error:
             before.put_back(trained=True)
+            if isinstance(error, Exception):
+                self._tell_of_moving(self.step.moving(call, before))
             raise
         finally:
             before.let_go()
+
+    def _tell_of_moving(self, gap: str | None) -> None:
+        if gap is not None:
+            warnings.warn(
+                f"compile: the program, run twice on a batch from one state, has two numbers in "
+                f"{gap}: it draws on what no look puts back (os.read, say, or a generator without "
+                "a seed), and the runs that were to trace it have moved that on; keep it as a "
+                "number, or train with compile=False",
+                stacklevel=6,
+            )
 
     def _trusted(self, call: Call) -> Traced:
         step = self.step

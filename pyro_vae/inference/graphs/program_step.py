@@ -1,6 +1,7 @@
 """A program's own step: what a graph is traced from, is fed from and must agree with."""
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -228,6 +229,17 @@ class ProgramStep:
         """Return what the program and the loss keep now, with a way back to it."""
         noise = self.program.reader.runs.noise
         return OwnState(*self.program.functions, self.loss, noise=noise).moment()
+
+    def moving(self, call: Call, before: Moment) -> str | None:
+        """Return what differs in two steps from one moment, which are undone; None: nothing."""
+        homes = self.homes()
+        with suppress(Exception):  # the program itself may fail on this batch: let it say so
+            one = self.eager(call, homes)
+            before.put_back(trained=True)
+            two = self.eager(call, homes)
+            before.put_back(trained=True)
+            return difference(one, two, self._names(call.batch, homes), 1.0)
+        return None
 
     def refuse_changes(self, before: PythonState) -> None:
         """Refuse a program that keeps something in Python from run to run.

@@ -9,9 +9,10 @@ import torch
 
 from pyro_vae.program.batch import Batch, num_rows
 from pyro_vae.program.handlers import sample_sites
-from pyro_vae.program.looks.cuts import cut_to
+from pyro_vae.program.looks.cuts import cut_to, unlike
 from pyro_vae.program.looks.findings import Dependence
 from pyro_vae.program.looks.own_weights import counted_of
+from pyro_vae.program.looks.refusals import tell_of_moving
 from pyro_vae.program.modules import training
 from pyro_vae.program.object_graph import holders, names_mentioned
 
@@ -32,7 +33,7 @@ def of_training(program: "Program", batch: Batch, found: Dependence, size: int) 
     """
     if not _asks_for_its_mode(program):
         return found
-    part, rows = None, num_rows(batch)
+    part, rows, moving = None, num_rows(batch), set[str]()
     with program.reader.runs.running(batch) as run, training(program):
         try:
             whole = run(batch, rows, {})
@@ -40,6 +41,9 @@ def of_training(program: "Program", batch: Batch, found: Dependence, size: int) 
             return found
         with suppress(Exception):  # whatever a user's function raises on so few rows
             part = run(cut_to(batch, torch.arange(rows // 2)), rows // 2, {}) if rows > 1 else None
+        with suppress(Exception):  # nor may a density be asked again
+            moving = {each.site for each in unlike(whole, run(batch, rows, {}))}
+    tell_of_moving(moving)
     names = {name for trace in whole for name, _ in sample_sites(trace)}
     told = Dependence(counted=counted_of(whole, names))
     told = told if part is None else told.with_part(part)

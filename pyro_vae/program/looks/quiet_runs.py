@@ -27,7 +27,7 @@ from pyro_vae.program.batch import (
 from pyro_vae.program.discovery import Discovery
 from pyro_vae.program.handlers import FAILURES, validation
 from pyro_vae.program.joint import Joint
-from pyro_vae.program.looks.cuts import Pair, has_nan
+from pyro_vae.program.looks.cuts import Pair, has_nan, unlike
 from pyro_vae.program.memory.noise import Noise
 from pyro_vae.program.memory.own_state import OwnState
 from pyro_vae.program.modules import (
@@ -158,6 +158,13 @@ class Runs:
             if isinstance(error, PyroVaeError):
                 raise
             raise self.refusal(batch, error) from error
+
+    def moving(self, batch: Batch) -> set[str]:
+        """Return the sites that are others when the program runs again from the same state."""
+        with suppress(Exception), self.quiet(batch):  # a density may be none to be asked again
+            one, two = self._watched(batch, None), self._watched(batch, None)
+            return {each.site for each in unlike(one, two)}
+        return set()
 
     def refusal(self, batch: Batch, error: Exception) -> DataError:
         """Return what says that the program has failed on a batch."""

@@ -1,6 +1,7 @@
 """What is refused, or told of, where data are not independent of each other."""
 
 import warnings
+from collections.abc import Collection
 
 from pyro_vae.arguments import counted
 from pyro_vae.errors import ProgramError
@@ -112,6 +113,23 @@ def tell_of_batches(found: Dependence, rows: int, total: int) -> None:
             f"once beside all {total} data, and not beside the {rows} of each batch: multiply "
             "it by N / B if that is meant, or draw its noise from torch",
             stacklevel=2,
+        )
+
+
+def tell_of_moving(names: Collection[str]) -> None:
+    """Warn of what is another at each run, from one state: it may be moved on by looks.
+
+    Arguments:
+        names: Sites that are.
+    """
+    for name in sorted(names)[:1]:
+        warnings.warn(
+            f"site {name!r} is another at each run of the program, from one random state, though "
+            "what it keeps is put back: what comes of os.read, a weak reference or an object of a "
+            "library is moved on by runs that look at the program, and steps begin where these "
+            "end; keep it as a number. A generator without a seed (`default_rng()`) gives no run "
+            "that can be repeated",
+            stacklevel=3,
         )
 
 

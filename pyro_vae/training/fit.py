@@ -275,6 +275,7 @@ def fit(
             compile=compile,
             steps=limits.steps(len(feed)),
             reduce=world.reducing(reduce_dtype),
+            agree=world.agree,
             accumulate=accumulate,
         )
         settings: dict[str, Any] = {}

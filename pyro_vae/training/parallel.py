@@ -23,7 +23,8 @@ from pyro_vae.program.sparse_rows import SparseRows
 from pyro_vae.torch_private import default_store
 from pyro_vae.training.torchrun import connect
 
-Reduce = Callable[[list[Tensor]], None]
+# What averages tensors over processes, in place; whether this one had rows that count.
+Reduce = Callable[[list[Tensor]], bool]
 Devices = int | Literal["auto"]
 _MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # what Open MPI and MPICH tell a process
 _WORD = timedelta(seconds=5)  # for the word of a process that has just failed
@@ -80,6 +81,9 @@ class World:
 
     def start(self, modules: Mapping[str, nn.Module], facts: Mapping[str, Any]) -> None:
         """Begin with equal weights, on equal terms."""
+
+    def agree(self, facts: Mapping[str, Any]) -> None:
+        """Require facts to be equal in all processes."""
 
     def reducing(self, dtype: torch.dtype | None) -> Reduce | None:
         """Return what replaces a loss, and its gradients after it, by those of the whole batch.
@@ -142,6 +146,7 @@ class Group(World):
         self._lines = _Lines.open()
         self._weight, self._total = 1.0 / self.size, 0
         self._parts: list[tuple[nn.Module, str]] = []
+        self._empty: list[tuple[nn.Module, str]] = []  # buffers that are None when the run begins
         self._moving: list[int] | None = None
 
     def share(self, batch: Batch) -> Batch:
@@ -170,12 +175,8 @@ class Group(World):
 
     def same(self, batch: Batch) -> bool:
         """Return whether all processes hold this batch, to the bit."""
-        digest = hashlib.sha256()
-        for name, leaf in named_leaves(batch):
-            digest.update(f"{name} {tuple(leaf.shape)} {leaf.dtype}".encode())
-            flat = leaf.detach().cpu().contiguous().flatten()
-            digest.update(flat.view(torch.uint8).numpy().tobytes())
-        return len(set(self._gather(digest.hexdigest()))) == 1
+        told = {name: digest(leaf) for name, leaf in named_leaves(batch)}
+        return len(set(self._gather(json.dumps(told)))) == 1
 
     def rows(self, batch: Batch) -> float:
         """Return the share of the whole batch's rows that this process answers for."""
@@ -222,16 +223,21 @@ class Group(World):
         """
         parts = [part for module in modules.values() for part in module.modules()]
         tensors = list(_tensors(modules))
-        self._agree({**facts, "weights": sum(t.numel() for t in tensors)})
+        self.agree({**facts, "weights": sum(t.numel() for t in tensors)})
         with torch.no_grad():
             for tensor in tensors:
                 sent = tensor.contiguous()
                 self._lines.call(torch_dist.broadcast, sent, src=0)
                 tensor.copy_(sent)
-        self._parts = [
-            (part, name)
+        buffers = [
+            (part, name, buffer)
             for part in dict.fromkeys(parts)
             for name, buffer in part._buffers.items()
+        ]
+        self._empty = [(part, name) for part, name, buffer in buffers if buffer is None]
+        self._parts = [
+            (part, name)
+            for part, name, buffer in buffers
             if buffer is not None and buffer.is_floating_point()
         ]
 
@@ -239,28 +245,32 @@ class Group(World):
         """Return what averages a loss and its gradients over the processes."""
         super().reducing(dtype)
 
-        def reduce(tensors: list[Tensor]) -> None:
+        def reduce(tensors: list[Tensor]) -> bool:
             self.reduce(tensors[:1])
-            if len(tensors) > 1:
-                self.reduce(tensors[1:], dtype)
+            return self.reduce(tensors[1:], dtype)
 
         return self.reduce if dtype is None else reduce
 
-    def reduce(self, tensors: list[Tensor], dtype: torch.dtype | None = None) -> None:
+    def reduce(self, tensors: list[Tensor], dtype: torch.dtype | None = None) -> bool:
         """Replace losses and gradients by those of the whole batch, in one collective.
 
         Arguments:
             tensors: They, of this process's rows.
             dtype: In which they are sent and summed; None: their own.
+
+        Returns:
+            Whether this process has rows of the batch.
         """
         # Not fabric.all_reduce: it puts a barrier before each sum.
         flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
-        flat = flat.mul_(self._weight).to(dtype)
+        # Of no rows: what is not finite must not count either.
+        flat = (flat.mul_(self._weight) if self._weight else flat.zero_()).to(dtype)
         self._lines.call(torch_dist.all_reduce, flat)
         pieces = flat.split([tensor.numel() for tensor in tensors])
         with torch.no_grad():
             for tensor, piece in zip(tensors, pieces, strict=True):
                 tensor.detach().copy_(piece.view(tensor.shape))
+        return self._weight > 0
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -268,14 +278,22 @@ class Group(World):
 
         So the running statistics of batch norm, and codebooks that move by a running mean, are
         those of all rows. (Batch norm itself normalises by a process's own rows, as under DDP.)
+
+        Raises:
+            ConfigError: A buffer has come within the run, and is another in each process.
         """
-        watched = range(len(self._parts)) if self._moving is None else self._moving
-        before = [self._buffer(index).clone() for index in watched]
-        yield
         if self._moving is None:
-            self._moving = watched = self._find_moving(before)
+            every = [self._buffer(index).clone() for index in range(len(self._parts))]
+            yield
+            self._require_equal()
+            self._moving = watched = self._find_moving(every)
             # Whole: one that began to move within the epoch before is another in each process.
-            before = [torch.zeros_like(before[index]) for index in watched]
+            before = [torch.zeros_like(every[index]) for index in watched]
+        else:
+            watched = self._moving
+            # Whole too where it is infinite: nothing is added to that.
+            before = [self._buffer(index).nan_to_num(0.0, 0.0, 0.0) for index in watched]
+            yield
         if not watched:
             return
         after = [self._buffer(index) for index in watched]
@@ -289,6 +307,16 @@ class Group(World):
         buffer = part._buffers[name]
         assert buffer is not None  # only tensors were listed
         return buffer
+
+    def _require_equal(self) -> None:
+        """Require buffers that have come within the run to be equal: there is no mean of some."""
+        if self._empty:
+            found = {
+                f"{type(part).__name__}.{name}": digest(buffer)
+                for part, name in self._empty
+                if (buffer := part._buffers[name]) is not None
+            }
+            self.agree({"buffers that have come within the run": found})
 
     def _find_moving(self, before: list[Tensor]) -> list[int]:
         """Return the buffers that the first step has moved, in any process."""
@@ -314,7 +342,12 @@ class Group(World):
         """Wait until all processes are here."""
         self.any(False)
 
-    def _agree(self, facts: Mapping[str, Any]) -> None:
+    def agree(self, facts: Mapping[str, Any]) -> None:
+        """Require facts to be equal in all processes.
+
+        Raises:
+            ConfigError: They differ; in all processes.
+        """
         found = [json.loads(text) for text in self._gather(json.dumps(facts))]
         lines = list(_disagreements(found))
         if lines:
@@ -523,6 +556,14 @@ def _launch(kind: str, local: int, nodes: int) -> torch.device:
     fabric: Any = Fabric(accelerator=kind, devices=local, num_nodes=nodes, strategy="ddp")
     fabric.launch()
     return fabric.device
+
+
+def digest(tensor: Tensor) -> str:
+    """Return a text that no other values, shape or type have."""
+    flat = tensor.detach().cpu().contiguous().flatten()
+    found = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+    found.update(flat.view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def _tensors(modules: Mapping[str, nn.Module]) -> Iterator[Tensor]:

@@ -1,7 +1,7 @@
 """One training step: the updates of an objective, each checked before it moves a weight."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -21,7 +21,7 @@ from pyro_vae.program.program import Program
 from pyro_vae.torch_private import skips_by_found_inf
 from pyro_vae.training.adam import Adam
 from pyro_vae.training.optimizers import checked, join, runs_others
-from pyro_vae.training.parallel import Reduce
+from pyro_vae.training.parallel import Reduce, digest
 from pyro_vae.training.reasons import reason
 from pyro_vae.training.undo import Buffers, Undo, put_back_on_error, restore
 
@@ -52,6 +52,7 @@ class Stepper:
             ``"auto"`` decides by the steps to come.
         steps: Steps to come, as far as is known.
         reduce: Averages tensors over processes, in place: the loss and the gradients of an update.
+        agree: Requires facts to be equal in all processes.
         accumulate: Parts in which a batch passes, one after another, for one step.
     """
 
@@ -66,6 +67,7 @@ class Stepper:
         compile: Mode = False,
         steps: int = 0,
         reduce: Reduce | None = None,
+        agree: Callable[[dict[str, Any]], None] = lambda facts: None,
         accumulate: int = 1,
     ) -> None:
         self.program = program
@@ -90,6 +92,9 @@ class Stepper:
         self.clip_norm = clip_norm
         self.size = size
         self.reduce = reduce
+        self._agree = agree
+        self._compared = 0  # updates that are yet to be compared with those of other processes
+        self._late: set[int] = set()  # parameters that have come within the epoch
         self.accumulate = accumulate
         # With several updates, one must not leave gradients on another's parameters.
         self._alone = len(self.updates) == 1
@@ -139,7 +144,7 @@ class Stepper:
         """Train the parameters that a batch of another structure has brought, as stock SVI does.
 
         Arguments:
-            everywhere: Whether all processes have them, at equal values.
+            everywhere: Whether other processes may have them, too: all compare what they train.
 
         Raises:
             ProgramError: They have not, for all that is known.
@@ -150,9 +155,10 @@ class Stepper:
         for index, update in enumerate(self._objective.updates(self.program)):
             known = {id(parameter) for parameter in self.trained[index]} | hidden.keys()
             new = [parameter for parameter in update.parameters if id(parameter) not in known]
-            if new and self.reduce is not None and not everywhere:
+            if new and self.reduce is not None and not (everywhere and self._compared):
                 self._refuse_late(new)
             make_dense(new)
+            self._late |= {id(parameter) for parameter in new}
             self.trained[index] += new
             join(self.optimizers[index], new)
             self._schedule_new()
@@ -292,6 +298,8 @@ class Stepper:
         """
         if not self.watched and self._runs_others():
             self.watch()
+        self._compared = 2 * len(self.updates)  # anew in each epoch: callbacks freeze and thaw
+        self._late.clear()
         lone = self._alone and self.updates[0].due is None
         with ExitStack() as stack:
             for compiled in self._compiled:
@@ -488,16 +496,33 @@ class Stepper:
     def _reduced_norm(self, index: int, loss: Tensor) -> Tensor:
         """Average loss and gradients over the processes, in place; return the gradients' norm."""
         if self.reduce is not None:
+            if self._compared:
+                self._compared -= 1
+                self._agree({"parameters to train": self._facts(index)})
             self._average(loss, self.trained[index], self.reduce)
         grads = [p.grad for p in self.trained[index] if p.grad is not None]
         return global_norm(grads) if grads else torch.zeros_like(loss)
+
+    def _facts(self, index: int) -> dict[str, Any]:
+        """Return what processes that train together must have in common: which parameters move.
+
+        And from which values, where they have come within the run.
+        """
+        names = {id(p): name for name, p in self.program.named_parameters()}
+        facts = {}
+        for place, parameter in enumerate(self.trained[index]):
+            name = names.get(id(parameter), f"of the objective, {place}")
+            if parameter.requires_grad:
+                late = id(parameter) in self._late
+                facts[name] = f"from {digest(parameter)[:8]}" if late else "trained"
+        return facts
 
     @staticmethod
     def _average(loss: Tensor, trained: list[nn.Parameter], reduce: Reduce) -> None:
         """Average a loss and gradients over the processes.
 
         All send the gradient of each parameter, zero where their rows do not reach it. One that no
-        process has reached keeps none, as in one process.
+        rows have reached keeps none, as in one process.
         """
         moving = [parameter for parameter in trained if parameter.requires_grad]
         absent = [place for place, parameter in enumerate(moving) if parameter.grad is None]
@@ -506,8 +531,8 @@ class Stepper:
             reached[place] = 0.0
             moving[place].grad = torch.zeros_like(moving[place])
         grads = [parameter.grad for parameter in moving if parameter.grad is not None]
-        reduce([loss, reached, *grads])
-        for place in absent:
+        counts = reduce([loss, reached, *grads])
+        for place in absent if counts else range(len(moving)):
             if not reached[place]:
                 moving[place].grad = None
 

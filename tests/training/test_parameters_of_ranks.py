@@ -1,5 +1,8 @@
 """What moves in the rows of one process alone, or from some moment on: parameters and buffers."""
 
+import math
+from collections.abc import Iterator
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -86,6 +89,91 @@ def mean() -> list[float]:
     return program.mean.tolist()
 
 
+class Read:
+    """Batches that are read anew each time."""
+
+    def __init__(self, *batches: torch.Tensor) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return iter(self.batches)
+
+
+def uneven(*batches: torch.Tensor) -> list[list[float]]:
+    """Return the parameters after epochs over this process's own batches."""
+    program = Switched()
+    options = {"size": 16, "epochs": 2, "compile": False, "optimizer": torch.optim.AdamW}
+    pv.fit(program, Read(*batches), lr=0.1, device="cpu", progress=False, **options)
+    return [gain.tolist() for gain in program.gains]
+
+
+class Highest(Switched):
+    """It follows the highest rows seen, in one of two places by turns; the other stays as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("top", torch.full((2,), -torch.inf, dtype=torch.float64))
+        self.steps = 0
+
+    def model(self, x: torch.Tensor) -> None:
+        if self.training:
+            place, self.steps = self.steps // 3 % 2, self.steps + 1
+            self.top[place] = torch.maximum(self.top[place], x[:, 0].max())
+        super().model(x)
+
+
+def top() -> list[float]:
+    """Return the highest rows after two and after four steps."""
+    program, found = Highest(), []
+    pv.fit(
+        program,
+        X,
+        batch_size=4,
+        epochs=2,
+        callbacks=[lambda run: found.extend(program.top.tolist())],
+        compile=False,
+        device="cpu",
+        progress=False,
+    )
+    return found
+
+
+class Late(Switched):
+    """It makes a buffer of its rows in the first step, or trains a tensor that nothing holds."""
+
+    def __init__(self, held: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("mean", None)
+        self.held = None if held is None else (lambda: held)
+
+    def model(self, x: torch.Tensor) -> None:
+        if self.training and self.held is None and self.mean is None:
+            self.mean = x.mean(0)
+        super().model(x)
+
+    def loc(self, z: torch.Tensor, rows: torch.Tensor, place: int) -> torch.Tensor:
+        found = super().loc(z, rows, place)
+        return found + self.held() if self.training and self.held is not None else found
+
+
+def apart(rank: int) -> dict[str, str]:
+    """Return the errors of processes that train other parameters, or from other values."""
+    held = torch.full((3,), 0.1 * (1 + rank), dtype=torch.float64, requires_grad=True)
+    still, frozen = Switched(), Switched()
+    still.gains[2].requires_grad_(not rank)
+    trained = {"still": still, "frozen": frozen, "buffer": Late(), "held": Late(held)}
+
+    def freeze(run: pv.Run) -> None:
+        frozen.gains[2].requires_grad_(not rank)
+
+    after = {"frozen": [freeze]}
+    options = {"epochs": 3, "compile": False, "device": "cpu", "progress": False}
+    return {
+        name: error(lambda p=p, n=name: pv.fit(p, X, callbacks=after.get(n, ()), **options))
+        for name, p in trained.items()
+    }
+
+
 def late() -> str:
     return error(lambda: pv.fit(Switched(late=True), X, epochs=2, device="cpu", progress=False))
 
@@ -113,3 +201,21 @@ def test_gradients_go_to_their_own_parameters(tmp_path):
     assert found[0][1].startswith("ProcessError: process 1: ProgramError: devices: parameter")
     assert found[0][2] == found[1][2] == pytest.approx(mean(), rel=1e-12)
     assert all("keeps a state for each datum" in each[3] for each in found)
+
+
+@forks
+def test_a_process_without_rows_moves_nothing(tmp_path):
+    """It has the batch before in their place: its gradients do not count, nor that it has some."""
+    below, more, above = X[:4], X[4:8], X[8:12]
+    expected = uneven(torch.cat([below, above]), more, below)
+    own = [(below, more, below), (above,)]
+    found = connected(2, lambda rank: (uneven(*own[rank]), top(), apart(rank)), tmp_path)
+    for steps, *_ in found:
+        assert steps == [pytest.approx(each, rel=1e-12) for each in expected]
+    # Places that no rows have reached stay infinite; a whole mean of those that differ, else.
+    assert found[0][1] == found[1][1]
+    assert not any(math.isnan(value) for value in found[0][1])
+    told = {"still": "gains.2", "frozen": "gains.2", "buffer": "mean", "held": "found-0"}
+    for *_, errors in found:
+        for name, part in told.items():
+            assert "the 2 processes disagree" in errors[name] and part in errors[name]

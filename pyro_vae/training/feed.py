@@ -67,7 +67,7 @@ class TensorFeed:
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def epoch(self, seed: int) -> Iterator[Batch]:
+    def epoch(self, seed: int, number: int = 0) -> Iterator[Batch]:
         """Yield this process's rows of the batches, in an order that the seed alone decides."""
         # On the host: the same order on every device. A batch of all rows keeps theirs: a guide
         # with one factor per datum needs it, and no other gains by another order.
@@ -168,7 +168,8 @@ class LoaderFeed:
         dealt = round(self.world.sum(torch.tensor(float(own)).double()).item())
         there = len(self.loader.dataset)  # type: ignore[arg-type]
         self._filled = max(0, dealt - there)
-        self._apart = dealt == told and dealt > there  # said to be so: it cannot be seen
+        # Said to be so: it cannot be seen. In any process: another may have all rows.
+        self._apart = self.world.any(dealt == told and dealt > there)
         if self._apart:
             self._filled = 0
         elif self._filled >= self.world.size:
@@ -300,13 +301,17 @@ class LoaderFeed:
         own = (self.loader.generator, getattr(self.sampler, "generator", None))
         return [each for each in dict.fromkeys(own) if isinstance(each, torch.Generator)]
 
-    def epoch(self, seed: int) -> Iterator[Batch]:
+    def epoch(self, seed: int, number: int = 0) -> Iterator[Batch]:
         """Yield the loader's batches; a loader without a generator of its own follows the seed.
 
         Sampler and data set draw from a stream of their own: what training draws in between
         changes no order.
+
+        Arguments:
+            seed: Of this epoch alone.
+            number: Of the epoch, from 0, for what has an order of its own in each.
         """
-        batches = self.whole(seed)
+        batches = self.whole(seed, number)
         if self.sharded:
             yield from self._parts(batches)
         elif self.dealt:
@@ -314,10 +319,10 @@ class LoaderFeed:
         else:
             yield from map(self.world.share, self._alike(batches))
 
-    def whole(self, seed: int) -> Iterator[Batch]:
+    def whole(self, seed: int, number: int = 0) -> Iterator[Batch]:
         """Yield the batches that this process reads, those of the others among them or not."""
         alone = not (self.sharded or self.dealt)
-        return with_last_joined(self._whole(seed), self.size if alone else 0)
+        return with_last_joined(self._whole(seed, number), self.size if alone else 0)
 
     def _alike(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield batches that all processes hold: all of a first epoch are compared, later one.
@@ -347,11 +352,18 @@ class LoaderFeed:
             latest = latest if batch is None else batch
             yield latest
 
-    def _whole(self, seed: int) -> Iterator[Batch]:
-        """Yield the batches as the loader makes them."""
-        for part in (self.sampler, self.loader.batch_sampler, self.loader.dataset):
+    def _begin(self, seed: int, number: int) -> None:
+        """Tell the epoch to all that ask: else their order is that of the first."""
+        loader: Any = self.loader
+        data = getattr(loader.dataset, "source", loader.dataset)
+        for part in (loader, self.sampler, loader.batch_sampler, data):
             if callable(begin := getattr(part, "set_epoch", None)):
-                begin(seed)  # else its order is that of the first epoch
+                # The number, as all loops do; that sampler shuffles by our seed.
+                begin(seed if isinstance(part, DistributedSampler) else number)
+
+    def _whole(self, seed: int, number: int = 0) -> Iterator[Batch]:
+        """Yield the batches as the loader makes them."""
+        self._begin(seed, number)
         draws = _Draws(seed) if self.world.size == 1 else _SharedDraws(seed)
         with draws.continued():
             batches = iter(self.loader)

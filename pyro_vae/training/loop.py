@@ -359,7 +359,7 @@ class Loop:
         self.world.reseed(self.seed, *words)
         if self.world.size > 1:
             seed_outside_torch(self.world.seed(self.seed, *words))
-        batches = self.feed.epoch(_epoch_seed(self.seed, self.epoch))
+        batches = self.feed.epoch(_epoch_seed(self.seed, self.epoch), self.epoch)
         if self.position:
             state = take_random_state(self.wrapped.device)
             for _ in zip(range(self.position), batches, strict=False):

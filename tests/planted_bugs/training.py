@@ -44,8 +44,8 @@ BUGS = [
     Bug(
         "the same order of rows each epoch",
         "training/loop.py",
-        "self.feed.epoch(_epoch_seed(self.seed, self.epoch))",
-        "self.feed.epoch(_epoch_seed(self.seed, 0))",
+        "self.feed.epoch(_epoch_seed(self.seed, self.epoch), self.epoch)",
+        "self.feed.epoch(_epoch_seed(self.seed, 0), self.epoch)",
         "tests/training/test_fit.py::test_each_epoch_has_an_order_of_its_own",
     ),
     Bug(

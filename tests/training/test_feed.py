@@ -151,20 +151,57 @@ class OrderedStream(Ordered, IterableDataset):
         return ((torch.full((6,), float(row)),) for row in super().__iter__())
 
 
+class OrderedLoader(DataLoader):
+    """Tells the epoch on to its sampler, as loaders of other libraries do."""
+
+    def set_epoch(self, epoch):
+        self.sampler.order.set_epoch(epoch)
+
+
+class Hidden:
+    """A sampler that has no set_epoch itself."""
+
+    def __init__(self):
+        self.order = Ordered()
+
+    def __len__(self):
+        return len(self.order)
+
+    def __iter__(self):
+        return iter(self.order)
+
+
+class OrderedIterable(Ordered):
+    def __iter__(self):
+        rows = torch.tensor(list(super().__iter__()), dtype=torch.float32)
+        return iter(rows[:, None].expand(12, 6).split(4))
+
+
 ROWS_OF_12 = TensorDataset(torch.arange(12.0)[:, None].expand(12, 6))
 WITH_EPOCHS = {
     "a sampler": lambda: DataLoader(ROWS_OF_12, 4, sampler=Ordered()),
     "a sampler of batches": lambda: DataLoader(ROWS_OF_12, batch_sampler=OrderedBatches()),
     "a stream": lambda: DataLoader(OrderedStream(), 4),
+    "a loader": lambda: OrderedLoader(ROWS_OF_12, 4, sampler=Hidden()),
+    "an iterable": OrderedIterable,
 }
 
 
 @pytest.mark.parametrize("name", WITH_EPOCHS)
 def test_what_has_an_order_of_each_epoch_is_told_the_epoch(name):
     feed = make_feed(pv.Program.of(CASES["vae"].build()), WITH_EPOCHS[name](), 4, size=12)
-    orders = [torch.cat(list(feed.epoch(epoch)))[:, 0].tolist() for epoch in (1, 2, 1)]
+    orders = [torch.cat(list(feed.epoch(0, epoch)))[:, 0].tolist() for epoch in (1, 2, 1)]
     assert orders[0] == orders[2] != orders[1]
     assert all(sorted(order) == list(range(12)) for order in orders)
+
+
+def test_the_epoch_that_is_told_is_its_number():
+    """Some count on it: for a curriculum, say, or as a seed that NumPy takes 32 bits of."""
+    told, data = [], WITH_EPOCHS["a sampler"]()
+    data.sampler.set_epoch = told.append
+    program = pv.models.VAE(6, 2, (4,), observation=pv.conditionals.Gaussian)
+    pv.fit(program, data, epochs=3, seed=5, compile=False, progress=False)
+    assert told[-3:] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("name", ["labelled", "sequences"])

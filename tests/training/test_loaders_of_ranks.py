@@ -199,6 +199,14 @@ def of_its_own(rank, size):
     return DataLoader(Subset(ROWS, places(rank, size)), 5, shuffle=True)
 
 
+def of_some(rank, size):
+    """Return a loader over all rows in one process, of which it deals a few, and of others' own."""
+    own = places(rank, size)
+    if rank:
+        return DataLoader(ROWS, 5, sampler=SubsetRandomSampler(own))
+    return DataLoader(Subset(ROWS, own), 5, shuffle=True)
+
+
 def drawn(rank, size):
     """Return a loader of draws with replacement, which are no parts of the data."""
     generator = torch.Generator().manual_seed(rank)
@@ -249,8 +257,10 @@ def found(request, tmp_path_factory):
             for name, (make, _) in TOLD.items()
         }
         more = weights(filled(rank, size), rank), weights(drawn(rank, size), rank)["N"]
-        own = weights(of_its_own(rank, size), rank, told=N)
-        return {**rows, **told, "filled": more[0], "drawn": more[1], "of its own": own}
+        own = {
+            make.__name__: weights(make(rank, size), rank, told=N) for make in (of_its_own, of_some)
+        }
+        return {**rows, **told, "filled": more[0], "drawn": more[1], **own}
 
     return connected(size, train, tmp_path_factory.mktemp("ranks"))
 
@@ -285,9 +295,10 @@ def test_parts_may_be_filled_up_to_one_length(found):
 
 
 @forks
-def test_each_process_may_have_a_data_set_of_its_own_where_that_is_told(found):
-    assert np.allclose(sum(each["of its own"]["weights"] for each in found), 1.0)
-    assert [each["of its own"]["N"] for each in found] == [N] * len(found)
+@pytest.mark.parametrize("name", ["of_its_own", "of_some"])
+def test_each_process_may_have_a_data_set_of_its_own_where_that_is_told(name, found):
+    assert np.allclose(sum(each[name]["weights"] for each in found), 1.0)
+    assert [each[name]["N"] for each in found] == [N] * len(found)
     for each in found:
         assert f"say so by size={N}" in each["part of one's own"]
 

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,14 @@ class Checkpoint:
 def has_checkpoint(folder: Path) -> bool:
     """Return whether there is a checkpoint to resume from."""
     return any(bundle_path(folder, name).exists() for name in (NAME, OLDER))
+
+
+def written(folder: Path) -> tuple[int, int] | None:
+    """Return when the checkpoint was written, and its size; None where there is none."""
+    with suppress(OSError):
+        found = bundle_path(folder, NAME).stat()
+        return found.st_mtime_ns, found.st_size
+    return None
 
 
 def read_checkpoint(

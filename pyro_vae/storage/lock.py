@@ -32,6 +32,7 @@ class FolderLock:
         self._made: list[Path] = []
         self._text = ""
         self._last = 0.0
+        self.was_gone = False  # removed while this run held it
 
     def acquire(self) -> None:
         """Take the lock, also from a process that is dead.
@@ -66,10 +67,14 @@ class FolderLock:
     def require(self) -> None:
         """Require the lock to be this run's still: one that was long silent may have lost it.
 
+        One that was removed, by hand or by a run that had it meanwhile, is taken again.
+
         Raises:
             ConfigError: It is another's.
         """
-        with contextlib.suppress(OSError):  # it was removed, or the disk is away
+        with contextlib.suppress(OSError):  # the disk is away
+            if not self.path.exists():
+                self.was_gone |= self._create()
             text = self.path.read_text(encoding="utf-8", errors="replace")
             owner = owner_of(text)
             if owner is not None and text != self._text:

@@ -25,6 +25,7 @@ class RemoteLock:
         self._folder = folder
         self._id = secrets.token_hex(8)
         self._last = 0.0
+        self.was_gone = False  # removed while this run held it
 
     def acquire(self) -> None:
         """Take the lock, also from a process that is dead.
@@ -61,12 +62,16 @@ class RemoteLock:
                 self._write()
 
     def require(self) -> None:
-        """Require the lock to be this run's still.
+        """Require the lock to be this run's still; one that was removed is taken again.
 
         Raises:
             ConfigError: It is another's.
         """
-        owner = owner_of(self._folder.text() or "")
+        text = self._folder.text()
+        if text is None:
+            self.was_gone = True
+            self._write()
+        owner = owner_of(text or "")
         if owner is not None and owner.get("id") != self._id:
             raise ConfigError(
                 f"out: process {owner['pid']} on {owner['host']} has begun a run in "

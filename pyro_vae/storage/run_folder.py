@@ -19,7 +19,7 @@ from pyro_vae.errors import ConfigError
 from pyro_vae.program.program import Program
 from pyro_vae.storage.atomic import atomic_write_text
 from pyro_vae.storage.bundle import bundle_path
-from pyro_vae.storage.checkpoint import has_checkpoint
+from pyro_vae.storage.checkpoint import has_checkpoint, written
 from pyro_vae.storage.events import Events
 from pyro_vae.storage.history import History
 from pyro_vae.storage.lock import FolderLock
@@ -50,6 +50,7 @@ class RunFolder:
         self._events = Events(path) if events else None
         self._lock: FolderLock | RemoteLock
         self._lock = FolderLock(path) if remote is None else RemoteLock(remote)
+        self._written: Any = None  # when the checkpoint was, as this run knows it
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], resume: bool, events: bool = True) -> "RunFolder":
@@ -81,6 +82,7 @@ class RunFolder:
             self._require_free()  # looked at again: it may have been taken since
             if self._remote is not None and self._remote.newest() != self._remote.number:
                 raise ConfigError(f"out: another run has just written to {self.name}; start anew")
+            self._written = written(self.path)
             yield
         finally:
             try:
@@ -135,10 +137,14 @@ class RunFolder:
         """Require the folder to be this run's still, before it is written to.
 
         Raises:
-            ConfigError: Another run has taken it.
+            ConfigError: Another run has taken it, or has had it meanwhile.
         """
-        if self._remote is None:  # one at an address has a copy of its own: `publish` looks
-            self._lock.require()
+        if isinstance(self._lock, RemoteLock):  # it has a copy of its own: `publish` looks
+            return
+        self._lock.require()
+        if self._lock.was_gone and written(self.path) != self._written:
+            raise ConfigError(_taken(self.name))
+        self._lock.was_gone = False
 
     def publish(self) -> None:
         """Send what has been written here to the address, if there is one.
@@ -147,10 +153,14 @@ class RunFolder:
             ConfigError: Another run has taken the folder.
             OSError: The store failed; what was there is intact.
         """
+        self._written = written(self.path)
         if self._remote is not None and isinstance(self._lock, RemoteLock):
             self._remote.keep_copy()
             try:
                 self._lock.require()
+                if self._lock.was_gone and self._remote.newest() > self._remote.number:
+                    raise ConfigError(_taken(self.name))
+                self._lock.was_gone = False
             except (OSError, ConfigError) as error:
                 raise type(error)(f"{error}; its files are in {self.path}") from error
             self._remote.write(self.path, tidy=True)
@@ -172,6 +182,13 @@ class RunFolder:
                 f"resume: {self.name} holds a trained program and no checkpoint to go on from; "
                 "choose a new folder (pv.load reads the program)"
             )
+
+
+def _taken(folder: Path | str) -> str:
+    return (
+        f"out: another run has begun and ended in {folder} meanwhile; choose another folder for "
+        "one of the two"
+    )
 
 
 def _changes_so_far(path: Path) -> list[str]:

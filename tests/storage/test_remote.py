@@ -187,6 +187,25 @@ def test_a_run_whose_folder_is_taken_stops():
     shutil.rmtree(home)
 
 
+def test_a_run_whose_folder_another_has_had_meanwhile_writes_no_more():
+    """That one has ended: its lock is gone, and its checkpoint would be lost."""
+    store, out = fsspec.filesystem("memory"), "memory://bucket/run"
+
+    def remove(run):
+        if run.history["epoch"][-1] % 2 == 0:
+            store.rm_file("/bucket/run/lock.json")
+
+    def take(run):
+        remove(run)
+        fit(out=out, resume=True, epochs=6)
+
+    fit(out=out, callbacks=[remove], checkpoint_every=1, epochs=3)  # by hand: it goes on
+    assert not store.exists("/bucket/run/lock.json")
+    with pytest.raises(ConfigError, match="another run has begun and ended in"):
+        fit(out=out, resume=True, callbacks=[take], epochs=4)
+    assert len(fit(out=out, resume=True, epochs=6).history["loss"]) == 6
+
+
 def test_a_store_that_fails_is_a_warning_on_the_way_and_an_error_in_the_end(monkeypatch):
     def fail(run):
         monkeypatch.setattr(MemoryFileSystem, "pipe_file", None)

@@ -175,6 +175,36 @@ def test_a_run_whose_folder_another_has_taken_writes_no_more(beat, tmp_path, mon
     assert json.loads((tmp_path / "lock.json").read_text())["pid"] == 7
 
 
+def test_a_run_whose_folder_another_has_had_meanwhile_writes_no_more(tmp_path):
+    """That one has ended: its lock is gone, and its checkpoint would be lost."""
+
+    def take():
+        (tmp_path / "lock.json").unlink()
+        pv.fit(build(3), X, out=tmp_path, resume=True, **{**FAST, "epochs": 6})
+
+    with pytest.raises(ConfigError, match="another run has begun and ended in"):
+        pv.fit(build(), X, out=tmp_path, callbacks=[Watch(2, take)], **FAST)
+    assert json.loads((tmp_path / "config.json").read_text())["fit"]["epochs"] == 6
+    again = pv.fit(build(3), X, out=tmp_path, resume=True, **{**FAST, "epochs": 6})
+    assert len(again.history["loss"]) == 6 and not (tmp_path / "lock.json").exists()
+
+
+def test_a_lock_that_was_removed_is_taken_again(tmp_path):
+    found = []
+
+    def remove():
+        (tmp_path / "lock.json").unlink()
+        found.append(0)
+
+    def look(run):
+        found.append(json.loads((tmp_path / "lock.json").read_text())["pid"] if found else 0)
+
+    watch = [look, Watch(2, remove)]
+    pv.fit(build(), X, out=tmp_path, callbacks=watch, checkpoint_every=1, **FAST)
+    assert found[-1] == os.getpid() and not (tmp_path / "lock.json").exists()
+    assert len((tmp_path / "history.csv").read_text().splitlines()) == 5
+
+
 # -- the disk --------------------------------------------------------------------------------------
 
 

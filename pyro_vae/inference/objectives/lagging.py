@@ -116,7 +116,9 @@ class Lagging(nn.Module):
 
     def _read(self) -> list[float]:
         if self._known is None:
-            self._known = self.state.tolist()
+            best, count = self.state.tolist()
+            # Several processes save means of equal counts, which are rounded.
+            self._known = [best, float(round(count))]
         return self._known
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

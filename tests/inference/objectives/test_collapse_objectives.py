@@ -125,6 +125,16 @@ def test_the_decoder_waits_while_the_encoder_trains_ahead(monkeypatch):
     assert not torch.equal(last["decoder"], program.decoder.net.output.bias)
 
 
+def test_the_turns_of_several_processes_go_on_after_a_resume():
+    """They save the mean of their equal counts: the shares of 20 rows in three are not quite 1."""
+    program, objective = trained(epochs=1)
+    encoder, _ = objective.updates(pv.Program.of(program))
+    count = 7 * (6 / 20 + 7 / 20 + 7 / 20)
+    assert count < 7
+    objective.load_state_dict({"state": torch.tensor([0.0, count], dtype=torch.float64)})
+    assert [encoder.due() for _ in range(5)] == [False, True, True, True, False]
+
+
 def test_the_head_start_ends_when_information_falls(monkeypatch):
     values = iter([1.0, 2.0, 1.5])
 

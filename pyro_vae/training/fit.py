@@ -263,8 +263,7 @@ def fit(
             _check_parts(wrapped, first, feed.size, accumulate)
         weights = beta_schedule(beta, wrapped.sites.local)
         factory = as_factory(adam(lr) if optimizer is None else optimizer, wrapped, first, lr)
-        chosen = _chosen(objective, patience, wrapped.device)
-        _check_alone(chosen, world)
+        chosen = _chosen(objective, patience, world)
         folder = _folder(out, bool(resume), world, events=logger is None)
         stepper = Stepper(
             wrapped,
@@ -327,19 +326,21 @@ def _folder(
     return folder
 
 
-def _chosen(objective: Any, patience: int | None, device: torch.device) -> Objective:
+def _chosen(objective: Any, patience: int | None, world: World) -> Objective:
     """Return the objective, its own parameters and state on the device.
 
     Raises:
-        ConfigError: Patience, where no epoch is better than another.
+        ConfigError: Patience, where no epoch is better than another; or a state of each datum, in
+            several processes.
     """
     chosen = as_objective(objective)
+    _check_alone(chosen, world)
     if patience is not None and not getattr(chosen, "ranks_epochs", True):
         raise ConfigError(
             f"patience: {type(chosen).__name__} plays against a critic that moves, so that its "
             "figures of two epochs do not compare; leave patience out (the last weights are kept)"
         )
-    return chosen.to(device) if isinstance(chosen, nn.Module) else chosen
+    return chosen.to(world.device) if isinstance(chosen, nn.Module) else chosen
 
 
 def _check_arguments(

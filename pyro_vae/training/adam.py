@@ -33,6 +33,7 @@ class Adam(torch.optim.Adam):
         self._pointers: list[int] = []
         self._lists: tuple[list[Tensor], ...] = ()
         self._steps = torch.empty(0)
+        self._counts: Any = self._steps  # by way of NumPy, which adds sooner, where it can
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Move the parameters that have a gradient."""
@@ -45,11 +46,15 @@ class Adam(torch.optim.Adam):
         """Move some of the parameters by gradients that need not be their ``.grad``."""
         if not parameters:
             return
-        (group,) = self.param_groups
         if not self._fits(parameters):
             _require_real(parameters, grads)
-            self._gather(parameters, group)
-        self._steps += 1
+            self._gather(parameters)
+        self.move_again(grads)
+
+    def move_again(self, grads: list[Tensor]) -> None:
+        """Move the parameters that were moved last, where nothing can have changed them since."""
+        (group,) = self.param_groups
+        self._counts += 1
         moved, means, squares, steps = self._lists
         beta1, beta2 = group["betas"]
         with torch.no_grad():
@@ -92,7 +97,7 @@ class Adam(torch.optim.Adam):
             and [parameter.data_ptr() for parameter in moved] == self._pointers
         )
 
-    def _gather(self, moved: list[nn.Parameter], group: dict[str, Any]) -> None:
+    def _gather(self, moved: list[nn.Parameter]) -> None:
         for parameter in moved:
             state = self.state[parameter]
             if not state:
@@ -105,6 +110,7 @@ class Adam(torch.optim.Adam):
         steps = list(self._steps.unbind())
         for state, step in zip(states, steps, strict=True):
             state["step"] = step
+        self._counts = self._steps.numpy() if self._steps.is_cpu else self._steps
         self._moved = moved
         self._pointers = [parameter.data_ptr() for parameter in moved]
         means, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))

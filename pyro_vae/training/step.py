@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyro_vae.arguments import shown
 from pyro_vae.errors import ConfigError, ProgramError, TrainingDiverged
-from pyro_vae.inference.graphs.compiled_loss import CompiledLoss, Mode, check_mode
+from pyro_vae.inference.graphs.compiled_loss import CompiledLoss, Mode, another, check_mode
 from pyro_vae.inference.graphs.flat_inputs import global_norm
 from pyro_vae.inference.graphs.graph_step import Prepared, Traced, hooked
 from pyro_vae.inference.objectives.objective import Objective, OptimizerFactory, Update
@@ -123,6 +123,7 @@ class Stepper:
         self._undo = Undo()
         self._unchecked = 0
         self.watched = False  # whether other code runs between the steps
+        self._row: CompiledLoss | None = None  # of a step that the next one may be like
 
     def _find_buffers(self) -> list[tuple[nn.Module, str]]:
         own = [self._objective] if isinstance(self._objective, nn.Module) else []
@@ -233,6 +234,9 @@ class Stepper:
             TrainingDiverged: A loss or gradient is not finite; the step moved no weight and no
                 buffer.
         """
+        loss = None if self._row is None else self._another(self._row, batch, beta)
+        if loss is not None:
+            return [loss]
         made: dict[int, Tensor] = {}
         self._undo.begin(self._broken)
         try:
@@ -259,6 +263,26 @@ class Stepper:
         if self._deferred and self._unchecked >= CHECK_EVERY:
             self.check(batch)
         return losses
+
+    def _another(self, compiled: CompiledLoss, batch: Batch, beta: Beta | None) -> Tensor | None:
+        """Take a step like the one before, and return its loss; None where this one is not.
+
+        What `_update` does, without a look at what cannot have changed in a row.
+        """
+        self._row = None
+        step = another(compiled, batch, beta, self.size)
+        if step is None:
+            return None
+        self._latest.clear()  # their memory serves the next ones
+        try:
+            loss, norm = self._run(0, step, direct=True)
+        except Exception as error:
+            compiled.give_up(error)
+            return None
+        self._require_finite(loss, norm, 0, batch)
+        self.optimizers[0].move_again(self._latest[0][1])  # type: ignore[attr-defined]
+        self._row = compiled
+        return loss
 
     def _loss_of(self, index: int, made: Mapping[int, Tensor]) -> Tensor | None:
         """Return the loss of another update on this batch that has the same one."""
@@ -381,6 +405,8 @@ class Stepper:
         if direct:
             traced, grads = self._latest[index]
             optimizer.move(traced.trained, grads)  # type: ignore[attr-defined]
+            once = self._alone and self.updates[0].repeats == 1
+            self._row = compiled if once and not (buffers or self._deferred) else None
         else:
             self._move(index, norm)
         return loss

@@ -4,6 +4,30 @@ from planted_bugs.bug import Bug
 
 BUGS = [
     Bug(
+        "a step of a row moves weights by numbers that are not finite",
+        "training/step.py",
+        "        self._require_finite(loss, norm, 0, batch)\n",
+        "",
+        "tests/training/test_steps_in_a_row.py"
+        "::test_a_step_of_a_row_that_is_not_finite_moves_nothing[Net]",
+    ),
+    Bug(
+        "a step of a row that fails leaves running moments moved",
+        "training/step.py",
+        "not (buffers or self._deferred)",
+        "not self._deferred",
+        "tests/training/test_steps_in_a_row.py"
+        "::test_a_step_of_a_row_that_is_not_finite_moves_nothing[Normed]",
+    ),
+    Bug(
+        "the second row of steps begins as the first has ended",
+        "inference/graphs/compiled_loss.py",
+        "self._in_a_row, self._again = False, None",
+        "self._in_a_row = False",
+        "tests/inference/graphs/test_graph_inputs.py::test_steps_in_a_row_take_rows_and_weights_of_"
+        "their_own[fewer rows]",
+    ),
+    Bug(
         "restarted processes look for the dead ones",
         "training/torchrun.py",
         "    if not (shared and",

@@ -243,13 +243,11 @@ class CompiledLoss:
         """
         if self.reason is not None:
             return None
+        step = another(self, batch, beta, size)
+        if step is not None:
+            return step
+        self._again = None
         weights = None if beta is None else as_tensors(beta, self.program.device)
-        again, self._again = self._again, None
-        if again is not None and again.traced.left > 1 and again.takes(batch, weights, size):
-            self._again = again
-            self._calls += 1
-            again.traced.left -= 1
-            return self._prepared(again.traced, again.held, batch, weights)
         try:
             fixed = fixed_arguments(batch)
             hash(fixed)
@@ -479,6 +477,28 @@ class CompiledLoss:
             if not same_graph(self.step.graph(call, traced.homes)[0], traced.graph):
                 raise RuntimeError("what the program keeps in Python has changed")
             traced.state = state
+
+
+def another(
+    compiled: CompiledLoss, batch: Batch, beta: Beta | None, size: int | None
+) -> Prepared | None:
+    """Return a step like the one before, ready to be taken, inside ``compiled.in_a_row()``.
+
+    None where its rows are others, or its graph is to be compared with the program.
+
+    Arguments:
+        compiled: What has taken the step before.
+        batch, beta, size: As for a call of it.
+    """
+    again = compiled._again
+    if again is None or again.traced.left <= 1:
+        return None
+    weights = None if beta is None else as_tensors(beta, compiled.program.device)
+    if not again.takes(batch, weights, size):
+        return None
+    compiled._calls += 1
+    again.traced.left -= 1
+    return compiled._prepared(again.traced, again.held, batch, weights)
 
 
 def _described(batch: Batch) -> tuple[Any, ...]:

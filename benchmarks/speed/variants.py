@@ -166,7 +166,7 @@ class Stock:
 
 
 class Ours:
-    """The step of ``pv.fit``: its checks included, its feed and history left out."""
+    """The step of ``pv.fit``, in a row as there: its checks included, no feed and no history."""
 
     def __init__(
         self, case: Case, mode: Any, device: str = "cpu", precision: Precision = None
@@ -184,7 +184,7 @@ class Ours:
     @contextmanager
     def running(self) -> Iterator[None]:
         self.program.train()
-        with self.program.running(), validation(False), self.precision():
+        with self.program.running(), validation(False), self.precision(), self.stepper.in_a_row():
             yield
 
     def step(self, x: Tensor) -> Tensor:

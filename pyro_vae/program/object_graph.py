@@ -27,6 +27,7 @@ from types import (
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
+import numpy as np
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
@@ -141,6 +142,9 @@ class _Search:
         elif issubclass(kind, dict | list | tuple | deque | set | frozenset):
             if len(value) <= _MOST_ITEMS:
                 self._container(path, value)
+        elif kind is np.ndarray:
+            if value.dtype == object and value.size <= _MOST_ITEMS:
+                self._container(path, value.ravel().tolist())
         elif kind is MappingProxyType:
             self.push(path, gc.get_referents(value)[0])
         elif kind in (BuiltinMethodType, MethodWrapperType):  # {}.get, or [].__iter__, say
@@ -164,6 +168,8 @@ class _Search:
         keys = list(value) if isinstance(value, dict) else range(len(value))
         for index, (key, item) in enumerate(zip(keys, list(values), strict=False)):
             self.push(_join(path, key if isinstance(key, str | int) else index), item)
+            if hasattr(type(key), "__next__"):
+                self.push("", key)
 
     def _function(self, function: FunctionType) -> None:
         code = function.__code__

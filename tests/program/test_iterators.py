@@ -1,6 +1,8 @@
 """Programs that draw on iterators: steps see what the steps of a plain loop of stock SVI see."""
 
 import asyncio
+import csv
+import functools
 import io
 import itertools
 import mmap
@@ -12,6 +14,7 @@ import re
 import sqlite3
 import tempfile
 import threading
+import time
 import warnings
 import weakref
 from collections import deque, namedtuple
@@ -186,10 +189,12 @@ def of_a_thread(program):
     """Numbers of a thread that waits where two are not yet taken, in what the program holds."""
 
     def fill():
+        while not hasattr(program, "it"):
+            time.sleep(0.001)
         for n in range(1, STEPS + 3):
             program.it.put(n)
 
-    threading.Timer(0.01, fill).start()
+    threading.Thread(target=fill, daemon=True).start()
     return queue.Queue(maxsize=2)
 
 
@@ -301,6 +306,16 @@ def after_an_error(home):
     return home.it.throw(KeyError(home.calls))
 
 
+class Two(tuple):
+    def __new__(cls, items):
+        made = super().__new__(cls, items)
+        made.factor = 3
+        return made
+
+    def draw(self):
+        return self.factor * next(self[0])
+
+
 async def one_of(numbers):
     return await numbers.get()
 
@@ -361,6 +376,16 @@ KINDS = {
     "in a dictionary to be read": (
         lambda _: MappingProxyType({"all": [itertools.count(1)]}),
         lambda p: next(p.it["all"][0]),
+    ),
+    "in a tuple of ones own": (lambda _: Two([itertools.count(1), 0]), lambda p: p.it.draw()),
+    "key of a dictionary": (lambda _: {itertools.count(1): 0}, lambda p: next(next(iter(p.it)))),
+    "in an array of objects": (
+        lambda _: np.array([itertools.count(1), 0], dtype=object),
+        lambda p: next(p.it[0]),
+    ),
+    "numbers of a reader": (
+        lambda _: csv.DictReader(["a,b", *(f"{n},{n * n}" for n in range(90))]),
+        lambda p: float(next(p.it)["b"]) + 1e5 * p.it.line_num,
     ),
     "told by its kind": (
         lambda _: (n for n in range(1, 90)),
@@ -599,6 +624,15 @@ def test_a_long_container_that_looks_take_from_is_told_of(make, draw, kind):
         pv.Program.of(program).read(X)
     words = "\n".join(str(each.message) for each in told)
     assert re.search(f"moved a {kind} of 20,000 entries .*keep the number", words)
+
+
+def test_results_that_looks_put_out_of_a_cache_are_told_of():
+    counts = itertools.count(1)
+    cached = functools.lru_cache(maxsize=2)(lambda _: next(counts))
+    program = fed_by(lambda _: itertools.count(1), lambda home: cached(next(home.it)))
+    cached(-1), cached(-2)
+    with pytest.warns(UserWarning, match="results out of the cache of '<lambda>', which holds 2"):
+        pv.Program.of(program).read(X)
 
 
 async def of_a_loop():

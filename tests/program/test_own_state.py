@@ -137,6 +137,15 @@ def made():
             self.calls += 1
             return self.calls
 
+    @functools.cache
+    def counted_now(_):
+        kept.calls += 1
+        return kept.calls
+
+    class Named(torch.Tensor):
+        pass
+
+    named_tensor, objects = torch.zeros(2).as_subclass(Named), np.array([0, []], dtype=object)
     clock = Clock()
     ticks = iter(clock, None)
     own, slotted, listed_own = Own(), Slotted(), Listed([0])
@@ -248,6 +257,20 @@ def made():
         table["of"] = (count + 1, held)
         assert held[0] == count + 1
         return count + 1
+
+    def in_a_cache_that_goes_on(_):
+        own.calls += 1
+        return 2 * counted_now(own.calls // 2) - 2 + own.calls % 2
+
+    def in_an_array_of_objects(_):
+        objects[0] += 1
+        objects[1].append(0)
+        assert objects[0] == len(objects[1])
+        return objects[0]
+
+    def in_a_tensor_of_ones_own(_):
+        named_tensor.add_(1)
+        return named_tensor[0].item()
 
     def in_a_large_array(_):
         large[-1] += 1

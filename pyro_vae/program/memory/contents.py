@@ -1,6 +1,7 @@
 """What is written in place: tensors, arrays, generators of random numbers, long containers."""
 
 import ctypes
+import functools
 import io
 import mmap
 import random
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
 from pyro_vae.program.memory.iterators import Retold, record_of
-from pyro_vae.program.memory.value_places import MANY
+from pyro_vae.program.memory.value_places import MANY, cached
+from pyro_vae.program.object_graph import installed
 from pyro_vae.torch_private import overlaps_itself, version_of
 
 _SMALL = 1 << 20  # numbers of a tensor that is copied
@@ -42,8 +44,16 @@ def is_state(value: Tensor) -> bool:
 def _is_plain(value: Tensor) -> bool:
     if is_lazy(value) or value.is_inference() or value.is_meta:
         return False
-    plain = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided
+    plain = not _has_own_code(type(value)) and value.layout == torch.strided
     return plain and not overlaps_itself(value)  # else its base is written to
+
+
+@functools.cache
+def _has_own_code(kind: Any) -> bool:
+    """Return whether a class of tensors has operations of its own."""
+    function, plain = (getattr(k.__torch_function__, "__func__", None) for k in (kind, Tensor))
+    inherited = kind is nn.Parameter or function is plain
+    return not inherited or kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
 
 
 def version(weight: Any) -> int:
@@ -273,6 +283,22 @@ class _Long(_TooLarge):
             )
 
 
+class _FullCache(_TooLarge):
+    """A cache of ``functools`` that has no place left."""
+
+    def copy(self) -> Any:
+        return set(cached(self._value))
+
+    def same(self, copy: Any) -> bool:
+        return bool(copy <= self.copy())
+
+    def put(self, copy: Any) -> None:
+        self._others = (
+            f"put results out of the cache of {self._value.__name__!r}, which holds "
+            f"{len(copy):,}, for new ones; give its lru_cache a larger maxsize"
+        )
+
+
 def _equal(one: Tensor, two: Tensor) -> bool:
     """Return whether two tensors of one shape hold the same, NaN at equal places too."""
     return torch.equal(one, two) or bool(((one == two) | (one != one) & (two != two)).all())
@@ -299,6 +325,8 @@ def content_of(value: Any) -> Any:
         return record_of(value)
     if isinstance(value, dict | list | deque | set) and len(value) > MANY:
         return _Long(value)
+    if type(value) is functools._lru_cache_wrapper and not installed(value.__module__ or ""):
+        return _FullCache(value)
     if isinstance(value, io.StringIO | io.BytesIO) and not value.closed:
         return _InMemory(value)
     if isinstance(value, mmap.mmap):

@@ -280,8 +280,10 @@ class Retold:
             raise AttributeError(name)
         source = self._record.source
         value = getattr(source, name)
-        mine = callable(value) and getattr(value, "__self__", None) is source
-        return _Method(self, name) if mine else value
+        if callable(value) and getattr(value, "__self__", None) is source:
+            return _Method(self, name)
+        # A number tells of what has been drawn: of the draw that it was asked after.
+        return self._drawn("__getattribute__", name) if type(value) in (int, float) else value
 
 
 class _Method:
@@ -366,15 +368,21 @@ def exchanged(value: Any, change: Callable[[Any], Any]) -> Any:
 
     The same value where there is nothing to change.
     """
-    named = issubclass(type(value), tuple) and hasattr(type(value), "_make")
-    if named or type(value) in (tuple, frozenset):
+    if issubclass(type(value), tuple) or type(value) is frozenset:
         items = tuple(exchanged(item, change) for item in value)
-        same = all(map(is_, items, value))
-        return value if same else getattr(value, "_make", type(value))(items)
+        return value if all(map(is_, items, value)) else _made_of(items, value)
     if isinstance(value, _METHODS):
         of = change(value.__self__)
         return value if of is value.__self__ else getattr(of, value.__name__)
     return change(value)
+
+
+def _made_of(items: tuple[Any, ...], like: Any) -> Any:
+    """Return a tuple of a class, whatever its constructor takes, or a frozen set, of items."""
+    made = (frozenset if type(like) is frozenset else tuple).__new__(type(like), items)
+    if own := getattr(like, "__dict__", None):
+        vars(made).update(own)
+    return made
 
 
 def stand_in(value: Any, known: dict[int, Retold]) -> Any:

@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from types import FunctionType, ModuleType
 from typing import Any
 
+import numpy as np
 from pyro.infer.autoguide import AutoGuide
 from pyro.nn import PyroModule
 from torch import nn
@@ -118,6 +119,23 @@ class _Entries(_Home):
         kind.clear(self._owner)
         kind.update(self._owner, zip(keys, values, strict=True))
 
+    def exchange(self, change: Callable[[Any], Any]) -> None:
+        keys, values = self.state()
+        changed = tuple(map(change, keys)), tuple(map(change, values))
+        if not (_are(keys, changed[0]) and _are(values, changed[1])):
+            self.put(*changed)
+
+
+class _Objects(_Home):
+    """The items of an array of objects."""
+
+    def state(self) -> _State:
+        return (), tuple(self._owner.ravel().tolist())
+
+    def put(self, _: tuple[Any, ...], values: tuple[Any, ...]) -> None:
+        for place, value in zip(np.ndindex(self._owner.shape), values, strict=True):
+            self._owner[place] = value
+
 
 class _Items(_Home):
     """The items of a list, a deque or a bytearray."""
@@ -173,18 +191,23 @@ class _Bound(_Home):
         self._owner.__setstate__((function, tuple(args), keywords, vars(self._owner)))
 
 
+def cached(function: Any) -> dict[Any, Any]:
+    """Return the table in which ``functools.lru_cache`` keeps results."""
+    tables = (each for each in gc.get_referents(function) if type(each) is dict)
+    return next(each for each in tables if each is not vars(function))
+
+
 class _Cache(_Home):
-    """What ``functools.lru_cache`` keeps: one that was empty is emptied."""
+    """What ``functools.lru_cache`` keeps: what has come since is taken away."""
 
     def state(self) -> _State:
-        found = gc.get_referents(self._owner)
-        tables = [each for each in found if type(each) is dict and each is not vars(self._owner)]
-        filled = ("filled",) if self._owner.cache_info().currsize else ()
-        return filled, (*found, *(value for table in tables for value in table.values()))
+        table = cached(self._owner)
+        return tuple(table), tuple(table.values())
 
     def put(self, keys: tuple[Any, ...], values: tuple[Any, ...]) -> None:
-        if not keys:
-            self._owner.cache_clear()
+        table = cached(self._owner)
+        for key in table.keys() - set(keys):
+            del table[key]
 
     def exchange(self, change: Callable[[Any], Any]) -> None:
         """Leave it: no single value can be set."""
@@ -293,6 +316,9 @@ def homes_of(thing: Any) -> Iterator[_Home]:
     elif kind in (*_DICTS, list, deque, bytearray, set):
         if len(thing) <= MANY:
             yield (_Entries if kind in _DICTS else _Members if kind is set else _Items)(thing)
+    elif kind is np.ndarray:
+        if thing.dtype == object and thing.size <= MANY and thing.flags.writeable:
+            yield _Objects(thing)
     elif kind is ModuleType:
         if not installed(thing.__name__):
             yield Names(vars(thing), frozenset(name for name in vars(thing) if name[:2] != "__"))

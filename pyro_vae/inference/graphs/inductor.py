@@ -90,7 +90,8 @@ def load_compiled(
         inputs: The others.
         written: The positions of those, among all, that the graph writes to.
     """
-    artifact = compiler().CompiledArtifact.load(path=str(path), format="binary")
+    with compiler("config").patch(_options(inputs)):
+        artifact = compiler().CompiledArtifact.load(path=str(path), format="binary")
     return _called(artifact, held, inputs, written)
 
 
@@ -149,7 +150,9 @@ def _options(inputs: Sequence[Tensor]) -> dict[str, Any]:
         return {"triton.cudagraphs": True}
     # Inputs and buffers have the sizes they were compiled for: prepare() looks them up by shape.
     checks = {"size_asserts": False, "alignment_asserts": False, "scalar_asserts": False}
-    return {"fallback_random": True, "cpp_wrapper": True, **checks}
+    # Else each process loads torch anew, three times, to try what the processor says that it can.
+    known = {"cpp.vec_isa_ok": True}
+    return {"fallback_random": True, "cpp_wrapper": True, **known, **checks}
 
 
 def _marked(run: FlatStep, held: Sequence[Tensor]) -> FlatStep:

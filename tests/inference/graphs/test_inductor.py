@@ -1,11 +1,13 @@
 """Compiled code is called without wrappers where these add nothing."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from pyro_vae.inference.graphs import inductor
+from pyro_vae.torch_private import compiler
 
 
 class Code:
@@ -64,3 +66,17 @@ def test_no_noise_is_taken_by_the_look(monkeypatch):
     before = torch.get_rng_state()
     inductor._bare(WRAPPERS["adds nothing"], [], [torch.ones(2), torch.ones(2)], [0])
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_the_processor_can_is_not_tried_in_each_process(monkeypatch):
+    """Each trial loads torch in a new process: seconds before a compiled graph runs."""
+    config, seen = compiler("config"), []
+
+    def load(**_):
+        seen.append(config.cpp.vec_isa_ok)
+        return lambda x: (x.sum(), x.sum())
+
+    monkeypatch.setattr(compiler().CompiledArtifact, "load", load)
+    inductor.load_compiled(Path("compiled"), [], [torch.ones(2)], [])
+    assert seen == [True] and config.cpp.vec_isa_ok is None
+    assert inductor._options([torch.ones(2)])["cpp.vec_isa_ok"]

@@ -108,6 +108,27 @@ def is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and bool(value == value)
 
 
+def shape_of(name: str, value: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of one datum: integers of at least 1.
+
+    Raises:
+        ConfigError: Anything else.
+    """
+    return tuple(positive(name, size) for size in value)
+
+
+def require_network(name: str, value: Any) -> None:
+    """Require a module, where a function cannot stand for one: its weights are trained.
+
+    Raises:
+        ConfigError: Anything else.
+    """
+    if not isinstance(value, nn.Module):
+        raise ConfigError(
+            f"{name}: got {shown(value)}, expected an nn.Module, whose weights are trained"
+        )
+
+
 def rows(name: str, value: Any) -> Any:
     """Return what may be data, to be looked at once their program is known.
 

@@ -444,6 +444,29 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: pv.log_likelihood(vae(), X, num_samples=5),
         "num_samples.*did you mean num_particles",
     ),
+    "a function as critic": (lambda: pv.AAE(lambda z: z[:, 0]), "critic: got .*nn.Module"),
+    "a function that judges codes": (
+        lambda: pv.aggregated_posterior(vae(), X, critic=lambda z: z[:, 0]),
+        "critic: got .*nn.Module",
+    ),
+    "a shape in words": (
+        lambda: conditionals.LearnedConstant(["six"]),
+        "data_shape: got 'six', expected an integer of at least 1",
+    ),
+    "a ragged shape": (lambda: conditionals.SetEncoding([[1], [1, 2]]), "data_shape: got"),
+    "factors of words": (lambda: pv.LocalGuide(vae(), ["a", "b"]), "data: got .*numbers"),
+    "one number's features": (
+        lambda: pv.feature_distances(vae(), torch.tensor(1.0), torch.flatten),
+        "data: got 1 row",
+    ),
+    "features that are none": (
+        lambda: pv.feature_distances(vae(), X, lambda x: None),
+        "features: got .* gives None .*one row of features",
+    ),
+    "codes of one number": (
+        lambda: models.Resampled(vae()).mean(torch.tensor(1.0)),
+        "x: got .*one row per datum",
+    ),
     "text as words": (lambda: pv.topics(models.LDA(6, 2), X, vocabulary="words"), "vocabulary"),
 }
 

@@ -11,11 +11,15 @@ class Peak:
     def __init__(self) -> None:
         if _RESET.exists():
             _RESET.write_text("5")  # the peak begins anew at what is held now
-        self._before = _kilobytes("VmRSS")
+        self._before, self._mapped = _kilobytes("VmRSS"), _kilobytes("RssFile")
 
     def grown(self) -> int:
-        """Return the bytes held at the peak beyond those held at the mark."""
-        return 1024 * max(0, _kilobytes("VmHWM") - self._before)
+        """Return the bytes held at the peak beyond those held at the mark.
+
+        Without pages of libraries: a child that was forked has none of them until it runs them.
+        """
+        mapped = max(0, _kilobytes("RssFile") - self._mapped)
+        return 1024 * max(0, _kilobytes("VmHWM") - self._before - mapped)
 
 
 def _kilobytes(name: str) -> int:

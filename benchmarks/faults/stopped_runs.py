@@ -20,7 +20,7 @@ from objective_table import TABLE
 from programs import CASES
 
 EPOCHS, ROWS, BATCH = 3, 18, 7  # three batches an epoch, the last of four rows
-_PROGRAMS = {"paths": "vae", "any": "vae", "bits": "sbn", "codes": "vq"}
+_PROGRAMS = {"paths": "vae", "any": "vae", "bits": "sbn", "codes": "vq", "labels": "m2"}
 _STEPS = EPOCHS * -(-ROWS // BATCH)
 _OPTIMISERS: dict[str, Any] = {
     "Adam": None,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.arguments import number, positive, typed
+from pyro_vae.arguments import number, positive, shape_of, typed
 
 
 @typed
@@ -23,7 +23,8 @@ class ZeroImputation(nn.Module):
 
     def __init__(self, data_shape: Sequence[int], fill: float = 0.0) -> None:
         super().__init__()
-        self.features, self.fill = tuple(data_shape), number("fill", fill, "(-inf, inf)")
+        self.features = shape_of("data_shape", data_shape)
+        self.fill = number("fill", fill, "(-inf, inf)")
 
     def forward(self, x: Tensor, observed: Tensor) -> Tensor:
         """Map data and which cells are observed, (*, data) both, to (*, data)."""
@@ -44,7 +45,7 @@ class LearnedConstant(nn.Module):
 
     def __init__(self, data_shape: Sequence[int]) -> None:
         super().__init__()
-        self.features = tuple(data_shape)
+        self.features = shape_of("data_shape", data_shape)
         self.constant = nn.Parameter(torch.zeros(self.features))
 
     def forward(self, x: Tensor, observed: Tensor) -> Tensor:
@@ -74,9 +75,10 @@ class SetEncoding(nn.Module):
     def __init__(self, data_shape: Sequence[int], width: int = 64, embedding: int = 16) -> None:
         super().__init__()
         self.features = (positive("width", width),)
-        self.event_dim = len(tuple(data_shape))
+        shape = shape_of("data_shape", data_shape)
+        self.event_dim = len(shape)
         size = positive("embedding", embedding)
-        self.places = nn.Parameter(torch.randn(math.prod(data_shape), size))
+        self.places = nn.Parameter(torch.randn(math.prod(shape), size))
         self.value, self.place = nn.Linear(size, width, bias=False), nn.Linear(size, width)
 
     def forward(self, x: Tensor, observed: Tensor) -> Tensor:

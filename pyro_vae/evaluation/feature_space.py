@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.arguments import counted, positive, typed
-from pyro_vae.errors import DataError, ProgramError
+from pyro_vae.arguments import counted, positive, shown, typed
+from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.evaluation.codes import reconstruct
 from pyro_vae.evaluation.generation import generate
 from pyro_vae.program.modules import evaluating
@@ -71,6 +71,7 @@ def feature_distances(
         n: New data; None: N.
 
     Raises:
+        ConfigError: The features are no rows of numbers.
         DataError: Fewer than two data.
         ProgramError: The program observes several sites.
 
@@ -78,9 +79,10 @@ def feature_distances(
         | GANs Trained by a Two Time-Scale Update Rule (Heusel et al., 2017), arXiv:1706.08500
     """
     require_turn("feature_distances")
-    count = len(data) if n is None else positive("n", n)
-    if min(len(data), count) < 2:
-        raise DataError(f"data: got {counted(min(len(data), count), 'row')}, expected at least 2")
+    rows = len(data) if data.dim() else 1
+    count = rows if n is None else positive("n", n)
+    if min(rows, count) < 2:
+        raise DataError(f"data: got {counted(min(rows, count), 'row')}, expected at least 2")
     wrapped = Program.of(program)
     again, made = reconstruct(wrapped, data), generate(wrapped, count, mean=True)
     if isinstance(again, dict) or isinstance(made, dict):
@@ -96,8 +98,22 @@ def _seen(features: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     owner = getattr(features, "__self__", features)
     # Dropout would make each distance noise.
     with evaluating(owner) if isinstance(owner, nn.Module) else nullcontext():
-        pieces = [features(piece).flatten(1) for piece in x.split(_ROWS_PER_PASS)]
+        pieces = [_rows_of(features, piece) for piece in x.split(_ROWS_PER_PASS)]
     return torch.cat(pieces).double()
+
+
+def _rows_of(features: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    try:
+        found: Any = features(x)
+        what = f"gives {shown(found)}"
+    except (TypeError, ValueError, RuntimeError) as error:
+        found, what = None, f"fails ({error})"
+    if not isinstance(found, Tensor) or found.shape[:1] != x.shape[:1]:
+        raise ConfigError(
+            f"features: got {shown(features)}, which {what} at {shown(x)}; expected a function or "
+            "a module that gives one row of features per datum"
+        )
+    return found.flatten(1)
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:

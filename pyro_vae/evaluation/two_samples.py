@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.arguments import counted, integer, typed
+from pyro_vae.arguments import counted, integer, require_network, typed
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.evaluation.density_ratios import Judge, losses_of, sights, trained
 from pyro_vae.inference.objectives.adversarial import codes, latents_of
@@ -117,6 +117,8 @@ def aggregated_posterior(
         | Revisiting Classifier Two-Sample Tests (Lopez-Paz and Oquab, 2017), arXiv:1610.06545
     """
     require_turn("aggregated_posterior")
+    if critic is not None:
+        require_network("critic", critic)
     steps = integer("num_steps", num_steps, 0)
     ours, theirs = _drawn(Program.of(program), data)
     if len(ours) < _FEWEST:

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.arguments import integer, typed
+from pyro_vae.arguments import integer, shown, typed
 from pyro_vae.conditionals import Bernoulli, Observation
 from pyro_vae.distributions import GivenLabel
 from pyro_vae.errors import ConfigError
@@ -173,5 +173,11 @@ class Resampled(nn.Module):
     @typed
     @torch.no_grad()
     def mean(self, x: Tensor) -> Tensor:
-        """Return the mean of q(z | x), (N, Z)."""
+        """Return the mean of q(z | x), (N, Z).
+
+        Raises:
+            ConfigError: x has no rows.
+        """
+        if not x.dim():
+            raise ConfigError(f"x: got {shown(x)}, expected one row per datum")
         return torch.cat([self.encoder(part).mean for part in x.split(1024)])

@@ -13,7 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import positive, require_network
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.objectives.objective import OptimizerFactory, Update, require_rows
 from pyro_vae.program.batch import named_leaves, num_rows
@@ -66,6 +66,7 @@ class Adversarial(nn.Module):
 
     def _require_kind(self) -> None:
         """Refuse a critic that takes other arguments."""
+        require_network("critic", self.critic)
         takes = inspect.signature(self.critic.forward)
         try:
             takes.bind(*self.seen)

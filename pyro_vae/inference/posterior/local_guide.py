@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.arguments import integer, number, positive, typed
+from pyro_vae.arguments import integer, number, positive, shown, typed
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.program import checks
 from pyro_vae.program.batch import (
@@ -22,6 +22,7 @@ from pyro_vae.program.batch import (
     map_arguments,
     map_rows,
     named_arguments,
+    named_arrays,
     num_rows,
     rows_of,
 )
@@ -76,7 +77,10 @@ class LocalGuide(nn.Module):
         self.parts = nn.ModuleDict(owners(self._source))
         self._alone = self._without_rows()
         self._names: tuple[str, ...] = ()
-        batch = self.alone.adapt(self.named(data))
+        given = self.named(data)
+        if not any(True for _ in named_arrays(given)):
+            raise DataError(f"data: got {shown(data)}, expected numbers")
+        batch = self.alone.adapt(given)
         if isinstance(batch, Whole):
             raise ProgramError(
                 "model: no plate of it has a row for each datum, so that no latent is a datum's "

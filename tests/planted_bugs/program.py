@@ -288,7 +288,7 @@ BUGS = [
     Bug(
         "an iterator back in its place while a trace draws from it",
         "program/memory/iterators.py",
-        "return not (self._draws or self._looks)",
+        "return not any(each._draws or each._looks for each in (self, *self.beside))",
         "return not self.ahead",
         "tests/program/test_iterators.py"
         "::test_steps_after_a_trace_that_fails_see_what_those_of_a_plain_loop_see",
@@ -347,6 +347,14 @@ BUGS = [
         "            before.put_back(trained=True)\n            if isinstance(error, Exception):\n",
         "            if False:\n",
         "tests/program/test_own_state.py::test_places_are_put_back_after_a_trace_too",
+    ),
+    Bug(
+        "values of a shared source in another order in silence",
+        "program/memory/iterators.py",
+        "each.number < self.number for each in self.beside",
+        "False for each in self.beside",
+        "tests/program/test_iterators.py"
+        "::test_a_source_that_the_guide_shares_with_an_iterator_of_the_model_is_told_of",
     ),
     Bug(
         "what no look puts back moved on in silence",

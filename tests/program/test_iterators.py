@@ -635,6 +635,29 @@ def test_results_that_looks_put_out_of_a_cache_are_told_of():
         pv.Program.of(program).read(X)
 
 
+SHARING = {
+    "a generator": lambda numbers: (n for n in numbers),
+    "a map": lambda numbers: map(float, numbers),
+    "a function": lambda numbers: iter(lambda: next(numbers), None),
+}
+
+
+@pytest.mark.parametrize("how", SHARING)
+def test_a_source_that_the_guide_shares_with_an_iterator_of_the_model_is_told_of(how):
+    """Looks run one of them more often than the other."""
+    numbers, seen = itertools.count(1), []
+    of_model = SHARING[how](numbers)
+
+    def model(x):
+        seen.append(next(of_model))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(pyro.param("w", X[0]), seen[-1]), obs=x)
+
+    program = pv.Program(model, lambda x: seen.append(next(numbers)))
+    with pytest.warns(UserWarning, match="shares a source .* give each of them"):
+        pv.fit(program, X, epochs=2, batch_size=B, progress=False, compile=False)
+
+
 async def of_a_loop():
     for n in itertools.count(1):
         yield n

@@ -1,7 +1,11 @@
 """Iterators that a program draws on: what a look has drawn comes once more."""
 
 import copy
+import gc
+import inspect
 import io
+import itertools
+import math
 import queue
 import warnings
 from collections import deque
@@ -11,7 +15,14 @@ from functools import partial
 from multiprocessing import queues
 from multiprocessing.connection import Connection
 from operator import is_, length_hint
-from types import BuiltinMethodType, MethodType, MethodWrapperType, TracebackType
+from types import (
+    BuiltinMethodType,
+    FunctionType,
+    GeneratorType,
+    MethodType,
+    MethodWrapperType,
+    TracebackType,
+)
 from typing import Any
 
 import numpy as np
@@ -26,16 +37,19 @@ _MOST_PARTS = 1 << 12  # of one value
 _TAKING = ("get", "recv")  # what takes from a queue or a pipe, others than what fills it
 _QUEUES = (queue.Queue, queue.SimpleQueue, queues.Queue, queues.SimpleQueue, Connection)
 _OF_ARRAYS = (np.flatiter, np.nditer)
-_OTHER_CALLS = "other calls"
+_OTHER_CALLS, _OTHER_ORDER = "other calls", "another order"
 _REASONS = {
     _OTHER_CALLS: "which does more than give values: runs that look at the program have moved it "
     "on, and nothing moves it back; keep a number",
+    _OTHER_ORDER: "which shares a source with another one: runs that look at the program have "
+    "drawn from both in another order than steps do; give each of them a source of its own",
     WEIGHTS: "which computes with weights: runs that look at the program have drawn ahead, and the "
     "next steps get what came of the weights of then; have it give numbers, and compute with "
     "weights in the model or the guide",
     STATEMENTS: "which holds pyro statements: runs that look at the program have drawn ahead, and "
     "the next steps lack these sites; write them in the model or the guide",
 }
+_NUMBERS = itertools.count()  # of draws
 _Call = tuple[str, Any, Any]  # a method and its arguments
 
 
@@ -51,6 +65,7 @@ class Draw:
         uses: What it has used that is another at each call of a program.
         call: The method and its arguments.
         inner: Iterators in the value.
+        number: Of the draw, among all.
     """
 
     value: Any = None
@@ -60,6 +75,7 @@ class Draw:
     uses: Collection[str] = ()
     call: _Call = ("", (), {})
     inner: tuple["Record", ...] = ()
+    number: float = math.inf
 
     @classmethod
     def of(cls, make: Callable[[], Any]) -> "Draw":
@@ -102,6 +118,7 @@ class Record:
         self.stepped = False  # whether others than looks have drawn
         self._older = False  # than the look that runs: one made inside a look ends with it
         self._looks = 0  # that go on, one inside another
+        self.beside: tuple[Record, ...] = ()  # those that draw on one source with it
         self._draws: deque[Draw] = deque()
         self._reasons: set[str] = set()  # to warn
         # Makes a draw, and notes what that moves and uses; set by whoever puts it back.
@@ -114,8 +131,13 @@ class Record:
 
     @property
     def idle(self) -> bool:
-        """Whether it holds nothing, and no look goes on that may draw."""
-        return not (self._draws or self._looks)
+        """Whether nothing is held of its source, and no look goes on that may draw."""
+        return not any(each._draws or each._looks for each in (self, *self.beside))
+
+    @property
+    def number(self) -> float:
+        """The number of the draw that it gives next."""
+        return self._draws[self.place].number if self.ahead else math.inf
 
     @property
     def name(self) -> str:
@@ -135,13 +157,16 @@ class Record:
             self._warn_of(_OTHER_CALLS)
             while self.ahead:
                 self._draws.pop()
+        if not self.kept and any(each.number < self.number for each in self.beside):
+            self._warn_of(_OTHER_ORDER)
         if self.ahead:
             draw = self._draws[self.place]
             self._move_on()
             return draw.repeat()
         if not self.kept:
             return make()
-        draw = replace(self._noted(make), call=(name, _copied(args), _copied(kwargs)))
+        call, number = (name, _copied(args), _copied(kwargs)), next(_NUMBERS)
+        draw = replace(self._noted(make), call=call, number=number)
         self._draws.append(draw)
         self._move_on()
         return draw.give()
@@ -180,7 +205,7 @@ class Record:
 
     def __getstate__(self) -> dict[str, Any]:
         ahead = [Draw(each.value, each.error, call=each.call) for each in self._draws]
-        return {**vars(self), "watched": Draw.of, "_draws": deque(ahead)}
+        return {**vars(self), "watched": Draw.of, "_draws": deque(ahead), "beside": ()}
 
     def copy(self) -> int:
         """Return how far it is."""
@@ -406,6 +431,44 @@ def stand_ins(values: Iterable[Any]) -> list[Retold]:
 def record_of(value: Retold) -> Record:
     """Return what stands behind what stands in the place of an iterator."""
     return value._record
+
+
+def tie(records: list[Record]) -> None:
+    """Note which iterators draw on one source: the order of all their draws counts."""
+    homes: dict[int, Record] = {id(each.source): each for each in records}
+    for record in records:
+        for inner in _sources(record.source):
+            other = homes.setdefault(id(inner), record)
+            if other is not record:
+                all_ = {id(r): r for r in (record, other, *record.beside, *other.beside)}.values()
+                for each in all_:
+                    each.beside = tuple(r for r in all_ if r is not each)
+
+
+def _sources(iterator: Any) -> list[Any]:
+    """Return the iterators that an iterator draws on, as far as it holds them itself."""
+    met, waiting = {id(iterator)}, [iterator]
+    found: list[Any] = []
+    while waiting and len(met) < _MOST_PARTS:
+        inside = _held(waiting.pop())
+        new = [i for i in inside if isinstance(i, tuple | FunctionType) or _draws(i)]
+        new = list({id(i): i for i in new if id(i) not in met}.values())
+        met |= set(map(id, new))
+        waiting += new
+        found += filter(_draws, new)
+    return found
+
+
+def _draws(value: Any) -> bool:
+    return hasattr(type(value), "__next__")
+
+
+def _held(value: Any) -> Iterable[Any]:
+    if isinstance(value, GeneratorType):
+        return inspect.getgeneratorlocals(value).values()
+    if isinstance(value, FunctionType):
+        return [each for cell in value.__closure__ or () for each in gc.get_referents(cell)]
+    return gc.get_referents(value)
 
 
 def source_of(value: Any) -> Any:

@@ -29,6 +29,7 @@ from pyro_vae.program.memory.iterators import (
     source_of,
     stand_in,
     stand_ins,
+    tie,
 )
 from pyro_vae.program.memory.noise import Noise
 from pyro_vae.program.memory.uses import WEIGHTS, address_of, noting_uses
@@ -142,6 +143,7 @@ class _Holders:
         found = map(content_of, inside.values())
         contents = [content for content in found if content is not None]
         self.retold = [each for each in contents if type(each) is Record]
+        tie(self.retold)
         self._written = [each for each in contents if type(each) is not Record]
         self.contents = contents
 

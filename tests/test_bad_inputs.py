@@ -7,9 +7,11 @@ import pytest
 import torch
 from conftest import differences, random_state, surroundings
 from programs import CASES
+from torch.distributions import constraints
 
 import pyro_vae as pv
 from pyro_vae.errors import ConfigError, DataError, DeviceError, PyroVaeError
+from pyro_vae.program.checks import check_support
 
 ONES = torch.ones(10, 6)
 
@@ -183,3 +185,20 @@ def test_integers_of_numpy(kind, tmp_path):
     counts = {n: kind(2) for n in ("epochs", "batch_size", "patience", "checkpoint_every", "seed")}
     run = pv.fit(program, ONES, valid=ONES, out=tmp_path, **counts)
     assert run.steps == 10
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "number", [math.inf, -math.inf, math.nan, 2.0, -1.0, 0.5, "above 1", "above 0", 0.0, -0.0]
+)
+def test_numbers_are_binary_where_the_constraint_says_so(number, dtype):
+    """Infinity is its own square, and that of a number next to 1 is next to it."""
+    value, kind = torch.ones(40, 2000, dtype=dtype), torch.finfo(dtype)  # of float16 the sum is inf
+    named = {"above 1": 1.0 + kind.eps, "above 0": kind.smallest_normal}
+    value[7, 3] = named.get(number, number)
+    support = constraints.independent(constraints.boolean, 1)
+    if number == 0.0:
+        check_support("x", support, "Bernoulli", value)
+    else:
+        with pytest.raises(DataError, match=r"in row 7 is outside the support \(Boolean"):
+            check_support("x", support, "Bernoulli", value)

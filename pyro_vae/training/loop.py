@@ -480,8 +480,13 @@ class Loop:
 
     def _keep(self) -> None:
         """Copy the state between two steps: an interrupt goes back to it."""
-        if self.writes is not None:
+        if self.writes is None:
+            return
+        try:
             self.checkpoint = self._take()
+        except (KeyboardInterrupt, SystemExit):  # nothing has moved: it is between two steps still
+            self.checkpoint = self._take()
+            raise
 
     def _take(self) -> Checkpoint:
         progress = Progress(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -335,6 +336,39 @@ def test_a_run_that_is_ended_more_than_once_is_written_down(tmp_path, monkeypatc
     with pytest.raises(first):
         pv.fit(build(), X, out=tmp_path, callbacks=[Watch(3, end)], **FAST)
     assert not ends and not (tmp_path / lock.NAME).exists()
+    assert read_bundle(tmp_path, "checkpoint", allow_nonfinite=True)[1]["epoch"] == 3
+
+
+def test_signals_that_come_at_once_end_a_run_once(tmp_path):
+    """One after the other they broke into what follows a callback, and into the last writes."""
+    sent = [signal.SIGINT, signal.SIGUSR1, signal.SIGTERM]
+    before = [signal.getsignal(number) for number in sent]
+
+    def end():
+        signal.pthread_sigmask(signal.SIG_BLOCK, sent)
+        for number in sent:
+            os.kill(os.getpid(), number)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, sent)
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        pv.fit(build(), X, out=tmp_path, callbacks=[Watch(3, end)], **FAST)
+    assert not (tmp_path / lock.NAME).exists()
+    assert read_bundle(tmp_path, "checkpoint", allow_nonfinite=True)[1]["epoch"] == 3
+    assert [signal.getsignal(number) for number in sent] == before
+
+
+def test_an_interrupt_while_the_state_is_copied_loses_no_epoch(tmp_path, monkeypatch):
+    take = checkpoint.Checkpoint.take
+
+    def interrupted(*args, **kwargs):
+        monkeypatch.setattr(checkpoint.Checkpoint, "take", take)
+        raise KeyboardInterrupt
+
+    def end():
+        monkeypatch.setattr(checkpoint.Checkpoint, "take", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        pv.fit(build(), X, out=tmp_path, callbacks=[Watch(3, end)], **FAST)
     assert read_bundle(tmp_path, "checkpoint", allow_nonfinite=True)[1]["epoch"] == 3
 
 

@@ -90,6 +90,28 @@ def labelled(x: Tensor, label: Any) -> None:
         normal("x", x, 6, obs=x + nn.functional.one_hot(label, 6))
 
 
+def of_images(side: int, flat: bool = False, channels: int = 1) -> None:
+    """Give images of another size, or another number of channels, to networks for 8 x 8."""
+    shape = (-1, 64) if flat else (-1, channels, side, side)
+    pooled = nn.Sequential(nn.Conv2d(channels, 2, 3, 2, 1), nn.Flatten(), nn.Linear(32, 2))
+    encoder = nn.Linear(64, 2) if flat else pooled
+    decoder = nn.Sequential(nn.Linear(2, 64), nn.Unflatten(1, (1, 8, 8)))
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(decoder(normal("z", x)), 1.0).to_event(3), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            normal("z", encoder(x.reshape(shape)))
+
+    def normal(site: str, x: Tensor) -> Tensor:
+        loc = x if x.dim() == 2 else x.new_zeros(2)
+        return pyro.sample(site, dist.Normal(loc, 1.0).to_event(1))
+
+    pv.elbo(pv.Program(model, guide), torch.ones(4, channels, side, side))
+
+
 def negative(x: Tensor) -> None:
     with pyro.plate("data", len(x)):
         pyro.sample("x", dist.Normal(x, -x).to_event(1), obs=x)
@@ -244,6 +266,22 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "a plate that draws more rows than a batch has": (
         lambda: fit_subsampled(batch_size=7),
         r"; leave subsample_size out and let pv\.fit make the minibatches .*batch_size=len\(x\)",
+    ),
+    "images of another size": (
+        lambda: of_images(12),
+        r"layer 'encoder\.2', Linear\(in_features=32, .*got shape \(4, 72\)",
+    ),
+    "images of another size, of a network that takes any": (
+        lambda: of_images(7),
+        r"site 'x': got data of shape \(4, 1, 7, 7\), .*\(1, 8, 8\); give data of this shape, or",
+    ),
+    "images of another size, made rows": (
+        lambda: of_images(12, flat=True),
+        r"site z dim -1, 4 vs 9; .*view\(-1, n\).* makes 9 of them",
+    ),
+    "images of another size, in no whole rows": (
+        lambda: of_images(7, flat=True),
+        r"\[-1, 64\].*; the rows are no \.view\(-1, 64\)",
     ),
     "one row of a program of one's own": (
         lambda: seen_before(X[0]),

@@ -193,10 +193,12 @@ def check_shape(name: str, site: Message) -> None:
     """
     fn, value = site["fn"], site["value"]
     if value.shape != fn.batch_shape + fn.event_shape and not is_open_chain(fn, value):
+        way_out = "a single datum is passed as x[None]"
+        if value.dim() == len(fn.batch_shape + fn.event_shape):
+            way_out = "give data of this shape, or build the networks of the model for theirs"
         raise DataError(
             f"site {name!r}: got data of shape {tuple(value.shape)}, the model expects "
-            f"{tuple(fn.batch_shape)} data of shape {tuple(fn.event_shape)}; a single datum is "
-            "passed as x[None]"
+            f"{tuple(fn.batch_shape)} data of shape {tuple(fn.event_shape)}; {way_out}"
         )
 
 

@@ -89,6 +89,31 @@ class DrawnRows(Messenger):
             self.plates.add(msg["name"])
 
 
+class WrittenSizes(Messenger):
+    """Note the plates of a model that have a number written in, and the rows of the guide's plate.
+
+    As Pyro does: where a plate of the guide has the same name, the model's takes over its rows.
+
+    Arguments:
+        sizes: By plate, what is found.
+    """
+
+    def __init__(self, sizes: dict[str, int]) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self._drawn: set[str] = set()  # rows that the guide draws are for the model to index
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if not site_is_subsample(msg):
+            return
+        name, fn, rows = msg["name"], msg["fn"], msg["value"]
+        takes_all = fn.subsample_size in (None, fn.size)
+        if rows is None and not takes_all:
+            self._drawn.add(name)
+        elif rows is not None and takes_all and name not in self._drawn and len(rows) != fn.size:
+            self.sizes[name] = fn.size
+
+
 class Observing(Messenger):
     """Observe given values in place of those that the model has.
 

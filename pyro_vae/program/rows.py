@@ -246,7 +246,11 @@ class Rows:
 
         One that is fixed to a number of rows without such has its batch size written in.
         """
-        rows = self._reader.rows_read
+        return self.total is not None or self._has_factors()
+
+    def _has_factors(self) -> bool:
+        """Return whether a parameter of the guide has as many rows as the data."""
+        rows = self.total or self._reader.rows_read
         layers = {
             id(parameter)
             for part in self._program.modules()
@@ -255,7 +259,7 @@ class Rows:
         }
         own = (p for p in self._program.parameters() if id(p) not in layers)
         joint = (part for part in self._program.modules() if isinstance(part, AutoContinuous))
-        known = self.total is not None or any(rows in p.shape for p in own)
+        known = any(rows in p.shape for p in own)
         return known or any(getattr(part, "latent_dim", 0) >= rows for part in joint)
 
     @property
@@ -291,9 +295,9 @@ class Rows:
                 "a guide with one factor per datum answers for the rows that it was trained on, "
                 f"all of them, as tensors; for others, {self._for_new_rows()}, or give "
                 "a guide that reads the data"
-                if self.own is not None
+                if self.told or (self.own is not None and self._has_factors())
                 else "it runs on no other number; write len(x) where it has its batch size, or "
-                "give parts of that many rows"
+                "a plate its size, or give parts of that many rows"
             )
             raise DataError(
                 f"got {counted(rows, 'row')}, expected the {own} that the program was first read "

@@ -223,6 +223,57 @@ def test_a_packed_sequence_is_cut_with_its_rows():
     assert pv.fit(program, (x, packed), epochs=2, batch_size=2).steps == 4  # of two and three rows
 
 
+def with_plates(in_model, in_guide):
+    """Return a trained-looking program whose plates have a size written in; None: that of x."""
+    decoder, encoder = nn.Linear(1, 2), nn.Linear(2, 1)
+    for part in (decoder, encoder):
+        nn.init.constant_(part.weight, 0.4)
+        nn.init.constant_(part.bias, -0.1)
+
+    def model(x):
+        with pyro.plate("data", in_model or len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", in_guide or len(x)):
+            pyro.sample("z", dist.Normal(encoder(x), 0.8).to_event(1))
+
+    return pv.Program(model, guide)
+
+
+VERBS = {
+    "elbo": pv.elbo,
+    "log_likelihood": lambda p, x: pv.log_likelihood(p, x, num_particles=30).log_prob,
+    "generate": lambda p, x: pv.elbo(p, x[:2]) + pv.generate(p, 2).sum(),
+    "refine": lambda p, x: pv.refine(p, x, QUICK, compile=False).means["z"],
+    "diagnose": lambda p, x: pv.diagnose(p, x).reconstruction,
+    "interpolate": lambda p, x: pv.elbo(p, x).sum() + pv.interpolate(p, x[:2], x[2:4]),
+    "fit": lambda p, x: pv.fit(p, x, epochs=2, batch_size=3, compile=False).history["loss"],
+}
+QUICK = pv.HMC(num_draws=3, warmup=2, chains=2)
+
+
+@pytest.mark.filterwarnings("ignore:refine")
+@pytest.mark.parametrize("size", [4, 8])
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_size_written_into_the_models_plate_changes_no_number(verb, size):
+    """Beside a guide of len(x) rows: of 8 rows, of 4, of copies of them."""
+    found = []
+    for written in (None, size):
+        x = torch.linspace(-1.0, 1.0, 16).view(8, 2)
+        torch.manual_seed(0)
+        found.append(torch.as_tensor(VERBS[verb](with_plates(written, None), x)))
+    torch.testing.assert_close(*found)
+
+
+def test_a_size_in_both_plates_is_no_factor_of_each_datum():
+    program, x = with_plates(8, 8), torch.randn(8, 2)
+    pv.elbo(program, x)
+    with pytest.raises(DataError, match=r"got 3 rows, expected the 8 .* write len\(x\) where"):
+        pv.elbo(program, x[:3])
+
+
 def test_two_plates_that_fit_are_told_apart_by_name():
     def model(x):
         with pyro.plate("people", len(x)):

@@ -1,6 +1,5 @@
 """Runs of a program that are looks at it: quiet ones, which leave nothing behind."""
 
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -15,19 +14,24 @@ from pyro_vae.errors import DataError, PyroVaeError
 from pyro_vae.program import checks
 from pyro_vae.program.batch import (
     Batch,
-    Form,
     Part,
     arguments,
     cuda_devices,
     device_of,
-    named_leaves,
     num_rows,
     takes,
 )
 from pyro_vae.program.discovery import Discovery
-from pyro_vae.program.handlers import FAILURES, validation
+from pyro_vae.program.handlers import FAILURES, WrittenSizes, validation
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.looks.cuts import Pair, has_nan, unlike
+from pyro_vae.program.looks.failures import (
+    about_layer,
+    about_numbers,
+    about_shapes,
+    of_words,
+    positive,
+)
 from pyro_vae.program.memory.noise import Noise
 from pyro_vae.program.memory.own_state import OwnState
 from pyro_vae.program.modules import (
@@ -74,6 +78,9 @@ class Runs:
     def forget(self) -> None:
         """Begin anew: model or guide has been replaced."""
         self.plate_before: str | None = None  # the data plate of the batch before
+        self.written: dict[
+            str, int
+        ] = {}  # sizes of the model's plates, where the guide's are other
         self._own_state: OwnState | None = None
 
     @contextmanager
@@ -148,11 +155,12 @@ class Runs:
         """Trace the functions as they are, their plates under their own names, under a watch."""
         checks.check_real(batch)
         self._program.own.home = self.home(batch)
-        before = self._state().settled
+        before = self._state().settled, dict(self.written)
         try:
             pair, settled = self._watched(batch, watch), self._state().settled
             # A first call that has left something for others is no such as these.
-            return self._watched(batch, watch) if settled != before else pair
+            again = (settled, self.written) != before
+            return self._watched(batch, watch) if again else pair
         except FAILURES as error:
             forget_plates(self._program.own.parts)
             if isinstance(error, PyroVaeError):
@@ -172,19 +180,20 @@ class Runs:
         # Behind these words Pyro lists all of them.
         reason, broken, values = str(error).partition(", but found invalid values")
         reason = reason.partition("\n")[0]  # Pyro adds a table of shapes
-        reason += _about_shapes(reason)
+        reason += about_layer(error, self._program.parts) + about_shapes(reason, batch)
         hint = f"; {checks.SURPLUS}" if self._has_surplus(args, kwargs) else ""
-        hint += f". {_positive(reason, values) or checks.unscaled(batch)}" if broken else ""
+        hint += f". {positive(reason, values) or checks.unscaled(batch)}" if broken else ""
         return DataError(
             f"the program cannot take this batch ({checks.shapes(batch)}): {reason}{hint}"
-            f"{checks.padding_left(batch)}{_about_numbers(reason, batch)}"
-            f"{self._program.examples.unlike(batch)}{_of_words(args)}"
+            f"{checks.padding_left(batch)}{about_numbers(reason, batch)}"
+            f"{self._program.examples.unlike(batch)}{of_words(args)}"
         )
 
     def _watched(self, batch: Batch, watch: Messenger | None) -> tuple[Trace, Trace]:
         """Trace the functions, under a watch inside: handlers are one list of all threads."""
         valid = validation(not checks.is_meta(batch))
-        with self.quiet(batch), valid, watch or nullcontext():
+        sizes = WrittenSizes(self.written)
+        with self.quiet(batch), valid, sizes, watch or nullcontext():
             return Joint(*self.functions(batch), *arguments(batch)).sampled_traces()
 
     def _has_surplus(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
@@ -248,9 +257,15 @@ class Runs:
             yield moved
 
     def functions(self, batch: Batch) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """Return model and guide as they run on a batch: on their own rows where it has numbers."""
+        """Return model and guide as they run on a batch: on their own rows where it has numbers.
+
+        A plate of the model with a size written in has the rows of the batch, as beside a guide.
+        """
         model, guide = self._program.functions
         if not isinstance(batch, Part) or self.plate_before is None:
+            for name, size in self.written.items():
+                rows = torch.arange(num_rows(batch), device=self.home(batch))
+                model = numbered(model, name, size, rows, any_size=False)
             return model, guide
         name, total = self.plate_before, self._program.rows.total or num_rows(batch)
         return (
@@ -261,53 +276,3 @@ class Runs:
     def home(self, batch: Batch) -> torch.device:
         """Return the device of a batch, or of the program where the batch has none."""
         return device_of(batch) or self._program.device
-
-
-def _positive(reason: str, values: str) -> str:
-    """Return what makes a parameter positive where it is a negative number; else nothing."""
-    finite = not any(word in values for word in ("nan", "inf"))
-    if not finite or "GreaterThan" not in reason:
-        return ""
-    return "What a network puts out is made positive by .exp() or torch.nn.functional.softplus"
-
-
-def _about_numbers(reason: str, batch: Batch) -> str:
-    """Return what to do where a network wants floats for the whole numbers that it gets."""
-    whole = [name for name, leaf in named_leaves(batch) if not leaf.is_floating_point()]
-    if not whole or not re.search(r"same dtype|expected .*type", reason):
-        return ""
-    return f"; {whole[0]} has whole numbers, and networks take floats: .float()"
-
-
-def _of_words(args: tuple[Any, ...]) -> str:
-    """Return what to do where a model wants numbers for the words that it gets."""
-    if not args or not isinstance(args[-1], Form) or not args[-1].words:
-        return ""
-    return (
-        "; the model gets a list of words as it was given: for numbers give "
-        "np.unique(words, return_inverse=True)[1]"
-    )
-
-
-def _about_shapes(reason: str) -> str:
-    """Return what mends the mistakes behind most errors of shapes within a plate."""
-    if reason.startswith("subsample_size does not match"):
-        return (
-            "; leave subsample_size out and let pv.fit make the minibatches (batch_size=), or hand "
-            "over all rows at once: batch_size=len(x)"
-        )
-    if re.match(r"index \d+ is out of bounds for dimension 0 with size", reason):
-        return (
-            "; where a plate draws the numbers of rows (subsample_size=), leave that out, observe "
-            "x in place of x[i], and let pv.fit make the minibatches (batch_size=)"
-        )
-    found = re.match(
-        r"Shape mismatch inside plate\('(.+)'\) at site (\S+) dim -\d+, \d+ vs ", reason
-    )
-    if found is None:
-        return ""
-    plate, site = found.groups()
-    return (
-        f"; give the plate its rows (pyro.plate({plate!r}, len(x))), or what is one datum of "
-        f"{site!r} its event dimensions (.to_event(1))"
-    )

@@ -1,0 +1,92 @@
+"""What to do about a run that has failed: which layer, which dimension, which numbers."""
+
+import re
+from typing import Any
+
+from torch import Tensor, nn
+
+from pyro_vae.program.batch import Batch, Form, named_leaves, num_rows
+
+
+def positive(reason: str, values: str) -> str:
+    """Return what makes a parameter positive where it is a negative number; else nothing."""
+    finite = not any(word in values for word in ("nan", "inf"))
+    if not finite or "GreaterThan" not in reason:
+        return ""
+    return "What a network puts out is made positive by .exp() or torch.nn.functional.softplus"
+
+
+def about_numbers(reason: str, batch: Batch) -> str:
+    """Return what to do where a network wants floats for the whole numbers that it gets."""
+    whole = [name for name, leaf in named_leaves(batch) if not leaf.is_floating_point()]
+    if not whole or not re.search(r"same dtype|expected .*type", reason):
+        return ""
+    return f"; {whole[0]} has whole numbers, and networks take floats: .float()"
+
+
+def of_words(args: tuple[Any, ...]) -> str:
+    """Return what to do where a model wants numbers for the words that it gets."""
+    if not args or not isinstance(args[-1], Form) or not args[-1].words:
+        return ""
+    return (
+        "; the model gets a list of words as it was given: for numbers give "
+        "np.unique(words, return_inverse=True)[1]"
+    )
+
+
+def about_shapes(reason: str, batch: Batch) -> str:
+    """Return what mends the mistakes behind most errors of shapes within a plate."""
+    written = re.match(r"shape '\[(-1, .+)\]' is invalid for input of size", reason)
+    if written:
+        return f"; the rows are no .view({written[1]}): reshape the data, or build for their size"
+    if reason.startswith("subsample_size does not match"):
+        return (
+            "; leave subsample_size out and let pv.fit make the minibatches (batch_size=), or hand "
+            "over all rows at once: batch_size=len(x)"
+        )
+    if re.match(r"index \d+ is out of bounds for dimension 0 with size", reason):
+        return (
+            "; where a plate draws the numbers of rows (subsample_size=), leave that out, observe "
+            "x in place of x[i], and let pv.fit make the minibatches (batch_size=)"
+        )
+    found = re.match(
+        r"Shape mismatch inside plate\('(.+)'\) at site (\S+) dim -\d+, (\d+) vs (\d+)", reason
+    )
+    if found is None:
+        return ""
+    plate, site, here, there = found.groups()
+    events = f"what is one datum of {site!r} its event dimensions (.to_event(1))"
+    if int(here) != num_rows(batch):
+        return f"; give the plate its rows (pyro.plate({plate!r}, len(x))), or {events}"
+    if _makes_rows(int(there), batch):
+        return (
+            f"; the plate has the {here} rows of the batch, and a .view(-1, n) or reshape makes "
+            f"{there} of them where a row has other than n numbers: write x.flatten(1), and build "
+            "networks for what a row has"
+        )
+    return f"; the plate has the rows of the batch, so make {events}"
+
+
+def _makes_rows(count: int, batch: Batch) -> bool:
+    """Return whether the numbers of a batch are so many rows, in none of its own dimensions."""
+    return any(
+        leaf.dim() > 1 and leaf.numel() % count == 0 and count not in leaf.shape
+        for _, leaf in named_leaves(batch)
+    )
+
+
+def about_layer(error: Exception, parts: nn.Module) -> str:
+    """Return which layer has raised an error, with what it got and what it is made for."""
+    names = {id(part): name for name, part in parts.named_modules()}
+    found: tuple[str, nn.Module, Any] | None = None
+    frame = error.__traceback__
+    while frame is not None:
+        local = frame.tb_frame.f_locals
+        part = local.get("self")
+        if isinstance(part, nn.Module) and names.get(id(part)) and "input" in local:
+            found = names[id(part)], part, local["input"]
+        frame = frame.tb_next
+    if found is None or not isinstance(found[2], Tensor):
+        return ""
+    name, part, given = found
+    return f" (layer {name!r}, {part}, got shape {tuple(given.shape)})"

@@ -1,5 +1,7 @@
 """Deep latent-variable models as plain Pyro programs."""
 
+from typing import TYPE_CHECKING, NoReturn
+
 from pyro_vae import conditionals, data, distributions, errors, models, nn, plots
 from pyro_vae._version import __version__
 from pyro_vae.evaluation.annealed_likelihood import AIS, AnnealedLikelihood, Sandwich, ais, bdmc
@@ -37,6 +39,7 @@ from pyro_vae.inference.posterior.infer import infer
 from pyro_vae.inference.posterior.local_fits import Local
 from pyro_vae.inference.posterior.local_guide import LocalGuide
 from pyro_vae.inference.posterior.refine import HMC, Refined, refine
+from pyro_vae.names import refuse as _refuse
 from pyro_vae.program.bounds import elbo
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.program import Program
@@ -142,3 +145,12 @@ __all__ = [
 def __dir__() -> list[str]:
     """Return what the library offers: its other files are its own business."""
     return sorted(__all__)
+
+
+if not TYPE_CHECKING:  # which would take any name for one of the library
+
+    def __getattr__(name: str) -> NoReturn:
+        """Say what a name of another library is called here, and where one of the zoo is."""
+        rooms = (models, distributions, conditionals, nn, plots, data)
+        inside = {f"pv.{room.__name__.removeprefix(f'{__name__}.')}": room for room in rooms}
+        _refuse(__name__, name, __all__, inside)

@@ -286,15 +286,15 @@ class _Places:
     def _too_many(self, args: tuple[Any, ...]) -> str:
         own, count = self.first[:1] == ("self",), len(args)
         first = self.first[own:]
+        most = f"{len(first)} at most ({', '.join(first)})" if first else "none"
         write = f"; write the names of the others, as in {self.named[0]}=..." if self.named else ""
         if first[:1] == ("program",) and all(map(inspect.isroutine, args[:2])):
             write = "; of two functions make a program: pv.Program(model, guide)"
+        elif not first and self.function.endswith(".plot"):
+            write = f"; write the figure to a file: pv.plots.save(it.plot(), {shown(args[-1])})"
         elif first[1:2] == ("data",) and all(map(_is_array, args[1:])):
             write = "; several arguments of a model go together, as a tuple: (x, y)"
-        return (
-            f"got {counted(count - own, 'argument')} without a name, expected {len(first)} at most "
-            f"({', '.join(first)}){write}"
-        )
+        return f"got {counted(count - own, 'argument')} without a name, expected {most}{write}"
 
     def _near(self, name: str, value: Any) -> str:
         names = [each for each in (*self.first, *self.named) if each not in ("self", "cls")]

@@ -210,7 +210,14 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         "got the class VAE, .*expected an instance",
     ),
     "a network": (lambda: pv.fit(nn.Linear(6, 2), X), r"without \.model"),
-    "a model alone": (lambda: pv.Program(nothing), "guide"),
+    "a model alone": (
+        lambda: pv.Program(nothing),
+        r"guide: left out, expected pv\.Program\(model, guide\).*AutoNormal\(model\)",
+    ),
+    "a program made one again": (
+        lambda: pv.Program(vae()),
+        r"guide: left out, and VAE has \.model and \.guide: .*as it is: pv\.fit\(it, x\)",
+    ),
     "a guide by its name": (
         lambda: pv.Program(nothing, "auto"),
         "guide: got 'auto', expected a function",
@@ -412,9 +419,21 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "beta of no site": (lambda: fit(beta={"w": 1.0}), "beta.*'w'.*'?z'?"),
     "patience without validation": (lambda: fit(patience=3), "patience.*valid"),
-    "a callback out of its list": (
-        lambda: fit(callbacks=print),
-        r"callbacks: got .*print.*, expected a sequence of functions",
+    "a callback's class": (
+        lambda: fit(callbacks=pv.CollapseMonitor),
+        r"callbacks: got the class CollapseMonitor, .*instance, CollapseMonitor\(\.\.\.\)",
+    ),
+    "a callback's name": (
+        lambda: fit(callbacks="print"),
+        "callbacks: got 'print', expected a function or a sequence of functions",
+    ),
+    "a transform of two arguments": (
+        lambda: fit((X, X[:, 0]), transform=lambda x, y: (x / 2, y)),
+        r"transform: .*does not take one argument, .*of the batch, .*lambda batch: \(noisy",
+    ),
+    "a file to draw a figure in": (
+        lambda: pv.log_likelihood(vae(), X, num_particles=5).plot("a.png"),
+        r"LogLikelihood\.plot\(\) got 1 argument .*pv\.plots\.save\(it\.plot\(\), 'a\.png'\)",
     ),
     "a transform's name": (
         lambda: fit(transform="dynamic"),
@@ -553,6 +572,32 @@ def test_a_wrong_call_is_told_in_a_sentence(name, tmp_path, monkeypatch):
 def test_the_name_that_other_libraries_give_an_argument_is_understood(call, words):
     with pytest.raises(TypeError, match=f"unexpected argument .*{words}\\?$"):
         call()
+
+
+@pytest.mark.parametrize(
+    ("room", "name", "meant"),
+    [
+        (pv, "evaluate", r"pv\.log_likelihood"),
+        (pv, "sample", r"pv\.generate"),
+        (pv, "train", r"pv\.fit"),
+        (pv, "MCMC", r"pv\.refine"),
+        (pv, "VAE", r"pv\.models\.VAE"),
+        (pv, "AutoNormal", r"pyro\.infer\.autoguide\.AutoNormal"),
+        (pv, "log_likelyhood", r"pv\.log_likelihood"),
+        (models, "BetaVAE", r"pv\.models\.VAE, with .*beta="),
+        (models, "ProdLda", r"pv\.models\.ProdLDA"),
+    ],
+)
+def test_the_name_of_something_elsewhere_is_understood(room, name, meant):
+    with pytest.raises(AttributeError, match=rf"no attribute '{name}'; did you mean {meant}"):
+        getattr(room, name)
+    assert not hasattr(room, "_no_such") and not hasattr(room, "zzz")
+
+
+def test_a_callback_needs_no_list():
+    seen = []
+    fit(callbacks=lambda run: seen.append(run.steps))
+    assert seen == [1]
 
 
 # Called at each step, with arguments that stand without a name: they are spared the check.

@@ -185,6 +185,7 @@ _POSTERIOR: Mapping[str, Callable[[Room], Any]] = {
     "context_dim": lambda room: 3,
 }
 OF: dict[str, Mapping[str, Callable[[Room], Any]]] = {
+    "Program": {"guide": lambda room: common_mean_guide},
     "Renyi": {"alpha": lambda room: 0.5},
     "CompiledLoss": {
         "loss": lambda room: pv.ELBO().per_datum,

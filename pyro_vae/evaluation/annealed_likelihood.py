@@ -90,6 +90,7 @@ class Sandwich:
         """Mean of upper minus lower, nats per datum."""
         return (self.upper - self.lower).mean().item()
 
+    @typed
     def plot(self) -> "Figure":
         """Draw both bounds against each other, and the gap between them."""
         from pyro_vae.plots import answers

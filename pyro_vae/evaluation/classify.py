@@ -62,6 +62,7 @@ class Classes:
             )
         return labels.to(self.probabilities.device, torch.long)
 
+    @typed
     def plot(self) -> "Figure":
         """Draw how many data each class has, and how sure the model is of it."""
         from pyro_vae.plots import answers

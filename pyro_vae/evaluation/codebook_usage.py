@@ -46,6 +46,7 @@ class CodeUsage:
         share = self.counts / self.counts.sum()
         return float(torch.special.entr(share).sum().exp())
 
+    @typed
     def plot(self) -> "Figure":
         """Draw how often each code is used, most used first."""
         from pyro_vae.plots import answers

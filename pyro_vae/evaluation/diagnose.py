@@ -27,6 +27,7 @@ from pyro_vae.program.handlers import is_data, sample_sites
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.judged import Judged
 from pyro_vae.program.passes import Pass, Verb
+from pyro_vae.program.points import points_of, tell_of_points
 from pyro_vae.program.program import Program
 from pyro_vae.program.streams import SpreadRows
 from pyro_vae.program.terms import Terms
@@ -92,6 +93,7 @@ def diagnose(
             _require_same(met, terms)
             if not sums.rows:
                 first = Judged(passes.program, batch, piece.globals_, rows_at_once)
+                tell_of_points("diagnose", points_of(terms))
                 scales = prior_variances(first, terms)
                 sums.note(piece, terms)
             sums.add(terms, scales)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from pyro_vae.arguments import counted
+from pyro_vae.arguments import counted, typed
 from pyro_vae.evaluation import verdicts
 from pyro_vae.evaluation.codebook_usage import CodeUsage
 from pyro_vae.inference.posterior.information import Information
@@ -112,6 +112,7 @@ class Diagnosis:
         """Return all of it as text: the verdict, a row per site, information, cures."""
         return verdicts.report(self)
 
+    @typed
     def plot(self) -> Figure:
         """Draw the units and what they tell: `pyro_vae.plots.diagnosis`."""
         from pyro_vae.plots.collapse import diagnosis

@@ -38,6 +38,7 @@ class FeatureDistances:
     made: Tensor
     data: Tensor
 
+    @typed
     def plot(self) -> "Figure":
         """Draw the distances of reconstructions, and the features of both sides."""
         from pyro_vae.plots import answers

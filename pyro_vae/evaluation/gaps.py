@@ -83,6 +83,7 @@ class Gaps:
         """The sum of both, KL(q(z | x) || p(z | x)), ``(N,)``."""
         return self.log_prob - self.elbo
 
+    @typed
     def plot(self) -> Figure:
         """Draw the gaps: `pyro_vae.plots.gaps`."""
         from pyro_vae.plots.inference_gaps import gaps

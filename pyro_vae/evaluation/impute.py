@@ -49,6 +49,7 @@ class Imputed:
     ess: Tensor
     num_particles: int
 
+    @typed
     def plot(self) -> "Figure":
         """Draw the errors of the cells that were filled in, and the draws behind each datum."""
         from pyro_vae.plots import answers

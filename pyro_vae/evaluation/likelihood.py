@@ -1,12 +1,10 @@
 """Log-likelihood by importance sampling, per datum, with evidence of its own quality."""
 
 import math
-import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pyro.distributions import Delta
 from torch import Tensor
 
 from pyro_vae.arguments import counted, positive, typed
@@ -17,10 +15,9 @@ from pyro_vae.inference.sampling.importance_weights import (
     tail_length,
 )
 from pyro_vae.program import checks
-from pyro_vae.program.handlers import innermost
 from pyro_vae.program.passes import Pass, Verb, runs
+from pyro_vae.program.points import points_of, tell_of_points
 from pyro_vae.program.program import Program
-from pyro_vae.program.terms import Latent
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.figure import Figure
@@ -105,6 +102,7 @@ class LogLikelihood:
             return math.nan
         return (self.psis_k > 0.7).double().mean().item()
 
+    @typed
     def plot(self) -> "Figure":
         """Draw log p(x), effective sample size and Pareto shape over the data."""
         from pyro_vae.plots import answers
@@ -118,9 +116,13 @@ class LogLikelihood:
         if not known and self.by_global is not None and len(self.by_global) < _DRAWS_FOR_K:
             draws = len(self.by_global)
             tail = f", k unknown ({counted(draws, 'draw')} of the globals; {_DRAWS_FOR_K} tell it)"
+            if draws == 1:
+                tail = ", its error and k unknown: one draw of the globals, num_global_samples=1"
+        error, ess = self.stderr, self.ess.median().item()
         return (
-            f"{type(self).__name__}(mean={self.mean:.4f} ± {self.stderr:.4f} nats, "
-            f"samples={self.samples}, median ess={self.ess.median().item():.1f}{tail})"
+            f"{type(self).__name__}(mean={self.mean:.4f}"
+            f"{f' ± {error:.4f}' if math.isfinite(error) else ''} nats, samples={self.samples}"
+            f"{f', median ess={ess:.1f}' if math.isfinite(ess) else ''}{tail})"
         )
 
 
@@ -189,21 +191,9 @@ def log_likelihood(
         folded = passes.map(lambda piece: _fold(piece, count, points), progress=progress)
         total = count * max(1, len(passes.draws))
         shared = bool(passes.sites.global_)
-    _tell_of_points(points)
+    tell_of_points("log_likelihood", points)
     log_prob, ess, psis_k, means = (torch.cat(parts, -1) for parts in zip(*folded, strict=True))
     return LogLikelihood(log_prob, ess, psis_k, total, by_global=means if shared else None)
-
-
-def _tell_of_points(names: set[str]) -> None:
-    """Warn of latents with a density of which the guide has one point: p(x, z) there is no mass."""
-    for name in sorted(names):
-        warnings.warn(
-            f"log_likelihood: site {name!r}: the guide is a point mass and the prior a density, so "
-            "that this is log p(x, z) at one z, neither log p(x) nor a bound of it; use "
-            "pv.fitted_log_likelihood(program, data), which asks the model alone, or a guide with "
-            "a spread (AutoNormal)",
-            stacklevel=4,
-        )
 
 
 def _fold(piece: Pass, count: int, points: set[str]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -226,7 +216,7 @@ def _fold(piece: Pass, count: int, points: set[str]) -> tuple[Tensor, Tensor, Te
         means.append(torch.stack(sums).logsumexp(0) - math.log(count))
     by_global = torch.stack(means)
     own = {name: draws for name, draws in terms.latents.items() if name not in terms.carried}
-    points |= {name for name, (draw, *_) in own.items() if _is_point_of_density(draw)}
+    points |= points_of(terms)
     if any(checks.is_point_mass(draw[0].posterior) for draw in own.values()):
         # All draws are one, and tell nothing of the mass elsewhere: a bound, however many.
         one = torch.ones_like(by_global[0])
@@ -237,12 +227,6 @@ def _fold(piece: Pass, count: int, points: set[str]) -> tuple[Tensor, Tensor, Te
         # A tail of weights that share one draw of the globals says nothing of other draws.
         shape = torch.maximum(shape, psis_k(by_global, 0))
     return running.log_mean(), ess, shape, by_global
-
-
-def _is_point_of_density(latent: Latent) -> bool:
-    prior = latent.prior
-    density = not (checks.is_discrete(prior) or checks.is_point_mass(prior))
-    return density and isinstance(innermost(latent.posterior), Delta)
 
 
 def _sample_size_of_draws(means: Tensor, total: int) -> Tensor:

@@ -77,6 +77,7 @@ class CollapseMonitor:
         columns = {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
         return {"epoch": np.array(self.epochs, dtype=float)} | columns
 
+    @typed
     def plot(self) -> "Figure":
         """Draw what was seen: `pyro_vae.plots.collapse_curves`."""
         from pyro_vae.plots.collapse import collapse_curves

@@ -57,6 +57,7 @@ class PerStep:
     likelihood_stderr: float | None = None
     kl: Tensor | None = None
 
+    @typed
     def plot(self) -> "Figure":
         """Draw the KL of each step, or where there is none the costs of a step."""
         from pyro_vae.plots import answers

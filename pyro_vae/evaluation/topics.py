@@ -57,6 +57,7 @@ class Topics:
         """Standard error of the mean over the topics; NaN for a single one."""
         return mean_and_error(self.npmi)[1].item()
 
+    @typed
     def plot(self) -> "Figure":
         """Draw the coherence of each topic, best first; of many the fifteen best and worst."""
         from pyro_vae.plots import answers
@@ -90,6 +91,7 @@ class Perplexity:
     corpus: float
     corpus_stderr: float
 
+    @typed
     def plot(self) -> "Figure":
         """Draw both perplexities with their errors."""
         from pyro_vae.plots import answers

@@ -67,6 +67,7 @@ class AggregatedPosterior:
         ours, theirs = (torch.cov(each.T).reshape(size, size) for each in (self.codes, self.prior))
         return ours - theirs
 
+    @typed
     def plot(self) -> "Figure":
         """Draw the codes of all data over draws of the prior."""
         from pyro_vae.plots import answers

@@ -1,5 +1,7 @@
 """Programs of the zoo: each has ``model``, ``guide``, ``config`` and ``example``."""
 
+from typing import TYPE_CHECKING, NoReturn
+
 from pyro_vae.models.autoencoder import Autoencoder
 from pyro_vae.models.bayesian import BayesianVAE
 from pyro_vae.models.conditional_vae import ConditionalVAE
@@ -16,6 +18,7 @@ from pyro_vae.models.top_down import TopDownVAE
 from pyro_vae.models.topic_models import ETM, GSM, LDA, NVDM, ProdLDA
 from pyro_vae.models.vae import VAE
 from pyro_vae.models.vqvae import VQVAE
+from pyro_vae.names import refuse as _refuse
 
 __all__ = [
     "DEF",
@@ -43,3 +46,10 @@ __all__ = [
     "TableVAE",
     "TopDownVAE",
 ]
+
+
+if not TYPE_CHECKING:  # as of the library itself
+
+    def __getattr__(name: str) -> NoReturn:
+        """Say what a model of another library is called here."""
+        _refuse(__name__, name, __all__, {})

@@ -11,6 +11,7 @@ from pyro_vae.errors import ProgramError
 from pyro_vae.program.batch import Batch, chunks, dense, num_rows
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.passes import Pass, Verb, most_rows, scoring
+from pyro_vae.program.points import points_of, tell_of_points
 from pyro_vae.program.program import Program
 from pyro_vae.program.terms import Terms
 
@@ -86,6 +87,7 @@ def _parts(
         data, _ELBO, rows=batch_size, particles=count, num_global_samples=samples
     ) as passes:
         dependence = passes.sites.dependence
+        points: set[str] = set()
 
         def parts(piece: Pass) -> tuple[Tensor, Tensor | float]:
             if dependence.following:  # each draw of these globals goes with its own of the latents
@@ -97,11 +99,13 @@ def _parts(
                     f"elbo: site {terms[0].coupled[0]!r} is summed out for all data at once; let "
                     f"one pass hold them: batch_size={count * passes.total}"
                 )
+            points.update(points_of(terms[0]))
             values = torch.stack([each.signal.mean((0, 1)) for each in terms]).mean(0)
             return values, sum(_of_globals(each) for each in terms) / len(terms)
 
         together = dependence.needs_all
         found = [*map(parts, passes.together())] if together else passes.map(parts)
+        tell_of_points("elbo", points)
         values = torch.cat([own for own, _ in found])
         shared = found[0][1]  # of every pass the same
         return values, shared / (passes.sites.size or len(values))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from inspect import getattr_static
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,7 @@ class Program(nn.Module):
 
     Raises:
         ConfigError: ``dim`` is no dimension counted from the left.
-        ProgramError: A function is none.
+        ProgramError: A function is none, or the guide is left out.
 
     >>> import torch, pyro, pyro.distributions as dist
     >>> def model(x):
@@ -115,7 +115,7 @@ class Program(nn.Module):
     def __init__(
         self,
         model: Callable[..., Any],
-        guide: Callable[..., Any],
+        guide: Callable[..., Any] | None = None,
         *,
         modules: Mapping[str, nn.Module] | None = None,
         params: Any = None,
@@ -126,6 +126,8 @@ class Program(nn.Module):
     ) -> None:
         super().__init__()
         dim = integer("dim", dim, 0)
+        if guide is None:
+            _refuse_one(model)
         for side, function in zip(SIDES, (model, guide), strict=True):
             if isinstance(function, type):
                 raise ProgramError(
@@ -657,6 +659,28 @@ class Program(nn.Module):
                     copies = takes_copies(*program, self.parts, one_by_one=one)
             self._particles[key] = not takes, not copies, one
         return self._particles[key]
+
+
+def _refuse_one(given: Any) -> NoReturn:
+    """Refuse a model alone, and what is a program already.
+
+    Raises:
+        ProgramError: Always.
+    """
+    if all(callable(getattr(given, side, None)) for side in SIDES):
+        name = given.__name__ if isinstance(given, type) else type(given).__name__
+        raise ProgramError(
+            f"guide: left out, and {name} has .model and .guide: "
+            + (
+                f"make an instance, {name}(...), which is a program as it is"
+                if isinstance(given, type)
+                else "it is a program as it is: pv.fit(it, x)"
+            )
+        )
+    raise ProgramError(
+        "guide: left out, expected pv.Program(model, guide): a function that samples the latents "
+        "of the model, or one of pyro.infer.autoguide, such as AutoNormal(model)"
+    )
 
 
 def _refuse_shared(program: Program, twin: Program) -> None:

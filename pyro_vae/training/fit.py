@@ -1,5 +1,6 @@
 """``pv.fit``: stochastic variational inference for any program, from data to judged weights."""
 
+import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from pyro_vae.arguments import counted, integer, is_number, number, positive, typed
+from pyro_vae.arguments import counted, integer, is_number, number, positive, shown, typed
 from pyro_vae.device import seeded
 from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.inference.graphs.compiled_loss import Mode
@@ -47,6 +48,7 @@ from pyro_vae.training.settings import (
     beta_schedule,
     check_schedules,
     is_of_a_user,
+    listed_callbacks,
     own_callback,
     record_data,
     record_steps,
@@ -78,7 +80,7 @@ def fit(
     beta: float | Schedule | Mapping[str, float | Schedule] = 1.0,
     patience: int | None = None,
     transform: Callable[[Batch], Batch] | None = None,
-    callbacks: Iterable[Callable[[Run], Any]] = (),
+    callbacks: Callable[[Run], Any] | Iterable[Callable[[Run], Any]] = (),
     size: int | Literal["count"] | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
@@ -181,7 +183,8 @@ def fit(
         patience: Epochs without a better validation ELBO after which to stop.
         transform: Applied to each batch on the device (``torch.bernoulli``: dynamic binarization;
             ``lambda batch: batch[0]``: images without their labels); to ``data`` alone.
-        callbacks: Called with the ``Run`` so far after each epoch; a true answer stops the run.
+        callbacks: One or several, called with the ``Run`` so far after each epoch; a true answer
+            stops the run.
         size: N, of a stream that does not tell it: rows of an epoch, of all devices together.
             ``"count"`` reads the stream once before training. An epoch of other rows stops the run.
         seed: Of noise and order, and beside the global random state of the starting values that a
@@ -253,7 +256,7 @@ def fit(
         limits = Limits(epochs, patience, max_steps, max_minutes, *every, out=out)
         batch_size, seed = positive("batch_size", batch_size), integer("seed", seed, 0)
         accumulate = positive("accumulate", accumulate)
-        _check_arguments(clip_norm, ema, patience, valid, out, resume, beta, lr_schedule)
+        _check_arguments(clip_norm, ema, patience, valid, out, resume, beta, lr_schedule, transform)
         wrapped = Program.of(program).to(world.device)
         convert(wrapped, precision)
         moved = _conformed(wrapped, transform and of_arguments(transform))
@@ -293,7 +296,7 @@ def fit(
             lr_schedule=as_schedule("lr_schedule", lr_schedule),
             beta=weights,
             transform=moved,
-            callbacks=(*own_callback(chosen), *callbacks),
+            callbacks=(*own_callback(chosen), *listed_callbacks(callbacks)),
             seed=seed,
             folder=folder,
             limits=limits,
@@ -352,8 +355,10 @@ def _check_arguments(
     resume: bool | str,
     beta: KLWeight,
     lr_schedule: Schedule | float,
+    transform: Callable[[Batch], Batch] | None,
 ) -> None:
     check_schedules(beta, lr_schedule)
+    _check_transform(transform)
     if clip_norm is not None:
         number("clip_norm", clip_norm, "(0, inf)")
     if ema is not None:
@@ -372,6 +377,22 @@ def _check_arguments(
         )
     if patience is not None and valid is None:
         raise ConfigError("patience: early stopping needs validation data, valid=...")
+
+
+def _check_transform(transform: Callable[[Batch], Batch] | None) -> None:
+    """Refuse a function of the parts of a batch, which is one argument."""
+    if transform is None:
+        return
+    try:
+        inspect.signature(transform).bind(())
+    except ValueError:  # nobody knows what it takes, as of torch.bernoulli
+        return
+    except TypeError:
+        raise ConfigError(
+            f"transform: got {shown(transform)}, which does not take one argument, expected a "
+            "function of the batch, a tuple where the model takes several: lambda batch: "
+            "(noisy(batch[0]), batch[1])"
+        ) from None
 
 
 def _check_shares(program: Program, feed: TensorFeed | LoaderFeed, world: World) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.arguments import typed
 from pyro_vae.device import seeded
 from pyro_vae.errors import DataError, TrainingDiverged
 from pyro_vae.frames import to_frame
@@ -88,6 +89,7 @@ class Run:
     compiled: str = "eager"
     judged: str = "weights"
 
+    @typed
     def plot(self) -> Figure:
         """Draw the history: `pyro_vae.plots.curves`."""
         from pyro_vae.plots.curves import curves

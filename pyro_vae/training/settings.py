@@ -185,6 +185,22 @@ def own_callback(objective: Any) -> tuple[Callable[[Any], Any], ...]:
     return (method,) if callable(method) else ()
 
 
+def listed_callbacks(callbacks: Any) -> tuple[Callable[[Any], Any], ...]:
+    """Return the callbacks of a run, of which one may stand without a list.
+
+    Raises:
+        ConfigError: A class, whose instance is meant.
+    """
+    listed = (callbacks,) if callable(callbacks) else tuple(callbacks)
+    for each in listed:
+        if isinstance(each, type):
+            raise ConfigError(
+                f"callbacks: got the class {each.__name__}, expected a function or an instance, "
+                f"{each.__name__}(...)"
+            )
+    return listed
+
+
 def objective_name(objective: Any) -> str:
     """Return the name of an objective with its constructor's numbers: ``IWAE(num_particles=5)``."""
     shown = getattr(objective, "elbo", objective)

@@ -216,6 +216,15 @@ class Regression(nn.Module):
             pyro.sample("slope", dist.Normal(self.loc, 0.1))
 
 
+def test_an_unknown_error_is_not_shown_as_a_number():
+    """Of one draw of what all data share, and of one datum."""
+    one = repr(pv.log_likelihood(Regression(), (X[:, 0], X[:, 0]), num_global_samples=1))
+    assert "nan" not in one and one.endswith(
+        "error and k unknown: one draw of the globals, num_global_samples=1)"
+    )
+    assert "nan" not in repr(pv.log_likelihood(Scaled(1.0), X[:1], num_particles=30))
+
+
 def test_likelihood_without_local_latents():
     """log E_q(w) p(y | w) = log N(y; 0.5 x, 0.25 + 0.01 x²), within five stated errors."""
     x = torch.linspace(-2, 2, 200, dtype=torch.float64)
@@ -242,6 +251,10 @@ def test_a_point_of_a_density_is_told_of_as_no_bound():
         found = pv.log_likelihood(mode, X, num_particles=3)
     height = dist.Normal(0.0, 0.5**0.5).log_prob(torch.zeros((), dtype=torch.float64))
     torch.testing.assert_close(found.log_prob, Scaled.exact(X) + height)
+    with pytest.warns(UserWarning, match="elbo: site 'z': the guide is a point mass"):
+        torch.testing.assert_close(pv.elbo(mode, X), found.log_prob)
+    with pytest.warns(UserWarning, match="diagnose: site 'z': the guide is a point mass"):
+        pv.diagnose(mode, X)
     asked = pv.fitted_log_likelihood(mode, X, num_particles=500)  # the way that the warning names
     assert ((asked.log_prob - Scaled.exact(X)).abs() < 5 * asked.noise + 1e-3).all()
 

@@ -47,6 +47,7 @@ class Posterior(Protocol):
         """Return the log density of latents ``(n, N, ...)``, ``(n, N)``, nats."""
         ...
 
+    @typed
     def plot(self) -> "Figure":
         """Draw the posteriors."""
         ...
@@ -165,6 +166,7 @@ class PassPosterior:
                 )
         return given
 
+    @typed
     def plot(self) -> "Figure":
         """Draw the posterior means of all data in the plane."""
         from pyro_vae.plots import answers

@@ -272,6 +272,7 @@ class RefinedGlobals:
         """
         return to_dataset(self.samples, "chain", "draw")
 
+    @typed
     def plot(self) -> "Figure":
         """Draw mean and deviation of each coordinate, and the chains of the worst."""
         from pyro_vae.plots import answers

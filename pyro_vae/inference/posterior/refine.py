@@ -171,6 +171,7 @@ class Refined:
         names = ("rhat", "ess", "acceptance", "divergences", "step_size")
         return to_frame({name: getattr(self, name) for name in names}, "datum")
 
+    @typed
     def plot(self) -> "Figure":
         """Draw R-hat and sample size over the data, and the chains of the worst datum."""
         from pyro_vae.plots import answers

@@ -1,0 +1,61 @@
+"""Names that people look for and that are elsewhere, or are called something else here."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
+
+import pyro.infer.autoguide
+
+# What other libraries call a verb, or a part: what it is here.
+_ALSO_CALLED = {
+    **dict.fromkeys(("train", "SVI", "Trainer", "TrainingPipeline", "train_model"), "fit"),
+    **dict.fromkeys(
+        ("evaluate", "score", "test"), "log_likelihood (or elbo, diagnose, gaps: by what is asked)"
+    ),
+    **dict.fromkeys(
+        ("nll", "log_prob", "marginal_likelihood", "iwae_bound", "get_nll"), "log_likelihood"
+    ),
+    **dict.fromkeys(
+        ("sample", "simulate", "predict", "Predictive", "posterior_predictive"), "generate"
+    ),
+    **dict.fromkeys(("sample_posterior", "MCMC", "mcmc", "posterior"), "refine or pv.infer"),
+    **dict.fromkeys(("NUTS", "nuts"), "HMC, the settings of pv.refine"),
+    **dict.fromkeys(("embed", "transform", "get_latent_representation", "latents"), "encode"),
+    **dict.fromkeys(("decode", "reconstruction"), "reconstruct or pv.generate"),
+    **dict.fromkeys(("Trace_ELBO", "TraceMeanField_ELBO", "TraceGraph_ELBO", "loss"), "ELBO"),
+    **dict.fromkeys(("RenyiELBO", "VRBound"), "Renyi"),
+    **dict.fromkeys(("BetaVAE", "beta_vae"), "models.VAE, with pv.fit(..., beta=)"),
+    **dict.fromkeys(("CVAE", "cvae"), "models.ConditionalVAE"),
+    **dict.fromkeys(("HVAE",), "models.HierarchicalVAE"),
+    **dict.fromkeys(("VQ_VAE", "VQVAE2"), "models.VQVAE"),
+    **dict.fromkeys(("IWAE_loss",), "IWAE"),
+    **dict.fromkeys(("plot", "plotting", "viz"), "plots"),
+    **dict.fromkeys(("load_model", "from_pretrained", "load_from_folder"), "load"),
+    **dict.fromkeys(("save_model", "checkpoint"), "save"),
+    **dict.fromkeys(("datasets", "load_data"), "data.load"),
+    **dict.fromkeys(("beta_schedule", "annealing", "linear", "cosine"), "schedules"),
+}
+
+
+def refuse(module: str, name: str, names: Iterable[str], inside: Mapping[str, Any]) -> NoReturn:
+    """Say that a module has no such name, and which is meant.
+
+    Arguments:
+        module: What it is called.
+        name: What was asked of it.
+        names: Its public names.
+        inside: Public modules in which the name may be, by what these are called.
+
+    Raises:
+        AttributeError: Always.
+    """
+    said = f"module {module!r} has no attribute {name!r}"
+    if name.startswith("_"):
+        raise AttributeError(said)
+    near = [f"pv.{_ALSO_CALLED[name]}"] if name in _ALSO_CALLED else []
+    near += [f"{where}.{name}" for where, each in inside.items() if name in each.__all__]
+    if not near and hasattr(pyro.infer.autoguide, name):
+        near = [f"pyro.infer.autoguide.{name}"]
+    shown = {each.lower(): f"pv{module.removeprefix('pyro_vae')}.{each}" for each in names}
+    near += [shown[each] for each in difflib.get_close_matches(name.lower(), shown, n=1)]
+    raise AttributeError(f"{said}; did you mean {near[0]}?" if near else said)

@@ -34,6 +34,14 @@ class Clicks(torch.nn.Module):
             loc, log_scale = self.code(x.log1p()).chunk(2, -1)
             pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
 
+class Minibatch(Clicks):
+    def model(self, x):
+        with pyro.plate("data", len(x), subsample_size=5) as rows:
+            pyro.sample("x", dist.Poisson(x[rows] + 1.0).to_event(1), obs=x[rows])
+
+    def guide(self, x):
+        pass
+
 made = Clicks(3)
 model, guide = made.model, made.guide
 half = torch.nn.Linear(2, 2)
@@ -83,6 +91,8 @@ def folder(tmp_path, monkeypatch):
     beyond = sparse.csr_matrix(np.eye(40, 5, dtype=np.float32))
     beyond.indices[0] = 10**6  # of 5 columns
     sparse.save_npz("beyond.npz", beyond)
+    np.savez("named.npz", images=np.ones((40, 2)), labels=np.arange(40) % 3)
+    np.savez("labelled.npz", x=x.numpy().astype(np.uint16), y=np.arange(40) % 3)
     np.savez("ragged.npz", x=np.ones((40, 2)), y=np.ones((30, 2)))
     np.savez("words.npz", x=np.full((40, 2), "a"))
     np.savez("few.npz", x=np.ones((4, 2)))
@@ -128,6 +138,15 @@ def test_a_program_trains_by_name(line, latents):
     assert rates == ([] if latents is None else [(5, latents)])
 
 
+@pytest.mark.parametrize("line", ["own.py:Clicks", "VAE --hidden 3 --latent_dim 2"])
+def test_labels_beside_the_rows_of_a_file_are_left_out_aloud(line, capsys):
+    told = "labelled.npz: left out y, which the model does not take\n"
+    assert run(f"train {line} --data labelled.npz --out run", *FEW) == 0
+    assert capsys.readouterr().out.startswith(told)
+    assert run("evaluate run --num_particles 2") == 0
+    assert capsys.readouterr().out.startswith(told)
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -140,7 +159,12 @@ def test_a_program_trains_by_name(line, latents):
         ("train own.py:Clicks --options.width 3", "unexpected keyword argument 'width'; it takes"),
         ("train own.py:made --options.latent_dim 3", "is a program already, and takes none"),
         ("train own.py:Clicks --hidden 3", "or give --options.hidden"),
-        ("train own.py:Clicks", "cannot be multiplied (1297x64 and 5x4); these are digits, the"),
+        (
+            "train own.py:Clicks",
+            "code', Linear(in_features=5, out_features=4, bias=True), got",
+        ),
+        ("train own.py:Clicks", "got shape (1297, 64)); these are digits, the default of --data"),
+        ("train own.py:Minibatch --data counts.npy", "plate 'data' draws some of the rows"),
         ("train own.py:Clicks --learning_rate 0.1", "--learning_rate 0.1; did you mean --lr?"),
         ("train own.py:Clicks --data absent.npz", "absent.npz: no such file"),
         ("train own.py:Clicks --data ragged.npz", "arrays of {'x': 40, 'y': 30} rows"),
@@ -153,7 +177,17 @@ def test_a_program_trains_by_name(line, latents):
         ("train MultimodalVAE --data two.npz", "missing a required argument: 'modalities'"),
         ("train vae --data counts.npy", "SentenceLM, TableVAE; did you mean VAE?"),
         ("train VAE --objective IWAE", "objective: got 'IWAE', expected one of 'elbo', "),
-        ("train VAE --resume maybe", "Expected a <class 'bool'>"),
+        ("train VAE --resume maybe", "resume: got 'maybe', expected true or false or one of 'set"),
+        ("train VAE --epochs one", "epochs: got 'one', expected an integer"),
+        ("train VAE --beta much", "beta: got 'much', expected a number"),
+        ("train VAE --hidden wide", "expected an integer or a list of integers, as [200,200]"),
+        ("train VAE --z_dim 3", "unrecognized arguments: --z_dim 3; did you mean --latent_dim?"),
+        ("train VAE --batchsize 3", "did you mean --batch_size?"),
+        (
+            "train VAE --data named.npz",
+            "has arrays images, labels, and the model takes x, observed",
+        ),
+        ("evaluate absent --num_particles few", "num_particles: got 'few', expected an integer"),
         ("train Nonesuch", "got 'Nonesuch', expected FILE.py:NAME or one of VAE"),
         ("refine absent", "absent: no run of"),
         ("compare absent", "expected two or more"),

@@ -6,10 +6,12 @@ COMMANDS names. Exit codes: 0 done, 1 a failure while running, 2 bad input, whic
 stderr.
 """
 
+import difflib
+import inspect
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 try:
@@ -42,6 +44,15 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare.compare,
     "topics": topic_report.topics,
     "demo": demo.demo,
+}
+
+
+# What the parser calls a type, and what a reader does.
+_KINDS = {
+    "<class 'int'>": "an integer",
+    "<class 'float'>": "a number",
+    "<class 'bool'>": "true or false",
+    "tuple[int, ...]": "a list of integers, as [200,200]",
 }
 
 
@@ -89,18 +100,37 @@ class _Parser(ArgumentParser):
     """A parser whose complaints are one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        word = re.search(  # words, and nothing but words: other kinds are left to the parser
-            r'"([\w.]+)":.*Subtypes: \[typing\.Literal\[([^\]]*)\], <class .NoneType.>\]'
-            r".*value: (.*)",
-            message,
-            re.DOTALL,
-        )
-        if word:
-            key, words, got = word.groups()
-            sys.exit(complain(f"{key}: got {got!r}, expected one of {words}", 2))
+        sys.exit(complain(_wrong_kind(message) or f"{message}{self._near(message)}", 2))
+
+    def _near(self, message: str) -> str:
+        """Return the option that an unknown one may be."""
         unknown = re.match(r"unrecognized arguments: --(\w+)", message)
-        near = also_called(unknown[1]) if unknown else ()
-        sys.exit(complain(message + (f"; did you mean --{near[0]}?" if near else ""), 2))
+        if unknown is None:
+            return ""
+        options = sorted({name for command in COMMANDS.values() for name in _options(command)})
+        near = also_called(unknown[1]) or difflib.get_close_matches(unknown[1], options, n=1)
+        return f"; did you mean --{near[0]}?" if near else ""
+
+
+def _options(command: Callable[..., None]) -> Iterable[str]:
+    return inspect.signature(command).parameters
+
+
+def _wrong_kind(message: str) -> str | None:
+    """Return what an option takes in words, where the parser tells of types."""
+    found = re.match(
+        r'Parser key "([\w.]+)":\s+(?:Expected a (.*?)\. Got value: (.*)'
+        r"|.*Subtypes: [\[(](.*?)[\])]\s+Errors.*Given value: (.*))",
+        message,
+        re.DOTALL,
+    )
+    if found is None:
+        return None
+    key, kind, value, kinds, given = found.groups()
+    words = [text for sign, text in _KINDS.items() if sign in (kind or kinds)]
+    literal = re.search(r"typing\.Literal\[([^\]]*)\]", kind or kinds)
+    words += [f"one of {literal[1]}"] if literal else []
+    return f"{key}: got {value or given!r}, expected {' or '.join(words)}" if words else None
 
 
 def _parser() -> ArgumentParser:

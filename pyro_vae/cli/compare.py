@@ -51,7 +51,7 @@ def compare(
         raise ConfigError(f"runs: got runs of {told}; their likelihoods cannot be compared")
     scored = {}
     for run, (program, settings) in opened.items():
-        x = load_data(settings).drawn(split, seed, count)
+        x = load_data(settings).taken_by(program, settings["data"]).drawn(split, seed, count)
         torch.manual_seed(seed)
         scored[run] = pv.log_likelihood(program, x, num_particles=num_particles, progress=progress)
     found = paired({run: each.log_prob.double().cpu() for run, each in scored.items()})

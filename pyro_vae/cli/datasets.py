@@ -1,6 +1,7 @@
 """The data that a run asks for: images, documents, sequences, sentences or tables."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pyro_vae.cli.options import (
 from pyro_vae.cli.own_program import is_own
 from pyro_vae.cli.report import say
 from pyro_vae.data import catalogue
-from pyro_vae.data.array_files import READERS, read_arrays
+from pyro_vae.data.array_files import READERS, Arrays, read_arrays
 from pyro_vae.data.count_files import read_counts, read_vocabulary, read_whole
 from pyro_vae.data.line_files import read_lines, read_words
 from pyro_vae.data.table_files import SUFFIXES, split_table
@@ -76,6 +77,36 @@ class DataSet:
         if isinstance(self.source, pv.data.SequenceSets):
             return pv.data.bucketed(self.source.train, size), {}
         return self.rows("train"), {"batch_size": size}
+
+    def taken_by(self, program: Any, file: str) -> "DataSet":
+        """Return of several arrays of a file those that a program takes, by the names it has.
+
+        Arguments:
+            program: what they are for.
+            file: as the run names it.
+
+        Raises:
+            DataError: The program takes none of these names, or one more.
+        """
+        whole = getattr(self.source, "whole", None)
+        if not isinstance(self.source, Arrays) or not isinstance(whole, dict):
+            return self
+        known = signature(program.model).parameters
+        left = [name for name in whole if name not in known]
+        if not left or any(each.kind is each.VAR_KEYWORD for each in known.values()):
+            return self
+        kept = {name: value for name, value in whole.items() if name in known}
+        needed = [name for name, each in known.items() if each.default is each.empty]
+        if len(whole) == len(needed) == 1:
+            return replace(self, source=Arrays(next(iter(whole.values()))))
+        if not set(needed) <= set(kept):
+            names = "".join(f", {name}=..." for name in needed)
+            raise DataError(
+                f"{file}: has arrays {', '.join(whole)}, and the model takes {', '.join(known)}; "
+                f"write them under these names, np.savez({file!r}{names})"
+            )
+        say(f"{file}: left out {', '.join(left)}, which the model does not take")
+        return replace(self, source=Arrays(kept["x"] if set(kept) == {"x"} else kept))
 
     def drawn(self, split: str, seed: int, count: int | None = None) -> Any:
         """Return rows, with one draw of data that training draws afresh."""

@@ -47,7 +47,7 @@ def evaluate(
     """
     program, settings = open_run(run, device, data=data, binarization=binarization)
     count = None if rows is None else positive("rows", rows)
-    x = load_data(settings).drawn(split, seed, count)
+    x = load_data(settings).taken_by(program, settings["data"]).drawn(split, seed, count)
     figures = judge(program, x, num_particles, seed, progress)
     if kind_of(settings["model"]) in ("sequences", "sentences"):
         steps = pv.per_step(program, x)
@@ -77,7 +77,7 @@ def diagnose(
         device: auto, cpu, cuda or cuda:N.
     """
     program, settings = open_run(run, device, data=data)
-    x = load_data(settings).drawn(split, seed)
+    x = load_data(settings).taken_by(program, settings["data"]).drawn(split, seed)
     torch.manual_seed(seed)
     found = pv.diagnose(program, x)
     say(found.report())

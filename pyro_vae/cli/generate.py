@@ -45,7 +45,8 @@ def generate(
     source = None if kind in ("images", "tables") else load_data(settings).source
     inputs = None if source is None else _inputs(source.test, positive("n", n))
     if own:  # a program of the user's own learns its sizes from rows
-        pv.Program.of(program).read(load_data(settings).drawn("train", seed, 2))
+        loaded = load_data(settings).taken_by(program, settings["data"])
+        pv.Program.of(program).read(loaded.drawn("train", seed, 2))
     torch.manual_seed(seed)
     drawn: Any = pv.generate(program, n, given=inputs, mean=mean)
     folder = Path(run)

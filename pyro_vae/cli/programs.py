@@ -1,6 +1,7 @@
 """The program that the settings of a run ask for."""
 
 import inspect
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,8 @@ import pyro_vae as pv
 from pyro_vae.cli.datasets import DataSet, kind_of
 from pyro_vae.cli.options import ADVERSARIAL, BY_SIGNATURE, IMAGES, MODELS, OBSERVATIONS
 from pyro_vae.cli.own_program import called, is_own, own_program
-from pyro_vae.errors import ConfigError
+from pyro_vae.errors import ConfigError, DataError
+from pyro_vae.program.handlers import DrawnRows
 
 
 def check_options(settings: dict[str, Any]) -> None:
@@ -67,6 +69,22 @@ def build_program(settings: dict[str, Any], data: DataSet) -> Any:
         by_class = name in known and inspect.isclass(known[name].default)
         options[name] = getattr(pv.conditionals, str(value), value) if by_class else value
     return called(MODELS[model], said | options, model)
+
+
+def require_answers(program: Any, rows: Any, model: str) -> None:
+    """Refuse a program that draws its own minibatch before it is trained: nothing can judge it.
+
+    Raises:
+        ConfigError: Names the plate.
+    """
+    wrapped, drawn = pv.Program.of(program), DrawnRows()
+    with drawn, suppress(DataError):  # what else is wrong, training says
+        wrapped.reader.runs.trace_of_model(wrapped.adapt(rows))
+    for plate in drawn.plates:
+        raise ConfigError(
+            f"{model}: the plate {plate!r} draws some of the rows (subsample_size), so that no "
+            "command could judge the run; leave subsample_size out: --batch_size makes minibatches"
+        )
 
 
 def _signature(model: str) -> Any:

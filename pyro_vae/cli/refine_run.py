@@ -47,7 +47,11 @@ def refine(
         progress: show a progress bar.
     """
     program, settings = open_run(run, device, data=data)
-    x = load_data(settings).drawn(split, seed, positive("rows", rows))
+    x = (
+        load_data(settings)
+        .taken_by(program, settings["data"])
+        .drawn(split, seed, positive("rows", rows))
+    )
     torch.manual_seed(seed)
     chosen = pv.HMC(num_draws=num_draws, warmup=warmup, chains=chains)
     found: Any = pv.refine(program, x, chosen, progress=progress)

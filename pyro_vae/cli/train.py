@@ -22,7 +22,7 @@ from pyro_vae.cli.options import (
     Posterior,
 )
 from pyro_vae.cli.own_program import is_own
-from pyro_vae.cli.programs import build_program, check_options
+from pyro_vae.cli.programs import build_program, check_options, require_answers
 from pyro_vae.cli.report import say
 from pyro_vae.cli.report_file import write_report
 from pyro_vae.cli.runs import check_same_run, check_words, fresh_folder, record
@@ -131,6 +131,9 @@ def train(
     loaded = load_data(settings)
     torch.manual_seed(seed)
     program = build_program(settings, loaded)
+    loaded = loaded.taken_by(program, data)
+    if is_own(model):
+        require_answers(program, loaded.rows("train"), model)
     for column in getattr(program, "columns", ()):
         named = f", {counted(len(column.categories), 'category')}" if column.named else ""
         say(f"  {column.name:<24}{column.kind} ({column.distribution}{named})")

@@ -149,6 +149,9 @@ def test_a_run_from_training_to_pictures(capsys, tmp_path):
     assert figures["log_likelihood"] == expected.mean
     assert figures["log_likelihood_stderr"] == expected.stderr
     assert figures["elbo"] <= figures["log_likelihood"]
+    torch.manual_seed(0)  # those of `pyro-vae diagnose` with this seed
+    assert figures["kl"] == pv.diagnose(vae, x).kl
+    assert "by these draws" in table and "1 draw each" in table
     assert (figures["rows"], figures["units"]) == (40, {"z": 2})
     for text in (f"{expected.mean:.2f} ± {expected.stderr:.2f}", "K = 8", "ELBO", "active units"):
         assert text in table
@@ -164,6 +167,7 @@ def test_a_run_from_training_to_pictures(capsys, tmp_path):
     assert cli.main(["diagnose", "run", "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     found = json.loads((run / "diagnosis.json").read_text())
+    assert "one draw of the guide each" in said
     assert "unit   0" in said and " ".join(found["verdict"].split()) in " ".join(said.split())
     assert (run / "diagnosis.png").read_bytes().startswith(b"\x89PNG")
     assert "got a VAE, expected a topic model" in complaint(capsys, ["topics", "run"])

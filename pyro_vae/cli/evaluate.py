@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import pyro_vae as pv
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import counted, positive
 from pyro_vae.cli.datasets import kind_of, load_data
 from pyro_vae.cli.options import Binarization, Split
 from pyro_vae.cli.report import say, table
@@ -81,6 +81,7 @@ def diagnose(
     torch.manual_seed(seed)
     found = pv.diagnose(program, x)
     say(found.report())
+    say(f"\nmeans over {counted(found.rows, 'datum', 'data')}, one draw of the guide each")
     for site, each in found.unit_kl.items():
         units = each.flatten()
         say(f"\nKL of each unit of {site}, nats")
@@ -112,6 +113,7 @@ def judge(program: Any, x: Any, num_particles: int, seed: int, progress: bool) -
         "seed": seed,
     }
     if pv.Program.of(program).sites.local:  # a language model has none
+        torch.manual_seed(seed)  # the draws of `pyro-vae diagnose`, so that both say the same
         found = pv.diagnose(program, x)
         figures |= {
             "kl": found.kl,

@@ -45,7 +45,7 @@ def table(figures: dict[str, Any]) -> str:
         return f"{figures[name]:8.2f}" + ("" if error is None else f" ± {error:.2f}")
 
     lines = [
-        ("ELBO", value("elbo"), "nats per datum"),
+        ("ELBO", value("elbo"), "nats per datum, 1 draw each"),
         (
             "log-likelihood",
             value("log_likelihood"),
@@ -54,14 +54,14 @@ def table(figures: dict[str, Any]) -> str:
     ]
     if "reconstruction" in figures:
         told = f"{figures['reconstruction']:8.2f}"
-        lines.append(("reconstruction", told, "nats per datum, E_q log p(x | z)"))
+        lines.append(("reconstruction", told, "E_q log p(x | z), 1 other draw each"))
     if "per_step" in figures:
         lines.insert(
             1, ("bound per step", value("per_step"), "nats, minus the sum of ELBOs / steps")
         )
     for site, kl in figures.get("kl", {}).items():
         active, units = figures["active_units"].get(site), figures["units"].get(site)
-        lines.append((f"KL of {site}", f"{kl:8.2f}", "nats per datum"))
+        lines.append((f"KL of {site}", f"{kl:8.2f}", "nats per datum, by these draws"))
         if units is not None:
             lines.append(
                 (

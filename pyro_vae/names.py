@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import pyro.infer.autoguide
 
@@ -59,3 +59,31 @@ def refuse(module: str, name: str, names: Iterable[str], inside: Mapping[str, An
     shown = {each.lower(): f"pv{module.removeprefix('pyro_vae')}.{each}" for each in names}
     near += [shown[each] for each in difflib.get_close_matches(name.lower(), shown, n=1)]
     raise AttributeError(f"{said}; did you mean {near[0]}?" if near else said)
+
+
+class Answer:
+    """What a verb answers: it says what it has where it is asked for something else.
+
+    Its class may say where else to look: ``_elsewhere``, by name.
+    """
+
+    _elsewhere: ClassVar[Mapping[str, str]] = {}
+
+    if not TYPE_CHECKING:  # which would take any name for one of its own
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Name what there is, where nothing of this name is.
+
+            Raises:
+                AttributeError: Always.
+            """
+            said = f"{type(self).__name__} has no attribute {name!r}"
+            if name.startswith("_"):
+                raise AttributeError(said)
+            if name in self._elsewhere:
+                raise AttributeError(f"{said}; did you mean {self._elsewhere[name]}?")
+            every = {*dir(type(self)), *getattr(self, "__dataclass_fields__", ())}
+            own = sorted(each for each in every if not each.startswith("_"))
+            near = difflib.get_close_matches(name, own, n=1)
+            told = f"did you mean {near[0]}?" if near else f"it has {', '.join(own)}"
+            raise AttributeError(f"{said}; {told}")

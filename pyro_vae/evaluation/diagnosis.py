@@ -11,6 +11,7 @@ from pyro_vae.arguments import counted, typed
 from pyro_vae.evaluation import verdicts
 from pyro_vae.evaluation.codebook_usage import CodeUsage
 from pyro_vae.inference.posterior.information import Information
+from pyro_vae.names import Answer
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.figure import Figure
@@ -20,7 +21,7 @@ ACTIVE_KL = 0.01  # the criterion by KL, nats
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(Answer):
     r"""How much each latent site and unit tells of the data.
 
     Arguments:

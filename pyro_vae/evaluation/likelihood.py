@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from pyro_vae.inference.sampling.importance_weights import (
     psis_k,
     tail_length,
 )
+from pyro_vae.names import Answer
 from pyro_vae.program import checks
 from pyro_vae.program.passes import Pass, Verb, runs
 from pyro_vae.program.points import points_of, tell_of_points
@@ -31,7 +32,7 @@ _DRAWS_FOR_K = 21  # of the globals: five of them are the tail
 
 
 @dataclass(frozen=True, repr=False)
-class LogLikelihood:
+class LogLikelihood(Answer):
     r"""Importance-sampling estimates of log p(x), with what says how far to trust them.
 
     Weights at one draw of the globals share it: what S draws tell is told by the spread between
@@ -50,6 +51,8 @@ class LogLikelihood:
         samples: All draws of the latents behind an estimate: K, or S K.
         by_global: Log mean of the weights at each draw of the globals, ``(S, N)``; None without.
     """
+
+    _elsewhere: ClassVar = {"item": "mean", "log_likelihood": "log_prob", "values": "log_prob"}
 
     log_prob: Tensor
     ess: Tensor

@@ -59,6 +59,10 @@ from pyro_vae.threads import one_thread
 from pyro_vae.torch_private import device_of_to
 
 SIDES = ("model", "guide")
+_VERBS = {  # of the library, which a class of a peer has as methods
+    *("fit", "elbo", "log_likelihood", "diagnose", "refine", "infer", "generate", "encode"),
+    *("reconstruct", "interpolate", "impute", "classify", "save"),
+}
 
 
 class Program(nn.Module):
@@ -253,6 +257,21 @@ class Program(nn.Module):
                 f"{name}: a program's cannot be replaced; make another, pv.Program(model, guide)"
             )
         super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        """Say that verbs are functions of the library, where one is asked of a program.
+
+        Raises:
+            AttributeError: The program has nothing of this name.
+        """
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name in _VERBS:
+                raise AttributeError(
+                    f"a program has no method {name!r}: write pv.{name}(program, ...)"
+                ) from None
+            raise
 
     @property
     def model(self) -> Callable[..., Any]:

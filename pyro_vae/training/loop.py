@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from pyro_vae.errors import DataError, TrainingDiverged
 from pyro_vae.frames import to_frame
 from pyro_vae.inference.objectives.elbo import ELBO
 from pyro_vae.inference.objectives.objective import Objective
+from pyro_vae.names import Answer
 from pyro_vae.program.batch import Batch, map_batch, num_rows
 from pyro_vae.program.bounds import mean_bound, mean_elbo
 from pyro_vae.program.handlers import Beta, validation
@@ -57,7 +58,7 @@ _INSISTED = 3  # interrupts of the last writes that do not end them
 
 
 @dataclass
-class Run:
+class Run(Answer):
     """What a training run left behind.
 
     Arguments:
@@ -76,6 +77,13 @@ class Run:
         judged: Which weights were judged, and are the program's now: ``"weights"``, those of the
             steps, or ``"ema of decay 0.999"``, their moving average.
     """
+
+    _elsewhere: ClassVar = {
+        **{name: f"history[{name!r}]" for name in ("epoch", "loss", "elbo", "valid_elbo", "beta")},
+        **dict.fromkeys(("losses", "train_loss"), "history['loss']"),
+        **dict.fromkeys(("valid_loss", "val_loss"), "history['valid_elbo']"),
+        "model": "program",
+    }
 
     program: Any
     history: dict[str, np.ndarray]

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from pyro_vae.inference.posterior.global_posterior import (
 from pyro_vae.inference.sampling.adaptation import start_variance, warm_up
 from pyro_vae.inference.sampling.diagnostics import RHAT_LIMIT, rhat_and_ess
 from pyro_vae.inference.sampling.hmc import LogDensity, hmc_init, hmc_step
+from pyro_vae.names import Answer
 from pyro_vae.program.batch import Batch
 from pyro_vae.program.joining import Values, join_sites, single
 from pyro_vae.program.log_joint import LogJoint
@@ -98,7 +99,7 @@ class HMC:
 
 
 @dataclass(frozen=True, repr=False)
-class Refined:
+class Refined(Answer):
     r"""Posterior draws of each datum, with what says how far to trust them.
 
     Arguments:
@@ -113,6 +114,8 @@ class Refined:
         step_size: The step size of each datum, ``(N,)``.
         num_leapfrog: Leapfrog steps per transition, as given or as tuned.
     """
+
+    _elsewhere: ClassVar = dict.fromkeys(("draws", "get_samples", "posterior"), "samples")
 
     samples: dict[str, Tensor]
     means: dict[str, Tensor]

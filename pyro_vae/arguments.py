@@ -49,6 +49,7 @@ _ALSO_CALLED = {
     **dict.fromkeys(("warmup_steps", "num_warmup"), ("warmup",)),
     **dict.fromkeys(("num_chains", "n_chains"), ("chains",)),
     **dict.fromkeys(("z_dim", "n_latent", "latent_size"), ("latent_dim",)),
+    **dict.fromkeys(("likelihood", "reconstruction_loss", "decoder_dist"), ("observation",)),
     **dict.fromkeys(("input_dim", "n_input", "x_dim"), ("data_dim",)),
 }
 _IN_WORDS = {
@@ -152,6 +153,17 @@ def shaped(name: str, value: Tensor, shape: Sequence[int]) -> Tensor:
     if tuple(value.shape) != tuple(shape):
         raise ConfigError(f"{name}: got shape {tuple(value.shape)}, expected {tuple(shape)}")
     return value
+
+
+def takes_one(function: Callable[..., Any]) -> bool:
+    """Return whether a function can be called with one argument; True where nobody knows."""
+    try:
+        inspect.signature(function).bind(())
+    except ValueError:  # as of torch.bernoulli
+        return True
+    except TypeError:
+        return False
+    return True
 
 
 def also_called(name: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ _ALSO_CALLED = {
     **dict.fromkeys(
         ("evaluate", "score", "test"), "log_likelihood (or elbo, diagnose, gaps: by what is asked)"
     ),
+    "compare": "log_likelihood (of each, and their difference datum by datum)",
     **dict.fromkeys(
         ("nll", "log_prob", "marginal_likelihood", "iwae_bound", "get_nll"), "log_likelihood"
     ),

@@ -156,6 +156,17 @@ def test_a_side_that_stops_sampling(side, mode):
         pv.fit(Fading(side, 40), torch.randn(16, 6), epochs=15, batch_size=4, compile=mode)
 
 
+def test_what_fit_would_train_otherwise_than_asked_is_warned_of():
+    program = pv.models.VAE(6, 2, (4,))
+    quick = {"epochs": 1, "compile": False, "progress": False}
+    with pytest.warns(UserWarning, match=r"lr_schedule: got 0.001, by which lr is multiplied"):
+        pv.fit(program, torch.ones(8, 6), lr_schedule=1e-3, **quick)
+    some = torch.optim.Adam(program.encoder.parameters())
+    match = r"optimizer: 4 parameters .*in no group, and stay .*program.parameters\(\)"
+    with pytest.warns(UserWarning, match=match):
+        pv.fit(program, torch.ones(8, 6), optimizer=some, **quick)
+
+
 @pytest.mark.parametrize("extra", [False, True])
 def test_an_optimizer_over_other_parameters(extra):
     """A factory that leaves its argument aside, or adds what no update trains, trains nothing."""

@@ -396,6 +396,14 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: fit(None, lr_schedule=lambda step: 0.99**step),
         r"lr_schedule: got a function of 'step', .*t \* steps",
     ),
+    "a schedule's maker": (
+        lambda: fit(beta=pv.schedules.linear),
+        r"the schedule gave <function .*; call it first, as pv\.schedules\.linear\(\)",
+    ),
+    "a schedule in place of a rate": (
+        lambda: fit(lr=pv.schedules.cosine()),
+        "lr: got <function .*expected a number; a function of the progress is lr_schedule=",
+    ),
     "an objective's class": (lambda: fit(objective=pv.ELBO), "objective: .*instance"),
     "a loss for each datum": (
         lambda: fit(objective=OwnObjective(lambda terms: -terms.log_weight)),
@@ -426,6 +434,14 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "a callback's name": (
         lambda: fit(callbacks="print"),
         "callbacks: got 'print', expected a function or a sequence of functions",
+    ),
+    "a callback of two arguments": (
+        lambda: fit(callbacks=lambda run, epoch: None),
+        "callbacks: got <function .*does not take one argument, .*lambda run",
+    ),
+    "a network of no distribution": (
+        lambda: pv.fit(vae(encoder=nn.Linear(6, 2)), X),
+        r"'Tensor' object is not callable; .*is a distribution, as dist\.Normal",
     ),
     "a transform of two arguments": (
         lambda: fit((X, X[:, 0]), transform=lambda x, y: (x / 2, y)),
@@ -551,6 +567,7 @@ def test_a_wrong_call_is_told_in_a_sentence(name, tmp_path, monkeypatch):
         (lambda: fit(learning_rate=1e-3), "'learning_rate'; did you mean lr"),
         (lambda: fit(early_stopping=3), "did you mean patience"),
         (lambda: fit(max_epochs=3), "did you mean epochs"),
+        (lambda: vae(likelihood="poisson"), "did you mean observation"),
         (lambda: fit(weight_decay=0.1), "did you mean optimizer"),
         (lambda: fit(use_gpu=True), "did you mean device"),
         (lambda: fit(train_loader=X), "did you mean data"),

@@ -1,6 +1,5 @@
 """``pv.fit``: stochastic variational inference for any program, from data to judged weights."""
 
-import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +10,16 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from pyro_vae.arguments import counted, integer, is_number, number, positive, shown, typed
+from pyro_vae.arguments import (
+    counted,
+    integer,
+    is_number,
+    number,
+    positive,
+    shown,
+    takes_one,
+    typed,
+)
 from pyro_vae.device import seeded
 from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.inference.graphs.compiled_loss import Mode
@@ -381,18 +389,13 @@ def _check_arguments(
 
 def _check_transform(transform: Callable[[Batch], Batch] | None) -> None:
     """Refuse a function of the parts of a batch, which is one argument."""
-    if transform is None:
+    if transform is None or takes_one(transform):
         return
-    try:
-        inspect.signature(transform).bind(())
-    except ValueError:  # nobody knows what it takes, as of torch.bernoulli
-        return
-    except TypeError:
-        raise ConfigError(
-            f"transform: got {shown(transform)}, which does not take one argument, expected a "
-            "function of the batch, a tuple where the model takes several: lambda batch: "
-            "(noisy(batch[0]), batch[1])"
-        ) from None
+    raise ConfigError(
+        f"transform: got {shown(transform)}, which does not take one argument, expected a function "
+        "of the batch, a tuple where the model takes several: lambda batch: (noisy(batch[0]), "
+        "batch[1])"
+    )
 
 
 def _check_shares(program: Program, feed: TensorFeed | LoaderFeed, world: World) -> None:

@@ -1,5 +1,6 @@
 """Optimizers as users hand them in: a factory, a class, a torch optimizer, one of Pyro's."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim.lr_scheduler import LRScheduler
 
+from pyro_vae.arguments import counted
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.objectives.objective import OptimizerFactory
 from pyro_vae.program.batch import Batch
@@ -94,6 +96,7 @@ def _ready(optimizer: torch.optim.Optimizer) -> OptimizerFactory:
                 "own; give a factory"
             )
         taken.append(True)
+        _tell_of_left_out(optimizer, parameters)
         return optimizer
 
     return checked(make)
@@ -114,6 +117,21 @@ def _require_known(optimizer: torch.optim.Optimizer, trained: Iterable[nn.Parame
             f"update of the run (the first: {strange[0]}); make it over the program's parameters, "
             "once all of them are there; an objective of several updates takes a factory, which "
             "gets those of each"
+        )
+
+
+def _tell_of_left_out(optimizer: torch.optim.Optimizer, trained: Iterable[nn.Parameter]) -> None:
+    """Warn of parameters that an optimizer made elsewhere does not move: one may be forgotten."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    known = {id(parameter): tuple(parameter.shape) for parameter in trained}
+    left = [shape for key, shape in known.items() if key not in held]
+    if left and len(left) < len(known):  # one over none of them is refused
+        warnings.warn(
+            f"optimizer: {counted(len(left), 'parameter')} of this update (the first of shape "
+            f"{left[0]}) {'is' if len(left) == 1 else 'are'} in no group, and stay as they are: "
+            "make it over program.parameters(), or freeze them by requires_grad_(False)",
+            UserWarning,
+            stacklevel=2,
         )
 
 

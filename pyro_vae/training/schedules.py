@@ -157,8 +157,9 @@ def _checked(name: str, schedule: Schedule, t: float) -> float:
     except (TypeError, ValueError):
         value = math.nan
     if not 0 <= value < math.inf:
+        way_out = "call it first, as pv.schedules.linear()" if callable(got) else "correct it"
         raise ConfigError(
             f"{name}: the schedule gave {got!r} at progress {t:.4g}, expected a number of at least "
-            "0; correct the schedule"
+            f"0; {way_out}"
         )
     return value

@@ -1,6 +1,7 @@
 """What a run was asked for: KL weights and optimizers from arguments, and the record of it all."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.arguments import number
+from pyro_vae.arguments import number, shown, takes_one
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.objectives.objective import OptimizerFactory, TermsObjective
 from pyro_vae.program.handlers import Beta
@@ -30,6 +31,7 @@ from pyro_vae.training.validation import Validation
 
 KLWeight = float | Schedule | Mapping[str, float | Schedule]
 # Pyro works this one out from the first batch.
+_SMALL = 0.02  # multipliers of the learning rate below which one is taken for a rate
 _SHOWN = 16  # values of a tensor that are written out
 _NO_SETTING = ("max_plate_nesting",)
 # Of a parameter group: what is told elsewhere, moves in a run, or chooses among equal kernels.
@@ -52,6 +54,11 @@ def adam(lr: float) -> OptimizerFactory:
     Raises:
         ConfigError: A learning rate that is not positive.
     """
+    if callable(lr):
+        raise ConfigError(
+            f"lr: got {shown(lr)}, expected a number; a function of the progress is lr_schedule=, "
+            "which lr is multiplied by"
+        )
     return partial(Adam, lr=number("lr", lr, "(0, inf)"))
 
 
@@ -61,6 +68,12 @@ def check_schedules(beta: KLWeight, lr_schedule: float | Schedule) -> None:
     Raises:
         ConfigError: A number below zero, or a function of another thing than the progress.
     """
+    if not callable(lr_schedule) and 0 < lr_schedule < _SMALL:
+        warnings.warn(
+            f"lr_schedule: got {lr_schedule:g}, by which lr is multiplied; a learning rate is lr=",
+            UserWarning,
+            stacklevel=2,
+        )
     given: dict[str, Any] = {"lr_schedule": lr_schedule}
     if isinstance(beta, Mapping):
         given |= {f"beta[{site!r}]": weight for site, weight in beta.items()}
@@ -189,7 +202,7 @@ def listed_callbacks(callbacks: Any) -> tuple[Callable[[Any], Any], ...]:
     """Return the callbacks of a run, of which one may stand without a list.
 
     Raises:
-        ConfigError: A class, whose instance is meant.
+        ConfigError: A class, whose instance is meant, or a function of no or several arguments.
     """
     listed = (callbacks,) if callable(callbacks) else tuple(callbacks)
     for each in listed:
@@ -197,6 +210,11 @@ def listed_callbacks(callbacks: Any) -> tuple[Callable[[Any], Any], ...]:
             raise ConfigError(
                 f"callbacks: got the class {each.__name__}, expected a function or an instance, "
                 f"{each.__name__}(...)"
+            )
+        if callable(each) and not takes_one(each):
+            raise ConfigError(
+                f"callbacks: got {shown(each)}, which does not take one argument, expected a "
+                "function of the run so far: lambda run: run.history['loss'][-1] < 10"
             )
     return listed
 

@@ -75,6 +75,16 @@ def _makes_rows(count: int, batch: Batch) -> bool:
     )
 
 
+def about_calls(reason: str) -> str:
+    """Return what to do where a tensor stands for a distribution."""
+    if reason != "'Tensor' object is not callable":
+        return ""
+    return (
+        "; what pyro.sample draws from, and a network in the place of an encoder or decoder "
+        "returns, is a distribution, as dist.Normal(loc, scale).to_event(1), and no tensor"
+    )
+
+
 def about_layer(error: Exception, parts: nn.Module) -> str:
     """Return which layer has raised an error, with what it got and what it is made for."""
     names = {id(part): name for name, part in parts.named_modules()}

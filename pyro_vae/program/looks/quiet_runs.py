@@ -26,6 +26,7 @@ from pyro_vae.program.handlers import FAILURES, WrittenSizes, validation
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.looks.cuts import Pair, has_nan, unlike
 from pyro_vae.program.looks.failures import (
+    about_calls,
     about_layer,
     about_numbers,
     about_shapes,
@@ -180,7 +181,11 @@ class Runs:
         # Behind these words Pyro lists all of them.
         reason, broken, values = str(error).partition(", but found invalid values")
         reason = reason.partition("\n")[0]  # Pyro adds a table of shapes
-        reason += about_layer(error, self._program.parts) + about_shapes(reason, batch)
+        reason += (
+            about_layer(error, self._program.parts)
+            + about_calls(reason)
+            + about_shapes(reason, batch)
+        )
         hint = f"; {checks.SURPLUS}" if self._has_surplus(args, kwargs) else ""
         hint += f". {positive(reason, values) or checks.unscaled(batch)}" if broken else ""
         return DataError(

@@ -251,7 +251,7 @@ VERBS = {
     "interpolate": lambda p, x: pv.elbo(p, x).sum() + pv.interpolate(p, x[:2], x[2:4]),
     "fit": lambda p, x: pv.fit(p, x, epochs=2, batch_size=3, compile=False).history["loss"],
 }
-QUICK = pv.HMC(num_draws=3, warmup=2, chains=2)
+QUICK = pv.HMC(num_draws=2, warmup=1, chains=2)
 
 
 @pytest.mark.filterwarnings("ignore:refine")

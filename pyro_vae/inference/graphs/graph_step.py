@@ -1,5 +1,6 @@
 """A traced graph with its inputs: one step, ready to be taken."""
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -127,8 +128,18 @@ class Prepared(NamedTuple):
         for parameter in (*self.traced.still, *trained):
             parameter.grad = None
         loss = GraphLoss.apply(self.traced.run, self.inputs, *trained)
+        free = [parameter.requires_grad for parameter in trained]
         loss.backward(inputs=trained)
-        return loss.detach(), global_norm([p.grad for p in trained])  # type: ignore[misc]
+        if free != [parameter.requires_grad for parameter in trained]:
+            warnings.warn(
+                "compile: a hook has frozen or thawed a parameter in the midst of a backward pass, "
+                "in which a graph hands out gradients in another order than the program: the "
+                "parameter may move in this step, or not; do it between two steps (callbacks=), or "
+                "train with compile=False",
+                stacklevel=2,
+            )
+        grads = [p.grad for p in trained if p.grad is not None]
+        return loss.detach(), global_norm(grads) if grads else loss.new_zeros(())
 
 
 def hooked(parameters: Iterable[nn.Parameter]) -> bool:

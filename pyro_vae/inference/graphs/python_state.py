@@ -54,6 +54,7 @@ class PythonState:
             own = dict(_own(part))
             if not library:
                 reader.watch(vars(part), own)
+                reader.shadows(part)
             for key, value in own.items():
                 reader.note_iterator(key, value)
                 reader.note(f"{name}.{key}".lstrip("."), reader.describe(value, _DEEP))
@@ -91,7 +92,7 @@ class PythonState:
         found = [
             (owner, name)
             for owner, home, name, value in self._watched
-            if (now := home.get(name, _ABSENT)) is not value and now != value
+            if (now := home.get(name, _ABSENT)) is not value and _differ(now, value)
         ]
         return found + [
             (id(cell), None)
@@ -101,6 +102,10 @@ class PythonState:
 
 
 _ABSENT = object()
+
+
+def _differ(now: Any, before: Any) -> bool:
+    return now != before if isinstance(before, _PLAIN) else True  # an object is itself alone
 
 
 def drawn_elsewhere(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
@@ -173,13 +178,23 @@ class _Reader:
         self.places[next(name for name in names if name not in self.places)] = description
 
     def watch(self, home: Mapping[str, Any], entries: Mapping[str, Any], owner: Any = None) -> None:
-        """Note the plain values among some entries of a namespace, and whose it is."""
+        """Note numbers, words, flags and a user's objects in a namespace, and whose it is."""
         known = id(home if owner is None else owner)
         self.watched += [
             (known, home, name, value)
             for name, value in entries.items()
-            if isinstance(value, _PLAIN)
+            if isinstance(value, _PLAIN) or not installed(type(value).__module__)
         ]
+
+    def shadows(self, value: Any) -> None:
+        """Note where such values of an object's classes may be hidden by others, nearer to it."""
+        nearer = [(id(vars(value)), vars(value))] if hasattr(value, "__dict__") else []
+        for each in _classes(type(value)):
+            names = [name for name, entry in vars(each).items() if isinstance(entry, _PLAIN)]
+            for name in names:
+                free = [(known, home) for known, home in nearer if name not in home]
+                self.watched += [(known, home, name, _ABSENT) for known, home in free]
+            nearer.append((id(each), vars(each)))
 
     def _first(self, thing: Any) -> bool:
         """Return whether a thing is met for the first time."""
@@ -312,6 +327,7 @@ class _Reader:
         own = dict(vars(value)) if hasattr(value, "__dict__") else {}
         if own:
             self.watch(vars(value), own)
+        self.shadows(value)
         for each in _classes(type(value)):
             slots = vars(each).get("__slots__", ())
             for slot in (slots,) if isinstance(slots, str) else slots:

@@ -167,3 +167,63 @@ def test_no_steps_are_in_a_row_where_other_code_runs_between_them(other):
         for _ in range(3):
             stepper.step(data(ROWS), None)
         assert all(compiled._again is None for compiled in stepper._compiled)
+
+
+class Configured:
+    scale = 1.0
+
+
+class Twice:
+    scale = 2.0
+
+
+class Scaled(Net):
+    factor = 1.0
+
+    def __init__(self):
+        super().__init__()
+        self.config = Configured()
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(Z), 1.0).to_event(1))
+            mean = self.factor * self.config.scale * self.dec(z)
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+
+CHANGES = {
+    "an attribute of the class, by one of its own": lambda net: setattr(net, "factor", 2.0),
+    "that of an object it holds": lambda net: setattr(net.config, "scale", 2.0),
+    "an object, by another": lambda net: setattr(net, "config", Twice()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_other_code_hides_between_two_steps_is_seen_at_the_next(change):
+    def between(step, program, stepper):
+        if step == 0:
+            stepper.watch()
+        if step == 5:
+            CHANGES[change](program.source)
+
+    run_of(list(data().split(ROWS)) * 2, Scaled, between=between)
+
+
+def test_a_hook_that_freezes_in_the_midst_of_a_backward_pass_is_called_once_and_told_of():
+    calls = []
+
+    def between(step, program, stepper):
+        if step == 0:
+            stepper.watch()  # as runs with hooks are
+            one, other = list(program.parameters())[:2]
+            calls.append([])
+
+            def hook(_):
+                calls[-1].append(step)
+                other.requires_grad_(len(calls[-1]) not in (3, 4))
+
+            one.register_hook(hook)
+
+    with pytest.warns(UserWarning, match="frozen or thawed .* compile=False"):
+        run_of(list(data().split(ROWS)) * 2, Net, between=between)
+    assert len(calls[0]) == len(calls[1]) == 8

@@ -113,6 +113,11 @@ class Checkpoint:
             tensors[f"losses.{index}"] = loss.clone()
         for name, module in modules.items():
             for key, value in module.state_dict().items():
+                if not isinstance(value, Tensor):
+                    raise CheckpointError(
+                        f"checkpoint: {key!r} of the {name} is a {type(value).__name__}, expected "
+                        "a tensor: let get_extra_state return one, or keep it in a buffer"
+                    )
                 tensors[f"{name}.{key}"] = value.clone()
         for key, value in (best or {}).items():
             tensors[f"best.{key}"] = value

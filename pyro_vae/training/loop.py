@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 import time
@@ -465,7 +466,11 @@ class Loop:
             )
         if score > self.best_elbo:
             self.best_elbo, self.best_epoch = score, self.epoch
-            self.best = {k: v.clone() for k, v in self.wrapped.state_dict().items()}
+            state = self.wrapped.state_dict()
+            self.best = {
+                k: v.clone() if isinstance(v, Tensor) else copy.deepcopy(v)
+                for k, v in state.items()
+            }
 
     def _out_of_patience(self) -> bool:
         patience = self.limits.patience
@@ -534,7 +539,8 @@ class Loop:
         """
         if self.best is not None:
             now = self.wrapped.state_dict()  # a part that has come since keeps what it has
-            known = {k: v for k, v in self.best.items() if k in now and v.shape == now[k].shape}
+            alike = {k for k in now if _shape(now[k]) == _shape(self.best.get(k))}
+            known = {k: v for k, v in self.best.items() if k in alike}
             self.wrapped.load_state_dict({**now, **known})
         elif self.average is not None:
             self.average.put_in()
@@ -625,6 +631,10 @@ class Loop:
                 "before `fit` what these have drawn, or keep a number in a buffer",
                 stacklevel=2,
             )
+
+
+def _shape(value: Any) -> Any:
+    return value.shape if isinstance(value, Tensor) else None  # of an extra state
 
 
 class _Means:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae as pv
-from pyro_vae.errors import ConfigError, TrainingDiverged
+from pyro_vae.errors import CheckpointError, ConfigError, TrainingDiverged
 
 ORACLE = PPCA.random(6, 2)
 X = ORACLE.sample(50)
@@ -621,3 +621,30 @@ def test_a_schedule_that_leaves_its_range_is_named(name, value):
     match = rf"{'beta' if name == 'site' else name}.*gave {value!r} at progress 0\.5"
     with pytest.raises(ConfigError, match=match):
         pv.fit(linear(), X, epochs=2, batch_size=10, **asked)
+
+
+class WithAnExtraState(nn.Identity):
+    """A part that keeps what is no tensor."""
+
+    kept = 0
+
+    def get_extra_state(self):
+        return {"kept": self.kept}
+
+    def set_extra_state(self, state):
+        self.kept = state["kept"]
+
+
+def test_the_best_weights_come_with_an_extra_state_and_a_file_of_it_is_refused(tmp_path):
+    vae = pv.models.VAE(6, 2, (8,))
+    vae.extra = WithAnExtraState()
+    x = torch.bernoulli(torch.full((8, 6), 0.5))
+
+    def count(run):
+        vae.extra.kept += 1
+
+    settings = {"epochs": 3, "batch_size": 4, "progress": False, "compile": False}
+    run = pv.fit(vae, x, valid=x, callbacks=[count], **settings)
+    assert vae.extra.kept == max(0, run.best_epoch - 1)
+    with pytest.raises(CheckpointError, match=r"_extra_state' .* is a dict, expected a tensor"):
+        pv.fit(vae, x, out=tmp_path / "run", **settings)

@@ -290,7 +290,9 @@ class _FullCache(_TooLarge):
         return set(cached(self._value))
 
     def same(self, copy: Any) -> bool:
-        return bool(copy <= self.copy())
+        now, most = self.copy(), self._value.cache_parameters()["maxsize"]
+        full = most is not None and len(now) >= most
+        return bool(not copy or copy == now or (copy <= now and not full))
 
     def put(self, copy: Any) -> None:
         self._others = (

@@ -206,6 +206,8 @@ class _Cache(_Home):
 
     def put(self, keys: tuple[Any, ...], values: tuple[Any, ...]) -> None:
         table = cached(self._owner)
+        if not keys:
+            self._owner.cache_clear()
         for key in table.keys() - set(keys):
             del table[key]
 

@@ -701,6 +701,21 @@ class DrawsInTraining(nn.Module):
         pass
 
 
+def test_a_count_in_training_alone_is_put_back_and_not_told_of(recwarn):
+    program = DrawsInTraining()
+    program.calls = 0
+
+    def model(x):
+        program.calls += program.training
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(program.w, 1.0 + program.calls), obs=x)
+
+    program.model = model
+    pv.fit(program, X, epochs=1, batch_size=B, progress=False, compile=False)
+    assert program.calls == N // B
+    assert not len(recwarn)
+
+
 def test_what_is_drawn_in_training_alone_is_told_of():
     """By what looks at weights in train mode, and by a trace that fails."""
     with warnings.catch_warnings(record=True) as told:

@@ -42,7 +42,9 @@ def of_training(program: "Program", batch: Batch, found: Dependence, size: int) 
         with suppress(Exception):  # whatever a user's function raises on so few rows
             part = run(cut_to(batch, torch.arange(rows // 2)), rows // 2, {}) if rows > 1 else None
         with suppress(Exception):  # nor may a density be asked again
-            moving = {each.site for each in unlike(whole, run(batch, rows, {}))}
+            # What a first run keeps the others find: two of these are compared.
+            again = (run(batch, rows, {}) for _ in range(2))
+            moving = {each.site for each in unlike(next(again), next(again))}
     tell_of_moving(moving)
     names = {name for trace in whole for name, _ in sample_sites(trace)}
     told = Dependence(counted=counted_of(whole, names))

@@ -73,7 +73,8 @@ def simulated(program: Program, piece: Pass, draw: Draw) -> tuple[Trace, Batch]:
         values = again
     raise ProgramError(
         f"site {names[0]!r}: its distribution depends on its own value, got draws that do not come "
-        "to rest, expected a model that reads of the argument it observes what comes before"
+        "to rest, expected a model that reads of the argument it observes what comes "
+        "before; give what else it reads of the data (a total, say) as an argument of its own"
     )
 
 
@@ -128,6 +129,8 @@ def _behind_computed(piece: Pass, names: list[str]) -> tuple[str, Batch] | None:
         with torch.enable_grad():
             trace = poutine.trace(piece.joint.model).get_trace(*args, **kwargs)
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError):
+        return None
+    if not leaves:
         return None
     for name in [name for name in names if name in trace.nodes]:
         value: Any = trace.nodes[name]["value"]

@@ -9,6 +9,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.contrib.mue.missingdatahmm import MissingDataDiscreteHMM
+from pyro.distributions import Delta
 from pyro.distributions.hmm import HiddenMarkovModel
 from pyro.nn.module import PyroModule, _Context
 from pyro.poutine.indep_messenger import CondIndepStackFrame
@@ -17,6 +18,8 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+
+from pyro_vae.torch_private import storage_address
 
 PLATE = "data"
 Message = Any  # one site of a trace; Pyro types it by a TypedDict whose entries are all optional
@@ -39,18 +42,50 @@ def sample_sites(trace: Trace) -> list[tuple[str, Message]]:
     return [(name, site) for name, site in trace.nodes.items() if site["type"] == "sample"]
 
 
+def is_deterministic(site: Message) -> bool:
+    """Return whether a site shows a computed value, and no density of it.
+
+    Those of ``pyro.deterministic``, and those that a reparametrisation has emptied.
+    """
+    if site["infer"].get("_deterministic"):
+        return True
+    fn = site["fn"]
+    masked = type(fn).__name__ == "MaskedDistribution" and fn._mask is False
+    inner = fn.base_dist if masked else fn
+    return _shows_itself(inner, site) and (masked or not torch.any(inner.log_density != 0))
+
+
 def observes(site: Message) -> bool:
     """Return whether a site has an observed value: neither a factor nor a deterministic one."""
     return bool(
         site["is_observed"]
-        and not site["infer"].get("_deterministic")
+        and not is_deterministic(site)
         and type(site["fn"]).__name__ != "Unit"
+        and not _shows_itself(site["fn"], site)
     )
+
+
+def _shows_itself(fn: Any, site: Message) -> bool:
+    """Return whether a site is given the very value that its point mass stands at."""
+    infer = site["infer"]
+    given = infer.get("obs") if infer.get("was_observed") else site["value"]
+    if not (site["is_observed"] or infer.get("was_observed")):
+        return False  # a latent of the guide
+    if not (isinstance(fn, Delta) and isinstance(given, Tensor)):
+        return False
+    try:  # a plate may have expanded the point mass
+        return _place(given) == _place(fn.v)
+    except (NotImplementedError, RuntimeError):  # of tensors without memory
+        return given is fn.v
+
+
+def _place(value: Tensor) -> tuple[int, int]:
+    return storage_address(value), value.storage_offset()
 
 
 def scoring_data(model: Trace) -> list[Message]:
     """Return the sites of a model that observe data; where none does in a plate, its factors do."""
-    sites = [site for _, site in sample_sites(model) if not site["infer"].get("_deterministic")]
+    sites = [site for _, site in sample_sites(model) if not is_deterministic(site)]
     observed = [site for site in sites if observes(site)]
     factors = [site for site in sites if site["is_observed"] and not observes(site)]
     inside = next((each for each in (observed, factors) if any(map(_in_a_plate, each))), None)

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_vae.errors import ProgramError
 from pyro_vae.program import checks
 from pyro_vae.program.enumeration import can_be_listed, can_be_summed
-from pyro_vae.program.handlers import PLATE, data_frame, is_data, sample_sites
+from pyro_vae.program.handlers import PLATE, data_frame, is_data, is_deterministic, sample_sites
 from pyro_vae.program.looks.findings import Dependence
 from pyro_vae.program.observed import Binding
 from pyro_vae.program.plates import DataPlate, data_dim
@@ -125,8 +125,7 @@ def read_sites(
                 countless += [] if can_be_listed(site["fn"]) else [name]
                 events += [] if can_be_summed(site["fn"]) else [name]
     outside |= any(
-        data_frame(site) is None and not site["infer"].get("_deterministic")
-        for _, site in sample_sites(guide)
+        data_frame(site) is None and not is_deterministic(site) for _, site in sample_sites(guide)
     )
     return Sites(
         observed=tuple(observed),

@@ -12,7 +12,13 @@ from torch import Tensor
 from pyro_vae.arguments import typed
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.enumeration import Group, MixedPrior, groups_of
-from pyro_vae.program.handlers import Message, data_frame, innermost, sample_sites
+from pyro_vae.program.handlers import (
+    Message,
+    data_frame,
+    innermost,
+    is_deterministic,
+    sample_sites,
+)
 from pyro_vae.program.masks import density_of_kept
 from pyro_vae.program.plates import by_datum, data_dim, inner_plates
 from pyro_vae.program.site_densities import (
@@ -441,7 +447,7 @@ def _is_factor(name: str, site: Message) -> bool:
 def _read_guide_site(
     draw: Draw, name: str, site: Message, layout: Layout, twin: Message | None
 ) -> None:
-    if site["infer"].get("_deterministic"):
+    if is_deterministic(site):
         return
     draw.drawn += (name,)
     parts = call(name, site, site["fn"].score_parts)

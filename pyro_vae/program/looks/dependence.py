@@ -18,6 +18,7 @@ from pyro_vae.program.handlers import (
     Message,
     data_frame,
     innermost,
+    is_deterministic,
     sample_sites,
     validation,
 )
@@ -175,7 +176,7 @@ def dependence_of(joint: Joint) -> Dependence:
 
 def _is_term(site: Message, *, latents: bool) -> bool:
     """Return whether a site outside the plate has a density that could look inside."""
-    if data_frame(site) is not None or site["infer"].get("_deterministic"):
+    if data_frame(site) is not None or is_deterministic(site):
         return False
     return bool(site["is_observed"]) or latents
 

@@ -9,7 +9,13 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyro_vae.program.handlers import Message, data_frame, innermost, sample_sites
+from pyro_vae.program.handlers import (
+    Message,
+    data_frame,
+    innermost,
+    is_deterministic,
+    sample_sites,
+)
 
 
 class Counted(NamedTuple):
@@ -87,5 +93,5 @@ def weights_of(counted: Iterable[Counted]) -> dict[str, Tensor]:
 
 def is_global(site: Message) -> bool:
     """Return whether a site of the guide is a latent outside the plate, with a density."""
-    latent = not site["is_observed"] and not site["infer"].get("_deterministic")
+    latent = not site["is_observed"] and not is_deterministic(site)
     return latent and data_frame(site) is None

@@ -79,7 +79,7 @@ def _shows_itself(fn: Any, site: Message) -> bool:
         return given is fn.v
 
 
-def _place(value: Tensor) -> tuple[int, int]:
+def _place(value: Tensor) -> tuple[int, Any]:
     return storage_address(value), value.storage_offset()
 
 

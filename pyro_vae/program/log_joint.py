@@ -559,10 +559,11 @@ def transform_of(fn: Any, support: Any = None) -> Transform:
 
 
 def _units(site: Any) -> tuple[torch.Size, tuple[int, ...], int]:
-    """Return the sizes and dimensions of the plates besides that of the data, and its own."""
-    plates = inner_plates(site)
+    """Return the sizes and dimensions of the units of a datum, and the dimension of the data."""
+    plates, shape = inner_plates(site), site["fn"].batch_shape
     sizes = {frame.dim: frame.size for frame in site["cond_indep_stack"]}
-    return torch.Size([sizes[dim] for dim in plates]), plates, data_dim(site)
+    units = [sizes.get(dim) or shape[dim] for dim in plates]  # those in no plate have the shape's
+    return torch.Size(units), plates, data_dim(site)
 
 
 def _plain(transform: Transform) -> Transform:

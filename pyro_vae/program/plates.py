@@ -86,6 +86,7 @@ class AroundOne(Messenger):
 
     def _pyro_sample(self, msg: Message) -> None:
         if not site_is_subsample(msg):
+            fill(msg)
             msg["cond_indep_stack"] = self.plate.around(msg)
 
 
@@ -207,6 +208,7 @@ def shown_canonically(trace: Trace, plate: DataPlate, rows: int) -> Trace:
     """Rename the data plate in a trace that was taken of the program's own functions."""
     if isinstance(plate, OneDatum):
         for _, site in sample_sites(trace):
+            fill(site)
             site["cond_indep_stack"] = plate.around(site)
     elif not plate.canonical:
         for _, site in sample_sites(trace):
@@ -236,17 +238,16 @@ def _frames_of(site: Message) -> list[Any]:
 
 
 def inner_plates(site: Message) -> tuple[int, ...]:
-    """Return the dimensions of the vectorised plates around a site but ``"data"``, left to right.
+    """Return the dimensions of the units of a datum at a site, left to right.
 
-    Dimensions count from the right of the batch shape, as Pyro's do.
+    Those of the vectorised plates around it but ``"data"``, and those right of the data that no
+    plate holds, as stock SVI takes them. They count from the right of the batch shape, as Pyro's.
     """
-    return tuple(
-        sorted(
-            frame.dim
-            for frame in site["cond_indep_stack"]
-            if frame.name != PLATE and frame.dim is not None
-        )
-    )
+    dims = {f.dim: f.name for f in site["cond_indep_stack"] if f.dim is not None}
+    own = {dim for dim, name in dims.items() if name != PLATE}
+    shape, data = site["fn"].batch_shape, data_dim(site)
+    right = range(max(data + 1, -len(shape)), 0)
+    return tuple(sorted(own | {dim for dim in right if dim not in dims and shape[dim] > 1}))
 
 
 def data_dim(site: Message) -> int:

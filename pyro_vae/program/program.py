@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.arguments import integer, positive, typed
-from pyro_vae.errors import DataError, ProgramError
+from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.program import checks
 from pyro_vae.program.adapt import adapted
 from pyro_vae.program.batch import (
@@ -94,9 +94,12 @@ class Program(nn.Module):
         constants: Names of the arguments that are as long as the data, and are no rows. Found out
             where it is not told, by what happens to the numbers of a datum where the others are cut
             away; where that leaves two readings, ``fit`` asks for it before it cuts.
+        whole: Read all data as one datum, as without a plate, though a plate has their rows: a
+            series whose steps depend on each other (a random walk by ``cumsum`` over a plate of
+            time) has one bound, and HMC draws all its latents together.
 
     Raises:
-        ConfigError: ``dim`` is no dimension counted from the left.
+        ConfigError: ``dim`` is no dimension counted from the left; ``whole`` beside a plate.
         ProgramError: A function is none, or the guide is left out.
 
     >>> import torch, pyro, pyro.distributions as dist
@@ -127,11 +130,17 @@ class Program(nn.Module):
         observed: Mapping[str, str] | None = None,
         dim: int = 0,
         constants: Sequence[str] | None = None,
+        whole: bool = False,
     ) -> None:
         super().__init__()
         dim = integer("dim", dim, 0)
         if guide is None:
             _refuse_one(model)
+        if whole and plate is not None:
+            raise ConfigError(
+                f"plate: got {plate!r} beside whole=True, expected one of the two: all data are "
+                "one datum, or the plate has a row for each"
+            )
         for side, function in zip(SIDES, (model, guide), strict=True):
             if isinstance(function, type):
                 raise ProgramError(
@@ -145,6 +154,7 @@ class Program(nn.Module):
             "observed": observed,
             "dim": dim,
             "constants": constants,
+            "whole": whole,
         }
         self._by_datum: list[Program] = []  # the same pair, its guide split by datum; no child
         self._structure, self._constants = Structure(), Constants(constants)
@@ -160,7 +170,7 @@ class Program(nn.Module):
         self._origin: tuple[Any, Any] = (None, None)
         self._particles: dict[Any, tuple[bool, bool, bool]] = {}  # tiled, alone, one by one
         self.examples = Examples(self)
-        self.reader = Reader(self, plate, observed)
+        self.reader = Reader(self, plate, observed, whole=whole)
         self.rows = Rows(self, self.reader)
         self._summable: dict[Any, bool] = {}  # by layout: one value at a time, or all at once
         self._place = torch.device("cpu")
@@ -450,7 +460,7 @@ class Program(nn.Module):
         form = (type(data), *(data if isinstance(data, Mapping) else (len(data),)))
         if form not in self._one_argument:
             whole = self._runs_on((data,))
-            self._one_argument[form] = whole and not (flat and self._plate_follows(data))
+            self._one_argument[form] = whole and not (flat and self._runs_flat(data))
         return (data,) if self._one_argument[form] else data
 
     def unwrapped(self, batch: Any) -> Any:
@@ -459,6 +469,15 @@ class Program(nn.Module):
             return batch
         whole = self._as_one_argument(batch)
         return batch[0] if whole is batch else whole
+
+    def _runs_flat(self, data: Any) -> bool:
+        """Return whether one thing in a container is the argument itself, where both readings run.
+
+        A flag in a tuple is one, and what bears the argument's name. Of an array in a tuple a plate
+        tells it: ``batch[0]`` runs on the array too, and is its first row there.
+        """
+        told = isinstance(data, Mapping) or not hasattr(data[0], "__len__")
+        return (told and self._runs_on(data)) or self._plate_follows(data)
 
     def _plate_follows(self, data: Any) -> bool:
         """Return whether the functions run on few of the rows, in a plate of as many."""

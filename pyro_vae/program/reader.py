@@ -91,14 +91,20 @@ class Reader:
         program: Its functions, parameters and examples.
         plate: Name of the plate that holds the data, where the user tells it.
         observed: Arguments by observed site, where the user tells them.
+        whole: Whether all data are one datum, though a plate has their rows.
     """
 
     def __init__(
-        self, program: "Program", plate: str | None, observed: Mapping[str, str] | None
+        self,
+        program: "Program",
+        plate: str | None,
+        observed: Mapping[str, str] | None,
+        *,
+        whole: bool = False,
     ) -> None:
         self._program = program
         self.runs = Runs(program, plate)
-        self._observed = dict(observed or {})
+        self._observed, self._told_whole = dict(observed or {}), whole or None
         self.warned: set[str] = set()  # sites with a warning of unvalidated values
         self.rows_read = 1
         self.unclear: str | None = None  # an argument that may have no rows
@@ -114,7 +120,8 @@ class Reader:
         self._contrasts = Contrasts()  # of the rows that layouts were read from
         self._dependences: dict[Any, Dependence] = {}  # found so far, by what the sites are
         self._run_again = False  # from one state, to see whether it is equal
-        self._whole: bool | None = None  # whether there is no plate of the data; None: not known
+        # Whether the data are one datum; None: not known.
+        self._whole: bool | None = self._told_whole
         self._weights: dict[str, Any] | None = None  # in train mode, where they are others there
         self.counts = Counts()
         self._counters = Counters()
@@ -314,6 +321,9 @@ class Reader:
             plain = found is not None
             if found is None:  # its numbers change from run to run
                 found = changes_by_others(run, few)
+                if found is None and rows <= _MOST_ROWS:  # it takes no number of rows but this
+                    few, found = batch, changes_by_others(run, batch)
+                found = found or set()
                 with suppress(Exception):  # as in changes_beside
                     run = with_equal_noise(run, few)
                 found |= {c for c in changes_beside(run, few, cuts) or () if not c.inside}

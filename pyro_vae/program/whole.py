@@ -25,9 +25,17 @@ from pyro_vae.program.batch import (
     under_handlers,
 )
 from pyro_vae.program.checks import check_shape
-from pyro_vae.program.handlers import PLATE, Message, observes, sample_sites, scoring_data
+from pyro_vae.program.handlers import (
+    FAILURES,
+    PLATE,
+    Message,
+    is_deterministic,
+    observes,
+    sample_sites,
+    scoring_data,
+)
 from pyro_vae.program.observed import would_observe
-from pyro_vae.program.plates import NoDataPlate, OneDatum, find_plate
+from pyro_vae.program.plates import NoDataPlate, OneDatum, fill, find_plate
 from pyro_vae.program.terms import nesting
 
 _LARGEST = 1 << 26  # bytes of a batch on which a program is tried that fails on a few rows
@@ -63,6 +71,7 @@ def is_whole(trace: Callable[[Batch], Trace], batch: Batch, wanted: str | None) 
         require_plates(model)
         for name, site in sample_sites(model):
             if observes(site):
+                fill(site)  # a plate without a size around data that the program holds
                 check_shape(name, site)
     except DataError:
         return False
@@ -99,13 +108,16 @@ def require_plates(*traces: Trace, left_of: int = 0) -> None:
     """
     for trace in traces:
         for name, site in sample_sites(prune_subsample_sites(trace)):
-            if site["infer"].get("_deterministic"):
+            if is_deterministic(site):
                 continue
             dims = {frame.dim for frame in site["cond_indep_stack"]}
             if left_of and not dims:
                 continue
             shape = _batch_shape(site)
             loose = [d for d in range(-len(shape), -left_of) if shape[d] > 1 and d not in dims]
+            if loose:  # stock SVI asks the density: a distribution of one's own may say otherwise
+                shape = _density_shape(site)
+                loose = [d for d in range(-len(shape), -left_of) if shape[d] > 1 and d not in dims]
             if loose:
                 raise ProgramError(
                     f"site {name!r}: {shape[loose[-1]]} values stand in no plate (batch shape "
@@ -202,6 +214,13 @@ def _frames(site: Message) -> list[object]:
 def _depth(*traces: Trace) -> int:
     """Return the batch dimensions that plates use; none count as none."""
     return nesting(*traces) if any(_frames(s) for t in traces for _, s in sample_sites(t)) else 0
+
+
+def _density_shape(site: Message) -> tuple[int, ...]:
+    try:
+        return tuple(site["fn"].log_prob(site["value"]).shape)
+    except FAILURES:
+        return _batch_shape(site)
 
 
 def _batch_shape(site: Message) -> tuple[int, ...]:

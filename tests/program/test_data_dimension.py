@@ -1,5 +1,7 @@
 """The data's plate at the last dimension, and left of another: one program, written twice."""
 
+import warnings
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -131,3 +133,32 @@ def test_objectives_have_the_same_loss_and_gradient(name):
 
     for one, two in zip(*both(gradients, discrete), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-8, atol=1e-8)
+
+
+def test_units_of_a_datum_that_stand_in_no_plate_are_its_own():
+    """As stock SVI takes them right of the plate: each verb has the numbers of three units."""
+    x = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
+
+    def model(x):
+        with pyro.plate("rows", len(x), dim=-2):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 3), 1.5))
+            pyro.sample("x", dist.Normal(z, 0.7), obs=x)
+
+    def guide(x):
+        with pyro.plate("rows", len(x), dim=-2):
+            pyro.sample("z", dist.Normal(0.8 * x, 0.6))
+
+    program, variance = pv.Program(model, guide), 1.5**2 + 0.7**2
+    exact = dist.Normal(0.0, variance**0.5).log_prob(x).sum(-1)
+    torch.manual_seed(0)
+    found = pv.log_likelihood(program, x, num_particles=500).log_prob
+    assert (found - exact).abs().max() < 0.05  # weights are all but equal: the guide is close
+    settings = pv.HMC(num_draws=60, warmup=40, chains=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of so few draws
+        refined = pv.refine(program, x, settings, compile=False)
+    assert refined.samples["z"].shape == (2, 60, 7, 3)
+    error = (refined.samples["z"].mean((0, 1)) - 1.5**2 / variance * x).abs()
+    assert error.max() < 5 * 0.634 / 24**0.5  # 120 draws count as 24 at least: 21 means, 1e-5
+    assert pv.encode(program, x).shape == pv.reconstruct(program, x).shape == (7, 3)
+    assert torch.allclose(pv.encode(program, x), 0.8 * x)

@@ -1,17 +1,19 @@
 """Programs without a plate of the data: one datum, in full, with the numbers of stock Pyro."""
 
+import math
+
 import pyro
 import pyro.contrib.gp as gp
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 from pyro.infer.autoguide import AutoDelta
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae as pv
-from pyro_vae.errors import DataError, ProgramError
+from pyro_vae.errors import ConfigError, DataError, ProgramError
 
 X = torch.tensor([[1.0, 0.5], [-0.3, 2.0], [0.7, -1.1], [0.2, 0.4], [-1.5, 0.1]])
 Y = torch.tensor([0.9, -0.2, 1.3, 0.1, -1.2])
@@ -293,3 +295,125 @@ def test_a_datum_of_several_rows_is_no_mistake(name):
         "gplvm": (gplvm(), ()),
     }[name]
     assert pv.elbo(program, data).shape == (1,)
+
+
+def walk(x):
+    """A random walk by increments in a plate of time: each step depends on those before it."""
+    time = pyro.plate("time", len(x))
+    with time:
+        step = pyro.sample("step", dist.Normal(torch.zeros(len(x)), 0.8))
+    with time:
+        pyro.sample("x", dist.Normal(step.cumsum(-1), 0.5), obs=x)
+
+
+def walk_guide(x):
+    loc = pyro.param("walk_loc", torch.zeros(len(x)))
+    scale = pyro.param("walk_scale", torch.full((len(x),), 0.6))
+    with pyro.plate("time", len(x)):
+        pyro.sample("step", dist.Normal(loc, scale))
+
+
+def walk_law():
+    """Return the covariance of walk and increments, and that of what is seen."""
+    sums = torch.tril(torch.ones(5, 5))
+    cross = 0.64 * sums
+    return cross, cross @ sums.T + 0.25 * torch.eye(5)
+
+
+def test_a_series_in_a_plate_of_time_is_one_datum_where_its_user_says_so():
+    """HMC draws from the posterior of all increments together, which a Gaussian's formulas give."""
+    program = pv.Program(walk, walk_guide, whole=True)
+    cross, covariance = walk_law()
+    torch.manual_seed(0)
+    assert pv.elbo(program, Y).shape == (1,)
+    with pytest.raises(ConfigError, match=r"plate: got 'time' beside whole=True"):
+        pv.Program(walk, walk_guide, plate="time", whole=True)
+    pv.fit(program, Y, epochs=100, lr=0.05, compile=False, progress=False)
+    refined = pv.refine(program, Y, pv.HMC(num_draws=200, warmup=100, chains=4), compile=False)
+    mean = cross.T @ torch.linalg.solve(covariance, Y)
+    law = 0.64 * torch.eye(5) - cross.T @ torch.linalg.solve(covariance, cross)
+    draws = refined.samples["step"].reshape(-1, 5)
+    # 800 draws count as 100 at least: |z| < 5 for five means, false alarms below 3e-6.
+    assert ((draws.mean(0) - mean) / (law.diagonal() / 100).sqrt()).abs().max() < 5
+    assert (draws.var(0) / law.diagonal() - 1).abs().max() < 0.71  # 5 standard errors of 100
+
+
+def amortised_walk(x):
+    with pyro.plate("time", len(x)):
+        pyro.sample("step", dist.Normal(0.3 * x, 0.6))
+
+
+@pytest.mark.parametrize("guide", [walk_guide, amortised_walk])
+@pytest.mark.parametrize("rows", [5, 30])
+def test_steps_that_depend_on_others_are_told_of_that_way_out(rows, guide):
+    """Also under a guide that takes no part of the rows: the latents of the others are moved."""
+    program, x = pv.Program(walk, guide), torch.randn(rows)
+    with pytest.raises(ProgramError, match=r"read all data as one datum: pv\.Program\(model"):
+        pv.log_likelihood(program, x)
+
+
+@pytest.mark.parametrize("data", [(), (True,), (1.0,), (None,), {"flag": False}], ids=str)
+@pytest.mark.parametrize("size", [None, 4])
+def test_held_data_in_a_plate_with_or_without_a_size_are_one_datum(size, data):
+    """A flag is an argument, no row; the bound is that of stock Pyro, and every verb answers."""
+
+    def model(flag=None):
+        fairness = pyro.sample("fairness", dist.Beta(2.0, 2.0))
+        with pyro.plate("flips", size) if size else pyro.plate("flips"):
+            pyro.sample("x", dist.Bernoulli(fairness), obs=COINS)
+
+    def guide(flag=None):
+        a = pyro.param("held_a", torch.tensor(5.0))
+        pyro.sample("fairness", dist.Beta(a, 3.0))  # the exact posterior
+
+    program = pv.Program(model, guide)
+    ratio = torch.lgamma(torch.tensor([5.0, 3.0, 4.0, 2.0, 2.0, 8.0]))
+    exact = ratio[0] + ratio[1] + ratio[2] - ratio[3] - ratio[4] - ratio[5]
+    assert torch.allclose(pv.elbo(program, data), exact[None], atol=1e-5)
+    run = pv.fit(program, data, objective=TraceGraph_ELBO(), epochs=1, progress=False)
+    assert math.isclose(run.history["loss"][0], -float(exact), abs_tol=1e-5)
+    assert pv.reconstruct(program, data).shape == (1, 4)
+    assert pv.generate(program, 3, given=data).shape == (3, 4)
+
+
+def test_a_dict_of_one_thing_is_the_argument_of_that_name():
+    """A function that takes dicts gets what stands under its argument's name, as by keywords."""
+
+    def model(data):
+        for name, value in data.items():
+            pyro.sample(name, dist.Normal(0.0, 1.0), obs=value)
+
+    program = pv.Program(model, lambda data: None)
+    data = {"data": {"one": torch.tensor(1.0), "two": torch.tensor(2.0)}}
+    assert pv.elbo(program, data).shape == (1,)
+    assert set(pv.generate(program, 2, given=data)) == {"one", "two"}
+
+
+class Passed(dist.Delta):
+    """Hands a value from the guide to the model: its density is zero at whatever it is given."""
+
+    def log_prob(self, value):
+        return torch.zeros_like(value)
+
+
+def test_what_stands_in_no_plate_is_asked_of_the_density_as_by_stock_svi():
+    """A distribution of one's own may have a batch shape that its density has not."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            note = pyro.sample("note", Passed(torch.zeros(len(x), 1)))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+            pyro.sample("kept", dist.Normal(note, 2.0), obs=torch.ones(len(x)))
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(0.5 * x))
+            pyro.sample("note", Passed(0.25 * x))
+
+    exact = -TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False).loss(
+        model, guide, Y
+    )
+    with pytest.warns(UserWarning, match="the guide is a point mass"):
+        ours = pv.elbo(pv.Program(model, guide), Y).sum()
+    assert torch.allclose(ours, torch.tensor(exact))

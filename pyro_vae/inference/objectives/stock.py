@@ -8,12 +8,14 @@ from typing import Any
 
 import pyro.infer
 import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.objectives.elbo import ELBO
 from pyro_vae.inference.objectives.objective import Objective, Update
-from pyro_vae.program.handlers import WantParameters
+from pyro_vae.program.handlers import Message, WantParameters
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.program import Program
 
@@ -64,7 +66,8 @@ class StockObjective:
         for parameter in parameters:
             parameter.grad = None
         with WantParameters(), self._nesting_of(joint):
-            value = self._elbo.loss_and_grads(joint.model, joint.guide, *joint.args, **joint.kwargs)
+            model = _InAllPlates()(joint.model)
+            value = self._elbo.loss_and_grads(model, joint.guide, *joint.args, **joint.kwargs)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad / joint.size for p in parameters]
         for parameter, grad in zip(parameters, kept, strict=True):
             parameter.grad = grad
@@ -72,6 +75,18 @@ class StockObjective:
         total = sum(value) if isinstance(value, tuple) else value
         constant = parameters[0].new_tensor(float(total) / joint.size)
         return _Handout.apply(constant, grads, *parameters)
+
+
+class _InAllPlates(Messenger):
+    """Give what is observed the dimensions of all plates around it, as ``TraceGraph_ELBO`` asks."""
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if site_is_subsample(msg) or not msg["is_observed"]:
+            return
+        dims = [frame.dim for frame in msg["cond_indep_stack"] if frame.dim is not None]
+        short = -min(dims, default=0) - len(msg["fn"].batch_shape)
+        if short > 0:
+            msg["fn"] = msg["fn"].expand((1,) * short + msg["fn"].batch_shape)
 
 
 class _Handout(torch.autograd.Function):

@@ -14,7 +14,13 @@ from torch import Tensor
 
 from pyro_vae.program.batch import Batch, map_batch, map_rows, named_leaves, num_rows
 from pyro_vae.program.checks import has_density
-from pyro_vae.program.handlers import Message, data_frame, innermost, sample_sites
+from pyro_vae.program.handlers import (
+    Message,
+    data_frame,
+    innermost,
+    is_deterministic,
+    sample_sites,
+)
 from pyro_vae.torch_private import TorchDispatchMode, pytree
 
 MODEL, GUIDE = 0, 1  # whose density of a site a term is
@@ -171,10 +177,11 @@ def _subsamples(site: Message) -> bool:
     return frame is not None and frame.full_size != frame.size
 
 
-def changes_by_others(run: PairOf, few: Batch) -> set[Change]:
+def changes_by_others(run: PairOf, few: Batch) -> set[Change] | None:
     """Return what changes inside the plate where the other rows, as many, are other ones.
 
-    For a program that draws numbers of its own: as many rows have the same ones.
+    For a program that draws numbers of its own: as many rows have the same ones; and for one that
+    takes no other number of rows. None where it does not run on them.
 
     Arguments:
         run: Runs the pair on a batch at given latents.
@@ -184,16 +191,15 @@ def changes_by_others(run: PairOf, few: Batch) -> set[Change]:
     found: set[Change] = set()
     try:
         whole = run(few, {})
-        latents = latents_cut(whole)
-        if unlike(whole, run(few, latents)):
+        if unlike(whole, run(few, latents_cut(whole))):
             return found
         for kept, row in ((numbers[::2], 0), (numbers[1::2], -1)):
             index = numbers.clone()
             index[numbers % 2 != kept[0]] = numbers[row]
-            piece = run(cut_to(few, index), latents)
+            piece = run(cut_to(few, index), latents_cut(whole, index))
             found |= {each for each in unlike(whole, piece, kept, both=True) if each.inside}
     except Exception:  # as in changes_beside
-        return set()
+        return None
     return found
 
 
@@ -229,8 +235,7 @@ def _followers(run: PairOf, few: Batch, kept: Tensor) -> set[Change]:
                 (side, name): site["value"].shape
                 for side, trace in enumerate(run(rows, {}))
                 for name, site in sample_sites(prune_subsample_sites(trace))
-                if not (site["is_observed"] or site["infer"].get("_deterministic"))
-                and data_frame(site) is None
+                if not (site["is_observed"] or is_deterministic(site)) and data_frame(site) is None
             }
             for rows in (few, cut_to(few, kept))
         )
@@ -400,7 +405,7 @@ def _spread(one: Tensor, two: Tensor) -> Tensor:
 
 def _terms(trace: Trace) -> Iterator[tuple[str, dict[Literal["density", "weight"], Tensor]]]:
     for name, site in sample_sites(prune_subsample_sites(trace)):
-        if site["infer"].get("_deterministic") or not has_density(site["fn"]):
+        if is_deterministic(site) or not has_density(site["fn"]):
             continue
         density = _density(site)
         weight = torch.as_tensor(site["scale"], dtype=density.dtype)

@@ -7,6 +7,8 @@ from pyro_vae.arguments import counted
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.looks.findings import Dependence
 
+_AS_ONE = "or read all data as one datum: pv.Program(model, guide, whole=True)"
+
 
 def require_parts(found: Dependence, rows: int, total: int, argument: str | None) -> None:
     """Refuse to train on parts of the data what is another function of a part.
@@ -144,13 +146,13 @@ def require_each(found: Dependence, verb: str) -> None:
         raise ProgramError(
             f"{verb}: site {name!r} stands outside the plate of the data and depends on their "
             f"{what}: the data have one joint density, and none each; write it inside the "
-            "plate, a term for each datum, or use elbo"
+            f"plate, a term for each datum, or use elbo; {_AS_ONE}"
         )
     for name in found.beside:
         raise ProgramError(
             f"{verb}: the density of site {name!r} of a datum depends on the rows beside it: "
             "the data have one joint density, and none each; compute what all share (a mean, a "
-            "scale, a count) before, and let the functions hold it; or use elbo"
+            f"scale, a count) before, and let the functions hold it; or use elbo; {_AS_ONE}"
         )
 
 

@@ -24,7 +24,7 @@ from pyro_vae.program.batch import (
 from pyro_vae.program.discovery import Discovery
 from pyro_vae.program.handlers import FAILURES, WrittenSizes, validation
 from pyro_vae.program.joint import Joint
-from pyro_vae.program.looks.cuts import Pair, has_nan, unlike
+from pyro_vae.program.looks.cuts import Pair, cut_to, has_nan, unlike
 from pyro_vae.program.looks.failures import (
     about_calls,
     about_layer,
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from pyro_vae.program.program import Program
 
 PairOfRows = Callable[..., Pair]  # a batch, the number of its rows, latents, a seed
+_FEW_ROWS = 8  # on which a program is run again
 
 
 @contextmanager
@@ -169,10 +170,17 @@ class Runs:
             raise self.refusal(batch, error) from error
 
     def moving(self, batch: Batch) -> set[str]:
-        """Return the sites that are others when the program runs again from the same state."""
-        with suppress(Exception), self.quiet(batch):  # a density may be none to be asked again
-            one, two = self._watched(batch, None), self._watched(batch, None)
-            return {each.site for each in unlike(one, two)}
+        """Return the sites that are others when the program runs again from the same state.
+
+        Of a few rows, and of all where the program does not run on these: a graph asks once more.
+        """
+        few = batch
+        with suppress(Exception):  # rows that cannot be cut
+            few = cut_to(batch, torch.arange(min(_FEW_ROWS, num_rows(batch))))
+        for some in (few, batch):
+            with suppress(Exception), self.quiet(some):  # a density may be none to be asked again
+                one, two = self._watched(some, None), self._watched(some, None)
+                return {each.site for each in unlike(one, two)}
         return set()
 
     def refusal(self, batch: Batch, error: Exception) -> DataError:

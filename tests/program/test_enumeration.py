@@ -11,7 +11,7 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.errors import ProgramError
+from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.inference.objectives.stock import as_objective
 from pyro_vae.program.joint import Joint, trace_of
 
@@ -823,3 +823,28 @@ def test_steps_of_the_model_count_and_not_those_of_the_guide(stepwise_guide):
         total = total + p * dist.Normal(means, 1.0).log_prob(x).sum(-1).exp()
     got = pv.log_likelihood(pv.Program(model, guide), x, num_particles=1).log_prob
     torch.testing.assert_close(got, total.log(), **EXACT)
+
+
+def test_a_program_that_runs_enumerated_alone_says_so():
+    """Written for values in a dimension of their own, as trackers of objects are."""
+
+    def model(x):
+        k = pyro.sample("k", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"})
+        loc = torch.arange(3.0).gather(0, k.reshape(3))  # three values, never one
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc[:, None], 1.0), obs=x)
+
+    def guide(x):
+        pass
+
+    with pytest.raises(DataError, match=r"invalid for input.*run with their discrete latents enu"):
+        pv.elbo(pv.Program(model, guide), torch.randn(5))
+
+
+def test_an_assertion_without_words_is_placed():
+    def model(x):
+        if len(x) < 9:
+            raise AssertionError  # as Python raises it, without pytest's words
+
+    with pytest.raises(DataError, match=r"AssertionError at test_enumeration\.py:\d+"):
+        pv.elbo(pv.Program(model, lambda x: None), torch.randn(5))

@@ -41,9 +41,8 @@ class StockObjective:
 
     def _loss(self, joint: Joint) -> Tensor:
         with self._nesting_of(joint):
-            loss = self._elbo.differentiable_loss(
-                joint.model, joint.guide, *joint.args, **joint.kwargs
-            )
+            model = _InAllPlates()(joint.model)
+            loss = self._elbo.differentiable_loss(model, joint.guide, *joint.args, **joint.kwargs)
         return loss / joint.size
 
     @contextmanager
@@ -78,7 +77,7 @@ class StockObjective:
 
 
 class _InAllPlates(Messenger):
-    """Give what is observed the dimensions of all plates around it, as ``TraceGraph_ELBO`` asks."""
+    """Give what is observed the dimensions of all plates around it, as Pyro's scores ask."""
 
     def _pyro_sample(self, msg: Message) -> None:
         if site_is_subsample(msg) or not msg["is_observed"]:

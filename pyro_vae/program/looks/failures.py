@@ -1,11 +1,25 @@
 """What to do about a run that has failed: which layer, which dimension, which numbers."""
 
 import re
+import traceback
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from pyro_vae.program.batch import Batch, Form, named_leaves, num_rows
+
+ONLY_ENUMERATED = (
+    "; model and guide run with their discrete latents enumerated, as TraceEnum_ELBO runs them, "
+    "and not on a draw of each, which every verb begins with: have what depends on them broadcast "
+    "over a draw as well (pyro.ops.indexing.Vindex)"
+)
+
+
+def where(error: BaseException) -> str:
+    """Return the kind of an error without words, and where it was raised."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"
 
 
 def positive(reason: str, values: str) -> str:

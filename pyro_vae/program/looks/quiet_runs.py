@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pyro.infer import TraceEnum_ELBO
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
@@ -26,12 +27,14 @@ from pyro_vae.program.handlers import FAILURES, WrittenSizes, validation
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.looks.cuts import Pair, cut_to, has_nan, unlike
 from pyro_vae.program.looks.failures import (
+    ONLY_ENUMERATED,
     about_calls,
     about_layer,
     about_numbers,
     about_shapes,
     of_words,
     positive,
+    where,
 )
 from pyro_vae.program.memory.noise import Noise
 from pyro_vae.program.memory.own_state import OwnState
@@ -188,19 +191,32 @@ class Runs:
         args, kwargs = arguments(batch)
         # Behind these words Pyro lists all of them.
         reason, broken, values = str(error).partition(", but found invalid values")
-        reason = reason.partition("\n")[0]  # Pyro adds a table of shapes
+        reason = reason.partition("\n")[0] or where(error)  # Pyro adds a table of shapes
         reason += (
             about_layer(error, self._program.parts)
             + about_calls(reason)
             + about_shapes(reason, batch)
         )
         hint = f"; {checks.SURPLUS}" if self._has_surplus(args, kwargs) else ""
+        hint += ONLY_ENUMERATED if self._runs_enumerated(batch) else ""
         hint += f". {positive(reason, values) or checks.unscaled(batch)}" if broken else ""
         return DataError(
             f"the program cannot take this batch ({checks.shapes(batch)}): {reason}{hint}"
             f"{checks.padding_left(batch)}{about_numbers(reason, batch)}"
             f"{self._program.examples.unlike(batch)}{of_words(args)}"
         )
+
+    def _runs_enumerated(self, batch: Batch) -> bool:
+        """Return whether a program that fails on draws runs with discrete latents enumerated."""
+        args, kwargs = arguments(batch)
+        ran = False
+        with suppress(Exception), self.aside(batch), torch.no_grad():
+            for nesting in range(1, 4):
+                elbo = TraceEnum_ELBO(max_plate_nesting=nesting, strict_enumeration_warning=False)
+                with suppress(*FAILURES):
+                    elbo.loss(*self.functions(batch), *args, **kwargs)
+                    ran = True
+        return ran
 
     def _watched(self, batch: Batch, watch: Messenger | None) -> tuple[Trace, Trace]:
         """Trace the functions, under a watch inside: handlers are one list of all threads."""

@@ -52,7 +52,9 @@ class StandIns:
 _STAND_INS = StandIns()
 
 
-def load(path: Path, *, assign: Collection[str] | None = None) -> ModuleType:
+def load(
+    path: Path, *, assign: Collection[str] | None = None, cells: int | None = None
+) -> ModuleType:
     """Return what a script or a notebook defines.
 
     Arguments:
@@ -60,11 +62,12 @@ def load(path: Path, *, assign: Collection[str] | None = None) -> ModuleType:
             ``.ipynb``, whose lines of the shell are left out.
         assign: The names whose assignments are run. None runs every one at the top level of a
             script, and none of a notebook's, which trains there.
+        cells: Only so many of a notebook's cells of code: the last definition of a name counts.
     """
     module = ModuleType(f"published_{path.stem}")
     sys.modules[module.__name__] = module
     if path.suffix == ".ipynb":
-        body, assign = _cells(path), assign or ()
+        body, assign = _cells(path, cells), assign or ()
     else:
         folder = str(path.parent)
         sys.path[:0] = [] if folder in sys.path else [folder]
@@ -76,13 +79,13 @@ def load(path: Path, *, assign: Collection[str] | None = None) -> ModuleType:
     return module
 
 
-def _cells(path: Path) -> list[ast.stmt]:
+def _cells(path: Path, first: int | None) -> list[ast.stmt]:
     body: list[ast.stmt] = []
-    for cell in json.loads(path.read_text())["cells"]:
-        if cell["cell_type"] == "code":
-            lines = "".join(cell["source"]).splitlines()
-            kept = [line for line in lines if not line.lstrip().startswith(("%", "!"))]
-            body += ast.parse("\n".join(kept)).body
+    found = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    for cell in found[:first]:
+        lines = "".join(cell["source"]).splitlines()
+        kept = [line for line in lines if not line.lstrip().startswith(("%", "!"))]
+        body += ast.parse("\n".join(kept)).body
     return body
 
 

@@ -1,8 +1,7 @@
 """Every row of the gallery."""
 
-from benchmarks.gallery import other_repositories, pyro_contrib, pyro_examples
+from benchmarks.gallery import other_repositories, pyro_contrib, pyro_examples, pyro_tutorials
 from benchmarks.gallery.subject import Published
 
-ROWS: dict[str, Published] = {
-    row.name: row for row in (*pyro_examples.ROWS, *pyro_contrib.ROWS, *other_repositories.ROWS)
-}
+_ROOMS = pyro_examples, pyro_tutorials, pyro_contrib, other_repositories
+ROWS: dict[str, Published] = {row.name: row for room in _ROOMS for row in room.ROWS}

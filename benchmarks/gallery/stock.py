@@ -83,8 +83,14 @@ def _observed_names(subject: Subject) -> list[str]:
         for name, site in trace.nodes.items()
         if site["type"] == "sample"
         and site["is_observed"]
+        and not (site["infer"].get("_deterministic") or _emptied(site["fn"]))
         and type(site["fn"]).__name__ not in ("Unit", "_Subsample", "Delta")
     ]
+
+
+def _emptied(fn: Any) -> bool:
+    """Return whether a reparametrisation has left a value alone."""
+    return type(fn).__name__ == "MaskedDistribution" and fn._mask is False
 
 
 def guide_means(subject: Subject) -> dict[str, Tensor]:
@@ -100,10 +106,13 @@ def guide_means(subject: Subject) -> dict[str, Tensor]:
             continue
         if type(site["fn"]).__name__ == "_Subsample":
             continue
+        if site["infer"].get("is_auxiliary"):  # the latent is computed from it
+            return {}
         try:
-            return {name: site["fn"].mean}
+            mean = site["fn"].mean
         except (NotImplementedError, AttributeError):
             return {}
+        return {name: mean} if bool(torch.isfinite(mean).all()) else {}
     return {}
 
 

@@ -127,14 +127,15 @@ def _matched(made: Made, stock: Moves) -> dict[str, str]:
     """
     subject, program = made()
     program.read(program.adapt(subject.data))
-    free = dict(program.named_parameters())
+    named = dict(program.named_parameters())
+    free = dict(named)
     store = pyro.get_param_store().get_state()["params"]
     found: dict[str, str] = {"the loss": "the loss"}
-    for name, value in store.items():
-        same = [other for other in free if free[other].data_ptr() == value.data_ptr()]
+    for name, value in store.items():  # one tensor may bear two names
+        same = [other for other in named if named[other].data_ptr() == value.data_ptr()]
         if same:
             found[name] = same[0]
-            del free[same[0]]
+            free.pop(same[0], None)
     for name, move in stock.items():
         if name in found:
             continue

@@ -251,7 +251,7 @@ def encode(bench: Bench) -> bool:
         name, mean = next(iter(means.items()))
         code = named.get(name, found[0])
         if code.numel() == mean.numel() and not torch.allclose(
-            code.reshape(mean.shape), mean, rtol=1e-4, atol=1e-5
+            code.reshape(mean.shape).to(mean), mean, rtol=1e-4, atol=1e-5
         ):
             raise Disagreement(f"code {name!r} is not the mean of the guide")
         return True

@@ -93,7 +93,7 @@ def diagnose(
             _require_same(met, terms)
             if not sums.rows:
                 first = Judged(passes.program, batch, piece.globals_, rows_at_once)
-                tell_of_points("diagnose", points_of(terms))
+                tell_of_points("diagnose", points_of(terms, passes.sites.dependence))
                 scales = prior_variances(first, terms)
                 sums.note(piece, terms)
             sums.add(terms, scales)

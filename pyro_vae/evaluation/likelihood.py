@@ -219,7 +219,7 @@ def _fold(piece: Pass, count: int, points: set[str]) -> tuple[Tensor, Tensor, Te
         means.append(torch.stack(sums).logsumexp(0) - math.log(count))
     by_global = torch.stack(means)
     own = {name: draws for name, draws in terms.latents.items() if name not in terms.carried}
-    points |= points_of(terms)
+    points |= points_of(terms, piece.sites.dependence)
     if any(checks.is_point_mass(draw[0].posterior) for draw in own.values()):
         # All draws are one, and tell nothing of the mass elsewhere: a bound, however many.
         one = torch.ones_like(by_global[0])

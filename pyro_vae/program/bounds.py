@@ -99,7 +99,7 @@ def _parts(
                     f"elbo: site {terms[0].coupled[0]!r} is summed out for all data at once; let "
                     f"one pass hold them: batch_size={count * passes.total}"
                 )
-            points.update(points_of(terms[0]))
+            points.update(points_of(terms[0], dependence))
             values = torch.stack([each.signal.mean((0, 1)) for each in terms]).mean(0)
             return values, sum(_of_globals(each) for each in terms) / len(terms)
 

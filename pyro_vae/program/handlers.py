@@ -136,14 +136,18 @@ class WrittenSizes(Messenger):
     def __init__(self, sizes: dict[str, int]) -> None:
         super().__init__()
         self.sizes = sizes
-        self._drawn: set[str] = set()  # rows that the guide draws are for the model to index
+        # Rows that the guide draws, or the program names itself, are for the model to index.
+        self._drawn: set[str] = set()
+        self._met: set[str] = set()
 
     def _pyro_sample(self, msg: Message) -> None:
         if not site_is_subsample(msg):
             return
         name, fn, rows = msg["name"], msg["fn"], msg["value"]
         takes_all = fn.subsample_size in (None, fn.size)
-        if rows is None and not takes_all:
+        first, named = name not in self._met, rows is not None and len(rows) != fn.size
+        self._met.add(name)
+        if (rows is None and not takes_all) or (first and named):
             self._drawn.add(name)
         elif rows is not None and takes_all and name not in self._drawn and len(rows) != fn.size:
             self.sizes[name] = fn.size

@@ -1,5 +1,6 @@
 """Which units of a site no mask takes out of its density."""
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -71,6 +72,38 @@ def density_of_kept(name: str, log_prob: Tensor, drawn: Any, scored: Any) -> Ten
             "distribution (.to_event), or fitted_log_likelihood"
         )
     return scale_and_mask(base.log_prob(value), 1.0, kept).sum(event)
+
+
+def tell_of_masks(model: Trace, guide: Trace, told: set[str]) -> None:
+    """Warn of a latent whose density under the guide counts where that of the model is masked.
+
+    ``-log q`` is then left alone there, so that an ELBO may lie above log p(x). Likelihoods leave
+    it out.
+
+    Arguments:
+        model, guide: Their traces.
+        told: Sites that the user knows of.
+    """
+    drawn = dict(sample_sites(guide))
+    for name, site in sample_sites(model):
+        twin = drawn.get(name)
+        if twin is None or name in told or site["is_observed"] or not is_masked(site):
+            continue
+        device = site["value"].device
+        kept = kept_units(site["fn"], site["mask"], device)
+        own = kept_units(twin["fn"], twin["mask"], device)
+        scored = ~kept if own is None else own & ~kept  # type: ignore[operator]
+        if isinstance(innermost(twin["fn"]), Delta) or not bool(scored.any()):
+            continue
+        told.add(name)
+        warnings.warn(
+            f"site {name!r}: the model masks it for some data (poutine.mask, obs_mask=), and the "
+            "guide does not, so that -log q counts there without log p: elbo, and what fit "
+            "maximises, may lie above log p(x), as under stock SVI; write the mask around it in "
+            "the guide as well: with poutine.mask(mask=...)",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def require_unmasked(name: str, carrier: str, scored: Any) -> None:

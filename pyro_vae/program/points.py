@@ -7,11 +7,17 @@ from pyro.distributions import Delta
 
 from pyro_vae.program import checks
 from pyro_vae.program.handlers import innermost
+from pyro_vae.program.looks.findings import Dependence
 from pyro_vae.program.terms import Latent, Terms
 
 
-def points_of(terms: Terms) -> set[str]:
-    """Return the local latents with a density of which the guide has one point."""
+def points_of(terms: Terms, dependence: Dependence) -> set[str]:
+    """Return the local latents with a density of which the guide has one point.
+
+    None under a site of all data that draws them: each is a point given that site alone.
+    """
+    if dependence.joined:
+        return set()
     return {
         name
         for name, (draw, *_) in terms.latents.items()

@@ -54,7 +54,7 @@ from pyro_vae.program.sparse_rows import SparseRows
 from pyro_vae.program.split_guide import split
 from pyro_vae.program.structure import Structure
 from pyro_vae.program.terms import Terms
-from pyro_vae.program.whole import plate_follows
+from pyro_vae.program.whole import has_plate_of_rows
 from pyro_vae.threads import one_thread
 from pyro_vae.torch_private import device_of_to
 
@@ -483,7 +483,8 @@ class Program(nn.Module):
         """Return whether the functions run on few of the rows, in a plate of as many."""
         flat = adapted(self._structure.flattened(data), self.device, self.precision, self._dim)
         with suppress(DataError):
-            return plate_follows(self.reader.runs.trace_of_model, flat, self._options["plate"])
+            trace = self.reader.runs.trace_of_model
+            return has_plate_of_rows(trace, flat, self._options["plate"])
         return False
 
     def _without_constants(self, batch: Batch) -> Batch:

@@ -57,7 +57,7 @@ from pyro_vae.program.looks.refusals import (
     tell_of_moving,
 )
 from pyro_vae.program.looks.rows_as_events import warn_of_rows_as_events
-from pyro_vae.program.masks import is_masked
+from pyro_vae.program.masks import is_masked, tell_of_masks
 from pyro_vae.program.modules import (
     leaves_behind,
 )
@@ -197,6 +197,7 @@ class Reader:
             plate = self._find_plate(model, guide, batch)
             self._show(model, guide, plate, batch)
             checks.check_pair(model, guide)
+            tell_of_masks(model, guide, self.warned)
             bindings = self._bindings(model, batch, plate, copies)
             floats = self._with_counts_as_floats(model, bindings, batch)
             if floats is not batch:

@@ -10,7 +10,14 @@ from torch import Tensor
 from pyro_vae.errors import ProgramError
 from pyro_vae.program import checks
 from pyro_vae.program.enumeration import can_be_listed, can_be_summed
-from pyro_vae.program.handlers import PLATE, data_frame, is_data, is_deterministic, sample_sites
+from pyro_vae.program.handlers import (
+    PLATE,
+    Message,
+    data_frame,
+    is_data,
+    is_deterministic,
+    sample_sites,
+)
 from pyro_vae.program.looks.findings import Dependence
 from pyro_vae.program.observed import Binding
 from pyro_vae.program.plates import DataPlate, data_dim
@@ -42,6 +49,8 @@ class Sites:
         dependence: What the plate does not keep apart.
         implicit: Local latents of which the guide has draws and no density.
         implicit_prior: Those of which the model has.
+        marked: Discrete latents that the guide draws and marks to be enumerated, as
+            ``config_enumerate`` does.
     """
 
     observed: tuple[str, ...]
@@ -62,6 +71,7 @@ class Sites:
     dependence: Dependence = field(default_factory=Dependence)
     implicit: tuple[str, ...] = ()
     implicit_prior: tuple[str, ...] = ()
+    marked: tuple[str, ...] = ()
 
     @property
     def continuous(self) -> tuple[str, ...]:
@@ -144,4 +154,9 @@ def read_sites(
         bindings=bindings,
         implicit=tuple(n for n in local if not checks.has_density(guide.nodes[n]["fn"])),
         implicit_prior=tuple(n for n in local if not checks.has_density(model.nodes[n]["fn"])),
+        marked=tuple(name for name in discrete if _is_marked(guide.nodes[name])),
     )
+
+
+def _is_marked(site: Message) -> bool:
+    return bool(site["infer"].get("enumerate"))

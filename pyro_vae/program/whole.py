@@ -90,6 +90,16 @@ def plate_follows(trace: Callable[[Batch], Trace], batch: Batch, wanted: str | N
     return all(_has_plate(trace(few), wanted, n) for n, few in _few(batch, num_rows(batch)))
 
 
+def has_plate_of_rows(trace: Callable[[Batch], Trace], batch: Batch, wanted: str | None) -> bool:
+    """Return whether the model runs on few rows, its plate of the data as many as they are."""
+    try:
+        for n, few in _few(batch, num_rows(batch)):
+            find_plate(trace(few), n, wanted)
+    except (DataError, ProgramError):
+        return False
+    return True
+
+
 def one_datum(model: Trace, guide: Trace) -> OneDatum:
     """Return the plate of one row that stands around what a whole program observes."""
     drawn = frozenset(name for name, _ in sample_sites(guide))

@@ -37,6 +37,7 @@ from pyro_vae.program.batch import (
 from pyro_vae.program.checks import SURPLUS, SURPLUS_OF_VALID
 from pyro_vae.program.first_call import forgotten_on_error
 from pyro_vae.program.program import Program
+from pyro_vae.program.sites import Sites
 from pyro_vae.program.whole import require_rows
 from pyro_vae.storage.loggers import Loggers
 from pyro_vae.storage.random_state import seeded_outside_torch
@@ -60,6 +61,7 @@ from pyro_vae.training.settings import (
     own_callback,
     record_data,
     record_steps,
+    warn_of_marks,
 )
 from pyro_vae.training.step import Stepper, parts_of
 from pyro_vae.training.surroundings import surroundings_kept
@@ -274,7 +276,7 @@ def fit(
             _check_parts(wrapped, first, feed.size, accumulate)
         weights = beta_schedule(beta, wrapped.sites.local)
         factory = as_factory(adam(lr) if optimizer is None else optimizer, wrapped, first, lr)
-        chosen = _chosen(objective, patience, world)
+        chosen = _chosen(objective, patience, world, wrapped.sites)
         folder = _folder(out, bool(resume), world, events=logger is None)
         stepper = Stepper(
             wrapped,
@@ -337,7 +339,7 @@ def _folder(
     return folder
 
 
-def _chosen(objective: Any, patience: int | None, world: World) -> Objective:
+def _chosen(objective: Any, patience: int | None, world: World, sites: Sites) -> Objective:
     """Return the objective, its own parameters and state on the device.
 
     Raises:
@@ -345,6 +347,7 @@ def _chosen(objective: Any, patience: int | None, world: World) -> Objective:
             several processes.
     """
     chosen = as_objective(objective)
+    warn_of_marks(chosen, sites)
     _check_alone(chosen, world)
     if patience is not None and not getattr(chosen, "ranks_epochs", True):
         raise ConfigError(

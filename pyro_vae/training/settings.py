@@ -11,9 +11,15 @@ from torch import Tensor
 
 from pyro_vae.arguments import number, shown, takes_one
 from pyro_vae.errors import ConfigError
-from pyro_vae.inference.objectives.objective import OptimizerFactory, TermsObjective
+from pyro_vae.inference.objectives.objective import (
+    Objective,
+    OptimizerFactory,
+    TermsObjective,
+)
+from pyro_vae.inference.objectives.stock import StockObjective
 from pyro_vae.program.handlers import Beta
 from pyro_vae.program.program import Program
+from pyro_vae.program.sites import Sites
 from pyro_vae.storage.optimizer_state import plain
 from pyro_vae.training.adam import Adam
 from pyro_vae.training.feed import LoaderFeed, TensorFeed
@@ -82,6 +88,19 @@ def check_schedules(beta: KLWeight, lr_schedule: float | Schedule) -> None:
     for name, value in given.items():
         as_schedule(name, value)
         warn_of_counts(name, value)
+
+
+def warn_of_marks(objective: Objective, sites: Sites) -> None:
+    """Warn of latents marked for enumeration, where the objective draws what the guide draws."""
+    if sites.marked and not isinstance(objective, StockObjective):
+        warnings.warn(
+            f"site {sites.marked[0]!r}: the guide marks it for enumeration, and "
+            f"{type(objective).__name__} draws what the guide draws (a score function); to "
+            "enumerate, give objective=pyro.infer.TraceEnum_ELBO(max_plate_nesting="
+            f"{sites.num_plates}), or leave the site out of the guide: it is summed out then",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def beta_schedule(beta: KLWeight, sites: tuple[str, ...]) -> Callable[[float], Beta | None]:

@@ -848,3 +848,26 @@ def test_an_assertion_without_words_is_placed():
 
     with pytest.raises(DataError, match=r"AssertionError at test_enumeration\.py:\d+"):
         pv.elbo(pv.Program(model, lambda x: None), torch.randn(5))
+
+
+def test_a_guide_marked_for_enumeration_is_told_what_fit_does():
+    """The default objective draws what the guide draws; stock Trace_ELBO says so as well."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(torch.ones(2)))
+            pyro.sample("x", dist.Normal(k.float(), 1.0), obs=x)
+
+    @config_enumerate
+    def guide(x):
+        logits = pyro.param("logits", torch.zeros(2))
+        with pyro.plate("data", len(x)):
+            pyro.sample("k", dist.Categorical(logits=logits.expand(len(x), 2)))
+
+    program, x = pv.Program(model, guide), torch.randn(6)
+    with pytest.warns(
+        UserWarning, match=r"'k': the guide marks it for enumeration, and ELBO draws"
+    ):
+        pv.fit(program, x, epochs=1, progress=False, compile=False)
+    objective = TraceEnum_ELBO(max_plate_nesting=1)
+    pv.fit(program, x, objective=objective, epochs=1, progress=False, compile=False)

@@ -349,6 +349,8 @@ def test_steps_that_depend_on_others_are_told_of_that_way_out(rows, guide):
     """Also under a guide that takes no part of the rows: the latents of the others are moved."""
     program, x = pv.Program(walk, guide), torch.randn(rows)
     with pytest.raises(ProgramError, match=r"read all data as one datum: pv\.Program\(model"):
+        pv.refine(program, x)
+    with pytest.raises(ProgramError, match=r"depends on the rows beside it.*or use elbo$"):
         pv.log_likelihood(program, x)
 
 
@@ -417,3 +419,31 @@ def test_what_stands_in_no_plate_is_asked_of_the_density_as_by_stock_svi():
     with pytest.warns(UserWarning, match="the guide is a point mass"):
         ours = pv.elbo(pv.Program(model, guide), Y).sum()
     assert torch.allclose(ours, torch.tensor(exact))
+
+
+OTHERS = {
+    "step before": (48, lambda e: e.roll(1)),
+    "two before": (9, lambda e: e.roll(2)),
+    "season": (48, lambda e: torch.cat([torch.zeros(12), e[:-12]])),
+    "one row": (48, lambda e: e[7].expand(len(e))),
+    "even rows": (9, lambda e: e[::2].mean() * (torch.arange(len(e)) % 2 == 0)),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_dependence_on_any_other_rows_is_seen_where_none_can_be_cut_away(name):
+    rows, of_others = OTHERS[name]
+
+    def model(x):
+        time = pyro.plate("data", rows)
+        with time:
+            e = pyro.sample("e", dist.Normal(torch.zeros(rows), 1.0))
+        with time:
+            pyro.sample("x", dist.Normal(e + 0.9 * of_others(e), 0.5), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", rows):
+            pyro.sample("e", dist.Normal(pyro.param("all", torch.zeros(rows)), 1.0))
+
+    with pytest.raises(ProgramError, match=r"'x' of a datum depends on the rows beside it"):
+        pv.log_likelihood(pv.Program(model, guide), torch.randn(rows))

@@ -172,3 +172,18 @@ def test_labels_that_no_function_takes_are_told_as_before():
 
     with pytest.raises(DataError, match=r"takes|arguments"):
         pv.fit(OfImages(), DataLoader(TensorDataset(X, Y), batch_size=4), epochs=1)
+
+
+@pytest.mark.parametrize("name", ["data", "rows"])
+def test_a_batch_that_is_opened_by_its_place_is_whole_whatever_the_plate_is_called(name):
+    """``batch[0]`` of the array itself would be its first row."""
+    x = torch.randn(6, 4)
+
+    def model(batch):
+        rows = batch[0]
+        with pyro.plate(name, len(rows)):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=rows.reshape(len(rows), -1).sum(-1))
+
+    program = pv.Program(model, lambda batch: None)
+    exact = dist.Normal(0.0, 1.0).log_prob(x.sum(-1))
+    assert torch.allclose(pv.elbo(program, (x,)), exact)

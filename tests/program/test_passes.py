@@ -266,6 +266,7 @@ def shifted():
     return pv.Program(model, guide)
 
 
+@pytest.mark.filterwarnings("ignore:.*the guide is a point mass")
 def test_a_constant_as_long_as_the_batches_of_a_list_is_one():
     x, w = torch.linspace(-1.0, 1.0, 9), torch.tensor([1.0, 2.0, 3.0])
     pieces = [(x[i : i + 3], w) for i in (0, 3, 6)]
@@ -274,6 +275,7 @@ def test_a_constant_as_long_as_the_batches_of_a_list_is_one():
         torch.testing.assert_close(pv.elbo(shifted(), data), exact)
 
 
+@pytest.mark.filterwarnings("ignore:.*the guide is a point mass")
 def test_an_equal_copy_as_long_as_the_batches_of_a_list_is_told_of():
     x, w = torch.linspace(-1.0, 1.0, 9), torch.tensor([1.0, 2.0, 3.0])
     pieces = [(x[i : i + 3], w.clone()) for i in (0, 3, 6)]

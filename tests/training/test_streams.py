@@ -83,6 +83,7 @@ def test_another_n_is_another_run(expected):
     assert fit(Known(), Rows(), size=N, epochs=1)["state"] != expected["state"]
 
 
+@pytest.mark.filterwarnings("ignore:.*the guide is a point mass")
 def test_a_table_of_rows_is_shuffled_as_a_data_set():
     program = Known()
     rows = Subset(TensorDataset(*data(N)), range(N))

@@ -187,20 +187,34 @@ def changes_by_others(run: PairOf, few: Batch) -> set[Change] | None:
         run: Runs the pair on a batch at given latents.
         few: Some rows.
     """
-    numbers = torch.arange(num_rows(few))
+    rows = num_rows(few)
     found: set[Change] = set()
     try:
         whole = run(few, {})
         if unlike(whole, run(few, latents_cut(whole))):
             return found
-        for kept, row in ((numbers[::2], 0), (numbers[1::2], -1)):
-            index = numbers.clone()
-            index[numbers % 2 != kept[0]] = numbers[row]
+        for kept in _sides(rows):
+            index = kept[:1].expand(rows).clone()
+            index[kept] = kept
             piece = run(cut_to(few, index), latents_cut(whole, index))
             found |= {each for each in unlike(whole, piece, kept, both=True) if each.inside}
     except Exception:  # as in changes_beside
         return None
     return found
+
+
+def _sides(rows: int) -> Iterator[Tensor]:
+    """Yield rows to keep while the others are replaced: both sides of partitions.
+
+    A random one parts many pairs of rows, whatever their distance: lags, seasons, groups. Of few
+    rows it may part none that matter.
+    """
+    numbers = torch.arange(rows)
+    first = torch.zeros(rows, dtype=torch.bool)
+    first[torch.randperm(rows, generator=torch.Generator().manual_seed(0))[: rows // 2]] = True
+    few = (numbers % 2 == 0, numbers < rows // 2) if rows <= _MOST * 2 else ()
+    for side in (first, *few):
+        yield from (numbers[side], numbers[~side])
 
 
 def changes_beside(run: PairOf, few: Batch, cuts: Sequence[Tensor]) -> set[Change] | None:

@@ -177,13 +177,15 @@ class Runs:
 
         Of a few rows, and of all where the program does not run on these: a graph asks once more.
         """
-        few = batch
+        few, written = batch, dict(self.written)
         with suppress(Exception):  # rows that cannot be cut
             few = cut_to(batch, torch.arange(min(_FEW_ROWS, num_rows(batch))))
         for some in (few, batch):
             with suppress(Exception), self.quiet(some):  # a density may be none to be asked again
                 one, two = self._watched(some, None), self._watched(some, None)
+                self.written = written  # those of a few rows are no sizes
                 return {each.site for each in unlike(one, two)}
+        self.written = written
         return set()
 
     def refusal(self, batch: Batch, error: Exception) -> DataError:
@@ -210,7 +212,7 @@ class Runs:
         """Return whether a program that fails on draws runs with discrete latents enumerated."""
         args, kwargs = arguments(batch)
         ran = False
-        with suppress(Exception), self.aside(batch), torch.no_grad():
+        with suppress(Exception), self.undone(), self.quiet(batch), validation(True), silent():
             for nesting in range(1, 4):
                 elbo = TraceEnum_ELBO(max_plate_nesting=nesting, strict_enumeration_warning=False)
                 with suppress(*FAILURES):

@@ -141,18 +141,19 @@ def require_each(found: Dependence, verb: str) -> None:
     Raises:
         ProgramError: A site outside the plate depends on what is inside.
     """
+    way_out = f"; {_AS_ONE}" if verb == "refine" else ""  # a likelihood is one given its globals
     for name in found.found:
         what = "latents" if name in found.spanning else "rows"
         raise ProgramError(
             f"{verb}: site {name!r} stands outside the plate of the data and depends on their "
             f"{what}: the data have one joint density, and none each; write it inside the "
-            f"plate, a term for each datum, or use elbo; {_AS_ONE}"
+            f"plate, a term for each datum, or use elbo{way_out}"
         )
     for name in found.beside:
         raise ProgramError(
             f"{verb}: the density of site {name!r} of a datum depends on the rows beside it: "
             "the data have one joint density, and none each; compute what all share (a mean, a "
-            f"scale, a count) before, and let the functions hold it; or use elbo; {_AS_ONE}"
+            f"scale, a count) before, and let the functions hold it; or use elbo{way_out}"
         )
 
 

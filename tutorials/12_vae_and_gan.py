@@ -212,7 +212,7 @@ run = pv.fit(
     lr_schedule=pv.schedules.cosine(1.0, 0.05),
     progress=False,
 )
-found = pv.aggregated_posterior(aae, grey)
+found = pv.aggregated_posterior(aae, grey, num_steps=20 if SMOKE else 1000)
 print(found)
 print("means apart", [f"{gap:.2f}" for gap in found.mean_gap])
 

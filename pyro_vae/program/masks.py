@@ -85,6 +85,8 @@ def tell_of_masks(model: Trace, guide: Trace, told: set[str]) -> None:
         told: Sites that the user knows of.
     """
     drawn = dict(sample_sites(guide))
+    if any(not (s["is_observed"] or n in drawn) for n, s in sample_sites(model)):
+        return  # a mask may move with what is summed out, which no guide can write
     for name, site in sample_sites(model):
         twin = drawn.get(name)
         if twin is None or name in told or site["is_observed"] or not is_masked(site):

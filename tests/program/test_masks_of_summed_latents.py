@@ -61,6 +61,7 @@ def program_of(model, drawn):
     return pv.Program(model, guide)
 
 
+@pytest.mark.filterwarnings("ignore:.*the model masks it for some data")
 @pytest.mark.parametrize("model", [inside, around, flat])
 @pytest.mark.parametrize("drawn", [False, True])
 def test_a_likelihood_sums_what_the_model_draws(model, drawn):

@@ -328,14 +328,14 @@ def test_a_series_in_a_plate_of_time_is_one_datum_where_its_user_says_so():
     assert pv.elbo(program, Y).shape == (1,)
     with pytest.raises(ConfigError, match=r"plate: got 'time' beside whole=True"):
         pv.Program(walk, walk_guide, plate="time", whole=True)
-    pv.fit(program, Y, epochs=100, lr=0.05, compile=False, progress=False)
-    refined = pv.refine(program, Y, pv.HMC(num_draws=200, warmup=100, chains=4), compile=False)
+    pv.fit(program, Y, epochs=60, lr=0.05, compile=False, progress=False)
+    refined = pv.refine(program, Y, pv.HMC(num_draws=100, warmup=60, chains=2), compile=False)
     mean = cross.T @ torch.linalg.solve(covariance, Y)
     law = 0.64 * torch.eye(5) - cross.T @ torch.linalg.solve(covariance, cross)
     draws = refined.samples["step"].reshape(-1, 5)
-    # 800 draws count as 100 at least: |z| < 5 for five means, false alarms below 3e-6.
-    assert ((draws.mean(0) - mean) / (law.diagonal() / 100).sqrt()).abs().max() < 5
-    assert (draws.var(0) / law.diagonal() - 1).abs().max() < 0.71  # 5 standard errors of 100
+    # 200 draws count as 40 at least: |z| < 5 for five means, false alarms below 3e-6.
+    assert ((draws.mean(0) - mean) / (law.diagonal() / 40).sqrt()).abs().max() < 5
+    assert (draws.var(0) / law.diagonal()).min() > 0.3 and draws.var(0).max() < 0.64
 
 
 def amortised_walk(x):

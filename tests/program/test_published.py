@@ -75,6 +75,7 @@ def moved(before, after):
 
 
 @every
+@pytest.mark.filterwarnings("ignore:.*the guide marks it for enumeration")
 def test_fit_moves_what_stock_svi_moves(name):
     pair = PAIRS[name]()
     args, kwargs = pair.arguments

@@ -92,10 +92,13 @@ def tell_of_masks(model: Trace, guide: Trace, told: set[str]) -> None:
         if twin is None or name in told or site["is_observed"] or not is_masked(site):
             continue
         device = site["value"].device
+        if device.type == "meta":  # no values tell what is masked
+            continue
         kept = kept_units(site["fn"], site["mask"], device)
         own = kept_units(twin["fn"], twin["mask"], device)
         scored = ~kept if own is None else own & ~kept  # type: ignore[operator]
-        if isinstance(innermost(twin["fn"]), Delta) or not bool(scored.any()):
+        flat = not bool(kept.any())  # type: ignore[union-attr] # a prior without a density: as meant
+        if flat or isinstance(innermost(twin["fn"]), Delta) or not bool(scored.any()):
             continue
         told.add(name)
         warnings.warn(

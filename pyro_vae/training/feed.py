@@ -355,7 +355,8 @@ class LoaderFeed:
     def _begin(self, seed: int, number: int) -> None:
         """Tell the epoch to all that ask: else their order is that of the first."""
         loader: Any = self.loader
-        data = getattr(loader.dataset, "source", loader.dataset)
+        data = loader.dataset
+        data = data.source if isinstance(data, _Batches) else data
         for part in (loader, self.sampler, loader.batch_sampler, data):
             if callable(begin := getattr(part, "set_epoch", None)):
                 # The number, as all loops do; that sampler shuffles by our seed.

@@ -47,6 +47,7 @@ from pyro_vae.training.parallel import World
 from pyro_vae.training.schedules import Schedule
 from pyro_vae.training.settings import shared_settings
 from pyro_vae.training.step import Stepper
+from pyro_vae.training.termination import ended_workers_unheard
 from pyro_vae.training.validation import Validation
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
@@ -555,7 +556,8 @@ class Loop:
             ]
         elif not folder.has_checkpoint:
             return None  # no step was taken, here or before: there is no run to leave behind
-        return first_error([folder.require]) or first_error([*writes, folder.publish])
+        with ended_workers_unheard():
+            return first_error([folder.require]) or first_error([*writes, folder.publish])
 
     def _leave_behind_all_the_same(self) -> Exception | None:
         """Leave the run behind, anew where an interrupt comes in the midst of that, a few times.

@@ -540,7 +540,8 @@ class Stepper:
             name = names.get(id(parameter), f"of the objective, {place}")
             if parameter.requires_grad:
                 late = id(parameter) in self._late
-                facts[name] = f"from {digest(parameter)[:8]}" if late else "trained"
+                kept = f"from {digest(parameter)[:8]}" if late else "trained"
+                facts[name] = f"{kept}, {place} of shape {tuple(parameter.shape)}"  # one order
         return facts
 
     @staticmethod

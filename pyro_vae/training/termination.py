@@ -51,3 +51,20 @@ def _handled(number: signal.Signals, end: _Handler) -> Iterator[None]:
     finally:
         if signal.getsignal(number) is end:
             signal.signal(number, usual)
+
+
+@contextmanager
+def ended_workers_unheard() -> Iterator[None]:
+    """Let workers of a loader end inside, which a signal to all of a run's processes reaches too.
+
+    torch's handler raises at the end of each, in the midst of a write as well.
+    """
+    number = getattr(signal, "SIGCHLD", None)  # which Windows lacks
+    if number is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(number, signal.SIG_DFL if before is None else before)

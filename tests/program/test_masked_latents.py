@@ -295,3 +295,24 @@ def test_a_mask_that_the_guide_lacks_is_told_of(masked):
         pv.elbo(program, torch.randn(3))
     found = [str(each.message) for each in told if "the model masks it" in str(each.message)]
     assert len(found) == (0 if masked else 1)
+
+
+@pytest.mark.filterwarnings("error:.*the model masks it")
+def test_a_flat_prior_and_values_that_nobody_knows_are_no_lack_of_a_mask():
+    """``mask(False)`` is how Pyro writes a prior without a density; meta data tell no mask."""
+
+    def flat(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0 * x, 1.0).mask(False))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    # Of a flat prior the evidence is 1: that bound is exact at the exact posterior.
+    torch.manual_seed(0)
+    bound = pv.elbo(pv.Program(flat, guide), torch.randn(3), num_particles=8)
+    assert torch.allclose(bound, torch.zeros(3), atol=1e-5)
+    meta = {name: value.to("meta") for name, value in BATCH.items()}
+    pv.Program(inside, guide_of(inside)).read(meta)

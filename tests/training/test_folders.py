@@ -21,6 +21,7 @@ from pyro_vae.storage import checkpoint, events, lock
 from pyro_vae.storage.atomic import host
 from pyro_vae.storage.bundle import read_bundle
 from pyro_vae.training import loop
+from pyro_vae.training.termination import ended_workers_unheard
 
 X = (torch.rand(40, 7, generator=torch.Generator().manual_seed(4)) > 0.4).float()
 FAST = {"epochs": 4, "batch_size": 10, "compile": False, "progress": False}
@@ -517,3 +518,19 @@ def test_a_killed_run_goes_on_in_the_same_folder(tmp_path):
     whole = pv.fit(build(), X, **{**FAST, "epochs": len(run.history["loss"])})
     np.testing.assert_array_equal(run.history["loss"], whole.history["loss"])
     assert not (folder / "lock.json").exists()
+
+
+def test_a_worker_that_ends_breaks_into_no_last_write():
+    """A signal to all processes ends the workers too, at which torch's handler raises."""
+
+    def raises(number, frame):
+        raise RuntimeError("a worker is killed")
+
+    before = signal.signal(signal.SIGCHLD, raises)
+    try:
+        with ended_workers_unheard():
+            os.kill(os.getpid(), signal.SIGCHLD)
+        with pytest.raises(RuntimeError, match="a worker is killed"):
+            os.kill(os.getpid(), signal.SIGCHLD)
+    finally:
+        signal.signal(signal.SIGCHLD, before)

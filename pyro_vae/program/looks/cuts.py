@@ -40,6 +40,7 @@ _PRODUCTS = {
 }
 _DRAWN = 0.3  # for normal and uniform numbers alike
 _MOST = 8  # rows from all over a batch to look at
+_ALL_PAIRS = 256  # rows of which each pair is parted
 _SMALL = 1 << 20  # numbers of an argument of which the extreme rows are looked at, too
 _CODES = 16  # values of an argument of integers of which rows of each are looked at
 
@@ -206,14 +207,15 @@ def changes_by_others(run: PairOf, few: Batch) -> set[Change] | None:
 def _sides(rows: int) -> Iterator[Tensor]:
     """Yield rows to keep while the others are replaced: both sides of partitions.
 
-    A random one parts many pairs of rows, whatever their distance: lags, seasons, groups. Of few
-    rows it may part none that matter.
+    One for each binary digit of a row's number parts any two rows. Of many rows, which cost more to
+    run, the first and the last digit and a random partition part lags, seasons and groups.
     """
     numbers = torch.arange(rows)
-    first = torch.zeros(rows, dtype=torch.bool)
-    first[torch.randperm(rows, generator=torch.Generator().manual_seed(0))[: rows // 2]] = True
-    few = (numbers % 2 == 0, numbers < rows // 2) if rows <= _MOST * 2 else ()
-    for side in (first, *few):
+    digits = [(numbers >> digit) % 2 == 0 for digit in range(max(1, (rows - 1).bit_length()))]
+    if rows > _ALL_PAIRS:
+        drawn = torch.rand(rows, generator=torch.Generator().manual_seed(0)) < 0.5
+        digits = [digits[0], digits[-1], drawn]
+    for side in digits:
         yield from (numbers[side], numbers[~side])
 
 

@@ -180,13 +180,18 @@ class Runs:
         few, written = batch, dict(self.written)
         with suppress(Exception):  # rows that cannot be cut
             few = cut_to(batch, torch.arange(min(_FEW_ROWS, num_rows(batch))))
-        for some in (few, batch):
-            with suppress(Exception), self.quiet(some):  # a density may be none to be asked again
-                one, two = self._watched(some, None), self._watched(some, None)
-                self.written = written  # those of a few rows are no sizes
-                return {each.site for each in unlike(one, two)}
-        self.written = written
-        return set()
+        moved = self._moving(few)
+        if moved is None and few is not batch:
+            moved = self._moving(batch)
+        self.written = written  # those of a few rows are no sizes
+        return moved or set()
+
+    def _moving(self, batch: Batch) -> set[str] | None:
+        """Return the sites that two runs from one state make others; None where they do not run."""
+        with suppress(Exception), self.quiet(batch):  # a density may be none to be asked again
+            one, two = self._watched(batch, None), self._watched(batch, None)
+            return {each.site for each in unlike(one, two)}
+        return None
 
     def refusal(self, batch: Batch, error: Exception) -> DataError:
         """Return what says that the program has failed on a batch."""
@@ -212,10 +217,10 @@ class Runs:
         """Return whether a program that fails on draws runs with discrete latents enumerated."""
         args, kwargs = arguments(batch)
         ran = False
-        with suppress(Exception), self.undone(), self.quiet(batch), validation(True), silent():
+        with suppress(Exception), self.undone(), validation(True), silent():
             for nesting in range(1, 4):
                 elbo = TraceEnum_ELBO(max_plate_nesting=nesting, strict_enumeration_warning=False)
-                with suppress(*FAILURES):
+                with suppress(*FAILURES), self.quiet(batch):  # each at the noise that has failed
                     elbo.loss(*self.functions(batch), *args, **kwargs)
                     ran = True
         return ran

@@ -93,7 +93,8 @@ class Stepper:
         self.size = size
         self.reduce = reduce
         self._agree = agree
-        self._compared = 0  # updates that are yet to be compared with those of other processes
+        # Of each update: how many more are to be compared with those of other processes.
+        self._compared = [0] * len(self.updates)
         self._late: set[int] = set()  # parameters that have come within the epoch
         self.accumulate = accumulate
         # With several updates, one must not leave gradients on another's parameters.
@@ -156,7 +157,7 @@ class Stepper:
         for index, update in enumerate(self._objective.updates(self.program)):
             known = {id(parameter) for parameter in self.trained[index]} | hidden.keys()
             new = [parameter for parameter in update.parameters if id(parameter) not in known]
-            if new and self.reduce is not None and not (everywhere and self._compared):
+            if new and self.reduce is not None and not (everywhere and self._compared[index]):
                 self._refuse_late(new)
             make_dense(new)
             self._late |= {id(parameter) for parameter in new}
@@ -322,7 +323,7 @@ class Stepper:
         """
         if not self.watched and self._runs_others():
             self.watch()
-        self._compared = 2 * len(self.updates)  # anew in each epoch: callbacks freeze and thaw
+        self._compared = [2] * len(self.updates)  # anew in each epoch: callbacks freeze and thaw
         self._late.clear()
         lone = self._alone and self.updates[0].due is None
         with ExitStack() as stack:
@@ -522,8 +523,8 @@ class Stepper:
     def _reduced_norm(self, index: int, loss: Tensor) -> Tensor:
         """Average loss and gradients over the processes, in place; return the gradients' norm."""
         if self.reduce is not None:
-            if self._compared:
-                self._compared -= 1
+            if self._compared[index]:
+                self._compared[index] -= 1
                 self._agree({"parameters to train": self._facts(index)})
             self._average(loss, self.trained[index], self.reduce)
         grads = [p.grad for p in self.trained[index] if p.grad is not None]

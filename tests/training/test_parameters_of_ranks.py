@@ -156,20 +156,39 @@ class Late(Switched):
         return found + self.held() if self.training and self.held is not None else found
 
 
+class InTurn:
+    """Several steps of the first decoder before one of the others."""
+
+    def updates(self, program: pv.Program) -> list[pv.Update]:
+        first, *others = program.source.gains
+        loss = pv.ELBO().per_datum
+        return [
+            pv.Update(loss, (first,), repeats=4, name="first"),
+            pv.Update(loss, tuple(others), name="others"),
+        ]
+
+
 def apart(rank: int) -> dict[str, str]:
     """Return the errors of processes that train other parameters, or from other values."""
     held = torch.full((3,), 0.1 * (1 + rank), dtype=torch.float64, requires_grad=True)
-    still, frozen = Switched(), Switched()
+    still, frozen, in_turn = Switched(), Switched(), Switched()
     still.gains[2].requires_grad_(not rank)
+    in_turn.gains[2].requires_grad_(not rank)
     trained = {"still": still, "frozen": frozen, "buffer": Late(), "held": Late(held)}
+    trained["in turn"] = in_turn
 
     def freeze(run: pv.Run) -> None:
         frozen.gains[2].requires_grad_(not rank)
 
     after = {"frozen": [freeze]}
     options = {"epochs": 3, "compile": False, "device": "cpu", "progress": False}
+    more = {"in turn": {"objective": InTurn()}}
     return {
-        name: error(lambda p=p, n=name: pv.fit(p, X, callbacks=after.get(n, ()), **options))
+        name: error(
+            lambda p=p, n=name: pv.fit(
+                p, X, callbacks=after.get(n, ()), **more.get(n, {}), **options
+            )
+        )
         for name, p in trained.items()
     }
 
@@ -216,6 +235,7 @@ def test_a_process_without_rows_moves_nothing(tmp_path):
     assert found[0][1] == found[1][1]
     assert not any(math.isnan(value) for value in found[0][1])
     told = {"still": "gains.2", "frozen": "gains.2", "buffer": "mean", "held": "found-0"}
+    told["in turn"] = "gains.2"
     for *_, errors in found:
         for name, part in told.items():
             assert "the 2 processes disagree" in errors[name] and part in errors[name]

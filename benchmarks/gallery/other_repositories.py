@@ -7,9 +7,7 @@ import torch
 from torch.nn import functional
 
 from benchmarks.gallery.loading import load
-from benchmarks.gallery.subject import Published, Subject, binary, real
-
-N = 12
+from benchmarks.gallery.subject import N, Published, Subject, binary, real
 
 
 def plain_vae(path: Path) -> Subject:

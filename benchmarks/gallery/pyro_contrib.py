@@ -11,14 +11,13 @@ from pyro.nn import PyroSample
 
 from benchmarks.gallery.subject import (
     NO_CODE,
+    N,
     Published,
     Subject,
     binary,
     one_hot,
     real,
 )
-
-N = 12
 
 
 def cevae(_: Path | None = None) -> Subject:

@@ -18,10 +18,15 @@ from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, init_to_feasible
 
 from benchmarks.gallery.loading import load
 from benchmarks.gallery.subject import (
+    ENUM,
+    ENUM_2,
+    EXAMPLES,
     NO_CODE,
     NO_CONTINUOUS,
     NO_LATENT,
     NO_LOCAL,
+    TUTORIALS,
+    N,
     Published,
     Subject,
     binary,
@@ -30,12 +35,6 @@ from benchmarks.gallery.subject import (
     one_hot,
     real,
 )
-
-N = 12
-EXAMPLES = "pyro-ppl/pyro/examples/"
-TUTORIALS = "pyro-ppl/pyro/tutorial/source/"
-ENUM = functools.partial(TraceEnum_ELBO, max_plate_nesting=1)
-ENUM_2 = functools.partial(TraceEnum_ELBO, max_plate_nesting=2)
 
 
 def vae(path: Path) -> Subject:

@@ -10,7 +10,6 @@ import pyro.contrib.gp as gp
 import torch
 from pyro import poutine
 from pyro.infer import (
-    TraceEnum_ELBO,
     TraceGraph_ELBO,
     TraceMeanField_ELBO,
     config_enumerate,
@@ -26,10 +25,15 @@ from pyro.infer.reparam import DiscreteCosineReparam, LocScaleReparam, StableRep
 
 from benchmarks.gallery.loading import load
 from benchmarks.gallery.subject import (
+    ENUM,
+    ENUM_2,
+    EXAMPLES,
     NO_CODE,
     NO_CONTINUOUS,
     NO_LATENT,
     NO_LOCAL,
+    TUTORIALS,
+    N,
     Published,
     Subject,
     binary,
@@ -38,12 +42,7 @@ from benchmarks.gallery.subject import (
     real,
 )
 
-N = 12
-EXAMPLES = "pyro-ppl/pyro/examples/"
-TUTORIALS = "pyro-ppl/pyro/tutorial/source/"
-ENUM = functools.partial(TraceEnum_ELBO, max_plate_nesting=1)
 WHOLE = {"whole": True}  # steps of a plate of time depend on each other
-ENUM_2 = functools.partial(TraceEnum_ELBO, max_plate_nesting=2)
 
 
 def coins_in_a_loop(path: Path) -> Subject:
@@ -281,7 +280,9 @@ def _rows() -> list[Published]:
             title, file, functools.partial(build, **given) if given else build, without
         )
 
-    ipynb = lambda name: TUTORIALS + name + ".ipynb"  # noqa: E731
+    def ipynb(name: str) -> str:
+        return f"{TUTORIALS}{name}.ipynb"
+
     rows = [
         row("svi_part_i", ipynb("svi_part_i"), coins_in_a_loop, NO_CODE),
         row("svi_part_iii", ipynb("svi_part_iii"), coins_held, NO_CODE),

@@ -1,15 +1,21 @@
 """One published program: how it is built, what it is fed, what it is compared with."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from pyro.infer import Trace_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch import Tensor
 
 import pyro_vae as pv
+
+N = 12  # rows of made-up data
+EXAMPLES = "pyro-ppl/pyro/examples/"
+TUTORIALS = "pyro-ppl/pyro/tutorial/source/"
+ENUM, ENUM_2 = (functools.partial(TraceEnum_ELBO, max_plate_nesting=n) for n in (1, 2))
 
 
 @dataclass

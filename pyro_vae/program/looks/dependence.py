@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
@@ -30,8 +30,15 @@ from pyro_vae.program.modules import leaves_behind
 from pyro_vae.torch_private import pytree
 
 Alike = Callable[[], AbstractContextManager[Any]]
-# Terms outside the plate, latents of the guide, auxiliary ones (inside the plate?), globals.
-_Looked = tuple[list[str], set[str], dict[str, bool], list[str]]
+
+
+class _Looked(NamedTuple):
+    """What could depend on something across the border of the plate."""
+
+    names: list[str]  # terms outside it
+    drawn: set[str]  # latents of the guide
+    auxiliary: dict[str, bool]  # those of its own, and whether they stand inside
+    globals_: list[str]
 
 
 def dependence(
@@ -110,7 +117,9 @@ def _looked_at(seen: tuple[Trace, Trace]) -> _Looked | None:
         if site["infer"].get("is_auxiliary") and not site["is_observed"]
     }
     globals_ = [name for name, site in sample_sites(seen[1]) if is_global(site)]
-    return (names, drawn, auxiliary, globals_) if names or auxiliary or globals_ else None
+    if not (names or auxiliary or globals_):
+        return None
+    return _Looked(names, drawn, auxiliary, globals_)
 
 
 def _dependence(

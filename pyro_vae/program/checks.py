@@ -1,7 +1,6 @@
 """What a pair of traces must satisfy, said in errors that name the site, the value and the fix."""
 
 import math
-import warnings
 from collections.abc import Collection
 from typing import Any
 
@@ -28,6 +27,7 @@ from pyro_vae.program.handlers import (
 )
 from pyro_vae.program.masks import kept_units
 from pyro_vae.program.plates import data_dim
+from pyro_vae.program.told import Told
 
 _LARGE = 30.0  # root mean square of a column beyond which it counts as not scaled
 SURPLUS = (
@@ -156,12 +156,11 @@ def check_real(batch: Batch) -> None:
             raise DataError(f"{name}: got complex numbers, expected real ones")
 
 
-def check_values(model: Trace, warned: set[str], first_row: int = 0) -> None:
+def check_values(model: Trace, told: Told, first_row: int = 0) -> None:
     """Require that each observed value has its distribution's shape and lies in its support.
 
     What a mask takes out (a step behind its sequence's end) may lie anywhere. A distribution with
-    ``validate_args=False`` is taken at its author's word, with one warning: ``warned`` holds the
-    sites that have had theirs.
+    ``validate_args=False`` is taken at its author's word, with one warning.
 
     Raises:
         DataError: Names the site, the row, the value, and the fix.
@@ -177,9 +176,9 @@ def check_values(model: Trace, warned: set[str], first_row: int = 0) -> None:
         if support is None or elsewhere or value.device.type == "meta":
             continue
         if is_unvalidated(fn):
-            if name not in warned and not bool(_lies_in(support, value, kept).all()):
-                warned.add(name)
-                _warn_of_unvalidated(name, fn)
+            key = ("support", name)
+            if key not in told and not bool(_lies_in(support, value, kept).all()):
+                told.warn(key, _unvalidated(name, fn))
         else:
             kind, dim = distribution_name(fn), data_dim(site)
             check_support(name, support, kind, value, first_row, dim, kept)
@@ -215,13 +214,11 @@ def is_unvalidated(fn: Any) -> bool:
     return vars(fn).get("_validate_args") is False
 
 
-def _warn_of_unvalidated(site: str, fn: Any) -> None:
-    warnings.warn(
+def _unvalidated(site: str, fn: Any) -> str:
+    return (
         f"site {site!r}: values outside the support of {distribution_name(fn)} are scored as they "
         "are, since it has validate_args=False; its log_prob is no log density of them, and what "
-        "is called a likelihood is none",
-        UserWarning,
-        stacklevel=2,
+        "is called a likelihood is none"
     )
 
 

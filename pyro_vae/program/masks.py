@@ -1,7 +1,6 @@
 """Which units of a site no mask takes out of its density."""
 
-import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +10,13 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.handlers import Message, innermost, sample_sites
+from pyro_vae.program.handlers import FAILURES, Message, innermost, sample_sites
+from pyro_vae.program.told import Told
+
+# Finds by latent which sites of the guide it is a transform of.
+Carriers = Callable[[], Mapping[str, Sequence[str]]]
+# Returns a model's trace at all values of what is summed out, and the dimensions of its plates.
+Summed = Callable[[], tuple[Trace, int]]
 
 
 def kept_units(fn: Any, mask: Any, device: torch.device) -> Tensor | None:
@@ -74,41 +79,102 @@ def density_of_kept(name: str, log_prob: Tensor, drawn: Any, scored: Any) -> Ten
     return scale_and_mask(base.log_prob(value), 1.0, kept).sum(event)
 
 
-def tell_of_masks(model: Trace, guide: Trace, told: set[str]) -> None:
+def tell_of_masks(
+    model: Trace, guide: Trace, carriers: Carriers, summed: Summed, told: Told
+) -> None:
     """Warn of a latent whose density under the guide counts where that of the model is masked.
 
     ``-log q`` is then left alone there, so that an ELBO may lie above log p(x). Likelihoods leave
-    it out.
+    it out. A point mass has the density of the sites that it is a transform of.
 
     Arguments:
         model, guide: Their traces.
-        told: Sites that the user knows of.
+        carriers: Finds these sites, by latent.
+        summed: Runs the model at all values of what the guide leaves out.
+        told: What the user knows.
     """
     drawn = dict(sample_sites(guide))
-    if any(not (s["is_observed"] or n in drawn) for n, s in sample_sites(model)):
-        return  # a mask may move with what is summed out, which no guide can write
+    left_out = any(not (s["is_observed"] or n in drawn) for n, s in sample_sites(model))
     for name, site in sample_sites(model):
-        twin = drawn.get(name)
-        if twin is None or name in told or site["is_observed"] or not is_masked(site):
+        twin, key = drawn.get(name), ("mask", name)
+        if twin is None or key in told or site["is_observed"] or not is_masked(site):
             continue
-        device = site["value"].device
-        if device.type == "meta":  # no values tell what is masked
+        if site["value"].is_meta or _is_flat(site):  # no values; a prior without a density
             continue
-        kept = kept_units(site["fn"], site["mask"], device)
-        own = kept_units(twin["fn"], twin["mask"], device)
-        scored = ~kept if own is None else own & ~kept  # type: ignore[operator]
-        flat = not bool(kept.any())  # type: ignore[union-attr] # a prior without a density: as meant
-        if flat or isinstance(innermost(twin["fn"]), Delta) or not bool(scored.any()):
+        lost = ~_counted(site)
+        if not bool(lost.any()):
             continue
-        told.add(name)
-        warnings.warn(
-            f"site {name!r}: the model masks it for some data (poutine.mask, obs_mask=), and the "
-            "guide does not, so that -log q counts there without log p: elbo, and what fit "
-            "maximises, may lie above log p(x), as under stock SVI; write the mask around it in "
-            "the guide as well: with poutine.mask(mask=...)",
-            UserWarning,
-            stacklevel=2,
+        point = isinstance(innermost(twin["fn"]), Delta)
+        others = carriers().get(name, ()) if point else ()
+        if not any(_scores(each, site, lost) for each in (twin, *(drawn[n] for n in others))):
+            continue
+        # A mask may move with what is summed out, which no guide can write.
+        if not (left_out and _may_move(name, summed)):
+            told.warn(key, _unmasked_in_guide(name, *others))
+
+
+def _may_move(name: str, summed: Summed) -> bool:
+    """Return whether the mask of a latent moves with what is summed out, or nothing tells it."""
+    try:
+        trace, depth = summed()
+        return with_all_drawn(trace, depth).nodes[name] is not trace.nodes[name]
+    except FAILURES:
+        return True
+
+
+def _unmasked_in_guide(name: str, *carriers: str) -> str:
+    way_out = "write the mask around it in the guide as well: with poutine.mask(mask=...)"
+    if carriers:
+        way_out = (
+            f"site {carriers[0]!r} of the guide has its density: write a guide that samples "
+            f"{name!r} itself, under the mask: with poutine.mask(mask=...)"
         )
+    return (
+        f"site {name!r}: the model masks it for some data (poutine.mask, obs_mask=), and the guide "
+        "does not, so that -log q counts there without log p: elbo, and what fit maximises, may "
+        f"lie above log p(x), as under stock SVI; {way_out}"
+    )
+
+
+def _is_flat(site: Message) -> bool:
+    """Return whether a latent has no density at all, as its author says: ``mask(False)``."""
+    masks = _masks(site["fn"], site["mask"])
+    return any(mask is False or (isinstance(mask, Tensor) and _is_no(mask)) for mask in masks)
+
+
+def _is_no(mask: Tensor) -> bool:
+    return mask.numel() == 1 and not bool(mask)
+
+
+def _counted(site: Message) -> Tensor:
+    """Return which units of a site's value have a density, in its shape."""
+    fn, value = site["fn"], site["value"]
+    kept = kept_units(fn, site["mask"], value.device)
+    if isinstance(innermost(fn), Delta):  # of a point none, but what it says of a density elsewhere
+        density = _over_event(fn.log_prob(value) != 0, fn)
+        kept = density if kept is None else kept & density
+    shape = fn.batch_shape + fn.event_shape
+    return value.new_ones(shape, dtype=torch.bool) if kept is None else kept.expand(shape)
+
+
+def _scores(drawn: Message, site: Message, lost: Tensor) -> bool:
+    """Return whether a site of the guide has a density of units that the model has none of.
+
+    Where its units are others: of any unit of such a draw, or of one such vector for all draws.
+
+    Arguments:
+        drawn, site: In guide and model.
+        lost: Which units of the model's have none, in the shape of its value.
+    """
+    counted = _counted(drawn)
+    if counted.shape != lost.shape:
+        counted, lost = (
+            units.reshape(*each["fn"].batch_shape, -1).any(-1)
+            for units, each in ((counted, drawn), (lost, site))
+        )
+    if counted.shape != lost.shape:
+        return bool(counted.any() and lost.any())
+    return bool((counted & lost).any())
 
 
 def require_unmasked(name: str, carrier: str, scored: Any) -> None:

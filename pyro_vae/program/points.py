@@ -14,14 +14,13 @@ from pyro_vae.program.terms import Latent, Terms
 def points_of(terms: Terms, dependence: Dependence) -> set[str]:
     """Return the local latents with a density of which the guide has one point.
 
-    None under a site of all data that draws them: each is a point given that site alone.
+    One that is a transform of another site of the guide has the spread of that site.
     """
-    if dependence.joined:
-        return set()
+    spread = {*terms.carried, *dependence.together}
     return {
         name
         for name, (draw, *_) in terms.latents.items()
-        if name not in terms.carried and _is_point_of_density(draw)
+        if name not in spread and _is_point_of_density(draw)
     }
 
 

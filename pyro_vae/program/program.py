@@ -40,7 +40,6 @@ from pyro_vae.program.handlers import (
 )
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.listed_batches import joined
-from pyro_vae.program.looks.quiet_runs import silent
 from pyro_vae.program.modules import owners
 from pyro_vae.program.object_graph import PROGRAM
 from pyro_vae.program.parameters import Parameters, read_store, with_expected
@@ -54,6 +53,7 @@ from pyro_vae.program.sparse_rows import SparseRows
 from pyro_vae.program.split_guide import split
 from pyro_vae.program.structure import Structure
 from pyro_vae.program.terms import Terms
+from pyro_vae.program.told import silent
 from pyro_vae.program.whole import has_plate_of_rows
 from pyro_vae.threads import one_thread
 from pyro_vae.torch_private import device_of_to

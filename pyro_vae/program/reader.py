@@ -46,10 +46,10 @@ from pyro_vae.program.looks.cuts import (
     parts_of,
     with_equal_noise,
 )
-from pyro_vae.program.looks.dependence import dependence
+from pyro_vae.program.looks.dependence import carriers_of, dependence
 from pyro_vae.program.looks.findings import Dependence
 from pyro_vae.program.looks.in_training import of_training
-from pyro_vae.program.looks.quiet_runs import Runs, silent
+from pyro_vae.program.looks.quiet_runs import Runs
 from pyro_vae.program.looks.refusals import (
     require_parts,
     tell_of_batches,
@@ -75,6 +75,7 @@ from pyro_vae.program.plates import (
 from pyro_vae.program.row_bytes import RowBytes
 from pyro_vae.program.sites import Sites, read_sites
 from pyro_vae.program.terms import nesting
+from pyro_vae.program.told import Told, silenced, silent
 from pyro_vae.program.whole import is_whole, one_datum, require_observed, require_plates
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class Reader:
         self._program = program
         self.runs = Runs(program, plate)
         self._observed, self._told_whole = dict(observed or {}), whole or None
-        self.warned: set[str] = set()  # sites with a warning of unvalidated values
+        self.told = Told()
         self.rows_read = 1
         self.unclear: str | None = None  # an argument that may have no rows
         self.row_bytes = RowBytes(self.runs, self._takes_any_rows)
@@ -151,6 +152,7 @@ class Reader:
             DataError: Not finite, of a wrong shape, or outside an observed site's support.
             ProgramError: Model and guide disagree, or no plate holds the data, or two could.
         """
+        self.told.give()
         key = self._key(batch)
         more = self._contrasts.more_in(batch)
         if key in self._layouts and not more:
@@ -197,12 +199,13 @@ class Reader:
             plate = self._find_plate(model, guide, batch)
             self._show(model, guide, plate, batch)
             checks.check_pair(model, guide)
-            tell_of_masks(model, guide, self.warned)
+            of_batch = partial(self._carriers, batch), partial(self._summed, guide, batch)
+            tell_of_masks(model, guide, *of_batch, self.told)
             bindings = self._bindings(model, batch, plate, copies)
             floats = self._with_counts_as_floats(model, bindings, batch)
             if floats is not batch:
                 return floats
-            checks.check_values(model, self.warned)
+            checks.check_values(model, self.told)
             discovery.hold_used(lambda: self._leaves(batch))
         self._program.examples.meet(batch)
         self.runs.plate_before = plate.name
@@ -219,7 +222,7 @@ class Reader:
         self.last = self._layouts[key] = sites
         self._counters.meet(key, sites, looks)
         self.rows_read = num_rows(batch)
-        if not self._run_again:
+        if not (self._run_again or silenced()):
             self._run_again = True
             tell_of_moving(self.runs.moving(batch))
         return batch
@@ -264,6 +267,17 @@ class Reader:
             masked = any(is_masked(s) for _, s in sample_sites(model) if s["is_observed"])
             found = masked and all(bool(torch.isfinite(term).all()) for term in terms)
         return found
+
+    def _carriers(self, batch: Batch) -> dict[str, list[str]]:
+        """Return which auxiliary sites of the guide its point masses are transforms of."""
+        with self.runs.quiet(batch), validation(False):
+            return carriers_of(self.runs.functions(batch)[1], *arguments(batch))
+
+    def _summed(self, guide: Trace, batch: Batch) -> tuple[Trace, int]:
+        """Return the model's trace at all values of what a guide leaves out, and its plates."""
+        joint = Joint(*self.runs.functions(batch), *arguments(batch))
+        with self.runs.quiet(batch), validation(False):
+            return joint.summed_trace(guide), joint.num_plates + 1
 
     def _dependence(self, sites: Sites, batch: Batch, seen: tuple[Trace, Trace]) -> Dependence:
         if checks.is_meta(batch) or isinstance(batch, Whole):

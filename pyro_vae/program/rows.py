@@ -217,7 +217,7 @@ class Rows:
             size = max(min(rows, most_rows(self._program, data, rows)), head)
             for index, piece in enumerate(chunks(data, size)):
                 model, _ = self._reader.look(piece)
-                checks.check_values(model, self._reader.warned, index * size)
+                checks.check_values(model, self._reader.told, index * size)
 
     def _rows_to_read(self, data: Batch, first_rows: int) -> int:
         """Return how many rows to look at: as many as before, in one pass.

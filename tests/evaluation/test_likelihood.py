@@ -1,6 +1,7 @@
 """``pv.elbo`` and ``pv.log_likelihood``: chunks, memory, and what they say of their own quality."""
 
 import math
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -8,6 +9,8 @@ import pytest
 import torch
 from oracles import PPCA, ExactPPCA
 from programs import CASES, densities_at
+from pyro import poutine
+from pyro.infer.autoguide import AutoDelta, AutoGuideList, AutoMultivariateNormal
 from torch import nn
 
 import pyro_vae as pv
@@ -257,6 +260,28 @@ def test_a_point_of_a_density_is_told_of_as_no_bound():
         pv.diagnose(mode, X)
     asked = pv.fitted_log_likelihood(mode, X, num_particles=500)  # the way that the warning names
     assert ((asked.log_prob - Scaled.exact(X)).abs() < 5 * asked.noise + 1e-3).all()
+
+
+@pytest.mark.parametrize("points", [True, False])
+def test_a_point_beside_a_guide_of_all_data_is_told_of_as_no_bound(points):
+    """What a joint site draws has a spread, and is a point for no reason of its density."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Normal(torch.zeros_like(x), 1.0))
+            b = pyro.sample("b", dist.Normal(torch.zeros_like(x), 1.0))
+            pyro.sample("x", dist.Normal(a + b, 1.0), obs=x)
+
+    guide = AutoMultivariateNormal(model)
+    if points:
+        guide = AutoGuideList(model)
+        guide.append(AutoDelta(poutine.block(model, hide=["b"])))
+        guide.append(AutoMultivariateNormal(poutine.block(model, expose=["b"])))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        pv.elbo(pv.Program(model, guide), X[:4, 0])
+    found = [str(each.message) for each in told if "is a point mass" in str(each.message)]
+    assert [message[:16] for message in found] == ["elbo: site 'a': "] * points
 
 
 @pytest.mark.parametrize("name", ["labelled", "sequences", "regularised"])

@@ -10,7 +10,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal, AutoStructured
+from pyro.infer.autoguide.initialization import init_to_value
 
 import pyro_vae as pv
 from pyro_vae.distributions import Padded
@@ -18,9 +19,11 @@ from pyro_vae.errors import DataError
 from pyro_vae.inference.graphs.density_graphs import DensityGraphs
 from pyro_vae.program.log_joint import LogJoint
 from pyro_vae.program.passes import scoring
+from pyro_vae.program.told import Told, silent
 
 # Guides here lack masks on purpose: what weights make of them is asked.
 pytestmark = pytest.mark.filterwarnings("ignore:.*the model masks it for some data")
+ZERO = torch.zeros(3)
 S2, V = 1.7, 0.4
 LENGTHS = torch.tensor([4, 1, 0, 3])
 M = torch.arange(4) < LENGTHS[:, None]
@@ -273,6 +276,102 @@ def test_data_lie_in_the_support_wherever_no_mask_takes_them_out(how):
             verb(pv.Program(model, lambda x, kept: None), (x, kept))
 
 
+def told_of_masks(ask):
+    """Return the warnings of masks that two questions give."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        ask()
+        ask()
+    return [str(each.message) for each in told if "the model masks it" in str(each.message)]
+
+
+def half_seen(x, seen):
+    """Pyro draws what is not seen, ``x_unobserved``, and masks that draw where it is."""
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", dist.Normal(torch.zeros_like(x), 1.0))
+        pyro.sample("x", dist.Normal(y, 1.0), obs=x, obs_mask=seen)
+
+
+SEEN = (torch.tensor([0.3, -0.2, 1.0]), torch.tensor([True, True, False]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [
+        (AutoNormal, 1),
+        (AutoMultivariateNormal, 1),
+        (AutoStructured, 1),
+        (AutoDelta, 0),  # a point has no density that could count
+        (lambda m: poutine.mask(AutoNormal(m), mask=~SEEN[1]), 0),
+        (lambda m: poutine.mask(AutoNormal(m), mask=SEEN[1]), 1),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:elbo. site")
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_mask_that_an_automatic_guide_lacks_is_told_of(kind, count, whole):
+    """Its sites are point masses: the density is that of others, whatever these are called."""
+    program = pv.Program(half_seen, kind(half_seen), whole=whole)
+    assert len(told_of_masks(lambda: pv.elbo(program, SEEN))) == count
+
+
+def test_the_bound_that_is_told_of_lies_above_the_evidence():
+    """As that of stock SVI does."""
+    guide = AutoNormal(half_seen, init_scale=30.0, init_loc_fn=init_to_value(values={"y": ZERO}))
+    program = pv.Program(half_seen, guide)
+    assert len(told_of_masks(lambda: program.read(SEEN))) == 1
+    free = torch.tensor(0.5**0.5).expm1().log()  # of softplus
+    guide.scales.y_unconstrained.data.fill_(free)
+    torch.manual_seed(0)
+    found = pv.elbo(program, SEEN, num_particles=4000)
+    x, seen = SEEN
+    kl = 0.5 * (0.5 - 1 - torch.tensor(0.5).log())
+    data = dist.Normal(0.0, 1.0).log_prob(x) - 0.25
+    entropy = dist.Normal(0.0, 30.0).entropy()
+    exact = torch.where(seen, data - kl + entropy, torch.zeros(3))
+    evidence = dist.Normal(0.0, 2.0**0.5).log_prob(x)
+    assert (found[:2] > evidence[:2]).all()
+    torch.testing.assert_close(found[:2], exact[:2], rtol=0, atol=0.1)  # |z| < 5
+
+
+@pytest.mark.parametrize("of_class", [False, True])
+def test_a_mask_beside_what_is_summed_out_is_told_of_where_it_stands_still(of_class):
+    """One that moves with the class cannot be written in a guide that leaves the class out."""
+
+    def model(x, seen):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Bernoulli(0.5))
+            with poutine.mask(mask=k.bool() if of_class else seen):
+                y = pyro.sample("y", dist.Normal(torch.zeros_like(x), 1.0))
+            pyro.sample("x", dist.Normal(y + k, 1.0), obs=x)
+
+    def guide(x, seen):
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x / 2, 0.7))
+
+    program = pv.Program(model, guide)
+    assert len(told_of_masks(lambda: program.read(SEEN))) == (0 if of_class else 1)
+
+
+def test_a_warning_that_a_silent_look_meets_is_given_afterwards():
+    """A look at rows from all over the data may be the first that meets a masked one."""
+    program = pv.Program(half_seen, AutoNormal(half_seen))
+
+    def ask():
+        with silent():
+            program.read(SEEN)
+
+    assert not told_of_masks(ask)
+    assert len(told_of_masks(lambda: program.read(SEEN))) == 1
+
+
+def test_two_kinds_of_warnings_of_one_site_are_both_given():
+    told = Told()
+    with pytest.warns(UserWarning, match="one"):
+        told.warn(("mask", "x"), "one")
+    with pytest.warns(UserWarning, match="two"):
+        told.warn(("support", "x"), "two")
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_mask_that_the_guide_lacks_is_told_of(masked):
     """As of obs_mask= in the model: the bound of stock SVI lies above log p(x) then."""
@@ -289,12 +388,7 @@ def test_a_mask_that_the_guide_lacks_is_told_of(masked):
             pyro.sample("y", dist.Normal(x / 2, 0.1))
 
     program = pv.Program(model, guide, plate="again")
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        pv.elbo(program, torch.randn(3))
-        pv.elbo(program, torch.randn(3))
-    found = [str(each.message) for each in told if "the model masks it" in str(each.message)]
-    assert len(found) == (0 if masked else 1)
+    assert len(told_of_masks(lambda: pv.elbo(program, torch.randn(3)))) == (0 if masked else 1)
 
 
 @pytest.mark.filterwarnings("error:.*the model masks it")

@@ -158,13 +158,13 @@ def _dependence(
     # A global latent's prior may look at the rows: it is one density of one value all the same.
     of_rows = [n for n in names if n not in drawn and {(MODEL, n), (GUIDE, n)} & on_rows]
     carried = {z: a for z, found in behind.items() for a in found if auxiliary[a]}
-    joined = {a: None for found in behind.values() for a in found if not auxiliary[a]}
+    outside = {z: tuple(a for a in found if not auxiliary[a]) for z, found in behind.items()}
     return Dependence(
         tuple(spanning),
         tuple(n for n in of_rows if n not in spanning),
         restless=tuple(n for n in names if {(MODEL, n), (GUIDE, n)} & restless),
         carried=carried,
-        joined=tuple(joined),
+        together={z: names for z, names in outside.items() if names},
         unscored=tuple(a for a, local in auxiliary.items() if local and a not in carried.values()),
         informed=tuple(n for n in globals_ if {(MODEL, n), (GUIDE, n)} & on_rows),
         priors=tuple(n for n in globals_ if (MODEL, n) in on_rows),
@@ -272,17 +272,11 @@ class _Look:
 
     def points(self) -> dict[str, Any]:
         """Return the guide's point masses inside the plate."""
-        sites = self.traces[1].nodes
-        points = {name: innermost(sites[name]["fn"]) for name in self.inside if name in sites}
-        return {name: fn for name, fn in points.items() if isinstance(fn, Delta)}
+        return _points(self.traces[1], self.inside)
 
     def behind(self, names: Iterable[str]) -> dict[str, list[str]]:
         """Return which of some sites each point mass is a transform of."""
-        leaves = {name: [self.values[name]] for name in names}
-        found = {point: leaves_behind(fn.v) for point, fn in self.points().items()}
-        return {
-            z: [a for a, leaf in leaves.items() if _any(all_, leaf)] for z, all_ in found.items()
-        }
+        return _behind(self.points(), {name: self.values[name] for name in names})
 
     def moved(self) -> set[Term]:
         """Return the terms that change where the latents inside are drawn anew.
@@ -324,6 +318,34 @@ class _Look:
             latents = guide.get_trace(*args, **kwargs)
             model = poutine.trace(poutine.replay(self.functions[0], trace=latents))
             return model.get_trace(*args, **kwargs), latents
+
+
+def carriers_of(guide: Callable[..., Any], args: Any, kwargs: Any) -> dict[str, list[str]]:
+    """Return which auxiliary sites of a guide each of its point masses is a transform of.
+
+    All of them, where it leaves torch.
+    """
+    drawn = poutine.trace(guide).get_trace(*args, **kwargs)
+    values, _ = _cut(drawn)
+    own = {n: values[n] for n, s in sample_sites(drawn) if s["infer"].get("is_auxiliary")}
+    try:
+        with torch.enable_grad():
+            replayed = poutine.trace(poutine.replay(guide, trace=trace_of(values)))
+            return _behind(_points(replayed.get_trace(*args, **kwargs), values), own)
+    except FAILURES:
+        return {point: list(own) for point in _points(drawn, values)}
+
+
+def _points(guide: Trace, names: Iterable[str]) -> dict[str, Any]:
+    """Return the point masses among some sites of a guide."""
+    found = {name: innermost(guide.nodes[name]["fn"]) for name in names if name in guide.nodes}
+    return {name: fn for name, fn in found.items() if isinstance(fn, Delta)}
+
+
+def _behind(points: Mapping[str, Any], leaves: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Return which leaves each point mass is a transform of."""
+    found = {point: leaves_behind(fn.v) for point, fn in points.items()}
+    return {z: [a for a, leaf in leaves.items() if _any(all_, [leaf])] for z, all_ in found.items()}
 
 
 def _term(site: Message) -> Tensor:

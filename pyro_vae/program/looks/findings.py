@@ -22,8 +22,8 @@ class Dependence:
         restless: Those of both that are another number at each run: noise, or a counter of calls.
         carried: Latents of a datum that are transforms of an auxiliary site of the guide, by name:
             that site has their density.
-        joined: Auxiliary sites of the guide outside the plate that latents of the data are
-            transforms of: these have one density of all data.
+        together: Those that are transforms of such sites outside the plate, with their names: the
+            latents of all data have one density.
         unscored: Auxiliary sites of the guide inside the plate that carry no latent: the model has
             no density for them.
         informed: Global latents whose density, in the guide or in the model, depends on the rows.
@@ -46,7 +46,7 @@ class Dependence:
     no_sums: tuple[str, ...] = ()
     restless: tuple[str, ...] = ()
     carried: Mapping[str, str] = field(default_factory=dict)
-    joined: tuple[str, ...] = ()
+    together: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     unscored: tuple[str, ...] = ()
     informed: tuple[str, ...] = ()
     priors: tuple[str, ...] = ()
@@ -56,6 +56,11 @@ class Dependence:
     beside_in_guide: tuple[str, ...] = ()
     by_count: tuple[str, ...] = ()
     counted: tuple[Counted, ...] = ()
+
+    @property
+    def joined(self) -> tuple[str, ...]:
+        """Auxiliary sites of the guide that draw latents of all data at once."""
+        return tuple(dict.fromkeys(name for names in self.together.values() for name in names))
 
     @property
     def needs_all(self) -> bool:
@@ -163,11 +168,12 @@ class Dependence:
         found = {
             each.name: tuple(dict.fromkeys(getattr(self, each.name) + getattr(other, each.name)))
             for each in fields(self)
-            if each.name != "carried"
+            if each.name not in ("carried", "together")
         }
         spanning = set(found["spanning"])
         found["of_rows"] = tuple(name for name in found["of_rows"] if name not in spanning)
-        return Dependence(**found, carried={**self.carried, **other.carried})
+        carried = {**self.carried, **other.carried}
+        return Dependence(**found, carried=carried, together={**self.together, **other.together})
 
     @property
     def found(self) -> tuple[str, ...]:

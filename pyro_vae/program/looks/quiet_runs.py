@@ -1,6 +1,5 @@
 """Runs of a program that are looks at it: quiet ones, which leave nothing behind."""
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
@@ -47,6 +46,7 @@ from pyro_vae.program.modules import (
 )
 from pyro_vae.program.numbered import forget_plates, guides_remembered, numbered
 from pyro_vae.program.plates import find_plate, shown_canonically, with_name_in_guide
+from pyro_vae.program.told import silent
 from pyro_vae.threads import one_thread
 
 if TYPE_CHECKING:
@@ -54,14 +54,6 @@ if TYPE_CHECKING:
 
 PairOfRows = Callable[..., Pair]  # a batch, the number of its rows, latents, a seed
 _FEW_ROWS = 8  # on which a program is run again
-
-
-@contextmanager
-def silent() -> Iterator[None]:
-    """Drop a program's own warnings of rows that no user has given."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 class _Undone(Exception):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from pyro.infer import TraceEnum_ELBO
 from torch import nn
+from torch.distributions.constraints import positive
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import pyro_vae as pv
@@ -409,3 +410,29 @@ def test_codes_of_missing_values_that_the_model_masks_are_data():
 
     with pytest.raises(DataError, match="expected finite"):
         pv.elbo(pv.Program(black, lambda x: None), coded.mT)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_parameter_and_a_part_for_each_number_of_rows():
+    """Looks at other numbers of rows leave no parameter, and take what these build for no noise."""
+    built = {}
+
+    def model(x):
+        if built.get("rows") != len(x):
+            built.update(rows=len(x), shift=torch.randn(len(x)))
+        scale = pyro.param(f"scale_{len(x)}", torch.tensor(1.0), constraint=positive)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(built["shift"], scale))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        loc = pyro.param(f"loc_{len(x)}", torch.zeros(len(x)))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    program = pv.Program(model, guide)
+    program.read(torch.randn(20))
+    assert sorted(name for name, _ in program.named_parameters()) == [
+        "values.loc_20",
+        "values.scale_20",
+    ]

@@ -169,20 +169,36 @@ class Runs:
 
         Of a few rows, and of all where the program does not run on these: a graph asks once more.
         """
-        few, written = batch, dict(self.written)
+        few, moved = batch, None
         with suppress(Exception):  # rows that cannot be cut
             few = cut_to(batch, torch.arange(min(_FEW_ROWS, num_rows(batch))))
-        moved = self._moving(few)
-        if moved is None and few is not batch:
-            moved = self._moving(batch)
-        self.written = written  # those of a few rows are no sizes
-        return moved or set()
+        if few is not batch:
+            with self._others_rows():
+                moved = self._moving(few)
+        return (self._moving(batch) if moved is None else moved) or set()
+
+    @contextmanager
+    def _others_rows(self) -> Iterator[None]:
+        """Keep nothing of a run on another number of rows: no parameter, and no size."""
+        put_back, written = self._program.own.remembered(), dict(self.written)
+        as_were = guides_remembered(self._program.own.parts)
+        try:
+            yield
+        finally:
+            put_back()
+            as_were()
+            self.written = written
 
     def _moving(self, batch: Batch) -> set[str] | None:
-        """Return the sites that two runs from one state make others; None where they do not run."""
+        """Return the sites that two runs from one state make others; None where they do not run.
+
+        A first run may build parts for its number of rows, which the others find.
+        """
         with suppress(Exception), self.quiet(batch):  # a density may be none to be asked again
-            one, two = self._watched(batch, None), self._watched(batch, None)
-            return {each.site for each in unlike(one, two)}
+            runs = (self._watched(batch, None) for _ in range(3))
+            one, two = next(runs), next(runs)
+            moved = {each.site for each in unlike(one, two)}
+            return moved and {each.site for each in unlike(two, next(runs))}
         return None
 
     def refusal(self, batch: Batch, error: Exception) -> DataError:

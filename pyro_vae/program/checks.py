@@ -81,13 +81,25 @@ def check_pair(model: Trace, guide: Trace) -> None:
                 f"site {name!r}: implicit in the guide, and outside the plate of the data; an "
                 "implicit latent is one of each datum: write it inside the plate"
             )
-        if not site["infer"].get("is_auxiliary") and name not in model.nodes:
+        if name in model.nodes or site["infer"].get("is_auxiliary") or is_shown(site):
+            continue
+        if site["is_observed"]:
             raise ProgramError(
-                f"site {name!r}: sampled by the guide and not by the model; remove it, mark it "
-                "with infer={'is_auxiliary': True}, or, if it is a PyroSample attribute, which is "
-                "drawn only where its module is called, write the model as forward: "
-                "pv.Program(module, guide)"
+                f"site {name!r}: observed by the guide and not by the model: its density would be "
+                "taken off the bound; write it in the model, or, if it is a term of the loss, as "
+                "pyro.factor"
             )
+        raise ProgramError(
+            f"site {name!r}: sampled by the guide and not by the model; remove it, mark it "
+            "with infer={'is_auxiliary': True}, or, if it is a PyroSample attribute, which is "
+            "drawn only where its module is called, write the model as forward: "
+            "pv.Program(module, guide)"
+        )
+
+
+def is_shown(site: Message) -> bool:
+    """Return whether a site only shows a value, and draws none: ``pyro.deterministic``."""
+    return bool(site["is_observed"] and isinstance(innermost(site["fn"]), Delta))
 
 
 def require_pair(model: Trace, guide: Trace, held: Collection[str] = ()) -> None:
@@ -108,6 +120,7 @@ def require_pair(model: Trace, guide: Trace, held: Collection[str] = ()) -> None
             )
     for name, site in sample_sites(guide):
         known = site["infer"].get("is_auxiliary") or site_is_subsample(site) or name in held
+        known = known or is_shown(site)
         if name not in model.nodes and not known:
             raise ProgramError(
                 f"site {name!r}: the model has stopped sampling it, and the guide has not; let "

@@ -23,17 +23,27 @@ class DataPlate:
         dim: Its batch dimension, counted from the right.
         sized: Whether the program gives it a size.
         in_guide: As the guide calls it, where that is another name.
+        wide: Whether data right of it are more than their distributions.
     """
 
     name: str
     dim: int
     sized: bool = True
     in_guide: str | None = None
+    wide: bool = False
 
     @property
     def canonical(self) -> bool:
         """Whether its frames are as everything behind the reader expects them."""
-        return self.name == PLATE and self.sized and self.in_guide is None
+        as_told = self.name == PLATE and self.in_guide is None
+        return as_told and self.sized and not self.wide
+
+    def fill(self, site: Message) -> None:
+        """Give what is observed a distribution for each of its values, as stock SVI scores it."""
+        if not self.sized:
+            fill(site)
+        if self.wide and (shape := widened(site, self.dim)) is not None:
+            site["fn"] = site["fn"].expand(shape)
 
     def frames(self, stack: tuple[Any, ...], rows: int) -> tuple[Any, ...]:
         """Return the frames of a site with the data plate under its canonical name and size."""
@@ -106,8 +116,7 @@ class Canonical(Messenger):
     def _pyro_sample(self, msg: Message) -> None:
         if site_is_subsample(msg):
             return
-        if not self.plate.sized:
-            fill(msg)
+        self.plate.fill(msg)
         msg["cond_indep_stack"] = self.plate.frames(msg["cond_indep_stack"], self._rows_of(msg))
 
     def _rows_of(self, msg: Message) -> int:
@@ -212,8 +221,7 @@ def shown_canonically(trace: Trace, plate: DataPlate, rows: int) -> Trace:
             site["cond_indep_stack"] = plate.around(site)
     elif not plate.canonical:
         for _, site in sample_sites(trace):
-            if not plate.sized:
-                fill(site)
+            plate.fill(site)
             site["cond_indep_stack"] = plate.frames(site["cond_indep_stack"], rows)
     return trace
 
@@ -231,6 +239,27 @@ def fill(site: Message) -> None:
     wider = len(shape) >= len(fn.batch_shape) and all(own in (1, seen) for own, seen in pairs)
     if wider and shape != fn.batch_shape:
         site["fn"] = fn.expand(shape)
+
+
+def widened(site: Message, dim: int) -> Any:
+    """Return the batch shape of what is observed, where it is wider than its distribution's.
+
+    In dimensions right of the data plate; None where it is not.
+
+    Arguments:
+        site: In the plate.
+        dim: That of the plate.
+    """
+    fn, value = site["fn"], site["value"]
+    if not site["is_observed"] or not isinstance(value, Tensor) or value.dim() <= fn.event_dim:
+        return None
+    seen, own = value.shape[: value.dim() - fn.event_dim], fn.batch_shape
+    right = range(dim + 1, 0)
+    if len(own) < -dim or len(seen) < -dim or all(seen[d] == own[d] for d in right):
+        return None
+    if any(own[d] not in (1, seen[d]) for d in right):
+        return None
+    return (*own[: dim + 1], *seen[dim + 1 :])
 
 
 def _frames_of(site: Message) -> list[Any]:

@@ -30,7 +30,7 @@ from pyro_vae.program.batch import (
 from pyro_vae.program.counters import Counters, looks_of
 from pyro_vae.program.counts import Counts
 from pyro_vae.program.discovery import Discovery
-from pyro_vae.program.handlers import DrawnRows, is_data, sample_sites, validation
+from pyro_vae.program.handlers import DrawnRows, is_data, observes, sample_sites, validation
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.looks.contrasts import Contrasts
 from pyro_vae.program.looks.cuts import (
@@ -70,6 +70,7 @@ from pyro_vae.program.plates import (
     OneDatum,
     find_plate,
     shown_canonically,
+    widened,
     with_name_in_guide,
 )
 from pyro_vae.program.row_bytes import RowBytes
@@ -507,7 +508,9 @@ class Reader:
             plate = find_plate(model, num_rows(batch), self.runs.plate, self.runs.plate_before)
         except DataError as error:
             raise DataError(f"{error}; got {checks.shapes(batch)}") from None
-        return with_name_in_guide(plate, model, guide, num_rows(batch))
+        sites = (site for _, site in sample_sites(model) if observes(site))
+        wide = any(widened(site, plate.dim) is not None for site in sites)
+        return with_name_in_guide(replace(plate, wide=wide), model, guide, num_rows(batch))
 
     def _show(self, model: Trace, guide: Trace, plate: DataPlate, batch: Batch) -> None:
         for trace in (model, guide):

@@ -1,10 +1,12 @@
 """Programs at the edges: each was once answered wrongly."""
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import TraceEnum_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch import nn
 from torch.distributions.constraints import positive
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -436,3 +438,74 @@ def test_a_parameter_and_a_part_for_each_number_of_rows():
         "values.loc_20",
         "values.scale_20",
     ]
+
+
+@pytest.mark.filterwarnings("ignore:refine")  # two draws mix nothing
+def test_data_wider_than_their_distribution_right_of_the_plate():
+    """Each of a datum's numbers is scored by the one distribution, as by stock SVI."""
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-2):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    def guide(x):
+        width = pyro.param("width", torch.tensor(13**-0.5))  # of the exact posterior
+        with pyro.plate("data", len(x), dim=-2):
+            pyro.sample("z", dist.Normal(4 * x.sum(1, keepdim=True) / 13, width))
+
+    x = torch.randn(6, 3)
+    program = pv.Program(model, guide)
+    stock = -torch.tensor(Trace_ELBO(max_plate_nesting=2).loss(model, guide, x))
+    pyro.clear_param_store()
+    covariance = 0.25 * torch.eye(3) + 1
+    evidence = dist.MultivariateNormal(torch.zeros(3), covariance).log_prob(x)
+    assert torch.allclose(stock, evidence.sum(), atol=1e-3)
+    assert torch.allclose(pv.elbo(program, x, num_particles=2), evidence, atol=1e-3)
+    likelihood = pv.log_likelihood(program, x, num_particles=4).log_prob
+    assert torch.allclose(likelihood, evidence, atol=1e-3)
+    assert pv.generate(program, 5).shape == (5, 3)
+    run = pv.fit(program, x, epochs=1, batch_size=6, compile=False)
+    assert math.isclose(run.history["loss"][0] * 6, -float(stock), rel_tol=1e-4)
+    refined = pv.refine(program, x, pv.HMC(num_draws=2, warmup=2, chains=1), compile=False)
+    assert refined.samples["z"].shape[:3] == (1, 2, 6)
+
+
+@pytest.mark.parametrize("how", ["deterministic", "delta"])
+def test_a_value_that_the_guide_alone_shows(how):
+    """It has no density: stock SVI takes it, with a warning of its own."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            half = pyro.param("half", torch.tensor(0.5)) * x
+            if how == "deterministic":
+                loc = pyro.deterministic("loc", half)
+            else:
+                loc = pyro.sample("loc", dist.Delta(half), obs=half.clone())
+            pyro.sample("z", dist.Normal(loc, 0.5**0.5))
+
+    x = torch.randn(6)
+    program = pv.Program(model, guide)
+    evidence = dist.Normal(0.0, 2.0**0.5).log_prob(x)
+    assert torch.allclose(pv.elbo(program, x), evidence, atol=1e-5)
+    assert torch.allclose(pv.log_likelihood(program, x, num_particles=2).log_prob, evidence)
+
+
+def test_an_observed_site_of_the_guide_alone_with_a_density_is_refused():
+    """It would take a likelihood off the bound."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(0.0, 1.0), obs=x)
+
+    with pytest.raises(pv.errors.ProgramError, match="'y': observed by the guide"):
+        pv.elbo(pv.Program(model, guide), torch.randn(3))

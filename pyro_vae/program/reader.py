@@ -44,6 +44,7 @@ from pyro_vae.program.looks.cuts import (
     few_of,
     kinds_of_terms,
     parts_of,
+    takes_parts,
     with_equal_noise,
 )
 from pyro_vae.program.looks.dependence import carriers_of, dependence
@@ -331,7 +332,8 @@ class Reader:
             nonlocal few, cuts
             found = changes_beside(run, few, cuts)
             if found is None and num_rows(few) < rows <= _MOST_ROWS:
-                told = (changes_beside(run, batch, parts) for parts in parts_of(rows))
+                taken = (parts for parts in parts_of(rows) if takes_parts(run, batch, parts))
+                told = (changes_beside(run, batch, parts) for parts in taken)
                 found = next((each for each in told if each is not None), None)
                 few = few if found is None else batch
             plain = found is not None
@@ -340,9 +342,10 @@ class Reader:
                 if found is None and rows <= _MOST_ROWS:  # it takes no number of rows but this
                     few, found = batch, changes_by_others(run, batch)
                 found = found or set()
-                with suppress(Exception):  # as in changes_beside
-                    run = with_equal_noise(run, few)
-                found |= {c for c in changes_beside(run, few, cuts) or () if not c.inside}
+                if takes_parts(run, few, cuts):
+                    with suppress(Exception):  # as in changes_beside
+                        run = with_equal_noise(run, few)
+                    found |= {c for c in changes_beside(run, few, cuts) or () if not c.inside}
             outside = {(change.side, change.site) for change in found if not change.inside}
             changes.update(found)
             kinds.update(kinds_of_terms(run, few, outside) if outside else ())

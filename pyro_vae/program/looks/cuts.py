@@ -243,6 +243,16 @@ def changes_beside(run: PairOf, few: Batch, cuts: Sequence[Tensor]) -> set[Chang
         return _followers(run, few, cuts[0]) or None
 
 
+def takes_parts(run: PairOf, batch: Batch, parts: Sequence[Tensor]) -> bool:
+    """Return whether the pair runs on parts of a batch, which costs no run on the whole."""
+    try:
+        for kept in parts:
+            run(cut_to(batch, kept), {})
+    except Exception:  # as in changes_beside
+        return False
+    return True
+
+
 def _followers(run: PairOf, few: Batch, kept: Tensor) -> set[Change]:
     """Return the latents outside the plate that have another shape for fewer rows."""
     try:

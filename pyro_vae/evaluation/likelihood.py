@@ -1,6 +1,7 @@
 """Log-likelihood by importance sampling, per datum, with evidence of its own quality."""
 
 import math
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -155,7 +156,8 @@ def log_likelihood(
        w_s \sim q(w)
 
     With globals this is the predictive density of each datum, which is no share of the evidence
-    that the ELBO bounds.
+    that the ELBO bounds. So it is where all data are one datum: all latents are global then, and
+    under ``Program(..., whole=True)`` those of the rows too, of which a warning tells.
     With no local latent (a Bayesian regression) this is the mean over the S draws of the globals,
     with no latent at all (maximum likelihood) log p(x) itself. All data see the same S draws.
 
@@ -194,9 +196,23 @@ def log_likelihood(
         folded = passes.map(lambda piece: _fold(piece, count, points), progress=progress)
         total = count * max(1, len(passes.draws))
         shared = bool(passes.sites.global_)
+        if passes.program.reader.told_whole:
+            _tell_of_latents_of_rows(passes.sites.global_)
     tell_of_points("log_likelihood", points)
     log_prob, ess, psis_k, means = (torch.cat(parts, -1) for parts in zip(*folded, strict=True))
     return LogLikelihood(log_prob, ess, psis_k, total, by_global=means if shared else None)
+
+
+def _tell_of_latents_of_rows(names: tuple[str, ...]) -> None:
+    """Warn that latents count as known from the guide, which the rows of a series share."""
+    for name in names[:1]:
+        warnings.warn(
+            f"log_likelihood: site {name!r}: whole=True makes the latents of all rows global, so "
+            "that this is log E_q[p(x | z)], z as the guide draws it from these data, and not the "
+            "evidence log p(x), above which it may lie; pv.elbo bounds that",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _fold(piece: Pass, count: int, points: set[str]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -107,7 +107,7 @@ class Reader:
     ) -> None:
         self._program = program
         self.runs = Runs(program, plate)
-        self._observed, self._told_whole = dict(observed or {}), whole or None
+        self._observed, self.told_whole = dict(observed or {}), whole
         self.told = Told()
         self.rows_read = 1
         self.unclear: str | None = None  # an argument that may have no rows
@@ -124,7 +124,7 @@ class Reader:
         self._dependences: dict[Any, Dependence] = {}  # found so far, by what the sites are
         self._run_again = False  # from one state, to see whether it is equal
         # Whether the data are one datum; None: not known.
-        self._whole: bool | None = self._told_whole
+        self._whole: bool | None = self.told_whole or None
         self._weights: dict[str, Any] | None = None  # in train mode, where they are others there
         self.counts = Counts()
         self._counters = Counters()

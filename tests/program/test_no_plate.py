@@ -325,6 +325,13 @@ def test_a_series_in_a_plate_of_time_is_one_datum_where_its_user_says_so():
     program = pv.Program(walk, walk_guide, whole=True)
     cross, covariance = walk_law()
     torch.manual_seed(0)
+    told = "not the evidence log p"
+    with pytest.warns(UserWarning, match=f"log_likelihood: site 'step': whole=True.*{told}"):
+        found = pv.log_likelihood(program, Y, num_global_samples=300)
+    sums = torch.tril(torch.ones(5, 5))
+    seen = 0.36 * sums @ sums.T + 0.25 * torch.eye(5)  # at increments from the guide
+    exact = dist.MultivariateNormal(torch.zeros(5), seen).log_prob(Y)
+    assert abs(found.log_prob[0] - exact) < 5 * found.noise[0]
     assert pv.elbo(program, Y).shape == (1,)
     with pytest.raises(ConfigError, match=r"plate: got 'time' beside whole=True"):
         pv.Program(walk, walk_guide, plate="time", whole=True)

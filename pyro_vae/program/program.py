@@ -2,8 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from functools import partial
+from contextlib import contextmanager
 from inspect import getattr_static
 from typing import Any, NoReturn
 
@@ -11,35 +10,28 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.arguments import integer, positive, typed
-from pyro_vae.errors import ConfigError, DataError, ProgramError
+from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.program import checks
-from pyro_vae.program.adapt import adapted
 from pyro_vae.program.batch import (
     Batch,
-    Part,
     Whole,
     arguments,
     as_batch,
-    datum_at,
-    datum_moved,
     named_arguments,
     num_rows,
-    takes,
 )
-from pyro_vae.program.constants import Constants
 from pyro_vae.program.examples import Examples
 from pyro_vae.program.first_call import forgotten_on_error
+from pyro_vae.program.given_data import GivenData
 from pyro_vae.program.handlers import (
     Beta,
     DatasetSize,
     ScaledRows,
     ScaleLatents,
     denormals_flushed,
-    scoring_data,
     validation,
 )
 from pyro_vae.program.joint import Joint
-from pyro_vae.program.listed_batches import joined
 from pyro_vae.program.modules import owners
 from pyro_vae.program.object_graph import PROGRAM
 from pyro_vae.program.parameters import Parameters, read_store, with_expected
@@ -49,12 +41,9 @@ from pyro_vae.program.prior_guide import prior_of
 from pyro_vae.program.reader import Reader
 from pyro_vae.program.rows import Rows
 from pyro_vae.program.sites import Sites
-from pyro_vae.program.sparse_rows import SparseRows
 from pyro_vae.program.split_guide import split
-from pyro_vae.program.structure import Structure
 from pyro_vae.program.terms import Terms
 from pyro_vae.program.told import silent
-from pyro_vae.program.whole import has_plate_of_rows
 from pyro_vae.threads import one_thread
 from pyro_vae.torch_private import device_of_to
 
@@ -147,7 +136,6 @@ class Program(nn.Module):
                     f"{side}: got the class {function.__name__}, expected a function or an "
                     f"instance of the class, such as {function.__name__}(model)"
                 )
-        self._dim = dim
         self._options: dict[str, Any] = {
             "modules": modules,
             "plate": plate,
@@ -157,11 +145,9 @@ class Program(nn.Module):
             "whole": whole,
         }
         self._by_datum: list[Program] = []  # the same pair, its guide split by datum; no child
-        self._structure, self._constants = Structure(), Constants(constants)
-        self._one_argument: dict[Any, bool] = {}  # by form, whether containers are one argument
+        self._given = GivenData(self, dim, constants, plate)
         # A tuple: nn.Module must not register them twice.
         self._functions = (model, guide)
-        self._called = self._of_flat_batches()
         store = None if params is None else read_store(params)
         self.own = Parameters((model, guide), modules, store)
         self.parts, self.values = self.own.parts, self.own.values
@@ -227,16 +213,14 @@ class Program(nn.Module):
             self.examples.forget()
             self.start_anew()
         elif self.own.follow():
-            self._forget()
+            self.forget()
 
     def start_anew(self) -> None:
         """Find out anew which arguments the functions take, and what they do with a batch."""
-        self._structure, self._constants = Structure(), Constants(self._options["constants"])
-        self._called = self._of_flat_batches()
-        self._one_argument.clear()
-        self._forget()
+        self._given.start_anew()
+        self.forget()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Find out anew what the functions do with a batch."""
         self._by_datum.clear()
         self.reader.forget()
@@ -245,17 +229,9 @@ class Program(nn.Module):
         self._particles.clear()
         self._summable.clear()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the functions that are made of others: a copy makes them of its own."""
-        return {key: value for key, value in self.__dict__.items() if key != "_called"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._called = self._of_flat_batches()
-
     def __deepcopy__(self, memo: dict[int, Any]) -> "Program":
         twin = memo[id(self)] = type(self).__new__(type(self))
-        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        twin.__setstate__(copy.deepcopy(vars(self).copy(), memo))
         if self._source is None:  # an object's copy shares what the object shares
             _refuse_shared(self, twin)
         return twin
@@ -304,7 +280,7 @@ class Program(nn.Module):
     @property
     def functions(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """The Pyro functions ``(model, guide)``, to be called inside ``running``."""
-        return self._called
+        return self._given.functions
 
     def of_each_datum(self) -> "Program | None":
         """Return the program with a guide that has a density for each datum; None: there is none.
@@ -328,12 +304,6 @@ class Program(nn.Module):
         """Return the model with its prior as guide: for data that the guide has no factor for."""
         options = {**self._options, "modules": dict(self.parts)}
         return self.under(prior_of(self._functions[0]), **options)
-
-    def _of_flat_batches(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """Return the functions as ones of flat tensors with the datum first."""
-        model, guide = (self._structure.around(function) for function in self._functions)
-        around = self._constants.around
-        return around(datum_moved(model, self._dim)), around(datum_moved(guide, self._dim))
 
     # -- parameters ------------------------------------------------------------------------------
 
@@ -409,17 +379,23 @@ class Program(nn.Module):
         Raises:
             DataError: An array that is no dense numeric one.
         """
-        if isinstance(data, Part):  # of the program's own rows
-            return Part(self.as_tensors(data.batch), data.rows.to(self.device))
-        data = data.batch if isinstance(data, Whole) else data
-        if isinstance(data, dict) and hasattr(data, "tocsr"):
-            data = data.tocsr()  # a dok_matrix of scipy is a dict of its cells
-        reads = getattr(self.source, "reads", None)
-        data = data if reads is None else reads(data)
-        whole = self._as_one_argument(joined(data, self._functions[0], self._runs_on))
-        flat = self._structure.flattened(whole)
-        batch = self._without_constants(adapted(flat, self.device, self.precision, self._dim))
-        return self._as_example(batch) if self.examples.offered else self.reader.as_whole(batch)
+        return self._given.as_tensors(data)
+
+    def conform(self, batch: Batch) -> Batch:
+        """Return a batch of tensors as the program takes it.
+
+        Raises:
+            DataError: Arguments that the program does not take.
+        """
+        return self._given.conform(batch)
+
+    def unwrapped(self, batch: Any) -> Any:
+        """Return what a loader's list of one tensor holds; the list, for functions that open it."""
+        return self._given.unwrapped(batch)
+
+    def as_given(self, batch: Batch) -> Batch:
+        """Return a batch as a user gives it, its datum in the program's own dimension."""
+        return self._given.as_given(batch)
 
     def shown(self, values: Any, like: Sequence[Any] | None = None) -> Any:
         """Return what a verb answers as its user has data: a data frame where they are one.
@@ -435,93 +411,6 @@ class Program(nn.Module):
         framed = self.source.shows_frames if like is None else like
         return shows(values, like) if framed else values
 
-    def _runs_on(self, data: Any) -> bool:
-        """Return whether the functions score data in a form that may be meant otherwise."""
-        flat = self._structure.flattened(data)
-        with suppress(DataError):
-            batch = adapted(flat, self.device, self.precision, self._dim)
-            seen = scoring_data(self.reader.runs.trace_of_model(batch))  # which is not scored
-            return bool(seen) and all(isinstance(site["value"], Tensor) for site in seen)
-        return False
-
-    def _as_one_argument(self, data: Any) -> Any:
-        """Return a dict or a tuple as the one argument of functions that take it whole.
-
-        As ``svi.step(batch)`` gives it to ``def model(batch)``: where it cannot be their arguments,
-        and they run on it.
-        """
-        if not isinstance(data, Mapping | tuple | list) or not len(data):
-            return data
-        args, kwargs = ((), data) if isinstance(data, Mapping) else (tuple(data), {})
-        model = self._functions[0]
-        flat = takes(model, args, kwargs)  # one thing in a container may be meant either way
-        if (flat and len(data) > 1) or not takes(model, (data,), {}):
-            return data
-        form = (type(data), *(data if isinstance(data, Mapping) else (len(data),)))
-        if form not in self._one_argument:
-            whole = self._runs_on((data,))
-            self._one_argument[form] = whole and not (flat and self._runs_flat(data))
-        return (data,) if self._one_argument[form] else data
-
-    def unwrapped(self, batch: Any) -> Any:
-        """Return what a loader's list of one tensor holds; the list, for functions that open it."""
-        if not isinstance(batch, tuple | list) or len(batch) != 1:
-            return batch
-        whole = self._as_one_argument(batch)
-        return batch[0] if whole is batch else whole
-
-    def _runs_flat(self, data: Any) -> bool:
-        """Return whether one thing in a container is the argument itself, where both readings run.
-
-        A flag in a tuple is one, and what bears the argument's name. Of an array in a tuple a plate
-        tells it: ``batch[0]`` runs on the array too, and is its first row there.
-        """
-        told = isinstance(data, Mapping) or not hasattr(data[0], "__len__")
-        return (told and self._runs_on(data)) or self._plate_follows(data)
-
-    def _plate_follows(self, data: Any) -> bool:
-        """Return whether the functions run on few of the rows, in a plate of as many."""
-        flat = adapted(self._structure.flattened(data), self.device, self.precision, self._dim)
-        with suppress(DataError):
-            trace = self.reader.runs.trace_of_model
-            return has_plate_of_rows(trace, flat, self._options["plate"])
-        return False
-
-    def _without_constants(self, batch: Batch) -> Batch:
-        reader, constants = self.reader, self._constants
-        told = bool(self.examples.offered or self._dim)
-        if not told and (reader.fresh or constants.told_more(batch)):
-            find = partial(
-                constants.find, trace=reader.runs.trace_of_model, trying=reader.runs.trying
-            )
-            if find(batch, self._functions[0]):
-                self._called = self._of_flat_batches()
-                self._forget()
-            reader.unclear = constants.unclear
-        return constants.taken_out(batch)
-
-    def conform(self, batch: Batch) -> Batch:
-        """Return a batch of tensors as the program takes it.
-
-        Raises:
-            DataError: Arguments that the program does not take.
-        """
-        if self.examples.conforming(batch):
-            return batch
-        if self.examples.offered:
-            checks.check_example(batch, self.examples.example(1))
-        made = self.reader.counts.as_floats(self._as_example(batch), self.precision)
-        if made is batch:
-            self.examples.conforms(batch)
-        return made
-
-    def _as_example(self, batch: Batch) -> Batch:
-        """Return a lone tensor in the dtype of the program's own example, if it has one."""
-        if not (self.examples.offered and isinstance(batch, Tensor | SparseRows)):
-            return batch
-        example = self.examples.example(1)
-        return batch.to(example.dtype) if isinstance(example, Tensor) else batch
-
     @property
     def precision(self) -> torch.dtype | None:
         """Return the dtype of the program's parameters; None where none is a float."""
@@ -530,11 +419,7 @@ class Program(nn.Module):
     @property
     def row_precision(self) -> torch.dtype | None:
         """Return the dtype to which rows are converted; None where the data come otherwise."""
-        return None if self._dim else self.precision
-
-    def as_given(self, batch: Batch) -> Batch:
-        """Return a batch as a user gives it, its datum in the program's own dimension."""
-        return self._structure.restored(datum_at(self._dim, self._constants.put_back(batch)))
+        return self._given.row_precision
 
     def passes(
         self,

@@ -14,6 +14,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
@@ -392,12 +393,16 @@ def _enumerated_ids(site: Message) -> frozenset[int]:
     ids = site["infer"].get("_dim_to_id")
     if not ids:
         return frozenset()
-    if "at_all" in site:
-        shape = site["at_all"].shape
-    else:
-        fn, value = site["fn"], site["value"]
-        shape = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
+    shape = _shape_of(site)
     return frozenset(id_ for dim, id_ in ids.items() if len(shape) >= -dim and shape[dim] > 1)
+
+
+def _shape_of(site: Message) -> torch.Size:
+    """Return the shape of a site's log density."""
+    if "at_all" in site:
+        return site["at_all"].shape
+    fn, value = site["fn"], site["value"]
+    return torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
 
 
 def summed_around(model: Trace, name: str) -> dict[str, int]:
@@ -436,7 +441,17 @@ def log_density(name: str, site: Message, summed: bool) -> Tensor:
 
 
 def _plates(site: Message) -> list[Any]:
-    return [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+    """Return the plates around a site, units of a datum right of it that no plate holds among them.
+
+    These stand beside each other, as in a plate of that dimension.
+    """
+    frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+    if data_frame(site) is None:
+        return frames
+    shape, known = _shape_of(site), {frame.dim for frame in frames}
+    right = range(max(data_dim(site) + 1, -len(shape)), 0)
+    loose = [dim for dim in right if dim not in known and shape[dim] > 1]
+    return frames + [CondIndepStackFrame(str(dim), dim, shape[dim], 0) for dim in loose]
 
 
 def _data_first(site: Message) -> list[Any]:

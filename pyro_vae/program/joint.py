@@ -14,7 +14,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 
-from pyro_vae.errors import ProgramError
+from pyro_vae.errors import ProgramError, PyroVaeError
 from pyro_vae.program.batch import cuda_devices, repeat_rows
 from pyro_vae.program.checks import require_pair
 from pyro_vae.program.enumeration import (
@@ -249,7 +249,12 @@ class Joint:
         values = _latent_values(latents)
         given = config_enumerate(poutine.condition(Reopened()(self.model), data=values))
         drawn = infer_discrete(given, first_available_dim=-2 - self.num_plates, temperature=1)
-        trace = poutine.trace(drawn).get_trace(*self.args, **self.kwargs)
+        try:
+            trace = poutine.trace(drawn).get_trace(*self.args, **self.kwargs)
+        except ValueError as error:
+            if isinstance(error, PyroVaeError):
+                raise
+            return self._drawn_in_turn(latents.copy())  # units of a datum that no plate holds
         complete = latents.copy()
         for name, site in sample_sites(prune_subsample_sites(trace)):
             if not site["is_observed"]:

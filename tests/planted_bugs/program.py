@@ -734,4 +734,43 @@ BUGS = [
         "tests/program/looks/test_cuts.py"
         "::test_large_terms_that_cancel_are_no_dependence_on_the_rows_beside",
     ),
+    Bug(
+        "a mask that an automatic guide lacks in silence",
+        "program/masks.py",
+        "others = carriers().get(name, ()) if point else ()",
+        "others = ()",
+        "tests/program/test_masked_latents.py"
+        "::test_a_mask_that_an_automatic_guide_lacks_is_told_of",
+    ),
+    Bug(
+        "a warning that a silent look meets lost",
+        "program/told.py",
+        "        if silenced():\n            return\n",
+        "        if silenced():\n            self._waiting.clear()\n            return\n",
+        "tests/program/test_masked_latents.py"
+        "::test_a_warning_that_a_silent_look_meets_is_given_afterwards",
+    ),
+    Bug(
+        "a point beside a joint guide in silence",
+        "program/points.py",
+        "spread = {*terms.carried, *dependence.together}",
+        "spread = {*(terms.latents if dependence.together else terms.carried)}",
+        "tests/evaluation/test_likelihood.py"
+        "::test_a_point_beside_a_guide_of_all_data_is_told_of_as_no_bound",
+    ),
+    Bug(
+        "parameters of a look at a few rows left behind",
+        "program/looks/quiet_runs.py",
+        "            put_back()\n            as_were()\n",
+        "            as_were()\n",
+        "tests/program/test_edge_programs.py::test_a_parameter_and_a_part_for_each_number_of_rows",
+    ),
+    Bug(
+        "units that no plate holds left out of a sum over classes",
+        "program/enumeration.py",
+        "if dim not in known and shape[dim] > 1]\n    return frames",
+        "if False]\n    return frames",
+        "tests/program/test_edge_programs.py"
+        "::test_a_class_summed_out_beside_units_that_no_plate_holds",
+    ),
 ]

@@ -1,6 +1,7 @@
 """Processes that a test forks: a fresh interpreter would import torch for seconds."""
 
 import multiprocessing
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,23 @@ def fork(function: Callable[..., None], *args: object) -> Any:
     return child
 
 
-def connected(size: int, function: Callable[[int], Any], folder: Path) -> list[Any]:
-    """Return what a function of the rank finds in each of several connected forks."""
+def connected(
+    size: int, function: Callable[[int], Any], folder: Path, limit: float = 120
+) -> list[Any]:
+    """Return what a function of the rank finds in each of several connected forks.
+
+    Arguments:
+        size: How many there are.
+        function: Of the rank.
+        folder: For what they say.
+        limit: Seconds until those that have not ended are killed, and the test fails.
+    """
     children = [fork(_connected, rank, size, function, folder) for rank in range(size)]
+    end = time.monotonic() + limit
     for child in children:
-        child.join(120)
+        child.join(max(0.0, end - time.monotonic()))
+        child.kill()  # one that waits for ever; nothing to one that has ended
+        child.join()
     assert [child.exitcode for child in children] == [0] * size
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]
 

@@ -15,7 +15,15 @@ from torch.utils.data.distributed import DistributedSampler
 
 from pyro_vae.arguments import counted, positive
 from pyro_vae.errors import ConfigError, DataError
-from pyro_vae.program.batch import Batch, dense, map_batch, map_rows, num_rows
+from pyro_vae.program.batch import (
+    Batch,
+    dense,
+    map_batch,
+    map_rows,
+    named_arrays,
+    named_leaves,
+    num_rows,
+)
 from pyro_vae.program.modules import generators_kept
 from pyro_vae.program.program import Program
 from pyro_vae.program.sparse_rows import SparseRows
@@ -29,12 +37,13 @@ from pyro_vae.program.streams import (
     told_unmade,
 )
 from pyro_vae.storage.random_state import seeded_outside_torch
-from pyro_vae.training.parallel import World
+from pyro_vae.training.parallel import World, digest
 
 # Beyond this share of a GPU's free memory the data stay on the host and travel batch by batch.
 _DEVICE_SHARE = 0.5
 
 _END = object()  # what an exhausted loader answers
+_COMPARED = 16  # rows by which data sets are told apart
 _MANY = 2**22  # places in a data set that are counted at once
 
 Size = int | Literal["count", "any"]
@@ -132,20 +141,34 @@ class LoaderFeed:
         self._apart = False  # whether each process has a data set of its own
         self._first: Batch | None = None
         self._checked = False
-        if self.world.size > 1:
-            self.first()
-        self.size = self._total(size)
-        self._require_apart()
-
-    def _total(self, told: Size | None) -> int:
-        """Return N, from the sampler, the data set or the user."""
         own = self._items()
         if own == 0:
             raise DataError("got no data (0 rows), expected at least one row")
-        if own is not None and not self._deals_rows(own):
+        # First: how the processes count the rows together hangs on it.
+        self.world.agree(
+            _of_one_kind(self._kind(), size) | {"its length is known": own is not None}
+        )
+        if self.world.size > 1:
+            self.first()
+        self.size = self._total(size, own)
+        self._require_apart()
+
+    def _kind(self) -> str:
+        rows = "batches of a stream" if self.stream else "batches of a data set"
+        return f"{rows}, dealt by a DistributedSampler" if self.dealt else rows
+
+    def _total(self, told: Size | None, own: int | None) -> int:
+        """Return N, from the sampler, the data set or the user.
+
+        Where a loader of one process alone makes batches of other rows than its items, all count.
+        """
+        if own is not None and self.world.any(not self._deals_rows(own)):
             return int(told) if isinstance(told, int) else self._count()
+        if own is not None and told == ANY:
+            self._apart = self._has_own_set()
+            return own
         if own is not None:
-            return own if told == ANY else _agreed(told, self._of_all(own, told))
+            return _agreed(told, self._of_all(own, told))
         if told is None:
             raise DataError(
                 "got a stream, expected one that tells its length, since N is needed for the N/B "
@@ -180,6 +203,26 @@ class LoaderFeed:
                 f"process has a data set of its own, say so by size={dealt}"
             )
         return dealt - self._filled
+
+    def _has_own_set(self) -> bool:
+        """Return whether each process has a data set of its own, by rows of the same numbers.
+
+        They are read twice: of rows that come otherwise each time nothing is known. One set in
+        other orders is taken for several too: where rows are judged the mean is the same.
+        """
+        if self.stream or not self.sharded or self.loader.batch_sampler is None:
+            return False
+        found = ""
+        with suppress(Exception):  # of a user's data set: the loader may go about it otherwise
+            first, again = (self._digests_of_some() for _ in range(2))
+            found = first if first == again else ""
+        told = self.world.gather(found.encode())
+        return b"" not in told and len(set(told)) == len(told)
+
+    def _digests_of_some(self) -> str:
+        draws = _SharedDraws(0)
+        with draws.continued():
+            return " ".join(digest(leaf) for _, leaf in named_leaves(self.spread(_COMPARED)))
 
     def _require_apart(self) -> None:
         """Refuse samplers that deal one place of the data set to several processes.
@@ -379,6 +422,8 @@ class LoaderFeed:
         """Return a copy of one batch, to look at."""
         if self._first is None:
             self._first = self._look()
+            kinds = {name: str(leaf.dtype) for name, leaf in named_leaves(self._first)}
+            self.world.agree({"first batch": kinds})
             self.sharded = not self.dealt and not self.world.same(self._first)
         return map_batch(torch.clone, self._first)
 
@@ -488,11 +533,19 @@ def make_feed(
     if isinstance(data, DataLoader):
         return LoaderFeed(data, lambda batch: adapt(program.unwrapped(batch)), world, size)
     batch = adapt(data)
+    if world is not None:
+        kinds = {name: str(leaf.dtype) for name, leaf in named_arrays(batch)}
+        world.agree(_of_one_kind("tensors", size) | {"types": kinds})
     if adapt == program.adapt:  # it is what the program takes: no transform is to come
         batch = program.rows.numbered(batch)
     feed = TensorFeed(batch, batch_size, program.device, world)
     _agreed(size, feed.size)
     return feed
+
+
+def _of_one_kind(kind: str, size: Size | None) -> dict[str, Any]:
+    """Return what processes must have in common before they read data: it decides what follows."""
+    return {"valid": kind} if size == ANY else {"data": kind, "size": size}
 
 
 def gather(feed: TensorFeed | LoaderFeed) -> Batch:

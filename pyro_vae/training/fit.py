@@ -7,8 +7,6 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
-from torch.utils.data.distributed import DistributedSampler
 
 from pyro_vae.arguments import (
     counted,
@@ -566,14 +564,9 @@ def _prepare_valid(
     program: Program, valid: Any, batch_size: int, feed: TensorFeed | LoaderFeed, world: World
 ) -> Validation | None:
     """Check validation data before anything changes, those of a stream by their first batch."""
+    world.agree({"valid": "none" if valid is None else "some"})
     if valid is None:
         return None
-    dealt = isinstance(valid, DataLoader) and isinstance(valid.sampler, DistributedSampler)
-    if dealt and world.size > 1:
-        raise ConfigError(
-            "valid: got a loader with a DistributedSampler, expected all validation data in each "
-            "process; pv.fit deals the rows out"
-        )
     try:
         judged = Validation(program, valid, batch_size, world)
     except DataError as error:

@@ -195,6 +195,7 @@ class Loop:
             "batches": len(self.feed),
             "epochs": self.limits.epochs,
             "steps": self.limits.max_steps,
+            "minutes": self.limits.max_minutes,
             "steps done": self.steps,
             "seed": self.seed,
             "patience": self.limits.patience,

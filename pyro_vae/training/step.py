@@ -525,7 +525,8 @@ class Stepper:
         if self.reduce is not None:
             if self._compared[index]:
                 self._compared[index] -= 1
-                self._agree({"parameters to train": self._facts(index)})
+                facts = {"parameters to train": self._facts(index)}
+                self._agree({"update": self.updates[index].name, **facts})
             self._average(loss, self.trained[index], self.reduce)
         grads = [p.grad for p in self.trained[index] if p.grad is not None]
         return global_norm(grads) if grads else torch.zeros_like(loss)

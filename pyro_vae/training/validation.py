@@ -1,16 +1,17 @@
 """Validation rows: a batch in memory, or a stream that is read anew each time it is judged."""
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
-from pyro_vae.errors import DataError
-from pyro_vae.program.batch import Batch, chunks, num_rows
+from pyro_vae.errors import ConfigError, DataError
+from pyro_vae.program.batch import Batch, chunks, named_leaves, num_rows
 from pyro_vae.program.passes import most_rows
 from pyro_vae.program.program import Program
 from pyro_vae.program.streams import join_batches
 from pyro_vae.training.feed import ANY, LoaderFeed, TensorFeed, gather, make_feed
 from pyro_vae.training.fingerprints import describe_data, describe_rows
-from pyro_vae.training.parallel import World
+from pyro_vae.training.parallel import World, digest
 
 _ROWS = 1024  # of a piece: as many as a pass over rows in memory has
 
@@ -23,17 +24,25 @@ class Validation:
 
     Arguments:
         program: What is judged.
-        data: In any form that ``fit`` takes; a stream is read in its own order.
+        data: In any form that ``fit`` takes; a stream is read in its own order. Of several
+            processes all have all rows, or each a loader or a data set of its own rows.
         batch_size: Rows of a batch, where the data do not say.
         world: The processes that judge together, each its rows.
 
     Raises:
-        DataError: Data that the program cannot take.
+        ConfigError: Rows that a ``DistributedSampler`` deals.
+        DataError: Data that the program cannot take, or of which processes read some twice.
     """
 
     def __init__(self, program: Program, data: Any, batch_size: int, world: World) -> None:
         self._program, self._world = program, world
         self.feed = make_feed(program, data, batch_size, shuffle=False, world=world, size=ANY)
+        if isinstance(self.feed, LoaderFeed) and self.feed.dealt:
+            raise ConfigError(
+                "valid: got a loader with a DistributedSampler, which deals some rows twice, "
+                "expected all validation data in each process, whose rows pv.fit deals out, or in "
+                "each a loader of rows of its own"
+            )
         together = program.sites.dependence.needs_all or program.rows.total is not None
         in_memory = isinstance(self.feed, TensorFeed) or together
         self._all = gather(self.feed) if in_memory else None
@@ -57,13 +66,23 @@ class Validation:
             yield self._own(self._all)
             return
         assert isinstance(self.feed, LoaderFeed)  # tensors are in memory
-        start = 0
+        start, first = 0, not (self._checked or self.apart)
+        seen = hashlib.sha256()
         for piece in _of_a_pass(self._program, self.feed.whole(0)):
+            if first and self._world.size > 1:
+                for _, leaf in named_leaves(piece):
+                    seen.update(digest(leaf).encode())
             if start >= self._checked:
                 self._program.check(piece)
             start += num_rows(piece)
             yield self._own(piece)
         self._checked = max(start, self._checked)
+        if first and len(set(self._world.gather(seen.digest()))) > 1:
+            raise DataError(
+                f"valid: batches are others in each of {self._world.size} processes, and the first "
+                "was the same in all; give all of them all rows in one order, or rows of their own "
+                "from the first batch on"
+            )
 
     def _own(self, batch: Batch) -> tuple[Batch, float]:
         if self.apart:

@@ -1,0 +1,162 @@
+"""What one process alone would do otherwise is agreed on before: none waits for the others."""
+
+from typing import Any
+
+import pytest
+import torch
+from forked import connected, forks
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Subset, TensorDataset
+from torch.utils.data.distributed import DistributedSampler
+from two_processes import Known, data, error, fit, frozen
+
+X, V = data(16), data(13)
+ROWS, JUDGED = TensorDataset(*X), TensorDataset(*V)
+
+
+class Stream(IterableDataset):
+    """Rows of some places."""
+
+    def __init__(self, rows: TensorDataset, places: Any) -> None:
+        self.rows, self.places = rows, places
+
+    def __iter__(self) -> Any:
+        return (self.rows[place] for place in self.places)
+
+
+def without_first(rows: Any) -> Any:
+    """Leave row 0 out, as one that cannot be read."""
+    kept = [row for row in rows if row[0][0] != X[0][0, 0]]
+    return tuple(torch.stack(leaves) for leaves in zip(*kept, strict=True))
+
+
+def lone(rows: Any) -> Any:
+    """Leave row 0 out of the first batch of the first process, of which it is one of four."""
+    return DataLoader(ROWS, 4, sampler=rows, collate_fn=without_first)
+
+
+def judged(rank: int, size: int) -> dict[str, Any]:
+    """Return validation rows of each process, in each form, of one: all."""
+    own, uneven = range(rank, len(JUDGED), size), range(3, 13) if rank else range(3)
+    return {
+        "a loader over its own set": DataLoader(Subset(JUDGED, own), 4),
+        "sets of other lengths": Subset(JUDGED, uneven if size > 1 else range(13)),
+        "its own sampler": DataLoader(JUDGED, 4, sampler=own),
+        "a stream of its own": DataLoader(Stream(JUDGED, own), 4),
+    }
+
+
+def trained(rank: int, size: int) -> dict[str, Any]:
+    """Return the histories where no process waits for another, for each kind of rows."""
+    own = range(rank, len(ROWS), size)
+    once = {"optimizer": frozen, "epochs": 1, "compile": False}
+    found = {"a row left out": fit(Known(), lone(own), **once)}
+    for name, valid in judged(rank, size).items():
+        found[name] = fit(Known(), X, valid=valid, **once)
+    return {name: each["history"] for name, each in found.items()}
+
+
+def loader(rank: int) -> DataLoader:
+    return DataLoader(ROWS, 4)
+
+
+def shuffled(rank: int) -> DataLoader:
+    return DataLoader(JUDGED, 4, shuffle=True, generator=torch.Generator().manual_seed(rank))
+
+
+APART = {  # of the rank: data and options, and what all processes are told
+    "tensors": (lambda r: {"batch": loader(r) if r else X}, "data is ['tensors'"),
+    "stream": (
+        lambda r: {"batch": DataLoader(Stream(ROWS, range(16)), 4) if r else loader(r), "size": 16},
+        "'batches of a stream'] by rank",
+    ),
+    "dealt": (
+        lambda r: (
+            {"batch": DataLoader(ROWS, 4, sampler=DistributedSampler(ROWS, 2, r))}
+            if r
+            else {"batch": loader(r)}
+        ),
+        "dealt by a DistributedSampler'] by rank",
+    ),
+    "count": (
+        lambda r: {"batch": DataLoader(Stream(ROWS, range(16)), 4), "size": "count" if r else 16},
+        "size is [16, 'count'] by rank",
+    ),
+    "types": (
+        lambda r: {"batch": tuple(leaf.round().int() if r else leaf for leaf in X)},
+        "torch.int32'] by rank",
+    ),
+    "types of a loader": (
+        lambda r: {
+            "batch": DataLoader(TensorDataset(*(x.round().int() if r else x for x in X)), 4)
+        },
+        "torch.int32'] by rank",
+    ),
+    "valid": (
+        lambda r: {"batch": loader(r), "valid": DataLoader(JUDGED, 4) if r else None},
+        "valid is ['none', 'some'] by rank",
+    ),
+    "kinds of valid": (
+        lambda r: {"batch": loader(r), "valid": DataLoader(JUDGED, 4) if r else V},
+        "valid is ['tensors', 'batches of a data set'] by rank",
+    ),
+    "valid begins alike": (
+        lambda r: {"batch": X, "valid": DataLoader(Stream(JUDGED, [0, 1, 2, 3, 4 + r, 6 + r]), 4)},
+        "valid: batches are others in each of 2 processes",
+    ),
+    "valid in other orders": (
+        lambda r: {"batch": X, "valid": shuffled(r)},
+        "deal row 0 (and 12 others so)",
+    ),
+    "valid dealt": (
+        lambda r: {
+            "batch": X,
+            "valid": DataLoader(
+                JUDGED, batch_sampler=BatchSampler(DistributedSampler(JUDGED, 2, r), 4, False)
+            ),
+        },
+        "valid: got a loader with a DistributedSampler",
+    ),
+    "minutes": (
+        lambda r: {"batch": loader(r), "max_minutes": 5.0 if r else None},
+        "minutes is [None, 5.0] by rank",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """Return what two processes find in all cases, and one in those that train."""
+    alone = trained(0, 1)  # first: what is loaded on first use is loaded once
+
+    def all_cases(rank):
+        told = {
+            name: error(lambda make=make: fit(Known(), **make(rank)))
+            for name, (make, _) in APART.items()
+        }
+        return trained(rank, 2), told
+
+    return alone, connected(2, all_cases, tmp_path_factory.mktemp("ranks"), limit=60)
+
+
+@forks
+@pytest.mark.parametrize("name", APART)
+def test_processes_that_would_go_apart_are_told(name, found):
+    for _, told in found[1]:
+        assert APART[name][1] in told[name]
+
+
+@forks
+def test_rows_that_one_process_alone_leaves_out_are_counted_by_all(found):
+    _of_one(found, ["a row left out"], "loss")
+
+
+@forks
+def test_validation_rows_of_each_process_are_judged_as_in_one(found):
+    _of_one(found, list(judged(0, 1)), "valid_elbo")
+
+
+def _of_one(found, names, column):
+    alone, both = found
+    for name in names:
+        for each, _ in both:
+            assert each[name][column] == pytest.approx(alone[name][column], rel=1e-12), name

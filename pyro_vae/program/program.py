@@ -555,7 +555,8 @@ class Program(nn.Module):
         key = (sites.observed, sites.local, sites.global_)
         if sites.discrete and key not in self._summable and not checks.is_meta(batch):
             functions = self.reader.canonical(sites, batch)
-            with self.reader.runs.quiet(batch), validation(False):
+            runs = self.reader.runs
+            with runs.other_rows(), runs.quiet(batch), validation(False):
                 self._summable[key] = sums_one_by_one(*functions, batch, sites, sites.discrete)
         return joint.summing(sites.discrete, one_by_one=self._summable.get(key, False))
 
@@ -574,8 +575,8 @@ class Program(nn.Module):
         if key not in self._particles:
             if checks.is_meta(batch):
                 return False, False, False  # no values to compare
-            program = (*self.reader.canonical(sites, batch), batch, sites)
-            with self.reader.runs.quiet(batch), validation(False), silent():
+            program, runs = (*self.reader.canonical(sites, batch), batch, sites), self.reader.runs
+            with runs.other_rows(), runs.quiet(batch), validation(False), silent():
                 one = bool(sites.enumerated) and sums_one_by_one(*program)
                 takes = takes_particles(*program, self.parts, one_by_one=one)
                 copies = takes or sites.size is None

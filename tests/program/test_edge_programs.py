@@ -433,7 +433,8 @@ def test_a_parameter_and_a_part_for_each_number_of_rows():
             pyro.sample("z", dist.Normal(loc, 1.0))
 
     program = pv.Program(model, guide)
-    program.read(torch.randn(20))
+    pv.fit(program, torch.randn(20), epochs=1, batch_size=20, compile=False)
+    pv.elbo(program, torch.randn(20), num_particles=2)
     assert sorted(name for name, _ in program.named_parameters()) == [
         "values.loc_20",
         "values.scale_20",

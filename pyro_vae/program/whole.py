@@ -6,13 +6,13 @@ one datum: its latents are global, its batch is never cut, and its numbers are t
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 
-from pyro_vae.errors import DataError, ProgramError
+from pyro_vae.errors import DataError, ProgramError, PyroVaeError
 from pyro_vae.program.batch import (
     Batch,
     Whole,
@@ -35,7 +35,7 @@ from pyro_vae.program.handlers import (
     scoring_data,
 )
 from pyro_vae.program.observed import would_observe
-from pyro_vae.program.plates import NoDataPlate, OneDatum, fill, find_plate
+from pyro_vae.program.plates import DataPlate, NoDataPlate, OneDatum, fill, find_plate
 from pyro_vae.program.terms import nesting
 
 _LARGEST = 1 << 26  # bytes of a batch on which a program is tried that fails on a few rows
@@ -66,8 +66,8 @@ def is_whole(trace: Callable[[Batch], Trace], batch: Batch, wanted: str | None) 
         arguments(batch)  # which must not be sparse: the program takes all rows at once
     try:
         model = trace(batch)
-        if rows and _has_plate(model, wanted, rows):
-            return False
+        if rows and not isinstance(_plate_of(model, wanted, rows), NoDataPlate):
+            return False  # of two, or one of another size, the reader tells
         require_plates(model)
         for name, site in sample_sites(model):
             if observes(site):
@@ -87,17 +87,16 @@ def plate_follows(trace: Callable[[Batch], Trace], batch: Batch, wanted: str | N
     Raises:
         DataError: The program does not run on so few.
     """
-    return all(_has_plate(trace(few), wanted, n) for n, few in _few(batch, num_rows(batch)))
+    found = _plates_of_few(trace, batch, wanted)
+    return not any(isinstance(each, NoDataPlate) for each in found)
 
 
 def has_plate_of_rows(trace: Callable[[Batch], Trace], batch: Batch, wanted: str | None) -> bool:
-    """Return whether the model runs on few rows, its plate of the data as many as they are."""
-    try:
-        for n, few in _few(batch, num_rows(batch)):
-            find_plate(trace(few), n, wanted)
-    except (DataError, ProgramError):
-        return False
-    return True
+    """Return whether the plate of the data is known to have few rows where it is given so many."""
+    found = _plates_of_few(trace, batch, wanted)
+    with suppress(DataError):  # it does not run on so few
+        return all(isinstance(each, DataPlate) for each in found)
+    return False
 
 
 def one_datum(model: Trace, guide: Trace) -> OneDatum:
@@ -195,20 +194,26 @@ def require_rows(batch: Batch) -> None:
         )
 
 
-def _few(batch: Batch, rows: int) -> Iterator[tuple[int, Batch]]:
-    """Yield a few rows in two sizes: a plate of another meaning may have one of them."""
+def _plates_of_few(
+    trace: Callable[[Batch], Trace], batch: Batch, wanted: str | None
+) -> Iterator[DataPlate | PyroVaeError]:
+    """Yield the plates of a few rows in two sizes: one of another meaning may have one of them.
+
+    Raises:
+        DataError: The program does not run on so few.
+    """
+    rows = num_rows(batch)
     for n in sorted({min(2, rows), min(3, rows)}):
-        yield n, map_rows(lambda leaf, n=n: leaf[:n], batch, rows)  # type: ignore[misc]
+        few = map_rows(lambda leaf, n=n: leaf[:n], batch, rows)  # type: ignore[misc]
+        yield _plate_of(trace(few), wanted, n)
 
 
-def _has_plate(model: Trace, wanted: str | None, rows: int) -> bool:
+def _plate_of(model: Trace, wanted: str | None, rows: int) -> DataPlate | PyroVaeError:
+    """Return the plate of the data, or why there is none: two, say, or one of another size."""
     try:
-        find_plate(model, rows, wanted)
-    except NoDataPlate:
-        return False
-    except (ProgramError, DataError):
-        return True  # or two, or one of another size: the reader says so
-    return True
+        return find_plate(model, rows, wanted)
+    except (ProgramError, DataError) as error:
+        return error
 
 
 def _plateless(model: Trace) -> bool:

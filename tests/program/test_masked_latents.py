@@ -364,6 +364,19 @@ def test_a_warning_that_a_silent_look_meets_is_given_afterwards():
     assert len(told_of_masks(lambda: program.read(SEEN))) == 1
 
 
+def test_masked_rows_behind_the_first_batch_are_told_of():
+    """They are met by a look at rows from all over the data, before a fit cuts these."""
+
+    def guide(x, seen):
+        with pyro.plate("data", len(x)):
+            for name in ("y", "x_unobserved"):
+                pyro.sample(name, dist.Normal(pyro.param(f"loc_{name}", torch.tensor(0.0)), 1.0))
+
+    data = torch.randn(8), torch.arange(8) > 3
+    program, run = pv.Program(half_seen, guide), {"epochs": 1, "batch_size": 4, "compile": False}
+    assert len(told_of_masks(lambda: pv.fit(program, data, **run))) == 1
+
+
 def test_two_kinds_of_warnings_of_one_site_are_both_given():
     told = Told()
     with pytest.warns(UserWarning, match="one"):

@@ -102,9 +102,14 @@ def is_data(site: Message) -> bool:
 
 
 class DrawnData(UnconditionMessenger):
-    """Draw the observed sites anew; a chain without a length of its own gets that of the data."""
+    """Draw the observed sites anew; a chain without a length of its own gets that of the data.
+
+    A value that a site only shows follows from the others: a plate may have expanded its point.
+    """
 
     def _pyro_sample(self, msg: Message) -> None:
+        if msg["is_observed"] and is_deterministic(msg):
+            return
         super()._pyro_sample(msg)
         if msg["infer"].get("was_observed") and is_open_chain(msg["fn"], msg["infer"]["obs"]):
             msg["value"] = _chain(msg["fn"], msg["infer"]["obs"].shape[-2])

@@ -369,11 +369,7 @@ class _Symbols:
         try:
             return packed.pack(value, dims)
         except ValueError as error:
-            raise ProgramError(
-                f"site {name!r}: got a log density of shape {tuple(value.shape)}, with a dimension "
-                "that is neither a plate nor a latent summed out; put the site into a plate, or "
-                "make the dimension one of its event (.to_event)"
-            ) from error
+            raise _in_no_plate(name, value.shape) from error
 
     def pack_beside(self, site: Message, value: Tensor) -> Any:
         """Return a factor ``(K, B, *plates, support)`` of an enumerated site in the same way."""
@@ -381,6 +377,14 @@ class _Symbols:
         plates = [self.plates[frame.name] for frame in _data_first(site)]
         dims = {place - value.dim(): s for place, s in enumerate((_PARTICLES, *plates, own))}
         return packed.pack(value, dims)
+
+
+def _in_no_plate(name: str, shape: torch.Size) -> ProgramError:
+    return ProgramError(
+        f"site {name!r}: got a log density of shape {tuple(shape)}, with a dimension that is "
+        "neither a plate nor a latent summed out; put the site into a plate, or make the dimension "
+        "one of its event (.to_event)"
+    )
 
 
 def _symbol(id_: int) -> str:
@@ -477,6 +481,8 @@ def _data_first_of(site: Message, value: Tensor) -> Tensor:
     depth = max([value.dim(), *(-dim for dim in dims)])
     value = value.reshape((1,) * (depth - value.dim()) + value.shape)
     rest = [dim for dim in range(-depth, -1) if dim not in dims]
+    if any(value.shape[dim] > 1 for dim in rest):
+        raise _in_no_plate(site["name"], value.shape[:-1])
     return value.permute(*rest, *dims, -1).reshape(1, *(value.shape[dim] for dim in (*dims, -1)))
 
 

@@ -536,3 +536,52 @@ def test_a_value_that_the_model_shows_between_latent_and_data():
 def fitted_guide(x):
     with pyro.plate("data", len(x)):
         pyro.sample("z", dist.Normal(pyro.param("slope", torch.tensor(0.5)) * x, 1.0))
+
+
+def test_units_of_a_class_of_all_data_in_no_plate_are_refused():
+    def model(x):
+        loc = torch.tensor([-1.0, 1.0])
+        k = pyro.sample("k", dist.Categorical(torch.ones(2, 2)))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc[k].sum(-1), 1.0), obs=x)
+
+    with pytest.raises(ProgramError, match=r"'k': .* neither a plate nor a latent summed out"):
+        pv.elbo(pv.Program(model, lambda x: None), torch.randn(5))
+
+
+@pytest.mark.filterwarnings("ignore:refine")  # two draws mix nothing
+@pytest.mark.parametrize("of_unit", [False, True])
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_class_summed_out_beside_units_that_no_plate_holds(of_unit, drawn):
+    """Of a datum, or of each unit: log sum_k w_k prod_t N(x_t; m_k, 1), or the same of each t."""
+    weights, x = torch.tensor([0.4, 0.6]), torch.randn(5, 3)
+
+    def model(x):
+        loc = pyro.param("loc", torch.tensor([-1.0, 1.0]))
+        with pyro.plate("data", len(x), dim=-2):
+            k = pyro.sample("k", dist.Categorical(weights.expand(len(x), 3 if of_unit else 1, 2)))
+            z = loc[k] + torch.zeros(3)
+            if drawn:
+                z = pyro.sample("z", dist.Normal(z, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        if drawn:
+            with pyro.plate("data", len(x), dim=-2):
+                pyro.sample("z", dist.Normal(x / 2, 0.8))
+
+    width = 2.0**0.5 if drawn else 1.0
+    each = dist.Normal(torch.tensor([-1.0, 1.0]), width).log_prob(x[..., None])
+    each = each if of_unit else each.sum(1, keepdim=True)
+    exact = (each + weights.log()).logsumexp(-1).sum(1)
+    program = pv.Program(model, guide)
+    torch.manual_seed(0)
+    found = pv.log_likelihood(program, x, num_particles=4000)
+    assert ((found.log_prob - exact).abs() < 5 * found.noise + 1e-5).all()
+    assert (pv.elbo(program, x, num_particles=2000) <= exact + (0.2 if drawn else 1e-5)).all()
+    assert pv.reconstruct(program, x).shape == (5, 3)
+    assert pv.generate(program, 4).shape == (4, 3)
+    pv.fit(program, x, epochs=1, batch_size=5, compile=False)
+    if drawn:
+        chains = pv.HMC(num_draws=2, warmup=2, chains=1)
+        assert pv.refine(program, x, chains, compile=False).samples["z"].shape[:3] == (1, 2, 5)

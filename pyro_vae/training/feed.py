@@ -37,7 +37,8 @@ from pyro_vae.program.streams import (
     told_unmade,
 )
 from pyro_vae.storage.random_state import seeded_outside_torch
-from pyro_vae.training.parallel import World, digest
+from pyro_vae.training.parallel import World
+from pyro_vae.training.shared_buffers import digest
 
 # Beyond this share of a GPU's free memory the data stay on the host and travel batch by batch.
 _DEVICE_SHARE = 0.5

@@ -350,6 +350,7 @@ class Loop:
                         self._write_if_possible(f"step {self.steps}")
             if batch is not None:
                 self.stepper.check(batch)  # before any weight is judged or kept
+            self.world.settle()
             if self.cut:
                 self._keep()
         if isinstance(self.feed, LoaderFeed) and not self.cut:

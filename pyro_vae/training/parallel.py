@@ -21,6 +21,7 @@ from pyro_vae.extras import extra
 from pyro_vae.program.batch import Batch, map_rows, named_leaves, num_rows
 from pyro_vae.program.sparse_rows import SparseRows
 from pyro_vae.torch_private import default_store
+from pyro_vae.training.shared_buffers import SharedBuffers, digest
 from pyro_vae.training.torchrun import connect
 
 # What averages tensors over processes, in place; whether this one had rows that count.
@@ -104,6 +105,9 @@ class World:
         """Make the buffers that the block moves equal again on leaving it."""
         return nullcontext()
 
+    def settle(self) -> None:
+        """Make equal, at the end of an epoch, what began to move within it."""
+
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum of each value over the processes."""
         return values
@@ -144,24 +148,31 @@ class Group(World):
         super().__init__(device)
         self.rank, self.size = torch_dist.get_rank(), torch_dist.get_world_size()
         self._lines = _Lines.open()
-        self._weight, self._total = 1.0 / self.size, 0
-        self._parts: list[tuple[nn.Module, str]] = []
-        self._empty: list[tuple[nn.Module, str]] = []  # buffers that are None when the run begins
-        self._moving: list[int] | None = None
+        self._share, self._total = (1, self.size), 0
+        self._buffers = SharedBuffers({}, self)
+
+    @property
+    def part_of_all(self) -> tuple[int, int]:
+        """Rows of the batch that this process answers for, and those of all."""
+        return self._share
+
+    @property
+    def _weight(self) -> float:
+        return self._share[0] / self._share[1]
 
     def share(self, batch: Batch) -> Batch:
         """Return this process's rows of a batch that all processes hold."""
         total = num_rows(batch)
         if total < 2 * self.size:
-            self._weight, self._total = 1.0 / self.size, total
+            self._share, self._total = (1, self.size), total
             return batch
         start, stop = self.rank * total // self.size, (self.rank + 1) * total // self.size
-        self._weight, self._total = (stop - start) / total, total
+        self._share, self._total = (stop - start, total), total
         return map_rows(lambda leaf: _range(leaf, start, stop), batch)
 
     def own(self, batch: Batch) -> Batch:
         """Return the batch, with the weight that it has among equals."""
-        self._weight, self._total = 1.0 / self.size, self.size * num_rows(batch)
+        self._share, self._total = (1, self.size), self.size * num_rows(batch)
         return batch
 
     def part(self, batch: Batch | None) -> bool:
@@ -170,7 +181,7 @@ class Group(World):
         counts[self.rank] = 0 if batch is None else num_rows(batch)
         counts = self.sum(counts)
         self._total = int(counts.sum())
-        self._weight = float(counts[self.rank]) / max(1, self._total)
+        self._share = int(counts[self.rank]), max(1, self._total)
         return self._total > 0
 
     def same(self, batch: Batch) -> bool:
@@ -192,7 +203,7 @@ class Group(World):
 
         Buffers that move are looked for anew: a part may have been thawed, a critic have joined in.
         """
-        self._moving = None
+        self._buffers.begin()
         number = self.seed(seed, *words)
         torch.default_generator.manual_seed(number)
         if self.device.type == "cuda":
@@ -221,25 +232,31 @@ class Group(World):
         Raises:
             ConfigError: They differ; in all processes.
         """
-        parts = [part for module in modules.values() for part in module.modules()]
-        tensors = list(_tensors(modules))
-        self.agree({**facts, "weights": sum(t.numel() for t in tensors)})
+        self.agree(facts)
+        self._require_one_make(modules)
         with torch.no_grad():
-            for tensor in tensors:
+            for tensor in _tensors(modules):
                 sent = tensor.contiguous()
                 self._lines.call(torch_dist.broadcast, sent, src=0)
                 tensor.copy_(sent)
-        buffers = [
-            (part, name, buffer)
-            for part in dict.fromkeys(parts)
-            for name, buffer in part._buffers.items()
-        ]
-        self._empty = [(part, name) for part, name, buffer in buffers if buffer is None]
-        self._parts = [
-            (part, name)
-            for part, name, buffer in buffers
-            if buffer is not None and buffer.is_floating_point()
-        ]
+        self._buffers = SharedBuffers(modules, self)
+
+    def _require_one_make(self, modules: Mapping[str, nn.Module]) -> None:
+        """Require parameters and buffers of one order, shape and type, before any is sent.
+
+        Raises:
+            ConfigError: They differ; in all processes.
+        """
+        own = json.dumps(_make(modules))
+        if len(set(self.gather(hashlib.sha256(own.encode()).digest()))) == 1:
+            return
+        lines = list(_disagreements([json.loads(text) for text in self._gather(own)]))
+        others = f" (and {len(lines) - 1} others)" if len(lines) > 1 else ""
+        raise ConfigError(
+            f"the {self.size} processes disagree: parameter or buffer {lines[0]}{others}; make the "
+            "program of the same parts in one order in all (a set has another order in each "
+            "process: sort it), or build it before pv.fit on the same data"
+        )
 
     def reducing(self, dtype: torch.dtype | None) -> Reduce | None:
         """Return what averages a loss and its gradients over the processes."""
@@ -274,55 +291,13 @@ class Group(World):
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Average what the block adds to the buffers, by rows; constants keep their bits.
-
-        So the running statistics of batch norm, and codebooks that move by a running mean, are
-        those of all rows. (Batch norm itself normalises by a process's own rows, as under DDP.)
-
-        Raises:
-            ConfigError: A buffer has come within the run, and is another in each process.
-        """
-        if self._moving is None:
-            every = [self._buffer(index).clone() for index in range(len(self._parts))]
+        """Average what the block adds to the buffers, by rows."""
+        with self._buffers.averaged():
             yield
-            self._require_equal()
-            self._moving = watched = self._find_moving(every)
-            # Whole: one that began to move within the epoch before is another in each process.
-            before = [torch.zeros_like(every[index]) for index in watched]
-        else:
-            watched = self._moving
-            # Whole too where it is infinite: nothing is added to that.
-            before = [self._buffer(index).nan_to_num(0.0, 0.0, 0.0) for index in watched]
-            yield
-        if not watched:
-            return
-        after = [self._buffer(index) for index in watched]
-        steps = [new - old for new, old in zip(after, before, strict=True)]
-        self.reduce(steps)
-        for buffer, old, step in zip(after, before, steps, strict=True):
-            buffer.copy_(old + step)
 
-    def _buffer(self, index: int) -> Tensor:
-        part, name = self._parts[index]
-        buffer = part._buffers[name]
-        assert buffer is not None  # only tensors were listed
-        return buffer
-
-    def _require_equal(self) -> None:
-        """Require buffers that have come within the run to be equal: there is no mean of some."""
-        if self._empty:
-            found = {
-                f"{type(part).__name__}.{name}": digest(buffer)
-                for part, name in self._empty
-                if (buffer := part._buffers[name]) is not None
-            }
-            self.agree({"buffers that have come within the run": found})
-
-    def _find_moving(self, before: list[Tensor]) -> list[int]:
-        """Return the buffers that the first step has moved, in any process."""
-        moved = [not torch.equal(self._buffer(index), old) for index, old in enumerate(before)]
-        found = self.sum(torch.tensor(moved, dtype=torch.float64)) if moved else torch.zeros(0)
-        return found.nonzero().flatten().tolist()
+    def settle(self) -> None:
+        """Make equal the buffers that have begun to move within the epoch."""
+        self._buffers.settle()
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum of each value over the processes."""
@@ -558,12 +533,17 @@ def _launch(kind: str, local: int, nodes: int) -> torch.device:
     return fabric.device
 
 
-def digest(tensor: Tensor) -> str:
-    """Return a text that no other values, shape or type have."""
-    flat = tensor.detach().cpu().contiguous().flatten()
-    found = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-    found.update(flat.view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+def _make(modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Return place, shape and type of each parameter and buffer, by name."""
+    found = {
+        f"{prefix}.{name}".removeprefix(
+            "program.parts."
+        ): f"{tuple(tensor.shape)} of {tensor.dtype}"
+        for prefix, module in modules.items()
+        for each in (module.named_parameters(), module.named_buffers())
+        for name, tensor in each
+    }
+    return {name: f"number {place}, {kind}" for place, (name, kind) in enumerate(found.items())}
 
 
 def _tensors(modules: Mapping[str, nn.Module]) -> Iterator[Tensor]:

@@ -21,8 +21,9 @@ from pyro_vae.program.program import Program
 from pyro_vae.torch_private import skips_by_found_inf
 from pyro_vae.training.adam import Adam
 from pyro_vae.training.optimizers import checked, join, runs_others
-from pyro_vae.training.parallel import Reduce, digest
+from pyro_vae.training.parallel import Reduce
 from pyro_vae.training.reasons import reason
+from pyro_vae.training.shared_buffers import digest
 from pyro_vae.training.undo import Buffers, Undo, put_back_on_error, restore
 
 # Steps between two looks at the flag of a deferred check: one sync each.

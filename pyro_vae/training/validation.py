@@ -11,7 +11,8 @@ from pyro_vae.program.program import Program
 from pyro_vae.program.streams import join_batches
 from pyro_vae.training.feed import ANY, LoaderFeed, TensorFeed, gather, make_feed
 from pyro_vae.training.fingerprints import describe_data, describe_rows
-from pyro_vae.training.parallel import World, digest
+from pyro_vae.training.parallel import World
+from pyro_vae.training.shared_buffers import digest
 
 _ROWS = 1024  # of a piece: as many as a pass over rows in memory has
 

@@ -168,6 +168,95 @@ class InTurn:
         ]
 
 
+class Kept(Switched):
+    """It holds a buffer of each kind that its steps make or move.
+
+    Arguments:
+        besides: A kind that several processes are refused.
+    """
+
+    def __init__(self, besides: str = "") -> None:
+        super().__init__()
+        self.besides, self.steps, zeros = besides, 0, torch.zeros(3, dtype=torch.float64)
+        self.register_buffer("cache", None)
+        self.register_buffer("cache_of_two", torch.eye(2, dtype=torch.float64))
+        self.register_buffer("rows", zeros)
+        self.register_buffer("counter", torch.zeros(()))
+        self.register_buffer("whole_counter", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("moves_late", zeros.clone())
+        self.register_buffer("empty", None)
+        self.register_buffer("positive", torch.zeros((), dtype=torch.int64))
+
+    def model(self, x: torch.Tensor) -> None:
+        if self.training:
+            self.steps += 1
+            self.move(x, x.mean(0))
+        super().model(x)
+
+    def move(self, x: torch.Tensor, mean: torch.Tensor) -> None:
+        if self.cache is None or len(self.cache) != len(x):
+            self.cache = torch.eye(len(x), dtype=x.dtype)
+        if len(self.cache_of_two) != len(x):
+            self.cache_of_two = torch.eye(len(x), dtype=x.dtype)
+        self.rows = x.detach().clone()
+        self.counter += 1
+        self.whole_counter += 1
+        if self.steps > 1:
+            self.moves_late += 0.1 * (mean - self.moves_late)
+        self.empty = torch.zeros_like(mean) if self.empty is None else self.empty + mean
+        if self.steps == 3:
+            self.register_buffer("registered", torch.ones_like(mean))
+        elif self.steps > 3:
+            self.registered += mean
+        if self.besides == "positive":
+            self.positive += int((x[:, 0] > 0).sum())
+        elif self.besides == "mean" and self.steps == 1:
+            self.register_buffer("mean", mean)
+
+
+ALIKE = (
+    "counter",
+    "whole_counter",
+    "moves_late",
+    "empty",
+    "registered",
+)  # in any number of processes
+
+
+def kept(besides: str = "") -> dict[str, list[float]]:
+    """Return the buffers after two epochs of batches of six, six and four rows."""
+    program = Kept(besides)
+    options = {"batch_size": 6, "epochs": 2, "compile": False, "progress": False}
+    pv.fit(program, X, device="cpu", **options)
+    return {name: getattr(program, name).tolist() for name in ALIKE}
+
+
+class Ordered(Switched):
+    """Its parameters are of another order, shape or type in one process."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        for name in "vu" if kind == "order" else "uv":
+            size = 3 if kind == "shape" and name == "v" else 2
+            parameter = nn.Parameter(torch.zeros(size, dtype=torch.float64))
+            self.register_parameter(name, parameter)
+        self.register_buffer(
+            "b", torch.zeros(2, dtype=[torch.float32, torch.float64][kind == "type"])
+        )
+
+
+def of_another_make(rank: int) -> dict[str, tuple[str, list[float]]]:
+    """Return what is said of programs of another make, and their weights afterwards."""
+    found = {}
+    for kind in ("order", "shape", "type"):
+        program = Ordered(kind if rank else "")
+        with torch.no_grad():
+            program.gains[0].fill_(1.0 + rank)
+        told = error(lambda p=program: pv.fit(p, X, device="cpu", progress=False))
+        found[kind] = told, program.gains[0].tolist()
+    return found
+
+
 def apart(rank: int) -> dict[str, str]:
     """Return the errors of processes that train other parameters, or from other values."""
     held = torch.full((3,), 0.1 * (1 + rank), dtype=torch.float64, requires_grad=True)
@@ -239,3 +328,25 @@ def test_a_process_without_rows_moves_nothing(tmp_path):
     for *_, errors in found:
         for name, part in told.items():
             assert "the 2 processes disagree" in errors[name] and part in errors[name]
+
+
+@forks
+def test_buffers_that_steps_make_or_move_are_those_of_all_rows(tmp_path):
+    """They were another in each process, or ended all of them: caches of a batch, late ones."""
+    alone = kept()
+
+    def several(rank):
+        told = [error(lambda each=each: kept(each)) for each in ("positive", "mean")]
+        return kept(), told, of_another_make(rank)
+
+    for rank, (found, told, made) in enumerate(connected(3, several, tmp_path, limit=60)):
+        for name in ALIKE:
+            assert found[name] == pytest.approx(alone[name], rel=1e-12), name
+        assert found["counter"] == 6.0
+        for name, text in zip(("positive", "mean"), told, strict=True):
+            assert f"the 3 processes disagree: buffer 'Kept.{name}'" in text
+        # Of other shapes they were aborted; of another order the weights were lost.
+        for kind, (text, weights) in made.items():
+            name = {"order": "u", "shape": "v", "type": "b"}[kind]
+            assert f"disagree: parameter or buffer Ordered.{name} is" in text
+            assert weights == [1.0 + rank] * 3

@@ -47,7 +47,7 @@ from pyro_vae.training.parallel import World
 from pyro_vae.training.schedules import Schedule
 from pyro_vae.training.settings import shared_settings
 from pyro_vae.training.step import Stepper
-from pyro_vae.training.termination import ended_workers_unheard
+from pyro_vae.training.termination import end_if_asked, ended_workers_unheard
 from pyro_vae.training.validation import Validation
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
@@ -325,6 +325,7 @@ class Loop:
             _lone_rows_told(),
         ):
             for batch in batches:
+                end_if_asked()
                 if self.transform is not None:
                     batch = self.transform(self._own_copy(batch))
                 if unseen:

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 import warnings
+import weakref
 from contextlib import nullcontext
 
 import numpy as np
@@ -191,6 +193,32 @@ def test_a_run_whose_folder_another_has_had_meanwhile_writes_no_more(tmp_path):
     assert len(again.history["loss"]) == 6 and not (tmp_path / "lock.json").exists()
 
 
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("every", [1, None])
+def test_a_folder_that_is_emptied_meanwhile_is_written_anew(every, whole, tmp_path):
+    """Weights, checkpoint, configuration, history and events: the run has them all."""
+    out = tmp_path / "run"
+    before = set()
+
+    def empty():
+        before.update(path.name for path in out.iterdir())
+        shutil.rmtree(out)
+        if not whole:
+            out.mkdir()
+
+    watch = [Watch(3, empty)]
+    pv.fit(build(), X, out=out, callbacks=watch, checkpoint_every=every, **FAST)
+    left = {path.name for path in out.iterdir()}
+    assert left >= before - {lock.NAME, "checkpoint-before.safetensors"}
+    assert {"config.json", "checkpoint.safetensors", "program.safetensors"} <= left
+    assert len((out / "history.csv").read_text().splitlines()) == 5
+    if "tensorboard" in left:
+        (file,) = (out / "tensorboard").iterdir()
+        assert file.read_bytes().count(b"seconds") == 4
+    again = pv.fit(build(), X, out=out, resume=True, **{**FAST, "epochs": 5})
+    assert len(again.history["loss"]) == 5
+
+
 def test_a_lock_that_was_removed_is_taken_again(tmp_path):
     found = []
 
@@ -347,8 +375,8 @@ def test_signals_that_come_at_once_end_a_run_once(tmp_path):
 
     def end():
         signal.pthread_sigmask(signal.SIG_BLOCK, sent)
-        for number in sent:
-            os.kill(os.getpid(), number)
+        for number in sent:  # to this thread: another one of torch's would hear the first at once
+            signal.raise_signal(number)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, sent)
 
     with pytest.raises((KeyboardInterrupt, SystemExit)):
@@ -356,6 +384,39 @@ def test_signals_that_come_at_once_end_a_run_once(tmp_path):
     assert not (tmp_path / lock.NAME).exists()
     assert read_bundle(tmp_path, "checkpoint", allow_nonfinite=True)[1]["epoch"] == 3
     assert [signal.getsignal(number) for number in sent] == before
+
+
+class Deaf:
+    """An object at whose end a signal comes: Python drops what is raised there."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __del__(self):
+        signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize("kind", ["__del__", "weakref", "the last epoch"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_python_drops_ends_the_run_at_the_next_step(number, kind, tmp_path):
+    """In a ``__del__`` or a weak reference's callback; a second one came too soon to be heard."""
+    hook = sys.unraisablehook
+
+    def end():
+        if kind == "weakref":
+            target = Watch()
+            heard = weakref.ref(target, lambda _: signal.raise_signal(number))
+            del target
+            assert heard() is None
+        else:
+            Deaf(number)
+
+    at = 4 if kind == "the last epoch" else 3
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit):
+        pv.fit(build(), X, out=tmp_path, callbacks=[Watch(at, end)], **FAST)
+    assert read_bundle(tmp_path, "checkpoint", allow_nonfinite=True)[1]["epoch"] == at
+    assert sys.unraisablehook is hook
+    pv.fit(build(), X, out=tmp_path, resume=True, **FAST)  # nothing is left of it
 
 
 def test_an_interrupt_while_the_state_is_copied_loses_no_epoch(tmp_path, monkeypatch):

@@ -22,6 +22,8 @@ class Events:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "tensorboard"
+        self._path: Path | None = None
+        self._rows: list[tuple[int, dict[str, float]]] = []  # for a file that is removed meanwhile
         self._stream: Any = None
         self._records: Any = None
         self._failed = importlib.util.find_spec("tensorboard") is None  # an extra
@@ -31,9 +33,15 @@ class Events:
         if self._failed:
             return
         try:
+            kept = {name: value for name, value in row.items() if not math.isnan(value)}
+            self._rows.append((step, kept))
+            gone = self._path is not None and not self._path.exists()
+            if gone:
+                self.close()
             if self._records is None:
                 self._open()
-            self._write(step, {name: value for name, value in row.items() if not math.isnan(value)})
+            for each in self._rows if gone else self._rows[-1:]:
+                self._write(*each)
         except Exception as error:  # a side log of any kind of fault
             self._failed = True
             warnings.warn(
@@ -60,6 +68,7 @@ class Events:
         self.folder.mkdir(parents=True, exist_ok=True)
         now = time.time()
         path = self.folder / f"events.out.tfevents.{now:.6f}.{host()}"
+        self._path = path
         self._stream = open(path, "ab")  # noqa: SIM115  (it stays open for the run)
         self._records = RecordWriter(self._stream)
         self._records.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())

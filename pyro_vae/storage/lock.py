@@ -74,6 +74,7 @@ class FolderLock:
         """
         with contextlib.suppress(OSError):  # the disk is away
             if not self.path.exists():
+                self.path.parent.mkdir(parents=True, exist_ok=True)
                 self.was_gone |= self._create()
             text = self.path.read_text(encoding="utf-8", errors="replace")
             owner = owner_of(text)

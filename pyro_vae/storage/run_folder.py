@@ -50,6 +50,7 @@ class RunFolder:
         self._events = Events(path) if events else None
         self._lock: FolderLock | RemoteLock
         self._lock = FolderLock(path) if remote is None else RemoteLock(remote)
+        self._config = ""  # as this run has written it
         self._written: Any = None  # when the checkpoint was, as this run knows it
 
     @classmethod
@@ -118,7 +119,8 @@ class RunFolder:
         changed = _changes_so_far(path) + changes
         if changed:
             config["changed_on_resume"] = changed
-        atomic_write_text(path, json.dumps(config, indent=2) + "\n")
+        self._config = json.dumps(config, indent=2) + "\n"
+        atomic_write_text(path, self._config)
 
     def log(self, row: dict[str, float], step: int) -> None:
         """Send one row to TensorBoard."""
@@ -136,15 +138,24 @@ class RunFolder:
     def require(self) -> None:
         """Require the folder to be this run's still, before it is written to.
 
+        One that was emptied or removed meanwhile is made anew: nothing of another run is in it.
+
         Raises:
             ConfigError: Another run has taken it, or has had it meanwhile.
         """
         if isinstance(self._lock, RemoteLock):  # it has a copy of its own: `publish` looks
             return
         self._lock.require()
-        if self._lock.was_gone and written(self.path) != self._written:
+        if self._lock.was_gone and written(self.path) not in (None, self._written):
             raise ConfigError(_taken(self.name))
         self._lock.was_gone = False
+        self._write_config_anew()
+
+    def _write_config_anew(self) -> None:
+        """Write the configuration where it is gone, as in a folder that was emptied meanwhile."""
+        path = self.path / "config.json"
+        if self._config and not path.exists():
+            atomic_write_text(path, self._config)
 
     def publish(self) -> None:
         """Send what has been written here to the address, if there is one.

@@ -552,7 +552,8 @@ class Loop:
         if folder is None:
             return None
         writes: list[Callable[[], Any]] = [lambda: save(self.program, folder.path)]
-        if self.moved and checkpoint is not None:
+        # One to go on with is not in a folder that was emptied meanwhile.
+        if checkpoint is not None and (self.moved or checkpoint.meta["steps"]):
             writes += [
                 lambda: checkpoint.write(folder.path),
                 lambda: folder.write_history(self.history),

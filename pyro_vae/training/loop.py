@@ -198,6 +198,9 @@ class Loop:
             "minutes": self.limits.max_minutes,
             "steps done": self.steps,
             "seed": self.seed,
+            "updates": [
+                f"{update.name}, {update.repeats} times" for update in self.stepper.updates
+            ],
             "patience": self.limits.patience,
             **shared_settings(self.settings, self.feed, self.valid),
         }

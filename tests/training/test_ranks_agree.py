@@ -9,6 +9,8 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Subset, 
 from torch.utils.data.distributed import DistributedSampler
 from two_processes import Known, data, error, fit, frozen
 
+import pyro_vae as pv
+
 X, V = data(16), data(13)
 ROWS, JUDGED = TensorDataset(*X), TensorDataset(*V)
 
@@ -53,6 +55,21 @@ def trained(rank: int, size: int) -> dict[str, Any]:
     for name, valid in judged(rank, size).items():
         found[name] = fit(Known(), X, valid=valid, **once)
     return {name: each["history"] for name, each in found.items()}
+
+
+class Turns:
+    """Updates that are other ones in each process, or are due in one alone."""
+
+    def __init__(self, rank: int, kind: str) -> None:
+        self._rank, self.kind = rank, kind
+
+    def updates(self, program: pv.Program) -> list[pv.Update]:
+        loss, parameters = pv.ELBO().per_datum, tuple(program.parameters())
+        due = [lambda: not self._rank, lambda: bool(self._rank)]
+        if self.kind == "due":
+            names = zip(("first", "second"), due, strict=True)
+            return [pv.Update(loss, parameters, name=name, due=each) for name, each in names]
+        return [pv.Update(loss, parameters, name=f"{n}") for n in range(1 + self._rank)]
 
 
 def loader(rank: int) -> DataLoader:
@@ -115,6 +132,14 @@ APART = {  # of the rank: data and options, and what all processes are told
             ),
         },
         "valid: got a loader with a DistributedSampler",
+    ),
+    "updates": (
+        lambda r: {"batch": X, "objective": Turns(r, "number")},
+        "updates is [['0, 1 times'], ['0, 1 times', '1, 1 times']] by rank",
+    ),
+    "due": (
+        lambda r: {"batch": X, "objective": Turns(r, "due")},
+        "update is ['first', 'second'] by rank",
     ),
     "minutes": (
         lambda r: {"batch": loader(r), "max_minutes": 5.0 if r else None},

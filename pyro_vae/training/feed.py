@@ -142,6 +142,7 @@ class LoaderFeed:
         self._apart = False  # whether each process has a data set of its own
         self._first: Batch | None = None
         self._checked = False
+        self._batches = 0  # of the last whole epoch, where all processes read the same
         own = self._items()
         if own == 0:
             raise DataError("got no data (0 rows), expected at least one row")
@@ -369,20 +370,29 @@ class LoaderFeed:
         return with_last_joined(self._whole(seed, number), self.size if alone else 0)
 
     def _alike(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield batches that all processes hold: all of a first epoch are compared, later one.
+        """Yield batches that all processes hold: all of a first epoch are compared, later the ends.
 
         Raises:
-            DataError: They hold others; in all processes.
+            DataError: They hold others, or one has fewer; in all processes.
         """
         for number in itertools.count():
-            batch = next(batches, None)
-            if not ((self._checked and number) or self.world.same(batch)):
+            batch, known = next(batches, None), self._batches
+            early = batch is None and 0 < number < known
+            if early and not self.world.meet():  # no collective: the others may be in a step
+                raise DataError(
+                    f"data: an epoch of process {self.world.rank} ended after "
+                    f"{counted(number, 'batch', 'batches')}, and others go on (the one before had "
+                    f"{known}); give all processes all rows in one order, or rows of their own "
+                    "from the first batch on"
+                )
+            if not (0 < number < known or self.world.same(batch)):
                 raise DataError(
                     f"data: batch {number} is another in each of {self.world.size} processes, and "
                     "the first was the same in all; give all of them all rows in one order, or "
                     "rows of their own from the first batch on"
                 )
             if batch is None:
+                self._batches = number
                 return
             yield batch
 

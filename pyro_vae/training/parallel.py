@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
@@ -28,6 +29,7 @@ from pyro_vae.training.torchrun import connect
 Reduce = Callable[[list[Tensor]], bool]
 Devices = int | Literal["auto"]
 _MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # what Open MPI and MPICH tell a process
+_MEETING = 300.0  # seconds for all to come to where an epoch has ended early
 _WORD = timedelta(seconds=5)  # for the word of a process that has just failed
 
 
@@ -123,6 +125,10 @@ class World:
     def gather(self, mine: bytes) -> list[bytes]:
         """Return what each process gives, by rank."""
         return [mine]
+
+    def meet(self) -> bool:
+        """Return whether all processes come here, of which some may be at a collective instead."""
+        return True
 
     def wait(self) -> None:
         """Wait until all processes are here."""
@@ -313,6 +319,10 @@ class Group(World):
         """Return whether the flag is true in some process."""
         return bool(self.sum(torch.tensor(float(flag), dtype=torch.float64)) > 0)
 
+    def meet(self) -> bool:
+        """Return whether all processes come here within five minutes: others may be in a step."""
+        return self._lines.meet(self.size)
+
     def wait(self) -> None:
         """Wait until all processes are here."""
         self.any(False)
@@ -361,6 +371,7 @@ class _Lines:
         self.group = torch_dist.new_group()
         _Lines._opened += 1
         self._key = f"pyro_vae/error/{_Lines._opened}"
+        self._met = 0
         # The one place, public or not, where a process can leave word for another.
         self._store = default_store()
 
@@ -381,6 +392,23 @@ class _Lines:
             collective(*arguments, **options, group=self.group)
         except RuntimeError as error:
             raise ProcessError(self._reason() or f"another process is gone ({error})") from error
+
+    def meet(self, size: int) -> bool:
+        """Return whether so many processes come here; those that are at a collective do not.
+
+        Raises:
+            ProcessError: Another process has failed meanwhile.
+        """
+        self._met += 1
+        place, end = f"{self._key}/{self._met}", time.monotonic() + _MEETING
+        self._store.add(place, 1)
+        while self._store.add(place, 0) < size:
+            if self._store.check([self._key]):
+                raise ProcessError(self._reason() or "another process is gone")
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.01)
+        return True
 
     def close(self, rank: int, error: BaseException) -> None:
         """Leave word of an error, and end whoever waits for this process."""

@@ -1,5 +1,6 @@
 """What one process alone would do otherwise is agreed on before: none waits for the others."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch.utils.data.distributed import DistributedSampler
 from two_processes import Known, data, error, fit, frozen
 
 import pyro_vae as pv
+from pyro_vae.training import parallel
 
 X, V = data(16), data(13)
 ROWS, JUDGED = TensorDataset(*X), TensorDataset(*V)
@@ -55,6 +57,20 @@ def trained(rank: int, size: int) -> dict[str, Any]:
     for name, valid in judged(rank, size).items():
         found[name] = fit(Known(), X, valid=valid, **once)
     return {name: each["history"] for name, each in found.items()}
+
+
+class Uneven:
+    """Batches that are all rows in the first epoch, and other numbers of them later."""
+
+    def __init__(self, *numbers: int) -> None:
+        self.numbers, self.epoch = numbers, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Any:
+        batches = zip(*(leaf.split(4) for leaf in X), strict=True)
+        return itertools.islice(batches, self.numbers[min(self.epoch, len(self.numbers) - 1)])
 
 
 class Turns:
@@ -133,6 +149,14 @@ APART = {  # of the rank: data and options, and what all processes are told
         },
         "valid: got a loader with a DistributedSampler",
     ),
+    "ends early": (
+        lambda r: {"batch": Uneven(4, 3 if r else 4), "size": 16, "compile": False},
+        "DataError: data: an epoch of process 1 ended after 3 batches, and others go on",
+    ),
+    "ends late": (
+        lambda r: {"batch": Uneven(4, 2, 3 if r else 2), "size": 16, "epochs": 3},
+        "DataError: data: batch 2 is another in each of 2 processes",
+    ),
     "updates": (
         lambda r: {"batch": X, "objective": Turns(r, "number")},
         "updates is [['0, 1 times'], ['0, 1 times', '1, 1 times']] by rank",
@@ -154,6 +178,7 @@ def found(tmp_path_factory):
     alone = trained(0, 1)  # first: what is loaded on first use is loaded once
 
     def all_cases(rank):
+        parallel._MEETING = 0.3
         told = {
             name: error(lambda make=make: fit(Known(), **make(rank)))
             for name, (make, _) in APART.items()

@@ -1,5 +1,6 @@
-"""Labels of data: probabilities of what a model sums out. Shapes: N data, K classes."""
+"""Labels of data: probabilities of a discrete latent. Shapes: N data, K classes."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,9 @@ from pyro_vae.arguments import counted, positive, typed
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.inference.sampling.importance_weights import log_mean_exp
 from pyro_vae.program.batch import arguments
+from pyro_vae.program.enumeration import listed
 from pyro_vae.program.passes import Pass, Verb, runs
+from pyro_vae.program.plates import inner_plates
 from pyro_vae.program.program import Program
 from pyro_vae.program.terms import stack
 
@@ -91,22 +94,30 @@ def classify(
     .. math:: p(y \mid x) \approx \sum_k \tilde w_k \, p(y \mid x, z_k), \quad
         \tilde w_k \propto \frac{p(x, z_k)}{q(z_k \mid x)}, \quad z_k \sim q(z \mid x)
 
+    A label that the guide draws too is set to each of its K values in turn, so that q(y | x), a
+    guess of the guide, decides nothing:
+
+    .. math:: p(x, y) \approx \frac1K \sum_k \frac{p(x, y, z_k)}{q(z_k \mid x, y)}, \quad
+        z_k \sim q(z \mid x, y)
+
     Labels that are given are kept: leave them out of the data to ask what the model says.
 
     Arguments:
-        program: Anything whose guide leaves a discrete latent out, as `pv.models.M2`.
+        program: Anything whose model draws a discrete latent of few values, as `pv.models.M2`; the
+            guide may leave it out or draw it.
         data: One row per datum, ``(N, ...)``, or a ``Dataset``, a ``DataLoader``, batches to come.
-        num_particles: K, importance samples per datum; None asks the program's own classifier
+        num_particles: K, importance samples per datum (and value, where the guide draws the label);
+            None asks the program's own classifier
             q(y | x), where it has one (``label_logits``): a network, fast, and no answer of the
             model.
-        site: The latent that is asked for, where several are left out.
+        site: The latent that is asked for, where there are several.
 
     Returns:
         Probabilities, with log p(x) and the effective sample size where the model is asked.
 
     Raises:
         DataError: Data that the program cannot take.
-        ProgramError: No discrete latent is summed out, or several and none is named; or no
+        ProgramError: No discrete latent of few values, or several and none is named; or no
             classifier.
     """
     wrapped = Program.of(program)
@@ -137,35 +148,66 @@ def _by_classifier(source: Any, piece: Pass) -> Tensor:
 def _by_model(piece: Pass, count: int, site: str | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return p(y | x), (B, K), log p(x) and the effective sample size, (B,) each."""
     name = _site(piece, site)
+    ask = _summed_out if name in piece.sites.enumerated else _value_by_value
+    log_weight, found = ask(piece, count, name)  # (K, B), (K, B or 1, V)
+    share = log_weight.softmax(0)
+    probabilities = (share.unsqueeze(-1) * found).sum(0)
+    probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+    return probabilities, log_mean_exp(log_weight, dim=0), 1 / share.square().sum(0)
+
+
+def _summed_out(piece: Pass, count: int, name: str) -> tuple[Tensor, Tensor]:
+    """Return log weights of draws of the guide, ``(K, B)``, and p(y | x, z), ``(K, B, V)``."""
     joint = piece.joint.densities()
     weights: list[Tensor] = []
     found: list[Tensor] = []
     for size in runs(count, joint, piece, _ROWS_PER_PASS):
         model, guide = joint.traces(size)
         weights.append(stack([joint.scored(model, guide, size)]).log_weight[0])  # (k, B)
-        found.append(joint.posteriors_at(guide, size)[name])  # (k, B, K)
-    if found[0].dim() != 3:
+        found.append(joint.posteriors_at(guide, size)[name])  # (k, B, V)
+    _require_one(name, plates=found[0].dim() != 3)
+    return torch.cat(weights), torch.cat(found)
+
+
+def _value_by_value(piece: Pass, count: int, name: str) -> tuple[Tensor, Tensor]:
+    """Return log weights ``(V K, B)`` of draws at each value of a latent, and which it is."""
+    joint = piece.joint.densities()
+    drawn: Any = joint.guide_trace(1).nodes[name]
+    _require_one(name, plates=bool(inner_plates(drawn)))
+    event = drawn["fn"].event_shape
+    values = listed(drawn["fn"]).reshape(-1, *event)
+    weights: list[Tensor] = []
+    for value in values:
+        for size in runs(count, joint, piece, _ROWS_PER_PASS):
+            fixed = joint.fixing({name: joint.placed(value.expand(size, len(piece), *event))})
+            terms = stack([fixed.scored(*fixed.traces(size), size)])
+            weights.append((terms.log_weight + terms.log_q[name])[0])  # (k, B): y is no draw
+    which = torch.eye(len(values), device=values.device).repeat_interleave(count, 0)
+    # A mean over the draws of one value, and a sum over values: p(x) = sum_y p(x, y).
+    return torch.cat(weights) + math.log(len(values)), which.unsqueeze(1)
+
+
+def _require_one(name: str, *, plates: bool) -> None:
+    if plates:
         raise ProgramError(
             f"classify: site {name!r} stands in a plate inside that of the data: a datum has many"
         )
-    log_weight = torch.cat(weights)
-    share = log_weight.softmax(0)
-    probabilities = (share.unsqueeze(-1) * torch.cat(found)).sum(0)
-    probabilities = probabilities / probabilities.sum(-1, keepdim=True)
-    return probabilities, log_mean_exp(log_weight, dim=0), 1 / share.square().sum(0)
 
 
 def _site(piece: Pass, site: str | None) -> str:
-    summed = piece.sites.enumerated
-    if not summed:
-        drawn = piece.sites.discrete
-        fix = f"; leave {drawn[0]!r} out of the guide" if drawn else "; use pv.models.M2"
-        raise ProgramError(f"classify: no discrete latent is summed out of the model{fix}")
-    if site is None and len(summed) > 1:
+    sites = piece.sites
+    alike = set(sites.discrete) - set(sites.countless) - set(sites.events)
+    known = (*sites.enumerated, *(name for name in sites.discrete if name in alike))
+    if not known:
         raise ProgramError(
-            f"classify: got several latents that are summed out, {', '.join(summed)}; say which: "
-            f"site={summed[0]!r}"
+            "classify: the model draws no discrete latent of few values for each datum; leave "
+            "labels out of the data (they are then drawn: obs=None), or use pv.models.M2"
         )
-    if site is not None and site not in summed:
-        raise ProgramError(f"site: got {site!r}, expected one of {', '.join(summed)}")
-    return site or summed[0]
+    if site is None and len(known) > 1:
+        raise ProgramError(
+            f"classify: got several discrete latents, {', '.join(known)}; say which: "
+            f"site={known[0]!r}"
+        )
+    if site is not None and site not in known:
+        raise ProgramError(f"site: got {site!r}, expected one of {', '.join(known)}")
+    return site or known[0]

@@ -1,7 +1,7 @@
 """Data drawn from the model, with the latents that made them."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,10 +24,11 @@ from pyro_vae.evaluation.site_values import (
 from pyro_vae.program.batch import (
     Batch,
     Whole,
+    cuda_devices,
     map_rows,
     num_rows,
 )
-from pyro_vae.program.handlers import DrawnData
+from pyro_vae.program.handlers import DrawnData, sample_sites
 from pyro_vae.program.passes import Pass, Verb, holding
 from pyro_vae.program.program import Program
 from pyro_vae.program.roles import latent_names, observed_names
@@ -35,6 +36,7 @@ from pyro_vae.program.streams import frames_of, join_batches
 from pyro_vae.threads import require_turn
 
 _ROWS_PER_PASS = 1024
+_ROWS_OF_A_LOOK = 64  # draws of two values agree at all of them by chance nowhere
 _GENERATE = Verb("generate", prior=True, simulates=True)
 
 
@@ -51,10 +53,12 @@ def generate(program: Any, n: int, *, given: Any = None, mean: bool = False) -> 
     Arguments:
         program: Anything with ``.model`` and ``.guide``.
         n: Number of data.
-        given: The model's other inputs (labels, lengths, masks), n rows: a batch, whose observed
-            values are ignored, or a dict of arguments by name, which may leave out what is
-            observed. Without it the inputs are rows drawn at random from the data that the program
-            has seen (up to a thousand rows of the largest set are remembered).
+        given: The model's other inputs (labels, lengths, masks), n rows: a whole batch, whose
+            observed values are drawn anew, or a dict of arguments by name, which may leave out what
+            is observed. What is observed of a dict that leaves out some of it is kept, and the rest
+            drawn given it: ``{"y": labels}`` of a model of images x with labels y. Without it the
+            inputs are rows drawn at random from the data that the program has seen (up to a
+            thousand rows of the largest set are remembered).
         mean: Return the mean of p(x | z) at the drawn latents, not a draw (smoother pictures);
             sentences are decoded greedily.
 
@@ -63,12 +67,13 @@ def generate(program: Any, n: int, *, given: Any = None, mean: bool = False) -> 
 
     Raises:
         ConfigError: n below 1.
-        DataError: ``given`` has another number of rows, or names some of what is observed alone.
-        ProgramError: The program has no prior, or has seen no data and is given none.
+        DataError: ``given`` has another number of rows, or names what is observed and no input.
+        ProgramError: The program has no prior, or has seen no data and is given none; or what is
+            kept depends on what is drawn, so that draws given it need a posterior.
     """
     require_turn("generate")  # the inputs may be drawn
     wrapped = Program.of(program)
-    batch = inputs(wrapped, positive("n", n), given)
+    batch, kept = _inputs(wrapped, positive("n", n), given)
     pieces: list[dict[str, Tensor]] = []
     held: list[dict[str, Tensor]] = []
     for some in _of_own_number(wrapped, batch):
@@ -78,7 +83,7 @@ def generate(program: Any, n: int, *, given: Any = None, mean: bool = False) -> 
         ):
             times = n if isinstance(passes.batch, Whole) else 1  # its rows cannot be repeated
             for _ in range(times):
-                pieces += [_observed(wrapped, piece, mean=mean) for piece in passes]
+                pieces += [_observed(wrapped, piece, kept, mean=mean) for piece in passes]
             held = passes.draws
     drawn = wrapped.shown(
         join("generate", pieces), like=None if given is None else frames_of(given)
@@ -102,15 +107,51 @@ def _of_own_number(program: Program, batch: Batch) -> Iterator[Batch]:
         yield program.as_given(map_rows(lambda leaf, some=some: leaf[some], adapted))  # type: ignore[misc]
 
 
-def _observed(program: Program, piece: Pass, *, mean: bool) -> dict[str, Tensor]:
-    """Return the observed sites of a pass, drawn, or their means."""
+def _observed(
+    program: Program, piece: Pass, kept: Collection[str], *, mean: bool
+) -> dict[str, Tensor]:
+    """Return the observed sites of a pass, drawn, or their means; some as they are given."""
 
     def draw(model: Any) -> Any:
-        return freed(piece, model, mean=mean)
+        return freed(piece, model, mean=mean, but=kept)
 
+    if kept and not piece.rows.start:
+        _require_independent(program, piece, kept)
     require_unread(program, piece, draw)
     trace, _ = simulated(program, piece, draw)
-    return values_of(trace, observed_names(trace), len(piece), mean=mean)
+    given = values_of(trace, list(kept), len(piece), mean=False)
+    return values_of(trace, observed_names(trace), len(piece), mean=mean) | given
+
+
+def _require_independent(program: Program, piece: Pass, kept: Collection[str]) -> None:
+    """Refuse observed values whose density moves with what is drawn: draws given them differ.
+
+    Raises:
+        ProgramError: Names the site.
+    """
+    several = piece
+    if program.rows.fixed_to is None and piece.sites.size is None and len(piece) < _ROWS_OF_A_LOOK:
+        again = torch.arange(_ROWS_OF_A_LOOK) % len(piece)
+        batch = map_rows(lambda leaf: leaf[again.to(leaf.device)], piece.batch)
+        joint = program.joint(batch)
+        joint = joint.fixing(piece.globals_) if piece.globals_ else joint
+        several = replace(piece, batch=batch, rows=slice(0, len(again)), joints=[joint])
+    found: list[dict[str, Tensor]] = []
+    for _ in range(2):
+        with torch.random.fork_rng(cuda_devices(piece.batch)):
+            torch.rand(len(found) + 1)
+            trace, _ = simulated(program, several, DrawnData(kept))
+        sites = dict(sample_sites(trace))
+        found.append({name: sites[name]["fn"].log_prob(sites[name]["value"]) for name in kept})
+    for name in kept:
+        first, second = (each[name] for each in found)
+        if first.shape != second.shape or not torch.allclose(first, second, 1e-4, 1e-5):
+            raise ProgramError(
+                f"generate: given has values of site {name!r}, whose distribution depends on what "
+                "is drawn, so that draws given it need a posterior; keep of more draws those that "
+                f"have it (pv.generate(program, n)[{name!r}]), or make it an input of the model, "
+                "without obs= (of M2, m2.conditional with given={'c': ...})"
+            )
 
 
 @dataclass(frozen=True)
@@ -156,37 +197,47 @@ def simulated_data(program: Program, made: list[Simulated]) -> Any:
 
 
 def inputs(program: Program, n: int, given: Any) -> Batch:
-    """Return n rows of the model's inputs; ``given`` introduces a program that has seen no data."""
+    """Return n rows of the model's inputs; ``given`` introduces a program that has seen no data.
+
+    Raises:
+        DataError: Another number of rows, or some of what is observed, which is drawn.
+    """
+    batch, kept = _inputs(program, n, given)
+    if kept:
+        raise _drawn_anyway(given)
+    return batch
+
+
+def _inputs(program: Program, n: int, given: Any) -> tuple[Batch, list[str]]:
+    """Return n rows of inputs, and the sites whose observed values among them are kept."""
     if given is None:
-        return program.as_given(program.examples.inputs(n))
+        return program.as_given(program.examples.inputs(n)), []
     adapted = program.adapt(given)
     rows = num_rows(adapted)
     if rows != n and not isinstance(adapted, Whole):
         raise DataError(f"given: got {counted(rows, 'row')}, expected n = {n}")
     named = given if isinstance(given, Mapping) else program.examples.by_name(given)
     if not isinstance(named, Mapping):
-        return given
+        return given, []
     batch = program.examples.completed(named, n)
     try:
         program.read(program.adapt(batch))
     except ProgramError:  # what is observed may be optional, and no latent of the guide's
         batch = program.examples.completed(named, n, optional=True)
-    _require_an_input(program, named, batch)
-    whole = isinstance(batch, Mapping) and batch.keys() == named.keys()
-    return given if whole else batch  # in the form that it came in
-
-
-def _require_an_input(program: Program, given: Mapping[str, Any], batch: Batch) -> None:
-    """Refuse some of what the model observes in place of inputs: it would be drawn all the same.
-
-    Raises:
-        DataError: Names it.
-    """
+        program.read(program.adapt(batch))
     observed = program.examples.observed(program.adapt(batch))
-    others = batch.keys() - observed if isinstance(batch, Mapping) else ()
-    if given and (given.keys() < observed or (given.keys() == observed and others)):
-        raise DataError(
-            f"given: got {sorted(given)} alone, which the model observes, so that it is drawn and "
-            "conditions nothing; give what the model takes as an input, or ask one that takes it "
-            "so (of M2, m2.conditional with given={'c': ...})"
-        )
+    others = batch.keys() - observed.keys() if isinstance(batch, Mapping) else ()
+    if named and named.keys() == observed.keys() and others:
+        raise _drawn_anyway(named)
+    kept = named.keys() & observed.keys() if observed.keys() - named.keys() else ()
+    whole = isinstance(batch, Mapping) and batch.keys() == named.keys()
+    return given if whole else batch, [s for name in kept for s in observed[name]]
+
+
+def _drawn_anyway(given: Any) -> DataError:
+    """Return what to say where observed values are given in place of inputs."""
+    return DataError(
+        f"given: got {sorted(given)} alone, which the model observes, so that it is drawn and "
+        "conditions nothing; give what the model takes as an input, or ask one that takes it "
+        "so (of M2, m2.conditional with given={'c': ...})"
+    )

@@ -1,5 +1,6 @@
 """Values and means of sites, the datum first, joined over passes."""
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -88,9 +89,9 @@ def observed(piece: Pass, model: Any, *, mean: bool) -> dict[str, Tensor]:
     return values_of(trace, observed_names(trace), len(piece), mean=mean)
 
 
-def freed(piece: Pass, model: Any, *, mean: bool) -> Any:
-    """Return a model that draws its observed sites, or takes the mean of a lone one."""
-    free = DrawnData()(model)
+def freed(piece: Pass, model: Any, *, mean: bool, but: Collection[str] = ()) -> Any:
+    """Return a model that draws its observed sites but some, or takes the mean of a lone one."""
+    free = DrawnData(but)(model)
     # Where there are several, another site may depend on the draw.
     return AtMeans(piece.sites.observed)(free) if mean and len(piece.sites.observed) == 1 else free
 

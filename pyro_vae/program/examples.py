@@ -146,7 +146,7 @@ class Examples:
         model = self._program.own.functions[0]  # the user's, which takes data in their own form
         parameters = inspect.signature(under_handlers(model)).parameters
         # The arguments alone may introduce the program: its sites are not known then.
-        observed = self.observed(self.example()) if optional else set()
+        observed = self.observed(self.example()) if optional else {}
         needed = [
             name
             for name, parameter in parameters.items()
@@ -170,14 +170,15 @@ class Examples:
             return complete
         return tuple(complete[name] for name in places)  # as the program has met its constants
 
-    def observed(self, batch: Batch) -> set[str]:
-        """Return the arguments of a batch that the model observes, by name."""
+    def observed(self, batch: Batch) -> dict[str, list[str]]:
+        """Return the arguments of a batch that the model observes, and the sites that do."""
         args, kwargs = given_arguments(batch)
         places = tuple(each if isinstance(each, Form) else i for i, each in enumerate(args))
         model = self._program.own.functions[0]
         names = named_arguments(model, places, {key: key for key in kwargs})
-        keys = {binding.key for binding in self._program.sites.bindings.values()}
-        return {name for name, key in names.items() if key in keys}
+        bindings = self._program.sites.bindings.items()
+        found = {n: [s for s, binding in bindings if binding.key == k] for n, k in names.items()}
+        return {name: sites for name, sites in found.items() if sites}
 
     def remember(self, data: Batch) -> None:
         """Keep some rows, evenly spaced, of the largest data set seen: inputs to generate for."""

@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -105,10 +105,17 @@ class DrawnData(UnconditionMessenger):
     """Draw the observed sites anew; a chain without a length of its own gets that of the data.
 
     A value that a site only shows follows from the others: a plate may have expanded its point.
+
+    Arguments:
+        but: Sites that stay observed.
     """
 
+    def __init__(self, but: Collection[str] = ()) -> None:
+        super().__init__()
+        self._but = but
+
     def _pyro_sample(self, msg: Message) -> None:
-        if msg["is_observed"] and is_deterministic(msg):
+        if msg["name"] in self._but or (msg["is_observed"] and is_deterministic(msg)):
             return
         super()._pyro_sample(msg)
         if msg["infer"].get("was_observed") and is_open_chain(msg["fn"], msg["infer"]["obs"]):

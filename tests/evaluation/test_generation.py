@@ -306,6 +306,42 @@ def test_what_is_drawn_is_not_given_in_place_of_inputs():
     assert pv.generate(program, 3, given={"x": torch.ones(3)}).shape == (3,)
 
 
+def of_labels(x, y, c=None, by_code=False):
+    """Labels about which x lies, drawn beside a code or from it."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        logits = torch.stack([z, 0 * z, -z], -1) if by_code else torch.zeros(3)
+        y = pyro.sample("y", dist.Categorical(logits=logits), obs=y)
+        c = 0 if c is None else c
+        pyro.sample("x", dist.Normal(100.0 * y + z + 1000 * c, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("more", [{}, {"c": torch.ones(5)}])
+@pytest.mark.parametrize("mean", [False, True])
+def test_what_is_observed_conditions_the_rest(more, mean):
+    """A label is kept, and x is drawn given it: within 12 standard deviations of its mean."""
+    program = pv.Program(of_labels, lambda x, y, c=None: taught_guide(x[:, None]))
+    y = torch.arange(60) % 3
+    program.read({"x": torch.randn(60), "y": y} | ({"c": torch.zeros(60)} if more else {}))
+    given = {"y": torch.tensor([2, 2, 0, 1, 2])}
+    drawn = pv.generate(program, 5, given=given | more, mean=mean)
+    assert torch.equal(drawn["y"], given["y"])
+    assert (drawn["x"] - 100 * given["y"] - (1000 if more else 0)).abs().max() < 17
+    assert pv.elbo(program, drawn | more).shape == (5,)
+    with pytest.raises(DataError, match=r"got \['y'\] alone|got \['c', 'y'\] alone"):
+        pv.bdmc(program, 5, pv.AIS(2, 2), given=given | more)
+
+
+def test_what_is_observed_and_follows_from_a_draw_is_refused():
+    def by_code(x, y):
+        of_labels(x, y, by_code=True)
+
+    program = pv.Program(by_code, lambda x, y: taught_guide(x[:, None]))
+    program.read((torch.randn(9), torch.arange(9) % 3))
+    with pytest.raises(ProgramError, match=r"given has values of site 'y', .*need a posterior"):
+        pv.generate(program, 1, given={"y": torch.tensor([2])})
+
+
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [

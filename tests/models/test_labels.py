@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pandas as pd
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -256,6 +257,44 @@ def test_labels_come_as_a_column_of_a_data_frame():
     assert found.predictive(y.to(torch.uint8)) == found.predictive(y)
 
 
+@pytest.mark.parametrize("event", [False, True])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_label_that_the_guide_draws_is_asked_of_the_model(event, hidden):
+    """Bayes' rule of a mixture of three, under a guide whose q(y | x) says the contrary.
+
+    Of z the guide is exact, so that each weight is p(x, y): no Monte Carlo error.
+    """
+    prior, loc = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([-2.0, 0.0, 2.0])
+    kind = dist.OneHotCategorical if event else dist.Categorical
+
+    def mean(y):
+        return y @ loc if event else loc[y]
+
+    def model(x, y=None):
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", dist.Bernoulli(0.5)) if hidden else 0.0
+            y = pyro.sample("y", kind(prior), obs=y)
+            z = pyro.sample("z", dist.Normal(mean(y), 1.0))
+            pyro.sample("x", dist.Normal(z + 0 * u, 1.0), obs=x)
+
+    def guide(x, y=None):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", kind(logits=torch.stack([x, 0 * x, -x], -1))) if y is None else y
+            pyro.sample("z", dist.Normal((mean(y) + x) / 2, 0.5**0.5))
+
+    x, program = torch.tensor([-3.0, -1.0, 0.0, 1.0, 2.5]), pv.Program(model, guide)
+    exact = prior.log() + dist.Normal(loc, 2**0.5).log_prob(x[:, None])
+    found = pv.classify(program, x, num_particles=7, site="y" if hidden else None)
+    torch.testing.assert_close(found.probabilities, exact.softmax(-1))
+    torch.testing.assert_close(found.log_likelihood, exact.logsumexp(-1))
+    if hidden:
+        with pytest.raises(ProgramError, match=r"several discrete latents, u, y; say which"):
+            pv.classify(program, x, num_particles=7)
+    given = (x, torch.eye(3)[[0, 1, 2, 0, 1]] if event else torch.arange(5) % 3)
+    with pytest.raises(ProgramError, match=r"no discrete latent|expected one of u"):
+        pv.classify(pv.Program(model, guide), given, num_particles=7, site="y")
+
+
 def test_a_row_has_one_class_number_or_one_vector_of_covariates():
     """A vector of two numbers would be the covariates of both rows."""
     x, y = torch.zeros(2, 2), torch.tensor([0, 1])
@@ -276,7 +315,7 @@ def test_a_condition_that_nothing_depends_on_is_refused():
         ConditionalVAE(2, 1)
     with pytest.raises(ConfigError, match="nothing depends on the condition"):
         ConditionalVAE(2, 1, num_classes=2, prior="standard", decoder="latent")
-    with pytest.raises(ProgramError, match="no discrete latent is summed out"):
+    with pytest.raises(ProgramError, match="no discrete latent of few values"):
         pv.classify(pv.models.VAE(2, 1, (4,)), torch.zeros(3, 2), num_particles=3)
     with pytest.raises(ProgramError, match="no classifier"):
         pv.classify(pv.models.VAE(2, 1, (4,)), torch.zeros(3, 2))

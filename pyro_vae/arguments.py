@@ -52,6 +52,8 @@ _ALSO_CALLED = {
     **dict.fromkeys(("likelihood", "reconstruction_loss", "decoder_dist"), ("observation",)),
     **dict.fromkeys(("input_dim", "n_input", "x_dim"), ("data_dim",)),
 }
+# Arguments of training that are given to what is trained.
+_OF_FIT = {"beta", "lr", "epochs", "batch_size", "optimizer", "objective", "device", "seed"}
 _IN_WORDS = {
     "(-inf, inf)": "a finite number",
     "(0, inf)": "a positive number",
@@ -175,6 +177,8 @@ def shown(value: Any) -> str:
     """Return a value as a message shows it: short, on one line, a tensor by its shape."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)} and type {value.dtype}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
     text = " ".join(repr(value).split())
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
@@ -315,6 +319,8 @@ class _Places:
         near = near or self._within(spellings, value) or difflib.get_close_matches(name, names, n=2)
         if near:
             return f"did you mean {' or '.join(near)}?"
+        if not self.function and name in _OF_FIT:  # of a model, a conditional, an objective
+            return f"pv.fit takes it: pv.fit(program, x, {name}={shown(value)})"
         return f"expected one of {', '.join(names)}"
 
     def _within(self, spellings: Sequence[str], value: Any) -> list[str]:

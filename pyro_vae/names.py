@@ -38,6 +38,26 @@ _ALSO_CALLED = {
 }
 
 
+_VERBS = {  # of the library, which a class of a peer has as methods
+    *("fit", "elbo", "log_likelihood", "diagnose", "refine", "infer", "generate", "encode"),
+    *("reconstruct", "interpolate", "impute", "classify", "save"),
+}
+
+
+def refuse_method(name: str) -> None:
+    """Say which function of the library is meant by a method that a program does not have.
+
+    Raises:
+        AttributeError: There is one.
+    """
+    verb = name if name in _VERBS else _ALSO_CALLED.get(name, "")
+    if verb.split(" ")[0] in _VERBS:
+        rest = verb.removeprefix(verb.split(" ")[0])
+        raise AttributeError(
+            f"a program has no method {name!r}: write pv.{verb.split(' ')[0]}(program, ...){rest}"
+        ) from None
+
+
 def refuse(module: str, name: str, names: Iterable[str], inside: Mapping[str, Any]) -> NoReturn:
     """Say that a module has no such name, and which is meant.
 

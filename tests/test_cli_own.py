@@ -234,10 +234,20 @@ def test_own_runs_are_judged_refined_drawn_and_compared(capsys):
 
 @pytest.mark.filterwarnings("default:refine")
 @pytest.mark.parametrize("name", ["whole", "pair"])
-def test_a_program_of_two_functions_is_judged_drawn_and_refined(name):
+def test_a_program_of_two_functions_is_judged_drawn_and_refined(name, capsys):
     """Of a file with annotations as text."""
     assert run(f"train globals.py:{name} --data counts.npy --out run", *FEW) == 0
-    assert run("evaluate run --num_particles 5") == 0 and run("generate run -n 3") == 0
+    assert run("evaluate run --num_particles 5 --split train") == 0
+    figures = json.loads(Path("run/evaluation.json").read_text())
+    shared = figures["global_kl"]
+    # Each KL is a closed form, and the last term has 1/36 of them: their sum is the ELBO, but for
+    # one draw of w and b, whose log p(x | w, b) of a datum moves by 0.6 nats (|z| < 5).
+    assert shared["b"] == pytest.approx(0.5 * (0.01 - 1) - np.log(0.1))
+    assert figures["global_kl_per_datum"] == pytest.approx(sum(shared.values()) / figures["rows"])
+    total = figures["reconstruction"] - figures["global_kl_per_datum"]
+    assert figures["elbo"] == pytest.approx(total, abs=3.0)
+    assert f"nats once, {shared['b'] / figures['rows']:.2f} for each of" in capsys.readouterr().out
+    assert run("generate run -n 3") == 0
     with np.load("run/samples.npz") as arrays:
         assert arrays["x"].shape == (3, 5)
     assert run("refine run --num_draws 4 --warmup 4 --chains 2") == 0

@@ -543,6 +543,147 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "text as words": (lambda: pv.topics(models.LDA(6, 2), X, vocabulary="words"), "vocabulary"),
 }
 
+LABELS = torch.arange(10) % 3
+
+
+def of_classes(y: Tensor, takes: str = "embedding") -> None:
+    """Ask for the bound of a model with labels of three classes."""
+    table = nn.Embedding(3, 6)
+
+    def model(x: Tensor, y: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            if takes == "observed":
+                pyro.sample("y", dist.Categorical(x.new_ones(3)), obs=y)
+            loc = table(y) if takes == "embedding" else x.new_zeros(len(x), 6)
+            loc = nn.functional.one_hot(y, 3) @ table.weight if takes == "one_hot" else loc
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    pv.elbo(pv.Program(model, nothing), (X, y))
+
+
+def of_two_arguments(data: Any) -> None:
+    def model(x: Tensor, y: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            normal("x", x, 6, obs=x)
+
+    def guide(x: Tensor, y: Tensor) -> None:
+        pass
+
+    pv.elbo(pv.Program(model, guide), data)
+
+
+def conditional() -> Any:
+    return models.ConditionalVAE(6, 2, (4,), num_classes=3)
+
+
+def trained() -> pv.Run:
+    return pv.fit(vae(), X, epochs=1, compile=False)
+
+
+CALLS |= {
+    # what a newcomer takes for another
+    "a run in place of its program": (
+        lambda: pv.log_likelihood(trained(), X),
+        r"got Run without \.model; .*; here its \.program$",
+    ),
+    "data before the program": (
+        lambda: pv.encode(X, vae()),
+        r"got Tensor without \.model; .*; the program comes before the data$",
+    ),
+    "data in place of their number": (
+        lambda: pv.generate(vae(), X),
+        r"n: got a tensor of shape \(10, 6\).*expected a number of data; inputs .* given=",
+    ),
+    "a latent given to generate": (
+        lambda: pv.generate(vae(), 3, given={"z": torch.zeros(3, 2)}),
+        r"given: \['z'\] is no argument of the model, which takes x, observed$",
+    ),
+    "an argument of generate under another name": (
+        lambda: pv.generate(conditional(), 3, given={"label": torch.zeros(3).long()}),
+        r"given: \['label'\] is no argument of the model, which takes x, c$",
+    ),
+    "classes given to generate without a name": (
+        lambda: pv.generate(conditional(), 3, given=[0, 1, 2]),
+        r"name what is given: given=\{'c': \.\.\.\}$",
+    ),
+    "a class number given to generate": (
+        lambda: pv.generate(conditional(), 3, given=7),
+        r"got a scalar, .*name what is given: given=\{'c': \.\.\.\}$",
+    ),
+    "settings by their class": (
+        lambda: pv.refine(vae(), X, pv.HMC),
+        "settings: got the class HMC, expected an instance of HMC or None",
+    ),
+    "a file in place of a folder": (
+        lambda: pv.save(vae(), written("program.pt")),
+        r"folder: got 'program\.pt', which is a file, expected a folder",
+    ),
+    "validation by a yes": (lambda: fit(valid=True), "valid: got True, expected rows of their own"),
+    "a rate as text, of an optimizer's class": (
+        lambda: fit(optimizer=torch.optim.SGD, lr="1e-3"),
+        "lr: got '1e-3', expected a positive number",
+    ),
+    "splits in place of rows": (
+        lambda: fit(pv.data.load("digits")),
+        r"got Splits, .*give one of its parts: data\.train, and valid=data\.valid",
+    ),
+    "a KL weight of a model": (
+        lambda: vae(beta=4.0),
+        r"unexpected argument 'beta'; pv\.fit takes it: pv\.fit\(program, x, beta=4\.0\)",
+    ),
+    "a batch by other names": (
+        lambda: of_two_arguments({"images": X, "labels": LABELS}),
+        r"it takes x, y: give several arguments as a tuple, or as a dict by these names",
+    ),
+    "one of two arguments": (
+        lambda: of_two_arguments(X),
+        r"missing 1 required .*; it takes x, y: give several arguments as a tuple",
+    ),
+    "classes that count from 1": (
+        lambda: of_classes(LABELS + 1),
+        r"batch\[1\] has class numbers from 1 to 3, which count from 0: give batch\[1\] - 1$",
+    ),
+    "classes that count from 1, made one-hot": (
+        lambda: of_classes(LABELS + 1, "one_hot"),
+        r"batch\[1\] has class numbers from 1 to 3, which count from 0: give batch\[1\] - 1$",
+    ),
+    "classes that count from 1, observed": (
+        lambda: of_classes(LABELS + 1, "observed"),
+        r"site 'y': value 3 in row 2 .*Categorical; class numbers .* count from 0: give y - y\.min",
+    ),
+    "a class of -1": (
+        lambda: of_classes(LABELS - 1, "one_hot"),
+        r"batch\[1\] has class numbers from -1 to 1, .*: give more classes, or rows without",
+    ),
+    "classes as floats": (
+        lambda: of_classes(LABELS.float()),
+        r"class numbers are whole: batch\[1\]\.long\(\)$",
+    ),
+    "classes as floats, made one-hot": (
+        lambda: of_classes(LABELS.float(), "one_hot"),
+        r"class numbers are whole: batch\[1\]\.long\(\)$",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "verb"),
+    [
+        ("fit", "fit"),
+        ("train_model", "fit"),
+        ("sample", "generate"),
+        ("predict", "generate"),
+        ("encode", "encode"),
+        ("embed", "encode"),
+        ("evaluate", "log_likelihood"),
+        ("decode", "reconstruct"),
+    ],
+)
+def test_a_verb_asked_of_a_program_is_named(name, verb):
+    for program in (vae(), pair()):
+        with pytest.raises(AttributeError, match=rf"write pv\.{verb}\(program, \.\.\.\)"):
+            getattr(program, name)
+
 
 def test_they_are_sixty_at_least():
     assert len(CALLS) >= 60

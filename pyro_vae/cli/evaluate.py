@@ -15,6 +15,8 @@ from pyro_vae.cli.options import Binarization, Split
 from pyro_vae.cli.report import say, table
 from pyro_vae.cli.report_file import write_report
 from pyro_vae.cli.runs import open_run
+from pyro_vae.evaluation.global_kl import GlobalKL, kl_of_globals
+from pyro_vae.program.bounds import elbo_given_globals
 from pyro_vae.storage.atomic import atomic_write_text
 
 
@@ -30,6 +32,9 @@ def evaluate(
     progress: bool = True,
 ) -> None:
     """Judge a run: ELBO, log-likelihood, KL and active units, also written to evaluation.json.
+
+    The ELBO is the reconstruction less the KL of each latent, of a global one 1/N of it, N being
+    the rows that are judged; each is estimated by draws of its own.
 
     Sequences are judged per step too, and sentences per word: the sum of their bounds over that of
     their steps.
@@ -112,7 +117,8 @@ def judge(program: Any, x: Any, num_particles: int, seed: int, progress: bool) -
         "median_ess": float(scored.ess.median()),
         "seed": seed,
     }
-    if pv.Program.of(program).sites.local:  # a language model has none
+    sites = pv.Program.of(program).sites
+    if sites.local:  # a language model has none
         torch.manual_seed(seed)  # the draws of `pyro-vae diagnose`, so that both say the same
         found = pv.diagnose(program, x)
         figures |= {
@@ -121,4 +127,12 @@ def judge(program: Any, x: Any, num_particles: int, seed: int, progress: bool) -
             "units": {site: value.numel() for site, value in found.variance.items()},
             "reconstruction": found.reconstruction,
         }
+        shared = GlobalKL(found.global_kl, found.global_kl_stderr)
+    elif sites.global_:
+        figures["reconstruction"] = float(elbo_given_globals(program, x).mean())
+        shared = kl_of_globals(program, x)
+    if sites.global_:  # of the rows that were judged: the ELBO has a share of it for each
+        share = sum(shared.kl.values()) / len(elbo)
+        figures |= {"global_kl": shared.kl, "global_kl_stderr": shared.stderr}
+        figures["global_kl_per_datum"] = share
     return figures | {"seconds": time.perf_counter() - start}

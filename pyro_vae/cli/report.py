@@ -54,7 +54,7 @@ def table(figures: dict[str, Any]) -> str:
     ]
     if "reconstruction" in figures:
         told = f"{figures['reconstruction']:8.2f}"
-        lines.append(("reconstruction", told, "E_q log p(x | z), 1 other draw each"))
+        lines.append(("reconstruction", told, "E_q log p(x | z), by other draws"))
     if "per_step" in figures:
         lines.insert(
             1, ("bound per step", value("per_step"), "nats, minus the sum of ELBOs / steps")
@@ -70,5 +70,9 @@ def table(figures: dict[str, Any]) -> str:
                     "variance of the mean > 0.01",
                 )
             )
+    rows = figures["rows"]
+    for site, kl in figures.get("global_kl", {}).items():
+        share = f"nats once, {kl / rows:.2f} for each of {rows} data"
+        lines.append((f"KL of global {site}", f"{kl:8.2f}", share))
     body = "\n".join(f"  {name:<18}{number:<19}{note}" for name, number, note in lines)
     return f"{heading(figures)}\n{'─' * 66}\n{body}\n{'─' * 66}"

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.arguments import counted, positive, typed
-from pyro_vae.errors import DataError, ProgramError, PyroVaeError
+from pyro_vae.arguments import counted, positive, shown, typed
+from pyro_vae.errors import ConfigError, DataError, ProgramError, PyroVaeError
 from pyro_vae.evaluation.simulation import (
     require_observed,
     require_unread,
@@ -73,6 +73,10 @@ def generate(program: Any, n: int, *, given: Any = None, mean: bool = False) -> 
     """
     require_turn("generate")  # the inputs may be drawn
     wrapped = Program.of(program)
+    if hasattr(n, "shape") and n.shape:
+        raise ConfigError(
+            f"n: got {shown(n)}, expected a number of data; inputs of the model are given="
+        )
     batch, kept = _inputs(wrapped, positive("n", n), given)
     pieces: list[dict[str, Tensor]] = []
     held: list[dict[str, Tensor]] = []
@@ -212,10 +216,17 @@ def _inputs(program: Program, n: int, given: Any) -> tuple[Batch, list[str]]:
     """Return n rows of inputs, and the sites whose observed values among them are kept."""
     if given is None:
         return program.as_given(program.examples.inputs(n)), []
-    adapted = program.adapt(given)
-    rows = num_rows(adapted)
-    if rows != n and not isinstance(adapted, Whole):
-        raise DataError(f"given: got {counted(rows, 'row')}, expected n = {n}")
+    try:
+        rows = num_rows(program.adapt(given))
+        whole = isinstance(program.adapt(given), Whole)
+        if rows == n or whole:
+            return _completed(program, n, given)
+    except DataError as error:
+        raise DataError(f"{error}{_instead(program, given)}") from error
+    raise DataError(f"given: got {counted(rows, 'row')}, expected n = {n}")
+
+
+def _completed(program: Program, n: int, given: Any) -> tuple[Batch, list[str]]:
     named = given if isinstance(given, Mapping) else program.examples.by_name(given)
     if not isinstance(named, Mapping):
         return given, []
@@ -232,6 +243,16 @@ def _inputs(program: Program, n: int, given: Any) -> tuple[Batch, list[str]]:
     kept = named.keys() & observed.keys() if observed.keys() - named.keys() else ()
     whole = isinstance(batch, Mapping) and batch.keys() == named.keys()
     return given if whole else batch, [s for name in kept for s in observed[name]]
+
+
+def _instead(program: Program, given: Any) -> str:
+    """Return what ``given`` may hold, where the model cannot take it."""
+    takes = program.examples.arguments
+    if isinstance(given, Mapping):
+        strange = [name for name in given if name not in takes]
+        told = f"; given: {strange[:1]} is no argument of the model, which takes {', '.join(takes)}"
+        return told if strange else ""
+    return f"; name what is given: given={{{takes[-1]!r}: ...}}" if len(takes) > 1 else ""
 
 
 def _drawn_anyway(given: Any) -> DataError:

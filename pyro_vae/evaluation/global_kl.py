@@ -13,6 +13,7 @@ from pyro_vae.inference.objectives.elbo import has_kl
 from pyro_vae.program import checks
 from pyro_vae.program.batch import Batch, dense, map_rows, num_rows
 from pyro_vae.program.handlers import sample_sites
+from pyro_vae.program.passes import Verb
 from pyro_vae.program.program import Program
 from pyro_vae.program.site_densities import is_plain
 from pyro_vae.program.terms import Draw
@@ -27,6 +28,17 @@ class GlobalKL(NamedTuple):
 
     kl: dict[str, float]
     stderr: dict[str, float]
+
+
+def kl_of_globals(program: Any, data: Any) -> GlobalKL:
+    """Return the KL of each global latent of a program, also of one without a latent of a datum.
+
+    Arguments:
+        program: Anything with ``.model`` and ``.guide``.
+        data: One row per datum, ``(N, ...)``.
+    """
+    with Program.of(program).passes(data, Verb("evaluate")) as passes:
+        return global_kl(passes.program, passes.batch)
 
 
 def global_kl(program: Program, batch: Batch) -> GlobalKL:

@@ -1,7 +1,7 @@
 """What the programs of the zoo have in common. Shapes: B batch."""
 
 import itertools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
@@ -10,6 +10,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 
 from pyro_vae.arguments import positive, typed
+from pyro_vae.names import refuse_method
 from pyro_vae.nn import Shape, as_shape
 
 _serial = itertools.count()
@@ -36,6 +37,20 @@ class ZooProgram(nn.Module):
     def example(self, n: int = 2) -> Any:
         """Return a batch of n rows of zeros, shape (n | data)."""
         return self.origin.new_zeros(positive("n", n), *self.data_shape)
+
+    if not TYPE_CHECKING:  # which would take any name for one of its own
+
+        def __getattr__(self, name: str) -> Any:
+            """Say that verbs are functions of the library, where one is asked of a program.
+
+            Raises:
+                AttributeError: The program has nothing of this name.
+            """
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                refuse_method(name)
+                raise
 
     def extra_repr(self) -> str:
         names = ("latent_dim", "latent_dims", "positions")

@@ -25,6 +25,7 @@ from pyro_vae.program.sparse_rows import SparseRows, is_sparse, sparse_rows
 from pyro_vae.torch_private import pytree
 
 _NUMBERS = "biuf"  # what kinds of NumPy hold real numbers
+_SHOWN = 6  # arguments that a message names
 _SIGNED = (torch.int64, torch.int32, torch.int16, torch.int8)
 Batch = Any  # Tensor | tuple[Any, ...] | dict[str, Any] | Whole; recursive types help nobody here
 
@@ -330,9 +331,16 @@ def num_rows(batch: Batch) -> int:
         )
     (count, most), *others = Counter(rows.values()).most_common()
     if others and others[0][1] == most:
+        few = dict(list(rows.items())[:_SHOWN])
         raise DataError(
-            f"tensors of one batch need equal numbers of rows, got {rows}; what is no data of "
-            "the rows belongs into the functions (functools.partial), not into the batch"
+            f"tensors of one batch need equal numbers of rows, got {few}"
+            + (
+                f" and {len(rows) - _SHOWN} more; of a list of sequences pv.data.pad(x) makes one "
+                "tensor, and their lengths"
+                if len(rows) > _SHOWN
+                else "; what is no data of the rows belongs into the functions "
+                "(functools.partial), not into the batch"
+            )
         )
     if count == 0:
         raise DataError("got no data (0 rows), expected at least one row")
@@ -588,6 +596,8 @@ def _made_numeric(leaf: Any, error: Exception) -> str:
         return "names have numbers by np.unique(x, return_inverse=True)[1]"
     if hasattr(leaf, "astype"):
         return "convert it: x.astype('float32')"
+    if all(hasattr(leaf, split) for split in ("train", "valid", "test")):
+        return "give one of its parts: data.train, and valid=data.valid"
     return f"convert it with torch.as_tensor ({str(error).partition('. The only')[0]})"
 
 

@@ -363,6 +363,8 @@ def _remedy(distribution: str, value: float) -> str:
         return "scale grey levels to [0, 1]: divide bytes by 255"
     if "Bernoulli" in distribution:
         return "scale to [0, 1] and binarise (x > 127), or use a discretised observation"
+    if "Categorical" in distribution:
+        return "class numbers are whole and count from 0: give y - y.min(), or more classes"
     return "transform the data, or choose another observation distribution"
 
 

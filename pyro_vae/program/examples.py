@@ -170,6 +170,11 @@ class Examples:
             return complete
         return tuple(complete[name] for name in places)  # as the program has met its constants
 
+    @property
+    def arguments(self) -> list[str]:
+        """The names of the model's arguments."""
+        return [*inspect.signature(under_handlers(self._program.own.functions[0])).parameters]
+
     def observed(self, batch: Batch) -> dict[str, list[str]]:
         """Return the arguments of a batch that the model observes, and the sites that do."""
         args, kwargs = given_arguments(batch)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyro_vae.arguments import integer, positive, typed
 from pyro_vae.errors import ConfigError, ProgramError
+from pyro_vae.names import refuse_method
 from pyro_vae.program import checks
 from pyro_vae.program.batch import (
     Batch,
@@ -48,10 +49,6 @@ from pyro_vae.threads import one_thread
 from pyro_vae.torch_private import device_of_to
 
 SIDES = ("model", "guide")
-_VERBS = {  # of the library, which a class of a peer has as methods
-    *("fit", "elbo", "log_likelihood", "diagnose", "refine", "infer", "generate", "encode"),
-    *("reconstruct", "interpolate", "impute", "classify", "save"),
-}
 
 
 class Program(nn.Module):
@@ -184,7 +181,7 @@ class Program(nn.Module):
             if not callable(getattr(program, side, None)):
                 raise ProgramError(
                     f"got {type(program).__name__} without .{side}; pass an object with .model and "
-                    ".guide, or pv.Program(model, guide)"
+                    f".guide, or pv.Program(model, guide){_instead_of_a_program(program)}"
                 )
         if not isinstance(getattr(program, "__dict__", None), dict):
             raise ProgramError(
@@ -253,10 +250,7 @@ class Program(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name in _VERBS:
-                raise AttributeError(
-                    f"a program has no method {name!r}: write pv.{name}(program, ...)"
-                ) from None
+            refuse_method(name)
             raise
 
     @property
@@ -606,6 +600,14 @@ def _refuse_one(given: Any) -> NoReturn:
         "guide: left out, expected pv.Program(model, guide): a function that samples the latents "
         "of the model, or one of pyro.infer.autoguide, such as AutoNormal(model)"
     )
+
+
+def _instead_of_a_program(given: Any) -> str:
+    """Return what is meant where something else stands in a program's place."""
+    if callable(getattr(getattr(given, "program", None), "model", None)):  # a Run
+        return "; here its .program"
+    is_data = isinstance(given, Tensor | tuple | list | dict) or hasattr(given, "__array__")
+    return "; the program comes before the data" if is_data else ""
 
 
 def _refuse_shared(program: Program, twin: Program) -> None:

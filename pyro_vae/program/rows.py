@@ -137,8 +137,6 @@ class Rows:
         if self.total is None or isinstance(inputs, Whole | Part):
             return inputs
         count = num_rows(inputs)
-        if count == self.total:
-            return inputs
         return Part(inputs, torch.arange(count, device=device_of(inputs)) % self.total)
 
     def _settle(self, data: Batch) -> None:
@@ -293,8 +291,8 @@ class Rows:
         if rows != own and not isinstance(batch, Part):
             why = (
                 "a guide with one factor per datum answers for the rows that it was trained on, "
-                f"all of them, as tensors; for others, {self._for_new_rows()}, or give "
-                "a guide that reads the data"
+                "all of them, as tensors; for others ask pv.infer(program, rows, how='local'), or "
+                "give a guide that reads the data"
                 if self.told or (self.own is not None and self._has_factors())
                 else "it runs on no other number; write len(x) where it has its batch size, or "
                 "a plate its size, or give parts of that many rows"
@@ -303,14 +301,6 @@ class Rows:
                 f"got {counted(rows, 'row')}, expected the {own} that the program was first read "
                 f"with: {why}"
             )
-
-    def _for_new_rows(self) -> str:
-        """Return what to do about rows without a factor; a latent may be global."""
-        ask = "ask pv.infer(program, rows, how='local')"
-        again = "fit once more with them among the data"
-        if self._reader.last is None:
-            return f"{ask}, and with global latents {again}"
-        return again if self._reader.last.global_ else ask
 
     def _take(self, batch: Batch) -> bool:
         try:

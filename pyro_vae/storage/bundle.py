@@ -184,7 +184,7 @@ def check_state(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], where
         more = f" and {len(faults) - 12} more" if len(faults) > 12 else ""
         raise CheckpointError(
             f"{where}: the tensors do not fit: {', '.join(faults[:12])}{more}; "
-            "build the program with the sizes it was saved with"
+            "build the program with the sizes and the names it was saved with"
         )
 
 

@@ -2,12 +2,14 @@
 
 import os
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pyro_vae import models
 from pyro_vae.arguments import typed
@@ -37,8 +39,10 @@ def load(
         folder: Where it was saved; or ``"hf://owner/name"`` (``@tag`` behind it), a repository of
             the Hugging Face Hub (extra ``hub``); or another address that fsspec opens
             (``"s3://bucket/run"``, extra ``remote``).
-        into: Your own program, built as it was when it was saved: its weights are replaced. A
-            program of ``pv.models`` is rebuilt from its configuration without it.
+        into: Your own program, built as it was when it was saved: its weights are replaced, by
+            name. A class or a variable that has another name since is known by its tensors, and a
+            warning says so. A program of ``pv.models`` is rebuilt from its configuration without
+            it.
         device: Where a rebuilt program goes: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
 
     Returns:
@@ -87,8 +91,17 @@ def _fill(
     names = [name for name in late if isinstance(name, str)] if isinstance(late, list) else []
     for key in tensors:
         _require_value_name(key, where)
-    awaited = program.own.awaited(tensors, names)
+    renamed = _renamed_parts(program, tensors, names)
+    tensors = {_renamed(key, renamed): value for key, value in tensors.items()}
+    awaited = program.own.awaited(tensors, [_renamed(name, renamed) for name in names])
     check_state({**awaited, **program.state_dict()}, tensors, where)
+    for old, new in renamed.items():
+        warnings.warn(
+            f"load: {where} has no {new!r}; the weights of its {old!r}, which has the same "
+            "tensors, are taken for it",
+            UserWarning,
+            stacklevel=3,
+        )
     program.own.expect(awaited)
     expected = program.own.expected
     expected.update({key: tensors[key] for key in expected})
@@ -96,6 +109,45 @@ def _fill(
     rows = meta.get("rows")
     program.rows.told = rows if type(rows) is int and rows > 0 else None
     program.eval()
+
+
+def _renamed_parts(
+    program: Program, tensors: Mapping[str, Tensor], late: list[str]
+) -> dict[str, str]:
+    """Return today's names of parts that a file has under others, where one alone can be meant."""
+    here, saved = _by_part(program.own.part_tensors()), _by_part(tensors)
+    here |= {name: {} for name in program.own.parts if name not in here}
+    lost = [name for name in saved if name not in here]
+    free = [name for name in here if name not in saved]
+
+    def fits(old: str, new: str) -> bool:
+        there, now = saved[old], here[new]
+        alike = all(
+            key in there and (is_lazy(value) or there[key].shape == value.shape)
+            for key, value in now.items()
+        )
+        return alike and all(f"parts.{old}.{key}" in late for key in there.keys() - now.keys())
+
+    found = {old: [new for new in free if fits(old, new)] for old in lost}
+    taken = [new for each in found.values() for new in each]
+    return {old: each[0] for old, each in found.items() if len(each) == 1 == taken.count(each[0])}
+
+
+def _by_part(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of parts by the part's name, and by their own in it."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        room, _, rest = key.partition(".")
+        if room == "parts":
+            part, _, name = rest.partition(".")
+            found.setdefault(part, {})[name] = value
+    return found
+
+
+def _renamed(key: str, parts: Mapping[str, str]) -> str:
+    room, _, rest = key.partition(".")
+    part, _, name = rest.partition(".")
+    return f"parts.{parts[part]}.{name}" if room == "parts" and part in parts else key
 
 
 def _require_value_name(key: str, where: str) -> None:

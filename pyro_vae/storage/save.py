@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from pyro_vae._version import __version__
-from pyro_vae.arguments import typed
+from pyro_vae.arguments import shown, typed
+from pyro_vae.errors import ConfigError
 from pyro_vae.program.program import Program
 from pyro_vae.storage.bundle import write_bundle
 from pyro_vae.storage.paths import local_path
@@ -47,6 +48,8 @@ def save(program: Any, folder: str | os.PathLike[str]) -> Path | str:
             remote.write(Path(copy))
         return address
     home = local_path("folder", folder)
+    if home.is_file():
+        raise ConfigError(f"folder: got {shown(str(home))}, which is a file, expected a folder")
     write_bundle(home, NAME, wrapped.state_dict(), meta)
     return home
 

@@ -379,7 +379,7 @@ def _check_arguments(
         )
     if resume and out is None:
         raise ConfigError("resume: needs the run folder, out=...")
-    if is_number(valid):
+    if is_number(valid) or isinstance(valid, bool):
         raise ConfigError(
             f"valid: got {valid!r}, expected rows of their own, as in pv.fit(program, x[100:], "
             "valid=x[:100])"

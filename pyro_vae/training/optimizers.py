@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_vae.arguments import counted
+from pyro_vae.arguments import counted, number
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.objectives.objective import OptimizerFactory
 from pyro_vae.program.batch import Batch
@@ -47,7 +47,7 @@ def as_factory(optimizer: Any, program: Program, batch: Batch, lr: float) -> Opt
     """
     if isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer):
         kind: Any = optimizer
-        return checked(partial(kind, lr=lr))
+        return checked(partial(kind, lr=number("lr", lr, "(0, inf)")))
     if isinstance(optimizer, torch.optim.Optimizer):
         return _ready(optimizer)
     if isinstance(optimizer, PyroOptim):

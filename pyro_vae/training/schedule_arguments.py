@@ -12,17 +12,36 @@ from pyro_vae.errors import ConfigError
 # What an argument is called that counts, and what one is that is the progress.
 _COUNTS = re.compile(r".*(epoch|step|iter|batch|update).*|e|ep|i|it|idx|j|k|n")
 _SHARES = re.compile(r"t|p|u|.*(progress|share|frac).*")
+_TAKEN_AT_ITS_WORD = re.compile(r"p|u|.*(progress|share|frac).*")
 _FAR = 1e5, 1e6  # numbers of epochs or steps at which a warm-up is over
+_SMALL = 0.02  # multipliers of the learning rate below which they are taken for rates
+
+
+def warn_of_rates(name: str, value: Any) -> None:
+    """Warn of a multiplier of the learning rate that is a learning rate itself."""
+    try:
+        values = [float(value(t)) for t in (0.0, 0.25, 0.5, 1.0)] if callable(value) else [value]
+    except Exception:  # what else it does is told where it is used
+        return
+    if 0 < max(values) < _SMALL:
+        what = "a function with values of at most " if callable(value) else ""
+        warnings.warn(
+            f"{name}: got {what}{max(values):g}, by which lr is multiplied, expected a factor (1 "
+            "leaves lr as it is); a learning rate is lr=, and a schedule of rates lambda t: "
+            "rate(t) / lr",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def warn_of_counts(name: str, value: Any) -> None:
     """Warn of a function that does in many epochs or steps what it leaves undone in [0, 1].
 
-    One whose argument is called ``t`` or ``progress`` is taken at its word: it is asked for nothing
-    beyond 1.
+    One whose argument is called ``progress`` or ``share`` is taken at its word: it is asked for
+    nothing beyond 1. Many call an epoch ``t``.
     """
     argument = (_arguments(value) or [])[:1] if callable(value) else []
-    if not argument or _SHARES.fullmatch(argument[0].lower()):
+    if not argument or _TAKEN_AT_ITS_WORD.fullmatch(argument[0].lower()):
         return
     try:
         start, end, far, farther = (float(value(t)) for t in (0.0, 1.0, *_FAR))
@@ -33,7 +52,7 @@ def warn_of_counts(name: str, value: Any) -> None:
         warnings.warn(
             f"{name}: the schedule goes from {start:g} to {end:g} in this run, and to {far:g} "
             f"beyond it; it is given the progress, from 0 to 1: {_way_out('epoch')}, or call its "
-            "argument t if that is meant",
+            "argument progress if that is meant",
             UserWarning,
             stacklevel=2,
         )

@@ -30,14 +30,13 @@ from pyro_vae.training.fingerprints import (
     describe_rows,
     describe_schedule,
 )
-from pyro_vae.training.schedule_arguments import warn_of_counts
+from pyro_vae.training.schedule_arguments import warn_of_counts, warn_of_rates
 from pyro_vae.training.schedules import Schedule, as_schedule
 from pyro_vae.training.step import Stepper
 from pyro_vae.training.validation import Validation
 
 KLWeight = float | Schedule | Mapping[str, float | Schedule]
 # Pyro works this one out from the first batch.
-_SMALL = 0.02  # multipliers of the learning rate below which one is taken for a rate
 _SHOWN = 16  # values of a tensor that are written out
 _NO_SETTING = ("max_plate_nesting",)
 # Of a parameter group: what is told elsewhere, moves in a run, or chooses among equal kernels.
@@ -74,12 +73,6 @@ def check_schedules(beta: KLWeight, lr_schedule: float | Schedule) -> None:
     Raises:
         ConfigError: A number below zero, or a function of another thing than the progress.
     """
-    if not callable(lr_schedule) and 0 < lr_schedule < _SMALL:
-        warnings.warn(
-            f"lr_schedule: got {lr_schedule:g}, by which lr is multiplied; a learning rate is lr=",
-            UserWarning,
-            stacklevel=2,
-        )
     given: dict[str, Any] = {"lr_schedule": lr_schedule}
     if isinstance(beta, Mapping):
         given |= {f"beta[{site!r}]": weight for site, weight in beta.items()}
@@ -88,6 +81,7 @@ def check_schedules(beta: KLWeight, lr_schedule: float | Schedule) -> None:
     for name, value in given.items():
         as_schedule(name, value)
         warn_of_counts(name, value)
+    warn_of_rates("lr_schedule", lr_schedule)
 
 
 def warn_of_marks(objective: Objective, sites: Sites) -> None:

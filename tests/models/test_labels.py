@@ -379,7 +379,7 @@ def test_labels_teach_a_classifier_and_codes_are_drawn_anew():
 
 def test_a_label_that_is_observed_is_no_input_to_generate_for():
     m2 = M2(6, 3, 2, hidden=(4,))
-    with pytest.raises(DataError, match=r"got \['label'\] alone, which the model observes"):
+    with pytest.raises(ProgramError, match=r"site 'label', .*m2\.conditional with given="):
         pv.generate(m2, 4, given={"label": torch.zeros(4, dtype=torch.long)})
     assert pv.generate(m2.conditional, 4, given={"c": torch.zeros(4, dtype=torch.long)}).shape == (
         4,

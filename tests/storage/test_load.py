@@ -151,6 +151,57 @@ def test_a_foreign_file_leaves_a_fresh_program_as_it_was(name, tmp_path):
     assert same(before, state(target)) and pv.Program.of(target).own.fresh
 
 
+class Counts(torch.nn.Module):
+    def __init__(self, late=False):
+        super().__init__()
+        self.decoder = torch.nn.Linear(2, 6)
+        self.encoder = torch.nn.LazyLinear(2) if late else torch.nn.Linear(6, 2)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.encoder(x), 1.0).to_event(1))
+
+
+class Renamed(Counts):
+    pass
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("read_first", [True, False])
+def test_a_class_that_was_renamed_is_known_by_its_tensors(late, read_first, tmp_path):
+    x, program = torch.randn(5, 6), Counts(late)
+    codes = pv.encode(program, x)
+    pv.save(program, tmp_path)
+    other = Renamed(late)
+    if read_first:
+        pv.Program.of(other).read(x)
+    with pytest.warns(UserWarning, match="has no 'Renamed'; the weights of its 'Counts'"):
+        pv.load(tmp_path, into=other)
+    assert torch.equal(pv.encode(other, x), codes)
+
+
+def test_networks_that_were_renamed_are_known_where_one_alone_can_be_meant(tmp_path):
+    def made(size, *names):
+        pair = Counts()
+        pair.decoder, pair.encoder = torch.nn.Linear(2, size), torch.nn.Linear(size, 2)
+        modules = dict(zip(names, (pair.decoder, pair.encoder), strict=True))
+        return pv.Program(lambda x: pair.model(x), lambda x: pair.guide(x), modules=modules)
+
+    program, other, x = made(6, "decoder", "encoder"), made(6, "down", "up"), torch.randn(5, 6)
+    pv.save(program, tmp_path / "a")
+    with pytest.warns(UserWarning, match="has no '(down|up)'"):
+        pv.load(tmp_path / "a", into=other)
+    assert torch.equal(pv.encode(other, x), pv.encode(program, x))
+    pv.save(made(2, "decoder", "encoder"), tmp_path / "b")
+    with pytest.raises(CheckpointError, match=r"missing 'parts\.down.*names it was saved with"):
+        pv.load(tmp_path / "b", into=made(2, "down", "up"))
+
+
 def test_loading_leaves_the_random_state(tmp_path):
     pv.save(pv.models.VAE(6, 2, (8,)), tmp_path)
     before = torch.get_rng_state()

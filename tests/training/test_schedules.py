@@ -8,7 +8,7 @@ import pytest
 
 from pyro_vae.errors import ConfigError
 from pyro_vae.training import schedules
-from pyro_vae.training.schedule_arguments import warn_of_counts
+from pyro_vae.training.schedule_arguments import warn_of_counts, warn_of_rates
 from pyro_vae.training.schedules import as_schedule
 
 GRID = [i / 200 for i in range(201)]
@@ -89,6 +89,9 @@ def test_a_function_of_epochs_is_refused(schedule, said):
     "schedule",
     [
         lambda t: t,
+        lambda t: min(1.0, 2 * t),
+        lambda progress: min(1.0, progress / 10),
+        lambda t: 0.5 ** (3 * t),
         lambda x, epochs=9: x,
         lambda epoch_share: 1,
         partial(lambda t, n: t, n=2),
@@ -98,13 +101,29 @@ def test_a_function_of_epochs_is_refused(schedule, said):
 def test_a_function_of_the_progress_is_taken(schedule, recwarn):
     assert as_schedule("beta", schedule)(0.25) == schedule(0.25)
     warn_of_counts("beta", schedule)
+    warn_of_rates("lr_schedule", schedule)
     assert not recwarn.list
 
 
-@pytest.mark.parametrize("schedule", [lambda x: min(1.0, x / 10), lambda x: float(x >= 5)])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda x: min(1.0, x / 10),
+        lambda x: float(x >= 5),
+        lambda t: min(1.0, t / 10),
+        lambda t: 0.1 ** (t // 30),
+        lambda t: 0.95**t,
+    ],
+)
 def test_a_warm_up_that_no_run_ends_is_told(schedule):
-    with pytest.warns(UserWarning, match=r"beta: .* and to 1 beyond it; .*t \* epochs"):
+    with pytest.warns(UserWarning, match=r"beta: .* and to [01] beyond it; .*t \* epochs"):
         warn_of_counts("beta", schedule)
+
+
+@pytest.mark.parametrize("schedule", [lambda t: 1e-3 * (1 - t), lambda t: 1e-4 + 1e-3 * t, 1e-3])
+def test_rates_in_place_of_factors_are_told(schedule):
+    with pytest.warns(UserWarning, match=r"by which lr is multiplied, .* lambda t: rate\(t\) / lr"):
+        warn_of_rates("lr_schedule", schedule)
 
 
 @pytest.mark.parametrize("value", [0, 0.0, 1, 2.5])

@@ -2,13 +2,16 @@
 
 from typing import Any, Literal, get_args
 
-from pyro_vae.arguments import typed
-from pyro_vae.errors import ConfigError
+import torch
+from torch import Tensor
+
+from pyro_vae.arguments import counted, typed
+from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.posterior.datum_posterior import Amortised, LocalPosterior, Posterior
 from pyro_vae.inference.posterior.local_fits import Local, fit_local, semi
 from pyro_vae.inference.posterior.local_guide import LocalGuide
 from pyro_vae.inference.posterior.refine import HMC, refine
-from pyro_vae.program.batch import Batch, map_rows
+from pyro_vae.program.batch import Batch, map_rows, num_rows
 from pyro_vae.program.passes import Verb
 from pyro_vae.program.program import Program
 from pyro_vae.program.streams import is_stream
@@ -24,6 +27,7 @@ _FITTED = Verb(
     sums=True,
     each=True,
 )
+_GLOBALS = Verb("infer", simulates=True)  # rows that are not remembered as data
 _SETTINGS = {"amortised": type(None), "local": Local, "semi": Local, "hmc": HMC}
 
 
@@ -51,8 +55,9 @@ def infer(
     piece; random numbers come from torch's global generator.
 
     Arguments:
-        program: Anything with ``.model`` and ``.guide``; a ``pv.LocalGuide`` also takes new data,
-            those without ``row``, for which its model is asked alone.
+        program: Anything with ``.model`` and ``.guide``. Of rows that a guide with one factor per
+            datum has none for (``AutoNormal``; a ``pv.LocalGuide`` at data without ``row``)
+            ``"local"`` and ``"hmc"`` ask the model, at a draw of the globals from the guide.
         data: One row per datum, ``(N, ...)``.
         how: The way.
         settings: ``pv.Local(...)`` for ``"local"`` and ``"semi"``, ``pv.HMC(...)`` for ``"hmc"``.
@@ -101,6 +106,33 @@ def _program_for(program: Any, data: Any, how: How) -> tuple[Program, Batch]:
     if alone and asked.rows.are_new(asked.adapt(data)):
         model = asked.under_prior()
         few = map_rows(lambda leaf: leaf[:2], model.adapt(data))
-        if not model.read(few).global_:
-            return model, data
+        shared = model.read(few).global_
+        if shared:
+            model.held = _draw_of_globals(asked, asked.adapt(data), shared)
+        return model, data
     return asked, data
+
+
+def _draw_of_globals(
+    program: Program, others: Batch, names: tuple[str, ...]
+) -> list[dict[str, Tensor]]:
+    """Return a draw of what all data share from a guide that has no factor for some rows.
+
+    They stand in for its own, which tell nothing of it.
+
+    Raises:
+        ProgramError: They do.
+    """
+    own = program.rows.own or 0
+    places = torch.arange(own) % num_rows(others)
+    stand_ins = map_rows(lambda leaf: leaf[places.to(leaf.device)], others)
+    with program.passes(program.as_given(stand_ins), _GLOBALS) as passes:
+        found = passes.sites.dependence
+        if found.informed or found.following:
+            raise ProgramError(
+                f"infer: got {counted(num_rows(others), 'row')}, expected the {own} that the guide "
+                "was trained on, off which it reads its global latents; fit once more with the new "
+                "rows among the data"
+            )
+        next(iter(passes))
+        return [{name: draw[name] for name in names} for draw in passes.draws]

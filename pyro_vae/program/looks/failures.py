@@ -1,13 +1,16 @@
 """What to do about a run that has failed: which layer, which dimension, which numbers."""
 
+import inspect
 import re
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from pyro_vae.program.batch import Batch, Form, named_leaves, num_rows
+from pyro_vae.program.batch import Batch, Form, named_leaves, num_rows, under_handlers
 
 ONLY_ENUMERATED = (
     "; model and guide run with their discrete latents enumerated, as TraceEnum_ELBO runs them, "
@@ -36,6 +39,35 @@ def about_numbers(reason: str, batch: Batch) -> str:
     if not whole or not re.search(r"same dtype|expected .*type", reason):
         return ""
     return f"; {whole[0]} has whole numbers, and networks take floats: .float()"
+
+
+def about_classes(reason: str, batch: Batch) -> str:
+    """Return what to do about class numbers that a layer or ``one_hot`` has no place for."""
+    alone = [(name, leaf) for name, leaf in named_leaves(batch) if leaf.dim() == 1]
+    if re.search(r"one_hot is only applicable to|scalar types: Long", reason):
+        real = [name for name, leaf in alone if leaf.is_floating_point()]
+        return f"; class numbers are whole: {real[0]}.long()" if real else ""
+    if not re.search(r"index out of range in self|Class values must be", reason):
+        return ""
+    for name, leaf in alone:
+        if leaf.is_floating_point() or leaf.dtype is torch.bool or not leaf.numel():
+            continue
+        low, high = int(leaf.min()), int(leaf.max())
+        way = f"{name} - {low}" if low > 0 else "more classes, or rows without the others"
+        return f"; {name} has class numbers from {low} to {high}, which count from 0: give {way}"
+    return ""
+
+
+def about_arguments(reason: str, functions: Iterable[Any]) -> str:
+    """Return what model and guide take, where the batch has other arguments."""
+    found = re.match(r"(\S+)\(\) (missing|got an unexpected keyword|takes) ", reason)
+    for function in functions:
+        own = under_handlers(function)
+        if found is None or getattr(own, "__qualname__", None) != found[1]:
+            continue
+        names = ", ".join(inspect.signature(own).parameters)
+        return f"; it takes {names}: give several arguments as a tuple, or as a dict by these names"
+    return ""
 
 
 def of_words(args: tuple[Any, ...]) -> str:

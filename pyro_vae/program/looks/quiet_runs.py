@@ -27,7 +27,9 @@ from pyro_vae.program.joint import Joint
 from pyro_vae.program.looks.cuts import Pair, cut_to, has_nan, unlike
 from pyro_vae.program.looks.failures import (
     ONLY_ENUMERATED,
+    about_arguments,
     about_calls,
+    about_classes,
     about_layer,
     about_numbers,
     about_shapes,
@@ -211,6 +213,8 @@ class Runs:
             about_layer(error, self._program.parts)
             + about_calls(reason)
             + about_shapes(reason, batch)
+            + about_classes(reason, batch)
+            + about_arguments(reason, self._program.own.functions)
         )
         hint = f"; {checks.SURPLUS}" if self._has_surplus(args, kwargs) else ""
         hint += ONLY_ENUMERATED if self._runs_enumerated(batch) else ""

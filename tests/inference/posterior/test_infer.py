@@ -130,6 +130,46 @@ def test_rows_without_a_factor_are_told_from_the_programs_own_right_after_loadin
     assert torch.equal(pv.encode(loaded, x[:15]), pv.encode(saved, x[:15]))
 
 
+def shifted(x):
+    """The posterior of z given w and x is N((w + x) / 2, 1/2), that of w given 60 data narrow."""
+    w = pyro.sample("w", dist.Normal(0.0, 3.0))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(w, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("kind", [AutoNormal, AutoDiagonalNormal])
+def test_rows_without_a_factor_are_asked_at_the_guides_globals(kind, loaded, tmp_path):
+    """All rows at one draw of w, which lies where the guide has it: |z| < 5."""
+    torch.manual_seed(0)
+    x, new = 2 + 2**0.5 * torch.randn(60), torch.tensor([-3.0, 0.0, 4.0, 9.0])
+    program = pv.Program(shifted, kind(shifted))
+    pv.fit(program, x, epochs=150, lr=0.05, device="cpu", compile=False)
+    if loaded:
+        pv.save(program, tmp_path)
+        program = pv.load(tmp_path, into=pv.Program(shifted, kind(shifted)))
+    found = pv.infer(program, new, how="local", settings=Local(num_steps=300))
+    w = 2 * found.mean - new
+    torch.testing.assert_close(w, w.mean().expand(4), rtol=0, atol=0.3)
+    assert abs(w.mean() - x.mean()) < 5 * (2 / 60) ** 0.5
+    log_x = found.log_weight(2000).logsumexp(0) - math.log(2000)
+    torch.testing.assert_close(log_x, dist.Normal(w.mean(), 2**0.5).log_prob(new), rtol=0, atol=0.3)
+
+
+def test_globals_that_a_guide_reads_off_its_rows_are_not_asked_of_others():
+    def guide(x):
+        pyro.sample("w", dist.Normal(x.mean(), 0.1))
+        loc = pyro.param("loc", lambda: torch.zeros(60))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    program = pv.Program(shifted, guide)
+    pv.elbo(program, torch.randn(60))
+    with pytest.raises(ProgramError, match=r"got 4 rows, expected the 60 .*among the data"):
+        pv.infer(program, torch.randn(4), how="local")
+
+
 PROGRAMS = {
     "labelled": (Labelled, (binary(7), torch.arange(7) % 3)),
     "sequences": (Sequences, {"x": torch.randn(7, 5), "lengths": torch.arange(7) % 5 + 1}),

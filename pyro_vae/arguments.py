@@ -54,6 +54,13 @@ _ALSO_CALLED = {
 }
 # Arguments of training that are given to what is trained.
 _OF_FIT = {"beta", "lr", "epochs", "batch_size", "optimizer", "objective", "device", "seed"}
+# What one writes for arguments whose kind alone does not say it.
+_EXAMPLES = {
+    "beta": "pv.schedules.linear(0, 1)",
+    "lr_schedule": "pv.schedules.cosine()",
+    "observation": "pv.conditionals.Bernoulli",
+    "history": "run.history",
+}
 _IN_WORDS = {
     "(-inf, inf)": "a finite number",
     "(0, inf)": "a positive number",
@@ -240,7 +247,8 @@ def typed(what: T) -> T:
         for name, value in chain(zip(places.first, args, strict=False), kwargs.items()):
             kind = kinds.get(name)
             if kind is not None and not kind.fits(value):
-                raise ConfigError(f"{name}: got {shown(value)}, expected {kind.words}")
+                example = f", as {_EXAMPLES[name]}" if name in _EXAMPLES else ""
+                raise ConfigError(f"{name}: got {shown(value)}, expected {kind.words}{example}")
         return function(*args, **kwargs)
 
     return checked  # type: ignore[return-value]

@@ -631,6 +631,22 @@ CALLS |= {
         lambda: vae(beta=4.0),
         r"unexpected argument 'beta'; pv\.fit takes it: pv\.fit\(program, x, beta=4\.0\)",
     ),
+    "a schedule's ends": (
+        lambda: fit(beta=(0, 1)),
+        r"beta: got \(0, 1\), expected a number or .*, as pv\.schedules\.linear\(0, 1\)$",
+    ),
+    "an observation by its name": (
+        lambda: vae(observation="bernoulli"),
+        r"observation: got 'bernoulli', expected .*, as pv\.conditionals\.Bernoulli$",
+    ),
+    "a program in place of its history": (
+        lambda: plots.curves(vae()),
+        r"history: got VAE.*, expected a dict, as run\.history$",
+    ),
+    "sequences of unequal lengths, in a dict": (
+        lambda: of_two_arguments({"x": [X[:n] for n in range(1, 9)], "y": LABELS}),
+        r"and \d more; of a list of sequences pv\.data\.pad\(x\) makes one tensor, and their",
+    ),
     "a batch by other names": (
         lambda: of_two_arguments({"images": X, "labels": LABELS}),
         r"it takes x, y: give several arguments as a tuple, or as a dict by these names",

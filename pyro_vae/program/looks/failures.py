@@ -54,6 +54,7 @@ def about_classes(reason: str, batch: Batch) -> str:
             continue
         low, high = int(leaf.min()), int(leaf.max())
         way = f"{name} - {low}" if low > 0 else "more classes, or rows without the others"
+        way += " (M2 takes -1 for a label that lacks)" if low == -1 else ""
         return f"; {name} has class numbers from {low} to {high}, which count from 0: give {way}"
     return ""
 

@@ -240,8 +240,8 @@ def test_a_program_of_two_functions_is_judged_drawn_and_refined(name, capsys):
     assert run("evaluate run --num_particles 5 --split train") == 0
     figures = json.loads(Path("run/evaluation.json").read_text())
     shared = figures["global_kl"]
-    # Each KL is a closed form, and the last term has 1/36 of them: their sum is the ELBO, but for
-    # one draw of w and b, whose log p(x | w, b) of a datum moves by 0.6 nats (|z| < 5).
+    # Each KL is a closed form, and a datum has 1/36 of them: with the reconstruction they are the
+    # ELBO, but for draws of w and b, where log p(x | w, b) of a datum moves by 0.6 nats (|z| < 5).
     assert shared["b"] == pytest.approx(0.5 * (0.01 - 1) - np.log(0.1))
     assert figures["global_kl_per_datum"] == pytest.approx(sum(shared.values()) / figures["rows"])
     total = figures["reconstruction"] - figures["global_kl_per_datum"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae.arguments import counted, positive
@@ -16,7 +17,9 @@ from pyro_vae.cli.report import say, table
 from pyro_vae.cli.report_file import write_report
 from pyro_vae.cli.runs import open_run
 from pyro_vae.evaluation.global_kl import GlobalKL, kl_of_globals
+from pyro_vae.program.batch import num_rows
 from pyro_vae.program.bounds import elbo_given_globals
+from pyro_vae.program.passes import Verb, holding
 from pyro_vae.storage.atomic import atomic_write_text
 
 
@@ -105,7 +108,8 @@ def judge(program: Any, x: Any, num_particles: int, seed: int, progress: bool) -
     start = time.perf_counter()
     torch.manual_seed(seed)
     scored = pv.log_likelihood(program, x, num_particles=num_particles, progress=progress)
-    elbo = pv.elbo(program, x)
+    with holding(pv.Program.of(program), _draw_of_globals(program, x, seed)):
+        elbo = pv.elbo(program, x)
     error = float(elbo.std()) / math.sqrt(len(elbo)) if len(elbo) > 1 else None
     figures: dict[str, Any] = {
         "rows": len(elbo),
@@ -117,11 +121,29 @@ def judge(program: Any, x: Any, num_particles: int, seed: int, progress: bool) -
         "median_ess": float(scored.ess.median()),
         "seed": seed,
     }
+    figures |= _parts_of_elbo(program, x, seed)
+    return figures | {"seconds": time.perf_counter() - start}
+
+
+def _draw_of_globals(program: Any, x: Any, seed: int) -> list[dict[str, Tensor]]:
+    """Return the draw of the global latents at which a diagnosis with this seed stands."""
+    wrapped = pv.Program.of(program)
+    if not wrapped.sites.global_:
+        return []
+    torch.manual_seed(seed)
+    with wrapped.passes(x, Verb("evaluate")) as passes:
+        next(iter(passes))
+        return passes.draws
+
+
+def _parts_of_elbo(program: Any, x: Any, seed: int) -> dict[str, Any]:
+    """Return what the ELBO is the sum of, as far as the program has such."""
     sites = pv.Program.of(program).sites
+    figures: dict[str, Any] = {}
+    torch.manual_seed(seed)  # the draws of `pyro-vae diagnose`, so that both say the same
     if sites.local:  # a language model has none
-        torch.manual_seed(seed)  # the draws of `pyro-vae diagnose`, so that both say the same
         found = pv.diagnose(program, x)
-        figures |= {
+        figures = {
             "kl": found.kl,
             "active_units": found.active_units,
             "units": {site: value.numel() for site, value in found.variance.items()},
@@ -129,10 +151,10 @@ def judge(program: Any, x: Any, num_particles: int, seed: int, progress: bool) -
         }
         shared = GlobalKL(found.global_kl, found.global_kl_stderr)
     elif sites.global_:
-        figures["reconstruction"] = float(elbo_given_globals(program, x).mean())
+        figures = {"reconstruction": float(elbo_given_globals(program, x).mean())}
         shared = kl_of_globals(program, x)
-    if sites.global_:  # of the rows that were judged: the ELBO has a share of it for each
-        share = sum(shared.kl.values()) / len(elbo)
+    if sites.global_:  # of the rows that are judged: the ELBO has a share of it for each
+        share = sum(shared.kl.values()) / num_rows(pv.Program.of(program).adapt(x))
         figures |= {"global_kl": shared.kl, "global_kl_stderr": shared.stderr}
         figures["global_kl_per_datum"] = share
-    return figures | {"seconds": time.perf_counter() - start}
+    return figures

@@ -280,7 +280,7 @@ def test_first_steps_come_from_fresh_processes(speed, tmp_path, monkeypatch):
 
 def test_waits_for_the_device_are_counted(speed):
     names = ["aten::mm", "cudaLaunchKernel", "cudaStreamSynchronize", "cudaDeviceSynchronize"]
-    assert speed.cuda.waits(names) == 2
+    assert speed.syncs.waits(names) == 2
 
 
 # -- the command -----------------------------------------------------------------------------------

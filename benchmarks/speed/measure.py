@@ -20,9 +20,9 @@ from benchmarks.results import Result
 from benchmarks.speed import floor, peers
 from benchmarks.speed.cases import BATCHES, Case
 from benchmarks.speed.checks import DRAWS, PEER_DRAWS, agreement, compared, losses, reference
-from benchmarks.speed.cuda import syncs_per_step
 from benchmarks.speed.epochs import epochs
 from benchmarks.speed.first import first_steps
+from benchmarks.speed.syncs import syncs_per_step
 from benchmarks.speed.variants import (
     BASE,
     BF16,

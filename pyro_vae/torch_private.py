@@ -6,8 +6,10 @@ No other module names one (a test sees to it): what a new release of PyTorch mov
 extended.
 """
 
+import sys
 import warnings
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -30,9 +32,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 # Nested lists, tuples and dicts as a list of leaves and a structure, with the user's own classes.
 from torch.utils import _pytree as pytree
-
-# Sees every operator that runs inside.
-from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode as _TorchDispatchMode
 
 __all__ = [
     "MODULE_HOOKS",
@@ -42,6 +42,7 @@ __all__ = [
     "OpOverload",
     "TorchDispatchMode",
     "TracingContext",
+    "as_written",
     "compiler",
     "default_store",
     "device_of_to",
@@ -60,6 +61,7 @@ __all__ = [
     "skips_by_found_inf",
     "storage_address",
     "tracing",
+    "unwarned_of_hooks",
     "validates_values",
     "version_of",
 ]
@@ -73,6 +75,42 @@ foreach_copy_ = torch._foreach_copy_
 foreach_lerp_ = torch._foreach_lerp_
 foreach_norm = torch._foreach_norm
 fused_adam_ = torch._fused_adam_
+
+
+class TorchDispatchMode(_TorchDispatchMode):
+    """Sees every operator that runs inside."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Leave ``__torch_dispatch__`` as it is: torch's wrapper imports the compiler, a second."""
+        return False
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Run inside, as it was written, what a user has compiled by ``torch.compile``.
+
+    Compiled for a look, it would be compiled with the handlers of the look; a tracer refuses it.
+    """
+    if "torch._dynamo" not in sys.modules:  # importing it takes a second
+        yield
+        return
+    with (
+        import_module("torch._dynamo.config").patch(error_on_nested_fx_trace=False),
+        torch.compiler.set_stance("force_eager"),
+    ):
+        yield
+
+
+@contextmanager
+def unwarned_of_hooks() -> Iterator[None]:
+    """Drop the warning that hooks of all modules call a compiled module's hook once more."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Using `torch.compile.module.` when there are")
+        yield
 
 
 def version_of(tensor: Tensor) -> int:

@@ -247,6 +247,8 @@ def test_importing_changes_nothing():
         "pictures.savefig(io.BytesIO(), format='png')\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
         "program, x = pyro_vae.models.VAE(6, 2, (4,)), torch.eye(6)\n"
+        "pyro_vae.elbo(program, x), pyro_vae.log_likelihood(program, x, num_particles=3)\n"
+        "assert 'torch._dynamo' not in sys.modules, 'a verb imports the compiler: a second'\n"
         "before = look()\n"
         "out = tempfile.TemporaryDirectory()\n"
         "pyro_vae.fit(program, x, epochs=2, valid=x, out=out.name, progress=False)\n"

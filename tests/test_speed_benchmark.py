@@ -29,7 +29,7 @@ def importable():
 @pytest.fixture(scope="module")
 def speed(importable):
     """Return the benchmark's modules by name."""
-    names = ["cases", "checks", "cuda", "epochs", "first", "floor", "measure", "peers", "report"]
+    names = ["cases", "checks", "syncs", "epochs", "first", "floor", "measure", "peers", "report"]
     names += ["variants", "__main__"]
     found = {name: importlib.import_module(f"benchmarks.speed.{name}") for name in names}
     found["main"] = found.pop("__main__")

@@ -10,6 +10,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from pyro_vae.torch_private import unwarned_of_hooks
+
 
 class Watch(Messenger):
     """Takes down what is used inside its block, on this thread.
@@ -38,7 +40,7 @@ class Watch(Messenger):
         hide = self._on_this_thread(self._hide)
         BlockMessenger._postprocess_message = _hiding(hide)  # type: ignore[method-assign]
         try:
-            with self:
+            with self, unwarned_of_hooks():
                 yield self
         finally:
             hook.remove()

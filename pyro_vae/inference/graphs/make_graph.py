@@ -6,7 +6,7 @@ from typing import Any
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vae.torch_private import FakeTensorMode, TracingContext, tracing
+from pyro_vae.torch_private import FakeTensorMode, TracingContext, as_written, tracing
 
 
 def make_graph(function: Callable[..., Any], *inputs: Any) -> GraphModule:
@@ -15,5 +15,5 @@ def make_graph(function: Callable[..., Any], *inputs: Any) -> GraphModule:
     The tracer notes the shape of each value with a FakeTensorMode, and builds a new one for each
     node, with a stack trace, where none is at hand: more than half of the time of a trace.
     """
-    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))), as_written():
         return make_fx(function)(*inputs)

@@ -50,6 +50,7 @@ from pyro_vae.program.numbered import forget_plates, guides_remembered, numbered
 from pyro_vae.program.plates import find_plate, shown_canonically, with_name_in_guide
 from pyro_vae.program.told import silent
 from pyro_vae.threads import one_thread
+from pyro_vae.torch_private import as_written
 
 if TYPE_CHECKING:
     from pyro_vae.program.program import Program
@@ -126,6 +127,7 @@ class Runs:
             generators_kept(),
             torch.random.fork_rng(cuda_devices(batch)),
             torch.no_grad(),
+            as_written(),
         ):
             yield
 

@@ -44,10 +44,11 @@ from pyro_vae.threads import one_thread
 from pyro_vae.training.averaged_weights import AveragedWeights
 from pyro_vae.training.feed import LoaderFeed, Size, TensorFeed, make_feed
 from pyro_vae.training.limits import Limits
-from pyro_vae.training.loop import Loop, Run
+from pyro_vae.training.loop import Loop
 from pyro_vae.training.optimizers import as_factory
 from pyro_vae.training.parallel import Devices, World, join
 from pyro_vae.training.precision import Precision, contexts, convert
+from pyro_vae.training.run import Run
 from pyro_vae.training.schedules import Schedule, as_schedule
 from pyro_vae.training.settings import (
     KLWeight,

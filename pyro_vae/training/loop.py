@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.arguments import typed
 from pyro_vae.device import seeded
 from pyro_vae.errors import DataError, TrainingDiverged
-from pyro_vae.frames import to_frame
 from pyro_vae.inference.objectives.elbo import ELBO
 from pyro_vae.inference.objectives.objective import Objective
-from pyro_vae.names import Answer
 from pyro_vae.program.batch import Batch, map_batch, num_rows
 from pyro_vae.program.bounds import mean_bound, mean_elbo
 from pyro_vae.program.handlers import Beta, validation
 from pyro_vae.program.modules import frozen_parts, trainable_parts
 from pyro_vae.program.program import Program
 from pyro_vae.progress import progress_bar
-from pyro_vae.storage.checkpoint import Checkpoint, Progress, read_checkpoint
+from pyro_vae.storage.checkpoint import Checkpoint
 from pyro_vae.storage.history import History
 from pyro_vae.storage.loggers import Loggers
 from pyro_vae.storage.random_state import (
@@ -39,99 +34,28 @@ from pyro_vae.storage.random_state import (
     take_random_state,
 )
 from pyro_vae.storage.run_folder import RunFolder
-from pyro_vae.storage.save import save, state_modules
 from pyro_vae.training.averaged_weights import AveragedWeights
+from pyro_vae.training.continuation import Continued
 from pyro_vae.training.feed import LoaderFeed, TensorFeed
 from pyro_vae.training.limits import Limits
+from pyro_vae.training.mean_losses import Means
 from pyro_vae.training.parallel import World
+from pyro_vae.training.run import Run
 from pyro_vae.training.schedules import Schedule
 from pyro_vae.training.settings import shared_settings
 from pyro_vae.training.step import Stepper
-from pyro_vae.training.termination import end_if_asked, ended_workers_unheard
+from pyro_vae.training.termination import end_if_asked
 from pyro_vae.training.validation import Validation
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
-    from matplotlib.figure import Figure
+    pass
 
 # Training rows on which the un-annealed ELBO is measured where the loss does not tell it.
 _JUDGED_ROWS = 1024
 
-_INSISTED = 3  # interrupts of the last writes that do not end them
-
 
 @dataclass
-class Run(Answer):
-    """What a training run left behind.
-
-    Arguments:
-        program: What was trained, as it was given; it holds the best weights where there was a
-            validation set, the last ones otherwise.
-        history: One array per column (``epoch``, ``loss``, ``elbo``, ``valid_elbo``, ``beta`` or
-            ``beta[site]``, ``lr``, ``seconds``), in nats per datum where they are bounds.
-        best_epoch: The epoch whose weights the program holds.
-        steps: Optimizer steps taken.
-        device: Where it trained.
-        folder: The run folder, if any; text where it is an address.
-        stopped_early: Whether patience or a callback ended it.
-        rank: Which of the processes that trained together this one is; 0 writes the files.
-        world_size: How many they were.
-        compiled: What ran the steps: ``"graph"``, or ``"eager"``, with the reason if there is one.
-        judged: Which weights were judged, and are the program's now: ``"weights"``, those of the
-            steps, or ``"ema of decay 0.999"``, their moving average.
-    """
-
-    _elsewhere: ClassVar = {
-        **{name: f"history[{name!r}]" for name in ("epoch", "loss", "elbo", "valid_elbo", "beta")},
-        **dict.fromkeys(("losses", "train_loss"), "history['loss']"),
-        **dict.fromkeys(("valid_loss", "val_loss"), "history['valid_elbo']"),
-        "model": "program",
-    }
-
-    program: Any
-    history: dict[str, np.ndarray]
-    best_epoch: int
-    steps: int
-    device: torch.device
-    folder: Path | str | None = None
-    stopped_early: bool = False
-    rank: int = 0
-    world_size: int = 1
-    compiled: str = "eager"
-    judged: str = "weights"
-
-    @typed
-    def plot(self) -> Figure:
-        """Draw the history: `pyro_vae.plots.curves`."""
-        from pyro_vae.plots.curves import curves
-
-        return curves(self)
-
-    def to_pandas(self) -> Any:
-        """Return the history, a row per epoch.
-
-        Raises:
-            ConfigError: pandas is not installed.
-        """
-        return to_frame(self.history, "epoch")
-
-    def __repr__(self) -> str:
-        """Show the last epoch, what the best one is worth, and the seconds of all."""
-        last = {k: float(v[-1]) for k, v in self.history.items() if len(v)}
-        if "seconds" in last:
-            last["seconds"] = float(np.nansum(self.history["seconds"]))
-        numbers = ", ".join(f"{k}={v:.4g}" for k, v in last.items())
-        return f"Run(best_epoch={self.best_epoch}{self._worth()}, steps={self.steps}, {numbers})"
-
-    def _worth(self) -> str:
-        """Return by what the best epoch was chosen, in brackets."""
-        chosen = [k for k in ("valid_objective", "valid_bound", "valid_elbo") if k in self.history]
-        at = np.flatnonzero(self.history.get("epoch", np.zeros(0)) == self.best_epoch)
-        named = chosen and len(at)
-        return f" ({chosen[0]}={self.history[chosen[0]][at[0]]:.4g})" if named else ""
-
-
-@dataclass
-class Loop:
+class Loop(Continued):
     """The epochs of one run."""
 
     program: Any
@@ -167,7 +91,7 @@ class Loop:
         self.told_of_nan = False
         self.moved = False  # whether this call has taken a step
         self.position, self.seen = 0, 0.0  # batches and rows of the running epoch that are done
-        self.sums: _Means | None = None  # of the running epoch
+        self.sums: Means | None = None  # of the running epoch
         self.cut = False  # whether steps or minutes have ended the run within an epoch
         self.checkpoint: Checkpoint | None = None
         self.starts: list[Tensor] = []  # of the loader's generators, where the epoch begins
@@ -206,11 +130,6 @@ class Loop:
         }
         self.world.start(self._modules(), facts)
 
-    def _modules(self) -> dict[str, nn.Module]:
-        """Return what has a state of its own: the program, the objective, the averaged weights."""
-        average = {} if self.average is None else {"average": self.average}
-        return state_modules(self.wrapped, self.objective) | average
-
     def _train_and_leave(self) -> Exception | None:
         """Train, and leave the run behind however it ends; return the error of a last write."""
         try:
@@ -237,11 +156,6 @@ class Loop:
         with progress_bar(total=self._total, initial=self.steps, shown=shown, unit="step") as bar:
             while self.epoch < self.limits.epochs and not self._ended():
                 self._epoch(bar)
-
-    @property
-    def _total(self) -> int:
-        """The steps of the whole run."""
-        return self.limits.steps(len(self.feed))
 
     def _ended(self) -> bool:
         early = self.stopped or self.cut or self._out_of_patience()
@@ -283,18 +197,6 @@ class Loop:
         if not self.cut and self.limits.after_epoch(self.epoch):
             self._write_if_possible(f"epoch {self.epoch}")
 
-    def _write_if_possible(self, when: str) -> None:
-        self.limits.written()
-        try:
-            self._write()
-        except OSError as error:  # the disk may have room again when the run ends
-            warnings.warn(
-                f"out: the checkpoint of {when} was not written ({error}); the run "
-                "goes on, and the checkpoint before it stays",
-                UserWarning,
-                stacklevel=2,
-            )
-
     def _freeze(self, before: list[nn.Module]) -> None:
         """Keep what a callback has frozen in eval mode, and let what it has thawed go.
 
@@ -311,7 +213,7 @@ class Loop:
 
     def _steps(self, bar: Any) -> list[Tensor]:
         """Train for one epoch and return the mean losses per datum, on the device."""
-        sums = self.sums = self.sums or _Means(len(self.stepper.updates))
+        sums = self.sums = self.sums or Means(len(self.stepper.updates))
         total, batch = max(1, self._total - 1), None
         # Tensors were checked as a whole; what a loader yields or a transform makes is new here.
         made = isinstance(self.feed, LoaderFeed) or self.transform is not None
@@ -479,10 +381,6 @@ class Loop:
                 for k, v in state.items()
             }
 
-    def _out_of_patience(self) -> bool:
-        patience = self.limits.patience
-        return patience is not None and self.epoch - self.best_epoch >= patience
-
     def _so_far(self) -> Run:
         return Run(
             program=self.program,
@@ -497,195 +395,6 @@ class Loop:
             compiled=self.stepper.compiled,
             judged="weights" if self.average is None else f"ema of decay {self.average.decay:g}",
         )
-
-    # -- what a continuation needs ---------------------------------------------------------------
-
-    def _keep(self) -> None:
-        """Copy the state between two steps: an interrupt goes back to it."""
-        if self.writes is None:
-            return
-        try:
-            self.checkpoint = self._take()
-        except (KeyboardInterrupt, SystemExit):  # nothing has moved: it is between two steps still
-            self.checkpoint = self._take()
-            raise
-
-    def _take(self) -> Checkpoint:
-        progress = Progress(
-            epoch=self.epoch,
-            steps=self.steps,
-            best_epoch=self.best_epoch,
-            best_elbo=self.best_elbo,
-            settings=self.settings,
-            position=self.position,
-            seen=self.seen,
-            rows=tuple(self.sums.rows) if self.position and self.sums else (),
-        )
-        modules = self._modules()
-        optimizers, device = self.stepper.optimizers, self.wrapped.device
-        if not self.position:
-            self.starts = [generator.get_state() for generator in self.feed.generators]
-        totals = self.sums.totals if self.position and self.sums else []
-        losses = {index: loss for index, loss in enumerate(totals) if loss is not None}
-        return Checkpoint.take(
-            modules, optimizers, self.best, progress, self.history, device, self.starts, losses
-        )
-
-    def _write(self) -> None:
-        if self.writes is not None and self.checkpoint is not None:
-            self.writes.require()
-            self.checkpoint.write(self.writes.path)
-            self.writes.write_history(self.history)
-            self.writes.publish()
-
-    def _leave_behind(self) -> Exception | None:
-        """Leave the best weights in the program, then in the folder, with a checkpoint beside.
-
-        Returns:
-            The first error of a write; the others were tried all the same.
-        """
-        if self.best is not None:
-            now = self.wrapped.state_dict()  # a part that has come since keeps what it has
-            alike = {k for k in now if _shape(now[k]) == _shape(self.best.get(k))}
-            known = {k: v for k, v in self.best.items() if k in alike}
-            self.wrapped.load_state_dict({**now, **known})
-        elif self.average is not None:
-            self.average.put_in()
-        folder, checkpoint = self.writes, self.checkpoint
-        if folder is None:
-            return None
-        writes: list[Callable[[], Any]] = [lambda: save(self.program, folder.path)]
-        # One to go on with is not in a folder that was emptied meanwhile.
-        if checkpoint is not None and (self.moved or checkpoint.meta["steps"]):
-            writes += [
-                lambda: checkpoint.write(folder.path),
-                lambda: folder.write_history(self.history),
-            ]
-        elif not folder.has_checkpoint:
-            return None  # no step was taken, here or before: there is no run to leave behind
-        with ended_workers_unheard():
-            return first_error([folder.require]) or first_error([*writes, folder.publish])
-
-    def _leave_behind_all_the_same(self) -> Exception | None:
-        """Leave the run behind, anew where an interrupt comes in the midst of that, a few times.
-
-        Who ends a run often says so more than once: Slurm to each process and torchrun to its own,
-        and torchrun to those that are left where one has died.
-        """
-        for _ in range(_INSISTED):
-            with suppress(KeyboardInterrupt, SystemExit):  # the error under way ends the run
-                return self._leave_behind()
-        return self._leave_behind()
-
-    def _say_how_to_go_on(self) -> None:
-        """Say so where no warning can: one that is an error would hide what ends the run."""
-        if self.writes is None or self.checkpoint is None or not self.moved:
-            return
-        sys.stderr.write(
-            f"the run was ended in step {self.steps + 1}; {self.writes.name} holds a checkpoint "
-            f"of step {self.checkpoint.meta['steps']}: go on by pv.fit(..., resume=True), "
-            "or pyro-vae train ... --resume true\n"
-        )
-
-    def _remedy(self) -> str:
-        """Return what has been kept of a run that diverged, and how it may go on."""
-        kept = f". The best weights, of epoch {self.best_epoch}, are back" if self.best else ""
-        if self.writes is not None and self.writes.has_checkpoint:
-            kept += (
-                f". {self.writes.name} holds a checkpoint of epoch {self.epoch}: go on from there "
-                "by pv.fit(..., resume='settings') with a lower lr or a clip_norm"
-            )
-        return kept
-
-    def _resume(self) -> None:
-        if self.folder is None or not self.folder.has_checkpoint:
-            return
-        device = self.wrapped.device
-        modules = self._modules()
-        path, optimizers = self.folder.path, self.stepper.optimizers
-        best, progress, self.history, self.changes, losses = read_checkpoint(
-            path,
-            modules,
-            optimizers,
-            self.settings,
-            device,
-            renew=self.renew,
-            generators=self.feed.generators,
-        )
-        self.best = {k: v.to(device) for k, v in best.items()} or None
-        self.epoch, self.steps = progress.epoch, progress.steps
-        self.position, self.seen = progress.position, progress.seen
-        self.starts = [generator.get_state() for generator in self.feed.generators]
-        if self.position:
-            self.sums = _Means(len(self.stepper.updates))
-            self.sums.rows = list(progress.rows)
-            self.sums.totals = [
-                losses[i].to(device) if i in losses else None for i in range(len(self.sums.totals))
-            ]
-        self.best_epoch, self.best_elbo = progress.best_epoch, progress.best_elbo
-        if any(change.startswith(("valid", "transform")) for change in self.changes):
-            # A score on other rows is no measure for what comes, nor are weights chosen by it.
-            self.best, self.best_epoch, self.best_elbo = None, self.epoch, -math.inf
-        self.changes = [f"epoch {self.epoch}: {change}" for change in self.changes]
-        self._tell_of_iterators()
-
-    def _tell_of_iterators(self) -> None:
-        """Warn where a continuation draws from an iterator that no step of this process has."""
-        ahead = self.wrapped.reader.runs.iterators_ahead() if self.world.main else []
-        goes_on = 0 < self.steps < self._total and not self._out_of_patience()
-        if ahead and goes_on:
-            warnings.warn(
-                f"resume: the program draws from an iterator, {ahead[0]!r}, which no checkpoint "
-                f"holds: here it begins anew, where the run has taken {self.steps} steps; draw "
-                "before `fit` what these have drawn, or keep a number in a buffer",
-                stacklevel=2,
-            )
-
-
-def _shape(value: Any) -> Any:
-    return value.shape if isinstance(value, Tensor) else None  # of an extra state
-
-
-class _Means:
-    """The mean loss of each update over the rows on which it was made, on the device.
-
-    Arguments:
-        updates: How many there are.
-    """
-
-    def __init__(self, updates: int) -> None:
-        self.totals: list[Tensor | None] = [None] * updates
-        self.rows = [0.0] * updates
-
-    def add(self, losses: list[Tensor | None], rows: float) -> None:
-        """Take in the losses of one batch; None of an update that was left out."""
-        for index, loss in enumerate(losses):
-            if loss is None:
-                continue
-            total = self.totals[index]
-            self.rows[index] += rows
-            self.totals[index] = loss * rows if total is None else total.add_(loss, alpha=rows)
-
-    def over(self, world: World) -> list[Tensor]:
-        """Return the means over all processes; NaN of an update that none has made."""
-        like = next(total for total in self.totals if total is not None)  # at least one batch
-        totals = [like.new_zeros(()) if total is None else total for total in self.totals]
-        rows = [like.new_tensor(count) for count in self.rows]
-        if world.size == 1:
-            return [total / count for total, count in zip(totals, rows, strict=True)]
-        summed = world.sum(torch.stack([*totals, *rows]))
-        return list(summed[: len(totals)] / summed[len(totals) :])
-
-
-def first_error(writes: Iterable[Callable[[], Any]]) -> Exception | None:
-    """Try each of several writes, whatever becomes of the others; return the first error."""
-    found: list[Exception] = []
-    for write in writes:
-        try:
-            write()
-        except Exception as error:
-            found.append(error)
-    return found[0] if found else None
 
 
 @contextmanager

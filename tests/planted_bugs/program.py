@@ -279,7 +279,7 @@ BUGS = [
     ),
     Bug(
         "a continuation that begins an iterator anew in silence",
-        "training/loop.py",
+        "training/continuation.py",
         "        if ahead and goes_on:\n",
         "        if False:\n",
         "tests/program/test_iterators.py"

@@ -81,7 +81,7 @@ BUGS = [
     ),
     Bug(
         "the best score forgotten on resume",
-        "training/loop.py",
+        "training/continuation.py",
         "self.best_epoch, self.best_elbo = progress.best_epoch, progress.best_elbo",
         "self.best_epoch = progress.best_epoch",
         "tests/storage/test_checkpoint.py::test_the_best_weights_so_far_stay_the_"
@@ -89,7 +89,7 @@ BUGS = [
     ),
     Bug(
         "the best weights lost on resume",
-        "training/loop.py",
+        "training/continuation.py",
         "self.best = {k: v.to(device) for k, v in best.items()} or None",
         "self.best = None",
         "tests/storage/test_checkpoint.py::test_the_best_weights_so_far_stay_the_"
@@ -118,7 +118,7 @@ BUGS = [
     ),
     Bug(
         "patience one epoch short",
-        "training/loop.py",
+        "training/continuation.py",
         "self.epoch - self.best_epoch >= patience",
         "self.epoch - self.best_epoch >= patience - 1",
         "tests/training/test_fit.py::test_early_stopping[1]",
@@ -249,7 +249,7 @@ BUGS = [
     ),
     Bug(
         "an interrupted run saves its last weights",
-        "training/loop.py",
+        "training/continuation.py",
         "            self.wrapped.load_state_dict({**now, **known})\n",
         "            pass\n",
         "tests/storage/test_checkpoint.py::test_the_best_weights_so_far_stay_the_"

@@ -22,7 +22,7 @@ from pyro_vae.errors import CheckpointError, ConfigError
 from pyro_vae.storage import checkpoint, events, lock
 from pyro_vae.storage.atomic import host
 from pyro_vae.storage.bundle import read_bundle
-from pyro_vae.training import loop
+from pyro_vae.training import continuation
 from pyro_vae.training.termination import ended_workers_unheard
 
 X = (torch.rand(40, 7, generator=torch.Generator().manual_seed(4)) > 0.4).float()
@@ -252,9 +252,9 @@ def test_a_failure_of_the_last_write_leaves_the_best_weights_and_shows_itself(
         raise Full(28, "No space left on device")
 
     target = {
-        "program": (loop, "save"),
+        "program": (continuation, "save"),
         "checkpoint": (checkpoint, "write_bundle"),
-        "history": (loop.RunFolder, "write_history"),
+        "history": (continuation.RunFolder, "write_history"),
     }[fails]
     monkeypatch.setattr(*target, full)
     program = build()
@@ -324,10 +324,10 @@ def test_an_interrupt_while_a_folder_is_left_does_not_keep_its_lock(
     assert pv.fit(build(), X, out=tmp_path, resume=True, **{**FAST, "epochs": 5}).steps == 20
 
 
-@pytest.mark.parametrize("place", [loop, checkpoint])
+@pytest.mark.parametrize("place", [continuation, checkpoint])
 def test_an_interrupted_last_write_is_made_anew(tmp_path, monkeypatch, place):
     """Else the folder keeps the program of the run that this one goes on with."""
-    name = "save" if place is loop else "write_bundle"
+    name = "save" if place is continuation else "write_bundle"
     write = getattr(place, name)
     pv.fit(build(), X, out=tmp_path, **{**FAST, "epochs": 2})
     straight = build()

@@ -1,0 +1,240 @@
+"""What a continuation of a run needs: kept between two steps, written, and read again."""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any
+
+from torch import Tensor, nn
+
+from pyro_vae.inference.objectives.objective import Objective
+from pyro_vae.program.program import Program
+from pyro_vae.storage.checkpoint import Checkpoint, Progress, read_checkpoint
+from pyro_vae.storage.history import History
+from pyro_vae.storage.run_folder import RunFolder
+from pyro_vae.storage.save import save, state_modules
+from pyro_vae.training.averaged_weights import AveragedWeights
+from pyro_vae.training.feed import LoaderFeed, TensorFeed
+from pyro_vae.training.limits import Limits
+from pyro_vae.training.mean_losses import Means
+from pyro_vae.training.parallel import World
+from pyro_vae.training.step import Stepper
+from pyro_vae.training.termination import ended_workers_unheard
+
+_INSISTED = 3  # interrupts of the last writes that do not end them
+
+
+class Continued:
+    """The part of a loop that others can go on from: its attributes are those of ``Loop``."""
+
+    program: Any
+    wrapped: Program
+    feed: TensorFeed | LoaderFeed
+    objective: Objective
+    stepper: Stepper
+    folder: RunFolder | None
+    writes: RunFolder | None
+    limits: Limits
+    settings: dict[str, Any]
+    renew: bool
+    world: World
+    average: AveragedWeights | None
+    history: History
+    epoch: int
+    steps: int
+    best_epoch: int
+    best_elbo: float
+    best: dict[str, Tensor] | None
+    moved: bool
+    position: int
+    seen: float
+    sums: Means | None
+    checkpoint: Checkpoint | None
+    starts: list[Tensor]
+    changes: list[str]
+
+    def _modules(self) -> dict[str, nn.Module]:
+        """Return what has a state of its own: the program, the objective, the averaged weights."""
+        average = {} if self.average is None else {"average": self.average}
+        return state_modules(self.wrapped, self.objective) | average
+
+    @property
+    def _total(self) -> int:
+        """The steps of the whole run."""
+        return self.limits.steps(len(self.feed))
+
+    def _out_of_patience(self) -> bool:
+        patience = self.limits.patience
+        return patience is not None and self.epoch - self.best_epoch >= patience
+
+    def _keep(self) -> None:
+        """Copy the state between two steps: an interrupt goes back to it."""
+        if self.writes is None:
+            return
+        try:
+            self.checkpoint = self._take()
+        except (KeyboardInterrupt, SystemExit):  # nothing has moved: it is between two steps still
+            self.checkpoint = self._take()
+            raise
+
+    def _take(self) -> Checkpoint:
+        progress = Progress(
+            epoch=self.epoch,
+            steps=self.steps,
+            best_epoch=self.best_epoch,
+            best_elbo=self.best_elbo,
+            settings=self.settings,
+            position=self.position,
+            seen=self.seen,
+            rows=tuple(self.sums.rows) if self.position and self.sums else (),
+        )
+        modules = self._modules()
+        optimizers, device = self.stepper.optimizers, self.wrapped.device
+        if not self.position:
+            self.starts = [generator.get_state() for generator in self.feed.generators]
+        totals = self.sums.totals if self.position and self.sums else []
+        losses = {index: loss for index, loss in enumerate(totals) if loss is not None}
+        return Checkpoint.take(
+            modules, optimizers, self.best, progress, self.history, device, self.starts, losses
+        )
+
+    def _write(self) -> None:
+        if self.writes is not None and self.checkpoint is not None:
+            self.writes.require()
+            self.checkpoint.write(self.writes.path)
+            self.writes.write_history(self.history)
+            self.writes.publish()
+
+    def _leave_behind(self) -> Exception | None:
+        """Leave the best weights in the program, then in the folder, with a checkpoint beside.
+
+        Returns:
+            The first error of a write; the others were tried all the same.
+        """
+        if self.best is not None:
+            now = self.wrapped.state_dict()  # a part that has come since keeps what it has
+            alike = {k for k in now if _shape(now[k]) == _shape(self.best.get(k))}
+            known = {k: v for k, v in self.best.items() if k in alike}
+            self.wrapped.load_state_dict({**now, **known})
+        elif self.average is not None:
+            self.average.put_in()
+        folder, checkpoint = self.writes, self.checkpoint
+        if folder is None:
+            return None
+        writes: list[Callable[[], Any]] = [lambda: save(self.program, folder.path)]
+        # One to go on with is not in a folder that was emptied meanwhile.
+        if checkpoint is not None and (self.moved or checkpoint.meta["steps"]):
+            writes += [
+                lambda: checkpoint.write(folder.path),
+                lambda: folder.write_history(self.history),
+            ]
+        elif not folder.has_checkpoint:
+            return None  # no step was taken, here or before: there is no run to leave behind
+        with ended_workers_unheard():
+            return first_error([folder.require]) or first_error([*writes, folder.publish])
+
+    def _leave_behind_all_the_same(self) -> Exception | None:
+        """Leave the run behind, anew where an interrupt comes in the midst of that, a few times.
+
+        Who ends a run often says so more than once: Slurm to each process and torchrun to its own,
+        and torchrun to those that are left where one has died.
+        """
+        for _ in range(_INSISTED):
+            with suppress(KeyboardInterrupt, SystemExit):  # the error under way ends the run
+                return self._leave_behind()
+        return self._leave_behind()
+
+    def _say_how_to_go_on(self) -> None:
+        """Say so where no warning can: one that is an error would hide what ends the run."""
+        if self.writes is None or self.checkpoint is None or not self.moved:
+            return
+        sys.stderr.write(
+            f"the run was ended in step {self.steps + 1}; {self.writes.name} holds a checkpoint "
+            f"of step {self.checkpoint.meta['steps']}: go on by pv.fit(..., resume=True), "
+            "or pyro-vae train ... --resume true\n"
+        )
+
+    def _remedy(self) -> str:
+        """Return what has been kept of a run that diverged, and how it may go on."""
+        kept = f". The best weights, of epoch {self.best_epoch}, are back" if self.best else ""
+        if self.writes is not None and self.writes.has_checkpoint:
+            kept += (
+                f". {self.writes.name} holds a checkpoint of epoch {self.epoch}: go on from there "
+                "by pv.fit(..., resume='settings') with a lower lr or a clip_norm"
+            )
+        return kept
+
+    def _resume(self) -> None:
+        if self.folder is None or not self.folder.has_checkpoint:
+            return
+        device = self.wrapped.device
+        modules = self._modules()
+        path, optimizers = self.folder.path, self.stepper.optimizers
+        best, progress, self.history, self.changes, losses = read_checkpoint(
+            path,
+            modules,
+            optimizers,
+            self.settings,
+            device,
+            renew=self.renew,
+            generators=self.feed.generators,
+        )
+        self.best = {k: v.to(device) for k, v in best.items()} or None
+        self.epoch, self.steps = progress.epoch, progress.steps
+        self.position, self.seen = progress.position, progress.seen
+        self.starts = [generator.get_state() for generator in self.feed.generators]
+        if self.position:
+            self.sums = Means(len(self.stepper.updates))
+            self.sums.rows = list(progress.rows)
+            self.sums.totals = [
+                losses[i].to(device) if i in losses else None for i in range(len(self.sums.totals))
+            ]
+        self.best_epoch, self.best_elbo = progress.best_epoch, progress.best_elbo
+        if any(change.startswith(("valid", "transform")) for change in self.changes):
+            # A score on other rows is no measure for what comes, nor are weights chosen by it.
+            self.best, self.best_epoch, self.best_elbo = None, self.epoch, -math.inf
+        self.changes = [f"epoch {self.epoch}: {change}" for change in self.changes]
+        self._tell_of_iterators()
+
+    def _tell_of_iterators(self) -> None:
+        """Warn where a continuation draws from an iterator that no step of this process has."""
+        ahead = self.wrapped.reader.runs.iterators_ahead() if self.world.main else []
+        goes_on = 0 < self.steps < self._total and not self._out_of_patience()
+        if ahead and goes_on:
+            warnings.warn(
+                f"resume: the program draws from an iterator, {ahead[0]!r}, which no checkpoint "
+                f"holds: here it begins anew, where the run has taken {self.steps} steps; draw "
+                "before `fit` what these have drawn, or keep a number in a buffer",
+                stacklevel=2,
+            )
+
+    def _write_if_possible(self, when: str) -> None:
+        self.limits.written()
+        try:
+            self._write()
+        except OSError as error:  # the disk may have room again when the run ends
+            warnings.warn(
+                f"out: the checkpoint of {when} was not written ({error}); the run "
+                "goes on, and the checkpoint before it stays",
+                UserWarning,
+                stacklevel=2,
+            )
+
+
+def _shape(value: Any) -> Any:
+    return value.shape if isinstance(value, Tensor) else None  # of an extra state
+
+
+def first_error(writes: Iterable[Callable[[], Any]]) -> Exception | None:
+    """Try each of several writes, whatever becomes of the others; return the first error."""
+    found: list[Exception] = []
+    for write in writes:
+        try:
+            write()
+        except Exception as error:
+            found.append(error)
+    return found[0] if found else None

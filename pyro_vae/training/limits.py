@@ -44,7 +44,7 @@ class Limits:
                 raise ConfigError(f"{name}: needs a run folder, out=...")
         for name in ("max_minutes", "checkpoint_minutes"):
             if getattr(self, name) is not None:
-                number(name, getattr(self, name), "(0, inf)")
+                setattr(self, name, number(name, getattr(self, name), "(0, inf)"))
         default = 10 if self.max_steps is None else self.max_steps
         self.epochs = positive("epochs", default if self.wanted is None else self.wanted)
         self._begun = self._written = time.monotonic()

@@ -3,6 +3,7 @@
 import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from forked import connected, forks
@@ -166,7 +167,7 @@ APART = {  # of the rank: data and options, and what all processes are told
         "update is ['first', 'second'] by rank",
     ),
     "minutes": (
-        lambda r: {"batch": loader(r), "max_minutes": 5.0 if r else None},
+        lambda r: {"batch": loader(r), "max_minutes": np.float32(5) if r else None},
         "minutes is [None, 5.0] by rank",
     ),
 }

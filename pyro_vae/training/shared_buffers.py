@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.errors import ConfigError
+from pyro_vae.torch_private import version_of
 
 _LOOKED_AT = 2**16  # numbers of a buffer that are compared though nothing tells of a change
 
@@ -206,13 +207,15 @@ class SharedBuffers:
     def _note_unmoved(self) -> None:
         known = set(self._moving or ())
         unmoved = (each for each in self._averaged if each not in known)
-        self._before = {each: (t, t._version) for each in unmoved if (t := each.now()) is not None}
+        self._before = {
+            each: (t, version_of(t)) for each in unmoved if (t := each.now()) is not None
+        }
 
     def _may_have_moved(self, buffer: _Buffer) -> bool:
         if buffer not in self._before:
             return False
         now, (before, version) = buffer.now(), self._before[buffer]
-        known = now is before and now._version == version and now.numel() > _LOOKED_AT
+        known = now is before and version_of(now) == version and now.numel() > _LOOKED_AT
         return now is not None and not known
 
     def _told(self, buffers: Sequence[_Buffer]) -> list[str]:

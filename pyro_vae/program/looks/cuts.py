@@ -439,11 +439,18 @@ def _terms(trace: Trace) -> Iterator[tuple[str, dict[Literal["density", "weight"
 
 
 def _density(site: Message) -> Tensor:
-    """Return the log density of a site; of a point mass, which has none, where it is."""
-    point = innermost(site["fn"])
-    if isinstance(point, Delta):
-        return point.v.reshape((*site["fn"].batch_shape, -1)).sum(-1)
-    density: Tensor = scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
+    """Return the log density of a site; of a point mass, which has none, where it is.
+
+    The site keeps it: a run is compared with many others.
+    """
+    if "looked_at" not in site:
+        point = innermost(site["fn"])
+        site["looked_at"] = (
+            point.v.reshape((*site["fn"].batch_shape, -1)).sum(-1)
+            if isinstance(point, Delta)
+            else scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
+        )
+    density: Tensor = site["looked_at"]
     return density
 
 

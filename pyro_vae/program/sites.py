@@ -97,8 +97,13 @@ class Sites:
         """Return a model's arguments with the values of some observed sites replaced.
 
         Raises:
-            ProgramError: The model computes the value of one of them.
+            ProgramError: The model computes the value of one of them, or draws some of its rows.
         """
+        if self.draws_rows:
+            raise ProgramError(
+                "the plate of the data draws some of its rows, so that drawn data are no rows of "
+                "the arguments; give it all rows of its batch: len(x)"
+            )
         given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
         for site, value in values.items():
             binding = self.binding(site)

@@ -585,3 +585,18 @@ def test_a_class_summed_out_beside_units_that_no_plate_holds(of_unit, drawn):
     if drawn:
         chains = pv.HMC(num_draws=2, warmup=2, chains=1)
         assert pv.refine(program, x, chains, compile=False).samples["z"].shape[:3] == (1, 2, 5)
+
+
+def test_dreamt_data_of_a_program_that_draws_its_rows_are_refused():
+    def model(x):
+        with pyro.plate("data", len(x), subsample_size=3) as rows:
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[rows])
+
+    def guide(x):
+        with pyro.plate("data", len(x), subsample_size=3) as rows:
+            pyro.sample("z", dist.Normal(pyro.param("slope", torch.tensor(0.5)) * x[rows], 1.0))
+
+    sleep = pv.ReweightedWakeSleep(2, sleep=0.5)
+    with pytest.raises(ProgramError, match="draws some of its rows, so that drawn data"):
+        pv.fit(pv.Program(model, guide), torch.randn(8), epochs=1, objective=sleep, compile=False)

@@ -17,6 +17,7 @@ from pyro_vae.inference.sampling.importance_weights import (
 )
 from pyro_vae.names import Answer
 from pyro_vae.program import checks
+from pyro_vae.program.handlers import has_density_of_its_own
 from pyro_vae.program.passes import Pass, Verb, runs
 from pyro_vae.program.points import points_of, tell_of_points
 from pyro_vae.program.program import Program
@@ -234,9 +235,9 @@ def _fold(piece: Pass, count: int, points: set[str]) -> tuple[Tensor, Tensor, Te
             sums.append(terms.log_weight[0].logsumexp(0))
         means.append(torch.stack(sums).logsumexp(0) - math.log(count))
     by_global = torch.stack(means)
-    own = {name: draws for name, draws in terms.latents.items() if name not in terms.carried}
+    own = [draws[0].posterior for n, draws in terms.latents.items() if n not in terms.carried]
     points |= points_of(terms, piece.sites.dependence)
-    if any(checks.is_point_mass(draw[0].posterior) for draw in own.values()):
+    if any(checks.is_point_mass(fn) and not has_density_of_its_own(fn) for fn in own):
         # All draws are one, and tell nothing of the mass elsewhere: a bound, however many.
         one = torch.ones_like(by_global[0])
         return running.log_mean(), one * len(means), one * math.inf, by_global

@@ -242,6 +242,15 @@ def innermost(fn: Any) -> Any:
     return fn
 
 
+def has_density_of_its_own(fn: Any) -> bool:
+    """Return whether a point mass says of a density that its value was drawn from elsewhere.
+
+    ``Delta(z, log_density=...)``, as a guide writes a draw of a flow: it differs from call to call.
+    """
+    inner = innermost(fn)
+    return isinstance(inner, Delta) and bool(torch.any(inner.log_density != 0))
+
+
 class DatasetSize(Messenger):
     """Scale the sites of the plate ``"data"`` by N/B: the minibatch stands for N data.
 

@@ -10,7 +10,13 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.handlers import FAILURES, Message, innermost, sample_sites
+from pyro_vae.program.handlers import (
+    FAILURES,
+    Message,
+    has_density_of_its_own,
+    innermost,
+    sample_sites,
+)
 from pyro_vae.program.told import Told
 
 # Finds by latent which sites of the guide it is a transform of.
@@ -62,7 +68,7 @@ def density_of_kept(name: str, log_prob: Tensor, drawn: Any, scored: Any) -> Ten
         )
     if kept is None or (own is not None and not bool((own & ~kept).any())):
         return log_prob
-    if isinstance(innermost(guide), Delta):  # of a point mass, or of one that another site has
+    if isinstance(innermost(guide), Delta) and not has_density_of_its_own(guide):
         return log_prob
     event = tuple(range(-len(guide.event_shape), 0))
     some = kept.any(event) if event else kept

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pyro.distributions import Delta
 
 from pyro_vae.program import checks
-from pyro_vae.program.handlers import innermost
+from pyro_vae.program.handlers import has_density_of_its_own, innermost
 from pyro_vae.program.looks.findings import Dependence
 from pyro_vae.program.terms import Latent, Terms
 
@@ -41,4 +41,5 @@ def _is_point_of_density(latent: Latent) -> bool:
     if checks.distribution_name(prior) == "NoPrior":  # of an autoencoder, which claims no bound
         return False
     density = not (checks.is_discrete(prior) or checks.is_point_mass(prior))
-    return density and isinstance(innermost(latent.posterior), Delta)
+    point = isinstance(innermost(latent.posterior), Delta)
+    return density and point and not has_density_of_its_own(latent.posterior)

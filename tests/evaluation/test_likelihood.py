@@ -262,6 +262,23 @@ def test_a_point_of_a_density_is_told_of_as_no_bound():
     assert ((asked.log_prob - Scaled.exact(X)).abs() < 5 * asked.noise + 1e-3).all()
 
 
+@pytest.mark.filterwarnings("error:.*is a point mass")
+def test_a_draw_with_a_density_of_its_own_is_no_point():
+    """As a guide writes a draw of a flow: K draws of it are K, and tell how far to trust them."""
+
+    class Drawn(Scaled):
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                posterior = dist.Normal(x[:, 0] / 2, 0.5**0.5)
+                z = posterior.rsample()
+                pyro.sample("z", dist.Delta(z, log_density=posterior.log_prob(z)))
+
+    found = pv.log_likelihood(Drawn(1.0), X, num_particles=7)
+    torch.testing.assert_close(found.log_prob, Scaled.exact(X))
+    torch.testing.assert_close(found.ess, torch.full_like(found.ess, 7.0))
+    torch.testing.assert_close(pv.elbo(Drawn(1.0), X), Scaled.exact(X))
+
+
 @pytest.mark.parametrize("points", [True, False])
 def test_a_point_beside_a_guide_of_all_data_is_told_of_as_no_bound(points):
     """What a joint site draws has a spread, and is a point for no reason of its density."""

@@ -230,6 +230,27 @@ def test_weights_leave_out_what_the_guide_scores_and_the_model_masks(model):
     torch.testing.assert_close(found.ess, torch.full_like(EXACT, 3.0))
 
 
+def test_weights_leave_out_a_density_that_a_point_mass_tells_of():
+    """As of a draw of a flow; of one draw for all steps the density of some is not known."""
+
+    def guide(x, m):
+        own = dist.Normal(torch.where(m, mean_of(x), 5.0), SD)
+        z = own.sample()
+        with pyro.plate("data", len(x), dim=-2), pyro.plate("steps", 4, dim=-1):
+            pyro.sample("z", dist.Delta(z, log_density=own.log_prob(z)))
+
+    def of_all_steps(x, m):
+        own = dist.Normal(mean_of(x), SD).to_event(1)
+        z = own.sample()
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(z, log_density=own.log_prob(z), event_dim=1))
+
+    found = pv.log_likelihood(pv.Program(plated, guide), BATCH, num_particles=3)
+    torch.testing.assert_close(found.log_prob, EXACT, rtol=0, atol=1e-6)
+    with pytest.raises(pv.errors.ProgramError, match=r"a part of what Delta in the guide"):
+        pv.log_likelihood(pv.Program(inside, of_all_steps), BATCH, num_particles=3)
+
+
 @pytest.mark.parametrize("kind", ["joint", "own mask", "AutoNormal"])
 def test_weights_that_cannot_leave_it_out_are_refused(kind):
     """A density of all steps at once, a mask of the guide alone, one that another site has."""

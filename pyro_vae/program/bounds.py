@@ -160,8 +160,23 @@ def _per_datum(terms: Terms) -> Tensor:
 
 
 def _of_globals(terms: Terms) -> Tensor | float:
+    """Return what the globals add to a bound, the mean over their draws.
+
+    Raises:
+        ProgramError: The guide has no density at the draw that they are held at.
+    """
     weight: Any = terms.global_signal
-    return weight.mean() if isinstance(weight, Tensor) else 0.0
+    if not isinstance(weight, Tensor):
+        return 0.0
+    for name, log_q in terms.global_log_q.items():
+        if bool((log_q == -torch.inf).any()):
+            raise ProgramError(
+                f"site {name!r}: the guide draws it by no site (Delta(z, log_density=...)) and "
+                "stands elsewhere when asked again, so that it cannot be held at one draw for all "
+                "data; sample it from its distribution, or what it is a transform of from an "
+                "auxiliary site (infer={'is_auxiliary': True})"
+            )
+    return weight.mean()
 
 
 def passes(

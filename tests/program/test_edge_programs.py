@@ -600,3 +600,31 @@ def test_dreamt_data_of_a_program_that_draws_its_rows_are_refused():
     sleep = pv.ReweightedWakeSleep(2, sleep=0.5)
     with pytest.raises(ProgramError, match="draws some of its rows, so that drawn data"):
         pv.fit(pv.Program(model, guide), torch.randn(8), epochs=1, objective=sleep, compile=False)
+
+
+@pytest.mark.parametrize("auxiliary", [False, True])
+def test_a_global_latent_that_no_site_of_the_guide_draws_is_held_at_no_draw(auxiliary):
+    """Asked again the guide stands elsewhere: its density at the draw was 0, the bound infinite."""
+
+    def model(x):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+
+    def guide(x):
+        own = dist.Normal(x.sum() / 6, 6**-0.5)  # the exact posterior
+        u = pyro.sample("u", own, infer={"is_auxiliary": True}) if auxiliary else own.rsample()
+        density = torch.tensor(0.0) if auxiliary else own.log_prob(u)
+        pyro.sample("m", dist.Delta(u, log_density=density))
+
+    program, x = pv.Program(model, guide), torch.randn(5)
+    evidence = dist.MultivariateNormal(torch.zeros(5), torch.eye(5) + 1).log_prob(x)
+    if auxiliary:
+        assert torch.allclose(pv.elbo(program, x).sum(), evidence, atol=1e-4)
+        return
+    with pytest.raises(ProgramError, match="'m': the guide draws it by no site"):
+        pv.elbo(program, x)
+    given = pv.log_likelihood(program, x, num_global_samples=400)  # that is, m as the guide has it
+    mean, spread = x.sum() / 6, (1 + 1 / 6) ** 0.5
+    exact = dist.Normal(mean, spread).log_prob(x)
+    assert ((given.log_prob - exact).abs() < 5 * given.noise).all()

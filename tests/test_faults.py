@@ -8,20 +8,20 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from benchmarks.faults import killed_runs
+from benchmarks.faults import killed_runs, stopped_runs
 from benchmarks.faults.__main__ import KINDS, kind_of
 from benchmarks.faults.trials import Kind, Trial, measure
 from pyro_vae.storage.bundle import read_bundle, write_bundle
 
 
-def made_up(target: int) -> Kind:
+def made_up(target: int, how: str = "made up") -> Kind:
     """Return a kind whose every third trial is wrong, and whose notes hold a path."""
 
     def trials(first, seed):
         for number in itertools.count(first):
             yield Trial("a", "wrong" if number % 3 == 0 else "ours", f"{number} in /some/where")
 
-    return Kind("made_up", "trials", target, "made up", trials)
+    return Kind("made_up", "trials", target, how, trials)
 
 
 def test_trials_are_counted_and_gone_on_with(tmp_path: Path) -> None:
@@ -35,12 +35,22 @@ def test_trials_are_counted_and_gone_on_with(tmp_path: Path) -> None:
     assert measure(made_up(10), seconds=0, folder=tmp_path)["value"] == 4  # there is no more to do
     again = measure(made_up(3), seconds=60, seed=1, folder=tmp_path)
     assert sum(again["details"]["total"].values()) == 3  # another seed begins anew
+    other = measure(made_up(2, "of another table"), seconds=60, seed=1, folder=tmp_path)
+    assert sum(other["details"]["total"].values()) == 2  # as do other trials
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_on_the_command_line_is_there(name: str) -> None:
     kind = kind_of(name)
     assert kind.name == name and kind.target > 0
+
+
+def test_a_stopped_run_of_a_labelled_program_has_labels_and_rows_that_lack_them() -> None:
+    _, labels = stopped_runs._data("labels", stopped_runs.ROWS)
+    assert sorted(set(labels.tolist())) == [-1, 0, 1, 2]
+    key = ("semi-supervised", "Adam", False)
+    trial = stopped_runs._stop(key, "step", 4, stopped_runs._fit(*key, None))
+    assert trial.verdict == "ok", trial.note
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import pyro_vae as pv
 from benchmarks.faults.trials import Kind, Trial
@@ -54,20 +53,29 @@ class _Stop:
     def __init__(self, at: int = 0) -> None:
         self.at, self.seen = [at], [-1]  # the first call is a look at the data, before the run
 
-    def __call__(self, batch: Tensor) -> Tensor:
+    def __call__(self, batch: Any) -> Any:
         self.seen[0] += 1
         if self.at[0] and self.seen[0] == self.at[0]:
             raise KeyboardInterrupt
-        return torch.bernoulli(batch.clamp(0.1, 0.9)).to(batch)
+        x, *labels = batch if isinstance(batch, tuple) else (batch,)
+        noisy = torch.bernoulli(x.clamp(0.1, 0.9)).to(x)
+        return (noisy, *labels) if labels else noisy
+
+
+def _data(latents: str, rows: int) -> Any:
+    """Return the rows of a program; of one with labels, two labels of three are given."""
+    x = CASES[_PROGRAMS[latents]].data(rows)
+    number = torch.arange(rows)
+    return (x, torch.where(number % 3 == 2, -1, number // 3 % 3)) if latents == "labels" else x
 
 
 def _fit(
     name: str, optimizer: str, mode: Any, folder: Path | None, kind: str = "", at: int = 0
 ) -> _Outcome | None:
     """Train one objective, to its end or to a stop (then None); its optimizers go along."""
-    row, case = TABLE[name], CASES[_PROGRAMS[TABLE[name].latents]]
+    row = TABLE[name]
     torch.manual_seed(1)
-    program, made = case.build(), []
+    program, made = CASES[_PROGRAMS[row.latents]].build(), []
 
     def factory(parameters: Any) -> Any:
         made.append((_OPTIMISERS[optimizer] or partial(torch.optim.Adam, lr=0.01))(parameters))
@@ -76,12 +84,11 @@ def _fit(
     callbacks: list[Callable[[Any], Any]] = []
     if kind == "epoch":
         callbacks.append(lambda run: len(run.history["loss"]) == at)
-    data = case.data(ROWS)
     try:
         run = pv.fit(
             program,
-            data,
-            valid=data[:5],
+            _data(row.latents, ROWS),
+            valid=_data(row.latents, 5),
             objective=row.build(2, 1),
             epochs=EPOCHS,
             batch_size=BATCH,
@@ -147,8 +154,9 @@ STOPS = Kind(
     name="stops",
     unit="stops of runs",
     target=len(_plans()),
-    how=f"every objective of tests/objective_table.py x {len(_OPTIMISERS)} optimizers x eager and "
-    "traced, stopped by a callback after each epoch and by Ctrl-C in steps (with Adam in each), "
+    how=f"each of {len(TABLE)} objectives (tests/objective_table.py) x {len(_OPTIMISERS)} "
+    "optimizers x eager and traced, stopped by a callback after each epoch and by Ctrl-C in steps "
+    "(with Adam in each), "
     "then gone on with to the end; weights, history and optimizer states are compared bit by bit "
     "with a straight run",
     trials=_trials,

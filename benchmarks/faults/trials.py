@@ -59,7 +59,7 @@ def measure(kind: Kind, *, seconds: float, seed: int = 0, folder: Path = FOLDER)
     Arguments:
         kind: Of fault.
         seconds: After which no trial is begun.
-        seed: Of all trials; another seed, or other versions, begin anew.
+        seed: Of all trials; another seed, other versions, or other trials (``how``) begin anew.
         folder: Of the file.
     """
     counts, faults, before = _so_far(kind, seed, folder)
@@ -92,7 +92,8 @@ def _so_far(
     if not path.exists():
         return {}, [], 0.0
     found = json.loads(path.read_text())
-    if found["seed"] != seed or found["versions"] != versions():
+    told = found["seed"], found["versions"], found["estimator"]
+    if told != (seed, versions(), kind.how):
         return {}, [], 0.0
     return found["details"]["counts"], found["details"]["faults"], found["seconds"]
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.errors import ProgramError
 from pyro_vae.evaluation.moments import Moments, Said, relative
 from pyro_vae.program.batch import Batch, num_rows
 from pyro_vae.program.bounds import passes
@@ -114,7 +115,10 @@ def prior_variances(judged: Judged, terms: Terms) -> dict[str, Tensor]:
             is None
         ):
             continue
-        own = _prior(latent).moment("variance", *shape)
+        try:
+            own = _prior(latent).moment("variance", *shape)
+        except ProgramError as error:  # it has no units of one datum
+            raise ProgramError(f"diagnose: site {name!r}: {error}") from error
         if place > 0 or own is None:
             drawn.append(name)
         elif name in below_others(terms):

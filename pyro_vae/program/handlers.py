@@ -19,6 +19,7 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_vae.errors import ProgramError
 from pyro_vae.torch_private import storage_address
 
 PLATE = "data"
@@ -108,16 +109,33 @@ class DrawnData(UnconditionMessenger):
 
     Arguments:
         but: Sites that stay observed.
+
+    Raises:
+        ProgramError: A distribution has a density and no sampler; names the site.
     """
 
     def __init__(self, but: Collection[str] = ()) -> None:
         super().__init__()
         self._but = but
+        self._drawing: Message | None = None
+
+    def __exit__(self, kind: Any, error: Any, place: Any) -> None:
+        super().__exit__(kind, error, place)
+        if isinstance(error, NotImplementedError) and self._drawing is not None:
+            site, self._drawing = self._drawing, None
+            raise ProgramError(
+                f"site {site['name']!r}: {type(innermost(site['fn'])).__name__} has no sampler, "
+                "expected one to draw from; give the distribution a sample or rsample"
+            ) from error
+
+    def _pyro_post_sample(self, msg: Message) -> None:
+        self._drawing = None
 
     def _pyro_sample(self, msg: Message) -> None:
         if msg["name"] in self._but or (msg["is_observed"] and is_deterministic(msg)):
             return
         super()._pyro_sample(msg)
+        self._drawing = msg
         if msg["infer"].get("was_observed") and is_open_chain(msg["fn"], msg["infer"]["obs"]):
             msg["value"] = _chain(msg["fn"], msg["infer"]["obs"].shape[-2])
 

@@ -305,6 +305,9 @@ def by_datum(
         num_particles: K.
         rows: B.
         data: The dimension of the data plate.
+
+    Raises:
+        ProgramError: The value has a dimension that no plate explains.
     """
     place = value.dim() - event_dim
     batch, event = tuple(value.shape[:place]), tuple(value.shape[place:])
@@ -316,6 +319,12 @@ def by_datum(
     axis = 1 + own.index(data)
     if value.shape[axis] in (1, rows):  # one for all data, in a plate without a size
         value = value.movedim(axis, 1)
+        if len(value) not in (1, num_particles):
+            raise ProgramError(
+                f"got batch shape {batch} without the particles, expected plates alone, of "
+                f"{rows} data; its distribution has a dimension more (zeros(1).expand_by([n]) is "
+                "n x 1): drop it in the model"
+            )
         return value.expand(num_particles, rows, *value.shape[2:])
     tiled = value.squeeze(0).unflatten(axis - 1, (num_particles, rows))
     return tiled.movedim((axis - 1, axis), (0, 1))
@@ -350,4 +359,7 @@ def of_datum(site: Message, value: Tensor, rows: int, num_particles: int = 1) ->
         num_particles: K.
     """
     plates, event = inner_plates(site), len(site["fn"].event_shape)
-    return by_datum(value, event, plates, num_particles, rows, data_dim(site))
+    try:
+        return by_datum(value, event, plates, num_particles, rows, data_dim(site))
+    except ProgramError as error:
+        raise ProgramError(f"site {site['name']!r}: {error}") from error

@@ -14,6 +14,7 @@ from pyro_vae.errors import ConfigError
 from pyro_vae.program.program import Program
 from pyro_vae.storage.bundle import write_bundle
 from pyro_vae.storage.paths import local_path
+from pyro_vae.storage.plain_state import plain_state
 from pyro_vae.storage.remote import RemoteFolder, is_address
 from pyro_vae.threads import one_thread
 
@@ -65,6 +66,7 @@ def describe(program: Program) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in program.parameters() if not is_lazy(p)),
         "late": program.own.made_late,
         "rows": program.rows.own,
+        "plain_state": plain_state(program.own.parts),
         "dtype": str(next((p.dtype for p in program.parameters()), "none")),
     }
 

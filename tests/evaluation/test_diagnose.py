@@ -175,3 +175,27 @@ def test_the_kl_of_globals_that_depend_on_each_other_is_a_mean_over_draws(kind):
 def test_a_program_without_prior_is_refused():
     with pytest.raises(ProgramError, match="diagnose: site 'z' has no prior"):
         pv.diagnose(pv.models.Autoencoder(6, 2, (8,)), X[:4])
+
+
+def test_a_prior_with_a_dimension_that_no_plate_explains_is_named():
+    """A point mass of n x 1 in a plate of n draws n x n, where the guide passes n on."""
+
+    class Passed(dist.Delta):  # accepts any value, as a wire from guide to model does
+        def log_prob(self, value):
+            return torch.zeros_like(value)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+            pyro.sample("wire", Passed(x.new_zeros(len(x), 1)))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.7))
+            pyro.sample("wire", Passed(x))
+
+    program = pv.Program(model, guide)
+    assert pv.elbo(program, torch.zeros(3)).shape == (3,)
+    with pytest.raises(ProgramError, match=r"site 'wire': got batch shape \(3, 3\).*n x 1"):
+        pv.diagnose(program, torch.zeros(3))

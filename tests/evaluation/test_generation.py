@@ -566,3 +566,46 @@ def test_draws_that_can_be_written_back_are_read_beside_those_that_cannot():
     for bound in (found.lower, found.upper):
         off = bound - exact.log_prob(both)
         assert abs(off.mean()) < 5 * off.std() / 10 + 0.02
+
+
+class _DensityAlone(dist.TorchDistribution):
+    """A density that somebody wrote without a way to draw from it."""
+
+    support = torch.distributions.constraints.real
+    arg_constraints = {}  # noqa: RUF012
+
+    def __init__(self, loc):
+        self.loc = loc
+        super().__init__(loc.shape, validate_args=False)
+
+    def expand(self, batch_shape, _instance=None):
+        return type(self)(self.loc.expand(batch_shape))
+
+    def log_prob(self, value):
+        return -(value - self.loc).square()
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        lambda program, x: pv.generate(program, len(x), given=x),
+        pv.reconstruct,
+        lambda program, x: pv.interpolate(program, x, x, steps=3),
+        lambda program, x: pv.bdmc(program, len(x), given=x),
+    ],
+    ids=["generate", "reconstruct", "interpolate", "bdmc"],
+)
+def test_a_density_that_cannot_be_drawn_from_is_named(verb):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+            pyro.sample("seen", _DensityAlone(z), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.5))
+
+    program = pv.Program(model, guide)
+    assert pv.elbo(program, torch.zeros(3)).shape == (3,)
+    with pytest.raises(ProgramError, match="site 'seen': _DensityAlone has no sampler"):
+        verb(program, torch.zeros(3))

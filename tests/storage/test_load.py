@@ -330,3 +330,42 @@ def test_what_the_first_run_makes_is_loaded_before_it(tmp_path):
     pv.save(again, tmp_path)
     loaded = pv.load(tmp_path, into=fresh())
     torch.testing.assert_close(pv.elbo(loaded, x), expected)
+
+
+class Centred(torch.nn.Module):
+    """A program whose encoder takes off what its first batch had in the mean."""
+
+    class Encoder(torch.nn.Linear):
+        def __init__(self):
+            super().__init__(6, 4)
+            self.shift = None
+
+        def forward(self, x):
+            if self.shift is None:
+                self.shift = {"mean": x.mean().item()}
+            return super().forward(x - self.shift["mean"])
+
+    def __init__(self):
+        super().__init__()
+        self.encode, self.decode = self.Encoder(), torch.nn.Linear(2, 6)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decode(z), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            loc, log_scale = self.encode(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+def test_numbers_that_no_file_of_weights_holds_are_told_of(tmp_path):
+    """An attribute that the first call computes is another one in a program built anew."""
+    saved, fresh, alike = Centred(), Centred(), Centred()
+    pv.elbo(saved, torch.ones(4, 6))
+    pv.save(saved, tmp_path)
+    alike.encode.shift = {"mean": 1.0}
+    pv.load(tmp_path, into=alike)  # pytest makes an error of a warning
+    with pytest.warns(UserWarning, match=r"encode.*shift = .*'mean': 1.0.*, this run None.*buffer"):
+        pv.load(tmp_path, into=fresh)

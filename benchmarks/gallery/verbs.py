@@ -5,6 +5,7 @@ import statistics
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import pyro_vae as pv
 from benchmarks.gallery import stock, training
 from benchmarks.gallery.stock import Disagreement, agree, tensors
 from benchmarks.gallery.subject import Published, Subject
-from pyro_vae.errors import PyroVaeError
+from pyro_vae.errors import ProgramError, PyroVaeError
 
 REPEATS = 24
 
@@ -281,10 +282,15 @@ def save_load(bench: Bench) -> bool:
         pv.save(program, Path(folder) / "saved")
         other = bench.fresh(1)
         loaded = other.program()
-        pv.load(Path(folder) / "saved", into=loaded)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            pv.load(Path(folder) / "saved", into=loaded)
         stock.evaluating(other)
         got = _bound_at(loaded, subject)  # the first data: the seed may have made others
     if not torch.allclose(expected, got, rtol=1e-5, atol=1e-5):
+        for warning in told:
+            if "only parameters and buffers are kept" in str(warning.message):
+                raise ProgramError(f"told in a warning: {warning.message}")
         raise Disagreement(f"bound {got.mean():.6g} after loading, {expected.mean():.6g} before")
     return True
 

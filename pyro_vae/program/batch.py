@@ -298,11 +298,16 @@ def takes(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[s
 
 
 def under_handlers(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function that Pyro's handlers wrap: a wrapped one has no signature."""
+    """Return the function that Pyro's handlers wrap: a wrapped one has no signature.
+
+    What it is bound to besides stays bound: the object of a method under ``@config_enumerate``.
+    """
     while isinstance(function, functools.partial) and isinstance(
         next(iter(function.args), None), Messenger
     ):
-        function = function.args[1]
+        _, inner, *bound = function.args
+        given = bound or function.keywords
+        function = functools.partial(inner, *bound, **function.keywords) if given else inner
     return function
 
 

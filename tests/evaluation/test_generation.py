@@ -1,5 +1,6 @@
 """Generation, reconstruction, codes and interpolation against a linear model's closed forms."""
 
+import functools
 import itertools
 
 import pyro
@@ -9,6 +10,7 @@ import torch
 from oracles import PPCA
 from programs import CASES, common_mean, common_mean_guide, steps, steps_guide
 from pyro.contrib.mue.missingdatahmm import MissingDataDiscreteHMM
+from pyro.infer import config_enumerate
 from torch import nn
 
 import pyro_vae as pv
@@ -609,3 +611,26 @@ def test_a_density_that_cannot_be_drawn_from_is_named(verb):
     assert pv.elbo(program, torch.zeros(3)).shape == (3,)
     with pytest.raises(ProgramError, match="site 'seen': _DensityAlone has no sampler"):
         verb(program, torch.zeros(3))
+
+
+class Marked:
+    """A model that is a method under a handler, as packages write it."""
+
+    @config_enumerate
+    def model(self, x, scale=None):
+        with pyro.plate("data", len(x)):
+            kind = pyro.sample("kind", dist.Bernoulli(x.new_full((len(x),), 0.5)))
+            pyro.sample("x", dist.Normal(kind, 1.0 if scale is None else scale), obs=x)
+
+    def guide(self, x, scale=None):
+        pass
+
+
+@pytest.mark.parametrize("bound", [False, True])
+def test_a_method_under_a_handler_has_the_arguments_of_its_object(bound):
+    """Its own object is none of them, and what a partial adds is given."""
+    model, guide, x = Marked().model, Marked().guide, torch.linspace(-1, 2, 5)
+    if bound:
+        model, guide = (functools.partial(each, scale=torch.tensor(0.1)) for each in (model, guide))
+    program = pv.Program(model, guide)
+    assert pv.generate(program, 5, given={"x": x}).shape == (5,)

@@ -53,7 +53,11 @@ _STAND_INS = StandIns()
 
 
 def load(
-    path: Path, *, assign: Collection[str] | None = None, cells: int | None = None
+    path: Path,
+    *,
+    assign: Collection[str] | None = None,
+    cells: int | None = None,
+    package: str = "",
 ) -> ModuleType:
     """Return what a script or a notebook defines.
 
@@ -63,8 +67,10 @@ def load(
         assign: The names whose assignments are run. None runs every one at the top level of a
             script, and none of a notebook's, which trains there.
         cells: Only so many of a notebook's cells of code: the last definition of a name counts.
+        package: That the file's relative imports start from; it can be imported.
     """
     module = ModuleType(f"published_{path.stem}")
+    module.__package__ = package or None
     sys.modules[module.__name__] = module
     if path.suffix == ".ipynb":
         body, assign = _cells(path, cells), assign or ()
@@ -74,7 +80,8 @@ def load(
         body = ast.parse(path.read_text()).body
     for node in body:
         chosen = isinstance(node, ast.Assign) and (assign is None or _names(node) & set(assign))
-        if chosen or isinstance(node, _DEFINITIONS):
+        guarded = isinstance(node, ast.Try) and isinstance(node.body[0], _DEFINITIONS[:2])
+        if chosen or guarded or isinstance(node, _DEFINITIONS):
             _run(node, module)
     return module
 

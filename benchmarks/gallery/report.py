@@ -62,12 +62,13 @@ def write(rows: Mapping[str, Any], seconds: float, path: Path = FILE) -> None:
 
 HEAD = """# Published Pyro programs, unchanged
 
-Programs of Pyro's examples and tutorials, of its wheel and of five other repositories, loaded from
-a folder that the user names and run as they were published through every verb. A tick says that a
-number of stock Pyro stood beside the answer: the mean loss and the mean move of every parameter
-under plain gradient descent for `fit` (|t| < 8), the bound for `elbo`, bounds on the likelihood for
-`log_likelihood`, `ais` and `gaps`, means of data and codes (|z| < 5), equal bounds at equal noise
-for `save, load`. A question mark is an answer that was not measured again after a change. Made from
+Programs of Pyro's examples and tutorials, of its wheel, of three single-cell packages and of eight
+other repositories, loaded from a folder that the user names and run as they were published through
+every verb. A tick says that a number of stock Pyro stood beside the answer: the mean loss and the
+mean move of every parameter under plain gradient descent for `fit` (|t| < 8), the bound for `elbo`,
+bounds on the likelihood for `log_likelihood`, `ais` and `gaps`, means of data and codes (|z| < 5),
+equal bounds at equal noise for `save, load`. A question mark is an answer that was not measured
+again after a change. Made from
 [gallery.json](../benchmarks/results/gallery.json), which holds every message, by
 
     python -m benchmarks.gallery --source DIR

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor, nn
 
 from benchmarks.gallery.subject import Subject
@@ -23,6 +24,14 @@ class Unweighted(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         msg["scale"] = 1.0
+
+
+class Drawn(UnconditionMessenger):
+    """Draw what is observed; ``pyro.deterministic`` is no draw, and stands as it is computed."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["infer"].get("_deterministic"):
+            super()._pyro_sample(msg)
 
 
 def losses(
@@ -67,7 +76,7 @@ def agree(what: str, ours: list[float], theirs: list[float]) -> None:
 def observed_values(subject: Subject, *, unconditioned: bool) -> dict[str, Tensor]:
     """Return the values of the observed sites, as data or drawn from the model."""
     args, kwargs = subject.arguments
-    model = poutine.uncondition(subject.model) if unconditioned else subject.model
+    model = Drawn()(subject.model) if unconditioned else subject.model
     seen = _observed_names(subject)
     with torch.no_grad():
         trace = poutine.trace(model).get_trace(*args, **kwargs)

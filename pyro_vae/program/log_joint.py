@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,6 +49,7 @@ class Slot:
         columns: Its part of the vector.
         plates: The dimensions of plates besides that of the data.
         data: The dimension of the data plate.
+        dtype: Of its values, where those of other latents are wider; None: that of the vector.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Slot:
     columns: slice
     plates: tuple[int, ...] = ()
     data: int = -1
+    dtype: torch.dtype | None = None
 
     @property
     def plain(self) -> bool:
@@ -357,6 +359,8 @@ class LogJoint:
                     log_det = slot.elementary.log_abs_det_jacobian(base, value)
                     log_det = torch.where(slot.kept_units(kept), log_det, log_det.new_zeros(()))
                 jacobian = jacobian + log_det.reshape(*u.shape[:-1], -1).sum(-1)
+            if slot.dtype is not None:
+                values[slot.name] = value.to(slot.dtype)
         return values, jacobian
 
     def placed(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -513,6 +517,7 @@ def read_slots(model: Trace, guide: Mapping[str, Any] | None = None) -> list[Slo
         ProgramError: A latent is discrete, or nothing says on which support it lives.
     """
     slots: list[Slot] = []
+    dtypes: list[torch.dtype] = []
     start = 0
     for name, site in sample_sites(model):
         if site["is_observed"] or data_frame(site) is None or is_enumerated(site):
@@ -539,8 +544,11 @@ def read_slots(model: Trace, guide: Mapping[str, Any] | None = None) -> list[Slo
         columns = slice(start, start + base.numel())
         event = torch.Size((*units, *fn.event_shape))
         slots.append(Slot(name, transform, event, base, columns, plates, data))
+        dtypes.append(site["value"].dtype)
         start = columns.stop
-    return slots
+    if len(set(dtypes)) == 1:
+        return slots
+    return [replace(slot, dtype=dtype) for slot, dtype in zip(slots, dtypes, strict=True)]
 
 
 def known_support(fn: Any) -> Any:

@@ -33,18 +33,22 @@ if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
 
 @dataclass(frozen=True)
 class GlobalSlot:
-    """Where one global latent stands in the vector: its transform, its shapes, its columns."""
+    """Where one global latent stands in the vector: its transform, its shapes, its columns.
+
+    Its dtype is that of its values: the vector has the widest of all.
+    """
 
     name: str
     transform: Transform
     base: torch.Size
     columns: slice
+    dtype: torch.dtype
 
     def value(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return the latent and its log Jacobian at one vector ``(Z,)``."""
         base = u[self.columns].reshape(self.base)
         value = self.transform(base)
-        return value, self.transform.log_abs_det_jacobian(base, value).sum()
+        return value.to(self.dtype), self.transform.log_abs_det_jacobian(base, value).sum()
 
 
 class PieceDensity:
@@ -141,8 +145,10 @@ class GlobalDensity:
             transform = transform_of(fn)
             event = transform.inverse_shape(fn.event_shape) if fn.event_shape else fn.event_shape
             base = torch.Size((*fn.batch_shape, *event))
-            slots.append(GlobalSlot(name, transform, base, slice(start, start + base.numel())))
-            start += base.numel()
+            columns = slice(start, start + base.numel())
+            dtype = self._sites[name]["value"].dtype
+            slots.append(GlobalSlot(name, transform, base, columns, dtype))
+            start = columns.stop
         return slots
 
     def _require_fixed_supports(self) -> None:

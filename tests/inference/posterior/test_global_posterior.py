@@ -1,5 +1,7 @@
 """The posterior of global latents over all data, against conjugate closed forms."""
 
+import contextlib
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -162,3 +164,32 @@ def test_a_support_that_moves_with_another_global_is_refused():
 
     with pytest.raises(ProgramError, match=r"site 'b': the support of Uniform depends"):
         pv.refine(pv.Program(model, guide), torch.ones(2), pv.HMC(num_draws=4, warmup=4))
+
+
+@pytest.mark.filterwarnings("ignore:.*R-hat")  # of two draws
+@pytest.mark.parametrize("is_local", [True, False])
+def test_latents_of_two_precisions_keep_their_own(is_local):
+    """A network in float32 reads one of them; the other is a double, as NumPy gives it."""
+    network = torch.nn.Linear(1, 1)
+
+    def latents(rows):
+        wide = torch.zeros((), dtype=torch.float64)
+        size = (rows,) if is_local else ()
+        pyro.sample("wide", dist.Normal(wide.expand(size), 1.0))
+        return pyro.sample("narrow", dist.Normal(torch.zeros(*size, 1), 1.0).to_event(1))
+
+    def model(x):
+        pyro.module("network", network)
+        z = None if is_local else latents(len(x))
+        with pyro.plate("data", len(x)):
+            z = latents(len(x)) if is_local else z
+            pyro.sample("x", dist.Normal(network(z).squeeze(-1), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)) if is_local else contextlib.nullcontext():
+            latents(len(x))
+
+    settings = pv.HMC(num_draws=2, warmup=2, chains=2, num_leapfrog=2)
+    refined = pv.refine(pv.Program(model, guide), torch.zeros(3), settings, compile=False)
+    kinds = {name: value.dtype for name, value in refined.samples.items()}
+    assert kinds == {"wide": torch.float64, "narrow": torch.float32}

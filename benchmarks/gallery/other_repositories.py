@@ -12,6 +12,7 @@ from torch.nn import functional
 from benchmarks.gallery.loading import load
 from benchmarks.gallery.subject import (
     ENUM_2,
+    NO_CODE,
     N,
     Published,
     Subject,
@@ -123,7 +124,9 @@ def sparse_lineages(path: Path) -> Subject:
     return lineages(path, "sparse")
 
 
-_IRT = "nd-ball/py-irt/py_irt/models/"
+_NO_DRAWS = "bdmc", "generate", "reconstruct"  # of data that enter by a factor
+_IRT = "nd-ball/py-irt/py_irt/models"
+_IRT_2PL = f"{_IRT}/two_param_logistic.py"
 _COV = "broadinstitute/pyro-cov/pyrocov/mutrans.py"
 _PERT = "shahcompbio/scdna_replication_tools/scdna_replication_tools/pert_model.py"
 ROWS = [
@@ -136,9 +139,9 @@ ROWS = [
         "jason-yoo-108/FormatSSVAE/FormatSSVAE/vae.py",
         names_vae,
     ),
-    Published("nd-ball/py-irt 2PL", f"{_IRT}two_param_logistic.py", items_of_two_parameters),
-    Published("nd-ball/py-irt amortized", f"{_IRT}amortized_1pl.py", items_of_words),
+    Published("nd-ball/py-irt 2PL", _IRT_2PL, items_of_two_parameters, NO_CODE),
+    Published("nd-ball/py-irt amortized", f"{_IRT}/amortized_1pl.py", items_of_words, NO_CODE),
     Published("shahcompbio PERT", _PERT, replication),
-    Published("broadinstitute/pyro-cov dense", _COV, dense_lineages),
-    Published("broadinstitute/pyro-cov sparse", _COV, sparse_lineages),
+    Published("broadinstitute/pyro-cov dense", _COV, dense_lineages, NO_CODE),
+    Published("broadinstitute/pyro-cov sparse", _COV, sparse_lineages, (*NO_CODE, *_NO_DRAWS)),
 ]

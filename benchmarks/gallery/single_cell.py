@@ -11,6 +11,7 @@ from pyro.infer.autoguide import AutoNormal, init_to_mean
 from benchmarks.gallery.loading import load
 from benchmarks.gallery.subject import (
     ENUM,
+    NO_CODE,
     N,
     Published,
     Subject,
@@ -132,7 +133,7 @@ _NO_DENSITY = "log_likelihood", "ais", "bdmc", "refine", "infer", "gaps"
 _NO_DRAWS = "generate", "reconstruct", "interpolate"
 _CELLBENDER = "broadinstitute/CellBender/cellbender/remove_background/model.py"
 ROWS = [
-    Published("scvi-tools Decipher", "", decipher, needs="scvi"),
+    Published("scvi-tools Decipher", "", decipher, ("bdmc", "generate"), needs="scvi"),
     Published("scvi-tools AmortizedLDA", "", topics, needs="scvi"),
     Published(
         "cell2location", f"{_CELL2LOCATION}_cell2location_module.py", locations, needs="scvi"
@@ -141,6 +142,7 @@ ROWS = [
         "cell2location reference",
         f"{_CELL2LOCATION}reference/_reference_module.py",
         signatures,
+        NO_CODE,
         needs="scvi",
     ),
     Published("CellBender full", _CELLBENDER, background_full, (*_NO_DENSITY, *_NO_DRAWS)),

@@ -126,8 +126,9 @@ class Continued:
         if folder is None:
             return None
         writes: list[Callable[[], Any]] = [lambda: save(self.program, folder.path)]
-        # One to go on with is not in a folder that was emptied meanwhile.
-        if checkpoint is not None and (self.moved or checkpoint.meta["steps"]):
+        # A folder that was emptied meanwhile has none to go on from.
+        lost = checkpoint is not None and checkpoint.meta["steps"] and not folder.has_checkpoint
+        if checkpoint is not None and (self.moved or lost):
             writes += [
                 lambda: checkpoint.write(folder.path),
                 lambda: folder.write_history(self.history),

@@ -37,6 +37,7 @@ from pyro_vae.threads import require_turn
 
 _ROWS_PER_PASS = 1024
 _ROWS_OF_A_LOOK = 64  # draws of two values agree at all of them by chance nowhere
+_DRAWS_OF_A_LOOK = 8  # where there are fewer rows
 _GENERATE = Verb("generate", prior=True, simulates=True)
 
 
@@ -133,29 +134,34 @@ def _require_independent(program: Program, piece: Pass, kept: Collection[str]) -
     Raises:
         ProgramError: Names the site.
     """
-    several = piece
-    if program.rows.fixed_to is None and piece.sites.size is None and len(piece) < _ROWS_OF_A_LOOK:
-        again = torch.arange(_ROWS_OF_A_LOOK) % len(piece)
-        batch = map_rows(lambda leaf: leaf[again.to(leaf.device)], piece.batch)
-        joint = program.joint(batch)
-        joint = joint.fixing(piece.globals_) if piece.globals_ else joint
-        several = replace(piece, batch=batch, rows=slice(0, len(again)), joints=[joint])
+    several = _repeated(program, piece)
     found: list[dict[str, Tensor]] = []
-    for _ in range(2):
+    for count in range(2 if several is not piece else _DRAWS_OF_A_LOOK):
         with torch.random.fork_rng(cuda_devices(piece.batch)):
-            torch.rand(len(found) + 1)
+            torch.rand(count + 1)
             trace, _ = simulated(program, several, DrawnData(kept))
         sites = dict(sample_sites(trace))
         found.append({name: sites[name]["fn"].log_prob(sites[name]["value"]) for name in kept})
     for name in kept:
-        first, second = (each[name] for each in found)
-        if first.shape != second.shape or not torch.allclose(first, second, 1e-4, 1e-5):
+        first, *others = (each[name] for each in found)
+        if any(first.shape != o.shape or not torch.allclose(first, o, 1e-4, 1e-5) for o in others):
             raise ProgramError(
                 f"generate: given has values of site {name!r}, whose distribution depends on what "
                 "is drawn, so that draws given it need a posterior; keep of more draws those that "
                 f"have it (pv.generate(program, n)[{name!r}]), or make it an input of the model, "
                 "without obs= (of M2, m2.conditional with given={'c': ...})"
             )
+
+
+def _repeated(program: Program, piece: Pass) -> Pass:
+    """Return some rows again and again, where a program takes any number of them."""
+    if program.rows.own is not None or piece.sites.size or len(piece) >= _ROWS_OF_A_LOOK:
+        return piece
+    again = torch.arange(_ROWS_OF_A_LOOK) % len(piece)
+    batch = map_rows(lambda leaf: leaf[again.to(leaf.device)], piece.batch)
+    joint = program.joint(batch)
+    joint = joint.fixing(piece.globals_) if piece.globals_ else joint
+    return replace(piece, batch=batch, rows=slice(0, len(again)), joints=[joint])
 
 
 @dataclass(frozen=True)
@@ -232,10 +238,10 @@ def _completed(program: Program, n: int, given: Any) -> tuple[Batch, list[str]]:
         return given, []
     batch = program.examples.completed(named, n)
     try:
-        program.read(program.adapt(batch))
+        _read(program, batch)
     except ProgramError:  # what is observed may be optional, and no latent of the guide's
         batch = program.examples.completed(named, n, optional=True)
-        program.read(program.adapt(batch))
+        _read(program, batch)
     observed = program.examples.observed(program.adapt(batch))
     others = batch.keys() - observed.keys() if isinstance(batch, Mapping) else ()
     if named and named.keys() == observed.keys() and others:
@@ -243,6 +249,12 @@ def _completed(program: Program, n: int, given: Any) -> tuple[Batch, list[str]]:
     kept = named.keys() & observed.keys() if observed.keys() - named.keys() else ()
     whole = isinstance(batch, Mapping) and batch.keys() == named.keys()
     return given if whole else batch, [s for name in kept for s in observed[name]]
+
+
+def _read(program: Program, batch: Batch) -> None:
+    """Read a program on inputs; one with a factor for each of its own rows is known, or refuses."""
+    if program.rows.own is None:
+        program.read(program.adapt(batch))
 
 
 def _instead(program: Program, given: Any) -> str:

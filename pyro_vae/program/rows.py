@@ -213,6 +213,7 @@ class Rows:
                     break
         if moving:
             size = max(min(rows, most_rows(self._program, data, rows)), head)
+            size = min(size, self.total or size)  # those of others stand in a second time
             for index, piece in enumerate(chunks(data, size)):
                 model, _ = self._reader.look(piece)
                 checks.check_values(model, self._reader.told, index * size)

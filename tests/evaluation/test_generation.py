@@ -11,6 +11,7 @@ from oracles import PPCA
 from programs import CASES, common_mean, common_mean_guide, steps, steps_guide
 from pyro.contrib.mue.missingdatahmm import MissingDataDiscreteHMM
 from pyro.infer import config_enumerate
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from torch import nn
 
 import pyro_vae as pv
@@ -332,6 +333,16 @@ def test_what_is_observed_conditions_the_rest(more, mean):
     assert pv.elbo(program, drawn | more).shape == (5,)
     with pytest.raises(DataError, match=r"got \['y'\] alone|got \['c', 'y'\] alone"):
         pv.bdmc(program, 5, pv.AIS(2, 2), given=given | more)
+
+
+@pytest.mark.parametrize("kind", [AutoNormal, AutoDiagonalNormal])
+def test_what_is_observed_conditions_under_a_guide_of_factors(kind):
+    """Fewer rows than the guide has factors for, as many, and more; x within 12 deviations."""
+    program = pv.Program(of_labels, kind(of_labels))
+    pv.fit(program, (torch.randn(40), torch.arange(40) % 3), epochs=1, compile=False)
+    for n in (1, 40, 70):
+        drawn = pv.generate(program, n, given={"y": torch.full((n,), 2)})
+        assert len(drawn["x"]) == n and (drawn["x"] - 200).abs().max() < 17
 
 
 def test_what_is_observed_and_follows_from_a_draw_is_refused():

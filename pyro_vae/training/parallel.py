@@ -243,8 +243,10 @@ class Group(World):
         with torch.no_grad():
             for tensor in _tensors(modules):
                 sent = tensor.contiguous()
+                own = sent.clone()
                 self._lines.call(torch_dist.broadcast, sent, src=0)
-                tensor.copy_(sent)
+                if not torch.equal(own, sent):  # expanded ones cannot be written to
+                    tensor.copy_(sent)
         self._buffers = SharedBuffers(modules, self)
 
     def _require_one_make(self, modules: Mapping[str, nn.Module]) -> None:

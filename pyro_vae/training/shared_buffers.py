@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.errors import ConfigError
-from pyro_vae.torch_private import version_of
+from pyro_vae.torch_private import BatchNorm, version_of
 
+_GONE = ""  # in the place of a digest
 _LOOKED_AT = 2**16  # numbers of a buffer that are compared though nothing tells of a change
 
 
@@ -61,7 +62,8 @@ class SharedBuffers:
     (``DistributedDataParallel`` gives all processes those of the first.) Constants, and steps that
     are whole numbers and equal, keep their bits. One that counts its own rows counts their mean.
 
-    A buffer whose shape follows the batch is a cache of its process, and left alone. One that comes
+    A buffer whose shape follows the batch is a cache of its process, and left alone. Counts of
+    batch norm are made equal where some have come in more parts. One that comes
     within the run joins in where it is equal in all; one that differs is refused, and so are whole
     numbers and flags that differ, of which there is no mean.
 
@@ -122,9 +124,13 @@ class SharedBuffers:
             return
         told = [json.loads(text) for text in texts]
         apart = {name for each in told for name in each if len({o.get(name) for o in told}) > 1}
-        self._refuse([each.path for each in self._equal if each.path in apart], _WHOLE)
-        late = [each for each in self._averaged if each.path in apart]
-        zeros = {each: torch.zeros_like(now) for each in late if (now := each.now()) is not None}
+        apart -= {name for each in told for name, text in each.items() if text == _GONE}
+        # Counts of batches, which come in more parts where there are more rows: of no weight.
+        counts = [each for each in self._equal if each.path in apart and _counts_batches(each)]
+        whole = [each.path for each in self._equal if each.path in apart and each not in counts]
+        self._refuse(whole, _WHOLE)
+        late = [*(each for each in self._averaged if each.path in apart), *counts]
+        zeros = {each: torch.zeros_like(_there(each)) for each in late}
         self._average(late, zeros, (1, self._processes.size))
 
     def _new(self) -> Iterator[tuple[_Buffer, Tensor]]:
@@ -215,12 +221,11 @@ class SharedBuffers:
         if buffer not in self._before:
             return False
         now, (before, version) = buffer.now(), self._before[buffer]
-        known = now is before and version_of(now) == version and now.numel() > _LOOKED_AT
-        return now is not None and not known
+        return not (now is before and version_of(now) == version and now.numel() > _LOOKED_AT)
 
     def _told(self, buffers: Sequence[_Buffer]) -> list[str]:
-        """Return digests of buffers of all processes, as text."""
-        own = {each.path: digest(now) for each in buffers if (now := each.now()) is not None}
+        """Return digests of buffers of all processes, as text; of what has another shape, none."""
+        own = {e.path: _GONE if (now := e.now()) is None else digest(now) for e in buffers}
         return [each.decode() for each in self._processes.gather(json.dumps(own).encode())]
 
     def _refuse(self, paths: Sequence[str], reason: str) -> None:
@@ -251,6 +256,10 @@ _WHOLE = (
     "which there is no mean; keep floats, which are averaged, or what all processes count alike; "
     "or keep what belongs to a batch in a plain attribute"
 )
+
+
+def _counts_batches(buffer: _Buffer) -> bool:
+    return isinstance(buffer.part, BatchNorm) and buffer.name == "num_batches_tracked"
 
 
 def _copies(buffers: Sequence[_Buffer]) -> dict[_Buffer, Tensor]:

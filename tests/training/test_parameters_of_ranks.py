@@ -291,6 +291,35 @@ def chains() -> str:
     return error(lambda: pv.fit(Switched(), X, objective=kept, device="cpu", progress=False))
 
 
+class Grown(Switched):
+    """Caches as long as the longest batch, a batch norm beside, and zeros in one place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3).double()
+        self.register_buffer("places", torch.zeros(2, dtype=torch.float64))
+        self.register_buffer("mask", torch.ones(2, dtype=torch.bool))
+        self.register_buffer("zeros", torch.zeros(1, dtype=torch.float64).expand(3))
+
+    def model(self, x: torch.Tensor) -> None:
+        if len(x) > len(self.mask):
+            self.places, self.mask = x.new_zeros(len(x)), x.new_ones(len(x)).bool()
+        super().model(x)
+
+    def loc(self, z: torch.Tensor, rows: torch.Tensor, place: int) -> torch.Tensor:
+        if self.training and len(rows) > 1:
+            self.norm(z.detach())
+        return super().loc(z + self.zeros, rows, place)
+
+
+def grown(*batches: torch.Tensor) -> tuple[list[list[float]], int]:
+    """Return the parameters after batches in two parts each, and what batch norm has counted."""
+    program = Grown()
+    options = {"size": 16, "epochs": 2, "accumulate": 2, "compile": False, "lr": 0.1}
+    pv.fit(program, Read(*batches), device="cpu", progress=False, **options)
+    return [gain.tolist() for gain in program.gains], int(program.norm.num_batches_tracked)
+
+
 @forks
 def test_gradients_go_to_their_own_parameters(tmp_path):
     """By place they met others' where these had as many numbers, else the processes hung.
@@ -350,3 +379,13 @@ def test_buffers_that_steps_make_or_move_are_those_of_all_rows(tmp_path):
             name = {"order": "u", "shape": "v", "type": "b"}[kind]
             assert f"disagree: parameter or buffer Ordered.{name} is" in text
             assert weights == [1.0 + rank] * 3
+
+
+@forks
+def test_caches_that_grow_and_batches_in_other_numbers_of_parts_end_nothing(tmp_path):
+    """A cache that had grown in one process was a KeyError, and counts of batch norm a refusal."""
+    parts = [(X[:3], X[3:11]), (X[11:14], X[14:])]
+    alone, _ = grown(*(torch.cat(each) for each in zip(*parts, strict=True)))
+    found = connected(2, lambda rank: grown(*parts[rank]), tmp_path, limit=60)
+    assert found[0] == found[1]
+    assert found[0][0] == [pytest.approx(each, rel=1e-12) for each in alone]

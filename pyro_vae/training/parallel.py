@@ -22,6 +22,7 @@ from pyro_vae.extras import extra
 from pyro_vae.program.batch import Batch, map_rows, named_leaves, num_rows
 from pyro_vae.program.sparse_rows import SparseRows
 from pyro_vae.torch_private import default_store
+from pyro_vae.training.equal_parameters import require_equal_parameters
 from pyro_vae.training.shared_buffers import SharedBuffers, digest
 from pyro_vae.training.torchrun import connect
 
@@ -108,7 +109,7 @@ class World:
         return nullcontext()
 
     def settle(self) -> None:
-        """Make equal, at the end of an epoch, what began to move within it."""
+        """Make equal, at the end of an epoch, what began to move within it; compare parameters."""
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum of each value over the processes."""
@@ -155,6 +156,7 @@ class Group(World):
         self.rank, self.size = torch_dist.get_rank(), torch_dist.get_world_size()
         self._lines = _Lines.open()
         self._share, self._total = (1, self.size), 0
+        self._modules: Mapping[str, nn.Module] = {}
         self._buffers = SharedBuffers({}, self)
 
     @property
@@ -247,7 +249,7 @@ class Group(World):
                 self._lines.call(torch_dist.broadcast, sent, src=0)
                 if not torch.equal(own, sent):  # expanded ones cannot be written to
                     tensor.copy_(sent)
-        self._buffers = SharedBuffers(modules, self)
+        self._modules, self._buffers = modules, SharedBuffers(modules, self)
 
     def _require_one_make(self, modules: Mapping[str, nn.Module]) -> None:
         """Require parameters and buffers of one order, shape and type, before any is sent.
@@ -304,8 +306,9 @@ class Group(World):
             yield
 
     def settle(self) -> None:
-        """Make equal the buffers that have begun to move within the epoch."""
+        """Make equal the buffers that have begun to move within the epoch; compare parameters."""
         self._buffers.settle()
+        require_equal_parameters(self._modules, self)
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum of each value over the processes."""

@@ -320,6 +320,56 @@ def grown(*batches: torch.Tensor) -> tuple[list[list[float]], int]:
     return [gain.tolist() for gain in program.gains], int(program.norm.num_batches_tracked)
 
 
+class Written(Switched):
+    """Its first rows set a parameter, or all move one that is not trained."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.is_set = kind, False
+        self.book = nn.Parameter(torch.zeros(3, dtype=torch.float64), requires_grad=False)
+
+    def model(self, x: torch.Tensor) -> None:
+        with torch.no_grad():
+            if self.training and self.kind == "first" and not self.is_set:
+                self.gains[0].copy_(x.mean(0))
+                self.is_set = True
+            if self.training and self.kind == "book":
+                self.book.lerp_(x.mean(0), 0.1)
+        super().model(x)
+
+
+class Langevin(torch.optim.SGD):
+    """Steps with noise that each process draws."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        super().step(closure)
+        for parameter in self.param_groups[0]["params"]:
+            parameter += 0.01 * torch.randn_like(parameter)
+
+
+def written(rank: int) -> dict[str, str]:
+    """Return the errors where something besides the steps writes to parameters."""
+    kinds = ("first", "book", "noise", "callback", "rounding", "set before")
+    made = {kind: Written("first" if kind == "set before" else kind) for kind in kinds}
+    made["set before"].train().model(X)
+
+    def write(run: pv.Run) -> None:
+        wrong = {"callback": 0.1, "rounding": 1e-13}.get(run.program.kind, 0.0)
+        with torch.no_grad():
+            run.program.gains[0].mul_(1 + rank * wrong * (len(run.history["epoch"]) == 1))
+
+    options = {"epochs": 2, "compile": False, "device": "cpu", "progress": False}
+
+    def told(kind: str) -> str:
+        drawn = {"optimizer": lambda parameters: Langevin(parameters, 0.1)}
+        more = drawn if kind == "noise" else {"lr": 0.1}
+        return error(lambda: pv.fit(made[kind], X, callbacks=[write], **options, **more))
+
+    found = {kind: told(kind) for kind in kinds}
+    return found | {"weights": str(made["rounding"].gains[0].tolist())}
+
+
 @forks
 def test_gradients_go_to_their_own_parameters(tmp_path):
     """By place they met others' where these had as many numbers, else the processes hung.
@@ -389,3 +439,15 @@ def test_caches_that_grow_and_batches_in_other_numbers_of_parts_end_nothing(tmp_
     found = connected(2, lambda rank: grown(*parts[rank]), tmp_path, limit=60)
     assert found[0] == found[1]
     assert found[0][0] == [pytest.approx(each, rel=1e-12) for each in alone]
+
+
+@forks
+def test_a_parameter_that_one_process_writes_to_is_told_of(tmp_path):
+    """The weights had parted, and those of the first process were saved."""
+    found = connected(2, written, tmp_path, limit=60)
+    names = {"first": "gains.0", "book": "book", "noise": "book", "callback": "gains.0"}
+    for told in found:
+        for kind, name in names.items():
+            assert f"disagree: parameter 'Written.{name}'" in told[kind]
+        assert told["rounding"] == told["set before"] == "none"
+    assert found[0]["weights"] == found[1]["weights"]

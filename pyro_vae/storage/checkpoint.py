@@ -18,6 +18,7 @@ from pyro_vae.storage.bundle import bundle_path, check_state, read_bundle, seria
 from pyro_vae.storage.differences import check_settings, renewed_options
 from pyro_vae.storage.history import History
 from pyro_vae.storage.optimizer_state import fit_state, parameter_names, take_state
+from pyro_vae.storage.plain_state import MovedState, check_moved
 from pyro_vae.storage.random_state import (
     check_random_state,
     loader_states,
@@ -96,6 +97,7 @@ class Checkpoint:
         device: torch.device,
         generators: Sequence[Tensor] = (),
         losses: Mapping[int, Tensor] | None = None,
+        moved: MovedState | None = None,
     ) -> "Checkpoint":
         """Copy weights, optimizer states and random states (the device's and the loader's too).
 
@@ -130,6 +132,9 @@ class Checkpoint:
             tensors |= values
             states.append(state)
         meta = {**progress.as_json(), "columns": list(columns), "optimizers": states}
+        if moved is not None:
+            arrays, meta["plain"] = moved.take()
+            tensors |= {f"plain.{name}": array for name, array in arrays.items()}
         return cls(tensors, meta)
 
     def check(self, folder: Path) -> None:
@@ -167,6 +172,7 @@ def read_checkpoint(
     *,
     renew: bool = False,
     generators: Sequence[torch.Generator] = (),
+    moved: MovedState | None = None,
 ) -> tuple[dict[str, Tensor], Progress, History, list[str], dict[int, Tensor]]:
     """Put a checkpoint's weights, optimizer states and random states back.
 
@@ -177,6 +183,7 @@ def read_checkpoint(
         device: Whose random state is put back.
         renew: Let the settings of a step (learning rate, clipping, ...) differ.
         generators: Those of a loader.
+        moved: Of the program, which is given the plain values of the run.
 
     Returns:
         The best weights so far, how far the run has come, its history, the settings that differ,
@@ -201,6 +208,7 @@ def read_checkpoint(
         made = {key: value for key, value in best.items() if key.startswith(_AVERAGES)}
         check_state({**modules["program"].state_dict(), **made}, best, where)
     losses = _losses(_part(tensors, "losses."), progress, where)
+    check_moved(meta.get("plain"), where)
     random = _part(tensors, "rng.")
     check_random_state(random, where)
     renewed = renewed_options(settings, progress.settings) if renew else frozenset()
@@ -211,6 +219,8 @@ def read_checkpoint(
     for optimizer, state in zip(optimizers, fitted, strict=True):
         optimizer.load_state_dict(state)
     set_random_state(random, device, generators)
+    if moved is not None:
+        moved.put_back(_part(tensors, "plain."), meta.get("plain"), where)
     return best, progress, history, changes, losses
 
 

@@ -20,7 +20,7 @@ from pyro_vae.storage.budget import Budget
 from pyro_vae.storage.bundle import bundle_path, check_state, read_bundle
 from pyro_vae.storage.hub import ADDRESS, fetched
 from pyro_vae.storage.paths import local_path
-from pyro_vae.storage.plain_state import plain_state, tell_of_plain_state
+from pyro_vae.storage.plain_state import tell_of_plain_state
 from pyro_vae.storage.remote import RemoteFolder, is_address
 from pyro_vae.storage.save import NAME
 from pyro_vae.threads import one_thread
@@ -109,7 +109,7 @@ def _fill(
     program.load_state_dict({key: v for key, v in tensors.items() if key not in expected})
     rows = meta.get("rows")
     program.rows.told = rows if type(rows) is int and rows > 0 else None
-    tell_of_plain_state(plain_state(program.own.parts), meta.get("plain_state"), where)
+    tell_of_plain_state(program, meta.get("plain_state"), where)
     program.eval()
 
 

@@ -66,7 +66,7 @@ def describe(program: Program) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in program.parameters() if not is_lazy(p)),
         "late": program.own.made_late,
         "rows": program.rows.own,
-        "plain_state": plain_state(program.own.parts),
+        "plain_state": plain_state(program),
         "dtype": str(next((p.dtype for p in program.parameters()), "none")),
     }
 

@@ -15,6 +15,7 @@ from pyro_vae.inference.objectives.objective import Objective
 from pyro_vae.program.program import Program
 from pyro_vae.storage.checkpoint import Checkpoint, Progress, read_checkpoint
 from pyro_vae.storage.history import History
+from pyro_vae.storage.plain_state import MovedState
 from pyro_vae.storage.run_folder import RunFolder
 from pyro_vae.storage.save import save, state_modules
 from pyro_vae.training.averaged_weights import AveragedWeights
@@ -56,6 +57,7 @@ class Continued:
     checkpoint: Checkpoint | None
     starts: list[Tensor]
     changes: list[str]
+    plain: MovedState | None
 
     def _modules(self) -> dict[str, nn.Module]:
         """Return what has a state of its own: the program, the objective, the averaged weights."""
@@ -99,7 +101,15 @@ class Continued:
         totals = self.sums.totals if self.position and self.sums else []
         losses = {index: loss for index, loss in enumerate(totals) if loss is not None}
         return Checkpoint.take(
-            modules, optimizers, self.best, progress, self.history, device, self.starts, losses
+            modules,
+            optimizers,
+            self.best,
+            progress,
+            self.history,
+            device,
+            self.starts,
+            losses,
+            self.plain,
         )
 
     def _write(self) -> None:
@@ -170,7 +180,10 @@ class Continued:
         return kept
 
     def _resume(self) -> None:
-        if self.folder is None or not self.folder.has_checkpoint:
+        if self.folder is None:
+            return
+        self.plain = MovedState(self.wrapped)
+        if not self.folder.has_checkpoint:
             return
         device = self.wrapped.device
         modules = self._modules()
@@ -183,6 +196,7 @@ class Continued:
             device,
             renew=self.renew,
             generators=self.feed.generators,
+            moved=self.plain,
         )
         self.best = {k: v.to(device) for k, v in best.items()} or None
         self.epoch, self.steps = progress.epoch, progress.steps

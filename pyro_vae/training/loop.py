@@ -96,6 +96,7 @@ class Loop(Continued):
         self.checkpoint: Checkpoint | None = None
         self.starts: list[Tensor] = []  # of the loader's generators, where the epoch begins
         self.changes: list[str] = []  # what this continuation was asked to do otherwise
+        self.plain = None  # values in Python that a run with a folder moves
         # All processes know the folder, to resume from; one writes.
         self.writes = self.folder if self.world.main else None
 

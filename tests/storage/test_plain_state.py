@@ -1,0 +1,131 @@
+"""What a program keeps as plain Python values goes on with a run, and is told of by a file."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import pyro_vae as pv
+
+
+class Encoder(torch.nn.Linear):
+    """A layer that keeps something from call to call."""
+
+    def __init__(self, how):
+        super().__init__(6, 4)
+        self.how, self.kept, self.mean, self._count = how, None, None, 0.0
+        self.calls, self.last = 0, None  # nobody reads them
+        self.noise = torch.Generator().manual_seed(0)
+
+    def forward(self, x):
+        self.calls += 1
+        self.last = super().forward(self.how(self, x))
+        return self.last
+
+
+def kept_number(net, x):
+    if net.mean is None:
+        net.mean = {"all": x.mean().item()}
+    return x - net.mean["all"]
+
+
+def kept_tensor(net, x):
+    if net.kept is None:
+        net.kept = x.mean(0)
+    return x - net.kept
+
+
+def moving_mean(net, x):
+    if net.training:
+        net._count = 0.9 * net._count + 0.1 * x.mean().item()
+    return x - net._count
+
+
+def noisy(net, x):
+    return x + torch.randn(x.shape, generator=net.noise)
+
+
+def all_of_them(kept=None):
+    """Return a function that keeps values of each kind, in attributes and around itself."""
+    steps, array = [0], None
+
+    def keeping(net, x):
+        nonlocal kept, array
+        if kept is None:
+            kept, array = x.mean().item(), x.mean(0).numpy() / 2
+        steps[0] += net.training
+        x = x / (1 + steps[0]) - kept - torch.from_numpy(array)
+        return noisy(net, moving_mean(net, kept_tensor(net, kept_number(net, x))))
+
+    return keeping
+
+
+class Program:
+    """A program of plain functions of an object."""
+
+    def __init__(self, how, features=None):
+        torch.manual_seed(0)
+        self.encode, self.decode = Encoder(how), torch.nn.Linear(2, 6)
+        self.features = torch.ones(6) if features is None else features
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decode(z), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            loc, log_scale = self.encode(x * self.features).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+def fit(how, epochs, features=None, **options):
+    data = torch.randn(16, 6, generator=torch.Generator().manual_seed(1)) + torch.arange(6.0)
+    program = Program(how, features)
+    run = pv.fit(program, data, epochs=epochs, batch_size=16, progress=False, **options)
+    return program, run.history["loss"]
+
+
+def test_a_run_goes_on_with_what_its_calls_have_kept(tmp_path):
+    """Objects made anew, as another process makes them, give the numbers of one run."""
+    _, whole = fit(all_of_them(), 4)
+    for epochs in (1, 2, 4):
+        _, found = fit(all_of_them(), epochs, out=tmp_path, resume=True)
+    assert np.array_equal(found, whole)
+
+
+def test_what_a_run_goes_on_without_is_named(tmp_path):
+    """A generator of NumPy, and a tensor that no call has moved."""
+
+    def numpy_noise():
+        generator = np.random.default_rng(0)
+        return lambda net, x: x + torch.from_numpy(generator.normal(size=x.shape)).float()
+
+    fit(numpy_noise(), 1, out=tmp_path)
+    told = r"generator = a generator, which the run has moved.*; Program.features = a tensor of sha"
+    with pytest.warns(UserWarning, match=told):
+        fit(numpy_noise(), 2, torch.arange(6.0), out=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("how", "features", "told"),
+    [
+        (kept_tensor, None, r"encode.kept = a tensor of shape \[6\], this run None"),
+        (moving_mean, None, r"encode._count = -?\d.*, this run 0.0"),
+        (noisy, torch.arange(6.0), r"Program.features = a tensor of shape \[6\], this run a ten"),
+        (noisy, None, None),  # counts that nothing reads, stored activations, generators
+    ],
+)
+def test_a_file_tells_of_what_it_does_not_hold(how, features, told, tmp_path, recwarn):
+    """Counts of calls that nothing reads, and random generators, are no difference."""
+    saved = Program(how)
+    saved.encode.train()(torch.randn(3, 6))
+    pv.save(saved, tmp_path)
+    fresh = Program(how, features)
+    if told is None:
+        pv.load(tmp_path, into=fresh)
+        assert not recwarn
+    else:
+        with pytest.warns(UserWarning, match=told):
+            pv.load(tmp_path, into=fresh)

@@ -1,6 +1,7 @@
 """Data drawn from the model, with the latents that made them."""
 
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +30,7 @@ from pyro_vae.program.batch import (
     num_rows,
 )
 from pyro_vae.program.handlers import DrawnData, sample_sites
+from pyro_vae.program.particles import Scattered
 from pyro_vae.program.passes import Pass, Verb, holding
 from pyro_vae.program.program import Program
 from pyro_vae.program.roles import latent_names, observed_names
@@ -136,8 +138,10 @@ def _require_independent(program: Program, piece: Pass, kept: Collection[str]) -
     """
     several = _repeated(program, piece)
     found: list[dict[str, Tensor]] = []
-    for count in range(2 if several is not piece else _DRAWS_OF_A_LOOK):
-        with torch.random.fork_rng(cuda_devices(piece.batch)):
+    values = [nullcontext()] * (2 if several is not piece else _DRAWS_OF_A_LOOK)
+    # At last each value of a discrete latent at as many rows: one may be drawn once in a thousand.
+    for count, each in enumerate([*values, Scattered(0)]):
+        with torch.random.fork_rng(cuda_devices(piece.batch)), each:
             torch.rand(count + 1)
             trace, _ = simulated(program, several, DrawnData(kept))
         sites = dict(sample_sites(trace))
@@ -236,7 +240,7 @@ def _completed(program: Program, n: int, given: Any) -> tuple[Batch, list[str]]:
     named = given if isinstance(given, Mapping) else program.examples.by_name(given)
     if not isinstance(named, Mapping):
         return given, []
-    batch = program.examples.completed(named, n)
+    batch = program.examples.completed(named, n, optional=_lacks_observed(program, named))
     try:
         _read(program, batch)
     except ProgramError:  # what is observed may be optional, and no latent of the guide's
@@ -249,6 +253,18 @@ def _completed(program: Program, n: int, given: Any) -> tuple[Batch, list[str]]:
     kept = named.keys() & observed.keys() if observed.keys() - named.keys() else ()
     whole = isinstance(batch, Mapping) and batch.keys() == named.keys()
     return given if whole else batch, [s for name in kept for s in observed[name]]
+
+
+def _lacks_observed(program: Program, named: Mapping[str, Any]) -> bool:
+    """Return whether arguments have some of what the data seen had observed, and lack the rest.
+
+    The model may run without the rest, and sum it out.
+    """
+    try:
+        observed = program.examples.observed(program.examples.example()).keys()
+    except ProgramError:  # they introduce the program
+        return False
+    return bool(observed & named.keys() and observed - named.keys())
 
 
 def _read(program: Program, batch: Batch) -> None:

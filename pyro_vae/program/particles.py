@@ -125,7 +125,7 @@ def require_sums(
     joint = _pair(model, guide, batch, sites, one_by_one).summing(left_out)
     if sites.size is not None:
         return  # each run draws other rows: there is nothing to compare
-    for values in (nullcontext(), _Scattered(0), _Scattered(1)):
+    for values in (nullcontext(), Scattered(0), Scattered(1)):
         with values:
             trace, latents = joint.sampled_traces()
         _require_equal_sums(joint, trace, latents, sites, left_out)
@@ -148,7 +148,7 @@ def _require_equal_sums(
             )
 
 
-class _Scattered(Messenger):
+class Scattered(Messenger):
     """Give discrete latents values that differ between neighbours, along rows and along plates.
 
     Arguments:

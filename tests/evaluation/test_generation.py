@@ -345,6 +345,28 @@ def test_what_is_observed_conditions_under_a_guide_of_factors(kind):
         assert len(drawn["x"]) == n and (drawn["x"] - 200).abs().max() < 17
 
 
+def test_binary_data_that_may_be_left_out_are_drawn_beside_given_labels():
+    """Without x, which the model could sum out, the labels were all that it observes: drawn anew.
+
+    An x unlike its label has probability 1e-6.
+    """
+
+    def model(x=None, y=None):
+        with pyro.plate("data", 2 if y is None else len(y)):
+            y = pyro.sample("y", dist.Categorical(torch.ones(2)), obs=y)
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Bernoulli(logits=28.0 * y - 14 + 0 * z), obs=x)
+
+    def guide(x=None, y=None):
+        with pyro.plate("data", 2 if y is None else len(y)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    program, y = pv.Program(model, guide), torch.arange(6) % 2
+    program.read({"x": y.float(), "y": y})
+    drawn = pv.generate(program, 3, given={"y": torch.tensor([1, 1, 0])})
+    assert drawn["y"].tolist() == drawn["x"].tolist() == [1, 1, 0]
+
+
 def test_what_is_observed_and_follows_from_a_draw_is_refused():
     def by_code(x, y):
         of_labels(x, y, by_code=True)
@@ -353,6 +375,21 @@ def test_what_is_observed_and_follows_from_a_draw_is_refused():
     program.read((torch.randn(9), torch.arange(9) % 3))
     with pytest.raises(ProgramError, match=r"given has values of site 'y', .*need a posterior"):
         pv.generate(program, 1, given={"y": torch.tensor([2])})
+
+
+def test_what_is_observed_and_follows_from_a_rare_draw_is_refused():
+    """A fault in a thousand, which no few draws show."""
+
+    def model(x, y):
+        with pyro.plate("data", len(x)):
+            fault = pyro.sample("fault", dist.Bernoulli(1e-3))
+            pyro.sample("y", dist.Bernoulli(0.1 + 0.8 * fault), obs=y)
+            pyro.sample("x", dist.Normal(100 * fault, 1.0), obs=x)
+
+    program = pv.Program(model, lambda x, y: None)
+    program.read((torch.randn(9), torch.ones(9)))
+    with pytest.raises(ProgramError, match=r"given has values of site 'y', .*need a posterior"):
+        pv.generate(program, 5, given={"y": torch.ones(5)})
 
 
 @pytest.mark.parametrize(

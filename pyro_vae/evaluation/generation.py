@@ -1,7 +1,7 @@
 """Data drawn from the model, with the latents that made them."""
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -138,9 +138,10 @@ def _require_independent(program: Program, piece: Pass, kept: Collection[str]) -
     """
     several = _repeated(program, piece)
     found: list[dict[str, Tensor]] = []
-    values = [nullcontext()] * (2 if several is not piece else _DRAWS_OF_A_LOOK)
+    draws = 2 if several is not piece else _DRAWS_OF_A_LOOK
     # At last each value of a discrete latent at as many rows: one may be drawn once in a thousand.
-    for count, each in enumerate([*values, Scattered(0)]):
+    ways: list[AbstractContextManager[Any]] = [*[nullcontext()] * draws, Scattered(0)]
+    for count, each in enumerate(ways):
         with torch.random.fork_rng(cuda_devices(piece.batch)), each:
             torch.rand(count + 1)
             trace, _ = simulated(program, several, DrawnData(kept))
@@ -240,7 +241,8 @@ def _completed(program: Program, n: int, given: Any) -> tuple[Batch, list[str]]:
     named = given if isinstance(given, Mapping) else program.examples.by_name(given)
     if not isinstance(named, Mapping):
         return given, []
-    batch = program.examples.completed(named, n, optional=_lacks_observed(program, named))
+    lacks = isinstance(given, Mapping) and _lacks_observed(program, given)
+    batch = program.examples.completed(named, n, optional=lacks)
     try:
         _read(program, batch)
     except ProgramError:  # what is observed may be optional, and no latent of the guide's

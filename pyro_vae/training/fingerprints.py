@@ -18,6 +18,7 @@ from pyro_vae.program.program import Program
 from pyro_vae.program.sparse_rows import SparseRows
 from pyro_vae.storage.random_state import seeded_outside_torch
 from pyro_vae.training.feed import LoaderFeed, TensorFeed
+from pyro_vae.training.schedule_arguments import values_at
 
 _POINTS = [index / 20 for index in range(21)]  # where a schedule is asked for its values
 _ROWS = 16  # of the data, spread over all of them
@@ -29,8 +30,8 @@ def describe_schedule(value: Any) -> Any:
     if not callable(value):
         return repr(float(value))
     try:
-        return {"schedule": [float(value(t)) for t in _POINTS]}
-    except Exception:  # it fails again where it is used, and is named there
+        return {"schedule": values_at(value, _POINTS)}
+    except Exception:  # it has no copy, or fails again where it is used
         return {"schedule": describe_function(value)}
 
 

@@ -1,11 +1,15 @@
 """What a schedule is a function of: the progress of a run, and no number of epochs or steps."""
 
+import copy
 import inspect
 import math
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from types import CellType, FunctionType, ModuleType
 from typing import Any
+
+import torch
 
 from pyro_vae.errors import ConfigError
 
@@ -15,12 +19,49 @@ _SHARES = re.compile(r"t|p|u|.*(progress|share|frac).*")
 _TAKEN_AT_ITS_WORD = re.compile(r"p|u|.*(progress|share|frac).*")
 _FAR = 1e5, 1e6  # numbers of epochs or steps at which a warm-up is over
 _SMALL = 0.02  # multipliers of the learning rate below which they are taken for rates
+_LOOKS = 0.0, 0.11, 0.25, 0.37, 0.5, 0.79, 1.0  # a cycle may be at 0 at a half and a quarter
+
+
+def values_at(schedule: Callable[[float], Any], points: Iterable[float]) -> list[float]:
+    """Return values of a copy of a schedule: one may count its calls, and begins with the run.
+
+    Random numbers that it draws of torch are drawn again in the run.
+
+    Raises:
+        Exception: There is no copy, or whatever the schedule raises.
+    """
+    twin = _copied(schedule)
+    with torch.random.fork_rng([]):
+        return [float(twin(t)) for t in points]
+
+
+def _copied(schedule: Callable[[float], Any]) -> Callable[[float], Any]:
+    """Return a copy of a schedule with all that it keeps; ``copy`` takes a function as it is."""
+    if not isinstance(schedule, FunctionType):
+        return copy.deepcopy(schedule)
+    around = schedule.__globals__
+    named = [around.get(name) for name in schedule.__code__.co_names]
+    kept = [each for each in named if isinstance(each, list | dict | set)]
+    cells = [cell.cell_contents for cell in schedule.__closure__ or ()]
+    places, names = schedule.__defaults__, schedule.__kwdefaults__
+    modules = {id(each): each for each in cells if isinstance(each, ModuleType)}  # have no copies
+    cells, places, names, twins = copy.deepcopy((cells, places, names, kept), modules)
+    others = {id(each): twin for each, twin in zip(kept, twins, strict=True)}
+    twin = FunctionType(
+        schedule.__code__,
+        {name: others.get(id(each), each) for name, each in around.items()},
+        schedule.__name__,
+        places,
+        tuple(CellType(each) for each in cells),
+    )
+    twin.__kwdefaults__ = names
+    return twin
 
 
 def warn_of_rates(name: str, value: Any) -> None:
     """Warn of a multiplier of the learning rate that is a learning rate itself."""
     try:
-        values = [float(value(t)) for t in (0.0, 0.25, 0.5, 1.0)] if callable(value) else [value]
+        values = values_at(value, _LOOKS) if callable(value) else [value]
     except Exception:  # what else it does is told where it is used
         return
     if 0 < max(values) < _SMALL:
@@ -44,7 +85,7 @@ def warn_of_counts(name: str, value: Any) -> None:
     if not argument or _TAKEN_AT_ITS_WORD.fullmatch(argument[0].lower()):
         return
     try:
-        start, end, far, farther = (float(value(t)) for t in (0.0, 1.0, *_FAR))
+        start, end, far, farther = values_at(value, (0.0, 1.0, *_FAR))
     except Exception:  # it is made for [0, 1]; what else it does is told where it is used
         return
     way = far - start

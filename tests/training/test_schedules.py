@@ -5,9 +5,11 @@ from functools import partial
 from itertools import pairwise
 
 import pytest
+import torch
 
 from pyro_vae.errors import ConfigError
 from pyro_vae.training import schedules
+from pyro_vae.training.fingerprints import describe_schedule
 from pyro_vae.training.schedule_arguments import warn_of_counts, warn_of_rates
 from pyro_vae.training.schedules import as_schedule
 
@@ -94,6 +96,7 @@ def test_a_function_of_epochs_is_refused(schedule, said):
         lambda t: 0.5 ** (3 * t),
         lambda x, epochs=9: x,
         lambda epoch_share: 1,
+        lambda t: abs(math.sin(4 * math.pi * t)),
         partial(lambda t, n: t, n=2),
         math.exp,
     ],
@@ -134,3 +137,41 @@ def test_a_number_is_a_constant(value):
 def test_a_narrow_sigmoid_overflows_nowhere():
     schedule = schedules.sigmoid(width=0.0005)
     assert (schedule(0.0), schedule(0.5), schedule(1.0)) == (0.0, 0.5, 1.0)
+
+
+class Counting:
+    """A schedule with a state of its own."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, t):
+        self.calls.append(t)
+        return 1.0
+
+
+TOLD = []
+
+
+def test_looks_leave_the_state_of_a_schedule_as_it_is():
+    """Else one that counts its calls is far on before the first step."""
+    TOLD.clear()
+    import math as inside
+
+    kept, method, random = Counting(), Counting(), torch.get_rng_state()
+    schedules_ = [
+        kept,
+        method.__call__,
+        lambda t: kept(t) + inside.floor(t),
+        partial(lambda held, t: held(t), method),
+        lambda t: TOLD.append(t) or torch.rand(()).item(),
+    ]
+    for schedule in schedules_:
+        warn_of_counts("beta", schedule)
+        warn_of_rates("lr_schedule", schedule)
+        assert isinstance(describe_schedule(schedule)["schedule"], list)
+    assert not kept.calls and not method.calls and not TOLD
+    assert torch.equal(torch.get_rng_state(), random)
+    feed = (1.0 for _ in range(9))  # of which there is no copy: it is not looked at
+    warn_of_counts("beta", lambda t: next(feed))
+    assert describe_schedule(lambda t: next(feed)) and len([*feed]) == 9

@@ -1,6 +1,7 @@
 """Names that people look for and that are elsewhere, or are called something else here."""
 
 import difflib
+import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -35,6 +36,12 @@ _ALSO_CALLED = {
     **dict.fromkeys(("save_model", "checkpoint"), "save"),
     **dict.fromkeys(("datasets", "load_data"), "data.load"),
     **dict.fromkeys(("beta_schedule", "annealing", "linear", "cosine"), "schedules"),
+    # In a module of its own, where the name means another thing.
+    **dict.fromkeys(("conditionals.Normal", "conditionals.MSE"), "conditionals.Gaussian"),
+    **dict.fromkeys(("plots.loss", "plots.losses", "plots.history"), "plots.curves"),
+    **dict.fromkeys(("plots.latent", "plots.latents", "plots.embedding"), "plots.latent_map"),
+    **dict.fromkeys(("schedules.warmup", "schedules.linear_warmup"), "schedules.linear"),
+    **dict.fromkeys(("schedules.cosine_annealing",), "schedules.cosine"),
 }
 
 
@@ -73,7 +80,10 @@ def refuse(module: str, name: str, names: Iterable[str], inside: Mapping[str, An
     said = f"module {module!r} has no attribute {name!r}"
     if name.startswith("_"):
         raise AttributeError(said)
-    near = [f"pv.{_ALSO_CALLED[name]}"] if name in _ALSO_CALLED else []
+    own = _ALSO_CALLED.get(f"{module.rpartition('.')[2]}.{name}", _ALSO_CALLED.get(name))
+    near = [f"pv.{own}"] if own else []
+    library = __name__.partition(".")[0]
+    near += [f"pv.{name}"] if module != library and name in sys.modules[library].__all__ else []
     near += [f"{where}.{name}" for where, each in inside.items() if name in each.__all__]
     if not near and hasattr(pyro.infer.autoguide, name):
         near = [f"pyro.infer.autoguide.{name}"]

@@ -760,6 +760,11 @@ def test_the_name_that_other_libraries_give_an_argument_is_understood(call, word
         (pv, "log_likelyhood", r"pv\.log_likelihood"),
         (models, "BetaVAE", r"pv\.models\.VAE, with .*beta="),
         (models, "ProdLda", r"pv\.models\.ProdLDA"),
+        (models, "IWAE", r"pv\.IWAE"),
+        (pv.conditionals, "Normal", r"pv\.conditionals\.Gaussian"),
+        (plots, "loss", r"pv\.plots\.curves"),
+        (pv.schedules, "warmup", r"pv\.schedules\.linear"),
+        (pv.schedules, "cosin", r"pv\.schedules\.cosine"),
     ],
 )
 def test_the_name_of_something_elsewhere_is_understood(room, name, meant):

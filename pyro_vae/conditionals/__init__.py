@@ -8,6 +8,8 @@ parameter; `width(**options)` is that number, so that a program can size a netwo
     decoder = Gaussian(MLP(20, widen((784,), Gaussian.width())))
 """
 
+from typing import TYPE_CHECKING, NoReturn
+
 from pyro_vae.conditionals.ar1_prior import AR1Prior
 from pyro_vae.conditionals.column_kinds import Column
 from pyro_vae.conditionals.continuous import Gaussian, IsotropicGaussian, Point, SquaredError
@@ -38,6 +40,7 @@ from pyro_vae.conditionals.priors import (
 )
 from pyro_vae.conditionals.states import Combiner, GatedTransition
 from pyro_vae.distributions import AR1, Mixture
+from pyro_vae.names import refuse as _refuse
 
 __all__ = [
     "AR1",
@@ -80,3 +83,10 @@ __all__ = [
     "observation_config",
     "widen",
 ]
+
+
+if not TYPE_CHECKING:  # as of the library itself
+
+    def __getattr__(name: str) -> NoReturn:
+        """Say what a conditional of another library is called here."""
+        _refuse(__name__, name, __all__, {})

@@ -4,6 +4,9 @@ Each function returns a ``matplotlib.figure.Figure`` of its own: pyplot, its bac
 settings are never touched, so these work in scripts, notebooks and threads alike.
 """
 
+from typing import TYPE_CHECKING, NoReturn
+
+from pyro_vae.names import refuse as _refuse
 from pyro_vae.plots.collapse import collapse_curves, cures, diagnosis
 from pyro_vae.plots.curves import curves
 from pyro_vae.plots.documents import documents
@@ -40,3 +43,10 @@ __all__ = [
 def __dir__() -> list[str]:
     """Return the figures: files of the package bear the names of some."""
     return sorted(__all__)
+
+
+if not TYPE_CHECKING:  # as of the library itself
+
+    def __getattr__(name: str) -> NoReturn:
+        """Say what a figure of another library is called here."""
+        _refuse(__name__, name, __all__, {})

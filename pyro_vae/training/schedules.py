@@ -8,9 +8,11 @@ import math
 from collections.abc import Callable
 from functools import partial
 from numbers import Real
+from typing import TYPE_CHECKING, NoReturn
 
 from pyro_vae.arguments import number, positive, typed
 from pyro_vae.errors import ConfigError
+from pyro_vae.names import refuse as _refuse
 from pyro_vae.training.schedule_arguments import require_progress
 
 Schedule = Callable[[float], float]
@@ -163,3 +165,10 @@ def _checked(name: str, schedule: Schedule, t: float) -> float:
             f"0; {way_out}"
         )
     return value
+
+
+if not TYPE_CHECKING:  # as of the library itself
+
+    def __getattr__(name: str) -> NoReturn:
+        """Say what a schedule of another library is called here."""
+        _refuse("pyro_vae.schedules", name, ("linear", "cosine", "sigmoid", "cyclical"), {})

@@ -618,6 +618,10 @@ CALLS |= {
         lambda: pv.save(vae(), written("program.pt")),
         r"folder: got 'program\.pt', which is a file, expected a folder",
     ),
+    "a folder called as a file": (
+        lambda: pv.save(vae(), "vae.pt"),
+        r"folder: got 'vae\.pt', the name of a file, .*, as 'vae': program\.safetensors is",
+    ),
     "validation by a yes": (lambda: fit(valid=True), "valid: got True, expected rows of their own"),
     "a rate as text, of an optimizer's class": (
         lambda: fit(optimizer=torch.optim.SGD, lr="1e-3"),

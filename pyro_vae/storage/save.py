@@ -19,6 +19,7 @@ from pyro_vae.storage.remote import RemoteFolder, is_address
 from pyro_vae.threads import one_thread
 
 NAME = "program"
+_OF_FILES = {".pt", ".pth", ".pkl", ".ckpt", ".safetensors"}
 
 
 @typed
@@ -51,6 +52,11 @@ def save(program: Any, folder: str | os.PathLike[str]) -> Path | str:
     home = local_path("folder", folder)
     if home.is_file():
         raise ConfigError(f"folder: got {shown(str(home))}, which is a file, expected a folder")
+    if home.suffix in _OF_FILES and not home.exists():
+        raise ConfigError(
+            f"folder: got {shown(str(home))}, the name of a file, expected that of a folder, as "
+            f"{home.stem!r}: {NAME}.safetensors is written into it"
+        )
     write_bundle(home, NAME, wrapped.state_dict(), meta)
     return home
 

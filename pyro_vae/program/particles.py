@@ -13,7 +13,13 @@ from pyro_vae.errors import ProgramError
 from pyro_vae.program.batch import Batch, Part, arguments, map_rows, num_rows
 from pyro_vae.program.checks import is_point_mass
 from pyro_vae.program.enumeration import can_be_listed, groups_of, listed
-from pyro_vae.program.handlers import FAILURES, Message, data_frame, sample_sites
+from pyro_vae.program.handlers import (
+    FAILURES,
+    Message,
+    data_frame,
+    has_density_of_its_own,
+    sample_sites,
+)
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.numbered import forget_plates
 from pyro_vae.program.one_by_one import NotOneByOne
@@ -213,11 +219,14 @@ def _runs(joint: Joint) -> bool:
 
 def _agree(joint: Joint, sites: Sites) -> bool:
     try:
-        one = dict(sample_sites(joint.traces()[0]))
+        model_of_one, guide_of_one = joint.traces()
+        one = dict(sample_sites(model_of_one))
         two, guide_of_two = joint.traces(2)
         together = local_log_p(two, Layout(sites.num_plates, 2))
         if sites.size is not None:
             return True  # each pass draws other rows: there is nothing to compare
+        if _draws_once(guide_of_one, guide_of_two, sites):
+            return False
         drawn = {name: site["value"] for name, site in sample_sites(two)}
         for k in range(2):
             # Sites may come and go with the values of a batch: those of these rows.
@@ -232,6 +241,22 @@ def _agree(joint: Joint, sites: Sites) -> bool:
         return _guides_agree(joint, guide_of_two, sites)
     except FAILURES:
         return False
+
+
+def _draws_once(one: Trace, two: Trace, sites: Sites) -> bool:
+    """Return whether the guide makes one draw for two particles, which is another at each run.
+
+    As ``pyro.sample("z", Delta(z, log_density=...))`` of a flow, which has the rows of the data.
+    """
+    carried = {*sites.dependence.carried, *sites.dependence.together}
+    for name, site in sample_sites(two):
+        if name in carried or data_frame(site) is None or not has_density_of_its_own(site["fn"]):
+            continue
+        first, second = site["value"]
+        before: Any = one.nodes[name]["value"]
+        if torch.equal(first, second) and not torch.equal(first.flatten(), before.flatten()):
+            return True
+    return False
 
 
 def _guides_agree(joint: Joint, two: Trace, sites: Sites) -> bool:

@@ -1,7 +1,7 @@
 """Labels of data: probabilities of a discrete latent. Shapes: N data, K classes."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -181,7 +181,8 @@ def _value_by_value(piece: Pass, count: int, name: str) -> tuple[Tensor, Tensor]
         for size in runs(count, joint, piece, _ROWS_PER_PASS):
             fixed = joint.fixing({name: joint.placed(value.expand(size, len(piece), *event))})
             terms = stack([fixed.scored(*fixed.traces(size), size)])
-            weights.append((terms.log_weight + terms.log_q[name])[0])  # (k, B): y is no draw
+            log_q = {other: q for other, q in terms.log_q.items() if other != name}  # y is no draw
+            weights.append(replace(terms, log_q=log_q).log_weight[0])  # (k, B)
     which = torch.eye(len(values), device=values.device).repeat_interleave(count, 0)
     # A mean over the draws of one value, and a sum over values: p(x) = sum_y p(x, y).
     return torch.cat(weights) + math.log(len(values)), which.unsqueeze(1)

@@ -44,7 +44,7 @@ def add_conditional(moments: Moments, name: str, latent: Latent, scale: Any, ter
         prior = _prior(latent).moment("variance", particles, rows)
         scale = None if prior is None else prior[0]
     spread = None if variance is None else relative(variance[0], scale)
-    moments.add(name, mean[0], spread, said.kept(particles, rows, mean.device))
+    moments.add(name, mean[0], spread, said.kept(name, particles, rows, mean.device))
 
 
 def add_marginal(
@@ -92,7 +92,7 @@ def _draws(
             mean, variance = (said.moment(each, count, rows) for each in ("mean", "variance"))
             if mean is None:
                 continue
-            kept[name] = said.kept(count, rows, mean.device)
+            kept[name] = said.kept(name, count, rows, mean.device)
             for which, value in (("mean", mean), ("square", mean.square()), ("variance", variance)):
                 if value is not None:
                     sums[name, which] = sums.get((name, which), 0) + value.sum(0)

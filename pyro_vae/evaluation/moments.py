@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vae.program.masks import kept_units
+from pyro_vae.program.masks import kept_units, require_own_units
 from pyro_vae.program.plates import by_datum
 
 BINS = 24  # of the histogram of posterior variances, over [0, 1.2] prior variances of 1
@@ -32,9 +32,14 @@ class Said(NamedTuple):
             return None
         return self._by_datum(value, num_particles, rows).double()
 
-    def kept(self, num_particles: int, rows: int, device: torch.device) -> Tensor | None:
-        """Return which units no mask takes out, ``(B, *units)``; None without a mask."""
+    def kept(self, name: str, num_particles: int, rows: int, device: torch.device) -> Tensor | None:
+        """Return which units no mask takes out, ``(B, *units)``; None without a mask.
+
+        Raises:
+            ProgramError: The mask has more units than the latent of that name.
+        """
         kept = kept_units(self.fn, self.mask, device)
+        require_own_units(name, self.fn, self.data, kept)
         if kept is None:
             return None
         return self._by_datum(kept, num_particles, rows)[0]

@@ -21,7 +21,7 @@ from pyro_vae.program.handlers import data_frame, sample_sites
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.looks.findings import Dependence
 from pyro_vae.program.looks.refusals import require_each
-from pyro_vae.program.masks import kept_units
+from pyro_vae.program.masks import kept_units, require_own_units
 from pyro_vae.program.passes import Verb
 from pyro_vae.program.plates import by_datum, data_dim, inner_plates
 from pyro_vae.program.program import Program
@@ -483,12 +483,17 @@ def log_evidence(
 
 
 def masks_of(model: Trace, slots: list[Slot]) -> dict[str, Tensor]:
-    """Return which parts of each latent a mask leaves in, of those that stand under one."""
+    """Return which parts of each latent a mask leaves in, of those that stand under one.
+
+    Raises:
+        ProgramError: A mask has more parts than its latent.
+    """
     found = {}
     for slot in slots:
         site: Any = model.nodes[slot.name]
         kept = kept_units(site["fn"], site["mask"], site["value"].device)
         if kept is not None:
+            require_own_units(slot.name, site["fn"], slot.data, kept)
             found[slot.name] = kept
     return found
 

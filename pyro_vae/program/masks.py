@@ -17,6 +17,7 @@ from pyro_vae.program.handlers import (
     innermost,
     sample_sites,
 )
+from pyro_vae.program.plates import data_dim
 from pyro_vae.program.told import Told
 
 # Finds by latent which sites of the guide it is a transform of.
@@ -56,11 +57,13 @@ def density_of_kept(name: str, log_prob: Tensor, drawn: Any, scored: Any) -> Ten
 
     Raises:
         ProgramError: The guide masks what the model scores, or draws at once, from a density that
-            does not factorise, values of which the model scores some.
+            does not factorise, values of which the model scores some; or a mask is wider.
     """
     value, guide, model = drawn["value"], drawn["fn"], scored["fn"]
     kept = kept_units(model, scored["mask"], value.device)
     own = kept_units(guide, drawn["mask"], value.device)
+    require_own_units(name, model, data_dim(scored), kept)
+    require_own_units(name, guide, data_dim(drawn), own)
     if own is not None and bool((~own if kept is None else kept & ~own).any()):
         raise ProgramError(
             f"site {name!r}: masked in the guide and not in the model, whose density counts values "
@@ -153,14 +156,17 @@ def _is_no(mask: Tensor) -> bool:
 
 
 def _counted(site: Message) -> Tensor:
-    """Return which units of a site's value have a density, in its shape."""
+    """Return which units of a site have a density, in its shape; in a mask's, where that is wider.
+
+    As of ``obs_mask=`` where the data are wider than their distribution.
+    """
     fn, value = site["fn"], site["value"]
     kept = kept_units(fn, site["mask"], value.device)
     if isinstance(innermost(fn), Delta):  # of a point none, but what it says of a density elsewhere
         density = _over_event(fn.log_prob(value) != 0, fn)
         kept = density if kept is None else kept & density
-    shape = fn.batch_shape + fn.event_shape
-    return value.new_ones(shape, dtype=torch.bool) if kept is None else kept.expand(shape)
+    all_ = value.new_ones(fn.batch_shape + fn.event_shape, dtype=torch.bool)
+    return all_ if kept is None else all_ & kept
 
 
 def _scores(drawn: Message, site: Message, lost: Tensor) -> bool:
@@ -175,12 +181,37 @@ def _scores(drawn: Message, site: Message, lost: Tensor) -> bool:
     counted = _counted(drawn)
     if counted.shape != lost.shape:
         counted, lost = (
-            units.reshape(*each["fn"].batch_shape, -1).any(-1)
+            units.reshape(*units.shape[: units.dim() - each["fn"].event_dim], -1).any(-1)
             for units, each in ((counted, drawn), (lost, site))
         )
     if counted.shape != lost.shape:
         return bool(counted.any() and lost.any())
     return bool((counted & lost).any())
+
+
+def require_own_units(name: str, fn: Any, data_dim: int, kept: Tensor | None) -> None:
+    """Refuse a mask with more units of a datum than the latent: its one density counts for each.
+
+    As of ``obs_mask=`` where the data are wider than their distribution.
+
+    Arguments:
+        name: Of the latent.
+        fn: Its distribution.
+        data_dim: The batch dimension of the data plate.
+        kept: As ``kept_units`` says.
+
+    Raises:
+        ProgramError: Names the site.
+    """
+    right = range(data_dim + 1 - fn.event_dim, 0)
+    own = tuple((fn.batch_shape + fn.event_shape)[d] for d in right)
+    units = own if kept is None else tuple(kept.shape[d] for d in right)
+    if own != units:
+        raise ProgramError(
+            f"site {name!r}: got a mask of {units} for each datum, expected {own} as the latent "
+            "has, whose density counts once for each unit of the mask (so elbo and fit have it, as "
+            "stock Pyro); give what is masked the shape of its mask: fn.expand(mask.shape)"
+        )
 
 
 def require_unmasked(name: str, carrier: str, scored: Any) -> None:

@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal, AutoStructured
 from pyro.infer.autoguide.initialization import init_to_value
 
@@ -352,6 +353,32 @@ def test_the_bound_that_is_told_of_lies_above_the_evidence():
     evidence = dist.Normal(0.0, 2.0**0.5).log_prob(x)
     assert (found[:2] > evidence[:2]).all()
     torch.testing.assert_close(found[:2], exact[:2], rtol=0, atol=0.1)  # |z| < 5
+
+
+@pytest.mark.filterwarnings("ignore:.*the guide is a point mass")
+@pytest.mark.parametrize("ask", [pv.log_likelihood, pv.refine, pv.diagnose])
+def test_a_mask_wider_than_its_latent_counts_as_by_stock_svi(ask):
+    """As of ``obs_mask=`` around data wider than their distribution; elsewhere it is named."""
+
+    def model(x, seen):
+        with pyro.plate("data", len(x), dim=-2):
+            y = pyro.sample("y", dist.Normal(torch.zeros(len(x), 1), 1.0))
+            pyro.sample("x", dist.Normal(y, 0.5), obs=x, obs_mask=seen)
+
+    def guide(x, seen):
+        with pyro.plate("data", len(x), dim=-2):
+            loc = pyro.param("loc", torch.tensor(0.5)) * x.mean(1, keepdim=True)
+            y = pyro.sample("y", dist.Delta(loc))
+            with poutine.mask(mask=~seen):
+                pyro.sample("x_unobserved", dist.Delta(y))
+
+    data = torch.randn(4, 3), torch.tensor([[True, True, False]]).expand(4, 3)
+    stock = -Trace_ELBO(max_plate_nesting=2).loss(model, guide, *data)
+    pyro.clear_param_store()
+    program = pv.Program(model, guide)
+    torch.testing.assert_close(pv.elbo(program, data).sum(), torch.tensor(stock))
+    with pytest.raises(pv.errors.ProgramError, match=r"'x_unobserved': got a mask of \(3,\)"):
+        ask(program, data)
 
 
 @pytest.mark.parametrize("of_class", [False, True])

@@ -243,7 +243,7 @@ class Stepper:
         self._undo.begin(self._broken)
         try:
             for index, update in enumerate(self.updates):
-                if update.due is not None and not update.due():
+                if not self._is_due(update):
                     self._note_left_out(index)
                     continue
                 for again in reversed(range(update.repeats)):
@@ -265,6 +265,19 @@ class Stepper:
         if self._deferred and self._unchecked >= CHECK_EVERY:
             self.check(batch)
         return losses
+
+    def _is_due(self, update: Update) -> bool:
+        """Return whether an update is to be made: else a process would wait in it for the others.
+
+        Raises:
+            ConfigError: In some processes alone.
+        """
+        if update.due is None:
+            return True
+        due = bool(update.due())
+        if self.reduce is not None:
+            self._agree({f"due of update {update.name!r}": due})
+        return due
 
     def _another(self, compiled: CompiledLoss, batch: Batch, beta: Beta | None) -> Tensor | None:
         """Take a step like the one before, and return its loss; None where this one is not.

@@ -81,11 +81,16 @@ class Turns:
         self._rank, self.kind = rank, kind
 
     def updates(self, program: pv.Program) -> list[pv.Update]:
-        loss, parameters = pv.ELBO().per_datum, tuple(program.parameters())
+        loss, parameters, steps = pv.ELBO().per_datum, tuple(program.parameters()), iter(range(99))
         due = [lambda: not self._rank, lambda: bool(self._rank)]
         if self.kind == "due":
             names = zip(("first", "second"), due, strict=True)
             return [pv.Update(loss, parameters, name=name, due=each) for name, each in names]
+        if self.kind == "due late":
+            late = pv.Update(
+                loss, parameters, name="second", due=lambda: next(steps) > 4 and bool(self._rank)
+            )
+            return [pv.Update(loss, parameters), late]
         return [pv.Update(loss, parameters, name=f"{n}") for n in range(1 + self._rank)]
 
 
@@ -164,7 +169,11 @@ APART = {  # of the rank: data and options, and what all processes are told
     ),
     "due": (
         lambda r: {"batch": X, "objective": Turns(r, "due")},
-        "update is ['first', 'second'] by rank",
+        "due of update 'first' is [True, False] by rank",
+    ),
+    "due late": (  # it trained on gradients of two steps, or waited for half an hour
+        lambda r: {"batch": X, "objective": Turns(r, "due late"), "batch_size": 4},
+        "due of update 'second' is [False, True] by rank",
     ),
     "minutes": (
         lambda r: {"batch": loader(r), "max_minutes": np.float32(5) if r else None},

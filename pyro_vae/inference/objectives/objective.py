@@ -31,9 +31,10 @@ class Update:
         repeats: Steps of this update per batch.
         name: How the history calls its loss.
         due: Asked once per batch, in order: whether the update is to be made; None always. At
-            least one must be due, and in several processes the same ones in each. The history has
-            the mean loss over the batches on which it was made (NaN on none), or on which another
-            update with the same loss was.
+            least one must be due, and in several processes the same ones in each: what it hangs on
+            is equal in all as a buffer of the objective. The history has the mean loss over the
+            batches on which it was made (NaN on none), or on which another update with the same
+            loss was.
     """
 
     loss: Callable[[Joint], Tensor]

@@ -22,6 +22,8 @@ from pyro_vae.program.bounds import elbo_given_globals
 from pyro_vae.program.passes import Verb, holding
 from pyro_vae.storage.atomic import atomic_write_text
 
+_DRAWS = 10  # of global latents, where a datum has none
+
 
 def evaluate(
     run: str,
@@ -37,7 +39,7 @@ def evaluate(
     """Judge a run: ELBO, log-likelihood, KL and active units, also written to evaluation.json.
 
     The ELBO is the reconstruction less the KL of each latent, of a global one 1/N of it, N being
-    the rows that are judged; each is estimated by draws of its own.
+    the rows that are judged; each is estimated by draws of its own, at the same of the globals.
 
     Sequences are judged per step too, and sentences per word: the sum of their bounds over that of
     their steps.
@@ -108,7 +110,8 @@ def judge(program: Any, x: Any, num_particles: int, seed: int, progress: bool) -
     start = time.perf_counter()
     torch.manual_seed(seed)
     scored = pv.log_likelihood(program, x, num_particles=num_particles, progress=progress)
-    with holding(pv.Program.of(program), _draw_of_globals(program, x, seed)):
+    draws = _draws_of_globals(program, x, seed)
+    with holding(pv.Program.of(program), draws):
         elbo = pv.elbo(program, x)
     error = float(elbo.std()) / math.sqrt(len(elbo)) if len(elbo) > 1 else None
     figures: dict[str, Any] = {
@@ -121,22 +124,26 @@ def judge(program: Any, x: Any, num_particles: int, seed: int, progress: bool) -
         "median_ess": float(scored.ess.median()),
         "seed": seed,
     }
-    figures |= _parts_of_elbo(program, x, seed)
+    figures |= _parts_of_elbo(program, x, seed, draws)
     return figures | {"seconds": time.perf_counter() - start}
 
 
-def _draw_of_globals(program: Any, x: Any, seed: int) -> list[dict[str, Tensor]]:
-    """Return the draw of the global latents at which a diagnosis with this seed stands."""
+_Draws = list[dict[str, Tensor]]  # of the globals, by site
+
+
+def _draws_of_globals(program: Any, x: Any, seed: int) -> _Draws:
+    """Return the draw of the globals at which a diagnosis with this seed stands, else some."""
     wrapped = pv.Program.of(program)
     if not wrapped.sites.global_:
         return []
     torch.manual_seed(seed)
-    with wrapped.passes(x, Verb("evaluate")) as passes:
+    count = 1 if wrapped.sites.local else _DRAWS
+    with wrapped.passes(x, Verb("evaluate"), num_global_samples=count) as passes:
         next(iter(passes))
         return passes.draws
 
 
-def _parts_of_elbo(program: Any, x: Any, seed: int) -> dict[str, Any]:
+def _parts_of_elbo(program: Any, x: Any, seed: int, draws: _Draws) -> dict[str, Any]:
     """Return what the ELBO is the sum of, as far as the program has such."""
     sites = pv.Program.of(program).sites
     figures: dict[str, Any] = {}
@@ -151,7 +158,8 @@ def _parts_of_elbo(program: Any, x: Any, seed: int) -> dict[str, Any]:
         }
         shared = GlobalKL(found.global_kl, found.global_kl_stderr)
     elif sites.global_:
-        figures = {"reconstruction": float(elbo_given_globals(program, x).mean())}
+        with holding(pv.Program.of(program), draws):
+            figures = {"reconstruction": float(elbo_given_globals(program, x).mean())}
         shared = kl_of_globals(program, x)
     if sites.global_:  # of the rows that are judged: the ELBO has a share of it for each
         share = sum(shared.kl.values()) / num_rows(pv.Program.of(program).adapt(x))

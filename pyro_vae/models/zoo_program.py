@@ -49,7 +49,8 @@ class ZooProgram(nn.Module):
             try:
                 return super().__getattr__(name)
             except AttributeError:
-                refuse_method(name)
+                if not hasattr(type(self), name):  # else a property of that name has failed
+                    refuse_method(name)
                 raise
 
     def extra_repr(self) -> str:

@@ -572,6 +572,13 @@ def of_two_arguments(data: Any) -> None:
     pv.elbo(pv.Program(model, guide), data)
 
 
+def of_a_later_function() -> None:
+    pv.Program(lambda x: None, lambda x: later(x))
+
+    def later(x: Tensor) -> None:
+        pass
+
+
 def conditional() -> Any:
     return models.ConditionalVAE(6, 2, (4,), num_classes=3)
 
@@ -617,6 +624,10 @@ CALLS |= {
     "a file in place of a folder": (
         lambda: pv.save(vae(), written("program.pt")),
         r"folder: got 'program\.pt', which is a file, expected a folder",
+    ),
+    "a guide before what it calls": (
+        of_a_later_function,
+        r"of_a_later_function\.<locals>\.<lambda>: uses a variable .* no value yet; define",
     ),
     "a folder called as a file": (
         lambda: pv.save(vae(), "vae.pt"),

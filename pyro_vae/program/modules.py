@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from pyro_vae.errors import ProgramError
 from pyro_vae.program.object_graph import PROGRAM, reachable
 from pyro_vae.torch_private import version_of
 
@@ -70,6 +71,11 @@ def _owners(function: Any) -> Iterator[tuple[str, nn.Module]]:
             names = inspect.getclosurevars(inspect.unwrap(function))
         except TypeError:
             return
+        except ValueError as error:  # an empty cell
+            raise ProgramError(
+                f"{getattr(function, '__qualname__', 'a function')}: uses a variable of the "
+                "function around it that has no value yet; define it before the program is made"
+            ) from error
         yield from _modules_in({**names.globals, **names.nonlocals})
 
 

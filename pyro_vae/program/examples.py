@@ -154,6 +154,7 @@ class Examples:
             and (parameter.default is parameter.empty or name in observed)
             and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
         ]
+        needed += [name for name in observed if name not in {*parameters, *given}]  # of **others
         if not needed:
             return dict(given)
         example = self._program.as_given(self.example(n))

@@ -345,6 +345,21 @@ def test_what_is_observed_conditions_under_a_guide_of_factors(kind):
         assert len(drawn["x"]) == n and (drawn["x"] - 200).abs().max() < 17
 
 
+def test_what_is_observed_of_arguments_without_names_in_the_model_is_kept():
+    """x was drawn anew, since no argument that the model names was left out."""
+
+    def model(**data):
+        with pyro.plate("data", len(data["x"])):
+            x = pyro.sample("x", dist.Normal(0.0, 1.0), obs=data["x"])
+            if "y" in data:
+                pyro.sample("y", dist.Normal(x, 1.0), obs=data["y"])
+
+    program = pv.Program(model, lambda **data: None)
+    program.read({"x": torch.zeros(4), "y": torch.ones(4)})
+    drawn = pv.generate(program, 3, given={"x": torch.full((3,), 50.0)})
+    assert drawn["x"].tolist() == [50.0] * 3 and (drawn["y"] - 50).abs().max() < 9
+
+
 def test_binary_data_that_may_be_left_out_are_drawn_beside_given_labels():
     """Without x, which the model could sum out, the labels were all that it observes: drawn anew.
 

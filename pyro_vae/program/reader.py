@@ -392,7 +392,7 @@ class Reader:
             except Exception:  # it is written for batches of one size, say
                 return
         try:
-            with silent():
+            with silent(), self.runs.other_rows():
                 self.read_anew(few)
         except (DataError, ProgramError):  # it takes no such number of rows
             pass

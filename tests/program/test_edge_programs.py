@@ -441,6 +441,26 @@ def test_a_parameter_and_a_part_for_each_number_of_rows():
     ]
 
 
+@pytest.mark.filterwarnings("ignore:site 'z'. its density in the guide depends on the rows beside")
+def test_batches_alone_bring_parameters_for_their_numbers_of_rows():
+    """The look at rows from all over the data, of another number, leaves none."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        loc = pyro.param(f"loc_{len(x)}", torch.zeros(len(x)))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    program = pv.Program(model, guide)
+    pv.fit(program, torch.randn(20), epochs=1, batch_size=8, compile=False)
+    found = sorted(name for name, _ in program.named_parameters())
+    assert found == ["values.loc_4", "values.loc_8"]
+
+
 @pytest.mark.filterwarnings("ignore:refine")  # two draws mix nothing
 def test_data_wider_than_their_distribution_right_of_the_plate():
     """Each of a datum's numbers is scored by the one distribution, as by stock SVI."""

@@ -8,6 +8,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from pyro_vae.torch_private import leave_function_mode, storage_address
@@ -37,9 +38,10 @@ def noting_uses(weights: Container[int]) -> Iterator[set[str]]:
 
 
 def address_of(value: Any) -> int:
-    """Return where the memory of a tensor is; 0 of one that has none of its own, or no tensor."""
+    """Return where the memory of a tensor is; 0 of one that has none (yet), or no tensor."""
     try:
-        return storage_address(value) if isinstance(value, Tensor) else 0
+        own = isinstance(value, Tensor) and not is_lazy(value)
+        return storage_address(value) if own else 0
     except (NotImplementedError, RuntimeError):  # sparse ones, and those of transforms
         return 0
 

@@ -165,6 +165,8 @@ class Loop(Continued):
     def _epoch(self, bar: Any) -> None:
         start = time.perf_counter()
         losses = self._steps(bar)
+        if not self.position:
+            return
         if not self.cut:
             self.position, self.seen, self.sums = 0, 0.0, None
         self.epoch += 1
@@ -213,7 +215,11 @@ class Loop(Continued):
         self.frozen = [inner for part in [*still, *lost] for inner in part.modules()]
 
     def _steps(self, bar: Any) -> list[Tensor]:
-        """Train for one epoch and return the mean losses per datum, on the device."""
+        """Train for one epoch and return the mean losses per datum, on the device.
+
+        Raises:
+            DataError: It has no batches.
+        """
         sums = self.sums = self.sums or Means(len(self.stepper.updates))
         total, batch = max(1, self._total - 1), None
         # Tensors were checked as a whole; what a loader yields or a transform makes is new here.
@@ -258,12 +264,19 @@ class Loop(Continued):
             if batch is not None:
                 self.stepper.check(batch)  # before any weight is judged or kept
             self.world.settle()
-            if self.cut:
+            if self.cut and self.position:
                 self._keep()
         if isinstance(self.feed, LoaderFeed) and not self.cut:
             self.feed.require_all_rows(self.seen)
         self.wrapped.eval()
-        return sums.over(self.world)
+        if self.position:
+            return sums.over(self.world)
+        if self.cut:  # its time was over before its first batch came
+            return []
+        raise DataError(
+            f"data: epoch {self.epoch + 1} had no batches, expected all rows in each; give an "
+            "object whose __iter__ begins anew each time"
+        )
 
     def _own_copy(self, batch: Batch) -> Batch:
         """Return what a transform in place may write to: a loader's batch may be the caller's."""

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from two_processes import numbers
 
 import pyro_vae as pv
-from pyro_vae.errors import CheckpointError, ConfigError
+from pyro_vae.errors import CheckpointError, ConfigError, DataError
 from pyro_vae.storage.bundle import read_bundle, write_bundle
 from pyro_vae.storage.checkpoint import NAME
 
@@ -173,6 +173,45 @@ def test_a_run_in_a_folder_is_written_every_ten_minutes(tmp_path, monkeypatch, w
 def test_minutes_bound_a_run(monkeypatch):
     clock(monkeypatch, 60.0)
     assert 1 <= train(max_minutes=5.0)["steps"] < STEPS
+
+
+class Late(DataLoader):
+    """A loader whose first batch of the second epoch comes after ten minutes, or never."""
+
+    wait, empty = staticmethod(lambda seconds: None), False
+
+    def __iter__(self):
+        batches = super().__iter__()
+        if self.epoch == 1:
+            self.wait(600.0)
+        return iter(()) if self.empty and self.epoch else batches
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+
+def late(**kind):
+    draws = torch.Generator().manual_seed(5)
+    made = Late(TensorDataset(X), batch_size=8, shuffle=True, generator=draws)
+    vars(made).update(kind)
+    return made
+
+
+def test_minutes_that_are_over_before_the_first_batch_of_an_epoch_end_a_run(
+    tmp_path, monkeypatch, whole
+):
+    """It was a StopIteration, and the order of the epoch was lost."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setitem(FEEDS, "late", lambda: (late(wait=lambda s: now.append(now.pop() + s)), {}))
+    assert train("late", max_minutes=5.0, out=tmp_path)["steps"] == STEPS / 3
+    assert train("late", out=tmp_path, resume=True) == whole["loader"]
+
+
+def test_an_epoch_without_batches_is_told_of(monkeypatch):
+    monkeypatch.setitem(FEEDS, "late", lambda: (late(empty=True), {}))
+    with pytest.raises(DataError, match="epoch 2 had no batches"):
+        train("late")
 
 
 @pytest.mark.parametrize(

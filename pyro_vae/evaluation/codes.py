@@ -1,5 +1,6 @@
 """Codes of data, and what is decoded from them: handlers around an unchanged model and guide."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -9,12 +10,13 @@ from torch import Tensor
 
 from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import ConfigError, DataError, ProgramError
+from pyro_vae.evaluation.simulation import require_unread, simulated
 from pyro_vae.evaluation.site_values import (
     AtMeans,
     Values,
+    freed,
     join,
     mean_or_value,
-    observed,
     values_of,
 )
 from pyro_vae.program.batch import map_rows, num_rows
@@ -22,7 +24,7 @@ from pyro_vae.program.handlers import sample_sites
 from pyro_vae.program.joint import trace_of
 from pyro_vae.program.passes import Pass, Verb
 from pyro_vae.program.program import Program
-from pyro_vae.program.roles import latent_names
+from pyro_vae.program.roles import latent_names, observed_names
 
 _ROWS_PER_PASS = 1024
 _ENCODE = Verb(
@@ -87,7 +89,9 @@ def reconstruct(program: Any, data: Any, *, mean: bool = True) -> Values:
 
     With ``mean=False`` both are drawn, z from q(z | x) and x from p(x | z). Of several observed
     sites each is decoded at draws of those before it. Discrete latents are drawn in any case, those
-    that the guide leaves out from p(y | x, z).
+    that the guide leaves out from p(y | x, z). A model that reads the steps before from the
+    argument which it observes is run step by step, as by ``generate``. Where no draw can take the
+    place of the data that it reads (a total of them, say), it reads the data given, with a warning.
 
     Arguments:
         program: Anything with ``.model`` and ``.guide``.
@@ -102,7 +106,8 @@ def reconstruct(program: Any, data: Any, *, mean: bool = True) -> Values:
         DataError: Data that the program cannot take.
     """
     with Program.of(program).passes(data, _RECONSTRUCT, rows=_ROWS_PER_PASS) as passes:
-        pieces = passes.map(lambda piece: decoded(piece, _codes(piece, mean=mean), mean=mean))
+        of = passes.program
+        pieces = passes.map(lambda piece: decoded(of, piece, _codes(piece, mean=mean), mean=mean))
     return Program.of(program).shown(join("reconstruct", pieces), like=passes.frames)
 
 
@@ -114,7 +119,8 @@ def interpolate(program: Any, first: Any, second: Any, *, steps: int = 8) -> Val
 
     Other inputs of the model (labels, lengths, real ones too) are not interpolated: up to t = 1/2
     a point is decoded with those of the first datum, beyond it with those of the second, so that
-    each end is its own reconstruction.
+    each end is its own reconstruction. A model that reads the steps before from the argument which
+    it observes is run step by step, as by ``reconstruct``.
 
     Arguments:
         program: Anything with ``.model`` and ``.guide``, with continuous latents.
@@ -142,18 +148,18 @@ def interpolate(program: Any, first: Any, second: Any, *, steps: int = 8) -> Val
     with passes:
         for piece in passes:
             there = map_rows(lambda leaf, rows=piece.rows: leaf[rows], ends)  # type: ignore[misc]
-            pieces.append(_line(piece, passes.on(there, piece.rows), steps))
+            pieces.append(_line(passes.program, piece, passes.on(there, piece.rows), steps))
     return join("interpolate", pieces)
 
 
-def _line(start: Pass, end: Pass, steps: int) -> dict[str, Tensor]:
+def _line(program: Program, start: Pass, end: Pass, steps: int) -> dict[str, Tensor]:
     """Return the points between the data of two passes, ``(B, steps, ...)`` by observed site."""
     a, b = (_means(piece) for piece in (start, end))
     _require_alike("have", a, b)
     points = []
     for t in torch.linspace(0, 1, steps).tolist():
         codes = trace_of({name: torch.lerp(value, b[name], t) for name, value in a.items()})
-        points.append(decoded(start if t <= 0.5 else end, codes, mean=True))
+        points.append(decoded(program, start if t <= 0.5 else end, codes, mean=True))
     _require_alike("observe", points[0], points[-1])
     return {name: torch.stack([p[name] for p in points], dim=1) for name in points[0]}
 
@@ -194,9 +200,21 @@ def _codes(piece: Pass, *, mean: bool) -> Trace:
     return poutine.trace(guide).get_trace(*piece.joint.args, **piece.joint.kwargs)
 
 
-def decoded(piece: Pass, codes: Trace, *, mean: bool) -> dict[str, Tensor]:
+def decoded(program: Program, piece: Pass, codes: Trace, *, mean: bool) -> dict[str, Tensor]:
     """Return the observed sites of the model at given latents, ``(B, *plates, *event)`` each."""
     if piece.sites.enumerated:
         codes = piece.joint.with_discrete(codes)
-    # A replay, not a condition: conditioned sites count as observed, and would be drawn anew.
-    return observed(piece, poutine.replay(piece.joint.model, trace=codes), mean=mean)
+
+    def draw(model: Any) -> Any:
+        # A replay, not a condition: conditioned sites count as observed, and would be drawn anew.
+        return freed(piece, poutine.replay(model, trace=codes), mean=mean)
+
+    try:
+        require_unread(program, piece, draw)
+        trace, _ = simulated(program, piece, draw)
+    except ProgramError as error:
+        run = poutine.trace(draw(piece.joint.model))
+        trace = run.get_trace(*piece.joint.args, **piece.joint.kwargs)  # may say why it cannot
+        told = f"the data given are read where what is decoded cannot be: {error}"
+        warnings.warn(told, stacklevel=2)
+    return values_of(trace, observed_names(trace), len(piece), mean=mean)

@@ -51,7 +51,7 @@ def simulated(program: Program, piece: Pass, draw: Draw) -> tuple[Trace, Batch]:
         return trace, piece.batch
     values = values_at(trace, names)
     rounds = left = 2 + sum(value.numel() for value in values.values()) // len(piece)
-    most = 0
+    most, least = 0, -1  # values at rest; of rounds from one state at least
     alike: Callable[[], AbstractContextManager[None]] = nullcontext
     while left:
         batch = program.replace(piece.batch, values)
@@ -66,7 +66,10 @@ def simulated(program: Program, piece: Pass, draw: Draw) -> tuple[Trace, Batch]:
         standing = torch.cat([_same(again[name], values[name]) for name in names])
         if standing.all():
             return (trace if alike is nullcontext else run()), batch  # and the program goes on
-        alike = program.reader.runs.memory_kept
+        # Of a model that reads what comes before, in any order, each round brings one to rest.
+        if int(standing.sum()) < min(least, rounds - 2):
+            break
+        alike, least = program.reader.runs.memory_kept, least + 1
         # A sampler that uses up a number of random numbers of its own moves the rows behind it.
         stand = int(standing.int().cumprod(0).sum())
         most, left = max(most, stand), rounds if stand > most else left - 1

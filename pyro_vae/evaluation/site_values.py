@@ -4,7 +4,6 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
@@ -15,7 +14,6 @@ from pyro_vae.program.handlers import DrawnData, data_frame, innermost, sample_s
 from pyro_vae.program.joining import Values, join_sites, single
 from pyro_vae.program.passes import Pass
 from pyro_vae.program.plates import of_datum
-from pyro_vae.program.roles import observed_names
 
 
 class AtMeans(Messenger):
@@ -24,8 +22,8 @@ class AtMeans(Messenger):
     No random number is used there.
 
     Arguments:
-        only: The sites; None takes all that are not discrete: no network has seen what lies between
-            two values of those.
+        only: The sites, at the mode where values are names; None takes all that are not discrete:
+            no network has seen what lies between two values of those.
     """
 
     def __init__(self, only: tuple[str, ...] | None = None) -> None:
@@ -36,8 +34,10 @@ class AtMeans(Messenger):
         drawn = not msg["is_observed"] and msg["value"] is None and data_frame(msg) is not None
         if not drawn or site_is_subsample(msg):
             return
-        if not is_discrete(msg["fn"]) if self.only is None else msg["name"] in self.only:
+        if self.only is None and not is_discrete(msg["fn"]):
             msg["value"] = known_mean(msg["fn"])  # None: it is drawn
+        elif self.only is not None and msg["name"] in self.only:
+            msg["value"] = _known_centre(msg["fn"])
 
 
 def known_mean(fn: Any) -> Tensor | None:
@@ -66,9 +66,13 @@ def known_mode(fn: Any) -> Tensor | None:
 
 def mean_or_value(site: Any) -> Tensor:
     """Return the mean of a site's distribution, or the mode; its value where none is known."""
-    mean = known_mean(site["fn"])
-    mean = known_mode(site["fn"]) if mean is None else mean
-    return site["value"] if mean is None else mean
+    centre = _known_centre(site["fn"])
+    return site["value"] if centre is None else centre
+
+
+def _known_centre(fn: Any) -> Tensor | None:
+    mean = known_mean(fn)
+    return known_mode(fn) if mean is None else mean
 
 
 def values_of(trace: Trace, names: list[str], rows: int, *, mean: bool) -> dict[str, Tensor]:
@@ -80,13 +84,6 @@ def values_of(trace: Trace, names: list[str], rows: int, *, mean: bool) -> dict[
         )[0].detach()  # a parameter may be the mean itself
         for name in names
     }
-
-
-def observed(piece: Pass, model: Any, *, mean: bool) -> dict[str, Tensor]:
-    """Run a model with its observed sites drawn; return these, or their means."""
-    free = freed(piece, model, mean=mean)
-    trace = poutine.trace(free).get_trace(*piece.joint.args, **piece.joint.kwargs)
-    return values_of(trace, observed_names(trace), len(piece), mean=mean)
 
 
 def freed(piece: Pass, model: Any, *, mean: bool, but: Collection[str] = ()) -> Any:

@@ -472,6 +472,65 @@ def test_a_decoder_that_reads_the_steps_before_is_run_step_by_step():
     assert off.mean().abs() < 0.3
 
 
+def test_codes_are_decoded_without_the_steps_of_the_data():
+    """Of ``taught`` E[x_t | z] = 10 (1 - 0.9^t) z, here at z = x_1; |z| < 5 for 5 means: 3e-6."""
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, 0], 1e-3))
+
+    torch.manual_seed(0)
+    program, x = pv.Program(taught, guide), 30 * torch.randn(6, 5)
+    gains = 10 * (1 - 0.9 ** torch.arange(1.0, 6))
+    decoded = x[:, :1] * gains
+    assert torch.allclose(pv.reconstruct(program, x), decoded, 1e-4, 1e-4)
+    line = pv.interpolate(program, x[:3], x[3:], steps=3)
+    exact = torch.stack([decoded[:3], (decoded[:3] + decoded[3:]) / 2, decoded[3:]], 1)
+    assert torch.allclose(line, exact, 1e-4, 1e-4)
+    drawn = pv.reconstruct(program, x[:1].expand(1000, 5), mean=False)
+    noise = 0.3 * (0.81 ** torch.arange(5.0)).cumsum(0).sqrt()
+    assert (((drawn - decoded[0]).mean(0)) / (noise + 1e-3 * gains) * 1000**0.5).abs().max() < 5.0
+
+
+@pytest.mark.parametrize("each", [True, False])
+def test_names_are_decoded_greedily_from_those_before(each):
+    """The next name follows the one before with 0.6; a draw of 8 rows so misses 1e-14."""
+
+    def model(x):
+        before = torch.cat([x.new_zeros(len(x), 1), x[:, :-1]], 1)
+        probs = 0.1 + 0.5 * nn.functional.one_hot((before + 1) % 5, 5)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Categorical(probs).to_event(1), obs=x)
+
+    torch.manual_seed(0)
+    x = torch.randint(5, (8, 8))
+    program = pv.Program(model, lambda x: None)
+    pv.elbo(program, x)
+    found = pv.reconstruct(program, x) if each else pv.generate(program, 8, mean=True)
+    assert torch.equal(found, (torch.arange(1, 9) % 5).expand(8, 8))
+
+
+@pytest.mark.parametrize(
+    ("law", "match"),
+    [(lambda x: x.sum(-1, True) * torch.tensor([0.1, 0.4, 0.7]), "'x': its"), (None, "'x': obs")],
+)
+def test_decoding_that_needs_the_data_reads_them_and_says_so(law, match):
+    """A total that what is decoded does not have; a value that is computed from the data."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            if law:
+                pyro.sample("x", dist.Poisson(law(x)).to_event(1), obs=x)
+            else:
+                total = x.sum(-1, True).expand(-1, 3)
+                pyro.sample("x", dist.Normal(total, 1).to_event(1), obs=x / 2)
+
+    program, x = pv.Program(model, lambda x: None), torch.tensor([[1.0, 2, 3], [4, 5, 6]])
+    with pytest.warns(UserWarning, match=f"data given are read where.*{match}"):
+        found = pv.reconstruct(program, x)
+    assert torch.allclose(found, law(x) if law else x.sum(-1, True).expand(2, 3))
+
+
 STEPS = 9
 
 

@@ -20,11 +20,20 @@ BUGS = [
         "tests/evaluation/test_generation.py::test_generated_data_share_one_draw_of_the_globals",
     ),
     Bug(
+        "data told to a decoder that reads the steps before",
+        "evaluation/codes.py",
+        "trace, _ = simulated(program, piece, draw)",
+        "trace = poutine.trace(draw(piece.joint.model)).get_trace(*piece.joint.args)",
+        "tests/evaluation/test_generation.py::test_codes_are_decoded_without_the_steps_of_the_data",
+    ),
+    Bug(
         "globals drawn anew in each chunk of reconstruct",
         "evaluation/codes.py",
-        "pieces = passes.map(lambda piece: decoded(piece, _codes(piece, mean=mean), mean=mean))",
+        "pieces = passes.map(lambda piece: decoded(of, piece, _codes(piece, mean=mean), "
+        "mean=mean))",
         "fresh = [passes.again(rows=9).on(piece.batch) for piece in passes]\n"
-        "        pieces = [decoded(each, _codes(each, mean=mean), mean=mean) for each in fresh]",
+        "        pieces = [decoded(of, each, _codes(each, mean=mean), mean=mean) "
+        "for each in fresh]",
         "tests/evaluation/test_generation.py::test_globals_are_held_for_all_rows_of_a_call",
     ),
     Bug(

@@ -19,7 +19,7 @@ from pyro_vae.evaluation.marginals import (
     below_others,
     prior_variances,
 )
-from pyro_vae.evaluation.moments import Moments
+from pyro_vae.evaluation.moments import Moments, Said
 from pyro_vae.inference.objectives.elbo import analytic_sites
 from pyro_vae.inference.posterior.information import Information, information, is_plain
 from pyro_vae.program import checks
@@ -30,7 +30,7 @@ from pyro_vae.program.passes import Pass, Verb
 from pyro_vae.program.points import points_of, tell_of_points
 from pyro_vae.program.program import Program
 from pyro_vae.program.streams import SpreadRows
-from pyro_vae.program.terms import Terms
+from pyro_vae.program.terms import Latent, Terms
 
 _LOOKED_AT = 2048  # rows, at least, where the data have so many
 _VERB = Verb(
@@ -167,11 +167,22 @@ class _Sums:
                 self._put("unit_kl", name, units.flatten(0, 1).mean(0).sum(0))
             except ProgramError:
                 pass  # no density per unit: the site's KL stands alone
+            self._put_present(name, latent, terms)
             if name not in conditional:
                 add_conditional(self.moments, name, latent, scales.get(name), terms)
             counts = _code_counts(latent)
             if counts is not None:
                 self._put("codes", name, counts)
+
+    def _put_present(self, name: str, latent: Latent, terms: Terms) -> None:
+        """Add how many data have each unit of a latent, and any of it: others are masked."""
+        particles, rows = terms.log_q[name].shape[1:]
+        said = Said(latent.prior, latent.weights[0][1], latent.plates, latent.data)
+        kept = said.kept(name, particles, rows, latent.value.device)
+        if kept is None:
+            kept = torch.ones(rows, dtype=torch.bool)
+        self._put("units_there", name, kept.double().sum(0).cpu())
+        self._put("there", name, kept.reshape(rows, -1).any(1).double().sum().cpu())
 
     def add_prior(self, joint: Joint, terms: Terms) -> None:
         """Add the reconstruction from codes of the prior."""
@@ -230,6 +241,8 @@ class _Sums:
             codes={name: CodeUsage(value.cpu()) for name, value in self._of("codes").items()},
             information=found,
             rows=n,
+            share={name: value.item() / n for name, value in self._of("there").items()},
+            unit_share={name: value / n for name, value in self._of("units_there").items()},
             global_kl=shared.kl,
             global_kl_stderr=shared.stderr,
             **self.facts,

@@ -47,6 +47,9 @@ class Diagnosis(Answer):
         information: Mutual information of data and all codes, and KL(q(z) || p(z)); None where the
             guide's density at another datum's code cannot be had, or a latent is masked.
         rows: Data that were looked at.
+        share: Per site, the share of the data that have any of it: the others' is masked. Whether
+            the site is silent is told by the KL of those that have it, ``kl / share``.
+        unit_share: The same per unit, ``(Z,)``; a number where no mask stands.
         kinds: Per site, the name of the guide's distribution.
         reparametrised: Per site, whether the guide's draws carry a pathwise gradient.
         closed_form: The sites whose KL `AnalyticELBO` takes in closed form.
@@ -70,6 +73,8 @@ class Diagnosis(Answer):
     codes: dict[str, CodeUsage] = field(default_factory=dict)
     information: Information | None = None
     rows: int = 0
+    share: dict[str, float] = field(default_factory=dict)
+    unit_share: dict[str, Tensor] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)
     reparametrised: dict[str, bool] = field(default_factory=dict)
     closed_form: tuple[str, ...] = ()
@@ -91,13 +96,20 @@ class Diagnosis(Answer):
 
     @property
     def active_by_kl(self) -> dict[str, int]:
-        """Per site, the units whose KL is more than 0.01 nats."""
-        return {name: int((value > ACTIVE_KL).sum()) for name, value in self.unit_kl.items()}
+        """Per site, the units whose KL is more than 0.01 nats in the data that have them."""
+        return {
+            name: int((value > ACTIVE_KL * self.unit_share.get(name, 1.0)).sum())
+            for name, value in self.unit_kl.items()
+        }
 
     @property
     def collapsed(self) -> tuple[str, ...]:
-        """The sites whose KL is below 0.1 nats: they tell nothing of the data."""
-        return tuple(name for name, value in self.kl.items() if value < verdicts.SILENT)
+        """The sites of a KL below 0.1 nats in the data that have them: they tell nothing."""
+        return tuple(
+            name
+            for name, value in self.kl.items()
+            if value < verdicts.SILENT * self.share.get(name, 1.0)
+        )
 
     @property
     def verdict(self) -> str:

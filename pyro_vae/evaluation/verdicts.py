@@ -39,6 +39,9 @@ def verdict(found: Any) -> str:
 
 def _units(found: Any, name: str) -> str:
     kl = f"KL({name}) {_unsigned(found.kl[name])} nats"
+    share = found.share.get(name, 1.0)
+    if 0 < share < 1:
+        kl += f" ({_unsigned(found.kl[name] / share)} in the {share:.0%} of the data that have it)"
     if name not in found.variance:
         return kl
     return (
@@ -239,6 +242,8 @@ def as_dict(found: Any) -> dict[str, Any]:
         name: _plain(value)
         for name, value in {
             "rows": found.rows,
+            "share": found.share,
+            "unit_share": found.unit_share,
             "verdict": found.verdict,
             "cures": found.cures,
             "collapsed": found.collapsed,

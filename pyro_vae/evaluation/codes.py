@@ -17,6 +17,7 @@ from pyro_vae.evaluation.site_values import (
     freed,
     join,
     mean_or_value,
+    tell_of_others,
     values_of,
 )
 from pyro_vae.program.batch import map_rows, num_rows
@@ -217,4 +218,5 @@ def decoded(program: Program, piece: Pass, codes: Trace, *, mean: bool) -> dict[
         trace = run.get_trace(*piece.joint.args, **piece.joint.kwargs)  # may say why it cannot
         told = f"the data given are read where what is decoded cannot be: {error}"
         warnings.warn(told, stacklevel=2)
+    tell_of_others(piece, trace)
     return values_of(trace, observed_names(trace), len(piece), mean=mean)

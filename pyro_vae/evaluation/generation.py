@@ -20,6 +20,7 @@ from pyro_vae.evaluation.site_values import (
     Values,
     freed,
     join,
+    tell_of_others,
     values_of,
 )
 from pyro_vae.program.batch import (
@@ -126,6 +127,7 @@ def _observed(
         _require_independent(program, piece, kept)
     require_unread(program, piece, draw)
     trace, _ = simulated(program, piece, draw)
+    tell_of_others(piece, trace)
     given = values_of(trace, list(kept), len(piece), mean=False)
     return values_of(trace, observed_names(trace), len(piece), mean=mean) | given
 

@@ -1,5 +1,6 @@
 """Values and means of sites, the datum first, joined over passes."""
 
+import warnings
 from collections.abc import Collection
 from typing import Any
 
@@ -14,6 +15,7 @@ from pyro_vae.program.handlers import DrawnData, data_frame, innermost, sample_s
 from pyro_vae.program.joining import Values, join_sites, single
 from pyro_vae.program.passes import Pass
 from pyro_vae.program.plates import of_datum
+from pyro_vae.program.roles import observed_elsewhere
 
 
 class AtMeans(Messenger):
@@ -84,6 +86,18 @@ def values_of(trace: Trace, names: list[str], rows: int, *, mean: bool) -> dict[
         )[0].detach()  # a parameter may be the mean itself
         for name in names
     }
+
+
+def tell_of_others(piece: Pass, trace: Trace) -> None:
+    """Warn of observed sites of which no datum has a value of its own, so that none is returned."""
+    others = observed_elsewhere(trace) if not piece.rows.start else []
+    if others:
+        warnings.warn(
+            f"site {others[0]!r} is observed outside the plate of the data, whose rows are what "
+            "is returned, so that its values are left out; as one datum, pv.Program(model, guide, "
+            "whole=True), all of them are returned",
+            stacklevel=4,
+        )
 
 
 def freed(piece: Pass, model: Any, *, mean: bool, but: Collection[str] = ()) -> Any:

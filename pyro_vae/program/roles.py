@@ -1,9 +1,12 @@
 """Which role a site has in one trace: the sites of one batch need not be those of another."""
 
+from collections.abc import Iterator
+from typing import Any
+
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 
-from pyro_vae.program.handlers import data_frame, is_data, sample_sites
+from pyro_vae.program.handlers import data_frame, is_data, observes, sample_sites
 
 
 def latent_names(trace: Trace) -> list[str]:
@@ -19,8 +22,15 @@ def latent_names(trace: Trace) -> list[str]:
 
 def observed_names(trace: Trace) -> list[str]:
     """Return the sites that observe data in the trace of a model whose sites were drawn."""
-    return [
-        name
-        for name, site in sample_sites(trace)
-        if site["infer"].get("was_observed") and is_data({**site, "is_observed": True})
-    ]
+    return [name for name, site in _drawn(trace) if is_data(site)]
+
+
+def observed_elsewhere(trace: Trace) -> list[str]:
+    """Return, of such a trace, the sites that observe what has no row for each datum."""
+    return [name for name, site in _drawn(trace) if observes(site) and not is_data(site)]
+
+
+def _drawn(trace: Trace) -> Iterator[tuple[str, Any]]:
+    for name, site in sample_sites(trace):
+        if site["infer"].get("was_observed"):
+            yield name, {**site, "is_observed": True}

@@ -756,3 +756,45 @@ def test_a_method_under_a_handler_has_the_arguments_of_its_object(bound):
         model, guide = (functools.partial(each, scale=torch.tensor(0.1)) for each in (model, guide))
     program = pv.Program(model, guide)
     assert pv.generate(program, 5, given={"x": x}).shape == (5,)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("verb", ["generate", "reconstruct"])
+def test_what_is_observed_outside_the_plate_of_the_data_is_told_of(verb, whole):
+    """Items have texts, and answers are the data: as one datum both are drawn."""
+
+    def model(text, answers, ages):
+        with pyro.plate("items", 3):
+            level = pyro.sample("level", dist.Normal(text.new_zeros(3), 1.0))
+            pyro.sample("text", dist.Normal(level, 1.0), obs=text)
+        with pyro.plate("data", len(answers)):
+            able = pyro.sample("able", dist.Normal(ages, 1.0))
+            hard = able.unsqueeze(-1) - level
+            pyro.sample("answers", dist.Normal(hard, 1.0).to_event(1), obs=answers)
+
+    def guide(text, answers, ages):
+        with pyro.plate("items", 3):
+            pyro.sample("level", dist.Normal(text / 2, 0.7))
+        with pyro.plate("data", len(answers)):
+            pyro.sample("able", dist.Normal(answers.mean(-1), 0.7))
+
+    program, data = (
+        pv.Program(model, guide, whole=whole),
+        (torch.zeros(3), torch.ones(5, 3), torch.ones(5)),
+    )
+    pv.elbo(program, data)
+
+    def asked():
+        return (
+            pv.generate(program, 1 if whole else 5)
+            if verb == "generate"
+            else pv.reconstruct(program, data)
+        )
+
+    if whole:
+        assert {k: v.shape for k, v in asked().items()} == {"text": (1, 3), "answers": (1, 5, 3)}
+    else:
+        with pytest.warns(
+            UserWarning, match="site 'text' is observed outside the plate.*whole=True"
+        ):
+            assert asked().shape == (5, 3)

@@ -108,7 +108,7 @@ def impute(
     )
     ess = torch.cat([part[3] for part in parts])
     _tell_of_few(ess, missing, count)
-    completes: Any = getattr(wrapped.source, "completes", None)
+    completes: Any = wrapped.own_method("completes")
     if completes is not None and passes.frames:
         values, (missing, stderr) = completes(passes.frames, values, missing, stderr)
     return Imputed(values, missing, stderr, ess, count)

@@ -71,7 +71,7 @@ class GivenData:
         data = data.batch if isinstance(data, Whole) else data
         if isinstance(data, dict) and hasattr(data, "tocsr"):
             data = data.tocsr()  # a dok_matrix of scipy is a dict of its cells
-        reads = getattr(self._program.source, "reads", None)
+        reads = self._program.own_method("reads")
         data = data if reads is None else reads(data)
         whole = self._as_one_argument(joined(data, self._program.model, self._runs_on))
         flat = self._structure.flattened(whole)

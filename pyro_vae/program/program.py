@@ -391,6 +391,12 @@ class Program(nn.Module):
         """Return a batch as a user gives it, its datum in the program's own dimension."""
         return self._given.as_given(batch)
 
+    def own_method(self, name: str) -> Any:
+        """Return a method of a program of this library; None of another, whose name is a user's."""
+        kinds = type(self.source).__mro__
+        own = any(name in vars(kind) for kind in kinds if kind.__module__.startswith("pyro_vae."))
+        return getattr(self.source, name) if own else None
+
     def shown(self, values: Any, like: Sequence[Any] | None = None) -> Any:
         """Return what a verb answers as its user has data: a data frame where they are one.
 
@@ -399,7 +405,7 @@ class Program(nn.Module):
             like: The data frames that the verb was given, none of other data; None where it was
                 given no data.
         """
-        shows = getattr(self.source, "shows", None)
+        shows = self.own_method("shows")
         if shows is None or not isinstance(values, Tensor):
             return values
         framed = self.source.shows_frames if like is None else like

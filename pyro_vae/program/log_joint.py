@@ -15,7 +15,7 @@ from torch.distributions.transforms import IndependentTransform, identity_transf
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.program import checks
-from pyro_vae.program.batch import Batch, num_rows
+from pyro_vae.program.batch import Batch, cuda_devices, num_rows
 from pyro_vae.program.enumeration import groups_of, is_enumerated
 from pyro_vae.program.handlers import data_frame, sample_sites
 from pyro_vae.program.joint import Joint
@@ -35,6 +35,7 @@ _SAMPLING = Verb(
     sums=True,
     each=True,
 )
+_DRAWS_OF_ROWS = 8  # the same ones each time by chance at most 1 in 128, of one row of two
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class LogJoint:
 
     Raises:
         ProgramError: A local latent is discrete, has a support that depends on another latent, or
-            there is none; the program subsamples its plate itself.
+            there is none; the program subsamples its plate itself, and reads the rows.
     """
 
     def __init__(
@@ -165,11 +166,6 @@ class LogJoint:
         joint = program.summed_joint(batch).observing(observed or {})
         with torch.no_grad():
             model, guide = joint.traces()
-        if sites.draws_rows:
-            raise ProgramError(
-                "a program that subsamples its plate draws other rows at each evaluation, and HMC "
-                "and AIS need the same; give the plate all rows of its batch"
-            )
         for group in groups_of(model):
             group.require_local()
         drawn = dict(sample_sites(guide))
@@ -200,6 +196,27 @@ class LogJoint:
         supported = all(known_support(model.nodes[s.name]["fn"]) is not None for s in self.slots)
         if not checks.is_meta(batch) and supported and not self.constant_supports:
             self._require_fixed_supports(model)
+        if sites.draws_rows and self._reads_its_rows():
+            raise ProgramError(
+                "a program that subsamples its plate draws other rows at each evaluation, and HMC "
+                "and AIS need the same; give the plate all rows of its batch"
+            )
+
+    def _reads_its_rows(self) -> bool:
+        """Return whether densities at one point move with the rows that the plate draws."""
+        if self.auxiliary:
+            return True  # its density is an estimate
+        no_density = self._implicit or self._points or self._scored
+        origin = self._zero.new_zeros(1, self.rows, self.dim)
+        found = []
+        with torch.no_grad(), torch.random.fork_rng(cuda_devices(origin)):
+            for _ in range(_DRAWS_OF_ROWS):
+                self._model_at = None
+                found.append(self.log_joint(origin))
+                if not no_density:
+                    found[-1] = torch.cat([found[-1], self.log_guide(origin)])
+        self._model_at = None
+        return any(not torch.equal(each, found[0]) for each in found)
 
     def on(self, batch: Batch) -> "LogJoint":
         """Return the density on other rows of the same shapes: unchecked, globals held.

@@ -453,3 +453,50 @@ def test_all_data_of_a_guide_of_factors_are_worked_on_at_once():
     torch.testing.assert_close(pv.infer(program, x).mean, program.values["loc"].detach())
     fitted = pv.infer(program, x, how="local", settings=pv.Local(num_steps=80, num_particles=4))
     torch.testing.assert_close(fitted.mean, x / 2, rtol=0.0, atol=0.1)
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_rows_that_a_plate_draws_are_in_the_way_where_something_reads_them(reads):
+    """|z| < 5 for each of 8 means (false alarm below 5e-6)."""
+    offsets = torch.arange(100.0) * reads
+
+    def model(x):
+        with pyro.plate("data", 100, subsample_size=len(x)) as rows:
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z + offsets[rows], 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 100, subsample_size=len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.8))
+
+    x, program = torch.linspace(-2, 2, 8), pv.Program(model, guide)
+    torch.manual_seed(0)
+    if reads:
+        with pytest.raises(ProgramError, match="draws other rows at each evaluation"):
+            infer(program, x, how="hmc")
+    else:
+        found = infer(program, x, how="hmc", settings=HMC(num_draws=50, warmup=50))
+        error = (found.mean - x / 2) / (0.5 / found.ess.flatten()).sqrt()
+        assert error.abs().max() < 5
+
+
+class Named(nn.Module):
+    """A program whose attributes have the names of methods of the library's own programs."""
+
+    def __init__(self):
+        super().__init__()
+        self.reads, self.shows, self.completes = torch.ones(3), True, "yes"
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.new_zeros(len(x)), self.reads[0]))
+            pyro.sample("x", dist.Normal(x.new_zeros(len(x)), 1.0), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+
+
+def test_attributes_of_a_user_may_have_any_name():
+    program = Named()
+    assert pv.elbo(program, torch.zeros(3)).shape == pv.generate(program, 3).shape

@@ -475,7 +475,7 @@ def test_rows_that_a_plate_draws_are_in_the_way_where_something_reads_them(reads
         with pytest.raises(ProgramError, match="draws other rows at each evaluation"):
             infer(program, x, how="hmc")
     else:
-        found = infer(program, x, how="hmc", settings=HMC(num_draws=50, warmup=50))
+        found = infer(program, x, how="hmc", settings=HMC(num_draws=100, warmup=50))
         error = (found.mean - x / 2) / (0.5 / found.ess.flatten()).sqrt()
         assert error.abs().max() < 5
 

@@ -333,6 +333,7 @@ class Program(nn.Module):
             DataError: Not finite, of a wrong shape, or outside an observed site's support.
             ProgramError: Model and guide disagree, or no plate holds the data, or two could.
         """
+        batch = self.reader.known_whole(batch)
         if not self.reader.fresh:
             return self.reader.read(batch)
         with forgotten_on_error(self):
@@ -341,7 +342,7 @@ class Program(nn.Module):
     def check(self, data: Batch, rows: int = 8192, first_rows: int = 1) -> None:
         """Check every row of a data set; see ``Rows.check``."""
         with forgotten_on_error(self):
-            self.rows.check(data, rows, first_rows)
+            self.rows.check(self.reader.known_whole(data), rows, first_rows)
 
     @property
     def device(self) -> torch.device:

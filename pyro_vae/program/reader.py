@@ -498,7 +498,11 @@ class Reader:
             self._whole = is_whole(self.runs.trace_of_model, batch, self.runs.plate)
             if self._whole:
                 warn_of_rows_as_events(self.runs, batch)
-        return Whole(batch) if self._whole else batch
+        return self.known_whole(batch)
+
+    def known_whole(self, batch: Batch) -> Batch:
+        """Return a batch as one datum where the program is known to take it so."""
+        return Whole(batch) if self._whole and not isinstance(batch, Whole) else batch
 
     def _find_plate(self, model: Trace, guide: Trace, batch: Batch) -> DataPlate:
         whole = isinstance(batch, Whole)

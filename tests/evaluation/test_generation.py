@@ -792,6 +792,8 @@ def test_what_is_observed_outside_the_plate_of_the_data_is_told_of(verb, whole):
         )
 
     if whole:
+        assert program.read(data).global_ == program.sites.global_ == ("level", "able")
+        program.check({"text": torch.zeros(3), "answers": torch.ones(5, 3), "ages": torch.ones(5)})
         assert {k: v.shape for k, v in asked().items()} == {"text": (1, 3), "answers": (1, 5, 3)}
     else:
         with pytest.warns(

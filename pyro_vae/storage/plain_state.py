@@ -84,7 +84,8 @@ class MovedState:
         lost = [
             f"{name} = {_shown(value)}, which the run has moved, is not kept"
             for name, value in moved.items()
-            if name not in places or not _put(places[name], value, arrays.get(name), device)
+            if not (name in places and _may_be_set(places[name].value))
+            or not _put(places[name], value, arrays.get(name), device)
         ]
         still = {name: value for name, value in self._before.items() if name not in moved}
         _tell([*lost, *_differing(self._program, still)], where)
@@ -239,6 +240,12 @@ def _as_tensor(value: Any) -> Tensor | None:
     if isinstance(value, np.ndarray):
         return torch.from_numpy(np.array(value))
     return value.get_state() if isinstance(value, torch.Generator) else None
+
+
+def _may_be_set(value: Any) -> bool:
+    """Return whether a file may set what stands there now: no function, module or weight."""
+    kinds = (int, float, str, dict, list, Tensor, np.ndarray, *_GENERATORS)
+    return value is None or (isinstance(value, kinds) and not isinstance(value, nn.Parameter))
 
 
 def _put(place: _Place, told: Any, array: Tensor | None, device: torch.device) -> bool:

@@ -178,6 +178,7 @@ def mutated_tensors(tensors, generator):
     return {**tensors, key: damage()}
 
 
+@pytest.mark.filterwarnings("ignore:.*plain values differ")  # names a damaged value
 def test_a_hundred_mutations_end_in_a_run_or_an_error_of_ours(tmp_path):
     """Sealed again after each damage, so that the hash refuses none of them."""
     settings = {"batch_size": 24, "compile": False, "progress": False, "valid": X[:8]}

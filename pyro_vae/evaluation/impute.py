@@ -13,6 +13,7 @@ from pyro_vae.evaluation.given_code import GivenCode
 from pyro_vae.evaluation.site_values import known_mean
 from pyro_vae.program.handlers import innermost
 from pyro_vae.program.joining import join_sites, single
+from pyro_vae.program.modules import library_method
 from pyro_vae.program.passes import Pass, Verb, runs
 from pyro_vae.program.plates import of_datum
 from pyro_vae.program.program import Program
@@ -108,7 +109,7 @@ def impute(
     )
     ess = torch.cat([part[3] for part in parts])
     _tell_of_few(ess, missing, count)
-    completes: Any = wrapped.own_method("completes")
+    completes: Any = library_method(wrapped.source, "completes")
     if completes is not None and passes.frames:
         values, (missing, stderr) = completes(passes.frames, values, missing, stderr)
     return Imputed(values, missing, stderr, ess, count)

@@ -15,6 +15,7 @@ from pyro_vae.program.batch import Batch, Part, Whole, datum_at, datum_moved, ta
 from pyro_vae.program.constants import Constants
 from pyro_vae.program.handlers import scoring_data
 from pyro_vae.program.listed_batches import joined
+from pyro_vae.program.modules import library_method
 from pyro_vae.program.sparse_rows import SparseRows
 from pyro_vae.program.structure import Structure
 from pyro_vae.program.whole import has_plate_of_rows
@@ -71,7 +72,7 @@ class GivenData:
         data = data.batch if isinstance(data, Whole) else data
         if isinstance(data, dict) and hasattr(data, "tocsr"):
             data = data.tocsr()  # a dok_matrix of scipy is a dict of its cells
-        reads = self._program.own_method("reads")
+        reads = library_method(self._program.source, "reads")
         data = data if reads is None else reads(data)
         whole = self._as_one_argument(joined(data, self._program.model, self._runs_on))
         flat = self._structure.flattened(whole)

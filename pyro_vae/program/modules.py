@@ -44,6 +44,13 @@ def owners(*functions: Any, given: Iterable[nn.Module] = ()) -> dict[str, nn.Mod
     return found
 
 
+def library_method(source: Any, name: str) -> Any:
+    """Return a method of a program of this library; None of another, whose name is a user's."""
+    kinds = type(source).__mro__
+    own = any(name in vars(kind) for kind in kinds if kind.__module__.startswith("pyro_vae."))
+    return getattr(source, name) if own else None
+
+
 def unique_name(taken: Container[str], name: str) -> str:
     """Return a name that ``nn.ModuleDict`` can hold and that is not taken."""
     if hasattr(nn.ModuleDict, name) or hasattr(nn.Module(), name):

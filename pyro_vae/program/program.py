@@ -33,7 +33,7 @@ from pyro_vae.program.handlers import (
     validation,
 )
 from pyro_vae.program.joint import Joint
-from pyro_vae.program.modules import owners
+from pyro_vae.program.modules import library_method, owners
 from pyro_vae.program.object_graph import PROGRAM
 from pyro_vae.program.parameters import Parameters, read_store, with_expected
 from pyro_vae.program.particles import sums_one_by_one, takes_copies, takes_particles
@@ -392,12 +392,6 @@ class Program(nn.Module):
         """Return a batch as a user gives it, its datum in the program's own dimension."""
         return self._given.as_given(batch)
 
-    def own_method(self, name: str) -> Any:
-        """Return a method of a program of this library; None of another, whose name is a user's."""
-        kinds = type(self.source).__mro__
-        own = any(name in vars(kind) for kind in kinds if kind.__module__.startswith("pyro_vae."))
-        return getattr(self.source, name) if own else None
-
     def shown(self, values: Any, like: Sequence[Any] | None = None) -> Any:
         """Return what a verb answers as its user has data: a data frame where they are one.
 
@@ -406,7 +400,7 @@ class Program(nn.Module):
             like: The data frames that the verb was given, none of other data; None where it was
                 given no data.
         """
-        shows = self.own_method("shows")
+        shows = library_method(self.source, "shows")
         if shows is None or not isinstance(values, Tensor):
             return values
         framed = self.source.shows_frames if like is None else like

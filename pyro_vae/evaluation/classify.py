@@ -20,6 +20,7 @@ from pyro_vae.program.terms import stack
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.figure import Figure
 
+_PARTICLES = 100  # where there is no classifier
 _ROWS_PER_PASS = 4096
 _DATA_PER_PASS = 256
 _VERB = Verb("classify", prior=True, each=True, guide="weight")
@@ -107,9 +108,8 @@ def classify(
             guide may leave it out or draw it.
         data: One row per datum, ``(N, ...)``, or a ``Dataset``, a ``DataLoader``, batches to come.
         num_particles: K, importance samples per datum (and value, where the guide draws the label);
-            None asks the program's own classifier
-            q(y | x), where it has one (``label_logits``): a network, fast, and no answer of the
-            model.
+            None asks the program's own classifier q(y | x), where it has one (``label_logits``): a
+            network, fast, and no answer of the model; 100 where it has none.
         site: The latent that is asked for, where there are several.
 
     Returns:
@@ -117,15 +117,11 @@ def classify(
 
     Raises:
         DataError: Data that the program cannot take.
-        ProgramError: No discrete latent of few values, or several and none is named; or no
-            classifier.
+        ProgramError: No discrete latent of few values, or several and none is named.
     """
     wrapped = Program.of(program)
     if num_particles is None and not hasattr(wrapped.source, "label_logits"):
-        raise ProgramError(
-            f"classify: {type(wrapped.source).__name__} has no classifier (label_logits(x)); give "
-            "num_particles=100 to ask the model by importance sampling"
-        )
+        num_particles = _PARTICLES
     count = 1 if num_particles is None else positive("num_particles", num_particles)
 
     def of(piece: Pass) -> tuple[Tensor, ...]:

@@ -318,8 +318,21 @@ def test_a_condition_that_nothing_depends_on_is_refused():
         ConditionalVAE(2, 1, num_classes=2, prior="standard", decoder="latent")
     with pytest.raises(ProgramError, match="no discrete latent of few values"):
         pv.classify(pv.models.VAE(2, 1, (4,)), torch.zeros(3, 2), num_particles=3)
-    with pytest.raises(ProgramError, match="no classifier"):
+    with pytest.raises(ProgramError, match="no discrete latent of few values"):
         pv.classify(pv.models.VAE(2, 1, (4,)), torch.zeros(3, 2))
+
+
+def test_a_program_without_a_classifier_is_asked_with_a_hundred_draws():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(2.0 * y, 1.0), obs=x)
+
+    x = torch.tensor([0.0, 1.0, 3.0])
+    program = pv.Program(model, lambda x: None)
+    found, asked = pv.classify(program, x), pv.classify(program, x, num_particles=100)
+    torch.testing.assert_close(found.probabilities[:, 1], (2 * x - 2).sigmoid())
+    torch.testing.assert_close(found.ess, asked.ess)
 
 
 def test_batches_of_two_sources():

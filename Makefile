@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 # Bytecode is written where a module is first imported: pip would compile all of torch, most of it for nothing.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test pytest lint tables docs links clean
+.PHONY: demo test pytest oldest lint tables docs links clean
 
 demo: $(VENV)/.base
 	$(BIN)/pyro-vae demo
@@ -20,6 +20,14 @@ test: $(VENV)/.dev
 
 pytest: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --doctest-modules pyro_vae tests
+
+# What hangs on a release of PyTorch (graphs, private names, Adam), on the oldest that setup.cfg allows.
+# pip takes gigabytes of CUDA for it.
+OLDEST := $(shell sed -n 's/^ *torch>=//p' setup.cfg).0
+oldest:
+	@$(MAKE) --no-print-directory VENV=.venv-oldest TORCH=torch==$(OLDEST) .venv-oldest/.dev
+	.venv-oldest/bin/python -m pytest -n $(WORKERS) --dist worksteal \
+		tests/test_torch_private.py tests/test_contract.py tests/inference/graphs tests/training/test_adam.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

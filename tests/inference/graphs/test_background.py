@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from releases import compiles_all
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.inference.graphs import background
@@ -157,6 +158,7 @@ def test_a_graph_survives_the_way_to_the_other_process(tmp_path):
     assert not any(path.suffix in (".pt", ".pkl") for path in tmp_path.iterdir())
 
 
+@compiles_all
 @pytest.mark.slow
 def test_the_other_process_compiles():
     """Loading takes no compiler: a file, no cache whose key another process could miss.

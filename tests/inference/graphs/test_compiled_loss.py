@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from objective_table import TABLE
+from releases import compiles_all
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -227,7 +228,7 @@ def test_an_unknown_mode():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["regularised", "bayesian"])
+@pytest.mark.parametrize("name", [pytest.param("regularised", marks=compiles_all), "bayesian"])
 def test_inductor_gives_the_eager_numbers_at_equal_noise(name):
     """Binary data; dropout and batch norm; a global latent with N/B: all numbers, and buffers."""
     case = programs.CASES[name]

@@ -29,6 +29,7 @@ from graph_programs import (
     same_step,
     step,
 )
+from releases import compiles_all
 from torch import nn
 from torch.nn.utils.parametrize import remove_parametrizations
 
@@ -464,6 +465,7 @@ class Everything(Net):
         return mean * self.w + self.again[0].tanh() + path[-1]
 
 
+@compiles_all
 @pytest.mark.slow
 def test_the_compiler_gives_the_same_step_and_no_wrapper_stays_around_it(monkeypatch):
     compiled = compare(Everything, True)

@@ -29,6 +29,7 @@ from pyro_vae.program.streams import (
     join_batches,
     tensors_of,
 )
+from pyro_vae.program.unused_memory import released
 from pyro_vae.program.whole import require_rows
 from pyro_vae.progress import progress_bar
 from pyro_vae.threads import require_turn
@@ -321,7 +322,7 @@ class Passes:
     def __iter__(self) -> Iterator[Pass]:
         start = 0
         first = self.batch if self._of_all else self._first
-        for batch in chain([first], self._rest):
+        for batch in released(chain([first], self._rest)):
             for piece in self._cut(batch):
                 end = start + num_rows(piece)
                 yield self.on(piece, slice(start, end))

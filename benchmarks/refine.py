@@ -36,9 +36,9 @@ import pyro_vae as pv
 from pyro_vae.inference.graphs.density_graphs import DensityGraphs
 from pyro_vae.inference.posterior.refine import HMC, refine, refine_batch
 from pyro_vae.inference.sampling.diagnostics import bulk_ess
-from pyro_vae.program.batch import chunks
+from pyro_vae.program.batches.batch import chunks
 from pyro_vae.program.bounds import scoring
-from pyro_vae.program.log_joint import LogJoint
+from pyro_vae.program.densities.log_joint import LogJoint
 from pyro_vae.program.program import Program
 
 LATENT_DIM, HIDDEN = 8, 64

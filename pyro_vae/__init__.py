@@ -41,9 +41,9 @@ from pyro_vae.inference.posterior.local_guide import LocalGuide
 from pyro_vae.inference.posterior.refine import HMC, Refined, refine
 from pyro_vae.names import refuse as _refuse
 from pyro_vae.program.bounds import elbo
-from pyro_vae.program.joint import Joint
+from pyro_vae.program.densities.joint import Joint
+from pyro_vae.program.densities.terms import Terms
 from pyro_vae.program.program import Program
-from pyro_vae.program.terms import Terms
 from pyro_vae.storage.hub import push_to_hub
 from pyro_vae.storage.load import load
 from pyro_vae.storage.save import save

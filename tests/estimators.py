@@ -18,7 +18,7 @@ import torch
 from oracles import LOG_2PI
 from torch import Tensor, nn
 
-from pyro_vae.program.joint import Joint
+from pyro_vae.program.densities.joint import Joint
 
 Params = dict[str, Tensor]
 Values = dict[str, Tensor]

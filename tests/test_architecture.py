@@ -70,7 +70,7 @@ LONGEST_FUNCTION = 60  # lines of code: docstring, blank lines and comments do n
 
 
 def part(module):
-    """Return the room of a module: pyro_vae.program.terms is in program."""
+    """Return the room of a module: pyro_vae.program.densities.terms is in program."""
     _, *rest = module.removesuffix(".__init__").split(".")
     if rest[:1] == ["inference"]:
         return ".".join(rest[:2])

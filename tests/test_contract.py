@@ -22,7 +22,7 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.batch import arguments, map_batch, num_rows
+from pyro_vae.program.batches.batch import arguments, map_batch, num_rows
 from pyro_vae.program.handlers import ScaleLatents, validation
 
 # Each program in one of the two precisions by turn: none has a rule of its own for them.

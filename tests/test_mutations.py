@@ -29,9 +29,9 @@ from pyro_vae.inference.objectives import importance_weighted as importance
 from pyro_vae.inference.objectives import pathwise
 from pyro_vae.inference.objectives import score_function as discrete
 from pyro_vae.inference.sampling import ais, hmc
-from pyro_vae.program import site_densities
+from pyro_vae.program.densities import site_densities
+from pyro_vae.program.densities.joint import Joint
 from pyro_vae.program.handlers import ScaleLatents
-from pyro_vae.program.joint import Joint
 from pyro_vae.program.program import Program
 
 X = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)

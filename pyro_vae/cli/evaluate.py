@@ -17,7 +17,7 @@ from pyro_vae.cli.report import say, table
 from pyro_vae.cli.report_file import write_report
 from pyro_vae.cli.runs import open_run
 from pyro_vae.evaluation.global_kl import GlobalKL, kl_of_globals
-from pyro_vae.program.batch import num_rows
+from pyro_vae.program.batches.batch import num_rows
 from pyro_vae.program.bounds import elbo_given_globals
 from pyro_vae.program.passes import Verb, holding
 from pyro_vae.storage.atomic import atomic_write_text

@@ -25,8 +25,8 @@ from pyro_vae.inference.sampling.importance_weights import (
     psis_k,
     tail_length,
 )
-from pyro_vae.program.batch import Batch
-from pyro_vae.program.log_joint import LogJoint, log_evidence
+from pyro_vae.program.batches.batch import Batch
+from pyro_vae.program.densities.log_joint import LogJoint, log_evidence
 from pyro_vae.program.passes import Pass, Verb
 from pyro_vae.program.program import Program
 from pyro_vae.progress import progress_bar

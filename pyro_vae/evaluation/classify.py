@@ -10,12 +10,12 @@ from torch import Tensor
 from pyro_vae.arguments import counted, positive, typed
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.inference.sampling.importance_weights import log_mean_exp
-from pyro_vae.program.batch import arguments
-from pyro_vae.program.enumeration import listed
+from pyro_vae.program.batches.batch import arguments
+from pyro_vae.program.densities.enumeration import listed
+from pyro_vae.program.densities.terms import stack
 from pyro_vae.program.passes import Pass, Verb, runs
-from pyro_vae.program.plates import inner_plates
 from pyro_vae.program.program import Program
-from pyro_vae.program.terms import stack
+from pyro_vae.program.sites.plates import inner_plates
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.figure import Figure

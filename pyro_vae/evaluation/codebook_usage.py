@@ -12,7 +12,7 @@ from pyro_vae.errors import ProgramError
 from pyro_vae.program.handlers import sample_sites
 from pyro_vae.program.passes import Verb
 from pyro_vae.program.program import Program
-from pyro_vae.program.roles import latent_names
+from pyro_vae.program.sites.roles import latent_names
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.figure import Figure

@@ -20,12 +20,12 @@ from pyro_vae.evaluation.site_values import (
     tell_of_others,
     values_of,
 )
-from pyro_vae.program.batch import map_rows, num_rows
+from pyro_vae.program.batches.batch import map_rows, num_rows
+from pyro_vae.program.densities.joint import trace_of
 from pyro_vae.program.handlers import sample_sites
-from pyro_vae.program.joint import trace_of
 from pyro_vae.program.passes import Pass, Verb
 from pyro_vae.program.program import Program
-from pyro_vae.program.roles import latent_names, observed_names
+from pyro_vae.program.sites.roles import latent_names, observed_names
 
 _ROWS_PER_PASS = 1024
 _ENCODE = Verb(

@@ -23,14 +23,14 @@ from pyro_vae.evaluation.moments import Moments, Said
 from pyro_vae.inference.objectives.elbo import analytic_sites
 from pyro_vae.inference.posterior.information import Information, information, is_plain
 from pyro_vae.program import checks
+from pyro_vae.program.batches.streams import SpreadRows
+from pyro_vae.program.densities.joint import Joint
+from pyro_vae.program.densities.points import points_of, tell_of_points
+from pyro_vae.program.densities.terms import Latent, Terms
 from pyro_vae.program.handlers import is_data, sample_sites
-from pyro_vae.program.joint import Joint
 from pyro_vae.program.judged import Judged
 from pyro_vae.program.passes import Pass, Verb
-from pyro_vae.program.points import points_of, tell_of_points
 from pyro_vae.program.program import Program
-from pyro_vae.program.streams import SpreadRows
-from pyro_vae.program.terms import Latent, Terms
 
 _LOOKED_AT = 2048  # rows, at least, where the data have so many
 _VERB = Verb(

@@ -12,7 +12,7 @@ from pyro_vae.arguments import counted, positive, shown, typed
 from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.evaluation.codes import reconstruct
 from pyro_vae.evaluation.generation import generate
-from pyro_vae.program.modules import evaluating
+from pyro_vae.program.parameters.modules import evaluating
 from pyro_vae.program.program import Program
 from pyro_vae.threads import require_turn
 

@@ -11,7 +11,7 @@ from pyro_vae.errors import ConfigError
 from pyro_vae.evaluation.likelihood import LogLikelihood, RunningWeights
 from pyro_vae.inference.posterior.gaussians import Gaussians
 from pyro_vae.inference.sampling.hmc import adapt_step_size, hmc_init, hmc_step
-from pyro_vae.program.log_joint import LogJoint
+from pyro_vae.program.densities.log_joint import LogJoint
 from pyro_vae.program.passes import Pass, Verb, runs
 from pyro_vae.program.program import Program
 

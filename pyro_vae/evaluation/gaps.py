@@ -16,7 +16,7 @@ from pyro_vae.evaluation.likelihood import relative_error
 from pyro_vae.inference.posterior.infer import infer
 from pyro_vae.inference.posterior.local_fits import Local
 from pyro_vae.inference.sampling.importance_weights import effective_sample_size, log_mean_exp
-from pyro_vae.program.batch import Batch
+from pyro_vae.program.batches.batch import Batch
 from pyro_vae.program.passes import Pass, Verb, holding
 from pyro_vae.program.program import Program
 

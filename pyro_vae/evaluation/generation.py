@@ -23,19 +23,19 @@ from pyro_vae.evaluation.site_values import (
     tell_of_others,
     values_of,
 )
-from pyro_vae.program.batch import (
+from pyro_vae.program.batches.batch import (
     Batch,
     Whole,
     cuda_devices,
     map_rows,
     num_rows,
 )
+from pyro_vae.program.batches.streams import frames_of, join_batches
+from pyro_vae.program.densities.particles import Scattered
 from pyro_vae.program.handlers import DrawnData, sample_sites
-from pyro_vae.program.particles import Scattered
 from pyro_vae.program.passes import Pass, Verb, holding
 from pyro_vae.program.program import Program
-from pyro_vae.program.roles import latent_names, observed_names
-from pyro_vae.program.streams import frames_of, join_batches
+from pyro_vae.program.sites.roles import latent_names, observed_names
 from pyro_vae.threads import require_turn
 
 _ROWS_PER_PASS = 1024

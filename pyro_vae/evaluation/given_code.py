@@ -10,11 +10,11 @@ from pyro.distributions import Categorical
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.enumeration import summed_around
-from pyro_vae.program.joint import Joint
-from pyro_vae.program.masks import kept_units
+from pyro_vae.program.densities.enumeration import summed_around
+from pyro_vae.program.densities.joint import Joint
 from pyro_vae.program.passes import Pass
-from pyro_vae.program.plates import by_datum, data_dim, inner_plates
+from pyro_vae.program.sites.masks import kept_units
+from pyro_vae.program.sites.plates import by_datum, data_dim, inner_plates
 
 
 class GivenCode:

@@ -11,12 +11,12 @@ from torch.distributions import kl_divergence
 
 from pyro_vae.inference.objectives.elbo import has_kl
 from pyro_vae.program import checks
-from pyro_vae.program.batch import Batch, dense, map_rows, num_rows
+from pyro_vae.program.batches.batch import Batch, dense, map_rows, num_rows
+from pyro_vae.program.densities.site_densities import is_plain
+from pyro_vae.program.densities.terms import Draw
 from pyro_vae.program.handlers import sample_sites
 from pyro_vae.program.passes import Verb
 from pyro_vae.program.program import Program
-from pyro_vae.program.site_densities import is_plain
-from pyro_vae.program.terms import Draw
 
 _DRAWS = 64  # of the globals, on two rows
 _ROWS = 1 << 15  # times draws, where all rows must be looked at for each

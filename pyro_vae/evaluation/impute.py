@@ -11,13 +11,13 @@ from pyro_vae.arguments import counted, positive, typed
 from pyro_vae.errors import ProgramError
 from pyro_vae.evaluation.given_code import GivenCode
 from pyro_vae.evaluation.site_values import known_mean
+from pyro_vae.program.densities.joining import join_sites, single
+from pyro_vae.program.densities.terms import stack
 from pyro_vae.program.handlers import innermost
-from pyro_vae.program.joining import join_sites, single
-from pyro_vae.program.modules import library_method
+from pyro_vae.program.parameters.modules import library_method
 from pyro_vae.program.passes import Pass, Verb, runs
-from pyro_vae.program.plates import of_datum
 from pyro_vae.program.program import Program
-from pyro_vae.program.terms import stack
+from pyro_vae.program.sites.plates import of_datum
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.figure import Figure

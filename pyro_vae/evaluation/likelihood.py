@@ -17,9 +17,9 @@ from pyro_vae.inference.sampling.importance_weights import (
 )
 from pyro_vae.names import Answer
 from pyro_vae.program import checks
+from pyro_vae.program.densities.points import points_of, tell_of_points
 from pyro_vae.program.handlers import has_density_of_its_own
 from pyro_vae.program.passes import Pass, Verb, runs
-from pyro_vae.program.points import points_of, tell_of_points
 from pyro_vae.program.program import Program
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing

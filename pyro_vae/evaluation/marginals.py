@@ -12,12 +12,12 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.evaluation.moments import Moments, Said, relative
-from pyro_vae.program.batch import Batch, num_rows
+from pyro_vae.program.batches.batch import Batch, num_rows
 from pyro_vae.program.bounds import passes
+from pyro_vae.program.densities.terms import Latent, Terms
 from pyro_vae.program.handlers import sample_sites
 from pyro_vae.program.judged import Judged
-from pyro_vae.program.plates import by_datum, data_dim, inner_plates
-from pyro_vae.program.terms import Latent, Terms
+from pyro_vae.program.sites.plates import by_datum, data_dim, inner_plates
 
 _ROWS = 2000  # data behind the moments of a site below other latents
 _DRAWS = 64_000  # of those latents, for all data together: a fifth of what an epoch of 50,000 costs

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vae.program.masks import kept_units, require_own_units
-from pyro_vae.program.plates import by_datum
+from pyro_vae.program.sites.masks import kept_units, require_own_units
+from pyro_vae.program.sites.plates import by_datum
 
 BINS = 24  # of the histogram of posterior variances, over [0, 1.2] prior variances of 1
 

@@ -9,8 +9,8 @@ from torch.utils.data import default_convert
 from pyro_vae.arguments import counted, positive, rows, typed
 from pyro_vae.device import seeded
 from pyro_vae.evaluation.diagnose import Diagnosis, diagnose
+from pyro_vae.program.batches.streams import join_batches
 from pyro_vae.program.program import Program
-from pyro_vae.program.streams import join_batches
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.figure import Figure

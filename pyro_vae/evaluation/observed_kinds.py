@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from pyro_vae.program.batch import Batch, cuda_devices
+from pyro_vae.program.batches.batch import Batch, cuda_devices
 from pyro_vae.program.handlers import innermost
 from pyro_vae.program.passes import Verb
 from pyro_vae.program.program import Program

@@ -10,12 +10,12 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.batch import Batch, arguments, cuda_devices, map_rows
+from pyro_vae.program.batches.batch import Batch, arguments, cuda_devices, map_rows
+from pyro_vae.program.densities.joint import Joint
 from pyro_vae.program.handlers import sample_sites
-from pyro_vae.program.joint import Joint
 from pyro_vae.program.passes import Pass
 from pyro_vae.program.program import Program
-from pyro_vae.program.roles import observed_names
+from pyro_vae.program.sites.roles import observed_names
 
 Draw = Callable[[Callable[..., Any]], Callable[..., Any]]  # handlers that draw what is observed
 

@@ -11,11 +11,11 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vae.program.checks import is_discrete
+from pyro_vae.program.densities.joining import Values, join_sites, single
 from pyro_vae.program.handlers import DrawnData, data_frame, innermost, sample_sites
-from pyro_vae.program.joining import Values, join_sites, single
 from pyro_vae.program.passes import Pass
-from pyro_vae.program.plates import of_datum
-from pyro_vae.program.roles import observed_elsewhere
+from pyro_vae.program.sites.plates import of_datum
+from pyro_vae.program.sites.roles import observed_elsewhere
 
 
 class AtMeans(Messenger):

@@ -14,11 +14,11 @@ from pyro_vae.errors import DataError
 from pyro_vae.evaluation.likelihood import log_likelihood
 from pyro_vae.evaluation.observed_kinds import observed_kinds
 from pyro_vae.evaluation.standard_errors import mean_and_error, ratio_and_error
-from pyro_vae.program.batch import as_tensor
+from pyro_vae.program.batches.batch import as_tensor
+from pyro_vae.program.batches.streams import batches, is_stream, single
 from pyro_vae.program.bounds import elbo
 from pyro_vae.program.passes import Verb
 from pyro_vae.program.program import Program
-from pyro_vae.program.streams import batches, is_stream, single
 from pyro_vae.threads import require_turn
 from pyro_vae.words import PAD
 

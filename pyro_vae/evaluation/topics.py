@@ -17,12 +17,12 @@ from pyro_vae.evaluation.codes import encode
 from pyro_vae.evaluation.likelihood import log_likelihood
 from pyro_vae.evaluation.observed_kinds import observed_kinds
 from pyro_vae.evaluation.standard_errors import mean_and_error, ratio_and_error
-from pyro_vae.program.batch import as_rows, chunks, dense
+from pyro_vae.program.batches.batch import as_rows, chunks, dense
+from pyro_vae.program.batches.sparse_rows import SparseRows
+from pyro_vae.program.batches.streams import batches, is_stream, join_batches, single, tensors_of
 from pyro_vae.program.bounds import elbo_given_globals
-from pyro_vae.program.modules import evaluating
+from pyro_vae.program.parameters.modules import evaluating
 from pyro_vae.program.program import Program
-from pyro_vae.program.sparse_rows import SparseRows
-from pyro_vae.program.streams import batches, is_stream, join_batches, single, tensors_of
 from pyro_vae.threads import require_turn
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.batch import Batch, chunks, dense, num_rows
-from pyro_vae.program.joint import Joint
+from pyro_vae.program.batches.batch import Batch, chunks, dense, num_rows
+from pyro_vae.program.densities.joint import Joint
+from pyro_vae.program.densities.points import points_of, tell_of_points
+from pyro_vae.program.densities.terms import Terms
 from pyro_vae.program.passes import Pass, Verb, most_rows, scoring
-from pyro_vae.program.points import points_of, tell_of_points
 from pyro_vae.program.program import Program
-from pyro_vae.program.terms import Terms
 
 _ELBO = Verb("elbo")
 

@@ -14,8 +14,8 @@ from torch.nn.utils.rnn import PackedSequence as Packed
 
 from pyro_vae.arguments import counted, shown
 from pyro_vae.errors import DataError, ProgramError
-from pyro_vae.program.batch import Batch, named_arguments_of, named_arrays, named_leaves
-from pyro_vae.program.enumeration import can_be_listed, can_be_summed
+from pyro_vae.program.batches.batch import Batch, named_arguments_of, named_arrays, named_leaves
+from pyro_vae.program.densities.enumeration import can_be_listed, can_be_summed
 from pyro_vae.program.handlers import (
     PLATE,
     Message,
@@ -25,8 +25,8 @@ from pyro_vae.program.handlers import (
     is_open_chain,
     sample_sites,
 )
-from pyro_vae.program.masks import kept_units
-from pyro_vae.program.plates import data_dim
+from pyro_vae.program.sites.masks import kept_units
+from pyro_vae.program.sites.plates import data_dim
 from pyro_vae.program.told import Told
 
 _LARGE = 30.0  # root mean square of a column beyond which it counts as not scaled

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from pyro_vae.program.numbered import guides_remembered
+from pyro_vae.program.sites.numbered import guides_remembered
 
 if TYPE_CHECKING:
     from pyro_vae.program.program import Program

@@ -10,15 +10,15 @@ from torch import Tensor
 
 from pyro_vae.errors import DataError
 from pyro_vae.program import checks
-from pyro_vae.program.adapt import adapted
-from pyro_vae.program.batch import Batch, Part, Whole, datum_at, datum_moved, takes
-from pyro_vae.program.constants import Constants
+from pyro_vae.program.batches.adapt import adapted
+from pyro_vae.program.batches.batch import Batch, Part, Whole, datum_at, datum_moved, takes
+from pyro_vae.program.batches.listed_batches import joined
+from pyro_vae.program.batches.sparse_rows import SparseRows
+from pyro_vae.program.batches.structure import Structure
 from pyro_vae.program.handlers import scoring_data
-from pyro_vae.program.listed_batches import joined
-from pyro_vae.program.modules import library_method
-from pyro_vae.program.sparse_rows import SparseRows
-from pyro_vae.program.structure import Structure
-from pyro_vae.program.whole import has_plate_of_rows
+from pyro_vae.program.looks.constants import Constants
+from pyro_vae.program.parameters.modules import library_method
+from pyro_vae.program.sites.whole import has_plate_of_rows
 
 if TYPE_CHECKING:
     from pyro_vae.program.program import Program

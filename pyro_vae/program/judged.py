@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_vae.program.batch import Batch, device_of, map_rows, num_rows
-from pyro_vae.program.joint import Joint
+from pyro_vae.program.batches.batch import Batch, device_of, map_rows, num_rows
+from pyro_vae.program.densities.joint import Joint
 from pyro_vae.program.program import Program
 
 

@@ -13,15 +13,16 @@ from torch import Tensor
 
 from pyro_vae.arguments import positive
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.batch import Batch, Part, chunks, dense, map_rows, named_arrays, num_rows
-from pyro_vae.program.first_call import forgotten_on_error
-from pyro_vae.program.handlers import validation
-from pyro_vae.program.joint import Joint
-from pyro_vae.program.looks.refusals import require_each, require_posteriors, require_weights
-from pyro_vae.program.modules import evaluating
-from pyro_vae.program.ranks import Ranks, ranks, require_equal, shared_out
-from pyro_vae.program.sites import Sites
-from pyro_vae.program.streams import (
+from pyro_vae.program.batches.batch import (
+    Batch,
+    Part,
+    chunks,
+    dense,
+    map_rows,
+    named_arrays,
+    num_rows,
+)
+from pyro_vae.program.batches.streams import (
     batches,
     by_rows,
     frames_of,
@@ -29,8 +30,15 @@ from pyro_vae.program.streams import (
     join_batches,
     tensors_of,
 )
+from pyro_vae.program.densities.joint import Joint
+from pyro_vae.program.first_call import forgotten_on_error
+from pyro_vae.program.handlers import validation
+from pyro_vae.program.looks.refusals import require_each, require_posteriors, require_weights
+from pyro_vae.program.parameters.modules import evaluating
+from pyro_vae.program.ranks import Ranks, ranks, require_equal, shared_out
+from pyro_vae.program.sites.sites import Sites
+from pyro_vae.program.sites.whole import require_rows
 from pyro_vae.program.unused_memory import released
-from pyro_vae.program.whole import require_rows
 from pyro_vae.progress import progress_bar
 from pyro_vae.threads import require_turn
 from pyro_vae.torch_private import pytree

@@ -13,7 +13,7 @@ from pyro_vae.arguments import integer, positive, typed
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.names import refuse_method
 from pyro_vae.program import checks
-from pyro_vae.program.batch import (
+from pyro_vae.program.batches.batch import (
     Batch,
     Whole,
     arguments,
@@ -21,7 +21,10 @@ from pyro_vae.program.batch import (
     named_arguments,
     num_rows,
 )
-from pyro_vae.program.examples import Examples
+from pyro_vae.program.batches.examples import Examples
+from pyro_vae.program.densities.joint import Joint
+from pyro_vae.program.densities.particles import sums_one_by_one, takes_copies, takes_particles
+from pyro_vae.program.densities.terms import Terms
 from pyro_vae.program.first_call import forgotten_on_error
 from pyro_vae.program.given_data import GivenData
 from pyro_vae.program.handlers import (
@@ -32,18 +35,15 @@ from pyro_vae.program.handlers import (
     denormals_flushed,
     validation,
 )
-from pyro_vae.program.joint import Joint
-from pyro_vae.program.modules import library_method, owners
-from pyro_vae.program.object_graph import PROGRAM
-from pyro_vae.program.parameters import Parameters, read_store, with_expected
-from pyro_vae.program.particles import sums_one_by_one, takes_copies, takes_particles
+from pyro_vae.program.parameters.modules import library_method, owners
+from pyro_vae.program.parameters.object_graph import PROGRAM
+from pyro_vae.program.parameters.parameters import Parameters, read_store, with_expected
 from pyro_vae.program.passes import Passes, Verb
-from pyro_vae.program.prior_guide import prior_of
 from pyro_vae.program.reader import Reader
 from pyro_vae.program.rows import Rows
-from pyro_vae.program.sites import Sites
-from pyro_vae.program.split_guide import split
-from pyro_vae.program.terms import Terms
+from pyro_vae.program.sites.prior_guide import prior_of
+from pyro_vae.program.sites.sites import Sites
+from pyro_vae.program.sites.split_guide import split
 from pyro_vae.program.told import silent
 from pyro_vae.threads import one_thread
 from pyro_vae.torch_private import device_of_to

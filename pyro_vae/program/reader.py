@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_vae.errors import DataError, ProgramError, PyroVaeError
 from pyro_vae.program import checks
-from pyro_vae.program.batch import (
+from pyro_vae.program.batches.batch import (
     Batch,
     Form,
     Part,
@@ -27,11 +27,10 @@ from pyro_vae.program.batch import (
     signs_of,
     told_by,
 )
-from pyro_vae.program.counters import Counters, looks_of
-from pyro_vae.program.counts import Counts
-from pyro_vae.program.discovery import Discovery
+from pyro_vae.program.batches.counters import Counters, looks_of
+from pyro_vae.program.densities.joint import Joint
+from pyro_vae.program.densities.terms import nesting
 from pyro_vae.program.handlers import DrawnRows, is_data, observes, sample_sites, validation
-from pyro_vae.program.joint import Joint
 from pyro_vae.program.looks.contrasts import Contrasts
 from pyro_vae.program.looks.cuts import (
     Change,
@@ -57,14 +56,17 @@ from pyro_vae.program.looks.refusals import (
     tell_of_constants,
     tell_of_moving,
 )
+from pyro_vae.program.looks.row_bytes import RowBytes
 from pyro_vae.program.looks.rows_as_events import warn_of_rows_as_events
-from pyro_vae.program.masks import is_masked, tell_of_masks
-from pyro_vae.program.modules import (
+from pyro_vae.program.parameters.discovery import Discovery
+from pyro_vae.program.parameters.modules import (
     leaves_behind,
 )
-from pyro_vae.program.numbered import LookUps, forget_plates, numbered
-from pyro_vae.program.observed import Binding, Copies, bindings_of
-from pyro_vae.program.plates import (
+from pyro_vae.program.sites.counts import Counts
+from pyro_vae.program.sites.masks import is_masked, tell_of_masks
+from pyro_vae.program.sites.numbered import LookUps, forget_plates, numbered
+from pyro_vae.program.sites.observed import Binding, Copies, bindings_of
+from pyro_vae.program.sites.plates import (
     AroundOne,
     Canonical,
     DataPlate,
@@ -74,11 +76,9 @@ from pyro_vae.program.plates import (
     widened,
     with_name_in_guide,
 )
-from pyro_vae.program.row_bytes import RowBytes
-from pyro_vae.program.sites import Sites, read_sites
-from pyro_vae.program.terms import nesting
+from pyro_vae.program.sites.sites import Sites, read_sites
+from pyro_vae.program.sites.whole import is_whole, one_datum, require_observed, require_plates
 from pyro_vae.program.told import Told, silenced, silent
-from pyro_vae.program.whole import is_whole, one_datum, require_observed, require_plates
 
 if TYPE_CHECKING:
     from pyro_vae.program.program import Program

@@ -11,7 +11,7 @@ from torch import nn
 from pyro_vae.arguments import counted
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.program import checks
-from pyro_vae.program.batch import (
+from pyro_vae.program.batches.batch import (
     Batch,
     Part,
     Whole,
@@ -23,12 +23,12 @@ from pyro_vae.program.batch import (
     num_rows,
     signature,
 )
-from pyro_vae.program.counters import looks_of
+from pyro_vae.program.batches.counters import looks_of
 from pyro_vae.program.handlers import data_frame, is_data, sample_sites
-from pyro_vae.program.masks import kept_units
-from pyro_vae.program.observed import Binding
 from pyro_vae.program.passes import BYTES_PER_PASS, bytes_per_row, most_rows
-from pyro_vae.program.sites import Sites
+from pyro_vae.program.sites.masks import kept_units
+from pyro_vae.program.sites.observed import Binding
+from pyro_vae.program.sites.sites import Sites
 
 if TYPE_CHECKING:
     from pyro_vae.program.program import Program

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyro_vae.arguments import counted
 from pyro_vae.errors import CheckpointError
-from pyro_vae.program.parameters import AVERAGES
+from pyro_vae.program.parameters.parameters import AVERAGES
 from pyro_vae.storage.bundle import bundle_path, check_state, read_bundle, serialise, write_bundle
 from pyro_vae.storage.differences import check_settings, renewed_options
 from pyro_vae.storage.history import History

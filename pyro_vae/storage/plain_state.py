@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import CheckpointError
 from pyro_vae.program.memory.uses import address_of
-from pyro_vae.program.object_graph import PROGRAM, holders, installed, names_loaded
+from pyro_vae.program.parameters.object_graph import PROGRAM, holders, installed, names_loaded
 from pyro_vae.program.program import Program
 from pyro_vae.storage.differences import differences
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import CheckpointError
-from pyro_vae.program.modules import generators_kept
+from pyro_vae.program.parameters.modules import generators_kept
 
 _NUMPY_WORDS, _PYTHON_WORDS = 624, 625
 _OWN = "loader"

@@ -15,7 +15,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from pyro_vae.arguments import counted, positive
 from pyro_vae.errors import ConfigError, DataError
-from pyro_vae.program.batch import (
+from pyro_vae.program.batches.batch import (
     Batch,
     dense,
     map_batch,
@@ -24,10 +24,8 @@ from pyro_vae.program.batch import (
     named_leaves,
     num_rows,
 )
-from pyro_vae.program.modules import generators_kept
-from pyro_vae.program.program import Program
-from pyro_vae.program.sparse_rows import SparseRows
-from pyro_vae.program.streams import (
+from pyro_vae.program.batches.sparse_rows import SparseRows
+from pyro_vae.program.batches.streams import (
     by_rows,
     filled,
     is_stream,
@@ -36,6 +34,8 @@ from pyro_vae.program.streams import (
     tensors_of,
     told_unmade,
 )
+from pyro_vae.program.parameters.modules import generators_kept
+from pyro_vae.program.program import Program
 from pyro_vae.storage.random_state import seeded_outside_torch
 from pyro_vae.training.parallel import World
 from pyro_vae.training.shared_buffers import digest

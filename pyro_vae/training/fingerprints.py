@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from pyro_vae.device import seeded
-from pyro_vae.program.batch import Batch, named_arguments_of, named_arrays
+from pyro_vae.program.batches.batch import Batch, named_arguments_of, named_arrays
+from pyro_vae.program.batches.sparse_rows import SparseRows
 from pyro_vae.program.program import Program
-from pyro_vae.program.sparse_rows import SparseRows
 from pyro_vae.storage.random_state import seeded_outside_torch
 from pyro_vae.training.feed import LoaderFeed, TensorFeed
 from pyro_vae.training.schedule_arguments import values_at

@@ -23,7 +23,7 @@ from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.inference.graphs.compiled_loss import Mode
 from pyro_vae.inference.objectives.objective import Objective
 from pyro_vae.inference.objectives.stock import as_objective
-from pyro_vae.program.batch import (
+from pyro_vae.program.batches.batch import (
     Batch,
     Part,
     Whole,
@@ -35,8 +35,8 @@ from pyro_vae.program.batch import (
 from pyro_vae.program.checks import SURPLUS, SURPLUS_OF_VALID
 from pyro_vae.program.first_call import forgotten_on_error
 from pyro_vae.program.program import Program
-from pyro_vae.program.sites import Sites
-from pyro_vae.program.whole import require_rows
+from pyro_vae.program.sites.sites import Sites
+from pyro_vae.program.sites.whole import require_rows
 from pyro_vae.storage.loggers import Loggers
 from pyro_vae.storage.random_state import seeded_outside_torch
 from pyro_vae.storage.run_folder import RunFolder

@@ -19,10 +19,10 @@ from pyro_vae.device import seeded
 from pyro_vae.errors import DataError, TrainingDiverged
 from pyro_vae.inference.objectives.elbo import ELBO
 from pyro_vae.inference.objectives.objective import Objective
-from pyro_vae.program.batch import Batch, map_batch, num_rows
+from pyro_vae.program.batches.batch import Batch, map_batch, num_rows
 from pyro_vae.program.bounds import mean_bound, mean_elbo
 from pyro_vae.program.handlers import Beta, validation
-from pyro_vae.program.modules import frozen_parts, trainable_parts
+from pyro_vae.program.parameters.modules import frozen_parts, trainable_parts
 from pyro_vae.program.program import Program
 from pyro_vae.progress import progress_bar
 from pyro_vae.storage.checkpoint import Checkpoint

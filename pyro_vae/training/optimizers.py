@@ -20,8 +20,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from pyro_vae.arguments import counted, number
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.objectives.objective import OptimizerFactory
-from pyro_vae.program.batch import Batch
-from pyro_vae.program.object_graph import installed
+from pyro_vae.program.batches.batch import Batch
+from pyro_vae.program.parameters.object_graph import installed
 from pyro_vae.program.program import Program
 from pyro_vae.torch_private import step_hooks
 

@@ -19,8 +19,8 @@ from pyro_vae.arguments import counted, positive, shown
 from pyro_vae.device import resolve_device
 from pyro_vae.errors import ConfigError, DeviceError, ProcessError
 from pyro_vae.extras import extra
-from pyro_vae.program.batch import Batch, map_rows, named_leaves, num_rows
-from pyro_vae.program.sparse_rows import SparseRows
+from pyro_vae.program.batches.batch import Batch, map_rows, named_leaves, num_rows
+from pyro_vae.program.batches.sparse_rows import SparseRows
 from pyro_vae.torch_private import default_store
 from pyro_vae.training.equal_parameters import require_equal_parameters
 from pyro_vae.training.shared_buffers import SharedBuffers, digest

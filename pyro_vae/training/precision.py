@@ -15,7 +15,7 @@ from torch.nn.modules.module import (
 )
 
 from pyro_vae.errors import ConfigError
-from pyro_vae.program.batch import Batch
+from pyro_vae.program.batches.batch import Batch
 from pyro_vae.program.program import Program
 
 Precision = Literal["32-true", "64-true", "bf16-mixed"] | None

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.program.batch import Batch
+from pyro_vae.program.batches.batch import Batch
 from pyro_vae.program.checks import has_density, unscaled
 from pyro_vae.program.handlers import sample_sites
 from pyro_vae.program.program import Program

@@ -19,7 +19,7 @@ from pyro_vae.inference.objectives.objective import (
 from pyro_vae.inference.objectives.stock import StockObjective
 from pyro_vae.program.handlers import Beta
 from pyro_vae.program.program import Program
-from pyro_vae.program.sites import Sites
+from pyro_vae.program.sites.sites import Sites
 from pyro_vae.storage.optimizer_state import plain
 from pyro_vae.training.adam import Adam
 from pyro_vae.training.feed import LoaderFeed, TensorFeed

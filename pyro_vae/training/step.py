@@ -14,9 +14,9 @@ from pyro_vae.inference.graphs.compiled_loss import CompiledLoss, Mode, another,
 from pyro_vae.inference.graphs.flat_inputs import global_norm
 from pyro_vae.inference.graphs.graph_step import Prepared, Traced, hooked
 from pyro_vae.inference.objectives.objective import Objective, OptimizerFactory, Update
-from pyro_vae.program.batch import Batch, map_rows, named_leaves, num_rows
+from pyro_vae.program.batches.batch import Batch, map_rows, named_leaves, num_rows
 from pyro_vae.program.handlers import Beta
-from pyro_vae.program.modules import leaves_behind, make_dense
+from pyro_vae.program.parameters.modules import leaves_behind, make_dense
 from pyro_vae.program.program import Program
 from pyro_vae.torch_private import skips_by_found_inf
 from pyro_vae.training.adam import Adam

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from pyro_vae.errors import ConfigError, DataError
-from pyro_vae.program.batch import Batch, chunks, named_leaves, num_rows
+from pyro_vae.program.batches.batch import Batch, chunks, named_leaves, num_rows
+from pyro_vae.program.batches.streams import join_batches
 from pyro_vae.program.passes import most_rows
 from pyro_vae.program.program import Program
-from pyro_vae.program.streams import join_batches
 from pyro_vae.training.feed import ANY, LoaderFeed, TensorFeed, gather, make_feed
 from pyro_vae.training.fingerprints import describe_data, describe_rows
 from pyro_vae.training.parallel import World

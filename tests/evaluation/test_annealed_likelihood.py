@@ -19,7 +19,7 @@ import pyro_vae as pv
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.evaluation import annealed_likelihood as annealing
 from pyro_vae.models import Autoencoder, LinearVAE
-from pyro_vae.program.log_joint import LogJoint
+from pyro_vae.program.densities.log_joint import LogJoint
 
 QUICK = pv.AIS(num_temperatures=2, chains=3, num_leapfrog=1, pilot=20)
 

@@ -4,8 +4,8 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.program import passes
-from pyro_vae.program.batch import num_rows
-from pyro_vae.program.streams import SpreadRows
+from pyro_vae.program.batches.batch import num_rows
+from pyro_vae.program.batches.streams import SpreadRows
 
 X = torch.bernoulli(torch.full((300, 6), 0.4), generator=torch.Generator().manual_seed(0))
 

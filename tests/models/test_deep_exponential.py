@@ -12,7 +12,7 @@ import pyro_vae as pv
 from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.models.bayesian import BayesianVAE
 from pyro_vae.models.deep_exponential import DEF
-from pyro_vae.program.batch import map_batch
+from pyro_vae.program.batches.batch import map_batch
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 COUNTS = torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 4.0], [0.0, 0.0, 0.0], [9.0, 5.0, 7.0]]).double()

@@ -12,7 +12,7 @@ BUGS = [
     ),
     Bug(
         "a model that is given data and observes none",
-        "program/whole.py",
+        "program/sites/whole.py",
         " or scoring_data(model):",
         " or True:",
         "tests/test_wrong_calls.py::test_a_wrong_call_is_told_in_a_sentence[nothing observed]",
@@ -34,7 +34,7 @@ BUGS = [
     ),
     Bug(
         "parameters with gaps in their memory",
-        "program/modules.py",
+        "program/parameters/modules.py",
         "            if stride != filled:\n",
         "            if False:\n",
         "tests/training/test_dense_parameters.py"
@@ -49,7 +49,7 @@ BUGS = [
     ),
     Bug(
         "row numbers of a program's own overruled",
-        "program/numbered.py",
+        "program/sites/numbered.py",
         "        if asked and subsample is None:",
         "        if asked:",
         "tests/program/test_row_numbers.py"
@@ -105,7 +105,7 @@ BUGS = [
     ),
     Bug(
         "a list of two pairs taken for one pair",
-        "program/listed_batches.py",
+        "program/batches/listed_batches.py",
         "        if listed or not one or len(",
         "        if len(data) == 2 or listed or not one or len(",
         "tests/program/test_one_argument.py::test_a_list_of_pairs_is_one_of_batches",
@@ -335,7 +335,7 @@ BUGS = [
     ),
     Bug(
         "calls counted by looks in a hook",
-        "program/object_graph.py",
+        "program/parameters/object_graph.py",
         '                self.push("", hook)\n',
         "                pass\n",
         "tests/program/test_own_state.py"
@@ -426,21 +426,21 @@ BUGS = [
     ),
     Bug(
         "constants settled by the first rows",
-        "program/constants.py",
+        "program/looks/constants.py",
         "return self._contrasts.more_in(batch)",
         "return False",
         "tests/program/looks/test_cuts.py::test_a_look_at_rows_that_are_equal_settles_no_constants",
     ),
     Bug(
         "weights at zero while the rows are cut",
-        "program/modules.py",
+        "program/parameters/modules.py",
         "        row[zero] = (size",
         "        zero = (size",
         "tests/program/looks/test_cuts.py::test_a_weight_that_starts_at_zero_hides_no_mean_of_all_rows",
     ),
     Bug(
         "a weight left off zero",
-        "program/modules.py",
+        "program/parameters/modules.py",
         "            row[zero] = before",
         "            pass",
         "tests/program/looks/test_cuts.py::test_a_weight_that_starts_at_zero_hides_no_mean_of_all_rows",
@@ -486,7 +486,7 @@ BUGS = [
     ),
     Bug(
         "buffers left as looks wrote them",
-        "program/modules.py",
+        "program/parameters/modules.py",
         "if version_of(buffer) != version:",
         "if False:",
         "tests/program/test_own_state.py"
@@ -494,21 +494,21 @@ BUGS = [
     ),
     Bug(
         "tiled rows counted K times",
-        "program/terms.py",
+        "program/densities/terms.py",
         "draw.batch_size = frame.size // layout.tiles",
         "draw.batch_size = frame.size",
         "tests/program/test_edge_programs.py::test_a_tiled_program_keeps_its_n[49]",
     ),
     Bug(
         "tiles read in the other order",
-        "program/site_densities.py",
+        "program/densities/site_densities.py",
         "return value.reshape(self.tiles, -1)",
         "return value.reshape(-1, self.tiles).mT",
         "tests/program/test_program.py::test_tiles_where_a_model_does_not_broadcast[build1-True]",
     ),
     Bug(
         "a score under the weights of handlers",
-        "program/terms.py",
+        "program/densities/terms.py",
         "scores[name] = summed(parts.score_function, 1.0)",
         "scores[name] = summed(parts.score_function, handler_scale(site))",
         "tests/inference/objectives/test_gradients.py::test_mean_gradient_under_a"
@@ -516,7 +516,7 @@ BUGS = [
     ),
     Bug(
         "the entropy of sites without a path",
-        "program/terms.py",
+        "program/densities/terms.py",
         "        draw.no_path += (name,)",
         "        pass",
         "tests/program/test_program.py::test_score_terms_stand_for_what_has_no_path",
@@ -559,28 +559,28 @@ BUGS = [
     ),
     Bug(
         "a sum not split by the chain rule",
-        "program/terms.py",
+        "program/densities/terms.py",
         "draw.log_p[group.label] = group.weigh(total - known, layout, group.observed)",
         "draw.log_p[group.label] = group.weigh(total, layout, group.observed)",
         "tests/program/test_enumeration.py::test_a_latent_under_a_sum_keeps_its_own_density",
     ),
     Bug(
         "no Jacobian in the log joint",
-        "program/log_joint.py",
+        "program/densities/log_joint.py",
         "return sum(log_p.values()) + jacobian + self.log_masked(u)",
         "return sum(log_p.values()) + self.log_masked(u)",
         "tests/program/test_log_joint.py::test_densities_on_constrained_supports[Constrained-1]",
     ),
     Bug(
         "no Jacobian in the guide's density",
-        "program/log_joint.py",
+        "program/densities/log_joint.py",
         "return sum(log_q.values()) + jacobian + self.log_masked(u)",
         "return sum(log_q.values()) + self.log_masked(u)",
         "tests/program/test_log_joint.py::test_densities_on_constrained_supports[Constrained-1]",
     ),
     Bug(
         "a density kept for a tensor that was written to",
-        "program/log_joint.py",
+        "program/densities/log_joint.py",
         "key = (version_of(u), u.requires_grad and torch.is_grad_enabled())",
         "key = (0, u.requires_grad and torch.is_grad_enabled())",
         "tests/program/test_log_joint.py::test_one_model_pass_serves_prior_and_jo"
@@ -588,14 +588,14 @@ BUGS = [
     ),
     Bug(
         "masks of the first rows",
-        "program/log_joint.py",
+        "program/densities/log_joint.py",
         "if self._masks:  # those of the other rows; at zero, so that no noise is drawn",
         "if False:",
         "tests/program/test_masked_latents.py::test_the_traced_density_reads_the_mask_of_its_rows",
     ),
     Bug(
         "chains that take the weights of a program",
-        "program/log_joint.py",
+        "program/densities/log_joint.py",
         "joint = program.summed_joint(batch).observing(observed or {})\n        with",
         "joint = program.joint(batch).observing(observed or {})\n        with",
         "tests/program/test_weights_on_rows.py::test_likelihoods_are_those_of_the"
@@ -603,21 +603,21 @@ BUGS = [
     ),
     Bug(
         "particles placed among the rows in the wrong order",
-        "program/joint.py",
+        "program/densities/joint.py",
         "return value.movedim(0, axis).flatten(axis, axis + 1)",
         "return value.movedim(0, axis + 1).flatten(axis, axis + 1)",
         "tests/program/test_log_joint.py::test_densities_on_constrained_supports[Tiled-3]",
     ),
     Bug(
         "dreams scored at the real data",
-        "program/joint.py",
+        "program/densities/joint.py",
         "args, kwargs = self._replace(self.args, self.kwargs, values)",
         "args, kwargs = self.args, self.kwargs",
         "tests/program/test_program.py::test_a_dream_is_scored_at_its_own_data",
     ),
     Bug(
         "a parameter outside its bounds",
-        "program/parameters.py",
+        "program/parameters/parameters.py",
         "value = transform_to(self._constraints.setdefault(key, constraint))(unconstrained)",
         "value = unconstrained.view_as(unconstrained)",
         "tests/program/test_program.py::test_constrained_parameters_stay_inside_and_train",
@@ -645,7 +645,7 @@ BUGS = [
     ),
     Bug(
         "N/B squared",
-        "program/site_densities.py",
+        "program/densities/site_densities.py",
         "            scale = scale / (frame.full_size / frame.size)",
         "            pass",
         "tests/inference/objectives/test_objectives.py::test_zero_variance_of_a_p"
@@ -653,14 +653,14 @@ BUGS = [
     ),
     Bug(
         "a dream written over the whole argument",
-        "program/observed.py",
+        "program/sites/observed.py",
         "        changed = base.clone(memory_format=torch.contiguous_format)\n",
         "        changed = torch.zeros_like(base, memory_format=torch.contiguous_format)\n",
         "tests/program/test_reader.py::test_a_plate_left_of_another_and_views_of_an_argument",
     ),
     Bug(
         "an offset left out of a view",
-        "program/observed.py",
+        "program/sites/observed.py",
         "dense.storage_offset() + self.offset",
         "dense.storage_offset()",
         "tests/program/test_reader.py::test_a_plate_left_of_another_and_views_of_an_argument",
@@ -675,7 +675,7 @@ BUGS = [
     ),
     Bug(
         "a parameter that comes late is not trained",
-        "program/parameters.py",
+        "program/parameters/parameters.py",
         "            self.version += 1\n\n    def take_average",
         "            pass\n\n    def take_average",
         "tests/training/test_late_parameters.py"
@@ -698,7 +698,7 @@ BUGS = [
     ),
     Bug(
         "a latent scored where it is not there, summed value by value",
-        "program/one_by_one.py",
+        "program/densities/one_by_one.py",
         "if as_drawn and name not in sizes and _masks_move(told):",
         "if not as_drawn and name not in sizes and _masks_move(told):",
         "tests/program/test_masks_of_summed_latents.py::test_a_likelihood_sums_what_the_model_draws"
@@ -706,14 +706,14 @@ BUGS = [
     ),
     Bug(
         "codes of rows in another order",
-        "program/joining.py",
+        "program/densities/joining.py",
         "torch.cat([p[name] if name in p else",
         "torch.cat([p[name].flip(dim) if name in p else",
         "tests/evaluation/test_generation.py::test_codes_are_the_posterior_means",
     ),
     Bug(
         "densities of unequal lengths compared",
-        "program/site_densities.py",
+        "program/densities/site_densities.py",
         ' or getattr(fn, "kept", None) is not None',
         "",
         "tests/test_sequence_data.py::test_paths_of_unequal_length_have_no_information_to"
@@ -721,7 +721,7 @@ BUGS = [
     ),
     Bug(
         "draws that go on behind the end",
-        "program/log_joint.py",
+        "program/densities/log_joint.py",
         "if slot.name in self._ends:",
         "if False:",
         "tests/test_sequence_data.py::test_posterior_draws_end_where_their_sequences_do",
@@ -736,7 +736,7 @@ BUGS = [
     ),
     Bug(
         "a mask that an automatic guide lacks in silence",
-        "program/masks.py",
+        "program/sites/masks.py",
         "others = carriers().get(name, ()) if point else ()",
         "others = ()",
         "tests/program/test_masked_latents.py"
@@ -752,7 +752,7 @@ BUGS = [
     ),
     Bug(
         "a point beside a joint guide in silence",
-        "program/points.py",
+        "program/densities/points.py",
         "spread = {*terms.carried, *dependence.together}",
         "spread = {*(terms.latents if dependence.together else terms.carried)}",
         "tests/evaluation/test_likelihood.py"
@@ -767,7 +767,7 @@ BUGS = [
     ),
     Bug(
         "units that no plate holds left out of a sum over classes",
-        "program/enumeration.py",
+        "program/densities/enumeration.py",
         "if dim not in known and shape[dim] > 1]\n    return frames",
         "if False]\n    return frames",
         "tests/program/test_edge_programs.py"
@@ -775,7 +775,7 @@ BUGS = [
     ),
     Bug(
         "a density that a point mass tells of counted where the model has none",
-        "program/masks.py",
+        "program/sites/masks.py",
         "isinstance(innermost(guide), Delta) and not has_density_of_its_own(guide)",
         "isinstance(innermost(guide), Delta)",
         "tests/program/test_masked_latents.py"

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import pyro_vae as pv
 from pyro_vae.errors import DataError, ProgramError
-from pyro_vae.program.batch import map_rows
+from pyro_vae.program.batches.batch import map_rows
 from pyro_vae.program.program import Program
 
 

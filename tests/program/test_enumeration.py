@@ -13,7 +13,7 @@ from torch import nn
 import pyro_vae as pv
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.inference.objectives.stock import as_objective
-from pyro_vae.program.joint import Joint, trace_of
+from pyro_vae.program.densities.joint import Joint, trace_of
 
 torch.manual_seed(31)
 X = torch.randn(7, dtype=torch.float64) * 1.5

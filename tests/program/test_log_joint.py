@@ -15,7 +15,7 @@ from torch import distributions as td
 from pyro_vae.errors import ProgramError
 from pyro_vae.models import Autoencoder, LinearVAE
 from pyro_vae.program.bounds import scoring
-from pyro_vae.program.log_joint import LogJoint
+from pyro_vae.program.densities.log_joint import LogJoint
 from pyro_vae.program.program import Program
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}

@@ -18,7 +18,7 @@ import pyro_vae as pv
 from pyro_vae.distributions import Padded
 from pyro_vae.errors import DataError
 from pyro_vae.inference.graphs.density_graphs import DensityGraphs
-from pyro_vae.program.log_joint import LogJoint
+from pyro_vae.program.densities.log_joint import LogJoint
 from pyro_vae.program.passes import scoring
 from pyro_vae.program.told import Told, silent
 

@@ -14,7 +14,7 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 
 import pyro_vae as pv
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.log_joint import LogJoint
+from pyro_vae.program.densities.log_joint import LogJoint
 from pyro_vae.program.passes import scoring
 
 P = 0.3

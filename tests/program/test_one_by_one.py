@@ -8,7 +8,7 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.log_joint import LogJoint
+from pyro_vae.program.densities.log_joint import LogJoint
 
 torch.manual_seed(31)
 X = torch.randn(7, dtype=torch.float64) * 1.5

@@ -16,7 +16,7 @@ from torch.distributions import constraints
 
 import pyro_vae as pv
 from pyro_vae.errors import ConfigError, ProgramError
-from pyro_vae.program import object_graph
+from pyro_vae.program.parameters import object_graph
 
 # -- tensors that no module holds ------------------------------------------------------------------
 

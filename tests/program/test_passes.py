@@ -12,9 +12,9 @@ import pyro_vae as pv
 from pyro_vae.errors import DataError
 from pyro_vae.evaluation import codes
 from pyro_vae.program import passes
-from pyro_vae.program.joint import Joint
+from pyro_vae.program.densities.joint import Joint
 from pyro_vae.program.passes import Verb
-from pyro_vae.program.sites import Sites
+from pyro_vae.program.sites.sites import Sites
 
 
 class Shared(nn.Module):

@@ -24,7 +24,7 @@ from torch.distributions import constraints
 
 import pyro_vae as pv
 from pyro_vae.errors import DataError, ProgramError
-from pyro_vae.program.batch import arguments, map_batch
+from pyro_vae.program.batches.batch import arguments, map_batch
 
 X = torch.linspace(-1, 1, 42, dtype=torch.float64).reshape(7, 6)
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae as pv
 from pyro_vae.errors import DataError, ProgramError
-from pyro_vae.program.batch import map_rows
+from pyro_vae.program.batches.batch import map_rows
 
 N = 8
 X = torch.linspace(-2.0, 2.0, N)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 import pyro_vae as pv
 from pyro_vae.errors import DataError
 from pyro_vae.models import LDA, ProdLDA
-from pyro_vae.program.sparse_rows import SparseRows
+from pyro_vae.program.batches.sparse_rows import SparseRows
 
 torch.manual_seed(0)
 X = torch.poisson(0.4 * torch.rand(37, 12))

@@ -23,7 +23,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 import pyro_vae as pv
 from pyro_vae.errors import DataError
-from pyro_vae.program.batch import check_finite, named_leaves, num_rows
+from pyro_vae.program.batches.batch import check_finite, named_leaves, num_rows
 from pyro_vae.training.feed import TensorFeed, make_feed, with_last_joined
 
 N = 23

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.program.modules import frozen_parts
+from pyro_vae.program.parameters.modules import frozen_parts
 
 X = torch.randn(96, 6, generator=torch.Generator().manual_seed(0)) * 2 + 3
 

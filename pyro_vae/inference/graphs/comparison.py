@@ -14,7 +14,7 @@ from pyro_vae.inference.graphs.aliases import Aliases
 from pyro_vae.inference.graphs.course import Course
 from pyro_vae.inference.graphs.flat_inputs import FlatStep, flat_weights, leaves_of
 from pyro_vae.inference.graphs.python_state import drawn_elsewhere
-from pyro_vae.program.batch import Batch, cuda_devices, map_batch, map_rows, num_rows
+from pyro_vae.program.batches.batch import Batch, cuda_devices, map_batch, map_rows, num_rows
 from pyro_vae.torch_private import gradient_hooks
 
 # Of the program's own rounding errors, as one other rounding of its weights shows them: these vary

@@ -39,7 +39,7 @@ from pyro_vae.inference.graphs.kept_graphs import Kept, KeptGraphs
 from pyro_vae.inference.graphs.program_step import Loss, ProgramStep
 from pyro_vae.inference.graphs.python_state import Place, PythonState
 from pyro_vae.inference.graphs.simplify import written_inputs
-from pyro_vae.program.batch import Batch, map_batch, named_leaves
+from pyro_vae.program.batches.batch import Batch, map_batch, named_leaves
 from pyro_vae.program.handlers import Beta
 from pyro_vae.program.program import Program
 

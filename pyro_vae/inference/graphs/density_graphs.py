@@ -12,8 +12,8 @@ from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.graphs.compiled_loss import Mode
 from pyro_vae.inference.graphs.make_graph import make_graph
 from pyro_vae.inference.sampling.hmc import LogDensity, log_prob_and_grad
-from pyro_vae.program.batch import Batch, map_batch, signature
-from pyro_vae.program.log_joint import LogJoint
+from pyro_vae.program.batches.batch import Batch, map_batch, signature
+from pyro_vae.program.densities.log_joint import LogJoint
 
 
 class TracedDensity:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from pyro_vae.program.batch import Batch, Part, Whole, named_leaves
+from pyro_vae.program.batches.batch import Batch, Part, Whole, named_leaves
 from pyro_vae.program.handlers import Beta
 from pyro_vae.torch_private import foreach_norm
 

@@ -28,9 +28,9 @@ from pyro_vae.inference.graphs.flat_inputs import flat_weights, leaves_of
 from pyro_vae.inference.graphs.graph_step import Traced
 from pyro_vae.inference.graphs.python_state import PythonState
 from pyro_vae.inference.graphs.tracing import trace_step
-from pyro_vae.program.batch import Batch, named_leaves
+from pyro_vae.program.batches.batch import Batch, named_leaves
+from pyro_vae.program.densities.joint import Joint
 from pyro_vae.program.handlers import validation
-from pyro_vae.program.joint import Joint
 from pyro_vae.program.memory.own_state import Moment, OwnState
 from pyro_vae.program.program import Program
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pyro_vae.inference.graphs.course import memory_of
 from pyro_vae.program.memory.iterators import Retold
-from pyro_vae.program.object_graph import installed
+from pyro_vae.program.parameters.object_graph import installed
 from pyro_vae.torch_private import MODULE_HOOKS, version_of
 
 _LIBRARIES = ("torch", "pyro", "numpy", "pyro_vae")

@@ -16,7 +16,7 @@ from pyro_vae.inference.graphs.flat_inputs import flat_weights, leaves_of, unfla
 from pyro_vae.inference.graphs.make_graph import make_graph
 from pyro_vae.inference.graphs.python_state import drawn_elsewhere
 from pyro_vae.inference.graphs.simplify import refuse_moving_shapes, simplify
-from pyro_vae.program.batch import Batch, map_batch
+from pyro_vae.program.batches.batch import Batch, map_batch
 
 
 def trace_step(

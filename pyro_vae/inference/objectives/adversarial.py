@@ -16,13 +16,13 @@ from torch.nn.functional import softplus
 from pyro_vae.arguments import positive, require_network
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.objectives.objective import OptimizerFactory, Update, require_rows
-from pyro_vae.program.batch import named_leaves, num_rows
+from pyro_vae.program.batches.batch import named_leaves, num_rows
+from pyro_vae.program.densities.joint import Joint
+from pyro_vae.program.densities.site_densities import kl_weight
+from pyro_vae.program.densities.terms import Terms
 from pyro_vae.program.handlers import data_frame, sample_sites
-from pyro_vae.program.joint import Joint
-from pyro_vae.program.plates import of_datum
 from pyro_vae.program.program import Program
-from pyro_vae.program.site_densities import kl_weight
-from pyro_vae.program.terms import Terms
+from pyro_vae.program.sites.plates import of_datum
 
 _CALMER = (
     "Give the critic a lower rate (critic_optimizer), spectral_norm=True, or a bound on its scales"

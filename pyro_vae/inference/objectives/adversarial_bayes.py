@@ -19,7 +19,7 @@ from pyro_vae.inference.objectives.adversarial import (
     told_apart,
 )
 from pyro_vae.inference.objectives.objective import OptimizerFactory, Update, with_globals
-from pyro_vae.program.joint import Joint
+from pyro_vae.program.densities.joint import Joint
 from pyro_vae.program.program import Program
 
 

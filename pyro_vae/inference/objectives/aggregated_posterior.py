@@ -18,7 +18,7 @@ from pyro_vae.inference.objectives.adversarial import (
     told_apart,
 )
 from pyro_vae.inference.objectives.objective import OptimizerFactory, Update, with_globals
-from pyro_vae.program.joint import Joint
+from pyro_vae.program.densities.joint import Joint
 from pyro_vae.program.program import Program
 
 _SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # of the kernel, in units of the prior's

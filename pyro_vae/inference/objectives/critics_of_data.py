@@ -25,14 +25,14 @@ from pyro_vae.inference.objectives.objective import (
     require_rows,
     with_globals,
 )
-from pyro_vae.program.batch import Batch
+from pyro_vae.program.batches.batch import Batch
 from pyro_vae.program.checks import distribution_name
+from pyro_vae.program.densities.joint import Joint
+from pyro_vae.program.densities.site_densities import is_plain, masked_inside
+from pyro_vae.program.densities.terms import Terms, stack
 from pyro_vae.program.handlers import is_data, sample_sites, validation
-from pyro_vae.program.joint import Joint
-from pyro_vae.program.plates import of_datum
 from pyro_vae.program.program import Program
-from pyro_vae.program.site_densities import is_plain, masked_inside
-from pyro_vae.program.terms import Terms, stack
+from pyro_vae.program.sites.plates import of_datum
 
 
 @typed

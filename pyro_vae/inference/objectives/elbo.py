@@ -9,7 +9,7 @@ from torch.distributions import kl_divergence
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.inference.objectives.objective import TermsObjective, require_rows
-from pyro_vae.program.terms import Terms
+from pyro_vae.program.densities.terms import Terms
 
 
 class ELBO(TermsObjective):

@@ -14,13 +14,13 @@ from pyro_vae.inference.objectives.elbo import elbo_of
 from pyro_vae.inference.objectives.objective import Update, require_paths
 from pyro_vae.inference.objectives.pathwise import with_prior
 from pyro_vae.inference.sampling.hmc import hmc_init, hmc_step
-from pyro_vae.program.batch import named_arguments
+from pyro_vae.program.batches.batch import named_arguments
 from pyro_vae.program.bounds import scoring
-from pyro_vae.program.joint import Joint, Leaf
-from pyro_vae.program.log_joint import LogJoint
-from pyro_vae.program.modules import evaluating
+from pyro_vae.program.densities.joint import Joint, Leaf
+from pyro_vae.program.densities.log_joint import LogJoint
+from pyro_vae.program.densities.terms import Terms, stack
+from pyro_vae.program.parameters.modules import evaluating
 from pyro_vae.program.program import Program
-from pyro_vae.program.terms import Terms, stack
 
 _GAIN = 0.05  # of the step size's log, per training step and unit of acceptance missed
 _LIMIT = 10.0  # of that log: a chain that cannot move must not drive the step to zero or infinity

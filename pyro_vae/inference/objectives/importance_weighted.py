@@ -6,7 +6,7 @@ from torch import Tensor
 from pyro_vae.arguments import number, typed
 from pyro_vae.inference.objectives.objective import TermsObjective, require_paths, with_globals
 from pyro_vae.inference.sampling.importance_weights import log_mean_exp
-from pyro_vae.program.terms import Terms
+from pyro_vae.program.densities.terms import Terms
 
 
 class IWAE(TermsObjective):

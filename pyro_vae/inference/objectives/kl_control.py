@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_vae.arguments import number, typed
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.objectives.objective import TermsObjective, require_paths, with_globals
-from pyro_vae.program.terms import Terms
+from pyro_vae.program.densities.terms import Terms
 
 
 @typed

@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_vae.arguments import number, typed
 from pyro_vae.errors import ProgramError
 from pyro_vae.inference.objectives.objective import TermsObjective, Update
-from pyro_vae.program.joint import Joint
+from pyro_vae.program.densities.joint import Joint
 from pyro_vae.program.program import Program
 
 

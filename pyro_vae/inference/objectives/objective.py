@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import ConfigError, ProgramError
-from pyro_vae.program.joint import Joint
+from pyro_vae.program.densities.joint import Joint
+from pyro_vae.program.densities.terms import Terms
 from pyro_vae.program.looks.dependence import dependence_of
 from pyro_vae.program.looks.findings import Dependence
 from pyro_vae.program.program import Program
-from pyro_vae.program.terms import Terms
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 

@@ -9,8 +9,8 @@ from pyro_vae.arguments import typed
 from pyro_vae.inference.objectives.elbo import elbo_of
 from pyro_vae.inference.objectives.objective import TermsObjective, require_paths, with_globals
 from pyro_vae.inference.sampling.importance_weights import log_mean_exp
-from pyro_vae.program.joint import Joint, Leaf
-from pyro_vae.program.terms import Terms
+from pyro_vae.program.densities.joint import Joint, Leaf
+from pyro_vae.program.densities.terms import Terms
 
 
 class _PathObjective(TermsObjective):

@@ -19,10 +19,10 @@ from pyro_vae.inference.objectives.objective import (
     with_globals,
 )
 from pyro_vae.inference.sampling.importance_weights import log_mean_exp
+from pyro_vae.program.densities.joint import Joint
+from pyro_vae.program.densities.terms import Terms, stack
 from pyro_vae.program.handlers import Message, data_frame, sample_sites
-from pyro_vae.program.joint import Joint
 from pyro_vae.program.program import Program
-from pyro_vae.program.terms import Terms, stack
 
 
 @typed

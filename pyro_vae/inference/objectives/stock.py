@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.objectives.elbo import ELBO
 from pyro_vae.inference.objectives.objective import Objective, Update
+from pyro_vae.program.densities.joint import Joint
 from pyro_vae.program.handlers import Message, WantParameters
-from pyro_vae.program.joint import Joint
 from pyro_vae.program.program import Program
 
 

@@ -7,7 +7,7 @@ from pyro_vae.arguments import number, typed
 from pyro_vae.errors import ProgramError
 from pyro_vae.inference.objectives.elbo import ELBO
 from pyro_vae.inference.objectives.objective import TermsObjective
-from pyro_vae.program.terms import Terms
+from pyro_vae.program.densities.terms import Terms
 
 
 class VQ(TermsObjective):

@@ -7,7 +7,7 @@ from pyro_vae.arguments import number, typed
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.objectives.objective import TermsObjective, with_globals
 from pyro_vae.inference.sampling.importance_weights import log_mean_exp
-from pyro_vae.program.joint import Joint
+from pyro_vae.program.densities.joint import Joint
 
 
 class ReweightedWakeSleep(TermsObjective):

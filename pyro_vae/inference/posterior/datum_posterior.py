@@ -12,15 +12,15 @@ from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.inference.posterior.gaussians import Gaussians
 from pyro_vae.inference.posterior.local_fits import Fitted
 from pyro_vae.program import bounds
-from pyro_vae.program.batch import Batch, num_rows
+from pyro_vae.program.batches.batch import Batch, num_rows
+from pyro_vae.program.densities.joining import Values, join_sites, single
+from pyro_vae.program.densities.joint import Joint
+from pyro_vae.program.densities.log_joint import LogJoint
 from pyro_vae.program.handlers import sample_sites
-from pyro_vae.program.joining import Values, join_sites, single
-from pyro_vae.program.joint import Joint
-from pyro_vae.program.log_joint import LogJoint
 from pyro_vae.program.looks.refusals import require_each, require_weights
 from pyro_vae.program.passes import Pass, Passes, runs, scoring
-from pyro_vae.program.plates import inner_plates, of_datum
-from pyro_vae.program.roles import latent_names
+from pyro_vae.program.sites.plates import inner_plates, of_datum
+from pyro_vae.program.sites.roles import latent_names
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.figure import Figure

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_vae.program.densities.log_joint import LogJoint, Slot
 from pyro_vae.program.handlers import sample_sites
-from pyro_vae.program.log_joint import LogJoint, Slot
 
 _DRAWS = 64  # where moments are not known in closed form
 

@@ -21,9 +21,9 @@ from pyro_vae.inference.graphs.density_graphs import DensityGraphs
 from pyro_vae.inference.sampling.diagnostics import RHAT_LIMIT, rhat_and_ess
 from pyro_vae.inference.sampling.hmc import LogDensity, log_prob_and_grad
 from pyro_vae.program import checks
-from pyro_vae.program.batch import Batch, num_rows
+from pyro_vae.program.batches.batch import Batch, num_rows
+from pyro_vae.program.densities.log_joint import Wrapped, transform_of
 from pyro_vae.program.handlers import sample_sites
-from pyro_vae.program.log_joint import Wrapped, transform_of
 from pyro_vae.program.passes import Passes
 from pyro_vae.program.program import Program
 

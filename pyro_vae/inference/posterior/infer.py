@@ -11,10 +11,10 @@ from pyro_vae.inference.posterior.datum_posterior import Amortised, LocalPosteri
 from pyro_vae.inference.posterior.local_fits import Local, fit_local, semi
 from pyro_vae.inference.posterior.local_guide import LocalGuide
 from pyro_vae.inference.posterior.refine import HMC, refine
-from pyro_vae.program.batch import Batch, map_rows, num_rows
+from pyro_vae.program.batches.batch import Batch, map_rows, num_rows
+from pyro_vae.program.batches.streams import is_stream
 from pyro_vae.program.passes import Verb
 from pyro_vae.program.program import Program
-from pyro_vae.program.streams import is_stream
 
 How = Literal["amortised", "local", "semi", "hmc"]
 _NO_LOCAL = "there is no datum's posterior to infer; refine draws the global latents"

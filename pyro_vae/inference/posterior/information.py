@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.batch import Batch, map_rows, num_rows
+from pyro_vae.program.batches.batch import Batch, map_rows, num_rows
 from pyro_vae.program.bounds import passes
+from pyro_vae.program.densities.site_densities import masked_inside
+from pyro_vae.program.densities.terms import Latent
 from pyro_vae.program.handlers import data_frame, sample_sites
 from pyro_vae.program.judged import Judged
-from pyro_vae.program.plates import by_plates, data_dim, inner_plates, of_datum
 from pyro_vae.program.program import Program
-from pyro_vae.program.site_densities import masked_inside
-from pyro_vae.program.terms import Latent
+from pyro_vae.program.sites.plates import by_plates, data_dim, inner_plates, of_datum
 
 _LOG_2PI = math.log(2 * math.pi)
 _PAIRS = 1 << 21  # (probe, datum) pairs at a time where they are cheap: 16 MB each tensor

@@ -23,9 +23,9 @@ from pyro_vae.inference.posterior.gaussians import (
 )
 from pyro_vae.inference.sampling.hmc import LogDensity, log_prob_and_grad
 from pyro_vae.program import bounds
-from pyro_vae.program.batch import Batch, map_rows
+from pyro_vae.program.batches.batch import Batch, map_rows
 from pyro_vae.program.bounds import scoring
-from pyro_vae.program.log_joint import LogJoint
+from pyro_vae.program.densities.log_joint import LogJoint
 from pyro_vae.program.program import Program
 from pyro_vae.progress import progress_bar
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyro_vae.arguments import integer, number, positive, shown, typed
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.program import checks
-from pyro_vae.program.batch import (
+from pyro_vae.program.batches.batch import (
     Batch,
     Whole,
     arguments,
@@ -26,11 +26,11 @@ from pyro_vae.program.batch import (
     num_rows,
     rows_of,
 )
-from pyro_vae.program.log_joint import Slot, read_slots
-from pyro_vae.program.masks import without_masks
-from pyro_vae.program.modules import owners
-from pyro_vae.program.prior_guide import prior_of
+from pyro_vae.program.densities.log_joint import Slot, read_slots
+from pyro_vae.program.parameters.modules import owners
 from pyro_vae.program.program import Program
+from pyro_vae.program.sites.masks import without_masks
+from pyro_vae.program.sites.prior_guide import prior_of
 
 ROW = "row"
 

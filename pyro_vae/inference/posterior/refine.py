@@ -22,9 +22,9 @@ from pyro_vae.inference.sampling.adaptation import start_variance, warm_up
 from pyro_vae.inference.sampling.diagnostics import RHAT_LIMIT, rhat_and_ess
 from pyro_vae.inference.sampling.hmc import LogDensity, hmc_init, hmc_step
 from pyro_vae.names import Answer
-from pyro_vae.program.batch import Batch
-from pyro_vae.program.joining import Values, join_sites, single
-from pyro_vae.program.log_joint import LogJoint
+from pyro_vae.program.batches.batch import Batch
+from pyro_vae.program.densities.joining import Values, join_sites, single
+from pyro_vae.program.densities.log_joint import LogJoint
 from pyro_vae.program.passes import Pass, Passes, Verb
 from pyro_vae.program.program import Program
 from pyro_vae.progress import progress_bar

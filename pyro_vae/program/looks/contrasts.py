@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from pyro_vae.program.batch import Batch, named_arguments_of
+from pyro_vae.program.batches.batch import Batch, named_arguments_of
 
 _FEW = 64  # rows of a large argument to look at
 

@@ -12,7 +12,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyro_vae.program.batch import Batch, map_batch, map_rows, named_leaves, num_rows
+from pyro_vae.program.batches.batch import Batch, map_batch, map_rows, named_leaves, num_rows
 from pyro_vae.program.checks import has_density
 from pyro_vae.program.handlers import (
     Message,

@@ -12,7 +12,8 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyro_vae.program.batch import Batch, arguments, cuda_devices, map_rows
+from pyro_vae.program.batches.batch import Batch, arguments, cuda_devices, map_rows
+from pyro_vae.program.densities.joint import Joint, trace_of
 from pyro_vae.program.handlers import (
     FAILURES,
     Message,
@@ -22,11 +23,10 @@ from pyro_vae.program.handlers import (
     sample_sites,
     validation,
 )
-from pyro_vae.program.joint import Joint, trace_of
 from pyro_vae.program.looks.cuts import GUIDE, MODEL, Change, Kind, Term
 from pyro_vae.program.looks.findings import Dependence
 from pyro_vae.program.looks.own_weights import counted_of, is_global
-from pyro_vae.program.modules import leaves_behind
+from pyro_vae.program.parameters.modules import leaves_behind
 from pyro_vae.torch_private import pytree
 
 Alike = Callable[[], AbstractContextManager[Any]]

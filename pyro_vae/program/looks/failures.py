@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.program.batch import Batch, Form, named_leaves, num_rows, under_handlers
+from pyro_vae.program.batches.batch import Batch, Form, named_leaves, num_rows, under_handlers
 
 ONLY_ENUMERATED = (
     "; model and guide run with their discrete latents enumerated, as TraceEnum_ELBO runs them, "

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pyro_vae.program.batch import Batch, num_rows
+from pyro_vae.program.batches.batch import Batch, num_rows
 from pyro_vae.program.handlers import sample_sites
 from pyro_vae.program.looks.cuts import cut_to, unlike
 from pyro_vae.program.looks.findings import Dependence
 from pyro_vae.program.looks.own_weights import counted_of
 from pyro_vae.program.looks.refusals import tell_of_moving
-from pyro_vae.program.modules import training
-from pyro_vae.program.object_graph import holders, names_mentioned
+from pyro_vae.program.parameters.modules import training
+from pyro_vae.program.parameters.object_graph import holders, names_mentioned
 
 if TYPE_CHECKING:
     from pyro_vae.program.program import Program

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_vae.errors import DataError, PyroVaeError
 from pyro_vae.program import checks
-from pyro_vae.program.batch import (
+from pyro_vae.program.batches.batch import (
     Batch,
     Part,
     arguments,
@@ -21,9 +21,8 @@ from pyro_vae.program.batch import (
     num_rows,
     takes,
 )
-from pyro_vae.program.discovery import Discovery
+from pyro_vae.program.densities.joint import Joint
 from pyro_vae.program.handlers import FAILURES, WrittenSizes, validation
-from pyro_vae.program.joint import Joint
 from pyro_vae.program.looks.cuts import Pair, cut_to, has_nan, unlike
 from pyro_vae.program.looks.failures import (
     ONLY_ENUMERATED,
@@ -39,15 +38,16 @@ from pyro_vae.program.looks.failures import (
 )
 from pyro_vae.program.memory.noise import Noise
 from pyro_vae.program.memory.own_state import OwnState
-from pyro_vae.program.modules import (
+from pyro_vae.program.parameters.discovery import Discovery
+from pyro_vae.program.parameters.modules import (
     buffers_kept,
     evaluating,
     generators_kept,
     off_zero,
     seed_generators,
 )
-from pyro_vae.program.numbered import forget_plates, guides_remembered, numbered
-from pyro_vae.program.plates import find_plate, shown_canonically, with_name_in_guide
+from pyro_vae.program.sites.numbered import forget_plates, guides_remembered, numbered
+from pyro_vae.program.sites.plates import find_plate, shown_canonically, with_name_in_guide
 from pyro_vae.program.told import silent
 from pyro_vae.threads import one_thread
 from pyro_vae.torch_private import as_written

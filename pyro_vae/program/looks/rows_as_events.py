@@ -8,7 +8,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import DataError
-from pyro_vae.program.batch import Batch, arguments, map_rows, num_rows
+from pyro_vae.program.batches.batch import Batch, arguments, map_rows, num_rows
 from pyro_vae.program.handlers import PLATE, Message, sample_sites
 from pyro_vae.program.looks.quiet_runs import Runs
 

@@ -19,7 +19,7 @@ from torch.nn.parameter import UninitializedParameter, is_lazy
 
 from pyro_vae.program.memory.iterators import Retold, record_of
 from pyro_vae.program.memory.value_places import MANY, cached
-from pyro_vae.program.object_graph import installed
+from pyro_vae.program.parameters.object_graph import installed
 from pyro_vae.torch_private import overlaps_itself, version_of
 
 _SMALL = 1 << 20  # numbers of a tensor that is copied

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.program.memory.uses import STATEMENTS, WEIGHTS
-from pyro_vae.program.object_graph import installed
+from pyro_vae.program.parameters.object_graph import installed
 from pyro_vae.threads import another_runs
 
 _MOST_PARTS = 1 << 12  # of one value

@@ -34,7 +34,7 @@ from pyro_vae.program.memory.iterators import (
 from pyro_vae.program.memory.noise import Noise
 from pyro_vae.program.memory.uses import WEIGHTS, address_of, noting_uses
 from pyro_vae.program.memory.value_places import Names, homes_of, moved_since, numbers_moved
-from pyro_vae.program.object_graph import holders
+from pyro_vae.program.parameters.object_graph import holders
 
 
 class OwnState:

@@ -18,7 +18,7 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.nn import PyroModule
 from torch import nn
 
-from pyro_vae.program.object_graph import NAMESPACES, PROGRAM, installed, names_loaded
+from pyro_vae.program.parameters.object_graph import NAMESPACES, PROGRAM, installed, names_loaded
 
 MANY = 1 << 14  # entries of a container: longer ones are data
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) | {PROGRAM}

@@ -12,8 +12,8 @@ from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae.inference.objectives.elbo import analytic_sites
+from pyro_vae.program.densities.joint import Joint
 from pyro_vae.program.handlers import ScaleLatents
-from pyro_vae.program.joint import Joint
 
 X = torch.linspace(-1.0, 2.0, 4, dtype=torch.float64)
 HALF = torch.tensor(0.5, dtype=torch.float64)

@@ -30,8 +30,8 @@ from torch.distributions import Transform, constraints
 import pyro_vae as pv
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.objectives import elbo as objectives
+from pyro_vae.program.densities.joint import Joint
 from pyro_vae.program.handlers import ScaleLatents
-from pyro_vae.program.joint import Joint
 
 ROWS = 4000
 X = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)

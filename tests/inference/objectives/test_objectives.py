@@ -19,7 +19,7 @@ import pyro_vae as pv
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.objectives.importance_weighted import power_mean
 from pyro_vae.inference.objectives.stock import StockObjective, as_objective
-from pyro_vae.program.joint import Joint
+from pyro_vae.program.densities.joint import Joint
 
 # Those that estimate log p(x) without variance where the guide is the posterior.
 ROWS = of_log_weights()

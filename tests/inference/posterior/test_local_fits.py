@@ -25,7 +25,7 @@ from pyro_vae.inference.posterior.local_fits import Local, fit_local
 from pyro_vae.inference.posterior.local_guide import LocalGuide, RowAdam
 from pyro_vae.models import LinearVAE
 from pyro_vae.program.bounds import scoring
-from pyro_vae.program.log_joint import LogJoint
+from pyro_vae.program.densities.log_joint import LogJoint
 from pyro_vae.program.program import Program
 
 

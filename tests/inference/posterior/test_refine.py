@@ -22,7 +22,7 @@ from pyro_vae.inference.sampling.diagnostics import ess, split_rhat
 from pyro_vae.inference.sampling.hmc import hmc_init, hmc_step
 from pyro_vae.models import VAE, Autoencoder
 from pyro_vae.program.bounds import scoring
-from pyro_vae.program.log_joint import LogJoint
+from pyro_vae.program.densities.log_joint import LogJoint
 from pyro_vae.program.program import Program
 
 SHORT = HMC(num_draws=12, warmup=6, chains=3, num_leapfrog=2)

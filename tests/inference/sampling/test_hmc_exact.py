@@ -22,7 +22,7 @@ from pyro_vae.evaluation.generation import simulate
 from pyro_vae.inference.sampling import hmc
 from pyro_vae.inference.sampling.hmc import hmc_init, hmc_step
 from pyro_vae.program.bounds import scoring
-from pyro_vae.program.log_joint import LogJoint
+from pyro_vae.program.densities.log_joint import LogJoint
 from pyro_vae.program.passes import Verb
 from pyro_vae.program.program import Program
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 import pyro_vae as pv
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.batch import num_rows
+from pyro_vae.program.batches.batch import num_rows
 from pyro_vae.program.looks.cuts import few_of
 
 N, B = 24, 4

@@ -13,7 +13,7 @@ from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, Aut
 import pyro_vae as pv
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.passes import Verb
-from pyro_vae.program.split_guide import SplitGuide
+from pyro_vae.program.sites.split_guide import SplitGuide
 
 ROWS = 5
 

@@ -10,8 +10,8 @@ from pyro.params.param_store import _MODULE_NAMESPACE_DIVIDER
 from torch import Tensor, equal, nn
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.parameters import Parameters, key_of
-from pyro_vae.program.watch import Watch
+from pyro_vae.program.parameters.parameters import Parameters, key_of
+from pyro_vae.program.parameters.watch import Watch
 
 
 class Discovery:

@@ -10,9 +10,13 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.batch import Batch, Part, arguments, map_rows, num_rows
+from pyro_vae.program.batches.batch import Batch, Part, arguments, map_rows, num_rows
 from pyro_vae.program.checks import is_point_mass
-from pyro_vae.program.enumeration import can_be_listed, groups_of, listed
+from pyro_vae.program.densities.enumeration import can_be_listed, groups_of, listed
+from pyro_vae.program.densities.joint import Joint
+from pyro_vae.program.densities.one_by_one import NotOneByOne
+from pyro_vae.program.densities.site_densities import Layout
+from pyro_vae.program.densities.terms import local_log_p, local_log_q
 from pyro_vae.program.handlers import (
     FAILURES,
     Message,
@@ -20,12 +24,8 @@ from pyro_vae.program.handlers import (
     has_density_of_its_own,
     sample_sites,
 )
-from pyro_vae.program.joint import Joint
-from pyro_vae.program.numbered import forget_plates
-from pyro_vae.program.one_by_one import NotOneByOne
-from pyro_vae.program.site_densities import Layout
-from pyro_vae.program.sites import Sites
-from pyro_vae.program.terms import local_log_p, local_log_q
+from pyro_vae.program.sites.numbered import forget_plates
+from pyro_vae.program.sites.sites import Sites
 
 _FEW = 3  # rows: what does not broadcast does not at few rows either
 _TOLERANCE = 1e-3  # of log densities in float32: a wrong broadcast is off by nats

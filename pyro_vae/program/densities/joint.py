@@ -15,15 +15,26 @@ from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError, PyroVaeError
-from pyro_vae.program.batch import cuda_devices, repeat_rows
+from pyro_vae.program.batches.batch import cuda_devices, repeat_rows
 from pyro_vae.program.checks import require_pair
-from pyro_vae.program.enumeration import (
+from pyro_vae.program.densities.enumeration import (
     OwnScope,
     Reopened,
     SumOut,
     can_be_listed,
     groups_of,
     listed,
+)
+from pyro_vae.program.densities.one_by_one import summed_one_by_one
+from pyro_vae.program.densities.site_densities import Layout
+from pyro_vae.program.densities.terms import (
+    Draw,
+    Terms,
+    local_log_p,
+    local_log_q,
+    nesting,
+    read,
+    stack,
 )
 from pyro_vae.program.handlers import (
     DrawnData,
@@ -34,12 +45,9 @@ from pyro_vae.program.handlers import (
     is_data,
     sample_sites,
 )
-from pyro_vae.program.masks import require_unmasked, with_all_drawn
-from pyro_vae.program.observed import replaced_by_name
-from pyro_vae.program.one_by_one import summed_one_by_one
-from pyro_vae.program.plates import by_plates, data_dim, inner_plates
-from pyro_vae.program.site_densities import Layout
-from pyro_vae.program.terms import Draw, Terms, local_log_p, local_log_q, nesting, read, stack
+from pyro_vae.program.sites.masks import require_unmasked, with_all_drawn
+from pyro_vae.program.sites.observed import replaced_by_name
+from pyro_vae.program.sites.plates import by_plates, data_dim, inner_plates
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 from pyro import poutine
 
-from pyro_vae.program.enumeration import can_be_summed
+from pyro_vae.program.densities.enumeration import can_be_summed
 
 
 def prior_of(model: Callable[..., Any]) -> Callable[..., None]:

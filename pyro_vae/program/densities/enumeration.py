@@ -20,10 +20,10 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
+from pyro_vae.program.densities.log_einsum import ExactLogRing
+from pyro_vae.program.densities.site_densities import Layout, call, handler_scale
 from pyro_vae.program.handlers import FAILURES, PLATE, Message, data_frame, sample_sites
-from pyro_vae.program.log_einsum import ExactLogRing
-from pyro_vae.program.plates import data_dim
-from pyro_vae.program.site_densities import Layout, call, handler_scale
+from pyro_vae.program.sites.plates import data_dim
 
 _PARTICLES = get_symbol(0)  # around every site: densities of two particles are never multiplied
 MOST = 128  # values of an event, or of several latents together, that are run one by one

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from pyro_vae.program.batch import Batch, Form, arguments, is_words
+from pyro_vae.program.batches.batch import Batch, Form, arguments, is_words
 from pyro_vae.torch_private import pytree
 
 

@@ -8,9 +8,9 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_vae.program.batch import Batch, arguments
+from pyro_vae.program.batches.batch import Batch, arguments
 from pyro_vae.program.handlers import sample_sites
-from pyro_vae.program.sites import Sites
+from pyro_vae.program.sites.sites import Sites
 
 _ENOUGH = 3  # values of one layout, after which a run alone is looked at
 

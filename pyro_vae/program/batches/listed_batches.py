@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pyro_vae.arguments import counted
 from pyro_vae.errors import DataError
-from pyro_vae.program.batch import Batch, as_argument, map_arguments, takes
-from pyro_vae.program.streams import join_batches
+from pyro_vae.program.batches.batch import Batch, as_argument, map_arguments, takes
+from pyro_vae.program.batches.streams import join_batches
 
 
 def joined(data: Any, model: Callable[..., Any], runs: Callable[[Batch], bool]) -> Any:

@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from pyro_vae.arguments import shown
 from pyro_vae.errors import ConfigError, DataError
-from pyro_vae.program.sparse_rows import SparseRows, is_sparse, sparse_rows
+from pyro_vae.program.batches.sparse_rows import SparseRows, is_sparse, sparse_rows
 from pyro_vae.torch_private import pytree
 
 _NUMBERS = "biuf"  # what kinds of NumPy hold real numbers

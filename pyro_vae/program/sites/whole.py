@@ -13,7 +13,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 
 from pyro_vae.errors import DataError, ProgramError, PyroVaeError
-from pyro_vae.program.batch import (
+from pyro_vae.program.batches.batch import (
     Batch,
     Whole,
     arguments,
@@ -25,6 +25,7 @@ from pyro_vae.program.batch import (
     under_handlers,
 )
 from pyro_vae.program.checks import check_shape
+from pyro_vae.program.densities.terms import nesting
 from pyro_vae.program.handlers import (
     FAILURES,
     PLATE,
@@ -34,9 +35,8 @@ from pyro_vae.program.handlers import (
     sample_sites,
     scoring_data,
 )
-from pyro_vae.program.observed import would_observe
-from pyro_vae.program.plates import DataPlate, NoDataPlate, OneDatum, fill, find_plate
-from pyro_vae.program.terms import nesting
+from pyro_vae.program.sites.observed import would_observe
+from pyro_vae.program.sites.plates import DataPlate, NoDataPlate, OneDatum, fill, find_plate
 
 _LARGEST = 1 << 26  # bytes of a batch on which a program is tried that fails on a few rows
 

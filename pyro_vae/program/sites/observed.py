@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.batch import named_arguments
+from pyro_vae.program.batches.batch import named_arguments
 from pyro_vae.torch_private import storage_address
 
 Key = int | str  # of an argument: its position, or its keyword

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import DataError
-from pyro_vae.program.batch import (
+from pyro_vae.program.batches.batch import (
     Batch,
     as_argument,
     as_rows,
@@ -15,7 +15,7 @@ from pyro_vae.program.batch import (
     map_arguments,
     named_arrays,
 )
-from pyro_vae.program.sparse_rows import SparseRows
+from pyro_vae.program.batches.sparse_rows import SparseRows
 from pyro_vae.torch_private import storage_address
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_vae.arguments import counted, positive
 from pyro_vae.errors import DataError, ProgramError
-from pyro_vae.program.batch import (
+from pyro_vae.program.batches.batch import (
     Batch,
     Form,
     given_arguments,

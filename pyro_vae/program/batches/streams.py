@@ -20,7 +20,7 @@ from torch.utils.data import (
 from torch.utils.data.distributed import DistributedSampler
 
 from pyro_vae.errors import DataError, PyroVaeError
-from pyro_vae.program.batch import (
+from pyro_vae.program.batches.batch import (
     Batch,
     map_arguments,
     map_rows,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.program import checks
-from pyro_vae.program.batch import Batch, Whole, device_of, map_rows, num_rows, signature
+from pyro_vae.program.batches.batch import Batch, Whole, device_of, map_rows, num_rows, signature
 from pyro_vae.program.handlers import sample_sites
 from pyro_vae.program.looks.quiet_runs import Runs
 from pyro_vae.torch_private import TorchDispatchMode

@@ -13,7 +13,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from pyro_vae.errors import DataError
-from pyro_vae.program.batch import Batch, Form, named_arguments, num_rows, rows_of, under_handlers
+from pyro_vae.program.batches.batch import (
+    Batch,
+    Form,
+    named_arguments,
+    num_rows,
+    rows_of,
+    under_handlers,
+)
 from pyro_vae.program.checks import is_meta
 from pyro_vae.program.handlers import observes, sample_sites
 from pyro_vae.program.looks.contrasts import Contrasts

@@ -16,9 +16,9 @@ from torch.distributions import constraints, transform_to
 
 from pyro_vae.errors import CheckpointError, ConfigError, ProgramError
 from pyro_vae.program.handlers import OwnParameters, pyro_modules_at_home
-from pyro_vae.program.modules import owners, unique_name
-from pyro_vae.program.object_graph import empty_globals
-from pyro_vae.program.watch import Watch
+from pyro_vae.program.parameters.modules import owners, unique_name
+from pyro_vae.program.parameters.object_graph import empty_globals
+from pyro_vae.program.parameters.watch import Watch
 
 # The running means that TraceGraph_ELBO keeps as it runs: written to, and never trained.
 AVERAGES = "__baseline_avg_downstream_cost_"

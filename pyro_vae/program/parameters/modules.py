@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.object_graph import PROGRAM, reachable
+from pyro_vae.program.parameters.object_graph import PROGRAM, reachable
 from pyro_vae.torch_private import version_of
 
 

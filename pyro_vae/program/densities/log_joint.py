@@ -15,16 +15,16 @@ from torch.distributions.transforms import IndependentTransform, identity_transf
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.program import checks
-from pyro_vae.program.batch import Batch, cuda_devices, num_rows
-from pyro_vae.program.enumeration import groups_of, is_enumerated
+from pyro_vae.program.batches.batch import Batch, cuda_devices, num_rows
+from pyro_vae.program.densities.enumeration import groups_of, is_enumerated
+from pyro_vae.program.densities.joint import Joint
 from pyro_vae.program.handlers import data_frame, sample_sites
-from pyro_vae.program.joint import Joint
 from pyro_vae.program.looks.findings import Dependence
 from pyro_vae.program.looks.refusals import require_each
-from pyro_vae.program.masks import kept_units, require_own_units
 from pyro_vae.program.passes import Verb
-from pyro_vae.program.plates import by_datum, data_dim, inner_plates
 from pyro_vae.program.program import Program
+from pyro_vae.program.sites.masks import kept_units, require_own_units
+from pyro_vae.program.sites.plates import by_datum, data_dim, inner_plates
 from pyro_vae.torch_private import version_of
 
 _SAMPLING = Verb(

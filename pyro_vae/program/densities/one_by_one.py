@@ -12,9 +12,9 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.enumeration import MOST, can_be_listed, listed, log_density
+from pyro_vae.program.densities.enumeration import MOST, can_be_listed, listed, log_density
 from pyro_vae.program.handlers import Message, Particles, data_frame, sample_sites
-from pyro_vae.program.masks import is_masked, kept_units, unmasked
+from pyro_vae.program.sites.masks import is_masked, kept_units, unmasked
 
 
 class NotOneByOne(ProgramError):

@@ -15,7 +15,7 @@ from torch import Tensor
 class ExactLogRing(LogRing):
     """Pyro's ring of log densities, its sums taken by this module."""
 
-    _backend = "pyro_vae.program.log_einsum"
+    _backend = "pyro_vae.program.densities.log_einsum"
 
 
 def transpose(a: Tensor, axes: tuple[int, ...]) -> Tensor:

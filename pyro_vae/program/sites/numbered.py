@@ -12,7 +12,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pyro_vae.program.batch import num_rows
+from pyro_vae.program.batches.batch import num_rows
 from pyro_vae.program.handlers import Message
 from pyro_vae.torch_private import pytree
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.program import checks
-from pyro_vae.program.enumeration import can_be_listed, can_be_summed
+from pyro_vae.program.densities.enumeration import can_be_listed, can_be_summed
+from pyro_vae.program.densities.terms import nesting
 from pyro_vae.program.handlers import (
     PLATE,
     Message,
@@ -19,9 +20,8 @@ from pyro_vae.program.handlers import (
     sample_sites,
 )
 from pyro_vae.program.looks.findings import Dependence
-from pyro_vae.program.observed import Binding
-from pyro_vae.program.plates import DataPlate, data_dim
-from pyro_vae.program.terms import nesting
+from pyro_vae.program.sites.observed import Binding
+from pyro_vae.program.sites.plates import DataPlate, data_dim
 
 
 @dataclass(frozen=True)

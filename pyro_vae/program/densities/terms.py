@@ -11,17 +11,8 @@ from torch import Tensor
 
 from pyro_vae.arguments import typed
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.enumeration import Group, MixedPrior, groups_of
-from pyro_vae.program.handlers import (
-    Message,
-    data_frame,
-    innermost,
-    is_deterministic,
-    sample_sites,
-)
-from pyro_vae.program.masks import density_of_kept
-from pyro_vae.program.plates import by_datum, data_dim, inner_plates
-from pyro_vae.program.site_densities import (
+from pyro_vae.program.densities.enumeration import Group, MixedPrior, groups_of
+from pyro_vae.program.densities.site_densities import (
     Layout,
     call,
     handler_scale,
@@ -29,6 +20,15 @@ from pyro_vae.program.site_densities import (
     kl_weight,
     log_prob,
 )
+from pyro_vae.program.handlers import (
+    Message,
+    data_frame,
+    innermost,
+    is_deterministic,
+    sample_sites,
+)
+from pyro_vae.program.sites.masks import density_of_kept
+from pyro_vae.program.sites.plates import by_datum, data_dim, inner_plates
 
 # S draws of the globals, K particles of the locals, B data of the batch, N data of the data set.
 

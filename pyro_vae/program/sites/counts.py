@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import DataError, ProgramError
-from pyro_vae.program.batch import Batch, as_batch, given_arguments
+from pyro_vae.program.batches.batch import Batch, as_batch, given_arguments
+from pyro_vae.program.batches.sparse_rows import SparseRows
 from pyro_vae.program.handlers import Message
-from pyro_vae.program.observed import Binding, Cast, Key
-from pyro_vae.program.sparse_rows import SparseRows
+from pyro_vae.program.sites.observed import Binding, Cast, Key
 
 
 class Counts:

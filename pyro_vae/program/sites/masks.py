@@ -17,7 +17,7 @@ from pyro_vae.program.handlers import (
     innermost,
     sample_sites,
 )
-from pyro_vae.program.plates import data_dim
+from pyro_vae.program.sites.plates import data_dim
 from pyro_vae.program.told import Told
 
 # Finds by latent which sites of the guide it is a transform of.

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pyro.distributions import Delta
 
 from pyro_vae.program import checks
+from pyro_vae.program.densities.terms import Latent, Terms
 from pyro_vae.program.handlers import has_density_of_its_own, innermost
 from pyro_vae.program.looks.findings import Dependence
-from pyro_vae.program.terms import Latent, Terms
 
 
 def points_of(terms: Terms, dependence: Dependence) -> set[str]:

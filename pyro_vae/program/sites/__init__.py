@@ -1,0 +1,1 @@
+"""What stands in a program: sample sites by role, plates, and what the observed sites observe."""

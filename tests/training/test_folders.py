@@ -386,6 +386,14 @@ def test_signals_that_come_at_once_end_a_run_once(tmp_path):
     assert [signal.getsignal(number) for number in sent] == before
 
 
+@pytest.fixture
+def handlers_of_a_terminal():
+    """Hear SIGINT as in a terminal: a process that a shell started in its background does not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Deaf:
     """An object at whose end a signal comes: Python drops what is raised there."""
 
@@ -398,7 +406,9 @@ class Deaf:
 
 @pytest.mark.parametrize("kind", ["__del__", "weakref", "the last epoch"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_that_python_drops_ends_the_run_at_the_next_step(number, kind, tmp_path):
+def test_a_signal_that_python_drops_ends_the_run_at_the_next_step(
+    number, kind, tmp_path, handlers_of_a_terminal
+):
     """In a ``__del__`` or a weak reference's callback; a second one came too soon to be heard."""
     hook = sys.unraisablehook
 

@@ -146,7 +146,8 @@ class MixedPrior:
     """
 
     def __init__(self, fn: Any) -> None:
-        self.event_shape, self.support = fn.event_shape, fn.support
+        self.batch_shape, self.event_shape = fn.batch_shape, fn.event_shape
+        self.support = fn.support
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pyro_vae.program import checks
 from pyro_vae.program.batches.batch import Batch, cuda_devices, num_rows
 from pyro_vae.program.densities.enumeration import groups_of, is_enumerated
 from pyro_vae.program.densities.joint import Joint
-from pyro_vae.program.handlers import data_frame, sample_sites
+from pyro_vae.program.handlers import FAILURES, data_frame, sample_sites
 from pyro_vae.program.looks.findings import Dependence
 from pyro_vae.program.looks.refusals import require_each
 from pyro_vae.program.passes import Verb
@@ -209,13 +209,17 @@ class LogJoint:
         no_density = self._implicit or self._points or self._scored
         origin = self._zero.new_zeros(1, self.rows, self.dim)
         found = []
-        with torch.no_grad(), torch.random.fork_rng(cuda_devices(origin)):
-            for _ in range(_DRAWS_OF_ROWS):
-                self._model_at = None
-                found.append(self.log_joint(origin))
-                if not no_density:
-                    found[-1] = torch.cat([found[-1], self.log_guide(origin)])
-        self._model_at = None
+        try:
+            with torch.no_grad(), torch.random.fork_rng(cuda_devices(origin)):
+                for _ in range(_DRAWS_OF_ROWS):
+                    self._model_at = None
+                    found.append(self.log_joint(origin))
+                    if not no_density:
+                        found[-1] = torch.cat([found[-1], self.log_guide(origin)])
+        except FAILURES:  # the latents are those of the rows drawn, and no others
+            return True
+        finally:
+            self._model_at = None
         return any(not torch.equal(each, found[0]) for each in found)
 
     def on(self, batch: Batch) -> "LogJoint":

@@ -203,9 +203,11 @@ def require_own_units(name: str, fn: Any, data_dim: int, kept: Tensor | None) ->
     Raises:
         ProgramError: Names the site.
     """
-    right = range(data_dim + 1 - fn.event_dim, 0)
+    if kept is None:
+        return
+    right = range(data_dim + 1 - len(fn.event_shape), 0)
     own = tuple((fn.batch_shape + fn.event_shape)[d] for d in right)
-    units = own if kept is None else tuple(kept.shape[d] for d in right)
+    units = tuple(kept.shape[d] for d in right)
     if own != units:
         raise ProgramError(
             f"site {name!r}: got a mask of {units} for each datum, expected {own} as the latent "

@@ -24,6 +24,7 @@ from pyro_vae.inference.objectives.elbo import analytic_sites
 from pyro_vae.inference.posterior.information import Information, information, is_plain
 from pyro_vae.program import checks
 from pyro_vae.program.batches.streams import SpreadRows
+from pyro_vae.program.densities.enumeration import MixedPrior
 from pyro_vae.program.densities.joint import Joint
 from pyro_vae.program.densities.points import points_of, tell_of_points
 from pyro_vae.program.densities.terms import Latent, Terms
@@ -177,7 +178,10 @@ class _Sums:
     def _put_present(self, name: str, latent: Latent, terms: Terms) -> None:
         """Add how many data have each unit of a latent, and any of it: others are masked."""
         particles, rows = terms.log_q[name].shape[1:]
-        said = Said(latent.prior, latent.weights[0][1], latent.plates, latent.data)
+        # The mask of a prior that is summed over may move with what is summed out: the guide's.
+        side = int(isinstance(latent.prior, MixedPrior))
+        fn = latent.posterior if side else latent.prior
+        said = Said(fn, latent.weights[side][1], latent.plates, latent.data)
         kept = said.kept(name, particles, rows, latent.value.device)
         if kept is None:
             kept = torch.ones(rows, dtype=torch.bool)

@@ -279,6 +279,32 @@ def test_a_draw_with_a_density_of_its_own_is_no_point():
     torch.testing.assert_close(pv.elbo(Drawn(1.0), X), Scaled.exact(X))
 
 
+@pytest.mark.parametrize("rows", [None, torch.arange(len(X))])
+def test_each_particle_has_a_draw_in_a_plate_of_a_given_size(rows):
+    """A size of the plate says how many data there are, whether it draws its rows or is told."""
+
+    def plate():
+        return pyro.plate("data", 1000, subsample_size=len(X), subsample=rows)
+
+    class Sized(Scaled):
+        def model(self, x):
+            with plate():
+                z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        def guide(self, x):
+            with plate():
+                posterior = dist.Normal(x / 2, 1.0)
+                z = posterior.rsample()
+                pyro.sample("z", dist.Delta(z, log_density=posterior.log_prob(z)))
+
+    torch.manual_seed(0)
+    x = X[:, 0]
+    found = pv.log_likelihood(Sized(1.0), x, num_particles=500)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x)
+    assert ((found.log_prob - exact).abs() < 5 * found.noise).all()
+
+
 def test_each_particle_has_a_draw_that_no_site_makes():
     """Left to a dimension of particles the guide drew once for all of them: a bound, called log p.
 

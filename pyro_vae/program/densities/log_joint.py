@@ -196,26 +196,31 @@ class LogJoint:
         supported = all(known_support(model.nodes[s.name]["fn"]) is not None for s in self.slots)
         if not checks.is_meta(batch) and supported and not self.constant_supports:
             self._require_fixed_supports(model)
-        if sites.draws_rows and self._reads_its_rows():
+        if sites.draws_rows and self._reads_its_rows(data_frame(first)):
             raise ProgramError(
                 "a program that subsamples its plate draws other rows at each evaluation, and HMC "
                 "and AIS need the same; give the plate all rows of its batch"
             )
 
-    def _reads_its_rows(self) -> bool:
-        """Return whether densities at one point move with the rows that the plate draws."""
+    def _reads_its_rows(self, plate: Any) -> bool:
+        """Return whether densities at one point move with the rows that the plate draws.
+
+        Off zero, where a latent hides what it multiplies.
+        """
+        if plate.size != self.rows:
+            return True  # a part of its batch: x[rows], say
         if self.auxiliary:
             return True  # its density is an estimate
         no_density = self._implicit or self._points or self._scored
-        origin = self._zero.new_zeros(1, self.rows, self.dim)
         found = []
         try:
-            with torch.no_grad(), torch.random.fork_rng(cuda_devices(origin)):
+            with torch.no_grad(), torch.random.fork_rng(cuda_devices(self._zero)):
+                point = torch.randn_like(self._zero.expand(1, self.rows, self.dim))
                 for _ in range(_DRAWS_OF_ROWS):
                     self._model_at = None
-                    found.append(self.log_joint(origin))
+                    found.append(self.log_joint(point))
                     if not no_density:
-                        found[-1] = torch.cat([found[-1], self.log_guide(origin)])
+                        found[-1] = torch.cat([found[-1], self.log_guide(point)])
         except FAILURES:  # the latents are those of the rows drawn, and no others
             return True
         finally:

@@ -223,10 +223,10 @@ def _agree(joint: Joint, sites: Sites) -> bool:
         one = dict(sample_sites(model_of_one))
         two, guide_of_two = joint.traces(2)
         together = local_log_p(two, Layout(sites.num_plates, 2))
-        if sites.size is not None:
-            return True  # each pass draws other rows: there is nothing to compare
         if _draws_once(guide_of_one, guide_of_two, sites):
             return False
+        if sites.size is not None:
+            return True  # each pass draws other rows: there is nothing to compare
         drawn = {name: site["value"] for name, site in sample_sites(two)}
         for k in range(2):
             # Sites may come and go with the values of a batch: those of these rows.

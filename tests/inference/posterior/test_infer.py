@@ -455,15 +455,16 @@ def test_all_data_of_a_guide_of_factors_are_worked_on_at_once():
     torch.testing.assert_close(fitted.mean, x / 2, rtol=0.0, atol=0.1)
 
 
-@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize("reads", ["", "beside", "times"])
 def test_rows_that_a_plate_draws_are_in_the_way_where_something_reads_them(reads):
-    """|z| < 5 for each of 8 means (false alarm below 5e-6)."""
-    offsets = torch.arange(100.0) * reads
+    """Also a factor of z, which z = 0 hides; |z| < 5 for each of 8 means (false alarm 5e-6)."""
+    offsets = torch.arange(100.0) * (reads == "beside")
+    gains = 1 + torch.arange(100.0) * (reads == "times")
 
     def model(x):
         with pyro.plate("data", 100, subsample_size=len(x)) as rows:
             z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
-            pyro.sample("x", dist.Normal(z + offsets[rows], 1.0), obs=x)
+            pyro.sample("x", dist.Normal(gains[rows] * z + offsets[rows], 1.0), obs=x)
 
     def guide(x):
         with pyro.plate("data", 100, subsample_size=len(x)):

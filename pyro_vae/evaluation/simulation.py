@@ -10,13 +10,16 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_vae.errors import ProgramError
+from pyro_vae.evaluation.site_values import known_mean
 from pyro_vae.program.batches.batch import Batch, arguments, cuda_devices, map_rows
 from pyro_vae.program.densities.joint import Joint
 from pyro_vae.program.handlers import sample_sites
 from pyro_vae.program.passes import Pass
 from pyro_vae.program.program import Program
+from pyro_vae.program.sites.observed import Binding
 from pyro_vae.program.sites.roles import observed_names
 
+_VALUES_ASKED = 4
 Draw = Callable[[Callable[..., Any]], Callable[..., Any]]  # handlers that draw what is observed
 
 
@@ -69,6 +72,10 @@ def simulated(program: Program, piece: Pass, draw: Draw) -> tuple[Trace, Batch]:
         # Of a model that reads what comes before, in any order, each round brings one to rest.
         if int(standing.sum()) < min(least, rounds - 2):
             break
+        if least < 0:  # such draws may come to rest at nothing: counts whose total dwindles to 0
+            with program.reader.runs.memory_kept():
+                if _reads_itself(piece, batch, draw, names):
+                    break
         alike, least = program.reader.runs.memory_kept, least + 1
         # A sampler that uses up a number of random numbers of its own moves the rows behind it.
         stand = int(standing.int().cumprod(0).sum())
@@ -79,6 +86,45 @@ def simulated(program: Program, piece: Pass, draw: Draw) -> tuple[Trace, Batch]:
         "to rest, expected a model that reads of the argument it observes what comes "
         "before; give what else it reads of the data (a total, say) as an argument of its own"
     )
+
+
+def _reads_itself(piece: Pass, batch: Batch, draw: Draw, names: list[str]) -> bool:
+    """Return whether the mean of a value moves with that value, as with a total of all.
+
+    Asked of a few values by their gradients, which tell nothing of whole numbers.
+    """
+    with torch.random.fork_rng(cuda_devices(batch)), torch.enable_grad():
+        rows = map_rows(
+            lambda leaf: leaf.detach().clone().requires_grad_(leaf.is_floating_point()), batch
+        )
+        args, kwargs = arguments(rows)
+        try:
+            trace = poutine.trace(draw(piece.joint.model)).get_trace(*args, **kwargs)
+            return any(
+                _moves_itself(trace.nodes[name], piece.sites.bindings[name], args, kwargs)
+                for name in names
+            )
+        except (RuntimeError, ValueError, TypeError, IndexError, KeyError):
+            return False  # it takes no tensor with a gradient
+
+
+def _moves_itself(
+    site: Any, binding: Binding, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> bool:
+    mean = known_mean(site["fn"])
+    leaf = kwargs[binding.key] if isinstance(binding.key, str) else args[binding.key]
+    if mean is None or not (mean.requires_grad and leaf.requires_grad):
+        return False
+    for place in torch.linspace(0, mean.numel() - 1, _VALUES_ASKED).long().tolist():
+        (grad,) = torch.autograd.grad(
+            mean.flatten()[place], leaf, retain_graph=True, allow_unused=True
+        )
+        if grad is None:
+            continue
+        own = binding.read(grad).flatten()[place].abs()
+        if bool(own > 1e-4 * grad.abs().max()):  # a convolution is off by a rounding
+            return True
+    return False
 
 
 def require_unread(program: Program, piece: Pass, draw: Draw) -> None:

@@ -531,6 +531,24 @@ def test_decoding_that_needs_the_data_reads_them_and_says_so(law, match):
     assert torch.allclose(found, law(x) if law else x.sum(-1, True).expand(2, 3))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_counts_that_read_their_total_are_drawn_beside_that_of_the_data(seed):
+    """A total of draws has a total of its own, and so on: they came to rest at 0, or anywhere."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            law = dist.Poisson(x.sum(-1, True) * torch.tensor([0.2, 0.3, 0.5]))
+            pyro.sample("x", law.to_event(1), obs=x)
+
+    torch.manual_seed(seed)
+    program, x = pv.Program(model, lambda x: None), torch.tensor([[4.0, 6.0, 10.0]])
+    with pytest.warns(UserWarning, match="data given are read where"):
+        found = pv.reconstruct(program, x, mean=False).sum(-1)
+    assert ((found - x.sum(-1)).abs() < 6 * x.sum(-1).sqrt()).all()  # 1e-6 of a Poisson of 20
+    with pytest.raises(ProgramError, match="'x': its distribution depends on its own value"):
+        pv.generate(program, 2)
+
+
 STEPS = 9
 
 

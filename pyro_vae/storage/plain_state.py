@@ -4,7 +4,8 @@ import dis
 import hashlib
 import random
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import CellType, CodeType, FunctionType
 from typing import Any
@@ -24,6 +25,8 @@ _SMALL = 1 << 16  # numbers of an array: larger ones are data
 _LONGEST = 64  # letters
 _COUNTING = 6  # instructions from the reading of a count to its writing
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) | {PROGRAM}
+# Numbers of NumPy that are no float of Python, too: a mean that one step makes of an array.
+_ARRAYS = (Tensor, np.ndarray, np.float16, np.float32, np.integer)
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
 
@@ -54,10 +57,11 @@ class MovedState:
 
     Arguments:
         program: As it is before the first step.
+        main: Whether this is the process that writes the file, of several.
     """
 
-    def __init__(self, program: Program) -> None:
-        self._program = program
+    def __init__(self, program: Program, *, main: bool = True) -> None:
+        self._program, self._main = program, main
         self._before = plain_state(program)
 
     def take(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -72,6 +76,10 @@ class MovedState:
     def put_back(self, arrays: Mapping[str, Tensor], saved: Any, where: str) -> None:
         """Set what the run had moved, and warn of what it had not and is another here.
 
+        What was chosen anew for this continuation was not moved by the run: the next one may choose
+        again. What a further process has begun with otherwise (its rank, a generator of its own
+        seed) is none of the file, which is of the first.
+
         Arguments:
             arrays: Of the file, by name.
             saved: What else the file says, looked at by ``check_moved``.
@@ -79,16 +87,20 @@ class MovedState:
         """
         if saved is None:  # of an older version
             return
-        self._before, moved = saved["before"], saved["moved"]
+        before, moved, here = saved["before"], saved["moved"], self._before
+        still = {name: value for name, value in here.items() if name not in moved}
+        self._before = still | {name: before[name] for name in moved if name in before}
         places, device = _places(self._program), self._program.device
+        shared: dict[tuple[int, str], Any] = {}
         lost = [
             f"{name} = {_shown(value)}, which the run has moved, is not kept"
             for name, value in moved.items()
             if not (name in places and _may_be_set(places[name].value))
-            or not _put(places[name], value, arrays.get(name), device)
+            or not (self._main or here.get(name) in (before.get(name), value))
+            or not _put(places[name], value, arrays.get(name), device, shared)
         ]
-        still = {name: value for name, value in self._before.items() if name not in moved}
-        _tell([*lost, *_differing(self._program, still)], where)
+        unmoved = {name: value for name, value in before.items() if name not in moved}
+        _tell([*lost, *(_differing(self._program, unmoved) if self._main else ())], where)
 
 
 def check_moved(saved: Any, where: str) -> None:
@@ -116,10 +128,10 @@ class _Place:
     def set(self, value: Any) -> None:
         """Put a value there; a container stays the same one, for others may hold it too."""
         now = self.value
-        if type(now) is type(value) is dict:
+        if isinstance(now, dict) and isinstance(value, dict):  # one with a default, too
             now.clear()
             now.update(value)
-        elif type(now) is type(value) is list:
+        elif isinstance(now, list) and isinstance(value, list):
             now[:] = value
         elif isinstance(self.home, dict):
             self.home[self.key] = value
@@ -166,7 +178,7 @@ def _told_places(program: Program) -> dict[str, _Place]:
     weights = {address_of(tensor) for tensor in (*program.parameters(), *program.buffers())} - {0}
 
     def is_told(value: Any) -> bool:
-        if isinstance(value, Tensor | np.ndarray):
+        if isinstance(value, _ARRAYS):
             return address_of(value) not in weights and _is_small(value)
         return isinstance(value, _GENERATORS) or _is_plain(value)
 
@@ -189,20 +201,23 @@ def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, bool | int | float) and abs(value) < 2**63)
 
 
-def _is_small(value: Tensor | np.ndarray) -> bool:
+def _is_small(value: Any) -> bool:
     """Return whether an array may be a state: finite numbers, no mask and no way to a weight."""
-    if isinstance(value, np.ndarray):
+    if not isinstance(value, Tensor):
         return value.dtype.kind in "iuf" and value.size <= _SMALL and bool(np.isfinite(value).all())
     fit = type(value) is Tensor and value.layout == torch.strided and value.device.type != "meta"
     fit = fit and value.numel() <= _SMALL and not (value.requires_grad or value.is_complex())
-    return fit and value.dtype != torch.bool and bool(value.isfinite().all())
+    try:
+        return fit and value.dtype != torch.bool and bool(value.isfinite().all())
+    except NotImplementedError:  # of eight bits
+        return False
 
 
 def _description(value: Any) -> Any:
     """Return a value as JSON gives it back; of arrays and generators kind, shape and hash."""
     if isinstance(value, _GENERATORS):
         return {"kind": "generator", "hash": _hash(_state_of(value))}
-    if isinstance(value, Tensor | np.ndarray):
+    if isinstance(value, _ARRAYS):
         kind = "tensor" if isinstance(value, Tensor) else "array"
         shape, dtype = list(value.shape), str(value.dtype)
         return {"kind": kind, "shape": shape, "dtype": dtype, "hash": _hash(_bytes(value))}
@@ -214,10 +229,11 @@ def _description(value: Any) -> Any:
     return float(value) if isinstance(value, float) else value
 
 
-def _bytes(value: Tensor | np.ndarray) -> bytes:
-    if isinstance(value, np.ndarray):
+def _bytes(value: Any) -> bytes:
+    if not isinstance(value, Tensor):
         return value.tobytes()
-    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    flat = value.detach().cpu().resolve_neg().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes()
 
 
 def _state_of(generator: Any) -> bytes:
@@ -237,19 +253,37 @@ def _as_tensor(value: Any) -> Tensor | None:
     """Return a copy of what a file of tensors can hold; None of the rest."""
     if isinstance(value, Tensor):
         return value.detach().clone()
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(np.array(value))
+    if isinstance(value, _ARRAYS):
+        with suppress(TypeError, ValueError):  # of types that torch has not
+            return torch.from_numpy(np.array(value))
+        return None
     return value.get_state() if isinstance(value, torch.Generator) else None
 
 
 def _may_be_set(value: Any) -> bool:
-    """Return whether a file may set what stands there now: no function, module or weight."""
-    kinds = (int, float, str, dict, list, Tensor, np.ndarray, *_GENERATORS)
-    return value is None or (isinstance(value, kinds) and not isinstance(value, nn.Parameter))
+    """Return whether a file may set what stands there now: no function, module or weight.
+
+    Nor a table of them.
+    """
+    if isinstance(value, dict | list):
+        return _is_plain(value)
+    if isinstance(value, Tensor) and (value.requires_grad or isinstance(value, nn.Parameter)):
+        return False
+    kinds = (int, float, str, *_ARRAYS, *_GENERATORS)
+    return value is None or isinstance(value, kinds)
 
 
-def _put(place: _Place, told: Any, array: Tensor | None, device: torch.device) -> bool:
-    """Set what a file says, and return whether it could be."""
+def _put(
+    place: _Place,
+    told: Any,
+    array: Tensor | None,
+    device: torch.device,
+    shared: dict[tuple[int, str], Any],
+) -> bool:
+    """Set what a file says, and return whether it could be.
+
+    Places that hold one array and are told the same go on with one: steps may write into it.
+    """
     kind = _kind(told)
     if kind is None:
         if _is_plain(told):
@@ -259,7 +293,16 @@ def _put(place: _Place, told: Any, array: Tensor | None, device: torch.device) -
         return False
     if kind == "generator":
         return _set_generator(place.value, array)
-    place.set(array.to(device) if kind == "tensor" else array.cpu().numpy())
+    now = place.value
+    try:
+        found = array.to(device) if kind == "tensor" else array.cpu().numpy()
+    except TypeError:  # of a damaged file
+        return False
+    if kind == "array" and not isinstance(now, np.ndarray):
+        found = found[()]  # a number, if it has no axis
+    if isinstance(now, Tensor | np.ndarray):
+        found = shared.setdefault((id(now), str(told.get("hash"))), found)
+    place.set(found)
     return True
 
 
@@ -288,10 +331,11 @@ def _tell(lines: list[str], where: str) -> None:
 
 def _differing(program: Program, saved: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is another here, but for what nothing reads: a count of calls, say."""
-    here, unread = plain_state(program), _unread(holders(*program.own.functions))
+    here, read = plain_state(program), _read(program)
     for name, before in saved.items():
         now = here.get(name)
-        if name.rpartition(".")[2] in unread or not (_is_setting(before) and _is_setting(now)):
+        key = name.rpartition(".")[2].rstrip("'")
+        if key not in read or not (_is_setting(before) and _is_setting(now)):
             continue
         if _kind(before) is None and _kind(now) is None:
             yield from differences(before, now, name)
@@ -299,22 +343,25 @@ def _differing(program: Program, saved: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} = {_shown(before)}, this run {_shown(now)}"
 
 
-def _unread(things: Iterable[Any]) -> set[str]:
-    """Return the attributes and variables that code writes, and reads to count them on alone."""
-    written, read = set[str](), set[str]()
+def _read(program: Program) -> set[str]:
+    """Return the attributes and variables that code reads, not to count them on alone.
+
+    Also words, for ``getattr``, and what modules of other libraries hold, whose code is not read.
+    """
+    parts = (part for part in program.own.parts.modules() if installed(type(part).__module__))
+    read = {key for part in parts for key in vars(part)}
+    things = holders(*program.own.functions)
     codes = [thing.__code__ for thing in things if type(thing) is FunctionType]
     while codes:
         code = codes.pop()
         codes += [each for each in code.co_consts if isinstance(each, CodeType)]
         steps = [(each.opname, each.argval) for each in dis.get_instructions(code)]
         for index, (name, value) in enumerate(steps):
-            if name.startswith("STORE_") and "FAST" not in name:
-                written.add(value)
-            elif name.startswith("LOAD_") and "FAST" not in name and isinstance(value, str):
+            if name.startswith("LOAD_") and "FAST" not in name and isinstance(value, str):
                 ahead = steps[index + 1 : index + _COUNTING]
                 if all(v != value or not n.startswith("STORE_") for n, v in ahead):
                     read.add(value)
-    return written - read
+    return read
 
 
 def _is_setting(value: Any) -> bool:

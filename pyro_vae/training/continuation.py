@@ -182,7 +182,7 @@ class Continued:
     def _resume(self) -> None:
         if self.folder is None:
             return
-        self.plain = MovedState(self.wrapped)
+        self.plain = MovedState(self.wrapped, main=self.world.main)
         if not self.folder.has_checkpoint:
             return
         device = self.wrapped.device

@@ -1,12 +1,18 @@
 """What a program keeps as plain Python values goes on with a run, and is told of by a file."""
 
+import warnings
+from collections import defaultdict
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from forked import connected, forks
 
 import pyro_vae as pv
+from pyro_vae.program.program import Program as Read
+from pyro_vae.storage.plain_state import MovedState
 
 
 class Encoder(torch.nn.Linear):
@@ -129,3 +135,88 @@ def test_a_file_tells_of_what_it_does_not_hold(how, features, told, tmp_path, re
     else:
         with pytest.warns(UserWarning, match=told):
             pv.load(tmp_path, into=fresh)
+
+
+class Study(Program):
+    """What a script keeps in one object: settings, and numbers that its steps move."""
+
+    def __init__(self, epochs, scale=1.0, rank=0):
+        super().__init__(lambda net, x: x)
+        self.epochs, self.scale, self.rank, self.table = epochs, scale, rank, {"tanh": torch.tanh}
+        self.mean, self.sums, self.steps = 0.0, torch.zeros(6), defaultdict(float)
+        self.encode.sums = self.sums
+        self.noise = torch.Generator().manual_seed(rank)
+
+    def guide(self, x):
+        if self.encode.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.numpy().mean()  # NumPy's, of single precision
+            self.sums += x.mean(0)
+            self.steps["early" if self.steps["early"] < 2 else "late"] += 1.0
+        noise = torch.randn(x.shape, generator=self.noise) + 0 * self.rank
+        x = self.table["tanh"](x + noise - self.encode.sums) * self.scale - self.mean
+        super().guide(x - self.steps["late"])
+
+    def fit(self, **options):
+        data = torch.randn(16, 6, generator=torch.Generator().manual_seed(1))
+        options |= {"epochs": self.epochs, "batch_size": 16, "progress": False, "device": "cpu"}
+        return pv.fit(self, data, compile=False, **options).history["loss"]
+
+
+def test_arrays_of_two_holders_and_numbers_of_numpy_go_on(tmp_path, recwarn):
+    """More epochs are no other program, and one array written to stays one."""
+    whole = Study(4).fit()
+    for epochs in (2, 4):
+        found = Study(epochs).fit(out=tmp_path, resume=True)
+    assert np.array_equal(found, whole)
+    assert not recwarn
+
+
+def test_a_value_chosen_anew_for_a_continuation_is_not_put_back_later(tmp_path):
+    """It was taken for one that the run had moved, and came back over the next choice."""
+    Study(1, 1.0).fit(out=tmp_path)
+    for epochs, before, scale in ((2, 1.0, 2.0), (3, 2.0, 3.0), (4, 3.0, 1.0)):
+        study = Study(epochs, scale)
+        with pytest.warns(UserWarning, match=f"Study.scale = {before}, this run {scale}; set"):
+            study.fit(out=tmp_path, resume=True)
+        assert study.scale == scale
+
+
+@forks
+def test_a_process_keeps_its_own_rank_and_noise(tmp_path):
+    """The second drew the noise of the first, and was told that its rank differs."""
+
+    def drawn(rank, epochs):
+        study = Study(epochs, rank=rank)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            study.fit(out=tmp_path / "run", resume=True)
+        texts = [str(each.message) for each in told if "plain values" in str(each.message)]
+        return torch.rand(1, generator=study.noise).item(), float(study.mean), texts
+
+    for epochs in (1, 2):
+        (tmp_path / f"{epochs}").mkdir()
+        one, two = connected(2, lambda rank, n=epochs: drawn(rank, n), tmp_path / f"{epochs}")
+        assert one[0] != two[0]
+    assert one[1] != 0.0 != two[1]
+    assert not one[2]
+    assert len(two[2]) == 1
+    assert "Study.noise = a generator, which the run has moved, is not kept" in two[2][0]
+    assert "rank" not in two[2][0]
+
+
+def test_a_damaged_file_sets_no_table_of_functions_and_raises_nothing():
+    study = Study(1)
+    moved = {"Study.table": {"tanh": 1.0}, "Study.sums": {"kind": "array", "hash": []}}
+    arrays = {"Study.sums": torch.zeros(6, dtype=torch.bfloat16)}
+    with pytest.warns(UserWarning, match=r"table = .*not kept; Study.sums = .*not kept"):
+        MovedState(Read.of(study)).put_back(arrays, {"before": {}, "moved": moved}, "file")
+    assert study.table == {"tanh": torch.tanh}
+
+
+@pytest.mark.parametrize("value", [np.zeros(3, ">f4"), torch.zeros(3).to(torch.float8_e4m3fn)])
+def test_arrays_that_no_file_holds_end_no_run(value, tmp_path):
+    def keeping(net, x):
+        net.kept = value
+        return x
+
+    fit(keeping, 1, out=tmp_path)

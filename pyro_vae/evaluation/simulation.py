@@ -13,13 +13,12 @@ from pyro_vae.errors import ProgramError
 from pyro_vae.evaluation.site_values import known_mean
 from pyro_vae.program.batches.batch import Batch, arguments, cuda_devices, map_rows
 from pyro_vae.program.densities.joint import Joint
-from pyro_vae.program.handlers import sample_sites
+from pyro_vae.program.handlers import FAILURES, sample_sites
 from pyro_vae.program.passes import Pass
 from pyro_vae.program.program import Program
-from pyro_vae.program.sites.observed import Binding
 from pyro_vae.program.sites.roles import observed_names
 
-_VALUES_ASKED = 4
+_VALUES_ASKED = 3
 Draw = Callable[[Callable[..., Any]], Callable[..., Any]]  # handlers that draw what is observed
 
 
@@ -57,25 +56,24 @@ def simulated(program: Program, piece: Pass, draw: Draw) -> tuple[Trace, Batch]:
     most, least = 0, -1  # values at rest; of rounds from one state at least
     alike: Callable[[], AbstractContextManager[None]] = nullcontext
     while left:
-        batch = program.replace(piece.batch, values)
 
-        def run(batch: Batch = batch) -> Trace:
+        def run(values: Mapping[str, Tensor] = values) -> Trace:
             _set_random_state(start, devices)
-            return _run(_on(program, piece, batch), draw)
+            return _run(_on(program, piece, program.replace(piece.batch, dict(values))), draw)
 
         with alike():
             trace = run()
         again = values_at(trace, names)
         standing = torch.cat([_same(again[name], values[name]) for name in names])
         if standing.all():
+            batch = program.replace(piece.batch, values)
             return (trace if alike is nullcontext else run()), batch  # and the program goes on
         # Of a model that reads what comes before, in any order, each round brings one to rest.
         if int(standing.sum()) < min(least, rounds - 2):
             break
-        if least < 0:  # such draws may come to rest at nothing: counts whose total dwindles to 0
-            with program.reader.runs.memory_kept():
-                if _reads_itself(piece, batch, draw, names):
-                    break
+        # Such draws may come to rest at nothing: counts whose total dwindles to 0.
+        if least < 0 and _reads_itself(program, run, values):
+            break
         alike, least = program.reader.runs.memory_kept, least + 1
         # A sampler that uses up a number of random numbers of its own moves the rows behind it.
         stand = int(standing.int().cumprod(0).sum())
@@ -88,42 +86,40 @@ def simulated(program: Program, piece: Pass, draw: Draw) -> tuple[Trace, Batch]:
     )
 
 
-def _reads_itself(piece: Pass, batch: Batch, draw: Draw, names: list[str]) -> bool:
+def _reads_itself(
+    program: Program, run: Callable[..., Trace], values: Mapping[str, Tensor]
+) -> bool:
     """Return whether the mean of a value moves with that value, as with a total of all.
 
-    Asked of a few values by their gradients, which tell nothing of whole numbers.
+    Asked of a few values of each site, that of the largest mean among them: of counts beside their
+    total it moves by the largest share.
+
+    Arguments:
+        program: Of the model.
+        run: The model on rows with some values written in, at the same random numbers.
+        values: By site.
     """
-    with torch.random.fork_rng(cuda_devices(batch)), torch.enable_grad():
-        rows = map_rows(
-            lambda leaf: leaf.detach().clone().requires_grad_(leaf.is_floating_point()), batch
-        )
-        args, kwargs = arguments(rows)
-        try:
-            trace = poutine.trace(draw(piece.joint.model)).get_trace(*args, **kwargs)
-            return any(
-                _moves_itself(trace.nodes[name], piece.sites.bindings[name], args, kwargs)
-                for name in names
-            )
-        except (RuntimeError, ValueError, TypeError, IndexError, KeyError):
-            return False  # it takes no tensor with a gradient
 
+    def mean_of(name: str, values: Mapping[str, Tensor]) -> Tensor | None:
+        with program.reader.runs.memory_kept():
+            site: Any = run(values).nodes[name]
+        return known_mean(site["fn"])
 
-def _moves_itself(
-    site: Any, binding: Binding, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> bool:
-    mean = known_mean(site["fn"])
-    leaf = kwargs[binding.key] if isinstance(binding.key, str) else args[binding.key]
-    if mean is None or not (mean.requires_grad and leaf.requires_grad):
-        return False
-    for place in torch.linspace(0, mean.numel() - 1, _VALUES_ASKED).long().tolist():
-        (grad,) = torch.autograd.grad(
-            mean.flatten()[place], leaf, retain_graph=True, allow_unused=True
-        )
-        if grad is None:
+    for name, value in values.items():
+        mean = mean_of(name, values)
+        if mean is None or mean.shape != value.shape:
             continue
-        own = binding.read(grad).flatten()[place].abs()
-        if bool(own > 1e-4 * grad.abs().max()):  # a convolution is off by a rounding
-            return True
+        places = torch.linspace(0, value.numel() - 1, _VALUES_ASKED).long().tolist()
+        for place in [int(mean.argmax()), *places]:
+            other = value.clone()
+            other.view(-1)[place] += value.abs().max().to(value.dtype) + 1
+            try:
+                after: Any = mean_of(name, {**values, name: other})
+                moved = (after - mean).abs()
+            except FAILURES:
+                break  # it takes no such value
+            if bool(moved.view(-1)[place] > 1e-4 * moved.max()):  # a convolution is off by rounding
+                return True
     return False
 
 

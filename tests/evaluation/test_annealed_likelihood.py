@@ -4,6 +4,7 @@ Statistical checks hold ``|z| < 5`` on a fixed seed: a correct estimate fails on
 5.7e-7 (two-sided) or 2.9e-7 (one-sided).
 """
 
+import io
 import math
 
 import pyro
@@ -91,6 +92,52 @@ def test_a_global_is_held_at_one_draw_of_the_guide():
     given = PPCA(model.weight, model.mean + program.offset, model.scale)
     estimate = pv.ais(program, x, QUICK)
     torch.testing.assert_close(estimate.log_prob, given.log_prob(x), rtol=0, atol=1e-8)
+
+
+def observes_a_double(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+        pyro.sample("y", dist.Normal(z, 0.5), obs=2 * x)
+
+
+def reads_a_half(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x, 0.7))
+
+
+@pytest.mark.parametrize("start", ["guide", "prior"])
+def test_traced_paths_have_the_numbers_of_the_program_to_the_bit(start, monkeypatch):
+    """Of several batches; `observed` of data that the model computes are held, not read anew."""
+    monkeypatch.setattr(annealing, "_ROWS_PER_PASS", 30)
+    settings = pv.AIS(num_temperatures=5, chains=3, num_leapfrog=2, start=start, pilot=10)
+    calls, mixed = [], annealing.mixture_of
+    monkeypatch.setattr(
+        annealing, "mixture_of", lambda *args: lambda *at: (calls.append(0), mixed(*args)(*at))[1]
+    )
+    program, x = linear(), oracle().sample(24)
+    computed = pv.Program(observes_a_double, reads_a_half)
+
+    def figures(worth):
+        monkeypatch.setattr(annealing, "_WORTH_A_TRACE", worth)
+        calls.clear()
+        torch.manual_seed(0)
+        found = pv.ais(program, x, settings)
+        both = pv.bdmc(computed, 12, settings, given=torch.randn(12))
+        return [found.log_prob, found.acceptance, both.lower, both.upper], len(calls)
+
+    (eager, many), (traced, few) = figures(math.inf), figures(0)
+    assert all(torch.equal(*pair) for pair in zip(eager, traced, strict=True))
+    assert few < 20 < many
+
+
+def test_each_transition_moves_the_bar(monkeypatch):
+    """2 passes of 5 in the pilot, 10 // 8 before them, 5 after; on a terminal."""
+    out = io.StringIO()
+    out.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", out)
+    settings = pv.AIS(num_temperatures=5, chains=2, num_leapfrog=1, pilot=10)
+    pv.ais(linear(), oracle().sample(3), settings, progress=True)
+    assert "/16 [" in out.getvalue() and "transition" in out.getvalue()
 
 
 class Positive(nn.Module):

@@ -1,7 +1,8 @@
 """The log joint and its gradient as one tensor graph: Pyro's handlers run once, not per step."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,22 +12,23 @@ from torch.fx import GraphModule
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.graphs.compiled_loss import Mode
 from pyro_vae.inference.graphs.make_graph import make_graph
+from pyro_vae.inference.sampling.ais import Mixture
 from pyro_vae.inference.sampling.hmc import LogDensity, log_prob_and_grad
 from pyro_vae.program.batches.batch import Batch, map_batch, signature
 from pyro_vae.program.densities.log_joint import LogJoint
+
+_Function = Callable[..., tuple[Tensor, ...]]  # of positions, and of what else it is told
 
 
 class TracedDensity:
     """A log density that answers with its gradient, from a graph of the position and the rows.
 
     Arguments:
-        graph: Maps a position ``(C, B | Z)`` and a batch to log p ``(C, B)`` and its gradient.
-        batch: The rows; None where the graph holds them.
+        graph: Maps a position ``(C, B | Z)`` to log p ``(C, B)`` and its gradient.
     """
 
-    def __init__(self, graph: Callable[..., tuple[Tensor, Tensor]], batch: Batch | None) -> None:
+    def __init__(self, graph: _Function) -> None:
         self._graph = graph
-        self._batch = batch
 
     def __call__(self, position: Tensor) -> Tensor:
         """Return log p(z), ``(C, B)``, without a graph of its own."""
@@ -34,8 +36,7 @@ class TracedDensity:
 
     def value_and_grad(self, position: Tensor) -> tuple[Tensor, Tensor]:
         """Return log p(z) ``(C, B)`` and its gradient ``(C, B | Z)``."""
-        with torch.no_grad():
-            log_prob, grad = self._graph(position.detach(), self._batch)
+        log_prob, grad = self._graph(position)
         return log_prob, grad
 
 
@@ -67,19 +68,58 @@ class DensityGraphs:
 
     def density(self, log_joint: LogJoint, batch: Batch, position: Tensor) -> LogDensity:
         """Return the density of a batch, traced if it can be, as it is if not."""
+
+        def both_of(joint: LogJoint) -> _Function:
+            return partial(log_prob_and_grad, joint.log_joint)
+
+        traced = self._traced(log_joint, batch, both_of, position)
+        return log_joint.log_joint if traced is None else TracedDensity(traced)
+
+    def mixture(
+        self,
+        log_joint: LogJoint,
+        batch: Batch,
+        mixture_of: Callable[[LogJoint], Mixture],
+        position: Tensor,
+        temperature: Tensor,
+    ) -> Mixture:
+        """Return the densities on a path to the log joint, traced if they can be.
+
+        Arguments:
+            log_joint: Of the batch.
+            batch: One row per datum.
+            mixture_of: Returns them of a log joint.
+            position: Where the chains start.
+            temperature: One on the path.
+        """
+        traced = self._traced(log_joint, batch, mixture_of, position, temperature)
+        return mixture_of(log_joint) if traced is None else traced
+
+    def _traced(
+        self,
+        log_joint: LogJoint,
+        batch: Batch,
+        function_of: Callable[[LogJoint], _Function],
+        position: Tensor,
+        *others: Tensor,
+    ) -> _Function | None:
+        """Return a function of positions as a graph on a batch; None where it runs eagerly."""
         if not self.mode or position.is_meta:
-            return log_joint.log_joint
-        rows = batch if log_joint.constant_supports else None
+            return None
+        rows = batch if log_joint.serves_other_rows else None
         key = (signature(batch), position.shape)
         stale = rows is None and self._held is not log_joint
         try:
             start = position.detach()
             if stale or key not in self._graphs:
                 self._held = log_joint if rows is None else self._held
-                self._graphs[key] = self._finish(_trace(log_joint, rows, position))
+                self._graphs[key] = self._finish(
+                    _trace(log_joint, rows, function_of, start, others)
+                )
                 wave = torch.linspace(-0.01, 0.01, start.numel(), device=start.device)
                 start = start + wave.to(start.dtype).reshape(start.shape)
-            _require_equal(TracedDensity(self._graphs[key], rows), log_joint, start)
+            traced = partial(_run, self._graphs[key], rows)
+            _require_equal(traced(start, *others), function_of(log_joint)(start, *others))
         except Exception as error:  # whatever a user's program does to a tracer
             self.mode = False
             reason = (str(error).strip().splitlines() or [""])[0]
@@ -87,10 +127,10 @@ class DensityGraphs:
                 "compile: the log joint cannot be traced and runs eagerly: "
                 f"{type(error).__name__}: {reason}",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
-            return log_joint.log_joint
-        return TracedDensity(self._graphs[key], rows)
+            return None
+        return traced
 
     def _finish(self, graph: GraphModule) -> Any:
         if self.mode is True and not self._graphs:
@@ -98,10 +138,14 @@ class DensityGraphs:
         return graph
 
 
-def _require_equal(traced: TracedDensity, log_joint: LogJoint, position: Tensor) -> None:
+def _run(graph: Any, rows: Batch | None, position: Tensor, *others: Tensor) -> Any:
+    with torch.no_grad():
+        return graph(position.detach(), others, rows)
+
+
+def _require_equal(traced: Sequence[Tensor], eager: Sequence[Tensor]) -> None:
     """Refuse a graph that is not the density of these rows at these latents."""
-    eager = log_prob_and_grad(log_joint.log_joint, position)
-    for found, exact in zip(traced.value_and_grad(position), eager, strict=True):
+    for found, exact in zip(traced, eager, strict=True):
         # Inductor rounds otherwise than the eager kernels: half of the digits must agree.
         rtol = torch.finfo(exact.dtype).eps ** 0.5
         finite = exact.nan_to_num(0.0, 0.0, 0.0).abs()
@@ -113,15 +157,21 @@ def _require_equal(traced: TracedDensity, log_joint: LogJoint, position: Tensor)
             )
 
 
-def _trace(log_joint: LogJoint, batch: Batch | None, position: Tensor) -> GraphModule:
-    """Return the graph of position and batch; None: of the position alone, the rows held in it."""
+def _trace(
+    log_joint: LogJoint,
+    batch: Batch | None,
+    function_of: Callable[[LogJoint], _Function],
+    position: Tensor,
+    others: tuple[Tensor, ...],
+) -> GraphModule:
+    """Return the graph of positions and batch; None: of positions alone, the rows held in it."""
 
-    def whole(position: Tensor, batch: Batch | None) -> tuple[Tensor, Tensor]:
+    def whole(position: Tensor, others: tuple[Tensor, ...], batch: Batch | None) -> Any:
         target = log_joint if batch is None else log_joint.on(batch)
-        return log_prob_and_grad(target.log_joint, position)
+        return function_of(target)(position, *others)
 
     rows = None if batch is None else map_batch(lambda leaf: leaf, batch)
-    graph = make_graph(whole, position.detach(), rows)
+    graph = make_graph(whole, position, others, rows)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph

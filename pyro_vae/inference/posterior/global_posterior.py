@@ -65,7 +65,7 @@ class PieceDensity:
         batch: The piece, B rows.
         slots: Where the latents stand.
         total: N.
-        constant_supports: Whether no support depends on a parameter or on the data.
+        serves_other_rows: Whether no support depends on a parameter or on the data.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class PieceDensity:
         batch: Batch,
         slots: list[GlobalSlot],
         total: int,
-        constant_supports: bool,
+        serves_other_rows: bool,
     ) -> None:
         self.program, self.slots, self.total = program, slots, total
-        self.constant_supports = constant_supports
+        self.serves_other_rows = serves_other_rows
         self._joint = program.summed_joint(batch)
         self._share = num_rows(batch) / total
 

@@ -7,7 +7,7 @@ to f (the joint density of x and z) at b_T = 1, whose normaliser is p(x).
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,10 +15,20 @@ from torch import Tensor
 from pyro_vae.arguments import number, positive, typed
 from pyro_vae.device import resolve_device
 from pyro_vae.errors import ConfigError
-from pyro_vae.inference.sampling.hmc import HMCInfo, HMCState, LogDensity, hmc_init, hmc_step
+from pyro_vae.inference.sampling.hmc import (
+    HMCInfo,
+    HMCState,
+    LogDensity,
+    hmc_init,
+    hmc_step,
+    log_prob_and_grad,
+)
 
 # (state, log p_t, t) -> (state, info), leaving p_t invariant; t runs over 1..T.
 Kernel = Callable[[HMCState, LogDensity, int], tuple[HMCState, HMCInfo]]
+
+# (z, b) -> log p_t(z), its gradient, and log f(z) - log p_0(z), all at temperature b.
+Mixture = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
 
 class AISResult(NamedTuple):
@@ -82,6 +92,8 @@ def annealed_importance(
     inverse_mass: float | Tensor = 1.0,
     generator: torch.Generator | None = None,
     kernel: Kernel | None = None,
+    mixture: Mixture | None = None,
+    done: Callable[[], Any] = lambda: None,
 ) -> AISResult:
     """Anneal draws of p_0 to the target; each weight is an unbiased estimate of its normaliser.
 
@@ -102,6 +114,8 @@ def annealed_importance(
         inverse_mass: its diagonal, broadcasting to `(C, B, Z)`
         generator: source of noise; torch's global one if None
         kernel: another transition in place of HMC
+        mixture: both densities in one evaluation (a traced graph); None: `mixture_of` the two
+        done: called after each transition
 
     Raises:
         ConfigError: temperatures and step sizes disagree in number, or there are none.
@@ -111,13 +125,14 @@ def annealed_importance(
     num = _num_temperatures(temperatures)
     if kernel is None:
         kernel = _hmc_kernel(step_size, num_leapfrog, inverse_mass, generator, num)
-    path = _Path(log_initial, log_target, temperatures)
+    path = _Path(mixture or mixture_of(log_initial, log_target), temperatures)
     log_weight = accept = torch.zeros_like(position[..., 0])
     for t in range(1, num + 1):
         state, log_ratio = path.enter(position, t)
         log_weight = log_weight + path.width(t) * log_ratio
         state, info = kernel(state, path.log_density(t), t)
         position, accept = state.position, accept + info.accept_prob
+        done()
     return AISResult(log_weight, accept.mean(0) / num, position)
 
 
@@ -132,6 +147,8 @@ def reverse_annealed_importance(
     inverse_mass: float | Tensor = 1.0,
     generator: torch.Generator | None = None,
     kernel: Kernel | None = None,
+    mixture: Mixture | None = None,
+    done: Callable[[], Any] = lambda: None,
 ) -> AISResult:
     """Anneal exact posterior draws back to p_0: an upper bound, the other half of BDMC's sandwich.
 
@@ -154,7 +171,7 @@ def reverse_annealed_importance(
     num = _num_temperatures(temperatures)
     if kernel is None:
         kernel = _hmc_kernel(step_size, num_leapfrog, inverse_mass, generator, num)
-    path = _Path(log_initial, log_target, temperatures)
+    path = _Path(mixture or mixture_of(log_initial, log_target), temperatures)
     log_weight = accept = torch.zeros_like(position[..., 0])
     state, _ = path.enter(position, num)
     for t in range(num, 0, -1):
@@ -162,6 +179,7 @@ def reverse_annealed_importance(
         accept = accept + info.accept_prob
         state, log_ratio = path.enter(state.position, t - 1)
         log_weight = log_weight + path.width(t) * log_ratio
+        done()
     return AISResult(log_weight, accept.mean(0) / num, state.position)
 
 
@@ -178,6 +196,8 @@ def tune_steps(
     gain: float = 0.5,
     inverse_mass: float | Tensor = 1.0,
     generator: torch.Generator | None = None,
+    mixture: Mixture | None = None,
+    done: Callable[[], Any] = lambda: None,
 ) -> Tensor:
     """Find a step size per temperature and datum in pilot runs, to be frozen in the measured one.
 
@@ -206,13 +226,14 @@ def tune_steps(
     """
     num = _num_temperatures(temperatures)
     positive("num_leapfrog", num_leapfrog)
-    num_passes = max(2, math.ceil(positive("num_transitions", num_transitions) / num))
-    path = _Path(log_initial, log_target, temperatures)
+    num_passes = _num_passes(positive("num_transitions", num_transitions), num)
+    path = _Path(mixture or mixture_of(log_initial, log_target), temperatures)
     settings = (num_leapfrog, inverse_mass, generator)
 
     def move(position: Tensor, t: int, log_step: Tensor) -> tuple[Tensor, Tensor]:
         state, _ = path.enter(position, t)
         state, info = hmc_step(state, path.log_density(t), log_step.exp(), *settings)
+        done()
         return state.position, log_step + gain * (info.accept_prob.mean(0) - target)
 
     log_step = torch.zeros_like(position[0, ..., 0]) + (
@@ -233,32 +254,66 @@ def tune_steps(
     return torch.stack(kept).mean(0).exp()
 
 
+def num_pilot_transitions(num_transitions: int, num: int) -> int:
+    """Return how many transitions `tune_steps` makes on a path of `num` temperatures."""
+    return num_transitions // 8 + _num_passes(num_transitions, num) * num
+
+
+def _num_passes(num_transitions: int, num: int) -> int:
+    return max(2, math.ceil(num_transitions / num))
+
+
+def mixture_of(log_initial: LogDensity, log_target: LogDensity) -> Mixture:
+    """Return the geometric path between two densities, each evaluated once at a point."""
+
+    def mixture(position: Tensor, temperature: Tensor) -> tuple[Tensor, ...]:
+        ratios: list[Tensor] = []
+
+        def log_density(z: Tensor) -> Tensor:
+            first, last = log_initial(z), log_target(z)
+            ratios.append((last - first).detach())
+            return (1.0 - temperature) * first + temperature * last
+
+        return *log_prob_and_grad(log_density, position), ratios[0]
+
+    return mixture
+
+
+class _OnPath:
+    """The density at one temperature; it keeps the log ratio of its first evaluation."""
+
+    def __init__(self, mixture: Mixture, temperature: Tensor) -> None:
+        self._mixture = mixture
+        self._temperature = temperature
+        self.log_ratio: Tensor | None = None
+
+    def __call__(self, position: Tensor) -> Tensor:
+        return self.value_and_grad(position)[0]
+
+    def value_and_grad(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        log_prob, grad, ratio = self._mixture(position, self._temperature)
+        self.log_ratio = ratio if self.log_ratio is None else self.log_ratio
+        return log_prob, grad
+
+
 class _Path(NamedTuple):
     """The geometric path between two densities."""
 
-    log_initial: LogDensity
-    log_target: LogDensity
+    mixture: Mixture
     temperatures: Tensor
 
     def width(self, t: int) -> Tensor:
         return self.temperatures[t] - self.temperatures[t - 1]
 
     def log_density(self, t: int) -> LogDensity:
-        b = self.temperatures[t]
-        return lambda z: (1.0 - b) * self.log_initial(z) + b * self.log_target(z)
+        return _OnPath(self.mixture, self.temperatures[t])
 
     def enter(self, position: Tensor, t: int) -> tuple[HMCState, Tensor]:
         """Return the state under p_t and log f - log p_0, both from one evaluation."""
-        parts: list[Tensor] = []
-        b = self.temperatures[t]
-
-        def log_density(z: Tensor) -> Tensor:
-            first, last = self.log_initial(z), self.log_target(z)
-            parts.append((last - first).detach())
-            return (1.0 - b) * first + b * last
-
-        state = hmc_init(log_density, position)
-        return state, parts[0]
+        density = _OnPath(self.mixture, self.temperatures[t])
+        state = hmc_init(density, position)
+        assert density.log_ratio is not None
+        return state, density.log_ratio
 
 
 def _hmc_kernel(

@@ -193,6 +193,7 @@ class LogJoint:
         self.constant_supports = all(
             checks.fixed_support(model.nodes[slot.name]["fn"]) is not None for slot in self.slots
         )
+        self.serves_other_rows = self.constant_supports and not observed
         supported = all(known_support(model.nodes[s.name]["fn"]) is not None for s in self.slots)
         if not checks.is_meta(batch) and supported and not self.constant_supports:
             self._require_fixed_supports(model)
@@ -230,7 +231,8 @@ class LogJoint:
     def on(self, batch: Batch) -> "LogJoint":
         """Return the density on other rows of the same shapes: unchecked, globals held.
 
-        Only where ``constant_supports``: the slots are those of the first rows.
+        Only where ``serves_other_rows``: the slots are those of the first rows, and so would the
+        data be that stand in place of those that the model observes.
         """
         other = copy.copy(self)
         other._model_at = None

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_vae.arguments import positive
 from pyro_vae.errors import ProgramError
+from pyro_vae.heap import released
 from pyro_vae.program.batches.batch import (
     Batch,
     Part,
@@ -38,7 +39,6 @@ from pyro_vae.program.parameters.modules import evaluating
 from pyro_vae.program.ranks import Ranks, ranks, require_equal, shared_out
 from pyro_vae.program.sites.sites import Sites
 from pyro_vae.program.sites.whole import require_rows
-from pyro_vae.program.unused_memory import released
 from pyro_vae.progress import progress_bar
 from pyro_vae.threads import require_turn
 from pyro_vae.torch_private import pytree

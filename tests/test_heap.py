@@ -5,27 +5,27 @@ import sys
 
 import pytest
 
-from pyro_vae.program import unused_memory
+from pyro_vae import heap
 
 # Blocks on glibc's heap, each with a small one behind it that stays; then all but one are freed.
 GAPS = """
 import ctypes
-from pyro_vae.program import unused_memory as memory
+from pyro_vae import heap
 c = ctypes.CDLL(None)
 assert c.mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD
 c.malloc.restype, c.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 c.free.argtypes = [ctypes.c_void_p]
 c.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
-before, blocks = memory.resident(), []
+before, blocks = heap.resident(), []
 for _ in range(32):
     blocks.append(c.malloc(16 << 20))
     c.memset(blocks[-1], 1, 16 << 20)
     c.malloc(1 << 12)
 for block in blocks[:-1]:
     c.free(block)
-freed = memory.resident() - before
-memory.release()
-print(freed, memory.resident() - before)
+freed = heap.resident() - before
+heap.release()
+print(freed, heap.resident() - before)
 """
 
 
@@ -41,7 +41,7 @@ def test_what_grows_is_looked_at_less_often(monkeypatch):
     """A process that needs the memory is not asked at each batch to give it back."""
     asked = []
     sizes = iter(range(0, 100_000, 100))
-    monkeypatch.setattr(unused_memory, "resident", lambda: next(sizes))
-    monkeypatch.setattr(unused_memory, "release", lambda: asked.append(1))
-    assert list(unused_memory.released(range(30))) == list(range(30))
+    monkeypatch.setattr(heap, "resident", lambda: next(sizes))
+    monkeypatch.setattr(heap, "release", lambda: asked.append(1))
+    assert list(heap.released(range(30))) == list(range(30))
     assert 3 <= len(asked) <= 12

@@ -1,4 +1,4 @@
-"""Memory that the C library keeps for blocks to come, though no later block fits in between."""
+"""Pages of the heap that the C library keeps for blocks to come, though none fits in between."""
 
 import ctypes
 import mmap

@@ -2,7 +2,7 @@
 
 import difflib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import pyro.infer.autoguide
@@ -51,18 +51,28 @@ _VERBS = {  # of the library, which a class of a peer has as methods
 }
 
 
-def refuse_method(name: str) -> None:
-    """Say which function of the library is meant by a method that a program does not have.
+def missing(program: Any, name: str, of_parent: Callable[[str], Any]) -> Any:
+    """Answer for an attribute that is not found, in the ``__getattr__`` of a program.
+
+    Arguments:
+        program: Of which it is asked.
+        name: What is asked.
+        of_parent: ``__getattr__`` of the class above.
 
     Raises:
-        AttributeError: There is one.
+        AttributeError: Names the function of the library that is meant; or is that of the class
+            above, or of a property of this name that has failed.
     """
-    verb = name if name in _VERBS else _ALSO_CALLED.get(name, "")
-    if verb.split(" ")[0] in _VERBS:
-        rest = verb.removeprefix(verb.split(" ")[0])
-        raise AttributeError(
-            f"a program has no method {name!r}: write pv.{verb.split(' ')[0]}(program, ...){rest}"
-        ) from None
+    try:
+        return of_parent(name)
+    except AttributeError:
+        if hasattr(type(program), name):
+            return object.__getattribute__(program, name)
+        verb, _, rest = (name if name in _VERBS else _ALSO_CALLED.get(name, "")).partition(" ")
+        if verb not in _VERBS:
+            raise
+    said = f"a program has no method {name!r}: write pv.{verb}(program, ...)"
+    raise AttributeError(f"{said} {rest}".rstrip())
 
 
 def refuse(module: str, name: str, names: Iterable[str], inside: Mapping[str, Any]) -> NoReturn:

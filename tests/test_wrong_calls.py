@@ -716,6 +716,20 @@ def test_a_verb_asked_of_a_program_is_named(name, verb):
             getattr(program, name)
 
 
+@pytest.mark.parametrize("kind", [pv.models.VAE, pv.Program])
+def test_a_property_that_fails_shows_its_own_error(kind):
+    """Though it is called as a verb of another library is."""
+
+    class Own(kind):
+        @property
+        def sample(self):
+            return self.absent
+
+    own = Own(6, 2) if kind is pv.models.VAE else Own(lambda x: None, lambda x: None)
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        own.sample  # noqa: B018
+
+
 def test_they_are_sixty_at_least():
     assert len(CALLS) >= 60
 

@@ -10,7 +10,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 
 from pyro_vae.arguments import positive, typed
-from pyro_vae.names import refuse_method
+from pyro_vae.names import missing
 from pyro_vae.nn import Shape, as_shape
 
 _serial = itertools.count()
@@ -46,12 +46,7 @@ class ZooProgram(nn.Module):
             Raises:
                 AttributeError: The program has nothing of this name.
             """
-            try:
-                return super().__getattr__(name)
-            except AttributeError:
-                if not hasattr(type(self), name):  # else a property of that name has failed
-                    refuse_method(name)
-                raise
+            return missing(self, name, super().__getattr__)
 
     def extra_repr(self) -> str:
         names = ("latent_dim", "latent_dims", "positions")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_vae.arguments import integer, positive, typed
 from pyro_vae.errors import ConfigError, ProgramError
-from pyro_vae.names import refuse_method
+from pyro_vae.names import missing
 from pyro_vae.program import checks
 from pyro_vae.program.batches.batch import (
     Batch,
@@ -247,11 +247,7 @@ class Program(nn.Module):
         Raises:
             AttributeError: The program has nothing of this name.
         """
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            refuse_method(name)
-            raise
+        return missing(self, name, super().__getattr__)
 
     @property
     def model(self) -> Callable[..., Any]:

@@ -42,6 +42,24 @@ class Minibatch(Clicks):
     def guide(self, x):
         pass
 
+class Words(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.vectors, self.code = torch.nn.Embedding(4, 3), torch.nn.Linear(3, 4)
+        self.out = torch.nn.Linear(2, 4)
+
+    def model(self, words, lengths, kept):
+        with pyro.plate("data", len(words)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            inside = (torch.arange(5) < lengths[..., None]) & kept
+            each = dist.Categorical(logits=self.out(z).unsqueeze(-2).expand(*z.shape[:-1], 5, 4))
+            pyro.sample("w", each.mask(inside).to_event(1), obs=words)
+
+    def guide(self, words, lengths, kept):
+        with pyro.plate("data", len(words)):
+            loc, log_scale = self.code(self.vectors(words).mean(-2)).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
 made = Clicks(3)
 model, guide = made.model, made.guide
 half = torch.nn.Linear(2, 2)
@@ -93,6 +111,8 @@ def folder(tmp_path, monkeypatch):
     sparse.save_npz("beyond.npz", beyond)
     np.savez("named.npz", images=np.ones((40, 2)), labels=np.arange(40) % 3)
     np.savez("labelled.npz", x=x.numpy().astype(np.uint16), y=np.arange(40) % 3)
+    words, kept = x.clamp(max=3).numpy().astype(np.uint8), np.ones((40, 5), bool)
+    np.savez("text.npz", words=words, lengths=np.arange(40) % 5 + 1, kept=kept)
     np.savez("ragged.npz", x=np.ones((40, 2)), y=np.ones((30, 2)))
     np.savez("words.npz", x=np.full((40, 2), "a"))
     np.savez("few.npz", x=np.ones((4, 2)))
@@ -121,6 +141,7 @@ def run(line, *more):
         ("own.py:Clicks --data counts.npz", 2),
         ("own.py:Clicks --data counts.npy --options.latent_dim 1", 1),
         ("own.py:made --data counts.pt", 3),
+        ("own.py:Clicks --data bits.npy", 2),
         ("own.py --data counts.csv", 3),
         ("VAE --data images --hidden 3 --latent_dim 2", None),
         ("LadderVAE --data bits.npy --options.latent_dims [3,2] --options.hidden [8,4]", None),
@@ -257,6 +278,16 @@ def test_a_program_of_two_functions_is_judged_drawn_and_refined(name, capsys):
     assert told["rows"] == 2 and told["not_mixed"] in (0, 1)  # of 40: 2 test
 
 
+def test_whole_numbers_and_flags_of_a_file_stay_what_they_are():
+    """Words are an index, `kept` a mask; draws go by their site, beside the inputs they had."""
+    assert run("train own.py:Words --data text.npz --out run", *FEW) == 0
+    assert run("generate run -n 7 --mean false") == 0
+    with np.load("run/samples.npz") as arrays:
+        assert set(arrays) == {"w", "lengths", "kept"}
+        assert arrays["w"].dtype == np.int64 and arrays["w"].shape == (7, 5)
+        assert arrays["lengths"].shape == (7,) and len(set(arrays["lengths"])) > 1
+
+
 def test_differences_are_paired():
     """What all data share is no error of the difference."""
     shared = torch.tensor([0.0, -100.0, 100.0, 7.0])
@@ -268,9 +299,12 @@ def test_differences_are_paired():
 
 def test_files_of_one_array_hold_the_same_rows():
     whole = read_arrays(Path("counts.npz")).whole
-    for name in ("counts.npy", "counts.pt", "counts.csv"):
-        assert torch.equal(read_arrays(Path(name)).whole, whole)
+    assert whole.dtype == read_arrays(Path("counts.csv")).whole.dtype == torch.int64
+    for name in ("counts.npz", "counts.npy", "counts.pt", "counts.csv"):
+        assert torch.equal(read_arrays(Path(name)).in_floats().whole, whole.float())
     two = read_arrays(Path("two.npz"))
+    assert two.whole["x"].dtype == torch.bool
+    two = two.in_floats()
     assert two.whole["c"].dtype == torch.int64 and two.whole["x"].dtype == torch.float32
     assert two.test["c"].tolist() == [0, 2] and len(two.train["x"]) == 36
     images = read_arrays(Path("images")).whole

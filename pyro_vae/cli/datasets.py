@@ -79,7 +79,9 @@ class DataSet:
         return self.rows("train"), {"batch_size": size}
 
     def taken_by(self, program: Any, file: str) -> "DataSet":
-        """Return of several arrays of a file those that a program takes, by the names it has.
+        """Return of several arrays of a file those that a program takes, as it takes them.
+
+        Flags are 0 and 1 to a program that does not run on flags; of whole numbers `fit` knows.
 
         Arguments:
             program: what they are for.
@@ -88,8 +90,24 @@ class DataSet:
         Raises:
             DataError: The program takes none of these names, or one more.
         """
-        whole = getattr(self.source, "whole", None)
-        if not isinstance(self.source, Arrays) or not isinstance(whole, dict):
+        if not isinstance(self.source, Arrays):
+            return self
+        named = self._named(program, file)
+        whole = named.source.whole
+        arrays = whole.values() if isinstance(whole, dict) else [whole]
+        if all(each.dtype != torch.bool for each in arrays):
+            return named
+        wrapped = pv.Program.of(program)
+        try:
+            wrapped.reader.runs.trace_of_model(wrapped.adapt(named.rows("all", 2)))
+        except DataError:
+            return replace(named, source=named.source.flags_as_floats())
+        return named
+
+    def _named(self, program: Any, file: str) -> "DataSet":
+        """Return the arrays by the names of a program's arguments, without those it has not."""
+        whole = self.source.whole
+        if not isinstance(whole, dict):
             return self
         known = signature(program.model).parameters
         left = [name for name in whole if name not in known]
@@ -145,7 +163,9 @@ def load_data(settings: dict[str, Any], *, whole: bool = False) -> DataSet:
         label = LABELLED.get(settings["model"]) if getattr(source, "labels", None) else None
         return DataSet(source, settings.get("network", "mlp"), words=spoken, label=label)
     if kind == "images" and (Path(name).is_dir() or name.endswith(suffixes)):
-        return DataSet(read_arrays(Path(name)), settings.get("network", "mlp"))
+        arrays = read_arrays(Path(name))
+        own = is_own(settings["model"])  # what it makes of whole numbers is its own business
+        return DataSet(arrays if own else arrays.in_floats(), settings.get("network", "mlp"))
     files = " or a file " + " or ".join(suffixes) if suffixes else ""
     known = (", ".join(SETS[kind]) + files).removeprefix(" or ")
     if any(name in names for names in SETS.values()):

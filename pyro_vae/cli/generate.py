@@ -25,7 +25,8 @@ def generate(
     """Draw images, chorales, sentences or rows from a trained model into its run folder.
 
     Images and piano rolls are written to samples.png and samples.npz, sentences to samples.txt, the
-    rows of a table to samples.csv.
+    rows of a table to samples.csv; those of your own program to samples.npz by site, beside the
+    inputs that they were drawn for (lengths, labels), which are training rows taken at random.
     Sequences get the lengths of the first test data.
 
     Arguments:
@@ -44,10 +45,13 @@ def generate(
     mean = kind not in ("sentences", "tables") if mean is None else mean
     source = None if kind in ("images", "tables") else load_data(settings).source
     inputs = None if source is None else _inputs(source.test, positive("n", n))
+    others: dict[str, torch.Tensor] = {}
     if own:  # a program of the user's own learns its sizes from rows
         loaded = load_data(settings).taken_by(program, settings["data"])
-        pv.Program.of(program).read(loaded.drawn("train", seed, 2))
+        _introduce(program, loaded.drawn("train", seed))
     torch.manual_seed(seed)
+    if own:
+        inputs, others = _own_inputs(program, n)
     drawn: Any = pv.generate(program, n, given=inputs, mean=mean)
     folder = Path(run)
     if kind == "tables":
@@ -61,7 +65,9 @@ def generate(
         say(f"{text}\n\nwritten to {folder / 'samples.txt'}")
         return
     if own:
-        _write_own(folder, drawn, sample_title(n, mean))
+        site = pv.Program.of(program).sites.observed[0]
+        named = drawn if isinstance(drawn, dict) else {site: drawn}
+        _write_own(folder, others | named, sample_title(n, mean))
         return
     if inputs is None:
         shape = (1, 8, 8) if settings["data"] == "digits" else (1, 28, 28)
@@ -84,14 +90,34 @@ def _inputs(test: dict[str, torch.Tensor], n: int) -> dict[str, torch.Tensor]:
     return {name: x[rows] for name, x in test.items()}
 
 
+def _introduce(program: Any, rows: Any) -> None:
+    """Let a program see rows of its data: its sizes, and inputs to draw for."""
+    wrapped = pv.Program.of(program)
+    batch = wrapped.adapt(rows)
+    wrapped.read(batch)
+    wrapped.examples.remember(batch)
+
+
+def _own_inputs(program: Any, n: int) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Return n rows of a program's data to draw for, and what of them it does not observe.
+
+    None and nothing where all is observed: lengths, labels and masks are to be told beside draws.
+    """
+    wrapped = pv.Program.of(program)
+    batch = wrapped.examples.inputs(positive("n", n))
+    observed, rows = wrapped.examples.observed(batch), wrapped.as_given(batch)
+    if not isinstance(rows, dict) or observed.keys() >= rows.keys():
+        return None, {}
+    return rows, {name: x for name, x in rows.items() if name not in observed}
+
+
 def sample_title(n: int, mean: bool) -> str:
     """Return the title of a figure of draws."""
     return f"{counted(n, 'draw')} from the prior" + (", decoded to E[x | z]" if mean else "")
 
 
-def _write_own(folder: Path, drawn: Any, title: str) -> None:
+def _write_own(folder: Path, arrays: dict[str, torch.Tensor], title: str) -> None:
     """Write the rows of a user's own data by site, and a picture where they are images."""
-    arrays = drawn if isinstance(drawn, dict) else {"x": drawn}
     _write_npz(folder / "samples.npz", {name: x.cpu() for name, x in arrays.items()})
     written = f"{folder / 'samples.npz'}"
     pictures = [x for x in arrays.values() if x.ndim == 4 and x.shape[1] in (1, 3)]

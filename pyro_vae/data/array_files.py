@@ -20,13 +20,35 @@ PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff")
 
 @dataclass(frozen=True, eq=False)
 class Arrays(ByTurns):
-    """Rows of a file in splits.
+    """Rows of a file in splits; ``all`` is not divided.
 
     Arguments:
         whole: one tensor, or tensors by the name of the program's argument, ``(N, ...)``.
     """
 
     whole: Tensor | dict[str, Tensor]
+
+    @property
+    def all(self) -> Tensor | dict[str, Tensor]:
+        """All rows of the file."""
+        return self.whole
+
+    def in_floats(self, *, labels: bool = True) -> "Arrays":
+        """Return the same numbers as floats of torch's default type.
+
+        Arguments:
+            labels: leave a column of whole numbers beside other arrays, ``(N,)``, as it is.
+        """
+        if isinstance(self.whole, Tensor):
+            return Arrays(self.whole.to(torch.get_default_dtype()))
+        kept = labels and len(self.whole) > 1
+        return Arrays({k: _floats(v, kept) for k, v in self.whole.items()})
+
+    def flags_as_floats(self) -> "Arrays":
+        """Return the same arrays, with 0 and 1 for flags."""
+        named = self.whole if isinstance(self.whole, dict) else {"x": self.whole}
+        flags = {k: _floats(v, False) if v.dtype == torch.bool else v for k, v in named.items()}
+        return Arrays(flags if isinstance(self.whole, dict) else flags["x"])
 
     def _part(self, split: str) -> Any:
         whole = self.whole
@@ -38,8 +60,7 @@ class Arrays(ByTurns):
 def read_arrays(path: Path) -> Arrays:
     """Return what a file holds, or a folder of images.
 
-    Numbers become floats of torch's default type, but for a column of whole numbers beside other
-    arrays, ``(N,)``, which are labels.
+    Whole numbers come as int64, flags as they are, others as floats of torch's default type.
 
     Arguments:
         path: ``.npz`` (arrays by name, or what ``scipy.sparse.save_npz`` writes), ``.npy``,
@@ -68,8 +89,7 @@ def read_arrays(path: Path) -> Arrays:
 def _checked(path: Path, found: Any) -> Tensor | dict[str, Tensor]:
     """Return tensors of equally many rows; a file of one array is one tensor."""
     named = found if isinstance(found, Mapping) else {"x": found}
-    alone = len(named) == 1
-    tensors = {str(k): _tensor(path, str(k), value, alone) for k, value in named.items()}
+    tensors = {str(k): _tensor(path, str(k), value) for k, value in named.items()}
     lengths = {name: len(value) for name, value in tensors.items()}
     if len(set(lengths.values())) != 1:
         raise DataError(f"{path}: got arrays of {lengths or 'no'} rows, expected as many in each")
@@ -79,7 +99,13 @@ def _checked(path: Path, found: Any) -> Tensor | dict[str, Tensor]:
     return tensors if len(tensors) > 1 or set(tensors) != {"x"} else tensors["x"]
 
 
-def _tensor(path: Path, name: str, value: Any, alone: bool) -> Tensor:
+def _floats(value: Tensor, labels: bool) -> Tensor:
+    """Return a tensor as floats, but for whole numbers of one dimension where they are labels."""
+    label = labels and value.ndim == 1 and not value.is_floating_point()
+    return value.long() if label else value.to(torch.get_default_dtype())
+
+
+def _tensor(path: Path, name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         value = np.asarray(value)
         if value.dtype.kind not in "fiub":
@@ -87,14 +113,15 @@ def _tensor(path: Path, name: str, value: Any, alone: bool) -> Tensor:
         value = torch.from_numpy(np.ascontiguousarray(value, value.dtype.newbyteorder("=")))
     if not value.ndim:
         raise DataError(f"{path}: {name} is a single number, expected rows")
-    label = value.ndim == 1 and not alone and not value.is_floating_point()
-    return value.to(torch.int64 if label else torch.get_default_dtype())
+    if value.dtype == torch.bool:
+        return value
+    return value.to(torch.get_default_dtype() if value.is_floating_point() else torch.int64)
 
 
 def _npz(path: Path) -> Any:
     with np.load(path, allow_pickle=False) as file:
         if "format" in file and "shape" in file:
-            return load_sparse(path).toarray().astype(np.float32)
+            return load_sparse(path).toarray()
         return {name: file[name] for name in file.files}
 
 
@@ -120,6 +147,9 @@ def _table(path: Path) -> Any:
     odd = [name for name in frame.columns if frame[name].dtype.kind not in "fiub"]
     if odd:
         raise DataError(f"{path}: column {odd[0]!r} holds no numbers; TableVAE takes such tables")
+    whole = all(frame[name].dtype.kind in "iu" for name in frame.columns)
+    if whole and not frame.isna().any(axis=None):
+        return frame.to_numpy(np.int64)
     return frame.to_numpy(np.float32, na_value=np.nan)
 
 

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from scipy import sparse
 
+import pyro_vae as pv
 from pyro_vae import cli
 from pyro_vae.cli.compare import paired
 from pyro_vae.data.array_files import read_arrays
@@ -286,6 +288,26 @@ def test_whole_numbers_and_flags_of_a_file_stay_what_they_are():
         assert set(arrays) == {"w", "lengths", "kept"}
         assert arrays["w"].dtype == np.int64 and arrays["w"].shape == (7, 5)
         assert arrays["lengths"].shape == (7,) and len(set(arrays["lengths"])) > 1
+
+
+def test_a_run_of_fit_is_judged_where_its_program_is_named(capsys):
+    """Once; by all rows, of which the command line knows no split."""
+    own = runpy.run_path("own.py")
+    x = np.load("counts.npy")
+    pv.fit(own["Clicks"](), torch.from_numpy(x), epochs=1, out="run", progress=False)
+    pv.fit(pv.models.VAE(5, 2), x > 1, epochs=1, out="vae", progress=False)
+    for line in ("evaluate run", "generate run", "evaluate run --program own.py:Clicks"):
+        assert run(line) == 2
+        assert "pyro-vae evaluate run --" in capsys.readouterr().err
+    assert not Path("run/train.json").exists()
+    line = "evaluate run --program own.py:Clicks --data counts.npy --num_particles 2"
+    assert run(line) == 0
+    assert capsys.readouterr().out.startswith("counts.npy, all rows, 40 data\n")
+    assert run("generate run -n 3") == run("diagnose run --split test") == 0
+    assert run("evaluate vae --num_particles 2") == 2
+    assert "where its data are; say it once" in capsys.readouterr().err
+    assert run("evaluate vae --data bits.npy --num_particles 2") == 0
+    assert run("evaluate vae --data digits --split all") == 2
 
 
 def test_differences_are_paired():

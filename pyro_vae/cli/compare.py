@@ -12,14 +12,14 @@ from pyro_vae.arguments import positive
 from pyro_vae.cli.datasets import load_data
 from pyro_vae.cli.options import Split
 from pyro_vae.cli.report import heading, say
-from pyro_vae.cli.runs import fresh_folder, open_run
+from pyro_vae.cli.runs import chosen_split, fresh_folder, open_run
 from pyro_vae.errors import ConfigError
 from pyro_vae.storage.atomic import atomic_write_text
 
 
 def compare(
     runs: list[str],
-    split: Split = "test",
+    split: Split | None = None,
     rows: int | None = None,
     num_particles: int = 1000,
     seed: int = 0,
@@ -33,7 +33,8 @@ def compare(
 
     Arguments:
         runs: run folders, two or more, trained on the same data with the same binarization.
-        split: which part of the data.
+        split: which part of the data; all takes a file of arrays whole. Null is test, but all for a
+            run of `pv.fit`.
         rows: only so many data from the start; null is all.
         num_particles: importance samples per datum behind the log-likelihood.
         seed: of the estimates, the same for each run.
@@ -50,6 +51,8 @@ def compare(
         told = "; ".join(f"{data}, binarization {kind}" for data, kind in sorted(same))
         raise ConfigError(f"runs: got runs of {told}; their likelihoods cannot be compared")
     scored = {}
+    taken = {chosen_split(split, settings) for _, settings in opened.values()}
+    split = "all" if "all" in taken else taken.pop()
     for run, (program, settings) in opened.items():
         x = load_data(settings).taken_by(program, settings["data"]).drawn(split, seed, count)
         torch.manual_seed(seed)

@@ -63,7 +63,11 @@ class DataSet:
         return getattr(self.source, "transform", None)
 
     def rows(self, split: str, count: int | None = None) -> Any:
-        """Return the data of a split, or the first of them."""
+        """Return the data of a split, or the first of them; ``all`` of a file of arrays."""
+        if split == "all" and not isinstance(self.source, Arrays):
+            raise ConfigError(
+                "split: got all, expected train, valid or test: only files of arrays are whole"
+            )
         x: Any = getattr(self.source, split)
         x = {k: v[:count] for k, v in x.items()} if isinstance(x, dict) else x[:count]
         if self.network == "conv" and isinstance(self.source, pv.data.Splits):

@@ -15,7 +15,7 @@ from pyro_vae.cli.datasets import kind_of, load_data
 from pyro_vae.cli.options import Binarization, Split
 from pyro_vae.cli.report import say, table
 from pyro_vae.cli.report_file import write_report
-from pyro_vae.cli.runs import open_run
+from pyro_vae.cli.runs import chosen_split, open_run
 from pyro_vae.evaluation.global_kl import GlobalKL, kl_of_globals
 from pyro_vae.program.batches.batch import num_rows
 from pyro_vae.program.bounds import elbo_given_globals
@@ -27,9 +27,10 @@ _DRAWS = 10  # of global latents, where a datum has none
 
 def evaluate(
     run: str,
+    program: str | None = None,
     data: str | None = None,
     binarization: Binarization | None = None,
-    split: Split = "test",
+    split: Split | None = None,
     rows: int | None = None,
     num_particles: int = 1000,
     seed: int = 0,
@@ -46,21 +47,25 @@ def evaluate(
 
     Arguments:
         run: run folder.
+        program: file.py:NAME of your own program, where the run folder does not say it (`pv.fit`
+            wrote it) or the file has moved; it is remembered.
         data: data set; null is the one it was trained on.
         binarization: null is that of the training.
-        split: which part of the data.
+        split: which part of the data; all takes a file of arrays whole. Null is test, but all for a
+            run of `pv.fit`.
         rows: only so many data from the start; null is all.
         num_particles: importance samples per datum behind the log-likelihood.
         seed: of the estimates.
         device: auto, cpu, cuda or cuda:N.
         progress: show a progress bar.
     """
-    program, settings = open_run(run, device, data=data, binarization=binarization)
+    loaded, settings = open_run(run, device, program, data=data, binarization=binarization)
+    split = chosen_split(split, settings)
     count = None if rows is None else positive("rows", rows)
-    x = load_data(settings).taken_by(program, settings["data"]).drawn(split, seed, count)
-    figures = judge(program, x, num_particles, seed, progress)
+    x = load_data(settings).taken_by(loaded, settings["data"]).drawn(split, seed, count)
+    figures = judge(loaded, x, num_particles, seed, progress)
     if kind_of(settings["model"]) in ("sequences", "sentences"):
-        steps = pv.per_step(program, x)
+        steps = pv.per_step(loaded, x)
         error = steps.bound_stderr if figures["rows"] > 1 else None
         figures |= {"per_step": steps.bound, "per_step_stderr": error}
     told = {"data": settings["data"], "binarization": settings["binarization"], "split": split}
@@ -73,7 +78,12 @@ def evaluate(
 
 
 def diagnose(
-    run: str, data: str | None = None, split: Split = "test", seed: int = 0, device: str = "auto"
+    run: str,
+    program: str | None = None,
+    data: str | None = None,
+    split: Split | None = None,
+    seed: int = 0,
+    device: str = "auto",
 ) -> None:
     """Say whether the code has collapsed, with the evidence and what may help.
 
@@ -81,15 +91,19 @@ def diagnose(
 
     Arguments:
         run: run folder.
+        program: file.py:NAME of your own program, where the run folder does not say it (`pv.fit`
+            wrote it) or the file has moved; it is remembered.
         data: data set; null is the one it was trained on.
-        split: which part of the data.
+        split: which part of the data; all takes a file of arrays whole. Null is test, but all for a
+            run of `pv.fit`.
         seed: of the estimates.
         device: auto, cpu, cuda or cuda:N.
     """
-    program, settings = open_run(run, device, data=data)
-    x = load_data(settings).taken_by(program, settings["data"]).drawn(split, seed)
+    loaded, settings = open_run(run, device, program, data=data)
+    split = chosen_split(split, settings)
+    x = load_data(settings).taken_by(loaded, settings["data"]).drawn(split, seed)
     torch.manual_seed(seed)
-    found = pv.diagnose(program, x)
+    found = pv.diagnose(loaded, x)
     say(found.report())
     say(f"\nmeans over {counted(found.rows, 'datum', 'data')}, one draw of the guide each")
     for site, each in found.unit_kl.items():

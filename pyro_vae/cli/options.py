@@ -108,4 +108,4 @@ Posterior = Literal[
 ]
 Observation = Literal["Bernoulli", "Gaussian", "IsotropicGaussian", "DiscretisedLogistic"]
 Binarization = Literal["static", "dynamic", "threshold", "none"]
-Split = Literal["train", "valid", "test"]
+Split = Literal["train", "valid", "test", "all"]

@@ -14,14 +14,15 @@ from pyro_vae.cli.datasets import load_data
 from pyro_vae.cli.options import Split
 from pyro_vae.cli.report import say
 from pyro_vae.cli.report_file import write_report
-from pyro_vae.cli.runs import open_run
+from pyro_vae.cli.runs import chosen_split, open_run
 from pyro_vae.storage.atomic import atomic_write_bytes, atomic_write_text
 
 
 def refine(
     run: str,
+    program: str | None = None,
     data: str | None = None,
-    split: Split = "test",
+    split: Split | None = None,
     rows: int = 16,
     num_draws: int = 500,
     warmup: int = 300,
@@ -36,8 +37,11 @@ def refine(
 
     Arguments:
         run: run folder.
+        program: file.py:NAME of your own program, where the run folder does not say it (`pv.fit`
+            wrote it) or the file has moved; it is remembered.
         data: data set or file; null is the one it was trained on.
-        split: which part of the data.
+        split: which part of the data; all takes a file of arrays whole. Null is test, but all for a
+            run of `pv.fit`.
         rows: only so many data from the start.
         num_draws: draws kept per chain.
         warmup: transitions before them.
@@ -46,15 +50,16 @@ def refine(
         device: auto, cpu, cuda or cuda:N.
         progress: show a progress bar.
     """
-    program, settings = open_run(run, device, data=data)
+    loaded, settings = open_run(run, device, program, data=data)
+    split = chosen_split(split, settings)
     x = (
         load_data(settings)
-        .taken_by(program, settings["data"])
+        .taken_by(loaded, settings["data"])
         .drawn(split, seed, positive("rows", rows))
     )
     torch.manual_seed(seed)
     chosen = pv.HMC(num_draws=num_draws, warmup=warmup, chains=chains)
-    found: Any = pv.refine(program, x, chosen, progress=progress)
+    found: Any = pv.refine(loaded, x, chosen, progress=progress)
     rhat, ess = (_numbers(each) for each in (found.rhat, found.ess))
     figures: dict[str, Any] = {
         "rows": len(next(iter(x.values())) if isinstance(x, dict) else x),

@@ -34,7 +34,8 @@ def say(text: str, end: str = "\n") -> None:
 def heading(figures: dict[str, Any]) -> str:
     """Return on which data figures were measured; no binarization is not worth a word."""
     drawn = "" if figures["binarization"] == "none" else ", binarization {binarization}"
-    return f"{{data}}, {{split}} split, {{rows}} data{drawn}".format(**figures)
+    part = "all rows" if figures["split"] == "all" else f"{figures['split']} split"
+    return f"{{data}}, {part}, {{rows}} data{drawn}".format(**figures)
 
 
 def table(figures: dict[str, Any]) -> str:

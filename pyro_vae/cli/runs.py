@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pyro_vae as pv
+from pyro_vae.cli.datasets import default_binarization
+from pyro_vae.cli.options import MODELS, Split
 from pyro_vae.cli.own_program import is_own, own_program
+from pyro_vae.data.array_files import READERS
 from pyro_vae.device import resolve_device
 from pyro_vae.errors import ConfigError
 from pyro_vae.storage.atomic import atomic_write_text
@@ -97,17 +100,61 @@ def check_words(folder: Path, words: Sequence[str]) -> None:
         )
 
 
-def open_run(run: str, device: str, **changed: Any) -> tuple[Any, dict[str, Any]]:
+def open_run(
+    run: str, device: str, program: str | None = None, **changed: Any
+) -> tuple[Any, dict[str, Any]]:
     """Return the program of a run and its settings, with those that are not None changed.
 
-    The words of sentences and documents are those of the run, whatever the data.
+    The words of sentences and documents are those of the run, whatever the data. A run of `fit`
+    says from then on what its program and data were said to be.
+
+    Arguments:
+        run: run folder.
+        device: where the program goes.
+        program: ``file.py:name``, where the run does not say, or says another place.
+        changed: other settings.
     """
-    where, settings = resolve_device(device), read_settings(Path(run))
+    where, folder = resolve_device(device), Path(run)
+    by_fit = not (folder / SETTINGS).exists() and (folder / "config.json").exists()
+    settings = _settings_of_fit(folder, program, changed) if by_fit else read_settings(folder)
+    settings |= {} if program is None else {"model": program}
+    told = dict(settings)
     if (Path(run) / VOCABULARY).exists():
         settings["vocab"] = str(Path(run) / VOCABULARY)
     into = None
     if is_own(settings["model"]):
         into = own_program(settings["model"], dict(settings.get("options") or {}))
-    program = pv.load(run, into=into, device=where)
-    pv.Program.of(program).to(where)
-    return program, settings | {k: v for k, v in changed.items() if v is not None}
+    loaded = pv.load(run, into=into, device=where)
+    pv.Program.of(loaded).to(where)
+    if by_fit:
+        atomic_write_text(folder / SETTINGS, json.dumps(told, indent=2) + "\n")
+    return loaded, settings | {k: v for k, v in changed.items() if v is not None}
+
+
+def _settings_of_fit(folder: Path, program: str | None, said: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run that `fit` wrote, as far as a command needs them."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{folder / 'config.json'}: cannot be read ({error})") from None
+    named = config.get("program") if isinstance(config, dict) else None
+    model, data = program or (named if named in MODELS else None), said.get("data")
+    if model is None or data is None:
+        asked = ["--program my_program.py:NAME"] * (model is None) + ["--data FILE"]
+        raise ConfigError(
+            f"{folder}: pv.fit wrote this run, which does not say where its "
+            f"{'program and data are' if model is None else 'data are'}; say it once: "
+            f"pyro-vae evaluate {folder} {' '.join(asked)}"
+        )
+    return {
+        "model": model,
+        "data": data,
+        "binarization": said.get("binarization") or default_binarization(model, data),
+        "seed": 0,
+        "undivided": Path(data).suffix in READERS or Path(data).is_dir(),
+    }
+
+
+def chosen_split(split: Split | None, settings: dict[str, Any]) -> Split:
+    """Return the part of the data that a command takes: of a file that `fit` saw, all rows."""
+    return split or ("all" if settings.get("undivided") else "test")

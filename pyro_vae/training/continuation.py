@@ -19,8 +19,9 @@ from pyro_vae.storage.plain_state import MovedState
 from pyro_vae.storage.run_folder import RunFolder
 from pyro_vae.storage.save import save, state_modules
 from pyro_vae.training.averaged_weights import AveragedWeights
-from pyro_vae.training.feed import LoaderFeed, TensorFeed
+from pyro_vae.training.feed import TensorFeed
 from pyro_vae.training.limits import Limits
+from pyro_vae.training.loader_feed import LoaderFeed
 from pyro_vae.training.mean_losses import Means
 from pyro_vae.training.parallel import World
 from pyro_vae.training.step import Stepper

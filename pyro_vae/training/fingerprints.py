@@ -17,7 +17,8 @@ from pyro_vae.program.batches.batch import Batch, named_arguments_of, named_arra
 from pyro_vae.program.batches.sparse_rows import SparseRows
 from pyro_vae.program.program import Program
 from pyro_vae.storage.random_state import seeded_outside_torch
-from pyro_vae.training.feed import LoaderFeed, TensorFeed
+from pyro_vae.training.feed import TensorFeed
+from pyro_vae.training.loader_feed import LoaderFeed
 from pyro_vae.training.schedule_arguments import values_at
 
 _POINTS = [index / 20 for index in range(21)]  # where a schedule is asked for its values

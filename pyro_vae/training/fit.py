@@ -42,8 +42,10 @@ from pyro_vae.storage.random_state import seeded_outside_torch
 from pyro_vae.storage.run_folder import RunFolder
 from pyro_vae.threads import one_thread
 from pyro_vae.training.averaged_weights import AveragedWeights
-from pyro_vae.training.feed import LoaderFeed, Size, TensorFeed, make_feed
+from pyro_vae.training.counted_rows import Size
+from pyro_vae.training.feed import TensorFeed, make_feed
 from pyro_vae.training.limits import Limits
+from pyro_vae.training.loader_feed import LoaderFeed
 from pyro_vae.training.loop import Loop
 from pyro_vae.training.optimizers import as_factory
 from pyro_vae.training.parallel import Devices, World, join

@@ -22,7 +22,7 @@ from pyro_vae.program.program import Program
 from pyro_vae.program.sites.sites import Sites
 from pyro_vae.storage.optimizer_state import plain
 from pyro_vae.training.adam import Adam
-from pyro_vae.training.feed import LoaderFeed, TensorFeed
+from pyro_vae.training.feed import TensorFeed
 from pyro_vae.training.fingerprints import (
     describe_architecture,
     describe_data,
@@ -30,6 +30,7 @@ from pyro_vae.training.fingerprints import (
     describe_rows,
     describe_schedule,
 )
+from pyro_vae.training.loader_feed import LoaderFeed
 from pyro_vae.training.schedule_arguments import warn_of_counts, warn_of_rates
 from pyro_vae.training.schedules import Schedule, as_schedule
 from pyro_vae.training.step import Stepper

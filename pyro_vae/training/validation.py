@@ -9,8 +9,10 @@ from pyro_vae.program.batches.batch import Batch, chunks, named_leaves, num_rows
 from pyro_vae.program.batches.streams import join_batches
 from pyro_vae.program.passes import most_rows
 from pyro_vae.program.program import Program
-from pyro_vae.training.feed import ANY, LoaderFeed, TensorFeed, gather, make_feed
+from pyro_vae.training.counted_rows import ANY
+from pyro_vae.training.feed import TensorFeed, gather, make_feed
 from pyro_vae.training.fingerprints import describe_data, describe_rows
+from pyro_vae.training.loader_feed import LoaderFeed
 from pyro_vae.training.parallel import World
 from pyro_vae.training.shared_buffers import digest
 

@@ -37,7 +37,7 @@ BUGS = [
     ),
     Bug(
         "rows dealt to two processes count twice",
-        "training/feed.py",
+        "training/counted_rows.py",
         "        self._require_apart()\n",
         "",
         "tests/training/test_loaders_of_ranks.py"
@@ -45,7 +45,7 @@ BUGS = [
     ),
     Bug(
         "N of all items where a sampler deals some",
-        "training/feed.py",
+        "training/samplers.py",
         "[0 if by_sampler else 1 :]",
         "[1:]",
         "tests/training/test_feed.py::test_the_size_is_the_rows_of_an_epoch",
@@ -210,15 +210,15 @@ BUGS = [
     ),
     Bug(
         "an order by NumPy of each process's own",
-        "training/feed.py",
-        "draws = _Draws(seed) if self.world.size == 1 else _SharedDraws(seed)",
-        "draws = _Draws(seed)",
+        "training/loader_feed.py",
+        "draws = Draws(seed) if self.world.size == 1 else SharedDraws(seed)",
+        "draws = Draws(seed)",
         "tests/training/test_loaders_of_ranks.py"
         "::test_every_row_counts_once_an_epoch[2-rows shuffled by NumPy]",
     ),
     Bug(
         "a DistributedSampler for other processes",
-        "training/feed.py",
+        "training/samplers.py",
         "        if self.dealt:\n            _require_share(",
         "        if False:\n            _require_share(",
         "tests/training/test_loaders_of_ranks.py"
@@ -226,9 +226,9 @@ BUGS = [
     ),
     Bug(
         "N of all rows where a sampler of batches picks some, in several processes",
-        "training/feed.py",
+        "training/samplers.py",
         "known = own is None or self.stream or self.dealt",
-        "known = own is None or self.stream or self.world.size > 1",
+        "known = own is None or self.stream or torch.distributed.is_initialized()",
         "tests/training/test_loaders_of_ranks.py"
         "::test_every_row_counts_once_an_epoch[2-batch_sampler of a part]",
     ),

@@ -24,7 +24,8 @@ from torch.utils.data.distributed import DistributedSampler
 import pyro_vae as pv
 from pyro_vae.errors import DataError
 from pyro_vae.program.batches.batch import check_finite, named_leaves, num_rows
-from pyro_vae.training.feed import TensorFeed, make_feed, with_last_joined
+from pyro_vae.training.batch_sizes import with_last_joined
+from pyro_vae.training.feed import TensorFeed, make_feed
 
 N = 23
 ROWS = torch.arange(N * 6, dtype=torch.float32).reshape(N, 6)

@@ -22,7 +22,8 @@ from two_processes import Known, data, error
 
 import pyro_vae as pv
 from pyro_vae.storage.random_state import seed_outside_torch
-from pyro_vae.training.feed import LoaderFeed, make_feed
+from pyro_vae.training.feed import make_feed
+from pyro_vae.training.loader_feed import LoaderFeed
 from pyro_vae.training.parallel import Group
 
 N = 48

@@ -407,7 +407,10 @@ def _shape_of(site: Message) -> torch.Size:
     if "at_all" in site:
         return site["at_all"].shape
     fn, value = site["fn"], site["value"]
-    return torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
+    shapes = [fn.batch_shape, value.shape[: value.dim() - fn.event_dim]]
+    if isinstance(site["mask"], Tensor) and not is_enumerated(site):  # as in log_density
+        shapes.append(site["mask"].shape)
+    return torch.broadcast_shapes(*shapes)
 
 
 def summed_around(model: Trace, name: str) -> dict[str, int]:

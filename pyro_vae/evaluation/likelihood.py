@@ -198,19 +198,22 @@ def log_likelihood(
         total = count * max(1, len(passes.draws))
         shared = bool(passes.sites.global_)
         if passes.program.reader.told_whole:
-            _tell_of_latents_of_rows(passes.sites.global_)
+            _tell_of_latents_of_rows(passes.sites.global_, passes.sites.dependence.fixed)
     tell_of_points("log_likelihood", points)
     log_prob, ess, psis_k, means = (torch.cat(parts, -1) for parts in zip(*folded, strict=True))
     return LogLikelihood(log_prob, ess, psis_k, total, by_global=means if shared else None)
 
 
-def _tell_of_latents_of_rows(names: tuple[str, ...]) -> None:
+def _tell_of_latents_of_rows(names: tuple[str, ...], points: tuple[str, ...]) -> None:
     """Warn that latents count as known from the guide, which the rows of a series share."""
+    bound = "; pv.elbo bounds that"
+    if points:
+        bound = f"; nor does pv.elbo bound that: the guide is a point mass at {points[0]!r}"
     for name in names[:1]:
         warnings.warn(
             f"log_likelihood: site {name!r}: whole=True makes the latents of all rows global, so "
             "that this is log E_q[p(x | z)], z as the guide draws it from these data, and not the "
-            "evidence log p(x), above which it may lie; pv.elbo bounds that",
+            f"evidence log p(x), above which it may lie{bound}",
             UserWarning,
             stacklevel=3,
         )
@@ -235,8 +238,10 @@ def _fold(piece: Pass, count: int, points: set[str]) -> tuple[Tensor, Tensor, Te
             sums.append(terms.log_weight[0].logsumexp(0))
         means.append(torch.stack(sums).logsumexp(0) - math.log(count))
     by_global = torch.stack(means)
-    own = [draws[0].posterior for n, draws in terms.latents.items() if n not in terms.carried]
-    points |= points_of(terms, piece.sites.dependence)
+    dependence = piece.sites.dependence
+    spread = {*terms.carried, *dependence.redrawn}
+    own = [draws[0].posterior for name, draws in terms.latents.items() if name not in spread]
+    points |= points_of(terms, dependence)
     if any(checks.is_point_mass(fn) and not has_density_of_its_own(fn) for fn in own):
         # All draws are one, and tell nothing of the mass elsewhere: a bound, however many.
         one = torch.ones_like(by_global[0])

@@ -44,7 +44,8 @@ def elbo(
     Arguments:
         program: Anything with ``.model`` and ``.guide``.
         data: One row per datum, ``(N, ...)``, or a ``Dataset``, a ``DataLoader``, batches to come.
-        num_particles: K draws of the local latents.
+        num_particles: K draws of the local latents; of all latents, S K, from a guide that draws
+            those of all data at once (AutoMultivariateNormal).
         num_global_samples: S draws of the global latents.
         batch_size: Particles times rows per pass; bounds the memory.
 
@@ -92,6 +93,8 @@ def _parts(
         def parts(piece: Pass) -> tuple[Tensor, Tensor | float]:
             if dependence.following:  # each draw of these globals goes with its own of the latents
                 terms = [piece.free.terms(samples, count)]
+            elif dependence.joined and count > 1:  # the latents of all data are one draw
+                terms = [piece.free.terms(samples * count)]
             else:
                 terms = [joint.terms(1, count) for joint in piece.joints]
             if terms[0].coupled and len(piece) < passes.total:
@@ -100,10 +103,12 @@ def _parts(
                     f"one pass hold them: batch_size={count * passes.total}"
                 )
             points.update(points_of(terms[0], dependence))
+            if passes.program.reader.told_whole:  # latents of the rows are global then
+                points.update(dependence.fixed)
             values = torch.stack([each.signal.mean((0, 1)) for each in terms]).mean(0)
             return values, sum(_of_globals(each) for each in terms) / len(terms)
 
-        together = dependence.needs_all
+        together = dependence.needs_all or bool(dependence.joined)
         found = [*map(parts, passes.together())] if together else passes.map(parts)
         tell_of_points("elbo", points)
         values = torch.cat([own for own, _ in found])

@@ -383,6 +383,11 @@ def is_discrete(fn: Any) -> bool:
         return False
 
 
+def has_real_prior(fn: Any) -> bool:
+    """Return whether a prior has a density: neither discrete, nor a point, nor an autoencoder's."""
+    return not (is_discrete(fn) or is_point_mass(fn) or distribution_name(fn) == "NoPrior")
+
+
 def is_point_mass(fn: Any) -> bool:
     """Return whether a distribution has all its mass on one value."""
     while hasattr(fn, "base_dist"):

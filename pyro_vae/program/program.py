@@ -508,6 +508,7 @@ class Program(nn.Module):
             spanning=sites.dependence.spanning,
             following=sites.dependence.following,
             carried=sites.dependence.carried,
+            redrawn=sites.dependence.redrawn,
             one_by_one=one_by_one,
         )
 

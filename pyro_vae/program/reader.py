@@ -46,7 +46,7 @@ from pyro_vae.program.looks.cuts import (
     takes_parts,
     with_equal_noise,
 )
-from pyro_vae.program.looks.dependence import carriers_of, dependence
+from pyro_vae.program.looks.dependence import carriers_of, dependence, points_of_guide
 from pyro_vae.program.looks.findings import Dependence
 from pyro_vae.program.looks.in_training import of_training
 from pyro_vae.program.looks.quiet_runs import Runs
@@ -282,8 +282,13 @@ class Reader:
             return joint.summed_trace(guide), joint.num_plates + 1
 
     def _dependence(self, sites: Sites, batch: Batch, seen: tuple[Trace, Trace]) -> Dependence:
-        if checks.is_meta(batch) or isinstance(batch, Whole):
+        if checks.is_meta(batch):
             return Dependence()
+        if isinstance(batch, Whole):
+            with self.runs.quiet(batch), validation(False):
+                guide = self.canonical(sites, batch)[1]
+                points = points_of_guide(guide, batch, seen, self.runs.memory_kept)
+            return Dependence(**points)
         beside, kinds = (set(), set()) if sites.size is not None else self._changes_beside(batch)
         functions = self.canonical(sites, batch)
         both = Joint(*functions, *arguments(batch)).sampled_traces

@@ -10,10 +10,17 @@ import torch
 from oracles import PPCA, ExactPPCA
 from programs import CASES, densities_at
 from pyro import poutine
-from pyro.infer.autoguide import AutoDelta, AutoGuideList, AutoMultivariateNormal
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoGuideList,
+    AutoLaplaceApproximation,
+    AutoMultivariateNormal,
+    init_to_mean,
+)
 from torch import nn
 
 import pyro_vae as pv
+from pyro_vae.errors import ProgramError
 from pyro_vae.evaluation import likelihood
 from pyro_vae.evaluation.likelihood import LogLikelihood, RunningWeights
 from pyro_vae.inference.sampling.importance_weights import (
@@ -277,6 +284,67 @@ def test_a_draw_with_a_density_of_its_own_is_no_point():
     torch.testing.assert_close(found.log_prob, Scaled.exact(X))
     torch.testing.assert_close(found.ess, torch.full_like(found.ess, 7.0))
     torch.testing.assert_close(pv.elbo(Drawn(1.0), X), Scaled.exact(X))
+
+
+@pytest.mark.filterwarnings("error:.*is a point mass")
+def test_a_uniform_draw_has_a_log_density_of_0_and_is_no_point():
+    """p(x) of x = u + N(0, 1), u uniform, by its distribution function; |z| < 5 of 4 data."""
+
+    class Uniform(Scaled):
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                u = pyro.sample("u", dist.Uniform(x.new_zeros(len(x)), 1.0))
+                pyro.sample("x", dist.Normal(u, 1.0), obs=x[:, 0])
+
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("u", dist.Delta(x.new_zeros(len(x)).uniform_(), log_density=0.0))
+
+    torch.manual_seed(0)
+    program, below = Uniform(1.0), dist.Normal(0.0, 1.0).cdf
+    found = pv.log_likelihood(program, X, num_particles=300)
+    exact = (below(X[:, 0]) - below(X[:, 0] - 1)).log()
+    assert ((found.log_prob - exact).abs() < 5 * found.noise).all()
+    assert (found.ess > 200).all()
+    pv.elbo(program, X)
+    for objective in (pv.STL(), pv.DReG(), pv.ReweightedWakeSleep()):
+        with pytest.raises(ProgramError, match=r"'u': the guide draws it itself .*use pv"):
+            pv.fit(program, X, objective=objective, max_steps=1)
+
+
+class Whole:
+    """The same model under an automatic guide."""
+
+    def __init__(self, kind, **more):
+        self.guide = kind(self.model, **more)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
+
+
+@pytest.mark.parametrize("kind", [AutoDelta, AutoLaplaceApproximation])
+def test_a_guide_that_is_one_point_of_all_latents_is_told_of(kind):
+    with pytest.warns(UserWarning, match="elbo: site 'z': the guide is a point mass .*nor a bound"):
+        pv.elbo(Whole(kind), X)
+    whole = pv.Program(Whole(kind).model, Whole(kind).guide, whole=True)
+    with pytest.warns(UserWarning, match="elbo: site 'z': the guide is a point mass .*nor a bound"):
+        pv.elbo(whole, X)
+    with pytest.warns(UserWarning, match="nor does pv.elbo bound that: .* point mass at 'z'"):
+        pv.log_likelihood(whole, X)
+
+
+def test_a_joint_guide_draws_as_often_as_it_is_asked():
+    """Its draws are of all data: 400 of them had been one; |z| < 5 (false alarm 6e-7)."""
+    torch.manual_seed(0)
+    program, x = Whole(AutoMultivariateNormal, init_loc_fn=init_to_mean), X[:, 0]
+    found = pv.elbo(program, X, num_particles=400).sum()
+    # Of z ~ N(0, 0.1²): E log p(x, z) and the entropy; the spread is that of x z - z² + e²/2.
+    entropy = 0.5 + math.log(0.1 * (2 * math.pi) ** 0.5)
+    exact = -x.square() / 2 - 0.01 - math.log(2 * math.pi) + entropy
+    spread = (0.01 * x.square() + 2 * (0.5 - 0.01) ** 2).sum().sqrt()
+    assert (found - exact.sum()).abs() < 5 * spread / 20
 
 
 @pytest.mark.parametrize("rows", [None, torch.arange(len(X))])

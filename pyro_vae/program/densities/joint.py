@@ -78,6 +78,7 @@ class Joint:
         following: Global latents that the guide draws given latents inside it: so are they then,
             each with its own.
         carried: Latents that an auxiliary site of the guide has the density of, with its name.
+        redrawn: Latents of which the guide has a density at its own draws alone.
         one_by_one: Whether the model takes the values of latents summed out one at a time.
     """
 
@@ -98,6 +99,7 @@ class Joint:
         spanning: tuple[str, ...] = (),
         following: tuple[str, ...] = (),
         carried: Mapping[str, str] | None = None,
+        redrawn: tuple[str, ...] = (),
         one_by_one: bool = False,
     ) -> None:
         self.model = OwnScope()(model) if sums_out else model
@@ -115,6 +117,7 @@ class Joint:
         self.spanning = spanning
         self.following = following
         self._carried = dict(carried or {})
+        self._redrawn = redrawn
         self._value_by_value = one_by_one
         self._scores = False  # whether densities are asked for, and no loss
         self._held: frozenset[str] = frozenset()  # whose notes (auxiliary) a replay has taken off
@@ -215,6 +218,7 @@ class Joint:
             num_particles: K.
             placed: Whether they are as a trace holds them.
         """
+        self._require_density_anywhere()
         trace = self._as_trace(values, num_particles, placed)
         with self._taking(num_particles) as (args, kwargs):
             guide = poutine.trace(poutine.replay(self.guide, trace=trace))
@@ -391,6 +395,7 @@ class Joint:
 
     def dream_log_q(self) -> Tensor:
         """Return log q of latents at data that both come from the model, ``(B,)``."""
+        self._require_density_anywhere()
         with torch.no_grad():
             dream = poutine.trace(DrawnData()(self.model))
             model = dream.get_trace(*self.args, **self.kwargs)
@@ -489,6 +494,7 @@ class Joint:
 
     def _read_at(self, values: Trace, num_particles: int) -> Draw:
         """Score model and guide at the values of a trace."""
+        self._require_density_anywhere()
         with self._taking(num_particles) as (args, kwargs):
             guide = poutine.trace(poutine.replay(self.guide, trace=values))
             scored = prune_subsample_sites(guide.get_trace(*args, **kwargs))
@@ -517,6 +523,19 @@ class Joint:
         draw = read(model, guide, self._layout(num_particles), self._size)
         draw.spanning, draw.carried = self.spanning, self._carried
         return draw
+
+    def _require_density_anywhere(self) -> None:
+        """Refuse a guide that knows the density of a latent at its own draws alone.
+
+        Raises:
+            ProgramError: Names the site.
+        """
+        for name in self._redrawn:
+            raise ProgramError(
+                f"site {name!r}: the guide draws it itself and shows Delta(z, log_density=...), "
+                "whose density is known at that draw alone, and is asked for at a draw held fixed; "
+                "let the site draw it (a TransformedDistribution), or use pv.ELBO or pv.IWAE"
+            )
 
 
 def _require_all_given(model: Trace, values: Trace) -> None:

@@ -21,7 +21,6 @@ from pyro_vae.program.handlers import (
     FAILURES,
     Message,
     data_frame,
-    has_density_of_its_own,
     sample_sites,
 )
 from pyro_vae.program.sites.numbered import forget_plates
@@ -219,11 +218,11 @@ def _runs(joint: Joint) -> bool:
 
 def _agree(joint: Joint, sites: Sites) -> bool:
     try:
-        model_of_one, guide_of_one = joint.traces()
+        model_of_one, _ = joint.traces()
         one = dict(sample_sites(model_of_one))
         two, guide_of_two = joint.traces(2)
         together = local_log_p(two, Layout(sites.num_plates, 2))
-        if _draws_once(guide_of_one, guide_of_two, sites):
+        if _draws_once(guide_of_two, sites):
             return False
         if sites.size is not None:
             return True  # each pass draws other rows: there is nothing to compare
@@ -243,20 +242,14 @@ def _agree(joint: Joint, sites: Sites) -> bool:
         return False
 
 
-def _draws_once(one: Trace, two: Trace, sites: Sites) -> bool:
+def _draws_once(two: Trace, sites: Sites) -> bool:
     """Return whether the guide makes one draw for two particles, which is another at each run.
 
     As ``pyro.sample("z", Delta(z, log_density=...))`` of a flow, which has the rows of the data.
     """
-    carried = {*sites.dependence.carried, *sites.dependence.together}
-    for name, site in sample_sites(two):
-        if name in carried or data_frame(site) is None or not has_density_of_its_own(site["fn"]):
-            continue
-        first, second = site["value"]
-        before: Any = one.nodes[name]["value"]
-        if torch.equal(first, second) and not torch.equal(first.flatten(), before.flatten()):
-            return True
-    return False
+    drawn = {name: two.nodes[name] for name in sites.dependence.redrawn if name in two.nodes}
+    inside: Any = [site for site in drawn.values() if data_frame(site) is not None]
+    return any(torch.equal(*site["value"]) for site in inside)
 
 
 def _guides_agree(joint: Joint, two: Trace, sites: Sites) -> bool:

@@ -12,6 +12,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from pyro_vae.program import checks
 from pyro_vae.program.batches.batch import Batch, arguments, cuda_devices, map_rows
 from pyro_vae.program.densities.joint import Joint, trace_of
 from pyro_vae.program.handlers import (
@@ -95,8 +96,40 @@ def dependence(
         beside_in_guide=tuple(name for name in inside[GUIDE] if name not in inside[MODEL]),
         unplated=tuple(sorted({c.site for c in beside if c.what == "shape"})),
         by_count=by_count,
+        **points_of_guide(functions[1], batch, seen, alike),
         counted=counted_of(seen, by_count),
     )
+
+
+def points_of_guide(
+    guide: Callable[..., Any],
+    batch: Batch,
+    seen: tuple[Trace, Trace],
+    alike: Alike = nullcontext,
+) -> dict[str, Any]:
+    """Return the findings ``redrawn`` and ``fixed`` of the points that a guide gives of latents.
+
+    They are looked at in two more runs: all else that the guide draws held, and drawn anew.
+    """
+    model = dict(sample_sites(seen[0]))
+    drawn = [(name, site) for name, site in sample_sites(seen[1]) if not site["is_observed"]]
+    points = [n for n, s in drawn if n in model and isinstance(innermost(s["fn"]), Delta)]
+    if not points:
+        return {}
+    args, kwargs = arguments(batch)
+    with alike():
+        first = poutine.trace(guide).get_trace(*args, **kwargs)
+    others = {n: s["value"] for n, s in sample_sites(first) if n not in points}  # rows drawn, too
+    moved: list[set[str]] = []
+    for run in (poutine.replay(guide, trace=trace_of(others)), guide):
+        with alike():
+            again = dict(sample_sites(poutine.trace(run).get_trace(*args, **kwargs)))
+        values: Any = {
+            n: (first.nodes[n]["value"], again[n]["value"]) for n in points if n in again
+        }
+        moved.append({name for name, both in values.items() if not torch.equal(*both)})
+    fixed = [n for n in points if n not in moved[1] and checks.has_real_prior(model[n]["fn"])]
+    return {"redrawn": tuple(n for n in points if n in moved[0]), "fixed": tuple(fixed)}
 
 
 def _looked_at(seen: tuple[Trace, Trace]) -> _Looked | None:

@@ -34,6 +34,9 @@ class Dependence:
             beside it, or on their number.
         beside_in_guide: Sites of the guide inside the plate whose density does.
         by_count: Sites inside the plate, and global latents, whose weight does.
+        redrawn: Points of the guide that no site of it draws, and that are others at each run:
+            ``Delta(z, log_density=...)`` of a draw of its own.
+        fixed: Latents with a density of which the guide has one point, the same at each run.
         counted: Such weights, and one of all that is inside, times the rows of each batch looked
             at: N always (or all rows of as many batches) where a program scales by N/B itself. Or
             these rows by the one weight of all global latents, where the data have none: B/N.
@@ -55,6 +58,8 @@ class Dependence:
     beside: tuple[str, ...] = ()
     beside_in_guide: tuple[str, ...] = ()
     by_count: tuple[str, ...] = ()
+    redrawn: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
     counted: tuple[Counted, ...] = ()
 
     @property

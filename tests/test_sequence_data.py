@@ -159,6 +159,22 @@ def test_costs_per_step_are_the_three_of_the_literature():
         with pytest.raises(DataError):
             pv.per_step(program, wrong)
 
+    def model(notes, bars, key):
+        program.model(notes, bars)
+
+    def guide(notes, bars, key):
+        program.guide(notes, bars)
+
+    renamed, given = pv.Program(model, guide), (data["x"], lengths, torch.ones(3))
+    torch.manual_seed(1)
+    assert pv.per_step(renamed, given).bound == found.bound
+    given = {"notes": data["x"], "bars": lengths, "key": torch.tensor([4, 4, 4])}
+    torch.manual_seed(1)
+    assert pv.per_step(renamed, given, lengths="bars").bound == found.bound
+    for named in (None, "notes?"):
+        with pytest.raises(DataError, match=r"lengths: got .* expected .*one of bars, key\)"):
+            pv.per_step(renamed, given, lengths=named)
+
 
 def test_costs_per_step_of_a_stream_are_those_of_its_sequences_together():
     """Batches that are padded to the longest of their own."""
@@ -428,8 +444,8 @@ def test_a_program_takes_batches_of_unequal_steps():
         pv.elbo(VRNN(5, 2), x[:, :0])
     with pytest.raises(DataError, match=r"got PackedSequence.*pad_packed_sequence"):
         pv.elbo(VRNN(5, 2), pack_sequence(list(x)))
-    for odd in ((x, lengths), [x], {"x": x, "lengths": None}):
-        with pytest.raises(DataError, match="or x alone where"):
+    for odd in ([x], {"x": x, "lengths": None}):
+        with pytest.raises(DataError, match="give x alone where"):
             pv.per_step(program, odd)
     assert math.isnan(pv.per_step(program, x[:1]).bound_stderr)
 

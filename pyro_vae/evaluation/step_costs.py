@@ -14,7 +14,7 @@ from pyro_vae.errors import DataError
 from pyro_vae.evaluation.likelihood import log_likelihood
 from pyro_vae.evaluation.observed_kinds import observed_kinds
 from pyro_vae.evaluation.standard_errors import mean_and_error, ratio_and_error
-from pyro_vae.program.batches.batch import as_tensor
+from pyro_vae.program.batches.batch import as_tensor, given_arguments, named_arguments
 from pyro_vae.program.batches.streams import batches, is_stream, single
 from pyro_vae.program.bounds import elbo
 from pyro_vae.program.passes import Verb
@@ -67,15 +67,23 @@ class PerStep:
 
 @typed
 def per_step(
-    program: Any, data: Any, *, likelihood_particles: int | None = None, num_particles: int = 1
+    program: Any,
+    data: Any,
+    *,
+    lengths: str | None = None,
+    likelihood_particles: int | None = None,
+    num_particles: int = 1,
 ) -> PerStep:
     """Return what sequences cost per step, by the bound and by importance sampling.
 
     Arguments:
         program: A model of sequences.
-        data: ``{"x": (N, T, *units), "lengths": (N)}`` with lengths of at least 1; or ``x`` alone,
-            where all sequences have T steps; or batches of either (a ``DataLoader``, an iterable),
-            each with a T of its own, which are read anew for each of the figures.
+        data: ``{"x": (N, T, *units), "lengths": (N)}`` with lengths of at least 1, or what the
+            model takes by other names, as a dict or a tuple; or ``x`` alone, where all sequences
+            have T steps; or batches of these (a ``DataLoader``, an iterable), each with a T of its
+            own, which are read anew for each of the figures.
+        lengths: Name of the model's argument that has the steps of each sequence; None: it is
+            ``lengths``, or the only one with a whole number for each sequence.
         likelihood_particles: How many samples each likelihood takes; None: no likelihood.
         num_particles: Draws of which the bound is the mean.
 
@@ -88,9 +96,9 @@ def per_step(
         ``mean_of_sequences`` its {c}.
     """
     require_turn("per_step")
-    read = _Read(program, data)
+    read = _Read(program, data, lengths)
     bound = elbo(program, read.data, num_particles=positive("num_particles", num_particles))
-    cost, lengths = -bound.double().cpu(), read.lengths
+    cost, steps = -bound.double().cpu(), read.lengths
     likelihood: tuple[Any, Any] = (None, None)
     if likelihood_particles is not None:
         scored = log_likelihood(
@@ -98,8 +106,8 @@ def per_step(
         ).log_prob
         likelihood = _numbers(ratio_and_error(-scored.double().cpu(), read.lengths))
     return PerStep(
-        *_numbers(ratio_and_error(cost, lengths)),
-        *_numbers(mean_and_error(cost / lengths)),
+        *_numbers(ratio_and_error(cost, steps)),
+        *_numbers(mean_and_error(cost / steps)),
         *likelihood,
         _kl_of_steps(program, read),
     )
@@ -111,18 +119,19 @@ class _Read:
     Arguments:
         program: What is asked.
         data: In memory, or batches to come.
+        lengths: The argument that has them, where it is named.
 
     Raises:
         DataError: An iterator, or while it is read: other data than ``per_step`` takes.
     """
 
-    def __init__(self, program: Any, data: Any) -> None:
+    def __init__(self, program: Any, data: Any, lengths: str | None = None) -> None:
         if isinstance(data, Iterator):
             raise DataError(
                 f"data: got {type(data).__name__}, an iterator, which can be read once; give an "
                 "object whose __iter__ makes a new iterator"
             )
-        self._program, self._batches = program, data
+        self._program, self._batches, self._named = program, data, lengths
         self._lengths: list[Tensor] = []
         self.data = self if is_stream(data) else self._noted(data)
 
@@ -131,7 +140,7 @@ class _Read:
         return map(self._noted, map(single, batches(self._batches, _ROWS)))
 
     def _noted(self, batch: Any) -> Any:
-        self._lengths.append(_lengths(batch))
+        self._lengths.append(_lengths(self._program, batch, self._named))
         _require_lengths_of_sentences(self._program, batch)
         return batch
 
@@ -183,26 +192,57 @@ def _of_steps(fn: Any, path: Tensor) -> Tensor:
     return log_prob.sum(units) if units else log_prob
 
 
-def _lengths(data: Any) -> Tensor:
-    named = isinstance(data, Mapping)
-    lacks = named and any(data.get(name) is None for name in ("x", "lengths"))
-    if lacks or not (named or hasattr(data, "shape")):
-        got = sorted(data) if named else type(data).__name__
-        raise DataError(
-            f'data: got {got}, expected {{"x": (N, T, *units), "lengths": (N)}}, or x alone where '
-            "all sequences have T steps"
-        )
-    x = as_tensor(data["x"] if named else data)
-    if x.dim() < 2:
-        raise DataError(f"data: got x of shape {tuple(x.shape)}, expected (N, T, *units)")
-    if not named:
+def _lengths(program: Any, data: Any, named: str | None) -> Tensor:
+    """Return how many steps each sequence of a batch has, ``(N,)``.
+
+    Arguments:
+        program: What takes the batch.
+        data: The batch.
+        named: The argument that has them, where it is told.
+    """
+    if hasattr(data, "shape"):
+        x = as_tensor(data)
+        _require_steps("x", x)
         return torch.full((len(x),), x.shape[1], dtype=torch.float64)
-    lengths = as_tensor(data["lengths"]).double().cpu()
+    own = isinstance(data, Mapping) and named in (None, "lengths")
+    if own and data.get("x") is not None and data.get("lengths") is not None:
+        return _checked("lengths", as_tensor(data["lengths"]), "x", as_tensor(data["x"]))
+    wrapped = Program.of(program)
+    batch = wrapped.adapt(data)
+    wrapped.read(batch)
+    given = named_arguments(wrapped.functions[0], *given_arguments(batch))
+    observed = [name for name in given if name in wrapped.examples.observed(batch)]
+    whole = [name for name, x in given.items() if isinstance(x, Tensor) and _counts(x)]
+    alike = [name for name in whole if name not in observed]
+    found = named or ("lengths" if "lengths" in given else alike[0] if len(alike) == 1 else None)
+    if found is None or not isinstance(given.get(found), Tensor) or not observed:
+        choice = f"one of {', '.join(alike)}" if alike else "whole numbers (N,), which none is"
+        raise DataError(
+            f"lengths: got {named!r} of a batch of {', '.join(given)}, expected the argument that "
+            f"has the steps of each sequence ({choice}); or give x alone where all have T steps"
+        )
+    return _checked(found, given[found], observed[0], given[observed[0]])
+
+
+def _counts(x: Tensor) -> bool:
+    """Return whether a tensor may have a number of steps for each sequence."""
+    return x.dim() == 1 and not x.is_floating_point() and x.dtype != torch.bool
+
+
+def _require_steps(name: str, x: Tensor) -> None:
+    if x.dim() < 2:
+        raise DataError(f"data: got {name} of shape {tuple(x.shape)}, expected (N, T, *units)")
+
+
+def _checked(name: str, given: Tensor, of: str, x: Tensor) -> Tensor:
+    """Return lengths of sequences, each from 1 to the steps that there are."""
+    _require_steps(of, x)
+    lengths = given.double().cpu()
     wrong = (lengths < 1) | (lengths > x.shape[1])
     if lengths.shape != (len(x),) or bool(wrong.any()):
         which = wrong.nonzero().flatten()[:5].tolist()
         raise DataError(
-            f"lengths: got shape {tuple(lengths.shape)}, rows {which} out of bounds, expected one "
+            f"{name}: got shape {tuple(lengths.shape)}, rows {which} out of bounds, expected one "
             f"number from 1 to {x.shape[1]} for each of {len(x)} sequences"
         )
     return lengths
@@ -210,7 +250,7 @@ def _lengths(data: Any) -> Tensor:
 
 def _require_lengths_of_sentences(program: Any, data: Any) -> None:
     """Refuse sentences alone with <pad> behind their ends, each of which would count as a word."""
-    if isinstance(data, Mapping) or not bool((as_tensor(data) == PAD).any()):
+    if not hasattr(data, "shape") or not bool((as_tensor(data) == PAD).any()):
         return
     kinds = observed_kinds(program, data[:1], "per_step").values()
     if any(getattr(kind, "pads_behind_its_end", False) for kind in kinds):

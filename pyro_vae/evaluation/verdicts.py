@@ -60,16 +60,30 @@ def _informed(found: Any) -> list[str]:
         return []
     # Far codes can be told apart beyond what the floats of another datum's density hold.
     finite = math.isfinite(info.upper)
-    most = f"to {_between(info.upper, info.upper_stderr)}" if finite else "or more"
-    text = f"Mutual information {_between(info.lower, info.stderr)} {most} nats"
+    least = (info.lower, info.stderr)
+    told = (
+        _crossed(least, (info.upper, info.upper_stderr))
+        or f"{_between(*least)} to {_between(info.upper, info.upper_stderr)}"
+        if finite
+        else f"{_between(*least)} or more"
+    )
+    text = f"Mutual information {told} nats"
     if info.saturated:
         most = f"{info.rows} data tell log N = {math.log(info.rows):.2f} nats at most"
         return [f"{text}: {most}, to tell more takes more data."]
     if math.isnan(info.marginal_kl):  # an auxiliary variable of the guide
         return [f"{text}."]
-    least = _between(info.marginal_kl_lower, info.marginal_kl_lower_stderr)
-    most = _between(info.marginal_kl, info.marginal_kl_stderr)
-    return [f"{text}, KL(q(z) || p(z)) at least {least} and at most {most}."]
+    least = (info.marginal_kl_lower, info.marginal_kl_lower_stderr)
+    above = (info.marginal_kl, info.marginal_kl_stderr)
+    told = _crossed(least, above) or f"at least {_between(*least)} and at most {_between(*above)}"
+    return [f"{text}, KL(q(z) || p(z)) {told}."]
+
+
+def _crossed(lower: tuple[float, float], upper: tuple[float, float]) -> str:
+    """Return estimates of two bounds as one number, at least 0, where noise has crossed them."""
+    if round(lower[0], 2) <= round(upper[0], 2) and round(upper[0], 2) >= 0:
+        return ""
+    return f"about {_between(max(0.0, (lower[0] + upper[0]) / 2), max(lower[1], upper[1]))}"
 
 
 def _between(value: float, stderr: float) -> str:

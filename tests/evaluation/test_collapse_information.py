@@ -14,7 +14,8 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.conditionals import AR1Prior
-from pyro_vae.inference.posterior.information import information
+from pyro_vae.evaluation import verdicts
+from pyro_vae.inference.posterior.information import Information, information
 from pyro_vae.program.bounds import scoring
 
 
@@ -256,3 +257,19 @@ def test_a_lagging_encoder_is_judged_on_rows_from_everywhere():
     objective.after_epoch(SimpleNamespace(program=program))
     highest = objective.state[0].item()
     assert highest == pytest.approx(math.log(3), abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "said"),
+    [
+        ((0.0, -0.012), "KL(q(z) || p(z)) about 0.00 ± 0.02."),
+        ((0.0, -0.004), "KL(q(z) || p(z)) at least 0.00 ± 0.01 and at most 0.00 ± 0.02."),
+        ((0.2, 0.1), "KL(q(z) || p(z)) about 0.15 ± 0.02."),
+        ((0.1, 0.2), "KL(q(z) || p(z)) at least 0.10 ± 0.01 and at most 0.20 ± 0.02."),
+    ],
+)
+def test_a_lower_bound_is_not_told_above_an_upper_one(bounds, said):
+    low, high = bounds
+    told = Information(1.0, 0.9, high, 0.01, 0.02, 0.02, 64, 1000, low, 0.01)
+    (text,) = verdicts._informed(SimpleNamespace(information=told))
+    assert text == f"Mutual information about 0.95 ± 0.02 nats, {said}"

@@ -69,3 +69,26 @@ def test_the_loss_is_stocks(loss: str) -> None:
         torch.manual_seed(1)
         ours = update.loss(wrapped.joint(ROWS)) * len(ROWS)
     assert float(ours.detach()) == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("nesting", "cure"), [(1, "broadcast what depends on them"), (0, "give it max_plate_nesting=1")]
+)
+def test_a_program_that_does_not_run_enumerated_is_told_in_a_sentence(nesting, cure) -> None:
+    program = Clusters()
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            y = pyro.sample("y", dist.Categorical(torch.ones(2)))
+            mean = torch.cat([program.net(z)[..., :1], y[..., None]], -1)
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+    options = {"epochs": 1, "progress": False, "compile": False}
+    objective = TraceEnum_ELBO(max_plate_nesting=nesting)
+    with pytest.raises(pv.errors.ProgramError) as told:
+        pv.fit(pv.Program(model, program.guide), ROWS, objective=objective, **options)
+    said = str(told.value)
+    assert said.startswith("objective: TraceEnum_ELBO has the values of 'y' in a new dimension")
+    assert cure in said and "test_stock_nesting.py:" in said and "\n" not in said
+    assert told.value.__suppress_context__

@@ -15,6 +15,7 @@ from pyro_vae.inference.graphs.course import Course
 from pyro_vae.inference.graphs.flat_inputs import FlatStep, flat_weights, leaves_of
 from pyro_vae.inference.graphs.python_state import drawn_elsewhere
 from pyro_vae.program.batches.batch import Batch, cuda_devices, map_batch, map_rows, num_rows
+from pyro_vae.program.looks.failures import users_line
 from pyro_vae.torch_private import gradient_hooks
 
 # Of the program's own rounding errors, as one other rounding of its weights shows them: these vary
@@ -319,10 +320,10 @@ def refuse_constants(graph: GraphModule, inputs: Sequence[Tensor]) -> None:
 def reason_of(error: Exception) -> str:
     """Return the first line of an error, and the user's line that raised it."""
     message = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    frame, where = error.__traceback__, ""
-    while frame is not None:
-        name = frame.tb_frame.f_code.co_filename
-        if not any(part in name for part in ("/torch/", "/pyro/", "/pyro_vae/")):
-            where = f" ({name}:{frame.tb_lineno})"
-        frame = frame.tb_next
-    return f"{type(error).__name__}: {message}{where}"
+    said = f"{type(error).__name__}: {message}"
+    if "get value out of a tracing tensor" in message:  # what it says then is to its developers
+        said = (
+            "a tensor becomes a number of Python (in an if, by .item() or len, in one_hot or "
+            "pack_padded_sequence), which would stand still in a graph; use torch.where or a mask"
+        )
+    return f"{said}{users_line(error)}"

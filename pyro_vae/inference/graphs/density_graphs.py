@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from pyro_vae.errors import ConfigError, ProgramError
+from pyro_vae.inference.graphs.comparison import reason_of
 from pyro_vae.inference.graphs.compiled_loss import Mode
 from pyro_vae.inference.graphs.make_graph import make_graph
 from pyro_vae.inference.sampling.ais import Mixture
@@ -122,10 +123,8 @@ class DensityGraphs:
             _require_equal(traced(start, *others), function_of(log_joint)(start, *others))
         except Exception as error:  # whatever a user's program does to a tracer
             self.mode = False
-            reason = (str(error).strip().splitlines() or [""])[0]
             warnings.warn(
-                "compile: the log joint cannot be traced and runs eagerly: "
-                f"{type(error).__name__}: {reason}",
+                f"compile: the log joint cannot be traced and runs eagerly: {reason_of(error)}",
                 UserWarning,
                 stacklevel=3,
             )

@@ -12,11 +12,12 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
-from pyro_vae.errors import ConfigError
+from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.objectives.elbo import ELBO
 from pyro_vae.inference.objectives.objective import Objective, Update
 from pyro_vae.program.densities.joint import Joint
-from pyro_vae.program.handlers import Message, WantParameters
+from pyro_vae.program.handlers import Message, WantParameters, sample_sites
+from pyro_vae.program.looks.failures import users_line
 from pyro_vae.program.program import Program
 
 
@@ -40,7 +41,7 @@ class StockObjective:
         return [Update(lambda joint: self._loss_from_grads(joint, parameters), parameters)]
 
     def _loss(self, joint: Joint) -> Tensor:
-        with self._nesting_of(joint):
+        with self._nesting_of(joint), self._told_of_enumeration(joint):
             model = _InAllPlates()(joint.model)
             loss = self._elbo.differentiable_loss(model, joint.guide, *joint.args, **joint.kwargs)
         return loss / joint.size
@@ -60,6 +61,23 @@ class StockObjective:
         finally:
             self._elbo.max_plate_nesting = guessed
 
+    @contextmanager
+    def _told_of_enumeration(self, joint: Joint) -> Iterator[None]:
+        """Say in a sentence where a program that runs on draws fails on enumerated values.
+
+        Raises:
+            ProgramError: Names the sites, and the user's line.
+        """
+        try:
+            yield
+        except (RuntimeError, ValueError, IndexError) as error:
+            enumerates = isinstance(self.elbo, pyro.infer.TraceEnum_ELBO)
+            if not enumerates or "Trace Shapes:" not in str(error):
+                raise
+            reason = f"{str(error).splitlines()[0]}{users_line(error)}"
+            told = _not_so_enumerated(joint, self.elbo)
+            raise ProgramError(told.format(reason=reason)) from None
+
     def _loss_from_grads(self, joint: Joint, parameters: tuple[nn.Parameter, ...]) -> Tensor:
         kept = [parameter.grad for parameter in parameters]
         for parameter in parameters:
@@ -74,6 +92,25 @@ class StockObjective:
         total = sum(value) if isinstance(value, tuple) else value
         constant = parameters[0].new_tensor(float(total) / joint.size)
         return _Handout.apply(constant, grads, *parameters)
+
+
+def _not_so_enumerated(joint: Joint, elbo: pyro.infer.ELBO) -> str:
+    """Return what to say, with a place for the reason, where enumerated values are not taken."""
+    sides = [dict(sample_sites(trace)) for trace in joint.traces()]
+    marked = [n for sites in sides for n, s in sites.items() if s["infer"].get("enumerate")]
+    named = ", ".join(map(repr, dict.fromkeys(marked))) or "discrete latents"
+    cure = (
+        f"give it max_plate_nesting={joint.num_plates}"
+        if elbo.max_plate_nesting < joint.num_plates
+        else "broadcast what depends on them (torch.broadcast_tensors before torch.cat, "
+        "pyro.ops.indexing.Vindex for an index)"
+    )
+    if not any(name in sides[1] for name in marked):
+        cure += f", or leave objective out: the default sums over {named} in its own way"
+    return (
+        f"objective: {type(elbo).__name__} has the values of {named} in a new dimension on the "
+        f"left, and the program does not run so: {{reason}}; {cure}"
+    )
 
 
 class _InAllPlates(Messenger):

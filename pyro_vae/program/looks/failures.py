@@ -25,6 +25,17 @@ def where(error: BaseException) -> str:
     return f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"
 
 
+def users_line(error: BaseException) -> str:
+    """Return the innermost line of the user's own that an error came through, as (file:line)."""
+    frame, line = error.__traceback__, ""
+    while frame is not None:
+        name = frame.tb_frame.f_code.co_filename
+        if not any(part in name for part in ("/torch/", "/pyro/", "/pyro_vae/")):
+            line = f" ({name}:{frame.tb_lineno})"
+        frame = frame.tb_next
+    return line
+
+
 def positive(reason: str, values: str) -> str:
     """Return what makes a parameter positive where it is a negative number; else nothing."""
     finite = not any(word in values for word in ("nan", "inf"))

@@ -160,6 +160,33 @@ def test_few_units_of_a_diagnosis_are_points_at_whole_numbers(units, ticks):
         assert low < 0.01 and high >= 1.0  # so that a tick has a number
 
 
+@pytest.mark.parametrize(("sites", "units"), [(7, 3), (200, 3), (200, 1)])
+def test_many_sites_of_a_diagnosis_stand_side_by_side(sites, units):
+    """One of them is discrete: it has a KL, and no units."""
+    values = {f"z_{k}": torch.linspace(0.02, 0.09, units) + k for k in range(1, sites)}
+    kl = dict.fromkeys([*values, "y"], 1.0)
+    found = SimpleNamespace(
+        kl=kl,
+        unit_kl=values,
+        variance=values,
+        histogram={name: [1, 0, 3] for name in values},
+        verdict="Alive.",
+    )
+    figure = plots.diagnosis(found)
+    left, middle, right, _ = figure.axes
+    for axes, last in ((left, 1.0), (middle, np.nan)):
+        heights = axes.lines[0].get_ydata()
+        largest = [value.max() for value in values.values()]
+        np.testing.assert_allclose(heights, [*largest, last], rtol=1e-6)
+        assert len(axes.lines) == (4 if units > 1 else 2)  # and the threshold
+    for axes in (left, middle, right):
+        names = [label.get_text() for label in axes.get_xticklabels()]
+        assert names[0] == "z_1" and names[-1] == "y" and len(names) == 5
+    shares = right.collections[0].get_array()
+    assert shares.shape == (3, sites) and shares[2, 0] == 0.75 and shares.mask[:, -1].all()
+    figure.canvas.draw()
+
+
 def test_a_run_is_drawn_as_its_history():
     run = pv.Run(None, _history(np.ones(4)), 3, 4, torch.device("cpu"))
     for figure in (plots.curves(run), run.plot()):

@@ -142,7 +142,11 @@ class Diagnosis(Answer):
             name: f", {active[name]} of {counted(each.numel(), 'unit')} active"
             for name, each in self.variance.items()
         }
-        sites = ", ".join(f"{k}: {kl:.3f} nats{units.get(k, '')}" for k, kl in self.kl.items())
+        told = [f"{k}: {kl:.3f} nats{units.get(k, '')}" for k, kl in self.kl.items()]
+        if len(told) > 6:
+            told[3:-1] = ["..."]
+            told.append(f"{sum(self.kl.values()):.3f} nats in {len(self.kl)} sites")
+        sites = ", ".join(told)
         return (
             f"Diagnosis({sites}{self._of_globals()}; reconstruction {self.reconstruction:.3f} nats)"
         )

@@ -9,6 +9,7 @@ from pyro_vae.arguments import counted
 
 SILENT = 0.1  # nats; a site below it tells nothing of the data
 DEAF = 0.5  # nats; a decoder that gains less from the right code than from any does not listen
+_NAMED = 6  # sites that are told one by one
 _NORMAL = ("Normal",)
 _BINARY = ("Bernoulli", "AutoregressiveBernoulli")
 
@@ -18,11 +19,12 @@ def verdict(found: Any) -> str:
     sites = list(found.kl)
     layered = len(sites) > 1
     gain = found.reconstruction - found.prior_reconstruction
-    evidence = [_units(found, name) for name in sites]
+    evidence = [_units(found, name) for name in sites] if len(sites) <= _NAMED else [_many(found)]
     if found.collapsed and len(found.collapsed) == len(sites):
         head = "Collapsed: the code tells nothing of the data."
     elif found.collapsed:
-        silent = ", ".join(found.collapsed)
+        few, more = found.collapsed[:_NAMED], len(found.collapsed) - _NAMED
+        silent = ", ".join(few) + (f" and {more} more" if more > 0 else "")
         carried = sum(found.kl[name] for name in found.collapsed)
         head = f"Partly collapsed: {silent} carry {carried:.2f} nats together."
     elif gain < DEAF:
@@ -47,6 +49,18 @@ def _units(found: Any, name: str) -> str:
     return (
         f"{found.active_units[name]} of {counted(found.variance[name].numel(), 'unit')} active, "
         f"{kl}"
+    )
+
+
+def _many(found: Any) -> str:
+    """Return what many sites have in all, and the least and the largest of them."""
+    order = sorted(found.kl, key=found.kl.__getitem__)
+    ends = [f"{_unsigned(found.kl[name])} ({name})" for name in (order[0], order[-1])]
+    units = sum(each.numel() for each in found.variance.values())
+    active = sum(found.active_units[name] for name in found.variance)
+    return (
+        f"{active} of {units} units active in {len(order)} sites, KL "
+        f"{_unsigned(sum(found.kl.values()))} nats in all, from {' to '.join(ends)}"
     )
 
 

@@ -36,6 +36,8 @@ if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
 
 _ACTIVE = 0.01  # the threshold of both criteria
 _FEW = 12  # units that are points without a line
+_SITES = 6  # that have a colour each; more are the places of one axis
+_TICK_LETTERS = 45  # below a panel
 _LETTERS = 30  # of the name of a cure, at most
 
 
@@ -44,7 +46,9 @@ def diagnosis(found: Any, *, title: str | None = None) -> Figure:
     """Draw a diagnosis: KL and variance of the mean per unit, histogram of posterior variances.
 
     Posterior variances are those of q(z | x), the other latents marginalised, over the prior's. The
-    KL of global latents has a panel of its own, where there are some.
+    KL of global latents has a panel of its own, where there are some. More than six sites (steps of
+    time) stand side by side: the largest, the middle and the smallest unit of each, and shades in
+    place of histograms.
 
     Arguments:
         found: result of ``pv.diagnose``.
@@ -59,19 +63,29 @@ def diagnosis(found: Any, *, title: str | None = None) -> Figure:
     figure = new_figure(15.5 if shared else 11.5, 3.6)
     left, middle, right, *others = figure.subplots(1, 4 if shared else 3)
     names = dict.fromkeys([*found.kl, *found.unit_kl, *found.variance, *found.histogram])
-    shades = dict(zip(names, colours(len(names)), strict=True))
-    _units(left, found.unit_kl or {n: np.array([v]) for n, v in found.kl.items()}, shades)
-    left.set(xlabel="unit, sorted", ylabel="KL (nats)")
+    kl = found.unit_kl or {n: np.array([v]) for n, v in found.kl.items()}
+    if len(names) > _SITES:
+        kl = {name: kl.get(name, [found.kl[name]]) for name in found.kl}
+        _by_site(left, [kl.get(name, []) for name in names])
+        _by_site(middle, [found.variance.get(name, []) for name in names])
+        _shares_by_site(right, [found.histogram.get(name, []) for name in names])
+        legend(left)
+        for axes in (left, middle, right):
+            _name_sites(axes, list(names))
+    else:
+        shades = dict(zip(names, colours(len(names)), strict=True))
+        _units(left, kl, shades)
+        _units(middle, found.variance, shades)
+        _histogram(right, found.histogram, shades)
+        if len(names) > 1:
+            legend(left, owner=right if len(names) > 4 else left)
+    left.set(ylabel="KL (nats)")
     set_title(left, title or found.verdict.split(". ")[0].split(": ")[0])
-    _units(middle, found.variance, shades)
-    middle.set(xlabel="unit, sorted", ylabel="variance of E[z | x] over the data")
+    middle.set(ylabel="variance of E[z | x] over the data")
     set_title(middle, "Active units: above the line")
-    _histogram(right, found.histogram, shades)
     set_title(right, "A collapsed unit stands at 1")
     for axes in others:
         _globals(axes, found)
-    if len(names) > 1:
-        legend(left, owner=right if len(names) > 4 else left)
     return figure
 
 
@@ -97,6 +111,58 @@ def _units(axes: Axes, values: Mapping[str, Any], shades: Mapping[str, Any]) -> 
     beside = max(0.5, 0.04 * most)
     axes.set_xlim(1 - beside, most + beside)
     axes.locator_params("x", integer=True, min_n_ticks=1)
+    axes.set_xlabel("unit, sorted")
+    _decades(axes)
+
+
+def _by_site(axes: Axes, values: list[Any]) -> None:
+    """Draw the largest, the middle and the smallest unit of each site, in their order."""
+    shown = [np.maximum(as_array(each).ravel(), 1e-5) for each in values]
+    shown = [each if each.size else np.array([np.nan]) for each in shown]
+    places = np.arange(1, len(shown) + 1)
+    style: Any = {"marker": "o", "ms": 3 if len(shown) <= 60 else 0, "lw": 1.2}
+    if max(each.size for each in shown) > 1:
+        least, most = (np.array([take(each) for each in shown]) for take in (np.min, np.max))
+        axes.fill_between(places, least, most, color=PALETTE[3], alpha=0.35, lw=0)
+        axes.plot(places, most, color=PALETTE[0], label="largest unit", **style)
+        axes.plot(places, [np.median(each) for each in shown], color=FAINT, label="median", **style)
+        axes.plot(places, least, color=PALETTE[1], label="smallest unit", **style)
+    else:
+        axes.plot(places, np.concatenate(shown), color=PALETTE[0], **style)
+    axes.axhline(_ACTIVE, color=FAINT, lw=1, ls="--")
+    _decades(axes)
+
+
+def _shares_by_site(axes: Axes, histograms: list[Any]) -> None:
+    """Draw a column of shades for each site: the darker, the more of its posteriors are there."""
+    from matplotlib.colors import PowerNorm
+
+    bins = max(1, *(len(as_array(counts)) for counts in histograms))
+    shares = np.full((bins, len(histograms)), np.nan)
+    for place, counts in enumerate(histograms):
+        if len(as_array(counts)):
+            shares[:, place] = as_array(counts) / max(1, as_array(counts).sum())
+    edges = np.arange(len(histograms) + 1) + 0.5, np.linspace(0, 1.2, bins + 1)
+    norm = PowerNorm(0.5, 0.0, max(float(np.nanmax(shares, initial=0.0)), 0.1))  # few are seen too
+    mesh = axes.pcolormesh(*edges, shares, cmap="Purples", norm=norm)
+    bar = axes.figure.colorbar(mesh, ax=axes, label="share", shrink=0.8)
+    plain_axes(bar.ax)
+    axes.axhline(1.0, color=FAINT, lw=1, ls="--")
+    axes.set_ylabel("variance of q(z | x) over the prior's")
+    plain_axes(axes)
+
+
+def _name_sites(axes: Axes, names: list[str]) -> None:
+    """Name some sites below their places."""
+    letters = max(4, _TICK_LETTERS // min(len(names), 5))
+    chosen = np.unique(np.linspace(1, len(names), 5).round().astype(int))
+    axes.set_xticks(chosen, [shortened(names[place - 1], letters) for place in chosen])
+    axes.set_xlim(0.5, len(names) + 0.5)
+    axes.set_xlabel(f"site, {len(names)} of them")
+
+
+def _decades(axes: Axes) -> None:
+    """Let the height be of whole decades, in logarithms, the threshold among them."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, _ACTIVE / 2), max(high, 1.0))  # decades, so that their ticks have names

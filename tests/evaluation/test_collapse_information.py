@@ -273,3 +273,27 @@ def test_a_lower_bound_is_not_told_above_an_upper_one(bounds, said):
     told = Information(1.0, 0.9, high, 0.01, 0.02, 0.02, 64, 1000, low, 0.01)
     (text,) = verdicts._informed(SimpleNamespace(information=told))
     assert text == f"Mutual information about 0.95 ± 0.02 nats, {said}"
+
+
+def test_many_sites_are_told_by_their_sum_and_their_ends():
+    """Twenty steps, as `z_1` to `z_20`; the table of the report names each."""
+    times = range(1, 21)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            for t in times:
+                pyro.sample(f"z_{t}", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            for t in times:
+                pyro.sample(f"z_{t}", dist.Normal(0.1 * t * torch.ones(len(x)), 1.0))
+
+    found = pv.diagnose(pv.Program(model, guide), torch.zeros(10))
+    least, most = (pick(found.kl, key=found.kl.get) for pick in (min, max))
+    total = sum(found.kl.values())
+    ends = f"from {found.kl[least] + 0.0:.2f} ({least}) to {found.kl[most]:.2f} ({most})"
+    assert f"0 of 20 units active in 20 sites, KL {total:.2f} nats in all, {ends}." in found.verdict
+    assert f"of 1 unit active, {total:.3f} nats in 20 sites; reconstr" in repr(found)
+    assert sum(line.startswith("z_") for line in found.report().splitlines()) == 20

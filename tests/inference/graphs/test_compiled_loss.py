@@ -181,9 +181,7 @@ def test_a_program_that_branches_on_values_runs_eagerly_with_one_warning():
     data = program.adapt(case.data(12))
     compiled = CompiledLoss(pv.ELBO().per_datum, program)
     parameters = list(program.parameters())
-    with pytest.warns(
-        UserWarning, match=r"a tensor becomes a number.*programs\.py:\d+\)$"
-    ):
+    with pytest.warns(UserWarning, match=r"a tensor becomes a number.*programs\.py:\d+\)$"):
         got = run(lambda: compiled(data), program, parameters)
     assert_same(got, run(lambda: pv.ELBO().per_datum(program.joint(data)), program, parameters))
     with warnings.catch_warnings():

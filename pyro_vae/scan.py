@@ -20,6 +20,7 @@ from torch.fx.experimental.proxy_tensor import (
     make_fx,
 )
 
+from pyro_vae.interrupts import unbroken
 from pyro_vae.torch_private import OpOverload, overload_name, schema
 
 aten = torch.ops.aten
@@ -157,7 +158,7 @@ def _backwards(
         (change,) = torch.autograd.grad(new, [old], grad, allow_unused=True)
         return before.clone() if change is None else before + change
 
-    with disable_proxy_modes_tracing(), torch.enable_grad():
+    with unbroken(), disable_proxy_modes_tracing(), torch.enable_grad():
         like = [torch.zeros_like(carry, requires_grad=False) for _ in range(2)]
         firsts = [each[0].clone() for each in stepped]
         start = carry.detach().clone()
@@ -211,7 +212,8 @@ def _recorded(
 ) -> tuple[GraphModule, str, list[Tensor]]:
     """Return a step's graph, of its noise and of all tensors that it knows; how to draw; those."""
     devices = [carry.device] if carry.is_cuda else []
-    with disable_proxy_modes_tracing(), torch.no_grad(), torch.random.fork_rng(devices):
+    quiet = torch.random.fork_rng(devices)
+    with unbroken(), disable_proxy_modes_tracing(), torch.no_grad(), quiet:
         firsts = [each[0].detach().clone() for each in inputs]
         # The tracer counts the arguments of a function, those with a default too.
         graph = make_fx(lambda *given: step(*given))(carry.detach().clone(), *firsts)

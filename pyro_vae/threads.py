@@ -4,11 +4,12 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from pyro.poutine.runtime import _PYRO_STACK
 
 from pyro_vae.errors import ConfigError
+from pyro_vae.stacks import stacks_kept
 
 PATIENCE = 60.0  # seconds that a verb waits for one of another thread
 
@@ -54,7 +55,8 @@ def one_thread(verb: str, *, training: bool = False) -> Iterator[None]:
     before = turn.owner, turn.training
     turn.owner, turn.training = threading.get_ident(), training or turn.training
     try:
-        yield
+        with stacks_kept() if before[0] is None else nullcontext():
+            yield
     finally:
         turn.owner, turn.training = before
         turn.lock.release()

@@ -29,6 +29,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 
 # What all batch normalisations are.
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.utils import _python_dispatch as dispatch
 
 # Nested lists, tuples and dicts as a list of leaves and a structure, with the user's own classes.
 from torch.utils import _pytree as pytree
@@ -53,9 +54,11 @@ __all__ = [
     "gradient_hooks",
     "has_gradient_hooks",
     "leave_function_mode",
+    "mode_stacks",
     "native_functions",
     "overlaps_itself",
     "overload_name",
+    "put_back_mode_stacks",
     "pytree",
     "schema",
     "skips_by_found_inf",
@@ -173,6 +176,36 @@ def leave_function_mode(mode: overrides.TorchFunctionMode) -> None:
         above.append(top)
     for other in reversed(above):
         overrides._push_mode(other)
+
+
+def mode_stacks() -> tuple[Any, ...]:
+    """Return what has been entered: modes of functions and of operators, levels of torch.func."""
+    flags = {k: v for k, v in vars(dispatch).items() if k.startswith("_is_in_") and v in (0, 1)}
+    return (
+        overrides._get_current_function_mode_stack(),
+        dispatch._get_current_dispatch_mode_stack(),
+        torch._C._functorch.get_dynamic_layer_stack_depth(),
+        flags,
+    )
+
+
+def put_back_mode_stacks(before: tuple[Any, ...]) -> None:
+    """Leave what ``mode_stacks`` has not returned, and enter again what it has."""
+    functions, operators, levels, flags = before
+    if torch._C._functorch.get_dynamic_layer_stack_depth() > levels:
+        torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(levels)
+    stacks = (
+        (functions, overrides._get_current_function_mode_stack, overrides),
+        (operators, dispatch._get_current_dispatch_mode_stack, dispatch),
+    )
+    for wanted, now, module in stacks:
+        while (found := now()) != wanted[: len(found)]:
+            module._pop_mode()
+        for mode in wanted[len(found) :]:
+            module._push_mode(mode)
+    vars(dispatch).update(flags)
+    with TorchDispatchMode():  # which puts back, on leaving, the copy of the flags in C
+        pass
 
 
 def skips_by_found_inf(optimizer: torch.optim.Optimizer) -> bool:

@@ -18,8 +18,8 @@ MODULES = {
     for path in sorted(ROOT.rglob("*.py"))
 }
 LEAVES = {
-    *("errors", "arguments", "device", "extras", "frames", "heap", "names", "progress", "scan"),
-    *("threads", "torch_private", "words", "_version"),
+    *("errors", "arguments", "device", "extras", "frames", "heap", "interrupts", "names"),
+    *("progress", "scan", "stacks", "threads", "torch_private", "words", "_version"),
 }
 # What each room may import besides itself and the leaves; "inference" has rooms of its own.
 ALLOWED = {
@@ -29,9 +29,11 @@ ALLOWED = {
     "extras": set(),
     "frames": set(),
     "heap": set(),
+    "interrupts": set(),
     "names": set(),
     "progress": set(),
     "scan": set(),
+    "stacks": set(),
     "threads": set(),
     "torch_private": set(),
     "words": set(),

@@ -172,6 +172,15 @@ def test_a_mode_of_functions_is_taken_off_from_below_another():
             assert set(seen) == {lowest, above}
 
 
+def test_modes_and_levels_are_put_back():
+    before = private.mode_stacks()
+    private.TorchDispatchMode().__enter__()
+    torch._C._functorch._vmap_increment_nesting(2, "error")
+    assert private.mode_stacks()[2:] != before[2:]
+    private.put_back_mode_stacks(before)
+    assert private.mode_stacks() == before
+
+
 def test_a_tracer_describes_nodes_in_the_context_s_mode():
     mode = private.FakeTensorMode(allow_fallback_kernels=True)
     with private.tracing(private.TracingContext(mode)):

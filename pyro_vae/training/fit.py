@@ -23,6 +23,7 @@ from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.inference.graphs.compiled_loss import Mode
 from pyro_vae.inference.objectives.objective import Objective
 from pyro_vae.inference.objectives.stock import as_objective
+from pyro_vae.interrupts import terminated_softly
 from pyro_vae.program.batches.batch import (
     Batch,
     Part,
@@ -66,7 +67,6 @@ from pyro_vae.training.settings import (
 )
 from pyro_vae.training.step import Stepper, parts_of
 from pyro_vae.training.surroundings import surroundings_kept
-from pyro_vae.training.termination import terminated_softly
 from pyro_vae.training.validation import Validation
 
 __all__ = ["Run", "adam", "fit"]

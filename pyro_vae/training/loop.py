@@ -19,6 +19,7 @@ from pyro_vae.device import seeded
 from pyro_vae.errors import DataError, TrainingDiverged
 from pyro_vae.inference.objectives.elbo import ELBO
 from pyro_vae.inference.objectives.objective import Objective
+from pyro_vae.interrupts import end_if_asked, training_ends
 from pyro_vae.program.batches.batch import Batch, map_batch, num_rows
 from pyro_vae.program.bounds import mean_bound, mean_elbo
 from pyro_vae.program.handlers import Beta, validation
@@ -45,7 +46,6 @@ from pyro_vae.training.run import Run
 from pyro_vae.training.schedules import Schedule
 from pyro_vae.training.settings import shared_settings
 from pyro_vae.training.step import Stepper
-from pyro_vae.training.termination import end_if_asked
 from pyro_vae.training.validation import Validation
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
@@ -135,7 +135,8 @@ class Loop(Continued):
     def _train_and_leave(self) -> Exception | None:
         """Train, and leave the run behind however it ends; return the error of a last write."""
         try:
-            self._train()
+            with training_ends():
+                self._train()
             if self.best is None:
                 self.best_epoch = self.epoch
             return self._leave_behind()
@@ -157,6 +158,7 @@ class Loop(Continued):
         self._keep()
         with progress_bar(total=self._total, initial=self.steps, shown=shown, unit="step") as bar:
             while self.epoch < self.limits.epochs and not self._ended():
+                end_if_asked()
                 self._epoch(bar)
 
     def _ended(self) -> bool:
@@ -364,6 +366,7 @@ class Loop(Continued):
             if isinstance(objective, nn.Module):
                 objective.eval()  # a critic's own moments must not follow the validation rows
             for part, rows in pieces:
+                end_if_asked()
                 if self.writes is not None:
                     self.writes.beat()
                 if objective is not None:

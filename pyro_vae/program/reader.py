@@ -30,7 +30,14 @@ from pyro_vae.program.batches.batch import (
 from pyro_vae.program.batches.counters import Counters, looks_of
 from pyro_vae.program.densities.joint import Joint
 from pyro_vae.program.densities.terms import nesting
-from pyro_vae.program.handlers import DrawnRows, is_data, observes, sample_sites, validation
+from pyro_vae.program.handlers import (
+    DrawnRows,
+    data_frame,
+    is_data,
+    observes,
+    sample_sites,
+    validation,
+)
 from pyro_vae.program.looks.contrasts import Contrasts
 from pyro_vae.program.looks.cuts import (
     Change,
@@ -212,10 +219,13 @@ class Reader:
         self._program.examples.meet(batch)
         self.runs.plate_before = plate.name
         sites = read_sites(model, guide, plate, bindings)
+        draws_rows = sites.size is not None and bool(drawn.plates)
+        frame = data_frame(model.nodes[sites.observed[0]]) if sites.observed else None
         sites = replace(
             sites,
             dependence=self._dependence(sites, batch, (model, guide)),
-            draws_rows=sites.size is not None and bool(drawn.plates),
+            draws_rows=draws_rows,
+            takes_part=draws_rows and not (frame and frame.size == num_rows(batch)),
         )
         if self._contrasts.more_in(batch):
             self._layouts = {}  # those were read from rows that told less

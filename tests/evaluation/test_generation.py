@@ -821,3 +821,22 @@ def test_what_is_observed_outside_the_plate_of_the_data_is_told_of(verb, whole):
             UserWarning, match="site 'text' is observed outside the plate.*whole=True"
         ):
             assert asked().shape == (5, 3)
+
+
+@pytest.mark.filterwarnings("error:the data given are read")
+def test_rows_whose_numbers_alone_a_plate_draws_are_decoded():
+    """A plate of a given size and as many rows as the batch has: each is a row of the batch."""
+
+    def model(x):
+        with pyro.plate("data", 100, subsample_size=len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(3 * z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 100, subsample_size=len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.8))
+
+    program, x = pv.Program(model, guide), torch.linspace(-2, 2, 8)
+    torch.testing.assert_close(pv.reconstruct(program, x), 1.5 * x)
+    torch.testing.assert_close(pv.interpolate(program, x, -x, steps=3)[:, 1], 0 * x)
+    assert pv.generate(program, 8).shape == (8,)

@@ -43,6 +43,8 @@ class Sites:
         events: Those of them whose values are of several numbers (``to_event``).
         draws_rows: Whether the program draws the rows of its plate, anew at each run; where the
             batch says which they are (``pyro.plate(..., subsample=)``) it does not.
+        takes_part: Whether these are a part of the rows of a batch; where they are as many, each
+            stands for a row of the batch, and only its number is drawn.
         data_dim: The batch dimension of the data plate, counted from the right.
         plate: The data plate as the program has it.
         bindings: Where the observed values come from, by site.
@@ -65,6 +67,7 @@ class Sites:
     countless: tuple[str, ...] = ()
     events: tuple[str, ...] = ()
     draws_rows: bool = False
+    takes_part: bool = False
     data_dim: int = -1
     plate: DataPlate = field(default_factory=lambda: DataPlate(PLATE, -1))
     bindings: Mapping[str, Binding] = field(default_factory=dict)
@@ -99,7 +102,7 @@ class Sites:
         Raises:
             ProgramError: The model computes the value of one of them, or draws some of its rows.
         """
-        if self.draws_rows:
+        if self.takes_part:
             raise ProgramError(
                 "the plate of the data draws some of its rows, so that drawn data are no rows of "
                 "the arguments; give it all rows of its batch: len(x)"

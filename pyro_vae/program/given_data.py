@@ -15,7 +15,7 @@ from pyro_vae.program.batches.batch import Batch, Part, Whole, datum_at, datum_m
 from pyro_vae.program.batches.listed_batches import joined
 from pyro_vae.program.batches.sparse_rows import SparseRows
 from pyro_vae.program.batches.structure import Structure
-from pyro_vae.program.handlers import scoring_data
+from pyro_vae.program.handlers import scoring_data, without_data
 from pyro_vae.program.looks.constants import Constants
 from pyro_vae.program.parameters.modules import library_method
 from pyro_vae.program.sites.whole import has_plate_of_rows
@@ -56,7 +56,8 @@ class GivenData:
     def functions(self) -> Functions:
         """The program's functions as ones of flat tensors with the datum first."""
         if self._functions is None:
-            model, guide = map(self._structure.around, (self._program.model, self._program.guide))
+            pair = self._program.model, without_data(self._program.guide)
+            model, guide = map(self._structure.around, pair)
             around, dim = self._constants.around, self._dim
             self._functions = around(datum_moved(model, dim)), around(datum_moved(guide, dim))
         return self._functions

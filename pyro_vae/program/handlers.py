@@ -8,12 +8,15 @@ from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.contrib.mue.missingdatahmm import MissingDataDiscreteHMM
 from pyro.distributions import Delta
 from pyro.distributions.hmm import HiddenMarkovModel
 from pyro.nn.module import PyroModule, _Context
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_subsample
@@ -138,6 +141,26 @@ class DrawnData(UnconditionMessenger):
         self._drawing = msg
         if msg["infer"].get("was_observed") and is_open_chain(msg["fn"], msg["infer"]["obs"]):
             msg["value"] = _chain(msg["fn"], msg["infer"]["obs"].shape[-2])
+
+
+def without_data(guide: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a guide whose observed sites nobody sees, where it is a messenger that runs the model.
+
+    These are the data, of which Pyro's objectives take no density there either.
+    """
+    if not isinstance(poutine.unwrap(guide), GuideMessenger):
+        return guide
+    return poutine.block(guide, hide_fn=lambda msg: msg["type"] == "sample" and msg["is_observed"])
+
+
+class Replayed(ReplayMessenger):
+    """Replay a guide; a messenger notes the prior of a site, which a replay would take off."""
+
+    def _pyro_sample(self, msg: Message) -> None:
+        noted = {key: msg["infer"][key] for key in ("prior",) if key in msg["infer"]}
+        super()._pyro_sample(msg)
+        if noted:
+            msg["infer"] = {**msg["infer"], **noted}
 
 
 class DrawnRows(Messenger):

@@ -40,6 +40,7 @@ from pyro_vae.program.handlers import (
     DrawnData,
     Observing,
     Particles,
+    Replayed,
     Unweighted,
     data_frame,
     is_data,
@@ -221,7 +222,7 @@ class Joint:
         self._require_density_anywhere()
         trace = self._as_trace(values, num_particles, placed)
         with self._taking(num_particles) as (args, kwargs):
-            guide = poutine.trace(poutine.replay(self.guide, trace=trace))
+            guide = poutine.trace(Replayed(trace=trace)(self.guide))
             scored = prune_subsample_sites(guide.get_trace(*args, **kwargs))
         return local_log_q(scored, self._layout(num_particles))
 
@@ -333,7 +334,7 @@ class Joint:
         """Return the pair with some latents held at given values."""
         fixed = trace_of(values)
         other = self._with(
-            poutine.replay(self.model, trace=fixed), poutine.replay(self.guide, trace=fixed)
+            poutine.replay(self.model, trace=fixed), Replayed(trace=fixed)(self.guide)
         )
         other._held = self._held | set(values)
         return other
@@ -408,7 +409,7 @@ class Joint:
             args, kwargs = replaced_by_name(self.model, self.args, self.kwargs, values)
         else:
             args, kwargs = self._replace(self.args, self.kwargs, values)
-        guide = poutine.trace(poutine.replay(self.guide, trace=model)).get_trace(*args, **kwargs)
+        guide = poutine.trace(Replayed(trace=model)(self.guide)).get_trace(*args, **kwargs)
         guide = prune_subsample_sites(guide)
         drawn = stack([read(model, guide, Layout(nesting(model, guide)))])
         total: Any = drawn.log_q_total()
@@ -496,7 +497,7 @@ class Joint:
         """Score model and guide at the values of a trace."""
         self._require_density_anywhere()
         with self._taking(num_particles) as (args, kwargs):
-            guide = poutine.trace(poutine.replay(self.guide, trace=values))
+            guide = poutine.trace(Replayed(trace=values)(self.guide))
             scored = prune_subsample_sites(guide.get_trace(*args, **kwargs))
             model = self._score_model(values, args, kwargs, num_particles)
         return self.scored(model, scored, num_particles)

@@ -18,6 +18,7 @@ from pyro_vae.program.densities.joint import Joint, trace_of
 from pyro_vae.program.handlers import (
     FAILURES,
     Message,
+    Replayed,
     data_frame,
     innermost,
     is_deterministic,
@@ -121,7 +122,7 @@ def points_of_guide(
         first = poutine.trace(guide).get_trace(*args, **kwargs)
     others = {n: s["value"] for n, s in sample_sites(first) if n not in points}  # rows drawn, too
     moved: list[set[str]] = []
-    for run in (poutine.replay(guide, trace=trace_of(others)), guide):
+    for run in (Replayed(trace=trace_of(others))(guide), guide):
         with alike():
             again = dict(sample_sites(poutine.trace(run).get_trace(*args, **kwargs)))
         values: Any = {
@@ -281,7 +282,7 @@ class _Look:
         fixed = trace_of(values)
         with self.alike():  # the guide first, as in a step: the model may read what it has kept
             guide, model = (
-                poutine.trace(poutine.replay(function, trace=fixed)).get_trace(*args, **kwargs)
+                poutine.trace(Replayed(trace=fixed)(function)).get_trace(*args, **kwargs)
                 for function in self.functions[::-1]
             )
         return model, guide
@@ -322,7 +323,7 @@ class _Look:
         model = {name: site["value"] for name, site in sites if not site["is_observed"]}
         held = {n: value for n, value in (model | self.values).items() if n not in self.inside}
         args, kwargs = self.arguments
-        guide = poutine.trace(poutine.replay(self.functions[1], trace=trace_of(held)))
+        guide = poutine.trace(Replayed(trace=trace_of(held))(self.functions[1]))
         with self.alike():
             again, _ = _cut(guide.get_trace(*args, **kwargs))
         return _changed(self._terms(self._scored(held | again)), self._terms(self.traces))
@@ -347,7 +348,7 @@ class _Look:
         args, kwargs = given
         outside = {name: v for name, v in self.values.items() if name not in self.inside}
         with torch.random.fork_rng(cuda_devices([*args, *kwargs.values()])), self.alike():
-            guide = poutine.trace(poutine.replay(self.functions[1], trace=trace_of(outside)))
+            guide = poutine.trace(Replayed(trace=trace_of(outside))(self.functions[1]))
             latents = guide.get_trace(*args, **kwargs)
             model = poutine.trace(poutine.replay(self.functions[0], trace=latents))
             return model.get_trace(*args, **kwargs), latents
@@ -363,7 +364,7 @@ def carriers_of(guide: Callable[..., Any], args: Any, kwargs: Any) -> dict[str, 
     own = {n: values[n] for n, s in sample_sites(drawn) if s["infer"].get("is_auxiliary")}
     try:
         with torch.enable_grad():
-            replayed = poutine.trace(poutine.replay(guide, trace=trace_of(values)))
+            replayed = poutine.trace(Replayed(trace=trace_of(values))(guide))
             return _behind(_points(replayed.get_trace(*args, **kwargs), values), own)
     except FAILURES:
         return {point: list(own) for point in _points(drawn, values)}

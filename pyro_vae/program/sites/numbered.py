@@ -6,6 +6,7 @@ from typing import Any
 
 from pyro.contrib.easyguide import EasyGuide
 from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide.effect import AutoMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import SubsampleMessenger
 from pyro.poutine.util import site_is_subsample
@@ -75,6 +76,21 @@ class Numbered(Messenger):
             alone = not isinstance(scale, Tensor) and scale == weight
             msg["scale"] = 1.0 if alone else scale / weight
 
+    def _pyro_post_param(self, msg: Message) -> None:
+        """Cut a parameter to the rows where they are so many that Pyro sees no subsample in them.
+
+        As of several copies of the batch.
+        """
+        event_dim = msg["kwargs"].get("event_dim")
+        frames = [frame for frame in msg["cond_indep_stack"] if frame.name == self.name]
+        if event_dim is None or not frames or len(self.rows) < self.total:
+            return
+        value, dim = msg["value"], frames[0].dim - event_dim
+        if value.dim() >= -dim and value.shape[dim] == self.total:
+            msg["value"] = value.index_select(dim, self.rows.to(value.device))
+
+    _pyro_post_subsample = _pyro_post_param
+
     def _is_cut(self, frame: Any) -> bool:
         return bool(frame.name == self.name and frame.full_size != frame.size)
 
@@ -122,7 +138,12 @@ def guides_remembered(module: nn.Module) -> Callable[[], None]:
     Arguments:
         module: Holds them.
     """
-    guides = [part for part in module.modules() if isinstance(part, AutoGuide | EasyGuide)]
+    guides: list[nn.Module] = [
+        part for part in module.modules() if isinstance(part, AutoGuide | EasyGuide)
+    ]
+    # A messenger makes its parameters in parts of its own, at its first run.
+    makers = [part for part in module.modules() if isinstance(part, AutoMessenger)]
+    guides += [part for maker in makers for part in maker.modules()]
     before = [{key: _copied(value) for key, value in vars(part).items()} for part in guides]
 
     def put_back() -> None:

@@ -17,8 +17,8 @@ from pyro_vae.program.parameters.parameters import AVERAGES
 from pyro_vae.storage.bundle import bundle_path, check_state, read_bundle, serialise, write_bundle
 from pyro_vae.storage.differences import check_settings, renewed_options
 from pyro_vae.storage.history import History
+from pyro_vae.storage.moved_state import MovedState, check_moved
 from pyro_vae.storage.optimizer_state import fit_state, parameter_names, take_state
-from pyro_vae.storage.plain_state import MovedState, check_moved
 from pyro_vae.storage.random_state import (
     check_random_state,
     loader_states,

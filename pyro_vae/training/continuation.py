@@ -15,7 +15,7 @@ from pyro_vae.inference.objectives.objective import Objective
 from pyro_vae.program.program import Program
 from pyro_vae.storage.checkpoint import Checkpoint, Progress, read_checkpoint
 from pyro_vae.storage.history import History
-from pyro_vae.storage.plain_state import MovedState
+from pyro_vae.storage.moved_state import MovedState
 from pyro_vae.storage.run_folder import RunFolder
 from pyro_vae.storage.save import save, state_modules
 from pyro_vae.training.averaged_weights import AveragedWeights
@@ -134,6 +134,8 @@ class Continued:
         elif self.average is not None:
             self.average.put_in()
         folder, checkpoint = self.writes, self.checkpoint
+        if self.plain is not None:
+            self.plain.leave()
         if folder is None:
             return None
         writes: list[Callable[[], Any]] = [lambda: save(self.program, folder.path)]

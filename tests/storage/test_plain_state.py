@@ -12,7 +12,7 @@ from forked import connected, forks
 
 import pyro_vae as pv
 from pyro_vae.program.program import Program as Read
-from pyro_vae.storage.plain_state import MovedState
+from pyro_vae.storage.moved_state import MovedState
 
 
 class Encoder(torch.nn.Linear):
@@ -206,10 +206,12 @@ def test_a_process_keeps_its_own_rank_and_noise(tmp_path):
 
 def test_a_damaged_file_sets_no_table_of_functions_and_raises_nothing():
     study = Study(1)
-    moved = {"Study.table": {"tanh": 1.0}, "Study.sums": {"kind": "array", "hash": []}}
-    arrays = {"Study.sums": torch.zeros(6, dtype=torch.bfloat16)}
-    with pytest.warns(UserWarning, match=r"table = .*not kept; Study.sums = .*not kept"):
-        MovedState(Read.of(study)).put_back(arrays, {"before": {}, "moved": moved}, "file")
+    state = MovedState(Read.of(study))
+    table = {"kind": "dict", "of": "dict", "keys": ["tanh"], "items": [1.0]}
+    sums = {"kind": "array", "tensor": "sums", "dtype": "float32"}
+    saved = {**state.take()[1], "moved": {"Study.table": table, "Study.sums": sums}}
+    with pytest.warns(UserWarning, match=r"table = .*not kept.*; Study.sums = .*not kept"):
+        state.put_back({"sums": torch.zeros(6, dtype=torch.bfloat16)}, saved, "file")
     assert study.table == {"tanh": torch.tanh}
 
 

@@ -333,6 +333,8 @@ def content_of(value: Any) -> Any:
         return _InMemory(value)
     if isinstance(value, mmap.mmap):
         return _Mapped(value)
+    if isinstance(value, random.SystemRandom):  # it has no state
+        return None
     return _Generator(value) if isinstance(value, _GENERATORS) else None
 
 

@@ -31,7 +31,7 @@ def _are(one: tuple[Any, ...], two: tuple[Any, ...]) -> bool:
     return len(one) == len(two) and all(map(operator.is_, one, two))
 
 
-class _Home:
+class Home:
     """A place of values.
 
     Arguments:
@@ -40,6 +40,11 @@ class _Home:
 
     def __init__(self, owner: Any) -> None:
         self._owner = owner
+
+    @property
+    def owner(self) -> Any:
+        """Whose the values are."""
+        return self._owner
 
     def state(self) -> _State:
         """Return keys and values."""
@@ -65,7 +70,7 @@ class _Home:
             self.put(keys, changed)
 
 
-class Names(_Home):
+class Names(Home):
     """The variables of a namespace, those of some names alone or all that are a user's.
 
     Arguments:
@@ -104,7 +109,7 @@ class Names(_Home):
         self._owner.update(zip(keys, values, strict=True))
 
 
-class _Entries(_Home):
+class _Entries(Home):
     """The entries of a dictionary."""
 
     def state(self) -> _State:
@@ -126,7 +131,7 @@ class _Entries(_Home):
             self.put(*changed)
 
 
-class _Objects(_Home):
+class _Objects(Home):
     """The items of an array of objects."""
 
     def state(self) -> _State:
@@ -137,7 +142,7 @@ class _Objects(_Home):
             self._owner[place] = value
 
 
-class _Items(_Home):
+class _Items(Home):
     """The items of a list, a deque or a bytearray."""
 
     def state(self) -> _State:
@@ -148,7 +153,7 @@ class _Items(_Home):
         self._owner.extend(values)
 
 
-class _Members(_Home):
+class _Members(Home):
     """The members of a set."""
 
     def state(self) -> _State:
@@ -162,7 +167,7 @@ class _Members(_Home):
         self._owner.update(values)
 
 
-class _Cell(_Home):
+class _Cell(Home):
     """A variable of a closure."""
 
     def state(self) -> _State:
@@ -178,7 +183,7 @@ class _Cell(_Home):
             del self._owner.cell_contents
 
 
-class _Bound(_Home):
+class _Bound(Home):
     """The arguments of a ``functools.partial``."""
 
     def state(self) -> _State:
@@ -197,7 +202,7 @@ def cached(function: Any) -> dict[Any, Any]:
     return next(each for each in tables if each is not vars(function))
 
 
-class _Cache(_Home):
+class _Cache(Home):
     """What ``functools.lru_cache`` keeps: what has come since is taken away."""
 
     def state(self) -> _State:
@@ -215,7 +220,7 @@ class _Cache(_Home):
         """Leave it: no single value can be set."""
 
 
-class _Context(_Home):
+class _Context(Home):
     """The value of a ``ContextVar``."""
 
     def state(self) -> _State:
@@ -227,7 +232,7 @@ class _Context(_Home):
             self._owner.set(value)
 
 
-class _Slots(_Home):
+class _Slots(Home):
     """The slots of an object.
 
     Arguments:
@@ -250,7 +255,7 @@ class _Slots(_Home):
             object.__setattr__(self._owner, name, value)  # a frozen dataclass has its own
 
 
-class _OfClass(_Home):
+class _OfClass(Home):
     """What a class holds that is no code."""
 
     def state(self) -> _State:
@@ -295,7 +300,7 @@ def moved_since(current: _State, before: _State, after: _State) -> _State:
     return tuple(kept), tuple(kept.values())
 
 
-def homes_of(thing: Any) -> Iterator[_Home]:
+def homes_of(thing: Any) -> Iterator[Home]:
     """Yield where a thing that a search has met may keep values."""
     kind: Any = type(thing)
     if issubclass(kind, nn.Module):  # isinstance would ask the object
@@ -340,7 +345,7 @@ def homes_of(thing: Any) -> Iterator[_Home]:
         yield from _of_object(thing)
 
 
-def _of_object(thing: Any) -> Iterator[_Home]:
+def _of_object(thing: Any) -> Iterator[Home]:
     with suppress(AttributeError, TypeError):  # it has slots alone
         yield Names(object.__getattribute__(thing, "__dict__"))  # and runs none of its code
     slots = [

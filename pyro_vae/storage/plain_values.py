@@ -1,0 +1,168 @@
+"""Plain values as JSON tells of them: numbers, words, and of what is larger a hash."""
+
+import hashlib
+import math
+import random
+from collections import deque
+from collections.abc import Container
+from contextlib import suppress
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from pyro_vae.program.memory.uses import address_of
+
+OTHER = {"kind": "other"}  # functions, modules, weights: what no file of numbers holds
+MOST = 1 << 12  # entries that are kept
+_LOOKED_AT = 1 << 16  # numbers of an array that are
+_SHORT = 16  # entries that are told one by one
+_LONGEST = 1 << 10  # letters
+ARRAYS = (Tensor, np.ndarray, np.generic)
+_ATOMS = (type(None), bool, int, float, str)
+_OF_NUMPY = (np.random.Generator, np.random.BitGenerator)
+_GENERATORS = (torch.Generator, *_OF_NUMPY, np.random.RandomState, random.Random)
+CONTAINERS = {each.__name__: each for each in (dict, list, tuple, deque, set, frozenset)}
+
+
+def kind_of(told: Any) -> str | None:
+    """Return the kind of what is told by a hash, or packed; None of numbers, words and lists."""
+    kind = told.get("kind") if isinstance(told, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
+def description(value: Any, weights: Container[int], room: int = 4 * MOST) -> Any:
+    """Return a value as JSON gives it back; of arrays, generators, long lists kind and hash.
+
+    Arguments:
+        value: Any.
+        weights: Addresses of the memory of weights (``address_of``).
+        room: Entries that are looked at: what has more holds data.
+    """
+    if is_atom(value):
+        return value
+    if isinstance(value, Enum):
+        return {"kind": "member", "name": f"{type(value).__name__}.{value.name}"}
+    if isinstance(value, ARRAYS):
+        return _of_array(value, weights)
+    if isinstance(value, _GENERATORS):
+        with suppress(NotImplementedError):  # of the system
+            return {"kind": "generator", "hash": _hash(repr(_state_of(value)).encode())}
+    if isinstance(value, int | float | str | bytes | complex):
+        return {"kind": type(value).__name__, "hash": _hash(repr(value).encode())}
+    base = base_of(value)
+    if base is None:
+        return OTHER
+    keys, items = entries_of(value)
+    if len(items) <= _SHORT and all(map(is_number, items)):
+        if base in (list, tuple):
+            return items
+        if base is dict and all(isinstance(key, str) for key in keys):
+            return dict(zip(keys, items, strict=True))
+    entries = [*keys, *items] if room else []
+    some = [*entries[:: len(entries) // (room + 1) + 1], *entries[-1:]]
+    told = [description(each, weights, room // max(2, len(some))) for each in some]
+    if told and all(each == OTHER for each in told):
+        return OTHER
+    hashed = _hash(repr(told).encode())
+    return {"kind": base.__name__, "length": len(items), "hash": hashed}
+
+
+def shown(told: Any) -> str:
+    """Return what a description, or a packed value, tells a reader."""
+    kind = kind_of(told)
+    if kind is None:
+        return f"{told!r:.150}"
+    if kind in ("member", "lost"):
+        return f"{told.get('name')!s:.150}"
+    sizes = [f" of {each} {told[each]!s:.80}" for each in ("shape", "length") if each in told]
+    return f"{with_article(kind):.20}{''.join(sizes)}"
+
+
+def with_article(noun: str) -> str:
+    """Return a noun behind "a" or "an"."""
+    return f"a{'n' * (noun[:1] in 'aeio')} {noun}"
+
+
+def is_atom(value: Any) -> bool:
+    """Return whether JSON holds a value as it is."""
+    if type(value) is str:
+        return len(value) <= _LONGEST
+    return type(value) in _ATOMS and is_number(value)
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number that JSON holds, or None."""
+    return value is None or (type(value) in (bool, int, float) and abs(value) < 2**63)
+
+
+def is_constant(value: Any) -> bool:
+    """Return whether a value is an array of one number throughout, as zeros are."""
+    if not isinstance(value, ARRAYS) or math.prod(value.shape) == 0:
+        return False
+    return bool((value == value.reshape(-1)[0]).all())
+
+
+def base_of(value: Any) -> type | None:
+    """Return of which kind of container a value is."""
+    return next((base for base in CONTAINERS.values() if issubclass(type(value), base)), None)
+
+
+def entries_of(value: Any) -> tuple[list[Any], list[Any]]:
+    """Return keys and items; members of a set in an order that another process gives them too."""
+    base: Any = base_of(value)  # whose methods run no code of a user
+    entries = list(base.__iter__(value))
+    if base is dict:
+        return entries, list(dict.values(value))
+    return [], sorted(entries, key=repr) if base in (set, frozenset) else entries
+
+
+def _of_array(value: Any, weights: Container[int]) -> Any:
+    try:
+        return _of_plain_array(value, weights)
+    except (RuntimeError, TypeError, ValueError):  # a class with operations of its own
+        return OTHER
+
+
+def _of_plain_array(value: Any, weights: Container[int]) -> Any:
+    if isinstance(value, Tensor):
+        odd = is_lazy(value) or value.is_meta or value.layout != torch.strided
+        if odd or address_of(value) in weights or (value.is_leaf and value.requires_grad):
+            return OTHER
+        some = _sample(value.detach()).cpu().resolve_conj().resolve_neg().contiguous()
+        content = some.reshape(-1).view(torch.uint8).numpy().tobytes()
+        kind = "tensor"
+    elif value.dtype.hasobject or isinstance(value, np.memmap):
+        return OTHER
+    else:
+        content = _sample(value).tobytes()
+        kind = "array" if isinstance(value, np.ndarray) else "number"
+    told = {"kind": kind, "shape": list(value.shape), "dtype": str(value.dtype)}
+    made = {"computed": True} if isinstance(value, Tensor) and value.requires_grad else {}
+    return {**told, **made, "hash": _hash(content)}
+
+
+def _sample(value: Any) -> Any:
+    """Return a view of some numbers of a large array: one in each row, as long as these suffice."""
+    for axis in reversed(range(value.ndim)):
+        count = math.prod(value.shape)
+        if count > _LOOKED_AT:
+            step = min(value.shape[axis], count // _LOOKED_AT + 1)
+            value = value[(slice(None),) * axis + (slice(None, None, step),)]
+    return value
+
+
+def _state_of(generator: Any) -> Any:
+    if isinstance(generator, _OF_NUMPY):
+        bits: Any = getattr(generator, "bit_generator", generator)
+        return bits.state
+    if isinstance(generator, torch.Generator):
+        return generator.get_state().tolist()
+    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -62,7 +62,9 @@ def generate(program: Any, n: int, *, given: Any = None, mean: bool = False) -> 
             is observed. What is observed of a dict that leaves out some of it is kept, and the rest
             drawn given it: ``{"y": labels}`` of a model of images x with labels y. Without it the
             inputs are rows drawn at random from the data that the program has seen (up to a
-            thousand rows of the largest set are remembered).
+            thousand rows of the largest set are remembered), which the answer does not tell: give
+            lengths to know them. Steps behind a length are drawn too where the model masks them
+            (``.mask(inside)``), and mean nothing; a ``Padded`` distribution has 0 there.
         mean: Return the mean of p(x | z) at the drawn latents, not a draw (smoother pictures);
             sentences are decoded greedily.
 

@@ -129,6 +129,17 @@ def test_inputs_are_drawn_from_the_training_rows():
     assert ((counts - 300) / (900 * 2 / 9) ** 0.5).abs().max() < 5
 
 
+def test_a_loaded_program_is_shown_rows_before_it_generates(tmp_path):
+    pv.save(pv.Program(common_mean, common_mean_guide), tmp_path)
+    again = pv.load(tmp_path, into=pv.Program(common_mean, common_mean_guide))
+    with pytest.raises(
+        ProgramError, match=r"made or loaded .*of\(program\)\.read\(rows\), or give"
+    ):
+        pv.generate(again, 3)
+    again.read(torch.zeros(2))
+    assert pv.generate(again, 3).shape == (3,)
+
+
 def test_given_inputs_may_leave_out_what_is_observed():
     program = Conditional()
     pv.elbo(program, (MEASURED, LABELS, DOSES))

@@ -108,8 +108,9 @@ class Examples:
             return self._program.source.blank(n)  # one of several forms that it takes
         if self._first_rows is None:
             raise ProgramError(
-                "this program has seen no data yet; call program.read(batch) first, or give rows "
-                "of them: pv.generate(program, n, given=rows)"
+                "this program has seen no data since it was made or loaded (a file holds none); "
+                "show it some rows, pv.Program.of(program).read(rows), or give n of them: "
+                "pv.generate(program, n, given=rows)"
             )
         return self._picked(self._first_rows, torch.arange(n) % num_rows(self._first_rows))
 

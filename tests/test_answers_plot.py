@@ -97,6 +97,7 @@ def test_what_a_likelihood_shows():
     assert right.lines[0].get_xdata()[0] == 0.7
     *_, unknown = ANSWERS["AnnealedLikelihood"].plot().axes
     assert "30 not known" in unknown.get_title(loc="left")
+    assert [t.get_text() for t in unknown.texts] == ["known of no datum"]
 
 
 def test_chains_are_those_of_the_worst():

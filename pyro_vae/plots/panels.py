@@ -10,6 +10,7 @@ import numpy as np
 from pyro_vae.plots.latent import plane
 from pyro_vae.plots.style import (
     FAINT,
+    INK,
     PALETTE,
     as_array,
     legend,
@@ -55,6 +56,9 @@ def spread(axes: Axes, values: Any, label: str, title: str, limit: float | None 
         axes.axvline(limit, color=PALETTE[1], lw=1.2, ls="--")
     axes.set(xlabel=label, ylabel="data")
     axes.locator_params(axis="y", integer=True)
+    if not len(known):
+        axes.set_yticks([])
+        axes.text(0.5, 0.5, "known of no datum", ha="center", transform=axes.transAxes, color=INK)
     unknown = len(each) - len(known)
     _finish(axes, f"{title}; {unknown} not known" if unknown else title)
 

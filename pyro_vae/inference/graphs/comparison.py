@@ -323,7 +323,8 @@ def reason_of(error: Exception) -> str:
     said = f"{type(error).__name__}: {message}"
     if "get value out of a tracing tensor" in message:  # what it says then is to its developers
         said = (
-            "a tensor becomes a number of Python (in an if, by .item() or len, in one_hot or "
-            "pack_padded_sequence), which would stand still in a graph; use torch.where or a mask"
+            "a tensor becomes a number of Python (in an if, by .item(), in one_hot, a draw of "
+            "OneHotCategorical or pack_padded_sequence), which would stand still in a graph; "
+            "torch.where, a mask or torch.eye(K)[y] do not"
         )
     return f"{said}{users_line(error)}"

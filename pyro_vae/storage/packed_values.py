@@ -24,6 +24,7 @@ from pyro_vae.storage.plain_values import (
     with_article,
 )
 
+_IN_ALL = 1 << 15  # entries: the JSON of a file is read up to a size
 _LARGEST = 1 << 24  # numbers of an array that are kept
 _DTYPES = (
     *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
@@ -47,6 +48,7 @@ class Packing:
     def __init__(self, weights: Container[int]) -> None:
         self._weights = weights
         self.tensors: dict[str, Tensor] = {}
+        self._room = _IN_ALL
 
     def pack(self, value: Any, name: str) -> Any:
         """Return a value as JSON, its arrays among ``tensors`` under this name.
@@ -54,9 +56,11 @@ class Packing:
         Raises:
             NotKeptError: It is too large, or no such value.
         """
-        self._left, self._found = MOST, dict[str, Tensor]()
+        most = self._left = min(MOST, self._room)
+        self._found: dict[str, Tensor] = {}
         packed = self._packed(value, name, _DEEPEST)
         self.tensors |= self._found
+        self._room -= most - self._left
         return packed
 
     def _packed(self, value: Any, name: str, depth: int) -> Any:
@@ -81,7 +85,7 @@ class Packing:
         keys, items = entries_of(value)
         self._left -= len(items)
         if self._left < 0:
-            raise NotKeptError(f"more than {MOST:,} entries")
+            raise NotKeptError(f"more than {MOST:,} entries, or {_IN_ALL:,} with others")
         packed = {
             part: [self._packed(v, f"{name}/{part}{i}", depth - 1) for i, v in enumerate(values)]
             for part, values in (("keys", keys), ("items", items))

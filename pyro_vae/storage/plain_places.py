@@ -72,7 +72,8 @@ def places(
     unnamed: dict[tuple[int, str], tuple[str, Place]] = {}
     for prefix, owner, home, names in _homes(program):
         keys, values = home.state()
-        labels = names or (*map(str, range(len(values) - len(keys))), *keys)
+        # A variable that is not yet set has a name and no value.
+        labels = names[: len(values)] or (*map(str, range(len(values) - len(keys))), *keys)
         for index, (key, value) in enumerate(zip(labels, values, strict=True)):
             if not _is_made_of_weights(owner, key):
                 place = Place(owner, home, index, key, value)

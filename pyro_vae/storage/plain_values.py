@@ -3,10 +3,12 @@
 import hashlib
 import math
 import random
+from array import array
 from collections import deque
 from collections.abc import Container
 from contextlib import suppress
 from enum import Enum
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ _SHORT = 16  # entries that are told one by one
 _LONGEST = 1 << 10  # letters
 ARRAYS = (Tensor, np.ndarray, np.generic)
 _ATOMS = (type(None), bool, int, float, str)
+_TOLD = (Number, str, bytes, bytearray, array)  # that no file holds
 _OF_NUMPY = (np.random.Generator, np.random.BitGenerator)
 _GENERATORS = (torch.Generator, *_OF_NUMPY, np.random.RandomState, random.Random)
 CONTAINERS = {each.__name__: each for each in (dict, list, tuple, deque, set, frozenset)}
@@ -51,7 +54,7 @@ def description(value: Any, weights: Container[int], room: int = 4 * MOST) -> An
     if isinstance(value, _GENERATORS):
         with suppress(NotImplementedError):  # of the system
             return {"kind": "generator", "hash": _hash(repr(_state_of(value)).encode())}
-    if isinstance(value, int | float | str | bytes | complex):
+    if issubclass(type(value), _TOLD):
         return {"kind": type(value).__name__, "hash": _hash(repr(value).encode())}
     base = base_of(value)
     if base is None:

@@ -4,9 +4,11 @@ import copy
 import json
 import math
 import random
+from array import array
 from collections import deque, namedtuple
 from dataclasses import dataclass
 from enum import Enum
+from fractions import Fraction
 from types import SimpleNamespace
 
 import numpy as np
@@ -183,6 +185,8 @@ def resumed(began, moved, begins):
         (random.Random(0), random.Random(1), "a generator.*a file holds no such Random"),
         (np.random.PCG64(0), np.random.PCG64(1), "a generator.*a file holds no such PCG64"),
         (1, 2**70, "an int.*a file holds no such int"),
+        (Fraction(1, 2), Fraction(1, 4), "a Fraction.*a file holds no such Fraction"),
+        (array("d", [0.0]), array("d", [1.0]), "an array.*a file holds no such array"),
         ("a", "b" * 2000, "a str.*a file holds no such str"),
         ([], [0.0] * 5000, r"a list of length 5000.*more than 4,096 entries"),
         ([[]], [[0.0] * 4000] * 2, r"a list of length 2.*more than 4,096 entries"),
@@ -293,10 +297,13 @@ def test_a_file_moves_no_code_from_place_to_place():
     assert (owner.act, owner.hook, owner.later, owner.phase) == (torch.tanh, 1.0, 2.0, "c")
 
 
-def test_a_generator_of_the_system_ends_no_run(tmp_path):
-    """It has no state, and says so by an error."""
+def test_neither_a_generator_of_the_system_nor_an_empty_variable_ends_a_run(tmp_path):
+    """The first has no state, and says so by an error; the second has a name and no value."""
     system = random.SystemRandom()
-    fit(Study(lambda net, x: x + 0 * system.random()), 1, out=tmp_path)
+    if tmp_path is None:
+        later = None
+
+    fit(Study(lambda net, x: x + 0 * system.random() if tmp_path else later), 1, out=tmp_path)
 
 
 def test_objects_of_one_class_keep_their_names(tmp_path, recwarn):

@@ -36,7 +36,8 @@ def test_a_bar_is_drawn_on_a_terminal_and_in_a_notebook_alone(stream, drawn, mon
         assert ("3/3" in out.getvalue()) == (shown and drawn) == bool(out.getvalue())
 
 
-def test_chains_of_globals_are_shown_transition_by_transition(monkeypatch):
+@pytest.mark.parametrize("of_data", [False, True])
+def test_chains_are_shown_transition_by_transition(of_data, monkeypatch):
     """10 in the warm-up and 20 after it, shown as they are made."""
     out = Terminal()
     monkeypatch.setattr("sys.stderr", out)
@@ -48,7 +49,17 @@ def test_chains_of_globals_are_shown_transition_by_transition(monkeypatch):
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
 
+    def local(x):
+        with pyro.plate("data", len(x)):
+            mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    def of_each(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("mean", dist.Normal(0.0, 0.2))
+
     program = pv.Program(model, lambda x: pyro.sample("mean", dist.Normal(0.0, 0.2)))
+    program = pv.Program(local, of_each) if of_data else program
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # so few draws mix nothing
         settings = pv.HMC(num_draws=20, warmup=10, chains=2, num_leapfrog=2)

@@ -256,7 +256,8 @@ def refine(
             nonlocal chosen
             joint = LogJoint(passes.program, piece.batch, piece.globals_)
             _require_alike(shapes, joint)
-            part = refine_batch(joint, piece.batch, chosen, kept, graphs)
+            with _bar(chosen, progress) as bar:
+                part = refine_batch(joint, piece.batch, chosen, kept, graphs, bar.update)
             chosen = replace(chosen, num_leapfrog=part.num_leapfrog)  # the first has chosen it
             return vars(part)
 
@@ -277,12 +278,23 @@ def _require_alike(shapes: dict[str, torch.Size], joint: LogJoint) -> None:
             )
 
 
+def _bar(settings: HMC, shown: bool) -> Any:
+    """Return a bar of the transitions of chains."""
+    count = settings.warmup + settings.num_draws
+    return progress_bar(total=count, shown=shown, unit="transition", leave=False)
+
+
 def refine_batch(
-    joint: LogJoint, batch: Batch, settings: HMC, keep: int, graphs: DensityGraphs
+    joint: LogJoint,
+    batch: Batch,
+    settings: HMC,
+    keep: int,
+    graphs: DensityGraphs,
+    done: Callable[[], Any] = lambda: None,
 ) -> Refined:
-    """Run the chains of one batch and summarise their draws."""
+    """Run the chains of one batch and summarise their draws; ``done`` is told each transition."""
     draw = joint.draw_guide if settings.start == "guide" else joint.draw_prior
-    run = _run_chains(draw, lambda start: graphs.density(joint, batch, start), settings)
+    run = _run_chains(draw, lambda start: graphs.density(joint, batch, start), settings, done)
     draws = run.draws
     kept = joint.kept()
     kept = torch.ones_like(draws[0, :1], dtype=torch.bool) if kept is None else kept
@@ -370,8 +382,7 @@ def _refine_globals(
         return density
 
     draw = density.draw_guide if settings.start == "guide" else density.draw_prior
-    count = settings.warmup + settings.num_draws
-    with progress_bar(total=count, shown=progress, unit="transition", leave=False) as bar:
+    with _bar(settings, progress) as bar:
         run = _run_chains(draw, at, settings, bar.update)
     transitions = settings.num_draws * settings.chains
     refined = summarise(

@@ -3,7 +3,7 @@
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,9 @@ def _fill(
     names = [name for name in late if isinstance(name, str)] if isinstance(late, list) else []
     for key in tensors:
         _require_value_name(key, where)
+    compiled = _of_compiled(program, tensors)
+    tensors = {compiled.get(key, key): value for key, value in tensors.items()}
+    names = [compiled.get(name, name) for name in names]
     renamed = _renamed_parts(program, tensors, names)
     tensors = {_renamed(key, renamed): value for key, value in tensors.items()}
     awaited = program.own.awaited(tensors, [_renamed(name, renamed) for name in names])
@@ -111,6 +114,22 @@ def _fill(
     program.rows.told = rows if type(rows) is int and rows > 0 else None
     tell_of_plain_state(program, meta.get("plain_state"), where)
     program.eval()
+
+
+def _of_compiled(program: Program, saved: Collection[str]) -> dict[str, str]:
+    """Return today's names of tensors that a compiled network has, or had where it was saved.
+
+    ``torch.compile`` puts a part ``_orig_mod`` into them.
+    """
+    here: dict[str, list[str]] = {}
+    for key in program.state_dict():
+        here.setdefault(_uncompiled(key), []).append(key)
+    found = {key: here.get(_uncompiled(key), [key]) for key in saved}
+    return {key: now[0] for key, now in found.items() if len(now) == 1 and now[0] not in saved}
+
+
+def _uncompiled(key: str) -> str:
+    return ".".join(part for part in key.split(".") if part != "_orig_mod")
 
 
 def _renamed_parts(

@@ -202,6 +202,32 @@ def test_networks_that_were_renamed_are_known_where_one_alone_can_be_meant(tmp_p
         pv.load(tmp_path / "b", into=made(2, "down", "up"))
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_network_may_be_compiled_on_one_side_alone(saved, tmp_path):
+    """``torch.compile`` puts ``_orig_mod`` into the names of its tensors, as is done here."""
+
+    class Compiled(torch.nn.Module):
+        def __init__(self, compiled, value):
+            super().__init__()
+            net = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Linear(1, 1))
+            torch.nn.init.constant_(net[0].weight, value)
+            self.net = torch.nn.ModuleDict({"_orig_mod": net}) if compiled else net
+
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 1), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x, 1.0).to_event(1))
+
+    pv.save(Compiled(saved, 3.0), tmp_path)
+    fresh = Compiled(not saved, 4.0)
+    pv.load(tmp_path, into=fresh)
+    assert next(fresh.parameters()).item() == 3.0
+
+
 def test_loading_leaves_the_random_state(tmp_path):
     pv.save(pv.models.VAE(6, 2, (8,)), tmp_path)
     before = torch.get_rng_state()

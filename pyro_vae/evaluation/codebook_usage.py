@@ -60,6 +60,31 @@ class CodeUsage:
         )
 
 
+@dataclass(frozen=True)
+class ValueUsage:
+    r"""What is known of a discrete latent y that is summed out, over data (and units of them).
+
+    Arguments:
+        shares: Of each value, the mean of :math:`p(y \mid x, z)`, ``(V,)``.
+        information: :math:`H(\mathbb{E}\,p(y \mid x, z)) - \mathbb{E} H(p(y \mid x, z))`, nats:
+            what a datum and its code tell of y, between 0 and log V.
+    """
+
+    shares: Tensor
+    information: float
+
+    @property
+    def perplexity(self) -> float:
+        """The exponential of the entropy of the shares: V if all are equal."""
+        return float(torch.special.entr(self.shares).sum().exp())
+
+    def __repr__(self) -> str:
+        return (
+            f"ValueUsage(perplexity {self.perplexity:.1f} of "
+            f"{counted(len(self.shares), 'value')}, {self.information:.2f} nats told of it)"
+        )
+
+
 @typed
 def code_usage(program: Any, data: Any) -> CodeUsage:
     """Count how often the guide uses each code of a program's codebook.

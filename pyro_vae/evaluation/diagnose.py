@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import ProgramError
-from pyro_vae.evaluation.codebook_usage import CodeUsage
+from pyro_vae.evaluation.codebook_usage import CodeUsage, ValueUsage
 from pyro_vae.evaluation.diagnosis import Diagnosis
 from pyro_vae.evaluation.global_kl import GlobalKL, global_kl
 from pyro_vae.evaluation.marginals import (
@@ -23,15 +23,16 @@ from pyro_vae.evaluation.moments import Moments, Said
 from pyro_vae.inference.objectives.elbo import analytic_sites
 from pyro_vae.inference.posterior.information import Information, information, is_plain
 from pyro_vae.program import checks
+from pyro_vae.program.batches.batch import cuda_devices
 from pyro_vae.program.batches.streams import SpreadRows
 from pyro_vae.program.densities.enumeration import MixedPrior
-from pyro_vae.program.densities.joint import Joint
 from pyro_vae.program.densities.points import points_of, tell_of_points
 from pyro_vae.program.densities.terms import Latent, Terms
 from pyro_vae.program.handlers import is_data, sample_sites
 from pyro_vae.program.judged import Judged
 from pyro_vae.program.passes import Pass, Verb
 from pyro_vae.program.program import Program
+from pyro_vae.program.sites.masks import is_masked
 
 _LOOKED_AT = 2048  # rows, at least, where the data have so many
 _VERB = Verb(
@@ -98,7 +99,8 @@ def diagnose(
                 scales = prior_variances(first, terms)
                 sums.note(piece, terms)
             sums.add(terms, scales)
-            sums.add_prior(piece.joint, terms)
+            sums.add_prior(piece, terms)
+            sums.add_summed(piece, particles)
             if long:
                 held.add(piece.batch)
         if long:
@@ -151,6 +153,7 @@ class _Sums:
         self.rows = 0
         self.sums: dict[tuple[str, str], Tensor] = {}  # (quantity, site)
         self.facts: dict[str, Any] = {}
+        self.masked: set[str] = set()  # of the latents that are summed out
         self.moments = Moments()
 
     def add(self, terms: Terms, scales: Mapping[str, Tensor]) -> None:
@@ -188,8 +191,9 @@ class _Sums:
         self._put("units_there", name, kept.double().sum(0).cpu())
         self._put("there", name, kept.reshape(rows, -1).any(1).double().sum().cpu())
 
-    def add_prior(self, joint: Joint, terms: Terms) -> None:
+    def add_prior(self, piece: Pass, terms: Terms) -> None:
         """Add the reconstruction from codes of the prior."""
+        joint = piece.joint
         trace = poutine.trace(joint.model).get_trace(*joint.args, **joint.kwargs)
         sites = dict(sample_sites(trace))
         # What the guide leaves out is summed out here too, and not drawn with the others.
@@ -201,6 +205,31 @@ class _Sums:
         if "observed" not in self.facts:
             names = [name for name, site in sites.items() if is_data(site)]
             self.facts["observed"] = {name: _kind(sites[name]["fn"]) for name in names}
+        self.masked |= {name for name in piece.sites.enumerated if is_masked(sites[name])}
+
+    def add_summed(self, piece: Pass, particles: int) -> None:
+        """Add what is known of the latents that are summed out, at draws of the guide."""
+        names = [n for n in piece.sites.enumerated if n not in self.masked]
+        if not names or piece.joint.alone:
+            return
+        joint = piece.joint.densities()
+        try:
+            with torch.random.fork_rng(cuda_devices(piece.batch)):  # other draws are as without it
+                found = joint.posteriors_at(joint.guide_trace(particles), particles)
+        except ProgramError:  # one sum for all data
+            return
+        for name in names:
+            each = found[name].double().flatten(0, -2)
+            self._put("shares", name, each.sum(0))
+            self._put("entropy", name, torch.special.entr(each).sum())
+
+    def _summed(self) -> dict[str, ValueUsage]:
+        found = {}
+        for name, total in self._of("shares").items():
+            count, shares = total.sum(), total / total.sum()
+            information = torch.special.entr(shares).sum() - self.sums["entropy", name] / count
+            found[name] = ValueUsage(shares.cpu(), information.item())
+        return found
 
     def note(self, piece: Pass, terms: Terms) -> None:
         """Note of what kind the latents are."""
@@ -242,6 +271,7 @@ class _Sums:
             prior_reconstruction=(self.sums["prior_reconstruction", ""] / n).item(),
             posterior_variance=self._in_order(self.moments.spread()),
             histogram=self._in_order(self.moments.histogram()),
+            summed=self._summed(),
             codes={name: CodeUsage(value.cpu()) for name, value in self._of("codes").items()},
             information=found,
             rows=n,

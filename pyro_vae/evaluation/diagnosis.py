@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_vae.arguments import counted, typed
 from pyro_vae.evaluation import verdicts
-from pyro_vae.evaluation.codebook_usage import CodeUsage
+from pyro_vae.evaluation.codebook_usage import CodeUsage, ValueUsage
 from pyro_vae.inference.posterior.information import Information
 from pyro_vae.names import Answer
 
@@ -44,6 +44,8 @@ class Diagnosis(Answer):
         histogram: Per site, how many (datum, unit) have a posterior variance in each of 24 bins
             over [0, 1.2]; what lies beyond is in the last.
         codes: Per discrete site, how its alphabet is used.
+        summed: Per discrete latent that is summed out, how its values are used, and what a datum
+            and its code tell of it; one that couples the data, or is masked, is absent.
         information: Mutual information of data and all codes, and KL(q(z) || p(z)); None where the
             guide's density at another datum's code cannot be had, or a latent is masked.
         rows: Data that were looked at.
@@ -71,6 +73,7 @@ class Diagnosis(Answer):
     posterior_variance: dict[str, Tensor] = field(default_factory=dict)
     histogram: dict[str, Tensor] = field(default_factory=dict)
     codes: dict[str, CodeUsage] = field(default_factory=dict)
+    summed: dict[str, ValueUsage] = field(default_factory=dict)
     information: Information | None = None
     rows: int = 0
     share: dict[str, float] = field(default_factory=dict)

@@ -113,6 +113,10 @@ def _alphabet(found: Any) -> list[str]:
         f"{name}: {codes.used} of {counted(len(codes.counts), 'code')} in use, "
         f"perplexity {codes.perplexity:.1f}."
         for name, codes in found.codes.items()
+    ] + [
+        f"{name} (summed out): perplexity {each.perplexity:.1f} of {len(each.shares)} values, of "
+        f"which data and codes tell {_unsigned(each.information)} nats."
+        for name, each in [*found.summed.items()][:_NAMED]
     ]
 
 
@@ -286,6 +290,10 @@ def as_dict(found: Any) -> dict[str, Any]:
             "codes": {
                 name: {"used": codes.used, "of": len(codes.counts), "perplexity": codes.perplexity}
                 for name, codes in found.codes.items()
+            },
+            "summed": {
+                name: {"shares": each.shares, "information": each.information}
+                for name, each in found.summed.items()
             },
             "kinds": found.kinds,
             "observed": found.observed,

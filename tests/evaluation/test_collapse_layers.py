@@ -400,3 +400,33 @@ def test_units_need_a_density_per_unit():
     with pytest.raises(ProgramError, match="no density per unit"):
         pv.Program(model, guide).terms(torch.zeros(3, 2)).unit_kl("z")
     assert np.isfinite(pv.diagnose(pv.Program(model, guide), torch.randn(9, 2)).kl["z"])
+
+
+@pytest.mark.parametrize("units", [False, True])
+def test_latents_that_are_summed_out_are_told_of(units):
+    """By Bayes' rule of each datum, or of each of its units; a masked one is left out."""
+    prior, means = torch.tensor([0.75, 0.25]), torch.tensor([-1.0, 1.0])
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-2):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 1), 1.0))
+            pyro.sample("w", dist.Normal(z, 1.0), obs=x.sum(1, keepdim=True))
+            with pyro.plate("units", x.shape[1], dim=-1):
+                y = pyro.sample("y", dist.Categorical(prior))
+                pyro.sample("x", dist.Normal(means[y], 1.0), obs=x)
+                with poutine.mask(mask=x > 0):
+                    pyro.sample("c", dist.Bernoulli(0.5))
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-2):
+            pyro.sample("z", dist.Normal(x.mean(1, keepdim=True), 1.0))
+
+    x = torch.linspace(-2, 2, 12).reshape(-1, 3 if units else 1)
+    found = pv.diagnose(pv.Program(model, guide), x, num_particles=2, batch_size=4)
+    share = (prior.log() + dist.Normal(means, 1.0).log_prob(x.reshape(-1, 1))).softmax(-1).double()
+    told = torch.special.entr(share.mean(0)).sum() - torch.special.entr(share).sum(-1).mean()
+    assert set(found.summed) == {"y"}
+    torch.testing.assert_close(found.summed["y"].shares, share.mean(0), rtol=0, atol=1e-5)
+    assert found.summed["y"].information == pytest.approx(told.item(), abs=1e-5)
+    assert "y (summed out): perplexity 1." in " ".join(found.report().split())
+    assert json.loads(json.dumps(found.as_dict()))["summed"]["y"]["information"] > 0

@@ -22,6 +22,22 @@ def fork(function: Callable[..., None], *args: object) -> Any:
     return child
 
 
+def torchrun(rank: int, size: int, port: int) -> dict[str, str]:
+    """Return the environment in which torchrun starts a process, with its store at a port."""
+    return {
+        "TORCHELASTIC_RUN_ID": "run",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "GROUP_RANK": "0",
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+    }
+
+
 def connected(
     size: int, function: Callable[[int], Any], folder: Path, limit: float = 120
 ) -> list[Any]:
@@ -33,14 +49,18 @@ def connected(
         folder: For what they say.
         limit: Seconds until those that have not ended are killed, and the test fails.
     """
-    children = [fork(_connected, rank, size, function, folder) for rank in range(size)]
+    end_well([fork(_connected, rank, size, function, folder) for rank in range(size)], limit)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]
+
+
+def end_well(children: list[Any], limit: float = 120) -> None:
+    """Wait until all forks have ended without an error, and kill those that do not end."""
     end = time.monotonic() + limit
     for child in children:
         child.join(max(0.0, end - time.monotonic()))
         child.kill()  # one that waits for ever; nothing to one that has ended
         child.join()
-    assert [child.exitcode for child in children] == [0] * size
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]
+    assert [child.exitcode for child in children] == [0] * len(children)
 
 
 def _connected(rank: int, size: int, function: Callable[[int], Any], folder: Path) -> None:

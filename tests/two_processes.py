@@ -1,11 +1,8 @@
 """What two processes do together, scenario by scenario; one process does the same as the oracle.
 
-``torchrun --nproc-per-node=2 two_processes.py FOLDER`` writes ``rank0.json`` and ``rank1.json``.
 Noise is part of the data, so that numbers can be compared to the last digits.
 """
 
-import json
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -379,11 +376,3 @@ def sharding(rank: int, rows: int) -> DataLoader:
 def _dealt(rank: int) -> DataLoader:
     rows = TensorDataset(*data(24))
     return DataLoader(rows, 4, sampler=DistributedSampler(rows, num_replicas=2, rank=rank))
-
-
-if __name__ == "__main__":
-    import os
-
-    torch.set_num_threads(1)
-    target, number = Path(sys.argv[1]), int(os.environ["RANK"])
-    (target / f"rank{number}.json").write_text(json.dumps(scenarios(number, target)))

@@ -5,12 +5,13 @@ import os
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import two_processes
-from forked import connected, forks
+from forked import connected, end_well, fork, forks, torchrun
 from torch.utils.data import DataLoader, TensorDataset
 from two_processes import Known, Normed, data, exact, fit, frozen, judged
 
@@ -19,7 +20,6 @@ from pyro_vae.errors import ConfigError, DeviceError
 from pyro_vae.training import parallel
 
 ROOT = Path(pv.__file__).parents[1]
-SCRIPT = Path(two_processes.__file__)
 NEAR = {"rtol": 1e-12, "atol": 1e-12}  # float64; only the order of the sums differs
 
 
@@ -28,7 +28,7 @@ def run(command, folder):
     environment = {
         **{k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")},
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(SCRIPT.parent)]),
+        "PYTHONPATH": str(ROOT),
     }
     done = subprocess.run(
         [sys.executable, *command],
@@ -42,12 +42,24 @@ def run(command, folder):
     return done.stdout
 
 
+def started(rank, port, folder):
+    """Run all scenarios in one of two processes as torchrun starts them."""
+    torch.set_num_threads(1)
+    os.environ |= torchrun(rank, 2, port)
+    found = two_processes.scenarios(rank, folder)
+    (folder / f"rank{rank}.json").write_text(json.dumps(found))
+
+
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     """Run all scenarios in two processes, once, and return what each found."""
+    import lightning_fabric  # noqa: F401  once, not in each fork
+
     folder = tmp_path_factory.mktemp("two")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    run([*torchrun, str(SCRIPT), str(folder)], folder)
+    agent = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This process", DeprecationWarning)
+        end_well([fork(started, rank, agent.port, folder) for rank in (0, 1)])
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -327,34 +339,23 @@ SRUN = {
     "SLURM_NODEID": "0",
     "MASTER_ADDR": "127.0.0.1",
 }
-JOIN = """
-from pyro_vae.training.parallel import join
-world = join("auto", "cpu")
-open(f"{world.rank}.txt", "w").write(f"{world.size} {world.any(world.rank == 1)}")
-"""
 
 
+def joined_by_srun(rank, port, folder):
+    """Join the other process of a step of Slurm."""
+    os.environ |= {**SRUN, "SLURM_PROCID": rank, "SLURM_LOCALID": rank, "MASTER_PORT": port}
+    world = parallel.join("auto", "cpu")
+    (folder / f"{world.rank}.txt").write_text(f"{world.size} {world.any(world.rank == 1)}")
+
+
+@forks
 def test_the_processes_of_srun_join_one_group(tmp_path):
-    (tmp_path / "train.py").write_text(JOIN)
+    import lightning_fabric  # noqa: F401  once, not in each fork
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    started = [
-        subprocess.Popen(
-            [sys.executable, "train.py"],
-            env={
-                **os.environ,
-                **SRUN,
-                "SLURM_PROCID": rank,
-                "SLURM_LOCALID": rank,
-                "MASTER_PORT": port,
-                "PYTHONPATH": str(ROOT),
-            },
-            cwd=tmp_path,
-        )
-        for rank in "01"
-    ]
-    assert [each.wait(timeout=120) for each in started] == [0, 0]
+    end_well([fork(joined_by_srun, rank, port, tmp_path) for rank in "01"])
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in "01"] == ["2 True"] * 2
 
 

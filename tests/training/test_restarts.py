@@ -6,7 +6,7 @@ import signal
 import numpy as np
 import torch
 import torch.distributed as torch_dist
-from forked import fork, forks
+from forked import fork, forks, torchrun
 from two_processes import Known, data, fit
 
 STEPS = 3  # of an epoch
@@ -15,18 +15,7 @@ STEPS = 3  # of an epoch
 def process(rank, port, folder, killed):
     """Train in one of two processes as torchrun starts them; one may be killed in a step."""
     torch.set_num_threads(1)
-    os.environ |= {
-        "TORCHELASTIC_RUN_ID": "run",
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "TORCHELASTIC_RESTART_COUNT": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "GROUP_RANK": "0",
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-    }
+    os.environ |= torchrun(rank, 2, port)
     seen = []
 
     def stumble(batch):

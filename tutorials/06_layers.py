@@ -42,6 +42,7 @@ SMOKE = bool(os.environ.get("PYRO_VAE_SMOKE"))  # a short run, to test that ever
 EPOCHS = 1 if SMOKE else 60
 COMPILE = False if SMOKE else "trace"  # a graph pays after some hundred steps
 SAMPLES = 50 if SMOKE else 1000  # importance samples per digit for the log-likelihood
+DEPTH = 4 if SMOKE else 10  # layers of section 6
 LATENTS, HIDDEN = (16, 8, 4), (128, 64, 32)  # the data side first
 BLUE, RED, SAND, GREY = "#332288", "#CC6677", "#DDAA33", "#777777"
 
@@ -318,11 +319,11 @@ def cubic(t):
     return min(1.0, (t / 0.6) ** 3)
 
 
-deep = trained(pv.models.TopDownVAE, (4,) * 10, 32, cubic)
+deep = trained(pv.models.TopDownVAE, (4,) * DEPTH, 32, cubic)
 torch.manual_seed(4)
 said = pv.diagnose(deep, test, num_particles=20)
 print(f"ELBO {pv.elbo(deep, test, num_particles=20).mean():.2f}")
-print("KL, top to bottom:", *(f"{said.kl[f'z{layer}']:.2f}" for layer in range(10, 0, -1)))
+print("KL, top to bottom:", *(f"{said.kl[f'z{layer}']:.2f}" for layer in range(DEPTH, 0, -1)))
 assert SMOKE or sum(kl > 0.01 for kl in said.kl.values()) > 5  # most layers speak
 pv.plots.samples(
     pv.generate(deep, 28, mean=True), columns=14, title="New digits from ten layers of four units"

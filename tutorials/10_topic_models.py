@@ -40,6 +40,7 @@ plt.switch_backend("module://matplotlib_inline.backend_inline" if NOTEBOOK else 
 
 SMOKE = bool(os.environ.get("PYRO_VAE_SMOKE"))  # a short run, to test that everything works
 EPOCHS = 3 if SMOKE else 120
+SAMPLES = 10 if SMOKE else 200  # importance samples per document
 SIDE, LENGTH = 5, 60
 
 # %% [markdown]
@@ -172,7 +173,7 @@ print(f"with topics and shares known: {known.mean().exp():.2f}; guessing: {SIDE 
 print("model     bound         importance    completion    NPMI")
 for name, program in models.items():
     torch.manual_seed(0)
-    bound, tight = pv.perplexity(program, test), pv.perplexity(program, test, num_particles=200)
+    bound, tight = pv.perplexity(program, test), pv.perplexity(program, test, num_particles=SAMPLES)
     rest = pv.completion(program, half[kept], (test - half)[kept])
     words = pv.topics(program, test, num_words=SIDE)
     print(

@@ -42,6 +42,7 @@ plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "axes.tit
 
 SMOKE = bool(os.environ.get("PYRO_VAE_SMOKE"))  # a short run, to test that everything works
 STEPS, EPOCHS, PLANE_EPOCHS, IMAGE_EPOCHS = (20, 2, 1, 1) if SMOKE else (1500, 160, 120, 60)
+COMPILE = False if SMOKE else "trace"  # a graph pays after some hundred steps
 BLUE, RED, GREY = "#332288", "#CC6677", "#777777"
 rate = functools.partial(torch.optim.Adam, betas=(0.5, 0.999))  # less momentum: a game, no valley
 
@@ -118,7 +119,7 @@ run = pv.fit(
     epochs=EPOCHS,
     optimizer=functools.partial(rate, lr=1e-3),
     lr_schedule=pv.schedules.cosine(1.0, 0.02),
-    compile="trace",
+    compile=COMPILE,
     progress=False,
 )
 print(f"critic {run.history['critic'][-1]:.3f}, loss {run.history['loss'][-1]:.3f} nats")
@@ -208,7 +209,7 @@ run = pv.fit(
     objective=objective,
     epochs=PLANE_EPOCHS,
     batch_size=64,
-    compile="trace",
+    compile=COMPILE,
     lr_schedule=pv.schedules.cosine(1.0, 0.05),
     progress=False,
 )
@@ -288,7 +289,7 @@ for name, objective in arms.items():
         batch_size=64,
         optimizer=functools.partial(rate, lr=1e-3),
         ema=0.99,
-        compile="trace",
+        compile=COMPILE,
         progress=False,
     )
     found = pv.feature_distances(nets[name], test, seen, n=1000)

@@ -44,6 +44,7 @@ plt.switch_backend("module://matplotlib_inline.backend_inline" if NOTEBOOK else 
 
 SMOKE = bool(os.environ.get("PYRO_VAE_SMOKE"))  # a short run, to test that everything works
 EPOCHS = 2 if SMOKE else 60
+DRAWS = 20 if SMOKE else 1000  # importance samples of a datum with holes
 
 # %% [markdown]
 # ## 1. A table whose truth is known
@@ -237,11 +238,11 @@ pv.fit(several, halves("train", 1 / 3), **settings)
 # %%
 test = halves("test", 0.0)
 for seen in (("left",), ("right",), ("left", "right")):
-    found = pv.impute(several, {name: test[name] for name in seen}, num_particles=1000)
+    found = pv.impute(several, {name: test[name] for name in seen}, num_particles=DRAWS)
     right = (found.values["label"] == test["label"]).float().mean()
     print(f"label right given {' and '.join(seen):16s} {right:.0%}")
 some = {"left": test["left"][:8], "label": test["label"][:8]}
-drawn = pv.impute(several, some, num_particles=1000).values["right"]
+drawn = pv.impute(several, some, num_particles=DRAWS).values["right"]
 figure, axes = plt.subplots(2, 8, figsize=(8, 2.4))
 for column in range(8):
     left = test["left"][column].reshape(8, 4)

@@ -272,8 +272,7 @@ def test_importing_costs_little_more_than_pyro():
         "import time, pyro; of_pyro = time.process_time(); import pyro_vae; "
         "print(time.process_time() / of_pyro)"
     )
-    run(code)
-    assert any(float(run(code)) <= 1.2 for _ in range(3))
+    assert any(float(run(code)) <= 1.2 for _ in range(3))  # the first may write bytecode
 
 
 def test_the_public_names_exist():

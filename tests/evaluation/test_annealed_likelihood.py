@@ -68,7 +68,7 @@ def test_estimates_of_p_are_unbiased(start):
 
 def test_annealing_closes_most_of_the_gap_of_the_elbo():
     program = linear()
-    x, exact = simulated(program, 200)
+    x, exact = simulated(program, 80)
     estimate = pv.ais(program, x, pv.AIS(num_temperatures=100, chains=4, num_leapfrog=3, pilot=60))
     loose = (exact - pv.elbo(program, x, num_particles=50)).mean()
     assert (exact - estimate.log_prob).mean() < 0.1 * loose
@@ -348,7 +348,7 @@ def test_units_of_a_second_plate_are_annealed_together():
     """log p(x) = log N(x; 0, 3): the mean of 50 data within five errors (false alarm 6e-7)."""
     torch.manual_seed(0)
     program, x = Nested(), real(50)[:, 0].double()
-    settings = pv.AIS(num_temperatures=60, chains=16, num_leapfrog=2, pilot=60)
+    settings = pv.AIS(num_temperatures=30, chains=16, num_leapfrog=2, pilot=60)
     estimate = pv.ais(program, x, settings)
     off = estimate.log_prob - torch.distributions.Normal(0.0, 3**0.5).log_prob(x)
     assert off.mean().abs() < 5 * off.std() / 50**0.5 and off.std() < 0.2
@@ -510,7 +510,7 @@ def test_latents_of_another_datum_would_be_seen(monkeypatch):
 def test_the_gap_shrinks_with_the_temperatures():
     """Ten times the temperatures leave less than half of the mean gap (z > 5), here an eighth."""
     few, many = (
-        pv.bdmc(linear(), 1000, pv.AIS(num_temperatures=num, chains=4, num_leapfrog=3, pilot=60))
+        pv.bdmc(linear(), 600, pv.AIS(num_temperatures=num, chains=4, num_leapfrog=3, pilot=60))
         for num in (5, 50)
     )
     assert z_score((few.upper - few.lower) - 2 * (many.upper - many.lower)) > 5

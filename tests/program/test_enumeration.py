@@ -184,17 +184,17 @@ def test_verbs_answer_for_a_latent_under_a_sum():
     joint = case.exact(X).detach()
     exact = joint.logsumexp(0)
     torch.manual_seed(3)
-    found = pv.log_likelihood(case, X, num_particles=20_000)
+    found = pv.log_likelihood(case, X, num_particles=5000)
     assert ((found.log_prob - exact).abs() * found.ess.sqrt()).max() < 5.0
     for start in ("guide", "prior"):
-        chains = pv.ais(case, X, pv.AIS(30, 16, num_leapfrog=2, start=start, pilot=60))
+        chains = pv.ais(case, X, pv.AIS(15, 16, num_leapfrog=2, start=start, pilot=40))
         error = (1 / chains.ess - 1 / 16).clamp(min=1e-6).sqrt()
         assert ((chains.log_prob - exact) / (error + 0.05)).abs().max() < 5.0
     fitted = pv.fitted_log_likelihood(
-        case, X, num_particles=8000, warmup=60, num_draws=60, num_leapfrog=2
+        case, X, num_particles=2000, warmup=40, num_draws=40, num_leapfrog=2
     )
     assert ((fitted.log_prob - exact).abs() * fitted.ess.sqrt()).max() < 5.0
-    sandwich = pv.bdmc(case, 6, pv.AIS(30, 16, num_leapfrog=2, pilot=60), given=X[:6])
+    sandwich = pv.bdmc(case, 6, pv.AIS(15, 16, num_leapfrog=2, pilot=40), given=X[:6])
     simulated = case.exact(sandwich.data).logsumexp(0)
     assert (sandwich.lower < simulated + 0.5).all() and (sandwich.upper > simulated - 0.5).all()
     weights = joint.softmax(0)
@@ -203,7 +203,7 @@ def test_verbs_answer_for_a_latent_under_a_sum():
     mean = (weights * parts).sum(0).detach()
     drawn = pv.refine(case, X, pv.HMC(num_draws=150, warmup=100, chains=8, num_leapfrog=3))
     assert ((drawn.mean - mean) / (drawn.scale / drawn.ess.sqrt())).abs().max() < 5.0
-    local = pv.infer(case, X, how="local", settings=pv.Local(num_steps=300))
+    local = pv.infer(case, X, how="local", settings=pv.Local(num_steps=150))
     assert (local.log_weight(2000).mean(0) < exact + 0.05).all()
     report = pv.diagnose(case, X)
     assert report.kl["z"] > 0 and math.isfinite(report.prior_reconstruction)
@@ -402,11 +402,11 @@ def test_a_label_that_the_guide_draws_is_sampled_without_bias():
     torch.manual_seed(9)
     sampled, summed = Semi(guided=True), Semi()
     summed.load_state_dict(sampled.state_dict())
-    one = pv.log_likelihood(sampled, {"x": PIXELS}, num_particles=20_000)
-    two = pv.log_likelihood(summed, {"x": PIXELS}, num_particles=20_000)
+    one = pv.log_likelihood(sampled, {"x": PIXELS}, num_particles=5000)
+    two = pv.log_likelihood(summed, {"x": PIXELS}, num_particles=5000)
     error = (1 / one.ess + 1 / two.ess).sqrt()
     assert ((one.log_prob - two.log_prob) / error).abs().max() < 5.0
-    estimate = pv.elbo(sampled, {"x": PIXELS}, num_particles=20_000)
+    estimate = pv.elbo(sampled, {"x": PIXELS}, num_particles=5000)
     losses = [
         TraceEnum_ELBO(max_plate_nesting=1).loss(sampled.model, sampled.guide, PIXELS)
         for _ in range(100)
@@ -791,7 +791,7 @@ def test_a_table_of_gaussians_serves_a_latent_under_a_sum():
     )
     bound = pv.elbo(table, table.rows(X), num_particles=2000)
     assert (bound < exact + 0.05).all() and (bound > exact - 0.4).all()
-    local = pv.infer(table, X[:3], how="local", settings=pv.Local(num_steps=300))
+    local = pv.infer(table, X[:3], how="local", settings=pv.Local(num_steps=150))
     assert (local.log_weight(2000).mean(0) > exact[:3] - 0.4).all()
 
 

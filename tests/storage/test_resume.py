@@ -179,7 +179,7 @@ def mutated_tensors(tensors, generator):
 
 
 @pytest.mark.filterwarnings("ignore:.*plain values differ")  # names a damaged value
-def test_a_hundred_mutations_end_in_a_run_or_an_error_of_ours(tmp_path):
+def test_mutations_end_in_a_run_or_an_error_of_ours(tmp_path):
     """Sealed again after each damage, so that the hash refuses none of them."""
     settings = {"batch_size": 24, "compile": False, "progress": False, "valid": X[:8]}
     pv.fit(Pair(), X, epochs=1, out=tmp_path / "run", **settings)
@@ -187,7 +187,7 @@ def test_a_hundred_mutations_end_in_a_run_or_an_error_of_ours(tmp_path):
     generator, refused = torch.Generator().manual_seed(11), 0
     program = Pair()
     start = weights(program)
-    for _ in range(100):
+    for _ in range(50):
         if torch.rand((), generator=generator) < 0.6:
             damaged = tensors, mutated(meta, generator)
         else:
@@ -203,7 +203,7 @@ def test_a_hundred_mutations_end_in_a_run_or_an_error_of_ours(tmp_path):
         else:
             program = Pair()
             start = weights(program)
-    assert refused > 33
+    assert refused > 16
 
 
 # -- what differs is named -------------------------------------------------------------------------

@@ -65,7 +65,8 @@ def describe_data(feed: TensorFeed | LoaderFeed) -> dict[str, Any]:
         return describe_rows(feed.data)
     try:
         first, again = (_seeded_rows(feed) for _ in range(2))
-    except Exception:  # of a user's data set: the loader may go about it in another way
+    except Exception as error:  # of a user's data set: the loader may go about it in another way
+        feed.unread = error
         return _shapes(feed.first())
     return first if first == again else _shapes(feed.first())
 

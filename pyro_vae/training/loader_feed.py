@@ -51,6 +51,7 @@ class LoaderFeed:
         self.samplers = Samplers(loader, self.world)
         self.dealt, self.stream = self.samplers.dealt, self.samplers.stream
         self.sharded = False  # known from the first batch
+        self.unread: Exception | None = None  # what single rows of the data set have led to
         self._first: Batch | None = None
         self._batches = 0  # of the last whole epoch, where all processes read the same
         own = self.samplers.items()

@@ -115,6 +115,8 @@ class Loop(Continued):
         return self._so_far()
 
     def _start_together(self) -> None:
+        if self.valid is not None:
+            self.valid.require_read()
         facts = {
             "rows of data": self.feed.size,
             "batch size": self.feed.batch_size or 0,

@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.program.batches.batch import Batch, chunks, named_leaves, num_rows
 from pyro_vae.program.batches.streams import join_batches
@@ -62,6 +64,20 @@ class Validation:
     def describe(self) -> dict[str, Any]:
         """Return shapes, types and a hash of a few rows."""
         return describe_data(self.feed) if self._all is None else describe_rows(self._all)
+
+    def require_read(self) -> None:
+        """Tell of rows that this process alone cannot read, before descriptions are compared.
+
+        Raises:
+            DataError: Names the data set's own error; the other processes end with it.
+        """
+        error = self.feed.unread if isinstance(self.feed, LoaderFeed) else None
+        failed = self._world.sum(torch.tensor(float(error is not None), dtype=torch.float64))
+        if error is not None and failed < self._world.size:
+            raise DataError(
+                f"valid: the data set raised {type(error).__name__}: {error}, in process "
+                f"{self._world.rank} and not in all; see to it that all can read every row"
+            ) from error
 
     def pieces(self) -> Iterator[tuple[Batch, float]]:
         """Yield this process's rows, and for how many of all together they stand."""

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import torch
 from forked import connected, forks
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Subset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+)
 from torch.utils.data.distributed import DistributedSampler
 from two_processes import Known, data, error, fit, frozen
 
@@ -58,6 +65,21 @@ def trained(rank: int, size: int) -> dict[str, Any]:
     for name, valid in judged(rank, size).items():
         found[name] = fit(Known(), X, valid=valid, **once)
     return {name: each["history"] for name, each in found.items()}
+
+
+class Unread(Dataset):
+    """Rows of which one process cannot read one, nor one of the first batch."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def __len__(self) -> int:
+        return len(JUDGED)
+
+    def __getitem__(self, place: int) -> Any:
+        if self.rank and place == 7:
+            raise OSError("no such file")
+        return JUDGED[place]
 
 
 class Uneven:
@@ -154,6 +176,10 @@ APART = {  # of the rank: data and options, and what all processes are told
             ),
         },
         "valid: got a loader with a DistributedSampler",
+    ),
+    "valid unread": (  # it was told as validation rows that differ
+        lambda r: {"batch": X, "valid": DataLoader(Unread(r), 4)},
+        "DataError: valid: the data set raised OSError: no such file, in process 1 and not in all",
     ),
     "ends early": (
         lambda r: {"batch": Uneven(4, 3 if r else 4), "size": 16, "compile": False},

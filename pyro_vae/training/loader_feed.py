@@ -1,6 +1,7 @@
 """Batches for training that a loader makes."""
 
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -114,10 +115,14 @@ class LoaderFeed:
         Raises:
             DataError: They hold others, or one has fewer; in all processes.
         """
+        slowest = 0.0
         for number in itertools.count():
+            begun = time.monotonic()
             batch, known = next(batches, None), self._batches
+            slowest = max(slowest, time.monotonic() - begun)
             early = batch is None and 0 < number < known
-            if early and not self.world.meet():  # no collective: the others may be in a step
+            # No collective: the others may be in a step.
+            if early and not self.world.meet(slowest):
                 raise DataError(
                     f"data: an epoch of process {self.world.rank} ended after "
                     f"{counted(number, 'batch', 'batches')}, and others go on (the one before had "

@@ -30,7 +30,8 @@ from pyro_vae.training.torchrun import connect
 Reduce = Callable[[list[Tensor]], bool]
 Devices = int | Literal["auto"]
 _MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # what Open MPI and MPICH tell a process
-_MEETING = 300.0  # seconds for all to come to where an epoch has ended early
+_MEETING = 30.0  # seconds for all to come to where an epoch has ended early
+_AGAIN = 60.0  # seconds for all to begin another run after one that has failed
 _WORD = timedelta(seconds=5)  # for the word of a process that has just failed
 
 
@@ -127,8 +128,12 @@ class World:
         """Return what each process gives, by rank."""
         return [mine]
 
-    def meet(self) -> bool:
-        """Return whether all processes come here, of which some may be at a collective instead."""
+    def meet(self, slowest: float) -> bool:
+        """Return whether all processes come here, of which some may be at a collective instead.
+
+        Arguments:
+            slowest: Seconds that one has taken for a batch: they wait ten times as long.
+        """
         return True
 
     def wait(self) -> None:
@@ -324,9 +329,9 @@ class Group(World):
         """Return whether the flag is true in some process."""
         return bool(self.sum(torch.tensor(float(flag), dtype=torch.float64)) > 0)
 
-    def meet(self) -> bool:
-        """Return whether all processes come here within five minutes: others may be in a step."""
-        return self._lines.meet(self.size)
+    def meet(self, slowest: float) -> bool:
+        """Return whether all processes come here within half a minute, or ten batches' time."""
+        return self._lines.meet(self.size, max(_MEETING, 10 * slowest))
 
     def wait(self) -> None:
         """Wait until all processes are here."""
@@ -371,14 +376,18 @@ class _Lines:
 
     _now: "_Lines | None" = None
     _opened = 0
+    _failure: str | None = None  # of the run before
 
     def __init__(self) -> None:
-        self.group = torch_dist.new_group()
         _Lines._opened += 1
         self._key = f"pyro_vae/error/{_Lines._opened}"
         self._met = 0
         # The one place, public or not, where a process can leave word for another.
         self._store = default_store()
+        if _Lines._failure is not None:
+            self._require_all(f"pyro_vae/again/{_Lines._opened}")
+        self.group = torch_dist.new_group()  # which waits for the others, half an hour
+        _Lines._failure = None
 
     @classmethod
     def open(cls) -> "_Lines":
@@ -386,6 +395,29 @@ class _Lines:
         if cls._now is None or not torch_dist.is_initialized():
             cls._now = cls()
         return cls._now
+
+    def _require_all(self, place: str) -> None:
+        """Wait for all processes of a run that has failed: one that has died comes to no other.
+
+        Raises:
+            ProcessError: Some have not come within a minute.
+        """
+        size, end = torch_dist.get_world_size(), time.monotonic() + _AGAIN
+        given_up, came = f"{place}/given up", 1
+        try:
+            came = self._store.add(place, 1)
+            while came < size and not self._store.check([given_up]) and time.monotonic() < end:
+                time.sleep(0.01)
+                came = self._store.add(place, 0)
+            if came == size and not self._store.check([given_up]):
+                return
+            self._store.set(given_up, "")  # one that comes too late waits for nobody
+        except RuntimeError:  # the store is gone with its process
+            pass
+        raise ProcessError(
+            f"not all {size} processes have begun another run within {_AGAIN:.0f} s, after one "
+            f"that has failed ({_Lines._failure}); start all of them anew"
+        )
 
     def call(self, collective: Callable[..., Any], *arguments: Any, **options: Any) -> None:
         """Run a collective.
@@ -398,14 +430,14 @@ class _Lines:
         except RuntimeError as error:
             raise ProcessError(self._reason() or f"another process is gone ({error})") from error
 
-    def meet(self, size: int) -> bool:
+    def meet(self, size: int, seconds: float) -> bool:
         """Return whether so many processes come here; those that are at a collective do not.
 
         Raises:
             ProcessError: Another process has failed meanwhile.
         """
         self._met += 1
-        place, end = f"{self._key}/{self._met}", time.monotonic() + _MEETING
+        place, end = f"{self._key}/{self._met}", time.monotonic() + seconds
         self._store.add(place, 1)
         while self._store.add(place, 0) < size:
             if self._store.check([self._key]):
@@ -420,9 +452,11 @@ class _Lines:
         if _Lines._now is not self:
             return
         _Lines._now = None
+        word = f"process {rank}: {type(error).__name__}: {error}"
+        _Lines._failure = str(error) if isinstance(error, ProcessError) else word
         with suppress(RuntimeError):  # the store may be gone with its process
             if not isinstance(error, ProcessError) and not self._store.check([self._key]):
-                self._store.set(self._key, f"process {rank}: {type(error).__name__}: {error}")
+                self._store.set(self._key, word)
         with suppress(RuntimeError, ValueError):
             torch_dist.destroy_process_group(self.group)
         self.group = None

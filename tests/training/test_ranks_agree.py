@@ -214,12 +214,15 @@ def found(tmp_path_factory):
     alone = trained(0, 1)  # first: what is loaded on first use is loaded once
 
     def all_cases(rank):
-        parallel._MEETING = 0.3
+        parallel._MEETING, parallel._AGAIN = 0.3, 0.5
         told = {
             name: error(lambda make=make: fit(Known(), **make(rank)))
             for name, (make, _) in APART.items()
         }
-        return trained(rank, 2), told
+        both = trained(rank, 2), told
+        error(lambda: fit(Known(), X, epochs=1 + rank))
+        told["one alone"] = "none" if rank else error(lambda: fit(Known(), X))
+        return both
 
     return alone, connected(2, all_cases, tmp_path_factory.mktemp("ranks"), limit=60)
 
@@ -229,6 +232,14 @@ def found(tmp_path_factory):
 def test_processes_that_would_go_apart_are_told(name, found):
     for _, told in found[1]:
         assert APART[name][1] in told[name]
+
+
+@forks
+def test_a_run_after_one_that_failed_waits_for_no_process_that_ended(found):
+    """It waited for half an hour, and was told of an address."""
+    told = found[1][0][1]["one alone"]
+    assert told.startswith("ProcessError: not all 2 processes have begun another run within 0 s")
+    assert "epochs is [1, 2] by rank" in told
 
 
 @forks

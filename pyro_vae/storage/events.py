@@ -65,7 +65,7 @@ class Events:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(exist_ok=True)  # in the run folder: where that is gone, none is made
         now = time.time()
         path = self.folder / f"events.out.tfevents.{now:.6f}.{host()}"
         self._path = path

@@ -32,6 +32,7 @@ class FolderLock:
         self._made: list[Path] = []
         self._text = ""
         self._last = 0.0
+        self._device: int | None = None  # that the folder is on
         self.was_gone = False  # removed while this run held it
 
     def acquire(self) -> None:
@@ -41,6 +42,7 @@ class FolderLock:
             ConfigError: Another run holds it; it is named.
         """
         self._make_folder(self.path.parent)
+        self._device = device_of(self.path.parent)
         self._text = json.dumps(here() | {"id": secrets.token_hex(8)})
         held_here.add(self._text)
         for _ in range(3):
@@ -74,6 +76,7 @@ class FolderLock:
         """
         with contextlib.suppress(OSError):  # the disk is away
             if not self.path.exists():
+                self.require_place()
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self.was_gone |= self._create()
             text = self.path.read_text(encoding="utf-8", errors="replace")
@@ -83,6 +86,29 @@ class FolderLock:
                     f"out: process {owner['pid']} on {owner['host']} has begun a run in "
                     f"{self.path.parent} as well; choose another folder for one of the two"
                 )
+
+    def require_place(self) -> None:
+        """Require a folder, or room for one on the disk where the run began.
+
+        The point where a disk was mounted is on another one: what is written there is hidden when
+        the disk is back.
+
+        Raises:
+            OSError: There is none; says what is there.
+        """
+        folder = self.path.parent
+        there = next(each for each in (folder, *folder.parents) if each.exists())
+        elsewhere = "or save the program elsewhere once the run has ended: pv.save(program, folder)"
+        if not there.is_dir():
+            raise NotADirectoryError(
+                f"out: {there} is a file now, expected a folder of the run; move it away, "
+                f"{elsewhere}"
+            )
+        if device_of(there) != self._device:
+            raise FileNotFoundError(
+                f"out: {folder} has gone with its disk: {there} is on another one; mount it again, "
+                f"{elsewhere}"
+            )
 
     def release(self) -> None:
         """Remove the lock, and the folders that were made for it and are empty."""
@@ -158,6 +184,11 @@ class FolderLock:
             )  # else an interrupt ended a run just before it gave its lock up
         # The number of a dead process may be given out again: then the start is another.
         return is_running(pid) and (start is None or start_of(pid) in (None, start))
+
+
+def device_of(path: Path) -> int:
+    """Return the number of the device that a file or folder is on."""
+    return path.stat().st_dev
 
 
 def owner_of(text: str) -> dict[str, object] | None:

@@ -125,6 +125,10 @@ class RunFolder:
     def log(self, row: dict[str, float], step: int) -> None:
         """Send one row to TensorBoard."""
         if self._events is not None:
+            if isinstance(self._lock, FolderLock) and not self._lock.path.exists():
+                self._lock.require()  # which makes the folder anew where it was
+                if not self._lock.path.exists():  # its disk is away
+                    return
             self._events.log(row, step)
 
     def beat(self) -> None:
@@ -142,9 +146,12 @@ class RunFolder:
 
         Raises:
             ConfigError: Another run has taken it, or has had it meanwhile.
+            OSError: Its disk is away, or there is a file in its place.
         """
         if isinstance(self._lock, RemoteLock):  # it has a copy of its own: `publish` looks
             return
+        if not self._lock.path.exists():
+            self._lock.require_place()
         self._lock.require()
         if self._lock.was_gone and written(self.path) not in (None, self._written):
             raise ConfigError(_taken(self.name))

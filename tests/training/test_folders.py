@@ -238,6 +238,52 @@ def test_a_lock_that_was_removed_is_taken_again(tmp_path):
 # -- the disk --------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:tensorboard")
+@pytest.mark.parametrize("back", [False, True])
+@pytest.mark.parametrize("kind", ["a file", "unmounted", "point removed"])
+def test_a_folder_that_goes_with_its_place_is_not_made_elsewhere(kind, back, tmp_path, monkeypatch):
+    """Under the point where a disk was mounted a run was hidden once the disk was back."""
+    disk, away = tmp_path / "disk", tmp_path / "away"
+    disk.mkdir()
+    (tmp_path / "other").mkdir()
+    out = disk / "runs" / "new"  # whose parents a fresh run makes
+    own, there = lock.device_of, []
+    monkeypatch.setattr(lock, "device_of", lambda path: own(path) + (not there and path in at))
+    at = {out, disk / "runs"}
+
+    def leave():
+        if kind == "a file":
+            out.rename(away)
+            out.write_text("mine")
+            return
+        disk.rename(away)
+        at.clear()
+        if kind == "unmounted":
+            disk.mkdir()
+
+    def come_back():
+        if kind == "a file":
+            out.unlink()
+            away.rename(out)
+            return
+        if kind == "unmounted":
+            disk.rmdir()  # nothing was made there
+        away.rename(disk)
+        at.update({out, disk / "runs"})
+
+    watch = [Watch(2, leave), *([Watch(3, come_back)] if back else [])]
+    told = "is a file now, expected a folder" if kind == "a file" else "has gone with its disk"
+    program = build()
+    expected = nullcontext() if back else pytest.raises(OSError, match=told)
+    with expected, pytest.warns(UserWarning, match=told):
+        pv.fit(program, X, out=out, callbacks=watch, checkpoint_every=1, **FAST)
+    if not back:
+        assert out.read_text() == "mine" if kind == "a file" else not out.exists()
+        come_back()
+    run = pv.fit(build(), X, out=out, resume=True, **FAST)
+    assert len(run.history["loss"]) == 4
+
+
 class Full(OSError):
     """A disk that is full."""
 

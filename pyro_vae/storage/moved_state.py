@@ -134,8 +134,9 @@ class _Putting:
     def may_be_drawn(self, name: str, began: Any, begins: Any) -> bool:
         """Return whether a place begins with what no seed may have fixed: no number, no zeros."""
         now = self._places[name].value if name in self._places else None
-        kinds = {kind_of(began), kind_of(begins)}
-        return kinds != {None} and not (kinds <= {"tensor", "array", "number"} and is_constant(now))
+        kinds = {kind_of(began), kind_of(begins)} - {None, "float", "member"}
+        fixed = kinds <= {"tensor", "array", "number"} and is_constant(now)
+        return bool(kinds) and not fixed
 
     def put(self, name: str, packed: Any, told: str) -> list[str]:
         """Set a value, or return why it is not kept."""

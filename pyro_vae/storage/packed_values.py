@@ -68,9 +68,9 @@ class Packing:
             return value
         if isinstance(value, Enum):
             return {"kind": "member", "name": f"{type(value).__name__}.{value.name}"}
-        if type(value) is float:
-            return {"kind": "float", "text": repr(value)}
         told = description(value, self._weights)
+        if type(value) is float:
+            return told
         if told == OTHER and depth < _DEEPEST:
             return OTHER
         if isinstance(value, ARRAYS):
@@ -139,8 +139,8 @@ class Making:
         if packed == OTHER:
             _require(description(now, ()) == OTHER, now)
             return now
-        if kind == "float" and packed["text"] in ("nan", "inf", "-inf"):
-            packed = float(packed["text"])
+        if kind == "float" and packed["name"] in ("nan", "inf", "-inf"):
+            packed = float(packed["name"])
         if isinstance(packed, str):
             _require(words and (now is None or type(now) is str), now)
         else:

@@ -12,6 +12,7 @@ from pyro_vae.storage.plain_places import key_of, names_in_code, places
 from pyro_vae.storage.plain_values import OTHER, description, kind_of, shown
 
 _DATA = 1 << 16  # numbers of an array: larger ones are data
+_SETTINGS = ("tensor", "array", "number", "float", "member", "dict", "tuple")
 _TOLD = 12  # lines
 
 
@@ -82,8 +83,8 @@ def _is_setting(told: Any) -> bool:
     histories and large arrays data.
     """
     kind = kind_of(told)
-    if kind in ("tensor", "array", "number"):
-        shape = told.get("shape")
-        sizes = shape if isinstance(shape, list) and all(type(n) is int for n in shape) else [_DATA]
-        return "computed" not in told and math.prod(sizes) <= _DATA
-    return kind == "member" or (kind is None and not isinstance(told, str))
+    if kind is None:
+        return not isinstance(told, str)
+    shape = told.get("shape", [])
+    sizes = shape if isinstance(shape, list) and all(type(n) is int for n in shape) else [_DATA + 1]
+    return kind in _SETTINGS and "computed" not in told and math.prod(sizes) <= _DATA

@@ -54,6 +54,8 @@ def description(value: Any, weights: Container[int], room: int = 4 * MOST) -> An
     if isinstance(value, _GENERATORS):
         with suppress(NotImplementedError):  # of the system
             return {"kind": "generator", "hash": _hash(repr(_state_of(value)).encode())}
+    if type(value) is float:  # no finite one
+        return {"kind": "float", "name": repr(value)}
     if issubclass(type(value), _TOLD):
         return {"kind": type(value).__name__, "hash": _hash(repr(value).encode())}
     base = base_of(value)
@@ -70,8 +72,9 @@ def description(value: Any, weights: Container[int], room: int = 4 * MOST) -> An
     told = [description(each, weights, room // max(2, len(some))) for each in some]
     if told and all(each == OTHER for each in told):
         return OTHER
+    computed = {"computed": True} if any("computed" in each for each in map(_as_dict, told)) else {}
     hashed = _hash(repr(told).encode())
-    return {"kind": base.__name__, "length": len(items), "hash": hashed}
+    return {"kind": base.__name__, "length": len(items), **computed, "hash": hashed}
 
 
 def shown(told: Any) -> str:
@@ -79,10 +82,14 @@ def shown(told: Any) -> str:
     kind = kind_of(told)
     if kind is None:
         return f"{told!r:.150}"
-    if kind in ("member", "lost"):
-        return f"{told.get('name')!s:.150}"
+    if "name" in told:
+        return f"{told['name']!s:.150}"
     sizes = [f" of {each} {told[each]!s:.80}" for each in ("shape", "length") if each in told]
     return f"{with_article(kind):.20}{''.join(sizes)}"
+
+
+def _as_dict(told: Any) -> dict[str, Any]:
+    return told if isinstance(told, dict) else {}
 
 
 def with_article(noun: str) -> str:
@@ -143,9 +150,12 @@ def _of_plain_array(value: Any, weights: Container[int]) -> Any:
     else:
         content = _sample(value).tobytes()
         kind = "array" if isinstance(value, np.ndarray) else "number"
-    told = {"kind": kind, "shape": list(value.shape), "dtype": str(value.dtype)}
-    made = {"computed": True} if isinstance(value, Tensor) and value.requires_grad else {}
-    return {**told, **made, "hash": _hash(content)}
+    told: dict[str, Any] = {"kind": kind, "shape": list(value.shape), "dtype": str(value.dtype)}
+    if kind == "number":
+        told["name"] = str(value)
+    if isinstance(value, Tensor) and value.requires_grad:
+        told["computed"] = True
+    return {**told, "hash": _hash(content)}
 
 
 def _sample(value: Any) -> Any:

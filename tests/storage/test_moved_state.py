@@ -206,6 +206,8 @@ def test_what_is_not_kept_is_named_with_the_reason(began, moved, why):
     ("began", "moved", "begins", "found"),
     [
         (0.1, 0.5, 0.9, 0.9),
+        (math.inf, 0.5, 0.9, 0.9),
+        (Stage.EARLY, Stage.MIDDLE, Stage.LATE, Stage.LATE),
         ({"rate": 0.1}, {"rate": 0.5}, {"rate": 0.9}, {"rate": 0.9}),
         (torch.zeros(3), torch.full((3,), 5.0), torch.ones(3), torch.ones(3)),
         # They may be drawn, without a seed.
@@ -273,7 +275,7 @@ OTHER = {"kind": "other"}
         *(("count", {"kind": "tensor"}), ("count", {"kind": "array", "tensor": [], "dtype": 1})),
         *(("hook", listed([])), ("hook", {"kind": "dict"}), ("hook", listed(listed(), kind="set"))),
         *(("hook", {"kind": "member", "name": 3}), ("hook", {"kind": "generator"})),
-        *(("phase", 1.0), ("hook", {"kind": "float", "text": "1e400"}), ("hook", {"kind": "lost"})),
+        *(("phase", 1.0), ("hook", {"kind": "float", "name": "1e400"}), ("hook", {"kind": "lost"})),
     ],
 )
 def test_a_hostile_file_sets_nothing_of_another_kind(name, value):

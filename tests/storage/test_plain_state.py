@@ -1,5 +1,6 @@
 """What a program keeps as plain Python values goes on with a run, and is told of by a file."""
 
+import math
 import warnings
 from collections import defaultdict
 
@@ -40,6 +41,12 @@ def kept_tensor(net, x):
     if net.kept is None:
         net.kept = x.mean(0)
     return x - net.kept
+
+
+def kept_inside(net, x):
+    if net.kept is None:
+        net.kept = {"means": (x.mean(0), np.float32(2.0), math.inf)}
+    return x - net.kept["means"][0]
 
 
 def moving_mean(net, x):
@@ -118,6 +125,7 @@ def test_what_a_run_goes_on_without_is_named(tmp_path):
     ("how", "features", "told"),
     [
         (kept_tensor, None, r"encode.kept = a tensor of shape \[6\], this run None"),
+        (kept_inside, None, r"encode.kept = a dict of length 1, this run None"),
         (moving_mean, None, r"encode._count = -?\d.*, this run 0.0"),
         (noisy, torch.arange(6.0), r"Program.features = a tensor of shape \[6\], this run a ten"),
         (noisy, None, None),  # counts that nothing reads, stored activations, generators

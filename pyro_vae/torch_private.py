@@ -122,7 +122,12 @@ def version_of(tensor: Tensor) -> int:
 
 
 def storage_address(tensor: Tensor) -> int:
-    """Return what identifies a tensor's storage, with data or without (on ``meta``)."""
+    """Return what identifies a tensor's storage, with data or without (on ``meta``).
+
+    A sparse tensor has none: the tensor itself stands for it.
+    """
+    if tensor.layout is not torch.strided:
+        return id(tensor)
     return int(tensor.untyped_storage()._cdata)
 
 

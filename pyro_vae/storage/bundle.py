@@ -348,7 +348,10 @@ def _dense(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
             )
         if value.is_meta or value.layout is not torch.strided:
             kind = "on the meta device" if value.is_meta else f"{value.layout}"
-            raise CheckpointError(f"{where}: tensor {key!r} is {kind}; save dense tensors")
+            raise CheckpointError(
+                f"{where}: tensor {key!r} is {kind}; save dense tensors (of a "
+                "buffer that is made anew: register_buffer(..., persistent=False))"
+            )
         plain = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
         storage = plain.untyped_storage().data_ptr()
         dense[key] = plain.clone() if storage in seen else plain  # tied: each name has its own copy

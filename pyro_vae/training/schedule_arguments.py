@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable
 from types import CellType, FunctionType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from pyro_vae.errors import ConfigError
 
@@ -19,6 +21,8 @@ _SHARES = re.compile(r"t|p|u|.*(progress|share|frac).*")
 _TAKEN_AT_ITS_WORD = re.compile(r"p|u|.*(progress|share|frac).*")
 _FAR = 1e5, 1e6  # numbers of epochs or steps at which a warm-up is over
 _SMALL = 0.02  # multipliers of the learning rate below which they are taken for rates
+_LARGE = 1 << 20  # bytes of data that are not copied with a schedule
+_DEPTH = 6  # of objects in objects in which such data are looked for
 _LOOKS = 0.0, 0.11, 0.25, 0.37, 0.5, 0.79, 1.0  # a cycle may be at 0 at a half and a quarter
 
 
@@ -38,14 +42,15 @@ def values_at(schedule: Callable[[float], Any], points: Iterable[float]) -> list
 def _copied(schedule: Callable[[float], Any]) -> Callable[[float], Any]:
     """Return a copy of a schedule with all that it keeps; ``copy`` takes a function as it is."""
     if not isinstance(schedule, FunctionType):
-        return copy.deepcopy(schedule)
+        return copy.deepcopy(schedule, _shared([schedule, getattr(schedule, "__self__", None)]))
     around = schedule.__globals__
     named = [around.get(name) for name in schedule.__code__.co_names]
     kept = [each for each in named if isinstance(each, list | dict | set)]
     cells = [cell.cell_contents for cell in schedule.__closure__ or ()]
     places, names = schedule.__defaults__, schedule.__kwdefaults__
-    modules = {id(each): each for each in cells if isinstance(each, ModuleType)}  # have no copies
-    cells, places, names, twins = copy.deepcopy((cells, places, names, kept), modules)
+    defaults = [*(places or ()), *(names or {}).values()]
+    shared = _shared([*cells, *defaults, *kept])
+    cells, places, names, twins = copy.deepcopy((cells, places, names, kept), shared)
     others = {id(each): twin for each, twin in zip(kept, twins, strict=True)}
     twin = FunctionType(
         schedule.__code__,
@@ -56,6 +61,32 @@ def _copied(schedule: Callable[[float], Any]) -> Callable[[float], Any]:
     )
     twin.__kwdefaults__ = names
     return twin
+
+
+def _shared(held: Iterable[Any]) -> dict[int, Any]:
+    """Return what a copy has in common with its original: modules, and data, which are large.
+
+    Looked for among some objects, their attributes, and what these hold in turn.
+    """
+    found: dict[int, Any] = {}
+    for _ in range(_DEPTH):
+        held = list(held)
+        found |= {id(each): each for each in held if _is_shared(each)}
+        held = [part for each in held if id(each) not in found for part in _parts_of(each)]
+    return found
+
+
+def _is_shared(value: Any) -> bool:
+    data = isinstance(value, Tensor | np.ndarray)
+    return isinstance(value, ModuleType) or (data and value.nbytes > _LARGE)
+
+
+def _parts_of(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    if isinstance(value, list | tuple):
+        return list(value)
+    return list(getattr(value, "__dict__", {}).values())
 
 
 def warn_of_rates(name: str, value: Any) -> None:

@@ -264,3 +264,35 @@ def test_a_search_asks_no_object_and_looks_at_few():
     search.push("", function)
     assert [name for name, _ in search.run()] == ["deep_0_0_net"]
     assert len(search.met) < 2 * object_graph._MOST_OBJECTS
+
+
+class Averaged(nn.Module):
+    """A decoder behind a matrix that is a buffer, sparse or not."""
+
+    def __init__(self, matrix):
+        super().__init__()
+        torch.manual_seed(0)
+        self.decoder = nn.Linear(3, 3)
+        self.register_buffer("matrix", matrix, persistent=False)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 3), 1.0).to_event(1))
+            mean = self.decoder((self.matrix @ z.reshape(-1, 3).T).T.reshape(z.shape))
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 1.0).to_event(1))
+
+
+def test_a_network_may_hold_a_sparse_matrix(tmp_path):
+    """It has no storage to be asked for: the batch was blamed."""
+    x, matrix, found = torch.randn(16, 3), torch.eye(3) + 0.1, []
+    for each in (matrix, matrix.to_sparse()):
+        program = Averaged(each)
+        torch.manual_seed(1)
+        pv.fit(program, x, epochs=2, batch_size=8, compile=False, out=tmp_path / str(len(found)))
+        found.append([pv.elbo(program, x), pv.generate(program, 3), program.decoder.weight])
+    for dense, sparse in zip(*found, strict=True):
+        torch.testing.assert_close(dense, sparse)

@@ -4,13 +4,14 @@ import math
 from functools import partial
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
 from pyro_vae.errors import ConfigError
 from pyro_vae.training import schedules
 from pyro_vae.training.fingerprints import describe_schedule
-from pyro_vae.training.schedule_arguments import warn_of_counts, warn_of_rates
+from pyro_vae.training.schedule_arguments import values_at, warn_of_counts, warn_of_rates
 from pyro_vae.training.schedules import as_schedule
 
 GRID = [i / 200 for i in range(201)]
@@ -175,3 +176,26 @@ def test_looks_leave_the_state_of_a_schedule_as_it_is():
     feed = (1.0 for _ in range(9))  # of which there is no copy: it is not looked at
     warn_of_counts("beta", lambda t: next(feed))
     assert describe_schedule(lambda t: next(feed)) and len([*feed]) == 9
+
+
+class Uncopied(np.ndarray):
+    def __deepcopy__(self, memo):
+        raise AssertionError("a gigabyte, for some")
+
+
+@pytest.mark.parametrize("kind", ["object", "method", "closure"])
+def test_a_look_at_a_schedule_copies_what_it_counts_and_no_data(kind):
+    class Holder:
+        def __init__(self):
+            self.data, self.calls = {"x": [np.zeros(1 << 18).view(Uncopied)]}, 0
+
+        def beta(self, t):
+            self.calls += 1
+            return t * self.calls
+
+        __call__ = beta
+
+    holder = Holder()
+    schedule = {"object": holder, "method": holder.beta, "closure": lambda t: holder.beta(t)}[kind]
+    assert values_at(schedule, (1.0, 1.0)) == [1.0, 2.0]
+    assert holder.calls == 0

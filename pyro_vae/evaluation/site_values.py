@@ -9,6 +9,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions.transforms import identity_transform
 
 from pyro_vae.program.checks import is_discrete
 from pyro_vae.program.densities.joining import Values, join_sites, single
@@ -49,6 +50,10 @@ def known_mean(fn: Any) -> Tensor | None:
     """
     if hasattr(fn, "greedy"):
         return fn.greedy()
+    # Pyro's messengers transform also what may lie anywhere, by nothing.
+    transformed = isinstance(fn, torch.distributions.TransformedDistribution)
+    if transformed and all(each == identity_transform for each in fn.transforms):
+        return known_mean(fn.base_dist)
     try:
         mean = fn.mean
     except (NotImplementedError, AttributeError):

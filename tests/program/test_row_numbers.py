@@ -341,3 +341,4 @@ def test_a_messenger_of_a_global_latent_is_asked_at_its_draws():
     exact = -squares / 2 - math.log(2 * math.pi) / 2 * (2 * N + 1) + entropy
     assert abs(found - exact) < 0.6
     assert set(pv.diagnose(program, X).kl) == {"z"}
+    torch.testing.assert_close(pv.encode(program, X), LOCS)

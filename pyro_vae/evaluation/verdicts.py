@@ -109,15 +109,18 @@ def _unsigned(value: float, digits: int = 2) -> str:
 
 
 def _alphabet(found: Any) -> list[str]:
-    return [
+    told = [
         f"{name}: {codes.used} of {counted(len(codes.counts), 'code')} in use, "
         f"perplexity {codes.perplexity:.1f}."
         for name, codes in found.codes.items()
-    ] + [
+    ]
+    told += [
         f"{name} (summed out): perplexity {each.perplexity:.1f} of {len(each.shares)} values, of "
         f"which data and codes tell {_unsigned(each.information)} nats."
         for name, each in [*found.summed.items()][:_NAMED]
     ]
+    more = len(found.summed) - _NAMED
+    return [*told, f"{more} more are summed out (.summed)."] if more > 0 else told
 
 
 def cures(found: Any) -> list[str]:

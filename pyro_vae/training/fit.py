@@ -138,7 +138,8 @@ def fit(
     train.py`` under Slurm) runs a script, unchanged, on 8 devices.
     Each process sees its rows of every batch, draws noise of its own, and takes the same step:
     ``batch_size`` is that of all together, and with it the course of the training. Weights are
-    those of rank 0 at the start; buffers that move (batch norm) are averaged at each step. Every
+    those of rank 0 at the start; buffers that move (batch norm) are averaged at each step, but for
+    queues of rows with a pointer beside them, of which all keep those of rank 0. Every
     process runs the callbacks (one true answer stops all), returns a ``Run`` with equal numbers and
     goes on with the script (``run.rank == 0`` tells one of them); rank 0 writes and shows progress.
     Validation rows are dealt out too.

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ _LOOKED_AT = 2**16  # numbers of a buffer that are compared though nothing tells
 class Processes(Protocol):
     """The processes, and what of a batch this one has."""
 
+    rank: int
     size: int
 
     @property
@@ -62,6 +64,9 @@ class SharedBuffers:
     (``DistributedDataParallel`` gives all processes those of the first.) Constants, and steps that
     are whole numbers and equal, keep their bits. One that counts its own rows counts their mean.
 
+    A queue of rows, which a pointer beside it leads round, has no mean: all processes get the rows
+    of the first, and a warning says so where they differ.
+
     A buffer whose shape follows the batch is a cache of its process, and left alone. Counts of
     batch norm are made equal where some have come in more parts. One that comes
     within the run joins in where it is equal in all; one that differs is refused, and so are whole
@@ -78,6 +83,7 @@ class SharedBuffers:
         self._equal: list[_Buffer] = []  # of whole numbers and flags
         self._met: dict[tuple[nn.Module, str], None] = {}
         self._moving: list[_Buffer] | None = None
+        self._queues: list[_Buffer] = []  # of rows, one after another; found where they move
         self._before: dict[_Buffer, tuple[Tensor, int]] = {}  # those that have not moved
         for buffer, tensor in self._new():
             self._take_in(buffer, tensor)
@@ -96,13 +102,16 @@ class SharedBuffers:
         first = self._moving is None
         watched = self._averaged if self._moving is None else self._moving
         before = _copies(watched) if first else _finite_copies(watched)
+        places = [e for e in self._equal if e.shape is not None and e.shape.numel() == 1]
+        pointers = _copies(places) if first else {}
         yield
         if first:
-            self._moving = self._find_moving(watched, before)
+            self._moving = self._find_moving(watched, before, pointers)
             # Whole: one that began to move within the epoch before is another in each process.
             before = {each: torch.zeros_like(before[each]) for each in self._moving}
             watched = self._moving
         self._average(watched, before, self._processes.part_of_all)
+        self._keep_queues()
         if first:
             self._moving = [*watched, *self._join()]
             self._note_unmoved()
@@ -165,7 +174,10 @@ class SharedBuffers:
         return self._averaged[before:]
 
     def _find_moving(
-        self, watched: Sequence[_Buffer], before: Mapping[_Buffer, Tensor]
+        self,
+        watched: Sequence[_Buffer],
+        before: Mapping[_Buffer, Tensor],
+        pointers: Mapping[_Buffer, Tensor],
     ) -> list[_Buffer]:
         """Return what the first step has moved, in any process; forget what follows the batch."""
         if not watched:
@@ -176,10 +188,40 @@ class SharedBuffers:
             t is not None and not torch.equal(t, before[each])
             for each, t in zip(watched, now, strict=True)
         ]
-        found = self._processes.sum(torch.tensor([gone, moved], dtype=torch.float64)).tolist()
+        queued = [
+            m and any(_leads(p, was, each, before[each]) for p, was in pointers.items())
+            for each, m in zip(watched, moved, strict=True)
+        ]
+        flags = torch.tensor([gone, moved, queued], dtype=torch.float64)
+        found = self._processes.sum(flags).tolist()
         self._averaged = [each for each, count in zip(watched, found[0], strict=True) if not count]
-        pairs = zip(watched, *found, strict=True)
-        return [each for each, gone_in, moved_in in pairs if moved_in and not gone_in]
+        pairs = list(zip(watched, *found, strict=True))
+        new = [each for each, _, _, in_queue in pairs if in_queue and each not in self._queues]
+        self._queues += new
+        self._tell_of_queues(new)
+        taken = set(self._queues)
+        moves = [each for each, gone_in, moved_in, _ in pairs if moved_in and not gone_in]
+        return [each for each in moves if each not in taken]
+
+    def _keep_queues(self) -> None:
+        """Give all processes the rows of the first, to the bit."""
+        zeros = {each: torch.zeros_like(_there(each)) for each in self._queues}
+        self._average(self._queues, zeros, (int(self._processes.rank == 0), 1))
+
+    def _tell_of_queues(self, queues: Sequence[_Buffer]) -> None:
+        if not queues:
+            return
+        texts = [json.loads(text) for text in self._told(queues)]
+        apart = [e.path for e in queues if len({text[e.path] for text in texts}) > 1]
+        if apart and self._processes.rank == 0:
+            others = f" (and {len(apart) - 1} others)" if len(apart) > 1 else ""
+            warnings.warn(
+                f"devices: buffer {apart[0]!r}{others} is a queue of rows, which each of "
+                f"{self._processes.size} processes fills with its own: all keep those of process "
+                "0, as under DistributedDataParallel; to keep the rows of all, gather them before "
+                "they are written (torch.distributed.all_gather), and move the pointer by as many",
+                stacklevel=2,
+            )
 
     def _average(
         self,
@@ -236,6 +278,26 @@ class SharedBuffers:
             f"the {self._processes.size} processes disagree: buffer {paths[0]!r}{others} "
             + reason.format(name=paths[0].rpartition(".")[2])
         )
+
+
+def _leads(pointer: _Buffer, before: Tensor, queue: _Buffer, rows: Tensor) -> bool:
+    """Return whether a step wrote those rows of a queue that a pointer has passed, and no others.
+
+    Arguments:
+        pointer: A place in the same module, with the number that it held before.
+        queue: What may be led by it, with the rows that it held before.
+    """
+    after, now = pointer.now(), queue.now()
+    if pointer.part is not queue.part or after is None or now is None:
+        return False
+    start, end = int(before), int(after)
+    for dim, size in enumerate(rows.shape):
+        passed = torch.zeros(size, dtype=torch.bool)
+        passed[[place % size for place in range(start, start + (end - start) % size)]] = True
+        written = (now != rows).movedim(dim, 0).flatten(1).any(1) if rows.dim() > 1 else now != rows
+        if passed.any() and torch.equal(written.cpu(), passed):
+            return True
+    return False
 
 
 def digest(tensor: Tensor) -> str:

@@ -1,6 +1,7 @@
 """What moves in the rows of one process alone, or from some moment on: parameters and buffers."""
 
 import math
+import warnings
 from collections.abc import Iterator
 
 import pyro
@@ -87,6 +88,53 @@ def mean() -> list[float]:
     options = {"batch_size": 4, "epochs": 3, "compile": False, "progress": False}
     pv.fit(program, X, device="cpu", **options)
     return program.mean.tolist()
+
+
+class Queue(nn.Module):
+    """The rows of the last steps, each in its place, and what some of them have been."""
+
+    def __init__(self, columns: bool) -> None:
+        super().__init__()
+        self.columns = columns
+        self.register_buffer("rows", torch.zeros(*((3, 7) if columns else (7, 3))).double())
+        self.register_buffer("place", torch.zeros(1 if columns else (), dtype=torch.int64))
+        self.register_buffer("mean", torch.zeros(3, dtype=torch.float64))
+
+    def add(self, rows: torch.Tensor) -> None:
+        start = int(self.place)
+        at = torch.arange(start, start + len(rows)) % 7
+        table = self.rows.T if self.columns else self.rows
+        table[at] = rows
+        self.place.fill_((start + len(rows)) % 7)
+        self.mean += 0.1 * (rows.mean(0) - self.mean)
+
+
+class Queued(Switched):
+    """It keeps rows of its steps, its own or those of all processes."""
+
+    def __init__(self, columns: bool, gathered: bool) -> None:
+        super().__init__()
+        self.queue, self.gathered = Queue(columns), gathered
+
+    def model(self, x: torch.Tensor) -> None:
+        if self.training and torch.is_grad_enabled():
+            rows = [torch.zeros_like(x) for _ in range(2)]
+            if self.gathered:
+                torch.distributed.all_gather(rows, x)
+            self.queue.add(torch.cat(rows) if self.gathered else x)
+        super().model(x)
+
+
+def queued(columns: bool, gathered: bool) -> tuple[list[list[float]], list[float], list[str]]:
+    """Return the queue and the mean beside it after five steps of four rows, and what was told."""
+    program = Queued(columns, gathered)
+    options = {"batch_size": 4, "max_steps": 5, "compile": False, "progress": False}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        pv.fit(program, X, device="cpu", **options)
+    rows = program.queue.rows.T if columns else program.queue.rows
+    texts = [str(each.message) for each in told if "queue" in str(each.message)]
+    return rows.tolist(), program.queue.mean.tolist(), texts
 
 
 class Read:
@@ -388,6 +436,20 @@ def test_gradients_go_to_their_own_parameters(tmp_path):
     assert found[0][1].startswith("ProcessError: process 1: ProgramError: devices: parameter")
     assert found[0][2] == found[1][2] == pytest.approx(mean(), rel=1e-12)
     assert all("keeps a state for each datum" in each[3] for each in found)
+
+
+@forks
+def test_queues_of_rows_are_not_averaged(tmp_path):
+    """A mean of rows of two processes is a row of none: it was a negative that nobody had drawn."""
+    kinds = [(False, False), (True, False), (False, True)]
+    found = connected(2, lambda rank: [queued(*kind) for kind in kinds], tmp_path, limit=60)
+    every = [*X.tolist(), [0.0] * 3]
+    for place, (_, gathered) in enumerate(kinds):
+        (rows, mean, told), (others, mean_there, told_there) = (each[place] for each in found)
+        assert rows == others and mean == pytest.approx(mean_there, rel=1e-12)
+        assert all(row in every for row in rows)
+        assert len(told) == (not gathered) and not told_there
+        assert all("buffer 'Queued.queue.rows' is a queue of rows" in each for each in told)
 
 
 @forks

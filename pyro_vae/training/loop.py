@@ -160,8 +160,8 @@ class Loop(Continued):
         self._keep()
         with progress_bar(total=self._total, initial=self.steps, shown=shown, unit="step") as bar:
             while self.epoch < self.limits.epochs and not self._ended():
-                end_if_asked()
                 self._epoch(bar)
+                end_if_asked()  # after the last one too: the other processes hear of it
 
     def _ended(self) -> bool:
         early = self.stopped or self.cut or self._out_of_patience()

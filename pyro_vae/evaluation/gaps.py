@@ -162,7 +162,8 @@ def gaps(
     A guide that is no Gaussian in unconstrained coordinates is not in the family of the local q;
     its amortisation gap may then be negative. So may that of single data, by noise. Discrete
     latents of few values are summed out in all bounds but the guide's own, which draws its own.
-    Global latents are held at one draw from the guide: all bounds are conditional on it.
+    Global latents are held at one draw from the guide: all bounds are conditional on it. Most of
+    the time goes to AIS, whose cost ``pv.ais`` states: measure some rows first.
 
     Arguments:
         program: Anything with ``.model`` and ``.guide`` and continuous local latents.

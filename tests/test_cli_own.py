@@ -299,11 +299,15 @@ def test_a_run_of_fit_is_judged_where_its_program_is_named(capsys):
     for line in ("evaluate run", "generate run", "evaluate run --program own.py:Clicks"):
         assert run(line) == 2
         assert "pyro-vae evaluate run --" in capsys.readouterr().err
+    assert run("evaluate run --program own.py:Clicks --data absent.npy") == 2
     assert not Path("run/train.json").exists()
     line = "evaluate run --program own.py:Clicks --data counts.npy --num_particles 2"
     assert run(line) == 0
     assert capsys.readouterr().out.startswith("counts.npy, all rows, 40 data\n")
     assert run("generate run -n 3") == run("diagnose run --split test") == 0
+    capsys.readouterr()
+    assert run("train own.py:Clicks --data counts.npy --out run --resume true") == 2
+    assert "pv.fit wrote the run in run; go on with pv.fit(" in capsys.readouterr().err
     assert run("evaluate vae --num_particles 2") == 2
     assert "where its data are; say it once" in capsys.readouterr().err
     assert run("evaluate vae --data bits.npy --num_particles 2") == 0

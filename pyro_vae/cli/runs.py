@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pyro_vae as pv
-from pyro_vae.cli.datasets import default_binarization
+from pyro_vae.cli.datasets import SETS, default_binarization, kind_of, load_data
 from pyro_vae.cli.options import MODELS, Split
 from pyro_vae.cli.own_program import is_own, own_program
-from pyro_vae.data.array_files import READERS
 from pyro_vae.device import resolve_device
 from pyro_vae.errors import ConfigError
 from pyro_vae.storage.atomic import atomic_write_text
@@ -70,7 +69,12 @@ def check_same_run(folder: Path, settings: dict[str, Any], *, renew: bool = Fals
     # Where no schedule runs over the whole of them, the epochs only say when to stop.
     free = set() if settings["lr_schedule"] != "constant" or settings["warmup"] else {"epochs"}
     free |= _RENEWABLE if renew else set()
-    for name, before in read_settings(folder).items():
+    known = read_settings(folder)
+    if "undivided" in known:
+        raise ConfigError(
+            f"resume: pv.fit wrote the run in {folder}; go on with pv.fit(..., resume=True)"
+        )
+    for name, before in known.items():
         now = settings.get(name)
         if name not in free and (list(now) if isinstance(now, tuple) else now) != before:
             raise ConfigError(
@@ -127,6 +131,7 @@ def open_run(
     loaded = pv.load(run, into=into, device=where)
     pv.Program.of(loaded).to(where)
     if by_fit:
+        load_data(settings).taken_by(loaded, settings["data"])  # what is remembered is sound
         atomic_write_text(folder / SETTINGS, json.dumps(told, indent=2) + "\n")
     return loaded, settings | {k: v for k, v in changed.items() if v is not None}
 
@@ -151,7 +156,7 @@ def _settings_of_fit(folder: Path, program: str | None, said: dict[str, Any]) ->
         "data": data,
         "binarization": said.get("binarization") or default_binarization(model, data),
         "seed": 0,
-        "undivided": Path(data).suffix in READERS or Path(data).is_dir(),
+        "undivided": kind_of(model) == "images" and data not in SETS["images"],
     }
 
 

@@ -51,7 +51,8 @@ class SemiSupervised(TermsObjective):
         if not hasattr(self._source, "given_logits"):
             raise ProgramError(
                 f"SemiSupervised: {type(self._source).__name__} has no classifier of labels "
-                "(label_logits, given_logits); use pv.models.M2, or pv.ELBO"
+                "(label_logits, given_logits); use pv.models.M2, or draw the labels that lack "
+                "(pyro.sample('y', ..., obs=y, obs_mask=known)) under another objective, as RLOO(4)"
             )
         return super().updates(program)
 

@@ -211,4 +211,18 @@ BUGS = [
         "tests/test_sequence_data.py::"
         "test_a_sequence_lacks_its_holes_and_not_what_would_lie_behind_its_end",
     ),
+    Bug(
+        "a masked latent judged by data that lack it",
+        "evaluation/diagnosis.py",
+        "verdicts.SILENT * self.share.get(name, 1.0)",
+        "verdicts.SILENT",
+        "tests/evaluation/test_collapse_layers.py::test_a_step_that_few_sequences_have_is_judged_by_those",
+    ),
+    Bug(
+        "rows whose latent is masked counted among those that have it",
+        "evaluation/diagnose.py",
+        'self._put("there", name, kept.reshape(rows, -1).any(1)',
+        'self._put("there", name, torch.ones(rows)',
+        "tests/evaluation/test_collapse_layers.py::test_masked_latents_are_left_out[rows-1]",
+    ),
 ]

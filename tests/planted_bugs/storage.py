@@ -117,4 +117,18 @@ BUGS = [
         "changed = changes",
         "tests/storage/test_resume.py::test_settings_change_knowingly_and_are_written_down",
     ),
+    Bug(
+        "what a run has moved not put back",
+        "storage/moved_state.py",
+        "            place.set(made)",
+        "            pass",
+        "tests/storage/test_plain_state.py::test_a_run_goes_on_with_what_its_calls_have_kept",
+    ),
+    Bug(
+        "a value chosen anew for a continuation put back",
+        "storage/moved_state.py",
+        "chosen = name not in left and any(differences(began, begins, name))",
+        "chosen = False",
+        "tests/storage/test_moved_state.py::test_a_start_that_was_changed_is_told_of",
+    ),
 ]

@@ -336,4 +336,18 @@ BUGS = [
         "objective.train()",
         "tests/inference/objectives/test_adversarial_edges.py::test_judging_moves_no_critic",
     ),
+    Bug(
+        "parameters of another order sent to another process",
+        "training/parallel.py",
+        'f"number {place}, {kind}"',
+        "kind",
+        "tests/training/test_parameters_of_ranks.py::test_buffers_that_steps_make_or_move_are_those_of_all_rows",
+    ),
+    Bug(
+        "a parameter that one process writes to averaged",
+        "training/equal_parameters.py",
+        "if processes.any(bool(off)):",
+        "if processes.any(False):",
+        "tests/training/test_parameters_of_ranks.py::test_a_parameter_that_one_process_writes_to_is_told_of",
+    ),
 ]

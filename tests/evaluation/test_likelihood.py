@@ -265,7 +265,9 @@ def test_a_point_of_a_density_is_told_of_as_no_bound():
         torch.testing.assert_close(pv.elbo(mode, X), found.log_prob)
     with pytest.warns(UserWarning, match="diagnose: site 'z': the guide is a point mass"):
         pv.diagnose(mode, X)
-    asked = pv.fitted_log_likelihood(mode, X, num_particles=500)  # the way that the warning names
+    asked = pv.fitted_log_likelihood(
+        mode, X, num_particles=500, warmup=100, num_draws=100
+    )  # the way that the warning names
     assert ((asked.log_prob - Scaled.exact(X)).abs() < 5 * asked.noise + 1e-3).all()
 
 

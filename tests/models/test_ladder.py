@@ -234,19 +234,19 @@ def test_merge_is_exact_in_float32_at_the_ends_of_the_scales():
     torch.testing.assert_close(found.variance.double(), exact.variance, rtol=1e-5, atol=0)
 
 
-def deep(kind, **options):
-    """Return twelve layers of a kind."""
+def deep(kind, layers, **options):
+    """Return layers of a kind."""
     if kind is TopDownVAE:
-        return kind(6, (4,) * 12, 16, **options)
-    return kind(6, (4,) * 12, (16,) * 12, depth=1, **options)
+        return kind(6, (4,) * layers, 16, **options)
+    return kind(6, (4,) * layers, (16,) * layers, depth=1, **options)
 
 
 @pytest.mark.parametrize("large", [1.0, 1e4], ids=["unit", "large"])
 @every_kind
 def test_twelve_layers_train_in_float32(kind, large):
     """Also on data far from any prior: loss and gradient stay finite, and the loss falls."""
-    vae, x = deep(kind, observation=Gaussian), large * real(32)
-    run = pv.fit(vae, x, epochs=12, batch_size=32, lr=5e-3, clip_norm=100.0, compile=False)
+    vae, x = deep(kind, 12, observation=Gaussian), large * real(32)
+    run = pv.fit(vae, x, epochs=9, batch_size=32, lr=5e-3, clip_norm=100.0, compile=False)
     losses = run.history["loss"]
     assert np.isfinite(losses).all() and losses[-3:].mean() < losses[:3].mean()
     assert torch.isfinite(pv.elbo(vae, x)).all()
@@ -261,13 +261,13 @@ def test_twelve_layers_train_in_float32(kind, large):
 @every_kind
 def test_the_kl_of_the_layers_adds_up(kind):
     """Reconstruction minus the KL of each layer is the ELBO, at equal noise."""
-    vae, x = deep(kind).double().eval(), binary(20).double()
+    vae, x = deep(kind, 5).double().eval(), binary(20).double()
     torch.manual_seed(3)
     found = pv.diagnose(vae, x)
     torch.manual_seed(3)
     bound = pv.elbo(vae, x).mean().item()
     assert found.reconstruction - sum(found.kl.values()) == pytest.approx(bound, rel=1e-10)
-    assert set(found.kl) == {f"z{layer}" for layer in range(1, 13)}
+    assert set(found.kl) == {f"z{layer}" for layer in range(1, 6)}
     for name, units in found.unit_kl.items():
         assert units.shape == (4,) and units.sum().item() == pytest.approx(found.kl[name])
 

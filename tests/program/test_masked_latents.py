@@ -126,8 +126,8 @@ def test_local_fits(model, how, full):
 @pytest.mark.parametrize("model", [positive])  # its estimators are tried on all three
 def test_gaps(model):
     torch.manual_seed(2)
-    annealed = pv.AIS(num_temperatures=40, chains=16, num_leapfrog=2, pilot=80)
-    local = pv.Local(400)
+    annealed = pv.AIS(num_temperatures=20, chains=16, num_leapfrog=2, pilot=80)
+    local = pv.Local(250)
     found = pv.gaps(program_of(model), BATCH, annealed=annealed, num_particles=2000, local=local)
     for estimate in found.estimators.values():
         torch.testing.assert_close(estimate, EXACT, rtol=0, atol=0.15)

@@ -26,11 +26,12 @@ ROWS = of_log_weights()
 DTYPES = [torch.float64, torch.float32]
 N = 12
 # A batch of 1, 5 and all N rows, of three sizes of datum and latent: no code knows both.
-# In both precisions at the middle size only: no formula asks for the precision.
+# In both precisions, and at one draw, at the middle size only: no formula asks for either.
 SHAPES = [
-    (1, 2, 1, torch.float64),
-    *((5, 20, 4, dtype) for dtype in DTYPES),
-    (N, 100, 16, torch.float32),
+    (1, 2, 1, 33, torch.float64),
+    *((5, 20, 4, draws, torch.float64) for draws in (1, 33)),
+    (5, 20, 4, 33, torch.float32),
+    (N, 100, 16, 33, torch.float32),
 ]
 
 objectives = pytest.mark.parametrize("name", ROWS)
@@ -62,8 +63,7 @@ def exact_loss(oracle, program, x, rows, size):
     return -(shifted.log_prob(x)[rows].mean() + program.log_prob_offset() / size)
 
 
-@pytest.mark.parametrize(("rows", "data_dim", "latent_dim", "dtype"), SHAPES)
-@pytest.mark.parametrize("num_particles", [1, 33])
+@pytest.mark.parametrize(("rows", "data_dim", "latent_dim", "num_particles", "dtype"), SHAPES)
 @with_and_without_global
 def test_zero_variance(name, rows, has_global, num_particles, data_dim, latent_dim, dtype):
     """B of N = 12 rows, through ``per_datum`` and through Pyro's ``differentiable_loss``."""
@@ -232,17 +232,24 @@ def data(rows: int) -> Tensor:
     return 2 * torch.randn(rows, 4, generator=generator, dtype=torch.float64)
 
 
+WEIGHED = [
+    (None, 1, 2),
+    (None, 3, 5),
+    (0.3, 3, 5),
+    (0.0, 1, 2),
+    ("tensor", 1, 2),
+    ("by site", 3, 5),
+]
+
+
 @pytest.mark.parametrize(
-    ("beta", "num_global_samples", "num_particles"),
-    [(None, 1, 2), (None, 3, 5), (0.3, 3, 5), (0.0, 1, 2), ("tensor", 1, 2), ("by site", 3, 5)],
-)
-@pytest.mark.parametrize(
-    ("name", "where"),
+    ("name", "where", "beta", "num_global_samples", "num_particles"),
     [
-        (n, w)
+        (n, w, *weighed)
         for n, row in ROWS.items()
         for w in ("batch", "full", "own plate", "local")
         if w == "local" or row.has_globals
+        for weighed in (WEIGHED[1:3] if w == "full" else WEIGHED)
     ],
 )
 def test_formula_on_replayed_draws(name, where, num_global_samples, num_particles, beta):

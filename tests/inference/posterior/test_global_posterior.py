@@ -43,13 +43,13 @@ def exact():
 def test_draws_have_the_exact_posteriors_moments():
     """|z| < 5 in each mean and variance, at the stated sample sizes (false alarm 3e-6)."""
     torch.manual_seed(0)
-    found = pv.refine(Regression(), (X, Y), pv.HMC(num_draws=400))
+    found = pv.refine(Regression(), (X, Y), pv.HMC(num_draws=200))
     loc, covariance = exact()
     scale, ess = covariance.diagonal().sqrt(), found.ess["weights"]
-    assert found.samples["weights"].shape == (4, 400, 2) and found.mixed
+    assert found.samples["weights"].shape == (4, 200, 2) and found.mixed
     assert ((found.means["weights"] - loc) / scale * ess.sqrt()).abs().max() < 5
     assert ((found.scales["weights"] / scale - 1) * (2 * ess).sqrt()).abs().max() < 5
-    assert found.sample(7)["weights"].shape == (7, 2) and ess.min() > 100
+    assert found.sample(7)["weights"].shape == (7, 2) and ess.min() > 50
 
 
 @pytest.mark.parametrize("rows", [7, 60])

@@ -122,10 +122,10 @@ def test_a_full_guide_is_taken_over_with_its_covariance():
 
 
 def test_each_datum_stops_by_itself_and_data_are_worked_on_piece_by_piece(monkeypatch):
-    x, linear = turned(n=30)
+    x, linear = turned(n=14)
     monkeypatch.setattr(local, "_ROWS_PER_PASS", 7 * 8)
     found = fitted(linear, x, num_particles=8)
-    assert found.gaussians.loc.shape == (30, 3)
+    assert found.gaussians.loc.shape == (14, 3)
     assert len(found.steps.unique()) > 1 and int(found.steps.max()) < 3000
     excess = divergence(found.gaussians, linear, x) - family_gap(linear)
     assert excess.max() < 5e-3
@@ -234,7 +234,7 @@ def test_a_model_trained_with_a_table_reaches_the_likelihood_of_pca():
     pv.fit(
         table,
         data,
-        epochs=400,
+        epochs=250,
         batch_size=30,
         objective=pv.STL(),
         optimizer=table.optimizer(lr=0.05),

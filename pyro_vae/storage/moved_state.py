@@ -4,18 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import numpy as np
 from torch import Tensor
 
 from pyro_vae.errors import CheckpointError
-from pyro_vae.program.memory.uses import address_of
 from pyro_vae.program.program import Program
 from pyro_vae.storage.differences import differences
-from pyro_vae.storage.packed_values import Making, NotKeptError, Packing, filled
+from pyro_vae.storage.packed_values import Making, NotKeptError, Packing, filled, is_alike
 from pyro_vae.storage.plain_places import Place, key_of, names_in_code, places, vacant_place
 from pyro_vae.storage.plain_state import settings_that_differ, tell, weights_of
-from pyro_vae.storage.plain_values import OTHER, description, is_constant, kind_of, shown
-from pyro_vae.torch_private import overlaps_itself
+from pyro_vae.storage.plain_values import OTHER, description, is_constant, kind_of, memories, shown
 
 # What the last run of this process has left, which nobody has chosen anew: names of places by
 # where they are, and values by name.
@@ -53,9 +50,9 @@ class MovedState:
         """Return copies of what has moved since the run began: arrays, and what JSON holds."""
         found, before = places(self._program, self._names), self._before
         packing, moved = Packing(weights_of(self._program)), dict[str, Any]()
-        # Names of one thing, or of tensors with memory in common: the second, and the first.
-        same: dict[str, str] = {}
-        first: dict[int, str] = {}
+        first: dict[int, str] = {}  # names by what they hold
+        same: dict[str, str] = {}  # the second name of one thing, and the first
+        memory: dict[str, list[str]] = {}  # names of what has memory in common with others
         for name, now in self._descriptions(found).items():
             if name in before and now == before[name]:
                 continue
@@ -64,10 +61,15 @@ class MovedState:
                 moved[name] = packing.pack(value, name)
             except NotKeptError as why:
                 moved[name] = {"kind": "lost", "name": shown(now), "why": str(why)}
-            thing = address_of(value) or id(value)
-            if kind_of(moved[name]) is not None and first.setdefault(thing, name) != name:
-                same[name] = first[thing]
-        return packing.tensors, {"before": before, "moved": moved, "same": same}
+            if kind_of(moved[name]) is None:
+                continue
+            if first.setdefault(id(value), name) != name:
+                same[name] = first[id(value)]
+            others = {first.setdefault(at, name) for at in memories(value)} - {name}
+            if others:
+                memory[name] = sorted(others)
+        told = {"before": before, "moved": moved, "same": same, "memory": memory}
+        return packing.tensors, told
 
     def put_back(self, tensors: Mapping[str, Tensor], saved: Any, where: str) -> None:
         """Set what the run had moved, and warn of what it had not and is another here.
@@ -90,7 +92,7 @@ class MovedState:
         left = {name for name, told in self._left.items() if here.get(name) == told}
         # Numbers that the last run of this process has moved after the file was written.
         again = {k: v for k, v in unmoved.items() if k in left and _is_number_but(v, here.get(k))}
-        putting = _Putting(self._program, self._names, tensors, saved.get("same", {}))
+        putting = _Putting(self._program, self._names, tensors, saved)
         lines: list[str] = []
         for name, packed in (moved | again).items():
             began, begins = before.get(name), here.get(name)
@@ -122,12 +124,17 @@ class _Putting:
         program: Program,
         names: Mapping[tuple[int, str], str],
         tensors: Mapping[str, Tensor],
-        same: Mapping[str, Any],
+        saved: Mapping[str, Any],
     ) -> None:
         self._program, self._places = program, places(program, names)
         self._making = Making(tensors, program.device)
         self._written = names_in_code(program)[1]
-        self._same = {name: str(first) for name, first in same.items()}
+        self._same = {name: str(first) for name, first in saved.get("same", {}).items()}
+        self._memory = {
+            frozenset((name, str(other)))
+            for name, others in saved.get("memory", {}).items()
+            for other in others
+        }
         self._made: dict[str, tuple[Any, Any]] = {}  # what was there, and what has come
         self.done: list[str] = []
 
@@ -156,30 +163,19 @@ class _Putting:
             raise NotKeptError(packed.get("why"))
         now = place.value
         made = self._making.make(packed, now, words=written)
-        if self._is_shared(name, now) and _is_alike(now, made) and not overlaps_itself(now):
-            now.detach().copy_(made)  # others see it
-            return
         was, its = self._made.get(self._same.get(name, ""), (place, None))
-        if was is now and _is_alike(its, made):
+        if was is now and is_alike(its, made):
             made = its
-        made = filled(now, made)
+        made = filled(now, made, self._shared(name, now))
         self._made[name] = now, made
         if made is not now:
             place.set(made)
 
-    def _is_shared(self, name: str, now: Any) -> bool:
-        """Return whether the memory of a tensor is also that of another, here as in the run."""
-        pairs = [pair for pair in self._same.items() if name in pair]
-        others = {other for pair in pairs for other in pair if other in self._places} - {name}
-        there = {address_of(self._places[other].value) for other in others}
-        return isinstance(now, Tensor) and address_of(now) in there - {0}
-
-
-def _is_alike(one: Any, two: Any) -> bool:
-    """Return whether two values are tensors or arrays of one shape, or containers of one kind."""
-    if not isinstance(one, Tensor | np.ndarray):
-        return type(one) is type(two)
-    return type(one) is type(two) and (one.shape, one.dtype) == (two.shape, two.dtype)
+    def _shared(self, name: str, now: Any) -> set[int]:
+        """Return the memory of a value that is also that of another, here as in the run."""
+        others = {other for pair in self._memory if name in pair for other in pair} - {name}
+        there = (memories(self._places[other].value) for other in others & self._places.keys())
+        return memories(now) & set[int]().union(*there)
 
 
 def check_moved(saved: Any, where: str) -> None:
@@ -188,7 +184,8 @@ def check_moved(saved: Any, where: str) -> None:
     Raises:
         CheckpointError: It is malformed.
     """
-    parts: dict[str, Any] = {"before": None, "moved": None, "same": {}}
+    parts: dict[str, Any] = {"before": None, "moved": None, "same": {}, "memory": {}}
     found = [saved.get(*each) for each in parts.items()] if isinstance(saved, dict) else [saved]
-    if saved is not None and not all(isinstance(each, dict) for each in found):
+    sane = all(isinstance(each, dict) for each in found)
+    if saved is not None and not (sane and all(isinstance(v, list) for v in found[-1].values())):
         raise CheckpointError(f"{where}: its record of plain values is malformed")

@@ -21,6 +21,7 @@ from pyro_vae.storage.plain_values import (
     is_atom,
     is_number,
     kind_of,
+    memory_of,
     with_article,
 )
 
@@ -174,20 +175,39 @@ class Making:
         return make(values)
 
 
-def filled(now: Any, value: Any) -> Any:
-    """Return a value, or the container in whose place it comes, filled: others may hold it too."""
+def filled(now: Any, value: Any, shared: Container[int]) -> Any:
+    """Return a value, or the one in whose place it comes, filled: others may hold it too.
+
+    Arguments:
+        now: What is there.
+        value: What comes.
+        shared: Memory of arrays in which others see it (``memories``).
+    """
     if isinstance(now, dict) and isinstance(value, dict):
-        value = {key: filled(now.get(key), each) for key, each in value.items()}
+        value = {key: filled(now.get(key), each, shared) for key, each in value.items()}
         now.clear()
         now.update(value)
     elif isinstance(now, list) and isinstance(value, list):
-        now[:] = [*map(filled, now, value), *value[len(now) :]]
+        pairs = zip(now, value, strict=False)
+        now[:] = [*(filled(*pair, shared) for pair in pairs), *value[len(now) :]]
     elif isinstance(now, deque | set) and isinstance(value, deque | set):
         now.clear()
         now.extend(value) if isinstance(now, deque) else now.update(value)
+    elif is_alike(now, value) and memory_of(now) in shared:
+        if isinstance(now, Tensor):
+            now.detach().copy_(value)
+        else:
+            np.copyto(now, value)
     else:
         return value
     return now
+
+
+def is_alike(one: Any, two: Any) -> bool:
+    """Return whether two values are tensors or arrays of one shape, or containers of one kind."""
+    if not isinstance(one, Tensor | np.ndarray):
+        return type(one) is type(two)
+    return type(one) is type(two) and (one.shape, one.dtype) == (two.shape, two.dtype)
 
 
 def _require(fits: bool, now: Any) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from pyro_vae.program.memory.uses import address_of
+from pyro_vae.torch_private import overlaps_itself
 
 OTHER = {"kind": "other"}  # functions, modules, weights: what no file of numbers holds
 MOST = 1 << 12  # entries that are kept
@@ -114,6 +115,26 @@ def is_constant(value: Any) -> bool:
     if not isinstance(value, ARRAYS) or math.prod(value.shape) == 0:
         return False
     return bool((value == value.reshape(-1)[0]).all())
+
+
+def memory_of(value: Any) -> int:
+    """Return where the memory of an array begins that may be written to; 0 of anything else."""
+    if isinstance(value, Tensor):
+        begins = address_of(value)
+        return 0 if not begins or value.is_inference() or overlaps_itself(value) else begins
+    if type(value) is not np.ndarray or not value.flags.writeable:
+        return 0
+    while isinstance(value.base, np.ndarray):
+        value = value.base
+    return int(value.ctypes.data)
+
+
+def memories(value: Any, depth: int = 4) -> set[int]:
+    """Return where the memory of the arrays in a value begins."""
+    base = base_of(value)
+    if base is None or not depth or len(value) > MOST:
+        return {memory_of(value)} - {0}
+    return set[int]().union(*(memories(each, depth - 1) for each in entries_of(value)[1]))
 
 
 def base_of(value: Any) -> type | None:

@@ -122,7 +122,8 @@ def test_values_of_each_kind_go_on(tmp_path, recwarn):
 def at_every_place():
     """Return a function that keeps a count at each place that Python has."""
     slots, rows, lazy = Slots(), torch.zeros(2, 6), SimpleNamespace(one=None, two=None, zeros=None)
-    row = rows[1]
+    row, bag, table = rows[1], {"sums": torch.zeros(6)}, np.zeros((2, 6))
+    sums, line = bag["sums"], table[1]
 
     def keeping(net, x, calls=[0]):  # noqa: B006
         if net.training:
@@ -130,7 +131,8 @@ def at_every_place():
             Encoder.steps += 1
             net.own = net.own + 1 if hasattr(net, "own") else 1
             net.drop.p = min(0.8, net.drop.p + 0.2)
-            row.add_(x.mean(0))  # a view of the rows
+            # A view of the rows, a tensor that a dict holds too, and a view of a table.
+            row.add_(x.mean(0)), sums.add_(x.mean(0)), np.add(line, 1.0, out=line)
             if lazy.one is None:
                 lazy.one = lazy.two = torch.zeros(6)
                 lazy.zeros = torch.zeros(6)
@@ -141,7 +143,7 @@ def at_every_place():
                 *(
                     rows.sum().item(),
                     (lazy.two - lazy.zeros).sum().item(),
-                    lazy.before.sum().item(),
+                    *(lazy.before.sum().item(), bag["sums"].sum().item(), table.sum()),
                 ),
             )
         return x + sum(keeping.counts) / 1000

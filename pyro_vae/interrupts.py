@@ -16,7 +16,7 @@ from pyro_vae.stacks import stacks_kept
 _SENT = ("SIGTERM", "SIGUSR1", "SIGINT")
 # Seconds in which signals are one: Slurm sends them to each process and torchrun to its own.
 _BURST = 2.0
-_GRACE = 3.0  # seconds to the next step, after which a run is ended where it stands (a slow loader)
+_GRACE = 1.0  # seconds to the next step, after which a run is ended where it stands (a slow loader)
 _Handler = Callable[[int, FrameType | None], None]
 
 
@@ -68,6 +68,7 @@ class _Heard:
         with self.lock:
             if not self.waits:
                 return
+            self.since -= _BURST  # it is no part of a burst
             if hasattr(signal, "pthread_kill"):
                 signal.pthread_kill(thread, number)
             else:  # Windows

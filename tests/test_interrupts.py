@@ -113,7 +113,6 @@ def test_what_a_signal_leads_to_is_told_as_its_end(tmp_path, capsys):
 def test_a_step_that_does_not_come_is_not_waited_for(tmp_path, monkeypatch):
     """A loader that hangs, as where a server is away: the checkpoint is there in time."""
     monkeypatch.setattr(interrupts, "_GRACE", 0.2)
-    monkeypatch.setattr(interrupts, "_BURST", 0.1)
     rows = iter(range(99))
 
     def hangs(batch):

@@ -73,7 +73,9 @@ def description(value: Any, weights: Container[int], room: int = 4 * MOST) -> An
     told = [description(each, weights, room // max(2, len(some))) for each in some]
     if told and all(each == OTHER for each in told):
         return OTHER
-    computed = {"computed": True} if any("computed" in each for each in map(_as_dict, told)) else {}
+    # Networks in a cache are in the file as weights: what holds them is no setting either.
+    of_weights = any(each == OTHER or "computed" in _as_dict(each) for each in told)
+    computed = {"computed": True} if of_weights else {}
     hashed = _hash(repr(told).encode())
     return {"kind": base.__name__, "length": len(items), **computed, "hash": hashed}
 

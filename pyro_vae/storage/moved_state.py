@@ -61,7 +61,7 @@ class MovedState:
                 moved[name] = packing.pack(value, name)
             except NotKeptError as why:
                 moved[name] = {"kind": "lost", "name": shown(now), "why": str(why)}
-            if kind_of(moved[name]) is None:
+            if kind_of(moved[name]) in (None, "lost"):
                 continue
             if first.setdefault(id(value), name) != name:
                 same[name] = first[id(value)]
@@ -174,6 +174,8 @@ class _Putting:
     def _shared(self, name: str, now: Any) -> set[int]:
         """Return the memory of a value that is also that of another, here as in the run."""
         others = {other for pair in self._memory if name in pair for other in pair} - {name}
+        if not others:
+            return set()
         there = (memories(self._places[other].value) for other in others & self._places.keys())
         return memories(now) & set[int]().union(*there)
 

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from inspect import getattr_static
 from typing import Any, NoReturn
 
@@ -23,7 +24,12 @@ from pyro_vae.program.batches.batch import (
 )
 from pyro_vae.program.batches.examples import Examples
 from pyro_vae.program.densities.joint import Joint
-from pyro_vae.program.densities.particles import sums_one_by_one, takes_copies, takes_particles
+from pyro_vae.program.densities.particles import (
+    Subject,
+    sums_one_by_one,
+    takes_copies,
+    takes_particles,
+)
 from pyro_vae.program.densities.terms import Terms
 from pyro_vae.program.first_call import forgotten_on_error
 from pyro_vae.program.given_data import GivenData
@@ -546,10 +552,10 @@ class Program(nn.Module):
         joint = self.joint(batch).densities()
         key = (sites.observed, sites.local, sites.global_)
         if sites.discrete and key not in self._summable and not checks.is_meta(batch):
-            functions = self.reader.canonical(sites, batch)
+            subject = Subject(*self.reader.canonical(sites, batch), batch, sites)
             runs = self.reader.runs
-            with runs.other_rows(), runs.quiet(batch), validation(False):
-                self._summable[key] = sums_one_by_one(*functions, batch, sites, sites.discrete)
+            with runs.nothing_kept(), runs.quiet(batch), validation(False):
+                self._summable[key] = sums_one_by_one(subject, sites.discrete)
         return joint.summing(sites.discrete, one_by_one=self._summable.get(key, False))
 
     def tiled(self, batch: Batch) -> bool:
@@ -567,13 +573,15 @@ class Program(nn.Module):
         if key not in self._particles:
             if checks.is_meta(batch):
                 return False, False, False  # no values to compare
-            program, runs = (*self.reader.canonical(sites, batch), batch, sites), self.reader.runs
-            with runs.other_rows(), runs.quiet(batch), validation(False), silent():
-                one = bool(sites.enumerated) and sums_one_by_one(*program)
-                takes = takes_particles(*program, self.parts, one_by_one=one)
+            subject = Subject(*self.reader.canonical(sites, batch), batch, sites)
+            runs = self.reader.runs
+            with runs.nothing_kept(), runs.quiet(batch), validation(False), silent():
+                one = bool(sites.enumerated) and sums_one_by_one(subject)
+                subject = replace(subject, one_by_one=one)
+                takes = takes_particles(subject, self.parts)
                 copies = takes or sites.size is None
                 if not takes and copies:
-                    copies = takes_copies(*program, self.parts, one_by_one=one)
+                    copies = takes_copies(subject, self.parts)
             self._particles[key] = not takes, not copies, one
         return self._particles[key]
 

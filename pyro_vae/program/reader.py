@@ -407,7 +407,7 @@ class Reader:
             except Exception:  # it is written for batches of one size, say
                 return
         try:
-            with silent(), self.runs.other_rows():
+            with silent(), self.runs.nothing_kept():
                 self.read_anew(few)
         except (DataError, ProgramError):  # it takes no such number of rows
             pass

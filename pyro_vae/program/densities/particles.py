@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,104 +31,92 @@ _FEW = 3  # rows: what does not broadcast does not at few rows either
 _TOLERANCE = 1e-3  # of log densities in float32: a wrong broadcast is off by nats
 
 
-def takes_particles(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    batch: Batch,
-    sites: Sites,
-    parts: nn.Module,
-    *,
-    one_by_one: bool = False,
-) -> bool:
-    """Compare one pass over K = 2 particles with two passes at the same values.
+@dataclass(frozen=True)
+class Subject:
+    """Model and guide on a batch, as particles are tried with them.
 
-    Call where the program runs on its own parameters, in eval mode, and unvalidated.
+    Try where the program runs on its own parameters, in eval mode, and unvalidated.
 
     Arguments:
         model, guide: The functions.
         batch: A batch that they run on.
         sites: Its sites.
-        parts: The modules of the program.
         one_by_one: Whether latents are summed out by one value at a time.
     """
+
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    batch: Batch
+    sites: Sites
+    one_by_one: bool = False
+
+    def joint(self, tiled: bool = False) -> Joint:
+        """Return both; ``tiled`` copies the rows for each particle."""
+        args, kwargs = arguments(self.batch)
+        return Joint(
+            self.model,
+            self.guide,
+            args,
+            kwargs,
+            num_plates=self.sites.num_plates,
+            data_dim=self.sites.data_dim,
+            one_by_one=self.one_by_one,
+            tiled=tiled,
+        )
+
+
+def takes_particles(subject: Subject, parts: nn.Module) -> bool:
+    """Compare one pass over K = 2 particles with two passes at the same values.
+
+    Arguments:
+        subject: Model and guide.
+        parts: The modules of the program.
+    """
+    batch, sites = subject.batch, subject.sites
     try:
         if sites.size is None and num_rows(batch) > _FEW and not isinstance(batch, Part):
-            few = _pair(model, guide, map_rows(lambda leaf: leaf[:_FEW], batch), sites, one_by_one)
+            few = replace(subject, batch=map_rows(lambda leaf: leaf[:_FEW], batch)).joint()
             if _runs(few):
                 return _agree(few, sites)
             forget_plates(parts)
             # Weights that the program holds for each row of its data take no part of them.
-        return _agree(_pair(model, guide, batch, sites, one_by_one), sites)
+        return _agree(subject.joint(), sites)
     finally:
         forget_plates(parts)
 
 
-def _pair(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    batch: Batch,
-    sites: Sites,
-    one_by_one: bool = False,
-    **more: Any,
-) -> Joint:
-    args, kwargs = arguments(batch)
-    return Joint(
-        model,
-        guide,
-        args,
-        kwargs,
-        num_plates=sites.num_plates,
-        data_dim=sites.data_dim,
-        one_by_one=one_by_one,
-        **more,
-    )
-
-
-def takes_copies(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    batch: Batch,
-    sites: Sites,
-    parts: nn.Module,
-    *,
-    one_by_one: bool = False,
-) -> bool:
+def takes_copies(subject: Subject, parts: nn.Module) -> bool:
     """Return whether model and guide take K copies of the rows: an argument may fix their number.
 
-    Call where the program runs on its own parameters, in eval mode, and unvalidated.
+    Arguments:
+        subject: Model and guide.
+        parts: The modules of the program.
     """
-    joint = _pair(model, guide, batch, sites, one_by_one, tiled=True)
+    joint = subject.joint(tiled=True)
     try:
         traces = joint.traces(2)
     except FAILURES:
         return False
     finally:
         forget_plates(parts)
+    rows = num_rows(subject.batch)
     frames = [data_frame(site) for trace in traces for _, site in sample_sites(trace)]
-    return all(frame.size == 2 * num_rows(batch) for frame in frames if frame is not None)
+    return all(frame.size == 2 * rows for frame in frames if frame is not None)
 
 
-def require_sums(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    batch: Batch,
-    sites: Sites,
-    left_out: tuple[str, ...] = (),
-    *,
-    one_by_one: bool = False,
-) -> None:
+def require_sums(subject: Subject, left_out: tuple[str, ...] = ()) -> None:
     """Compare the densities at all values of the latents summed out with those at one of each.
 
     At a draw, which rare values may make all alike, and at values that differ between neighbours.
 
-    Call where the program runs on its own parameters, in eval mode, and unvalidated. ``left_out``
-    are latents of the guide that are summed out with the others; ``one_by_one`` runs the model at
-    one value after another.
+    Arguments:
+        subject: Model and guide.
+        left_out: Latents of the guide that are summed out with those that it leaves out.
 
     Raises:
         ProgramError: They differ: what uses the values mixes them with each other.
     """
-    joint = _pair(model, guide, batch, sites, one_by_one).summing(left_out)
+    joint, sites = subject.joint().summing(left_out), subject.sites
     if sites.size is not None:
         return  # each run draws other rows: there is nothing to compare
     for values in (nullcontext(), Scattered(0), Scattered(1)):
@@ -177,28 +166,25 @@ class Scattered(Messenger):
         msg["value"], msg["done"] = flat[places.to(flat.device)], True
 
 
-def sums_one_by_one(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    batch: Batch,
-    sites: Sites,
-    left_out: tuple[str, ...] = (),
-) -> bool:
+def sums_one_by_one(subject: Subject, left_out: tuple[str, ...] = ()) -> bool:
     """Return whether the model takes one value at a time of the latents that are summed out.
 
-    Call as ``require_sums``.
+    Arguments:
+        subject: Model and guide.
+        left_out: As of ``require_sums``.
 
     Raises:
         ProgramError: It does not take them all at once, nor one by one.
     """
-    if set(left_out) & set(sites.events):  # Pyro lists no values of such
-        require_sums(model, guide, batch, sites, left_out, one_by_one=True)
+    by_one = replace(subject, one_by_one=True)
+    if set(left_out) & set(subject.sites.events):  # Pyro lists no values of such
+        require_sums(by_one, left_out)
         return True
     try:
-        require_sums(model, guide, batch, sites, left_out)
+        require_sums(subject, left_out)
     except ProgramError as at_once:
         try:
-            require_sums(model, guide, batch, sites, left_out, one_by_one=True)
+            require_sums(by_one, left_out)
         except NotOneByOne as error:
             raise ProgramError(f"{at_once}; nor does it one by one: {error}") from error
         except FAILURES:

@@ -77,7 +77,7 @@ def dependence(
         tuple(sorted({c.site for c in densities if c.inside and c.side == side}))
         for side in (MODEL, GUIDE)
     ]
-    others = list(_other_rows(batch))
+    others = list(_single_rows(batch))
     looked = _looked_at(seen)
     found = Dependence()
     if looked:
@@ -224,7 +224,7 @@ def _is_term(site: Message, *, latents: bool) -> bool:
     return bool(site["is_observed"]) or latents
 
 
-def _other_rows(batch: Batch) -> Iterator[Any]:
+def _single_rows(batch: Batch) -> Iterator[Any]:
     """Yield the arguments with their first row in place of each, then with their last."""
     for row in (0, -1):
         yield arguments(map_rows(lambda leaf, row=row: leaf[row].expand_as(leaf), batch))  # type: ignore[misc]

@@ -177,12 +177,12 @@ class Runs:
         with suppress(Exception):  # rows that cannot be cut
             few = cut_to(batch, torch.arange(min(_FEW_ROWS, num_rows(batch))))
         if few is not batch:
-            with self.other_rows():
+            with self.nothing_kept():
                 moved = self._moving(few)
         return (self._moving(batch) if moved is None else moved) or set()
 
     @contextmanager
-    def other_rows(self) -> Iterator[None]:
+    def nothing_kept(self) -> Iterator[None]:
         """Keep nothing of a run on another number of rows: no parameter, and no size."""
         put_back, written = self._program.own.remembered(), dict(self.written)
         as_were = guides_remembered(self._program.own.parts)

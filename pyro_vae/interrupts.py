@@ -99,8 +99,10 @@ def terminated_softly() -> Iterator[None]:
         return
     if _heard is not None:  # in a callback of a run, which goes on afterwards
         waits = _heard.waits
-        yield
-        _heard.waits = waits
+        try:
+            yield
+        finally:  # a callback may catch its error
+            _heard.waits = waits and _heard.end is None
         return
     heard = _Heard()
     with ExitStack() as stack:

@@ -53,8 +53,8 @@ def one_thread(verb: str, *, training: bool = False) -> Iterator[None]:
     if not turn.lock.acquire(blocking=False):
         _wait(turn, verb)
     before = turn.owner, turn.training
-    turn.owner, turn.training = threading.get_ident(), training or turn.training
     try:
+        turn.owner, turn.training = threading.get_ident(), training or turn.training
         with stacks_kept() if before[0] is None else nullcontext():
             yield
     finally:

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 import pyro_vae as pv
 from pyro_vae import interrupts
 from pyro_vae.inference.graphs.make_graph import make_graph
+from pyro_vae.program.parameters.modules import evaluating
 from pyro_vae.stacks import stacks_kept
 from pyro_vae.storage import lock
 from pyro_vae.torch_private import TorchDispatchMode, mode_stacks
@@ -146,6 +147,50 @@ def test_a_verb_that_is_interrupted_answers_the_next_time(method, at, monkeypatc
             verbs()
     nothing_is_left()
     assert all(torch.equal(one, other) for one, other in zip(before, verbs(), strict=True))
+
+
+@pytest.mark.parametrize("at", [2, 5, 6])
+def test_ctrl_c_among_the_parts_of_a_network_leaves_each_in_its_mode(at, monkeypatch):
+    """A dropout that stays in eval mode is one that its user has turned off, to the next fit."""
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5), torch.nn.Tanh())
+    own, calls = torch.nn.Module.__setattr__, iter(range(1, 99))
+
+    def interrupted(self, name, value):
+        if name == "training" and next(calls) == at:
+            raise KeyboardInterrupt
+        own(self, name, value)
+
+    monkeypatch.setattr(torch.nn.Module, "__setattr__", interrupted)
+    with pytest.raises(KeyboardInterrupt), evaluating(net):
+        pass
+    assert all(part.training for part in net.modules())
+
+
+def test_a_run_within_a_callback_that_fails_leaves_signals_to_the_outer_one(monkeypatch):
+    """The outer one no longer woke a loader that hangs."""
+    monkeypatch.setattr(interrupts, "_GRACE", 0.2)
+    monkeypatch.setattr(interrupts, "_BURST", 0.1)
+    rows, inner = iter(range(99)), iter(range(99))
+
+    def broken(batch):
+        if next(inner) == 5:
+            raise RuntimeError
+        return batch
+
+    def fails(run):
+        with pytest.raises(RuntimeError):
+            fit(build(), transform=broken)
+
+    def hangs(batch):
+        if next(rows) == 3:
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(15)
+        return batch
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        fit(build(), transform=hangs, callbacks=[fails])
+    assert time.monotonic() - start < 10
 
 
 def test_a_tracer_is_not_broken_off(monkeypatch):

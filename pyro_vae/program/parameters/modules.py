@@ -228,9 +228,17 @@ def training(module: nn.Module) -> AbstractContextManager[None]:
 @contextmanager
 def _in_mode(module: nn.Module, mode: bool) -> Iterator[None]:
     others = [part for part in module.modules() if part.training is not mode]
-    module.train(mode)
     try:
+        module.train(mode)  # inside: Ctrl-C may come between two parts
         yield
     finally:
-        for part in others:
-            part.training = not mode
+        try:
+            _set_mode(others, not mode)
+        except BaseException:  # Ctrl-C, between two parts
+            _set_mode(others, not mode)
+            raise
+
+
+def _set_mode(parts: list[nn.Module], mode: bool) -> None:
+    for part in parts:
+        part.training = mode

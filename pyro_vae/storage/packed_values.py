@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pyro_vae.storage.plain_values import (
     ARRAYS,
     CONTAINERS,
+    LARGEST,
     MOST,
     OTHER,
     base_of,
@@ -26,7 +27,6 @@ from pyro_vae.storage.plain_values import (
 )
 
 _IN_ALL = 1 << 15  # entries: the JSON of a file is read up to a size
-_LARGEST = 1 << 24  # numbers of an array that are kept
 _DTYPES = (
     *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
@@ -222,8 +222,8 @@ def _is_of_numbers(value: Any) -> bool:
 
 
 def _as_tensor(value: Any) -> Tensor:
-    if math.prod(value.shape) > _LARGEST:
-        raise NotKeptError(f"more than {_LARGEST:,} numbers")
+    if math.prod(value.shape) > LARGEST:
+        raise NotKeptError(f"more than {LARGEST:,} numbers")
     try:
         if not isinstance(value, Tensor | np.generic) and type(value) is not np.ndarray:
             raise TypeError

@@ -133,7 +133,7 @@ def _homes(program: Program) -> Iterator[_Named]:
 
 def _is_made_of_weights(owner: Any, key: str) -> bool:
     """Return whether a call makes an attribute anew: that of the older weight_norm."""
-    own = owner._parameters if isinstance(owner, nn.Module) else ()
+    own = owner._parameters if issubclass(type(owner), nn.Module) else ()
     return f"{key}_orig" in own or f"{key}_g" in own
 
 

@@ -1,14 +1,18 @@
 """Plain values as JSON tells of them: numbers, words, and of what is larger a hash."""
 
+import array
+import datetime
 import hashlib
+import itertools
 import math
 import random
-from array import array
+import re
 from collections import deque
 from collections.abc import Container
 from contextlib import suppress
+from decimal import Decimal
 from enum import Enum
-from numbers import Number
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -21,12 +25,18 @@ from pyro_vae.torch_private import overlaps_itself
 
 OTHER = {"kind": "other"}  # functions, modules, weights: what no file of numbers holds
 MOST = 1 << 12  # entries that are kept
-_LOOKED_AT = 1 << 16  # numbers of an array that are
+LARGEST = 1 << 24  # numbers of an array that are kept
+_LOOKED_AT = 1 << 16  # numbers that are looked at of larger ones, and of each of many
 _SHORT = 16  # entries that are told one by one
 _LONGEST = 1 << 10  # letters
+_SURROGATES = re.compile("[\ud800-\udfff]")  # in paths whose bytes are no Unicode: no file has them
 ARRAYS = (Tensor, np.ndarray, np.generic)
 _ATOMS = (type(None), bool, int, float, str)
-_TOLD = (Number, str, bytes, bytearray, array)  # that no file holds
+# What no file holds, but Python writes in full: that a run has moved it can be told.
+_BY_TEXT: tuple[Any, ...] = (
+    *(int, float, str, bytes, complex, bytearray, array.array, range, slice),
+    *(Decimal, Fraction, datetime.date, datetime.time, datetime.timedelta, itertools.count),
+)
 _OF_NUMPY = (np.random.Generator, np.random.BitGenerator)
 _GENERATORS = (torch.Generator, *_OF_NUMPY, np.random.RandomState, random.Random)
 CONTAINERS = {each.__name__: each for each in (dict, list, tuple, deque, set, frozenset)}
@@ -46,19 +56,24 @@ def description(value: Any, weights: Container[int], room: int = 4 * MOST) -> An
         weights: Addresses of the memory of weights (``address_of``).
         room: Entries that are looked at: what has more holds data.
     """
+    kind = type(value)  # isinstance asks the object, as a proxy of nothing
     if is_atom(value):
         return value
-    if isinstance(value, Enum):
+    if issubclass(kind, Enum):
         return {"kind": "member", "name": f"{type(value).__name__}.{value.name}"}
-    if isinstance(value, ARRAYS):
-        return _of_array(value, weights)
-    if isinstance(value, _GENERATORS):
+    if issubclass(kind, ARRAYS):
+        return _of_array(value, weights, max(_LOOKED_AT, LARGEST * room // (4 * MOST)))
+    if issubclass(kind, _GENERATORS):
         with suppress(NotImplementedError):  # of the system
             return {"kind": "generator", "hash": _hash(repr(_state_of(value)).encode())}
-    if type(value) is float:  # no finite one
+    if kind is float:  # no finite one
         return {"kind": "float", "name": repr(value)}
-    if issubclass(type(value), _TOLD):
-        return {"kind": type(value).__name__, "hash": _hash(repr(value).encode())}
+    told = next((each for each in _BY_TEXT if issubclass(kind, each)), None)
+    if told is not None:
+        # A huge int has no decimal text, and a path's words may hold what is no Unicode.
+        text = int.__format__(value, "x") if told is int else told.__repr__(value)
+        name = f"{told.__module__}.{told.__name__}".removeprefix("builtins.")
+        return {"kind": name, "hash": _hash(text.encode(errors="replace"))}
     base = base_of(value)
     if base is None:
         return OTHER
@@ -66,10 +81,11 @@ def description(value: Any, weights: Container[int], room: int = 4 * MOST) -> An
     if len(items) <= _SHORT and all(map(is_number, items)):
         if base in (list, tuple):
             return items
-        if base is dict and all(isinstance(key, str) for key in keys):
+        if base is dict and all(type(key) is str and is_atom(key) for key in keys):
             return dict(zip(keys, items, strict=True))
     entries = [*keys, *items] if room else []
-    some = [*entries[:: len(entries) // (room + 1) + 1], *entries[-1:]]
+    some = entries[:: len(entries) // (room + 1) + 1]
+    some += entries[-1:] if len(some) < len(entries) else []
     told = [description(each, weights, room // max(2, len(some))) for each in some]
     if told and all(each == OTHER for each in told):
         return OTHER
@@ -103,7 +119,7 @@ def with_article(noun: str) -> str:
 def is_atom(value: Any) -> bool:
     """Return whether JSON holds a value as it is."""
     if type(value) is str:
-        return len(value) <= _LONGEST
+        return len(value) <= _LONGEST and (value.isascii() or not _SURROGATES.search(value))
     return type(value) in _ATOMS and is_number(value)
 
 
@@ -121,9 +137,10 @@ def is_constant(value: Any) -> bool:
 
 def memory_of(value: Any) -> int:
     """Return where the memory of an array begins that may be written to; 0 of anything else."""
-    if isinstance(value, Tensor):
+    if issubclass(type(value), Tensor):
         begins = address_of(value)
-        return 0 if not begins or value.is_inference() or overlaps_itself(value) else begins
+        odd = not begins or value.is_inference() or value.is_nested
+        return 0 if odd or overlaps_itself(value) else begins
     if type(value) is not np.ndarray or not value.flags.writeable:
         return 0
     while isinstance(value.base, np.ndarray):
@@ -133,8 +150,8 @@ def memory_of(value: Any) -> int:
 
 def memories(value: Any, depth: int = 4) -> set[int]:
     """Return where the memory of the arrays in a value begins."""
-    base = base_of(value)
-    if base is None or not depth or len(value) > MOST:
+    base: Any = base_of(value)
+    if base is None or not depth or base.__len__(value) > MOST:
         return {memory_of(value)} - {0}
     return set[int]().union(*(memories(each, depth - 1) for each in entries_of(value)[1]))
 
@@ -150,28 +167,34 @@ def entries_of(value: Any) -> tuple[list[Any], list[Any]]:
     entries = list(base.__iter__(value))
     if base is dict:
         return entries, list(dict.values(value))
-    return [], sorted(entries, key=repr) if base in (set, frozenset) else entries
+    if base in (set, frozenset) and len(entries) <= 4 * MOST:  # larger ones hold data
+        entries.sort(key=_text_of)
+    return [], entries
 
 
-def _of_array(value: Any, weights: Container[int]) -> Any:
+def _text_of(value: Any) -> str:
+    return repr(value if is_atom(value) else description(value, (), _SHORT))  # no code of a user
+
+
+def _of_array(value: Any, weights: Container[int], most: int) -> Any:
     try:
-        return _of_plain_array(value, weights)
+        return _of_plain_array(value, weights, most)
     except (RuntimeError, TypeError, ValueError):  # a class with operations of its own
         return OTHER
 
 
-def _of_plain_array(value: Any, weights: Container[int]) -> Any:
+def _of_plain_array(value: Any, weights: Container[int], most: int) -> Any:
     if isinstance(value, Tensor):
         odd = is_lazy(value) or value.is_meta or value.layout != torch.strided
         if odd or address_of(value) in weights or (value.is_leaf and value.requires_grad):
             return OTHER
-        some = _sample(value.detach()).cpu().resolve_conj().resolve_neg().contiguous()
+        some = _sample(value.detach(), most).cpu().resolve_conj().resolve_neg().contiguous()
         content = some.reshape(-1).view(torch.uint8).numpy().tobytes()
         kind = "tensor"
     elif value.dtype.hasobject or isinstance(value, np.memmap):
         return OTHER
     else:
-        content = _sample(value).tobytes()
+        content = _sample(value, most).tobytes()
         kind = "array" if isinstance(value, np.ndarray) else "number"
     told: dict[str, Any] = {"kind": kind, "shape": list(value.shape), "dtype": str(value.dtype)}
     if kind == "number":
@@ -181,8 +204,10 @@ def _of_plain_array(value: Any, weights: Container[int]) -> Any:
     return {**told, "hash": _hash(content)}
 
 
-def _sample(value: Any) -> Any:
-    """Return a view of some numbers of a large array: one in each row, as long as these suffice."""
+def _sample(value: Any, most: int) -> Any:
+    """Return an array, or of a larger one a view of some numbers: one in each row, if they do."""
+    if math.prod(value.shape) <= most:
+        return value
     for axis in reversed(range(value.ndim)):
         count = math.prod(value.shape)
         if count > _LOOKED_AT:

@@ -4,9 +4,12 @@ import copy
 import json
 import math
 import random
+import time
 from array import array
 from collections import deque, namedtuple
 from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
 from types import SimpleNamespace
@@ -187,8 +190,11 @@ def resumed(began, moved, begins):
         (random.Random(0), random.Random(1), "a generator.*a file holds no such Random"),
         (np.random.PCG64(0), np.random.PCG64(1), "a generator.*a file holds no such PCG64"),
         (1, 2**70, "an int.*a file holds no such int"),
-        (Fraction(1, 2), Fraction(1, 4), "a Fraction.*a file holds no such Fraction"),
+        (Fraction(1, 2), Fraction(1, 4), "a fractions.Fraction.*a file holds no such Fraction"),
         (array("d", [0.0]), array("d", [1.0]), "an array.*a file holds no such array"),
+        (None, Decimal(1), "a decimal.Decimal.*a file holds no such Decimal"),
+        (None, bytearray(1), "a bytearray.*a file holds no such bytearray"),
+        (date(2000, 1, 1), date(2000, 1, 2), "a datetime.date.*a file holds no such date"),
         ("a", "b" * 2000, "a str.*a file holds no such str"),
         ([], [0.0] * 5000, r"a list of length 5000.*more than 4,096 entries"),
         ([[]], [[0.0] * 4000] * 2, r"a list of length 2.*more than 4,096 entries"),
@@ -308,6 +314,35 @@ def test_neither_a_generator_of_the_system_nor_an_empty_variable_ends_a_run(tmp_
         later = None
 
     fit(Study(lambda net, x: x + 0 * system.random() if tmp_path else later), 1, out=tmp_path)
+
+
+class Absent:
+    """A proxy of what is not there, as a dead ``weakref.proxy``."""
+
+    @property
+    def __class__(self):
+        raise ReferenceError
+
+    def __repr__(self):
+        raise ReferenceError
+
+
+def test_values_that_answer_no_question_end_no_run(tmp_path):
+    """Each ended a run with a raw error, and a list that holds itself took seconds a step."""
+    itself = []
+    itself.append(itself)
+    held = (2**20000, "\udcff", {"\udcff": 1}, {Absent(), 1}, itself, Absent())
+    start = time.process_time()
+    fit(Study(lambda net, x: x * len(held) / 6), 1, out=tmp_path)
+    assert time.process_time() - start < 2
+
+
+def test_one_number_of_a_large_array_goes_on():
+    """It was not among those that were looked at."""
+    began = np.zeros((300, 301))
+    moved = began.copy()
+    moved[3, 5] = 1.0
+    assert np.array_equal(resumed(began, moved, began), moved)
 
 
 def test_objects_of_one_class_keep_their_names(tmp_path, recwarn):

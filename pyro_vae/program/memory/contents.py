@@ -30,7 +30,9 @@ _VALUES_OF_C = (ctypes._SimpleCData, ctypes.Array, ctypes.Structure)
 
 
 def is_weight(value: Any) -> bool:
-    if not isinstance(value, Tensor) or is_lazy(value):
+    if not issubclass(type(value), Tensor):  # isinstance asks the object, as a proxy of nothing
+        return False
+    if is_lazy(value):
         return isinstance(value, UninitializedParameter)
     return isinstance(value, nn.Parameter) or (value.requires_grad and value.is_leaf)
 
@@ -42,7 +44,7 @@ def is_state(value: Tensor) -> bool:
 
 
 def _is_plain(value: Tensor) -> bool:
-    if is_lazy(value) or value.is_inference() or value.is_meta:
+    if is_lazy(value) or value.is_inference() or value.is_meta or value.is_nested:
         return False
     plain = not _has_own_code(type(value)) and value.layout == torch.strided
     return plain and not overlaps_itself(value)  # else its base is written to
@@ -308,34 +310,36 @@ def _equal(one: Tensor, two: Tensor) -> bool:
 
 def content_of(value: Any) -> Any:
     """Return what is written to a thing in place, where it is small enough to be copied."""
-    if isinstance(value, Tensor):
+    if issubclass(type(value), Tensor):
         if is_state(value):
             # Weights are moved through ``.data`` by looks themselves, which put them back.
             fit = value.device.type == "cpu" and not value.requires_grad
             return _Written(value, compared=fit and value.numel() <= _FEW)
         return _Large(value) if _is_plain(value) and not is_weight(value) else None
-    if isinstance(value, np.ndarray):
+    if issubclass(type(value), np.ndarray):
         fit = value.size <= _FEW and value.flags.writeable and not value.dtype.hasobject
         return _Array(value.view(np.ndarray)) if fit else None
-    if isinstance(value, memoryview | SynchronizedBase):  # of memory that other processes share
-        return content_of(value.obj if isinstance(value, memoryview) else value.get_obj())
-    if isinstance(value, array | bytearray):
+    if issubclass(
+        type(value), memoryview | SynchronizedBase
+    ):  # of memory that other processes share
+        return content_of(value.obj if issubclass(type(value), memoryview) else value.get_obj())
+    if issubclass(type(value), array | bytearray):
         return _Numbers(value) if len(value) <= _FEW else None
-    if isinstance(value, _VALUES_OF_C):
+    if issubclass(type(value), _VALUES_OF_C):
         return _OfC(value) if ctypes.sizeof(value) <= _FEW else None
     if type(value) is Retold:
         return record_of(value)
-    if isinstance(value, dict | list | deque | set) and len(value) > MANY:
+    if issubclass(type(value), dict | list | deque | set) and len(value) > MANY:
         return _Long(value)
     if type(value) is functools._lru_cache_wrapper and not installed(value.__module__ or ""):
         return _FullCache(value)
-    if isinstance(value, io.StringIO | io.BytesIO) and not value.closed:
+    if issubclass(type(value), io.StringIO | io.BytesIO) and not value.closed:
         return _InMemory(value)
-    if isinstance(value, mmap.mmap):
+    if issubclass(type(value), mmap.mmap):
         return _Mapped(value)
-    if isinstance(value, random.SystemRandom):  # it has no state
+    if issubclass(type(value), random.SystemRandom):  # it has no state
         return None
-    return _Generator(value) if isinstance(value, _GENERATORS) else None
+    return _Generator(value) if issubclass(type(value), _GENERATORS) else None
 
 
 def content_given(value: Any) -> Any:

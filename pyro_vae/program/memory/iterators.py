@@ -396,7 +396,7 @@ def exchanged(value: Any, change: Callable[[Any], Any]) -> Any:
     if issubclass(type(value), tuple) or type(value) is frozenset:
         items = tuple(exchanged(item, change) for item in value)
         return value if all(map(is_, items, value)) else _made_of(items, value)
-    if isinstance(value, _METHODS):
+    if issubclass(type(value), _METHODS):  # isinstance asks the object, as a proxy of nothing
         of = change(value.__self__)
         return value if of is value.__self__ else getattr(of, value.__name__)
     return change(value)

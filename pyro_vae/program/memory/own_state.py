@@ -134,7 +134,7 @@ class _Holders:
             home.exchange(lambda value: exchanged(value, lambda each: stand_in(each, made)))
         self.states = [home.state() for home in self.homes]
         values = [value for _, values in self.states for value in values]
-        values += [each for thing in things if isinstance(thing, tuple) for each in thing]
+        values += [each for thing in things if issubclass(type(thing), tuple) for each in thing]
         weights = [value for value in values if is_weight(value)]
         self.weights = list({id(w): w for w in weights if not is_state(w)}.values())
         self.built = {id(t) for t in things if issubclass(type(t), nn.Module)}

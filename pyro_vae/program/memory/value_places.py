@@ -358,7 +358,7 @@ def _of_object(thing: Any) -> Iterator[Home]:
     if slots:
         yield _Slots(thing, slots)
     for base in (dict, list, set, deque):
-        if isinstance(thing, base) and len(thing) <= MANY:
+        if issubclass(type(thing), base) and base.__len__(thing) <= MANY:
             yield {dict: _Entries, set: _Members}.get(base, _Items)(thing)
 
 

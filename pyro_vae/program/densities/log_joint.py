@@ -23,7 +23,7 @@ from pyro_vae.program.looks.findings import Dependence
 from pyro_vae.program.looks.refusals import require_each
 from pyro_vae.program.passes import Verb
 from pyro_vae.program.program import Program
-from pyro_vae.program.sites.masks import kept_units, require_own_units
+from pyro_vae.program.sites.masks import kept_of_site, kept_units, require_own_units
 from pyro_vae.program.sites.plates import by_datum, data_dim, inner_plates
 from pyro_vae.torch_private import version_of
 
@@ -519,7 +519,7 @@ def masks_of(model: Trace, slots: list[Slot]) -> dict[str, Tensor]:
     found = {}
     for slot in slots:
         site: Any = model.nodes[slot.name]
-        kept = kept_units(site["fn"], site["mask"], site["value"].device)
+        kept = kept_of_site(site)
         if kept is not None:
             require_own_units(slot.name, site["fn"], slot.data, kept)
             found[slot.name] = kept

@@ -43,6 +43,21 @@ def kept_units(fn: Any, mask: Any, device: torch.device) -> Tensor | None:
     return kept
 
 
+def kept_of_site(site: Message) -> Tensor | None:
+    """Return the same of a site of a model, without the dimensions of what is summed out.
+
+    No mask of a latent moves along them: ``with_all_drawn`` has taken off those that do.
+    """
+    kept = kept_units(site["fn"], site["mask"], site["value"].device)
+    if kept is None:
+        return None
+    event = len(site["fn"].event_shape)
+    for dim in site["infer"].get("_dim_to_id", ()):
+        if kept.dim() >= event - dim:
+            kept = kept.narrow(dim - event, 0, 1)
+    return kept
+
+
 def density_of_kept(name: str, log_prob: Tensor, drawn: Any, scored: Any) -> Tensor:
     """Return the guide's log density of what the model has a density for: a weight needs no more.
 
@@ -60,7 +75,7 @@ def density_of_kept(name: str, log_prob: Tensor, drawn: Any, scored: Any) -> Ten
             does not factorise, values of which the model scores some; or a mask is wider.
     """
     value, guide, model = drawn["value"], drawn["fn"], scored["fn"]
-    kept = kept_units(model, scored["mask"], value.device)
+    kept = kept_of_site(scored)
     own = kept_units(guide, drawn["mask"], value.device)
     require_own_units(name, model, data_dim(scored), kept)
     require_own_units(name, guide, data_dim(drawn), own)

@@ -573,12 +573,21 @@ def test_bad_tables_are_told_by_their_column(table, column, options, said, capsy
     assert said in complaint(capsys, ["train", *SMALL, "--data", "table.csv", *options])
 
 
+@pytest.mark.parametrize("names", ["0,1,2", "2019,2020,2021", "a,1,2.5"])
+def test_names_of_columns_may_be_numbers_that_count_on(names):
+    Path("rows.csv").write_text(f"{names}\n" + "3,0,7\n" * 30)
+    assert len(split_table(Path("rows.csv")).whole) == 30
+
+
 def test_files_that_are_no_tables_are_told(capsys):
     Path("empty.csv").write_text("")
     Path("names.csv").write_text("a,b\n")
     Path("few.csv").write_text("a,b\n1,2\n3,4\n")
     Path("bytes.csv").write_bytes(b"\xff\xfe\x00a,b\n" * 30)
     Path("table.parquet").write_bytes(b"PAR1")
+    Path("numbers.csv").write_text("0.5,-1\n" * 30)
+    Path("counts.csv").write_text("3,0,7\n" * 30)
+    pd.DataFrame({"a": [0.5] * 30, "b": 1.0}).to_csv("index.csv")
     for name, said in {
         "absent.csv": "absent.csv: no such file",
         "empty.csv": "empty.csv: cannot be read as a table",
@@ -586,6 +595,9 @@ def test_files_that_are_no_tables_are_told(capsys):
         "few.csv": "few.csv: got 2 rows, expected at least 20",
         "bytes.csv": "bytes.csv: cannot be read as a table",
         "table.parquet": "table.parquet: ",
+        "numbers.csv": "numbers.csv: got numbers in line 1 (0.5, -1), expected names of columns",
+        "counts.csv": "counts.csv: got numbers in line 1 (3, 0, 7)",
+        "index.csv": "index.csv: got a first column without a name, which numbers the rows",
     }.items():
         assert said in complaint(capsys, ["train", *SMALL, "--data", name])
     assert "kinds: VAE has no columns" in complaint(

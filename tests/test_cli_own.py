@@ -305,6 +305,13 @@ def test_a_run_of_fit_is_judged_where_its_program_is_named(capsys):
     assert run(line) == 0
     assert capsys.readouterr().out.startswith("counts.npy, all rows, 40 data\n")
     assert run("generate run -n 3") == run("diagnose run --split test") == 0
+    Path("moved.py").write_text(Path("own.py").read_text())
+    np.save("others.npy", x[:25])
+    assert run(line.replace("own.py", "moved.py").replace("counts.npy", "others.npy")) == 0
+    Path("own.py").unlink()
+    capsys.readouterr()
+    assert run("evaluate run --num_particles 2") == 0
+    assert capsys.readouterr().out.startswith("others.npy, all rows, 25 data\n")
     capsys.readouterr()
     assert run("train own.py:Clicks --data counts.npy --out run --resume true") == 2
     assert "pv.fit wrote the run in run; go on with pv.fit(" in capsys.readouterr().err

@@ -110,7 +110,7 @@ def open_run(
     """Return the program of a run and its settings, with those that are not None changed.
 
     The words of sentences and documents are those of the run, whatever the data. A run of `fit`
-    says from then on what its program and data were said to be.
+    says from then on what its program and data were said to be, until both are said anew.
 
     Arguments:
         run: run folder.
@@ -121,7 +121,10 @@ def open_run(
     where, folder = resolve_device(device), Path(run)
     by_fit = not (folder / SETTINGS).exists() and (folder / "config.json").exists()
     settings = _settings_of_fit(folder, program, changed) if by_fit else read_settings(folder)
-    settings |= {} if program is None else {"model": program}
+    if program is not None:
+        settings["model"] = program
+        if settings.get("undivided") and changed.get("data"):  # nothing but these words says it
+            settings["data"] = changed["data"]
     told = dict(settings)
     if (Path(run) / VOCABULARY).exists():
         settings["vocab"] = str(Path(run) / VOCABULARY)
@@ -130,10 +133,11 @@ def open_run(
         into = own_program(settings["model"], dict(settings.get("options") or {}))
     loaded = pv.load(run, into=into, device=where)
     pv.Program.of(loaded).to(where)
-    if by_fit:
-        load_data(settings).taken_by(loaded, settings["data"])  # what is remembered is sound
+    asked = settings | {k: v for k, v in changed.items() if v is not None}
+    if by_fit or program is not None:
+        load_data(asked).taken_by(loaded, asked["data"])  # what is remembered is sound
         atomic_write_text(folder / SETTINGS, json.dumps(told, indent=2) + "\n")
-    return loaded, settings | {k: v for k, v in changed.items() if v is not None}
+    return loaded, asked
 
 
 def _settings_of_fit(folder: Path, program: str | None, said: dict[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,8 @@ def read_table(path: Path) -> Any:
 
     Raises:
         ConfigError: pandas, or for .parquet pyarrow, is not installed.
-        DataError: The file is missing or no such thing, or has no rows.
+        DataError: The file is missing or no such thing, or has no rows, or no line of names; or its
+            first column numbers the rows and has no name.
     """
     with extra("tables", f"{path}: a table"):
         import pandas as pd
@@ -49,7 +50,36 @@ def read_table(path: Path) -> Any:
         raise DataError(f"{path}: cannot be read as a table ({error})") from None
     if not len(frame):
         raise DataError(f"{path}: got no rows, expected at least one below the names of columns")
+    if path.suffix == ".csv":
+        _require_names(path, frame)
     return frame
+
+
+def _require_names(path: Path, frame: Any) -> None:
+    """Refuse a first row that would be lost as names, and numbers of the rows as a column."""
+    names = [str(name) for name in frame.columns]
+    if _are_numbers(names):
+        raise DataError(
+            f"{path}: got numbers in line 1 ({', '.join(names[:3])}), expected names of columns: "
+            "write such a line above the rows"
+        )
+    first = frame[frame.columns[0]]
+    unnamed = names[0].startswith("Unnamed: ") and first.dtype.kind in "iu" and len(names) > 1
+    if unnamed and bool((first.diff()[1:] == 1).all()):
+        raise DataError(
+            f"{path}: got a first column without a name, which numbers the rows; leave it out "
+            "(to_csv(index=False)), or give it a name if it is data"
+        )
+
+
+def _are_numbers(names: list[str]) -> bool:
+    """Return whether names are numbers that do not count on, as 0, 1, 2 or years do."""
+    try:
+        numbers = [float(name) for name in names]
+    except ValueError:
+        return False
+    whole = all(name.strip().isdigit() for name in names)
+    return not whole or numbers != [numbers[0] + n for n in range(len(numbers))]
 
 
 def split_table(path: Path) -> Table:

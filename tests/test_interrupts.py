@@ -245,6 +245,21 @@ def test_modes_and_flags_are_put_back():
     assert not torch.is_autocast_enabled("cpu")
 
 
+def test_an_error_that_was_handled_before_keeps_its_frames():
+    """A debugger saw none of the variables of an earlier error behind an interrupt."""
+    try:
+        fails_with(3)
+    except ValueError as error:
+        traceback = error.__traceback__
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(lambda: None)
+    assert traceback.tb_next.tb_frame.f_locals == {"rows": 3}
+
+
+def fails_with(rows):
+    raise ValueError
+
+
 def interrupted(moves):
     with stacks_kept():
         moves()

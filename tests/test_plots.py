@@ -1,5 +1,6 @@
 """Figures: what is on them, and that nothing global moves."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import matplotlib
@@ -185,6 +186,20 @@ def test_many_sites_of_a_diagnosis_stand_side_by_side(sites, units):
     shares = right.collections[0].get_array()
     assert shares.shape == (3, sites) and shares[2, 0] == 0.75 and shares.mask[:, -1].all()
     figure.canvas.draw()
+
+
+def test_long_names_of_many_sites_do_not_run_into_each_other():
+    kl = {f"a_long_name_of_latent_{k}": 1.0 for k in range(40)}
+    units = {name: torch.ones(1) for name in kl}
+    counts = {name: [1, 0, 3] for name in kl}
+    found = SimpleNamespace(
+        kl=kl, unit_kl=units, variance=units, histogram=counts, verdict="Alive."
+    )
+    figure = plots.diagnosis(found)
+    figure.canvas.draw()
+    for axes in figure.axes[:3]:
+        boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+        assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
 
 
 def test_a_run_is_drawn_as_its_history():

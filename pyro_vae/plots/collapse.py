@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
 _ACTIVE = 0.01  # the threshold of both criteria
 _FEW = 12  # units that are points without a line
 _SITES = 6  # that have a colour each; more are the places of one axis
-_TICK_LETTERS = 45  # below a panel
+_TICK_LETTERS = 30  # below a panel
 _LETTERS = 30  # of the name of a cure, at most
 
 

@@ -4,6 +4,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import pyro
 import torch
@@ -26,7 +27,7 @@ def stacks_kept() -> Iterator[None]:
     handled = sys.exc_info()[1]
     handlers, plates = list(_PYRO_STACK), list(_DIM_ALLOCATOR._stack)
     modes, gradients, validated = mode_stacks(), torch.is_grad_enabled(), _validated()
-    casts = {kind: torch.is_autocast_enabled(kind) for kind in _AUTOCAST}
+    casts = _casts()
     try:
         yield
     except BaseException as error:
@@ -35,12 +36,35 @@ def stacks_kept() -> Iterator[None]:
         _PYRO_STACK[:], _DIM_ALLOCATOR._stack[:] = handlers, plates
         put_back_mode_stacks(modes)
         torch.set_grad_enabled(gradients)
-        for kind, enabled in casts.items():
-            torch.set_autocast_enabled(kind, enabled)
-        torch.clear_autocast_cache()  # weights as they were: it is kept where a block is not left
+        _put_back_casts(casts)
         for module, flag in zip(_VALIDATING, validated, strict=True):
             module.enable_validation(flag)
         raise
+
+
+def _casts() -> tuple[Any, ...]:
+    """Return how deep in autocast this is, whether it keeps its casts, and which kinds are on."""
+    kinds = [(k, torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in _AUTOCAST]
+    return _autocast_depth(), torch.is_autocast_cache_enabled(), kinds
+
+
+def _put_back_casts(before: tuple[Any, ...]) -> None:
+    depth, cached, kinds = before
+    for kind, enabled, dtype in kinds:
+        torch.set_autocast_enabled(kind, enabled)
+        torch.set_autocast_dtype(kind, dtype)
+    torch.set_autocast_cache_enabled(cached)
+    # Cast weights are kept until the outermost block is left: of one that never is, for good.
+    while _autocast_depth() > depth:
+        torch.autocast_decrement_nesting()
+    while _autocast_depth() < depth:
+        torch.autocast_increment_nesting()
+    torch.clear_autocast_cache()
+
+
+def _autocast_depth() -> int:
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()
 
 
 _VALIDATING = (pyro.distributions, pyro.infer, poutine)

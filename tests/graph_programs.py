@@ -478,13 +478,13 @@ class Normalised(Net):
 # -- control flow, shapes, autograd --------------------------------------------------------------
 
 
-@right_only_eagerly("value|data-dependent|bool")
+@right_only_eagerly("becomes a number of Python")
 class Branches(Net):
     def odd(self, mean, x):
         return mean * self.w if x.mean() > 0 else mean
 
 
-@right_only_eagerly("value")
+@right_only_eagerly("becomes a number of Python")
 class Items(Net):
     def odd(self, mean, x):
         return mean * self.w * self.w.mean().item()

@@ -243,6 +243,8 @@ def test_modes_and_flags_are_put_back():
             assert mode_stacks()[0] == [kept] and not mode_stacks()[1]
     nothing_is_left()
     assert not torch.is_autocast_enabled("cpu")
+    torch.autocast_increment_nesting()
+    assert torch.autocast_decrement_nesting() == 0  # else weights that were cast are kept for good
 
 
 def test_an_error_that_was_handled_before_keeps_its_frames():

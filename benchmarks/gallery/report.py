@@ -103,14 +103,13 @@ def counts(result: Mapping[str, Any]) -> str:
     found, (equal, asked) = tally(rows), trainings(rows)
     kinds = ", ".join(f"{found[kind]} {kind}" for kind in KINDS if kind in found)
     used = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    times = sorted(
-        a["measured"] for row in rows.values() for a in row.values() if a.get("measured")
-    )
+    times = sorted(a.get("measured", "") for row in rows.values() for a in row.values())
+    first = next(filter(None, times), "never")
     return (
         f"{len(rows)} programs: {kinds}. Of {asked} trainings measured {equal} were accepted and "
         f"equal to those of stock SVI ({100 * equal / max(asked, 1):.0f} %). Measured "
-        f"from {times[0]} to "
-        f"{times[-1]} UTC, seed {result['seed']}, {result['device']}, {used}."
+        f"from {first} to "
+        f"{max(times, default=first)} UTC, seed {result['seed']}, {result['device']}, {used}."
     )
 
 

@@ -54,7 +54,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{folder}: no run of `pyro-vae train` ({SETTINGS} is missing)") from None
+        raise ConfigError(
+            f"{folder}: no run of `pyro-vae train` or pv.fit(out=...) ({SETTINGS} is missing)"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     if not isinstance(found, dict) or not {"model", "data", "binarization", "seed"} <= set(found):

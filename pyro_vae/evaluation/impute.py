@@ -147,7 +147,7 @@ def _filled(piece: Pass, count: int, how: str) -> tuple[Any, Any, Any, Tensor]:
     values, missing, errors = {}, {}, {}
     for name in piece.sites.observed:
         site: Any = model.nodes[name]
-        given = of_datum(site, site["value"], len(piece))[0]
+        given = of_datum(site, site["value"], len(piece), size)[0]  # rows may be tiled
         values[name], missing[name] = given, torch.zeros_like(given, dtype=torch.bool)
         errors[name] = torch.zeros_like(given, dtype=log_weight.dtype)
         if name in kept:

@@ -120,7 +120,10 @@ class LogLikelihood(Answer):
         tail = f", k > 0.7: {100 * self.untrusted:.1f} %" if known else ""
         if not known and self.by_global is not None and len(self.by_global) < _DRAWS_FOR_K:
             draws = len(self.by_global)
-            tail = f", k unknown ({counted(draws, 'draw')} of the globals; {_DRAWS_FOR_K} tell it)"
+            tail = (
+                f", k unknown ({counted(draws, 'draw')} of the globals; "
+                f"num_global_samples={_DRAWS_FOR_K} tells it)"
+            )
             if draws == 1:
                 tail = ", its error and k unknown: one draw of the globals, num_global_samples=1"
         error, ess = self.stderr, self.ess.median().item()

@@ -43,7 +43,9 @@ def _units(found: Any, name: str) -> str:
     kl = f"KL({name}) {_unsigned(found.kl[name])} nats"
     share = found.share.get(name, 1.0)
     if 0 < share < 1:
-        kl += f" ({_unsigned(found.kl[name] / share)} in the {share:.0%} of the data that have it)"
+        kl += (
+            f" ({_unsigned(_where_it_is(found, name))} in the {share:.0%} of the data that have it)"
+        )
     if name not in found.variance:
         return kl
     return (
@@ -52,10 +54,18 @@ def _units(found: Any, name: str) -> str:
     )
 
 
+def _where_it_is(found: Any, name: str) -> float:
+    """Return the KL of a site over the data that have it: others mask it, and count 0."""
+    return float(found.kl[name] / (found.share.get(name, 1.0) or 1.0))
+
+
 def _many(found: Any) -> str:
     """Return what many sites have in all, and the least and the largest of them."""
-    order = sorted(found.kl, key=found.kl.__getitem__)
-    ends = [f"{_unsigned(found.kl[name])} ({name})" for name in (order[0], order[-1])]
+    there = {name: _where_it_is(found, name) for name in found.kl}
+    order = sorted(there, key=there.__getitem__)
+    ends = [f"{_unsigned(there[name])} ({name})" for name in (order[0], order[-1])]
+    if there != found.kl:
+        ends[-1] += " in the data that have them"
     units = sum(each.numel() for each in found.variance.values())
     active = sum(found.active_units[name] for name in found.variance)
     return (
@@ -210,10 +220,11 @@ def _is_gaussian(found: Any) -> bool:
 
 def report(found: Any) -> str:
     """Return the diagnosis as text of at most 100 columns."""
+    masked = any(share < 1 for share in found.share.values())
     lines = [
         *_wrapped(found.verdict),
         "",
-        _ROW.format("site", "KL", "±", "active", "by KL", "Var q"),
+        _ROW.format("site", "KL", "±", "active", "by KL", "Var q") + "   % of data" * masked,
     ]
     for name, kl in found.kl.items():
         units = found.variance[name].numel() if name in found.variance else None
@@ -228,6 +239,7 @@ def report(found: Any) -> str:
                 "-" if by_kl is None else str(by_kl),
                 "-" if spread is None else f"{spread.nanmean().item():.3f}",
             )
+            + f"{found.share.get(name, 1.0):12.0%}" * masked
         )
     lines += _of_globals(found)
     lines.append("")

@@ -329,6 +329,8 @@ def test_a_step_that_few_sequences_have_is_judged_by_those():
     assert abs(found.kl["z_1"] / 0.125 - math.log(2) / 2) < 5 * found.kl_stderr["z_1"] / 0.125
     assert found.kl["z_1"] < 0.1 and not found.collapsed
     assert found.verdict.startswith("Alive. ") and "in the 12% of the data" in found.verdict
+    shares = [line.split()[-1] for line in found.report().splitlines() if line.startswith("z_")]
+    assert shares == ["100%", "12%"]  # beside a KL that is the mean over all data
 
 
 def test_units_under_a_weight_add_up_to_the_weighted_site():

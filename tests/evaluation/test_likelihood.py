@@ -199,7 +199,7 @@ def test_the_tail_of_all_weights_is_kept():
     program = Offset()
     few = pv.log_likelihood(program, X[:3], num_particles=50, num_global_samples=4)
     assert few.psis_k.isinf().all() and math.isnan(few.untrusted)  # of four draws nothing is known
-    assert "k unknown (4 draws of the globals; 21 tell it)" in repr(few)
+    assert "k unknown (4 draws of the globals; num_global_samples=21 tells it)" in repr(few)
     many = pv.log_likelihood(program, X[:3], num_particles=1, num_global_samples=400)
     assert many.psis_k.isfinite().all()
     assert (many.psis_k >= psis_k(many.by_global, 0) - 1e-9).all()

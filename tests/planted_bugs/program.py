@@ -312,8 +312,8 @@ BUGS = [
     Bug(
         "a cache that holds what a look has put there",
         "program/memory/value_places.py",
-        "            del table[key]\n",
-        "            pass\n",
+        "            self._owner.cache_clear()\n        for key in table.keys() - set(keys):\n",
+        "            pass\n        for key in ():\n",
         "tests/program/test_own_state.py"
         "::test_what_a_first_call_keeps_of_its_rows_is_of_the_first_batch[in_a_cache_of_functools]",
     ),
@@ -753,8 +753,8 @@ BUGS = [
     Bug(
         "a point beside a joint guide in silence",
         "program/densities/points.py",
-        "spread = {*terms.carried, *dependence.together}",
-        "spread = {*(terms.latents if dependence.together else terms.carried)}",
+        "if name in dependence.fixed or (",
+        "if not dependence.together and (",
         "tests/evaluation/test_likelihood.py"
         "::test_a_point_beside_a_guide_of_all_data_is_told_of_as_no_bound",
     ),

@@ -587,6 +587,7 @@ def test_files_that_are_no_tables_are_told(capsys):
     Path("table.parquet").write_bytes(b"PAR1")
     Path("numbers.csv").write_text("0.5,-1\n" * 30)
     Path("counts.csv").write_text("3,0,7\n" * 30)
+    Path("twice.csv").write_text("0.1,0.1,0.5\n" * 30)
     pd.DataFrame({"a": [0.5] * 30, "b": 1.0}).to_csv("index.csv")
     for name, said in {
         "absent.csv": "absent.csv: no such file",
@@ -597,6 +598,7 @@ def test_files_that_are_no_tables_are_told(capsys):
         "table.parquet": "table.parquet: ",
         "numbers.csv": "numbers.csv: got numbers in line 1 (0.5, -1), expected names of columns",
         "counts.csv": "counts.csv: got numbers in line 1 (3, 0, 7)",
+        "twice.csv": "twice.csv: got numbers in line 1 (0.1, 0.1.1, 0.5)",
         "index.csv": "index.csv: got a first column without a name, which numbers the rows",
     }.items():
         assert said in complaint(capsys, ["train", *SMALL, "--data", name])

@@ -75,7 +75,10 @@ def _require_names(path: Path, frame: Any) -> None:
 def _are_numbers(names: list[str]) -> bool:
     """Return whether names are numbers that do not count on, as 0, 1, 2 or years do."""
     try:
-        numbers = [float(name) for name in names]
+        # pandas tells a name that comes again by a number more: 0.1, 0.1.1.
+        bases = [name.rpartition(".")[0] for name in names]
+        pairs = zip(bases, names, strict=True)
+        numbers = [float(base if "." in base and base in names else name) for base, name in pairs]
     except ValueError:
         return False
     whole = all(name.strip().isdigit() for name in names)

@@ -310,36 +310,35 @@ def _equal(one: Tensor, two: Tensor) -> bool:
 
 def content_of(value: Any) -> Any:
     """Return what is written to a thing in place, where it is small enough to be copied."""
-    if issubclass(type(value), Tensor):
+    kind = type(value)  # isinstance asks the object, as a proxy of nothing
+    if issubclass(kind, Tensor):
         if is_state(value):
             # Weights are moved through ``.data`` by looks themselves, which put them back.
             fit = value.device.type == "cpu" and not value.requires_grad
             return _Written(value, compared=fit and value.numel() <= _FEW)
         return _Large(value) if _is_plain(value) and not is_weight(value) else None
-    if issubclass(type(value), np.ndarray):
+    if issubclass(kind, np.ndarray):
         fit = value.size <= _FEW and value.flags.writeable and not value.dtype.hasobject
         return _Array(value.view(np.ndarray)) if fit else None
-    if issubclass(
-        type(value), memoryview | SynchronizedBase
-    ):  # of memory that other processes share
-        return content_of(value.obj if issubclass(type(value), memoryview) else value.get_obj())
-    if issubclass(type(value), array | bytearray):
+    if issubclass(kind, memoryview | SynchronizedBase):  # of memory that other processes share
+        return content_of(value.obj if issubclass(kind, memoryview) else value.get_obj())
+    if issubclass(kind, array | bytearray):
         return _Numbers(value) if len(value) <= _FEW else None
-    if issubclass(type(value), _VALUES_OF_C):
+    if issubclass(kind, _VALUES_OF_C):
         return _OfC(value) if ctypes.sizeof(value) <= _FEW else None
-    if type(value) is Retold:
+    if kind is Retold:
         return record_of(value)
-    if issubclass(type(value), dict | list | deque | set) and len(value) > MANY:
+    if issubclass(kind, dict | list | deque | set) and len(value) > MANY:
         return _Long(value)
-    if type(value) is functools._lru_cache_wrapper and not installed(value.__module__ or ""):
+    if kind is functools._lru_cache_wrapper and not installed(value.__module__ or ""):
         return _FullCache(value)
-    if issubclass(type(value), io.StringIO | io.BytesIO) and not value.closed:
+    if issubclass(kind, io.StringIO | io.BytesIO) and not value.closed:
         return _InMemory(value)
-    if issubclass(type(value), mmap.mmap):
+    if issubclass(kind, mmap.mmap):
         return _Mapped(value)
-    if issubclass(type(value), random.SystemRandom):  # it has no state
+    if issubclass(kind, random.SystemRandom):  # it has no state
         return None
-    return _Generator(value) if issubclass(type(value), _GENERATORS) else None
+    return _Generator(value) if issubclass(kind, _GENERATORS) else None
 
 
 def content_given(value: Any) -> Any:

@@ -22,10 +22,10 @@ from pyro_vae.training.averaged_weights import AveragedWeights
 from pyro_vae.training.feed import TensorFeed
 from pyro_vae.training.limits import Limits
 from pyro_vae.training.loader_feed import LoaderFeed
+from pyro_vae.training.loader_workers import ended_workers_unheard
 from pyro_vae.training.mean_losses import Means
 from pyro_vae.training.parallel import World
 from pyro_vae.training.step import Stepper
-from pyro_vae.training.termination import ended_workers_unheard
 
 _INSISTED = 3  # interrupts of the last writes that do not end them
 

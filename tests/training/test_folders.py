@@ -23,7 +23,7 @@ from pyro_vae.storage import checkpoint, events, lock
 from pyro_vae.storage.atomic import host
 from pyro_vae.storage.bundle import read_bundle
 from pyro_vae.training import continuation
-from pyro_vae.training.termination import ended_workers_unheard
+from pyro_vae.training.loader_workers import ended_workers_unheard
 
 X = (torch.rand(40, 7, generator=torch.Generator().manual_seed(4)) > 0.4).float()
 FAST = {"epochs": 4, "batch_size": 10, "compile": False, "progress": False}

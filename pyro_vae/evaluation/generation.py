@@ -63,8 +63,9 @@ def generate(program: Any, n: int, *, given: Any = None, mean: bool = False) -> 
             drawn given it: ``{"y": labels}`` of a model of images x with labels y. Without it the
             inputs are rows drawn at random from the data that the program has seen (up to a
             thousand rows of the largest set are remembered), which the answer does not tell: give
-            lengths to know them. Steps behind a length are drawn too where the model masks them
-            (``.mask(inside)``), and mean nothing; a ``Padded`` distribution has 0 there.
+            lengths to know them, ``{"lengths": 20}`` for 20 steps of each. Steps behind a length
+            are drawn too where the model masks them (``.mask(inside)``), and mean nothing; a
+            ``Padded`` distribution has 0 there.
         mean: Return the mean of p(x | z) at the drawn latents, not a draw (smoother pictures);
             sentences are decoded greedily.
 
@@ -231,6 +232,7 @@ def _inputs(program: Program, n: int, given: Any) -> tuple[Batch, list[str]]:
     """Return n rows of inputs, and the sites whose observed values among them are kept."""
     if given is None:
         return program.as_given(program.examples.inputs(n)), []
+    given = program.examples.in_rows(given, n)
     try:
         rows = num_rows(program.adapt(given))
         whole = isinstance(program.adapt(given), Whole)
@@ -284,8 +286,11 @@ def _instead(program: Program, given: Any) -> str:
     takes = program.examples.arguments
     if isinstance(given, Mapping):
         strange = [name for name in given if name not in takes]
-        told = f"; given: {strange[:1]} is no argument of the model, which takes {', '.join(takes)}"
-        return told if strange else ""
+        if strange:
+            them = ", ".join(takes)
+            return f"; given: {strange[:1]} is no argument of the model, which takes {them}"
+        longer = "; given has lengths beyond the steps of the data that the program has seen"
+        return longer if program.examples.lengthened(given) else ""
     return f"; name what is given: given={{{takes[-1]!r}: ...}}" if len(takes) > 1 else ""
 
 

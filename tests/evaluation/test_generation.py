@@ -851,3 +851,38 @@ def test_rows_whose_numbers_alone_a_plate_draws_are_decoded():
     torch.testing.assert_close(pv.reconstruct(program, x), 1.5 * x)
     torch.testing.assert_close(pv.interpolate(program, x, -x, steps=3)[:, 1], 0 * x)
     assert pv.generate(program, 8).shape == (8,)
+
+
+class Walk(nn.Module):
+    """A random walk of one number a step, as long as x; its guide reads the first step or all."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.code = nn.Linear(steps, 1)
+
+    def model(self, x, ends):
+        with pyro.plate("data", len(x)):
+            level = pyro.sample("z", dist.Normal(0.0, 1.0))
+            for t in range(x.shape[1]):
+                seen = dist.Normal(level, 0.01).mask(t < ends)
+                level = pyro.sample(f"x_{t}", seen, obs=x[:, t])
+
+    def guide(self, x, ends):
+        with pyro.plate("data", len(x)):
+            pyro.sample(
+                "z", dist.Normal(self.code(x if self.code.in_features > 1 else x[:, :1])[:, 0], 1.0)
+            )
+
+
+@pytest.mark.parametrize(
+    "ends", [6, [6, 2, 5], torch.tensor([6, 1, 1])], ids=["int", "list", "rows"]
+)
+def test_lengths_beyond_those_of_the_data_seen_are_as_many_steps(ends):
+    program, fixed = Walk(1), Walk(4)
+    for each in (program, fixed):
+        pv.elbo(each, (torch.randn(5, 4), torch.tensor([4, 1, 2, 3, 2])))
+    drawn = pv.generate(program, 3, given={"ends": ends})
+    assert sorted(drawn) == [f"x_{t}" for t in range(6)]
+    assert (drawn["x_5"] - drawn["x_0"]).abs()[0] < 1
+    with pytest.raises(DataError, match="given has lengths beyond the steps of the data"):
+        pv.generate(fixed, 3, given={"ends": ends})

@@ -20,6 +20,7 @@ from pyro_vae.program.batches.batch import (
     num_rows,
     under_handlers,
 )
+from pyro_vae.program.batches.lengths import in_rows, with_steps
 from pyro_vae.program.checks import is_meta
 from pyro_vae.program.passes import bytes_per_row
 
@@ -129,9 +130,8 @@ class Examples:
         """Return arguments by name where they lack some that the data seen have; else as given."""
         if self._first_rows is None or not isinstance(given, tuple | Tensor):
             return given
-        model = self._program.own.functions[0]
-        seen = named_arguments(model, *given_arguments(self._program.as_given(self._first_rows)))
-        named = named_arguments(model, *given_arguments(given))
+        seen = self._seen(1)
+        named = named_arguments(self._program.own.functions[0], *given_arguments(given))
         return named if named.keys() < seen.keys() else given
 
     def completed(self, given: Mapping[str, Any], n: int, optional: bool = False) -> Batch:
@@ -158,8 +158,8 @@ class Examples:
         needed += [name for name in observed if name not in {*parameters, *given}]  # of **others
         if not needed:
             return dict(given)
-        example = self._program.as_given(self.example(n))
-        args, kwargs = given_arguments(example)
+        example = with_steps(self.example(n), given, self._seen(n))
+        args, kwargs = given_arguments(self._program.as_given(example))
         known = named_arguments(model, args, kwargs)
         missing = [name for name in needed if name not in known]
         if missing:
@@ -171,6 +171,25 @@ class Examples:
         if kwargs or set(complete) != set(places):
             return complete
         return tuple(complete[name] for name in places)  # as the program has met its constants
+
+    def in_rows(self, given: Any, n: int) -> Any:
+        """Return arguments by name with a number put in n rows, where data seen have one in each.
+
+        ``{"lengths": 20}`` are 20 steps of each sequence.
+        """
+        if not isinstance(given, Mapping) or self._first_rows is None:
+            return given
+        return in_rows(given, self._seen(n), n)
+
+    def lengthened(self, given: Mapping[str, Any]) -> bool:
+        """Return whether lengths are given beyond the steps of the data seen."""
+        example = None if self._first_rows is None else self.example(1)
+        return example is not None and with_steps(example, given, self._seen(1)) is not example
+
+    def _seen(self, n: int) -> Mapping[str, Any]:
+        """Return the arguments of n rows seen, by name."""
+        seen = given_arguments(self._program.as_given(self.example(n)))
+        return named_arguments(self._program.own.functions[0], *seen)
 
     @property
     def arguments(self) -> list[str]:

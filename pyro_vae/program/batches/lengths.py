@@ -1,0 +1,58 @@
+"""Arguments that have the steps of each sequence, and sequences of as many steps."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.program.batches.batch import Batch, as_argument, map_batch, named_leaves
+
+_LENGTHS = re.compile("len|step|horizon|duration", re.IGNORECASE)  # what such arguments are called
+
+
+def in_rows(given: Mapping[str, Any], known: Mapping[str, Any], n: int) -> dict[str, Any]:
+    """Return arguments with a number, where the data seen have one in each row, in n rows."""
+    told = {
+        name: torch.full((n,), value)
+        for name, value in given.items()
+        if isinstance(value, int | float) and getattr(known.get(name), "shape", None) == (n,)
+    }
+    return {**given, **told}
+
+
+def with_steps(batch: Batch, given: Mapping[str, Any], known: Mapping[str, Any]) -> Batch:
+    """Return sequences ``(n, T, *)`` with as many steps as the longest length that is given.
+
+    Their last step is repeated: their values do not matter, and lie in the support of the data.
+    What has other than T numbers in a row, as a label beside them, stays as it is.
+
+    Arguments:
+        batch: Data seen, the datum first.
+        given: Arguments to generate for, by name.
+        known: The same of the data seen; an argument with more than T is no length.
+    """
+    sequences = [leaf for _, leaf in named_leaves(batch) if leaf.dim() > 1]
+    steps = max(sequences, key=Tensor.dim).shape[1] if sequences else 0
+    seen = {name: _longest(known.get(name)) for name in given}
+    named = [name for name in given if _LENGTHS.search(name) or seen[name] == steps]
+    told = [_longest(given[name]) for name in named if seen[name] <= steps]
+    more = max(told, default=0) - steps
+    if not steps or more <= 0:
+        return batch
+
+    def longer(leaf: Tensor) -> Tensor:
+        if leaf.dim() < 2 or leaf.shape[1] != steps:
+            return leaf
+        return torch.cat([leaf, leaf[:, -1:].repeat_interleave(more, 1)], 1)
+
+    return map_batch(longer, batch)
+
+
+def _longest(value: Any) -> int:
+    """Return the largest of whole numbers, ``(n,)``; 0 of anything else."""
+    numbers = as_argument(value)
+    if not isinstance(numbers, Tensor) or numbers.dim() != 1 or not numbers.numel():
+        return 0
+    return 0 if numbers.is_floating_point() else int(numbers.max())

@@ -36,11 +36,61 @@ def test_a_bar_is_drawn_on_a_terminal_and_in_a_notebook_alone(stream, drawn, mon
         assert ("3/3" in out.getvalue()) == (shown and drawn) == bool(out.getvalue())
 
 
-@pytest.mark.parametrize("of_data", [False, True])
-def test_chains_are_shown_transition_by_transition(of_data, monkeypatch):
-    """10 in the warm-up and 20 after it, shown as they are made."""
+def at_once(monkeypatch):
+    """Return a terminal to which bars are drawn, the first state without delay."""
     out = Terminal()
     monkeypatch.setattr("sys.stderr", out)
+    monkeypatch.setattr("pyro_vae.progress.DELAY", 0.0)
+    return out
+
+
+AIS = pv.AIS(num_temperatures=3, chains=2, num_leapfrog=1, pilot=4)
+LOCAL = pv.Local(num_steps=2, num_particles=2)
+ASKED = {
+    "log_likelihood": (
+        lambda vae, x, **o: pv.log_likelihood(vae, x, num_particles=2, **o),
+        "batch",
+    ),
+    "fitted_log_likelihood": (
+        lambda vae, x, **o: pv.fitted_log_likelihood(
+            vae, x, num_draws=5, warmup=2, num_particles=2, **o
+        ),
+        "batch",
+    ),
+    "diagnose": (lambda vae, x, **o: pv.diagnose(vae, x, **o), "batch"),
+    "impute": (lambda vae, x, **o: pv.impute(vae, x, num_particles=2, **o), "batch"),
+    "ais": (lambda vae, x, **o: pv.ais(vae, x, AIS, **o), "transition"),
+    "bdmc": (lambda vae, x, **o: pv.bdmc(vae, 3, AIS, given=x[:3], **o), "transition"),
+    "gaps": (
+        lambda vae, x, **o: pv.gaps(vae, x, annealed=AIS, local=LOCAL, num_particles=2, **o),
+        "transition",
+    ),
+    "local": (lambda vae, x, **o: pv.infer(vae, x, how="local", settings=LOCAL, **o), "step"),
+}
+
+
+@pytest.mark.parametrize("verb", ASKED)
+def test_long_verbs_show_unasked_what_they_do(verb, monkeypatch):
+    """What is over within two seconds shows nothing."""
+    ask, unit = ASKED[verb]
+    x = torch.ones(4, 6)
+    x[0, 1] = torch.nan
+    vae = pv.models.VAE(6, 2, (4,), missing="nan")
+    monkeypatch.setattr("sys.stderr", quick := Terminal())
+    monkeypatch.setattr("pyro_vae.progress.DELAY", 600.0)
+    ask(vae, x)
+    assert not quick.getvalue()
+    out = at_once(monkeypatch)
+    ask(vae, x, progress=False)
+    assert not out.getvalue()
+    ask(vae, x)
+    assert f"{verb}: " in out.getvalue() and f"{unit}/s" in out.getvalue()
+
+
+@pytest.mark.parametrize("of_data", [False, True])
+def test_chains_are_shown_transition_by_transition(of_data, monkeypatch):
+    """10 in the warm-up and 20 after it, shown as they are made, unasked."""
+    out = at_once(monkeypatch)
     torch.manual_seed(0)
     x = torch.randn(20)
 
@@ -63,7 +113,7 @@ def test_chains_are_shown_transition_by_transition(of_data, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # so few draws mix nothing
         settings = pv.HMC(num_draws=20, warmup=10, chains=2, num_leapfrog=2)
-        pv.refine(program, x, settings, progress=True)
+        pv.refine(program, x, settings)
     assert "/30 [" in out.getvalue() and "transition" in out.getvalue()
 
 

@@ -138,7 +138,7 @@ def judge(program: Any, x: Any, num_particles: int, seed: int, progress: bool) -
         "median_ess": float(scored.ess.median()),
         "seed": seed,
     }
-    figures |= _parts_of_elbo(program, x, seed, draws)
+    figures |= _parts_of_elbo(program, x, seed, draws, progress)
     return figures | {"seconds": time.perf_counter() - start}
 
 
@@ -157,13 +157,15 @@ def _draws_of_globals(program: Any, x: Any, seed: int) -> _Draws:
         return passes.draws
 
 
-def _parts_of_elbo(program: Any, x: Any, seed: int, draws: _Draws) -> dict[str, Any]:
+def _parts_of_elbo(
+    program: Any, x: Any, seed: int, draws: _Draws, progress: bool
+) -> dict[str, Any]:
     """Return what the ELBO is the sum of, as far as the program has such."""
     sites = pv.Program.of(program).sites
     figures: dict[str, Any] = {}
     torch.manual_seed(seed)  # the draws of `pyro-vae diagnose`, so that both say the same
     if sites.local:  # a language model has none
-        found = pv.diagnose(program, x)
+        found = pv.diagnose(program, x, progress=progress)
         figures = {
             "kl": found.kl,
             "active_units": found.active_units,

@@ -153,7 +153,7 @@ class AIS:
 
 @typed
 def ais(
-    program: Any, data: Any, settings: AIS | None = None, *, progress: bool = False
+    program: Any, data: Any, settings: AIS | None = None, *, progress: bool = True
 ) -> AnnealedLikelihood:
     r"""Estimate the log-likelihood of each datum by annealed importance sampling.
 
@@ -171,7 +171,7 @@ def ais(
         program: Anything with ``.model`` and ``.guide``.
         data: One row per datum, ``(N, ...)``.
         settings: Temperatures, chains, transitions; None takes the defaults.
-        progress: Show a progress bar.
+        progress: Show a progress bar of what takes more than two seconds.
 
     The cost per datum: chains times (num_temperatures + 9/8 pilot, and whole passes of the pilot)
     times (num_leapfrog + 1) gradients of log p(x, z), 31,200 by default, where ``log_likelihood``
@@ -201,7 +201,7 @@ def ais(
                 exact = log_evidence(passes.program, piece.batch, piece.globals_)
                 return exact.expand(chosen.chains, -1), torch.ones_like(exact)
             density = LogJoint(passes.program, piece.batch, piece.globals_)
-            with _bar(chosen, 1, progress) as done:
+            with _bar("ais", chosen, 1, progress) as done:
                 forward = _Path(density, piece.batch, chosen, graphs, done).forward()
             return forward.log_weight, forward.accept_rate
 
@@ -223,7 +223,7 @@ def bdmc(
     settings: AIS | None = None,
     *,
     given: Any = None,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Sandwich:
     """Bound log p(x) from both sides on n simulated data (bidirectional Monte Carlo).
 
@@ -241,7 +241,7 @@ def bdmc(
         settings: As for ``ais``; steps tuned on the forward path serve both.
         given: The model's other inputs (labels, lengths), n rows, as for ``generate``; without it
             they are rows drawn at random from the data that the program has seen.
-        progress: Show a progress bar.
+        progress: Show a progress bar of what takes more than two seconds.
 
     Raises:
         ProgramError: As for ``ais``.
@@ -257,9 +257,9 @@ def bdmc(
     bounds, made = [], []
     graphs = _graphs(chosen)
     with wrapped.passes(given, _BDMC, rows=_ROWS_PER_PASS, particles=chosen.chains) as passes:
-        for piece in progress_bar(passes, shown=progress, unit="batch", leave=False):
+        for piece in passes.watched(progress):
             made.append(simulate(wrapped, piece))
-            with _bar(chosen, 2, progress) as done:
+            with _bar("bdmc", chosen, 2, progress) as done:
                 bounds.append(_both_bounds(wrapped, piece, made[-1], chosen, graphs, done))
     lower, upper = (torch.cat(parts) for parts in zip(*bounds, strict=True))
     return Sandwich(lower, upper, simulated_data(wrapped, made))
@@ -297,11 +297,11 @@ def _graphs(settings: AIS) -> DensityGraphs:
 
 
 @contextmanager
-def _bar(settings: AIS, runs: int, shown: bool) -> Iterator[Callable[[], Any]]:
+def _bar(verb: str, settings: AIS, runs: int, shown: bool) -> Iterator[Callable[[], Any]]:
     """Show the transitions of a pilot and of as many annealed runs; call what it gives at each."""
     num = settings.num_temperatures
     total = num_pilot_transitions(settings.pilot, num) + runs * num
-    with progress_bar(total=total, shown=shown, unit="transition", leave=False) as bar:
+    with progress_bar(total=total, shown=shown, verb=verb, unit="transition") as bar:
         yield bar.update
 
 

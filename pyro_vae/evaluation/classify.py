@@ -88,7 +88,12 @@ class Classes:
 
 @typed
 def classify(
-    program: Any, data: Any, *, num_particles: int | None = None, site: str | None = None
+    program: Any,
+    data: Any,
+    *,
+    num_particles: int | None = None,
+    site: str | None = None,
+    progress: bool = True,
 ) -> Classes:
     r"""Return the probability of each label of each datum.
 
@@ -111,6 +116,7 @@ def classify(
             None asks the program's own classifier q(y | x), where it has one (``label_logits``): a
             network, fast, and no answer of the model; 100 where it has none.
         site: The latent that is asked for, where there are several.
+        progress: Show a progress bar of what takes more than two seconds.
 
     Returns:
         Probabilities, with log p(x) and the effective sample size where the model is asked.
@@ -130,7 +136,7 @@ def classify(
         return _by_model(piece, count, site)
 
     with wrapped.passes(data, _VERB, rows=_DATA_PER_PASS) as passes:
-        parts = passes.map(of)
+        parts = passes.map(of, progress=progress)
     return Classes(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 

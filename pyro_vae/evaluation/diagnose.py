@@ -52,6 +52,7 @@ def diagnose(
     probes: int = 1000,
     rows: int = 10_000,
     batch_size: int = 1024,
+    progress: bool = True,
 ) -> Diagnosis:
     r"""Look for posterior collapse: what each latent tells of the data, and what may help.
 
@@ -69,6 +70,7 @@ def diagnose(
         probes: Draws of z behind the mutual information.
         rows: Data that the aggregate posterior is made of, at most.
         batch_size: Particles times rows in any pass of model or guide; bounds the memory.
+        progress: Show a progress bar of what takes more than two seconds.
 
     Raises:
         DataError: Data that the program cannot take.
@@ -90,7 +92,7 @@ def diagnose(
     met: set[str] = set()  # latents of the passes
     with passes, _same_sites(met):
         scales: dict[str, Tensor] = {}
-        for piece in passes:
+        for piece in passes.watched(progress):
             terms = piece.joint.terms(1, particles)
             _require_same(met, terms)
             if not sums.rows:

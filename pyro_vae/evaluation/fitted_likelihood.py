@@ -41,7 +41,7 @@ def fitted_log_likelihood(
     widen: float = 1.2,
     full: bool = False,
     batch_size: int = 512,
-    progress: bool = False,
+    progress: bool = True,
 ) -> LogLikelihood:
     r"""Estimate log p(x) of each datum by a proposal that does not rely on the guide being good.
 
@@ -64,7 +64,7 @@ def fitted_log_likelihood(
         full: Fit a full covariance, for correlated posteriors; ``num_draws`` should then be many
             times the number of latents.
         batch_size: Data per pass; bounds the memory.
-        progress: Show a progress bar.
+        progress: Show a progress bar of what takes more than two seconds.
 
     Returns:
         Per datum: the estimate, its effective sample size and its Pareto shape.

@@ -150,7 +150,7 @@ def gaps(
     local: Local | None = None,
     annealed: AIS | None = None,
     num_particles: int = 1000,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Gaps:
     r"""Measure how much of the bound the guide's family loses, and how much its network.
 
@@ -171,7 +171,7 @@ def gaps(
         local: How the best local q is found; None: ``pv.Local()``.
         annealed: Settings of AIS; None: ``pv.AIS()``.
         num_particles: Draws behind each ELBO and each importance-sampling estimate.
-        progress: Show a progress bar.
+        progress: Show a progress bar of what takes more than two seconds.
 
     Returns:
         Bounds, gaps and their noise per datum; ``print(pv.gaps(...).table())``.
@@ -196,18 +196,23 @@ def gaps(
         def measured(piece: Pass) -> dict[str, Tensor]:
             given = passes.program.as_given(piece.batch)
             with holding(passes.program, passes.draws):
-                return _measure(passes.program, given, settings, annealed, num_particles)
+                return _measure(passes.program, given, settings, annealed, num_particles, progress)
 
         parts = passes.map(measured, progress=progress)
     return _gaps({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 
 def _measure(
-    program: Program, batch: Batch, local: Local, annealed: AIS | None, num_particles: int
+    program: Program,
+    batch: Batch,
+    local: Local,
+    annealed: AIS | None,
+    num_particles: int,
+    progress: bool,
 ) -> dict[str, Tensor]:
     """Return the bounds of one batch and their noise, by name, ``(B,)`` each."""
-    best = infer(program, batch, how="local", settings=local)
-    chains = ais(program, batch, annealed)
+    best = infer(program, batch, how="local", settings=local, progress=progress)
+    chains = ais(program, batch, annealed, progress=progress)
     return {
         **_bounds(GUIDE, infer(program, batch), num_particles),
         **_bounds(LOCAL, best, num_particles),

@@ -68,7 +68,12 @@ class Imputed:
 
 @typed
 def impute(
-    program: Any, data: Any, *, how: Literal["mean", "sample"] = "mean", num_particles: int = 1000
+    program: Any,
+    data: Any,
+    *,
+    how: Literal["mean", "sample"] = "mean",
+    num_particles: int = 1000,
+    progress: bool = True,
 ) -> Imputed:
     r"""Fill in missing cells, given the observed ones, by self-normalised importance sampling.
 
@@ -88,6 +93,7 @@ def impute(
             come, all are kept.
         how: "mean" or "sample" (a program's draws come from torch's global generator).
         num_particles: K.
+        progress: Show a progress bar of what takes more than two seconds.
 
     Returns:
         The data, and how far to trust what is new in them; by site where several are observed.
@@ -103,7 +109,7 @@ def impute(
     count = positive("num_particles", num_particles)
     wrapped = Program.of(program)
     with wrapped.passes(data, _VERB, rows=_DATA_PER_PASS) as passes:
-        parts = passes.map(lambda piece: _filled(piece, count, how))
+        parts = passes.map(lambda piece: _filled(piece, count, how), progress=progress)
     values, missing, stderr = (
         single(join_sites("impute", list(each))) for each in list(zip(*parts, strict=True))[:3]
     )

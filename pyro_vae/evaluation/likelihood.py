@@ -151,7 +151,7 @@ def log_likelihood(
     *,
     num_particles: int = 5000,
     num_global_samples: int = 10,
-    progress: bool = False,
+    progress: bool = True,
 ) -> LogLikelihood:
     r"""Estimate the log-likelihood of each datum by importance sampling from the guide.
 
@@ -177,7 +177,7 @@ def log_likelihood(
         data: One row per datum, ``(N, ...)``, or a ``Dataset``, a ``DataLoader``, batches to come.
         num_particles: K, importance samples per datum (per draw of the globals).
         num_global_samples: S, draws of the global latents, where there are any.
-        progress: Show a progress bar.
+        progress: Show a progress bar of what takes more than two seconds.
 
     Returns:
         Per datum: the estimate, its effective sample size and its Pareto shape.

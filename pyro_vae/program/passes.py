@@ -346,12 +346,16 @@ class Passes:
             progress: Show a progress bar.
             lead: Whether the function keeps something of the first pass for the others.
         """
-        pieces = iter(progress_bar(self, shown=progress, unit="batch", leave=False))
+        pieces = iter(self.watched(progress))
         among = ranks()
         if among is None:
             return [_moved(function(piece)) for piece in pieces]
         require_equal(among, self._facts(among))
         return shared_out(among, pieces, lambda piece: _moved(function(piece)), lead=lead)
+
+    def watched(self, progress: bool) -> Any:
+        """Return the passes with a progress bar, where it is asked for."""
+        return progress_bar(self, shown=progress, verb=self.verb.name, unit="batch")
 
     def _facts(self, among: Ranks) -> dict[str, str]:
         """Return what must be equal in all processes, hashed."""

@@ -135,6 +135,7 @@ def test_each_transition_moves_the_bar(monkeypatch):
     out = io.StringIO()
     out.isatty = lambda: True
     monkeypatch.setattr("sys.stderr", out)
+    monkeypatch.setattr("pyro_vae.progress.DELAY", 0.0)
     settings = pv.AIS(num_temperatures=5, chains=2, num_leapfrog=1, pilot=10)
     pv.ais(linear(), oracle().sample(3), settings, progress=True)
     assert "/16 [" in out.getvalue() and "transition" in out.getvalue()

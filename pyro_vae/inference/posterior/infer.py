@@ -38,7 +38,7 @@ def infer(
     *,
     how: How = "amortised",
     settings: Local | HMC | None = None,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Posterior:
     r"""Return the posterior of the local latents of each datum, by one of four ways.
 
@@ -61,7 +61,7 @@ def infer(
         data: One row per datum, ``(N, ...)``.
         how: The way.
         settings: ``pv.Local(...)`` for ``"local"`` and ``"semi"``, ``pv.HMC(...)`` for ``"hmc"``.
-        progress: Show a progress bar.
+        progress: Show a progress bar of what takes more than two seconds.
 
     Returns:
         An object with ``.sample(n)``, ``(n, N, *plates, *event)`` by site, and ``.mean``; all but

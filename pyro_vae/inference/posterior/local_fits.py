@@ -5,9 +5,9 @@ Shapes: K particles, B data of a pass, N data in all, Z unconstrained coordinate
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -114,12 +114,15 @@ def fit_local(
     first: dict[str, int] | None = None
     graphs = DensityGraphs("trace" if settings.num_steps > _WINDOW else False)  # it must pay first
     with scoring(program):
-        for piece in progress_bar(pieces, shown=progress, unit="batch", leave=False):
+        for piece in progress_bar(pieces, shown=progress, verb="local", unit="batch"):
             climb = _Climb(program, piece, settings, graphs, held)
             held = climb.density.globals_  # one draw of the globals for all data
             layout = {slot.name: slot.base.numel() for slot in climb.density.slots}
             _require_one_layout(first := first or layout, layout)
-            climb.run()
+            with progress_bar(
+                total=settings.num_steps, shown=progress, verb="local", unit="step"
+            ) as bar:
+                climb.run(bar.update)
             fitted.append(climb.best)
             steps.append(climb.steps)
             reached.append(climb.bound)
@@ -194,10 +197,11 @@ class _Climb:
         self.idle = torch.zeros_like(like)
         self.level = torch.zeros_like(like)
 
-    def run(self) -> None:
-        """Climb to the top, or to the last step."""
+    def run(self, tell: Callable[[int], Any]) -> None:
+        """Climb to the top, or to the last step; ``tell`` is told of steps taken."""
         for length in self._windows():
             average, bound, error = self._window(length)
+            tell(length)
             self._keep(average, bound)
             if not self.settings.judged:
                 continue

@@ -202,7 +202,7 @@ def refine(
     batch_size: int = 4096,
     keep: int | None = None,
     compile: Mode = "trace",
-    progress: bool = False,
+    progress: bool = True,
 ) -> Refined | RefinedGlobals:
     r"""Draw from the posterior of each datum by HMC that starts at the guide.
 
@@ -225,7 +225,7 @@ def refine(
             sizes come from all draws in any case.
         compile: How the log joint runs: ``"trace"`` (handlers run once, the same numbers), True
             (through Inductor besides), or False.
-        progress: Show a progress bar.
+        progress: Show a progress bar of what takes more than two seconds.
 
     Returns:
         Draws by site, and per datum R-hat, effective sample size, acceptance and divergences; of
@@ -281,7 +281,7 @@ def _require_alike(shapes: dict[str, torch.Size], joint: LogJoint) -> None:
 def _bar(settings: HMC, shown: bool) -> Any:
     """Return a bar of the transitions of chains."""
     count = settings.warmup + settings.num_draws
-    return progress_bar(total=count, shown=shown, unit="transition", leave=False)
+    return progress_bar(total=count, shown=shown, verb="refine", unit="transition")
 
 
 def refine_batch(

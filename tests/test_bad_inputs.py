@@ -23,7 +23,7 @@ def spoiled(value, row=7, dtype=torch.float32):
 
 
 BAD_DATA = {
-    "nan": (spoiled(math.nan), r"nan in row 7.*drop or impute"),
+    "nan": (spoiled(math.nan), r"nan in row 7.*drop such rows"),
     "inf": (spoiled(math.inf), r"inf in row 7"),
     "minus_inf": (spoiled(-math.inf), r"-inf in row 7"),
     "numpy_nan": (spoiled(math.nan).numpy(), r"nan in row 7"),

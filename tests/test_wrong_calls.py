@@ -140,6 +140,28 @@ def seen_before(x: Tensor) -> None:
     pv.elbo(program, x)
 
 
+def scored_logarithms(data: Any) -> None:
+    """Give data to counts and a dose of which a guide takes logarithms."""
+    layer = nn.Linear(6, 1)
+
+    def model(x: Tensor, dose: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Poisson(z.exp()[:, None].expand(-1, 6)).to_event(1), obs=x)
+
+    def guide(x: Tensor, dose: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            loc = layer(x.log1p())[:, 0] + dose.log1p()
+            pyro.sample(
+                "z",
+                dist.Normal(loc, 1.0),
+            )
+
+    program = pv.Program(model, guide)
+    pv.elbo(program, (X, X[:, 0]))
+    pv.elbo(program, data)
+
+
 def with_holes(x: Tensor) -> None:
     layer = nn.Linear(6, 1)
 
@@ -292,15 +314,27 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "one row of a program of one's own": (
         lambda: seen_before(X[0]),
-        r"a row of batch had shape \(6,\) before, here \(\); a single row is x\[None\]",
+        r"^x: got rows of shape \(\), expected \(6,\), .*one row is a batch of one: x\[None\]; it",
     ),
     "rows of another width": (
         lambda: seen_before(X[:, :5]),
-        r"a row of batch had shape \(6,\) before, here \(5,\)$",
+        r"^x: got rows of shape \(5,\), expected \(6,\), as .*; give the columns .*got 5",
     ),
     "rows of another width, with holes": (
         lambda: with_holes(spoiled(torch.nan)[5:, :5]),
-        r"a row of batch had shape \(6,\) before, here \(5,\)$",
+        r"^x: got rows of shape \(5,\), expected \(6,\), as .*; give the columns .*got 5",
+    ),
+    "arguments in another order": (
+        lambda: scored_logarithms((X[:, 0], X)),
+        r"^x: got rows of shape \(\), expected \(6,\), .*; give the arguments in the order x, dose",
+    ),
+    "negative counts under a guide's logarithm": (
+        lambda: scored_logarithms((-X, X[:, 0])),
+        r"^site 'x': value -1 in row 0 is outside the support .* of Poisson",
+    ),
+    "an input below a guide's logarithm": (
+        lambda: scored_logarithms((X, -2 * X[:, 0])),
+        r"site 'z' of guide: Expected parameter .* dose has numbers from -2 to -2, .* from 1 on; a",
     ),
     "whole numbers where a network wants floats": (
         lambda: pv.elbo(pv.Program(counts, nothing), X.long()),
@@ -338,7 +372,7 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "no data": (lambda: pv.fit(vae()), "data"),
     "None": (lambda: fit(None), "numeric array"),
     "a file's name": (lambda: fit("digits.csv"), "numeric array"),
-    "NaN": (lambda: fit(spoiled(torch.nan)), "nan in row 7.*drop or impute"),
+    "NaN": (lambda: fit(spoiled(torch.nan)), "nan in row 7.*drop such rows"),
     "pixels up to 255": (
         lambda: fit(spoiled(255.0)),
         r"site 'x': value 255 in row 7.*scale to \[0, 1\]",

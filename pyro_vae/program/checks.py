@@ -181,20 +181,28 @@ def check_values(model: Trace, told: Told, first_row: int = 0) -> None:
     for name, site in sample_sites(model):
         if not is_data(site):
             continue
-        fn, value = site["fn"], site["value"]
         check_shape(name, site)
-        support = written_support(fn)
-        kept = kept_units(fn, site["mask"], value.device)
-        elsewhere = kept is not None and kept.shape != value.shape  # more steps than it draws
-        if support is None or elsewhere or value.device.type == "meta":
-            continue
-        if is_unvalidated(fn):
-            key = ("support", name)
-            if key not in told and not bool(_lies_in(support, value, kept).all()):
-                told.warn(key, _unvalidated(name, fn))
-        else:
-            kind, dim = distribution_name(fn), data_dim(site)
-            check_support(name, support, kind, value, first_row, dim, kept)
+        try:
+            check_value(name, site, first_row)
+        except DataError:
+            if not is_unvalidated(site["fn"]):
+                raise
+            told.warn(("support", name), _unvalidated(name, site["fn"]))
+
+
+def check_value(name: str, site: Message, first_row: int = 0) -> None:
+    """Require that an observed value lies in the support of its distribution, whoever checks it.
+
+    Raises:
+        DataError: Names the site, the row, the value, and the fix.
+    """
+    fn, value = site["fn"], site["value"]
+    support = written_support(fn)
+    kept = kept_units(fn, site["mask"], value.device)
+    elsewhere = kept is not None and kept.shape != value.shape  # more steps than it draws
+    if support is not None and not elsewhere and value.device.type != "meta":
+        kind, dim = distribution_name(fn), data_dim(site)
+        check_support(name, support, kind, value, first_row, dim, kept)
 
 
 def check_shape(name: str, site: Message) -> None:
@@ -210,7 +218,8 @@ def check_shape(name: str, site: Message) -> None:
             way_out = "give data of this shape, or build the networks of the model for theirs"
         raise DataError(
             f"site {name!r}: got data of shape {tuple(value.shape)}, the model expects "
-            f"{tuple(fn.batch_shape)} data of shape {tuple(fn.event_shape)}; {way_out}"
+            f"{tuple(fn.shape())}: {tuple(fn.batch_shape)} data of shape {tuple(fn.event_shape)}; "
+            f"{way_out}"
         )
 
 

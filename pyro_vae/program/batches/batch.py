@@ -512,9 +512,10 @@ def check_finite(batch: Batch, first_row: int = 0) -> None:
             where = tuple((~finite).nonzero()[0].tolist())
             raise DataError(
                 f"{name}: value {leaf[where].item()} in row {first_row + where[0]} (position "
-                f"{list(where[1:])}), expected finite numbers; drop or impute the row, or let the "
-                "program put a number in its place (x.nan_to_num()), the model under a mask "
-                "(.mask(~x.isnan()); models.VAE(missing='nan') does)"
+                f"{list(where[1:])}), expected finite numbers; drop such rows "
+                "(x[x.isfinite().flatten(1).all(1)]), or, for pv.impute to fill them in, let the "
+                "program take holes: pv.models.VAE(..., missing='nan'), or x.nan_to_num() in guide "
+                "and obs=, and .mask(~x.isnan()) around the distribution of x in the model"
             )
 
 

@@ -86,15 +86,47 @@ class Examples:
             self._first_rows = map_batch(torch.clone, few)
 
     def unlike(self, batch: Batch) -> str:
-        """Return how the shape of a row differs from those seen first; else nothing."""
-        seen = {} if self._first_rows is None else dict(named_leaves(self._first_rows))
-        for name, leaf in named_leaves(batch):
+        """Return how the shape of a row differs from those seen first, and what to do; else ""."""
+        seen = self._by_argument(self._first_rows)
+        for name, leaf in self._by_argument(batch).items():
             here = tuple(leaf.shape[1:])
             before = tuple(seen[name].shape[1:]) if name in seen else here
-            if here != before:
-                one = "; a single row is x[None]" if leaf.dim() == len(before) else ""
-                return f"; a row of {name} had shape {before} before, here {here}{one}"
+            if here == before:
+                continue
+            way_out = "give the columns that it has been trained on, a datum in each row"
+            if before in [tuple(each.shape[1:]) for _, each in named_leaves(batch)]:
+                way_out = f"give the arguments in the order {', '.join(seen)}, or a dict by name"
+            elif leaf.dim() == len(before):
+                way_out = f"one row is a batch of one: {name}[None]"
+            return (
+                f"{name}: got rows of shape {here}, expected {before}, as the program has seen "
+                f"before; {way_out}"
+            )
         return ""
+
+    def below(self, batch: Batch) -> str:
+        """Return which data lie below those seen, or below 0 where none were; else ""."""
+        known = self._first_rows if self._remembered is None else self._remembered
+        seen = self._by_argument(known)
+        for name, leaf in self._by_argument(batch).items():
+            if not leaf.numel() or leaf.is_meta:
+                continue
+            low, high = float(leaf.min()), float(leaf.max())
+            least = float(seen[name].min()) if name in seen else 0.0
+            if low < least:
+                told = f", those seen before from {least:g} on" if name in seen else ""
+                return f"{name} has numbers from {low:g} to {high:g}{told}"
+        return ""
+
+    def _by_argument(self, batch: Batch | None) -> dict[str, Tensor]:
+        """Return the tensors of a batch, under the model's own names where they are given none."""
+        if batch is None:
+            return {}
+        args, _ = given_arguments(batch)
+        in_order = [] if args and isinstance(args[-1], Form) else self.arguments
+        own = {f"batch[{place}]": name for place, name in enumerate(in_order)}
+        own["batch"] = own.get("batch[0]", "batch")
+        return {own.get(name, name): leaf for name, leaf in named_leaves(batch)}
 
     def example(self, n: int = 2) -> Batch:
         """Return n example rows: the program's own, else rows of the first batch that it saw.

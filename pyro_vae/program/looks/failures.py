@@ -1,6 +1,7 @@
 """What to do about a run that has failed: which layer, which dimension, which numbers."""
 
 import inspect
+import linecache
 import re
 import traceback
 from collections.abc import Iterable
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.arguments import counted
 from pyro_vae.program.batches.batch import Batch, Form, named_leaves, num_rows, under_handlers
 
 ONLY_ENUMERATED = (
@@ -17,6 +19,7 @@ ONLY_ENUMERATED = (
     "and not on a draw of each, which every verb begins with: have what depends on them broadcast "
     "over a draw as well (pyro.ops.indexing.Vindex)"
 )
+_LIBRARIES = ("/torch/", "/pyro/", "/pyro_vae/")
 
 
 def where(error: BaseException) -> str:
@@ -30,10 +33,23 @@ def users_line(error: BaseException) -> str:
     frame, line = error.__traceback__, ""
     while frame is not None:
         name = frame.tb_frame.f_code.co_filename
-        if not any(part in name for part in ("/torch/", "/pyro/", "/pyro_vae/")):
+        if not any(part in name for part in _LIBRARIES):
             line = f" ({name}:{frame.tb_lineno})"
         frame = frame.tb_next
     return line
+
+
+def site_of(error: BaseException) -> str:
+    """Return the site that the user's innermost line samples, as ``site 'z' of guide: ``; or ""."""
+    frame, told = error.__traceback__, ""
+    while frame is not None:
+        code = frame.tb_frame.f_code
+        lines = linecache.getlines(code.co_filename)[max(0, frame.tb_lineno - 4) : frame.tb_lineno]
+        found = re.findall(r"""sample\(\s*f?["']([^"']+)["']""", "".join(lines))
+        if found and not any(part in code.co_filename for part in _LIBRARIES):
+            told = f"site {found[-1]!r} of {code.co_name}: "
+        frame = frame.tb_next
+    return told
 
 
 def positive(reason: str, values: str) -> str:
@@ -143,8 +159,8 @@ def about_calls(reason: str) -> str:
     )
 
 
-def about_layer(error: Exception, parts: nn.Module) -> str:
-    """Return which layer has raised an error, with what it got and what it is made for."""
+def about_layer(reason: str, error: Exception, parts: nn.Module) -> str:
+    """Return why a layer has raised an error, with what it got and what it is made for."""
     names = {id(part): name for name, part in parts.named_modules()}
     found: tuple[str, nn.Module, Any] | None = None
     frame = error.__traceback__
@@ -155,6 +171,10 @@ def about_layer(error: Exception, parts: nn.Module) -> str:
             found = names[id(part)], part, local["input"]
         frame = frame.tb_next
     if found is None or not isinstance(found[2], Tensor):
-        return ""
+        return reason
     name, part, given = found
-    return f" (layer {name!r}, {part}, got shape {tuple(given.shape)})"
+    told = f"(layer {name!r}, {part}, got shape {tuple(given.shape)})"
+    if not isinstance(part, nn.Linear) or given.shape[-1:] == (part.in_features,):
+        return f"{reason} {told}"
+    size = counted(given.shape[-1] if given.dim() else 1, "number")
+    return f"got {size}, expected {part.in_features} {told}"

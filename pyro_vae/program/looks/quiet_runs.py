@@ -22,7 +22,13 @@ from pyro_vae.program.batches.batch import (
     takes,
 )
 from pyro_vae.program.densities.joint import Joint
-from pyro_vae.program.handlers import FAILURES, WrittenSizes, validation
+from pyro_vae.program.handlers import (
+    FAILURES,
+    WrittenSizes,
+    is_data,
+    sample_sites,
+    validation,
+)
 from pyro_vae.program.looks.cuts import Pair, cut_to, has_nan, unlike
 from pyro_vae.program.looks.failures import (
     ONLY_ENUMERATED,
@@ -34,6 +40,7 @@ from pyro_vae.program.looks.failures import (
     about_shapes,
     of_words,
     positive,
+    site_of,
     where,
 )
 from pyro_vae.program.memory.noise import Noise
@@ -56,6 +63,7 @@ if TYPE_CHECKING:
     from pyro_vae.program.program import Program
 
 PairOfRows = Callable[..., Pair]  # a batch, the number of its rows, latents, a seed
+_REFUSED = "the program cannot take this batch"
 _FEW_ROWS = 8  # on which a program is run again
 
 
@@ -166,7 +174,8 @@ class Runs:
             forget_plates(self._program.own.parts)
             if isinstance(error, PyroVaeError):
                 raise
-            raise self.refusal(batch, error) from error
+            broken = "found invalid values" in str(error)
+            raise (broken and self._outside(batch)) or self.refusal(batch, error) from error
 
     def moving(self, batch: Batch) -> set[str]:
         """Return the sites that are others when the program runs again from the same state.
@@ -211,8 +220,8 @@ class Runs:
         # Behind these words Pyro lists all of them.
         reason, broken, values = str(error).partition(", but found invalid values")
         reason = reason.partition("\n")[0] or where(error)  # Pyro adds a table of shapes
-        reason += (
-            about_layer(error, self._program.parts)
+        reason = (
+            about_layer(reason, error, self._program.parts)
             + about_calls(reason)
             + about_shapes(reason, batch)
             + about_classes(reason, batch)
@@ -220,12 +229,38 @@ class Runs:
         )
         hint = f"; {checks.SURPLUS}" if self._has_surplus(args, kwargs) else ""
         hint += ONLY_ENUMERATED if self._runs_enumerated(batch) else ""
-        hint += f". {positive(reason, values) or checks.unscaled(batch)}" if broken else ""
+        if broken:
+            reason = f"{site_of(error)}{reason}"
+            hint += f". {positive(reason, values) or self._about_values(batch)}"
+        unlike = self._program.examples.unlike(batch)
+        told = f"{unlike}; it fails with: " if unlike else f"{_REFUSED} ({checks.shapes(batch)}): "
         return DataError(
-            f"the program cannot take this batch ({checks.shapes(batch)}): {reason}{hint}"
-            f"{checks.padding_left(batch)}{about_numbers(reason, batch)}"
-            f"{self._program.examples.unlike(batch)}{of_words(args)}"
+            f"{told}{reason}{hint}{checks.padding_left(batch)}{about_numbers(reason, batch)}"
+            f"{of_words(args)}"
         )
+
+    def _about_values(self, batch: Batch) -> str:
+        """Return what about the data may have made a parameter no number."""
+        below = self._program.examples.below(batch)
+        if below:
+            return f"{below}; a logarithm or a root of what is negative is no number"
+        return checks.unscaled(batch)
+
+    def _outside(self, batch: Batch) -> DataError | None:
+        """Return what says that data lie outside the support of their site; None if none do.
+
+        The guide, which runs first, may have made of them what is no number.
+        """
+        with suppress(Exception):
+            observed = [
+                each for each in sample_sites(self.trace_of_model(batch)) if is_data(each[1])
+            ]
+            try:
+                for name, site in observed:
+                    checks.check_value(name, site)
+            except DataError as error:
+                return error
+        return None
 
     def _runs_enumerated(self, batch: Batch) -> bool:
         """Return whether a program that fails on draws runs with discrete latents enumerated."""

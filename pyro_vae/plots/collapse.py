@@ -9,24 +9,27 @@ import numpy as np
 
 from pyro_vae.arguments import typed
 from pyro_vae.errors import DataError
-from pyro_vae.plots.panels import ranges
 from pyro_vae.plots.style import (
     FAINT,
     INK,
+    LETTER,
     MOST,
     PALETTE,
     Room,
     as_array,
     colours,
+    decimals,
     first_of,
     head_title,
     legend,
     new_figure,
     panel_rows,
+    panel_width,
     plain_axes,
     rows_of,
     set_title,
     shortened,
+    signed,
     text_width,
 )
 
@@ -35,9 +38,12 @@ if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.figure import Figure
 
 _ACTIVE = 0.01  # the threshold of both criteria
+_LINEAR = (
+    0.001  # below it heights are not in logarithms: zero and what is negative have their place
+)
+_MARKERS = "os^DvP"  # of sites: colour alone does not tell six apart
 _FEW = 12  # units that are points without a line
 _SITES = 6  # that have a colour each; more are the places of one axis
-_TICK_LETTERS = 30  # below a panel
 _LETTERS = 30  # of the name of a cure, at most
 
 
@@ -60,8 +66,12 @@ def diagnosis(found: Any, *, title: str | None = None) -> Figure:
     if not getattr(found, "kl", None):
         raise DataError("got a diagnosis without a site, expected the result of pv.diagnose")
     shared = getattr(found, "global_kl", {})
-    figure = new_figure(15.5 if shared else 11.5, 3.6)
+    longest = max((text_width(shortened(name, _LETTERS)) for name in shared), default=0.0)
+    figure = new_figure(15.5 + longest if shared else 11.5, 3.6)
     left, middle, right, *others = figure.subplots(1, 4 if shared else 3)
+    set_title(left, title or found.verdict.split(". ")[0].split(": ")[0])
+    set_title(middle, "Active units: above the line")
+    set_title(right, "A collapsed unit stands at 1")
     names = dict.fromkeys([*found.kl, *found.unit_kl, *found.variance, *found.histogram])
     kl = found.unit_kl or {n: np.array([v]) for n, v in found.kl.items()}
     if len(names) > _SITES:
@@ -69,7 +79,6 @@ def diagnosis(found: Any, *, title: str | None = None) -> Figure:
         _by_site(left, [kl.get(name, []) for name in names])
         _by_site(middle, [found.variance.get(name, []) for name in names])
         _shares_by_site(right, [found.histogram.get(name, []) for name in names])
-        legend(left)
         for axes in (left, middle, right):
             _name_sites(axes, list(names))
     else:
@@ -77,47 +86,56 @@ def diagnosis(found: Any, *, title: str | None = None) -> Figure:
         _units(left, kl, shades)
         _units(middle, found.variance, shades)
         _histogram(right, found.histogram, shades)
-        if len(names) > 1:
-            legend(left, owner=right if len(names) > 4 else left)
     left.set(ylabel="KL (nats)")
-    set_title(left, title or found.verdict.split(". ")[0].split(": ")[0])
     middle.set(ylabel="variance of E[z | x] over the data")
-    set_title(middle, "Active units: above the line")
-    set_title(right, "A collapsed unit stands at 1")
     for axes in others:
         _globals(axes, found)
+    if len(names) > 1:
+        legend(left, owner=figure)
     return figure
 
 
 def _globals(axes: Axes, found: Any) -> None:
     """Draw the KL of the global latents, the largest first."""
     order = sorted(found.global_kl, key=lambda name: -found.global_kl[name])[:_FEW]
-    rows = {name: (found.global_kl[name], found.global_kl_stderr[name]) for name in order}
+    kl = [found.global_kl[name] for name in order]
+    errors = np.array([found.global_kl_stderr[name] for name in order])
+    bars = np.where(np.isfinite(errors), errors, 0.0)
+    lines: dict[str, Any] = {"ecolor": INK, "capsize": 3, "lw": 1.2}
+    axes.barh(range(len(kl)), kl, 0.6, xerr=bars, color=PALETTE[3], error_kw=lines)
+    digits = decimals(*kl)
+    for place, (value, error) in enumerate(zip(kl, errors, strict=True)):
+        text = signed(value, f".{digits}f") + (f" ± {error:.{digits}f}" if bars[place] else "")
+        end = max(0.0, value) + bars[place], place
+        axes.annotate(text, end, (5, 0), textcoords="offset points", va="center", color=INK)
+    axes.set_yticks(range(len(order)), [shortened(name, _LETTERS) for name in order])
+    axes.set_ylim(max(len(order), 4) - 0.5, -0.5)  # one bar alone is as thin as one of four
+    axes.margins(x=0.5)  # for the numbers
+    axes.set_xlabel("KL, once for all data (nats)")
+    plain_axes(axes)
     most = f"The {_FEW} largest of {len(found.global_kl)} globals"
-    title = most if len(found.global_kl) > _FEW else "Global latents"
-    ranges(axes, rows, "KL, once for all data (nats)", title)
+    set_title(axes, most if len(found.global_kl) > _FEW else "Global latents")
 
 
 def _units(axes: Axes, values: Mapping[str, Any], shades: Mapping[str, Any]) -> None:
     """Draw each site's values, the largest first: points, and a line where they are many."""
-    for name, value in values.items():
+    for (name, value), marker in zip(values.items(), _MARKERS, strict=False):
         shown = np.sort(as_array(value).ravel())[::-1]
         places, few = np.arange(1, len(shown) + 1), len(shown) <= _FEW
         style: Any = {"ms": 6, "ls": ""} if few else {"ms": 3, "lw": 1}
-        heights = np.maximum(shown, 1e-5)
-        axes.plot(places, heights, marker="o", color=shades[name], label=name, **style)
+        axes.plot(places, shown, marker=marker, color=shades[name], label=name, **style)
     axes.axhline(_ACTIVE, color=FAINT, lw=1, ls="--")
     most = max((as_array(value).size for value in values.values()), default=1)
     beside = max(0.5, 0.04 * most)
     axes.set_xlim(1 - beside, most + beside)
     axes.locator_params("x", integer=True, min_n_ticks=1)
-    axes.set_xlabel("unit, sorted")
+    axes.set_xlabel("unit, largest first")
     _decades(axes)
 
 
 def _by_site(axes: Axes, values: list[Any]) -> None:
     """Draw the largest, the middle and the smallest unit of each site, in their order."""
-    shown = [np.maximum(as_array(each).ravel(), 1e-5) for each in values]
+    shown = [as_array(each).ravel() for each in values]
     shown = [each if each.size else np.array([np.nan]) for each in shown]
     places = np.arange(1, len(shown) + 1)
     style: Any = {"marker": "o", "ms": 3 if len(shown) <= 60 else 0, "lw": 1.2}
@@ -153,19 +171,22 @@ def _shares_by_site(axes: Axes, histograms: list[Any]) -> None:
 
 
 def _name_sites(axes: Axes, names: list[str]) -> None:
-    """Name some sites below their places."""
-    letters = max(4, _TICK_LETTERS // min(len(names), 5))
-    chosen = np.unique(np.linspace(1, len(names), 5).round().astype(int))
+    """Name five sites at most below their places, evenly spaced."""
+    step = -(-len(names) // 5)
+    chosen = np.arange(1, len(names) + 1, step)
+    letters = max(4, int(panel_width(axes) * step / len(names) / LETTER))
     axes.set_xticks(chosen, [shortened(names[place - 1], letters) for place in chosen])
     axes.set_xlim(0.5, len(names) + 0.5)
     axes.set_xlabel(f"site, {len(names)} of them")
 
 
 def _decades(axes: Axes) -> None:
-    """Let the height be of whole decades, in logarithms, the threshold among them."""
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    axes.set_ylim(min(low, _ACTIVE / 2), max(high, 1.0))  # decades, so that their ticks have names
+    """Let the height be in logarithms, down to near zero, the threshold on it."""
+    axes.set_yscale("symlog", linthresh=_LINEAR, linscale=0.6)
+    low, high = axes.dataLim.intervaly
+    space = axes.yaxis.get_transform()
+    ends = space.transform(np.array([min(low, _ACTIVE / 2), max(high, 1.0)]))  # with their ticks
+    axes.set_ylim(*space.inverted().transform(ends + 0.05 * np.ptp(ends) * np.array([-1, 1])))
     plain_axes(axes)
 
 
@@ -204,7 +225,8 @@ def collapse_curves(history: Mapping[str, Any]) -> Figure:
             left.plot(epochs, as_array(history[name]), color=colour, label=label, marker=dot)
     units = [name for name in history if name.startswith("active")]
     for name, colour in zip(units, colours(len(units)), strict=True):
-        right.plot(epochs, as_array(history[name]), color=colour, label=name, marker=dot)
+        site = name.removeprefix("active_units[").removesuffix("]")
+        right.plot(epochs, as_array(history[name]), color=colour, label=site, marker=dot)
     left.set(xlabel="epoch", ylabel="nats")
     right.set(xlabel="epoch", ylabel="active units")
     right.locator_params("y", integer=True)

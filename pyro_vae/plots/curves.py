@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,11 +11,41 @@ from numpy.typing import ArrayLike
 
 from pyro_vae.arguments import typed
 from pyro_vae.errors import DataError
-from pyro_vae.plots.style import FAINT, PALETTE, legend, new_figure, numbers, plain_axes, set_title
+from pyro_vae.plots.style import (
+    FAINT,
+    INK,
+    PALETTE,
+    legend,
+    new_figure,
+    numbers,
+    plain_axes,
+    set_title,
+    signed,
+)
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_FAR = 3.0  # times the range of the rest: the first epochs beyond it are off the axis
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a panel draws: labels by column, a name of the axis and a title."""
+
+    columns: dict[str, str]
+    label: str
+    title: str
+
+
+_BOUND = _Part(
+    {"elbo": "training", "valid_elbo": "validation"},
+    "ELBO (nats per datum)",
+    "Evidence lower bound",
+)
+_CRITIC = _Part({"critic": "critic"}, "loss of the critic", "Critic")
+_LOSS = _Part({"loss": "loss"}, "loss (nats per datum)", "Loss, minimised")
 
 
 @typed
@@ -22,7 +53,7 @@ def curves(history: Any, *, title: str | None = None) -> Figure:
     """Draw training and validation ELBO beside the loss, with the KL weight where it varies.
 
     Without an ELBO, which a guide without a density has not, the critic's loss stands in its place.
-    The first epochs, far below the rest, may lie outside the axes.
+    Where the first epochs lie far from the rest they are off the axis, which says how many are.
 
     Arguments:
         history: a ``pv.Run``, or a dict as its ``history``: ``epoch`` with any of ``elbo``,
@@ -39,24 +70,16 @@ def curves(history: Any, *, title: str | None = None) -> Figure:
             f"history has {', '.join(columns) or 'no columns'}; expected epoch with elbo, "
             "valid_elbo or loss"
         )
-    figure = new_figure(8.4, 3.6)
-    left, right = figure.subplots(1, 2)
-    if {"elbo", "valid_elbo"} & set(columns) or "critic" not in columns:
-        _lines(left, epoch, columns, (("elbo", "training"), ("valid_elbo", "validation")))
-        left.set(xlabel="epoch", ylabel="ELBO (nats per datum)")
-        _mark_best(left, epoch, columns.get("valid_elbo"))
-        set_title(left, title or "Evidence lower bound")
-    else:
-        _lines(left, epoch, columns, (("critic", "critic"),))
-        left.set(xlabel="epoch", ylabel="loss of the critic")
-        set_title(left, title or "Critic")
-    _lines(right, epoch, columns, (("loss", "loss"),))
-    right.set(xlabel="epoch", ylabel="loss (nats per datum)")
-    set_title(right, "Loss, minimised")
+    bound = _BOUND if {"elbo", "valid_elbo"} & set(columns) else _CRITIC
+    panels = [part for part in (bound, _LOSS) if set(part.columns) & set(columns)]
+    figure = new_figure(4.2 * len(panels), 3.6)
+    for axes, part in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        _lines(axes, epoch, columns, part)
+        set_title(axes, (title or part.title) if part is panels[0] else part.title)
+    legend(figure.axes[0], owner=figure, fontsize=10)
     beta = columns.get("beta")
-    if beta is not None and np.ptp(beta[np.isfinite(beta)]) > 0:
-        _beta_axis(right, epoch, beta)
-    legend(left, loc="lower right", fontsize=10)
+    if beta is not None and panels[-1] is _LOSS and np.ptp(beta[np.isfinite(beta)]) > 0:
+        _beta_axis(figure.axes[-1], epoch, beta)
     return figure
 
 
@@ -65,47 +88,57 @@ def _columns(history: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
     return {name: numbers(name, column) for name, column in history.items()}
 
 
-def _lines(
-    axes: Axes,
-    epoch: np.ndarray,
-    columns: Mapping[str, np.ndarray],
-    wanted: tuple[tuple[str, str], ...],
-) -> None:
+def _lines(axes: Axes, epoch: np.ndarray, columns: Mapping[str, np.ndarray], part: _Part) -> None:
     drawn = []
-    for (column, label), colour in zip(wanted, PALETTE, strict=False):
+    for (column, label), colour in zip(part.columns.items(), PALETTE, strict=False):
         if column in columns:
-            single = "o" if len(epoch) == 1 else None  # a line of one point is invisible
-            axes.plot(epoch, columns[column], color=colour, lw=1.6, label=label, marker=single)
-            drawn.append(columns[column])
+            known = np.isfinite(columns[column])
+            single = "o" if known.sum() == 1 else None  # a line of one point is invisible
+            line: dict[str, Any] = {"color": colour, "lw": 1.6, "label": label, "marker": single}
+            axes.plot(epoch[known], columns[column][known], **line)
+            drawn.append((epoch[known], columns[column][known]))
+    best = _mark_best(axes, epoch, columns.get("valid_elbo")) if part is _BOUND else []
     axes.grid(axis="y", color="#e6e6e6", lw=0.7)
     axes.set_axisbelow(True)
+    axes.set_xlim(epoch[0] - 0.5, epoch[-1] + max(0.5, 0.02 * np.ptp(epoch)))
     axes.locator_params("x", integer=True, min_n_ticks=1)
+    early = _zoom(axes, epoch, drawn, best)
+    told = f"epoch ({early} of the first off the axis)" if early else "epoch"
+    axes.set(xlabel=told, ylabel=part.label)
+    if not any(len(values) for _, values in drawn):
+        axes.set_yticks([])
+        axes.text(0.5, 0.5, "no finite number", ha="center", transform=axes.transAxes, color=INK)
     plain_axes(axes)
-    if drawn:
-        _zoom(axes, np.concatenate(list(_settled(drawn))))
 
 
-def _settled(drawn: list[np.ndarray]) -> Iterator[np.ndarray]:
-    """Yield the finite values after the first twentieth of the epochs."""
-    for values in drawn:
-        late = values[len(values) // 20 :]
-        yield late[np.isfinite(late)]
+def _zoom(
+    axes: Axes,
+    epoch: np.ndarray,
+    drawn: list[tuple[np.ndarray, np.ndarray]],
+    best: list[float],
+) -> int:
+    """Fit the height to all but far values of the first epochs; return how many these have."""
+    after = epoch[len(epoch) // 20]
+    settled = np.concatenate([*(y[x >= after] for x, y in drawn), best])
+    every = np.concatenate([y for _, y in drawn])
+    if not len(settled) or not 0 < _FAR * np.ptp(settled) < np.ptp(every):
+        return 0
+    margin = 0.06 * np.ptp(settled)
+    low, high = settled.min() - margin, settled.max() + margin
+    axes.set_ylim(low, high)
+    outside = [x[(y < low) | (y > high)] for x, y in drawn]
+    return len(np.unique(np.concatenate(outside)))
 
 
-def _zoom(axes: Axes, values: np.ndarray) -> None:
-    if len(values) and np.ptp(values) > 0:
-        margin = 0.06 * np.ptp(values)
-        axes.set_ylim(values.min() - margin, values.max() + margin)
-
-
-def _mark_best(axes: Axes, epoch: np.ndarray, valid: np.ndarray | None) -> None:
+def _mark_best(axes: Axes, epoch: np.ndarray, valid: np.ndarray | None) -> list[float]:
+    """Mark the best epoch; return its value, if there is one."""
     if valid is None or not np.isfinite(valid).any():
-        return
+        return []
     best = int(np.nanargmax(valid))
-    label = f"best: {valid[best]:.2f}, epoch {epoch[best]:.0f}".replace("-", "\N{MINUS SIGN}")
-    axes.plot(
-        epoch[best], valid[best], "o", ms=6, mfc="white", mec=PALETTE[1], mew=1.6, label=label
-    )
+    label = f"best: {signed(valid[best])}, epoch {epoch[best]:.0f}"
+    style: dict[str, Any] = {"ms": 6, "mfc": "white", "mec": PALETTE[1], "mew": 1.6, "zorder": 3}
+    axes.plot(epoch[best], valid[best], "o", label=label, **style)
+    return [float(valid[best])]
 
 
 def _beta_axis(axes: Axes, epoch: np.ndarray, beta: np.ndarray) -> None:

@@ -61,7 +61,7 @@ def spread(axes: Axes, values: Any, label: str, title: str, limit: float | None 
         axes.set_yticks([])
         axes.text(0.5, 0.5, "known of no datum", ha="center", transform=axes.transAxes, color=INK)
     unknown = len(each) - len(known)
-    _finish(axes, f"{title}; {unknown} not known" if unknown else title)
+    _finish(axes, f"{title}\n{unknown} not known" if unknown else title)
 
 
 def bars(axes: Axes, heights: Any, label: str, title: str, even: float | None = None) -> None:

@@ -100,7 +100,9 @@ def step_kl(curves: Mapping[str, Any], *, title: str | None = None) -> Figure:
         steps = np.arange(1, len(kl) + 1)
         axes.plot(steps, kl, color=colour, label=name, linewidth=1.3, marker=dot)
     axes.set(xlabel="step", ylabel="KL (nats)")
-    axes.locator_params(axis="x", integer=True)
+    axes.locator_params(axis="x", integer=True, min_n_ticks=1)
+    last = axes.dataLim.x1
+    axes.set_xlim(0.5, last + max(0.5, 0.02 * last))  # there is no step 0
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     plain_axes(axes)
     legend(axes)
@@ -120,7 +122,7 @@ def _draw_roll(axes: Axes, roll: np.ndarray, low: int, high: int) -> None:
     extent = (0.5, len(roll) + 0.5, low - 0.5, high + 0.5)
     shown = roll[:, low : high + 1].T
     axes.imshow(shown, cmap="gray_r", vmin=0, vmax=1, aspect="auto", origin="lower", extent=extent)
-    axes.locator_params(axis="x", integer=True)
+    axes.locator_params(axis="x", integer=True, min_n_ticks=1)
     axes.set_xlabel("step", fontsize=9, color=INK)
     plain_axes(axes)
 

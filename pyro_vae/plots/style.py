@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,13 @@ PALETTE = (
 INK, FAINT = "#222222", "#8a8a8a"
 LETTER = 0.09  # mean width of a letter of a title, inches
 _NAMED = 12  # lines of a legend, at most
-_INSIDE = 4  # lines that a legend may have within its panel
+_UNDER = 4  # lines that a legend may have below its panel
 _LEGEND_LETTERS = 32  # of a line of a legend, at most
+_LINE = 0.21  # of a legend, inches
+_BELOW = (
+    0.46  # from a panel down to its legend, inches: numbers and a name of the axis stand between
+)
+_WRITTEN_OUT = (-5, 8)  # powers of ten beyond which numbers have one
 MOST = 60  # panels of a figure: more cannot be looked at, and take long
 
 
@@ -87,9 +93,30 @@ def first_of(count: int, what: str) -> str:
 
 
 def set_title(axes: Axes, text: str, width: float | None = None) -> None:
-    """Write the title, flush left; cut where it is longer than a panel of some width, inches."""
-    text = text if width is None else shortened(text, int(width / LETTER))
+    """Write the title, flush left, in lines as long as the panel; cut to one if its width is told.
+
+    Arguments:
+        axes: the panel.
+        text: of the title.
+        width: of the panel, inches, where another stands above it.
+    """
+    if width is None:
+        text = in_lines(text, 1.2 * panel_width(axes))  # the layout makes panels wider than that
+    else:
+        text = shortened(text, int(width / LETTER))
     axes.set_title(text, fontsize=11, color=INK, loc="left")
+
+
+def in_lines(text: str, width: float) -> str:
+    """Return a title in lines of some width, inches."""
+    letters = max(1, int(width / LETTER))
+    return "\n".join(part for line in text.splitlines() for part in textwrap.wrap(line, letters))
+
+
+def panel_width(axes: Axes) -> float:
+    """Return about how wide a panel is, inches: a layout that is solved settles it when drawn."""
+    figure: Any = axes.figure
+    return float(axes.get_position().width * figure.get_figwidth())
 
 
 def head_title(figure: Figure, text: str) -> None:
@@ -106,8 +133,22 @@ def shortened(text: str, letters: int) -> str:
     return f"{text[: max(1, letters - end - 1)]}…{text[-end:]}"
 
 
+def signed(value: float, form: str = ".2f") -> str:
+    """Return a number for a title, with a true minus as on the axes."""
+    return format(value, form).replace("-", "\N{MINUS SIGN}")
+
+
+def decimals(*values: float) -> int:
+    """Return how many decimals show three digits of the largest number, six at most."""
+    largest = max((abs(value) for value in values if np.isfinite(value)), default=0.0)
+    return min(6, max(0, 2 - int(np.floor(np.log10(largest))))) if largest > 0 else 2
+
+
 def plain_axes(axes: Axes) -> None:
-    """Leave the two axes that are read, dark on white whatever style is set."""
+    """Leave the two axes that are read, dark on white whatever style is set, numbers written out.
+
+    It is called when all is drawn: only as many numbers stand below a panel as have room there.
+    """
     axes.set_facecolor("white")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -116,6 +157,25 @@ def plain_axes(axes: Axes) -> None:
     axes.tick_params(color=FAINT, labelcolor=INK, labelsize=9)
     for axis in (axes.xaxis, axes.yaxis):
         axis.label.set_color(INK)
+        axis.get_offset_text().set_color(INK)
+    _write_out(axes)
+
+
+def _write_out(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
+    for axis in (axes.xaxis, axes.yaxis):
+        form = axis.get_major_formatter()
+        if isinstance(form, ScalarFormatter):
+            form.set_useOffset(False)  # a term that all numbers have in common is not read
+            form.set_powerlimits(_WRITTEN_OUT)
+    if isinstance(axes.xaxis.get_major_locator(), MaxNLocator):
+        low, high = sorted(axes.get_xlim())
+        places = [place for place in axes.get_xticks() if low <= place <= high]
+        widths = map(text_width, axes.xaxis.get_major_formatter().format_ticks(places))
+        most = int(1.1 * panel_width(axes) / (max(widths, default=0.0) + 0.12))
+        if len(places) > most:
+            axes.locator_params(axis="x", nbins=max(2, most - 1))
 
 
 def colours(count: int) -> list[Any]:
@@ -128,11 +188,13 @@ def colours(count: int) -> list[Any]:
 
 
 def legend(axes: Axes, *, owner: Any = None, **options: Any) -> None:
-    """Name what is drawn: beside the panel where the names are many, and twelve at most.
+    """Name what is drawn, never over it: below the panel, or beside it where the names are many.
+
+    Of more than twelve names twelve stand there.
 
     Arguments:
         axes: whose lines are named.
-        owner: the figure or panel where the names stand; None: these axes.
+        owner: the figure, to name below all its panels; None: these axes.
         options: of matplotlib's legend.
     """
     handles, labels = axes.get_legend_handles_labels()
@@ -143,13 +205,33 @@ def legend(axes: Axes, *, owner: Any = None, **options: Any) -> None:
         chosen = np.linspace(0, count - 1, _NAMED).round().astype(int)
         handles, labels = [handles[k] for k in chosen], [labels[k] for k in chosen]
         options["title"] = f"{_NAMED} of {count}:"
-    beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if count > _INSIDE else {}
-    drawn = (owner or axes).legend(
-        handles,
-        [shortened(label, _LEGEND_LETTERS) for label in labels],
-        **{"frameon": False, "fontsize": 9, "labelcolor": INK, **beside, **options},
-    )
+    labels = [shortened(label, _LEGEND_LETTERS) for label in labels]
+    if "loc" not in options:
+        many = owner is None and count > _UNDER
+        options |= _beside() if many else _below(axes, owner, labels)
+    settings = {"frameon": False, "fontsize": 9, "labelcolor": INK, **options}
+    drawn = (owner or axes).legend(handles, labels, **settings)
     drawn.get_title().set(color=INK, fontsize=9)
+
+
+def _beside() -> dict[str, Any]:
+    return {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+
+
+def _below(axes: Axes, owner: Any, labels: list[str]) -> dict[str, Any]:
+    """Make the figure higher by the lines of a legend; return where and in how many columns."""
+    from matplotlib.transforms import ScaledTranslation
+
+    figure: Any = axes.figure
+    width = figure.get_figwidth() - 0.2 if owner else 1.1 * panel_width(axes)
+    columns = max(1, int(width / (max(map(text_width, labels)) + 0.6)))
+    columns = min(len(labels), columns)
+    figure.set_figheight(figure.get_figheight() + 0.1 + _LINE * -(-len(labels) // columns))
+    if owner:
+        return {"loc": "outside lower left", "ncols": columns}
+    down = axes.transAxes + ScaledTranslation(0, -_BELOW, figure.dpi_scale_trans)
+    place = {"bbox_to_anchor": (0, 0), "bbox_transform": down, "borderaxespad": 0.0}
+    return {"loc": "upper left", "ncols": columns, **place}
 
 
 def text_width(text: str) -> float:

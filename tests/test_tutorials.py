@@ -32,9 +32,11 @@ class ThisInterpreter(KernelSpecManager):
         return KernelSpec(argv=argv, display_name=kernel_name, language="python")
 
 
-# Once: a moment's training pays for no graph (03 asks for its own), figures are drawn in one pass.
+# Once: a moment's training pays for no graph (03 asks for its own), figures are drawn in one pass,
+# and no bar of a slow machine's is shown, which would be looked at as a warning.
 PLAIN = """
 import functools, pyro_vae
+pyro_vae.progress.DELAY = float("inf")
 from matplotlib_inline.config import InlineBackend
 pyro_vae.fit = functools.partial(pyro_vae.fit, compile=False)
 InlineBackend.instance().print_figure_kwargs = {"bbox_inches": None}

@@ -162,7 +162,7 @@ for name, program in models.items():
 # The topics of `LDA` are latent too. They are held at draws from the guide: what they themselves
 # cost was paid in training, and is in the figure of no test document.
 #
-# A bound makes the first two pessimistic; `samples=` takes importance sampling instead. The
+# A bound makes the first two pessimistic; `num_particles=` takes importance sampling instead. The
 # reference is the best that anybody could do who knows topics *and* shares.
 
 # %%

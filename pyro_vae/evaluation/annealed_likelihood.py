@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -66,6 +66,8 @@ class AnnealedLikelihood(LogLikelihood):
         by_global: None: chains move the global latents too.
         acceptance: Mean acceptance of the transitions per datum, ``(N,)``.
     """
+
+    _called: ClassVar = "chains"
 
     acceptance: Tensor
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from pyro_vae.arguments import counted, positive, typed
+from pyro_vae.arguments import positive, typed
 from pyro_vae.frames import to_frame
 from pyro_vae.inference.sampling.importance_weights import (
     pareto_k_of_tail,
@@ -54,6 +54,7 @@ class LogLikelihood(Answer):
         by_global: Log mean of the weights at each draw of the globals, ``(S, N)``; None without.
     """
 
+    _called: ClassVar = "num_particles"  # what K is called, as an argument
     _elsewhere: ClassVar = {"item": "mean", "log_likelihood": "log_prob", "values": "log_prob"}
 
     log_prob: Tensor
@@ -119,17 +120,18 @@ class LogLikelihood(Answer):
         known = bool(torch.isfinite(self.psis_k).any())
         tail = f", k > 0.7: {100 * self.untrusted:.1f} %" if known else ""
         if not known and self.by_global is not None and len(self.by_global) < _DRAWS_FOR_K:
-            draws = len(self.by_global)
-            tail = (
-                f", k unknown ({counted(draws, 'draw')} of the globals; "
-                f"num_global_samples={_DRAWS_FOR_K} tells it)"
+            tail = f", k unknown (num_global_samples={_DRAWS_FOR_K} tells it)"
+            if len(self.by_global) == 1:
+                tail = ", error and k unknown (one draw of the globals)"
+        error, ess, shared = self.stderr, self.ess.median().item(), self.by_global
+        draws = f"{self._called}={self.samples}"
+        if shared is not None:
+            draws = (
+                f"{self._called}={self.samples // len(shared)}, num_global_samples={len(shared)}"
             )
-            if draws == 1:
-                tail = ", its error and k unknown: one draw of the globals, num_global_samples=1"
-        error, ess = self.stderr, self.ess.median().item()
         return (
             f"{type(self).__name__}(mean={self.mean:.4f}"
-            f"{f' ± {error:.4f}' if math.isfinite(error) else ''} nats, samples={self.samples}"
+            f"{f' ± {error:.4f}' if math.isfinite(error) else ''} nats, {draws}"
             f"{f', median ess={ess:.1f}' if math.isfinite(ess) else ''}{tail})"
         )
 

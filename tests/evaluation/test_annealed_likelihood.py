@@ -62,7 +62,8 @@ def test_estimates_of_p_are_unbiased(start):
     error = estimate.log_prob - exact
     assert abs(z_score(error.exp(), 1.0)) < 5
     assert error.mean() < 0 and error.std() > 1e-3  # it is noisy: the test above can fail
-    assert estimate.samples == 4 and estimate.acceptance.shape == (400,)
+    assert estimate.samples == 4 and "nats, chains=4," in repr(estimate)
+    assert estimate.acceptance.shape == (400,)
     assert 0.2 < estimate.acceptance.mean() < 0.999
 
 

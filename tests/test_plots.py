@@ -67,7 +67,8 @@ def test_interpolations_are_one_row_each():
 
 
 def test_latent_map_of_two_dimensions_shows_the_codes_themselves():
-    codes, labels = torch.randn(30, 2, dtype=torch.float64), torch.arange(30) % 3
+    labels = torch.arange(30) % 3
+    codes = torch.rand(30, 2, dtype=torch.float64) + 2 * labels[:, None]
     (axes,) = plots.latent_map(codes, labels).axes
     assert [c.get_label() for c in axes.collections] == ["0", "1", "2"]
     for label, points in enumerate(axes.collections):
@@ -104,6 +105,27 @@ def test_latent_map_of_more_is_their_principal_components_and_says_so():
     share = 100 * values[-1] / values.sum()
     assert axes.get_xlabel() == f"principal component 1 of 4 latents ({share:.0f} %)"
     assert axes.get_legend() is None
+
+
+@pytest.mark.parametrize(("numbers", "unknown"), [(torch.rand(60), 7), (torch.arange(60), 0)])
+def test_numbers_too_many_for_names_are_shades_with_a_bar(numbers, unknown):
+    codes = torch.rand(60, 2, dtype=torch.float64)
+    numbers = numbers.where(torch.arange(60) >= unknown, torch.nan) if unknown else numbers
+    axes, bar = plots.latent_map(codes, numbers).axes
+    *grey, shades = axes.collections
+    np.testing.assert_array_equal(shades.get_array(), numbers[unknown:])
+    assert bar.get_ylabel() == "label" and shades.norm.vmax == numbers[unknown:].max()
+    assert [each.get_label() for each in grey] == ["not known"] * bool(unknown)
+    assert all(len(each.get_offsets()) == unknown for each in grey)
+
+
+def test_few_numbers_are_classes_and_nan_is_one_that_is_not_known():
+    labels = torch.tensor([0.0, 1.0, 2.0, torch.nan] * 6)
+    (axes,) = plots.latent_map(torch.rand(24, 2), labels).axes
+    names = [each.get_label() for each in axes.collections]
+    assert names == ["0", "1", "2", "not known"]
+    assert [len(each.get_offsets()) for each in axes.collections] == [6] * 4
+    assert [text.get_text() for text in axes.texts] == names[:3]
 
 
 @pytest.mark.parametrize("classes", [1, 10, 17])
@@ -177,6 +199,9 @@ CROWDED = {
     "a monitor": lambda: plots.collapse_curves(
         {"epoch": np.arange(1, 31), "kl": _FALLING, "marginal_kl": 1 - _FALLING}
         | {f"active_units[{_LONG(k)}]": 9 * _FALLING for k in (1, 2)}
+    ),
+    "classes in one place": lambda: plots.latent_map(
+        np.random.default_rng(0).normal(size=(200, 1)), np.arange(200) % 10, title="Codes " * 20
     ),
     "steps": lambda: plots.step_kl({"up": _FALLING, "down": 1 - _FALLING}),
 }

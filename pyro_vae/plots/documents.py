@@ -37,7 +37,7 @@ def documents(
 
     Arguments:
         shares: ``(N, K)``, as ``program.proportions(pv.encode(program, counts))`` gives them.
-        labels: ``(N,)``, one colour each; ``None``: one colour for all.
+        labels: ``(N,)``, as those of `latent_map`; ``None``: one colour for all.
         seed: of t-SNE.
         title: ``None``: the default one.
 

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from pyro_vae.arguments import typed
 from pyro_vae.errors import DataError
 from pyro_vae.plots.style import (
+    FAINT,
     PALETTE,
     as_array,
     colours,
@@ -28,9 +29,12 @@ if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_NAMED = 30  # groups whose names stand among the points
+_NAMED = 30  # groups whose names stand among the points; more numbers are a range
+_WIDE = 4.4  # of the panel, inches
 _SHORT = 12  # letters of such a name, at most
 _LETTERS = 32  # of a name beside the points, at most
+_UNKNOWN = "not known"
+_PLACE = "datum, in their order"
 
 
 @typed
@@ -43,14 +47,18 @@ def latent_map(
 
     Arguments:
         codes: ``(N, Z)``.
-        labels: whole numbers, ``(N,)``, one colour each; ``None``: one colour for all.
+        labels: ``(N,)``, one colour each, NaN grey; numbers of more than 30 kinds, or of more than
+            ten that are not whole, are shades with a bar; ``None``: one colour for all.
         title: ``None``: the default one.
 
     Raises:
         DataError: fewer than two codes, or as many labels as there are not codes.
     """
     points, names = plane(codes)
-    return scatter(points, names, labels, title or "Posterior means of the test data")
+    figure = scatter(points, names, labels, title or "Posterior means of the test data")
+    if names[1] == _PLACE:  # it only spreads the points
+        figure.axes[0].set_yticks([])
+    return figure
 
 
 def scatter(
@@ -67,24 +75,53 @@ def scatter(
     Raises:
         DataError: as many labels as there are not points.
     """
-    groups = _groups(labels, len(points))
-    longest = max((text_width(shortened(name, _LETTERS)) for name, _ in groups), default=0.0)
-    figure = new_figure(5.4 + longest, 5.4)
-    axes = figure.add_subplot()
-    shades = colours(len(groups))
+    values = None if labels is None else _checked(labels, len(points))
     size = min(22.0, max(3.0, 15000 / len(points)))
-    for (name, chosen), colour in zip(groups, shades, strict=True):
-        x, y = points[chosen].T
-        axes.scatter(x, y, s=size, color=colour, alpha=0.75, linewidths=0, label=name)
-    if groups[0][0]:
-        _name_groups(axes, points, groups, shades)
-        bigger = math.sqrt(22 / size)
-        side = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
-        legend(axes, **side, fontsize=10, handletextpad=0.2, markerscale=bigger)
+    style: dict[str, Any] = {"s": size, "alpha": 0.75, "linewidths": 0}
+    if values is not None and _is_range(values):
+        figure = _shaded(points, values, style)
+    else:
+        figure = _grouped(points, _groups(values, len(points)), style)
+    axes = figure.axes[0]
     axes.set(xlabel=names[0], ylabel=names[1])
     axes.set_aspect("equal", adjustable="datalim")
     plain_axes(axes)
     set_title(axes, title)
+    return figure
+
+
+def _shaded(points: np.ndarray, values: np.ndarray, style: dict[str, Any]) -> Figure:
+    """Draw points in shades of a number, those without one grey and named below."""
+    figure = new_figure(6.4, 5.4)
+    axes = figure.add_subplot()
+    known = np.isfinite(values)
+    if not known.all():
+        axes.scatter(*points[~known].T, color=FAINT, label=_UNKNOWN, **style)
+    x, y = points[known].T
+    drawn = axes.scatter(x, y, c=values[known], cmap="viridis", **style)
+    bar = figure.colorbar(drawn, ax=axes, label="label", shrink=0.8)
+    plain_axes(bar.ax)
+    legend(axes)
+    return figure
+
+
+def _grouped(
+    points: np.ndarray, groups: list[tuple[str, np.ndarray]], style: dict[str, Any]
+) -> Figure:
+    """Draw each group in its colour, named beside the points and among them."""
+    longest = max((text_width(shortened(name, _LETTERS)) for name, _ in groups), default=0.0)
+    figure = new_figure(5.4 + longest, 5.4)
+    axes = figure.add_subplot()
+    shades = colours(len(groups))
+    if groups[-1][0] == _UNKNOWN:
+        shades[-1] = FAINT
+    for (name, chosen), colour in zip(groups, shades, strict=True):
+        axes.scatter(*points[chosen].T, color=colour, label=name, **style)
+    if groups[0][0]:
+        _name_groups(axes, points, groups, shades)
+        side = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+        bigger = math.sqrt(22 / style["s"])
+        legend(axes, **side, fontsize=10, handletextpad=0.2, markerscale=bigger)
     return figure
 
 
@@ -94,8 +131,9 @@ def plane(codes: ArrayLike) -> tuple[np.ndarray, tuple[str, str]]:
     if z.dim() != 2 or len(z) < 2 or not z.shape[1] or not z.isfinite().all():
         raise DataError(f"codes have shape {tuple(z.shape)}; expected (N, Z) finite, N at least 2")
     units = z.shape[1]
-    if units == 1:  # the second axis only spreads the points
-        return torch.cat([z, torch.linspace(0, 1, len(z))[:, None]], 1).numpy(), ("z", "datum")
+    if units == 1:  # as far apart as the codes
+        places = torch.linspace(0, max(float(z.max() - z.min()), 1e-9), len(z))
+        return torch.cat([z, places[:, None]], 1).numpy(), ("z", _PLACE)
     if units == 2:
         return z.numpy(), ("$z_1$", "$z_2$")
     _, scale, axes = torch.linalg.svd(z - z.mean(0), full_matrices=False)
@@ -104,27 +142,56 @@ def plane(codes: ArrayLike) -> tuple[np.ndarray, tuple[str, str]]:
     return ((z - z.mean(0)) @ axes[:2].mT).numpy(), (names[0], names[1])
 
 
-def _groups(labels: ArrayLike | None, n: int) -> list[tuple[str, np.ndarray]]:
-    """Return (name, indices) for each label, in order."""
-    if labels is None:
-        return [("", np.arange(n))]
+def _checked(labels: ArrayLike, n: int) -> np.ndarray:
     values = as_array(labels)
     if values.shape != (n,):
         raise DataError(f"labels have shape {values.shape}; expected ({n},), one for each code")
-    return [(str(value), np.flatnonzero(values == value)) for value in np.unique(values)]
+    return values
+
+
+def _is_range(values: np.ndarray) -> bool:
+    """Return whether labels are numbers too many to be told apart one by one."""
+    if values.dtype.kind not in "iuf":
+        return False
+    distinct = np.unique(values[np.isfinite(values)])
+    return len(distinct) > (_NAMED if (distinct % 1 == 0).all() else len(PALETTE))
+
+
+def _groups(values: np.ndarray | None, n: int) -> list[tuple[str, np.ndarray]]:
+    """Return (name, indices) for each label, in order; what is not known comes last."""
+    if values is None:
+        return [("", np.arange(n))]
+    if values.dtype.kind != "f":
+        return [(str(value), np.flatnonzero(values == value)) for value in np.unique(values)]
+    known = np.isfinite(values)
+    kinds = np.unique(values[known])
+    found = [(f"{value:g}", np.flatnonzero(values == value)) for value in kinds]
+    return found if known.all() else [*found, (_UNKNOWN, np.flatnonzero(~known))]
 
 
 def _name_groups(
     axes: Axes, points: np.ndarray, groups: list[tuple[str, np.ndarray]], shades: list[Any]
 ) -> None:
-    """Write each label at the median of its points: colour alone does not tell ten apart."""
+    """Write each label at the median of its points: colour alone does not tell ten apart.
+
+    Where another label stands already it is written above.
+    """
     from matplotlib.patheffects import withStroke
 
-    if len(groups) > _NAMED or max(len(name) for name, _ in groups) > _SHORT:
+    named = [each for each in groups if each[0] != _UNKNOWN]
+    if len(named) > _NAMED or max((len(name) for name, _ in named), default=0) > _SHORT:
         return  # the names would hide the points, and each other
     size = 14 if len(groups) <= len(PALETTE) else 9
-    for (name, chosen), colour in zip(groups, shades, strict=True):
+    inch = 1.1 * float(np.ptp(points, axis=0).max()) / _WIDE
+    high = 1.3 * size / 72 * inch
+    taken: list[tuple[float, float, float]] = []
+    for (name, chosen), colour in zip(named, shades, strict=False):
         x, y = np.median(points[chosen], axis=0)
+        wide = 1.2 * size / 9 * text_width(name) * inch
+        for _ in range(len(taken)):
+            tops = [b for a, b, w in taken if abs(x - a) < (wide + w) / 2 and abs(y - b) < high]
+            y = max([y, *(top + high for top in tops)])
+        taken.append((x, y, wide))
         outline = [withStroke(linewidth=3, foreground="white")]
         style: dict[str, Any] = {"ha": "center", "va": "center", "path_effects": outline}
         axes.text(x, y, name, fontsize=size, fontweight="bold", color=colour, **style)

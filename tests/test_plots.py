@@ -64,6 +64,8 @@ def test_interpolations_are_one_row_each():
     (axes,) = plots.interpolations(torch.rand(3, 5, 1, 4, 4)).axes
     assert len(axes.images) == 15
     assert len({image.get_extent()[2] for image in axes.images}) == 3
+    (axes,) = plots.interpolations(torch.zeros(61, 2, 2, 2)).axes
+    assert len(axes.images) == 120 and "The first 60 of" in axes.get_title(loc="left")
 
 
 def test_latent_map_of_two_dimensions_shows_the_codes_themselves():
@@ -176,7 +178,13 @@ def _diagnosis(values, **more):
     return SimpleNamespace(kl=kl, unit_kl=values, variance=values, histogram=shares, **more)
 
 
+def _gaps(scale):
+    parts = scale * np.random.default_rng(0).gamma(2.0, size=(2, 50))
+    return SimpleNamespace(approximation=parts[0], amortisation=parts[1])
+
+
 _LONG = "a_rather_long_name_of_a_site_{}".format
+_GRID = np.linspace(-3.0, 3.0, 40)
 _FALLING = np.linspace(1.0, 0.0, 30)
 CROWDED = {
     "one epoch": lambda: plots.curves(_run(np.array([-9.0]))),
@@ -202,6 +210,14 @@ CROWDED = {
     ),
     "classes in one place": lambda: plots.latent_map(
         np.random.default_rng(0).normal(size=(200, 1)), np.arange(200) % 10, title="Codes " * 20
+    ),
+    "one image": lambda: plots.reconstructions(np.zeros((1, 4, 4)), np.zeros((1, 4, 4))),
+    "large gaps": lambda: plots.gaps({"a": _gaps(1e5), _LONG(1): _gaps(1e4)}),
+    "gaps below zero": lambda: plots.gaps(_gaps(-0.01)),
+    "even topics": lambda: plots.topic_words(np.full((2, 20000), 5e-5)),
+    "one word": lambda: plots.topic_words(np.ones((3, 1))),
+    "far from zero": lambda: plots.posterior(
+        -np.add.outer(_GRID**2, _GRID**2), (1e-4 * _GRID, 1e4 + 1e-4 * _GRID), titles=[_LONG(9)]
     ),
     "steps": lambda: plots.step_kl({"up": _FALLING, "down": 1 - _FALLING}),
 }
@@ -240,6 +256,11 @@ def test_curves_are_panels_of_what_there_is():
     assert axes.lines[0].get_xdata().tolist() == [4, 8]
     (axes,) = plots.curves({"epoch": [1.0], "elbo": [np.nan]}).axes
     assert [text.get_text() for text in axes.texts] == ["no finite number"]
+
+
+def test_gaps_of_any_size_are_told_to_three_digits():
+    for scale, told in ((1.0, "1.88 + 2.02 = 3.90"), (-1e-3, "−0.00188 − 0.00202 = −0.00390")):
+        assert [text.get_text() for text in plots.gaps(_gaps(scale)).axes[0].texts] == [told]
 
 
 def test_negative_and_zero_kl_stand_where_they_are():
@@ -382,7 +403,7 @@ def drawn_texts(figure):
         for axes in figure.axes
         for axis in (axes.xaxis, axes.yaxis)
         for tick in axis.get_major_ticks()
-        if tick not in axis._update_ticks()
+        if not axes.axison or tick not in axis._update_ticks()
         for label in (tick.label1, tick.label2)
     }
     texts = [each for each in figure.findobj(Text) if id(each) not in hidden]
@@ -439,6 +460,8 @@ def test_piano_rolls_show_the_keys_that_are_struck_and_name_each_c():
     assert left.images[0].get_extent() == [0.5, 6.5, 36.5, 43.5]
     assert [label.get_text() for label in left.get_yticklabels()] == ["C4"]
     assert left.get_yticks().tolist() == [39]
+    (alone,) = plots.piano_rolls({"a": data[:, 40:41] + 1}, lowest_key=61).axes
+    assert [label.get_text() for label in alone.get_yticklabels()] == ["C♯4"]  # no C is heard
     assert left.images[0].origin == "lower" and left.images[0].get_cmap()(0.0)[0] == 1
 
 

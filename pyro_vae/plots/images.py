@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from pyro_vae.arguments import counted, positive, typed
 from pyro_vae.errors import DataError
-from pyro_vae.plots.style import FAINT, LETTER, new_figure, numbers, set_title
+from pyro_vae.plots.style import FAINT, INK, LETTER, MOST, first_of, in_lines, new_figure, numbers
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.axes import Axes
@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
 
 _GAP = 0.12  # between images, in image widths
 _INCH = 0.62  # width of one image
+_TITLE = 4.5  # inches that a line of a title has at least
 
 
 @typed
@@ -35,11 +36,12 @@ def samples(images: ArrayLike, *, columns: int | None = None, title: str | None 
     pixels = _images("images", images, "pv.generate")
     square = math.ceil(math.sqrt(len(pixels)))
     columns = square if columns is None else positive("columns", columns)
-    figure, axes = _canvas(title or f"{counted(len(pixels), 'sample')} from the prior")
+    figure, axes = _canvas()
     for index, image in enumerate(pixels):
         row, column = divmod(index, columns)
         _place(axes, image, column, row)
-    _fit(figure, axes, columns, math.ceil(len(pixels) / columns), pixels)
+    text = title or f"{counted(len(pixels), 'sample')} from the prior"
+    _fit(figure, axes, text, columns, math.ceil(len(pixels) / columns), pixels)
     return figure
 
 
@@ -65,7 +67,7 @@ def reconstructions(
             f"originals have shape {above.shape} and reconstructed {below.shape}; expected pairs"
         )
     columns = min(positive("columns", columns), len(above))
-    figure, axes = _canvas(title or "Test images and their reconstructions")
+    figure, axes = _canvas()
     blocks = math.ceil(len(above) / columns)
     pitch = 2.35  # two rows and a little air: a pair reads as one
     for index, pair in enumerate(zip(above, below, strict=True)):
@@ -78,13 +80,16 @@ def reconstructions(
             axes.text(
                 -0.25, y, name, ha="right", va="center", fontsize=9, color=FAINT, clip_on=False
             )
-    _fit(figure, axes, columns, blocks * pitch - (pitch - 2), above, left=0.9)
+    text = title or "Test images and their reconstructions"
+    _fit(figure, axes, text, columns, blocks * pitch - (pitch - 2), above, left=0.9)
     return figure
 
 
 @typed
 def interpolations(images: ArrayLike, *, title: str | None = None) -> Figure:
     """Draw one row of images for each line between two codes.
+
+    Of more than 60 lines the first 60 are drawn, and the title says so.
 
     Arguments:
         images: as ``pv.interpolate`` returns them, ``(N, steps, H, W)``, ``(N, steps, C, H, W)``,
@@ -97,13 +102,17 @@ def interpolations(images: ArrayLike, *, title: str | None = None) -> Figure:
     array = numbers("images", images, "pv.interpolate")
     if array.ndim < 3 or 0 in array.shape:
         raise DataError(f"images have shape {array.shape}; expected (N, steps, H, W)")
+    text = ". ".join(
+        filter(None, (title or "Straight lines between two codes", first_of(len(array), "lines")))
+    )
+    array = array[:MOST]
     rows, steps = array.shape[:2]
     pixels = _images("images", array.reshape(rows * steps, *array.shape[2:]))
-    figure, axes = _canvas(title or "Straight lines between two codes")
+    figure, axes = _canvas()
     for index, image in enumerate(pixels):
         row, column = divmod(index, steps)
         _place(axes, image, column, row)
-    _fit(figure, axes, steps, rows, pixels)
+    _fit(figure, axes, text, steps, rows, pixels)
     return figure
 
 
@@ -129,12 +138,12 @@ def _ratio(pixels: np.ndarray) -> float:
     return pixels.shape[1] / pixels.shape[2]
 
 
-def _canvas(title: str) -> tuple[Figure, Axes]:
+def _canvas() -> tuple[Figure, Axes]:
     """Return a figure with bare axes, in units of image widths, y downwards."""
     figure = new_figure(4, 4)
     axes = figure.add_subplot()
     axes.set_axis_off()
-    set_title(axes, title)
+    axes.set_anchor("NW")  # the title begins above the first image
     return figure, axes
 
 
@@ -155,14 +164,18 @@ def _place(axes: Axes, image: np.ndarray, column: float, row: float) -> None:
 def _fit(
     figure: Figure,
     axes: Axes,
+    title: str,
     columns: float,
     rows: float,
     pixels: np.ndarray,
     left: float = 0.0,
 ) -> None:
-    """Set limits and size: every image is equally large on any figure."""
+    """Set title, limits and size: every image is equally large on any figure."""
     width = columns * (1 + _GAP) - _GAP + left
     height = (rows * (1 + _GAP) - _GAP) * _ratio(pixels)
     axes.set(xlim=(-left, width - left), ylim=(height, 0), aspect="equal")
-    text = LETTER * len(axes.get_title(loc="left"))
-    figure.set_size_inches(max(text, width * _INCH) + 0.1, height * _INCH + 0.4)
+    lines = in_lines(title, max(_TITLE, width * _INCH))
+    axes.set_title(lines, fontsize=11, color=INK, loc="left")
+    longest = LETTER * max(map(len, lines.splitlines()))
+    high = height * _INCH + 0.2 + 0.2 * len(lines.splitlines())
+    figure.set_size_inches(max(longest, width * _INCH) + 0.1, high)

@@ -16,12 +16,14 @@ from pyro_vae.plots.style import (
     PALETTE,
     as_array,
     colours,
+    decimals,
     first_of,
     legend,
     new_figure,
     plain_axes,
     set_title,
     shortened,
+    signed,
     text_width,
 )
 
@@ -56,9 +58,9 @@ def gaps(measured: Any, *, title: str | None = None) -> Figure:
     values = {name: _read(name, row) for name, row in list(rows.items())[:MOST]}
     longest = max(text_width(shortened(name, _LETTERS)) for name in values)
     beside = 2.0 * longest if len(values) > 4 else longest  # left of the bars, right of the data
-    figure = new_figure(8.8 + beside, max(3.4, 1.6 + 0.5 * len(values)))
+    figure = new_figure(8.8 + beside, max(3.1, 1.3 + 0.5 * len(values)))
     left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
-    _bars(left, values, below=-0.8 / figure.get_figheight())
+    _bars(left, values)
     set_title(left, title or "Where the bound is lost")
     _scatter(right, values)
     set_title(right, "Datum by datum")
@@ -78,7 +80,8 @@ def _read(name: str, measured: Any) -> tuple[np.ndarray, np.ndarray]:
     return pair
 
 
-def _bars(axes: Axes, values: Mapping[str, tuple[np.ndarray, np.ndarray]], *, below: float) -> None:
+def _bars(axes: Axes, values: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    digits = decimals(*((one + other).mean() for one, other in values.values()))
     places = np.arange(len(values))[::-1]
     for place, (approximation, amortisation) in zip(places, values.values(), strict=True):
         start = 0.0
@@ -88,23 +91,21 @@ def _bars(axes: Axes, values: Mapping[str, tuple[np.ndarray, np.ndarray]], *, be
         total = approximation + amortisation
         error = total.std(ddof=1) / np.sqrt(len(total)) if len(total) > 1 else 0.0
         axes.errorbar(total.mean(), place, xerr=error, color=INK, lw=1.2, capsize=3)
-        label = f" {approximation.mean():.2f} + {amortisation.mean():.2f} = {total.mean():.2f}"
-        axes.annotate(
-            label,
-            (total.mean() + error, place),
-            (4, 0),
-            textcoords="offset points",
-            va="center",
-            color=INK,
-        )
+        parts = [approximation.mean(), amortisation.mean(), total.mean()]
+        one, other, both = (signed(part, f".{digits}f") for part in parts)
+        sum_of = f"{one} + {other} = {both}".replace("+ \N{MINUS SIGN}", "\N{MINUS SIGN} ")
+        end = max(0.0, parts[0], total.mean() + error), place
+        axes.annotate(sum_of, end, (6, 0), textcoords="offset points", va="center", color=INK)
     axes.barh(0, 0, color=_FAMILY, label="approximation: the family of q")
     axes.barh(0, 0, color=_NETWORK, label="amortisation: the network")
     axes.set_yticks(places, [shortened(name, _LETTERS) for name in values])
     axes.set_ylim(-0.6, len(values) - 0.4)
     axes.margins(x=0.6)
     axes.set_xlabel("nats below log p(x), mean over the data")
-    legend(axes, loc="upper center", bbox_to_anchor=(0.5, below), ncols=2, fontsize=10)
+    if list(values) == [""]:
+        axes.set_yticks([])
     plain_axes(axes)
+    legend(axes)
 
 
 def _scatter(axes: Axes, values: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:

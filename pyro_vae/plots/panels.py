@@ -56,7 +56,6 @@ def spread(axes: Axes, values: Any, label: str, title: str, limit: float | None 
         axes.axvline(limit, color=PALETTE[1], lw=1.2, ls="--")
     axes.set(xlabel=label, ylabel="data")
     axes.locator_params(axis="y", integer=True)
-    axes.locator_params(axis="x", nbins=6)  # so that numbers of many digits stand apart
     if not len(known):
         axes.set_yticks([])
         axes.text(0.5, 0.5, "known of no datum", ha="center", transform=axes.transAxes, color=INK)

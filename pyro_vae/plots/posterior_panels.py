@@ -18,6 +18,7 @@ from pyro_vae.plots.style import (
     head_title,
     legend,
     numbers,
+    numbers_width,
     panel_rows,
     plain_axes,
     rows_of,
@@ -89,7 +90,8 @@ def posterior(
     abreast = max(1, int(3.6 * min(drawn, _COLUMNS) / (longest + 0.7)))
     foot = 0.22 * -(-len(names_of) // abreast) + 0.1 if names_of else 0.0
     text = first_of(count, "panels")
-    room = Room(0.55, 0.15, 0.5, 0.32, head=0.3 if text else 0.0, foot=foot)
+    left = max(0.55, 0.3 + numbers_width(y[0], y[-1]))
+    room = Room(left, 0.15, 0.5, 0.32, head=0.3 if text else 0.0, foot=foot)
     figure, panels = panel_rows(rows_of(drawn, _COLUMNS, 2.9), 2.6, room)
     for index, axes in enumerate(panels):
         _regions(axes, x, y, surfaces[index])
@@ -98,7 +100,7 @@ def posterior(
         _overlay(axes, shown, dots=False, first=len(points))
         axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]), xlabel=names[0])
         plain_axes(axes)
-        set_title(axes, titles[index] if titles else "", 3.4)
+        set_title(axes, titles[index] if titles else "", 3.0)
     for axes in panels[::_COLUMNS]:
         axes.set_ylabel(names[1])
     if text:

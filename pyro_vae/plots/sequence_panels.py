@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
 
 _COLUMNS = 4
 _WIDEST = 3.0  # inches that a long name gets; the rest of it is cut
+_PITCHES = ("C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", "B")
 _HEARD = 0.1  # a key below it in every step is cut off at the border
 
 
@@ -68,9 +69,9 @@ def piano_rolls(
     figure, panels = panel_rows(widths, 0.4 + 0.055 * max(12, high - low), room)
     flat = [width for line in widths for width in line]
     for place, (axes, name) in enumerate(zip(panels, names, strict=True)):
+        _name_pitches(axes, lowest, low, high)
         _draw_roll(axes, each[name], low, high)
         set_title(axes, name, flat[place])
-        _name_pitches(axes, lowest, low, high)
         axes.tick_params(labelleft=place % _COLUMNS == 0)
     if text:
         head_title(figure, text)
@@ -137,6 +138,10 @@ def _roll(name: str, values: ArrayLike) -> np.ndarray:
 
 
 def _name_pitches(axes: Axes, lowest: int, low: int, high: int) -> None:
-    """Write the name of each C beside its key."""
-    octaves = [key for key in range(low, high + 1) if (key + lowest) % 12 == 0]
-    axes.set_yticks(octaves, [f"C{(key + lowest) // 12 - 1}" for key in octaves])
+    """Write the name of each C beside its key; of the lowest key where there is none."""
+    octaves = [key for key in range(low, high + 1) if (key + lowest) % 12 == 0] or [low]
+    axes.set_yticks(octaves, [_pitch(key + lowest) for key in octaves])
+
+
+def _pitch(number: int) -> str:
+    return f"{_PITCHES[number % 12]}{number // 12 - 1}"

@@ -32,7 +32,9 @@ _LINE = 0.21  # of a legend, inches
 _BELOW = (
     0.46  # from a panel down to its legend, inches: numbers and a name of the axis stand between
 )
-_WRITTEN_OUT = (-5, 8)  # powers of ten beyond which numbers have one
+_TICKS = 9  # intervals of an axis, at most
+_SPACE = 0.12  # between its numbers at least, inches
+_WRITTEN_OUT = (-6, 8)  # powers of ten beyond which numbers have one
 MOST = 60  # panels of a figure: more cannot be looked at, and take long
 
 
@@ -170,12 +172,19 @@ def _write_out(axes: Axes) -> None:
             form.set_useOffset(False)  # a term that all numbers have in common is not read
             form.set_powerlimits(_WRITTEN_OUT)
     if isinstance(axes.xaxis.get_major_locator(), MaxNLocator):
-        low, high = sorted(axes.get_xlim())
-        places = [place for place in axes.get_xticks() if low <= place <= high]
-        widths = map(text_width, axes.xaxis.get_major_formatter().format_ticks(places))
-        most = int(1.1 * panel_width(axes) / (max(widths, default=0.0) + 0.12))
-        if len(places) > most:
-            axes.locator_params(axis="x", nbins=max(2, most - 1))
+        for most in range(_TICKS, 0, -1):
+            axes.locator_params(axis="x", nbins=most)
+            if _apart(axes):
+                break
+
+
+def _apart(axes: Axes) -> bool:
+    """Return whether the numbers below a panel stand apart."""
+    low, high = sorted(axes.get_xlim())
+    places = [place for place in axes.get_xticks() if low <= place <= high]
+    texts = axes.xaxis.get_major_formatter().format_ticks(places)
+    pitch = max(map(text_width, texts), default=0.0) + _SPACE
+    return (len(texts) - 1) * pitch < panel_width(axes)
 
 
 def colours(count: int) -> list[Any]:
@@ -232,6 +241,17 @@ def _below(axes: Axes, owner: Any, labels: list[str]) -> dict[str, Any]:
     down = axes.transAxes + ScaledTranslation(0, -_BELOW, figure.dpi_scale_trans)
     place = {"bbox_to_anchor": (0, 0), "bbox_transform": down, "borderaxespad": 0.0}
     return {"loc": "upper left", "ncols": columns, **place}
+
+
+def numbers_width(low: float, high: float) -> float:
+    """Return about how wide the numbers beside an axis are, inches."""
+    from matplotlib.ticker import AutoLocator, ScalarFormatter
+
+    form: Any = ScalarFormatter(useOffset=False)
+    form.create_dummy_axis()
+    form.set_powerlimits(_WRITTEN_OUT)
+    form.axis.set_view_interval(low, high)
+    return max(map(text_width, form.format_ticks(AutoLocator().tick_values(low, high))))
 
 
 def text_width(text: str) -> float:

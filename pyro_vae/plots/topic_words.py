@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.figure import Figure
 
 _COLUMNS = 5
+_FEW = 1e-3  # probabilities below have numbers too long for a panel
 _LETTERS = 24  # of a word, at most
 
 
@@ -67,26 +68,28 @@ def topic_words(
     order = np.argsort(-shares[:count], axis=1, kind="stable")[:, :shown]
     labels = [[shortened(names[word], _LETTERS) for word in top] for top in order]
     longest = max(text_width(label) for row in labels for label in row)
-    text = title or f"The {shown} most probable words of each topic"
+    words = f"{shown} most probable words" if shown > 1 else "most probable word"
+    text = title or f"The {words} of each topic"
     text = ". ".join(filter(None, (text, first_of(every, "topics"))))
-    widths = rows_of(count, _COLUMNS, 1.1)
+    abreast = min(count, _COLUMNS)
     # A row is as wide as the title at least.
-    spare = (LETTER * len(text) + 0.2) / len(widths[0]) - 1.1 - longest - 0.25
-    room = Room(longest + 0.15, 0.1 + max(0.0, spare), 0.22, 0.28, head=0.3, foot=0.25)
+    least = (LETTER * len(text) + 0.2) / abreast - longest - 0.25
+    widths = rows_of(count, _COLUMNS, max(1.1, least))
+    room = Room(longest + 0.15, 0.1, 0.22, 0.28, head=0.3, foot=0.25)
     figure, panels = panel_rows(widths, 0.17 * shown + 0.1, room)
-    highest = 1.05 * max(shares[place, top].max() for place, top in enumerate(order))
+    highest = max(shares[place, top].max() for place, top in enumerate(order))
+    unit, name = (1e-6, ", millionths") if 0 < highest < _FEW else (1.0, "")
     for place, axes in enumerate(panels):
-        axes.barh(range(shown), shares[place, order[place]], color=PALETTE[3])
+        axes.barh(range(shown), shares[place, order[place]] / unit, color=PALETTE[3])
         axes.set_yticks(range(shown), labels[place])
-        axes.set_xlim(0, highest)
-        axes.locator_params(axis="x", nbins=3)
+        axes.set_xlim(0, 1.05 * highest / unit)
         axes.invert_yaxis()
         plain_axes(axes)
         set_title(axes, f"topic {place}")
         axes.tick_params(labelbottom=place + _COLUMNS >= count)  # no panel stands below
     head_title(figure, text)
     figure.supxlabel(
-        "probability of the word",
+        f"probability of the word{name}",
         fontsize=9,
         color=INK,
         y=0.05 / figure.get_figheight(),

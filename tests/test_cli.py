@@ -44,7 +44,9 @@ def complaint(capsys, arguments):
 
 def test_the_dicts_of_names_are_the_choices():
     assert set(get_args(options.Observation)) == set(options.OBSERVATIONS)
-    assert set(get_args(options.Objective)) == set(options.OBJECTIVES)
+    named = get_args(options.Objective)
+    assert {options.in_small(name) for name in named} == set(options.OBJECTIVES) < set(named)
+    assert all(hasattr(pv, name) for name in set(named) - set(options.OBJECTIVES))
     assert set(options.MODELS) == {*pv.models.__all__} - {"Resampled"}  # beside M2
     assert set().union(*datasets.SETS.values()) == {*pv.data.NAMES}
     assert get_args(options.Binarization) == (*pv.data.BINARISATIONS, "none")
@@ -130,9 +132,10 @@ def test_bad_input_is_one_line_and_exit_code_two(arguments, named, capsys, tmp_p
 
 
 def test_a_run_from_training_to_pictures(capsys, tmp_path):
-    assert train("--out", "run", "--objective", "iwae", "--num_particles", "2") == 0
+    assert train("--out", "run", "--objective", "IWAE", "--num_particles", "2") == 0
     run = tmp_path / "run"
     names = {path.name for path in run.iterdir()}
+    assert json.loads((run / "train.json").read_text())["objective"] == "iwae"
     expected = {"config.json", "train.json", "history.csv", "program.safetensors", "curves.png"}
     assert expected <= names and "tensorboard" in names
     assert "run folder: run" in capsys.readouterr().out
@@ -458,7 +461,7 @@ def test_the_module_is_the_same_command():
     assert done.stderr.startswith("pyro-vae: error: ") and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("objective", ["free_bits", "target_kl", "lagging"])
+@pytest.mark.parametrize("objective", ["FreeBits", "target_kl", "lagging"])
 def test_cures_of_collapse_train_from_the_shell(objective, tmp_path):
     options = ("--objective", objective, "--nats", "0.25", "--posterior", "DeltaGaussian")
     assert train("--out", "run", *options) == 0

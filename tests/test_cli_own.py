@@ -198,7 +198,7 @@ def test_labels_beside_the_rows_of_a_file_are_left_out_aloud(capsys):
         ("train own.py:Clicks --data own.py", "unknown data set 'own.py'; choose digits"),
         ("train MultimodalVAE --data two.npz", "missing a required argument: 'modalities'"),
         ("train vae --data counts.npy", "SentenceLM, TableVAE; did you mean VAE?"),
-        ("train VAE --objective IWAE", "objective: got 'IWAE', expected one of 'elbo', "),
+        ("train VAE --objective IWAB", "objective: got 'IWAB', expected one of 'ELBO', "),
         ("train VAE --resume maybe", "resume: got 'maybe', expected true or false or one of 'set"),
         ("train VAE --epochs one", "epochs: got 'one', expected an integer"),
         ("train VAE --beta much", "beta: got 'much', expected a number"),
@@ -211,7 +211,7 @@ def test_labels_beside_the_rows_of_a_file_are_left_out_aloud(capsys):
         ),
         ("evaluate absent --num_particles few", "num_particles: got 'few', expected an integer"),
         ("train Nonesuch", "got 'Nonesuch', expected FILE.py:NAME or one of VAE"),
-        ("refine absent", "absent: no run of"),
+        ("refine absent", "(there is no such folder)"),
         ("compare absent", "expected two or more"),
         ("compare absent other", "absent: no run of"),
         ("compare", "runs"),
@@ -290,12 +290,23 @@ def test_whole_numbers_and_flags_of_a_file_stay_what_they_are():
         assert arrays["lengths"].shape == (7,) and len(set(arrays["lengths"])) > 1
 
 
+def told(capsys):
+    return capsys.readouterr().err
+
+
 def test_a_run_of_fit_is_judged_where_its_program_is_named(capsys):
     """Once; by all rows, of which the command line knows no split."""
     own = runpy.run_path("own.py")
     x = np.load("counts.npy")
     pv.fit(own["Clicks"](), torch.from_numpy(x), epochs=1, out="run", progress=False)
     pv.fit(pv.models.VAE(5, 2), x > 1, epochs=1, out="vae", progress=False)
+    pv.save(own["Clicks"](), "saved")
+    assert run("evaluate saved/program.safetensors") == 2
+    assert "expected the folder of pv.save or pv.fit(out=...) that holds it, saved" in told(capsys)
+    line = "evaluate saved --program own.py:Clicks --data counts.npy --num_particles 2"
+    assert run(line) == run("generate saved 3") == 0
+    with np.load("saved/samples.npz") as arrays:
+        assert arrays["x"].shape == (3, 5)
     for line in ("evaluate run", "generate run", "evaluate run --program own.py:Clicks"):
         assert run(line) == 2
         assert "pyro-vae evaluate run --" in capsys.readouterr().err

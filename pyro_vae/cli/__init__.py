@@ -70,6 +70,8 @@ def _answered(argv: Sequence[str] | None) -> int:
     debug = "--debug" in arguments
     if arguments[:1] == ["train"] and len(arguments) > 1 and not arguments[1].startswith("-"):
         arguments.insert(1, "--model")  # pyro-vae train my_program.py:Clicks
+    if arguments[:1] == ["generate"] and len(arguments) > 2 and arguments[2].isdigit():
+        arguments.insert(2, "-n")  # pyro-vae generate runs/clicks 5
     try:
         parsed = parser.parse_args([a for a in arguments if a != "--debug"])
         return _run(COMMANDS[parsed.command], parsed[parsed.command], debug)

@@ -64,6 +64,12 @@ DEFAULT = {"VQVAE": "vq", "SBN": "disarm"}  # objective of a model, where it is 
 ADVERSARIAL = ("aae", "wae", "avb", "vaegan")
 
 
+def in_small(objective: str) -> str:
+    """Return the name of an objective for that of its class, as Python writes it."""
+    named = {name.replace("_", ""): name for name in OBJECTIVES}
+    return named.get(objective.lower(), objective)
+
+
 def _particles(run: dict[str, Any]) -> dict[str, Any]:
     """Return the option of the draws per datum, where a run names them."""
     return {} if run["num_particles"] is None else {"num_particles": run["num_particles"]}
@@ -76,6 +82,23 @@ def _plane(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 Objective = Literal[
+    "ELBO",
+    "AnalyticELBO",
+    "IWAE",
+    "FreeBits",
+    "TargetKL",
+    "STL",
+    "DReG",
+    "RLOO",
+    "VIMCO",
+    "DisARM",
+    "ReweightedWakeSleep",
+    "VQ",
+    "Lagging",
+    "AAE",
+    "WAE",
+    "AVB",
+    "VAEGAN",
     "elbo",
     "analytic_elbo",
     "iwae",

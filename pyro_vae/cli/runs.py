@@ -13,6 +13,8 @@ from pyro_vae.cli.own_program import is_own, own_program
 from pyro_vae.device import resolve_device
 from pyro_vae.errors import ConfigError
 from pyro_vae.storage.atomic import atomic_write_text
+from pyro_vae.storage.bundle import read_bundle
+from pyro_vae.storage.save import NAME
 
 SETTINGS = "train.json"  # what `train` was asked for; itself a file for --config
 VOCABULARY = "vocabulary.txt"  # the words by number, without which a run is mute
@@ -54,8 +56,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        lacks = f"{SETTINGS} is missing" if folder.is_dir() else "there is no such folder"
         raise ConfigError(
-            f"{folder}: no run of `pyro-vae train` or pv.fit(out=...) ({SETTINGS} is missing)"
+            f"{folder}: no run of `pyro-vae train`, pv.fit(out=...) or pv.save ({lacks})"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
@@ -111,8 +114,9 @@ def open_run(
 ) -> tuple[Any, dict[str, Any]]:
     """Return the program of a run and its settings, with those that are not None changed.
 
-    The words of sentences and documents are those of the run, whatever the data. A run of `fit`
-    says from then on what its program and data were said to be, until both are said anew.
+    The words of sentences and documents are those of the run, whatever the data. What `fit` or
+    `save` wrote says from then on what its program and data were said to be, until both are said
+    anew.
 
     Arguments:
         run: run folder.
@@ -121,8 +125,14 @@ def open_run(
         changed: other settings.
     """
     where, folder = resolve_device(device), Path(run)
-    by_fit = not (folder / SETTINGS).exists() and (folder / "config.json").exists()
-    settings = _settings_of_fit(folder, program, changed) if by_fit else read_settings(folder)
+    if folder.is_file():
+        raise ConfigError(
+            f"{run}: got a file, expected the folder of pv.save or pv.fit(out=...) that holds it, "
+            f"{folder.parent}"
+        )
+    python = any((folder / name).exists() for name in ("config.json", f"{NAME}.safetensors"))
+    by_python = python and not (folder / SETTINGS).exists()
+    settings = _settings_of_python(folder, program, changed) if by_python else read_settings(folder)
     if program is not None:
         settings["model"] = program
         if settings.get("undivided") and changed.get("data"):  # nothing but these words says it
@@ -136,16 +146,18 @@ def open_run(
     loaded = pv.load(run, into=into, device=where)
     pv.Program.of(loaded).to(where)
     asked = settings | {k: v for k, v in changed.items() if v is not None}
-    if by_fit or program is not None:
+    if by_python or program is not None:
         load_data(asked).taken_by(loaded, asked["data"])  # what is remembered is sound
         atomic_write_text(folder / SETTINGS, json.dumps(told, indent=2) + "\n")
     return loaded, asked
 
 
-def _settings_of_fit(folder: Path, program: str | None, said: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a run that `fit` wrote, as far as a command needs them."""
+def _settings_of_python(folder: Path, program: str | None, said: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of what `fit` or `save` wrote, as far as a command needs them."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        _, config = read_bundle(folder, NAME)
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{folder / 'config.json'}: cannot be read ({error})") from None
     named = config.get("program") if isinstance(config, dict) else None
@@ -153,7 +165,7 @@ def _settings_of_fit(folder: Path, program: str | None, said: dict[str, Any]) ->
     if model is None or data is None:
         asked = ["--program my_program.py:NAME"] * (model is None) + ["--data FILE"]
         raise ConfigError(
-            f"{folder}: pv.fit wrote this run, which does not say where its "
+            f"{folder}: Python wrote it (pv.fit, pv.save), and it does not say where its "
             f"{'program and data are' if model is None else 'data are'}; say it once: "
             f"pyro-vae evaluate {folder} {' '.join(asked)}"
         )

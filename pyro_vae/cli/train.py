@@ -20,6 +20,7 @@ from pyro_vae.cli.options import (
     Objective,
     Observation,
     Posterior,
+    in_small,
 )
 from pyro_vae.cli.own_program import is_own
 from pyro_vae.cli.programs import build_program, check_options, require_answers
@@ -89,7 +90,8 @@ def train(
             mlp for all else.
         observation: p(x | z) of a VAE; null is Bernoulli for binary data, Gaussian for grey levels.
         posterior: q(z | x) of a VAE; the last three commit nats by construction.
-        objective: what is maximised; null is vq for VQVAE, disarm for SBN, elbo for all else.
+        objective: what is maximised, by the name of its class in Python, as IWAE, or in small
+            letters; null is vq for VQVAE, disarm for SBN, elbo for all else.
             rloo, vimco, disarm and reweighted_wake_sleep take discrete latents; analytic_elbo has
             less noise, free_bits, target_kl and lagging keep the posterior from collapsing; aae and
             wae hold the codes of all data to the prior,
@@ -115,7 +117,7 @@ def train(
     settings = {k: v for k, v in locals().items() if k != "settings"}
     settings["model"] = model = model or default_model(data)
     settings["network"] = network or ("conv" if model == "VQVAE" else "mlp")
-    settings["objective"] = chosen = objective or DEFAULT.get(model, "elbo")
+    settings["objective"] = chosen = in_small(objective or DEFAULT.get(model, "elbo"))
     if model in MODELS and model not in BY_SIGNATURE:
         settings["latent_dim"] = latent_dim = 20 if latent_dim is None else latent_dim
         settings["hidden"] = (400,) if hidden is None else hidden

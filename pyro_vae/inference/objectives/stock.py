@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.objectives.elbo import ELBO
-from pyro_vae.inference.objectives.objective import Objective, Update
+from pyro_vae.inference.objectives.objective import Objective, TermsObjective, Update
 from pyro_vae.program.densities.joint import Joint
 from pyro_vae.program.handlers import Message, WantParameters, sample_sites
 from pyro_vae.program.looks.failures import users_line
@@ -164,7 +164,21 @@ def as_objective(objective: Any) -> Objective:
         return objective
     if isinstance(objective, pyro.infer.ELBO):
         return StockObjective(_without_jit(objective))
+    named = objective.__name__ if isinstance(objective, type) else objective
+    given = f"the class {named}" if isinstance(objective, type) else repr(objective)
     raise ConfigError(
-        f"objective: got {objective!r}, expected an instance of an objective, as pv.IWAE(5), or "
+        f"objective: got {given}, expected an instance of an objective, as {_written(named)}, or "
         "of a pyro.infer.ELBO, or an object with .updates(program)"
     )
+
+
+def _written(named: Any) -> str:
+    """Return how the objective that somebody may mean by its name is written."""
+    kinds = [TermsObjective]
+    for kind in kinds:
+        kinds += [each for each in kind.__subclasses__() if each not in kinds]
+    for kind in kinds:
+        if isinstance(named, str) and kind.__name__.lower() == named.lower().replace("_", ""):
+            first = [*inspect.signature(kind).parameters][:1]
+            return f"pv.{kind.__name__}({''.join(first)})"
+    return "pv.IWAE(5)"

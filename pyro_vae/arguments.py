@@ -60,6 +60,7 @@ _EXAMPLES = {
     "lr_schedule": "pv.schedules.cosine()",
     "observation": "pv.conditionals.Bernoulli",
     "history": "run.history",
+    "curves": "{'DMM': pv.per_step(dmm, x).kl}",
 }
 _IN_WORDS = {
     "(-inf, inf)": "a finite number",

@@ -176,6 +176,29 @@ def test_costs_per_step_are_the_three_of_the_literature():
             pv.per_step(renamed, given, lengths=named)
 
 
+@pytest.mark.parametrize("sites", [3, 2], ids=["of steps", "of layers"])
+def test_costs_per_step_of_sites_by_number(sites):
+    """KL at a draw of N(t, 1) from N(0, 1) is N(t^2 / 2, t^2): |z| < 5 for each step."""
+
+    def run(x, lengths, shift, seen):
+        with pyro.plate("data", len(x)):
+            for t in range(sites):
+                with pyro.poutine.mask(mask=t < lengths):
+                    pyro.sample(f"z_{t}", dist.Normal(x.new_zeros(len(x)) + t * shift, 1.0))
+            if seen:
+                pyro.sample("x", dist.Normal(x.new_zeros(3), 1.0).to_event(1), obs=x)
+
+    program = pv.Program(lambda x, n: run(x, n, 0, True), lambda x, n: run(x, n, 1, False))
+    lengths = torch.arange(600) % 3 + 1
+    torch.manual_seed(0)
+    kl = pv.per_step(program, (torch.randn(600, 3), lengths)).kl
+    if sites == 2:
+        assert kl is None
+        return
+    steps, count = torch.arange(3.0), torch.tensor([600, 400, 200])
+    assert ((kl - steps.square() / 2).abs() <= 5 * steps / count.sqrt() + 1e-6).all()
+
+
 def test_costs_per_step_of_a_stream_are_those_of_its_sequences_together():
     """Batches that are padded to the longest of their own."""
     lengths = torch.tensor([2, 1, 2, 4, 3, 3])

@@ -162,6 +162,18 @@ def scored_logarithms(data: Any) -> None:
     pv.elbo(program, data)
 
 
+def classes(x: Tensor) -> None:
+    w = normal("w", x, 6)
+    with pyro.plate("data", len(x)):
+        c = pyro.sample("c", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+        mean = w + 3.0 * c[..., None]
+        pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+
+def classes_guide(x: Tensor) -> None:
+    normal("w", x, 6)
+
+
 def with_holes(x: Tensor) -> None:
     layer = nn.Linear(6, 1)
 
@@ -335,6 +347,10 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "an input below a guide's logarithm": (
         lambda: scored_logarithms((X, -2 * X[:, 0])),
         r"site 'z' of guide: Expected parameter .* dose has numbers from -2 to -2, .* from 1 on; a",
+    ),
+    "a diagnosis of classes alone, beside a global latent": (
+        lambda: pv.diagnose(pv.Program(classes, classes_guide), X),
+        r"'c' is summed out, .* no other latent of a datum \('w': of all data\); .*pv\.refine the",
     ),
     "whole numbers where a network wants floats": (
         lambda: pv.elbo(pv.Program(counts, nothing), X.long()),
@@ -536,6 +552,10 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "lengths that are fractions": (
         lambda: distributions.Padded(dist.Normal(torch.zeros(4, 3), 1.0), torch.rand(4)),
         "lengths",
+    ),
+    "costs of steps in place of curves by name": (
+        lambda: plots.step_kl(pv.PerStep(1.0, 0.1, 1.0, 0.1)),
+        r"curves: got PerStep.*expected a dict, as \{'DMM': pv\.per_step\(dmm, x\)\.kl\}",
     ),
     "a picture of a table": (lambda: plots.samples(torch.zeros(3, 7)), r"\(3, 7\)"),
     "a format of no picture": (

@@ -1,5 +1,6 @@
 """How well sequences are predicted, in nats per step. Shapes: N sequences, T steps."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from pyro_vae.evaluation.standard_errors import mean_and_error, ratio_and_error
 from pyro_vae.program.batches.batch import as_tensor, given_arguments, named_arguments
 from pyro_vae.program.batches.streams import batches, is_stream, single
 from pyro_vae.program.bounds import elbo
+from pyro_vae.program.densities.terms import Terms
 from pyro_vae.program.passes import Verb
 from pyro_vae.program.program import Program
 from pyro_vae.threads import require_turn
@@ -46,7 +48,8 @@ class PerStep:
         likelihood: as ``bound``, of :math:`\log p(x_i)` by importance sampling; None without.
         likelihood_stderr: its standard error.
         kl: of each step's latent, ``(T,)``, nats: at one draw, the mean of the sequences that have
-            the step; None where no latent is a path over the steps.
+            the step; None where no latent is a path over the steps, and none is a site of a step,
+            by its number (``z_0``, ``z_1``, ...).
     """
 
     bound: float
@@ -151,25 +154,52 @@ class _Read:
 
 
 def _kl_of_steps(program: Any, read: _Read) -> Tensor | None:
-    """Return the mean KL of each step of the paths, (T,), at one draw.
+    """Return the mean KL of each step's latents, (T,), at one draw.
 
-    None without paths, and where a guide has one density of a whole path.
+    None where no latent is of a step, and where a guide has one density of a whole path.
     """
     total = torch.zeros(0, dtype=torch.float64)
     with Program.of(program).passes(read.data, _KL) as passes:
         for piece in passes:
-            latents = [draws[0] for draws in piece.joint.terms().latents.values()]
-            paths = [each for each in latents if _is_path(each.prior)]
-            if not paths or not all(_has_steps(path.posterior) for path in paths):
+            cost = _summed_by_step(piece.joint.terms())
+            if cost is None:
                 return None
-            for path in paths:
-                cost = _of_steps(path.posterior, path.value) - _of_steps(path.prior, path.value)
-                cost = cost.flatten(0, -2).sum(0).double().cpu()
-                longest = max(len(total), len(cost))
-                total, cost = (pad(each, (0, longest - len(each))) for each in (total, cost))
-                total = total + cost
+            longest = max(len(total), len(cost))
+            total, cost = (pad(each, (0, longest - len(each))) for each in (total, cost))
+            total = total + cost
+    if len(total) < read.lengths.max():
+        return None  # numbers of something else, as of layers
     order = torch.arange(1, len(total) + 1)
     return total / (read.lengths >= order.unsqueeze(-1)).sum(-1).clamp(min=1)
+
+
+def _summed_by_step(terms: Terms) -> Tensor | None:
+    """Return the KL of each step, (T,), over some sequences: of paths, or of a site for each step.
+
+    None where there are no such latents.
+    """
+    latents = [draws[0] for draws in terms.latents.values()]
+    paths = [each for each in latents if _is_path(each.prior)]
+    if not all(_has_steps(path.posterior) for path in paths):
+        return None
+    steps = [
+        (_of_steps(path.posterior, path.value) - _of_steps(path.prior, path.value)).flatten(0, -2)
+        for path in paths
+    ]
+    if not paths:
+        steps = [torch.stack(each, -1).flatten(0, -2) for each in _numbered(terms.kls())]
+    return sum(each.sum(0).double().cpu() for each in steps) if steps else None  # type: ignore[return-value]
+
+
+def _numbered(kls: Mapping[str, Tensor]) -> list[list[Tensor]]:
+    """Return the KL of sites that are numbered from 0 or 1, as z_0, z_1, ..., in their order."""
+    by_name: dict[str, dict[int, Tensor]] = {}
+    for name, kl in kls.items():
+        found = re.fullmatch(r"(.*?)(\d+)", name)
+        if found:
+            by_name.setdefault(found[1], {})[int(found[2])] = kl
+    whole = [each for each in by_name.values() if max(each) - min(each) + 1 == len(each) > 1]
+    return [[each[number] for number in sorted(each)] for each in whole if min(each) < 2]
 
 
 def _is_path(fn: Any) -> bool:

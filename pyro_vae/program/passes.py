@@ -112,10 +112,13 @@ class Verb:
         summed = sites.enumerated or sites.discrete
         if (self.local or self.latents) and not drawn and summed and not self.summed:
             way_out = "pv.encode has the probabilities of its values"
+            shared = ", ".join(map(repr, sites.global_))
             raise ProgramError(
                 f"{self.name}: site {summed[0]!r} is {'' if sites.enumerated else 'discrete and '}"
-                "summed out, and the guide draws no other latent; "
+                "summed out, and the guide draws no other latent"
+                f"{f' of a datum ({shared}: of all data)' if shared else ''}; "
                 f"{way_out if sites.enumerated else 'use log_likelihood'}"
+                f"{', and pv.refine the posterior of what all data share' if shared else ''}"
             )
         if self.local and not sites.local and not (self.summed and sites.enumerated):
             raise ProgramError(

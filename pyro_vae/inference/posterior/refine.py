@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -113,6 +113,8 @@ class Refined(Answer):
         divergences: Transitions whose energy was lost per datum, ``(N,)``; they were rejected.
         step_size: The step size of each datum, ``(N,)``.
         num_leapfrog: Leapfrog steps per transition, as given or as tuned.
+        held: The draw of the global latents, by site, at which they were held: all draws are
+            conditional on it. Empty without global latents.
     """
 
     _elsewhere: ClassVar = dict.fromkeys(("draws", "get_samples", "posterior"), "samples")
@@ -126,6 +128,7 @@ class Refined(Answer):
     divergences: Tensor
     step_size: Tensor
     num_leapfrog: int
+    held: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def mean(self) -> Values:
@@ -183,10 +186,12 @@ class Refined(Answer):
 
     def __repr__(self) -> str:
         chains, draws, rows = next(iter(self.samples.values())).shape[:3]
+        given = f" given one draw of {', '.join(map(repr, self.held))}" if self.held else ""
         return (
             f"Refined({counted(rows, 'datum', 'data')}, {counted(chains, 'chain')}, "
-            f"{counted(draws, 'draw')} kept, {counted(int((~self.mixed).sum()), 'datum', 'data')} "
-            f"not mixed, median R-hat={self.rhat.median().item():.3f}, "
+            f"{counted(draws, 'draw')} kept{given}, "
+            f"{counted(int((~self.mixed).sum()), 'datum', 'data')} not mixed, "
+            f"median R-hat={self.rhat.median().item():.3f}, "
             f"ess={self.ess.median().item():.0f}, "
             f"acceptance={self.acceptance.mean().item():.2f}, "
             f"divergences={int(self.divergences.sum())})"
@@ -259,7 +264,7 @@ def refine(
             with _bar(chosen, progress) as bar:
                 part = refine_batch(joint, piece.batch, chosen, kept, graphs, bar.update)
             chosen = replace(chosen, num_leapfrog=part.num_leapfrog)  # the first has chosen it
-            return vars(part)
+            return {**vars(part), "held": dict(piece.globals_)}
 
         parts = [Refined(**each) for each in passes.map(part_of, progress=progress, lead=True)]
     refined = _join(parts)
@@ -466,6 +471,7 @@ def _join(parts: list[Refined]) -> Refined:
         divergences=rows("divergences"),
         step_size=rows("step_size"),
         num_leapfrog=parts[0].num_leapfrog,
+        held=parts[0].held,
     )
 
 

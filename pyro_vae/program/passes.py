@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_vae.arguments import positive
 from pyro_vae.errors import ProgramError
-from pyro_vae.heap import released
+from pyro_vae.heap import keep_freed_blocks, released
 from pyro_vae.program.batches.batch import (
     Batch,
     Part,
@@ -216,6 +216,7 @@ class Passes:
         num_global_samples: int = 1,
     ) -> None:
         require_turn(verb.name)
+        keep_freed_blocks()
         self.verb = verb
         self._rows = max(1, positive("batch_size", rows) // particles)
         self._particles = particles

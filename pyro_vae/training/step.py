@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pyro_vae.arguments import shown
 from pyro_vae.errors import ConfigError, ProgramError, TrainingDiverged
+from pyro_vae.heap import keep_freed_blocks
 from pyro_vae.inference.graphs.compiled_loss import CompiledLoss, Mode, another, check_mode
 from pyro_vae.inference.graphs.flat_inputs import global_norm
 from pyro_vae.inference.graphs.graph_step import Prepared, Traced, hooked
@@ -71,6 +72,7 @@ class Stepper:
         agree: Callable[[dict[str, Any]], None] = lambda facts: None,
         accumulate: int = 1,
     ) -> None:
+        keep_freed_blocks()
         self.program = program
         self._objective = objective
         self._version = program.own.version

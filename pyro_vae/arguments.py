@@ -330,7 +330,8 @@ class _Places:
             return f"did you mean {' or '.join(near)}?"
         if not self.function and name in _OF_FIT:  # of a model, a conditional, an objective
             return f"pv.fit takes it: pv.fit(program, x, {name}={shown(value)})"
-        return f"expected one of {', '.join(names)}"
+        inputs = f"; inputs of the model go in given={{{name!r}: ...}}" if "given" in names else ""
+        return f"expected one of {', '.join(names)}{inputs}"
 
     def _within(self, spellings: Sequence[str], value: Any) -> list[str]:
         """Return how to say it by an argument of settings: those that have such a field."""

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import pyro.infer.autoguide
 
+from pyro_vae.errors import ProgramError
+
 # What other libraries call a verb, or a part: what it is here.
 _ALSO_CALLED = {
     **dict.fromkeys(("train", "SVI", "Trainer", "TrainingPipeline", "train_model"), "fit"),
@@ -51,6 +53,23 @@ _VERBS = {  # of the library, which a class of a peer has as methods
 }
 
 
+# Where a program is asked, and not the library, for what is a method of a peer's model.
+_OF_PROGRAMS = {"loss": "elbo (its negative is what pv.fit minimises)"}
+
+
+def no_call(program: Any, *data: Any, **named: Any) -> NoReturn:
+    """Answer for a call of a program, in the place of ``forward``.
+
+    Raises:
+        ProgramError: Names the functions of the library that are meant.
+    """
+    raise ProgramError(
+        f"{type(program).__name__} is called as a function, and is none; write "
+        "pv.reconstruct(program, x), pv.encode(program, x) or pv.elbo(program, x); its sides are "
+        "program.model and program.guide"
+    )
+
+
 def missing(program: Any, name: str, of_parent: Callable[[str], Any]) -> Any:
     """Answer for an attribute that is not found, in the ``__getattr__`` of a program.
 
@@ -68,7 +87,8 @@ def missing(program: Any, name: str, of_parent: Callable[[str], Any]) -> Any:
     except AttributeError:
         if hasattr(type(program), name):
             return object.__getattribute__(program, name)
-        verb, _, rest = (name if name in _VERBS else _ALSO_CALLED.get(name, "")).partition(" ")
+        also = _OF_PROGRAMS.get(name, _ALSO_CALLED.get(name, ""))
+        verb, _, rest = (name if name in _VERBS else also).partition(" ")
         if verb not in _VERBS:
             raise
     said = f"a program has no method {name!r}: write pv.{verb}(program, ...)"

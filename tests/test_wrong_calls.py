@@ -348,6 +348,15 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: scored_logarithms((X, -2 * X[:, 0])),
         r"site 'z' of guide: Expected parameter .* dose has numbers from -2 to -2, .* from 1 on; a",
     ),
+    "a program called": (
+        lambda: pair()(X),
+        r"Program is called as a function, and is none; write pv\.reconstruct\(program, x\)",
+    ),
+    "a model of the zoo called": (lambda: vae()(X), "VAE is called as a function, and is none"),
+    "an input of the model in place of given": (
+        lambda: pv.generate(vae(), 5, lengths=3),
+        r"argument 'lengths'; expected .*; inputs of the model go in given=\{'lengths': \.\.\.\}",
+    ),
     "a diagnosis of classes alone, beside a global latent": (
         lambda: pv.diagnose(pv.Program(classes, classes_guide), X),
         r"'c' is summed out, .* no other latent of a datum \('w': of all data\); .*pv\.refine the",
@@ -871,6 +880,7 @@ def test_the_name_of_something_elsewhere_is_understood(room, name, meant):
             r"Refined has no attribute 'draws'; did you mean samples\?",
         ),
         (lambda: pair().fit(X), r"no method 'fit': write pv\.fit\(program, \.\.\.\)"),
+        (lambda: vae().loss(X), r"no method 'loss': write pv\.elbo\(program, \.\.\.\) \(its neg"),
     ],
 )
 def test_what_an_answer_has_not_is_told(ask, said):

@@ -10,7 +10,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 
 from pyro_vae.arguments import positive, typed
-from pyro_vae.names import missing
+from pyro_vae.names import missing, no_call
 from pyro_vae.nn import Shape, as_shape
 
 _serial = itertools.count()
@@ -37,6 +37,8 @@ class ZooProgram(nn.Module):
     def example(self, n: int = 2) -> Any:
         """Return a batch of n rows of zeros, shape (n | data)."""
         return self.origin.new_zeros(positive("n", n), *self.data_shape)
+
+    forward = no_call
 
     if not TYPE_CHECKING:  # which would take any name for one of its own
 

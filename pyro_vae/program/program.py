@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyro_vae.arguments import integer, positive, typed
 from pyro_vae.errors import ConfigError, ProgramError
-from pyro_vae.names import missing
+from pyro_vae.names import missing, no_call
 from pyro_vae.program import checks
 from pyro_vae.program.batches.batch import (
     Batch,
@@ -246,6 +246,8 @@ class Program(nn.Module):
                 f"{name}: a program's cannot be replaced; make another, pv.Program(model, guide)"
             )
         super().__setattr__(name, value)
+
+    forward = no_call
 
     def __getattr__(self, name: str) -> Any:
         """Say that verbs are functions of the library, where one is asked of a program.

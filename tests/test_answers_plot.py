@@ -81,9 +81,7 @@ def test_every_answer_has_a_figure():
 @pytest.mark.parametrize("name", ANSWERS)
 def test_an_answer_draws_itself(name):
     figure = ANSWERS[name].plot()
-    assert figure.axes and all(
-        axes.has_data() for axes in figure.axes if name != "AnnealedLikelihood"
-    )
+    assert figure.axes and all(axes.has_data() for axes in figure.axes)
     assert all(axes.get_xlabel() for axes in figure.axes)
 
 
@@ -95,9 +93,16 @@ def test_what_a_likelihood_shows():
     left, middle, right = ANSWERS["LogLikelihood"].plot().axes
     assert sum(heights(left)) == sum(heights(middle)) == N
     assert right.lines[0].get_xdata()[0] == 0.7
-    *_, unknown = ANSWERS["AnnealedLikelihood"].plot().axes
-    assert "30 not known" in unknown.get_title(loc="left")
-    assert [t.get_text() for t in unknown.texts] == ["known of no datum"]
+    some = torch.where(torch.arange(N) < 9, torch.nan, ROW)
+    *_, unknown = pv.LogLikelihood(-ROW, 9 * ROW, some, 30).plot().axes
+    assert "9 not known" in unknown.get_title(loc="left") and sum(heights(unknown)) == N - 9
+    assert len(ANSWERS["AnnealedLikelihood"].plot().axes) == 2  # it has no Pareto shapes
+    far = pv.LogLikelihood(-6000310.0 - 2 * (ROW > 1), NAN, ROW * 0 + 0.5, 30).plot()
+    left, middle, right = far.axes
+    assert [height for height in heights(left) if height] == [N / 2, N / 2]
+    assert [t.get_text() for t in middle.texts] == ["known of no datum"]
+    (bar,) = [each for each in right.patches if each.get_height()]
+    assert bar.get_x() + bar.get_width() / 2 == pytest.approx(0.5)  # one number is one bar there
 
 
 def test_chains_are_those_of_the_worst():
@@ -125,6 +130,13 @@ def test_what_the_others_show():
     assert topics.get_yticklabels()[0].get_text().startswith("word390 word391")
     (means,) = ANSWERS["Amortised"].plot().axes
     assert np.allclose(means.collections[0].get_offsets(), LATENT)
+
+
+def test_costs_are_told_with_their_numbers():
+    """Errors where they are known: that of the corpus is not."""
+    (axes,) = ANSWERS["Perplexity"].plot().axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["per document  800 ± 9", "of the corpus  700"]
 
 
 def test_a_diagnosis_draws_itself():

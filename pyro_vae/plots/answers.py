@@ -16,10 +16,13 @@ from pyro_vae.plots.style import (
     FAINT,
     PALETTE,
     as_array,
+    decimals,
     new_figure,
     plain_axes,
     set_title,
     shortened,
+    signed,
+    text_width,
 )
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
@@ -32,11 +35,14 @@ _SHOWN = 15  # topics or coordinates of either end that a figure has room for
 
 
 def likelihood(found: Any) -> Figure:
-    """Draw log p(x), effective sample size and Pareto shape over the data."""
-    figure, (left, middle, right) = row(3)
-    spread(left, found.log_prob, "log p(x), nats", f"Mean {found.mean:.2f} nats")
+    """Draw log p(x), effective sample size and, where it is known, Pareto shape over the data."""
+    shapes = as_array(found.psis_k)
+    known = np.isfinite(shapes).any()
+    figure, (left, middle, *others) = row(3 if known else 2)
+    spread(left, found.log_prob, "log p(x), nats", f"Mean {signed(found.mean)} nats")
     spread(middle, found.ess, "effective sample size", f"Of {counted(found.samples, 'draw')}")
-    spread(right, found.psis_k, "Pareto shape k", "Not to be trusted: above 0.7", _TRUSTED)
+    for axes in others:
+        spread(axes, shapes, "Pareto shape k", "Not to be trusted: above 0.7", _TRUSTED)
     return figure
 
 
@@ -49,7 +55,13 @@ def sandwich(found: Any) -> Figure:
     left.set(xlabel="lower bound, nats", ylabel="upper bound, nats")
     plain_axes(left)
     set_title(left, "log p(x) lies between")
-    spread(right, upper - lower, "upper minus lower, nats", f"Mean gap {found.gap:.3f} nats", 0.0)
+    spread(
+        right,
+        upper - lower,
+        "upper minus lower, nats",
+        f"Mean gap {signed(found.gap, '.3f')} nats",
+        0.0,
+    )
     return figure
 
 
@@ -109,7 +121,8 @@ def coherence(found: Any) -> Figure:
     plain_axes(axes)
     left_out = len(order) - len(shown)
     more = f"; {left_out} between not shown" if left_out else ""
-    set_title(axes, f"Coherence {found.coherence:.3f}, diversity {found.diversity:.2f}{more}")
+    coherent = signed(found.coherence, ".3f")
+    set_title(axes, f"Coherence {coherent}, diversity {found.diversity:.2f}{more}")
     return figure
 
 
@@ -120,14 +133,16 @@ def perplexity(found: Any) -> Figure:
         "per document": (found.per_document, found.per_document_stderr),
         "of the corpus": (found.corpus, found.corpus_stderr),
     }
-    ranges(axes, rows, "perplexity", "Smaller is better")
+    ranges(axes, _with_numbers(rows), "perplexity", "Smaller is better")
     return figure
 
 
 def steps(found: Any) -> Figure:
     """Draw the KL of each step, or where there is none the costs of a step."""
     if found.kl is not None:
-        return step_kl({"KL": found.kl}, title=f"{found.bound:.3f} nats per step by the bound")
+        return step_kl(
+            {"": found.kl}, title=f"{signed(found.bound, '.3f')} nats per step by the bound"
+        )
     figure, (axes,) = row(1, width=5.2, height=2.2)
     rows = {
         "bound": (found.bound, found.bound_stderr),
@@ -135,8 +150,19 @@ def steps(found: Any) -> Figure:
         "likelihood": (found.likelihood, found.likelihood_stderr),
     }
     known = {name: pair for name, pair in rows.items() if pair[0] is not None}
-    ranges(axes, known, "nats per step", "Smaller is better")
+    ranges(axes, _with_numbers(known), "nats per step", "Smaller is better")
     return figure
+
+
+def _with_numbers(rows: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    """Return the rows with their numbers, and errors where they are known, in their names."""
+    digits = decimals(*(value for value, _ in rows.values()))
+    named = {}
+    for name, (value, error) in rows.items():
+        text = f"{name}  {signed(value, f'.{digits}f')}"
+        text += f" ± {error:.{digits}f}" if np.isfinite(error) else ""
+        named[text] = (value, error)
+    return named
 
 
 def features(found: Any) -> Figure:
@@ -153,7 +179,7 @@ def features(found: Any) -> Figure:
 def aggregated(found: Any) -> Figure:
     """Draw the codes of all data over draws of the prior."""
     figure, (axes,) = row(1, width=5.4, height=4.8)
-    title = f"Loss of the critic {found.loss:.3f}; equal at {found.equal:.3f}"
+    title = f"Loss of the critic {signed(found.loss, '.3f')}; equal at {found.equal:.3f}"
     clouds(axes, {"codes": found.codes, "prior": found.prior}, title)
     return figure
 
@@ -174,7 +200,8 @@ def chains_of_data(found: Any) -> Figure:
     site, draws = next(iter(found.samples.items()))
     chains = draws[:, :, worst].reshape(*draws.shape[:2], -1)
     unit = _least_settled(chains)
-    traces(right, chains[..., unit], f"{site}, unit {unit}", f"The worst datum, {worst}")
+    name = f"{shortened(site, 18)}, unit {unit}"
+    traces(right, chains[..., unit], name, f"The worst datum, {worst}")
     return figure
 
 
@@ -193,8 +220,12 @@ def chains_of_globals(found: Any) -> Figure:
     ]
     order = rhat.nan_to_num(torch.inf).argsort(descending=True).tolist()
     shown = order[: 2 * _SHOWN]
+    rows = {
+        f"{shortened(names[k], 32)}  {rhat[k].item():.3f}": (mean[k].item(), scale[k].item())
+        for k in shown
+    }
     figure, (left, right) = row(2, height=1.4 + 0.22 * max(9, len(shown)))
-    rows = {f"{names[k]}  {rhat[k].item():.3f}": (mean[k].item(), scale[k].item()) for k in shown}
+    figure.set_figwidth(figure.get_figwidth() + max(map(text_width, rows)))
     more = f"; {len(order) - len(shown)} more" if len(order) > len(shown) else ""
     ranges(left, rows, "mean ± deviation", f"R-hat, worst first{more}")
     traces(right, draws[..., shown[0]], names[shown[0]], "Its chains")

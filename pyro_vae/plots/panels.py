@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.figure import Figure
 
 _LETTERS = 44  # of a name, at most
+_UPRIGHT = 30  # letters beside a panel
 _POINTS = 5000  # of a cloud: more would only take time
 
 
@@ -49,9 +50,12 @@ def spread(axes: Axes, values: Any, label: str, title: str, limit: float | None 
     known = each[np.isfinite(each)]
     if len(known):
         low, high = known.min(), known.max()
-        wide = high - low > 1e-6 * max(1.0, abs(high))  # else one bar
-        bounds = (low, high) if wide else (low - 0.5, low + 0.5)
-        axes.hist(known, bins=min(40, max(8, len(known) // 8)), range=bounds, color=PALETTE[3])
+        if high - low > 2e-7 * max(1.0, abs(high)):  # of rounding otherwise
+            bins = min(40, max(8, len(known) // 8))
+        else:  # one bar, around the number
+            around = 0.1 * abs(low) or 0.5
+            low, high, bins = low - around, high + around, 9
+        axes.hist(known, bins=bins, range=(low, high), color=PALETTE[3])
     if limit is not None:
         axes.axvline(limit, color=PALETTE[1], lw=1.2, ls="--")
     axes.set(xlabel=label, ylabel="data")
@@ -70,7 +74,7 @@ def bars(axes: Axes, heights: Any, label: str, title: str, even: float | None = 
     if even is not None:
         axes.axhline(even, color=FAINT, lw=1, ls="--")
     axes.set(xlabel=label, ylabel="share", ylim=(0, None))
-    axes.locator_params(axis="x", integer=True)
+    axes.locator_params(axis="x", integer=True, min_n_ticks=1)
     _finish(axes, title)
 
 
@@ -93,12 +97,11 @@ def clouds(axes: Axes, pair: Mapping[str, Any], title: str) -> None:
     parts = np.split(points, [len(sets[0])])
     for name, part, colour in reversed(list(zip(pair, parts, PALETTE, strict=False))):
         shown = part[:: -(-len(part) // _POINTS)]
-        axes.scatter(
-            shown[:, 0], shown[:, 1], s=8, color=colour, alpha=0.5, linewidths=0, label=name
-        )
+        style: dict[str, Any] = {"s": min(22.0, max(8.0, 4000 / len(shown))), "linewidths": 0}
+        axes.scatter(*shown.T, color=colour, alpha=0.5, label=name, **style)
     axes.set(xlabel=names[0], ylabel=names[1])
-    legend(axes, markerscale=2)
     _finish(axes, title)
+    legend(axes)
 
 
 def traces(axes: Axes, chains: Any, label: str, title: str) -> None:
@@ -113,7 +116,8 @@ def traces(axes: Axes, chains: Any, label: str, title: str) -> None:
     for place, chain in enumerate(as_array(chains)):
         colour = PALETTE[place % len(PALETTE)]
         axes.plot(np.arange(1, len(chain) + 1), chain, color=colour, lw=0.8, alpha=0.8)
-    axes.set(xlabel="draw", ylabel=shortened(label, _LETTERS))
+    axes.locator_params(axis="x", integer=True, min_n_ticks=1)
+    axes.set(xlabel="draw", ylabel=shortened(label, _UPRIGHT))
     _finish(axes, title)
 
 

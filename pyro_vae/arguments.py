@@ -203,6 +203,14 @@ def counted(number: float | str, noun: str, nouns: str = "") -> str:
     return f"{number} {noun if number == 1 else nouns or endings.get(noun[-1], f'{noun}s')}"
 
 
+def shortened(text: str, letters: int) -> str:
+    """Return a text of so many letters at most: long names often differ at their ends."""
+    if len(text) <= letters:
+        return text
+    end = max(1, letters // 3)
+    return f"{text[: max(1, letters - end - 1)]}…{text[-end:]}"
+
+
 # -- by annotation ------------------------------------------------------------------------------
 
 

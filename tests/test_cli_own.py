@@ -14,7 +14,9 @@ from scipy import sparse
 
 import pyro_vae as pv
 from pyro_vae import cli
-from pyro_vae.cli.compare import paired
+from pyro_vae.cli.compare import _table, paired
+from pyro_vae.cli.report import table
+from pyro_vae.cli.report_file import write_report
 from pyro_vae.data.array_files import read_arrays
 from pyro_vae.storage.bundle import read_bundle
 
@@ -224,6 +226,34 @@ def test_bad_lines_are_told_in_one(line, said, capsys):
     assert out == "" and not list(Path().rglob("program*"))
 
 
+def test_a_report_has_numbers_in_full_and_a_line_for_each_site(tmp_path):
+    many = {f"<z>_{k}": -6000310.8125 for k in range(30)}
+    Path("evaluation.json").write_text(json.dumps({"kl": many, "kl_stderr": {"<z>_0": 0.25}}))
+    page = write_report(Path()).read_text()
+    assert "<td>&lt;z&gt;_0: -6000310.81 ± 0.25<br>&lt;z&gt;_1: -6000310.81<br>" in page
+    assert "<br>&lt;z&gt;_11: -6000310.81<br>and 18 more</td>" in page
+
+
+@pytest.mark.parametrize("site", ["z", "z_of_the_second_layer_from_the_top_of_the_decoder_network"])
+@pytest.mark.parametrize("size", [1.0, 1e7])
+def test_columns_of_what_is_said_stand_below_each_other(site, size):
+    kl, units = {site: 3.0 * size, "k": -0.1}, {site: 40, "k": 1}
+    figures = {"data": "a", "split": "test", "binarization": "none", "rows": 9, "num_particles": 5}
+    figures |= {"elbo": -90 * size, "elbo_stderr": 2.0, "reconstruction": -8.0, "kl": kl}
+    figures |= {"log_likelihood": -80 * size, "log_likelihood_stderr": None, "global_kl": kl}
+    said = table(figures | {"active_units": units, "units": units}).splitlines()
+    notes = ("nats", "E_q", "variance")
+    assert len({max(map(line.find, notes)) for line in said[2:-1]}) == 1
+    dots = {line.find(".") for line in said[2:-1] if " of " not in line.split("  variance")[0]}
+    assert len(dots) == 1 and {len(said[1]), len(said[-1])} == {max(map(len, said))}
+    runs = {"a" * 30: {"log_likelihood": -9.0 * size, "log_likelihood_stderr": 1.0, "model": "VAE"}}
+    runs["b"] = runs["a" * 30] | {"difference": -size, "difference_stderr": 0.1}
+    head, *rows, _ = _table(figures, runs).splitlines()[1:]
+    assert {line.index(name) for line, name in zip(rows, ("aaa", "b ("), strict=True)} == {
+        head.index("run")
+    }
+
+
 @pytest.mark.filterwarnings("default:refine")
 def test_own_runs_are_judged_refined_drawn_and_compared(capsys):
     for name, options in {"a": "", "b": "--options.latent_dim 1"}.items():
@@ -243,7 +273,9 @@ def test_own_runs_are_judged_refined_drawn_and_compared(capsys):
     page = Path("a/report.html").read_text()
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert {base64.b64decode(picture)[:4] for picture in pictures} == {b"\x89PNG"}
-    assert len(pictures) == 2 and "http" not in page and "log likelihood" in page
+    assert len(pictures) == 2 and "http" not in page and "elbo stderr" not in page
+    assert re.search(r"<th>log likelihood</th><td>-\d+\.\d+ ± \d", page)
+    assert '<meta name="viewport" content="width=device-width">' in page  # else a phone shrinks it
     capsys.readouterr()
     assert run("compare a b --num_particles 5 --out both --split valid") == 0
     assert "best" in capsys.readouterr().out and Path("both/compare.png").stat().st_size > 3000

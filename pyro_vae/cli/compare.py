@@ -101,28 +101,28 @@ def _table(head: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
         error = row[f"{name}_stderr"]
         return f"{row[name]:.2f}" + ("" if error is None else f" ± {error:.2f}")
 
-    title = f"{heading(head)}, K = {head['num_particles']}"
-    lines = [title, f"  {'log-likelihood':<20}{'behind the best':<20}run"]
+    cells = [("log-likelihood", "behind the best", "run")]
     for run, row in found.items():
         behind = "best" if run == next(iter(found)) else value(row, "difference")
-        lines.append(f"  {value(row, 'log_likelihood'):<20}{behind:<20}{run} ({row['model']})")
+        cells.append((value(row, "log_likelihood"), behind, f"{run} ({row['model']})"))
+    one, two = (3 + max(len(row[column]) for row in cells) for column in (0, 1))
+    title = f"{heading(head)}, K = {head['num_particles']}"
+    lines = [title, *(f"  {a:<{one}}{b:<{two}}{c}" for a, b, c in cells)]
     return "\n".join([*lines, "nats per datum; differences are paired, datum by datum"])
 
 
 def _figure(found: dict[str, dict[str, Any]]) -> Any:
     """Return the differences with two standard errors, best run on top."""
-    from pyro_vae.plots.style import PALETTE, new_figure, plain_axes, set_title
+    from pyro_vae.plots.panels import ranges
+    from pyro_vae.plots.style import FAINT, new_figure
 
-    figure = new_figure(6.4, 1.3 + 0.34 * len(found))
+    figure = new_figure(10.0, 1.3 + 0.34 * len(found))
     axes = figure.add_subplot()
-    means = [row["difference"] for row in found.values()]
-    errors = [2 * (row["difference_stderr"] or 0.0) for row in found.values()]
-    places = range(len(found))
-    axes.errorbar(means, places, xerr=errors, fmt="o", color=PALETTE[0], capsize=3)
-    axes.axvline(0.0, color="#8a8a8a", lw=0.8, ls=":")
-    axes.set_yticks(places, [run if len(run) <= 40 else f"…{run[-39:]}" for run in found])
-    axes.set_ylim(len(found) - 0.5, -0.5)
-    axes.set_xlabel("log-likelihood behind the best, nats per datum (bars: two standard errors)")
-    plain_axes(axes)
-    set_title(axes, "")
+    axes.axvline(0.0, color=FAINT, lw=0.8, ls=":")
+    rows = {
+        run: (row["difference"], 2 * (row["difference_stderr"] or 0.0))
+        for run, row in found.items()
+    }
+    label = "nats per datum behind the best (bars: two standard errors)"
+    ranges(axes, rows, label, "Log-likelihoods")
     return figure

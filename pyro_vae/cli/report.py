@@ -4,6 +4,8 @@ import os
 import sys
 from typing import Any
 
+from pyro_vae.arguments import shortened
+
 
 def complain(message: str, code: int) -> int:
     """Write one line to stderr; return the exit code."""
@@ -38,42 +40,47 @@ def heading(figures: dict[str, Any]) -> str:
     return f"{{data}}, {part}, {{rows}} data{drawn}".format(**figures)
 
 
+_Row = tuple[str, str, str, str]  # a name, its number, what follows it, a note
+_LETTERS = 44  # of a name of a row, at most
+
+
 def table(figures: dict[str, Any]) -> str:
-    """Return the figures as a table a person reads."""
+    """Return the figures as a table a person reads: as wide as the longest name and number need."""
+    rows = _rows(figures)
+    name, number, rest = (max(len(row[column]) for row in rows) for column in range(3))
+    lines = [f"  {a:<{name}}  {b:>{number}}{c:<{rest}}  {note}" for a, b, c, note in rows]
+    rule = "─" * max(map(len, lines))
+    return "\n".join([heading(figures), rule, *lines, rule])
 
-    def value(name: str) -> str:
+
+def _rows(figures: dict[str, Any]) -> list[_Row]:
+    def value(label: str, name: str, note: str) -> _Row:
         error = figures[f"{name}_stderr"]
-        return f"{figures[name]:8.2f}" + ("" if error is None else f" ± {error:.2f}")
+        return label, f"{figures[name]:.2f}", "" if error is None else f" ± {error:.2f}", note
 
-    lines = [
-        ("ELBO", value("elbo"), "nats per datum, 1 draw each"),
-        (
-            "log-likelihood",
-            value("log_likelihood"),
-            f"nats per datum, K = {figures['num_particles']}",
+    def of(what: str, site: str) -> str:
+        return f"{what} {shortened(site, _LETTERS - len(what))}"
+
+    rows = [
+        value("ELBO", "elbo", "nats per datum, 1 draw each"),
+        value(
+            "log-likelihood", "log_likelihood", f"nats per datum, K = {figures['num_particles']}"
         ),
     ]
-    if "reconstruction" in figures:
-        told = f"{figures['reconstruction']:8.2f}"
-        lines.append(("reconstruction", told, "E_q log p(x | z), by other draws"))
     if "per_step" in figures:
-        lines.insert(
-            1, ("bound per step", value("per_step"), "nats, minus the sum of ELBOs / steps")
-        )
+        note = "nats, minus the sum of ELBOs / steps"
+        rows.insert(1, value("bound per step", "per_step", note))
+    if "reconstruction" in figures:
+        note = "E_q log p(x | z), by other draws"
+        rows.append(("reconstruction", f"{figures['reconstruction']:.2f}", "", note))
     for site, kl in figures.get("kl", {}).items():
+        rows.append((of("KL of", site), f"{kl:.2f}", "", "nats per datum, by these draws"))
         active, units = figures["active_units"].get(site), figures["units"].get(site)
-        lines.append((f"KL of {site}", f"{kl:8.2f}", "nats per datum, by these draws"))
         if units is not None:
-            lines.append(
-                (
-                    f"active units of {site}",
-                    f"{active:5d} of {units}",
-                    "variance of the mean > 0.01",
-                )
-            )
-    rows = figures["rows"]
+            note = "variance of the mean > 0.01"
+            rows.append((of("active units of", site), str(active), f" of {units}", note))
+    count = figures["rows"]
     for site, kl in figures.get("global_kl", {}).items():
-        share = f"nats once, {kl / rows:.2f} for each of {rows} data"
-        lines.append((f"KL of global {site}", f"{kl:8.2f}", share))
-    body = "\n".join(f"  {name:<18}{number:<19}{note}" for name, number, note in lines)
-    return f"{heading(figures)}\n{'─' * 66}\n{body}\n{'─' * 66}"
+        note = f"nats once, {kl / count:.2f} for each of {count} data"
+        rows.append((of("KL of global", site), f"{kl:.2f}", "", note))
+    return rows

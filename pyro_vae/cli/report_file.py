@@ -12,10 +12,15 @@ from pyro_vae.storage.atomic import atomic_write_text
 NAME = "report.html"
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;"
-    "color:#222}table{border-collapse:collapse}td,th{padding:.15em 1.2em .15em 0;text-align:left;"
-    "vertical-align:top;border-bottom:1px solid #ddd}img{max-width:100%}"
-    "pre{white-space:pre-wrap}h2{margin-top:2em}"
+    "color:#222;background:#fff}h1,td{overflow-wrap:anywhere}table{border-collapse:collapse}"
+    "td,th{padding:.15em 1.2em .15em 0;text-align:left;vertical-align:top;"
+    "border-bottom:1px solid #ddd}figure{margin:0;overflow-x:auto}"
+    "img{max-width:100%}pre{white-space:pre-wrap;overflow-wrap:anywhere}h2{margin-top:2em}"
+    "@media(max-width:40em){img{max-width:none}}"  # letters stay legible, and wide pictures scroll
 )
+_UNITS = "Bounds, likelihoods and KL: nats per datum; KL of globals: nats of all data."
+_SITES = 12  # of a figure for each site
+_PIXELS = 150 / 96  # of a picture for each of the page
 
 
 def write_report(folder: Path) -> Path:
@@ -28,19 +33,27 @@ def write_report(folder: Path) -> Path:
     for name, title in (("evaluation", "Evaluation"), ("refined", "Refined posteriors")):
         found = _read(folder / f"{name}.json")
         parts += [f"<h2>{title}</h2>", _table(found)] if found else []
+        parts += [f"<p>{_UNITS}</p>"] if found and name == "evaluation" else []
     verdict = _read(folder / "diagnosis.json").get("verdict")
     parts += [f"<h2>Diagnosis</h2><pre>{escape(str(verdict))}</pre>"] if verdict else []
     parts += _training(folder / "history.csv")
     for picture in sorted(folder.glob("*.png")):
-        content = base64.b64encode(picture.read_bytes()).decode()
-        title = escape(picture.stem.replace("_", " "))
-        parts.append(f'<h2>{title}</h2><img alt="{title}" src="data:image/png;base64,{content}">')
+        title = escape(picture.stem.replace("_", " ").capitalize())
+        parts.append(f"<h2>{title}</h2><figure>{_picture(picture.read_bytes(), title)}</figure>")
     parts += ["<h2>Settings</h2>", _table(_read(folder / "train.json"))]
-    head = f'<meta charset="utf-8"><title>{escape(folder.resolve().name)}</title>'
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    head += f"<title>{escape(folder.resolve().name)}</title>"
     page = f"<!doctype html><html><head>{head}<style>{_STYLE}</style></head><body>\n"
     path = folder / NAME
     atomic_write_text(path, page + "\n".join(parts) + "\n</body></html>\n")
     return path
+
+
+def _picture(png: bytes, title: str) -> str:
+    """Return a picture within the page, as large as on paper where there is room."""
+    width = round(int.from_bytes(png[16:20], "big") / _PIXELS)  # its header begins so
+    content = base64.b64encode(png).decode()
+    return f'<img alt="{title}" width="{width}" src="data:image/png;base64,{content}">'
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -63,14 +76,26 @@ def _training(path: Path) -> list[str]:
 
 
 def _table(figures: dict[str, Any]) -> str:
-    def shown(value: Any) -> str:
-        if isinstance(value, dict):
-            return ", ".join(f"{name}: {shown(each)}" for name, each in value.items())
-        return f"{value:.4g}" if isinstance(value, float) else str(value)
-
+    """Return figures as rows, their errors beside them, one line for each site."""
     cells = [
-        f"<tr><th>{escape(name.replace('_', ' '))}</th><td>{escape(shown(value))}</td></tr>"
+        f"<tr><th>{escape(name.replace('_', ' '))}</th>"
+        f"<td>{_cell(value, figures.get(f'{name}_stderr'))}</td></tr>"
         for name, value in figures.items()
-        if value is not None
+        if value is not None and name.removesuffix("_stderr") not in figures.keys() - {name}
     ]
     return f"<table>{''.join(cells)}</table>"
+
+
+def _cell(value: Any, error: Any) -> str:
+    if isinstance(value, dict):
+        errors = error if isinstance(error, dict) else {}
+        lines = [f"{escape(name)}: {_cell(each, errors.get(name))}" for name, each in value.items()]
+        more = [f"and {len(lines) - _SITES} more"] if len(lines) > _SITES else []
+        return "<br>".join([*lines[:_SITES], *more])
+    return escape(_number(value) + ("" if error is None else f" ± {_number(error)}"))
+
+
+def _number(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.2f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"

@@ -1,11 +1,12 @@
 """What a diagnosis says in words: the verdict, its evidence, and which cures apply."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from pyro_vae.arguments import counted
+from pyro_vae.arguments import counted, shortened
 
 SILENT = 0.1  # nats; a site below it tells nothing of the data
 DEAF = 0.5  # nats; a decoder that gains less from the right code than from any does not listen
@@ -221,17 +222,18 @@ def _is_gaussian(found: Any) -> bool:
 def report(found: Any) -> str:
     """Return the diagnosis as text of at most 100 columns."""
     masked = any(share < 1 for share in found.share.values())
+    row, global_row = (_wide(form, [*found.kl, *found.global_kl]) for form in (_ROW, _GLOBAL_ROW))
     lines = [
         *_wrapped(found.verdict),
         "",
-        _ROW.format("site", "KL", "±", "active", "by KL", "Var q") + "   % of data" * masked,
+        row("site", "KL", "±", "active", "by KL", "Var q") + "   % of data" * masked,
     ]
     for name, kl in found.kl.items():
         units = found.variance[name].numel() if name in found.variance else None
         by_kl = found.active_by_kl.get(name)
         spread = found.posterior_variance.get(name)
         lines.append(
-            _ROW.format(
+            row(
                 name,
                 _unsigned(kl, 3),
                 f"{found.kl_stderr.get(name, math.nan):.3f}",
@@ -241,7 +243,7 @@ def report(found: Any) -> str:
             )
             + f"{found.share.get(name, 1.0):12.0%}" * masked
         )
-    lines += _of_globals(found)
+    lines += _of_globals(found, global_row)
     lines.append("")
     lines.append(f"log p(x | z), z from the guide  {found.reconstruction:10.3f} nats")
     lines.append(f"log p(x | z), z from the prior  {found.prior_reconstruction:10.3f} nats")
@@ -254,14 +256,21 @@ def report(found: Any) -> str:
     return "\n".join(lines)
 
 
-_ROW = "{:<12}{:>10}{:>9}{:>10}{:>8}{:>9}"
-_GLOBAL_ROW = "{:<12}{:>10}{:>9}{:>18}"
+_ROW = "{:>10}{:>9}{:>10}{:>8}{:>9}"
+_GLOBAL_ROW = "{:>10}{:>9}{:>18}"
+_LETTERS = 40  # of a name in a table, at most
 
 
-def _of_globals(found: Any) -> list[str]:
+def _wide(form: str, names: list[str]) -> Callable[..., str]:
+    """Return a function of the cells of a row, the first a name, as wide as the longest needs."""
+    width = max(12, 1 + min(_LETTERS, max(map(len, names))))
+    return lambda name, *cells: f"{shortened(name, _LETTERS):<{width}}" + form.format(*cells)
+
+
+def _of_globals(found: Any, row: Callable[..., str]) -> list[str]:
     """Return the rows of the global latents: nats of the data set, and the share of each datum."""
     lines = [
-        _GLOBAL_ROW.format(
+        row(
             name,
             _unsigned(kl, 3),
             f"{found.global_kl_stderr.get(name, math.nan):.3f}",
@@ -269,7 +278,7 @@ def _of_globals(found: Any) -> list[str]:
         )
         for name, kl in found.global_kl.items()
     ]
-    head = _GLOBAL_ROW.format("global", "KL, once", "±", f"each of {found.rows} data")
+    head = row("global", "KL, once", "±", f"each of {found.rows} data")
     return ["", head, *lines] if lines else []
 
 

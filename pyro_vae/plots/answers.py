@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pyro_vae.arguments import counted
+from pyro_vae.arguments import counted, shortened
 from pyro_vae.plots.latent import latent_map
 from pyro_vae.plots.panels import bars, clouds, ranges, row, spread, traces
 from pyro_vae.plots.sequence_panels import step_kl
@@ -20,7 +20,6 @@ from pyro_vae.plots.style import (
     new_figure,
     plain_axes,
     set_title,
-    shortened,
     signed,
     text_width,
 )

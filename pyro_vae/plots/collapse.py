@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyro_vae.arguments import typed
+from pyro_vae.arguments import shortened, typed
 from pyro_vae.errors import DataError
 from pyro_vae.plots.style import (
     FAINT,
@@ -28,7 +28,6 @@ from pyro_vae.plots.style import (
     plain_axes,
     rows_of,
     set_title,
-    shortened,
     signed,
     text_width,
 )

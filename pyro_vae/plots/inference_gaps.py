@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyro_vae.arguments import shown, typed
+from pyro_vae.arguments import shortened, shown, typed
 from pyro_vae.errors import DataError
 from pyro_vae.plots.style import (
     FAINT,
@@ -22,7 +22,6 @@ from pyro_vae.plots.style import (
     new_figure,
     plain_axes,
     set_title,
-    shortened,
     signed,
     text_width,
 )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from pyro_vae.arguments import typed
+from pyro_vae.arguments import shortened, typed
 from pyro_vae.errors import DataError
 from pyro_vae.plots.style import (
     FAINT,
@@ -21,7 +21,6 @@ from pyro_vae.plots.style import (
     numbers,
     plain_axes,
     set_title,
-    shortened,
     text_width,
 )
 

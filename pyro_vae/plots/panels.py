@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyro_vae.arguments import shortened
 from pyro_vae.plots.latent import plane
 from pyro_vae.plots.style import (
     FAINT,
@@ -18,7 +19,6 @@ from pyro_vae.plots.style import (
     numbers,
     plain_axes,
     set_title,
-    shortened,
 )
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing

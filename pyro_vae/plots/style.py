@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pyro_vae.arguments import shown
+from pyro_vae.arguments import shortened, shown
 from pyro_vae.errors import DataError
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
@@ -125,14 +125,6 @@ def head_title(figure: Figure, text: str) -> None:
     """Write the title of a whole figure at its top, flush left."""
     y = 1 - 0.08 / figure.get_figheight()
     figure.suptitle(text, fontsize=11, color=INK, x=0.01, y=y, ha="left", va="top")
-
-
-def shortened(text: str, letters: int) -> str:
-    """Return a text of so many letters at most: long names often differ at their ends."""
-    if len(text) <= letters:
-        return text
-    end = max(1, letters // 3)
-    return f"{text[: max(1, letters - end - 1)]}…{text[-end:]}"
 
 
 def signed(value: float, form: str = ".2f") -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pyro_vae.arguments import counted, positive, typed
+from pyro_vae.arguments import counted, positive, shortened, typed
 from pyro_vae.errors import DataError
 from pyro_vae.plots.style import (
     INK,
@@ -23,7 +23,6 @@ from pyro_vae.plots.style import (
     plain_axes,
     rows_of,
     set_title,
-    shortened,
     text_width,
 )
 

@@ -1,6 +1,7 @@
 """``pv.diagnose`` on probabilistic PCA, where KL, units and reconstruction are known exactly."""
 
 import math
+from dataclasses import replace
 
 import pyro
 import pyro.distributions as dist
@@ -150,7 +151,12 @@ def test_the_kl_of_a_gaussian_global_is_its_closed_form_once_for_all_data(kind, 
     panel = found.plot().axes[-1]
     assert panel.get_xlabel() == "KL, once for all data (nats)"
     assert [text.get_text() for text in panel.get_yticklabels()] == ["w"]
-    assert panel.lines[0].get_xdata()[0] == pytest.approx(exact, rel=1e-6)
+    assert panel.patches[0].get_width() == pytest.approx(exact, rel=1e-6)
+    long = "a_rather_long_name_of_a_weight_of_the_second_layer"
+    named = replace(found, global_kl={long: 3.0}, global_kl_stderr={long: 0.5}).report()
+    head, row = (x for x in named.splitlines() if x.startswith(("global", "a_rather")))
+    assert "second_layer" in row and len(row) == len(head)
+    assert row.index("3.000") + len("3.000") == head.index("once") + len("once")
 
 
 @pytest.mark.parametrize("kind", [AutoNormal, AutoMultivariateNormal])

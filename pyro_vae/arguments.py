@@ -33,6 +33,10 @@ _ALSO_CALLED = {
     **dict.fromkeys(("learning_rate", "step_size"), ("lr",)),
     **dict.fromkeys(("num_epochs", "n_epochs", "max_epochs", "nb_epochs"), ("epochs",)),
     **dict.fromkeys(("num_steps", "num_iterations", "n_iter"), ("max_steps",)),
+    "steps": ("max_steps", "num_steps", "num_temperatures"),
+    "n": ("steps", "num_particles"),  # of those that draw no data
+    "mean": ("sample",),  # each is where the other is not
+    "sample": ("mean",),
     **dict.fromkeys(("early_stopping", "early_stopping_patience"), ("patience",)),
     **dict.fromkeys(("weight_decay", "momentum", "betas", "optim"), ("optimizer",)),
     **dict.fromkeys(("gradient_clip_val", "max_grad_norm", "grad_clip"), ("clip_norm",)),

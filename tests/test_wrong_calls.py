@@ -162,6 +162,12 @@ def scored_logarithms(data: Any) -> None:
     pv.elbo(program, data)
 
 
+def bare(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0))
+        normal("x", x + z.sum(), 6, obs=x)
+
+
 def classes(x: Tensor) -> None:
     w = normal("w", x, 6)
     with pyro.plate("data", len(x)):
@@ -347,6 +353,16 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "an input below a guide's logarithm": (
         lambda: scored_logarithms((X, -2 * X[:, 0])),
         r"site 'z' of guide: Expected parameter .* dose has numbers from -2 to -2, .* from 1 on; a",
+    ),
+    "a latent's dimensions outside its event": (
+        lambda: pv.elbo(pv.Program(bare, nothing), X),
+        r"site z dim -1, 10 vs 2; the plate has the rows of the batch, so make what is one datum",
+    ),
+    "temperatures called steps": (lambda: pv.AIS(steps=3), "did you mean num_temperatures"),
+    "means of codes": (lambda: pv.encode(vae(), X, mean=True), "'mean'; did you mean sample"),
+    "a program without data": (
+        lambda: pv.elbo(pv.Program(lambda: None, nothing), X),
+        r"; it takes no data: give it an argument for them, as def ",
     ),
     "a program called": (
         lambda: pair()(X),
@@ -879,6 +895,7 @@ def test_the_name_of_something_elsewhere_is_understood(room, name, meant):
             lambda: pv.Refined({"z": X}, {}, {}, X, X, X, X, X, 3).draws,
             r"Refined has no attribute 'draws'; did you mean samples\?",
         ),
+        (lambda: pv.infer(vae(), X).samples, r"Amortised has .*; did you mean sample\(n\)\?"),
         (lambda: pair().fit(X), r"no method 'fit': write pv\.fit\(program, \.\.\.\)"),
         (lambda: vae().loss(X), r"no method 'loss': write pv\.elbo\(program, \.\.\.\) \(its neg"),
     ],

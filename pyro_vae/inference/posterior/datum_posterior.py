@@ -1,7 +1,7 @@
 """Posteriors per datum: the guide's, and a fitted Gaussian's. Shapes: n draws, N data."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from pyro.poutine.util import site_is_subsample
@@ -11,6 +11,7 @@ from pyro_vae.arguments import positive, shown, typed
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.inference.posterior.gaussians import Gaussians
 from pyro_vae.inference.posterior.local_fits import Fitted
+from pyro_vae.names import Answer
 from pyro_vae.program import bounds
 from pyro_vae.program.batches.batch import Batch, num_rows
 from pyro_vae.program.densities.joining import Values, join_sites, single
@@ -53,13 +54,15 @@ class Posterior(Protocol):
         ...
 
 
-class PassPosterior:
+class PassPosterior(Answer):
     """What posteriors share that are asked pass by pass: each pass is all draws of some data.
 
     Arguments:
         passes: The data, checked; each question walks through them anew.
         held: Whether the globals are held elsewhere, and need no draws here.
     """
+
+    _elsewhere: ClassVar = dict.fromkeys(("samples", "draws", "rsample"), "sample(n)")
 
     def __init__(self, passes: Passes, held: bool = False) -> None:
         self.program = passes.program

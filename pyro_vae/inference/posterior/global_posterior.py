@@ -7,7 +7,7 @@ are ``(C, 1 | Z)``.
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pyro import poutine
@@ -20,6 +20,7 @@ from pyro_vae.frames import to_dataset
 from pyro_vae.inference.graphs.density_graphs import DensityGraphs
 from pyro_vae.inference.sampling.diagnostics import RHAT_LIMIT, rhat_and_ess
 from pyro_vae.inference.sampling.hmc import LogDensity, log_prob_and_grad
+from pyro_vae.names import Answer
 from pyro_vae.program import checks
 from pyro_vae.program.batches.batch import Batch, num_rows
 from pyro_vae.program.densities.log_joint import Wrapped, transform_of
@@ -224,7 +225,7 @@ class GlobalDensity:
 
 
 @dataclass(frozen=True, repr=False)
-class RefinedGlobals:
+class RefinedGlobals(Answer):
     r"""Posterior draws of the global latents, with what says how far to trust them.
 
     Arguments:
@@ -238,6 +239,8 @@ class RefinedGlobals:
         step_size: The step size, in units of the start's scale.
         num_leapfrog: Leapfrog steps per transition, as given or as tuned.
     """
+
+    _elsewhere: ClassVar = dict.fromkeys(("draws", "get_samples", "posterior"), "samples")
 
     samples: dict[str, Tensor]
     means: dict[str, Tensor]

@@ -94,6 +94,8 @@ def about_arguments(reason: str, functions: Iterable[Any]) -> str:
         if found is None or getattr(own, "__qualname__", None) != found[1]:
             continue
         names = ", ".join(inspect.signature(own).parameters)
+        if not names:
+            return "; it takes no data: give it an argument for them, as def model(x)"
         return f"; it takes {names}: give several arguments as a tuple, or as a dict by these names"
     return ""
 
@@ -108,7 +110,7 @@ def of_words(args: tuple[Any, ...]) -> str:
     )
 
 
-def about_shapes(reason: str, batch: Batch) -> str:
+def about_shapes(reason: str, error: BaseException, batch: Batch) -> str:
     """Return what mends the mistakes behind most errors of shapes within a plate."""
     written = re.match(r"shape '\[(-1, .+)\]' is invalid for input of size", reason)
     if written:
@@ -132,13 +134,23 @@ def about_shapes(reason: str, batch: Batch) -> str:
     events = f"what is one datum of {site!r} its event dimensions (.to_event(1))"
     if int(here) != num_rows(batch):
         return f"; give the plate its rows (pyro.plate({plate!r}, len(x))), or {events}"
-    if _makes_rows(int(there), batch):
+    if _is_event(error) and _makes_rows(int(there), batch):
         return (
             f"; the plate has the {here} rows of the batch, and a .view(-1, n) or reshape makes "
             f"{there} of them where a row has other than n numbers: write x.flatten(1), and build "
             "networks for what a row has"
         )
     return f"; the plate has the rows of the batch, so make {events}"
+
+
+def _is_event(error: BaseException) -> bool:
+    """Return whether the site at which a plate has failed has event dimensions already."""
+    frame, fn = error.__traceback__, None
+    while frame is not None:
+        message = frame.tb_frame.f_locals.get("msg")
+        fn = message.get("fn") if isinstance(message, dict) else fn
+        frame = frame.tb_next
+    return bool(getattr(fn, "event_dim", 0))
 
 
 def _makes_rows(count: int, batch: Batch) -> bool:

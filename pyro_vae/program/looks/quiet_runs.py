@@ -223,7 +223,7 @@ class Runs:
         reason = (
             about_layer(reason, error, self._program.parts)
             + about_calls(reason)
-            + about_shapes(reason, batch)
+            + about_shapes(reason, error, batch)
             + about_classes(reason, batch)
             + about_arguments(reason, self._program.own.functions)
         )

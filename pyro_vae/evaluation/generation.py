@@ -252,10 +252,12 @@ def _completed(program: Program, n: int, given: Any) -> tuple[Batch, list[str]]:
     try:
         _read(program, batch)
     except ProgramError:  # what is observed may be optional, and no latent of the guide's
+        if not program.examples.known:
+            raise
         batch = program.examples.completed(named, n, optional=True)
         _read(program, batch)
     observed = program.examples.observed(program.adapt(batch))
-    others = batch.keys() - observed.keys() if isinstance(batch, Mapping) else ()
+    others = program.examples.names(batch) - observed.keys()
     if named and named.keys() == observed.keys() and others:
         raise _drawn_anyway(named)
     kept = named.keys() & observed.keys() if observed.keys() - named.keys() else ()

@@ -159,8 +159,9 @@ def test_what_is_observed_may_be_optional():
 
     program, x = pv.Program(model, lambda x, y=None: None), torch.randn(40)
     new = torch.linspace(5, 6, 7)
-    with pytest.raises(ProgramError, match="observes none; give 'y' too, which is None"):
-        pv.generate(program, 7, given=(new,))
+    for given in ((new,), {"x": new}):
+        with pytest.raises(ProgramError, match="observes none; give 'y' too, which is None"):
+            pv.generate(program, 7, given=given)
     pv.elbo(program, (x, 3 * x))
     for given in ({"x": new}, (new,), new):
         assert (pv.generate(program, 7, given=given) - 3 * new).abs().max() < 0.1
@@ -303,7 +304,8 @@ def test_generated_rows_follow_the_seed():
     assert torch.equal(values[0], values[1]) and not torch.equal(values[0], values[2])
 
 
-def test_what_is_drawn_is_not_given_in_place_of_inputs():
+@pytest.mark.parametrize("form", [dict, tuple])
+def test_what_is_drawn_is_not_given_in_place_of_inputs(form):
     def model(x, y=None):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -314,7 +316,7 @@ def test_what_is_drawn_is_not_given_in_place_of_inputs():
             pyro.sample("z", dist.Normal(0.0, 1.0))
 
     program, x = pv.Program(model, guide), torch.arange(20.0)
-    program.read({"x": x, "y": x + 1})
+    pv.elbo(program, {"x": x, "y": x + 1} if form is dict else (x, x + 1))
     with pytest.raises(DataError, match=r"got \['y'\] alone, which the model observes"):
         pv.generate(program, 3, given={"y": torch.ones(3)})
     assert pv.generate(program, 3, given={"x": torch.ones(3)}).shape == (3,)
@@ -884,5 +886,7 @@ def test_lengths_beyond_those_of_the_data_seen_are_as_many_steps(ends):
     drawn = pv.generate(program, 3, given={"ends": ends})
     assert sorted(drawn) == [f"x_{t}" for t in range(6)]
     assert (drawn["x_5"] - drawn["x_0"]).abs()[0] < 1
+    with pytest.raises(DataError, match=r"got 2\.5 as 'ends', expected a whole number"):
+        pv.generate(program, 3, given={"ends": 2.5})
     with pytest.raises(DataError, match="given has lengths beyond the steps of the data"):
         pv.generate(fixed, 3, given={"ends": ends})

@@ -50,6 +50,12 @@ class Examples:
         """Whether the program has an example of its own."""
         return callable(getattr(self._program.source, "example", None))
 
+    @property
+    def known(self) -> bool:
+        """Whether there are rows: of data that were seen, or the program's own."""
+        blank = hasattr(self._program.source, "blank")
+        return self.offered or blank or self._first_rows is not None
+
     def conforming(self, batch: Batch) -> bool:
         """Return whether a batch is like one that the program took as it is.
 
@@ -222,6 +228,10 @@ class Examples:
         """Return the arguments of n rows seen, by name."""
         seen = given_arguments(self._program.as_given(self.example(n)))
         return named_arguments(self._program.own.functions[0], *seen)
+
+    def names(self, batch: Any) -> set[str]:
+        """Return the names of the arguments of a batch."""
+        return set(named_arguments(self._program.own.functions[0], *given_arguments(batch)))
 
     @property
     def arguments(self) -> list[str]:

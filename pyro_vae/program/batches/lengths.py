@@ -7,18 +7,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.errors import DataError
 from pyro_vae.program.batches.batch import Batch, as_argument, map_batch, named_leaves
 
 _LENGTHS = re.compile("len|step|horizon|duration", re.IGNORECASE)  # what such arguments are called
 
 
 def in_rows(given: Mapping[str, Any], known: Mapping[str, Any], n: int) -> dict[str, Any]:
-    """Return arguments with a number, where the data seen have one in each row, in n rows."""
+    """Return arguments with a number, where the data seen have one in each row, in n rows.
+
+    Raises:
+        DataError: No whole number, where the data seen have such.
+    """
     told = {
         name: torch.full((n,), value)
         for name, value in given.items()
         if isinstance(value, int | float) and getattr(known.get(name), "shape", None) == (n,)
     }
+    for name, rows in told.items():
+        if rows.is_floating_point() and not known[name].is_floating_point():
+            raise DataError(f"given: got {given[name]} as {name!r}, expected a whole number")
     return {**given, **told}
 
 

@@ -171,8 +171,8 @@ def test_the_figure_shows_means_and_data():
     figure = draw({"a": Measured((1, 2), (3, 4)), "b": Measured((0.5, 0.5))})
     bars, dots = figure.axes
     assert [text.get_text() for text in bars.texts] == [
-        " 2.00 + 3.00 = 5.00",
-        " 0.50 + 0.50 = 1.00",
+        "2.00 + 3.00 = 5.00",
+        "0.50 + 0.50 = 1.00",
     ]
     widths = [bar.get_width() for bar in bars.patches if bar.get_width()]
     assert widths == [2, 3, 0.5, 0.5]

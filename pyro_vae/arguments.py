@@ -49,7 +49,10 @@ _ALSO_CALLED = {
     **dict.fromkeys(("verbose", "progress_bar"), ("progress",)),
     **dict.fromkeys(("gpu", "gpus", "use_gpu", "cuda", "use_cuda", "accelerator"), ("device",)),
     **dict.fromkeys(("train_data", "train_loader", "dataloader"), ("data",)),
-    **dict.fromkeys(("n_samples", "num_samples", "nsamples"), ("num_particles", "n", "num_draws")),
+    **dict.fromkeys(
+        ("n_samples", "num_samples", "nsamples", "samples", "particles"),
+        ("num_particles", "n", "num_draws"),
+    ),
     **dict.fromkeys(("warmup_steps", "num_warmup"), ("warmup",)),
     **dict.fromkeys(("num_chains", "n_chains"), ("chains",)),
     **dict.fromkeys(("z_dim", "n_latent", "latent_size"), ("latent_dim",)),

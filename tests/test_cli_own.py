@@ -207,6 +207,12 @@ def test_labels_beside_the_rows_of_a_file_are_left_out_aloud(capsys):
         ("train VAE --hidden wide", "expected an integer or a list of integers, as [200,200]"),
         ("train VAE --z_dim 3", "unrecognized arguments: --z_dim 3; did you mean --latent_dim?"),
         ("train VAE --batchsize 3", "did you mean --batch_size?"),
+        ("train own.py:Clicks counts.npy", "counts.npy; did you mean --data counts.npy?"),
+        ("evaluate absent other", "other; of several runs: pyro-vae compare RUN RUN"),
+        ("evaluate absent --samples 3", "--samples 3; did you mean --num_particles?"),
+        ("refine absent --samples 3", "--samples 3; did you mean --num_draws?"),
+        ("fit own.py:Clicks", "'demo'); did you mean train?"),
+        ("evaluate", "arguments are required: run"),
         (
             "train VAE --data named.npz",
             "has arrays images, labels, and the model takes x, observed",

@@ -12,7 +12,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 try:
     from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
@@ -47,6 +47,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
+# What a command is called elsewhere.
+_MEANT = {
+    **dict.fromkeys(("fit", "run"), ("train",)),
+    **dict.fromkeys(("eval", "test", "score", "log_likelihood"), ("evaluate",)),
+    **dict.fromkeys(("sample", "draw", "predict"), ("generate",)),
+}
 # What the parser calls a type, and what a reader does.
 _KINDS = {
     "<class 'int'>": "an integer",
@@ -66,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _answered(argv: Sequence[str] | None) -> int:
     parser = _parser()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _Parser.asked = next(iter(arguments), "")
     # One flag for all commands, wherever it stands; the parser only documents it.
     debug = "--debug" in arguments
     if arguments[:1] == ["train"] and len(arguments) > 1 and not arguments[1].startswith("-"):
@@ -101,16 +108,29 @@ def _run(command: Callable[..., None], values: Namespace, debug: bool) -> int:
 class _Parser(ArgumentParser):
     """A parser whose complaints are one line."""
 
+    asked: ClassVar = ""  # the command, as it was written; that of a command knows no name
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        message = re.sub(r"(are required:.*?)\b\w+\.(\w+)$", r"\1\2", message)  # evaluate.run
         sys.exit(complain(_wrong_kind(message) or f"{message}{self._near(message)}", 2))
 
     def _near(self, message: str) -> str:
-        """Return the option that an unknown one may be."""
-        unknown = re.match(r"unrecognized arguments: --(\w+)", message)
+        """Return the command, option or place that an unknown one may be."""
+        choice = re.search(r"invalid choice: '(\w+)'", message)
+        if choice is not None:
+            meant = _MEANT.get(choice[1]) or difflib.get_close_matches(choice[1], COMMANDS, n=1)
+            return f"; did you mean {meant[0]}?" if meant else ""
+        unknown = re.match(r"unrecognized arguments: (?:--(\w+)|([^-]\S*))", message)
         if unknown is None:
             return ""
-        options = sorted({name for command in COMMANDS.values() for name in _options(command)})
-        near = also_called(unknown[1]) or difflib.get_close_matches(unknown[1], options, n=1)
+        if unknown[2]:
+            if self.asked == "train":
+                return f"; did you mean --data {unknown[2]}?"
+            return "; of several runs: pyro-vae compare RUN RUN" if self.asked == "evaluate" else ""
+        every = [COMMANDS[self.asked]] if self.asked in COMMANDS else COMMANDS.values()
+        options = sorted({name for command in every for name in _options(command)})
+        near = [name for name in also_called(unknown[1]) if name in options]
+        near = near or difflib.get_close_matches(unknown[1], options, n=1)
         return f"; did you mean --{near[0]}?" if near else ""
 
 

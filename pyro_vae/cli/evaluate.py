@@ -84,6 +84,7 @@ def diagnose(
     split: Split | None = None,
     seed: int = 0,
     device: str = "auto",
+    progress: bool = True,
 ) -> None:
     """Say whether the code has collapsed, with the evidence and what may help.
 
@@ -98,12 +99,13 @@ def diagnose(
             run of `pv.fit`.
         seed: of the estimates.
         device: auto, cpu, cuda or cuda:N.
+        progress: show a progress bar.
     """
     loaded, settings = open_run(run, device, program, data=data)
     split = chosen_split(split, settings)
     x = load_data(settings).taken_by(loaded, settings["data"]).drawn(split, seed)
     torch.manual_seed(seed)
-    found = pv.diagnose(loaded, x)
+    found = pv.diagnose(loaded, x, progress=progress)
     say(found.report())
     say(f"\nmeans over {counted(found.rows, 'datum', 'data')}, one draw of the guide each")
     for site, each in found.unit_kl.items():

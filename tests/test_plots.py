@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 
 import pyro_vae as pv
 from pyro_vae import plots
@@ -234,6 +235,73 @@ def test_no_words_lie_over_each_other_or_over_what_is_drawn(name):
     named = [*figure.legends, *(axes.get_legend() for axes in figure.axes)]
     for box in (each.get_window_extent() for each in named if each is not None):
         assert not any(meet(box, axes.bbox) for axes in figure.axes)
+
+
+# Of linear RGB, as an eye without the cones for green sees it (Machado et al., 2009).
+_DEUTERANOPIA = np.array([[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]])
+
+
+def lightness_and_hues(colour):
+    """Return CIELAB coordinates of a colour as such an eye sees it."""
+    rgb = np.array(to_rgb(colour))
+    linear = np.where(rgb > 0.04, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
+    seen = (_DEUTERANOPIA @ linear).clip(0, 1)
+    to_xyz = [[0.4339, 0.3762, 0.1899], [0.2126, 0.7152, 0.0722], [0.0177, 0.1095, 0.8728]]
+    x, y, z = np.cbrt(np.maximum(to_xyz @ seen, 1e-3))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def _dashes(line):
+    return (line.get_linestyle(), line.get_marker())
+
+
+SEVERAL = {  # what is drawn, as (colour, shape)
+    "sites": lambda: [
+        (line.get_color(), _dashes(line))
+        for line in plots.diagnosis(_diagnosis({f"z{k}": _FALLING[:9] for k in range(6)}))
+        .axes[0]
+        .lines[:6]
+    ],
+    "bins": lambda: [
+        (patch.get_edgecolor(), patch.get_linestyle())
+        for patch in plots.diagnosis(_diagnosis({f"z{k}": _FALLING[:9] for k in range(4)}))
+        .axes[2]
+        .patches
+    ],
+    "steps": lambda: [
+        (line.get_color(), _dashes(line))
+        for line in plots.step_kl({str(k): [1.0, 2.0] for k in range(10)}).axes[0].lines
+    ],
+    "a monitor": lambda: [
+        (line.get_color(), _dashes(line)) for line in CROWDED["a monitor"]().axes[0].lines
+    ],
+    "curves": lambda: [
+        (line.get_color(), _dashes(line)) for line in plots.curves(_run(_FALLING)).axes[0].lines
+    ],
+    "ellipses": lambda: [
+        (line.get_color(), _dashes(line))
+        for line in plots.posterior(
+            -np.add.outer(_GRID**2, _GRID**2),
+            (_GRID, _GRID),
+            gaussians={str(k): (np.zeros(2), np.eye(2)) for k in range(4)},
+        )
+        .axes[0]
+        .lines
+    ],
+    "gaps": lambda: [
+        (dots.get_facecolor()[0], dots.get_paths()[0].vertices.shape)
+        for dots in plots.gaps({str(k): _gaps(1.0) for k in range(5)}).axes[1].collections
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_no_two_differ_by_red_and_green_alone(name):
+    several = SEVERAL[name]()
+    assert len(several) > 1
+    for (one, shape), (other, second) in combinations(several, 2):
+        apart = np.linalg.norm(lightness_and_hues(one) - lightness_and_hues(other))
+        assert apart > 25 or shape != second, f"{one} and {other} are {apart:.0f} apart"
 
 
 def test_every_epoch_is_on_the_axis_or_counted():

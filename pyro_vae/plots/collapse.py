@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from pyro_vae.plots.style import (
     FAINT,
     INK,
     LETTER,
+    LINES,
+    MARKERS,
     MOST,
     PALETTE,
     Room,
@@ -40,7 +43,6 @@ _ACTIVE = 0.01  # the threshold of both criteria
 _LINEAR = (
     0.001  # below it heights are not in logarithms: zero and what is negative have their place
 )
-_MARKERS = "os^DvP"  # of sites: colour alone does not tell six apart
 _FEW = 12  # units that are points without a line
 _SITES = 6  # that have a colour each; more are the places of one axis
 _LETTERS = 30  # of the name of a cure, at most
@@ -118,7 +120,7 @@ def _globals(axes: Axes, found: Any) -> None:
 
 def _units(axes: Axes, values: Mapping[str, Any], shades: Mapping[str, Any]) -> None:
     """Draw each site's values, the largest first: points, and a line where they are many."""
-    for (name, value), marker in zip(values.items(), _MARKERS, strict=False):
+    for (name, value), marker in zip(values.items(), MARKERS, strict=False):
         shown = np.sort(as_array(value).ravel())[::-1]
         places, few = np.arange(1, len(shown) + 1), len(shown) <= _FEW
         style: Any = {"ms": 6, "ls": ""} if few else {"ms": 3, "lw": 1}
@@ -190,10 +192,10 @@ def _decades(axes: Axes) -> None:
 
 
 def _histogram(axes: Axes, histogram: Mapping[str, Any], shades: Mapping[str, Any]) -> None:
-    for name, counts in histogram.items():
+    for (name, counts), line in zip(histogram.items(), cycle(LINES), strict=False):
         share = as_array(counts) / max(1, as_array(counts).sum())
         edges = np.linspace(0, 1.2, len(share) + 1)
-        axes.stairs(share, edges, color=shades[name], lw=1.5, label=name)
+        axes.stairs(share, edges, color=shades[name], lw=1.5, ls=line, label=name)
     axes.set(xlabel="variance of q(z | x) over the prior's", ylabel="share", ylim=(0, None))
     plain_axes(axes)
 
@@ -219,13 +221,15 @@ def collapse_curves(history: Mapping[str, Any]) -> Figure:
         "information": "mutual information",
         "marginal_kl": "KL(q(z) || p(z)), at most",
     }
-    for (name, label), colour in zip(nats.items(), PALETTE, strict=False):
+    for (name, label), colour, line in zip(nats.items(), PALETTE, LINES, strict=False):
         if name in history and np.isfinite(as_array(history[name])).any():
-            left.plot(epochs, as_array(history[name]), color=colour, label=label, marker=dot)
+            style = {"color": colour, "ls": line, "marker": dot, "label": label}
+            left.plot(epochs, as_array(history[name]), **style)
     units = [name for name in history if name.startswith("active")]
-    for name, colour in zip(units, colours(len(units)), strict=True):
+    for name, colour, line in zip(units, colours(len(units)), cycle(LINES), strict=False):
         site = name.removeprefix("active_units[").removesuffix("]")
-        right.plot(epochs, as_array(history[name]), color=colour, label=site, marker=dot)
+        style = {"color": colour, "ls": line, "marker": dot, "label": site}
+        right.plot(epochs, as_array(history[name]), **style)
     left.set(xlabel="epoch", ylabel="nats")
     right.set(xlabel="epoch", ylabel="active units")
     right.locator_params("y", integer=True)

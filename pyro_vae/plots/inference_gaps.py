@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from pyro_vae.errors import DataError
 from pyro_vae.plots.style import (
     FAINT,
     INK,
+    MARKERS,
     MOST,
     PALETTE,
     as_array,
@@ -108,13 +110,13 @@ def _bars(axes: Axes, values: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> No
 
 
 def _scatter(axes: Axes, values: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    few = PALETTE[1:4] + PALETTE[5:]  # the bars have the other two
+    few = [PALETTE[k] for k in (1, 3, 7, 2, 5, 6, 8, 9)]  # the bars have the other two
     shown = few[: len(values)] if len(values) <= len(few) else colours(len(values))
-    for (name, (approximation, amortisation)), colour in zip(values.items(), shown, strict=True):
+    marked = zip(values.items(), shown, cycle(MARKERS), strict=False)
+    for (name, (approximation, amortisation)), colour, marker in marked:
         size = min(18.0, max(4.0, 4000 / len(approximation)))
-        axes.scatter(
-            approximation, amortisation, s=size, color=colour, alpha=0.7, lw=0, label=name or None
-        )
+        style: dict[str, Any] = {"s": size, "marker": marker, "alpha": 0.7, "lw": 0}
+        axes.scatter(approximation, amortisation, color=colour, label=name or None, **style)
     axes.axline((0, 0), slope=1, color=FAINT, lw=1, ls="--", zorder=0)
     axes.set(xlabel="approximation gap (nats)", ylabel="amortisation gap (nats)")
     axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))

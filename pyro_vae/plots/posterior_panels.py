@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from pyro_vae.arguments import typed
 from pyro_vae.errors import DataError
 from pyro_vae.plots.style import (
+    LINES,
     MOST,
     PALETTE,
     Room,
@@ -142,7 +143,8 @@ def _overlay(axes: Axes, curves: Mapping[str, np.ndarray], *, dots: bool, first:
             style: dict[str, Any] = {"ls": "", "marker": ".", "ms": 2.5, "alpha": 0.5, "mew": 0}
             axes.plot(*curve[::every].T, color=colour, label=name, **style)
         else:
-            axes.plot(*curve.T, color=colour, lw=1.8, label=name)
+            line = LINES[(index - first) % len(LINES)]
+            axes.plot(*curve.T, color=colour, lw=1.8, ls=line, label=name)
 
 
 def _ellipse(name: str, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:

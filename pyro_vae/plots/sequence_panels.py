@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from pyro_vae.arguments import integer, typed
 from pyro_vae.errors import DataError
 from pyro_vae.plots.style import (
     INK,
+    LINES,
     MOST,
     Room,
     colours,
@@ -93,13 +95,14 @@ def step_kl(curves: Mapping[str, Any], *, title: str | None = None) -> Figure:
         raise DataError("curves: got none, expected at least one")
     figure = new_figure(6.4, 3.4)
     axes = figure.add_subplot()
-    for (name, curve), colour in zip(curves.items(), colours(len(curves)), strict=True):
+    shades = zip(curves.items(), colours(len(curves)), cycle(LINES), strict=False)
+    for (name, curve), colour, line in shades:
         kl = numbers(name, curve)
         if kl.ndim != 1 or not kl.size or not np.isfinite(kl).all():
             raise DataError(f"{name}: got shape {kl.shape}, expected (T,), finite")
         dot = "o" if len(kl) == 1 else ""  # of one point there is no line
         steps = np.arange(1, len(kl) + 1)
-        axes.plot(steps, kl, color=colour, label=name, linewidth=1.3, marker=dot)
+        axes.plot(steps, kl, color=colour, ls=line, label=name, lw=1.3, marker=dot)
     axes.set(xlabel="step", ylabel="KL (nats)")
     axes.locator_params(axis="x", integer=True, min_n_ticks=1)
     last = axes.dataLim.x1

@@ -23,6 +23,9 @@ PALETTE = (
     *("#332288", "#CC6677", "#117733", "#88CCEE", "#DDAA33"),
     *("#AA4499", "#44AA99", "#882255", "#999933", "#000000"),
 )
+# To some readers the second, third and seventh colour are one: marks and lines differ besides.
+MARKERS = "os^DvP"
+LINES = ("-", "--", "-.")  # with a period of three no two that look alike share one
 INK, FAINT = "#222222", "#8a8a8a"
 LETTER = 0.09  # mean width of a letter of a title, inches
 _NAMED = 12  # lines of a legend, at most

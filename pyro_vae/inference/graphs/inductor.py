@@ -152,7 +152,9 @@ def _options(inputs: Sequence[Tensor]) -> dict[str, Any]:
     checks = {"size_asserts": False, "alignment_asserts": False, "scalar_asserts": False}
     # Else each process loads torch anew, three times, to try what the processor says that it can.
     known = {"cpp.vec_isa_ok": True}
-    return {"fallback_random": True, "cpp_wrapper": True, **known, **checks}
+    # Channels last it would lay out the forward convolutions alone: their gradients take copies.
+    layout = {"layout_optimization": False}
+    return {"fallback_random": True, "cpp_wrapper": True, **known, **checks, **layout}
 
 
 def _marked(run: FlatStep, held: Sequence[Tensor]) -> FlatStep:

@@ -85,6 +85,7 @@ def test_long_verbs_show_unasked_what_they_do(verb, monkeypatch):
     assert not out.getvalue()
     ask(vae, x)
     assert f"{verb}: " in out.getvalue() and f"{unit}/s" in out.getvalue()
+    assert unit != "batch" or "0/1 [" in out.getvalue()  # and how much is to come
 
 
 @pytest.mark.parametrize("of_data", [False, True])

@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -237,7 +237,8 @@ class Passes:
         self.program = program
         self.frames: list[Any] = []  # data frames as they were given, for a verb that answers so
         self._rest: Iterator[Any] = iter(())
-        if is_stream(data):
+        self._streamed = is_stream(data)
+        if self._streamed:
             self._rest = map(self._checked, map(program.unwrapped, batches(data, self._rows)))
             self._first = next(self._rest)
             require_rows(self._first)
@@ -358,8 +359,9 @@ class Passes:
         return shared_out(among, pieces, lambda piece: _moved(function(piece)), lead=lead)
 
     def watched(self, progress: bool) -> Any:
-        """Return the passes with a progress bar, where it is asked for."""
-        return progress_bar(self, shown=progress, verb=self.verb.name, unit="batch")
+        """Return the passes with a progress bar, where it is asked for; of a stream without end."""
+        count = None if self._streamed else len(self._cut(self._first))
+        return progress_bar(self, shown=progress, verb=self.verb.name, unit="batch", total=count)
 
     def _facts(self, among: Ranks) -> dict[str, str]:
         """Return what must be equal in all processes, hashed."""
@@ -406,11 +408,10 @@ class Passes:
             return dense(batch)
         return map_rows(lambda leaf: leaf[torch.arange(few) * (rows - 1) // (few - 1)], batch)
 
-    def _cut(self, batch: Batch) -> Iterator[Batch]:
+    def _cut(self, batch: Batch) -> Sequence[Batch]:
         if self._whole or self.program.sites.size is not None:
-            yield batch  # such a program fixes its own batch
-            return
-        yield from chunks(batch, self._rows_of(batch))
+            return [batch]  # such a program fixes its own batch
+        return chunks(batch, self._rows_of(batch))
 
     def _rows_of(self, batch: Batch) -> int:
         """Return the rows of one pass at most."""

@@ -100,7 +100,7 @@ def test_users_programs(name, kind):
 def test_wrong_features_of_a_users_program():
     program = pv.Program.of(CASES["labelled"].build())
     bad = (torch.ones(4, 9), torch.zeros(4, dtype=torch.long))
-    match = r"cannot take this batch \(batch\[0\] \(4, 9\)"
+    match = r"cannot take this batch \(x \(4, 9\)"
     refuses(program, lambda: pv.fit(program, bad), DataError, match)
 
 

@@ -379,7 +379,7 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "whole numbers where a network wants floats": (
         lambda: pv.elbo(pv.Program(counts, nothing), X.long()),
-        r"; batch has whole numbers, and networks take floats: \.float\(\)$",
+        r"; x has whole numbers, and networks take floats: \.float\(\)$",
     ),
     "a plate that numbers all rows, and a batch of some": (
         lambda: fit_subsampled(batch_size=7, size=10),
@@ -754,11 +754,11 @@ CALLS |= {
     ),
     "classes that count from 1": (
         lambda: of_classes(LABELS + 1),
-        r"batch\[1\] has class numbers from 1 to 3, which count from 0: give batch\[1\] - 1$",
+        r"y has class numbers from 1 to 3, which count from 0: give y - 1$",
     ),
     "classes that count from 1, made one-hot": (
         lambda: of_classes(LABELS + 1, "one_hot"),
-        r"batch\[1\] has class numbers from 1 to 3, which count from 0: give batch\[1\] - 1$",
+        r"y has class numbers from 1 to 3, which count from 0: give y - 1$",
     ),
     "classes that count from 1, observed": (
         lambda: of_classes(LABELS + 1, "observed"),
@@ -766,15 +766,15 @@ CALLS |= {
     ),
     "a class of -1": (
         lambda: of_classes(LABELS - 1, "one_hot"),
-        r"batch\[1\] has class numbers from -1 to 1, .*: give more classes, or rows without",
+        r"y has class numbers from -1 to 1, .*: give more classes, or rows without",
     ),
     "classes as floats": (
         lambda: of_classes(LABELS.float()),
-        r"class numbers are whole: batch\[1\]\.long\(\)$",
+        r"class numbers are whole: y\.long\(\)$",
     ),
     "classes as floats, made one-hot": (
         lambda: of_classes(LABELS.float(), "one_hot"),
-        r"class numbers are whole: batch\[1\]\.long\(\)$",
+        r"class numbers are whole: y\.long\(\)$",
     ),
 }
 

@@ -257,6 +257,7 @@ class Reader:
         if self._program.examples.unlike(batch):  # which may be all that is wrong
             with self.runs.undone():
                 self.runs.once(batch)
+        check_finite(self._program.examples.by_argument(batch), first_row)  # by their names
         raise spoiled
 
     def _scores_finite(self, batch: Batch) -> bool:

@@ -16,11 +16,13 @@ from pyro_vae.program.batches.batch import (
     map_batch,
     map_rows,
     named_arguments,
+    named_arrays,
     named_leaves,
     num_rows,
     under_handlers,
 )
 from pyro_vae.program.batches.lengths import in_rows, with_steps
+from pyro_vae.program.batches.sparse_rows import SparseRows
 from pyro_vae.program.checks import is_meta
 from pyro_vae.program.passes import bytes_per_row
 
@@ -93,8 +95,8 @@ class Examples:
 
     def unlike(self, batch: Batch) -> str:
         """Return how the shape of a row differs from those seen first, and what to do; else ""."""
-        seen = self._by_argument(self._first_rows)
-        for name, leaf in self._by_argument(batch).items():
+        seen = {} if self._first_rows is None else self.by_argument(self._first_rows)
+        for name, leaf in self.by_argument(batch).items():
             here = tuple(leaf.shape[1:])
             before = tuple(seen[name].shape[1:]) if name in seen else here
             if here == before:
@@ -102,7 +104,7 @@ class Examples:
             way_out = "give the columns that it has been trained on, a datum in each row"
             if before in [tuple(each.shape[1:]) for _, each in named_leaves(batch)]:
                 way_out = f"give the arguments in the order {', '.join(seen)}, or a dict by name"
-            elif leaf.dim() == len(before):
+            elif len(leaf.shape) == len(before):
                 way_out = f"one row is a batch of one: {name}[None]"
             return (
                 f"{name}: got rows of shape {here}, expected {before}, as the program has seen "
@@ -113,26 +115,32 @@ class Examples:
     def below(self, batch: Batch) -> str:
         """Return which data lie below those seen, or below 0 where none were; else ""."""
         known = self._first_rows if self._remembered is None else self._remembered
-        seen = self._by_argument(known)
-        for name, leaf in self._by_argument(batch).items():
-            if not leaf.numel() or leaf.is_meta:
+        seen = {} if known is None else self.by_argument(known)
+        for name, leaf in self.by_argument(batch).items():
+            before = seen.get(name)
+            if not isinstance(leaf, Tensor) or not leaf.numel() or leaf.is_meta:
                 continue
             low, high = float(leaf.min()), float(leaf.max())
-            least = float(seen[name].min()) if name in seen else 0.0
+            least = float(before.min()) if isinstance(before, Tensor) else 0.0
             if low < least:
                 told = f", those seen before from {least:g} on" if name in seen else ""
                 return f"{name} has numbers from {low:g} to {high:g}{told}"
         return ""
 
-    def _by_argument(self, batch: Batch | None) -> dict[str, Tensor]:
-        """Return the tensors of a batch, under the model's own names where they are given none."""
-        if batch is None:
-            return {}
+    def by_argument(self, batch: Batch) -> dict[str, Tensor | SparseRows]:
+        """Return the arrays of a batch, under the model's own names where they are given none."""
         args, _ = given_arguments(batch)
-        in_order = [] if args and isinstance(args[-1], Form) else self.arguments
+        model = under_handlers(self._program.own.functions[0])
+        in_order = [
+            name
+            for name, parameter in inspect.signature(model).parameters.items()
+            if parameter.kind <= parameter.POSITIONAL_OR_KEYWORD
+        ]
+        if args and isinstance(args[-1], Form):  # in containers, of which these say nothing
+            in_order = []
         own = {f"batch[{place}]": name for place, name in enumerate(in_order)}
         own["batch"] = own.get("batch[0]", "batch")
-        return {own.get(name, name): leaf for name, leaf in named_leaves(batch)}
+        return {own.get(name, name): leaf for name, leaf in named_arrays(batch)}
 
     def example(self, n: int = 2) -> Batch:
         """Return n example rows: the program's own, else rows of the first batch that it saw.

@@ -217,6 +217,7 @@ class Runs:
     def refusal(self, batch: Batch, error: Exception) -> DataError:
         """Return what says that the program has failed on a batch."""
         args, kwargs = arguments(batch)
+        named = self._program.examples.by_argument(batch)
         # Behind these words Pyro lists all of them.
         reason, broken, values = str(error).partition(", but found invalid values")
         reason = reason.partition("\n")[0] or where(error)  # Pyro adds a table of shapes
@@ -224,7 +225,7 @@ class Runs:
             about_layer(reason, error, self._program.parts)
             + about_calls(reason)
             + about_shapes(reason, error, batch)
-            + about_classes(reason, batch)
+            + about_classes(reason, named)
             + about_arguments(reason, self._program.own.functions)
         )
         hint = f"; {checks.SURPLUS}" if self._has_surplus(args, kwargs) else ""
@@ -233,9 +234,9 @@ class Runs:
             reason = f"{site_of(error)}{reason}"
             hint += f". {positive(reason, values) or self._about_values(batch)}"
         unlike = self._program.examples.unlike(batch)
-        told = f"{unlike}; it fails with: " if unlike else f"{_REFUSED} ({checks.shapes(batch)}): "
+        told = f"{unlike}; it fails with: " if unlike else f"{_REFUSED} ({checks.shapes(named)}): "
         return DataError(
-            f"{told}{reason}{hint}{checks.padding_left(batch)}{about_numbers(reason, batch)}"
+            f"{told}{reason}{hint}{checks.padding_left(batch)}{about_numbers(reason, named)}"
             f"{of_words(args)}"
         )
 

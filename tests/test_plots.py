@@ -129,6 +129,8 @@ def test_few_numbers_are_classes_and_nan_is_one_that_is_not_known():
     assert names == ["0", "1", "2", "not known"]
     assert [len(each.get_offsets()) for each in axes.collections] == [6] * 4
     assert [text.get_text() for text in axes.texts] == names[:3]
+    (axes,) = plots.latent_map(torch.rand(6, 2), np.array(["b", None, 3] * 2, dtype=object)).axes
+    assert [each.get_label() for each in axes.collections] == ["3", "b", "not known"]
 
 
 @pytest.mark.parametrize("classes", [1, 10, 17])

@@ -108,7 +108,8 @@ def _globals(axes: Axes, found: Any) -> None:
     for place, (value, error) in enumerate(zip(kl, errors, strict=True)):
         text = signed(value, f".{digits}f") + (f" ± {error:.{digits}f}" if bars[place] else "")
         end = max(0.0, value) + bars[place], place
-        axes.annotate(text, end, (5, 0), textcoords="offset points", va="center", color=INK)
+        style: dict[str, Any] = {"va": "center", "color": INK, "fontsize": 10}
+        axes.annotate(text, end, (5, 0), textcoords="offset points", **style)
     axes.set_yticks(range(len(order)), [shortened(name, _LETTERS) for name in order])
     axes.set_ylim(max(len(order), 4) - 0.5, -0.5)  # one bar alone is as thin as one of four
     axes.margins(x=0.5)  # for the numbers

@@ -107,7 +107,15 @@ def _lines(axes: Axes, epoch: np.ndarray, columns: Mapping[str, np.ndarray], par
     axes.set(xlabel=told, ylabel=part.label)
     if not any(len(values) for _, values in drawn):
         axes.set_yticks([])
-        axes.text(0.5, 0.5, "no finite number", ha="center", transform=axes.transAxes, color=INK)
+        axes.text(
+            0.5,
+            0.5,
+            "no finite number",
+            ha="center",
+            transform=axes.transAxes,
+            color=INK,
+            fontsize=10,
+        )
     plain_axes(axes)
 
 

@@ -96,7 +96,8 @@ def _bars(axes: Axes, values: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> No
         one, other, both = (signed(part, f".{digits}f") for part in parts)
         sum_of = f"{one} + {other} = {both}".replace("+ \N{MINUS SIGN}", "\N{MINUS SIGN} ")
         end = max(0.0, parts[0], total.mean() + error), place
-        axes.annotate(sum_of, end, (6, 0), textcoords="offset points", va="center", color=INK)
+        style: dict[str, Any] = {"va": "center", "color": INK, "fontsize": 10}
+        axes.annotate(sum_of, end, (6, 0), textcoords="offset points", **style)
     axes.barh(0, 0, color=_FAMILY, label="approximation: the family of q")
     axes.barh(0, 0, color=_NETWORK, label="amortisation: the network")
     axes.set_yticks(places, [shortened(name, _LETTERS) for name in values])

@@ -33,6 +33,7 @@ _WIDE = 4.4  # of the panel, inches
 _SHORT = 12  # letters of such a name, at most
 _LETTERS = 32  # of a name beside the points, at most
 _UNKNOWN = "not known"
+_MISSING = ("None", "nan", "<NA>", "NaT")
 _PLACE = "datum, in their order"
 
 
@@ -160,11 +161,15 @@ def _groups(values: np.ndarray | None, n: int) -> list[tuple[str, np.ndarray]]:
     """Return (name, indices) for each label, in order; what is not known comes last."""
     if values is None:
         return [("", np.arange(n))]
-    if values.dtype.kind != "f":
-        return [(str(value), np.flatnonzero(values == value)) for value in np.unique(values)]
-    known = np.isfinite(values)
-    kinds = np.unique(values[known])
-    found = [(f"{value:g}", np.flatnonzero(values == value)) for value in kinds]
+    if values.dtype.kind == "O":  # of kinds that may have no order
+        values = values.astype(str)
+        known = ~np.isin(values, _MISSING)
+    else:
+        known = np.isfinite(values) if values.dtype.kind == "f" else np.ones(n, dtype=bool)
+    kinds, which = np.unique(values[known], return_inverse=True)
+    names = [f"{kind:g}" if isinstance(kind, np.floating) else str(kind) for kind in kinds]
+    places = np.flatnonzero(known)
+    found = [(name, places[which == k]) for k, name in enumerate(names)]
     return found if known.all() else [*found, (_UNKNOWN, np.flatnonzero(~known))]
 
 

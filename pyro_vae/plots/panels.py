@@ -62,7 +62,15 @@ def spread(axes: Axes, values: Any, label: str, title: str, limit: float | None 
     axes.locator_params(axis="y", integer=True)
     if not len(known):
         axes.set_yticks([])
-        axes.text(0.5, 0.5, "known of no datum", ha="center", transform=axes.transAxes, color=INK)
+        axes.text(
+            0.5,
+            0.5,
+            "known of no datum",
+            ha="center",
+            transform=axes.transAxes,
+            color=INK,
+            fontsize=10,
+        )
     unknown = len(each) - len(known)
     _finish(axes, f"{title}\n{unknown} not known" if unknown else title)
 

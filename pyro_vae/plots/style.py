@@ -153,7 +153,7 @@ def plain_axes(axes: Axes) -> None:
         axes.spines[side].set_color(FAINT)
     axes.tick_params(color=FAINT, labelcolor=INK, labelsize=9)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.label.set_color(INK)
+        axis.label.set(color=INK, fontsize=10)
         axis.get_offset_text().set_color(INK)
     _write_out(axes)
 

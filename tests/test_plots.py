@@ -362,7 +362,9 @@ def test_few_units_of_a_diagnosis_are_points_at_whole_numbers(units, ticks):
     found = SimpleNamespace(
         kl={"z": 1.0}, unit_kl=values, variance=values, histogram={"z": [1, 2]}, verdict="Alive."
     )
-    for axes in plots.diagnosis(found).axes[:2]:
+    *panels, bins = plots.diagnosis(found).axes
+    assert bins.get_xticklabels()[-1].get_text() == "1.2+"  # the last bin has all beyond
+    for axes in panels:
         assert axes.lines[0].get_linestyle() == ("-" if units > 12 else "None")
         assert _ticks(axes) == ticks or (units == 13 and all(t % 1 == 0 for t in _ticks(axes)))
         np.testing.assert_allclose(axes.lines[0].get_ydata(), values["z"].flip(0))

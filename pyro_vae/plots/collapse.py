@@ -46,6 +46,8 @@ _LINEAR = (
 _FEW = 12  # units that are points without a line
 _SITES = 6  # that have a colour each; more are the places of one axis
 _LETTERS = 30  # of the name of a cure, at most
+_VARIANCES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
+_NAMES = [*(f"{value:.1f}" for value in _VARIANCES[:-1]), "1.2+"]  # the last bin has all beyond
 
 
 @typed
@@ -169,6 +171,7 @@ def _shares_by_site(axes: Axes, histograms: list[Any]) -> None:
     plain_axes(bar.ax)
     axes.axhline(1.0, color=FAINT, lw=1, ls="--")
     axes.set_ylabel("variance of q(z | x) over the prior's")
+    axes.set_yticks(_VARIANCES, _NAMES)
     plain_axes(axes)
 
 
@@ -197,7 +200,9 @@ def _histogram(axes: Axes, histogram: Mapping[str, Any], shades: Mapping[str, An
         share = as_array(counts) / max(1, as_array(counts).sum())
         edges = np.linspace(0, 1.2, len(share) + 1)
         axes.stairs(share, edges, color=shades[name], lw=1.5, ls=line, label=name)
+    axes.axvline(1.0, color=FAINT, lw=1, ls="--")
     axes.set(xlabel="variance of q(z | x) over the prior's", ylabel="share", ylim=(0, None))
+    axes.set_xticks(_VARIANCES, _NAMES)
     plain_axes(axes)
 
 

@@ -168,13 +168,13 @@ class DrawnRows(Messenger):
 
     def __init__(self) -> None:
         super().__init__()
-        self.plates: set[str] = set()
+        self.plates: dict[str, tuple[int, int]] = {}  # how many, of how many
 
     def _pyro_sample(self, msg: Message) -> None:
         if not site_is_subsample(msg) or msg["value"] is not None:
             return  # rows that are given are no draw
         if msg["fn"].subsample_size is not None and msg["fn"].subsample_size < msg["fn"].size:
-            self.plates.add(msg["name"])
+            self.plates[msg["name"]] = msg["fn"].subsample_size, msg["fn"].size
 
 
 class WrittenSizes(Messenger):

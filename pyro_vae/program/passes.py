@@ -228,8 +228,8 @@ class Passes:
             each = program.of_each_datum() if verb.guide and self.sites.dependence.joined else None
             if each is not None:
                 self._open(each, by_rows(tensors_of(data), each.row_precision))
-            verb.require(self.sites)
             self.program.rows.require_whole(self._first)
+            verb.require(self.sites)
             self._stack = stack.pop_all()  # a stream may fail later
 
     def _open(self, program: "Program", data: Any) -> None:

@@ -226,6 +226,7 @@ class Reader:
             dependence=self._dependence(sites, batch, (model, guide)),
             draws_rows=draws_rows,
             takes_part=draws_rows and not (frame and frame.size == num_rows(batch)),
+            parts_beside=_beside(plate, drawn),
         )
         if self._contrasts.more_in(batch):
             self._layouts = {}  # those were read from rows that told less
@@ -567,3 +568,9 @@ class Reader:
                 for _, site in sample_sites(trace)
             ]
         return [leaf for term in terms for leaf in leaves_behind(term)]
+
+
+def _beside(plate: DataPlate, drawn: DrawnRows) -> dict[str, tuple[int, int]]:
+    """Return the plates that draw some of their rows, but that of the batch's rows."""
+    own = () if isinstance(plate, OneDatum) else (plate.name, plate.in_guide)
+    return {name: rows for name, rows in drawn.plates.items() if name not in own}

@@ -315,8 +315,14 @@ class Rows:
         """Refuse a program that draws a random part of the rows it is given.
 
         Raises:
-            ProgramError: The plate holds fewer rows than the batch.
+            ProgramError: The plate holds fewer rows than the batch, or another one draws its own.
         """
+        for name, (drawn, size) in self._reader.sites.parts_beside.items():
+            raise ProgramError(
+                f"the plate {name!r} draws {drawn} of its {counted(size, 'row')}: this program "
+                "draws its own minibatch, other rows at each run, so no verb but pv.fit can "
+                "answer; leave subsample_size out"
+            )
         if self._reader.sites.size is None:
             return
         model, _ = self._reader.look(batch)

@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch import nn
 from torch.distributions.constraints import positive
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -82,6 +83,49 @@ def test_a_tiled_program_that_subsamples_is_refused():
     for verb in (pv.elbo, pv.log_likelihood, pv.encode, pv.diagnose, pv.reconstruct):
         with pytest.raises(ProgramError, match="10 of the 40 rows"):
             verb(program, x)
+
+
+def captured_minibatch():
+    rows = torch.randn(40)
+
+    def model():
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 40, subsample_size=10) as i:
+            pyro.sample("x", dist.Normal(m, 1.0), obs=rows[i])
+
+    return model, ()
+
+
+def looped_minibatch():
+    def model(x):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        for i in pyro.plate("rows", len(x), subsample_size=10):
+            pyro.sample(f"x_{i}", dist.Normal(m, 1.0), obs=x[i])
+
+    return model, torch.randn(40)
+
+
+def minibatch_of_columns():
+    def model(x):
+        with pyro.plate("data", len(x), dim=-2):
+            m = pyro.sample("m", dist.Normal(0.0, 1.0))
+            with pyro.plate("rows", x.shape[1], subsample_size=10, dim=-1) as i:
+                pyro.sample("x", dist.Normal(m, 1.0), obs=x[:, i])
+
+    return model, torch.randn(8, 40)
+
+
+@pytest.mark.parametrize("made", [captured_minibatch, looped_minibatch, minibatch_of_columns])
+def test_whatever_draws_a_minibatch_of_its_own_trains_and_is_not_judged(made):
+    """Weighed by N/B, a part of the data had been taken for all of them: a likelihood of none."""
+    model, data = made()
+    guide = AutoNormal(model) if made is minibatch_of_columns else AutoDelta(model)
+    program = pv.Program(model, guide)
+    pv.fit(program, data, epochs=1, compile=False)
+    verbs = pv.elbo, pv.log_likelihood, pv.ais, pv.refine, pv.gaps, pv.diagnose, pv.encode, pv.infer
+    for verb in (*verbs, lambda some, _: pv.bdmc(some, 2)):
+        with pytest.raises(ProgramError, match=r"'rows' draws 10 of its 40 rows.*subsample_size"):
+            verb(program, data)
 
 
 class Mixture(nn.Module):

@@ -45,6 +45,8 @@ class Sites:
             batch says which they are (``pyro.plate(..., subsample=)``) it does not.
         takes_part: Whether these are a part of the rows of a batch; where they are as many, each
             stands for a row of the batch, and only its number is drawn.
+        parts_beside: Plates besides that of the batch's rows that draw some of their rows: how
+            many, of how many.
         data_dim: The batch dimension of the data plate, counted from the right.
         plate: The data plate as the program has it.
         bindings: Where the observed values come from, by site.
@@ -68,6 +70,7 @@ class Sites:
     events: tuple[str, ...] = ()
     draws_rows: bool = False
     takes_part: bool = False
+    parts_beside: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     data_dim: int = -1
     plate: DataPlate = field(default_factory=lambda: DataPlate(PLATE, -1))
     bindings: Mapping[str, Binding] = field(default_factory=dict)

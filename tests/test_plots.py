@@ -211,7 +211,7 @@ CROWDED = {
     "classes in one place": lambda: plots.latent_map(
         np.random.default_rng(0).normal(size=(200, 1)), np.arange(200) % 10, title="Codes " * 20
     ),
-    "one image": lambda: plots.reconstructions(np.zeros((1, 4, 4)), np.zeros((1, 4, 4))),
+    "one flat image": lambda: plots.reconstructions(np.zeros((1, 4, 32)), np.zeros((1, 4, 32))),
     "large gaps": lambda: plots.gaps({"a": _gaps(1e5), _LONG(1): _gaps(1e4)}),
     "gaps below zero": lambda: plots.gaps(_gaps(-0.01)),
     "even topics": lambda: plots.topic_words(np.full((2, 20000), 5e-5)),
@@ -338,6 +338,14 @@ def test_negative_and_zero_kl_stand_where_they_are():
         np.testing.assert_array_equal(axes.lines[0].get_ydata()[: len(end)], end)
         low, high = axes.get_ylim()
         assert low < -0.2 and high > 2.0 and {-0.1, 0.0, 1.0} <= set(axes.get_yticks())
+
+
+def test_latents_without_variances_have_the_panel_of_kl_alone():
+    kinds = {"y": [0.4], "z": [0.1, 0.2]}
+    found = _diagnosis(kinds)
+    found.unit_kl, found.variance, found.histogram = {"z": kinds["z"]}, {}, {}
+    (axes,) = plots.diagnosis(found).axes
+    assert [line.get_ydata().tolist() for line in axes.lines[:2]] == [[0.4], [0.2, 0.1]]
 
 
 def test_the_kl_of_one_global_is_a_bar_from_zero_with_its_number():

@@ -57,7 +57,7 @@ def diagnosis(found: Any, *, title: str | None = None) -> Figure:
     Posterior variances are those of q(z | x), the other latents marginalised, over the prior's. The
     KL of global latents has a panel of its own, where there are some. More than six sites (steps of
     time) stand side by side: the largest, the middle and the smallest unit of each, and shades in
-    place of histograms.
+    place of histograms. Latents without variances, as those of classes, have the panel of KL alone.
 
     Arguments:
         found: result of ``pv.diagnose``.
@@ -70,31 +70,29 @@ def diagnosis(found: Any, *, title: str | None = None) -> Figure:
         raise DataError("got a diagnosis without a site, expected the result of pv.diagnose")
     shared = getattr(found, "global_kl", {})
     longest = max((text_width(shortened(name, _LETTERS)) for name in shared), default=0.0)
-    figure = new_figure(15.5 + longest if shared else 11.5, 3.6)
-    left, middle, right, *others = figure.subplots(1, 4 if shared else 3)
-    set_title(left, title or found.verdict.split(". ")[0].split(": ")[0])
-    set_title(middle, "Active units: above the line")
-    set_title(right, "A collapsed unit stands at 1")
+    known = {"variance": found.variance, "histogram": found.histogram, "globals": shared}
+    panels = ["kl", *(name for name, values in known.items() if values)]
+    figure = new_figure(3.85 * len(panels) + longest, 3.6)
+    row = dict(zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True))
     names = dict.fromkeys([*found.kl, *found.unit_kl, *found.variance, *found.histogram])
-    kl = found.unit_kl or {n: np.array([v]) for n, v in found.kl.items()}
-    if len(names) > _SITES:
-        kl = {name: kl.get(name, [found.kl[name]]) for name in found.kl}
-        _by_site(left, [kl.get(name, []) for name in names])
-        _by_site(middle, [found.variance.get(name, []) for name in names])
-        _shares_by_site(right, [found.histogram.get(name, []) for name in names])
-        for axes in (left, middle, right):
-            _name_sites(axes, list(names))
-    else:
-        shades = dict(zip(names, colours(len(names)), strict=True))
-        _units(left, kl, shades)
-        _units(middle, found.variance, shades)
-        _histogram(right, found.histogram, shades)
-    left.set(ylabel="KL (nats)")
-    middle.set(ylabel="variance of E[z | x] over the data")
-    for axes in others:
-        _globals(axes, found)
+    shades = dict(zip(names, colours(len(names)), strict=True))
+    many = len(names) > _SITES
+    units, shares = (_by_site, _shares_by_site) if many else (_units, _histogram)
+    set_title(row["kl"], title or found.verdict.split(". ")[0].split(": ")[0])
+    kl = {name: found.unit_kl.get(name, [value]) for name, value in found.kl.items()}
+    units(row["kl"], kl, shades)
+    row["kl"].set(ylabel="KL (nats)")
+    if found.variance:
+        set_title(row["variance"], "Active units: above the line")
+        units(row["variance"], found.variance, shades)
+        row["variance"].set(ylabel="variance of E[z | x] over the data")
+    if found.histogram:
+        set_title(row["histogram"], "A collapsed unit stands at 1")
+        shares(row["histogram"], found.histogram, shades)
+    if shared:
+        _globals(row["globals"], found)
     if len(names) > 1:
-        legend(left, owner=figure)
+        legend(row["kl"], owner=figure)
     return figure
 
 
@@ -137,9 +135,9 @@ def _units(axes: Axes, values: Mapping[str, Any], shades: Mapping[str, Any]) -> 
     _decades(axes)
 
 
-def _by_site(axes: Axes, values: list[Any]) -> None:
+def _by_site(axes: Axes, values: Mapping[str, Any], shades: Mapping[str, Any]) -> None:
     """Draw the largest, the middle and the smallest unit of each site, in their order."""
-    shown = [as_array(each).ravel() for each in values]
+    shown = [as_array(values.get(name, [])).ravel() for name in shades]
     shown = [each if each.size else np.array([np.nan]) for each in shown]
     places = np.arange(1, len(shown) + 1)
     style: Any = {"marker": "o", "ms": 3 if len(shown) <= 60 else 0, "lw": 1.2}
@@ -153,17 +151,19 @@ def _by_site(axes: Axes, values: list[Any]) -> None:
         axes.plot(places, np.concatenate(shown), color=PALETTE[0], **style)
     axes.axhline(_ACTIVE, color=FAINT, lw=1, ls="--")
     _decades(axes)
+    _name_sites(axes, list(shades))
 
 
-def _shares_by_site(axes: Axes, histograms: list[Any]) -> None:
+def _shares_by_site(axes: Axes, counted: Mapping[str, Any], shades: Mapping[str, Any]) -> None:
     """Draw a column of shades for each site: the darker, the more of its posteriors are there."""
     from matplotlib.colors import PowerNorm
 
-    bins = max(1, *(len(as_array(counts)) for counts in histograms))
+    histograms = [as_array(counted.get(name, [])) for name in shades]
+    bins = max(1, *map(len, histograms))
     shares = np.full((bins, len(histograms)), np.nan)
     for place, counts in enumerate(histograms):
-        if len(as_array(counts)):
-            shares[:, place] = as_array(counts) / max(1, as_array(counts).sum())
+        if len(counts):
+            shares[:, place] = counts / max(1, counts.sum())
     edges = np.arange(len(histograms) + 1) + 0.5, np.linspace(0, 1.2, bins + 1)
     norm = PowerNorm(0.5, 0.0, max(float(np.nanmax(shares, initial=0.0)), 0.1))  # few are seen too
     mesh = axes.pcolormesh(*edges, shares, cmap="Purples", norm=norm)
@@ -173,6 +173,7 @@ def _shares_by_site(axes: Axes, histograms: list[Any]) -> None:
     axes.set_ylabel("variance of q(z | x) over the prior's")
     axes.set_yticks(_VARIANCES, _NAMES)
     plain_axes(axes)
+    _name_sites(axes, list(shades))
 
 
 def _name_sites(axes: Axes, names: list[str]) -> None:

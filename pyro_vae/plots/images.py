@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -77,9 +77,9 @@ def reconstructions(
     for block in range(blocks):
         for row, name in enumerate(("data", "model")):
             y = (block * pitch + row + 0.5) * (1 + _GAP) * _ratio(above)
-            axes.text(
-                -0.25, y, name, ha="right", va="center", fontsize=9, color=FAINT, clip_on=False
-            )
+            style: dict[str, Any] = {"ha": "right", "va": "center", "clip_on": False}
+            size = min(9.0, 60 * _INCH * _ratio(above))  # as high as a flat image
+            axes.text(-0.25, y, name, fontsize=size, color=FAINT, **style)
     text = title or "Test images and their reconstructions"
     _fit(figure, axes, text, columns, blocks * pitch - (pitch - 2), above, left=0.9)
     return figure

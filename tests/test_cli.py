@@ -243,6 +243,9 @@ def test_topics_of_a_file_from_training_to_their_words(counts, capsys, tmp_path)
     assert (tmp_path / "rows" / "topics_dense_again.png").exists()
     assert cli.main(["topics", "rows", "--words", "3"]) == 0
     capsys.readouterr()
+    few = ["--num_particles", "2", "--progress", "false"]
+    assert cli.main(["evaluate", "rows", "--data", "dense_again.npz", *few]) == 0
+    assert "dense_again.npz, all rows, 108 data\n" in capsys.readouterr().out
     figures = json.loads((tmp_path / "rows" / "topics.json").read_text())
     program, full = pv.load(tmp_path / "rows"), counts.sum(-1) > 0
     turn = torch.arange(120) % 20
@@ -353,7 +356,8 @@ def test_sentences_of_a_file_from_training_to_text(capsys, tmp_path):
     words = [["the", "a"], ["cat", "dog", "cow"], ["sees", "hears"], ["it", "me"]]
     lines = [" ".join(w[int(torch.randint(len(w), ()))] for w in words) for _ in range(100)]
     (tmp_path / "lines.txt").write_text("\n\n".join(lines), encoding="utf-8-sig")
-    (tmp_path / "other.txt").write_text("\n".join(["me hears cat", "zebra it"] * 10))
+    others = ["me hears cat", "zebra it"] * 10  # zebra is <unk>
+    (tmp_path / "other.txt").write_text("\n".join(others))
     for model in ("SentenceVAE", "SentenceLM"):
         assert train("--model", model, "--data", "lines.txt", "--out", model) == 0
         arguments = ["evaluate", model, "--data", "other.txt", "--num_particles", "2"]
@@ -363,10 +367,11 @@ def test_sentences_of_a_file_from_training_to_text(capsys, tmp_path):
     known = pv.data.Vocabulary(Path("SentenceLM/vocabulary.txt").read_text().split())
     assert known[4:] == tuple(sorted(word for each in words for word in each))
     figures = json.loads((tmp_path / "SentenceLM" / "evaluation.json").read_text())
-    x = known.numbers(["zebra it"])  # the tenth of twenty lines; zebra is <unk>
+    x = known.numbers(others)  # another file is judged whole
     exact = pv.log_likelihood(pv.load("SentenceLM"), x, num_particles=1).log_prob
-    assert figures["log_likelihood"] == pytest.approx(exact.item())
-    assert figures["per_step"] == pytest.approx(-exact.item() / 3)
+    assert figures["rows"] == 20 and figures["split"] == "all"
+    assert figures["log_likelihood"] == pytest.approx(exact.mean().item())
+    assert figures["per_step"] == pytest.approx(-exact.mean().item() / 3.5)
     assert cli.main(["generate", "SentenceVAE", "-n", "5"]) == 0
     drawn = (tmp_path / "SentenceVAE" / "samples.txt").read_text()
     assert drawn in capsys.readouterr().out and drawn.count("\n") == 5
@@ -535,8 +540,9 @@ def test_a_table_from_training_to_filled_cells(table, capsys, tmp_path):
     assert cli.main(["generate", "run", "-n", "5", "--device", "cpu"]) == 0
     assert pd.read_csv(tmp_path / "run" / "samples.csv").shape == (5, 5)
     options = ["--num_particles", "4", "--device", "cpu", "--progress", "false"]
-    assert cli.main(["evaluate", "run", *options]) == 0
-    capsys.readouterr()
+    pd.concat([table] * 2).to_csv("twice.csv", index=False)
+    assert cli.main(["evaluate", "run", "--data", "twice.csv", *options]) == 0
+    assert f"twice.csv, all rows, {2 * len(table)} data\n" in capsys.readouterr().out
     bad = {
         "column 'town': got 'Rome' in row 2": few.assign(town=["Ayr", "Ayr", "Rome"] * 3),
         "column 'income' is missing": few.drop(columns="income"),

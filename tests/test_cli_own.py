@@ -267,6 +267,9 @@ def test_own_runs_are_judged_refined_drawn_and_compared(capsys):
     capsys.readouterr()
     assert run("evaluate a --num_particles 5 --split train") == 0
     assert capsys.readouterr().out.startswith("counts.npz, train split, 36 data\n")
+    for file, judged in {"counts.npy": "all rows, 40", "./counts.npz": "test split, 2"}.items():
+        assert run(f"evaluate a --num_particles 2 --data {file}") == 0
+        assert capsys.readouterr().out.startswith(f"{file}, {judged} data\n")
     assert run("diagnose a") == 0
     assert run("refine a --rows 2 --num_draws 4 --warmup 4 --chains 3") == 0
     warned = capsys.readouterr().err  # too short to mix
@@ -307,7 +310,9 @@ def test_a_program_of_two_functions_is_judged_drawn_and_refined(name, capsys):
     assert figures["global_kl_per_datum"] == pytest.approx(sum(shared.values()) / figures["rows"])
     total = figures["reconstruction"] - figures["global_kl_per_datum"]
     assert figures["elbo"] == pytest.approx(total, abs=5 * 0.015)
-    assert f"nats once, {shared['b'] / figures['rows']:.2f} for each of" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"nats once, {shared['b'] / figures['rows']:.2f} for each of" in said
+    assert "nats per datum, 1/36 of the KL of globals in it" in said
     assert run("generate run -n 3") == 0
     with np.load("run/samples.npz") as arrays:
         assert arrays["x"].shape == (3, 5)

@@ -9,10 +9,9 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.arguments import positive
-from pyro_vae.cli.datasets import load_data
 from pyro_vae.cli.options import Split
 from pyro_vae.cli.report import heading, say
-from pyro_vae.cli.runs import chosen_split, fresh_folder, open_run
+from pyro_vae.cli.runs import chosen_split, fresh_folder, open_run, rows_to_judge
 from pyro_vae.errors import ConfigError
 from pyro_vae.storage.atomic import atomic_write_text
 
@@ -33,8 +32,8 @@ def compare(
 
     Arguments:
         runs: run folders, two or more, trained on the same data with the same binarization.
-        split: which part of the data; all takes a file of arrays whole. Null is test, but all for a
-            run of `pv.fit`.
+        split: which part of the data; all takes a file whole. Null is test, but all for a run of
+            `pv.fit`.
         rows: only so many data from the start; null is all.
         num_particles: importance samples per datum behind the log-likelihood.
         seed: of the estimates, the same for each run.
@@ -54,7 +53,7 @@ def compare(
     taken = {chosen_split(split, settings) for _, settings in opened.values()}
     split = "all" if "all" in taken else taken.pop()
     for run, (program, settings) in opened.items():
-        x = load_data(settings).taken_by(program, settings["data"]).drawn(split, seed, count)
+        x = rows_to_judge(program, settings, split, seed, count)
         torch.manual_seed(seed)
         scored[run] = pv.log_likelihood(program, x, num_particles=num_particles, progress=progress)
     found = paired({run: each.log_prob.double().cpu() for run, each in scored.items()})

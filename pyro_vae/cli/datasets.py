@@ -23,6 +23,7 @@ from pyro_vae.data import catalogue
 from pyro_vae.data.array_files import READERS, Arrays, read_arrays
 from pyro_vae.data.count_files import read_counts, read_vocabulary, read_whole
 from pyro_vae.data.line_files import read_lines, read_words
+from pyro_vae.data.splits import ByTurns
 from pyro_vae.data.table_files import SUFFIXES, split_table
 from pyro_vae.errors import ConfigError, DataError
 
@@ -50,12 +51,14 @@ class DataSet:
         network: "conv" takes images, all else takes rows.
         words: of sentences or documents; empty where those are only numbered.
         label: the argument that takes the labels of images; None leaves these out.
+        whole: a file that may be taken undivided, as ``all``.
     """
 
     source: Any
     network: str = "mlp"
     words: tuple[str, ...] = ()
     label: str | None = None
+    whole: bool = False
 
     @property
     def transform(self) -> Any:
@@ -63,12 +66,13 @@ class DataSet:
         return getattr(self.source, "transform", None)
 
     def rows(self, split: str, count: int | None = None) -> Any:
-        """Return the data of a split, or the first of them; ``all`` of a file of arrays."""
-        if split == "all" and not isinstance(self.source, Arrays):
+        """Return the data of a split, or the first of them; ``all`` of a file."""
+        if split == "all" and not self.whole:
             raise ConfigError(
-                "split: got all, expected train, valid or test: only files of arrays are whole"
+                "split: got all, expected train, valid or test: only files are taken whole"
             )
-        x: Any = getattr(self.source, split)
+        by_turns = isinstance(self.source, ByTurns)  # else each split has all
+        x: Any = getattr(self.source, "test" if split == "all" and not by_turns else split)
         x = {k: v[:count] for k, v in x.items()} if isinstance(x, dict) else x[:count]
         if self.network == "conv" and isinstance(self.source, pv.data.Splits):
             x = self.source.images(x)
@@ -144,7 +148,8 @@ def load_data(settings: dict[str, Any], *, whole: bool = False) -> DataSet:
 
     Arguments:
         settings: of the run.
-        whole: take a file of documents undivided; other data come in their splits all the same.
+        whole: take a file undivided: of documents or sentences each split has all then; arrays and
+            tables have all rows beside their splits.
 
     Raises:
         ConfigError: The model is none of such data.
@@ -169,7 +174,8 @@ def load_data(settings: dict[str, Any], *, whole: bool = False) -> DataSet:
     if kind == "images" and (Path(name).is_dir() or name.endswith(suffixes)):
         arrays = read_arrays(Path(name))
         own = is_own(settings["model"])  # what it makes of whole numbers is its own business
-        return DataSet(arrays if own else arrays.in_floats(), settings.get("network", "mlp"))
+        arrays = arrays if own else arrays.in_floats()
+        return DataSet(arrays, settings.get("network", "mlp"), whole=True)
     files = " or a file " + " or ".join(suffixes) if suffixes else ""
     known = (", ".join(SETS[kind]) + files).removeprefix(" or ")
     if any(name in names for names in SETS.values()):
@@ -180,15 +186,15 @@ def load_data(settings: dict[str, Any], *, whole: bool = False) -> DataSet:
         raise DataError(f"data: unknown data set {name!r}; choose {known}")
     path, vocabulary = Path(name), Path(words) if words else None
     if kind == "tables":
-        return DataSet(split_table(path))
+        return DataSet(split_table(path), whole=True)
     if kind == "sentences":
-        source = read_lines(path, vocabulary)
-        return DataSet(source, words=source.vocabulary)
+        source = read_lines(path, vocabulary, whole=whole)
+        return DataSet(source, words=source.vocabulary, whole=whole)
     source = (read_whole if whole else read_counts)(path, vocabulary)
     gone = sum(source.dropped.values())
     if gone:
         say(f"{name}: left out {counted(gone, 'document')} without words")
-    return DataSet(source, words=source.vocabulary if words else ())
+    return DataSet(source, words=source.vocabulary if words else (), whole=whole)
 
 
 def kind_of(model: str) -> str:

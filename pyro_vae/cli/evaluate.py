@@ -11,11 +11,11 @@ from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae.arguments import counted, positive
-from pyro_vae.cli.datasets import kind_of, load_data
+from pyro_vae.cli.datasets import kind_of
 from pyro_vae.cli.options import Binarization, Split
 from pyro_vae.cli.report import say, table
 from pyro_vae.cli.report_file import write_report
-from pyro_vae.cli.runs import chosen_split, open_run
+from pyro_vae.cli.runs import chosen_split, open_run, rows_to_judge
 from pyro_vae.evaluation.global_kl import GlobalKL, kl_of_globals
 from pyro_vae.program.batches.batch import num_rows
 from pyro_vae.program.bounds import elbo_given_globals
@@ -51,8 +51,8 @@ def evaluate(
             wrote it) or the file has moved; it is remembered.
         data: data set; null is the one it was trained on.
         binarization: null is that of the training.
-        split: which part of the data; all takes a file of arrays whole. Null is test, but all for a
-            run of `pv.fit`.
+        split: which part of the data; all takes a file whole. Null is test, but all for another
+            file than that of the training and for a run of `pv.fit`.
         rows: only so many data from the start; null is all.
         num_particles: importance samples per datum behind the log-likelihood.
         seed: of the estimates.
@@ -62,7 +62,7 @@ def evaluate(
     loaded, settings = open_run(run, device, program, data=data, binarization=binarization)
     split = chosen_split(split, settings)
     count = None if rows is None else positive("rows", rows)
-    x = load_data(settings).taken_by(loaded, settings["data"]).drawn(split, seed, count)
+    x = rows_to_judge(loaded, settings, split, seed, count)
     figures = judge(loaded, x, num_particles, seed, progress)
     if kind_of(settings["model"]) in ("sequences", "sentences"):
         steps = pv.per_step(loaded, x)
@@ -95,15 +95,15 @@ def diagnose(
         program: file.py:NAME of your own program, where the run folder does not say it (`pv.fit`
             wrote it) or the file has moved; it is remembered.
         data: data set; null is the one it was trained on.
-        split: which part of the data; all takes a file of arrays whole. Null is test, but all for a
-            run of `pv.fit`.
+        split: which part of the data; all takes a file whole. Null is test, but all for another
+            file than that of the training and for a run of `pv.fit`.
         seed: of the estimates.
         device: auto, cpu, cuda or cuda:N.
         progress: show a progress bar.
     """
     loaded, settings = open_run(run, device, program, data=data)
     split = chosen_split(split, settings)
-    x = load_data(settings).taken_by(loaded, settings["data"]).drawn(split, seed)
+    x = rows_to_judge(loaded, settings, split, seed)
     torch.manual_seed(seed)
     found = pv.diagnose(loaded, x, progress=progress)
     say(found.report())

@@ -10,11 +10,10 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.arguments import positive
-from pyro_vae.cli.datasets import load_data
 from pyro_vae.cli.options import Split
 from pyro_vae.cli.report import say
 from pyro_vae.cli.report_file import write_report
-from pyro_vae.cli.runs import chosen_split, open_run
+from pyro_vae.cli.runs import chosen_split, open_run, rows_to_judge
 from pyro_vae.storage.atomic import atomic_write_bytes, atomic_write_text
 
 
@@ -40,8 +39,8 @@ def refine(
         program: file.py:NAME of your own program, where the run folder does not say it (`pv.fit`
             wrote it) or the file has moved; it is remembered.
         data: data set or file; null is the one it was trained on.
-        split: which part of the data; all takes a file of arrays whole. Null is test, but all for a
-            run of `pv.fit`.
+        split: which part of the data; all takes a file whole. Null is test, but all for another
+            file than that of the training and for a run of `pv.fit`.
         rows: only so many data from the start.
         num_draws: draws kept per chain.
         warmup: transitions before them.
@@ -52,11 +51,7 @@ def refine(
     """
     loaded, settings = open_run(run, device, program, data=data)
     split = chosen_split(split, settings)
-    x = (
-        load_data(settings)
-        .taken_by(loaded, settings["data"])
-        .drawn(split, seed, positive("rows", rows))
-    )
+    x = rows_to_judge(loaded, settings, split, seed, positive("rows", rows))
     torch.manual_seed(seed)
     chosen = pv.HMC(num_draws=num_draws, warmup=warmup, chains=chains)
     found: Any = pv.refine(loaded, x, chosen, progress=progress)

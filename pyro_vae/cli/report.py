@@ -61,8 +61,10 @@ def _rows(figures: dict[str, Any]) -> list[_Row]:
     def of(what: str, site: str) -> str:
         return f"{what} {shortened(site, _LETTERS - len(what))}"
 
+    count, shared = figures["rows"], "global_kl" in figures
+    draws = f"1/{count} of the KL of globals in it" if shared else "1 draw each"
     rows = [
-        value("ELBO", "elbo", "nats per datum, 1 draw each"),
+        value("ELBO", "elbo", f"nats per datum, {draws}"),
         value(
             "log-likelihood", "log_likelihood", f"nats per datum, K = {figures['num_particles']}"
         ),
@@ -79,7 +81,6 @@ def _rows(figures: dict[str, Any]) -> list[_Row]:
         if units is not None:
             note = "variance of the mean > 0.01"
             rows.append((of("active units of", site), str(active), f" of {units}", note))
-    count = figures["rows"]
     for site, kl in figures.get("global_kl", {}).items():
         note = f"nats once, {kl / count:.2f} for each of {count} data"
         rows.append((of("KL of global", site), f"{kl:.2f}", "", note))

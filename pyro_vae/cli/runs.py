@@ -146,10 +146,19 @@ def open_run(
     loaded = pv.load(run, into=into, device=where)
     pv.Program.of(loaded).to(where)
     asked = settings | {k: v for k, v in changed.items() if v is not None}
+    if _is_another_file(settings, changed.get("data")):
+        asked["undivided"] = True
     if by_python or program is not None:
         load_data(asked).taken_by(loaded, asked["data"])  # what is remembered is sound
         atomic_write_text(folder / SETTINGS, json.dumps(told, indent=2) + "\n")
     return loaded, asked
+
+
+def _is_another_file(settings: dict[str, Any], data: str | None) -> bool:
+    """Return whether data are a file, and not the one that the run was trained on."""
+    if data is None or data in SETS[kind_of(settings["model"])]:
+        return False
+    return Path(data).resolve() != Path(settings["data"]).resolve()
 
 
 def _settings_of_python(folder: Path, program: str | None, said: dict[str, Any]) -> dict[str, Any]:
@@ -179,5 +188,21 @@ def _settings_of_python(folder: Path, program: str | None, said: dict[str, Any])
 
 
 def chosen_split(split: Split | None, settings: dict[str, Any]) -> Split:
-    """Return the part of the data that a command takes: of a file that `fit` saw, all rows."""
+    """Return the part of the data that a command takes: all rows, where `train` divided none."""
     return split or ("all" if settings.get("undivided") else "test")
+
+
+def rows_to_judge(
+    program: Any, settings: dict[str, Any], split: Split, seed: int, count: int | None = None
+) -> Any:
+    """Return the rows of a split, as a program takes them; the first of them where some are asked.
+
+    Arguments:
+        program: what they are for.
+        settings: of the run, with the data that are asked for.
+        split: the part of the data.
+        seed: of data that training draws afresh.
+        count: None takes all.
+    """
+    data = load_data(settings, whole=split == "all").taken_by(program, settings["data"])
+    return data.drawn(split, seed, count)

@@ -28,11 +28,6 @@ class Arrays(ByTurns):
 
     whole: Tensor | dict[str, Tensor]
 
-    @property
-    def all(self) -> Tensor | dict[str, Tensor]:
-        """All rows of the file."""
-        return self.whole
-
     def in_floats(self, *, labels: bool = True) -> "Arrays":
         """Return the same numbers as floats of torch's default type.
 

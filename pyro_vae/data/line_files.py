@@ -11,7 +11,7 @@ from pyro_vae.errors import DataError
 from pyro_vae.words import SPECIAL
 
 
-def read_lines(path: Path, words: Path | None = None) -> SequenceSets:
+def read_lines(path: Path, words: Path | None = None, *, whole: bool = False) -> SequenceSets:
     """Return the sentences of a file, one a line: every 20th validates, the tenth after it tests.
 
     Lines without text are left out; the others are cut at 25 words.
@@ -20,6 +20,7 @@ def read_lines(path: Path, words: Path | None = None) -> SequenceSets:
         path: a text file.
         words: a text file of the words, one a line; None: those that training lines have three
             times.
+        whole: give each split all lines, to judge a model by.
 
     Raises:
         DataError: A file is missing or no text, or there are too few lines or words.
@@ -29,7 +30,8 @@ def read_lines(path: Path, words: Path | None = None) -> SequenceSets:
         raise DataError(
             f"{path}: got {counted(len(lines), 'line')} with text, expected at least {EVERY}"
         )
-    parts = {split: list(compress(lines, chosen)) for split, chosen in by_turns(len(lines)).items()}
+    turns = by_turns(len(lines)).items()
+    parts = {split: lines if whole else list(compress(lines, chosen)) for split, chosen in turns}
     vocabulary = Vocabulary.of(parts["train"]) if words is None else read_words(words)
     numbers = {split: vocabulary.numbers(part) for split, part in parts.items()}
     return SequenceSets(path.stem, **numbers, vocabulary=vocabulary)

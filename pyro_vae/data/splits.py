@@ -28,6 +28,13 @@ def by_turns(count: int) -> dict[str, np.ndarray]:
 class ByTurns:
     """Rows of a user's own file in splits: every 20th validates, and the tenth after it tests."""
 
+    whole: Any
+
+    @property
+    def all(self) -> Any:
+        """All rows of the file."""
+        return self.whole
+
     @property
     def train(self) -> Any:
         """The rows to train on."""

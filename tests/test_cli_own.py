@@ -7,6 +7,7 @@ import runpy
 from pathlib import Path
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from PIL import Image
@@ -14,7 +15,7 @@ from scipy import sparse
 
 import pyro_vae as pv
 from pyro_vae import cli
-from pyro_vae.cli.compare import _table, paired
+from pyro_vae.cli.compare import _table, _tell_of_other_densities, paired
 from pyro_vae.cli.report import table
 from pyro_vae.cli.report_file import write_report
 from pyro_vae.data.array_files import read_arrays
@@ -290,6 +291,7 @@ def test_own_runs_are_judged_refined_drawn_and_compared(capsys):
     assert "best" in capsys.readouterr().out and Path("both/compare.png").stat().st_size > 3000
     rows = json.loads(Path("both/compare.json").read_text())["runs"]
     first, last = rows.values()
+    assert first["observed"] == last["observed"] == {"x": "Poisson"}
     assert last["difference"] == pytest.approx(last["log_likelihood"] - first["log_likelihood"])
     assert run("train own.py:Clicks --data counts.npy --out c", *FEW) == 0
     assert run("compare a c") == 2
@@ -382,6 +384,19 @@ def test_differences_are_paired():
     assert list(found) == ["better", "worse"]
     assert found["worse"]["difference"] == -1.0 and found["worse"]["difference_stderr"] == 0.0
     assert found["worse"]["log_likelihood_stderr"] > 30
+
+
+def test_runs_that_score_other_things_are_told(recwarn):
+    alike = [dist.Poisson, dist.NegativeBinomial], [dist.Normal, dist.StudentT]
+    for one, two in alike:
+        _tell_of_other_densities({"a": {"x": one}, "b": {"y": two}})
+    assert not recwarn.list
+    others = {"a": {"x": dist.Multinomial}, "b": {"w": pv.distributions.BagOfWords}}
+    told = r"a has x by Multinomial \(counts given their sum\); b has w by BagOfWords \(words in"
+    with pytest.warns(UserWarning, match=told):
+        _tell_of_other_densities(others)
+    with pytest.warns(UserWarning, match=r"Bernoulli \(probabilities\); b has x by Normal"):
+        _tell_of_other_densities({"a": {"x": dist.Bernoulli}, "b": {"x": dist.Normal}})
 
 
 def test_files_of_one_array_hold_the_same_rows():

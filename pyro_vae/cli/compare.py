@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pyro_vae.cli.options import Split
 from pyro_vae.cli.report import heading, say
 from pyro_vae.cli.runs import chosen_split, fresh_folder, open_run, rows_to_judge
 from pyro_vae.errors import ConfigError
+from pyro_vae.evaluation.observed_kinds import observed_kinds
 from pyro_vae.storage.atomic import atomic_write_text
 
 
@@ -49,16 +51,19 @@ def compare(
     if len(same) > 1:
         told = "; ".join(f"{data}, binarization {kind}" for data, kind in sorted(same))
         raise ConfigError(f"runs: got runs of {told}; their likelihoods cannot be compared")
-    scored = {}
+    scored, kinds = {}, {}
     taken = {chosen_split(split, settings) for _, settings in opened.values()}
     split = "all" if "all" in taken else taken.pop()
     for run, (program, settings) in opened.items():
         x = rows_to_judge(program, settings, split, seed, count)
+        kinds[run] = observed_kinds(program, x, "compare")
         torch.manual_seed(seed)
         scored[run] = pv.log_likelihood(program, x, num_particles=num_particles, progress=progress)
+    _tell_of_other_densities(kinds)
     found = paired({run: each.log_prob.double().cpu() for run, each in scored.items()})
     for run, row in found.items():
         row["model"] = opened[run][1]["model"]
+        row["observed"] = {site: kind.__name__ for site, kind in kinds[run].items()}
         row["share_k_above_0.7"] = None if math.isnan(u := scored[run].untrusted) else u
     (data, binarization) = next(iter(same))
     head = {"data": data, "binarization": binarization, "split": split, "seed": seed}
@@ -93,6 +98,41 @@ def paired(log_probs: dict[str, torch.Tensor]) -> dict[str, dict[str, Any]]:
         }
         for run in order
     }
+
+
+def _tell_of_other_densities(kinds: dict[str, dict[str, type]]) -> None:
+    """Warn of likelihoods of which one is a probability of something else than another one.
+
+    Arguments:
+        kinds: distributions of the observed sites, by run.
+    """
+    if len({tuple(sorted(map(_scored_by, each.values()))) for each in kinds.values()}) > 1:
+        told = "; ".join(
+            f"{run} has "
+            + ", ".join(
+                f"{site} by {kind.__name__} ({_scored_by(kind)})" for site, kind in e.items()
+            )
+            for run, e in kinds.items()
+        )
+        warnings.warn(
+            "compare: the runs score their data in different ways, so that the differences of "
+            f"their likelihoods say nothing: {told}; observe them alike in all (words by "
+            "pv.distributions.BagOfWords, as topic models of the library do)",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _scored_by(kind: type) -> str:
+    """Return of what a distribution gives the probability, or the density."""
+    if getattr(kind, "scores_words_as_they_stand", False):
+        return "words in their order"
+    if kind.__name__ in ("Multinomial", "DirichletMultinomial"):
+        return "counts given their sum"
+    try:
+        return "probabilities" if kind.support.is_discrete else "densities"  # type: ignore[attr-defined]
+    except (AttributeError, NotImplementedError):  # only its parameters tell
+        return kind.__name__
 
 
 def _table(head: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:

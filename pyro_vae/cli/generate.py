@@ -32,8 +32,8 @@ def generate(
     Arguments:
         run: run folder.
         n: number of images, chorales, sentences or rows.
-        mean: the means of p(x | z), and the likeliest words; false draws from it. Null is false for
-            sentences and tables, true for all else.
+        mean: the means of p(x | z), and the likeliest words; false draws from it. Null is true for
+            chorales and images (of a file too, where they are (C, H, W)), false for all else.
         seed: of the draws.
         device: auto, cpu, cuda or cuda:N.
     """
@@ -42,13 +42,16 @@ def generate(
     if kind == "documents":
         raise ConfigError(f"generate: {settings['model']} draws counts; use pyro_vae.generate")
     own = kind == "images" and settings["data"] not in SETS["images"]
-    mean = kind not in ("sentences", "tables") if mean is None else mean
+    pictured = kind == "sequences" or (kind == "images" and not own)
     source = None if kind in ("images", "tables") else load_data(settings).source
     inputs = None if source is None else _inputs(source.test, positive("n", n))
     others: dict[str, torch.Tensor] = {}
     if own:  # a program of the user's own learns its sizes from rows
         loaded = load_data(settings).taken_by(program, settings["data"])
-        _introduce(program, loaded.drawn("train", seed))
+        rows = loaded.drawn("train", seed)
+        pictured = bool(_pictures(rows if isinstance(rows, dict) else {"x": rows}))
+        _introduce(program, rows)
+    mean = pictured if mean is None else mean
     torch.manual_seed(seed)
     if own:
         inputs, others = _own_inputs(program, n)
@@ -120,12 +123,17 @@ def _write_own(folder: Path, arrays: dict[str, torch.Tensor], title: str) -> Non
     """Write the rows of a user's own data by site, and a picture where they are images."""
     _write_npz(folder / "samples.npz", {name: x.cpu() for name, x in arrays.items()})
     written = f"{folder / 'samples.npz'}"
-    pictures = [x for x in arrays.values() if x.ndim == 4 and x.shape[1] in (1, 3)]
+    pictures = _pictures(arrays)
     if pictures:
         pv.plots.save(pv.plots.samples(pictures[0], title=title), folder / "samples.png")
         written += " and samples.png"
     write_report(folder)
     say(f"written to {written}")
+
+
+def _pictures(arrays: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Return the arrays that are images, ``(N, C, H, W)``."""
+    return [x for x in arrays.values() if x.ndim == 4 and x.shape[1] in (1, 3)]
 
 
 def _write_npz(path: Path, arrays: dict[str, torch.Tensor]) -> None:

@@ -451,7 +451,8 @@ def _sequence(origin: Any, inner: list[Any]) -> _Kind:
 
 def _plural(words: str) -> str:
     one, _, name = words.partition(" ")
-    return f"{name}s" if one == "a" and " " not in name else words
+    first, of, rest = name.partition(" of ")
+    return f"{first}s{of}{rest}" if one == "a" and " " not in first else words
 
 
 def _mapping(inner: tuple[Any, ...]) -> _Kind:
@@ -465,7 +466,7 @@ def _mapping(inner: tuple[Any, ...]) -> _Kind:
             and (value_ is None or all(map(value_.fits, value.values())))
         )
 
-    of = f" of {value_.words}" if value_ is not None else ""
+    of = f" of {_plural(value_.words)}" if value_ is not None else ""
     return _Kind(f"a dict{of}", fits)
 
 

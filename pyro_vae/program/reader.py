@@ -547,6 +547,11 @@ class Reader:
         function = self._program.functions[0]
         names = [n for n, site in sample_sites(model) if is_data(site)]
         values = {name: model.nodes[name] for name in names}
+        if self._observed and not self._observed.keys() & model.nodes.keys():
+            raise ProgramError(
+                f"observed: got {sorted(self._observed)}, which the model does not sample, "
+                f"expected names of observed sites, among {names}, each with that of its argument"
+            )
         places = tuple(arg if isinstance(arg, Form) else i for i, arg in enumerate(args))
         keys = named_arguments(function, places, {k: k for k in kwargs})
         given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}

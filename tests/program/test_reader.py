@@ -323,6 +323,10 @@ def test_a_computed_value_is_bound_by_name_or_by_declaration():
     assert torch.equal(declared.read(x).binding("seen").of((x,), {}), x)
     with pytest.raises(ProgramError, match="got 'seen' observing 'y', expected one of"):
         pv.Program(model, guide, observed={"seen": "y"}).read(x)
+    with pytest.raises(
+        ProgramError, match=r"observed: got \['x'\], which the model does not sample"
+    ):
+        pv.Program(model, guide, observed={"x": "x"}).read(x)
 
 
 # -- guides with one factor per datum --------------------------------------------------------------

@@ -117,7 +117,10 @@ class Refined(Answer):
             conditional on it. Empty without global latents.
     """
 
-    _elsewhere: ClassVar = dict.fromkeys(("draws", "get_samples", "posterior"), "samples")
+    _elsewhere: ClassVar = {
+        **dict.fromkeys(("draws", "get_samples", "posterior"), "samples"),
+        **dict.fromkeys(("to_arviz", "to_inference_data"), "to_xarray"),
+    }
 
     samples: dict[str, Tensor]
     means: dict[str, Tensor]

@@ -16,7 +16,8 @@ from pyro_vae.names import Answer
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.figure import Figure
 
-ACTIVE = 0.01  # Burda et al. (2016), §5: a unit is active where Var_x E_q[z | x] exceeds this
+# Burda et al. (2016), §5, of a prior N(0, 1): a unit is active where Var_x E_q[z | x] exceeds this.
+ACTIVE = 0.01  # in variances of the prior
 ACTIVE_KL = 0.01  # the criterion by KL, nats
 
 
@@ -29,18 +30,19 @@ class Diagnosis(Answer):
             sites that the guide draws at once (a group of an ``EasyGuide``) have one together.
         unit_kl: The same per unit, ``(Z,)``; a site whose density does not factorise is absent. A
             second plate (of T steps, say) is part of the units, ``(T, Z)``, here and below.
-        variance: Per site, :math:`\mathrm{Var}_x\,\mathbb{E}_q[z \mid x]` of each unit, ``(Z,)``,
-            the other latents marginalised: a site that the guide draws after another is read from
-            32 draws or more of those, on 2000 of the data, less the noise of the draws. A site
-            without a mean (a categorical) is absent; masked units are left out.
+        variance: Per site, :math:`\mathrm{Var}_x\,\mathbb{E}_q[z \mid x] / \mathrm{Var}_p[z]` of
+            each unit, ``(Z,)``: a scale of the latent changes nothing. The other latents are
+            marginalised: a site that the guide draws after another is read from 32 draws or more
+            of those, on 2000 of the data, less the noise of the draws. A site without a mean (a
+            categorical) is absent; masked units are left out. The prior's variance is marginal
+            too, that of 2048 draws for a site below others in the model; it is taken as 1 where it
+            is infinite, zero or unknown.
         reconstruction: Mean of :math:`\log p(x \mid z)` under the guide, nats per datum.
         kl_stderr: Per site, the standard error of its KL over the data.
         prior_reconstruction: Mean of :math:`\log p(x \mid z)` with z from the prior: the closer to
             ``reconstruction``, the less the decoder listens to the code.
         posterior_variance: Per site, the mean over the data of the variance of q, ``(Z,)``, of the
-            same marginal and over the variance of the prior: a collapsed unit stands at 1. The
-            prior's is marginal too, that of 2048 draws for a site below others in the model; it is
-            taken as 1 where it is infinite, zero or unknown.
+            same marginal and over the same variance of the prior: a collapsed unit stands at 1.
         histogram: Per site, how many (datum, unit) have a posterior variance in each of 24 bins
             over [0, 1.2]; what lies beyond is in the last.
         codes: Per discrete site, how its alphabet is used.
@@ -94,7 +96,7 @@ class Diagnosis(Answer):
 
     @property
     def active_units(self) -> dict[str, int]:
-        """Per site, the units whose posterior mean varies over the data by more than 0.01."""
+        """Per site, the units whose posterior mean has a variance over 0.01 of the prior's."""
         return {name: int((value > ACTIVE).sum()) for name, value in self.variance.items()}
 
     @property

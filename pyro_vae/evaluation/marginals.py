@@ -44,7 +44,7 @@ def add_conditional(moments: Moments, name: str, latent: Latent, scale: Any, ter
         prior = _prior(latent).moment("variance", particles, rows)
         scale = None if prior is None else prior[0]
     spread = None if variance is None else relative(variance[0], scale)
-    moments.add(name, mean[0], spread, said.kept(name, particles, rows, mean.device))
+    moments.add(name, mean[0], spread, said.kept(name, particles, rows, mean.device), prior=scale)
 
 
 def add_marginal(
@@ -71,7 +71,8 @@ def add_marginal(
             spread = None
             if (name, "variance") in sums:
                 spread = relative(sums[name, "variance"] / draws + between, scales.get(name))
-            moments.add(name, mean, spread, kept[name], noise=between / draws)
+            prior = scales.get(name)
+            moments.add(name, mean, spread, kept[name], noise=between / draws, prior=prior)
 
 
 def _draws(
@@ -110,10 +111,7 @@ def prior_variances(judged: Judged, terms: Terms) -> dict[str, Tensor]:
     drawn, closed = [], {}
     for place, (name, (latent, *_)) in enumerate(terms.latents.items()):
         shape = terms.log_q[name].shape[1:]
-        if (
-            Said(latent.posterior, None, latent.plates, latent.data).moment("variance", *shape)
-            is None
-        ):
+        if Said(latent.posterior, None, latent.plates, latent.data).moment("mean", *shape) is None:
             continue
         try:
             own = _prior(latent).moment("variance", *shape)

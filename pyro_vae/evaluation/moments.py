@@ -52,7 +52,7 @@ class Said(NamedTuple):
 class Moments:
     r"""Running sums over the data, so that the memory does not grow with them.
 
-    .. math:: \mathrm{Var}_x\, \mathbb{E}_q[z \mid x], \qquad
+    .. math:: \mathrm{Var}_x\, \mathbb{E}_q[z \mid x] / \mathrm{Var}_p[z], \qquad
         \mathbb{E}_x \mathrm{Var}_q[z \mid x] / \mathrm{Var}_p[z]
     """
 
@@ -66,6 +66,7 @@ class Moments:
         spread: Tensor | None = None,
         kept: Tensor | None = None,
         noise: Tensor | float = 0.0,
+        prior: Tensor | None = None,
     ) -> None:
         r"""Add some rows of one site.
 
@@ -75,6 +76,7 @@ class Moments:
             spread: :math:`\mathrm{Var}_q[z \mid x]` over the prior's, ``(B, *units)``, or None.
             kept: Which of them count, ``(B, *units)``; None: all.
             noise: Variance of the estimate ``mean``, ``(B, *units)``.
+            prior: That of the prior, ``(B, *units)`` or ``(*units)``; None: not known.
         """
         kept = torch.ones_like(mean, dtype=torch.bool) if kept is None else kept
 
@@ -85,6 +87,8 @@ class Moments:
         self._put("first", name, total(mean))
         self._put("second", name, total(mean.square()))
         self._put("noise", name, total(torch.zeros_like(mean) + noise))
+        if prior is not None:
+            self._put("prior", name, total(torch.zeros_like(mean) + prior))
         if spread is None:
             return
         self._put("spread", name, total(spread))
@@ -102,13 +106,15 @@ class Moments:
                 yield name, value
 
     def variance(self) -> dict[str, Tensor]:
-        """Return the variance of the mean over the data, ``(*units)`` per site."""
+        """Return the variance of the mean over the data, over the prior's, ``(*units)``."""
         found = {}
         for name, second in self._known("second"):
             count = self._sums["count", name].clamp(min=1)
             mean, noise = (self._sums[each, name] / count for each in ("first", "noise"))
             total = (second / count - mean.square()).clamp(min=0) * (count / (count - 1).clamp(1))
-            found[name] = (total - noise).clamp(min=0).cpu()
+            prior = self._sums.get(("prior", name))
+            told = (total - noise).clamp(min=0)
+            found[name] = relative(told, None if prior is None else prior / count).cpu()
         return found
 
     def spread(self) -> dict[str, Tensor]:

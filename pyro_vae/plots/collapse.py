@@ -54,7 +54,7 @@ _NAMES = [*(f"{value:.1f}" for value in _VARIANCES[:-1]), "1.2+"]  # the last bi
 def diagnosis(found: Any, *, title: str | None = None) -> Figure:
     """Draw a diagnosis: KL and variance of the mean per unit, histogram of posterior variances.
 
-    Posterior variances are those of q(z | x), the other latents marginalised, over the prior's. The
+    Both variances are over the prior's; those of q(z | x) have the other latents marginalised. The
     KL of global latents has a panel of its own, where there are some. More than six sites (steps of
     time) stand side by side: the largest, the middle and the smallest unit of each, and shades in
     place of histograms. Latents without variances, as those of classes, have the panel of KL alone.
@@ -85,7 +85,7 @@ def diagnosis(found: Any, *, title: str | None = None) -> Figure:
     if found.variance:
         set_title(row["variance"], "Active units: above the line")
         units(row["variance"], found.variance, shades)
-        row["variance"].set(ylabel="variance of E[z | x] over the data")
+        row["variance"].set(ylabel="variance of E[z | x] / the prior's")
     if found.histogram:
         set_title(row["histogram"], "A collapsed unit stands at 1")
         shares(row["histogram"], found.histogram, shades)

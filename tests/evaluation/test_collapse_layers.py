@@ -141,9 +141,10 @@ def test_discrete_layers_have_the_moments_of_their_marginal():
     x = (torch.arange(N)[:, None] % 2).float()
     torch.manual_seed(3)
     found = pv.diagnose(Bits(), x)
-    assert found.variance["z1"].item() == pytest.approx(0.2**2 * N / (N - 1), rel=1e-4)
+    # Over the prior's 1/4, of 2048 draws of z1: p (1 - p) is flat there
+    assert found.variance["z1"].item() == pytest.approx(0.2**2 * N / (N - 1) / 0.25, rel=5e-3)
     # E[z2 | x] is 0.1 + 0.8 (0.3 + 0.4 x): 0.16 on either side of the middle
-    assert found.variance["z2"][0].item() == pytest.approx(0.16**2, abs=5e-3)
+    assert found.variance["z2"][0].item() == pytest.approx(0.16**2 / 0.25, abs=0.02)
     assert found.active_units == {"z1": 1, "z2": 1}
     assert found.reparametrised == {"z1": False, "z2": False}
 

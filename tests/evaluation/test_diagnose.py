@@ -205,3 +205,46 @@ def test_a_prior_with_a_dimension_that_no_plate_explains_is_named():
     assert pv.elbo(program, torch.zeros(3)).shape == (3,)
     with pytest.raises(ProgramError, match=r"site 'wire': got batch shape \(3, 3\).*n x 1"):
         pv.diagnose(program, torch.zeros(3))
+
+
+@pytest.mark.parametrize("scale", [0.05, 1.0, 50.0])
+def test_units_are_active_whatever_the_scale_of_their_prior(scale):
+    """z ~ N(0, s²), x ~ N(z, s²): Var_x E[z | x] is Var(x) / 4, here of a unit in two."""
+    x = scale * math.sqrt(2) * torch.randn(300, 2, dtype=torch.float64)
+    heard = torch.tensor([1.0, 0.0])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), scale).to_event(1))
+            pyro.sample("x", dist.Normal(heard * z, scale).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            loc = torch.tensor([0.5, 0.02]) * x  # the second unit tells 4e-4 of a variance
+            width = scale * torch.tensor([0.5, 1.0]).sqrt()
+            pyro.sample("z", dist.Normal(loc, width).to_event(1))
+
+    found = pv.diagnose(pv.Program(model, guide), x, probes=50)
+    expected = torch.tensor([0.5, 0.02]).square() * x.var(0) / scale**2
+    torch.testing.assert_close(found.variance["z"], expected, rtol=1e-6, atol=0)
+    assert found.active_units == {"z": 1}
+
+
+def test_topics_of_a_dirichlet_are_active():
+    """A share of 20 has variance 0.0023 in the prior: that of its mean can never exceed 0.01."""
+    prior = dist.Dirichlet(torch.ones(20))
+    x = dist.Multinomial(100, prior.sample((300,))).sample()
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            shares = pyro.sample("shares", prior)
+            pyro.sample("x", dist.Multinomial(100, shares), obs=x)
+
+    def guide(x):  # the exact posterior: (1 + x) / 120 is its mean
+        with pyro.plate("data", len(x)):
+            pyro.sample("shares", dist.Dirichlet(1 + x))
+
+    found = pv.diagnose(pv.Program(model, guide), x, probes=50)
+    expected = ((1 + x) / 120).var(0) / prior.variance
+    torch.testing.assert_close(found.variance["shares"].float(), expected, rtol=1e-4, atol=0)
+    assert found.active_units == {"shares": 20} and found.verdict.startswith("Alive.")

@@ -134,8 +134,8 @@ BUGS = [
     Bug(
         "active units by the variance of the draws",
         "evaluation/marginals.py",
-        "moments.add(name, mean, spread, kept[name], noise=between / draws)",
-        "moments.add(name, mean, spread, kept[name])",
+        "kept[name], noise=between / draws, prior=prior)",
+        "kept[name], prior=prior)",
         "tests/evaluation/test_collapse_layers.py::test_a_guide_equal_to_the_prio"
         "r_has_no_active_units",
     ),

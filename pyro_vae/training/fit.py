@@ -472,13 +472,20 @@ def _require_whole_batches(
     own = (fixed and program.rows.per_datum()) or program.rows.total is not None
     if not isinstance(first, Part) and feed.size > num_rows(first):
         own = own or program.rows.go_by_number(first, feed.size)
-    if own and not (whole or numbered):
+    if own and isinstance(feed, LoaderFeed) and world.size == 1:
         raise ProgramError(
-            f"batch_size: got {feed.batch_size} on {world.size} devices, and the guide has one "
-            "factor per datum that it does not find by the rows of a part; give it all rows, as "
-            f"tensors, on one device: batch_size={feed.size}, with a program made anew; or index "
-            "its factors by the plate (`with pyro.plate(...) as i: loc[i]`, pyro.param(..., "
-            "event_dim=), AutoNormal), or take pv.LocalGuide: these train in minibatches"
+            f"data: got a loader, which does not say which rows its batches of {feed.batch_size} "
+            "have, and the guide has one factor per datum; give the rows as tensors, which "
+            "pv.fit(..., batch_size=) deals out by their numbers, or a guide that reads the data"
+        )
+    if own and not (whole or numbered):
+        on = f" on {world.size} devices" if world.size > 1 else ""
+        raise ProgramError(
+            f"batch_size: got {feed.batch_size}{on}, and the guide has one factor per datum that "
+            "it does not find by the rows of a part; give it all rows, as tensors, on one device: "
+            f"batch_size={feed.size}, with a program made anew; or index its factors by the "
+            "plate (`with pyro.plate(...) as i: loc[i]`, pyro.param(..., event_dim=), AutoNormal), "
+            "or take pv.LocalGuide: these train in minibatches"
         )
 
 

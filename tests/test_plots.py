@@ -211,10 +211,15 @@ CROWDED = {
     "classes in one place": lambda: plots.latent_map(
         np.random.default_rng(0).normal(size=(200, 1)), np.arange(200) % 10, title="Codes " * 20
     ),
+    "names that mean something to matplotlib": lambda: plots.latent_map(
+        np.random.default_rng(0).normal(size=(60, 2)), np.array(["_a", "$$", "$b$"] * 20)
+    ),
     "one flat image": lambda: plots.reconstructions(np.zeros((1, 4, 32)), np.zeros((1, 4, 32))),
     "large gaps": lambda: plots.gaps({"a": _gaps(1e5), _LONG(1): _gaps(1e4)}),
     "gaps below zero": lambda: plots.gaps(_gaps(-0.01)),
-    "even topics": lambda: plots.topic_words(np.full((2, 20000), 5e-5)),
+    "even topics": lambda: plots.topic_words(
+        np.full((2, 20000), 5e-5), ["$$", *map(str, range(19999))]
+    ),
     "one word": lambda: plots.topic_words(np.ones((3, 1))),
     "far from zero": lambda: plots.posterior(
         -np.add.outer(_GRID**2, _GRID**2), (1e-4 * _GRID, 1e4 + 1e-4 * _GRID), titles=[_LONG(9)]
@@ -549,6 +554,8 @@ def test_the_kl_of_steps_is_a_line_for_each_model():
     assert axes.get_ylabel() == "KL (nats)" and axes.get_ylim()[0] == 0
     line = plots.step_kl({"one step": [0.5]}).axes[0].lines[0]
     assert line.get_marker() == "o"  # of one point there is no line
+    (axes,) = plots.step_kl({"_hidden": [0.5, 1.0], "b": [1.0, 2.0]}).axes
+    assert [text.get_text()[-6:] for text in axes.get_legend().texts] == ["hidden", "b"]
 
 
 def test_words_of_topics_stand_by_their_probability():

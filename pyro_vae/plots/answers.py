@@ -114,7 +114,7 @@ def coherence(found: Any) -> Figure:
     axes = figure.add_subplot()
     axes.barh(range(len(shown)), found.npmi[shown].tolist(), color=PALETTE[3])
     names = [shortened(f"{' '.join(found.words[k])}   {k}", 60) for k in shown]
-    axes.set_yticks(range(len(shown)), names)
+    axes.set_yticks(range(len(shown)), names, parse_math=False)  # a word may be $$
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlabel("NPMI")
     plain_axes(axes)

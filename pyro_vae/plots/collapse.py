@@ -25,6 +25,7 @@ from pyro_vae.plots.style import (
     first_of,
     head_title,
     legend,
+    named,
     new_figure,
     panel_rows,
     panel_width,
@@ -125,7 +126,7 @@ def _units(axes: Axes, values: Mapping[str, Any], shades: Mapping[str, Any]) -> 
         shown = np.sort(as_array(value).ravel())[::-1]
         places, few = np.arange(1, len(shown) + 1), len(shown) <= _FEW
         style: Any = {"ms": 6, "ls": ""} if few else {"ms": 3, "lw": 1}
-        axes.plot(places, shown, marker=marker, color=shades[name], label=name, **style)
+        axes.plot(places, shown, marker=marker, color=shades[name], label=named(name), **style)
     axes.axhline(_ACTIVE, color=FAINT, lw=1, ls="--")
     most = max((as_array(value).size for value in values.values()), default=1)
     beside = max(0.5, 0.04 * most)
@@ -200,7 +201,7 @@ def _histogram(axes: Axes, histogram: Mapping[str, Any], shades: Mapping[str, An
     for (name, counts), line in zip(histogram.items(), cycle(LINES), strict=False):
         share = as_array(counts) / max(1, as_array(counts).sum())
         edges = np.linspace(0, 1.2, len(share) + 1)
-        axes.stairs(share, edges, color=shades[name], lw=1.5, ls=line, label=name)
+        axes.stairs(share, edges, color=shades[name], lw=1.5, ls=line, label=named(name))
     axes.axvline(1.0, color=FAINT, lw=1, ls="--")
     axes.set(xlabel="variance of q(z | x) over the prior's", ylabel="share", ylim=(0, None))
     axes.set_xticks(_VARIANCES, _NAMES)
@@ -235,7 +236,7 @@ def collapse_curves(history: Mapping[str, Any]) -> Figure:
     units = [name for name in history if name.startswith("active")]
     for name, colour, line in zip(units, colours(len(units)), cycle(LINES), strict=False):
         site = name.removeprefix("active_units[").removesuffix("]")
-        style = {"color": colour, "ls": line, "marker": dot, "label": site}
+        style = {"color": colour, "ls": line, "marker": dot, "label": named(site)}
         right.plot(epochs, as_array(history[name]), **style)
     left.set(xlabel="epoch", ylabel="nats")
     right.set(xlabel="epoch", ylabel="active units")

@@ -21,6 +21,7 @@ from pyro_vae.plots.style import (
     decimals,
     first_of,
     legend,
+    named,
     new_figure,
     plain_axes,
     set_title,
@@ -117,7 +118,7 @@ def _scatter(axes: Axes, values: Mapping[str, tuple[np.ndarray, np.ndarray]]) ->
     for (name, (approximation, amortisation)), colour, marker in marked:
         size = min(18.0, max(4.0, 4000 / len(approximation)))
         style: dict[str, Any] = {"s": size, "marker": marker, "alpha": 0.7, "lw": 0}
-        axes.scatter(approximation, amortisation, color=colour, label=name or None, **style)
+        axes.scatter(approximation, amortisation, color=colour, label=named(name) or None, **style)
     axes.axline((0, 0), slope=1, color=FAINT, lw=1, ls="--", zorder=0)
     axes.set(xlabel="approximation gap (nats)", ylabel="amortisation gap (nats)")
     axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))

@@ -17,6 +17,7 @@ from pyro_vae.plots.style import (
     as_array,
     colours,
     legend,
+    named,
     new_figure,
     numbers,
     plain_axes,
@@ -116,12 +117,15 @@ def _grouped(
     if groups[-1][0] == _UNKNOWN:
         shades[-1] = FAINT
     for (name, chosen), colour in zip(groups, shades, strict=True):
-        axes.scatter(*points[chosen].T, color=colour, label=name, **style)
+        axes.scatter(*points[chosen].T, color=colour, label=named(name), **style)
     if groups[0][0]:
         _name_groups(axes, points, groups, shades)
         side = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
         bigger = math.sqrt(22 / style["s"])
         legend(axes, **side, fontsize=10, handletextpad=0.2, markerscale=bigger)
+        drawn: Any = axes.get_legend()
+        for text in drawn.texts:
+            text.set_parse_math(False)  # a class may be called $$
     return figure
 
 
@@ -182,14 +186,14 @@ def _name_groups(
     """
     from matplotlib.patheffects import withStroke
 
-    named = [each for each in groups if each[0] != _UNKNOWN]
-    if len(named) > _NAMED or max((len(name) for name, _ in named), default=0) > _SHORT:
+    told = [each for each in groups if each[0] != _UNKNOWN]
+    if len(told) > _NAMED or max((len(name) for name, _ in told), default=0) > _SHORT:
         return  # the names would hide the points, and each other
     size = 14 if len(groups) <= len(PALETTE) else 9
     inch = 1.1 * float(np.ptp(points, axis=0).max()) / _WIDE
     high = 1.3 * size / 72 * inch
     taken: list[tuple[float, float, float]] = []
-    for (name, chosen), colour in zip(named, shades, strict=False):
+    for (name, chosen), colour in zip(told, shades, strict=False):
         x, y = np.median(points[chosen], axis=0)
         wide = 1.2 * size / 9 * text_width(name) * inch
         for _ in range(len(taken)):
@@ -198,4 +202,5 @@ def _name_groups(
         taken.append((x, y, wide))
         outline = [withStroke(linewidth=3, foreground="white")]
         style: dict[str, Any] = {"ha": "center", "va": "center", "path_effects": outline}
+        style["parse_math"] = False
         axes.text(x, y, name, fontsize=size, fontweight="bold", color=colour, **style)

@@ -15,6 +15,7 @@ from pyro_vae.plots.style import (
     PALETTE,
     as_array,
     legend,
+    named,
     new_figure,
     numbers,
     plain_axes,
@@ -106,7 +107,7 @@ def clouds(axes: Axes, pair: Mapping[str, Any], title: str) -> None:
     for name, part, colour in reversed(list(zip(pair, parts, PALETTE, strict=False))):
         shown = part[:: -(-len(part) // _POINTS)]
         style: dict[str, Any] = {"s": min(22.0, max(8.0, 4000 / len(shown))), "linewidths": 0}
-        axes.scatter(*shown.T, color=colour, alpha=0.5, label=name, **style)
+        axes.scatter(*shown.T, color=colour, alpha=0.5, label=named(name), **style)
     axes.set(xlabel=names[0], ylabel=names[1])
     _finish(axes, title)
     legend(axes)

@@ -18,6 +18,7 @@ from pyro_vae.plots.style import (
     first_of,
     head_title,
     legend,
+    named,
     numbers,
     numbers_width,
     panel_rows,
@@ -141,10 +142,10 @@ def _overlay(axes: Axes, curves: Mapping[str, np.ndarray], *, dots: bool, first:
         if dots:
             every = -(-len(curve) // _MOST_DRAWS)
             style: dict[str, Any] = {"ls": "", "marker": ".", "ms": 2.5, "alpha": 0.5, "mew": 0}
-            axes.plot(*curve[::every].T, color=colour, label=name, **style)
+            axes.plot(*curve[::every].T, color=colour, label=named(name), **style)
         else:
             line = LINES[(index - first) % len(LINES)]
-            axes.plot(*curve.T, color=colour, lw=1.8, ls=line, label=name)
+            axes.plot(*curve.T, color=colour, lw=1.8, ls=line, label=named(name))
 
 
 def _ellipse(name: str, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from pyro_vae.plots.style import (
     first_of,
     head_title,
     legend,
+    named,
     new_figure,
     numbers,
     panel_rows,
@@ -102,7 +103,7 @@ def step_kl(curves: Mapping[str, Any], *, title: str | None = None) -> Figure:
             raise DataError(f"{name}: got shape {kl.shape}, expected (T,), finite")
         dot = "o" if len(kl) == 1 else ""  # of one point there is no line
         steps = np.arange(1, len(kl) + 1)
-        axes.plot(steps, kl, color=colour, ls=line, label=name, lw=1.3, marker=dot)
+        axes.plot(steps, kl, color=colour, ls=line, label=named(name), lw=1.3, marker=dot)
     axes.set(xlabel="step", ylabel="KL (nats)")
     axes.locator_params(axis="x", integer=True, min_n_ticks=1)
     last = axes.dataLim.x1

@@ -32,9 +32,7 @@ _NAMED = 12  # lines of a legend, at most
 _UNDER = 4  # lines that a legend may have below its panel
 _LEGEND_LETTERS = 32  # of a line of a legend, at most
 _LINE = 0.21  # of a legend, inches
-_BELOW = (
-    0.46  # from a panel down to its legend, inches: numbers and a name of the axis stand between
-)
+_BELOW = 0.46  # inches from a panel to its legend: numbers and a name of the axis are between
 _TICKS = 9  # intervals of an axis, at most
 _SPACE = 0.12  # between its numbers at least, inches
 _WRITTEN_OUT = (-6, 8)  # powers of ten beyond which numbers have one
@@ -113,7 +111,9 @@ def set_title(axes: Axes, text: str, width: float | None = None) -> None:
 
 
 def in_lines(text: str, width: float) -> str:
-    """Return a title in lines of some width, inches."""
+    """Return a title in lines of some width, inches; formulas are left whole."""
+    if "$" in text:
+        return text
     letters = max(1, int(width / LETTER))
     return "\n".join(part for line in text.splitlines() for part in textwrap.wrap(line, letters))
 
@@ -189,6 +189,11 @@ def colours(count: int) -> list[Any]:
     from matplotlib import colormaps
 
     return [colormaps["viridis"](place / (count - 1)) for place in range(count)]
+
+
+def named(name: str) -> str:
+    """Return a name as a label: matplotlib leaves out those that begin with an underscore."""
+    return f"\N{ZERO WIDTH SPACE}{name}" if name.startswith("_") else name
 
 
 def legend(axes: Axes, *, owner: Any = None, **options: Any) -> None:

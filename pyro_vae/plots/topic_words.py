@@ -80,7 +80,7 @@ def topic_words(
     unit, name = (1e-6, ", millionths") if 0 < highest < _FEW else (1.0, "")
     for place, axes in enumerate(panels):
         axes.barh(range(shown), shares[place, order[place]] / unit, color=PALETTE[3])
-        axes.set_yticks(range(shown), labels[place])
+        axes.set_yticks(range(shown), labels[place], parse_math=False)  # a word may be $$
         axes.set_xlim(0, 1.05 * highest / unit)
         axes.invert_yaxis()
         plain_axes(axes)

@@ -88,9 +88,9 @@ def test_long_verbs_show_unasked_what_they_do(verb, monkeypatch):
     assert unit != "batch" or "0/1 [" in out.getvalue()  # and how much is to come
 
 
-@pytest.mark.parametrize("of_data", [False, True])
-def test_chains_are_shown_transition_by_transition(of_data, monkeypatch):
-    """10 in the warm-up and 20 after it, shown as they are made, unasked."""
+@pytest.mark.parametrize(("of_data", "length"), [(False, 2), (True, 2), (True, None)])
+def test_chains_are_shown_transition_by_transition(of_data, length, monkeypatch):
+    """10 in the warm-up and 20 after it, shown as they are made, unasked; 200 choose a length."""
     out = at_once(monkeypatch)
     torch.manual_seed(0)
     x = torch.randn(20)
@@ -113,9 +113,9 @@ def test_chains_are_shown_transition_by_transition(of_data, monkeypatch):
     program = pv.Program(local, of_each) if of_data else program
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # so few draws mix nothing
-        settings = pv.HMC(num_draws=20, warmup=10, chains=2, num_leapfrog=2)
+        settings = pv.HMC(num_draws=20, warmup=10, chains=2, num_leapfrog=length)
         pv.refine(program, x, settings)
-    assert "/30 [" in out.getvalue() and "transition" in out.getvalue()
+    assert f"/{30 if length else 230} [" in out.getvalue() and "transition" in out.getvalue()
 
 
 class Log:

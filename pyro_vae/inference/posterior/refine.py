@@ -18,7 +18,7 @@ from pyro_vae.inference.posterior.global_posterior import (
     RefinedGlobals,
     summarise,
 )
-from pyro_vae.inference.sampling.adaptation import start_variance, warm_up
+from pyro_vae.inference.sampling.adaptation import MOST_JUDGED, start_variance, warm_up
 from pyro_vae.inference.sampling.diagnostics import RHAT_LIMIT, rhat_and_ess
 from pyro_vae.inference.sampling.hmc import LogDensity, hmc_init, hmc_step
 from pyro_vae.names import Answer
@@ -287,8 +287,9 @@ def _require_alike(shapes: dict[str, torch.Size], joint: LogJoint) -> None:
 
 
 def _bar(settings: HMC, shown: bool) -> Any:
-    """Return a bar of the transitions of chains."""
+    """Return a bar of the transitions of chains, with as many as may choose their length."""
     count = settings.warmup + settings.num_draws
+    count += 0 if settings.num_leapfrog else MOST_JUDGED
     return progress_bar(total=count, shown=shown, verb="refine", unit="transition")
 
 

@@ -12,6 +12,7 @@ from pyro_vae.inference.sampling.hmc import HMCState, LogDensity, adapt_step_siz
 FIRST_LENGTH = 3  # leapfrog steps before their number is tuned
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _BLOCK = 20  # transitions by which one length is judged
+MOST_JUDGED = _BLOCK * len(LENGTHS)  # transitions that judge lengths, at most
 _AT_LEAST = 8  # a length that is tried in any case: few chains tell little by the short ones
 _SCALE_DRAWS = 64  # for a variance: the mass needs no more than 10 %
 
@@ -46,7 +47,7 @@ def warm_up(
         target: acceptance probability aimed at
         inverse_mass: the diagonal of M^{-1}
         jitter: as for `hmc_step`
-        done: called after each of these transitions
+        done: called after each transition, those that judge a length too
     """
     if num_iterations == 0:
         return Tuned(state, step_size, num_leapfrog or FIRST_LENGTH)
@@ -58,7 +59,7 @@ def warm_up(
 
     if num_leapfrog is None and not state.position.is_meta:
         state, step = adapt(state, step_size, FIRST_LENGTH, math.ceil(num_iterations / 2))
-        state, num_leapfrog = choose_length(state, log_density, step, inverse_mass, jitter)
+        state, num_leapfrog = choose_length(state, log_density, step, inverse_mass, jitter, done)
         num_iterations = max(1, num_iterations // 2)
     length = num_leapfrog or FIRST_LENGTH
     return Tuned(*adapt(state, step_size, length, num_iterations), length)
@@ -70,6 +71,7 @@ def choose_length(
     step_size: Tensor,
     inverse_mass: Tensor,
     jitter: float,
+    done: Callable[[], Any] = lambda: None,
 ) -> tuple[HMCState, int]:
     """Return the number of leapfrog steps that mixes fastest per gradient (one sync a length).
 
@@ -83,6 +85,7 @@ def choose_length(
         for _ in range(_BLOCK):
             state, _ = hmc_step(state, log_density, step_size, length, inverse_mass, jitter=jitter)
             draws.append(state.position)
+            done()
         seen.add(torch.stack(draws, 1))
         per_gradient = seen.rates() / torch.tensor(LENGTHS[: len(seen.jumps)])
         if length >= _AT_LEAST and per_gradient[-1] < 0.7 * per_gradient.max():

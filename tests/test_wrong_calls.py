@@ -3,6 +3,7 @@ expected and what to do, by an error of ours or Python's own of a call that does
 
 import inspect
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,17 @@ def fit_subsampled(batch_size: int, size: int | None = None) -> None:
             mean = loc(x.new_ones(len(rows), 1))
             pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x[rows])
 
-    pv.fit(pv.Program(model, nothing), X, batch_size=batch_size, epochs=1, compile=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of no verb that can answer for each row
+        pv.fit(pv.Program(model, nothing), X, batch_size=batch_size, epochs=1, compile=False)
+
+
+def documents() -> pv.Program:
+    def functions(x: Tensor, subsample_size: int) -> None:
+        with pyro.plate("docs", 6, subsample_size) as rows, pyro.plate("words", 3):
+            pyro.sample("x", dist.Normal(0.0, 1.0).expand([len(rows) + 1]), obs=x[:, rows])
+
+    return pv.Program(functions, nothing)
 
 
 def seen_before(x: Tensor) -> None:
@@ -314,6 +325,10 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: fit_subsampled(batch_size=7),
         r"; leave subsample_size out and let pv\.fit make the minibatches .*batch_size=len\(x\)",
     ),
+    "a plate that draws some of all rows": (
+        lambda: pv.fit(documents(), (torch.zeros(3, 6), 2)),
+        r"'docs' draws 2 of its 6 rows: .*; rows are the .*Program\(\.\.\., dim=1\)$",
+    ),
     "images of another size": (
         lambda: of_images(12),
         r"layer 'encoder\.2', Linear\(in_features=32, .*got shape \(4, 72\)",
@@ -383,7 +398,7 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a plate that numbers all rows, and a batch of some": (
         lambda: fit_subsampled(batch_size=7, size=10),
-        r"is out of bounds .*observe x in place of x\[i\], and let pv\.fit make the minibatches",
+        r"'data' draws 5 of its 10 rows: .* observe x in place of x\[i\], and let pv\.fit make the",
     ),
     "words where a model wants numbers": (
         lambda: pv.elbo(pv.Program(labelled, nothing), (X, ["a", "b"] * 5)),

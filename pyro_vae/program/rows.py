@@ -330,9 +330,9 @@ class Rows:
         size = next(frame.size for frame in frames if frame is not None)
         if size != num_rows(batch):
             raise ProgramError(
-                f"the plate 'data' holds {size} of the {num_rows(batch)} rows: this program draws "
-                "its own minibatch, so no verb can answer for each row; give it a plate of len(x) "
-                "and let pv.fit make the minibatches"
+                f"the plate {self._reader.sites.plate.name!r} holds {size} of the "
+                f"{num_rows(batch)} rows: this program draws its own minibatch, so no verb can "
+                "answer for each row; give it a plate of len(x) and let pv.fit make the minibatches"
             )
 
 

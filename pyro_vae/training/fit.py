@@ -1,6 +1,7 @@
 """``pv.fit``: stochastic variational inference for any program, from data to judged weights."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -428,6 +429,17 @@ def _check_alone(objective: Objective, world: World) -> None:
         )
 
 
+def _tell_of_own_rows(sites: Sites) -> None:
+    """Warn of a program that draws its own minibatch, before hours have gone into its training."""
+    for name in [sites.plate.name] if sites.takes_part else sites.parts_beside:
+        warnings.warn(
+            f"fit: the plate {name!r} draws some of its rows at each step (subsample_size): fit "
+            "trains on these, and no other verb can answer for each row; leave subsample_size "
+            "out, for batch_size= makes the minibatches",
+            stacklevel=2,
+        )
+
+
 def _check_parts(program: Program, first: Batch, size: int, count: int) -> None:
     """Refuse programs of whose batches no part can be taken."""
     if count == 1:
@@ -546,6 +558,7 @@ def _prepare_data(
                 feed = make_feed(program, data, batch_size, world=world, size=feed.size)
         _require_whole_batches(program, first, feed, world)
     _check_shares(program, feed, world)
+    _tell_of_own_rows(program.sites)
     program.batches_alone = isinstance(feed, LoaderFeed)
     if isinstance(feed, LoaderFeed):
         program.reader.tell_of_batches(first, feed.size)

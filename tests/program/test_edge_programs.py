@@ -121,7 +121,10 @@ def test_whatever_draws_a_minibatch_of_its_own_trains_and_is_not_judged(made):
     model, data = made()
     guide = AutoNormal(model) if made is minibatch_of_columns else AutoDelta(model)
     program = pv.Program(model, guide)
-    pv.fit(program, data, epochs=1, compile=False)
+    with pytest.warns(
+        UserWarning, match="fit: the plate 'rows' draws some of its rows at each step"
+    ):
+        pv.fit(program, data, epochs=1, compile=False)
     verbs = pv.elbo, pv.log_likelihood, pv.ais, pv.refine, pv.gaps, pv.diagnose, pv.encode, pv.infer
     for verb in (*verbs, lambda some, _: pv.bdmc(some, 2)):
         with pytest.raises(ProgramError, match=r"'rows' draws 10 of its 40 rows.*subsample_size"):
@@ -662,7 +665,8 @@ def test_dreamt_data_of_a_program_that_draws_its_rows_are_refused():
             pyro.sample("z", dist.Normal(pyro.param("slope", torch.tensor(0.5)) * x[rows], 1.0))
 
     sleep = pv.ReweightedWakeSleep(2, sleep=0.5)
-    with pytest.raises(ProgramError, match="draws some of its rows, so that drawn data"):
+    told = pytest.warns(UserWarning, match=r"plate 'data' draws some of its rows at each step \(")
+    with told, pytest.raises(ProgramError, match="draws some of its rows, so that drawn data"):
         pv.fit(pv.Program(model, guide), torch.randn(8), epochs=1, objective=sleep, compile=False)
 
 

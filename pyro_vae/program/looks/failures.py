@@ -4,7 +4,7 @@ import inspect
 import linecache
 import re
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,27 @@ def of_words(args: tuple[Any, ...]) -> str:
     )
 
 
+def about_drawn_rows(plates: Mapping[str, tuple[int, int]], batch: Batch) -> str:
+    """Return what to do where a plate draws some of its rows, which may be more than a batch has.
+
+    Arguments:
+        plates: How many each plate draws, of how many.
+        batch: The data.
+    """
+    for name, (drawn, size) in plates.items():
+        second = num_rows(batch) != size and any(
+            leaf.dim() > 1 and leaf.shape[1] == size for _, leaf in named_leaves(batch)
+        )
+        dim = "; rows are the second dimension: Program(..., dim=1)"
+        return (
+            f"; the plate {name!r} draws {drawn} of its {counted(size, 'row')}: leave "
+            "subsample_size out, observe x in place of x[i], and let pv.fit make the minibatches "
+            "(batch_size=), or hand over all rows at once: batch_size=len(x)"
+            f"{dim if second else ''}"
+        )
+    return ""
+
+
 def about_shapes(reason: str, error: BaseException, batch: Batch) -> str:
     """Return what mends the mistakes behind most errors of shapes within a plate."""
     written = re.match(r"shape '\[(-1, .+)\]' is invalid for input of size", reason)
@@ -119,11 +140,6 @@ def about_shapes(reason: str, error: BaseException, batch: Batch) -> str:
         return (
             "; leave subsample_size out and let pv.fit make the minibatches (batch_size=), or hand "
             "over all rows at once: batch_size=len(x)"
-        )
-    if re.match(r"index \d+ is out of bounds for dimension 0 with size", reason):
-        return (
-            "; where a plate draws the numbers of rows (subsample_size=), leave that out, observe "
-            "x in place of x[i], and let pv.fit make the minibatches (batch_size=)"
         )
     found = re.match(
         r"Shape mismatch inside plate\('(.+)'\) at site (\S+) dim -\d+, (\d+) vs (\d+)", reason

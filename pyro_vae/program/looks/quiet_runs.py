@@ -24,6 +24,7 @@ from pyro_vae.program.batches.batch import (
 from pyro_vae.program.densities.joint import Joint
 from pyro_vae.program.handlers import (
     FAILURES,
+    DrawnRows,
     WrittenSizes,
     is_data,
     sample_sites,
@@ -35,6 +36,7 @@ from pyro_vae.program.looks.failures import (
     about_arguments,
     about_calls,
     about_classes,
+    about_drawn_rows,
     about_layer,
     about_numbers,
     about_shapes,
@@ -221,15 +223,16 @@ class Runs:
         # Behind these words Pyro lists all of them.
         reason, broken, values = str(error).partition(", but found invalid values")
         reason = reason.partition("\n")[0] or where(error)  # Pyro adds a table of shapes
+        drawn = about_drawn_rows(self._drawn_rows(batch), batch)
         reason = (
             about_layer(reason, error, self._program.parts)
             + about_calls(reason)
-            + about_shapes(reason, error, batch)
+            + (drawn or about_shapes(reason, error, batch))
             + about_classes(reason, named)
             + about_arguments(reason, self._program.own.functions)
         )
         hint = f"; {checks.SURPLUS}" if self._has_surplus(args, kwargs) else ""
-        hint += ONLY_ENUMERATED if self._runs_enumerated(batch) else ""
+        hint += ONLY_ENUMERATED if not drawn and self._runs_enumerated(batch) else ""
         if broken:
             reason = f"{site_of(error)}{reason}"
             hint += f". {positive(reason, values) or self._about_values(batch)}"
@@ -239,6 +242,13 @@ class Runs:
             f"{told}{reason}{hint}{checks.padding_left(batch)}{about_numbers(reason, named)}"
             f"{of_words(args)}"
         )
+
+    def _drawn_rows(self, batch: Batch) -> dict[str, tuple[int, int]]:
+        """Return how many rows each plate draws, of how many, as far as the program runs."""
+        drawn = DrawnRows()
+        with suppress(Exception), self.undone(), self.quiet(batch), silent(), drawn:
+            Joint(*self.functions(batch), *arguments(batch)).sampled_traces()
+        return drawn.plates
 
     def _about_values(self, batch: Batch) -> str:
         """Return what about the data may have made a parameter no number."""

@@ -138,6 +138,7 @@ def test_vae_gan_takes_a_guide_with_a_factor_of_each_row():
     assert decoder_parameters(whole, "VAEGAN") == (program.weight,)
 
 
+@pytest.mark.filterwarnings("ignore:fit. the plate")
 @every
 def test_a_plate_that_draws_its_own_minibatch_is_refused(name):
     program = Linear(plate=lambda x: pyro.plate("data", len(x), subsample_size=5))

@@ -81,12 +81,17 @@ class CountedRows:
             return own
         if own is not None:
             return agreed(told, self._of_all(own, told))
+        # A length is of batches: that an epoch ends is what it tells.
+        ends = hasattr(getattr(self.loader.dataset, "source", None), "__len__")
+        if told == "count" or (told is None and ends):
+            return self._feed.count()
         if told is None:
             raise DataError(
-                "got a stream, expected one that tells its length, since N is needed for the N/B "
-                'scale; pass size=N, or size="count" to have its rows counted before training'
+                "got a stream, expected one that tells its length (__len__, its batches), since N "
+                'is needed for the N/B scale; pass size=N, or size="count" to have its rows '
+                "counted before training"
             )
-        return self._feed.count() if told == "count" else int(told if told != ANY else 0)
+        return int(told if told != ANY else 0)
 
     def _deals_rows(self, items: int) -> bool:
         """Return whether an item of the data set is a row, and no batch that somebody made."""

@@ -365,6 +365,29 @@ def test_labels_that_a_program_does_not_take_are_told_with_the_remedy(form):
         pv.fit(program, (IMAGES, IMAGES), transform=lambda batch: batch[0][:, :5])
 
 
+class ByTurns:
+    """Batches with an input and without, anew in each epoch."""
+
+    def __len__(self):
+        return 16
+
+    def __iter__(self):
+        for rows in IMAGES.split(3):
+            yield rows, rows
+            yield (rows,)
+
+
+def test_rows_of_batches_that_end_are_counted():
+    """The length of such an object is of its batches, as that of a loader."""
+
+    def model(x, y=None):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(torch.zeros(6), 1.0).to_event(1), obs=x)
+
+    feed = make_feed(pv.Program(model, lambda x, y=None: None), ByTurns(), 4)
+    assert feed.size == 2 * len(IMAGES)
+
+
 class Endless(IterableDataset):
     def __iter__(self):
         yield ROWS[0]

@@ -25,6 +25,12 @@ class SemiSupervised(TermsObjective):
     that of ``ELBO``; the second keeps the classifier with the labels, which without it finds
     classes of its own.
 
+    A program of your own takes ``(x, label)``, class numbers (B,) and -1 where one lacks; it draws
+    site ``y``, a ``Categorical``, in the model alone, and observes labels by
+    ``pv.distributions.GivenLabel``, as M2. Two methods tell of q(y | x): ``label_logits(x)``, its
+    logarithm up to a constant, (B, K), and ``given_logits(logits, label)``, the same with all mass
+    on the labels that are given (all logits where label is None).
+
     Arguments:
         weight: a, at least 0, in nats per labelled datum.
 

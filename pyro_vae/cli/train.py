@@ -97,7 +97,8 @@ def train(
             wae hold the codes of all data to the prior,
             avb trains the posterior NoiseFed, vaegan compares images by a critic's features.
         nats: KL per unit that free_bits leaves free, or the whole KL that target_kl holds.
-        num_particles: draws per datum behind the bound; null is what the objective has.
+        num_particles: draws per datum behind the bound; null is what the objective has (5 for iwae,
+            dreg, vimco and reweighted_wake_sleep, 2 for rloo, 1 for others).
         epochs: passes over the training data.
         batch_size: data per step.
         lr: learning rate of Adam.

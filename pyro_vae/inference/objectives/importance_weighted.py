@@ -29,6 +29,10 @@ class IWAE(TermsObjective):
         | Importance Weighted Autoencoders (Burda et al., 2016), arXiv:1509.00519
     """
 
+    @typed
+    def __init__(self, num_particles: int = 5, num_global_samples: int = 1) -> None:
+        super().__init__(num_particles, num_global_samples)
+
     def loss_of(self, terms: Terms) -> Tensor:
         """Return the negative bound per datum."""
         require_paths(terms, type(self).__name__)

@@ -364,6 +364,14 @@ def test_convention_of_the_two_losses(name):
     torch.testing.assert_close(summed, 6 * per_datum, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize(
+    "made", [pv.IWAE, pv.MIWAE, lambda: pv.Renyi(0.0), pv.DReG, pv.VIMCO, pv.ReweightedWakeSleep]
+)
+def test_a_bound_of_several_draws_has_several_unasked(made):
+    """At K = 1 it is the ELBO, under another name."""
+    assert made().num_particles == 5
+
+
 def test_what_an_objective_may_be():
     assert isinstance(as_objective(None), pv.ELBO)
     assert isinstance(as_objective(pyro.infer.Trace_ELBO()), StockObjective)

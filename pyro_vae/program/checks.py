@@ -81,14 +81,21 @@ def check_pair(model: Trace, guide: Trace) -> None:
                 f"site {name!r}: implicit in the guide, and outside the plate of the data; an "
                 "implicit latent is one of each datum: write it inside the plate"
             )
-        if name in model.nodes or site["infer"].get("is_auxiliary") or is_shown(site):
+        if site["infer"].get("is_auxiliary") or is_shown(site):
             continue
+        known = name in model.nodes
         if site["is_observed"]:
-            raise ProgramError(
-                f"site {name!r}: observed by the guide and not by the model: its density would be "
-                "taken off the bound; write it in the model, or, if it is a term of the loss, as "
-                "pyro.factor"
+            way_out = (
+                "observe it in the model alone"
+                if known
+                else "write it in the model, or, if it is a term of the loss, as pyro.factor"
             )
+            raise ProgramError(
+                f"site {name!r}: observed by the guide{'' if known else ' and not by the model'}: "
+                f"its density would be taken off the bound; {way_out}"
+            )
+        if known:
+            continue
         raise ProgramError(
             f"site {name!r}: sampled by the guide and not by the model; remove it, mark it "
             "with infer={'is_auxiliary': True}, or, if it is a PyroSample attribute, which is "

@@ -564,8 +564,9 @@ def test_a_value_that_the_guide_alone_shows(how):
     assert torch.allclose(pv.log_likelihood(program, x, num_particles=2).log_prob, evidence)
 
 
-def test_an_observed_site_of_the_guide_alone_with_a_density_is_refused():
-    """It would take a likelihood off the bound."""
+@pytest.mark.parametrize("name", ["x", "y"])
+def test_an_observed_site_of_the_guide_with_a_density_is_refused(name):
+    """It would take a likelihood off the bound, also where the model observes the site as well."""
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -573,10 +574,11 @@ def test_an_observed_site_of_the_guide_alone_with_a_density_is_refused():
 
     def guide(x):
         with pyro.plate("data", len(x)):
-            pyro.sample("y", dist.Normal(0.0, 1.0), obs=x)
+            pyro.sample(name, dist.Normal(0.0, 3.0), obs=x)
 
-    with pytest.raises(pv.errors.ProgramError, match="'y': observed by the guide"):
-        pv.elbo(pv.Program(model, guide), torch.randn(3))
+    for verb in (pv.elbo, pv.fit):
+        with pytest.raises(pv.errors.ProgramError, match=f"'{name}': observed by the guide"):
+            verb(pv.Program(model, guide), torch.randn(3))
 
 
 def test_a_value_that_the_model_shows_between_latent_and_data():

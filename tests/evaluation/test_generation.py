@@ -890,3 +890,16 @@ def test_lengths_beyond_those_of_the_data_seen_are_as_many_steps(ends):
         pv.generate(program, 3, given={"ends": 2.5})
     with pytest.raises(DataError, match="given has lengths beyond the steps of the data"):
         pv.generate(fixed, 3, given={"ends": ends})
+
+
+def test_classes_beyond_the_channels_of_images_seen_are_no_lengths():
+    """Labels 0 and 1 of images of one channel, and a label 3."""
+
+    def model(x, label):
+        with pyro.plate("data", len(x)):
+            mean = label.float()[:, None, None, None].expand(-1, 1, 2, 2)
+            pyro.sample("x", dist.Normal(mean, 0.01).to_event(3), obs=x)
+
+    program = pv.Program(model, lambda x, label: None)
+    pv.elbo(program, (torch.ones(6, 1, 2, 2), torch.tensor([1, 0, 1, 1, 1, 1])))
+    assert (pv.generate(program, 1, given={"label": 3}) - 3).abs().max() < 0.1

@@ -176,7 +176,7 @@ class Examples:
         """Return arguments by name where they lack some that the data seen have; else as given."""
         if self._first_rows is None or not isinstance(given, tuple | Tensor):
             return given
-        seen = self._seen(1)
+        seen = self._seen()
         named = named_arguments(self._program.own.functions[0], *given_arguments(given))
         return named if named.keys() < seen.keys() else given
 
@@ -204,7 +204,7 @@ class Examples:
         needed += [name for name in observed if name not in {*parameters, *given}]  # of **others
         if not needed:
             return dict(given)
-        example = with_steps(self.example(n), given, self._seen(n))
+        example = with_steps(self.example(n), given, self._seen())
         args, kwargs = given_arguments(self._program.as_given(example))
         known = named_arguments(model, args, kwargs)
         missing = [name for name in needed if name not in known]
@@ -225,16 +225,17 @@ class Examples:
         """
         if not isinstance(given, Mapping) or self._first_rows is None:
             return given
-        return in_rows(given, self._seen(n), n)
+        return in_rows(given, self._seen(), n)
 
     def lengthened(self, given: Mapping[str, Any]) -> bool:
         """Return whether lengths are given beyond the steps of the data seen."""
         example = None if self._first_rows is None else self.example(1)
-        return example is not None and with_steps(example, given, self._seen(1)) is not example
+        return example is not None and with_steps(example, given, self._seen()) is not example
 
-    def _seen(self, n: int) -> Mapping[str, Any]:
-        """Return the arguments of n rows seen, by name."""
-        seen = given_arguments(self._program.as_given(self.example(n)))
+    def _seen(self) -> Mapping[str, Any]:
+        """Return the arguments of the rows that are remembered, or of an example, by name."""
+        rows = self.example() if self._remembered is None else self._remembered
+        seen = given_arguments(self._program.as_given(rows))
         return named_arguments(self._program.own.functions[0], *seen)
 
     def names(self, batch: Any) -> set[str]:

@@ -156,11 +156,26 @@ def test_curves_have_units_and_mark_the_best_epoch():
     np.testing.assert_array_equal(right.lines[0].get_ydata(), [9, 5, 4, 4.5])
 
 
+def test_the_mark_is_on_the_epoch_that_was_kept():
+    """By the objective's own bound the first epoch is the best, by the ELBO the third."""
+    history = _history(np.ones(4))
+    own = history | {"valid_bound": np.array([-1.0, -2.0, -3.0, -4.0])}
+    run = pv.Run(None, history, 4, 4, torch.device("cpu"))
+    for given, epoch, word in ((history, 3, "best"), (own, 1, "kept"), (run, 4, "kept")):
+        mark = plots.curves(given).axes[0].lines[-1]
+        assert (mark.get_xdata(), mark.get_ydata()) == ([epoch], [history["valid_elbo"][epoch - 1]])
+        assert mark.get_label().startswith(word)
+
+
 def test_beta_has_an_axis_only_where_it_varies():
     assert len(plots.curves(_history(np.full(4, 0.5))).axes) == 2
     *_, twin = plots.curves(_history(np.array([0.0, 0.5, 1.0, 1.0]))).axes
     assert twin.get_ylabel() == "KL weight β"
     np.testing.assert_array_equal(twin.lines[0].get_ydata(), [0, 0.5, 1, 1])
+    sites = {f"beta[{name}]": np.array([0.0, 1.0, 1.0, end]) for name, end in (("a", 0), ("b", 1))}
+    *_, twin = plots.curves(_history(np.ones(4)) | sites).axes
+    assert [line.get_label() for line in twin.lines] == ["beta[a]", "beta[b]"]
+    assert [text.get_text() for text in twin.get_legend().texts] == ["beta[a]", "beta[b]"]
 
 
 def test_curves_of_one_epoch_are_visible():
@@ -280,7 +295,8 @@ SEVERAL = {  # what is drawn, as (colour, shape)
         (line.get_color(), _dashes(line)) for line in CROWDED["a monitor"]().axes[0].lines
     ],
     "curves": lambda: [
-        (line.get_color(), _dashes(line)) for line in plots.curves(_run(_FALLING)).axes[0].lines
+        (line.get_color(), _dashes(line))
+        for line in plots.curves(_run(_FALLING) | {"valid_bound": _FALLING}).axes[0].lines
     ],
     "ellipses": lambda: [
         (line.get_color(), _dashes(line))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from pyro_vae.errors import DataError
 from pyro_vae.plots.style import (
     FAINT,
     INK,
+    LINES,
     PALETTE,
     legend,
     new_figure,
@@ -40,7 +42,7 @@ class _Part:
 
 
 _BOUND = _Part(
-    {"elbo": "training", "valid_elbo": "validation"},
+    {"elbo": "training", "valid_elbo": "validation", "valid_bound": "validation, own bound"},
     "ELBO (nats per datum)",
     "Evidence lower bound",
 )
@@ -52,12 +54,14 @@ _LOSS = _Part({"loss": "loss"}, "loss (nats per datum)", "Loss, minimised")
 def curves(history: Any, *, title: str | None = None) -> Figure:
     """Draw training and validation ELBO beside the loss, with the KL weight where it varies.
 
-    Without an ELBO, which a guide without a density has not, the critic's loss stands in its place.
-    Where the first epochs lie far from the rest they are off the axis, which says how many are.
+    The mark is on the epoch whose weights were kept: that of the best validation ELBO, or where the
+    objective judges epochs by itself (IWAE), of the best such value. Without an ELBO, which a guide
+    without a density has not, the critic's loss stands in its place. Where the first epochs lie far
+    from the rest they are off the axis, which says how many are.
 
     Arguments:
         history: a ``pv.Run``, or a dict as its ``history``: ``epoch`` with any of ``elbo``,
-            ``valid_elbo``, ``loss`` (nats per datum) and ``beta``.
+            ``valid_elbo``, ``valid_bound``, ``loss`` (nats per datum) and ``beta``.
         title: ``None``: the default one.
 
     Raises:
@@ -74,12 +78,14 @@ def curves(history: Any, *, title: str | None = None) -> Figure:
     panels = [part for part in (bound, _LOSS) if set(part.columns) & set(columns)]
     figure = new_figure(4.2 * len(panels), 3.6)
     for axes, part in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        _lines(axes, epoch, columns, part)
+        mark = _kept(epoch, columns, getattr(history, "best_epoch", None))
+        _lines(axes, epoch, columns, part, mark if part is _BOUND else None)
         set_title(axes, (title or part.title) if part is panels[0] else part.title)
     legend(figure.axes[0], owner=figure, fontsize=10)
-    beta = columns.get("beta")
-    if beta is not None and panels[-1] is _LOSS and np.ptp(beta[np.isfinite(beta)]) > 0:
-        _beta_axis(figure.axes[-1], epoch, beta)
+    weights = {name: column for name, column in columns.items() if name.split("[")[0] == "beta"}
+    varied = {name: column for name, column in weights.items() if len(np.unique(column)) > 1}
+    if varied and panels[-1] is _LOSS:
+        _beta_axis(figure.axes[-1], epoch, varied)
     return figure
 
 
@@ -88,21 +94,28 @@ def _columns(history: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
     return {name: numbers(name, column) for name, column in history.items()}
 
 
-def _lines(axes: Axes, epoch: np.ndarray, columns: Mapping[str, np.ndarray], part: _Part) -> None:
+def _lines(
+    axes: Axes,
+    epoch: np.ndarray,
+    columns: Mapping[str, np.ndarray],
+    part: _Part,
+    kept: int | None,
+) -> None:
     drawn = []
-    for (column, label), colour in zip(part.columns.items(), PALETTE, strict=False):
+    shades = zip(part.columns.items(), PALETTE, ("-", "-", "--"), strict=False)
+    for (column, label), colour, dashes in shades:
         if column in columns:
             known = np.isfinite(columns[column])
             single = "o" if known.sum() == 1 else None  # a line of one point is invisible
-            line: dict[str, Any] = {"color": colour, "lw": 1.6, "label": label, "marker": single}
-            axes.plot(epoch[known], columns[column][known], **line)
+            line: dict[str, Any] = {"color": colour, "lw": 1.6, "ls": dashes, "marker": single}
+            axes.plot(epoch[known], columns[column][known], label=label, **line)
             drawn.append((epoch[known], columns[column][known]))
-    best = _mark_best(axes, epoch, columns.get("valid_elbo")) if part is _BOUND else []
     axes.grid(axis="y", color="#e6e6e6", lw=0.7)
     axes.set_axisbelow(True)
     axes.set_xlim(epoch[0] - 0.5, epoch[-1] + max(0.5, 0.02 * np.ptp(epoch)))
     axes.locator_params("x", integer=True, min_n_ticks=1)
-    early = _zoom(axes, epoch, drawn, best)
+    marked = [] if kept is None else [_mark(axes, epoch, columns["valid_elbo"], kept)]
+    early = _zoom(axes, epoch, drawn, marked)
     told = f"epoch ({early} of the first off the axis)" if early else "epoch"
     axes.set(xlabel=told, ylabel=part.label)
     if not any(len(values) for _, values in drawn):
@@ -123,11 +136,11 @@ def _zoom(
     axes: Axes,
     epoch: np.ndarray,
     drawn: list[tuple[np.ndarray, np.ndarray]],
-    best: list[float],
+    marked: list[float],
 ) -> int:
     """Fit the height to all but far values of the first epochs; return how many these have."""
     after = epoch[len(epoch) // 20]
-    settled = np.concatenate([*(y[x >= after] for x, y in drawn), best])
+    settled = np.concatenate([*(y[x >= after] for x, y in drawn), marked])
     every = np.concatenate([y for _, y in drawn])
     if not len(settled) or not 0 < _FAR * np.ptp(settled) < np.ptp(every):
         return 0
@@ -138,23 +151,38 @@ def _zoom(
     return len(np.unique(np.concatenate(outside)))
 
 
-def _mark_best(axes: Axes, epoch: np.ndarray, valid: np.ndarray | None) -> list[float]:
-    """Mark the best epoch; return its value, if there is one."""
-    if valid is None or not np.isfinite(valid).any():
-        return []
-    best = int(np.nanargmax(valid))
-    label = f"best: {signed(valid[best])}, epoch {epoch[best]:.0f}"
+def _kept(epoch: np.ndarray, columns: Mapping[str, np.ndarray], told: int | None) -> int | None:
+    """Return the place of the epoch whose weights were kept, if one with an ELBO was.
+
+    A dict does not tell: it is the best by the objective's own value where it has one.
+    """
+    valid = columns.get("valid_elbo", np.full(len(epoch), np.nan))
+    names = [name for name in ("valid_objective", "valid_bound", "valid_elbo") if name in columns]
+    places = list(np.flatnonzero(epoch == told))
+    for values in (columns[name] for name in names):
+        places += [np.nanargmax(values)] if np.isfinite(values).any() else []
+    return int(places[0]) if places and np.isfinite(valid[places[0]]) else None
+
+
+def _mark(axes: Axes, epoch: np.ndarray, valid: np.ndarray, kept: int) -> float:
+    """Mark an epoch; return its value."""
+    word = "best" if valid[kept] == np.nanmax(valid) else "kept"
+    label = f"{word}: {signed(valid[kept])}, epoch {epoch[kept]:.0f}"
     style: dict[str, Any] = {"ms": 6, "mfc": "white", "mec": PALETTE[1], "mew": 1.6, "zorder": 3}
-    axes.plot(epoch[best], valid[best], "o", label=label, **style)
-    return [float(valid[best])]
+    axes.plot(epoch[kept], valid[kept], "o", label=label, **style)
+    return float(valid[kept])
 
 
-def _beta_axis(axes: Axes, epoch: np.ndarray, beta: np.ndarray) -> None:
+def _beta_axis(axes: Axes, epoch: np.ndarray, weights: Mapping[str, np.ndarray]) -> None:
     twin = axes.twinx()
-    twin.plot(epoch, beta, color=PALETTE[2], lw=1.2, ls="--", label="β")
+    for (name, beta), line in zip(weights.items(), cycle((*LINES[1:], LINES[0])), strict=False):
+        twin.plot(epoch, beta, color=PALETTE[2], lw=1.2, ls=line, label=name)
     twin.set_ylabel("KL weight β", color=PALETTE[2])
     twin.tick_params(color=PALETTE[2], labelcolor=PALETTE[2], labelsize=9)
-    twin.set_ylim(0, 1.05 * max(1.0, float(np.nanmax(beta))))
+    highest = max(float(np.nanmax(beta)) for beta in weights.values())
+    twin.set_ylim(0, 1.05 * max(1.0, highest))
+    if len(weights) > 1:
+        legend(twin)
     for side in ("top", "left", "bottom"):
         twin.spines[side].set_visible(False)
     twin.spines["right"].set_color(FAINT)

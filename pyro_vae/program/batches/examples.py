@@ -17,7 +17,6 @@ from pyro_vae.program.batches.batch import (
     map_rows,
     named_arguments,
     named_arrays,
-    named_leaves,
     num_rows,
     under_handlers,
 )
@@ -96,15 +95,16 @@ class Examples:
     def unlike(self, batch: Batch) -> str:
         """Return how the shape of a row differs from those seen first, and what to do; else ""."""
         seen = {} if self._first_rows is None else self.by_argument(self._first_rows)
-        for name, leaf in self.by_argument(batch).items():
-            here = tuple(leaf.shape[1:])
-            before = tuple(seen[name].shape[1:]) if name in seen else here
-            if here == before:
-                continue
+        others = {
+            name: (tuple(leaf.shape[1:]), tuple(seen[name].shape[1:]), len(leaf.shape))
+            for name, leaf in self.by_argument(batch).items()
+            if name in seen and leaf.shape[1:] != seen[name].shape[1:]
+        }
+        for name, (here, before, dims) in others.items():
             way_out = "give the columns that it has been trained on, a datum in each row"
-            if before in [tuple(each.shape[1:]) for _, each in named_leaves(batch)]:
+            if before in [shape for shape, *_ in others.values()]:
                 way_out = f"give the arguments in the order {', '.join(seen)}, or a dict by name"
-            elif len(leaf.shape) == len(before):
+            elif dims == len(before):
                 way_out = f"one row is a batch of one: {name}[None]"
             return (
                 f"{name}: got rows of shape {here}, expected {before}, as the program has seen "

@@ -17,6 +17,7 @@ from pyro_vae.cli.report import say, table
 from pyro_vae.cli.report_file import write_report
 from pyro_vae.cli.runs import chosen_split, open_run, rows_to_judge
 from pyro_vae.evaluation.global_kl import GlobalKL, kl_of_globals
+from pyro_vae.inference.sampling.diagnostics import median
 from pyro_vae.program.batches.batch import num_rows
 from pyro_vae.program.bounds import elbo_given_globals
 from pyro_vae.program.passes import Verb, holding
@@ -137,7 +138,7 @@ def judge(program: Any, x: Any, num_particles: int, seed: int, progress: bool) -
         "log_likelihood": scored.mean,
         "log_likelihood_stderr": scored.stderr if len(elbo) > 1 else None,
         "num_particles": num_particles,
-        "median_ess": float(scored.ess.median()),
+        "median_ess": float(median(scored.ess)),
         "seed": seed,
     }
     figures |= _parts_of_elbo(program, x, seed, draws, progress)

@@ -12,6 +12,7 @@ from pyro_vae.cli.report import say
 from pyro_vae.cli.runs import open_run
 from pyro_vae.data.table_files import read_table
 from pyro_vae.errors import ConfigError
+from pyro_vae.inference.sampling.diagnostics import median
 from pyro_vae.storage.atomic import atomic_write_text
 
 
@@ -49,7 +50,7 @@ def impute(
     for name, count in zip(frame.columns, cells, strict=True):
         say(f"  {name:<24}{count:6d} filled in")
     say(
-        f"{counted(len(frame), 'row')}, median of {found.ess.median():.0f} effective samples "
+        f"{counted(len(frame), 'row')}, median of {median(found.ess):.0f} effective samples "
         f"of {num_particles}"
     )
     say(f"written to {path}")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyro_vae.arguments import counted, positive, typed
 from pyro_vae.errors import DataError, ProgramError
+from pyro_vae.inference.sampling.diagnostics import median
 from pyro_vae.inference.sampling.importance_weights import log_mean_exp
 from pyro_vae.program.batches.batch import arguments
 from pyro_vae.program.densities.enumeration import listed
@@ -78,7 +79,7 @@ class Classes:
         sure = self.probabilities.amax(-1).mean().item()
         more = ""
         if self.log_likelihood is not None and self.ess is not None:
-            mean, ess = self.log_likelihood.mean().item(), self.ess.median().item()
+            mean, ess = self.log_likelihood.mean().item(), median(self.ess).item()
             more = f", log p(x) {mean:.4f} nats, median ess={ess:.1f}"
         return (
             f"Classes({counted(count, 'datum', 'data')}, {counted(classes, 'class')}, mean "

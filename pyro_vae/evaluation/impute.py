@@ -11,6 +11,7 @@ from pyro_vae.arguments import counted, positive, typed
 from pyro_vae.errors import ProgramError
 from pyro_vae.evaluation.given_code import GivenCode
 from pyro_vae.evaluation.site_values import known_mean
+from pyro_vae.inference.sampling.diagnostics import median
 from pyro_vae.program.densities.joining import join_sites, single
 from pyro_vae.program.densities.terms import stack
 from pyro_vae.program.handlers import innermost
@@ -62,7 +63,7 @@ class Imputed:
         cells = sum(int(each.sum()) for each in missing)
         return (
             f"Imputed({counted(len(self.ess), 'datum', 'data')}, {counted(cells, 'cell')} filled "
-            f"in, num_particles={self.num_particles}, median ess={self.ess.median().item():.1f})"
+            f"in, num_particles={self.num_particles}, median ess={median(self.ess).item():.1f})"
         )
 
 

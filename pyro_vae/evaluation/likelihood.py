@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_vae.arguments import positive, typed
 from pyro_vae.frames import to_frame
+from pyro_vae.inference.sampling.diagnostics import median
 from pyro_vae.inference.sampling.importance_weights import (
     pareto_k_of_tail,
     psis_k,
@@ -123,7 +124,7 @@ class LogLikelihood(Answer):
             tail = f", k unknown (num_global_samples={_DRAWS_FOR_K} tells it)"
             if len(self.by_global) == 1:
                 tail = ", error and k unknown (one draw of the globals)"
-        error, ess, shared = self.stderr, self.ess.median().item(), self.by_global
+        error, ess, shared = self.stderr, median(self.ess).item(), self.by_global
         draws = f"{self._called}={self.samples}"
         if shared is not None:
             draws = (

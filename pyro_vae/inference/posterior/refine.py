@@ -19,7 +19,7 @@ from pyro_vae.inference.posterior.global_posterior import (
     summarise,
 )
 from pyro_vae.inference.sampling.adaptation import MOST_JUDGED, start_variance, warm_up
-from pyro_vae.inference.sampling.diagnostics import RHAT_LIMIT, rhat_and_ess
+from pyro_vae.inference.sampling.diagnostics import RHAT_LIMIT, median, rhat_and_ess
 from pyro_vae.inference.sampling.hmc import LogDensity, hmc_init, hmc_step
 from pyro_vae.names import Answer
 from pyro_vae.program.batches.batch import Batch
@@ -194,8 +194,8 @@ class Refined(Answer):
             f"Refined({counted(rows, 'datum', 'data')}, {counted(chains, 'chain')}, "
             f"{counted(draws, 'draw')} kept{given}, "
             f"{counted(int((~self.mixed).sum()), 'datum', 'data')} not mixed, "
-            f"median R-hat={self.rhat.median().item():.3f}, "
-            f"ess={self.ess.median().item():.0f}, "
+            f"median R-hat={median(self.rhat).item():.3f}, "
+            f"ess={median(self.ess).item():.0f}, "
             f"acceptance={self.acceptance.mean().item():.2f}, "
             f"divergences={int(self.divergences.sum())})"
         )

@@ -50,9 +50,18 @@ def rhat_and_ess(draws: Tensor) -> tuple[Tensor, Tensor]:
         unknown = draws.new_full(draws.shape[2:], math.nan)
         return unknown, unknown
     scores = _normal_scores(halves)
-    centre = halves.flatten(-2).median(-1).values[..., None, None]
+    centre = median(halves.flatten(-2))[..., None, None]
     folded = _normal_scores((halves - centre).abs())
     return torch.maximum(_rhat(scores), _rhat(folded)), _ess(scores)
+
+
+def median(values: Tensor) -> Tensor:
+    """Return the median over the last dimension: of an even number the mean of the middle two.
+
+    `torch.median` returns the lower of these.
+    """
+    lower, upper = values.median(-1).values, -(-values).median(-1).values
+    return torch.where(lower == upper, lower, (lower + upper) / 2)  # also where both are infinite
 
 
 def ess(draws: Tensor) -> Tensor:

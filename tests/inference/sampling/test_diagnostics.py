@@ -8,7 +8,7 @@ import torch
 from scipy.stats import norm, rankdata
 from torch import Tensor
 
-from pyro_vae.inference.sampling.diagnostics import bulk_ess, ess, split_rhat
+from pyro_vae.inference.sampling.diagnostics import bulk_ess, ess, median, split_rhat
 
 
 def autoregressive(phi: float, chains: int, draws: int, rows: int, seed: int = 0) -> Tensor:
@@ -66,7 +66,7 @@ def test_the_vectorised_numbers_are_those_of_plain_loops(phi, chains, draws, tie
     found = {"rhat": split_rhat(x), "bulk": bulk_ess(x), "ess": ess(x)}
     for row in range(6):
         cut = halves(x[..., row].numpy())
-        folded = np.abs(cut - torch.tensor(cut).median().item())
+        folded = np.abs(cut - np.median(cut))
         rhat = max(plain_rhat(scores(cut)), plain_rhat(scores(folded)))
         assert found["rhat"][row].item() == pytest.approx(rhat, rel=1e-9)
         assert found["bulk"][row].item() == pytest.approx(plain_ess(scores(cut)), rel=1e-8)
@@ -129,3 +129,10 @@ def test_trailing_shapes_and_devices():
     assert bulk_ess(x.float()).dtype == torch.float32
     assert split_rhat(x.to("meta")).shape == (6,)
     assert bulk_ess(x.to("meta")).shape == (6,)
+
+
+@pytest.mark.parametrize("values", [[1.0, 4.0, 2.0, 8.0], [3.0, 1.0, 2.0], [2.0, math.inf]])
+def test_the_median_of_an_even_number_lies_between_the_middle_two(values):
+    assert median(torch.tensor(values)).item() == np.median(values)
+    assert median(torch.tensor([math.inf, math.inf])).item() == math.inf
+    assert median(torch.tensor([1.0, math.nan])).isnan()

@@ -12,7 +12,7 @@ from pyro_vae.errors import DataError
 from pyro_vae.program import checks
 from pyro_vae.program.batches.adapt import adapted
 from pyro_vae.program.batches.batch import Batch, Part, Whole, datum_at, datum_moved, takes
-from pyro_vae.program.batches.listed_batches import joined
+from pyro_vae.program.batches.listed_batches import joined, rows_of_numbers
 from pyro_vae.program.batches.sparse_rows import SparseRows
 from pyro_vae.program.batches.structure import Structure
 from pyro_vae.program.handlers import scoring_data, without_data
@@ -75,6 +75,9 @@ class GivenData:
             data = data.tocsr()  # a dok_matrix of scipy is a dict of its cells
         reads = library_method(self._program.source, "reads")
         data = data if reads is None else reads(data)
+        if self._program.examples.offered:  # by a model of the library, of one array first of all
+            rows = rows_of_numbers(data)
+            data = data if rows is None else rows
         whole = self._as_one_argument(joined(data, self._program.model, self._runs_on))
         flat = self._structure.flattened(whole)
         batch = self._without_constants(self._adapted(flat))

@@ -365,6 +365,23 @@ def test_labels_that_a_program_does_not_take_are_told_with_the_remedy(form):
         pv.fit(program, (IMAGES, IMAGES), transform=lambda batch: batch[0][:, :5])
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_lists_of_numbers_are_rows(rows):
+    """Two of them might be two arguments, and are where the model needs both."""
+    torch.manual_seed(0)
+    vae, x = pv.models.VAE(6, 2, (4,)), IMAGES[:rows]
+    assert torch.equal(pv.encode(vae, x.tolist()), pv.encode(vae, x))
+
+    def model(a, b):
+        with pyro.plate("data", len(a)):
+            pyro.sample("b", dist.Normal(a, 1.0), obs=b)
+
+    program, both = pv.Program(model, lambda a, b: None), ([1] * rows, [2] * rows)
+    assert torch.equal(
+        pv.elbo(program, list(both)), pv.elbo(program, tuple(map(torch.tensor, both)))
+    )
+
+
 class ByTurns:
     """Batches with an input and without, anew in each epoch."""
 

@@ -39,6 +39,9 @@ def joined(data: Any, model: Callable[..., Any], runs: Callable[[Batch], bool]) 
         _tell_of_copies(dicts)
         return join_batches(dicts)
     one = takes(model, (data,), {})  # the list may be one argument
+    table = rows_of_numbers(data) if one else None
+    if table is not None:
+        return data if listed and runs(data) else table
     if all(isinstance(each, Tensor) for each in data):
         if one and not listed and _of_one_shape(data) and not runs((data,)):
             raise DataError(
@@ -61,6 +64,17 @@ def joined(data: Any, model: Callable[..., Any], runs: Callable[[Batch], bool]) 
     batches = [map_arguments(as_argument, tuple(each)) for each in data]
     _tell_of_copies(batches)
     return _as_first(data[0], join_batches(batches))
+
+
+def rows_of_numbers(data: Any) -> np.ndarray | None:
+    """Return lists of numbers, as ``x.tolist()`` gives them, as an array; None for other data."""
+    if not isinstance(data, list) or not all(isinstance(each, list) for each in data):
+        return None
+    try:
+        array = np.asarray(data)
+    except ValueError:  # rows of unequal lengths, or tensors within
+        return None
+    return array if array.dtype.kind in "fiub" else None
 
 
 def _tell_of_copies(batches: list[Any]) -> None:

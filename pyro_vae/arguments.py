@@ -316,6 +316,11 @@ class _Places:
                     f"{self._called(args)}() got an unexpected argument {name!r}; "
                     f"{self._near(name, value)}"
                 )
+        if self.first == ("program", "data") and len(args) == 1 and "data" not in kwargs:
+            raise TypeError(
+                f"{self.function}() got no data, expected {self.function}(program, data); a "
+                "program without arguments, which holds its data, takes ()"
+            )
 
     def _called(self, args: tuple[Any, ...]) -> str:
         """Return what is called: of a constructor the class, which may have inherited it."""

@@ -139,6 +139,25 @@ def documents() -> pv.Program:
     return pv.Program(functions, nothing)
 
 
+def bare_datum(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(0.0, 1.0).expand([6]).to_event(1), obs=x)
+
+
+def diverged() -> pv.Program:
+    log_scale = nn.Parameter(torch.zeros(6))
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(log_scale, log_scale.exp()).to_event(1), obs=x)
+
+    program = pv.Program(model, nothing)
+    with pytest.raises(pv.errors.TrainingDiverged, match="begin with a new program"):
+        pv.fit(program, X, epochs=9, lr=1e3, compile=False)
+    log_scale.data.fill_(-1e4)
+    return program
+
+
 def seen_before(x: Tensor) -> None:
     layer = nn.Linear(6, 1)
 
@@ -258,7 +277,7 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     # what is no program
     "a class in place of a model": (
         lambda: pv.fit(models.VAE, X),
-        "got the class VAE, .*expected an instance",
+        r"got the class VAE, expected an object of it, VAE\(\.\.\.\)",
     ),
     "a network": (lambda: pv.fit(nn.Linear(6, 2), X), r"without \.model"),
     "a model alone": (
@@ -335,7 +354,7 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "images of another size, of a network that takes any": (
         lambda: of_images(7),
-        r"site 'x': got data of shape \(4, 1, 7, 7\), .*\(1, 8, 8\); give data of this shape, or",
+        r"site 'x': got data of shape \(4, 1, 7, 7\), .*\(4, 1, 8, 8\); give data of this shape",
     ),
     "images of another size, made rows": (
         lambda: of_images(12, flat=True),
@@ -425,8 +444,19 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         r"site x dim -1, .*what is one datum of 'x' its event dimensions \(\.to_event\(1\)\)",
     ),
     # data
-    "no data": (lambda: pv.fit(vae()), "data"),
-    "None": (lambda: fit(None), "numeric array"),
+    "no data": (
+        lambda: pv.fit(vae()),
+        r"^fit\(\) got no data, .*, which holds its data, takes \(\)$",
+    ),
+    "None": (lambda: fit(None), r"got NoneType, .* takes \(\), as pv\.fit\(program, \(\)\)$"),
+    "one datum of a program of one's own": (
+        lambda: pv.elbo(pv.Program(bare_datum, nothing), X[0]),
+        r"^site 'x': got shape \(6,\), expected \(B, 6\); this is one datum: pass x\[None\]",
+    ),
+    "data on weights that training has spoiled": (
+        lambda: pv.elbo(diverged(), X),
+        r"GreaterThan.*\. pv\.fit of this program has diverged, .* begin anew$",
+    ),
     "a file's name": (lambda: fit("digits.csv"), "numeric array"),
     "NaN": (lambda: fit(spoiled(torch.nan)), "nan in row 7.*drop such rows"),
     "pixels up to 255": (

@@ -220,13 +220,16 @@ def check_shape(name: str, site: Message) -> None:
     """
     fn, value = site["fn"], site["value"]
     if value.shape != fn.batch_shape + fn.event_shape and not is_open_chain(fn, value):
-        way_out = "a single datum is passed as x[None]"
-        if value.dim() == len(fn.batch_shape + fn.event_shape):
-            way_out = "give data of this shape, or build the networks of the model for theirs"
+        if value.shape == fn.event_shape:
+            of_batch = ", ".join(map(str, ("B", *fn.event_shape)))
+            raise DataError(
+                f"site {name!r}: got shape {tuple(value.shape)}, expected ({of_batch}); this is "
+                "one datum: pass x[None] for a batch of one"
+            )
         raise DataError(
             f"site {name!r}: got data of shape {tuple(value.shape)}, the model expects "
-            f"{tuple(fn.shape())}: {tuple(fn.batch_shape)} data of shape {tuple(fn.event_shape)}; "
-            f"{way_out}"
+            f"{tuple(fn.shape())}; give data of this shape, or build the networks of the model for "
+            "theirs"
         )
 
 

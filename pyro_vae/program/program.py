@@ -164,6 +164,7 @@ class Program(nn.Module):
         self._summable: dict[Any, bool] = {}  # by layout: one value at a time, or all at once
         self._place = torch.device("cpu")
         self.batches_alone = False  # as those of a loader, in training
+        self.diverged = False  # in its last training
         self.held: list[dict[str, Tensor]] = []  # draws of the globals, inside passes.holding
 
     @staticmethod
@@ -179,9 +180,9 @@ class Program(nn.Module):
             return program
         if isinstance(program, type):
             raise ProgramError(
-                f"got the class {program.__name__}, which takes no attributes, expected an "
-                f"instance of it, {program.__name__}(...); of static functions make a program "
-                "once: program = pv.Program(it.model, it.guide)"
+                f"got the class {program.__name__}, expected an object of it, "
+                f"{program.__name__}(...); of static functions make a program once: "
+                f"pv.Program({program.__name__}.model, {program.__name__}.guide)"
             )
         for side in SIDES:
             if not callable(getattr(program, side, None)):

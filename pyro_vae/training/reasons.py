@@ -28,7 +28,10 @@ def reason(program: Program, objective: Any, batch: Batch) -> str:
         where, cure = _first_bad_of_its_own(program, objective, batch) or (None, _CURE)
     where = where or _first_bad_gradient(program, objective)
     told = f" (first seen at {where})" if where else ""
-    return f"{told}; the weights are as before this step. {unscaled(batch)}{cure}"
+    return (
+        f"{told}; the weights are as before this step, and steps before may have spoiled them: "
+        f"begin with a new program. {unscaled(batch)}{cure}"
+    )
 
 
 def first_bad_site(program: Program, batch: Batch) -> str | None:

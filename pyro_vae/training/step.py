@@ -74,6 +74,7 @@ class Stepper:
     ) -> None:
         keep_freed_blocks()
         self.program = program
+        program.diverged = False
         self._objective = objective
         self._version = program.own.version
         self.updates = _updates_of(objective, program)
@@ -376,6 +377,7 @@ class Stepper:
             copies = [buffer.clone() for buffer in buffers]
             advice = reason(self.program, self._objective, batch)  # which runs the program once
             restore(buffers, copies)
+            self.program.diverged = True
             raise TrainingDiverged(
                 f"a loss or gradient was not finite in the last {CHECK_EVERY} steps" + advice
             )
@@ -585,6 +587,7 @@ class Stepper:
         # A sync, for free on the CPU: nothing may be written before the numbers are known.
         if not math.isfinite(loss.item() + norm.item()):
             self.hand_out()
+            self.program.diverged = True
             raise TrainingDiverged(
                 f"{self.updates[index].name} is {loss.item():g}, gradient norm {norm.item():g}"
                 + reason(self.program, self._objective, batch)

@@ -575,7 +575,7 @@ def test_an_object_that_takes_no_attributes_is_told():
         Slotted(steps, steps_guide),
         type("Static", (), {"model": steps, "guide": steps}),
     ):
-        with pytest.raises(ProgramError, match=r"takes no attributes.*pv\.Program\(it\.model"):
+        with pytest.raises(ProgramError, match=r"pv\.Program\((it|Static)\.model"):
             pv.elbo(thing, (torch.zeros(2, 1), torch.ones(2, dtype=torch.long)))
 
 

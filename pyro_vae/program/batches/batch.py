@@ -590,6 +590,8 @@ def as_tensor(leaf: Any) -> Tensor:
 
 def _made_numeric(leaf: Any, error: Exception) -> str:
     """Return what makes numbers of a leaf that holds none."""
+    if leaf is None:
+        return "a program without arguments takes (), as pv.fit(program, ())"
     if isinstance(leaf, str | bytes | os.PathLike):
         return f"read the file first, as in np.load({leaf!r})"
     text = [name for name, kind in getattr(leaf, "dtypes", {}).items() if kind.kind not in _NUMBERS]

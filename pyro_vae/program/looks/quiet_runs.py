@@ -235,7 +235,8 @@ class Runs:
         hint += ONLY_ENUMERATED if not drawn and self._runs_enumerated(batch) else ""
         if broken:
             reason = f"{site_of(error)}{reason}"
-            hint += f". {positive(reason, values) or self._about_values(batch)}"
+            weights = self._about_weights()
+            hint += f". {weights or positive(reason, values) or self._about_values(batch)}"
         unlike = self._program.examples.unlike(batch)
         told = f"{unlike}; it fails with: " if unlike else f"{_REFUSED} ({checks.shapes(named)}): "
         return DataError(
@@ -250,12 +251,17 @@ class Runs:
             Joint(*self.functions(batch), *arguments(batch)).sampled_traces()
         return drawn.plates
 
+    def _about_weights(self) -> str:
+        """Return that weights may be at fault, and no data, after a training that has diverged."""
+        if not self._program.diverged:
+            return ""
+        return "pv.fit of this program has diverged, which may have spoiled its weights: begin anew"
+
     def _about_values(self, batch: Batch) -> str:
         """Return what about the data may have made a parameter no number."""
         below = self._program.examples.below(batch)
-        if below:
-            return f"{below}; a logarithm or a root of what is negative is no number"
-        return checks.unscaled(batch)
+        root = f"{below}; a logarithm or a root of what is negative is no number" if below else ""
+        return checks.unscaled(batch) or root
 
     def _outside(self, batch: Batch) -> DataError | None:
         """Return what says that data lie outside the support of their site; None if none do.

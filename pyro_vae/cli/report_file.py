@@ -92,7 +92,11 @@ def _cell(value: Any, error: Any) -> str:
         lines = [f"{escape(name)}: {_cell(each, errors.get(name))}" for name, each in value.items()]
         more = [f"and {len(lines) - _SITES} more"] if len(lines) > _SITES else []
         return "<br>".join([*lines[:_SITES], *more])
-    return escape(_number(value) + ("" if error is None else f" ± {_number(error)}"))
+    return escape(_number(value) + ("" if error is None else f" ± {_error(error)}"))
+
+
+def _error(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.01 else f"{value:.1g}"
 
 
 def _number(value: Any) -> str:

@@ -21,7 +21,12 @@ from pyro_vae.evaluation.marginals import (
 )
 from pyro_vae.evaluation.moments import Moments, Said
 from pyro_vae.inference.objectives.elbo import analytic_sites
-from pyro_vae.inference.posterior.information import Information, information, is_plain
+from pyro_vae.inference.posterior.information import (
+    FEW_ROWS,
+    Information,
+    information,
+    is_plain,
+)
 from pyro_vae.program import checks
 from pyro_vae.program.batches.batch import cuda_devices
 from pyro_vae.program.batches.streams import SpreadRows
@@ -35,6 +40,7 @@ from pyro_vae.program.program import Program
 from pyro_vae.program.sites.masks import is_masked
 
 _LOOKED_AT = 2048  # rows, at least, where the data have so many
+_MOST_ROWS = 10_000  # behind the aggregate posterior of Gaussians
 _VERB = Verb(
     "diagnose",
     prior=True,
@@ -50,7 +56,7 @@ def diagnose(
     *,
     num_particles: int = 1,
     probes: int = 1000,
-    rows: int = 10_000,
+    rows: int | None = None,
     batch_size: int = 1024,
     progress: bool = True,
 ) -> Diagnosis:
@@ -68,7 +74,8 @@ def diagnose(
             of a long stream rows from all over it are held, 128 MiB of them at most.
         num_particles: Draws per datum behind the KL estimates.
         probes: Draws of z behind the mutual information.
-        rows: Data that the aggregate posterior is made of, at most.
+        rows: Data that the aggregate posterior is made of, at most; None: 10,000, or 500 of a guide
+            that is no factorised Gaussian, which is run on pairs of 100 probes and so many data.
         batch_size: Particles times rows in any pass of model or guide; bounds the memory.
         progress: Show a progress bar of what takes more than two seconds.
 
@@ -81,7 +88,9 @@ def diagnose(
         | Don't Blame the ELBO! (Lucas et al., 2019), arXiv:1911.02469
     """
     particles = positive("num_particles", num_particles)
-    limits = {"probes": positive("probes", probes), "rows": positive("rows", rows)}
+    most = _MOST_ROWS if rows is None else positive("rows", rows)
+    limits = {"probes": positive("probes", probes), "rows": most}
+    limits["rows_of_pairs"] = FEW_ROWS if rows is None else most
     limits["batch_size"] = positive("batch_size", batch_size)
     sums = _Sums()
     rows_at_once = limits["batch_size"]

@@ -94,8 +94,11 @@ def _informed(found: Any) -> list[str]:
     )
     text = f"Mutual information {told} nats"
     if info.saturated:
-        most = f"{info.rows} data tell log N = {math.log(info.rows):.2f} nats at most"
-        return [f"{text}: {most}, to tell more takes more data."]
+        some = info.rows < found.rows  # the others were left out, for speed
+        of = f" of the {found.rows}" if some else ""
+        way_out = f"more of them: rows={found.rows}" if some else "more data"
+        most = f"{info.rows}{of} data tell log N = {math.log(info.rows):.2f} nats at most"
+        return [f"{text}: {most}, to tell more takes {way_out}."]
     if math.isnan(info.marginal_kl):  # an auxiliary variable of the guide
         return [f"{text}."]
     least = (info.marginal_kl_lower, info.marginal_kl_lower_stderr)

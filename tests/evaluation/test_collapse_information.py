@@ -97,6 +97,22 @@ def test_a_saturated_estimate_is_no_number():
     assert "KL(q(z)" not in found.verdict and "more data" in found.verdict
 
 
+def test_a_saturated_estimate_of_some_data_names_how_to_ask_more():
+    """A guide that is no factorised Gaussian is run on pairs: of 500 data, unless told."""
+
+    class Joint(Gain):
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                scale = torch.full_like(x, 0.2).diag_embed()
+                pyro.sample("z", dist.MultivariateNormal(0.98 * x, scale_tril=scale))
+
+    program, x = Joint(0.98, 0.2), normal_rows(700, 20)
+    found, more = (pv.diagnose(program, x, rows=rows) for rows in (None, 600))
+    assert "500 of the 700 data tell log N = 6.21 nats at most" in found.verdict
+    assert "takes more of them: rows=700." in found.verdict
+    assert more.information.rows == 600 and "log N = 6.40" in more.verdict
+
+
 def test_a_monitor_keeps_the_batches_of_an_iterator():
     x = normal_rows(60, 20)
     program = Gain(0.7, 0.5)

@@ -22,6 +22,7 @@ from pyro_vae.program.program import Program
 from pyro_vae.program.sites.plates import by_plates, data_dim, inner_plates, of_datum
 
 _LOG_2PI = math.log(2 * math.pi)
+FEW_ROWS = 500  # where each pair of probe and datum costs a pass of the guide's networks
 _PAIRS = 1 << 21  # (probe, datum) pairs at a time where they are cheap: 16 MB each tensor
 
 
@@ -75,6 +76,7 @@ def information(
     *,
     probes: int,
     rows: int,
+    rows_of_pairs: int = FEW_ROWS,
     batch_size: int = 1024,
     held: Mapping[str, Tensor] | None = None,
 ) -> Information | None:
@@ -89,6 +91,7 @@ def information(
         batch: The data, checked.
         probes: M, at most.
         rows: N, at most.
+        rows_of_pairs: N, at most, where the guide is run on pairs.
         batch_size: Rows, or pairs, in any pass of the guide.
         held: The values of the global latents; None draws them.
     """
@@ -99,7 +102,7 @@ def information(
         return None  # pairs would have to stand in the rows of each plate
     normal = _is_normal(judged)
     if not normal:  # a pair costs a pass of the guide's networks
-        probes, rows = min(probes, 100), min(rows, 500)
+        probes, rows = min(probes, 100), min(rows, rows_of_pairs)
     population = judged.some(rows)
     total = num_rows(population)
     count = min(probes, total)

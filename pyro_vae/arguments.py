@@ -32,6 +32,8 @@ _SHOWN = 100  # characters of a value in a message
 _ALSO_CALLED = {
     **dict.fromkeys(("learning_rate", "step_size"), ("lr",)),
     **dict.fromkeys(("num_epochs", "n_epochs", "max_epochs", "nb_epochs"), ("epochs",)),
+    **dict.fromkeys(("num_train_epochs", "training_epochs"), ("epochs",)),
+    **dict.fromkeys(("per_device_train_batch_size", "train_batch_size", "bs"), ("batch_size",)),
     **dict.fromkeys(("num_steps", "num_iterations", "n_iter"), ("max_steps",)),
     "steps": ("max_steps", "num_steps", "num_temperatures"),
     "n": ("steps", "num_particles"),  # of those that draw no data
@@ -42,13 +44,17 @@ _ALSO_CALLED = {
     **dict.fromkeys(("gradient_clip_val", "max_grad_norm", "grad_clip"), ("clip_norm",)),
     **dict.fromkeys(("validation_data", "validation", "val_data"), ("valid",)),
     **dict.fromkeys(("validation_split", "val_split", "validation_fraction"), ("valid",)),
+    **dict.fromkeys(("validation_size", "train_size", "test_size", "val_size"), ("valid",)),
+    **dict.fromkeys(("eval_data", "eval_dataset", "eval_set", "val_dataset"), ("valid",)),
+    **dict.fromkeys(("val_loader", "valid_loader", "test_data", "valid_data"), ("valid",)),
     **dict.fromkeys(("kl_weight", "annealing"), ("beta",)),
     **dict.fromkeys(("loss", "loss_fn", "num_particles"), ("objective",)),
     **dict.fromkeys(("scheduler", "lr_scheduler"), ("lr_schedule",)),
     **dict.fromkeys(("random_state", "random_seed"), ("seed",)),
     **dict.fromkeys(("verbose", "progress_bar"), ("progress",)),
     **dict.fromkeys(("gpu", "gpus", "use_gpu", "cuda", "use_cuda", "accelerator"), ("device",)),
-    **dict.fromkeys(("train_data", "train_loader", "dataloader"), ("data",)),
+    **dict.fromkeys(("train_data", "train_loader", "dataloader", "train_dataset"), ("data",)),
+    "program": ("model",),  # of the shell's
     **dict.fromkeys(
         ("n_samples", "num_samples", "nsamples", "samples", "particles"),
         ("num_particles", "n", "num_draws"),

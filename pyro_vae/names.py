@@ -5,7 +5,10 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
+import pyro.distributions
 import pyro.infer.autoguide
+import pyro.optim
+import torch
 
 from pyro_vae.errors import ProgramError
 
@@ -95,6 +98,16 @@ def missing(program: Any, name: str, of_parent: Callable[[str], Any]) -> Any:
     raise AttributeError(f"{said} {rest}".rstrip())
 
 
+def _of_others(name: str) -> list[str]:
+    """Return where torch or Pyro has a class of this name that goes with the library."""
+    rooms: tuple[Any, ...] = (pyro.infer.autoguide, torch.optim, pyro.optim, pyro.distributions)
+    found = [room.__name__ for room in rooms if isinstance(getattr(room, name, None), type)]
+    for where in found[:1]:
+        way = f", as pv.fit(..., optimizer={where}.{name})" if where == "torch.optim" else ""
+        return [f"{where}.{name}{way}"]
+    return []
+
+
 def refuse(module: str, name: str, names: Iterable[str], inside: Mapping[str, Any]) -> NoReturn:
     """Say that a module has no such name, and which is meant.
 
@@ -115,8 +128,7 @@ def refuse(module: str, name: str, names: Iterable[str], inside: Mapping[str, An
     library = __name__.partition(".")[0]
     near += [f"pv.{name}"] if module != library and name in sys.modules[library].__all__ else []
     near += [f"{where}.{name}" for where, each in inside.items() if name in each.__all__]
-    if not near and hasattr(pyro.infer.autoguide, name):
-        near = [f"pyro.infer.autoguide.{name}"]
+    near = near or _of_others(name)
     shown = {each.lower(): f"pv{module.removeprefix('pyro_vae')}.{each}" for each in names}
     near += [shown[each] for each in difflib.get_close_matches(name.lower(), shown, n=1)]
     raise AttributeError(f"{said}; did you mean {near[0]}?" if near else said)

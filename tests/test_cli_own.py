@@ -190,6 +190,7 @@ def test_labels_beside_the_rows_of_a_file_are_left_out_aloud(capsys):
         ),
         ("train own.py:Clicks", "got shape (1297, 64)); these are digits, the default of --data"),
         ("train own.py:Minibatch --data counts.npy", "plate 'data' draws some of the rows"),
+        ("train --program own.py:Clicks", "--program own.py:Clicks; did you mean --model?"),
         ("train own.py:Clicks --learning_rate 0.1", "--learning_rate 0.1; did you mean --lr?"),
         ("train own.py:Clicks --data absent.npz", "absent.npz: no such file"),
         ("train own.py:Clicks --data ragged.npz", "arrays of {'x': 40, 'y': 30} rows"),

@@ -187,7 +187,7 @@ def counts(tmp_path):
     x = torch.poisson(torch.tensor([[4.0, 2, 1, 0, 0, 0], [0, 0, 0, 3, 3, 3]]).repeat(60, 1))
     x[::10] = 0
     (tmp_path / "words.txt").write_text("ant\nbee\ncat\nmusik\nnoise\nsöng\n", encoding="utf-8")
-    np.savez(tmp_path / "dense.npz", x=x.numpy().astype(np.uint8))
+    np.savez(tmp_path / "dense.npz", counts=x.numpy().astype(np.uint8))
     sparse.save_npz(tmp_path / "rows.npz", sparse.csr_matrix(x.numpy()))
     sparse.save_npz(tmp_path / "places.npz", sparse.coo_array(x.numpy()))
     sparse.save_npz(tmp_path / "columns.npz", sparse.csc_matrix(x.numpy()))
@@ -283,8 +283,8 @@ COMPRESSED = {
         ({"x": -np.ones((40, 3))}, None, "got -1.0"),
         ({"x": np.full((40, 3), np.nan)}, None, "got nan"),
         ({"x": np.full((40, 3), "a")}, None, "expected counts"),
-        ({"x": np.ones(40)}, None, r"(40,), expected x, counts (N, V)"),
-        ({"y": np.ones((40, 3))}, None, "no x"),
+        ({"x": np.ones(40)}, None, r"{'x': (40,)}, expected x or one array, counts (N, V)"),
+        ({"y": np.ones((40, 3)), "z": np.ones(3)}, None, "'z': (3,)}, expected x or one array"),
         ({"x": np.ones((40, 3))}, "one\ntwo\n", "got 2 words, expected 3"),
         ({"x": np.eye(40)[:, :3]}, None, "got 3 documents with words"),
         ({"x": np.array([None])}, None, "not a sound .npz file"),

@@ -73,9 +73,9 @@ def train(
             models and for your own: .npz (arrays by the names of the model's arguments), .npy, .pt,
             .csv, .parquet (needs pyarrow) or a folder of images. For topic models 20news,
             20news_etm, reuters (of the extra of that name), or a file .npz of counts, as
-            scipy.sparse.save_npz writes it or with an array x; for DMM and VRNN jsb; for sentences
-            coco_captions, or a file .txt, one a line; for TableVAE .csv or .parquet. Of a file
-            every 20th row validates, and the tenth after it tests.
+            scipy.sparse.save_npz writes it or with one array (of several, x); for DMM and VRNN jsb;
+            for sentences coco_captions, or a file .txt, one a line; for TableVAE .csv or .parquet.
+            Of a file every 20th row validates, and the tenth after it tests.
         vocab: text file of words, one a line: those of a file of counts (null numbers them), or
             those that are known in sentences (null are those that training lines have three times).
         kinds: kinds of a table's columns by name, where they do not show: real, positive, count,

@@ -98,7 +98,8 @@ def _rows(path: Path) -> Any:
             if not isinstance(file, Mapping):
                 raise DataError(f"{path}: got one array alone, expected an .npz file")
             if "x" in file or "format" not in file:
-                return _dense(path, {name: file[name] for name in file if name == "x"})
+                names = ["x"] if "x" in file else list(file)  # one alone has any name
+                return _dense(path, {name: file[name] for name in names})
         found = load_sparse(path)
         found.data = _counts(path, found.data)
         rows = found.tocsr()
@@ -143,12 +144,13 @@ def sound_file(path: Path) -> Iterator[None]:
 
 
 def _dense(path: Path, arrays: dict[str, np.ndarray]) -> torch.Tensor:
-    if "x" not in arrays or arrays["x"].ndim != 2 or not arrays["x"].size:
-        shape = arrays["x"].shape if "x" in arrays else "no x"
+    shapes = {name: value.shape for name, value in arrays.items()}
+    if len(shapes) != 1 or not all(value.ndim == 2 and value.size for value in arrays.values()):
         raise DataError(
-            f"{path}: got {shape}, expected x, counts (N, V), or what scipy.sparse.save_npz writes"
+            f"{path}: got arrays of shape {shapes}, expected x or one array, counts (N, V), or "
+            "what scipy.sparse.save_npz writes"
         )
-    return torch.from_numpy(_counts(path, arrays["x"]))
+    return torch.from_numpy(_counts(path, next(iter(arrays.values()))))
 
 
 def _counts(path: Path, values: np.ndarray) -> np.ndarray:

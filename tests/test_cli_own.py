@@ -317,6 +317,7 @@ def test_a_program_of_two_functions_is_judged_drawn_and_refined(name, capsys):
     said = capsys.readouterr().out
     assert f"nats once, {shared['b'] / figures['rows']:.2f} for each of" in said
     assert "nats per datum, 1/36 of the KL of globals in it" in said
+    assert figures["num_samples"] == 21 and "median; k > 0.7 for " in said
     assert run("generate run -n 3") == 0
     with np.load("run/samples.npz") as arrays:
         assert arrays["x"].shape == (3, 5)

@@ -23,6 +23,7 @@ def compare(
     split: Split | None = None,
     rows: int | None = None,
     num_particles: int = 1000,
+    num_global_samples: int = 21,
     seed: int = 0,
     device: str = "auto",
     out: str | None = None,
@@ -38,6 +39,7 @@ def compare(
             `pv.fit`.
         rows: only so many data from the start; null is all.
         num_particles: importance samples per datum behind the log-likelihood.
+        num_global_samples: draws of the global latents, where there are any.
         seed: of the estimates, the same for each run.
         device: auto, cpu, cuda or cuda:N.
         out: folder to write to; null is a fresh one, runs/compare.
@@ -58,7 +60,13 @@ def compare(
         x = rows_to_judge(program, settings, split, seed, count)
         kinds[run] = observed_kinds(program, x, "compare")
         torch.manual_seed(seed)
-        scored[run] = pv.log_likelihood(program, x, num_particles=num_particles, progress=progress)
+        scored[run] = pv.log_likelihood(
+            program,
+            x,
+            num_particles=num_particles,
+            num_global_samples=num_global_samples,
+            progress=progress,
+        )
     _tell_of_other_densities(kinds)
     found = paired({run: each.log_prob.double().cpu() for run, each in scored.items()})
     for run, row in found.items():

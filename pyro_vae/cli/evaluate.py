@@ -34,6 +34,7 @@ def evaluate(
     split: Split | None = None,
     rows: int | None = None,
     num_particles: int = 1000,
+    num_global_samples: int = 21,
     seed: int = 0,
     device: str = "auto",
     progress: bool = True,
@@ -56,6 +57,7 @@ def evaluate(
             file than that of the training and for a run of `pv.fit`.
         rows: only so many data from the start; null is all.
         num_particles: importance samples per datum behind the log-likelihood.
+        num_global_samples: draws of the global latents, where there are any.
         seed: of the estimates.
         device: auto, cpu, cuda or cuda:N.
         progress: show a progress bar.
@@ -64,7 +66,7 @@ def evaluate(
     split = chosen_split(split, settings)
     count = None if rows is None else positive("rows", rows)
     x = rows_to_judge(loaded, settings, split, seed, count)
-    figures = judge(loaded, x, num_particles, seed, progress)
+    figures = judge(loaded, x, num_particles, seed, progress, num_global_samples)
     if kind_of(settings["model"]) in ("sequences", "sentences"):
         steps = pv.per_step(loaded, x)
         error = steps.bound_stderr if figures["rows"] > 1 else None
@@ -122,11 +124,24 @@ def diagnose(
     say(f"\nwritten to {path} and {path.with_suffix('.png').name}")
 
 
-def judge(program: Any, x: Any, num_particles: int, seed: int, progress: bool) -> dict[str, Any]:
+def judge(
+    program: Any,
+    x: Any,
+    num_particles: int,
+    seed: int,
+    progress: bool,
+    num_global_samples: int = 21,
+) -> dict[str, Any]:
     """Return the figures of one evaluation, ready for JSON."""
     start = time.perf_counter()
     torch.manual_seed(seed)
-    scored = pv.log_likelihood(program, x, num_particles=num_particles, progress=progress)
+    scored = pv.log_likelihood(
+        program,
+        x,
+        num_particles=num_particles,
+        num_global_samples=num_global_samples,
+        progress=progress,
+    )
     draws = _draws_of_globals(program, x, seed)
     with holding(pv.Program.of(program), draws):
         elbo = pv.elbo(program, x)
@@ -136,13 +151,20 @@ def judge(program: Any, x: Any, num_particles: int, seed: int, progress: bool) -
         "elbo": float(elbo.mean()),
         "elbo_stderr": error,
         "log_likelihood": scored.mean,
-        "log_likelihood_stderr": scored.stderr if len(elbo) > 1 else None,
+        "log_likelihood_stderr": finite(scored.stderr) if len(elbo) > 1 else None,
         "num_particles": num_particles,
-        "median_ess": float(median(scored.ess)),
+        "num_samples": scored.samples,
+        "median_ess": finite(float(median(scored.ess))),
+        "share_k_above_0.7": finite(scored.untrusted),
         "seed": seed,
     }
     figures |= _parts_of_elbo(program, x, seed, draws, progress)
     return figures | {"seconds": time.perf_counter() - start}
+
+
+def finite(figure: float) -> float | None:
+    """Return a figure as JSON has it: None where it is not known."""
+    return figure if math.isfinite(figure) else None
 
 
 _Draws = list[dict[str, Tensor]]  # of the globals, by site

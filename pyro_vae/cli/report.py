@@ -69,6 +69,13 @@ def _rows(figures: dict[str, Any]) -> list[_Row]:
             "log-likelihood", "log_likelihood", f"nats per datum, K = {figures['num_particles']}"
         ),
     ]
+    if figures.get("median_ess") is not None:
+        share = figures["share_k_above_0.7"]
+        told = "k unknown" if share is None else f"k > 0.7 for {100 * share:.1f} % of the data"
+        of_all = f" of {figures['num_samples']}"
+        rows.append(
+            ("effective samples", f"{figures['median_ess']:.2f}", of_all, f"median; {told}")
+        )
     if "per_step" in figures:
         note = "nats, minus the sum of ELBOs / steps"
         rows.insert(1, value("bound per step", "per_step", note))

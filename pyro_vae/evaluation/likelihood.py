@@ -153,7 +153,7 @@ def log_likelihood(
     data: Any,
     *,
     num_particles: int = 5000,
-    num_global_samples: int = 10,
+    num_global_samples: int = _DRAWS_FOR_K,
     progress: bool = True,
 ) -> LogLikelihood:
     r"""Estimate the log-likelihood of each datum by importance sampling from the guide.
@@ -179,7 +179,8 @@ def log_likelihood(
         program: Anything with ``.model`` and ``.guide``; weights run in eval mode.
         data: One row per datum, ``(N, ...)``, or a ``Dataset``, a ``DataLoader``, batches to come.
         num_particles: K, importance samples per datum (per draw of the globals).
-        num_global_samples: S, draws of the global latents, where there are any.
+        num_global_samples: S, draws of the global latents, where there are any; fewer than 21
+            tell no Pareto shape of the means at them.
         progress: Show a progress bar of what takes more than two seconds.
 
     Returns:

@@ -272,6 +272,11 @@ class Program(nn.Module):
         return self._functions[1]
 
     @property
+    def moves_data(self) -> bool:
+        """Whether the datum comes in another dimension than the first (``dim``)."""
+        return bool(self._options["dim"])
+
+    @property
     def source(self) -> Any:
         """The object that was read as a program; the program itself for two functions."""
         return self if self._source is None else self._source
@@ -325,6 +330,11 @@ class Program(nn.Module):
         self.values = self.own.values
 
     # -- reading ---------------------------------------------------------------------------------
+
+    def extra_repr(self) -> str:
+        """Return how the last batch was read, once one was."""
+        last = self.reader.last
+        return "" if last is None else last.told(self.reader.rows_read, self._options["dim"])
 
     @property
     def sites(self) -> Sites:

@@ -11,6 +11,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_vae.arguments import counted
 from pyro_vae.errors import DataError, ProgramError, PyroVaeError
 from pyro_vae.program import checks
 from pyro_vae.program.batches.batch import (
@@ -22,6 +23,7 @@ from pyro_vae.program.batches.batch import (
     check_finite,
     map_batch,
     named_arguments,
+    named_arrays,
     num_rows,
     signature,
     signs_of,
@@ -31,6 +33,7 @@ from pyro_vae.program.batches.counters import Counters, looks_of
 from pyro_vae.program.densities.joint import Joint
 from pyro_vae.program.densities.terms import nesting
 from pyro_vae.program.handlers import (
+    PLATE,
     DrawnRows,
     data_frame,
     is_data,
@@ -79,6 +82,7 @@ from pyro_vae.program.sites.plates import (
     DataPlate,
     OneDatum,
     find_plate,
+    plate_around,
     shown_canonically,
     widened,
     with_name_in_guide,
@@ -206,6 +210,7 @@ class Reader:
             model, guide = self.runs.once(batch, drawn)
             looks = looks_of((model, guide))
             plate = self._find_plate(model, guide, batch)
+            self._tell_of_plate_around(model, plate, batch)
             self._show(model, guide, plate, batch)
             checks.check_pair(model, guide)
             of_batch = partial(self._carriers, batch), partial(self._summed, guide, batch)
@@ -535,6 +540,24 @@ class Reader:
         sites = (site for _, site in sample_sites(model) if observes(site))
         wide = any(widened(site, plate.dim) is not None for site in sites)
         return with_name_in_guide(replace(plate, wide=wide), model, guide, num_rows(batch))
+
+    def _tell_of_plate_around(self, model: Trace, plate: DataPlate, batch: Batch) -> None:
+        """Warn where another plate may be that of the data: time, or words, come first then."""
+        if plate.name in (PLATE, self.runs.plate) or self._program.moves_data:
+            return
+        around = None if isinstance(plate, OneDatum) else plate_around(model, plate)
+        if around is None:
+            return
+        shapes = [leaf.shape for _, leaf in named_arrays(batch)]
+        dims = [d for shape in shapes for d in range(1, len(shape)) if shape[d] == around.size]
+        if dims:
+            self.told.warn(
+                ("rows", plate.name),
+                f"the rows of the data are read along dimension 0, {num_rows(batch)} of plate "
+                f"{plate.name!r}; that stands inside plate {around.name!r}, of "
+                f"{counted(around.size, 'row')} and latents of its own: if these are the data, "
+                f"pv.Program(model, guide, dim={dims[0]}); if not, plate={plate.name!r} says so",
+            )
 
     def _show(self, model: Trace, guide: Trace, plate: DataPlate, batch: Batch) -> None:
         for trace in (model, guide):

@@ -162,3 +162,51 @@ def test_units_of_a_datum_that_stand_in_no_plate_are_its_own():
     assert error.max() < 5 * 0.634 / 24**0.5  # 120 draws count as 24 at least: 21 means, 1e-5
     assert pv.encode(program, x).shape == pv.reconstruct(program, x).shape == (7, 3)
     assert torch.allclose(pv.encode(program, x), 0.8 * x)
+
+
+def words_first(words, documents):
+    """As Pyro's example of LDA: a column of the data is a document; no plate is named "data"."""
+
+    def model(x):
+        share = pyro.sample("share", dist.Beta(1.0, 1.0))
+        with pyro.plate("documents", documents):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.plate("words", words):
+                pyro.sample("x", dist.Normal(z * share, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("share", dist.Beta(2.0, 2.0))
+        with pyro.plate("documents", documents):
+            pyro.sample("z", dist.Normal(pyro.param("slope", torch.tensor(0.5)) * x.mean(0), 1.0))
+
+    return model, guide
+
+
+def test_a_program_says_how_it_was_read():
+    x = torch.randn(4, 9)
+    program = pv.Program(*words_first(4, 9), dim=1)
+    assert "read from" not in repr(program)
+    pv.elbo(program, x)
+    told = [line.strip() for line in repr(program).splitlines()]
+    assert told[1:5] == [
+        "read from 9 rows along dimension 1, plate 'documents' (dim=-1)",
+        "local: z",
+        "global: share",
+        "observed: x",
+    ]
+    whole = pv.Program(*words_first(4, 9), whole=True)
+    pv.elbo(whole, x)
+    assert "read as one datum: no plate holds the data\n  global: share, z" in repr(whole)
+
+
+@pytest.mark.parametrize("told", [{}, {"dim": 1}, {"plate": "words"}])
+def test_rows_that_stand_inside_another_plate_are_told_of(told):
+    """Words taken for documents: 4 numbers of them, and a latent of each document for a global."""
+    program = pv.Program(*words_first(4, 9), **told)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pv.fit(program, torch.randn(4, 9), epochs=1, compile=False)
+        pv.elbo(program, torch.randn(4, 9))
+    said = [str(each.message) for each in caught if "stands inside plate" in str(each.message)]
+    assert len(said) == (0 if told else 1)
+    assert told or ("4 of plate 'words'" in said[0] and "dim=1" in said[0])

@@ -175,6 +175,27 @@ def find_plate(model: Trace, rows: int, wanted: str | None, before: str | None =
     return DataPlate(name, frame.dim, sized=frame.size != -1)
 
 
+def plate_around(model: Trace, plate: DataPlate) -> CondIndepStackFrame | None:
+    """Return a plate around all that the data plate holds, and around latents besides; else None.
+
+    Its rows may be the data, and those of the data plate the units of one.
+
+    Arguments:
+        model: As the program's own functions left it.
+        plate: That of the data.
+    """
+    sites = [site for _, site in sample_sites(model) if not site_is_subsample(site)]
+    frames = [{frame.name: frame for frame in _frames_of(site)} for site in sites]
+    inside = [set(each) for each in frames if plate.name in each]
+    around = set.intersection(*inside) - {plate.name} if inside else set()
+    latents = [
+        each
+        for each, site in zip(frames, sites, strict=True)
+        if plate.name not in each and not site["is_observed"]
+    ]
+    return next((each[name] for each in latents for name in sorted(around & set(each))), None)
+
+
 def with_name_in_guide(plate: DataPlate, model: Trace, guide: Trace, rows: int) -> DataPlate:
     """Return the data plate with the name that the guide gives it, where it is another one.
 

@@ -7,6 +7,7 @@ from typing import Any
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_vae.arguments import counted
 from pyro_vae.errors import ProgramError
 from pyro_vae.program import checks
 from pyro_vae.program.densities.enumeration import can_be_listed, can_be_summed
@@ -21,7 +22,9 @@ from pyro_vae.program.handlers import (
 )
 from pyro_vae.program.looks.findings import Dependence
 from pyro_vae.program.sites.observed import Binding
-from pyro_vae.program.sites.plates import DataPlate, data_dim
+from pyro_vae.program.sites.plates import DataPlate, OneDatum, data_dim
+
+_NAMED = 6  # sites of a role that are told by name
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,27 @@ class Sites:
         """The local latents that are not discrete."""
         return tuple(name for name in self.local if name not in self.discrete)
 
+    def told(self, rows: int, dim: int) -> str:
+        """Return how a batch was read, in lines: its plate, and the sites by role.
+
+        Arguments:
+            rows: B.
+            dim: The dimension of the batch's tensors that counts the data.
+        """
+        head = "read as one datum: no plate holds the data"
+        if not isinstance(self.plate, OneDatum):
+            head = (
+                f"read from {counted(rows, 'row')} along dimension {dim}, plate "
+                f"{self.plate.name!r} (dim={self.plate.dim})"
+            )
+        roles = {
+            "local": self.local,
+            "summed out": self.enumerated,
+            "global": self.global_,
+            "observed": self.observed,
+        }
+        return "\n".join([head, *(f"{role}: {_few(n)}" for role, n in roles.items() if n)])
+
     def binding(self, site: str) -> Binding:
         """Return where a site's value comes from.
 
@@ -115,6 +139,11 @@ class Sites:
             binding = self.binding(site)
             given[binding.key] = binding.write(given[binding.key], value)
         return tuple(given[i] for i in range(len(args))), {name: given[name] for name in kwargs}
+
+
+def _few(names: tuple[str, ...]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def read_sites(

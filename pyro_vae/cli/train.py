@@ -152,7 +152,7 @@ def train(
             objective=OBJECTIVES[chosen](settings, loaded.drawn("valid", seed, 1000)),
             epochs=epochs,
             **size,
-            lr=lr,
+            lr=lr if momentum == 0.9 else None,
             optimizer=_adam(lr, number("momentum", momentum, "[0, 1)")),
             lr_schedule=pv.schedules.cosine(1.0, 0.02) if lr_schedule == "cosine" else 1.0,
             beta=pv.schedules.linear(0.0, beta, over=warmup) if warmup else beta,

@@ -84,7 +84,7 @@ def fit(
     epochs: int | None = None,
     batch_size: int = 128,
     accumulate: int = 1,
-    lr: float = 1e-3,
+    lr: float | None = None,
     optimizer: Any = None,
     lr_schedule: Schedule | float = 1.0,
     clip_norm: float | None = None,
@@ -180,10 +180,12 @@ def fit(
             for its gradient is a part's alone, and the step is that of the whole batch (each part
             draws noise of its own; batch normalisation, and objectives that compare the rows of a
             batch, see those of a part).
-        lr: Learning rate of the default optimizer, Adam.
+        lr: Learning rate of the default optimizer, Adam, or of a class; None is 1e-3. An optimizer
+            that has a rate of its own takes none.
         optimizer: In place of it: a factory ``parameters -> torch.optim.Optimizer``; a class of
-            ``torch.optim``, which gets ``lr``; a torch optimizer over the program's parameters,
-            used as it is; a ``pyro.optim`` optimizer, with its clipping and functions of names.
+            ``torch.optim`` or ``pyro.optim``, which gets ``lr``; a torch optimizer over the
+            program's parameters, used as it is; a ``pyro.optim`` optimizer, with its clipping and
+            functions of names.
         lr_schedule: Multiplier of the learning rate, a function of the progress in [0, 1]. A rate
             that a callback or a scheduler of ``torch.optim`` sets is the one that it multiplies.
         clip_norm: Largest global norm of the gradient.
@@ -278,7 +280,7 @@ def fit(
             judged = _prepare_valid(wrapped, valid, batch_size, feed, world)
             _check_parts(wrapped, first, feed.size, accumulate)
         weights = beta_schedule(beta, wrapped.sites.local)
-        factory = as_factory(adam(lr) if optimizer is None else optimizer, wrapped, first, lr)
+        factory = adam(lr) if optimizer is None else as_factory(optimizer, wrapped, first, lr)
         chosen = _chosen(objective, patience, world, wrapped.sites)
         folder = _folder(out, bool(resume), world, events=logger is None)
         stepper = Stepper(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+import pyro.optim
 import torch
 from pyro.optim.optim import PyroOptim
 from pyro.params.param_store import (
@@ -17,7 +18,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_vae.arguments import counted, number
+from pyro_vae.arguments import counted, number, shown
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.objectives.objective import OptimizerFactory
 from pyro_vae.program.batches.batch import Batch
@@ -27,34 +28,64 @@ from pyro_vae.torch_private import step_hooks
 
 _FORMS = (
     "a factory parameters -> torch.optim.Optimizer, a class of torch.optim, a torch optimizer over "
-    "the program's parameters, or a pyro.optim optimizer"
+    "the program's parameters, or a pyro.optim optimizer; a schedule of the rate is lr_schedule="
 )
 
 
-def as_factory(optimizer: Any, program: Program, batch: Batch, lr: float) -> OptimizerFactory:
+def rate(lr: float | None) -> float:
+    """Return the learning rate that is meant: 1e-3 where none was given."""
+    return 1e-3 if lr is None else number("lr", lr, "(0, inf)")
+
+
+def as_factory(
+    optimizer: Any, program: Program, batch: Batch, lr: float | None
+) -> OptimizerFactory:
     """Return any form of an optimizer as a factory.
 
     Arguments:
-        optimizer: A factory (a ``functools.partial`` of a class, say); a class, which gets ``lr``;
-            a ``torch.optim.Optimizer`` over parameters of the program, used as it is; a
-            ``pyro.optim`` optimizer, whose arguments may be functions of Pyro's parameter names.
+        optimizer: A factory (a ``functools.partial`` of a class, say); a class or one of
+            ``pyro.optim`` that was not called, which get ``lr``; a ``torch.optim.Optimizer`` over
+            parameters of the program, used as it is; a ``pyro.optim`` optimizer, whose arguments
+            may be functions of Pyro's parameter names.
         program: What is trained.
         batch: One to find Pyro's names on.
-        lr: Learning rate of a class.
+        lr: Learning rate of a class; all others have their own, and take None.
 
     Raises:
-        ConfigError: None of these, or a kind that steps in another way.
+        ConfigError: None of these, a kind that steps in another way, or two learning rates.
     """
+    if _of_pyro(optimizer):
+        return as_factory(optimizer({"lr": rate(lr)}), program, batch, None)
     if isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer):
         kind: Any = optimizer
-        return checked(partial(kind, lr=number("lr", lr, "(0, inf)")))
-    if isinstance(optimizer, torch.optim.Optimizer):
+        return checked(partial(kind, lr=rate(lr)))
+    ready = isinstance(optimizer, torch.optim.Optimizer)
+    if _is_schedule(optimizer) or not (ready or callable(optimizer)):
+        raise ConfigError(f"optimizer: got {optimizer!r}, expected {_FORMS}")
+    if lr is not None:
+        raise ConfigError(
+            f"lr: got {shown(lr)}, and the optimizer that is given "
+            f"({getattr(optimizer, '__name__', type(optimizer).__name__)}) has a learning rate of "
+            "its own; leave lr out, or give a class, as optimizer=torch.optim.AdamW"
+        )
+    if ready:
         return _ready(optimizer)
     if isinstance(optimizer, PyroOptim):
         return checked(_from_pyro(optimizer, program, batch))
-    if callable(optimizer) and not isinstance(optimizer, LRScheduler):
-        return checked(optimizer)
-    raise ConfigError(f"optimizer: got {optimizer!r}, expected {_FORMS}")
+    return checked(optimizer)
+
+
+def _is_schedule(optimizer: Any) -> bool:
+    """Return whether this is a schedule of the learning rate, or the class or function of one."""
+    name = getattr(optimizer, "__name__", "")
+    return isinstance(optimizer, LRScheduler) or hasattr(torch.optim.lr_scheduler, name)
+
+
+def _of_pyro(optimizer: Any) -> bool:
+    """Return whether this is an optimizer of Pyro's that waits for its arguments."""
+    # They are functions there, of an optimizer's arguments alone, as its schedules are.
+    own = getattr(pyro.optim, getattr(optimizer, "__name__", ""), None) is optimizer
+    return own and not isinstance(optimizer, type) and not _is_schedule(optimizer)
 
 
 def checked(factory: Callable[..., Any]) -> OptimizerFactory:
@@ -63,7 +94,7 @@ def checked(factory: Callable[..., Any]) -> OptimizerFactory:
     Raises:
         ConfigError: It is an optimizer of Pyro's, which goes by names of a program's parameters.
     """
-    if isinstance(factory, PyroOptim):
+    if isinstance(factory, PyroOptim) or _of_pyro(factory):
         raise ConfigError(
             "optimizer: got a pyro.optim optimizer for an update of an objective, expected a "
             "factory, as functools.partial(torch.optim.Adam, lr=1e-3)"

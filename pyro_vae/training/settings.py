@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.arguments import number, shown, takes_one
+from pyro_vae.arguments import shown, takes_one
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.objectives.objective import (
     Objective,
@@ -31,6 +31,7 @@ from pyro_vae.training.fingerprints import (
     describe_schedule,
 )
 from pyro_vae.training.loader_feed import LoaderFeed
+from pyro_vae.training.optimizers import rate
 from pyro_vae.training.schedule_arguments import warn_of_counts, warn_of_rates
 from pyro_vae.training.schedules import Schedule, as_schedule
 from pyro_vae.training.step import Stepper
@@ -54,8 +55,8 @@ _NO_OPTION = {
 }
 
 
-def adam(lr: float) -> OptimizerFactory:
-    """Return the factory of the default optimizer, Adam in one fused kernel.
+def adam(lr: float | None) -> OptimizerFactory:
+    """Return the factory of the default optimizer, Adam in one fused kernel; None is 1e-3.
 
     Raises:
         ConfigError: A learning rate that is not positive.
@@ -65,7 +66,7 @@ def adam(lr: float) -> OptimizerFactory:
             f"lr: got {shown(lr)}, expected a number; a function of the progress is lr_schedule=, "
             "which lr is multiplied by"
         )
-    return partial(Adam, lr=number("lr", lr, "(0, inf)"))
+    return partial(Adam, lr=rate(lr))
 
 
 def check_schedules(beta: KLWeight, lr_schedule: float | Schedule) -> None:

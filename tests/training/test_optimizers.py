@@ -121,7 +121,8 @@ def _copy(net):
 
 TORCH = {
     "class": (torch.optim.SGD, {"lr": 0.1}),
-    "partial": (partial(torch.optim.SGD, lr=0.1), {"lr": 7.0}),
+    "function of Pyro's": (pyro.optim.SGD, {"lr": 0.1}),
+    "partial": (partial(torch.optim.SGD, lr=0.1), {}),
     "lambda": (lambda p: torch.optim.SGD(p, lr=0.1), {}),
     "ready": (Over(lambda p: torch.optim.SGD(p, lr=0.1)), {}),
     "two groups": (
@@ -147,8 +148,24 @@ def test_a_ready_optimizer_over_some_parameters_moves_these_alone():
 
 
 @pytest.mark.parametrize(
+    "optimizer",
+    [
+        partial(torch.optim.SGD, lr=0.1),
+        Over(lambda p: torch.optim.SGD(p, lr=0.1)),
+        pyro.optim.SGD({"lr": 0.1}),
+    ],
+    ids=["partial", "ready", "pyro"],
+)
+def test_a_rate_beside_an_optimizer_that_has_its_own_is_refused(optimizer):
+    with pytest.raises(ConfigError, match=r"lr: got 7\.0, and the .* \(\w+\) has a .* own; leave"):
+        ours(optimizer, 1, lr=7.0)
+
+
+@pytest.mark.parametrize(
     ("optimizer", "objective", "match"),
     [
+        (pyro.optim.ExponentialLR, None, "a schedule of the rate is lr_schedule="),
+        (torch.optim.lr_scheduler.StepLR, None, "a schedule of the rate is lr_schedule="),
         (torch.optim.SGD(nn.Linear(4, 5).parameters()), None, r"2 of .* of shape \(5, 4\)"),
         (
             pyro.optim.ExponentialLR(
@@ -166,7 +183,16 @@ def test_a_ready_optimizer_over_some_parameters_moves_these_alone():
             "several updates takes a factory",
         ),
     ],
-    ids=["strange", "scheduler", "lbfgs", "none", "text", "two updates"],
+    ids=[
+        "pyro's schedule",
+        "torch's schedule",
+        "strange",
+        "scheduler",
+        "lbfgs",
+        "none",
+        "text",
+        "two updates",
+    ],
 )
 def test_what_is_refused_says_why(optimizer, objective, match):
     net = programs.CASES["vae"].build()

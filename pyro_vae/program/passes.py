@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from pyro_vae.arguments import positive
+from pyro_vae.arguments import counted, positive
 from pyro_vae.errors import ProgramError
 from pyro_vae.heap import keep_freed_blocks, released
 from pyro_vae.program.batches.batch import (
@@ -93,6 +93,12 @@ class Verb:
         """
         if self.each:
             require_each(sites.dependence, self.name)
+            for plate, (held, size) in sites.parts_weighed.items():
+                raise ProgramError(
+                    f"{self.name}: the plate {plate!r} holds {held} of its {counted(size, 'row')} "
+                    "(subsample=), weighed by N/B, which is a density of no data; give the plate "
+                    "all its rows"
+                )
         if self.guide:
             require_posteriors(sites.dependence, self.name)
         if self.guide == "weight":

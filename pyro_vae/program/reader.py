@@ -232,6 +232,7 @@ class Reader:
             draws_rows=draws_rows,
             takes_part=draws_rows and not (frame and frame.size == num_rows(batch)),
             parts_beside=_beside(plate, drawn),
+            parts_weighed=_weighed(model),
         )
         if self._contrasts.more_in(batch):
             self._layouts = {}  # those were read from rows that told less
@@ -602,3 +603,17 @@ def _beside(plate: DataPlate, drawn: DrawnRows) -> dict[str, tuple[int, int]]:
     """Return the plates that draw some of their rows, but that of the batch's rows."""
     own = () if isinstance(plate, OneDatum) else (plate.name, plate.in_guide)
     return {name: rows for name, rows in drawn.plates.items() if name not in own}
+
+
+def _weighed(model: Trace) -> dict[str, tuple[int, int]]:
+    """Return the plates but that of the batch's rows that hold some of their rows, weighed by N/B.
+
+    Arguments:
+        model: Its data plate under the canonical name.
+    """
+    frames = [frame for _, site in sample_sites(model) for frame in site["cond_indep_stack"]]
+    return {
+        PLATE if frame.name == f"{PLATE}_" else frame.name: (frame.size, frame.full_size)
+        for frame in frames
+        if frame.name != PLATE and frame.full_size not in (None, frame.size)
+    }

@@ -1,6 +1,7 @@
 """Programs at the edges: each was once answered wrongly."""
 
 import math
+from contextlib import nullcontext
 
 import pyro
 import pyro.distributions as dist
@@ -85,31 +86,31 @@ def test_a_tiled_program_that_subsamples_is_refused():
             verb(program, x)
 
 
-def captured_minibatch():
+def captured_minibatch(**part):
     rows = torch.randn(40)
 
     def model():
         m = pyro.sample("m", dist.Normal(0.0, 1.0))
-        with pyro.plate("rows", 40, subsample_size=10) as i:
+        with pyro.plate("rows", 40, **part) as i:
             pyro.sample("x", dist.Normal(m, 1.0), obs=rows[i])
 
     return model, ()
 
 
-def looped_minibatch():
+def looped_minibatch(**part):
     def model(x):
         m = pyro.sample("m", dist.Normal(0.0, 1.0))
-        for i in pyro.plate("rows", len(x), subsample_size=10):
+        for i in pyro.plate("rows", len(x), **part):
             pyro.sample(f"x_{i}", dist.Normal(m, 1.0), obs=x[i])
 
     return model, torch.randn(40)
 
 
-def minibatch_of_columns():
+def minibatch_of_columns(**part):
     def model(x):
         with pyro.plate("data", len(x), dim=-2):
             m = pyro.sample("m", dist.Normal(0.0, 1.0))
-            with pyro.plate("rows", x.shape[1], subsample_size=10, dim=-1) as i:
+            with pyro.plate("rows", x.shape[1], **part, dim=-1) as i:
                 pyro.sample("x", dist.Normal(m, 1.0), obs=x[:, i])
 
     return model, torch.randn(8, 40)
@@ -118,7 +119,7 @@ def minibatch_of_columns():
 @pytest.mark.parametrize("made", [captured_minibatch, looped_minibatch, minibatch_of_columns])
 def test_whatever_draws_a_minibatch_of_its_own_trains_and_is_not_judged(made):
     """Weighed by N/B, a part of the data had been taken for all of them: a likelihood of none."""
-    model, data = made()
+    model, data = made(subsample_size=10)
     guide = AutoNormal(model) if made is minibatch_of_columns else AutoDelta(model)
     program = pv.Program(model, guide)
     with pytest.warns(
@@ -128,6 +129,22 @@ def test_whatever_draws_a_minibatch_of_its_own_trains_and_is_not_judged(made):
     verbs = pv.elbo, pv.log_likelihood, pv.ais, pv.refine, pv.gaps, pv.diagnose, pv.encode, pv.infer
     for verb in (*verbs, lambda some, _: pv.bdmc(some, 2)):
         with pytest.raises(ProgramError, match=r"'rows' draws 10 of its 40 rows.*subsample_size"):
+            verb(program, data)
+
+
+@pytest.mark.parametrize("made", [captured_minibatch, looped_minibatch, minibatch_of_columns])
+def test_a_part_that_the_program_names_itself_has_a_bound_and_no_likelihood(made):
+    """Weighed by N/B it stands for all in training; its density is that of no data."""
+    model, data = made(subsample=torch.arange(10))
+
+    def guide(*args):
+        with nullcontext() if made is not minibatch_of_columns else pyro.plate("data", 8, dim=-2):
+            pyro.sample("m", dist.Normal(0.0, 0.5))
+
+    program = pv.Program(model, guide)
+    assert pv.elbo(program, data).isfinite().all()
+    for verb in (pv.log_likelihood, pv.ais, pv.refine):
+        with pytest.raises(ProgramError, match=r"'rows' holds 10 of its 40 rows .*subsample="):
             verb(program, data)
 
 

@@ -903,3 +903,35 @@ def test_classes_beyond_the_channels_of_images_seen_are_no_lengths():
     program = pv.Program(model, lambda x, label: None)
     pv.elbo(program, (torch.ones(6, 1, 2, 2), torch.tensor([1, 0, 1, 1, 1, 1])))
     assert (pv.generate(program, 1, given={"label": 3}) - 3).abs().max() < 0.1
+
+
+def counting(x, mask, ends):
+    """A count that goes on at the steps inside the mask alone."""
+    inside = mask.flatten(2)[..., 0] if mask.dim() > 2 else mask
+    with pyro.plate("data", len(x)):
+        count = torch.zeros(len(x))
+        for t in range(x.shape[1]):
+            count = torch.where(inside[:, t] > 0, count + 1, count)
+            pyro.sample(f"x_{t}", dist.Normal(count, 0.01), obs=x[:, t])
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("ends", [[6, 6, 3], [8, 1, 2]])
+def test_a_mask_that_is_left_out_follows_the_lengths_that_are_given(ends, wide):
+    lengths, ends = torch.tensor([2, 3, 4, 5] * 5), torch.tensor(ends)
+    program, mask = pv.Program(counting, lambda *_: None), torch.arange(6) < lengths[:, None]
+    mask = mask[..., None].expand(-1, -1, 2).float() if wide else mask
+    pv.elbo(program, (torch.rand(20, 6), mask, lengths))
+    drawn = pv.generate(program, 3, given={"ends": ends})
+    found = torch.stack([drawn[f"x_{t}"] for t in range(len(drawn))], 1)
+    steps = torch.arange(1, max(6, int(ends.max())) + 1)
+    assert (found - torch.minimum(steps, ends[:, None])).abs().max() < 0.1
+
+
+def test_a_mask_of_its_own_beside_lengths_is_asked_for():
+    lengths, mask = torch.tensor([2, 3, 4, 6] * 5), torch.eye(6).bool()[torch.arange(20) % 6]
+    program = pv.Program(counting, lambda *_: None)
+    pv.elbo(program, (torch.ones(20, 6), mask, lengths))  # x is 0 or 1 too, and drawn
+    with pytest.raises(DataError, match=r"has 'ends' and lacks 'mask'.*give 'mask' too"):
+        pv.generate(program, 20, given={"ends": lengths})
+    assert len(pv.generate(program, 20, given={"ends": lengths, "mask": mask})) == 6

@@ -1,7 +1,7 @@
 """Rows that a program has seen: examples of its data, and inputs to generate for."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +20,7 @@ from pyro_vae.program.batches.batch import (
     num_rows,
     under_handlers,
 )
-from pyro_vae.program.batches.lengths import in_rows, with_steps
+from pyro_vae.program.batches.lengths import in_rows, with_masks, with_steps
 from pyro_vae.program.batches.sparse_rows import SparseRows
 from pyro_vae.program.checks import is_meta
 from pyro_vae.program.passes import bytes_per_row
@@ -212,7 +212,8 @@ class Examples:
             raise DataError(
                 f"given: lacks the model's argument {missing[0]!r}, {counted(n, 'row')}"
             )
-        complete = {**{name: known[name] for name in needed}, **given}
+        left_out = {name: known[name] for name in needed}
+        complete = {**with_masks(left_out, given, self._seen(), self._drawn), **given}
         places = list(known)[: len(args)]
         if kwargs or set(complete) != set(places):
             return complete
@@ -231,6 +232,13 @@ class Examples:
         """Return whether lengths are given beyond the steps of the data seen."""
         example = None if self._first_rows is None else self.example(1)
         return example is not None and with_steps(example, given, self._seen()) is not example
+
+    def _drawn(self) -> Collection[str]:
+        """Return the arguments that are drawn anew; all, where a site may observe any of them."""
+        sites = self._program.sites
+        if set(sites.observed) - sites.bindings.keys():
+            return self.arguments
+        return self.observed(self.example())
 
     def _seen(self) -> Mapping[str, Any]:
         """Return the arguments of the rows that are remembered, or of an example, by name."""

@@ -1,5 +1,6 @@
 """Posterior collapse, measured: KL per site and unit, active units, information."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -38,6 +39,7 @@ from pyro_vae.program.judged import Judged
 from pyro_vae.program.passes import Pass, Verb
 from pyro_vae.program.program import Program
 from pyro_vae.program.sites.masks import is_masked
+from pyro_vae.program.sites.plates import data_dim
 
 _LOOKED_AT = 2048  # rows, at least, where the data have so many
 _MOST_ROWS = 10_000  # behind the aggregate posterior of Gaussians
@@ -111,6 +113,7 @@ def diagnose(
                 sums.note(piece, terms)
             sums.add(terms, scales)
             sums.add_prior(piece, terms)
+            sums.add_others(piece, terms)
             sums.add_summed(piece, particles)
             if long:
                 held.add(piece.batch)
@@ -162,6 +165,7 @@ class _Sums:
 
     def __init__(self) -> None:
         self.rows = 0
+        self.others = 0  # of them, those that have met the code of another
         self.sums: dict[tuple[str, str], Tensor] = {}  # (quantity, site)
         self.facts: dict[str, Any] = {}
         self.masked: set[str] = set()  # of the latents that are summed out
@@ -217,6 +221,25 @@ class _Sums:
             names = [name for name, site in sites.items() if is_data(site)]
             self.facts["observed"] = {name: _kind(sites[name]["fn"]) for name in names}
         self.masked |= {name for name in piece.sites.enumerated if is_masked(sites[name])}
+
+    def add_others(self, piece: Pass, terms: Terms) -> None:
+        """Add the reconstruction of each datum from the code of another, of the same pass."""
+        rows, joint = terms.batch_size, piece.joint
+        if rows < 2:
+            return
+        with torch.random.fork_rng(cuda_devices(piece.batch)):  # other draws are as without it
+            sites = dict(sample_sites(joint.guide_trace(1)))
+            order = torch.randperm(rows)
+        other = torch.empty_like(order).index_copy(0, order, order.roll(1))  # no datum is its own
+        codes = {}
+        for name in terms.latents:
+            value, event = sites[name]["value"], len(sites[name]["fn"].event_shape)
+            codes[name] = value.index_select(data_dim(sites[name]) - event, other.to(value.device))
+        log_p = joint.fixing(codes).model_log_p({}, 1)
+        told = sum(value.double().sum() for name, value in log_p.items() if name not in codes)
+        assert isinstance(told, Tensor)  # a program observes something
+        self.others += rows
+        self._put("other_reconstruction", "", told)
 
     def add_summed(self, piece: Pass, particles: int) -> None:
         """Add what is known of the latents that are summed out, at draws of the guide."""
@@ -280,6 +303,7 @@ class _Sums:
             reconstruction=(self.sums["reconstruction", ""] / n).item(),
             kl_stderr={name: value.sqrt().item() for name, value in spread.items()},
             prior_reconstruction=(self.sums["prior_reconstruction", ""] / n).item(),
+            other_reconstruction=self._other(),
             posterior_variance=self._in_order(self.moments.spread()),
             histogram=self._in_order(self.moments.histogram()),
             summed=self._summed(),
@@ -292,6 +316,10 @@ class _Sums:
             global_kl_stderr=shared.stderr,
             **self.facts,
         )
+
+    def _other(self) -> float:
+        total = self.sums.get(("other_reconstruction", ""))
+        return math.nan if total is None else (total / self.others).item()
 
     def _in_order(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return figures of sites in the order of the model, which a plot's colours follow."""

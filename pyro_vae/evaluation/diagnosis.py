@@ -41,6 +41,9 @@ class Diagnosis(Answer):
         kl_stderr: Per site, the standard error of its KL over the data.
         prior_reconstruction: Mean of :math:`\log p(x \mid z)` with z from the prior: the closer to
             ``reconstruction``, the less the decoder listens to the code.
+        other_reconstruction: Mean of :math:`\log p(x \mid z)` with z from the guide of another
+            datum, at random: equal to ``reconstruction`` where all data have the same code, though
+            it may be far from the prior. NaN where there is no other.
         posterior_variance: Per site, the mean over the data of the variance of q, ``(Z,)``, of the
             same marginal and over the same variance of the prior: a collapsed unit stands at 1.
         histogram: Per site, how many (datum, unit) have a posterior variance in each of 24 bins
@@ -72,6 +75,7 @@ class Diagnosis(Answer):
     reconstruction: float
     kl_stderr: dict[str, float] = field(default_factory=dict)
     prior_reconstruction: float = float("nan")
+    other_reconstruction: float = float("nan")
     posterior_variance: dict[str, Tensor] = field(default_factory=dict)
     histogram: dict[str, Tensor] = field(default_factory=dict)
     codes: dict[str, CodeUsage] = field(default_factory=dict)
@@ -105,6 +109,15 @@ class Diagnosis(Answer):
         return {
             name: int((value > ACTIVE_KL * self.unit_share.get(name, 1.0)).sum())
             for name, value in self.unit_kl.items()
+        }
+
+    @property
+    def idle_kl(self) -> dict[str, float]:
+        """Per site, the KL of the units that are not active, nats: what they cost."""
+        return {
+            name: value[self.variance[name] <= ACTIVE].sum().item()
+            for name, value in self.unit_kl.items()
+            if name in self.variance and self.variance[name].shape == value.shape
         }
 
     @property

@@ -19,7 +19,7 @@ def verdict(found: Any) -> str:
     """Return one or a few sentences with their numbers."""
     sites = list(found.kl)
     layered = len(sites) > 1
-    gain = found.reconstruction - found.prior_reconstruction
+    gain, over = _gain(found)
     evidence = [_units(found, name) for name in sites] if len(sites) <= _NAMED else [_many(found)]
     if found.collapsed and len(found.collapsed) == len(sites):
         head = "Collapsed: the code tells nothing of the data."
@@ -28,6 +28,8 @@ def verdict(found: Any) -> str:
         silent = ", ".join(few) + (f" and {more} more" if more > 0 else "")
         carried = sum(found.kl[name] for name in found.collapsed)
         head = f"Partly collapsed: {silent} carry {carried:.2f} nats together."
+    elif _is_shared(found):
+        head = "Collapsed onto a q that is not the prior: it is the same for all data."
     elif gain < DEAF:
         head = "Unheard: the code costs nats that the decoder does not use."
     elif any(_idle(found, name) for name in sites):
@@ -35,9 +37,27 @@ def verdict(found: Any) -> str:
     else:
         head = "Alive."
     told = f"{'Layers' if layered else 'Code'}: {'; '.join(evidence)}."
-    heard = f"The right code gains {gain:.1f} nats over a random one"
-    heard += ", so the decoder ignores it." if gain < DEAF else "."
+    heard = f"The right code gains {_unsigned(gain, 1)} nats over {over}"
+    ignored = gain < DEAF and not _is_shared(found)
+    heard += ", so the decoder ignores it." if ignored else "."
     return " ".join([head, told, heard, *_informed(found), *_alphabet(found)])
+
+
+def _gain(found: Any) -> tuple[float, str]:
+    """Return the nats that a datum's own code gains, and over which: of the prior as a last way."""
+    gain = found.reconstruction - found.other_reconstruction
+    if math.isfinite(gain):
+        return gain, "that of another datum"
+    return found.reconstruction - found.prior_reconstruction, "one of the prior"
+
+
+def _is_shared(found: Any) -> bool:
+    """Return whether q(z | x), which costs nats, is the same for all data."""
+    if found.collapsed or any(found.active_units.values()):
+        return False
+    if found.information is not None:
+        return bool(found.information.lower < min(SILENT, found.total_kl / 2))
+    return set(found.variance) == set(found.kl) and _gain(found)[0] < DEAF
 
 
 def _units(found: Any, name: str) -> str:
@@ -142,6 +162,10 @@ def cures(found: Any) -> list[str]:
     silent = list(found.collapsed)
     idle = [name for name in found.kl if _idle(found, name)]
     advice: list[str] = []
+    if _is_shared(found):
+        once = len(found.kl) == 1 and _has_paths(found)
+        longer = "q(z | x) ignores x: train longer, before anything else"
+        return [longer, f"{_WARM_UP}: warm up", *[_LAGGING] * once]
     if silent:
         advice += _against_silence(found, silent)
     elif idle:
@@ -173,7 +197,7 @@ def _against_silence(found: Any, silent: list[str]) -> list[str]:
         total = max(5, round(found.total_kl + 5))
         advice.append(f"objective=pv.TargetKL({total}): a KL to hold")
     if len(found.kl) == 1:
-        advice.append("objective=pv.Lagging(x): train the encoder ahead of the decoder")
+        advice.append(_LAGGING)
     else:
         advice.append("a guide from the top down (LadderVAE, TopDownVAE): each layer sees the data")
     if _is_gaussian(found):
@@ -190,7 +214,9 @@ def _against_silence(found: Any, silent: list[str]) -> list[str]:
 
 
 def _against_idleness(found: Any, idle: list[str]) -> list[str]:
-    advice = ["idle units cost nothing: a smaller latent_dim would do"]
+    cost = sum(found.idle_kl.get(name, 0.0) for name in idle)
+    costs = "nothing" if cost < SILENT else f"{cost:.2f} nats, and tell nothing"
+    advice = [f"idle units cost {costs}: a smaller latent_dim would do"]
     if set(idle) & set(found.codes):
         return advice
     wake = [_WARM_UP]
@@ -200,6 +226,7 @@ def _against_idleness(found: Any, idle: list[str]) -> list[str]:
 
 
 _WARM_UP = "beta=pv.schedules.linear(0, 1, over=0.3)"
+_LAGGING = "objective=pv.Lagging(x): train the encoder ahead of the decoder"
 _FREE_BITS = "objective=pv.FreeBits(0.1)"
 _BY_CONSTRUCTION = (
     "posterior=BatchNormGaussian, DeltaGaussian or FixedScaleGaussian: a floor by construction",
@@ -249,6 +276,7 @@ def report(found: Any) -> str:
     lines += _of_globals(found, global_row)
     lines.append("")
     lines.append(f"log p(x | z), z from the guide  {found.reconstruction:10.3f} nats")
+    lines.append(f"log p(x | z), z of another datum{found.other_reconstruction:10.3f} nats")
     lines.append(f"log p(x | z), z from the prior  {found.prior_reconstruction:10.3f} nats")
     if found.cures:
         lines += [
@@ -313,6 +341,7 @@ def as_dict(found: Any) -> dict[str, Any]:
             "active_by_kl": found.active_by_kl,
             "reconstruction": found.reconstruction,
             "prior_reconstruction": found.prior_reconstruction,
+            "other_reconstruction": found.other_reconstruction,
             "information": None if info is None else vars(info) | {"saturated": info.saturated},
             "codes": {
                 name: {"used": codes.used, "of": len(codes.counts), "perplexity": codes.perplexity}

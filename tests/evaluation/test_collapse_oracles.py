@@ -173,6 +173,49 @@ def test_a_verdict_names_what_collapsed_and_what_helps():
     assert alive.prior_reconstruction < alive.reconstruction - 10
 
 
+class Encoded(nn.Module):
+    """x ~ N(z, 1), and a code N(gain x + shift, 0.5): with a gain of 0 the same for all data."""
+
+    def __init__(self, gain, shift):
+        super().__init__()
+        self.gain, self.shift = nn.Parameter(torch.tensor(float(gain))), shift
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.gain * x + self.shift, 0.5).to_event(1))
+
+
+@pytest.mark.parametrize(("gain", "shift"), [(0.0, 3.0), (0.5, 1.0)])
+def test_the_right_code_is_told_from_that_of_another_datum_and_not_of_the_prior(gain, shift):
+    x = 3 + torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(1)  # other noise than that of x
+    found = pv.diagnose(Encoded(gain, shift), x)
+    # x_i - gain x_j - shift - noise, with j another row at random.
+    apart = x.var(0) * (1 + gain**2) * 399 / 400 + 2 * gain * x.var(0) / 400
+    square = ((1 - gain) * x.mean(0) - shift) ** 2 + apart + 0.25
+    exact = -(square / 2 + math.log(2 * math.pi) / 2).sum().item()
+    error = (square.square().sum() / 2 / 400).sqrt().item()  # |z| < 5
+    assert abs(found.other_reconstruction - exact) < 5 * error
+    shared = found.verdict.startswith("Collapsed onto a q that is not the prior")
+    assert shared == (gain == 0) == ("q(z | x) ignores x: train longer" in found.report())
+    assert "nats over that of another datum" in found.verdict and "ignores it" not in found.verdict
+    no_pairs = dataclasses.replace(found, information=None)
+    assert no_pairs.verdict.split(".")[0] == found.verdict.split(".")[0]
+
+
+def test_idle_units_that_cost_nats_are_not_said_to_be_free():
+    x = data_with(EIGENVALUES)
+    found = pv.diagnose(optimum(x, 1.0, 6), x)
+    costly = dataclasses.replace(found, unit_kl={"z": found.unit_kl["z"] + 0.5})
+    assert "idle units cost nothing" in found.cures[0]
+    assert "idle units cost 1.50 nats, and tell nothing" in costly.cures[0]
+
+
 def test_layers_and_discrete_codes():
     case = CASES["hierarchical"]
     found = pv.diagnose(case.build(), case.data(30))

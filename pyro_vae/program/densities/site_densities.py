@@ -1,12 +1,14 @@
 """The log density of one site of a trace: its weight, its mask, and what it is of each datum."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from pyro.distributions import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
+from torch.distributions import Distribution
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.handlers import PLATE, Message
@@ -56,7 +58,8 @@ def call(name: str, site: Message, function: Callable[..., Any]) -> Any:
         ProgramError: The value has no density; names the site.
     """
     try:
-        return function(site["value"], *site["args"], **site["kwargs"])
+        with _unchecked(site["fn"]):
+            return function(site["value"], *site["args"], **site["kwargs"])
     except ValueError as error:
         raise ProgramError(f"site {name!r}: its value cannot be scored: {error}") from error
     except (KeyError, NotImplementedError) as error:
@@ -66,6 +69,33 @@ def call(name: str, site: Message, function: Callable[..., Any]) -> Any:
             f"drew ({error}); use a distribution whose log_prob takes any value (of flows, one "
             "with an inverse, such as affine_autoregressive or spline)"
         ) from error
+
+
+@contextmanager
+def _unchecked(fn: Any) -> Iterator[None]:
+    """Let a distribution check no value inside where validation is off.
+
+    One that was made while it was on and then expanded (the prior of a ``PyroSample``) holds a flag
+    of its own: each step would look into its values, which no graph can.
+    """
+    flagged = [] if Distribution._validate_args else _flagged(fn)
+    for part in flagged:
+        part._validate_args = False
+    try:
+        yield
+    finally:
+        for part in flagged:
+            part._validate_args = True
+
+
+def _flagged(fn: Any) -> list[Any]:
+    """Return the distributions, of one and those within it, that hold such a flag, set."""
+    held = vars(fn)
+    parts = [fn] if held.get("_validate_args") else []
+    for value in held.values():
+        if isinstance(value, Distribution):
+            parts += _flagged(value)
+    return parts
 
 
 def handler_scale(site: Message) -> Any:

@@ -33,7 +33,8 @@ def users_line(error: BaseException) -> str:
     frame, line = error.__traceback__, ""
     while frame is not None:
         name = frame.tb_frame.f_code.co_filename
-        if not any(part in name for part in _LIBRARIES):
+        written = "__name__" in frame.tb_frame.f_globals  # torch's tracer evaluates a lambda
+        if written and not any(part in name for part in _LIBRARIES):
             line = f" ({name}:{frame.tb_lineno})"
         frame = frame.tb_next
     return line

@@ -2,6 +2,7 @@
 
 import warnings
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import programs
@@ -10,6 +11,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from objective_table import TABLE
+from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule, PyroSample
 from releases import compiles_all
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -22,6 +25,7 @@ from pyro_vae.inference.graphs.compiled_loss import CompiledLoss
 from pyro_vae.inference.graphs.flat_inputs import same_layout
 from pyro_vae.inference.graphs.simplify import simplify
 from pyro_vae.program.handlers import validation
+from pyro_vae.program.looks.failures import users_line
 from pyro_vae.program.program import Program
 
 # one_hot asks for the largest label: a value decides, so nothing can be traced.
@@ -581,3 +585,46 @@ def test_weights_that_were_replaced_are_seen():
             lambda: pv.ELBO().per_datum(program.joint(x)), program, list(program.parameters())
         )[0]
     assert second != first and torch.equal(second, eager)
+
+
+class Regression(PyroModule):
+    """Pyro's tutorial: priors that were made, and expanded, while validation was on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = PyroModule[nn.Linear](3, 1)
+        self.linear.weight = PyroSample(dist.Normal(0.0, 1.0).expand([1, 3]).to_event(2))
+        self.linear.bias = PyroSample(dist.Normal(0.0, 10.0).expand([1]).to_event(1))
+
+    def forward(self, x, y=None):
+        scale = pyro.sample("scale", dist.Uniform(0.0, 10.0))
+        mean = self.linear(x).squeeze(-1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("obs", dist.Normal(mean, scale), obs=y)
+
+
+def test_priors_that_hold_a_flag_of_their_own_are_traced():
+    """``expand`` copies the flag of validation, whose look at each value no graph can take."""
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    data = x, x.sum(-1)
+    losses = {}
+    for mode in (False, "trace"):
+        torch.manual_seed(1)
+        model = Regression()
+        program = pv.Program(model, AutoNormal(model))
+        run_of_mode = pv.fit(program, data, epochs=3, batch_size=20, compile=mode)
+        losses[mode] = run_of_mode.history["loss"]
+    assert run_of_mode.compiled == "graph"
+    np.testing.assert_allclose(losses["trace"], losses[False], rtol=1e-6)
+    prior = model.linear._pyro_samples["bias"].base_dist
+    assert vars(prior)["_validate_args"]  # the user's own is as it was
+    with pytest.raises(ValueError, match="support"):
+        prior.log_prob(torch.tensor([float("nan")]))
+
+
+def test_what_stops_a_trace_is_told_with_the_users_line_alone():
+    """The tracer evaluates a lambda, whose ``<string>:1`` nobody wrote."""
+    fails = partial(torch.add, torch.zeros(2), torch.zeros(3))
+    with pytest.raises(RuntimeError) as raised:
+        eval("lambda fn: fn()", {})(fails)
+    assert "test_compiled_loss.py" in users_line(raised.value)

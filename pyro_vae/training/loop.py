@@ -189,21 +189,25 @@ class Loop(Continued):
         if self.writes is not None:
             self.writes.log(row, self.epoch)
         try:
-            so_far = self._so_far()
-            before = trainable_parts(self.wrapped) if self.callbacks else []
-            with torch.enable_grad():  # one that turns gradients off has them back afterwards
-                answers = [bool(callback(so_far)) for callback in self.callbacks]  # all are asked
-            self._freeze(before)
-            self.stopped = self.world.any(any(answers))
-            if answers:
-                self.stepper.doubt()
-            elif self.stepper.watched:
-                self.stepper.look()
+            self.stopped = self.world.any(self._call_back())
         finally:
             if not self.cut:  # a continuation of a cut epoch has yet to judge it
                 self._keep()  # after the callbacks: one may draw random numbers
         if not self.cut and self.limits.after_epoch(self.epoch):
             self._write_if_possible(f"epoch {self.epoch}")
+
+    def _call_back(self) -> bool:
+        """Call the callbacks; return whether one asks for the end."""
+        if not self.callbacks:
+            if self.stepper.watched:
+                self.stepper.look()
+            return False
+        so_far, before = self._so_far(), trainable_parts(self.wrapped)
+        with torch.enable_grad():  # one that turns gradients off has them back afterwards
+            answers = [bool(callback(so_far)) for callback in self.callbacks]  # all are asked
+        self._freeze(before)
+        self.stepper.doubt()
+        return any(answers)
 
     def _freeze(self, before: list[nn.Module]) -> None:
         """Keep what a callback has frozen in eval mode, and let what it has thawed go.

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae as pv
 from pyro_vae.errors import CheckpointError, ConfigError, TrainingDiverged
+from pyro_vae.storage.history import History
 
 ORACLE = PPCA.random(6, 2)
 X = ORACLE.sample(50)
@@ -57,6 +58,14 @@ class Recorder:
 
 
 # -- history ----------------------------------------------------------------------------------
+
+
+def test_the_history_is_made_once_where_nothing_asks_for_it_before(monkeypatch):
+    """Made at each epoch, it costs a run of many short epochs their number squared."""
+    made, arrays = [], History.arrays
+    monkeypatch.setattr(History, "arrays", lambda self: made.append(1) or arrays(self))
+    pv.fit(linear(), X, epochs=5)
+    assert len(made) == 1
 
 
 def test_history_has_one_row_per_epoch():

@@ -18,13 +18,14 @@ MODULES = {
     for path in sorted(ROOT.rglob("*.py"))
 }
 LEAVES = {
-    *("errors", "arguments", "device", "extras", "frames", "heap", "interrupts", "names"),
-    *("progress", "scan", "stacks", "threads", "torch_private", "words", "_version"),
+    *("errors", "arguments", "callers", "device", "extras", "frames", "heap", "interrupts"),
+    *("names", "progress", "scan", "stacks", "threads", "torch_private", "words", "_version"),
 }
 # What each room may import besides itself and the leaves; "inference" has rooms of its own.
 ALLOWED = {
     "errors": set(),
     "arguments": set(),
+    "callers": set(),
     "device": set(),
     "extras": set(),
     "frames": set(),

@@ -10,6 +10,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.arguments import positive
+from pyro_vae.callers import of_user
 from pyro_vae.cli.options import Split
 from pyro_vae.cli.report import heading, say
 from pyro_vae.cli.runs import chosen_split, fresh_folder, open_run, rows_to_judge
@@ -127,7 +128,7 @@ def _tell_of_other_densities(kinds: dict[str, dict[str, type]]) -> None:
             f"their likelihoods say nothing: {told}; observe them alike in all (words by "
             "pv.distributions.BagOfWords, as topic models of the library do)",
             UserWarning,
-            stacklevel=2,
+            stacklevel=of_user(),
         )
 
 

@@ -9,6 +9,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_vae.arguments import positive, typed
+from pyro_vae.callers import of_user
 from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.evaluation.simulation import require_unread, simulated
 from pyro_vae.evaluation.site_values import (
@@ -217,6 +218,6 @@ def decoded(program: Program, piece: Pass, codes: Trace, *, mean: bool) -> dict[
         run = poutine.trace(draw(piece.joint.model))
         trace = run.get_trace(*piece.joint.args, **piece.joint.kwargs)  # may say why it cannot
         told = f"the data given are read where what is decoded cannot be: {error}"
-        warnings.warn(told, stacklevel=2)
+        warnings.warn(told, stacklevel=of_user())
     tell_of_others(piece, trace)
     return values_of(trace, observed_names(trace), len(piece), mean=mean)

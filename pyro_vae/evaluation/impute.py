@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.arguments import counted, positive, typed
+from pyro_vae.callers import of_user
 from pyro_vae.errors import ProgramError
 from pyro_vae.evaluation.given_code import GivenCode
 from pyro_vae.evaluation.site_values import known_mean
@@ -133,7 +134,7 @@ def _tell_of_few(ess: Tensor, missing: Any, count: int) -> None:
             f"impute: {len(few)} of {len(ess)} rows ({rows}) are filled in by fewer than "
             f"{min(10.0, count / 10):g} of {count} draws in effect (Imputed.ess): values and "
             "errors are rough there; give more num_particles, or train the guide longer",
-            stacklevel=4,
+            stacklevel=of_user(),
         )
 
 

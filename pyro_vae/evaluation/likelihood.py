@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.arguments import positive, typed
+from pyro_vae.callers import of_user
 from pyro_vae.frames import to_frame
 from pyro_vae.inference.sampling.diagnostics import median
 from pyro_vae.inference.sampling.importance_weights import (
@@ -222,7 +223,7 @@ def _tell_of_latents_of_rows(names: tuple[str, ...], points: tuple[str, ...]) ->
             "that this is log E_q[p(x | z)], z as the guide draws it from these data, and not the "
             f"evidence log p(x), above which it may lie{bound}",
             UserWarning,
-            stacklevel=3,
+            stacklevel=of_user(),
         )
 
 

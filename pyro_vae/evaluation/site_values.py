@@ -11,6 +11,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions.transforms import identity_transform
 
+from pyro_vae.callers import of_user
 from pyro_vae.program.checks import is_discrete
 from pyro_vae.program.densities.joining import Values, join_sites, single
 from pyro_vae.program.handlers import DrawnData, data_frame, innermost, sample_sites
@@ -101,7 +102,7 @@ def tell_of_others(piece: Pass, trace: Trace) -> None:
             f"site {others[0]!r} is observed outside the plate of the data, whose rows are what "
             "is returned, so that its values are left out; as one datum, pv.Program(model, guide, "
             "whole=True), all of them are returned",
-            stacklevel=4,
+            stacklevel=of_user(),
         )
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.arguments import counted
+from pyro_vae.callers import of_user
 from pyro_vae.conditionals.column_kinds import KINDS, Column
 from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.models.plain_cells import is_number, plain, require_plain
@@ -160,7 +161,7 @@ def _tell_of_many(name: Any, categories: int, cells: int) -> None:
             f"column {name!r}: got {counted(categories, 'category')} in {counted(cells, 'cell')}. "
             f"Make numbers of text (pd.to_numeric(table[{name!r}])), leave out what names each "
             f"row, or say kinds={{{name!r}: 'categorical'}}",
-            stacklevel=2,
+            stacklevel=of_user(),
         )
 
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from pyro_vae.callers import of_user
+
 _SILENT = ContextVar("silent", default=False)
 Key = tuple[str, str]  # the kind of warning, and the site
 
@@ -49,4 +51,4 @@ class Told:
             return
         for key in list(self._waiting):
             self._given.add(key)
-            warnings.warn(self._waiting.pop(key), UserWarning, stacklevel=3)
+            warnings.warn(self._waiting.pop(key), UserWarning, stacklevel=of_user())

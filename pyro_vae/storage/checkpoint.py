@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.arguments import counted
+from pyro_vae.callers import of_user
 from pyro_vae.errors import CheckpointError
 from pyro_vae.program.parameters.parameters import AVERAGES
 from pyro_vae.storage.bundle import bundle_path, check_state, read_bundle, serialise, write_bundle
@@ -313,7 +314,7 @@ def _read_newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
         warnings.warn(
             f"resume: {error}. The checkpoint before it is used: epoch {found[1].get('epoch')}",
             UserWarning,
-            stacklevel=2,
+            stacklevel=of_user(),
         )
         return *found, str(bundle_path(folder, OLDER))
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pyro_vae.callers import of_user
 from pyro_vae.storage.atomic import host
 
 
@@ -48,7 +49,7 @@ class Events:
                 f"tensorboard: no more events are written ({error}); the run goes on, and "
                 "history.csv has its numbers",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=of_user(),
             )
 
     def close(self) -> None:
@@ -58,7 +59,7 @@ class Events:
             try:
                 stream.close()
             except Exception as error:
-                warnings.warn(f"tensorboard: {error}", UserWarning, stacklevel=2)
+                warnings.warn(f"tensorboard: {error}", UserWarning, stacklevel=of_user())
 
     def _open(self) -> None:
         # Here, not at the top: importing TensorBoard takes longer than a small run.

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from pyro_vae import models
 from pyro_vae.arguments import typed
+from pyro_vae.callers import of_user
 from pyro_vae.device import resolve_device
 from pyro_vae.errors import CheckpointError
 from pyro_vae.program.program import Program
@@ -104,7 +105,7 @@ def _fill(
             f"load: {where} has no {new!r}; the weights of its {old!r}, which has the same "
             "tensors, are taken for it",
             UserWarning,
-            stacklevel=3,
+            stacklevel=of_user(),
         )
     program.own.expect(awaited)
     expected = program.own.expected

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from pyro_vae.arguments import shown
+from pyro_vae.callers import of_user
 from pyro_vae.errors import ConfigError
 
 
@@ -63,7 +64,7 @@ class Loggers:
                     f"logger: {type(logger).__name__} gets no more rows ({type(error).__name__}: "
                     f"{error}); the run goes on",
                     UserWarning,
-                    stacklevel=2,
+                    stacklevel=of_user(),
                 )
 
 

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pyro_vae.callers import of_user
 from pyro_vae.program.memory.uses import address_of
 from pyro_vae.program.program import Program
 from pyro_vae.storage.differences import differences
@@ -59,7 +60,7 @@ def tell(lines: list[str], where: str) -> None:
             f"{where}: plain values differ from those of the program that was saved, and of these "
             f"only parameters and buffers are kept: {'; '.join(lines[:_TOLD])}{more}; set them, or "
             "register as a buffer what a call computes (register_buffer)",
-            stacklevel=4,
+            stacklevel=of_user(),
         )
 
 

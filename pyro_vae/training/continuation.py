@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pyro_vae.callers import of_user
 from pyro_vae.inference.objectives.objective import Objective
 from pyro_vae.program.program import Program
 from pyro_vae.storage.checkpoint import Checkpoint, Progress, read_checkpoint
@@ -227,7 +228,7 @@ class Continued:
                 f"resume: the program draws from an iterator, {ahead[0]!r}, which no checkpoint "
                 f"holds: here it begins anew, where the run has taken {self.steps} steps; draw "
                 "before `fit` what these have drawn, or keep a number in a buffer",
-                stacklevel=2,
+                stacklevel=of_user(),
             )
 
     def _write_if_possible(self, when: str) -> None:
@@ -239,7 +240,7 @@ class Continued:
                 f"out: the checkpoint of {when} was not written ({error}); the run "
                 "goes on, and the checkpoint before it stays",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=of_user(),
             )
 
 

@@ -19,6 +19,7 @@ from pyro_vae.arguments import (
     takes_one,
     typed,
 )
+from pyro_vae.callers import of_user
 from pyro_vae.device import seeded
 from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.inference.graphs.compiled_loss import Mode
@@ -438,7 +439,7 @@ def _tell_of_own_rows(sites: Sites) -> None:
             f"fit: the plate {name!r} draws some of its rows at each step (subsample_size): fit "
             "trains on these, and no other verb can answer for each row; leave subsample_size "
             "out, for batch_size= makes the minibatches",
-            stacklevel=2,
+            stacklevel=of_user(),
         )
 
 

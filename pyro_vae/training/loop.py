@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.callers import of_user
 from pyro_vae.device import seeded
 from pyro_vae.errors import DataError, TrainingDiverged
 from pyro_vae.inference.objectives.elbo import ELBO
@@ -148,7 +149,7 @@ class Loop(Continued):
             except (KeyboardInterrupt, SystemExit):
                 failed = self._leave_behind_all_the_same()
             if failed is not None:  # must not hide what ended the run
-                warnings.warn(f"out: the ended run was not saved: {failed}", stacklevel=2)
+                warnings.warn(f"out: the ended run was not saved: {failed}", stacklevel=of_user())
             elif isinstance(error, TrainingDiverged):
                 error.args = (f"{error}{self._remedy()}",)
             elif not isinstance(error, Exception):  # Ctrl-C, a signal
@@ -395,7 +396,7 @@ class Loop(Continued):
                 f"valid: {name} of epoch {self.epoch} is nan, and such an epoch can not be the "
                 "best; look at the validation rows, and at what the program makes of them",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=of_user(),
             )
         if score > self.best_elbo:
             self.best_elbo, self.best_epoch = score, self.epoch

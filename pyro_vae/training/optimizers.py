@@ -19,6 +19,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae.arguments import counted, number, shown
+from pyro_vae.callers import of_user
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.objectives.objective import OptimizerFactory
 from pyro_vae.program.batches.batch import Batch
@@ -162,7 +163,7 @@ def _tell_of_left_out(optimizer: torch.optim.Optimizer, trained: Iterable[nn.Par
             f"{left[0]}) {'is' if len(left) == 1 else 'are'} in no group, and stay as they are: "
             "make it over program.parameters(), or freeze them by requires_grad_(False)",
             UserWarning,
-            stacklevel=2,
+            stacklevel=of_user(),
         )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.callers import of_user
 from pyro_vae.errors import ConfigError
 
 # What an argument is called that counts, and what one is that is the progress.
@@ -102,7 +103,7 @@ def warn_of_rates(name: str, value: Any) -> None:
             "leaves lr as it is); a learning rate is lr=, and a schedule of rates lambda t: "
             "rate(t) / lr",
             UserWarning,
-            stacklevel=3,
+            stacklevel=of_user(),
         )
 
 
@@ -126,7 +127,7 @@ def warn_of_counts(name: str, value: Any) -> None:
             f"beyond it; it is given the progress, from 0 to 1: {_way_out('epoch')}, or call its "
             "argument progress if that is meant",
             UserWarning,
-            stacklevel=2,
+            stacklevel=of_user(),
         )
 
 

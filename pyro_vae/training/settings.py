@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.arguments import shown, takes_one
+from pyro_vae.callers import of_user
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.objectives.objective import (
     Objective,
@@ -95,7 +96,7 @@ def warn_of_marks(objective: Objective, sites: Sites) -> None:
             "enumerate, give objective=pyro.infer.TraceEnum_ELBO(max_plate_nesting="
             f"{sites.num_plates}), or leave the site out of the guide: it is summed out then",
             UserWarning,
-            stacklevel=2,
+            stacklevel=of_user(),
         )
 
 

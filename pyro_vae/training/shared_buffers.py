@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.callers import of_user
 from pyro_vae.errors import ConfigError
 from pyro_vae.torch_private import BatchNorm, version_of
 
@@ -220,7 +221,7 @@ class SharedBuffers:
                 f"{self._processes.size} processes fills with its own: all keep those of process "
                 "0, as under DistributedDataParallel; to keep the rows of all, gather them before "
                 "they are written (torch.distributed.all_gather), and move the pointer by as many",
-                stacklevel=2,
+                stacklevel=of_user(),
             )
 
     def _average(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.arguments import integer, typed
+from pyro_vae.callers import of_user
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.graphs.background import Background
 from pyro_vae.inference.graphs.bindings import direct
@@ -208,7 +209,7 @@ class CompiledLoss:
             warnings.warn(
                 f"compile: the program cannot be traced and runs eagerly: {self.reason}",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=of_user(),
             )
 
     def __call__(
@@ -353,7 +354,7 @@ class CompiledLoss:
                 f"{gap}: it draws on what no look puts back (os.read, say, or a generator without "
                 "a seed), and the runs that were to trace it have moved that on; keep it as a "
                 "number, or train with compile=False",
-                stacklevel=6,
+                stacklevel=of_user(),
             )
 
     def _trusted(self, call: Call) -> Traced:
@@ -427,7 +428,7 @@ class CompiledLoss:
                 warnings.warn(
                     f"compile: the compiler failed, and the traced graph runs: {reason_of(error)}",
                     UserWarning,
-                    stacklevel=5,
+                    stacklevel=of_user(),
                 )
 
     def _still_right(self, key: Any, traced: Traced, call: Call) -> bool:

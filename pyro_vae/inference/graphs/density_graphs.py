@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from pyro_vae.callers import of_user
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.graphs.comparison import reason_of
 from pyro_vae.inference.graphs.compiled_loss import Mode
@@ -126,7 +127,7 @@ class DensityGraphs:
             warnings.warn(
                 f"compile: the log joint cannot be traced and runs eagerly: {reason_of(error)}",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=of_user(),
             )
             return None
         return traced

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from pyro_vae.callers import of_user
 from pyro_vae.inference.graphs.comparison import Homes
 from pyro_vae.inference.graphs.flat_inputs import FlatStep, GraphLoss, global_norm, same_layout
 from pyro_vae.inference.graphs.python_state import PythonState
@@ -136,7 +137,7 @@ class Prepared(NamedTuple):
                 "in which a graph hands out gradients in another order than the program: the "
                 "parameter may move in this step, or not; do it between two steps (callbacks=), or "
                 "train with compile=False",
-                stacklevel=2,
+                stacklevel=of_user(),
             )
         grads = [p.grad for p in trained if p.grad is not None]
         return loss.detach(), global_norm(grads) if grads else loss.new_zeros(())

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyro_vae.arguments import positive, require_network
+from pyro_vae.callers import of_user
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.objectives.objective import OptimizerFactory, Update, require_rows
 from pyro_vae.program.batches.batch import named_leaves, num_rows
@@ -160,7 +161,7 @@ class Adversarial(nn.Module):
                 "does not teach; give it a lower rate (critic_optimizer), fewer critic_steps or "
                 "spectral_norm=True",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=of_user(),
             )
 
 

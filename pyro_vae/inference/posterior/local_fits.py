@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.arguments import number, positive, typed
+from pyro_vae.callers import of_user
 from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.inference.graphs.density_graphs import DensityGraphs
 from pyro_vae.inference.posterior.gaussians import (
@@ -154,7 +155,7 @@ def _report(bound: Tensor) -> None:
             f"local: the bound of {len(rows)} of {len(bound)} data is not finite, and their "
             f"posteriors mean nothing: rows {named}; look at these data, and at log p(x, z) there",
             UserWarning,
-            stacklevel=2,
+            stacklevel=of_user(),
         )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.arguments import counted, integer, number, positive, typed
+from pyro_vae.callers import of_user
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.frames import to_dataset, to_frame
 from pyro_vae.inference.graphs.compiled_loss import Mode
@@ -412,7 +413,7 @@ def _refine_globals(
             "are not to be trusted: run longer (warmup, num_draws), with more leapfrog steps, or "
             "with a higher target_accept",
             UserWarning,
-            stacklevel=4,
+            stacklevel=of_user(),
         )
     return refined
 
@@ -500,7 +501,7 @@ def _warn(refined: Refined, transitions: int) -> None:
             f"refine: {'; '.join(complaints)}; their draws are not to be trusted: run longer "
             "(warmup, num_draws), with more leapfrog steps, or with a higher target_accept",
             UserWarning,
-            stacklevel=4,
+            stacklevel=of_user(),
         )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.arguments import counted
+from pyro_vae.callers import of_user
 from pyro_vae.errors import DataError
 from pyro_vae.program.batches.batch import Batch, as_argument, map_arguments, takes
 from pyro_vae.program.batches.streams import join_batches
@@ -89,7 +90,7 @@ def _tell_of_copies(batches: list[Any]) -> None:
                 f"argument {name!r} has the same numbers in each of {len(batches)} batches, and is "
                 "taken for rows, since it is as long as they are; if it is a constant, put one "
                 "tensor (the same object) into all of them",
-                stacklevel=2,
+                stacklevel=of_user(),
             )
 
 

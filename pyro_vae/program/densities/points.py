@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pyro.distributions import Delta
 from torch import Tensor
 
+from pyro_vae.callers import of_user
 from pyro_vae.program import checks
 from pyro_vae.program.densities.terms import Latent, Terms
 from pyro_vae.program.handlers import has_density_of_its_own, innermost
@@ -36,7 +37,7 @@ def tell_of_points(verb: str, names: Collection[str]) -> None:
             "that this is log p(x, z) at one z, neither log p(x) nor a bound of it; use "
             "a guide with a spread (AutoNormal), or, for latents of each datum, "
             "pv.fitted_log_likelihood(program, data), which asks the model alone",
-            stacklevel=4,
+            stacklevel=of_user(),
         )
 
 

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Collection
 
 from pyro_vae.arguments import counted
+from pyro_vae.callers import of_user
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.looks.findings import Dependence
 
@@ -58,7 +59,7 @@ def require_parts(found: Dependence, rows: int, total: int, argument: str | None
             warnings.warn(
                 f"site {name!r}: {reason}; training sees what it is of {counted(rows, 'row')}, "
                 f"and elbo what it is of all {total}",
-                stacklevel=2,
+                stacklevel=of_user(),
             )
 
 
@@ -80,7 +81,7 @@ def tell_of_constants(found: Dependence, rows: int, total: int) -> None:
             f"for the program's own, and fit multiplies nothing by N / B. If it is, write "
             f"{way_out} "
             "for rows x; if it is a weight of its own, give another batch_size",
-            stacklevel=2,
+            stacklevel=of_user(),
         )
 
 
@@ -100,13 +101,13 @@ def tell_of_batches(found: Dependence, rows: int, total: int) -> None:
             f"rows of a batch; it counts once beside all {total} data, as from tensors, where "
             f"steps of stock SVI count it once beside the {rows} of each batch: multiply it "
             "by N / B if that is meant",
-            stacklevel=2,
+            stacklevel=of_user(),
         )
     for name in found.by_count[:1]:
         warnings.warn(
             f"site {name!r}: its weight depends on the number of rows, and fit multiplies what "
             "the plate holds by N / B, whatever it is",
-            stacklevel=2,
+            stacklevel=of_user(),
         )
     for name in found.unclear[:1]:
         warnings.warn(
@@ -114,7 +115,7 @@ def tell_of_batches(found: Dependence, rows: int, total: int) -> None:
             "each run, so that it cannot be told whether it depends on the rows; it counts "
             f"once beside all {total} data, and not beside the {rows} of each batch: multiply "
             "it by N / B if that is meant, or draw its noise from torch",
-            stacklevel=2,
+            stacklevel=of_user(),
         )
 
 
@@ -131,7 +132,7 @@ def tell_of_moving(names: Collection[str]) -> None:
             "library is moved on by runs that look at the program, and steps begin where these "
             "end; keep it as a number. A generator without a seed (`default_rng()`) gives no run "
             "that can be repeated",
-            stacklevel=3,
+            stacklevel=of_user(),
         )
 
 

@@ -7,6 +7,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_vae.callers import of_user
 from pyro_vae.errors import DataError
 from pyro_vae.program.batches.batch import Batch, arguments, map_rows, num_rows
 from pyro_vae.program.handlers import PLATE, Message, sample_sites
@@ -43,7 +44,7 @@ def warn_of_rows_as_events(runs: Runs, batch: Batch) -> None:
             ".to_event(n) for the dimensions of one row alone; if the rows are meant as one "
             "datum, add a first dimension to them and to the model: x[None], in a plate of 1",
             UserWarning,
-            stacklevel=2,
+            stacklevel=of_user(),
         )
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
+from pyro_vae.callers import of_user
 from pyro_vae.program.memory.iterators import Retold, record_of
 from pyro_vae.program.memory.value_places import MANY, cached
 from pyro_vae.program.parameters.object_graph import installed
@@ -238,7 +239,7 @@ class _TooLarge(_Content):
     def tell(self) -> None:
         if self._others:
             words, self._others = self._others, ""
-            warnings.warn(f"runs that look at the program have {words}", stacklevel=3)
+            warnings.warn(f"runs that look at the program have {words}", stacklevel=of_user())
 
 
 class _Large(_TooLarge):

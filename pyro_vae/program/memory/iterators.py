@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.callers import of_user
 from pyro_vae.program.memory.uses import STATEMENTS, WEIGHTS
 from pyro_vae.program.parameters.object_graph import installed
 from pyro_vae.threads import another_runs
@@ -251,7 +252,7 @@ class Record:
         while self._reasons:
             warnings.warn(
                 f"the program draws on an iterator, {self.name}, {_REASONS[self._reasons.pop()]}",
-                stacklevel=3,
+                stacklevel=of_user(),
             )
 
 

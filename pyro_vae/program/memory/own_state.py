@@ -10,6 +10,7 @@ import torch
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 
+from pyro_vae.callers import of_user
 from pyro_vae.program.memory.contents import (
     content_given,
     content_of,
@@ -279,5 +280,5 @@ def _tell_of_counts(names: set[str]) -> None:
             f"{name!r}, which each call of the program moves on, is ahead by the runs that have "
             "looked at the program: the first of them has built a network, or written to a large "
             "weight, so that nothing could be put back; build networks before, as in __init__",
-            stacklevel=3,
+            stacklevel=of_user(),
         )

@@ -9,6 +9,7 @@ import pyro
 from pyro.params.param_store import _MODULE_NAMESPACE_DIVIDER
 from torch import Tensor, equal, nn
 
+from pyro_vae.callers import of_user
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.parameters.parameters import Parameters, key_of
 from pyro_vae.program.parameters.watch import Watch
@@ -158,7 +159,7 @@ def _warn_of_others(announced: Mapping[str, Tensor], store: Mapping[str, Tensor]
             "which has parameters of its own; take the store's over by pv.Program(model, guide, "
             "params=pyro.get_param_store()), or empty it by pyro.clear_param_store()",
             UserWarning,
-            stacklevel=2,
+            stacklevel=of_user(),
         )
 
 

@@ -14,6 +14,7 @@ from pyro.params.param_store import _MODULE_NAMESPACE_DIVIDER, ParamStoreDict
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
+from pyro_vae.callers import of_user
 from pyro_vae.errors import CheckpointError, ConfigError, ProgramError
 from pyro_vae.program.handlers import OwnParameters, pyro_modules_at_home
 from pyro_vae.program.parameters.modules import owners, unique_name
@@ -321,7 +322,7 @@ class Parameters:
                         f"{problem}; it holds {_list(missed)}, for which the program has no place; "
                         "build the program as it was saved"
                     )
-                warnings.warn(f"{problem}: they start anew", UserWarning, stacklevel=2)
+                warnings.warn(f"{problem}: they start anew", UserWarning, stacklevel=of_user())
         for key in found:
             here[key].data.copy_(self.expected.pop(key))
 

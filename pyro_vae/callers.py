@@ -1,0 +1,25 @@
+"""Which line of the user's own a warning belongs to."""
+
+import contextlib
+import os
+import sys
+
+import pyro
+import torch
+
+_FOLDERS = tuple(
+    os.path.join(os.path.dirname(os.path.abspath(file or "")), "")
+    for file in (__file__, pyro.__file__, torch.__file__)
+)
+_INSIDE = (*_FOLDERS, contextlib.__file__)
+
+
+def of_user() -> int:
+    """Return the ``stacklevel`` of the innermost caller that is neither this library nor Pyro.
+
+    Where there is none, as in a thread of the library's own, it is that of the outermost.
+    """
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
+        frame, level = frame.f_back, level + 1
+    return level

@@ -286,6 +286,7 @@ def test_own_runs_are_judged_refined_drawn_and_compared(capsys):
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert {base64.b64decode(picture)[:4] for picture in pictures} == {b"\x89PNG"}
     assert len(pictures) == 2 and "http" not in page and "elbo stderr" not in page
+    assert "<th>posterior</th>" not in page  # of the models of the library
     assert re.search(r"<th>log likelihood</th><td>-\d+\.\d+ ± \d", page)
     assert '<meta name="viewport" content="width=device-width">' in page  # else a phone shrinks it
     capsys.readouterr()

@@ -20,6 +20,7 @@ SETTINGS = "train.json"  # what `train` was asked for; itself a file for --confi
 VOCABULARY = "vocabulary.txt"  # the words by number, without which a run is mute
 # What `--resume settings` lets differ, beside these.
 _RENEWABLE = {"lr", "lr_schedule", "beta", "warmup", "clip_norm"}
+_OF_MODELS = {"network", "posterior", "observation", "hidden", "latent_dim", "kinds"}
 # Not part of what a run is; a continuation may choose them anew.
 _FREE = {"out", "resume", "device", "progress", "checkpoint_every", "patience"}
 
@@ -44,7 +45,8 @@ def record(run: Any, settings: dict[str, Any], words: Sequence[str] = ()) -> Non
     if words and not (run.folder / VOCABULARY).exists():
         atomic_write_text(run.folder / VOCABULARY, "\n".join(words) + "\n")
     path = run.folder / SETTINGS
-    kept = {k: v for k, v in settings.items() if k not in _FREE}
+    without = _FREE | (_OF_MODELS if is_own(settings["model"]) else set())
+    kept = {k: v for k, v in settings.items() if k not in without}
     text = json.dumps(kept, indent=2) + "\n"
     if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != text:
         atomic_write_text(path, text)

@@ -173,7 +173,9 @@ def cures(found: Any) -> list[str]:
     info = found.information
     far = info and not info.saturated and info.marginal_kl_lower > max(1.0, 0.2 * found.total_kl)
     if far and _is_gaussian(found):
-        advice.append("q(z) is far from p(z): learn the prior, as prior=VampPrior")
+        advice.append(
+            "q(z) is far from p(z): learn the prior, as models.VAE does by prior=VampPrior"
+        )
     for name, codes in found.codes.items():
         if codes.used < len(codes.counts) / 2:
             advice.append(f"{name}: a smaller alphabet, or revive unused codes")

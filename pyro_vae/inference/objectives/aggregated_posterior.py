@@ -17,7 +17,12 @@ from pyro_vae.inference.objectives.adversarial import (
     terms_of,
     told_apart,
 )
-from pyro_vae.inference.objectives.objective import OptimizerFactory, Update, with_globals
+from pyro_vae.inference.objectives.objective import (
+    OptimizerFactory,
+    Update,
+    with_arguments,
+    with_globals,
+)
 from pyro_vae.program.densities.joint import Joint
 from pyro_vae.program.program import Program
 
@@ -110,6 +115,9 @@ class WAE:
 
     def __init__(self, weight: float = 10.0) -> None:
         self.weight = number("weight", weight, "(0, inf)")
+
+    def __repr__(self) -> str:
+        return with_arguments(self)
 
     def updates(self, program: Program) -> list[Update]:
         """Return the one update, over all parameters of the program."""

@@ -1,5 +1,6 @@
 """What ``pv.fit`` asks of an objective, and what objectives over a program's terms share."""
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,7 +9,7 @@ import pyro.infer
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.arguments import positive, typed
+from pyro_vae.arguments import positive, shown, typed
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.program.densities.joint import Joint
 from pyro_vae.program.densities.terms import Terms
@@ -61,6 +62,14 @@ class Objective(Protocol):
         ...
 
 
+def with_arguments(objective: Any) -> str:
+    """Return an objective as its constructor is written: ``IWAE(num_particles=5)``."""
+    names = inspect.signature(type(objective)).parameters
+    given = {name: getattr(objective, name) for name in names if hasattr(objective, name)}
+    told = ", ".join(f"{name}={shown(value)}" for name, value in given.items())
+    return f"{type(objective).__name__}({told})"
+
+
 class TermsObjective(pyro.infer.ELBO):
     r"""An objective with one loss, a function of the terms; stock ``pyro.infer.SVI`` takes it too.
 
@@ -88,6 +97,9 @@ class TermsObjective(pyro.infer.ELBO):
         self._num_plates: int | None = None
         self._looked_at: Any = None
         self._dependence = Dependence()
+
+    def __repr__(self) -> str:
+        return with_arguments(self)
 
     def loss_of(self, terms: Terms) -> Tensor:
         """Return the loss in nats per datum; its gradient is the estimator's."""

@@ -382,3 +382,8 @@ def test_what_an_objective_may_be():
     for bad in (0, -1, 1.5, True):
         with pytest.raises(ConfigError, match="num_particles: got"):
             pv.ELBO(bad)
+
+
+def test_objectives_print_as_they_are_written():
+    assert repr(pv.IWAE()) == "IWAE(num_particles=5, num_global_samples=1)"
+    assert repr(pv.FreeBits(0.5)) == "FreeBits(nats=0.5, per='unit', num_particles=1)"

@@ -59,12 +59,13 @@ def generate(program: Any, n: int, *, given: Any = None, mean: bool = False) -> 
         n: Number of data.
         given: The model's other inputs (labels, lengths, masks), n rows: a whole batch, whose
             observed values are drawn anew, or a dict of arguments by name, which may leave out what
-            is observed. What is observed of a dict that leaves out some of it is kept, and the rest
-            drawn given it: ``{"y": labels}`` of a model of images x with labels y. Without it the
-            inputs are rows drawn at random from the data that the program has seen (up to a
-            thousand rows of the largest set are remembered), which the answer does not tell: give
-            lengths to know them, ``{"lengths": 20}`` for 20 steps of each. Steps behind a length
-            are drawn too where the model masks them (``.mask(inside)``), and mean nothing; a
+            is observed, or have None there, ``(x, None)``. What is observed of a dict that leaves
+            out some of it is kept, and the rest drawn given it: ``{"y": labels}`` of a model of
+            images x with labels y. Without ``given`` the inputs are rows drawn at random from the
+            data that the program has seen (up to a thousand rows of the largest set are
+            remembered), which the answer does not tell: give lengths to know them,
+            ``{"lengths": 20}`` for 20 steps of each. Steps behind a length are drawn too where the
+            model masks them (``.mask(inside)``), and mean nothing; a
             ``Padded`` distribution has 0 there.
         mean: Return the mean of p(x | z) at the drawn latents, not a draw (smoother pictures);
             sentences are decoded greedily.
@@ -232,7 +233,7 @@ def _inputs(program: Program, n: int, given: Any) -> tuple[Batch, list[str]]:
     """Return n rows of inputs, and the sites whose observed values among them are kept."""
     if given is None:
         return program.as_given(program.examples.inputs(n)), []
-    given = program.examples.in_rows(given, n)
+    given = program.examples.in_rows(program.examples.without_none(given), n)
     try:
         rows = num_rows(program.adapt(given))
         whole = isinstance(program.adapt(given), Whole)

@@ -12,6 +12,7 @@ from programs import CASES, common_mean, common_mean_guide, steps, steps_guide
 from pyro.contrib.mue.missingdatahmm import MissingDataDiscreteHMM
 from pyro.infer import config_enumerate
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
+from pyro.nn import PyroModule, PyroSample
 from torch import nn
 
 import pyro_vae as pv
@@ -935,3 +936,30 @@ def test_a_mask_of_its_own_beside_lengths_is_asked_for():
     with pytest.raises(DataError, match=r"has 'ends' and lacks 'mask'.*give 'mask' too"):
         pv.generate(program, 20, given={"ends": lengths})
     assert len(pv.generate(program, 20, given={"ends": lengths, "mask": mask})) == 6
+
+
+class Line(PyroModule):
+    """A regression as in Pyro's tutorial: y is None where it is drawn."""
+
+    def __init__(self):
+        super().__init__()
+        self.slope = PyroSample(dist.Normal(0.0, 1.0))
+
+    def forward(self, x, y=None):
+        mean = self.slope * x
+        with pyro.plate("data", len(x)):
+            pyro.sample("obs", dist.Normal(mean, 0.01), obs=y)
+        return mean
+
+
+def test_what_is_none_is_drawn_for_new_inputs_of_a_module():
+    def guide(x, y=None):
+        pyro.sample("slope", dist.Delta(torch.tensor(3.0)))
+
+    program, x = pv.Program(Line(), guide), torch.linspace(1, 2, 6)
+    new = x[:4]
+    with pytest.raises(ProgramError, match="observes none; give 'y' too"):
+        pv.elbo(program, (x, None))
+    pv.elbo(program, (x, 3 * x))
+    for given in [(new, None), [new, None], (new,), new, {"x": new}, {"x": new, "y": None}]:
+        assert (pv.generate(program, 4, given=given) - 3 * new).abs().max() < 0.1

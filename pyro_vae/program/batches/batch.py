@@ -298,7 +298,7 @@ def takes(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[s
 
 
 def under_handlers(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function that Pyro's handlers wrap: a wrapped one has no signature.
+    """Return the function that Pyro's handlers wrap, or a module runs: others have no signature.
 
     What it is bound to besides stays bound: the object of a method under ``@config_enumerate``.
     """
@@ -308,7 +308,8 @@ def under_handlers(function: Callable[..., Any]) -> Callable[..., Any]:
         _, inner, *bound = function.args
         given = bound or function.keywords
         function = functools.partial(inner, *bound, **function.keywords) if given else inner
-    return function
+    inner = inspect.unwrap(function, stop=lambda each: hasattr(each, "__signature__"))
+    return inner.forward if isinstance(inner, torch.nn.Module) else function
 
 
 def num_rows(batch: Batch) -> int:

@@ -219,6 +219,21 @@ class Examples:
             return complete
         return tuple(complete[name] for name in places)  # as the program has met its constants
 
+    def without_none(self, given: Any) -> Any:
+        """Return arguments by name without those that are None, where the data seen have some.
+
+        So a model is asked to draw what it observes elsewhere.
+        """
+        if self._first_rows is None or not isinstance(given, Mapping | tuple | list):
+            return given
+        try:
+            named = named_arguments(self._program.own.functions[0], *given_arguments(given))
+        except DataError:  # the container is one argument
+            return given
+        seen = self._seen()
+        known = {n: v for n, v in named.items() if v is not None or seen.get(n) is None}
+        return known if len(known) < len(named) else given
+
     def in_rows(self, given: Any, n: int) -> Any:
         """Return arguments by name with a number put in n rows, where data seen have one in each.
 

@@ -17,6 +17,7 @@ from pyro_vae.program.batches.batch import (
     Batch,
     Whole,
     arguments,
+    as_batch,
     given_arguments,
     map_rows,
     named_arguments,
@@ -157,7 +158,7 @@ def require_observed(
         return
     left = _left_out(batch, function)
     with aside():
-        args, kwargs = given_arguments(batch)
+        args, kwargs = given_arguments(_without_none(batch))
         met = [name for name in left if would_observe(function, args, kwargs, name)]
     way_out = (
         "write obs= in the pyro.sample of what is observed, as in pyro.sample('x', ..., obs=x)"
@@ -175,9 +176,18 @@ def _either(names: list[str]) -> str:
 
 def _left_out(batch: Batch, function: Callable[..., Any]) -> list[str]:
     """Return the arguments of a function that are None by default, and not given."""
-    given = named_arguments(function, *given_arguments(batch))
+    given = named_arguments(function, *given_arguments(_without_none(batch)))
     parameters = inspect.signature(under_handlers(function)).parameters
     return [name for name, p in parameters.items() if p.default is None and name not in given]
+
+
+def _without_none(batch: Batch) -> Batch:
+    """Return a batch without the arguments that are None, where they are its last or have names."""
+    args, kwargs = given_arguments(batch)
+    while args and args[-1] is None:
+        args = args[:-1]
+    named = {name: value for name, value in kwargs.items() if value is not None}
+    return as_batch(batch, args, named)
 
 
 def require_rows(batch: Batch) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.arguments import shown
+from pyro_vae.arguments import counted, shown
 from pyro_vae.errors import ConfigError, ProgramError, TrainingDiverged
 from pyro_vae.heap import keep_freed_blocks
 from pyro_vae.inference.graphs.compiled_loss import CompiledLoss, Mode, another, check_mode
@@ -105,7 +105,9 @@ class Stepper:
         self._alone = len(self.updates) == 1
         self._homes = self._find_buffers()
         compile = check_mode(compile)
-        mode = False if compile == "auto" and steps < _WORTH_TRACING else compile
+        short = compile == "auto" and steps < _WORTH_TRACING
+        mode = False if short else compile
+        self._short = f"{counted(steps, 'step')} would not pay for a trace" if short else None
         self._compiled = [
             CompiledLoss(
                 u.loss,
@@ -355,10 +357,12 @@ class Stepper:
     @property
     def compiled(self) -> str:
         """What ran the last step: ``"eager"``, with the reason if there is one, or ``"graph"``."""
-        reasons = [c.reason for c in self._compiled if c is not None and c.reason is not None]
-        if reasons:
-            return f"eager: {reasons[0]}"
-        return "graph" if all(c is not None and c.num_graphs for c in self._compiled) else "eager"
+        made = [c for c in self._compiled if c is not None]
+        reasons = [self._short, *(c.reason for c in made)]
+        if not any(reasons) and made and all(c.num_graphs for c in made):
+            return "graph"
+        reason = next(filter(None, [*reasons, *(c.spared for c in made)]), None)
+        return "eager" if reason is None else f"eager: {reason}"
 
     def check(self, batch: Batch) -> None:
         """Hand the last gradients out, and read the deferred check's flag, if any (one sync).

@@ -137,6 +137,7 @@ class CompiledLoss:
         integer("steps", steps, 0)
         self.mode = mode
         self.reason: str | None = None
+        self.spared: str | None = None  # why there is no graph, where one could be
         self.program = program
         self.step = ProgramStep(loss, program, objective, parameters)
         self._graphs: dict[Any, Traced] = {}
@@ -297,12 +298,16 @@ class CompiledLoss:
         How many they will be is told by its share of the steps so far.
         """
         sites = self.program.reader.last
-        few = sites is None or len(sites.observed) + len(sites.local) < _MANY_SITES
-        if few or self.mode != "auto":
+        count = 0 if sites is None else len(sites.observed) + len(sites.local)
+        if count < _MANY_SITES or self.mode != "auto":
             return True
         self._met[key] += 1
         done = self._calls + self._met.total()
         to_come = self._met[key] / done * (self._steps - done)
+        self.spared = (
+            f"a trace of {count} sites pays where one shape has {_WORTH_MANY} steps to come, and "
+            "none had (compile='trace' traces all the same)"
+        )
         return self._met[key] >= _MET and to_come >= _WORTH_MANY
 
     def _refuse_many(self, key: Any) -> None:

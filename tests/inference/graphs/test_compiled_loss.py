@@ -414,6 +414,9 @@ def test_auto_traces_a_program_of_many_sites_where_the_steps_of_a_shape_pay_for_
         found[steps, often] = compiled.num_graphs
         assert compiled.reason is None
     assert found == {(200, 10): 0, (2000, 10): 2, (2000, 1): 1}
+    run_ = pv.fit(Program(model, guide), torch.zeros(50, 2), epochs=50, batch_size=50)
+    assert run_.compiled.startswith("eager: a trace of 3 sites pays where one shape has 250 steps")
+    assert pv.fit(program, common, epochs=1).compiled == "eager: 1 step would not pay for a trace"
 
 
 class Ones(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -39,7 +40,8 @@ class Run(Answer):
     """
 
     _elsewhere: ClassVar = {
-        **{name: f"history[{name!r}]" for name in ("epoch", "loss", "elbo", "valid_elbo", "beta")},
+        **{name: f"history[{name!r}]" for name in ("epoch", "loss", "elbo", "beta", "lr")},
+        **{n: f"history[{n!r}]" for n in ("valid_elbo", "valid_bound", "valid_objective")},
         **dict.fromkeys(("losses", "train_loss"), "history['loss']"),
         **dict.fromkeys(("valid_loss", "val_loss"), "history['valid_elbo']"),
         "model": "program",
@@ -56,6 +58,12 @@ class Run(Answer):
     world_size: int = 1
     compiled: str = "eager"
     judged: str = "weights"
+
+    @property
+    def seconds(self) -> float:
+        """Of all epochs together; NaN of a run without any."""
+        told = self.history.get("seconds", ())
+        return float(np.nansum(told)) if len(told) else math.nan
 
     @typed
     def plot(self) -> Figure:
@@ -76,7 +84,7 @@ class Run(Answer):
         """Show the last epoch, what the best one is worth, and the seconds of all."""
         last = {k: float(v[-1]) for k, v in self.history.items() if len(v)}
         if "seconds" in last:
-            last["seconds"] = float(np.nansum(self.history["seconds"]))
+            last["seconds"] = self.seconds
         numbers = ", ".join(f"{k}={v:.4g}" for k, v in last.items())
         return f"Run(best_epoch={self.best_epoch}{self._worth()}, steps={self.steps}, {numbers})"
 

@@ -166,7 +166,9 @@ def test_the_best_weights_are_kept():
     told, seconds = repr(run), float(run.history["seconds"].sum())
     assert f"(best_epoch={best + 1} (valid_elbo={run.history['valid_elbo'][best]:.4g})," in told
     assert f", valid_elbo={run.history['valid_elbo'][-1]:.4g}, " in told  # of the last epoch
-    assert told.endswith(f"seconds={seconds:.4g})")
+    assert told.endswith(f"seconds={run.seconds:.4g})") and run.seconds == pytest.approx(seconds)
+    with pytest.raises(AttributeError, match=r"did you mean history\['lr'\]"):
+        run.lr  # noqa: B018
 
 
 @pytest.mark.parametrize("patience", [1, 3])

@@ -54,6 +54,7 @@ class LogLikelihood(Answer):
             unknown, below S = 21.
         samples: All draws of the latents behind an estimate: K, or S K.
         by_global: Log mean of the weights at each draw of the globals, ``(S, N)``; None without.
+        same_globals: Whether these S draws are one point, as of an ``AutoDelta``.
     """
 
     _called: ClassVar = "num_particles"  # what K is called, as an argument
@@ -64,6 +65,7 @@ class LogLikelihood(Answer):
     psis_k: Tensor
     samples: int
     by_global: Tensor | None = field(default=None, kw_only=True)
+    same_globals: bool = field(default=False, kw_only=True)
 
     def to_pandas(self) -> Any:
         """Return ``log_prob``, ``noise``, ``ess`` and ``psis_k``, a row per datum.
@@ -125,6 +127,8 @@ class LogLikelihood(Answer):
             tail = f", k unknown (num_global_samples={_DRAWS_FOR_K} tells it)"
             if len(self.by_global) == 1:
                 tail = ", error and k unknown (one draw of the globals)"
+            elif self.same_globals:
+                tail = ", k unknown (the globals are one point, which each draw is)"
         error, ess, shared = self.stderr, median(self.ess).item(), self.by_global
         draws = f"{self._called}={self.samples}"
         if shared is not None:
@@ -205,11 +209,16 @@ def log_likelihood(
         folded = passes.map(lambda piece: _fold(piece, count, points), progress=progress)
         total = count * max(1, len(passes.draws))
         shared = bool(passes.sites.global_)
+        first = passes.draws[0] if shared else {}
+        same = all(torch.equal(v, draw[n]) for draw in passes.draws for n, v in first.items())
         if passes.program.reader.told_whole:
             _tell_of_latents_of_rows(passes.sites.global_, passes.sites.dependence.fixed)
     tell_of_points("log_likelihood", points)
     log_prob, ess, psis_k, means = (torch.cat(parts, -1) for parts in zip(*folded, strict=True))
-    return LogLikelihood(log_prob, ess, psis_k, total, by_global=means if shared else None)
+    by_global = means if shared else None
+    return LogLikelihood(
+        log_prob, ess, psis_k, total, by_global=by_global, same_globals=shared and same
+    )
 
 
 def _tell_of_latents_of_rows(names: tuple[str, ...], points: tuple[str, ...]) -> None:

@@ -232,6 +232,11 @@ def test_an_unknown_error_is_not_shown_as_a_number():
     one = repr(pv.log_likelihood(Regression(), (X[:, 0], X[:, 0]), num_global_samples=1))
     assert "nan" not in one and one.endswith("error and k unknown (one draw of the globals))")
     assert "nan" not in repr(pv.log_likelihood(Scaled(1.0), X[:1], num_particles=30))
+    point = pv.Program(Regression().model, AutoDelta(Regression().model))
+    told = repr(pv.log_likelihood(point, (X[:, 0], X[:, 0]), num_global_samples=10))
+    assert "±" in told and told.endswith(
+        ", k unknown (the globals are one point, which each draw is))"
+    )
 
 
 def test_likelihood_without_local_latents():

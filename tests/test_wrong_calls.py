@@ -91,6 +91,11 @@ def labelled(x: Tensor, label: Any) -> None:
         normal("x", x, 6, obs=x + nn.functional.one_hot(label, 6))
 
 
+def embedded(x: Tensor, town: Any) -> None:
+    with pyro.plate("data", len(x)):
+        normal("z", nn.functional.one_hot(town.long(), 2), 2)
+
+
 def of_images(side: int, flat: bool = False, channels: int = 1) -> None:
     """Give images of another size, or another number of channels, to networks for 8 x 8."""
     shape = (-1, 64) if flat else (-1, channels, side, side)
@@ -421,7 +426,15 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "words where a model wants numbers": (
         lambda: pv.elbo(pv.Program(labelled, nothing), (X, ["a", "b"] * 5)),
-        r"gets a list of words as it was given: for numbers give np\.unique\(words",
+        r"gets argument 1, a list of words, as it was given: for numbers give np\.unique\(words",
+    ),
+    "words that a guide wants as numbers": (
+        lambda: pv.elbo(pv.Program(nothing, embedded), {"x": X, "town": ["a", "b"] * 5}),
+        r"gets town, a list of words, as it was given: for numbers give np\.unique\(words",
+    ),
+    "a column of words": (
+        lambda: pv.elbo(pv.Program(labelled, nothing), (X, pd.Series(["a", "b"] * 5))),
+        r"\[1\]: got Series, .*; names have numbers by np\.unique\(x, return_inverse=True\)\[1\]",
     ),
     "an array of words": (
         lambda: pv.elbo(pv.Program(labelled, nothing), (X, np.array(["a", "b"] * 5))),

@@ -13,6 +13,7 @@ from pyro_vae.program.batches.batch import (
     as_rows,
     datum_first,
     map_arguments,
+    named_arguments_of,
     named_arrays,
 )
 from pyro_vae.program.batches.sparse_rows import SparseRows
@@ -49,10 +50,23 @@ def adapted(data: Any, device: torch.device, dtype: torch.dtype | None, dim: int
         return leaf
 
     alone = not isinstance(data, Mapping | tuple | list)
-    batch = as_rows(data) if alone else map_arguments(as_argument, data)
+    batch = as_rows(data) if alone else _arguments(data)
     if dim and any(isinstance(leaf, SparseRows) for _, leaf in named_arrays(batch)):
         raise DataError(
             f"got a sparse array, and the data stand in dimension {dim} of the arguments, expected "
             "a dense one; pass x.toarray() (x.to_dense())"
         )
     return map_arguments(on_device, datum_first(batch, dim))
+
+
+def _arguments(data: Batch) -> Batch:
+    """Return arguments as a program takes them; an error names the one that is no numeric array."""
+    try:
+        return map_arguments(as_argument, data)
+    except DataError:
+        for name, leaf in named_arguments_of(data):
+            try:
+                as_argument(leaf)
+            except DataError as error:
+                raise DataError(f"{name}: {error}") from error
+        raise

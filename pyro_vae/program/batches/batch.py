@@ -595,13 +595,15 @@ def _made_numeric(leaf: Any, error: Exception) -> str:
         return "a program without arguments takes (), as pv.fit(program, ())"
     if isinstance(leaf, str | bytes | os.PathLike):
         return f"read the file first, as in np.load({leaf!r})"
-    text = [name for name, kind in getattr(leaf, "dtypes", {}).items() if kind.kind not in _NUMBERS]
+    kinds = leaf.dtypes.items() if hasattr(leaf, "columns") and hasattr(leaf, "dtypes") else ()
+    text = [name for name, kind in kinds if kind.kind not in _NUMBERS]
     if text:
         return (
             f"columns {', '.join(map(repr, text[:3]))} have no numbers; leave them out, number them"
             f" by pd.factorize(x[{text[0]!r}])[0], or train a models.TableVAE, which reads a frame"
         )
-    if isinstance(leaf, np.ndarray) and leaf.size and isinstance(leaf.flat[0], str):
+    cells = np.asarray(leaf if hasattr(leaf, "__array__") else ())  # of a ragged list there is none
+    if cells.size and isinstance(cells.flat[0], str):
         return "names have numbers by np.unique(x, return_inverse=True)[1]"
     if hasattr(leaf, "astype"):
         return "convert it: x.astype('float32')"

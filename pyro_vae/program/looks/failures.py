@@ -102,11 +102,13 @@ def about_arguments(reason: str, functions: Iterable[Any]) -> str:
 
 
 def of_words(args: tuple[Any, ...]) -> str:
-    """Return what to do where a model wants numbers for the words that it gets."""
+    """Return what to do where a program wants numbers for the words that it gets."""
     if not args or not isinstance(args[-1], Form) or not args[-1].words:
         return ""
+    first = args[-1].paths[next(iter(args[-1].words))][0]
+    name = first if isinstance(first, str) else f"argument {first}"
     return (
-        "; the model gets a list of words as it was given: for numbers give "
+        f"; the program gets {name}, a list of words, as it was given: for numbers give "
         "np.unique(words, return_inverse=True)[1]"
     )
 

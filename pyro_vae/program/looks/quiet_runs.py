@@ -172,9 +172,10 @@ class Runs:
             # A first call that has left something for others is no such as these.
             again = (settled, self.written) != before
             return self._watched(batch, watch) if again else pair
-        except FAILURES as error:
+        except (*FAILURES, AttributeError) as error:
             forget_plates(self._program.own.parts)
-            if isinstance(error, PyroVaeError):
+            of_another = isinstance(error, AttributeError) and not of_words(arguments(batch)[0])
+            if isinstance(error, PyroVaeError) or of_another:
                 raise
             broken = "found invalid values" in str(error)
             raise (broken and self._outside(batch)) or self.refusal(batch, error) from error

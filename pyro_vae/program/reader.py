@@ -73,6 +73,7 @@ from pyro_vae.program.parameters.modules import (
     leaves_behind,
 )
 from pyro_vae.program.sites.counts import Counts
+from pyro_vae.program.sites.holes import tell_of_holes
 from pyro_vae.program.sites.masks import is_masked, tell_of_masks
 from pyro_vae.program.sites.numbered import LookUps, forget_plates, numbered
 from pyro_vae.program.sites.observed import Binding, Copies, bindings_of
@@ -286,6 +287,8 @@ class Reader:
             ]
             masked = any(is_masked(s) for _, s in sample_sites(model) if s["is_observed"])
             found = masked and all(bool(torch.isfinite(term).all()) for term in terms)
+            if found:
+                tell_of_holes(model, batch, self.told)
         return found
 
     def _carriers(self, batch: Batch) -> dict[str, list[str]]:

@@ -345,3 +345,62 @@ def test_cells_of_a_program_that_takes_no_particles_are_those_of_the_exact_poste
     assert bool((found.missing == ~ok).all())
     z = (found.values - mean @ weight.T)[~ok] / found.stderr[~ok]
     assert bool((z.abs() < 5).all()) and bool((found.stderr[~ok] < 0.2).all())
+
+
+HOLES = torch.tensor([[0.5, math.nan], [math.nan, 0.2], [1.0, 2.0], [0.1, math.nan]])
+
+
+def masked(observe):
+    """A program whose model has a way of its own to leave out what is missing."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            observe(dist.Normal(z, 1.0), x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.nan_to_num(), 0.5).to_event(1))
+
+    return pv.Program(model, guide)
+
+
+def after(cells, x):
+    x = x.nan_to_num()
+    pyro.sample("x", cells.mask(~x.isnan()).to_event(1), obs=x)
+
+
+def inverted(cells, x):
+    pyro.sample("x", cells.mask(x.isnan()).to_event(1), obs=x.nan_to_num())
+
+
+def whole_rows(cells, x):
+    seen = ~x.isnan().any(-1)
+    pyro.sample("x", cells.to_event(1).mask(seen), obs=x.nan_to_num())
+
+
+def drawn(cells, x):
+    """What lacks is a value of a latent, and scored as that; another site has a mask."""
+    first = x[:, 0]
+    pyro.sample("y", dist.Normal(0.0, 1.0).mask(~first.isnan()), obs=first.nan_to_num())
+    pyro.sample("x", cells.to_event(1), obs=torch.where(x.isnan(), cells.loc, x))
+
+
+@pytest.mark.parametrize(
+    ("observe", "told"),
+    [
+        (after, r"site 'x': 3 cells that are NaN in the data are scored.*before these do"),
+        (inverted, r"site 'x': its mask is inverted: it keeps the 3 cells.*\.mask\(~x\.isnan"),
+        (whole_rows, r"site 'x': its mask leaves out 3 rows of 4.*and 3 cells.*before \.to_event"),
+    ],
+)
+def test_a_mask_that_misses_the_holes_is_told_once(observe, told):
+    program = masked(observe)
+    with pytest.warns(UserWarning, match=told) as given:
+        pv.elbo(program, HOLES)
+    pv.elbo(program, HOLES[:3])  # a warning here would be an error
+    assert len(given) == 1
+
+
+def test_holes_that_are_drawn_are_no_holes():
+    assert pv.elbo(masked(drawn), HOLES).isfinite().all()

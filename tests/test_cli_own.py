@@ -356,9 +356,9 @@ def test_a_run_of_fit_is_judged_where_its_program_is_named(capsys):
     assert run(line) == run("generate saved 3") == 0
     with np.load("saved/samples.npz") as arrays:
         assert arrays["x"].shape == (3, 5)
-    for line in ("evaluate run", "generate run", "evaluate run --program own.py:Clicks"):
+    for line in ("evaluate run", "compare saved run", "evaluate run --program own.py:Clicks"):
         assert run(line) == 2
-        assert "pyro-vae evaluate run --" in capsys.readouterr().err
+        assert "once, and all commands know it from then on: pyro-vae evaluate run" in told(capsys)
     assert run("evaluate run --program own.py:Clicks --data absent.npy") == 2
     assert not Path("run/train.json").exists()
     line = "evaluate run --program own.py:Clicks --data counts.npy --num_particles 2"

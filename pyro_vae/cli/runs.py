@@ -177,8 +177,8 @@ def _settings_of_python(folder: Path, program: str | None, said: dict[str, Any])
         asked = ["--program my_program.py:NAME"] * (model is None) + ["--data FILE"]
         raise ConfigError(
             f"{folder}: Python wrote it (pv.fit, pv.save), and it does not say where its "
-            f"{'program and data are' if model is None else 'data are'}; say it once: "
-            f"pyro-vae evaluate {folder} {' '.join(asked)}"
+            f"{'program and data are' if model is None else 'data are'}; say it once, and all "
+            f"commands know it from then on: pyro-vae evaluate {folder} {' '.join(asked)}"
         )
     return {
         "model": model,

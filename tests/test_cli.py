@@ -542,7 +542,10 @@ def test_a_table_from_training_to_filled_cells(table, capsys, tmp_path):
     options = ["--num_particles", "4", "--device", "cpu", "--progress", "false"]
     pd.concat([table] * 2).to_csv("twice.csv", index=False)
     assert cli.main(["evaluate", "run", "--data", "twice.csv", *options]) == 0
-    assert f"twice.csv, all rows, {2 * len(table)} data\n" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"twice.csv, all rows, {2 * len(table)} data\n" in said
+    assert "per standard deviation" in said
+    assert "per standard deviation" in (tmp_path / "run" / "report.html").read_text()
     bad = {
         "column 'town': got 'Rome' in row 2": few.assign(town=["Ayr", "Ayr", "Rome"] * 3),
         "column 'income' is missing": few.drop(columns="income"),

@@ -5,6 +5,7 @@ import json
 import re
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyro.distributions as dist
@@ -15,9 +16,11 @@ from scipy import sparse
 
 import pyro_vae as pv
 from pyro_vae import cli
-from pyro_vae.cli.compare import _table, _tell_of_other_densities, paired
+from pyro_vae.cli.cell_scores import cell_scores
+from pyro_vae.cli.compare import _table, _tell_of_other_cells, _tell_of_other_densities, paired
 from pyro_vae.cli.report import table
 from pyro_vae.cli.report_file import write_report
+from pyro_vae.conditionals import Column
 from pyro_vae.data.array_files import read_arrays
 from pyro_vae.storage.bundle import read_bundle
 
@@ -401,6 +404,21 @@ def test_runs_that_score_other_things_are_told(recwarn):
         _tell_of_other_densities(others)
     with pytest.warns(UserWarning, match=r"Bernoulli \(probabilities\); b has x by Normal"):
         _tell_of_other_densities({"a": {"x": dist.Bernoulli}, "b": {"x": dist.Normal}})
+
+
+def test_tables_whose_cells_are_scored_in_other_ways_are_told(recwarn):
+    def scored(**options):
+        return cell_scores(SimpleNamespace(columns=[Column("age", **options)]))
+
+    counts, real = scored(kind="count"), scored(kind="real", scale=2.5)
+    _tell_of_other_cells({"a": counts, "b": scored(kind="count", center=1.0, scale=2.0)})
+    _tell_of_other_cells({"a": real, "b": scored(kind="real", center=1.0, scale=2.5)})
+    _tell_of_other_cells({"a": {}, "b": {}})
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r"age: a by probability, b by density, per 2\.5; train"):
+        _tell_of_other_cells({"a": counts, "b": real})
+    with pytest.warns(UserWarning, match=r"a by density, per 2\.5, b by density, per 2\.718"):
+        _tell_of_other_cells({"a": real, "b": scored(kind="positive", center=1.0)})
 
 
 def test_files_of_one_array_hold_the_same_rows():

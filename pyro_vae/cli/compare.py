@@ -11,6 +11,7 @@ import torch
 import pyro_vae as pv
 from pyro_vae.arguments import positive
 from pyro_vae.callers import of_user
+from pyro_vae.cli.cell_scores import cell_scores
 from pyro_vae.cli.options import Split
 from pyro_vae.cli.report import heading, say
 from pyro_vae.cli.runs import chosen_split, fresh_folder, open_run, rows_to_judge
@@ -69,10 +70,14 @@ def compare(
             progress=progress,
         )
     _tell_of_other_densities(kinds)
+    cells = {run: cell_scores(program) for run, (program, _) in opened.items()}
+    _tell_of_other_cells(cells)
     found = paired({run: each.log_prob.double().cpu() for run, each in scored.items()})
     for run, row in found.items():
         row["model"] = opened[run][1]["model"]
         row["observed"] = {site: kind.__name__ for site, kind in kinds[run].items()}
+        if cells[run]:
+            row["cells"] = cells[run]
         row["share_k_above_0.7"] = None if math.isnan(u := scored[run].untrusted) else u
     (data, binarization) = next(iter(same))
     head = {"data": data, "binarization": binarization, "split": split, "seed": seed}
@@ -127,6 +132,31 @@ def _tell_of_other_densities(kinds: dict[str, dict[str, type]]) -> None:
             "compare: the runs score their data in different ways, so that the differences of "
             f"their likelihoods say nothing: {told}; observe them alike in all (words by "
             "pv.distributions.BagOfWords, as topic models of the library do)",
+            UserWarning,
+            stacklevel=of_user(),
+        )
+
+
+def _tell_of_other_cells(cells: dict[str, dict[str, str]]) -> None:
+    """Warn of tables of which a column is scored in another way than in another run.
+
+    Arguments:
+        cells: `cell_scores` by run.
+    """
+    names = sorted(set().union(*cells.values()))
+    found = {
+        name: {run: each.get(name, "unknown") for run, each in cells.items()} for name in names
+    }
+    unlike = {name: each for name, each in found.items() if len(set(each.values())) > 1}
+    if unlike:
+        told = "; ".join(
+            f"{name}: " + ", ".join(f"{run} by {score}" for run, score in each.items())
+            for name, each in unlike.items()
+        )
+        warnings.warn(
+            "compare: the runs score cells of the table in different ways, so that the differences "
+            f"of their likelihoods say nothing: {told}; train them on one file with the same kinds "
+            "(pyro-vae train --kinds)",
             UserWarning,
             stacklevel=of_user(),
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae.arguments import counted, positive
+from pyro_vae.cli.cell_scores import UNITS, cell_scores
 from pyro_vae.cli.datasets import kind_of
 from pyro_vae.cli.options import Binarization, Split
 from pyro_vae.cli.report import say, table
@@ -72,11 +73,14 @@ def evaluate(
         error = steps.bound_stderr if figures["rows"] > 1 else None
         figures |= {"per_step": steps.bound, "per_step_stderr": error}
     told = {"data": settings["data"], "binarization": settings["binarization"], "split": split}
-    figures = told | figures
+    cells = cell_scores(loaded)
+    figures = told | figures | ({"cells": cells} if cells else {})
     path = Path(run) / "evaluation.json"
     atomic_write_text(path, json.dumps(figures, indent=2, allow_nan=False) + "\n")
     write_report(Path(run))
     say(table(figures))
+    if cells:
+        say(UNITS)
     say(f"written to {path}")
 
 

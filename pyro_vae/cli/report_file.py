@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from pyro_vae.cli.cell_scores import UNITS
 from pyro_vae.storage.atomic import atomic_write_text
 
 NAME = "report.html"
@@ -34,6 +35,7 @@ def write_report(folder: Path) -> Path:
         found = _read(folder / f"{name}.json")
         parts += [f"<h2>{title}</h2>", _table(found)] if found else []
         parts += [f"<p>{_UNITS}</p>"] if found and name == "evaluation" else []
+        parts += [f"<p>In evaluations, {UNITS}.</p>"] if "cells" in found else []
     verdict = _read(folder / "diagnosis.json").get("verdict")
     parts += [f"<h2>Diagnosis</h2><pre>{escape(str(verdict))}</pre>"] if verdict else []
     parts += _training(folder / "history.csv")

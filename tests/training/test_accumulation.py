@@ -131,6 +131,7 @@ MOMENTS = DataLoader(torch.arange(16.0), batch_size=8)
         ),
     ],
 )
+@pytest.mark.filterwarnings("ignore:fit. the plate .* draws some of its rows")
 def test_what_cannot_be_cut_is_refused(program, batch, parts, kind, said):
     with pytest.raises(kind, match=said):
         pv.fit(program(), batch, epochs=1, accumulate=parts)

@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -35,7 +35,7 @@ from pyro_vae.inference.sampling.importance_weights import (
 )
 from pyro_vae.program.batches.batch import Batch
 from pyro_vae.program.densities.log_joint import LogJoint, log_evidence
-from pyro_vae.program.passes import Pass, Verb
+from pyro_vae.program.passes import Pass, Verb, given_one_draw
 from pyro_vae.program.program import Program
 from pyro_vae.progress import progress_bar
 from pyro_vae.threads import require_turn
@@ -63,13 +63,18 @@ class AnnealedLikelihood(LogLikelihood):
         ess: Effective sample size of those weights, per datum, ``(N,)``.
         psis_k: Pareto shape of their tail, per datum, ``(N,)``.
         samples: Chains of each datum.
-        by_global: None: chains move the global latents too.
+        by_global: None: all chains see one draw of the global latents.
         acceptance: Mean acceptance of the transitions per datum, ``(N,)``.
+        held: That draw, by site; no error tells of its spread.
     """
 
     _called: ClassVar = "chains"
 
     acceptance: Tensor
+    held: dict[str, Tensor] = field(default_factory=dict, kw_only=True)
+
+    def _given(self) -> str:
+        return given_one_draw(self.held)
 
     @property
     def untrusted(self) -> float:
@@ -90,11 +95,13 @@ class Sandwich:
         upper: Reverse AIS from the latents that made the datum, ``(N,)``, nats.
         data: The simulated batch. Where the model computes what it observes from its arguments: the
             drawn values by site, one tensor where there is one.
+        held: The draw of the global latents, by site: the bounds are of log p(x | w).
     """
 
     lower: Tensor
     upper: Tensor
     data: Batch
+    held: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def gap(self) -> float:
@@ -111,7 +118,7 @@ class Sandwich:
     def __repr__(self) -> str:
         return (
             f"Sandwich(lower={self.lower.mean().item():.3f}, upper={self.upper.mean().item():.3f}, "
-            f"gap={self.gap:.3f} nats, {len(self.lower)} simulated data)"
+            f"gap={self.gap:.3f} nats{given_one_draw(self.held)}, {len(self.lower)} simulated data)"
         )
 
 
@@ -215,6 +222,7 @@ def ais(
         psis_k=_tail_shape(log_weight),
         samples=chosen.chains,
         acceptance=torch.cat(rates),
+        held=next(iter(passes.draws), {}),
     )
 
 
@@ -264,7 +272,7 @@ def bdmc(
             with _bar("bdmc", chosen, 2, progress) as done:
                 bounds.append(_both_bounds(wrapped, piece, made[-1], chosen, graphs, done))
     lower, upper = (torch.cat(parts) for parts in zip(*bounds, strict=True))
-    return Sandwich(lower, upper, simulated_data(wrapped, made))
+    return Sandwich(lower, upper, simulated_data(wrapped, made), next(iter(passes.draws), {}))
 
 
 def _both_bounds(

@@ -119,6 +119,10 @@ class LogLikelihood(Answer):
 
         return answers.likelihood(self)
 
+    def _given(self) -> str:
+        """Return of what the estimate is conditional, which its error leaves out."""
+        return ""
+
     def __repr__(self) -> str:
         # Too few samples tell nothing of the tail: the shape is infinite then, and not shown.
         known = bool(torch.isfinite(self.psis_k).any())
@@ -137,7 +141,7 @@ class LogLikelihood(Answer):
             )
         return (
             f"{type(self).__name__}(mean={self.mean:.4f}"
-            f"{f' ± {error:.4f}' if math.isfinite(error) else ''} nats, {draws}"
+            f"{f' ± {error:.4f}' if math.isfinite(error) else ''} nats{self._given()}, {draws}"
             f"{f', median ess={ess:.1f}' if math.isfinite(ess) else ''}{tail})"
         )
 

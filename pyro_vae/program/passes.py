@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -486,3 +486,9 @@ def scoring(program: "Program") -> Iterator[None]:
     """Run inside with the program's parameters, in eval mode, at no gradient, unvalidated."""
     with program.running(), evaluating(program), torch.no_grad(), validation(False):
         yield
+
+
+def given_one_draw(held: Iterable[str]) -> str:
+    """Return of which global latents an answer sees one draw, as it says so; "" without any."""
+    names = ", ".join(map(repr, held))
+    return f" given one draw of {names}" if names else ""

@@ -400,8 +400,9 @@ def test_bdmc_reads_the_sites_of_its_own_inputs(first):
 def test_equal_data_are_annealed_at_one_draw_of_the_globals():
     x = torch.full((3000,), 0.3, dtype=torch.float64)
     # The guide is exact: no noise at all.
-    found = pv.ais(pv.Program(common_mean, common_mean_guide), x, QUICK).log_prob
-    torch.testing.assert_close(found, found[:1].expand(3000))
+    found = pv.ais(pv.Program(common_mean, common_mean_guide), x, QUICK)
+    torch.testing.assert_close(found.log_prob, found.log_prob[:1].expand(3000))
+    assert "nats given one draw of 'w', chains=" in repr(found) and [*found.held] == ["w"]
 
 
 def test_both_bounds_are_of_the_globals_that_made_the_data():
@@ -410,6 +411,7 @@ def test_both_bounds_are_of_the_globals_that_made_the_data():
     torch.manual_seed(8)
     found = pv.bdmc(pv.Program(common_mean, common_mean_guide), 400, QUICK, given=x)
     torch.testing.assert_close(found.lower, found.upper)  # the guide is exact
+    assert "nats given one draw of 'w', 400 simulated" in repr(found)
     square = -4 * found.lower - 2 * math.log(4 * math.pi)
     # (x - w)² = x² - 2 x w + w² for all data: a line in x.
     line = (square - found.data**2).unsqueeze(1)

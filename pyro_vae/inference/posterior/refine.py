@@ -26,7 +26,7 @@ from pyro_vae.names import Answer
 from pyro_vae.program.batches.batch import Batch
 from pyro_vae.program.densities.joining import Values, join_sites, single
 from pyro_vae.program.densities.log_joint import LogJoint
-from pyro_vae.program.passes import Pass, Passes, Verb
+from pyro_vae.program.passes import Pass, Passes, Verb, given_one_draw
 from pyro_vae.program.program import Program
 from pyro_vae.progress import progress_bar
 
@@ -190,10 +190,9 @@ class Refined(Answer):
 
     def __repr__(self) -> str:
         chains, draws, rows = next(iter(self.samples.values())).shape[:3]
-        given = f" given one draw of {', '.join(map(repr, self.held))}" if self.held else ""
         return (
             f"Refined({counted(rows, 'datum', 'data')}, {counted(chains, 'chain')}, "
-            f"{counted(draws, 'draw')} kept{given}, "
+            f"{counted(draws, 'draw')} kept{given_one_draw(self.held)}, "
             f"{counted(int((~self.mixed).sum()), 'datum', 'data')} not mixed, "
             f"median R-hat={median(self.rhat).item():.3f}, "
             f"ess={median(self.ess).item():.0f}, "

@@ -43,7 +43,12 @@ from pyro_vae.program.handlers import (
 )
 from pyro_vae.program.parameters.modules import library_method, owners
 from pyro_vae.program.parameters.object_graph import PROGRAM
-from pyro_vae.program.parameters.parameters import Parameters, read_store, with_expected
+from pyro_vae.program.parameters.parameters import (
+    Parameters,
+    expect_more,
+    read_store,
+    with_expected,
+)
 from pyro_vae.program.passes import Passes, Verb
 from pyro_vae.program.pickled import require_named
 from pyro_vae.program.reader import Reader
@@ -156,6 +161,7 @@ class Program(nn.Module):
         self.own = Parameters((model, guide), modules, store)
         self.parts, self.values = self.own.parts, self.own.values
         self.register_state_dict_post_hook(with_expected)
+        self.register_load_state_dict_pre_hook(expect_more)
         self._source: Any = None
         self._origin: tuple[Any, Any] = (None, None)
         self._particles: dict[Any, tuple[bool, bool, bool]] = {}  # tiled, alone, one by one

@@ -332,6 +332,20 @@ def with_expected(program: Any, state: dict[str, Any], prefix: str, _: Any) -> N
     state.update({prefix + key: value for key, value in program.own.expected.items()})
 
 
+def expect_more(program: Any, state: dict[str, Any], prefix: str, *others: Any) -> None:
+    """Keep of a state that is loaded what the functions will make when they first run (a hook)."""
+    _, strict, _, _, errors = others
+    own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    awaited = program.own.awaited(own, [])
+    if awaited:
+        program.own.expect(awaited)
+    for key in program.own.expected.keys() & own.keys():
+        program.own.expected[key] = state.pop(prefix + key).clone()
+    unknown = own.keys() - program.own.part_tensors().keys() - program.own.expected.keys()
+    if strict and program.own.fresh and any(key.startswith("parts.") for key in unknown):
+        errors.append("networks that the functions make have no place yet: program.read(rows)")
+
+
 def read_store(store: Any) -> dict[str, tuple[Tensor, Any]]:
     """Return the unconstrained values and the constraints of a parameter store, copied.
 

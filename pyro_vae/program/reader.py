@@ -57,6 +57,7 @@ from pyro_vae.program.looks.cuts import (
     with_equal_noise,
 )
 from pyro_vae.program.looks.dependence import carriers_of, dependence, points_of_guide
+from pyro_vae.program.looks.failures import where_holes_fail
 from pyro_vae.program.looks.findings import Dependence
 from pyro_vae.program.looks.in_training import of_training
 from pyro_vae.program.looks.quiet_runs import Runs
@@ -73,7 +74,7 @@ from pyro_vae.program.parameters.modules import (
     leaves_behind,
 )
 from pyro_vae.program.sites.counts import Counts
-from pyro_vae.program.sites.holes import tell_of_holes
+from pyro_vae.program.sites.holes import observed_holes, tell_of_holes
 from pyro_vae.program.sites.masks import is_masked, tell_of_masks
 from pyro_vae.program.sites.numbered import LookUps, forget_plates, numbered
 from pyro_vae.program.sites.observed import Binding, Copies, bindings_of
@@ -265,8 +266,30 @@ class Reader:
         if self._program.examples.unlike(batch):  # which may be all that is wrong
             with self.runs.undone():
                 self.runs.once(batch)
-        check_finite(self._program.examples.by_argument(batch), first_row)  # by their names
-        raise spoiled
+        masked = self._about_holes(batch)
+        try:
+            check_finite(self._program.examples.by_argument(batch), first_row)  # by their names
+        except DataError as error:
+            spoiled = error
+        head = str(spoiled).partition(", expected finite numbers")[0]
+        raise DataError(f"{head}; {masked}") if masked else spoiled
+
+    def _about_holes(self, batch: Batch) -> str:
+        """Return where NaN still counts in a program that masks what it observes; else nothing.
+
+        Raises:
+            ProgramError: It masks in a way that has nothing to do with the numbers.
+        """
+        with self.runs.undone(), suppress(DataError):
+            model, _ = self.runs.once(map_batch(torch.nan_to_num, batch))
+            if not any(is_masked(s) for _, s in sample_sites(model) if s["is_observed"]):
+                return ""
+            try:
+                model, _ = self.runs.once(batch)
+            except DataError as error:
+                return where_holes_fail(error)
+            return observed_holes(model)
+        return ""
 
     def _scores_finite(self, batch: Batch) -> bool:
         """Return whether a program that masks data runs, and all its densities are numbers.

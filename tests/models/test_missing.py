@@ -404,3 +404,37 @@ def test_a_mask_that_misses_the_holes_is_told_once(observe, told):
 
 def test_holes_that_are_drawn_are_no_holes():
     assert pv.elbo(masked(drawn), HOLES).isfinite().all()
+
+
+def by_handler(cells, x):
+    with pyro.poutine.mask(mask=~x.isnan()):
+        pyro.sample("x", cells.to_event(1), obs=x.nan_to_num())
+
+
+def event_first(cells, x):
+    pyro.sample("x", cells.to_event(1).mask(~x.isnan()), obs=x.nan_to_num())
+
+
+def with_nan(cells, x):
+    pyro.sample("x", cells.mask(~x.isnan()).to_event(1), obs=x)
+
+
+def through_a_network(cells, x):
+    seen = dist.Normal(cells.loc + x[:, :1], 1.0).mask(~x.isnan())
+    pyro.sample("x", seen.to_event(1), obs=x.nan_to_num())
+
+
+@pytest.mark.parametrize(
+    ("observe", "told"),
+    [
+        (by_handler, r"site 'x': got a mask of (.*), expected.*\(\d,\); .*\.mask\(m\)\.to_event"),
+        (event_first, r"site 'x' of event_first: got a mask of .*\.mask\(m\)\.to_event\(1\)"),
+        (with_nan, r"x: value nan in row 0.*; site 'x' observes NaN.*obs=x\.nan_to_num"),
+        (through_a_network, r"x: value nan in row 0.*NaN reaches .*test_missing\.py:\d+\): write"),
+    ],
+)
+def test_what_is_wrong_about_a_mask_is_told(observe, told):
+    """By the handler two rows of two cells fit by chance: each cell counted the whole row."""
+    for rows in (HOLES, HOLES[:2]) if observe is by_handler else (HOLES,):
+        with pytest.raises((DataError, ProgramError), match=told):
+            pv.elbo(masked(observe), rows)

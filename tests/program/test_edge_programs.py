@@ -466,7 +466,7 @@ def test_codes_of_missing_values_that_the_model_masks_are_data():
     program = Missing()
     pv.fit(program, coded, epochs=2, batch_size=5, progress=False, compile=False)
     assert bool(program.weight.isfinite().all()) and not torch.equal(program.weight, torch.ones(3))
-    with pytest.raises(DataError, match=r"value nan in row \d+ .*expected finite"):
+    with pytest.raises(DataError, match=r"value nan in row \d+ .*NaN reaches"):
         pv.elbo(pv.Program(given, given_guide), (coded, seen))
 
     def black(x):  # no mask: NaN > 0 is false by accident

@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pyro.distributions import MaskedDistribution
 from torch import Tensor, nn
 
 from pyro_vae.arguments import counted
 from pyro_vae.program.batches.batch import Batch, Form, named_leaves, num_rows, under_handlers
+from pyro_vae.program.sites.masks import unfit_mask
 
 ONLY_ENUMERATED = (
     "; model and guide run with their discrete latents enumerated, as TraceEnum_ELBO runs them, "
     "and not on a draw of each, which every verb begins with: have what depends on them broadcast "
     "over a draw as well (pyro.ops.indexing.Vindex)"
 )
+_SAMPLE = r"""sample\(\s*f?["']([^"']+)["']"""
 _LIBRARIES = ("/torch/", "/pyro/", "/pyro_vae/")
 
 
@@ -40,17 +43,48 @@ def users_line(error: BaseException) -> str:
     return line
 
 
+def _open_call(text: str) -> str:
+    """Return the last call of ``sample`` in a text where it goes on behind its end; else ""."""
+    start = text.rfind("sample(")
+    call = text[start:] if start >= 0 else ""
+    return call if call.count("(") > call.count(")") else ""
+
+
 def site_of(error: BaseException) -> str:
     """Return the site that the user's innermost line samples, as ``site 'z' of guide: ``; or ""."""
     frame, told = error.__traceback__, ""
     while frame is not None:
         code = frame.tb_frame.f_code
         lines = linecache.getlines(code.co_filename)[max(0, frame.tb_lineno - 4) : frame.tb_lineno]
-        found = re.findall(r"""sample\(\s*f?["']([^"']+)["']""", "".join(lines))
+        before = "".join(lines[:-1])
+        found = re.findall(_SAMPLE, _open_call(before) + "".join(lines[-1:]))
         if found and not any(part in code.co_filename for part in _LIBRARIES):
             told = f"site {found[-1]!r} of {code.co_name}: "
         frame = frame.tb_next
     return told
+
+
+def about_mask(error: BaseException) -> str:
+    """Return what is wrong with ``.mask(m)`` where a distribution has refused m; else nothing."""
+    frame = error.__traceback__
+    while frame is not None:
+        told: Mapping[str, Any] = frame.tb_frame.f_locals
+        mask = told.get("mask")
+        if isinstance(told.get("self"), MaskedDistribution) and isinstance(mask, Tensor):
+            base = told["base_dist"]
+            unfit = unfit_mask(mask.shape, base.batch_shape, base.event_shape)
+            return f"{site_of(error)}{unfit}{users_line(error)}"
+        frame = frame.tb_next
+    return ""
+
+
+def where_holes_fail(error: BaseException) -> str:
+    """Return where a program fails on NaN, though the program masks what it observes."""
+    cause = error.__cause__ or error
+    return (
+        "the model masks what lacks, and all the same NaN reaches a network or a distribution"
+        f"{users_line(cause)}: write x.nan_to_num() there"
+    )
 
 
 def positive(reason: str, values: str) -> str:

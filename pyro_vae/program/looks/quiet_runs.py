@@ -10,7 +10,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_vae.errors import DataError, PyroVaeError
+from pyro_vae.errors import DataError, ProgramError, PyroVaeError
 from pyro_vae.program import checks
 from pyro_vae.program.batches.batch import (
     Batch,
@@ -38,6 +38,7 @@ from pyro_vae.program.looks.failures import (
     about_classes,
     about_drawn_rows,
     about_layer,
+    about_mask,
     about_numbers,
     about_shapes,
     of_words,
@@ -55,6 +56,7 @@ from pyro_vae.program.parameters.modules import (
     off_zero,
     seed_generators,
 )
+from pyro_vae.program.sites.masks import require_masks_of_batch
 from pyro_vae.program.sites.numbered import forget_plates, guides_remembered, numbered
 from pyro_vae.program.sites.plates import find_plate, shown_canonically, with_name_in_guide
 from pyro_vae.program.told import silent
@@ -177,6 +179,9 @@ class Runs:
             of_another = isinstance(error, AttributeError) and not of_words(arguments(batch)[0])
             if isinstance(error, PyroVaeError) or of_another:
                 raise
+            mask = about_mask(error)
+            if mask:
+                raise ProgramError(mask) from error
             broken = "found invalid values" in str(error)
             raise (broken and self._outside(batch)) or self.refusal(batch, error) from error
 
@@ -297,7 +302,10 @@ class Runs:
         valid = validation(not checks.is_meta(batch))
         sizes = WrittenSizes(self.written)
         with self.quiet(batch), valid, sizes, watch or nullcontext():
-            return Joint(*self.functions(batch), *arguments(batch)).sampled_traces()
+            pair = Joint(*self.functions(batch), *arguments(batch)).sampled_traces()
+        for trace in pair:
+            require_masks_of_batch(trace)
+        return pair
 
     def _has_surplus(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Return whether the model takes the first argument, and not all of them."""

@@ -39,6 +39,17 @@ def tell_of_holes(model: Trace, batch: Batch, told: Told) -> None:
                 told.warn(("holes", name), message)
 
 
+def observed_holes(model: Trace) -> str:
+    """Return which observed sites hold NaN, though the model masks what lacks; nothing if none."""
+    for name, site in sample_sites(model):
+        if is_data(site) and bool(site["value"].isnan().any()):
+            return (
+                f"site {name!r} observes NaN, which a mask does not take out: write "
+                "obs=x.nan_to_num() beside .mask(~x.isnan())"
+            )
+    return ""
+
+
 def _observed_with_holes(batch: Batch, value: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Yield which arguments a value is where they are numbers, and where they are none."""
     for name, leaf in named_leaves(batch):

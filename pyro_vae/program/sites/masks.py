@@ -58,6 +58,39 @@ def kept_of_site(site: Message) -> Tensor | None:
     return kept
 
 
+def require_masks_of_batch(trace: Trace) -> None:
+    """Require that the masks of handlers have the shape of what they stand around: the batch's.
+
+    One mark for each cell of an event fits by chance alone, where there are as many rows as cells,
+    or one row: it would count each row's density for each of them.
+
+    Raises:
+        ProgramError: Names the site and both shapes.
+    """
+    for name, site in sample_sites(trace):
+        mask, batch, event = site["mask"], site["fn"].batch_shape, site["fn"].event_shape
+        if not isinstance(mask, Tensor) or not mask.dim():
+            continue
+        fits = not event or mask.shape != batch + event
+        try:
+            torch.broadcast_shapes(mask.shape, batch)
+        except RuntimeError:
+            fits = False
+        if not fits:
+            raise ProgramError(f"site {name!r}: {unfit_mask(mask.shape, batch, event)}")
+
+
+def unfit_mask(got: torch.Size, batch: torch.Size, event: torch.Size) -> str:
+    """Return what to do about a mask of another shape than the batch's."""
+    way_out = "give one mark for each"
+    if got == batch + event:
+        way_out = (
+            f"for one mark for each cell write .mask(m).to_event({len(event)}), the mask before "
+            "the event"
+        )
+    return f"got a mask of {tuple(got)}, expected the batch shape {tuple(batch)}; {way_out}"
+
+
 def density_of_kept(name: str, log_prob: Tensor, drawn: Any, scored: Any) -> Tensor:
     """Return the guide's log density of what the model has a density for: a weight needs no more.
 

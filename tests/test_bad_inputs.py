@@ -109,7 +109,7 @@ def test_wrong_features_of_a_users_program():
 ARGUMENTS = {
     "epochs": [0, -1, 2.5, "ten", True, math.nan],
     "batch_size": [0, -1, 1.5],
-    "lr": [0, -1.0, math.nan, math.inf, "fast", None],
+    "lr": [0, -1.0, math.nan, math.inf, "fast"],
     "clip_norm": [0, -1.0, math.nan],
     "beta": [-0.5, math.nan, "one", {"zz": 1.0}, {"z": -1.0}],
     "lr_schedule": [-1.0, math.nan, "cosine"],

@@ -17,8 +17,10 @@ from scipy import sparse
 import pyro_vae as pv
 from pyro_vae import cli
 from pyro_vae.cli import datasets, options, runs
+from pyro_vae.cli.train import about_whole_numbers
+from pyro_vae.conditionals import Column
 from pyro_vae.data.count_files import read_counts, read_vocabulary
-from pyro_vae.data.table_files import split_table
+from pyro_vae.data.table_files import Table, split_table
 
 SMALL = ["--latent_dim", "2", "--hidden", "8", "--device", "cpu", "--progress", "false"]
 
@@ -75,7 +77,7 @@ def test_help_tells_each_option_its_meaning_and_its_default(command, capsys):
     assert cli.main([command, "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     for name, parameter in inspect.signature(cli.COMMANDS[command]).parameters.items():
-        positional = parameter.default is inspect.Parameter.empty
+        positional = parameter.default is inspect.Parameter.empty or name == "table"
         assert (name if positional else f"--{name}") in text
         if not positional and parameter.default is not None and name != "hidden":
             shown = str(parameter.default)
@@ -558,6 +560,14 @@ def test_a_table_from_training_to_filled_cells(table, capsys, tmp_path):
     few.assign(**dict.fromkeys(few.columns, np.nan)).to_csv("none.csv", index=False)
     assert cli.main(["impute", "run", "none.csv", "--num_particles", "5", "--out", "all.csv"]) == 0
     assert not pd.read_csv("all.csv").isna().any().any()  # nothing is known: the prior's means
+    assert cli.main(["impute", "run", "--num_particles", "5", "--out", "own.csv"]) == 0
+    assert len(pd.read_csv("own.csv")) == len(table)  # that of the training
+
+
+def test_whole_numbers_that_stand_as_floats_are_told():
+    frame = pd.DataFrame({"visits": [3.0, np.nan, 0.0], "debt": [3.0, -1.0, 0.0], "age": 0.5})
+    told = [about_whole_numbers(Column(name, "real"), Table(frame)) for name in frame]
+    assert told == ['; whole numbers: --kinds \'{"visits": "count"}\' if they are counts', "", ""]
 
 
 def test_rows_of_a_table_are_split_once():
@@ -577,6 +587,11 @@ def test_rows_of_a_table_are_split_once():
         ({}, ["--kinds", '{"weight": "real"}'], "kinds: no column 'weight'"),
         ({}, ["--kinds", '{"town": "count"}'], "column 'town': got cells of type"),
         ({}, ["--model", "VAE"], "column 'town' holds no numbers; TableVAE takes such tables"),
+        (
+            {"town": 1.0, "member": 0.0},
+            ["--model", "VAE"],
+            "table.csv: has missing cells, expected numbers alone; train a VAE with --options.mis",
+        ),
         ({}, ["--vocab", "words.txt"], "vocab: got 'words.txt', expected none"),
     ],
 )

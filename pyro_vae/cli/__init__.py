@@ -46,6 +46,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo.demo,
 }
 
+# Arguments that do not stand as the signature of their command has them.
+_BY_HAND = {"generate": ("n",), "compare": ("runs",), "impute": ("table",)}
 
 # What a command is called elsewhere.
 _MEANT = {
@@ -164,9 +166,8 @@ def _parser() -> ArgumentParser:
         sub = _Parser(description=title)
         sub.add_argument("--config", action="config", help="YAML or JSON file with options.")
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error.")
-        skipped: set[str | int] = {"n"} if name == "generate" else set()
+        skipped: set[str | int] = {*_BY_HAND.get(name, ())}
         if name == "compare":  # as many as there are
-            skipped = {"runs"}
             sub.add_argument("runs", nargs="+", help="run folders, two or more, of the same data.")
         sub.add_function_arguments(function, as_positional=True, skip=skipped)
         if name == "generate":
@@ -177,5 +178,8 @@ def _parser() -> ArgumentParser:
                 default=64,
                 help="number of images, chorales, sentences or rows.",
             )
+        if name == "impute":  # behind the run, and not needed
+            text = "file .csv or .parquet with the columns of the training; null is its table."
+            sub.add_argument("table", nargs="?", help=text)
         commands.add_subcommand(name, sub, help=title)
     return parser

@@ -18,7 +18,7 @@ from pyro_vae.storage.atomic import atomic_write_text
 
 def impute(
     run: str,
-    table: str,
+    table: str | None = None,
     out: str | None = None,
     how: Literal["mean", "sample"] = "mean",
     num_particles: int = 1000,
@@ -32,6 +32,7 @@ def impute(
     Arguments:
         run: run folder of a TableVAE.
         table: file .csv or .parquet with the columns of the training; empty cells are missing.
+            Null is that of the training.
         out: file .csv to write; null is filled.csv in the run folder.
         how: mean fills in the best guess, of names the most probable; sample draws what is missing.
         num_particles: importance samples per row.
@@ -41,7 +42,7 @@ def impute(
     program, settings = open_run(run, device)
     if kind_of(settings["model"]) != "tables":
         raise ConfigError(f"{run}: got a {settings['model']}, expected a TableVAE")
-    frame = read_table(Path(table))
+    frame = read_table(Path(settings["data"] if table is None else table))
     torch.manual_seed(seed)
     found = pv.impute(program, frame, how=how, num_particles=num_particles)
     path = Path(run) / "filled.csv" if out is None else Path(out)

@@ -95,6 +95,23 @@ def _signature(model: str) -> Any:
     )
 
 
+def _mean(x: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
+    """Return the mean of data, of the observed cells where the model is asked to take holes.
+
+    Raises:
+        DataError: There are holes, and it is not; names the file and what takes them.
+    """
+    if not bool(x.isnan().any()):
+        return x.mean(0)
+    asked = "missing" in (settings.get("options") or {})
+    if not asked and "data_mean" in _signature(settings["model"]):
+        raise DataError(
+            f"{settings['data']}: has missing cells, expected numbers alone; train a VAE with "
+            "--options.missing nan, or TableVAE on a table"
+        )
+    return x.nanmean(0)
+
+
 def _said(settings: dict[str, Any], data: DataSet) -> dict[str, Any]:
     """Return the arguments that data and short options say, for all models together."""
     model, kind = settings["model"], kind_of(settings["model"])
@@ -114,13 +131,13 @@ def _said(settings: dict[str, Any], data: DataSet) -> dict[str, Any]:
         return said | {"data_dim": rows["x"].shape[-1], "data_mean": mean}
     x = rows if isinstance(rows, torch.Tensor) else rows.get("x", next(iter(rows.values())))
     said |= {"data_dim": x.shape[-1] if x.ndim == 2 else tuple(x.shape[1:])}
-    said |= {"data_mean": x.mean(0), "network": settings["network"]}
+    said |= {"data_mean": _mean(x, settings), "network": settings["network"]}
     if data.label:
         said["num_classes"] = int(rows[data.label].max()) + 1
     if model == "VAE":
         said["posterior"] = getattr(pv.conditionals, settings.get("posterior", "Gaussian"))
     if model != "DEF":
-        binary = settings["binarization"] != "none" or bool(((x == 0) | (x == 1)).all())
+        binary = settings["binarization"] != "none" or bool(((x == 0) | (x == 1) | x.isnan()).all())
         chosen = settings["observation"] or ("Bernoulli" if binary else "Gaussian")
         said["observation"] = _observation(chosen, settings["data"])
     return said

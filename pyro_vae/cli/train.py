@@ -1,5 +1,6 @@
 """``pyro-vae train``."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -27,6 +28,7 @@ from pyro_vae.cli.programs import build_program, check_options, require_answers
 from pyro_vae.cli.report import say
 from pyro_vae.cli.report_file import write_report
 from pyro_vae.cli.runs import check_same_run, check_words, fresh_folder, record
+from pyro_vae.data.table_files import Table
 from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.storage.paths import local_path
 
@@ -137,9 +139,7 @@ def train(
     loaded = loaded.taken_by(program, data)
     if is_own(model):
         require_answers(program, loaded.rows("train"), model)
-    for column in getattr(program, "columns", ()):
-        named = f", {counted(len(column.categories), 'category')}" if column.named else ""
-        say(f"  {column.name:<24}{column.kind} ({column.distribution}{named})")
+    _say_columns(getattr(program, "columns", ()), kinds or {}, loaded.source)
     words = loaded.words
     if resume:
         check_words(folder, words)
@@ -175,6 +175,29 @@ def train(
     if model != "Autoencoder":
         verb = {"documents": "topics"}.get(kind_of(model), "evaluate")
         say(f"next:       pyro-vae {verb} {folder}")
+
+
+def _say_columns(columns: Any, kinds: dict[str, Any], table: Any) -> None:
+    for column in columns:
+        named = f", {counted(len(column.categories), 'category')}" if column.named else ""
+        told = "" if column.name in kinds else about_whole_numbers(column, table)
+        say(f"  {column.name:<24}{column.kind} ({column.distribution}{named}){told}")
+
+
+def about_whole_numbers(column: Any, table: Any) -> str:
+    """Return how to say that a column of whole numbers, which the file has as 3.0, has counts.
+
+    Arguments:
+        column: of the program.
+        table: the data; nothing is said of others than a `Table`.
+    """
+    if column.kind != "real" or not isinstance(table, Table):
+        return ""
+    cells = table.whole[column.name].dropna()
+    if (cells < 0).any() or (cells % 1 != 0).any():
+        return ""
+    kinds = json.dumps({column.name: "count"})
+    return f"; whole numbers: --kinds '{kinds}' if they are counts"
 
 
 @contextmanager

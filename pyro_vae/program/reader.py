@@ -311,7 +311,7 @@ class Reader:
             masked = any(is_masked(s) for _, s in sample_sites(model) if s["is_observed"])
             found = masked and all(bool(torch.isfinite(term).all()) for term in terms)
             if found:
-                tell_of_holes(model, batch, self.told)
+                tell_of_holes(model, self._program.examples.by_argument(batch), self.told)
         return found
 
     def _carriers(self, batch: Batch) -> dict[str, list[str]]:

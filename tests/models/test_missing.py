@@ -370,6 +370,12 @@ def after(cells, x):
     pyro.sample("x", cells.mask(~x.isnan()).to_event(1), obs=x)
 
 
+def after_by_columns(cells, x):
+    for k, column in enumerate(x.nan_to_num().unbind(1)):
+        fn = dist.Normal(cells.loc[:, k], 1.0).mask(~column.isnan())
+        pyro.sample(f"x{k}", fn, obs=column)
+
+
 def inverted(cells, x):
     pyro.sample("x", cells.mask(x.isnan()).to_event(1), obs=x.nan_to_num())
 
@@ -389,8 +395,15 @@ def drawn(cells, x):
 @pytest.mark.parametrize(
     ("observe", "told"),
     [
-        (after, r"site 'x': 3 cells that are NaN in the data are scored.*before these do"),
-        (inverted, r"site 'x': its mask is inverted: it keeps the 3 cells.*\.mask\(~x\.isnan"),
+        (
+            after,
+            r"site 'x' scores cells that are NaN in the data \(3 in 4 rows\).*before these do",
+        ),
+        (
+            after_by_columns,
+            r"site 'x0' scores.*\(1 in 4 rows\).*seen = ~x\.isnan.*the same of 'x1'",
+        ),
+        (inverted, r"site 'x' has an inverted mask.*\(3 in 4 rows\).*\.mask\(~x\.isnan"),
         (whole_rows, r"site 'x': its mask leaves out 3 rows of 4.*and 3 cells.*before \.to_event"),
     ],
 )

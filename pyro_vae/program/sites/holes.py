@@ -8,9 +8,11 @@ from torch import Tensor
 
 from pyro_vae.arguments import counted
 from pyro_vae.program.batches.batch import Batch, named_leaves
-from pyro_vae.program.handlers import is_data, sample_sites
+from pyro_vae.program.handlers import Message, is_data, sample_sites
 from pyro_vae.program.sites.masks import kept_units
 from pyro_vae.program.told import Told
+
+_KEY = ("holes", "of all sites")  # one warning a program
 
 
 def tell_of_holes(model: Trace, batch: Batch, told: Told) -> None:
@@ -23,20 +25,29 @@ def tell_of_holes(model: Trace, batch: Batch, told: Told) -> None:
         batch: Some rows, with holes.
         told: What the user knows.
     """
-    for name, site in sample_sites(model):
-        if not is_data(site) or ("holes", name) in told:
-            continue
-        value = site["value"]
-        kept = kept_units(site["fn"], site["mask"], value.device)
-        if kept is None:
-            kept = torch.ones_like(value, dtype=torch.bool)
-        if kept.shape != value.shape:  # more steps than it draws
-            continue
-        for given, holes in _observed_with_holes(batch, value):
-            scored = _scored(name, given, value, kept, holes)
-            message = scored or _whole_rows(name, given, kept, holes)
-            if message:
-                told.warn(("holes", name), message)
+    if _KEY in told:
+        return
+    data = [(name, site) for name, site in sample_sites(model) if is_data(site)]
+    found = {name: fault for name, site in data if (fault := _fault(name, site, batch))}
+    if found:
+        first, *others = found
+        named = ", ".join(map(repr, others[:3])) + ", and more" * (len(others) > 3)
+        told.warn(_KEY, found[first] + f"; the same of {named}" * bool(others))
+
+
+def _fault(name: str, site: Message, batch: Batch) -> str:
+    """Return what to do about how a site takes the holes; nothing where it does so rightly."""
+    value = site["value"]
+    kept = kept_units(site["fn"], site["mask"], value.device)
+    if kept is None:
+        kept = torch.ones_like(value, dtype=torch.bool)
+    if kept.shape != value.shape:  # more steps than it draws
+        return ""
+    found = [
+        _scored(name, given, value, kept, holes) or _whole_rows(name, given, kept, holes)
+        for given, holes in _observed(batch, value)
+    ]
+    return found[0] if found and all(found) else ""  # one of several alike may be without a fault
 
 
 def observed_holes(model: Trace) -> str:
@@ -50,32 +61,36 @@ def observed_holes(model: Trace) -> str:
     return ""
 
 
-def _observed_with_holes(batch: Batch, value: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Yield which arguments a value is where they are numbers, and where they are none."""
+def _observed(batch: Batch, value: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield which arguments, or steps or columns of them, a value is, and where these are NaN."""
     for name, leaf in named_leaves(batch):
-        if not leaf.is_floating_point() or leaf.is_meta or leaf.numel() != value.numel():
+        if not leaf.is_floating_point() or leaf.is_meta or leaf.numel() < value.numel():
             continue
-        holes = leaf.isnan().reshape(value.shape)
-        seen = leaf.reshape(value.shape)[~holes].to(value)
-        # One number in all of them may be anything: whether a cell is seen, say.
-        if holes.any() and seen.unique().numel() > 1 and torch.equal(seen, value[~holes]):
-            yield "x" if name == "batch" else name, holes
+        dims = {1, leaf.dim() - 1} if leaf.dim() > 1 and leaf.numel() > value.numel() else ()
+        for each in (leaf, *(part for dim in dims for part in leaf.unbind(dim))):
+            if each.numel() != value.numel():
+                continue
+            holes = each.isnan().reshape(value.shape)
+            seen = each.reshape(value.shape)[~holes].to(value)
+            if torch.equal(seen, value[~holes]):
+                yield name, holes
 
 
 def _scored(name: str, given: str, value: Tensor, kept: Tensor, holes: Tensor) -> str:
     """Return what to do where cells with holes count; nothing where none does."""
     scored = kept & holes
-    if not bool(scored.any()) or not _is_filler(value, scored):
+    told = value[~holes].unique().numel() > 1  # one number may be anything: what is seen, say
+    if not told or not bool(scored.any()) or not _is_filler(value, scored):
         return ""
-    count = counted(int(scored.sum()), "cell")
+    count = f"{int(scored.sum())} in {counted(len(value), 'row')}"
     if torch.equal(kept, holes):
         return (
-            f"site {name!r}: its mask is inverted: it keeps the {count} that are NaN in the data, "
-            f"and leaves out all others; write .mask(~{given}.isnan())"
+            f"site {name!r} has an inverted mask: it keeps the cells that are NaN in the data "
+            f"({count}), and leaves out all others; write .mask(~{given}.isnan())"
         )
     return (
-        f"site {name!r}: {count} that are NaN in the data are scored, as the numbers that stand in "
-        f"their place; compute the mask before these do, as seen = ~{given}.isnan(), then "
+        f"site {name!r} scores cells that are NaN in the data ({count}), as the numbers that stand "
+        f"in their place: compute the mask before these do, as seen = ~{given}.isnan(), then "
         f"{given} = {given}.nan_to_num(), and write .mask(seen) before .to_event"
     )
 

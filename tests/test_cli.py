@@ -558,7 +558,7 @@ def test_a_table_from_training_to_filled_cells(table, capsys, tmp_path):
         frame.to_csv("bad.csv", index=False)
         assert text in complaint(capsys, ["impute", "run", "bad.csv"])
     few.assign(**dict.fromkeys(few.columns, np.nan)).to_csv("none.csv", index=False)
-    assert cli.main(["impute", "run", "none.csv", "--num_particles", "5", "--out", "all.csv"]) == 0
+    assert cli.main(["impute", "run", "--num_particles", "5", "none.csv", "--out", "all.csv"]) == 0
     assert not pd.read_csv("all.csv").isna().any().any()  # nothing is known: the prior's means
     assert cli.main(["impute", "run", "--num_particles", "5", "--out", "own.csv"]) == 0
     assert len(pd.read_csv("own.csv")) == len(table)  # that of the training

@@ -81,11 +81,26 @@ def _answered(argv: Sequence[str] | None) -> int:
         arguments.insert(1, "--model")  # pyro-vae train my_program.py:Clicks
     if arguments[:1] == ["generate"] and len(arguments) > 2 and arguments[2].isdigit():
         arguments.insert(2, "-n")  # pyro-vae generate runs/clicks 5
+    if arguments[:1] == ["impute"]:
+        arguments = ["impute", *_places_first(arguments[1:])]
     try:
         parsed = parser.parse_args([a for a in arguments if a != "--debug"])
         return _run(COMMANDS[parsed.command], parsed[parsed.command], debug)
     except SystemExit as stop:  # help (0) and usage errors (2)
         return int(stop.code or 0)
+
+
+def _places_first(arguments: Sequence[str]) -> list[str]:
+    """Return arguments with options last: behind one the parser knows no place that may lack."""
+    places: list[str] = []
+    rest: list[str] = []
+    value = False
+    for argument in arguments:
+        option = argument.startswith("-") and not value
+        (rest if option or value else places).append(argument)
+        alone = "=" in argument or argument in ("-h", "--help", "--debug", "--print_config")
+        value = option and not alone
+    return places + rest
 
 
 def _run(command: Callable[..., None], values: Namespace, debug: bool) -> int:

@@ -63,8 +63,9 @@ class AnnealedLikelihood(LogLikelihood):
         ess: Effective sample size of those weights, per datum, ``(N,)``.
         psis_k: Pareto shape of their tail, per datum, ``(N,)``.
         samples: Chains of each datum.
-        by_global: None: all chains see one draw of the global latents.
         acceptance: Mean acceptance of the transitions per datum, ``(N,)``.
+        by_global: None: all chains see one draw of the global latents.
+        same_globals: False: nothing is told of other draws of them.
         held: That draw, by site; no error tells of its spread.
     """
 

@@ -236,7 +236,7 @@ DIFFERENCES = {
     "transform": ({"transform": noisy}, {"transform": halved}, r"transform\.name"),
     "held number": ({"transform": scaled(0.5)}, {"transform": scaled(0.75)}, r"transform\.python"),
     "betas": (
-        {"optimizer": functools.partial(torch.optim.Adam, lr=1e-3)},
+        {"optimizer": functools.partial(torch.optim.Adam, lr=1e-3), "lr": None},
         {"optimizer": functools.partial(torch.optim.Adam, lr=1e-3, betas=(0.5, 0.9))},
         r"optimizer_options.*betas = \[0\.9, 0\.999\], this run \[0\.5, 0\.9\]",
     ),

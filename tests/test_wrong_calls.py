@@ -391,7 +391,7 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "an input below a guide's logarithm": (
         lambda: scored_logarithms((X, -2 * X[:, 0])),
-        r"site 'z' of guide: Expected parameter .* dose has numbers from -2 to -2, .* from 1 on; a",
+        r"site 'z' of guide: Expected parameter .* dose has numbers from -2 to -2, .* from 1 on",
     ),
     "a latent's dimensions outside its event": (
         lambda: pv.elbo(pv.Program(bare, nothing), X),

@@ -437,8 +437,9 @@ def _tell_of_own_rows(sites: Sites) -> None:
     for name in [sites.plate.name] if sites.takes_part else sites.parts_beside:
         warnings.warn(
             f"fit: the plate {name!r} draws some of its rows at each step (subsample_size): fit "
-            "trains on these, and no other verb can answer for each row; leave subsample_size "
-            "out, for batch_size= makes the minibatches",
+            "trains on these, and no other verb can answer for each row; leave subsample_size out"
+            + ", for batch_size= makes the minibatches"
+            * sites.takes_part,
             stacklevel=of_user(),
         )
 

@@ -266,7 +266,7 @@ class Runs:
     def _about_values(self, batch: Batch) -> str:
         """Return what about the data may have made a parameter no number."""
         below = self._program.examples.below(batch)
-        root = f"{below}; a logarithm or a root of what is negative is no number" if below else ""
+        root = f"{below}; the logarithm or root of a negative number is NaN" if below else ""
         return checks.unscaled(batch) or root
 
     def _outside(self, batch: Batch) -> DataError | None:

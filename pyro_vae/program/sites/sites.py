@@ -50,7 +50,7 @@ class Sites:
             stands for a row of the batch, and only its number is drawn.
         parts_beside: Plates besides that of the batch's rows that draw some of their rows: how
             many, of how many.
-        parts_weighed: Those that hold some of their rows, drawn or given, and weigh them by N/B.
+        parts_weighed: Those that hold some of their rows, drawn or given, and scale them by N/B.
         data_dim: The batch dimension of the data plate, counted from the right.
         plate: The data plate as the program has it.
         bindings: Where the observed values come from, by site.

@@ -16,7 +16,7 @@ from pyro_vae.names import Answer
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
     from matplotlib.figure import Figure
 
-# Burda et al. (2016), §5, of a prior N(0, 1): a unit is active where Var_x E_q[z | x] exceeds this.
+# Burda et al. (2016), §5, of a prior N(0, 1): Var_x E_q[z | x] of an active unit exceeds this.
 ACTIVE = 0.01  # in variances of the prior
 ACTIVE_KL = 0.01  # the criterion by KL, nats
 
@@ -100,8 +100,18 @@ class Diagnosis(Answer):
 
     @property
     def active_units(self) -> dict[str, int]:
-        """Per site, the units whose posterior mean has a variance over 0.01 of the prior's."""
-        return {name: int((value > ACTIVE).sum()) for name, value in self.variance.items()}
+        """Per site, the units whose posterior mean varies over the data by more than 0.01 of the
+        prior's variance, or by more than the mean variance of their own posterior."""
+        return {name: int(self._active(name).sum()) for name in self.variance}
+
+    def _active(self, name: str) -> Tensor:
+        """Return which units of a site are active, ``(Z,)``; see `active_units`."""
+        moved, own = self.variance[name], self.posterior_variance.get(name)
+        if own is None or own.shape != moved.shape:
+            return moved > ACTIVE
+        # A wide prior leaves room for codes that differ by little of it, and by much of their own
+        # width. Points have no width: there a rounding error would do.
+        return (moved > ACTIVE) | ((own > 0) & (moved > own))
 
     @property
     def active_by_kl(self) -> dict[str, int]:
@@ -115,7 +125,7 @@ class Diagnosis(Answer):
     def idle_kl(self) -> dict[str, float]:
         """Per site, the KL of the units that are not active, nats: what they cost."""
         return {
-            name: value[self.variance[name] <= ACTIVE].sum().item()
+            name: value[~self._active(name)].sum().item()
             for name, value in self.unit_kl.items()
             if name in self.variance and self.variance[name].shape == value.shape
         }

@@ -34,6 +34,8 @@ def verdict(found: Any) -> str:
         head = "Unheard: the code costs nats that the decoder does not use."
     elif any(_idle(found, name) for name in sites):
         head = "Alive, with idle units."
+    elif found.rows == 1:
+        head = "One datum: whether codes differ between data takes two or more."
     else:
         head = "Alive."
     told = f"{'Layers' if layered else 'Code'}: {'; '.join(evidence)}."
@@ -52,8 +54,8 @@ def _gain(found: Any) -> tuple[float, str]:
 
 
 def _is_shared(found: Any) -> bool:
-    """Return whether q(z | x), which costs nats, is the same for all data."""
-    if found.collapsed or any(found.active_units.values()):
+    """Return whether q(z | x), which costs nats, is the same for all data: two, at least."""
+    if found.rows == 1 or found.collapsed or any(found.active_units.values()):
         return False
     if found.information is not None:
         return bool(found.information.lower < min(SILENT, found.total_kl / 2))
@@ -67,7 +69,7 @@ def _units(found: Any, name: str) -> str:
         kl += (
             f" ({_unsigned(_where_it_is(found, name))} in the {share:.0%} of the data that have it)"
         )
-    if name not in found.variance:
+    if name not in found.variance or found.rows == 1:
         return kl
     return (
         f"{found.active_units[name]} of {counted(found.variance[name].numel(), 'unit')} active, "
@@ -96,7 +98,11 @@ def _many(found: Any) -> str:
 
 
 def _idle(found: Any, name: str) -> bool:
-    return name in found.variance and found.active_units[name] < found.variance[name].numel()
+    if found.rows == 1 or name not in found.variance:  # the mean of one datum has no variance
+        return False
+    if set(found.variance) == set(found.kl) and not any(found.active_units.values()):
+        return False  # what the code tells is spread over all of its units
+    return bool(found.active_units[name] < found.variance[name].numel())
 
 
 def _informed(found: Any) -> list[str]:
@@ -261,7 +267,8 @@ def report(found: Any) -> str:
         row("site", "KL", "±", "active", "by KL", "Var q") + "   % of data" * masked,
     ]
     for name, kl in found.kl.items():
-        units = found.variance[name].numel() if name in found.variance else None
+        known = name in found.variance and found.rows != 1
+        units = found.variance[name].numel() if known else None
         by_kl = found.active_by_kl.get(name)
         spread = found.posterior_variance.get(name)
         lines.append(
@@ -278,7 +285,8 @@ def report(found: Any) -> str:
     lines += _of_globals(found, global_row)
     lines.append("")
     lines.append(f"log p(x | z), z from the guide  {found.reconstruction:10.3f} nats")
-    lines.append(f"log p(x | z), z of another datum{found.other_reconstruction:10.3f} nats")
+    if not math.isnan(found.other_reconstruction):
+        lines.append(f"log p(x | z), z of another datum{found.other_reconstruction:10.3f} nats")
     lines.append(f"log p(x | z), z from the prior  {found.prior_reconstruction:10.3f} nats")
     if found.cures:
         lines += [

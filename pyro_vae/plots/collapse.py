@@ -84,7 +84,7 @@ def diagnosis(found: Any, *, title: str | None = None) -> Figure:
     units(row["kl"], kl, shades)
     row["kl"].set(ylabel="KL (nats)")
     if found.variance:
-        set_title(row["variance"], "Active units: above the line")
+        set_title(row["variance"], "Units above the line are active")
         units(row["variance"], found.variance, shades)
         row["variance"].set(ylabel="variance of E[z | x] / the prior's")
     if found.histogram:

@@ -248,3 +248,37 @@ def test_topics_of_a_dirichlet_are_active():
     expected = ((1 + x) / 120).var(0) / prior.variance
     torch.testing.assert_close(found.variance["shares"].float(), expected, rtol=1e-4, atol=0)
     assert found.active_units == {"shares": 20} and found.verdict.startswith("Alive.")
+
+
+class Narrow:
+    """z ~ N(0, 10²), x ~ N(z, 0.1²): the data have 0.008 of the prior's variance, and 81 of q's."""
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 10.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 0.1).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 0.1).to_event(1))
+
+
+NARROW = 0.9 * torch.randn(400, 1, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_unit_that_moves_more_than_its_own_width_is_active():
+    found = pv.diagnose(Narrow(), NARROW)
+    assert found.variance["z"].item() < 0.01 and found.active_units == {"z": 1}
+    assert found.verdict.startswith("Alive. Code: 1 of 1 unit active") and found.idle_kl["z"] == 0
+    assert not any("idle" in cure for cure in found.cures)
+    # Points have no width to exceed; without that of any, nothing is called idle that tells nats.
+    points = replace(found, posterior_variance={"z": torch.zeros(1)})
+    assert points.active_units == {"z": 0} and points.verdict.startswith("Alive. Code: 0 of 1")
+    assert not any("idle" in cure for cure in points.cures)
+
+
+def test_one_datum_is_not_compared_with_others():
+    found = pv.diagnose(Narrow(), NARROW[:1])
+    assert found.verdict.startswith("One datum: ") and " active" not in found.verdict
+    assert not found.cures and "another datum" not in found.report()
+    assert "nan" not in found.report()

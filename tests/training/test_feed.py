@@ -382,6 +382,21 @@ def test_lists_of_numbers_are_rows(rows):
     )
 
 
+@pytest.mark.parametrize("columns", [1, 2])
+def test_lists_of_equal_batches_are_no_table(columns):
+    """``list(DataLoader(...))`` holds lists of tensors, of which numpy makes an array too."""
+
+    def model(x, y=None):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(torch.zeros(6), 1.0).to_event(1), obs=x)
+
+    program = pv.Program(model, lambda x, y=None: None)
+    batches = list(DataLoader(TensorDataset(*[ROWS[:12]] * columns), batch_size=6))
+    assert make_feed(program, batches, 4).size == 12
+    rows = program.as_tensors(batches)
+    assert all(torch.equal(column, ROWS[:12]) for column in rows) and len(rows) == columns
+
+
 class ByTurns:
     """Batches with an input and without, anew in each epoch."""
 

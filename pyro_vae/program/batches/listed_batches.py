@@ -71,11 +71,23 @@ def rows_of_numbers(data: Any) -> np.ndarray | None:
     """Return lists of numbers, as ``x.tolist()`` gives them, as an array; None for other data."""
     if not isinstance(data, list) or not all(isinstance(each, list) for each in data):
         return None
+    if not _holds_numbers(data):
+        return None
     try:
         array = np.asarray(data)
-    except ValueError:  # rows of unequal lengths, or tensors within
+    except ValueError:  # rows of unequal lengths
         return None
     return array if array.dtype.kind in "fiub" else None
+
+
+def _holds_numbers(items: list[Any] | tuple[Any, ...]) -> bool:
+    """Return whether all cells are numbers: tensors in lists are batches, though of one shape."""
+    return all(
+        _holds_numbers(each)
+        if isinstance(each, list | tuple)
+        else isinstance(each, int | float | np.number | np.bool_)
+        for each in items
+    )
 
 
 def _tell_of_copies(batches: list[Any]) -> None:

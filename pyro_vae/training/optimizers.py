@@ -1,5 +1,6 @@
 """Optimizers as users hand them in: a factory, a class, a torch optimizer, one of Pyro's."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -58,8 +59,7 @@ def as_factory(
     if _of_pyro(optimizer):
         return as_factory(optimizer({"lr": rate(lr)}), program, batch, None)
     if isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer):
-        kind: Any = optimizer
-        return checked(partial(kind, lr=rate(lr)))
+        return checked(_of_class(optimizer, lr))
     ready = isinstance(optimizer, torch.optim.Optimizer)
     if _is_schedule(optimizer) or not (ready or callable(optimizer)):
         raise ConfigError(f"optimizer: got {optimizer!r}, expected {_FORMS}")
@@ -74,6 +74,18 @@ def as_factory(
     if isinstance(optimizer, PyroOptim):
         return checked(_from_pyro(optimizer, program, batch))
     return checked(optimizer)
+
+
+def _of_class(kind: Any, lr: float | None) -> Callable[..., Any]:
+    """Return a class of optimizers as a factory, which passes a rate to those that take one."""
+    parameters = inspect.signature(kind).parameters.values()
+    if any(each.name == "lr" or each.kind is each.VAR_KEYWORD for each in parameters):
+        return partial(kind, lr=rate(lr))
+    if lr is not None:
+        raise ConfigError(
+            f"lr: got {shown(lr)}, and optimizer {kind.__name__} takes no lr; leave lr out"
+        )
+    return kind
 
 
 def _is_schedule(optimizer: Any) -> bool:
@@ -110,6 +122,11 @@ def checked(factory: Callable[..., Any]) -> OptimizerFactory:
             raise ConfigError(
                 f"optimizer: the factory made {type(made).__name__}, expected a "
                 "torch.optim.Optimizer"
+            )
+        if not all("lr" in group for group in made.param_groups):
+            raise ConfigError(
+                f"optimizer: got {type(made).__name__}, whose groups hold no 'lr', expected a "
+                "learning rate in each; put one into its defaults"
             )
         _require_known(made, trained)
         return made

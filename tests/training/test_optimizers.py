@@ -161,6 +161,27 @@ def test_a_rate_beside_an_optimizer_that_has_its_own_is_refused(optimizer):
         ours(optimizer, 1, lr=7.0)
 
 
+class OwnRate(torch.optim.SGD):
+    def __init__(self, params):
+        super().__init__(params, lr=0.1)
+
+
+class NoRate(torch.optim.Optimizer):
+    def __init__(self, params):
+        super().__init__(params, {})
+
+
+def test_a_class_that_takes_no_rate_gets_none():
+    expected = ours(partial(torch.optim.SGD, lr=0.1), 2)
+    assert all(map(torch.equal, ours(OwnRate, 2), expected))
+    with pytest.raises(
+        ConfigError, match=r"lr: got 7\.0, and optimizer OwnRate takes no lr; leave"
+    ):
+        ours(OwnRate, 1, lr=7.0)
+    with pytest.raises(ConfigError, match="NoRate, whose groups hold no 'lr'"):
+        ours(NoRate, 1)
+
+
 @pytest.mark.parametrize(
     ("optimizer", "objective", "match"),
     [

@@ -27,6 +27,7 @@ from pyro_vae.program.batches.batch import (
     num_rows,
     signature,
     signs_of,
+    takes,
     told_by,
 )
 from pyro_vae.program.batches.counters import Counters, looks_of
@@ -138,6 +139,7 @@ class Reader:
         self._run_again = False  # from one state, to see whether it is equal
         # Whether the data are one datum; None: not known.
         self._whole: bool | None = self.told_whole or None
+        self._met_observed = False  # whether a batch had a site of ``observed``
         self._weights: dict[str, Any] | None = None  # in train mode, where they are others there
         self.counts = Counts()
         self._counters = Counters()
@@ -597,16 +599,28 @@ class Reader:
         function = self._program.functions[0]
         names = [n for n, site in sample_sites(model) if is_data(site)]
         values = {name: model.nodes[name] for name in names}
-        if self._observed and not self._observed.keys() & model.nodes.keys():
+        places = tuple(arg if isinstance(arg, Form) else i for i, arg in enumerate(args))
+        keys = named_arguments(function, places, {k: k for k in kwargs})
+        given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+        self._met_observed |= bool(self._observed.keys() & model.nodes.keys())
+        if self._observed and not self._met_observed and not self._left_out(args, kwargs):
             raise ProgramError(
                 f"observed: got {sorted(self._observed)}, which the model does not sample, "
                 f"expected names of observed sites, among {names}, each with that of its argument"
             )
-        places = tuple(arg if isinstance(arg, Form) else i for i, arg in enumerate(args))
-        keys = named_arguments(function, places, {k: k for k in kwargs})
-        given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
         rows = None if isinstance(batch, Whole) else num_rows(batch)
         return bindings_of(values, given, keys, self._observed, rows, plate.dim, copies)
+
+    def _left_out(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Return whether a batch has no argument of a declared site, which may be in others."""
+        function = self._program.functions[0]
+        if args and isinstance(args[-1], Form):
+            return False
+        given = named_arguments(function, args, kwargs)
+        return any(
+            given[name] is None if name in given else takes(function, args, {**kwargs, name: None})
+            for name in self._observed.values()
+        )
 
     def _leaves(self, batch: Batch) -> list[Tensor]:
         """Run the functions once and return the leaf tensors that their densities depend on."""

@@ -329,6 +329,26 @@ def test_a_computed_value_is_bound_by_name_or_by_declaration():
         pv.Program(model, guide, observed={"x": "x"}).read(x)
 
 
+def test_a_declared_site_may_be_in_batches_of_its_argument_alone():
+    def model(x, y=None):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+            if y is not None:
+                pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+    x, y = torch.rand(4), torch.rand(4)
+    program = pv.Program(model, lambda x, y=None: None, observed={"y": "y"})
+    expected = dist.Normal(0.0, 1.0).log_prob(x)
+    torch.testing.assert_close(pv.elbo(program, (x,)), expected)
+    torch.testing.assert_close(
+        pv.elbo(program, (x, y)), expected + dist.Normal(0.0, 1.0).log_prob(y)
+    )
+    torch.testing.assert_close(pv.elbo(program, (x,)), expected)
+    for declared, batch in (({"z": "y"}, (x, y)), ({"z": "w"}, (x,))):
+        with pytest.raises(ProgramError, match="which the model does not sample"):
+            pv.Program(model, lambda x, y=None: None, observed=declared).read(batch)
+
+
 # -- guides with one factor per datum --------------------------------------------------------------
 
 

@@ -79,7 +79,8 @@ def _answered(argv: Sequence[str] | None) -> int:
     debug = "--debug" in arguments
     if arguments[:1] == ["train"] and len(arguments) > 1 and not arguments[1].startswith("-"):
         arguments.insert(1, "--model")  # pyro-vae train my_program.py:Clicks
-    if arguments[:1] == ["generate"] and len(arguments) > 2 and arguments[2].isdigit():
+    number = arguments[:1] == ["generate"] and len(arguments) > 2 and arguments[2].isdigit()
+    if number and not arguments[1].startswith("-"):  # which is no option's value
         arguments.insert(2, "-n")  # pyro-vae generate runs/clicks 5
     if arguments[:1] == ["impute"]:
         arguments = ["impute", *_places_first(arguments[1:])]

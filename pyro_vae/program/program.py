@@ -50,7 +50,6 @@ from pyro_vae.program.parameters.parameters import (
     with_expected,
 )
 from pyro_vae.program.passes import Passes, Verb
-from pyro_vae.program.pickled import require_named
 from pyro_vae.program.reader import Reader
 from pyro_vae.program.rows import Rows
 from pyro_vae.program.sites.prior_guide import prior_of
@@ -246,10 +245,6 @@ class Program(nn.Module):
         if self._source is None:  # an object's copy shares what the object shares
             _refuse_shared(self, twin)
         return twin
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        require_named(dict(zip(SIDES, self._functions, strict=True)))
-        return super().__reduce_ex__(protocol)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse another model or guide: nn.Module would keep a network beside what runs."""

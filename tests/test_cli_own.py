@@ -1,9 +1,11 @@
 """The command line for work of one's own: programs of a file, arrays of a file, comparisons."""
 
 import base64
+import contextlib
 import json
 import re
 import runpy
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -275,6 +277,16 @@ def test_own_runs_are_judged_refined_drawn_and_compared(capsys):
     for file, judged in {"counts.npy": "all rows, 40", "./counts.npz": "test split, 2"}.items():
         assert run(f"evaluate a --num_particles 2 --data {file}") == 0
         assert capsys.readouterr().out.startswith(f"{file}, {judged} data\n")
+    Path("deep").mkdir()
+    shutil.copy("own.py", "deep")
+    with contextlib.chdir("deep"):  # another file of the name, and that of the training
+        np.savez("counts.npz", x=np.ones((30, 5), np.uint16))
+        for file, judged in {
+            "counts.npz": "all rows, 30",
+            "../counts.npz": "test split, 2",
+        }.items():
+            assert run(f"evaluate ../a --num_particles 2 --data {file}") == 0
+            assert capsys.readouterr().out.startswith(f"{file}, {judged} data\n")
     assert run("diagnose a") == 0
     assert run("refine a --rows 2 --num_draws 4 --warmup 4 --chains 3") == 0
     warned = capsys.readouterr().err  # too short to mix

@@ -18,6 +18,7 @@ from pyro_vae.storage.save import NAME
 
 SETTINGS = "train.json"  # what `train` was asked for; itself a file for --config
 VOCABULARY = "vocabulary.txt"  # the words by number, without which a run is mute
+DATA_PATH = "data_path.json"  # where the file lay; the settings have its path as it was typed
 # What `--resume settings` lets differ, beside these.
 _RENEWABLE = {"lr", "lr_schedule", "beta", "warmup", "clip_norm"}
 _OF_MODELS = {"network", "posterior", "observation", "hidden", "latent_dim", "kinds"}
@@ -44,12 +45,32 @@ def record(run: Any, settings: dict[str, Any], words: Sequence[str] = ()) -> Non
     """
     if words and not (run.folder / VOCABULARY).exists():
         atomic_write_text(run.folder / VOCABULARY, "\n".join(words) + "\n")
+    _record_place(run.folder, settings)
     path = run.folder / SETTINGS
     without = _FREE | (_OF_MODELS if is_own(settings["model"]) else set())
     kept = {k: v for k, v in settings.items() if k not in without}
     text = json.dumps(kept, indent=2) + "\n"
     if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != text:
         atomic_write_text(path, text)
+
+
+def _record_place(folder: Path, settings: dict[str, Any]) -> None:
+    """Write where a file of data lies, which its name tells from one working directory alone."""
+    data = settings["data"]
+    if data not in SETS[kind_of(settings["model"])] and Path(data).exists():
+        text = json.dumps({"data": str(Path(data).resolve())}) + "\n"
+        path = folder / DATA_PATH
+        if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != text:
+            atomic_write_text(path, text)
+
+
+def _trained_on(folder: Path, settings: dict[str, Any]) -> Path:
+    """Return the file of a run's training; runs that have moved with it know its name alone."""
+    try:
+        place = Path(json.loads((folder / DATA_PATH).read_text(encoding="utf-8"))["data"])
+    except (OSError, ValueError, KeyError, TypeError):
+        place = Path(settings["data"])
+    return place if place.exists() else Path(settings["data"])
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -148,19 +169,21 @@ def open_run(
     loaded = pv.load(run, into=into, device=where)
     pv.Program.of(loaded).to(where)
     asked = settings | {k: v for k, v in changed.items() if v is not None}
-    if _is_another_file(settings, changed.get("data")):
+    if _is_another_file(folder, settings, changed.get("data")):
         asked["undivided"] = True
     if by_python or program is not None:
         load_data(asked).taken_by(loaded, asked["data"])  # what is remembered is sound
         atomic_write_text(folder / SETTINGS, json.dumps(told, indent=2) + "\n")
+        if by_python:
+            _record_place(folder, told)
     return loaded, asked
 
 
-def _is_another_file(settings: dict[str, Any], data: str | None) -> bool:
+def _is_another_file(folder: Path, settings: dict[str, Any], data: str | None) -> bool:
     """Return whether data are a file, and not the one that the run was trained on."""
     if data is None or data in SETS[kind_of(settings["model"])]:
         return False
-    return Path(data).resolve() != Path(settings["data"]).resolve()
+    return Path(data).resolve() != _trained_on(folder, settings).resolve()
 
 
 def _settings_of_python(folder: Path, program: str | None, said: dict[str, Any]) -> dict[str, Any]:

@@ -406,16 +406,27 @@ def test_differences_are_paired():
 
 
 def test_runs_that_score_other_things_are_told(recwarn):
-    alike = [dist.Poisson, dist.NegativeBinomial], [dist.Normal, dist.StudentT]
+    normal, bits = dist.Normal(torch.zeros(2), 1.0), dist.Bernoulli(torch.full((2,), 0.5))
+    part = pv.distributions.Incomplete(bits.to_event(1), torch.tensor([True, False]))
+    mixed = dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), normal)
+    alike = (
+        [dist.Poisson(1.0), bits],
+        [normal, mixed],
+        [part, bits],
+        [dist.Delta(normal.loc), mixed],
+    )
     for one, two in alike:
-        _tell_of_other_densities({"a": {"x": one}, "b": {"y": two}})
+        _tell_of_other_densities({"a": {"x": one}, "b": {"y": two, "z": two}})
     assert not recwarn.list
-    others = {"a": {"x": dist.Multinomial}, "b": {"w": pv.distributions.BagOfWords}}
+    with pytest.warns(UserWarning, match=r"Incomplete \(probabilities\); b has x by Normal"):
+        _tell_of_other_densities({"a": {"x": part}, "b": {"x": normal}})
+    counts = dist.Multinomial(1, torch.ones(2) / 2)
+    others = {"a": {"x": counts}, "b": {"w": pv.distributions.BagOfWords(logits=torch.zeros(2))}}
     told = r"a has x by Multinomial \(counts given their sum\); b has w by BagOfWords \(words in"
     with pytest.warns(UserWarning, match=told):
         _tell_of_other_densities(others)
     with pytest.warns(UserWarning, match=r"Bernoulli \(probabilities\); b has x by Normal"):
-        _tell_of_other_densities({"a": {"x": dist.Bernoulli}, "b": {"x": dist.Normal}})
+        _tell_of_other_densities({"a": {"x": bits}, "b": {"x": normal}})
 
 
 def test_tables_whose_cells_are_scored_in_other_ways_are_told(recwarn):

@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pyro_vae.cli.options import Split
 from pyro_vae.cli.report import heading, say
 from pyro_vae.cli.runs import chosen_split, fresh_folder, open_run, rows_to_judge
 from pyro_vae.errors import ConfigError
-from pyro_vae.evaluation.observed_kinds import observed_kinds
+from pyro_vae.evaluation.observed_distributions import observed_distributions
 from pyro_vae.storage.atomic import atomic_write_text
 
 
@@ -55,12 +56,12 @@ def compare(
     if len(same) > 1:
         told = "; ".join(f"{data}, binarization {kind}" for data, kind in sorted(same))
         raise ConfigError(f"runs: got runs of {told}; their likelihoods cannot be compared")
-    scored, kinds = {}, {}
+    scored, observed = {}, {}
     taken = {chosen_split(split, settings) for _, settings in opened.values()}
     split = "all" if "all" in taken else taken.pop()
     for run, (program, settings) in opened.items():
         x = rows_to_judge(program, settings, split, seed, count)
-        kinds[run] = observed_kinds(program, x, "compare")
+        observed[run] = observed_distributions(program, x, "compare")
         torch.manual_seed(seed)
         scored[run] = pv.log_likelihood(
             program,
@@ -69,13 +70,13 @@ def compare(
             num_global_samples=num_global_samples,
             progress=progress,
         )
-    _tell_of_other_densities(kinds)
+    _tell_of_other_densities(observed)
     cells = {run: cell_scores(program) for run, (program, _) in opened.items()}
     _tell_of_other_cells(cells)
     found = paired({run: each.log_prob.double().cpu() for run, each in scored.items()})
     for run, row in found.items():
         row["model"] = opened[run][1]["model"]
-        row["observed"] = {site: kind.__name__ for site, kind in kinds[run].items()}
+        row["observed"] = {site: type(fn).__name__ for site, fn in observed[run].items()}
         if cells[run]:
             row["cells"] = cells[run]
         row["share_k_above_0.7"] = None if math.isnan(u := scored[run].untrusted) else u
@@ -114,27 +115,21 @@ def paired(log_probs: dict[str, torch.Tensor]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _tell_of_other_densities(kinds: dict[str, dict[str, type]]) -> None:
+def _tell_of_other_densities(observed: dict[str, dict[str, Any]]) -> None:
     """Warn of likelihoods of which one is a probability of something else than another one.
 
     Arguments:
-        kinds: distributions of the observed sites, by run.
+        observed: distributions of the observed sites, by run; how many sites have the data, as one
+            for each column, changes nothing.
     """
-    if len({tuple(sorted(map(_scored_by, each.values()))) for each in kinds.values()}) > 1:
-        told = "; ".join(
+    if len({frozenset(map(_scored_by, each.values())) for each in observed.values()}) > 1:
+        told = (
             f"{run} has "
-            + ", ".join(
-                f"{site} by {kind.__name__} ({_scored_by(kind)})" for site, kind in e.items()
-            )
-            for run, e in kinds.items()
+            + ", ".join(f"{s} by {type(fn).__name__} ({_scored_by(fn)})" for s, fn in each.items())
+            for run, each in observed.items()
         )
-        warnings.warn(
-            "compare: the runs score their data in different ways, so that the differences of "
-            f"their likelihoods say nothing: {told}; observe them alike in all (words by "
-            "pv.distributions.BagOfWords, as topic models of the library do)",
-            UserWarning,
-            stacklevel=of_user(),
-        )
+        words = "observe them alike in all (words by pv.distributions.BagOfWords, as topic models "
+        _tell_of_other_scores("their data", told, words + "of the library do)")
 
 
 def _tell_of_other_cells(cells: dict[str, dict[str, str]]) -> None:
@@ -149,29 +144,33 @@ def _tell_of_other_cells(cells: dict[str, dict[str, str]]) -> None:
     }
     unlike = {name: each for name, each in found.items() if len(set(each.values())) > 1}
     if unlike:
-        told = "; ".join(
+        told = (
             f"{name}: " + ", ".join(f"{run} by {score}" for run, score in each.items())
             for name, each in unlike.items()
         )
-        warnings.warn(
-            "compare: the runs score cells of the table in different ways, so that the differences "
-            f"of their likelihoods say nothing: {told}; train them on one file with the same kinds "
-            "(pyro-vae train --kinds)",
-            UserWarning,
-            stacklevel=of_user(),
-        )
+        same = "train them on one file with the same kinds (pyro-vae train --kinds)"
+        _tell_of_other_scores("cells of the table", told, same)
 
 
-def _scored_by(kind: type) -> str:
+def _tell_of_other_scores(what: str, told: Iterable[str], way_out: str) -> None:
+    warnings.warn(
+        f"compare: the runs score {what} in different ways, so that the differences of their "
+        f"likelihoods say nothing: {'; '.join(told)}; {way_out}",
+        UserWarning,
+        stacklevel=of_user(),
+    )
+
+
+def _scored_by(fn: Any) -> str:
     """Return of what a distribution gives the probability, or the density."""
-    if getattr(kind, "scores_words_as_they_stand", False):
+    if getattr(fn, "scores_words_as_they_stand", False):
         return "words in their order"
-    if kind.__name__ in ("Multinomial", "DirichletMultinomial"):
+    if type(fn).__name__ in ("Multinomial", "DirichletMultinomial"):
         return "counts given their sum"
     try:
-        return "probabilities" if kind.support.is_discrete else "densities"  # type: ignore[attr-defined]
-    except (AttributeError, NotImplementedError):  # only its parameters tell
-        return kind.__name__
+        return "probabilities" if fn.support.is_discrete else "densities"
+    except (AttributeError, NotImplementedError):  # a distribution that names no support
+        return type(fn).__name__
 
 
 def _table(head: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:

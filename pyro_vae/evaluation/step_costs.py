@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from pyro_vae.arguments import positive, typed
 from pyro_vae.errors import DataError
 from pyro_vae.evaluation.likelihood import log_likelihood
-from pyro_vae.evaluation.observed_kinds import observed_kinds
+from pyro_vae.evaluation.observed_distributions import observed_distributions
 from pyro_vae.evaluation.standard_errors import mean_and_error, ratio_and_error
 from pyro_vae.program.batches.batch import as_tensor, given_arguments, named_arguments
 from pyro_vae.program.batches.streams import batches, is_stream, single
@@ -282,8 +282,8 @@ def _require_lengths_of_sentences(program: Any, data: Any) -> None:
     """Refuse sentences alone with <pad> behind their ends, each of which would count as a word."""
     if not hasattr(data, "shape") or not bool((as_tensor(data) == PAD).any()):
         return
-    kinds = observed_kinds(program, data[:1], "per_step").values()
-    if any(getattr(kind, "pads_behind_its_end", False) for kind in kinds):
+    observed = observed_distributions(program, data[:1], "per_step").values()
+    if any(getattr(fn, "pads_behind_its_end", False) for fn in observed):
         raise DataError(
             'data: got sentences with <pad> behind their ends, expected {"x": ..., "lengths": ...}'
         )

@@ -15,7 +15,7 @@ from pyro_vae.arguments import counted, positive, shown, typed
 from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.evaluation.codes import encode
 from pyro_vae.evaluation.likelihood import log_likelihood
-from pyro_vae.evaluation.observed_kinds import observed_kinds
+from pyro_vae.evaluation.observed_distributions import observed_distributions
 from pyro_vae.evaluation.standard_errors import mean_and_error, ratio_and_error
 from pyro_vae.program.batches.batch import as_rows, chunks, dense
 from pyro_vae.program.batches.sparse_rows import SparseRows
@@ -312,10 +312,10 @@ def _alone(name: str, batch: Any) -> Any:
 
 def _require_bags(program: Any, counts: Tensor | SparseRows) -> None:
     """Refuse a program whose observation is no bag of words, by a look at one document."""
-    for name, kind in observed_kinds(program, counts[:1], "perplexity").items():
-        if not getattr(kind, "scores_words_as_they_stand", False):
+    for name, fn in observed_distributions(program, counts[:1], "perplexity").items():
+        if not getattr(fn, "scores_words_as_they_stand", False):
             raise ProgramError(
-                f"perplexity: site {name!r} is {kind.__name__}, expected "
+                f"perplexity: site {name!r} is {type(fn).__name__}, expected "
                 "pv.distributions.BagOfWords, the probability of the words in the order in which "
                 "they stand (dist.Multinomial adds a coefficient, by which perplexities differ)"
             )

@@ -13,6 +13,7 @@ from pyro.distributions import MaskedDistribution
 from torch import Tensor, nn
 
 from pyro_vae.arguments import counted
+from pyro_vae.callers import is_inside
 from pyro_vae.program.batches.batch import Batch, Form, named_leaves, num_rows, under_handlers
 from pyro_vae.program.sites.masks import unfit_mask
 
@@ -22,7 +23,6 @@ ONLY_ENUMERATED = (
     "over a draw as well (pyro.ops.indexing.Vindex)"
 )
 _SAMPLE = r"""sample\(\s*f?["']([^"']+)["']"""
-_LIBRARIES = ("/torch/", "/pyro/", "/pyro_vae/")
 
 
 def where(error: BaseException) -> str:
@@ -37,7 +37,7 @@ def users_line(error: BaseException) -> str:
     while frame is not None:
         name = frame.tb_frame.f_code.co_filename
         written = "__name__" in frame.tb_frame.f_globals  # torch's tracer evaluates a lambda
-        if written and not any(part in name for part in _LIBRARIES):
+        if written and not is_inside(name):
             line = f" ({name}:{frame.tb_lineno})"
         frame = frame.tb_next
     return line
@@ -58,7 +58,7 @@ def site_of(error: BaseException) -> str:
         lines = linecache.getlines(code.co_filename)[max(0, frame.tb_lineno - 4) : frame.tb_lineno]
         before = "".join(lines[:-1])
         found = re.findall(_SAMPLE, _open_call(before) + "".join(lines[-1:]))
-        if found and not any(part in code.co_filename for part in _LIBRARIES):
+        if found and not is_inside(code.co_filename):
             told = f"site {found[-1]!r} of {code.co_name}: "
         frame = frame.tb_next
     return told

@@ -169,7 +169,8 @@ def open_run(
     loaded = pv.load(run, into=into, device=where)
     pv.Program.of(loaded).to(where)
     asked = settings | {k: v for k, v in changed.items() if v is not None}
-    if _is_another_file(folder, settings, changed.get("data")):
+    data = changed.get("data")
+    if data not in SETS[kind_of(settings["model"])] and is_other(folder, settings, data):
         asked["undivided"] = True
     if by_python or program is not None:
         load_data(asked).taken_by(loaded, asked["data"])  # what is remembered is sound
@@ -179,10 +180,18 @@ def open_run(
     return loaded, asked
 
 
-def _is_another_file(folder: Path, settings: dict[str, Any], data: str | None) -> bool:
-    """Return whether data are a file, and not the one that the run was trained on."""
-    if data is None or data in SETS[kind_of(settings["model"])]:
+def is_other(folder: Path, settings: dict[str, Any], data: str | None) -> bool:
+    """Return whether data are others than those of a run's training; None are these.
+
+    Arguments:
+        folder: of the run.
+        settings: of the run.
+        data: a file, or the name of a set.
+    """
+    if data is None:
         return False
+    if {data, settings["data"]} & {*SETS[kind_of(settings["model"])]}:
+        return bool(data != settings["data"])
     return Path(data).resolve() != _trained_on(folder, settings).resolve()
 
 

@@ -1,0 +1,120 @@
+"""Generation for inputs that are given: lengths beyond those seen, masks, None to be drawn."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.nn import PyroModule, PyroSample
+from torch import nn
+
+import pyro_vae as pv
+from pyro_vae.errors import DataError, ProgramError
+
+
+class Walk(nn.Module):
+    """A random walk of one number a step, as long as x; its guide reads the first step or all."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.code = nn.Linear(steps, 1)
+
+    def model(self, x, ends):
+        with pyro.plate("data", len(x)):
+            level = pyro.sample("z", dist.Normal(0.0, 1.0))
+            for t in range(x.shape[1]):
+                seen = dist.Normal(level, 0.01).mask(t < ends)
+                level = pyro.sample(f"x_{t}", seen, obs=x[:, t])
+
+    def guide(self, x, ends):
+        with pyro.plate("data", len(x)):
+            pyro.sample(
+                "z", dist.Normal(self.code(x if self.code.in_features > 1 else x[:, :1])[:, 0], 1.0)
+            )
+
+
+@pytest.mark.parametrize(
+    "ends", [6, [6, 2, 5], torch.tensor([6, 1, 1])], ids=["int", "list", "rows"]
+)
+def test_lengths_beyond_those_of_the_data_seen_are_as_many_steps(ends):
+    program, fixed = Walk(1), Walk(4)
+    for each in (program, fixed):
+        pv.elbo(each, (torch.randn(5, 4), torch.tensor([4, 1, 2, 3, 2])))
+    drawn = pv.generate(program, 3, given={"ends": ends})
+    assert sorted(drawn) == [f"x_{t}" for t in range(6)]
+    assert (drawn["x_5"] - drawn["x_0"]).abs()[0] < 1
+    with pytest.raises(DataError, match=r"got 2\.5 as 'ends', expected a whole number"):
+        pv.generate(program, 3, given={"ends": 2.5})
+    with pytest.raises(DataError, match="given has lengths beyond the steps of the data"):
+        pv.generate(fixed, 3, given={"ends": ends})
+
+
+def test_classes_beyond_the_channels_of_images_seen_are_no_lengths():
+    """Labels 0 and 1 of images of one channel, and a label 3."""
+
+    def model(x, label):
+        with pyro.plate("data", len(x)):
+            mean = label.float()[:, None, None, None].expand(-1, 1, 2, 2)
+            pyro.sample("x", dist.Normal(mean, 0.01).to_event(3), obs=x)
+
+    program = pv.Program(model, lambda x, label: None)
+    pv.elbo(program, (torch.ones(6, 1, 2, 2), torch.tensor([1, 0, 1, 1, 1, 1])))
+    assert (pv.generate(program, 1, given={"label": 3}) - 3).abs().max() < 0.1
+
+
+def counting(x, mask, ends):
+    """A count that goes on at the steps inside the mask alone."""
+    inside = mask.flatten(2)[..., 0] if mask.dim() > 2 else mask
+    with pyro.plate("data", len(x)):
+        count = torch.zeros(len(x))
+        for t in range(x.shape[1]):
+            count = torch.where(inside[:, t] > 0, count + 1, count)
+            pyro.sample(f"x_{t}", dist.Normal(count, 0.01), obs=x[:, t])
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("ends", [[6, 6, 3], [8, 1, 2]])
+def test_a_mask_that_is_left_out_follows_the_lengths_that_are_given(ends, wide):
+    lengths, ends = torch.tensor([2, 3, 4, 5] * 5), torch.tensor(ends)
+    program, mask = pv.Program(counting, lambda *_: None), torch.arange(6) < lengths[:, None]
+    mask = mask[..., None].expand(-1, -1, 2).float() if wide else mask
+    pv.elbo(program, (torch.rand(20, 6), mask, lengths))
+    drawn = pv.generate(program, 3, given={"ends": ends})
+    found = torch.stack([drawn[f"x_{t}"] for t in range(len(drawn))], 1)
+    steps = torch.arange(1, max(6, int(ends.max())) + 1)
+    assert (found - torch.minimum(steps, ends[:, None])).abs().max() < 0.1
+
+
+def test_a_mask_of_its_own_beside_lengths_is_asked_for():
+    lengths, mask = torch.tensor([2, 3, 4, 6] * 5), torch.eye(6).bool()[torch.arange(20) % 6]
+    program = pv.Program(counting, lambda *_: None)
+    pv.elbo(program, (torch.ones(20, 6), mask, lengths))  # x is 0 or 1 too, and drawn
+    with pytest.raises(DataError, match=r"has 'ends' and lacks 'mask'.*give 'mask' too"):
+        pv.generate(program, 20, given={"ends": lengths})
+    assert len(pv.generate(program, 20, given={"ends": lengths, "mask": mask})) == 6
+
+
+class Line(PyroModule):
+    """A regression as in Pyro's tutorial: y is None where it is drawn."""
+
+    def __init__(self):
+        super().__init__()
+        self.slope = PyroSample(dist.Normal(0.0, 1.0))
+
+    def forward(self, x, y=None):
+        mean = self.slope * x
+        with pyro.plate("data", len(x)):
+            pyro.sample("obs", dist.Normal(mean, 0.01), obs=y)
+        return mean
+
+
+def test_what_is_none_is_drawn_for_new_inputs_of_a_module():
+    def guide(x, y=None):
+        pyro.sample("slope", dist.Delta(torch.tensor(3.0)))
+
+    program, x = pv.Program(Line(), guide), torch.linspace(1, 2, 6)
+    new = x[:4]
+    with pytest.raises(ProgramError, match="observes none; give 'y' too"):
+        pv.elbo(program, (x, None))
+    pv.elbo(program, (x, 3 * x))
+    for given in [(new, None), [new, None], (new,), new, {"x": new}, {"x": new, "y": None}]:
+        assert (pv.generate(program, 4, given=given) - 3 * new).abs().max() < 0.1

@@ -33,14 +33,13 @@ def where(error: BaseException) -> str:
 
 def users_line(error: BaseException) -> str:
     """Return the innermost line of the user's own that an error came through, as (file:line)."""
-    frame, line = error.__traceback__, ""
-    while frame is not None:
-        name = frame.tb_frame.f_code.co_filename
-        written = "__name__" in frame.tb_frame.f_globals  # torch's tracer evaluates a lambda
+    told = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        name = frame.f_code.co_filename
+        written = "__name__" in frame.f_globals  # torch's tracer evaluates a lambda
         if written and not is_inside(name):
-            line = f" ({name}:{frame.tb_lineno})"
-        frame = frame.tb_next
-    return line
+            told = f" ({name}:{line})"
+    return told
 
 
 def _open_call(text: str) -> str:
@@ -52,29 +51,26 @@ def _open_call(text: str) -> str:
 
 def site_of(error: BaseException) -> str:
     """Return the site that the user's innermost line samples, as ``site 'z' of guide: ``; or ""."""
-    frame, told = error.__traceback__, ""
-    while frame is not None:
-        code = frame.tb_frame.f_code
-        lines = linecache.getlines(code.co_filename)[max(0, frame.tb_lineno - 4) : frame.tb_lineno]
+    told = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        code = frame.f_code
+        lines = linecache.getlines(code.co_filename)[max(0, line - 4) : line]
         before = "".join(lines[:-1])
         found = re.findall(_SAMPLE, _open_call(before) + "".join(lines[-1:]))
         if found and not is_inside(code.co_filename):
             told = f"site {found[-1]!r} of {code.co_name}: "
-        frame = frame.tb_next
     return told
 
 
 def about_mask(error: BaseException) -> str:
     """Return what is wrong with ``.mask(m)`` where a distribution has refused m; else nothing."""
-    frame = error.__traceback__
-    while frame is not None:
-        told: Mapping[str, Any] = frame.tb_frame.f_locals
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        told: Mapping[str, Any] = frame.f_locals
         mask = told.get("mask")
         if isinstance(told.get("self"), MaskedDistribution) and isinstance(mask, Tensor):
             base = told["base_dist"]
             unfit = unfit_mask(mask.shape, base.batch_shape, base.event_shape)
             return f"{site_of(error)}{unfit}{users_line(error)}"
-        frame = frame.tb_next
     return ""
 
 
@@ -198,11 +194,10 @@ def about_shapes(reason: str, error: BaseException, batch: Batch) -> str:
 
 def _is_event(error: BaseException) -> bool:
     """Return whether the site at which a plate has failed has event dimensions already."""
-    frame, fn = error.__traceback__, None
-    while frame is not None:
-        message = frame.tb_frame.f_locals.get("msg")
+    fn = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        message = frame.f_locals.get("msg")
         fn = message.get("fn") if isinstance(message, dict) else fn
-        frame = frame.tb_next
     return bool(getattr(fn, "event_dim", 0))
 
 
@@ -228,13 +223,11 @@ def about_layer(reason: str, error: Exception, parts: nn.Module) -> str:
     """Return why a layer has raised an error, with what it got and what it is made for."""
     names = {id(part): name for name, part in parts.named_modules()}
     found: tuple[str, nn.Module, Any] | None = None
-    frame = error.__traceback__
-    while frame is not None:
-        local = frame.tb_frame.f_locals
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        local = frame.f_locals
         part = local.get("self")
         if isinstance(part, nn.Module) and names.get(id(part)) and "input" in local:
             found = names[id(part)], part, local["input"]
-        frame = frame.tb_next
     if found is None or not isinstance(found[2], Tensor):
         return reason
     name, part, given = found

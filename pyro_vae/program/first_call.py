@@ -22,11 +22,14 @@ def forgotten_on_error(program: "Program") -> Iterator[None]:
     made = [program.own.remembered(), guides_remembered(program.own.parts)] if new else []
     try:
         yield
-    except Exception:
+    except Exception as error:
+        unfit = program.own.loaded if new else None
         for part, before in learnt.items():
             vars(part).update(before)
         for put_back in made:
             put_back()
         if new:
             program.start_anew()
+        if unfit is not None:
+            unfit.require_shapes(error)
         raise

@@ -330,6 +330,28 @@ class Program(nn.Module):
             finally:
                 self.reader.runs.release_iterators()
 
+    @typed
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load parameters, as of any module; names and shapes that the first run asks for, then.
+
+        Until it has run nothing tells which values its statements have: names and shapes of those
+        that are loaded are compared at the first run, which refuses others under ``strict``, and
+        drops them without.
+
+        Raises:
+            RuntimeError: Names or shapes differ from those known; values to come are as before.
+        """
+        put_back, self.own.strict = self.own.remembered(), strict
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except BaseException:
+            put_back()
+            raise
+        finally:
+            self.own.strict = None
+
     def share_values(self, other: "Program") -> None:
         """Answer ``pyro.param`` statements with another program's values from now on."""
         self.own.share_values(other.own)

@@ -99,7 +99,8 @@ def _fill(
     renamed = _renamed_parts(program, tensors, names)
     tensors = {_renamed(key, renamed): value for key, value in tensors.items()}
     awaited = program.own.awaited(tensors, [_renamed(name, renamed) for name in names])
-    check_state({**awaited, **program.state_dict()}, tensors, where)
+    here = {k: v for k, v in program.state_dict().items() if k not in program.own.waiting}
+    check_state({**here, **awaited}, tensors, where)
     for old, new in renamed.items():
         warnings.warn(
             f"load: {where} has no {new!r}; the weights of its {old!r}, which has the same "
@@ -110,7 +111,8 @@ def _fill(
     program.own.expect(awaited)
     expected = program.own.expected
     expected.update({key: tensors[key] for key in expected})
-    program.load_state_dict({key: v for key, v in tensors.items() if key not in expected})
+    rest = {key: value for key, value in tensors.items() if key not in expected}
+    nn.Module.load_state_dict(program, rest)  # what is expected is known
     rows = meta.get("rows")
     program.rows.told = rows if type(rows) is int and rows > 0 else None
     tell_of_plain_state(program, meta.get("plain_state"), where)

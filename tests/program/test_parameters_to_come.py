@@ -144,3 +144,66 @@ def test_a_file_of_other_sites_is_refused_by_the_first_run(tmp_path):
 def test_a_lazy_layer_without_values_is_not_saved(tmp_path):
     with pytest.raises(CheckpointError, match=r"lazy layer has no values.*program.read\(batch\)"):
         pv.save(LazyLayers(), tmp_path)
+
+
+# -- states for programs that have not run ---------------------------------------------------------
+
+
+def statements(loc=D):
+    """Return a program of one network-free statement of ``loc`` numbers."""
+
+    def model(x):
+        at = pyro.param("loc", lambda: torch.zeros(loc))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(D), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(at + z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        scale = pyro.param("scale", torch.tensor(0.7), constraint=constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, scale).to_event(1))
+
+    return pv.Program(model, guide)
+
+
+STATE = {"values.loc": torch.ones(D), "values.scale": torch.tensor(-1.0)}
+JUNK = {"values.junk": torch.ones(2)}
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        (STATE | JUNK, "holds 'values.junk', for which the program has no place"),
+        (JUNK, "makes 'values.loc', 'values.scale', which .* holds 'values.junk'"),
+        ({"values.loc": STATE["values.loc"]}, "the program makes 'values.scale'"),
+        (STATE | {"values.loc": torch.ones(D + 2)}, rf"'values.loc': got .*\({D + 2},\).*\({D},\)"),
+        (STATE | {"values.loc": torch.ones(())}, rf"'values.loc': got shape \(\) .*\({D},\)"),
+    ],
+)
+def test_a_strict_state_that_does_not_fit_is_refused_by_the_first_run(state, told):
+    program = statements()
+    program.load_state_dict(state)
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=told):
+            pv.elbo(program, data())
+    program.load_state_dict(STATE)
+    pv.elbo(program, data())
+    assert all(torch.equal(program.state_dict()[key], value) for key, value in STATE.items())
+
+
+def test_other_names_of_a_state_that_is_not_strict_are_dropped_by_the_first_run():
+    program = statements()
+    program.load_state_dict({"values.loc": torch.ones(D)}, strict=False)
+    program.load_state_dict(JUNK | {"parts.net.weight": torch.ones(2)}, strict=False)
+    with pytest.warns(UserWarning, match="'values.scale', which.*: they start anew.*junk.*dropped"):
+        pv.elbo(program, data())
+    assert program.state_dict().keys() == STATE.keys()
+    assert torch.equal(program.state_dict()["values.loc"], torch.ones(D))
+    torch.testing.assert_close(program.state_dict()["values.scale"].exp(), torch.tensor(0.7))
+
+
+def test_a_load_that_fails_leaves_no_values():
+    program = cached_networks()
+    with pytest.raises(RuntimeError, match="have no place yet"):
+        program.load_state_dict(JUNK | {"parts.net.weight": torch.ones(2)})
+    assert not program.state_dict()

@@ -1,6 +1,5 @@
 """The tensors that a program trains, and what a ``pyro.param`` statement is answered with."""
 
-import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -14,9 +13,9 @@ from pyro.params.param_store import _MODULE_NAMESPACE_DIVIDER, ParamStoreDict
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
-from pyro_vae.callers import of_user
-from pyro_vae.errors import CheckpointError, ConfigError, ProgramError
+from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.program.handlers import OwnParameters, pyro_modules_at_home
+from pyro_vae.program.parameters.loaded import Loaded, unlike
 from pyro_vae.program.parameters.modules import owners, unique_name
 from pyro_vae.program.parameters.object_graph import empty_globals
 from pyro_vae.program.parameters.watch import Watch
@@ -59,7 +58,9 @@ class Parameters:
         self._constraints: dict[str, Any] = {}
         self._names: dict[str, str] = {}  # of the values, dots and all
         self._at_first = set(self.part_tensors())
-        self._loaded = False
+        # Of ``load_state_dict``, while it runs: torch tells its hooks True.
+        self.strict: bool | None = None
+        self.loaded: Loaded | None = None
         self._stated: set[int] = set()
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -134,14 +135,14 @@ class Parameters:
         homes += (self.store, self.expected)
         contents = [list(home.items()) for home in homes]
         own = self.fresh, self.found[:], {*self.outdated}, {**self.frozen}, {*self._stated}
-        reached = self._reached
+        reached, loaded = self._reached, self.loaded
 
         def put_back() -> None:
             for home, before in zip(homes, contents, strict=True):
                 home.clear()
                 home.update(before)
             self.fresh, self.found, self.outdated, self.frozen, self._stated = own
-            self._reached = reached
+            self._reached, self.loaded = reached, loaded
 
         return put_back
 
@@ -182,6 +183,7 @@ class Parameters:
                 continue
             if key in self.values:  # loaded before the functions ran
                 self._names[key], self._constraints[key] = name, constraint
+                self._compare(key, lambda value=value: value)  # type: ignore[misc]
             else:
                 self._make(name, *self.store.get(name, (value, constraint)))
 
@@ -198,14 +200,20 @@ class Parameters:
             elif initial is None:
                 raise ProgramError(f"pyro.param({name!r}) is read before it is given a value")
             else:
-                start = torch.as_tensor(initial() if callable(initial) else initial).detach()
-                self._make(name, transform_to(constraint).inv(start), constraint)
+                self._make(name, _unconstrained(initial, constraint), constraint)
+        elif initial is not None:
+            self._compare(key, lambda: _unconstrained(initial, constraint))
         self._names[key] = name
         unconstrained = self.values[key]
         value = transform_to(self._constraints.setdefault(key, constraint))(unconstrained)
         value = value.view_as(value)  # a new object: the attribute below must not stick
         value.unconstrained = weakref.ref(unconstrained)  # what Pyro's plates expect of a param
         return value
+
+    def _compare(self, key: str, start: Callable[[], Tensor]) -> None:
+        """Compare a value that was given before the first run with that of its statement."""
+        if self.fresh and self.loaded is not None:
+            self.loaded.compare(key, self.values[key], start)
 
     def _make(self, name: str, unconstrained: Tensor, constraint: Any) -> None:
         key = key_of(name)
@@ -232,6 +240,8 @@ class Parameters:
     def hold(self, key: str, tensor: Tensor) -> None:
         """Train a tensor itself; one loaded before the functions first ran gives it its value."""
         if key in self.values:
+            if self.values[key].shape != tensor.shape:
+                raise unlike(f"values.{key}", self.values[key].shape, tensor.shape)
             tensor.data.copy_(self.values[key].data)
         if not isinstance(tensor, nn.Parameter):
             tensor._is_param = True  # PyTorch's own mark: it stays itself
@@ -283,16 +293,36 @@ class Parameters:
             and key.startswith("parts.")
             and (key in late or key.startswith(growing))
         }
-        return ({} if self.values else values) | parts
+        known = self.values and self.loaded is None  # another program's
+        return ({} if known else values) | parts
 
-    def expect(self, tensors: Mapping[str, Tensor]) -> None:
-        """Keep saved tensors until the functions ask for them."""
-        self._loaded = True
+    @property
+    def waiting(self) -> set[str]:
+        """The names of tensors that were given, and that the functions have yet to ask for."""
+        given = self.fresh and self.loaded is not None
+        return {*self.expected, *(f"values.{key}" for key in self.values if given)}
+
+    def expect(self, tensors: Mapping[str, Tensor], strict: bool | None = None) -> None:
+        """Keep saved tensors until the functions ask for them.
+
+        Arguments:
+            tensors: They take the place of those that were kept before.
+            strict: Of ``load_state_dict``: False keeps those that have other names; None of a file.
+        """
+        for key in self.waiting - tensors.keys() if strict is not False else ():
+            self.expected.pop(key, None)
+            self._drop_value(key)
+        self.loaded = Loaded(strict)
         for key, value in tensors.items():
             if key.startswith("values."):
                 self.values[key.removeprefix("values.")] = nn.Parameter(value.clone())
             else:
                 self.expected[key] = value.clone()
+
+    def _drop_value(self, key: str) -> None:
+        key = key.removeprefix("values.")
+        if key in self.values:
+            del self.values[key]
 
     def fill(self, values: set[str], used: set[str]) -> None:
         """Give the parts their saved tensors, once the functions have run.
@@ -308,21 +338,17 @@ class Parameters:
         found = self.expected.keys() & here.keys()
         for key in found:
             if here[key].shape != self.expected[key].shape:
-                raise CheckpointError(
-                    f"{key!r}: got shape {tuple(self.expected[key].shape)} from the file, expected "
-                    f"{tuple(here[key].shape)}; build the program as it was saved"
-                )
-        if self.fresh and self._loaded:
-            missed = {*self.expected, *(f"values.{key}" for key in values - used)} - found
+                raise unlike(key, self.expected[key].shape, here[key].shape)
+        if self.fresh and self.loaded is not None:
+            averages = f"values.{key_of(AVERAGES)}"  # which training alone asks for
+            left = {*self.expected, *(f"values.{key}" for key in values - used)} - found
+            missed = {key for key in left if not key.startswith(averages)}
             made = {*here, *(f"values.{key}" for key in used - values)} - self._at_first - found
-            if made:
-                problem = f"the program makes {_list(made)}, which the loaded file does not hold"
-                if missed:
-                    raise CheckpointError(
-                        f"{problem}; it holds {_list(missed)}, for which the program has no place; "
-                        "build the program as it was saved"
-                    )
-                warnings.warn(f"{problem}: they start anew", UserWarning, stacklevel=of_user())
+            self.loaded.require_shapes()
+            self.loaded.settle(missed, made)
+            for key in missed if self.loaded.strict is False else ():
+                self.expected.pop(key, None)
+                self._drop_value(key)
         for key in found:
             here[key].data.copy_(self.expected.pop(key))
 
@@ -334,15 +360,21 @@ def with_expected(program: Any, state: dict[str, Any], prefix: str, _: Any) -> N
 
 def expect_more(program: Any, state: dict[str, Any], prefix: str, *others: Any) -> None:
     """Keep of a state that is loaded what the functions will make when they first run (a hook)."""
-    _, strict, _, _, errors = others
+    errors, strict = others[-1], program.own.strict
     own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    awaited = program.own.awaited(own, [])
-    if awaited:
-        program.own.expect(awaited)
+    waits = bool(program.own.waiting)
+    if strict is not None or not waits:  # not of a file, of which all this is known
+        awaited = program.own.awaited(own, [])
+        if awaited or waits:
+            program.own.expect(awaited, strict)
     for key in program.own.expected.keys() & own.keys():
         program.own.expected[key] = state.pop(prefix + key).clone()
     unknown = own.keys() - program.own.part_tensors().keys() - program.own.expected.keys()
-    if strict and program.own.fresh and any(key.startswith("parts.") for key in unknown):
+    if (
+        strict is not False
+        and program.own.fresh
+        and any(key.startswith("parts.") for key in unknown)
+    ):
         errors.append("networks that the functions make have no place yet: program.read(rows)")
 
 
@@ -362,12 +394,13 @@ def read_store(store: Any) -> dict[str, tuple[Tensor, Any]]:
     }
 
 
+def _unconstrained(initial: Any, constraint: Any) -> Tensor:
+    """Return the value with which a statement begins, without its constraint."""
+    start = torch.as_tensor(initial() if callable(initial) else initial).detach()
+    return transform_to(constraint).inv(start)
+
+
 def key_of(name: str) -> str:
     """Return a parameter's name as ``nn.ParameterDict`` can hold it: no dots, none of its own."""
     key = name.replace("-", "--").replace(".", "-")
     return f"{key}_" if hasattr(nn.ParameterDict(), key) else key
-
-
-def _list(names: set[str]) -> str:
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(map(repr, sorted(names)[:4])) + more

@@ -1,0 +1,88 @@
+"""Tensors that a program is given before it has run: whether they fit shows as it runs."""
+
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+
+from pyro_vae.callers import of_user
+from pyro_vae.errors import CheckpointError
+
+
+def unlike(name: str, got: torch.Size, expected: torch.Size, more: str = "") -> CheckpointError:
+    """Return what says that a tensor which was loaded has another shape than its place."""
+    return CheckpointError(
+        f"{name!r}: got shape {tuple(got)} from what was loaded, expected {tuple(expected)}; "
+        f"build the program as it was saved{more}"
+    )
+
+
+class Loaded:
+    """What is known of such tensors.
+
+    Arguments:
+        strict: Of ``load_state_dict``; None of a file, which knows more of what it holds.
+    """
+
+    def __init__(self, strict: bool | None) -> None:
+        self.strict = strict
+        self._shapes: dict[str, tuple[torch.Size, torch.Size]] = {}  # got and expected, by key
+
+    def compare(self, key: str, value: Tensor, start: Callable[[], Tensor]) -> None:
+        """Note the shape that a statement would give a value, where it is another.
+
+        Arguments:
+            key: Of the value.
+            value: That was given, unconstrained.
+            start: Returns that of the statement, unconstrained.
+        """
+        self._shapes.pop(key, None)
+        cards = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+        with suppress(Exception), torch.random.fork_rng(cards):  # whatever a user's function raises
+            expected = start().shape
+            if expected != value.shape:
+                self._shapes[key] = value.shape, expected
+
+    def require_shapes(self, error: Exception | None = None) -> None:
+        """Refuse a value of another shape, where a run fails or the value is broadcast.
+
+        Other shapes that run are those of parameters with a row for each datum.
+
+        Raises:
+            CheckpointError: Names the value and both shapes.
+        """
+        for key, (got, expected) in self._shapes.items():
+            wide = len(got) != len(expected) or any(
+                here == 1 != there for here, there in zip(got, expected, strict=True)
+            )
+            if wide or error is not None:
+                failed = "" if error is None else f"; the program fails with: {error}"
+                raise unlike(f"values.{key}", got, expected, failed) from error
+
+    def settle(self, missed: set[str], made: set[str]) -> None:
+        """Compare the names that were given with those that the first run has asked for.
+
+        Arguments:
+            missed: Names for which there is no place. A file may hold more than a first run uses.
+            made: Names that were not given.
+
+        Raises:
+            CheckpointError: They are others, of a file or of what is loaded strictly.
+        """
+        lacks = f"the program makes {_list(made)}, which what was loaded does not hold"
+        holds = f"what was loaded holds {_list(missed)}, for which the program has no place"
+        told = [lacks] * bool(made) + [holds] * bool(missed)
+        if told and (self.strict or (self.strict is None and len(told) == 2)):
+            way_out = ", or load with strict=False" if self.strict else ""
+            raise CheckpointError(f"{'; '.join(told)}; build the program as it was saved{way_out}")
+        told = [f"{lacks}: they start anew"] * bool(made)
+        told += [f"{holds}: dropped"] * bool(missed and self.strict is False)
+        if told:
+            warnings.warn("; ".join(told), UserWarning, stacklevel=of_user())
+
+
+def _list(names: set[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(map(repr, sorted(names)[:4])) + more

@@ -517,6 +517,18 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: fit(objective="iwae"),
         r"objective: got 'iwae', expected an instance of .*, as pv\.IWAE\(num_particles\)",
     ),
+    "an objective's name that ends as another's": (
+        lambda: fit(objective="WAE"),
+        r"objective: got 'WAE', .*, as pv\.WAE\(weight\)",
+    ),
+    "what an objective is known by": (
+        lambda: fit(objective="MMD-VAE"),
+        r"objective: got 'MMD-VAE', .*, as pv\.WAE\(weight\)",
+    ),
+    "a loss of Pyro's, as a class": (
+        lambda: fit(objective=pyro.infer.Trace_ELBO),
+        r"got the class Trace_ELBO, expected .* as Trace_ELBO\(\)",
+    ),
     "a warm-up counted in epochs": (
         lambda: fit(beta=pv.schedules.linear(over=3)),
         r"over: got 3, expected a number in \(0, 1\]: a share of the run",

@@ -1,7 +1,9 @@
 """Pyro's own losses as objectives, and what a user may pass as an objective."""
 
+import difflib
 import inspect
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -164,21 +166,44 @@ def as_objective(objective: Any) -> Objective:
         return objective
     if isinstance(objective, pyro.infer.ELBO):
         return StockObjective(_without_jit(objective))
-    named = objective.__name__ if isinstance(objective, type) else objective
-    given = f"the class {named}" if isinstance(objective, type) else repr(objective)
+    given = repr(objective)
+    if isinstance(objective, type):
+        given = f"the class {objective.__name__}"
     raise ConfigError(
-        f"objective: got {given}, expected an instance of an objective, as {_written(named)}, or "
-        "of a pyro.infer.ELBO, or an object with .updates(program)"
+        f"objective: got {given}, expected an instance of an objective, as {_written(objective)}, "
+        "or of a pyro.infer.ELBO, or an object with .updates(program)"
     )
 
 
-def _written(named: Any) -> str:
-    """Return how the objective that somebody may mean by its name is written."""
-    kinds = [TermsObjective]
-    for kind in kinds:
-        kinds += [each for each in kind.__subclasses__() if each not in kinds]
-    for kind in kinds:
-        if isinstance(named, str) and kind.__name__.lower() == named.lower().replace("_", ""):
-            first = [*inspect.signature(kind).parameters][:1]
-            return f"pv.{kind.__name__}({''.join(first)})"
-    return "pv.IWAE(5)"
+# What other libraries call an objective, or what it is known by.
+_ALSO_CALLED = {
+    **dict.fromkeys(("mmd", "mmdvae", "infovae", "wassersteinautoencoder"), "wae"),
+    **dict.fromkeys(("adversarialautoencoder",), "aae"),
+    **dict.fromkeys(("renyielbo", "vrbound"), "renyi"),
+    **dict.fromkeys(("rws", "wakesleep"), "reweightedwakesleep"),
+    **dict.fromkeys(("reinforce", "score"), "nvil"),
+    **dict.fromkeys(("vae", "svi", "traceelbo", "default"), "elbo"),
+    **dict.fromkeys(("tracemeanfieldelbo",), "analyticelbo"),
+}
+
+
+def _written(given: Any) -> str:
+    """Return how the objective that somebody may mean by its name, or the nearest, is written."""
+    public = vars(sys.modules[__name__.partition(".")[0]])
+    kinds = {
+        each.__name__.lower(): each
+        for each in map(public.get, public["__all__"])
+        if isinstance(each, type) and hasattr(each, "updates") and each not in _NO_OBJECTIVES
+    }
+    name = given.__name__ if isinstance(given, type) else given
+    asked = name.lower().replace("_", "").replace("-", "") if isinstance(name, str) else ""
+    if isinstance(given, type) and issubclass(given, pyro.infer.ELBO) and asked not in kinds:
+        return f"{name}()"  # of Pyro, or the user's own
+    near = difflib.get_close_matches(_ALSO_CALLED.get(asked, asked), kinds, n=1)
+    if not near:
+        return "pv.IWAE(5)"
+    first = [*inspect.signature(kinds[near[0]]).parameters][:1]
+    return f"pv.{kinds[near[0]].__name__}({''.join(first)})"
+
+
+_NO_OBJECTIVES = (Objective, TermsObjective)

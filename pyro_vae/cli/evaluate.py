@@ -198,7 +198,7 @@ def _parts_of_elbo(
         figures = {
             "kl": found.kl,
             "active_units": found.active_units,
-            "units": {site: value.numel() for site, value in found.variance.items()},
+            "units": {s: each.numel() for s, each in found.variance.items() if found.rows != 1},
             "reconstruction": found.reconstruction,
         }
         shared = GlobalKL(found.global_kl, found.global_kl_stderr)

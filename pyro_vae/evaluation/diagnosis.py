@@ -132,7 +132,12 @@ class Diagnosis(Answer):
 
     @property
     def collapsed(self) -> tuple[str, ...]:
-        """The sites of a KL below 0.1 nats in the data that have them: they tell nothing."""
+        """The sites of a KL below 0.1 nats in the data that have them: they tell nothing.
+
+        None of one datum: its code may be the prior's where those of others are not.
+        """
+        if self.rows == 1:
+            return ()
         return tuple(
             name
             for name, value in self.kl.items()
@@ -169,6 +174,7 @@ class Diagnosis(Answer):
         units = {
             name: f", {active[name]} of {counted(each.numel(), 'unit')} active"
             for name, each in self.variance.items()
+            if self.rows != 1  # one datum tells no movement
         }
         told = [f"{k}: {kl:.3f} nats{units.get(k, '')}" for k, kl in self.kl.items()]
         if len(told) > 6:

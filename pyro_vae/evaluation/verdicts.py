@@ -21,7 +21,9 @@ def verdict(found: Any) -> str:
     layered = len(sites) > 1
     gain, over = _gain(found)
     evidence = [_units(found, name) for name in sites] if len(sites) <= _NAMED else [_many(found)]
-    if found.collapsed and len(found.collapsed) == len(sites):
+    if found.rows == 1:
+        head = "One datum: whether codes differ between data takes two or more."
+    elif found.collapsed and len(found.collapsed) == len(sites):
         head = "Collapsed: the code tells nothing of the data."
     elif found.collapsed:
         few, more = found.collapsed[:_NAMED], len(found.collapsed) - _NAMED
@@ -34,13 +36,11 @@ def verdict(found: Any) -> str:
         head = "Unheard: the code costs nats that the decoder does not use."
     elif any(_idle(found, name) for name in sites):
         head = "Alive, with idle units."
-    elif found.rows == 1:
-        head = "One datum: whether codes differ between data takes two or more."
     else:
         head = "Alive."
     told = f"{'Layers' if layered else 'Code'}: {'; '.join(evidence)}."
     heard = f"The right code gains {_unsigned(gain, 1)} nats over {over}"
-    ignored = gain < DEAF and not _is_shared(found)
+    ignored = gain < DEAF and not _is_shared(found) and found.rows != 1
     heard += ", so the decoder ignores it." if ignored else "."
     return " ".join([head, told, heard, *_informed(found), *_alphabet(found)])
 
@@ -91,8 +91,9 @@ def _many(found: Any) -> str:
         ends[-1] += " in the data that have them"
     units = sum(each.numel() for each in found.variance.values())
     active = sum(found.active_units[name] for name in found.variance)
+    told = "" if found.rows == 1 else f"{active} of {units} units active in "
     return (
-        f"{active} of {units} units active in {len(order)} sites, KL "
+        f"{told}{len(order)} sites, KL "
         f"{_unsigned(sum(found.kl.values()))} nats in all, from {' to '.join(ends)}"
     )
 

@@ -253,6 +253,9 @@ def test_topics_of_a_dirichlet_are_active():
 class Narrow:
     """z ~ N(0, 10²), x ~ N(z, 0.1²): the data have 0.008 of the prior's variance, and 81 of q's."""
 
+    def __init__(self, width=0.1):
+        self.width = width
+
     def model(self, x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(1), 10.0).to_event(1))
@@ -260,7 +263,7 @@ class Narrow:
 
     def guide(self, x):
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x, 0.1).to_event(1))
+            pyro.sample("z", dist.Normal(x, self.width).to_event(1))
 
 
 NARROW = 0.9 * torch.randn(400, 1, generator=torch.Generator().manual_seed(0))
@@ -277,8 +280,10 @@ def test_a_unit_that_moves_more_than_its_own_width_is_active():
     assert not any("idle" in cure for cure in points.cures)
 
 
-def test_one_datum_is_not_compared_with_others():
-    found = pv.diagnose(Narrow(), NARROW[:1])
-    assert found.verdict.startswith("One datum: ") and " active" not in found.verdict
-    assert not found.cures and "another datum" not in found.report()
-    assert "nan" not in found.report()
+@pytest.mark.parametrize("width", [0.1, 10.0])  # that of the prior: a KL of 0
+def test_one_datum_is_not_compared_with_others(width):
+    found = pv.diagnose(Narrow(width), NARROW[:1] * (width < 1))
+    assert found.verdict.startswith("One datum: ") and " active" not in f"{found.verdict}{found}"
+    assert not (found.cures or found.collapsed) and "another datum" not in found.report()
+    assert "nan" not in found.report() and "ignores" not in found.verdict
+    assert (found.kl["z"] < 0.1) == (width > 1)

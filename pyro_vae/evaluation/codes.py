@@ -34,6 +34,7 @@ _ENCODE = Verb(
     local="there is nothing to encode: refine draws its global latents",
     summed=True,
     guide="posterior",
+    codes=True,
 )
 _RECONSTRUCT = Verb("reconstruct", draws=True, answers=True)
 _INTERPOLATE = Verb("interpolate", local="there are no codes to go between", draws=True)

@@ -69,6 +69,7 @@ class Verb:
         sums: Whether it sums over the discrete latents of the guide too, those of few values.
         each: Whether it speaks of each datum alone, by a density of its own.
         guide: What it needs of the guide for each datum alone: a posterior, or a weight p / q.
+        codes: Whether it asks the guide alone; the model too where it sums out latents.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Verb:
     sums: bool = False
     each: bool = False
     guide: Literal["", "posterior", "weight"] = ""
+    codes: bool = False
 
     def require(self, sites: Sites) -> None:
         """Refuse a program that lacks what the verb needs.
@@ -234,7 +236,9 @@ class Passes:
             each = program.of_each_datum() if verb.guide and self.sites.dependence.joined else None
             if each is not None:
                 self._open(each, by_rows(tensors_of(data), each.row_precision))
-            self.program.rows.require_whole(self._first)
+            self.program.rows.require_whole(
+                self._first, in_guide=verb.codes and not self.sites.enumerated
+            )
             verb.require(self.sites)
             self._stack = stack.pop_all()  # a stream may fail later
 

@@ -236,6 +236,7 @@ class Reader:
             draws_rows=draws_rows,
             takes_part=draws_rows and not (frame and frame.size == num_rows(batch)),
             parts_beside=_beside(plate, drawn),
+            parts_in_guide=self._drawn_by_guide(batch) if drawn.plates else (),
             parts_weighed=_weighed(model),
         )
         if self._contrasts.more_in(batch):
@@ -578,7 +579,12 @@ class Reader:
         if around is None:
             return
         shapes = [leaf.shape for _, leaf in named_arrays(batch)]
-        dims = [d for shape in shapes for d in range(1, len(shape)) if shape[d] == around.size]
+        # What has fewer dimensions counts the data by its first one, along whichever the rest do.
+        dims = [
+            d
+            for d in range(1, max(map(len, shapes), default=0))
+            if all(shape[d if len(shape) > d else 0] == around.size for shape in shapes)
+        ]
         if dims:
             self.told.warn(
                 ("rows", plate.name),
@@ -587,6 +593,14 @@ class Reader:
                 f"{counted(around.size, 'row')} and latents of its own: if these are the data, "
                 f"pv.Program(model, guide, dim={dims[0]}); if not, plate={plate.name!r} says so",
             )
+
+    def _drawn_by_guide(self, batch: Batch) -> tuple[str, ...]:
+        """Return the plates of the guide that draw some of their rows."""
+        args, kwargs = arguments(batch)
+        drawn = DrawnRows()
+        with self.runs.aside(batch), drawn:
+            self.runs.functions(batch)[1](*args, **kwargs)
+        return tuple(drawn.plates)
 
     def _show(self, model: Trace, guide: Trace, plate: DataPlate, batch: Batch) -> None:
         for trace in (model, guide):

@@ -311,19 +311,26 @@ class Rows:
         frames = [data_frame(site) for trace in traces for _, site in sample_sites(trace)]
         return all(frame.size == num_rows(batch) for frame in frames if frame is not None)
 
-    def require_whole(self, batch: Batch) -> None:
+    def require_whole(self, batch: Batch, *, in_guide: bool = False) -> None:
         """Refuse a program that draws a random part of the rows it is given.
+
+        Arguments:
+            batch: Some rows.
+            in_guide: Whether the guide alone is asked, and may lack a plate besides the data's.
 
         Raises:
             ProgramError: The plate holds fewer rows than the batch, or another one draws its own.
         """
-        for name, (drawn, size) in self._reader.sites.parts_beside.items():
+        sites = self._reader.sites
+        for name, (drawn, size) in sites.parts_beside.items():
+            if in_guide and name not in sites.parts_in_guide:
+                continue
             raise ProgramError(
                 f"the plate {name!r} draws {drawn} of its {counted(size, 'row')}: this program "
                 "draws its own minibatch, other rows at each run, so no verb but pv.fit can "
                 "answer; leave subsample_size out"
             )
-        if self._reader.sites.size is None:
+        if sites.size is None:
             return
         model, _ = self._reader.look(batch)
         frames = [data_frame(site) for _, site in sample_sites(model)]

@@ -199,6 +199,22 @@ def test_a_program_says_how_it_was_read():
     assert "read as one datum: no plate holds the data\n  global: share, z" in repr(whole)
 
 
+def test_rows_beside_which_others_count_as_many_are_told_of_by_nothing():
+    """Cells by genes, with a latent of each gene; each cell has a size beside its counts."""
+
+    def model(x, size):
+        with pyro.plate("genes", x.shape[1], dim=-1):
+            rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+            with pyro.plate("cells", len(x), dim=-2):
+                pyro.sample("x", dist.Poisson(rate * size[:, None]), obs=x)
+
+    def guide(x, size):
+        with pyro.plate("genes", x.shape[1], dim=-1):
+            pyro.sample("rate", dist.Gamma(torch.full((9,), 3.0), 1.0))
+
+    pv.elbo(pv.Program(model, guide), (torch.ones(4, 9), torch.ones(4)))  # a warning is an error
+
+
 @pytest.mark.parametrize("told", [{}, {"dim": 1}, {"plate": "words"}])
 def test_rows_that_stand_inside_another_plate_are_told_of(told):
     """Words taken for documents: 4 numbers of them, and a latent of each document for a global."""

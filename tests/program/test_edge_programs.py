@@ -126,10 +126,27 @@ def test_whatever_draws_a_minibatch_of_its_own_trains_and_is_not_judged(made):
     with pytest.warns(UserWarning, match=told) as said:
         pv.fit(program, data, epochs=1, compile=False)
     assert all("/tests/" in each.filename for each in said)  # no line of the library
-    verbs = pv.elbo, pv.log_likelihood, pv.ais, pv.refine, pv.gaps, pv.diagnose, pv.encode, pv.infer
+    verbs = pv.elbo, pv.log_likelihood, pv.ais, pv.refine, pv.gaps, pv.diagnose, pv.infer
     for verb in (*verbs, lambda some, _: pv.bdmc(some, 2)):
         with pytest.raises(ProgramError, match=r"'rows' draws 10 of its 40 rows.*subsample_size"):
             verb(program, data)
+
+
+def test_codes_take_no_part_of_the_minibatch_that_the_model_draws():
+    model, data = minibatch_of_columns(subsample_size=10)
+
+    def guide(x, rows=None):
+        with pyro.plate("data", len(x), dim=-2):
+            if rows:  # codes of a part that is drawn anew are no codes
+                with pyro.plate("rows", x.shape[1], subsample_size=10, dim=-1) as rows:
+                    pass
+            x = x if rows is None else x[:, rows]
+            pyro.sample("m", dist.Normal(x.mean(1, keepdim=True), 0.1))
+
+    codes = pv.encode(pv.Program(model, guide), data)
+    torch.testing.assert_close(codes.flatten(), data.mean(1))
+    with pytest.raises(ProgramError, match="'rows' draws 10 of its 40 rows"):
+        pv.encode(pv.Program(model, lambda x: guide(x, True)), data)
 
 
 @pytest.mark.parametrize("made", [captured_minibatch, looped_minibatch, minibatch_of_columns])

@@ -50,6 +50,7 @@ class Sites:
             stands for a row of the batch, and only its number is drawn.
         parts_beside: Plates besides that of the batch's rows that draw some of their rows: how
             many, of how many.
+        parts_in_guide: Those of them that the guide has as well.
         parts_weighed: Those that hold some of their rows, drawn or given, and scale them by N/B.
         data_dim: The batch dimension of the data plate, counted from the right.
         plate: The data plate as the program has it.
@@ -75,6 +76,7 @@ class Sites:
     draws_rows: bool = False
     takes_part: bool = False
     parts_beside: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    parts_in_guide: tuple[str, ...] = ()
     parts_weighed: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     data_dim: int = -1
     plate: DataPlate = field(default_factory=lambda: DataPlate(PLATE, -1))

@@ -77,7 +77,7 @@ def test_help_tells_each_option_its_meaning_and_its_default(command, capsys):
     assert cli.main([command, "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     for name, parameter in inspect.signature(cli.COMMANDS[command]).parameters.items():
-        positional = parameter.default is inspect.Parameter.empty or name == "table"
+        positional = parameter.default is inspect.Parameter.empty
         assert (name if positional else f"--{name}") in text
         if not positional and parameter.default is not None and name != "hidden":
             shown = str(parameter.default)

@@ -12,7 +12,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 try:
     from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
@@ -46,8 +46,20 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo.demo,
 }
 
-# Arguments that do not stand as the signature of their command has them.
-_BY_HAND = {"generate": ("n",), "compare": ("runs",), "impute": ("table",)}
+# What argparse takes in a way that no signature tells: a short name, as many words as there are.
+_BY_HAND: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "generate": (
+        ("-n", "--n"),
+        {"type": int, "default": 64, "help": "number of images, chorales, sentences or rows."},
+    ),
+    "compare": (
+        ("runs",),
+        {"nargs": "+", "help": "run folders, two or more, of the same data."},
+    ),
+}
+# Options whose value needs no name where it is this word of the line (the command is word 0):
+# pyro-vae train my_program.py:Clicks, generate runs/clicks 5, impute runs/t new.csv.
+_BARE = {"train": (1, "model"), "generate": (2, "n"), "impute": (2, "table")}
 
 # What a command is called elsewhere.
 _MEANT = {
@@ -74,34 +86,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _answered(argv: Sequence[str] | None) -> int:
     parser = _parser()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    _Parser.asked = next(iter(arguments), "")
     # One flag for all commands, wherever it stands; the parser only documents it.
     debug = "--debug" in arguments
-    if arguments[:1] == ["train"] and len(arguments) > 1 and not arguments[1].startswith("-"):
-        arguments.insert(1, "--model")  # pyro-vae train my_program.py:Clicks
-    number = arguments[:1] == ["generate"] and len(arguments) > 2 and arguments[2].isdigit()
-    if number and not arguments[1].startswith("-"):  # which is no option's value
-        arguments.insert(2, "-n")  # pyro-vae generate runs/clicks 5
-    if arguments[:1] == ["impute"]:
-        arguments = ["impute", *_places_first(arguments[1:])]
+    arguments = [each for each in arguments if each != "--debug"]
+    _Parser.asked = next(iter(arguments), "")
     try:
-        parsed = parser.parse_args([a for a in arguments if a != "--debug"])
+        parsed = parser.parse_args(_named(arguments))
         return _run(COMMANDS[parsed.command], parsed[parsed.command], debug)
     except SystemExit as stop:  # help (0) and usage errors (2)
         return int(stop.code or 0)
 
 
-def _places_first(arguments: Sequence[str]) -> list[str]:
-    """Return arguments with options last: behind one the parser knows no place that may lack."""
-    places: list[str] = []
-    rest: list[str] = []
-    value = False
-    for argument in arguments:
-        option = argument.startswith("-") and not value
-        (rest if option or value else places).append(argument)
-        alone = "=" in argument or argument in ("-h", "--help", "--debug", "--print_config")
-        value = option and not alone
-    return places + rest
+def _named(arguments: Sequence[str]) -> list[str]:
+    """Return arguments with the name of an option in front of a word that stands without it."""
+    words: list[int] = []  # places of what is neither an option nor the value of one
+    given: set[str] = set()
+    is_value = False
+    for place, argument in enumerate(arguments):
+        name, equals, _ = argument.partition("=")
+        if is_value:
+            is_value = False
+        elif argument.startswith("-"):
+            given.add(name.lstrip("-"))
+            is_value = not equals and name not in ("-h", "--help", "--print_config")
+        else:
+            words.append(place)
+    nth, option = _BARE.get(_Parser.asked, (len(words), ""))
+    if nth >= len(words) or option in given:
+        return [*arguments]
+    return [*arguments[: words[nth]], f"--{option}", *arguments[words[nth] :]]
 
 
 def _run(command: Callable[..., None], values: Namespace, debug: bool) -> int:
@@ -182,20 +195,10 @@ def _parser() -> ArgumentParser:
         sub = _Parser(description=title)
         sub.add_argument("--config", action="config", help="YAML or JSON file with options.")
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error.")
-        skipped: set[str | int] = {*_BY_HAND.get(name, ())}
-        if name == "compare":  # as many as there are
-            sub.add_argument("runs", nargs="+", help="run folders, two or more, of the same data.")
+        flags, options = _BY_HAND.get(name, ((), {}))
+        skipped: set[str | int] = {flag.lstrip("-") for flag in flags}
         sub.add_function_arguments(function, as_positional=True, skip=skipped)
-        if name == "generate":
-            sub.add_argument(
-                "-n",
-                "--n",
-                type=int,
-                default=64,
-                help="number of images, chorales, sentences or rows.",
-            )
-        if name == "impute":  # behind the run, and not needed
-            text = "file .csv or .parquet with the columns of the training; null is its table."
-            sub.add_argument("table", nargs="?", help=text)
+        if flags:
+            sub.add_argument(*flags, **options)
         commands.add_subcommand(name, sub, help=title)
     return parser

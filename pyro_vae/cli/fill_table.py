@@ -31,8 +31,8 @@ def impute(
 
     Arguments:
         run: run folder of a TableVAE.
-        table: file .csv or .parquet with the columns of the training; empty cells are missing.
-            Null is that of the training.
+        table: file .csv or .parquet with the columns of the training; empty cells are missing;
+            may stand behind the run, without --table. Null is that of the training.
         out: file .csv to write; null is filled.csv in the run folder.
         how: mean fills in the best guess, of names the most probable; sample draws what is missing.
         num_particles: importance samples per row.

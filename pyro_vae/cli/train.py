@@ -32,6 +32,8 @@ from pyro_vae.data.table_files import Table
 from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.storage.paths import local_path
 
+MOMENTUM = 0.9  # of the Adam that `fit` makes
+
 
 def train(
     model: str | None = None,
@@ -51,7 +53,7 @@ def train(
     epochs: int = 50,
     batch_size: int = 128,
     lr: float = 1e-3,
-    momentum: float = 0.9,
+    momentum: float = MOMENTUM,
     lr_schedule: Literal["constant", "cosine"] = "constant",
     beta: float = 1.0,
     warmup: float = 0.0,
@@ -152,8 +154,7 @@ def train(
             objective=OBJECTIVES[chosen](settings, loaded.drawn("valid", seed, 1000)),
             epochs=epochs,
             **size,
-            lr=lr if momentum == 0.9 else None,
-            optimizer=_adam(lr, number("momentum", momentum, "[0, 1)")),
+            **_adam(lr, number("momentum", momentum, "[0, 1)")),
             lr_schedule=pv.schedules.cosine(1.0, 0.02) if lr_schedule == "cosine" else 1.0,
             beta=pv.schedules.linear(0.0, beta, over=warmup) if warmup else beta,
             clip_norm=clip_norm,
@@ -218,8 +219,12 @@ def _judged(run: pv.Run) -> str:
     return f"validation {'ELBO' if bound else 'objective'} {value:.2f}"
 
 
-def _adam(lr: float, momentum: float) -> Any:
-    """Return Adam as a factory; None: the default of `fit`."""
-    if momentum == 0.9:
-        return None
-    return partial(torch.optim.Adam, lr=lr, betas=(momentum, 0.999), fused=True)
+def _adam(lr: float, momentum: float) -> dict[str, Any]:
+    """Return the optimizer as arguments of `fit`.
+
+    With a rate alone `fit` makes its own Adam, which is the fastest. One of another momentum is
+    made here, and brings its rate along: `fit` refuses two.
+    """
+    if momentum == MOMENTUM:
+        return {"lr": lr}
+    return {"optimizer": partial(torch.optim.Adam, lr=lr, betas=(momentum, 0.999), fused=True)}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from pyro.distributions.util import is_identically_zero, scale_and_mask
@@ -32,6 +32,9 @@ from pyro_vae.program.sites.plates import by_datum, data_dim, inner_plates
 
 # S draws of the globals, K particles of the locals, B data of the batch, N data of the data set.
 
+Held = TypeVar("Held")
+_STACKED = ("log_p", "log_q", "global_log_p", "global_log_q", "score", "factors", "factor_score")
+
 
 @dataclass(frozen=True)
 class Latent:
@@ -53,8 +56,33 @@ class Latent:
     kl_weight: Any = 1.0
 
 
-@dataclass(frozen=True)
-class Terms:
+@dataclass
+class _Densities(Generic[Held]):
+    """What one draw of the globals gives, and all of them: their meaning is told by `Terms`."""
+
+    log_p: dict[str, Tensor] = field(default_factory=dict)
+    log_q: dict[str, Tensor] = field(default_factory=dict)
+    global_log_p: dict[str, Tensor] = field(default_factory=dict)
+    global_log_q: dict[str, Tensor] = field(default_factory=dict)
+    score: dict[str, Tensor] = field(default_factory=dict)
+    no_path: tuple[str, ...] = ()
+    observed: tuple[str, ...] = ()
+    latents: dict[str, Held] = field(default_factory=dict)
+    size: int = 0
+    batch_size: int = 0
+    factors: dict[str, Tensor] = field(default_factory=dict)
+    factor_score: dict[str, Tensor] = field(default_factory=dict)
+    coupled: tuple[str, ...] = ()
+    drawn: tuple[str, ...] = ()
+    spanning: tuple[str, ...] = ()
+    carried: Mapping[str, str] = field(default_factory=dict)
+
+
+class Draw(_Densities[Latent]):
+    """What one draw of the globals contributes: terms without the dimension of S."""
+
+
+class Terms(_Densities[list[Latent]]):
     """Log densities of a model and a guide at draws from the guide, in nats.
 
     Weights of handlers (KL weight, masks) are in, unless the terms are those of
@@ -91,23 +119,6 @@ class Terms:
     depend on them: ``log_p`` has a latent's density under its own name, and one term for all that
     is observed, called for instance ``"x (y summed out)"``.
     """
-
-    log_p: dict[str, Tensor]
-    log_q: dict[str, Tensor]
-    global_log_p: dict[str, Tensor]
-    global_log_q: dict[str, Tensor]
-    score: dict[str, Tensor]
-    no_path: tuple[str, ...]
-    observed: tuple[str, ...]
-    latents: dict[str, list[Latent]]
-    size: int
-    batch_size: int
-    factors: dict[str, Tensor] = field(default_factory=dict)
-    factor_score: dict[str, Tensor] = field(default_factory=dict)
-    coupled: tuple[str, ...] = ()
-    drawn: tuple[str, ...] = ()
-    spanning: tuple[str, ...] = ()
-    carried: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def log_weight(self) -> Tensor:
@@ -255,49 +266,12 @@ def _per_unit(
     return scale_and_mask(base.log_prob(value), scale, mask)
 
 
-@dataclass
-class Draw:
-    """What one draw of the globals contributes, before stacking over S."""
-
-    log_p: dict[str, Tensor] = field(default_factory=dict)
-    log_q: dict[str, Tensor] = field(default_factory=dict)
-    global_log_p: dict[str, Tensor] = field(default_factory=dict)
-    global_log_q: dict[str, Tensor] = field(default_factory=dict)
-    score: dict[str, Tensor] = field(default_factory=dict)
-    latents: dict[str, Latent] = field(default_factory=dict)
-    no_path: tuple[str, ...] = ()
-    observed: tuple[str, ...] = ()
-    size: int = 0
-    batch_size: int = 0
-    factors: dict[str, Tensor] = field(default_factory=dict)
-    factor_score: dict[str, Tensor] = field(default_factory=dict)
-    coupled: tuple[str, ...] = ()
-    drawn: tuple[str, ...] = ()
-    spanning: tuple[str, ...] = ()
-    carried: Mapping[str, str] = field(default_factory=dict)
-
-
 def stack(draws: list[Draw]) -> Terms:
     """Stack what S draws of the globals contribute."""
     first = draws[0]
-    return Terms(
-        log_p=_stack(draws, "log_p"),
-        log_q=_stack(draws, "log_q"),
-        global_log_p=_stack(draws, "global_log_p"),
-        global_log_q=_stack(draws, "global_log_q"),
-        score=_stack(draws, "score"),
-        no_path=first.no_path,
-        observed=first.observed,
-        latents={name: [draw.latents[name] for draw in draws] for name in first.latents},
-        size=first.size,
-        batch_size=first.batch_size,
-        factors=_stack(draws, "factors"),
-        factor_score=_stack(draws, "factor_score"),
-        coupled=first.coupled,
-        drawn=first.drawn,
-        spanning=first.spanning,
-        carried=first.carried,
-    )
+    stacked: dict[str, Any] = {name: _stack(draws, name) for name in _STACKED}
+    stacked["latents"] = {name: [draw.latents[name] for draw in draws] for name in first.latents}
+    return Terms(**vars(first) | stacked)
 
 
 def read(model: Trace, guide: Trace, layout: Layout, size: int | None = None) -> Draw:

@@ -1,5 +1,6 @@
 """Signals in the midst of what enters and leaves a block, and what they leave in the process."""
 
+import itertools
 import signal
 import time
 
@@ -52,6 +53,18 @@ def sending(monkeypatch, kind, method, at, *numbers):
     monkeypatch.setattr(kind, method, called)
 
 
+def at_batch(number, act):
+    """Return a transform that does something more at one batch, counted from 0."""
+    batches = itertools.count()
+
+    def transform(batch):
+        if next(batches) == number:
+            act()
+        return batch
+
+    return transform
+
+
 def nothing_is_left():
     assert not _PYRO_STACK and not _DIM_ALLOCATOR._stack
     assert mode_stacks() == EMPTY and torch.is_grad_enabled()
@@ -96,16 +109,13 @@ def test_a_signal_while_a_plate_is_left_leaves_nothing_behind(
 
 def test_what_a_signal_leads_to_is_told_as_its_end(tmp_path, capsys):
     """The workers of a loader end by the same signal, and torch's handler raises for each."""
-    rows = iter(range(99))
 
-    def broken(batch):
-        if next(rows) == 5:
-            signal.raise_signal(signal.SIGTERM)
-            raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
-        return batch
+    def ends():
+        signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
 
     with pytest.raises(SystemExit) as told:
-        fit(build(), out=tmp_path, transform=broken, checkpoint_every=1)
+        fit(build(), out=tmp_path, transform=at_batch(5, ends), checkpoint_every=1)
     assert told.value.code == 128 + signal.SIGTERM
     assert isinstance(told.value.__cause__, RuntimeError)
     assert "go on by pv.fit(..., resume=True)" in capsys.readouterr().err
@@ -114,14 +124,7 @@ def test_what_a_signal_leads_to_is_told_as_its_end(tmp_path, capsys):
 def test_a_step_that_does_not_come_is_not_waited_for(tmp_path, monkeypatch):
     """A loader that hangs, as where a server is away: the checkpoint is there in time."""
     monkeypatch.setattr(interrupts, "_GRACE", 0.2)
-    rows = iter(range(99))
-
-    def hangs(batch):
-        if next(rows) == 5:
-            signal.raise_signal(signal.SIGTERM)
-            time.sleep(60)
-        return batch
-
+    hangs = at_batch(5, lambda: (signal.raise_signal(signal.SIGTERM), time.sleep(60)))
     start = time.monotonic()
     with pytest.raises(SystemExit):
         fit(build(), out=tmp_path, transform=hangs, checkpoint_every=1)
@@ -170,23 +173,17 @@ def test_a_run_within_a_callback_that_fails_leaves_signals_to_the_outer_one(monk
     """The outer one no longer woke a loader that hangs."""
     monkeypatch.setattr(interrupts, "_GRACE", 0.2)
     monkeypatch.setattr(interrupts, "_BURST", 0.1)
-    rows, inner = iter(range(99)), iter(range(99))
 
-    def broken(batch):
-        if next(inner) == 5:
-            raise RuntimeError
-        return batch
+    def broken():
+        raise RuntimeError
+
+    inner = at_batch(5, broken)
 
     def fails(run):
         with pytest.raises(RuntimeError):
-            fit(build(), transform=broken)
+            fit(build(), transform=inner)
 
-    def hangs(batch):
-        if next(rows) == 3:
-            signal.raise_signal(signal.SIGINT)
-            time.sleep(15)
-        return batch
-
+    hangs = at_batch(3, lambda: (signal.raise_signal(signal.SIGINT), time.sleep(15)))
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         fit(build(), transform=hangs, callbacks=[fails])

@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import pytest
 import safetensors
 import torch
-from programs import CASES
+from programs import CASES, Coded
 from pyro.infer.autoguide import AutoDelta
 from torch.distributions import constraints
 
@@ -358,7 +358,7 @@ def test_what_the_first_run_makes_is_loaded_before_it(tmp_path):
     torch.testing.assert_close(pv.elbo(loaded, x), expected)
 
 
-class Centred(torch.nn.Module):
+class Centred(Coded, torch.nn.Module):
     """A program whose encoder takes off what its first batch had in the mean."""
 
     class Encoder(torch.nn.Linear):
@@ -374,16 +374,6 @@ class Centred(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.encode, self.decode = self.Encoder(), torch.nn.Linear(2, 6)
-
-    def model(self, x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(self.decode(z), 1.0).to_event(1), obs=x)
-
-    def guide(self, x):
-        with pyro.plate("data", len(x)):
-            loc, log_scale = self.encode(x).chunk(2, -1)
-            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
 
 
 def test_numbers_that_no_file_of_weights_holds_are_told_of(tmp_path):

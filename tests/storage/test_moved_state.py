@@ -15,10 +15,9 @@ from fractions import Fraction
 from types import SimpleNamespace
 
 import numpy as np
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
+from programs import Coded
 
 import pyro_vae as pv
 from pyro_vae.program.program import Program as Read
@@ -38,22 +37,12 @@ class Encoder(torch.nn.Linear):
         return super().forward(self.drop(self.how(self, x)))
 
 
-class Study:
+class Study(Coded):
     """A program whose encoder calls a function."""
 
     def __init__(self, how):
         torch.manual_seed(0)
         self.encode, self.decode = Encoder(how), torch.nn.Linear(2, 6)
-
-    def model(self, x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(self.decode(z), 1.0).to_event(1), obs=x)
-
-    def guide(self, x):
-        with pyro.plate("data", len(x)):
-            loc, log_scale = self.encode(x).chunk(2, -1)
-            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
 
 
 def fit(study, epochs, batch_size=16, **options):

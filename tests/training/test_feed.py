@@ -5,7 +5,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import CASES
+from programs import CASES, Coded
 from pyro.infer.autoguide import AutoDelta, init_to_value
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence, unpack_sequence
@@ -239,21 +239,11 @@ def test_few_rows_train(rows, size):
     assert run.steps == 2 * (-(-rows // size) - joined) and np.isfinite(run.history["loss"]).all()
 
 
-class Normalised(nn.Module):
+class Normalised(Coded, nn.Module):
     def __init__(self):
         super().__init__()
         self.encode = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))
         self.decode = nn.Linear(2, 6)
-
-    def model(self, x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(self.decode(z), 1.0).to_event(1), obs=x)
-
-    def guide(self, x):
-        with pyro.plate("data", len(x)):
-            loc, log_scale = self.encode(x).chunk(2, -1)
-            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
 
 
 class Few(IterableDataset):

@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 # Bytecode is written where a module is first imported: pip would compile all of torch, most of it for nothing.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test pytest oldest lint tables docs links clean
+.PHONY: demo test pytest oldest cuda lint tables docs links clean
 
 demo: $(VENV)/.base
 	$(BIN)/pyro-vae demo
@@ -28,6 +28,11 @@ oldest:
 	@$(MAKE) --no-print-directory VENV=.venv-oldest TORCH=torch==$(OLDEST) .venv-oldest/.dev
 	.venv-oldest/bin/python -m pytest -n $(WORKERS) --dist worksteal \
 		tests/test_torch_private.py tests/test_contract.py tests/inference/graphs tests/training/test_adam.py
+
+# The tests that take a device on a GPU, and the table of speed there. Without a GPU: one line, no skips.
+cuda: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests --device cuda
+	$(BIN)/python -m benchmarks.speed --device cuda
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

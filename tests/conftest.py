@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import os
 import random
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 from pyro.poutine.runtime import _PYRO_STACK
 
 import pyro_vae as pv
+from pyro_vae.device import resolve_device
+from pyro_vae.errors import DeviceError
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
@@ -24,16 +27,31 @@ FLAGS = (
 
 
 def pytest_addoption(parser):
-    parser.addoption("--device", default="cpu", help="where programs run: cpu or cuda")
+    parser.addoption(
+        "--device", default="cpu", help="where programs run: cpu, cuda or cuda:N (`make cuda`)"
+    )
+
+
+def pytest_configure(config):
+    """Refuse a device that is not here: skipped tests would look as if they had passed."""
+    name = config.getoption("--device")
+    if name == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else device="auto" would mean another one
+    try:
+        resolve_device(name)
+    except DeviceError as error:
+        raise pytest.UsageError(f"--{error}") from None
 
 
 def pytest_collection_modifyitems(config, items):
-    if torch.cuda.is_available():
+    """Leave out, on a GPU, the tests that take no device: they are about the CPU."""
+    if config.getoption("--device") == "cpu":
         return
-    skip = pytest.mark.skip(reason="no CUDA device on this machine")
+    kinds = {True: [], False: []}
     for item in items:
-        if "cuda" in item.keywords:
-            item.add_marker(skip)
+        kinds["device" in getattr(item, "fixturenames", ())].append(item)
+    config.hook.pytest_deselected(items=kinds[False])
+    items[:] = kinds[True]
 
 
 def pytest_collection_finish():
@@ -46,10 +64,7 @@ def pytest_collection_finish():
 @pytest.fixture(scope="session")
 def device(request):
     """Return the device of ``--device``."""
-    name = request.config.getoption("--device")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        pytest.skip("no CUDA device on this machine")
-    return torch.device(name)
+    return torch.device(request.config.getoption("--device"))
 
 
 def surroundings():

@@ -58,6 +58,7 @@ from pyro_vae.models import (
     TableVAE,
     TopDownVAE,
 )
+from pyro_vae.program.batches.batch import map_batch
 
 
 def mlp(*sizes: int) -> nn.Sequential:
@@ -549,3 +550,20 @@ CASES = {
     "pyroparam": Case(PyroParamVAE, real),
     "functions": Case(plain_functions, real),
 }
+
+
+def made(
+    name: str,
+    device: torch.device | str,
+    dtype: torch.dtype = torch.float64,
+    rows: int = 48,
+) -> tuple[Any, Any]:
+    """Return a program of the battery and its data on a device, in one precision."""
+    case = CASES[name]
+    program = case.build()
+    if isinstance(program, nn.Module):
+        program.to(device=device, dtype=dtype)
+    data = map_batch(
+        lambda x: x.to(device, dtype if x.is_floating_point() else None), case.data(rows)
+    )
+    return program, data

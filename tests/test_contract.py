@@ -7,7 +7,7 @@ import pyro
 import pytest
 import torch
 from conftest import differences, surroundings
-from programs import CASES, densities_at
+from programs import CASES, densities_at, made
 from pyro import poutine
 from pyro.infer import (
     SVI,
@@ -38,18 +38,6 @@ AS_A_GRAPH = {
     *("vae", "vae_conv", "regularised", "hierarchical", "sbn", "vq_conv"),
     *("lda", "functions", "pyroparam", "tutorial"),
 }
-
-
-def made(name, device, dtype=torch.float64, rows=N):
-    """Return a program and its data on a device, in one precision."""
-    case = CASES[name]
-    program = case.build()
-    if isinstance(program, nn.Module):
-        program.to(device=device, dtype=dtype)
-    data = map_batch(
-        lambda x: x.to(device, dtype if x.is_floating_point() else None), case.data(rows)
-    )
-    return program, data
 
 
 @functools.cache
@@ -259,16 +247,6 @@ def test_runs_on_the_meta_device(name):
         model(*args, **kwargs)
         loss = pv.ELBO().differentiable_loss(program.model, program.guide, *args, **kwargs)
     assert loss.device.type == "meta" and loss.shape == ()
-
-
-@pytest.mark.cuda
-@every
-def test_runs_on_cuda(name):
-    cuda = torch.device("cuda")
-    program, data = made(name, cuda, torch.float32)
-    run = pv.fit(program, data, epochs=2, device=cuda)
-    assert run.device.type == "cuda" and np.isfinite(run.history["loss"]).all()
-    assert pv.elbo(program, data).device.type == "cuda"
 
 
 @pytest.mark.filterwarnings("ignore:Pyro's parameter store holds other values")

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from oracles import PPCA, ExactPPCA
-from programs import CASES, densities_at
+from programs import CASES, densities_at, made
 from pyro import poutine
 from pyro.infer.autoguide import (
     AutoDelta,
@@ -93,13 +93,14 @@ def test_memory_does_not_grow_with_the_samples():
 
 
 @pytest.mark.parametrize("factor", [1.2, 2.0])
-def test_estimate_and_ess_of_a_wide_guide(factor):
+def test_estimate_and_ess_of_a_wide_guide(factor, device):
     """|z| < 5 (false alarm 6e-7 per datum): weights have finite variance, known in closed form."""
     samples = 20_000
-    estimate = pv.log_likelihood(Scaled(factor), X, num_particles=samples)
+    x = X.to(device)
+    estimate = pv.log_likelihood(Scaled(factor).to(device), x, num_particles=samples)
     second_moment = factor / math.sqrt(2 - 1 / factor**2)  # E_q w² over (E_q w)²
     deviation = math.sqrt((second_moment - 1) / samples)
-    z = (estimate.log_prob - Scaled.exact(X)) / deviation
+    z = (estimate.log_prob - Scaled.exact(x)) / deviation
     assert z.abs().max() < 5
     torch.testing.assert_close(
         estimate.ess, torch.full_like(estimate.ess, samples / second_moment), rtol=0.05, atol=0
@@ -434,11 +435,12 @@ def test_a_point_beside_a_guide_of_all_data_is_told_of_as_no_bound(points):
 
 
 @pytest.mark.parametrize("name", ["labelled", "sequences", "regularised"])
-def test_data_do_not_see_each_other(name):
+def test_data_do_not_see_each_other(name, device):
     """A datum's estimate does not depend on who shares its batch: log p of one row, exactly."""
-    program = pv.Program.of(CASES[name].build().double())
+    program, data = made(name, device, rows=6)
+    program = pv.Program.of(program)
     program.eval()
-    data = program.adapt(CASES[name].data(6))
+    data = program.adapt(data)
     first = tuple(v[:2] for v in data) if isinstance(data, tuple) else None
     first = {k: v[:2] for k, v in data.items()} if isinstance(data, dict) else first
     first = data[:2] if first is None else first

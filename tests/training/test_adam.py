@@ -11,9 +11,9 @@ from pyro_vae.training.adam import Adam
 OPTIONS = [{}, {"betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.1}]
 
 
-def pair(options):
+def pair(options, device):
     torch.manual_seed(0)
-    ours = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    ours = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).to(device)
     theirs = copy.deepcopy(ours)
     return (
         (ours, Adam(ours.parameters(), lr=1e-2, **options)),
@@ -23,14 +23,16 @@ def pair(options):
 
 def train(net, optimizer, steps, start=0, spare=(), skip=()):
     """Train; in the steps ``spare`` the first layer has no gradient."""
+    device = net[0].weight.device
     for step in range(start, start + steps):
         torch.manual_seed(step)
         optimizer.zero_grad()
-        net(torch.randn(5, 3)).square().sum().backward()
+        net(torch.randn(5, 3).to(device)).square().sum().backward()
         if step in spare:
             net[0].weight.grad = net[0].bias.grad = None
         optimizer.grad_scale = None
-        optimizer.found_inf = torch.tensor(1.0 if step in skip else 0.0) if skip else None
+        bad = torch.tensor(1.0 if step in skip else 0.0, device=device)
+        optimizer.found_inf = bad if skip else None
         optimizer.param_groups[0]["lr"] = 1e-2 / (step + 1)
         optimizer.step()
 
@@ -49,16 +51,16 @@ def same(one, other):
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("event", [{}, {"spare": (2, 3)}, {"skip": (1, 4)}])
-def test_the_same_steps(options, event):
-    ours, theirs = pair(options)
+def test_the_same_steps(options, event, device):
+    ours, theirs = pair(options, device)
     for net, optimizer in (ours, theirs):
         train(net, optimizer, 6, **event)
     same(ours, theirs)
 
 
 @pytest.mark.parametrize("direction", [0, 1])
-def test_states_go_over_to_the_other(direction):
-    one, other = pair({})[:: 1 if direction else -1]
+def test_states_go_over_to_the_other(direction, device):
+    one, other = pair({}, device)[:: 1 if direction else -1]
     train(*one, 3)
     other[0].load_state_dict(one[0].state_dict())
     other[1].load_state_dict(copy.deepcopy(one[1].state_dict()))
@@ -67,8 +69,8 @@ def test_states_go_over_to_the_other(direction):
     same(one, other)
 
 
-def test_weights_that_were_moved_to_other_memory_still_train():
-    ours, theirs = pair({})
+def test_weights_that_were_moved_to_other_memory_still_train(device):
+    ours, theirs = pair({}, device)
     for net, optimizer in (ours, theirs):
         train(net, optimizer, 2)
         for parameter in net.parameters():

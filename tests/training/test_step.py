@@ -13,11 +13,11 @@ from pyro_vae.training.settings import adam
 from pyro_vae.training.step import CHECK_EVERY, Stepper
 
 
-def build(compile=False, deferred=True, clip_norm=3.0):
+def build(compile=False, deferred=True, clip_norm=3.0, device="cpu"):
     torch.manual_seed(0)
-    case = programs.CASES["regularised"]
-    program = pv.Program.of(case.build()).double()
-    data = program.adapt(case.data(12))
+    program, data = programs.made("regularised", device, rows=12)
+    program = pv.Program.of(program)
+    data = program.adapt(data)
     program.read(data)
     program.train()
     stepper = Stepper(program, pv.ELBO(), adam(1e-2), clip_norm=clip_norm, size=12, compile=compile)
@@ -40,10 +40,10 @@ WAYS = [(False, 3.0), ("trace", 3.0), ("trace", None)]  # the last gives Adam it
 
 
 @pytest.mark.parametrize(("compile", "clip_norm"), WAYS)
-def test_deferred_and_immediate_checks_train_alike(compile, clip_norm):
+def test_deferred_and_immediate_checks_train_alike(compile, clip_norm, device):
     ends = []
     for deferred in (True, False):
-        program, stepper, data = build(compile, deferred, clip_norm)
+        program, stepper, data = build(compile, deferred, clip_norm, device)
         train(program, stepper, [data] * 5)
         stepper.check(data)
         ends.append(state(program, stepper))
@@ -51,8 +51,8 @@ def test_deferred_and_immediate_checks_train_alike(compile, clip_norm):
 
 
 @pytest.mark.parametrize(("compile", "clip_norm"), WAYS)
-def test_after_a_bad_step_nothing_moves_until_the_flag_is_read(compile, clip_norm):
-    program, stepper, data = build(compile, clip_norm=clip_norm)
+def test_after_a_bad_step_nothing_moves_until_the_flag_is_read(compile, clip_norm, device):
+    program, stepper, data = build(compile, clip_norm=clip_norm, device=device)
     train(program, stepper, [data] * 3)
     before = state(program, stepper)
     losses = train(program, stepper, [data * torch.nan, data, data])
@@ -62,8 +62,8 @@ def test_after_a_bad_step_nothing_moves_until_the_flag_is_read(compile, clip_nor
         stepper.check(data)
 
 
-def test_the_flag_is_read_by_itself_after_a_while():
-    program, stepper, data = build("trace")
+def test_the_flag_is_read_by_itself_after_a_while(device):
+    program, stepper, data = build("trace", device=device)
     with pytest.raises(TrainingDiverged):
         train(program, stepper, [data * torch.nan, *[data] * CHECK_EVERY])
 
@@ -121,12 +121,12 @@ class Pair(nn.Module):
 
 @pytest.mark.parametrize("kind", [None, torch.optim.SGD, torch.optim.Adam])
 @pytest.mark.parametrize("breaks", [1, 5])
-def test_a_step_of_several_updates_moves_all_or_nothing(kind, breaks):
+def test_a_step_of_several_updates_moves_all_or_nothing(kind, breaks, device):
     """Looked at before each update, or a flag on the device; at the first step, or at the third."""
     for deferred in (False, True) if kind is None else (False,):
-        program, _, data = build()
+        program, _, data = build(device=device)
         torch.manual_seed(0)
-        objective, rate = Pair(breaks), {"lr": 0.1, "momentum": 0.9}
+        objective, rate = Pair(breaks).to(device), {"lr": 0.1, "momentum": 0.9}
         rate = {"lr": 0.1} if kind is torch.optim.Adam else rate
         factory = adam(0.1) if kind is None else lambda p, rate=rate: kind(p, **rate)
         stepper = Stepper(program, objective, factory, clip_norm=None, size=12)

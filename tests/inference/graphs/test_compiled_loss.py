@@ -129,11 +129,11 @@ def test_convolutions_in_float32_train_as_they_do_eagerly(name, mode):
 
 
 @pytest.mark.parametrize("name", sorted(set(programs.CASES) - UNTRACEABLE))
-def test_every_program(name):
-    case = programs.CASES[name]
+def test_every_program(name, device):
     torch.manual_seed(0)
-    program = Program.of(case.build()).double()
-    data = program.adapt(case.data(12))
+    made, data = programs.made(name, device, rows=12)
+    program = Program.of(made)
+    data = program.adapt(data)
     losses = check(program, data, pv.ELBO(), 0.3, seeds=2)
     assert len(losses) == 2 or name in (
         "autoencoder",
@@ -143,10 +143,11 @@ def test_every_program(name):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_every_objective(objective):
+def test_every_objective(objective, device):
     torch.manual_seed(0)
-    program = Program.of(pv.models.VAE(6, 2, hidden=(8,))).double()
-    check(program, programs.binary(12).double(), OBJECTIVES[objective].build(3, 1), None)
+    program = Program.of(pv.models.VAE(6, 2, hidden=(8,))).double().to(device)
+    x = programs.binary(12).to(device).double()
+    check(program, x, OBJECTIVES[objective].build(3, 1), None)
 
 
 @pytest.mark.parametrize(
@@ -154,12 +155,13 @@ def test_every_objective(objective):
     [pv.ELBO, lambda: pv.NVIL(nn.Linear(6, 1)).double(), pv.RLOO, pv.VIMCO, pv.DisARM],
     ids=["score", "nvil", "rloo", "vimco", "disarm"],
 )
-def test_discrete_latents(make):
+def test_discrete_latents(make, device):
     torch.manual_seed(0)
     objective = make()
     if isinstance(objective, nn.Module):
-        objective.eval()  # its running moments would move between the two runs
-    check(Program.of(Bits()).double(), programs.binary(12).double(), objective, None)
+        objective.to(device).eval()  # its running moments would move between the two runs
+    program = Program.of(Bits()).double().to(device)
+    check(program, programs.binary(12).to(device).double(), objective, None)
 
 
 def test_one_graph_per_signature_and_none_per_beta():

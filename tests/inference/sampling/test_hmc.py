@@ -75,15 +75,16 @@ def run(
 # --- the integrator -------------------------------------------------------------------------------
 
 
-def test_momenta_are_normal_with_the_given_mass():
+def test_momenta_are_normal_with_the_given_mass(device):
     """On a flat density one step moves by eps M^-1 r: |z| < 5 of variances and fourth powers."""
     torch.manual_seed(0)
-    inverse_mass = torch.tensor([4.0, 0.25], dtype=torch.float64)
+    inverse_mass = torch.tensor([4.0, 0.25], dtype=torch.float64, device=device)
 
     def flat(z: Tensor) -> Tensor:
         return 0.0 * z.sum(-1)
 
-    state = hmc.hmc_init(flat, torch.zeros(50_000, 2, dtype=torch.float64))
+    start = torch.zeros(50_000, 2, dtype=torch.float64, device=device)
+    state = hmc.hmc_init(flat, start)
     moved, info = hmc.hmc_step(state, flat, 0.1, 1, inverse_mass)
     noise = moved.position / (0.1 * inverse_mass.sqrt())
     assert info.accepted.all()

@@ -204,7 +204,7 @@ def test_counts_are_the_same_in_whatever_form_scipy_wrote_them(counts):
             assert np.array_equal(getattr(found, split).toarray(), getattr(whole, split))
 
 
-def test_a_run_of_documents_knows_its_words(counts, capsys, tmp_path):
+def test_a_run_of_documents_knows_its_words(counts, capsys, monkeypatch, tmp_path):
     """The columns mean what they meant in training, whatever has become of the file of words."""
     words = (tmp_path / "words.txt").read_text(encoding="utf-8")
     np.savez("dense.npz", x=counts[counts.sum(-1) > 0].numpy())
@@ -223,7 +223,14 @@ def test_a_run_of_documents_knows_its_words(counts, capsys, tmp_path):
         (tmp_path / "run" / "topics.json").unlink()
         assert cli.main(["topics", "run", "--data", same]) == 0
         again = json.loads((tmp_path / "run" / "topics.json").read_text())
-        assert again == json.loads(first)
+        assert again == json.loads(first) | {"data": same}
+    (tmp_path / "deep").mkdir()
+    monkeypatch.chdir("deep")  # where another file has the name
+    np.savez("rows.npz", x=np.ones((40, 6)))
+    assert cli.main(["topics", "../run", "--data", "../rows.npz"]) == 0
+    again = json.loads((tmp_path / "run" / "topics.json").read_text())
+    assert again == json.loads(first) | {"data": "../rows.npz"}
+    monkeypatch.chdir(tmp_path)
     # A form feed, or a line break of other systems, is no end of a word.
     (tmp_path / "words.txt").write_bytes("\r\n".join(words.split()).replace("a", "\x0c").encode())
     odd = words.replace("a", "\x0c").strip("\n").split("\n")

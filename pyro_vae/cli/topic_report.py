@@ -48,7 +48,7 @@ def topics(
     """
     program, settings = open_run(run, device, vocab=vocab)
     other = is_other(Path(run), settings, data)
-    settings |= {"data": data} if other else {}
+    settings |= {} if data is None else {"data": data}
     if kind_of(settings["model"]) != "documents":
         raise ConfigError(f"{run}: got a {settings['model']}, expected a topic model")
     loaded = load_data(settings, whole=other)

@@ -59,6 +59,14 @@ SPEED = {
 }
 OURS = "pyro_vae, compile=True"
 THREADS = "_2_threads"
+# The same on a GPU, where the results' names end so.
+ON_CUDA = "_cuda"
+SPEED_ON_CUDA = {
+    '`"reduce-overhead"`': ["hand-written, torch.compile"],
+    "CUDA graph": ["hand-written, CUDA graph"],
+    **{head: names for head, names in SPEED.items() if head != "`torch.compile`"},
+    "bf16": ["pyro_vae, compile=True, bf16"],
+}
 
 
 def speed_table(results: list[dict[str, Any]], folder: str) -> str:
@@ -68,7 +76,7 @@ def speed_table(results: list[dict[str, Any]], folder: str) -> str:
     heads += ["epoch / pythae's", "`fit` adds, µs", "first step, s: cold, cached"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, row in by_name.items():
-        if not name.endswith(THREADS):
+        if not name.endswith((THREADS, ON_CUDA)):
             lines.append(
                 f"| {' | '.join(_speed_cells(row, by_name.get(name + THREADS), folder))} |"
             )
@@ -92,6 +100,27 @@ def _speed_cells(row: dict[str, Any], threads: dict[str, Any] | None, folder: st
     seconds = [first.get(kind, {}).get("first_step_seconds") for kind in ("cold", "cached")]
     cells.append("–" if None in seconds else ", ".join(f"{s:.1f}" for s in seconds))
     return cells
+
+
+def cuda_table(results: list[dict[str, Any]], folder: str) -> str:
+    """Return the Markdown table of the steps on a GPU; a sentence where none has run them."""
+    rows = [row for row in results if row["name"].endswith(ON_CUDA)]
+    if not rows:
+        return "None of these steps has run on a GPU."
+    heads = ["program", "card", "torch", "by hand, ms", *SPEED_ON_CUDA, "`True` / CUDA graph"]
+    heads += ["waits of a step", "launches"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for row in rows:
+        details = row["details"]
+        name = row["name"].removeprefix("speed_").removesuffix(ON_CUDA)
+        cells = [f"[{name}]({folder}/{row['name']}.json)", row["device"].removeprefix("cuda, ")]
+        cells += [row["versions"]["torch"], f"{1e3 * details['step_seconds']['hand-written']:.2f}"]
+        cells += [_median(details["ratios"], names) for names in SPEED_ON_CUDA.values()]
+        cells.append(_median(details["ours_over"], ["hand-written, CUDA graph"]))
+        ours = details.get("per_step", {}).get(OURS, {})
+        cells += [f"{ours[what]:g}" if ours else "–" for what in ("waits", "launches")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 # A compiled step over another, by the head of the column.
@@ -225,6 +254,8 @@ def table_of(name: str, folder: str) -> str:
     arms.sort(key=lambda row: (row["details"]["program"], row["value"]))
     if name == "speed":
         return speed_table(speed, folder)
+    if name == "speed_on_cuda":
+        return cuda_table(speed, folder)
     if name == "collapse":
         return collapse_table(arms)
     if name == "zoo":

@@ -51,6 +51,26 @@ def test_the_tables_are_made_from_the_files() -> None:
     assert not tables.stale(), "run python benchmarks/tables.py"
 
 
+def test_steps_on_a_gpu_have_a_table_of_their_own() -> None:
+    """Beside the CPU's a number of another machine would stand unnoticed."""
+    ratio, base = {"wall": {"median": 0.5}}, {"wall": {"median": 1.0}}
+    rows = {name: ratio for names in tables.SPEED_ON_CUDA.values() for name in names}
+    details = {
+        "ratios": {"hand-written": base, **rows},
+        "ours_over": {"hand-written, CUDA graph": {"wall": {"median": 1.07}}},
+        "step_seconds": {"hand-written": 2e-4},
+        "per_step": {tables.OURS: {"waits": 0.0, "launches": 2.0}},
+    }
+    row = {"name": "speed_vae_cuda", "device": "cuda, NVIDIA H200", "details": details}
+    row["versions"] = {"torch": "2.11.0"}
+    shown = tables.cuda_table([row], "results").splitlines()
+    cells = shown[2].split(" | ")
+    assert cells[:4] == ["| [vae](results/speed_vae_cuda.json)", "NVIDIA H200", "2.11.0", "0.20"]
+    assert cells[-3:] == ["1.07", "0", "2 |"] and shown[2].count("|") == shown[0].count("|")
+    assert "vae" not in tables.speed_table([row], "results")
+    assert tables.cuda_table([], "results") == "None of these steps has run on a GPU."
+
+
 def test_the_chart_is_drawn_from_the_files() -> None:
     """Its file says of which figures; ``python benchmarks/front_page.py`` draws it anew."""
     assert Image.open(front_page.CHART).text["Description"] == front_page.fingerprint()

@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import recorded_graphs
 import torch
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +31,7 @@ def importable():
 def speed(importable):
     """Return the benchmark's modules by name."""
     names = ["cases", "checks", "syncs", "epochs", "first", "floor", "measure", "peers", "report"]
-    names += ["variants", "__main__"]
+    names += ["variants", "cuda_graph", "__main__"]
     found = {name: importlib.import_module(f"benchmarks.speed.{name}") for name in names}
     found["main"] = found.pop("__main__")
     return types.SimpleNamespace(
@@ -278,9 +279,84 @@ def test_first_steps_come_from_fresh_processes(speed, tmp_path, monkeypatch):
     assert speed.first.fresh("vae_64_32_8", "any", tmp_path, 1, "cpu") == {"failed": "no message"}
 
 
-def test_waits_for_the_device_are_counted(speed):
+# -- on a GPU, as far as it goes without one -------------------------------------------------------
+
+
+def test_waits_and_launches_are_counted(speed):
     names = ["aten::mm", "cudaLaunchKernel", "cudaStreamSynchronize", "cudaDeviceSynchronize"]
-    assert speed.syncs.waits(names) == 2
+    names += ["cuLaunchKernelEx", "cudaGraphLaunch", "cudaMemcpyAsync", "cudaMalloc"]
+    assert speed.syncs.counts(names) == {"waits": 2, "launches": 4}
+
+
+def test_on_a_gpu_there_are_three_more_rows(speed):
+    """The loop captured by hand, and ours in half precision; by hand with CUDA graphs."""
+    case = small(speed, "vae")
+    v = speed.variants
+    rows = list(v.variants(case, "cuda"))
+    assert rows[:3] == [v.BASE, v.BY_HAND_COMPILED, v.CUDA_GRAPH]
+    assert set(rows) - set(v.variants(case)) == {v.CUDA_GRAPH, v.BF16}
+    assert {name for name in rows if v.needs_compiler(name)} == {v.BY_HAND_COMPILED, v.OURS, v.BF16}
+
+
+def test_a_captured_loop_takes_the_steps_of_the_loop(speed, monkeypatch):
+    """Recorded on the CPU: new batches and new noise at each replay, and no step before the first.
+
+    What is captured by address is seen by what does not change: an lr that were a number, a batch
+    that were another tensor.
+    """
+    recorded_graphs.stand_in(monkeypatch)
+    case = small(speed, "vae")
+    data, paths = case.data(), []
+    for variant in (
+        speed.variants.ByHand(case, False),
+        speed.variants.CUDAGraphByHand(case, "cpu"),
+    ):
+        path = []
+        for step, x in enumerate(data[:5]):
+            variant.set_lr(1e-2 * (step + 1))
+            torch.manual_seed(step)
+            path.append(float(variant.step(x)))
+        paths.append(path)
+    assert paths[1] == pytest.approx(paths[0], rel=1e-5)
+    assert len(set(paths[0])) == 5
+
+
+def test_products_are_captured_on_a_gpu(speed, monkeypatch):
+    recorded_graphs.stand_in(monkeypatch)
+    case = small(speed, "vae")
+    variant = speed.variants.Ours(case, False)
+    x = case.data(1)[0]
+    with variant.running():
+        variant.step(x)
+        calls = speed.floor.recorded(lambda: variant.step(x))
+    work = speed.floor.replay(calls, "cuda")
+    assert work.__self__.calls and len(speed.floor.recorded(work)) == len(calls)
+
+
+def test_a_result_names_the_card(speed, monkeypatch):
+    assert speed.cuda_graph.named("cpu", 2) == "cpu, 2 threads"
+    assert speed.cuda_graph.facts("cpu") == {}
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert speed.cuda_graph.named("cuda", 1) == "cuda, NVIDIA H200"
+    assert speed.cuda_graph.facts("cuda") == {"cuda": "13.0", "float32 products": "highest"}
+    assert speed.measure.Settings(device="cuda").suffix == "_cuda"
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_jax_that_fell_back_to_the_cpu_is_no_row_of_a_gpu(monkeypatch, platform):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "speed")
+    peer, chosen = importlib.import_module("peer_numpyro"), []
+    jax = types.SimpleNamespace(
+        devices=lambda: [types.SimpleNamespace(platform=platform)],
+        config=types.SimpleNamespace(update=lambda *given: chosen.append(given)),
+    )
+    if platform == "cpu":
+        with pytest.raises(RuntimeError, match="JAX runs on 'cpu', expected 'gpu'"):
+            peer.on_the_card(jax)
+    else:
+        peer.on_the_card(jax)
+        assert chosen == [("jax_default_matmul_precision", "float32")]
 
 
 # -- the command -----------------------------------------------------------------------------------
@@ -305,7 +381,11 @@ def test_the_command_names_no_path_and_resumes(speed, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("argv", "message"),
-    [(["--blocks", "1"], "quartiles"), (["--peers", "no_such_python"], "--peers")],
+    [
+        (["--blocks", "1"], "quartiles"),
+        (["--peers", "no_such_python"], "--peers"),
+        (["--device", "cuda"], "--device cuda: no GPU is at hand"),
+    ],
 )
 def test_wrong_arguments_are_told(speed, argv, message, capsys):
     with pytest.raises(SystemExit):

@@ -42,7 +42,7 @@ def parsed(argv: list[str]) -> argparse.Namespace:
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: no GPU is at hand")
     try:
-        args.peers = interpreter(args.peers)
+        args.peers = interpreter(args.peers, args.device)
     except PeerError as error:
         parser.error(str(error))
     return args

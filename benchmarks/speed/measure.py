@@ -20,9 +20,10 @@ from benchmarks.results import Result
 from benchmarks.speed import floor, peers
 from benchmarks.speed.cases import BATCHES, Case
 from benchmarks.speed.checks import DRAWS, PEER_DRAWS, agreement, compared, losses, reference
+from benchmarks.speed.cuda_graph import facts, named
 from benchmarks.speed.epochs import epochs
 from benchmarks.speed.first import first_steps
-from benchmarks.speed.syncs import syncs_per_step
+from benchmarks.speed.syncs import per_step
 from benchmarks.speed.variants import (
     BASE,
     BF16,
@@ -57,6 +58,13 @@ NOTES = [
     "once: a forward pass of each, neither compiled.",
     "First steps are those of fresh processes, from an empty and from a full Inductor cache; "
     "imports are counted apart. Peak memory is of the whole process, 24 steps later.",
+]
+NOTES_ON_CUDA = [
+    "On a GPU a block ends in a wait for the device, and ratios are of wall clock: CPU time is "
+    "what the host spends on launching, and no measure of the step.",
+    "Matrix products are those of float32 everywhere, JAX included, whose default would be TF32; "
+    "JAX takes memory as it needs it, not three quarters of the card at its start.",
+    "The products alone, and the hand-written loop named after it, run as one CUDA graph each.",
 ]
 
 
@@ -211,7 +219,7 @@ def floor_work(case: Case, settings: Settings, steps: int) -> Work:
     with traced.running():
         for _ in range(2):  # the first traces, the second compares; the next runs the graph alone
             traced.step(x)
-        run = floor.replay(floor.recorded(lambda: traced.step(x)))
+        run = floor.replay(floor.recorded(lambda: traced.step(x)), settings.device)
 
     def work() -> None:
         for _ in range(steps):
@@ -308,7 +316,7 @@ def measure(name: str, case: Case, settings: Settings) -> Result:
         found["losses_after"] = losses_after(case, settings, lineup)
         if settings.device == "cuda":
             x = case.data(1, "cuda")[0]
-            found["syncs_per_step"] = {n: syncs_per_step(v, x) for n, v in lineup.variants.items()}
+            found["per_step"] = {n: per_step(v, x) for n, v in lineup.variants.items()}
         if "epochs" in settings.parts:
             with using_cache(folder / "epochs"):
                 batches = max(LEAST, min(MNIST // case.batch, BLOCKS * steps))
@@ -337,7 +345,6 @@ def result_of(
         else {}
     )
     headline = ratios(times[OURS], times[BASE])["wall"] if OURS in times else None
-    threads = "1 thread" if settings.threads == 1 else f"{settings.threads} threads"
     result = Result(
         name=f"speed_{name}{settings.suffix}",
         value=headline.median if headline else math.nan,
@@ -351,7 +358,7 @@ def result_of(
         binarization="",
         seed=0,
         seconds=seconds,
-        device=f"cpu, {threads}" if settings.device == "cpu" else settings.device,
+        device=named(settings.device, settings.threads),
         details={
             "settings": settings.record(),
             "ratios": to_base,
@@ -365,12 +372,12 @@ def result_of(
             **found,
             "failed": lineup.failed,
             "not_measured": not_measured(case, settings),
-            "notes": NOTES,
+            "notes": NOTES if settings.device == "cpu" else NOTES + NOTES_ON_CUDA,
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         },
         command=settings.command,
     )
-    result.versions |= lineup.versions
+    result.versions |= lineup.versions | facts(settings.device)
     return result
 
 

@@ -23,6 +23,18 @@ def limit_threads(threads: int) -> None:
         os.sched_setaffinity(int(task), everywhere)
 
 
+def on_the_card(jax: Any) -> None:
+    """Require that JAX runs on a GPU, with products in float32 as PyTorch has them by default.
+
+    Raises:
+        RuntimeError: It fell back to the CPU, as it does without its CUDA plugin.
+    """
+    found = jax.devices()[0].platform
+    if found != "gpu":
+        raise RuntimeError(f"JAX runs on {found!r}, expected 'gpu'; pip install 'jax[cuda13]'")
+    jax.config.update("jax_default_matmul_precision", "float32")
+
+
 class Worker:
     """One program under ``jit`` of ``SVI.update``, and under a ``lax.scan`` of it."""
 
@@ -30,8 +42,13 @@ class Worker:
         if device == "cpu":
             os.environ["JAX_PLATFORMS"] = "cpu"
             limit_threads(threads)
+        else:
+            os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # PyTorch is on the card too
         import jax
         import numpyro
+
+        if device != "cpu":
+            on_the_card(jax)
 
         with np.load(file, allow_pickle=False) as arrays:
             weights = {k[2:]: arrays[k] for k in arrays if k.startswith("w:")}

@@ -138,15 +138,16 @@ def pythae_can(case: Case) -> bool:
     return case.peer["kind"] in ("vae", "conv", "iwae")
 
 
-def interpreter(path: str | None) -> str | None:
-    """Return the peers' interpreter, if it is one with both peers in it.
+def interpreter(path: str | None, device: str = "cpu") -> str | None:
+    """Return the peers' interpreter, if it is one with both peers in it; on a GPU NumPyro will do.
 
     Raises:
         PeerError: It is not there, or lacks a peer.
     """
     if path is None:
         return None
-    code = "import jax, numpyro, torch, pythae; print('ok')"
+    wanted = "jax, numpyro, torch, pythae" if device == "cpu" else "jax, numpyro"
+    code = f"import {wanted}; print('ok')"
     try:
         done = subprocess.run([path, "-c", code], capture_output=True, text=True, check=False)
     except OSError as error:

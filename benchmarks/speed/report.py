@@ -19,8 +19,9 @@ def table(details: dict[str, Any], title: str) -> str:
             f"{_number(z, '5.1f')} {_number(after, '11.3f')}"
         )
     lines += _over(details) + _epoch(details.get("epoch")) + _first(details.get("first_steps", {}))
-    if "syncs_per_step" in details:
-        lines += [f"  syncs per step: {details['syncs_per_step']}"]
+    for name, found in details.get("per_step", {}).items():
+        waits, launches = found["waits"], found["launches"]
+        lines += [f"  a step waits {waits:g} times and launches {launches:g} times: {name}"]
     lines += [f"  {name}: failed, {why}" for name, why in details["failed"].items()]
     lines += [f"  not measured: {what}" for what in details["not_measured"]]
     return "\n".join(lines)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import pyro_vae as pv
 from benchmarks.speed.cases import BATCHES, Case
+from benchmarks.speed.cuda_graph import captured
 from pyro_vae.program.handlers import validation
 from pyro_vae.training.fit import adam
 from pyro_vae.training.precision import Precision, contexts
@@ -106,31 +107,25 @@ class CUDAGraphByHand:
         lr = torch.zeros((), device=device)  # captured by address: filled, it takes effect
         self.optimizer = torch.optim.Adam(module.parameters(), lr=lr, fused=True, capturable=True)
         self.x = case.data(1, device)[0]
-        self._warm_up(module)
-        self.graph = torch.cuda.CUDAGraph()
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.cuda.graph(self.graph):
+
+        def step() -> None:
+            self.optimizer.zero_grad(set_to_none=True)
             self.loss = module(self.x)
             self.loss.backward()
             self.optimizer.step()
 
-    def _warm_up(self, module: Any) -> None:
-        """Run a few steps at lr 0 beside the main stream, as capturing asks for."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                self.optimizer.zero_grad(set_to_none=True)
-                module(self.x).backward()
-                self.optimizer.step()
-        torch.cuda.current_stream().wait_stream(side)
+        self.replay = captured(step)  # at lr 0: no weight moves
+        with torch.no_grad():
+            for state in self.optimizer.state.values():  # nor does what Adam remembers
+                for value in state.values():
+                    value.zero_()
 
     def running(self) -> Any:
         return ExitStack()
 
     def step(self, x: Tensor) -> Tensor:
         self.x.copy_(x)
-        self.graph.replay()
+        self.replay()
         return self.loss.detach()
 
     def set_lr(self, lr: float) -> None:

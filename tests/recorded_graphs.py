@@ -1,0 +1,73 @@
+"""CUDA graphs on the CPU: what runs under a capture is written down, and a replay runs it again.
+
+As on a card, a replay reads and writes the tensors of the capture and no others, and draws new
+noise. Unlike there, what runs under the capture has an effect at once: it is undone at its end.
+"""
+
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Graph:
+    """Stands for ``torch.cuda.CUDAGraph``."""
+
+    def __init__(self) -> None:
+        self.calls = []
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        for func, args, kwargs, result in self.calls:
+            again = func(*args, **kwargs)
+            for now, then in zip(tree_leaves(again), tree_leaves(result), strict=True):
+                if isinstance(then, Tensor) and now.data_ptr() != then.data_ptr():
+                    then.copy_(now)
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.graph = graph
+        self.before = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        named = kwargs or {}
+        for place, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                value = args[place] if place < len(args) else named.get(argument.name)
+                for leaf in tree_leaves(value):
+                    if isinstance(leaf, Tensor):
+                        self.before.setdefault(leaf.data_ptr(), (leaf, leaf.clone()))
+        result = func(*args, **named)
+        self.graph.calls.append((func, args, named, result))
+        return result
+
+
+@contextmanager
+def capture(graph: Graph, **options):
+    """Stand for ``torch.cuda.graph``: nothing that runs inside moves a tensor or the noise."""
+    noise = torch.get_rng_state()
+    with _Recorder(graph) as recorder:
+        yield
+    torch.set_rng_state(noise)
+    with torch.no_grad():
+        for leaf, copy in recorder.before.values():
+            leaf.detach().copy_(copy)
+
+
+def stand_in(monkeypatch) -> None:
+    """Let what captures CUDA graphs capture those of this module."""
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name, value in {
+        "CUDAGraph": Graph,
+        "graph": capture,
+        "Stream": lambda: stream,
+        "stream": lambda chosen: nullcontext(),
+        "current_stream": lambda: stream,
+        "synchronize": lambda device=None: None,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)

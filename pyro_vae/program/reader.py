@@ -75,7 +75,7 @@ from pyro_vae.program.parameters.modules import (
     leaves_behind,
 )
 from pyro_vae.program.sites.counts import Counts
-from pyro_vae.program.sites.holes import observed_holes, tell_of_holes
+from pyro_vae.program.sites.holes import Holes, observed_holes
 from pyro_vae.program.sites.masks import is_masked, tell_of_masks
 from pyro_vae.program.sites.numbered import LookUps, forget_plates, numbered
 from pyro_vae.program.sites.observed import Binding, Copies, bindings_of
@@ -123,6 +123,7 @@ class Reader:
         self.runs = Runs(program, plate)
         self._observed, self.told_whole = dict(observed or {}), whole
         self.told = Told()
+        self._holes = Holes(self.told)
         self.rows_read = 1
         self.unclear: str | None = None  # an argument that may have no rows
         self.row_bytes = RowBytes(self.runs, self._takes_any_rows)
@@ -314,7 +315,7 @@ class Reader:
             masked = any(is_masked(s) for _, s in sample_sites(model) if s["is_observed"])
             found = masked and all(bool(torch.isfinite(term).all()) for term in terms)
             if found:
-                tell_of_holes(model, self._program.examples.by_argument(batch), self.told)
+                self._holes.tell(model, self._program.examples.by_argument(batch))
         return found
 
     def _carriers(self, batch: Batch) -> dict[str, list[str]]:

@@ -45,10 +45,6 @@ class Told:
             self._waiting[key] = message
             self.give()
 
-    def settle(self, key: Key) -> None:
-        """Remember that there is nothing to tell."""
-        self._given.add(key)
-
     def give(self) -> None:
         """Give the warnings that wait, where they are heard."""
         if silenced():

@@ -459,16 +459,40 @@ def test_sites_that_take_holes_rightly_are_looked_at_once(monkeypatch):
     """A call looked at each site beside each column anew: 6 s at 400 columns."""
     looks = []
 
-    def look(name, *rest):
+    def look(self, name, *rest):
         looks.append(name)
-        return looked(name, *rest)
+        return looked(self, name, *rest)
 
-    looked = holes._fault
-    monkeypatch.setattr(holes, "_fault", look)
+    looked = holes.Holes._fault
+    monkeypatch.setattr(holes.Holes, "_fault", look)
     program = masked(by_columns)
     for rows in (HOLES, HOLES[:3], HOLES):
         pv.elbo(program, rows)
     assert sorted(looks) == ["x0", "x1"]
+
+
+class FirstColumn:
+    """A mask of the holes of the first column alone; of all, where `all_cells`."""
+
+    all_cells = False
+
+    def __call__(self, cells, x):
+        seen = ~x.isnan()
+        if not self.all_cells:
+            seen[:, 1] = True
+        pyro.sample("x", cells.mask(seen).to_event(1), obs=x.nan_to_num())
+
+
+@pytest.mark.parametrize("fault", ["other holes", "another mask"])
+def test_a_mask_that_has_been_right_is_told_of_where_it_is_wrong(fault):
+    """What is right for the holes of one batch says nothing of others."""
+    observe = FirstColumn()
+    observe.all_cells = fault == "another mask"
+    program = masked(observe)
+    pv.elbo(program, HOLES if observe.all_cells else HOLES[1:3])
+    observe.all_cells = False
+    with pytest.warns(UserWarning, match=r"site 'x' scores .* \(1 in 2 rows\)"):
+        pv.elbo(program, HOLES[2:])
 
 
 def by_handler(cells, x):

@@ -1,6 +1,6 @@
 """Whether a site leaves out of its density what is missing in the data: the cells that are NaN."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,66 +13,85 @@ from pyro_vae.program.handlers import Message, is_data, sample_sites
 from pyro_vae.program.sites.masks import kept_units
 from pyro_vae.program.told import Told
 
-# An argument's name, then its steps or columns in rows of a matrix, and where these are NaN.
-_Parts = tuple[str, Tensor, Tensor]
+# An argument's name and the dimension of its steps or columns; None where it is taken as a whole.
+_Place = tuple[str, int | None]
+# Such a place, then its steps or columns in rows of a matrix, and where these are NaN.
+_Parts = tuple[_Place, Tensor, Tensor]
 
 _KEY = ("holes", "of all sites")  # one warning a program
 
 
-def tell_of_holes(model: Trace, batch: Batch, told: Told) -> None:
-    """Warn of a site that scores cells that are NaN in the data, or leaves out whole rows for them.
-
-    Such a site observes an argument, with numbers of the model's own in the place of NaN.
+class Holes:
+    """Looks at how sites take the holes of each batch, first where their values were last found.
 
     Arguments:
-        model: Its trace.
-        batch: Some rows, with holes.
         told: What the user knows.
     """
-    if _KEY in told:
-        return
-    sites = [(name, site) for name, site in sample_sites(model) if is_data(site)]
-    data = {name: site for name, site in sites if _right(name, site) not in told}
-    parts = _parts(batch, {site["value"].numel() for site in data.values()})
-    drawn = [s["value"] for _, s in sample_sites(model) if not s["is_observed"]]
-    found = {n: fault for n, s in data.items() if (fault := _fault(n, s, parts, drawn, told))}
-    if found:
-        first, *others = found
-        named = ", ".join(map(repr, others[:3])) + ", and more" * (len(others) > 3)
-        told.warn(_KEY, found[first] + f"; the same of {named}" * bool(others))
+
+    def __init__(self, told: Told) -> None:
+        self._told = told
+        self._places: dict[str, tuple[_Place, int]] = {}  # and which step or column, by site
+
+    def tell(self, model: Trace, batch: Batch) -> None:
+        """Warn of a site that scores cells that are NaN in the data, or leaves out rows for them.
+
+        Such a site observes an argument, with numbers of the model's own in the place of NaN.
+
+        Arguments:
+            model: Its trace.
+            batch: Some rows, with holes.
+        """
+        if _KEY in self._told:
+            return
+        leaves = dict(named_leaves(batch))
+        sites = [(name, site) for name, site in sample_sites(model) if is_data(site)]
+        data = {name: site for name, site in sites if not self._is_right(name, site, leaves)}
+        parts = _parts(leaves, {site["value"].numel() for site in data.values()})
+        drawn = [s["value"] for _, s in sample_sites(model) if not s["is_observed"]]
+        found = {n: fault for n, s in data.items() if (fault := self._fault(n, s, parts, drawn))}
+        if found:
+            first, *others = found
+            named = ", ".join(map(repr, others[:3])) + ", and more" * (len(others) > 3)
+            self._told.warn(_KEY, found[first] + f"; the same of {named}" * bool(others))
+
+    def _is_right(self, name: str, site: Message, leaves: Mapping[str, Tensor]) -> bool:
+        """Return whether a site leaves out just the holes of what it was last found to observe."""
+        if name not in self._places:
+            return False
+        (given, dim), at = self._places[name]
+        cells, value, kept = leaves.get(given), site["value"], _kept(site)
+        if cells is not None and dim is not None:
+            there = cells.dim() > dim and cells.shape[dim] > at
+            cells = cells.select(dim, at) if there else None
+        if cells is None or kept is None or cells.numel() != value.numel():
+            return False
+        cells = cells.reshape(value.shape).to(value.device)
+        seen = ~cells.isnan()
+        return torch.equal(kept, seen) and torch.equal(cells[seen].to(value), value[seen])
+
+    def _fault(
+        self, name: str, site: Message, parts: Sequence[_Parts], drawn: Sequence[Tensor]
+    ) -> str:
+        """Return what to do about how a site takes the holes; nothing where it does so rightly."""
+        value, kept = site["value"], _kept(site)
+        if kept is None:
+            return ""
+        found = []
+        for place, at, holes in _observed(parts, value):
+            fault = _scored(name, place[0], value, kept, holes, drawn)
+            found.append(fault or _whole_rows(name, place[0], site["fn"], kept, holes))
+            if torch.equal(kept, ~holes):
+                self._places[name] = (place, at)
+        return found[0] if found and all(found) else ""  # of several alike one may be right
 
 
-def _right(name: str, site: Message) -> tuple[str, str]:
-    """Return the key of a site that takes holes rightly: there is no need to look at it again."""
-    return ("holes", f"{name} of {tuple(site['value'].shape[1:])}")
-
-
-def _fault(
-    name: str, site: Message, parts: Sequence[_Parts], drawn: Sequence[Tensor], told: Told
-) -> str:
-    """Return what to do about how a site takes the holes; nothing where it does so rightly."""
+def _kept(site: Message) -> Tensor | None:
+    """Return which cells of an observed value count; None of one number, or of more steps."""
     value = site["value"]
     kept = kept_units(site["fn"], site["mask"], value.device)
     if kept is None:
         kept = torch.ones_like(value, dtype=torch.bool)
-    if kept.shape != value.shape or not value.dim():  # more steps than it draws; one number
-        return ""
-    found = []
-    for given, holes in _observed(parts, value):
-        fault = _scored(name, given, value, kept, holes, drawn)
-        found.append(fault or _whole_rows(name, given, site["fn"], kept, holes))
-        if not found[-1] and _leaves_out(kept, holes):
-            told.settle(_right(name, site))
-    return found[0] if found and all(found) else ""  # one of several alike may be without a fault
-
-
-def _leaves_out(kept: Tensor, holes: Tensor) -> bool:
-    """Return whether a mask leaves out the holes alone, and these tell it from one of rows."""
-    if not torch.equal(kept, ~holes):
-        return False
-    rows = holes.reshape(len(holes), -1)
-    of_some = rows.any(-1) if rows.shape[1:] == (1,) else rows.any(-1) & ~rows.all(-1)
-    return bool(of_some.any())
+    return kept if kept.shape == value.shape and value.dim() else None
 
 
 def observed_holes(model: Trace) -> str:
@@ -86,35 +105,35 @@ def observed_holes(model: Trace) -> str:
     return ""
 
 
-def _parts(batch: Batch, sizes: set[int]) -> list[_Parts]:
+def _parts(leaves: Mapping[str, Tensor], sizes: set[int]) -> list[_Parts]:
     """Return the arguments, and their steps or columns, that are as large as what sites observe."""
-    found = []
-    for name, leaf in named_leaves(batch):
+    found: list[_Parts] = []
+    for name, leaf in leaves.items():
         if not sizes or not leaf.is_floating_point() or leaf.is_meta or not leaf.numel():
             continue
         holes = leaf.isnan()
         if leaf.numel() in sizes:
-            found.append((name, leaf.reshape(1, -1), holes.reshape(1, -1)))
+            found.append(((name, None), leaf.reshape(1, -1), holes.reshape(1, -1)))
         for dim in {1, leaf.dim() - 1} if leaf.dim() > 1 else ():
             count = leaf.shape[dim]
             if count > 1 and leaf.numel() // count in sizes:
                 cells, lacks = (each.movedim(dim, 0).reshape(count, -1) for each in (leaf, holes))
-                found.append((name, cells, lacks))
+                found.append(((name, dim), cells, lacks))
     return found
 
 
-def _observed(parts: Sequence[_Parts], value: Tensor) -> Iterator[tuple[str, Tensor]]:
+def _observed(parts: Sequence[_Parts], value: Tensor) -> Iterator[tuple[_Place, int, Tensor]]:
     """Yield which arguments, or steps or columns of them, a value is, and where these are NaN."""
     flat = value.reshape(-1)
     first = flat[:32]  # tells most columns apart, at once
-    for name, cells, holes in parts:
+    for place, cells, holes in parts:
         if cells.shape[1] != len(flat):
             continue
         alike = (cells[:, :32].to(flat) == first) | holes[:, :32].to(flat.device)
         for at in alike.all(-1).nonzero().flatten().tolist():
             seen = ~holes[at]
             if torch.equal(cells[at][seen].to(flat), flat[seen]):
-                yield name, holes[at].reshape(value.shape)
+                yield place, at, holes[at].reshape(value.shape)
 
 
 def _scored(

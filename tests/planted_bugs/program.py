@@ -230,7 +230,7 @@ BUGS = [
         "program/memory/own_state.py",
         "            self._moving |= before.numbers\n",
         "            pass\n",
-        "tests/program/test_iterators.py"
+        "tests/program/test_iterators_told.py"
         "::test_an_iterator_beside_a_network_that_is_built_late_is_told_of",
     ),
     Bug(
@@ -282,7 +282,7 @@ BUGS = [
         "training/continuation.py",
         "        if ahead and goes_on:\n",
         "        if False:\n",
-        "tests/program/test_iterators.py"
+        "tests/program/test_iterators_told.py"
         "::test_a_continuation_tells_of_an_iterator_that_begins_anew[True]",
     ),
     Bug(
@@ -306,7 +306,7 @@ BUGS = [
         "program/memory/contents.py",
         "        if not self.same(copy):\n",
         "        if False:\n",
-        "tests/program/test_iterators.py"
+        "tests/program/test_iterators_told.py"
         "::test_a_long_container_that_looks_take_from_is_told_of[<lambda>-<lambda>-list]",
     ),
     Bug(
@@ -353,7 +353,7 @@ BUGS = [
         "program/memory/iterators.py",
         "each.number < self.number for each in self.beside",
         "False for each in self.beside",
-        "tests/program/test_iterators.py"
+        "tests/program/test_iterators_told.py"
         "::test_a_source_that_the_guide_shares_with_an_iterator_of_the_model_is_told_of",
     ),
     Bug(
@@ -361,7 +361,7 @@ BUGS = [
         "program/reader.py",
         "tell_of_moving(self.runs.moving(batch))",
         "pass",
-        "tests/program/test_iterators.py::test_what_no_look_puts_back_is_told_of",
+        "tests/program/test_iterators_told.py::test_what_no_look_puts_back_is_told_of",
     ),
     Bug(
         "calls counted by looks beside an automatic guide",

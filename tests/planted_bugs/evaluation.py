@@ -24,7 +24,7 @@ BUGS = [
         "evaluation/codes.py",
         "trace, _ = simulated(program, piece, draw)",
         "trace = poutine.trace(draw(piece.joint.model)).get_trace(*piece.joint.args)",
-        "tests/evaluation/test_generation.py::test_codes_are_decoded_without_the_steps_of_the_data",
+        "tests/evaluation/test_steps_in_turn.py::test_codes_are_decoded_without_the_steps_of_the_data",
     ),
     Bug(
         "globals drawn anew in each chunk of reconstruct",

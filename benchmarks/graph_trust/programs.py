@@ -36,16 +36,10 @@ def battery() -> dict[str, Subject]:
 
 def shapes() -> dict[str, Subject]:
     """Return the programs of the tests that have the shapes of publications."""
-    module = of_the_tests("programs_published")
-    makers = {
-        name: maker
-        for name, maker in vars(module).items()
-        if callable(maker) and getattr(maker, "__annotations__", {}).get("return") is module.Pair
-    }
+    pairs = of_the_tests("programs_published").PAIRS
     return {
         f"shapes/{name}": replace(_subject(maker), dtype=torch.float32)
-        for name, maker in makers.items()
-        if maker.__code__.co_argcount == 0
+        for name, maker in pairs.items()
     }
 
 

@@ -11,7 +11,15 @@ from torch import Tensor
 from pyro_vae.errors import DataError
 from pyro_vae.program import checks
 from pyro_vae.program.batches.adapt import adapted
-from pyro_vae.program.batches.batch import Batch, Part, Whole, datum_at, datum_moved, takes
+from pyro_vae.program.batches.batch import (
+    Batch,
+    Part,
+    Whole,
+    datum_at,
+    datum_moved,
+    given_arguments,
+    takes,
+)
 from pyro_vae.program.batches.listed_batches import joined, rows_of_numbers
 from pyro_vae.program.batches.sparse_rows import SparseRows
 from pyro_vae.program.batches.structure import Structure
@@ -82,7 +90,7 @@ class GivenData:
         flat = self._structure.flattened(whole)
         batch = self._without_constants(self._adapted(flat))
         if self._program.examples.offered:
-            return self._as_example(batch)
+            return self._as_example(self._lone(batch))
         return self._program.reader.as_whole(batch)
 
     def unwrapped(self, batch: Any) -> Any:
@@ -102,6 +110,7 @@ class GivenData:
         if examples.conforming(batch):
             return batch
         if examples.offered:
+            batch = self._lone(batch)
             checks.check_example(batch, examples.example(1))
         made = counts.as_floats(self._as_example(batch), self._program.precision)
         if made is batch:
@@ -177,6 +186,18 @@ class GivenData:
                 self._program.forget()
             reader.unclear = constants.unclear
         return constants.taken_out(batch)
+
+    def _lone(self, batch: Batch) -> Batch:
+        """Return the one argument of a batch in a container, where the program's example is one."""
+        if not isinstance(batch, Mapping | tuple):
+            return batch
+        if not isinstance(self._program.examples.example(1), Tensor):
+            return batch
+        names = self._program.examples.arguments
+        args, kwargs = given_arguments(batch)
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        known = [name for name, value in given.items() if value is not None]
+        return given[names[0]] if known == names[:1] and len(args) <= len(names) else batch
 
     def _as_example(self, batch: Batch) -> Batch:
         """Return a lone tensor in the dtype of the program's own example, if it has one."""

@@ -123,6 +123,18 @@ def test_a_list_of_pairs_is_one_of_batches(size, kind):
     torch.testing.assert_close(bound, pv.elbo(Plain(), (X, Y)))
 
 
+def test_a_program_of_the_library_takes_its_one_array_in_any_container():
+    program, found = pv.models.VAE(2, 1, observation=pv.conditionals.Gaussian), []
+    batches = X.split(4)
+    forms = (X, (X,), (X, None), {"x": X}, [[x] for x in batches], [{"x": x} for x in batches])
+    for data in forms:
+        torch.manual_seed(1)
+        found.append(pv.elbo(program, data))
+    assert all(torch.equal(found[0], each) for each in found)
+    with pytest.raises(DataError, match=r"got \['y'\], expected"):
+        pv.elbo(program, {"y": X})
+
+
 @pytest.mark.parametrize("rows", [(4, 5), (4, 4)])
 def test_a_constant_beside_batches_of_a_list_is_no_row(rows):
     """Three scales beside four rows: what is another in each batch are the rows."""

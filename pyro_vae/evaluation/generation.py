@@ -41,6 +41,10 @@ from pyro_vae.threads import require_turn
 _ROWS_PER_PASS = 1024
 _ROWS_OF_A_LOOK = 64  # draws of two values agree at all of them by chance nowhere
 _DRAWS_OF_A_LOOK = 8  # where there are fewer rows
+_SHOW = (
+    "show the program what it draws, in data such as it was trained on: "
+    "pv.Program.of(program).read(data)"
+)
 _GENERATE = Verb("generate", prior=True, simulates=True)
 
 
@@ -234,6 +238,8 @@ def _inputs(program: Program, n: int, given: Any) -> tuple[Batch, list[str]]:
     if given is None:
         return program.as_given(program.examples.inputs(n)), []
     given = program.examples.in_rows(program.examples.without_none(given), n)
+    if given is None:
+        return _inputs(program, n, None)
     try:
         rows = num_rows(program.adapt(given))
         whole = isinstance(program.adapt(given), Whole)
@@ -241,18 +247,25 @@ def _inputs(program: Program, n: int, given: Any) -> tuple[Batch, list[str]]:
             return _completed(program, n, given)
     except DataError as error:
         raise DataError(f"{error}{_instead(program, given)}") from error
+    except ProgramError as error:
+        if program.examples.known:
+            raise
+        raise ProgramError(f"{error}; or {_SHOW}") from error
     raise DataError(f"given: got {counted(rows, 'row')}, expected n = {n}")
 
 
 def _completed(program: Program, n: int, given: Any) -> tuple[Batch, list[str]]:
     named = given if isinstance(given, Mapping) else program.examples.by_name(given)
     if not isinstance(named, Mapping):
+        if not program.examples.known:
+            _read(program, given)
         return given, []
     lacks = isinstance(given, Mapping) and _lacks_observed(program, given)
     batch = program.examples.completed(named, n, optional=lacks)
     try:
         _read(program, batch)
-    except ProgramError:  # what is observed may be optional, and no latent of the guide's
+    except (DataError, ProgramError):  # what is observed may be optional, and no latent of the
+        # guide's, which may have no such option
         if not program.examples.known:
             raise
         batch = program.examples.completed(named, n, optional=True)
@@ -287,6 +300,10 @@ def _read(program: Program, batch: Batch) -> None:
 def _instead(program: Program, given: Any) -> str:
     """Return what ``given`` may hold, where the model cannot take it."""
     takes = program.examples.arguments
+    values = given.values() if isinstance(given, Mapping) else given
+    container = isinstance(given, Mapping | tuple | list)
+    if container and not program.examples.known and any(each is None for each in values):
+        return f"; {_SHOW}"
     if isinstance(given, Mapping):
         strange = [name for name in given if name not in takes]
         if strange:

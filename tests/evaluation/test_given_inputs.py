@@ -115,6 +115,30 @@ def test_what_is_none_is_drawn_for_new_inputs_of_a_module():
     new = x[:4]
     with pytest.raises(ProgramError, match="observes none; give 'y' too"):
         pv.elbo(program, (x, None))
+    with pytest.raises(ProgramError, match=r"give 'y' too.*; or show the program what it draws"):
+        pv.generate(program, 4, given=(new, None))
     pv.elbo(program, (x, 3 * x))
     for given in [(new, None), [new, None], (new,), new, {"x": new}, {"x": new, "y": None}]:
         assert (pv.generate(program, 4, given=given) - 3 * new).abs().max() < 0.1
+
+
+def test_an_input_that_is_none_is_asked_for_and_none_alone_is_nothing_given():
+    def guide(x, y):  # it has no option of leaving y out
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(y, 1.0))
+
+    def model(x, y=None):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 0.01))
+            pyro.sample("y", dist.Normal(3 * x + z, 0.01), obs=y)
+
+    program, x = pv.Program(model, guide), torch.linspace(1, 2, 6)
+    with pytest.raises(DataError, match="show the program what it draws"):
+        pv.generate(program, 6, given=(x, None))
+    pv.elbo(program, (x, 3 * x))
+    assert (pv.generate(program, 6, given=(x, None)) - 3 * x).abs().max() < 0.2
+    for given in ({"x": None}, {"x": None, "y": x}, (None, x)):
+        with pytest.raises(DataError, match="got None as 'x', which is an input of the model"):
+            pv.generate(program, 6, given=given)
+    assert len(pv.generate(program, 6, given={"y": None})) == 6
+    assert len(pv.generate(pv.models.VAE(4, 1), 6, given={"x": None})) == 6

@@ -28,6 +28,7 @@ from pyro_vae.program.passes import bytes_per_row
 if TYPE_CHECKING:
     from pyro_vae.program.program import Program
 
+_NO_DEFAULT = inspect.Parameter.empty
 _REMEMBERED_ROWS, _REMEMBERED_BYTES = 1000, 1 << 24
 
 
@@ -222,9 +223,12 @@ class Examples:
     def without_none(self, given: Any) -> Any:
         """Return arguments by name without those that are None, where the data seen have some.
 
-        So a model is asked to draw what it observes elsewhere.
+        So a model is asked to draw what it observes elsewhere. None is left where all are such.
+
+        Raises:
+            DataError: An input of the model is None, which it has no default for.
         """
-        if self._first_rows is None or not isinstance(given, Mapping | tuple | list):
+        if not self.known or not isinstance(given, Mapping | tuple | list) or not given:
             return given
         try:
             named = named_arguments(self._program.own.functions[0], *given_arguments(given))
@@ -232,7 +236,19 @@ class Examples:
             return given
         seen = self._seen()
         known = {n: v for n, v in named.items() if v is not None or seen.get(n) is None}
-        return known if len(known) < len(named) else given
+        self._require_inputs(named.keys() - known.keys())
+        return (known or None) if len(known) < len(named) else given
+
+    def _require_inputs(self, names: Collection[str]) -> None:
+        """Refuse None in the place of arguments that a model takes as an input."""
+        model = under_handlers(self._program.own.functions[0])
+        parameters = inspect.signature(model).parameters
+        required = {n for n in names if n in parameters and parameters[n].default is _NO_DEFAULT}
+        for name in sorted(required - self.observed(self.example()).keys() if required else ()):
+            raise DataError(
+                f"given: got None as {name!r}, which is an input of the model, and not drawn; give "
+                "its rows, or leave it out, and rows of the data seen stand in their place"
+            )
 
     def in_rows(self, given: Any, n: int) -> Any:
         """Return arguments by name with a number put in n rows, where data seen have one in each.

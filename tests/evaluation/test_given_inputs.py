@@ -142,3 +142,75 @@ def test_an_input_that_is_none_is_asked_for_and_none_alone_is_nothing_given():
             pv.generate(program, 6, given=given)
     assert len(pv.generate(program, 6, given={"y": None})) == 6
     assert len(pv.generate(pv.models.VAE(4, 1), 6, given={"x": None})) == 6
+
+
+class Levels(nn.Module):
+    """Levels at each step, masked by their ends, which may move them as well."""
+
+    def __init__(self, mask, moves=True, whole=False):
+        super().__init__()
+        self.mask, self.moves, self.whole = mask, moves, whole
+        self.weight = nn.Parameter(torch.tensor(1.0))
+
+    def model(self, x, ends):
+        mask = (lambda *_: True) if self.mask is None else self.mask
+        with pyro.plate("data", len(x)):
+            level = pyro.sample("z", dist.Normal(0.0, 1.0))
+            level = level + self.weight * ends if self.moves else level
+            if self.whole:
+                seen = dist.Normal(level[..., None].expand(-1, x.shape[1]), 0.01)
+                inside = mask(torch.arange(x.shape[1]), ends[:, None])
+                pyro.sample("x", seen.mask(inside).to_event(1), obs=x)
+                return
+            for t in range(x.shape[1]):
+                inside = mask(torch.tensor(t), ends)
+                pyro.sample(f"x_{t}", dist.Normal(level, 0.01).mask(inside), obs=x[:, t])
+
+    def guide(self, x, ends):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, 0] + 0.1 * ends, 1.0))
+
+
+class Named(Levels):
+    def model(self, x, length):
+        super().model(x, length)
+
+    def guide(self, x, length):
+        super().guide(x, length)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(Levels, "ends"), (Named, "length")])
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        ({"mask": torch.lt}, 9),
+        ({"mask": torch.le}, 9),
+        ({"mask": lambda t, ends: t < ends - 1}, 9),
+        ({"mask": torch.lt, "whole": True}, 9),
+        ({"mask": None, "moves": False}, 9),  # the guide alone reads it
+        ({"mask": None}, 5),
+        ({"mask": lambda t, ends: t < 3}, 9),  # nothing is seen at the last step
+    ],
+)
+def test_a_length_is_what_takes_out_the_steps_behind_it(kind, name, arguments, steps):
+    """A covariate of whole numbers from 1 to as many as there are columns is none."""
+    program, ends = kind(**arguments), torch.tensor([5, 1, 3, 2, 4] * 4)
+    pv.elbo(program, (torch.randn(20, 5) * (torch.arange(5) < ends[:, None]), ends))
+    drawn = pv.generate(program, 3, given={name: 9})
+    assert (drawn.shape[1] if isinstance(drawn, torch.Tensor) else len(drawn)) == steps
+
+
+def test_an_input_of_each_step_is_asked_for_beside_lengths_beyond_those_seen():
+    def model(x, slope, ends):
+        with pyro.plate("data", len(x)):
+            for t in range(x.shape[1]):
+                seen = dist.Normal(slope[:, t], 0.01).mask(t < ends)
+                pyro.sample(f"x_{t}", seen, obs=x[:, t])
+
+    program, ends = pv.Program(model, lambda *_: None), torch.tensor([4, 1, 2, 3, 2])
+    pv.elbo(program, (torch.randn(5, 4), torch.randn(5, 4), ends))
+    assert len(pv.generate(program, 5, given={"ends": 3})) == 4
+    with pytest.raises(DataError, match=r"lacks 'slope', .* give 'slope' too"):
+        pv.generate(program, 5, given={"ends": 6})
+    drawn = pv.generate(program, 5, given={"ends": 6, "slope": torch.full((5, 6), 7.0)})
+    assert len(drawn) == 6 and (drawn["x_5"] - 7).abs().max() < 0.1

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,11 +24,13 @@ from pyro_vae.program.batches.batch import (
 from pyro_vae.program.batches.lengths import in_rows, with_masks, with_steps
 from pyro_vae.program.batches.sparse_rows import SparseRows
 from pyro_vae.program.checks import is_meta
+from pyro_vae.program.looks.covariates import is_no_length
 from pyro_vae.program.passes import bytes_per_row
 
 if TYPE_CHECKING:
     from pyro_vae.program.program import Program
 
+_LOOKED_AT = 64  # rows, to tell a length from other whole numbers
 _NO_DEFAULT = inspect.Parameter.empty
 _REMEMBERED_ROWS, _REMEMBERED_BYTES = 1000, 1 << 24
 
@@ -205,7 +208,8 @@ class Examples:
         needed += [name for name in observed if name not in {*parameters, *given}]  # of **others
         if not needed:
             return dict(given)
-        example = with_steps(self.example(n), given, self._seen())
+        plain = self.example(n)
+        example = with_steps(plain, given, self._seen(), self._no_length)
         args, kwargs = given_arguments(self._program.as_given(example))
         known = named_arguments(model, args, kwargs)
         missing = [name for name in needed if name not in known]
@@ -214,7 +218,10 @@ class Examples:
                 f"given: lacks the model's argument {missing[0]!r}, {counted(n, 'row')}"
             )
         left_out = {name: known[name] for name in needed}
-        complete = {**with_masks(left_out, given, self._seen(), self._drawn), **given}
+        made = with_masks(left_out, given, self._seen(), self._drawn, self._no_length)
+        if example is not plain:
+            self._require_steps(self._by_user(plain), left_out, made)
+        complete = {**made, **given}
         places = list(known)[: len(args)]
         if kwargs or set(complete) != set(places):
             return complete
@@ -262,7 +269,55 @@ class Examples:
     def lengthened(self, given: Mapping[str, Any]) -> bool:
         """Return whether lengths are given beyond the steps of the data seen."""
         example = None if self._first_rows is None else self.example(1)
-        return example is not None and with_steps(example, given, self._seen()) is not example
+        if example is None:
+            return False
+        return with_steps(example, given, self._seen(), self._no_length) is not example
+
+    def _require_steps(
+        self, plain: Mapping[str, Any], longer: Mapping[str, Any], made: Mapping[str, Any]
+    ) -> None:
+        """Refuse lengths beyond the steps seen beside an input of each step that is left out.
+
+        Arguments:
+            plain: Arguments with as many steps as those seen, by name.
+            longer: Those that are left out, with as many as the answer will have.
+            made: The same, but for masks by the lengths.
+
+        Raises:
+            DataError: Names the input.
+        """
+        inputs = [
+            name
+            for name, value in longer.items()
+            if made[name] is value and _shape(plain.get(name)) != _shape(value)
+        ]
+        for name in sorted({*inputs} - {*self._drawn()} if inputs else ()):
+            raise DataError(
+                f"given: lacks {name!r}, of which the model takes a value at each step; give "
+                f"{name!r} too, with as many steps as the longest"
+            )
+
+    def _no_length(self, name: str, steps: int) -> bool:
+        """Return whether an argument of the data seen is shown to be no length of their steps."""
+        if self._program.rows.own is not None:
+            return False
+        with suppress(Exception):  # of data that cannot be put together anew
+            known = self.example() if self._remembered is None else self._remembered
+            numbers = self._by_user(known)[name]
+            longest = numbers.argsort(descending=True)[:_LOOKED_AT]
+            named = self._by_user(self._picked(known, longest.cpu()))
+            ends = (torch.full_like(named[name], int(each)) for each in numbers.aminmax())
+            low, high = (self._program.adapt({**named, name: each}) for each in ends)
+            observed = self.observed(self.example())
+            seen = {id(leaf) for n, leaf in self.by_argument(low).items() if n in observed}
+
+            def other(leaf: Any) -> Any:
+                if id(leaf) not in seen or leaf.dim() < 2 or leaf.shape[1] != steps:
+                    return leaf
+                return torch.cat([leaf[:, :-1], leaf[:, -1:].roll(1, 0)], 1)
+
+            return is_no_length(self._program.reader.runs, low, high, map_batch(other, low))
+        return False
 
     def _drawn(self) -> Collection[str]:
         """Return the arguments that are drawn anew; all, where a site may observe any of them."""
@@ -273,9 +328,12 @@ class Examples:
 
     def _seen(self) -> Mapping[str, Any]:
         """Return the arguments of the rows that are remembered, or of an example, by name."""
-        rows = self.example() if self._remembered is None else self._remembered
-        seen = given_arguments(self._program.as_given(rows))
-        return named_arguments(self._program.own.functions[0], *seen)
+        return self._by_user(self.example() if self._remembered is None else self._remembered)
+
+    def _by_user(self, rows: Batch) -> dict[str, Any]:
+        """Return the arguments of some rows as a user gives them, by name."""
+        given = given_arguments(self._program.as_given(rows))
+        return named_arguments(self._program.own.functions[0], *given)
 
     def names(self, batch: Any) -> set[str]:
         """Return the names of the arguments of a batch."""
@@ -310,3 +368,7 @@ class Examples:
     def _picked(self, batch: Batch, rows: torch.Tensor) -> Batch:
         picked = map_rows(lambda leaf: leaf[rows.to(leaf.device)], batch)
         return map_batch(lambda leaf: leaf.to(self._program.device), picked)
+
+
+def _shape(value: Any) -> torch.Size | None:
+    return getattr(value, "shape", None)

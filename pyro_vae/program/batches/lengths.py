@@ -32,24 +32,33 @@ def in_rows(given: Mapping[str, Any], seen: Mapping[str, Any], n: int) -> dict[s
     return {**given, **told}
 
 
-def with_steps(batch: Batch, given: Mapping[str, Any], seen: Mapping[str, Any]) -> Batch:
+# Whether an argument is known to be no length of so many steps.
+NoLength = Callable[[str, int], bool]
+
+
+def with_steps(
+    batch: Batch, given: Mapping[str, Any], seen: Mapping[str, Any], no_length: NoLength
+) -> Batch:
     """Return sequences ``(n, T, *)`` with as many steps as the longest length that is given.
 
     Their last step is repeated: their values do not matter, and lie in the support of the data.
     What has other than T numbers in a row, as a label beside them, stays as it is. Lengths are
-    told by what they are called, by a mask, or from 1 to T, as no classes are that count from 0.
+    told by a mask, or by what they are called, or from 1 to T, as no classes are that count from 0;
+    of these by running the program, too.
 
     Arguments:
         batch: Data seen, the datum first.
         given: Arguments to generate for, by name.
         seen: The same of the data seen; an argument with more than T is no length.
+        no_length: Runs the program.
     """
     sequences = [leaf for _, leaf in named_leaves(batch) if leaf.dim() in (2, 3)]
     steps = max(sequences, key=Tensor.dim).shape[1] if sequences else 0
-    told = [_range(given[name])[1] for name in _lengths(given, seen, steps)]
-    more = max(told, default=0) - steps
-    if steps < 2 or more <= 0:
+    beyond = {name: most for name in given if (most := _range(given[name])[1]) > steps}
+    told = _lengths(beyond, seen, steps, no_length) if steps > 1 else []
+    if not told:
         return batch
+    more = max(beyond[name] for name in told) - steps
 
     def longer(leaf: Tensor) -> Tensor:
         if leaf.dim() < 2 or leaf.shape[1] != steps:
@@ -64,6 +73,7 @@ def with_masks(
     given: Mapping[str, Any],
     seen: Mapping[str, Any],
     drawn: Callable[[], Collection[str]],
+    no_length: NoLength,
 ) -> dict[str, Any]:
     """Return arguments that are left out, those that mask the steps by the lengths that are given.
 
@@ -74,6 +84,7 @@ def with_masks(
         given: Arguments to generate for, by name.
         seen: The same of the data seen.
         drawn: Returns the names of those whose values are drawn anew.
+        no_length: Runs the program.
 
     Raises:
         DataError: An argument of 0 and 1 at each step has other values in the data.
@@ -85,7 +96,9 @@ def with_masks(
         told = [key for key in rows if _may_mask(like, seen.get(key))]
         found = [mask for key in told for mask in _follows(like, seen[key], leaf, given[key])]
         lengths = [
-            key for key in told if _lengths([key], seen, like.shape[_steps(like, seen[key])])
+            key
+            for key in told
+            if _lengths([key], seen, like.shape[_steps(like, seen[key])], no_length)
         ]
         if found:
             made[name] = found[0]
@@ -126,14 +139,17 @@ def _masks(lengths: Any, like: Tensor, steps: int) -> list[Tensor]:
     return [inside.to(like.dtype), (~inside).to(like.dtype)]
 
 
-def _lengths(names: Iterable[str], seen: Mapping[str, Any], steps: int) -> list[str]:
+def _lengths(
+    names: Iterable[str], seen: Mapping[str, Any], steps: int, no_length: NoLength
+) -> list[str]:
     """Return the names of lengths among arguments, of sequences of so many steps at most."""
     found = []
     for name in names:
         least, most = _range(seen.get(name))
         masks = [mask for mask in seen.values() if _may_mask(mask, seen.get(name))]
         told = _LENGTHS.search(name) or (least > 0 and most == steps)
-        if most <= steps and (told or any(_follows(m, seen[name], m, seen[name]) for m in masks)):
+        masked = any(_follows(mask, seen[name], mask, seen[name]) for mask in masks)
+        if most <= steps and (masked or (told and not no_length(name, steps))):
             found.append(name)
     return found
 

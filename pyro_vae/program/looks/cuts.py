@@ -433,12 +433,12 @@ def _terms(trace: Trace) -> Iterator[tuple[str, dict[Literal["density", "weight"
     for name, site in sample_sites(prune_subsample_sites(trace)):
         if is_deterministic(site) or not has_density(site["fn"]):
             continue
-        density = _density(site)
+        density = density_of(site)
         weight = torch.as_tensor(site["scale"], dtype=density.dtype)
         yield name, {"density": density, "weight": weight.expand(density.shape)}
 
 
-def _density(site: Message) -> Tensor:
+def density_of(site: Message) -> Tensor:
     """Return the log density of a site; of a point mass, which has none, where it is.
 
     The site keeps it: a run is compared with many others.

@@ -432,21 +432,74 @@ def test_holes_that_are_drawn_are_no_holes():
     assert pv.elbo(masked(drawn), HOLES).isfinite().all()
 
 
-def test_holes_that_a_guide_fits_are_no_holes():
+def by_cells(x):
+    """A latent as large as the data."""
+    mean = torch.tensor([3.0, -2.0]).expand(len(x), 2)
+    mis = pyro.sample("mis", dist.Normal(mean, 1.0).mask(False).to_event(1))
+    return torch.where(x.isnan(), mis, x)
+
+
+def by_rows(x):
+    """A latent for each column, of one number a row."""
+    mis = [pyro.sample(f"mis{k}", dist.Normal(1.0 + k, 1.0).mask(False)) for k in range(2)]
+    return torch.where(x.isnan(), torch.stack(mis, -1), x)
+
+
+def by_holes(x):
+    """A latent of one number a hole."""
+    full = x.clone()
+    prior = dist.Normal(2.0, 1.0).expand([int(x.isnan().sum())])
+    full[x.isnan()] = pyro.sample("mis", prior.mask(False).to_event(1))
+    return full
+
+
+def of_columns(x):
+    """A latent of the data set, of one number a column."""
+    mis = pyro.sample("mis", dist.Normal(torch.tensor([3.0, -2.0]), 1.0).to_event(1))
+    return torch.where(x.isnan(), mis, x)
+
+
+@pytest.mark.parametrize("fill", [by_cells, by_rows, by_holes, of_columns])
+def test_holes_that_a_guide_fits_are_no_holes(fill):
     """``init_to_mean`` gives one number a column, as a filler does."""
 
     def model(x):
+        full = fill(x) if fill in (by_holes, of_columns) else None
         with pyro.plate("data", len(x)):
-            mean = torch.tensor([3.0, -2.0]).expand(len(x), 2)
-            mis = pyro.sample("mis", dist.Normal(mean, 1.0).mask(False).to_event(1))
-            cells = dist.Normal(0.0, 1.0).expand(x.shape).mask(torch.ones_like(x) > 0)
-            pyro.sample("x", cells.to_event(1), obs=torch.where(x.isnan(), mis, x))
+            full = fill(x) if full is None else full
+            cells = dist.Normal(0.0, 1.0).expand(full.shape).mask(torch.ones_like(full) > 0)
+            pyro.sample("x", cells.to_event(1), obs=full)
 
     guide = AutoDelta(model, init_loc_fn=init_to_mean)
     with warnings.catch_warnings(record=True) as given:
         warnings.simplefilter("always")
-        pv.fit(pv.Program(model, guide), HOLES, epochs=1)
+        pv.fit(pv.Program(model, guide), HOLES, epochs=1, batch_size=4)
     assert not [w for w in given if "NaN" in str(w.message)]
+
+
+@pytest.mark.parametrize(
+    ("prior", "draw", "filler"),
+    [
+        (dist.Normal(torch.zeros(2), 1.0), dist.Delta(torch.zeros(2)), 0.0),
+        (dist.Normal(0.0, 1.0), dist.Delta(torch.zeros(())), 0.0),
+        (dist.Bernoulli(torch.full((2,), 0.5)), dist.Bernoulli(torch.ones(2)), 1.0),
+    ],
+)
+def test_a_latent_that_has_the_filler_by_chance_fills_nothing(prior, draw, filler):
+    """So has one at its mean that is 0, or a class."""
+
+    def model(x, fn=prior):
+        x = x.nan_to_num(filler)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", fn.to_event(len(fn.batch_shape)))
+            loc = z.reshape(len(x), -1).expand(x.shape)
+            pyro.sample("x", dist.Normal(loc, 1.0).mask(~x.isnan()).to_event(1), obs=x)
+
+    guide = pyro.poutine.block(partial(model, fn=draw), expose=["z"])
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        pv.elbo(pv.Program(model, guide), HOLES)
+    assert any("site 'x' scores cells that are NaN" in str(w.message) for w in given)
 
 
 def by_columns(cells, x):

@@ -1,6 +1,7 @@
 """Whether a site leaves out of its density what is missing in the data: the cells that are NaN."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from pyro_vae.arguments import counted
 from pyro_vae.program.batches.batch import Batch, named_leaves
+from pyro_vae.program.checks import is_discrete
 from pyro_vae.program.handlers import Message, is_data, sample_sites
 from pyro_vae.program.sites.masks import kept_units
 from pyro_vae.program.told import Told
@@ -47,7 +49,7 @@ class Holes:
         sites = [(name, site) for name, site in sample_sites(model) if is_data(site)]
         data = {name: site for name, site in sites if not self._is_right(name, site, leaves)}
         parts = _parts(leaves, {site["value"].numel() for site in data.values()})
-        drawn = [s["value"] for _, s in sample_sites(model) if not s["is_observed"]]
+        drawn = [s["value"] for _, s in sample_sites(model) if _is_real(s)]
         found = {n: fault for n, s in data.items() if (fault := self._fault(n, s, parts, drawn))}
         if found:
             first, *others = found
@@ -83,6 +85,11 @@ class Holes:
             if torch.equal(kept, ~holes):
                 self._places[name] = (place, at)
         return found[0] if found and all(found) else ""  # of several alike one may be right
+
+
+def _is_real(site: Message) -> bool:
+    """Return whether a site is a latent whose values tell it: a class number is that of many."""
+    return not site["is_observed"] and not is_discrete(site["fn"])
 
 
 def _kept(site: Message) -> Tensor | None:
@@ -144,7 +151,7 @@ def _scored(
     told = value[~holes].unique().numel() > 1  # one number may be anything: what is seen, say
     if not told or not bool(scored.any()) or not _is_filler(value, scored):
         return ""
-    if any(_holds(latent, value, scored) for latent in drawn):
+    if _are_of(drawn, value, scored):
         return ""
     count = f"{int(scored.sum())} in {counted(len(value), 'row')}"
     if torch.equal(kept, holes):
@@ -159,16 +166,39 @@ def _scored(
     )
 
 
-def _holds(latent: Tensor, value: Tensor, scored: Tensor) -> bool:
-    """Return whether these cells are values of a latent, as of missing cells that a guide fits."""
-    if latent.numel() == value.numel():
-        return torch.equal(latent.reshape(value.shape)[scored].to(value), value[scored])
+def _are_of(drawn: Sequence[Tensor], value: Tensor, scored: Tensor) -> bool:
+    """Return whether these cells are values of latents, as of missing cells that a guide fits."""
     filled = value[scored]
-    try:
-        wide = latent.expand(value.shape)[scored].to(value)
-    except RuntimeError:
+    if not bool(filled.all()):  # a zero may be that of any latent
         return False
-    return bool(filled.all()) and torch.equal(wide, filled)  # a zero may be that of any latent
+    if any(_are_equal(latent.flatten(), filled) for latent in drawn):  # one number for each
+        return True
+    tables = [table for latent in drawn for table in _tables(latent, value)]
+    cells, at = value.reshape(len(value), -1), scored.reshape(len(value), -1)
+    columns = at.any(0).nonzero().flatten().tolist()
+    return all(
+        any(_has_column(table, cells[:, column], at[:, column]) for table in tables)
+        for column in columns
+    )
+
+
+def _tables(latent: Tensor, value: Tensor) -> Iterator[Tensor]:
+    """Yield a latent as rows and columns: as large as a value, or of so many rows."""
+    with suppress(RuntimeError):
+        yield latent.expand(value.shape).reshape(len(value), -1)
+    if latent.dim() and latent.numel() % len(value) == 0:
+        yield latent.reshape(len(value), -1)
+
+
+def _has_column(table: Tensor, cells: Tensor, at: Tensor) -> bool:
+    """Return whether a column of a table has the numbers of some cells, in their rows."""
+    rows, filled = at.nonzero().flatten(), cells[at]
+    alike = (table[rows[0]].to(filled) == filled[0]).nonzero().flatten()
+    return any(_are_equal(table[rows, each], filled) for each in alike)
+
+
+def _are_equal(latent: Tensor, filled: Tensor) -> bool:
+    return latent.shape == filled.shape and torch.equal(latent.to(filled), filled)
 
 
 def _is_filler(value: Tensor, scored: Tensor) -> bool:

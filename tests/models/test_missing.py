@@ -428,6 +428,17 @@ def test_a_mask_that_misses_the_holes_is_told_once(observe, told):
     assert len(given) == 1
 
 
+def test_a_mask_of_rows_of_cells_in_a_plate_is_told_of_with_one_of_cells():
+    def model(x):
+        seen = ~x.isnan().any(-1, keepdim=True)
+        with pyro.plate("data", len(x), dim=-2), pyro.plate("cells", 2, dim=-1):
+            pyro.sample("x", dist.Normal(0.0, 1.0).mask(seen), obs=x.nan_to_num())
+
+    told = r"its mask leaves out 3 rows of 4.*put \.mask\(~x\.isnan\(\)\), which leaves"
+    with pytest.warns(UserWarning, match=told):
+        pv.elbo(pv.Program(model, lambda x: None), HOLES)
+
+
 def test_holes_that_are_drawn_are_no_holes():
     assert pv.elbo(masked(drawn), HOLES).isfinite().all()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_vae.arguments import counted
 from pyro_vae.program.batches.batch import Batch, named_leaves
 from pyro_vae.program.checks import is_discrete
-from pyro_vae.program.handlers import Message, is_data, sample_sites
+from pyro_vae.program.handlers import Message, innermost, is_data, sample_sites
 from pyro_vae.program.sites.masks import kept_units
 from pyro_vae.program.told import Told
 
@@ -222,18 +222,12 @@ def _whole_rows(name: str, given: str, fn: Any, kept: Tensor, holes: Tensor) -> 
         return ""
     count, cells = counted(int(partly.sum()), "row"), int((~holes[partly]).sum())
     way_out = "drop the rows"
-    if _has_cells(fn):
-        cells_out = f"put .mask(~{given}.isnan()) before .to_event, which leaves out the cells"
+    if not innermost(fn).event_shape:  # a product over the cells, which a mask can part
+        where = " before .to_event" if fn.event_shape else ""
+        cells_out = f"put .mask(~{given}.isnan()){where}, which leaves out the cells"
         way_out = f"{cells_out}, or {way_out}"
     return (
         f"site {name!r}: its mask leaves out {count} of {len(holes)}, for a NaN in each, and "
         f"{counted(cells, 'cell')} of them that are seen; each still counts as a datum: "
         f"{way_out}"
     )
-
-
-def _has_cells(fn: Any) -> bool:
-    """Return whether a density is a product over the cells of an event, which a mask can part."""
-    while hasattr(fn, "_mask"):
-        fn = fn.base_dist
-    return hasattr(fn, "reinterpreted_batch_ndims") and not fn.base_dist.event_shape

@@ -1,7 +1,6 @@
 """The command line for work of one's own: programs of a file, arrays of a file, comparisons."""
 
 import base64
-import contextlib
 import json
 import re
 import runpy
@@ -277,19 +276,6 @@ def test_own_runs_are_judged_refined_drawn_and_compared(capsys):
     capsys.readouterr()
     assert run("evaluate a --num_particles 5 --split train") == 0
     assert capsys.readouterr().out.startswith("counts.npz, train split, 36 data\n")
-    for file, judged in {"counts.npy": "all rows, 40", "./counts.npz": "test split, 2"}.items():
-        assert run(f"evaluate a --num_particles 2 --data {file}") == 0
-        assert capsys.readouterr().out.startswith(f"{file}, {judged} data\n")
-    Path("deep").mkdir()
-    shutil.copy("own.py", "deep")
-    with contextlib.chdir("deep"):  # another file of the name, and that of the training
-        np.savez("counts.npz", x=np.ones((30, 5), np.uint16))
-        for file, judged in {
-            "counts.npz": "all rows, 30",
-            "../counts.npz": "test split, 2",
-        }.items():
-            assert run(f"evaluate ../a --num_particles 2 --data {file}") == 0
-            assert capsys.readouterr().out.startswith(f"{file}, {judged} data\n")
     assert run("diagnose a") == 0
     assert run("refine a --rows 2 --num_draws 4 --warmup 4 --chains 3") == 0
     warned = capsys.readouterr().err  # too short to mix
@@ -317,6 +303,58 @@ def test_own_runs_are_judged_refined_drawn_and_compared(capsys):
     assert run("train own.py:Clicks --data counts.npy --out c", *FEW) == 0
     assert run("compare a c") == 2
     assert "their likelihoods cannot be compared" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("default:data")
+def test_the_file_of_a_training_is_known_from_any_directory_and_by_its_contents(
+    capsys, folder, monkeypatch
+):
+    """Its name alone is another file elsewhere, and a copy of it holds rows of the training."""
+
+    def judged(line):
+        assert run(f"evaluate {line} --num_particles 2") == 0
+        out, err = capsys.readouterr()
+        return out.partition(" data\n")[0], err
+
+    Path("one").mkdir()
+    for name in ("own.py", "counts.npz"):
+        shutil.move(name, "one")
+    monkeypatch.chdir("one")
+    assert run("train own.py:Clicks --data counts.npz --out a", *FEW) == 0
+    capsys.readouterr()
+    assert judged("a --data ../counts.npy") == ("../counts.npy, all rows, 40", "")
+    assert judged("a --data ./counts.npz") == ("./counts.npz, test split, 2", "")
+    shutil.copytree(folder / "one", folder / "two")
+    monkeypatch.chdir(folder / "two")  # a copy of all
+    assert judged("a --data counts.npz") == ("counts.npz, test split, 2", "")
+    assert run("compare a ../one/a --num_particles 2") == 0
+    capsys.readouterr()
+    np.savez("counts.npz", x=np.ones((30, 5), np.uint16))
+    assert judged("a --data counts.npz") == ("counts.npz, all rows, 30", "")
+    place = folder / "one" / "counts.npz"
+    assert judged("a") == (f"{place}, test split, 2", "")
+    assert judged("a --data ../one/counts.npz") == ("../one/counts.npz, test split, 2", "")
+    assert run("generate --seed 3 a 7") == run("generate --debug a 7") == 0
+    with np.load("a/samples.npz") as arrays:
+        assert len(arrays["x"]) == 7
+    assert run("train own.py:Clicks --data counts.npz --out b", *FEW) == 0
+    capsys.readouterr()
+    assert run("compare b ../one/a --num_particles 2") == 2
+    said = f"got runs of {place}, binarization none; counts.npz, binarization none; their"
+    assert said in capsys.readouterr().err
+    shutil.move(place, "moved.npz")
+    assert run("evaluate a --data moved.npz --num_particles 2") == 0
+    assert "moved.npz, test split, 2 data" in capsys.readouterr().out
+    told = "counts.npz is not as it was when the run in a was trained"
+    table, warned = judged("a")  # what has the name now
+    assert table == "counts.npz, test split, 2" and told in warned and warned.count("\n") == 1
+    monkeypatch.chdir(folder / "one")
+    assert run("evaluate a") == 2 and f"{place}: no such file" in capsys.readouterr().err
+    shutil.copy(folder / "counts.npy", ".")
+    np.savez("counts.npz", x=np.load("counts.npy")[::-1].astype(np.uint16))
+    for data in ("", "--data counts.npz"):
+        table, warned = judged(f"a {data}")
+        assert table == "counts.npz, test split, 2" and told in warned
 
 
 @pytest.mark.filterwarnings("default:refine")

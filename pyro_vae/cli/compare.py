@@ -16,6 +16,7 @@ from pyro_vae.cli.cell_scores import cell_scores
 from pyro_vae.cli.options import Split
 from pyro_vae.cli.report import heading, say
 from pyro_vae.cli.runs import chosen_split, fresh_folder, open_run, rows_to_judge
+from pyro_vae.cli.training_file import data_of
 from pyro_vae.errors import ConfigError
 from pyro_vae.evaluation.observed_distributions import observed_distributions
 from pyro_vae.storage.atomic import atomic_write_text
@@ -52,9 +53,9 @@ def compare(
         raise ConfigError(f"runs: got {', '.join(runs)}, expected two or more different folders")
     count = None if rows is None else positive("rows", rows)
     opened = {run: open_run(run, device) for run in runs}
-    same = {(settings["data"], settings["binarization"]) for _, settings in opened.values()}
-    if len(same) > 1:
-        told = "; ".join(f"{data}, binarization {kind}" for data, kind in sorted(same))
+    on = {run: (s["data"], s["binarization"]) for run, (_, s) in opened.items()}
+    if len({(data_of(settings), settings["binarization"]) for _, settings in opened.values()}) > 1:
+        told = "; ".join(f"{data}, binarization {kind}" for data, kind in sorted({*on.values()}))
         raise ConfigError(f"runs: got runs of {told}; their likelihoods cannot be compared")
     scored, observed = {}, {}
     taken = {chosen_split(split, settings) for _, settings in opened.values()}
@@ -80,7 +81,7 @@ def compare(
         if cells[run]:
             row["cells"] = cells[run]
         row["share_k_above_0.7"] = None if math.isnan(u := scored[run].untrusted) else u
-    (data, binarization) = next(iter(same))
+    data, binarization = next(iter(on.values()))
     head = {"data": data, "binarization": binarization, "split": split, "seed": seed}
     head |= {"num_particles": num_particles, "rows": len(next(iter(scored.values())).log_prob)}
     folder = Path(out) if out else fresh_folder(Path("runs") / "compare")

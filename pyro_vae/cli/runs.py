@@ -10,6 +10,13 @@ import pyro_vae as pv
 from pyro_vae.cli.datasets import SETS, default_binarization, kind_of, load_data
 from pyro_vae.cli.options import MODELS, Split
 from pyro_vae.cli.own_program import is_own, own_program
+from pyro_vae.cli.training_file import (
+    describe_file,
+    file_of_training,
+    is_file,
+    is_other,
+    remember_file,
+)
 from pyro_vae.device import resolve_device
 from pyro_vae.errors import ConfigError
 from pyro_vae.storage.atomic import atomic_write_text
@@ -18,7 +25,6 @@ from pyro_vae.storage.save import NAME
 
 SETTINGS = "train.json"  # what `train` was asked for; itself a file for --config
 VOCABULARY = "vocabulary.txt"  # the words by number, without which a run is mute
-DATA_PATH = "data_path.json"  # where the file lay; the settings have its path as it was typed
 # What `--resume settings` lets differ, beside these.
 _RENEWABLE = {"lr", "lr_schedule", "beta", "warmup", "clip_norm"}
 _OF_MODELS = {"network", "posterior", "observation", "hidden", "latent_dim", "kinds"}
@@ -35,42 +41,29 @@ def fresh_folder(folder: Path) -> Path:
     return path
 
 
-def record(run: Any, settings: dict[str, Any], words: Sequence[str] = ()) -> None:
+def record(
+    run: Any,
+    settings: dict[str, Any],
+    words: Sequence[str] = (),
+    file: dict[str, str] | None = None,
+) -> None:
     """Write the settings once the run folder is there, and when a continuation changes some.
 
     Arguments:
         run: what `fit` hands its callbacks.
         settings: of the run.
         words: those of its sentences or documents; none where they are only numbered.
+        file: what `describe_file` says of its data.
     """
     if words and not (run.folder / VOCABULARY).exists():
         atomic_write_text(run.folder / VOCABULARY, "\n".join(words) + "\n")
-    _record_place(run.folder, settings)
+    remember_file(run.folder, file or {})
     path = run.folder / SETTINGS
     without = _FREE | (_OF_MODELS if is_own(settings["model"]) else set())
     kept = {k: v for k, v in settings.items() if k not in without}
     text = json.dumps(kept, indent=2) + "\n"
     if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != text:
         atomic_write_text(path, text)
-
-
-def _record_place(folder: Path, settings: dict[str, Any]) -> None:
-    """Write where a file of data lies, which its name tells from one working directory alone."""
-    data = settings["data"]
-    if data not in SETS[kind_of(settings["model"])] and Path(data).exists():
-        text = json.dumps({"data": str(Path(data).resolve())}) + "\n"
-        path = folder / DATA_PATH
-        if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != text:
-            atomic_write_text(path, text)
-
-
-def _trained_on(folder: Path, settings: dict[str, Any]) -> Path:
-    """Return the file of a run's training; runs that have moved with it know its name alone."""
-    try:
-        place = Path(json.loads((folder / DATA_PATH).read_text(encoding="utf-8"))["data"])
-    except (OSError, ValueError, KeyError, TypeError):
-        place = Path(settings["data"])
-    return place if place.exists() else Path(settings["data"])
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -137,6 +130,8 @@ def open_run(
 ) -> tuple[Any, dict[str, Any]]:
     """Return the program of a run and its settings, with those that are not None changed.
 
+    Among them is then whether the data are ``other`` ones than those of the training.
+
     The words of sentences and documents are those of the run, whatever the data. What `fit` or
     `save` wrote says from then on what its program and data were said to be, until both are said
     anew.
@@ -156,10 +151,11 @@ def open_run(
     python = any((folder / name).exists() for name in ("config.json", f"{NAME}.safetensors"))
     by_python = python and not (folder / SETTINGS).exists()
     settings = _settings_of_python(folder, program, changed) if by_python else read_settings(folder)
+    data, said_anew = changed.get("data"), by_python
     if program is not None:
         settings["model"] = program
-        if settings.get("undivided") and changed.get("data"):  # nothing but these words says it
-            settings["data"] = changed["data"]
+        if settings.get("undivided") and data:  # nothing but these words says it
+            settings["data"], said_anew = data, True
     told = dict(settings)
     if (Path(run) / VOCABULARY).exists():
         settings["vocab"] = str(Path(run) / VOCABULARY)
@@ -169,30 +165,17 @@ def open_run(
     loaded = pv.load(run, into=into, device=where)
     pv.Program.of(loaded).to(where)
     asked = settings | {k: v for k, v in changed.items() if v is not None}
-    data = changed.get("data")
-    if data not in SETS[kind_of(settings["model"])] and is_other(folder, settings, data):
+    if data is None and is_file(settings, settings["data"]):
+        asked["data"] = file_of_training(folder, settings)
+    asked["other"] = other = not said_anew and is_other(folder, settings, data)
+    if other and is_file(settings, asked["data"]):
         asked["undivided"] = True
     if by_python or program is not None:
         load_data(asked).taken_by(loaded, asked["data"])  # what is remembered is sound
         atomic_write_text(folder / SETTINGS, json.dumps(told, indent=2) + "\n")
-        if by_python:
-            _record_place(folder, told)
+        if said_anew:
+            remember_file(folder, describe_file(told))
     return loaded, asked
-
-
-def is_other(folder: Path, settings: dict[str, Any], data: str | None) -> bool:
-    """Return whether data are others than those of a run's training; None are these.
-
-    Arguments:
-        folder: of the run.
-        settings: of the run.
-        data: a file, or the name of a set.
-    """
-    if data is None:
-        return False
-    if {data, settings["data"]} & {*SETS[kind_of(settings["model"])]}:
-        return bool(data != settings["data"])
-    return Path(data).resolve() != _trained_on(folder, settings).resolve()
 
 
 def _settings_of_python(folder: Path, program: str | None, said: dict[str, Any]) -> dict[str, Any]:

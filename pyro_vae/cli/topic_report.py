@@ -11,7 +11,7 @@ from pyro_vae.arguments import positive
 from pyro_vae.cli.datasets import kind_of, load_data
 from pyro_vae.cli.report import say
 from pyro_vae.cli.report_file import write_report
-from pyro_vae.cli.runs import check_words, is_other, open_run
+from pyro_vae.cli.runs import check_words, open_run
 from pyro_vae.data.count_files import halves
 from pyro_vae.errors import ConfigError
 from pyro_vae.storage.atomic import atomic_write_text
@@ -46,9 +46,8 @@ def topics(
         seed: of the estimates, and of the halves where the data have none.
         device: auto, cpu, cuda or cuda:N.
     """
-    program, settings = open_run(run, device, vocab=vocab)
-    other = is_other(Path(run), settings, data)
-    settings |= {} if data is None else {"data": data}
+    program, settings = open_run(run, device, data=data, vocab=vocab)
+    other = settings["other"]
     if kind_of(settings["model"]) != "documents":
         raise ConfigError(f"{run}: got a {settings['model']}, expected a topic model")
     loaded = load_data(settings, whole=other)

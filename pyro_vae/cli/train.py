@@ -28,6 +28,7 @@ from pyro_vae.cli.programs import build_program, check_options, require_answers
 from pyro_vae.cli.report import say
 from pyro_vae.cli.report_file import write_report
 from pyro_vae.cli.runs import check_same_run, check_words, fresh_folder, record
+from pyro_vae.cli.training_file import describe_file
 from pyro_vae.data.table_files import Table
 from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.storage.paths import local_path
@@ -142,7 +143,7 @@ def train(
     if is_own(model):
         require_answers(program, loaded.rows("train"), model)
     _say_columns(getattr(program, "columns", ()), kinds or {}, loaded.source)
-    words = loaded.words
+    words, file = loaded.words, describe_file(settings)
     if resume:
         check_words(folder, words)
     train, size = loaded.batches(batch_size)
@@ -160,7 +161,7 @@ def train(
             clip_norm=clip_norm,
             patience=patience,
             transform=loaded.transform,
-            callbacks=[lambda run: record(run, settings, words)],
+            callbacks=[lambda run: record(run, settings, words, file)],
             seed=seed,
             device=device,
             out=folder,

@@ -1,0 +1,134 @@
+"""The file that a run was trained on: where it lay, and what was in it.
+
+Its name, as it was typed, says neither: it is another file in another working directory, and
+copies of a project have files of their own.
+"""
+
+import hashlib
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from pyro_vae.callers import of_user
+from pyro_vae.cli.datasets import SETS, kind_of
+from pyro_vae.data.array_files import PICTURES
+from pyro_vae.storage.atomic import atomic_write_text
+
+_RECORD = "data_path.json"
+_BLOCK = 2**20  # bytes
+
+
+def is_file(settings: dict[str, Any], data: str) -> bool:
+    """Return whether data are a file, and no named set of what the model of a run is of."""
+    return data not in SETS[kind_of(settings["model"])]
+
+
+def describe_file(settings: dict[str, Any]) -> dict[str, str]:
+    """Return where the file of a run lies, and its contents; nothing of a set or of no file."""
+    path = Path(settings["data"])
+    if not is_file(settings, settings["data"]) or not path.exists():
+        return {}
+    return {"data": str(path.resolve()), "sha256": contents(path)}
+
+
+def remember_file(folder: Path, found: dict[str, str]) -> None:
+    """Write into a run folder what is known of the file, where it is anything new."""
+    if found and found != _known(folder):
+        atomic_write_text(folder / _RECORD, json.dumps(found, indent=2) + "\n")
+
+
+def file_of_training(folder: Path, settings: dict[str, Any]) -> str:
+    """Return from where the file of a run's training can be read now; warn of one that differs.
+
+    Arguments:
+        folder: of the run.
+        settings: of the run, whose data are a file.
+    """
+    known, typed = _known(folder), str(settings["data"])
+    if not known:
+        return typed
+    places = [each for each in (typed, known["data"]) if Path(each).exists()]
+    for place in places:
+        if _is_known(Path(place), known):
+            return place
+    if not places:
+        return known["data"]  # its reader says that it is not there
+    there = [place for place in places if _lies_there(Path(place), known)]
+    found = (there or places)[0]
+    _tell_of_change(folder, settings, found)
+    return found
+
+
+def is_other(folder: Path, settings: dict[str, Any], data: str | None) -> bool:
+    """Return whether data are others than those of a run's training; None are these.
+
+    A copy of the file is the file. One that has changed at its place is it too, with a warning.
+
+    Arguments:
+        folder: of the run.
+        settings: of the run.
+        data: a file, or the name of a set.
+    """
+    if data is None:
+        return False
+    if not is_file(settings, data) or not is_file(settings, settings["data"]):
+        return data != settings["data"]
+    known, path = _known(folder), Path(data)
+    if not known:
+        return path.resolve() != Path(settings["data"]).resolve()
+    if not path.exists() or _is_known(path, known):
+        return False
+    if _lies_there(path, known):
+        _tell_of_change(folder, settings, data)
+        return False
+    return True
+
+
+def data_of(settings: dict[str, Any]) -> str:
+    """Return what tells the data of one run from those of another: a name, or what a file holds."""
+    data, path = str(settings["data"]), Path(settings["data"])
+    return contents(path) if is_file(settings, data) and path.exists() else data
+
+
+def contents(path: Path) -> str:
+    """Return a hash of a file, or of the names and contents of the images in a folder."""
+    found = hashlib.sha256()
+    if path.is_dir():
+        for each in sorted(each for each in path.iterdir() if each.suffix.lower() in PICTURES):
+            found.update(f"{each.name} {contents(each)}\n".encode(errors="surrogateescape"))
+        return found.hexdigest()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            found.update(block)
+    return found.hexdigest()
+
+
+def _known(folder: Path) -> dict[str, str]:
+    """Return what is known of the file; nothing of runs that did not record it."""
+    try:
+        found = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        return {"data": str(found["data"]), "sha256": str(found["sha256"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _is_known(path: Path, known: dict[str, str]) -> bool:
+    return contents(path) == known["sha256"]
+
+
+def _lies_there(path: Path, known: dict[str, str]) -> bool:
+    return path.resolve() == Path(known["data"])
+
+
+def _tell_of_change(folder: Path, settings: dict[str, Any], data: str) -> None:
+    """Warn of a file that is not what the run saw; of a run of Python nobody knows what it saw."""
+    if settings.get("undivided"):
+        return
+    warnings.warn(
+        f"data: {data} is not as it was when the run in {folder} was trained, and what counts as "
+        "new may be rows of the training; name the file of the training (--data FILE), or take "
+        "all rows of one that has none of them (--split all)",
+        UserWarning,
+        stacklevel=of_user(),
+    )

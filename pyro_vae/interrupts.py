@@ -27,10 +27,9 @@ class _Heard:
         self.process = os.getpid()
         self.end: BaseException | None = None  # what they have asked for
         self.since = 0.0
-        self.open = False  # whether one may be answered at once, in the midst of anything
+        self.open = True  # whether one may be answered at once, in the midst of anything
         self.waits = False  # whether the run has yet to answer
-        self.unbroken = False  # whether it is in a block that only a second signal breaks off
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # held where no signal is sent a second time
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Note a signal; raise for a second one, and in a forked process (a loader's worker)."""
@@ -63,8 +62,6 @@ class _Heard:
     def _insist(self, number: int, thread: int) -> None:
         """Send the signal a second time where the first has no answer: it wakes who sleeps."""
         time.sleep(_GRACE)
-        while self.unbroken and self.waits:
-            time.sleep(0.1)
         with self.lock:
             if not self.waits:
                 return
@@ -108,7 +105,7 @@ def terminated_softly() -> Iterator[None]:
     with ExitStack() as stack:
         try:
             _heard = heard
-            heard.open = heard.waits = True
+            heard.waits = True
             for name in _SENT:
                 if hasattr(signal, name):
                     stack.enter_context(_handled(getattr(signal, name), heard))
@@ -164,14 +161,10 @@ def unbroken() -> Iterator[None]:
         yield
         return
     if _heard is not None:
-        before, _heard.unbroken = _heard.unbroken, True
-        try:
+        with _heard.lock:
             yield
-        finally:
-            _heard.unbroken = before
         return
     heard = _Heard()
-    heard.open = True
     with _handled(signal.SIGINT, heard):
         try:
             yield

@@ -215,6 +215,25 @@ def hears_twice(reached):
         reached.append(False)
 
 
+def test_the_end_of_a_tracer_is_waited_for_within_a_run(monkeypatch):
+    """A run that comes to no step is ended where it stands, and not there."""
+    monkeypatch.setattr(interrupts, "_GRACE", 0.1)
+    monkeypatch.setattr(interrupts, "_BURST", 0.0)
+    reached = []
+
+    def traces():
+        with interrupts.unbroken(), interrupts.unbroken():
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0.4)
+            reached.append(True)
+        time.sleep(15)
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        fit(build(), transform=at_batch(5, traces))
+    assert reached and time.monotonic() - start < 10
+
+
 class Mode(TorchFunctionMode):
     """Does nothing."""
 

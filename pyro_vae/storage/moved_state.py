@@ -98,13 +98,14 @@ class MovedState:
             began, begins = before.get(name), here.get(name)
             told = f"{shown(packed)}, which the run has moved"
             chosen = name not in left and any(differences(began, begins, name))
-            if chosen and not (self._main and putting.may_be_drawn(name, began, begins)):
-                now = f"this {'run' if self._main else 'process'} {shown(begins)}"
+            if chosen and not self._main:
+                lines.append(f"{name} = {told}, is not kept: this process has {shown(begins)}")
+            elif chosen and not putting.may_be_drawn(name, began, begins):
+                now = f"this run {shown(begins)}"
                 lines.append(f"{name} = {shown(began)}, {now}; {told}, is not kept")
-                continue
-            lines += putting.put(name, packed, told)
-            if chosen:
-                lines.append(f"{name} begins otherwise here, and goes on as {told}")
+            else:
+                lines += putting.put(name, packed, told)
+                lines += [f"{name} begins otherwise here, and goes on as {told}"] if chosen else []
         still = {name: told for name, told in here.items() if name not in putting.done}
         self._before = still | {name: before[name] for name in putting.done if name in before}
         differing = settings_that_differ(self._program, unmoved) if self._main else ()

@@ -7,9 +7,11 @@ import sys
 import pyro
 import torch
 
+# As they stand in the code of a file, which keeps the ".." of ``sys.path``, and without it.
 _FOLDERS = tuple(
-    os.path.join(os.path.dirname(os.path.abspath(file or "")), "")
-    for file in (__file__, pyro.__file__, torch.__file__)
+    os.path.join(os.path.dirname(path), "")
+    for file in (__file__, str(pyro.__file__), torch.__file__)
+    for path in (os.path.abspath(file), file)
 )
 _INSIDE = (*_FOLDERS, contextlib.__file__)
 

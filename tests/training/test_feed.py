@@ -360,7 +360,8 @@ def test_lists_of_numbers_are_rows(rows):
     """Two of them might be two arguments, and are where the model needs both."""
     torch.manual_seed(0)
     vae, x = pv.models.VAE(6, 2, (4,)), IMAGES[:rows]
-    assert torch.equal(pv.encode(vae, x.tolist()), pv.encode(vae, x))
+    for cells in (x.tolist(), [list(row) for row in x], [[*map(np.asarray, r)] for r in x.numpy()]):
+        assert torch.equal(pv.encode(vae, cells), pv.encode(vae, x))
 
     def model(a, b):
         with pyro.plate("data", len(a)):

@@ -75,19 +75,19 @@ def rows_of_numbers(data: Any) -> np.ndarray | None:
         return None
     try:
         array = np.asarray(data)
-    except ValueError:  # rows of unequal lengths
+    except (ValueError, TypeError, RuntimeError):  # unequal lengths; on a GPU, with a gradient
         return None
     return array if array.dtype.kind in "fiub" else None
 
 
 def _holds_numbers(items: list[Any] | tuple[Any, ...]) -> bool:
     """Return whether all cells are numbers: tensors in lists are batches, though of one shape."""
-    return all(
-        _holds_numbers(each)
-        if isinstance(each, list | tuple)
-        else isinstance(each, int | float | np.number | np.bool_)
-        for each in items
-    )
+    kinds = set(map(type, items))  # there are few; of millions of cells each takes long
+    if all(issubclass(kind, list | tuple) for kind in kinds):
+        return all(map(_holds_numbers, items))
+    if any(issubclass(kind, Tensor | np.ndarray) for kind in kinds):
+        return all(getattr(each, "ndim", 0) == 0 for each in items)
+    return all(issubclass(kind, int | float | np.number | np.bool_) for kind in kinds)
 
 
 def _tell_of_copies(batches: list[Any]) -> None:

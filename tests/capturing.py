@@ -1,0 +1,110 @@
+"""What no CUDA graph can capture, and what waits for a GPU, seen on a machine that has none.
+
+Programs run on ``meta`` there: a tensor on the CPU is as foreign to it as to CUDA, and it has no
+values to wait for.
+"""
+
+import traceback
+from contextlib import ExitStack
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from pyro_vae.torch_private import TorchDispatchMode, pytree, schema
+
+# Operators that bring values, or a shape that hangs on values, to the host.
+WAITS = {
+    *("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2"),
+    *("unique_dim", "unique_consecutive", "repeat_interleave", "bincount"),
+}
+INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
+MAKERS = {torch.tensor, torch.as_tensor, Tensor.new_tensor}
+FROM_PYTHON = {"lift_fresh", "lift_fresh_copy", "lift"}  # what torch.tensor() comes to
+
+
+class Found(NamedTuple):
+    """One operation: ``wait`` or ``copy`` stall the host, ``host`` makes a tensor there."""
+
+    kind: str
+    what: str
+
+
+class _FromPython(TorchFunctionMode):
+    """Sees tensors made of Python's numbers on the device: meta has none to copy."""
+
+    def __init__(self, note) -> None:
+        super().__init__()
+        self._note = note
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        made = func in MAKERS and not any(isinstance(value, Tensor) for value in args[-1:])
+        if made and result.device.type != "cpu":
+            self._note("copy", f"{func.__name__} of Python's numbers")
+        return result
+
+
+class Capturing(TorchDispatchMode):
+    """Notes, as long as it is entered, what a capture on CUDA would refuse; ``found`` says where.
+
+    Nothing is raised: a step that falls back where its graph fails would hide it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Found] = []
+        self.operators = 0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "Capturing":
+        if torch.cuda.is_available():
+            before = torch.cuda.get_sync_debug_mode()
+            torch.cuda.set_sync_debug_mode("error")
+            self._stack.callback(torch.cuda.set_sync_debug_mode, before)
+        for name in ("synchronize", "current_stream"):
+            noted = mock.patch.object(torch.cuda, name, self._noted(name))
+            self._stack.enter_context(noted)
+        self._stack.enter_context(_FromPython(self._note))
+        return super().__enter__()
+
+    def __exit__(self, *error) -> None:
+        super().__exit__(*error)
+        self._stack.close()
+
+    def of(self, *kinds: str) -> list[str]:
+        """Return what was found of some kinds, each place once."""
+        return list(dict.fromkeys(what for kind, what in self.found if kind in kinds))
+
+    def _noted(self, name):
+        return lambda *args, **kwargs: self._note("wait", f"torch.cuda.{name}()")
+
+    def _note(self, kind: str, what: str) -> None:
+        elsewhere = ("site-packages", "capturing.py", "frozen")
+        frames = [
+            f for f in traceback.extract_stack() if not any(e in f.filename for e in elsewhere)
+        ]
+        place = " < ".join(f"{f.filename.rsplit('/', 1)[-1]}:{f.lineno}" for f in frames[:-7:-1])
+        self.found.append(Found(kind, f"{what} at {place}"))
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.operators += 1
+        name = schema(func).name.removeprefix("aten::")
+        if name in WAITS:
+            self._note("wait", name)
+        if name in INDEXED and any(i is not None and i.dtype == torch.bool for i in args[1]):
+            self._note("wait", f"{name} by a mask")
+        try:
+            result = func(*args, **(kwargs or {}))
+        except (NotImplementedError, RuntimeError):  # what meta has no values for
+            self._note("copy" if name == "_to_copy" else "wait", name)
+            raise
+        leaves = pytree.tree_leaves((args, kwargs, result))
+        devices = {leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)}
+        if name in ("_to_copy", "copy_", "to") and len(devices) > 1:
+            self._note("copy", f"{name} between {' and '.join(sorted(devices))}")
+        elif "cpu" in devices or name in FROM_PYTHON:
+            self._note("host", f"{name} on the CPU")
+        return result

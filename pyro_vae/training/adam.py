@@ -49,32 +49,35 @@ class Adam(torch.optim.Adam):
         if not self._fits(parameters):
             _require_real(parameters, grads)
             self._gather(parameters)
-        self.move_again(grads)
+        with torch.no_grad():
+            self.move_again(grads)
 
     def move_again(self, grads: list[Tensor]) -> None:
-        """Move the parameters that were moved last, where nothing can have changed them since."""
+        """Move the parameters that were moved last, where nothing can have changed them since.
+
+        Inside ``torch.no_grad()``.
+        """
         (group,) = self.param_groups
         self._counts += 1
         moved, means, squares, steps = self._lists
         beta1, beta2 = group["betas"]
-        with torch.no_grad():
-            fused_adam_(
-                moved,
-                grads,
-                means,
-                squares,
-                [],
-                steps,
-                lr=group["lr"],
-                beta1=beta1,
-                beta2=beta2,
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=False,
-                grad_scale=None,
-                found_inf=self.found_inf,
-            )
+        fused_adam_(
+            moved,
+            grads,
+            means,
+            squares,
+            [],
+            steps,
+            lr=group["lr"],
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+            grad_scale=None,
+            found_inf=self.found_inf,
+        )
         if self.found_inf is not None:
             self._steps -= self.found_inf
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -294,13 +294,18 @@ class Stepper:
         if step is None:
             return None
         self._latest.clear()  # their memory serves the next ones
-        try:
-            loss, norm = self._run(0, step, direct=True)
-        except Exception as error:
-            compiled.give_up(error)
-            return None
-        self._require_finite(loss, norm, 0, batch)
-        self.optimizers[0].move_again(self._latest[0][1])  # type: ignore[attr-defined]
+        with torch.no_grad():
+            try:
+                loss, norm, grads = step.gradients_inside()
+            except Exception as error:
+                compiled.give_up(error)
+                return None
+            self._latest[0] = step.traced, grads
+            finite = _are_finite(loss, norm)
+            if finite:
+                self.optimizers[0].move_again(grads)  # type: ignore[attr-defined]
+        if not finite:
+            self._refuse(loss, norm, 0, batch)
         self._row = compiled
         return loss
 
@@ -588,14 +593,16 @@ class Stepper:
                 moving[place].grad = None
 
     def _require_finite(self, loss: Tensor, norm: Tensor, index: int, batch: Batch) -> None:
-        # A sync, for free on the CPU: nothing may be written before the numbers are known.
-        if not math.isfinite(loss.item() + norm.item()):
-            self.hand_out()
-            self.program.diverged = True
-            raise TrainingDiverged(
-                f"{self.updates[index].name} is {loss.item():g}, gradient norm {norm.item():g}"
-                + reason(self.program, self._objective, batch)
-            )
+        if not _are_finite(loss, norm):
+            self._refuse(loss, norm, index, batch)
+
+    def _refuse(self, loss: Tensor, norm: Tensor, index: int, batch: Batch) -> NoReturn:
+        self.hand_out()
+        self.program.diverged = True
+        raise TrainingDiverged(
+            f"{self.updates[index].name} is {loss.item():g}, gradient norm {norm.item():g}"
+            + reason(self.program, self._objective, batch)
+        )
 
     def _flag(self, value: Tensor, index: int, buffers: list[Tensor], copies: list[Tensor]) -> None:
         """Mark a value that is not finite on the device, where the optimizers see it."""
@@ -606,6 +613,11 @@ class Stepper:
         optimizer: Any = self.optimizers[index]
         optimizer.grad_scale = None
         optimizer.found_inf = self._broken  # what a gradient scaler sets: the fused step skips
+
+
+def _are_finite(loss: Tensor, norm: Tensor) -> bool:
+    # A sync, for free on the CPU: nothing may be written before the numbers are known.
+    return math.isfinite(loss.item() + norm.item())
 
 
 def _takes(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> bool:

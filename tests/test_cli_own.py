@@ -458,7 +458,21 @@ def test_runs_that_score_other_things_are_told(recwarn):
     )
     for one, two in alike:
         _tell_of_other_densities({"a": {"x": one}, "b": {"y": two, "z": two}})
+    for reals in ({"z": normal}, {"u": normal, "v": mixed}):
+        _tell_of_other_densities({"a": {"x": bits, "z": normal}, "b": {"x": bits} | reals})
     assert not recwarn.list
+    flags, counts = {"x": bits, "y": bits, "z": normal}, dist.Poisson(1.0)
+    unlike = (
+        ({"x": bits, "y": normal}, {"x": normal, "y": bits}),
+        ({"x": bits, "y": counts, "z": normal}, {"x": bits, "y": normal, "z": normal}),
+        (flags, {"x": bits, "y": normal, "w": normal}),
+    )
+    for one, two in unlike:
+        with pytest.warns(UserWarning, match="different ways, so that the differences of their"):
+            _tell_of_other_densities({"a": one, "b": two})
+    for two in ({"u": bits, "v": normal}, {"x": bits, "u": normal, "v": bits}):
+        with pytest.warns(UserWarning, match=r"unknown whether .*; give the sites the same names"):
+            _tell_of_other_densities({"a": flags, "b": two})
     with pytest.warns(UserWarning, match=r"Incomplete \(probabilities\); b has x by Normal"):
         _tell_of_other_densities({"a": {"x": part}, "b": {"x": normal}})
     counts = dist.Multinomial(1, torch.ones(2) / 2)

@@ -21,6 +21,8 @@ from pyro_vae.errors import ConfigError
 from pyro_vae.evaluation.observed_distributions import observed_distributions
 from pyro_vae.storage.atomic import atomic_write_text
 
+_DIFFER = "in different ways, so that the differences of their likelihoods say nothing"
+
 
 def compare(
     runs: list[str],
@@ -71,9 +73,11 @@ def compare(
             num_global_samples=num_global_samples,
             progress=progress,
         )
-    _tell_of_other_densities(observed)
     cells = {run: cell_scores(program) for run, (program, _) in opened.items()}
-    _tell_of_other_cells(cells)
+    if any(cells.values()):  # of tables, which say more of a cell than its site does
+        _tell_of_other_cells(cells)
+    else:
+        _tell_of_other_densities(observed)
     found = paired({run: each.log_prob.double().cpu() for run, each in scored.items()})
     for run, row in found.items():
         row["model"] = opened[run][1]["model"]
@@ -120,17 +124,38 @@ def _tell_of_other_densities(observed: dict[str, dict[str, Any]]) -> None:
     """Warn of likelihoods of which one is a probability of something else than another one.
 
     Arguments:
-        observed: distributions of the observed sites, by run; how many sites have the data, as one
-            for each column, changes nothing.
+        observed: distributions of the observed sites, by run.
     """
-    if len({frozenset(map(_scored_by, each.values())) for each in observed.values()}) > 1:
-        told = (
-            f"{run} has "
-            + ", ".join(f"{s} by {type(fn).__name__} ({_scored_by(fn)})" for s, fn in each.items())
-            for run, each in observed.items()
-        )
+    scores = {run: {s: _scored_by(fn) for s, fn in each.items()} for run, each in observed.items()}
+    told = (
+        f"{run} has "
+        + ", ".join(f"{s} by {type(fn).__name__} ({scores[run][s]})" for s, fn in each.items())
+        for run, each in observed.items()
+    )
+    if _differ([*scores.values()]):
         words = "observe them alike in all (words by pv.distributions.BagOfWords, as topic models "
-        _tell_of_other_scores("their data", told, words + "of the library do)")
+        _tell_of_other_scores(f"their data {_DIFFER}", told, words + "of the library do)")
+    elif _may_differ([*scores.values()]):
+        doubt = "some data in one way and some in another, at sites of different names, so that "
+        doubt += "it is unknown whether these are the same data in each run"
+        _tell_of_other_scores(doubt, told, "give the sites the same names in all")
+
+
+def _differ(scores: list[dict[str, str]]) -> bool:
+    """Return whether runs score a site in different ways, or have ways that others have not.
+
+    How many sites have the data, as one for each column, changes nothing.
+    """
+    shared = set.intersection(*map(set, scores))
+    ways = {frozenset(each.values()) for each in scores}
+    return len(ways) > 1 or len({tuple(each[s] for s in sorted(shared)) for each in scores}) > 1
+
+
+def _may_differ(scores: list[dict[str, str]]) -> bool:
+    """Return whether sites that not all runs have may stand for data of different ways."""
+    shared, ways = set.intersection(*map(set, scores)), set().union(*(s.values() for s in scores))
+    others = [{way for site, way in each.items() if site not in shared} for each in scores]
+    return len(ways) > 1 and any(len(each) > 1 or each != others[0] for each in others)
 
 
 def _tell_of_other_cells(cells: dict[str, dict[str, str]]) -> None:
@@ -150,13 +175,12 @@ def _tell_of_other_cells(cells: dict[str, dict[str, str]]) -> None:
             for name, each in unlike.items()
         )
         same = "train them on one file with the same kinds (pyro-vae train --kinds)"
-        _tell_of_other_scores("cells of the table", told, same)
+        _tell_of_other_scores(f"cells of the table {_DIFFER}", told, same)
 
 
 def _tell_of_other_scores(what: str, told: Iterable[str], way_out: str) -> None:
     warnings.warn(
-        f"compare: the runs score {what} in different ways, so that the differences of their "
-        f"likelihoods say nothing: {'; '.join(told)}; {way_out}",
+        f"compare: the runs score {what}: {'; '.join(told)}; {way_out}",
         UserWarning,
         stacklevel=of_user(),
     )

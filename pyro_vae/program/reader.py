@@ -75,7 +75,7 @@ from pyro_vae.program.parameters.modules import (
     leaves_behind,
 )
 from pyro_vae.program.sites.counts import Counts
-from pyro_vae.program.sites.holes import Holes, observed_holes
+from pyro_vae.program.sites.holes import Holes, observed_holes, of_joint_rows
 from pyro_vae.program.sites.masks import is_masked, tell_of_masks
 from pyro_vae.program.sites.numbered import LookUps, forget_plates, numbered
 from pyro_vae.program.sites.observed import Binding, Copies, bindings_of
@@ -287,7 +287,7 @@ class Reader:
         with self.runs.undone(), suppress(DataError):
             model, _ = self.runs.once(map_batch(torch.nan_to_num, batch))
             if not any(is_masked(s) for _, s in sample_sites(model) if s["is_observed"]):
-                return ""
+                return of_joint_rows(model)
             try:
                 model, _ = self.runs.once(batch)
             except DataError as error:

@@ -394,6 +394,27 @@ def joint_rows(cells, x):
     pyro.sample("x", fn.mask(seen), obs=x.nan_to_num())
 
 
+def joint(cells, x, mask, value=torch.nan_to_num):
+    fn = dist.MultivariateNormal(cells.loc, torch.eye(2))
+    pyro.sample("x", fn if mask is None else fn.mask(mask), obs=value(x))
+
+
+def joint_after(cells, x):
+    joint(cells, x, ~x.nan_to_num().isnan().any(-1))
+
+
+def joint_cells(cells, x):
+    joint(cells, x, ~x.isnan())
+
+
+def joint_of_nan(cells, x):
+    joint(cells, x, ~x.isnan().any(-1), value=lambda x: x)
+
+
+def joint_unmasked(cells, x):
+    joint(cells, x, None)
+
+
 def drawn(cells, x):
     """What lacks is a value of a latent, and scored as that; another site has a mask."""
     first = x[:, 0]
@@ -418,6 +439,7 @@ def drawn(cells, x):
             joint_rows,
             r"site 'x': its mask leaves out 3 rows of 4.*each still counts.*: drop the rows$",
         ),
+        (joint_after, r"site 'x' scores.*seen = ~x\.isnan\(\)\.any\(-1\), .* \.mask\(seen\)$"),
     ],
 )
 def test_a_mask_that_misses_the_holes_is_told_once(observe, told):
@@ -582,6 +604,9 @@ def through_a_network(cells, x):
     [
         (by_handler, r"site 'x': got a mask of (.*), expected.*\(\d,\); .*\.mask\(m\)\.to_event"),
         (event_first, r"site 'x' of event_first: got a mask of .*\.mask\(m\)\.to_event\(1\)"),
+        (joint_cells, r"site 'x' of joint: .*\(4,\); give one mark for each, as m\.all\(-1\): it"),
+        (joint_of_nan, r"'x' observes NaN.*obs=x\.nan_to_num\(\) beside.*isnan\(\)\.any\(-1\)\)$"),
+        (joint_unmasked, r"in row 0.*'x' has one density for all.*\.mask\(~x\.isnan\(\)\.any\("),
         (with_nan, r"x: value nan in row 0.*; site 'x' observes NaN.*obs=x\.nan_to_num"),
         (through_a_network, r"x: value nan in row 0.*NaN reaches .*test_missing\.py:\d+\): write"),
     ],

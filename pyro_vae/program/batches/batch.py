@@ -516,7 +516,7 @@ def check_finite(batch: Batch, first_row: int = 0) -> None:
                 f"{list(where[1:])}), expected finite numbers; drop such rows "
                 "(x[x.isfinite().flatten(1).all(1)]), or, for pv.impute to fill them in, let the "
                 "program take holes: pv.models.VAE(..., missing='nan'), or x.nan_to_num() in guide "
-                "and obs=, and .mask(~x.isnan()) around the distribution of x in the model"
+                "and obs=, and .mask(~x.isnan()) before .to_event in the model"
             )
 
 

@@ -69,7 +69,7 @@ def about_mask(error: BaseException) -> str:
         mask = told.get("mask")
         if isinstance(told.get("self"), MaskedDistribution) and isinstance(mask, Tensor):
             base = told["base_dist"]
-            unfit = unfit_mask(mask.shape, base.batch_shape, base.event_shape)
+            unfit = unfit_mask(mask.shape, base)
             return f"{site_of(error)}{unfit}{users_line(error)}"
     return ""
 

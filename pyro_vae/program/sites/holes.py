@@ -11,8 +11,8 @@ from torch import Tensor
 from pyro_vae.arguments import counted
 from pyro_vae.program.batches.batch import Batch, named_leaves
 from pyro_vae.program.checks import is_discrete
-from pyro_vae.program.handlers import Message, innermost, is_data, sample_sites
-from pyro_vae.program.sites.masks import kept_units
+from pyro_vae.program.handlers import Message, is_data, sample_sites
+from pyro_vae.program.sites.masks import has_cells, kept_units
 from pyro_vae.program.told import Told
 
 # An argument's name and the dimension of its steps or columns; None where it is taken as a whole.
@@ -80,7 +80,7 @@ class Holes:
             return ""
         found = []
         for place, at, holes in _observed(parts, value):
-            fault = _scored(name, place[0], value, kept, holes, drawn)
+            fault = _scored(name, place[0], site, kept, holes, drawn)
             found.append(fault or _whole_rows(name, place[0], site["fn"], kept, holes))
             if torch.equal(kept, ~holes):
                 self._places[name] = (place, at)
@@ -107,9 +107,28 @@ def observed_holes(model: Trace) -> str:
         if is_data(site) and bool(site["value"].isnan().any()):
             return (
                 f"site {name!r} observes NaN, which a mask does not take out: write "
-                "obs=x.nan_to_num() beside .mask(~x.isnan())"
+                f"obs=x.nan_to_num() beside .mask({_marks('x', site['fn'])[0]})"
             )
     return ""
+
+
+def of_joint_rows(model: Trace) -> str:
+    """Return what to do about holes where what is observed has one density for all of its cells."""
+    for name, site in sample_sites(model):
+        if is_data(site) and site["fn"].event_shape and not has_cells(site["fn"]):
+            return (
+                f"site {name!r} has one density for all cells of a row: drop such rows, or mask "
+                f"them, x.nan_to_num() in guide and obs= beside .mask({_marks('x', site['fn'])[0]})"
+            )
+    return ""
+
+
+def _marks(given: str, fn: Any) -> tuple[str, str]:
+    """Return the mask that takes out holes, as it is written, and where it stands."""
+    if has_cells(fn):
+        return f"~{given}.isnan()", " before .to_event" if fn.event_shape else ""
+    dims = -1 if len(fn.event_shape) == 1 else tuple(range(-len(fn.event_shape), 0))
+    return f"~{given}.isnan().any({dims})", ""
 
 
 def _parts(leaves: Mapping[str, Tensor], sizes: set[int]) -> list[_Parts]:
@@ -144,25 +163,26 @@ def _observed(parts: Sequence[_Parts], value: Tensor) -> Iterator[tuple[_Place, 
 
 
 def _scored(
-    name: str, given: str, value: Tensor, kept: Tensor, holes: Tensor, drawn: Sequence[Tensor]
+    name: str, given: str, site: Message, kept: Tensor, holes: Tensor, drawn: Sequence[Tensor]
 ) -> str:
     """Return what to do where cells with holes count; nothing where none does."""
-    scored = kept & holes
+    value, scored = site["value"], kept & holes
     told = value[~holes].unique().numel() > 1  # one number may be anything: what is seen, say
     if not told or not bool(scored.any()) or not _is_filler(value, scored):
         return ""
     if _are_of(drawn, value, scored):
         return ""
+    marks, place = _marks(given, site["fn"])
     count = f"{int(scored.sum())} in {counted(len(value), 'row')}"
     if torch.equal(kept, holes):
         return (
             f"site {name!r} has an inverted mask: it keeps the cells that are NaN in the data "
-            f"({count}), and leaves out all others; write .mask(~{given}.isnan())"
+            f"({count}), and leaves out all others; write .mask({marks}){place}"
         )
     return (
         f"site {name!r} scores cells that are NaN in the data ({count}), as the numbers that stand "
-        f"in their place: compute the mask before these do, as seen = ~{given}.isnan(), then "
-        f"{given} = {given}.nan_to_num(), and write .mask(seen) before .to_event"
+        f"in their place: compute the mask before these do, as seen = {marks}, then "
+        f"{given} = {given}.nan_to_num(), and write .mask(seen){place}"
     )
 
 
@@ -222,9 +242,9 @@ def _whole_rows(name: str, given: str, fn: Any, kept: Tensor, holes: Tensor) -> 
         return ""
     count, cells = counted(int(partly.sum()), "row"), int((~holes[partly]).sum())
     way_out = "drop the rows"
-    if not innermost(fn).event_shape:  # a product over the cells, which a mask can part
-        where = " before .to_event" if fn.event_shape else ""
-        cells_out = f"put .mask(~{given}.isnan()){where}, which leaves out the cells"
+    if has_cells(fn):
+        marks, where = _marks(given, fn)
+        cells_out = f"put .mask({marks}){where}, which leaves out the cells"
         way_out = f"{cells_out}, or {way_out}"
     return (
         f"site {name!r}: its mask leaves out {count} of {len(holes)}, for a NaN in each, and "

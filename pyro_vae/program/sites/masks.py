@@ -77,13 +77,21 @@ def require_masks_of_batch(trace: Trace) -> None:
         except RuntimeError:
             fits = False
         if not fits:
-            raise ProgramError(f"site {name!r}: {unfit_mask(mask.shape, batch, event)}")
+            raise ProgramError(f"site {name!r}: {unfit_mask(mask.shape, site['fn'])}")
 
 
-def unfit_mask(got: torch.Size, batch: torch.Size, event: torch.Size) -> str:
+def has_cells(fn: Any) -> bool:
+    """Return whether a density is a product over its cells, which a mask can part."""
+    return not innermost(fn).event_shape
+
+
+def unfit_mask(got: torch.Size, fn: Any) -> str:
     """Return what to do about a mask of another shape than the batch's."""
+    batch, event = fn.batch_shape, fn.event_shape
     way_out = "give one mark for each"
-    if got == batch + event:
+    if got == batch + event and not has_cells(fn):
+        way_out += ", as m.all(-1): it has one density for all cells of an event"
+    elif got == batch + event:
         way_out = (
             f"for one mark for each cell write .mask(m).to_event({len(event)}), the mask before "
             "the event"

@@ -1,5 +1,6 @@
 """Reading a pair: one trace of model and guide tells the sites of a batch, once per structure."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -29,6 +30,7 @@ from pyro_vae.program.batches.batch import (
     signs_of,
     takes,
     told_by,
+    under_handlers,
 )
 from pyro_vae.program.batches.counters import Counters, looks_of
 from pyro_vae.program.densities.joint import Joint
@@ -140,7 +142,7 @@ class Reader:
         self._run_again = False  # from one state, to see whether it is equal
         # Whether the data are one datum; None: not known.
         self._whole: bool | None = self.told_whole or None
-        self._met_observed = False  # whether a batch had a site of ``observed``
+        self._met: set[str] = set()  # sites of ``observed`` that a batch had
         self._weights: dict[str, Any] | None = None  # in train mode, where they are others there
         self.counts = Counts()
         self._counters = Counters()
@@ -617,25 +619,45 @@ class Reader:
         places = tuple(arg if isinstance(arg, Form) else i for i, arg in enumerate(args))
         keys = named_arguments(function, places, {k: k for k in kwargs})
         given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
-        self._met_observed |= bool(self._observed.keys() & model.nodes.keys())
-        if self._observed and not self._met_observed and not self._left_out(args, kwargs):
-            raise ProgramError(
-                f"observed: got {sorted(self._observed)}, which the model does not sample, "
-                f"expected names of observed sites, among {names}, each with that of its argument"
-            )
+        self._met |= self._observed.keys() & model.nodes.keys()
+        self._require_declared(names, args, kwargs)
         rows = None if isinstance(batch, Whole) else num_rows(batch)
         return bindings_of(values, given, keys, self._observed, rows, plate.dim, copies)
 
-    def _left_out(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-        """Return whether a batch has no argument of a declared site, which may be in others."""
-        function = self._program.functions[0]
-        if args and isinstance(args[-1], Form):
-            return False
-        given = named_arguments(function, args, kwargs)
-        return any(
-            given[name] is None if name in given else takes(function, args, {**kwargs, name: None})
-            for name in self._observed.values()
+    def _require_declared(
+        self, names: list[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        """Refuse declared sites that lack where their arguments are given; warn where some do."""
+        met = {self._observed[site] for site in self._met}
+        lacks = {site: name for site, name in self._observed.items() if name not in met}
+        if not args or not isinstance(args[-1], Form):  # of containers the signature says nothing
+            lacks = {site: name for site, name in lacks.items() if self._is_due(name, args, kwargs)}
+        elif met:
+            return
+        told = (
+            f"observed: got {sorted(lacks)}, which the model does not sample, "
+            f"expected names of observed sites, among {names}, each with that of its argument"
         )
+        if lacks and not met:
+            raise ProgramError(told)
+        if lacks:  # a model may look at an argument before it samples
+            self.told.warn(("observed", "lacks"), told)
+
+    def _is_due(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Return whether a batch has an argument, or none can: sites of others may lack."""
+        function = self._program.functions[0]
+        given = named_arguments(function, args, kwargs)
+        if name in given:
+            return given[name] is not None
+        if not takes(function, args, {**kwargs, name: None}):
+            return True
+        if name not in inspect.signature(under_handlers(function)).parameters:
+            self.told.warn(
+                ("observed", name),
+                f"observed: argument {name!r} is not in this batch, and no name in the signature "
+                "of the model, which takes any (**): if no batch has it, correct the name",
+            )
+        return False
 
     def _leaves(self, batch: Batch) -> list[Tensor]:
         """Run the functions once and return the leaf tensors that their densities depend on."""

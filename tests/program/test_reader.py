@@ -344,9 +344,34 @@ def test_a_declared_site_may_be_in_batches_of_its_argument_alone():
         pv.elbo(program, (x, y)), expected + dist.Normal(0.0, 1.0).log_prob(y)
     )
     torch.testing.assert_close(pv.elbo(program, (x,)), expected)
-    for declared, batch in (({"z": "y"}, (x, y)), ({"z": "w"}, (x,))):
-        with pytest.raises(ProgramError, match="which the model does not sample"):
+    for declared, batch in (
+        ({"z": "y"}, (x, y)),
+        ({"z": "w"}, (x,)),
+        ({"z": "x", "y": "y"}, (x,)),  # one is left out, and the other misspelt
+    ):
+        with pytest.raises(ProgramError, match=r"\['z'\], which the model does not sample"):
             pv.Program(model, lambda x, y=None: None, observed=declared).read(batch)
+    some = pv.Program(model, lambda x, y=None: None, observed={"z": "x", "y": "y"})
+    with pytest.warns(UserWarning, match=r"\['z'\], which the model does not sample"):
+        some.read((x, y))
+
+
+def test_a_declared_argument_that_no_signature_names_is_told_of_where_it_lacks():
+    """A function of ``**`` takes any name, and so a misspelt one."""
+
+    def model(x, **inputs):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+            if "y" in inputs:
+                pyro.sample("y", dist.Normal(0.0, 1.0), obs=inputs["y"] * 1.0)
+
+    x = torch.rand(4)
+    for name, batch in (("w", {"x": x}), ("y", {"x": x})):
+        program = pv.Program(model, lambda x, **inputs: None, observed={"y": name})
+        with pytest.warns(UserWarning, match=f"argument {name!r} is not in this batch"):
+            program.read(batch)
+    program.read({"x": x, "y": x})  # a warning here would be an error
+    pv.Program(model, lambda x, **inputs: None, observed={"y": "y"}).read({"x": x, "y": x})
 
 
 # -- guides with one factor per datum --------------------------------------------------------------

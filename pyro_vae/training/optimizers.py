@@ -3,7 +3,6 @@
 import inspect
 import warnings
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import pyro.optim
@@ -79,13 +78,23 @@ def as_factory(
 def _of_class(kind: Any, lr: float | None) -> Callable[..., Any]:
     """Return a class of optimizers as a factory, which passes a rate to those that take one."""
     parameters = inspect.signature(kind).parameters.values()
-    if any(each.name == "lr" or each.kind is each.VAR_KEYWORD for each in parameters):
-        return partial(kind, lr=rate(lr))
-    if lr is not None:
+    takes = any(each.name == "lr" or each.kind is each.VAR_KEYWORD for each in parameters)
+    given: dict[str, Any] = {"lr": rate(lr)} if takes else {}
+    name = kind.__name__
+    way_out = f"give a factory, as optimizer=lambda parameters: {name}(parameters, ...)"
+    if lr is not None and not takes:
         raise ConfigError(
-            f"lr: got {shown(lr)}, and optimizer {kind.__name__} takes no lr; leave lr out"
+            f"lr: got {shown(lr)}, and optimizer {name} takes no lr; leave lr out, or {way_out}"
         )
-    return kind
+
+    def make(parameters: list[nn.Parameter]) -> Any:
+        try:
+            return kind(parameters, **given)
+        except TypeError as error:
+            called = ", ".join(["parameters", *(f"{k}={shown(v)}" for k, v in given.items())])
+            raise ConfigError(f"optimizer: {name}({called}) fails: {error}; {way_out}") from error
+
+    return make
 
 
 def _is_schedule(optimizer: Any) -> bool:

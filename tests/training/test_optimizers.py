@@ -182,6 +182,35 @@ def test_a_class_that_takes_no_rate_gets_none():
         ours(NoRate, 1)
 
 
+class RateTwice(torch.optim.SGD):
+    def __init__(self, params, **others):
+        super().__init__(params, lr=0.1, **others)
+
+
+class RateByPlace(torch.optim.SGD):
+    def __init__(self, params, lr, /):
+        super().__init__(params, lr=lr)
+
+
+class RateByAnotherName(torch.optim.SGD):
+    def __init__(self, params, learning_rate):
+        super().__init__(params, lr=learning_rate)
+
+
+@pytest.mark.parametrize(
+    ("kind", "call"),
+    [
+        (RateTwice, r"parameters, lr=0\.001"),
+        (RateByPlace, r"parameters, lr=0\.001"),
+        (RateByAnotherName, "parameters"),
+    ],
+)
+def test_a_class_that_takes_its_rate_in_another_way_is_told_of_a_factory(kind, call):
+    told = rf"{kind.__name__}\({call}\) fails: .*; give a factory, as optimizer=lambda"
+    with pytest.raises(ConfigError, match=told):
+        ours(kind, 1)
+
+
 @pytest.mark.parametrize(
     ("optimizer", "objective", "match"),
     [

@@ -86,7 +86,7 @@ def _rows(figures: dict[str, Any]) -> list[_Row]:
         rows.append((of("KL of", site), f"{kl:.2f}", "", "nats per datum, by these draws"))
         active, units = figures["active_units"].get(site), figures["units"].get(site)
         if units is not None:
-            note = "variance of the mean > 0.01 of the prior's, or q's own"
+            note = "variance of the mean > 0.01 of the prior's, or > that of q"
             rows.append((of("active units of", site), str(active), f" of {units}", note))
     for site, kl in figures.get("global_kl", {}).items():
         note = f"nats once, {kl / count:.2f} for each of {count} data"

@@ -22,7 +22,7 @@ def verdict(found: Any) -> str:
     gain, over = _gain(found)
     evidence = [_units(found, name) for name in sites] if len(sites) <= _NAMED else [_many(found)]
     if found.rows == 1:
-        head = "One datum: whether codes differ between data takes two or more."
+        head = "One datum: it takes two or more to see whether codes differ."
     elif found.collapsed and len(found.collapsed) == len(sites):
         head = "Collapsed: the code tells nothing of the data."
     elif found.collapsed:

@@ -283,7 +283,8 @@ def test_a_unit_that_moves_more_than_its_own_width_is_active():
 @pytest.mark.parametrize("width", [0.1, 10.0])  # that of the prior: a KL of 0
 def test_one_datum_is_not_compared_with_others(width):
     found = pv.diagnose(Narrow(width), NARROW[:1] * (width < 1))
-    assert found.verdict.startswith("One datum: ") and " active" not in f"{found.verdict}{found}"
+    assert found.verdict.startswith("One datum: it takes two")
+    assert " active" not in f"{found.verdict}{found}"
     assert not (found.cures or found.collapsed) and "another datum" not in found.report()
     assert "nan" not in found.report() and "ignores" not in found.verdict
     assert (found.kl["z"] < 0.1) == (width > 1)

@@ -82,10 +82,7 @@ class FolderLock:
             text = self.path.read_text(encoding="utf-8", errors="replace")
             owner = owner_of(text)
             if owner is not None and text != self._text:
-                raise ConfigError(
-                    f"out: process {owner['pid']} on {owner['host']} has begun a run in "
-                    f"{self.path.parent} as well; choose another folder for one of the two"
-                )
+                raise taken(self.path.parent, owner)
 
     def require_place(self) -> None:
         """Require a folder, or room for one on the disk where the run began.
@@ -153,9 +150,9 @@ class FolderLock:
             return
         owner = owner_of(text)
         if owner is None and age < BEAT:  # just being written, perhaps
-            raise self._refusal("another process", age)
+            raise in_use(self.path.parent, "another process", age)
         if owner is not None and self.is_alive(owner, age, text):
-            raise self._refusal(f"process {owner['pid']} on {owner['host']}", age)
+            raise in_use(self.path.parent, named(owner), age)
         moved = self.path.with_name(f".{NAME}.{secrets.token_hex(4)}.tmp")
         with contextlib.suppress(FileNotFoundError):
             os.rename(self.path, moved)
@@ -163,13 +160,6 @@ class FolderLock:
                 with contextlib.suppress(OSError):  # another was faster: it keeps its lock
                     os.link(moved, self.path)
             moved.unlink()
-
-    def _refusal(self, owner: str, age: float) -> ConfigError:
-        return ConfigError(
-            f"out: {self.path.parent} is in use by {owner}, whose last sign of life is "
-            f"{max(age, 0.0):.0f} s old; choose another folder, or wait for that run (if it is "
-            f"dead, remove {NAME})"
-        )
 
     @staticmethod
     def is_alive(owner: dict[str, object], age: float, text: str, unseen: float = UNSEEN) -> bool:
@@ -184,6 +174,27 @@ class FolderLock:
             )  # else an interrupt ended a run just before it gave its lock up
         # The number of a dead process may be given out again: then the start is another.
         return is_running(pid) and (start is None or start_of(pid) in (None, start))
+
+
+def named(owner: dict[str, object]) -> str:
+    """Return the name of the process that holds a lock."""
+    return f"process {owner['pid']} on {owner['host']}"
+
+
+def in_use(where: Path | str, owner: str, age: float) -> ConfigError:
+    """Return the refusal of a folder that a run is writing into."""
+    return ConfigError(
+        f"out: {where} is in use by {owner}, whose last sign of life is {max(age, 0.0):.0f} s old; "
+        f"choose another folder, or wait for that run (if it is dead, remove {NAME})"
+    )
+
+
+def taken(where: Path | str, owner: dict[str, object]) -> ConfigError:
+    """Return the error of a run whose folder has been locked by another one meanwhile."""
+    return ConfigError(
+        f"out: {named(owner)} has begun a run in {where} as well; choose another folder for one of "
+        "the two"
+    )
 
 
 def device_of(path: Path) -> int:

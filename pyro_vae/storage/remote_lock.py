@@ -5,8 +5,7 @@ import json
 import secrets
 import time
 
-from pyro_vae.errors import ConfigError
-from pyro_vae.storage.lock import NAME, FolderLock, held_here, here, owner_of
+from pyro_vae.storage.lock import FolderLock, held_here, here, in_use, named, owner_of, taken
 from pyro_vae.storage.remote import RemoteFolder
 
 BEAT = 300.0  # seconds between two signs of life: each is a request
@@ -40,11 +39,7 @@ class RemoteLock:
             beat = owner.get("beat")
             age = time.time() - beat if isinstance(beat, int | float) else 0.0
             if FolderLock.is_alive(owner, age, str(owner.get("id")), unseen=3 * BEAT):
-                raise ConfigError(
-                    f"out: {self._folder.address} is in use by process {owner['pid']} on "
-                    f"{owner['host']}, whose last sign of life is {max(age, 0.0):.0f} s old; "
-                    f"choose another folder, or wait for that run (if it is dead, remove {NAME})"
-                )
+                raise in_use(self._folder.address, named(owner), age)
         held_here.add(self._id)
         self._write()
         self.require()
@@ -73,10 +68,7 @@ class RemoteLock:
             self._write()
         owner = owner_of(text or "")
         if owner is not None and owner.get("id") != self._id:
-            raise ConfigError(
-                f"out: process {owner['pid']} on {owner['host']} has begun a run in "
-                f"{self._folder.address} as well; choose another folder for one of the two"
-            )
+            raise taken(self._folder.address, owner)
 
     def release(self) -> None:
         """Remove the lock."""

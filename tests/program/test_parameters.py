@@ -260,8 +260,7 @@ def test_a_search_asks_no_object_and_looks_at_few():
     def function(x):
         return tree, touchy, deep
 
-    search = object_graph._Search()
-    search.push("", function)
+    search = object_graph._Search([function])
     assert [name for name, _ in search.run()] == ["deep_0_0_net"]
     assert len(search.met) < 2 * object_graph._MOST_OBJECTS
 

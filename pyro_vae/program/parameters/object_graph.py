@@ -12,7 +12,7 @@ import sysconfig
 import tempfile
 import threading
 from collections import ChainMap, OrderedDict, UserDict, UserList, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from types import (
     BuiltinMethodType,
@@ -64,10 +64,7 @@ def reachable(*functions: Any) -> Iterator[tuple[str, nn.Module]]:
     containers, attributes of objects, and those methods whose name occurs in the code. The insides
     of installed libraries are not looked into.
     """
-    search = _Search()
-    for function in functions:
-        search.push("", function)
-    yield from search.run()
+    yield from _Search(functions).run()
 
 
 def empty_globals(*functions: Any) -> frozenset[str]:
@@ -75,11 +72,7 @@ def empty_globals(*functions: Any) -> frozenset[str]:
 
     Followed is what ``reachable`` follows.
     """
-    search = _Search()
-    for function in functions:
-        search.push("", function)
-    deque(search.run(), maxlen=0)
-    return frozenset(search.empty)
+    return frozenset(_searched(functions).empty)
 
 
 def holders(*functions: Any) -> list[Any]:
@@ -87,11 +80,14 @@ def holders(*functions: Any) -> list[Any]:
 
     Followed is what ``reachable`` follows.
     """
-    search = _Search()
-    for function in functions:
-        search.push("", function)
+    return list(_searched(functions).met.values())
+
+
+def _searched(functions: Iterable[Any]) -> "_Search":
+    """Return a walk that has come to its end."""
+    search = _Search(functions)
     deque(search.run(), maxlen=0)
-    return list(search.met.values())
+    return search
 
 
 def names_loaded(function: FunctionType) -> frozenset[str]:
@@ -105,15 +101,17 @@ def names_mentioned(function: FunctionType) -> frozenset[str]:
 
 
 class _Search:
-    """A breadth-first walk over objects; each is visited once."""
+    """A breadth-first walk over what functions can reach; each object is visited once."""
 
-    def __init__(self) -> None:
+    def __init__(self, functions: Iterable[Any]) -> None:
         self._queue: deque[tuple[str, Any]] = deque()
         self.met: dict[int, Any] = {}  # the objects too: an id may be given again
         self._classes: set[int] = set()
         self._mentioned: set[str] = set()
         self._waiting: dict[str, list[tuple[str, Any]]] = {}
         self.empty: set[str] = set()
+        for function in functions:
+            self.push("", function)
 
     def push(self, path: str, value: Any) -> None:
         if type(value) not in _ATOMS and id(value) not in self.met:

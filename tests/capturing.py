@@ -64,9 +64,8 @@ class Capturing(TorchDispatchMode):
             before = torch.cuda.get_sync_debug_mode()
             torch.cuda.set_sync_debug_mode("error")
             self._stack.callback(torch.cuda.set_sync_debug_mode, before)
-        for name in ("synchronize", "current_stream"):
-            noted = mock.patch.object(torch.cuda, name, self._noted(name))
-            self._stack.enter_context(noted)
+        waiting = mock.patch.object(torch.cuda, "synchronize", self._synchronize)
+        self._stack.enter_context(waiting)
         self._stack.enter_context(_FromPython(self._note))
         return super().__enter__()
 
@@ -78,16 +77,17 @@ class Capturing(TorchDispatchMode):
         """Return what was found of some kinds, each place once."""
         return list(dict.fromkeys(what for kind, what in self.found if kind in kinds))
 
-    def _noted(self, name):
-        return lambda *args, **kwargs: self._note("wait", f"torch.cuda.{name}()")
+    def _synchronize(self, device=None) -> None:
+        self._note("wait", "torch.cuda.synchronize()")
 
     def _note(self, kind: str, what: str) -> None:
         elsewhere = ("site-packages", "capturing.py", "frozen")
-        frames = [
-            f for f in traceback.extract_stack() if not any(e in f.filename for e in elsewhere)
+        places = [
+            f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}"
+            for frame in reversed(traceback.extract_stack())
+            if not any(name in frame.filename for name in elsewhere)
         ]
-        place = " < ".join(f"{f.filename.rsplit('/', 1)[-1]}:{f.lineno}" for f in frames[:-7:-1])
-        self.found.append(Found(kind, f"{what} at {place}"))
+        self.found.append(Found(kind, f"{what} at {' < '.join(places[:6])}"))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.operators += 1

@@ -6,6 +6,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from capturing import Capturing
 from conftest import differences, surroundings
 from programs import CASES, densities_at, made
 from pyro import poutine
@@ -237,7 +238,7 @@ def test_saved_and_loaded_has_the_same_likelihood(name, device, tmp_path):
     ],
 )
 def test_runs_on_the_meta_device(name):
-    """A host tensor made on the side would raise here, as it would on CUDA."""
+    """A host tensor made on the side would raise here, as it would on CUDA; so would a value."""
     program, data = made(name, "meta", DTYPES[name])
     args, kwargs = arguments(data)
     wrapped = pv.Program.of(program)
@@ -245,8 +246,10 @@ def test_runs_on_the_meta_device(name):
         guide = poutine.trace(program.guide).get_trace(*args, **kwargs)
         model = program.model if CASES[name].has_prior else poutine.replay(program.model, guide)
         model(*args, **kwargs)
-        loss = pv.ELBO().differentiable_loss(program.model, program.guide, *args, **kwargs)
+        with Capturing() as capturing:
+            loss = pv.ELBO().differentiable_loss(program.model, program.guide, *args, **kwargs)
     assert loss.device.type == "meta" and loss.shape == ()
+    assert capturing.operators and capturing.of("wait", "copy") == []
 
 
 @pytest.mark.filterwarnings("ignore:Pyro's parameter store holds other values")

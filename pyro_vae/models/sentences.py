@@ -148,7 +148,8 @@ class SentenceVAE(SentenceProgram):
 
     def prior(self) -> TorchDistributionMixin:
         """Return p(z), event (Z,)."""
-        return dist.Normal(self.origin, 1.0).expand([self.latent_dim]).to_event(1)
+        one = torch.ones_like(self.origin)  # a number would travel to a GPU at each pass
+        return dist.Normal(self.origin, one).expand([self.latent_dim]).to_event(1)
 
     def model(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Draw a code and observe the sentences x, (B | T); their lengths are only compared."""

@@ -69,7 +69,7 @@ from pyro_vae.training.settings import (
 )
 from pyro_vae.training.step import Stepper, parts_of
 from pyro_vae.training.surroundings import surroundings_kept
-from pyro_vae.training.validation import Validation
+from pyro_vae.training.validation import Validation, tell_of_other_numbers
 
 __all__ = ["Run", "adam", "fit"]
 
@@ -198,7 +198,8 @@ def fit(
             of these per latent site.
         patience: Epochs without a better validation ELBO after which to stop.
         transform: Applied to each batch on the device (``torch.bernoulli``: dynamic binarization;
-            ``lambda batch: batch[0]``: images without their labels); to ``data`` alone.
+            ``lambda batch: batch[0]``: images without their labels); to ``data`` alone: ``valid``
+            is judged as it is given, so give it as this makes data, less what augments them.
         callbacks: One or several, called with the ``Run`` so far after each epoch; a true answer
             stops the run.
         size: N, of a stream that does not tell it: rows of an epoch, of all devices together.
@@ -278,7 +279,7 @@ def fit(
         moved = _conformed(wrapped, transform and of_arguments(transform))
         with forgotten_on_error(wrapped):
             feed, first = _prepare_data(wrapped, data, batch_size, moved, world, size, seed)
-            judged = _prepare_valid(wrapped, valid, batch_size, feed, world)
+            judged = _prepare_valid(wrapped, valid, batch_size, feed, world, moved and first)
             _check_parts(wrapped, first, feed.size, accumulate)
         weights = beta_schedule(beta, wrapped.sites.local)
         factory = adam(lr) if optimizer is None else as_factory(optimizer, wrapped, first, lr)
@@ -589,9 +590,23 @@ def _start(seed: int) -> int:
 
 
 def _prepare_valid(
-    program: Program, valid: Any, batch_size: int, feed: TensorFeed | LoaderFeed, world: World
+    program: Program,
+    valid: Any,
+    batch_size: int,
+    feed: TensorFeed | LoaderFeed,
+    world: World,
+    made: Batch | None,
 ) -> Validation | None:
-    """Check validation data before anything changes, those of a stream by their first batch."""
+    """Check validation data before anything changes, those of a stream by their first batch.
+
+    Arguments:
+        program: What is judged.
+        valid: In any form that ``fit`` takes.
+        batch_size: Rows of a batch, where the data do not say.
+        feed: Of training.
+        world: The processes that judge together.
+        made: What a transform makes of the first batch of training; None without one.
+    """
     world.agree({"valid": "none" if valid is None else "some"})
     if valid is None:
         return None
@@ -599,6 +614,10 @@ def _prepare_valid(
         judged = Validation(program, valid, batch_size, world)
     except DataError as error:
         told = str(error).replace(SURPLUS, SURPLUS_OF_VALID)
+        if made is not None and SURPLUS not in str(error):
+            told += "; transform= is applied to data alone: give valid as it makes them"
         raise DataError(f"valid: {told}") from error
     _require_own(program, judged.first, feed)
+    if made is not None:
+        tell_of_other_numbers(*map(program.examples.by_argument, (made, judged.first)))
     return judged

@@ -1,11 +1,14 @@
 """Validation rows: a batch in memory, or a stream that is read anew each time it is judged."""
 
 import hashlib
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from pyro_vae.callers import of_user
 from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.program.batches.batch import Batch, chunks, named_leaves, num_rows
 from pyro_vae.program.batches.streams import join_batches
@@ -18,6 +21,7 @@ from pyro_vae.training.loader_feed import LoaderFeed
 from pyro_vae.training.parallel import World
 from pyro_vae.training.shared_buffers import digest
 
+_OTHER_UNITS = 10  # times larger are no numbers of the same kind
 _ROWS = 1024  # of a piece: as many as a pass over rows in memory has
 
 
@@ -133,3 +137,33 @@ def _joined(batches: list[Batch]) -> list[Batch]:
         return [join_batches(batches)]
     except DataError:
         return batches
+
+
+def tell_of_other_numbers(made: Mapping[str, Any], judged: Mapping[str, Any]) -> None:
+    """Warn of validation data in other units than what a transform makes of the training data.
+
+    Arguments:
+        made: Arguments of a batch of training, after the transform, by name.
+        judged: Those of validation data.
+    """
+    for name in made.keys() & judged.keys():
+        both = [each[name] for each in (judged, made)]
+        if not all(isinstance(each, Tensor) and each.is_floating_point() for each in both):
+            continue
+        here, there = (each[each.isfinite()] for each in both)
+        if not (here.numel() and there.numel()):
+            continue
+        sizes = sorted(float(each.abs().max()) for each in (here, there))
+        whole = [bool((each == each.round()).all()) for each in (here, there)]
+        if whole[0] != whole[1] or sizes[1] > _OTHER_UNITS * sizes[0]:
+            spans = (
+                f"{'whole ' * w}numbers from {float(v.min()):.4g} to {float(v.max()):.4g}"
+                for w, v in zip(whole, (here, there), strict=True)
+            )
+            warnings.warn(
+                f"valid: {name} has {next(spans)}, and transform= makes {next(spans)} of data: it "
+                "is applied to data alone, and valid is judged as it is; give it as the transform "
+                "makes it, valid=transform(valid)",
+                stacklevel=of_user(),
+            )
+            return

@@ -2,6 +2,8 @@
 
 import json
 import math
+from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pyro
@@ -15,11 +17,13 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae as pv
-from pyro_vae.errors import CheckpointError, ConfigError, TrainingDiverged
+from pyro_vae.errors import CheckpointError, ConfigError, DataError, TrainingDiverged
 from pyro_vae.storage.history import History
 
 ORACLE = PPCA.random(6, 2)
 X = ORACLE.sample(50)
+WHOLE = (X.clamp(-2, 2).add(2) * 63.75).round()
+WHOLE[0, :2] = torch.tensor([0.0, 255.0])
 
 
 def linear(seed=1):
@@ -97,6 +101,24 @@ def test_the_rows_that_are_judged_are_transformed():
     exact = program.marginal().log_prob(X + 0.5).mean().item()
     run = pv.fit(program, X, transform=lambda x: x + 0.5, epochs=1, beta=0.5, lr=1e-9)
     assert run.history["elbo"][0] == pytest.approx(exact, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("transform", "valid", "told"),
+    [
+        (lambda x: x / 255, WHOLE, r"x has whole numbers from 0 to 255, .* numbers from 0 to 1 of"),
+        (lambda x: x / 255, WHOLE / 255, None),
+        (lambda x: x.flip(1), WHOLE, None),
+        (lambda x: (x + torch.rand_like(x)) / 2, WHOLE, "valid: x has whole .* makes numbers from"),
+    ],
+)
+def test_validation_data_in_other_units_than_a_transform_makes_are_told_of(transform, valid, told):
+    """They are judged as they are, and a wrong epoch is kept for the best."""
+    fit = partial(pv.fit, linear(), WHOLE, transform=transform, epochs=1, compile=False)
+    with nullcontext() if told is None else pytest.warns(UserWarning, match=told):
+        fit(valid=valid)
+    with pytest.raises(DataError, match=r"valid: .*transform= is applied to data alone"):
+        fit(valid=valid[:, :3])
 
 
 def test_each_epoch_has_an_order_of_its_own():

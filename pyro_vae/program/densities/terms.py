@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from pyro.distributions.util import is_identically_zero, scale_and_mask
@@ -32,7 +32,6 @@ from pyro_vae.program.sites.plates import by_datum, data_dim, inner_plates
 
 # S draws of the globals, K particles of the locals, B data of the batch, N data of the data set.
 
-Held = TypeVar("Held")
 _STACKED = ("log_p", "log_q", "global_log_p", "global_log_q", "score", "factors", "factor_score")
 
 
@@ -57,7 +56,7 @@ class Latent:
 
 
 @dataclass
-class _Densities(Generic[Held]):
+class _Densities:
     """What one draw of the globals gives, and all of them: their meaning is told by `Terms`."""
 
     log_p: dict[str, Tensor] = field(default_factory=dict)
@@ -67,7 +66,6 @@ class _Densities(Generic[Held]):
     score: dict[str, Tensor] = field(default_factory=dict)
     no_path: tuple[str, ...] = ()
     observed: tuple[str, ...] = ()
-    latents: dict[str, Held] = field(default_factory=dict)
     size: int = 0
     batch_size: int = 0
     factors: dict[str, Tensor] = field(default_factory=dict)
@@ -78,11 +76,15 @@ class _Densities(Generic[Held]):
     carried: Mapping[str, str] = field(default_factory=dict)
 
 
-class Draw(_Densities[Latent]):
+@dataclass
+class Draw(_Densities):
     """What one draw of the globals contributes: terms without the dimension of S."""
 
+    latents: dict[str, Latent] = field(default_factory=dict)
 
-class Terms(_Densities[list[Latent]]):
+
+@dataclass
+class Terms(_Densities):
     """Log densities of a model and a guide at draws from the guide, in nats.
 
     Weights of handlers (KL weight, masks) are in, unless the terms are those of
@@ -119,6 +121,8 @@ class Terms(_Densities[list[Latent]]):
     depend on them: ``log_p`` has a latent's density under its own name, and one term for all that
     is observed, called for instance ``"x (y summed out)"``.
     """
+
+    latents: dict[str, list[Latent]] = field(default_factory=dict)
 
     @property
     def log_weight(self) -> Tensor:

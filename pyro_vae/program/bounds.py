@@ -35,11 +35,12 @@ def elbo(
     Discrete latents that the guide leaves out are summed out exactly; those that it draws are
     drawn, also where it marks them for enumeration: the estimate is then a sampled one.
     Weights that the program puts on its terms are in, as in training, and so are the guide's
-    factors. Where a site outside the plate depends on the data's latents, or on their rows (a
-    global latent in the guide, too), one pass holds all data, whatever ``batch_size``. The mean
-    over the data is the bound per datum; with global sites each datum bears 1/N of their KL, N
-    being the number of rows given. All data see the same S draws of the globals. Random numbers
-    come from torch's global generator.
+    factors. The density of what the guide observes too, and marks as auxiliary (CEVAE), is taken
+    off, as in the loss of stock SVI: no bound then; ``log_likelihood`` leaves it out. Where a site
+    outside the plate depends on the data's latents, or on their rows (a global latent in the guide,
+    too), one pass holds all data, whatever ``batch_size``. The mean over the data is the bound per
+    datum; with global sites each datum bears 1/N of their KL, N being the number of rows given. All
+    data see the same S draws of the globals. Random numbers come from torch's global generator.
 
     Arguments:
         program: Anything with ``.model`` and ``.guide``.

@@ -732,3 +732,28 @@ def test_a_global_latent_that_no_site_of_the_guide_draws_is_held_at_no_draw(auxi
     mean, spread = x.sum() / 6, (1 + 1 / 6) ** 0.5
     exact = dist.Normal(mean, spread).log_prob(x)
     assert ((given.log_prob - exact).abs() < 5 * given.noise).all()
+
+
+def test_what_a_guide_observes_as_auxiliary_is_taken_off_the_bound_alone():
+    """CEVAE's q(t | x): in stock SVI's loss, and in no likelihood; the guide of z is exact."""
+    x = torch.linspace(-2.0, 2.0, 12, dtype=torch.float64)
+    t = (x > 0.5).double()
+
+    def model(x, t):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+            pyro.sample("t", dist.Bernoulli(x.new_tensor(0.3)), obs=t)
+
+    def guide(x, t):
+        with pyro.plate("data", len(x)):
+            pyro.sample("t", dist.Bernoulli(logits=x), obs=t, infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+    program = pv.Program(model, guide)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x) + dist.Bernoulli(0.3).log_prob(t)
+    taken_off = dist.Bernoulli(logits=x).log_prob(t)
+    torch.testing.assert_close(pv.elbo(program, (x, t)), exact - taken_off)
+    loss = Trace_ELBO().loss(model, guide, x, t)
+    assert loss == pytest.approx(-float((exact - taken_off).sum()), rel=1e-6)
+    torch.testing.assert_close(pv.log_likelihood(program, (x, t)).log_prob, exact)

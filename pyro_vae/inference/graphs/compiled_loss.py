@@ -425,7 +425,8 @@ class CompiledLoss:
             self._background = None
         elif self.mode is True and self._retraced <= _RECOMPILED:
             try:
-                traced.run = kept.compiled or compile_graph(traced.graph, flat)
+                stays = len(traced.homes)
+                traced.run = kept.compiled or compile_graph(traced.graph, flat, stays)
                 self.step.require_equal(traced, call, exact)
                 kept.compiled = traced.run
             except Exception as error:  # no C++ compiler, say

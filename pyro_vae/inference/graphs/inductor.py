@@ -9,13 +9,14 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule
 
 from pyro_vae.inference.graphs.comparison import constants
+from pyro_vae.inference.graphs.course import memory_of
 from pyro_vae.inference.graphs.flat_inputs import FlatStep
 from pyro_vae.inference.graphs.lowering import lowered
 from pyro_vae.inference.graphs.simplify import written_inputs
 from pyro_vae.torch_private import FakeTensorMode, TracingContext, compiler, tracing
 
 
-def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> FlatStep:
+def compile_graph(graph: GraphModule, inputs: Sequence[Tensor], stays: int = 0) -> FlatStep:
     """Compile a traced graph, to return ``(loss, norm of the gradients, *gradients)``.
 
     No Dynamo: the graph has no Python left to be captured, and no guards to be checked at each
@@ -27,11 +28,12 @@ def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> FlatStep:
     Arguments:
         graph: What ``simplify`` returned.
         inputs: Tensors of the shapes, strides and devices to come.
+        stays: How many of the first of them are at one place at each step, as weights are.
     """
     # A second to import: only where it is used.
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    inductor = compiler("compile_fx").compile_fx
+    code = compiler("compile_fx")
     # Inductor's cache wants a context for symbolic shapes; ours are numbers.
     mode = FakeTensorMode(shape_env=ShapeEnv())
     lifted, held = with_constants_as_inputs(graph)
@@ -41,7 +43,8 @@ def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> FlatStep:
     for place, shape in zip(ready.graph.find_nodes(op="placeholder"), shapes, strict=True):
         place.meta["val"] = shape  # where one place has a value, the compiler asks each for it
     with torch.no_grad(), tracing(TracingContext(mode)):
-        run = inductor(ready, shapes, config_patches=_options(flat))
+        inner = _reading_in_place(code.compile_fx_inner, flat, len(held) + stays)
+        run = code.compile_fx(ready, shapes, inner_compile=inner, config_patches=_options(flat))
     return _called(run, held, inputs, written_inputs(lifted))
 
 
@@ -155,6 +158,23 @@ def _options(inputs: Sequence[Tensor]) -> dict[str, Any]:
     # Channels last it would lay out the forward convolutions alone: their gradients take copies.
     layout = {"layout_optimization": False}
     return {"fallback_random": True, "cpp_wrapper": True, **known, **checks, **layout}
+
+
+def _reading_in_place(inner: Any, flat: Sequence[Tensor], stays: int) -> Any:
+    """Return the compiler of kernels; on CUDA it is told which inputs stay where they are.
+
+    A CUDA graph goes by addresses. Without Dynamo no input counts as one that stays: each weight
+    would be copied at each step, and a graph that writes to one (batch norm, an optimizer) would
+    be no CUDA graph at all. Should one move all the same, PyTorch records the graph anew.
+    """
+    apart = len({memory_of(leaf) for leaf in flat}) == len(flat)  # else the order is another one
+    if not (_on_cuda(flat) and apart):
+        return inner
+
+    def compile_kernels(graph: GraphModule, inputs: Any, **options: Any) -> Any:
+        return inner(graph, inputs, **{**options, "static_input_idxs": list(range(stays))})
+
+    return compile_kernels
 
 
 def _marked(run: FlatStep, held: Sequence[Tensor]) -> FlatStep:

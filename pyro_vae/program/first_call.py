@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from pyro_vae.errors import CheckpointError
 from pyro_vae.program.sites.numbered import guides_remembered
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def forgotten_on_error(program: "Program") -> Iterator[None]:
             put_back()
         if new:
             program.start_anew()
-        if unfit is not None:
+        # What the library has found out about the data comes of no other error.
+        told = isinstance(error, CheckpointError) or error.__cause__ is None
+        if unfit is not None and not (told or program.rows.told):
             unfit.require_shapes(error)
         raise

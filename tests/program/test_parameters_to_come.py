@@ -24,7 +24,7 @@ from torch import nn
 from torch.distributions import constraints
 
 import pyro_vae as pv
-from pyro_vae.errors import CheckpointError
+from pyro_vae.errors import CheckpointError, DataError
 
 # -- files for programs that have not run ----------------------------------------------------------
 
@@ -207,3 +207,25 @@ def test_a_load_that_fails_leaves_no_values():
     with pytest.raises(RuntimeError, match="have no place yet"):
         program.load_state_dict(JUNK | {"parts.net.weight": torch.ones(2)})
     assert not program.state_dict()
+
+
+def test_values_of_each_datum_are_of_the_same_data():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        loc = pyro.param("loc", lambda: torch.zeros(len(x)))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    program, x = pv.Program(model, guide), torch.randn(6)
+    program.load_state_dict({"values.loc": torch.zeros(6)})
+    with pytest.raises(
+        CheckpointError, match=r"'values.loc': .*\(6,\).*\(3,\).*the same data; the"
+    ):
+        pv.elbo(program, x[:3])
+    with pytest.raises(DataError, match="value nan in row 0"):  # as of any program
+        pv.elbo(program, x / 0 * 0)
+    assert len(pv.elbo(program, x)) == 6

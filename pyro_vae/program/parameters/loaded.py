@@ -58,8 +58,9 @@ class Loaded:
                 here == 1 != there for here, there in zip(got, expected, strict=True)
             )
             if wide or error is not None:
-                failed = "" if error is None else f"; the program fails with: {error}"
-                raise unlike(f"values.{key}", got, expected, failed) from error
+                more = "" if wide else ", or, of values for each datum, give it the same data"
+                more += "" if error is None else f"; the program fails with: {error}"
+                raise unlike(f"values.{key}", got, expected, more) from error
 
     def settle(self, missed: set[str], made: set[str]) -> None:
         """Compare the names that were given with those that the first run has asked for.

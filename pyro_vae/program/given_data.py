@@ -191,13 +191,14 @@ class GivenData:
         """Return the one argument of a batch in a container, where the program's example is one."""
         if not isinstance(batch, Mapping | tuple):
             return batch
-        if not isinstance(self._program.examples.example(1), Tensor):
-            return batch
         names = self._program.examples.arguments
         args, kwargs = given_arguments(batch)
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         known = [name for name, value in given.items() if value is not None]
-        return given[names[0]] if known == names[:1] and len(args) <= len(names) else batch
+        if known != names[:1] or len(args) > len(names):
+            return batch
+        example = self._program.examples.example(1)
+        return given[names[0]] if isinstance(example, Tensor) else batch
 
     def _as_example(self, batch: Batch) -> Batch:
         """Return a lone tensor in the dtype of the program's own example, if it has one."""

@@ -324,6 +324,9 @@ def test_the_file_of_a_training_is_known_from_any_directory_and_by_its_contents(
     capsys.readouterr()
     assert judged("a --data ../counts.npy") == ("../counts.npy, all rows, 40", "")
     assert judged("a --data ./counts.npz") == ("./counts.npz, test split, 2", "")
+    monkeypatch.chdir(folder / "one" / "a")  # where there is no own.py either
+    assert judged("../a") == (f"{folder / 'one' / 'counts.npz'}, test split, 2", "")
+    monkeypatch.chdir(folder / "one")
     shutil.copytree(folder / "one", folder / "two")
     monkeypatch.chdir(folder / "two")  # a copy of all
     assert judged("a --data counts.npz") == ("counts.npz, test split, 2", "")

@@ -24,6 +24,7 @@ from pyro_vae.storage.bundle import read_bundle
 from pyro_vae.storage.save import NAME
 
 SETTINGS = "train.json"  # what `train` was asked for; itself a file for --config
+PROGRAM = "program_path.json"  # where the file of a program of one's own lay
 VOCABULARY = "vocabulary.txt"  # the words by number, without which a run is mute
 # What `--resume settings` lets differ, beside these.
 _RENEWABLE = {"lr", "lr_schedule", "beta", "warmup", "clip_norm"}
@@ -58,12 +59,34 @@ def record(
     if words and not (run.folder / VOCABULARY).exists():
         atomic_write_text(run.folder / VOCABULARY, "\n".join(words) + "\n")
     remember_file(run.folder, file or {})
+    if is_own(settings["model"]):
+        _remember_program(run.folder, settings["model"])
     path = run.folder / SETTINGS
     without = _FREE | (_OF_MODELS if is_own(settings["model"]) else set())
     kept = {k: v for k, v in settings.items() if k not in without}
     text = json.dumps(kept, indent=2) + "\n"
     if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != text:
         atomic_write_text(path, text)
+
+
+def _remember_program(folder: Path, model: str) -> None:
+    """Write where the file of a program lies, which its name tells from one directory alone."""
+    text = json.dumps({"program": str(Path(model.partition(":")[0]).resolve())}, indent=2) + "\n"
+    path = folder / PROGRAM
+    if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != text:
+        atomic_write_text(path, text)
+
+
+def _own_file(folder: Path, model: str) -> str:
+    """Return a program of one's own with its file where it lay, if there is none of the name."""
+    file, colon, name = model.partition(":")
+    if Path(file).exists():
+        return model
+    try:
+        found = json.loads((folder / PROGRAM).read_text(encoding="utf-8"))["program"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return model
+    return f"{found}{colon}{name}"
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -161,6 +184,7 @@ def open_run(
         settings["vocab"] = str(Path(run) / VOCABULARY)
     into = None
     if is_own(settings["model"]):
+        settings["model"] = _own_file(folder, settings["model"])
         into = own_program(settings["model"], dict(settings.get("options") or {}))
     loaded = pv.load(run, into=into, device=where)
     pv.Program.of(loaded).to(where)
@@ -175,6 +199,8 @@ def open_run(
         atomic_write_text(folder / SETTINGS, json.dumps(told, indent=2) + "\n")
         if said_anew:
             remember_file(folder, describe_file(told))
+        if is_own(told["model"]):
+            _remember_program(folder, settings["model"])
     return loaded, asked
 
 

@@ -186,6 +186,11 @@ _POSTERIOR: Mapping[str, Callable[[Room], Any]] = {
 }
 OF: dict[str, Mapping[str, Callable[[Room], Any]]] = {
     "Program": {"guide": lambda room: common_mean_guide},
+    "Program.load_state_dict": {
+        "state_dict": lambda room: pv.Program.of(room.vae).state_dict(),
+        "strict": lambda room: True,
+        "assign": lambda room: False,
+    },
     "Renyi": {"alpha": lambda room: 0.5},
     "CompiledLoss": {
         "loss": lambda room: pv.ELBO().per_datum,

@@ -51,16 +51,21 @@ class Capturing(TorchDispatchMode):
     """Notes, as long as it is entered, what a capture on CUDA would refuse; ``found`` says where.
 
     Nothing is raised: a step that falls back where its graph fails would hide it.
+
+    Arguments:
+        waits_alone: Count waits, of which there may be some, on any device; else PyTorch is told
+            to refuse them where there is a GPU, and the CPU is no device.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, waits_alone: bool = False) -> None:
         super().__init__()
+        self.waits_alone = waits_alone
         self.found: list[Found] = []
         self.operators = 0
         self._stack = ExitStack()
 
     def __enter__(self) -> "Capturing":
-        if torch.cuda.is_available():
+        if not self.waits_alone and torch.cuda.is_available():
             before = torch.cuda.get_sync_debug_mode()
             torch.cuda.set_sync_debug_mode("error")
             self._stack.callback(torch.cuda.set_sync_debug_mode, before)
@@ -101,6 +106,8 @@ class Capturing(TorchDispatchMode):
         except (NotImplementedError, RuntimeError):  # what meta has no values for
             self._note("copy" if name == "_to_copy" else "wait", name)
             raise
+        if self.waits_alone:
+            return result
         leaves = pytree.tree_leaves((args, kwargs, result))
         devices = {leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)}
         if name in ("_to_copy", "copy_", "to") and len(devices) > 1:

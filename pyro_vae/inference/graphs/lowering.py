@@ -28,6 +28,7 @@ def lowered(graph: GraphModule, inputs: Sequence[Tensor]) -> GraphModule:
     if all(leaf.device.type == "cpu" for leaf in inputs):
         _shorten(copy)
         _reshape(copy)
+        _keep_one(copy)
     copy.eliminate_dead_code()
     return GraphModule(graph, copy)
 
@@ -70,6 +71,23 @@ def _reshape(graph: Graph) -> None:
             node.target = aten.reshape.default
 
 
+def _keep_one(graph: Graph) -> None:
+    """Let the gradient of an activation that is flattened read the flat values.
+
+    Else the compiler keeps both these, for the next layer, and what the activation was made of.
+    """
+    aliases = Aliases(graph)
+    for target in (aten.relu.default, aten.tanh.default, aten.sigmoid.default):
+        for node in graph.find_nodes(op="call_function", target=target):
+            flat = [user for user in node.users if user.target is aten.reshape.default]
+            if len(flat) != 1 or aliases.written(node) or not _contiguous(node):
+                continue
+            with graph.inserting_after(flat[0]):
+                again = graph.call_function(aten.reshape.default, (flat[0], _shape(node)))
+            for user in [user for user in node.users if user > again]:
+                user.replace_input_with(node, again)
+
+
 def _sigmoids(graph: Graph) -> dict[Node, list[Node]]:
     """Return the sigmoids of a cost's logits that follow it, by cost: its gradient has one.
 
@@ -84,6 +102,16 @@ def _sigmoids(graph: Graph) -> dict[Node, list[Node]]:
         clean = [user for user in users if user > cost and not aliases.written(user)]
         found[cost] = [] if aliases.written(cost.args[0]) else clean
     return found
+
+
+def _contiguous(node: Node) -> bool:
+    """Return whether a node's tensor lay in memory row by row when it was traced."""
+    meta = node.meta.get("tensor_meta")
+    return getattr(meta, "memory_format", None) is torch.contiguous_format
+
+
+def _shape(node: Node) -> list[int]:
+    return list(node.meta["tensor_meta"].shape)
 
 
 def _dtype(node: Any) -> torch.dtype | None:

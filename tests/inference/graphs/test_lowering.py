@@ -176,3 +176,25 @@ def test_views_of_what_the_compiler_puts_in_another_order_are_copies():
         results.append([loss, *rest[-len(traced.trained) :]])
     for found, exact in zip(*results, strict=True):
         torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("activation", [torch.relu, torch.sigmoid])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_gradient_of_an_activation_reads_the_flat_values(activation, layout):
+    """One copy is kept of what a linear layer behind a convolution takes."""
+
+    def whole(x, kernel, weight):
+        hidden = activation(torch.conv2d(x, kernel))
+        loss = (hidden.flatten(1) @ weight).square().sum()
+        return (loss, *torch.autograd.grad(loss, (kernel, weight)))
+
+    x = torch.linspace(-1, 1, 2 * 3 * 5 * 5).reshape(2, 3, 5, 5).contiguous(memory_format=layout)
+    kernel = torch.linspace(1, -1, 4 * 3 * 3 * 3).reshape(4, 3, 3, 3).requires_grad_()
+    weight = torch.linspace(-1, 2, 36 * 2).reshape(36, 2).requires_grad_()
+    graph = simplify(make_fx(whole)(x, kernel, weight), [x, kernel, weight])
+    ready = lowered(graph, [x, kernel, weight])
+    with torch.no_grad():
+        exact, (loss, _, *grads) = graph(x, kernel, weight), ready(x, kernel, weight)
+    assert all(map(torch.equal, (loss, *grads), exact))
+    (node,) = (n for n in ready.graph.nodes if n.name == activation.__name__)
+    assert len(node.users) == (1 if layout is torch.contiguous_format else 2)

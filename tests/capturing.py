@@ -40,10 +40,14 @@ class _FromPython(TorchFunctionMode):
         self._note = note
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        made = func in MAKERS and not any(isinstance(value, Tensor) for value in args[-1:])
-        if made and result.device.type != "cpu":
-            self._note("copy", f"{func.__name__} of Python's numbers")
+        device = "refused"  # by the GPU, which is asked not to wait for the copy
+        try:
+            result = func(*args, **(kwargs or {}))
+            device = result.device.type if func in MAKERS else "cpu"
+        finally:
+            from_numbers = not any(isinstance(value, Tensor) for value in args[-1:])
+            if func in MAKERS and device != "cpu" and from_numbers:
+                self._note("copy", f"{func.__name__} of Python's numbers")
         return result
 
 

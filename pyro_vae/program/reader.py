@@ -581,7 +581,7 @@ class Reader:
         around = None if isinstance(plate, OneDatum) else plate_around(model, plate)
         if around is None:
             return
-        shapes = [leaf.shape for _, leaf in named_arrays(batch)]
+        shapes = [leaf.shape for _, leaf in named_arrays(batch) if len(leaf.shape)]
         # What has fewer dimensions counts the data by its first one, along whichever the rest do.
         dims = [
             d

@@ -226,3 +226,18 @@ def test_rows_that_stand_inside_another_plate_are_told_of(told):
     said = [str(each.message) for each in caught if "stands inside plate" in str(each.message)]
     assert len(said) == (0 if told else 1)
     assert told or ("4 of plate 'words'" in said[0] and "dim=1" in said[0])
+
+
+def test_a_number_beside_the_data_tells_nothing_of_their_rows():
+    def model(x, scale):
+        with pyro.plate("documents", x.shape[1], dim=-1):
+            share = pyro.sample("share", dist.Normal(0.0, 1.0))
+            with pyro.plate("words", len(x), dim=-2):
+                pyro.sample("x", dist.Normal(share, scale), obs=x)
+
+    def guide(x, scale):
+        with pyro.plate("documents", x.shape[1], dim=-1):
+            pyro.sample("share", dist.Normal(torch.zeros(x.shape[1]), 1.0))
+
+    with pytest.warns(UserWarning, match=r"4 of plate 'words'.*dim=1"):
+        assert len(pv.elbo(pv.Program(model, guide), (torch.randn(4, 9), torch.tensor(2.0)))) == 4

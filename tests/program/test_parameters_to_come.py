@@ -173,7 +173,6 @@ JUNK = {"values.junk": torch.ones(2)}
 @pytest.mark.parametrize(
     ("state", "told"),
     [
-        (STATE | JUNK, "holds 'values.junk', for which the program has no place"),
         (JUNK, "makes 'values.loc', 'values.scale', which .* holds 'values.junk'"),
         ({"values.loc": STATE["values.loc"]}, "the program makes 'values.scale'"),
         (STATE | {"values.loc": torch.ones(D + 2)}, rf"'values.loc': got .*\({D + 2},\).*\({D},\)"),
@@ -191,15 +190,47 @@ def test_a_strict_state_that_does_not_fit_is_refused_by_the_first_run(state, tol
     assert all(torch.equal(program.state_dict()[key], value) for key, value in STATE.items())
 
 
-def test_other_names_of_a_state_that_is_not_strict_are_dropped_by_the_first_run():
+def test_a_state_that_is_not_strict_leaves_anew_what_it_lacks():
     program = statements()
     program.load_state_dict({"values.loc": torch.ones(D)}, strict=False)
     program.load_state_dict(JUNK | {"parts.net.weight": torch.ones(2)}, strict=False)
-    with pytest.warns(UserWarning, match="'values.scale', which.*: they start anew.*junk.*dropped"):
+    with pytest.warns(UserWarning, match="'values.scale', which.*: they start anew.*junk.*: kept"):
         pv.elbo(program, data())
-    assert program.state_dict().keys() == STATE.keys()
+    assert program.state_dict().keys() == STATE.keys() | JUNK.keys()
     assert torch.equal(program.state_dict()["values.loc"], torch.ones(D))
     torch.testing.assert_close(program.state_dict()["values.scale"].exp(), torch.tensor(0.7))
+    pv.fit(program, data(), epochs=1)  # as any other
+
+
+def of_columns():
+    """Return a program with a value for each column of its data."""
+
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            for k in range(x.shape[1]):
+                at = pyro.param(f"at{k}", torch.tensor(0.0))
+                pyro.sample(f"x{k}", dist.Normal(z + at, 1.0), obs=x[:, k])
+
+    def guide(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(x.mean(1) / 2, 0.5))
+
+    return pv.Program(model, guide)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_what_the_first_data_do_not_ask_for_waits_for_others(strict):
+    x = data()
+    state = {f"values.at{k}": torch.tensor(float(k)) for k in range(x.shape[1])}
+    program = of_columns()
+    program.load_state_dict(state, strict=strict)
+    with pytest.warns(UserWarning, match=f"holds 'values.at{D - 1}', which .* not asked for: kept"):
+        pv.elbo(program, x[:, :-1])
+    pv.elbo(program, x)
+    assert {name: float(v) for name, v in program.state_dict().items()} == {
+        name: float(v) for name, v in state.items()
+    }
 
 
 def test_a_load_that_fails_leaves_no_values():

@@ -66,20 +66,22 @@ class Loaded:
         """Compare the names that were given with those that the first run has asked for.
 
         Arguments:
-            missed: Names for which there is no place. A file may hold more than a first run uses.
+            missed: Names that it has not asked for. They are kept: other data may ask for them.
             made: Names that were not given.
 
         Raises:
             CheckpointError: They are others, of a file or of what is loaded strictly.
         """
         lacks = f"the program makes {_list(made)}, which what was loaded does not hold"
-        holds = f"what was loaded holds {_list(missed)}, for which the program has no place"
-        told = [lacks] * bool(made) + [holds] * bool(missed)
-        if told and (self.strict or (self.strict is None and len(told) == 2)):
+        holds = f"what was loaded holds {_list(missed)}, which the first run has not asked for"
+        if made and (self.strict or (self.strict is None and missed)):
+            more = f"; {holds}" if missed else ""
             way_out = ", or load with strict=False" if self.strict else ""
-            raise CheckpointError(f"{'; '.join(told)}; build the program as it was saved{way_out}")
+            raise CheckpointError(f"{lacks}{more}; build the program as it was saved{way_out}")
         told = [f"{lacks}: they start anew"] * bool(made)
-        told += [f"{holds}: dropped"] * bool(missed and self.strict is False)
+        told += [f"{holds}: kept, should other data ask for it"] * bool(
+            missed and self.strict is not None
+        )
         if told:
             warnings.warn("; ".join(told), UserWarning, stacklevel=of_user())
 

@@ -346,9 +346,6 @@ class Parameters:
             made = {*here, *(f"values.{key}" for key in used - values)} - self._at_first - found
             self.loaded.require_shapes()
             self.loaded.settle(missed, made)
-            for key in missed if self.loaded.strict is False else ():
-                self.expected.pop(key, None)
-                self._drop_value(key)
         for key in found:
             here[key].data.copy_(self.expected.pop(key))
 

@@ -187,6 +187,7 @@ class Named(Levels):
         ({"mask": torch.le}, 9),
         ({"mask": lambda t, ends: t < ends - 1}, 9),
         ({"mask": torch.lt, "whole": True}, 9),
+        ({"mask": lambda t, ends: t >= 5 - ends}, 9),  # padded on the left
         ({"mask": None, "moves": False}, 9),  # the guide alone reads it
         ({"mask": None}, 5),
         ({"mask": lambda t, ends: t < 3}, 9),  # nothing is seen at the last step

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Collection, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -306,17 +307,20 @@ class Examples:
             numbers = self._by_user(known)[name]
             longest = numbers.argsort(descending=True)[:_LOOKED_AT]
             named = self._by_user(self._picked(known, longest.cpu()))
-            ends = (torch.full_like(named[name], int(each)) for each in numbers.aminmax())
-            low, high = (self._program.adapt({**named, name: each}) for each in ends)
+            values = (torch.full_like(named[name], int(each)) for each in numbers.aminmax())
+            low, high = (self._program.adapt({**named, name: each}) for each in values)
             observed = self.observed(self.example())
             seen = {id(leaf) for n, leaf in self.by_argument(low).items() if n in observed}
 
-            def other(leaf: Any) -> Any:
+            def other(leaf: Any, step: int) -> Any:
                 if id(leaf) not in seen or leaf.dim() < 2 or leaf.shape[1] != steps:
                     return leaf
-                return torch.cat([leaf[:, :-1], leaf[:, -1:].roll(1, 0)], 1)
+                moved = leaf.clone()
+                moved[:, step] = leaf[:, step].roll(1, 0)
+                return moved
 
-            return is_no_length(self._program.reader.runs, low, high, map_batch(other, low))
+            ends = [map_batch(partial(other, step=step), low) for step in (0, -1)]
+            return is_no_length(self._program.reader.runs, low, high, ends)
         return False
 
     def _drawn(self) -> Collection[str]:

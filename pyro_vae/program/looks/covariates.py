@@ -1,5 +1,6 @@
 """Whether an argument of whole numbers, as the length of each sequence is one, is no length."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 
 import torch
@@ -12,22 +13,23 @@ from pyro_vae.program.looks.cuts import density_of, latents_cut
 from pyro_vae.program.looks.quiet_runs import Runs
 
 
-def is_no_length(runs: Runs, low: Batch, high: Batch, last: Batch) -> bool:
+def is_no_length(runs: Runs, low: Batch, high: Batch, ends: Sequence[Batch]) -> bool:
     """Return whether the density of data moves with an argument, and all their steps count.
 
-    A length takes out the steps behind it. False where nothing can be told: it may be one.
+    A length takes out the steps behind it, or before it where sequences are padded on the left.
+    False where nothing can be told: it may be one.
 
     Arguments:
         runs: Runs the program.
         low: Rows with the least value of the argument.
         high: With the largest.
-        last: As ``low``, with other values at the last step of what is observed.
+        ends: As ``low``, with other values at the first step of what is observed, and at the last.
     """
     with suppress(Exception), runs.trying(low) as run:  # whatever a user's function raises
         rows = num_rows(low)
         latents = latents_cut(run(low, rows, {}))
-        found = [_densities(run(each, rows, latents)[0]) for each in (low, high, last)]
-        return _moves(found[0], found[1]) and _moves(found[0], found[2])
+        least, *others = [_densities(run(e, rows, latents)[0]) for e in (low, high, *ends)]
+        return all(_moves(least, each) for each in others)
     return False
 
 

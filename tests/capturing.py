@@ -19,6 +19,7 @@ from pyro_vae.torch_private import TorchDispatchMode, pytree, schema
 WAITS = {
     *("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2"),
     *("unique_dim", "unique_consecutive", "repeat_interleave", "bincount"),
+    "_linalg_check_errors",  # of cholesky, inv, solve, eigh; those in _ex do not ask
 }
 INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
 MAKERS = {torch.tensor, torch.as_tensor, Tensor.new_tensor}

@@ -125,6 +125,7 @@ FAULTS = {
     "nonzero": ("wait", lambda x: x.nonzero()),
     "unique": ("wait", lambda x: x.unique()),
     "equal": ("wait", lambda x: torch.equal(x, x + 1)),
+    "cholesky": ("wait", lambda x: torch.linalg.cholesky(torch.eye(2, device=x.device))),
     "synchronize": ("wait", lambda x: torch.cuda.synchronize()),
     ".cpu()": ("copy", lambda x: x.cpu()),
     ".to()": ("copy", lambda x: torch.zeros(3).to(x.device)),

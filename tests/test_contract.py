@@ -249,7 +249,10 @@ def test_runs_on_the_meta_device(name):
         with Capturing() as capturing:
             loss = pv.ELBO().differentiable_loss(program.model, program.guide, *args, **kwargs)
     assert loss.device.type == "meta" and loss.shape == ()
-    assert capturing.operators and capturing.of("wait", "copy") == []
+    waits = [found.partition(" at ")[0] for found in capturing.of("wait", "copy")]
+    # PyTorch's LowRankMultivariateNormal looks whether it could factorise.
+    assert set(waits) == ({"_linalg_check_errors"} if name == "vae_mixture" else set())
+    assert capturing.operators
 
 
 @pytest.mark.filterwarnings("ignore:Pyro's parameter store holds other values")

@@ -360,6 +360,34 @@ def test_the_file_of_a_training_is_known_from_any_directory_and_by_its_contents(
         assert table == "counts.npz, test split, 2" and told in warned
 
 
+@pytest.mark.filterwarnings("default:data")
+def test_the_file_of_a_training_is_known_by_its_place_where_its_contents_are_not(
+    capsys, folder, monkeypatch
+):
+    """A run may have recorded where its file lay, and not what was in it."""
+
+    def judged(line):
+        assert run(f"evaluate {line} --num_particles 2") == 0
+        out, err = capsys.readouterr()
+        return out.partition(" data\n")[0].partition(", ")[2], "nobody recorded" in err
+
+    assert run("train own.py:Clicks --data counts.npz --out a", *FEW) == 0
+    known = json.loads(Path("a/data_path.json").read_text())
+    assert known.pop("sha256")
+    Path("a/data_path.json").write_text(json.dumps(known))
+    shutil.copy("counts.npz", "again.npz")
+    Path("deep").mkdir()
+    monkeypatch.chdir("deep")
+    capsys.readouterr()
+    for line in ("../a", "../a --data ../counts.npz", "../a --data ../again.npz"):
+        assert judged(line) == ("test split, 2", False)
+    assert judged("../a --data ../counts.npy") == ("all rows, 40", False)
+    monkeypatch.chdir(folder)
+    shutil.move("counts.npz", "moved.npz")  # of 40 rows: which of them are new, nobody knows
+    assert judged("a --data moved.npz") == ("test split, 2", True)
+    assert judged("a --data moved.npz --split all")[0] == "all rows, 40"
+
+
 @pytest.mark.filterwarnings("default:refine")
 @pytest.mark.parametrize("name", ["whole", "pair"])
 def test_a_program_of_two_functions_is_judged_drawn_and_refined(name, capsys):

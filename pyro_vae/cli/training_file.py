@@ -63,7 +63,8 @@ def file_of_training(folder: Path, settings: dict[str, Any]) -> str:
 def is_other(folder: Path, settings: dict[str, Any], data: str | None) -> bool:
     """Return whether data are others than those of a run's training; None are these.
 
-    A copy of the file is the file. One that has changed at its place is it too, with a warning.
+    A copy of the file is the file. One that has changed at its place is it too, with a warning, and
+    so is any where nobody knows: its rows are divided as the training divided them.
 
     Arguments:
         folder: of the run.
@@ -79,7 +80,7 @@ def is_other(folder: Path, settings: dict[str, Any], data: str | None) -> bool:
         return path.resolve() != Path(settings["data"]).resolve()
     if not path.exists() or _is_known(path, known):
         return False
-    if _lies_there(path, known):
+    if _lies_there(path, known) or not _is_certain(known):
         _tell_of_change(folder, settings, data)
         return False
     return True
@@ -105,16 +106,28 @@ def contents(path: Path) -> str:
 
 
 def _known(folder: Path) -> dict[str, str]:
-    """Return what is known of the file; nothing of runs that did not record it."""
+    """Return what is known of the file; nothing of runs that did not record it.
+
+    Some have recorded where it lay, and not what was in it.
+    """
     try:
         found = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-        return {"data": str(found["data"]), "sha256": str(found["sha256"])}
+        return {"data": str(found["data"])} | {k: str(v) for k, v in found.items() if k == "sha256"}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
 def _is_known(path: Path, known: dict[str, str]) -> bool:
-    return contents(path) == known["sha256"]
+    """Return whether a file is that of the training; by what lies at its place, if need be."""
+    if "sha256" in known:
+        return contents(path) == known["sha256"]
+    place = Path(known["data"])
+    return _lies_there(path, known) or (place.exists() and contents(path) == contents(place))
+
+
+def _is_certain(known: dict[str, str]) -> bool:
+    """Return whether there is something to compare a file with."""
+    return "sha256" in known or Path(known["data"]).exists()
 
 
 def _lies_there(path: Path, known: dict[str, str]) -> bool:
@@ -125,8 +138,10 @@ def _tell_of_change(folder: Path, settings: dict[str, Any], data: str) -> None:
     """Warn of a file that is not what the run saw; of a run of Python nobody knows what it saw."""
     if settings.get("undivided"):
         return
+    certain = _is_certain(_known(folder))
+    what = "is not as it was" if certain else "may not be what it was, which nobody recorded,"
     warnings.warn(
-        f"data: {data} is not as it was when the run in {folder} was trained, and what counts as "
+        f"data: {data} {what} when the run in {folder} was trained, and what counts as "
         "new may be rows of the training; name the file of the training (--data FILE), or take "
         "all rows of one that has none of them (--split all)",
         UserWarning,

@@ -204,6 +204,7 @@ def test_counts_are_the_same_in_whatever_form_scipy_wrote_them(counts):
             assert np.array_equal(getattr(found, split).toarray(), getattr(whole, split))
 
 
+@pytest.mark.filterwarnings("default:data")
 def test_a_run_of_documents_knows_its_words(counts, capsys, monkeypatch, tmp_path):
     """The columns mean what they meant in training, whatever has become of the file of words."""
     words = (tmp_path / "words.txt").read_text(encoding="utf-8")
@@ -231,6 +232,11 @@ def test_a_run_of_documents_knows_its_words(counts, capsys, monkeypatch, tmp_pat
     again = json.loads((tmp_path / "run" / "topics.json").read_text())
     assert again == json.loads(first) | {"data": "../rows.npz"}
     monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    sparse.save_npz("rows.npz", sparse.csr_matrix(counts[1:100:2].numpy()))
+    assert cli.main(["topics", "run"]) == 0
+    (warned,) = [line for line in capsys.readouterr().err.splitlines() if "rows.npz" in line]
+    assert "is not as it was" in warned and warned.endswith("(--data FILE)")
     # A form feed, or a line break of other systems, is no end of a word.
     (tmp_path / "words.txt").write_bytes("\r\n".join(words.split()).replace("a", "\x0c").encode())
     odd = words.replace("a", "\x0c").strip("\n").split("\n")

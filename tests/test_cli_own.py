@@ -388,6 +388,30 @@ def test_the_file_of_a_training_is_known_by_its_place_where_its_contents_are_not
     assert judged("a --data moved.npz --split all")[0] == "all rows, 40"
 
 
+@pytest.mark.filterwarnings("default:data")
+def test_a_file_that_has_changed_is_told_of_where_its_split_is_judged(capsys, monkeypatch):
+    """In words that the command can follow; others do not even read the file for it."""
+    assert run("train TableVAE --data counts.csv --hidden 4 --out a", *FEW) == 0
+    with Path("counts.csv").open("a") as file:
+        file.write("\n1,2,3,4,5\n")
+    shutil.copytree("a", "b")
+    shutil.copy("counts.csv", "new.csv")
+    capsys.readouterr()
+
+    def warned(line):
+        assert run(line) == 0
+        return [each for each in capsys.readouterr().err.splitlines() if "counts.csv" in each]
+
+    named, whole = "(--data FILE)", "(--split all)"
+    (told,) = warned("evaluate a --num_particles 2")
+    assert "is not as it was" in told and named in told and whole in told
+    told = warned("compare a b --num_particles 2")
+    assert len(told) == 2 and all(whole in each and named not in each for each in told)
+    monkeypatch.setattr("pyro_vae.cli.training_file.contents", None)
+    for line in ("generate a 2", "impute a new.csv --num_particles 2", "diagnose a --split all"):
+        assert warned(line) == []
+
+
 @pytest.mark.filterwarnings("default:refine")
 @pytest.mark.parametrize("name", ["whole", "pair"])
 def test_a_program_of_two_functions_is_judged_drawn_and_refined(name, capsys):

@@ -15,13 +15,14 @@ from pyro_vae.callers import of_user
 from pyro_vae.cli.cell_scores import cell_scores
 from pyro_vae.cli.options import Split
 from pyro_vae.cli.report import heading, say
-from pyro_vae.cli.runs import chosen_split, fresh_folder, open_run, rows_to_judge
+from pyro_vae.cli.runs import TAKE_ALL, chosen_split, fresh_folder, open_run, rows_to_judge
 from pyro_vae.cli.training_file import data_of
 from pyro_vae.errors import ConfigError
 from pyro_vae.evaluation.observed_distributions import observed_distributions
 from pyro_vae.storage.atomic import atomic_write_text
 
 _DIFFER = "in different ways, so that the differences of their likelihoods say nothing"
+_WAY_OUT = f"put the file of the training back, or {TAKE_ALL}"
 
 
 def compare(
@@ -63,7 +64,7 @@ def compare(
     taken = {chosen_split(split, settings) for _, settings in opened.values()}
     split = "all" if "all" in taken else taken.pop()
     for run, (program, settings) in opened.items():
-        x = rows_to_judge(program, settings, split, seed, count)
+        x = rows_to_judge(program, settings, split, seed, count, _WAY_OUT)
         observed[run] = observed_distributions(program, x, "compare")
         torch.manual_seed(seed)
         scored[run] = pv.log_likelihood(

@@ -16,6 +16,7 @@ from pyro_vae.cli.training_file import (
     is_file,
     is_other,
     remember_file,
+    tell_of_change,
 )
 from pyro_vae.device import resolve_device
 from pyro_vae.errors import ConfigError
@@ -31,6 +32,9 @@ _RENEWABLE = {"lr", "lr_schedule", "beta", "warmup", "clip_norm"}
 _OF_MODELS = {"network", "posterior", "observation", "hidden", "latent_dim", "kinds"}
 # Not part of what a run is; a continuation may choose them anew.
 _FREE = {"out", "resume", "device", "progress", "checkpoint_every", "patience"}
+# Ways out where the file of a run has changed since its training.
+NAME_IT = "name the file of the training (--data FILE)"
+TAKE_ALL = "take all rows of one that has none of them (--split all)"
 
 
 def fresh_folder(folder: Path) -> Path:
@@ -153,7 +157,8 @@ def open_run(
 ) -> tuple[Any, dict[str, Any]]:
     """Return the program of a run and its settings, with those that are not None changed.
 
-    Among them is then whether the data are ``other`` ones than those of the training.
+    Among them is then the ``run``, and whether the data are ``other`` ones than those of the
+    training.
 
     The words of sentences and documents are those of the run, whatever the data. What `fit` or
     `save` wrote says from then on what its program and data were said to be, until both are said
@@ -191,6 +196,7 @@ def open_run(
     asked = settings | {k: v for k, v in changed.items() if v is not None}
     if data is None and is_file(settings, settings["data"]):
         asked["data"] = file_of_training(folder, settings)
+    asked["run"] = run
     asked["other"] = other = not said_anew and is_other(folder, settings, data)
     if other and is_file(settings, asked["data"]):
         asked["undivided"] = True
@@ -236,7 +242,12 @@ def chosen_split(split: Split | None, settings: dict[str, Any]) -> Split:
 
 
 def rows_to_judge(
-    program: Any, settings: dict[str, Any], split: Split, seed: int, count: int | None = None
+    program: Any,
+    settings: dict[str, Any],
+    split: Split,
+    seed: int,
+    count: int | None = None,
+    way_out: str = f"{NAME_IT}, or {TAKE_ALL}",
 ) -> Any:
     """Return the rows of a split, as a program takes them; the first of them where some are asked.
 
@@ -246,6 +257,9 @@ def rows_to_judge(
         split: the part of the data.
         seed: of data that training draws afresh.
         count: None takes all.
+        way_out: what to do about a file that has changed since the training.
     """
     data = load_data(settings, whole=split == "all").taken_by(program, settings["data"])
+    if split != "all":
+        tell_of_change(settings, way_out)
     return data.drawn(split, seed, count)

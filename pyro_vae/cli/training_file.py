@@ -39,7 +39,7 @@ def remember_file(folder: Path, found: dict[str, str]) -> None:
 
 
 def file_of_training(folder: Path, settings: dict[str, Any]) -> str:
-    """Return from where the file of a run's training can be read now; warn of one that differs.
+    """Return from where the file of a run's training can be read now.
 
     Arguments:
         folder: of the run.
@@ -48,23 +48,19 @@ def file_of_training(folder: Path, settings: dict[str, Any]) -> str:
     known, typed = _known(folder), str(settings["data"])
     if not known:
         return typed
-    places = [each for each in (typed, known["data"]) if Path(each).exists()]
-    for place in places:
-        if _is_known(Path(place), known):
-            return place
-    if not places:
-        return known["data"]  # its reader says that it is not there
-    there = [place for place in places if _lies_there(Path(place), known)]
-    found = (there or places)[0]
-    _tell_of_change(folder, settings, found)
-    return found
+    if not Path(known["data"]).exists():
+        return typed if Path(typed).exists() else known["data"]  # its reader says what is missing
+    here = Path(typed).exists() and (
+        _lies_there(Path(typed), known) or _is_known(Path(typed), known)
+    )
+    return typed if here else known["data"]
 
 
 def is_other(folder: Path, settings: dict[str, Any], data: str | None) -> bool:
     """Return whether data are others than those of a run's training; None are these.
 
-    A copy of the file is the file. One that has changed at its place is it too, with a warning, and
-    so is any where nobody knows: its rows are divided as the training divided them.
+    A copy of the file is the file. One that has changed at its place is it too, and so is any where
+    nobody knows: its rows are divided as the training divided them, and `tell_of_change` warns.
 
     Arguments:
         folder: of the run.
@@ -78,12 +74,30 @@ def is_other(folder: Path, settings: dict[str, Any], data: str | None) -> bool:
     known, path = _known(folder), Path(data)
     if not known:
         return path.resolve() != Path(settings["data"]).resolve()
-    if not path.exists() or _is_known(path, known):
+    if not path.exists() or _lies_there(path, known) or not _is_certain(known):
         return False
-    if _lies_there(path, known) or not _is_certain(known):
-        _tell_of_change(folder, settings, data)
-        return False
-    return True
+    return not _is_known(path, known)
+
+
+def tell_of_change(settings: dict[str, Any], way_out: str) -> None:
+    """Warn of a file that is not what its run saw, where its rows are to be judged as divided.
+
+    Arguments:
+        settings: what `open_run` returned. Of a run of Python nobody knows what it saw.
+        way_out: what the user of a command can do.
+    """
+    data, folder = str(settings["data"]), Path(settings["run"])
+    known = {} if settings.get("undivided") or settings["other"] else _known(folder)
+    if not known or not is_file(settings, data) or _is_known(Path(data), known):
+        return
+    doubt = f"may be other data than {known['data']}, of which nobody recorded what was in it,"
+    what = "is not as it was" if _is_certain(known) else doubt
+    warnings.warn(
+        f"data: {data} {what} when the run in {folder} was trained, and what counts as new may be "
+        f"rows of the training; {way_out}",
+        UserWarning,
+        stacklevel=of_user(),
+    )
 
 
 def data_of(settings: dict[str, Any]) -> str:
@@ -132,18 +146,3 @@ def _is_certain(known: dict[str, str]) -> bool:
 
 def _lies_there(path: Path, known: dict[str, str]) -> bool:
     return path.resolve() == Path(known["data"])
-
-
-def _tell_of_change(folder: Path, settings: dict[str, Any], data: str) -> None:
-    """Warn of a file that is not what the run saw; of a run of Python nobody knows what it saw."""
-    if settings.get("undivided"):
-        return
-    certain = _is_certain(_known(folder))
-    what = "is not as it was" if certain else "may not be what it was, which nobody recorded,"
-    warnings.warn(
-        f"data: {data} {what} when the run in {folder} was trained, and what counts as "
-        "new may be rows of the training; name the file of the training (--data FILE), or take "
-        "all rows of one that has none of them (--split all)",
-        UserWarning,
-        stacklevel=of_user(),
-    )

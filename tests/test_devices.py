@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import conftest
 import pytest
+import torch
 
 
 def config(name):
@@ -12,11 +13,19 @@ def config(name):
     return SimpleNamespace(getoption=lambda _: name, hook=hook, told=told)
 
 
-@pytest.mark.parametrize("name", ["cuda:99", "gpu"])
+@pytest.mark.parametrize("name", ["cuda:99", "gpu", "auto", "meta", "cpu:0"])
 def test_a_device_that_is_not_here_stops_the_suite(name):
     """Instead of hundreds of skips that look as if the tests had passed."""
-    with pytest.raises(pytest.UsageError, match=f"--device: got '{name}', .*cpu"):
+    with pytest.raises(pytest.UsageError, match=f"--device: got '{name}', this machine has cpu"):
         conftest.pytest_configure(config(name))
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda", "cuda:1"])
+def test_a_device_that_is_here_is_taken(name, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    conftest.pytest_configure(config(name))
 
 
 def test_on_a_gpu_only_the_tests_that_take_a_device_run():

@@ -388,6 +388,14 @@ def test_the_file_of_a_training_is_known_by_its_place_where_its_contents_are_not
     assert judged("a --data moved.npz --split all")[0] == "all rows, 40"
 
 
+def test_a_folder_of_images_that_has_moved_is_missed_by_its_place(capsys, folder):
+    assert run("train VAE --data images --hidden 3 --latent_dim 2 --out a", *FEW) == 0
+    shutil.move("images", "pictures")
+    capsys.readouterr()
+    assert run("evaluate a") == 2
+    assert f"{folder / 'images'}: no such file or folder\n" in told(capsys)
+
+
 @pytest.mark.filterwarnings("default:data")
 def test_a_file_that_has_changed_is_told_of_where_its_split_is_judged(capsys, monkeypatch):
     """In words that the command can follow; others do not even read the file for it."""

@@ -182,6 +182,8 @@ def load_data(settings: dict[str, Any], *, whole: bool = False) -> DataSet:
         raise ConfigError(
             f"data: {name} is no set of {kind}, which {settings['model']} models; choose {known}"
         )
+    if kind == "images" and Path(name).is_absolute() and not Path(name).exists():
+        raise DataError(f"{name}: no such file or folder")  # where that of a training lay
     if not name.endswith(suffixes):
         raise DataError(f"data: unknown data set {name!r}; choose {known}")
     path, vocabulary = Path(name), Path(words) if words else None

@@ -318,7 +318,7 @@ for width, colour in widths.items():
         1.0,
         f"width {width}",
         color=colour,
-        fontsize=9,
+        fontsize=7.5,
         ha="center",
         va="bottom",
         transform=left.get_xaxis_transform(),

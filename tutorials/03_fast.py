@@ -165,7 +165,7 @@ for mode, colour in zip(MODES, (GREY, BLUE, RED), strict=False):
 axis.set(xscale="log", yscale="log", xlabel="width of the hidden layers", ylabel="µs per step")
 axis.set_xticks(WIDTHS, WIDTHS)
 axis.minorticks_off()
-axis.legend(frameon=False)
+figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
 axis.set_title("One training step of a 64-width-8 VAE, batch 64", loc="left")
 plt.show()
 

@@ -320,12 +320,12 @@ axes.set_title("Gain per test digit; means are dashed", loc="left")
 # %% [markdown]
 # Three readings.
 #
-# - **At equal steps HMC wins**, by 0.6 nats per digit. Its *ELBO* is the worst of the three: 2.2
+# - **At equal steps HMC wins**, by 0.6 nats per digit. Its *ELBO* is the worst of the three: 2.1
 #   nats below its own log-likelihood, 0.6 for the ELBO's model. The decoder no longer bends to
 #   please the encoder, so the encoder fits it worse, and the ESS says so too. Judged by the ELBO,
 #   the better decoder would have been thrown away.
 # - **At equal time it does not, here.** Three times the epochs buy the ELBO the same as HMC does
-#   (the difference is 1.5 standard errors), for less time: this small model still gains from plain
+#   (the difference is one standard error), for less time: this small model still gains from plain
 #   epochs.
 # - So HMC is worth a try where more epochs have stopped to help, or where `pv.gaps` finds a large
 #   gap below $\log p(x)$. Always include the second arm.

@@ -109,13 +109,13 @@ print(pv.diagnose(plain, test).report())
 # - **KL** is the price paid for the code, nats per digit. At zero nothing is bought. (It is an
 #   average over draws: a little below zero is zero.)
 # - **Active units** have a posterior mean that varies over the data: $\mathrm{Var}_x\,
-#   \mathbb{E}_q[z \mid x] > 0.01$ (Burda et al., 2016). **Var q** is the posterior variance; it is
-#   1, the prior's, in a dead unit.
+#   \mathbb{E}_q[z \mid x] > 0.01$ of the prior's variance (Burda et al., 2016), or more than that
+#   of $q$. **Var q** is the posterior variance; it is 1, the prior's, in a dead unit.
 # - **Mutual information** is what the KL buys: $\mathrm{KL} = I(x; z) + \mathrm{KL}(q(z) \| p(z))$.
 #   The rest is the distance of all codes together from the prior. It is given as a lower and an
 #   upper estimate; with $N$ data, nothing above $\log N$ can be seen.
-# - **log p(x | z)** with the right code and with a random one: if they are equal, the decoder does
-#   not listen.
+# - **log p(x | z)** with the right code, with that of another datum and with one from the prior: if
+#   they are equal, the decoder does not listen.
 #
 # The monitor has looked on while it trained. Its first look was after ten epochs, and the code was
 # dead already.

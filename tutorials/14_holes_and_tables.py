@@ -105,7 +105,8 @@ for axis, name in zip(axes, whole.columns, strict=True):
         shares = [frame[name].value_counts(sort=False, normalize=True) for frame in (whole, made)]
         pd.concat(shares, axis=1, keys=["data", "generated"]).plot.bar(ax=axis, legend=False, rot=0)
     axis.set(title=name, yticks=[], xlabel="")
-axes[0].legend(fontsize=7)
+above = {"loc": "upper right", "bbox_to_anchor": (0.9, 1.16), "ncols": 2, "frameon": False}
+figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, **above)
 figure.suptitle("marginals of the columns, data and generated", y=1.1)
 
 # %% [markdown]

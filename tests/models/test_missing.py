@@ -353,16 +353,16 @@ def test_cells_of_a_program_that_takes_no_particles_are_those_of_the_exact_poste
 HOLES = torch.tensor([[0.5, math.nan], [math.nan, 0.2], [1.0, 2.0], [0.1, math.nan]])
 
 
-def masked(observe):
+def masked(observe, plate="data"):
     """A program whose model has a way of its own to leave out what is missing."""
 
     def model(x):
-        with pyro.plate("data", len(x)):
+        with pyro.plate(plate, len(x)):
             z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
             observe(dist.Normal(z, 1.0), x)
 
     def guide(x):
-        with pyro.plate("data", len(x)):
+        with pyro.plate(plate, len(x)):
             pyro.sample("z", dist.Normal(x.nan_to_num(), 0.5).to_event(1))
 
     return pv.Program(model, guide)
@@ -448,6 +448,36 @@ def test_a_mask_that_misses_the_holes_is_told_once(observe, told):
         pv.elbo(program, HOLES)
     pv.elbo(program, HOLES[:3])  # a warning here would be an error
     assert len(given) == 1
+
+
+@pytest.mark.parametrize("plate", ["rows", "batch", "x_plate"])
+def test_holes_are_told_of_in_a_plate_of_any_name(plate):
+    """Where a plate was not called "data", what stands for NaN was scored silently."""
+    with pytest.warns(UserWarning, match=r"'x' scores cells that are NaN in the data \(3 in 4 r"):
+        pv.elbo(masked(after, plate), HOLES)
+    with pytest.warns(UserWarning, match=r"'x': its mask leaves out 3 rows of 4"):
+        pv.elbo(masked(whole_rows, plate), HOLES)
+    with pytest.raises(DataError, match=r"'x' has one density for all cells"):
+        pv.elbo(masked(joint_unmasked, plate), HOLES)
+    with pytest.raises(DataError, match=r"'x' observes NaN, which a mask does not take out"):
+        pv.elbo(masked(joint_of_nan, plate), HOLES)
+    pv.elbo(masked(by_columns, plate), HOLES)  # a warning here would be an error
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_holes_are_told_of_in_no_plate(joint):
+    """A mask of one density for all data would take out all."""
+
+    def model(x):
+        x = x.nan_to_num()
+        cells = dist.MultivariateNormal(torch.zeros(4), torch.eye(4))
+        if not joint:
+            cells = dist.Normal(torch.zeros(4), 1.0).mask(~x.isnan()).to_event(1)
+        pyro.sample("x", cells.mask(x.sum() > -9), obs=x)
+
+    told = "drop these cells" if joint else r"seen = ~x\.isnan\(\).*before \.to_event"
+    with pytest.warns(UserWarning, match=r"'x' scores .* \(2 in 4 rows\).*" + told):
+        pv.elbo(pv.Program(model, lambda x: None), torch.tensor([0.3, math.nan, 1.0, math.nan]))
 
 
 def test_a_mask_of_rows_of_cells_in_a_plate_is_told_of_with_one_of_cells():

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_vae.arguments import counted
 from pyro_vae.program.batches.batch import Batch, named_leaves
 from pyro_vae.program.checks import is_discrete
-from pyro_vae.program.handlers import Message, is_data, sample_sites
+from pyro_vae.program.handlers import Message, observes, sample_sites
 from pyro_vae.program.sites.masks import has_cells, kept_units
 from pyro_vae.program.told import Told
 
@@ -46,7 +46,7 @@ class Holes:
         if _KEY in self._told:
             return
         leaves = dict(named_leaves(batch))
-        sites = [(name, site) for name, site in sample_sites(model) if is_data(site)]
+        sites = [(name, site) for name, site in sample_sites(model) if observes(site)]
         data = {name: site for name, site in sites if not self._is_right(name, site, leaves)}
         parts = _parts(leaves, {site["value"].numel() for site in data.values()})
         drawn = [s["value"] for _, s in sample_sites(model) if _is_real(s)]
@@ -104,7 +104,7 @@ def _kept(site: Message) -> Tensor | None:
 def observed_holes(model: Trace) -> str:
     """Return which observed sites hold NaN, though the model masks what lacks; nothing if none."""
     for name, site in sample_sites(model):
-        if is_data(site) and bool(site["value"].isnan().any()):
+        if observes(site) and bool(site["value"].isnan().any()):
             return (
                 f"site {name!r} observes NaN, which a mask does not take out: write "
                 f"obs=x.nan_to_num() beside .mask({_marks('x', site['fn'])[0]})"
@@ -115,7 +115,7 @@ def observed_holes(model: Trace) -> str:
 def of_joint_rows(model: Trace) -> str:
     """Return what to do about holes where what is observed has one density for all of its cells."""
     for name, site in sample_sites(model):
-        if is_data(site) and site["fn"].event_shape and not has_cells(site["fn"]):
+        if observes(site) and site["cond_indep_stack"] and not has_cells(site["fn"]):
             return (
                 f"site {name!r} has one density for all cells of a row: drop such rows, or mask "
                 f"them, x.nan_to_num() in guide and obs= beside .mask({_marks('x', site['fn'])[0]})"
@@ -179,9 +179,14 @@ def _scored(
             f"site {name!r} has an inverted mask: it keeps the cells that are NaN in the data "
             f"({count}), and leaves out all others; write .mask({marks}){place}"
         )
-    return (
+    head = (
         f"site {name!r} scores cells that are NaN in the data ({count}), as the numbers that stand "
-        f"in their place: compute the mask before these do, as seen = {marks}, then "
+        "in their place: "
+    )
+    if not site["cond_indep_stack"] and not has_cells(site["fn"]) and not site["fn"].batch_shape:
+        return f"{head}drop these cells; a mask would take out all, which have one density"
+    return (
+        f"{head}compute the mask before these do, as seen = {marks}, then "
         f"{given} = {given}.nan_to_num(), and write .mask(seen){place}"
     )
 

@@ -69,7 +69,7 @@ from pyro_vae.training.settings import (
 )
 from pyro_vae.training.step import Stepper, parts_of
 from pyro_vae.training.surroundings import surroundings_kept
-from pyro_vae.training.validation import Validation, tell_of_other_numbers
+from pyro_vae.training.validation import Validation, tell_of_other_units
 
 __all__ = ["Run", "adam", "fit"]
 
@@ -619,5 +619,6 @@ def _prepare_valid(
         raise DataError(f"valid: {told}") from error
     _require_own(program, judged.first, feed)
     if made is not None:
-        tell_of_other_numbers(*map(program.examples.by_argument, (made, judged.first)))
+        batches = feed.first(), made, judged.first
+        tell_of_other_units(*map(program.examples.by_argument, batches))
     return judged

@@ -106,10 +106,13 @@ def test_the_rows_that_are_judged_are_transformed():
 @pytest.mark.parametrize(
     ("transform", "valid", "told"),
     [
-        (lambda x: x / 255, WHOLE, r"x has whole numbers from 0 to 255, .* numbers from 0 to 1 of"),
+        (lambda x: x / 255, WHOLE, r"x has numbers from 0 to 255, .* after \(from 0 to 1\)"),
+        (lambda x: x.flip(1) / 255, WHOLE.byte(), r"x has numbers from 0 to 255"),
         (lambda x: x / 255, WHOLE / 255, None),
-        (lambda x: x.flip(1), WHOLE, None),
-        (lambda x: (x + torch.rand_like(x)) / 2, WHOLE, "valid: x has whole .* makes numbers from"),
+        (lambda x: x / torch.tensor([1, 1, 1, 1, 1, 99]), WHOLE, r"x\[:, 5\] has numbers"),
+        (lambda x: x.flip(1), WHOLE * 50, None),
+        (lambda x: x * (torch.rand_like(x) < 0.2), WHOLE, None),
+        (lambda x: x + torch.rand_like(x), WHOLE, None),
     ],
 )
 def test_validation_data_in_other_units_than_a_transform_makes_are_told_of(transform, valid, told):

@@ -491,6 +491,81 @@ def test_a_mask_of_rows_of_cells_in_a_plate_is_told_of_with_one_of_cells():
         pv.elbo(pv.Program(model, lambda x: None), HOLES)
 
 
+BLOCKS = torch.eye(4)[torch.tensor([[1, 0], [2, 3], [0, 0]])]
+BLOCKS[0, 1, 2] = BLOCKS[2, :, 0] = math.nan
+NORMALS = dist.MultivariateNormal(torch.zeros(2, 4), torch.eye(4))
+HEAVY = dist.MultivariateStudentT(3.0, torch.zeros(2, 4), torch.eye(4))
+NAMES = dist.OneHotCategorical(torch.ones(2, 4))
+
+
+def first_name(x):
+    return torch.where(x.isnan(), torch.eye(4)[0], x)
+
+
+def of_blocks(fn, seen, after=False, value=first_name):
+    """Two blocks a row, with one density each: ``seen`` has a mark for each block, or for a row."""
+
+    def model(x):
+        x, mask = value(x), seen(value(x) if after else x)
+        with pyro.plate("rows", len(x)):
+            whole = fn.expand([len(x), 2])
+            if mask is not None:
+                whole = whole.mask(mask)
+            pyro.sample("x", whole.to_event(1), obs=x)
+
+    return pv.Program(model, lambda x: None)
+
+
+def by_blocks(x):
+    return ~x.isnan().any(-1)
+
+
+def by_rows_of_blocks(x):
+    return by_blocks(x).all(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("fn", [NORMALS, HEAVY, NAMES])
+def test_the_mask_of_densities_of_blocks_has_a_mark_for_each_block(fn):
+    """One of a row had been named, which loses the blocks without a hole, and is told of."""
+    seen = r"~x\.isnan\(\)\.any\(-1\)"
+    with pytest.warns(
+        UserWarning, match=r"'x' scores .* as seen = " + seen + ".*before .to_event$"
+    ):
+        pv.elbo(of_blocks(fn, by_blocks, after=True), BLOCKS)
+    told = (
+        r"leaves out 1 row of 3.* 4 cells .*: put \.mask\(" + seen + r"\) before \.to_event, which"
+    )
+    with pytest.warns(UserWarning, match=told):
+        pv.elbo(of_blocks(fn, by_rows_of_blocks), BLOCKS)
+    with pytest.raises(
+        DataError, match="of each part of a row: .*" + seen + r"\) before \.to_event"
+    ):
+        pv.elbo(of_blocks(fn, lambda x: None), BLOCKS)
+    with pytest.raises(DataError, match="'x' observes NaN.*" + seen + r"\) before \.to_event"):
+        pv.elbo(of_blocks(fn, by_blocks, value=lambda x: x), BLOCKS)
+    each = fn.log_prob(first_name(BLOCKS)).masked_fill(BLOCKS.isnan().any(-1), 0.0)
+    found = pv.elbo(of_blocks(fn, by_blocks), BLOCKS)  # a warning here would be an error
+    torch.testing.assert_close(found, each.sum(-1))
+
+
+@pytest.mark.parametrize("plates", [0, 2])
+def test_the_mask_of_blocks_is_right_in_no_plate_and_in_two(plates):
+    """The last row has a hole in each block: its mask leaves out seen cells, and rightly."""
+
+    def model(x):
+        blocks = NORMALS.expand([len(x), 2]).mask(by_blocks(x))
+        if plates:
+            with pyro.plate("rows", len(x), dim=-2), pyro.plate("blocks", 2, dim=-1):
+                pyro.sample("x", blocks, obs=x.nan_to_num())
+        else:
+            pyro.sample("x", blocks.to_event(2), obs=x.nan_to_num())
+
+    kept = [1, 1, 2]
+    each = NORMALS.log_prob(BLOCKS.nan_to_num()).masked_fill(~by_blocks(BLOCKS), 0.0)[kept]
+    found = pv.elbo(pv.Program(model, lambda x: None), BLOCKS[kept])  # a warning would be an error
+    torch.testing.assert_close(found, each.sum(-1) if plates else each.sum()[None])
+
+
 def test_holes_that_are_drawn_are_no_holes():
     assert pv.elbo(masked(drawn), HOLES).isfinite().all()
 

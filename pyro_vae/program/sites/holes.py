@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_vae.arguments import counted
 from pyro_vae.program.batches.batch import Batch, named_leaves
 from pyro_vae.program.checks import is_discrete
-from pyro_vae.program.handlers import Message, observes, sample_sites
+from pyro_vae.program.handlers import Message, innermost, observes, sample_sites
 from pyro_vae.program.sites.masks import has_cells, kept_units
 from pyro_vae.program.told import Told
 
@@ -81,7 +81,7 @@ class Holes:
         found = []
         for place, at, holes in _observed(parts, value):
             fault = _scored(name, place[0], site, kept, holes, drawn)
-            found.append(fault or _whole_rows(name, place[0], site["fn"], kept, holes))
+            found.append(fault or _whole_rows(name, place[0], site, kept, holes))
             if torch.equal(kept, ~holes):
                 self._places[name] = (place, at)
         return found[0] if found and all(found) else ""  # of several alike one may be right
@@ -105,9 +105,10 @@ def observed_holes(model: Trace) -> str:
     """Return which observed sites hold NaN, though the model masks what lacks; nothing if none."""
     for name, site in sample_sites(model):
         if observes(site) and bool(site["value"].isnan().any()):
+            marks, where = _marks("x", site["fn"])
             return (
                 f"site {name!r} observes NaN, which a mask does not take out: write "
-                f"obs=x.nan_to_num() beside .mask({_marks('x', site['fn'])[0]})"
+                f"obs=x.nan_to_num() beside .mask({marks}){where}"
             )
     return ""
 
@@ -116,19 +117,38 @@ def of_joint_rows(model: Trace) -> str:
     """Return what to do about holes where what is observed has one density for all of its cells."""
     for name, site in sample_sites(model):
         if observes(site) and site["cond_indep_stack"] and not has_cells(site["fn"]):
+            marks, where = _marks("x", site["fn"])
+            what, way_out = "all cells of a row", "drop such rows, or mask them"
+            if _has_parts(site):
+                what, way_out = (
+                    "the cells of each part of a row",
+                    "drop such rows, or mask the parts",
+                )
             return (
-                f"site {name!r} has one density for all cells of a row: drop such rows, or mask "
-                f"them, x.nan_to_num() in guide and obs= beside .mask({_marks('x', site['fn'])[0]})"
+                f"site {name!r} has one density for {what}: {way_out}, x.nan_to_num() in guide and "
+                f"obs= beside .mask({marks}){where}"
             )
     return ""
 
 
 def _marks(given: str, fn: Any) -> tuple[str, str]:
     """Return the mask that takes out holes, as it is written, and where it stands."""
-    if has_cells(fn):
-        return f"~{given}.isnan()", " before .to_event" if fn.event_shape else ""
-    dims = -1 if len(fn.event_shape) == 1 else tuple(range(-len(fn.event_shape), 0))
-    return f"~{given}.isnan().any({dims})", ""
+    own = _joint_dims(fn)
+    where = " before .to_event" if len(fn.event_shape) > own else ""
+    if not own:
+        return f"~{given}.isnan()", where
+    return f"~{given}.isnan().any({-1 if own == 1 else tuple(range(-own, 0))})", where
+
+
+def _joint_dims(fn: Any) -> int:
+    """Return how many last dimensions have one density: of a whole event, or of each part of it."""
+    return len(innermost(fn).event_shape)
+
+
+def _has_parts(site: Message) -> bool:
+    """Return whether a row of the data has several densities, each of which a mask can take out."""
+    shape = site["value"].shape
+    return shape[1 : len(shape) - _joint_dims(site["fn"])].numel() > 1
 
 
 def _parts(leaves: Mapping[str, Tensor], sizes: set[int]) -> list[_Parts]:
@@ -239,20 +259,31 @@ def _is_filler(value: Tensor, scored: Tensor) -> bool:
     return bool((low >= high).all())
 
 
-def _whole_rows(name: str, given: str, fn: Any, kept: Tensor, holes: Tensor) -> str:
+def _whole_rows(name: str, given: str, site: Message, kept: Tensor, holes: Tensor) -> str:
     """Return what to do where one hole takes out its row; nothing where it does not."""
+    parts = _has_parts(site)
+    if parts or all(frame.dim is None for frame in site["cond_indep_stack"]):
+        holes = _of_parts(holes, _joint_dims(site["fn"]))
     kept, holes = kept.reshape(len(kept), -1), holes.reshape(len(holes), -1)
     partly = holes.any(-1) & ~holes.all(-1)
     if not bool(partly.any()) or bool(kept[partly].any()) or not bool(kept[~holes.any(-1)].all()):
         return ""
     count, cells = counted(int(partly.sum()), "row"), int((~holes[partly]).sum())
     way_out = "drop the rows"
-    if has_cells(fn):
-        marks, where = _marks(given, fn)
-        cells_out = f"put .mask({marks}){where}, which leaves out the cells"
-        way_out = f"{cells_out}, or {way_out}"
+    if parts:
+        marks, where = _marks(given, site["fn"])
+        what = "cells" if has_cells(site["fn"]) else "parts"
+        way_out = f"put .mask({marks}){where}, which leaves out the {what}, or {way_out}"
     return (
         f"site {name!r}: its mask leaves out {count} of {len(holes)}, for a NaN in each, and "
         f"{counted(cells, 'cell')} of them that are seen; each still counts as a datum: "
         f"{way_out}"
     )
+
+
+def _of_parts(holes: Tensor, own: int) -> Tensor:
+    """Return which cells go with a hole: all that have one density with it."""
+    if not 0 < own <= holes.dim():
+        return holes
+    over_part = (..., *(None,) * own)
+    return holes.flatten(-own).any(-1)[over_part].expand_as(holes)

@@ -69,7 +69,7 @@ from pyro_vae.training.settings import (
 )
 from pyro_vae.training.step import Stepper, parts_of
 from pyro_vae.training.surroundings import surroundings_kept
-from pyro_vae.training.validation import Validation, tell_of_other_units
+from pyro_vae.training.validation import Validation
 
 __all__ = ["Run", "adam", "fit"]
 
@@ -279,7 +279,7 @@ def fit(
         moved = _conformed(wrapped, transform and of_arguments(transform))
         with forgotten_on_error(wrapped):
             feed, first = _prepare_data(wrapped, data, batch_size, moved, world, size, seed)
-            judged = _prepare_valid(wrapped, valid, batch_size, feed, world, moved and first)
+            judged = _prepare_valid(wrapped, valid, batch_size, feed, world, moved is not None)
             _check_parts(wrapped, first, feed.size, accumulate)
         weights = beta_schedule(beta, wrapped.sites.local)
         factory = adam(lr) if optimizer is None else as_factory(optimizer, wrapped, first, lr)
@@ -595,7 +595,7 @@ def _prepare_valid(
     batch_size: int,
     feed: TensorFeed | LoaderFeed,
     world: World,
-    made: Batch | None,
+    transformed: bool,
 ) -> Validation | None:
     """Check validation data before anything changes, those of a stream by their first batch.
 
@@ -605,7 +605,7 @@ def _prepare_valid(
         batch_size: Rows of a batch, where the data do not say.
         feed: Of training.
         world: The processes that judge together.
-        made: What a transform makes of the first batch of training; None without one.
+        transformed: Whether the data of training are, which these are not.
     """
     world.agree({"valid": "none" if valid is None else "some"})
     if valid is None:
@@ -614,11 +614,8 @@ def _prepare_valid(
         judged = Validation(program, valid, batch_size, world)
     except DataError as error:
         told = str(error).replace(SURPLUS, SURPLUS_OF_VALID)
-        if made is not None and SURPLUS not in str(error):
+        if transformed and SURPLUS not in str(error):
             told += "; transform= is applied to data alone: give valid as it makes them"
         raise DataError(f"valid: {told}") from error
     _require_own(program, judged.first, feed)
-    if made is not None:
-        batches = feed.first(), made, judged.first
-        tell_of_other_units(*map(program.examples.by_argument, batches))
     return judged

@@ -1,15 +1,11 @@
 """Validation rows: a batch in memory, or a stream that is read anew each time it is judged."""
 
 import hashlib
-import math
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from pyro_vae.callers import of_user
 from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.program.batches.batch import Batch, chunks, named_leaves, num_rows
 from pyro_vae.program.batches.streams import join_batches
@@ -22,12 +18,6 @@ from pyro_vae.training.loader_feed import LoaderFeed
 from pyro_vae.training.parallel import World
 from pyro_vae.training.shared_buffers import digest
 
-_COLUMNS = 8  # of which each may have units of its own
-_DISTINCT = 32  # numbers, of which a line is found
-_LOOKED_AT = 64  # rows, to tell units
-_MOST = 1 << 18  # numbers of these rows
-_OTHER_UNITS = 9.9  # times larger or smaller are no numbers of the same kind
-_ROUNDED = 0.01  # of their spread, as numbers of 8 bits are
 _ROWS = 1024  # of a piece: as many as a pass over rows in memory has
 
 
@@ -143,78 +133,3 @@ def _joined(batches: list[Batch]) -> list[Batch]:
         return [join_batches(batches)]
     except DataError:
         return batches
-
-
-def tell_of_other_units(
-    given: Mapping[str, Any], made: Mapping[str, Any], judged: Mapping[str, Any]
-) -> None:
-    """Warn of validation data in the units that a transform takes the training data out of.
-
-    Only where the transform is ``a x + b`` but for the order of the numbers: what augments data
-    (noise, masks, crops) is not, and is not meant for those that are judged.
-
-    Arguments:
-        given: Arguments of a batch of training, by name.
-        made: Those that the transform makes of the same batch.
-        judged: Those of validation data.
-    """
-    for name in given.keys() & made.keys() & judged.keys():
-        parts = [_parts(arguments[name]) for arguments in (given, made, judged)]
-        for place, each in enumerate(zip(*parts, strict=False)):
-            if not _as_before(*each):
-                continue
-            old, new, own = (f"from {float(v.min()):.4g} to {float(v.max()):.4g}" for v in each)
-            column = f"[:, {place - 1}]" if place else ""
-            warnings.warn(
-                f"valid: {name}{column} has numbers {own}, as data have before transform= ({old}) "
-                f"and not after ({new}): it is applied to data alone, and valid is judged as it "
-                "is; give it in the units that transform= makes, less what augments data",
-                stacklevel=of_user(),
-            )
-            return
-
-
-def _parts(leaf: Any) -> list[Tensor]:
-    """Return the finite numbers of a few rows, and of some columns; none of what has none."""
-    if not isinstance(leaf, Tensor) or leaf.layout is not torch.strided or not leaf.dim():
-        return []
-    if leaf.is_complex() or leaf.is_meta:
-        return []
-    rows = max(1, min(_LOOKED_AT, _MOST // max(1, leaf[:1].numel())))
-    some = leaf[:: max(1, len(leaf) // rows)][:rows].detach().cpu().double()
-    columns = some[:, :_COLUMNS].unbind(1) if some.dim() == 2 else ()
-    return [each[each.isfinite()] for each in (some, *columns)]
-
-
-def _as_before(before: Tensor, after: Tensor, here: Tensor) -> bool:
-    """Return whether numbers have the units of others before a transform, which changes them."""
-    scale, fixed = _units(before, after)
-    if max(scale, 1 / scale) < _OTHER_UNITS:
-        return False
-    off = _sizes(here, fixed) / _sizes(before, fixed)  # 1, or the scale, but for chance
-    return bool((off.maximum(1 / off) ** 3 < max(scale, 1 / scale)).all())
-
-
-def _units(before: Tensor, after: Tensor) -> tuple[float, float]:
-    """Return a > 0 and the fixed point of a x + b, which makes one of the other; (1, 0) if none."""
-    own = before.unique()
-    if before.shape != after.shape or len(own) < _DISTINCT:
-        return 1.0, 0.0
-    one, two = before.sort().values, after.sort().values
-    low, high = (int(torch.searchsorted(one, own[len(own) * k // 4])) for k in (1, 3))
-    scale = float((two[high] - two[low]) / (one[high] - one[low]))
-    made = two[low] + scale * (one - one[low])
-    spread = (two - two[low]).abs() + (two[high] - two[low])
-    if scale in (0, 1) or not bool(((two - made).abs() <= _ROUNDED * spread).all()):
-        return 1.0, 0.0
-    return scale, float(two[low] - scale * one[low]) / (1 - scale)
-
-
-def _sizes(numbers: Tensor, fixed: float) -> Tensor:
-    """Return quartiles of the distance from a number that a change of units leaves alone."""
-    sizes, own = (numbers - fixed).abs(), numbers.unique()
-    if len(own):
-        near = 5 * _ROUNDED * (own[len(own) * 3 // 4] - own[len(own) // 4])
-        sizes = sizes[sizes > near].sort().values
-    places = [len(sizes) * k // 4 for k in (1, 2, 3)]
-    return sizes[places] if len(sizes) else numbers.new_full((3,), math.nan)

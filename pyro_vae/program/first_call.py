@@ -31,8 +31,10 @@ def forgotten_on_error(program: "Program") -> Iterator[None]:
             put_back()
         if new:
             program.start_anew()
-        # What the library has found out about the data comes of no other error.
-        told = isinstance(error, CheckpointError) or error.__cause__ is None
-        if unfit is not None and not (told or program.rows.told):
-            unfit.require_shapes(error)
+        if unfit is not None and not (isinstance(error, CheckpointError) or program.rows.told):
+            if error.__cause__ is not None:
+                unfit.require_shapes(error)
+            # What the library says of data and latents: it may be that. Calls may stand in calls.
+            elif "shape" in str(error) and unfit.told() not in str(error):
+                error.args = (f"{error}{unfit.told()}",)
         raise

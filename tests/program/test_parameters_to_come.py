@@ -190,6 +190,24 @@ def test_a_strict_state_that_does_not_fit_is_refused_by_the_first_run(state, tol
     assert all(torch.equal(program.state_dict()[key], value) for key, value in STATE.items())
 
 
+def test_a_shape_that_does_not_fit_is_named_beside_that_of_the_data():
+    def model(x):
+        at = pyro.param("at", torch.zeros(D))
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(D), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(at + z[:, :1], 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.7).to_event(1))
+
+    program = pv.Program(model, guide)
+    program.load_state_dict({"values.at": torch.zeros(D + 1)})
+    told = rf"site 'x': got data of shape .*; 'values\.at': got shape \({D + 1},\) .*\({D},\)"
+    with pytest.raises(DataError, match=told):
+        pv.elbo(program, data())
+
+
 def test_a_state_that_is_not_strict_leaves_anew_what_it_lacks():
     program = statements()
     program.load_state_dict({"values.loc": torch.ones(D)}, strict=False)

@@ -62,6 +62,10 @@ class Loaded:
                 more += "" if error is None else f"; the program fails with: {error}"
                 raise unlike(f"values.{key}", got, expected, more) from error
 
+    def told(self) -> str:
+        """Return which values have another shape than their statements give, behind a semicolon."""
+        return "".join(f"; {unlike(f'values.{k}', *both)}" for k, both in self._shapes.items())
+
     def settle(self, missed: set[str], made: set[str]) -> None:
         """Compare the names that were given with those that the first run has asked for.
 

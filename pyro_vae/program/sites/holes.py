@@ -114,9 +114,15 @@ def observed_holes(model: Trace) -> str:
 
 
 def of_joint_rows(model: Trace) -> str:
-    """Return what to do about holes where what is observed has one density for all of its cells."""
+    """Return what to do about holes where what is observed has one density for all of its cells.
+
+    Nothing about counts of words and the like, of which each is known: NaN is none of them.
+    """
     for name, site in sample_sites(model):
-        if observes(site) and site["cond_indep_stack"] and not has_cells(site["fn"]):
+        counts = hasattr(innermost(site["fn"]), "total_count")
+        if counts or has_cells(site["fn"]):
+            continue
+        if observes(site) and site["cond_indep_stack"]:
             marks, where = _marks("x", site["fn"])
             what, way_out = "all cells of a row", "drop such rows, or mask them"
             if _has_parts(site):

@@ -500,6 +500,17 @@ def test_a_run_of_fit_is_judged_where_its_program_is_named(capsys):
     assert run("evaluate vae --data digits --split all") == 2
 
 
+def test_a_program_that_is_named_is_never_another(capsys):
+    """The file of the training stands for no wrong name, and the run keeps what it knew."""
+    assert run("train own.py:Clicks --data counts.npz --out a", *FEW) == 0
+    known = {path: path.read_bytes() for path in Path("a").glob("*.json")}
+    for verb in ("evaluate", "refine"):
+        capsys.readouterr()
+        assert run(f"{verb} a --program nosuch.py:Clicks") == 2
+        assert "nosuch.py: no such file" in told(capsys)
+    assert {path: path.read_bytes() for path in Path("a").glob("*.json")} == known
+
+
 def test_differences_are_paired():
     """What all data share is no error of the difference."""
     shared = torch.tensor([0.0, -100.0, 100.0, 7.0])

@@ -189,7 +189,8 @@ def open_run(
         settings["vocab"] = str(Path(run) / VOCABULARY)
     into = None
     if is_own(settings["model"]):
-        settings["model"] = _own_file(folder, settings["model"])
+        if program is None:
+            settings["model"] = _own_file(folder, settings["model"])
         into = own_program(settings["model"], dict(settings.get("options") or {}))
     loaded = pv.load(run, into=into, device=where)
     pv.Program.of(loaded).to(where)

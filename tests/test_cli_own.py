@@ -511,6 +511,32 @@ def test_a_program_that_is_named_is_never_another(capsys):
     assert {path: path.read_bytes() for path in Path("a").glob("*.json")} == known
 
 
+@pytest.mark.filterwarnings("default:program")
+def test_another_program_of_the_same_name_is_told_of(capsys, folder, monkeypatch):
+    """It fits the parameters as well, and gives other figures."""
+
+    def judged(line):
+        assert run(f"evaluate {line} --num_particles 2") == 0
+        out, err = capsys.readouterr()
+        return out.partition(" data\n")[2].partition("written")[0], err
+
+    assert run("train own.py:Clicks --data counts.npz --out a", *FEW) == 0
+    capsys.readouterr()
+    right = judged("a")
+    other = PROGRAM.replace("(z).exp()", "(z).exp() + 1")
+    for copied, text in (("same", PROGRAM), ("other", other)):
+        (folder / copied).mkdir()
+        (folder / copied / "own.py").write_text(text)
+    monkeypatch.chdir(folder / "same")
+    assert judged("../a") == right and right[1] == ""
+    monkeypatch.chdir(folder / "other")
+    figures, err = judged("../a")
+    assert figures != right[0] and err.count("\n") == 1
+    assert f"{folder}/other/own.py is taken, and differs from {folder}/own.py, the file" in err
+    assert judged(f"../a --program {folder}/own.py:Clicks") == judged("../a") == right
+    assert judged("../a --program own.py:Clicks") == judged("../a") == (figures, "")
+
+
 def test_differences_are_paired():
     """What all data share is no error of the difference."""
     shared = torch.tensor([0.0, -100.0, 100.0, 7.0])

@@ -1,16 +1,19 @@
 """Run folders: making one, going on in one, and opening what lies there."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import pyro_vae as pv
+from pyro_vae.callers import of_user
 from pyro_vae.cli.datasets import SETS, default_binarization, kind_of, load_data
 from pyro_vae.cli.options import MODELS, Split
 from pyro_vae.cli.own_program import is_own, own_program
 from pyro_vae.cli.training_file import (
+    contents,
     describe_file,
     file_of_training,
     is_file,
@@ -84,13 +87,23 @@ def _remember_program(folder: Path, model: str) -> None:
 def _own_file(folder: Path, model: str) -> str:
     """Return a program of one's own with its file where it lay, if there is none of the name."""
     file, colon, name = model.partition(":")
-    if Path(file).exists():
-        return model
+    here = Path(file).exists()
     try:
-        found = json.loads((folder / PROGRAM).read_text(encoding="utf-8"))["program"]
+        found = str(json.loads((folder / PROGRAM).read_text(encoding="utf-8"))["program"])
+        differs = here and contents(Path(found)) != contents(Path(file))
     except (OSError, ValueError, KeyError, TypeError):
         return model
-    return f"{found}{colon}{name}"
+    if not here:
+        return f"{found}{colon}{name}"
+    if differs:  # a copy of a project means its own file, another project does not
+        warnings.warn(
+            f"program: {Path(file).resolve()} is taken, and differs from {found}, the file of the "
+            f"training; say once which is meant: pyro-vae evaluate {folder} --program "
+            f"{found}{colon}{name}, or --program {model}",
+            UserWarning,
+            stacklevel=of_user(),
+        )
+    return model
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from torch.nn.parameter import is_lazy
 from pyro_vae.errors import CheckpointError, DeviceError
 from pyro_vae.storage.atomic import atomic_write_bytes, remove_leftovers
 
-__all__ = ["bundle_path", "check_state", "read_bundle", "serialise", "write_bundle"]
+__all__ = ["bundle_path", "check_state", "mentions", "read_bundle", "serialise", "write_bundle"]
 
 FORMAT = "pyro_vae bundle"
 VERSION = 1
@@ -160,6 +160,15 @@ def read_bundle(
         raise DeviceError(
             f"{path}: cannot be moved to device {device} ({_first_line(error)}); use device='cpu'"
         ) from None
+
+
+def mentions(folder: str | os.PathLike[str], name: str, entry: str) -> bool:
+    """Return whether the JSON of a file may have an entry, without a look at tensors or hash."""
+    try:
+        with safetensors.safe_open(bundle_path(folder, name), "pt") as file:
+            return json.dumps(entry) in (file.metadata() or {}).get("meta", "")
+    except Exception:  # whatever hostile bytes provoke: who reads the file is told
+        return False
 
 
 def check_state(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], where: str) -> None:

@@ -2,8 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,14 @@ from pyro_vae.arguments import counted
 from pyro_vae.callers import of_user
 from pyro_vae.errors import CheckpointError
 from pyro_vae.program.parameters.parameters import AVERAGES
-from pyro_vae.storage.bundle import bundle_path, check_state, read_bundle, serialise, write_bundle
+from pyro_vae.storage.bundle import (
+    bundle_path,
+    check_state,
+    mentions,
+    read_bundle,
+    serialise,
+    write_bundle,
+)
 from pyro_vae.storage.differences import check_settings, renewed_options
 from pyro_vae.storage.history import History
 from pyro_vae.storage.moved_state import MovedState, check_moved
@@ -29,6 +36,7 @@ from pyro_vae.storage.random_state import (
 
 NAME = "checkpoint"
 _AVERAGES = f"values.{AVERAGES}"
+_KEPT = "kept"  # keys of loaded values that the data have not asked for, if there are any
 OLDER = "checkpoint-before"  # the one before it, should the newer be damaged
 
 
@@ -133,6 +141,10 @@ class Checkpoint:
             tensors |= values
             states.append(state)
         meta = {**progress.as_json(), "columns": list(columns), "optimizers": states}
+        own: Any = modules["program"].own
+        kept = sorted(own.kept & set(own.values))
+        if kept:
+            meta[_KEPT] = kept
         if moved is not None:
             arrays, meta["plain"] = moved.take()
             tensors |= {f"plain.{name}": array for name, array in arrays.items()}
@@ -162,6 +174,49 @@ def written(folder: Path) -> tuple[int, int] | None:
         found = bundle_path(folder, NAME).stat()
         return found.st_mtime_ns, found.st_size
     return None
+
+
+@contextmanager
+def kept_given(program: Any, folder: Path | None) -> Iterator[None]:
+    """Give a program the values that a run to go on with keeps for other data.
+
+    Before the optimizer is made, for that of the run has them. Where the run does not go on, they
+    are taken away again.
+
+    Arguments:
+        program: It has read its data.
+        folder: The run folder, if there is one.
+    """
+    own = program.own
+    given = {} if folder is None else _kept(folder, set(own.values))
+    own.give({key: value.to(program.device) for key, value in given.items()})
+    try:
+        yield
+    except BaseException:
+        own.take_back(given.keys() - own.kept)
+        raise
+
+
+def _kept(folder: Path, known: set[str]) -> dict[str, Tensor]:
+    """Return the kept values that a program does not know; none where nothing can be read."""
+    for name in (NAME, OLDER):
+        with suppress(CheckpointError):
+            if not mentions(folder, name, _KEPT):
+                continue
+            tensors, meta = read_bundle(folder, name, allow_nonfinite=True)
+            state = _part(tensors, "program.values.")
+            return {
+                key: state[key]
+                for key in set(_kept_names(meta)) - known
+                if key in state and state[key].is_floating_point()
+            }
+    return {}
+
+
+def _kept_names(meta: Mapping[str, Any]) -> list[str]:
+    found = meta.get(_KEPT, [])
+    names = [key for key in found if isinstance(key, str)] if isinstance(found, list) else []
+    return [key for key in names if "." not in key and not hasattr(nn.ParameterDict(), key)]
 
 
 def read_checkpoint(
@@ -219,6 +274,8 @@ def read_checkpoint(
         module.load_state_dict(states[name])
     for optimizer, state in zip(optimizers, fitted, strict=True):
         optimizer.load_state_dict(state)
+    own: Any = modules["program"].own
+    own.kept |= set(_kept_names(meta)) & set(own.values)
     set_random_state(random, device, generators)
     if moved is not None:
         moved.put_back(_part(tensors, "plain."), meta.get("plain"), where)

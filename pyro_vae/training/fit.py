@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -40,6 +40,7 @@ from pyro_vae.program.first_call import forgotten_on_error
 from pyro_vae.program.program import Program
 from pyro_vae.program.sites.sites import Sites
 from pyro_vae.program.sites.whole import require_rows
+from pyro_vae.storage.checkpoint import kept_given
 from pyro_vae.storage.loggers import Loggers
 from pyro_vae.storage.random_state import seeded_outside_torch
 from pyro_vae.storage.run_folder import RunFolder
@@ -268,7 +269,7 @@ def fit(
             tensors, for one whose densities are other functions of a part (a mean, a count).
     """
     world = join(devices, device)
-    with _training(world):
+    with _training(world), ExitStack() as stack:
         every = checkpoint_every, checkpoint_steps, checkpoint_minutes
         limits = Limits(epochs, patience, max_steps, max_minutes, *every, out=out)
         batch_size, seed = positive("batch_size", batch_size), integer("seed", seed, 0)
@@ -284,7 +285,7 @@ def fit(
         weights = beta_schedule(beta, wrapped.sites.local)
         factory = adam(lr) if optimizer is None else as_factory(optimizer, wrapped, first, lr)
         chosen = _chosen(objective, patience, world, wrapped.sites)
-        folder = _folder(out, bool(resume), world, events=logger is None)
+        folder = stack.enter_context(_folder(wrapped, out, bool(resume), world, logger is None))
         stepper = Stepper(
             wrapped,
             chosen,
@@ -337,13 +338,19 @@ def _training(world: World) -> Iterator[None]:
         yield
 
 
+@contextmanager
 def _folder(
-    out: str | os.PathLike[str] | None, resume: bool, world: World, *, events: bool
-) -> RunFolder | None:
-    """Return the run folder, which no process writes into before all have looked at it."""
+    program: Program,
+    out: str | os.PathLike[str] | None,
+    resume: bool,
+    world: World,
+    events: bool,
+) -> Iterator[RunFolder | None]:
+    """Yield the run folder, which no process writes into before all have looked at it."""
     folder = None if out is None else RunFolder.open(out, resume, events)
     world.wait()
-    return folder
+    with kept_given(program, None if folder is None else folder.path):
+        yield folder
 
 
 def _chosen(objective: Any, patience: int | None, world: World, sites: Sites) -> Objective:

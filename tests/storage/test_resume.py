@@ -451,6 +451,63 @@ def test_a_running_baseline_of_pyro_goes_on_where_it_stopped(tmp_path):
     assert same(kept, other) and any("baseline" in name for name in kept)
 
 
+def of_two():
+    """Return a program whose value ``scale`` only data with a second argument ask for."""
+
+    def model(x, y=None):
+        loc = pyro.param("loc", lambda: torch.zeros(5))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(loc + z[..., None], 0.5).to_event(1), obs=x)
+            if y is not None:
+                scale = pyro.param("scale", torch.tensor(3.0), constraint=dist.constraints.positive)
+                pyro.sample("y", dist.Normal(z, scale), obs=y)
+
+    def guide(x, y=None):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.mean(-1), 0.3))
+
+    return pv.Program(model, guide)
+
+
+@pytest.mark.filterwarnings("ignore:what was loaded holds 'values.scale'")
+@pytest.mark.parametrize(("route", "ema"), [("file", None), ("strict", 0.9), ("loosely", None)])
+def test_a_value_that_the_data_do_not_ask_for_goes_on(route, ema, tmp_path):
+    taught = of_two()
+    pv.fit(taught, (X, X[:, 0]), **BASE)
+    pv.save(taught, tmp_path / "taught")
+
+    def loaded():
+        program = of_two()
+        if route == "file":
+            return pv.load(tmp_path / "taught", into=program)
+        program.load_state_dict(taught.state_dict(), strict=route == "strict")
+        return program
+
+    settings = {**BASE, "lr": 0.02, "clip_norm": 1.0, "ema": ema, "valid": X[:9]}
+    whole = pv.fit(loaded(), X, **{**settings, "epochs": 5})
+    out = {"out": tmp_path / "run", "checkpoint_every": 1}
+    pv.fit(loaded(), X, **out, **{**settings, "epochs": 2})
+    other = of_two()
+    with pytest.raises(ConfigError, match="batch_size"):
+        pv.fit(other, X, **out, resume=True, **{**settings, "batch_size": 8})
+    assert other.state_dict().keys() == {"values.loc"}
+    for epochs in (3, 5):
+        again = pv.fit(of_two(), X, **out, resume=True, **{**settings, "epochs": epochs})
+    np.testing.assert_array_equal(again.history["loss"], whole.history["loss"])
+    assert same(weights(again.program), weights(whole.program))
+    assert torch.equal(weights(again.program)["values.scale"], weights(taught)["values.scale"])
+    more = [pv.fit(run.program, (X, X[:, 0]), **BASE) for run in (again, whole)]
+    assert same(weights(more[0].program), weights(more[1].program))
+    assert weights(more[0].program)["values.scale"].exp() < 3.0
+
+
+def test_a_value_that_a_changed_program_lacks_is_refused(tmp_path):
+    pv.fit(of_two(), (X, X[:, 0]), out=tmp_path, **BASE)
+    with pytest.raises(CheckpointError, match=r"unexpected 'values\.scale'"):
+        pv.fit(of_two(), X, out=tmp_path, resume=True, **{**BASE, "epochs": 2})
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [

@@ -1,7 +1,7 @@
 """The tensors that a program trains, and what a ``pyro.param`` statement is answered with."""
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import count
 from typing import Any
@@ -61,6 +61,7 @@ class Parameters:
         # Of ``load_state_dict``, while it runs: torch tells its hooks True.
         self.strict: bool | None = None
         self.loaded: Loaded | None = None
+        self.kept: set[str] = set()  # keys of loaded values that the first run did not ask for
         self._stated: set[int] = set()
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -135,14 +136,14 @@ class Parameters:
         homes += (self.store, self.expected)
         contents = [list(home.items()) for home in homes]
         own = self.fresh, self.found[:], {*self.outdated}, {**self.frozen}, {*self._stated}
-        reached, loaded = self._reached, self.loaded
+        reached, loaded, kept = self._reached, self.loaded, {*self.kept}
 
         def put_back() -> None:
             for home, before in zip(homes, contents, strict=True):
                 home.clear()
                 home.update(before)
             self.fresh, self.found, self.outdated, self.frozen, self._stated = own
-            self._reached, self.loaded = reached, loaded
+            self._reached, self.loaded, self.kept = reached, loaded, kept
 
         return put_back
 
@@ -319,6 +320,18 @@ class Parameters:
             else:
                 self.expected[key] = value.clone()
 
+    def give(self, values: Mapping[str, Tensor]) -> None:
+        """Hold values, by key, that the functions may ask for on other data."""
+        for key, value in values.items():
+            self.values[key] = nn.Parameter(value.clone())
+        self.version += bool(values)
+
+    def take_back(self, keys: Iterable[str]) -> None:
+        """Hold values no longer, where they are held."""
+        for key in keys:
+            self._drop_value(key)
+            self.version += 1
+
     def _drop_value(self, key: str) -> None:
         key = key.removeprefix("values.")
         if key in self.values:
@@ -346,6 +359,7 @@ class Parameters:
             made = {*here, *(f"values.{key}" for key in used - values)} - self._at_first - found
             self.loaded.require_shapes()
             self.loaded.settle(missed, made)
+            self.kept = {key for key in values - used if f"values.{key}" in missed}
         for key in found:
             here[key].data.copy_(self.expected.pop(key))
 

@@ -566,63 +566,6 @@ def test_the_mask_of_blocks_is_right_in_no_plate_and_in_two(plates):
     torch.testing.assert_close(found, each.sum(-1) if plates else each.sum()[None])
 
 
-PAIRS = torch.arange(24.0).sin().reshape(4, 3, 2)
-PAIRS[2, 1, 0] = math.nan
-PAIR = dist.MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.5], [0.5, 2.0]]))
-
-
-def by_steps(x):
-    for t in range(x.shape[1]):
-        seen = ~x[:, t].isnan().any(-1)
-        pyro.sample(f"x{t}", PAIR.mask(seen), obs=x[:, t].nan_to_num())
-
-
-def by_step_beside_cells(x):
-    """Two modalities: a pair with one density, and cells."""
-    seen = ~x[:, 1].isnan().any(-1)
-    pyro.sample("a", PAIR.mask(seen), obs=x[:, 1].nan_to_num())
-    pyro.sample("b", dist.Normal(0.0, 1.0).expand([2]).to_event(1), obs=x[:, 0])
-
-
-def by_lone_step(x):
-    """The last step is observed of the last row alone, and no other step of others."""
-    seen = ~x[:, 1].isnan().any(-1)
-    pyro.sample("a", PAIR.mask(seen), obs=x[:, 1].nan_to_num())
-    pyro.sample("b", PAIR.mask(torch.arange(len(x)) == 3), obs=x[:, 2])
-
-
-def in_plate(observe, plate):
-    def model(x):
-        with pyro.plate(plate, len(x)):
-            observe(x)
-
-    return pv.Program(model, lambda x: None)
-
-
-@pytest.mark.parametrize("plate", ["data", "seqs"])
-def test_a_masked_part_of_one_density_is_right_where_other_sites_have_its_row(plate):
-    """To drop the row, as was advised, would lose what they see."""
-    each = PAIR.log_prob(PAIRS.nan_to_num())
-    each[2, 1] = 0.0
-    found = pv.elbo(in_plate(by_steps, plate), PAIRS)  # a warning here would be an error
-    torch.testing.assert_close(found, each.sum(-1))
-    cells = dist.Normal(0.0, 1.0).log_prob(PAIRS[:, 0]).sum(-1)
-    found = pv.elbo(in_plate(by_step_beside_cells, plate), PAIRS)  # here, too
-    torch.testing.assert_close(found, each[:, 1] + cells)
-
-
-@pytest.mark.parametrize("plate", ["data", "seqs"])
-def test_a_masked_part_is_told_of_where_no_other_site_has_its_row(plate):
-    told = r"site 'a': its mask leaves out 1 row of 4.* 1 cell of .*: drop the rows$"
-    with pytest.warns(UserWarning, match=told):
-        pv.elbo(in_plate(by_lone_step, plate), PAIRS)
-    x = PAIRS.clone()
-    x[1, :, 1] = math.nan  # of this row nothing is left
-    told = r"site 'x0': its mask leaves out 1 row of 4.*: drop the rows; the same of 'x1', 'x2'$"
-    with pytest.warns(UserWarning, match=told):
-        pv.elbo(in_plate(by_steps, plate), x)
-
-
 def test_holes_that_are_drawn_are_no_holes():
     assert pv.elbo(masked(drawn), HOLES).isfinite().all()
 

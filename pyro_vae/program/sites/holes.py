@@ -1,6 +1,6 @@
 """Whether a site leaves out of its density what is missing in the data: the cells that are NaN."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -46,11 +46,11 @@ class Holes:
         if _KEY in self._told:
             return
         leaves = dict(named_leaves(batch))
-        sites = {name: site for name, site in sample_sites(model) if observes(site)}
-        data = {n: site for n, site in sites.items() if not self._is_right(n, site, leaves)}
+        sites = [(name, site) for name, site in sample_sites(model) if observes(site)]
+        data = {name: site for name, site in sites if not self._is_right(name, site, leaves)}
         parts = _parts(leaves, {site["value"].numel() for site in data.values()})
         drawn = [s["value"] for _, s in sample_sites(model) if _is_real(s)]
-        found = {n: fault for n in data if (fault := self._fault(n, sites, parts, drawn))}
+        found = {n: fault for n, s in data.items() if (fault := self._fault(n, s, parts, drawn))}
         if found:
             first, *others = found
             named = ", ".join(map(repr, others[:3])) + ", and more" * (len(others) > 3)
@@ -72,21 +72,16 @@ class Holes:
         return torch.equal(kept, seen) and torch.equal(cells[seen].to(value), value[seen])
 
     def _fault(
-        self,
-        name: str,
-        sites: Mapping[str, Message],
-        parts: Sequence[_Parts],
-        drawn: Sequence[Tensor],
+        self, name: str, site: Message, parts: Sequence[_Parts], drawn: Sequence[Tensor]
     ) -> str:
         """Return what to do about how a site takes the holes; nothing where it does so rightly."""
-        site = sites[name]
         value, kept = site["value"], _kept(site)
         if kept is None:
             return ""
         found = []
         for place, at, holes in _observed(parts, value):
             fault = _scored(name, place[0], site, kept, holes, drawn)
-            found.append(fault or _whole_rows(name, place[0], sites, kept, holes))
+            found.append(fault or _whole_rows(name, place[0], site, kept, holes))
             if torch.equal(kept, ~holes):
                 self._places[name] = (place, at)
         return found[0] if found and all(found) else ""  # of several alike one may be right
@@ -270,11 +265,8 @@ def _is_filler(value: Tensor, scored: Tensor) -> bool:
     return bool((low >= high).all())
 
 
-def _whole_rows(
-    name: str, given: str, sites: Mapping[str, Message], kept: Tensor, holes: Tensor
-) -> str:
+def _whole_rows(name: str, given: str, site: Message, kept: Tensor, holes: Tensor) -> str:
     """Return what to do where one hole takes out its row; nothing where it does not."""
-    site = sites[name]
     parts = _has_parts(site)
     if parts or all(frame.dim is None for frame in site["cond_indep_stack"]):
         holes = _of_parts(holes, _joint_dims(site["fn"]))
@@ -282,10 +274,6 @@ def _whole_rows(
     partly = holes.any(-1) & ~holes.all(-1)
     if not bool(partly.any()) or bool(kept[partly].any()) or not bool(kept[~holes.any(-1)].all()):
         return ""
-    if not parts:  # no mask could keep what is seen, and to drop a row would lose its other sites
-        partly = _kept_nowhere(partly, site, sites.values())
-        if not bool(partly.any()):
-            return ""
     count, cells = counted(int(partly.sum()), "row"), int((~holes[partly]).sum())
     way_out = "drop the rows"
     if parts:
@@ -297,27 +285,6 @@ def _whole_rows(
         f"{counted(cells, 'cell')} of them that are seen; each still counts as a datum: "
         f"{way_out}"
     )
-
-
-def _kept_nowhere(rows: Tensor, site: Message, sites: Iterable[Message]) -> Tensor:
-    """Return which of some rows no other site in the same plate has a density of."""
-    plate = _plate_of_rows(site)
-    for other in sites:
-        if other is site or plate is None or _plate_of_rows(other) != plate:
-            continue
-        kept = _kept(other)
-        if kept is None or len(kept) != len(rows):
-            continue
-        rows = rows & ~kept.reshape(len(rows), -1).any(-1).to(rows.device)
-        if not bool(rows.any()):
-            break
-    return rows
-
-
-def _plate_of_rows(site: Message) -> str | None:
-    """Return the name of the plate along the first dimension of a site's value, if any."""
-    first = -len(site["fn"].batch_shape)
-    return next((frame.name for frame in site["cond_indep_stack"] if frame.dim == first), None)
 
 
 def _of_parts(holes: Tensor, own: int) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from pyro_vae.errors import CheckpointError
+from pyro_vae.errors import CheckpointError, PyroVaeError
 from pyro_vae.program.sites.numbered import guides_remembered
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def forgotten_on_error(program: "Program") -> Iterator[None]:
             if error.__cause__ is not None:
                 unfit.require_shapes(error)
             # What the library says of data and latents: it may be that. Calls may stand in calls.
-            elif "shape" in str(error) and unfit.told() not in str(error):
+            ours = isinstance(error, PyroVaeError) and "shape" in str(error)
+            if ours and unfit.told() not in str(error):
                 error.args = (f"{error}{unfit.told()}",)
         raise

@@ -68,18 +68,19 @@ def record(
     remember_file(run.folder, file or {})
     if is_own(settings["model"]):
         _remember_program(run.folder, settings["model"])
-    path = run.folder / SETTINGS
     without = _FREE | (_OF_MODELS if is_own(settings["model"]) else set())
     kept = {k: v for k, v in settings.items() if k not in without}
-    text = json.dumps(kept, indent=2) + "\n"
-    if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != text:
-        atomic_write_text(path, text)
+    _write_if_new(run.folder / SETTINGS, kept)
 
 
 def _remember_program(folder: Path, model: str) -> None:
     """Write where the file of a program lies, which its name tells from one directory alone."""
-    text = json.dumps({"program": str(Path(model.partition(":")[0]).resolve())}, indent=2) + "\n"
-    path = folder / PROGRAM
+    _write_if_new(folder / PROGRAM, {"program": str(Path(model.partition(":")[0]).resolve())})
+
+
+def _write_if_new(path: Path, found: dict[str, Any]) -> None:
+    """Write settings, unless they stand there: the record is made after each epoch."""
+    text = json.dumps(found, indent=2) + "\n"
     if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != text:
         atomic_write_text(path, text)
 

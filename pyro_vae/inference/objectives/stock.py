@@ -177,13 +177,22 @@ def as_objective(objective: Any) -> Objective:
 
 # What other libraries call an objective, or what it is known by.
 _ALSO_CALLED = {
-    **dict.fromkeys(("mmd", "mmdvae", "infovae", "wassersteinautoencoder"), "wae"),
-    **dict.fromkeys(("adversarialautoencoder",), "aae"),
-    **dict.fromkeys(("renyielbo", "vrbound"), "renyi"),
-    **dict.fromkeys(("rws", "wakesleep"), "reweightedwakesleep"),
-    **dict.fromkeys(("reinforce", "score"), "nvil"),
-    **dict.fromkeys(("vae", "svi", "traceelbo", "default"), "elbo"),
-    **dict.fromkeys(("tracemeanfieldelbo",), "analyticelbo"),
+    "mmd": "wae",
+    "mmdvae": "wae",
+    "infovae": "wae",
+    "wassersteinautoencoder": "wae",
+    "adversarialautoencoder": "aae",
+    "renyielbo": "renyi",
+    "vrbound": "renyi",
+    "rws": "reweightedwakesleep",
+    "wakesleep": "reweightedwakesleep",
+    "reinforce": "nvil",
+    "score": "nvil",
+    "vae": "elbo",
+    "svi": "elbo",
+    "traceelbo": "elbo",
+    "default": "elbo",
+    "tracemeanfieldelbo": "analyticelbo",
 }
 
 

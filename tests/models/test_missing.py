@@ -16,7 +16,7 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.conditionals import Categorical, FullGaussian, Gaussian, VampPrior
-from pyro_vae.distributions import Incomplete
+from pyro_vae.distributions import BagOfWords, Incomplete
 from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.models import VAE
 from pyro_vae.program.sites import holes
@@ -546,6 +546,22 @@ def test_the_mask_of_densities_of_blocks_has_a_mark_for_each_block(fn):
     each = fn.log_prob(first_name(BLOCKS)).masked_fill(BLOCKS.isnan().any(-1), 0.0)
     found = pv.elbo(of_blocks(fn, by_blocks), BLOCKS)  # a warning here would be an error
     torch.testing.assert_close(found, each.sum(-1))
+
+
+@pytest.mark.parametrize("build", [dist.Multinomial, BagOfWords])
+def test_counts_of_one_density_are_not_told_to_be_masked(build):
+    """No mask parts them: the advice was that of cells."""
+
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            logits = torch.zeros(len(x), 3)
+            pyro.sample("x", build(total_count=2, logits=logits, validate_args=False), obs=x)
+
+    words = torch.tensor([[2.0, 0.0, 0.0], [1.0, math.nan, 1.0]])
+    told = r"^x: value nan in row 1.*; expected counts: site 'x' .*; drop such rows.*fill in the c"
+    with pytest.raises(DataError, match=told) as error:
+        pv.elbo(pv.Program(model, lambda x: None), words)
+    assert ".mask(" not in str(error.value)
 
 
 @pytest.mark.parametrize("plates", [0, 2])

@@ -114,26 +114,24 @@ def observed_holes(model: Trace) -> str:
 
 
 def of_joint_rows(model: Trace) -> str:
-    """Return what to do about holes where what is observed has one density for all of its cells.
-
-    Nothing about counts of words and the like, of which each is known: NaN is none of them.
-    """
+    """Return what to do about holes where what is observed has one density for all of its cells."""
     for name, site in sample_sites(model):
-        counts = hasattr(innermost(site["fn"]), "total_count")
-        if counts or has_cells(site["fn"]):
+        if has_cells(site["fn"]) or not observes(site) or not site["cond_indep_stack"]:
             continue
-        if observes(site) and site["cond_indep_stack"]:
-            marks, where = _marks("x", site["fn"])
-            what, way_out = "all cells of a row", "drop such rows, or mask them"
-            if _has_parts(site):
-                what, way_out = (
-                    "the cells of each part of a row",
-                    "drop such rows, or mask the parts",
-                )
+        if hasattr(innermost(site["fn"]), "total_count"):
             return (
-                f"site {name!r} has one density for {what}: {way_out}, x.nan_to_num() in guide and "
-                f"obs= beside .mask({marks}){where}"
+                f"expected counts: site {name!r} has one density for all counts of a row, which a "
+                "mask cannot part; drop such rows, x[x.isfinite().flatten(1).all(1)], or fill in "
+                "the counts before, as x.nan_to_num() does where a word that lacks is counted 0"
             )
+        marks, where = _marks("x", site["fn"])
+        what, way_out = "all cells of a row", "drop such rows, or mask them"
+        if _has_parts(site):
+            what, way_out = "the cells of each part of a row", "drop such rows, or mask the parts"
+        return (
+            f"site {name!r} has one density for {what}: {way_out}, x.nan_to_num() in guide and "
+            f"obs= beside .mask({marks}){where}"
+        )
     return ""
 
 

@@ -236,7 +236,9 @@ def test_a_run_of_documents_knows_its_words(counts, capsys, monkeypatch, tmp_pat
     sparse.save_npz("rows.npz", sparse.csr_matrix(counts[1:100:2].numpy()))
     assert cli.main(["topics", "run"]) == 0
     (warned,) = [line for line in capsys.readouterr().err.splitlines() if "rows.npz" in line]
-    assert "is not as it was" in warned and warned.endswith("(--data FILE)")
+    assert "is not what the run in run was trained with" in warned and warned.endswith(
+        "(--data FILE)"
+    )
     # A form feed, or a line break of other systems, is no end of a word.
     (tmp_path / "words.txt").write_bytes("\r\n".join(words.split()).replace("a", "\x0c").encode())
     odd = words.replace("a", "\x0c").strip("\n").split("\n")

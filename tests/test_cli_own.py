@@ -348,7 +348,7 @@ def test_the_file_of_a_training_is_known_from_any_directory_and_by_its_contents(
     shutil.move(place, "moved.npz")
     assert run("evaluate a --data moved.npz --num_particles 2") == 0
     assert "moved.npz, test split, 2 data" in capsys.readouterr().out
-    told = "counts.npz is not as it was when the run in a was trained"
+    told = "counts.npz is not what the run in a was trained with"
     table, warned = judged("a")  # what has the name now
     assert table == "counts.npz, test split, 2" and told in warned and warned.count("\n") == 1
     monkeypatch.chdir(folder / "one")
@@ -358,34 +358,6 @@ def test_the_file_of_a_training_is_known_from_any_directory_and_by_its_contents(
     for data in ("", "--data counts.npz"):
         table, warned = judged(f"a {data}")
         assert table == "counts.npz, test split, 2" and told in warned
-
-
-@pytest.mark.filterwarnings("default:data")
-def test_the_file_of_a_training_is_known_by_its_place_where_its_contents_are_not(
-    capsys, folder, monkeypatch
-):
-    """A run may have recorded where its file lay, and not what was in it."""
-
-    def judged(line):
-        assert run(f"evaluate {line} --num_particles 2") == 0
-        out, err = capsys.readouterr()
-        return out.partition(" data\n")[0].partition(", ")[2], "nobody recorded" in err
-
-    assert run("train own.py:Clicks --data counts.npz --out a", *FEW) == 0
-    known = json.loads(Path("a/data_path.json").read_text())
-    assert known.pop("sha256")
-    Path("a/data_path.json").write_text(json.dumps(known))
-    shutil.copy("counts.npz", "again.npz")
-    Path("deep").mkdir()
-    monkeypatch.chdir("deep")
-    capsys.readouterr()
-    for line in ("../a", "../a --data ../counts.npz", "../a --data ../again.npz"):
-        assert judged(line) == ("test split, 2", False)
-    assert judged("../a --data ../counts.npy") == ("all rows, 40", False)
-    monkeypatch.chdir(folder)
-    shutil.move("counts.npz", "moved.npz")  # of 40 rows: which of them are new, nobody knows
-    assert judged("a --data moved.npz") == ("test split, 2", True)
-    assert judged("a --data moved.npz --split all")[0] == "all rows, 40"
 
 
 def test_a_folder_of_images_that_has_moved_is_missed_by_its_place(capsys, folder):
@@ -412,10 +384,10 @@ def test_a_file_that_has_changed_is_told_of_where_its_split_is_judged(capsys, mo
 
     named, whole = "(--data FILE)", "(--split all)"
     (told,) = warned("evaluate a --num_particles 2")
-    assert "is not as it was" in told and named in told and whole in told
+    assert "is not what the run in a was trained with" in told and named in told and whole in told
     told = warned("compare a b --num_particles 2")
     assert len(told) == 2 and all(whole in each and named not in each for each in told)
-    monkeypatch.setattr("pyro_vae.cli.training_file.contents", None)
+    monkeypatch.setattr("pyro_vae.cli.known_files.contents", None)
     for line in ("generate a 2", "impute a new.csv --num_particles 2", "diagnose a --split all"):
         assert warned(line) == []
 
@@ -511,30 +483,111 @@ def test_a_program_that_is_named_is_never_another(capsys):
     assert {path: path.read_bytes() for path in Path("a").glob("*.json")} == known
 
 
-@pytest.mark.filterwarnings("default:program")
-def test_another_program_of_the_same_name_is_told_of(capsys, folder, monkeypatch):
-    """It fits the parameters as well, and gives other figures."""
+OTHER = PROGRAM.replace("(z).exp()", "(z).exp() + 1")  # of the same parameters
 
+
+@pytest.fixture
+def judged(capsys):
     def judged(line):
         assert run(f"evaluate {line} --num_particles 2") == 0
         out, err = capsys.readouterr()
         return out.partition(" data\n")[2].partition("written")[0], err
 
+    return judged
+
+
+@pytest.mark.filterwarnings("default:program")
+def test_a_program_is_known_from_any_directory_and_by_its_contents(
+    capsys, folder, judged, monkeypatch
+):
+    """Another one fits the parameters as well, and gives other figures."""
     assert run("train own.py:Clicks --data counts.npz --out a", *FEW) == 0
     capsys.readouterr()
     right = judged("a")
-    other = PROGRAM.replace("(z).exp()", "(z).exp() + 1")
-    for copied, text in (("same", PROGRAM), ("other", other)):
+    assert right[1] == ""
+    for copied, text in (("same: as it was", PROGRAM), ("other", OTHER)):
         (folder / copied).mkdir()
         (folder / copied / "own.py").write_text(text)
-    monkeypatch.chdir(folder / "same")
-    assert judged("../a") == right and right[1] == ""
-    monkeypatch.chdir(folder / "other")
-    figures, err = judged("../a")
-    assert figures != right[0] and err.count("\n") == 1
-    assert f"{folder}/other/own.py is taken, and differs from {folder}/own.py, the file" in err
-    assert judged(f"../a --program {folder}/own.py:Clicks") == judged("../a") == right
-    assert judged("../a --program own.py:Clicks") == judged("../a") == (figures, "")
+    (folder / "link.py").symlink_to(folder / "own.py")
+    known = {path: path.read_bytes() for path in Path("a").glob("*.json")}
+    with monkeypatch.context() as here:
+        here.chdir("same: as it was")
+        assert judged("../a") == judged("../a --program own.py:Clicks") == right
+    with monkeypatch.context() as here:
+        here.chdir("other")
+        figures, err = judged("../a")
+        assert figures == right[0] and err.count("\n") == 1
+        assert f"{folder}/own.py is taken, the file of the run in ../a; {folder}/other/own" in err
+        edited, err = judged("../a --program own.py:Clicks")
+        assert edited != right[0] and "own.py is not what the run in ../a was trained with" in err
+        for same in (folder / "own.py", "../own.py", "../link.py"):
+            assert judged(f"../a --program {same}:Clicks") == right
+    Path("own.py").write_text(OTHER)  # edited in its place
+    told = "program: own.py is not what the run in a was trained with, and results are those of"
+    assert judged("a")[0] == edited and told in judged("a")[1]
+    with monkeypatch.context() as here:
+        here.chdir("same: as it was")
+        assert judged("../a") == right
+    Path("own.py").write_text(PROGRAM + "# edited\n")
+    assert judged("a")[0] == right[0] and told in judged("a")[1]
+    known.pop(Path("a/evaluation.json"))
+    assert {path: path.read_bytes() for path in known} == known
+
+
+@pytest.mark.filterwarnings("default:program", "default:load")
+def test_a_program_that_moved_is_said_once(capsys, folder, judged):
+    assert run("train own.py:Clicks --data counts.npz --out a", *FEW) == 0
+    capsys.readouterr()
+    right = judged("a")
+    Path("own.py").rename("moved.py")
+    assert run("generate a 3") == 2 and "own.py: no such file" in told(capsys)
+    assert judged("a --program moved.py:Clicks") == judged("a") == right
+    Path("moved.py").write_text(PROGRAM.replace("Clicks", "Taps"))
+    capsys.readouterr()
+    assert run("generate a 3") == 2 and "it defines Taps" in told(capsys)
+    said = judged("a --program moved.py:Taps")
+    assert said[0] == right[0] and "moved.py is not what the run in a was trained" in said[1]
+    assert run("generate a 3") == 0
+    assert json.loads(Path("a/train.json").read_text())["model"] == "own.py:Clicks"
+    assert run("evaluate a --program VAE") == 2 and "expected FILE.py:NAME" in told(capsys)
+
+
+@pytest.mark.filterwarnings("default:program", "default:data")
+@pytest.mark.parametrize("place", ["./own.py", "{}/own.py", "link.py", "../same/own.py", "own.py"])
+def test_a_run_goes_on_from_any_directory_with_its_files(capsys, folder, place, monkeypatch):
+    """As an unbroken one, whatever the path by which its files are named, and judged before."""
+    (folder / "deep").mkdir()
+    shutil.copytree(".", "same", ignore=shutil.ignore_patterns("same", "a"))
+    (folder / "deep" / "link.py").symlink_to(folder / "own.py")
+    each = ["--checkpoint_every", "1", "--epochs"]
+    assert run("train own.py:Clicks --data counts.npz --out whole", *each, "2") == 0
+    assert run("train own.py:Clicks --data counts.npz --out a", *each, "1") == 0
+    assert run("evaluate a --num_particles 2", "--program", f"{folder}/own.py:Clicks") == 0
+    before = json.loads(Path("a/train.json").read_text())
+    capsys.readouterr()
+    if place == "own.py":  # another one here
+        Path("deep/own.py").write_text(OTHER)
+        np.savez("deep/counts.npz", np.ones(3))
+    with monkeypatch.context() as here:
+        here.chdir("." if place.startswith("./") else "deep")
+        out = f"{folder}/a --resume true"
+        line = f"train {place.format(folder)}:Clicks --data counts.npz --out {out}"
+        assert run(line, *each, "2") == 0
+        assert run(line.replace("Clicks", "made"), *each, "2") == 2
+    err = capsys.readouterr().err
+    assert err.count(" is taken, the file of the run in") == (2 if place == "own.py" else 0)
+    assert json.loads(Path("a/train.json").read_text()) == before | {"epochs": 2}
+    whole, a = (read_bundle(each, "program", torch.device("cpu"))[0] for each in ("whole", "a"))
+    assert all(torch.equal(whole[name], a[name]) for name in whole)
+    Path("own.py").write_text(OTHER)
+    line = "train own.py:Clicks --data counts.npz --out a --resume"
+    assert run(line, "true", *each, "3") == 2  # its code is other code
+    capsys.readouterr()
+    assert run(line, "settings", *each, "3") == 0
+    assert "own.py is not what the run in a was trained with, and it is read as it is now" in told(
+        capsys
+    )
+    assert run("evaluate a --num_particles 2") == 0 and told(capsys) == ""
 
 
 def test_differences_are_paired():

@@ -199,6 +199,11 @@ def load_data(settings: dict[str, Any], *, whole: bool = False) -> DataSet:
     return DataSet(source, words=source.vocabulary if words else (), whole=whole)
 
 
+def is_file(settings: dict[str, Any], data: str) -> bool:
+    """Return whether data are a file, and no named set of what the model of a run is of."""
+    return data not in SETS[kind_of(settings["model"])]
+
+
 def kind_of(model: str) -> str:
     """Return what a model is of: "documents", "sequences", "sentences" or "tables".
 

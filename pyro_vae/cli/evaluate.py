@@ -51,7 +51,8 @@ def evaluate(
     Arguments:
         run: run folder.
         program: file.py:NAME of your own program, where the run folder does not say it (`pv.fit`
-            wrote it) or the file has moved; it is remembered.
+            wrote it) or the file has moved; it is remembered, unless that of the training is still
+            as it was.
         data: data set; null is the one it was trained on.
         binarization: null is that of the training.
         split: which part of the data; all takes a file whole. Null is test, but all for another
@@ -100,7 +101,8 @@ def diagnose(
     Arguments:
         run: run folder.
         program: file.py:NAME of your own program, where the run folder does not say it (`pv.fit`
-            wrote it) or the file has moved; it is remembered.
+            wrote it) or the file has moved; it is remembered, unless that of the training is still
+            as it was.
         data: data set; null is the one it was trained on.
         split: which part of the data; all takes a file whole. Null is test, but all for another
             file than that of the training and for a run of `pv.fit`.

@@ -15,6 +15,12 @@ def is_own(model: str) -> bool:
     return ".py" in model
 
 
+def parted(model: str) -> tuple[str, str]:
+    """Return the file of ``file.py:name``, whose folders may have colons, and the name, or ""."""
+    file, suffix, name = model.rpartition(".py")
+    return file + suffix, name.removeprefix(":")
+
+
 def own_program(model: str, options: dict[str, Any]) -> Any:
     """Return a new program.
 
@@ -27,7 +33,7 @@ def own_program(model: str, options: dict[str, Any]) -> Any:
         ConfigError: no such file or name, a file that fails, options that are not in the signature,
             or no program.
     """
-    file, _, name = model.partition(":")
+    file, name = parted(model)
     module = _module(Path(file), model)
     if not name:
         pair: list[Any] = [getattr(module, side, None) for side in ("model", "guide")]
@@ -67,7 +73,7 @@ def _module(path: Path, named: str) -> Any:
     """Run a file and return its module; its neighbours can be imported."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such file, of the program {named}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(path.resolve().stem, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path}: got no Python file")
     module = importlib.util.module_from_spec(spec)

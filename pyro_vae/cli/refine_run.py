@@ -37,7 +37,8 @@ def refine(
     Arguments:
         run: run folder.
         program: file.py:NAME of your own program, where the run folder does not say it (`pv.fit`
-            wrote it) or the file has moved; it is remembered.
+            wrote it) or the file has moved; it is remembered, unless that of the training is still
+            as it was.
         data: data set or file; null is the one it was trained on.
         split: which part of the data; all takes a file whole. Null is test, but all for another
             file than that of the training and for a run of `pv.fit`.

@@ -1,26 +1,26 @@
 """Run folders: making one, going on in one, and opening what lies there."""
 
 import json
-import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import pyro_vae as pv
-from pyro_vae.callers import of_user
-from pyro_vae.cli.datasets import SETS, default_binarization, kind_of, load_data
-from pyro_vae.cli.options import MODELS, Split
-from pyro_vae.cli.own_program import is_own, own_program
-from pyro_vae.cli.training_file import (
-    contents,
-    describe_file,
-    file_of_training,
-    is_file,
-    is_other,
-    remember_file,
+from pyro_vae.cli.datasets import SETS, default_binarization, is_file, kind_of, load_data
+from pyro_vae.cli.known_files import (
+    KnownFile,
+    found_aloud,
+    is_same,
+    known_file,
+    recalled,
+    remember,
     tell_of_change,
 )
+from pyro_vae.cli.options import MODELS, Split
+from pyro_vae.cli.own_program import is_own, own_program, parted
+from pyro_vae.cli.training_file import is_other, tell_of_changed_rows
 from pyro_vae.device import resolve_device
 from pyro_vae.errors import ConfigError
 from pyro_vae.storage.atomic import atomic_write_text
@@ -28,7 +28,6 @@ from pyro_vae.storage.bundle import read_bundle
 from pyro_vae.storage.save import NAME
 
 SETTINGS = "train.json"  # what `train` was asked for; itself a file for --config
-PROGRAM = "program_path.json"  # where the file of a program of one's own lay
 VOCABULARY = "vocabulary.txt"  # the words by number, without which a run is mute
 # What `--resume settings` lets differ, beside these.
 _RENEWABLE = {"lr", "lr_schedule", "beta", "warmup", "clip_norm"}
@@ -38,6 +37,7 @@ _FREE = {"out", "resume", "device", "progress", "checkpoint_every", "patience"}
 # Ways out where the file of a run has changed since its training.
 NAME_IT = "name the file of the training (--data FILE)"
 TAKE_ALL = "take all rows of one that has none of them (--split all)"
+_FIGURES = "and results are those of the program as it is now"
 
 
 def fresh_folder(folder: Path) -> Path:
@@ -53,7 +53,7 @@ def record(
     run: Any,
     settings: dict[str, Any],
     words: Sequence[str] = (),
-    file: dict[str, str] | None = None,
+    files: dict[str, KnownFile | None] | None = None,
 ) -> None:
     """Write the settings once the run folder is there, and when a continuation changes some.
 
@@ -61,50 +61,40 @@ def record(
         run: what `fit` hands its callbacks.
         settings: of the run.
         words: those of its sentences or documents; none where they are only numbered.
-        file: what `describe_file` says of its data.
+        files: those that `files_of` tells.
     """
     if words and not (run.folder / VOCABULARY).exists():
         atomic_write_text(run.folder / VOCABULARY, "\n".join(words) + "\n")
-    remember_file(run.folder, file or {})
-    if is_own(settings["model"]):
-        _remember_program(run.folder, settings["model"])
+    for what, file in (files or {}).items():
+        remember(run.folder, what, file)
     without = _FREE | (_OF_MODELS if is_own(settings["model"]) else set())
     kept = {k: v for k, v in settings.items() if k not in without}
-    _write_if_new(run.folder / SETTINGS, kept)
-
-
-def _remember_program(folder: Path, model: str) -> None:
-    """Write where the file of a program lies, which its name tells from one directory alone."""
-    _write_if_new(folder / PROGRAM, {"program": str(Path(model.partition(":")[0]).resolve())})
-
-
-def _write_if_new(path: Path, found: dict[str, Any]) -> None:
-    """Write settings, unless they stand there: the record is made after each epoch."""
-    text = json.dumps(found, indent=2) + "\n"
+    text = json.dumps(kept, indent=2) + "\n"
+    path = run.folder / SETTINGS
     if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != text:
-        atomic_write_text(path, text)
+        atomic_write_text(path, text)  # the record is made after each epoch
 
 
-def _own_file(folder: Path, model: str) -> str:
-    """Return a program of one's own with its file where it lay, if there is none of the name."""
-    file, colon, name = model.partition(":")
-    here = Path(file).exists()
-    try:
-        found = str(json.loads((folder / PROGRAM).read_text(encoding="utf-8"))["program"])
-        differs = here and contents(Path(found)) != contents(Path(file))
-    except (OSError, ValueError, KeyError, TypeError):
-        return model
-    if not here:
-        return f"{found}{colon}{name}"
-    if differs:  # a copy of a project means its own file, another project does not
-        warnings.warn(
-            f"program: {Path(file).resolve()} is taken, and differs from {found}, the file of the "
-            f"training; say once which is meant: pyro-vae evaluate {folder} --program "
-            f"{found}{colon}{name}, or --program {model}",
-            UserWarning,
-            stacklevel=of_user(),
-        )
-    return model
+def files_of(settings: dict[str, Any], folder: Path | None = None) -> dict[str, KnownFile | None]:
+    """Return the files that a run is trained with, as they are now.
+
+    Arguments:
+        settings: of the run.
+        folder: of a run that goes on: a copy of a file that still lies where it did is that file.
+    """
+    found = {what: known_file(Path(path)) for what, path in _paths(settings).items()}
+    for what, here in found.items():
+        known = recalled(folder, what) if folder else None
+        if known and here and known.sha256 == here.sha256 and known.is_unchanged(Path(known.place)):
+            found[what] = known
+    return found
+
+
+def _paths(settings: dict[str, Any]) -> dict[str, str]:
+    """Return the names of the files of a run: its data and its program, where these are files."""
+    own, data = is_own(settings["model"]), str(settings["data"])
+    found = {"data": data} if is_file(settings, data) else {}
+    return found | ({"program": parted(settings["model"])[0]} if own else {})
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -124,23 +114,65 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return found
 
 
-def check_same_run(folder: Path, settings: dict[str, Any], *, renew: bool = False) -> None:
-    """Require of a continuation the settings of its run, but for those that it renews."""
+def go_on(
+    folder: Path, settings: dict[str, Any], *, renew: bool = False
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings of a continuation: in the words of its run, and with files to be read.
+
+    A file under another name is the file of the run by its place or by its contents.
+
+    Arguments:
+        folder: of the run; where there is none, the settings are returned as they are.
+        settings: of the continuation.
+        renew: whether those that may be renewed may differ.
+
+    Raises:
+        ConfigError: The run has other settings.
+    """
     if not (folder / SETTINGS).exists():
-        return
-    # Where no schedule runs over the whole of them, the epochs only say when to stop.
-    free = set() if settings["lr_schedule"] != "constant" or settings["warmup"] else {"epochs"}
-    free |= _RENEWABLE if renew else set()
-    known = read_settings(folder)
-    if "undivided" in known:
+        return settings, settings
+    before = read_settings(folder)
+    if "undivided" in before:
         raise ConfigError(
             f"resume: pv.fit wrote the run in {folder}; go on with pv.fit(..., resume=True)"
         )
-    for name, before in known.items():
+    now, then = _paths(settings), _paths(before)
+    words, asked = dict(settings), dict(settings)
+    same = [
+        what
+        for what in now.keys() & then.keys()
+        if now[what] == then[what] or is_same(recalled(folder, what), now[what], then[what])
+    ]
+    if "data" in same:
+        words["data"] = before["data"]
+    if "program" in same and parted(settings["model"])[1] == parted(before["model"])[1]:
+        words["model"] = before["model"]
+    if (folder / VOCABULARY).exists():
+        words["vocab"] = before.get("vocab")  # `check_words` looks at the words
+        if settings["vocab"] is None or not Path(settings["vocab"]).exists():
+            asked["vocab"] = str(folder / VOCABULARY)
+    _require_same(folder, words, before, renew)
+    for what in same:
+        path = found_aloud(folder, what, now[what], "and it is read as it is now")
+        if what == "data":
+            asked["data"] = path
+        else:
+            asked["model"] = path + settings["model"].removeprefix(now[what])
+    return words, asked
+
+
+def _require_same(
+    folder: Path, settings: dict[str, Any], before: dict[str, Any], renew: bool
+) -> None:
+    """Require of a continuation the settings of its run, but for those that it renews."""
+    # Where no schedule runs over the whole of them, the epochs only say when to stop.
+    free = set() if settings["lr_schedule"] != "constant" or settings["warmup"] else {"epochs"}
+    free |= _RENEWABLE if renew else set()
+    for name, known in before.items():
         now = settings.get(name)
-        if name not in free and (list(now) if isinstance(now, tuple) else now) != before:
+        if name not in free and (list(now) if isinstance(now, tuple) else now) != known:
             raise ConfigError(
-                f"resume: {name} is {now!r}, but the run in {folder} has {before!r}; "
+                f"resume: {name} is {now!r}, but the run in {folder} has {known!r}; "
                 f"use its settings (--config {folder / SETTINGS}), or another --out"
                 + (", or --resume settings" if name in _RENEWABLE else "")
             )
@@ -191,38 +223,68 @@ def open_run(
             f"{folder.parent}"
         )
     python = any((folder / name).exists() for name in ("config.json", f"{NAME}.safetensors"))
-    by_python = python and not (folder / SETTINGS).exists()
-    settings = _settings_of_python(folder, program, changed) if by_python else read_settings(folder)
-    data, said_anew = changed.get("data"), by_python
-    if program is not None:
+    first = python and not (folder / SETTINGS).exists()
+    settings = _settings_of_python(folder, program, changed) if first else read_settings(folder)
+    by_python, data, said_anew = "undivided" in settings, changed.get("data"), first
+    if program is not None and not is_own(program) and not (by_python and program in MODELS):
+        raise ConfigError(
+            f"program: got {program!r}, expected FILE.py:NAME of your own; the model of the run in "
+            f"{folder} is {settings['model']}"
+        )
+    if program is not None and by_python:
         settings["model"] = program
-        if settings.get("undivided") and data:  # nothing but these words says it
+        if settings["undivided"] and data:  # nothing but these words says it
             settings["data"], said_anew = data, True
     told = dict(settings)
-    if (Path(run) / VOCABULARY).exists():
-        settings["vocab"] = str(Path(run) / VOCABULARY)
+    if (folder / VOCABULARY).exists():
+        settings["vocab"] = str(folder / VOCABULARY)
+    if program is not None:
+        settings["model"] = program
+    elif is_own(settings["model"]):
+        settings["model"] = _own_program_of(folder, settings["model"])
     into = None
     if is_own(settings["model"]):
-        if program is None:
-            settings["model"] = _own_file(folder, settings["model"])
         into = own_program(settings["model"], dict(settings.get("options") or {}))
     loaded = pv.load(run, into=into, device=where)
     pv.Program.of(loaded).to(where)
     asked = settings | {k: v for k, v in changed.items() if v is not None}
-    if data is None and is_file(settings, settings["data"]):
-        asked["data"] = file_of_training(folder, settings)
+    known = recalled(folder, "data")
+    if data is None and known is not None and is_file(settings, settings["data"]):
+        asked["data"] = known.found(str(settings["data"]))
     asked["run"] = run
     asked["other"] = other = not said_anew and is_other(folder, settings, data)
     if other and is_file(settings, asked["data"]):
         asked["undivided"] = True
-    if by_python or program is not None:
+    if first or program is not None:
         load_data(asked).taken_by(loaded, asked["data"])  # what is remembered is sound
-        atomic_write_text(folder / SETTINGS, json.dumps(told, indent=2) + "\n")
-        if said_anew:
-            remember_file(folder, describe_file(told))
-        if is_own(told["model"]):
-            _remember_program(folder, settings["model"])
+        if by_python:
+            atomic_write_text(folder / SETTINGS, json.dumps(told, indent=2) + "\n")
+            for what, file in files_of(told).items():
+                if what == "program" or said_anew:
+                    remember(folder, what, file)
+        else:
+            _remember_moved_program(folder, settings["model"])
     return loaded, asked
+
+
+def _own_program_of(folder: Path, model: str) -> str:
+    """Return a program of one's own with its file where that can be read now."""
+    file, name = parted(model)
+    way_out = f" (pyro-vae evaluate {folder} --program {model} takes that)"
+    path = found_aloud(folder, "program", file, _FIGURES, way_out)
+    known = recalled(folder, "program")
+    if known is not None and known.name is not None and known.lies_at(Path(path)):
+        name = known.name
+    return f"{path}:{name}" if name else path
+
+
+def _remember_moved_program(folder: Path, model: str) -> None:
+    """Write where a program lies, unless that of the training lies where it did, as it was."""
+    file, name = parted(model)
+    tell_of_change(folder, "program", file, _FIGURES)
+    known, here = recalled(folder, "program"), known_file(Path(file))
+    if here is not None and (known is None or not known.is_unchanged(Path(known.place))):
+        remember(folder, "program", replace(known or here, place=here.place, name=name))
 
 
 def _settings_of_python(folder: Path, program: str | None, said: dict[str, Any]) -> dict[str, Any]:
@@ -276,5 +338,5 @@ def rows_to_judge(
     """
     data = load_data(settings, whole=split == "all").taken_by(program, settings["data"])
     if split != "all":
-        tell_of_change(settings, way_out)
+        tell_of_changed_rows(settings, way_out)
     return data.drawn(split, seed, count)

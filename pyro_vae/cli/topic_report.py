@@ -12,7 +12,7 @@ from pyro_vae.cli.datasets import kind_of, load_data
 from pyro_vae.cli.report import say
 from pyro_vae.cli.report_file import write_report
 from pyro_vae.cli.runs import NAME_IT, check_words, open_run
-from pyro_vae.cli.training_file import tell_of_change
+from pyro_vae.cli.training_file import tell_of_changed_rows
 from pyro_vae.data.count_files import halves
 from pyro_vae.errors import ConfigError
 from pyro_vae.storage.atomic import atomic_write_text
@@ -53,7 +53,7 @@ def topics(
         raise ConfigError(f"{run}: got a {settings['model']}, expected a topic model")
     loaded = load_data(settings, whole=other)
     check_words(Path(run), loaded.words)
-    tell_of_change(settings, NAME_IT)
+    tell_of_changed_rows(settings, NAME_IT)
     test = loaded.rows("test", None if rows is None else positive("rows", rows))
     vocabulary = loaded.source.vocabulary
     found = pv.topics(program, loaded.rows("train"), vocabulary=vocabulary, num_words=words)

@@ -27,8 +27,7 @@ from pyro_vae.cli.own_program import is_own
 from pyro_vae.cli.programs import build_program, check_options, require_answers
 from pyro_vae.cli.report import say
 from pyro_vae.cli.report_file import write_report
-from pyro_vae.cli.runs import check_same_run, check_words, fresh_folder, record
-from pyro_vae.cli.training_file import describe_file
+from pyro_vae.cli.runs import check_words, files_of, fresh_folder, go_on, record
 from pyro_vae.data.table_files import Table
 from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.storage.paths import local_path
@@ -131,19 +130,20 @@ def train(
     called = model.rpartition(":")[2].removesuffix(".py").rpartition("/")[2].lower()
     fresh = Path("runs") / f"{called}-{Path(data).stem}"
     folder = local_path("out", out) if out else fresh_folder(fresh)
+    asked = settings
     if resume:
         if out is None:
             raise ConfigError("resume: needs the run folder, --out")
-        check_same_run(folder, settings, renew=resume == "settings")
+        settings, asked = go_on(folder, settings, renew=resume == "settings")
     check_options(settings)
-    loaded = load_data(settings)
+    loaded = load_data(asked)
     torch.manual_seed(seed)
-    program = build_program(settings, loaded)
+    program = build_program(asked, loaded)
     loaded = loaded.taken_by(program, data)
     if is_own(model):
         require_answers(program, loaded.rows("train"), model)
     _say_columns(getattr(program, "columns", ()), kinds or {}, loaded.source)
-    words, file = loaded.words, describe_file(settings)
+    words, files = loaded.words, files_of(asked, folder)
     if resume:
         check_words(folder, words)
     train, size = loaded.batches(batch_size)
@@ -161,7 +161,7 @@ def train(
             clip_norm=clip_norm,
             patience=patience,
             transform=loaded.transform,
-            callbacks=[lambda run: record(run, settings, words, file)],
+            callbacks=[lambda run: record(run, settings, words, files)],
             seed=seed,
             device=device,
             out=folder,

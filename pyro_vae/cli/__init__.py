@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, NoReturn
 
 try:
+    import docstring_parser
     from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 except ImportError:
     sys.exit("pyro-vae: error: it needs jsonargparse; pip install 'pyro-vae[cli]'")
@@ -48,14 +49,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 # What argparse takes in a way that no signature tells: a short name, as many words as there are.
 _BY_HAND: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    "generate": (
-        ("-n", "--n"),
-        {"type": int, "default": 64, "help": "number of images, chorales, sentences or rows."},
-    ),
-    "compare": (
-        ("runs",),
-        {"nargs": "+", "help": "run folders, two or more, of the same data."},
-    ),
+    "generate": (("-n", "--n"), {"type": int}),
+    "compare": (("runs",), {"nargs": "+"}),
 }
 # Options whose value needs no name where it is this word of the line (the command is word 0):
 # pyro-vae train my_program.py:Clicks, generate runs/clicks 5, impute runs/t new.csv.
@@ -186,6 +181,18 @@ def _wrong_kind(message: str) -> str | None:
     return f"{key}: got {value or given!r}, expected {' or '.join(words)}" if words else None
 
 
+def _told_of(function: Callable[..., None], name: str) -> dict[str, Any]:
+    """Return the help of an argument, and its default where it has one."""
+    told = {
+        each.arg_name: each.description
+        for each in docstring_parser.parse_from_object(function).params
+    }
+    default = inspect.signature(function).parameters[name].default
+    return {"help": told[name]} | (
+        {} if default is inspect.Parameter.empty else {"default": default}
+    )
+
+
 def _parser() -> ArgumentParser:
     set_parsing_settings(add_print_completion_argument=True)  # of shells, where shtab is installed
     parser = _Parser(prog="pyro-vae", description=pv.__doc__, version=pv.__version__)
@@ -199,6 +206,6 @@ def _parser() -> ArgumentParser:
         skipped: set[str | int] = {flag.lstrip("-") for flag in flags}
         sub.add_function_arguments(function, as_positional=True, skip=skipped)
         if flags:
-            sub.add_argument(*flags, **options)
+            sub.add_argument(*flags, **_told_of(function, flags[-1].lstrip("-")), **options)
         commands.add_subcommand(name, sub, help=title)
     return parser

@@ -230,6 +230,7 @@ def test_labels_beside_the_rows_of_a_file_are_left_out_aloud(capsys):
         ("train Nonesuch", "got 'Nonesuch', expected FILE.py:NAME or one of VAE"),
         ("refine absent", "(there is no such folder)"),
         ("compare absent", "expected two or more"),
+        ("compare absent images/../absent", "expected two or more different folders"),
         ("compare absent other", "absent: no run of"),
         ("compare", "runs"),
     ],

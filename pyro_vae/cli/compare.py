@@ -52,7 +52,7 @@ def compare(
         out: folder to write to; null is a fresh one, runs/compare.
         progress: show a progress bar.
     """
-    if len(runs) < 2 or len({str(Path(run)) for run in runs}) < len(runs):
+    if len(runs) < 2 or len({Path(run).resolve() for run in runs}) < len(runs):
         raise ConfigError(f"runs: got {', '.join(runs)}, expected two or more different folders")
     count = None if rows is None else positive("rows", rows)
     opened = {run: open_run(run, device) for run in runs}

@@ -279,7 +279,7 @@ def fit(
         convert(wrapped, precision)
         moved = _conformed(wrapped, transform and of_arguments(transform))
         with forgotten_on_error(wrapped):
-            feed, first = _prepare_data(wrapped, data, batch_size, moved, world, size, seed)
+            feed, first = _prepared(wrapped, data, batch_size, moved, world, size, seed, precision)
             judged = _prepare_valid(wrapped, valid, batch_size, feed, world, moved is not None)
             _check_parts(wrapped, first, feed.size, accumulate)
         weights = beta_schedule(beta, wrapped.sites.local)
@@ -538,7 +538,7 @@ def _conformed(
     return None if transform is None else lambda batch: program.conform(transform(batch))
 
 
-def _prepare_data(
+def _prepared(
     program: Program,
     data: Any,
     batch_size: int,
@@ -546,6 +546,7 @@ def _prepare_data(
     world: World,
     size: Size | None,
     seed: int,
+    precision: Precision,
 ) -> tuple[TensorFeed | LoaderFeed, Batch]:
     """Check all data before anything changes; return the feed and a first batch."""
     adapt = program.adapt if transform is None else program.as_tensors
@@ -563,6 +564,10 @@ def _prepare_data(
         if isinstance(feed, LoaderFeed) and not program.reader.fresh:
             program.reader.read_anew(first)  # as tensors are looked over anew
         program.read(first)
+        if convert(program, precision):  # what that run has made: the data come in its type
+            return _prepared(
+                program, data, batch_size, transform, world, feed.size, seed, precision
+            )
         if program.conform(first) is not first:  # counts, which the program takes as floats
             first = program.conform(first)
             program.read(first)

@@ -22,21 +22,27 @@ Precision = Literal["32-true", "64-true", "bf16-mixed"] | None
 _DTYPES = {"32-true": torch.float32, "64-true": torch.float64, "bf16-mixed": torch.float32}
 
 
-def convert(program: Program, precision: Precision) -> None:
+def convert(program: Program, precision: Precision) -> bool:
     """Give the parameters the type that a precision asks for; None leaves them.
+
+    Returns:
+        Whether one had another type.
 
     Raises:
         ConfigError: An unknown precision.
     """
     if precision is None:
-        return
+        return False
     if precision not in _DTYPES:
         hint = "; float16 needs loss scaling, bfloat16 does not" if "16" in str(precision) else ""
         raise ConfigError(
             f"precision: got {precision!r}, expected None (as the program is) or one of "
             f"{list(_DTYPES)}{hint}"
         )
-    program.to(dtype=_DTYPES[precision])
+    dtype, tensors = _DTYPES[precision], (*program.parameters(), *program.buffers())
+    others = any(tensor.is_floating_point() and tensor.dtype != dtype for tensor in tensors)
+    program.to(dtype=dtype)
+    return others
 
 
 def contexts(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from programs import CASES, mlp
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae as pv
 from pyro_vae.errors import ConfigError
@@ -246,6 +247,36 @@ def test_true_precisions_convert(precision, dtype):
     vae = CASES["vae"].build().to(start)
     pv.fit(vae, CASES["vae"].data(20), epochs=1, precision=precision)
     assert {tensor.dtype for tensor in (*vae.parameters(), *vae.buffers())} == {dtype}
+
+
+def of_statements(x):
+    loc = pyro.param("loc", lambda: torch.full((2,), 1 / 3))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(loc + z, 0.5).to_event(1), obs=x)
+
+
+def of_data(x):
+    scale = pyro.param("scale", torch.tensor(0.3), constraint=dist.constraints.positive)
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x / 2, scale).to_event(1))
+
+
+@pytest.mark.parametrize("loader", [False, True])
+def test_what_the_first_run_makes_is_converted(loader):
+    """In 64 bits its training is that of a program that has run before."""
+    x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    data = DataLoader(TensorDataset(x), batch_size=8) if loader else x
+    losses = []
+    for read in (False, True):
+        program = pv.Program(of_statements, of_data)
+        if read:
+            program.read(x.float())
+        run = pv.fit(program, data, epochs=2, batch_size=8, precision="64-true")
+        losses.append(run.history["loss"])
+        assert {tensor.dtype for tensor in program.parameters()} == {torch.float64}
+        assert pv.elbo(program, x).dtype == torch.float64
+    assert (losses[0] == losses[1]).all()
 
 
 def test_by_default_the_program_keeps_its_type():

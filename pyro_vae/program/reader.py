@@ -241,6 +241,7 @@ class Reader:
             parts_beside=_beside(plate, drawn),
             parts_in_guide=self._drawn_by_guide(batch) if drawn.plates else (),
             parts_weighed=_weighed(model),
+            values=frozenset(discovery.used),
         )
         if self._contrasts.more_in(batch):
             self._layouts = {}  # those were read from rows that told less

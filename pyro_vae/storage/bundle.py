@@ -171,7 +171,9 @@ def mentions(folder: str | os.PathLike[str], name: str, entry: str) -> bool:
         return False
 
 
-def check_state(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], where: str) -> None:
+def check_state(
+    expected: Mapping[str, Tensor], got: Mapping[str, Tensor], where: str, more: str = ""
+) -> None:
     """Refuse tensors that do not fit, all at once, before any of them is copied.
 
     Floating-point tensors may differ in precision (the copy casts); kinds may not be mixed.
@@ -180,6 +182,7 @@ def check_state(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], where
         expected: the tensors to be filled, e.g. ``module.state_dict()``.
         got: the tensors that were read.
         where: the file or program, for the message.
+        more: another way out, for the message.
 
     Raises:
         CheckpointError: listing the missing, unexpected and misshaped tensors.
@@ -190,10 +193,10 @@ def check_state(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], where
         *_misfits(expected, got),
     ]
     if faults:
-        more = f" and {len(faults) - 12} more" if len(faults) > 12 else ""
+        others = f" and {len(faults) - 12} more" if len(faults) > 12 else ""
         raise CheckpointError(
-            f"{where}: the tensors do not fit: {', '.join(faults[:12])}{more}; "
-            "build the program with the sizes and the names it was saved with"
+            f"{where}: the tensors do not fit: {', '.join(faults[:12])}{others}; "
+            f"build the program with the sizes and the names it was saved with{more}"
         )
 
 

@@ -36,7 +36,11 @@ from pyro_vae.storage.random_state import (
 
 NAME = "checkpoint"
 _AVERAGES = f"values.{AVERAGES}"
-_KEPT = "kept"  # keys of loaded values that the data have not asked for, if there are any
+_KEPT = "kept"  # keys of values that the first batch does not ask for, if there are any
+_BY_OTHERS = (
+    ", or, of networks that other data have made, let a new program read the data that the "
+    "run's had met before it goes on: program.read(rows)"
+)
 OLDER = "checkpoint-before"  # the one before it, should the newer be damaged
 
 
@@ -142,9 +146,8 @@ class Checkpoint:
             states.append(state)
         meta = {**progress.as_json(), "columns": list(columns), "optimizers": states}
         own: Any = modules["program"].own
-        kept = sorted(own.kept & set(own.values))
-        if kept:
-            meta[_KEPT] = kept
+        if own.unasked:
+            meta[_KEPT] = own.unasked
         if moved is not None:
             arrays, meta["plain"] = moved.take()
             tensors |= {f"plain.{name}": array for name, array in arrays.items()}
@@ -189,11 +192,11 @@ def kept_given(program: Any, folder: Path | None) -> Iterator[None]:
     """
     own = program.own
     given = {} if folder is None else _kept(folder, set(own.values))
-    own.give({key: value.to(program.device) for key, value in given.items()})
+    own.lend({key: value.to(program.device) for key, value in given.items()})
     try:
         yield
     except BaseException:
-        own.take_back(given.keys() - own.kept)
+        own.take_back()
         raise
 
 
@@ -207,8 +210,8 @@ def _kept(folder: Path, known: set[str]) -> dict[str, Tensor]:
             state = _part(tensors, "program.values.")
             return {
                 key: state[key]
-                for key in set(_kept_names(meta)) - known
-                if key in state and state[key].is_floating_point()
+                for key in _kept_names(meta)
+                if key not in known and key in state and state[key].is_floating_point()
             }
     return {}
 
@@ -253,33 +256,56 @@ def read_checkpoint(
     progress = Progress.from_json(meta, where)
     history = _history(_part(tensors, "history."), meta.get("columns"), progress.epoch, where)
     states = {name: _part(tensors, f"{name}.") for name in modules}
+    spare = _add_spare(states, modules)
     # Pyro's TraceGraph_ELBO makes them as it runs: this program has not made its own yet.
     averages = {k: v for k, v in states["program"].items() if k.startswith(_AVERAGES)}
-    check_state({**averages, **modules["program"].state_dict()}, states["program"], where)
+    here = {**averages, **modules["program"].state_dict()}
+    late = {key for key in here.keys() ^ states["program"].keys() if key.startswith("parts.")}
+    check_state(here, states["program"], where, _BY_OTHERS if late else "")
     changes = check_settings(settings, progress.settings, where, renew)
     for name, module in modules.items():
         check_state({**module.state_dict(), **_late(name, averages)}, states[name], where)
     best = _part(tensors, "best.")
     if best:
         made = {key: value for key, value in best.items() if key.startswith(_AVERAGES)}
-        check_state({**modules["program"].state_dict(), **made}, best, where)
+        later = {*spare, *(f"values.{key}" for key in _kept_names(meta))} - best.keys()
+        known = {k: v for k, v in modules["program"].state_dict().items() if k not in later}
+        check_state({**known, **made}, best, where)
     losses = _losses(_part(tensors, "losses."), progress, where)
     check_moved(meta.get("plain"), where)
     random = _part(tensors, "rng.")
     check_random_state(random, where)
     renewed = renewed_options(settings, progress.settings) if renew else frozenset()
-    fitted = _fit_optimizers(modules, optimizers, tensors, meta, where, renewed)
+    fitted = _fit_optimizers(modules, optimizers, tensors, meta, where, renewed, spare)
     take_averages(modules["program"], averages)
     for name, module in modules.items():
         module.load_state_dict(states[name])
     for optimizer, state in zip(optimizers, fitted, strict=True):
         optimizer.load_state_dict(state)
     own: Any = modules["program"].own
-    own.kept |= set(_kept_names(meta)) & set(own.values)
+    own.keep_lent()
     set_random_state(random, device, generators)
     if moved is not None:
         moved.put_back(_part(tensors, "plain."), meta.get("plain"), where)
     return best, progress, history, changes, losses
+
+
+def _add_spare(states: dict[str, dict[str, Tensor]], modules: dict[str, nn.Module]) -> set[str]:
+    """Let values stay as they are that other data have asked for in this process alone.
+
+    Arguments:
+        states: Of a file, by module; these values and their averages are added.
+        modules: What is filled.
+
+    Returns:
+        The names of such values.
+    """
+    own: Any = modules["program"].own
+    spare = {f"values.{key}" for key in own.unasked} - states["program"].keys()
+    for name, module in modules.items():
+        now = module.state_dict()
+        states[name] |= {k: now[k] for k in now if k.replace("/", ".") in spare}
+    return spare
 
 
 def _losses(found: Mapping[str, Tensor], progress: Progress, where: str) -> dict[int, Tensor]:
@@ -336,6 +362,7 @@ def _fit_optimizers(
     meta: Mapping[str, Any],
     where: str,
     renewed: frozenset[str],
+    spare: set[str],
 ) -> list[dict[str, Any]]:
     names, saved = parameter_names(modules), meta.get("optimizers")
     if not isinstance(saved, list) or len(saved) != len(optimizers):
@@ -345,8 +372,11 @@ def _fit_optimizers(
             "resume with the objective and the optimizer that started the run"
         )
     try:
+        new = {f"program.{name}" for name in spare}
         return [
-            fit_state(optimizer, state, _part(tensors, f"optimizer{index}/"), names, where, renewed)
+            fit_state(
+                optimizer, state, _part(tensors, f"optimizer{index}/"), names, where, renewed, new
+            )
             for index, (optimizer, state) in enumerate(zip(optimizers, saved, strict=True))
         ]
     except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -573,6 +573,7 @@ def _prepared(
             program.read(first)
             if transform is None:
                 feed = make_feed(program, data, batch_size, world=world, size=feed.size)
+        program.own.asked = program.sites.values
         _require_whole_batches(program, first, feed, world)
     _check_shares(program, feed, world)
     _tell_of_own_rows(program.sites)

@@ -471,8 +471,17 @@ def of_two():
 
 
 @pytest.mark.filterwarnings("ignore:what was loaded holds 'values.scale'")
-@pytest.mark.parametrize(("route", "ema"), [("file", None), ("strict", 0.9), ("loosely", None)])
-def test_a_value_that_the_data_do_not_ask_for_goes_on(route, ema, tmp_path):
+@pytest.mark.parametrize(
+    ("route", "ema", "precision"),
+    [
+        ("file", None, None),
+        ("strict", 0.9, "64-true"),
+        ("loosely", None, None),
+        ("by hand", None, None),
+        ("trained", None, None),
+    ],
+)
+def test_a_value_that_the_data_do_not_ask_for_goes_on(route, ema, precision, tmp_path):
     taught = of_two()
     pv.fit(taught, (X, X[:, 0]), **BASE)
     pv.save(taught, tmp_path / "taught")
@@ -481,10 +490,17 @@ def test_a_value_that_the_data_do_not_ask_for_goes_on(route, ema, tmp_path):
         program = of_two()
         if route == "file":
             return pv.load(tmp_path / "taught", into=program)
+        if route == "by hand":
+            pv.elbo(program, (X, X[:, 0]))
+            return program
+        if route == "trained":
+            return pv.fit(program, (X, X[:, 0]), **BASE).program
         program.load_state_dict(taught.state_dict(), strict=route == "strict")
         return program
 
     settings = {**BASE, "lr": 0.02, "clip_norm": 1.0, "ema": ema, "valid": X[:9]}
+    settings["precision"] = precision
+    scale = weights(loaded())["values.scale"]
     whole = pv.fit(loaded(), X, **{**settings, "epochs": 5})
     out = {"out": tmp_path / "run", "checkpoint_every": 1}
     pv.fit(loaded(), X, **out, **{**settings, "epochs": 2})
@@ -496,10 +512,72 @@ def test_a_value_that_the_data_do_not_ask_for_goes_on(route, ema, tmp_path):
         again = pv.fit(of_two(), X, **out, resume=True, **{**settings, "epochs": epochs})
     np.testing.assert_array_equal(again.history["loss"], whole.history["loss"])
     assert same(weights(again.program), weights(whole.program))
-    assert torch.equal(weights(again.program)["values.scale"], weights(taught)["values.scale"])
+    assert torch.equal(weights(again.program)["values.scale"].float(), scale)
     more = [pv.fit(run.program, (X, X[:, 0]), **BASE) for run in (again, whole)]
     assert same(weights(more[0].program), weights(more[1].program))
     assert weights(more[0].program)["values.scale"].exp() < 3.0
+
+
+def test_a_value_that_the_run_lacks_stays_as_it_is(tmp_path):
+    settings = {**BASE, "ema": 0.9, "clip_norm": 1.0, "valid": X[:9]}
+    whole = pv.fit(of_two(), X, **{**settings, "epochs": 3})
+    pv.fit(of_two(), X, out=tmp_path, **settings)
+    other = of_two()
+    pv.elbo(other, (X, X[:, 0]))
+    again = pv.fit(other, X, out=tmp_path, resume=True, **{**settings, "epochs": 3})
+    np.testing.assert_array_equal(again.history["loss"], whole.history["loss"])
+    assert weights(other).pop("values.scale").exp() == pytest.approx(3.0)
+    assert torch.equal(weights(other)["values.loc"], weights(whole.program)["values.loc"])
+
+
+def test_a_value_that_a_later_batch_brings_goes_on(tmp_path):
+    def build():
+        def model(x):
+            loc = pyro.param("loc", lambda: torch.zeros(5))
+            loc = loc if len(x) > 8 else loc + pyro.param("late", lambda: torch.zeros(5))
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(loc + z[..., None], 0.5).to_event(1), obs=x)
+
+        return pv.Program(model, of_two().guide)
+
+    def batches():
+        return DataLoader(TensorDataset(X[:40]), batch_size=16)  # of 16, 16 and 8 rows
+
+    settings = {**BASE, "clip_norm": 0.1, "valid": X[:20]}
+    whole = pv.fit(build(), batches(), **{**settings, "epochs": 3})
+    for steps in (2, 4, 9):
+        other = build()
+        more = {"epochs": 3, "max_steps": steps, "out": tmp_path, "resume": True}
+        again = pv.fit(other, batches(), **{**settings, **more})
+    np.testing.assert_array_equal(again.history["loss"], whole.history["loss"])
+    assert same(weights(other), weights(whole.program)) and "values.late" in weights(other)
+
+
+def test_a_network_that_other_data_have_made_is_made_before_the_run_goes_on(tmp_path):
+    def build():
+        made = {}
+
+        def model(x, y=None):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                loc = z[..., None] + pyro.param("loc", torch.zeros(5))
+                pyro.sample("x", dist.Normal(loc, 0.5).to_event(1), obs=x)
+                if y is not None:
+                    net = made["y"] if made else made.setdefault("y", nn.Linear(1, 1))
+                    pyro.sample("y", dist.Normal(net(z[..., None])[..., 0], 1.0), obs=y)
+
+        return pv.Program(model, of_two().guide)
+
+    program = build()
+    pv.elbo(program, (X, X[:, 0]))
+    pv.fit(program, X, out=tmp_path, **BASE)
+    other = build()
+    with pytest.raises(CheckpointError, match=r"unexpected .* made, let .* program\.read\(rows\)"):
+        pv.fit(other, X, out=tmp_path, resume=True, **BASE)
+    other.read((X, X[:, 0]))
+    pv.fit(other, X, out=tmp_path, resume=True, **BASE)
+    assert same(weights(other), weights(program))
 
 
 def test_a_value_that_a_changed_program_lacks_is_refused(tmp_path):

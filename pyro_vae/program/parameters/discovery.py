@@ -26,6 +26,7 @@ class Discovery:
         self._own = own
         self._watch = Watch()
         self._depended: set[int] = set()  # tensors that the densities depend on
+        self.used: set[str] = set()  # keys of values, once the block has ended
         self._before = {id(parameter) for parameter in own.parameters()}
 
     @staticmethod
@@ -111,6 +112,7 @@ class Discovery:
         used |= {key for key, value in own.values.items() if id(value) in self._depended}
         used &= set(own.values)
         own.fill(values, used)
+        self.used = used
         for key in own.outdated - used:
             del own.values[key]
         own.found = [key for key in own.found if key in own.values]

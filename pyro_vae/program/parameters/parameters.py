@@ -1,7 +1,7 @@
 """The tensors that a program trains, and what a ``pyro.param`` statement is answered with."""
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import count
 from typing import Any
@@ -61,7 +61,8 @@ class Parameters:
         # Of ``load_state_dict``, while it runs: torch tells its hooks True.
         self.strict: bool | None = None
         self.loaded: Loaded | None = None
-        self.kept: set[str] = set()  # keys of loaded values that the first run did not ask for
+        self.asked: frozenset[str] = frozenset()  # keys that the first batch of training asks for
+        self._lent: set[str] = set()  # keys of what is given and may be taken back
         self._stated: set[int] = set()
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -136,14 +137,14 @@ class Parameters:
         homes += (self.store, self.expected)
         contents = [list(home.items()) for home in homes]
         own = self.fresh, self.found[:], {*self.outdated}, {**self.frozen}, {*self._stated}
-        reached, loaded, kept = self._reached, self.loaded, {*self.kept}
+        reached, loaded = self._reached, self.loaded
 
         def put_back() -> None:
             for home, before in zip(homes, contents, strict=True):
                 home.clear()
                 home.update(before)
             self.fresh, self.found, self.outdated, self.frozen, self._stated = own
-            self._reached, self.loaded, self.kept = reached, loaded, kept
+            self._reached, self.loaded = reached, loaded
 
         return put_back
 
@@ -320,17 +321,33 @@ class Parameters:
             else:
                 self.expected[key] = value.clone()
 
-    def give(self, values: Mapping[str, Tensor]) -> None:
+    @property
+    def unasked(self) -> list[str]:
+        """The keys of values for which a program that reads the same data alone has no place.
+
+        Other data have asked for them, before the training or within it, or a load has left them.
+        """
+        averages = key_of(AVERAGES)  # they are made anew
+        known = self.asked | set(self.found)
+        return [key for key in self.values if key not in known and not key.startswith(averages)]
+
+    def lend(self, values: Mapping[str, Tensor]) -> None:
         """Hold values, by key, that the functions may ask for on other data."""
         for key, value in values.items():
             self.values[key] = nn.Parameter(value.clone())
+        self._lent = set(values)
         self.version += bool(values)
 
-    def take_back(self, keys: Iterable[str]) -> None:
-        """Hold values no longer, where they are held."""
-        for key in keys:
+    def keep_lent(self) -> None:
+        """Hold them from now on."""
+        self._lent = set()
+
+    def take_back(self) -> None:
+        """Hold them no longer."""
+        for key in self._lent:
             self._drop_value(key)
-            self.version += 1
+        self.version += bool(self._lent)
+        self._lent = set()
 
     def _drop_value(self, key: str) -> None:
         key = key.removeprefix("values.")
@@ -359,7 +376,6 @@ class Parameters:
             made = {*here, *(f"values.{key}" for key in used - values)} - self._at_first - found
             self.loaded.require_shapes()
             self.loaded.settle(missed, made)
-            self.kept = {key for key in values - used if f"values.{key}" in missed}
         for key in found:
             here[key].data.copy_(self.expected.pop(key))
 

@@ -60,6 +60,7 @@ class Sites:
         implicit_prior: Those of which the model has.
         marked: Discrete latents that the guide draws and marks to be enumerated, as
             ``config_enumerate`` does.
+        values: Keys of the values of ``pyro.param`` that the functions ask for.
     """
 
     observed: tuple[str, ...]
@@ -85,6 +86,7 @@ class Sites:
     implicit: tuple[str, ...] = ()
     implicit_prior: tuple[str, ...] = ()
     marked: tuple[str, ...] = ()
+    values: frozenset[str] = frozenset()
 
     @property
     def continuous(self) -> tuple[str, ...]:

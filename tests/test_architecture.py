@@ -19,7 +19,17 @@ MODULES = {
 }
 LEAVES = {
     *("errors", "arguments", "callers", "device", "extras", "frames", "heap", "interrupts"),
-    *("names", "progress", "scan", "stacks", "threads", "torch_private", "words", "_version"),
+    *(
+        "names",
+        "progress",
+        "recording",
+        "scan",
+        "stacks",
+        "threads",
+        "torch_private",
+        "words",
+        "_version",
+    ),
 }
 # What each room may import besides itself and the leaves; "inference" has rooms of its own.
 ALLOWED = {
@@ -33,6 +43,7 @@ ALLOWED = {
     "interrupts": set(),
     "names": set(),
     "progress": set(),
+    "recording": set(),
     "scan": set(),
     "stacks": set(),
     "threads": set(),

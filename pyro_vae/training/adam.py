@@ -26,6 +26,7 @@ class Adam(torch.optim.Adam):
     """
 
     found_inf: Tensor | None = None  # 1 makes the kernel skip the step
+    rate: Tensor | None = None  # read in the place of the group's, by a step that is recorded
 
     def __init__(self, params: Iterable[nn.Parameter], **options: Any) -> None:
         super().__init__(params, fused=True, **options)
@@ -48,9 +49,15 @@ class Adam(torch.optim.Adam):
             return
         if not self._fits(parameters):
             _require_real(parameters, grads)
-            self._gather(parameters)
+        self.lists_for(parameters)
         with torch.no_grad():
             self.move_again(grads)
+
+    def lists_for(self, parameters: list[nn.Parameter]) -> tuple[list[Tensor], ...]:
+        """Return the lists for the kernel: the same ones as long as nothing has been replaced."""
+        if not self._fits(parameters):
+            self._gather(parameters)
+        return self._lists
 
     def move_again(self, grads: list[Tensor]) -> None:
         """Move the parameters that were moved last, where nothing can have changed them since.
@@ -68,7 +75,7 @@ class Adam(torch.optim.Adam):
             squares,
             [],
             steps,
-            lr=group["lr"],
+            lr=group["lr"] if self.rate is None else self.rate,
             beta1=beta1,
             beta2=beta2,
             weight_decay=group["weight_decay"],

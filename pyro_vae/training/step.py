@@ -26,6 +26,7 @@ from pyro_vae.training.parallel import Reduce
 from pyro_vae.training.reasons import reason
 from pyro_vae.training.shared_buffers import digest
 from pyro_vae.training.undo import Buffers, Undo, put_back_on_error, restore
+from pyro_vae.training.whole_step import WholeStep, flag
 
 # Steps between two looks at the flag of a deferred check: one sync each.
 CHECK_EVERY = 100
@@ -243,6 +244,7 @@ class Stepper:
         """
         loss = None if self._row is None else self._another(self._row, batch, beta)
         if loss is not None:
+            self._count(batch)
             return [loss]
         made: dict[int, Tensor] = {}
         self._undo.begin(self._broken)
@@ -266,10 +268,14 @@ class Stepper:
             )
         every = range(len(self.updates))
         losses = [made[i] if i in made else self._loss_of(i, made) for i in every]
+        self._count(batch)
+        return losses
+
+    def _count(self, batch: Batch) -> None:
+        """Count a step that was taken, and look at the flag after many."""
         self._unchecked += 1
         if self._deferred and self._unchecked >= CHECK_EVERY:
             self.check(batch)
-        return losses
 
     def _is_due(self, update: Update) -> bool:
         """Return whether an update is to be made: else a process would wait in it for the others.
@@ -296,6 +302,8 @@ class Stepper:
         self._latest.clear()  # their memory serves the next ones
         with torch.no_grad():
             try:
+                if self._deferred:
+                    return self._whole(compiled, step)
                 loss, norm, grads = step.gradients_inside()
             except Exception as error:
                 compiled.give_up(error)
@@ -306,6 +314,17 @@ class Stepper:
                 self.optimizers[0].move_again(grads)  # type: ignore[attr-defined]
         if not finite:
             self._refuse(loss, norm, 0, batch)
+        self._row = compiled
+        return loss
+
+    def _whole(self, compiled: CompiledLoss, step: Prepared) -> Tensor:
+        """Take a step that is launched at once on a GPU, and return its loss."""
+        wholes, run = step.traced.wholes, step.traced.run
+        if run not in wholes:
+            wholes[run] = WholeStep(step.traced, self.optimizers[0], self.clip_norm)  # type: ignore[arg-type]
+        loss, grads = wholes[run].take(step, self._broken)
+        self._broken = wholes[run].broken
+        self._latest[0] = step.traced, grads
         self._row = compiled
         return loss
 
@@ -433,11 +452,19 @@ class Stepper:
         if direct:
             traced, grads = self._latest[index]
             optimizer.move(traced.trained, grads)  # type: ignore[attr-defined]
-            once = self._alone and self.updates[0].repeats == 1
-            self._row = compiled if once and not (buffers or self._deferred) else None
         else:
             self._move(index, norm)
+        self._row = compiled if step is not None and self._repeats(step, direct) else None
         return loss
+
+    def _repeats(self, step: Prepared, direct: bool) -> bool:
+        """Return whether a step like this one can be taken again without a look at what it is."""
+        if not self._alone or self.updates[0].repeats > 1:
+            return False
+        if not self._deferred:
+            return direct and not step.traced.moving
+        own = self.reduce is None and _takes(self.optimizers[0], self.trained[0])
+        return own and not step.traced.hooked
 
     def _note(self, index: int, buffers: Buffers) -> None:
         """Note what was there before an update that another one follows."""
@@ -606,10 +633,9 @@ class Stepper:
 
     def _flag(self, value: Tensor, index: int, buffers: list[Tensor], copies: list[Tensor]) -> None:
         """Mark a value that is not finite on the device, where the optimizers see it."""
-        broken = (~torch.isfinite(value)).to(torch.float32)
-        self._broken = broken if self._broken is None else torch.maximum(self._broken, broken)
-        for buffer, copy in zip(buffers, copies, strict=True):
-            buffer.copy_(torch.where(self._broken.bool(), copy, buffer))
+        before = torch.zeros_like(value) if self._broken is None else self._broken
+        self._broken = before.to(torch.float32, copy=True)  # another one: the step knows its first
+        flag(self._broken, value, buffers, copies)
         optimizer: Any = self.optimizers[index]
         optimizer.grad_scale = None
         optimizer.found_inf = self._broken  # what a gradient scaler sets: the fused step skips

@@ -14,10 +14,24 @@ BUGS = [
     Bug(
         "a step of a row that fails leaves running moments moved",
         "training/step.py",
-        "not (buffers or self._deferred)",
-        "not self._deferred",
+        "return direct and not step.traced.moving",
+        "return direct",
         "tests/training/test_steps_in_a_row.py"
         "::test_a_step_of_a_row_that_is_not_finite_moves_nothing[Normed]",
+    ),
+    Bug(
+        "a recorded step reads the learning rate of its recording",
+        "training/whole_step.py",
+        '            self._rate.fill_(group["lr"])\n',
+        '            self._rate.fill_(self._filled or group["lr"])\n',
+        "tests/training/test_whole_step.py::test_a_replay_is_the_step[vae-None-nothing]",
+    ),
+    Bug(
+        "a recorded step goes on with moments that were replaced",
+        "training/whole_step.py",
+        "if lists is not self._lists or options",
+        "if options",
+        "tests/training/test_whole_step.py::test_a_replay_is_the_step[vae-None-replace_moments]",
     ),
     Bug(
         "the second row of steps begins as the first has ended",

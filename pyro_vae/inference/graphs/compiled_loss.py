@@ -110,7 +110,7 @@ class CompiledLoss:
         objective: A module with parameters or state of its own, if the objective is one.
         parameters: What the loss trains; None: all that require a gradient.
         mode: ``"trace"``; True: the graph goes through Inductor besides (needs a C++ compiler on
-            the CPU; the first step of each signature waits for it; CUDA graphs on CUDA);
+            the CPU; the first step of each signature waits for it);
             ``"auto"``: traced, and compiled by another process where the run is long enough.
         steps: Calls to come, as far as is known (``"auto"`` decides by it).
 
@@ -228,7 +228,7 @@ class CompiledLoss:
             traced, inputs = prepared
             before = [(leaf, leaf.detach().clone()) for leaf in prepared.moving]
             try:
-                return GraphLoss.apply(traced.run, inputs, *traced.trained)
+                return GraphLoss.apply(traced.launched, inputs, *traced.trained)
             except Exception as error:
                 with torch.no_grad():
                     for leaf, copy in before:
@@ -425,8 +425,7 @@ class CompiledLoss:
             self._background = None
         elif self.mode is True and self._retraced <= _RECOMPILED:
             try:
-                stays = len(traced.homes)
-                traced.run = kept.compiled or compile_graph(traced.graph, flat, stays)
+                traced.run = kept.compiled or compile_graph(traced.graph, flat)
                 self.step.require_equal(traced, call, exact)
                 kept.compiled = traced.run
             except Exception as error:  # no C++ compiler, say

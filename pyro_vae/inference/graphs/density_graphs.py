@@ -14,12 +14,19 @@ from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.graphs.comparison import reason_of
 from pyro_vae.inference.graphs.compiled_loss import Mode
 from pyro_vae.inference.graphs.make_graph import make_graph
-from pyro_vae.inference.sampling.ais import Mixture
-from pyro_vae.inference.sampling.hmc import LogDensity, log_prob_and_grad
+from pyro_vae.inference.sampling.ais import Mixture, OnPath
+from pyro_vae.inference.sampling.hmc import (
+    HMCInfo,
+    HMCState,
+    LogDensity,
+    Transitions,
+    log_prob_and_grad,
+)
 from pyro_vae.program.batches.batch import Batch, map_batch, signature
 from pyro_vae.program.densities.log_joint import LogJoint
+from pyro_vae.recording import Recording
 
-_Function = Callable[..., tuple[Tensor, ...]]  # of positions, and of what else it is told
+_Function = Callable[..., Sequence[Tensor]]  # of positions, and of what else it is told
 
 
 class TracedDensity:
@@ -40,6 +47,34 @@ class TracedDensity:
         """Return log p(z) ``(C, B)`` and its gradient ``(C, B | Z)``."""
         log_prob, grad = self._graph(position)
         return log_prob, grad
+
+
+class RecordedDensity(TracedDensity):
+    """The same; on a GPU an evaluation is launched at once, and so is a transition of HMC."""
+
+    def __init__(self, graph: _Function) -> None:
+        super().__init__(Recording(graph))
+        self._transitions = Transitions(lambda: TracedDensity(graph))
+
+    def transition(self, state: HMCState, *settings: Any) -> tuple[HMCState, HMCInfo]:
+        """Make a transition of HMC, as ``hmc_step`` does."""
+        return self._transitions.take(state, (), *settings)
+
+
+class RecordedMixture:
+    """Traced densities on a path; on a GPU an evaluation and a transition are launched at once.
+
+    Arguments:
+        graph: Maps a position and a temperature to what a ``Mixture`` returns.
+    """
+
+    def __init__(self, graph: _Function) -> None:
+        self._graph = Recording(graph)
+        self.transitions = Transitions(lambda temperature: OnPath(graph, temperature))
+
+    def __call__(self, position: Tensor, temperature: Tensor) -> Sequence[Tensor]:
+        """Return log p_t, its gradient, and log f - log p_0."""
+        return self._graph(position, temperature)
 
 
 class DensityGraphs:
@@ -75,7 +110,7 @@ class DensityGraphs:
             return partial(log_prob_and_grad, joint.log_joint)
 
         traced = self._traced(log_joint, batch, both_of, position)
-        return log_joint.log_joint if traced is None else TracedDensity(traced)
+        return log_joint.log_joint if traced is None else RecordedDensity(traced)
 
     def mixture(
         self,
@@ -95,7 +130,7 @@ class DensityGraphs:
             temperature: One on the path.
         """
         traced = self._traced(log_joint, batch, mixture_of, position, temperature)
-        return mixture_of(log_joint) if traced is None else traced
+        return mixture_of(log_joint) if traced is None else RecordedMixture(traced)
 
     def _traced(
         self,

@@ -3,7 +3,8 @@
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from pyro_vae.callers import of_user
 from pyro_vae.inference.graphs.comparison import Homes
 from pyro_vae.inference.graphs.flat_inputs import FlatStep, GraphLoss, global_norm, same_layout
 from pyro_vae.inference.graphs.python_state import PythonState
+from pyro_vae.recording import Recording, records
 from pyro_vae.torch_private import has_gradient_hooks
 
 
@@ -37,6 +39,7 @@ class Traced:
         gap: Calls between this comparison and the next.
         doubted: Whether other code ran that may have changed the program.
         compared: What has run it so far, and was compared.
+        wholes: For each of these, the step that it is a part of, its optimizer included.
     """
 
     graph: GraphModule
@@ -55,6 +58,8 @@ class Traced:
     gap: float = 1.0
     doubted: bool = False
     compared: list[FlatStep] = field(default_factory=list)
+    wholes: dict[FlatStep, Any] = field(default_factory=dict)
+    _recordings: dict[FlatStep, FlatStep] = field(default_factory=dict)
     _looked_at: FlatStep | None = None
     _stray: tuple[int, ...] = ()
 
@@ -64,6 +69,20 @@ class Traced:
         if not any(run is known for known in self.compared):
             self.compared.append(run)
             self.left, self.doubted = 1, True
+
+    @property
+    def launched(self) -> FlatStep:
+        """What runs it: on a GPU as a recording, from its second call on."""
+        if not self.recordable or self.run in self.wholes:
+            return self.run
+        if self.run not in self._recordings:
+            self._recordings[self.run] = Recording(self.run, len(self.homes), copied=2)
+        return self._recordings[self.run]
+
+    @cached_property
+    def recordable(self) -> bool:
+        """Whether its tensors are on a GPU."""
+        return bool(self.homes) and records(self.homes[0][0][self.homes[0][1]])
 
     def stray(self, grads: list[Tensor]) -> tuple[int, ...]:
         """Return which gradients are laid out otherwise than their parameters.
@@ -108,9 +127,13 @@ class Prepared(NamedTuple):
         with torch.no_grad():
             return self.gradients_inside()
 
-    def gradients_inside(self) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Return the same inside ``torch.no_grad()``, which costs a hundredth of a small step."""
-        loss, norm, *grads = self.traced.run(*self.inputs)
+    def gradients_inside(self, run: FlatStep | None = None) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Return the same inside ``torch.no_grad()``, which costs a hundredth of a small step.
+
+        Arguments:
+            run: What runs the graph, if it is not to be recorded by itself.
+        """
+        loss, norm, *grads = (run or self.traced.launched)(*self.inputs)
         for index in self.traced.stray(grads):
             grads[index] = torch.empty_like(self.traced.trained[index]).copy_(grads[index])
         return loss, norm, grads
@@ -132,7 +155,7 @@ class Prepared(NamedTuple):
         trained = self.traced.trained
         for parameter in (*self.traced.still, *trained):
             parameter.grad = None
-        loss = GraphLoss.apply(self.traced.run, self.inputs, *trained)
+        loss = GraphLoss.apply(self.traced.launched, self.inputs, *trained)
         free = [parameter.requires_grad for parameter in trained]
         loss.backward(inputs=trained)
         if free != [parameter.requires_grad for parameter in trained]:

@@ -9,26 +9,23 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule
 
 from pyro_vae.inference.graphs.comparison import constants
-from pyro_vae.inference.graphs.course import memory_of
 from pyro_vae.inference.graphs.flat_inputs import FlatStep
 from pyro_vae.inference.graphs.lowering import lowered
 from pyro_vae.inference.graphs.simplify import written_inputs
 from pyro_vae.torch_private import FakeTensorMode, TracingContext, compiler, tracing
 
 
-def compile_graph(graph: GraphModule, inputs: Sequence[Tensor], stays: int = 0) -> FlatStep:
+def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> FlatStep:
     """Compile a traced graph, to return ``(loss, norm of the gradients, *gradients)``.
 
     No Dynamo: the graph has no Python left to be captured, and no guards to be checked at each
     step. On the CPU noise comes from PyTorch's own generators, so that compiled and traced steps
     draw the same, and the whole step is one C++ function: a third faster on small networks than
-    kernels called from Python, and quicker to compile. On CUDA noise is drawn inside the kernels,
-    which run as one CUDA graph.
+    kernels called from Python, and quicker to compile. On CUDA noise is drawn inside the kernels.
 
     Arguments:
         graph: What ``simplify`` returned.
         inputs: Tensors of the shapes, strides and devices to come.
-        stays: How many of the first of them are at one place at each step, as weights are.
     """
     # A second to import: only where it is used.
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -43,8 +40,7 @@ def compile_graph(graph: GraphModule, inputs: Sequence[Tensor], stays: int = 0) 
     for place, shape in zip(ready.graph.find_nodes(op="placeholder"), shapes, strict=True):
         place.meta["val"] = shape  # where one place has a value, the compiler asks each for it
     with torch.no_grad(), tracing(TracingContext(mode)):
-        inner = _reading_in_place(code.compile_fx_inner, flat, len(held) + stays)
-        run = code.compile_fx(ready, shapes, inner_compile=inner, config_patches=_options(flat))
+        run = code.compile_fx(ready, shapes, config_patches=_options(flat))
     return _called(run, held, inputs, written_inputs(lifted))
 
 
@@ -103,7 +99,7 @@ def _called(
 ) -> FlatStep:
     """Return compiled code as a step calls it: with its constants, through the fewest functions."""
     if _on_cuda([*held, *inputs]):
-        return _marked(run, held)
+        return lambda *flat: run(*held, *flat)  # recorded: its Python is left out
     return _bare(run, held, inputs, written)
 
 
@@ -150,7 +146,7 @@ def _on_cuda(inputs: Sequence[Tensor]) -> bool:
 
 def _options(inputs: Sequence[Tensor]) -> dict[str, Any]:
     if _on_cuda(inputs):
-        return {"triton.cudagraphs": True}
+        return {}
     # Inputs and buffers have the sizes they were compiled for: prepare() looks them up by shape.
     checks = {"size_asserts": False, "alignment_asserts": False, "scalar_asserts": False}
     # Else each process loads torch anew, three times, to try what the processor says that it can.
@@ -158,29 +154,3 @@ def _options(inputs: Sequence[Tensor]) -> dict[str, Any]:
     # Channels last it would lay out the forward convolutions alone: their gradients take copies.
     layout = {"layout_optimization": False}
     return {"fallback_random": True, "cpp_wrapper": True, **known, **checks, **layout}
-
-
-def _reading_in_place(inner: Any, flat: Sequence[Tensor], stays: int) -> Any:
-    """Return the compiler of kernels; on CUDA it is told which inputs stay where they are.
-
-    A CUDA graph goes by addresses. Without Dynamo no input counts as one that stays: each weight
-    would be copied at each step, and a graph that writes to one (batch norm, an optimizer) would
-    be no CUDA graph at all. Should one move all the same, PyTorch records the graph anew.
-    """
-    apart = len({memory_of(leaf) for leaf in flat}) == len(flat)  # else the order is another one
-    if not (_on_cuda(flat) and apart):
-        return inner
-
-    def compile_kernels(graph: GraphModule, inputs: Any, **options: Any) -> Any:
-        return inner(graph, inputs, **{**options, "static_input_idxs": list(range(stays))})
-
-    return compile_kernels
-
-
-def _marked(run: FlatStep, held: Sequence[Tensor]) -> FlatStep:
-    def whole(*flat: Tensor) -> tuple[Tensor, ...]:
-        torch.compiler.cudagraph_mark_step_begin()  # results of the step before may be overwritten
-        loss, norm, *grads = run(*held, *flat)
-        return (loss.clone(), norm.clone(), *grads)  # read after the next update of this step
-
-    return whole

@@ -6,7 +6,7 @@ to f (the joint density of x and z) at b_T = 1, whose normaliser is p(x).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +28,7 @@ from pyro_vae.inference.sampling.hmc import (
 Kernel = Callable[[HMCState, LogDensity, int], tuple[HMCState, HMCInfo]]
 
 # (z, b) -> log p_t(z), its gradient, and log f(z) - log p_0(z), all at temperature b.
-Mixture = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+Mixture = Callable[[Tensor, Tensor], Sequence[Tensor]]
 
 
 class AISResult(NamedTuple):
@@ -279,12 +279,15 @@ def mixture_of(log_initial: LogDensity, log_target: LogDensity) -> Mixture:
     return mixture
 
 
-class _OnPath:
+class OnPath:
     """The density at one temperature; it keeps the log ratio of its first evaluation."""
 
     def __init__(self, mixture: Mixture, temperature: Tensor) -> None:
         self._mixture = mixture
         self._temperature = temperature
+        if hasattr(mixture, "transitions"):  # a traced graph makes them itself
+            take = mixture.transitions.take
+            self.transition = lambda state, *settings: take(state, (temperature,), *settings)
         self.log_ratio: Tensor | None = None
 
     def __call__(self, position: Tensor) -> Tensor:
@@ -306,11 +309,11 @@ class _Path(NamedTuple):
         return self.temperatures[t] - self.temperatures[t - 1]
 
     def log_density(self, t: int) -> LogDensity:
-        return _OnPath(self.mixture, self.temperatures[t])
+        return OnPath(self.mixture, self.temperatures[t])
 
     def enter(self, position: Tensor, t: int) -> tuple[HMCState, Tensor]:
         """Return the state under p_t and log f - log p_0, both from one evaluation."""
-        density = _OnPath(self.mixture, self.temperatures[t])
+        density = OnPath(self.mixture, self.temperatures[t])
         state = hmc_init(density, position)
         assert density.log_ratio is not None
         return state, density.log_ratio

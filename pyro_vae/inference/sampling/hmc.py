@@ -7,7 +7,7 @@ treat its rows apart (networks in eval mode) and must not raise on NaN (argument
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from pyro.ops.dual_averaging import DualAveraging
 from torch import Tensor
 
 from pyro_vae.errors import ConfigError, ProgramError
+from pyro_vae.recording import Recording
 
 LogDensity = Callable[[Tensor], Tensor]
 
@@ -134,7 +135,8 @@ def hmc_step(
 
     Arguments:
         state: where the chains stand
-        log_density: maps `(*, Z)` to `(*)`, in nats
+        log_density: maps `(*, Z)` to `(*)`, in nats; one that has a method `transition` (a traced
+            graph) is asked for it, where the noise is torch's own
         step_size: eps, a number or a shape that broadcasts to `(*)`: `()`, `(B,)`, `(C, B)`
         num_steps: number of leapfrog steps, >= 0
         inverse_mass: the diagonal of M^{-1}, a number or a shape that broadcasts to `(*, Z)`
@@ -143,6 +145,60 @@ def hmc_step(
 
     References: MCMC using Hamiltonian dynamics (Neal, 2011), arXiv 1206.1901.
     """
+    recorded = getattr(log_density, "transition", None)
+    if recorded is not None and generator is None:
+        return recorded(state, step_size, num_steps, inverse_mass, jitter)
+    return _transition(state, log_density, step_size, num_steps, inverse_mass, generator, jitter)
+
+
+class Transitions:
+    """Transitions under densities that are graphs of tensors: on a GPU each is launched at once.
+
+    Arguments:
+        density_of: Returns the density that some tensors choose.
+    """
+
+    def __init__(self, density_of: Callable[..., LogDensity]) -> None:
+        self._density_of = density_of
+        self._recordings: dict[object, Recording] = {}
+
+    def take(
+        self,
+        state: HMCState,
+        chosen: Sequence[Tensor],
+        step_size: float | Tensor,
+        num_steps: int,
+        inverse_mass: float | Tensor,
+        jitter: float,
+    ) -> tuple[HMCState, HMCInfo]:
+        """Make a transition as ``hmc_step`` does, under the density that ``chosen`` chooses."""
+        scales = step_size, inverse_mass
+        numbers = [None if isinstance(scale, Tensor) else scale for scale in scales]
+        tensors = [scale for scale in scales if isinstance(scale, Tensor)]
+        first = 3 + len(chosen)
+
+        def work(*flat: Tensor) -> list[Tensor]:
+            begin, density = HMCState(*flat[:3]), self._density_of(*flat[3:first])
+            given = iter(flat[first:])
+            step, mass = [next(given) if number is None else number for number in numbers]
+            end, info = _transition(begin, density, step, num_steps, mass, None, jitter)
+            return [*end, *info]
+
+        flat = [*state, *chosen, *tensors]
+        key = (*numbers, num_steps, jitter, *(tensor.shape for tensor in flat))
+        results = self._recordings.setdefault(key, Recording(work))(*flat)
+        return HMCState(*results[:3]), HMCInfo(*results[3:])
+
+
+def _transition(
+    state: HMCState,
+    log_density: LogDensity,
+    step_size: float | Tensor,
+    num_steps: int,
+    inverse_mass: float | Tensor,
+    generator: torch.Generator | None,
+    jitter: float,
+) -> tuple[HMCState, HMCInfo]:
     if jitter:
         noise = _uniform(state.log_prob, generator)
         step_size = step_size * (1.0 + jitter * (2.0 * noise - 1.0))

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from pyro_vae.inference.graphs import inductor
-from pyro_vae.inference.graphs.make_graph import make_graph
 from pyro_vae.torch_private import compiler
 
 
@@ -81,47 +80,3 @@ def test_what_the_processor_can_is_not_tried_in_each_process(monkeypatch):
     inductor.load_compiled(Path("compiled"), [], [torch.ones(2)], [])
     assert seen == [True] and config.cpp.vec_isa_ok is None
     assert inductor._options([torch.ones(2)])["cpp.vec_isa_ok"]
-
-
-def compiled_for_cuda(monkeypatch, function, inputs, stays):
-    """Compile as for a GPU, up to the kernels; return the code and what their compiler was told."""
-    monkeypatch.setattr(inductor, "_on_cuda", lambda inputs: True)
-    code, told = compiler("compile_fx"), []
-
-    def kernels(graph, inputs, **options):
-        told.append(options["static_input_idxs"])
-        return code.make_boxed_func(graph.forward)
-
-    monkeypatch.setattr(code, "compile_fx_inner", kernels)
-    graph = make_graph(function, *[leaf.clone() for leaf in inputs])
-    run = inductor.compile_graph(graph, inputs, stays)
-    return run, [list(places) for places in told]
-
-
-def test_on_a_gpu_what_stays_in_place_is_not_copied(monkeypatch):
-    """Constants, weights and buffers, which a step may write to; not the rows."""
-    constant = torch.arange(2.0)
-
-    def step(weight, buffer, x):
-        mean = (x @ weight + constant).mean(0)
-        buffer.add_(mean)
-        return mean.sum(), weight * 2
-
-    inputs = [torch.ones(3, 2), torch.zeros(2), torch.ones(5, 3)]
-    run, told = compiled_for_cuda(monkeypatch, step, inputs, stays=2)
-    assert told == [[0, 1, 2]]
-    loss, _, grad = run(*inputs)
-    assert loss == 7 and torch.equal(grad, torch.full((3, 2), 2.0))
-    assert torch.equal(inputs[1], torch.tensor([3.0, 4.0]))
-
-
-def test_inputs_that_share_memory_are_copied(monkeypatch):
-    """The compiler puts them in another order, in which other places stay."""
-    data = torch.ones(5, 4)
-    run, told = compiled_for_cuda(
-        monkeypatch,
-        lambda w, x, y: ((w * x).sum(), y * 1),
-        [torch.ones(2), data[:, :2], data[:, 2:]],
-        stays=1,
-    )
-    assert told == [[]] and run(torch.ones(2), data[:, :2], data[:, 2:])[0] == 10

@@ -251,6 +251,8 @@ def open_run(
     known = recalled(folder, "data")
     if data is None and known is not None and is_file(settings, settings["data"]):
         asked["data"] = known.found(str(settings["data"]))
+    elif data and known and not Path(known.place).exists() and known.is_unchanged(Path(data)):
+        remember(folder, "data", replace(known, place=str(Path(data).resolve())))
     asked["run"] = run
     asked["other"] = other = not said_anew and is_other(folder, settings, data)
     if other and is_file(settings, asked["data"]):

@@ -19,6 +19,7 @@ import pyro_vae as pv
 from pyro_vae import cli
 from pyro_vae.cli.cell_scores import cell_scores
 from pyro_vae.cli.compare import _table, _tell_of_other_cells, _tell_of_other_densities, paired
+from pyro_vae.cli.own_program import own_program
 from pyro_vae.cli.report import table
 from pyro_vae.cli.report_file import write_report
 from pyro_vae.conditionals import Column
@@ -113,6 +114,7 @@ def folder(tmp_path, monkeypatch):
     Path("own.py").write_text(PROGRAM)
     Path("globals.py").write_text(GLOBALS)
     Path("syntax.py").write_text("def (")
+    Path("script.py").write_text("raise SystemExit(0)")
     np.savez("counts.npz", x=x.numpy().astype(np.uint16))
     np.savez("two.npz", x=(x > 1).numpy(), c=np.arange(40) % 3)
     beyond = sparse.csr_matrix(np.eye(40, 5, dtype=np.float32))
@@ -185,6 +187,7 @@ def test_labels_beside_the_rows_of_a_file_are_left_out_aloud(capsys):
         ("train own.py:half --data counts.npy", "got Linear, expected an object with model"),
         ("train own.py:broken --data counts.npy", "got Linear, expected an object with model"),
         ("train syntax.py:A --data counts.npy", "syntax.py: fails with SyntaxError"),
+        ("train script.py:A --data counts.npy", "script.py: fails with SystemExit: 0"),
         ("train own.py:Clicks --options.width 3", "unexpected keyword argument 'width'; it takes"),
         ("train own.py:made --options.latent_dim 3", "is a program already, and takes none"),
         ("train own.py:Clicks --hidden 3", "or give --options.hidden"),
@@ -349,6 +352,8 @@ def test_the_file_of_a_training_is_known_from_any_directory_and_by_its_contents(
     shutil.move(place, "moved.npz")
     assert run("evaluate a --data moved.npz --num_particles 2") == 0
     assert "moved.npz, test split, 2 data" in capsys.readouterr().out
+    assert judged("a") == (f"{folder / 'two' / 'moved.npz'}, test split, 2", "")
+    Path("moved.npz").unlink()
     told = "counts.npz is not what the run in a was trained with"
     table, warned = judged("a")  # what has the name now
     assert table == "counts.npz, test split, 2" and told in warned and warned.count("\n") == 1
@@ -542,7 +547,9 @@ def test_a_program_that_moved_is_said_once(capsys, folder, judged):
     right = judged("a")
     Path("own.py").rename("moved.py")
     assert run("generate a 3") == 2 and "own.py: no such file" in told(capsys)
-    assert judged("a --program moved.py:Clicks") == judged("a") == right
+    Path("counts.npz").rename("moved.npz")
+    assert run("evaluate a --program moved.py:Clicks") == 2 and "counts.npz: no" in told(capsys)
+    assert judged("a --program moved.py:Clicks --data moved.npz") == judged("a") == right
     Path("moved.py").write_text(PROGRAM.replace("Clicks", "Taps"))
     capsys.readouterr()
     assert run("generate a 3") == 2 and "it defines Taps" in told(capsys)
@@ -554,7 +561,7 @@ def test_a_program_that_moved_is_said_once(capsys, folder, judged):
 
 
 @pytest.mark.filterwarnings("default:program", "default:data")
-@pytest.mark.parametrize("place", ["./own.py", "{}/own.py", "link.py", "../same/own.py", "own.py"])
+@pytest.mark.parametrize("place", ["{}/own.py", "link.py", "../same/own.py", "own.py"])
 def test_a_run_goes_on_from_any_directory_with_its_files(capsys, folder, place, monkeypatch):
     """As an unbroken one, whatever the path by which its files are named, and judged before."""
     (folder / "deep").mkdir()
@@ -570,7 +577,7 @@ def test_a_run_goes_on_from_any_directory_with_its_files(capsys, folder, place, 
         Path("deep/own.py").write_text(OTHER)
         np.savez("deep/counts.npz", np.ones(3))
     with monkeypatch.context() as here:
-        here.chdir("." if place.startswith("./") else "deep")
+        here.chdir("deep")
         out = f"{folder}/a --resume true"
         line = f"train {place.format(folder)}:Clicks --data counts.npz --out {out}"
         assert run(line, *each, "2") == 0
@@ -589,6 +596,17 @@ def test_a_run_goes_on_from_any_directory_with_its_files(capsys, folder, place, 
         capsys
     )
     assert run("evaluate a --num_particles 2") == 0 and told(capsys) == ""
+
+
+def test_each_program_has_neighbours_of_its_own():
+    """Runs of two projects are compared in one process."""
+    for name in ("one", "two"):
+        Path(name, "parts").mkdir(parents=True)
+        Path(name, "near.py").write_text("import parts.deep\nNAME = parts.deep.NAME")
+        Path(name, "parts", "deep.py").write_text(f"NAME = {name!r}")
+        Path(name, "own.py").write_text(f"import near\n{PROGRAM}\nmade.name = near.NAME")
+    found = [own_program(f"{name}/own.py:made", {}).name for name in ("one", "two", "one")]
+    assert found == ["one", "two", "one"]
 
 
 def test_differences_are_paired():

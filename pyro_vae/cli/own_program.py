@@ -9,6 +9,8 @@ from typing import Any
 import pyro_vae as pv
 from pyro_vae.errors import ConfigError
 
+_brought: list[str] = []  # modules that the program before brought along
+
 
 def is_own(model: str) -> bool:
     """Return whether a model is a file of the user's, in place of a name of `pv.models`."""
@@ -70,24 +72,34 @@ def called(factory: Any, options: dict[str, Any], named: str) -> Any:
 
 
 def _module(path: Path, named: str) -> Any:
-    """Run a file and return its module; its neighbours can be imported."""
+    """Run a file and return its module; its neighbours can be imported, anew for each program."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such file, of the program {named}")
     spec = importlib.util.spec_from_file_location(path.resolve().stem, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path}: got no Python file")
-    module = importlib.util.module_from_spec(spec)
+    module, folder = importlib.util.module_from_spec(spec), path.resolve().parent
+    while _brought:  # another project has neighbours of the same names
+        sys.modules.pop(_brought.pop(), None)
+    before = set(sys.modules)
     sys.modules.setdefault(spec.name, module)  # where dataclasses look for their annotations
-    sys.path.insert(0, str(path.resolve().parent))
+    sys.path.insert(0, str(folder))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script without a guard ends the command
         if sys.modules.get(spec.name) is module:
             del sys.modules[spec.name]
         raise ConfigError(f"{path}: fails with {type(error).__name__}: {error}") from error
     finally:
-        sys.path.remove(str(path.resolve().parent))
+        sys.path.remove(str(folder))
+        _brought.extend(name for name in sys.modules.keys() - before if _is_in(folder, name))
     return module
+
+
+def _is_in(folder: Path, module: str) -> bool:
+    """Return whether a module is of a file or a package of a folder, and of no library in it."""
+    name = module.partition(".")[0]
+    return (folder / f"{name}.py").exists() or (folder / name).is_dir()
 
 
 def _defined(module: Any) -> str:

@@ -10,4 +10,18 @@ BUGS = [
         "    program",
         "tests/test_cli.py::test_resume_ends_where_an_unbroken_run_does",
     ),
+    Bug(
+        "an edited program judges the weights of the old one without a word",
+        "cli/known_files.py",
+        "    tell_of_change(folder, what, path, then)\n",
+        "",
+        "tests/test_cli_own.py::test_a_program_is_known_from_any_directory_and_by_its_contents",
+    ),
+    Bug(
+        "a second project is judged with the modules of the first",
+        "cli/own_program.py",
+        "sys.modules.pop(_brought.pop(), None)",
+        "_brought.pop()",
+        "tests/test_cli_own.py::test_each_program_has_neighbours_of_its_own",
+    ),
 ]

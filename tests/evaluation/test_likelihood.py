@@ -240,6 +240,35 @@ def test_an_unknown_error_is_not_shown_as_a_number():
     )
 
 
+def test_globals_of_one_point_are_scored_once():
+    """log p(y | w) = log N(y; w x, 0.25) at the one w."""
+    runs = []
+
+    class Counted(Regression):
+        def model(self, x, y):
+            runs.append(len(x))
+            super().model(x, y)
+
+    model = Counted().model
+    program, y = pv.Program(model, AutoDelta(model)), X[:, 0] + 1
+    pv.log_likelihood(program, (X[:, 0], y))
+    found = []
+    for draws in (1, 30):
+        runs.clear()
+        found.append(
+            (pv.log_likelihood(program, (X[:, 0], y), num_global_samples=draws), len(runs))
+        )
+    (one, once), (many, again) = found
+    assert again == once and many.samples == 30 and many.by_global.shape == (30, len(y))
+    with program.running():
+        slope = program.guide.median()["slope"].detach()
+    exact = dist.Normal(slope * X[:, 0], 0.5).log_prob(y)
+    torch.testing.assert_close(many.log_prob, exact)
+    torch.testing.assert_close(one.log_prob, exact)
+    assert many.stderr == pytest.approx(float(exact.std()) / len(y) ** 0.5)
+    torch.testing.assert_close(many.ess, torch.full_like(exact, 30.0))
+
+
 def test_likelihood_without_local_latents():
     """log E_q(w) p(y | w) = log N(y; 0.5 x, 0.25 + 0.01 x²), within five stated errors."""
     x = torch.linspace(-2, 2, 200, dtype=torch.float64)

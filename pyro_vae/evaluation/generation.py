@@ -43,7 +43,8 @@ _ROWS_OF_A_LOOK = 64  # draws of two values agree at all of them by chance nowhe
 _DRAWS_OF_A_LOOK = 8  # where there are fewer rows
 _SHOW = (
     "show the program what it draws, in data such as it was trained on: "
-    "pv.Program.of(program).read(data)"
+    "pv.Program.of(program).read(data); what is observed of them may be any values of its shape "
+    "and support, for it is drawn anew"
 )
 _GENERATE = Verb("generate", prior=True, simulates=True)
 

@@ -19,6 +19,13 @@ def unlike(name: str, got: torch.Size, expected: torch.Size, more: str = "") -> 
     )
 
 
+def _is_wide(got: torch.Size, expected: torch.Size) -> bool:
+    """Return whether a value is broadcast, which no other number of data explains."""
+    return len(got) != len(expected) or any(
+        here == 1 != there for here, there in zip(got, expected, strict=True)
+    )
+
+
 class Loaded:
     """What is known of such tensors.
 
@@ -53,18 +60,19 @@ class Loaded:
         Raises:
             CheckpointError: Names the value and both shapes.
         """
-        for key, (got, expected) in self._shapes.items():
-            wide = len(got) != len(expected) or any(
-                here == 1 != there for here, there in zip(got, expected, strict=True)
-            )
-            if wide or error is not None:
-                more = "" if wide else ", or, of values for each datum, give it the same data"
-                more += "" if error is None else f"; the program fails with: {error}"
-                raise unlike(f"values.{key}", got, expected, more) from error
+        fails = "" if error is None else f"; the program fails with: {error}"
+        for key, shapes in self._shapes.items():
+            if _is_wide(*shapes) or error is not None:
+                raise self._unlike(key, fails) from error
 
     def told(self) -> str:
         """Return which values have another shape than their statements give, behind a semicolon."""
-        return "".join(f"; {unlike(f'values.{k}', *both)}" for k, both in self._shapes.items())
+        return "".join(f"; {self._unlike(key)}" for key in self._shapes)
+
+    def _unlike(self, key: str, more: str = "") -> CheckpointError:
+        shapes = self._shapes[key]
+        same = "" if _is_wide(*shapes) else ", or, of values for each datum, give it the same data"
+        return unlike(f"values.{key}", *shapes, same + more)
 
     def settle(self, missed: set[str], made: set[str]) -> None:
         """Compare the names that were given with those that the first run has asked for.

@@ -337,8 +337,9 @@ class Program(nn.Module):
         """Load parameters, as of any module; names and shapes that the first run asks for, then.
 
         Until it has run nothing tells which values its statements have: names and shapes of those
-        that are loaded are compared at the first run. Under ``strict`` it refuses to make others;
-        what it does not ask for is kept, as other data may.
+        that are loaded are compared at the first run. Under ``strict`` it refuses to make others,
+        and warns where none were loaded at all, as of a program that has not run; what it does not
+        ask for is kept, as other data may.
 
         Raises:
             RuntimeError: Names or shapes differ from those known; values to come are as before.

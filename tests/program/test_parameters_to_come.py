@@ -25,6 +25,7 @@ from torch.distributions import constraints
 
 import pyro_vae as pv
 from pyro_vae.errors import CheckpointError, DataError
+from pyro_vae.program.parameters.loaded import Loaded
 
 # -- files for programs that have not run ----------------------------------------------------------
 
@@ -208,6 +209,16 @@ def test_a_shape_that_does_not_fit_is_named_beside_that_of_the_data():
         pv.elbo(program, data())
 
 
+def test_another_shape_has_one_wording():
+    loaded = Loaded(True)
+    loaded.compare("loc", torch.zeros(6), lambda: torch.zeros(3))
+    with pytest.raises(
+        CheckpointError, match=r"or, of values for each datum, .* data; .*: why"
+    ) as no:
+        loaded.require_shapes(ValueError("why"))
+    assert f"{loaded.told()}; the program fails with: why" == f"; {no.value}"
+
+
 def test_a_state_that_is_not_strict_leaves_anew_what_it_lacks():
     program = statements()
     program.load_state_dict({"values.loc": torch.ones(D)}, strict=False)
@@ -218,6 +229,18 @@ def test_a_state_that_is_not_strict_leaves_anew_what_it_lacks():
     assert torch.equal(program.state_dict()["values.loc"], torch.ones(D))
     torch.testing.assert_close(program.state_dict()["values.scale"].exp(), torch.tensor(0.7))
     pv.fit(program, data(), epochs=1)  # as any other
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_state_without_values_is_told_of_where_it_should_be_whole(strict, recwarn):
+    """As of a program that has not run, or of its networks alone: those are loaded loosely."""
+    program = statements()
+    program.load_state_dict(statements().state_dict(), strict=strict)
+    pv.elbo(program, data())
+    told = "makes 'values.loc', 'values.scale', which what was loaded does not hold: they start"
+    assert [told in str(each.message) for each in recwarn] == [True] * strict
+    with pytest.raises(RuntimeError, match="Missing key"):  # it has run
+        program.load_state_dict({})
 
 
 def of_columns():

@@ -394,6 +394,8 @@ def expect_more(program: Any, state: dict[str, Any], prefix: str, *others: Any) 
         awaited = program.own.awaited(own, [])
         if awaited or waits:
             program.own.expect(awaited, strict)
+        elif strict and program.own.fresh and not program.own.values:
+            program.own.loaded = Loaded(False)  # of one that has not run either: what lacks is told
     for key in program.own.expected.keys() & own.keys():
         program.own.expected[key] = state.pop(prefix + key).clone()
     unknown = own.keys() - program.own.part_tensors().keys() - program.own.expected.keys()

@@ -168,7 +168,7 @@ def test_few_graphs_are_kept_and_none_with_data_in_it(monkeypatch):
 def test_what_the_compiler_made_is_kept_too(monkeypatch):
     made = []
 
-    def compiled(graph, inputs, stays):
+    def compiled(graph, inputs):
         made.append(graph)
         return compiled_loss.normed(graph.forward)
 

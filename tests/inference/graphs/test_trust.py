@@ -479,7 +479,7 @@ def test_the_compiler_gives_the_same_step_and_no_wrapper_stays_around_it(monkeyp
 
 
 def test_a_compiled_graph_of_other_numbers_is_not_run(monkeypatch):
-    def wrong(graph, inputs, stays):
+    def wrong(graph, inputs):
         return lambda *flat: tuple(1.01 * result for result in normed(graph)(*flat))
 
     monkeypatch.setattr(compiled_loss, "compile_graph", wrong)
@@ -503,7 +503,7 @@ class IllConditioned(Net):
 def test_a_compiler_may_round_where_the_program_itself_is_not_sure(wrong, monkeypatch):
     """As in the gradients of a collapsed layer, whose terms cancel."""
 
-    def rounded_otherwise(graph, inputs, stays):
+    def rounded_otherwise(graph, inputs):
         def run(*flat):
             moved = [x * (1 + 6e-8) if x.is_floating_point() and x.dim() else x for x in flat]
             loss, *rest = normed(graph)(*moved)

@@ -417,9 +417,9 @@ def _sequences(n: int) -> dict[str, Tensor]:
 
 
 def _rolls(n: int) -> dict[str, Tensor]:
-    lengths = torch.arange(n) % 5  # some are empty
-    kept = torch.arange(4)[:, None] < lengths[:, None, None]
-    return {"x": torch.where(kept, binary(n, (4, 3)), 0.0), "lengths": lengths}
+    lengths = torch.arange(n) % 4  # some are empty
+    kept = torch.arange(3)[:, None] < lengths[:, None, None]
+    return {"x": torch.where(kept, binary(n, (3, 3)), 0.0), "lengths": lengths}
 
 
 def _captions(n: int) -> dict[str, Tensor]:
@@ -498,7 +498,7 @@ CASES = {
         ),
         binary,
     ),
-    "vae_planar": _zoo(lambda: _vae(posterior=PlanarFlow), binary),
+    "vae_planar": _zoo(lambda: _vae(posterior=functools.partial(PlanarFlow, num_flows=2)), binary),
     "vae_iaf": _zoo(
         lambda: _vae(posterior=functools.partial(InverseAutoregressiveFlow, hidden=(8,))), binary
     ),

@@ -143,7 +143,7 @@ def test_reconstructs_and_encodes(name, device):
     if isinstance(codes, dict):  # of several layers, each at draws of those that came before
         assert all(len(code) == N and torch.isfinite(code).all() for code in codes.values())
         return
-    width = 4 if name.startswith(("dmm", "vrnn")) else 2  # a path of four steps
+    width = 3 if name.startswith(("dmm", "vrnn")) else 2  # a path of three steps
     assert codes.shape[:2] == (N, width) and torch.isfinite(codes).all()
     drawn = name in ("dmm", "dmm_filtering", "vrnn")  # the mean of a chain is not known
     assert torch.equal(codes, pv.encode(program, data)) != drawn  # the mean: no noise

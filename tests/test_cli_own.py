@@ -507,18 +507,22 @@ def test_a_program_is_known_from_any_directory_and_by_its_contents(
     capsys, folder, judged, monkeypatch
 ):
     """Another one fits the parameters as well, and gives other figures."""
+    near = "from near import SHIFT\n" + PROGRAM.replace("(z).exp()", "(z).exp() + SHIFT")
+    Path("own.py").write_text(near)
+    Path("near.py").write_text("SHIFT = 0")
     assert run("train own.py:Clicks --data counts.npz --out a", *FEW) == 0
     capsys.readouterr()
     right = judged("a")
     assert right[1] == ""
-    for copied, text in (("same: as it was", PROGRAM), ("other", OTHER)):
+    for copied, text in (("same: as it was", near), ("other", OTHER)):
         (folder / copied).mkdir()
         (folder / copied / "own.py").write_text(text)
+        (folder / copied / "near.py").write_text("SHIFT = 5")
     (folder / "link.py").symlink_to(folder / "own.py")
     known = {path: path.read_bytes() for path in Path("a").glob("*.json")}
     with monkeypatch.context() as here:
         here.chdir("same: as it was")
-        assert judged("../a") == judged("../a --program own.py:Clicks") == right
+        assert judged("../a") == right
     with monkeypatch.context() as here:
         here.chdir("other")
         figures, err = judged("../a")
@@ -533,6 +537,7 @@ def test_a_program_is_known_from_any_directory_and_by_its_contents(
     assert judged("a")[0] == edited and told in judged("a")[1]
     with monkeypatch.context() as here:
         here.chdir("same: as it was")
+        Path("near.py").write_text("SHIFT = 0")
         assert judged("../a") == right
     Path("own.py").write_text(PROGRAM + "# edited\n")
     assert judged("a")[0] == right[0] and told in judged("a")[1]

@@ -44,10 +44,15 @@ class KnownFile:
         return path.exists() and (self.lies_at(path) or self.is_unchanged(path))
 
     def found(self, typed: str) -> str:
-        """Return from where the file can be read now: by its name as typed, or at its place."""
-        there = Path(self.place).exists()
-        here = self.is_at(Path(typed)) if there else Path(typed).exists()
-        return typed if here else self.place  # its reader says what is missing
+        """Return from where the file can be read now: at its place, or by its name as typed.
+
+        A copy stands for a file that has gone or changed; else the place has its neighbours too.
+        """
+        path, place = Path(typed), Path(self.place)
+        if not path.exists() or not place.exists():
+            return typed if path.exists() else self.place  # its reader says what is missing
+        restored = self.lies_at(path) or (self.is_unchanged(path) and not self.is_unchanged(place))
+        return typed if restored else self.place
 
 
 def known_file(path: Path) -> KnownFile | None:
@@ -105,7 +110,7 @@ def found_aloud(folder: Path, what: str, typed: str, then: str, way_out: str = "
         return typed
     path = known.found(typed)
     tell_of_change(folder, what, path, then)
-    if path != typed and Path(typed).exists():
+    if path != typed and Path(typed).exists() and not known.is_unchanged(Path(typed)):
         _warn(
             f"{what}: {path} is taken, the file of the run in {folder}; "
             f"{Path(typed).resolve()} differs from it{way_out}"

@@ -75,19 +75,9 @@ def record(
         atomic_write_text(path, text)  # the record is made after each epoch
 
 
-def files_of(settings: dict[str, Any], folder: Path | None = None) -> dict[str, KnownFile | None]:
-    """Return the files that a run is trained with, as they are now.
-
-    Arguments:
-        settings: of the run.
-        folder: of a run that goes on: a copy of a file that still lies where it did is that file.
-    """
-    found = {what: known_file(Path(path)) for what, path in _paths(settings).items()}
-    for what, here in found.items():
-        known = recalled(folder, what) if folder else None
-        if known and here and known.sha256 == here.sha256 and known.is_unchanged(Path(known.place)):
-            found[what] = known
-    return found
+def files_of(settings: dict[str, Any]) -> dict[str, KnownFile | None]:
+    """Return the files that a run is trained with, as they are now."""
+    return {what: known_file(Path(path)) for what, path in _paths(settings).items()}
 
 
 def _paths(settings: dict[str, Any]) -> dict[str, str]:

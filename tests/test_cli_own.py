@@ -584,7 +584,7 @@ def test_a_run_goes_on_from_any_directory_with_its_files(capsys, folder, place, 
     with monkeypatch.context() as here:
         here.chdir("deep")
         out = f"{folder}/a --resume true"
-        line = f"train {place.format(folder)}:Clicks --data counts.npz --out {out}"
+        line = f"train {place.format(folder)}:Clicks --data ./counts.npz --out {out}"
         assert run(line, *each, "2") == 0
         assert run(line.replace("Clicks", "made"), *each, "2") == 2
     err = capsys.readouterr().err

@@ -131,7 +131,8 @@ def go_on(
     same = [
         what
         for what in now.keys() & then.keys()
-        if now[what] == then[what] or is_same(recalled(folder, what), now[what], then[what])
+        if Path(now[what]) == Path(then[what])
+        or is_same(recalled(folder, what), now[what], then[what])
     ]
     if "data" in same:
         words["data"] = before["data"]

@@ -47,6 +47,30 @@ def test_what_stock_svi_has_trained_is_taken_over(rebuilt, store):
     store.clear()
 
 
+@pytest.mark.filterwarnings("ignore:Pyro's parameter store holds other values")
+@pytest.mark.filterwarnings("ignore:the program makes 'values.noise', which what was loaded")
+@pytest.mark.parametrize("route", ["file", "state", "part"])
+def test_what_is_loaded_is_not_replaced_by_the_store(route, store, tmp_path):
+    """What comes last counts: a program is built with its store, and then has its file."""
+    x = data(20)
+    (model, guide, _), _ = trained_by_svi(x)
+    program = pv.Program(model, guide, params=store)
+    pv.fit(program, x, epochs=2, batch_size=20, lr=0.05)
+    kept = {name: value.clone() for name, value in program.state_dict().items()}
+    pv.save(program, tmp_path)
+    other = pv.Program(*of_statements(seed=5)[:2], params=store)
+    if route == "file":
+        pv.load(tmp_path, into=other)
+    else:
+        state = {k: v for k, v in kept.items() if route == "state" or "noise" not in k}
+        other.load_state_dict(state, strict=route == "state")
+    loss_of(other, x)
+    if route == "part":
+        kept["values.noise"] = store._params["noise"].detach()
+    assert all(torch.equal(other.state_dict()[name], value) for name, value in kept.items())
+    store.clear()
+
+
 def test_values_in_the_store_that_are_passed_over_are_named_once(store):
     x = data(20)
     (model, guide, _), exact = trained_by_svi(x)

@@ -125,7 +125,7 @@ class Discovery:
         own.version += {id(parameter) for parameter in own.parameters()} != self._before
 
     def _take_over(self, announced: Mapping[str, Tensor], values: set[str]) -> None:
-        """Copy what the given store holds for the weights of modules."""
+        """Copy what the given store holds, but for what has been loaded since."""
         own = self._own
         found = own.store.keys() & announced.keys()
         if own.store and own.fresh and not found:
@@ -145,7 +145,8 @@ class Discovery:
         for name in found:
             value, _ = own.store.pop(name)
             target = own.values.get(key_of(name), announced[name])
-            target.data.copy_(value)
+            if not any(target is each for each in own.filled):
+                target.data.copy_(value)
 
 
 def _warn_of_others(announced: Mapping[str, Tensor], store: Mapping[str, Tensor]) -> None:

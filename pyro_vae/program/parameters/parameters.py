@@ -1,7 +1,7 @@
 """The tensors that a program trains, and what a ``pyro.param`` statement is answered with."""
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import count
 from typing import Any
@@ -55,6 +55,7 @@ class Parameters:
         self.outdated: set[str] = set()  # values of functions that were replaced
         self.found: list[str] = []  # keys of values that had no name
         self.expected: dict[str, Tensor] = {}  # saved tensors of parts that are still to be made
+        self.filled: list[Tensor] = []  # tensors that a load has filled, which the store does not
         self._constraints: dict[str, Any] = {}
         self._names: dict[str, str] = {}  # of the values, dots and all
         self._at_first = set(self.part_tensors())
@@ -137,14 +138,14 @@ class Parameters:
         homes += (self.store, self.expected)
         contents = [list(home.items()) for home in homes]
         own = self.fresh, self.found[:], {*self.outdated}, {**self.frozen}, {*self._stated}
-        reached, loaded = self._reached, self.loaded
+        reached, loaded, filled = self._reached, self.loaded, self.filled[:]
 
         def put_back() -> None:
             for home, before in zip(homes, contents, strict=True):
                 home.clear()
                 home.update(before)
             self.fresh, self.found, self.outdated, self.frozen, self._stated = own
-            self._reached, self.loaded = reached, loaded
+            self._reached, self.loaded, self.filled = reached, loaded, filled
 
         return put_back
 
@@ -318,8 +319,14 @@ class Parameters:
         for key, value in tensors.items():
             if key.startswith("values."):
                 self.values[key.removeprefix("values.")] = nn.Parameter(value.clone())
+                self.note_filled([self.values[key.removeprefix("values.")]])
             else:
                 self.expected[key] = value.clone()
+
+    def note_filled(self, tensors: Iterable[Tensor]) -> None:
+        """Note tensors that a load fills: what the given store holds for them is outdated."""
+        if self.store:
+            self.filled += tensors
 
     @property
     def unasked(self) -> list[str]:
@@ -378,6 +385,7 @@ class Parameters:
             self.loaded.settle(missed, made)
         for key in found:
             here[key].data.copy_(self.expected.pop(key))
+            self.note_filled([here[key]])
 
 
 def with_expected(program: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
@@ -389,6 +397,8 @@ def expect_more(program: Any, state: dict[str, Any], prefix: str, *others: Any) 
     """Keep of a state that is loaded what the functions will make when they first run (a hook)."""
     errors, strict = others[-1], program.own.strict
     own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    here = program.own.part_tensors()
+    program.own.note_filled(here[key] for key in own.keys() & here.keys())
     waits = bool(program.own.waiting)
     if strict is not None or not waits:  # not of a file, of which all this is known
         awaited = program.own.awaited(own, [])
@@ -398,7 +408,7 @@ def expect_more(program: Any, state: dict[str, Any], prefix: str, *others: Any) 
             program.own.loaded = Loaded(False)  # of one that has not run either: what lacks is told
     for key in program.own.expected.keys() & own.keys():
         program.own.expected[key] = state.pop(prefix + key).clone()
-    unknown = own.keys() - program.own.part_tensors().keys() - program.own.expected.keys()
+    unknown = own.keys() - here.keys() - program.own.expected.keys()
     if (
         strict is not False
         and program.own.fresh

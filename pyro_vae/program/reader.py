@@ -125,7 +125,7 @@ class Reader:
         self.runs = Runs(program, plate)
         self._observed, self.told_whole = dict(observed or {}), whole
         self.told = Told()
-        self._holes = Holes(self.told)
+        self._holes = Holes(self.runs.model_under, self.told)
         self.rows_read = 1
         self.unclear: str | None = None  # an argument that may have no rows
         self.row_bytes = RowBytes(self.runs, self._takes_any_rows)
@@ -318,7 +318,8 @@ class Reader:
             masked = any(is_masked(s) for _, s in sample_sites(model) if s["is_observed"])
             found = masked and all(bool(torch.isfinite(term).all()) for term in terms)
             if found:
-                self._holes.tell(model, self._program.examples.by_argument(batch))
+                named = self._program.examples.by_argument(batch)
+                self._holes.tell(batch, named, model, guide)
         return found
 
     def _carriers(self, batch: Batch) -> dict[str, list[str]]:

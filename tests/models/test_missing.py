@@ -2,6 +2,7 @@
 
 import ast
 import math
+import re
 import warnings
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from pyro_vae.conditionals import Categorical, FullGaussian, Gaussian, VampPrior
 from pyro_vae.distributions import BagOfWords, Incomplete
 from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.models import VAE
-from pyro_vae.program.sites import holes
+from pyro_vae.program.looks.quiet_runs import Runs
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -582,6 +583,33 @@ def test_the_mask_of_blocks_is_right_in_no_plate_and_in_two(plates):
     torch.testing.assert_close(found, each.sum(-1) if plates else each.sum()[None])
 
 
+@pytest.mark.parametrize("others", ["steps", "label", "none"])
+def test_a_mask_leaves_out_one_density_of_a_row_that_others_keep(others):
+    """It was told to drop the row, and with it what other steps or modalities see of it."""
+    one = dist.MultivariateNormal(torch.zeros(4), torch.eye(4))
+    steps = range(2) if others == "steps" else [1]
+
+    def model(x, y):
+        with pyro.plate("rows", len(x)):
+            for k in steps:
+                seen = ~x[:, k].isnan().any(-1)
+                pyro.sample(f"x{k}", one.mask(seen), obs=x[:, k].nan_to_num())
+            if others == "label":
+                pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+    rows = BLOCKS[:2], torch.tensor([0.3, -1.0])
+    program = pv.Program(model, lambda x, y: None)
+    if others == "none":
+        with pytest.warns(UserWarning, match=r"'x1': its mask .* 1 row of 2.* 3 cells.*drop the r"):
+            pv.elbo(program, rows)
+        return
+    each = one.log_prob(rows[0].nan_to_num()).masked_fill(rows[0].isnan().any(-1), 0.0)
+    exact = each[:, list(steps)].sum(-1)
+    if others == "label":
+        exact = exact + dist.Normal(0.0, 1.0).log_prob(rows[1])
+    torch.testing.assert_close(pv.elbo(program, rows), exact)  # a warning here would be an error
+
+
 def test_holes_that_are_drawn_are_no_holes():
     assert pv.elbo(masked(drawn), HOLES).isfinite().all()
 
@@ -662,20 +690,100 @@ def by_columns(cells, x):
         pyro.sample(f"x{k}", fn, obs=column.nan_to_num())
 
 
-def test_sites_that_take_holes_rightly_are_looked_at_once(monkeypatch):
-    """A call looked at each site beside each column anew: 6 s at 400 columns."""
-    looks = []
+def test_holes_that_are_taken_rightly_cost_one_run_once(monkeypatch):
+    """Masks that are right for these very holes are not looked at again."""
+    rows = []
 
-    def look(self, name, *rest):
-        looks.append(name)
-        return looked(self, name, *rest)
+    def look(self, batch, *rest, **options):
+        rows.append(len(batch))
+        return looked(self, batch, *rest, **options)
 
-    looked = holes.Holes._fault
-    monkeypatch.setattr(holes.Holes, "_fault", look)
+    looked = Runs.model_under
+    monkeypatch.setattr(Runs, "model_under", look)
     program = masked(by_columns)
-    for rows in (HOLES, HOLES[:3], HOLES):
-        pv.elbo(program, rows)
-    assert sorted(looks) == ["x0", "x1"]
+    pv.elbo(program, HOLES)
+    assert rows == [4]
+    pv.elbo(program, HOLES)
+    pv.elbo(program, HOLES.clone())
+    assert rows == [4]
+
+
+def turned(x, seen):
+    with pyro.plate("rows", len(x), dim=-1), pyro.plate("cells", 3, dim=-2):
+        pyro.sample("x", dist.Normal(0.0, 1.0).mask(seen.T), obs=x.T.nan_to_num())
+
+
+def sliced(x, seen):
+    with pyro.plate("rows", len(x)):
+        pyro.sample("y", dist.Normal(0.0, 1.0).mask(seen[:, 0]), obs=x[:, 0].nan_to_num())
+        rest = dist.Normal(torch.zeros(2), 1.0).mask(seen[:, 1:]).to_event(1)
+        pyro.sample("x", rest, obs=x[:, 1:].nan_to_num(0.5))
+
+
+def row_by_row(x, seen):
+    for i in pyro.plate("rows", len(x)):
+        cells = dist.Normal(torch.zeros(3), 1.0).mask(seen[i]).to_event(1)
+        pyro.sample(f"x{i}", cells, obs=x[i].nan_to_num())
+
+
+def of_shares(x, seen):
+    """All numbers of a row move where its holes are filled."""
+    shares = x / x.abs().nansum(-1, keepdim=True)
+    with pyro.plate("rows", len(x)):
+        cells = dist.Normal(torch.zeros(3), 1.0).mask(seen).to_event(1)
+        pyro.sample("x", cells, obs=shares.nan_to_num())
+
+
+def what_lacks(x, seen):
+    """That a cell lacks is observed too: it stands in no other's place."""
+    with pyro.plate("rows", len(x)):
+        lacks = dist.Bernoulli(torch.full((3,), 0.5)).to_event(1)
+        pyro.sample("lacks", lacks, obs=x.isnan().float())
+        cells = dist.Normal(torch.zeros(3), 1.0).mask(seen).to_event(1)
+        pyro.sample("x", cells, obs=x.nan_to_num())
+
+
+def filled_by_classes(x, seen):
+    """Some holes, of which each has the value of a discrete latent."""
+    with pyro.plate("rows", len(x)):
+        drawn = pyro.sample("drawn", dist.Bernoulli(torch.full((3,), 0.5)).to_event(1))
+        y = torch.where(x.isnan(), drawn, (x > 0).float())
+        pyro.sample("y", dist.Bernoulli(torch.full((3,), 0.4)).to_event(1), obs=y)
+        cells = dist.Normal(torch.zeros(3), 1.0).mask(seen).to_event(1)
+        pyro.sample("x", cells, obs=x.nan_to_num())
+
+
+def of_drawn(x):
+    with pyro.plate("rows", len(x)):
+        pyro.sample("drawn", dist.Bernoulli(torch.full((3,), 0.5)).to_event(1))
+
+
+@pytest.mark.parametrize(
+    "observe", [turned, sliced, row_by_row, of_shares, what_lacks, filled_by_classes]
+)
+def test_holes_are_found_in_whatever_a_program_makes_of_them(observe):
+    """What sites observe had to be an argument or a column of one; what else was silent."""
+    guide = of_drawn if observe is filled_by_classes else lambda x: None
+
+    def told(seen, *batches):
+        program = pv.Program(lambda x: observe(x, seen(x)), guide)
+        with warnings.catch_warnings(record=True) as given:
+            warnings.simplefilter("always")
+            for x in batches:
+                pv.elbo(program, x)
+        return [str(w.message) for w in given]
+
+    def all_but_last(x):
+        return torch.cat([~x[:, :2].isnan(), torch.ones_like(x[:, 2:]) > 0], 1)
+
+    late = torch.tensor([[0.3, -1.0, 0.7], [1.5, 0.2, math.nan]])
+    early = late.roll(1, 1)  # no hole in the last column
+    assert told(lambda x: ~x.isnan(), early, late) == []
+    site = "x1" if observe is row_by_row else "y" if observe is sliced else "x"
+    (found,) = told(lambda x: torch.ones_like(x) > 0, early)
+    assert found.startswith(f"site {site!r} scores cells that are NaN in the data (1 in ")
+    (found,) = told(all_but_last, early, late)
+    assert re.match(r"site 'x1?' scores cells that are NaN in the data \(1 in ", found)
 
 
 class FirstColumn:

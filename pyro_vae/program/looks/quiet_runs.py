@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
@@ -128,6 +129,26 @@ class Runs:
             forget_plates(self._program.own.parts)
             raise DataError(f"the program does not run: {error}") from error
         return model
+
+    def model_under(self, batch: Batch, handler: Messenger, *, grad: bool = False) -> Trace | None:
+        """Trace the model under a handler; None where it does not run.
+
+        The guide runs first only if the model asks for what it leaves behind. Nothing is left.
+
+        Arguments:
+            batch: Some rows.
+            handler: Has values for the latents.
+            grad: Whether values tell if they depend on parameters.
+        """
+        args, kwargs = arguments(batch)
+        for alone in (True, False):
+            with suppress(Exception), self.aside(batch), torch.set_grad_enabled(grad), handler:
+                model, guide = self.functions(batch)
+                if alone:
+                    return poutine.trace(model).get_trace(*args, **kwargs)
+                return Joint(model, guide, args, kwargs).sampled_traces()[0]
+            forget_plates(self._program.own.parts)
+        return None
 
     @contextmanager
     def quiet(self, batch: Batch) -> Iterator[None]:

@@ -1,104 +1,222 @@
-"""Whether a site leaves out of its density what is missing in the data: the cells that are NaN."""
+"""Whether a site leaves out of its density what is missing in the data: the cells that are NaN.
 
-from collections.abc import Iterator, Mapping, Sequence
+Which cells of a site these are is found by running the program: they are other numbers where other
+numbers stand in the place of NaN, however a program cuts, turns or computes what it observes.
+"""
+
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_vae.arguments import counted
-from pyro_vae.program.batches.batch import Batch, named_leaves
+from pyro_vae.program.batches.batch import Batch
 from pyro_vae.program.checks import is_discrete
 from pyro_vae.program.handlers import Message, innermost, observes, sample_sites
+from pyro_vae.program.looks.filled_runs import FilledRuns, Run, has_holes
 from pyro_vae.program.sites.masks import has_cells, kept_units
 from pyro_vae.program.told import Told
-
-# An argument's name and the dimension of its steps or columns; None where it is taken as a whole.
-_Place = tuple[str, int | None]
-# Such a place, then its steps or columns in rows of a matrix, and where these are NaN.
-_Parts = tuple[_Place, Tensor, Tensor]
 
 _KEY = ("holes", "of all sites")  # one warning a program
 
 
+class _Cells(NamedTuple):
+    """What a site observes, which of it counts, and which would where nothing was missing."""
+
+    rows: int | None  # the dimension of the rows; None of one row
+    site: Message
+    value: Tensor
+    kept: Tensor
+    filled: Tensor
+    kept_filled: Tensor
+
+
+# Returns what is wrong about a site, and what to do, of the argument's name.
+_Fault = Callable[[str], str]
+
+
 class Holes:
-    """Looks at how sites take the holes of each batch, first where their values were last found.
+    """Looks at how sites take the holes of each batch.
 
     Arguments:
+        run: Runs the program.
         told: What the user knows.
     """
 
-    def __init__(self, told: Told) -> None:
-        self._told = told
-        self._places: dict[str, tuple[_Place, int]] = {}  # and which step or column, by site
+    def __init__(self, run: Run, told: Told) -> None:
+        self._run, self._told = run, told
+        self._right: set[int] = set()  # what masks leave out of which holes
 
-    def tell(self, model: Trace, batch: Batch) -> None:
+    def tell(self, batch: Batch, arguments: Mapping[str, Any], model: Trace, guide: Trace) -> None:
         """Warn of a site that scores cells that are NaN in the data, or leaves out rows for them.
 
-        Such a site observes an argument, with numbers of the model's own in the place of NaN.
+        Such a site observes numbers of the model's own in the place of NaN.
 
         Arguments:
-            model: Its trace.
             batch: Some rows, with holes.
+            arguments: The same, by name.
+            model, guide: Their traces.
         """
-        if _KEY in self._told:
+        lacks = {name: leaf for name, leaf in arguments.items() if has_holes(leaf)}
+        if _KEY in self._told or not lacks:
             return
-        leaves = dict(named_leaves(batch))
-        sites = [(name, site) for name, site in sample_sites(model) if observes(site)]
-        data = {name: site for name, site in sites if not self._is_right(name, site, leaves)}
-        parts = _parts(leaves, {site["value"].numel() for site in data.values()})
-        drawn = [s["value"] for _, s in sample_sites(model) if _is_real(s)]
-        found = {n: fault for n, s in data.items() if (fault := self._fault(n, s, parts, drawn))}
-        if found:
-            first, *others = found
+        key = _marks_of(lacks, model)
+        if key in self._right:
+            return
+        runs = FilledRuns(self._run, batch, model, guide)
+        filled = runs.high()
+        if filled is None:
+            return
+        faults = self._look(runs, model, filled)
+        if faults:
+            first, *others = faults
             named = ", ".join(map(repr, others[:3])) + ", and more" * (len(others) > 3)
-            self._told.warn(_KEY, found[first] + f"; the same of {named}" * bool(others))
+            message = faults[first](_argument(lacks, runs, first, _values(model)[first]))
+            self._told.warn(_KEY, message + f"; the same of {named}" * bool(others))
+        else:
+            self._right.add(key)
 
-    def _is_right(self, name: str, site: Message, leaves: Mapping[str, Tensor]) -> bool:
-        """Return whether a site leaves out just the holes of what it was last found to observe."""
-        if name not in self._places:
-            return False
-        (given, dim), at = self._places[name]
-        cells, value, kept = leaves.get(given), site["value"], _kept(site)
-        if cells is not None and dim is not None:
-            there = cells.dim() > dim and cells.shape[dim] > at
-            cells = cells.select(dim, at) if there else None
-        if cells is None or kept is None or cells.numel() != value.numel():
-            return False
-        cells = cells.reshape(value.shape).to(value.device)
-        seen = ~cells.isnan()
-        return torch.equal(kept, seen) and torch.equal(cells[seen].to(value), value[seen])
-
-    def _fault(
-        self, name: str, site: Message, parts: Sequence[_Parts], drawn: Sequence[Tensor]
-    ) -> str:
-        """Return what to do about how a site takes the holes; nothing where it does so rightly."""
-        value, kept = site["value"], _kept(site)
-        if kept is None:
-            return ""
-        found = []
-        for place, at, holes in _observed(parts, value):
-            fault = _scored(name, place[0], site, kept, holes, drawn)
-            found.append(fault or _whole_rows(name, place[0], site, kept, holes))
-            if torch.equal(kept, ~holes):
-                self._places[name] = (place, at)
-        return found[0] if found and all(found) else ""  # of several alike one may be right
+    def _look(self, runs: FilledRuns, model: Trace, filled: Trace) -> dict[str, _Fault]:
+        """Return what is wrong, by site: found by one run more where nothing is."""
+        cells = _cells(model, filled, runs.rows)
+        moved = {name: _differ(each.value, each.filled) for name, each in cells.items()}
+        # Cut to whole numbers, what stands for NaN may be the largest number that is seen.
+        cut = any(is_discrete(each.site["fn"]) for each in cells.values())
+        if not cut and not _faults(cells, moved, moved):
+            return {}
+        low = _values(runs.low())
+        for name, each in cells.items():  # what says that a cell lacks does not move here
+            moved[name] = _differ(each.filled, _like(each.filled, low.get(name), each.value))
+        if not _faults(cells, moved, moved):
+            return {}
+        again = _cells(runs.plain() or model, filled, runs.rows)  # of the same random numbers
+        cells = {name: again.get(name, each) for name, each in cells.items()}
+        return _faults(cells, moved, _fillers(cells, moved, runs))
 
 
-def _is_real(site: Message) -> bool:
-    """Return whether a site is a latent whose values tell it: a class number is that of many."""
-    return not site["is_observed"] and not is_discrete(site["fn"])
+def _marks_of(lacks: Mapping[str, Tensor], model: Trace) -> int:
+    """Return a number for the holes of some arguments and the masks of all sites."""
+    marks = [(name, leaf.isnan()) for name, leaf in lacks.items()]
+    marks += [(name, _kept(site)) for name, site in sample_sites(model) if observes(site)]
+    told = ((name, each.shape, each.cpu().numpy().tobytes()) for name, each in marks)
+    return hash(tuple(told))
 
 
-def _kept(site: Message) -> Tensor | None:
-    """Return which cells of an observed value count; None of one number, or of more steps."""
-    value = site["value"]
-    kept = kept_units(site["fn"], site["mask"], value.device)
-    if kept is None:
-        kept = torch.ones_like(value, dtype=torch.bool)
-    return kept if kept.shape == value.shape and value.dim() else None
+def _values(trace: Trace | None) -> dict[str, Tensor]:
+    """Return what sites observe, by name."""
+    sites = [] if trace is None else sample_sites(trace)
+    return {name: site["value"] for name, site in sites if observes(site)}
+
+
+def _like(cells: Tensor, value: Tensor | None, other: Tensor) -> Tensor:
+    """Return a value where it has the shape of some cells, and else another."""
+    return other if value is None or value.shape != cells.shape else value
+
+
+def _differ(one: Tensor, two: Tensor) -> Tensor:
+    return one.detach() != two.detach()  # NaN is no number
+
+
+def _cells(model: Trace, filled: Trace, count: int) -> dict[str, _Cells]:
+    """Return what the sites of a model observe, as the data are, and where nothing was missing."""
+    found, others = {}, dict(sample_sites(filled))
+    for name, site in sample_sites(model):
+        if not observes(site):
+            continue
+        other: Message = others.get(name, site)
+        if not observes(other) or other["value"].shape != site["value"].shape:
+            other = site  # of the cells that are seen alone, as x[~x.isnan()]
+        pairs = [(each["value"], _kept(each)) for each in (site, other)]
+        with suppress(RuntimeError):  # a mask that is none of the value
+            all_ = torch.broadcast_tensors(*pairs[0], *pairs[1])
+            if all_[0].shape == site["value"].shape:
+                found[name] = _Cells(_row_dim(site, count), site, *all_)
+    return found
+
+
+def _kept(site: Message) -> Tensor:
+    """Return which cells of an observed value count."""
+    kept = kept_units(site["fn"], site["mask"], site["value"].device)
+    return torch.ones_like(site["value"], dtype=torch.bool) if kept is None else kept
+
+
+def _fillers(
+    cells: Mapping[str, _Cells], moved: Mapping[str, Tensor], runs: FilledRuns
+) -> dict[str, Tensor]:
+    """Return which cells hold what a program puts in the place of NaN: no value of a latent.
+
+    A number whatever is seen, or one for several rows of a column, as its mean. Where the numbers
+    seen move all others, as those of a row do that is divided by its sum, they are no fillers.
+    """
+    beside, others = _values(runs.beside()), _values(runs.others())
+    found = {}
+    for name, each in cells.items():
+        with_others = _like(each.value, others.get(name), each.value)
+        fixed = ~_differ(each.value, _like(each.value, beside.get(name), each.value))
+        if with_others.requires_grad:  # a parameter may stand for each
+            fixed = torch.zeros_like(fixed)
+        one = _one_a_column(each.value, moved[name], each.rows)
+        found[name] = ~_differ(each.value, with_others) & (fixed | one)
+    return found
+
+
+def _argument(lacks: Mapping[str, Tensor], runs: FilledRuns, name: str, value: Tensor) -> str:
+    """Return the argument whose holes a site has; the first where no run tells it."""
+    for given, leaf in lacks.items() if len(lacks) > 1 else ():
+        found = _values(runs.high(only=leaf)).get(name, value)
+        if bool(_differ(value, _like(value, found, value)).any()):
+            return given
+    return next(iter(lacks))
+
+
+def _row_dim(site: Message, count: int) -> int | None:
+    """Return the dimension of a value that has the rows of the data: the first one in no plate."""
+    stack = site["cond_indep_stack"]
+    frames = [f for f in stack if count in (f.size, f.full_size)]
+    if any(f.dim is None for f in frames or stack):
+        return None
+    return frames[0].dim - len(site["fn"].event_shape) if frames else -site["value"].dim() or None
+
+
+def _by_row(cells: Tensor, dim: int | None) -> Tensor:
+    """Return cells as a matrix of rows."""
+    rows = cells.unsqueeze(0) if dim is None else cells.movedim(dim, 0)
+    return rows.reshape(len(rows), -1)
+
+
+def _faults(
+    cells: Mapping[str, _Cells], moved: Mapping[str, Tensor], fillers: Mapping[str, Tensor]
+) -> dict[str, _Fault]:
+    """Return what is wrong about how sites take the holes, by site.
+
+    Arguments:
+        cells: What they observe.
+        moved: Which of it is a hole.
+        fillers: Which of it may be what stands in the place of holes.
+    """
+    found: dict[str, _Fault] = {}
+    bare = _bare_rows(cells.values())
+    for name, each in cells.items():
+        scored = each.kept & moved[name] & fillers[name]
+        if bool(scored.any()):
+            found[name] = partial(_scored, name, each, moved[name], scored)
+        else:
+            found |= _lost_rows(name, each, moved[name], bare)
+    return found
+
+
+def _bare_rows(cells: Collection[_Cells]) -> dict[int, Tensor]:
+    """Return the rows of which no site has a density, by how many rows there are."""
+    found: dict[int, Tensor] = {}
+    for each in cells:
+        if each.rows is not None:
+            none = ~_by_row(each.kept, each.rows).any(-1)
+            found[len(none)] = none & found.get(len(none), none)
+    return found
 
 
 def observed_holes(model: Trace) -> str:
@@ -155,50 +273,13 @@ def _has_parts(site: Message) -> bool:
     return shape[1 : len(shape) - _joint_dims(site["fn"])].numel() > 1
 
 
-def _parts(leaves: Mapping[str, Tensor], sizes: set[int]) -> list[_Parts]:
-    """Return the arguments, and their steps or columns, that are as large as what sites observe."""
-    found: list[_Parts] = []
-    for name, leaf in leaves.items():
-        if not sizes or not leaf.is_floating_point() or leaf.is_meta or not leaf.numel():
-            continue
-        holes = leaf.isnan()
-        if leaf.numel() in sizes:
-            found.append(((name, None), leaf.reshape(1, -1), holes.reshape(1, -1)))
-        for dim in {1, leaf.dim() - 1} if leaf.dim() > 1 else ():
-            count = leaf.shape[dim]
-            if count > 1 and leaf.numel() // count in sizes:
-                cells, lacks = (each.movedim(dim, 0).reshape(count, -1) for each in (leaf, holes))
-                found.append(((name, dim), cells, lacks))
-    return found
-
-
-def _observed(parts: Sequence[_Parts], value: Tensor) -> Iterator[tuple[_Place, int, Tensor]]:
-    """Yield which arguments, or steps or columns of them, a value is, and where these are NaN."""
-    flat = value.reshape(-1)
-    first = flat[:32]  # tells most columns apart, at once
-    for place, cells, holes in parts:
-        if cells.shape[1] != len(flat):
-            continue
-        alike = (cells[:, :32].to(flat) == first) | holes[:, :32].to(flat.device)
-        for at in alike.all(-1).nonzero().flatten().tolist():
-            seen = ~holes[at]
-            if torch.equal(cells[at][seen].to(flat), flat[seen]):
-                yield place, at, holes[at].reshape(value.shape)
-
-
-def _scored(
-    name: str, given: str, site: Message, kept: Tensor, holes: Tensor, drawn: Sequence[Tensor]
-) -> str:
-    """Return what to do where cells with holes count; nothing where none does."""
-    value, scored = site["value"], kept & holes
-    told = value[~holes].unique().numel() > 1  # one number may be anything: what is seen, say
-    if not told or not bool(scored.any()) or not _is_filler(value, scored):
-        return ""
-    if _are_of(drawn, value, scored):
-        return ""
+def _scored(name: str, cells: _Cells, holes: Tensor, scored: Tensor, given: str) -> str:
+    """Return what to do where cells with holes count."""
+    site = cells.site
     marks, place = _marks(given, site["fn"])
-    count = f"{int(scored.sum())} in {counted(len(value), 'row')}"
-    if torch.equal(kept, holes):
+    rows = len(_by_row(scored, cells.rows))
+    count = f"{int(scored.sum())} in {counted(rows, 'row')}"
+    if torch.equal(cells.kept, holes):
         return (
             f"site {name!r} has an inverted mask: it keeps the cells that are NaN in the data "
             f"({count}), and leaves out all others; write .mask({marks}){place}"
@@ -215,73 +296,45 @@ def _scored(
     )
 
 
-def _are_of(drawn: Sequence[Tensor], value: Tensor, scored: Tensor) -> bool:
-    """Return whether these cells are values of latents, as of missing cells that a guide fits."""
-    filled = value[scored]
-    if not bool(filled.all()):  # a zero may be that of any latent
-        return False
-    if any(_are_equal(latent.flatten(), filled) for latent in drawn):  # one number for each
-        return True
-    tables = [table for latent in drawn for table in _tables(latent, value)]
-    cells, at = value.reshape(len(value), -1), scored.reshape(len(value), -1)
-    columns = at.any(0).nonzero().flatten().tolist()
-    return all(
-        any(_has_column(table, cells[:, column], at[:, column]) for table in tables)
-        for column in columns
-    )
+def _one_a_column(value: Tensor, holes: Tensor, dim: int | None) -> Tensor:
+    """Return which cells are those of columns with one number for several holes."""
+    cells, at = _by_row(value, dim), _by_row(holes, dim)
+    low = cells.where(at, torch.inf).amin(0)
+    high = cells.where(at, -torch.inf).amax(0)
+    one = ((low >= high) & (at.sum(0) > 1)).expand(cells.shape)
+    rows = value.unsqueeze(0) if dim is None else value.movedim(dim, 0)
+    back = one.reshape(rows.shape)
+    return back[0] if dim is None else back.movedim(0, dim)
 
 
-def _tables(latent: Tensor, value: Tensor) -> Iterator[Tensor]:
-    """Yield a latent as rows and columns: as large as a value, or of so many rows."""
-    with suppress(RuntimeError):
-        yield latent.expand(value.shape).reshape(len(value), -1)
-    if latent.dim() and latent.numel() % len(value) == 0:
-        yield latent.reshape(len(value), -1)
+def _lost_rows(
+    name: str, cells: _Cells, holes: Tensor, bare: Mapping[int, Tensor]
+) -> dict[str, _Fault]:
+    """Return what to do where a hole takes out what is seen of its row; nothing where none does."""
+    own = _joint_dims(cells.site["fn"])
+    lost, unit = cells.kept_filled & ~cells.kept, _of_parts(holes, own)
+    rows = _by_row(lost & ~unit, cells.rows)
+    partly = rows.any(-1) & ~_by_row(cells.kept, cells.rows).any(-1)
+    partly &= _by_row(holes, cells.rows).any(-1)
+    parts = bool(partly.any())
+    if not parts and cells.rows is not None:  # and no other site has a density of the row
+        whole = rows.shape[1] == lost.shape[lost.dim() - own :].numel()  # it is one density
+        rows = _by_row(lost & ~(holes if whole else unit), cells.rows)
+        partly = rows.any(-1) & bare[len(rows)]
+    seen = int(rows[partly].sum())
+    return {name: partial(_lost, name, cells, partly, seen, parts=parts)} if seen else {}
 
 
-def _has_column(table: Tensor, cells: Tensor, at: Tensor) -> bool:
-    """Return whether a column of a table has the numbers of some cells, in their rows."""
-    rows, filled = at.nonzero().flatten(), cells[at]
-    alike = (table[rows[0]].to(filled) == filled[0]).nonzero().flatten()
-    return any(_are_equal(table[rows, each], filled) for each in alike)
-
-
-def _are_equal(latent: Tensor, filled: Tensor) -> bool:
-    return latent.shape == filled.shape and torch.equal(latent.to(filled), filled)
-
-
-def _is_filler(value: Tensor, scored: Tensor) -> bool:
-    """Return whether these cells hold zeros, or one number a column: no draws of a latent."""
-    filled = value[scored]
-    if not bool(filled.any()):
-        return True
-    if filled.unique().numel() == filled.numel():
-        return False
-    cells, at = value.reshape(len(value), -1), scored.reshape(len(value), -1)
-    low = cells.masked_fill(~at, torch.inf).amin(0)
-    high = cells.masked_fill(~at, -torch.inf).amax(0)
-    return bool((low >= high).all())
-
-
-def _whole_rows(name: str, given: str, site: Message, kept: Tensor, holes: Tensor) -> str:
-    """Return what to do where one hole takes out its row; nothing where it does not."""
-    parts = _has_parts(site)
-    if parts or all(frame.dim is None for frame in site["cond_indep_stack"]):
-        holes = _of_parts(holes, _joint_dims(site["fn"]))
-    kept, holes = kept.reshape(len(kept), -1), holes.reshape(len(holes), -1)
-    partly = holes.any(-1) & ~holes.all(-1)
-    if not bool(partly.any()) or bool(kept[partly].any()) or not bool(kept[~holes.any(-1)].all()):
-        return ""
-    count, cells = counted(int(partly.sum()), "row"), int((~holes[partly]).sum())
+def _lost(name: str, cells: _Cells, partly: Tensor, seen: int, given: str, *, parts: bool) -> str:
     way_out = "drop the rows"
     if parts:
-        marks, where = _marks(given, site["fn"])
-        what = "cells" if has_cells(site["fn"]) else "parts"
+        marks, where = _marks(given, cells.site["fn"])
+        what = "cells" if has_cells(cells.site["fn"]) else "parts"
         way_out = f"put .mask({marks}){where}, which leaves out the {what}, or {way_out}"
     return (
-        f"site {name!r}: its mask leaves out {count} of {len(holes)}, for a NaN in each, and "
-        f"{counted(cells, 'cell')} of them that are seen; each still counts as a datum: "
-        f"{way_out}"
+        f"site {name!r}: its mask leaves out {counted(int(partly.sum()), 'row')} of {len(partly)}, "
+        f"for a NaN in each, and {counted(seen, 'cell')} of them that are seen; each still counts "
+        f"as a datum: {way_out}"
     )
 
 

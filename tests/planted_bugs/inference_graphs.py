@@ -4,6 +4,14 @@ from planted_bugs.bug import Bug
 
 BUGS = [
     Bug(
+        "compiled code that is wrong half of the time runs",
+        "inference/graphs/program_step.py",
+        "return agree >= _DRAWS - 1",
+        "return agree >= 1",
+        "tests/inference/graphs/test_trust.py"
+        "::test_compiled_code_may_part_at_a_rare_noise_alone[2-False]",
+    ),
+    Bug(
         "a train-mode graph in eval mode",
         "inference/graphs/compiled_loss.py",
         "modes = self.program.training, self.step.flags(), free",

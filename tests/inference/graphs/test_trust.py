@@ -523,6 +523,31 @@ def test_a_compiler_may_round_where_the_program_itself_is_not_sure(wrong, monkey
     assert compiled.reason is None
 
 
+@pytest.mark.parametrize(("period", "kept"), [(100, True), (2, False), (1, False)])
+def test_compiled_code_may_part_at_a_rare_noise_alone(period, kept, monkeypatch):
+    """Where an activation is next to a kink; what is wrong half of the time is not run."""
+
+    def parted(graph, inputs):
+        def run(*flat):
+            loss, norm, first, *rest = normed(graph)(*flat)
+            off = 1.05 if next(calls) % period == 0 else 1.0
+            return loss, norm, first * off, *rest
+
+        calls = itertools.count()
+        return run
+
+    monkeypatch.setattr(compiled_loss, "compile_graph", parted)
+    program = Program.of(built(Net))
+    program.read(data(ROWS))
+    compiled = CompiledLoss(pv.ELBO().per_datum, program, mode=True)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        compiled(data(ROWS))
+    (traced,) = compiled._graphs.values()
+    assert (traced.run is not traced.plain) == kept
+    assert any("the compiler failed" in str(each.message) for each in told) != kept
+
+
 class Drifting(Net):
     """From some step on another number at each run, kept where nobody looks."""
 

@@ -551,7 +551,7 @@ def test_a_program_that_moved_is_said_once(capsys, folder, judged):
     capsys.readouterr()
     right = judged("a")
     Path("own.py").rename("moved.py")
-    assert run("generate a 3") == 2 and "own.py: no such file" in told(capsys)
+    assert run("generate a 3") == 2 and "own.py: no such file; say once" in told(capsys)
     Path("counts.npz").rename("moved.npz")
     assert run("evaluate a --program moved.py:Clicks") == 2 and "counts.npz: no" in told(capsys)
     assert judged("a --program moved.py:Clicks --data moved.npz") == judged("a") == right

@@ -130,9 +130,9 @@ def go_on(
     words, asked = dict(settings), dict(settings)
     same = [
         what
-        for what in now.keys() & then.keys()
-        if Path(now[what]) == Path(then[what])
-        or is_same(recalled(folder, what), now[what], then[what])
+        for what, path in now.items()
+        if what in then
+        and (Path(path) == Path(then[what]) or is_same(recalled(folder, what), path, then[what]))
     ]
     if "data" in same:
         words["data"] = before["data"]
@@ -265,6 +265,9 @@ def _own_program_of(folder: Path, model: str) -> str:
     file, name = parted(model)
     way_out = f" (pyro-vae evaluate {folder} --program {model} takes that)"
     path = found_aloud(folder, "program", file, _FIGURES, way_out)
+    if not Path(path).exists():
+        said = f"pyro-vae evaluate {folder} --program FILE.py:{name or 'NAME'}"
+        raise ConfigError(f"{path}: no such file; say once where the program lies now: {said}")
     known = recalled(folder, "program")
     if known is not None and known.name is not None and known.lies_at(Path(path)):
         name = known.name

@@ -502,7 +502,7 @@ def judged(capsys):
     return judged
 
 
-@pytest.mark.filterwarnings("default:program")
+@pytest.mark.filterwarnings("default:program", "default:.*plain values differ")
 def test_a_program_is_known_from_any_directory_and_by_its_contents(
     capsys, folder, judged, monkeypatch
 ):
@@ -521,8 +521,9 @@ def test_a_program_is_known_from_any_directory_and_by_its_contents(
     (folder / "link.py").symlink_to(folder / "own.py")
     known = {path: path.read_bytes() for path in Path("a").glob("*.json")}
     with monkeypatch.context() as here:
-        here.chdir("same: as it was")
-        assert judged("../a") == right
+        here.chdir("same: as it was")  # but for what it imports
+        figures, err = judged("../a")
+        assert figures == right[0] and "same: as it was/own.py differs from it" in err
     with monkeypatch.context() as here:
         here.chdir("other")
         figures, err = judged("../a")
@@ -539,6 +540,11 @@ def test_a_program_is_known_from_any_directory_and_by_its_contents(
         here.chdir("same: as it was")
         Path("near.py").write_text("SHIFT = 0")
         assert judged("../a") == right
+    Path("own.py").write_text(near)
+    Path("near.py").write_text("from far.deep import SHIFT")
+    Path("far").mkdir()
+    Path("far/deep.py").write_text("SHIFT = 1")
+    assert judged("a")[0] == edited and told in judged("a")[1]
     Path("own.py").write_text(PROGRAM + "# edited\n")
     assert judged("a")[0] == right[0] and told in judged("a")[1]
     known.pop(Path("a/evaluation.json"))

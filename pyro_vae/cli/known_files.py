@@ -4,6 +4,7 @@ A name, as it was typed, says neither: it is another file in another working dir
 of a project have files of their own.
 """
 
+import ast
 import hashlib
 import json
 import warnings
@@ -137,13 +138,44 @@ def _warn(message: str) -> None:
 
 
 def contents(path: Path) -> str:
-    """Return a hash of a file, or of the names and contents of the images in a folder."""
+    """Return a hash of a file, or of the names and contents of the images in a folder.
+
+    That of a program is one of what it imports from its folder, too.
+    """
     found = hashlib.sha256()
     if path.is_dir():
         for each in sorted(each for each in path.iterdir() if each.suffix.lower() in PICTURES):
             found.update(f"{each.name} {contents(each)}\n".encode(errors="surrogateescape"))
         return found.hexdigest()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            found.update(block)
+    files = _with_imports(path.resolve()) if path.suffix == ".py" else [path]
+    for each in files:
+        with each.open("rb") as file:
+            while block := file.read(_BLOCK):
+                found.update(block)
     return found.hexdigest()
+
+
+def _with_imports(program: Path) -> list[Path]:
+    """Return the file of a program, and the files and packages beside it that it imports."""
+    folder, found, left = program.parent, {program}, [program]
+    while left:
+        for name in _imported(left.pop()):
+            package = folder / name  # without an __init__ it may be a folder of anything
+            inside = "**/*.py" if (package / "__init__.py").exists() else "*.py"
+            beside = {folder / f"{name}.py", *package.glob(inside)} - found
+            more = {each for each in beside if each.is_file()}
+            found, left = found | more, [*left, *more]
+    return [program, *sorted(found - {program})]
+
+
+def _imported(path: Path) -> set[str]:
+    """Return the modules that a file imports anywhere, by their first names."""
+    try:
+        nodes = [*ast.walk(ast.parse(path.read_bytes()))]
+    except (SyntaxError, ValueError):  # who runs it will say
+        return set()
+    names = {each.name for node in nodes if isinstance(node, ast.Import) for each in node.names}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names}

@@ -37,7 +37,7 @@ _FREE = {"out", "resume", "device", "progress", "checkpoint_every", "patience"}
 # Ways out where the file of a run has changed since its training.
 NAME_IT = "name the file of the training (--data FILE)"
 TAKE_ALL = "take all rows of one that has none of them (--split all)"
-_FIGURES = "and results are those of the program as it is now"
+_FIGURES = "and results are those of the program, and of what it imports beside it, as they are now"
 
 
 def fresh_folder(folder: Path) -> Path:

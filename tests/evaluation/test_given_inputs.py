@@ -61,6 +61,27 @@ def test_classes_beyond_the_channels_of_images_seen_are_no_lengths():
     assert (pv.generate(program, 1, given={"label": 3}) - 3).abs().max() < 0.1
 
 
+@pytest.mark.parametrize("most", [3, 4])
+@pytest.mark.parametrize("silent", [[], [0], [0, 1]])
+@pytest.mark.parametrize("kind", ["covariate", "right", "left"])
+def test_a_number_is_no_length_where_it_takes_out_no_step(kind, silent, most):
+    """A column that never counts passed for a step that is taken out: six columns were drawn."""
+
+    def model(x, length):
+        steps, by_row = torch.arange(x.shape[1]), length[:, None]
+        inside = {"right": steps < by_row, "left": x.shape[1] - steps <= by_row}
+        kept = inside.get(kind, by_row > 0) & ~torch.isin(steps, torch.tensor(silent))
+        mean = by_row.float() if kind == "covariate" else torch.zeros(())
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mean.expand(x.shape), 0.01).mask(kept).to_event(1), obs=x)
+
+    torch.manual_seed(0)
+    program = pv.Program(model, lambda x, length: None)
+    pv.elbo(program, (torch.randn(8, 4), torch.tensor([1, 2, 3, 4] * 2).clamp(max=most)))
+    wide = 4 if kind == "covariate" else 6
+    assert pv.generate(program, 3, given={"length": 6}).shape == (3, wide)
+
+
 def counting(x, mask, ends):
     """A count that goes on at the steps inside the mask alone."""
     inside = mask.flatten(2)[..., 0] if mask.dim() > 2 else mask

@@ -310,17 +310,20 @@ class Examples:
             values = (torch.full_like(named[name], int(each)) for each in numbers.aminmax())
             low, high = (self._program.adapt({**named, name: each}) for each in values)
             observed = self.observed(self.example())
-            seen = {id(leaf) for n, leaf in self.by_argument(low).items() if n in observed}
+            leaves = [*self.by_argument(low).items(), *self.by_argument(high).items()]
+            seen = {id(leaf) for n, leaf in leaves if n in observed}
 
-            def other(leaf: Any, step: int) -> Any:
+            def other(step: int, leaf: Any) -> Any:
                 if id(leaf) not in seen or leaf.dim() < 2 or leaf.shape[1] != steps:
                     return leaf
                 moved = leaf.clone()
                 moved[:, step] = leaf[:, step].roll(1, 0)
                 return moved
 
-            ends = [map_batch(partial(other, step=step), low) for step in (0, -1)]
-            return is_no_length(self._program.reader.runs, low, high, ends)
+            def moved(batch: Batch, step: int) -> Batch:
+                return map_batch(partial(other, step), batch)
+
+            return is_no_length(self._program.reader.runs, low, high, moved, steps)
         return False
 
     def _drawn(self) -> Collection[str]:

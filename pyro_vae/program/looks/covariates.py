@@ -1,6 +1,6 @@
 """Whether an argument of whole numbers, as the length of each sequence is one, is no length."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import suppress
 
 import torch
@@ -13,23 +13,32 @@ from pyro_vae.program.looks.cuts import density_of, latents_cut
 from pyro_vae.program.looks.quiet_runs import Runs
 
 
-def is_no_length(runs: Runs, low: Batch, high: Batch, ends: Sequence[Batch]) -> bool:
-    """Return whether the density of data moves with an argument, and all their steps count.
+def is_no_length(
+    runs: Runs, low: Batch, high: Batch, moved: Callable[[Batch, int], Batch], steps: int
+) -> bool:
+    """Return whether the density of data moves with an argument, and it takes out no step.
 
-    A length takes out the steps behind it, or before it where sequences are padded on the left.
-    False where nothing can be told: it may be one.
+    A length takes out the last step, or, where sequences are padded on the left, the first one that
+    counts in a longer sequence. False where nothing can be told: it may be one.
 
     Arguments:
         runs: Runs the program.
         low: Rows with the least value of the argument.
         high: With the largest.
-        ends: As ``low``, with other values at the first step of what is observed, and at the last.
+        moved: Returns such rows with other values at a step of what is observed.
+        steps: T.
     """
     with suppress(Exception), runs.trying(low) as run:  # whatever a user's function raises
         rows = num_rows(low)
         latents = latents_cut(run(low, rows, {}))
-        least, *others = [_densities(run(e, rows, latents)[0]) for e in (low, high, *ends)]
-        return all(_moves(least, each) for each in others)
+        of_low, of_high = (_densities(run(each, rows, latents)[0]) for each in (low, high))
+
+        def counts(step: int, batch: Batch, plain: dict[str, Tensor]) -> bool:
+            return _moves(plain, _densities(run(moved(batch, step), rows, latents)[0]))
+
+        first = next(step for step in range(steps) if counts(step, high, of_high))
+        kept = all(counts(step, low, of_low) for step in (first, steps - 1))
+        return kept and _moves(of_low, of_high)
     return False
 
 

@@ -216,6 +216,29 @@ def test_a_callback_that_turns_gradients_off_stops_no_training():
 # -- optimisation ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("compile", [False, "trace"])
+def test_values_that_are_added_are_clipped_once(compile):
+    """A step of plain descent has length lr c where the gradient is longer than c."""
+
+    def model(x):
+        loc = pyro.param("one", torch.zeros(X.shape[1])) + pyro.param(
+            "other", torch.zeros(X.shape[1])
+        )
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(X.shape[1]), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(loc + z, 0.1).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.1).to_event(1))
+
+    program = pv.Program(model, guide)
+    sgd = lambda parameters: torch.optim.SGD(parameters, lr=0.5)  # noqa: E731
+    pv.fit(program, X, max_steps=1, optimizer=sgd, clip_norm=0.01, compile=compile)
+    moved = torch.cat([value.detach() for value in program.parameters()])
+    assert moved.norm() == pytest.approx(0.5 * 0.01, rel=1e-5)
+
+
 @pytest.mark.parametrize("clip_norm", [0.05, 1e6])
 def test_clipping_is_global(clip_norm):
     free, clipped = Recorder(0.0), Recorder(0.0)

@@ -18,6 +18,7 @@ from pyro_vae.program.batches.batch import (
     Batch,
     Part,
     chunks,
+    cuda_devices,
     dense,
     map_rows,
     named_arrays,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _BYTES_HELD = 1 << 27  # of a stream, at most, where a verb needs rows from all over it
+_ON_A_GPU = 16  # times as many particles in a run: there is no cache to fill, and many launches
 BYTES_PER_PASS = 1 << 26  # of data, all particles counted: a row of an image can be a megabyte
 
 
@@ -458,7 +460,8 @@ def runs(count: int, joint: Joint, piece: Pass, rows: int) -> list[int]:
     """Return K particles as runs of at most so many particle rows, bounded in bytes too."""
     if joint.alone:
         return [1] * count
-    most = max(1, min(rows, BYTES_PER_PASS // piece.row_bytes) // len(piece))
+    scale = _ON_A_GPU if cuda_devices(piece.batch) else 1
+    most = max(1, scale * min(rows, BYTES_PER_PASS // piece.row_bytes) // len(piece))
     return [min(most, count - start) for start in range(0, count, most)]
 
 

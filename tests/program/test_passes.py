@@ -292,3 +292,15 @@ def test_what_differs_between_the_batches_of_a_list_and_is_no_row_is_refused(wei
         pv.elbo(shifted(), pieces)
     with pytest.raises(DataError, match=r"got arguments \['w', 'x'\] after \['x'\]"):
         pv.elbo(shifted(), [{"x": x[:3]}, pieces[1]])
+
+
+def test_a_gpu_takes_more_particles_at_once(monkeypatch):
+    """Each pass is many launches there; its memory is bounded all the same."""
+    vae, x = pv.models.VAE(6, 2, hidden=(4,)), torch.zeros(64, 6)
+    taken, verb = [], Verb("log_likelihood", prior=True, each=True, guide="weight")
+    with pv.Program.of(vae).passes(x, verb, rows=64) as opened:
+        for where in ([], [torch.device("cuda")]):
+            monkeypatch.setattr(passes, "cuda_devices", lambda batch, where=where: where)
+            taken.append(opened.map(lambda piece: passes.runs(5000, piece.joint, piece, 4096))[0])
+    assert [sum(each) for each in taken] == [5000, 5000]
+    assert [max(each) for each in taken] == [64, 1024]

@@ -94,6 +94,9 @@ def train(variant, folder=None, *, interrupt=None, in_step=None, resume=False, e
     return wrapped.state_dict(), adams.made[0].state_dict(), run
 
 
+straight = functools.cache(train)  # runs without a break, once each: many tests compare with them
+
+
 def assert_identical(expected, got):
     (weights, optimizer, run), (weights_, optimizer_, run_) = expected, got
     assert weights.keys() == weights_.keys()
@@ -115,20 +118,20 @@ INTERRUPTS = [("plain", 1), ("plain", 4), ("valid", 5), *((variant, 2) for varia
 
 @pytest.mark.parametrize(("variant", "interrupt"), INTERRUPTS)
 def test_resumed_is_bit_identical(variant, interrupt, tmp_path):
-    expected = train(variant)
+    expected = straight(variant)
     assert train(variant, tmp_path, interrupt=interrupt) is None
     assert_identical(expected, train(variant, tmp_path, resume=True))
 
 
 @pytest.mark.parametrize("in_step", [1, 6, 15])
 def test_resumed_after_an_interrupt_inside_an_epoch(in_step, tmp_path):
-    expected = train("plain")
+    expected = straight("plain")
     assert train("plain", tmp_path, in_step=in_step + 1) is None
     assert_identical(expected, train("plain", tmp_path, in_step=0, resume=True))
 
 
 def test_a_run_is_prolonged(tmp_path):
-    expected = train("plain")
+    expected = straight("plain")
     train("plain", tmp_path, epochs=3)
     assert_identical(expected, train("plain", tmp_path, resume=True))
 
@@ -139,14 +142,14 @@ def test_a_finished_run_is_left_as_it_is(tmp_path):
 
 
 def test_interrupted_twice(tmp_path):
-    expected = train("plain")
+    expected = straight("plain")
     train("plain", tmp_path, interrupt=2)
     train("plain", tmp_path, interrupt=4, resume=True)
     assert_identical(expected, train("plain", tmp_path, resume=True))
 
 
 def test_resume_without_a_checkpoint_starts_anew(tmp_path):
-    assert_identical(train("plain"), train("plain", tmp_path / "new", resume=True))
+    assert_identical(straight("plain"), train("plain", tmp_path / "new", resume=True))
 
 
 def contents(folder):
@@ -184,7 +187,7 @@ def test_another_seed_or_batch_size_is_refused(change, tmp_path):
 
 @pytest.mark.parametrize("damage", ["truncate", "flip"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, tmp_path):
-    expected = train("plain")
+    expected = straight("plain")
     train("plain", tmp_path, interrupt=3)
     spoil(tmp_path / "checkpoint.safetensors", damage)
     with pytest.warns(UserWarning, match=r"checkpoint\.safetensors.*before it is used: epoch 2"):
@@ -213,7 +216,7 @@ def spoil(path, damage):
 
 
 def test_a_run_killed_between_two_renames_goes_on_from_the_checkpoint_before(tmp_path):
-    expected = train("plain")
+    expected = straight("plain")
     train("plain", tmp_path, interrupt=3)
     (tmp_path / "checkpoint.safetensors").unlink()
     with pytest.warns(UserWarning, match="before it is used: epoch 2"):
@@ -279,7 +282,7 @@ def test_a_trained_program_without_a_checkpoint_is_not_trained_over(tmp_path):
 
 
 def test_a_run_that_a_callback_stopped_goes_on(tmp_path):
-    expected = train("plain")
+    expected = straight("plain")
     settings = {"epochs": EPOCHS, "batch_size": 8, "optimizer": Adams(), "out": tmp_path}
     stopped = pv.fit(build("vae"), CASES["vae"].data(30), callbacks=[lambda run: True], **settings)
     assert stopped.stopped_early and len(stopped.history["loss"]) == 1

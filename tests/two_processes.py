@@ -283,7 +283,7 @@ class Level(nn.Module):
 def judged(rank: int) -> dict[str, Any]:
     """Return what verbs answer that several processes share, in passes of 16 or 64 rows."""
     torch.manual_seed(5 + rank)  # the noise is that of the first
-    program, x = Level(), data(150)[0][:, 0].contiguous()
+    program, x = Level(), data(70)[0][:, 0].contiguous()
     rows = DataLoader(TensorDataset(x), batch_size=16)
     short = pv.AIS(3, chains=2, num_leapfrog=2, pilot=4)
     verbs: dict[str, Callable[[], Tensor]] = {

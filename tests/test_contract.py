@@ -77,7 +77,7 @@ def test_trains_under_fit(name, device):
     pv.Program.of(program).read(data)
     before = weights(program)
     mode, rows = ("auto", N // 2) if graph else (False, 20)
-    run = pv.fit(program, data, epochs=10, batch_size=rows, lr=0.03, device=device, compile=mode)
+    run = pv.fit(program, data, epochs=7, batch_size=rows, lr=0.04, device=device, compile=mode)
     after = weights(program)
     assert run.program is program
     assert all(not torch.equal(before[key], after[key]) for key in before), "a weight stood still"

@@ -110,8 +110,8 @@ def save_and_load(program, pair):
         return pv.elbo(other, pair.data)
 
 
-ANNEALING = pv.AIS(num_temperatures=4, chains=2, num_leapfrog=1, pilot=8)
-LOCAL = pv.Local(num_steps=4, num_particles=2)
+ANNEALING = pv.AIS(num_temperatures=2, chains=2, num_leapfrog=1, pilot=4)
+LOCAL = pv.Local(num_steps=2, num_particles=2)
 VERBS = {
     "elbo": lambda p, pair: pv.elbo(p, pair.data),
     "log_likelihood": lambda p, pair: pv.log_likelihood(p, pair.data, num_particles=8).log_prob,
@@ -120,7 +120,7 @@ VERBS = {
     "diagnose": lambda p, pair: pv.diagnose(p, pair.data, probes=2),
     "refine": lambda p, pair: (
         pv.refine(
-            p, pair.data, pv.HMC(num_draws=4, warmup=4, chains=2, num_leapfrog=1), compile=False
+            p, pair.data, pv.HMC(num_draws=4, warmup=2, chains=2, num_leapfrog=1), compile=False
         ).means
     ),
     "amortised": lambda p, pair: pv.infer(p, pair.data).sample(2),

@@ -50,7 +50,8 @@ def test_a_series_in_a_plate_of_time_is_one_datum_where_its_user_says_so():
     with pytest.raises(ConfigError, match=r"plate: got 'time' beside whole=True"):
         pv.Program(walk, walk_guide, plate="time", whole=True)
     pv.fit(program, Y, epochs=40, lr=0.08, compile=False, progress=False)
-    refined = pv.refine(program, Y, pv.HMC(num_draws=100, warmup=60, chains=2), compile=False)
+    chains = pv.HMC(num_draws=100, warmup=60, chains=2, num_leapfrog=5)
+    refined = pv.refine(program, Y, chains, compile=False)
     mean = cross.T @ torch.linalg.solve(covariance, Y)
     law = 0.64 * torch.eye(5) - cross.T @ torch.linalg.solve(covariance, cross)
     draws = refined.samples["step"].reshape(-1, 5)

@@ -4,6 +4,7 @@ Nothing here is statistical: float64 agrees to 1e-10 relative, float32 to 1e-5.
 """
 
 import dataclasses
+import functools
 import math
 
 import pyro
@@ -63,13 +64,20 @@ def exact_loss(oracle, program, x, rows, size):
     return -(shifted.log_prob(x)[rows].mean() + program.log_prob_offset() / size)
 
 
+@functools.cache
+def exact(data_dim, latent_dim, size, dtype, has_global, rows=None):
+    """Return an oracle, its program, which is read once for all objectives, and its data."""
+    oracle = PPCA.random(data_dim, latent_dim)
+    subsample = None if rows is None else torch.tensor(rows)
+    program = ExactPPCA(oracle, dtype, has_global=has_global, subsample=subsample)
+    return oracle, program, oracle.sample(size).to(dtype)
+
+
 @pytest.mark.parametrize(("rows", "data_dim", "latent_dim", "num_particles", "dtype"), SHAPES)
 @with_and_without_global
 def test_zero_variance(name, rows, has_global, num_particles, data_dim, latent_dim, dtype):
     """B of N = 12 rows, through ``per_datum`` and through Pyro's ``differentiable_loss``."""
-    oracle = PPCA.random(data_dim, latent_dim)
-    program = ExactPPCA(oracle, dtype, has_global=has_global)
-    x = oracle.sample(N).to(dtype)
+    oracle, program, x = exact(data_dim, latent_dim, N, dtype, has_global)
     objective = ROWS[name].build(num_particles, 2 if has_global else 1)
     expected = exact_loss(oracle, program, x, slice(rows), N)
     assert_exact(loss_of(objective, program, x[:rows], size=N), expected, dtype)
@@ -83,13 +91,12 @@ def test_zero_variance(name, rows, has_global, num_particles, data_dim, latent_d
 @with_and_without_global
 def test_zero_variance_of_a_program_that_subsamples(name, num_particles, has_global, dtype):
     """The program picks B = 3 of N = 10 rows itself: the bound is per datum, log p(w) bears 1/N."""
-    oracle, rows = PPCA.random(6, 2), torch.tensor([3, 0, 7])
-    program = ExactPPCA(oracle, dtype, has_global=has_global, subsample=rows)
-    x = oracle.sample(10).to(dtype)
+    rows = (3, 0, 7)
+    oracle, program, x = exact(6, 2, 10, dtype, has_global, rows)
     objective = ROWS[name].build(num_particles, 1)
     if not ROWS[name].has_globals:
         objective = pv.ReweightedWakeSleep(num_particles)  # a dream of 3 rows is no batch of 10
-    expected = exact_loss(oracle, program, x, rows, 10)
+    expected = exact_loss(oracle, program, x, list(rows), 10)
     assert_exact(loss_of(objective, program, x), expected, dtype)
     summed = objective.differentiable_loss(program.model, program.guide, x)
     assert_exact(summed / 10, expected, dtype)  # N times the loss per datum
@@ -232,6 +239,16 @@ def data(rows: int) -> Tensor:
     return 2 * torch.randn(rows, 4, generator=generator, dtype=torch.float64)
 
 
+@functools.cache
+def recorded(where: str) -> tuple[Recorded, Tensor, Tensor]:
+    """Return a program, its batch and the rows that it observes, read once for all objectives."""
+    x, rows = data(10), torch.tensor([4, 1, 9])
+    program = Recorded(where != "local", rows if where == "own plate" else None)
+    batch = x[:3] if where == "batch" else x
+    pv.Program.of(program).read(batch)
+    return program, batch, x[rows] if where == "own plate" else batch
+
+
 WEIGHED = [
     (None, 1, 2),
     (None, 3, 5),
@@ -259,11 +276,8 @@ def test_formula_on_replayed_draws(name, where, num_global_samples, num_particle
     """
     if not ROWS[name].has_globals:
         num_global_samples = 1
-    x, rows = data(10), torch.tensor([4, 1, 9])
-    program = Recorded(where != "local", rows if where == "own plate" else None)
-    batch = x[:3] if where == "batch" else x
+    program, batch, seen = recorded(where)
     wrapped = pv.Program.of(program)
-    wrapped.read(batch)
     joint = wrapped.joint(
         batch,
         size=10,
@@ -279,7 +293,6 @@ def test_formula_on_replayed_draws(name, where, num_global_samples, num_particle
     program.drawn.clear()
     with wrapped.running():
         loss = objective.per_datum(joint)
-    seen = x[rows] if where == "own plate" else batch
     expected = program.formula(seen, 10, weight, ROWS[name].inner, num_global_samples)
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
     if ROWS[name].is_gradient:
@@ -294,19 +307,15 @@ def test_formula_on_replayed_draws(name, where, num_global_samples, num_particle
 @pytest.mark.parametrize("where", ["batch", "full", "own plate"])
 def test_analytic_kl_on_replayed_draws(where):
     """log p(x | z) at the draws, the KL of z in closed form, w by its draws: N/B and 1/N."""
-    x, rows = data(10), torch.tensor([4, 1, 9])
-    program = Recorded(True, rows if where == "own plate" else None)
-    batch = x[:3] if where == "batch" else x
+    program, batch, seen = recorded(where)
     wrapped = pv.Program.of(program)
-    wrapped.read(batch)
     joint = wrapped.joint(batch, size=10)
     with wrapped.running():
         loss = pv.AnalyticELBO(2, 3).per_datum(joint)
-    seen = x[rows] if where == "own plate" else batch
-    total = x.new_zeros(())
+    total = batch.new_zeros(())
     kl = 0.5 * ((seen @ program.gain).square() + (2 * program.spread).exp() - 1) - program.spread
     for drawn in program.drawn[-3:]:
-        w, half = drawn["w"], x.new_full((), math.log(0.5))
+        w, half = drawn["w"], batch.new_full((), math.log(0.5))
         total = total + normal(seen, drawn["z"] @ w + program.bias, half).mean()
         shared = normal(w, torch.zeros_like(w)) - normal(w, program.loc, program.log_scale)
         total = total + shared.sum() / 10 - kl.sum(-1).mean()

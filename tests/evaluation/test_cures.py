@@ -1,8 +1,8 @@
 """What a diagnosis advises can be done to the very program that was diagnosed."""
 
 import dataclasses
+import functools
 import re
-from functools import partial
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ KINDS = [
 ]  # fmt: skip
 
 
+@functools.cache
 def advised(name):
     """Return program, data and the advice for the program as if all its sites were silent."""
     torch.manual_seed(0)
@@ -62,7 +63,7 @@ def test_arguments_are_advised_where_the_program_takes_them(name):
         kind = "prior" if option.endswith("Prior") else "posterior"
         pv.models.VAE(6, 2, (8,), **{kind: getattr(conditionals, option)})
     if "MADE" in text:
-        made = partial(conditionals.MADE, input_dropout=0.5)
+        made = functools.partial(conditionals.MADE, input_dropout=0.5)
         pv.models.VAE(6, 2, (8,), observation=made, network="skip")
 
 

@@ -324,11 +324,11 @@ def test_equal_names_never_share(name):
 
     solo = []
     for program in pair():
-        for epoch in range(3):
+        for epoch in range(2):
             train(program, epoch)
         solo.append(state(program))
     mixed = pair()
-    for epoch in range(3):
+    for epoch in range(2):
         for program in mixed:
             train(program, epoch)
     for alone, program in zip(solo, mixed, strict=True):

@@ -583,6 +583,21 @@ def test_the_mask_of_blocks_is_right_in_no_plate_and_in_two(plates):
     torch.testing.assert_close(found, each.sum(-1) if plates else each.sum()[None])
 
 
+def test_a_class_that_no_row_has_is_told_of_where_it_is_scored():
+    """A run with the largest number of other columns in its place would fail."""
+
+    def model(x):
+        classes = torch.nn.functional.one_hot(x[:, 1].nan_to_num().long(), 3).float()
+        with pyro.plate("rows", len(x)):
+            seen = ~x[:, 0].isnan()
+            pyro.sample("x", dist.Normal(0.0, 1.0).mask(seen), obs=x[:, 0].nan_to_num())
+            pyro.sample("y", dist.OneHotCategorical(torch.ones(3)), obs=classes)
+
+    rows = torch.tensor([[57.0, math.nan], [-31.0, math.nan]])
+    with pytest.warns(UserWarning, match=r"'y' scores cells that are NaN"):
+        pv.elbo(pv.Program(model, lambda x: None), rows)
+
+
 @pytest.mark.parametrize("others", ["steps", "label", "none"])
 def test_a_mask_leaves_out_one_density_of_a_row_that_others_keep(others):
     """It was told to drop the row, and with it what other steps or modalities see of it."""

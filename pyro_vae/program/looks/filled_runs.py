@@ -134,10 +134,9 @@ def _range(leaf: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Class numbers and counts stay what they are when they are cut to whole numbers.
     """
     seen = leaf.isfinite()
-    all_ = leaf[seen] if bool(seen.any()) else leaf.new_zeros(1)
-    none = ~seen.any(0, keepdim=True)
-    low = leaf.where(seen, torch.inf).amin(0, keepdim=True).masked_fill(none, float(all_.min()))
-    high = leaf.where(seen, -torch.inf).amax(0, keepdim=True).masked_fill(none, float(all_.max()))
+    none = ~seen.any(0, keepdim=True)  # of such a column, say of classes, 0 and 1 do
+    low = leaf.where(seen, torch.inf).amin(0, keepdim=True).masked_fill(none, 0.0)
+    high = leaf.where(seen, -torch.inf).amax(0, keepdim=True).masked_fill(none, 1.0)
     step = (0.01 * (high - low)).clamp(max=0.1)
     step = torch.where(step > 0, step, 0.1)
     return low, high, step * torch.linspace(0.5, 1.0, leaf.numel()).to(leaf).view_as(leaf)

@@ -36,10 +36,10 @@ from pyro_vae.storage.random_state import (
 
 NAME = "checkpoint"
 _AVERAGES = f"values.{AVERAGES}"
-_KEPT = "kept"  # keys of values that the first batch does not ask for, if there are any
+_KEPT = "kept"  # keys of values that the first batch does not ask for; whether they are trained
 _BY_OTHERS = (
-    ", or, of networks that other data have made, let a new program read the data that the "
-    "run's had met before it goes on: program.read(rows)"
+    ", or, of networks and tensors that other data have made, let a new program read the data "
+    "that the run's had met before it goes on: program.read(rows)"
 )
 OLDER = "checkpoint-before"  # the one before it, should the newer be damaged
 
@@ -147,7 +147,7 @@ class Checkpoint:
         meta = {**progress.as_json(), "columns": list(columns), "optimizers": states}
         own: Any = modules["program"].own
         if own.unasked:
-            meta[_KEPT] = own.unasked
+            meta[_KEPT] = {key: id(own.values[key]) not in own.frozen for key in own.unasked}
         if moved is not None:
             arrays, meta["plain"] = moved.take()
             tensors |= {f"plain.{name}": array for name, array in arrays.items()}
@@ -191,8 +191,9 @@ def kept_given(program: Any, folder: Path | None) -> Iterator[None]:
         folder: The run folder, if there is one.
     """
     own = program.own
-    given = {} if folder is None else _kept(folder, set(own.values))
-    own.lend({key: value.to(program.device) for key, value in given.items()})
+    given = [] if folder is None else _kept(folder, set(own.values))
+    values = {key: value.to(program.device) for key, value, _ in given}
+    own.lend(values, trained={key for key, _, trained in given if trained})
     try:
         yield
     except BaseException:
@@ -200,25 +201,28 @@ def kept_given(program: Any, folder: Path | None) -> Iterator[None]:
         raise
 
 
-def _kept(folder: Path, known: set[str]) -> dict[str, Tensor]:
-    """Return the kept values that a program does not know; none where nothing can be read."""
+def _kept(folder: Path, known: set[str]) -> list[tuple[str, Tensor, bool]]:
+    """Return the kept values that a program does not know, and whether they are trained.
+
+    None where nothing can be read.
+    """
     for name in (NAME, OLDER):
         with suppress(CheckpointError):
             if not mentions(folder, name, _KEPT):
                 continue
             tensors, meta = read_bundle(folder, name, allow_nonfinite=True)
             state = _part(tensors, "program.values.")
-            return {
-                key: state[key]
+            return [
+                (key, state[key], bool(meta[_KEPT][key]))
                 for key in _kept_names(meta)
                 if key not in known and key in state and state[key].is_floating_point()
-            }
-    return {}
+            ]
+    return []
 
 
 def _kept_names(meta: Mapping[str, Any]) -> list[str]:
-    found = meta.get(_KEPT, [])
-    names = [key for key in found if isinstance(key, str)] if isinstance(found, list) else []
+    found = meta.get(_KEPT)
+    names = found if isinstance(found, dict) else ()
     return [key for key in names if "." not in key and not hasattr(nn.ParameterDict(), key)]
 
 
@@ -260,7 +264,8 @@ def read_checkpoint(
     # Pyro's TraceGraph_ELBO makes them as it runs: this program has not made its own yet.
     averages = {k: v for k, v in states["program"].items() if k.startswith(_AVERAGES)}
     here = {**averages, **modules["program"].state_dict()}
-    late = {key for key in here.keys() ^ states["program"].keys() if key.startswith("parts.")}
+    others = here.keys() ^ states["program"].keys()
+    late = {key for key in others if key.startswith(("parts.", "values.found-"))}
     check_state(here, states["program"], where, _BY_OTHERS if late else "")
     changes = check_settings(settings, progress.settings, where, renew)
     for name, module in modules.items():

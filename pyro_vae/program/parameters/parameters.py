@@ -340,10 +340,17 @@ class Parameters:
         known = self.asked | set(self.found)
         return [key for key in self.values if key not in known and not key.startswith(averages)]
 
-    def lend(self, values: Mapping[str, Tensor]) -> None:
-        """Hold values, by key, that the functions may ask for on other data."""
+    def lend(self, values: Mapping[str, Tensor], trained: set[str]) -> None:
+        """Hold values, by key, that the functions may ask for on other data.
+
+        Arguments:
+            values: Unconstrained.
+            trained: Keys of those that no ``poutine.block`` hides.
+        """
         for key, value in values.items():
-            self.values[key] = nn.Parameter(value.clone())
+            held = self.values[key] = nn.Parameter(value.clone())
+            if key not in trained:
+                self.frozen[id(held)] = held
         self._lent = set(values)
         self.version += bool(values)
 
@@ -354,6 +361,7 @@ class Parameters:
     def take_back(self) -> None:
         """Hold them no longer."""
         for key in self._lent:
+            self.frozen.pop(id(self.values.get(key)), None)
             self._drop_value(key)
         self.version += bool(self._lent)
         self._lent = set()

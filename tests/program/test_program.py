@@ -92,14 +92,21 @@ def test_reading_uses_no_random_number_and_no_gradient():
     assert all(torch.equal(buffers[k], v) for k, v in program.named_buffers())
 
 
+@functools.cache
+def read(name):
+    """Return a program that has read five rows, once for the tests that only look at it."""
+    program, batch = pv.Program.of(CASES[name].build()), CASES[name].data(5)
+    program.read(batch)
+    return program, batch
+
+
 # -- terms ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_terms_have_the_shape_s_k_b(name):
     num_global_samples, num_particles = 2, 3
-    program = pv.Program.of(CASES[name].build())
-    batch = CASES[name].data(5)
+    program, batch = read(name)
     terms = program.terms(batch, num_global_samples, num_particles, size=50)
     shape = (num_global_samples, num_particles, 5)
     assert terms.log_weight.shape == terms.log_likelihood().shape == shape
@@ -243,8 +250,7 @@ def test_tiles_where_a_model_does_not_broadcast(build, tiled):
 
 @pytest.mark.parametrize("name", [n for n in CASES if n != "tutorial"])
 def test_replace_puts_a_dream_into_the_batch(name):
-    program = pv.Program.of(CASES[name].build())
-    batch = CASES[name].data(5)
+    program, batch = read(name)
     seen = program.read(batch).binding("x")
     dream = torch.ones_like(seen.of(*arguments(batch)))
     replaced = program.replace(batch, {"x": dream})

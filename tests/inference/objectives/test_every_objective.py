@@ -1,5 +1,7 @@
 """What every objective promises: finite updates, and 1/N of what speaks of no datum."""
 
+import functools
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -48,6 +50,19 @@ class Ridge(nn.Module):
             pyro.sample("z", self.latent(loc).to_event(1))
 
 
+@functools.cache
+def read(name):
+    """Return a program that has read its data, once for all objectives."""
+    torch.manual_seed(0)
+    program = pv.Program.of(CASES[name].build())
+    data = program.adapt(CASES[name].data(12))
+    program.read(data)
+    return program, data
+
+
+ridge = functools.cache(Ridge)  # read once for all objectives: none of them trains it
+
+
 def loss_and_gradients(row, source, particles=2, samples=1):
     """Return the last update's loss on 3 of 7 data, and its gradient by the parameter's name."""
     torch.manual_seed(4)
@@ -75,11 +90,7 @@ def test_every_public_objective_has_a_row():
 
 @every
 def test_updates_are_finite_and_reach_all_parameters(name):
-    case = CASES[PROGRAMS[TABLE[name].latents]]
-    torch.manual_seed(0)
-    program = pv.Program.of(case.build())
-    data = program.adapt(case.data(12))
-    program.read(data)
+    program, data = read(PROGRAMS[TABLE[name].latents])
     reached = set()
     with program.running():
         for update in TABLE[name].build(2, 1).updates(program):
@@ -98,8 +109,8 @@ def test_a_factor_on_no_datum_bears_one_over_n(name):
     """Value and gradient, with and without it at the same noise: λθ²/N and 2λθ/N."""
     row, weight = TABLE[name], 50.0
     bits = row.latents == "bits"
-    loss, grads = loss_and_gradients(row, Ridge(bits, weight))
-    plain, others = loss_and_gradients(row, Ridge(bits))
+    loss, grads = loss_and_gradients(row, ridge(bits, weight))
+    plain, others = loss_and_gradients(row, ridge(bits))
     assert (loss - plain).item() == pytest.approx(weight * 0.36 / N, rel=1e-9)
     assert (grads["slope"] - others["slope"]).item() == pytest.approx(
         2 * weight * 0.6 / N, rel=1e-9
@@ -112,7 +123,7 @@ def test_a_factor_on_no_datum_bears_one_over_n(name):
 def test_the_globals_bear_one_over_n(name, samples):
     """Gradients in the prior's mean and, through w, in the guide's, at the w that was drawn."""
     row = TABLE[name]
-    source = Ridge(row.latents == "bits", has_global=True)
+    source = ridge(row.latents == "bits", has_global=True)
     _, grads = loss_and_gradients(row, source, samples=samples)
     drawn = set(source.drawn)  # those that cut the draws run the guide once more
     w = sum(drawn) / len(drawn)
@@ -125,11 +136,7 @@ def test_the_globals_bear_one_over_n(name, samples):
 @every
 @pytest.mark.parametrize("beta", [0.5, torch.tensor(0.5)])
 def test_takes_a_kl_weight_or_says_why_not(name, beta):
-    case = CASES[PROGRAMS[TABLE[name].latents]]
-    torch.manual_seed(0)
-    program = pv.Program.of(case.build())
-    data = program.adapt(case.data(12))
-    program.read(data)
+    program, data = read(PROGRAMS[TABLE[name].latents])
     update = TABLE[name].build(2, 1).updates(program)[-1]
     with program.running():
         joint = program.joint(data, beta=beta)

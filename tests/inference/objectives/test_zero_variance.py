@@ -1,6 +1,7 @@
 """Probabilistic PCA with its exact posterior as guide: every estimate is log p(x), to rounding."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -17,7 +18,9 @@ sizes = pytest.mark.parametrize(("data_dim", "latent_dim"), SIZES)
 particles = pytest.mark.parametrize("num_particles", PARTICLES)
 
 
+@functools.cache
 def build(data_dim, latent_dim, dtype, **options):
+    """Return an oracle and its program, which is read once for all tests of a batch's shape."""
     oracle = PPCA.random(data_dim, latent_dim)
     return oracle, ExactPPCA(oracle, dtype, **options)
 

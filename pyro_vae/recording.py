@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,6 +18,12 @@ _MOST = 8  # recordings of one work: one whose weights move again and again is l
 def records(tensor: Tensor) -> bool:
     """Return whether work on a tensor can be recorded: what is on a GPU can."""
     return tensor.is_cuda
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream of all recordings on a GPU: each further one takes memory for products."""
+    return torch.cuda.Stream(device)
 
 
 class Recording:
@@ -74,7 +81,9 @@ class Recording:
         given = [leaf.clone() for leaf in inputs[self._stays :]]
         mine, graph = [*inputs[: self._stays], *given], torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            # Other threads may pin batches meanwhile; and the program need not be on the first GPU.
+            how: Any = {"stream": _stream(mine[0].device), "capture_error_mode": "thread_local"}
+            with torch.cuda.device(mine[0].device), torch.cuda.graph(graph, **how):
                 results = list(self._work(*mine))
         except Exception as error:  # an operator that waits for the device
             self._left = 0

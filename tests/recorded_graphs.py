@@ -73,7 +73,8 @@ def stand_in(monkeypatch) -> None:
     for name, value in {
         "CUDAGraph": Graph,
         "graph": capture,
-        "Stream": lambda: stream,
+        "device": lambda device: nullcontext(),
+        "Stream": lambda device=None: stream,
         "stream": lambda chosen: nullcontext(),
         "current_stream": lambda: stream,
         "synchronize": lambda device=None: None,

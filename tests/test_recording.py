@@ -68,7 +68,7 @@ def test_weights_that_move_again_and_again_are_not_recorded_for_ever(on_the_cpu)
 
 
 def test_work_that_cannot_be_recorded_runs_and_is_told_once(on_the_cpu, monkeypatch):
-    def refuse(graph):
+    def refuse(graph, **options):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(torch.cuda, "graph", refuse)

@@ -1,6 +1,7 @@
 """The house stands as drawn: imports point one way, and importing changes nothing."""
 
 import ast
+import functools
 import os
 import re
 import subprocess
@@ -81,6 +82,22 @@ ALLOWED = {
     "data": {"storage"},
     "plots": {"storage"},
 }
+
+
+@functools.cache
+def parsed(module):
+    """Return the tree of a module and its nodes, each of which several tests look at."""
+    tree = ast.parse(MODULES[module].read_text())
+    return tree, list(ast.walk(tree))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget():
+    """Keep no trees, of many objects, beyond these tests."""
+    yield
+    parsed.cache_clear()
+
+
 LONGEST_FUNCTION = 60  # lines of code: docstring, blank lines and comments do not count
 
 
@@ -92,11 +109,12 @@ def part(module):
     return rest[0] if rest else ""
 
 
+@functools.cache
 def imports(module, *, lazy=True):
     """Return the package's modules that a module imports; with those inside functions or not."""
-    tree = ast.parse(MODULES[module].read_text())
+    tree, nodes = parsed(module)
     found = set()
-    nodes = ast.walk(tree) if lazy else tree.body
+    nodes = nodes if lazy else tree.body
     for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
@@ -166,9 +184,8 @@ def test_no_cycle():
 
 @pytest.mark.parametrize("module", MODULES)
 def test_no_module_runs_foreign_code(module):
-    tree = ast.parse(MODULES[module].read_text())
     banned = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
-    for node in ast.walk(tree):
+    for node in parsed(module)[1]:
         if isinstance(node, ast.Import):
             assert not {alias.name.split(".")[0] for alias in node.names} & banned
         if isinstance(node, ast.ImportFrom) and not node.level:
@@ -188,10 +205,10 @@ def test_no_module_runs_foreign_code(module):
 @pytest.mark.parametrize("module", [m for m in MODULES if MODULES[m].read_text().strip()])
 def test_every_module_is_documented_and_its_functions_are_small(module):
     text = MODULES[module].read_text()
-    tree = ast.parse(text)
+    tree, nodes = parsed(module)
     if not module.endswith(("_version", "__init__", "__main__")):
         assert ast.get_docstring(tree), f"{module} has no docstring"
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = lines_of_code(node)
             assert lines <= LONGEST_FUNCTION, f"{module}.{node.name} has {lines} lines of code"
@@ -299,10 +316,8 @@ def test_a_number_of_things_agrees_with_its_noun():
     """No text begins, or goes on after "got", a comma, a colon or a bracket, by `{number} rows`."""
     nouns = "|".join([*MAYBE_ONE.split(), "documents", "globals"])
     found = []
-    for path in MODULES.values():
-        texts = [
-            node for node in ast.walk(ast.parse(path.read_text())) if type(node) is ast.JoinedStr
-        ]
+    for module, path in MODULES.items():
+        texts = [node for node in parsed(module)[1] if type(node) is ast.JoinedStr]
         for text in texts:
             parts = [
                 "\0" if isinstance(p, ast.FormattedValue) else str(p.value) for p in text.values

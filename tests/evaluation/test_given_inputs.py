@@ -82,6 +82,29 @@ def test_a_number_is_no_length_where_it_takes_out_no_step(kind, silent, most):
     assert pv.generate(program, 3, given={"length": 6}).shape == (3, wide)
 
 
+@pytest.mark.parametrize("start", ["token", "zero"])
+def test_left_padded_lengths_whose_first_steps_are_alike_are_lengths(start):
+    """A later step passed for the first one, and each step of padding cost a run."""
+    runs = []
+
+    def model(x, length):
+        runs.append(len(x))
+        kept = x.shape[1] - torch.arange(x.shape[1]) <= length[:, None]
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(torch.zeros(x.shape), 1.0).mask(kept).to_event(1), obs=x)
+
+    torch.manual_seed(0)
+    length = torch.tensor([3, 4] * 100 if start == "token" else [3, 4, *[3] * 6])
+    x = torch.randn(len(length), 40)
+    x[torch.arange(len(x)), 40 - length] = 1.0 if start == "token" else 0.0
+    x = x * (40 - torch.arange(40) <= length[:, None])
+    program = pv.Program(model, lambda x, length: None)
+    pv.elbo(program, (x, length))
+    runs.clear()
+    assert pv.generate(program, 3, given={"length": 42}).shape == (3, 42)
+    assert len(runs) < 20
+
+
 def counting(x, mask, ends):
     """A count that goes on at the steps inside the mask alone."""
     inside = mask.flatten(2)[..., 0] if mask.dim() > 2 else mask

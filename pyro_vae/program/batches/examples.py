@@ -310,8 +310,7 @@ class Examples:
             values = (torch.full_like(named[name], int(each)) for each in numbers.aminmax())
             low, high = (self._program.adapt({**named, name: each}) for each in values)
             observed = self.observed(self.example())
-            leaves = [*self.by_argument(low).items(), *self.by_argument(high).items()]
-            seen = {id(leaf) for n, leaf in leaves if n in observed}
+            seen = {id(leaf) for n, leaf in self.by_argument(low).items() if n in observed}
 
             def other(step: int, leaf: Any) -> Any:
                 if id(leaf) not in seen or leaf.dim() < 2 or leaf.shape[1] != steps:
@@ -320,8 +319,8 @@ class Examples:
                 moved[:, step] = leaf[:, step].roll(1, 0)
                 return moved
 
-            def moved(batch: Batch, step: int) -> Batch:
-                return map_batch(partial(other, step), batch)
+            def moved(step: int) -> Batch:
+                return map_batch(partial(other, step), low)
 
             return is_no_length(self._program.reader.runs, low, high, moved, steps)
         return False

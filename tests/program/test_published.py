@@ -39,6 +39,9 @@ def made(name):
     return pair, pv.Program(pair.model, pair.guide, **pair.options)
 
 
+kept = functools.cache(made)  # reading a program costs more than most verbs
+
+
 def stock_losses(pair, repeats):
     args, kwargs = pair.arguments
     loss = pair.elbo()
@@ -55,7 +58,7 @@ def same_mean(ours, theirs):
 
 @every
 def test_the_bound_is_that_of_pyro(name):
-    pair, program = made(name)
+    pair, program = kept(name)
     theirs = [-loss / pair.rows for loss in stock_losses(pair, REPEATS)]
     bounds = [pv.elbo(program, pair.data) for _ in range(REPEATS)]
     assert all(bound.shape == (pair.rows,) for bound in bounds)
@@ -64,7 +67,7 @@ def test_the_bound_is_that_of_pyro(name):
 
 @pytest.mark.parametrize("name", EXACT)
 def test_the_likelihood_of_each_datum_is_exact(name):
-    pair, program = made(name)
+    pair, program = kept(name)
     answer = pv.log_likelihood(program, pair.data, num_particles=4000, num_global_samples=1)
     # The relative variance of the weights is below 1: 5 standard errors of their mean.
     assert (answer.log_prob - pair.log_prob).abs().max() < 0.08
@@ -140,9 +143,6 @@ def leaves(answer):
     if isinstance(answer, Tensor):
         return [answer]
     return [leaf for value in answer.values() for leaf in leaves(value)]
-
-
-kept = functools.cache(made)  # reading a program costs more than most verbs
 
 
 @every

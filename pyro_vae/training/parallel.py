@@ -386,7 +386,14 @@ class _Lines:
         self._store = default_store()
         if _Lines._failure is not None:
             self._require_all(f"pyro_vae/again/{_Lines._opened}")
-        self.group = torch_dist.new_group()  # which waits for the others, half an hour
+        try:
+            self.group = torch_dist.new_group()  # which waits for the others, half an hour
+        except RuntimeError as error:  # one that has failed at once has closed its own meanwhile
+            reason = self._reason()
+            if reason is None:
+                raise
+            _Lines._failure = reason
+            raise ProcessError(reason) from error
         _Lines._failure = None
 
     @classmethod

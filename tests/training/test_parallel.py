@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import warnings
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from two_processes import Known, Normed, data, exact, fit, frozen, judged
 
 import pyro_vae as pv
-from pyro_vae.errors import ConfigError, DeviceError
+from pyro_vae.errors import ConfigError, DeviceError, ProcessError
 from pyro_vae.training import parallel
 
 ROOT = Path(pv.__file__).parents[1]
@@ -270,6 +271,26 @@ def test_an_error_of_one_process_ends_the_other(both, place, rank, own):
 
 def test_after_an_error_the_processes_train_as_before(both):
     assert both[0]["failed"]["after"] == both[1]["failed"]["after"] == both[0]["eager"]
+
+
+@pytest.mark.parametrize("word", ["process 1: KeyError: 'no such row'", None])
+def test_an_error_while_others_still_connect_is_told_of(word, monkeypatch):
+    """It was one of sockets: the process that failed had closed its own before all were joined."""
+    store, lines = torch.distributed.HashStore(), parallel._Lines
+
+    def closed():
+        if word:
+            store.set("pyro_vae/error/1", word)
+        raise RuntimeError("connectFullMesh failed")
+
+    monkeypatch.setattr(torch.distributed, "new_group", closed)
+    monkeypatch.setattr(parallel, "default_store", lambda: store)
+    monkeypatch.setattr(parallel, "_WORD", timedelta(milliseconds=10))
+    for name, value in {"_opened": 0, "_failure": None}.items():
+        monkeypatch.setattr(lines, name, value)
+    with pytest.raises(ProcessError if word else RuntimeError, match=word or "FullMesh"):
+        lines()
+    assert lines._failure == word
 
 
 # -- starting ----------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """Run folders: making one, going on in one, and opening what lies there."""
 
 import json
+import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
@@ -9,15 +11,7 @@ from typing import Any
 
 import pyro_vae as pv
 from pyro_vae.cli.datasets import SETS, default_binarization, is_file, kind_of, load_data
-from pyro_vae.cli.known_files import (
-    KnownFile,
-    found_aloud,
-    is_same,
-    known_file,
-    recalled,
-    remember,
-    tell_of_change,
-)
+from pyro_vae.cli.known_files import KnownFile, is_readable, known_file, recalled
 from pyro_vae.cli.options import MODELS, Split
 from pyro_vae.cli.own_program import is_own, own_program, parted
 from pyro_vae.cli.training_file import is_other, tell_of_changed_rows
@@ -37,7 +31,7 @@ _FREE = {"out", "resume", "device", "progress", "checkpoint_every", "patience"}
 # Ways out where the file of a run has changed since its training.
 NAME_IT = "name the file of the training (--data FILE)"
 TAKE_ALL = "take all rows of one that has none of them (--split all)"
-_FIGURES = "and results are those of the program, and of what it imports beside it, as they are now"
+_FIGURES = "and results are those of the program as it is now"
 
 
 def fresh_folder(folder: Path) -> Path:
@@ -53,7 +47,7 @@ def record(
     run: Any,
     settings: dict[str, Any],
     words: Sequence[str] = (),
-    files: dict[str, KnownFile | None] | None = None,
+    files: Sequence[KnownFile] = (),
 ) -> None:
     """Write the settings once the run folder is there, and when a continuation changes some.
 
@@ -65,8 +59,8 @@ def record(
     """
     if words and not (run.folder / VOCABULARY).exists():
         atomic_write_text(run.folder / VOCABULARY, "\n".join(words) + "\n")
-    for what, file in (files or {}).items():
-        remember(run.folder, what, file)
+    for file in files:
+        file.remember()
     without = _FREE | (_OF_MODELS if is_own(settings["model"]) else set())
     kept = {k: v for k, v in settings.items() if k not in without}
     text = json.dumps(kept, indent=2) + "\n"
@@ -75,9 +69,10 @@ def record(
         atomic_write_text(path, text)  # the record is made after each epoch
 
 
-def files_of(settings: dict[str, Any]) -> dict[str, KnownFile | None]:
+def files_of(folder: Path, settings: dict[str, Any]) -> list[KnownFile]:
     """Return the files that a run is trained with, as they are now."""
-    return {what: known_file(Path(path)) for what, path in _paths(settings).items()}
+    found = [known_file(folder, what, path) for what, path in _paths(settings).items()]
+    return [each for each in found if each is not None]
 
 
 def _paths(settings: dict[str, Any]) -> dict[str, str]:
@@ -128,11 +123,11 @@ def go_on(
         )
     now, then = _paths(settings), _paths(before)
     words, asked = dict(settings), dict(settings)
+    known = {what: recalled(folder, what, path) for what, path in then.items() if what in now}
     same = [
         what
-        for what, path in now.items()
-        if what in then
-        and (Path(path) == Path(then[what]) or is_same(recalled(folder, what), path, then[what]))
+        for what, file in known.items()
+        if Path(now[what]) == Path(then[what]) or file.is_meant(now[what])
     ]
     if "data" in same:
         words["data"] = before["data"]
@@ -144,7 +139,9 @@ def go_on(
             asked["vocab"] = str(folder / VOCABULARY)
     _require_same(folder, words, before, renew)
     for what in same:
-        path = found_aloud(folder, what, now[what], "and it is read as it is now")
+        path = known[what].found(now[what])
+        known[what].tell_of_change(path, "and it is read as it is now")
+        known[what].tell_of_namesake(path, now[what])
         if what == "data":
             asked["data"] = path
         else:
@@ -189,13 +186,38 @@ def check_words(folder: Path, words: Sequence[str]) -> None:
         )
 
 
-def open_run(
-    run: str, device: str, program: str | None = None, **changed: Any
-) -> tuple[Any, dict[str, Any]]:
-    """Return the program of a run and its settings, with those that are not None changed.
+def settings_of(run: str, program: str | None = None, **changed: Any) -> dict[str, Any]:
+    """Return the settings of a run, with those that are not None changed; nothing is written.
 
     Among them is then the ``run``, and whether the data are ``other`` ones than those of the
     training.
+
+    Arguments:
+        run: run folder.
+        program: ``file.py:name``, where the run does not say, or says another place.
+        changed: other settings.
+    """
+    folder, data = Path(run), changed.get("data")
+    settings, said_anew = _told(folder, program, changed)
+    if program is not None:
+        settings["model"] = program
+    if (folder / VOCABULARY).exists():
+        settings["vocab"] = str(folder / VOCABULARY)
+    asked = settings | {k: v for k, v in changed.items() if v is not None}
+    if data is None and is_file(settings, settings["data"]):
+        typed = str(settings["data"])
+        asked["data"] = recalled(folder, "data", typed).found(typed)
+    asked["run"] = run
+    asked["other"] = other = not said_anew and is_other(folder, settings, data)
+    if other and is_file(settings, asked["data"]):
+        asked["undivided"] = True
+    return asked
+
+
+def open_run(
+    run: str, device: str, program: str | None = None, **changed: Any
+) -> tuple[Any, dict[str, Any]]:
+    """Return the program of a run, and what `settings_of` tells.
 
     The words of sentences and documents are those of the run, whatever the data. What `fit` or
     `save` wrote says from then on what its program and data were said to be, until both are said
@@ -208,79 +230,87 @@ def open_run(
         changed: other settings.
     """
     where, folder = resolve_device(device), Path(run)
+    asked, into = settings_of(run, program, **changed), None
+    if is_own(asked["model"]):
+        if program is None:
+            asked["model"] = _own_program_of(folder, asked["model"])
+        into = own_program(asked["model"], dict(asked.get("options") or {}))
+    loaded = pv.load(run, into=into, device=where)
+    pv.Program.of(loaded).to(where)
+    told, said_anew = _told(folder, program, changed)
+    if program is not None or not (folder / SETTINGS).exists():
+        load_data(asked).taken_by(loaded, asked["data"])  # what is remembered is sound
+        if "undivided" in told:
+            atomic_write_text(folder / SETTINGS, json.dumps(told, indent=2) + "\n")
+            for file in files_of(folder, told):
+                if file.what == "program" or said_anew:
+                    file.remember()
+        else:
+            _remember_moved_program(folder, told["model"], asked["model"])
+    _remember_moved_data(folder, told, changed.get("data"))
+    return loaded, asked
+
+
+def _told(folder: Path, program: str | None, said: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Return what a run says of itself, and whether the data are said of it for the first time.
+
+    What Python wrote says nothing but what commands are told of it.
+    """
     if folder.is_file():
         raise ConfigError(
-            f"{run}: got a file, expected the folder of pv.save or pv.fit(out=...) that holds it, "
-            f"{folder.parent}"
+            f"{folder}: got a file, expected the folder of pv.save or pv.fit(out=...) that holds "
+            f"it, {folder.parent}"
         )
     python = any((folder / name).exists() for name in ("config.json", f"{NAME}.safetensors"))
-    first = python and not (folder / SETTINGS).exists()
-    settings = _settings_of_python(folder, program, changed) if first else read_settings(folder)
-    by_python, data, said_anew = "undivided" in settings, changed.get("data"), first
+    if python and not (folder / SETTINGS).exists():
+        return _settings_of_python(folder, program, said), True
+    settings, data = read_settings(folder), said.get("data")
+    by_python = "undivided" in settings
     if program is not None and not is_own(program) and not (by_python and program in MODELS):
         raise ConfigError(
             f"program: got {program!r}, expected FILE.py:NAME of your own; the model of the run in "
             f"{folder} is {settings['model']}"
         )
-    if program is not None and by_python:
-        settings["model"] = program
-        if settings["undivided"] and data:  # nothing but these words says it
-            settings["data"], said_anew = data, True
-    told = dict(settings)
-    if (folder / VOCABULARY).exists():
-        settings["vocab"] = str(folder / VOCABULARY)
-    if program is not None:
-        settings["model"] = program
-    elif is_own(settings["model"]):
-        settings["model"] = _own_program_of(folder, settings["model"])
-    into = None
-    if is_own(settings["model"]):
-        into = own_program(settings["model"], dict(settings.get("options") or {}))
-    loaded = pv.load(run, into=into, device=where)
-    pv.Program.of(loaded).to(where)
-    asked = settings | {k: v for k, v in changed.items() if v is not None}
-    known = recalled(folder, "data")
-    if data is None and known is not None and is_file(settings, settings["data"]):
-        asked["data"] = known.found(str(settings["data"]))
-    elif data and known and not Path(known.place).exists() and known.is_unchanged(Path(data)):
-        remember(folder, "data", replace(known, place=str(Path(data).resolve())))
-    asked["run"] = run
-    asked["other"] = other = not said_anew and is_other(folder, settings, data)
-    if other and is_file(settings, asked["data"]):
-        asked["undivided"] = True
-    if first or program is not None:
-        load_data(asked).taken_by(loaded, asked["data"])  # what is remembered is sound
-        if by_python:
-            atomic_write_text(folder / SETTINGS, json.dumps(told, indent=2) + "\n")
-            for what, file in files_of(told).items():
-                if what == "program" or said_anew:
-                    remember(folder, what, file)
-        else:
-            _remember_moved_program(folder, settings["model"])
-    return loaded, asked
+    if program is None or not by_python:
+        return settings, False
+    anew = bool(settings["undivided"] and data)  # nothing but these words says it
+    return settings | {"model": program} | ({"data": data} if anew else {}), anew
 
 
 def _own_program_of(folder: Path, model: str) -> str:
-    """Return a program of one's own with its file where that can be read now."""
-    file, name = parted(model)
-    way_out = f" (pyro-vae evaluate {folder} --program {model} takes that)"
-    path = found_aloud(folder, "program", file, _FIGURES, way_out)
-    if not Path(path).exists():
-        said = f"pyro-vae evaluate {folder} --program FILE.py:{name or 'NAME'}"
+    """Return a program of one's own with its file where that can be read now.
+
+    What was said last stands for a file of the training that has gone or changed.
+    """
+    typed, name = parted(model)
+    known = recalled(folder, "program", typed)
+    path, as_said = known.found(typed), f"--program {shlex.quote(model)}"
+    if known.said and not known.is_kept() and is_readable(parted(known.said)[0]):
+        path, name = parted(known.said)
+    evaluate = f"pyro-vae evaluate {shlex.quote(str(folder))}"
+    known.tell_of_change(path, _FIGURES)
+    known.tell_of_namesake(path, typed, f" ({evaluate} {as_said} takes that)")
+    if not is_readable(path):
+        said = f"{evaluate} --program FILE.py:{name or 'NAME'}"
         raise ConfigError(f"{path}: no such file; say once where the program lies now: {said}")
-    known = recalled(folder, "program")
-    if known is not None and known.name is not None and known.lies_at(Path(path)):
-        name = known.name
     return f"{path}:{name}" if name else path
 
 
-def _remember_moved_program(folder: Path, model: str) -> None:
-    """Write where a program lies, unless that of the training lies where it did, as it was."""
-    file, name = parted(model)
-    tell_of_change(folder, "program", file, _FIGURES)
-    known, here = recalled(folder, "program"), known_file(Path(file))
-    if here is not None and (known is None or not known.is_unchanged(Path(known.place))):
-        remember(folder, "program", replace(known or here, place=here.place, name=name))
+def _remember_moved_program(folder: Path, model: str, said: str) -> None:
+    """Write which program was said, unless that of the training lies where it did, as it was."""
+    known = recalled(folder, "program", parted(model)[0])
+    file, name = parted(said)
+    known.tell_of_change(file, _FIGURES)
+    if not known.is_kept():
+        place = os.path.realpath(file)
+        replace(known, said=f"{place}:{name}" if name else place).remember()
+
+
+def _remember_moved_data(folder: Path, settings: dict[str, Any], data: str | None) -> None:
+    """Write where the file of a training lies now, if it has gone from where it lay."""
+    known = recalled(folder, "data", str(settings["data"]))
+    if data and not is_readable(known.place) and known.is_in(data):
+        replace(known, place=os.path.realpath(data)).remember()
 
 
 def _settings_of_python(folder: Path, program: str | None, said: dict[str, Any]) -> dict[str, Any]:
@@ -298,7 +328,8 @@ def _settings_of_python(folder: Path, program: str | None, said: dict[str, Any])
         raise ConfigError(
             f"{folder}: Python wrote it (pv.fit, pv.save), and it does not say where its "
             f"{'program and data are' if model is None else 'data are'}; say it once, and all "
-            f"commands know it from then on: pyro-vae evaluate {folder} {' '.join(asked)}"
+            f"commands know it from then on: pyro-vae evaluate {shlex.quote(str(folder))} "
+            f"{' '.join(asked)}"
         )
     return {
         "model": model,

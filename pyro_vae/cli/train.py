@@ -143,7 +143,7 @@ def train(
     if is_own(model):
         require_answers(program, loaded.rows("train"), model)
     _say_columns(getattr(program, "columns", ()), kinds or {}, loaded.source)
-    words, files = loaded.words, files_of(asked)
+    words, files = loaded.words, files_of(folder, asked)
     if resume:
         check_words(folder, words)
     train, size = loaded.batches(batch_size)

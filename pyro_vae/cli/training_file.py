@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.cli.datasets import is_file
-from pyro_vae.cli.known_files import contents, is_same, recalled, tell_of_change
+from pyro_vae.cli.known_files import contents, is_readable, recalled
 
 
 def is_other(folder: Path, settings: dict[str, Any], data: str | None) -> bool:
@@ -22,7 +22,7 @@ def is_other(folder: Path, settings: dict[str, Any], data: str | None) -> bool:
         return False
     if not is_file(settings, data) or not is_file(settings, settings["data"]):
         return data != settings["data"]
-    return not is_same(recalled(folder, "data"), data, settings["data"])
+    return not recalled(folder, "data", settings["data"]).is_meant(data)
 
 
 def tell_of_changed_rows(settings: dict[str, Any], way_out: str) -> None:
@@ -35,10 +35,10 @@ def tell_of_changed_rows(settings: dict[str, Any], way_out: str) -> None:
     data = str(settings["data"])
     if is_file(settings, data) and not settings.get("undivided") and not settings["other"]:
         then = f"and what counts as new may be rows of the training; {way_out}"
-        tell_of_change(Path(settings["run"]), "data", data, then)
+        recalled(Path(settings["run"]), "data", data).tell_of_change(data, then)
 
 
 def data_of(settings: dict[str, Any]) -> str:
     """Return what tells the data of one run from those of another: a name, or what a file holds."""
-    data, path = str(settings["data"]), Path(settings["data"])
-    return contents(path) if is_file(settings, data) and path.exists() else data
+    data = str(settings["data"])
+    return contents(data) if is_file(settings, data) and is_readable(data) else data

@@ -6,6 +6,7 @@ import os
 import re
 import runpy
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ import pyro_vae as pv
 from pyro_vae import cli
 from pyro_vae.cli.cell_scores import cell_scores
 from pyro_vae.cli.compare import _table, _tell_of_other_cells, _tell_of_other_densities, paired
-from pyro_vae.cli.own_program import own_program
+from pyro_vae.cli.own_program import imports_apart, own_program
 from pyro_vae.cli.report import table
 from pyro_vae.cli.report_file import write_report
 from pyro_vae.conditionals import Column
@@ -653,9 +654,21 @@ def test_each_program_has_neighbours_of_its_own():
         Path(name, "parts").mkdir(parents=True)
         Path(name, "near.py").write_text("import parts.deep\nNAME = parts.deep.NAME")
         Path(name, "parts", "deep.py").write_text(f"NAME = {name!r}")
-        Path(name, "own.py").write_text(f"import near\n{PROGRAM}\nmade.name = near.NAME")
-    found = [own_program(f"{name}/own.py:made", {}).name for name in ("one", "two", "one")]
-    assert found == ["one", "two", "one"]
+        text = (
+            f"import sys\nsys.path.append({str(Path(name, 'src').resolve())!r})\nimport lib, near\n"
+        )
+        late = "def late():\n    import late\n    return late.NAME\n"
+        text += f"{PROGRAM}\n{late}\nmade.name, made.lib, made.late = near.NAME, lib.NAME, late"
+        Path(name, "own.py").write_text(text)
+        Path(name, "late.py").write_text(f"NAME = {name!r}")
+        Path(name, "src").mkdir()
+        Path(name, "src", "lib.py").write_text(f"NAME = {name!r}")
+    before = [*sys.path], {*sys.modules}
+    for name in ("one", "two", "one"):
+        with imports_apart():
+            made = own_program(f"{name}/own.py:made", {})
+            assert {made.name, made.lib, made.late()} == {name}
+    assert ([*sys.path], {*sys.modules}) == before
 
 
 def test_differences_are_paired():

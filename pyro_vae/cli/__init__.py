@@ -32,6 +32,7 @@ from pyro_vae.cli import (
     topic_report,
     train,
 )
+from pyro_vae.cli.own_program import imports_apart
 from pyro_vae.cli.report import complain, say, warn
 from pyro_vae.errors import PyroVaeError
 
@@ -117,7 +118,8 @@ def _run(command: Callable[..., None], values: Namespace, debug: bool) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = warn  # type: ignore[assignment]
-            command(**options)
+            with imports_apart():
+                command(**options)
     except KeyboardInterrupt:
         return complain("interrupted", 130)
     except Exception as error:

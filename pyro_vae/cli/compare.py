@@ -14,8 +14,16 @@ from pyro_vae.arguments import positive
 from pyro_vae.callers import of_user
 from pyro_vae.cli.cell_scores import cell_scores
 from pyro_vae.cli.options import Split
+from pyro_vae.cli.own_program import imports_apart
 from pyro_vae.cli.report import heading, say
-from pyro_vae.cli.runs import TAKE_ALL, chosen_split, fresh_folder, open_run, rows_to_judge
+from pyro_vae.cli.runs import (
+    TAKE_ALL,
+    chosen_split,
+    fresh_folder,
+    open_run,
+    rows_to_judge,
+    settings_of,
+)
 from pyro_vae.cli.training_file import data_of
 from pyro_vae.errors import ConfigError
 from pyro_vae.evaluation.observed_distributions import observed_distributions
@@ -55,33 +63,35 @@ def compare(
     if len(runs) < 2 or len({Path(run).resolve() for run in runs}) < len(runs):
         raise ConfigError(f"runs: got {', '.join(runs)}, expected two or more different folders")
     count = None if rows is None else positive("rows", rows)
-    opened = {run: open_run(run, device) for run in runs}
-    on = {run: (s["data"], s["binarization"]) for run, (_, s) in opened.items()}
-    if len({(data_of(settings), settings["binarization"]) for _, settings in opened.values()}) > 1:
+    known = {run: settings_of(run) for run in runs}
+    on = {run: (s["data"], s["binarization"]) for run, s in known.items()}
+    if len({(data_of(settings), settings["binarization"]) for settings in known.values()}) > 1:
         told = "; ".join(f"{data}, binarization {kind}" for data, kind in sorted({*on.values()}))
         raise ConfigError(f"runs: got runs of {told}; their likelihoods cannot be compared")
-    scored, observed = {}, {}
-    taken = {chosen_split(split, settings) for _, settings in opened.values()}
+    scored, observed, cells = {}, {}, {}
+    taken = {chosen_split(split, settings) for settings in known.values()}
     split = "all" if "all" in taken else taken.pop()
-    for run, (program, settings) in opened.items():
-        x = rows_to_judge(program, settings, split, seed, count, _WAY_OUT)
-        observed[run] = observed_distributions(program, x, "compare")
-        torch.manual_seed(seed)
-        scored[run] = pv.log_likelihood(
-            program,
-            x,
-            num_particles=num_particles,
-            num_global_samples=num_global_samples,
-            progress=progress,
-        )
-    cells = {run: cell_scores(program) for run, (program, _) in opened.items()}
+    for run in runs:
+        with imports_apart():
+            program, known[run] = open_run(run, device)
+            x = rows_to_judge(program, known[run], split, seed, count, _WAY_OUT)
+            observed[run] = observed_distributions(program, x, "compare")
+            torch.manual_seed(seed)
+            scored[run] = pv.log_likelihood(
+                program,
+                x,
+                num_particles=num_particles,
+                num_global_samples=num_global_samples,
+                progress=progress,
+            )
+            cells[run] = cell_scores(program)
     if any(cells.values()):  # of tables, which say more of a cell than its site does
         _tell_of_other_cells(cells)
     else:
         _tell_of_other_densities(observed)
     found = paired({run: each.log_prob.double().cpu() for run, each in scored.items()})
     for run, row in found.items():
-        row["model"] = opened[run][1]["model"]
+        row["model"] = known[run]["model"]
         row["observed"] = {site: type(fn).__name__ for site, fn in observed[run].items()}
         if cells[run]:
             row["cells"] = cells[run]

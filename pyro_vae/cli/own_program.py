@@ -3,13 +3,14 @@
 import importlib.util
 import inspect
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyro_vae as pv
 from pyro_vae.errors import ConfigError
-
-_brought: list[str] = []  # modules that the program before brought along
+from pyro_vae.program.parameters.object_graph import is_library
 
 
 def is_own(model: str) -> bool:
@@ -21,6 +22,30 @@ def parted(model: str) -> tuple[str, str]:
     """Return the file of ``file.py:name``, whose folders may have colons, and the name, or ""."""
     file, suffix, name = model.rpartition(".py")
     return file + suffix, name.removeprefix(":")
+
+
+@contextmanager
+def imports_apart() -> Iterator[None]:
+    """Leave no module of a project behind, and none of the places where it looks for them.
+
+    Another project may have modules of the same names. What is installed stays.
+    """
+    path, before = [*sys.path], set(sys.modules)
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        new = sys.modules.keys() - before
+        for name in [each for each in new if _is_of_project(each)]:
+            del sys.modules[name]
+
+
+def _is_of_project(module: str) -> bool:
+    """Return whether a module came from a file or a folder that belongs to no installed library."""
+    root = module.partition(".")[0]
+    found = sys.modules.get(root)
+    places = [getattr(found, "__file__", None), *getattr(found, "__path__", ())]
+    return root != "pyro_vae" and any(each and not is_library(each) for each in places)
 
 
 def own_program(model: str, options: dict[str, Any]) -> Any:
@@ -72,34 +97,20 @@ def called(factory: Any, options: dict[str, Any], named: str) -> Any:
 
 
 def _module(path: Path, named: str) -> Any:
-    """Run a file and return its module; its neighbours can be imported, anew for each program."""
+    """Run a file and return its module; its neighbours can be imported, later on too."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such file, of the program {named}")
     spec = importlib.util.spec_from_file_location(path.resolve().stem, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path}: got no Python file")
-    module, folder = importlib.util.module_from_spec(spec), path.resolve().parent
-    while _brought:  # another project has neighbours of the same names
-        sys.modules.pop(_brought.pop(), None)
-    before = set(sys.modules)
+    module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(spec.name, module)  # where dataclasses look for their annotations
-    sys.path.insert(0, str(folder))
+    sys.path.insert(0, str(path.resolve().parent))
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # a script without a guard ends the command
-        if sys.modules.get(spec.name) is module:
-            del sys.modules[spec.name]
         raise ConfigError(f"{path}: fails with {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(str(folder))
-        _brought.extend(name for name in sys.modules.keys() - before if _is_in(folder, name))
     return module
-
-
-def _is_in(folder: Path, module: str) -> bool:
-    """Return whether a module is of a file or a package of a folder, and of no library in it."""
-    name = module.partition(".")[0]
-    return (folder / f"{name}.py").exists() or (folder / name).is_dir()
 
 
 def _defined(module: Any) -> str:

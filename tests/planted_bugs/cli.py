@@ -20,8 +20,8 @@ BUGS = [
     Bug(
         "a second project is judged with the modules of the first",
         "cli/own_program.py",
-        "sys.modules.pop(_brought.pop(), None)",
-        "_brought.pop()",
+        "            del sys.modules[name]",
+        "            continue",
         "tests/test_cli_own.py::test_each_program_has_neighbours_of_its_own",
     ),
 ]

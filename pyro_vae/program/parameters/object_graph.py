@@ -178,7 +178,7 @@ class _Search:
                 continue
         for name, value in list(vars(function).items()):  # __wrapped__, and a user's own
             self.push("" if name == "__wrapped__" else name, value)
-        if _is_library(code.co_filename):
+        if is_library(code.co_filename):
             return
         names = code.co_varnames[: code.co_argcount]
         defaults = function.__defaults__ or ()
@@ -279,7 +279,7 @@ def _argument_names(function: Any) -> tuple[str, ...]:
     if isinstance(function, MethodType):
         function, skip = function.__func__, 1
     code = getattr(function, "__code__", None)
-    if code is None or _is_library(code.co_filename):
+    if code is None or is_library(code.co_filename):
         return ("",) * 8 if code is not None else ()
     return code.co_varnames[skip : code.co_argcount]
 
@@ -307,8 +307,9 @@ def installed(module: str) -> bool:
     root = module.partition(".")[0]
     if root == "pyro_vae" or root in sys.stdlib_module_names:
         return True
-    return _is_library(getattr(sys.modules.get(module), "__file__", None) or "")
+    return is_library(getattr(sys.modules.get(module), "__file__", None) or "")
 
 
-def _is_library(file: str) -> bool:
+def is_library(file: str) -> bool:
+    """Return whether a file belongs to an installed library."""
     return file.startswith((*_INSTALLED, "<frozen")) or "-packages/" in file

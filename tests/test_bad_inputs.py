@@ -66,15 +66,16 @@ def refuses(program, call, error, match):
     assert modes == [part.training for part in program.modules()]
 
 
-@pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("kind", BAD_DATA)
-def test_data(kind, verb):
+def test_data(kind):
+    """By every verb, of a program that has read nothing; `valid` comes last: it reads good rows."""
     data, match = BAD_DATA[kind]
     program = pv.models.VAE(6, 2, (8,))
-    if data is None and verb == "valid":
-        pytest.skip("None is no validation set")
-    refuses(program, lambda: VERBS[verb](program, data), DataError, match)
-    VERBS[verb](program, ONES)  # and everything still works
+    for verb in sorted(VERBS, key="valid".__eq__):
+        if data is not None or verb != "valid":  # None is no validation set
+            refuses(program, lambda verb=verb: VERBS[verb](program, data), DataError, match)
+    for verb in VERBS.values():
+        verb(program, ONES)  # and everything still works
 
 
 @pytest.mark.parametrize("verb", VERBS)

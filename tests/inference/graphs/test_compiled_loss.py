@@ -170,11 +170,11 @@ def test_one_graph_per_signature_and_none_per_beta():
     x = programs.binary(12)
     with program.running(), validation(False):
         losses = []
-        for step in range(100):
+        for step in range(20):
             torch.manual_seed(0)
-            losses.append(compiled(x, beta=step / 100).item())
+            losses.append(compiled(x, beta=step / 20).item())
         assert compiled.num_graphs == 1
-        assert len(set(losses)) == 100  # β is an input, not a constant
+        assert len(set(losses)) == 20  # β is an input, not a constant
         compiled(x[:5], beta=0.5)
         assert compiled.num_graphs == 2
         compiled(x)
@@ -515,7 +515,8 @@ def test_hooks_on_gradients_are_called(mode):
         weight.register_hook(lambda grad: torch.zeros_like(grad))
         return {}
 
-    vae, before, _ = fitted(mode, setting=setting)
+    vae, before, run_ = fitted(mode, setting=setting)
+    assert run_.compiled == ("graph" if mode else "eager")
     name, weight = next((n, p) for n, p in vae.named_parameters() if n.startswith("encoder"))
     assert torch.equal(weight, before[name])
 
@@ -536,23 +537,6 @@ def test_weights_frozen_in_a_callback_stand_still(mode):
     assert all(torch.equal(a, b) for a, b in zip(seen, vae.encoder.parameters(), strict=True))
 
 
-def test_what_a_callback_changes_is_noticed():
-    """A number that is no tensor is a constant of the graph, until it is looked at again."""
-    ends = []
-    for mode in (False, "trace"):
-        torch.manual_seed(0)
-        program = Ones(lambda p, x: p.loc * p.calls)
-        program.calls = 1
-
-        def change(run_, program=program):
-            program.calls = len(run_.history["epoch"])
-
-        data = programs.binary(32)
-        pv.fit(program, data, epochs=5, callbacks=[change], compile=mode, progress=False)
-        ends.append(program.loc.detach().clone())
-    torch.testing.assert_close(*ends)
-
-
 @pytest.mark.parametrize("optimizer", [None, torch.optim.SGD])
 def test_a_gradient_left_from_elsewhere_moves_nothing(optimizer):
     program = Ones(lambda p, x: p.loc)
@@ -562,8 +546,7 @@ def test_a_gradient_left_from_elsewhere_moves_nothing(optimizer):
     assert torch.equal(program.head, torch.ones(3))
 
 
-def test_a_run_says_what_ran_it():
-    assert fitted("trace")[2].compiled == "graph" and fitted(False)[2].compiled == "eager"
+def test_a_run_says_why_it_ran_eagerly():
     case = programs.CASES["labelled"]
     run_ = pv.fit(case.build(), case.data(128), epochs=60, batch_size=64, progress=False)
     assert run_.compiled.startswith("eager: ") and "programs.py" in run_.compiled

@@ -1,16 +1,27 @@
 """Work on a GPU, recorded as a CUDA graph: all its kernels are launched at once."""
 
+import gc
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
 from pyro_vae.callers import of_user
+from pyro_vae.torch_private import OpOverload, schema
 
 Work = Callable[..., Sequence[Tensor]]
+
+# Operators that bring values, or a shape that hangs on values, to the host.
+WAITS = {
+    *("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2"),
+    *("unique_dim", "unique_consecutive", "repeat_interleave", "bincount"),
+    "_linalg_check_errors",  # of cholesky, inv, solve, eigh; those in _ex do not ask
+}
 
 _MOST = 8  # recordings of one work: one whose weights move again and again is launched as it is
 
@@ -20,10 +31,29 @@ def records(tensor: Tensor) -> bool:
     return tensor.is_cuda
 
 
+@contextmanager
+def _capture(graph: torch.cuda.CUDAGraph, device: torch.device) -> Iterator[None]:
+    """Record what runs inside, on the GPU of the program, while other threads may use it.
+
+    A capture that fails leaves its stream in the place of the one before: that is put back.
+    """
+    how: Any = {"stream": _stream(device), "capture_error_mode": "thread_local"}
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
+        gc.collect()  # recordings that nobody holds any more: each keeps the memory of a step
+        with torch.cuda.graph(graph, **how):
+            yield
+
+
 @cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
     """Return the stream of all recordings on a GPU: each further one takes memory for products."""
     return torch.cuda.Stream(device)
+
+
+def waits(graph: GraphModule) -> bool:
+    """Return whether a graph of tensors waits for the device: then no recording can hold it."""
+    called = (n.target for n in graph.graph.nodes if isinstance(n.target, OpOverload))
+    return any(schema(target).name.removeprefix("aten::") in WAITS for target in called)
 
 
 class Recording:
@@ -60,8 +90,8 @@ class Recording:
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return what the work returns."""
-        places: list[Any] = [leaf.data_ptr() for leaf in inputs[: self._stays]]
-        places += [leaf.shape for leaf in inputs[self._stays :]]
+        places: list[Any] = [(leaf.data_ptr(), leaf.shape) for leaf in inputs[: self._stays]]
+        places += [(leaf.dtype, leaf.shape) for leaf in inputs[self._stays :]]
         again = places == self._met and places != self._places
         if again and self._left and records(inputs[0]):
             self._record(places, inputs)
@@ -81,9 +111,7 @@ class Recording:
         given = [leaf.clone() for leaf in inputs[self._stays :]]
         mine, graph = [*inputs[: self._stays], *given], torch.cuda.CUDAGraph()
         try:
-            # Other threads may pin batches meanwhile; and the program need not be on the first GPU.
-            how: Any = {"stream": _stream(mine[0].device), "capture_error_mode": "thread_local"}
-            with torch.cuda.device(mine[0].device), torch.cuda.graph(graph, **how):
+            with _capture(graph, mine[0].device):
                 results = list(self._work(*mine))
         except Exception as error:  # an operator that waits for the device
             self._left = 0

@@ -13,14 +13,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from pyro_vae.recording import WAITS
 from pyro_vae.torch_private import TorchDispatchMode, pytree, schema
 
-# Operators that bring values, or a shape that hangs on values, to the host.
-WAITS = {
-    *("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2"),
-    *("unique_dim", "unique_consecutive", "repeat_interleave", "bincount"),
-    "_linalg_check_errors",  # of cholesky, inv, solve, eigh; those in _ex do not ask
-}
 INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
 MAKERS = {torch.tensor, torch.as_tensor, Tensor.new_tensor}
 FROM_PYTHON = {"lift_fresh", "lift_fresh_copy", "lift"}  # what torch.tensor() comes to

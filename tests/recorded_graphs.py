@@ -76,7 +76,7 @@ def stand_in(monkeypatch) -> None:
         "device": lambda device: nullcontext(),
         "Stream": lambda device=None: stream,
         "stream": lambda chosen: nullcontext(),
-        "current_stream": lambda: stream,
+        "current_stream": lambda device=None: stream,
         "synchronize": lambda device=None: None,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)

@@ -7,7 +7,9 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.evaluation import annealed_likelihood
-from pyro_vae.recording import Recording
+from pyro_vae.inference.graphs.flat_inputs import as_tensors
+from pyro_vae.inference.graphs.make_graph import make_graph
+from pyro_vae.recording import Recording, waits
 
 
 @pytest.fixture
@@ -58,6 +60,45 @@ def test_other_shapes_are_not_replayed(on_the_cpu):
     recording = Recording(lambda x: [x.sum()])
     sums = [float(recording(torch.ones(size))[0]) for size in (2, 2, 3, 2, 3, 3, 3)]
     assert sums == [2.0, 2.0, 3.0, 2.0, 3.0, 3.0, 3.0] and replays() == 4
+
+
+def test_a_view_at_the_same_place_is_another_input(on_the_cpu):
+    data = torch.tensor([1.0, 2.0, 4.0])
+    recording = Recording(lambda w: [w.sum()], stays=1)
+    sums = [float(recording(data[:size])[0]) for size in (3, 3, 3, 2, 2)]
+    assert sums == [7.0, 7.0, 7.0, 3.0, 3.0]
+
+
+def test_two_losses_by_one_graph_have_their_own_gradients(on_the_cpu):
+    torch.manual_seed(0)
+    vae, x = pv.models.VAE(6, 2, hidden=(4,)), torch.ones(8, 6)
+    program = pv.Program.of(vae)
+    program.read(x)
+    grads = []
+    with program.running():
+        for traced in (False, True):
+            loss = pv.CompiledLoss(pv.ELBO().per_datum, program) if traced else None
+            for seed in range(4):
+                program.zero_grad()
+                torch.manual_seed(seed)
+                both = [
+                    loss(rows) if loss else pv.ELBO().per_datum(program.joint(rows))
+                    for rows in (x, 1 - x)
+                ]
+                sum(both).backward()
+            grads.append([p.grad.clone() for p in program.parameters()])
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_graph_that_waits_is_not_recorded():
+    """Factorising asks the device whether it could: a capture would end there, half-way."""
+    for function, expected in ((torch.linalg.cholesky, True), (torch.tril, False)):
+        assert waits(make_graph(function, torch.eye(2))) == expected
+
+
+def test_kl_weights_are_on_the_device():
+    assert as_tensors(torch.tensor(0.5), torch.device("meta")).is_meta
 
 
 def test_weights_that_move_again_and_again_are_not_recorded_for_ever(on_the_cpu):

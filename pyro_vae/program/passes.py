@@ -461,7 +461,7 @@ def runs(count: int, joint: Joint, piece: Pass, rows: int) -> list[int]:
     if joint.alone:
         return [1] * count
     scale = _ON_A_GPU if cuda_devices(piece.batch) else 1
-    most = max(1, scale * min(rows, BYTES_PER_PASS // piece.row_bytes) // len(piece))
+    most = max(1, min(scale * rows, BYTES_PER_PASS // piece.row_bytes) // len(piece))
     return [min(most, count - start) for start in range(0, count, most)]
 
 

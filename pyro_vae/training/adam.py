@@ -48,7 +48,7 @@ class Adam(torch.optim.Adam):
         if not parameters:
             return
         if not self._fits(parameters):
-            _require_real(parameters, grads)
+            require_real(parameters, grads)
         self.lists_for(parameters)
         with torch.no_grad():
             self.move_again(grads)
@@ -127,7 +127,7 @@ class Adam(torch.optim.Adam):
         self._lists = (list(moved), means, squares, steps)
 
 
-def _require_real(parameters: list[nn.Parameter], grads: list[Tensor]) -> None:
+def require_real(parameters: list[nn.Parameter], grads: list[Tensor]) -> None:
     """Refuse what the kernel cannot move.
 
     Raises:

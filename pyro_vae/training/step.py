@@ -12,13 +12,14 @@ from pyro_vae.arguments import counted, shown
 from pyro_vae.errors import ConfigError, ProgramError, TrainingDiverged
 from pyro_vae.heap import keep_freed_blocks
 from pyro_vae.inference.graphs.compiled_loss import CompiledLoss, Mode, another, check_mode
-from pyro_vae.inference.graphs.flat_inputs import global_norm
+from pyro_vae.inference.graphs.flat_inputs import FlatStep, global_norm
 from pyro_vae.inference.graphs.graph_step import Prepared, Traced, hooked
 from pyro_vae.inference.objectives.objective import Objective, OptimizerFactory, Update
 from pyro_vae.program.batches.batch import Batch, map_rows, named_leaves, num_rows
 from pyro_vae.program.handlers import Beta
 from pyro_vae.program.parameters.modules import leaves_behind, make_dense
 from pyro_vae.program.program import Program
+from pyro_vae.recording import Recording
 from pyro_vae.torch_private import skips_by_found_inf
 from pyro_vae.training.adam import Adam
 from pyro_vae.training.optimizers import checked, join, runs_others
@@ -132,6 +133,9 @@ class Stepper:
         self._unchecked = 0
         self.watched = False  # whether other code runs between the steps
         self._row: CompiledLoss | None = None  # of a step that the next one may be like
+        self._once = self._alone and self.updates[0].repeats == 1
+        self._wholes: dict[FlatStep, WholeStep] = {}
+        self._recordings: dict[FlatStep, FlatStep] = {}
 
     def _find_buffers(self) -> list[tuple[nn.Module, str]]:
         own = [self._objective] if isinstance(self._objective, nn.Module) else []
@@ -303,7 +307,7 @@ class Stepper:
         with torch.no_grad():
             try:
                 if self._deferred:
-                    return self._whole(compiled, step)
+                    return self._take_whole(compiled, step)
                 loss, norm, grads = step.gradients_inside()
             except Exception as error:
                 compiled.give_up(error)
@@ -317,16 +321,33 @@ class Stepper:
         self._row = compiled
         return loss
 
-    def _whole(self, compiled: CompiledLoss, step: Prepared) -> Tensor:
+    def _take_whole(self, compiled: CompiledLoss, step: Prepared) -> Tensor:
         """Take a step that is launched at once on a GPU, and return its loss."""
-        wholes, run = step.traced.wholes, step.traced.run
-        if run not in wholes:
-            wholes[run] = WholeStep(step.traced, self.optimizers[0], self.clip_norm)  # type: ignore[arg-type]
-        loss, grads = wholes[run].take(step, self._broken)
-        self._broken = wholes[run].broken
+        run = step.traced.run
+        if run not in self._wholes:
+            self._wholes[run] = WholeStep(step.traced, self.optimizers[0], self.clip_norm)  # type: ignore[arg-type]
+        whole = self._wholes[run]
+        loss, grads = whole.take(step, self._broken)
+        self._broken = whole.broken
         self._latest[0] = step.traced, grads
         self._row = compiled
         return loss
+
+    def _is_whole(self, step: Prepared) -> bool:
+        """Return whether loss, gradients and optimizer of a step can be launched at once."""
+        if not self._deferred or not self._once or step.traced.hooked or self.reduce is not None:
+            return False
+        optimizer = self.optimizers[0]
+        own = _takes(optimizer, self.trained[0])
+        return own and all(isinstance(group["lr"], float) for group in optimizer.param_groups)
+
+    def _launched(self, traced: Traced) -> FlatStep:
+        """Return what runs a graph: on a GPU as a recording, from its second call on."""
+        if not traced.recordable:
+            return traced.run
+        if traced.run not in self._recordings:
+            self._recordings[traced.run] = Recording(traced.run, len(traced.homes))
+        return self._recordings[traced.run]
 
     def _loss_of(self, index: int, made: Mapping[int, Tensor]) -> Tensor | None:
         """Return the loss of another update on this batch that has the same one."""
@@ -425,6 +446,14 @@ class Stepper:
         if self._version != self.program.own.version:  # the look before a trace has found more
             self._grow()
             return self._update(index, batch, beta)
+        if step is not None and compiled is not None and self._is_whole(step):
+            self._latest.pop(index, None)
+            try:
+                with torch.no_grad():
+                    return self._take_whole(compiled, step)
+            except Exception as error:
+                compiled.give_up(error)
+                return self._update(index, batch, beta)
         buffers = step.moving if step else self._buffers()
         copies = [buffer.clone() for buffer in buffers]
         homes = [] if step else [(part, name, part._buffers[name]) for part, name in self._homes]
@@ -454,17 +483,9 @@ class Stepper:
             optimizer.move(traced.trained, grads)  # type: ignore[attr-defined]
         else:
             self._move(index, norm)
-        self._row = compiled if step is not None and self._repeats(step, direct) else None
+        quick = self._once and direct and not buffers and not self._deferred
+        self._row = compiled if quick else None
         return loss
-
-    def _repeats(self, step: Prepared, direct: bool) -> bool:
-        """Return whether a step like this one can be taken again without a look at what it is."""
-        if not self._alone or self.updates[0].repeats > 1:
-            return False
-        if not self._deferred:
-            return direct and not step.traced.moving
-        own = self.reduce is None and _takes(self.optimizers[0], self.trained[0])
-        return own and not step.traced.hooked
 
     def _note(self, index: int, buffers: Buffers) -> None:
         """Note what was there before an update that another one follows."""
@@ -527,7 +548,7 @@ class Stepper:
             return self._backward(index, batch, beta)
         copies = [buffer.clone() for buffer in step.moving]
         try:
-            return step.backward()[0]
+            return step.backward(self._launched(step.traced))[0]
         except Exception as error:
             restore(step.moving, copies)
             compiled.give_up(error)
@@ -539,16 +560,18 @@ class Stepper:
         Where the optimizer alone sees them they are not set on the parameters, which costs a tenth
         of a small step: ``hand_out`` does it.
         """
+        run = self._launched(step.traced)
         if not direct:
-            return step.backward()
-        loss, norm, grads = step.gradients()
+            return step.backward(run)
+        loss, norm, grads = step.gradients(run)
         self._latest[index] = step.traced, grads
         return loss, norm
 
     def hand_out(self) -> None:
         """Set the gradients of the last step on the parameters, for whoever looks at them."""
         for traced, grads in self._latest.values():
-            traced.hand_out(grads)
+            # Those of a recording lie in its memory, which the next step overwrites.
+            traced.hand_out([grad.clone() for grad in grads] if self._deferred else grads)
         self._latest.clear()
 
     def _buffers(self) -> list[Tensor]:

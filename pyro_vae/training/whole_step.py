@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from pyro_vae.inference.graphs.graph_step import Prepared, Traced
 from pyro_vae.recording import Recording
-from pyro_vae.training.adam import Adam
+from pyro_vae.training.adam import Adam, require_real
 from pyro_vae.training.undo import restore
 
 
@@ -34,6 +34,7 @@ class WholeStep:
         self._lists: object = None
         self._options: object = None
         self._recording = Recording(self._take, len(traced.homes), copied=1)
+        self._launch = self._recording if traced.recordable else self._take
 
     def take(self, step: Prepared, broken: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """Take a step, and return its loss and the gradients.
@@ -44,7 +45,7 @@ class WholeStep:
         """
         (group,) = self._optimizer.param_groups
         lists = self._optimizer.lists_for(self._traced.trained)
-        options = [group[name] for name in ("betas", "eps", "weight_decay")]
+        options = [*group["betas"], group["eps"], group["weight_decay"]]
         if lists is not self._lists or options != self._options:
             self._recording.forget()
             self._lists, self._options = lists, options
@@ -53,7 +54,7 @@ class WholeStep:
             self._filled = group["lr"]
         if broken is not None and broken is not self.broken:
             self.broken.copy_(broken)
-        loss, *grads = self._recording(*step.inputs)
+        loss, *grads = self._launch(*step.inputs)
         return loss, grads
 
     def _take(self, *inputs: Tensor) -> list[Tensor]:
@@ -65,6 +66,7 @@ class WholeStep:
         except Exception:
             restore(buffers, copies)
             raise
+        require_real(self._traced.trained, grads)
         flag(self.broken, loss + norm, buffers, copies)
         if self._clip_norm is not None:
             self._traced.hand_out(grads)

@@ -12,6 +12,8 @@ from pyro_vae.training.adam import Adam
 from pyro_vae.training.settings import adam
 from pyro_vae.training.step import CHECK_EVERY, Stepper
 
+LR = 2.0**-7  # a recording has its rate in single precision: exact in it
+
 
 def build(compile=False, deferred=True, clip_norm=3.0, device="cpu"):
     torch.manual_seed(0)
@@ -20,7 +22,7 @@ def build(compile=False, deferred=True, clip_norm=3.0, device="cpu"):
     data = program.adapt(data)
     program.read(data)
     program.train()
-    stepper = Stepper(program, pv.ELBO(), adam(1e-2), clip_norm=clip_norm, size=12, compile=compile)
+    stepper = Stepper(program, pv.ELBO(), adam(LR), clip_norm=clip_norm, size=12, compile=compile)
     stepper._deferred = deferred  # as on CUDA, where Adam is fused
     return program, stepper, data
 

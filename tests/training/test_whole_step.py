@@ -61,6 +61,14 @@ def change_betas(step, stepper):
         stepper.optimizers[0].param_groups[0]["betas"] = (0.5, 0.75)
 
 
+def change_betas_in_place(step, stepper):
+    group = stepper.optimizers[0].param_groups[0]
+    if step == 0:
+        group["betas"] = [0.75, 0.5]
+    if step == 5:
+        group["betas"][0] = 0.5
+
+
 def move_weights(step, stepper):
     if step == 5:
         for parameter in stepper.program.parameters():
@@ -79,6 +87,7 @@ def nothing(step, stepper):
         ("vae", None, nothing),
         ("vae", None, replace_moments),
         ("vae", None, change_betas),
+        ("vae", None, change_betas_in_place),
         ("vae", None, move_weights),
     ],
 )

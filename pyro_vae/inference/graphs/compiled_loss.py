@@ -228,7 +228,7 @@ class CompiledLoss:
             traced, inputs = prepared
             before = [(leaf, leaf.detach().clone()) for leaf in prepared.moving]
             try:
-                return GraphLoss.apply(traced.launched, inputs, *traced.trained)
+                return GraphLoss.apply(traced.run, inputs, *traced.trained)
             except Exception as error:
                 with torch.no_grad():
                     for leaf, copy in before:

@@ -24,7 +24,7 @@ from pyro_vae.inference.sampling.hmc import (
 )
 from pyro_vae.program.batches.batch import Batch, map_batch, signature
 from pyro_vae.program.densities.log_joint import LogJoint
-from pyro_vae.recording import Recording
+from pyro_vae.recording import Recording, waits
 
 _Function = Callable[..., Sequence[Tensor]]  # of positions, and of what else it is told
 
@@ -110,7 +110,9 @@ class DensityGraphs:
             return partial(log_prob_and_grad, joint.log_joint)
 
         traced = self._traced(log_joint, batch, both_of, position)
-        return log_joint.log_joint if traced is None else RecordedDensity(traced)
+        if traced is None:
+            return log_joint.log_joint
+        return TracedDensity(traced) if waits(traced.args[0]) else RecordedDensity(traced)
 
     def mixture(
         self,
@@ -130,7 +132,9 @@ class DensityGraphs:
             temperature: One on the path.
         """
         traced = self._traced(log_joint, batch, mixture_of, position, temperature)
-        return mixture_of(log_joint) if traced is None else RecordedMixture(traced)
+        if traced is None:
+            return mixture_of(log_joint)
+        return traced if waits(traced.args[0]) else RecordedMixture(traced)
 
     def _traced(
         self,
@@ -139,7 +143,7 @@ class DensityGraphs:
         function_of: Callable[[LogJoint], _Function],
         position: Tensor,
         *others: Tensor,
-    ) -> _Function | None:
+    ) -> "partial[Any] | None":
         """Return a function of positions as a graph on a batch; None where it runs eagerly."""
         if not self.mode or position.is_meta:
             return None

@@ -116,7 +116,7 @@ def as_tensors(beta: Beta | None, device: torch.device) -> Any:
     if isinstance(beta, Mapping):
         return {site: as_tensors(value, device) for site, value in beta.items()}
     if isinstance(beta, Tensor):
-        return beta
+        return beta.to(device)  # on another one, a recording would keep its value
     # Filled on the device: no copy, no sync. In double precision, which a scalar does not pass on.
     return torch.full((), float(beta), dtype=torch.float64, device=device)
 

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from pyro_vae.callers import of_user
 from pyro_vae.inference.graphs.comparison import Homes
 from pyro_vae.inference.graphs.flat_inputs import FlatStep, GraphLoss, global_norm, same_layout
 from pyro_vae.inference.graphs.python_state import PythonState
-from pyro_vae.recording import Recording, records
+from pyro_vae.recording import records, waits
 from pyro_vae.torch_private import has_gradient_hooks
 
 
@@ -39,7 +39,6 @@ class Traced:
         gap: Calls between this comparison and the next.
         doubted: Whether other code ran that may have changed the program.
         compared: What has run it so far, and was compared.
-        wholes: For each of these, the step that it is a part of, its optimizer included.
     """
 
     graph: GraphModule
@@ -58,8 +57,6 @@ class Traced:
     gap: float = 1.0
     doubted: bool = False
     compared: list[FlatStep] = field(default_factory=list)
-    wholes: dict[FlatStep, Any] = field(default_factory=dict)
-    _recordings: dict[FlatStep, FlatStep] = field(default_factory=dict)
     _looked_at: FlatStep | None = None
     _stray: tuple[int, ...] = ()
 
@@ -70,19 +67,11 @@ class Traced:
             self.compared.append(run)
             self.left, self.doubted = 1, True
 
-    @property
-    def launched(self) -> FlatStep:
-        """What runs it: on a GPU as a recording, from its second call on."""
-        if not self.recordable or self.run in self.wholes:
-            return self.run
-        if self.run not in self._recordings:
-            self._recordings[self.run] = Recording(self.run, len(self.homes), copied=2)
-        return self._recordings[self.run]
-
     @cached_property
     def recordable(self) -> bool:
-        """Whether its tensors are on a GPU."""
-        return bool(self.homes) and records(self.homes[0][0][self.homes[0][1]])
+        """Whether its tensors are on a GPU, and no operation waits for it."""
+        home, name = self.homes[0]
+        return records(home[name]) and not waits(self.graph)
 
     def stray(self, grads: list[Tensor]) -> tuple[int, ...]:
         """Return which gradients are laid out otherwise than their parameters.
@@ -119,34 +108,35 @@ class Prepared(NamedTuple):
         """The buffers that the step writes to."""
         return [self.inputs[index] for index in self.traced.moving]
 
-    def gradients(self) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def gradients(self, run: FlatStep | None = None) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Return the loss, detached, the norm of the gradients, and those of ``traced.trained``.
 
         Parameters receive no ``.grad``, and their hooks no call.
-        """
-        with torch.no_grad():
-            return self.gradients_inside()
-
-    def gradients_inside(self, run: FlatStep | None = None) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Return the same inside ``torch.no_grad()``, which costs a hundredth of a small step.
 
         Arguments:
-            run: What runs the graph, if it is not to be recorded by itself.
+            run: What runs the graph; None: what runs it now.
         """
-        loss, norm, *grads = (run or self.traced.launched)(*self.inputs)
+        with torch.no_grad():
+            return self.gradients_inside(run)
+
+    def gradients_inside(self, run: FlatStep | None = None) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Return the same inside ``torch.no_grad()``, which costs a hundredth of a small step."""
+        loss, norm, *grads = (run or self.traced.run)(*self.inputs)
         for index in self.traced.stray(grads):
             grads[index] = torch.empty_like(self.traced.trained[index]).copy_(grads[index])
         return loss, norm, grads
 
-    def backward(self) -> tuple[Tensor, Tensor]:
+    def backward(self, run: FlatStep | None = None) -> tuple[Tensor, Tensor]:
         """Set the parameters' gradients, in place of those before.
+
+        Arguments: as for ``gradients``.
 
         Returns:
             The loss, detached, and the norm of the gradients.
         """
         if self.traced.hooked:
             return self._through_autograd()
-        loss, norm, grads = self.gradients()
+        loss, norm, grads = self.gradients(run)
         self.traced.hand_out(grads)
         return loss, norm
 
@@ -155,7 +145,7 @@ class Prepared(NamedTuple):
         trained = self.traced.trained
         for parameter in (*self.traced.still, *trained):
             parameter.grad = None
-        loss = GraphLoss.apply(self.traced.launched, self.inputs, *trained)
+        loss = GraphLoss.apply(self.traced.run, self.inputs, *trained)
         free = [parameter.requires_grad for parameter in trained]
         loss.backward(inputs=trained)
         if free != [parameter.requires_grad for parameter in trained]:

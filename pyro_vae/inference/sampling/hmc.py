@@ -175,10 +175,10 @@ class Transitions:
         scales = step_size, inverse_mass
         numbers = [None if isinstance(scale, Tensor) else scale for scale in scales]
         tensors = [scale for scale in scales if isinstance(scale, Tensor)]
-        first = 3 + len(chosen)
+        first, density_of = 3 + len(chosen), self._density_of
 
         def work(*flat: Tensor) -> list[Tensor]:
-            begin, density = HMCState(*flat[:3]), self._density_of(*flat[3:first])
+            begin, density = HMCState(*flat[:3]), density_of(*flat[3:first])
             given = iter(flat[first:])
             step, mass = [next(given) if number is None else number for number in numbers]
             end, info = _transition(begin, density, step, num_steps, mass, None, jitter)

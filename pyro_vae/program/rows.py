@@ -1,5 +1,7 @@
 """The rows that a program takes: within the support, and its own alone where it has some."""
 
+import hashlib
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -9,6 +11,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import nn
 
 from pyro_vae.arguments import counted
+from pyro_vae.callers import of_user
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.program import checks
 from pyro_vae.program.batches.batch import (
@@ -20,6 +23,7 @@ from pyro_vae.program.batches.batch import (
     chunks,
     device_of,
     map_rows,
+    named_arrays,
     num_rows,
     signature,
 )
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
     from pyro_vae.program.reader import Reader
 
 _FEWEST = 4  # rows of a data set that minibatches are made of
+_HASHED = 64  # rows of a data set by which it is known again, spread over it
 _ENOUGH = 3  # batches of one form, after which no more is asked for the supports of its sites
 
 
@@ -104,11 +109,13 @@ class Rows:
         self._settled = False  # whether it is known if the guide has a factor for each datum
         self.total: int | None = None  # N, where parts of the program's own rows go by number
         self.told: int | None = None  # N, where a file says that the guide has a factor for each
+        self.trained: str | None = None  # a hash of the rows that these were trained on
         self._supports = _Supports()
 
     def forget(self) -> None:
         """Find out anew: model or guide has been replaced."""
         self._fixed, self._settled, self.total = None, False, None
+        self.trained = None
         self._supports = _Supports()
 
     def numbered(self, data: Batch) -> Batch:
@@ -278,8 +285,13 @@ class Rows:
         return found if self.told or (found is not None and self.per_datum()) else None
 
     def are_new(self, batch: Batch) -> bool:
-        """Return whether a guide with one factor per datum has none for rows, by their number."""
-        return self.own is not None and self.own != num_rows(batch)
+        """Return whether a guide with one factor per datum has none for these rows."""
+        return self.own is not None and (self.own != num_rows(batch) or self._are_others(batch))
+
+    def _are_others(self, data: Batch) -> bool:
+        """Return whether rows are others than those that such a guide was trained on, as many."""
+        known = self.trained is None or checks.is_meta(data)
+        return not known and _hash_of(data) != self.trained
 
     def require_own(self, batch: Batch) -> None:
         """Refuse other rows than those that a program is fixed to.
@@ -301,6 +313,22 @@ class Rows:
             raise DataError(
                 f"got {counted(rows, 'row')}, expected the {own} that the program was first read "
                 f"with: {why}"
+            )
+
+    def note_trained(self, data: Batch) -> None:
+        """Note which rows a guide with one factor per datum is trained on."""
+        self.trained = _hash_of(data) if self.own is not None else None
+
+    def tell_of_others(self, data: Batch, verb: str) -> None:
+        """Warn where a guide with one factor per datum is asked for other rows, as many."""
+        if self._are_others(data):
+            warnings.warn(
+                f"{verb}: the guide has a posterior of each of the {self.own} rows that it was "
+                "trained on, and these are others, or in another order: it answers as for the "
+                "former; for these ask pv.infer(program, rows, how='local'), or give a guide that "
+                "reads the data",
+                UserWarning,
+                stacklevel=of_user(),
             )
 
     def _take(self, batch: Batch) -> bool:
@@ -346,3 +374,14 @@ class Rows:
 def _looks_up(part: nn.Module) -> bool:
     """Return whether a layer may have a row of weights for each datum."""
     return isinstance(part, nn.Embedding | nn.EmbeddingBag | nn.ParameterList | nn.ParameterDict)
+
+
+def _hash_of(data: Batch) -> str:
+    """Return a hash of rows spread over a data set; of the same rows in either precision."""
+    rows = num_rows(data)
+    index = torch.linspace(0, rows - 1, min(rows, _HASHED), dtype=torch.float64).round().long()
+    found = hashlib.sha256(str(rows).encode())
+    for _, leaf in named_arrays(data.batch if isinstance(data, Whole | Part) else data):
+        picked = leaf[index.to(leaf.device)]
+        found.update(picked.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]

@@ -115,6 +115,8 @@ def _fill(
     nn.Module.load_state_dict(program, rest)  # what is expected is known
     rows = meta.get("rows")
     program.rows.told = rows if type(rows) is int and rows > 0 else None
+    trained = meta.get("trained_rows")
+    program.rows.trained = trained if isinstance(trained, str) else None
     tell_of_plain_state(program, meta.get("plain_state"), where)
     program.eval()
 

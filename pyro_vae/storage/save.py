@@ -72,6 +72,7 @@ def describe(program: Program) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in program.parameters() if not is_lazy(p)),
         "late": program.own.made_late,
         "rows": program.rows.own,
+        "trained_rows": program.rows.trained,
         "plain_state": plain_state(program),
         "dtype": str(next((p.dtype for p in program.parameters()), "none")),
     }

@@ -344,3 +344,21 @@ def test_a_messenger_of_a_global_latent_is_asked_at_its_draws():
     assert abs(found - exact) < 0.6
     assert set(pv.diagnose(program, X).kl) == {"z"}
     torch.testing.assert_close(pv.encode(program, X), LOCS)
+
+
+@pytest.mark.parametrize("batch_size", [N, 3])
+def test_other_rows_are_told_from_those_of_the_factors(batch_size, tmp_path):
+    """As many rows, or the same in another order: a factor is that of its place."""
+    program = pv.Program(alone, AutoNormal(alone, init_scale=0.5))
+    pv.fit(program, X, epochs=2, batch_size=batch_size, progress=False)
+    pv.save(program, tmp_path)
+    loaded = pv.load(tmp_path, into=pv.Program(alone, AutoNormal(alone, init_scale=0.5)))
+    for asked in (program, loaded):
+        for rows in (X, X.double(), X.tolist()):
+            pv.elbo(asked, rows)
+        for rows in (X.flip(0), X + 1.0):
+            with pytest.warns(UserWarning, match=rf"elbo: .* posterior of each of the {N} rows"):
+                pv.elbo(asked, rows)
+    exact = (X + 1.0) / 2  # of the model alone
+    found = pv.infer(program, X + 1.0, how="local", progress=False)
+    torch.testing.assert_close(found.mean, exact, rtol=1e-3, atol=1e-3)

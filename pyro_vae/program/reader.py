@@ -125,7 +125,7 @@ class Reader:
         self.runs = Runs(program, plate)
         self._observed, self.told_whole = dict(observed or {}), whole
         self.told = Told()
-        self._holes = Holes(self.runs.model_under, self.told)
+        self._holes = Holes(self.runs.model_under, self.told, plate)
         self.rows_read = 1
         self.unclear: str | None = None  # an argument that may have no rows
         self.row_bytes = RowBytes(self.runs, self._takes_any_rows)

@@ -21,6 +21,7 @@ from pyro_vae.distributions import BagOfWords, Incomplete
 from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.models import VAE
 from pyro_vae.program.looks.quiet_runs import Runs
+from pyro_vae.program.sites import holes
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -799,6 +800,191 @@ def test_holes_are_found_in_whatever_a_program_makes_of_them(observe):
     assert found.startswith(f"site {site!r} scores cells that are NaN in the data (1 in ")
     (found,) = told(all_but_last, early, late)
     assert re.match(r"site 'x1?' scores cells that are NaN in the data \(1 in ", found)
+
+
+def told_of(model, *batches, **options):
+    """Return what is told of a program, and its last answer."""
+    program = pv.Program(model, lambda *data: None, **options)
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        answers = [pv.elbo(program, batch) for batch in batches]
+    return [str(w.message) for w in given], answers[-1]
+
+
+def cells_of(make, seen, *, steps=False):
+    """Observe what a program makes of its data, at one site or at one for each step."""
+
+    def model(x):
+        kept, y = seen(x), make(x)
+        with pyro.plate("rows", len(x)):
+            for k in range(x.shape[1]) if steps else ():
+                pyro.sample(f"y{k}", dist.Normal(0.0, 1.0).mask(kept[:, k]), obs=y[:, k])
+            if not steps:
+                cells = dist.Normal(torch.zeros(x.shape[1]), 1.0).mask(kept).to_event(1)
+                pyro.sample("y", cells, obs=y)
+
+    return model
+
+
+def exact_seen(x):
+    return ~x.isnan()
+
+
+def all_seen(x):
+    return torch.ones_like(x) > 0
+
+
+def by_column(x):
+    low, high = x.nan_to_num(math.inf).amin(0), x.nan_to_num(-math.inf).amax(0)
+    return ((x - low) / (high - low)).nan_to_num()
+
+
+MAKES = {
+    "of its column": by_column,
+    "less the row's mean": lambda x: (x - x.nanmean(1, keepdim=True)).nan_to_num(),
+    "of the largest": lambda x: x.nan_to_num() / x.nan_to_num().amax(1, keepdim=True),
+    "rank": lambda x: x.nan_to_num(1e9).argsort(-1).argsort(-1).float(),
+    "z": lambda x: ((x - x.nanmean(0)) / (x - x.nanmean(0)).square().nanmean(0)).nan_to_num(),
+}
+PRICES = torch.tensor(
+    [[4.0, 1.2, math.nan], [math.nan, 2.0, 2.2], [3.0, math.nan, math.nan], [1.0, 5.0, 6.0]]
+)
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_what_is_seen_is_no_hole_where_it_moves_with_what_is_filled_in(make):
+    """The share of the first number is 1 whatever is seen, and another where holes are filled."""
+    for steps in (False, True):
+        model = cells_of(MAKES[make], exact_seen, steps=steps)
+        assert told_of(model, PRICES, PRICES[:2])[0] == []
+        (found,) = told_of(cells_of(MAKES[make], all_seen, steps=steps), PRICES)[0]
+        assert "scores cells that are NaN" in found
+        assert "inverted" not in found
+
+
+def test_totals_of_what_is_seen_are_no_holes():
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("n", dist.Poisson(4.0), obs=x.nansum(-1))
+            cells = dist.Poisson(torch.ones(3)).mask(~x.isnan()).to_event(1)
+            pyro.sample("x", cells, obs=x.nan_to_num())
+
+    rows = torch.tensor([[1.0, math.nan, 2.0], [2.0, 1.0, math.nan], [1.0, 2.0, 3.0]])
+    assert told_of(model, rows)[0] == []
+
+
+def shifted(x):
+    return exact_seen(x).roll(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("column", "make", "seen"),
+    [
+        ([5e6, math.nan, 5e6], torch.nan_to_num, all_seen),  # 5e6 + 0.1 is 5e6
+        ([1.7e9, math.nan, 1.7e9], partial(torch.nan_to_num, nan=1.7e9), all_seen),
+        ([0.0, math.nan, 0.0], lambda x: x.nan_to_num().long(), all_seen),
+        ([1.0, math.nan, 1.0], partial(torch.nan_to_num, nan=1.0), all_seen),
+        ([0.2, math.nan, 0.7], torch.nan_to_num, shifted),
+    ],
+)
+def test_a_hole_that_is_scored_is_told_of_in_columns_of_one_number(column, make, seen):
+    rows = torch.tensor([column, [0.3, 0.1, 0.2]]).T
+    (found,) = told_of(cells_of(make, seen), rows)[0]
+    assert found.startswith("site 'y' scores cells that are NaN in the data (1 in ")
+
+
+def refusing(x):
+    if not bool(x.isnan().any()):
+        raise KeyError("no hole")
+    return x.nan_to_num()
+
+
+def test_a_program_that_refuses_data_without_holes_is_told_of_what_it_scores():
+    assert told_of(cells_of(refusing, exact_seen), HOLES, HOLES[:3])[0] == []
+    (found,) = told_of(cells_of(refusing, all_seen), HOLES)[0]
+    assert found.startswith("site 'y' scores cells that are NaN in the data (")
+
+
+def test_sites_that_are_named_by_holes_are_told_of_what_they_score():
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            for k in range(2):
+                name = f"part{k}" if bool(x[:, k].isnan().any()) else f"full{k}"
+                kept = torch.ones(len(x)) > 0
+                pyro.sample(name, dist.Normal(0.0, 1.0).mask(kept), obs=x[:, k].nan_to_num())
+
+    assert "scores cells that are NaN" in told_of(model, HOLES)[0][0]
+
+
+@pytest.mark.parametrize("labels", [[math.nan] * 4, [1.0, math.nan, 0.0, math.nan]])
+def test_a_site_that_observes_nothing_ends_no_verb(labels):
+    """A batch without a label stopped training with a raw error."""
+
+    def model(x, y):
+        with pyro.plate("data", len(x)):
+            cells = dist.Normal(torch.zeros(2), 1.0).mask(~x.isnan()).to_event(1)
+            pyro.sample("x", cells, obs=x.nan_to_num())
+        fair = torch.full((int((~y.isnan()).sum()),), 0.5)
+        pyro.sample("y", dist.Bernoulli(fair).to_event(1), obs=y[~y.isnan()])
+
+    assert told_of(model, (HOLES[:, :2], torch.tensor(labels)))[0] == []
+
+
+def test_a_look_at_holes_that_fails_ends_no_verb_and_is_not_taken_for_ever(monkeypatch):
+    looks = []
+
+    def look(self, *rest):
+        looks.append(rest)
+        raise RuntimeError("a look")
+
+    monkeypatch.setattr(holes.Holes, "_look", look)
+    found, answer = told_of(
+        cells_of(torch.nan_to_num, exact_seen), *[HOLES.roll(k, 0) for k in range(4)]
+    )
+    assert found == []
+    assert answer.isfinite().all()
+    assert len(looks) <= 3
+
+
+@pytest.mark.parametrize("dim", [-1, -2])
+def test_a_shared_number_in_a_plate_of_as_many_units_as_rows_ends_no_verb(dim):
+    def model(x):
+        with pyro.plate("features", len(x), dim=dim):
+            pyro.sample("near", dist.Normal(torch.zeros(()), 1.0), obs=torch.zeros(()))
+        cells_of(torch.nan_to_num, exact_seen)(x)
+
+    found, answer = told_of(model, HOLES, plate="rows")
+    assert found == []
+    assert answer.isfinite().all()
+
+
+def test_a_look_at_holes_asks_for_numbers_between_those_of_a_column_alone():
+    """A number above all that is seen is no class of a table: on a GPU it ends the process."""
+    low, high = torch.tensor([0.0, -1.5, 3.0]), torch.tensor([4.0, 2.5, 3.0])
+
+    def model(x):
+        seen = ~x.isnan()
+        assert bool(((x >= low) & (x <= high))[:, :2].where(seen[:, :2], True).all())
+        assert bool((x[:, [0, 2]] == x[:, [0, 2]].round()).where(seen[:, [0, 2]], True).all())
+        assert bool((x[:, 2] <= 3.0).where(seen[:, 2], True).all())
+        cells_of(torch.nan_to_num, all_seen)(x)
+
+    rows = torch.stack([low, high, torch.full((3,), math.nan), (low + high).div(2)])
+    (found,) = told_of(model, rows.repeat(2, 1))[0]
+    assert "scores cells that are NaN in the data (" in found
+
+
+def test_columns_that_a_mask_leaves_out_are_no_rows_where_there_are_as_many():
+    """The first plate of as many units passed for the rows, whatever the program names."""
+
+    def model(x):
+        kept = ~x.isnan().any(0)
+        with pyro.plate("cells", 3, dim=-2), pyro.plate("rows", len(x), dim=-1):
+            kept = kept[:, None].expand(3, len(x))
+            pyro.sample("x", dist.Normal(0.0, 1.0).mask(kept), obs=x.nan_to_num().T)
+
+    rows = torch.tensor([[0.1, math.nan, 0.3], [0.5, 0.2, 0.4], [1.0, -1.0, 0.7]])
+    assert told_of(model, rows, plate="rows")[0] == []
 
 
 class FirstColumn:

@@ -31,7 +31,7 @@ class FilledRuns:
         self._run, self._batch = run, batch
         self._same = _Latents(model, guide)
         self._others = _Latents(model, guide, others=True)
-        self.rows = num_rows(batch)
+        self.rows, self.failed = num_rows(batch), False
 
     def plain(self) -> Trace | None:
         """Run on the data as they are."""
@@ -41,17 +41,23 @@ class FilledRuns:
         """Run on the data as they are at other latents; values know which parameters they have."""
         return self._run(self._batch, self._others, grad=True)
 
-    def high(self, only: Tensor | None = None) -> Trace | None:
-        """Run with numbers in the place of NaN, in one argument alone, that are above the rest."""
-        return self._run(map_batch(partial(_high, only=only), self._batch), self._same)
+    def filled(self, *, high: bool, only: Tensor | None = None) -> Trace | None:
+        """Run with the least or the largest number seen in the place of NaN, in one argument alone.
 
-    def low(self) -> Trace | None:
-        """Run with numbers in the place of NaN that are below the rest."""
-        return self._run(map_batch(_low, self._batch), self._same)
+        Numbers are those of the same column.
+        """
+        fill = partial(_filled, high=high, only=only)
+        found = self._run(map_batch(fill, self._batch), self._same)
+        self.failed |= found is None
+        return found
 
-    def beside(self) -> Trace | None:
-        """Run with NaN where it is, and other numbers than those that are seen."""
-        return self._run(map_batch(_beside, self._batch), self._same)
+    def ends(self) -> Trace | None:
+        """Run with NaN where it is, and for each number seen the largest, or for that the least."""
+        return self._run(map_batch(_ends, self._batch), self._same)
+
+    def mixed(self, seed: int) -> Trace | None:
+        """Run with NaN where it is, and for each number seen one of these two at random."""
+        return self._run(map_batch(partial(_mixed, seed=seed), self._batch), self._same)
 
 
 class _Latents(Messenger):
@@ -86,7 +92,8 @@ def _another(site: Message) -> Tensor:
     base = innermost(fn)
     if not is_discrete(fn):
         with suppress(NotImplementedError), torch.random.fork_rng([]):
-            return fn.sample()
+            drawn: Tensor = fn.sample()  # by a guide that is the prior, from the same state
+            return fn.sample() if torch.equal(drawn, value) else drawn
     elif getattr(base, "has_enumerate_support", False):
         support = base.enumerate_support()
         index = slice(None), *(None,) * (value.dim() + 1 - support.dim())
@@ -105,38 +112,44 @@ def has_holes(leaf: Any) -> bool:
     return real and bool(leaf.isnan().any())
 
 
-def _high(leaf: Tensor, only: Tensor | None = None) -> Tensor:
-    """Return data with numbers in the place of NaN that are above all of their column."""
-    if only is not None and leaf is not only:
+def _filled(leaf: Tensor, *, high: bool, only: Tensor | None) -> Tensor:
+    """Return data with the least or the largest number of a column in the place of its NaN."""
+    if (only is not None and leaf is not only) or not has_holes(leaf):
         return leaf
+    return torch.where(leaf.isnan(), _range(leaf)[high], leaf)
+
+
+def _ends(leaf: Tensor) -> Tensor:
+    """Return data with NaN where it was, and each number the largest, or that one the least."""
     if not has_holes(leaf):
         return leaf
-    _, high, step = _range(leaf)
-    return torch.where(leaf.isnan(), high + step, leaf)
+    low, high = _range(leaf)
+    return torch.where(leaf < high, high, low).where(~leaf.isnan(), leaf)
 
 
-def _low(leaf: Tensor) -> Tensor:
-    """Return data with numbers in the place of NaN that are below all of their column."""
+def _mixed(leaf: Tensor, seed: int) -> Tensor:
+    """Return data with NaN where it was, and each number the largest or the least of its column."""
     if not has_holes(leaf):
         return leaf
-    low, _, step = _range(leaf)
-    return torch.where(leaf.isnan(), low - step, leaf)
+    low, high = _range(leaf)
+    coins = torch.rand(leaf.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+    return torch.where(coins.to(leaf.device), high, low).where(~leaf.isnan(), leaf)
 
 
-def _beside(leaf: Tensor) -> Tensor:
-    """Return data with NaN where it was, and all numbers a little larger."""
-    return leaf + _range(leaf)[2] if has_holes(leaf) else leaf
+def _range(leaf: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two numbers of each column: the least and the largest that are seen.
 
-
-def _range(leaf: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the least and the largest number of each column, and a small step for each cell.
-
-    Class numbers and counts stay what they are when they are cut to whole numbers.
+    No others: what a program does with them, as to look up a class, may fail, and on a GPU a
+    failure ends the process. A column of one number has none but it there. Elsewhere the other is
+    nearer to 0, a whole number beside a whole one, and 1 beside 0; where none is seen, 0 and 1 do.
     """
     seen = leaf.isfinite()
-    none = ~seen.any(0, keepdim=True)  # of such a column, say of classes, 0 and 1 do
+    none = ~seen.any(0, keepdim=True)
     low = leaf.where(seen, torch.inf).amin(0, keepdim=True).masked_fill(none, 0.0)
-    high = leaf.where(seen, -torch.inf).amax(0, keepdim=True).masked_fill(none, 1.0)
-    step = (0.01 * (high - low)).clamp(max=0.1)
-    step = torch.where(step > 0, step, 0.1)
-    return low, high, step * torch.linspace(0.5, 1.0, leaf.numel()).to(leaf).view_as(leaf)
+    high = leaf.where(seen, -torch.inf).amax(0, keepdim=True).masked_fill(none, 0.0)
+    if leaf.is_cuda:
+        return low, high
+    step = 0.01 * low.abs()
+    step = step.ceil().where(low == low.round(), step)
+    other = (low - low.sign() * step).where(low != 0, 1.0).where(low == high, low)
+    return torch.minimum(low, other), torch.maximum(high, other)

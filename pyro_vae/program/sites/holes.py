@@ -15,24 +15,42 @@ from torch import Tensor
 
 from pyro_vae.arguments import counted
 from pyro_vae.program.batches.batch import Batch
-from pyro_vae.program.checks import is_discrete
 from pyro_vae.program.handlers import Message, innermost, observes, sample_sites
 from pyro_vae.program.looks.filled_runs import FilledRuns, Run, has_holes
-from pyro_vae.program.sites.masks import has_cells, kept_units
+from pyro_vae.program.sites.masks import has_cells, is_masked, kept_units
 from pyro_vae.program.told import Told
 
 _KEY = ("holes", "of all sites")  # one warning a program
+_TRIES = 3  # looks that may fail
 
 
 class _Cells(NamedTuple):
-    """What a site observes, which of it counts, and which would where nothing was missing."""
+    """What a site observes, which of it counts, and which would where nothing was missing.
 
-    rows: int | None  # the dimension of the rows; None of one row
+    All with the dimension of the rows first; a value without one is one row.
+    """
+
     site: Message
+    dim: int | None  # of the rows
     value: Tensor
     kept: Tensor
     filled: Tensor
     kept_filled: Tensor
+
+    def is_in(self, values: Mapping[str, Tensor]) -> bool:
+        """Return whether another run observes as many cells here."""
+        here = self.site["name"]
+        return here in values and values[here].shape == self.site["value"].shape
+
+    def of(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Return what another run observes here: the same where that is of other cells."""
+        here = self.site["name"]
+        return _rows_first(values[here], self.dim) if self.is_in(values) else self.value
+
+    @property
+    def opened(self) -> Tensor:
+        """Which cells count where nothing is missing, and else do not."""
+        return self.kept_filled & ~self.kept
 
 
 # Returns what is wrong about a site, and what to do, of the argument's name.
@@ -45,57 +63,60 @@ class Holes:
     Arguments:
         run: Runs the program.
         told: What the user knows.
+        plate: Name of the plate that holds the data, where the user tells it.
     """
 
-    def __init__(self, run: Run, told: Told) -> None:
-        self._run, self._told = run, told
+    def __init__(self, run: Run, told: Told, plate: str | None) -> None:
+        self._run, self._told, self._plate = run, told, plate
         self._right: set[int] = set()  # what masks leave out of which holes
+        self._failures = 0
 
     def tell(self, batch: Batch, arguments: Mapping[str, Any], model: Trace, guide: Trace) -> None:
         """Warn of a site that scores cells that are NaN in the data, or leaves out rows for them.
 
-        Such a site observes numbers of the model's own in the place of NaN.
+        Such a site observes numbers of the model's own in the place of NaN. A look that fails tells
+        nothing; where some did there are no more.
 
         Arguments:
             batch: Some rows, with holes.
             arguments: The same, by name.
             model, guide: Their traces.
         """
-        lacks = {name: leaf for name, leaf in arguments.items() if has_holes(leaf)}
-        if _KEY in self._told or not lacks:
+        if self._failures == _TRIES or _KEY in self._told:
             return
-        key = _marks_of(lacks, model)
-        if key in self._right:
-            return
-        runs = FilledRuns(self._run, batch, model, guide)
-        filled = runs.high()
-        if filled is None:
-            return
-        faults = self._look(runs, model, filled)
-        if faults:
-            first, *others = faults
-            named = ", ".join(map(repr, others[:3])) + ", and more" * (len(others) > 3)
-            message = faults[first](_argument(lacks, runs, first, _values(model)[first]))
-            self._told.warn(_KEY, message + f"; the same of {named}" * bool(others))
-        else:
-            self._right.add(key)
+        message, self._failures = "", self._failures + 1
+        with suppress(Exception):  # whatever a user's function leaves in a trace
+            lacks = {name: leaf for name, leaf in arguments.items() if has_holes(leaf)}
+            key = _marks_of(lacks, model)
+            runs = FilledRuns(self._run, batch, model, guide)
+            if lacks and key not in self._right:
+                message = self._look(runs, model, lacks)
+                self._right.add(key)
+            self._failures -= not runs.failed
+        if message:
+            self._told.warn(_KEY, message)
 
-    def _look(self, runs: FilledRuns, model: Trace, filled: Trace) -> dict[str, _Fault]:
-        """Return what is wrong, by site: found by one run more where nothing is."""
-        cells = _cells(model, filled, runs.rows)
-        moved = {name: _differ(each.value, each.filled) for name, each in cells.items()}
-        # Cut to whole numbers, what stands for NaN may be the largest number that is seen.
-        cut = any(is_discrete(each.site["fn"]) for each in cells.values())
-        if not cut and not _faults(cells, moved, moved):
-            return {}
-        low = _values(runs.low())
-        for name, each in cells.items():  # what says that a cell lacks does not move here
-            moved[name] = _differ(each.filled, _like(each.filled, low.get(name), each.value))
+    def _look(self, runs: FilledRuns, model: Trace, lacks: Mapping[str, Tensor]) -> str:
+        """Return what is wrong; nothing where nothing is, as one run tells of exact masks."""
+        high = runs.filled(high=True)
+        cells = _cells(model, high, runs.rows, self._plate)
+        if _are_exact(cells, lacks):
+            return ""
+        low, filled = _values(high and runs.filled(high=False)), _values(high)
+        moved = {n: _differ(each.filled, each.of(low)) for n, each in cells.items()}
+        alone = {name: each for name, each in cells.items() if not each.is_in(filled)}
+        moved |= _unmoved(alone, runs, lacks)
         if not _faults(cells, moved, moved):
-            return {}
-        again = _cells(runs.plain() or model, filled, runs.rows)  # of the same random numbers
-        cells = {name: again.get(name, each) for name, each in cells.items()}
-        return _faults(cells, moved, _fillers(cells, moved, runs))
+            return ""
+        cells |= _cells(runs.plain() or model, high, runs.rows, self._plate)  # of the same noise
+        given = _arguments(cells, runs, lacks)
+        faults = _faults(cells, moved, _fillers(cells, moved, runs, given))
+        if not faults:
+            return ""
+        first, *others = faults
+        named = ", ".join(map(repr, others[:3])) + ", and more" * (len(others) > 3)
+        message = faults[first](next(iter(given[first] or lacks)))
+        return message + f"; the same of {named}" * bool(others)
 
 
 def _marks_of(lacks: Mapping[str, Tensor], model: Trace) -> int:
@@ -112,29 +133,26 @@ def _values(trace: Trace | None) -> dict[str, Tensor]:
     return {name: site["value"] for name, site in sites if observes(site)}
 
 
-def _like(cells: Tensor, value: Tensor | None, other: Tensor) -> Tensor:
-    """Return a value where it has the shape of some cells, and else another."""
-    return other if value is None or value.shape != cells.shape else value
-
-
 def _differ(one: Tensor, two: Tensor) -> Tensor:
     return one.detach() != two.detach()  # NaN is no number
 
 
-def _cells(model: Trace, filled: Trace, count: int) -> dict[str, _Cells]:
+def _cells(model: Trace, filled: Trace | None, count: int, plate: str | None) -> dict[str, _Cells]:
     """Return what the sites of a model observe, as the data are, and where nothing was missing."""
-    found, others = {}, dict(sample_sites(filled))
+    found, others = {}, {} if filled is None else dict(sample_sites(filled))
     for name, site in sample_sites(model):
-        if not observes(site):
+        value: Any = site["value"]
+        if not observes(site) or not value.numel():
             continue
         other: Message = others.get(name, site)
-        if not observes(other) or other["value"].shape != site["value"].shape:
+        if not observes(other) or other["value"].shape != value.shape:
             other = site  # of the cells that are seen alone, as x[~x.isnan()]
         pairs = [(each["value"], _kept(each)) for each in (site, other)]
         with suppress(RuntimeError):  # a mask that is none of the value
             all_ = torch.broadcast_tensors(*pairs[0], *pairs[1])
-            if all_[0].shape == site["value"].shape:
-                found[name] = _Cells(_row_dim(site, count), site, *all_)
+            if all_[0].shape == value.shape:
+                dim = _row_dim(site, count, plate)
+                found[name] = _Cells(site, dim, *(_rows_first(each, dim) for each in all_))
     return found
 
 
@@ -144,48 +162,110 @@ def _kept(site: Message) -> Tensor:
     return torch.ones_like(site["value"], dtype=torch.bool) if kept is None else kept
 
 
-def _fillers(
-    cells: Mapping[str, _Cells], moved: Mapping[str, Tensor], runs: FilledRuns
-) -> dict[str, Tensor]:
-    """Return which cells hold what a program puts in the place of NaN: no value of a latent.
+def _are_exact(cells: Mapping[str, _Cells], lacks: Mapping[str, Tensor]) -> bool:
+    """Return whether masks take out just as many cells as are missing, and no other is a hole."""
+    scored = (each.kept & _differ(each.value, each.filled) for each in cells.values())
+    return _opened(cells.values()) == _missing(lacks) and not any(map(torch.any, scored))
 
-    A number whatever is seen, or one for several rows of a column, as its mean. Where the numbers
-    seen move all others, as those of a row do that is divided by its sum, they are no fillers.
+
+def _opened(cells: Collection[_Cells]) -> int:
+    return sum(int(each.opened.sum()) for each in cells)
+
+
+def _missing(lacks: Mapping[str, Tensor]) -> int:
+    return sum(int(leaf.isnan().sum()) for leaf in lacks.values())
+
+
+def _unmoved(
+    cells: Mapping[str, _Cells], runs: FilledRuns, lacks: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return which cells of sites that no run fills are holes: those that do not move as others do.
+
+    So it is where a program refuses data without holes, or names its sites by them. There are as
+    many such cells as are missing.
     """
-    beside, others = _values(runs.beside()), _values(runs.others())
-    found = {}
-    for name, each in cells.items():
-        with_others = _like(each.value, others.get(name), each.value)
-        fixed = ~_differ(each.value, _like(each.value, beside.get(name), each.value))
-        if with_others.requires_grad:  # a parameter may stand for each
-            fixed = torch.zeros_like(fixed)
-        one = _one_a_column(each.value, moved[name], each.rows)
-        found[name] = ~_differ(each.value, with_others) & (fixed | one)
+    ends = _values(runs.ends()) if cells else {}
+    found = {name: ~_differ(each.value, each.of(ends)) for name, each in cells.items()}
+    found = {name: each for name, each in found.items() if not bool(each.all())}
+    counts = {_missing(lacks), *(_missing({name: leaf}) for name, leaf in lacks.items())}
+    return found if sum(int(each.sum()) for each in found.values()) in counts else {}
+
+
+def _arguments(
+    cells: Mapping[str, _Cells], runs: FilledRuns, lacks: Mapping[str, Tensor]
+) -> dict[str, dict[str, Tensor]]:
+    """Return the arguments whose holes each site has."""
+    if len(lacks) == 1:
+        return {name: dict(lacks) for name in cells}
+    found: dict[str, dict[str, Tensor]] = {name: {} for name in cells}
+    for given, leaf in lacks.items():
+        low, high = (_values(runs.filled(high=end, only=leaf)) for end in (False, True))
+        for name, each in cells.items():
+            if bool(_differ(each.of(low), each.of(high)).any()):
+                found[name][given] = leaf
     return found
 
 
-def _argument(lacks: Mapping[str, Tensor], runs: FilledRuns, name: str, value: Tensor) -> str:
-    """Return the argument whose holes a site has; the first where no run tells it."""
-    for given, leaf in lacks.items() if len(lacks) > 1 else ():
-        found = _values(runs.high(only=leaf)).get(name, value)
-        if bool(_differ(value, _like(value, found, value)).any()):
-            return given
-    return next(iter(lacks))
+def _fillers(
+    cells: Mapping[str, _Cells],
+    moved: Mapping[str, Tensor],
+    runs: FilledRuns,
+    given: Mapping[str, Mapping[str, Tensor]],
+) -> dict[str, Tensor]:
+    """Return which cells hold what a program puts in the place of NaN: no value of a latent.
+
+    A number whatever is seen, or one for several rows of a column, as its mean. None of a site
+    whose mask takes out as many cells as are missing: what is seen may move with what is filled
+    in, as the share of a row, and be a number whatever is seen, as the share of the first.
+
+    Arguments:
+        cells: What sites observe.
+        moved: Which of it is a hole.
+        runs: Other runs.
+        given: The arguments whose holes each site has.
+    """
+    latents = _values(runs.others())
+    seen = [_values(each) for each in (runs.ends(), *map(runs.mixed, range(3)))]
+    masked = {name: each for name, each in cells.items() if is_masked(each.site)}
+    lacks = {key: leaf for name in masked for key, leaf in given[name].items()}
+    all_right = _opened(masked.values()) == _missing(lacks)
+    found = {}
+    for name, each in cells.items():
+        at_latents = each.of(latents)
+        # A parameter may stand for each.
+        fixed = torch.full_like(each.kept, not at_latents.requires_grad)
+        one = _one_a_column(each.value, moved[name])
+        for values in seen:
+            fixed = fixed & ~_differ(each.value, each.of(values))
+            one = one & _one_a_column(each.of(values), moved[name])
+        right = name in masked and (all_right or _opened([each]) == _missing(given[name]))
+        if right and not bool((each.opened & ~moved[name] & ~fixed).any()):  # none that is seen
+            fixed = one = torch.zeros_like(fixed)
+        found[name] = (fixed | one) & ~_differ(each.value, at_latents)
+    return found
 
 
-def _row_dim(site: Message, count: int) -> int | None:
-    """Return the dimension of a value that has the rows of the data: the first one in no plate."""
-    stack = site["cond_indep_stack"]
+def _row_dim(site: Message, count: int, plate: str | None) -> int | None:
+    """Return the dimension of a value that has the rows of the data: the first one in no plate.
+
+    Of several plates of as many units the one that the user names, or "data", has the rows.
+    """
+    stack, value = site["cond_indep_stack"], site["value"]
     frames = [f for f in stack if count in (f.size, f.full_size)]
     if any(f.dim is None for f in frames or stack):
         return None
-    return frames[0].dim - len(site["fn"].event_shape) if frames else -site["value"].dim() or None
+    frames.sort(key=lambda f: (f.name != plate, f.name != "data"))
+    dim = frames[0].dim - len(site["fn"].event_shape) if frames else -value.dim()
+    return dim if -value.dim() <= dim < 0 else None  # one value for all rows has none
 
 
-def _by_row(cells: Tensor, dim: int | None) -> Tensor:
+def _rows_first(value: Tensor, dim: int | None) -> Tensor:
+    return value.unsqueeze(0) if dim is None else value.movedim(dim, 0)
+
+
+def _by_row(cells: Tensor) -> Tensor:
     """Return cells as a matrix of rows."""
-    rows = cells.unsqueeze(0) if dim is None else cells.movedim(dim, 0)
-    return rows.reshape(len(rows), -1)
+    return cells.reshape(len(cells), -1)
 
 
 def _faults(
@@ -201,9 +281,10 @@ def _faults(
     found: dict[str, _Fault] = {}
     bare = _bare_rows(cells.values())
     for name, each in cells.items():
-        scored = each.kept & moved[name] & fillers[name]
+        holes = moved[name] & fillers[name]
+        scored = each.kept & holes
         if bool(scored.any()):
-            found[name] = partial(_scored, name, each, moved[name], scored)
+            found[name] = partial(_scored, name, each, holes, scored)
         else:
             found |= _lost_rows(name, each, moved[name], bare)
     return found
@@ -213,8 +294,8 @@ def _bare_rows(cells: Collection[_Cells]) -> dict[int, Tensor]:
     """Return the rows of which no site has a density, by how many rows there are."""
     found: dict[int, Tensor] = {}
     for each in cells:
-        if each.rows is not None:
-            none = ~_by_row(each.kept, each.rows).any(-1)
+        if each.dim is not None:
+            none = ~_by_row(each.kept).any(-1)
             found[len(none)] = none & found.get(len(none), none)
     return found
 
@@ -277,9 +358,8 @@ def _scored(name: str, cells: _Cells, holes: Tensor, scored: Tensor, given: str)
     """Return what to do where cells with holes count."""
     site = cells.site
     marks, place = _marks(given, site["fn"])
-    rows = len(_by_row(scored, cells.rows))
-    count = f"{int(scored.sum())} in {counted(rows, 'row')}"
-    if torch.equal(cells.kept, holes):
+    count = f"{int(scored.sum())} in {counted(len(scored), 'row')}"
+    if torch.equal(cells.kept, holes) and not bool(holes.all()):
         return (
             f"site {name!r} has an inverted mask: it keeps the cells that are NaN in the data "
             f"({count}), and leaves out all others; write .mask({marks}){place}"
@@ -296,15 +376,13 @@ def _scored(name: str, cells: _Cells, holes: Tensor, scored: Tensor, given: str)
     )
 
 
-def _one_a_column(value: Tensor, holes: Tensor, dim: int | None) -> Tensor:
+def _one_a_column(value: Tensor, holes: Tensor) -> Tensor:
     """Return which cells are those of columns with one number for several holes."""
-    cells, at = _by_row(value, dim), _by_row(holes, dim)
+    cells, at = _by_row(value), _by_row(holes)
     low = cells.where(at, torch.inf).amin(0)
     high = cells.where(at, -torch.inf).amax(0)
-    one = ((low >= high) & (at.sum(0) > 1)).expand(cells.shape)
-    rows = value.unsqueeze(0) if dim is None else value.movedim(dim, 0)
-    back = one.reshape(rows.shape)
-    return back[0] if dim is None else back.movedim(0, dim)
+    one = (low >= high) & (at.sum(0) > 1)
+    return one.expand(cells.shape).reshape(value.shape)
 
 
 def _lost_rows(
@@ -312,15 +390,16 @@ def _lost_rows(
 ) -> dict[str, _Fault]:
     """Return what to do where a hole takes out what is seen of its row; nothing where none does."""
     own = _joint_dims(cells.site["fn"])
-    lost, unit = cells.kept_filled & ~cells.kept, _of_parts(holes, own)
-    rows = _by_row(lost & ~unit, cells.rows)
-    partly = rows.any(-1) & ~_by_row(cells.kept, cells.rows).any(-1)
-    partly &= _by_row(holes, cells.rows).any(-1)
+    unit, lacks, kept = _of_parts(holes, own), _by_row(holes).any(-1), _by_row(cells.kept).any(-1)
+    if bool((kept & lacks & ~_by_row(unit).all(-1)).any()):  # not for any hole of a row
+        return {}
+    rows = _by_row(cells.opened & ~unit)
+    partly = rows.any(-1) & lacks & ~kept
     parts = bool(partly.any())
-    if not parts and cells.rows is not None:  # and no other site has a density of the row
-        whole = rows.shape[1] == lost.shape[lost.dim() - own :].numel()  # it is one density
-        rows = _by_row(lost & ~(holes if whole else unit), cells.rows)
-        partly = rows.any(-1) & bare[len(rows)]
+    if not parts and cells.dim is not None:  # and no other site has a density of the row
+        whole = rows.shape[1] == holes.shape[holes.dim() - own :].numel()  # it is one density
+        rows = _by_row(cells.opened & ~(holes if whole else unit))
+        partly = rows.any(-1) & lacks & bare[len(rows)]
     seen = int(rows[partly].sum())
     return {name: partial(_lost, name, cells, partly, seen, parts=parts)} if seen else {}
 

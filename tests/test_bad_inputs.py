@@ -3,10 +3,13 @@
 import math
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from conftest import differences, random_state, surroundings
 from programs import CASES
+from torch import nn
 from torch.distributions import constraints
 
 import pyro_vae as pv
@@ -203,3 +206,29 @@ def test_numbers_are_binary_where_the_constraint_says_so(number, dtype):
     else:
         with pytest.raises(DataError, match=r"in row 7 is outside the support \(Boolean"):
             check_support("x", support, "Bernoulli", value)
+
+
+class Masked(nn.Module):
+    """x ~ N(z, 1) where it is seen, z ~ N(0, 1); the guide reads both arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(3, 2)
+
+    def model(self, x, seen, y):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+            part = dist.Normal(z[..., None], 1.0).expand([*z.shape, 3]).mask(seen).to_event(1)
+            pyro.sample("x", part, obs=x)
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    def guide(self, x, seen, y):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.net(x * seen)[:, 0], 1.0))
+
+
+def test_rows_that_lack_in_one_argument_are_named():
+    """By the model's names and all shapes, not by their places among some of them."""
+    x, seen, y = torch.zeros(30, 3), torch.ones(20, 3, dtype=torch.bool), torch.zeros(30)
+    with pytest.raises(DataError, match=r"x \(30, 3\).*, seen \(20, 3\) torch.bool, y \(30,\)"):
+        pv.fit(Masked(), (x, seen, y), epochs=1)

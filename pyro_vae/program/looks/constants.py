@@ -237,7 +237,10 @@ def _changes(batch: Batch, places: Places, trying: Trying) -> set[Change] | None
     """Return what cuts change of the rows that stay, some arguments kept whole."""
     whole = {place: leaf for place, leaf in _by_place(batch).items() if place in places}
     rest = _without(batch, places)
-    few, cuts = few_of(rest, num_rows(rest))
+    rows = _rows(rest)
+    if rows is None:  # the others disagree
+        return None
+    few, cuts = few_of(rest, rows)
     with trying(_with(few, whole)) as run:
         found = changes_beside(
             lambda some, *more: run(_with(some, whole), num_rows(some), *more), few, cuts

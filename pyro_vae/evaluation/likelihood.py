@@ -20,7 +20,6 @@ from pyro_vae.inference.sampling.importance_weights import (
 from pyro_vae.names import Answer
 from pyro_vae.program import checks
 from pyro_vae.program.densities.points import points_of, tell_of_points
-from pyro_vae.program.densities.terms import Terms
 from pyro_vae.program.handlers import has_density_of_its_own
 from pyro_vae.program.passes import Pass, Verb, runs
 from pyro_vae.program.program import Program
@@ -214,7 +213,8 @@ def log_likelihood(
         folded = passes.map(lambda piece: _fold(piece, count, points), progress=progress)
         total = count * max(1, len(passes.draws))
         shared = bool(passes.sites.global_)
-        same = _one_point(passes.draws)
+        first = passes.draws[0] if shared else {}
+        same = all(torch.equal(v, draw[n]) for draw in passes.draws for n, v in first.items())
         if passes.program.reader.told_whole:
             _tell_of_latents_of_rows(passes.sites.global_, passes.sites.dependence.fixed)
     tell_of_points("log_likelihood", points)
@@ -258,11 +258,6 @@ def _fold(piece: Pass, count: int, points: set[str]) -> tuple[Tensor, Tensor, Te
             running.add(terms.log_weight[0], total=total)
             sums.append(terms.log_weight[0].logsumexp(0))
         means.append(torch.stack(sums).logsumexp(0) - math.log(count))
-        if _is_settled(piece, terms):
-            for _ in piece.joints[1:]:
-                running.add(terms.log_weight[0], total)
-            means *= len(piece.joints)
-            break
     by_global = torch.stack(means)
     dependence = piece.sites.dependence
     spread = {*terms.carried, *dependence.redrawn}
@@ -278,23 +273,6 @@ def _fold(piece: Pass, count: int, points: set[str]) -> tuple[Tensor, Tensor, Te
         # A tail of weights that share one draw of the globals says nothing of other draws.
         shape = torch.maximum(shape, psis_k(by_global, 0))
     return running.log_mean(), ess, shape, by_global
-
-
-def _is_settled(piece: Pass, terms: Terms) -> bool:
-    """Return whether a pass has the same numbers at all draws of the globals: they are one point.
-
-    Arguments:
-        piece: The pass.
-        terms: Its densities at the first of them.
-    """
-    drawn = set(terms.drawn) - set(piece.globals_)
-    others = piece.sites.local or piece.sites.dependence.redrawn or drawn
-    return bool(piece.draws) and not others and _one_point(piece.draws)
-
-
-def _one_point(draws: list[dict[str, Tensor]]) -> bool:
-    """Return whether all draws of the globals are equal."""
-    return all(torch.equal(draw[name], v) for draw in draws for name, v in draws[0].items())
 
 
 def _sample_size_of_draws(means: Tensor, total: int) -> Tensor:

@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -53,7 +53,7 @@ from pyro_vae.training.loader_feed import LoaderFeed
 from pyro_vae.training.loop import Loop
 from pyro_vae.training.optimizers import as_factory
 from pyro_vae.training.parallel import Devices, World, join
-from pyro_vae.training.precision import Precision, contexts, convert
+from pyro_vae.training.precision import Precision, contexts, convert, default_type_told
 from pyro_vae.training.run import Run
 from pyro_vae.training.schedules import Schedule, as_schedule
 from pyro_vae.training.settings import (
@@ -278,7 +278,7 @@ def fit(
         wrapped = Program.of(program).to(world.device)
         convert(wrapped, precision)
         moved = _conformed(wrapped, transform and of_arguments(transform))
-        with forgotten_on_error(wrapped):
+        with default_type_told(precision), forgotten_on_error(wrapped):
             feed, first = _prepared(wrapped, data, batch_size, moved, world, size, seed, precision)
             judged = _prepare_valid(wrapped, valid, batch_size, feed, world, moved is not None)
             _check_parts(wrapped, first, feed.size, accumulate)
@@ -549,32 +549,10 @@ def _prepared(
     precision: Precision,
 ) -> tuple[TensorFeed | LoaderFeed, Batch]:
     """Check all data before anything changes; return the feed and a first batch."""
-    adapt = program.adapt if transform is None else program.as_tensors
-    feed = make_feed(program, data, batch_size, world=world, adapt=adapt, size=size)
-    cuda = [program.device] if program.device.type == "cuda" else []
-    # Starting values that a first run draws are others in each restart.
-    start = seeded(program.device, _start(seed)) if seed else torch.random.fork_rng(cuda)
-    with start, seeded_outside_torch(0):
-        first = feed.first()
-        first = transform(first) if transform is not None else first
-        if isinstance(feed, LoaderFeed) or world.size > 1:
-            require_rows(first)
-        if not program.reader.fresh:  # factors that fit no part are told before shapes that differ
-            _require_whole_batches(program, first, feed, world)
-        if isinstance(feed, LoaderFeed) and not program.reader.fresh:
-            program.reader.read_anew(first)  # as tensors are looked over anew
-        program.read(first)
-        if convert(program, precision):  # what that run has made: the data come in its type
-            return _prepared(
-                program, data, batch_size, transform, world, feed.size, seed, precision
-            )
-        if program.conform(first) is not first:  # counts, which the program takes as floats
-            first = program.conform(first)
-            program.read(first)
-            if transform is None:
-                feed = make_feed(program, data, batch_size, world=world, size=feed.size)
-        program.own.asked = program.sites.values
-        _require_whole_batches(program, first, feed, world)
+    feed, first = _read(program, data, batch_size, transform, world, size, seed)
+    if convert(program, precision):  # what that run has made: the data come in its type
+        feed, first = _read(program, data, batch_size, transform, world, feed.size, seed)
+    program.own.asked = program.sites.values
     _check_shares(program, feed, world)
     _tell_of_own_rows(program.sites)
     program.batches_alone = isinstance(feed, LoaderFeed)
@@ -588,12 +566,50 @@ def _prepared(
         if num_rows(first) < feed.size:
             # A transform is asked once more only where a term could read the rows it makes.
             if transform is None or program.sites.outside:
-                with torch.random.fork_rng(cuda), seeded_outside_torch(0):
+                with _forked(program), seeded_outside_torch(0):
                     program.reader.look_over(feed.data, transform)
             program.reader.require_parts(first, feed.size)
     known = feed.data if isinstance(feed, TensorFeed) and transform is None else first
     program.examples.remember(known)
     return feed, first
+
+
+def _read(
+    program: Program,
+    data: Any,
+    batch_size: int,
+    transform: Callable[[Batch], Batch] | None,
+    world: World,
+    size: Size | None,
+    seed: int,
+) -> tuple[TensorFeed | LoaderFeed, Batch]:
+    """Let a program read a first batch; return the feed and that batch."""
+    adapt = program.adapt if transform is None else program.as_tensors
+    feed = make_feed(program, data, batch_size, world=world, adapt=adapt, size=size)
+    # Starting values that a first run draws are others in each restart.
+    start = seeded(program.device, _start(seed)) if seed else _forked(program)
+    with start, seeded_outside_torch(0):
+        first = feed.first()
+        first = transform(first) if transform is not None else first
+        if isinstance(feed, LoaderFeed) or world.size > 1:
+            require_rows(first)
+        if not program.reader.fresh:  # factors that fit no part are told before shapes that differ
+            _require_whole_batches(program, first, feed, world)
+        if isinstance(feed, LoaderFeed) and not program.reader.fresh:
+            program.reader.read_anew(first)  # as tensors are looked over anew
+        program.read(first)
+        if program.conform(first) is not first:  # counts, which the program takes as floats
+            first = program.conform(first)
+            program.read(first)
+            if transform is None:
+                feed = make_feed(program, data, batch_size, world=world, size=feed.size)
+        _require_whole_batches(program, first, feed, world)
+    return feed, first
+
+
+def _forked(program: Program) -> AbstractContextManager[None]:
+    """Return a context that leaves the random state of a program's device as it is."""
+    return torch.random.fork_rng([program.device] if program.device.type == "cuda" else [])
 
 
 def _start(seed: int) -> int:

@@ -14,7 +14,7 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
-from pyro_vae.errors import ConfigError
+from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.program.batches.batch import Batch
 from pyro_vae.program.program import Program
 
@@ -43,6 +43,28 @@ def convert(program: Program, precision: Precision) -> bool:
     others = any(tensor.is_floating_point() and tensor.dtype != dtype for tensor in tensors)
     program.to(dtype=dtype)
     return others
+
+
+@contextmanager
+def default_type_told(precision: Precision) -> Iterator[None]:
+    """Tell the way out where a program, in this block, takes tensors of one type alone.
+
+    Raises:
+        ConfigError: It makes tensors of PyTorch's default type, and another is asked for.
+    """
+    try:
+        yield
+    except DataError as error:
+        asked = torch.get_default_dtype() if precision is None else _DTYPES[precision]
+        if asked == torch.get_default_dtype() or not any(
+            word in str(error) for word in ("dtype", "scalar type")
+        ):
+            raise
+        raise ConfigError(
+            f"precision: got {precision!r}, and in it {error}. Where the program makes tensors of "
+            f"PyTorch's default type, as AutoGaussian does, call torch.set_default_dtype({asked}) "
+            "before it is built"
+        ) from error
 
 
 def contexts(

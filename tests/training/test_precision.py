@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from programs import CASES, mlp
+from pyro.infer.autoguide import AutoGaussian
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -275,6 +276,64 @@ def test_what_the_first_run_makes_is_converted(loader):
         assert {tensor.dtype for tensor in program.parameters()} == {torch.float64}
         assert pv.elbo(program, x).dtype == torch.float64
     assert (losses[0] == losses[1]).all()
+
+
+class KeepsAType(nn.Linear):
+    """A buffer in one type, whatever the rest is converted to."""
+
+    def __init__(self, dtype):
+        super().__init__(2, 2)
+        self.kept = dtype
+        self.register_buffer("factor", torch.ones(2, dtype=dtype))
+
+    def _apply(self, fn, *args, **kwargs):
+        super()._apply(fn, *args, **kwargs)
+        self.factor = self.factor.to(self.kept)
+        return self
+
+    def forward(self, x):
+        return super().forward(x * self.factor.to(x.dtype))
+
+
+@pytest.mark.parametrize(
+    ("precision", "kept"), [("32-true", torch.float64), ("64-true", torch.float32)]
+)
+def test_a_module_may_keep_a_type_of_its_own(precision, kept):
+    net = KeepsAType(kept)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(net(x), 0.3).to_event(1))
+
+    program = pv.Program(of_statements, guide)
+    pv.fit(program, torch.randn(20, 2), epochs=1, batch_size=8, precision=precision)
+    asked = torch.float64 if precision == "64-true" else torch.float32
+    assert {tensor.dtype for tensor in program.parameters()} == {asked}
+    assert net.factor.dtype == kept
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_a_guide_of_the_default_type_tells_the_way_out(read):
+    """Pyro's AutoGaussian adds up in PyTorch's default type, whatever its parameters are."""
+
+    def model(x):
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(w, 0.5).to_event(1), obs=x)
+
+    x = torch.randn(20, 2)
+    program = pv.Program(model, AutoGaussian(model))
+    if read:
+        program.read(x)
+    with pytest.raises(ConfigError, match=r"call torch\.set_default_dtype\(torch\.float64\)"):
+        pv.fit(program, x, epochs=1, precision="64-true")
+    torch.set_default_dtype(torch.float64)
+    try:
+        program = pv.Program(model, AutoGaussian(model))
+        pv.fit(program, x, epochs=1, precision="64-true")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {tensor.dtype for tensor in program.parameters()} == {torch.float64}
 
 
 def test_by_default_the_program_keeps_its_type():

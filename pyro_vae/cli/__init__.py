@@ -8,10 +8,12 @@ stderr.
 
 import difflib
 import inspect
+import json
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 try:
@@ -34,6 +36,7 @@ from pyro_vae.cli import (
 )
 from pyro_vae.cli.own_program import imports_apart
 from pyro_vae.cli.report import complain, say, warn
+from pyro_vae.cli.runs import SETTINGS
 from pyro_vae.errors import PyroVaeError
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -69,6 +72,7 @@ _KINDS = {
     "<class 'float'>": "a number",
     "<class 'bool'>": "true or false",
     "tuple[int, ...]": "a list of integers, as [200,200]",
+    "dict[str, typing.Any]": """values by their names, as '{"visits": "count"}'""",
 }
 
 
@@ -87,7 +91,7 @@ def _answered(argv: Sequence[str] | None) -> int:
     arguments = [each for each in arguments if each != "--debug"]
     _Parser.asked = next(iter(arguments), "")
     try:
-        parsed = parser.parse_args(_named(arguments))
+        parsed = parser.parse_args(_with_settings_of_run(_named(arguments)))
         return _run(COMMANDS[parsed.command], parsed[parsed.command], debug)
     except SystemExit as stop:  # help (0) and usage errors (2)
         return int(stop.code or 0)
@@ -111,6 +115,29 @@ def _named(arguments: Sequence[str]) -> list[str]:
     if nth >= len(words) or option in given:
         return [*arguments]
     return [*arguments[: words[nth]], f"--{option}", *arguments[words[nth] :]]
+
+
+def _with_settings_of_run(arguments: list[str]) -> list[str]:
+    """Return a line that resumes a run with its settings in front: what is typed outranks them.
+
+    Its words are in its folder; their file, by the name of then, may be another one here.
+    """
+    said = {}
+    for argument, after in zip(arguments, [*arguments[1:], ""], strict=False):
+        name, equals, value = argument.partition("=")
+        said[name] = value if equals else after
+    resumes = said.get("--resume", "").lower() in ("true", "settings") and "--config" not in said
+    if arguments[:1] != ["train"] or not resumes:
+        return arguments
+    path = Path(said.get("--out", "")) / SETTINGS
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # `train` says what is wrong with it
+        return arguments
+    if not isinstance(found, dict) or "undivided" in found:
+        return arguments
+    words = ["--vocab", "null"] if found.get("vocab") else []
+    return ["train", "--config", str(path), *words, *arguments[1:]]
 
 
 def _run(command: Callable[..., None], values: Namespace, debug: bool) -> int:

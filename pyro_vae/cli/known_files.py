@@ -70,17 +70,21 @@ class KnownFile:
     def tell_of_change(self, path: str, then: str) -> None:
         """Warn of a file that does not hold what the run saw, and say what follows."""
         if is_readable(path) and not self.is_in(path):
-            _warn(
-                f"{self.what}: {path} is not what the run in {self.folder} was trained with, {then}"
-            )
+            what = f"{path} {'may not be' if self.sha256 is None else 'is not'} what the run"
+            _warn(f"{self.what}: {what} in {self.folder} was trained with, {then}")
 
     def tell_of_namesake(self, path: str, typed: str, way_out: str = "") -> None:
-        """Warn of another file of the name as typed, where a path is taken in its stead."""
-        here = os.path.realpath(typed)
-        if here != os.path.realpath(path) and is_readable(typed) and not self.is_in(typed):
+        """Warn of another file of the name as typed, where a path is taken in its stead.
+
+        A copy of data is the data; that of a program may import other modules beside it.
+        """
+        here, copied = os.path.realpath(typed), self.is_in(typed)
+        another = here != os.path.realpath(path) and is_readable(typed)
+        if another and not (copied and (self.what == "data" or _is_alone(Path(here)))):
+            differs = "may import other modules than it" if copied else "differs from it"
             _warn(
                 f"{self.what}: {path} is taken, the file of the run in {self.folder}; "
-                f"{here} differs from it{way_out}"
+                f"{here} {differs}{way_out}"
             )
 
     def remember(self) -> None:
@@ -103,7 +107,7 @@ def recalled(folder: Path, what: str, typed: str) -> KnownFile:
     try:
         found = json.loads(_record(folder, what).read_text(encoding="utf-8"))
         texts = {key: found[key] for key in ("sha256", "said") if isinstance(found.get(key), str)}
-        return KnownFile(folder, what, os.path.realpath(found[what]), **texts)
+        return KnownFile(folder, what, os.path.realpath(found[what] or typed), **texts)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return KnownFile(folder, what, os.path.realpath(typed))
 
@@ -142,6 +146,12 @@ def _contents(path: str, size: int, mtime_ns: int) -> str:
         while block := file.read(_BLOCK):
             found.update(block)
     return found.hexdigest()
+
+
+def _is_alone(program: Path) -> bool:
+    """Return whether there is no other Python file near a program that it could import."""
+    near = (each for depth in ("", "*/", "*/*/") for each in program.parent.glob(f"{depth}*.py"))
+    return all(each == program for each in near)
 
 
 def _record(folder: Path, what: str) -> Path:

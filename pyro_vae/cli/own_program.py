@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyro_vae as pv
-from pyro_vae.errors import ConfigError
+from pyro_vae.errors import ConfigError, PyroVaeError
 from pyro_vae.program.parameters.object_graph import is_library
 
 
@@ -84,7 +84,11 @@ def own_program(model: str, options: dict[str, Any]) -> Any:
 
 
 def called(factory: Any, options: dict[str, Any], named: str) -> Any:
-    """Return what a class or function makes of options, which its signature must have."""
+    """Return what a class or function makes of options, which its signature must have.
+
+    Raises:
+        ConfigError: It does not take them, or fails; without options its own error is raised.
+    """
     if not callable(factory):
         raise ConfigError(f"{named}: got {type(factory).__name__}, expected a class or a program")
     signature = inspect.signature(factory)
@@ -93,7 +97,16 @@ def called(factory: Any, options: dict[str, Any], named: str) -> Any:
     except TypeError as error:
         known = ", ".join(signature.parameters) or "no options"
         raise ConfigError(f"options: {named}: {error}; it takes {known}") from None
-    return factory(**options)
+    try:
+        return factory(**options)
+    except PyroVaeError:
+        raise
+    except Exception as error:
+        if not options:
+            raise
+        got = ", ".join(f"{name} {value!r}" for name, value in options.items())
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"options: {named}: got {got}, and fails with {reason}") from error
 
 
 def _module(path: Path, named: str) -> Any:

@@ -68,7 +68,7 @@ def build_program(settings: dict[str, Any], data: DataSet) -> Any:
     for name, value in options.items():
         by_class = name in known and inspect.isclass(known[name].default)
         options[name] = getattr(pv.conditionals, str(value), value) if by_class else value
-    return called(MODELS[model], said | options, model)
+    return called(partial(MODELS[model], **said), options, model)
 
 
 def require_answers(program: Any, rows: Any, model: str) -> None:

@@ -1,6 +1,7 @@
 """``pyro-vae train``."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -28,7 +29,7 @@ from pyro_vae.cli.programs import build_program, check_options, require_answers
 from pyro_vae.cli.report import say
 from pyro_vae.cli.report_file import write_report
 from pyro_vae.cli.runs import check_words, files_of, fresh_folder, go_on, record
-from pyro_vae.data.table_files import Table
+from pyro_vae.data.table_files import SUFFIXES, Table, read_table
 from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.storage.paths import local_path
 
@@ -115,7 +116,8 @@ def train(
         seed: of weights, noise, order and binarization.
         device: auto, cpu, cuda or cuda:N.
         out: run folder; null is a fresh one below runs.
-        resume: go on from the checkpoint in out; settings lets lr, beta and the like differ.
+        resume: go on from the checkpoint in out, with the settings of its run where no others are
+            typed; settings lets lr, beta and the like differ.
         checkpoint_every: epochs between checkpoints; null writes none.
         progress: show a progress bar.
     """
@@ -138,7 +140,8 @@ def train(
     check_options(settings)
     loaded = load_data(asked)
     torch.manual_seed(seed)
-    program = build_program(asked, loaded)
+    with _told_of_data(model, asked["data"]):
+        program = build_program(asked, loaded)
     loaded = loaded.taken_by(program, data)
     if is_own(model):
         require_answers(program, loaded.rows("train"), model)
@@ -147,7 +150,7 @@ def train(
     if resume:
         check_words(folder, words)
     train, size = loaded.batches(batch_size)
-    with _told_of_digits(model, data):
+    with _told_of_data(model, asked["data"]):
         run = pv.fit(
             program,
             train,
@@ -203,13 +206,17 @@ def about_whole_numbers(column: Any, table: Any) -> str:
 
 
 @contextmanager
-def _told_of_digits(model: str, data: str) -> Iterator[None]:
-    """Say which data those are that a program of the user's refuses, where none were named."""
+def _told_of_data(model: str, data: str) -> Iterator[None]:
+    """Say which data those are that a program refuses: the default, or a table with empty cells."""
     try:
         yield
     except DataError as error:
         if is_own(model) and data == "digits":
             raise DataError(f"{error}; these are digits, the default of --data") from error
+        if data.endswith(SUFFIXES) and re.search("nan|missing cells", str(error)):
+            frame = read_table(Path(data))
+            names = [str(name) for name in frame.columns if frame[name].isna().any()]
+            raise DataError(f"{error}; {data} has empty cells in {', '.join(names)}") from error
         raise
 
 

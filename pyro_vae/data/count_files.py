@@ -140,7 +140,18 @@ def sound_file(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: it claims more numbers than the memory holds") from None
     except _UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if not _starts_well(path):
+            reason = "another kind of file has this name; write it by np.savez or np.save"
         raise DataError(f"{path}: not a sound {path.suffix} file ({reason})") from None
+
+
+def _starts_well(path: Path) -> bool:
+    """Return whether a file of NumPy's begins as such."""
+    start = {".npz": b"PK", ".npy": b"\x93NUMPY"}.get(path.suffix)
+    if start is None or not path.is_file():
+        return True
+    with path.open("rb") as file:
+        return file.read(len(start)) == start
 
 
 def _dense(path: Path, arrays: dict[str, np.ndarray]) -> torch.Tensor:

@@ -64,6 +64,18 @@ def _require_names(path: Path, frame: Any) -> None:
             "write such a line above the rows"
         )
     first = frame[frame.columns[0]]
+    signs = [sign for sign in ";\t|" if sign in names[0]]
+    shifted = type(frame.index).__name__ != "RangeIndex"  # rows have more cells than names
+    if shifted or (
+        len(names) == 1
+        and signs
+        and bool(first.astype(str).str.contains(signs[0], regex=False).all())
+    ):
+        raise DataError(
+            f"{path}: got columns that commas do not part, below {','.join(names[:3])}; expected "
+            "a comma between columns and a point in numbers: "
+            "pd.read_csv(FILE, sep=..., decimal=...).to_csv(FILE, index=False)"
+        )
     unnamed = names[0].startswith("Unnamed: ") and first.dtype.kind in "iu" and len(names) > 1
     if unnamed and bool((first.diff()[1:] == 1).all()):
         raise DataError(

@@ -170,7 +170,7 @@ class Continued:
         sys.stderr.write(
             f"the run was ended in step {self.steps + 1}; {self.writes.name} holds a checkpoint "
             f"of step {self.checkpoint.meta['steps']}: go on by pv.fit(..., resume=True), "
-            "or pyro-vae train ... --resume true\n"
+            f"or pyro-vae train --resume true --out {self.writes.name}\n"
         )
 
     def _remedy(self) -> str:

@@ -6,8 +6,8 @@ BUGS = [
     Bug(
         "the run's seed is not that of its weights",
         "cli/train.py",
-        "    torch.manual_seed(seed)\n    program",
-        "    program",
+        "    torch.manual_seed(seed)\n    with _told",
+        "    with _told",
         "tests/test_cli.py::test_resume_ends_where_an_unbroken_run_does",
     ),
     Bug(

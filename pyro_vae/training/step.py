@@ -595,6 +595,7 @@ class Stepper:
             parameter.grad = None
         every = self._alone and not self.program.own.frozen
         loss.backward(inputs=None if every else trained)
+        _set_apart(self.trained[index])
         return loss.detach()
 
     def _reduced_norm(self, index: int, loss: Tensor) -> Tensor:
@@ -662,6 +663,22 @@ class Stepper:
         optimizer: Any = self.optimizers[index]
         optimizer.grad_scale = None
         optimizer.found_inf = self._broken  # what a gradient scaler sets: the fused step skips
+
+
+def _set_apart(parameters: list[nn.Parameter]) -> None:
+    """Give gradients that share memory some of their own: what follows scales them in place.
+
+    Of two values that are added PyTorch may set two views of one gradient.
+    """
+    taken: set[int] = set()
+    for parameter in parameters:
+        grad = parameter.grad
+        if grad is None or grad.layout is not torch.strided:
+            continue
+        memory = grad.untyped_storage().data_ptr()
+        if memory in taken:
+            parameter.grad = grad.clone()
+        taken.add(memory)
 
 
 def _are_finite(loss: Tensor, norm: Tensor) -> bool:

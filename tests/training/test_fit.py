@@ -217,15 +217,17 @@ def test_a_callback_that_turns_gradients_off_stops_no_training():
 
 
 @pytest.mark.parametrize("compile", [False, "trace"])
-def test_values_that_are_added_are_clipped_once(compile):
+@pytest.mark.parametrize("of", ["values", "rows of values", "weights"])
+def test_what_is_added_is_clipped_once(of, compile):
     """A step of plain descent has length lr c where the gradient is longer than c."""
+    zeros = torch.zeros(X.shape[1])
+    weights = nn.ParameterList([zeros.clone(), zeros.clone()])
 
     def model(x):
-        loc = pyro.param("one", torch.zeros(X.shape[1])) + pyro.param(
-            "other", torch.zeros(X.shape[1])
-        )
+        one, other = weights if of == "weights" else map(pyro.param, "ab", (zeros, zeros))
+        loc = one + other if of == "values" else one[None] + other[None]
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(X.shape[1]), 1.0).to_event(1))
+            z = pyro.sample("z", dist.Normal(zeros, 1.0).to_event(1))
             pyro.sample("x", dist.Normal(loc + z, 0.1).to_event(1), obs=x)
 
     def guide(x):

@@ -14,13 +14,7 @@ from pyro_vae.torch_private import OpOverload, schema
 aten = torch.ops.aten
 
 # Views that return their input where they do not change its shape.
-_VIEWS = (
-    aten.alias.default,
-    aten.view.default,
-    aten.expand.default,
-    aten.reshape.default,
-    aten._unsafe_view.default,
-)
+_VIEWS = (aten.view.default, aten.expand.default, aten.reshape.default, aten._unsafe_view.default)
 _RESHAPES = (aten.view.default, aten.unsqueeze.default, aten.squeeze.dim, aten._unsafe_view.default)
 # Sources of tensors that depend on no input, only on its shape.
 _FILLED = (

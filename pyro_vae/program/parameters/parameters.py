@@ -209,9 +209,7 @@ class Parameters:
         self._names[key] = name
         unconstrained = self.values[key]
         value = transform_to(self._constraints.setdefault(key, constraint))(unconstrained)
-        # A new object: the attribute below must not stick. A view would give two values that are
-        # added gradients of one memory, which is clipped twice in place.
-        value = value[...]
+        value = value.view_as(value)  # a new object: the attribute below must not stick
         value.unconstrained = weakref.ref(unconstrained)  # what Pyro's plates expect of a param
         return value
 

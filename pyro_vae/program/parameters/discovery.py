@@ -117,15 +117,15 @@ class Discovery:
             del own.values[key]
         own.found = [key for key in own.found if key in own.values]
         own.outdated = set()
-        self._take_over(announced, values)
+        loaded = self._take_over(announced)
         if own.fresh:
-            _warn_of_others(announced, store)
+            _warn_of_others({k: v for k, v in announced.items() if k not in loaded}, store)
         own.freeze(self._watch.hidden, self._watch.stated)
         own.fresh = False
         own.version += {id(parameter) for parameter in own.parameters()} != self._before
 
-    def _take_over(self, announced: Mapping[str, Tensor], values: set[str]) -> None:
-        """Copy what the given store holds, but for what has been loaded since."""
+    def _take_over(self, announced: Mapping[str, Tensor]) -> list[str]:
+        """Copy what the given store holds, but for what has been loaded since: return its names."""
         own = self._own
         found = own.store.keys() & announced.keys()
         if own.store and own.fresh and not found:
@@ -142,11 +142,13 @@ class Discovery:
                     f"params: {name!r} has shape {tuple(value.shape)} in the store, expected "
                     f"{tuple(target.shape)}"
                 )
-        for name in found:
+        targets = {name: own.values.get(key_of(name), announced[name]) for name in found}
+        loaded = [name for name, target in targets.items() if own.is_filled(target)]
+        for name, target in targets.items():
             value, _ = own.store.pop(name)
-            target = own.values.get(key_of(name), announced[name])
-            if not any(target is each for each in own.filled):
+            if name not in loaded:
                 target.data.copy_(value)
+        return loaded
 
 
 def _warn_of_others(announced: Mapping[str, Tensor], store: Mapping[str, Tensor]) -> None:

@@ -1,7 +1,7 @@
 """Tensors that a program is given before it has run: whether they fit shows as it runs."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import suppress
 
 import torch
@@ -74,28 +74,35 @@ class Loaded:
         same = "" if _is_wide(*shapes) else ", or, of values for each datum, give it the same data"
         return unlike(f"values.{key}", *shapes, same + more)
 
-    def settle(self, missed: set[str], made: set[str]) -> None:
+    def settle(self, missed: set[str], made: set[str], given: Set[str]) -> None:
         """Compare the names that were given with those that the first run has asked for.
 
         Arguments:
             missed: Names that it has not asked for. They are kept: other data may ask for them.
             made: Names that were not given.
+            given: Names that the store of ``params=`` holds.
 
         Raises:
             CheckpointError: They are others, of a file or of what is loaded strictly.
         """
-        lacks = f"the program makes {_list(made)}, which what was loaded does not hold"
         holds = f"what was loaded holds {_list(missed)}, which the first run has not asked for"
         if made and (self.strict or (self.strict is None and missed)):
             more = f"; {holds}" if missed else ""
             way_out = ", or load with strict=False" if self.strict else ""
-            raise CheckpointError(f"{lacks}{more}; build the program as it was saved{way_out}")
-        told = [f"{lacks}: they start anew"] * bool(made)
+            raise CheckpointError(
+                f"{_lacks(made)}{more}; build the program as it was saved{way_out}"
+            )
+        told = [f"{_lacks(made - given)}: they start anew"] * bool(made - given)
+        told += [f"{_lacks(made & given)}: they are those of params="] * bool(made & given)
         told += [f"{holds}: kept, should other data ask for it"] * bool(
             missed and self.strict is not None
         )
         if told:
             warnings.warn("; ".join(told), UserWarning, stacklevel=of_user())
+
+
+def _lacks(names: set[str]) -> str:
+    return f"the program makes {_list(names)}, which what was loaded does not hold"
 
 
 def _list(names: set[str]) -> str:

@@ -1,7 +1,7 @@
 """The tensors that a program trains, and what a ``pyro.param`` statement is answered with."""
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import count
 from typing import Any
@@ -55,7 +55,7 @@ class Parameters:
         self.outdated: set[str] = set()  # values of functions that were replaced
         self.found: list[str] = []  # keys of values that had no name
         self.expected: dict[str, Tensor] = {}  # saved tensors of parts that are still to be made
-        self.filled: list[Tensor] = []  # tensors that a load has filled, which the store does not
+        self.filled: set[str] = set()  # keys of what a load has given, which the store does not
         self._constraints: dict[str, Any] = {}
         self._names: dict[str, str] = {}  # of the values, dots and all
         self._at_first = set(self.part_tensors())
@@ -138,7 +138,7 @@ class Parameters:
         homes += (self.store, self.expected)
         contents = [list(home.items()) for home in homes]
         own = self.fresh, self.found[:], {*self.outdated}, {**self.frozen}, {*self._stated}
-        reached, loaded, filled = self._reached, self.loaded, self.filled[:]
+        reached, loaded, filled = self._reached, self.loaded, {*self.filled}
 
         def put_back() -> None:
             for home, before in zip(homes, contents, strict=True):
@@ -315,18 +315,19 @@ class Parameters:
         for key in self.waiting - tensors.keys() if strict is not False else ():
             self.expected.pop(key, None)
             self._drop_value(key)
+            self.filled.discard(key)
         self.loaded = Loaded(strict)
+        self.filled |= tensors.keys()
         for key, value in tensors.items():
             if key.startswith("values."):
                 self.values[key.removeprefix("values.")] = nn.Parameter(value.clone())
-                self.note_filled([self.values[key.removeprefix("values.")]])
             else:
                 self.expected[key] = value.clone()
 
-    def note_filled(self, tensors: Iterable[Tensor]) -> None:
-        """Note tensors that a load fills: what the given store holds for them is outdated."""
-        if self.store:
-            self.filled += tensors
+    def is_filled(self, tensor: Tensor) -> bool:
+        """Return whether a load has given a tensor its value: that of the store is outdated."""
+        here = {**self.part_tensors(), **{f"values.{k}": v for k, v in self.values.items()}}
+        return any(key in self.filled and each is tensor for key, each in here.items())
 
     @property
     def unasked(self) -> list[str]:
@@ -390,10 +391,9 @@ class Parameters:
             missed = {key for key in left if not key.startswith(averages)}
             made = {*here, *(f"values.{key}" for key in used - values)} - self._at_first - found
             self.loaded.require_shapes()
-            self.loaded.settle(missed, made)
+            self.loaded.settle(missed, made, {f"values.{key_of(name)}" for name in self.store})
         for key in found:
             here[key].data.copy_(self.expected.pop(key))
-            self.note_filled([here[key]])
 
 
 def with_expected(program: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
@@ -406,7 +406,7 @@ def expect_more(program: Any, state: dict[str, Any], prefix: str, *others: Any) 
     errors, strict = others[-1], program.own.strict
     own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     here = program.own.part_tensors()
-    program.own.note_filled(here[key] for key in own.keys() & here.keys())
+    program.own.filled |= own.keys() & here.keys()
     waits = bool(program.own.waiting)
     if strict is not None or not waits:  # not of a file, of which all this is known
         awaited = program.own.awaited(own, [])

@@ -147,7 +147,9 @@ class Checkpoint:
         meta = {**progress.as_json(), "columns": list(columns), "optimizers": states}
         own: Any = modules["program"].own
         if own.unasked:
-            meta[_KEPT] = {key: id(own.values[key]) not in own.frozen for key in own.unasked}
+            groups = (group for optimizer in optimizers for group in optimizer.param_groups)
+            held = {id(parameter) for group in groups for parameter in group["params"]}
+            meta[_KEPT] = {key: id(own.values[key]) in held for key in own.unasked}
         if moved is not None:
             arrays, meta["plain"] = moved.take()
             tensors |= {f"plain.{name}": array for name, array in arrays.items()}
@@ -213,17 +215,19 @@ def _kept(folder: Path, known: set[str]) -> list[tuple[str, Tensor, bool]]:
             tensors, meta = read_bundle(folder, name, allow_nonfinite=True)
             state = _part(tensors, "program.values.")
             return [
-                (key, state[key], bool(meta[_KEPT][key]))
-                for key in _kept_names(meta)
+                (key, state[key], trained)
+                for key, trained in _kept_names(meta).items()
                 if key not in known and key in state and state[key].is_floating_point()
             ]
     return []
 
 
-def _kept_names(meta: Mapping[str, Any]) -> list[str]:
+def _kept_names(meta: Mapping[str, Any]) -> dict[str, bool]:
+    """Return the keys of kept values, and whether an optimizer holds them: all, of a list."""
     found = meta.get(_KEPT)
-    names = found if isinstance(found, dict) else ()
-    return [key for key in names if "." not in key and not hasattr(nn.ParameterDict(), key)]
+    names = found if isinstance(found, dict) else dict.fromkeys(map(str, found or ()), True)
+    own = dir(nn.ParameterDict)
+    return {key: bool(v) for key, v in names.items() if "." not in key and key not in own}
 
 
 def read_checkpoint(

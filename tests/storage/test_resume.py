@@ -540,6 +540,38 @@ def test_a_value_that_the_data_do_not_ask_for_goes_on(route, ema, precision, tmp
     assert bool(moved) == (route != "hidden")
 
 
+def test_a_hidden_value_that_a_later_batch_shows_is_trained_and_goes_on(tmp_path):
+    """Other data ask for it in a ``poutine.block``; the last batch, of 4 rows, asks without."""
+
+    def model(x, y=None):
+        loc, start = pyro.param("loc", lambda: torch.zeros(5)), lambda: torch.ones(5)
+        if y is not None:
+            with poutine.block():
+                loc = loc + pyro.param("late", start)
+        elif len(x) == 4:
+            loc = loc + pyro.param("late", start)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(loc + z[..., None], 0.5).to_event(1), obs=x)
+
+    def guide(x, y=None):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.mean(-1), 0.3))
+
+    def asked():
+        program = pv.Program(model, guide)
+        pv.elbo(program, (X, X[:, 0]))
+        return program
+
+    rows, settings = DataLoader(TensorDataset(X[:32]), batch_size=7), {"seed": 0, "lr": 0.02}
+    whole = weights(pv.fit(asked(), rows, epochs=3, **settings).program)
+    assert not torch.equal(whole["values.late"], torch.ones(5))
+    run = {"out": tmp_path, "checkpoint_every": 1, **settings}
+    pv.fit(asked(), rows, epochs=1, **run)
+    again = pv.fit(pv.Program(model, guide), rows, epochs=3, resume=True, **run)
+    assert same(weights(again.program), whole)
+
+
 def test_a_value_that_the_run_lacks_stays_as_it_is(tmp_path):
     settings = {**BASE, "ema": 0.9, "clip_norm": 1.0, "valid": X[:9]}
     whole = pv.fit(of_two(), X, **{**settings, "epochs": 3})

@@ -86,6 +86,7 @@ class Parameters:
             self.frozen[id(kept)] = kept
         for key in self.frozen.keys() & self._stated:
             del self.frozen[key]
+            self.version += 1  # it is to be trained
 
     def share_values(self, other: "Parameters") -> None:
         """Answer ``pyro.param`` statements with another program's values from now on."""

@@ -1,5 +1,6 @@
 """Where the suite runs its programs: ``--device``."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import conftest
@@ -29,8 +30,10 @@ def test_a_device_that_is_here_is_taken(name, monkeypatch):
 
 
 def test_on_a_gpu_only_the_tests_that_take_a_device_run():
-    with_device = SimpleNamespace(fixturenames=["tmp_path", "device"])
-    without, doctest = SimpleNamespace(fixturenames=["tmp_path"]), SimpleNamespace()
+    path = Path("test_devices.py")
+    with_device = SimpleNamespace(path=path, fixturenames=["tmp_path", "device"])
+    without = SimpleNamespace(path=path, fixturenames=["tmp_path"])
+    doctest = SimpleNamespace(path=path)
     for name, left_out in (("cpu", []), ("cuda", [without, doctest])):
         items, chosen = [with_device, without, doctest], config(name)
         conftest.pytest_collection_modifyitems(chosen, items)

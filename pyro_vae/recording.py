@@ -20,8 +20,12 @@ Work = Callable[..., Sequence[Tensor]]
 WAITS = {
     *("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2"),
     *("unique_dim", "unique_consecutive", "repeat_interleave", "bincount"),
-    "_linalg_check_errors",  # of cholesky, inv, solve, eigh; those in _ex do not ask
+    "_linalg_check_errors",  # of cholesky, inv, solve; those in _ex do not ask
+    # What asks inside one operator.
+    *("multinomial", "_linalg_eigh", "_linalg_svd", "linalg_eig", "linalg_lstsq", "cholesky"),
+    *("linalg_pinv", "linalg_matrix_exp"),
 }
+_INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
 
 _MOST = 8  # recordings of one work: one whose weights move again and again is launched as it is
 
@@ -52,8 +56,17 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 
 def waits(graph: GraphModule) -> bool:
     """Return whether a graph of tensors waits for the device: then no recording can hold it."""
-    called = (n.target for n in graph.graph.nodes if isinstance(n.target, OpOverload))
-    return any(schema(target).name.removeprefix("aten::") in WAITS for target in called)
+    for node in graph.graph.nodes:
+        if isinstance(node.target, OpOverload):
+            name = schema(node.target).name.removeprefix("aten::").partition(".")[0]
+            if name in WAITS or (name in _INDEXED and any(map(_is_mask, node.args[1]))):
+                return True
+    return False
+
+
+def _is_mask(index: Any) -> bool:
+    meta = getattr(index, "meta", {})
+    return getattr(meta.get("tensor_meta"), "dtype", None) is torch.bool
 
 
 class Recording:
@@ -90,7 +103,9 @@ class Recording:
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return what the work returns."""
-        places: list[Any] = [(leaf.data_ptr(), leaf.shape) for leaf in inputs[: self._stays]]
+        places: list[Any] = [
+            (leaf.data_ptr(), leaf.shape, leaf.stride()) for leaf in inputs[: self._stays]
+        ]
         places += [(leaf.dtype, leaf.shape) for leaf in inputs[self._stays :]]
         again = places == self._met and places != self._places
         if again and self._left and records(inputs[0]):

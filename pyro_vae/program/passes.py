@@ -242,8 +242,8 @@ class Passes:
                 self._first, in_guide=verb.codes and not self.sites.enumerated
             )
             verb.require(self.sites)
-            if not verb.simulates:
-                self.program.rows.tell_of_others(self._first, verb.name)
+            if not (verb.simulates or verb.sums):  # the latter sample from the model itself
+                program.rows.tell_of_others(self._first, verb.name)
             self._stack = stack.pop_all()  # a stream may fail later
 
     def _open(self, program: "Program", data: Any) -> None:

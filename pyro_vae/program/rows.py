@@ -9,6 +9,7 @@ import torch
 from pyro.infer.autoguide import AutoContinuous
 from pyro.poutine.trace_struct import Trace
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
 from pyro_vae.arguments import counted
 from pyro_vae.callers import of_user
@@ -23,8 +24,9 @@ from pyro_vae.program.batches.batch import (
     chunks,
     device_of,
     map_rows,
-    named_arrays,
+    named_arguments_of,
     num_rows,
+    rows_of,
     signature,
 )
 from pyro_vae.program.batches.counters import looks_of
@@ -285,13 +287,8 @@ class Rows:
         return found if self.told or (found is not None and self.per_datum()) else None
 
     def are_new(self, batch: Batch) -> bool:
-        """Return whether a guide with one factor per datum has none for these rows."""
-        return self.own is not None and (self.own != num_rows(batch) or self._are_others(batch))
-
-    def _are_others(self, data: Batch) -> bool:
-        """Return whether rows are others than those that such a guide was trained on, as many."""
-        known = self.trained is None or checks.is_meta(data)
-        return not known and _hash_of(data) != self.trained
+        """Return whether a guide with one factor per datum has none for rows, by their number."""
+        return self.own is not None and self.own != num_rows(batch)
 
     def require_own(self, batch: Batch) -> None:
         """Refuse other rows than those that a program is fixed to.
@@ -315,13 +312,14 @@ class Rows:
                 f"with: {why}"
             )
 
-    def note_trained(self, data: Batch) -> None:
-        """Note which rows a guide with one factor per datum is trained on."""
-        self.trained = _hash_of(data) if self.own is not None else None
+    def note_trained(self, data: Batch | None) -> None:
+        """Note which rows a guide with one factor per datum is trained on; None: not known."""
+        self.trained = None if data is None or self.own is None else _hash_of(data)
 
     def tell_of_others(self, data: Batch, verb: str) -> None:
         """Warn where a guide with one factor per datum is asked for other rows, as many."""
-        if self._are_others(data):
+        known = self.trained is None or checks.is_meta(data)
+        if not known and _hash_of(data) != self.trained:
             warnings.warn(
                 f"{verb}: the guide has a posterior of each of the {self.own} rows that it was "
                 "trained on, and these are others, or in another order: it answers as for the "
@@ -377,11 +375,17 @@ def _looks_up(part: nn.Module) -> bool:
 
 
 def _hash_of(data: Batch) -> str:
-    """Return a hash of rows spread over a data set; of the same rows in either precision."""
+    """Return a hash of rows spread over a data set, or of the steps of sequences in one tensor.
+
+    The same under other names of the arguments, and of 0 and NaN of either sign.
+    """
     rows = num_rows(data)
-    index = torch.linspace(0, rows - 1, min(rows, _HASHED), dtype=torch.float64).round().long()
-    found = hashlib.sha256(str(rows).encode())
-    for _, leaf in named_arrays(data.batch if isinstance(data, Whole | Part) else data):
-        picked = leaf[index.to(leaf.device)]
-        found.update(picked.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return found.hexdigest()[:16]
+    found = []
+    for _, leaf in named_arguments_of(data.batch if isinstance(data, Whole | Part) else data):
+        table = leaf.data if isinstance(leaf, PackedSequence) else leaf
+        if isinstance(leaf, PackedSequence) or rows_of(leaf) == rows:
+            index = torch.linspace(0, len(table) - 1, min(len(table), _HASHED), dtype=torch.float64)
+            picked = table[index.round().long().to(table.device)].detach()
+            plain = picked.to("cpu", torch.float32).nan_to_num() + 0.0
+            found.append(hashlib.sha256(plain.contiguous().numpy().tobytes()).hexdigest())
+    return hashlib.sha256(f"{rows} {sorted(found)}".encode()).hexdigest()[:16]

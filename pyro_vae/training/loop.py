@@ -157,8 +157,9 @@ class Loop(Continued):
             raise
 
     def _train(self) -> None:
-        if isinstance(self.feed, TensorFeed) and self.transform is None:
-            self.wrapped.rows.note_trained(self.feed.data)
+        feed, plain = self.feed, self.transform is None
+        rows = feed.data if plain and isinstance(feed, TensorFeed) else None
+        self.wrapped.rows.note_trained(rows)
         shown = self.progress and self.world.main
         self._keep()
         with progress_bar(total=self._total, initial=self.steps, shown=shown, unit="step") as bar:

@@ -452,6 +452,7 @@ class Stepper:
                 with torch.no_grad():
                     return self._take_whole(compiled, step)
             except Exception as error:
+                optimizer.forget_lists()  # type: ignore[attr-defined]  # it looks at gradients anew
                 compiled.give_up(error)
                 return self._update(index, batch, beta)
         buffers = step.moving if step else self._buffers()

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from pyro_vae.inference.graphs.graph_step import Prepared, Traced
 from pyro_vae.recording import Recording
 from pyro_vae.training.adam import Adam, require_real
-from pyro_vae.training.undo import restore
+from pyro_vae.training.undo import put_back_on_error
 
 
 class WholeStep:
@@ -61,13 +61,10 @@ class WholeStep:
         step = Prepared(self._traced, list(inputs))
         buffers = step.moving
         copies = [buffer.clone() for buffer in buffers]
-        try:
+        with put_back_on_error((buffers, copies, ())):
             loss, norm, grads = step.gradients_inside(self._run)
-        except Exception:
-            restore(buffers, copies)
-            raise
-        require_real(self._traced.trained, grads)
-        flag(self.broken, loss + norm, buffers, copies)
+            require_real(self._traced.trained, grads)
+            flag(self.broken, loss + norm, buffers, copies)
         if self._clip_norm is not None:
             self._traced.hand_out(grads)
             nn.utils.clip_grads_with_norm_(self._traced.trained, self._clip_norm, norm)

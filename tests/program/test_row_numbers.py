@@ -11,7 +11,13 @@ import pytest
 import torch
 from pyro.contrib.easyguide import EasyGuide
 from pyro.infer import Trace_ELBO
-from pyro.infer.autoguide import AutoDelta, AutoNormal, AutoNormalMessenger, init_to_value
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoNormal,
+    AutoNormalMessenger,
+    init_to_value,
+)
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae as pv
@@ -359,6 +365,25 @@ def test_other_rows_are_told_from_those_of_the_factors(batch_size, tmp_path):
         for rows in (X.flip(0), X + 1.0):
             with pytest.warns(UserWarning, match=rf"elbo: .* posterior of each of the {N} rows"):
                 pv.elbo(asked, rows)
-    exact = (X + 1.0) / 2  # of the model alone
+    exact = (X + 1.0) / 2  # of the model alone, which is asked without a word
     found = pv.infer(program, X + 1.0, how="local", progress=False)
     torch.testing.assert_close(found.mean, exact, rtol=1e-3, atol=1e-3)
+
+
+def scaled(x, y, scale):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+        pyro.sample("x", dist.Normal(z, scale), obs=x)
+        pyro.sample("y", dist.Normal(z, scale), obs=y)
+
+
+def test_rows_are_the_same_under_other_names_and_signs_of_zero():
+    program, scale = pv.Program(scaled, AutoDiagonalNormal(scaled)), torch.tensor(2.0)
+    x = X.where(X > 0, 0.0)
+    pv.fit(program, (x, X, scale), epochs=2, progress=False)
+    pv.elbo(program, {"y": X, "scale": scale, "x": torch.where(x == 0, -x, x)})
+    for verb in (pv.elbo, pv.encode, pv.log_likelihood):
+        with pytest.warns(UserWarning, match="each of the 8 rows"):
+            verb(program, (x, X.flip(0), scale))
+    pv.fit(program, (x, X, scale), transform=lambda batch: batch, epochs=1, progress=False)
+    pv.elbo(program, (x, X.flip(0), scale))  # which rows it has met is not known

@@ -862,6 +862,33 @@ def test_what_is_seen_is_no_hole_where_it_moves_with_what_is_filled_in(make):
         assert "inverted" not in found
 
 
+def held_out(x):
+    return (torch.arange(x.numel()).reshape(x.shape) % 5 > 0) & ~x.isnan()
+
+
+@pytest.mark.parametrize("make", ["less the row's mean", "rank"])
+def test_a_mask_may_leave_out_more_than_holes(make):
+    """In a row with one seen cell, its mean is the cell: a number whatever is seen."""
+    rows = torch.cat([PRICES, PRICES + 1.0])
+    assert told_of(cells_of(MAKES[make], held_out), rows)[0] == []
+    assert told_of(cells_of(MAKES[make], lambda x: held_out(x) | x.isnan()), rows)[0] != []
+
+
+def test_the_number_right_of_those_answered_is_no_hole():
+    """Some rows have as many right whatever the answers: by chance."""
+
+    def model(x):
+        answered = ~x.isnan()
+        with pyro.plate("rows", len(x)):
+            number = dist.Binomial(answered.sum(-1).float(), torch.tensor(0.4))
+            pyro.sample("right", number.mask(answered.any(-1)), obs=x.nansum(-1))
+
+    torch.manual_seed(5)
+    answers = torch.bernoulli(torch.full((400, 5), 0.5))
+    answers[torch.rand(400, 5) < 0.3] = math.nan
+    assert told_of(model, answers)[0] == []
+
+
 def test_totals_of_what_is_seen_are_no_holes():
     def model(x):
         with pyro.plate("rows", len(x)):

@@ -238,11 +238,35 @@ def _fillers(
         for values in seen:
             fixed = fixed & ~_differ(each.value, each.of(values))
             one = one & _one_a_column(each.of(values), moved[name])
-        right = name in masked and (all_right or _opened([each]) == _missing(given[name]))
+        right = name in masked and (
+            all_right or _opened([each]) == _missing(given[name]) or _leaves_out(each, given[name])
+        )
         if right and not bool((each.opened & ~moved[name] & ~fixed).any()):  # none that is seen
             fixed = one = torch.zeros_like(fixed)
         found[name] = (fixed | one) & ~_differ(each.value, at_latents)
+        if not _is_like(each, given[name]) and _are_few(found[name], each.kept & moved[name]):
+            found[name] = torch.zeros_like(found[name])
     return found
+
+
+def _is_like(each: _Cells, given: Mapping[str, Tensor]) -> bool:
+    """Return whether a site observes as many cells as one of some arguments has, in its shape."""
+    return any(leaf.shape == each.site["value"].shape for leaf in given.values())
+
+
+def _leaves_out(each: _Cells, given: Mapping[str, Tensor]) -> bool:
+    """Return whether a mask leaves out each cell that its argument lacks, whatever else it does."""
+    kept = _kept(each.site).expand_as(each.site["value"])
+    alone = len(given) == 1 and _is_like(each, given)
+    return alone and not any(bool((kept & leaf.isnan()).any()) for leaf in given.values())
+
+
+def _are_few(fillers: Tensor, scored: Tensor) -> bool:
+    """Return whether less than half of the cells that move are numbers whatever is seen.
+
+    Totals and flags of what a row has are the same number by chance, or in a row that has nothing.
+    """
+    return 2 * int((fillers & scored).sum()) < int(scored.sum())
 
 
 def _row_dim(site: Message, count: int, plate: str | None) -> int | None:

@@ -327,7 +327,11 @@ class Stepper:
         if run not in self._wholes:
             self._wholes[run] = WholeStep(step.traced, self.optimizers[0], self.clip_norm)  # type: ignore[arg-type]
         whole = self._wholes[run]
-        loss, grads = whole.take(step, self._broken)
+        try:
+            loss, grads = whole.take(step, self._broken)
+        except Exception:
+            self.optimizers[0].forget_lists()  # type: ignore[attr-defined]  # it looks anew
+            raise
         self._broken = whole.broken
         self._latest[0] = step.traced, grads
         self._row = compiled
@@ -452,7 +456,6 @@ class Stepper:
                 with torch.no_grad():
                     return self._take_whole(compiled, step)
             except Exception as error:
-                optimizer.forget_lists()  # type: ignore[attr-defined]  # it looks at gradients anew
                 compiled.give_up(error)
                 return self._update(index, batch, beta)
         buffers = step.moving if step else self._buffers()

@@ -73,6 +73,7 @@ _EXAMPLES = {
     "lr_schedule": "pv.schedules.cosine()",
     "observation": "pv.conditionals.Bernoulli",
     "history": "run.history",
+    "settings": "pv.HMC(num_draws=500)",
     "curves": "{'DMM': pv.per_step(dmm, x).kl}",
 }
 _IN_WORDS = {

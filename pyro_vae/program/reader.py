@@ -22,6 +22,7 @@ from pyro_vae.program.batches.batch import (
     Whole,
     arguments,
     check_finite,
+    is_infinite,
     map_batch,
     named_arguments,
     named_arrays,
@@ -273,7 +274,7 @@ class Reader:
         if self._program.examples.unlike(batch):  # which may be all that is wrong
             with self.runs.undone():
                 self.runs.once(batch)
-        masked = self._about_holes(batch)
+        masked = "" if is_infinite(batch) else self._about_holes(batch)
         try:
             check_finite(self._program.examples.by_argument(batch), first_row)  # by their names
         except DataError as error:
@@ -565,7 +566,8 @@ class Reader:
         whole = isinstance(batch, Whole)
         # What stands left of all plates is of no datum, though there be as many rows as features.
         require_plates(model, guide, left_of=0 if whole else nesting(model, guide))
-        require_observed(model, batch, self._program.functions[0], lambda: self.runs.aside(batch))
+        aside = partial(self.runs.aside, batch)
+        require_observed(model, guide, batch, self._program.functions[0], aside)
         if whole:
             return one_datum(model, guide)
         try:

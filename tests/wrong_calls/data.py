@@ -100,6 +100,22 @@ def scored_logarithms(data: Any) -> None:
     pv.elbo(program, data)
 
 
+def scored_rates(reals: Tensor, rates: Tensor) -> None:
+    """Give a guide that takes logarithms of the second data to a program that has seen none."""
+
+    def model(reals: Tensor, rates: Tensor) -> None:
+        with pyro.plate("data", len(reals)):
+            normal("z", reals)
+            normal("reals", reals, 6, obs=reals)
+
+    def guide(reals: Tensor, rates: Tensor) -> None:
+        with pyro.plate("data", len(reals)):
+            loc = reals[:, :2] + rates.log()[:, :2]
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+    pv.elbo(pv.Program(model, guide), {"reals": reals, "rates": rates})
+
+
 def with_holes(x: Tensor) -> None:
     layer = nn.Linear(6, 1)
 
@@ -193,6 +209,10 @@ CALLS: Calls = {
         lambda: scored_logarithms((X, -2 * X[:, 0])),
         r"site 'z' of guide: Expected parameter .* dose has numbers from -2 to -2, .* from 1 on",
     ),
+    "rates below a guide's logarithm, beside numbers of either sign": (
+        lambda: scored_rates(-X, -2 * X),
+        r"site 'z' of guide: Expected parameter .* rates has numbers from -2 to -2; the logarithm",
+    ),
     "whole numbers where a network wants floats": (
         lambda: pv.elbo(pv.Program(counts, nothing), X.long()),
         r"; x has whole numbers, and networks take floats: \.float\(\)$",
@@ -231,6 +251,10 @@ CALLS: Calls = {
         r"GreaterThan.*\. pv\.fit of this program has diverged, .* begin anew$",
     ),
     "a file's name": (lambda: fit("digits.csv"), "numeric array"),
+    "an infinite number": (
+        lambda: fit(spoiled(torch.inf)),
+        "inf in row 7 .*; drop such rows .*, or, where such a cell is missing, put NaN in it$",
+    ),
     "NaN": (lambda: fit(spoiled(torch.nan)), "nan in row 7.*drop such rows"),
     "pixels up to 255": (
         lambda: fit(spoiled(255.0)),

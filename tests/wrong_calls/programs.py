@@ -127,6 +127,14 @@ CALLS: Calls = {
         lambda: pv.elbo(pv.Program(unobserved, nothing), X),
         r"observes none; write obs= .*; or give 'mask', which is None here, if a site observes it",
     ),
+    "model and guide in each other's place": (
+        lambda: pv.elbo(pv.Program(nothing, measured), {"x": X, "heights": X}),
+        "observes nothing, and the guide observes",
+    ),
+    "an argument by a misspelt name": (
+        lambda: pv.elbo(pv.Program(measured, measured), {"x": X, "hights": X}),
+        r"; did you mean heights\?; it takes x, mask, heights: give .* a dict by these names",
+    ),
     "a distribution's refusal within the model": (
         lambda: pv.elbo(pv.Program(refusing, nothing), X),
         "lengths",

@@ -488,6 +488,17 @@ def cuda_devices(batch: Batch) -> list[torch.device]:
     return list({leaf.device for _, leaf in named_leaves(batch) if leaf.is_cuda})
 
 
+_TAKE_HOLES = (
+    "for pv.impute to fill them in, let the program take holes: pv.models.VAE(..., missing='nan'), "
+    "or x.nan_to_num() in guide and obs=, and .mask(~x.isnan()) before .to_event in the model"
+)
+
+
+def is_infinite(batch: Batch) -> bool:
+    """Return whether data have an infinite number (one device sync per tensor)."""
+    return any(bool(leaf.isinf().any()) for _, leaf in named_leaves(batch))
+
+
 def check_finite(batch: Batch, first_row: int = 0) -> None:
     """Refuse NaN and infinity in floating-point data (one device sync per tensor).
 
@@ -508,15 +519,14 @@ def check_finite(batch: Batch, first_row: int = 0) -> None:
             continue
         if math.isfinite(float(leaf.detach().sum())):
             continue  # one pass over the rows; of a sum that overflows each number is looked at
-        finite = torch.isfinite(leaf)
-        if not bool(finite.all()):
-            where = tuple((~finite).nonzero()[0].tolist())
+        infinite = leaf.isinf()
+        held = bool(infinite.any())
+        for where in (infinite if held else leaf.isnan()).nonzero()[:1].tolist():
             raise DataError(
-                f"{name}: value {leaf[where].item()} in row {first_row + where[0]} (position "
-                f"{list(where[1:])}), expected finite numbers; drop such rows "
-                "(x[x.isfinite().flatten(1).all(1)]), or, for pv.impute to fill them in, let the "
-                "program take holes: pv.models.VAE(..., missing='nan'), or x.nan_to_num() in guide "
-                "and obs=, and .mask(~x.isnan()) before .to_event in the model"
+                f"{name}: value {leaf[tuple(where)].item()} in row {first_row + where[0]} "
+                f"(position {where[1:]}), expected finite numbers; drop such rows "
+                "(x[x.isfinite().flatten(1).all(1)]), or, "
+                + ("where such a cell is missing, put NaN in it" if held else _TAKE_HOLES)
             )
 
 

@@ -117,10 +117,15 @@ class Examples:
             )
         return ""
 
-    def below(self, batch: Batch) -> str:
-        """Return which data lie below those seen, or below 0 where none were; else ""."""
+    def below(self, batch: Batch) -> list[tuple[str, Tensor, float]]:
+        """Return which data lie below those seen, or below 0 where none were.
+
+        Returns:
+            For each: what it holds, in words, the data, and the least that was seen.
+        """
         known = self._first_rows if self._remembered is None else self._remembered
         seen = {} if known is None else self.by_argument(known)
+        found = []
         for name, leaf in self.by_argument(batch).items():
             before = seen.get(name)
             if not isinstance(leaf, Tensor) or not leaf.numel() or leaf.is_meta:
@@ -129,8 +134,8 @@ class Examples:
             least = float(before.min()) if isinstance(before, Tensor) else 0.0
             if low < least:
                 told = f", those seen before from {least:g} on" if name in seen else ""
-                return f"{name} has numbers from {low:g} to {high:g}{told}"
-        return ""
+                found.append((f"{name} has numbers from {low:g} to {high:g}{told}", leaf, least))
+        return found
 
     def by_argument(self, batch: Batch) -> dict[str, Tensor | SparseRows]:
         """Return the arrays of a batch, under the model's own names where they are given none."""

@@ -1,5 +1,6 @@
 """What to do about a run that has failed: which layer, which dimension, which numbers."""
 
+import difflib
 import inspect
 import linecache
 import re
@@ -124,10 +125,16 @@ def about_arguments(reason: str, functions: Iterable[Any]) -> str:
         own = under_handlers(function)
         if found is None or getattr(own, "__qualname__", None) != found[1]:
             continue
-        names = ", ".join(inspect.signature(own).parameters)
+        names = list(inspect.signature(own).parameters)
         if not names:
             return "; it takes no data: give it an argument for them, as def model(x)"
-        return f"; it takes {names}: give several arguments as a tuple, or as a dict by these names"
+        unknown = re.search(r"unexpected keyword argument '(.+?)'", reason)
+        near = difflib.get_close_matches(unknown[1], names, n=1) if unknown else []
+        told = "".join(f"; did you mean {name}?" for name in near)
+        return (
+            f"{told}; it takes {', '.join(names)}: give several arguments as a tuple, or as a dict "
+            "by these names"
+        )
     return ""
 
 

@@ -19,6 +19,7 @@ from pyro_vae.program.batches.batch import (
     arguments,
     cuda_devices,
     device_of,
+    map_batch,
     num_rows,
     takes,
 )
@@ -286,9 +287,21 @@ class Runs:
 
     def _about_values(self, batch: Batch) -> str:
         """Return what about the data may have made a parameter no number."""
-        below = self._program.examples.below(batch)
-        root = f"{below}; the logarithm or root of a negative number is NaN" if below else ""
-        return checks.unscaled(batch) or root
+        unscaled = checks.unscaled(batch)
+        below = [] if unscaled else self._program.examples.below(batch)
+        # Of several arguments, that one is at fault without whose low numbers the program runs.
+        told = [words for words, leaf, least in below if self._runs_from(least, leaf, batch)]
+        for words in told or [words for words, *_ in below]:
+            return f"{words}; the logarithm or root of a negative number is NaN"
+        return unscaled
+
+    def _runs_from(self, least: float, only: Tensor, batch: Batch) -> bool:
+        """Return whether a program runs on a batch without the numbers of one argument below."""
+        raised = map_batch(lambda leaf: leaf.clamp(min=least) if leaf is only else leaf, batch)
+        with suppress(Exception), self.undone(), silent():
+            self._watched(raised, None)
+            return True
+        return False
 
     def _outside(self, batch: Batch) -> DataError | None:
         """Return what says that data lie outside the support of their site; None if none do.

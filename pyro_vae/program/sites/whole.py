@@ -139,6 +139,7 @@ def require_plates(*traces: Trace, left_of: int = 0) -> None:
 
 def require_observed(
     model: Trace,
+    guide: Trace,
     batch: Batch,
     function: Callable[..., Any],
     aside: Callable[[], AbstractContextManager[Any]],
@@ -146,7 +147,7 @@ def require_observed(
     """Require of a program that is given data that it observes some, or scores them by a factor.
 
     Arguments:
-        model: A trace of it.
+        model, guide: Its traces.
         batch: The data.
         function: The model.
         aside: Runs that leave nothing behind.
@@ -156,6 +157,11 @@ def require_observed(
     """
     if not any(True for _ in named_arrays(batch)) or scoring_data(model):
         return
+    for site in scoring_data(guide):
+        raise ProgramError(
+            f"the model observes nothing, and the guide observes site {site['name']!r}: are the "
+            "two swapped? Program(model, guide) takes the model first"
+        )
     left = _left_out(batch, function)
     with aside():
         args, kwargs = given_arguments(_without_none(batch))

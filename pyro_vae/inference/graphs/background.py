@@ -36,9 +36,9 @@ from pyro_vae.inference.graphs.inductor import (
 from pyro_vae.inference.graphs.make_graph import make_graph
 from pyro_vae.inference.graphs.simplify import written_inputs
 
-# A run with less than this to go does not get back what compiling costs: the other process takes
-# a core for some ten seconds.
-WORTH_SECONDS = 60.0
+# What the other process takes, about: until its compiler is there, and for each node of the graph. A
+# run with less than so many times that to go would gain little.
+_START_SECONDS, _NODE_SECONDS, _TIMES = 8.0, 0.02, 2.0
 _SHARE = 0.2  # of the steps; a graph with fewer, that of ragged batches, stays as it is
 _WARM = 20  # calls before the clock starts
 _TIMED = 60  # calls by which the time to go is estimated
@@ -58,7 +58,7 @@ class Background:
 
     Arguments:
         steps: Steps of the run.
-        worth: Seconds to go below which nothing is compiled.
+        worth: Seconds to go below which nothing is compiled; None: twice what compiling takes.
         clock: Seconds now.
     """
 
@@ -66,7 +66,7 @@ class Background:
         self,
         steps: int,
         *,
-        worth: float = WORTH_SECONDS,
+        worth: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.steps = steps
@@ -101,7 +101,8 @@ class Background:
             yield traced
         seconds = (self.clock() - start) / _TIMED
         often = _SHARE * (self.calls - first) < _WARM + _TIMED
-        if not often or seconds * (self.steps - self.calls) < self.worth:
+        worth = _TIMES * seconds_to_compile(graph) if self.worth is None else self.worth
+        if not often or seconds * (self.steps - self.calls) < worth:
             return
         try:
             child = Elsewhere(graph, inputs)
@@ -135,6 +136,11 @@ class Background:
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # fifteen syncs per run
         return self.clock()
+
+
+def seconds_to_compile(graph: GraphModule) -> float:
+    """Return what another process takes, about, to compile a graph."""
+    return _START_SECONDS + _NODE_SECONDS * len(graph.graph.nodes)
 
 
 def _loaded(

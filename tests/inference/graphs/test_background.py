@@ -76,6 +76,15 @@ def test_a_long_run_ends_compiled(monkeypatch):
     assert set(ran[:100]) == {"traced"}
 
 
+def test_a_run_is_compiled_where_it_has_twice_to_go_what_its_graph_takes(monkeypatch):
+    world = World(monkeypatch)
+    size = len(world.graph.graph.nodes)
+    at_least = 2 * (8 + 0.02 * size)
+    for to_go, started in ((at_least - 2, 0), (at_least + 2, 1)):
+        world.train(80 + round(to_go), worth=None)  # a second each, behind those that tell it
+        assert world.started == started
+
+
 def test_the_traced_graph_stays_where_it_is_faster(monkeypatch):
     ran = World(monkeypatch, compiled=1.1).train(1000, worth=100.0)
     assert "compiled" in ran and set(ran[-500:]) == {"traced"}

@@ -100,6 +100,11 @@ def scored_logarithms(data: Any) -> None:
     pv.elbo(program, data)
 
 
+def from_outside(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(X.mean(1), 1.0), obs=x[:, 0])
+
+
 def scored_rates(reals: Tensor, rates: Tensor) -> None:
     """Give a guide that takes logarithms of the second data to a program that has seen none."""
 
@@ -208,6 +213,10 @@ CALLS: Calls = {
     "an input below a guide's logarithm": (
         lambda: scored_logarithms((X, -2 * X[:, 0])),
         r"site 'z' of guide: Expected parameter .* dose has numbers from -2 to -2, .* from 1 on",
+    ),
+    "rows from outside in place of the argument": (
+        lambda: pv.fit(pv.Program(from_outside, nothing), X, batch_size=4, epochs=1),
+        r"site x dim -1, 4 vs 10; .* take these from the argument, where 10 are all rows",
     ),
     "rates below a guide's logarithm, beside numbers of either sign": (
         lambda: scored_rates(-X, -2 * X),

@@ -130,7 +130,7 @@ class Examples:
             before = seen.get(name)
             if not isinstance(leaf, Tensor) or not leaf.numel() or leaf.is_meta:
                 continue
-            low, high = float(leaf.min()), float(leaf.max())
+            low, high = float(leaf.min()), float(leaf.max()) + 0.0  # -0 is 0
             least = float(before.min()) if isinstance(before, Tensor) else 0.0
             if low < least:
                 told = f", those seen before from {least:g} on" if name in seen else ""

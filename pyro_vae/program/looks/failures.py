@@ -76,11 +76,11 @@ def about_mask(error: BaseException) -> str:
 
 
 def where_holes_fail(error: BaseException) -> str:
-    """Return where a program fails on NaN, though the program masks what it observes."""
+    """Return where a program fails on NaN, though it masks something that it observes."""
     cause = error.__cause__ or error
     return (
-        "the model masks what lacks, and all the same NaN reaches a network or a distribution"
-        f"{users_line(cause)}: write x.nan_to_num() there"
+        f"NaN reaches a network or a distribution{users_line(cause)}, beside what the model masks: "
+        "write x.nan_to_num() there, and mask what observes it"
     )
 
 
@@ -196,6 +196,11 @@ def about_shapes(reason: str, error: BaseException, batch: Batch) -> str:
             f"{there} of them where a row has other than n numbers: write x.flatten(1), and build "
             "networks for what a row has"
         )
+    if int(there) > int(here) and not _has_size(int(there), batch):
+        return (
+            f"; the plate has the rows of the batch: take these from the argument, where {there} "
+            f"are all rows and come from outside; else make {events}"
+        )
     return f"; the plate has the rows of the batch, so make {events}"
 
 
@@ -206,6 +211,11 @@ def _is_event(error: BaseException) -> bool:
         message = frame.f_locals.get("msg")
         fn = message.get("fn") if isinstance(message, dict) else fn
     return bool(getattr(fn, "event_dim", 0))
+
+
+def _has_size(size: int, batch: Batch) -> bool:
+    """Return whether some data of a batch have a dimension of this size."""
+    return any(size in leaf.shape for _, leaf in named_leaves(batch))
 
 
 def _makes_rows(count: int, batch: Batch) -> bool:

@@ -36,8 +36,8 @@ from pyro_vae.inference.graphs.inductor import (
 from pyro_vae.inference.graphs.make_graph import make_graph
 from pyro_vae.inference.graphs.simplify import written_inputs
 
-# What the other process takes, about: until its compiler is there, and for each node of the graph. A
-# run with less than so many times that to go would gain little.
+# What the other process takes, about: until its compiler is there, and for each node of the graph.
+# A run with less than so many times that to go would gain little.
 _START_SECONDS, _NODE_SECONDS, _TIMES = 8.0, 0.02, 2.0
 _SHARE = 0.2  # of the steps; a graph with fewer, that of ragged batches, stays as it is
 _WARM = 20  # calls before the clock starts

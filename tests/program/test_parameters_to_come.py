@@ -77,6 +77,28 @@ def tensors_without_names():
     return pv.Program(*pair(lambda: by_hand("e"), lambda: by_hand("d"), False))
 
 
+class NormByFirstCall(nn.Module):
+    """Its first call makes a network with moments of what it has met."""
+
+    def model(self, x):
+        if not hasattr(self, "decoder"):
+            self.decoder = nn.Sequential(nn.Linear(Z, 5), nn.BatchNorm1d(5), nn.Linear(5, D))
+        decode(self.decoder, x, False)
+
+    guide = LazyLayers.guide
+
+
+def norm_in_a_closure():
+    made = {}
+
+    def model(x):
+        if "decoder" not in made:
+            made["decoder"] = nn.Sequential(nn.Linear(Z, 5), nn.BatchNorm1d(5), nn.Linear(5, D))
+        decode(made["decoder"], x, False)
+
+    return pv.Program(model, functools.partial(LazyLayers.guide, None))
+
+
 def autoguide_list(names=("loc", "scale")):
     def model(x):
         loc = pyro.sample(names[0], dist.Normal(torch.zeros(D), 1.0).to_event(1))
@@ -98,6 +120,8 @@ def autoguide_list(names=("loc", "scale")):
         all_statements,
         cached_networks,
         tensors_without_names,
+        NormByFirstCall,
+        norm_in_a_closure,
         autoguide_list,
     ],
 )
@@ -113,7 +137,7 @@ def test_a_file_fills_what_the_first_run_will_make(build, tmp_path):
     pv.load(tmp_path / "one", into=programs[2])
     pv.load(tmp_path / "two", into=programs[2])
     trained, fresh = (pv.Program.of(programs[i]) for i in (0, 3))
-    if build is cached_networks:  # a file tells which they are
+    if build in (cached_networks, NormByFirstCall, norm_in_a_closure):  # a file tells which
         with pytest.raises(RuntimeError, match=r"have no place yet: program\.read\(rows\)"):
             fresh.load_state_dict(trained.state_dict())
         fresh.read(x)

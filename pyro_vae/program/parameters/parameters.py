@@ -56,6 +56,7 @@ class Parameters:
         self.found: list[str] = []  # keys of values that had no name
         self.expected: dict[str, Tensor] = {}  # saved tensors of parts that are still to be made
         self.filled: set[str] = set()  # keys of what a load has given, which the store does not
+        self._given_now: list[tuple[Tensor, Tensor]] = []  # places that got their value in a look
         self._constraints: dict[str, Any] = {}
         self._names: dict[str, str] = {}  # of the values, dots and all
         self._at_first = set(self.part_tensors())
@@ -394,7 +395,17 @@ class Parameters:
             self.loaded.require_shapes()
             self.loaded.settle(missed, made, {f"values.{key_of(name)}" for name in self.store})
         for key in found:
-            here[key].data.copy_(self.expected.pop(key))
+            self._given_now.append((here[key], self.expected.pop(key)))
+        self._give()
+
+    def give_again(self) -> None:
+        """Give what got its value in a look, which has put back what it found, the value again."""
+        self._give()
+        self._given_now.clear()
+
+    def _give(self) -> None:
+        for place, value in self._given_now:
+            place.data.copy_(value)
 
 
 def with_expected(program: Any, state: dict[str, Any], prefix: str, _: Any) -> None:

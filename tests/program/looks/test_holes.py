@@ -730,7 +730,10 @@ def through_a_network(cells, x):
         (joint_of_nan, r"'x' observes NaN.*obs=x\.nan_to_num\(\) beside.*isnan\(\)\.any\(-1\)\)$"),
         (joint_unmasked, r"in row 0.*'x' has one density for all.*\.mask\(~x\.isnan\(\)\.any\("),
         (with_nan, r"x: value nan in row 0.*; site 'x' observes NaN.*obs=x\.nan_to_num"),
-        (through_a_network, r"x: value nan in row 0.*NaN reaches .*test_holes\.py:\d+\): write"),
+        (
+            through_a_network,
+            r"x: value nan in row 0.*NaN reaches .*test_holes\.py:\d+\), beside .*: write",
+        ),
     ],
 )
 def test_what_is_wrong_about_a_mask_is_told(observe, told):

@@ -341,7 +341,7 @@ class Loop(Continued):
         row = {} if implicit else {"elbo": -loss}
         told = isinstance(self.objective, ELBO) and beta is None and self.average is None
         if not implicit and not told:
-            sample = self.feed.sample(_JUDGED_ROWS)
+            sample = self.feed.sample(self._rows_to_judge())
             sample = self.transform(sample) if self.transform is not None else sample
             row["elbo"] = self._mean_elbo([self._own_part(sample)])
         if self.valid is not None:
@@ -352,6 +352,12 @@ class Loop(Continued):
         if isinstance(beta, Mapping):
             return row | {f"beta[{site}]": float(value) for site, value in beta.items()}
         return row | {"beta": 1.0 if beta is None else float(beta)}
+
+    def _rows_to_judge(self) -> int:
+        """Return how many rows to look at: as many as the program takes, where it fixes that."""
+        if self.wrapped.sites.size is not None:
+            return self.feed.size
+        return self.wrapped.rows.fixed_to or _JUDGED_ROWS
 
     @property
     def _own_name(self) -> str:

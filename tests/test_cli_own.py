@@ -20,7 +20,13 @@ from scipy import sparse
 import pyro_vae as pv
 from pyro_vae import cli
 from pyro_vae.cli.cell_scores import cell_scores
-from pyro_vae.cli.compare import _table, _tell_of_other_cells, _tell_of_other_densities, paired
+from pyro_vae.cli.compare import (
+    _table,
+    _tell_of_other_cells,
+    _tell_of_other_densities,
+    paired,
+    scored_by,
+)
 from pyro_vae.cli.own_program import imports_apart, own_program
 from pyro_vae.cli.report import table
 from pyro_vae.cli.report_file import write_report
@@ -669,8 +675,9 @@ def test_a_run_goes_on_from_any_directory_with_its_files(capsys, folder, place, 
 
 
 def test_each_program_has_neighbours_of_its_own():
-    """Runs of two projects are compared in one process."""
-    for name in ("one", "two"):
+    """Runs of two projects are compared in one process; no folder of packages holds these."""
+    one, two = "my-packages/one", "my-packages/two"
+    for name in (one, two):
         Path(name, "parts").mkdir(parents=True)
         Path(name, "near.py").write_text("import parts.deep\nNAME = parts.deep.NAME")
         Path(name, "parts", "deep.py").write_text(f"NAME = {name!r}")
@@ -684,7 +691,7 @@ def test_each_program_has_neighbours_of_its_own():
         Path(name, "src").mkdir()
         Path(name, "src", "lib.py").write_text(f"NAME = {name!r}")
     before = [*sys.path], {*sys.modules}
-    for name in ("one", "two", "one"):
+    for name in (one, two, one):
         with imports_apart():
             made = own_program(f"{name}/own.py:made", {})
             assert {made.name, made.lib, made.late()} == {name}
@@ -700,7 +707,37 @@ def test_differences_are_paired():
     assert found["worse"]["log_likelihood_stderr"] > 30
 
 
+def test_a_distribution_of_a_project_is_asked_beside_its_modules():
+    """Only there can it import what it needs, and before the work is done."""
+    late = "SUPPORT = torch.distributions.constraints.real\n"
+    own = """
+class Mine(dist.Poisson):
+    @property
+    def support(self):
+        from late import SUPPORT
+        return SUPPORT
+
+    def expand(self, shape, _instance=None):
+        return Mine(self.rate.expand(shape), validate_args=False)
+"""
+    text = PROGRAM.replace("class Clicks", f"{own}\nclass Clicks").replace(
+        "dist.Poisson(s", "Mine(s"
+    )
+    for name in ("one", "two"):
+        Path(name).mkdir()
+        Path(name, "own.py").write_text(text)
+        Path(name, "late.py").write_text(f"import torch\n{late}")
+        assert run(f"train {name}/own.py:Clicks --data counts.npz --out {name}/a", *FEW) == 0
+    assert run("compare one/a two/a --num_particles 2 --out c") == 0
+    found = json.loads(Path("c/compare.json").read_text())["runs"]
+    assert [each["observed"] for each in found.values()] == [{"x": "Mine"}] * 2
+
+
 def test_runs_that_score_other_things_are_told(recwarn):
+    def tell(observed):
+        scores = {r: {s: scored_by(fn) for s, fn in each.items()} for r, each in observed.items()}
+        _tell_of_other_densities(scores)
+
     normal, bits = dist.Normal(torch.zeros(2), 1.0), dist.Bernoulli(torch.full((2,), 0.5))
     part = pv.distributions.Incomplete(bits.to_event(1), torch.tensor([True, False]))
     mixed = dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), normal)
@@ -711,9 +748,9 @@ def test_runs_that_score_other_things_are_told(recwarn):
         [dist.Delta(normal.loc), mixed],
     )
     for one, two in alike:
-        _tell_of_other_densities({"a": {"x": one}, "b": {"y": two, "z": two}})
+        tell({"a": {"x": one}, "b": {"y": two, "z": two}})
     for reals in ({"z": normal}, {"u": normal, "v": mixed}):
-        _tell_of_other_densities({"a": {"x": bits, "z": normal}, "b": {"x": bits} | reals})
+        tell({"a": {"x": bits, "z": normal}, "b": {"x": bits} | reals})
     assert not recwarn.list
     flags, counts = {"x": bits, "y": bits, "z": normal}, dist.Poisson(1.0)
     unlike = (
@@ -723,19 +760,19 @@ def test_runs_that_score_other_things_are_told(recwarn):
     )
     for one, two in unlike:
         with pytest.warns(UserWarning, match="different ways, so that the differences of their"):
-            _tell_of_other_densities({"a": one, "b": two})
+            tell({"a": one, "b": two})
     for two in ({"u": bits, "v": normal}, {"x": bits, "u": normal, "v": bits}):
         with pytest.warns(UserWarning, match=r"unknown whether .*; give the sites the same names"):
-            _tell_of_other_densities({"a": flags, "b": two})
+            tell({"a": flags, "b": two})
     with pytest.warns(UserWarning, match=r"Incomplete \(probabilities\); b has x by Normal"):
-        _tell_of_other_densities({"a": {"x": part}, "b": {"x": normal}})
+        tell({"a": {"x": part}, "b": {"x": normal}})
     counts = dist.Multinomial(1, torch.ones(2) / 2)
     others = {"a": {"x": counts}, "b": {"w": pv.distributions.BagOfWords(logits=torch.zeros(2))}}
     told = r"a has x by Multinomial \(counts given their sum\); b has w by BagOfWords \(words in"
     with pytest.warns(UserWarning, match=told):
-        _tell_of_other_densities(others)
+        tell(others)
     with pytest.warns(UserWarning, match=r"Bernoulli \(probabilities\); b has x by Normal"):
-        _tell_of_other_densities({"a": {"x": bits}, "b": {"x": normal}})
+        tell({"a": {"x": bits}, "b": {"x": normal}})
 
 
 def test_tables_whose_cells_are_scored_in_other_ways_are_told(recwarn):

@@ -30,6 +30,7 @@ from pyro_vae.evaluation.observed_distributions import observed_distributions
 from pyro_vae.storage.atomic import atomic_write_text
 
 _DIFFER = "in different ways, so that the differences of their likelihoods say nothing"
+Scored = tuple[str, str]  # the name of a distribution, and of what its log_prob is the logarithm
 _WAY_OUT = f"put the file of the training back, or {TAKE_ALL}"
 
 
@@ -68,14 +69,16 @@ def compare(
     if len({(data_of(settings), settings["binarization"]) for settings in known.values()}) > 1:
         told = "; ".join(f"{data}, binarization {kind}" for data, kind in sorted({*on.values()}))
         raise ConfigError(f"runs: got runs of {told}; their likelihoods cannot be compared")
-    scored, observed, cells = {}, {}, {}
+    scored, cells = {}, {}
+    observed: dict[str, dict[str, Scored]] = {}
     taken = {chosen_split(split, settings) for settings in known.values()}
     split = "all" if "all" in taken else taken.pop()
     for run in runs:
         with imports_apart():
             program, known[run] = open_run(run, device)
             x = rows_to_judge(program, known[run], split, seed, count, _WAY_OUT)
-            observed[run] = observed_distributions(program, x, "compare")
+            of_sites = observed_distributions(program, x, "compare")
+            observed[run] = {site: scored_by(fn) for site, fn in of_sites.items()}
             torch.manual_seed(seed)
             scored[run] = pv.log_likelihood(
                 program,
@@ -92,7 +95,7 @@ def compare(
     found = paired({run: each.log_prob.double().cpu() for run, each in scored.items()})
     for run, row in found.items():
         row["model"] = known[run]["model"]
-        row["observed"] = {site: type(fn).__name__ for site, fn in observed[run].items()}
+        row["observed"] = {site: name for site, (name, _) in observed[run].items()}
         if cells[run]:
             row["cells"] = cells[run]
         row["share_k_above_0.7"] = None if math.isnan(u := scored[run].untrusted) else u
@@ -131,22 +134,21 @@ def paired(log_probs: dict[str, torch.Tensor]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _tell_of_other_densities(observed: dict[str, dict[str, Any]]) -> None:
+def _tell_of_other_densities(observed: dict[str, dict[str, Scored]]) -> None:
     """Warn of likelihoods of which one is a probability of something else than another one.
 
     Arguments:
-        observed: distributions of the observed sites, by run.
+        observed: how the observed sites are scored, by run.
     """
-    scores = {run: {s: _scored_by(fn) for s, fn in each.items()} for run, each in observed.items()}
+    scores = [{s: score for s, (_, score) in each.items()} for each in observed.values()]
     told = (
-        f"{run} has "
-        + ", ".join(f"{s} by {type(fn).__name__} ({scores[run][s]})" for s, fn in each.items())
+        f"{run} has " + ", ".join(f"{s} by {name} ({score})" for s, (name, score) in each.items())
         for run, each in observed.items()
     )
-    if _differ([*scores.values()]):
+    if _differ(scores):
         words = "observe them alike in all (words by pv.distributions.BagOfWords, as topic models "
         _tell_of_other_scores(f"their data {_DIFFER}", told, words + "of the library do)")
-    elif _may_differ([*scores.values()]):
+    elif _may_differ(scores):
         doubt = "some data in one way and some in another, at sites of different names, so that "
         doubt += "it is unknown whether these are the same data in each run"
         _tell_of_other_scores(doubt, told, "give the sites the same names in all")
@@ -197,16 +199,20 @@ def _tell_of_other_scores(what: str, told: Iterable[str], way_out: str) -> None:
     )
 
 
-def _scored_by(fn: Any) -> str:
-    """Return of what a distribution gives the probability, or the density."""
+def scored_by(fn: Any) -> Scored:
+    """Return the name of a distribution, and of what it gives the probability, or the density.
+
+    One of a project may need its modules to say so.
+    """
+    name = type(fn).__name__
     if getattr(fn, "scores_words_as_they_stand", False):
-        return "words in their order"
-    if type(fn).__name__ in ("Multinomial", "DirichletMultinomial"):
-        return "counts given their sum"
+        return name, "words in their order"
+    if name in ("Multinomial", "DirichletMultinomial"):
+        return name, "counts given their sum"
     try:
-        return "probabilities" if fn.support.is_discrete else "densities"
+        return name, "probabilities" if fn.support.is_discrete else "densities"
     except (AttributeError, NotImplementedError):  # a distribution that names no support
-        return type(fn).__name__
+        return name, name
 
 
 def _table(head: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:

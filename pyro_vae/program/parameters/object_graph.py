@@ -312,4 +312,5 @@ def installed(module: str) -> bool:
 
 def is_library(file: str) -> bool:
     """Return whether a file belongs to an installed library."""
-    return file.startswith((*_INSTALLED, "<frozen")) or "-packages/" in file
+    folders = ("/site-packages/", "/dist-packages/")  # of any environment
+    return file.startswith((*_INSTALLED, "<frozen")) or any(each in file for each in folders)

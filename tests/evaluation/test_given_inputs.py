@@ -105,6 +105,44 @@ def test_left_padded_lengths_whose_first_steps_are_alike_are_lengths(start):
     assert len(runs) < 20
 
 
+def of_age(x, age, kind):
+    """A covariate of all steps, or of those behind the first ones; a label may stand beside."""
+    seen = x[:, 2:] if kind == "behind" else x
+    if kind == "label":
+        pyro.sample("y", dist.Normal(0.0, 1.0).expand([len(x)]).mask(age > 2), obs=x[:, -1] * 0)
+    mean = 0.1 * age[:, None]
+    if kind == "words":
+        logits = (mean[..., None] * torch.arange(7.0)).expand(-1, 6, -1)  # a head of six steps
+        pyro.sample("x", dist.Categorical(logits=logits).to_event(1), obs=x.long())
+    elif kind == "steps":
+        for t in range(1, x.shape[1]):
+            pyro.sample(f"x_{t}", dist.Normal(mean[:, 0], 1.0), obs=x[:, t])
+    else:
+        pyro.sample("x", dist.Normal(mean.expand(seen.shape), 1.0).to_event(1), obs=seen)
+
+
+@pytest.mark.parametrize("alike", [[], [0], [0, 1, 5]])
+@pytest.mark.parametrize("kind", ["all", "behind", "label", "words", "steps"])
+def test_a_number_is_no_length_beside_steps_that_are_alike_or_not_seen(kind, alike):
+    """A start token in each row moved nothing, and stood for a step that is taken out."""
+
+    def model(x, age):
+        with pyro.plate("data", len(x)):
+            of_age(x, age, kind)
+
+    torch.manual_seed(0)
+    x = torch.randn(8, 6) if kind != "words" else torch.randint(1, 7, (8, 6)).float()
+    x[:, alike] = 0.0
+    program = pv.Program(model, lambda x, age: None)
+    pv.elbo(program, (x, torch.tensor([3, 5, 2, 6, 4, 1, 3, 2])))
+    drawn = pv.generate(program, 3, given={"age": 9})
+    if kind == "steps":
+        assert len(drawn) == 5
+    else:
+        drawn = drawn["x"] if kind == "label" else drawn
+        assert drawn.shape == (3, 4 if kind == "behind" else 6)
+
+
 def counting(x, mask, ends):
     """A count that goes on at the steps inside the mask alone."""
     inside = mask.flatten(2)[..., 0] if mask.dim() > 2 else mask

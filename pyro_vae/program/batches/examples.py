@@ -1,7 +1,7 @@
 """Rows that a program has seen: examples of its data, and inputs to generate for."""
 
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -315,19 +315,23 @@ class Examples:
             values = (torch.full_like(named[name], int(each)) for each in numbers.aminmax())
             low, high = (self._program.adapt({**named, name: each}) for each in values)
             observed = self.observed(self.example())
-            seen = {id(leaf) for n, leaf in self.by_argument(low).items() if n in observed}
 
-            def other(step: int, leaf: Any) -> Any:
-                if id(leaf) not in seen or leaf.dim() < 2 or leaf.shape[1] != steps:
-                    return leaf
-                moved = leaf.clone()
-                moved[:, step] = leaf[:, step].roll(1, 0)
-                return moved
+            def sequences(batch: Batch) -> dict[str, Tensor]:
+                leaves = self.by_argument(batch).items()
+                tensors = {
+                    n: each for n, each in leaves if isinstance(each, Tensor) and n in observed
+                }
+                return {n: each for n, each in tensors.items() if each.shape[1:2] == (steps,)}
 
-            def moved(step: int) -> Batch:
-                return map_batch(partial(other, step), low)
+            def moved(batch: Batch, some: Sequence[int]) -> Batch:
+                seen = {id(leaf) for leaf in sequences(batch).values()}
+                other = partial(_of_other_rows, some=some)
+                return map_batch(lambda leaf: other(leaf) if id(leaf) in seen else leaf, batch)
 
-            return is_no_length(self._program.reader.runs, low, high, moved, steps)
+            sites = [site for name in sequences(low) for site in observed[name]]
+            differ = torch.stack([_unlike_rows(leaf) for leaf in sequences(low).values()]).any(0)
+            unlike = differ.nonzero().flatten().tolist()
+            return is_no_length(self._program.reader.runs, low, high, sites, moved, unlike)
         return False
 
     def _drawn(self) -> Collection[str]:
@@ -383,3 +387,16 @@ class Examples:
 
 def _shape(value: Any) -> torch.Size | None:
     return getattr(value, "shape", None)
+
+
+def _of_other_rows(leaf: Tensor, some: Sequence[int]) -> Tensor:
+    """Return ``(n, T, *)`` with the values of other rows at some steps."""
+    moved = leaf.clone()
+    moved[:, some] = leaf[:, some].roll(1, 0)
+    return moved
+
+
+def _unlike_rows(leaf: Tensor) -> Tensor:
+    """Return at which steps of ``(n, T, *)`` rows have unlike values."""
+    differ = (leaf != leaf.roll(1, 0)) & ~(leaf.isnan() & leaf.roll(1, 0).isnan())
+    return differ.movedim(1, 0).flatten(1).any(1)

@@ -1,6 +1,7 @@
 """Whether an argument of whole numbers, as the length of each sequence is one, is no length."""
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 import torch
@@ -15,43 +16,59 @@ from pyro_vae.program.sites.masks import kept_units
 
 
 def is_no_length(
-    runs: Runs, low: Batch, high: Batch, moved: Callable[[int], Batch], steps: int
+    runs: Runs,
+    low: Batch,
+    high: Batch,
+    sites: Iterable[str],
+    moved: Callable[[Batch, Sequence[int]], Batch],
+    steps: Sequence[int],
 ) -> bool:
     """Return whether the density of data moves with an argument, and it takes out no step.
 
     A length takes out the last step, or, where sequences are padded on the left, the first one that
-    counts in a longer sequence. False where nothing can be told: it may be one.
+    counts in a longer sequence. A mask shows it; without one, the steps whose values differ do.
+    False where nothing can be told: it may be one.
 
     Arguments:
         runs: Runs the program.
         low: Rows with the least value of the argument.
         high: With the largest.
-        moved: Returns the first with other values at a step of what is observed.
-        steps: T.
+        sites: Observe the sequences.
+        moved: Returns a batch with the values of other rows at some steps of the sequences.
+        steps: Those where the rows differ, in order.
     """
     with suppress(Exception), runs.trying(low) as run:  # whatever a user's function raises
         rows = num_rows(low)
         latents = latents_cut(run(low, rows, {}))
-        models = [run(each, rows, latents)[0] for each in (low, high)]
-        of_low, of_high = map(_densities, models)
-        first, of_longer = (_first_step(model, steps) for model in models)
-        if first == of_longer and _moves(of_low, of_high):
-            others = (_densities(run(moved(step), rows, latents)[0]) for step in (first, steps - 1))
-            return all(_moves(of_low, each) for each in others)
+
+        def model(batch: Batch) -> Trace:
+            return run(batch, rows, latents)[0]
+
+        def counts(beside: dict[str, Tensor], batch: Batch, *some: int) -> bool:
+            return _moves(beside, _densities(model(moved(batch, some))))
+
+        short, long = model(low), model(high)
+        of_low, of_high = _densities(short), _densities(long)
+        if not _moves(of_low, of_high) or _masks_out(short, long, sites):
+            return False
+        # A run for each step of padding would be many.
+        ends = range(1, len(steps) + 1)
+        first = bisect_left(ends, True, key=lambda end: counts(of_high, high, *steps[:end]))
+        return all(counts(of_low, low, step) for step in (steps[first], steps[-1]))
     return False
 
 
-def _first_step(model: Trace, steps: int) -> int:
-    """Return the first step that is observed and that no mask takes out; 0 where none tells it."""
-    for _, site in sample_sites(model):
-        value = site["value"]
-        if not is_data(site) or value.dim() < 2 or not 0 <= steps - value.shape[1] <= 1:
-            continue
-        kept = kept_units(site["fn"], site["mask"], value.device)
-        counts = value.new_ones(value.shape) if kept is None else kept.expand_as(value)
-        by_step = counts.movedim(1, 0).flatten(1).any(1)
-        return steps - len(by_step) + int(by_step.int().argmax())
-    return 0
+def _masks_out(short: Trace, long: Trace, sites: Iterable[str]) -> bool:
+    """Return whether masks take out what they keep in a longer sequence."""
+    of_short, of_long = dict(sample_sites(short)), dict(sample_sites(long))
+    for name in sites:
+        kept, of_longer = (
+            kept_units(site["fn"], site["mask"], site["value"].device)
+            for site in (of_short[name], of_long[name])
+        )
+        if kept is not None and bool((~kept if of_longer is None else of_longer & ~kept).any()):
+            return True
+    return False
 
 
 def _densities(model: Trace) -> dict[str, Tensor]:

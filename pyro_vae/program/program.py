@@ -219,7 +219,7 @@ class Program(nn.Module):
             self.__dict__["_origin"] = origin
             self._functions = (self._source.model, self._source.guide)
             self.own.replace(self._functions)
-            self.rows.told = None
+            self.rows.told = self.rows.trained = None
             self.examples.forget()
             self.start_anew()
         elif self.own.follow():

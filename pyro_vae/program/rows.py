@@ -1,6 +1,5 @@
 """The rows that a program takes: within the support, and its own alone where it has some."""
 
-import hashlib
 import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,7 +8,6 @@ import torch
 from pyro.infer.autoguide import AutoContinuous
 from pyro.poutine.trace_struct import Trace
 from torch import nn
-from torch.nn.utils.rnn import PackedSequence
 
 from pyro_vae.arguments import counted
 from pyro_vae.callers import of_user
@@ -24,12 +22,11 @@ from pyro_vae.program.batches.batch import (
     chunks,
     device_of,
     map_rows,
-    named_arguments_of,
     num_rows,
-    rows_of,
     signature,
 )
 from pyro_vae.program.batches.counters import looks_of
+from pyro_vae.program.batches.row_hashes import are_alike, hash_of_rows
 from pyro_vae.program.handlers import data_frame, is_data, sample_sites
 from pyro_vae.program.passes import BYTES_PER_PASS, bytes_per_row, most_rows
 from pyro_vae.program.sites.masks import kept_units
@@ -41,7 +38,6 @@ if TYPE_CHECKING:
     from pyro_vae.program.reader import Reader
 
 _FEWEST = 4  # rows of a data set that minibatches are made of
-_HASHED = 64  # rows of a data set by which it is known again, spread over it
 _ENOUGH = 3  # batches of one form, after which no more is asked for the supports of its sites
 
 
@@ -111,13 +107,12 @@ class Rows:
         self._settled = False  # whether it is known if the guide has a factor for each datum
         self.total: int | None = None  # N, where parts of the program's own rows go by number
         self.told: int | None = None  # N, where a file says that the guide has a factor for each
-        self.trained: str | None = None  # a hash of the rows that these were trained on
+        self.trained: str | None = None  # hashes of the rows that these were trained on
         self._supports = _Supports()
 
     def forget(self) -> None:
         """Find out anew: model or guide has been replaced."""
         self._fixed, self._settled, self.total = None, False, None
-        self.trained = None
         self._supports = _Supports()
 
     def numbered(self, data: Batch) -> Batch:
@@ -314,12 +309,13 @@ class Rows:
 
     def note_trained(self, data: Batch | None) -> None:
         """Note which rows a guide with one factor per datum is trained on; None: not known."""
-        self.trained = None if data is None or self.own is None else _hash_of(data)
+        self.trained = None if data is None or self.own is None else self._hash_of(data)
 
     def tell_of_others(self, data: Batch, verb: str) -> None:
         """Warn where a guide with one factor per datum is asked for other rows, as many."""
-        known = self.trained is None or checks.is_meta(data)
-        if not known and _hash_of(data) != self.trained:
+        if self.trained is None or self.own is None or checks.is_meta(data):
+            return
+        if not are_alike(self._hash_of(data), self.trained):
             warnings.warn(
                 f"{verb}: the guide has a posterior of each of the {self.own} rows that it was "
                 "trained on, and these are others, or in another order: it answers as for the "
@@ -328,6 +324,10 @@ class Rows:
                 UserWarning,
                 stacklevel=of_user(),
             )
+
+    def _hash_of(self, data: Batch) -> str:
+        given = data.batch if isinstance(data, Whole | Part) else data
+        return hash_of_rows(self._program.examples.all_by_argument(given), num_rows(data))
 
     def _take(self, batch: Batch) -> bool:
         try:
@@ -372,20 +372,3 @@ class Rows:
 def _looks_up(part: nn.Module) -> bool:
     """Return whether a layer may have a row of weights for each datum."""
     return isinstance(part, nn.Embedding | nn.EmbeddingBag | nn.ParameterList | nn.ParameterDict)
-
-
-def _hash_of(data: Batch) -> str:
-    """Return a hash of rows spread over a data set, or of the steps of sequences in one tensor.
-
-    The same under other names of the arguments, and of 0 and NaN of either sign.
-    """
-    rows = num_rows(data)
-    found = []
-    for _, leaf in named_arguments_of(data.batch if isinstance(data, Whole | Part) else data):
-        table = leaf.data if isinstance(leaf, PackedSequence) else leaf
-        if isinstance(leaf, PackedSequence) or rows_of(leaf) == rows:
-            index = torch.linspace(0, len(table) - 1, min(len(table), _HASHED), dtype=torch.float64)
-            picked = table[index.round().long().to(table.device)].detach()
-            plain = picked.to("cpu", torch.float32).nan_to_num() + 0.0
-            found.append(hashlib.sha256(plain.contiguous().numpy().tobytes()).hexdigest())
-    return hashlib.sha256(f"{rows} {sorted(found)}".encode()).hexdigest()[:16]

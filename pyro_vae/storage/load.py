@@ -16,6 +16,7 @@ from pyro_vae.arguments import typed
 from pyro_vae.callers import of_user
 from pyro_vae.device import resolve_device
 from pyro_vae.errors import CheckpointError
+from pyro_vae.program.batches.row_hashes import is_hash
 from pyro_vae.program.program import Program
 from pyro_vae.storage.budget import Budget
 from pyro_vae.storage.bundle import bundle_path, check_state, read_bundle
@@ -116,7 +117,7 @@ def _fill(
     rows = meta.get("rows")
     program.rows.told = rows if type(rows) is int and rows > 0 else None
     trained = meta.get("trained_rows")
-    program.rows.trained = trained if isinstance(trained, str) else None
+    program.rows.trained = trained if is_hash(trained) else None
     tell_of_plain_state(program, meta.get("plain_state"), where)
     program.eval()
 

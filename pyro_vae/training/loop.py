@@ -157,15 +157,19 @@ class Loop(Continued):
             raise
 
     def _train(self) -> None:
-        feed, plain = self.feed, self.transform is None
-        rows = feed.data if plain and isinstance(feed, TensorFeed) else None
-        self.wrapped.rows.note_trained(rows)
+        if self.steps:  # of a run that goes on, on the same data
+            self._note_rows()
         shown = self.progress and self.world.main
         self._keep()
         with progress_bar(total=self._total, initial=self.steps, shown=shown, unit="step") as bar:
             while self.epoch < self.limits.epochs and not self._ended():
                 self._epoch(bar)
                 end_if_asked()  # after the last one too: the other processes hear of it
+
+    def _note_rows(self) -> None:
+        feed, plain = self.feed, self.transform is None
+        rows = feed.data if plain and isinstance(feed, TensorFeed) else None
+        self.wrapped.rows.note_trained(rows)
 
     def _ended(self) -> bool:
         early = self.stopped or self.cut or self._out_of_patience()
@@ -321,8 +325,11 @@ class Loop(Continued):
     def _start(self) -> None:
         """Write the configuration once a step has succeeded: what fails before leaves no folder.
 
+        The guide has the posteriors of these rows from now on, and of those before until then.
+
         A checkpoint is tried then, too: what no file can hold is found now, not after the run.
         """
+        self._note_rows()
         if self.writes is not None:
             self._take().check(self.writes.path)
             settings = {"epochs": self.limits.epochs, **self.settings}

@@ -21,7 +21,7 @@ from pyro.infer.autoguide import (
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae as pv
-from pyro_vae.errors import DataError, ProgramError
+from pyro_vae.errors import DataError, ProgramError, TrainingDiverged
 from pyro_vae.program.batches.batch import map_rows
 
 N = 8
@@ -384,6 +384,59 @@ def test_other_rows_are_told_from_those_of_the_factors(batch_size, tmp_path):
     torch.testing.assert_close(found.mean, exact, rtol=1e-3, atol=1e-3)
 
 
+def holed(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+        kept = dist.Normal(z, 1.0).mask(~x.isnan())
+        pyro.sample("x", kept, obs=x.nan_to_num())
+
+
+def of_one_more(x, row, change):
+    return x.index_put((torch.tensor([row]),), x[row] + change)
+
+
+HOLED = torch.linspace(-1.0, 1.0, 200).index_fill(0, torch.tensor([0, 70]), math.nan)
+TIMES = 1.7e9 + torch.arange(8.0, dtype=torch.float64)
+SHORT = torch.linspace(0.0, 1.0, 8, dtype=torch.float64)
+CASES = {
+    "holes": (HOLED, [-HOLED.neg(), HOLED.double().numpy()], [of_one_more(HOLED, 71, 1e-3)]),
+    "zeros": (HOLED, [], [HOLED.nan_to_num()]),
+    "times": (TIMES, [TIMES.tolist()], [TIMES.flip(0), TIMES + 20]),
+    "doubles": (SHORT, [SHORT.float(), SHORT.numpy()], [of_one_more(SHORT, 3, 1e-9)]),
+    "counts": (torch.arange(8), [torch.arange(8.0), torch.arange(8).byte()], [torch.ones(8)]),
+    "halves": (X.half(), [X.half().float(), X.half().double()], [X.half().flip(0)]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rows_are_told_apart_by_all_their_numbers_in_whatever_type(case):
+    rows, same, others = CASES[case]
+    program = pv.Program(holed, AutoNormal(holed))
+    precision = "64-true" if case in ("times", "doubles") else "32-true"
+    pv.fit(program, rows, epochs=1, batch_size=200, precision=precision, progress=False)
+    for each in (rows, *same):
+        pv.elbo(program, each)
+    for each in others:
+        with pytest.warns(UserWarning, match=rf"each of the {len(rows)} rows"):
+            pv.elbo(program, each)
+
+
+def test_rows_stay_known_where_a_call_is_refused_or_a_fit_ends_in_its_first_step(tmp_path):
+    """No weight has moved: the guide has posteriors of the rows of before."""
+    program = pv.Program(alone, AutoNormal(alone))
+    pv.fit(program, X, epochs=1, progress=False)
+    with pytest.raises(TrainingDiverged):
+        pv.fit(program, X.flip(0) * 1e30, epochs=1, progress=False)
+    pv.save(program, tmp_path)
+    loaded = pv.load(tmp_path, into=pv.Program(alone, AutoNormal(alone)))
+    with pytest.raises(DataError, match="got 5 rows"):
+        pv.elbo(loaded, X[:5])
+    for asked in (program, loaded):
+        pv.elbo(asked, X)
+        with pytest.warns(UserWarning, match="each of the 8 rows"):
+            pv.elbo(asked, X.flip(0) * 1e30)
+
+
 def scaled(x, y, scale):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
@@ -399,5 +452,7 @@ def test_rows_are_the_same_under_other_names_and_signs_of_zero():
     for verb in (pv.elbo, pv.encode, pv.log_likelihood):
         with pytest.warns(UserWarning, match="each of the 8 rows"):
             verb(program, (x, X.flip(0), scale))
+    with pytest.warns(UserWarning, match="each of the 8 rows"):
+        pv.elbo(program, (X, x, scale))
     pv.fit(program, (x, X, scale), transform=lambda batch: batch, epochs=1, progress=False)
     pv.elbo(program, (x, X.flip(0), scale))  # which rows it has met is not known

@@ -18,6 +18,7 @@ from pyro_vae.program.batches.batch import (
     map_batch,
     map_rows,
     named_arguments,
+    named_arguments_of,
     named_arrays,
     num_rows,
     under_handlers,
@@ -139,6 +140,16 @@ class Examples:
 
     def by_argument(self, batch: Batch) -> dict[str, Tensor | SparseRows]:
         """Return the arrays of a batch, under the model's own names where they are given none."""
+        own = self._own_names(batch)
+        return {own.get(name, name): leaf for name, leaf in named_arrays(batch)}
+
+    def all_by_argument(self, batch: Batch) -> dict[str, Any]:
+        """Return what ``by_argument`` does, and all else that the model is given."""
+        own = self._own_names(batch)
+        return {own.get(name, name): leaf for name, leaf in named_arguments_of(batch)}
+
+    def _own_names(self, batch: Batch) -> dict[str, str]:
+        """Return the model's names of arguments by those that a batch has for them."""
         args, _ = given_arguments(batch)
         model = under_handlers(self._program.own.functions[0])
         in_order = [
@@ -150,7 +161,7 @@ class Examples:
             in_order = []
         own = {f"batch[{place}]": name for place, name in enumerate(in_order)}
         own["batch"] = own.get("batch[0]", "batch")
-        return {own.get(name, name): leaf for name, leaf in named_arrays(batch)}
+        return own
 
     def example(self, n: int = 2) -> Batch:
         """Return n example rows: the program's own, else rows of the first batch that it saw.

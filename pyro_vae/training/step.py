@@ -84,7 +84,7 @@ class Stepper:
         self._met: dict[int, Tensor] = {}
         # Those that require no gradient now too: a callback may thaw them.
         hidden = program.own.frozen
-        self.trained = [[p for p in u.parameters if id(p) not in hidden] for u in self.updates]
+        self.trained = [[p for p in u.parameters if p not in hidden] for u in self.updates]
         self._known = {id(p): p for p in program.parameters()}
         make_dense(p for trained in self.trained for p in trained)
         self._check_trained()
@@ -166,8 +166,8 @@ class Stepper:
         self._known = {id(p): p for p in self.program.parameters()}
         hidden = self.program.own.frozen
         for index, update in enumerate(self._objective.updates(self.program)):
-            known = {id(parameter) for parameter in self.trained[index]} | hidden.keys()
-            new = [parameter for parameter in update.parameters if id(parameter) not in known]
+            known = {*self.trained[index]} | hidden
+            new = [parameter for parameter in update.parameters if parameter not in known]
             if new and self.reduce is not None and not (everywhere and self._compared[index]):
                 self._refuse_late(new)
             make_dense(new)
@@ -202,7 +202,7 @@ class Stepper:
         own = self.program.own
         others = self._objective.parameters() if isinstance(self._objective, nn.Module) else ()
         rows = [leaf for _, leaf in named_leaves(batch)]
-        known = {id(tensor) for tensor in (*own.parameters(), *others, *rows)} | own.frozen.keys()
+        known = {id(tensor) for tensor in (*own.parameters(), *others, *rows, *own.frozen)}
         for leaf in dict.fromkeys(leaves_behind(loss)):
             if id(leaf) not in known and id(leaf) in self._met:
                 own.hold_found(leaf)

@@ -572,6 +572,34 @@ def test_a_hidden_value_that_a_later_batch_shows_is_trained_and_goes_on(tmp_path
     assert same(weights(again.program), whole)
 
 
+LOW, HIGH = X[:16] - 5, X[:16] + 5  # one layout, told apart by their numbers
+
+
+def by_numbers(hidden=False, start=torch.ones):
+    """Return a program whose value ``late`` only ``HIGH`` asks for, ``hidden``: in a block."""
+
+    def model(x):
+        loc = pyro.param("loc", lambda: torch.zeros(5))
+        if x.mean() > 0:
+            with poutine.block() if hidden else contextlib.nullcontext():
+                loc = loc + pyro.param("late", lambda: start(5))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(loc + z[..., None], 0.5).to_event(1), obs=x)
+
+    return pv.Program(model, of_two().guide)
+
+
+def test_a_drawn_value_in_a_block_goes_on(tmp_path):
+    data = DataLoader(TensorDataset(torch.cat([LOW, LOW, HIGH])), batch_size=16)
+    settings = {"seed": 0, "lr": 0.02, "progress": False}
+    whole = pv.fit(by_numbers(True, torch.randn), data, epochs=3, **settings)
+    pv.fit(by_numbers(True, torch.randn), data, epochs=1, out=tmp_path, **settings)
+    other = by_numbers(True, torch.randn)
+    pv.fit(other, data, epochs=3, out=tmp_path, resume=True, **settings)
+    assert same(weights(other), weights(whole.program))
+
+
 def test_a_value_that_the_run_lacks_stays_as_it_is(tmp_path):
     settings = {**BASE, "ema": 0.9, "clip_norm": 1.0, "valid": X[:9]}
     whole = pv.fit(of_two(), X, **{**settings, "epochs": 3})

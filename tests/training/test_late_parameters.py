@@ -1,11 +1,14 @@
 """A parameter that only some batches bring is trained like one that was there from the start."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import SGD
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -100,6 +103,50 @@ def test_what_comes_late_has_the_options_of_its_name(mode: Mode) -> None:
     from_the_start = trained("pyro.param", True, mode, SGD(options))
     for name, value in from_the_start.items():
         torch.testing.assert_close(by_name[name], value, msg=name)
+
+
+LOW, HIGH = -ROWS[:8].abs(), ROWS[:8].abs()  # one layout, told apart by their numbers
+
+
+def by_sign(low: str, high: str) -> tuple[Callable[[Tensor], None], Callable[[Tensor], None]]:
+    """x ~ N(loc + late, 1): rows ask for ``late`` by their sign, "shown", "hidden" or not."""
+
+    def model(x: Tensor) -> None:
+        loc, how = pyro.param("loc", lambda: torch.zeros(3)), high if x.mean() > 0 else low
+        if how:
+            with poutine.block() if how == "hidden" else nullcontext():
+                loc = loc + pyro.param("late", lambda: torch.ones(3))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    return model, lambda x: None
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [("", "hidden"), ("hidden", ""), ("hidden", "shown"), ("", "shown")]
+)
+def test_what_a_block_hides_is_trained_where_stock_svi_trains_it(low: str, high: str) -> None:
+    pyro.clear_param_store()
+    stock = SVI(*by_sign(low, high), SGD({"lr": 0.1}), Trace_ELBO())
+    for batch in (LOW, LOW, HIGH):
+        stock.step(batch)
+    program = pv.Program(*by_sign(low, high))
+    moved = not torch.equal(pyro.param("late"), torch.ones(3))
+    pyro.clear_param_store()
+    rows = DataLoader(TensorDataset(torch.cat([LOW, LOW, HIGH])), batch_size=8)
+    pv.fit(program, rows, epochs=2, progress=False, device="cpu", compile=False)
+    assert moved != torch.equal(program.values["late"], torch.ones(3))
+
+
+def test_a_loaded_value_answers_a_block_that_a_batch_of_a_known_layout_opens() -> None:
+    program = pv.Program(*by_sign("", "hidden"))
+    state = {"values.loc": torch.zeros(3), "values.late": torch.full((3,), 9.0)}
+    program.load_state_dict(state, strict=False)
+    with pytest.warns(UserWarning, match="'values.late', which the first run has not asked for"):
+        program.read(LOW)
+    with program.running():
+        found = poutine.trace(program.model).get_trace(HIGH).log_prob_sum()
+    torch.testing.assert_close(found, dist.Normal(9.0, 1.0).log_prob(HIGH).sum())
 
 
 def _add(net: Net) -> None:

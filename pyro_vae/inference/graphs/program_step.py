@@ -65,7 +65,7 @@ class ProgramStep:
             self.owner["objective"] = objective
         chosen = self.owner.parameters() if parameters is None else parameters
         hidden = program.own.frozen
-        self.trained = [parameter for parameter in chosen if id(parameter) not in hidden]
+        self.trained = [parameter for parameter in chosen if parameter not in hidden]
         self._parts: list[nn.Module] = []
 
     def wanted(self) -> list[nn.Parameter]:

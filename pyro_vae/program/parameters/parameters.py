@@ -51,7 +51,7 @@ class Parameters:
         self.version = 0  # one more whenever a run has found new parameters
         self.store = dict(store or {})  # what no statement has asked for yet
         self.watch: Watch | None = None  # while it is found out what the functions use
-        self.frozen: dict[int, Tensor] = {}  # a ``poutine.block`` hides them wherever they occur
+        self.frozen: set[Tensor] = set()  # a ``poutine.block`` hides them wherever they occur
         self.outdated: set[str] = set()  # values of functions that were replaced
         self.found: list[str] = []  # keys of values that had no name
         self.expected: dict[str, Tensor] = {}  # saved tensors of parts that are still to be made
@@ -65,7 +65,7 @@ class Parameters:
         self.loaded: Loaded | None = None
         self.asked: frozenset[str] = frozenset()  # keys that the first batch of training asks for
         self._lent: set[str] = set()  # keys of what is given and may be taken back
-        self._stated: set[int] = set()
+        self._stated: set[Tensor] = set()  # what a statement outside of any block has asked for
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield each parameter once."""
@@ -81,13 +81,21 @@ class Parameters:
         Arguments:
             hidden, stated: Unconstrained tensors by the names of statements.
         """
-        self._stated |= {id(value) for value in stated.values()}
+        for value in filter(lambda value: value.is_leaf, stated.values()):
+            self._show(value)
         for name, value in hidden.items():
-            kept = self.values.get(key_of(name), value)
-            self.frozen[id(kept)] = kept
-        for key in self.frozen.keys() & self._stated:
-            del self.frozen[key]
-            self.version += 1  # it is to be trained
+            self._hide(self.values.get(key_of(name), value))
+
+    def _show(self, value: Tensor) -> None:
+        """Train from now on what a statement outside of any ``poutine.block`` asks for."""
+        self._stated.add(value)
+        self.version += value in self.frozen
+        self.frozen.discard(value)
+
+    def _hide(self, value: Tensor) -> None:
+        """Train not what statements inside of blocks alone have asked for so far."""
+        if value not in self._stated:
+            self.frozen.add(value)
 
     def share_values(self, other: "Parameters") -> None:
         """Answer ``pyro.param`` statements with another program's values from now on."""
@@ -131,7 +139,7 @@ class Parameters:
 
     def _start_anew(self) -> None:
         self.outdated = set(self.values)
-        self.frozen, self._stated = {}, set()
+        self.frozen, self._stated = set(), set()
         self._at_first = set(self.part_tensors())
 
     def remembered(self) -> Callable[[], None]:
@@ -139,7 +147,7 @@ class Parameters:
         homes: tuple[Any, ...] = (self.values, self.parts, self._constraints, self._names)
         homes += (self.store, self.expected)
         contents = [list(home.items()) for home in homes]
-        own = self.fresh, self.found[:], {*self.outdated}, {**self.frozen}, {*self._stated}
+        own = self.fresh, self.found[:], {*self.outdated}, {*self.frozen}, {*self._stated}
         reached, loaded, filled = self._reached, self.loaded, {*self.filled}
 
         def put_back() -> None:
@@ -157,11 +165,12 @@ class Parameters:
     def answering(self) -> Iterator[None]:
         """Answer the ``pyro.param`` statements of this block; nothing else does."""
         state = self._store_state()
-        before = state["params"]
+        before, store = state["params"], pyro.get_param_store()
         with (
             pyro_modules_at_home(),
             # For what is hidden from our handler (poutine.block): a store with the same tensors.
-            pyro.get_param_store().scope(state),
+            store.scope(state),
+            self._asked_by(store),
             OwnParameters(self._parameter),
             nullcontext() if self.watch is None else self.watch.watching(),
         ):
@@ -180,28 +189,63 @@ class Parameters:
             },
         }
 
+    @contextmanager
+    def _asked_by(self, store: Any) -> Iterator[None]:
+        """Let Pyro's store ask here for what it lacks, before it makes a value of its own.
+
+        A value that was loaded has no name, and no constraint, before a statement has asked for it.
+        """
+        before = vars(store).get("setdefault")  # of another program, which runs around this one
+
+        def setdefault(name: str, initial: Any, constraint: Any = constraints.real) -> Tensor:
+            if name not in store and _MODULE_NAMESPACE_DIVIDER not in name:
+                value = self._value(name, initial, constraint, itself=False)
+                self._hide(value)
+                kept = self._constraints[key_of(name)]
+                store.set_state({"params": {name: value}, "constraints": {name: kept}})
+            return type(store).setdefault(store, name, initial, constraint)
+
+        store.setdefault = setdefault
+        try:
+            yield
+        finally:
+            del store.setdefault
+            if before is not None:
+                store.setdefault = before
+
     def _keep_hidden(self, state: Any, before: set[str]) -> None:
-        """Keep the values that hidden statements have made, as Pyro's store would."""
+        """Keep the values that functions have written into Pyro's store themselves."""
         for name, value in state["params"].items():
-            key, constraint = key_of(name), state["constraints"][name]
-            if name in before or _MODULE_NAMESPACE_DIVIDER in name:
-                continue
-            if key in self.values:  # loaded before the functions ran
-                self._names[key], self._constraints[key] = name, constraint
-                self._compare(key, lambda value=value: value)  # type: ignore[misc]
-            else:
-                self._make(name, *self.store.get(name, (value, constraint)))
+            known = name in before or key_of(name) in self.values
+            if not known and _MODULE_NAMESPACE_DIVIDER not in name:
+                self._make(name, *self.store.get(name, (value, state["constraints"][name])))
 
     def _parameter(self, name: str, initial: Any, constraint: Any) -> Tensor:
         key = key_of(name)
         if isinstance(initial, Tensor) and _MODULE_NAMESPACE_DIVIDER in name:
             # A module's own weight, or the tensor that a tracer has put in its place.
             return self.values.get(key, initial)
+        unconstrained = self._value(name, initial, constraint)
+        if not name.startswith(AVERAGES):
+            self._show(unconstrained)
+        value = transform_to(self._constraints[key])(unconstrained)
+        value = value.view_as(value)  # a new object: the attribute below must not stick
+        value.unconstrained = weakref.ref(unconstrained)  # what Pyro's plates expect of a param
+        return value
+
+    def _value(self, name: str, initial: Any, constraint: Any, *, itself: bool = True) -> Tensor:
+        """Return the unconstrained value that a statement asks for; make it where there is none.
+
+        Arguments:
+            name, initial, constraint: Of the statement.
+            itself: Hold a parameter that is given for the value itself, as Pyro's store does.
+        """
+        key = key_of(name)
         if key not in self.values:
             if name in self.store:
                 self._make(name, *self.store[name])
-            elif isinstance(initial, nn.Parameter) and constraint is constraints.real:
-                self.hold(key, initial)  # itself, as in Pyro's store
+            elif itself and isinstance(initial, nn.Parameter) and constraint is constraints.real:
+                self.hold(key, initial)
             elif initial is None:
                 raise ProgramError(f"pyro.param({name!r}) is read before it is given a value")
             else:
@@ -209,11 +253,8 @@ class Parameters:
         elif initial is not None:
             self._compare(key, lambda: _unconstrained(initial, constraint))
         self._names[key] = name
-        unconstrained = self.values[key]
-        value = transform_to(self._constraints.setdefault(key, constraint))(unconstrained)
-        value = value.view_as(value)  # a new object: the attribute below must not stick
-        value.unconstrained = weakref.ref(unconstrained)  # what Pyro's plates expect of a param
-        return value
+        self._constraints.setdefault(key, constraint)
+        return self.values[key]
 
     def _compare(self, key: str, start: Callable[[], Tensor]) -> None:
         """Compare a value that was given before the first run with that of its statement."""
@@ -226,7 +267,7 @@ class Parameters:
         self.values[key] = nn.Parameter(unconstrained.detach().to(self.home).clone())
         self._constraints[key], self._names[key] = constraint, name
         if name.startswith(AVERAGES):
-            self.frozen[id(self.values[key])] = self.values[key]
+            self.frozen.add(self.values[key])
         else:
             self.version += 1
 
@@ -234,7 +275,7 @@ class Parameters:
         """Give a running mean of Pyro's the value that a file holds."""
         if key not in self.values:
             self.values[key] = nn.Parameter(value.clone(), requires_grad=False)
-            self.frozen[id(self.values[key])] = self.values[key]
+            self.frozen.add(self.values[key])
 
     def stated(self) -> dict[int, str]:
         """Return the names that ``pyro.param`` statements give the values, by the values' ids."""
@@ -350,8 +391,7 @@ class Parameters:
         """
         for key, value in values.items():
             held = self.values[key] = nn.Parameter(value.clone())
-            if key not in trained:
-                self.frozen[id(held)] = held
+            (self._stated if key in trained else self.frozen).add(held)
         self._lent = set(values)
         self.version += bool(values)
 
@@ -362,7 +402,8 @@ class Parameters:
     def take_back(self) -> None:
         """Hold them no longer."""
         for key in self._lent:
-            self.frozen.pop(id(self.values.get(key)), None)
+            self.frozen.discard(self.values[key])
+            self._stated.discard(self.values[key])
             self._drop_value(key)
         self.version += bool(self._lent)
         self._lent = set()

@@ -230,5 +230,22 @@ class Masked(nn.Module):
 def test_rows_that_lack_in_one_argument_are_named():
     """By the model's names and all shapes, not by their places among some of them."""
     x, seen, y = torch.zeros(30, 3), torch.ones(20, 3, dtype=torch.bool), torch.zeros(30)
-    with pytest.raises(DataError, match=r"x \(30, 3\).*, seen \(20, 3\) torch.bool, y \(30,\)"):
+    with pytest.raises(
+        DataError, match=r"x \(30, 3\).*, seen \(20, 3\) torch.bool, y \(30,\)"
+    ) as told:
         pv.fit(Masked(), (x, seen, y), epochs=1)
+    assert "unequal numbers of rows, 30 of x and y, 20 of seen (The size of" in str(told.value)
+
+
+def test_other_rows_are_no_reason_where_a_run_has_failed_on_other_numbers():
+    """What is no data of the rows may have others: only some columns do not fit here."""
+
+    def model(x, weights, bias, y):
+        with pyro.plate("data", len(x)):
+            mean = (x * weights).sum(-1) + y + bias.sum()
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x[:, 0])
+
+    program, bias, y = pv.Program(model, lambda *_: None), torch.zeros(4), torch.zeros(30)
+    assert pv.elbo(program, (torch.zeros(30, 3), torch.ones(3), bias, y)).shape == (30,)
+    with pytest.raises(DataError, match=r"x: got .*; it fails with: The size of tensor a \(4\)"):
+        pv.elbo(program, (torch.zeros(30, 4), torch.ones(3), bias, y))

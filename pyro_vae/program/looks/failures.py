@@ -171,6 +171,29 @@ def about_drawn_rows(plates: Mapping[str, tuple[int, int]], batch: Batch) -> str
     return ""
 
 
+def about_rows(reason: str, named: Mapping[str, Any]) -> str:
+    """Return how many rows each argument has, where a run has failed on such numbers; else "".
+
+    Other rows alone are no fault: a program may take what is no data of the rows.
+
+    Arguments:
+        reason: What the run has raised.
+        named: The arrays of the batch.
+    """
+    by_rows: dict[int, list[str]] = {}
+    for name, leaf in named.items():
+        for rows in leaf.shape[:1]:
+            by_rows.setdefault(rows, []).append(name)
+    told = by_rows.keys() & {int(each) for each in re.findall(r"\b\d+\b", reason)}
+    if len(told) < 2 or max(by_rows, key=lambda rows: len(by_rows[rows])) not in told:
+        return ""
+    counts = ", ".join(f"{rows} of {' and '.join(names)}" for rows, names in by_rows.items())
+    return (
+        f"arguments have unequal numbers of rows, {counts} ({reason}); give each as many, and what "
+        "is no data of the rows to the functions (functools.partial)"
+    )
+
+
 def about_shapes(reason: str, error: BaseException, batch: Batch) -> str:
     """Return what mends the mistakes behind most errors of shapes within a plate."""
     written = re.match(r"shape '\[(-1, .+)\]' is invalid for input of size", reason)

@@ -42,6 +42,7 @@ from pyro_vae.program.looks.failures import (
     about_layer,
     about_mask,
     about_numbers,
+    about_rows,
     about_shapes,
     of_words,
     positive,
@@ -263,10 +264,12 @@ class Runs:
         reason, broken, values = str(error).partition(", but found invalid values")
         reason = reason.partition("\n")[0] or where(error)  # Pyro adds a table of shapes
         drawn = about_drawn_rows(self._drawn_rows(batch), batch)
+        of_layer = about_layer(reason, error, self._program.parts)
+        unequal = "" if drawn or of_layer != reason else about_rows(reason, named)
         reason = (
-            about_layer(reason, error, self._program.parts)
+            (unequal or of_layer)
             + about_calls(reason)
-            + (drawn or about_shapes(reason, error, batch))
+            + (drawn or ("" if unequal else about_shapes(reason, error, batch)))
             + about_classes(reason, named)
             + about_arguments(reason, self._program.own.functions)
         )

@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -202,8 +202,9 @@ def ais(
     """
     chosen = settings or AIS()
     graphs = _graphs(chosen)
+    verb = replace(_AIS, of_model=chosen.start == "prior")
     with Program.of(program).passes(
-        data, _AIS, rows=_ROWS_PER_PASS, particles=chosen.chains
+        data, verb, rows=_ROWS_PER_PASS, particles=chosen.chains
     ) as passes:
 
         def annealed(piece: Pass) -> tuple[Tensor, Tensor]:

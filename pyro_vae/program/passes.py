@@ -46,6 +46,7 @@ from pyro_vae.torch_private import pytree
 
 if TYPE_CHECKING:
     from pyro_vae.program.program import Program
+    from pyro_vae.program.rows import Rows
 
 T = TypeVar("T")
 _BYTES_HELD = 1 << 27  # of a stream, at most, where a verb needs rows from all over it
@@ -69,6 +70,8 @@ class Verb:
         answers: Whether it answers a row for each datum in the form of the data.
         summed: Whether latents that are summed out count among those of a datum.
         sums: Whether it sums over the discrete latents of the guide too, those of few values.
+        of_model: Whether it answers by the model itself, of any data: the guide is no more than
+            where it begins.
         each: Whether it speaks of each datum alone, by a density of its own.
         guide: What it needs of the guide for each datum alone: a posterior, or a weight p / q.
         codes: Whether it asks the guide alone; the model too where it sums out latents.
@@ -85,6 +88,7 @@ class Verb:
     answers: bool = False
     summed: bool = False
     sums: bool = False
+    of_model: bool = False
     each: bool = False
     guide: Literal["", "posterior", "weight"] = ""
     codes: bool = False
@@ -242,8 +246,9 @@ class Passes:
                 self._first, in_guide=verb.codes and not self.sites.enumerated
             )
             verb.require(self.sites)
-            if not (verb.simulates or verb.sums):  # the latter sample from the model itself
-                program.rows.tell_of_others(self._first, verb.name)
+            # A verb that asks others of its data has told of them.
+            if not (verb.simulates or verb.of_model or isinstance(data, Part)):
+                self._tell_of_others(program.rows)
             self._stack = stack.pop_all()  # a stream may fail later
 
     def _open(self, program: "Program", data: Any) -> None:
@@ -276,6 +281,18 @@ class Passes:
         if not self.verb.simulates:
             self.program.examples.remember(batch)
         return batch
+
+    def _tell_of_others(self, rows: "Rows") -> None:
+        """Tell of the first batch that the guide has no posteriors of, of a stream as they come."""
+        rest, found = self._rest, rows.tell_of_others(self._first, self.verb.name)
+
+        def watched() -> Iterator[Any]:
+            told = found
+            for batch in rest:
+                told = told or rows.tell_of_others(batch, self.verb.name)
+                yield batch
+
+        self._rest = watched()
 
     @property
     def batch(self) -> Batch:

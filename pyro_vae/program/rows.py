@@ -311,11 +311,12 @@ class Rows:
         """Note which rows a guide with one factor per datum is trained on; None: not known."""
         self.trained = None if data is None or self.own is None else self._hash_of(data)
 
-    def tell_of_others(self, data: Batch, verb: str) -> None:
-        """Warn where a guide with one factor per datum is asked for other rows, as many."""
+    def tell_of_others(self, data: Batch, verb: str) -> bool:
+        """Warn, and return so, where a guide with one factor per datum is asked for other rows."""
         if self.trained is None or self.own is None or checks.is_meta(data):
-            return
-        if not are_alike(self._hash_of(data), self.trained):
+            return False
+        others = not are_alike(self._hash_of(data), self.trained)
+        if others:
             warnings.warn(
                 f"{verb}: the guide has a posterior of each of the {self.own} rows that it was "
                 "trained on, and these are others, or in another order: it answers as for the "
@@ -324,6 +325,7 @@ class Rows:
                 UserWarning,
                 stacklevel=of_user(),
             )
+        return others
 
     def _hash_of(self, data: Batch) -> str:
         given = data.batch if isinstance(data, Whole | Part) else data

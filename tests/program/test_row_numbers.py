@@ -437,6 +437,28 @@ def test_rows_stay_known_where_a_call_is_refused_or_a_fit_ends_in_its_first_step
             pv.elbo(asked, X.flip(0) * 1e30)
 
 
+AIS = pv.AIS(num_temperatures=1, chains=1, num_leapfrog=1, pilot=1)
+BRIEF = {"local": pv.Local(num_steps=1), "annealed": AIS, "progress": False}
+VERBS = {
+    "semi": lambda p, x: pv.infer(p, x, how="semi", progress=False),
+    "stream": lambda p, x: pv.elbo(p, iter([ROWS_300, x])),
+    "gaps": lambda p, x: pv.gaps(p, x, num_particles=2, **BRIEF),
+    "ais": lambda p, x: pv.ais(p, x, AIS, progress=False),
+}
+ROWS_300 = torch.linspace(-2.0, 2.0, 300)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_verbs_that_begin_at_the_guide_tell_of_other_rows_once(verb):
+    """Of the 300 that it was trained on none does, though some ask others of 256 at a time."""
+    program = pv.Program(alone, AutoNormal(alone))
+    pv.fit(program, ROWS_300, epochs=1, batch_size=300, progress=False)
+    VERBS[verb](program, ROWS_300)
+    with pytest.warns(UserWarning, match="each of the 300 rows") as told:
+        VERBS[verb](program, ROWS_300 + 1.0)
+    assert sum("each of the 300 rows" in str(each.message) for each in told) == 1
+
+
 def scaled(x, y, scale):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))

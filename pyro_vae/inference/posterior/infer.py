@@ -1,5 +1,6 @@
 """``pv.infer``: the posterior of each datum, by the guide, by a climb of its own, or by HMC."""
 
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -91,8 +92,8 @@ def infer(
         return refine(asked, data, settings, progress=progress)  # type: ignore[arg-type, return-value]
     if how == "amortised":
         return Amortised(asked.passes(data, _AMORTISED))
-    passes = asked.passes(data, _FITTED)
     chosen = settings or (semi() if how == "semi" else Local(start="prior"))
+    passes = asked.passes(data, replace(_FITTED, of_model=chosen.start == "prior"))
     return LocalPosterior(passes, fit_local(asked, passes.batch, chosen, progress=progress))
 
 

@@ -41,6 +41,7 @@ _REFINE = Verb(
     latents="there is no posterior to sample; use log_likelihood",
     continuous="use infer (the guide's own posterior), or log_likelihood",
     sums=True,
+    of_model=True,
     each=True,
 )
 

@@ -27,6 +27,7 @@ from pyro_vae.cli.compare import (
     paired,
     scored_by,
 )
+from pyro_vae.cli.known_files import _has_other_modules
 from pyro_vae.cli.own_program import imports_apart, own_program
 from pyro_vae.cli.report import table
 from pyro_vae.cli.report_file import write_report
@@ -562,9 +563,12 @@ def test_a_program_is_known_from_any_directory_and_by_its_contents(
     told = "program: own.py is not what the run in a was trained with, and results are those of"
     assert judged("a")[0] == edited and told in judged("a")[1]
     with monkeypatch.context() as here:
-        here.chdir("same: as it was")
-        Path("near.py").write_text("SHIFT = 0")
-        assert judged("../a") == right  # it is at hand, and the other is edited
+        here.chdir("same: as it was")  # it is at hand, and the other is edited
+        for near in (0, 5):
+            Path("near.py").write_text(f"SHIFT = {near}")
+            figures, err = judged("../a")
+            assert (figures == right[0]) == (near == 0)
+            assert f"own.py is taken, as the run in ../a was trained with it; {folder}/own" in err
     Path("own.py").write_text(PROGRAM + "# edited\n")
     assert judged("a")[0] == right[0] and told in judged("a")[1]
     known.pop(Path("a/evaluation.json"))
@@ -672,6 +676,67 @@ def test_a_run_goes_on_from_any_directory_with_its_files(capsys, folder, place, 
         capsys
     )
     assert run("evaluate a --num_particles 2") == 0 and told(capsys) == ""
+
+
+@pytest.mark.filterwarnings("default:program", "default:.*plain values differ")
+def test_a_run_goes_on_with_the_program_that_was_said(capsys, folder, judged, monkeypatch):
+    """A file that has gone or changed is the one that is named since then."""
+    assert run("train own.py:Clicks --data counts.npz --out a", *FEW) == 0
+    before = json.loads(Path("a/train.json").read_text())
+    Path("new").mkdir()
+    Path("own.py").rename("new/own.py")
+    capsys.readouterr()
+    assert run("train --resume true --out a --epochs 2") == 2
+    assert f"{folder}/own.py: no such file" in told(capsys)
+    assert judged("a --program new/own.py:Clicks")[1] == ""
+    monkeypatch.chdir("new")
+    assert run("train --resume true --out ../a --epochs 2") == 0 and told(capsys) == ""
+    assert json.loads(Path("../a/train.json").read_text()) == before | {"epochs": 2}
+    monkeypatch.chdir(folder)
+    Path("new/own.py").rename("other.py")  # and is edited
+    Path("other.py").write_text(PROGRAM + "\nTaps = Clicks\n")
+    line = "train other.py:Clicks --data counts.npz --resume settings --out a --epochs 3"
+    assert run(line.replace("Clicks", "made")) == 2 and "model is 'other.py" in told(capsys)
+    assert run(line) == 0
+    assert "other.py is not what the run in a was trained with, and it is read" in told(capsys)
+    Path("other.py").rename("last.py")
+    assert judged("a --program last.py:Taps")[1] == ""
+    assert run("train --resume settings --out a --epochs 4") == 0 and told(capsys) == ""
+    assert judged("a")[1] == ""
+    Path("deep").mkdir()
+    shutil.copy("last.py", "deep")
+    Path("last.py").write_text("edited")
+    monkeypatch.chdir("deep")
+    assert run("train last.py:Taps --data ../counts.npz --resume true --out ../a --epochs 5") == 0
+    assert "last.py is taken, as the run in ../a was trained with it; " in told(capsys)
+
+
+def test_a_project_that_is_copied_whole_has_the_same_modules():
+    """Those in many folders are not compared: they may be others."""
+    one = Path("one")
+    for path in ("near.py", "parts/deep/far.py", "own.py"):
+        (one / path).parent.mkdir(parents=True, exist_ok=True)
+        (one / path).write_text("NAME = 1")
+    two = Path(shutil.copytree(one, "two"))
+    shutil.copytree("one", "one/.cache")
+
+    def differ(here="two/own.py"):
+        return _has_other_modules(os.path.realpath(here), os.path.realpath("one/own.py"))
+
+    assert not differ()
+    (two / "own.py").write_text("NAME = 2")  # the program itself is compared elsewhere
+    assert not differ()
+    for path in ("near.py", "parts/deep/far.py", "parts/new.py"):
+        (two / path).write_text("NAME = 2")
+        assert differ()
+        shutil.rmtree(two)
+        shutil.copytree("one", "two")
+    shutil.copy("one/own.py", "two/parts/deep")
+    (two / "parts/deep/far.py").unlink()
+    assert not differ("two/parts/deep/own.py")  # it has none that it could import
+    for n in range(100):
+        (one / "parts" / str(n)).mkdir()
+    assert differ()
 
 
 def test_each_program_has_neighbours_of_its_own():

@@ -17,6 +17,7 @@ from pyro_vae.data.array_files import PICTURES
 from pyro_vae.storage.atomic import atomic_write_text
 
 _BLOCK = 2**20  # bytes
+_MANY = 100  # folders, whose modules are not compared
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,23 @@ class KnownFile:
 
         A copy of data is the data; that of a program may import other modules beside it.
         """
-        here, copied = os.path.realpath(typed), self.is_in(typed)
-        another = here != os.path.realpath(path) and is_readable(typed)
-        if another and not (copied and (self.what == "data" or _is_alone(Path(here)))):
+        taken, here = os.path.realpath(path), os.path.realpath(typed)
+        if here == taken or not is_readable(here):
+            return
+        copied = self.is_in(here)
+        if not copied or (self.what == "program" and _has_other_modules(here, taken)):
             differs = "may import other modules than it" if copied else "differs from it"
             _warn(
                 f"{self.what}: {path} is taken, the file of the run in {self.folder}; "
                 f"{here} {differs}{way_out}"
+            )
+
+    def tell_of_copy(self, path: str, way_out: str = "") -> None:
+        """Warn of a copy that is taken since what lies at the place has changed."""
+        if not self.lies_at(path) and is_readable(self.place):
+            _warn(
+                f"{self.what}: {path} is taken, as the run in {self.folder} was trained with it; "
+                f"{self.place} has changed since, and other modules may lie beside it{way_out}"
             )
 
     def remember(self) -> None:
@@ -148,10 +159,28 @@ def _contents(path: str, size: int, mtime_ns: int) -> str:
     return found.hexdigest()
 
 
-def _is_alone(program: Path) -> bool:
-    """Return whether there is no other Python file near a program that it could import."""
-    near = (each for depth in ("", "*/", "*/*/") for each in program.parent.glob(f"{depth}*.py"))
-    return all(each == program for each in near)
+def _has_other_modules(copy: str, program: str) -> bool:
+    """Return whether a copy of a program may import other modules beside it than the program."""
+    near = _modules_beside(copy)
+    if near is None:
+        return True
+    there = _modules_beside(program) if near else {}
+    if there is None or (near and near.keys() != there.keys()):
+        return True
+    return any(contents(path) != contents(there[name]) for name, path in near.items())
+
+
+def _modules_beside(program: str) -> dict[str, str] | None:
+    """Return the other Python files around one, by their names; None of those in many folders."""
+    home = os.path.dirname(program)
+    found: dict[str, str] = {}
+    for count, (folder, below, names) in enumerate(os.walk(home, followlinks=True)):
+        if count == _MANY:
+            return None
+        below[:] = [each for each in below if each[0] != "."]
+        paths = (os.path.join(folder, name) for name in names if name.endswith(".py"))
+        found |= {os.path.relpath(path, home): path for path in paths if path != program}
+    return found
 
 
 def _record(folder: Path, what: str) -> Path:

@@ -31,6 +31,7 @@ _FREE = {"out", "resume", "device", "progress", "checkpoint_every", "patience"}
 # Ways out where the file of a run has changed since its training.
 NAME_IT = "name the file of the training (--data FILE)"
 TAKE_ALL = "take all rows of one that has none of them (--split all)"
+_AS_IT_IS = "and it is read as it is now"
 _FIGURES = "and results are those of the program as it is now"
 
 
@@ -124,29 +125,49 @@ def go_on(
     now, then = _paths(settings), _paths(before)
     words, asked = dict(settings), dict(settings)
     known = {what: recalled(folder, what, path) for what, path in then.items() if what in now}
-    same = [
-        what
-        for what, file in known.items()
-        if Path(now[what]) == Path(then[what]) or file.is_meant(now[what])
-    ]
-    if "data" in same:
+    data, program = known.get("data"), known.get("program")
+    if data and not (Path(now["data"]) == Path(then["data"]) or data.is_meant(now["data"])):
+        data = None
+    if program:
+        program = _as_meant(program, settings["model"], before["model"])
+    if data:
         words["data"] = before["data"]
-    if "program" in same and parted(settings["model"])[1] == parted(before["model"])[1]:
+    if program:
         words["model"] = before["model"]
     if (folder / VOCABULARY).exists():
         words["vocab"] = before.get("vocab")  # `check_words` looks at the words
         if settings["vocab"] is None or not Path(settings["vocab"]).exists():
             asked["vocab"] = str(folder / VOCABULARY)
     _require_same(folder, words, before, renew)
-    for what in same:
-        path = known[what].found(now[what])
-        known[what].tell_of_change(path, "and it is read as it is now")
-        known[what].tell_of_namesake(path, now[what])
-        if what == "data":
-            asked["data"] = path
-        else:
-            asked["model"] = path + settings["model"].removeprefix(now[what])
+    if data:
+        asked["data"] = data.found(now["data"])
+        data.tell_of_change(asked["data"], _AS_IT_IS)
+        data.tell_of_namesake(asked["data"], now["data"])
+    if program:
+        asked["model"] = _program_now(program, settings["model"], _AS_IT_IS)
+        if parted(asked["model"])[1] != parted(before["model"])[1]:
+            words["model"] = asked["model"]  # the file that was said has it by another name
     return words, asked
+
+
+def _as_meant(known: KnownFile, model: str, before: str) -> KnownFile | None:
+    """Return what is known of the program of a run if a model is this one, else None.
+
+    It is by its words, place or contents, by what was said of it, or where nothing is at its place.
+    What was said stands for the words of the run, and for no other file.
+
+    Arguments:
+        known: the file of the program.
+        model: ``file.py:name``, of a continuation.
+        before: of the run.
+    """
+    (file, name), (then, known_by) = parted(model), parted(before)
+    by_words = Path(file) == Path(then) and name == known_by
+    by_said = _full(file, name) == known.said and not known.is_kept()
+    if by_words or by_said:
+        return known
+    is_it = known.is_meant(file) or not is_readable(known.place)
+    return replace(known, said=None) if is_it and name == known_by else None
 
 
 def _require_same(
@@ -278,22 +299,46 @@ def _told(folder: Path, program: str | None, said: dict[str, Any]) -> tuple[dict
 
 
 def _own_program_of(folder: Path, model: str) -> str:
-    """Return a program of one's own with its file where that can be read now.
-
-    What was said last stands for a file of the training that has gone or changed.
-    """
+    """Return a program of one's own with its file where that can be read now."""
     typed, name = parted(model)
-    known = recalled(folder, "program", typed)
-    path, as_said = known.found(typed), f"--program {shlex.quote(model)}"
-    if known.said and not known.is_kept() and is_readable(parted(known.said)[0]):
-        path, name = parted(known.said)
     evaluate = f"pyro-vae evaluate {shlex.quote(str(folder))}"
-    known.tell_of_change(path, _FIGURES)
-    known.tell_of_namesake(path, typed, f" ({evaluate} {as_said} takes that)")
+    known = recalled(folder, "program", typed)
+    found = _program_now(known, model, _FIGURES, evaluate)
+    path = parted(found)[0]
     if not is_readable(path):
         said = f"{evaluate} --program FILE.py:{name or 'NAME'}"
         raise ConfigError(f"{path}: no such file; say once where the program lies now: {said}")
+    return found
+
+
+def _program_now(known: KnownFile, model: str, then: str, evaluate: str = "") -> str:
+    """Return a program with its file where that can be read now; tell of doubts.
+
+    What was said last stands for a file of the training that has gone or changed.
+
+    Arguments:
+        known: the file of the program.
+        model: ``file.py:name``, as typed.
+        then: what follows if the file has changed.
+        evaluate: the command that says another file, where that is a way out.
+    """
+    typed, name = parted(model)
+    path, said = known.found(typed), parted(known.said or "")
+    if known.said and is_readable(said[0]) and not known.is_kept():
+        path, name = said
+    else:
+        once = f"; say once which it is: {evaluate} --program FILE.py:{name or 'NAME'}"
+        known.tell_of_copy(path, once if evaluate else "")
+    known.tell_of_change(path, then)
+    this = f" ({evaluate} --program {shlex.quote(model)} takes that)" if evaluate else ""
+    known.tell_of_namesake(path, typed, this)
     return f"{path}:{name}" if name else path
+
+
+def _full(file: str, name: str) -> str:
+    """Return ``file.py:name`` as a record has it, from any directory."""
+    place = os.path.realpath(file)
+    return f"{place}:{name}" if name else place
 
 
 def _remember_moved_program(folder: Path, model: str, said: str) -> None:
@@ -302,8 +347,7 @@ def _remember_moved_program(folder: Path, model: str, said: str) -> None:
     file, name = parted(said)
     known.tell_of_change(file, _FIGURES)
     if not known.is_kept():
-        place = os.path.realpath(file)
-        replace(known, said=f"{place}:{name}" if name else place).remember()
+        replace(known, said=_full(file, name)).remember()
 
 
 def _remember_moved_data(folder: Path, settings: dict[str, Any], data: str | None) -> None:

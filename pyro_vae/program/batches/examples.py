@@ -339,7 +339,7 @@ class Examples:
                 other = partial(_of_other_rows, some=some)
                 return map_batch(lambda leaf: other(leaf) if id(leaf) in seen else leaf, batch)
 
-            sites = [site for name in sequences(low) for site in observed[name]]
+            sites = [observed[name] for name in sequences(low)]
             differ = torch.stack([_unlike_rows(leaf) for leaf in sequences(low).values()]).any(0)
             unlike = differ.nonzero().flatten().tolist()
             return is_no_length(self._program.reader.runs, low, high, sites, moved, unlike)

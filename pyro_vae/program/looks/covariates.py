@@ -9,7 +9,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_vae.program.batches.batch import Batch, num_rows
-from pyro_vae.program.handlers import is_data, sample_sites
+from pyro_vae.program.handlers import Message, is_data, sample_sites
 from pyro_vae.program.looks.cuts import density_of, latents_cut
 from pyro_vae.program.looks.quiet_runs import Runs
 from pyro_vae.program.sites.masks import kept_units
@@ -19,7 +19,7 @@ def is_no_length(
     runs: Runs,
     low: Batch,
     high: Batch,
-    sites: Iterable[str],
+    sites: Iterable[Sequence[str]],
     moved: Callable[[Batch, Sequence[int]], Batch],
     steps: Sequence[int],
 ) -> bool:
@@ -33,7 +33,7 @@ def is_no_length(
         runs: Runs the program.
         low: Rows with the least value of the argument.
         high: With the largest.
-        sites: Observe the sequences.
+        sites: Those that observe each argument of sequences.
         moved: Returns a batch with the values of other rows at some steps of the sequences.
         steps: Those where the rows differ, in order.
     """
@@ -49,7 +49,7 @@ def is_no_length(
 
         short, long = model(low), model(high)
         of_low, of_high = _densities(short), _densities(long)
-        if not _moves(of_low, of_high) or _masks_out(short, long, sites):
+        if not _moves(of_low, of_high) or _masks_out(short, long, sites, rows):
             return False
         # A run for each step of padding would be many.
         ends = range(1, len(steps) + 1)
@@ -58,17 +58,28 @@ def is_no_length(
     return False
 
 
-def _masks_out(short: Trace, long: Trace, sites: Iterable[str]) -> bool:
-    """Return whether masks take out what they keep in a longer sequence."""
+def _masks_out(short: Trace, long: Trace, sites: Iterable[Sequence[str]], rows: int) -> bool:
+    """Return whether masks take out whole steps that they keep in a longer sequence."""
     of_short, of_long = dict(sample_sites(short)), dict(sample_sites(long))
-    for name in sites:
-        kept, of_longer = (
-            kept_units(site["fn"], site["mask"], site["value"].device)
-            for site in (of_short[name], of_long[name])
-        )
-        if kept is not None and bool((~kept if of_longer is None else of_longer & ~kept).any()):
-            return True
+    for of_one in sites:
+        for name in of_one:
+            kept, of_longer = (
+                _kept_steps(each[name], rows, alone=len(of_one) == 1)
+                for each in (of_short, of_long)
+            )
+            if bool((of_longer & ~kept).any()):
+                return True
     return False
+
+
+def _kept_steps(site: Message, rows: int, *, alone: bool) -> Tensor:
+    """Return of which steps masks keep some value: ``(T,)`` of a site alone, else it is a step."""
+    value = site["value"]
+    kept = kept_units(site["fn"], site["mask"], value.device)
+    counts = value.new_ones(value.shape).bool() if kept is None else kept.expand_as(value)
+    if not alone or value.dim() < 2:
+        return counts.any()
+    return counts.movedim(int(len(value) == rows), 0).flatten(1).any(1)  # steps may come first
 
 
 def _densities(model: Trace) -> dict[str, Tensor]:

@@ -399,6 +399,13 @@ class Program(nn.Module):
         self._place = device if device is not None else self._place
         return super().to(*args, **kwargs)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> "Program":
+        """Remember the type that all floats are given, in which others will be made."""
+        types = {fn(torch.zeros((), dtype=each)).dtype for each in (torch.float32, torch.float64)}
+        if len(types) == 1:
+            self.own.converted(types.pop())
+        return super()._apply(fn, *args, **kwargs)
+
     def adapt(self, data: Any) -> Batch:
         """Return data as a batch with the datum first, tensors on the program's device.
 
@@ -453,7 +460,7 @@ class Program(nn.Module):
     @property
     def precision(self) -> torch.dtype | None:
         """Return the dtype of the program's parameters; None where none is a float."""
-        return next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
+        return self.own.precision
 
     @property
     def row_precision(self) -> torch.dtype | None:

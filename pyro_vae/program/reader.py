@@ -39,6 +39,7 @@ from pyro_vae.program.densities.terms import nesting
 from pyro_vae.program.handlers import (
     PLATE,
     DrawnRows,
+    Message,
     data_frame,
     is_data,
     observes,
@@ -667,17 +668,18 @@ class Reader:
         """Run the functions once and return the leaf tensors that their densities depend on."""
         args, kwargs = arguments(map_batch(torch.detach, batch))
         with self.runs.quiet(batch), torch.enable_grad(), validation(False):
-            model, guide = Joint(*self.runs.functions(batch), args, kwargs).sampled_traces()
-            terms = [
-                (
-                    site["fn"].log_prob(site["value"])
-                    if checks.has_density(site["fn"])
-                    else site["value"]
-                ).sum()
-                for trace in (model, guide)
-                for _, site in sample_sites(trace)
-            ]
+            pair = Joint(*self.runs.functions(batch), args, kwargs).sampled_traces()
+            try:
+                terms = [_term(site).sum() for trace in pair for _, site in sample_sites(trace)]
+            except RuntimeError as error:  # a density of tensors of two types, say
+                raise self.runs.refusal(batch, error) from error
         return [leaf for term in terms for leaf in leaves_behind(term)]
+
+
+def _term(site: Message) -> Tensor:
+    """Return the log density of a site; of one without, its value."""
+    fn, value = site["fn"], site["value"]
+    return fn.log_prob(value) if checks.has_density(fn) else value
 
 
 def _beside(plate: DataPlate, drawn: DrawnRows) -> dict[str, tuple[int, int]]:

@@ -17,6 +17,7 @@ from pyro_vae.callers import of_user
 from pyro_vae.device import resolve_device
 from pyro_vae.errors import CheckpointError
 from pyro_vae.program.batches.row_hashes import is_hash
+from pyro_vae.program.parameters.loaded import is_wider, tell_of_rounding
 from pyro_vae.program.program import Program
 from pyro_vae.storage.budget import Budget
 from pyro_vae.storage.bundle import bundle_path, check_state, read_bundle
@@ -44,8 +45,9 @@ def load(
             (``"s3://bucket/run"``, extra ``remote``).
         into: Your own program, built as it was when it was saved: its weights are replaced, by
             name. A class or a variable that has another name since is known by its tensors, and a
-            warning says so. A program of ``pv.models`` is rebuilt from its configuration without
-            it.
+            warning says so. Floats take the types that the program has, with a warning where that
+            rounds them: ``pv.Program.of(into).to(torch.float64)`` before keeps all digits. A
+            program of ``pv.models`` is rebuilt from its configuration without it.
         device: Where a rebuilt program goes: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
 
     Returns:
@@ -109,6 +111,9 @@ def _fill(
             UserWarning,
             stacklevel=of_user(),
         )
+    narrow = {key: v.dtype for key, v in here.items() if is_wider(tensors[key].dtype, v.dtype)}
+    if narrow:
+        tell_of_rounding(narrow)
     program.own.expect(awaited)
     expected = program.own.expected
     expected.update({key: tensors[key] for key in expected})

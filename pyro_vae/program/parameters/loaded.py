@@ -1,7 +1,7 @@
 """Tensors that a program is given before it has run: whether they fit shows as it runs."""
 
 import warnings
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
 
 import torch
@@ -37,20 +37,25 @@ class Loaded:
         self.strict = strict
         self._shapes: dict[str, tuple[torch.Size, torch.Size]] = {}  # got and expected, by key
 
-    def compare(self, key: str, value: Tensor, start: Callable[[], Tensor]) -> None:
+    def compare(self, key: str, value: Tensor, start: Callable[[], Tensor]) -> Tensor | None:
         """Note the shape that a statement would give a value, where it is another.
 
         Arguments:
             key: Of the value.
             value: That was given, unconstrained.
             start: Returns that of the statement, unconstrained.
+
+        Returns:
+            What ``start`` does; None where that fails.
         """
         self._shapes.pop(key, None)
         cards = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
         with suppress(Exception), torch.random.fork_rng(cards):  # whatever a user's function raises
-            expected = start().shape
-            if expected != value.shape:
-                self._shapes[key] = value.shape, expected
+            own = start()
+            if own.shape != value.shape:
+                self._shapes[key] = value.shape, own.shape
+            return own
+        return None
 
     def require_shapes(self, error: Exception | None = None) -> None:
         """Refuse a value of another shape, where a run fails or the value is broadcast.
@@ -99,6 +104,28 @@ class Loaded:
         )
         if told:
             warnings.warn("; ".join(told), UserWarning, stacklevel=of_user())
+
+
+def is_wider(one: torch.dtype, other: torch.dtype) -> bool:
+    """Return whether floats of one type are rounded by being given another."""
+    floats = one.is_floating_point and other.is_floating_point
+    return floats and torch.finfo(one).bits > torch.finfo(other).bits
+
+
+def tell_of_rounding(rounded: Mapping[str, torch.dtype]) -> None:
+    """Warn of tensors that were loaded in a wider type than a program has.
+
+    Arguments:
+        rounded: The program's types, by name.
+    """
+    types = ", ".join(sorted({str(dtype).removeprefix("torch.") for dtype in rounded.values()}))
+    warnings.warn(
+        f"what was loaded holds {_list(set(rounded))} in a wider type than the program, which has "
+        f"them in {types}: they are rounded; a program that is converted first keeps all digits, "
+        "pv.Program.of(program).to(torch.float64)",
+        UserWarning,
+        stacklevel=of_user(),
+    )
 
 
 def _lacks(names: set[str]) -> str:

@@ -1,9 +1,9 @@
 """The tensors that a program trains, and what a ``pyro.param`` statement is answered with."""
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 import pyro
@@ -15,10 +15,11 @@ from torch.distributions import constraints, transform_to
 
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.program.handlers import OwnParameters, pyro_modules_at_home
-from pyro_vae.program.parameters.loaded import Loaded, unlike
+from pyro_vae.program.parameters.loaded import Loaded, is_wider, tell_of_rounding, unlike
 from pyro_vae.program.parameters.modules import owners, unique_name
 from pyro_vae.program.parameters.object_graph import empty_globals
 from pyro_vae.program.parameters.watch import Watch
+from pyro_vae.program.told import silenced
 
 # The running means that TraceGraph_ELBO keeps as it runs: written to, and never trained.
 AVERAGES = "__baseline_avg_downstream_cost_"
@@ -47,6 +48,7 @@ class Parameters:
         self.parts = nn.ModuleDict({**self._reached, **self._given})
         self.values = nn.ParameterDict()  # unconstrained
         self.home: torch.device | None = None  # where new values are made
+        self.dtype: torch.dtype | None = None  # to which all has been converted
         self.fresh = True  # the functions have not run
         self.version = 0  # one more whenever a run has found new parameters
         self.store = dict(store or {})  # what no statement has asked for yet
@@ -56,6 +58,9 @@ class Parameters:
         self.found: list[str] = []  # keys of values that had no name
         self.expected: dict[str, Tensor] = {}  # saved tensors of parts that are still to be made
         self.filled: set[str] = set()  # keys of what a load has given, which the store does not
+        self._untyped: set[str] = set()  # keys of loaded values that no statement has asked for
+        self._types: dict[str, torch.dtype] = {}  # that such take at the next reading; by key
+        self._rounded: dict[str, torch.dtype] = {}  # what is to be told of types, by name
         self._given_now: list[tuple[Tensor, Tensor]] = []  # places that got their value in a look
         self._constraints: dict[str, Any] = {}
         self._names: dict[str, str] = {}  # of the values, dots and all
@@ -101,6 +106,7 @@ class Parameters:
         """Answer ``pyro.param`` statements with another program's values from now on."""
         self.values = other.values
         self._constraints, self._names = other._constraints, other._names
+        self.dtype = other.dtype
 
     def replace(self, functions: tuple[Callable[..., Any], ...]) -> None:
         """Serve other functions: values that they do not use are dropped once they have run."""
@@ -183,7 +189,7 @@ class Parameters:
         # A loaded value has a constraint once a statement has asked for it.
         names = {key: self._names[key] for key in self.values if key in self._names}
         return {
-            "params": {name: self.values[key] for key, name in names.items()},
+            "params": {name: self._typed(key) for key, name in names.items()},
             "constraints": {
                 name: self._constraints.get(key, constraints.real) for key, name in names.items()
             },
@@ -201,8 +207,8 @@ class Parameters:
             if name not in store and _MODULE_NAMESPACE_DIVIDER not in name:
                 value = self._value(name, initial, constraint, itself=False)
                 self._hide(value)
-                kept = self._constraints[key_of(name)]
-                store.set_state({"params": {name: value}, "constraints": {name: kept}})
+                typed, kept = self._typed(key_of(name)), self._constraints[key_of(name)]
+                store.set_state({"params": {name: typed}, "constraints": {name: kept}})
             return type(store).setdefault(store, name, initial, constraint)
 
         store.setdefault = setdefault
@@ -228,7 +234,7 @@ class Parameters:
         unconstrained = self._value(name, initial, constraint)
         if not name.startswith(AVERAGES):
             self._show(unconstrained)
-        value = transform_to(self._constraints[key])(unconstrained)
+        value = transform_to(self._constraints[key])(self._typed(key))
         value = value.view_as(value)  # a new object: the attribute below must not stick
         value.unconstrained = weakref.ref(unconstrained)  # what Pyro's plates expect of a param
         return value
@@ -258,13 +264,73 @@ class Parameters:
 
     def _compare(self, key: str, start: Callable[[], Tensor]) -> None:
         """Compare a value that was given before the first run with that of its statement."""
-        if self.fresh and self.loaded is not None:
-            self.loaded.compare(key, self.values[key], start)
+        untyped = key in self._untyped
+        if self.loaded is not None and (self.fresh or untyped):
+            own = self.loaded.compare(key, self.values[key], start)
+            if untyped:
+                self._untyped.discard(key)
+                dtype = self._type_in_place(self.values[key], own)
+                if dtype is not None and dtype.is_floating_point:
+                    self._types[key] = dtype
+
+    def _type_in_place(self, value: Tensor, own: Tensor | None) -> torch.dtype | None:
+        """Return the type of a loaded value's statement, as a copy has it; None: it stays.
+
+        It does where it has that of the networks, or where values are all: they are as they were.
+        """
+        beside = self._type_of_parts
+        if value.dtype == beside or (beside is None and not self._expects_floats):
+            return None
+        return beside if own is None else own.dtype
+
+    def _typed(self, key: str) -> Tensor:
+        """Return a value in the type that it will take."""
+        value = self.values[key]
+        return value.to(self._types[key]) if key in self._types else value
+
+    def _take_type(self, key: str, dtype: torch.dtype) -> None:
+        """Convert a value that was loaded, as the copy to a network does."""
+        value = self.values[key]
+        if value.is_floating_point():
+            self._note_rounding(f"values.{key}", value, dtype)
+            value.data = value.data.to(dtype)
+
+    @property
+    def _expects_floats(self) -> bool:
+        return _type_of(self.expected.values()) is not None
+
+    def _note_rounding(self, key: str, value: Tensor, dtype: torch.dtype) -> None:
+        if is_wider(value.dtype, dtype):
+            self._rounded[key] = dtype
+
+    @property
+    def _type_of_parts(self) -> torch.dtype | None:
+        return _type_of(self.parts.parameters())
+
+    @property
+    def precision(self) -> torch.dtype | None:
+        """The dtype of the first float among the parameters whose types are known."""
+        unknown = self._untyped if self._expects_floats else ()
+        known = (value for key, value in self.values.items() if key not in unknown)
+        return _type_of(chain(self.parts.parameters(), known))
+
+    def converted(self, dtype: torch.dtype) -> None:
+        """Make values that come late, and keep loaded ones, in the type that all was given."""
+        self.dtype = dtype
+        self._untyped.clear()
+        self._types.clear()
+
+    def _as_converted(self, value: Tensor) -> Tensor:
+        """Return a new value where the data are, in the type of the rest, once that has it."""
+        # The first run makes networks and values in their own types, if nothing is there before.
+        alone = self.fresh and self._type_of_parts is None
+        kept = alone or not value.is_floating_point()
+        return value.to(self.home, None if kept else self.dtype)
 
     def _make(self, name: str, unconstrained: Tensor, constraint: Any) -> None:
         key = key_of(name)
         # Where the data are: the function may not have said.
-        self.values[key] = nn.Parameter(unconstrained.detach().to(self.home).clone())
+        self.values[key] = nn.Parameter(self._as_converted(unconstrained.detach()).clone())
         self._constraints[key], self._names[key] = constraint, name
         if name.startswith(AVERAGES):
             self.frozen.add(self.values[key])
@@ -363,9 +429,14 @@ class Parameters:
         self.filled |= tensors.keys()
         for key, value in tensors.items():
             if key.startswith("values."):
-                self.values[key.removeprefix("values.")] = nn.Parameter(value.clone())
+                name = key.removeprefix("values.")
+                self.values[name] = nn.Parameter(value.clone())
+                if self.dtype is not None:
+                    self._take_type(name, self.dtype)
             else:
                 self.expected[key] = value.clone()
+        if self.dtype is None:
+            self._untyped |= {key.removeprefix("values.") for key in tensors.keys() & self.waiting}
 
     def is_filled(self, tensor: Tensor) -> bool:
         """Return whether a load has given a tensor its value: that of the store is outdated."""
@@ -410,6 +481,8 @@ class Parameters:
 
     def _drop_value(self, key: str) -> None:
         key = key.removeprefix("values.")
+        self._untyped.discard(key)
+        self._types.pop(key, None)
         if key in self.values:
             del self.values[key]
 
@@ -436,8 +509,14 @@ class Parameters:
             self.loaded.require_shapes()
             self.loaded.settle(missed, made, {f"values.{key_of(name)}" for name in self.store})
         for key in found:
+            self._note_rounding(key, self.expected[key], here[key].dtype)
             self._given_now.append((here[key], self.expected.pop(key)))
         self._give()
+        for key in self._types.keys() & self.values.keys():  # not in looks, which move weights
+            self._take_type(key, self._types.pop(key))
+        if self._rounded and not silenced():
+            tell_of_rounding(self._rounded)
+            self._rounded = {}
 
     def give_again(self) -> None:
         """Give what got its value in a look, which has put back what it found, the value again."""
@@ -498,6 +577,11 @@ def _unconstrained(initial: Any, constraint: Any) -> Tensor:
     """Return the value with which a statement begins, without its constraint."""
     start = torch.as_tensor(initial() if callable(initial) else initial).detach()
     return transform_to(constraint).inv(start)
+
+
+def _type_of(tensors: Iterable[Tensor]) -> torch.dtype | None:
+    """Return the dtype of the first float among tensors; None where none is."""
+    return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
 
 
 def key_of(name: str) -> str:

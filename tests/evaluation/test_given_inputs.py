@@ -148,6 +148,21 @@ def test_a_number_is_no_length_beside_steps_that_are_alike_or_not_seen(kind, ali
         assert drawn.shape[:2] == (3, 4 if kind == "behind" else 6)
 
 
+def test_steps_that_are_padding_in_all_rows_may_be_those_behind_a_length():
+    """They are alike as an end token is, and the model does not mask them."""
+
+    def model(x, length):
+        with pyro.plate("data", len(x)):
+            mean = 0.1 * length[:, None].expand(x.shape)
+            pyro.sample("x", dist.Normal(mean, 1.0).mask(x != 0).to_event(1), obs=x)
+
+    torch.manual_seed(0)
+    length = torch.tensor([3, 4, 2, 1, 4])
+    program = pv.Program(model, lambda x, length: None)
+    pv.elbo(program, (torch.randn(5, 6) * (torch.arange(6) < length[:, None]), length))
+    assert pv.generate(program, 3, given={"length": 9}).shape == (3, 9)
+
+
 def counting(x, mask, ends):
     """A count that goes on at the steps inside the mask alone."""
     inside = mask.flatten(2)[..., 0] if mask.dim() > 2 else mask

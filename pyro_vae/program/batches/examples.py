@@ -341,6 +341,9 @@ class Examples:
 
             sites = [observed[name] for name in sequences(low)]
             differ = torch.stack([_unlike_rows(leaf) for leaf in sequences(low).values()]).any(0)
+            behind = differ[int(numbers.max()) :]
+            if len(behind) and not bool(behind.any()):  # as padding behind the longest sequence
+                return False
             unlike = differ.nonzero().flatten().tolist()
             return is_no_length(self._program.reader.runs, low, high, sites, moved, unlike)
         return False

@@ -45,6 +45,7 @@ from pyro_vae.program.parameters.modules import library_method, owners
 from pyro_vae.program.parameters.object_graph import PROGRAM
 from pyro_vae.program.parameters.parameters import (
     Parameters,
+    arrived,
     expect_more,
     read_store,
     with_expected,
@@ -161,6 +162,7 @@ class Program(nn.Module):
         self.parts, self.values = self.own.parts, self.own.values
         self.register_state_dict_post_hook(with_expected)
         self.register_load_state_dict_pre_hook(expect_more)
+        self.register_load_state_dict_post_hook(arrived)
         self._source: Any = None
         self._origin: tuple[Any, Any] = (None, None)
         self._particles: dict[Any, tuple[bool, bool, bool]] = {}  # tiled, alone, one by one

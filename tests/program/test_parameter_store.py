@@ -1,6 +1,7 @@
 """What stock SVI has left in Pyro's parameter store: taken over when asked, named when not."""
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from hidden_networks import D, Z, data, of_statements
@@ -68,6 +69,27 @@ def test_what_is_loaded_is_not_replaced_by_the_store(route, store, tmp_path):
         kept["values.noise"] = store._params["noise"].detach()
     assert all(torch.equal(other.state_dict()[name], value) for name, value in kept.items())
     store.clear()
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_network_in_the_place_of_one_that_was_loaded_has_the_value_of_the_store(assign, store):
+    held = nn.Module()
+    held.net = nn.Linear(Z, D)
+
+    def model(x):
+        pyro.module("net", held.net)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(held.net(x[:, :Z]), 1.0).to_event(1), obs=x)
+
+    pyro.module("net", held.net)
+    kept = held.net.weight.detach().clone()
+    program = pv.Program(model, lambda x: None, params=store)
+    state = {name: value + 5 for name, value in program.state_dict().items()}
+    program.load_state_dict(state, assign=assign)
+    held.net = nn.Linear(Z, D)
+    store.clear()
+    program.read(data(20))
+    assert torch.equal(held.net.weight, kept)
 
 
 def test_values_in_the_store_that_are_passed_over_are_named_once(store):

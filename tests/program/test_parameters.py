@@ -1,5 +1,6 @@
 """Tensors that no module holds, frozen parts, names: what is to train does, and no more."""
 
+import copy
 import functools
 import types
 
@@ -182,6 +183,27 @@ def test_a_block_freezes_what_stock_svi_leaves_still(compile, store):
         assert abs(pyro.param("shift").item()) > 0.1
     assert learnt.mean.item() == 0.5 and learnt.mean_unconstrained.requires_grad
     assert set(program.state_dict()) >= {"values.width", "values.shift"}
+
+
+@pytest.mark.parametrize("route", ["state", "assign", "copy"])
+def test_a_block_freezes_what_takes_the_place_of_what_it_has_frozen(route):
+    def model(x):
+        loc = pyro.param("loc", lambda: torch.zeros(D))
+        with poutine.block():
+            loc = loc + pyro.param("hidden", lambda: torch.ones(D))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    program = pv.Program(model, lambda x: None)
+    program.read(data())
+    if route == "copy":
+        program = copy.deepcopy(program)
+    else:
+        state = {name: value.clone() for name, value in program.state_dict().items()}
+        program.load_state_dict(state, assign=route == "assign")
+    pv.fit(program, data(), epochs=1, lr=0.1)
+    assert torch.equal(program.values["hidden"], torch.ones(D))
+    assert not torch.equal(program.values["loc"], torch.zeros(D))
 
 
 def test_a_decoder_behind_a_block_is_frozen_until_it_is_not():

@@ -143,7 +143,7 @@ class Discovery:
                     f"{tuple(target.shape)}"
                 )
         targets = {name: own.values.get(key_of(name), announced[name]) for name in found}
-        loaded = [name for name, target in targets.items() if own.is_filled(target)]
+        loaded = [name for name, target in targets.items() if target in own.filled]
         for name, target in targets.items():
             value, _ = own.store.pop(name)
             if name not in loaded:

@@ -57,7 +57,8 @@ class Parameters:
         self.outdated: set[str] = set()  # values of functions that were replaced
         self.found: list[str] = []  # keys of values that had no name
         self.expected: dict[str, Tensor] = {}  # saved tensors of parts that are still to be made
-        self.filled: set[str] = set()  # keys of what a load has given, which the store does not
+        self.filled: set[Tensor] = set()  # what a load has given its value, and the store does not
+        self.arriving: dict[str, Tensor | None] = {}  # by key, where a load that goes on comes to
         self._untyped: set[str] = set()  # keys of loaded values that no statement has asked for
         self._types: dict[str, torch.dtype] = {}  # that such take at the next reading; by key
         self._rounded: dict[str, torch.dtype] = {}  # what is to be told of types, by name
@@ -355,6 +356,8 @@ class Parameters:
             if self.values[key].shape != tensor.shape:
                 raise unlike(f"values.{key}", self.values[key].shape, tensor.shape)
             tensor.data.copy_(self.values[key].data)
+            if self.values[key] in self.filled:
+                self._note_filled(tensor)
         if not isinstance(tensor, nn.Parameter):
             tensor._is_param = True  # PyTorch's own mark: it stays itself
         self.values[key] = tensor
@@ -424,13 +427,12 @@ class Parameters:
         for key in self.waiting - tensors.keys() if strict is not False else ():
             self.expected.pop(key, None)
             self._drop_value(key)
-            self.filled.discard(key)
         self.loaded = Loaded(strict)
-        self.filled |= tensors.keys()
         for key, value in tensors.items():
             if key.startswith("values."):
                 name = key.removeprefix("values.")
                 self.values[name] = nn.Parameter(value.clone())
+                self._note_filled(self.values[name])
                 if self.dtype is not None:
                     self._take_type(name, self.dtype)
             else:
@@ -438,10 +440,26 @@ class Parameters:
         if self.dtype is None:
             self._untyped |= {key.removeprefix("values.") for key in tensors.keys() & self.waiting}
 
-    def is_filled(self, tensor: Tensor) -> bool:
-        """Return whether a load has given a tensor its value: that of the store is outdated."""
-        here = {**self.part_tensors(), **{f"values.{k}": v for k, v in self.values.items()}}
-        return any(key in self.filled and each is tensor for key, each in here.items())
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the parts' tensors and the values, as a file names them."""
+        return {**self.part_tensors(), **{f"values.{k}": v for k, v in self.values.items()}}
+
+    def arrive(self) -> None:
+        """Know by what a load has given, or has put in the place of another, what was known."""
+        here = self.tensors()
+        for key in self.arriving.keys() & here.keys():
+            before, now = self.arriving[key], here[key]
+            for known in (self.frozen, self._stated):
+                if before in known and now is not before:
+                    known.remove(before)
+                    known.add(now)
+            self._note_filled(now)
+        self.arriving = {}
+
+    def _note_filled(self, tensor: Tensor) -> None:
+        """Note that the value of a tensor comes from a load: that of the store is outdated."""
+        if self.store:
+            self.filled.add(tensor)
 
     @property
     def unasked(self) -> list[str]:
@@ -511,6 +529,7 @@ class Parameters:
         for key in found:
             self._note_rounding(key, self.expected[key], here[key].dtype)
             self._given_now.append((here[key], self.expected.pop(key)))
+            self._note_filled(here[key])
         self._give()
         for key in self._types.keys() & self.values.keys():  # not in looks, which move weights
             self._take_type(key, self._types.pop(key))
@@ -538,7 +557,8 @@ def expect_more(program: Any, state: dict[str, Any], prefix: str, *others: Any) 
     errors, strict = others[-1], program.own.strict
     own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     here = program.own.part_tensors()
-    program.own.filled |= own.keys() & here.keys()
+    places = program.own.tensors()
+    program.own.arriving = {key: places.get(key) for key in own}
     waits = bool(program.own.waiting)
     if strict is not None or not waits:  # not of a file, of which all this is known
         awaited = program.own.awaited(own, [])
@@ -555,6 +575,11 @@ def expect_more(program: Any, state: dict[str, Any], prefix: str, *others: Any) 
         and any(key.startswith("parts.") for key in unknown)
     ):
         errors.append("networks that the functions make have no place yet: program.read(rows)")
+
+
+def arrived(program: Any, _: Any) -> None:
+    """Know of a state that has been loaded what it has come to (a hook)."""
+    program.own.arrive()
 
 
 def read_store(store: Any) -> dict[str, tuple[Tensor, Any]]:

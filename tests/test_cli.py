@@ -17,10 +17,11 @@ from scipy import sparse
 import pyro_vae as pv
 from pyro_vae import cli
 from pyro_vae.cli import datasets, options, runs
-from pyro_vae.cli.train import about_whole_numbers
+from pyro_vae.cli.train import _told_of_data, about_whole_numbers
 from pyro_vae.conditionals import Column
 from pyro_vae.data.count_files import read_counts, read_vocabulary
 from pyro_vae.data.table_files import Table, split_table
+from pyro_vae.errors import DataError
 
 SMALL = ["--latent_dim", "2", "--hidden", "8", "--device", "cpu", "--progress", "false"]
 
@@ -418,6 +419,34 @@ def test_resume_ends_where_an_unbroken_run_does(capsys, tmp_path):
     assert "latent_dim is 3" in complaint(capsys, arguments)
 
 
+def test_a_run_goes_on_by_its_folder_alone(capsys, tmp_path):
+    """However that is written; what is typed outranks its settings, a default too."""
+    assert train("--out", "run", "--lr", "0.01", "--patience", "7") == 0
+    before = json.loads(Path("run/train.json").read_text())
+    Path("go.yaml").write_text("resume: true\nout: run\n")
+    quiet = ["--progress", "false", "--epochs"]
+    go = ["train", "--out", "run", "--resume", "yes", *quiet, "3"]
+    assert cli.main(["train", "--config", "go.yaml", *quiet, "2"]) == 0
+    assert json.loads(Path("run/train.json").read_text()) == before | {"epochs": 2}
+    assert cli.main([*go, "--patience", "null"]) == 0
+    assert json.loads(Path("run/train.json").read_text())["patience"] is None
+    capsys.readouterr()
+    assert "lr is 0.001, but the run in run has 0.01" in complaint(capsys, [*go, "--lr", "0.001"])
+    broken = ("[" * 100_000, json.dumps(before | {"model": 5}), json.dumps(before | {"data": None}))
+    for text in broken:
+        Path("run/train.json").write_text(text)
+        assert "train.json: " in complaint(capsys, go)
+        assert "train.json: " in complaint(capsys, ["evaluate", "run"])
+    go[2] = "typo"
+    assert "typo is no folder, so that nothing says what to train" in complaint(capsys, go)
+    Path("typo").mkdir()
+    assert "typo has no train.json, so that nothing says" in complaint(capsys, go)
+    Path("typo/config.json").touch()
+    assert "pv.fit wrote the run in typo; go on with pv.fit" in complaint(capsys, go)
+    assert len([*Path("typo").iterdir()]) == 1
+    assert train("--data", "digits", "--out", "new", "--resume", "true") == 0
+
+
 def test_a_run_goes_on_with_another_learning_rate_when_asked_to(capsys, tmp_path):
     every = ["--checkpoint_every", "1", "--out", "run", "--lr"]
     assert train(*every, "0.01") == 0
@@ -586,6 +615,16 @@ def test_whole_numbers_that_stand_as_floats_are_told():
     frame = pd.DataFrame({"visits": [3.0, np.nan, 0.0], "debt": [3.0, -1.0, 0.0], "age": 0.5})
     told = [about_whole_numbers(Column(name, "real"), Table(frame)) for name in frame]
     assert told == ['; whole numbers: --kinds \'{"visits": "count"}\' if they are counts', "", ""]
+
+
+@pytest.mark.parametrize(
+    ("word", "rows", "told"), [("nan", "1,", 1), ("nan", "1,2", 0), ("Finance", "1,", 0)]
+)
+def test_empty_cells_are_told_where_they_are_the_cause(word, rows, told):
+    Path("table.csv").write_text(f"a,b\n3,4\n{rows}\n")
+    with pytest.raises(DataError) as error, _told_of_data("own.py:A", "table.csv"):
+        raise DataError(f"value {word}")
+    assert str(error.value) == f"value {word}" + "; table.csv has empty cells in b" * told
 
 
 def test_rows_of_a_table_are_split_once():

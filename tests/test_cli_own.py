@@ -711,6 +711,29 @@ def test_a_run_goes_on_with_the_program_that_was_said(capsys, folder, judged, mo
     assert "last.py is taken, as the run in ../a was trained with it; " in told(capsys)
 
 
+def test_a_run_that_ends_in_its_first_epoch_is_gone_on_with(capsys):
+    ends = """
+from pathlib import Path
+
+class Ends(Clicks):
+    steps = 0
+
+    def guide(self, x):
+        Ends.steps += len(x) == 3
+        if Ends.steps == 5 and Path("stop").exists():
+            raise KeyboardInterrupt
+        super().guide(x)
+"""
+    Path("own.py").write_text(PROGRAM + ends)
+    Path("stop").touch()
+    line = "train own.py:Ends --data counts.npz --batch_size 3 --out a --epochs 1"
+    assert run(line) == 130 and "pyro-vae train --resume true --out a\n" in told(capsys)
+    Path("stop").unlink()
+    assert run("train --resume true --out a") == 0
+    assert run(line + " --resume true --lr 0.1") == 2  # of a run that was there, nothing is written
+    assert json.loads(Path("a/train.json").read_text())["lr"] == 0.001
+
+
 def test_a_project_that_is_copied_whole_has_the_same_modules():
     """Those in many folders are not compared: they may be others."""
     one = Path("one")

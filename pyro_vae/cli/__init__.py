@@ -8,12 +8,10 @@ stderr.
 
 import difflib
 import inspect
-import json
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 try:
@@ -36,8 +34,9 @@ from pyro_vae.cli import (
 )
 from pyro_vae.cli.own_program import imports_apart
 from pyro_vae.cli.report import complain, say, warn
-from pyro_vae.cli.runs import SETTINGS
-from pyro_vae.errors import PyroVaeError
+from pyro_vae.cli.runs import SETTINGS, nothing_to_go_on_with, read_settings
+from pyro_vae.errors import ConfigError, PyroVaeError
+from pyro_vae.storage.paths import local_path
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train.train,
@@ -84,17 +83,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _answered(argv: Sequence[str] | None) -> int:
-    parser = _parser()
     arguments = list(sys.argv[1:] if argv is None else argv)
     # One flag for all commands, wherever it stands; the parser only documents it.
     debug = "--debug" in arguments
     arguments = [each for each in arguments if each != "--debug"]
     _Parser.asked = next(iter(arguments), "")
     try:
-        parsed = parser.parse_args(_with_settings_of_run(_named(arguments)))
+        parsed = _parsed(_named(arguments))
         return _run(COMMANDS[parsed.command], parsed[parsed.command], debug)
     except SystemExit as stop:  # help (0) and usage errors (2)
         return int(stop.code or 0)
+    except ConfigError as error:
+        return complain(str(error), 2)
 
 
 def _named(arguments: Sequence[str]) -> list[str]:
@@ -117,27 +117,32 @@ def _named(arguments: Sequence[str]) -> list[str]:
     return [*arguments[: words[nth]], f"--{option}", *arguments[words[nth] :]]
 
 
-def _with_settings_of_run(arguments: list[str]) -> list[str]:
-    """Return a line that resumes a run with its settings in front: what is typed outranks them.
+def _parsed(arguments: list[str]) -> Namespace:
+    """Return the values of a line; one that resumes a run takes those of the run for the rest.
 
     Its words are in its folder; their file, by the name of then, may be another one here.
+
+    Raises:
+        ConfigError: There is no such run, and nothing says which one to begin.
     """
-    said = {}
-    for argument, after in zip(arguments, [*arguments[1:], ""], strict=False):
-        name, equals, value = argument.partition("=")
-        said[name] = value if equals else after
-    resumes = said.get("--resume", "").lower() in ("true", "settings") and "--config" not in said
-    if arguments[:1] != ["train"] or not resumes:
-        return arguments
-    path = Path(said.get("--out", "")) / SETTINGS
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # `train` says what is wrong with it
-        return arguments
-    if not isinstance(found, dict) or "undivided" in found:
-        return arguments
-    words = ["--vocab", "null"] if found.get("vocab") else []
-    return ["train", "--config", str(path), *words, *arguments[1:]]
+    parser = _parser()
+    if arguments[:1] != ["train"]:
+        return parser.parse_args(arguments)
+    # A config is printed with the settings of the run, below.
+    words = [each for each in arguments if not each.startswith("--print_config")]
+    typed = parser.parse_args(words, defaults=False)["train"]
+    if not typed.get("resume") or not typed.get("out"):
+        return parser.parse_args(arguments)
+    folder = local_path("out", typed.out)
+    if not (folder / SETTINGS).exists():
+        if "model" not in typed and "data" not in typed:
+            raise ConfigError(nothing_to_go_on_with(folder))
+        return parser.parse_args(arguments)
+    found = read_settings(folder)
+    if "undivided" in found:  # `train` says how such a run goes on
+        return parser.parse_args(arguments)
+    vocab = ["--vocab", "null"] if found.get("vocab") else []
+    return parser.parse_args(["train", "--config", str(folder / SETTINGS), *vocab, *arguments[1:]])
 
 
 def _run(command: Callable[..., None], values: Namespace, debug: bool) -> int:

@@ -60,7 +60,7 @@ def demo(
         lr=settings["lr"],
         lr_schedule=pv.schedules.cosine(1.0, 0.02),
         beta=pv.schedules.linear(0.0, 1.0, over=settings["warmup"]),
-        callbacks=[lambda run: record(run, settings)],
+        callbacks=[lambda run: record(folder, settings)],
         seed=seed,
         device=where,
         out=folder,

@@ -25,9 +25,10 @@ SETTINGS = "train.json"  # what `train` was asked for; itself a file for --confi
 VOCABULARY = "vocabulary.txt"  # the words by number, without which a run is mute
 # What `--resume settings` lets differ, beside these.
 _RENEWABLE = {"lr", "lr_schedule", "beta", "warmup", "clip_norm"}
+_KINDS = {"model": str, "data": str, "binarization": str, "seed": int}  # all runs have these
 _OF_MODELS = {"network", "posterior", "observation", "hidden", "latent_dim", "kinds"}
-# Not part of what a run is; a continuation may choose them anew.
-_FREE = {"out", "resume", "device", "progress", "checkpoint_every", "patience"}
+_FREE = {"out", "resume", "device", "progress"}  # not part of what a run is
+_ANEW = {"checkpoint_every", "patience"}  # what a continuation may choose anew
 # Ways out where the file of a run has changed since its training.
 NAME_IT = "name the file of the training (--data FILE)"
 TAKE_ALL = "take all rows of one that has none of them (--split all)"
@@ -45,7 +46,7 @@ def fresh_folder(folder: Path) -> Path:
 
 
 def record(
-    run: Any,
+    folder: Path,
     settings: dict[str, Any],
     words: Sequence[str] = (),
     files: Sequence[KnownFile] = (),
@@ -53,19 +54,19 @@ def record(
     """Write the settings once the run folder is there, and when a continuation changes some.
 
     Arguments:
-        run: what `fit` hands its callbacks.
+        folder: of the run.
         settings: of the run.
         words: those of its sentences or documents; none where they are only numbered.
         files: those that `files_of` tells.
     """
-    if words and not (run.folder / VOCABULARY).exists():
-        atomic_write_text(run.folder / VOCABULARY, "\n".join(words) + "\n")
+    if words and not (folder / VOCABULARY).exists():
+        atomic_write_text(folder / VOCABULARY, "\n".join(words) + "\n")
     for file in files:
         file.remember()
     without = _FREE | (_OF_MODELS if is_own(settings["model"]) else set())
     kept = {k: v for k, v in settings.items() if k not in without}
     text = json.dumps(kept, indent=2) + "\n"
-    path = run.folder / SETTINGS
+    path = folder / SETTINGS
     if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != text:
         atomic_write_text(path, text)  # the record is made after each epoch
 
@@ -95,9 +96,25 @@ def read_settings(folder: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(found, dict) or not {"model", "data", "binarization", "seed"} <= set(found):
+    known = found if isinstance(found, dict) else {}
+    if not all(isinstance(known.get(name), kind) for name, kind in _KINDS.items()):
         raise ConfigError(f"{path}: not the settings of a run")
-    return found
+    return known
+
+
+def nothing_to_go_on_with(folder: Path) -> str:
+    """Return why a folder without settings does not say what to go on with, and what does."""
+    if (folder / "config.json").exists():
+        return _by_python(folder)
+    lacks = f"has no {SETTINGS}" if folder.is_dir() else "is no folder"
+    return (
+        f"resume: {folder} {lacks}, so that nothing says what to train; check --out, or name the "
+        "model or --data to begin a run"
+    )
+
+
+def _by_python(folder: Path) -> str:
+    return f"resume: pv.fit wrote the run in {folder}; go on with pv.fit(..., resume=True)"
 
 
 def go_on(
@@ -119,9 +136,7 @@ def go_on(
         return settings, settings
     before = read_settings(folder)
     if "undivided" in before:
-        raise ConfigError(
-            f"resume: pv.fit wrote the run in {folder}; go on with pv.fit(..., resume=True)"
-        )
+        raise ConfigError(_by_python(folder))
     now, then = _paths(settings), _paths(before)
     words, asked = dict(settings), dict(settings)
     known = {what: recalled(folder, what, path) for what, path in then.items() if what in now}
@@ -174,9 +189,9 @@ def _require_same(
     folder: Path, settings: dict[str, Any], before: dict[str, Any], renew: bool
 ) -> None:
     """Require of a continuation the settings of its run, but for those that it renews."""
-    # Where no schedule runs over the whole of them, the epochs only say when to stop.
-    free = set() if settings["lr_schedule"] != "constant" or settings["warmup"] else {"epochs"}
-    free |= _RENEWABLE if renew else set()
+    free = _ANEW | (_RENEWABLE if renew else set())
+    if settings["lr_schedule"] == "constant" and not settings["warmup"]:
+        free |= {"epochs"}  # no schedule runs over the whole of them: they only say when to stop
     for name, known in before.items():
         now = settings.get(name)
         if name not in free and (list(now) if isinstance(now, tuple) else now) != known:

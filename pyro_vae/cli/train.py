@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from pyro_vae.cli.report_file import write_report
 from pyro_vae.cli.runs import check_words, files_of, fresh_folder, go_on, record
 from pyro_vae.data.table_files import SUFFIXES, Table, read_table
 from pyro_vae.errors import ConfigError, DataError
+from pyro_vae.storage.checkpoint import has_checkpoint
 from pyro_vae.storage.paths import local_path
 
 MOMENTUM = 0.9  # of the Adam that `fit` makes
@@ -147,10 +148,11 @@ def train(
         require_answers(program, loaded.rows("train"), model)
     _say_columns(getattr(program, "columns", ()), kinds or {}, loaded.source)
     words, files = loaded.words, files_of(folder, asked)
+    write = partial(record, folder, settings, words, files)
     if resume:
         check_words(folder, words)
     train, size = loaded.batches(batch_size)
-    with _told_of_data(model, asked["data"]):
+    with _told_of_data(model, asked["data"]), _recorded_at_the_latest(folder, write):
         run = pv.fit(
             program,
             train,
@@ -164,7 +166,7 @@ def train(
             clip_norm=clip_norm,
             patience=patience,
             transform=loaded.transform,
-            callbacks=[lambda run: record(run, settings, words, files)],
+            callbacks=[lambda run: write()],
             seed=seed,
             device=device,
             out=folder,
@@ -213,10 +215,23 @@ def _told_of_data(model: str, data: str) -> Iterator[None]:
     except DataError as error:
         if is_own(model) and data == "digits":
             raise DataError(f"{error}; these are digits, the default of --data") from error
-        if data.endswith(SUFFIXES) and re.search("nan|missing cells", str(error)):
+        if data.endswith(SUFFIXES) and re.search(r"\bnan\b|missing cells", str(error)):
             frame = read_table(Path(data))
             names = [str(name) for name in frame.columns if frame[name].isna().any()]
-            raise DataError(f"{error}; {data} has empty cells in {', '.join(names)}") from error
+            if names:
+                raise DataError(f"{error}; {data} has empty cells in {', '.join(names)}") from error
+        raise
+
+
+@contextmanager
+def _recorded_at_the_latest(folder: Path, write: Callable[[], None]) -> Iterator[None]:
+    """Write the settings of a run that ends in its first epoch and leaves a checkpoint behind."""
+    begins = not has_checkpoint(folder)
+    try:
+        yield
+    except BaseException:
+        if begins and has_checkpoint(folder):
+            write()
         raise
 
 

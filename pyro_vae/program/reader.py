@@ -551,6 +551,12 @@ class Reader:
         self._show(model, guide, self._find_plate(model, guide, batch), batch)
         return model, guide
 
+    def asked(self, batch: Batch) -> frozenset[str]:
+        """Return the keys of the values of ``pyro.param`` that a batch asks for itself."""
+        with silent(), Discovery.during(self._program.own) as discovery:
+            self.runs.once(batch)
+        return frozenset(discovery.used)
+
     def as_whole(self, batch: Batch) -> Batch:
         """Return a batch as one datum, never to be cut, where no plate holds the data."""
         if self._whole is None and self.fresh and not checks.is_meta(batch):

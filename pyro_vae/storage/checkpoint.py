@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyro_vae.arguments import counted
 from pyro_vae.callers import of_user
 from pyro_vae.errors import CheckpointError
-from pyro_vae.program.parameters.parameters import AVERAGES
+from pyro_vae.program.parameters.parameters import AVERAGES, key_of
 from pyro_vae.storage.bundle import (
     bundle_path,
     check_state,
@@ -36,7 +36,7 @@ from pyro_vae.storage.random_state import (
 
 NAME = "checkpoint"
 _AVERAGES = f"values.{AVERAGES}"
-_KEPT = "kept"  # keys of values that the first batch does not ask for; whether they are trained
+_KEPT = "kept"  # values that the first batch does not ask for
 _BY_OTHERS = (
     ", or, of networks and tensors that other data have made, let a new program read the data "
     "that the run's had met before it goes on: program.read(rows)"
@@ -149,7 +149,14 @@ class Checkpoint:
         if own.unasked:
             groups = (group for optimizer in optimizers for group in optimizer.param_groups)
             held = {id(parameter) for group in groups for parameter in group["params"]}
-            meta[_KEPT] = {key: id(own.values[key]) in held for key in own.unasked}
+            meta[_KEPT] = {
+                key: {
+                    "name": own.statement_of(key),
+                    "trained": id(own.values[key]) in held,
+                    "late": key not in own.early,
+                }
+                for key in own.unasked
+            }
         if moved is not None:
             arrays, meta["plain"] = moved.take()
             tensors |= {f"plain.{name}": array for name, array in arrays.items()}
@@ -185,17 +192,23 @@ def written(folder: Path) -> tuple[int, int] | None:
 def kept_given(program: Any, folder: Path | None) -> Iterator[None]:
     """Give a program the values that a run to go on with keeps for other data.
 
-    Before the optimizer is made, for that of the run has them. Where the run does not go on, they
-    are taken away again.
+    Before the optimizer is made, which takes those that the run had as it began; all others join
+    it later, as they did there. Where the run does not go on, they are taken away again.
 
     Arguments:
         program: It has read its data.
         folder: The run folder, if there is one.
     """
     own = program.own
-    given = [] if folder is None else _kept(folder, set(own.values))
-    values = {key: value.to(program.device) for key, value, _ in given}
-    own.lend(values, trained={key for key, _, trained in given if trained})
+    if folder is not None and has_checkpoint(folder):
+        kept = _read_kept(folder)
+        given = {
+            k: each.value.to(program.device) for k, each in kept.items() if k not in own.values
+        }
+        names = {key: each.name for key, each in kept.items() if each.name is not None}
+        own.lend(given, names, {key for key, each in kept.items() if each.trained})
+        unasked = [key for key in own.unasked if key not in kept or kept[key].late]
+        own.withheld = {key: key in kept and kept[key].trained for key in unasked}
     try:
         yield
     except BaseException:
@@ -203,31 +216,36 @@ def kept_given(program: Any, folder: Path | None) -> Iterator[None]:
         raise
 
 
-def _kept(folder: Path, known: set[str]) -> list[tuple[str, Tensor, bool]]:
-    """Return the kept values that a program does not know, and whether they are trained.
+@dataclass(frozen=True)
+class Kept:
+    """A value that the first batch of a run does not ask for."""
 
-    None where nothing can be read.
-    """
+    value: Tensor
+    name: str | None  # of its statement
+    trained: bool  # whether an optimizer holds it
+    late: bool  # whether it has joined that within the run
+
+
+def _read_kept(folder: Path) -> dict[str, Kept]:
+    """Return the kept values of a run by key; none where nothing can be read."""
     for name in (NAME, OLDER):
         with suppress(CheckpointError):
-            if not mentions(folder, name, _KEPT):
-                continue
-            tensors, meta = read_bundle(folder, name, allow_nonfinite=True)
-            state = _part(tensors, "program.values.")
-            return [
-                (key, state[key], trained)
-                for key, trained in _kept_names(meta).items()
-                if key not in known and key in state and state[key].is_floating_point()
-            ]
-    return []
+            if mentions(folder, name, _KEPT):
+                tensors, meta = read_bundle(folder, name, allow_nonfinite=True)
+                return _kept(meta, _part(tensors, "program.values."))
+    return {}
 
 
-def _kept_names(meta: Mapping[str, Any]) -> dict[str, bool]:
-    """Return the keys of kept values, and whether an optimizer holds them: all, of a list."""
-    found = meta.get(_KEPT)
-    names = found if isinstance(found, dict) else dict.fromkeys(map(str, found or ()), True)
-    own = dir(nn.ParameterDict)
-    return {key: bool(v) for key, v in names.items() if "." not in key and key not in own}
+def _kept(meta: Mapping[str, Any], values: Mapping[str, Tensor]) -> dict[str, Kept]:
+    """Return the kept values of a file, but for those that no writer of ours has written."""
+    found, own, kept = meta.get(_KEPT), dir(nn.ParameterDict), {}
+    for key, told in found.items() if isinstance(found, dict) else ():
+        value, plain = values.get(key), "." not in key and key not in own
+        if plain and value is not None and value.is_floating_point() and isinstance(told, dict):
+            name = told.get("name")
+            name = name if isinstance(name, str) and key_of(name) == key else None
+            kept[key] = Kept(value, name, bool(told.get("trained")), bool(told.get("late")))
+    return kept
 
 
 def read_checkpoint(
@@ -277,7 +295,8 @@ def read_checkpoint(
     best = _part(tensors, "best.")
     if best:
         made = {key: value for key, value in best.items() if key.startswith(_AVERAGES)}
-        later = {*spare, *(f"values.{key}" for key in _kept_names(meta))} - best.keys()
+        kept = _kept(meta, _part(tensors, "program.values."))
+        later = {*spare, *(f"values.{key}" for key in kept)} - best.keys()
         known = {k: v for k, v in modules["program"].state_dict().items() if k not in later}
         check_state({**known, **made}, best, where)
     losses = _losses(_part(tensors, "losses."), progress, where)
@@ -285,7 +304,7 @@ def read_checkpoint(
     random = _part(tensors, "rng.")
     check_random_state(random, where)
     renewed = renewed_options(settings, progress.settings) if renew else frozenset()
-    fitted = _fit_optimizers(modules, optimizers, tensors, meta, where, renewed, spare)
+    fitted = _fit_optimizers(modules, optimizers, tensors, meta, where, renewed)
     take_averages(modules["program"], averages)
     for name, module in modules.items():
         module.load_state_dict(states[name])
@@ -371,7 +390,6 @@ def _fit_optimizers(
     meta: Mapping[str, Any],
     where: str,
     renewed: frozenset[str],
-    spare: set[str],
 ) -> list[dict[str, Any]]:
     names, saved = parameter_names(modules), meta.get("optimizers")
     if not isinstance(saved, list) or len(saved) != len(optimizers):
@@ -381,11 +399,8 @@ def _fit_optimizers(
             "resume with the objective and the optimizer that started the run"
         )
     try:
-        new = {f"program.{name}" for name in spare}
         return [
-            fit_state(
-                optimizer, state, _part(tensors, f"optimizer{index}/"), names, where, renewed, new
-            )
+            fit_state(optimizer, state, _part(tensors, f"optimizer{index}/"), names, where, renewed)
             for index, (optimizer, state) in enumerate(zip(optimizers, saved, strict=True))
         ]
     except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -1,6 +1,6 @@
 """The state of optimizers by the names of the parameters: order and shape cannot mix it up."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -64,7 +64,6 @@ def fit_state(
     names: Mapping[int, str],
     where: str,
     renewed: frozenset[str] = frozenset(),
-    new: Collection[str] = (),
 ) -> dict[str, Any]:
     """Return what ``optimizer.load_state_dict`` takes, once all of it is known to fit.
 
@@ -74,7 +73,6 @@ def fit_state(
         names: ``parameter_names`` of this run.
         where: The file, for messages.
         renewed: Options that keep the values that this run has chosen for them.
-        new: Names of parameters that the run may lack.
 
     Raises:
         CheckpointError: Other parameters, groups, shapes or entries.
@@ -85,7 +83,7 @@ def fit_state(
             f"{type(optimizer).__name__}; resume with the optimizer that started the run"
         )
     named = _named(optimizer, names)
-    groups = _fit_groups(optimizer, saved["groups"], named, where, renewed, new)
+    groups = _fit_groups(optimizer, saved["groups"], named, where, renewed)
     state: dict[str, dict[str, Any]] = {}
     for key, value in tensors.items():
         entry, name = key.split("/", 1)
@@ -143,7 +141,6 @@ def _fit_groups(
     named: Mapping[str, nn.Parameter],
     where: str,
     renewed: frozenset[str],
-    new: Collection[str],
 ) -> list[dict[str, Any]]:
     numbers = {id(parameter): (i, name) for i, (name, parameter) in enumerate(named.items())}
     if len(saved) != len(optimizer.param_groups):
@@ -154,7 +151,7 @@ def _fit_groups(
     groups = []
     for index, (before, group) in enumerate(zip(saved, optimizer.param_groups, strict=True)):
         here = {numbers[id(parameter)][1] for parameter in group["params"]}
-        strange = sorted(here.difference(new).symmetric_difference(before["params"]))
+        strange = sorted(here.symmetric_difference(before["params"]))
         if strange:
             raise CheckpointError(
                 f"{where}: parameter group {index} of the optimizer holds other parameters than "

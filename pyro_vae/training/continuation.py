@@ -190,8 +190,9 @@ class Continued:
         if not self.folder.has_checkpoint:
             return
         device = self.wrapped.device
-        modules = self._modules()
         path, optimizers = self.folder.path, self.stepper.optimizers
+        self.stepper.admit(met=True)  # as they have come to the run
+        modules = self._modules()
         best, progress, self.history, self.changes, losses = read_checkpoint(
             path,
             modules,
@@ -202,6 +203,7 @@ class Continued:
             generators=self.feed.generators,
             moved=self.plain,
         )
+        self.stepper.admit(met=False)
         self.best = {k: v.to(device) for k, v in best.items()} or None
         self.epoch, self.steps = progress.epoch, progress.steps
         self.position, self.seen = progress.position, progress.seen

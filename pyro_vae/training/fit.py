@@ -549,10 +549,12 @@ def _prepared(
     precision: Precision,
 ) -> tuple[TensorFeed | LoaderFeed, Batch]:
     """Check all data before anything changes; return the feed and a first batch."""
+    known = not program.reader.fresh
     feed, first = _read(program, data, batch_size, transform, world, size, seed)
     if convert(program, precision):  # what that run has made: the data come in its type
         feed, first = _read(program, data, batch_size, transform, world, feed.size, seed)
-    program.own.asked = program.sites.values
+    # What was known of such batches, others may have asked for.
+    program.own.asked = program.reader.asked(first) if known else program.sites.values
     _check_shares(program, feed, world)
     _tell_of_own_rows(program.sites)
     program.batches_alone = isinstance(feed, LoaderFeed)

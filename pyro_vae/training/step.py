@@ -82,9 +82,9 @@ class Stepper:
         self.updates = _updates_of(objective, program)
         self._looks = 2 * len(self.updates)
         self._met: dict[int, Tensor] = {}
-        # Those that require no gradient now too: a callback may thaw them.
-        hidden = program.own.frozen
-        self.trained = [[p for p in u.parameters if p not in hidden] for u in self.updates]
+        still = program.own.untrained
+        self.trained = [[p for p in u.parameters if p not in still] for u in self.updates]
+        program.own.begin(p for trained in self.trained for p in trained)
         self._known = {id(p): p for p in program.parameters()}
         make_dense(p for trained in self.trained for p in trained)
         self._check_trained()
@@ -164,9 +164,9 @@ class Stepper:
         """
         self._version = self.program.own.version
         self._known = {id(p): p for p in self.program.parameters()}
-        hidden = self.program.own.frozen
+        still = self.program.own.untrained
         for index, update in enumerate(self._objective.updates(self.program)):
-            known = {*self.trained[index]} | hidden
+            known = {*self.trained[index]} | still
             new = [parameter for parameter in update.parameters if parameter not in known]
             if new and self.reduce is not None and not (everywhere and self._compared[index]):
                 self._refuse_late(new)
@@ -181,6 +181,19 @@ class Stepper:
                 compiled.step.forget_parts()
         self._homes = self._find_buffers()
         self._direct = self._find_direct()
+
+    def admit(self, *, met: bool) -> None:
+        """Train values that were withheld, equal in all processes, behind all others.
+
+        Arguments:
+            met: Those that the run which goes on has trained, or those that it has not.
+        """
+        own = self.program.own
+        left = {key: each for key, each in own.withheld.items() if each != met}
+        if left != own.withheld:
+            own.withheld = left
+            self._compared = [2] * len(self.updates)
+            self._grow(everywhere=True)
 
     def _refuse_late(self, new: list[nn.Parameter]) -> None:
         """Refuse parameters of which other processes may know nothing, or have another value."""

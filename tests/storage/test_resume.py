@@ -600,6 +600,72 @@ def test_a_drawn_value_in_a_block_goes_on(tmp_path):
     assert same(weights(other), weights(whole.program))
 
 
+def in_groups(parameters):
+    first, *others = parameters
+    return torch.optim.SGD([{"params": [first], "lr": 0.01}, {"params": others}], lr=0.1)
+
+
+def by_name(_):
+    return pyro.optim.SGD(lambda name: {"lr": 0.1 if name == "late" else 0.001})
+
+
+OPTIMIZERS = {
+    "Adam": lambda program: None,
+    "ready": lambda program: torch.optim.SGD([*program.parameters()], lr=0.1),
+    "in groups": lambda program: in_groups,
+    "by name": by_name,
+}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "asked", "knows", "resume"),
+    [
+        ("Adam", True, False, True),
+        ("ready", False, False, True),
+        ("in groups", False, False, True),
+        ("in groups", False, True, "settings"),
+        ("by name", False, False, "settings"),
+        ("by name", True, False, True),
+        ("by name", False, True, True),
+    ],
+)
+def test_a_value_of_a_batch_like_others_goes_on(optimizer, asked, knows, resume, tmp_path):
+    """Where other data have asked for it before the run, or before it goes on, too."""
+    data = DataLoader(TensorDataset(torch.cat([LOW, LOW, HIGH])), batch_size=16)
+
+    def run(ahead, **more):
+        program = by_numbers()
+        program.read(LOW)
+        if ahead:
+            pv.elbo(program, HIGH)
+        made = OPTIMIZERS[optimizer](program)
+        settings = {"seed": 0, "progress": False, "optimizer": made, **more}
+        return weights(pv.fit(program, data, **settings).program)
+
+    whole = run(asked, epochs=3)
+    run(asked, epochs=1, out=tmp_path)
+    assert same(run(knows, epochs=3, out=tmp_path, resume=resume), whole)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "asks"),
+    [("Adam", 1), ("Adam", 2), ("in groups", 2), ("by name", 1), ("by name", 2)],
+)
+def test_a_value_that_no_batch_of_the_run_asks_for_stays_as_it_is(optimizer, asks, tmp_path):
+    """Data of the same shapes have asked for it, before the run or before it goes on."""
+    settings = {"seed": 0, "progress": False, "batch_size": 16}
+    made = OPTIMIZERS[optimizer]
+    whole = pv.fit(by_numbers(), LOW, epochs=2, optimizer=made(None), **settings)
+    for epochs in (1, 2):
+        program = by_numbers()
+        if epochs == asks:
+            pv.elbo(program, HIGH)
+        run = {"epochs": epochs, "optimizer": made(program), "out": tmp_path, "resume": True}
+        pv.fit(program, LOW, **run, **settings)
+    assert torch.equal(weights(program)["values.loc"], weights(whole.program)["values.loc"])
+    assert torch.equal(weights(program)["values.late"], torch.ones(5))
+
+
 def test_a_value_that_the_run_lacks_stays_as_it_is(tmp_path):
     settings = {**BASE, "ema": 0.9, "clip_norm": 1.0, "valid": X[:9]}
     whole = pv.fit(of_two(), X, **{**settings, "epochs": 3})

@@ -70,6 +70,9 @@ class Parameters:
         self.strict: bool | None = None
         self.loaded: Loaded | None = None
         self.asked: frozenset[str] = frozenset()  # keys that the first batch of training asks for
+        self.early: set[str] = set()  # keys of what the optimizer has been made over
+        # Keys of what is still to join it, and whether it has in the run that goes on.
+        self.withheld: dict[str, bool] = {}
         self._lent: set[str] = set()  # keys of what is given and may be taken back
         self._stated: set[Tensor] = set()  # what a statement outside of any block has asked for
 
@@ -188,12 +191,11 @@ class Parameters:
     def _store_state(self) -> Any:
         """Return the values of plain ``pyro.param`` statements as Pyro's store keeps them."""
         # A loaded value has a constraint once a statement has asked for it.
-        names = {key: self._names[key] for key in self.values if key in self._names}
+        names = {key: name for key, name in self._names.items() if key in self._constraints}
+        names = {key: name for key, name in names.items() if key in self.values}
         return {
             "params": {name: self._typed(key) for key, name in names.items()},
-            "constraints": {
-                name: self._constraints.get(key, constraints.real) for key, name in names.items()
-            },
+            "constraints": {name: self._constraints[key] for key, name in names.items()},
         }
 
     @contextmanager
@@ -346,7 +348,8 @@ class Parameters:
 
     def stated(self) -> dict[int, str]:
         """Return the names that ``pyro.param`` statements give the values, by the values' ids."""
-        return {id(self.values[key]): name for key, name in self._names.items()}
+        names = self._names.items()
+        return {id(self.values[key]): name for key, name in names if key in self.values}
 
     # -- what has been found ---------------------------------------------------------------------
 
@@ -471,16 +474,35 @@ class Parameters:
         known = self.asked | set(self.found)
         return [key for key in self.values if key not in known and not key.startswith(averages)]
 
-    def lend(self, values: Mapping[str, Tensor], trained: set[str]) -> None:
+    @property
+    def untrained(self) -> set[Tensor]:
+        """What no optimizer moves now: values that blocks hide, and those that are still to join.
+
+        One that requires no gradient is none of them: a callback may thaw it.
+        """
+        return self.frozen | {self.values[key] for key in self.withheld.keys() & self.values.keys()}
+
+    def begin(self, trained: Iterable[nn.Parameter]) -> None:
+        """Note what an optimizer is made over: values that come later join it."""
+        first = {*trained}
+        self.early = {key for key, value in self.values.items() if value in first}
+
+    def statement_of(self, key: str) -> str | None:
+        """Return the name of the statement that has asked for a value; None where none has."""
+        return self._names.get(key)
+
+    def lend(self, values: Mapping[str, Tensor], names: Mapping[str, str], shown: set[str]) -> None:
         """Hold values, by key, that the functions may ask for on other data.
 
         Arguments:
             values: Unconstrained.
-            trained: Keys of those that no ``poutine.block`` hides.
+            names: Of their statements, as far as these are known.
+            shown: Keys of those that not only blocks have asked for.
         """
         for key, value in values.items():
             held = self.values[key] = nn.Parameter(value.clone())
-            (self._stated if key in trained else self.frozen).add(held)
+            (self._stated if key in shown else self.frozen).add(held)
+        self._names.update({key: names[key] for key in values.keys() & names.keys()})
         self._lent = set(values)
         self.version += bool(values)
 
@@ -490,7 +512,10 @@ class Parameters:
 
     def take_back(self) -> None:
         """Hold them no longer."""
-        for key in self._lent:
+        self.withheld = {}
+        for key in self._lent & self.values.keys():
+            self._names.pop(key, None)
+            self._constraints.pop(key, None)
             self.frozen.discard(self.values[key])
             self._stated.discard(self.values[key])
             self._drop_value(key)

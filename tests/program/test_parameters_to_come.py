@@ -267,6 +267,16 @@ def test_a_state_without_values_is_told_of_where_it_should_be_whole(strict, recw
         program.load_state_dict({})
 
 
+def test_a_state_without_values_leaves_those_that_wait():
+    program = statements()
+    program.load_state_dict(STATE)
+    with pytest.raises(RuntimeError, match=r'Missing key.*"values\.loc", "values\.scale"'):
+        program.load_state_dict(statements().state_dict())
+    program.load_state_dict({}, strict=False)
+    pv.elbo(program, data())
+    assert all(torch.equal(program.state_dict()[key], value) for key, value in STATE.items())
+
+
 def of_columns():
     """Return a program with a value for each column of its data."""
 

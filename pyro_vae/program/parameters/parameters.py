@@ -587,8 +587,10 @@ def expect_more(program: Any, state: dict[str, Any], prefix: str, *others: Any) 
     waits = bool(program.own.waiting)
     if strict is not None or not waits:  # not of a file, of which all this is known
         awaited = program.own.awaited(own, [])
-        if awaited or waits:
+        if awaited or (waits and not strict):
             program.own.expect(awaited, strict)
+        elif waits:  # nothing takes the place of what waits: torch says of values that they lack
+            others[-3].extend(prefix + key for key in program.own.expected.keys() - own.keys())
         elif strict and program.own.fresh and not program.own.values:
             program.own.loaded = Loaded(False)  # of one that has not run either: what lacks is told
     for key in program.own.expected.keys() & own.keys():

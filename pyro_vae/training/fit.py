@@ -53,7 +53,13 @@ from pyro_vae.training.loader_feed import LoaderFeed
 from pyro_vae.training.loop import Loop
 from pyro_vae.training.optimizers import as_factory
 from pyro_vae.training.parallel import Devices, World, join
-from pyro_vae.training.precision import Precision, contexts, convert, default_type_told
+from pyro_vae.training.precision import (
+    Precision,
+    contexts,
+    convert,
+    default_type_told,
+    is_of_types,
+)
 from pyro_vae.training.run import Run
 from pyro_vae.training.schedules import Schedule, as_schedule
 from pyro_vae.training.settings import (
@@ -550,7 +556,13 @@ def _prepared(
 ) -> tuple[TensorFeed | LoaderFeed, Batch]:
     """Check all data before anything changes; return the feed and a first batch."""
     known = not program.reader.fresh
-    feed, first = _read(program, data, batch_size, transform, world, size, seed)
+    try:
+        feed, first = _read(program, data, batch_size, transform, world, size, seed)
+    except DataError as error:  # values in the types of their statements beside converted networks
+        if not (is_of_types(error) and program.own.convert_first()):
+            raise
+        program.start_anew()
+        feed, first = _read(program, data, batch_size, transform, world, size, seed)
     if convert(program, precision):  # what that run has made: the data come in its type
         feed, first = _read(program, data, batch_size, transform, world, feed.size, seed)
     # What was known of such batches, others may have asked for.

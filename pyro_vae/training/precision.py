@@ -45,6 +45,11 @@ def convert(program: Program, precision: Precision) -> bool:
     return others
 
 
+def is_of_types(error: Exception) -> bool:
+    """Return whether a program has failed on tensors of two types."""
+    return any(word in str(error) for word in ("dtype", "scalar type"))
+
+
 @contextmanager
 def default_type_told(precision: Precision) -> Iterator[None]:
     """Tell the way out where a program, in this block, takes tensors of one type alone.
@@ -56,9 +61,7 @@ def default_type_told(precision: Precision) -> Iterator[None]:
         yield
     except DataError as error:
         asked = torch.get_default_dtype() if precision is None else _DTYPES[precision]
-        if asked == torch.get_default_dtype() or not any(
-            word in str(error) for word in ("dtype", "scalar type")
-        ):
+        if asked == torch.get_default_dtype() or not is_of_types(error):
             raise
         raise ConfigError(
             f"precision: got {precision!r}, and in it {error}. Where the program makes tensors of "

@@ -6,6 +6,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoNormal
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -62,9 +64,32 @@ def test_values_that_batches_bring_late_have_the_type_of_the_run():
     assert "late" in program.values
 
 
-def test_values_of_a_first_run_beside_networks_that_were_converted():
-    program = product().to(torch.float64)
-    assert pv.elbo(program, X).dtype == torch.float64
+def product_of_latents():
+    """A value meets a latent in the type of its prior, which the guide takes over."""
+    encoder = nn.Linear(3, 3)
+
+    def model(x):
+        w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        weight = pyro.param("weight", lambda: torch.eye(3) / 3)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z + w @ weight, 1.0).to_event(1), obs=x)
+
+    of_w = AutoNormal(poutine.block(model, expose=["w"]))
+
+    def guide(x):
+        of_w(x)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(encoder(x), 0.5).to_event(1))
+
+    return pv.Program(model, guide)
+
+
+@pytest.mark.parametrize("build", [product, product_of_latents])
+def test_values_of_a_first_run_beside_networks_that_were_converted(build):
+    """They are made in the types of their statements, or, where that fails, in the networks'."""
+    program = build()
+    pv.fit(program, X, epochs=1, precision="64-true")
     assert types(program) == {torch.float64}
 
 

@@ -49,6 +49,7 @@ class Parameters:
         self.values = nn.ParameterDict()  # unconstrained
         self.home: torch.device | None = None  # where new values are made
         self.dtype: torch.dtype | None = None  # to which all has been converted
+        self._converts_first = False  # whether what a first run makes is converted at once
         self.fresh = True  # the functions have not run
         self.version = 0  # one more whenever a run has found new parameters
         self.store = dict(store or {})  # what no statement has asked for yet
@@ -159,6 +160,7 @@ class Parameters:
         contents = [list(home.items()) for home in homes]
         own = self.fresh, self.found[:], {*self.outdated}, {*self.frozen}, {*self._stated}
         reached, loaded, filled = self._reached, self.loaded, {*self.filled}
+        converts = self._converts_first
 
         def put_back() -> None:
             for home, before in zip(homes, contents, strict=True):
@@ -166,6 +168,7 @@ class Parameters:
                 home.update(before)
             self.fresh, self.found, self.outdated, self.frozen, self._stated = own
             self._reached, self.loaded, self.filled = reached, loaded, filled
+            self._converts_first = converts
 
         return put_back
 
@@ -325,10 +328,20 @@ class Parameters:
 
     def _as_converted(self, value: Tensor) -> Tensor:
         """Return a new value where the data are, in the type of the rest, once that has it."""
-        # The first run makes networks and values in their own types, if nothing is there before.
-        alone = self.fresh and self._type_of_parts is None
-        kept = alone or not value.is_floating_point()
+        kept = (self.fresh and not self._converts_first) or not value.is_floating_point()
         return value.to(self.home, None if kept else self.dtype)
+
+    def convert_first(self) -> bool:
+        """Have a first run make values in the type that networks were converted to.
+
+        Other than in the types of their statements, in which some programs run alone.
+
+        Returns:
+            Whether that is a change.
+        """
+        before, beside = self._converts_first, self._type_of_parts
+        self._converts_first = self.fresh and None not in (beside, self.dtype)
+        return self._converts_first and not before
 
     def _make(self, name: str, unconstrained: Tensor, constraint: Any) -> None:
         key = key_of(name)

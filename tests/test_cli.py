@@ -663,6 +663,19 @@ def test_names_of_columns_may_be_numbers_that_count_on(names):
     assert len(split_table(Path("rows.csv")).whole) == 30
 
 
+def test_names_of_rows_and_one_column_are_read_where_quotes_show_them():
+    """As R writes the first; other files have commas in numbers, or columns that a bar parts."""
+    rows = "".join(f'"{n}",{n % 3}.5,{n}\n' for n in range(30))
+    Path("rows.csv").write_text('\ufeff"u","v"\n' + rows)
+    with pytest.warns(UserWarning, match=r"rows\.csv: line 1 has no name for the first cell"):
+        found = split_table(Path("rows.csv")).whole
+    assert found.to_dict("list") == {"u": [0.5, 1.5, 2.5] * 10, "v": [*range(30)]}
+    Path("one.csv").write_text('"genre|s"\n' + "x|y\ny|z\n" * 15)
+    with pytest.warns(UserWarning, match="read as one column, 'genre|s'"):
+        found = split_table(Path("one.csv")).whole
+    assert found.to_dict("list") == {"genre|s": ["x|y", "y|z"] * 15}
+
+
 def test_files_that_are_no_tables_are_told(capsys):
     Path("empty.csv").write_text("")
     Path("names.csv").write_text("a,b\n")
@@ -673,6 +686,9 @@ def test_files_that_are_no_tables_are_told(capsys):
     Path("counts.csv").write_text("3,0,7\n" * 30)
     Path("twice.csv").write_text("0.1,0.1,0.5\n" * 30)
     pd.DataFrame({"a": [0.5] * 30, "b": 1.0}).to_csv("index.csv")
+    Path("ends.csv").write_text("a,b\n" + "1,2,\n" * 30)
+    Path("more.csv").write_text("a,b\n" + "".join(f"{n},5,2\n" for n in range(30)))  # or 0.5, 1.5
+    Path("bar.csv").write_text("a|b\n" + "1|2\n" * 30)
     for name, said in {
         "absent.csv": "absent.csv: no such file",
         "empty.csv": "empty.csv: cannot be read as a table",
@@ -683,6 +699,9 @@ def test_files_that_are_no_tables_are_told(capsys):
         "numbers.csv": "numbers.csv: got numbers in line 1 (0.5, -1), expected names of columns",
         "counts.csv": "counts.csv: got numbers in line 1 (3, 0, 7)",
         "twice.csv": "twice.csv: got numbers in line 1 (0.1, 0.1.1, 0.5)",
+        "ends.csv": "ends.csv: got rows that end in a comma, below a,b; take it off",
+        "more.csv": "more.csv: got rows with more cells than line 1 has names (a,b)",
+        "bar.csv": "or, if this is one column, its name in quotes",
         "index.csv": "index.csv: got a first column without a name, which numbers the rows",
     }.items():
         assert said in complaint(capsys, ["train", *SMALL, "--data", name])

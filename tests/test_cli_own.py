@@ -142,6 +142,7 @@ def folder(tmp_path, monkeypatch):
     Path("points.csv").write_text("a;b\n" + "1.5;2\n" * 40)
     Path("holes.csv").write_text("a,b,age,d,e\n1,2,,4,5\n" + "1,2,3,4,5\n" * 40)
     Path("torn.pt").write_bytes(b"PK no")
+    Path("empty.pt").touch()
     np.save("counts.npy", x.numpy())
     np.save("bits.npy", (x > 1).numpy())
     torch.save(x.double(), "counts.pt")
@@ -232,6 +233,7 @@ def test_labels_beside_the_rows_of_a_file_are_left_out_aloud(capsys):
             "expected values by their names, as '{\"visits",
         ),
         ("train own.py:Clicks --data torn.pt", "torn.pt: not a sound .pt file"),
+        ("train own.py:Clicks --data empty.pt", "empty.pt: not a sound .pt file"),
         ("train own.py:Clicks --data own.py", "unknown data set 'own.py'; choose digits"),
         ("train MultimodalVAE --data two.npz", "missing a required argument: 'modalities'"),
         ("train vae --data counts.npy", "SentenceLM, TableVAE; did you mean VAE?"),

@@ -128,7 +128,7 @@ def _pt(path: Path) -> Any:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of a file from anywhere
-        raise ValueError(str(error).splitlines()[0]) from None
+        raise ValueError((str(error) or type(error).__name__).splitlines()[0]) from None
     values = list(found.values()) if isinstance(found, Mapping) else [found]
     if not values or not all(isinstance(value, Tensor) for value in values):
         raise DataError(

@@ -1,15 +1,22 @@
 """Tables of a user's own file. Shapes: N rows, D columns."""
 
+import warnings
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pyro_vae.arguments import counted
+from pyro_vae.callers import of_user
 from pyro_vae.data.splits import EVERY, ByTurns, by_turns
 from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.extras import extra
 
 SUFFIXES = (".csv", ".parquet")
+_COMMAS = (
+    "expected a comma between columns and a point in numbers "
+    "(pd.read_csv(FILE, sep=..., decimal=...).to_csv(FILE, index=False))"
+)
 
 
 @dataclass(frozen=True)
@@ -50,38 +57,60 @@ def read_table(path: Path) -> Any:
         raise DataError(f"{path}: cannot be read as a table ({error})") from None
     if not len(frame):
         raise DataError(f"{path}: got no rows, expected at least one below the names of columns")
-    if path.suffix == ".csv":
-        _require_names(path, frame)
-    return frame
+    return _with_names(path, frame) if path.suffix == ".csv" else frame
 
 
-def _require_names(path: Path, frame: Any) -> None:
-    """Refuse a first row that would be lost as names, and numbers of the rows as a column."""
+def _with_names(path: Path, frame: Any) -> Any:
+    """Return a frame without names of its rows.
+
+    Refused are a first row that would be lost as names, numbers of the rows as a column, and
+    columns that something else parts.
+    """
     names = [str(name) for name in frame.columns]
     if _are_numbers(names):
         raise DataError(
             f"{path}: got numbers in line 1 ({', '.join(names[:3])}), expected names of columns: "
             "write such a line above the rows"
         )
+    head, row = _first_lines(path)
+    below = ",".join(names[:3])
+    if type(frame.index).__name__ != "RangeIndex":  # rows have more cells than names
+        if row.endswith(",") and bool(frame[frame.columns[-1]].isna().all()):
+            raise DataError(f"{path}: got rows that end in a comma, below {below}; take it off")
+        if frame.index.nlevels > 1 or not (head[:1] == row[:1] == '"' and frame.index.is_unique):
+            raise DataError(
+                f"{path}: got rows with more cells than line 1 has names ({below}); {_COMMAS}; or, "
+                "if the first cell of a row is its name, write a name for such cells in line 1"
+            )
+        _warn(f"{path}: line 1 has no name for the first cell of a row, which is left out")
+        frame = frame.reset_index(drop=True)
     first = frame[frame.columns[0]]
-    signs = [sign for sign in ";\t|" if sign in names[0]]
-    shifted = type(frame.index).__name__ != "RangeIndex"  # rows have more cells than names
-    if shifted or (
-        len(names) == 1
-        and signs
-        and bool(first.astype(str).str.contains(signs[0], regex=False).all())
-    ):
-        raise DataError(
-            f"{path}: got columns that commas do not part, below {','.join(names[:3])}; expected "
-            "a comma between columns and a point in numbers: "
-            "pd.read_csv(FILE, sep=..., decimal=...).to_csv(FILE, index=False)"
-        )
+    sign = next((sign for sign in ";\t|" if sign in names[0]), "")
+    if sign and len(names) == 1 and bool(first.astype(str).str.contains(sign, regex=False).all()):
+        if head != f'"{names[0]}"':
+            raise DataError(
+                f"{path}: got columns that commas do not part, below {below}; {_COMMAS}; or, if "
+                "this is one column, its name in quotes"
+            )
+        _warn(f"{path}: is read as one column, {names[0]!r}; {_COMMAS} if it holds more")
     unnamed = names[0].startswith("Unnamed: ") and first.dtype.kind in "iu" and len(names) > 1
     if unnamed and bool((first.diff()[1:] == 1).all()):
         raise DataError(
             f"{path}: got a first column without a name, which numbers the rows; leave it out "
             "(to_csv(index=False)), or give it a name if it is data"
         )
+    return frame
+
+
+def _first_lines(path: Path) -> list[str]:
+    """Return the line of names and the first row, where pandas has found both."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        lines = (line.strip() for line in file)
+        return list(islice((line for line in lines if line), 2))
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, UserWarning, stacklevel=of_user())
 
 
 def _are_numbers(names: list[str]) -> bool:

@@ -31,6 +31,7 @@ from pyro_vae.cli.known_files import _has_other_modules
 from pyro_vae.cli.own_program import imports_apart, own_program
 from pyro_vae.cli.report import table
 from pyro_vae.cli.report_file import write_report
+from pyro_vae.cli.runs import chosen_split, settings_of
 from pyro_vae.conditionals import Column
 from pyro_vae.data.array_files import read_arrays
 from pyro_vae.storage.bundle import read_bundle
@@ -214,6 +215,7 @@ def test_labels_beside_the_rows_of_a_file_are_left_out_aloud(capsys):
         ("train --program own.py:Clicks", "--program own.py:Clicks; did you mean --model?"),
         ("train own.py:Clicks --learning_rate 0.1", "--learning_rate 0.1; did you mean --lr?"),
         ("train own.py:Clicks --data absent.npz", "absent.npz: no such file"),
+        ("train VAE --data bits.npy --binarization dynamic", "is a file, which is taken as it is"),
         ("train own.py:Clicks --data ragged.npz", "arrays of {'x': 40, 'y': 30} rows"),
         ("train own.py:Clicks --data words.npz", "expected numbers"),
         ("train own.py:Clicks --data few.npz", "got 4 rows, expected at least 20"),
@@ -484,6 +486,13 @@ def test_a_run_of_fit_is_judged_where_its_program_is_named(capsys):
     for line in ("evaluate run", "compare saved run", "evaluate run --program own.py:Clicks"):
         assert run(line) == 2
         assert "once, and all commands know it from then on: pyro-vae evaluate run" in told(capsys)
+    for words, lacks, line in (
+        ("--program own.py:Clicks", "data are", "--program own.py:Clicks --data FILE"),
+        ("--data counts.npy", "program is", "--program my_program.py:NAME --data counts.npy"),
+    ):
+        assert run(f"evaluate run {words}") == 2
+        err = told(capsys)
+        assert f"where its {lacks}; say it once" in err and err.endswith(f"evaluate run {line}\n")
     assert run("evaluate run --program own.py:Clicks --data absent.npy") == 2
     assert not Path("run/train.json").exists()
     line = "evaluate run --program own.py:Clicks --data counts.npy --num_particles 2"
@@ -506,6 +515,30 @@ def test_a_run_of_fit_is_judged_where_its_program_is_named(capsys):
     assert run("evaluate vae --data digits --split all") == 2
 
 
+@pytest.mark.parametrize(
+    ("model", "data", "split"),
+    [("TableVAE", "counts.csv", "all"), ("VAE", "bits.npy", "all"), ("VAE", "digits", "test")],
+)
+def test_a_run_of_fit_is_judged_by_all_rows_of_a_file(model, data, split):
+    Path("run").mkdir()
+    Path("run/config.json").write_text(json.dumps({"program": model}))
+    assert chosen_split(None, settings_of("run", data=data)) == split
+
+
+def test_the_files_of_all_runs_are_looked_for_before_one_is_scored(capsys, monkeypatch):
+    monkeypatch.setattr("pyro_vae.cli.compare.open_run", None)
+    known = {"model": "own.py:Clicks", "data": "counts.npz", "binarization": "none", "seed": 0}
+    others = {"a": {}, "b": {"model": "absent.py:A"}, "c": {"data": "absent.npz"}}
+    for name, other in others.items():
+        Path(name).mkdir()
+        Path(name, "train.json").write_text(json.dumps(known | other))
+    assert run("compare a b") == 2 and "absent.py: no such file; say once" in told(capsys)
+    assert run("compare a c") == 2
+    assert "absent.npz: no such file or folder; name once where the data of the run in c" in told(
+        capsys
+    )
+
+
 def test_a_program_that_is_named_is_never_another(capsys):
     """The file of the training stands for no wrong name, and the run keeps what it knew."""
     assert run("train own.py:Clicks --data counts.npz --out a", *FEW) == 0
@@ -514,6 +547,7 @@ def test_a_program_that_is_named_is_never_another(capsys):
         capsys.readouterr()
         assert run(f"{verb} a --program nosuch.py:Clicks") == 2
         assert "nosuch.py: no such file" in told(capsys)
+    assert run("evaluate a --binarization static") == 2 and "taken as it is" in told(capsys)
     assert {path: path.read_bytes() for path in Path("a").glob("*.json")} == known
 
 

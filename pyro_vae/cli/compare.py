@@ -21,6 +21,7 @@ from pyro_vae.cli.runs import (
     chosen_split,
     fresh_folder,
     open_run,
+    require_files,
     rows_to_judge,
     settings_of,
 )
@@ -65,6 +66,8 @@ def compare(
         raise ConfigError(f"runs: got {', '.join(runs)}, expected two or more different folders")
     count = None if rows is None else positive("rows", rows)
     known = {run: settings_of(run) for run in runs}
+    for run, settings in known.items():
+        require_files(run, settings)
     on = {run: (s["data"], s["binarization"]) for run, s in known.items()}
     if len({(data_of(settings), settings["binarization"]) for settings in known.values()}) > 1:
         told = "; ".join(f"{data}, binarization {kind}" for data, kind in sorted({*on.values()}))

@@ -204,6 +204,15 @@ def is_file(settings: dict[str, Any], data: str) -> bool:
     return data not in SETS[kind_of(settings["model"])]
 
 
+def require_as_it_is(settings: dict[str, Any]) -> None:
+    """Raise `ConfigError` where a file is to be binarized: it is taken as it is."""
+    data, chosen = settings["data"], settings["binarization"]
+    if chosen != "none" and is_file(settings, data):
+        raise ConfigError(
+            f"binarization: got {chosen}, expected none: {data} is a file, which is taken as it is"
+        )
+
+
 def kind_of(model: str) -> str:
     """Return what a model is of: "documents", "sequences", "sentences" or "tables".
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import pyro_vae as pv
-from pyro_vae.cli.datasets import DataSet, kind_of
+from pyro_vae.cli.datasets import DataSet, kind_of, require_as_it_is
 from pyro_vae.cli.options import ADVERSARIAL, BY_SIGNATURE, IMAGES, MODELS, OBSERVATIONS
 from pyro_vae.cli.own_program import called, is_own, own_program
 from pyro_vae.errors import ConfigError, DataError
@@ -32,6 +32,8 @@ def check_options(settings: dict[str, Any]) -> None:
         raise ConfigError(f"kinds: {model} has no columns; leave --kinds out")
     if kind == "sentences" and len(_widths(settings)) != 1:
         raise ConfigError(f"hidden: got {settings['hidden']}, expected one width for {model}")
+    if kind == "images":
+        require_as_it_is(settings)
     _check_objective(settings, kind)
     for name, default in fixed.items():
         if settings.get(name, default) != default:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyro_vae as pv
-from pyro_vae.cli.datasets import SETS, default_binarization, is_file, kind_of, load_data
+from pyro_vae.cli.datasets import default_binarization, is_file, load_data, require_as_it_is
 from pyro_vae.cli.known_files import KnownFile, is_readable, known_file, recalled
 from pyro_vae.cli.options import MODELS, Split
 from pyro_vae.cli.own_program import is_own, own_program, parted
@@ -243,6 +243,10 @@ def settings_of(run: str, program: str | None = None, **changed: Any) -> dict[st
     if data is None and is_file(settings, settings["data"]):
         typed = str(settings["data"])
         asked["data"] = recalled(folder, "data", typed).found(typed)
+    if is_file(settings, asked["data"]):
+        if changed.get("binarization"):
+            require_as_it_is(asked)
+        asked["binarization"] = "none"
     asked["run"] = run
     asked["other"] = other = not said_anew and is_other(folder, settings, data)
     if other and is_file(settings, asked["data"]):
@@ -315,21 +319,53 @@ def _told(folder: Path, program: str | None, said: dict[str, Any]) -> tuple[dict
 
 def _own_program_of(folder: Path, model: str) -> str:
     """Return a program of one's own with its file where that can be read now."""
-    typed, name = parted(model)
-    evaluate = f"pyro-vae evaluate {shlex.quote(str(folder))}"
-    known = recalled(folder, "program", typed)
-    found = _program_now(known, model, _FIGURES, evaluate)
-    path = parted(found)[0]
+    known = recalled(folder, "program", parted(model)[0])
+    _require_program(known, model)
+    return _program_now(known, model, _FIGURES, _evaluate(folder))
+
+
+def _evaluate(folder: Path) -> str:
+    return f"pyro-vae evaluate {shlex.quote(str(folder))}"
+
+
+def _require_program(known: KnownFile, model: str) -> None:
+    """Raise `ConfigError` where the file of a program is nowhere."""
+    path, name = _where(known, model)
     if not is_readable(path):
-        said = f"{evaluate} --program FILE.py:{name or 'NAME'}"
+        said = f"{_evaluate(known.folder)} --program FILE.py:{name or 'NAME'}"
         raise ConfigError(f"{path}: no such file; say once where the program lies now: {said}")
-    return found
+
+
+def require_files(run: str, settings: dict[str, Any]) -> None:
+    """Raise `ConfigError` where the file of the data or of the program of a run is nowhere.
+
+    Arguments:
+        run: run folder.
+        settings: what `settings_of` returned.
+    """
+    folder, data, model = Path(run), str(settings["data"]), settings["model"]
+    if is_file(settings, data) and not is_readable(data):
+        raise ConfigError(
+            f"{data}: no such file or folder; name once where the data of the run in {folder} lie "
+            f"now: {_evaluate(folder)} --data FILE"
+        )
+    if is_own(model):
+        _require_program(recalled(folder, "program", parted(model)[0]), model)
+
+
+def _where(known: KnownFile, model: str) -> tuple[str, str]:
+    """Return the file of a program, where that can be read now, and the name.
+
+    What was said last stands for a file of the training that has gone or changed.
+    """
+    said, (typed, name) = parted(known.said or ""), parted(model)
+    if known.said and is_readable(said[0]) and not known.is_kept():
+        return said
+    return known.found(typed), name
 
 
 def _program_now(known: KnownFile, model: str, then: str, evaluate: str = "") -> str:
     """Return a program with its file where that can be read now; tell of doubts.
-
-    What was said last stands for a file of the training that has gone or changed.
 
     Arguments:
         known: the file of the program.
@@ -337,11 +373,8 @@ def _program_now(known: KnownFile, model: str, then: str, evaluate: str = "") ->
         then: what follows if the file has changed.
         evaluate: the command that says another file, where that is a way out.
     """
-    typed, name = parted(model)
-    path, said = known.found(typed), parted(known.said or "")
-    if known.said and is_readable(said[0]) and not known.is_kept():
-        path, name = said
-    else:
+    (typed, _), (path, name) = parted(model), _where(known, model)
+    if (path, name) != parted(known.said or ""):
         once = f"; say once which it is: {evaluate} --program FILE.py:{name or 'NAME'}"
         known.tell_of_copy(path, once if evaluate else "")
     known.tell_of_change(path, then)
@@ -383,20 +416,25 @@ def _settings_of_python(folder: Path, program: str | None, said: dict[str, Any])
     named = config.get("program") if isinstance(config, dict) else None
     model, data = program or (named if named in MODELS else None), said.get("data")
     if model is None or data is None:
-        asked = ["--program my_program.py:NAME"] * (model is None) + ["--data FILE"]
+        lacks = " and ".join(["program"] * (model is None) + ["data"] * (data is None))
+        words = [] if named in MODELS else [f"--program {_quoted(program, 'my_program.py:NAME')}"]
+        line = " ".join([str(shlex.quote(str(folder))), *words, f"--data {_quoted(data, 'FILE')}"])
         raise ConfigError(
-            f"{folder}: Python wrote it (pv.fit, pv.save), and it does not say where its "
-            f"{'program and data are' if model is None else 'data are'}; say it once, and all "
-            f"commands know it from then on: pyro-vae evaluate {shlex.quote(str(folder))} "
-            f"{' '.join(asked)}"
+            f"{folder}: Python wrote it (pv.fit, pv.save), and it does not say where its {lacks} "
+            f"{'is' if lacks == 'program' else 'are'}; say it once, and all commands know it from "
+            f"then on: pyro-vae evaluate {line}"
         )
     return {
         "model": model,
         "data": data,
         "binarization": said.get("binarization") or default_binarization(model, data),
         "seed": 0,
-        "undivided": kind_of(model) == "images" and data not in SETS["images"],
+        "undivided": is_file({"model": model}, data),
     }
+
+
+def _quoted(said: str | None, sample: str) -> str:
+    return sample if said is None else shlex.quote(said)
 
 
 def chosen_split(split: Split | None, settings: dict[str, Any]) -> Split:

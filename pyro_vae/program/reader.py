@@ -557,6 +557,18 @@ class Reader:
             self.runs.once(batch)
         return frozenset(discovery.used)
 
+    def hold_made(self, batch: Batch) -> None:
+        """Train the networks that a run of a batch has made since such batches were read.
+
+        Raises:
+            ProgramError: Each call makes its own.
+        """
+        own = self._program.own
+        own.hold_made(own.search())
+        with silent(), Discovery.during(own) as discovery:
+            self.runs.once(batch)
+            discovery.hold_used(lambda: self._leaves(batch))
+
     def as_whole(self, batch: Batch) -> Batch:
         """Return a batch as one datum, never to be cut, where no plate holds the data."""
         if self._whole is None and self.fresh and not checks.is_meta(batch):

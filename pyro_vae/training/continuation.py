@@ -21,6 +21,7 @@ from pyro_vae.storage.run_folder import RunFolder
 from pyro_vae.storage.save import save, state_modules
 from pyro_vae.training.averaged_weights import AveragedWeights
 from pyro_vae.training.feed import TensorFeed
+from pyro_vae.training.fingerprints import describe_modules
 from pyro_vae.training.limits import Limits
 from pyro_vae.training.loader_feed import LoaderFeed
 from pyro_vae.training.loader_workers import ended_workers_unheard
@@ -85,7 +86,15 @@ class Continued:
             self.checkpoint = self._take()
             raise
 
+    def _describe_late_parts(self) -> None:
+        """Let the settings tell of networks that have come: a continuation has made them, too."""
+        told = self.settings["architecture"]
+        modules = describe_modules(self.wrapped, told["modules"])
+        if modules != told["modules"]:
+            self.settings = {**self.settings, "architecture": {**told, "modules": modules}}
+
     def _take(self) -> Checkpoint:
+        self._describe_late_parts()
         progress = Progress(
             epoch=self.epoch,
             steps=self.steps,

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import CodeType
 from typing import Any
 
@@ -102,12 +102,16 @@ def describe_architecture(program: Program) -> dict[str, Any]:
     return {
         "config": _as_json(getattr(source, "config", None)),
         # By name: layers defined in another order are the same program.
-        "modules": {
-            name: _describe_module(part) for name, part in program.own.parts.named_modules()
-        },
+        "modules": describe_modules(program, {}),
         "model": describe_function(model),
         "guide": describe_function(guide),
     }
+
+
+def describe_modules(program: Program, known: Mapping[str, str]) -> dict[str, str]:
+    """Return what the modules of a program say of themselves, of known ones what they have said."""
+    parts = program.own.parts.named_modules()
+    return {name: known.get(name) or _describe_module(part) for name, part in parts}
 
 
 def _describe_array(leaf: Tensor | SparseRows) -> dict[str, Any]:

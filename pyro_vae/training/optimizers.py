@@ -224,7 +224,7 @@ def _from_pyro(optimizer: PyroOptim, program: Program, batch: Batch) -> Optimize
         made.register_step_pre_hook(lambda *_: _clip(clips))
 
         def take(parameter: nn.Parameter) -> None:
-            name = program.own.stated().get(id(parameter), "objective")
+            name = _known_names(program).get(id(parameter), "objective")
             clips.append((parameter, _clips(optimizer, name)))
             if callable(optimizer.pt_optim_args):
                 made.add_param_group({"params": [parameter], **_arguments(optimizer, name)})
@@ -294,6 +294,10 @@ def _pyro_names(program: Program, batch: Batch) -> dict[int, str]:
     """Return the names that Pyro's statements give the parameters; ours, where there is none."""
     with _Names() as names:
         program.reader.look(batch)
+    return _known_names(program) | names.found
+
+
+def _known_names(program: Program) -> dict[int, str]:
+    """Return those of the statements that batches have brought so far; ours for all others."""
     own = {id(p): name.removeprefix("parts.") for name, p in program.named_parameters()}
-    # Statements that other batches bring are known by name as well.
-    return own | program.own.stated() | names.found
+    return own | program.own.stated()

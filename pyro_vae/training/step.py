@@ -206,6 +206,14 @@ class Stepper:
             "that brings it before pv.fit, or train on one device"
         )
 
+    def _hold_made(self, index: int, loss: Tensor, batch: Batch) -> None:
+        """Train a network that this step has made for a batch like those before."""
+        made = self.program.own.made
+        if made and any(id(leaf) in made for leaf in leaves_behind(loss)):
+            self.program.reader.hold_made(batch)
+        if index == len(self.updates) - 1:  # others are thrown away: no loss depends on them
+            made.clear()
+
     def _look_behind(self, loss: Tensor, batch: Batch) -> None:
         """Train the tensors behind a loss that are met twice and that nothing holds.
 
@@ -406,6 +414,9 @@ class Stepper:
             self.watch()
         self._compared = [2] * len(self.updates)  # anew in each epoch: callbacks freeze and thaw
         self._late.clear()
+        own = self.program.own
+        if own.made:  # as it was judged
+            own.hold_made(own.search())
         lone = self._alone and self.updates[0].due is None
         with ExitStack() as stack:
             for compiled in self._compiled:
@@ -600,6 +611,7 @@ class Stepper:
         """Set the gradients of one update by the program itself; return its loss, detached."""
         loss = self.updates[index].loss(self.program.joint(batch, beta=beta, size=self.size))
         _require_loss(self.updates[index].name, loss)
+        self._hold_made(index, loss, batch)
         if self._version != self.program.own.version:
             self._grow()
         if self._looks:

@@ -728,6 +728,33 @@ def test_a_network_that_other_data_have_made_is_made_before_the_run_goes_on(tmp_
     assert same(weights(other), weights(program))
 
 
+@pytest.mark.filterwarnings("ignore:.*plain values differ")
+def test_a_network_that_a_batch_of_the_run_has_made_goes_on_once_it_is_there(tmp_path):
+    def build():
+        made = {}
+
+        def model(x):
+            loc = pyro.param("loc", lambda: torch.zeros(5))
+            if x.mean() > 0:
+                torch.manual_seed(4)
+                loc = loc + (made.get(0) or made.setdefault(0, nn.Linear(1, 5)))(torch.ones(1))
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(loc, 0.5).to_event(1), obs=x)
+
+        return pv.Program(model, lambda x: None)
+
+    data = DataLoader(TensorDataset(torch.cat([LOW, LOW, HIGH])), batch_size=16)
+    settings = {"seed": 0, "progress": False, "lr": 0.02}
+    whole = weights(pv.fit(build(), data, epochs=3, **settings).program)
+    pv.fit(build(), data, epochs=1, out=tmp_path, **settings)
+    with pytest.raises(CheckpointError, match=r"unexpected .* made, let .* program\.read\(rows\)"):
+        pv.fit(build(), data, epochs=3, out=tmp_path, resume=True, **settings)
+    other = build()
+    other.read(HIGH)
+    pv.fit(other, data, epochs=3, out=tmp_path, resume=True, **settings)
+    assert same(weights(other), whole)
+
+
 def test_a_value_that_a_changed_program_lacks_is_refused(tmp_path):
     pv.fit(of_two(), (X, X[:, 0]), out=tmp_path, **BASE)
     with pytest.raises(CheckpointError, match=r"unexpected 'values\.scale'"):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cache
 
 import pyro
 import pyro.distributions as dist
@@ -9,6 +10,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
+from pyro.nn import PyroModule, PyroParam
 from pyro.optim import SGD
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -147,6 +149,50 @@ def test_a_loaded_value_answers_a_block_that_a_batch_of_a_known_layout_opens() -
     with program.running():
         found = poutine.trace(program.model).get_trace(HIGH).log_prob_sum()
     torch.testing.assert_close(found, dist.Normal(9.0, 1.0).log_prob(HIGH).sum())
+
+
+class Growing(PyroModule):
+    """x ~ N(loc + b, 1), without b for rows below zero; the first rows above zero make it."""
+
+    def __init__(self, made: str) -> None:
+        super().__init__()
+        self.loc, self.made = PyroParam(torch.zeros(3)), made
+        self.kept: dict[str, nn.Module] = {}
+        self.cached = cache(lambda: nn.Linear(1, 3))
+
+    def b(self) -> Tensor:
+        """Return b, from its home."""
+        if self.made == "PyroParam":
+            if not hasattr(self, "late"):
+                self.late = PyroParam(torch.full((3,), 2.0), dist.constraints.positive)
+            return self.late
+        torch.manual_seed(4)
+        network = self.cached() if self.made == "cache" else None
+        network = network or self.kept.get("late") or self.kept.setdefault("late", nn.Linear(1, 3))
+        return pyro.module("late", network)(torch.ones(1))
+
+    def forward(self, x: Tensor) -> None:
+        """x ~ N(loc, 1) or N(loc + b, 1)."""
+        loc = self.loc + self.b() if x.mean() > 0 else self.loc
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("made", ["PyroParam", "dict", "cache"])
+def test_what_a_batch_like_others_makes_is_trained_as_by_stock_svi(made: str) -> None:
+    pyro.clear_param_store()
+    exact, found = Growing(made), Growing(made)
+    stock = SVI(exact, lambda x: None, SGD({"lr": 0.1 / 8}), Trace_ELBO())
+    for batch in 3 * (LOW, LOW, HIGH):
+        stock.step(batch)
+    pyro.clear_param_store()
+    rows = DataLoader(TensorDataset(torch.cat([LOW, LOW, HIGH])), batch_size=8)
+    program = pv.Program(found, lambda x: None)
+    options = {"progress": False, "device": "cpu", "optimizer": RATES["sgd"]}
+    pv.fit(program, rows, epochs=3, **options)
+    torch.testing.assert_close(found.b(), exact.b())
+    pyro.clear_param_store()
+    assert len(program.state_dict()) == (2 if made == "PyroParam" else 3)
 
 
 def _add(net: Net) -> None:

@@ -122,6 +122,7 @@ class Discovery:
             _warn_of_others({k: v for k, v in announced.items() if k not in loaded}, store)
         own.freeze(self._watch.hidden, self._watch.stated)
         own.fresh = False
+        own.made.clear()
         own.version += {id(parameter) for parameter in own.parameters()} != self._before
 
     def _take_over(self, announced: Mapping[str, Tensor]) -> list[str]:

@@ -1,5 +1,6 @@
 """The tensors that a program trains, and what a ``pyro.param`` statement is answered with."""
 
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -12,6 +13,7 @@ from pyro.nn.module import PyroModule
 from pyro.params.param_store import _MODULE_NAMESPACE_DIVIDER, ParamStoreDict
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.program.handlers import OwnParameters, pyro_modules_at_home
@@ -57,6 +59,9 @@ class Parameters:
         self.frozen: set[Tensor] = set()  # a ``poutine.block`` hides them wherever they occur
         self.outdated: set[str] = set()  # values of functions that were replaced
         self.found: list[str] = []  # keys of values that had no name
+        # By their ids, parameters that runs have made, but for those of batches that were read.
+        self.made: dict[int, nn.Parameter] = {}
+        self.announced: dict[str, Tensor] = {}  # by the names of statements, as batches were read
         self.expected: dict[str, Tensor] = {}  # saved tensors of parts that are still to be made
         self.filled: set[Tensor] = set()  # what a load has given its value, and the store does not
         self.arriving: dict[str, Tensor | None] = {}  # by key, where a load that goes on comes to
@@ -91,7 +96,9 @@ class Parameters:
         Arguments:
             hidden, stated: Unconstrained tensors by the names of statements.
         """
-        for value in filter(lambda value: value.is_leaf, stated.values()):
+        leaves = {name: value for name, value in stated.items() if value.is_leaf}
+        self.announced |= leaves
+        for value in leaves.values():
             self._show(value)
         for name, value in hidden.items():
             self._hide(self.values.get(key_of(name), value))
@@ -131,6 +138,8 @@ class Parameters:
         A notebook's cell that runs again, or an assignment to an attribute, puts it there.
         """
         now, before = self.search(), self._reached
+        if self.made and not self.fresh:
+            self.hold_made(now)
         gone = [name for name, module in before.items() if now.get(name) is not module]
         if not gone:
             return False
@@ -148,7 +157,14 @@ class Parameters:
             if all(module is not known for known in self.parts.modules()):
                 self.add_part(name, module)
 
+    def hold_made(self, reached: Mapping[str, nn.Module]) -> None:
+        """Train what runs have made, as far as a search finds it now."""
+        self.made.clear()
+        self.add_reached(reached)
+        self.version += 1
+
     def _start_anew(self) -> None:
+        self.announced.clear()
         self.outdated = set(self.values)
         self.frozen, self._stated = set(), set()
         self._at_first = set(self.part_tensors())
@@ -156,7 +172,7 @@ class Parameters:
     def remembered(self) -> Callable[[], None]:
         """Return a function that puts back which parameters and parts there are now."""
         homes: tuple[Any, ...] = (self.values, self.parts, self._constraints, self._names)
-        homes += (self.store, self.expected)
+        homes += (self.store, self.announced, self.expected)
         contents = [list(home.items()) for home in homes]
         own = self.fresh, self.found[:], {*self.outdated}, {*self.frozen}, {*self._stated}
         reached, loaded, filled = self._reached, self.loaded, {*self.filled}
@@ -185,11 +201,28 @@ class Parameters:
             store.scope(state),
             self._asked_by(store),
             OwnParameters(self._parameter),
+            self._noting_made(),
             nullcontext() if self.watch is None else self.watch.watching(),
         ):
             yield
         if len(state["params"]) > len(before):
             self._keep_hidden(state, set(before))
+
+    @contextmanager
+    def _noting_made(self) -> Iterator[None]:
+        """Note the parameters that modules get inside: of a new network, or a ``PyroParam``."""
+        mine = threading.get_ident()
+
+        def note(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+            new = module._parameters.get(name) is None and module is not self.values
+            if new and parameter is not None and threading.get_ident() == mine:
+                self.made[id(parameter)] = parameter
+
+        hook = register_module_parameter_registration_hook(note)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def _store_state(self) -> Any:
         """Return the values of plain ``pyro.param`` statements as Pyro's store keeps them."""
@@ -360,9 +393,10 @@ class Parameters:
             self.frozen.add(self.values[key])
 
     def stated(self) -> dict[int, str]:
-        """Return the names that ``pyro.param`` statements give the values, by the values' ids."""
-        names = self._names.items()
-        return {id(self.values[key]): name for key, name in names if key in self.values}
+        """Return the names that statements give parameters, by the parameters' ids."""
+        known = {key: name for key, name in self._names.items() if key in self.values}
+        of_values = {id(self.values[key]): name for key, name in known.items()}
+        return {id(value): name for name, value in self.announced.items()} | of_values
 
     # -- what has been found ---------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from pyro_vae.program.batches.batch import Batch, map_batch, num_rows
 from pyro_vae.program.checks import is_discrete
 from pyro_vae.program.handlers import Message, innermost
 
+FEW, MANY = 3, 7  # columns for which 8 runs have codes, and 16
 Run = Callable[..., Trace | None]  # ``Runs.model_under``
 
 
@@ -41,23 +42,28 @@ class FilledRuns:
         """Run on the data as they are at other latents; values know which parameters they have."""
         return self._run(self._batch, self._others, grad=True)
 
-    def filled(self, *, high: bool, only: Tensor | None = None) -> Trace | None:
-        """Run with the least or the largest number seen in the place of NaN, in one argument alone.
-
-        Numbers are those of the same column.
-        """
-        fill = partial(_filled, high=high, only=only)
-        found = self._run(map_batch(fill, self._batch), self._same)
+    def filled(self, *, high: bool) -> Trace | None:
+        """Run with the least or the largest number seen of its column in the place of each NaN."""
+        found = self._run(map_batch(partial(_filled, high=high), self._batch), self._same)
         self.failed |= found is None
         return found
 
-    def ends(self) -> Trace | None:
-        """Run with NaN where it is, and for each number seen the largest, or for that the least."""
-        return self._run(map_batch(_ends, self._batch), self._same)
+    def of_codes(
+        self, codes: Tensor, *, full: bool = False, only: Tensor | None = None, chosen: Any = None
+    ) -> list[Trace | None]:
+        """Run with each number seen the least or the largest of its column, by a code.
 
-    def mixed(self, seed: int) -> Trace | None:
-        """Run with NaN where it is, and for each number seen one of these two at random."""
-        return self._run(map_batch(partial(_mixed, seed=seed), self._batch), self._same)
+        Columns have other codes, by turns; rows begin one way or the other.
+
+        Arguments:
+            codes: Of ``codes_of``: a run in each row, and in each column a code.
+            full: Whether there are numbers in the place of NaN too, as if those were seen.
+            only: An argument in some of whose cells there are.
+            chosen: These cells, which have the last code.
+        """
+        coded = partial(_coded, full=full, only=only, chosen=chosen)
+        runs = (partial(coded, code=code) for code in codes)
+        return [self._run(map_batch(run, self._batch), self._same) for run in runs]
 
 
 class _Latents(Messenger):
@@ -107,33 +113,53 @@ def _another(site: Message) -> Tensor:
     return value + 1
 
 
+def codes_of(count: int) -> Tensor:
+    """Return codes for so many columns, or as many as there are, and one more.
+
+    No two of them go together, nor is one alike in all runs, or goes with how two others do: the
+    columns of Hadamard's matrix with an odd number of factors.
+    """
+    two, made, odd = torch.tensor([[1, 1], [1, -1]]), torch.ones(1, 1), torch.zeros(1)
+    for _ in range(3 if count <= FEW else 4):
+        made, odd = torch.kron(made, two), torch.cat([odd[:, None], 1 - odd[:, None]], 1).flatten()
+    return made[:, odd > 0] > 0
+
+
+def steps_of(leaf: Tensor) -> Tensor:
+    """Return how far apart the two numbers of each column are, as a row."""
+    low, high = _range(leaf)
+    return (high - low).flatten()
+
+
 def has_holes(leaf: Any) -> bool:
     real = isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf.is_meta
     return real and bool(leaf.isnan().any())
 
 
-def _filled(leaf: Tensor, *, high: bool, only: Tensor | None) -> Tensor:
+def _filled(leaf: Tensor, *, high: bool) -> Tensor:
     """Return data with the least or the largest number of a column in the place of its NaN."""
-    if (only is not None and leaf is not only) or not has_holes(leaf):
-        return leaf
-    return torch.where(leaf.isnan(), _range(leaf)[high], leaf)
+    return torch.where(leaf.isnan(), _range(leaf)[high], leaf) if has_holes(leaf) else leaf
 
 
-def _ends(leaf: Tensor) -> Tensor:
-    """Return data with NaN where it was, and each number the largest, or that one the least."""
+def _coded(leaf: Tensor, *, full: bool, only: Tensor | None, chosen: Any, code: Tensor) -> Tensor:
+    """Return data whose numbers are the largest of their column where the code says so.
+
+    Arguments:
+        leaf: An argument.
+        full, only, chosen: As for ``of_codes``.
+        code: Of one run, what says so for each kind of column, and at the end for chosen cells.
+    """
     if not has_holes(leaf):
         return leaf
     low, high = _range(leaf)
-    return torch.where(leaf < high, high, low).where(~leaf.isnan(), leaf)
-
-
-def _mixed(leaf: Tensor, seed: int) -> Tensor:
-    """Return data with NaN where it was, and each number the largest or the least of its column."""
-    if not has_holes(leaf):
-        return leaf
-    low, high = _range(leaf)
-    coins = torch.rand(leaf.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
-    return torch.where(coins.to(leaf.device), high, low).where(~leaf.isnan(), leaf)
+    rows = leaf.reshape(len(leaf), -1)
+    kinds = code[torch.arange(rows.shape[1]) % (len(code) - 1)].expand(rows.shape)
+    turned = torch.rand(len(leaf), 1, generator=torch.Generator().manual_seed(0)) < 0.5
+    ups, own = (each.to(leaf.device) for each in (kinds ^ turned, code[-1] ^ turned))
+    made = torch.where(ups.reshape(leaf.shape), high, low)
+    own = own.reshape(-1, *(1,) * (leaf.dim() - 1))
+    filled = leaf if leaf is not only else torch.where(chosen, torch.where(own, high, low), leaf)
+    return torch.where(leaf.isnan(), made if full else filled, made)
 
 
 def _range(leaf: Tensor) -> tuple[Tensor, Tensor]:

@@ -585,6 +585,66 @@ def test_a_hole_that_is_scored_is_told_of_in_columns_of_one_number(column, make,
     assert found.startswith("site 'y' scores cells that are NaN in the data (1 in ")
 
 
+def spread(x):
+    """A mean that is NaN for one hole; what lacks then is 0, and with it what is seen."""
+    return (x - x.mean(1, keepdim=True)).nan_to_num()
+
+
+FORMS = {
+    "flattened": lambda x: x.reshape(len(x), -1),
+    "cropped": lambda x: x[:, 1:],
+    "with a channel": lambda x: x[:, None],
+    "turned": lambda x: x.flip(1),
+    "in another order": lambda x: x[:, torch.tensor([2, 0, 3, 1])],
+}
+WIDE = torch.tensor(
+    [[0.3, 1.2, math.nan, 0.7], [math.nan, 0.8, 0.4, 1.9], [1.5, math.nan, 2.2, 0.6]]
+).repeat(2, 1) * torch.tensor([1.0, 3.0, 10.0, 0.2])
+
+
+def formed(make, form, seen):
+    def model(x):
+        y = form(make(x))
+        with pyro.plate("rows", len(x)):
+            cells = dist.Normal(torch.zeros(y.shape[1:]), 1.0).mask(seen(x, y))
+            pyro.sample("y", cells.to_event(y.dim() - 1), obs=y)
+
+    return model
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_hole_is_found_where_its_site_has_another_form_and_all_of_a_row_moves(form):
+    """Cells that move with a hole were counted: of a row that is centred all do."""
+    made = MAKES["less the row's mean"]
+    right = formed(made, FORMS[form], lambda x, y: FORMS[form](~x.isnan()))
+    assert told_of(right, WIDE)[0] == []
+    (found,) = told_of(formed(made, FORMS[form], lambda x, y: ~y.isnan()), WIDE)[0]
+    assert found.startswith("site 'y' scores cells that are NaN in the data (")
+    if form in ("turned", "in another order"):
+        (found,) = told_of(formed(made, FORMS[form], lambda x, y: ~x.isnan()), WIDE)[0]
+        assert "scores cells that are NaN" in found
+
+
+def test_seen_cells_that_nan_has_spread_to_are_told_of():
+    assert told_of(formed(spread, torch.clone, lambda x, y: ~x.isnan()), WIDE[:3])[0][0].startswith(
+        "site 'y' scores 9 cells in 3 rows as one number, whatever is seen in x: NaN of other"
+    )
+    one = torch.tensor([[math.nan, 1.0], [2.0, math.nan], [0.5, 3.0]])
+    mean = MAKES["less the row's mean"]  # of one seen cell: 0, and rightly
+    assert told_of(formed(mean, torch.clone, lambda x, y: ~x.isnan()), one)[0] == []
+
+
+def test_differences_beside_a_mask_of_one_side_are_told_of():
+    def steps(x):
+        return x.nan_to_num().diff(dim=1)
+
+    for seen in (lambda x: ~x[:, 1:].isnan(), lambda x: ~x[:, :-1].isnan()):
+        (found,) = told_of(formed(torch.clone, steps, lambda x, y, seen=seen: seen(x)), WIDE)[0]
+        assert "scores cells that are NaN" in found
+    both = formed(torch.clone, steps, lambda x, y: ~(x[:, 1:] + x[:, :-1]).isnan())
+    assert told_of(both, WIDE)[0] == []
+
+
 def refusing(x):
     if not bool(x.isnan().any()):
         raise KeyError("no hole")

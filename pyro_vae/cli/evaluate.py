@@ -54,7 +54,7 @@ def evaluate(
             wrote it) or the file has moved; it is remembered, unless that of the training is still
             as it was.
         data: data set; null is the one it was trained on.
-        binarization: null is that of the training.
+        binarization: null is that of the training; a file is taken as it is.
         split: which part of the data; all takes a file whole. Null is test, but all for another
             file than that of the training and for a run of `pv.fit`.
         rows: only so many data from the start; null is all.

@@ -87,8 +87,9 @@ def train(
         kinds: kinds of a table's columns by name, where they do not show: real, positive, count,
             categorical, ordinal or censored, or a dict of `Column`'s arguments. Strings are
             categorical, whole numbers from 0 counts, other numbers real.
-        binarization: none keeps grey levels; null is none for a file, LinearVAE and Autoencoder,
-            static for mnist_static, threshold for other images with labels, dynamic without.
+        binarization: none keeps grey levels; null is none for a file (which is taken as it is),
+            LinearVAE and Autoencoder, static for mnist_static, threshold for other images with
+            labels, dynamic without.
         latent_dim: latent units, or topics; null is 20, or what the model's constructor has.
         hidden: widths of the encoder's hidden layers, as 400 or [200,200]; mirrored by a VAE's
             decoder; one width for sentences; null is 400, or what the model's constructor has.

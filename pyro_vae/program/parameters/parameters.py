@@ -66,7 +66,8 @@ class Parameters:
         self.filled: set[Tensor] = set()  # what a load has given its value, and the store does not
         self.arriving: dict[str, Tensor | None] = {}  # by key, where a load that goes on comes to
         self._untyped: set[str] = set()  # keys of loaded values that no statement has asked for
-        self._types: dict[str, torch.dtype] = {}  # that such take at the next reading; by key
+        self._types: dict[str, torch.dtype] = {}  # that such take when the run ends; by key
+        self.saved_type: torch.dtype | None = None  # of the networks in what was loaded
         self._rounded: dict[str, torch.dtype] = {}  # what is to be told of types, by name
         self._given_now: list[tuple[Tensor, Tensor]] = []  # places that got their value in a look
         self._constraints: dict[str, Any] = {}
@@ -176,7 +177,7 @@ class Parameters:
         contents = [list(home.items()) for home in homes]
         own = self.fresh, self.found[:], {*self.outdated}, {*self.frozen}, {*self._stated}
         reached, loaded, filled = self._reached, self.loaded, {*self.filled}
-        converts = self._converts_first
+        converts, untyped = self._converts_first, {*self._untyped}
 
         def put_back() -> None:
             for home, before in zip(homes, contents, strict=True):
@@ -184,7 +185,7 @@ class Parameters:
                 home.update(before)
             self.fresh, self.found, self.outdated, self.frozen, self._stated = own
             self._reached, self.loaded, self.filled = reached, loaded, filled
-            self._converts_first = converts
+            self._converts_first, self._untyped = converts, untyped
 
         return put_back
 
@@ -303,10 +304,9 @@ class Parameters:
 
     def _compare(self, key: str, start: Callable[[], Tensor]) -> None:
         """Compare a value that was given before the first run with that of its statement."""
-        untyped = key in self._untyped
-        if self.loaded is not None and (self.fresh or untyped):
+        if self.fresh and self.loaded is not None:
             own = self.loaded.compare(key, self.values[key], start)
-            if untyped:
+            if key in self._untyped:
                 self._untyped.discard(key)
                 dtype = self._type_in_place(self.values[key], own)
                 if dtype is not None and dtype.is_floating_point:
@@ -326,6 +326,20 @@ class Parameters:
         """Return a value in the type that it will take."""
         value = self.values[key]
         return value.to(self._types[key]) if key in self._types else value
+
+    def _take_types(self) -> None:
+        """Convert loaded values once the first run has ended: looks move weights in place.
+
+        What it has not asked for goes the way of the networks whose type it had when it was saved.
+        """
+        beside = self._type_of_parts
+        if self.fresh and beside is not None:
+            left = self._untyped & self.values.keys()
+            went = (key for key in left if self.values[key].dtype == self.saved_type)
+            self._types.update(dict.fromkeys(went, beside))
+        self._untyped.clear()
+        for key in self._types.keys() & self.values.keys():
+            self._take_type(key, self._types.pop(key))
 
     def _take_type(self, key: str, dtype: torch.dtype) -> None:
         """Convert a value that was loaded, as the copy to a network does."""
@@ -603,8 +617,7 @@ class Parameters:
             self._given_now.append((here[key], self.expected.pop(key)))
             self._note_filled(here[key])
         self._give()
-        for key in self._types.keys() & self.values.keys():  # not in looks, which move weights
-            self._take_type(key, self._types.pop(key))
+        self._take_types()
         if self._rounded and not silenced():
             tell_of_rounding(self._rounded)
             self._rounded = {}
@@ -642,6 +655,8 @@ def expect_more(program: Any, state: dict[str, Any], prefix: str, *others: Any) 
             program.own.loaded = Loaded(False)  # of one that has not run either: what lacks is told
     for key in program.own.expected.keys() & own.keys():
         program.own.expected[key] = state.pop(prefix + key).clone()
+    parts = [value for key, value in own.items() if key.startswith("parts.")]
+    program.own.saved_type = _type_of([*parts, *program.own.expected.values()])
     unknown = own.keys() - here.keys() - program.own.expected.keys()
     if (
         strict is not False

@@ -14,7 +14,7 @@ from pyro.params.param_store import (
     user_param_name,
 )
 from pyro.poutine.messenger import Messenger
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -69,7 +69,7 @@ def as_factory(
             "its own; leave lr out, or give a class, as optimizer=torch.optim.AdamW"
         )
     if ready:
-        return _ready(optimizer)
+        return _ready(optimizer, program)
     if isinstance(optimizer, PyroOptim):
         return checked(_from_pyro(optimizer, program, batch))
     return checked(optimizer)
@@ -143,9 +143,16 @@ def checked(factory: Callable[..., Any]) -> OptimizerFactory:
     return make
 
 
-def _ready(optimizer: torch.optim.Optimizer) -> OptimizerFactory:
-    """Return a factory that answers once with an optimizer that is there already."""
+def _ready(optimizer: torch.optim.Optimizer, program: Program) -> OptimizerFactory:
+    """Return a factory that answers once with an optimizer that is there already.
+
+    Values that are to join it later leave their groups until then.
+    """
     taken: list[bool] = []
+    homes: dict[Tensor, dict[str, Any]] = {}
+
+    def take(parameter: nn.Parameter) -> None:
+        homes.get(parameter, optimizer.param_groups[0])["params"].append(parameter)
 
     def make(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         if taken:
@@ -154,6 +161,12 @@ def _ready(optimizer: torch.optim.Optimizer) -> OptimizerFactory:
                 "own; give a factory"
             )
         taken.append(True)
+        withheld = program.own.untrained - program.own.frozen
+        for group in optimizer.param_groups:
+            homes.update(dict.fromkeys(withheld.intersection(group["params"]), group))
+            group["params"] = [p for p in group["params"] if p not in withheld]
+        made: Any = optimizer
+        made.takes_late = take
         _tell_of_left_out(optimizer, parameters)
         return optimizer
 

@@ -622,6 +622,7 @@ OPTIMIZERS = {
     [
         ("Adam", True, False, True),
         ("ready", False, False, True),
+        ("ready", False, True, True),
         ("in groups", False, False, True),
         ("in groups", False, True, "settings"),
         ("by name", False, False, "settings"),
@@ -649,15 +650,17 @@ def test_a_value_of_a_batch_like_others_goes_on(optimizer, asked, knows, resume,
 
 @pytest.mark.parametrize(
     ("optimizer", "asks"),
-    [("Adam", 1), ("Adam", 2), ("in groups", 2), ("by name", 1), ("by name", 2)],
+    [("Adam", 1), ("Adam", 2), ("ready", 2), ("in groups", 2), ("by name", 1), ("by name", 2)],
 )
 def test_a_value_that_no_batch_of_the_run_asks_for_stays_as_it_is(optimizer, asks, tmp_path):
     """Data of the same shapes have asked for it, before the run or before it goes on."""
     settings = {"seed": 0, "progress": False, "batch_size": 16}
-    made = OPTIMIZERS[optimizer]
-    whole = pv.fit(by_numbers(), LOW, epochs=2, optimizer=made(None), **settings)
+    made, first = OPTIMIZERS[optimizer], by_numbers()
+    first.read(LOW)
+    whole = pv.fit(first, LOW, epochs=2, optimizer=made(first), **settings)
     for epochs in (1, 2):
         program = by_numbers()
+        program.read(LOW)
         if epochs == asks:
             pv.elbo(program, HIGH)
         run = {"epochs": epochs, "optimizer": made(program), "out": tmp_path, "resume": True}

@@ -140,6 +140,20 @@ def test_what_a_block_hides_is_trained_where_stock_svi_trains_it(low: str, high:
     assert moved != torch.equal(program.values["late"], torch.ones(3))
 
 
+@pytest.mark.filterwarnings("ignore:what was loaded holds 'values.e-late'")
+def test_a_loaded_value_that_no_statement_has_named_has_the_rate_of_its_name() -> None:
+    program, asked = pv.Program(*by_sign("", "")), list[str]()
+
+    def options(name: str) -> dict[str, float]:
+        asked.append(name)
+        return {"lr": 0.1}
+
+    zeros = torch.zeros(3)
+    program.load_state_dict({"values.loc": zeros, "values.e-late": zeros}, strict=False)
+    pv.fit(program, LOW, epochs=1, optimizer=SGD(options), progress=False, device="cpu")
+    assert sorted(asked) == ["e.late", "loc"]
+
+
 def test_a_loaded_value_answers_a_block_that_a_batch_of_a_known_layout_opens() -> None:
     program = pv.Program(*by_sign("", "hidden"))
     state = {"values.loc": torch.zeros(3), "values.late": torch.full((3,), 9.0)}

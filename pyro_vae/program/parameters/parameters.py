@@ -408,8 +408,8 @@ class Parameters:
 
     def stated(self) -> dict[int, str]:
         """Return the names that statements give parameters, by the parameters' ids."""
-        known = {key: name for key, name in self._names.items() if key in self.values}
-        of_values = {id(self.values[key]): name for key, name in known.items()}
+        named = self.values.keys() - set(self.found)
+        of_values = {id(self.values[k]): self._names.get(k) or name_of(k) for k in named}
         return {id(value): name for name, value in self.announced.items()} | of_values
 
     # -- what has been found ---------------------------------------------------------------------
@@ -492,7 +492,7 @@ class Parameters:
             self.expected.pop(key, None)
             self._drop_value(key)
         self.loaded = Loaded(strict)
-        for key, value in tensors.items():
+        for key, value in sorted(tensors.items()):  # a file holds them in no order
             if key.startswith("values."):
                 name = key.removeprefix("values.")
                 self.values[name] = nn.Parameter(value.clone())
@@ -696,6 +696,13 @@ def _unconstrained(initial: Any, constraint: Any) -> Tensor:
 def _type_of(tensors: Iterable[Tensor]) -> torch.dtype | None:
     """Return the dtype of the first float among tensors; None where none is."""
     return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
+
+
+def name_of(key: str) -> str:
+    """Return the name that a key stands for: of a loaded value no statement has told it yet."""
+    name = key.replace("--", "\0").replace("-", ".").replace("\0", "-")
+    bare = name.removesuffix("_")
+    return bare if key_of(bare) == key else name
 
 
 def key_of(name: str) -> str:

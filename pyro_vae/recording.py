@@ -23,10 +23,15 @@ WAITS = {
     "_linalg_check_errors",  # of cholesky, inv, solve; those in _ex do not ask
     # What asks inside one operator.
     *("multinomial", "_linalg_eigh", "_linalg_svd", "linalg_eig", "linalg_lstsq", "cholesky"),
-    *("linalg_pinv", "linalg_matrix_exp"),
+    *("linalg_pinv", "linalg_matrix_exp", "mode", "histc", "embedding_renorm_", "_ctc_loss"),
+    *("_to_sparse", "_to_sparse_csr", "_to_sparse_csc", "_to_sparse_bsr", "_to_sparse_bsc"),
+    "_coalesce",
 }
 _INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
 
+# Graphs whose capture has failed. It may not have told the allocator of its end, which then goes on
+# to ask the graph whether memory is for it.
+_half_recorded: list[torch.cuda.CUDAGraph] = []
 _MOST = 8  # recordings of one work: one whose weights move again and again is launched as it is
 
 
@@ -66,7 +71,7 @@ def waits(graph: GraphModule) -> bool:
 
 def _is_mask(index: Any) -> bool:
     meta = getattr(index, "meta", {})
-    return getattr(meta.get("tensor_meta"), "dtype", None) is torch.bool
+    return getattr(meta.get("tensor_meta"), "dtype", None) in (torch.bool, torch.uint8)
 
 
 class Recording:
@@ -130,6 +135,7 @@ class Recording:
                 results = list(self._work(*mine))
         except Exception as error:  # an operator that waits for the device
             self._left = 0
+            _half_recorded.append(graph)
             what, *_ = str(error).splitlines() or [""]
             warnings.warn(
                 "compile: work on the GPU cannot be recorded as a CUDA graph, and its kernels are "

@@ -169,6 +169,11 @@ def test_what_adams_kernel_cannot_move_is_refused_with_the_cure(
     fit(kind(), False, optimizer=cure)
 
 
+def test_sparse_gradients_are_named_where_they_keep_a_program_from_a_graph() -> None:
+    with pytest.warns(UserWarning, match=r"runs eagerly: .*sparse gradients \(nn.Embedding"):
+        fit(Sparse(), "trace", optimizer=torch.optim.SGD)
+
+
 class NeverDue(pv.ELBO):
     def updates(self, program: pv.Program) -> list[Update]:
         """Return an update that is never made."""

@@ -367,6 +367,11 @@ class CompiledLoss:
         homes = step.homes()  # the look at the batch may have met new parameters
         course = Course()
         exact = step.eager(call, homes, course)  # what it keeps from its first run, it has now
+        if any(grad is not None and grad.is_sparse for grad in exact.grads):
+            raise RuntimeError(
+                "a layer has sparse gradients (nn.Embedding(sparse=True)), which no graph has; "
+                "leave sparse out for one"
+            )
         state = step.python_state()
         layout = step.layout(call, homes)
         known = self._kept.find(layout, course, state)

@@ -432,8 +432,8 @@ def test_a_run_goes_on_by_its_folder_alone(capsys, tmp_path):
     assert json.loads(Path("run/train.json").read_text())["patience"] is None
     capsys.readouterr()
     assert "lr is 0.001, but the run in run has 0.01" in complaint(capsys, [*go, "--lr", "0.001"])
-    broken = ("[" * 100_000, json.dumps(before | {"model": 5}), json.dumps(before | {"data": None}))
-    for text in broken:
+    damaged = ({"model": 5}, {"data": None}, {"options": [1]})
+    for text in ("[" * 100_000, *(json.dumps(before | each) for each in damaged)):
         Path("run/train.json").write_text(text)
         assert "train.json: " in complaint(capsys, go)
         assert "train.json: " in complaint(capsys, ["evaluate", "run"])

@@ -97,7 +97,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     known = found if isinstance(found, dict) else {}
-    if not all(isinstance(known.get(name), kind) for name, kind in _KINDS.items()):
+    sound = all(isinstance(known.get(name), kind) for name, kind in _KINDS.items())
+    if not sound or not isinstance(known.get("options") or {}, dict):
         raise ConfigError(f"{path}: not the settings of a run")
     return known
 

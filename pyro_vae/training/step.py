@@ -134,8 +134,6 @@ class Stepper:
         self.watched = False  # whether other code runs between the steps
         self._row: CompiledLoss | None = None  # of a step that the next one may be like
         self._once = self._alone and self.updates[0].repeats == 1
-        self._wholes: dict[FlatStep, WholeStep] = {}
-        self._recordings: dict[FlatStep, FlatStep] = {}
 
     def _find_buffers(self) -> list[tuple[nn.Module, str]]:
         own = [self._objective] if isinstance(self._objective, nn.Module) else []
@@ -344,10 +342,10 @@ class Stepper:
 
     def _take_whole(self, compiled: CompiledLoss, step: Prepared) -> Tensor:
         """Take a step that is launched at once on a GPU, and return its loss."""
-        run = step.traced.run
-        if run not in self._wholes:
-            self._wholes[run] = WholeStep(step.traced, self.optimizers[0], self.clip_norm)  # type: ignore[arg-type]
-        whole = self._wholes[run]
+        known, key = step.traced.launchers, (WholeStep, step.traced.run)
+        if key not in known:
+            known[key] = WholeStep(step.traced, self.optimizers[0], self.clip_norm)  # type: ignore[arg-type]
+        whole = known[key]
         try:
             loss, grads = whole.take(step, self._broken)
         except Exception:
@@ -370,9 +368,11 @@ class Stepper:
         """Return what runs a graph: on a GPU as a recording, from its second call on."""
         if not traced.recordable:
             return traced.run
-        if traced.run not in self._recordings:
-            self._recordings[traced.run] = Recording(traced.run, len(traced.homes))
-        return self._recordings[traced.run]
+        known, key = traced.launchers, (Recording, traced.run)
+        if key not in known:
+            known[key] = Recording(traced.run, len(traced.homes))
+        launched: FlatStep = known[key]
+        return launched
 
     def _loss_of(self, index: int, made: Mapping[int, Tensor]) -> Tensor | None:
         """Return the loss of another update on this batch that has the same one."""

@@ -1,5 +1,8 @@
 """A step as one recording moves what the step itself moves, to the last bit."""
 
+import gc
+import weakref
+
 import programs
 import pytest
 import recorded_graphs
@@ -127,3 +130,23 @@ def test_a_bad_batch_stops_what_a_recording_moves(monkeypatch):
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
         with pytest.raises(TrainingDiverged, match="not finite"):
             stepper.check(data)
+
+
+def test_recordings_go_with_the_graph_that_they_launch(monkeypatch):
+    """Each keeps the memory of a step: a program that is traced anew would fill the GPU."""
+    recorded_graphs.on_the_cpu(monkeypatch)
+    stepper, data = stepper_of()
+    met = {}
+
+    def change(step, stepper):
+        for traced in stepper._compiled[0]._graphs.values():
+            met.update({id(each): weakref.ref(each) for each in traced.launchers.values()})
+        for part in stepper.program.modules():
+            if step % 3 == 0 and isinstance(part, torch.nn.Dropout):
+                part.p = 0.1 * (step // 3 + 1)
+                stepper.doubt()
+
+    trained(stepper, data, change, steps=12)
+    gc.collect()
+    assert len(met) > 2
+    assert sum(each() is not None for each in met.values()) == 1

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,8 @@ class Traced:
         gap: Calls between this comparison and the next.
         doubted: Whether other code ran that may have changed the program.
         compared: What has run it so far, and was compared.
+        launchers: What launches it at once on a GPU, by kind and by what runs it: on the graph, for
+            each keeps the memory of a step, and goes with it.
     """
 
     graph: GraphModule
@@ -57,6 +59,7 @@ class Traced:
     gap: float = 1.0
     doubted: bool = False
     compared: list[FlatStep] = field(default_factory=list)
+    launchers: dict[tuple[type, FlatStep], Any] = field(default_factory=dict)
     _looked_at: FlatStep | None = None
     _stray: tuple[int, ...] = ()
 

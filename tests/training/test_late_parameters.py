@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import ELBO, SVI, Trace_ELBO, TraceGraph_ELBO
 from pyro.nn import PyroModule, PyroParam
 from pyro.optim import SGD
 from torch import Tensor, nn
@@ -122,6 +122,22 @@ def by_sign(low: str, high: str) -> tuple[Callable[[Tensor], None], Callable[[Te
             pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
 
     return model, lambda x: None
+
+
+@pytest.mark.parametrize("kind", [Trace_ELBO, TraceGraph_ELBO])
+def test_what_comes_late_takes_the_steps_that_stock_svi_takes(kind: type[ELBO]) -> None:
+    """The one takes the gradients of this library, the other those of its own."""
+    pyro.clear_param_store()
+    stock = SVI(*by_sign("", "shown"), SGD({"lr": 0.1 / 8}), kind())
+    for batch in 2 * (LOW, LOW, HIGH):
+        stock.step(batch)
+    exact = pyro.param("late").clone()
+    pyro.clear_param_store()
+    program = pv.Program(*by_sign("", "shown"))
+    rows = DataLoader(TensorDataset(torch.cat([LOW, LOW, HIGH])), batch_size=8)
+    options = {"objective": kind(), "progress": False, "device": "cpu"}
+    pv.fit(program, rows, epochs=2, optimizer=RATES["sgd"], **options)
+    torch.testing.assert_close(program.values["late"], exact, check_stride=False)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pyro.infer
 import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.objectives.elbo import ELBO
@@ -40,7 +40,7 @@ class StockObjective:
         parameters = tuple(program.parameters())
         if hasattr(type(self.elbo), "differentiable_loss"):
             return [Update(self._loss, parameters)]
-        return [Update(lambda joint: self._loss_from_grads(joint, parameters), parameters)]
+        return [Update(lambda joint: self._loss_from_grads(joint, program), parameters)]
 
     def _loss(self, joint: Joint) -> Tensor:
         with self._nesting_of(joint), self._told_of_enumeration(joint):
@@ -80,16 +80,18 @@ class StockObjective:
             told = _not_so_enumerated(joint, self.elbo)
             raise ProgramError(told.format(reason=reason)) from None
 
-    def _loss_from_grads(self, joint: Joint, parameters: tuple[nn.Parameter, ...]) -> Tensor:
-        kept = [parameter.grad for parameter in parameters]
-        for parameter in parameters:
+    def _loss_from_grads(self, joint: Joint, program: Program) -> Tensor:
+        kept = {parameter: parameter.grad for parameter in program.parameters()}
+        for parameter in kept:
             parameter.grad = None
         with WantParameters(), self._nesting_of(joint):
             model = _InAllPlates()(joint.model)
             value = self._elbo.loss_and_grads(model, joint.guide, *joint.args, **joint.kwargs)
+        late = [p for p in program.own.with_made() if p not in kept and p.grad is not None]
+        parameters = [*kept, *late]  # which this run has made
         grads = [torch.zeros_like(p) if p.grad is None else p.grad / joint.size for p in parameters]
-        for parameter, grad in zip(parameters, kept, strict=True):
-            parameter.grad = grad
+        for parameter in parameters:
+            parameter.grad = kept.get(parameter)
         # Pyro's wake-sleep answers a pair of losses, the model's and the guide's.
         total = sum(value) if isinstance(value, tuple) else value
         constant = parameters[0].new_tensor(float(total) / joint.size)

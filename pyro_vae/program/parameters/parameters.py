@@ -87,6 +87,10 @@ class Parameters:
         """Yield each parameter once."""
         return nn.ModuleList([self.parts, self.values]).parameters()
 
+    def with_made(self) -> list[nn.Parameter]:
+        """Return them, and those of networks that are made and not yet held, each once."""
+        return list(dict.fromkeys([*self.parameters(), *self.made.values()]))
+
     def part_tensors(self) -> dict[str, Tensor]:
         """Return the parameters and buffers of the parts, as a file names them."""
         return self.parts.state_dict(prefix="parts.", keep_vars=True)

@@ -667,13 +667,39 @@ def test_names_of_rows_and_one_column_are_read_where_quotes_show_them():
     """As R writes the first; other files have commas in numbers, or columns that a bar parts."""
     rows = "".join(f'"{n}",{n % 3}.5,{n}\n' for n in range(30))
     Path("rows.csv").write_text('\ufeff"u","v"\n' + rows)
-    with pytest.warns(UserWarning, match=r"rows\.csv: line 1 has no name for the first cell"):
+    with pytest.warns(UserWarning, match="no name for the first cell .* or its numbers have comm"):
         found = split_table(Path("rows.csv")).whole
     assert found.to_dict("list") == {"u": [0.5, 1.5, 2.5] * 10, "v": [*range(30)]}
     Path("one.csv").write_text('"genre|s"\n' + "x|y\ny|z\n" * 15)
     with pytest.warns(UserWarning, match="read as one column, 'genre|s'"):
         found = split_table(Path("one.csv")).whole
     assert found.to_dict("list") == {"genre|s": ["x|y", "y|z"] * 15}
+    Path("one.csv").write_text('"genre|\ns"\n' + "x|y\ny|z\n" * 15)
+    with pytest.warns(UserWarning, match="read as one column"):
+        assert list(split_table(Path("one.csv")).whole) == ["genre|\ns"]
+
+
+@pytest.mark.parametrize(
+    ("names", "row"),
+    [
+        ('"";"v"', '"{n}";0,{n}'),
+        ('"id;v"', '"{n};0",{n}'),
+        ('"v"', '"{n}"\t0,{n}'),
+        ('"id" "v"', '"{n}" 0,{n}'),
+        ('"id","u" "v"', '"{n}",1 0,5 2,{n}'),
+        ('"a","b\nc"', '"{n}",1{end}'),
+        ('"a"', '"x",{n}'),
+        ('"a"', "{n},5"),
+        ('"a"', '"{n}",5,3'),
+        ('"a|b"', '"{n}",5'),
+    ],
+)
+def test_cells_that_commas_of_numbers_part_are_not_read(names, row):
+    """One comma in each number of one column gives a row one cell more, as does one long row."""
+    rows = [row.format(n=n, end=",7" * (n == 0)) for n in range(30)]
+    Path("rows.csv").write_text("\n".join([names, *rows]))
+    with pytest.raises(DataError, match="got rows with more cells than line 1 has names"):
+        split_table(Path("rows.csv"))
 
 
 def test_files_that_are_no_tables_are_told(capsys):

@@ -1,6 +1,8 @@
 """Tables of a user's own file. Shapes: N rows, D columns."""
 
+import csv
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -72,17 +74,21 @@ def _with_names(path: Path, frame: Any) -> Any:
             f"{path}: got numbers in line 1 ({', '.join(names[:3])}), expected names of columns: "
             "write such a line above the rows"
         )
-    head, row = _first_lines(path)
+    lines = [line for line, _ in islice(_records(path), 2)]
+    head, row = [*lines, "", ""][:2]
     below = ",".join(names[:3])
     if type(frame.index).__name__ != "RangeIndex":  # rows have more cells than names
         if row.endswith(",") and bool(frame[frame.columns[-1]].isna().all()):
             raise DataError(f"{path}: got rows that end in a comma, below {below}; take it off")
-        if frame.index.nlevels > 1 or not (head[:1] == row[:1] == '"' and frame.index.is_unique):
+        if not _has_names_of_rows(path):
             raise DataError(
                 f"{path}: got rows with more cells than line 1 has names ({below}); {_COMMAS}; or, "
                 "if the first cell of a row is its name, write a name for such cells in line 1"
             )
-        _warn(f"{path}: line 1 has no name for the first cell of a row, which is left out")
+        _warn(
+            f"{path}: line 1 has no name for the first cell of a row, which is left out, or its "
+            f"numbers have commas, and then columns are read wrong; {_COMMAS}"
+        )
         frame = frame.reset_index(drop=True)
     first = frame[frame.columns[0]]
     sign = next((sign for sign in ";\t|" if sign in names[0]), "")
@@ -102,11 +108,45 @@ def _with_names(path: Path, frame: Any) -> Any:
     return frame
 
 
-def _first_lines(path: Path) -> list[str]:
-    """Return the line of names and the first row, where pandas has found both."""
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        lines = (line.strip() for line in file)
-        return list(islice((line for line in lines if line), 2))
+def _has_names_of_rows(path: Path) -> bool:
+    """Return whether all rows have a name in quotes, in front of as many cells as line 1 has names.
+
+    So R writes them, each row by another name. Where a sign of other columns stands in them, or in
+    line 1, commas part numbers.
+    """
+    (line, names), *rows = _records(path)
+    if not names or any(len(cells) != 1 + len(names) for _, cells in rows):
+        return False
+    labels = [cells[0] for _, cells in rows]
+    return (
+        line.startswith(f'"{names[0]}"')
+        and all(line.startswith(f'"{cells[0]}",') for line, cells in rows)
+        and not any(sign in text for sign in ';\t|"' for text in (*names, *labels))
+        and len(set(labels)) == len(labels)
+    )
+
+
+def _records(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield the text and the cells of line 1 and of each row; quotes may hold line breaks.
+
+    A row with a cell that is too long for `csv` has no cells, and is the last one.
+    """
+    taken: list[str] = []
+
+    def lines() -> Iterator[str]:
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            for line in file:
+                taken.append(line)
+                yield line
+
+    try:
+        for cells in csv.reader(lines()):
+            text = "".join(taken).strip()
+            taken.clear()
+            if text:
+                yield text, cells
+    except csv.Error:
+        yield "".join(taken).strip(), []
 
 
 def _warn(message: str) -> None:

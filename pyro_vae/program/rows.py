@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -29,7 +28,6 @@ from pyro_vae.program.batches.batch import (
 from pyro_vae.program.batches.counters import looks_of
 from pyro_vae.program.batches.row_hashes import are_alike, hash_of_rows
 from pyro_vae.program.handlers import data_frame, is_data, sample_sites
-from pyro_vae.program.looks.places import goes_by_place, reads_data
 from pyro_vae.program.passes import BYTES_PER_PASS, bytes_per_row, most_rows
 from pyro_vae.program.sites.masks import kept_units
 from pyro_vae.program.sites.observed import Binding
@@ -107,9 +105,6 @@ class Rows:
         self._reader = reader
         self._fixed: bool | None = None  # to the rows that the program was read with
         self._settled = False  # whether it is known if the guide has a factor for each datum
-        self._looked = False  # whether it is known, or cannot be, if it finds them by their place
-        self._by_place: bool | None = None
-        self._alone = False  # whether the one row that the program was read with has such a factor
         self.total: int | None = None  # N, where parts of the program's own rows go by number
         self.told: int | None = None  # N, where a file says that the guide has a factor for each
         self.trained: str | None = None  # hashes of the rows that these were trained on
@@ -118,7 +113,6 @@ class Rows:
     def forget(self) -> None:
         """Find out anew: model or guide has been replaced."""
         self._fixed, self._settled, self.total = None, False, None
-        self._looked, self._by_place, self._alone = False, None, False
         self._supports = _Supports()
 
     def numbered(self, data: Batch) -> Batch:
@@ -248,48 +242,17 @@ class Rows:
         known = self._fixed is not None or half == 0 or checks.is_meta(batch)
         if not known and self._reader.sites.size is None:
             self._fixed = not self._take(map_rows(lambda leaf: leaf[:half], batch))
-        if not (self._looked or self._reader.fresh or checks.is_meta(batch)):
-            self._look_at_places(batch)
         return bool(self._fixed)
-
-    def _look_at_places(self, batch: Batch) -> None:
-        """Find out, once, whether the guide finds what it has of a row by the place of that row."""
-        rows, runs = num_rows(batch), self._reader.runs
-        if isinstance(batch, Whole | Part) or self._reader.sites.size is not None:
-            return
-        dependence = self._reader.sites.dependence
-        if rows == 1 == self._reader.rows_read:
-            self._looked = True
-            with suppress(Exception):
-                two = map_rows(lambda leaf: leaf[[0, 0]], batch)
-                self._alone = not (self._take(two) or reads_data(runs, batch))
-        elif self._fixed and rows == self._reader.rows_read:
-            self._looked = True
-            self._by_place = goes_by_place(runs, batch, self._program, strictly=False)
-        elif rows > 1 and not self._fixed and (dependence.beside or dependence.beside_in_guide):
-            self._looked = True
-            few = map_rows(lambda leaf: leaf[:_FEWEST], batch)
-            self._by_place = goes_by_place(runs, few, self._program, strictly=True)
 
     def per_datum(self) -> bool:
         """Return whether the guide may have a factor of each row that the program was read on.
 
         One that is fixed to a number of rows without such has its batch size written in.
         """
-        if self._by_place is not None or self._alone:
-            return self._alone or bool(self._by_place)
         return self.total is not None or self._has_factors()
 
-    @property
-    def go_by_place(self) -> bool:
-        """Whether the program has a factor of each row, as many as there are, by its place.
-
-        It runs on other numbers of rows too, and answers for them by the factors of the first.
-        """
-        return bool(self._by_place) and not self._fixed
-
     def _has_factors(self) -> bool:
-        """Return whether a parameter has as many rows as the data, where no look can tell."""
+        """Return whether a parameter of the guide has as many rows as the data."""
         rows = self.total or self._reader.rows_read
         layers = {
             id(parameter)
@@ -315,7 +278,7 @@ class Rows:
     @property
     def own(self) -> int | None:
         """The number of rows that the guide has a factor for each of; None where it has no such."""
-        found = self.told or self.total or self.fixed_to or (1 if self._alone else None)
+        found = self.told or self.total or self.fixed_to
         return found if self.told or (found is not None and self.per_datum()) else None
 
     def are_new(self, batch: Batch) -> bool:
@@ -335,7 +298,7 @@ class Rows:
                 "a guide with one factor per datum answers for the rows that it was trained on, "
                 "all of them, as tensors; for others ask pv.infer(program, rows, how='local'), or "
                 "give a guide that reads the data"
-                if self.own is not None
+                if self.told or (self.own is not None and self._has_factors())
                 else "it runs on no other number; write len(x) where it has its batch size, or "
                 "a plate its size, or give parts of that many rows"
             )
@@ -346,23 +309,16 @@ class Rows:
 
     def note_trained(self, data: Batch | None) -> None:
         """Note which rows a guide with one factor per datum is trained on; None: not known."""
-        unknown = data is None or checks.is_meta(data)
-        self.trained = None if unknown or not self.have_factors else self._hash_of(data)
-
-    @property
-    def have_factors(self) -> bool:
-        """Whether the guide has a factor for each datum, and so far as is known answers by it."""
-        return self.own is not None or self.go_by_place
+        self.trained = None if data is None or self.own is None else self._hash_of(data)
 
     def tell_of_others(self, data: Batch, verb: str) -> bool:
         """Warn, and return so, where a guide with one factor per datum is asked for other rows."""
-        if self.trained is None or not self.have_factors or checks.is_meta(data):
+        if self.trained is None or self.own is None or checks.is_meta(data):
             return False
         others = not are_alike(self._hash_of(data), self.trained)
         if others:
-            rows = "rows" if self.own is None else counted(self.own, "row")
             warnings.warn(
-                f"{verb}: the guide has a posterior of each of the {rows} that it was "
+                f"{verb}: the guide has a posterior of each of the {self.own} rows that it was "
                 "trained on, and these are others, or in another order: it answers as for the "
                 "former; for these ask pv.infer(program, rows, how='local'), or give a guide that "
                 "reads the data",

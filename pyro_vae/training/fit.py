@@ -502,7 +502,6 @@ def _require_whole_batches(
     own = (fixed and program.rows.per_datum()) or program.rows.total is not None
     if not isinstance(first, Part) and feed.size > num_rows(first):
         own = own or program.rows.go_by_number(first, feed.size)
-    own = own or (program.rows.go_by_place and isinstance(feed, TensorFeed))
     if own and isinstance(feed, LoaderFeed) and world.size == 1:
         raise ProgramError(
             f"data: got a loader, which does not say which rows its batches of {feed.batch_size} "
@@ -525,7 +524,7 @@ def _require_own(program: Program, judged: Batch, feed: TensorFeed | LoaderFeed)
 
     It would judge them by the factors of the training data of the same numbers.
     """
-    if not program.rows.have_factors:
+    if program.rows.total is None:
         return
     own = dict(named_leaves(feed.data)) if isinstance(feed, TensorFeed) else {}
     for name, leaf in named_leaves(judged):

@@ -4,7 +4,6 @@ Stock SVI runs on all data and a plate with the subsample; we run on the rows of
 """
 
 import math
-import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -436,92 +435,6 @@ def test_rows_stay_known_where_a_call_is_refused_or_a_fit_ends_in_its_first_step
         pv.elbo(asked, X)
         with pytest.warns(UserWarning, match="each of the 8 rows"):
             pv.elbo(asked, X.flip(0) * 1e30)
-
-
-class Table(torch.nn.Module):
-    """The guide has the rows of a table by their place, however it is held; some read the data."""
-
-    def __init__(self, kind):
-        super().__init__()
-        self.kind = kind
-        numbers = {"flat": (2 * N,), "half": (N // 2, 2), "more": (N + 1, 2)}.get(kind, (N, 2))
-        self.table = torch.nn.Parameter(torch.zeros(numbers))
-        self.list = torch.nn.ParameterList([torch.zeros(2) for _ in range(N)])
-        self.net = torch.nn.Sequential(
-            torch.nn.Linear(1, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2)
-        )
-
-    def locs(self, x):
-        of = {
-            "flat": lambda: self.table.view(-1, 2),
-            "half": lambda: self.table.repeat(2, 1),
-            "more": lambda: self.table[1:],
-            "list": lambda: torch.stack(list(self.list)),
-            "beside a network": lambda: self.table + self.net(x[:, None]),
-            "of any length": lambda: self.table[: len(x)],
-            "by counting": lambda: self.table[torch.arange(len(x))],
-            "network": lambda: self.net(x[:, None]) + 0 * x.new_zeros(N, 1),
-            "noise": lambda: torch.relu(self.net(x[:, None]) + torch.randn(N, 2)),
-            "one for all": lambda: self.table.mean(0).expand(N, 2),
-        }
-        return of[self.kind]()
-
-    def model(self, x):
-        size = N if self.kind in ("network", "noise", "one for all") else len(x)
-        with pyro.plate("data", size):
-            z = pyro.sample("z", dist.Normal(torch.zeros(size, 2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
-
-    def guide(self, x):
-        locs = self.locs(x)
-        with pyro.plate("data", len(locs)):
-            pyro.sample("z", dist.Normal(locs, 0.7).to_event(1))
-
-
-HOLDS = "flat", "half", "more", "list", "beside a network", "of any length", "by counting"
-READS = "network", "noise", "one for all"
-
-
-@pytest.mark.parametrize("kind", [*HOLDS, *READS])
-def test_factors_are_known_by_what_hangs_on_their_place(kind):
-    """Not by shapes: a guide that has no number for each row answers for any N of them."""
-    program = Table(kind)
-    pv.fit(program, X, epochs=1, batch_size=N, progress=False)
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        pv.elbo(program, X)
-        assert not any("posterior of each" in str(each.message) for each in told)
-        pv.elbo(program, X.flip(0))
-    assert any("posterior of each" in str(each.message) for each in told) == (kind in HOLDS)
-    if kind in HOLDS:
-        with pytest.raises(ProgramError, match=r"^batch_size: got 4, .*one factor per datum"):
-            pv.fit(Table(kind), X, epochs=1, batch_size=4, progress=False)
-        with pytest.raises(ProgramError, match="valid: got data besides those of training"):
-            pv.fit(Table(kind), X, valid=X.flip(0), epochs=1, batch_size=N, progress=False)
-
-
-def of_all(x, y):
-    w = pyro.sample("w", dist.Normal(torch.zeros(12), 1.0).to_event(1))
-    with pyro.plate("data", N):
-        pyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
-
-
-def test_weights_of_a_regression_are_no_factors_of_its_rows():
-    """As many as rows, or more, where N is written in."""
-    program, x = pv.Program(of_all, AutoDiagonalNormal(of_all)), torch.randn(N, 12)
-    pv.fit(program, (x, X), epochs=1, batch_size=N, progress=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        pv.elbo(program, (x + 1.0, X))
-
-
-@pytest.mark.parametrize("rows", [1, 2])
-def test_a_factor_of_one_row_is_one(rows):
-    program = pv.Program(alone, AutoNormal(alone))
-    pv.fit(program, X[:rows], epochs=1, progress=False)
-    pv.elbo(program, X[:rows])
-    with pytest.warns(UserWarning, match="posterior of each of the"):
-        pv.elbo(program, X[3 : 3 + rows])
 
 
 AIS = pv.AIS(num_temperatures=1, chains=1, num_leapfrog=1, pilot=1)

@@ -1,8 +1,8 @@
 """Reading a pair: one trace of model and guide tells the sites of a batch, once per structure."""
 
 import inspect
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -127,7 +127,7 @@ class Reader:
         self.runs = Runs(program, plate)
         self._observed, self.told_whole = dict(observed or {}), whole
         self.told = Told()
-        self._holes = Holes(self.runs.model_under, self.told, plate)
+        self._holes = Holes(self.runs.model_under, self.told, plate, self._cut)
         self.rows_read = 1
         self.unclear: str | None = None  # an argument that may have no rows
         self.row_bytes = RowBytes(self.runs, self._takes_any_rows)
@@ -323,6 +323,16 @@ class Reader:
                 named = self._program.examples.by_argument(batch)
                 self._holes.tell(batch, named, model, guide)
         return found
+
+    @contextmanager
+    def _cut(
+        self, batch: Batch, rows: Tensor
+    ) -> Iterator[tuple[Batch, dict[str, Any], Trace, Trace]]:
+        """Give some rows, their arguments by name and the traces of a run on them, for a while."""
+        few = cut_to(batch, rows)
+        with self.runs.nothing_kept():
+            model, guide = self.runs.once(few)
+            yield few, dict(self._program.examples.by_argument(few)), model, guide
 
     def _carriers(self, batch: Batch) -> dict[str, list[str]]:
         """Return which auxiliary sites of the guide its point masses are transforms of."""

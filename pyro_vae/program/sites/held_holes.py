@@ -23,6 +23,19 @@ def made_cells(cells: Mapping[str, Cells], runs: FilledRuns) -> dict[str, Tensor
     return found
 
 
+def cells_in_place(each: Cells, moved: Tensor, lacks: Mapping[str, Tensor]) -> str:
+    """Return the argument of which a site observes each cell in its place; nothing without one.
+
+    Of such a site just those cells move with what is filled in that are holes.
+    """
+    cells = by_row(moved)
+    for given, leaf in lacks.items():
+        holes = by_row(leaf.isnan())
+        if holes.shape == cells.shape and torch.equal(holes.to(cells.device), cells):
+            return given
+    return ""
+
+
 def held_holes(
     cells: Mapping[str, Cells],
     made: Mapping[str, Tensor],
@@ -37,7 +50,7 @@ def held_holes(
 
     Arguments:
         cells: What sites observe.
-        made: Which of it a latent or a parameter makes.
+        made: Which of it a latent or a parameter makes, of the sites that are asked of.
         runs: Runs the program.
         lacks: The arguments with holes.
     """
@@ -55,7 +68,7 @@ def held_holes(
                 with_, without = ([each.of(run) for run in runs_] for runs_ in (values, holey))
                 moves[name] = _moves(with_, without, codes, steps)
             for name, found in _of_chosen(here, moves, leaf, chosen).items():
-                found = found & ~made[name]
+                found = found & ~made[name] if name in made else found.new_zeros(())
                 if bool(found.any()):
                     scored[name] |= found
                     of.setdefault(name, given)
@@ -114,14 +127,18 @@ def _where_most(counts: Tensor, of: Tensor) -> Tensor:
 
 
 def _steps(leaf: Tensor, kinds: int, chosen: Tensor) -> Tensor:
-    """Return how far the numbers of each kind of column move, and the chosen ones."""
+    """Return how far the numbers of each kind of column move, and the chosen ones.
+
+    Of columns that share a code the least, and of chosen ones the most: in doubt another number is
+    the one that a cell holds.
+    """
     steps = steps_of(leaf)
-    parts = [steps[kind::kinds] for kind in range(min(kinds, len(steps)))]
-    parts.append(steps.expand(len(leaf), -1)[by_row(chosen)])
-    found = steps.new_ones(kinds + 1)
-    for place, part in zip([*range(len(parts) - 1), kinds], parts, strict=True):
-        found[place] = part.median()
-    return found.double().masked_fill(found == 0, torch.inf)  # it moves nothing
+    found = steps.new_full((kinds + 1,), torch.inf)  # what is not there moves nothing
+    for kind in range(min(kinds, len(steps))):
+        part = steps[kind::kinds]
+        found[kind] = part.masked_fill(part == 0, torch.inf).amin()
+    found[-1] = steps.expand(len(leaf), -1)[by_row(chosen)].amax()
+    return found.double().masked_fill(found == 0, torch.inf)
 
 
 class _Moves(NamedTuple):
@@ -159,8 +176,11 @@ def _moves(with_: list[Tensor], without: list[Tensor], codes: Tensor, steps: Ten
 
 
 def _coefficients(values: list[Tensor], signs: Tensor) -> Tensor:
-    stack = torch.stack([value.detach().double() for value in values])
-    return torch.tensordot(signs.T, stack, 1)
+    """Return sums of values by signs, of each code; none of what is the same in all runs."""
+    total = values[0].new_zeros(len(signs.T), *values[0].shape, dtype=torch.float64)
+    for value, row in zip(values, signs, strict=True):
+        total += row.reshape(-1, *(1,) * value.dim()) * (value.double() - values[0].double())
+    return total
 
 
 def lost_cells(

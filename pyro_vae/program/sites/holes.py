@@ -5,7 +5,7 @@ are numbers in the place of NaN, however a program cuts, turns or computes what 
 """
 
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from pyro_vae.arguments import counted
 from pyro_vae.program.batches.batch import Batch
 from pyro_vae.program.handlers import Message, innermost, observes, sample_sites
 from pyro_vae.program.looks.filled_runs import FilledRuns, Run, has_holes
-from pyro_vae.program.sites.held_holes import held_holes, lost_cells, made_cells
+from pyro_vae.program.sites.held_holes import cells_in_place, held_holes, lost_cells, made_cells
 from pyro_vae.program.sites.masks import has_cells
 from pyro_vae.program.sites.observed_cells import (
     Cells,
@@ -31,7 +31,14 @@ from pyro_vae.program.told import Told
 
 _KEY = ("holes", "of all sites")  # one warning a program
 _TRIES = 3  # looks that may fail
-_OFTEN = 8  # looks that find nothing before they grow rarer: each takes some dozens of runs
+_OFTEN = 8  # long looks that find nothing before they grow rarer
+_ROWS = 128  # of a long look
+
+
+# Gives some rows of a batch, their arguments by name, and the traces of model and guide on them.
+Cut = Callable[
+    [Batch, Tensor], AbstractContextManager[tuple[Batch, Mapping[str, Any], Trace, Trace]]
+]
 
 
 class _Fault(NamedTuple):
@@ -48,11 +55,13 @@ class Holes:
         run: Runs the program.
         told: What the user knows.
         plate: Name of the plate that holds the data, where the user tells it.
+        cut: Runs the program on some rows, for as long as others do.
     """
 
-    def __init__(self, run: Run, told: Told, plate: str | None) -> None:
-        self._run, self._told, self._plate = run, told, plate
+    def __init__(self, run: Run, told: Told, plate: str | None, cut: Cut) -> None:
+        self._run, self._told, self._plate, self._cut = run, told, plate, cut
         self._right: set[int] = set()  # what masks leave out of which holes
+        self._columns: set[tuple[str, int]] = set()  # that have had holes in a look
         self._failures, self._looks = 0, 0
 
     def tell(self, batch: Batch, arguments: Mapping[str, Any], model: Trace, guide: Trace) -> None:
@@ -74,37 +83,79 @@ class Holes:
             key = _marks_of(lacks, model)
             runs = FilledRuns(self._run, batch, model, guide)
             if lacks and key not in self._right:
-                message, done = self._look(runs, model, lacks)
+                message, done = self._look(runs, model, lacks, batch)
                 self._right |= {key} if done else set()
             self._failures -= not runs.failed
         if message:
             self._told.warn(_KEY, message)
 
     def _look(
-        self, runs: FilledRuns, model: Trace, lacks: Mapping[str, Tensor]
+        self, runs: FilledRuns, model: Trace, lacks: Mapping[str, Tensor], batch: Batch
     ) -> tuple[str, bool]:
         """Return what is wrong, or nothing, and whether all was looked at.
 
-        One run tells of exact masks. Of others there is not always time for a look.
+        One run tells of exact masks, three of cells that stand in their places. What else a site
+        makes of its data takes some dozens, of which there is not always time.
         """
         high = runs.filled(high=True)
         cells = cells_of(model, high, runs.rows, self._plate)
         if _are_exact(cells, lacks):
             return "", True
-        self._looks += 1
-        if self._looks > _OFTEN and self._looks.bit_count() > 1:
-            return "", False
         cells |= cells_of(runs.plain() or model, high, runs.rows, self._plate)  # of one noise
         low = values_of(runs.filled(high=False))
         moved = {name: differ(each.filled, each.of(low)) for name, each in cells.items()}
-        faults = _faults(cells, moved, runs, lacks)
-        if not faults:
-            return "", True
-        first, *others = [name for name in cells if name in faults]
-        named = ", ".join(map(repr, others[:3])) + ", and more" * (len(others) > 3)
-        fault = faults[first]
-        message = fault.words(fault.given or next(iter(lacks)))
-        return message + f"; the same of {named}" * bool(others), True
+        placed = {name: cells_in_place(each, moved[name], lacks) for name, each in cells.items()}
+        faults = _faults_in_place(cells, moved, made_cells(cells, runs), placed)
+        filled = values_of(high)
+        others = {
+            name
+            for name, each in cells.items()
+            if not (placed[name] or (each.is_in(filled) and each.stays(moved[name])))
+        }
+        late = bool(others) and not self._is_time(lacks)
+        if others and not late:
+            faults |= self._faults_elsewhere(runs, model, lacks, batch, others)
+        bare = _bare_rows(cells.values())
+        for name, each in cells.items():
+            if name not in faults:
+                faults |= _lost_rows(name, each, moved[name], bare)
+        return _message([name for name in cells if name in faults], faults, lacks), not late
+
+    def _is_time(self, lacks: Mapping[str, Tensor]) -> bool:
+        """Return whether a long look is due: for columns that had no hole, and else ever rarer."""
+        columns = {
+            (name, column)
+            for name, leaf in lacks.items()
+            for column in by_row(leaf.isnan()).any(0).nonzero()[:, 0].tolist()
+        }
+        new = not columns <= self._columns
+        self._columns |= columns
+        self._looks += 1
+        return new or self._looks <= _OFTEN or self._looks.bit_count() == 1
+
+    def _faults_elsewhere(
+        self,
+        runs: FilledRuns,
+        model: Trace,
+        lacks: Mapping[str, Tensor],
+        batch: Batch,
+        names: Collection[str],
+    ) -> dict[str, _Fault]:
+        """Return what is wrong about sites that observe holes in other places, if any.
+
+        Of many rows some are looked at.
+        """
+        if runs.rows <= _ROWS:
+            return _faults_moved(runs, model, lacks, names, self._plate)
+        holes = sum(by_row(leaf.isnan()).sum(-1) for leaf in lacks.values())
+        with suppress(Exception):  # a program of a number of rows of its own
+            rows = torch.as_tensor(holes).cpu().argsort(descending=True)[: 4 * _ROWS]
+            some = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
+            with self._cut(batch, some[:_ROWS].sort().values) as (few, arguments, own, guide):
+                lacks = {name: leaf for name, leaf in arguments.items() if has_holes(leaf)}
+                runs = FilledRuns(self._run, few, own, guide)
+                return _faults_moved(runs, own, lacks, names, self._plate)
+        return _faults_moved(runs, model, lacks, names, self._plate)
 
 
 def _marks_of(lacks: Mapping[str, Tensor], model: Trace) -> int:
@@ -129,33 +180,67 @@ def _missing(lacks: Mapping[str, Tensor]) -> int:
     return sum(int(leaf.isnan().sum()) for leaf in lacks.values())
 
 
-def _faults(
+def _message(names: list[str], faults: Mapping[str, _Fault], lacks: Mapping[str, Tensor]) -> str:
+    """Return the words of the first fault, and the sites of others; nothing without one."""
+    if not names:
+        return ""
+    first, *others = names
+    named = ", ".join(map(repr, others[:3])) + ", and more" * (len(others) > 3)
+    message = faults[first].words(faults[first].given or next(iter(lacks)))
+    return message + f"; the same of {named}" * bool(others)
+
+
+def _faults_in_place(
     cells: Mapping[str, Cells],
     moved: Mapping[str, Tensor],
-    runs: FilledRuns,
-    lacks: Mapping[str, Tensor],
+    made: Mapping[str, Tensor],
+    placed: Mapping[str, str],
 ) -> dict[str, _Fault]:
-    """Return what is wrong about how sites take the holes, by site.
+    """Return what is wrong about sites that observe an argument cell by cell: all holes that count.
 
     Arguments:
-        cells: What they observe.
+        cells: What sites observe.
         moved: Which of it moves with what is filled in.
+        made: Which of it a latent or a parameter makes.
+        placed: The argument that stands so in each site.
+    """
+    found = {}
+    for name, given in placed.items():
+        each, holes = cells[name], moved[name] & ~made[name]
+        if given and bool((each.kept & holes).any()):
+            found[name] = _Fault(partial(_scored, name, each, holes, each.kept & holes), given)
+    return found
+
+
+def _faults_moved(
+    runs: FilledRuns,
+    model: Trace,
+    lacks: Mapping[str, Tensor],
+    names: Collection[str],
+    plate: str | None,
+) -> dict[str, _Fault]:
+    """Return what is wrong about sites, by what their cells move with.
+
+    Arguments:
         runs: Runs the program.
+        model: Its trace.
         lacks: The arguments with holes.
+        names: Of the sites.
+        plate: Of the data, where the user names it.
     """
     found: dict[str, _Fault] = {}
+    high, low = (runs.filled(high=end) for end in (True, False))
+    every = cells_of(runs.plain() or model, high, runs.rows, plate)
+    cells = {name: each for name, each in every.items() if name in names}
     made = made_cells(cells, runs)
-    for name, (given, scored) in held_holes(cells, made, runs, lacks).items():
-        each, holes = cells[name], moved[name] & ~made[name]
+    for name, (given, scored) in held_holes(every, made, runs, lacks).items():
+        each = cells[name]
+        holes = differ(each.filled, each.of(values_of(low))) & ~made[name]
         if not 0 < int((holes & each.kept).sum()) <= int(holes.sum()) <= _missing(lacks):
             holes = scored  # what is seen moves too
         found[name] = _Fault(partial(_scored, name, each, holes, each.kept & holes), given)
     for name, lost in lost_cells(cells, made, runs).items():
         found.setdefault(name, _Fault(partial(_spread, name, lost)))
-    bare = _bare_rows(cells.values())
-    for name, each in cells.items():
-        if name not in found:
-            found |= _lost_rows(name, each, moved[name], bare)
     return found
 
 
@@ -249,9 +334,9 @@ def _spread(name: str, lost: Tensor, given: str) -> str:
     """Return what to do where NaN has spread to cells that are seen."""
     count = f"{counted(int(lost.sum()), 'cell')} in {counted(int(lost.any(1).sum()), 'row')}"
     return (
-        f"site {name!r} scores {count} as one number, whatever is seen in {given}: NaN of other "
-        "cells has spread to them, and something stands in its place; leave NaN out of what is "
-        "computed (nanmean, nansum), or mask these cells too"
+        f"site {name!r} scores {count} as one number, whatever is seen in {given}: they are NaN, "
+        "or NaN of others has spread to them, and something stands in its place; leave NaN out of "
+        "what is computed (nanmean, nansum), and mask what lacks"
     )
 
 

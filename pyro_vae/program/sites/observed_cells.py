@@ -35,6 +35,10 @@ class Cells(NamedTuple):
         here = self.site["name"]
         return _rows_first(values[here], self.dim) if self.is_in(values) else self.value
 
+    def stays(self, moved: Tensor) -> bool:
+        """Return whether none of what counts is another number where holes are filled in."""
+        return not bool((self.kept & (moved | differ(self.value, self.filled))).any())
+
     @property
     def opened(self) -> Tensor:
         """Which cells count where nothing is missing, and else do not."""

@@ -226,10 +226,16 @@ def check_shape(name: str, site: Message) -> None:
                 f"site {name!r}: got shape {tuple(value.shape)}, expected ({of_batch}); this is "
                 "one datum: pass x[None] for a batch of one"
             )
+        way_out = "give data of this shape, or build the networks of the model for theirs"
+        plates = [frame for frame in site["cond_indep_stack"] if frame.dim is not None]
+        if len(plates) > 1 and value.shape == (*fn.batch_shape[::-1], *fn.event_shape):
+            way_out = (
+                "its plates stand in the other order: give each its dimension of the data, as "
+                "pyro.plate(name, size, dim=-1) the last one"
+            )
         raise DataError(
             f"site {name!r}: got data of shape {tuple(value.shape)}, the model expects "
-            f"{tuple(fn.shape())}; give data of this shape, or build the networks of the model for "
-            "theirs"
+            f"{tuple(fn.shape())}; {way_out}"
         )
 
 

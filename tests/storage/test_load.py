@@ -15,7 +15,7 @@ from pyro.infer.autoguide import AutoDelta
 from torch.distributions import constraints
 
 import pyro_vae as pv
-from pyro_vae.errors import CheckpointError, ConfigError, DeviceError
+from pyro_vae.errors import CheckpointError, ConfigError, DeviceError, ProgramError
 from pyro_vae.storage.bundle import read_bundle, write_bundle
 
 ZOO = [name for name, case in CASES.items() if case.rebuilt]
@@ -385,3 +385,26 @@ def test_numbers_that_no_file_of_weights_holds_are_told_of(tmp_path):
     pv.load(tmp_path, into=alike)  # pytest makes an error of a warning
     with pytest.warns(UserWarning, match=r"encode.*shift = .*'mean': 1.0.*, this run None.*buffer"):
         pv.load(tmp_path, into=fresh)
+
+
+def test_a_loaded_value_is_not_read_before_its_statement_has_told_its_constraint(tmp_path):
+    """It was read without the constraint, which was then lost to the program."""
+
+    def model(x):
+        scale = pyro.param("scale", torch.tensor(2.0), constraint=constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0, scale), obs=x)
+
+    x = torch.tensor([0.5, -1.0, 4.0])
+    trained = pv.Program(model, lambda x: None)
+    trained.read(x)
+    pv.save(trained, tmp_path)
+    loaded = pv.load(tmp_path, into=pv.Program(model, lambda x: None))
+    with (
+        loaded.running(),
+        pytest.raises(ProgramError, match=r"'scale'.*call program\.read\(rows\)"),
+    ):
+        pyro.param("scale")
+    torch.testing.assert_close(pv.elbo(loaded, x), dist.Normal(0.0, 2.0).log_prob(x))
+    with loaded.running():
+        assert pyro.param("scale").item() == pytest.approx(2.0)

@@ -81,6 +81,28 @@ def of_a_later_function() -> None:
         pass
 
 
+def flagged(x: Tensor) -> None:
+    with pyro.plate("data", len(x)), pyro.poutine.mask(mask=(x[:, 0] > 0).long()):
+        pyro.sample("x", dist.Normal(x, 1.0).to_event(1), obs=x)
+
+
+def outside_in(x: Tensor) -> None:
+    with pyro.plate("users", len(x)), pyro.plate("items", 6):
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+
+def of_nan_weights() -> None:
+    layer = nn.Linear(6, 6)
+    with torch.no_grad():
+        layer.weight[0, 0] = torch.nan
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(layer(x), 1.0).to_event(1), obs=x)
+
+    pv.elbo(pv.Program(model, nothing), X)
+
+
 CALLS: Calls = {
     "a class in place of a model": (
         lambda: pv.fit(models.VAE, X),
@@ -134,6 +156,18 @@ CALLS: Calls = {
     "an argument by a misspelt name": (
         lambda: pv.elbo(pv.Program(measured, measured), {"x": X, "hights": X}),
         r"; did you mean heights\?; it takes x, mask, heights: give .* a dict by these names",
+    ),
+    "flags in the place of a mask": (
+        lambda: pv.elbo(pv.Program(flagged, nothing), X),
+        r"BoolTensor .*programs\.py:\d+\); flags of 0 and 1 are a condition by \.bool\(\)$",
+    ),
+    "plates in the other order": (
+        lambda: pv.elbo(pv.Program(outside_in, nothing), X),
+        r"shape \(10, 6\), the model expects \(6, 10\); its plates stand in the other order",
+    ),
+    "a weight that is NaN": (
+        of_nan_weights,
+        r"site 'x' of model: .*parameter '.*weight' holds numbers that are not finite",
     ),
     "a distribution's refusal within the model": (
         lambda: pv.elbo(pv.Program(refusing, nothing), X),

@@ -98,6 +98,11 @@ class Examples:
             few = map_rows(lambda leaf: leaf[:8].detach(), batch)
             self._first_rows = map_batch(torch.clone, few)
 
+    @property
+    def first_rows(self) -> Batch | None:
+        """Rows of the first batch that the program has seen; None before."""
+        return self._first_rows
+
     def unlike(self, batch: Batch) -> str:
         """Return how the shape of a row differs from those seen first, and what to do; else ""."""
         seen = {} if self._first_rows is None else self.by_argument(self._first_rows)

@@ -249,6 +249,13 @@ def _makes_rows(count: int, batch: Batch) -> bool:
     )
 
 
+def about_flags(reason: str, error: BaseException) -> str:
+    """Return what to do where numbers stand for a mask or a condition."""
+    if not re.search(r"Expected mask to be a BoolTensor|expected condition to be a bool", reason):
+        return ""
+    return f"{users_line(error)}; flags of 0 and 1 are a condition by .bool()"
+
+
 def about_calls(reason: str) -> str:
     """Return what to do where a tensor stands for a distribution."""
     if reason != "'Tensor' object is not callable":

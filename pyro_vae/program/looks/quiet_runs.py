@@ -39,6 +39,7 @@ from pyro_vae.program.looks.failures import (
     about_calls,
     about_classes,
     about_drawn_rows,
+    about_flags,
     about_layer,
     about_mask,
     about_numbers,
@@ -268,6 +269,7 @@ class Runs:
         unequal = "" if drawn or of_layer != reason else about_rows(reason, named)
         reason = (
             (unequal or of_layer)
+            + about_flags(reason, error)
             + about_calls(reason)
             + (drawn or ("" if unequal else about_shapes(reason, error, batch)))
             + about_classes(reason, named)
@@ -295,9 +297,21 @@ class Runs:
 
     def _about_weights(self) -> str:
         """Return that weights may be at fault, and no data, after a training that has diverged."""
-        if not self._program.diverged:
-            return ""
-        return "pv.fit of this program has diverged, which may have spoiled its weights: begin anew"
+        if self._program.diverged:
+            return (
+                "pv.fit of this program has diverged, which may have spoiled its weights: begin "
+                "anew"
+            )
+        for name, parameter in self._program.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                return f"parameter {name!r} holds numbers that are not finite, whatever the data"
+        first = self._program.examples.first_rows
+        if first is not None and not self._runs_on(first):
+            return (
+                "It fails on the first rows too, which it has taken before: training has spoiled "
+                "its weights; begin anew with a lower lr, or clip_norm"
+            )
+        return ""
 
     def _about_values(self, batch: Batch) -> str:
         """Return what about the data may have made a parameter no number."""
@@ -312,8 +326,12 @@ class Runs:
     def _runs_from(self, least: float, only: Tensor, batch: Batch) -> bool:
         """Return whether a program runs on a batch without the numbers of one argument below."""
         raised = map_batch(lambda leaf: leaf.clamp(min=least) if leaf is only else leaf, batch)
+        return self._runs_on(raised)
+
+    def _runs_on(self, batch: Batch) -> bool:
+        """Return whether a program runs on a batch."""
         with suppress(Exception), self.undone(), silent():
-            self._watched(raised, None)
+            self._watched(batch, None)
             return True
         return False
 

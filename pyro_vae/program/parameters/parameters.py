@@ -302,6 +302,11 @@ class Parameters:
                 self._make(name, _unconstrained(initial, constraint), constraint)
         elif initial is not None:
             self._compare(key, lambda: _unconstrained(initial, constraint))
+        elif key not in self._constraints and key not in self.found:
+            raise ProgramError(
+                f"pyro.param({name!r}) is read before a statement has told the constraint of what "
+                "was loaded: call program.read(rows), or a verb, first"
+            )
         self._names[key] = name
         self._constraints.setdefault(key, constraint)
         return self.values[key]

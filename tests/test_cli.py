@@ -419,6 +419,27 @@ def test_resume_ends_where_an_unbroken_run_does(capsys, tmp_path):
     assert "latent_dim is 3" in complaint(capsys, arguments)
 
 
+def test_a_run_that_patience_has_ended_says_how_it_goes_on(capsys):
+    """By the line that it says; with as much patience no epoch is trained, and that is said."""
+
+    def epochs():
+        return len(Path("run/history.csv").read_text().splitlines()) - 1
+
+    np.save("bits.npy", np.random.default_rng(0).normal(size=(60, 2)) > 0)
+    bits = ["--data", "bits.npy", "--lr", "1"]
+    assert train("--out", "run", *bits, "--patience", "1", "--epochs", "60") == 0
+    ended, said = epochs(), capsys.readouterr().out
+    assert ended < 60
+    assert f"ended after epoch {ended} of 60, 1 epoch without a better one (--patience 1)" in said
+    go = ["train", "--resume", "true", "--out", "run", "--progress", "false", "--epochs"]
+    assert cli.main([*go, "70"]) == 0
+    assert epochs() == ended
+    assert f"ended after epoch {ended} of 70" in capsys.readouterr().out
+    assert cli.main([*go, str(ended + 2), "--patience", "null"]) == 0
+    assert epochs() == ended + 2
+    assert "ended after epoch" not in capsys.readouterr().out
+
+
 def test_a_run_goes_on_by_its_folder_alone(capsys, tmp_path):
     """However that is written; what is typed outranks its settings, a default too."""
     assert train("--out", "run", "--lr", "0.01", "--patience", "7") == 0

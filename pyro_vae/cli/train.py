@@ -177,12 +177,25 @@ def train(
         )
     pv.plots.save(pv.plots.curves(run.history), folder / "curves.png")
     write_report(folder)
-    kept = "last" if chosen in ("aae", "avb", "vaegan") else "best"
-    say(f"{kept} epoch {run.best_epoch}: {_judged(run)} nats per datum")
+    _say_epochs(run, "last" if chosen in ("aae", "avb", "vaegan") else "best", epochs, patience)
     say(f"run folder: {folder}")
     if model != "Autoencoder":
         verb = {"documents": "topics"}.get(kind_of(model), "evaluate")
         say(f"next:       pyro-vae {verb} {folder}")
+
+
+def _say_epochs(run: pv.Run, kept: str, epochs: int, patience: int | None) -> None:
+    """Say which epoch is kept, and after which one patience has ended the run, if it has.
+
+    Said of a continuation, too: with as much patience it trains no more.
+    """
+    say(f"{kept} epoch {run.best_epoch}: {_judged(run)} nats per datum")
+    done = len(run.history["epoch"])
+    if patience is not None and run.stopped_early and done < epochs:
+        say(
+            f"ended after epoch {done} of {epochs}, {counted(patience, 'epoch')} without a better "
+            f"one (--patience {patience}); it goes on by --resume true --patience null"
+        )
 
 
 def _say_columns(columns: Any, kinds: dict[str, Any], table: Any) -> None:

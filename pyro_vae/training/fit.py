@@ -565,8 +565,6 @@ def _prepared(
         feed, first = _read(program, data, batch_size, transform, world, size, seed)
     if convert(program, precision):  # what that run has made: the data come in its type
         feed, first = _read(program, data, batch_size, transform, world, feed.size, seed)
-    # What was known of such batches, others may have asked for.
-    program.own.asked = program.reader.asked(first) if known else program.sites.values
     _check_shares(program, feed, world)
     _tell_of_own_rows(program.sites)
     program.batches_alone = isinstance(feed, LoaderFeed)
@@ -583,8 +581,10 @@ def _prepared(
                 with _forked(program), seeded_outside_torch(0):
                     program.reader.look_over(feed.data, transform)
             program.reader.require_parts(first, feed.size)
-    known = feed.data if isinstance(feed, TensorFeed) and transform is None else first
-    program.examples.remember(known)
+    # What was known of such batches, others may have asked for.
+    program.own.asked = program.reader.asked(first) if known else program.sites.values
+    shown = feed.data if isinstance(feed, TensorFeed) and transform is None else first
+    program.examples.remember(shown)
     return feed, first
 
 

@@ -563,7 +563,7 @@ class Reader:
 
     def asked(self, batch: Batch) -> frozenset[str]:
         """Return the keys of the values of ``pyro.param`` that a batch asks for itself."""
-        with silent(), Discovery.during(self._program.own) as discovery:
+        with silent(), self.runs.memory_kept(), Discovery.during(self._program.own) as discovery:
             self.runs.once(batch)
         return frozenset(discovery.used)
 
@@ -575,7 +575,7 @@ class Reader:
         """
         own = self._program.own
         own.hold_made(own.search())
-        with silent(), Discovery.during(own) as discovery:
+        with silent(), self.runs.memory_kept(), Discovery.during(own) as discovery:
             self.runs.once(batch)
             discovery.hold_used(lambda: self._leaves(batch))
 

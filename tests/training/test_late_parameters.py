@@ -225,6 +225,28 @@ def test_what_a_batch_like_others_makes_is_trained_as_by_stock_svi(made: str) ->
     assert len(program.state_dict()) == (2 if made == "PyroParam" else 3)
 
 
+def loaded() -> tuple[Growing, Growing, pv.Program]:
+    """Return a module with b, and one that waits for what was loaded of it, with its program."""
+    saved, found = Growing("PyroParam"), Growing("PyroParam")
+    program, other = (pv.Program(each, lambda x: None) for each in (saved, found))
+    for rows in (LOW, HIGH, HIGH[:5]):
+        program.read(rows)
+    saved.late = torch.full((3,), 0.5)
+    other.load_state_dict(program.state_dict(), strict=False)
+    other.read(LOW)
+    return saved, found, other
+
+
+@pytest.mark.filterwarnings("ignore:what was loaded holds")
+def test_what_was_loaded_and_trained_since_stays_as_trained() -> None:
+    _, found, program = loaded()
+    rows = DataLoader(TensorDataset(torch.cat([LOW, HIGH])), batch_size=8)
+    pv.fit(program, rows, epochs=2, lr=0.1, progress=False, device="cpu")
+    trained = found.b().clone()
+    program.read(ROWS[:3])
+    assert torch.equal(found.b(), trained)
+
+
 def _add(net: Net) -> None:
     net.made, net.early = "module", True
     net.bias()

@@ -97,6 +97,7 @@ from pyro_vae.program.sites.plates import (
 from pyro_vae.program.sites.sites import Sites, read_sites
 from pyro_vae.program.sites.whole import is_whole, one_datum, require_observed, require_plates
 from pyro_vae.program.told import Told, silenced, silent
+from pyro_vae.torch_private import TracingContext
 
 if TYPE_CHECKING:
     from pyro_vae.program.program import Program
@@ -178,6 +179,8 @@ class Reader:
         key = self._key(batch)
         more = self._contrasts.more_in(batch)
         if key in self._layouts and not more:
+            if not self._program.training:  # a step sees to it, before it is traced
+                self.fill_expected(batch)
             self.last = self._layouts[key]
             return self.last
         likely = None if more else self._counters.candidate(key)
@@ -575,6 +578,17 @@ class Reader:
         """
         own = self._program.own
         own.hold_made(own.search())
+        self._hold_used(batch)
+
+    def fill_expected(self, batch: Batch) -> None:
+        """Give a batch like those before what a load has kept for it, before it runs."""
+        own = self._program.own
+        if own.expected and own.watch is None and TracingContext.try_get() is None:
+            with suppress(DataError):
+                self._hold_used(batch)
+
+    def _hold_used(self, batch: Batch) -> None:
+        own = self._program.own
         with silent(), self.runs.memory_kept(), Discovery.during(own) as discovery:
             self.runs.once(batch)
             discovery.hold_used(lambda: self._leaves(batch))

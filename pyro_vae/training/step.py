@@ -469,6 +469,7 @@ class Stepper:
                 )
 
     def _update(self, index: int, batch: Batch, beta: Beta | None) -> Tensor:
+        self.program.reader.fill_expected(batch)
         compiled, optimizer = self._compiled[index], self.optimizers[index]
         step = compiled.prepare(batch, beta=beta, size=self.size) if compiled else None
         if self._version != self.program.own.version:  # the look before a trace has found more
@@ -567,6 +568,7 @@ class Stepper:
 
     def _gradients(self, index: int, batch: Batch, beta: Beta | None) -> Tensor:
         """Set the gradients of one update, by its graph or without; return its loss, detached."""
+        self.program.reader.fill_expected(batch)
         compiled = self._compiled[index]
         step = compiled.prepare(batch, beta=beta, size=self.size) if compiled else None
         if self._version != self.program.own.version:

@@ -247,6 +247,18 @@ def test_what_was_loaded_and_trained_since_stays_as_trained() -> None:
     assert torch.equal(found.b(), trained)
 
 
+@pytest.mark.filterwarnings("ignore:what was loaded holds")
+def test_what_was_loaded_is_there_for_the_first_batch_that_asks_for_it() -> None:
+    saved, found, program = loaded()
+    exact = dist.Normal(saved.loc + saved.late, 1.0).log_prob(HIGH).sum()
+    torch.testing.assert_close(pv.elbo(program, HIGH).sum(), exact)
+    _, found, program = loaded()
+    pv.fit(program, HIGH, epochs=1, optimizer=RATES["sgd"], progress=False, device="cpu")
+    with torch.no_grad():
+        step = 0.1 * (HIGH - saved.loc - saved.late).mean(0) * saved.late
+    torch.testing.assert_close(found.late.log(), saved.late.log() + step)
+
+
 def _add(net: Net) -> None:
     net.made, net.early = "module", True
     net.bias()

@@ -440,6 +440,23 @@ def test_a_run_that_patience_has_ended_says_how_it_goes_on(capsys):
     assert "ended after epoch" not in capsys.readouterr().out
 
 
+def test_settings_of_a_run_give_way_to_the_environment_and_may_hold_any_name(capsys, monkeypatch):
+    name = "\N{GRINNING FACE}.npy"
+    np.save(name, np.random.default_rng(0).normal(size=(60, 2)) > 0)
+    assert train("--out", "run", "--data", name) == 0
+    path = Path("run/train.json")
+    before = json.loads(path.read_text())
+    monkeypatch.setenv("JSONARGPARSE_DEFAULT_ENV", "true")
+    for option, value in {"RESUME": "settings", "OUT": "run", "LR": "0.5", "EPOCHS": "3"}.items():
+        monkeypatch.setenv(f"PYRO_VAE_TRAIN__{option}", value)
+    assert cli.main(["train", "--progress", "false"]) == 0
+    assert json.loads(path.read_text()) == before | {"lr": 0.5, "epochs": 3}
+    capsys.readouterr()
+    for wrong in ({"lr": "abc"}, {"hidden": "wide"}, {"gone": 1}):
+        path.write_text(json.dumps(before | wrong))
+        assert "error: run/train.json: " in complaint(capsys, ["train", "--progress", "false"])
+
+
 def test_a_run_goes_on_by_its_folder_alone(capsys, tmp_path):
     """However that is written; what is typed outranks its settings, a default too."""
     assert train("--out", "run", "--lr", "0.01", "--patience", "7") == 0

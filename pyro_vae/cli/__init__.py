@@ -12,6 +12,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 try:
@@ -141,8 +142,7 @@ def _parsed(arguments: list[str]) -> Namespace:
     found = read_settings(folder)
     if "undivided" in found:  # `train` says how such a run goes on
         return parser.parse_args(arguments)
-    vocab = ["--vocab", "null"] if found.get("vocab") else []
-    return parser.parse_args(["train", "--config", str(folder / SETTINGS), *vocab, *arguments[1:]])
+    return _parser(folder / SETTINGS, found | {"vocab": None}).parse_args(arguments)
 
 
 def _run(command: Callable[..., None], values: Namespace, debug: bool) -> int:
@@ -169,10 +169,18 @@ class _Parser(ArgumentParser):
     """A parser whose complaints are one line."""
 
     asked: ClassVar = ""  # the command, as it was written; that of a command knows no name
+    source = ""  # the file whose values are read
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         message = re.sub(r"(are required:.*?)\b\w+\.(\w+)$", r"\1\2", message)  # evaluate.run
-        sys.exit(complain(_wrong_kind(message) or f"{message}{self._near(message)}", 2))
+        told = _wrong_kind(message) or f"{message}{self._near(message)}"
+        sys.exit(complain(f"{self.source}{told}", 2))
+
+    def take_defaults(self, path: Path, settings: dict[str, Any]) -> None:
+        """Take the values of a file for what a line does not say; a complaint names the file."""
+        self.source = f"{path}: "
+        self.set_defaults(self.parse_object(settings, env=False, defaults=False).as_dict())
+        self.source = ""
 
     def _near(self, message: str) -> str:
         """Return the command, option or place that an unknown one may be."""
@@ -227,7 +235,8 @@ def _told_of(function: Callable[..., None], name: str) -> dict[str, Any]:
     )
 
 
-def _parser() -> ArgumentParser:
+def _parser(path: Path | None = None, settings: dict[str, Any] | None = None) -> ArgumentParser:
+    """Return the parser of all commands; by default `train` has the settings of a run, if any."""
     set_parsing_settings(add_print_completion_argument=True)  # of shells, where shtab is installed
     parser = _Parser(prog="pyro-vae", description=pv.__doc__, version=pv.__version__)
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
@@ -241,5 +250,7 @@ def _parser() -> ArgumentParser:
         sub.add_function_arguments(function, as_positional=True, skip=skipped)
         if flags:
             sub.add_argument(*flags, **_told_of(function, flags[-1].lstrip("-")), **options)
+        if path and settings and name == "train":
+            sub.take_defaults(path, settings)
         commands.add_subcommand(name, sub, help=title)
     return parser

@@ -106,7 +106,10 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def nothing_to_go_on_with(folder: Path) -> str:
     """Return why a folder without settings does not say what to go on with, and what does."""
     if (folder / "config.json").exists():
-        return _by_python(folder)
+        return (
+            f"{_by_python(folder)}; or, if `pyro-vae train` wrote it and ended in the first epoch, "
+            "name its model, --data and other settings"
+        )
     lacks = f"has no {SETTINGS}" if folder.is_dir() else "is no folder"
     return (
         f"resume: {folder} {lacks}, so that nothing says what to train; check --out, or name the "

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -230,7 +231,9 @@ def _told_of_data(model: str, data: str) -> Iterator[None]:
         if is_own(model) and data == "digits":
             raise DataError(f"{error}; these are digits, the default of --data") from error
         if data.endswith(SUFFIXES) and re.search(r"\bnan\b|missing cells", str(error)):
-            frame = read_table(Path(data))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # they have been shown
+                frame = read_table(Path(data))
             names = [str(name) for name in frame.columns if frame[name].isna().any()]
             if names:
                 raise DataError(f"{error}; {data} has empty cells in {', '.join(names)}") from error

@@ -427,10 +427,10 @@ def test_a_run_that_patience_has_ended_says_how_it_goes_on(capsys):
 
     np.save("bits.npy", np.random.default_rng(0).normal(size=(60, 2)) > 0)
     bits = ["--data", "bits.npy", "--lr", "1"]
-    assert train("--out", "run", *bits, "--patience", "1", "--epochs", "60") == 0
+    assert train("--out", "run", *bits, "--patience", "2", "--epochs", "60") == 0
     ended, said = epochs(), capsys.readouterr().out
     assert ended < 60
-    assert f"ended after epoch {ended} of 60, 1 epoch without a better one (--patience 1)" in said
+    assert f"ended after epoch {ended} of 60, 2 epochs without a better one (--patience 2)" in said
     go = ["train", "--resume", "true", "--out", "run", "--progress", "false", "--epochs"]
     assert cli.main([*go, "70"]) == 0
     assert epochs() == ended

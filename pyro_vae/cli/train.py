@@ -193,9 +193,10 @@ def _say_epochs(run: pv.Run, kept: str, epochs: int, patience: int | None) -> No
     say(f"{kept} epoch {run.best_epoch}: {_judged(run)} nats per datum")
     done = len(run.history["epoch"])
     if patience is not None and run.stopped_early and done < epochs:
+        waited = counted(patience, "epoch", "epochs")
         say(
-            f"ended after epoch {done} of {epochs}, {counted(patience, 'epoch')} without a better "
-            f"one (--patience {patience}); it goes on by --resume true --patience null"
+            f"ended after epoch {done} of {epochs}, {waited} without a better one (--patience "
+            f"{patience}); it goes on by --resume true --patience null"
         )
 
 

@@ -122,8 +122,10 @@ class Discovery:
             _warn_of_others({k: v for k, v in announced.items() if k not in loaded}, store)
         own.freeze(self._watch.hidden, self._watch.stated)
         own.fresh = False
+        now = {id(parameter) for parameter in own.parameters()}
+        # A look before this one may have made what a part has held since.
+        own.version += now != self._before or not now.isdisjoint(own.made)
         own.made.clear()
-        own.version += {id(parameter) for parameter in own.parameters()} != self._before
 
     def _take_over(self, announced: Mapping[str, Tensor]) -> list[str]:
         """Copy what the given store holds, but for what has been loaded since: return its names."""

@@ -798,9 +798,10 @@ def test_a_project_that_is_copied_whole_has_the_same_modules():
     assert differ()
 
 
-def test_each_program_has_neighbours_of_its_own():
-    """Runs of two projects are compared in one process; no folder of packages holds these."""
-    one, two = "my-packages/one", "my-packages/two"
+@pytest.mark.parametrize("above", ["my-packages", "site-packages", "lib/dist-packages"])
+def test_each_program_has_neighbours_of_its_own(above):
+    """Runs of two projects are compared in one process, whatever the folder above is called."""
+    one, two = f"{above}/one", f"{above}/two"
     for name in (one, two):
         Path(name, "parts").mkdir(parents=True)
         Path(name, "near.py").write_text("import parts.deep\nNAME = parts.deep.NAME")

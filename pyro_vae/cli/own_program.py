@@ -3,7 +3,7 @@
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,18 +34,28 @@ def imports_apart() -> Iterator[None]:
     try:
         yield
     finally:
+        folders = {*sys.path} - {*path}
         sys.path[:] = path
         new = sys.modules.keys() - before
-        for name in [each for each in new if _is_of_project(each)]:
+        for name in [each for each in new if _is_of_project(each, folders)]:
             del sys.modules[name]
 
 
-def _is_of_project(module: str) -> bool:
-    """Return whether a module came from a file or a folder that belongs to no installed library."""
+def _is_of_project(module: str, folders: Collection[str]) -> bool:
+    """Return whether a module came from a file or a folder that belongs to no installed library.
+
+    Arguments:
+        module: its name.
+        folders: of programs. What lies in them is no library, whatever lies above is called.
+    """
     root = module.partition(".")[0]
     found = sys.modules.get(root)
-    places = [getattr(found, "__file__", None), *getattr(found, "__path__", ())]
-    return root != "pyro_vae" and any(each and not is_library(each) for each in places)
+    files = (getattr(found, "__file__", None), *getattr(found, "__path__", ()))
+    places = [str(each) for each in files if each]
+    if root not in sys.stdlib_module_names:  # Python itself may lie below a home folder
+        below = [(each, f) for each in places for f in folders if each.startswith(f"{f}/")]
+        places += [each.removeprefix(str(folder)) for each, folder in below]
+    return root != "pyro_vae" and not all(map(is_library, places))
 
 
 def own_program(model: str, options: dict[str, Any]) -> Any:

@@ -181,6 +181,34 @@ def test_a_loaded_value_answers_a_block_that_a_batch_of_a_known_layout_opens() -
     torch.testing.assert_close(found, dist.Normal(9.0, 1.0).log_prob(HIGH).sum())
 
 
+@pytest.mark.parametrize("made_by", ["verb", "judged", "step"])
+def test_a_network_that_a_block_hides_is_not_trained_whatever_makes_it(made_by: str) -> None:
+    """Stock SVI never trains it."""
+    kept: dict[str, nn.Module] = {}
+
+    def model(x: Tensor) -> None:
+        loc = pyro.param("loc", lambda: torch.zeros(3))
+        if x.mean() > 0:
+            if not kept:
+                kept["late"] = nn.Linear(1, 3)
+                nn.init.ones_(kept["late"].bias)
+            with poutine.block():
+                pyro.module("late", kept["late"])
+            loc = loc + kept["late"](torch.ones(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    program = pv.Program(model, lambda x: None)
+    program.read(LOW)
+    if made_by == "verb":
+        pv.elbo(program, HIGH)
+    valid = HIGH if made_by == "judged" else None
+    rows = DataLoader(TensorDataset(torch.cat([LOW, HIGH])), batch_size=8)
+    pv.fit(program, rows, epochs=2, lr=0.1, valid=valid, progress=False, device="cpu")
+    assert torch.equal(kept["late"].bias, torch.ones(3))
+    assert len(program.state_dict()) == 3
+
+
 class Growing(PyroModule):
     """x ~ N(loc + b, 1), without b for rows below zero; the first rows above zero make it."""
 

@@ -20,7 +20,7 @@ from pyro_vae.program.handlers import OwnParameters, pyro_modules_at_home
 from pyro_vae.program.parameters.loaded import Loaded, is_wider, tell_of_rounding, unlike
 from pyro_vae.program.parameters.modules import owners, unique_name
 from pyro_vae.program.parameters.object_graph import empty_globals
-from pyro_vae.program.parameters.watch import Watch
+from pyro_vae.program.parameters.watch import Statements, Watch
 from pyro_vae.program.told import silenced
 
 # The running means that TraceGraph_ELBO keeps as it runs: written to, and never trained.
@@ -61,6 +61,7 @@ class Parameters:
         self.found: list[str] = []  # keys of values that had no name
         # By their ids, parameters that runs have made, but for those of batches that were read.
         self.made: dict[int, nn.Parameter] = {}
+        self._asked_for: dict[int, bool] = {}  # of these: whether a statement outside of blocks has
         self.announced: dict[str, Tensor] = {}  # by the names of statements, as batches were read
         self.expected: dict[str, Tensor] = {}  # saved tensors of parts that are still to be made
         self.filled: set[Tensor] = set()  # what a load has given its value, and the store does not
@@ -163,9 +164,13 @@ class Parameters:
                 self.add_part(name, module)
 
     def hold_made(self, reached: Mapping[str, nn.Module]) -> None:
-        """Train what runs have made, as far as a search finds it now."""
-        self.made.clear()
+        """Train what runs have made, as far as a search finds it now, and no block hides it."""
         self.add_reached(reached)
+        for parameter in self.parameters():
+            asked = self._asked_for.get(id(parameter)) if id(parameter) in self.made else None
+            if asked is not None:
+                (self._show if asked else self._hide)(parameter)
+        self.made.clear()
         self.version += 1
 
     def _start_anew(self) -> None:
@@ -208,6 +213,7 @@ class Parameters:
             OwnParameters(self._parameter),
             self._noting_made(),
             nullcontext() if self.watch is None else self.watch.watching(),
+            Statements(self._note_asked).telling(),
         ):
             yield
         if len(state["params"]) > len(before):
@@ -222,12 +228,20 @@ class Parameters:
             new = module._parameters.get(name) is None and module is not self.values
             if new and parameter is not None and threading.get_ident() == mine:
                 self.made[id(parameter)] = parameter
+                self._asked_for.pop(id(parameter), None)
 
         hook = register_module_parameter_registration_hook(note)
         try:
             yield
         finally:
             hook.remove()
+
+    def _note_asked(self, name: str, value: Tensor, hidden: bool) -> None:
+        """Note how a statement asks for what runs have made, or for what blocks have hidden."""
+        if id(value) in self.made:
+            self._asked_for[id(value)] = not hidden or self._asked_for.get(id(value), False)
+        elif not hidden and value in self.frozen and not name.startswith(AVERAGES):
+            self._show(value)
 
     def _store_state(self) -> Any:
         """Return the values of plain ``pyro.param`` statements as Pyro's store keeps them."""

@@ -79,12 +79,46 @@ class Watch(Messenger):
             self.hidden[msg["name"]] = _unconstrained(msg["value"])
 
 
-def _hiding(note: Callable[[Any], None]) -> Any:
+class Statements(Messenger):
+    """Tells of each parameter that a statement asks for inside its block, on this thread.
+
+    Arguments:
+        tell: Takes a name, an unconstrained value, and whether a ``poutine.block`` hides it.
+    """
+
+    def __init__(self, tell: Callable[[str, Tensor, bool], None]) -> None:
+        super().__init__()
+        self._tell, self._mine = tell, threading.get_ident()
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Tell of what runs inside this block."""
+        before = vars(BlockMessenger).get("_postprocess_message")
+        hiding = _hiding(self._hide, before or Messenger._postprocess_message)
+        BlockMessenger._postprocess_message = hiding  # type: ignore[method-assign]
+        try:
+            with self:
+                yield
+        finally:
+            del BlockMessenger._postprocess_message
+            if before is not None:
+                BlockMessenger._postprocess_message = before  # type: ignore[method-assign]
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        self._tell(msg["name"], _unconstrained(msg["value"]), False)
+
+    def _hide(self, msg: Any) -> None:
+        stopped = msg["type"] == "param" and msg["stop"] and isinstance(msg["value"], Tensor)
+        if stopped and threading.get_ident() == self._mine:
+            self._tell(msg["name"], _unconstrained(msg["value"]), True)
+
+
+def _hiding(note: Callable[[Any], None], then: Any = Messenger._postprocess_message) -> Any:
     """Return what a ``poutine.block`` does after a message: nobody else sees those it stops."""
 
     def postprocess(self: BlockMessenger, msg: Any) -> None:
         note(msg)
-        Messenger._postprocess_message(self, msg)
+        then(self, msg)
 
     return postprocess
 

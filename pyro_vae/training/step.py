@@ -270,6 +270,8 @@ class Stepper:
             self._count(batch)
             return [loss]
         made: dict[int, Tensor] = {}
+        if self.accumulate == 1:
+            self.program.reader.fill_expected(batch)
         self._undo.begin(self._broken)
         try:
             for index, update in enumerate(self.updates):
@@ -469,7 +471,6 @@ class Stepper:
                 )
 
     def _update(self, index: int, batch: Batch, beta: Beta | None) -> Tensor:
-        self.program.reader.fill_expected(batch)
         compiled, optimizer = self._compiled[index], self.optimizers[index]
         step = compiled.prepare(batch, beta=beta, size=self.size) if compiled else None
         if self._version != self.program.own.version:  # the look before a trace has found more
@@ -557,6 +558,7 @@ class Stepper:
         loss, rows = torch.zeros((), device=self.program.device), num_rows(batch)
         for part in parts_of(batch, self.accumulate):
             share = num_rows(part) / rows
+            self.program.reader.fill_expected(part)
             loss = loss + share * self._gradients(index, part, beta)
             for parameter in self.trained[index]:
                 if parameter.grad is not None:
@@ -568,7 +570,6 @@ class Stepper:
 
     def _gradients(self, index: int, batch: Batch, beta: Beta | None) -> Tensor:
         """Set the gradients of one update, by its graph or without; return its loss, detached."""
-        self.program.reader.fill_expected(batch)
         compiled = self._compiled[index]
         step = compiled.prepare(batch, beta=beta, size=self.size) if compiled else None
         if self._version != self.program.own.version:

@@ -1,5 +1,6 @@
 """A parameter that only some batches bring is trained like one that was there from the start."""
 
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
@@ -216,6 +217,8 @@ class Growing(PyroModule):
         super().__init__()
         self.loc, self.made = PyroParam(torch.zeros(3)), made
         self.kept: dict[str, nn.Module] = {}
+        torch.manual_seed(3)
+        self.copied = nn.Linear(1, 3) if made == "copy" else None
         self.cached = cache(lambda: nn.Linear(1, 3))
 
     def b(self) -> Tensor:
@@ -226,6 +229,11 @@ class Growing(PyroModule):
             return self.late
         torch.manual_seed(4)
         network = self.cached() if self.made == "cache" else None
+        if self.made == "own values" and not self.kept:
+            network = self.kept["late"] = nn.Linear(1, 3)
+            network.weight, network.bias = (nn.Parameter(0 * each) for each in network.parameters())
+        if self.made == "copy" and not self.kept:
+            self.kept["late"] = copy.deepcopy(self.copied)
         network = network or self.kept.get("late") or self.kept.setdefault("late", nn.Linear(1, 3))
         return pyro.module("late", network)(torch.ones(1))
 
@@ -236,7 +244,7 @@ class Growing(PyroModule):
             pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
 
 
-@pytest.mark.parametrize("made", ["PyroParam", "dict", "cache"])
+@pytest.mark.parametrize("made", ["PyroParam", "dict", "cache", "own values", "copy"])
 def test_what_a_batch_like_others_makes_is_trained_as_by_stock_svi(made: str) -> None:
     pyro.clear_param_store()
     exact, found = Growing(made), Growing(made)
@@ -250,7 +258,7 @@ def test_what_a_batch_like_others_makes_is_trained_as_by_stock_svi(made: str) ->
     pv.fit(program, rows, epochs=3, **options)
     torch.testing.assert_close(found.b(), exact.b())
     pyro.clear_param_store()
-    assert len(program.state_dict()) == (2 if made == "PyroParam" else 3)
+    assert len(program.state_dict()) == {"PyroParam": 2, "copy": 5}.get(made, 3)
 
 
 def loaded() -> tuple[Growing, Growing, pv.Program]:

@@ -121,11 +121,13 @@ class Discovery:
         if own.fresh:
             _warn_of_others({k: v for k, v in announced.items() if k not in loaded}, store)
         own.freeze(self._watch.hidden, self._watch.stated)
-        own.fresh = False
+        if own.made and not own.fresh:  # by batches before this one, too
+            own.hold_made(own.search())
         now = {id(parameter) for parameter in own.parameters()}
-        # A look before this one may have made what a part has held since.
+        # A look before the first run may have made what a part has held since.
         own.version += now != self._before or not now.isdisjoint(own.made)
         own.made.clear()
+        own.fresh = False
 
     def _take_over(self, announced: Mapping[str, Tensor]) -> list[str]:
         """Copy what the given store holds, but for what has been loaded since: return its names."""

@@ -165,13 +165,15 @@ class Parameters:
 
     def hold_made(self, reached: Mapping[str, nn.Module]) -> None:
         """Train what runs have made, as far as a search finds it now, and no block hides it."""
+        before = len(self.parts)
         self.add_reached(reached)
-        for parameter in self.parameters():
-            asked = self._asked_for.get(id(parameter)) if id(parameter) in self.made else None
+        held = [parameter for parameter in self.parameters() if id(parameter) in self.made]
+        for parameter in held:
+            asked = self._asked_for.get(id(parameter))
             if asked is not None:
                 (self._show if asked else self._hide)(parameter)
         self.made.clear()
-        self.version += 1
+        self.version += bool(held) or len(self.parts) != before
 
     def _start_anew(self) -> None:
         self.announced.clear()
@@ -221,19 +223,34 @@ class Parameters:
 
     @contextmanager
     def _noting_made(self) -> Iterator[None]:
-        """Note the parameters that modules get inside: of a new network, or a ``PyroParam``."""
-        mine = threading.get_ident()
+        """Note the parameters that modules get inside: of a new network, or a ``PyroParam``.
 
-        def note(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-            new = module._parameters.get(name) is None and module is not self.values
-            if new and parameter is not None and threading.get_ident() == mine:
+        Those of a copy of a network are registered by nobody.
+        """
+        mine, copied = threading.get_ident(), nn.Parameter.__deepcopy__
+
+        def note(parameter: nn.Parameter) -> None:
+            if threading.get_ident() == mine:
                 self.made[id(parameter)] = parameter
                 self._asked_for.pop(id(parameter), None)
 
-        hook = register_module_parameter_registration_hook(note)
+        def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+            new = module._parameters.get(name) is not parameter and module is not self.values
+            if new and parameter is not None:
+                note(parameter)
+
+        def copy(parameter: nn.Parameter, memo: dict[int, Any]) -> nn.Parameter:
+            known, result = id(parameter) in memo, copied(parameter, memo)
+            if not known:
+                note(result)
+            return result
+
+        hook = register_module_parameter_registration_hook(register)
+        nn.Parameter.__deepcopy__ = copy  # type: ignore[assignment,method-assign]
         try:
             yield
         finally:
+            nn.Parameter.__deepcopy__ = copied  # type: ignore[method-assign]
             hook.remove()
 
     def _note_asked(self, name: str, value: Tensor, hidden: bool) -> None:

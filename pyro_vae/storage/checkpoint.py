@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,7 @@ from pyro_vae.storage.random_state import (
 NAME = "checkpoint"
 _AVERAGES = f"values.{AVERAGES}"
 _KEPT = "kept"  # values that the first batch does not ask for
+_SINCE_BEST = "since_best"  # parts that have come after the best epoch
 _BY_OTHERS = (
     ", or, of networks and tensors that other data have made, let a new program read the data "
     "that the run's had met before it goes on: program.read(rows)"
@@ -145,6 +146,9 @@ class Checkpoint:
             tensors |= values
             states.append(state)
         meta = {**progress.as_json(), "columns": list(columns), "optimizers": states}
+        since = sorted(_parts(modules["program"].state_dict()) - (best or {}).keys())
+        if best and since:
+            meta[_SINCE_BEST] = since
         own: Any = modules["program"].own
         if own.unasked:
             groups = (group for optimizer in optimizers for group in optimizer.param_groups)
@@ -287,7 +291,7 @@ def read_checkpoint(
     averages = {k: v for k, v in states["program"].items() if k.startswith(_AVERAGES)}
     here = {**averages, **modules["program"].state_dict()}
     others = here.keys() ^ states["program"].keys()
-    late = {key for key in others if key.startswith(("parts.", "values.found-"))}
+    late = _parts(others)
     check_state(here, states["program"], where, _BY_OTHERS if late else "")
     changes = check_settings(settings, progress.settings, where, renew)
     for name, module in modules.items():
@@ -296,7 +300,9 @@ def read_checkpoint(
     if best:
         made = {key: value for key, value in best.items() if key.startswith(_AVERAGES)}
         kept = _kept(meta, _part(tensors, "program.values."))
-        later = {*spare, *(f"values.{key}" for key in kept)} - best.keys()
+        came = meta.get(_SINCE_BEST)
+        since = {key for key in came if isinstance(key, str)} if isinstance(came, list) else set()
+        later = {*spare, *(f"values.{key}" for key in kept), *_parts(since)} - best.keys()
         known = {k: v for k, v in modules["program"].state_dict().items() if k not in later}
         check_state({**known, **made}, best, where)
     losses = _losses(_part(tensors, "losses."), progress, where)
@@ -334,6 +340,11 @@ def _add_spare(states: dict[str, dict[str, Tensor]], modules: dict[str, nn.Modul
         now = module.state_dict()
         states[name] |= {k: now[k] for k in now if k.replace("/", ".") in spare}
     return spare
+
+
+def _parts(keys: Iterable[str]) -> set[str]:
+    """Return the names among tensors of networks, and of tensors that have none of their own."""
+    return {key for key in keys if key.startswith(("parts.", "values.found-"))}
 
 
 def _losses(found: Mapping[str, Tensor], progress: Progress, where: str) -> dict[int, Tensor]:

@@ -758,6 +758,50 @@ def test_a_network_that_a_batch_of_the_run_has_made_goes_on_once_it_is_there(tmp
     assert same(weights(other), whole)
 
 
+class ByEpoch:
+    """Batches of each epoch."""
+
+    def __init__(self, *epochs):
+        self.epochs, self.now = epochs, 0
+
+    def set_epoch(self, epoch):
+        self.now = epoch
+
+    def __iter__(self):
+        return iter(self.epochs[self.now])
+
+    def __len__(self):
+        return len(self.epochs[0])
+
+
+@pytest.mark.filterwarnings("ignore:.*plain values differ")
+def test_a_run_goes_on_whose_best_epoch_came_before_a_network(tmp_path):
+    def build():
+        net = nn.Module()
+
+        def model(x):
+            loc = pyro.param("loc", lambda: torch.zeros(5))
+            if x.mean() > 0:
+                torch.manual_seed(4)
+                net.late = getattr(net, "late", None) or nn.Linear(1, 5)
+                loc = loc + net.late(torch.ones(1))
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(loc, 0.5).to_event(1), obs=x)
+
+        return pv.Program(model, lambda x: None, modules={"net": net})
+
+    data = ByEpoch([LOW, LOW], [HIGH, 9 * HIGH], [LOW, HIGH])  # worse for LOW from then on
+    settings = {"seed": 0, "progress": False, "lr": 0.3, "valid": LOW, "batch_size": 16}
+    run = pv.fit(build(), data, epochs=3, **settings)
+    first = pv.fit(build(), data, epochs=2, out=tmp_path, **settings)
+    assert first.best_epoch == 1
+    other = build()
+    other.read(HIGH)
+    again = pv.fit(other, data, epochs=3, out=tmp_path, resume=True, **settings)
+    assert again.best_epoch == run.best_epoch
+    assert same(weights(other), weights(run.program))
+
+
 def test_a_value_that_a_changed_program_lacks_is_refused(tmp_path):
     pv.fit(of_two(), (X, X[:, 0]), out=tmp_path, **BASE)
     with pytest.raises(CheckpointError, match=r"unexpected 'values\.scale'"):

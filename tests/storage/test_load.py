@@ -11,6 +11,7 @@ import pytest
 import safetensors
 import torch
 from programs import CASES, Coded
+from pyro import poutine
 from pyro.infer.autoguide import AutoDelta
 from torch.distributions import constraints
 
@@ -408,3 +409,23 @@ def test_a_loaded_value_is_not_read_before_its_statement_has_told_its_constraint
     torch.testing.assert_close(pv.elbo(loaded, x), dist.Normal(0.0, 2.0).log_prob(x))
     with loaded.running():
         assert pyro.param("scale").item() == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("reads", ["in a block", "from the store"])
+def test_a_loaded_value_stands_where_a_function_writes_the_store_that_lacks_it(reads):
+    def model(x):
+        store = pyro.get_param_store()
+        if "a" not in store:
+            store["a"] = torch.ones(3)
+        with poutine.block():
+            a = pyro.param("a") if reads == "in a block" else store["a"]
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(a, 0.5).to_event(1), obs=x)
+
+    rows = torch.arange(6.0).reshape(2, 3)
+    program, other = (pv.Program(model, lambda x: None) for _ in range(2))
+    program.read(rows)
+    other.load_state_dict({key: value + 1 for key, value in program.state_dict().items()})
+    exact = dist.Normal(torch.full((3,), 2.0), 0.5).log_prob(rows).sum(-1)
+    torch.testing.assert_close(pv.elbo(other, rows).squeeze(), exact)
+    assert "a" not in pyro.get_param_store()

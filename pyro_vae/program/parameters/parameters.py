@@ -277,22 +277,41 @@ class Parameters:
         A value that was loaded has no name, and no constraint, before a statement has asked for it.
         """
         before = vars(store).get("setdefault")  # of another program, which runs around this one
+        mine, write = threading.get_ident(), ParamStoreDict.__setitem__
+
+        def answer(name: str, initial: Any, constraint: Any) -> None:
+            value = self._value(name, initial, constraint, itself=False)
+            self._hide(value)
+            typed, kept = self._typed(key_of(name)), self._constraints[key_of(name)]
+            store.set_state({"params": {name: typed}, "constraints": {name: kept}})
 
         def setdefault(name: str, initial: Any, constraint: Any = constraints.real) -> Tensor:
             if name not in store and _MODULE_NAMESPACE_DIVIDER not in name:
-                value = self._value(name, initial, constraint, itself=False)
-                self._hide(value)
-                typed, kept = self._typed(key_of(name)), self._constraints[key_of(name)]
-                store.set_state({"params": {name: typed}, "constraints": {name: kept}})
+                answer(name, initial, constraint)
             return type(store).setdefault(store, name, initial, constraint)
 
+        def setitem(other: ParamStoreDict, name: str, value: Tensor) -> None:
+            ours = other is store and threading.get_ident() == mine
+            if ours and name not in store and self._waits_for(name):
+                answer(name, value, constraints.real)  # a function writes where the store lacks it
+            else:
+                write(other, name, value)
+
         store.setdefault = setdefault
+        ParamStoreDict.__setitem__ = setitem  # type: ignore[method-assign]
         try:
             yield
         finally:
+            ParamStoreDict.__setitem__ = write  # type: ignore[method-assign]
             del store.setdefault
             if before is not None:
                 store.setdefault = before
+
+    def _waits_for(self, name: str) -> bool:
+        """Return whether there is a value for a name that no statement has asked for."""
+        key = key_of(name)
+        asked = key in self._constraints or _MODULE_NAMESPACE_DIVIDER in name
+        return key in self.values and not asked
 
     def _keep_hidden(self, state: Any, before: set[str]) -> None:
         """Keep the values that functions have written into Pyro's store themselves."""

@@ -298,6 +298,7 @@ class Stepper:
 
     def _count(self, batch: Batch) -> None:
         """Count a step that was taken, and look at the flag after many."""
+        self.program.own.moved = True
         self._unchecked += 1
         if self._deferred and self._unchecked >= CHECK_EVERY:
             self.check(batch)

@@ -167,7 +167,7 @@ CALLS: Calls = {
     ),
     "a weight that is NaN": (
         of_nan_weights,
-        r"site 'x' of model: .*parameter '.*weight' holds numbers that are not finite",
+        r"site 'x' of model: .*parameter '.*weight' holds NaN, whatever",
     ),
     "a distribution's refusal within the model": (
         lambda: pv.elbo(pv.Program(refusing, nothing), X),

@@ -303,13 +303,13 @@ class Runs:
                 "anew"
             )
         for name, parameter in self._program.named_parameters():
-            if not bool(parameter.isfinite().all()):
-                return f"parameter {name!r} holds numbers that are not finite, whatever the data"
-        first = self._program.examples.first_rows
-        if first is not None and not self._runs_on(first):
+            if bool(parameter.isnan().any()):
+                return f"parameter {name.removeprefix('values.')!r} holds NaN, whatever the data"
+        first = self._program.examples.first_rows if self._program.own.moved else None
+        if first is not None and self._spoils(first):
             return (
-                "It fails on the first rows too, which it has taken before: training has spoiled "
-                "its weights; begin anew with a lower lr, or clip_norm"
+                "It fails on the first rows too: training has spoiled its weights; begin anew with "
+                "a lower lr, or clip_norm"
             )
         return ""
 
@@ -333,6 +333,15 @@ class Runs:
         with suppress(Exception), self.undone(), silent():
             self._watched(batch, None)
             return True
+        return False
+
+    def _spoils(self, batch: Batch) -> bool:
+        """Return whether a program makes parameters of distributions on a batch that are none."""
+        try:
+            with self.undone(), silent():
+                self._watched(batch, None)
+        except Exception as error:  # whatever a user's function raises
+            return "found invalid values" in str(error)
         return False
 
     def _outside(self, batch: Batch) -> DataError | None:

@@ -53,6 +53,7 @@ class Parameters:
         self.dtype: torch.dtype | None = None  # to which all has been converted
         self._converts_first = False  # whether what a first run makes is converted at once
         self.fresh = True  # the functions have not run
+        self.moved = False  # a training has taken a step
         self.version = 0  # one more whenever a run has found new parameters
         self.store = dict(store or {})  # what no statement has asked for yet
         self.watch: Watch | None = None  # while it is found out what the functions use
@@ -355,7 +356,8 @@ class Parameters:
         elif key not in self._constraints and key not in self.found:
             raise ProgramError(
                 f"pyro.param({name!r}) is read before a statement has told the constraint of what "
-                "was loaded: call program.read(rows), or a verb, first"
+                "was loaded: call program.read(rows) first, on rows that reach its statement, "
+                f"pyro.param({name!r}, start, constraint=...)"
             )
         self._names[key] = name
         self._constraints.setdefault(key, constraint)

@@ -1,7 +1,7 @@
 """Which cells of what is observed hold holes of the data, by what they move with."""
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,13 +13,26 @@ _PARTS = 3  # of the rows with holes, looked at by turns
 _MOST = 2.0  # times the square of any other's share, that of the number which a cell holds
 
 
-def made_cells(cells: Mapping[str, Cells], runs: FilledRuns) -> dict[str, Tensor]:
-    """Return which cells hold what a latent or a parameter makes: these may stand for a hole."""
+def made_cells(
+    cells: Mapping[str, Cells], runs: FilledRuns, arguments: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Return which cells hold what a latent, a parameter or another argument gives for a hole.
+
+    Arguments:
+        cells: What sites observe.
+        runs: Runs the program.
+        arguments: All of them, by name; a number that one has in this place is that.
+    """
     others = values_of(runs.others())
+    rows = [by_row(leaf) for leaf in arguments.values() if isinstance(leaf, Tensor) and leaf.dim()]
     found = {}
     for name, each in cells.items():
-        value = each.of(others)
-        found[name] = differ(each.value, value) | value.requires_grad
+        value, own = each.of(others), by_row(each.value)
+        given = torch.zeros_like(own, dtype=torch.bool)
+        for leaf in rows:
+            if leaf.shape == own.shape:
+                given |= leaf.to(own.device) == own
+        found[name] = differ(each.value, value) | value.requires_grad | given.reshape(value.shape)
     return found
 
 

@@ -79,24 +79,25 @@ class Holes:
             return
         message, self._failures = "", self._failures + 1
         with suppress(Exception):  # whatever a user's function leaves in a trace
-            lacks = {name: leaf for name, leaf in arguments.items() if has_holes(leaf)}
+            lacks = _with_holes(arguments)
             key = _marks_of(lacks, model)
             runs = FilledRuns(self._run, batch, model, guide)
             if lacks and key not in self._right:
-                message, done = self._look(runs, model, lacks, batch)
+                message, done = self._look(runs, model, arguments, batch)
                 self._right |= {key} if done else set()
             self._failures -= not runs.failed
         if message:
             self._told.warn(_KEY, message)
 
     def _look(
-        self, runs: FilledRuns, model: Trace, lacks: Mapping[str, Tensor], batch: Batch
+        self, runs: FilledRuns, model: Trace, arguments: Mapping[str, Any], batch: Batch
     ) -> tuple[str, bool]:
         """Return what is wrong, or nothing, and whether all was looked at.
 
         One run tells of exact masks, three of cells that stand in their places. What else a site
         makes of its data takes some dozens, of which there is not always time.
         """
+        lacks = _with_holes(arguments)
         high = runs.filled(high=True)
         cells = cells_of(model, high, runs.rows, self._plate)
         if _are_exact(cells, lacks):
@@ -105,7 +106,7 @@ class Holes:
         low = values_of(runs.filled(high=False))
         moved = {name: differ(each.filled, each.of(low)) for name, each in cells.items()}
         placed = {name: cells_in_place(each, moved[name], lacks) for name, each in cells.items()}
-        faults = _faults_in_place(cells, moved, made_cells(cells, runs), placed)
+        faults = _faults_in_place(cells, moved, made_cells(cells, runs, arguments), placed)
         filled = values_of(high)
         others = {
             name
@@ -114,7 +115,7 @@ class Holes:
         }
         late = bool(others) and not self._is_time(lacks)
         if others and not late:
-            faults |= self._faults_elsewhere(runs, model, lacks, batch, others)
+            faults |= self._faults_elsewhere(runs, model, arguments, batch, others)
         bare = _bare_rows(cells.values())
         for name, each in cells.items():
             if name not in faults:
@@ -137,7 +138,7 @@ class Holes:
         self,
         runs: FilledRuns,
         model: Trace,
-        lacks: Mapping[str, Tensor],
+        arguments: Mapping[str, Any],
         batch: Batch,
         names: Collection[str],
     ) -> dict[str, _Fault]:
@@ -146,16 +147,19 @@ class Holes:
         Of many rows some are looked at.
         """
         if runs.rows <= _ROWS:
-            return _faults_moved(runs, model, lacks, names, self._plate)
-        holes = sum(by_row(leaf.isnan()).sum(-1) for leaf in lacks.values())
+            return _faults_moved(runs, model, arguments, names, self._plate)
+        holes = sum(by_row(leaf.isnan()).sum(-1) for leaf in _with_holes(arguments).values())
         with suppress(Exception):  # a program of a number of rows of its own
             rows = torch.as_tensor(holes).cpu().argsort(descending=True)[: 4 * _ROWS]
             some = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
-            with self._cut(batch, some[:_ROWS].sort().values) as (few, arguments, own, guide):
-                lacks = {name: leaf for name, leaf in arguments.items() if has_holes(leaf)}
+            with self._cut(batch, some[:_ROWS].sort().values) as (few, some_of, own, guide):
                 runs = FilledRuns(self._run, few, own, guide)
-                return _faults_moved(runs, own, lacks, names, self._plate)
-        return _faults_moved(runs, model, lacks, names, self._plate)
+                return _faults_moved(runs, own, some_of, names, self._plate)
+        return _faults_moved(runs, model, arguments, names, self._plate)
+
+
+def _with_holes(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: leaf for name, leaf in arguments.items() if has_holes(leaf)}
 
 
 def _marks_of(lacks: Mapping[str, Tensor], model: Trace) -> int:
@@ -215,7 +219,7 @@ def _faults_in_place(
 def _faults_moved(
     runs: FilledRuns,
     model: Trace,
-    lacks: Mapping[str, Tensor],
+    arguments: Mapping[str, Any],
     names: Collection[str],
     plate: str | None,
 ) -> dict[str, _Fault]:
@@ -224,15 +228,16 @@ def _faults_moved(
     Arguments:
         runs: Runs the program.
         model: Its trace.
-        lacks: The arguments with holes.
+        arguments: By name.
         names: Of the sites.
         plate: Of the data, where the user names it.
     """
     found: dict[str, _Fault] = {}
+    lacks = _with_holes(arguments)
     high, low = (runs.filled(high=end) for end in (True, False))
     every = cells_of(runs.plain() or model, high, runs.rows, plate)
     cells = {name: each for name, each in every.items() if name in names}
-    made = made_cells(cells, runs)
+    made = made_cells(cells, runs, arguments)
     for name, (given, scored) in held_holes(every, made, runs, lacks).items():
         each = cells[name]
         holes = differ(each.filled, each.of(values_of(low))) & ~made[name]

@@ -691,6 +691,20 @@ def test_holes_that_come_late_in_other_columns_are_looked_at():
     assert len(told_of(formed(make, torch.clone, seen), *early, late)[0]) == 1
 
 
+@pytest.mark.parametrize("lacks", [True, False])
+def test_a_hole_that_another_argument_fills_is_none(lacks):
+    """Of two measurements of one thing the cure, to mask one's holes, would lose the other."""
+
+    def model(x, y):
+        both = torch.where(x.isnan(), y, x)
+        with pyro.plate("rows", len(x)):
+            cells = dist.Normal(torch.zeros(4), 1.0).mask(~both.isnan()).to_event(1)
+            pyro.sample("x", cells, obs=both.nan_to_num())
+
+    other = WIDE.flip(1) + 0.25
+    assert told_of(model, (WIDE, other if lacks else other.nan_to_num(0.5)))[0] == []
+
+
 def refusing(x):
     if not bool(x.isnan().any()):
         raise KeyError("no hole")

@@ -299,6 +299,35 @@ def test_what_was_loaded_is_there_for_the_first_batch_that_asks_for_it() -> None
     torch.testing.assert_close(found.late.log(), saved.late.log() + step)
 
 
+@pytest.mark.filterwarnings("ignore:what was loaded holds")
+def test_a_weight_that_a_late_network_shares_stays_as_trained() -> None:
+    def build() -> tuple[PyroModule, pv.Program]:
+        net = PyroModule()
+        net.first = nn.Linear(1, 3)
+
+        def model(x: Tensor) -> None:
+            loc = net.first(torch.ones(1))
+            if x.mean() > 0:
+                if not hasattr(net, "late"):
+                    late = nn.Linear(1, 3)
+                    late.weight = net.first.weight
+                    net.late = late
+                loc = loc + net.late(torch.ones(1))
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+        return net, pv.Program(model, lambda x: None, modules={"net": net})
+
+    (_, saved), (net, program) = build(), build()
+    saved.read(HIGH)
+    program.load_state_dict(saved.state_dict(), strict=False)
+    pv.fit(program, LOW, epochs=3, progress=False, device="cpu")
+    trained = net.first.weight.clone()
+    program.read(HIGH)
+    pv.elbo(program, HIGH)
+    assert hasattr(net, "late") and torch.equal(net.first.weight, trained)
+
+
 def _add(net: Net) -> None:
     net.made, net.early = "module", True
     net.bias()

@@ -673,7 +673,12 @@ class Parameters:
             made = {*here, *(f"values.{key}" for key in used - values)} - self._at_first - found
             self.loaded.require_shapes()
             self.loaded.settle(missed, made, {f"values.{key_of(name)}" for name in self.store})
+        # One that another part has had since the load, too: it may have been trained meanwhile.
+        shared = {id(tensor) for key, tensor in here.items() if key not in found}
         for key in found:
+            if id(here[key]) in shared:
+                del self.expected[key]
+                continue
             self._note_rounding(key, self.expected[key], here[key].dtype)
             self._given_now.append((here[key], self.expected.pop(key)))
             self._note_filled(here[key])

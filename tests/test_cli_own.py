@@ -110,6 +110,14 @@ whole = pv.Program(model, guide)
 
 def pair():
     return pv.Program(model, guide)
+
+def rowwise(x):
+    with pyro.plate("data", len(x)):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        pyro.sample("x", dist.Poisson(rate[:, None].expand(x.shape)).to_event(1), obs=x)
+
+def by_rows():
+    return pv.Program(rowwise, pyro.infer.autoguide.AutoNormal(rowwise))
 """
 FEW = ["--epochs", "1", "--checkpoint_every", "null"]
 
@@ -513,6 +521,22 @@ def test_a_run_of_fit_is_judged_where_its_program_is_named(capsys):
     assert "where its data are; say it once" in capsys.readouterr().err
     assert run("evaluate vae --data bits.npy --num_particles 2") == 0
     assert run("evaluate vae --data digits --split all") == 2
+
+
+@pytest.mark.filterwarnings("default:refine")
+def test_a_guide_with_a_factor_of_each_row_is_trained_in_python_and_judged_by_all(capsys):
+    """Rows that validate have no factor: train refused without a way out, refine 16 of the 40."""
+    assert run("train globals.py:by_rows --data counts.npy --out a", *FEW) == 2
+    err = told(capsys)
+    assert "globals.py:by_rows: its guide has one factor per datum" in err
+    assert "in Python, pv.fit(program, data, out='a')" in err
+    made = runpy.run_path("globals.py")["by_rows"]()
+    pv.fit(made, np.load("counts.npy"), epochs=1, out="b", progress=False)
+    words = "--program globals.py:by_rows --data counts.npy"
+    assert run(f"evaluate b {words} --num_particles 2") == 0
+    assert run("generate b -n 3") == 0
+    assert run("refine b --num_draws 100 --warmup 60 --chains 2") == 0
+    assert json.loads(Path("b/refined.json").read_text())["rows"] == 40
 
 
 @pytest.mark.parametrize(

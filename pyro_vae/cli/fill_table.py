@@ -41,7 +41,10 @@ def impute(
     """
     program, settings = open_run(run, device)
     if kind_of(settings["model"]) != "tables":
-        raise ConfigError(f"{run}: got a {settings['model']}, expected a TableVAE")
+        raise ConfigError(
+            f"{run}: got a {settings['model']}, expected a TableVAE; others are asked in Python, "
+            "pv.impute(program, data)"
+        )
     frame = read_table(Path(settings["data"] if table is None else table))
     torch.manual_seed(seed)
     found = pv.impute(program, frame, how=how, num_particles=num_particles)

@@ -47,14 +47,16 @@ def generate(
     inputs = None if source is None else _inputs(source.test, positive("n", n))
     others: dict[str, torch.Tensor] = {}
     if own:  # a program of the user's own learns its sizes from rows
-        loaded = load_data(settings).taken_by(program, settings["data"])
-        rows = loaded.drawn("train", seed)
+        split = "all" if settings.get("undivided") else "train"
+        loaded = load_data(settings, whole=split == "all").taken_by(program, settings["data"])
+        rows = loaded.drawn(split, seed)
         pictured = bool(_pictures(rows if isinstance(rows, dict) else {"x": rows}))
         _introduce(program, rows)
     mean = pictured if mean is None else mean
+    positive("n", n)
     torch.manual_seed(seed)
     if own:
-        inputs, others = _own_inputs(program, n)
+        inputs, others = _own_inputs(program, n, rows)
     drawn: Any = pv.generate(program, n, given=inputs, mean=mean)
     folder = Path(run)
     if kind == "tables":
@@ -101,17 +103,18 @@ def _introduce(program: Any, rows: Any) -> None:
     wrapped.examples.remember(batch)
 
 
-def _own_inputs(program: Any, n: int) -> tuple[Any, dict[str, torch.Tensor]]:
+def _own_inputs(program: Any, n: int, rows: Any) -> tuple[Any, dict[str, torch.Tensor]]:
     """Return n rows of a program's data to draw for, and what of them it does not observe.
 
     None and nothing where all is observed: lengths, labels and masks are to be told beside draws.
     """
     wrapped = pv.Program.of(program)
-    batch = wrapped.examples.inputs(positive("n", n))
-    observed, rows = wrapped.examples.observed(batch), wrapped.as_given(batch)
-    if not isinstance(rows, dict) or observed.keys() >= rows.keys():
+    whole = wrapped.adapt(rows)  # a guide with one factor per datum takes no other number
+    observed, names = wrapped.examples.observed(whole), wrapped.as_given(whole)
+    if not isinstance(names, dict) or observed.keys() >= names.keys():
         return None, {}
-    return rows, {name: x for name, x in rows.items() if name not in observed}
+    drawn: Any = wrapped.as_given(wrapped.examples.inputs(n))
+    return drawn, {name: x for name, x in drawn.items() if name not in observed}
 
 
 def sample_title(n: int, mean: bool) -> str:

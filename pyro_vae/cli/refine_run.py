@@ -16,13 +16,15 @@ from pyro_vae.cli.report_file import write_report
 from pyro_vae.cli.runs import chosen_split, open_run, rows_to_judge
 from pyro_vae.storage.atomic import atomic_write_bytes, atomic_write_text
 
+_FEW = 16  # data, where no number is said
+
 
 def refine(
     run: str,
     program: str | None = None,
     data: str | None = None,
     split: Split | None = None,
-    rows: int = 16,
+    rows: int | None = None,
     num_draws: int = 500,
     warmup: int = 300,
     chains: int = 4,
@@ -42,7 +44,8 @@ def refine(
         data: data set or file; null is the one it was trained on.
         split: which part of the data; all takes a file whole. Null is test, but all for another
             file than that of the training and for a run of `pv.fit`.
-        rows: only so many data from the start.
+        rows: only so many data from the start; null is 16, but all of a guide with one factor per
+            datum, which answers for no others.
         num_draws: draws kept per chain.
         warmup: transitions before them.
         chains: chains per datum.
@@ -52,7 +55,9 @@ def refine(
     """
     loaded, settings = open_run(run, device, program, data=data)
     split = chosen_split(split, settings)
-    x = rows_to_judge(loaded, settings, split, seed, positive("rows", rows))
+    few = None if pv.Program.of(loaded).rows.told else _FEW
+    count = few if rows is None else positive("rows", rows)
+    x = rows_to_judge(loaded, settings, split, seed, count)
     torch.manual_seed(seed)
     chosen = pv.HMC(num_draws=num_draws, warmup=warmup, chains=chains)
     found: Any = pv.refine(loaded, x, chosen, progress=progress)

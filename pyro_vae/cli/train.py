@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ from pyro_vae.cli.report import say
 from pyro_vae.cli.report_file import write_report
 from pyro_vae.cli.runs import check_words, files_of, fresh_folder, go_on, record
 from pyro_vae.data.table_files import SUFFIXES, Table, read_table
-from pyro_vae.errors import ConfigError, DataError
+from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.storage.checkpoint import has_checkpoint
 from pyro_vae.storage.paths import local_path
 
@@ -154,7 +155,7 @@ def train(
     if resume:
         check_words(folder, words)
     train, size = loaded.batches(batch_size)
-    with _told_of_data(model, asked["data"]), _recorded_at_the_latest(folder, write):
+    with _told_of_data(model, asked["data"]), _recorded_at_the_latest(model, folder, write):
         run = pv.fit(
             program,
             train,
@@ -242,11 +243,28 @@ def _told_of_data(model: str, data: str) -> Iterator[None]:
 
 
 @contextmanager
-def _recorded_at_the_latest(folder: Path, write: Callable[[], None]) -> Iterator[None]:
+def _told_of_factors(model: str, folder: Path) -> Iterator[None]:
+    """Say how a guide with one factor per datum is trained: it has none for rows that validate."""
+    try:
+        yield
+    except (DataError, ProgramError) as error:
+        if not re.match("valid: .*one factor per datum", str(error)):
+            raise
+        raise ConfigError(
+            f"{model}: its guide has one factor per datum, and train holds rows back to validate "
+            f"by, which have none; train it on all rows in Python, pv.fit(program, data, out="
+            f"{str(folder)!r}), and go on by pyro-vae evaluate {shlex.quote(str(folder))} "
+            f"--program {shlex.quote(model)} --data FILE"
+        ) from error
+
+
+@contextmanager
+def _recorded_at_the_latest(model: str, folder: Path, write: Callable[[], None]) -> Iterator[None]:
     """Write the settings of a run that ends in its first epoch and leaves a checkpoint behind."""
     begins = not has_checkpoint(folder)
     try:
-        yield
+        with _told_of_factors(model, folder):
+            yield
     except BaseException:
         if begins and has_checkpoint(folder):
             write()

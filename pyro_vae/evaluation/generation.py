@@ -113,7 +113,7 @@ def _of_own_number(program: Program, batch: Batch) -> Iterator[Batch]:
 
     Its guide has a factor for each of its own data, and says nothing of others but what all share.
     """
-    own = program.rows.fixed_to
+    own = program.rows.told or program.rows.fixed_to
     adapted = program.adapt(batch)
     if own is None or isinstance(adapted, Whole) or num_rows(adapted) == own:
         yield batch

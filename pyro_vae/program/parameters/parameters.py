@@ -95,7 +95,8 @@ class Parameters:
 
     def part_tensors(self) -> dict[str, Tensor]:
         """Return the parameters and buffers of the parts, as a file names them."""
-        return self.parts.state_dict(prefix="parts.", keep_vars=True)
+        state = self.parts.state_dict(prefix="parts.", keep_vars=True)
+        return {key: value for key, value in state.items() if isinstance(value, Tensor)}
 
     def freeze(self, hidden: Mapping[str, Tensor], stated: Mapping[str, Tensor]) -> None:
         """Train no more what statements inside a ``poutine.block`` alone bring up, as stock SVI.

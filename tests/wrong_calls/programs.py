@@ -103,6 +103,25 @@ def of_nan_weights() -> None:
     pv.elbo(pv.Program(model, nothing), X)
 
 
+def spoiled_by_its_rate() -> None:
+    """Train counts at a rate after which no rate of a Poisson distribution is a number."""
+    torch.manual_seed(0)
+    x = torch.poisson((0.7 * torch.randn(200, 2) @ torch.randn(2, 6)).exp())
+    decoder, encoder = nn.Linear(2, 6), nn.Linear(6, 4)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Poisson(decoder(z).exp()).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            loc, log_scale = encoder(x.log1p()).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+    pv.fit(pv.Program(model, guide), x, epochs=30, lr=500.0, compile=False)
+
+
 CALLS: Calls = {
     "a class in place of a model": (
         lambda: pv.fit(models.VAE, X),
@@ -164,6 +183,10 @@ CALLS: Calls = {
     "plates in the other order": (
         lambda: pv.elbo(pv.Program(outside_in, nothing), X),
         r"shape \(10, 6\), the model expects \(6, 10\); its plates stand in the other order",
+    ),
+    "a rate that spoils the weights": (
+        spoiled_by_its_rate,
+        r"It fails on the first rows too: training has spoiled its weights; begin anew with a low",
     ),
     "a weight that is NaN": (
         of_nan_weights,

@@ -306,7 +306,8 @@ class Runs:
             if bool(parameter.isnan().any()):
                 return f"parameter {name.removeprefix('values.')!r} holds NaN, whatever the data"
         first = self._program.examples.first_rows if self._program.own.moved else None
-        if first is not None and self._spoils(first):
+        failure = None if first is None else self._failure_on(first)
+        if failure and "found invalid values" in failure:
             return (
                 "It fails on the first rows too: training has spoiled its weights; begin anew with "
                 "a lower lr, or clip_norm"
@@ -326,23 +327,16 @@ class Runs:
     def _runs_from(self, least: float, only: Tensor, batch: Batch) -> bool:
         """Return whether a program runs on a batch without the numbers of one argument below."""
         raised = map_batch(lambda leaf: leaf.clamp(min=least) if leaf is only else leaf, batch)
-        return self._runs_on(raised)
+        return self._failure_on(raised) is None
 
-    def _runs_on(self, batch: Batch) -> bool:
-        """Return whether a program runs on a batch."""
-        with suppress(Exception), self.undone(), silent():
-            self._watched(batch, None)
-            return True
-        return False
-
-    def _spoils(self, batch: Batch) -> bool:
-        """Return whether a program makes parameters of distributions on a batch that are none."""
+    def _failure_on(self, batch: Batch) -> str | None:
+        """Return what a run of the program on a batch raises; None where it runs."""
         try:
             with self.undone(), silent():
                 self._watched(batch, None)
         except Exception as error:  # whatever a user's function raises
-            return "found invalid values" in str(error)
-        return False
+            return str(error)
+        return None
 
     def _outside(self, batch: Batch) -> DataError | None:
         """Return what says that data lie outside the support of their site; None if none do.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyro_vae.arguments import counted
 from pyro_vae.callers import of_user
 from pyro_vae.errors import CheckpointError
-from pyro_vae.program.parameters.parameters import AVERAGES, key_of
+from pyro_vae.program.parameters.values import AVERAGES, key_of
 from pyro_vae.storage.bundle import (
     bundle_path,
     check_state,

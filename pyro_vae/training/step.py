@@ -207,7 +207,7 @@ class Stepper:
     def _hold_made(self, index: int, loss: Tensor, batch: Batch) -> None:
         """Train a network that this step has made for a batch like those before."""
         made = self.program.own.made
-        if made and any(id(leaf) in made for leaf in leaves_behind(loss)):
+        if made and any(leaf in made for leaf in leaves_behind(loss)):
             self.program.reader.hold_made(batch)
         if index == len(self.updates) - 1:  # others are thrown away: no loss depends on them
             made.clear()

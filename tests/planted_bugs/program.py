@@ -618,7 +618,7 @@ BUGS = [
     Bug(
         "a parameter outside its bounds",
         "program/parameters/parameters.py",
-        "value = transform_to(self._constraints[key])(self._typed(key))",
+        "value = transform_to(self.known[key].constraint)(self._typed(key))",
         "value = unconstrained.view_as(unconstrained)",
         "tests/program/test_program.py::test_constrained_parameters_stay_inside_and_train",
     ),

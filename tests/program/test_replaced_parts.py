@@ -112,6 +112,23 @@ def test_a_handler_put_around_a_guide_keeps_its_values():
     assert torch.equal(pv.Program.of(program).values["old"], old)
 
 
+def test_the_constraint_of_a_value_goes_with_it():
+    """A parameter was taken through the exponential of one that an earlier guide had dropped."""
+    program, loc = Replaceable(), nn.Parameter(torch.tensor(-2.0))
+
+    def guide(x, value=None, constraint=constraints.real):
+        with pyro.plate("data", len(x)):
+            at = 0.0 if value is None else pyro.param("at", value, constraint=constraint)
+            pyro.sample("z", dist.Normal(at, torch.ones(Z)).to_event(1))
+
+    start = {"value": torch.tensor(0.7), "constraint": constraints.positive}
+    for kwargs in (start, {}, {"value": loc}):
+        program.guide = functools.partial(guide, **kwargs)
+        pv.elbo(program, data(16))
+    with pv.Program.of(program).running():
+        assert pyro.param("at").item() == -2.0
+
+
 def by_global(e, d):
     NETS.update(e=e, d=d)
     return pv.Program(lambda x: called_model(x, True), lambda x: called_guide(x, True)), NETS

@@ -11,7 +11,8 @@ from torch import Tensor, equal, nn
 
 from pyro_vae.callers import of_user
 from pyro_vae.errors import ProgramError
-from pyro_vae.program.parameters.parameters import Parameters, key_of
+from pyro_vae.program.parameters.parameters import Parameters
+from pyro_vae.program.parameters.values import key_of
 from pyro_vae.program.parameters.watch import Watch
 
 
@@ -114,8 +115,7 @@ class Discovery:
         own.fill(values, used)
         self.used = used
         for key in own.outdated - used:
-            del own.values[key]
-        own.found = [key for key in own.found if key in own.values]
+            own.drop(key)
         own.outdated = set()
         loaded = self._take_over(announced)
         if own.fresh:
@@ -125,7 +125,7 @@ class Discovery:
             own.hold_made(own.search())
         now = {id(parameter) for parameter in own.parameters()}
         # A look before the first run may have made what a part has held since.
-        own.version += now != self._before or not now.isdisjoint(own.made)
+        own.version += now != self._before or any(id(each) in now for each in own.made)
         own.made.clear()
         own.fresh = False
 

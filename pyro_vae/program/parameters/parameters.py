@@ -4,6 +4,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from itertools import chain, count
 from typing import Any
 
@@ -20,11 +21,9 @@ from pyro_vae.program.handlers import OwnParameters, pyro_modules_at_home
 from pyro_vae.program.parameters.loaded import Loaded, is_wider, tell_of_rounding, unlike
 from pyro_vae.program.parameters.modules import owners, unique_name
 from pyro_vae.program.parameters.object_graph import empty_globals
+from pyro_vae.program.parameters.values import AVERAGES, Value, key_of, name_of
 from pyro_vae.program.parameters.watch import Statements, Watch
 from pyro_vae.program.told import silenced
-
-# The running means that TraceGraph_ELBO keeps as it runs: written to, and never trained.
-AVERAGES = "__baseline_avg_downstream_cost_"
 
 
 class Parameters:
@@ -49,6 +48,7 @@ class Parameters:
         self._reached = self.search()
         self.parts = nn.ModuleDict({**self._reached, **self._given})
         self.values = nn.ParameterDict()  # unconstrained
+        self.known: dict[str, Value] = {}  # of each of these, by key
         self.home: torch.device | None = None  # where new values are made
         self.dtype: torch.dtype | None = None  # to which all has been converted
         self._converts_first = False  # whether what a first run makes is converted at once
@@ -57,23 +57,19 @@ class Parameters:
         self.version = 0  # one more whenever a run has found new parameters
         self.store = dict(store or {})  # what no statement has asked for yet
         self.watch: Watch | None = None  # while it is found out what the functions use
-        self.frozen: set[Tensor] = set()  # a ``poutine.block`` hides them wherever they occur
+        # Of tensors that statements ask for: whether one outside of any ``poutine.block`` has.
+        self.shown: dict[Tensor, bool] = {}
         self.outdated: set[str] = set()  # values of functions that were replaced
-        self.found: list[str] = []  # keys of values that had no name
-        # By their ids, parameters that runs have made, but for those of batches that were read.
-        self.made: dict[int, nn.Parameter] = {}
-        self._asked_for: dict[int, bool] = {}  # of these: whether a statement outside of blocks has
+        # Parameters that runs have made, but for those of batches that were read: whether a
+        # statement outside of blocks has asked for one; None: no statement has.
+        self.made: dict[nn.Parameter, bool | None] = {}
         self.announced: dict[str, Tensor] = {}  # by the names of statements, as batches were read
         self.expected: dict[str, Tensor] = {}  # saved tensors of parts that are still to be made
         self.filled: set[Tensor] = set()  # what a load has given its value, and the store does not
         self.arriving: dict[str, Tensor | None] = {}  # by key, where a load that goes on comes to
-        self._untyped: set[str] = set()  # keys of loaded values that no statement has asked for
-        self._types: dict[str, torch.dtype] = {}  # that such take when the run ends; by key
         self.saved_type: torch.dtype | None = None  # of the networks in what was loaded
         self._rounded: dict[str, torch.dtype] = {}  # what is to be told of types, by name
         self._given_now: list[tuple[Tensor, Tensor]] = []  # places that got their value in a look
-        self._constraints: dict[str, Any] = {}
-        self._names: dict[str, str] = {}  # of the values, dots and all
         self._at_first = set(self.part_tensors())
         # Of ``load_state_dict``, while it runs: torch tells its hooks True.
         self.strict: bool | None = None
@@ -83,7 +79,6 @@ class Parameters:
         # Keys of what is still to join it, and whether it has in the run that goes on.
         self.withheld: dict[str, bool] = {}
         self._lent: set[str] = set()  # keys of what is given and may be taken back
-        self._stated: set[Tensor] = set()  # what a statement outside of any block has asked for
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield each parameter once."""
@@ -91,12 +86,32 @@ class Parameters:
 
     def with_made(self) -> list[nn.Parameter]:
         """Return them, and those of networks that are made and not yet held, each once."""
-        return list(dict.fromkeys([*self.parameters(), *self.made.values()]))
+        return list(dict.fromkeys([*self.parameters(), *self.made]))
 
     def part_tensors(self) -> dict[str, Tensor]:
         """Return the parameters and buffers of the parts, as a file names them."""
         state = self.parts.state_dict(prefix="parts.", keep_vars=True)
         return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+
+    def put(self, key: str, value: Tensor, known: Value | None = None) -> None:
+        """Hold a value, of which this is known; None: what was."""
+        self.values[key] = value
+        self.known[key] = known or self.known.get(key, Value())
+
+    def tell(self, key: str, **facts: Any) -> None:
+        """Know more of a value."""
+        self.known[key] = replace(self.known[key], **facts)
+
+    def drop(self, key: str) -> None:
+        """Hold a value no longer."""
+        if key in self.values:
+            self.shown.pop(self.values[key], None)
+            del self.values[key], self.known[key]
+
+    @property
+    def frozen(self) -> set[Tensor]:
+        """What a ``poutine.block`` hides wherever it occurs: it is not trained."""
+        return {value for value, shown in self.shown.items() if not shown}
 
     def freeze(self, hidden: Mapping[str, Tensor], stated: Mapping[str, Tensor]) -> None:
         """Train no more what statements inside a ``poutine.block`` alone bring up, as stock SVI.
@@ -113,19 +128,16 @@ class Parameters:
 
     def _show(self, value: Tensor) -> None:
         """Train from now on what a statement outside of any ``poutine.block`` asks for."""
-        self._stated.add(value)
-        self.version += value in self.frozen
-        self.frozen.discard(value)
+        self.version += self.shown.get(value) is False
+        self.shown[value] = True
 
     def _hide(self, value: Tensor) -> None:
         """Train not what statements inside of blocks alone have asked for so far."""
-        if value not in self._stated:
-            self.frozen.add(value)
+        self.shown.setdefault(value, False)
 
     def share_values(self, other: "Parameters") -> None:
         """Answer ``pyro.param`` statements with another program's values from now on."""
-        self.values = other.values
-        self._constraints, self._names = other._constraints, other._names
+        self.values, self.known = other.values, other.known
         self.dtype = other.dtype
 
     def replace(self, functions: tuple[Callable[..., Any], ...]) -> None:
@@ -169,9 +181,9 @@ class Parameters:
         """Train what runs have made, as far as a search finds it now, and no block hides it."""
         before = len(self.parts)
         self.add_reached(reached)
-        held = [parameter for parameter in self.parameters() if id(parameter) in self.made]
+        held = [parameter for parameter in self.parameters() if parameter in self.made]
         for parameter in held:
-            asked = self._asked_for.get(id(parameter))
+            asked = self.made[parameter]
             if asked is not None:
                 (self._show if asked else self._hide)(parameter)
         self.made.clear()
@@ -180,25 +192,24 @@ class Parameters:
     def _start_anew(self) -> None:
         self.announced.clear()
         self.outdated = set(self.values)
-        self.frozen, self._stated = set(), set()
+        self.shown.clear()
         self._at_first = set(self.part_tensors())
 
     def remembered(self) -> Callable[[], None]:
         """Return a function that puts back which parameters and parts there are now."""
-        homes: tuple[Any, ...] = (self.values, self.parts, self._constraints, self._names)
-        homes += (self.store, self.announced, self.expected)
-        contents = [list(home.items()) for home in homes]
-        own = self.fresh, self.found[:], {*self.outdated}, {*self.frozen}, {*self._stated}
-        reached, loaded, filled = self._reached, self.loaded, {*self.filled}
-        converts, untyped = self._converts_first, {*self._untyped}
+        homes: list[Any] = [self.values, self.parts, self.known, self.shown, self.store]
+        homes += [self.announced, self.expected]
+        contents = [list(home.items()) for home in homes]  # a mapping would be sorted
+        outdated, filled = {*self.outdated}, {*self.filled}
+        names = "fresh", "_reached", "loaded", "_converts_first"
+        own = {name: getattr(self, name) for name in names}
 
         def put_back() -> None:
             for home, before in zip(homes, contents, strict=True):
                 home.clear()
                 home.update(before)
-            self.fresh, self.found, self.outdated, self.frozen, self._stated = own
-            self._reached, self.loaded, self.filled = reached, loaded, filled
-            self._converts_first, self._untyped = converts, untyped
+            self.outdated, self.filled = outdated, filled
+            vars(self).update(own)
 
         return put_back
 
@@ -233,8 +244,7 @@ class Parameters:
 
         def note(parameter: nn.Parameter) -> None:
             if threading.get_ident() == mine:
-                self.made[id(parameter)] = parameter
-                self._asked_for.pop(id(parameter), None)
+                self.made[parameter] = None
 
         def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
             new = module._parameters.get(name) is not parameter and module is not self.values
@@ -257,19 +267,18 @@ class Parameters:
 
     def _note_asked(self, name: str, value: Tensor, hidden: bool) -> None:
         """Note how a statement asks for what runs have made, or for what blocks have hidden."""
-        if id(value) in self.made:
-            self._asked_for[id(value)] = not hidden or self._asked_for.get(id(value), False)
-        elif not hidden and value in self.frozen and not name.startswith(AVERAGES):
+        if isinstance(value, nn.Parameter) and value in self.made:
+            self.made[value] = not hidden or bool(self.made[value])
+        elif not hidden and self.shown.get(value) is False and not name.startswith(AVERAGES):
             self._show(value)
 
     def _store_state(self) -> Any:
         """Return the values of plain ``pyro.param`` statements as Pyro's store keeps them."""
         # A loaded value has a constraint once a statement has asked for it.
-        names = {key: name for key, name in self._names.items() if key in self._constraints}
-        names = {key: name for key, name in names.items() if key in self.values}
+        stated = {k: v for k, v in self.known.items() if v.name and v.constraint is not None}
         return {
-            "params": {name: self._typed(key) for key, name in names.items()},
-            "constraints": {name: self._constraints[key] for key, name in names.items()},
+            "params": {value.name: self._typed(key) for key, value in stated.items()},
+            "constraints": {value.name: value.constraint for value in stated.values()},
         }
 
     @contextmanager
@@ -284,7 +293,7 @@ class Parameters:
         def answer(name: str, initial: Any, constraint: Any) -> None:
             value = self._value(name, initial, constraint, itself=False)
             self._hide(value)
-            typed, kept = self._typed(key_of(name)), self._constraints[key_of(name)]
+            typed, kept = self._typed(key_of(name)), self.known[key_of(name)].constraint
             store.set_state({"params": {name: typed}, "constraints": {name: kept}})
 
         def setdefault(name: str, initial: Any, constraint: Any = constraints.real) -> Tensor:
@@ -312,8 +321,8 @@ class Parameters:
     def _waits_for(self, name: str) -> bool:
         """Return whether there is a value for a name that no statement has asked for."""
         key = key_of(name)
-        asked = key in self._constraints or _MODULE_NAMESPACE_DIVIDER in name
-        return key in self.values and not asked
+        asked = key not in self.known or self.known[key].constraint is not None
+        return not (asked or _MODULE_NAMESPACE_DIVIDER in name)
 
     def _keep_hidden(self, state: Any, before: set[str]) -> None:
         """Keep the values that functions have written into Pyro's store themselves."""
@@ -330,7 +339,7 @@ class Parameters:
         unconstrained = self._value(name, initial, constraint)
         if not name.startswith(AVERAGES):
             self._show(unconstrained)
-        value = transform_to(self._constraints[key])(self._typed(key))
+        value = transform_to(self.known[key].constraint)(self._typed(key))
         value = value.view_as(value)  # a new object: the attribute below must not stick
         value.unconstrained = weakref.ref(unconstrained)  # what Pyro's plates expect of a param
         return value
@@ -354,25 +363,37 @@ class Parameters:
                 self._make(name, _unconstrained(initial, constraint), constraint)
         elif initial is not None:
             self._compare(key, lambda: _unconstrained(initial, constraint))
-        elif key not in self._constraints and key not in self.found:
+        elif self.known[key].constraint is None and not self.known[key].found:
             raise ProgramError(
                 f"pyro.param({name!r}) is read before a statement has told the constraint of what "
                 "was loaded: call program.read(rows) first, on rows that reach its statement, "
                 f"pyro.param({name!r}, start, constraint=...)"
             )
-        self._names[key] = name
-        self._constraints.setdefault(key, constraint)
+        self._note_statement(key, name, constraint)
         return self.values[key]
+
+    def _note_statement(self, key: str, name: str, constraint: Any) -> None:
+        """Note the statement that asks for a value."""
+        known = self.known[key]
+        if known.name is None:  # in the order of the statements: so functions read the store
+            self.known[key] = self.known.pop(key)
+        if known.name != name or known.constraint is None:
+            told = constraint if known.constraint is None else known.constraint
+            self.tell(key, name=name, constraint=told)
 
     def _compare(self, key: str, start: Callable[[], Tensor]) -> None:
         """Compare a value that was given before the first run with that of its statement."""
         if self.fresh and self.loaded is not None:
             own = self.loaded.compare(key, self.values[key], start)
-            if key in self._untyped:
-                self._untyped.discard(key)
+            if self._is_untyped(key):
                 dtype = self._type_in_place(self.values[key], own)
                 if dtype is not None and dtype.is_floating_point:
-                    self._types[key] = dtype
+                    self.tell(key, type=dtype)
+
+    def _is_untyped(self, key: str) -> bool:
+        """Return whether a value was loaded and no statement has told which type it takes."""
+        value = self.known[key]
+        return self.fresh and self.dtype is None and value.loaded and value.constraint is None
 
     def _type_in_place(self, value: Tensor, own: Tensor | None) -> torch.dtype | None:
         """Return the type of a loaded value's statement, as a copy has it; None: it stays.
@@ -386,8 +407,8 @@ class Parameters:
 
     def _typed(self, key: str) -> Tensor:
         """Return a value in the type that it will take."""
-        value = self.values[key]
-        return value.to(self._types[key]) if key in self._types else value
+        dtype = self.known[key].type
+        return self.values[key] if dtype is None else self.values[key].to(dtype)
 
     def _take_types(self) -> None:
         """Convert loaded values once the first run has ended: looks move weights in place.
@@ -395,13 +416,12 @@ class Parameters:
         What it has not asked for goes the way of the networks whose type it had when it was saved.
         """
         beside = self._type_of_parts
-        if self.fresh and beside is not None:
-            left = self._untyped & self.values.keys()
-            went = (key for key in left if self.values[key].dtype == self.saved_type)
-            self._types.update(dict.fromkeys(went, beside))
-        self._untyped.clear()
-        for key in self._types.keys() & self.values.keys():
-            self._take_type(key, self._types.pop(key))
+        for key, value in list(self.known.items()):
+            left = self._is_untyped(key) and self.values[key].dtype == self.saved_type
+            dtype = beside if left else value.type
+            if dtype is not None:
+                self.tell(key, type=None)
+                self._take_type(key, dtype)
 
     def _take_type(self, key: str, dtype: torch.dtype) -> None:
         """Convert a value that was loaded, as the copy to a network does."""
@@ -425,15 +445,15 @@ class Parameters:
     @property
     def precision(self) -> torch.dtype | None:
         """The dtype of the first float among the parameters whose types are known."""
-        unknown = self._untyped if self._expects_floats else ()
-        known = (value for key, value in self.values.items() if key not in unknown)
+        waits = self._expects_floats
+        known = (v for key, v in self.values.items() if not (waits and self._is_untyped(key)))
         return _type_of(chain(self.parts.parameters(), known))
 
     def converted(self, dtype: torch.dtype) -> None:
         """Make values that come late, and keep loaded ones, in the type that all was given."""
         self.dtype = dtype
-        self._untyped.clear()
-        self._types.clear()
+        for key in self.known:
+            self.tell(key, type=None)
 
     def _as_converted(self, value: Tensor) -> Tensor:
         """Return a new value where the data are, in the type of the rest, once that has it."""
@@ -455,23 +475,23 @@ class Parameters:
     def _make(self, name: str, unconstrained: Tensor, constraint: Any) -> None:
         key = key_of(name)
         # Where the data are: the function may not have said.
-        self.values[key] = nn.Parameter(self._as_converted(unconstrained.detach()).clone())
-        self._constraints[key], self._names[key] = constraint, name
+        value = nn.Parameter(self._as_converted(unconstrained.detach()).clone())
+        self.put(key, value, Value(name, constraint))
         if name.startswith(AVERAGES):
-            self.frozen.add(self.values[key])
+            self._hide(value)
         else:
             self.version += 1
 
     def take_average(self, key: str, value: Tensor) -> None:
         """Give a running mean of Pyro's the value that a file holds."""
         if key not in self.values:
-            self.values[key] = nn.Parameter(value.clone(), requires_grad=False)
-            self.frozen.add(self.values[key])
+            self.put(key, nn.Parameter(value.clone(), requires_grad=False))
+            self._hide(self.values[key])
 
     def stated(self) -> dict[int, str]:
         """Return the names that statements give parameters, by the parameters' ids."""
-        named = self.values.keys() - set(self.found)
-        of_values = {id(self.values[k]): self._names.get(k) or name_of(k) for k in named}
+        named = {k: v.name or name_of(k) for k, v in self.known.items() if not v.found}
+        of_values = {id(self.values[key]): name for key, name in named.items()}
         return {id(value): name for name, value in self.announced.items()} | of_values
 
     # -- what has been found ---------------------------------------------------------------------
@@ -486,15 +506,16 @@ class Parameters:
                 self._note_filled(tensor)
         if not isinstance(tensor, nn.Parameter):
             tensor._is_param = True  # PyTorch's own mark: it stays itself
-        self.values[key] = tensor
+        self.put(key, tensor)
         self.version += 1
 
     def hold_found(self, tensor: Tensor) -> None:
         """Train a tensor that has no name, under one by the order in which such are found."""
-        free = (f"found-{index}" for index in count() if f"found-{index}" not in self.found)
-        key = next(free)  # a file may have made room for it
-        self.found.append(key)
+        taken = {key for key, value in self.known.items() if value.found}
+        # A file may have made room for it.
+        key = next(free for index in count() if (free := f"found-{index}") not in taken)
         self.hold(key, tensor)
+        self.tell(key, found=True)
 
     def add_part(self, name: str, module: nn.Module) -> None:
         """Train a module that was not known before."""
@@ -552,19 +573,17 @@ class Parameters:
         """
         for key in self.waiting - tensors.keys() if strict is not False else ():
             self.expected.pop(key, None)
-            self._drop_value(key)
+            self.drop(key.removeprefix("values."))
         self.loaded = Loaded(strict)
         for key, value in sorted(tensors.items()):  # a file holds them in no order
             if key.startswith("values."):
                 name = key.removeprefix("values.")
-                self.values[name] = nn.Parameter(value.clone())
+                self.put(name, nn.Parameter(value.clone()), Value(loaded=True))
                 self._note_filled(self.values[name])
                 if self.dtype is not None:
                     self._take_type(name, self.dtype)
             else:
                 self.expected[key] = value.clone()
-        if self.dtype is None:
-            self._untyped |= {key.removeprefix("values.") for key in tensors.keys() & self.waiting}
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the parts' tensors and the values, as a file names them."""
@@ -575,10 +594,8 @@ class Parameters:
         here = self.tensors()
         for key in self.arriving.keys() & here.keys():
             before, now = self.arriving[key], here[key]
-            for known in (self.frozen, self._stated):
-                if before in known and now is not before:
-                    known.remove(before)
-                    known.add(now)
+            if before in self.shown:
+                self.shown[now] = self.shown.pop(before)
             self._note_filled(now)
         self.arriving = {}
 
@@ -594,8 +611,8 @@ class Parameters:
         Other data have asked for them, before the training or within it, or a load has left them.
         """
         averages = key_of(AVERAGES)  # they are made anew
-        known = self.asked | set(self.found)
-        return [key for key in self.values if key not in known and not key.startswith(averages)]
+        named = [key for key in self.values if not self.known[key].found]
+        return [key for key in named if key not in self.asked and not key.startswith(averages)]
 
     @property
     def untrained(self) -> set[Tensor]:
@@ -612,7 +629,7 @@ class Parameters:
 
     def statement_of(self, key: str) -> str | None:
         """Return the name of the statement that has asked for a value; None where none has."""
-        return self._names.get(key)
+        return self.known[key].name
 
     def lend(self, values: Mapping[str, Tensor], names: Mapping[str, str], shown: set[str]) -> None:
         """Hold values, by key, that the functions may ask for on other data.
@@ -623,9 +640,8 @@ class Parameters:
             shown: Keys of those that not only blocks have asked for.
         """
         for key, value in values.items():
-            held = self.values[key] = nn.Parameter(value.clone())
-            (self._stated if key in shown else self.frozen).add(held)
-        self._names.update({key: names[key] for key in values.keys() & names.keys()})
+            self.put(key, nn.Parameter(value.clone()), Value(names.get(key)))
+            self.shown[self.values[key]] = key in shown
         self._lent = set(values)
         self.version += bool(values)
 
@@ -636,21 +652,10 @@ class Parameters:
     def take_back(self) -> None:
         """Hold them no longer."""
         self.withheld = {}
-        for key in self._lent & self.values.keys():
-            self._names.pop(key, None)
-            self._constraints.pop(key, None)
-            self.frozen.discard(self.values[key])
-            self._stated.discard(self.values[key])
-            self._drop_value(key)
+        for key in self._lent:
+            self.drop(key)
         self.version += bool(self._lent)
         self._lent = set()
-
-    def _drop_value(self, key: str) -> None:
-        key = key.removeprefix("values.")
-        self._untyped.discard(key)
-        self._types.pop(key, None)
-        if key in self.values:
-            del self.values[key]
 
     def fill(self, values: set[str], used: set[str]) -> None:
         """Give the parts their saved tensors, once the functions have run.
@@ -763,16 +768,3 @@ def _unconstrained(initial: Any, constraint: Any) -> Tensor:
 def _type_of(tensors: Iterable[Tensor]) -> torch.dtype | None:
     """Return the dtype of the first float among tensors; None where none is."""
     return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
-
-
-def name_of(key: str) -> str:
-    """Return the name that a key stands for: of a loaded value no statement has told it yet."""
-    name = key.replace("--", "\0").replace("-", ".").replace("\0", "-")
-    bare = name.removesuffix("_")
-    return bare if key_of(bare) == key else name
-
-
-def key_of(name: str) -> str:
-    """Return a parameter's name as ``nn.ParameterDict`` can hold it: no dots, none of its own."""
-    key = name.replace("-", "--").replace(".", "-")
-    return f"{key}_" if hasattr(nn.ParameterDict(), key) else key

@@ -10,10 +10,12 @@ import pyro
 import pytest
 import torch
 from pyro.poutine.runtime import _PYRO_STACK
+from tqdm import tqdm
 
 import pyro_vae as pv
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+tqdm.monitor_interval = 0  # a lock that its thread holds while a test forks stays held in the fork
 
 FLAGS = (
     "module_local_params",

@@ -1,10 +1,14 @@
 """Processes that a test forks: a fresh interpreter would import torch for seconds."""
 
+import faulthandler
 import multiprocessing
+import os
+import signal
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
@@ -49,18 +53,34 @@ def connected(
         folder: For what they say.
         limit: Seconds until those that have not ended are killed, and the test fails.
     """
-    end_well([fork(_connected, rank, size, function, folder) for rank in range(size)], limit)
+    end_well(_connected, [(rank, size, function, folder) for rank in range(size)], limit)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]
 
 
-def end_well(children: list[Any], limit: float = 120) -> None:
-    """Wait until all forks have ended without an error, and kill those that do not end."""
+def end_well(
+    function: Callable[..., None], arguments: Sequence[tuple[object, ...]], limit: float = 120
+) -> None:
+    """Run a function in a fork for each tuple of arguments; say where those are that do not end."""
     end = time.monotonic() + limit
-    for child in children:
-        child.join(max(0.0, end - time.monotonic()))
-        child.kill()  # one that waits for ever; nothing to one that has ended
-        child.join()
+    with tempfile.TemporaryFile() as stacks:
+        children = [fork(_watched, stacks, function, *each) for each in arguments]
+        for child in children:
+            child.join(max(0.0, end - time.monotonic()))
+        stuck = [child for child in children if child.exitcode is None]
+        for child in stuck:
+            os.kill(child.pid, signal.SIGABRT)
+            child.join(10)
+            child.kill()
+            child.join()
+        stacks.seek(0)
+        where = stacks.read().decode()
+    assert not stuck, f"{len(stuck)} of {len(children)} did not end within {limit} s:\n{where}"
     assert [child.exitcode for child in children] == [0] * len(children)
+
+
+def _watched(stacks: IO[bytes], function: Callable[..., None], *args: object) -> None:
+    faulthandler.enable(stacks)  # which an abortion makes write the frames of all threads
+    function(*args)
 
 
 def _connected(rank: int, size: int, function: Callable[[int], Any], folder: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import two_processes
-from forked import connected, end_well, fork, forks, torchrun
+from forked import connected, end_well, forks, torchrun
 from torch.utils.data import DataLoader, TensorDataset
 from two_processes import Known, Normed, data, exact, fit, frozen, judged
 
@@ -60,7 +60,7 @@ def both(tmp_path_factory):
     agent = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This process", DeprecationWarning)
-        end_well([fork(started, rank, agent.port, folder) for rank in (0, 1)])
+        end_well(started, [(rank, agent.port, folder) for rank in (0, 1)])
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -376,7 +376,7 @@ def test_the_processes_of_srun_join_one_group(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    end_well([fork(joined_by_srun, rank, port, tmp_path) for rank in "01"])
+    end_well(joined_by_srun, [(rank, port, tmp_path) for rank in "01"])
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in "01"] == ["2 True"] * 2
 
 
